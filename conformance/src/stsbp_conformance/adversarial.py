@@ -1,4 +1,5 @@
-"""Networks made to break a bound of rounding errors: every case aims at one assumption that such a bound could make."""
+"""Networks that try to exceed a bound of rounding errors. Each case attacks one assumption that such a bound could
+make."""
 
 from __future__ import annotations
 
@@ -19,14 +20,15 @@ __all__ = ["CASES", "AdversarialCase"]
 
 @dataclass(frozen=True)
 class AdversarialCase(NetworkCase):
-    """A case whose weights, inputs or errors are chosen, not drawn.
+    """A case whose weights, inputs or errors are chosen instead of drawn at random.
 
     Attributes:
-        weight: of every connection; None: drawn.
-        grid: drawn weights are rounded to multiples of `2^-grid`, so that potentials meet thresholds and edges exactly.
-        input: of every element; None: drawn.
-        errors: `drawn`; `equal` for all neurons, samples and steps; `opposite`: the errors of the second half of the
-            batch, which has the inputs of the first, take all but 2^-20 of those of the first away.
+        weight: weight of every connection; None: drawn.
+        grid: drawn weights are rounded to multiples of `2^-grid`, so that potentials equal thresholds and edges
+            exactly.
+        input: value of every input; None: drawn.
+        errors: `drawn`; `equal` for all neurons, samples and steps; `opposite`: the second half of the batch has the
+            inputs of the first half, and errors that cancel those of the first half except for 2^-20.
     """
 
     weight: float | None = None
@@ -36,7 +38,7 @@ class AdversarialCase(NetworkCase):
 
     @property
     def random(self) -> bool:
-        """No."""
+        """Always false."""
         return False
 
     def weights(self) -> dict[str, Float32]:
@@ -73,14 +75,14 @@ class AdversarialCase(NetworkCase):
 
 
 def _reset(name: str, surrogate: Surrogate, weight: float) -> AdversarialCase:
-    """A constant input that holds `u` just above the threshold: the factor through the reset is -k_m u h, above 1."""
+    """A constant input that keeps `u` just above the threshold. The factor through the reset is -k_m u h, above 1."""
     neuron = LIF(tau_m=3, tau_s=3, threshold=1.7, surrogate=surrogate)
     network = NetworkSpec.parse("8", input_shape=(4,), outputs=3, coding="direct", neuron=neuron)
     return AdversarialCase(f"reset factor above 1, {name}", network, steps=100, batch=2, weight=weight, input=255)
 
 
 def _edges(threshold: float, width: float) -> AdversarialCase:
-    """Dyadic weights, tau 2 and no filter: potentials are multiples of small powers of two."""
+    """Dyadic weights, tau 2 and no filter, so that potentials are multiples of small powers of two."""
     neuron = LIF(2, 1, threshold, Rectangle(width))
     network = NetworkSpec.parse("40-40", input_shape=(30,), outputs=20, weight_bits=4, neuron=neuron)
     return AdversarialCase(
@@ -107,7 +109,7 @@ _RESET = (
         input=1,
     ),
 )
-# The third: silent neurons stand on an edge that float32 rounds. The last: 0.5 - 0.3 < 0.2 in float32, not in float64.
+# Third: silent neurons are on an edge that float32 rounds. Last: 0.5 - 0.3 < 0.2 in float32, but not in float64.
 _EDGES = (_edges(1.0, 1.0), _edges(1.0, 2.0), _edges(0.3, 0.6), _edges(0.3, 0.4))
 _EQUAL = AdversarialCase(
     "equal summands, 65,536 of them",
@@ -147,4 +149,4 @@ CASES: tuple[tuple[AdversarialCase, str | None], ...] = (
     *((case, None) for case in (*_RESET, *_EDGES, _EQUAL, _CANCELLING, _DEEP)),
     *((_SATURATED, loss) for loss in LOSSES),
 )
-"""Each case with the loss whose error enters it; None: its own cotangents."""
+"""Each case, with the loss whose error is used; None: the case's own output errors."""

@@ -1,4 +1,5 @@
-"""Networks with their inputs, weights and targets, all from the spec's generator: the same on every machine."""
+"""Networks with their inputs, weights and targets, all from the spec's generator, so they are the same on every
+machine."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ __all__ = ["NetworkCase", "cifar10", "learned", "nmnist", "normal", "spikes"]
 
 
 BIAS_DRAWN = replace(BIAS, low=-0.25, high=0.5)
-"""Between what silences and what fires neurons with thresholds of about 0.5."""
+"""Values between those that silence neurons and those that make them fire, for thresholds of about 0.5."""
 _DRAWN = {
     BIAS: BIAS_DRAWN,
     SCALE: replace(SCALE, low=-0.5, high=1.5),
@@ -35,19 +36,19 @@ _STATISTICS = {"mean": Learned(0.0, -0.5, 0.5), "variance": Learned(1.0, 0.25, 2
 
 @dataclass(frozen=True)
 class NetworkCase:
-    """A network and what enters it.
+    """A network and its data.
 
     Attributes:
-        id: for the matrix.
+        id: name in the matrix.
         network: the network.
         steps: `T`.
         batch: `B`.
-        gain: of the initial weights; deep networks need more than the default to fire in every layer.
-        source: `random` input, real `nmnist` recordings, a `burst`: one step of input, then silence; `half`: every
-            second sample is silent.
-        density: of random event frames.
-        seed: of weights, inputs and targets.
-        lengths: steps of each sample; None: all have `T`.
+        gain: gain of the initial weights. Deep networks need more than the default to fire in every layer.
+        source: `random` input, real `nmnist` recordings, a `burst` (one step of input, then silence), or `half` (every
+            second sample is silent).
+        density: density of random event frames.
+        seed: seed of weights, inputs and targets.
+        lengths: number of steps of each sample; None: all have `T` steps.
     """
 
     id: str
@@ -62,18 +63,18 @@ class NetworkCase:
 
     @property
     def random(self) -> bool:
-        """Whether all data are random numbers, so that roundings know nothing of each other."""
+        """Whether all data are random numbers, so that rounding errors are independent."""
         return self.source != "nmnist"
 
     def weights(self) -> dict[str, Float32]:
-        """Master weights, and what else was learned: anywhere in the domains, a third of the numbers at their ends.
+        """Master weights and other learned parameters. The latter are in their domains, a third of them at the ends.
 
-        Running statistics of batch normalisation likewise.
+        The same holds for running statistics of batch normalisation.
         """
         made = initial_weights(self.network, self.seed, self.gain)
         for number, (name, parameter) in enumerate(self.network.parameters.items()):
             if parameter.learned is not None:
-                # A bias at the end of its domain, 2^100, leaves nothing of the rest of a network.
+                # A bias at the end of its domain, 2^100, would hide the rest of the network.
                 drawn = _DRAWN.get(parameter.learned, parameter.learned)
                 made[name] = learned(drawn, parameter.shape[0], self.seed, number)
         for number, (name, x) in enumerate(self.network.statistics.items()):
@@ -101,7 +102,7 @@ class NetworkCase:
         return spikes((self.steps, self.batch, self.network.outputs), 0.3, self.seed + 1000)
 
     def cotangents(self) -> Float32:
-        """Normal random `dL/do` of the output, `[T, B, N]`."""
+        """Normally distributed random `dL/do` of the output, `[T, B, N]`."""
         return normal((self.steps, self.batch, self.network.outputs), self.seed)
 
     def data(self) -> Batch:
@@ -110,7 +111,7 @@ class NetworkCase:
 
 
 def learned(numbers: Learned, count: int, seed: int, substream: int = 0) -> Float32:
-    """Random learned numbers `[count]`: anywhere in their domain, and a third of them at its ends."""
+    """Random learned parameters `[count]` in their domain, a third of them at its ends."""
     part = np.clip(1.5 * uniform(seed, Stream.ENCODER, count, substream=100 + substream) - 0.25, 0, 1)
     drawn = (numbers.low + (numbers.high - numbers.low) * part).astype(np.float32)
     return np.clip(drawn, np.float32(numbers.low), np.float32(numbers.high))
@@ -122,7 +123,7 @@ def spikes(shape: Shape, density: float, seed: int) -> UInt8:
 
 
 def normal(shape: Shape, seed: int) -> Float32:
-    """Normal random numbers of `shape`: random cotangents, and potentials around a threshold of 1."""
+    """Normally distributed numbers of `shape`, for random output errors and for potentials near a threshold of 1."""
     n = math.prod(shape)
     u, v = (uniform(seed, Stream.ENCODER, n, substream=k) for k in (2, 3))
     drawn: Float32 = (np.sqrt(-2 * np.log(u)) * np.cos(2 * math.pi * v)).astype(np.float32).reshape(shape)

@@ -1,8 +1,9 @@
-"""What a check is, and how values are compared.
+"""The definition of a check, and the comparison of values.
 
-A check is a function of an opened backend that returns a `Verdict` or raises `Mismatch`. What the public methods of a
-backend return is compared byte for byte (`same_bytes`). Between the pairs zeros of either sign are equal (`equal`): a
-matrix product's first product may carry one, and `snap` removes it before it can matter.
+A check is a function of an opened backend. It returns a `Verdict` or raises `Mismatch`. Results of a backend's public
+methods are compared byte for byte (`same_bytes`). Results of pairs are compared with `equal`, which treats zeros of
+either sign as equal. The first product of a matrix product may have such a zero, and `snap` removes it before it has
+any effect.
 """
 
 from __future__ import annotations
@@ -19,31 +20,32 @@ from stsbp_spec.typing import AnyArray
 __all__ = ["SPREADS", "Check", "Compared", "Mismatch", "Unavailable", "Verdict", "largest_ratio"]
 
 SPREADS = 8.0
-"""Of random data, no float32 value is further away than so many spreads.
+"""For random data, no float32 value may be further away than this number of spreads.
 
-A spread adds roundings by their squares, each at its largest. Where they are independent and of mean zero, Hoeffding's
-inequality gives the probability of a distance beyond 8 of them: below 2 exp(-8^2 / 2) = 2.6e-14 a value.
+A spread adds the squares of all roundings at their largest possible sizes. If they are independent with mean zero,
+Hoeffding's inequality gives the probability of a distance beyond 8 spreads: below 2 exp(-8^2 / 2) = 2.6e-14 per value.
 """
 
 
 class Mismatch(AssertionError):
-    """The backend's result is not what the spec says."""
+    """The backend's result differs from that of the spec."""
 
 
 class Unavailable(Exception):
-    """A check cannot run here, for example because a data set is missing; the message says why."""
+    """A check cannot run here, for example because a data set is missing. The message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a check was passed.
+    """The result of a passed check.
 
     Attributes:
-        kind: `equal`: every value the same; `bound`: every value within the bound; `raised`: the right error came.
-        values: how many values were compared (or errors provoked).
-        margin: of `bound`, the largest distance as a fraction of its bound.
-        spreads: of `bound`, the largest distance as a multiple of its spread (`stsbp_spec.reference.roundoff`).
-        note: one line more, or "".
+        kind: `equal`: all values are the same; `bound`: all values are within the bound; `raised`: the right error was
+            raised.
+        values: number of values that were compared (or of errors that were provoked).
+        margin: for `bound`, the largest distance as a fraction of its bound.
+        spreads: for `bound`, the largest distance as a multiple of its spread (`stsbp_spec.reference.roundoff`).
+        note: an additional line of text, or "".
     """
 
     kind: Literal["equal", "bound", "raised"]
@@ -61,8 +63,9 @@ class Check:
         tier: 1 to 8.
         id: unique within the tier.
         run: the check itself.
-        quick: one of those that `--conformance-quick` runs for each change, and that must catch every injected fault.
-        by_reference: the expectation is what the numpy backend computes.
+        quick: whether `--conformance-quick` includes it. The quick checks run for each change. Together they must
+            detect every injected fault.
+        by_reference: whether the numpy backend computes the expected result.
     """
 
     tier: int
@@ -82,7 +85,7 @@ class Compared:
         self.note = ""
 
     def equal(self, what: str, got: AnyArray, expected: AnyArray) -> None:
-        """Every value is the same, zeros of either sign too.
+        """Check that all values are the same. Zeros of either sign are equal.
 
         Raises:
             Mismatch: names shape, dtype, or the first differing value.
@@ -91,7 +94,7 @@ class Compared:
         self._no_difference(what, got, expected, got != expected)
 
     def same_bytes(self, what: str, got: AnyArray, expected: AnyArray) -> None:
-        """Every value is the same, and so is the sign of every zero.
+        """Check that all values are the same, including the signs of zeros.
 
         Raises:
             Mismatch: see `equal`.
@@ -103,7 +106,7 @@ class Compared:
         self._no_difference(what, got, expected, different)
 
     def unsigned(self, what: str, got: AnyArray) -> None:
-        """No zero of `got` has a sign."""
+        """Check that no zero of `got` is negative."""
         negative = int(np.count_nonzero((got == 0) & np.signbit(got)))
         self.true(f"{what}: {negative} of {got.size} values are -0, where a zero must be +0", negative == 0)
 
@@ -117,10 +120,10 @@ class Compared:
             )
 
     def within(self, what: str, got: AnyArray, near: Near, *, random: bool) -> None:
-        """No value is further from float64 than its bound, nor, of `random` data, than `SPREADS` spreads.
+        """Check that no value exceeds its bound around float64 and, for `random` data, `SPREADS` spreads.
 
         Raises:
-            Mismatch: names the shape, or the value that leaves its bound furthest.
+            Mismatch: names the shape, or the value that exceeds its bound most.
         """
         if got.shape != near.value.shape:
             raise Mismatch(f"{what}: expected shape {list(near.value.shape)}, got {list(got.shape)}")
@@ -141,19 +144,19 @@ class Compared:
         self.spreads = max(self.spreads or 0.0, spreads)
 
     def same(self, what: str, got: Any, expected: Any) -> None:
-        """Two Python values are equal."""
+        """Check that two Python values are equal."""
         self.values += 1
         if got != expected:
             raise Mismatch(f"{what}: expected {expected!r}, got {got!r}")
 
     def true(self, what: str, condition: bool) -> None:
-        """A condition holds; `what` says which."""
+        """Check that a condition holds. `what` describes it."""
         self.values += 1
         if not condition:
             raise Mismatch(what)
 
     def verdict(self) -> Verdict:
-        """What was found."""
+        """The result of all comparisons."""
         if self.values == 0:
             raise Mismatch("the check compared nothing")
         kind: Literal["equal", "bound"] = "equal" if self.margin is None else "bound"
@@ -167,7 +170,7 @@ class Compared:
 
 
 def largest_ratio(distance: AnyArray, to: AnyArray) -> tuple[float, tuple[int, ...]]:
-    """The largest ratio and its place; 0 to 0 is 0, and a distance that is not a number the largest of all."""
+    """The largest ratio and its position. 0 to 0 counts as 0, and a NaN distance as the largest of all."""
     if not distance.size:
         return 0.0, ()
     with np.errstate(divide="ignore", invalid="ignore"):

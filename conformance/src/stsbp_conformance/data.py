@@ -1,7 +1,7 @@
-"""Real N-MNIST recordings for the checks, when they are at hand.
+"""Real N-MNIST recordings for the checks, if they are available.
 
-`STSBP_DATA` names a folder with `NMNIST/Train/<class>/<id>.bin` (the published layout) or with the archive
-`nmnist-1k.tar.xz` of the same; without the variable, `../shared/data` beside the current repository is tried.
+`STSBP_DATA` names a folder with `NMNIST/Train/<class>/<id>.bin` (the published layout), or with the archive
+`nmnist-1k.tar.xz` of the same files. Without the variable, `../shared/data` beside the current repository is tried.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def nmnist_frames(count: int, steps: int) -> UInt8:
     """Frames of the first `count` recordings, `[T, B, 2, 34, 34]`.
 
     Raises:
-        Unavailable: no recordings are at hand.
+        Unavailable: there are no recordings.
     """
     frames = []
     for recording in _recordings(count):

@@ -1,8 +1,8 @@
-"""The suite tested itself: backends that are wrong in one place each; every one must make the suite fail.
+"""Tests of the suite itself: each backend here is wrong in one place, and the suite must fail on each of them.
 
 Each fault is the numpy reference with one method replaced, or with an equation that is written, printed or run wrongly
-(`_Miswritten`). `caught(fault)` runs the quick checks of every tier on it;
-`python -m stsbp_conformance.faults FILE.json` prints and writes the table of faults and the tiers that catch them.
+(`_Miswritten`). `caught(fault)` runs the quick checks of all tiers on it.
+`python -m stsbp_conformance.faults FILE.json` prints and writes a table of the faults and the tiers that detect them.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ from stsbp_conformance.tiers import (
 __all__ = ["FAULTS", "Fault", "caught", "quick_checks"]
 
 Rewrite = Callable[[Expr], Expr | None]
-"""From an operation to what is written in its place; None: itself."""
+"""A function from an operation to its replacement; None: the operation is not changed."""
 
 Ahead = Callable[..., tuple[AnyArray, Any]]
 Back = Callable[..., Any]
-"""The two functions of a rule."""
+"""One of the two functions of a rule."""
 
 
 def _fma(a: Any, b: Any, c: Any) -> Any:
@@ -84,12 +84,12 @@ _WORDS: Mapping[str, Any] = {
 
 
 def _node(op: str, *args: Expr) -> Expr:
-    """An operation as it stands here, which `Expr`'s own operators might write otherwise."""
+    """An operation exactly as given. `Expr`'s own operators might write it differently."""
     return Expr(op, args)
 
 
 def rewritten(recurrence: Recurrence, rewrite: Rewrite) -> Recurrence:
-    """A recurrence with `rewrite` used on every operation, operands first; nothing is snapped that is not then."""
+    """A recurrence with `rewrite` applied to every operation, operands first. No snaps are added."""
     made: dict[int, Expr] = {}
     for x in ordered(recurrence.roots):
         a = tuple(made[id(operand)] for operand in x.args)
@@ -110,14 +110,14 @@ def _reads(x: Expr, name: str) -> bool:
 
 
 def _way(recurrence: Recurrence) -> str:
-    """`forward` and `backward` of neurons; of everything else its name."""
+    """`forward` or `backward` for the equations of neurons; for all others their name."""
     if recurrence in (batchnorm.FORWARD, batchnorm.BACKWARD):
         return recurrence.name
     return "forward" if "z" in recurrence.inputs else "backward" if "dz" in recurrence.outputs else recurrence.name
 
 
 class _Miswritten(NumpyBackend):
-    """Equations of the kind `way` (None: all) written by `rewrite`, printed in `language` with `words`."""
+    """Equations of the kind `way` (None: all), changed by `rewrite`, and printed in `language` with `words`."""
 
     way: ClassVar[str | None] = None
     language: ClassVar[Language] = _LANGUAGE
@@ -139,19 +139,19 @@ class _Miswritten(NumpyBackend):
         return recur(found, constants, inputs, steps, summed=summed, step=step)
 
     def rewrite(self, x: Expr) -> Expr | None:
-        """What is written in the place of an operation."""
+        """The replacement of an operation."""
         return None
 
     def written(self, recurrence: Recurrence) -> Recurrence:
-        """The recurrence that is run."""
+        """The recurrence that is actually run."""
         return rewritten(recurrence, self.rewrite)
 
     def constants(self, constants: Constants) -> Constants:
-        """The constants that are taken."""
+        """The constants that are actually used."""
         return constants
 
     def inputs(self, inputs: Mapping[str, AnyArray]) -> Mapping[str, AnyArray]:
-        """The inputs that are read."""
+        """The inputs that are actually read."""
         return inputs
 
 
@@ -162,7 +162,7 @@ def _compiled(backend: type[_Miswritten], recurrence: Recurrence) -> tuple[Calla
 
 
 def _fused(x: Expr, factor: str | None = None) -> Expr | None:
-    """A sum that takes a product, of `factor` if one is named, as one operation; of two products the first."""
+    """A sum with a product, of `factor` if one is named, as one operation. For two products, the first is fused."""
     if x.op != "add":
         return None
     for product, other in (x.args, x.args[::-1]):
@@ -190,7 +190,7 @@ class FusedMembrane(_Miswritten):
 
     def rewrite(self, x: Expr) -> Expr | None:
         if x.op == "mul" and _reads(x, "km"):
-            return x.args[1]  # the product waits for the next step
+            return x.args[1]  # the product is used at the next step
         return _node("fma", variable("km"), *x.args) if x.op == "add" and _reads(x, "m") else None
 
 
@@ -239,7 +239,7 @@ class NoReset(_Miswritten):
 
 
 class SoftReset(_Miswritten):
-    """Reset by subtraction of the threshold instead of to zero."""
+    """Reset by subtraction of the threshold instead of reset to zero."""
 
     way = "forward"
 
@@ -285,7 +285,7 @@ class NoFloorBackward(NoFloorForward):
 
 
 class ResetPathDropped(_Miswritten):
-    """The path of the gradient through the reset, - k_m u_t d~_{t+1}, left out."""
+    """The path of the gradient through the reset, - k_m u_t d~_{t+1}, is left out."""
 
     way = "backward"
 
@@ -294,7 +294,7 @@ class ResetPathDropped(_Miswritten):
 
 
 class ResetOneStepLate(_Miswritten):
-    """The reset's path takes the potential of the next step."""
+    """The path through the reset uses the potential of the next step."""
 
     way = "backward"
 
@@ -318,7 +318,7 @@ class LeakThroughSpikes(_Miswritten):
 
 
 class MovingThresholdForgotten(_Miswritten):
-    """The way back takes the threshold of rest instead of the one that a neuron had."""
+    """The backward pass uses the threshold at rest instead of the neuron's actual threshold."""
 
     way = "backward"
 
@@ -372,7 +372,7 @@ class ForwardInTime(_Miswritten):
 def _unsummed(
     recur: Callable[..., dict[str, AnyArray]], recurrence: Recurrence, *args: Any, **options: Any
 ) -> dict[str, AnyArray]:
-    """What of an adjoint is to be added over the steps, at every step."""
+    """The outputs of an adjoint that should be summed over the steps, returned for every step."""
     summed = options.get("summed", ()) if recurrence.reverse else ()
     return {name: x for name, x in (recur(recurrence, *args) if summed else {}).items() if name in summed}
 
@@ -397,7 +397,7 @@ class StaticErrorOtherOrder(NumpyBackend):
 
 
 class LearnedSumOtherOrder(NumpyBackend):
-    """What a neuron adds to the gradient of a learned number is added from the first step to the last."""
+    """Contributions to the gradient of a learned parameter are added from the first step to the last."""
 
     def recur(self, recurrence: Recurrence, *args: Any, **options: Any) -> dict[str, AnyArray]:
         return super().recur(recurrence, *args, **options) | {
@@ -408,7 +408,7 @@ class LearnedSumOtherOrder(NumpyBackend):
 
 
 class RecurrenceOfTheSameStep(NumpyBackend):
-    """A recurrence reads the spikes of the step itself."""
+    """A recurrence reads the spikes of the same step."""
 
     def scan(self, step: Any, carried: Any, inputs: Any, steps: int, *, reverse: bool = False) -> Any:
         def at_once(before: tuple[AnyArray, ...], read: dict[str, AnyArray]) -> Any:
@@ -419,10 +419,10 @@ class RecurrenceOfTheSameStep(NumpyBackend):
 
 
 class RecurrenceStepLate(NumpyBackend):
-    """A recurrence reads the spikes of two steps before."""
+    """A recurrence reads the spikes of two steps earlier."""
 
     late: ClassVar[bool] = False
-    """Whether it is the way back that is wrong."""
+    """Whether the backward pass is wrong."""
 
     def scan(self, step: Any, carried: Any, inputs: Any, steps: int, *, reverse: bool = False) -> Any:
         if reverse != self.late:
@@ -438,13 +438,13 @@ class RecurrenceStepLate(NumpyBackend):
 
 
 class RecurrentErrorStepLate(RecurrenceStepLate):
-    """What a recurrence sends back arrives a step further back than it should."""
+    """The error of a recurrence arrives one step too early in time."""
 
     late = True
 
 
 class RecurrentErrorDropped(NumpyBackend):
-    """Nothing goes back through a recurrence."""
+    """A recurrence sends no error back."""
 
     def scan(self, step: Any, carried: Any, inputs: Any, steps: int, *, reverse: bool = False) -> Any:
         def alone(before: tuple[AnyArray, ...], read: dict[str, AnyArray]) -> Any:
@@ -454,35 +454,35 @@ class RecurrentErrorDropped(NumpyBackend):
 
 
 class RecurrentGradientOfTheSameStep(NumpyBackend):
-    """The gradient of recurrent weights takes the spikes of the step itself."""
+    """The gradient of recurrent weights uses the spikes of the same step."""
 
     def shifted(self, x: AnyArray, steps: int) -> AnyArray:
         return x if steps == 1 else super().shifted(x, steps)
 
 
 class SampleGridOfTheBatch(NumpyBackend):
-    """What a recurrence sends back is rounded on one grid for all samples."""
+    """The error of a recurrence is rounded on one grid for all samples."""
 
     def sample_grid(self, dz: AnyArray, bits: int) -> AnyArray:
         return grid.error_grid(dz, bits)[0]
 
 
 class NoSampleGrid(NumpyBackend):
-    """What a recurrence sends back is not rounded."""
+    """The error of a recurrence is not rounded."""
 
     def sample_grid(self, dz: AnyArray, bits: int) -> AnyArray:
         return dz
 
 
 class DelayStepLonger(NumpyBackend):
-    """Delays of two steps and more are a step longer."""
+    """Delays of two or more steps are one step too long."""
 
     def shifted(self, x: AnyArray, steps: int) -> AnyArray:
         return super().shifted(x, steps + 1 if steps > 1 else steps - 1 if steps < -1 else steps)
 
 
 class DelayWrapsAround(NumpyBackend):
-    """What is delayed beyond the last step is read at the first ones."""
+    """Values that are delayed beyond the last step are read at the first steps."""
 
     def shifted(self, x: AnyArray, steps: int) -> AnyArray:
         return np.roll(x, steps, axis=0)
@@ -496,7 +496,7 @@ class DelayedErrorNotMovedBack(NumpyBackend):
 
 
 class _OtherSum(NumpyBackend):
-    """Sums of branches by `step`."""
+    """Sums of branches, computed by `step`."""
 
     step: ClassVar[type[Sum[AnyArray]]]
 
@@ -536,14 +536,14 @@ class ErrorOfOneBranch(_OtherSum):
 
 
 class ProjectionsSwapped(NumpyBackend):
-    """Of several projections the last comes through the filter of the first, and so on."""
+    """The filters of several projections are used in reverse order."""
 
     def population_forward(self, equations: NeuronEquations, zs: Sequence[AnyArray], *rest: Any) -> Any:
         return super().population_forward(equations, zs[::-1], *rest)
 
 
 class CurrentsAddedFromTheLast(_Miswritten):
-    """Of three projections the currents are added from the last to the first."""
+    """The currents of three projections are added from the last to the first."""
 
     way = "forward"
 
@@ -555,7 +555,7 @@ class CurrentsAddedFromTheLast(_Miswritten):
 
 
 class OneToOneOfTheNextNeuron(NumpyBackend):
-    """One weight a neuron, the next one's."""
+    """With one weight per neuron, each neuron uses the weight of the next one."""
 
     def recur(self, recurrence: Recurrence, constants: Constants, inputs: Any, *args: Any, **options: Any) -> Any:
         if recurrence.name == PRODUCT.name:
@@ -564,7 +564,7 @@ class OneToOneOfTheNextNeuron(NumpyBackend):
 
 
 class _Late(Biased):
-    """A filter to whose current, not to whose input, the bias is added."""
+    """A filter that adds the bias to its current instead of its input."""
 
     def step(self, p: Names, s: Names, z: Expr) -> FilterStep:
         found = self.filter.step(p, s, snap(p.gain * z) if self.gain != 1 else z)
@@ -597,7 +597,7 @@ class BiasAfterTheFilter(_OtherBias):
 
 
 class BiasWithTheGain(_OtherBias):
-    """The factor of dropout meets the bias too."""
+    """The factor of dropout also multiplies the bias."""
 
     def other(self, filter: Biased) -> SynapticFilter:
         inner = filter.filter
@@ -606,7 +606,7 @@ class BiasWithTheGain(_OtherBias):
 
 
 class LearnedTermDropped(NumpyBackend):
-    """What the last neuron of the last sample adds to the gradient of a learned number is lost."""
+    """The contribution of the last neuron of the last sample to the gradient of a learned parameter is lost."""
 
     def totals(self, x: Float32, count: int) -> AnyArray:
         rest = x.copy()
@@ -615,7 +615,7 @@ class LearnedTermDropped(NumpyBackend):
 
 
 class LearnedSumInFloat32(NumpyBackend):
-    """The gradient of a learned number is added in float32."""
+    """The gradient of a learned parameter is added in float32."""
 
     def totals(self, x: Float32, count: int) -> AnyArray:
         each: Float32 = np.moveaxis(x, 2, 0).reshape(count, -1).cumsum(axis=1, dtype=np.float32)[:, -1]
@@ -623,28 +623,28 @@ class LearnedSumInFloat32(NumpyBackend):
 
 
 class LearnedWithoutErrorGrid(NumpyBackend):
-    """What neurons add to the gradient of a learned number meets no error grid."""
+    """Contributions of neurons to the gradient of a learned parameter are not rounded to an error grid."""
 
     def learned_gradient(self, terms: Float32, count: int, precision: Precision) -> AnyArray:
         return super().learned_gradient(terms, count, "fast")
 
 
 class LearnedOfOneChannel(NumpyBackend):
-    """Every channel takes the number that the first one learned."""
+    """Every channel uses the learned parameter of the first one."""
 
     def spread(self, values: Float32, shape: Shape) -> AnyArray:
         return super().spread(values[:1], shape)
 
 
 class LearnedLeavesItsDomain(NumpyBackend):
-    """An update takes a learned number past the end of its domain."""
+    """An update moves a learned parameter out of its domain."""
 
     def adamw_learned(self, scalars: AdamWScalars, domain: tuple[float, float], *arrays: Float32) -> Any:
         return super().adamw_learned(scalars, (-CEILING, CEILING), *arrays)
 
 
 class LearnedDecays(NumpyBackend):
-    """Learned numbers decay as weights do."""
+    """Learned parameters decay like weights."""
 
     def adamw_learned(self, scalars: AdamWScalars, domain: tuple[float, float], *arrays: Float32) -> Any:
         w, *rest = arrays
@@ -652,14 +652,14 @@ class LearnedDecays(NumpyBackend):
 
 
 class PrinterFuses(_Miswritten):
-    """Wherever a product is added to something, a fused multiply-add."""
+    """Every sum with a product is a fused multiply-add."""
 
     def rewrite(self, x: Expr) -> Expr | None:
         return _fused(x)
 
 
 class PrinterDropsASnap(_Miswritten):
-    """A snap that stands inside of an expression is not printed."""
+    """A snap inside of an expression is not printed."""
 
     def written(self, recurrence: Recurrence) -> Recurrence:
         inner = [x for x in ordered(recurrence.roots) if x.op == "snap" and not any(x is r for r in recurrence.roots)]
@@ -674,7 +674,7 @@ class PrinterSwapsOperands(_Miswritten):
 
 
 class PrinterSwapsBranches(_Miswritten):
-    """The two values of a choice are swapped."""
+    """The two values of a `where` are swapped."""
 
     def rewrite(self, x: Expr) -> Expr | None:
         return _node("where", x.args[0], *x.args[:0:-1]) if x.op == "where" else None
@@ -691,7 +691,7 @@ class PrinterReassociates(_Miswritten):
 
 
 class PrinterConstantsInDouble(_Miswritten):
-    """Constants of an equation are of double precision, and so is what meets them."""
+    """Constants of an equation are in double precision, and so are operations with them."""
 
     words: ClassVar = {**_WORDS, "number": np.float64}
 
@@ -711,20 +711,20 @@ class PrinterLessOrEqual(_Miswritten):
 
 
 class PrinterReciprocal(_Miswritten):
-    """A quotient is printed as the product with a reciprocal."""
+    """A quotient is printed as a product with the reciprocal."""
 
     def rewrite(self, x: Expr) -> Expr | None:
         return _node("mul", x.args[0], 1 / x.args[1]) if x.op == "div" else None
 
 
 class PrinterSnapsTheFloor(_Miswritten):
-    """A snap takes the floor itself, 2^-100, for too small."""
+    """A snap also sets the floor itself, 2^-100, to zero."""
 
     words: ClassVar = {**_WORDS, "snap": lambda x: np.where(np.abs(x) <= np.float32(FLOOR), np.float32(0), x)}
 
 
 class PrinterTakesTheNewState(_Miswritten):
-    """Where a state's old value is asked for, a later line takes its new one."""
+    """A later line uses the new value of a state instead of the old one."""
 
     def written(self, recurrence: Recurrence) -> Recurrence:
         roots = list(recurrence.roots)
@@ -736,7 +736,7 @@ class PrinterTakesTheNewState(_Miswritten):
 
 
 class StatesAreKept(NumpyBackend):
-    """The states of a run begin with what the run before it left."""
+    """The states of a run begin with the final states of the previous run."""
 
     def recur(
         self, recurrence: Recurrence, constants: Constants, inputs: Mapping[str, AnyArray], steps: int, **options: Any
@@ -749,7 +749,7 @@ class StatesAreKept(NumpyBackend):
 
 
 class StaticInputOfOneStep(_Miswritten):
-    """An input that is the same at all steps enters at the first one alone."""
+    """An input that is the same at all steps is only used at the first step."""
 
     def recur(
         self, recurrence: Recurrence, constants: Constants, inputs: Mapping[str, AnyArray], steps: int, **options: Any
@@ -760,7 +760,7 @@ class StaticInputOfOneStep(_Miswritten):
 
 
 class _Misruled(NumpyBackend):
-    """Rules of operations that go through `ahead` and `back`."""
+    """Rules of operations, changed by `ahead` and `back`."""
 
     @property
     def rules(self) -> Mapping[type[Op], Rule[AnyArray]]:
@@ -846,14 +846,14 @@ class ErrorGridMissing(NumpyBackend):
 
 
 class ErrorGridCap(NumpyBackend):
-    """The error grid of version 1 of the contract, of at most 24 bits."""
+    """The error grid of version 1 of the contract, with at most 24 bits."""
 
     def error_grid(self, dz: Float32, bits: int, largest: AnyArray | None = None) -> tuple[Float32, Int64]:
         return super().error_grid(dz, min(24, bits), largest)
 
 
 class ZerosCountAsZeroed(NumpyBackend):
-    """Errors that were zero before the grid are counted as zeroed by it."""
+    """Errors that were already zero before the grid are counted as zeroed by it."""
 
     def error_grid(self, dz: Float32, bits: int, largest: AnyArray | None = None) -> tuple[Float32, Int64]:
         on_grid, _ = super().error_grid(dz, bits, largest)
@@ -912,7 +912,7 @@ class StrideIgnored(_Misruled):
 
 
 class PaddingIgnored(_Misruled):
-    """The data gradient of a padded convolution is shifted by the padding."""
+    """The input gradient of a padded convolution is shifted by the padding."""
 
     def back(self, backward: Back, op: Op, residuals: Any, error: AnyArray, **options: Any) -> Any:
         found = backward(op, residuals, error, **options)
@@ -946,7 +946,7 @@ class GroupsExchanged(_Misruled):
 
 
 class GradientOfGroupsExchanged(_Misruled):
-    """The gradients of the weights of a convolution's groups change places."""
+    """The weight gradients of the groups of a convolution are exchanged."""
 
     def back(self, backward: Back, op: Op, residuals: Any, error: AnyArray, **options: Any) -> Any:
         found = backward(op, residuals, error, **options)
@@ -968,7 +968,7 @@ class KernelReadByColumns(_Misruled):
 
 
 class SumsDividedTwice(_Misruled):
-    """A pooling that gives sums divides them, and the filter once more."""
+    """A pooling that should give sums divides them, and the filter divides again."""
 
     def ahead(self, forward: Ahead, op: Op, *inputs: AnyArray) -> tuple[AnyArray, Any]:
         output, residuals = forward(op, *inputs)
@@ -976,7 +976,8 @@ class SumsDividedTwice(_Misruled):
 
 
 class _MispooledBack(_Misruled):
-    """The error of a max pooling goes to `receivers`, `[..., area]` of windows and the number of each one's first."""
+    """The error of a max pooling goes to `receivers`. They see the windows `[..., area]` and each one's first
+    maximum."""
 
     def back(self, backward: Back, op: Op, residuals: Any, error: AnyArray, **options: Any) -> Any:
         if not isinstance(op, MaxPool2d):
@@ -993,7 +994,7 @@ class _MispooledBack(_Misruled):
         return output, (residuals, windows.reshape(*windows.shape[:-2], op.area))
 
     def receivers(self, windows: AnyArray) -> AnyArray:
-        """Which inputs of each window receive its error."""
+        """The inputs of each window that receive its error."""
         raise NotImplementedError
 
 
@@ -1015,7 +1016,7 @@ class ErrorToAllLargest(_MispooledBack):
 
 
 class SilentWindowsWithoutError(_MispooledBack):
-    """The error of a max pooling is lost where nobody in the window spiked."""
+    """The error of a max pooling is lost if no neuron in the window spiked."""
 
     def receivers(self, windows: AnyArray) -> AnyArray:
         first = np.equal(np.arange(windows.shape[-1]), windows.argmax(axis=-1)[..., None])
@@ -1053,7 +1054,7 @@ class LayerFlattenedOtherwise(_Misruled):
 
 
 class FlattenedOtherwise(_Misruled):
-    """A full connection flattens (H, W, C) instead of (C, H, W)."""
+    """A fully connected layer flattens (H, W, C) instead of (C, H, W)."""
 
     def ahead(self, forward: Ahead, op: Op, *inputs: AnyArray) -> tuple[AnyArray, Any]:
         z, residuals = forward(op, *inputs)
@@ -1079,7 +1080,7 @@ class DropoutOfThePart(NumpyBackend):
 
 
 class ErrorGridOfThePart(NumpyBackend):
-    """Each part of a batch finds its own error grid."""
+    """Each part of a batch uses its own error grid."""
 
     def error_grid(self, dz: Float32, bits: int, largest: AnyArray | None = None) -> tuple[Float32, Int64]:
         return super().error_grid(dz, bits)
@@ -1112,7 +1113,7 @@ class FusedNormalisation(_Miswritten):
 
 
 class SquaresInFloat64(NumpyBackend):
-    """Squares that batch normalisation adds are not cut into pieces, so that their float64 sums round."""
+    """Squares in batch normalisation are not split into pieces, so that their float64 sums round."""
 
     def moments(self, z: Float32, exponent: AnyArray) -> AnyArray:
         found = super().moments(z, exponent)
@@ -1129,14 +1130,14 @@ class StatisticsOfThePart(NumpyBackend):
 
 
 class StatisticsOfSilence(NumpyBackend):
-    """Padded steps are among what is normalised."""
+    """The statistics of batch normalisation include padded steps."""
 
     def within(self, x: AnyArray, inside: AnyArray) -> AnyArray:
         return x if x.dtype == np.float32 and x.ndim > 3 else super().within(x, inside)
 
 
 class ErrorsWithoutPieces(NumpyBackend):
-    """The sums of errors times sums are not taken in pieces, so that float64 rounds them."""
+    """Products of errors and sums in batch normalisation are not split into pieces, so float64 rounds their sums."""
 
     def error_moments(self, dy: Float32, z: Float32, exponent: AnyArray) -> AnyArray:
         found = super().error_moments(dy, z, exponent)
@@ -1146,7 +1147,7 @@ class ErrorsWithoutPieces(NumpyBackend):
 
 
 class _Changed(NumpyBackend):
-    """What follows from the statistics of batch normalisation, with `Wide` or numbers changed."""
+    """Steps after the statistics of batch normalisation, with a changed `Wide` or changed numbers."""
 
     wide: ClassVar[type[batchnorm.Wide]] = batchnorm.Wide
 
@@ -1163,7 +1164,7 @@ class _Power(batchnorm.Wide):
 
 
 class RootAsPower(_Changed):
-    """The square root of batch normalisation is a power of 1/2, whose last bit differs here and there."""
+    """The square root of batch normalisation is a power with exponent 1/2, whose last bit sometimes differs."""
 
     wide = _Power
 
@@ -1176,7 +1177,7 @@ class GainNotInStatistics(_Changed):
 
 
 class StatisticsAsConstants(_Changed):
-    """The way back takes the statistics of the batch for constants."""
+    """The backward pass treats the statistics of the batch as constants."""
 
     def changed(self, fixed: dict[str, Any]) -> dict[str, Any]:
         return fixed | ({"training": False} if "training" in fixed else {})
@@ -1197,7 +1198,7 @@ class DropoutSameEveryLayer(NumpyBackend):
 
 
 class DropoutScaled(NumpyBackend):
-    """Dropout multiplies spikes by 1/(1 - rate), after which the filter does so again."""
+    """Dropout multiplies spikes by 1/(1 - rate), and the filter does so again."""
 
     def dropout(self, mask: UInt8, s: AnyArray) -> AnyArray:
         return s * mask * 2
@@ -1211,7 +1212,7 @@ class BatchNotDivided(NumpyBackend):
 
 
 class LooksAtPadding(NumpyBackend):
-    """Outputs and targets at padded steps are errors of the loss."""
+    """Outputs and targets at padded steps contribute to the error of the loss."""
 
     def loss_error(
         self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8, batch: int | None = None, *rest: Any
@@ -1220,7 +1221,7 @@ class LooksAtPadding(NumpyBackend):
 
 
 class RateOfAllSteps(NumpyBackend):
-    """The spike count loss of a sample that ends early divides by the steps of the batch."""
+    """The spike count loss of a sample that ends early divides by the number of steps of the batch."""
 
     def loss_error(
         self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8, batch: int | None = None, *rest: Any
@@ -1239,14 +1240,14 @@ class CountsPaddedSteps(NumpyBackend):
 
 
 class StatesLost(NumpyBackend):
-    """A network that goes on begins each step at rest."""
+    """A network that runs step by step begins each step at rest."""
 
     def stream(self, *arguments: Any) -> Stream[AnyArray]:
         return _forgetting(super().stream(*arguments), lambda name: True)
 
 
 class DelayedSpikesLost(NumpyBackend):
-    """A network that goes on forgets what is under way on its delayed edges."""
+    """A network that runs step by step loses the spikes on its delayed edges."""
 
     def stream(self, *arguments: Any) -> Stream[AnyArray]:
         return _forgetting(super().stream(*arguments), lambda name: ">" in name)
@@ -1263,7 +1264,7 @@ def _forgetting(stream: Stream[AnyArray], forgotten: Callable[[str], bool]) -> S
 
 
 class ReadoutOfTheLastStep(NumpyBackend):
-    """The error of a readout's potentials comes to their last step alone."""
+    """The error of a readout's potentials only reaches their last step."""
 
     def readout_error(self, *arguments: Any) -> AnyArray:
         error = super().readout_error(*arguments)
@@ -1280,7 +1281,7 @@ class HammingTwice(NumpyBackend):
 
 
 class VanRossumNotTwice(NumpyBackend):
-    """The van Rossum error is filtered once, its adjoint left out."""
+    """The van Rossum error is filtered only once, without the adjoint filter."""
 
     def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8, *rest: Any) -> AnyArray:
         if not isinstance(loss, VanRossum):
@@ -1290,7 +1291,7 @@ class VanRossumNotTwice(NumpyBackend):
 
 
 class SpikeCountByT(NumpyBackend):
-    """The spike count's error is divided by T once."""
+    """The error of the spike count is divided by T only once."""
 
     def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8, *rest: Any) -> AnyArray:
         error = super().loss_error(loss, psp_, s, targets, *rest)
@@ -1323,7 +1324,7 @@ class ImagesBy255(NumpyBackend):
 
 
 class FirstStepOnTop(NumpyBackend):
-    """Of frames that come as bits the first of eight steps is taken from the highest bit."""
+    """In frames that are stored as bits, the first of eight steps is read from the highest bit."""
 
     def unpack(self, frames: PackedFrames) -> AnyArray:
         swapped = np.packbits(np.unpackbits(frames.bits[..., None], axis=-1, bitorder="little"), axis=-1)[..., 0]
@@ -1343,7 +1344,7 @@ class NormOfSquares(NumpyBackend):
 
 
 class EpsilonInsideRoot(_Miswritten):
-    """AdamW adds epsilon under the root."""
+    """AdamW adds epsilon under the square root."""
 
     way = "adamw"
 
@@ -1361,7 +1362,7 @@ class NoBiasCorrection(NumpyBackend):
 
 
 class DecayInTheGradient(NumpyBackend):
-    """Weight decay through the gradient (Adam with L2) instead of decoupled."""
+    """Weight decay is part of the gradient (Adam with L2) instead of decoupled."""
 
     def adamw(
         self, scalars: AdamWScalars, w: Float32, g: Float32, m: Float32, v: Float32
@@ -1389,7 +1390,7 @@ class NoClipping(NumpyBackend):
 
 
 class LosesPackedSpikes(NumpyBackend):
-    """The last step of the spikes that are kept as bits is lost."""
+    """The last step of spikes that are stored as bits is lost."""
 
     def unpack_spikes(self, packed: Any) -> AnyArray:
         s = super().unpack_spikes(packed)
@@ -1417,7 +1418,7 @@ class UpdatesInPlace(NumpyBackend):
 
 
 class LossAddedInOrder(NumpyBackend):
-    """The mean loss rounds with every sample that it adds."""
+    """The sum of the mean loss rounds at every sample."""
 
     def value_and_grad(self, *args: Any, **kwargs: Any) -> Any:
         result = super().value_and_grad(*args, **kwargs)
@@ -1471,14 +1472,14 @@ class RateOfOneStep(NumpyBackend):
 
 
 class NanAccepted(NumpyBackend):
-    """Weights that are not finite are taken for zero."""
+    """Weights that are not finite are treated as zero."""
 
     def weight_grid(self, projection: Projection, w: Float32) -> tuple[Float32, WeightGrid]:
         return super().weight_grid(projection, np.nan_to_num(w, nan=0.0, posinf=0.0, neginf=0.0))
 
 
 class HugeWeightsVanish(NumpyBackend):
-    """Steps of the weight grid above 2^90 become zero, as a shift of exponents does that leaves its range."""
+    """Steps of the weight grid above 2^90 become zero, as after an overflow of an exponent shift."""
 
     def weight_grid(self, projection: Projection, w: Float32) -> tuple[Float32, WeightGrid]:
         wq, found = super().weight_grid(projection, w)
@@ -1486,7 +1487,7 @@ class HugeWeightsVanish(NumpyBackend):
 
 
 class HugeWeightsAccepted(NumpyBackend):
-    """Weights of 2^100 and above are cut to the largest one that is allowed."""
+    """Weights of 2^100 and above are clipped to the largest allowed weight."""
 
     def weight_grid(self, projection: Projection, w: Float32) -> tuple[Float32, WeightGrid]:
         most = np.nextafter(np.float32(grid.CEILING), np.float32(0))
@@ -1494,7 +1495,7 @@ class HugeWeightsAccepted(NumpyBackend):
 
 
 class SignedZeros(NumpyBackend):
-    """Zeros of a gradient carry the sign that a matrix product left."""
+    """Zeros of a gradient keep the sign from a matrix product."""
 
     def value_and_grad(self, *args: Any, **kwargs: Any) -> ValueAndGrad:
         result = super().value_and_grad(*args, **kwargs)
@@ -1504,7 +1505,7 @@ class SignedZeros(NumpyBackend):
 
 
 class MasksIgnored(NumpyBackend):
-    """A mask over weights, inputs or targets is dropped without a word."""
+    """A mask over weights, inputs or targets is silently ignored."""
 
     def value_and_grad(
         self, network: NetworkSpec, loss: Loss, weights: dict[str, Float32], batch: Batch, **kwargs: Any
@@ -1514,7 +1515,7 @@ class MasksIgnored(NumpyBackend):
 
 
 class StepsFillTheMemory(NumpyBackend):
-    """However many steps are asked for, memory is taken for them."""
+    """Memory is allocated for any requested number of steps."""
 
     def run(self, network: NetworkSpec, weights: dict[str, Float32], inputs: UInt8, steps: int) -> RunResult:
         if isinstance(steps, int) and steps >= 2**31:
@@ -1575,7 +1576,7 @@ class UnknownDeviceFallsBack(NumpyBackend):
 
 @dataclass(frozen=True)
 class Fault:
-    """A wrong backend and what is wrong with it."""
+    """A faulty backend with its description."""
 
     backend: type[NumpyBackend]
 
@@ -1601,15 +1602,15 @@ _TIERS = (rational, bits, gradients, reproducible, pairs, expressions, neurons, 
 
 
 def quick_checks() -> tuple[Check, ...]:
-    """Every quick check of every tier."""
+    """All quick checks of all tiers."""
     every = (module.CHECKS for module in _TIERS)
     return tuple(check for checks in every for check in checks if check.quick)
 
 
 def caught(backend: NumpyBackend, *, first: bool = False, tiers: Collection[int] = range(1, 9)) -> dict[int, list[str]]:
-    """Identifiers of the checks of some tiers that fail on a backend, by tier.
+    """Names of the checks of some tiers that fail on a backend, by tier.
 
-    `first`: stop at the first, cheap tiers first.
+    `first`: stop at the first failure, beginning with the fastest tiers.
     """
     found: dict[int, list[str]] = {}
     checks = [check for check in quick_checks() if check.tier in tiers]
@@ -1621,7 +1622,7 @@ def caught(backend: NumpyBackend, *, first: bool = False, tiers: Collection[int]
                 check.run(backend)
         except Unavailable:
             continue
-        except Exception as error:  # a mismatch, or an error where a result was expected: either fails the suite
+        except Exception as error:  # a mismatch, or an error instead of a result: either fails the suite
             if isinstance(backend, _Miswritten) and not isinstance(error, (Mismatch, NumericError)):
                 raise  # wrong numbers are what these are to give
             found.setdefault(check.tier, []).append(check.id)
@@ -1631,7 +1632,7 @@ def caught(backend: NumpyBackend, *, first: bool = False, tiers: Collection[int]
 
 
 def main() -> None:
-    """Print every fault and how many checks of each tier catch it; write it as JSON where a file is named."""
+    """Print every fault, and how many checks of each tier detect it. If a file is named, write them as JSON."""
     totals: dict[int, int] = {}
     for check in quick_checks():
         totals[check.tier] = totals.get(check.tier, 0) + 1

@@ -1,14 +1,14 @@
-"""What must not change when the code that computes does: SHA-256 of results, the same on every backend.
+"""SHA-256 of results, which must not change when the code that computes them changes. They are equal on all backends.
 
     python -m stsbp_conformance.hashes numpy torch=cpu torch=cpu:eager jax cupy=host            checks the stored file
     python -m stsbp_conformance.hashes numpy torch=cpu --write conformance/src/stsbp_conformance/hashes.json
 
-The suite holds a backend against the numpy reference of today; these hashes (`hashes.json`) hold all of them, the
-reference too, against the results of the day on which they were written. Of networks: spikes, membrane potentials,
-losses, gradients in `reproducible` precision, weights and moments after 20 updates. Of elementwise pairs alone:
-neurons, synaptic filter, the losses' errors, AdamW, on arrays that meet thresholds exactly, decay into the floor and
-hold zeros of either sign. Inputs are drawn from the spec's generator without `log` or `cos`, whose last bits differ
-between machines.
+The suite compares a backend with the current numpy reference. These hashes (`hashes.json`) compare all of them,
+including the reference, with the results at the time when the hashes were written. For networks, they cover spikes,
+membrane potentials, losses, gradients in `reproducible` precision, and weights and moments after 20 updates. For single
+elementwise pairs, they cover neurons, synaptic filter, the errors of losses, and AdamW. The arrays of the latter reach
+thresholds exactly, decay to below the floor, and contain zeros of either sign. Inputs are drawn from the spec's
+generator without `log` or `cos`, whose last bits differ between machines.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ STORED = Path(__file__).with_name("hashes.json")
 """The stored hashes."""
 
 Hashes = dict[str, str]
-"""SHA-256 (of a loss: the number itself, in hexadecimal) by what it is of: `potentials/conv1`, `adamw.m/linear2`."""
+"""SHA-256 (for a loss: the number itself in hexadecimal) by the name of the result: `potentials/conv1`,
+`adamw.m/linear2`."""
 
 _FORMAT = 1
 _LARGEST_FILE = 2**24
@@ -75,10 +76,10 @@ _SHOWN = 12
 
 
 class HashesDiffer(StsbpError):
-    """A result has another hash than it should; the message names case, result, layer and backend."""
+    """A result does not have the expected hash. The message names case, result, layer and backend."""
 
 
-# The backend's own methods, in one place: each returns numpy arrays by the name of the result.
+# The only calls of backend methods. Each function returns numpy arrays by the name of the result.
 def _neuron(
     backend: AbstractBackend, neuron: LIF, filter: Filter, z: Float32, ds: Float32
 ) -> tuple[UInt8, Float32, Float32]:
@@ -108,12 +109,12 @@ def _update(backend: AbstractBackend, scalars: AdamWScalars, arrays: Sequence[Fl
 
 @dataclass(frozen=True)
 class Case:
-    """Something that is computed and hashed.
+    """A computation whose results are hashed.
 
     Attributes:
-        id: unique, for messages and the file.
-        compute: the hashes of its results on an opened backend.
-        quick: one of the few for a backend that compiles every network anew.
+        id: unique name, for messages and the file.
+        compute: computes the hashes of its results on an opened backend.
+        quick: whether it belongs to the few cases for backends that compile every network anew.
     """
 
     id: str
@@ -128,7 +129,7 @@ def digest(x: AnyArray) -> str:
 
 
 def _pair_digest(x: Float32) -> str:
-    """Between the pairs, zeros of either sign are equal."""
+    """The digest of an array of a pair, in which zeros of either sign are equal."""
     return digest(unsigned_zeros(x.astype(np.float32, casting="no")))
 
 
@@ -139,7 +140,7 @@ def _text_digest(values: Iterable[object]) -> str:
 # Networks.
 _OPTIMIZER = AdamW(lr=5e-3, warmup_steps=5, weight_decay=0.05, clip_norm=0.5)
 _DROPPED = (3, 5)
-"""Seed and step of the masks."""
+"""Seed and step of the dropout masks."""
 
 
 def _network(case: NetworkCase, loss: str, *, memory: Memory = "full", quick: bool = False) -> Case:
@@ -186,7 +187,7 @@ _NETWORKS: dict[str, tuple[str, dict[str, Any], int, float]] = {
     ),
     "linear layers": ("40-30d0.2", {"input_shape": (24,)}, 12, 3.0),
 }
-"""Notation, options, steps and gain of the initial weights; each with every neuron of `_NEURONS`."""
+"""Notation, options, steps and gain of the initial weights. Each is combined with every neuron of `_NEURONS`."""
 
 
 def _network_cases() -> Iterable[Case]:
@@ -253,7 +254,7 @@ def _network_cases() -> Iterable[Case]:
 
 # Pairs.
 def bell(shape: Shape, seed: int) -> Float32:
-    """Random numbers of `shape`, mean 0, width about 1: sums of uniform ones, which every machine adds alike."""
+    """Random numbers of `shape` with mean 0 and width about 1: sums of uniform numbers, equal on every machine."""
     n = math.prod(shape)
     a, b, c, d = (uniform(seed, Stream.ENCODER, n, substream=k) for k in range(4, 8))
     drawn: Float32 = (1.75 * (a + b + c + d - 2)).astype(np.float32).reshape(shape)
@@ -261,11 +262,11 @@ def bell(shape: Shape, seed: int) -> Float32:
 
 
 _MEETS, _TINY, _ZEROS, _HUGE, _BURST = slice(0, 4), slice(4, 12), slice(12, 14), slice(14, 16), slice(16, 24)
-"""Neurons with inputs of a kind; those after them have random ones."""
+"""Neurons with certain kinds of inputs. All later neurons have random inputs."""
 
 
 def first_order(tau_s: float, gain: float = 1.0) -> Filter:
-    """The synaptic filter of one time constant."""
+    """The synaptic filter with one time constant."""
     found = PSP(tau_s).filter(gain)
     assert isinstance(found, Filter)
     return found
@@ -274,12 +275,13 @@ def first_order(tau_s: float, gain: float = 1.0) -> Filter:
 def neuron_inputs(
     neuron: LIF, filter: Filter, seed: int, *, steps: int, static: bool, shape: Shape, quantum: int | None = None
 ) -> tuple[Float32, Float32]:
-    """`z` `[1 or T, B, ...]` and cotangents `[T, B, ...]` of a neuron's pair, `shape` being `[B, ...]`.
+    """`z` `[1 or T, B, ...]` and output errors `[T, B, ...]` for the pair of a neuron. `shape` is `[B, ...]`.
 
-    Four neurons begin just below the threshold, on it and just above it; eight live around the floor, where filter,
-    potential and error snap to zero; two have zeros of either sign, two potentials far from the threshold; eight get
-    powers of two at the first step (as errors at the last), which with `HALVING` meet the floor itself. Where `quantum`
-    is given, the random inputs are multiples of `2^-quantum`: with `HALVING` potentials meet the surrogate's edges.
+    Four neurons begin just below the threshold, on it, and just above it. Eight stay near the floor, where filter,
+    potential and error snap to zero. Two have zeros of either sign, and two have potentials far from the threshold.
+    Eight get powers of two at the first step (as errors at the last step), which reach the floor itself with `HALVING`.
+    If `quantum` is given, random inputs are multiples of `2^-quantum`. With `HALVING`, potentials then reach the
+    surrogate's edges exactly.
     """
     batch, lead = shape[0], 1 if static else steps
     z = bell((lead, batch, math.prod(shape[1:])), seed) * np.float32(1.5 * neuron.threshold) / filter.gain
@@ -299,7 +301,8 @@ def neuron_inputs(
 
 
 def _meeting(neuron: LIF, filter: Filter) -> Float32:
-    """Inputs `[4]` that leave the first potential one unit below the threshold, on it (twice), one unit above it."""
+    """Inputs `[4]` with which the first potential is one unit below the threshold, on it (twice), and one unit
+    above."""
     threshold = np.float32(neuron.threshold)
     wanted = (np.nextafter(threshold, np.float32(0)), threshold, threshold, np.nextafter(threshold, np.float32(np.inf)))
     found = np.array([w / filter.gain for w in wanted], np.float32)
@@ -316,7 +319,7 @@ def _meeting(neuron: LIF, filter: Filter) -> Float32:
 _TAUS_S = {"1": 1.0, "5/3": 5 / 3, "3": 3.0, "4": 4.0, "5": 5.0}
 _TAUS_M = {"1": 1.0, "5/3": 5 / 3, "2": 2.0, "8": 8.0}
 _QUICK_TAUS = (("3", "2"), ("4", "2"), ("5/3", "5/3"), ("5", "8"))
-"""One for each surrogate."""
+"""One pair of time constants for each surrogate."""
 HALVING = LIF(2.0, 1.0, 0.5, Rectangle(2.0))
 _PAIR_STEPS = 10
 
@@ -335,7 +338,7 @@ def _neuron_case(
 
 
 def _neuron_cases() -> Iterable[Case]:
-    """Every pair of time constants, each with every surrogate; input of each step, and one for all of them."""
+    """All pairs of time constants with all surrogates, with an input for each step, and with one for all steps."""
     for row, (name_s, tau_s) in enumerate(_TAUS_S.items()):
         for column, (name_m, tau_m) in enumerate(_TAUS_M.items()):
             surrogate = _SURROGATES[(row + column) % 4]
@@ -359,7 +362,7 @@ def _neuron_cases() -> Iterable[Case]:
 
 def _filter_case(name: str, tau: float, seed: int) -> Case:
     def compute(backend: AbstractBackend) -> Hashes:
-        # Long enough to decay from 1 below the floor at tau 5 after the burst of the first two steps.
+        # Long enough to decay from 1 to below the floor at tau 5, after the burst in the first two steps.
         shape = (330, 2, 17)
         s, da = spikes(shape, 0.3, seed), bell(shape, seed + 1)
         s[2:, 0], da[:-2, 0] = 0, 0
@@ -420,7 +423,7 @@ CASES = (
     *(_update_case(name, 560 + 4 * i) for i, name in enumerate(_UPDATE_RULES)),
     *_network_cases(),
 )
-"""Everything that is hashed."""
+"""All cases."""
 
 
 def compute(backend: AbstractBackend, cases: Iterable[Case] = CASES) -> dict[str, Hashes]:
@@ -430,12 +433,12 @@ def compute(backend: AbstractBackend, cases: Iterable[Case] = CASES) -> dict[str
 
 @dataclass(frozen=True)
 class Stored:
-    """Hashes of a file.
+    """The hashes in a file.
 
     Attributes:
         stsbp: version of the packages that computed them.
-        contract: `CONTRACT_VERSION` of that time.
-        backends: on which they were equal when they were written.
+        contract: `CONTRACT_VERSION` at that time.
+        backends: backends on which they were equal when they were written.
         cases: hashes by case.
     """
 
@@ -446,7 +449,7 @@ class Stored:
 
 
 def compare(name: str, found: Mapping[str, Hashes], expected: Mapping[str, Hashes], whose: str) -> None:
-    """Every hash of `found`, computed on the backend `name`, is the expected one; `whose`: what that is, for messages.
+    """Check that every hash of `found`, computed on the backend `name`, is as expected. `whose` describes the latter.
 
     Raises:
         HashesDiffer: names case, result, layer and backend.
@@ -456,7 +459,7 @@ def compare(name: str, found: Mapping[str, Hashes], expected: Mapping[str, Hashe
         if case not in expected:
             different.append(f"{case}: {whose} has no such case")
             continue
-        # In the order of computation: what differs first is the cause of what follows.
+        # In the order of computation, because the first difference causes the later ones.
         for kind in dict.fromkeys((*hashes, *expected[case])):
             got, wanted = (_short(x.get(kind)) for x in (hashes, expected[case]))
             if hashes.get(kind) != expected[case].get(kind):
@@ -504,14 +507,14 @@ def _are_hashes(x: object) -> bool:
 
 
 def write(path: Path, found: Mapping[str, Mapping[str, Hashes]]) -> None:
-    """Write the hashes on which backends agree, whole or not at all.
+    """Write the hashes on which backends agree, completely or not at all.
 
     Args:
-        path: of the file.
-        found: hashes by backend, of two or more of them.
+        path: path of the file.
+        found: hashes by backend, from at least two backends.
 
     Raises:
-        HashesDiffer: there is one backend alone, two disagree, or the file cannot be written.
+        HashesDiffer: there is only one backend, two backends disagree, or the file cannot be written.
     """
     if len(found) < 2:
         raise HashesDiffer("hashes are written where two backends or more agree on them; name more than one")
@@ -567,7 +570,7 @@ def _timed(word: str, cases: Sequence[Case], tell: Callable[[str], None]) -> dic
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Check the stored hashes, or write them; the exit code is 0 where all are equal."""
+    """Check the stored hashes, or write them. The exit code is 0 if all are equal."""
     parser = argparse.ArgumentParser(
         prog="python -m stsbp_conformance.hashes",
         description="Compare SHA-256 of spikes, potentials, gradients and trained weights with the stored ones.",

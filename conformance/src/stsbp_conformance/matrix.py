@@ -1,4 +1,4 @@
-"""The matrix of case by backend: as text for the terminal and as JSON for the page."""
+"""The matrix of cases and backends, as text for the terminal and as JSON for the page."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ TIERS = {
 def short(cell: dict[str, Any]) -> str:
     """One cell: `equal`, `bound 0.31 / 1.9`, `FAILED` or `skipped`.
 
-    Of a bound: the largest distance as a fraction of its bound, and as a multiple of its spread.
+    For a bound: the largest distance as a fraction of its bound, and as a multiple of its spread.
     """
     if cell["result"] != "passed":
         return "FAILED" if cell["result"] == "failed" else "skipped"
     if cell["margin"] is None:
         return str(cell["kind"])
-    spreads = cell.get("spreads")  # results of earlier versions have none
+    spreads = cell.get("spreads")  # results of earlier versions do not have it
     return f"bound {cell['margin']:.2g}" + (f" / {spreads:.1f}" if spreads is not None else "")
 
 
@@ -78,7 +78,7 @@ def text(cells: list[dict[str, Any]], backends: dict[str, dict[str, Any]]) -> st
 
 
 def save(path: Path, cells: list[dict[str, Any]], backends: dict[str, dict[str, Any]]) -> None:
-    """Write the matrix with what it was measured on."""
+    """Write the matrix, with a description of backends and devices."""
     report = {
         "suite": __version__,
         "contract": CONTRACT_VERSION,

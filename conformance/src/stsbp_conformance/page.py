@@ -1,7 +1,7 @@
 """The matrix as a page: `python -m stsbp_conformance.page RESULTS.json [--faults FAULTS.json] [-o PAGE.md or .html]`.
 
-RESULTS.json comes from `pytest --conformance-json`, FAULTS.json from `python -m stsbp_conformance.faults`. Several
-results (for example of two machines) stand one after the other.
+RESULTS.json comes from `pytest --conformance-json`, and FAULTS.json from `python -m stsbp_conformance.faults`. If there
+are several results (for example from two machines), the page shows one after the other.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Row = list[str]
 
 
 def _matrix(report: dict[str, Any]) -> list[tuple[str, list[Row]]]:
-    """Headings and tables of one report; the first row of a table is its head."""
+    """Headings and tables of one report. The first row of a table is its header."""
     cells: list[dict[str, Any]] = report["cells"]
     columns = list(dict.fromkeys(cell["backend"] for cell in cells))
     about = [["backend", "device", "", "passed", "failed", "skipped", "values compared", "largest margin"]]
@@ -71,7 +71,7 @@ def as_markdown(title: str, text: str, sections: list[tuple[str, list[Row]]]) ->
 
 
 def as_html(title: str, text: str, sections: list[tuple[str, list[Row]]]) -> str:
-    """The same page in HTML, readable on its own."""
+    """The same page as a standalone HTML file."""
     style = "body{font:15px sans-serif;margin:2em}td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ddd}"
     parts = [f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{style}</style>"]
     parts += [f"<h1>{html.escape(title)}</h1><p>{html.escape(text)}</p>"]

@@ -1,7 +1,7 @@
-"""The pytest plugin: chooses backends and devices, collects the matrix of case by backend, prints and saves it.
+"""The pytest plugin. It chooses backends and devices, and collects, prints and saves the matrix of cases and backends.
 
-Loaded by every pytest run where the package is installed, so it imports pytest and the standard library only;
-stsbp_spec comes with the first test that asks for a backend.
+Every pytest run loads it where the package is installed, so it only imports pytest and the standard library. The first
+test that needs a backend imports stsbp_spec.
 
     pytest --backend torch --backend jax                  two backends on their default devices
     pytest --backend torch --device cpu:eager             another device
@@ -31,7 +31,7 @@ _PROPERTY = "stsbp_conformance"
 
 @dataclass(frozen=True)
 class Column:
-    """A backend on a device; `asked` where the command line names it, so that it must not be skipped."""
+    """A backend on a device. `asked`: the command line names it, so it must not be skipped."""
 
     name: str
     device: str | None
@@ -76,7 +76,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Prepare the matrix, and refuse what `--backend` and `--device` name wrongly before anything runs."""
+    """Prepare the matrix. Raise an error for wrong values of `--backend` and `--device` before any test runs."""
     config.stash[_MATRIX] = Matrix()
     if config.getoption("--backend") or config.getoption("--device"):
         _columns(config)
@@ -90,7 +90,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is not quick where `--conformance-quick` asks for it."""
+    """With `--conformance-quick`, leave out all checks that are not quick."""
     if not config.getoption("--conformance-quick"):
         return
     slow = [item for item in items if (check := _check_of(item)) is not None and not check.quick]
@@ -156,13 +156,13 @@ def stsbp_backend(request: pytest.FixtureRequest) -> AbstractBackend:
 
 
 _MANY_CHECKS = 50
-"""After which a backend forgets what it compiled: a process may map 65,530 regions of memory on Linux, and each
-program takes several."""
+"""Number of checks after which a backend forgets its compiled code. On Linux, a process can map 65,530 memory regions,
+and each compiled program takes several."""
 
 
 @pytest.fixture
 def run_check(request: pytest.FixtureRequest, stsbp_backend: AbstractBackend) -> Callable[[Check], None]:
-    """Runs a check on the backend under test and keeps its verdict for the matrix."""
+    """Runs a check on the backend under test, and stores its verdict for the matrix."""
     from stsbp_spec.reference.backend import NumpyBackend
 
     from stsbp_conformance.check import Unavailable
@@ -185,7 +185,7 @@ def run_check(request: pytest.FixtureRequest, stsbp_backend: AbstractBackend) ->
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Attach the cell of the matrix to the report (as a property, which also survives distributed runs)."""
+    """Attach the cell of the matrix to the report as a property, which is also kept in distributed runs."""
     report = yield
     parameters = getattr(item, "callspec", None)
     check = parameters.params.get("check") if parameters is not None else None
@@ -230,7 +230,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write the matrix as JSON where asked for."""
+    """Write the matrix as JSON, if requested."""
     path: Path | None = session.config.getoption("--conformance-json")
     matrix = session.config.stash[_MATRIX]
     if path is not None and matrix.cells and not hasattr(session.config, "workerinput"):

@@ -1,8 +1,9 @@
-"""The printers of the backends tested themselves: what they print is made wrong in one way, which the suite must see.
+"""Tests of the suite with faulty printers of the backends. Each fault changes the printed code, and a check must fail.
 
-`faults.py` prints for numpy; here the same rules are used on what each other backend prints and compiles, in its own
-language. Compiled code stays for as long as the process, so a fault is one process:
-`python -m stsbp_conformance.printers torch PrinterFuses` prints the check that sees it, and fails where none does.
+`faults.py` changes the printer for numpy. This module applies the same faults to the code that each other backend
+prints and compiles in its own language. Compiled code stays as long as the process, so each fault needs its own
+process. `python -m stsbp_conformance.printers torch PrinterFuses` prints the check that fails, and ends with an error
+if none does.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ __all__ = ["PRINTERS", "RULES", "Printer", "checks", "seen_by"]
 
 
 class Printer(NamedTuple):
-    """Where a backend prints.
+    """The printer of a backend.
 
     Attributes:
-        device: of the backend.
-        module: whose functions `prints` print.
-        fused: a pattern of a fused multiply-add in its language; None: its compiler fuses what is not kept from it.
+        device: device of the backend.
+        module: module whose functions `prints` print code.
+        fused: pattern of a fused multiply-add in its language; None: its compiler fuses everything that is not
+            protected.
     """
 
     device: str
@@ -41,19 +43,19 @@ class Printer(NamedTuple):
 
 
 PRINTERS = {
-    # Of numba: in double precision, which holds the product of two float32.
+    # For numba: in double precision, which holds the exact product of two float32 numbers.
     "torch": Printer("cpu", "stsbp_cpu.printed", ("lines", "function"), "float32({0} * 1.0 * {1} + {2} * 1.0)"),
     "jax": Printer("cpu:xla", "stsbp_jax.recurrence", ("compiled",), None),
     "cupy": Printer("host", "stsbp_cupy.recurrence", ("lines",), "__builtin_fmaf({0}, {1}, {2})"),
 }
-"""By backend; numpy's printer is among the faults of `faults.py`."""
+"""Printers by backend. numpy's printer is tested in `faults.py`."""
 
 RULES = (faults.PrinterFuses, faults.PrinterDropsASnap, faults.PrinterSwapsOperands)
-"""What is printed wrongly."""
+"""The faults of printers."""
 
 
 def _spoil(printer: Printer, rule: type[Any]) -> None:
-    """Print wrongly from now on."""
+    """Make the printer faulty from now on."""
     module: Any = importlib.import_module(printer.module)
 
     def spoilt(real: Any) -> Any:
@@ -71,13 +73,14 @@ def _spoil(printer: Printer, rule: type[Any]) -> None:
 
 
 def checks() -> Iterator[Check]:
-    """Those that are run: of a model with each reset, and of one whose threshold moves; not of every surrogate."""
+    """The checks that are run: for one model with each reset and one with a moving threshold, but not all
+    surrogates."""
     for model in neurons.MODELS:
         yield from (check for check in neurons.checks(model) if not check.id.endswith("every surrogate"))
 
 
 def seen_by(backend: str, rule: type[Any]) -> str | None:
-    """The first check that fails on a backend whose printer is spoilt; None: all pass. Once a process."""
+    """The first check that fails on a backend with a faulty printer; None: all pass. Call it once per process."""
     printer = PRINTERS[backend]
     opened = open_backend(backend, printer.device)
     _spoil(printer, rule)
@@ -90,7 +93,7 @@ def seen_by(backend: str, rule: type[Any]) -> str | None:
 
 
 def main() -> None:
-    """Spoil the printer of a backend by a rule, both named as arguments."""
+    """Make the printer of a backend faulty. Backend and fault are arguments."""
     backend, name = sys.argv[1:]
     found = seen_by(backend, {rule.__name__: rule for rule in RULES}[name])
     print(found or "NOT SEEN")

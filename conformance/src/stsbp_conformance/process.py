@@ -1,4 +1,4 @@
-"""Processes that train the cases of tier 8 together; `started` starts them, `main` is one of them."""
+"""Processes that train the cases of tier 8 together. `started` starts them, and each of them runs `main`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from stsbp_conformance.tiers.bits import GEOMETRY, LENGTHS, NORMALISED_DIRECT
 __all__ = ["CASES", "NORMALISED", "RECURRENT", "UPDATES", "Trained", "main", "started"]
 
 _PATIENCE = 900.0
-"""Seconds in which processes must have compiled and trained, on a busy machine too."""
+"""Time in seconds in which processes must have compiled and trained, also on a busy machine."""
 
 
 NORMALISED = NetworkCase(
@@ -54,7 +54,7 @@ RECURRENT = NetworkCase(
 )
 
 CASES = (
-    # 45 neurons before the second dropout: masks of other samples than the first begin in the middle of a random word.
+    # 45 neurons before the second dropout. The masks of all samples but the first begin in the middle of a random word.
     NetworkCase(
         "events, 7 samples",
         NetworkSpec.parse("4C3p1d0.3-P2-5C3-12d0.2", input_shape=(2, 10, 10), outputs=4, neuron=PLIF(3.0, 5 / 3, 0.5)),
@@ -81,11 +81,11 @@ UPDATES = {case.id: loss for case, loss in zip(CASES, _LOSSES, strict=True)}
 
 @dataclass(frozen=True)
 class Trained:
-    """Where a training run came to.
+    """The results of a training run.
 
     Attributes:
         weights: SHA-256 of weights and moments.
-        steps: what each update reported: SHA-256 of the spikes, gradient norm, spike rates, zeroed errors.
+        steps: results of each update: SHA-256 of the spikes, gradient norm, spike rates, zeroed errors.
     """
 
     weights: str
@@ -93,7 +93,7 @@ class Trained:
 
     @classmethod
     def of(cls, state: Mapping[str, AnyArray], results: Sequence[StepResult]) -> Trained:
-        """Of an exported state and results."""
+        """The results from an exported state and the results of the steps."""
         digest = hashlib.sha256()
         for name in sorted(state):
             digest.update(name.encode() + b"\0" + state[name].tobytes())
@@ -105,10 +105,10 @@ class Trained:
 
 
 def started(backend: AbstractBackend, size: int, updates: int, cases: Sequence[str]) -> list[dict[str, Trained]]:
-    """What each of `size` processes of a backend found, by case.
+    """The results of each of `size` processes of a backend, by case.
 
     Raises:
-        Mismatch: one of them ended with an error, which the message shows.
+        Mismatch: a process ended with an error. The message contains it.
     """
     own = (backend.name, backend.device, str(free_port()), str(size), str(updates))
     command = [sys.executable, "-m", __spec__.name, *own]
@@ -128,7 +128,7 @@ def started(backend: AbstractBackend, size: int, updates: int, cases: Sequence[s
             stack.enter_context(each)
             stack.callback(each.kill)
             running.append(each)
-        # Each prints one line, which a pipe holds until it is asked for.
+        # Each process prints only one line, so its output fits in the buffer of the pipe.
         for rank, each in enumerate(running):
             printed, _ = each.communicate(timeout=_PATIENCE)
             if each.returncode != 0:
@@ -140,14 +140,14 @@ def started(backend: AbstractBackend, size: int, updates: int, cases: Sequence[s
 
 
 def _own(case: NetworkCase, collective: Collective, step: int) -> Batch[packed.Inputs]:
-    """The inputs of this process's part of a batch, and the targets of all of it."""
+    """The inputs of this process's part of a batch, and the targets of the whole batch."""
     inputs, targets, lengths = reference.rolled(case, step)
     part, axis = collective.parts(case.batch)[collective.rank], int(case.network.coding == "events")
     return Batch(packed.of_part(inputs, part, axis), targets, lengths)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Train cases with the other processes and print what came of them as JSON."""
+    """Train cases together with the other processes, and print the results as JSON."""
     from stsbp_conformance.tiers.reproducible import OPTIMIZER
 
     name, device, port, size, updates, rank, *cases = arguments

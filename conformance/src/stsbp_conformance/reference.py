@@ -1,4 +1,4 @@
-"""What the numpy reference computes for a case: once per session, shared by every backend under test."""
+"""Results of the numpy reference for a case. They are computed once per session, and used for all tested backends."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NUMPY = NumpyBackend()
 
 @lru_cache(maxsize=4)
 def weights(case: NetworkCase) -> dict[str, Float32]:
-    """The case's master weights; not to be written to."""
+    """The case's master weights. Do not write to them."""
     made = case.weights()
     for w in made.values():
         w.setflags(write=False)
@@ -31,7 +31,7 @@ def weights(case: NetworkCase) -> dict[str, Float32]:
 
 @cache
 def data(case: NetworkCase) -> Batch:
-    """The case's inputs and targets; not to be written to."""
+    """The case's inputs and targets. Do not write to them."""
     batch = case.data()
     for x in batch:
         if x is not None:
@@ -60,7 +60,7 @@ def trained(case: NetworkCase, loss: str, optimizer: AdamW, steps: int) -> tuple
 
 
 def train(trainer: Trainer, case: NetworkCase, steps: int) -> tuple[dict[str, AnyArray], list[StepResult]]:
-    """Exported state and results after `steps` updates, each on its own `rolled` batch."""
+    """Exported state and results after `steps` updates, each on a different `rolled` batch."""
     state = trainer.init({name: w.copy() for name, w in weights(case).items()})
     results = []
     for step in range(steps):
@@ -70,7 +70,7 @@ def train(trainer: Trainer, case: NetworkCase, steps: int) -> tuple[dict[str, An
 
 
 def rolled(case: NetworkCase, step: int) -> Batch:
-    """The case's batch with its targets moved on by `step` time steps, so that no two updates are alike."""
+    """The case's batch, with its targets shifted by `step` time steps, so that all updates differ."""
     inputs, targets, lengths = data(case)
     return Batch(inputs, np.roll(targets, step, axis=0), lengths)
 

@@ -1,12 +1,13 @@
-"""A search for networks that break the bound of `fast` gradients.
+"""A search for networks that exceed the bound of `fast` gradients.
 
     python -m stsbp_conformance.search --cases 1000 --backend torch [--device D] [--first SEED] [--normalised|--graphs]
 
-Draws small networks, many of them with what makes rounding errors large: peaked surrogates, potentials held at the
-threshold or on an edge, constant weights and inputs, errors that are equal or take each other away. Prints the largest
-distance as a part of its bound for both kinds of potentials, and as a part of the older `4 u sqrt(n) max |float64|`;
-exits with an error where a bound is left. A seed draws the same network everywhere; `--normalised` puts batch
-normalisation behind all hidden weights, by running statistics or, of every second seed, by those of the batch.
+It draws small networks, many of them with properties that make rounding errors large: peaked surrogates, potentials at
+the threshold or on an edge, constant weights and inputs, and errors that are equal or cancel each other. It prints the
+largest distance as a fraction of its bound for both kinds of potentials, and as a fraction of the older bound
+`4 u sqrt(n) max |float64|`. It exits with an error if a bound is exceeded. A seed gives the same network everywhere.
+`--normalised` adds batch normalisation after all hidden weights, with running statistics or, for every second seed,
+with those of the batch.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from stsbp_conformance.tiers import gradients
 __all__ = ["drawn_case", "former_ratio", "ratios"]
 
 _OVERFLOW = 1e30
-"""The bound says nothing where float32 may overflow; networks whose gradients reach this are left out."""
+"""The bound only holds if float32 does not overflow. Networks whose gradients reach this value are left out."""
 
 
 _GRAPHS = {
@@ -49,11 +50,11 @@ _GRAPHS = {
     "12-8": "12R-8R{neuron=if,tau_s=7,tau_rise=2}",
     "7-7-7-7": "7-[7R{delay=1}|7-7]+-7R{neuron=alif,reset=subtract}-7{recurrent=one-to-one}",
 }
-"""What is drawn in their place with `graphs`."""
+"""Values that are drawn instead with `graphs`."""
 
 
 def drawn_case(seed: int, *, normalised: bool = False, graphs: bool = False) -> tuple[AdversarialCase, str | None]:
-    """A network of a seed, and the loss whose error enters it (None: cotangents).
+    """The network of a seed, and the loss whose error is used (None: output errors of the case).
 
     `normalised`: with batch normalisation; `graphs`: with recurrence, branches and delays.
     """
@@ -108,9 +109,9 @@ def drawn_case(seed: int, *, normalised: bool = False, graphs: bool = False) -> 
 
 
 def former_ratio(case: NetworkCase, name: str, distance: AnyArray, near: Near) -> float:
-    """The largest distance as a part of `4 u sqrt(n) max |float64|`, which stood here before and is no bound.
+    """The largest distance as a fraction of `4 u sqrt(n) max |float64|`, which was used earlier but is not a bound.
 
-    `n`: the summands of one weight's gradient and of every data gradient above it.
+    `n`: number of summands of the weight's gradient and of all input gradients above it.
     """
     blocks = case.network.blocks
     (block,) = (b for b in blocks if b.name == name.partition(".")[0])
@@ -127,7 +128,8 @@ def ratios(
     potentials: Potentials,
     dropout: tuple[int, int] | None = None,
 ) -> tuple[float, float, float] | None:
-    """The largest distance as a part of its bound, as a multiple of its spread, and as a part of the former bound.
+    """The largest distance as a fraction of its bound, as a multiple of its spread, and as a fraction of the older
+    bound.
 
     None: the gradients may overflow.
     """

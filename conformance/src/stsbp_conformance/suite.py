@@ -1,6 +1,6 @@
-"""The suite as pytest tests. A backend's author writes one line: `from stsbp_conformance.suite import *`.
+"""The suite as pytest tests. Authors of backends write one line: `from stsbp_conformance.suite import *`.
 
-`pytest --backend NAME --device D` chooses what is tested; the fixture `run_check` comes from the package's plugin.
+`pytest --backend NAME --device D` chooses what is tested. The fixture `run_check` comes from the package's plugin.
 """
 
 from __future__ import annotations
@@ -80,11 +80,11 @@ def test_tier6_trainer(check: Check, run_check: Run) -> None:
 
 @_cases(errors.CHECKS)
 def test_tier7_errors(check: Check, run_check: Run) -> None:
-    """What must be refused is refused."""
+    """Invalid arguments are refused."""
     run_check(check)
 
 
 @_cases(parts.CHECKS)
 def test_tier8_parts(check: Check, run_check: Run) -> None:
-    """Micro-batches and several processes have the bits of the whole batch."""
+    """Micro-batches and several processes give the same bits as the whole batch."""
     run_check(check)

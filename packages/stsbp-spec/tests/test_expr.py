@@ -122,7 +122,7 @@ def test_names_are_kept_and_never_taken_twice() -> None:
         (lambda: variable("_x"), "letters, digits"),
         (lambda: variable("where"), "where is a reserved word in a language"),
         (lambda: Recurrence("f", (), ("a",), {"snap": A}, {}), "snap is a reserved word in a language"),
-        (lambda: Recurrence("f", ("a",), ("a",), {}, {"y": A}), "a stands for two things"),
+        (lambda: Recurrence("f", ("a",), ("a",), {}, {"y": A}), "these names are used twice: a"),
         (lambda: Recurrence("f", (), ("a",), {}, {"y": A + B}), "b is neither a parameter nor an input nor a state"),
         (lambda: Recurrence("f", (), ("a",), {}, {"y": A + unsnapped(A)}), "must enclose a whole state or result"),
         (lambda: Recurrence("f", (), ("a",), {"s": A < 1}, {}), "the state s is a condition"),

@@ -32,13 +32,13 @@ NUMPY = NumpyBackend()
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ((2.0, 0.0, 1.0), "begins between low, 0, and high, 1, got initial=2"),
-        ((0.5, 1.0, 0.0), "begins between low, 1, and high, 0"),
-        ((0.5, 0.5, 0.5), "begins between"),
-        ((2.0**-101, 0.0, 1.0), "initial of a learned number must be 0 or from 2\\^-100 to 2\\^100"),
-        ((0.5, 0.0, 2.0**101), "high of a learned number must be"),
-        ((0.5, float("-inf"), 1.0), "low of a learned number must be"),
-        ((float("nan"), 0.0, 1.0), "initial of a learned number must be"),
+        ((2.0, 0.0, 1.0), "initial of a learned parameter must be between low, 0, and high, 1, got 2"),
+        ((0.5, 1.0, 0.0), "must be between low, 1, and high, 0"),
+        ((0.5, 0.5, 0.5), "must be between"),
+        ((2.0**-101, 0.0, 1.0), "initial of a learned parameter must be 0 or from 2\\^-100 to 2\\^100"),
+        ((0.5, 0.0, 2.0**101), "high of a learned parameter must be"),
+        ((0.5, float("-inf"), 1.0), "low of a learned parameter must be"),
+        ((float("nan"), 0.0, 1.0), "initial of a learned parameter must be"),
         ((0.5, 0.0, 1.0, "neuron"), "per is 'layer' or 'channel', got 'neuron'"),
     ],
 )

@@ -136,7 +136,7 @@ def test_a_backend_that_does_not_import_keeps_its_cause(monkeypatch: pytest.Monk
     point = EntryPoint("torch", "module_that_is_nowhere:TorchBackend", registry.GROUP)
     monkeypatch.setattr(registry, "entry_points", _entry_points(point))
     with pytest.raises(
-        BackendError, match=r"installed but does not import: ModuleNotFoundError: .*nowhere.*stsbp-torch"
+        BackendError, match=r"installed but cannot be imported: ModuleNotFoundError: .*nowhere.*stsbp-torch"
     ) as e:
         stsbp_spec.load_backend("torch")
     assert isinstance(e.value.__cause__, ModuleNotFoundError)

@@ -123,7 +123,7 @@ def test_a_tape_fills_its_arrays_anew_and_refuses_new_ones_while_recording() -> 
     assert made.tolist() == [10]
     tape.recording = True
     assert tape.filled("twice", lambda now: np.array([0])) is made
-    with pytest.raises(BackendError, match="CUDA graphs: thrice was not asked for before the step was recorded"):
+    with pytest.raises(BackendError, match="CUDA graphs: thrice was not requested before the step was recorded"):
         tape.filled("thrice", lambda now: np.array([0]))
 
 

@@ -117,7 +117,7 @@ def test_backends_says_what_is_not_installed_or_broken(
     ]
     monkeypatch.setattr(registry, "entry_points", lambda group: points)
     text = stsbp("backends").stdout
-    assert "cannot run: backend 'broken' is installed but does not import: ModuleNotFoundError" in text
+    assert "cannot run: backend 'broken' is installed but cannot be imported: ModuleNotFoundError" in text
     assert "not installed: python -m pip install stsbp-torch" in text
 
 

@@ -96,7 +96,7 @@ def test_names_are_known_without_an_import(site: Path) -> None:
     assert {"digits", *_words()} <= set(DATASETS)
     assert "good" in DATASETS
     assert "words_of_others" not in sys.modules
-    with pytest.raises(DataError, match=r"the data set 'good' of words does not import: RuntimeError: imported"):
+    with pytest.raises(DataError, match=r"the data set 'good' of words cannot be imported: RuntimeError: imported"):
         info_of("good")
 
 
@@ -125,7 +125,7 @@ def test_entry_points_that_are_no_data_sets(site: Path, stsbp: Call) -> None:
     for name, message in {
         "renamed": r"the entry point 'renamed' of words must name a DatasetInfo of that name.* is the data set 'good'",
         "number": "'number' of words must name a DatasetInfo.* is a int",
-        "gone": "'gone' of words does not import: AttributeError",
+        "gone": "'gone' of words cannot be imported: AttributeError",
     }.items():
         with pytest.raises(DataError, match=message):
             info_of(name)

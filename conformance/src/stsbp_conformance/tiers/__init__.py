@@ -1,1 +1,1 @@
-"""The eight tiers; each module holds its checks as `CHECKS` and says in its first lines what it proves."""
+"""The eight tiers. Each module has its checks in `CHECKS`, and its first lines say what it proves."""

@@ -1,7 +1,7 @@
 """Tier 2: spikes, membrane potentials and weight grids of whole networks, bit for bit.
 
-Tau 2 hides fused multiply-adds, because a product with 1/2 is exact; so 3, 5 and 5/3 are there. Some inputs reach the
-threshold exactly, where `>` would show; some fall silent, and their potentials decay into the floor.
+Tau 2 hides fused multiply-adds, because a product with 1/2 is exact. Tau is therefore also 3, 5 and 5/3. Some inputs
+reach the threshold exactly, which reveals `>`. Some inputs fall silent, and their potentials decay to below the floor.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ COUNTS = NetworkCase(
     batch=2,
 )
 
-# Every neuron model in one network, a synapse that rises, and the others than LIF after a static input.
+# All neuron models in one network, a synapse with a rise, and models other than LIF after a static input.
 MODELS = NetworkCase(
     "every neuron model",
     NetworkSpec.parse(
@@ -125,7 +125,7 @@ MODELS_DIRECT = tuple(
     )
 )
 
-# What neurons learn, one number a layer and one a channel, also at the ends of its domain; biases, one after dropout.
+# Learned parameters per layer and per channel, also at the ends of their domains; biases, one of them after dropout.
 LEARNED = NetworkCase(
     "neurons that learn",
     NetworkSpec.parse(
@@ -138,8 +138,8 @@ LEARNED = NetworkCase(
     batch=3,
 )
 
-# Rectangular, dilated and grouped kernels; sums of windows, whose division is the filter's or a bias's gain; max
-# pooling, upsampling and flattening.
+# Kernels that are rectangular, dilated or grouped; sums of windows, whose division is in the gain of the filter or the
+# bias; max pooling, upsampling and flattening.
 GEOMETRY = NetworkCase(
     "every geometry",
     NetworkSpec.parse(
@@ -183,7 +183,7 @@ EXACT_HITS = NetworkCase(
     density=0.2,
 )
 
-# One step of input, then silence for longer than any state needs to fall below 2^-100 (171 steps at tau 3).
+# One step of input, then silence until every state must be below 2^-100 (171 steps at tau 3).
 FLOOR = NetworkCase(
     "silence until the floor",
     NetworkSpec.parse("5C3-P2-12", input_shape=(2, 8, 8), outputs=6, neuron=LIF(3, 5 / 3, 0.5)),
@@ -193,7 +193,7 @@ FLOOR = NetworkCase(
     density=0.3,
 )
 
-# Weights up to 2^99.9 in 2 and in 12 bits: the coarsest steps and the largest sums that there are.
+# Weights up to 2^99.9 in 2 and in 12 bits: the coarsest grids and the largest possible sums.
 HUGE = NetworkCase(
     "weights below the ceiling",
     NetworkSpec.parse(
@@ -239,7 +239,7 @@ NINE_LAYERS = NetworkCase(
     density=0.2,
 )
 
-# Statistics over the batch, threshold-scaled ones behind dropout among them; of a static input, of its one frame.
+# Statistics over the batch, including threshold-scaled ones after dropout. For a static input, over its one frame.
 NORMALISED = NetworkCase(
     "batch normalisation",
     NetworkSpec.parse("4C3p1bn-P2-D0.25-9bn{factor=0.4}", input_shape=(2, 6, 7), outputs=4, neuron=LIF(3, 5 / 3, 0.4)),
@@ -260,8 +260,9 @@ NORMALISED_DIRECT = NetworkCase(
     batch=3,
 )
 
-# A population that reads frames and its own filtered spikes; a delayed branch beside its input, behind one dropout; two
-# projections that share a filter in evaluation, and not in training, where one of them has the factor of the dropout.
+# A population that reads frames and its own filtered spikes; a delayed branch beside its input, both after one dropout;
+# two projections that share a filter in evaluation but not in training, where one of them has the factor of the
+# dropout.
 RECURRENT = NetworkCase(
     "recurrence, branches, delays",
     NetworkSpec.parse(
@@ -272,7 +273,7 @@ RECURRENT = NetworkCase(
     gain=3.0,
     density=0.3,
 )
-# After an image; with biases, what neurons learn, an adaptation and a synapse that rises in the recurrence.
+# The same after an image; with biases, learned parameters, an adaptation, and a synapse with a rise in the recurrence.
 RECURRENT_DIRECT = NetworkCase(
     "direct, recurrent neurons of other models",
     NetworkSpec.parse(
@@ -313,7 +314,7 @@ LENGTHS = NetworkCase(
     density=0.3,
     lengths=(9, 2, 6),
 )
-"""Of no other tier than those of errors and updates: states run on through padded steps."""
+"""Only used by the tiers of errors and updates, because states continue through padded steps."""
 
 READOUT = NetworkCase(
     "a readout after LIF neurons",
@@ -323,7 +324,7 @@ READOUT = NetworkCase(
     gain=3.0,
     density=0.3,
 )
-"""Of tiers 2 and 5: its losses are those of `fast` precision alone, and its outputs no spikes."""
+"""Used by tiers 2 and 5. Its losses only exist in `fast` precision, and its outputs are not spikes."""
 
 CASES = (
     *_QUICK,
@@ -357,7 +358,7 @@ def _check(case: NetworkCase) -> Check:
 
 
 def _stepwise(case: NetworkCase) -> Check:
-    """States enter and leave: one step at a time, with the bits of all steps at once."""
+    """One step at a time, with states passed in and out, must give the same bits as all steps at once."""
 
     def run(backend: AbstractBackend) -> Verdict:
         expected, inputs = reference.run(case), reference.data(case).inputs

@@ -1,7 +1,7 @@
-"""Tier 7: what must be refused is refused, with the right error and a message that names the place.
+"""Tier 7: invalid arguments are refused, with the right error and a message that names the location.
 
-A loss or a surrogate that is not of the spec is no error: it is an equation, which every backend computes to the same
-bits. A kind of weights is no equation, and one that a backend does not know is refused.
+A loss or a surrogate that is not in the spec is not an error. It is an equation, and every backend computes it to the
+same bits. A kind of weights is not an equation. A backend refuses kinds that it does not know.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _LOSS = LOSSES["hamming"]
 
 @dataclass(frozen=True)
 class _Drift(Loss):
-    """A leaky sum of what came too early or too late, and the difference of the counts."""
+    """A leaky sum of early and late spikes, and the difference of the counts."""
 
     name: ClassVar[str] = "drift"
     parameters: ClassVar[tuple[str, ...]] = ("keep", "late", "often")
@@ -109,7 +109,7 @@ class _TwiceTriangle(Triangle):
 
 @dataclass(frozen=True)
 class _NoSuchOperation(Op):
-    """An operation of nobody's."""
+    """An operation that no backend knows."""
 
     def infer(self, *inputs: Values) -> Values:
         return self.spikes(inputs)
@@ -162,7 +162,7 @@ def _weights(backend: AbstractBackend) -> Verdict:
             _refused(compared, f"run with {what}", kind, word, run)
             gradients = partial(backend.value_and_grad, _CASE.network, _LOSS, weights, batch)
             _refused(compared, f"value_and_grad with {what}", kind, word, gradients)
-    # Libraries that add or compare in parallel do so from some size on, and may leave NaN out of a maximum.
+    # Above some size, libraries add or compare in parallel, and may ignore NaN in a maximum.
     wide = NetworkSpec.parse("2", input_shape=(60_000,), coding="direct")
     for value in (np.nan, np.inf):
         weights = {"linear1": np.ones((2, 60_000), np.float32)}
@@ -280,7 +280,7 @@ def _overflow(backend: AbstractBackend) -> Verdict:
     compared = Compared()
     network = NetworkSpec.parse("9", input_shape=(6,), outputs=4, neuron=LIF(surrogate=FastSigmoid(1e-30)))
     weights = initial_weights(network, 0)
-    # They reach the membrane, whose product with the error overflows after a few steps.
+    # These weights reach the membrane potential. Its product with the error overflows after a few steps.
     weights["linear2"] = np.copysign(np.float32(1e30), weights["linear2"])
     batch = Batch(spikes((8, 3, 6), 0.3, 1), spikes((8, 3, 4), 0.3, 2))
     trainer = backend.trainer(network, _LOSS, AdamW())
@@ -315,7 +315,8 @@ def _unknown(backend: AbstractBackend) -> Verdict:
 
 
 def _foreign(loss: Loss, surrogate: Surrogate) -> Callable[[AbstractBackend], Verdict]:
-    """Gradients and two updates with a loss or a surrogate that is not of the spec, never taken for another."""
+    """Gradients and two updates with a loss or a surrogate that is not in the spec. It must not be taken for
+    another."""
 
     def run(backend: AbstractBackend) -> Verdict:
         compared, optimizer = Compared(), AdamW(lr=0.01)

@@ -1,7 +1,7 @@
-"""Tier 5 of the expressions themselves: every operation on hostile numbers, and equations drawn at random.
+"""Tier 5 for expressions: every operation on extreme numbers, and equations drawn at random.
 
-docs/expressions.md states the rules: NaN, infinities, zeros and overflow are those of IEEE 754, a subnormal number is
-kept or taken for the zero of its sign, and a NaN has neither sign nor payload.
+docs/expressions.md states the rules. NaN, infinities, zeros and overflow follow IEEE 754. A subnormal number is kept,
+or treated as the zero of its sign. A NaN has neither sign nor payload.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ HOSTILE: Float32 = np.array(
     ],
     np.float32,
 )
-"""Numbers at the edges of every rule."""
+"""Numbers at the limits of every rule."""
 
 _X, _Y = variable("x"), variable("y")
 OPERATIONS: Mapping[str, Expr] = {
@@ -50,7 +50,7 @@ OPERATIONS: Mapping[str, Expr] = {
     "reciprocal": 1 / _X, "twice": _X + _X, "square": _X * _X, "one": _X / _X, "nothing": _X - _X, "by_three": _X / 3,
     "times_zero": _X * 0,
 }  # fmt: skip
-"""Every operation that is exact, by a name; some of an operand with itself or a constant, which invite a compiler."""
+"""All exact operations by name. Some have the same operand twice, or a constant, which compilers may simplify."""
 
 
 def _pairs() -> dict[str, Float32]:
@@ -59,7 +59,7 @@ def _pairs() -> dict[str, Float32]:
 
 
 def _expected(recurrence: Recurrence, inputs: Mapping[str, Float32], *, flush: bool) -> dict[str, AnyArray]:
-    """One operation in numpy, with subnormal numbers kept, or taken for zero where they are read and written."""
+    """One operation in numpy. Subnormal numbers are kept, or treated as zero when they are read and written."""
 
     def kept(x: AnyArray) -> AnyArray:
         return np.where(np.abs(x) < _TINY, np.copysign(np.float32(0), x), x) if flush and x.dtype == np.float32 else x
@@ -103,7 +103,7 @@ def _exponential(backend: AbstractBackend, compared: Compared) -> None:
 
 
 def drawn(seed: int, count: int = 12) -> dict[str, Expr]:
-    """Equations of `x`, `y` and the state `m` in which no flush of subnormal numbers shows."""
+    """Equations of `x`, `y` and the state `m` whose results do not depend on whether subnormal numbers are flushed."""
     rng = random.Random(seed)
     m = variable("m")
 

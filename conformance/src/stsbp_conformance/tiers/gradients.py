@@ -1,15 +1,16 @@
 """Tier 3: `fast` gradients against float64, each weight within its own bound.
 
-The expectation is the paper's literal form in float64, filter before the weights, on the spikes and potentials of the
-float32 forward pass (which tier 2 compares), so that no flipped spike hides in it; or on the potentials of a float64
-simulation with the same spikes. The bound is that of `stsbp_spec.reference.roundoff`, a running error analysis of the
-same pass: no float32 arithmetic that rounds each operation once can leave it, in whatever order it adds.
+The expected result is the paper's literal form in float64, with the filter before the weights. It uses the spikes and
+potentials of the float32 forward pass (which tier 2 compares), so that no flipped spike affects it; or the potentials
+of a float64 simulation with the same spikes. The bound is that of `stsbp_spec.reference.roundoff`, a running error
+analysis of the same pass. Float32 arithmetic that rounds each operation once cannot exceed it, in whatever order it
+adds.
 
-That bound is wide where sums are long, so distances are also measured in spreads, the size that independent roundings
-have; and where all data are random, they must stay below `check.SPREADS` of them.
+The bound is wide if sums are long. Distances are therefore also measured in spreads, the size of independent rounding
+errors. If all data are random, they must stay below `check.SPREADS` spreads.
 
-Cotangents are random: random target trains through each loss, and normal random numbers at the output spikes. The cases
-of adversarial.py choose them.
+Output errors are random: from random target trains and each loss, and normally distributed ones. The cases of
+adversarial.py choose them.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ Dropout = tuple[int, int] | None
 
 @cache
 def float64_gradients(case: NetworkCase, loss: str | None) -> dict[str, Float64]:
-    """Gradients by layer name in the literal form; `loss` None: for the case's cotangents at the output spikes."""
+    """Gradients by layer name in the literal form. If `loss` is None, they are for the case's own output errors."""
     network, result = case.network, reference.run(case)
     literal = Literal(network, float)
     inputs, targets, _ = reference.data(case)
@@ -61,14 +62,14 @@ def float64_gradients(case: NetworkCase, loss: str | None) -> dict[str, Float64]
     run = literal.forward(weights, frames, seen)
     if loss is not None:
         return literal.backward(LOSSES[loss], weights, run, [literal.array(x) for x in targets])
-    # The error of the Hamming distance is (o - target) / B: these "targets" make it the wanted cotangent.
+    # The error of the Hamming distance is (o - target) / B. These "targets" make it equal to the required error.
     cotangent = case.cotangents().astype(np.float64)
     return literal.backward(Hamming(), weights, run, list(np.stack([*run.o.values()][-1]) - case.batch * cotangent))
 
 
 @cache
 def _kept(case: NetworkCase) -> dict[str, dict[str, Float32]]:
-    """What the neurons of the reference keep for the way back besides their potentials; a threshold that moves."""
+    """Values of the reference's neurons for the backward pass other than potentials, such as a moving threshold."""
     if all(neuron_equations(b.filter(training=False), b.neuron).kept == ("u",) for b in case.network.blocks):
         return {block.name: {} for block in case.network.blocks}
     inputs = NUMPY.encode(reference.data(case).inputs, case.network.coding)
@@ -77,7 +78,7 @@ def _kept(case: NetworkCase) -> dict[str, dict[str, Float32]]:
 
 
 def _grids(case: NetworkCase) -> dict[str, Float32]:
-    """Weights on their grids, what else was learned, and statistics."""
+    """Weights on their grids, other learned parameters, and statistics."""
     return on_grid(NUMPY, case.network, reference.weights(case))[0]
 
 
@@ -94,7 +95,7 @@ def _layers(case: NetworkCase, dropout: Dropout) -> dict[str, LayerRun]:
 
 
 def analysed(case: NetworkCase, loss: str | None, potentials: Potentials, dropout: Dropout) -> dict[str, Near]:
-    """Gradients by layer name, filter after the weights, in float64 beside their bound and spread."""
+    """Gradients by layer name with the filter after the weights, in float64, with their bounds and spreads."""
     network, (inputs, targets, _) = case.network, reference.data(case)
     layers = _layers(case, dropout)
     if loss is None:
@@ -109,7 +110,7 @@ def analysed(case: NetworkCase, loss: str | None, potentials: Potentials, dropou
 def near_gradients(
     case: NetworkCase, loss: str | None, potentials: Potentials = "float32", dropout: Dropout = None
 ) -> dict[str, Near]:
-    """`analysed` gradients; values of the literal form where float32's potentials are taken and nothing is dropped."""
+    """`analysed` gradients. With float32 potentials and without dropout, values are those of the literal form."""
     found = analysed(case, loss, potentials, dropout)
     if potentials == "float32" and dropout is None:
         return {name: replace(found[name], value=g) for name, g in float64_gradients(case, loss).items()}
@@ -146,7 +147,7 @@ def _check(
         got = computed(backend, case, loss, dropout)
         for name, near in near_gradients(case, loss, potentials, dropout).items():
             compared.true(f"{name}: the gradient is float32", got[name].dtype == np.float32)
-            # Constants that float32 rounds make errors of potentials alike in all neurons.
+            # Constants that float32 rounds cause similar errors of potentials in all neurons.
             # So do mean and variance of a batch.
             random = case.random and potentials == "float32" and not (dropout and case.network.statistics)
             compared.within(f"{name}: gradient", got[name], near, random=random)

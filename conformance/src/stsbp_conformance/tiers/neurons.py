@@ -1,8 +1,9 @@
-"""Tier 5 of every neuron model: forward and backward pair alone, bit for bit against the numpy reference.
+"""Tier 5 for all neuron models: forward and backward pair in isolation, bit for bit against the numpy reference.
 
-`MODELS` follows the spec's table of models, so a new one is here with its first commit; `checks(neuron)` are those of
-any model, a stranger's too. Inputs and errors are made from the model's own equations: potentials that meet the
-threshold exactly or by one unit in the last place, states that fall silent, products on both sides of the floor.
+`MODELS` follows the spec's table of models, so new models are included automatically. `checks(neuron)` gives the checks
+of any model, including user-defined ones. Inputs and errors are made from the model's own equations: potentials that
+reach the threshold exactly or within one unit in the last place, states that fall silent, products on both sides of the
+floor.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ __all__ = [
 ]
 
 _GIVEN = {"tau_m": 3.0, "tau_s": 2.0, "tau_a": 5 / 3, "threshold": 0.5}
-"""None is 2, whose products are exact and hide fused multiply-adds; all decay to the floor within 240 steps."""
+"""No value is 2, because such products are exact and hide fused multiply-adds. All decay to the floor in 240 steps."""
 
 
 _PRECISIONS: tuple[Precision, ...] = ("fast", "reproducible")
 
 
 def models(kind: type[NeuronModel]) -> list[NeuronModel]:
-    """A model with each reset that it has, and with each way to share what it learns."""
+    """A model with each of its resets, and with each way to share learned parameters."""
     given: dict[str, Any] = {name: value for name, value in _GIVEN.items() if name in parameters(kind)}
     each: list[dict[str, Any]] = [{}, {}] if "reset" in parameters(kind) else [{}]
     for name, choices in (("reset", ("zero", "subtract")), ("per", ("layer", "channel"))):
@@ -60,7 +61,7 @@ def models(kind: type[NeuronModel]) -> list[NeuronModel]:
 
 
 MODELS = tuple(neuron for kind in NEURONS.values() for neuron in models(kind))
-"""Every model of the spec."""
+"""All models of the spec."""
 
 
 def _label(neuron: NeuronModel) -> str:
@@ -75,7 +76,7 @@ def with_surrogate(neuron: NeuronModel, surrogate: Surrogate) -> NeuronModel:
 
 
 def learned_numbers(neuron: NeuronModel, filter: SynapticFilter, output: Shape) -> dict[str, Float32]:
-    """What a layer whose spikes have the shape `output` may have learned, by name."""
+    """Possible learned parameters of a layer whose spikes have the shape `output`, by name."""
     every = {**neuron.learned(), **dict.fromkeys(filter.learned(), BIAS_DRAWN)}
     each = enumerate(every.items())
     return {name: learned(x, x.shape(output)[0], 84, number) for number, (name, x) in each}
@@ -152,9 +153,9 @@ def _shapes(neuron: NeuronModel) -> Body:
 
 
 def meeting_the_threshold(neuron: NeuronModel, steps: int = 8) -> tuple[Float32, AnyArray]:
-    """`z` that takes a third of the potentials to their threshold and a third to the number below it; how far all are.
+    """`z` with which a third of the potentials reach the threshold, and a third the next lower number; and distances.
 
-    Each step's input is corrected by what the steps before it have left.
+    The input of each step is corrected for the remaining values of earlier steps. Also returns the distances of all.
     """
     equations = neuron_equations(IDENTITY, neuron)
     forward = equations.forward
@@ -190,7 +191,7 @@ def _at_the_threshold(neuron: NeuronModel) -> Body:
 
 
 def silent(steps: int = 240) -> tuple[Float32, Float32]:
-    """Input at the first step alone, and errors at the last one."""
+    """Input only at the first step, and errors only at the last step."""
     z, ds = normal((steps, 2, 19), 76), normal((steps, 2, 19), 77)
     z[1:], ds[:-1] = 0, 0
     return z, ds
@@ -204,7 +205,7 @@ def _silence(neuron: NeuronModel) -> Body:
 
 
 def near_the_floor(steps: int = 8) -> list[tuple[str, Float32, Float32]]:
-    """Inputs, errors, and then both: small multiples of powers of two around 2^-100, whose sums cancel often."""
+    """Inputs, errors, and both together: small multiples of powers of two near 2^-100, whose sums often cancel."""
     shape = (steps, 1, 96)
 
     def tiny(seed: int) -> Float32:
@@ -255,7 +256,7 @@ def checks(neuron: NeuronModel) -> tuple[Check, ...]:
 
 
 def _spared(neuron: NeuronModel, check: Check) -> Check:
-    """Every surrogate with every model is minutes of compiling: with the last model alone, for each change."""
+    """All surrogates with all models would compile for minutes, so quick checks use them only with the last model."""
     return replace(check, quick=neuron is MODELS[-1] or not check.id.endswith("every surrogate"))
 
 

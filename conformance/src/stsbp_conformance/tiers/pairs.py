@@ -1,8 +1,8 @@
-"""Tier 5: each operation's forward and backward pair alone, bit for bit against the numpy reference.
+"""Tier 5: each operation's forward and backward pair in isolation, bit for bit against the numpy reference.
 
-Sizes are odd on purpose, states decay into the floor, potentials meet the threshold exactly, halves tie in every
-rounding, and cotangents are random. What is no contract between libraries (`exp` in the logistic surrogate, the order
-of `fast` sums) is held to a bound instead.
+Sizes are odd on purpose, states decay to below the floor, potentials reach the threshold exactly, roundings have ties,
+and output errors are random. Results that may differ between libraries (`exp` in the logistic surrogate, the order of
+`fast` sums) are compared with a bound instead.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def pair_check(id: str, body: Body) -> Check:
 
 
 def values(backend: AbstractBackend[Array], x: Array, dtype: type[np.generic]) -> AnyArray:
-    """A native array as numpy of `dtype`; a backend may keep small integers in another type, but not lose values."""
+    """A native array as numpy of `dtype`. A backend may store small integers in another type, but must keep the
+    values."""
     array = backend.numpy(x)
     converted: AnyArray = array.astype(dtype)
     if not np.array_equal(converted.astype(array.dtype), array, equal_nan=array.dtype.kind == "f"):
@@ -83,7 +84,7 @@ def _encode() -> Body:
         for shape in ((9, 2, 3, 5, 2), (8, 3, 7), (17, 1, 1, 3, 3)):
             trains = spikes(shape, 0.4, 2)
             bits = PackedFrames.of(trains)
-            # What the last byte holds beyond the last step is nobody's spike.
+            # Bits of the last byte beyond the last step must be ignored.
             bits.bits[-1] |= np.uint8(256 - 2 ** (1 + (shape[0] - 1) % 8))
             compared.equal(f"events as bits, {shape}", values(backend, backend.unpack(bits), np.uint8), trains)
 
@@ -144,7 +145,7 @@ def _synapse(block: Block, *, pooled: bool = False, lead: Shape = (3, 2)) -> Bod
 
 
 def _passing(op: Passing, shape: Shape, kind: str) -> Body:
-    """An operation without weights on spikes, `counts` or `grey` values; counts have largest ones that are equal."""
+    """An operation without weights on spikes, `counts` or `grey` values. Some counts have several equal maxima."""
 
     def body(backend: AbstractBackend, compared: Compared) -> None:
         s: AnyArray = spikes(shape, 0.4, 9)
@@ -208,7 +209,7 @@ def _lif(
 
 
 def _at_the_floor(neuron: LIF, z: Float32, ds: Float32) -> Body:
-    """At tau 2, states and errors that are powers of two meet the floor itself, which they keep, on their way below."""
+    """At tau 2, states and errors that are powers of two reach the floor itself, which is kept, before they vanish."""
 
     def body(backend: AbstractBackend, compared: Compared) -> None:
         for filter in (PSP(1).filter(), PSP(2).filter()):
@@ -226,7 +227,7 @@ def _psp(tau: float, shape: Shape, *, rise: float = 0, burst: bool = False, coun
     def body(backend: AbstractBackend, compared: Compared) -> None:
         psp, s, da = PSP(tau, rise), spikes(shape, 0.3, 15) * np.uint8(counts), normal(shape, 16)
         if tau == 2:
-            da = np.copysign(np.float32(1), da)  # halves until it meets the floor
+            da = np.copysign(np.float32(1), da)  # is halved until it reaches the floor
         if burst:
             s[1:], da[:-1] = 0, 0
         compared.equal(
@@ -249,7 +250,7 @@ def _loss_error(name: str, tau: float, shape: Shape) -> Body:
 
 
 def _loss_error_of_lengths(name: str, tau: float, shape: Shape, lengths: tuple[int, ...]) -> Body:
-    """Against each sample alone, as long as it is, in a batch of twice as many."""
+    """Compare with each sample alone, with its own length, in a batch of twice the size."""
 
     def body(backend: AbstractBackend, compared: Compared) -> None:
         s, targets = spikes(shape, 0.4, 17), spikes(shape, 0.3, 18)
@@ -269,10 +270,10 @@ def _loss_error_of_lengths(name: str, tau: float, shape: Shape, lengths: tuple[i
 
 
 def _readout_error(name: str, lengths: tuple[int, ...] | None) -> Body:
-    """Against numpy's in float64; float32 may compute it elsewhere.
+    """Compare with numpy in float64. float32 results may differ.
 
-    Of 14 steps below 1 on the average the mean is off by at most 2^-21, so a probability by half of that, and by 8
-    units of 2^-24 for `exp` and the quotient: less than 2^-21 before the division by the batch.
+    The mean of 14 steps, below 1 on average, is off by at most 2^-21. A probability is therefore off by half of that,
+    and by 8 units of 2^-24 for `exp` and the quotient: in total less than 2^-21 before the division by the batch size.
     """
 
     def body(backend: AbstractBackend, compared: Compared) -> None:
@@ -328,7 +329,7 @@ def _error_grid(dz: Float32, bits: int) -> Body:
 def _sums_to_normalise(shape: Shape) -> Float32:
     """Sums in units of 2^-14, up to 2^24 of them, `shape` `[T, B, C, ...]`.
 
-    The first channel is far from 0, the second all alike, and the squares of the others need more than 53 bits.
+    The first channel is far from 0, the second is constant, and squares of the others need more than 53 bits.
     """
     k = np.clip(np.rint(normal(shape, 50).astype(np.float64) * 2**22), -(2**24), 2**24)
     k[:, :, 0] = 2**24 - np.abs(np.rint(normal(shape, 51)[:, :, 0]))
@@ -337,7 +338,7 @@ def _sums_to_normalise(shape: Shape) -> Float32:
 
 
 def _of_channels(backend: AbstractBackend[Array], compared: Compared, what: str, got: Any, expected: Any) -> None:
-    """Numbers of channels, in tuples, bit for bit."""
+    """Compare numbers per channel, in tuples, bit for bit."""
     for place, (x, y) in enumerate(zip(got, expected, strict=True)):
         if isinstance(y, tuple):
             _of_channels(backend, compared, f"{what} {place}", x, y)
@@ -359,7 +360,7 @@ def _batchnorm(shape: Shape, gain: float) -> Body:
         by = backend.of_channels(batchnorm.of_batch, sums, unit, own_scale, **fixed)
         wanted = NUMPY.of_channels(batchnorm.of_batch, expected, exponent, scale, **fixed)
         _of_channels(backend, compared, "coefficients", by, wanted)
-        # Of samples with lengths the number of frames is an array.
+        # For samples with lengths, the number of frames is an array.
         frames, of_frame = backend.asarray(np.array([n], np.int32)), {**fixed, "n": 1}
         by_frames = backend.of_channels(batchnorm.of_batch, sums, unit, own_scale, frames, **of_frame)
         _of_channels(backend, compared, "coefficients by frames", by_frames, wanted)
@@ -391,7 +392,7 @@ def _batchnorm(shape: Shape, gain: float) -> Body:
 
 
 def _running_coefficients(backend: AbstractBackend, compared: Compared) -> None:
-    """Many roots: pow(x, 1/2) differs from the square root in one of a thousand."""
+    """Many square roots: pow(x, 1/2) differs from the square root in one of a thousand cases."""
     mean, scale = normal((2, 20_000), 55)
     arrays = mean, np.exp(3 * normal((20_000,), 56)), scale
     norm = BatchNorm(eps=1e-3)
@@ -400,7 +401,7 @@ def _running_coefficients(backend: AbstractBackend, compared: Compared) -> None:
 
 
 def _sample_grid(dz: Float32, bits: int) -> Body:
-    """Against the error grid of each sample alone."""
+    """Compare with the error grid of each sample alone."""
 
     def body(backend: AbstractBackend, compared: Compared) -> None:
         found = backend.numpy(backend.sample_grid(backend.asarray(dz.copy()), bits))
@@ -411,14 +412,14 @@ def _sample_grid(dz: Float32, bits: int) -> Body:
 
 
 def _of_other_sizes(shape: Shape, seed: int) -> Float32:
-    """Errors `[1, B, ...]` of which every second sample's are 2^40 times smaller."""
+    """Errors `[1, B, ...]`. Those of every second sample are smaller by a factor of 2^40."""
     x: Float32 = normal(shape, seed) * np.exp(4 * normal(shape, seed + 1))
     x[:, 1::2] *= np.float32(2.0**-40)
     return x
 
 
 def _over_time(shape: Shape) -> Body:
-    """What a walk through time is made of, of arrays `[T, ...]`."""
+    """The operations of a walk through time, on arrays `[T, ...]`."""
 
     def body(backend: AbstractBackend, compared: Compared) -> None:
         s, x = spikes(shape, 0.4, 60), normal(shape, 61)
@@ -456,7 +457,7 @@ def _over_time(shape: Shape) -> Body:
 
 
 def _sum_of_branches(backend: AbstractBackend, compared: Compared) -> None:
-    """Spikes, and means of them, which have another type."""
+    """Sums of spikes, and of means of spikes, which have another type."""
     shape = (5, 2, 3, 4, 3)
     a, b = spikes(shape, 0.4, 63), spikes(shape, 0.6, 64) * np.uint8(127)
     means = round_to_grid(np.abs(normal(shape, 65)) % np.float32(1), 4)
@@ -473,7 +474,7 @@ def _sum_of_branches(backend: AbstractBackend, compared: Compared) -> None:
 
 
 def _returned(way: Generator[Any, Any, Any]) -> Any:
-    """What a way through a step finds that asks for nothing."""
+    """The result of a pass through a step that makes no requests."""
     try:
         next(way)
     except StopIteration as end:
@@ -628,21 +629,21 @@ _OPTIMIZERS = {
 
 
 def floor_case() -> tuple[LIF, SynapticFilter, Float32, int]:
-    """Neurons that receive input at the first step alone and are silent until the floor."""
+    """Neurons with input only at the first step, which are then silent until the floor."""
     z = normal((240, 2, 19), 13) * np.float32(0.5)
     z[1:] = 0
     return LIF(3, 2, 0.5), _FILTERS[5 / 3], z, 240
 
 
 def powers(steps: int, exponent: int) -> Float32:
-    """`[steps, 1, 16]`: powers of two of either sign from `2^exponent` up at the last step, before it zero."""
+    """`[steps, 1, 16]`: powers of two of either sign from `2^exponent` on at the last step; zero before it."""
     x = np.zeros((steps, 1, 16), np.float32)
     x[-1, 0] = np.ldexp(np.resize(np.array([1, -1], np.float32), 16), exponent + np.arange(16) // 2)
     return x
 
 
 def _adding_up_to(units: int) -> Float32:
-    """`[2, 513]`: weights of 12 bits, whose rows add up to so many units of 2^-11, the first of negative ones."""
+    """`[2, 513]`: weights of 12 bits. Each row adds up to `units` units of 2^-11; those of the first are negative."""
     row = np.full(513, 2047, np.float32)
     row[-1] = units - 512 * 2047
     return np.stack([-row, row]) / np.float32(2048)
@@ -656,14 +657,14 @@ def _smallest(shape: tuple[int, ...]) -> Float32:
 
 
 def _with_ties(shape: Shape) -> Float32:
-    """Weights of which many lie half way between two grid points."""
+    """Weights, many of them halfway between two grid points."""
     w = round_to_grid(normal(shape, 31), 9)
     w.reshape(-1)[0] = 4
     return w
 
 
 def _near_ceiling(shape: Shape) -> Float32:
-    """Weights just below 2^100 and smaller ones: their grids have the largest steps, and their sums come near 2^125."""
+    """Weights just below 2^100 and smaller ones. Their grids have the largest steps, and their sums come near 2^125."""
     w: Float32 = (np.abs(normal(shape, 35)) * np.float32(2.0**97)).clip(0, _BELOW_CEILING)
     w.reshape(-1)[::3] = _BELOW_CEILING
     return w
@@ -715,7 +716,7 @@ CHECKS = (
     pair_check("LIF, factor of dropout", _lif(LIF(5, 2, 0.5), PSP(5.0).filter(1 / 0.7), (8, 2, 29), 8)),
     pair_check("LIF, at the threshold", _lif(LIF(2, 2, 1.0), _FILTERS[1.0], (12, 2, 64), 12, quantum=2)),
     pair_check("LIF, at a threshold of 0.3", _lif(LIF(1, 2, 0.3), _FILTERS[1.0], (6, 2, 64), 6)),
-    # Further off than exp reaches in float32: a form of the logistic surrogate that grows there ends in NaN.
+    # Beyond the range of exp in float32. A form of the logistic surrogate that grows there would end in NaN.
     pair_check(
         "LIF, logistic, far from the threshold", _lif(LIF(3, 2, 40, Logistic()), _FILTERS[5 / 3], (9, 2, 37), 9)
     ),

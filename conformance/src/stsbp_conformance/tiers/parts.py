@@ -1,9 +1,9 @@
-"""Tier 8: a batch in parts, micro-batches and several processes: the bits of the whole.
+"""Tier 8: a batch in parts, as micro-batches and in several processes, must give the same bits as the whole batch.
 
-Every part of a step that hangs on the whole batch is in these cases: dropout masks, the factor 1/B, error grids, what
-neurons learn, statistics of batch normalisation, clipping by the norm, and what a step reports; and the grids of a
-recurrence, which do not. Slices are even, uneven and empty. Processes are real ones (process.py), connected by what the
-backend connects them with.
+These cases contain every part of a step that depends on the whole batch: dropout masks, the factor 1/B, error grids,
+learned parameters, statistics of batch normalisation, clipping by the norm, and the reported values. They also contain
+the grids of a recurrence, which do not depend on the batch. Slices are even, uneven and empty. Processes are real ones
+(process.py), connected by the backend's own means.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BEFORE = {
     CASES[0].id: "f2c02fe55cc9b4af3931dc0e1cbd79292cdeaf08fefd5ed03c3289a41a0f8a5c",
     CASES[1].id: "c2e705acd59610a7bd91001117c6edd10833527f7f332b11bc271f757c4a3be4",
 }
-"""SHA-256 of weights and moments after 20 updates, found at commit bceefbc, before a batch had parts."""
+"""SHA-256 of weights and moments after 20 updates. They were computed at commit bceefbc, before batches had parts."""
 
 
 def _compare(compared: Compared, what: str, got: process.Trained, expected: process.Trained) -> None:

@@ -1,8 +1,8 @@
-"""Tier 1: the paper's literal equations in exact fractions; spikes, potentials and gradients, tolerance zero.
+"""Tier 1: the paper's literal equations in exact fractions. Spikes, potentials and gradients must be equal.
 
-Small networks whose constants are dyadic (tau 1, 2 and 4, weights of 3 bits, rectangle and triangle surrogates) and
-whose every intermediate result has at most 24 bits, so that float32 must give the exact value. The oracle filters
-before the weights and the backends after them, so the two share no code and no order.
+The networks are small, and their constants are dyadic (tau 1, 2 and 4, weights of 3 bits, rectangle and triangle
+surrogates). All intermediate results have at most 24 bits, so that float32 must give the exact values. The reference
+filters before the weights, and the backends after them, so the two share neither code nor order.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class RationalCase:
             weights[each.name] = ((drawn % 7).astype(np.float32) - 3).reshape(each.weight_shape) / np.float32(4)
         for number, (name, parameter) in enumerate(self.network.parameters.items()):
             if parameter.learned is not None:
-                # 1/2 or 1: products of few bits.
+                # 1/2 or 1, so that products have few bits.
                 drawn = bits(self.seed, Stream.INIT, parameter.shape[0], substream=100 + number)
                 weights[name] = ((drawn % 2).astype(np.float32) + 1) / np.float32(2)
         return weights
@@ -67,7 +67,7 @@ class RationalCase:
 
 @dataclass(frozen=True)
 class Oracle:
-    """What the literal equations give, in fractions."""
+    """The results of the literal equations, in fractions."""
 
     run: LiteralRun
     loss: Fraction
@@ -89,7 +89,7 @@ def oracle(case: RationalCase) -> Oracle:
 
 
 def compare(compared: Compared, what: str, got: AnyArray, expected: AnyArray) -> None:
-    """Every float is exactly the fraction."""
+    """Check that every float equals its fraction exactly."""
     if got.shape != expected.shape:
         raise Mismatch(f"{what}: expected shape {list(expected.shape)}, got {list(got.shape)}")
     pairs: list[tuple[Any, Any]] = list(zip(got.reshape(-1).tolist(), expected.reshape(-1), strict=True))
@@ -111,7 +111,7 @@ def _check(case: RationalCase, *, quick: bool) -> Check:
             compared.unsigned(f"{block.name}: membrane potentials", layers[block.name].potentials)
             compare(compared, f"{block.name}: spikes", layers[block.name].spikes, np.stack(o))
         result = backend.value_and_grad(case.network, LOSSES[case.loss], weights, batch)
-        # The literal loss halves the Hamming distance, so that its gradient is the error which the spec fixes.
+        # The literal loss is half the Hamming distance, so that its gradient is the error of the spec.
         loss = expected.loss * 2 if case.loss == "hamming" else expected.loss
         compared.same("loss", Fraction(result.loss), loss)
         for name, gradient in expected.gradients.items():
@@ -164,8 +164,8 @@ _NETWORKS = {
     "branches, delays, recurrence": _parse("4-[4{delay=1}]+-3R{delay=1}", _WIDE, input_shape=(6,)),
 }
 
-# Steps and seed of each loss. Seeds were searched for cases in which every layer spikes in 10 to 90 % of its chances,
-# a third of each gradient at least is not zero, and no intermediate result needs more than 24 bits.
+# Steps and seed of each loss. Seeds were chosen such that every layer spikes in 10 to 90 % of its possible steps, at
+# least a third of each gradient is non-zero, and no intermediate result needs more than 24 bits.
 _CHOSEN = {
     "two linear layers": {"van-rossum": (2, 1), "hamming": (4, 85), "spike-count": (2, 1)},
     "rectangle": {"van-rossum": (4, 1), "hamming": (4, 1), "spike-count": (4, 1)},
@@ -200,5 +200,5 @@ CASES = tuple(
     for loss, (steps, seed) in chosen.items()
 )
 
-# The networks take turns with the losses: each network and each loss in a third of the checks.
+# Networks and losses rotate, so that each network and each loss is in a third of the quick checks.
 CHECKS = tuple(_check(case, quick=number % 3 == number // 3 % 3) for number, case in enumerate(CASES))

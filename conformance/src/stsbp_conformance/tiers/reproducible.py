@@ -1,7 +1,7 @@
-"""Tier 4: `reproducible` precision: gradients bit for bit, and 20 updates that end in the same weights, dropout on.
+"""Tier 4: `reproducible` precision: gradients bit for bit, and 20 updates with dropout that end in the same weights.
 
-What the error grid zeroed is compared too, layer by layer: it is the same number on every backend.
-The checksum in the note is SHA-256 of the weights after the last update; it is the same for every backend.
+The numbers of errors that the error grid set to zero are also compared for each layer. They are equal on all backends.
+The checksum in the note is SHA-256 of the weights after the last update. It is the same for all backends.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ SMALL = (
     *(_small(s, tau) for s, tau in ((FastSigmoid(), 3.0), (Triangle(0.7), 5.0), (Rectangle(0.8), 3.0))),
     bits.DIRECT,
 )
-# Every second sample is silent; in the others the first layer's potentials are thousands of thresholds, where the
-# surrogate derivative is tiny: errors over more bits than the grid has, of which it zeroes two in five.
+# Every second sample is silent. In the others, potentials of the first layer are thousands of thresholds, where the
+# surrogate derivative is tiny. Errors then cover more bits than the grid has, and the grid sets two in five to zero.
 SATURATED = NetworkCase(
     "saturated layer, silent samples",
     NetworkSpec.parse("16-12", input_shape=(24,), outputs=6, input_max=255, neuron=LIF(5, 5 / 3, 0.5, FastSigmoid())),
@@ -66,7 +66,7 @@ CIFAR10 = NetworkCase(
 
 
 TRAINED = tuple(zip(SMALL, (*LOSSES, "van-rossum"), strict=True))
-"""Cases and losses with which updates are compared: each loss once at least, each case once."""
+"""Cases and losses for the comparison of updates: each loss at least once, each case once."""
 
 
 def _gradient_check(case: NetworkCase, loss: str, dropout: tuple[int, int] | None, *, quick: bool) -> Check:

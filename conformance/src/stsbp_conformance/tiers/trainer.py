@@ -1,4 +1,4 @@
-"""Tier 6: the trainer: what it reports, what it exports, and that one backend continues what another began."""
+"""Tier 6: the trainer: its reports, its exports, and runs that one backend begins and another one continues."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ CASE = SMALL[0]
 
 
 def open_usable(backend: type[AbstractBackend], device: str | None = None) -> AbstractBackend:
-    """Open `device`; without one the default, or where that cannot run here, the first listed one that can.
+    """Open `device`. Without one, open the default device or, if that cannot be used, the first listed usable device.
 
     Raises:
-        BackendError: the device, or every one, cannot be used.
+        BackendError: the device, or every device, cannot be used.
     """
     try:
         return backend(device)
@@ -68,7 +68,7 @@ def _metrics(case: NetworkCase, loss: str) -> Check:
             _compare_results(compared, f"step {step}", got, wanted)
             compared.same(f"step {step}: gradient norm", got.gradient_norm, wanted.gradient_norm)
             compared.same(f"step {step}: zeroed errors", list(got.zeroed.items()), list(wanted.zeroed.items()))
-        # In `fast` precision the first update starts from the same weights, so its metrics are the same too.
+        # In `fast` precision, the first update starts from the same weights, so its metrics are also the same.
         _, fast = reference.train(_trainer(backend, case, loss, "fast"), case, 1)
         _compare_results(compared, "fast", fast[0], expected[0])
         compared.same("fast: zeroed errors", fast[0].zeroed, {})
@@ -77,7 +77,7 @@ def _metrics(case: NetworkCase, loss: str) -> Check:
     return Check(6, f"metrics: {case.id}, {loss}", run)
 
 
-# Without dropout, whose masks belong to places in the batch, and with samples enough for sums whose order matters.
+# Without dropout, whose masks depend on the position in the batch, and with enough samples for order to matter in sums.
 MANY = NetworkCase(
     "24 samples",
     NetworkSpec.parse("12", input_shape=(20,), outputs=9, neuron=LIF(3, 5 / 3, 0.4)),
@@ -95,7 +95,7 @@ def shuffled(case: NetworkCase, number: int) -> Batch:
 
 
 def _order(loss: str) -> Check:
-    """The order of the samples does not change the loss, not in its last bit."""
+    """The order of the samples must not change the loss, not even in its last bit."""
 
     def run(backend: AbstractBackend) -> Verdict:
         compared = Compared()
@@ -113,7 +113,7 @@ def _order(loss: str) -> Check:
 
 
 def _packed(case: NetworkCase) -> Check:
-    """Frames that come as bits train as the same frames do."""
+    """Frames that are stored as bits must train in the same way as unpacked frames."""
 
     def run(backend: AbstractBackend) -> Verdict:
         compared = Compared()
@@ -199,7 +199,8 @@ def _partner(name: str) -> AbstractBackend:
 
 
 def resume_check(other: str) -> Check:
-    """Begun on the backend under test, continued on `other`, and the other way round: the reference's weights."""
+    """A run begun on the tested backend and continued on `other`, and the reverse, must give the reference's
+    weights."""
 
     def run(backend: AbstractBackend) -> Verdict:
         try:
@@ -222,14 +223,14 @@ def resume_check(other: str) -> Check:
         compared.note = f"weights {reference.checksum(expected)[:16]}"
         return compared.verdict()
 
-    # Where each backend exchanges states with numpy, each does so with every other: the rest is for the full matrix.
+    # If every backend exchanges states with numpy, all pairs can exchange them. Others are only in the full matrix.
     return Check(6, f"a run begun here and resumed on {other}, and back", run, quick=other == "numpy")
 
 
 CHECKS = (
     *(_metrics(case, loss) for case, loss in TRAINED),
     _metrics(SATURATED, "van-rossum"),
-    # Hamming distances are integers, which add exactly anyway.
+    # Hamming distances are integers, which always add exactly.
     *(_order(loss) for loss in ("van-rossum", "spike-count")),
     _packed(bits.SMALL[0]),
     _predict(bits.SMALL[1]),

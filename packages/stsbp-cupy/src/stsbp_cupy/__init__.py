@@ -1,7 +1,7 @@
-"""The CuPy backend of stsbp: the spec's pairs as raw CUDA kernels (kernels/*.cu) behind thin launchers.
+"""The CuPy backend of stsbp. The spec's pairs are CUDA kernels (kernels/*.cu), called through thin launchers.
 
-On a GPU the kernels are compiled by NVRTC and launched by CuPy; on the device `host` a C++ compiler builds the same
-files and numpy stands in CuPy's place. Importing this package imports neither CuPy nor a compiler.
+On a GPU, NVRTC compiles the kernels and CuPy launches them. On the device `host`, a C++ compiler builds the same files,
+and numpy takes the place of CuPy. Importing this package imports neither CuPy nor a compiler.
 """
 
 from importlib.metadata import version

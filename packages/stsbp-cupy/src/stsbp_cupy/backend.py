@@ -1,4 +1,4 @@
-"""The CuPy backend behind the interface of stsbp_spec.backend."""
+"""The CuPy backend with the interface of stsbp_spec.backend."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ Result = TypeVar("Result")
 
 
 class CupyBackend(AbstractBackend[Array]):
-    """Raw CUDA kernels, on a GPU (`cuda`, `cuda:1`) or built for the CPU (`host`).
+    """CUDA kernels, on a GPU (`cuda`, `cuda:1`) or built for the CPU (`host`).
 
     Attributes:
         rt: the runtime that the launchers use.
-        notes: what opening the device found, for people (the verdict on tensor cores); also logged.
-        graphs: recordings of training steps (graphs.py); None: each kernel is launched by itself.
+        notes: notes for people from opening the device (the test result of tensor cores). They are also logged.
+        graphs: recordings of training steps (graphs.py). None: each kernel is launched separately.
     """
 
     name: ClassVar[str] = "cupy"
@@ -152,12 +152,12 @@ class CupyBackend(AbstractBackend[Array]):
         return self._empty(shape, np.uint8)
 
     def _empty(self, shape: Shape, dtype: Any) -> Array:
-        """Zeros of logical `shape`, channels-last in memory."""
+        """Zeros of logical shape `shape`, channels-last in memory."""
         last = (*shape[:-3], *shape[-2:], shape[-3]) if len(shape) >= 4 else shape
         return logical(self.rt, self.rt.xp.zeros(last, dtype))
 
     def joined(self, arrays: Sequence[Array]) -> Array:
-        # CuPy's own sends a table of addresses to the device, which no graph can hold.
+        # CuPy's own function sends a table of addresses to the device, which a graph cannot record.
         parts = [memory(self.rt, x) for x in arrays]
         found, first = self.rt.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype), 0
         for part in parts:
@@ -256,7 +256,7 @@ class CupyBackend(AbstractBackend[Array]):
         return self.asarray(self.rt.xp.count_nonzero(s))
 
     def read(self, arrays: Sequence[Array]) -> list[AnyArray]:
-        """One transfer for all arrays of a shape and type."""
+        """`numpy` of several arrays, with one transfer for all arrays of the same shape and type."""
         alike: dict[tuple[Any, ...], list[int]] = {}
         for place, x in enumerate(arrays):
             alike.setdefault((x.shape, x.dtype), []).append(place)

@@ -1,4 +1,4 @@
-"""collective.py of the spec for CuPy: NCCL on GPUs, and what numpy arrays take on the device `host`."""
+"""The collective.py of the spec for CuPy: NCCL on GPUs, and the engines of numpy arrays on the device `host`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ __all__ = ["HostCollective", "NcclCollective", "join"]
 
 
 class HostCollective(Through[Array]):
-    """Arrays that lie in the CPU's memory."""
+    """A collective of arrays in the CPU's memory."""
 
     def largest(self, x: Array) -> Array:
-        # Bits of float32 magnitudes: no engine takes a maximum of uint64, and none of them reaches the sign.
+        # Bits of float32 magnitudes. No engine supports the maximum of uint64. The sign bit is never set, so int64
+        # works.
         found: Array = self.others.largest(x.view(np.int64)).view(np.uint64)
         return found
 
@@ -30,12 +31,12 @@ class HostCollective(Through[Array]):
 
 
 class NcclCollective(Collective[Array]):
-    """Arrays on GPUs, one process for each.
+    """A collective of arrays on GPUs, with one process per GPU.
 
     Args:
         rendezvous: the processes.
-        rt: where this one's arrays lie.
-        group: what `cupyx.distributed.init_process_group` gives; None: ask for it.
+        rt: runtime of this process.
+        group: result of `cupyx.distributed.init_process_group`; None: call this function.
     """
 
     def __init__(self, rendezvous: Rendezvous, rt: Runtime, group: Any = None) -> None:
@@ -52,7 +53,7 @@ class NcclCollective(Collective[Array]):
         own = self._rt.xp.ascontiguousarray(x)
         found = self._rt.xp.empty_like(own)
         with host.connection(self):
-            self._group.all_reduce(own, found, op="sum")  # on the stream; nobody waits here
+            self._group.all_reduce(own, found, op="sum")  # on the stream, so the host does not wait here
         return lambda: found
 
     def gather(self, x: AnyArray) -> list[AnyArray]:
@@ -79,10 +80,10 @@ class NcclCollective(Collective[Array]):
 
 
 def join(rendezvous: Rendezvous, rt: Runtime, device: str) -> Collective[Array]:
-    """The processes of a launcher, on the arrays of `device`.
+    """Connect the processes of a launcher, for arrays on `device`.
 
     Raises:
-        BackendError: what connects them is not installed, or they did not come in time.
+        BackendError: the library that connects them is missing, or the other processes did not arrive in time.
     """
     if device == "host":
         return HostCollective(host.join(rendezvous))
@@ -108,8 +109,9 @@ def _group(rendezvous: Rendezvous) -> Any:
 
 
 def _stop_store(group: Any) -> None:
-    """End the process by which rank 0 told the others how to connect: it would outlive this one, and keep the port."""
+    """End the process through which rank 0 told the others how to connect. It would outlive this one and keep the
+    port."""
     store = getattr(group, "_store", None)
     if store is not None:
         store.stop()
-        store._process = None  # cupyx stops it again when it is deleted, and fails
+        store._process = None  # otherwise cupyx tries to stop it again on deletion, and fails

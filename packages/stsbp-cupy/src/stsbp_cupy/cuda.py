@@ -17,7 +17,7 @@ from stsbp_cupy.source import KERNELS, Entry, Source, built
 
 __all__ = ["CudaRuntime", "Gemm", "compile_kernels", "gemm_layout", "problem"]
 
-# -fmad=false although every product is an intrinsic; the contract's floor would allow -ftz=true as well.
+# -fmad=false although every product is an intrinsic. The floor at 2^-100 would also allow -ftz=true.
 FLAGS = ("-std=c++17", "-fmad=false", "-ftz=false", "-prec-div=true", "-prec-sqrt=true", f"-I{KERNELS}")
 _BLOCK = 256
 _INSTALL = "python -m pip install 'stsbp-cupy[cuda12]' (or [cuda13], as the driver allows)"
@@ -25,13 +25,13 @@ _INSTEAD = "; without a GPU use --device host, which runs the same kernels on th
 
 
 def problem() -> str | None:
-    """Why CUDA cannot be used here, and what would help; None: it can."""
+    """The reason why CUDA cannot be used here, with a remedy; None: it can be used."""
     try:
         import cupy
     except ImportError as error:
-        # A CuPy that is there but broken keeps its own words.
+        # If CuPy is installed but broken, show its own error message.
         missing = isinstance(error, ModuleNotFoundError) and error.name == "cupy"
-        cause = "CuPy is not installed" if missing else f"CuPy does not import ({_line(error)})"
+        cause = "CuPy is not installed" if missing else f"CuPy cannot be imported ({_line(error)})"
         return f"{cause}; {_INSTALL}{_INSTEAD}"
     try:
         count = cupy.cuda.runtime.getDeviceCount()
@@ -72,12 +72,12 @@ def _line(error: BaseException) -> str:
 
 
 def compile_kernels(source: Source, architecture: str, options: Sequence[str] = FLAGS) -> tuple[bytes, bytes, str]:
-    """Compile a source by NVRTC; needs no device and no driver.
+    """Compile a source with NVRTC. This needs neither a device nor a driver.
 
     Args:
-        source: its text, and its name for messages.
-        architecture: `sm_80` or the like.
-        options: of the compiler.
+        source: the text, and its name for messages.
+        architecture: for example `sm_80`.
+        options: options of the compiler.
 
     Returns:
         The machine code (empty for a `compute_` architecture), the PTX and the log.
@@ -101,14 +101,14 @@ def compile_kernels(source: Source, architecture: str, options: Sequence[str] = 
 
 
 def choose_architecture(capability: str, supported: Sequence[int]) -> str:
-    """Target of a device of `capability` ("90"): its own machine code, or PTX of the newest that NVRTC knows."""
+    """Compilation target for a device of `capability` ("90"): its machine code, or PTX of the newest known target."""
     if int(capability) in supported:
         return f"sm_{capability}"
     return f"compute_{max(a for a in supported if a <= int(capability))}"
 
 
 class Gemm(NamedTuple):
-    """cuBLAS's view of a row-major product: `out^T = b^T a^T`, all column-major; `first` is `b`, `second` is `a`."""
+    """A row-major product as cuBLAS sees it: `out^T = b^T a^T`, all column-major. `first` is `b`, `second` is `a`."""
 
     transpose_first: bool
     transpose_second: bool
@@ -121,10 +121,10 @@ class Gemm(NamedTuple):
 
 
 def gemm_layout(a: Any, b: Any, out: Any) -> Gemm:
-    """Arguments of a column-major GEMM for `out = a b`, row-major; `a` and `b` contiguous or transposed views.
+    """Arguments of a column-major GEMM for the row-major `out = a b`. `a` and `b` are contiguous or transposed views.
 
     Raises:
-        TypeError: a matrix is neither; a bug of the caller.
+        TypeError: a matrix is neither of these, which is a bug of the caller.
     """
     (n, k), m = a.shape, b.shape[1]
     if b.shape[0] != k or out.shape != (n, m) or not out.flags.c_contiguous:
@@ -146,11 +146,11 @@ class CudaRuntime(Runtime):
     """One GPU.
 
     Args:
-        index: CUDA's number of the device; it becomes the calling thread's current device.
+        index: CUDA's number of the device. It becomes the current device of the calling thread.
 
     Attributes:
-        cublas_library: cuBLAS, which CuPy has loaded, as the dynamic linker knows it.
-        recorded_gemm: `cublasGemmEx` after its handle, while a stream is captured (graphs.py); None: by CuPy.
+        cublas_library: name of the cuBLAS library that CuPy has loaded, for the dynamic linker.
+        recorded_gemm: function that calls `cublasGemmEx`, while a stream is captured (graphs.py); None: use CuPy.
 
     Raises:
         BackendError: the kernels cannot be compiled.
@@ -190,7 +190,7 @@ class CudaRuntime(Runtime):
             for each in zip(a, b, out, strict=True):
                 self.gemm(*each, accumulate=accumulate)
             return
-        # gemmEx with its precision named: neither CUPY_TF32 nor a math mode can turn it into TF32.
+        # gemmEx with an explicit precision, so that neither CUPY_TF32 nor a math mode can select TF32.
         blas, layout = self._cublas, gemm_layout(a, b, out)
         compute = blas.CUBLAS_COMPUTE_64F if out.dtype == np.float64 else blas.CUBLAS_COMPUTE_32F
         alpha, beta = np.array(1.0, out.dtype), np.array(1.0 if accumulate else 0.0, out.dtype)
@@ -211,7 +211,7 @@ class CudaRuntime(Runtime):
         return result
 
 
-# cudaDataType_t of library_types.h by numpy's character of the dtype.
+# cudaDataType_t of library_types.h, by the numpy character of the dtype.
 _CUDA_TYPES = {"f": 0, "d": 1, "e": 2}
 
 

@@ -1,9 +1,10 @@
-"""CUDA graphs of a training step (stsbp_spec/replay.py) by CuPy's streams; off unless `STSBP_CUDA_GRAPHS=1`.
+"""CUDA graphs of a training step (stsbp_spec/replay.py), with CuPy's streams. They are off unless
+`STSBP_CUDA_GRAPHS=1`.
 
-Not seen running on a GPU yet. CuPy refuses cuBLAS while a stream is captured (https://github.com/cupy/cupy/issues/6290),
-so products that are recorded go to the same library past CuPy, with a handle and a workspace of their own, as cuBLAS
-asks for. All recordings share one pool of memory, which nothing else takes from: they are never run at the same time,
-and what one makes is copied out before another runs.
+They have not been run on a GPU yet. CuPy refuses cuBLAS while a stream is captured
+(https://github.com/cupy/cupy/issues/6290). Recorded products therefore call the same library directly, with their own
+handle and workspace, as cuBLAS requires. All recordings share one memory pool, which nothing else uses. This is safe,
+because they never run at the same time, and results are copied out before another recording runs.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ __all__ = ["Blas", "CupyGraphs"]
 Result = TypeVar("Result")
 
 _WORKSPACE = 32 * 2**20
-"""Bytes that cuBLAS recommends for Hopper."""
+"""Workspace size in bytes that cuBLAS recommends for Hopper."""
 
 
 class Blas:
-    """cuBLAS by its C interface, on one stream.
+    """cuBLAS through its C interface, on one stream.
 
     Args:
-        library: as the dynamic linker knows it, `libcublas.so.13`.
-        stream: the stream's address.
+        library: library name for the dynamic linker, such as `libcublas.so.13`.
+        stream: address of the stream.
         workspace: address of `_WORKSPACE` bytes on the device.
 
     Raises:
@@ -47,12 +48,12 @@ class Blas:
         self._handle = ctypes.c_void_p()
         self._call("cublasCreate_v2", ctypes.byref(self._handle))
         self._call("cublasSetStream_v2", self._handle, ctypes.c_void_p(stream))
-        # After the stream, which resets it.
+        # Set the workspace after the stream, because setting the stream resets it.
         size = ctypes.c_size_t(_WORKSPACE)
         self._call("cublasSetWorkspace_v2", self._handle, ctypes.c_void_p(workspace), size)
 
     def gemm_ex(self, *arguments: int) -> None:
-        """`cublasGemmEx` after its handle: transposes, sizes, and of each matrix its address, type and stride."""
+        """Call `cublasGemmEx` without its handle: transposes, sizes, and address, type and stride of each matrix."""
         given = zip(_GEMM, arguments, strict=True)
         self._call("cublasGemmEx", self._handle, *(kind(value) for kind, value in given))
 
@@ -91,7 +92,7 @@ class CupyGraphs(Graphs[Array]):
     def record(self, run: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
         self._cuda.runtime.deviceSynchronize()
         with self._stream, self._cuda.using_allocator(self._pool.malloc):
-            run()  # so that the pool has all the memory, and nothing must be allocated while the stream is captured
+            run()  # allocates all memory in the pool, so that nothing is allocated while the stream is captured
             self._stream.synchronize()
             self._stream.begin_capture()
             self._rt.recorded_gemm = self._blas.gemm_ex
@@ -103,11 +104,11 @@ class CupyGraphs(Graphs[Array]):
                 raise
             self._rt.recorded_gemm = None
             graph = self._stream.end_capture()
-        # On the current stream, like all else.
+        # On the current stream, like everything else.
         return graph.launch, made
 
     def _end_quietly(self) -> None:
-        """A capture in which something failed ends in an error of its own."""
+        """End a capture after an error. Errors of the end itself are ignored."""
         try:
             self._stream.end_capture()
         except self._cuda.runtime.CUDARuntimeError:

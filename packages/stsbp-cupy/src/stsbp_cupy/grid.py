@@ -1,4 +1,5 @@
-"""grid.py by kernels/weight_grid.cu and kernels/error_grid.cu; exponents are found on the device."""
+"""The grid.py of the spec with kernels/weight_grid.cu and kernels/error_grid.cu. Exponents are computed on the
+device."""
 
 from __future__ import annotations
 
@@ -25,19 +26,20 @@ __all__ = ["error_grid", "largest_error", "launch_max_abs", "sample_grid", "weig
 
 
 def launch_max_abs(rt: Runtime, x: Array, largest: Array) -> None:
-    """Raise `largest` `[1]` uint64 to the bits of the largest magnitude in `x`."""
+    """Raise `largest` `[1]` uint64 to the bits of the largest magnitude in `x`, if they are larger."""
     rt.launch("max_abs", min(rt.reduction_threads, x.size), x, largest, x.size)
 
 
 def largest_error(rt: Runtime, dz: Array) -> Array:
-    """`grid.largest_error`, uint64 `[1]`; no transfer from the device."""
+    """`grid.largest_error`, uint64 `[1]`, without a transfer from the device."""
     largest: Array = rt.xp.zeros(1, np.uint64)
     launch_max_abs(rt, memory(rt, dz), largest)
     return largest
 
 
 def error_grid(rt: Runtime, dz: Array, bits: int, largest: Array) -> tuple[Array, Array]:
-    """`dz` on its grid of `bits` bits, and how many errors were zeroed, uint64 `[2]`; no transfer from the device."""
+    """`dz` on its grid of `bits` bits, and the counts of zeroed errors, uint64 `[2]`, without a transfer to the
+    host."""
     dz = memory(rt, dz)
     zeroed = rt.xp.zeros(2, np.uint64)
     out = rt.empty_like(dz)
@@ -48,7 +50,7 @@ def error_grid(rt: Runtime, dz: Array, bits: int, largest: Array) -> tuple[Array
 
 
 def sample_grid(rt: Runtime, dz: Array, bits: int) -> Array:
-    """`grid.sample_grid` of `[1, B, ...]`; no transfer from the device."""
+    """`grid.sample_grid` of `[1, B, ...]`, without a transfer from the device."""
     xp, dz = rt.xp, memory(rt, dz)
     axes = tuple(range(2, dz.ndim))
     most = (dz.view(np.int32) & np.int32(0x7FFFFFFF)).max(axis=axes, keepdims=True)
@@ -61,7 +63,7 @@ def sample_grid(rt: Runtime, dz: Array, bits: int) -> Array:
 def weight_grids(
     rt: Runtime, projections: Sequence[Projection], weights: Sequence[Array]
 ) -> list[tuple[Array, WeightGrid]]:
-    """`grid.weight_grid` of several layers, with one transfer from the device unless a layer needs a coarser grid.
+    """`grid.weight_grid` of several layers. It needs one transfer from the device, and more only for coarser grids.
 
     Raises:
         NumericError: a weight is not finite, or too large.
@@ -103,7 +105,7 @@ def weight_grids(
 
 
 def _round(rt: Runtime, projection: Projection, w: Array, pair: Array, coarser: int) -> Array:
-    """Weights on the grid; `pair` holds the largest magnitude and receives the bound in units."""
+    """Weights on the grid. `pair` contains the largest magnitude, and receives the bound in units."""
     bits = projection.synapse.weight_bits
     wq = rt.empty_like(w)
     rt.launch("round_weights", w.size, w, wq, pair[:1], w.size, bits, coarser)

@@ -1,4 +1,4 @@
-"""The device `host`: the .cu files built by the system's C++ compiler, numpy in CuPy's place."""
+"""The device `host`: the system's C++ compiler builds the .cu files, and numpy takes the place of CuPy."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from stsbp_cupy.source import KERNELS, Entry, Source, built
 
 __all__ = ["HostRuntime", "compiler"]
 
-# No fast-math and no contraction: the contract rounds after each operation. No -march: the library must run on every
-# machine that shares the cache.
+# No fast-math and no contraction, because every operation must be rounded. No -march, because the library must run on
+# every machine that shares the cache.
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-fPIC", "-shared",
          "-fvisibility=hidden", "-Wno-unknown-pragmas")  # fmt: skip
 MISSING = (
@@ -33,16 +33,16 @@ MISSING = (
 
 
 def compiler() -> str | None:
-    """Path of the C++ compiler: `$CXX`, else c++, g++ or clang++; None without one."""
+    """Path of the C++ compiler: `$CXX`, else c++, g++ or clang++. None if there is none."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
 def host_source(*sources: Source) -> str:
-    """One translation unit: the shim, every source in its own namespace, one C entry point for each kernel."""
+    """One translation unit with the shim, every source in its own namespace, and one C entry point for each kernel."""
     lines = ['#include "host_shim.h"', '#include "contract.cuh"']
     for source in sources:
-        # Helpers of two sources may share a name; on the GPU each is a module of its own.
+        # Helper functions of two sources may have the same name. On the GPU, each source is a module of its own.
         lines += [f"namespace {source.name}_source {{", f'#line 1 "{source.name}.cu"', source.text]
         lines += [f"STSBP_HOST_ENTRY({entry.name})" for entry in source.entries]
         lines.append("}")
@@ -50,7 +50,7 @@ def host_source(*sources: Source) -> str:
 
 
 def build(*sources: Source) -> Path:
-    """The shared library of sources, built if it was not built before.
+    """The shared library of sources, which is built if necessary.
 
     Raises:
         BackendError: there is no compiler, it fails, or the cache cannot be written.
@@ -70,7 +70,7 @@ def build(*sources: Source) -> Path:
             )
 
     name = sources[0].name if len(sources) == 1 else "kernels"
-    # A home may be shared by machines of several kinds.
+    # Machines of different kinds may share a home directory.
     made_for = (_version(path), platform.system(), platform.machine())
     return built(f"{name}-host", (*made_for, *FLAGS, source), ".so", build_with)
 
@@ -87,7 +87,7 @@ def _library(*sources: Source) -> ctypes.CDLL:
 
 
 class HostRuntime(Runtime):
-    """The CPU; launches are loops, matrix products are numpy's.
+    """The CPU. Launches are loops, and matrix products are those of numpy.
 
     Raises:
         BackendError: the kernels cannot be built.
@@ -105,7 +105,7 @@ class HostRuntime(Runtime):
             yield entry, getattr(library, f"host_{entry.name}")
 
     def start(self, function: Any, threads: int, arguments: list[Any]) -> None:
-        # Numbers pass by address, arrays as the address of their pointer: the protocol of cuLaunchKernel.
+        # As in cuLaunchKernel, numbers are passed by address, and arrays by the address of their pointer.
         values = (x.ctypes.data.to_bytes(8, byteorder) if isinstance(x, np.ndarray) else x.tobytes() for x in arguments)
         slots = ctypes.create_string_buffer(b"".join(value.ljust(8) for value in values))
         first, count = ctypes.addressof(slots), len(arguments)

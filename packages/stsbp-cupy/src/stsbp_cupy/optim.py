@@ -1,4 +1,4 @@
-"""What the gradient norm is made of: stsbp_spec/optim/adamw.py by kernels/gradient_norm.cu."""
+"""The two integers of the gradient norm (stsbp_spec/optim/adamw.py), with kernels/gradient_norm.cu."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["gradient_squares"]
 
 
 def gradient_squares(rt: Runtime, gradients: Sequence[Array]) -> Array:
-    """`optim.gradient_squares`, uint64 `[2]`; no transfer from the device."""
+    """`optim.gradient_squares`, uint64 `[2]`, without a transfer from the device."""
     arrays = [rt.xp.ascontiguousarray(g) for g in gradients if g.size]
     bits = norm_bits(sum(g.size for g in arrays))
     found: Array = rt.xp.zeros(2, np.uint64)

@@ -1,7 +1,7 @@
-"""The spec's equations as kernels: printed, compiled once for each text, launched.
+"""The spec's equations as kernels: printed, compiled once per text, and launched.
 
-One thread carries W neighbouring elements through all steps, their states in registers. What happens to an element in
-one step is the spec's text (printers.py); the frame around it is here.
+One thread computes all steps of W neighbouring elements, with their states in registers. The text of the spec
+(printers.py) defines one step of an element. This file contains the code around it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from stsbp_cupy.source import Source
 
 __all__ = ["kernel", "recur"]
 
-# Names of the equation end in "_", and names of the frame do not, so that an equation may use any.
+# Names of the equation end in "_", and names in this template do not, so an equation may use any name.
 _FRAME = Template("""\
 #include "contract.cuh"
 
@@ -62,14 +62,15 @@ _C_TYPES = {"float32": "float", "uint8": "unsigned char"}
 def kernel(recurrence: Recurrence, dtypes: tuple[str, ...], summed: tuple[str, ...], in_memory: bool = False) -> Source:
     """A recurrence as a source with one kernel, which has the source's name.
 
-    Its parameters: the number of elements and of steps; for each input its array, and how many elements lie between a
-    step and the next (0: the same at every step); for each output its array; the recurrence's own; 4 or 1 for W.
+    Parameters of the kernel: the number of elements and of steps; for each input its array, and its number of elements
+    between one step and the next (0: the same at every step); for each output its array; the recurrence's own
+    parameters; W, which is 4 or 1.
 
     Args:
-        recurrence: what to compute.
-        dtypes: of the inputs, `float32` or `uint8`.
+        recurrence: the equation.
+        dtypes: types of the inputs, `float32` or `uint8`.
         summed: outputs that are added over the steps.
-        in_memory: whether the recurrence's own parameters are an array, float32, in place of numbers.
+        in_memory: whether the recurrence's own parameters are a float32 array instead of numbers.
     """
     program = lines(recurrence, LANGUAGES["cuda"])
     types = {name: _C_TYPES[dtype] for name, dtype in zip(recurrence.inputs, dtypes, strict=True)}
@@ -137,12 +138,12 @@ def recur(
     summed: tuple[str, ...],
     numbers: Array | None = None,
 ) -> dict[str, Array]:
-    """`AbstractBackend.recur`; nothing is copied where the inputs lie in memory alike.
+    """`AbstractBackend.recur`. Inputs are not copied if they have the same memory layout.
 
-    `numbers` are the constants as an array, float32; None: the kernel takes them by value.
+    `numbers` are the constants as a float32 array. None: the kernel takes them by value.
 
     Raises:
-        TypeError: an input's shape does not fit the first one's, or its steps; a bug of the caller.
+        TypeError: the shape or the steps of an input do not fit the first input, which is a bug of the caller.
     """
     arrays = [x if x.dtype in _DTYPES else x.astype(np.float32) for x in map(inputs.__getitem__, recurrence.inputs)]
     shape = arrays[0].shape[1:]
@@ -158,7 +159,7 @@ def recur(
     }
     n = math.prod(shape)
     if not recurrence.states and not summed and all(len(x) == steps for x in arrays):
-        n, steps = n * steps, 1  # every step is as any other
+        n, steps = n * steps, 1  # all steps are independent of each other
     source = kernel(recurrence, tuple(x.dtype.name for x in arrays), summed, numbers is not None)
     rt.load(source)
     lanes = lanes_of(n, *arrays, *outputs.values())
@@ -174,7 +175,7 @@ _DTYPES = (np.dtype(np.uint8), np.dtype(np.float32))
 
 
 def _channels_last(rt: Runtime, arrays: Sequence[Array]) -> bool:
-    """Whether to work on channels-last memory: where fewer arrays are copied for that than for the order of axes."""
+    """Whether to use channels-last memory, because fewer arrays must then be copied than with the order of the axes."""
     in_order = sum(bool(x.flags.c_contiguous) for x in arrays)
     if in_order == len(arrays) or arrays[0].ndim < 4:
         return False

@@ -1,7 +1,7 @@
-"""Where kernels run: an array module (`xp`: cupy or numpy), launches and matrix products.
+"""The devices on which kernels run: an array module (`xp`: cupy or numpy), launches and matrix products.
 
-The launchers of this package are written against `Runtime` alone; host.py and cuda.py are its two kinds. Activations
-are channels-last in memory behind the spec's logical shapes: `memory` and `logical` are views wherever they can be.
+The launchers of this package only use `Runtime`. Its two kinds are in host.py and cuda.py. Activations are
+channels-last in memory, but have the logical shapes of the spec. `memory` and `logical` return views where possible.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from stsbp_cupy.source import Entry, Source, source_files
 __all__ = ["Array", "Runtime", "lanes_of", "logical", "memory"]
 
 Array: TypeAlias = AnyArray
-"""numpy's array on the device `host`, else CuPy's, which answers to the same names and has no types of its own."""
+"""numpy's array on the device `host`, else CuPy's array. The latter has the same methods but no type annotations."""
 
 
 class Runtime(ABC):
-    """A device with compiled kernels: those of the .cu files, and those of sources that were loaded."""
+    """A device with compiled kernels: those of the .cu files, and those of loaded sources."""
 
     xp: Any
-    """numpy, or cupy which answers to the same names."""
+    """numpy, or cupy, which has functions of the same names."""
     warp_size: ClassVar[int]
     reduction_threads: ClassVar[int]
-    """Threads that share a reduction."""
+    """Number of threads that share a reduction."""
     element_threads: ClassVar[int] = 2**62
-    """Most threads that share the elements of a printed kernel."""
+    """Largest number of threads that share the elements of a printed kernel."""
     chunk_bytes: ClassVar[int]
-    """Memory for the unfolded windows of a convolution."""
+    """Memory in bytes for the unfolded windows of a convolution."""
     tensor_cores: bool = False
-    """Whether half-precision products with float32 sums have been proved exact on this device."""
+    """Whether half-precision products with float32 sums were proved to be exact on this device."""
 
     def __init__(self) -> None:
         self._kernels: dict[str, tuple[Entry, Any]] = {}
@@ -42,10 +42,11 @@ class Runtime(ABC):
         self.load(*source_files())
 
     def load(self, *sources: Source) -> None:
-        """Make kernels known to `launch`, compiled unless they are; the name of a source with one is the kernel's.
+        """Make kernels available to `launch`. Compiles them if necessary. A source with one kernel has the kernel's
+        name.
 
         Raises:
-            BackendError: they cannot be compiled.
+            BackendError: the kernels cannot be compiled.
         """
         if new := tuple(source for source in sources if source.name not in self._loaded):
             self._kernels |= {entry.name: (entry, function) for entry, function in self.compiled(*new)}
@@ -58,17 +59,17 @@ class Runtime(ABC):
 
     @abstractmethod
     def compiled(self, *sources: Source) -> Iterator[tuple[Entry, Any]]:
-        """The kernels of sources, each with what `start` runs."""
+        """The kernels of sources, each with the function that `start` runs."""
 
     @abstractmethod
     def start(self, function: Any, threads: int, arguments: list[Any]) -> None:
-        """Run a kernel of `compiled` with arguments of its parameters' types."""
+        """Run a kernel of `compiled`. The arguments already have the types of its parameters."""
 
     @abstractmethod
     def gemm(self, a: Array, b: Array, out: Array, *, accumulate: bool = False) -> None:
-        """`out = a b`, or `out += a b`, matrices, or stacks of them; each of `a`, `b` contiguous or a transposed view.
+        """`out = a b`, or `out += a b`, for matrices or stacks of them. `a` and `b` are contiguous or transposed views.
 
-        float32 and float64 in their own precision; float16 operands with a float32 `out` add in float32.
+        float32 and float64 are computed in their own precision. float16 operands with a float32 `out` add in float32.
         """
 
     @abstractmethod
@@ -86,19 +87,19 @@ class Runtime(ABC):
 
 
 def memory(rt: Runtime, x: Array) -> Array:
-    """Contiguous memory of an activation: `[..., C, H, W]` as `[..., H, W, C]`, fewer than four axes as they are."""
+    """An activation as contiguous memory: `[..., C, H, W]` as `[..., H, W, C]`. Unchanged with fewer than four axes."""
     lying: Array = rt.xp.ascontiguousarray(rt.xp.moveaxis(x, -3, -1) if x.ndim >= 4 else x)
     return lying
 
 
 def logical(rt: Runtime, x: Array) -> Array:
-    """Inverse of `memory`, a view."""
+    """Inverse of `memory`. Returns a view."""
     view: Array = rt.xp.moveaxis(x, -1, -3) if x.ndim >= 4 else x
     return view
 
 
 def lanes_of(n: int, *arrays: Array, most: int = 4) -> int:
-    """Values that a thread may handle at once: `most` where `n` and the arrays' addresses allow it, else 1."""
+    """Number of values per thread: `most` if `n` and the addresses of the arrays allow it, else 1."""
     if n % most:
         return 1
     for x in arrays:

@@ -1,7 +1,7 @@
-"""Kernels as text: the .cu files and what is printed at run time, their entry points and the types of their parameters.
+"""Kernels as text: the .cu files and text printed at run time, with their entry points and parameter types.
 
-A launcher passes arrays and Python numbers; `Entry.arguments` checks the arrays against the parameter types that the
-text declares and converts the numbers, the same for both devices.
+A launcher passes arrays and Python numbers. `Entry.arguments` compares the arrays with the parameter types that the
+text declares, and converts the numbers. Both devices use it in the same way.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Entry:
-    """One kernel: its name, its parameters."""
+    """One kernel: its name and its parameters."""
 
     name: str
     parameters: tuple[Parameter, ...]
 
     def arguments(self, values: tuple[Any, ...]) -> list[Any]:
-        """`values` in the parameters' types: contiguous arrays as they are, numbers as numpy scalars.
+        """`values` in the types of the parameters: contiguous arrays unchanged, numbers as numpy scalars.
 
         Raises:
-            TypeError: a count, dtype or layout does not fit the kernel; a bug of the launcher.
+            TypeError: a count, dtype or layout does not fit the kernel, which is a bug of the launcher.
         """
         if len(values) != len(self.parameters):
             raise TypeError(f"kernel {self.name} takes {len(self.parameters)} arguments, got {len(values)}")
@@ -73,14 +73,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Source:
-    """CUDA C++ that is compiled as one module: a file's name, without its suffix, and its text."""
+    """CUDA C++ text that is compiled as one module, and its name, which is that of the file without suffix."""
 
     name: str
     text: str
 
     @cached_property
     def entries(self) -> tuple[Entry, ...]:
-        """Its kernels."""
+        """The kernels of this source."""
         found = _ENTRY.findall(self.text)
         return tuple(Entry(name, tuple(map(_parameter, parameters.split(",")))) for name, parameters in found)
 
@@ -98,21 +98,21 @@ def _parameter(text: str) -> Parameter:
 
 
 def fingerprint() -> str:
-    """A hash of every kernel file: they include each other, and what is printed includes them."""
+    """A hash of all kernel files. They include each other, and printed kernels include them."""
     files = [path for path in sorted(KERNELS.iterdir()) if path.suffix in (".cu", ".cuh", ".h")]
     return digest(*(part for path in files for part in (path.name, path.read_bytes())))
 
 
 def built(name: str, parts: Sequence[str], suffix: str, build: Callable[[Path], object]) -> Path:
-    """A file made of `parts` (text, compiler, flags) and the kernel files; one that was built before is taken.
+    """A file made from `parts` (text, compiler, flags) and the kernel files. A file that was built earlier is reused.
 
     Args:
-        name: for people.
-        parts: what tells it from others of the name.
-        suffix: of the file.
-        build: makes it, given the path to fill.
+        name: name for people.
+        parts: everything that distinguishes the file from others of the same name.
+        suffix: suffix of the file.
+        build: function that builds the file at the path it is given.
 
     Raises:
-        BackendError: it cannot be written.
+        BackendError: the file cannot be written.
     """
     return kernel_folder("cupy", fingerprint()).built(kernel_file(name, *parts, suffix=suffix), build)

@@ -1,4 +1,4 @@
-"""What stsbp computes: equations, encoders, losses and the exact-arithmetic contract as numpy-only code."""
+"""Defines what stsbp computes, in numpy only: equations, encoders, losses and the rules of exact arithmetic."""
 
 from importlib.metadata import version
 

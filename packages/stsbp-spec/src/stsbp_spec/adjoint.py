@@ -1,7 +1,8 @@
-"""The way back through a step, derived from the step: reverse mode over expressions, in one fixed order.
+"""The backward pass of a step, derived from the step by reverse-mode differentiation, in one fixed order.
 
-The order is part of the exact contract. Nodes are visited from the last to the first of `expr.ordered`; of each, the
-operands get their terms from left to right; a node's terms are added in the order in which they come:
+The order is part of the rules of exact arithmetic. Nodes are visited from the last to the first of `expr.ordered`. At
+each node, the operands get their terms from left to right. The terms of a node are added in the order in which they
+arise:
 
     x + y   d, d              x < y, x >= y       nothing
     x - y   d, -d             where(o, x, y)      (x - y) d to a spike o; where(o, d, 0); where(o, 0, d)
@@ -10,8 +11,8 @@ operands get their terms from left to right; a node's terms are added in the ord
     -x      -d                abs(x)              where(x < 0, -d, d)
     sqrt(x) d / (q + q)       exp(x)              q d                         q: the result, d: its cotangent
 
-Every product and quotient in this table, and every factor, is snapped to zero below 2^-100, so that none can be so
-small that a library which flushes subnormal numbers would go on with another one.
+Every product, every quotient and every factor in this table is snapped to zero below 2^-100. Otherwise they could
+become so small that libraries which flush subnormal numbers would continue with other values.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ __all__ = ["derive", "free_variables", "kept_values", "simplified", "substituted
 
 _ZERO = constant(0)
 _MOST_VISITS = 2**17
-"""Nodes that are looked at to find the fewest values to keep."""
+"""Largest number of nodes to visit in the search for the fewest values to keep."""
 
 
 def derive(
@@ -36,8 +37,8 @@ def derive(
     """Cotangents of `variables`, simplified.
 
     Args:
-        results: what a step computes, each with its cotangent.
-        variables: whose cotangents are wanted.
+        results: the results of a step, each with its cotangent.
+        variables: variables whose cotangents are computed.
         surrogate: `h(x)` of `x = u - threshold`.
     """
     simple = _Simplifier()
@@ -88,23 +89,23 @@ def _terms(
 
 
 def _factor(simple: _Simplifier, x: Expr) -> Expr:
-    """A value of the step as a factor: snapped, unless it is already."""
+    """A value of the step, used as a factor: snapped, unless it already is."""
     x = simple(x)
     inner = x.args[0] if x.op == "neg" else x
     return x if inner.op in ("variable", "constant", "snap") else snap(x)
 
 
 def simplified(roots: Sequence[Expr]) -> list[Expr]:
-    """`roots` without sums with zero, products with zero and one, and snaps of what is snapped: the same numbers."""
+    """`roots` without additions of zero, products with zero or one, and repeated snaps. Their values are the same."""
     simple = _Simplifier()
     return [simple(x) for x in roots]
 
 
 class _Simplifier:
-    """`simplified`, which looks at no node twice."""
+    """Implements `simplified`, and visits no node twice."""
 
     def __init__(self) -> None:
-        # With the nodes themselves, so that no other one gets the `id` of one that is gone.
+        # Keep the nodes themselves alive, so that no new node can get the `id` of a deleted one.
         self._made: dict[int, tuple[Expr, Expr]] = {}
 
     def __call__(self, x: Expr) -> Expr:
@@ -149,12 +150,12 @@ def _is(x: Expr, value: float) -> bool:
 
 
 def free_variables(roots: Iterable[Expr]) -> list[str]:
-    """Names of the variables under `roots`, in order."""
+    """Names of the variables in the expressions `roots`, in order."""
     return list(dict.fromkeys(str(x.name) for x in ordered(roots) if x.op == "variable"))
 
 
 def substituted(roots: Sequence[Expr], by: Mapping[int, Expr]) -> list[Expr]:
-    """`roots` with the nodes whose `id` is in `by` replaced; what is only under these is not looked at."""
+    """`roots` with replacements for the nodes whose `id` is in `by`. Nodes that only these contain are not visited."""
     made: dict[int, Expr] = dict(by)
     waiting = [*roots]
     while waiting:
@@ -171,24 +172,24 @@ def substituted(roots: Sequence[Expr], by: Mapping[int, Expr]) -> list[Expr]:
 def kept_values(
     roots: Sequence[Expr], known: Iterable[str], free: Mapping[str, Expr], candidates: Mapping[str, Expr]
 ) -> tuple[dict[str, Expr], list[Expr]]:
-    """What a forward step has to keep so that the way back can be computed: the fewest values that do.
+    """The smallest set of values that a forward step must keep so that the backward pass can be computed.
 
     Args:
-        roots: the way back, in terms of nodes of the step.
-        known: variables that are there anyway.
+        roots: the backward pass, in terms of nodes of the step.
+        known: variables that are available in any case.
         free: values of the step that are kept in any case, by name.
         candidates: other values of the step that may be kept, by name.
 
     Returns:
-        The values to keep by name, those of `free` that are asked for first, and `roots` in terms of variables of these
-        names.
+        The values to keep by name, beginning with the values of `free` that are read; and `roots` in terms of variables
+        with these names.
 
     Raises:
         SpecError: the candidates do not suffice.
     """
     there = set(known)
     subsets = (chosen for count in range(len(candidates) + 1) for chosen in combinations(candidates, count))
-    # Where that would take too long, all that are asked for are kept.
+    # If the search would take too long, keep all values that are read.
     most = _MOST_VISITS // (1 + len(ordered(roots)))
     for chosen in chain(islice(subsets, most), [tuple(candidates)]):
         values = {**free, **{name: candidates[name] for name in chosen}}

@@ -1,6 +1,6 @@
-"""What a backend is, on one page.
+"""The base class of backends.
 
-A backend implements the operations of pairs.py for arrays of its own library and inherits everything else: the walk
+A backend implements the operations of pairs.py for arrays of its own library. It inherits everything else: the walk
 through a network (plan.py, passes.py), `value_and_grad`, `run` and the trainer (trainer.py).
 """
 
@@ -28,7 +28,7 @@ class AbstractBackend(Pairs[Array]):
         """Open `device` (None: the backend's default).
 
         Raises:
-            BackendError: the device is unknown or cannot be used; the message says why and what would.
+            BackendError: the device is unknown or cannot be used. The message gives the reason and a remedy.
         """
         self.device = self.open(device)
 
@@ -37,13 +37,13 @@ class AbstractBackend(Pairs[Array]):
         """Connect several processes. It is called in each process before `device` is opened; `Pairs.join` is called
         after that.
 
-        It is for libraries that must know their processes before they look for devices.
+        Some libraries must know their processes before they look for devices. This method is for them.
 
         Raises:
             BackendError: the processes did not find each other.
         """
 
-    # What is there.
+    # Devices.
     @classmethod
     @abstractmethod
     def devices(cls) -> tuple[Device, ...]:
@@ -55,13 +55,14 @@ class AbstractBackend(Pairs[Array]):
 
     @classmethod
     def compile_ahead(cls) -> tuple[int, int]:
-        """Compile what the first training would compile and later ones load.
+        """Compile in advance the kernels that the first training run would compile.
 
-        Returns how many kernels were compiled, and how many there are; of a backend that keeps none: 0 and 0.
+        Returns the number of kernels that were compiled, and the number of all kernels. Both are 0 for a backend that
+        does not store compiled kernels.
         """
         return 0, 0
 
-    # What follows from the pairs; a backend may override these with something faster.
+    # Derived from the pairs. A backend may override these methods with faster ones.
     def value_and_grad(
         self,
         network: NetworkSpec,
@@ -79,22 +80,22 @@ class AbstractBackend(Pairs[Array]):
             loss: the loss.
             weights: master weights by layer name, float32, shapes `network.weight_shapes`.
             batch: inputs and targets.
-            precision: of the backward pass.
-            dropout: `(seed, step)` of the masks; None: evaluation, no dropout.
+            precision: precision of the backward pass.
+            dropout: `(seed, step)` of the dropout masks; None: evaluation without dropout.
 
         Raises:
             ShapeError: an array has the wrong shape or dtype.
-            SpecError: an unknown loss or precision, or a seed or step of dropout outside `[0, 2**32)`.
-            NumericError: a weight or a gradient is not finite; names the layer.
+            SpecError: the loss or the precision is unknown, or the seed or step of dropout is outside `[0, 2**32)`.
+            NumericError: a weight or a gradient is not finite. The message names the layer.
         """
         return value_and_grad(self, network, loss, weights, batch, precision, dropout)
 
     def run(self, network: NetworkSpec, weights: dict[str, Float32], inputs: UInt8, steps: int) -> RunResult:
-        """Run a network without dropout and return every layer's spikes and membrane potentials, as numpy arrays."""
+        """Run a network without dropout. Returns the spikes and membrane potentials of all layers, as numpy arrays."""
         return run(self, network, weights, inputs, steps)
 
     def stream(self, network: NetworkSpec, weights: dict[str, Float32], samples: int = 1) -> Stream[Array]:
-        """Run a network step by step, for inputs that arrive one after the other: see `Stream`."""
+        """Run a network step by step, for inputs that arrive over time. See `Stream`."""
         return Stream(self, network, weights, samples)
 
     def trainer(

@@ -1,4 +1,4 @@
-"""What the public doors of a backend refuse: arguments of the wrong kind, shape or range, each by name."""
+"""Checks of the arguments of a backend's public functions. A wrong kind, shape or range raises an error."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ __all__ = [
 ]  # fmt: skip
 
 MAX_STEPS = 2**24
-"""Time steps of a run: spikes of a neuron are counted in float32, which holds every integer up to here."""
+"""Largest number of time steps of a run. Spikes of a neuron are counted in float32, which is exact up to this
+number."""
 
 
 def check_precision(network: NetworkSpec, precision: Precision) -> None:
@@ -68,7 +69,7 @@ def check_network(network: object) -> None:
 
 
 def check_loss(loss: object, precision: Precision = "fast") -> None:
-    """Raise `SpecError` unless `loss` is a loss, which `reproducible` precision wants exact."""
+    """Raise `SpecError` unless `loss` is a loss and, for `reproducible` precision, an exact one."""
     if not isinstance(loss, Loss):
         known = ", ".join(f"{type(known).__name__}()" for known in LOSSES.values())
         raise SpecError(f"a loss is one of {known}, got {shown(loss)}")
@@ -88,7 +89,8 @@ def check_loss(loss: object, precision: Precision = "fast") -> None:
 
 
 def check_output(network: NetworkSpec, loss: Loss) -> None:
-    """Raise `SpecError` where the loss reads spikes of a network that ends with a readout, or potentials of another."""
+    """Raise `SpecError` if the output and the loss do not match: a loss of potentials needs a readout, others
+    spikes."""
     if loss.of_potentials and not network.has_readout:
         raise SpecError(
             f"the loss {loss.name} reads the potentials of a readout, and the network {network} ends with neurons that "
@@ -123,10 +125,10 @@ def _array(what: str, x: object) -> None:
 
 
 def check_weights(network: NetworkSpec, weights: dict[str, AnyArray], what: str = "weights") -> None:
-    """Raise `ShapeError` unless `weights` has the names of all parameters of the network, their shapes and float32.
+    """Raise `ShapeError` unless `weights` has the names and shapes of all parameters of the network, in float32.
 
-    Running statistics are among the parameters themselves. `NumericError` where what neurons learned, or a statistic,
-    lies outside of its domain.
+    The parameters include running statistics. Raises `NumericError` if a learned parameter or a statistic is outside
+    its domain.
     """
     check_network(network)
     shapes = {name: parameter.shape for name, parameter in network.parameters.items()}
@@ -160,9 +162,10 @@ def _domain(name: str, learned: Learned, x: AnyArray) -> None:
 
 
 def check_inputs(network: NetworkSpec, inputs: Inputs, steps: int) -> int:
-    """Raise `ShapeError` unless `inputs` fits the network and `steps`; returns the batch size.
+    """Raise `ShapeError` unless `inputs` fits the network and `steps`. Returns the batch size.
 
-    Every frame of an array is looked at for counts that the network does not allow; packed frames cannot hold any.
+    For arrays, the check reads every frame to find counts that the network does not allow. Packed frames cannot have
+    any.
     """
     lead = 1 if network.coding == "direct" else 2
     letters = "[B, ...]" if lead == 1 else "[T, B, ...]"
@@ -192,7 +195,7 @@ def check_inputs(network: NetworkSpec, inputs: Inputs, steps: int) -> int:
 
 
 def check_part(samples: int, part: Part) -> None:
-    """Raise `ShapeError` unless inputs have the samples of `part`, or one silent sample where it has none."""
+    """Raise `ShapeError` unless the inputs have the samples of `part`, or one silent sample if `part` is empty."""
     if samples != max(1, part.count):
         which = (
             f"samples {part.first} to {part.end - 1}" if part.count else "none and must get one sample of zeros instead"
@@ -203,9 +206,10 @@ def check_part(samples: int, part: Part) -> None:
 
 
 def check_batch(network: NetworkSpec, batch: Batch[Inputs], own: Callable[[int], Part] | None = None) -> int:
-    """Raise `ShapeError` unless inputs and targets fit the network and each other; returns `T`.
+    """Raise `ShapeError` unless inputs and targets fit the network and each other. Returns `T`.
 
-    `own` says, where targets are those of a whole batch of so many samples, of which of them the inputs are.
+    If the targets are those of a whole batch, `own` returns the part of a batch of this size to which the inputs
+    belong.
     """
     if not isinstance(batch, Batch):
         raise ShapeError(f"a batch is a Batch of inputs and targets, got {type(batch).__name__}")
@@ -227,7 +231,7 @@ def check_batch(network: NetworkSpec, batch: Batch[Inputs], own: Callable[[int],
 
 
 def check_classes(batch: Batch[Inputs]) -> None:
-    """Raise `ShapeError` unless the targets of every sample say which class it has."""
+    """Raise `ShapeError` unless the targets of every sample determine its class."""
     counts = np.sort(without_padding(batch.targets, batch.lengths).sum(axis=0, dtype=np.int64), axis=-1)
     unclear = counts[:, -1] == (counts[:, -2] if counts.shape[-1] > 1 else 0)
     if unclear.any():
@@ -239,7 +243,7 @@ def check_classes(batch: Batch[Inputs]) -> None:
 
 
 def check_lengths(lengths: object, samples: int, steps: int) -> None:
-    """Raise `ShapeError` unless `lengths` are None or the numbers of steps, 1 to `steps`, of so many samples."""
+    """Raise `ShapeError` unless `lengths` is None, or has `samples` numbers of steps from 1 to `steps`."""
     if lengths is None:
         return
     _array("lengths", lengths)

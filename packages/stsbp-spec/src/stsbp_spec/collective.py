@@ -1,10 +1,11 @@
-"""What processes that train one network together tell each other, and which samples of a batch each of them has.
+"""Communication of processes that train one network together, and the assignment of samples to processes.
 
-In `reproducible` precision every sum of the backward pass is exact, so a part of it may be taken anywhere: each process
-adds what its samples give, in float64 on the error grid, and the sum of the parts has the bits that one process would
-have found. The grid itself depends on the largest error of the whole batch, hence `largest`.
+In `reproducible` precision, every sum of the backward pass is exact, so its parts may be computed anywhere. Each
+process adds the contributions of its samples in float64 on the error grid. The sum over the processes has the same bits
+as the sum of a single process. The grid depends on the largest error of the whole batch; `largest` computes it.
 
-Engines are those of the libraries: torch.distributed, jax.distributed, NCCL, MPI. host.py has those for numpy arrays.
+The engines are those of the libraries: torch.distributed, jax.distributed, NCCL, MPI. host.py has those for numpy
+arrays.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ __all__ = ["Alone", "Collective", "Part", "Rendezvous", "Through", "parts_of"]
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """Which of several processes this one is, and where they meet.
+    """The rank of this process, and where the processes meet.
 
     Attributes:
-        rank: its number, from 0.
-        size: how many there are.
-        local_rank: its number among those on this machine.
-        address, port: of rank 0.
-        launcher: who started them, for messages: `torchrun`, `Slurm`, `Open MPI`, ...
-        timeout: seconds that one waits for the others.
+        rank: number of this process, from 0.
+        size: number of processes.
+        local_rank: number of this process among those on the same machine.
+        address, port: network address of rank 0.
+        launcher: program that started the processes, for messages: `torchrun`, `Slurm`, `Open MPI`, ...
+        timeout: time in seconds to wait for the other processes.
     """
 
     rank: int
@@ -44,12 +45,12 @@ class Rendezvous:
 
 @dataclass(frozen=True)
 class Part:
-    """Some samples, one after the other, of a batch.
+    """Consecutive samples of a batch.
 
     Attributes:
-        first: number of the first one in the batch.
-        count: how many; 0: none.
-        batch: samples of the whole batch.
+        first: number of the first sample in the batch.
+        count: number of samples; 0: none.
+        batch: number of samples of the whole batch.
     """
 
     first: int
@@ -58,17 +59,17 @@ class Part:
 
     @property
     def end(self) -> int:
-        """Number after the last one."""
+        """Number of the sample after the last one."""
         return self.first + self.count
 
     def cut(self, count: int) -> tuple[Part, ...]:
-        """The part in pieces of `count` samples, the last one possibly of fewer; a part of none is one piece."""
+        """The part in pieces of `count` samples. The last piece may be smaller. An empty part is one empty piece."""
         firsts = range(self.first, max(self.end, self.first + 1), count)
         return tuple(Part(first, min(count, self.end - first), self.batch) for first in firsts)
 
 
 def parts_of(batch: int, size: int) -> tuple[Part, ...]:
-    """A batch in `size` parts that differ by at most one sample; with fewer samples than parts the last are empty."""
+    """Split a batch into `size` parts that differ by at most one sample. Parts without samples come last."""
     if size < 1:
         raise SpecError(f"a batch is cut into at least 1 part, got {size}")
     short, longer = divmod(batch, size)
@@ -77,61 +78,61 @@ def parts_of(batch: int, size: int) -> tuple[Part, ...]:
 
 
 class Collective(ABC, Generic[Array]):
-    """Processes that compute one step together; every one of them calls the same methods in the same order.
+    """Processes that compute one step together. All of them call the same methods in the same order.
 
     Attributes:
         rank: number of this process, from 0.
-        size: how many there are.
-        engine: what carries the messages, where other backends send the same ones through it; empty: none does.
+        size: number of processes.
+        engine: name of the engine that carries the messages, if other backends use it in the same way; else empty.
     """
 
     rank: int
     size: int
     engine: str = ""
 
-    # On native arrays, where they lie.
+    # Methods for native arrays, which stay on their device.
     @abstractmethod
     def largest(self, x: Array) -> Array:
-        """Elementwise maximum, over all processes, of integers: of the bits of magnitudes, so that NaN wins."""
+        """Elementwise maximum over all processes. `x` holds bits of magnitudes as integers, so that NaN is largest."""
 
     @abstractmethod
     def start_total(self, x: Array) -> Callable[[], Array]:
-        """Begin to add up `x`, float32, float64 or int64, over all processes; what is returned waits for the sum.
+        """Start to add up `x`, float32, float64 or int64, over all processes. The returned function waits for the sum.
 
-        Sums of float64 on one grid are exact. Meanwhile the caller goes on, and leaves `x` as it is.
+        Sums of float64 on one grid are exact. The caller may continue meanwhile, but must not change `x`.
         """
 
-    # On the host.
+    # Methods for arrays of the host.
     @abstractmethod
     def gather(self, x: AnyArray) -> list[AnyArray]:
-        """`x` `[n]` of every process, in the order of their ranks; lengths may differ, types may not."""
+        """`x` `[n]` of every process, in the order of their ranks. Lengths may differ, but types may not."""
 
     @abstractmethod
     def broadcast(self, message: bytes | None) -> bytes:
-        """What rank 0 gives; the others give None."""
+        """The message of rank 0. All other ranks pass None."""
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has called this method."""
         self.broadcast(b"" if self.rank == 0 else None)
 
     def parts(self, batch: int) -> tuple[Part, ...]:
-        """Which samples of a batch each process has, in the order of their ranks."""
+        """The part of a batch that each process has, in the order of their ranks."""
         return parts_of(batch, self.size)
 
     def pieces(self, batch: int, micro_batch: int | None) -> tuple[Part, ...]:
-        """This process's part in pieces of up to `micro_batch` samples; None: in one. An empty piece is allowed."""
+        """This process's part in pieces of up to `micro_batch` samples; None: one piece. A piece may be empty."""
         part = self.parts(batch)[self.rank]
         return part.cut(micro_batch or max(1, part.count))
 
     def beat(self, what: str) -> None:
-        """Told what is computed next, for whoever watches whether the process still moves."""
+        """Report what is computed next, for a monitor that checks whether the process makes progress."""
 
     def close(self) -> None:
-        """Leave the others; nothing may be called afterwards."""
+        """Leave the group. No method may be called afterwards."""
 
 
 class Alone(Collective[Array]):
-    """One process: everything is its own."""
+    """A single process, which has all samples."""
 
     rank = 0
     size = 1
@@ -152,10 +153,10 @@ class Alone(Collective[Array]):
 
 
 class Through(Collective[Array]):
-    """Those of another collective, whose arrays are of another kind; only those on the host go through it as they are.
+    """A collective for another kind of array, based on an existing one. Messages of the host pass through unchanged.
 
     Args:
-        others: the other collective, which is closed with this one.
+        others: the existing collective. It is closed together with this one.
     """
 
     def __init__(self, others: Collective[Any]) -> None:

@@ -1,4 +1,5 @@
-"""From output spike trains to a class; numpy on every backend, from spikes that are the same bits everywhere."""
+"""From output spike trains to a class. All backends use this numpy code, on spikes that are the same bits
+everywhere."""
 
 from __future__ import annotations
 
@@ -17,10 +18,10 @@ def distances(spikes: UInt8, sequences: UInt8, loss: Loss, psp: PSP, lengths: In
 
     Args:
         spikes: `[T, B, N]`.
-        sequences: target trains of each class, `[K, T, N]` (`LabelCode.sequences`).
+        sequences: target spike trains of each class, `[K, T, N]` (`LabelCode.sequences`).
         loss: the metric.
         psp: the output layer's synaptic filter.
-        lengths: steps of each sample, `[B]`, of which alone the distance is; None: all.
+        lengths: number of steps of each sample, `[B]`. Only these steps count. None: all steps count.
 
     Returns:
         `[B, K]`.
@@ -31,24 +32,24 @@ def distances(spikes: UInt8, sequences: UInt8, loss: Loss, psp: PSP, lengths: In
 def equally_near(distance: Float64) -> AnyArray:
     """Which label sequences are the nearest, bool: `[B, K] -> [B, K]`.
 
-    Distances closer than one part in 10^9 count as equal, so the rounding of a sum never chooses a class.
+    Distances that differ by less than one part in 10^9 count as equal. The rounding of a sum can then never decide.
     """
     near: AnyArray = distance <= distance.min(axis=1, keepdims=True) * (1 + 1e-9)
     return near
 
 
 def nearest_sequence(distance: Float64) -> Int64:
-    """The class of the nearest label sequence, `[B, K] -> [B]`; of those that are `equally_near` the lowest."""
+    """The class of the nearest label sequence, `[B, K] -> [B]`. If several are `equally_near`, the lowest class."""
     nearest: Int64 = equally_near(distance).argmax(axis=1).astype(np.int64)
     return nearest
 
 
 def spike_count(spikes: AnyArray, lengths: Int64 | None = None) -> Int64:
-    """The output neuron with the most spikes, `[T, B, N] -> [B]`; equal counts: the lowest class.
+    """The output neuron with the most spikes, `[T, B, N] -> [B]`. For equal counts, the lowest class.
 
-    Of a readout's potentials: the neuron with the largest sum, and so mean.
+    For the potentials of a readout: the neuron with the largest sum, which is also the one with the largest mean.
 
-    `lengths`: steps of each sample, `[B]`, in which its spikes are counted; None: all.
+    `lengths`: number of steps of each sample, `[B]`. Only spikes in these steps count. None: all steps count.
     """
     kind = np.int64 if spikes.dtype == np.uint8 else np.float64
     most: Int64 = without_padding(spikes, lengths).sum(axis=0, dtype=kind).argmax(axis=1).astype(np.int64)

@@ -1,7 +1,8 @@
 """Powers and cosines of float64 numbers, rounded once: the same bits on every machine.
 
-A C library's `pow` and `cos` are not: the last bit differs between processors with and without a fused multiply-add,
-and between libraries. Here integers and decimal numbers of 40 digits are computed with, the same everywhere.
+`pow` and `cos` of C libraries do not have this property. Their last bit differs between libraries, and between
+processors with and without fused multiply-add. This module computes with integers and with decimal numbers of 40
+digits, which are the same everywhere.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def power(x: float, n: int) -> float:
 
 
 def cosine(x: float) -> float:
-    """`cos x`, for `|x| <= pi`: its Taylor series in units of `2^-192`."""
+    """`cos x` for `|x| <= pi`, from its Taylor series in units of `2^-192`."""
     top, bottom = x.as_integer_ratio()
     square = (top * top << _BITS) // (bottom * bottom)
     total = term = 1 << _BITS

@@ -1,7 +1,7 @@
-"""The equations of a network as recurrences: what every backend prints and runs.
+"""The equations of a network as recurrences, which every backend prints and runs.
 
-The synaptic filter of an edge and the neurons after it are one step; so are the filter alone, the two passes of a loss,
-and AdamW's update. The expressions stand in synapses/psp.py, neurons/, surrogates.py, losses/, optim/adamw.py.
+The synaptic filter of an edge and the neurons after it form one step. So do a filter alone, the two passes of a loss,
+and the update of AdamW. The expressions are in synapses/psp.py, neurons/, surrogates.py, losses/ and optim/adamw.py.
 """
 
 from __future__ import annotations
@@ -40,32 +40,32 @@ __all__ = [
 ]
 
 Constants = Mapping[str, np.float32]
-"""The parameters of a recurrence by name."""
+"""The values of a recurrence's parameters by name."""
 
 COUNT = Recurrence("count", (), ("o",), {}, {"n": variable("o")})
-"""Spikes; its outputs added over the steps are how many there were."""
+"""Passes on spikes. The sum of its outputs over the steps is the number of spikes."""
 
 COUNT_INSIDE = Recurrence(
     "count_inside", (), ("o", "inside"), {}, {"n": where(variable("inside") > 0, variable("o"), 0)}
 )
-"""The same, of the steps that are inside a sample's length."""
+"""The same, but only for steps within a sample's length."""
 
 
 @dataclass(frozen=True)
 class NeuronEquations:
-    """Synaptic filters and the neurons after them, both ways.
+    """Synaptic filters and the neurons after them, with both passes.
 
     Attributes:
-        forward: from `z` to the potential `u`, what else the way back reads, and the spikes `o`.
-        backward: from `kept` and `g = dL/do` to `dz = dL/dz`, the last step first.
+        forward: from `z` to the potential `u`, other values that the backward pass reads, and the spikes `o`.
+        backward: from `kept` and `g = dL/do` to `dz = dL/dz`, from the last step to the first.
         inputs: inputs of `forward`, one for each projection: `z`, `z2`, ...
-        errors: outputs of `backward`, the error of each of them: `dz`, `dz2`, ...; projections that share a filter
-            share its error.
+        errors: the outputs of `backward` that are the errors of `inputs`: `dz`, `dz2`, ... Projections that share a
+            filter share its error.
         kept: outputs of `forward` that `backward` reads, `u` first.
-        constants: of both, float32.
-        wide: the same before they are rounded to float32, as far as the filter and the models have them.
-        learned: inputs of both, the same at every step, by the names that the model gives them.
-        terms: outputs of `backward`, whose sums over the steps are an element's part of the gradients of `learned`.
+        constants: constants of both passes, float32.
+        wide: the same constants before they are rounded to float32, where the filter and the models provide them.
+        learned: inputs of both passes that are the same at every step, by the names that the model gives them.
+        terms: outputs of `backward`. Their sums over the steps are an element's part of the gradients of `learned`.
     """
 
     forward: Recurrence
@@ -80,7 +80,7 @@ class NeuronEquations:
 
     @cached_property
     def summing(self) -> Recurrence:
-        """`backward` with the sums of `terms` over the steps as its last states, in place of these outputs."""
+        """`backward`, with the sums of `terms` over the steps as its last states instead of these outputs."""
         return self.backward.summing(self.terms.values()) if self.terms else self.backward
 
     @cached_property
@@ -90,7 +90,7 @@ class NeuronEquations:
 
     @cached_property
     def backward_numbers(self) -> Float32:
-        """The parameters of `backward`, in its order, whatever is added over the steps."""
+        """The parameters of `backward`, in its order. They do not depend on which outputs are summed over the steps."""
         return self.backward.numbers(self.constants)
 
     @cached_property
@@ -101,24 +101,24 @@ class NeuronEquations:
     def backward_step(self, summed: tuple[str, ...] = ()) -> tuple[Recurrence, tuple[str, ...]]:
         """One step of `backward`, and the names of its states.
 
-        What the step's own spikes give back through a recurrence, `back`, is added to `g`. The last states are the
-        sums over the steps of the errors `summed` and of `terms`.
+        The error that reaches the step's own spikes through a recurrent connection, `back`, is added to `g`. The last
+        states are the sums over the steps of the errors `summed` and of `terms`.
         """
         whole = self.recurrent(summed)
         return _single(whole), tuple(whole.states)
 
     def recurrent(self, summed: tuple[str, ...] = ()) -> Recurrence:
-        """`backward_step` over time: `backward` with the input `back`, and its sums as its last states."""
+        """`backward_step` over time: `backward` with the additional input `back`, and its sums as its last states."""
         return _recurrent(self.backward, (*summed, *self.terms.values()))
 
 
 @dataclass(frozen=True)
 class ResumableEquations:
-    """Equations of neurons that go on from given states, and whose potentials may have an error of their own.
+    """Equations of neurons that continue from given states, and whose potentials may have errors of their own.
 
     Attributes:
-        plain: as they are.
-        of_potentials: the same with a derived way back that reads `gu = dL/du` too.
+        plain: the usual equations.
+        of_potentials: the same, with a derived backward pass that also reads `gu = dL/du`.
     """
 
     plain: NeuronEquations
@@ -126,12 +126,12 @@ class ResumableEquations:
 
     @cached_property
     def kept(self) -> tuple[str, ...]:
-        """Outputs of `step` that one of the ways back reads."""
+        """Outputs of `step` that one of the backward passes reads."""
         return tuple(dict.fromkeys((*self.plain.kept, *self.of_potentials.kept)))
 
     @cached_property
     def step(self) -> Recurrence:
-        """One step forward (`Recurrence.single`)."""
+        """One step of the forward pass (`Recurrence.single`)."""
         found = {**self.of_potentials.forward.outputs, **self.plain.forward.outputs}
         outputs = {name: found[name] for name in (*self.kept, "o")}
         return self.plain.forward.changed(outputs=outputs).single()
@@ -151,11 +151,11 @@ class LossEquations:
     """The error of a loss, `do`, from output spikes `o` and their `target`, in up to two passes over time.
 
     Attributes:
-        forward: from `o` and `target` to `r`; None where the way back reads no `r`.
-        backward: to `do`, the last step first. Besides `r`, `o` and `target` it may read `count` and `target_count`,
-            their sums over the steps, the same at every step.
-        inside: the input of the way back that is 0 at padded steps, of a batch with lengths; constants are then inputs
-            too, since a sample's own depend on its length.
+        forward: from `o` and `target` to `r`. None if the backward pass does not read `r`.
+        backward: computes `do`, from the last step to the first. Besides `r`, `o` and `target` it may read `count` and
+            `target_count`. These are sums of `o` and `target` over the steps, the same at every step.
+        inside: name of the input of the backward pass that is 0 at padded steps, for batches with lengths. Constants
+            are then inputs too, because those of a sample depend on its length.
     """
 
     forward: Recurrence | None
@@ -164,7 +164,7 @@ class LossEquations:
 
 
 class _Part:
-    """The constants, states or carried values of one part of a step, under names that no other part has."""
+    """The constants, states or carried values of one part of a step. Their names are unique among all parts."""
 
     def __init__(self, what: str, names: Iterable[str], taken: set[str]) -> None:
         self.free: dict[str, str] = {}
@@ -178,13 +178,13 @@ class _Part:
         self.names = Names(what, self.expressions)
 
     def renamed(self, given: Mapping[str, Expr], what: str) -> dict[str, Expr]:
-        """Expressions by the free names; `SpecError` unless they are for all of these and no others."""
+        """Expressions by their unique names. Raises `SpecError` unless `given` has exactly the expected names."""
         if set(given) != set(self.free):
             raise SpecError(f"{what}: expected {', '.join(self.free) or 'none'}, got {', '.join(given) or 'none'}")
         return {free: given[name] for name, free in self.free.items()}
 
     def values(self, given: Mapping[str, float | np.float32]) -> dict[str, float]:
-        """Numbers by the free names."""
+        """Numbers by their unique names."""
         return {self.free[name]: float(value) for name, value in given.items()}
 
 
@@ -197,11 +197,13 @@ def neuron_equations(
     """The recurrences of a layer's neurons and the filters before them, and their constants.
 
     Args:
-        filter: of the projection that the neurons read, or of each of several, whose currents are added in this order.
-            Equal filters without a bias are one, which takes the sum of what they read.
+        filter: filter of the projection that the neurons read, or one filter for each of several projections. Their
+            currents are added in this order. Equal filters without a bias become one filter, which reads the sum of
+            their inputs.
         neuron: the model.
-        static: of several, whether one input serves all steps; such a one shares no filter with one that changes.
-        of_potentials: whether the way back, which is then always derived, reads `gu = dL/du` too.
+        static: for each of several projections, whether one input serves all steps. A static projection never shares a
+            filter with one that changes.
+        of_potentials: whether the backward pass also reads `gu = dL/du`. It is then always derived.
     """
     filters = filter if isinstance(filter, tuple) else (filter,)
     apart = static if len(filters) > 1 and static else (False,) * len(filters)
@@ -297,14 +299,14 @@ def _neuron_equations(
 def resumable_equations(
     filters: tuple[SynapticFilter, ...], neuron: NeuronModel, static: tuple[bool, ...] = ()
 ) -> ResumableEquations:
-    """`neuron_equations` of neurons that go on from given states."""
+    """`neuron_equations` of neurons that continue from given states."""
     return ResumableEquations(
         neuron_equations(filters, neuron, static), neuron_equations(filters, neuron, static, of_potentials=True)
     )
 
 
 class _Edge:
-    """A filter between projections and neurons, with names that nothing else of the equations has."""
+    """A filter between projections and neurons. Its names are unique in the equations."""
 
     def __init__(
         self, place: int, filter: SynapticFilter, inputs: tuple[str, ...], shared: list[int], taken: set[str]
@@ -317,7 +319,8 @@ class _Edge:
         self.learned = _Part("learned number of the filter", self.filter.learned(), taken)
 
     def learned_names(self) -> dict[str, str]:
-        """The free names by those that a population has for them: `bias`, of its second projection `bias2`."""
+        """Unique names by a population's names for learned parameters: `bias`, and `bias2` for the second
+        projection."""
         return {learned_name(self.place, name): free for name, free in self.learned.free.items()}
 
     def name_states(self, taken: set[str]) -> None:
@@ -341,12 +344,12 @@ class _Edge:
 
 
 def learned_name(place: int, name: str) -> str:
-    """What a population calls a learned number of the filter of its projection number `place`."""
+    """A population's name for a learned parameter of the filter of its projection number `place`."""
     return name if place == 0 else f"{name}{place + 1}"
 
 
 def _with_added(recurrence: Recurrence, name: str, other: str) -> Recurrence:
-    """The same with the sum of the input `name` and a further input `other` in place of the first."""
+    """The recurrence with the sum of the input `name` and an additional input `other` in place of the input `name`."""
     roots = [*recurrence.states.values(), *recurrence.outputs.values()]
     total = snap(variable(name) + variable(other))
     made = iter(substituted(roots, {id(x): total for x in ordered(roots) if x.op == "variable" and x.name == name}))
@@ -369,7 +372,8 @@ def _rounded(wide: Mapping[str, float]) -> dict[str, np.float32]:
 
 
 def _floored(step: Step) -> Step:
-    """`step` with its potential and its named values snapped where they are used: what is kept is what was used."""
+    """`step` with its potential and its named values snapped where they are used, so that kept and used values
+    agree."""
     states, spike = [*step.states.values()], step.spike
     u = step.u if step.u.name is not None else Expr(step.u.op, step.u.args, step.u.value, "u")
     roots = substituted([*states, spike, u], {id(step.u): u})
@@ -393,7 +397,7 @@ def _derived(
     *,
     of_potentials: bool,
 ) -> tuple[Adjoint, dict[str, Expr]]:
-    """The derived way back through a neuron's step, and the values of the step which it reads, `u` first."""
+    """The derived backward pass of a neuron's step, and the values of the step that it reads, `u` first."""
     seeds = [(step.states[name], carried.expressions[f"d_{name}"]) for name in states.free]
     seeds.append((step.spike, variable("g")))
     if of_potentials:
@@ -414,7 +418,7 @@ def _derived(
 def _filter_back(
     filter: SynapticFilter, constants: _Part, learned: _Part, error: Expr, taken: set[str]
 ) -> tuple[FilterAdjoint, dict[str, Expr]]:
-    """The way back through a filter from the error of its current, and what it carries under free names."""
+    """The backward pass of a filter from the error of its current, and the values it carries, under unique names."""
     d = _Part("carried value of the filter", filter.carried, taken)
     p = Names("constant of the filter", constants.expressions | learned.expressions)
     written = filter.adjoint(p, d.names, error)
@@ -425,7 +429,7 @@ def _filter_back(
     z = variable("z")
     step = filter.step(p, s.names, z)
     seeds = [(step.states[name], d.expressions[f"d_{name}"]) for name in filter.states]
-    # The error of the current first, then what comes from the step after.
+    # First the error of the current, then the values that come from the following step.
     wanted = [z, *s.expressions.values(), *learned.expressions.values()]
     at, *rest = (finished(x) for x in derive([(step.current, error), *seeds], wanted, _no_spike))
     ends = iter(rest)
@@ -456,7 +460,7 @@ def filter_equations(filter: SynapticFilter) -> FilterEquations:
 
 @cache
 def loss_equations(loss: Loss) -> LossEquations:
-    """The recurrences of a loss's error; its constants are `loss.constants(...)`."""
+    """The recurrences of a loss's error. Its constants are `loss.constants(...)`."""
     names = {name: variable(name) for name in STEP}
     parameters = loss.parameters
     p = Names(f"constant of the loss {loss.name}", {name: variable(name) for name in parameters})
@@ -472,7 +476,7 @@ def loss_equations(loss: Loss) -> LossEquations:
 
 @cache
 def padded_loss_equations(loss: Loss) -> LossEquations:
-    """`loss_equations` of samples with lengths: at padded steps the error and every state of the way back are zero."""
+    """`loss_equations` for samples with lengths. At padded steps, the error and all states of `backward` are zero."""
     plain = loss_equations(loss)
     taken = {*loss.parameters, *loss.states, *loss.back_states, *STEP}
     name = "inside"
@@ -480,7 +484,7 @@ def padded_loss_equations(loss: Loss) -> LossEquations:
         name += "_"
 
     def kept(x: Expr) -> Expr:
-        # What is selected has been snapped as it is, and stays so.
+        # The selected values were snapped before, and the selection does not change that.
         return unsnapped(where(variable(name) > 0, x, 0))
 
     back, ahead = plain.backward, plain.forward
@@ -498,16 +502,16 @@ def padded_loss_equations(loss: Loss) -> LossEquations:
 
 
 def loss_padding(loss: Loss, psp: PSP, lengths: Int64, batch: int, shape: Shape) -> dict[str, AnyArray]:
-    """What `padded_loss_equations` reads besides outputs and targets of `shape` `[T, B, N]`, by the names of inputs.
+    """Inputs of `padded_loss_equations` other than outputs and targets of `shape` `[T, B, N]`, by name.
 
     Args:
-        loss, psp: what is computed.
-        lengths: of the samples, `[B]`.
-        batch: samples of the whole batch.
-        shape: of the outputs.
+        loss, psp: the loss, and the filter of the output.
+        lengths: lengths of the samples, `[B]`.
+        batch: number of samples of the whole batch.
+        shape: shape of the outputs.
 
     Returns:
-        The constants of each sample, float32 `[1, B, N]`, and which steps are inside its length, uint8 `[T, B, N]`.
+        The constants of each sample, float32 `[1, B, N]`; and which steps are within its length, uint8 `[T, B, N]`.
     """
     steps, samples, neurons = shape
     constants = loss.constants_of(psp, lengths, batch)
@@ -520,7 +524,7 @@ def loss_padding(loss: Loss, psp: PSP, lengths: Int64, batch: int, shape: Shape)
 
 
 def inside_name(loss: Loss) -> str:
-    """What `loss_padding` names the array that says which steps are no padding."""
+    """The name that `loss_padding` gives to the array that marks the steps which are not padding."""
     return "inside" if loss.of_potentials else str(padded_loss_equations(loss).inside)
 
 

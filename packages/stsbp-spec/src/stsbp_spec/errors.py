@@ -1,7 +1,7 @@
-"""Every error that stsbp raises on purpose: one base class and a few subclasses.
+"""All errors that stsbp raises on purpose: one base class and a few subclasses.
 
-A message says what was expected, what came, and what to do. The command line prints the message of a
-`StsbpError` without a traceback and exits with `exit_code`; any other exception is a bug and shows its traceback.
+A message states what was expected, what was given, and what to do. The command line prints the message of a
+`StsbpError` without a traceback and exits with `exit_code`. Any other exception is a bug and shows its traceback.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ __all__ = [
 ]
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters, what turns the direction of text, and bytes of a name that are no UTF-8."""
+"""Control characters, characters that change the direction of text, and bytes of a name that are not UTF-8."""
 _BEGIN, _END = 1200, 600
-"""Characters of a long line that a message shows."""
+"""Number of characters at the beginning and the end of a long line that a message shows."""
 _FIRST_LINES, _LAST_LINES = 30, 10
 _LONGEST_NAME = 100
 
@@ -36,7 +36,7 @@ _LONGEST_NAME = 100
 def printable(text: str, *, lines: bool = False) -> str:
     """Foreign text (names of classes and files, settings) in a form that a terminal or a page can show.
 
-    Control characters become escapes such as `\\x1b`; with `lines`, ends of lines stay.
+    Control characters become escapes such as `\\x1b`. With `lines`, line ends are kept.
     """
 
     def escape(found: re.Match[str]) -> str:
@@ -44,7 +44,7 @@ def printable(text: str, *, lines: bool = False) -> str:
         if lines and character == "\n":
             return character
         number = ord(character)
-        # Python keeps a byte that is no UTF-8 as U+DC00 and its value.
+        # Python represents a byte that is not UTF-8 as U+DC00 plus its value.
         number = number - 0xDC00 if 0xDC80 <= number <= 0xDCFF else number
         return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"
 
@@ -73,7 +73,7 @@ def _cut(row: str) -> str:
 
 
 class StsbpError(Exception):
-    """Base class of every error raised on purpose; its message is short and contains no control characters."""
+    """Base class of all errors raised on purpose. Its message is short and contains no control characters."""
 
     exit_code = 1
 
@@ -86,13 +86,13 @@ class SpecError(StsbpError, ValueError):
 
 
 class NetworkError(SpecError):
-    """A network description is malformed or impossible; the message points at the token, or names the node.
+    """A network description is malformed or impossible. The message points at the token, or names the node.
 
     Example: `NetworkSpec.parse("12C5-P2-64C55", input_shape=(2, 34, 34), outputs=10)`.
 
     Attributes:
-        reason: the message without the place.
-        notation, start, length: the text of the network and the place in it.
+        reason: the message without the location.
+        notation, start, length: the text of the network, and the location in it.
         node: name of the node, if the network was built as a graph.
     """
 
@@ -118,7 +118,7 @@ class NetworkError(SpecError):
 
     @staticmethod
     def of(error: SpecError, **place: Any) -> NetworkError:
-        """The same with its place, `notation`, `start` and `length`, or `node`."""
+        """The same error with its location: `notation`, `start` and `length`, or `node`."""
         kind = ExactNetworkError if isinstance(error, ExactnessError) else NetworkError
         return kind(error.reason if isinstance(error, NetworkError) else str(error), **place)
 
@@ -127,7 +127,7 @@ _BEFORE, _WITHIN, _AFTER = 40, 60, 20
 
 
 def _excerpt(notation: str, start: int, length: int) -> str:
-    """The notation with carets under a part of it: two lines of at most about 130 characters, nothing unprintable."""
+    """The notation with carets under a part of it: two printable lines of at most about 130 characters."""
     low, high = 0, len(notation)
     if high > _BEFORE + _WITHIN + _AFTER:
         low, high = max(0, start - _BEFORE), min(high, start + min(length, _WITHIN) + _AFTER)
@@ -142,7 +142,7 @@ class ExactnessError(SpecError):
 
 
 class ExactNetworkError(NetworkError, ExactnessError):
-    """The sums of a network cannot be exact."""
+    """The sums of a network cannot be computed exactly."""
 
 
 class ShapeError(StsbpError, ValueError):
@@ -155,4 +155,4 @@ class BackendError(StsbpError):
 
 
 class NumericError(StsbpError, ArithmeticError):
-    """A value is no longer finite, for example after a learning rate of 1e30; the message names step and layer."""
+    """A value is no longer finite, for example after a learning rate of 1e30. The message names the step and layer."""

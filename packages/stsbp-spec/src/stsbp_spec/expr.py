@@ -1,8 +1,8 @@
-"""Equations as data: an expression is written once and printed into every backend's language (printers.py).
+"""Equations as data: an expression is written once and printed in every backend's language (printers.py).
 
-What is written is what is computed: each operation is float32 and rounds once, nothing is fused, reordered or replaced.
-Python's operators build expressions; `where`, `snap`, `spike`, `sqrt` and `exp` are functions of this module. A
-`Recurrence` is one step of an equation that runs over time, or, without states, over the elements of arrays.
+The result is exactly what is written: each operation is float32 and rounds once. Nothing is fused, reordered or
+replaced. Python's operators build expressions. `where`, `snap`, `spike`, `sqrt` and `exp` are functions of this module.
+A `Recurrence` is one step of an equation that runs over time, or, without states, over the elements of arrays.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ OPERATIONS = {
     "add": 2, "sub": 2, "mul": 2, "div": 2, "neg": 1, "abs": 1, "sqrt": 1, "exp": 1, "snap": 1, "unsnapped": 1,
     "lt": 2, "ge": 2, "spike": 2, "where": 3,
 }  # fmt: skip
-"""Every operation and how many operands it takes. `exp` is inexact: libraries differ in its last bits."""
+"""All operations with their numbers of operands. `exp` is inexact, because libraries differ in its last bits."""
 
 CONDITIONS = ("lt", "ge", "spike")
 """Operations whose result is true or false; `spike(a, b)` is `a >= b` with a surrogate derivative."""
@@ -62,8 +62,8 @@ class Expr:
     Attributes:
         op: `variable`, `constant`, or one of `OPERATIONS`.
         args: the operands.
-        value: of a constant, rounded to float32.
-        name: of a variable; of anything else the name that printers give it, or None.
+        value: value of a constant, rounded to float32.
+        name: name of a variable. For anything else, the name that printers give it, or None.
     """
 
     op: str
@@ -73,11 +73,11 @@ class Expr:
 
     @property
     def is_condition(self) -> bool:
-        """Whether it is true or false rather than a number."""
+        """Whether the expression is a condition (true or false) rather than a number."""
         return self.op in CONDITIONS
 
     def of(self, args: tuple[Expr, ...]) -> Expr:
-        """The same operation on other operands; itself where they are the same."""
+        """The same operation on other operands. Returns the expression itself if they are the same."""
         if all(old is new for old, new in zip(self.args, args, strict=True)):
             return self
         return Expr(self.op, args, self.value, self.name)
@@ -138,7 +138,7 @@ class Expr:
             "an expression has no value yet; use the functions of stsbp_spec.expr, not those of math or numpy"
         )
 
-    __array_ufunc__ = None  # numpy's scalars leave operators to this class
+    __array_ufunc__ = None  # makes numpy scalars use the operators of this class
 
 
 def _as_expr(x: object) -> Expr:
@@ -157,7 +157,7 @@ def _operation(op: str, *args: object) -> Expr:
     for i, x in enumerate(operands):
         wants_condition = op == "where" and i == 0
         if x.is_condition and not wants_condition:
-            # A spike that is counted with is 1 or 0.
+            # A spike in arithmetic is 1 or 0.
             operands[i] = Expr("where", (x, _as_expr(1), _as_expr(0)))
         elif wants_condition and not x.is_condition:
             raise SpecError("the first operand of where is a condition: a comparison or a spike")
@@ -165,22 +165,23 @@ def _operation(op: str, *args: object) -> Expr:
 
 
 def variable(name: str) -> Expr:
-    """A number that has a name: a parameter, an input, a state."""
+    """A named number: a parameter, an input, a state."""
     return Expr("variable", name=checked_name(name))
 
 
 def constant(value: float) -> Expr:
-    """A number that stands in the equation itself, rounded to float32."""
+    """A literal number in the equation, rounded to float32."""
     return _as_expr(value)
 
 
 def named(name: str, x: Expr) -> Expr:
-    """`x` under a name that printed code keeps."""
+    """`x` with a name that printed code keeps."""
     return x if x.op in ("variable", "constant") else Expr(x.op, x.args, x.value, checked_name(name))
 
 
 def where(condition: Expr, a: Number, b: Number) -> Expr:
-    """`a` where the condition holds, else `b`. Both are computed; only a `spike` carries a gradient."""
+    """`a` where the condition holds, else `b`. Both are computed. A gradient passes the condition only if it is a
+    `spike`."""
     return _operation("where", condition, a, b)
 
 
@@ -190,12 +191,13 @@ def snap(x: Number) -> Expr:
 
 
 def unsnapped(x: Number) -> Expr:
-    """`x`, a new state or a result, as it is: the author vouches that a magnitude below 2^-126 can change nothing."""
+    """`x`, a new state or a result, without a snap. The author guarantees that magnitudes below 2^-126 have no
+    effect."""
     return _operation("unsnapped", x)
 
 
 def spike(u: Number, threshold: Number) -> Expr:
-    """`u >= threshold`, whose derivative is the neuron's surrogate at `u - threshold`; as a number it is 1 or 0."""
+    """`u >= threshold`. Its derivative is the neuron's surrogate at `u - threshold`. As a number, it is 1 or 0."""
     return _operation("spike", u, threshold)
 
 
@@ -205,12 +207,13 @@ def sqrt(x: Number) -> Expr:
 
 
 def exp(x: Number) -> Expr:
-    """The exponential function; not for `reproducible` precision, since libraries differ in its last bits."""
+    """The exponential function. It is not allowed in `reproducible` precision, because libraries differ in its last
+    bits."""
     return _operation("exp", x)
 
 
 def finished(x: Number) -> Expr:
-    """A new state or a result as it leaves a step: snapped, unless it is already or its author vouched for it."""
+    """A new state or a result as it leaves a step: snapped, unless it already is, or is marked with `unsnapped`."""
     x = _as_expr(x)
     if x.op == "unsnapped":
         return x.args[0]
@@ -220,10 +223,10 @@ def finished(x: Number) -> Expr:
 
 
 def ordered(roots: Iterable[Expr]) -> list[Expr]:
-    """Every node under `roots` once, operands before what is made of them."""
+    """Every node in the expressions `roots` once, operands before the operations that use them."""
     seen: set[int] = set()
     found: list[Expr] = []
-    # A stack, not a recursion: an expression may be deeper than Python calls functions.
+    # Use a stack instead of recursion, because an expression may be deeper than Python's recursion limit.
     waiting = [(x, False) for x in reversed([*roots])]
     while waiting:
         x, is_done = waiting.pop()
@@ -237,7 +240,7 @@ def ordered(roots: Iterable[Expr]) -> list[Expr]:
 
 
 def merged(roots: Iterable[Expr]) -> tuple[list[tuple[Expr, tuple[int, ...]]], dict[int, int]]:
-    """Nodes under `roots` of which no two compute the same, with their operands' numbers; and every node's by `id`."""
+    """The nodes in `roots` without duplicates, each with its operands' indices; and the index of every node by `id`."""
     nodes: list[tuple[Expr, tuple[int, ...]]] = []
     numbers: dict[tuple[object, ...], int] = {}
     of: dict[int, int] = {}
@@ -270,11 +273,11 @@ class Names:
 
 
 _WORDS = frozenset({"abs", "divide", "exp", "float32", "number", "rounded", "snap", "sqrt", "tl", "where"})
-"""Words of the languages that expressions are printed in."""
+"""Reserved words of the languages in which expressions are printed."""
 
 
 def checked_name(name: str) -> str:
-    """`name`, or `SpecError` where it cannot be one in every language that equations are printed in."""
+    """Return `name`. Raises `SpecError` if it is not allowed in every language in which equations are printed."""
     if name in _WORDS:
         raise SpecError(
             f"{name} is a reserved word in a language that equations are printed in; give the value another name"
@@ -288,16 +291,16 @@ def checked_name(name: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Recurrence:
-    """One step of an equation over time, for each element of its arrays alone.
+    """One step of an equation over time. Each element of its arrays is computed on its own.
 
-    Two of one name are equal if they compute the same: what is printed and compiled of one serves the other.
+    Two recurrences of the same name are equal if they compute the same. Printed and compiled code then serves both.
 
     Attributes:
-        name: for people, and for what is printed.
-        parameters: float32 numbers, the same for all elements and steps.
-        inputs: arrays with one value an element and step, or one an element for all steps.
-        states: the new value of each state by its name; before the first step every state is zero.
-        outputs: values of each step; conditions become uint8 0 and 1.
+        name: name for people, and for printed code.
+        parameters: names of float32 numbers that are the same for all elements and steps.
+        inputs: names of arrays with one value per element and step, or one per element for all steps.
+        states: the new value of each state by its name. Before the first step, every state is zero.
+        outputs: values of each step. Conditions become uint8 0 and 1.
         reverse: whether the steps run from the last to the first.
     """
 
@@ -316,7 +319,7 @@ class Recurrence:
         for name in (*names, *self.outputs):
             checked_name(name)
         if twice := {name for name in names if names.count(name) > 1}:
-            raise SpecError(f"{self.name}: {', '.join(sorted(twice))} stands for two things")
+            raise SpecError(f"{self.name}: these names are used twice: {', '.join(sorted(twice))}")
         for x in ordered(self.roots):
             if x.op == "variable" and x.name not in names:
                 raise SpecError(f"{self.name}: {x.name} is neither a parameter nor an input nor a state")
@@ -327,18 +330,18 @@ class Recurrence:
                 raise SpecError(f"{self.name}: the state {name} is a condition; write where({name}, 1, 0)")
 
     def numbers(self, constants: Mapping[str, np.float32]) -> Float32:
-        """The values of its parameters, in their order."""
+        """The values of the parameters, in their order."""
         return np.array([constants[name] for name in self.parameters], np.float32)
 
     def changed(self, **fields: Any) -> Recurrence:
-        """The same with other fields. What they hold is taken as it is: `dataclasses.replace` would snap it anew."""
+        """A copy with other fields, which are used as they are. `dataclasses.replace` would snap them again."""
         given: dict[str, Any] = {"states": self.states, "outputs": self.outputs, **fields}
         for name in ("states", "outputs"):
             given[name] = {k: x if x.is_condition else unsnapped(x) for k, x in given[name].items()}
         return replace(self, **given)
 
     def summing(self, names: Iterable[str]) -> Recurrence:
-        """The same with sums over the steps of the outputs `names` as its last states, in place of these outputs."""
+        """A copy with sums over the steps of the outputs `names` as its last states, instead of these outputs."""
         states, outputs = dict(self.states), dict(self.outputs)
         taken = {*self.parameters, *self.inputs, *states, *outputs}
         for output in names:
@@ -350,7 +353,7 @@ class Recurrence:
         return self.changed(states=states, outputs=outputs)
 
     def single(self) -> Recurrence:
-        """One step: the states are inputs after the others, and their new values outputs after the others."""
+        """One step without time: the states become further inputs, and their new values become further outputs."""
         taken, outputs = {*self.outputs}, dict(self.outputs)
         for name, x in self.states.items():
             new = f"new_{name}"
@@ -364,17 +367,18 @@ class Recurrence:
 
     @property
     def roots(self) -> tuple[Expr, ...]:
-        """What a step computes: new states, then outputs."""
+        """The results of a step: new states, then outputs."""
         return (*self.states.values(), *self.outputs.values())
 
     @property
     def exact(self) -> bool:
-        """Whether every operation is correctly rounded everywhere."""
+        """Whether every operation is correctly rounded on all backends."""
         return all(x.op != "exp" for x in ordered(self.roots))
 
     @cached_property
     def key(self) -> str:
-        """What is computed, as text: its own name and those of parameters, inputs, states and outputs, no others."""
+        """The computation as text. It names the recurrence, parameters, inputs, states and outputs, but no inner
+        values."""
         nodes, of = merged(self.roots)
         lines = (
             " ".join(map(str, (x.op, *operands, x.value.hex(), x.name if x.op == "variable" else None)))

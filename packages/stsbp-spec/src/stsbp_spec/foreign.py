@@ -1,4 +1,4 @@
-"""Classes of the user's own, named on the command line as `module:Class:key=value`."""
+"""User-defined classes, named on the command line as `module:Class:key=value`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def names_a_class(text: str, known: Container[str]) -> bool:
-    """Whether a text names a class of a module rather than one of the `known` names with its parameters."""
+    """Whether a text names a class of a module, rather than one of the `known` names with its parameters."""
     name, *pairs = text.strip().split(":")
     return bool(pairs) and "=" not in pairs[0] and name not in known
 
@@ -32,10 +32,10 @@ def split(text: str) -> tuple[str, str, list[str]]:
 
 @contextmanager
 def calling(what: str) -> Iterator[None]:
-    """What the user's code raises becomes a `SpecError` with the file and the line that raised it.
+    """Turn errors of the user's code into a `SpecError` with the file and the line that raised them.
 
     Args:
-        what: what cannot be done because of it, for the message.
+        what: the action that fails because of the error, for the message.
     """
     try:
         yield
@@ -45,14 +45,14 @@ def calling(what: str) -> Iterator[None]:
         place, traceback = "", error.__traceback__
         while traceback is not None:
             place, traceback = f" ({traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno})", traceback.tb_next
-        # A module that is not there, a mistake of syntax and a class that lacks a method say it all.
+        # Messages of missing modules, syntax errors and missing methods need no location.
         if isinstance(error, (ImportError, SyntaxError, TypeError)):
             place = ""
         raise SpecError(f"{what}: {type(error).__name__}: {error}{place}") from error
 
 
 def imported(text: str, bases: tuple[type[T], ...], what: str) -> type[T]:
-    """The class that `module:Class` names, a dataclass that derives from `bases`; the current folder is looked in too.
+    """The class that `module:Class` names: a dataclass derived from `bases`. The module may be in the current folder.
 
     Raises:
         SpecError: the module cannot be imported, or has no such class.
@@ -78,7 +78,7 @@ def imported(text: str, bases: tuple[type[T], ...], what: str) -> type[T]:
 
 
 def read_pairs(pairs: Iterable[str], what: str) -> Iterator[tuple[str, str]]:
-    """Names and texts from `key=value`, one after the other; `SpecError` where one is something else."""
+    """The names and texts of `key=value` pairs, one after the other. Raises `SpecError` for anything else."""
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not value:
@@ -87,10 +87,10 @@ def read_pairs(pairs: Iterable[str], what: str) -> Iterator[tuple[str, str]]:
 
 
 def read_values(cls: type[Any], pairs: list[str], what: str) -> dict[str, Any]:
-    """Fields of a dataclass from `key=value`: numbers, and text where a field's default is text.
+    """Fields of a dataclass from `key=value` pairs: numbers, or text if the default of the field is text.
 
     Raises:
-        SpecError: there is no such field, or a value is no number.
+        SpecError: there is no such field, or a value is not a number.
     """
     known = {field.name: field for field in fields(cls) if field.init}
     values: dict[str, Any] = {}

@@ -1,7 +1,7 @@
-"""A network as a graph: operations at its nodes, and what each edge carries.
+"""A network as a graph: operations at its nodes, and the values on its edges.
 
-A `Network` is checked and inferred once, when it is made. network.py makes one of a chain of layers; rules.py says how
-a backend computes a node, passes.py walks through all of them.
+A `Network` is checked when it is made, and all shapes are inferred then. network.py makes a graph from a sequence of
+layers. rules.py defines how a backend computes a node. passes.py walks through all nodes.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Input(Op):
-    """What a network reads.
+    """The input of a network.
 
     Args:
         shape: `(C, H, W)` or `(N,)`.
         coding: `direct` (one uint8 image for all steps, value `x / 256`) or `events` (uint8 frames).
-        psp: filter of the input; None: it enters unfiltered.
-        largest: the largest event count of a frame's pixel.
+        psp: filter of the input; None: the input is not filtered.
+        largest: the largest event count of a pixel in a frame.
     """
 
     shape: Shape
@@ -55,7 +55,7 @@ class Input(Op):
     largest: int = 1
 
     def infer(self, *inputs: Values) -> Values:
-        """Images, the same at all steps, or frames."""
+        """Images that are the same at all steps, or frames."""
         if inputs:
             raise SpecError(f"Input takes no input, got {len(inputs)}")
         if self.coding == "direct":
@@ -65,15 +65,15 @@ class Input(Op):
 
 @dataclass(frozen=True)
 class Neurons(Op):
-    """A population of neurons: from weighted sums, each through its pending synapse, to spikes.
+    """A population of neurons. It turns weighted sums, each with its pending synaptic filter, into spikes.
 
-    Of several projections the currents are added in the order of the inputs.
+    The currents of several projections are added in the order of the inputs.
     """
 
     model: NeuronModel
 
     def infer(self, *inputs: Values) -> Values:
-        """Spikes, whose synapse is still to be applied."""
+        """Spikes. Their synaptic filter is applied later."""
         if not inputs:
             self.one(inputs)
         for values in inputs:
@@ -90,14 +90,14 @@ class Neurons(Op):
 
 
 MAX_DELAY = 2**16
-"""Steps of a delay."""
+"""Largest delay in steps."""
 
 
 @dataclass(frozen=True)
 class Edge:
-    """What a node reads: the output of `source`, `delay` steps before; zeros before there was any.
+    """An input of a node: the output of `source`, delayed by `delay` steps. Before the first step it is zero.
 
-    A population may read itself with a delay of 1 through weights that are read by nobody else: recurrence.
+    A population may read itself with a delay of 1, through weights that no other node reads. This is a recurrence.
     """
 
     source: str
@@ -106,10 +106,10 @@ class Edge:
 
 @dataclass(frozen=True)
 class Node:
-    """An operation with a name and what it reads, in order.
+    """An operation with a name and its inputs, in order.
 
     Attributes:
-        shares: name of the node whose weights it uses too, each of the two on a grid of its own; None: it has its own.
+        shares: name of the node whose weights it also uses. Each of the two has its own grid. None: it has own weights.
     """
 
     name: str
@@ -120,14 +120,14 @@ class Node:
 
 @dataclass(frozen=True)
 class Place:
-    """A node where it stands: what it reads and makes.
+    """A node within its network, with its inputs and its output.
 
     Attributes:
         node: the node.
-        inputs: what its edges carry.
-        output: what it makes of them.
-        layer: how many populations stand before it in the order of the nodes ...
-        position: ... and how many nodes since the last of them.
+        inputs: the values on its edges.
+        output: the values of its output.
+        layer: number of populations before it in the order of the nodes.
+        position: number of nodes since the last of these populations.
     """
 
     node: Node
@@ -138,7 +138,7 @@ class Place:
 
     @cached_property
     def learned(self) -> Mapping[str, Learned]:
-        """What the neurons of a population and the biases before them learn, by name (`equations.learned_name`)."""
+        """Learned parameters of a population's neurons and of the biases before them (`equations.learned_name`)."""
         op = self.node.op
         assert isinstance(op, Neurons)
         found = {
@@ -150,7 +150,7 @@ class Place:
 
     @cached_property
     def parameters(self) -> Mapping[str, str]:
-        """What each of them is called in a network: `conv1.decay`, `conv1.bias`, of the neurons that read `conv1`."""
+        """The name of each in the network, by the node that the neurons read: `conv1.decay`, `conv1.bias`."""
         op, sources = self.node.op, [edge.source for edge in self.node.inputs]
         assert isinstance(op, Neurons)
         found = {
@@ -163,14 +163,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Projection:
-    """Weights where they stand.
+    """Weights within their network.
 
     Attributes:
-        name: the key of its weights: `conv1`, `conv2`, `linear3`, ...
+        name: key of the weights: `conv1`, `conv2`, `linear3`, ...
         index: position among the projections, from 0.
-        synapse: the geometry and the bits of its weights.
-        input: what meets them.
-        shares: name of the weights that it uses, where they are those of another projection.
+        synapse: geometry and bits of the weights.
+        input: the values that the weights read.
+        shares: name of another projection whose weights this one uses, if any.
     """
 
     name: str
@@ -196,27 +196,27 @@ class Projection:
 
     @cached_property
     def sums(self) -> Values:
-        """What the weights make of their input."""
+        """The weighted sums of the input."""
         return self.synapse.infer(self.input)
 
     @property
     def fan_in(self) -> int:
-        """Summands of one output."""
+        """Number of summands of one output."""
         return self.synapse.summands(self.input.shape)[0]
 
     @property
     def multiply_adds(self) -> int:
-        """Multiply-adds of the weights on one dense frame."""
+        """Number of multiply-adds of the weights for one dense frame."""
         return self.fan_in * math.prod(self.output_shape)
 
     @property
     def guaranteed_headroom(self) -> float:
-        """Headroom in bits if every weight had the largest magnitude and one sign; real weights have more."""
+        """Headroom in bits if all weights had the largest magnitude and the same sign. Real weights have more."""
         largest = 2 ** (self.synapse.weight_bits - 1) - 1
         return EXACT_LIMIT_BITS - math.log2(self.fan_in * largest * self.input.maximum) - self.input.exponent
 
     def error_bits(self, *, frames: int) -> int:
-        """Bits of the error grid where the weights meet `frames` frames: `grid.error_bits`."""
+        """Bits of the error grid if the weights are applied to `frames` frames: `grid.error_bits`."""
         _, per_frame, data = self.synapse.summands(self.input.shape)
         return error_bits(
             input_bits=self.input.bits,
@@ -227,18 +227,18 @@ class Projection:
 
     @property
     def sample_error_bits(self) -> int:
-        """Bits of `grid.sample_grid` where a recurrence sends errors back through the weights."""
+        """Bits of `grid.sample_grid`, for a recurrence that sends errors back through the weights."""
         return 53 - self.synapse.weight_bits - ceil_log2(self.synapse.summands(self.input.shape)[2])
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """Numbers of a network that training moves.
+    """Trained parameters of a network.
 
     Attributes:
-        shape: of them.
-        learned: what neurons learn, its value before the first update and its domain; None: weights, which are drawn
-            (init.py) and decay.
+        shape: their shape.
+        learned: for a learned parameter of neurons, its initial value and its domain. None: weights, which are drawn at
+            random (init.py) and decay.
     """
 
     shape: Shape
@@ -247,17 +247,17 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Network:
-    """Nodes in order, each after what it reads; the last one is the output.
+    """Nodes in order, each after the nodes it reads. The last node is the output.
 
     Args:
-        nodes: in any order; those that could stand in several places keep the order in which they are given.
+        nodes: the nodes, in any order. Nodes whose order is not determined keep the given order.
 
     Attributes:
-        values: what each node makes, by its name.
-        recurrent: names of the weights through which each population that does so reads itself, by its own.
+        values: the output of each node, by name.
+        recurrent: names of the weights of each recurrent population, by the population's name.
 
     Raises:
-        NetworkError: the nodes are no network; `node` and `reason` of the error say which one and why.
+        NetworkError: the nodes do not form a network. `node` and `reason` of the error name the node and the reason.
     """
 
     nodes: tuple[Node, ...]
@@ -293,7 +293,7 @@ class Network:
             raise NetworkError(f"a network has one Input, got {listed(inputs) or 'none'}")
 
     def _inferred(self) -> dict[str, Values]:
-        """What each node makes, or an error that names the first one whose inputs do not fit."""
+        """The output of each node. Raises an error that names the first node whose inputs do not fit."""
         values: dict[str, Values] = {}
         loops = {name for names in self.recurrent.values() for name in names}
         weights = {node.name: node for node in self.nodes if node.name in loops}
@@ -306,7 +306,7 @@ class Network:
                 values[node.name] = made
             except SpecError as error:
                 raise NetworkError.of(error, node=node.name) from None
-            # What its recurrence reads is known after it only.
+            # The values that its recurrent weights read are known only now.
             for name in loop:
                 try:
                     values[name] = weights[name].op.infer(made)
@@ -316,7 +316,7 @@ class Network:
         return values
 
     def _check_shared(self, projection: Projection) -> None:
-        """Raise `NetworkError` unless the weights that a projection uses are there, and of its shape."""
+        """Raise `NetworkError` unless the weights that a projection shares exist and have its shape."""
         owners = {each.name: each for each in self.projections if each.shares is None}
         owner = owners.get(str(projection.shares))
         if owner is None:
@@ -352,7 +352,7 @@ class Network:
 
     @cached_property
     def places(self) -> tuple[Place, ...]:
-        """The nodes where they stand, in order."""
+        """The nodes within the network, in order."""
         places, layer, position = [], 0, 0
         for node in self.nodes:
             inputs = tuple(self.values[edge.source] for edge in node.inputs)
@@ -374,10 +374,10 @@ class Network:
 
     @cached_property
     def parameters(self) -> Mapping[str, Parameter]:
-        """What training moves, by name, in the order of the nodes.
+        """All trained parameters by name, in the order of the nodes.
 
-        Weights have the name of their node, `conv1`, and what batch normalisation learns has it before its own,
-        `conv1.scale`; so has what the neurons learn that read it, `conv1.decay`.
+        Weights have the name of their node, `conv1`. Learned parameters of batch normalisation and of the neurons that
+        read this node begin with the same name: `conv1.scale`, `conv1.decay`.
         """
         found: dict[str, Parameter] = {}
         for place in self.places:
@@ -399,9 +399,9 @@ class Network:
 
     @cached_property
     def statistics(self) -> Mapping[str, Float32]:
-        """Running statistics before the first update, `[C]` by name: `conv1.mean`, `conv1.variance`.
+        """Initial values of the running statistics, `[C]` by name: `conv1.mean`, `conv1.variance`.
 
-        They are kept with the parameters, but training does not move them: they follow the batches.
+        They are stored with the parameters. The optimiser does not change them; they follow the batches.
         """
         found: dict[str, Float32] = {}
         for projection in self.normalised:
@@ -412,9 +412,10 @@ class Network:
 
 
 def _ordered(nodes: tuple[Node, ...]) -> tuple[tuple[Node, ...], dict[str, tuple[str, ...]]]:
-    """Nodes, each after what it reads, and `Network.recurrent`, or `NetworkError`.
+    """Sort the nodes so that each comes after the nodes it reads. Also returns `Network.recurrent`.
 
-    Always the first given node that can come next; weights of a recurrence stand right before their population.
+    The next node is always the first given node that can come next. Recurrent weights come right before their
+    population. Raises `NetworkError`.
     """
     place = {node.name: i for i, node in enumerate(nodes)}
     if len(place) != len(nodes):
@@ -456,7 +457,7 @@ def _ordered(nodes: tuple[Node, ...]) -> tuple[tuple[Node, ...], dict[str, tuple
 
 
 def _recurrent(nodes: tuple[Node, ...], place: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
-    """`Network.recurrent`."""
+    """Compute `Network.recurrent`."""
     found: dict[str, tuple[str, ...]] = {}
     for node in nodes:
         if isinstance(node.op, Neurons):
@@ -485,7 +486,8 @@ def _recurrent(nodes: tuple[Node, ...], place: Mapping[str, int]) -> dict[str, t
 
 
 def _loop(waiting: Mapping[str, Node]) -> list[str]:
-    """Names of nodes of which each reads the next, and the last one the first; every one of `waiting` waits for one."""
+    """Names of nodes that form a cycle: each reads the next, and the last reads the first. All of `waiting` are blocked
+    by such a cycle."""
     name, path = next(iter(waiting)), dict[str, None]()
     while name not in path:
         path[name] = None

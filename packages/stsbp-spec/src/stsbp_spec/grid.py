@@ -1,17 +1,20 @@
-"""The exact-arithmetic contract as code: why every backend gives the same bits.
+"""The rules of exact arithmetic as code. They make every backend produce the same bits.
 
-1. Weight grid: the forward pass uses `Wq = round(W 2^q) / 2^q` with at most `weight_bits` bits, `q` a layer's own.
+1. Weight grid: the forward pass uses `Wq = round(W 2^q) / 2^q` with at most `weight_bits` bits. Each layer has its own
+   `q`.
 2. Bound: every partial sum of `Wq s` is a multiple of one unit and stays below 2^24 units, so float32 adds it
-   exactly in any order. Where the bound fails, a coarser grid is taken; where none is left, `ExactnessError`.
-3. Elementwise steps have a fixed order and round once each (see neurons/lif.py).
-4. Floor: states below 2^-100 snap to zero, so that a library which flushes subnormals agrees with one that does not.
-   Ceiling: weights of 2^100 and above are refused, so that no sum overflows, in any order.
+   exactly in any order. If the bound fails, a coarser grid is used. If no grid satisfies it, `ExactnessError` is
+   raised.
+3. Elementwise steps have a fixed order of operations, and each operation rounds once (see neurons/lif.py).
+4. Floor: states below 2^-100 snap to zero. Libraries that flush subnormal numbers then agree with those that do not.
+   Ceiling: weights of 2^100 and above are refused, so that no sum can overflow, in any order.
 5. Random numbers are counter-based (random.py).
 6. Error grid (`reproducible` precision only): the error signal at a layer boundary is rounded to `b` bits below the
-   power of two above its maximum, `b` as large as float64 allows to add both backward products exactly. Errors of at
-   most half a unit become zero: those more than `b` bits below the maximum, or half the finest unit, 2^-103.
+   power of two above its maximum. `b` is the largest number of bits with which float64 adds both backward products
+   exactly. Errors of at most half a unit become zero. These are errors more than `b` bits below the maximum, and errors
+   of at most 2^-103, which is half the finest unit.
 
-`CONTRACT_VERSION` counts the changes of what these rules compute.
+`CONTRACT_VERSION` counts the changes of these rules that change results.
 """
 
 from __future__ import annotations
@@ -54,43 +57,43 @@ __all__ = [
 ]
 
 CONTRACT_VERSION = 2
-"""Which rules the bits of `reproducible` precision follow. 1: the error grid had at most 24 bits; 2: all that fit."""
+"""Version of the rules for `reproducible` precision. 1: the error grid had at most 24 bits; 2: as many bits as fit."""
 
 FLOOR = 2.0**-100
 """Magnitudes below this become zero."""
 
 CEILING = 2.0**100
-"""Weights of this magnitude and above are refused; below it every scale of a grid is a normal float32, and so is the
-largest sum of 2^24 units."""
+"""Weights of this magnitude and above are refused. Below it, the scale of every grid is a normal float32 number, and so
+is the largest sum of 2^24 units."""
 
 EXACT_LIMIT_BITS = 24
 """float32 holds every integer up to 2**24."""
 
 FINEST_ERROR_EXPONENT = 126 - EXACT_LIMIT_BITS
-"""The unit of an error grid is at least 2^-102: times the unit of an input, which has at most 24 bits, it is a normal
-float32, so a library that flushes subnormals gets the same gradients."""
+"""The unit of an error grid is at least 2^-102. An input has at most 24 bits, so the product of this unit and the unit
+of an input is a normal float32 number. Libraries that flush subnormal numbers therefore get the same gradients."""
 
 SMALLEST_NORMAL = 2.0**-126
 """The smallest float32 that no library flushes."""
 
 MIN_WEIGHT_BITS = 2
-"""The coarsest grid: weights -1, 0, 1 times one unit."""
+"""Bits of the coarsest grid: its weights are -1, 0 and 1 times one unit."""
 
 MAX_WEIGHT_BITS = 12
-"""Sign and 11 bits: exact in fp16, TF32 and float32."""
+"""One sign bit and 11 further bits. Such weights are exact in fp16, TF32 and float32."""
 
 _F = TypeVar("_F", np.float32, np.float64)
 _W = TypeVar("_W")
 
 
 def snap(x: Any, number: Callable[[float], Any] = np.float32) -> AnyArray:
-    """`x` with magnitudes below 2^-100 replaced by zero, any shape; `number` makes its elements."""
+    """`x`, of any shape, with magnitudes below 2^-100 replaced by zero. `number` converts constants to its type."""
     snapped: AnyArray = np.where(np.abs(x) < number(FLOOR), number(0.0), x)
     return snapped
 
 
 def magnitude(bits: int) -> float:
-    """The float32 of these bits, sign bit 0."""
+    """The float32 number with these bits; the sign bit is 0."""
     return float(np.uint32(bits).view(np.float32))
 
 
@@ -101,11 +104,11 @@ def ceil_log2(n: int) -> int:
 
 @dataclass(frozen=True)
 class WeightGrid:
-    """The grid that one layer's weights were rounded to.
+    """The grid to which the weights of one layer were rounded.
 
     Attributes:
         exponent: `q`: weights are multiples of `2^-q`.
-        bits: bits that the rounded weights need, sign included.
+        bits: number of bits of the rounded weights, including the sign.
         headroom: bits between the largest possible partial sum and 2^24 units; at least 0.
     """
 
@@ -115,22 +118,22 @@ class WeightGrid:
 
 
 def unsigned_zeros(x: Float32) -> Float32:
-    """A copy of `x` in which every zero is +0: the order of a sum decides the sign of a zero, and must not show."""
+    """A copy of `x` in which every zero is +0. The sign of a zero depends on the order of a sum, so it is removed."""
     return x + np.float32(0)
 
 
 def round_to_grid(x: npt.NDArray[_F], exponent: int) -> npt.NDArray[_F]:
-    """`round(x 2^q) / 2^q`, halves to even; the scalings are exact."""
+    """`round(x 2^q) / 2^q`, with ties to even. The scalings are exact."""
     scale, back = x.dtype.type(2.0**exponent), x.dtype.type(2.0**-exponent)
     result: npt.NDArray[_F] = np.rint(x * scale) * back
     return result
 
 
 def _rounded(w: Float32, exponent: int) -> tuple[Float32, float]:
-    """Weights on a grid, and the largest partial sum that one output can meet, for inputs in [0, 1].
+    """Weights on a grid, and the largest possible partial sum of one output for inputs in [0, 1].
 
-    Inputs are never negative, so a partial sum lies between minus the sum of the negative weights and the sum of the
-    positive ones. The sums are of grid multiples in float64, hence exact in any order.
+    Inputs are never negative. A partial sum therefore lies between the sum of the negative weights and the sum of the
+    positive weights. These two are sums of grid multiples in float64, so they are exact in any order.
     """
     wq = round_to_grid(w, exponent)
     rows = wq.reshape(len(wq), -1).astype(np.float64)
@@ -138,7 +141,7 @@ def _rounded(w: Float32, exponent: int) -> tuple[Float32, float]:
 
 
 def headroom_bits(bound: float, weight_exponent: int, input_exponent: int) -> float:
-    """Bits between `bound` and 2^24 units of `2^-(weight_exponent + input_exponent)`; negative: it does not fit."""
+    """Bits between `bound` and 2^24 units of `2^-(weight_exponent + input_exponent)`; negative if it does not fit."""
     if bound == 0:
         return float(EXACT_LIMIT_BITS)
     return EXACT_LIMIT_BITS - (math.log2(bound) + weight_exponent + input_exponent)
@@ -151,13 +154,13 @@ def weight_grid(
 
     Args:
         w: master weights, `[out, ...]` float32.
-        weight_bits: at most this many bits, sign included.
-        input_exponent: inputs are multiples of `2^-input_exponent` ...
-        input_max: ... in `[0, input_max]`.
-        layer: its name, for messages.
+        weight_bits: largest number of bits, including the sign.
+        input_exponent: inputs are multiples of `2^-input_exponent`.
+        input_max: inputs lie in `[0, input_max]`.
+        layer: name of the layer, for error messages.
 
     Returns:
-        The rounded weights, the shape of `w`, and their grid.
+        The rounded weights with the shape of `w`, and their grid.
 
     Raises:
         NumericError: a weight is not finite, or its magnitude is `CEILING` or more.
@@ -194,17 +197,17 @@ def fit_weight_grid(
     input_max: float,
     layer: str,
 ) -> tuple[_W | None, WeightGrid]:
-    """The finest grid whose sums are exact: `weight_grid` for weights that lie elsewhere than in a numpy array.
+    """Find the finest grid whose sums are exact. This is `weight_grid` for weights that are not in a numpy array.
 
     Args:
-        largest: magnitude of the largest weight; NaN or infinity where one is not finite.
-        rounded: weights rounded to multiples of `2^-q`, and the largest partial sum of one output for inputs in
-            [0, 1]: see `weight_grid`.
-        summands: inputs of one output.
+        largest: magnitude of the largest weight. NaN or infinity if a weight is not finite.
+        rounded: function of `q`. It returns the weights rounded to multiples of `2^-q`, and the largest partial sum of
+            one output for inputs in [0, 1]. See `weight_grid`.
+        summands: number of inputs of one output.
         weight_bits, input_exponent, input_max, layer: see `weight_grid`.
 
     Returns:
-        The rounded weights, None where all of them are zero, and their grid.
+        The rounded weights and their grid. The weights are None if all of them are zero.
 
     Raises:
         NumericError, ExactnessError: see `weight_grid`.
@@ -228,15 +231,15 @@ def fit_weight_grid(
 
 
 def error_bits(*, input_bits: int, weight_bits: int, weight_summands: int, data_summands: int) -> int:
-    """Bits `b` of the error grid of one layer: as many as there may be.
+    """Largest possible number of bits `b` of the error grid of one layer.
 
-    Both backward products must add exactly in float64 (53 bits): the weight gradient sums `weight_summands` products
-    of an error with an input of `input_bits` bits, the data gradient `data_summands` products of an error with a
-    weight of `weight_bits` bits. A float32 error has 24 bits of its own: with `b > 24` the largest errors pass the
-    grid unchanged, and smaller ones keep what the 53 bits leave room for.
+    Both backward products must add exactly in float64 (53 bits). The weight gradient sums `weight_summands` products of
+    an error and an input of `input_bits` bits. The input gradient sums `data_summands` products of an error and a
+    weight of `weight_bits` bits. A float32 error has 24 bits of its own. With `b > 24`, the grid does not change the
+    largest errors, and smaller errors keep as many bits as the 53 bits allow.
 
     Raises:
-        ExactnessError: fewer than 8 bits would be left.
+        ExactnessError: `b` would be less than 8.
     """
     b = min(53 - input_bits - ceil_log2(weight_summands), 53 - weight_bits - ceil_log2(data_summands))
     if b < 8:
@@ -245,12 +248,12 @@ def error_bits(*, input_bits: int, weight_bits: int, weight_summands: int, data_
 
 
 def sum_bits(n: int) -> int:
-    """Bits of the error grid on which float64 adds `n` errors exactly, in any order."""
+    """Bits of an error grid on which float64 adds `n` errors exactly, in any order."""
     return 53 - ceil_log2(max(1, n))
 
 
 def error_exponent(largest: float, bits: int) -> int | None:
-    """Exponent `q` of the error grid for errors of magnitude at most `largest`; None where all of them are zero.
+    """Exponent `q` of the error grid for errors of magnitude at most `largest`. None if all errors are zero.
 
     A maximum is exact in any order, so `q` is the same on every backend.
     """
@@ -260,11 +263,12 @@ def error_exponent(largest: float, bits: int) -> int | None:
 
 
 class ZeroedErrors(NamedTuple):
-    """What the error grid took from a layer.
+    """Number of errors of a layer that the error grid set to zero.
 
     Attributes:
-        zeroed: errors that were not zero before the grid and are zero after it.
-        nonzero: errors that were not zero before it; subnormal numbers, which some libraries flush, count as zero.
+        zeroed: number of errors that were non-zero before the grid and are zero after it.
+        nonzero: number of errors that were non-zero before the grid. Subnormal numbers count as zero, because some
+            libraries flush them.
     """
 
     zeroed: int
@@ -272,23 +276,23 @@ class ZeroedErrors(NamedTuple):
 
     @property
     def share(self) -> float:
-        """`zeroed / nonzero`; 0 where all errors were zero."""
+        """`zeroed / nonzero`; 0 if all errors were zero."""
         return self.zeroed / max(1, self.nonzero)
 
 
 def largest_error(dz: Float32) -> Int32:
-    """Bits of the largest magnitude in `dz`, `[1]`: as integers they order magnitudes, with NaN above all."""
+    """Bits of the largest magnitude in `dz`, `[1]`. As integers, they order magnitudes; NaN is above all numbers."""
     largest: Int32 = np.abs(dz).view(np.int32).max(initial=0, keepdims=True).reshape(1)
     return largest
 
 
 def error_grid(dz: Float32, bits: int, largest: AnyArray | None = None) -> tuple[Float32, Int64]:
-    """Errors of a layer on their grid of `bits` bits, the shape of `dz`, and the numbers of `ZeroedErrors`, `[2]`.
+    """Errors of a layer on their grid of `bits` bits, with the shape of `dz`; and the counts of `ZeroedErrors`, `[2]`.
 
     Args:
-        dz: errors, of a part of the batch or of the whole.
-        bits: of the grid.
-        largest: `largest_error` of the whole batch; None: `dz` is the whole.
+        dz: errors of the whole batch, or of a part of it.
+        bits: bits of the grid.
+        largest: `largest_error` of the whole batch. None: `dz` is the whole batch.
     """
     most = largest_error(dz) if largest is None else largest
     q = error_exponent(magnitude(int(most[0])), bits)
@@ -299,10 +303,10 @@ def error_grid(dz: Float32, bits: int, largest: AnyArray | None = None) -> tuple
 
 
 def sample_grid(dz: Float32, bits: int) -> Float32:
-    """Errors `[1, B, ...]` of one step, those of each sample on an error grid of `bits` bits of its own.
+    """Errors `[1, B, ...]` of one step. The errors of each sample are on an error grid of their own with `bits` bits.
 
-    What a recurrence sends back through its weights, step by step: a sample's sums meet no other sample's errors, so
-    its grid is the same wherever the others are computed.
+    Recurrent connections send these errors back through their weights, step by step. Their sums never mix errors of
+    different samples. With a grid per sample, the result does not depend on which process computes the other samples.
     """
     most = np.abs(dz).reshape(len(dz[0]), -1).view(np.int32).max(axis=1, initial=0)
     exponent = np.minimum(bits + 126 - (most >> 23), FINEST_ERROR_EXPONENT).reshape(1, -1, *(1,) * (dz.ndim - 2))

@@ -19,15 +19,15 @@ from stsbp_spec.typing import AnyArray, Int64
 __all__ = ["Gloo", "Mpi", "broadcast_message", "connection", "first_line", "gather_padded", "join", "process_group"]
 
 EXCHANGE = 3600.0
-"""Seconds that an exchange may wait for others; who watches whether they move ends it sooner."""
+"""Time in seconds that an exchange may wait for other processes. A monitor of their progress may end it earlier."""
 MPI_LAUNCHERS = ("Open MPI", "MPICH")
 
 
 def join(rendezvous: Rendezvous) -> Collective[AnyArray]:
-    """The processes that a launcher has started: through MPI where it is one of MPI and mpi4py is installed, else gloo.
+    """The processes that a launcher has started. Uses MPI if the launcher is of MPI and mpi4py is installed, else gloo.
 
     Raises:
-        BackendError: neither PyTorch nor mpi4py is installed, or the others did not come in time.
+        BackendError: neither PyTorch nor mpi4py is installed, or the other processes did not arrive in time.
     """
     has = {name: importlib.util.find_spec(name) is not None for name in ("torch", "mpi4py")}
     if has["mpi4py"] and rendezvous.launcher in MPI_LAUNCHERS:
@@ -41,24 +41,24 @@ def join(rendezvous: Rendezvous) -> Collective[AnyArray]:
 
 
 def process_group(rendezvous: Rendezvous, engines: str = "gloo") -> Any:
-    """`torch.distributed` with the others in it.
+    """`torch.distributed`, initialised with the other processes.
 
     Raises:
-        BackendError: they did not come in time, or the port of rank 0 is taken.
+        BackendError: the other processes did not arrive in time, or the port of rank 0 is taken.
     """
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import PrefixStore, _set_pg_timeout
     from torch.distributed.rendezvous import rendezvous as meet
 
-    # torchrun keeps a store of its own at the port that it names.
+    # torchrun already runs a store at the port that it names.
     meeting = "env://" if rendezvous.launcher == "torchrun" else f"tcp://{rendezvous.address}:{rendezvous.port}"
     soon, later = timedelta(seconds=rendezvous.timeout), timedelta(seconds=max(EXCHANGE, rendezvous.timeout))
     try:
         store, rank, size = next(meet(meeting, rendezvous.rank, rendezvous.size, timeout=soon))
-        # The store outlives a restart by torchrun, and with it where processes were that are gone.
+        # The store, with addresses of processes that have ended, survives a restart by torchrun. Separate the starts.
         store = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         dist.init_process_group(engines, store=store, rank=rank, world_size=size, timeout=soon)
-        # Now that all are here they may take their time, to compile for example.
+        # All processes are here. From now on, allow longer waits, for example for compilation.
         _set_pg_timeout(later)
     except (RuntimeError, ValueError, OSError) as error:
         taken = "EADDRINUSE" in str(error)
@@ -78,7 +78,7 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def connection(collective: Collective[Any]) -> Iterator[None]:
-    """Turns what an engine raises when the others are gone into a `BackendError`."""
+    """Turn errors that an engine raises when other processes have ended into a `BackendError`."""
     try:
         yield
     except RuntimeError as error:
@@ -88,7 +88,7 @@ def connection(collective: Collective[Any]) -> Iterator[None]:
 
 
 def gather_padded(x: AnyArray, gather: Callable[[AnyArray], Sequence[AnyArray]]) -> list[AnyArray]:
-    """`Collective.gather` by an engine whose `gather` takes arrays of one length only."""
+    """`Collective.gather` with an engine whose `gather` requires arrays of equal length."""
     lengths = [int(n[0]) for n in gather(np.array([len(x)], np.int64))]
     own = np.zeros(max(lengths), x.dtype)
     own[: len(x)] = x
@@ -96,7 +96,7 @@ def gather_padded(x: AnyArray, gather: Callable[[AnyArray], Sequence[AnyArray]])
 
 
 def broadcast_message(message: bytes | None, broadcast: Callable[[AnyArray], AnyArray]) -> bytes:
-    """`Collective.broadcast` by an engine whose `broadcast` gives every process the array of rank 0."""
+    """`Collective.broadcast` with an engine whose `broadcast` gives every process the array of rank 0."""
     sent = np.frombuffer(message or b"", np.uint8)
     whole = np.zeros(int(broadcast(np.array([len(sent)], np.int64))[0]), np.uint8)
     whole[: len(sent)] = sent
@@ -106,11 +106,11 @@ def broadcast_message(message: bytes | None, broadcast: Callable[[AnyArray], Any
 class Gloo(Collective[AnyArray]):
     """`torch.distributed` with gloo.
 
-    Sums wait in buckets of one type until there are `bucket` bytes, or somebody waits: few messages, and under way
-    while the caller goes on.
+    Sums are collected in buckets of one type. A bucket is sent when it has `bucket` bytes, or when someone waits for a
+    sum. This needs few messages, and they are sent while the caller continues.
 
     Attributes:
-        bucket: bytes of one message of sums.
+        bucket: size of one message of sums in bytes.
     """
 
     bucket = 2**20
@@ -158,7 +158,7 @@ class Gloo(Collective[AnyArray]):
         return wait
 
     def _send(self) -> None:
-        """Begin to add up what waits, in one message."""
+        """Start adding up the waiting sums, in one message."""
         import torch
 
         together = torch.cat([each.x.reshape(-1) for each in self._waiting])
@@ -197,7 +197,7 @@ class Gloo(Collective[AnyArray]):
 
 @dataclass
 class _Sum:
-    """A sum that waits in a bucket for more, and then for the others."""
+    """A sum that waits in a bucket for other sums, and then for the other processes."""
 
     x: Any
     work: Any = None
@@ -235,7 +235,7 @@ class Mpi(Collective[AnyArray]):
         def wait() -> AnyArray:
             with connection(self):
                 request.Wait()
-            return found if own.size else own  # `own` is read until here
+            return found if own.size else own  # `own` must not be freed before this point
 
         return wait
 

@@ -1,9 +1,10 @@
 """Initial weights: Kaiming-uniform from the counter-based generator, the same bits on every machine.
 
-`W = gain sqrt(6 / fan_in) (2 v - 1) / area`, `v` uniform in (0, 1), so that the standard deviation is
-`gain sqrt(2 / fan_in)` (He et al. 2015). `area` is that of a spike's potential: 1, unless the gain of the synapse is
-`unit` (synapses/psp.py), so that both gains begin alike. Computed in float64 and rounded once. What neurons learn
-begins at the value that their model gives, running statistics of batch normalisation at mean 0 and variance 1.
+`W = gain sqrt(6 / fan_in) (2 v - 1) / area`, with `v` uniform in (0, 1). The standard deviation is therefore
+`gain sqrt(2 / fan_in)` (He et al. 2015) if `area` is 1. `area` is the sum over time of the potential of one spike. It
+is 1, unless the gain of the synapse is `unit` (synapses/psp.py). The division makes training start alike with both
+gains. The weights are computed in float64 and rounded once. Learned parameters of neurons start at the values that
+their model gives. Running statistics of batch normalisation start with mean 0 and variance 1.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from stsbp_spec.typing import Float32
 __all__ = ["DEFAULT_GAIN", "initial_weights"]
 
 DEFAULT_GAIN = 1.5
-"""Spikes are sparse; a gain above 1 lets every layer fire at the start."""
+"""Spikes are sparse. A gain above 1 makes every layer fire at the start."""
 
 RECURRENT_GAIN = 0.5
-"""Of the weights through which a population reads itself, times the gain of all."""
+"""Gain of the recurrent weights of a population, relative to the gain of all weights."""
 
 
 def initial_weights(network: NetworkSpec, seed: int, gain: float = DEFAULT_GAIN) -> dict[str, Float32]:
-    """Initial master weights `[out, ...]`, learned parameters of neurons and running statistics, float32 by name."""
+    """Initial master weights `[out, ...]`, learned parameters of neurons and running statistics: float32 by name."""
     weights, own = {}, {name for names in network.graph.recurrent.values() for name in names}
     for each in (each for each in network.graph.projections if each.shares is None):
         v = uniform(seed, Stream.INIT, math.prod(each.weight_shape), substream=each.index)

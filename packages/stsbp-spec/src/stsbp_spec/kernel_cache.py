@@ -1,18 +1,19 @@
-"""Compiled kernels kept between runs: never those of other sources, never what somebody else could have written.
+"""A cache of compiled kernels between runs. It never loads kernels of other sources, or files that others could write.
 
-Kernels of one kind (`numba`, `cupy`) lie in `kernels/KIND-HASH` below `cache_root()`. The hash is of everything they
-are made of: the text of their sources and of whatever is inlined into them, the compiler's version, the processor. A
-changed source is another folder, so an old kernel is not found, let alone called. What differs between the kernels of
-one folder (an equation's text, a signature, a compiler beside others) is in the name of the file (`kernel_file`).
+Kernels of one kind (`numba`, `cupy`) are in `kernels/KIND-HASH` below `cache_root()`. The hash covers everything that
+they depend on: the text of their sources and of all code inlined into them, the version of the compiler, the processor.
+A changed source gives another folder, so an old kernel is never found or called. Properties in which kernels of one
+folder differ (the text of an equation, a signature, an additional compiler) are in the name of the file
+(`kernel_file`).
 
-Loading compiled code is running it, and no check of its form can make it safe. So only what this user alone could have
-written is loaded: folders and files must belong to the user and be closed to the writing of others; they are made with
-the modes 0700 and 0600. A checksum tells damaged files from whole ones; they are written to a new name and renamed.
-Where that cannot be had, one warning says so and a temporary folder serves the process.
+Loading compiled code means running it, and no check of its contents can make it safe. Only files that this user alone
+could have written are therefore loaded. Folders and files must belong to the user, and others must not be able to write
+to them. They are created with the modes 0700 and 0600. A checksum detects damaged files. Files are written under a new
+name and then renamed. If this is not possible, one warning says so, and the process uses a temporary folder.
 
-Folders that were not used for 30 days go when the next one is made, and so do the least recently used beyond eight. A
-folder in use loses the files that were not used for 30 days (kernels of an equation that is no more, or of another
-compiler) when a process first writes into it.
+When a new folder is made, folders that were not used for 30 days are removed, and so are the least recently used
+folders beyond eight. When a process first writes into a folder, files in it that were not used for 30 days are removed.
+These are kernels of equations that no longer exist, or of another compiler.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ _LOG = logging.getLogger(__name__)
 
 _DAY = 86400.0
 _UNUSED = 30 * _DAY
-"""Seconds after which a folder that no process has opened is removed, and a file that none has read."""
+"""Time in seconds after which a folder that no process has opened is removed, and a file that no process has read."""
 _AT_MOST = 8
-"""Folders of a kind; one that was opened within a day is kept all the same, since another process may still read it."""
+"""Largest number of folders of a kind. Folders opened within a day are always kept, as a process may still use them."""
 
 _READ = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
@@ -56,21 +57,21 @@ _CHECKSUM = 32
 
 
 def cache_root() -> Path:
-    """Where stsbp keeps what it can make again: `$STSBP_CACHE`, else `$XDG_CACHE_HOME/stsbp`, else `~/.cache/stsbp`.
+    """Folder for files that can be made again: `$STSBP_CACHE`, else `$XDG_CACHE_HOME/stsbp`, else `~/.cache/stsbp`.
 
     Raises:
-        RuntimeError: there is no such user, or the user has no home.
+        RuntimeError: the user does not exist or has no home directory.
     """
     if own := os.environ.get("STSBP_CACHE"):
         return Path(own).expanduser()
     shared = os.environ.get("XDG_CACHE_HOME")
-    # The XDG rules say that a relative path is to be ignored.
+    # The XDG specification says that relative paths must be ignored.
     base = Path(shared) if shared and os.path.isabs(shared) else Path("~/.cache").expanduser()
     return base / "stsbp"
 
 
 def digest(*parts: str | bytes) -> str:
-    """SHA-256 of a sequence of texts, 32 hexadecimal digits; `("ab", "c")` is not `("a", "bc")`."""
+    """SHA-256 of a sequence of texts, 32 hexadecimal digits. `("ab", "c")` and `("a", "bc")` have different digests."""
     total = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -79,7 +80,7 @@ def digest(*parts: str | bytes) -> str:
 
 
 def source_digest(*names: str) -> str:
-    """`digest` of the sources of modules, and of all modules below those that are packages. Imports their parents only.
+    """`digest` of the sources of modules. Packages include all their modules. Only parent packages are imported.
 
     Raises:
         OSError: a source cannot be read.
@@ -105,7 +106,7 @@ def _text(loader: Any, origin: str) -> bytes:
 
 
 def kernel_folder(kind: str, key: str) -> KernelFolder:
-    """The folder of kernels of one `kind` (letters) and `key`, a hash of all they depend on."""
+    """The folder of kernels of one `kind` (letters) and `key`, a hash of everything they depend on."""
     try:
         return _folder((cache_root() / "kernels").absolute(), kind, key)
     except RuntimeError as error:
@@ -113,19 +114,19 @@ def kernel_folder(kind: str, key: str) -> KernelFolder:
 
 
 def kernel_file(name: str, *parts: str, suffix: str = "") -> str:
-    """The name of a file: `NAME-HASH`, of all that the kernel is made of besides what is in its folder's key."""
+    """The file name `NAME-HASH`. The hash covers what the kernel depends on in addition to its folder's key."""
     return f"{name}-{digest(*parts)}{suffix}"
 
 
 class Claim:
-    """What `KernelFolder.claim` returns; it ends when nobody holds it any more."""
+    """The result of `KernelFolder.claim`. The claim ends when the object is deleted."""
 
     def __init__(self, file: int, path: Path) -> None:
-        """`file` is the number of an open file at `path`, which is locked."""
+        """`file` is the descriptor of an open, locked file at `path`."""
         self._file, self._path = file, path
 
     def release(self) -> None:
-        """Let others claim the file."""
+        """End the claim, so that others can claim the file."""
         if self._file >= 0:
             with contextlib.suppress(OSError):
                 self._path.unlink()
@@ -136,9 +137,9 @@ class Claim:
 
 
 class KernelFolder:
-    """Compiled kernels in files, or in a temporary folder where the user has no safe place for them.
+    """Compiled kernels in files, or in a temporary folder if the user has no safe place for them.
 
-    `kept` says whether later runs will find what is written.
+    `kept` says whether later runs will find the written files.
     """
 
     def __init__(self, parent: Path | None, kind: str, key: str, problem: str = "") -> None:
@@ -162,14 +163,14 @@ class KernelFolder:
         if not os.access(path, os.W_OK):
             self._spill(f"{path} cannot be written")
             return
-        # The time of the last use, for `_prune` of other processes.
+        # Record the time of the last use, for `_prune` in other processes.
         with contextlib.suppress(OSError):
             os.utime(path)
         if new:
             _prune(parent, kind, path)
 
     def read(self, name: str) -> bytes | None:
-        """What was written as `name`; None where there is nothing that is whole and safe to load."""
+        """The data that was written as `name`. None if there is no complete file that is safe to load."""
         for folder in self._places():
             data = _read(folder / name)
             if data is not None and data[-_CHECKSUM:] == _checksum(name, data[:-_CHECKSUM]):
@@ -178,25 +179,26 @@ class KernelFolder:
         return None
 
     def write(self, name: str, data: bytes) -> None:
-        """Keep `data` as `name`, whole or not at all. Where that fails, a warning is all that comes of it."""
+        """Store `data` as `name`, completely or not at all. A failure only causes a warning."""
         with contextlib.suppress(OSError):
             self._save(name, data + _checksum(name, data))
 
     def claim(self, name: str, wait: float = 0.0) -> Claim | None:
-        """That this process will write `name`, which no other one claims meanwhile.
+        """Claim that this process will write `name`. No other process can claim it meanwhile.
 
         Args:
-            name: of a file.
-            wait: seconds to wait while another process has claimed it.
+            name: name of a file.
+            wait: time in seconds to wait if another process has claimed the file.
 
         Returns:
-            What ends the claim, as the end of the process does; None: another process has claimed it, or nobody can.
+            An object that ends the claim; the end of the process also ends it. None: another process has claimed the
+            file, or claims are not possible.
         """
         if self._path is None or fcntl is None:
             return None
         until = time.monotonic() + wait
         try:
-            # What is left of a process that was killed goes with what else is left.
+            # The cleanup of temporary files also removes the files of a process that was killed.
             path = self._path / f".{name}.tmp"
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError:
@@ -218,8 +220,8 @@ class KernelFolder:
         return claim is not None
 
     def built(self, name: str, build: Callable[[Path], object]) -> Path:
-        """A file that other programs load: made by `build`, which fills the empty file that it is given, if it is not
-        there whole. Its checksum stands in a file of its own beside it.
+        """A file that other programs load. If there is no complete file yet, `build` fills the empty file that it is
+        given. The checksum is in a separate file beside it.
 
         Raises:
             BackendError: neither the cache nor a temporary folder can be written.
@@ -245,10 +247,10 @@ class KernelFolder:
         return [folder for folder in (self._path, self._spare) if folder is not None]
 
     def _save(self, name: str, data: bytes) -> Path:
-        """Write a file into the first folder that takes it; returns its path."""
+        """Write a file into the first folder in which this is possible. Returns its path."""
         if self.kept and self._path is not None:
             try:
-                # It may have been removed meanwhile.
+                # Another process may have removed the folder meanwhile.
                 for folder in (self._path.parent, self._path):
                     _make_private(folder)
                 if not self._tidied:
@@ -270,7 +272,7 @@ class KernelFolder:
 
 @cache
 def _warn(problem: str) -> None:
-    """Once for each problem."""
+    """Warn once per problem."""
     _LOG.warning(
         "compiled kernels cannot be kept, so each run compiles them again: %s; choose another "
         "folder with the environment variable STSBP_CACHE",
@@ -283,14 +285,15 @@ _folder = cache(KernelFolder)
 
 @cache
 def _temporary() -> Path:
-    """Of this process, which removes it when it ends."""
+    """A temporary folder of this process, which is removed when the process ends."""
     folder = Path(tempfile.mkdtemp(prefix="stsbp-kernels-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
 def _make_private(folder: Path) -> None:
-    """Make a folder that this user alone can read and write; `OSError` where one is there that others could write."""
+    """Make a folder that only this user can read and write. Raises `OSError` if others could write to an existing
+    one."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.lstat()
     if stat.S_ISLNK(status.st_mode):
@@ -303,8 +306,8 @@ def _make_private(folder: Path) -> None:
 
 
 def _unsafe(status: os.stat_result) -> str | None:
-    """Why somebody else may have written a file or folder; None: nobody may."""
-    # Windows has access lists instead, which close the user's profile.
+    """The reason why someone else may have written a file or folder; None: nobody else could."""
+    # Windows uses access lists instead, which protect the user's profile.
     if not hasattr(os, "geteuid"):
         return None
     if status.st_uid != os.geteuid():
@@ -315,7 +318,7 @@ def _unsafe(status: os.stat_result) -> str | None:
 
 
 def _read(path: Path) -> bytes | None:
-    """Content of a regular file that nobody else can write; None where there is no such file."""
+    """Content of a regular file that nobody else can write; None if there is no such file."""
     try:
         with open(os.open(path, _READ), "rb") as file:
             status = os.fstat(file.fileno())
@@ -340,12 +343,12 @@ def _replace(path: Path, data: bytes) -> Path:
 
 
 def _checksum(name: str, data: bytes) -> bytes:
-    """32 bytes; of the name too, so that a file is not taken for another one."""
+    """A checksum of 32 bytes. It covers the name, so that no file can be mistaken for another one."""
     return hashlib.sha256(name.encode() + b"\0" + data).digest()
 
 
 def _prune(parent: Path, kind: str, used: Path) -> None:
-    """Remove folders of a kind that no process has opened for long. One that needs its own again makes it anew."""
+    """Remove folders of a kind that no process has opened for a long time. A process that needs one makes it again."""
     ages: list[tuple[float, Path]] = []
     for folder in parent.glob(f"{kind}-*"):
         with contextlib.suppress(OSError):
@@ -357,7 +360,7 @@ def _prune(parent: Path, kind: str, used: Path) -> None:
 
 
 def _used(*files: Path) -> None:
-    """Note that files are in use, once a day."""
+    """Record that files are in use, at most once a day."""
     for file in files:
         with contextlib.suppress(OSError):
             if time.time() - file.lstat().st_mtime > _DAY:
@@ -365,7 +368,7 @@ def _used(*files: Path) -> None:
 
 
 def _tidy(folder: Path) -> None:
-    """Remove files that were not used for long, and what processes left that were killed while they wrote."""
+    """Remove files that were not used for a long time, and unfinished files of processes that were killed."""
     for file in folder.iterdir():
         with contextlib.suppress(OSError):
             if time.time() - file.lstat().st_mtime > (_DAY if file.suffix == ".tmp" else _UNUSED):
@@ -373,5 +376,5 @@ def _tidy(folder: Path) -> None:
 
 
 def _reason(error: OSError, path: Path) -> str:
-    """Words of the system with the path that it named, or our own."""
+    """The reason for an error in the words of the operating system, with the path; or in our own words."""
     return f"{error.filename or path}: {error.strerror}" if error.strerror else str(error)

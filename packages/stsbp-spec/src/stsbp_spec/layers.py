@@ -1,4 +1,4 @@
-"""Layers of a network, and blocks: a spiking layer with the operations before it, as reports and tables show it."""
+"""Layers of a network; and blocks, which group a spiking layer with the operations before it for reports and tables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stsbp_spec.values import shown, whole
 __all__ = ["MAX_LAYERS", "Block", "Branches", "Layer", "SpikingLayer"]
 
 MAX_LAYERS = 2**16
-"""Layers of a network."""
+"""Largest number of layers of a network."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class SpikingLayer:
     """Weights and the neurons after them.
 
     Args:
-        synapse: the connection to the layer below, and the bits of the weights.
+        synapse: the connection from the layer below, and the bits of the weights.
         neuron: neuron model and its parameters.
-        recurrent: the connection to the layer's own spikes of the previous step; None: none.
-        delay: number of steps that spikes need from the layer below.
+        recurrent: the connection from the layer's own spikes of the previous step; None: there is none.
+        delay: number of steps by which the spikes of the layer below are delayed.
     """
 
     synapse: Conv2d | Linear
@@ -55,7 +55,7 @@ class SpikingLayer:
 
 
 def _check_recurrent(own: object) -> None:
-    """Raise `SpecError` unless a layer may read itself by `own`."""
+    """Raise `SpecError` unless `own` is a valid recurrent connection of a layer."""
     if not isinstance(own, (Conv2d, Linear, OneToOne)):
         raise SpecError(
             f"a spiking layer's recurrence is Linear(...), Conv2d(...), OneToOne() or None, got {shown(own)}"
@@ -73,10 +73,10 @@ def _check_recurrent(own: object) -> None:
 
 @dataclass(frozen=True)
 class Branches:
-    """Parallel branches that read the same input, and the sum of their outputs (synapses/add.py).
+    """Parallel branches that read the same input, and whose outputs are added (synapses/add.py).
 
     Args:
-        branches: two or more branches, each a sequence of layers; an empty one passes the input on unchanged.
+        branches: two or more branches, each a sequence of layers. An empty branch passes its input on unchanged.
     """
 
     branches: tuple[tuple[Layer, ...], ...]
@@ -95,12 +95,13 @@ class Block(Projection):
     """One spiking layer: its projection, the operations before the weights, and the neurons after them.
 
     Attributes:
-        synapse: the weights' geometry.
-        before: pooling, dropout and so on in front of the weights, after the last spiking layer or sum of its branch.
+        synapse: geometry of the weights.
+        before: operations before the weights, such as pooling and dropout. They come after the last spiking layer, or
+            the last sum, of the branch.
         layer: the layer itself.
         population: name of the node of its neurons.
-        input_shape: shape of the spikes (or image) that enter, `(C, H, W)` or `(N,)`.
-        recurrent: the projection of the neurons on themselves; None: there is none.
+        input_shape: shape of the incoming spikes (or image), `(C, H, W)` or `(N,)`.
+        recurrent: the projection from the neurons to themselves; None: there is none.
     """
 
     synapse: Conv2d | Linear
@@ -112,12 +113,12 @@ class Block(Projection):
 
     @property
     def neuron(self) -> NeuronModel:
-        """The neurons' parameters."""
+        """The neuron model with its parameters."""
         return self.layer.neuron
 
     @property
     def entering(self) -> tuple[tuple[Passing, Shape], ...]:
-        """The operations before the weights, as backends know them, each with the shape of its input."""
+        """The operations before the weights, in the form that backends use, each with the shape of its input."""
         found, shape = [], self.input_shape
         for layer in self.before:
             found.append((layer.at(shape), shape))
@@ -126,24 +127,24 @@ class Block(Projection):
 
     @property
     def synapse_shape(self) -> Shape:
-        """Shape of what meets the weights, after `before`."""
+        """Shape of the input of the weights, after the operations `before`."""
         return self.input.shape
 
     @property
     def static(self) -> bool:
-        """Whether one input serves all steps (direct coding, first block)."""
+        """Whether the same input is used at all steps (direct coding, first block)."""
         return self.input.static
 
     @property
     def psp(self) -> PSP | None:
-        """Synaptic filter of the layer below; None: inputs enter unfiltered."""
+        """Synaptic filter of the layer below; None: inputs are not filtered."""
         return self.input.pending
 
     def filter(self, *, training: bool) -> SynapticFilter:
-        """Filter after the weights, with the factor of dropout in training."""
+        """Filter after the weights; in training, its gain includes the factor of dropout."""
         return self.sums.filter(training=training)
 
     @property
     def learned(self) -> Mapping[str, Learned]:
-        """What its neurons and its bias learn, by name."""
+        """Learned parameters of the neurons and the bias, by name."""
         return {**self.filter(training=False).learned(), **self.neuron.learned()}

@@ -24,7 +24,7 @@ class Learned:
 
     Args:
         initial: value before the first update.
-        low, high: ends of the domain; both belong to it.
+        low, high: ends of the domain. Both ends belong to it.
         per: `layer`: one number for all neurons. `channel`: one per channel (in a full connection: one per neuron).
     """
 
@@ -35,14 +35,14 @@ class Learned:
 
     def __post_init__(self) -> None:
         for name in ("low", "high", "initial"):
-            value = real(f"{name} of a learned number", getattr(self, name))
+            value = real(f"{name} of a learned parameter", getattr(self, name))
             rounded = float(np.float32(value)) if abs(value) <= CEILING else math.inf
             if rounded != 0 and not FLOOR <= abs(rounded) <= CEILING:
-                raise SpecError(f"{name} of a learned number must be 0 or from 2^-100 to 2^100, got {value:g}")
+                raise SpecError(f"{name} of a learned parameter must be 0 or from 2^-100 to 2^100, got {value:g}")
             object.__setattr__(self, name, rounded)
         if not self.low <= self.initial <= self.high or self.low == self.high:
             ends = f"low, {self.low:g}, and high, {self.high:g}"
-            raise SpecError(f"a learned number begins between {ends}, got initial={self.initial:g}")
+            raise SpecError(f"initial of a learned parameter must be between {ends}, got {self.initial:g}")
         if self.per not in ("layer", "channel"):
             raise SpecError(f"per is 'layer' or 'channel', got {shown(self.per)}")
 
@@ -51,5 +51,5 @@ class Learned:
         return (output[0] if self.per == "channel" else 1,)
 
     def values(self, output: Shape) -> Float32:
-        """The numbers before the first update."""
+        """The initial values."""
         return np.full(self.shape(output), self.initial, np.float32)

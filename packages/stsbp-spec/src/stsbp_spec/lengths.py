@@ -1,7 +1,7 @@
-"""Samples of a batch with different numbers of steps: those beyond a sample's length are padding.
+"""Samples of a batch with different numbers of steps. Steps beyond the length of a sample are padding.
 
-The states of the network run on through padded steps. Whatever looks at outputs leaves them out: a sample of length `L`
-counts as if it had been given alone, with `T = L`.
+The states of the network continue through padded steps. Everything that reads outputs ignores these steps. A sample of
+length `L` has the same results as if it were given alone, with `T = L`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def inside(lengths: AnyArray, steps: int) -> AnyArray:
 
 
 def without_padding(trains: AnyArray, lengths: Int64 | None) -> AnyArray:
-    """Spike trains or potentials `[T, B, N]` with zeros at the padded steps of samples of `lengths` `[B]`.
+    """Spike trains or potentials `[T, B, N]`, with zeros at the padded steps of samples with `lengths` `[B]`.
 
     None: there are no padded steps.
     """

@@ -1,8 +1,8 @@
-"""All processes meet before a library that connects them is told of them.
+"""Makes all processes meet before the library that connects them is started.
 
-Where one of them does not come, or the port of rank 0 is taken, JAX ends the others without an exception (abort, or a
-segmentation fault; jax 0.10.2), and CuPy waits for ever. So they greet each other over the same port first, and whoever
-waits in vain says so.
+If a process is missing, or the port of rank 0 is taken, JAX ends the other processes without an exception (abort, or a
+segmentation fault; jax 0.10.2), and CuPy waits forever. The processes therefore first contact each other over the same
+port. A process that waits in vain raises an error.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ _ANSWER = struct.Struct("<8sI")
 _MAGIC = b"stsbp-1\n"
 _RETRY = 0.1
 _LAST_WORD = 2.0
-"""Seconds that a guest has to say who it is, and rank 0 to say why it gives up."""
+"""Time in seconds for a guest to send its number, and for rank 0 to send the reason why it gives up."""
 _LONGEST = 2**16
-"""Bytes of an answer."""
+"""Largest size of an answer in bytes."""
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on now."""
+    """A port of this machine on which no program listens at present."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 
 
 def port_of(rendezvous: Rendezvous) -> int:
-    """The port where the processes meet: torchrun itself listens on the one that it names, there it is the next one.
+    """The port at which the processes meet. Under torchrun, it is the next port, because torchrun itself uses the
+    first.
 
     Raises:
         BackendError: there is no such port.
@@ -51,11 +52,11 @@ def port_of(rendezvous: Rendezvous) -> int:
 
 
 def meet(rendezvous: Rendezvous, port: int) -> None:
-    """Return when all processes are here; afterwards `port` is free again.
+    """Return when all processes have arrived. Afterwards, `port` is free again.
 
     Raises:
-        BackendError: somebody did not come in time, came twice, or takes part in another run; every process that is
-            here says so.
+        BackendError: a process did not arrive in time, arrived twice, or belongs to another run. All processes that
+            have arrived raise this error.
     """
     if rendezvous.rank == 0:
         _receive(rendezvous, port)
@@ -64,7 +65,7 @@ def meet(rendezvous: Rendezvous, port: int) -> None:
 
 
 def _receive(rendezvous: Rendezvous, port: int) -> None:
-    """Rank 0 waits for as many as there should be, and tells them how it went."""
+    """Rank 0 waits for all other ranks, and tells them the result."""
     deadline, guests, came = time.monotonic() + rendezvous.timeout, list[socket.socket](), list[tuple[int, int]]()
     with _listener(rendezvous, port) as server:
         while len(came) < rendezvous.size - 1 and (left := deadline - time.monotonic()) > 0:
@@ -86,13 +87,13 @@ def _receive(rendezvous: Rendezvous, port: int) -> None:
             with guest, suppress(OSError):
                 guest.settimeout(_LAST_WORD)
                 guest.sendall(_ANSWER.pack(_MAGIC, len(said)) + said)
-                guest.recv(1)  # who closes first keeps the port busy: let it be the guest
+                guest.recv(1)  # the side that closes first keeps the port busy, so let the guest close first
     if problem:
         raise BackendError(problem)
 
 
 def _problem(rendezvous: Rendezvous, port: int, came: list[tuple[int, int]]) -> str:
-    """What is wrong with those who came, each with its rank and how many it thinks there are."""
+    """What is wrong with the guests that came. Each guest has a rank and the number of processes that it expects."""
     address = f"{rendezvous.address}:{port}"
     for rank, size in came:
         if size != rendezvous.size or not 0 < rank < size or came.count((rank, size)) > 1:
@@ -122,7 +123,7 @@ def _listener(rendezvous: Rendezvous, port: int) -> socket.socket:
 
 
 def _loopback(address: str) -> str:
-    """`address` where only this machine reaches it; else nothing, which stands for all that the machine has."""
+    """`address` if only this machine can reach it; otherwise empty, which means all addresses of the machine."""
     number = "127.0.0.1" if address == "localhost" else address
     with suppress(ValueError):
         if ip_address(number).is_loopback:
@@ -131,7 +132,7 @@ def _loopback(address: str) -> str:
 
 
 def _visit(rendezvous: Rendezvous, port: int) -> None:
-    """Another rank looks for rank 0 and waits for its answer."""
+    """Another rank connects to rank 0 and waits for its answer."""
     address, deadline = (rendezvous.address, port), time.monotonic() + rendezvous.timeout
     last = "nobody listens there"
     while (left := deadline - time.monotonic()) > 0:
@@ -157,7 +158,7 @@ def _visit(rendezvous: Rendezvous, port: int) -> None:
 
 
 def _read(from_: socket.socket, count: int, deadline: float) -> bytes | None:
-    """`count` bytes; None: the other side ended, or they were not there at `deadline`."""
+    """Read `count` bytes. None: the other side closed the connection, or `deadline` passed."""
     found = b""
     try:
         while len(found) < count:

@@ -1,12 +1,13 @@
-"""Memory of a training step on the CPU: what must be kept, how much of it at a time, and freed memory that is kept.
+"""Memory of a training step on the CPU: reuse of freed memory, and computation of a batch in parts.
 
-**Freed memory.** A training step takes the same large blocks of memory again and again. glibc gives each one back to
-the kernel when it is freed, and the kernel zeroes every page when it is touched next: much of an untuned step is page
-faults of fresh arrays (docs/torch.md and docs/jax.md have the figures). The setting is the process's own, so a backend
-makes it once, when it opens a CPU device; `STSBP_KEEP_MEMORY=0` leaves the allocator alone.
+**Freed memory.** A training step allocates the same large blocks of memory again and again. glibc returns each block to
+the kernel when it is freed, and the kernel clears every page when it is next used. A large share of an untuned step
+therefore consists of page faults of new arrays (docs/torch.md and docs/jax.md have the figures). The setting applies to
+the whole process. A backend makes it once, when it opens a CPU device. `STSBP_KEEP_MEMORY=0` leaves the allocator
+unchanged.
 
-**Little memory.** With memory `low` a batch is computed in equal parts, whose size `samples_at_once` takes from the
-network and the number of steps alone, so that it is the same on every machine and backend.
+**Little memory.** With memory `low`, a batch is computed in equal parts. `samples_at_once` determines their size from
+the network and the number of steps only, so that it is the same on every machine and backend.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ from stsbp_spec.network import NetworkSpec
 __all__ = ["is_much", "keep_freed_memory", "kept_bytes", "release_freed_memory", "samples_at_once"]
 
 _AT_ONCE = 32 * 2**20
-"""Bytes that samples which are computed together may keep where memory is little. Fewer cost time, since every part has
-its own calls and reads all weights (docs/benchmarks.md)."""
+"""Bytes that samples which are computed together may store, if memory is `low`. Smaller parts take more time, because
+every part has its own calls and reads all weights (docs/benchmarks.md)."""
 _MUCH = 4 * _AT_ONCE
-"""Above it, layers of a part are computed twice."""
+"""If a part stores more bytes than this, its layers are computed twice."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def keep_freed_memory(*, one_pool: bool = False) -> bool:
-    """Make glibc reuse large freed blocks; returns whether it was done.
+    """Make glibc reuse large freed blocks. Returns whether this was possible.
 
     Args:
-        one_pool: for all threads, because the pools that glibc gives to threads cannot hold large blocks. It works on
-            threads that are not yet running.
+        one_pool: use one pool for all threads, because the pools that glibc gives to threads cannot hold large blocks.
+            This only affects threads that are started later.
     """
     if not sys.platform.startswith("linux") or os.environ.get("STSBP_KEEP_MEMORY", "1") == "0":
         return False
@@ -48,7 +49,7 @@ def keep_freed_memory(*, one_pool: bool = False) -> bool:
 
 
 def release_freed_memory() -> bool:
-    """Give what `keep_freed_memory` kept back to the kernel, once; returns whether it was done."""
+    """Return once to the kernel what `keep_freed_memory` kept. Returns whether this was possible."""
     if not sys.platform.startswith("linux"):
         return False
     try:
@@ -58,21 +59,22 @@ def release_freed_memory() -> bool:
 
 
 def kept_bytes(network: NetworkSpec, steps: int) -> int:
-    """What the way back of a sample needs of the way ahead, in bytes: u as float32, spikes and inputs as bytes."""
+    """Bytes that the backward pass of a sample needs from its forward pass: u as float32, spikes and inputs as
+    bytes."""
     neurons: int = sum(math.prod(block.output_shape) for block in network.blocks)
     frames = steps if network.coding == "events" else 1
     return frames * math.prod(network.input_shape) + 5 * steps * neurons
 
 
 def samples_at_once(network: NetworkSpec, steps: int, samples: int) -> int:
-    """How many of `samples` are computed at a time where memory is little: equal parts of up to 32 MiB, or one sample.
+    """Number of `samples` to compute at a time if memory is `low`: equal parts of up to 32 MiB, or one sample.
 
-    At least 1, also of no samples.
+    The result is at least 1, even without samples.
     """
     parts = -(-samples // max(1, _AT_ONCE // kept_bytes(network, steps)))
     return -(-samples // parts) if parts else 1
 
 
 def is_much(network: NetworkSpec, steps: int, samples: int) -> bool:
-    """Whether samples that are computed together keep so much that a bit a spike, and computing layers twice, pays."""
+    """Whether samples store so much that it pays to keep only one bit per spike and to compute layers twice."""
     return samples * kept_bytes(network, steps) > _MUCH

@@ -1,8 +1,8 @@
-"""How well output spikes stand where target spikes are: matched spike times, precision, recall and F1.
+"""How well output spikes match target spikes in time: matched spikes, precision, recall and F1.
 
-An output spike and a target spike of the same neuron match when they are at most `tolerance` steps apart; every spike
-matches at most one other. The number of matches is the largest possible. On sorted times it is found greedily: whoever
-comes takes the oldest one that still waits, which keeps the younger ones for those who come later.
+An output spike and a target spike of the same neuron match if they are at most `tolerance` steps apart. Every spike
+matches at most one other spike. The number of matches is the largest possible. A greedy search over the sorted times
+finds it: each spike is matched with the oldest waiting spike, so that younger ones stay available for later spikes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["SpikeMatches", "f1", "match_spikes", "precision", "recall"]
 
 
 class SpikeMatches(NamedTuple):
-    """Matched pairs, output spikes and target spikes of each sample, all neurons together, `[B]`."""
+    """Numbers of matched pairs, output spikes and target spikes of each sample, over all neurons, `[B]`."""
 
     matched: Int64
     spikes: Int64
@@ -33,7 +33,8 @@ def match_spikes(spikes: UInt8, targets: UInt8, tolerance: int = 1, lengths: Int
         spikes: output spike trains, `[T, B, N]`.
         targets: target spike trains, `[T, B, N]`.
         tolerance: largest distance of a pair in steps.
-        lengths: steps of each sample, `[B]`; spikes of either kind after them are not looked at. None: all.
+        lengths: number of steps of each sample, `[B]`. Later output and target spikes are ignored. None: all steps
+            count.
 
     Raises:
         ShapeError: the shapes differ, or are not `[T, B, N]`.
@@ -45,7 +46,7 @@ def match_spikes(spikes: UInt8, targets: UInt8, tolerance: int = 1, lengths: Int
         raise SpecError(f"the tolerance must be a number of steps, 0 or more, got {tolerance}")
     spikes, targets = (without_padding(x, lengths) for x in (spikes, targets))
     slots = min(tolerance, len(spikes)) + 1
-    # Spikes that wait for a partner by the step they came in, modulo slots: a slot is reused when its spike is too old.
+    # Waiting spikes by their step modulo `slots`. A slot is reused when its spike is too old.
     waiting = np.zeros((2, slots, *spikes.shape[1:]), dtype=bool)
     matched = np.zeros(spikes.shape[1:], dtype=np.int64)
     for t, both in enumerate(zip(spikes.astype(bool), targets.astype(bool), strict=True)):
@@ -64,17 +65,17 @@ def match_spikes(spikes: UInt8, targets: UInt8, tolerance: int = 1, lengths: Int
 
 
 def precision(matched: float, spikes: float, targets: float) -> float:
-    """Share of the output spikes that match; of no spikes: 1 where none were wanted, else 0."""
+    """Share of the output spikes that match. Without output spikes: 1 if there are no target spikes, else 0."""
     if spikes == 0:
         return float(targets == 0)
     return matched / spikes
 
 
 def recall(matched: float, spikes: float, targets: float) -> float:
-    """Share of the target spikes that match; of no targets: 1 where there are no spikes, else 0."""
+    """Share of the target spikes that match. Without target spikes: 1 if there are no output spikes, else 0."""
     return precision(matched, targets, spikes)
 
 
 def f1(matched: float, spikes: float, targets: float) -> float:
-    """Harmonic mean of precision and recall, `2 matched / (spikes + targets)`; 1 where there are neither."""
+    """Harmonic mean of precision and recall, `2 matched / (spikes + targets)`; 1 if there are no spikes at all."""
     return 1.0 if spikes + targets == 0 else 2 * matched / (spikes + targets)

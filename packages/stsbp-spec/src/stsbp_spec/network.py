@@ -1,8 +1,8 @@
-"""Layers as frozen data. notation.py reads the notation of the papers, `12C5-P2-64C5-P2`.
+"""Networks as immutable sequences of layers. notation.py reads the notation of the papers, `12C5-P2-64C5-P2`.
 
-A `NetworkSpec` is a sequence of layers, some of which may be branches of layers; `NetworkSpec.graph` is what is
-computed, `NetworkSpec.blocks` groups the layers for reports: what passes before the weights (pooling, dropout), the
-weights, the neurons.
+A `NetworkSpec` is a sequence of layers. A layer can also consist of parallel branches of layers. Backends compute
+`NetworkSpec.graph`. For reports, `NetworkSpec.blocks` groups the layers: the operations before the weights (pooling,
+dropout), the weights, and the neurons.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _KINDS: Mapping[type[Passing], str] = {
     Flatten: "flatten",
     Dropout: "dropout",
 }
-"""How the nodes of layers without weights are called."""
+"""Names of the nodes that belong to layers without weights."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class NetworkSpec:
 
     Args:
         input_shape: `(C, H, W)` or `(N,)`.
-        layers: from input to output; the last one is a `SpikingLayer` with `Linear` weights.
+        layers: layers from input to output. The last one is a `SpikingLayer` with `Linear` weights.
         coding: `direct` (one uint8 image for all steps, value `x / 256`) or `events` (uint8 frames).
         input_psp: filter of the input; None: the input is not filtered.
         input_max: the largest event count of a pixel; 1 for binary frames.
-        nodes: instead of layers: the nodes of a graph after the node `input`. The last one must be the neurons of a
-            full connection.
+        nodes: nodes of a graph, as an alternative to `layers`. They follow the node `input`. The last node must be the
+            neurons of a fully connected layer.
 
     Raises:
         NetworkError: a layer does not fit its input, or the last layer is not a spiking linear layer.
@@ -89,7 +89,7 @@ class NetworkSpec:
             self._check_layers()
 
     def _check_nodes(self) -> None:
-        """Raise `NetworkError` unless the nodes are a network whose output is a full connection."""
+        """Raise `NetworkError` unless the nodes form a network whose output is a fully connected layer."""
         if self.layers:
             raise NetworkError("a network is given by layers or by nodes, not by both")
         if len(self.nodes) > MAX_LAYERS:
@@ -100,7 +100,7 @@ class NetworkSpec:
             raise NetworkError(message, node=last.name)
 
     def _check_layers(self) -> None:
-        """Raise `NetworkError` unless the layers are such a network; it points at the layer."""
+        """Raise `NetworkError` unless the layers form a valid network. The message points at the wrong layer."""
         tokens = [written(layer) for layer in self.layers]
         notation = "-".join(tokens) or "(empty)"
         if not self.layers:
@@ -142,15 +142,15 @@ class NetworkSpec:
             coding: see the class.
             padding: padding of convolutions without the option `p`: `"valid"` (none) or `"same"` (`kernel // 2`, odd
                 kernels).
-            neuron: neuron model of layers that do not give their own.
+            neuron: neuron model of layers that do not name one.
             output_neuron: neuron model of the layer that is appended; None: `neuron`.
-            weight_bits: bits of the weight grid of layers that do not give their own.
+            weight_bits: bits of the weight grid, for layers that do not set them.
             dropout: dropout rate after every hidden spiking layer without the option `d`.
             input_psp: see the class.
             input_max: see the class.
 
         Raises:
-            NetworkError: the notation is malformed or the network impossible; the message points at the token.
+            NetworkError: the notation is malformed, or the network is impossible. The message points at the token.
         """
         if is_nodes(notation):
             nodes = parse_nodes(notation, padding=padding, neuron=neuron, weight_bits=weight_bits)
@@ -171,7 +171,7 @@ class NetworkSpec:
         try:
             return cls(input_shape, tuple(layers), coding, input_psp, input_max)
         except NetworkError as error:
-            # The network's own message points into its canonical notation; point into the user's instead.
+            # The network's own message points into the canonical notation. Point into the user's notation instead.
             start, length = places[layer_at(layers, error.start)]
             raise NetworkError.of(error, notation=notation, start=start, length=length) from None
 
@@ -186,8 +186,8 @@ class NetworkSpec:
     def graph(self) -> Network:
         """The network as a graph.
 
-        Its nodes are `input`, and for each layer `conv1` and `neurons1`. Others are `conv1.recurrent`, `pool2.0`,
-        `dropout2.1`, and `add3.0` after branches.
+        The nodes are `input`, and for each layer for example `conv1` and `neurons1`. Other names are
+        `conv1.recurrent`, `pool2.0`, `dropout2.1`, and `add3.0` for the sum after branches.
         """
         source = Node("input", Input(self.input_shape, self.coding, self.input_psp, self.input_max))
         return Network((source, *(self.nodes or self._built.nodes)))
@@ -214,13 +214,13 @@ class NetworkSpec:
 
     @property
     def has_readout(self) -> bool:
-        """Whether the network ends with a readout, whose potentials are its output (neurons/readout.py)."""
+        """Whether the network ends with a readout, so that potentials are its output (neurons/readout.py)."""
         op = self.graph.nodes[-1].op
         return isinstance(op, Neurons) and isinstance(op.model, Readout)
 
     @property
     def output_psp(self) -> PSP:
-        """Filter of the output spikes, used by the van Rossum distance."""
+        """Filter of the output spikes, which the van Rossum distance uses."""
         output = self.graph.nodes[-1].op
         assert isinstance(output, Neurons)
         return output.model.psp
@@ -232,17 +232,17 @@ class NetworkSpec:
 
     @property
     def parameters(self) -> Mapping[str, Parameter]:
-        """All trained parameters by name, such as the weights `conv1` and the decay of neurons, `conv1.decay`."""
+        """All trained parameters by name, such as the weights `conv1` and the decay of neurons `conv1.decay`."""
         return self.graph.parameters
 
     @property
     def statistics(self) -> Mapping[str, Float32]:
-        """Running statistics before the first update by name, such as `conv1.mean` and `conv1.variance`."""
+        """Initial values of the running statistics by name, such as `conv1.mean` and `conv1.variance`."""
         return self.graph.statistics
 
     @property
     def notation(self) -> str:
-        """Canonical notation with every parameter written out. `parse` reads it back to an equal network."""
+        """Canonical notation with every parameter written out. `parse` makes an equal network from it."""
         if self.nodes:
             return written_nodes(self.nodes)
         return "-".join(written(layer, full=True) for layer in self.layers)
@@ -256,31 +256,31 @@ class NetworkSpec:
         return network_table.described(self.graph, self.layers, self.blocks)
 
     def table(self, headroom: dict[str, float] | None = None) -> str:
-        """The network as text: shapes, parameters, multiply-adds per step, exactness headroom of each layer.
+        """Table of the network as text. Each layer has its shapes, parameters, multiply-adds per step and headroom.
 
         Args:
-            headroom: headroom in bits, measured on actual weights, by layer name (`WeightGrid.headroom`). Without it
+            headroom: headroom in bits by layer name, measured on actual weights (`WeightGrid.headroom`). Without it,
                 the table shows the guaranteed headroom, which holds for any weights of `weight_bits` bits.
         """
         return network_table.table(self.graph, self.layers, self.blocks, headroom)
 
 
 class _Builder:
-    """The nodes of layers, one after the other."""
+    """Makes the nodes of layers, one layer after the other."""
 
     def __init__(self) -> None:
         self.source = "input"
         self.nodes: list[Node] = []
         self.names: list[list[str]] = []
-        """Of the nodes of each layer of the network."""
+        """Names of the nodes of each layer of the network."""
         self.spiking: list[tuple[SpikingLayer, str, str, tuple[Passing, ...], str]] = []
-        """Layer, names of weights and population, and the operations before it, from which node on."""
+        """For each: layer, names of weights and population, operations before the weights, and the node they read."""
         self.before: tuple[Passing, ...] = ()
         self.entering = self.source
         self.since = 0
 
     def add(self, layer: Layer) -> None:
-        """A layer of the network."""
+        """Add a layer of the network."""
         self.names.append([])
         self.put(layer)
 
@@ -321,12 +321,12 @@ class _Builder:
             self.before, self.since = (*self.before, layer), self.since + 1
 
     def passed(self) -> None:
-        """What comes next stands after the last node."""
+        """Make the following operations read the last node."""
         self.before, self.entering = (), self.source
 
 
 def _blocks_of_nodes(graph: Network, projections: Mapping[str, Projection]) -> Iterator[Block]:
-    """A block of each population: with the first of its projections, and with the recurrent one where there is one."""
+    """A block for each population, with its first projection and, if there is one, its recurrent projection."""
     edges = {node.name: node.inputs[0].source for node in graph.nodes if node.inputs}
     taken = set[str]()
     for index, node in enumerate(node for node in graph.nodes if isinstance(node.op, Neurons)):
@@ -337,7 +337,7 @@ def _blocks_of_nodes(graph: Network, projections: Mapping[str, Projection]) -> I
             message = "the first projection to neurons must be a convolution or a full connection"
             raise NetworkError(message, node=node.name)
         assert isinstance(node.op, Neurons)
-        # Sums that several populations read give the first of them their name.
+        # If several populations read the same sums, the sums give their name to the first population.
         name, shares = (node.name, first.parameter) if first.name in taken else (first.name, first.shares)
         taken.add(name)
         where = name, index, synapse, first.input
@@ -356,7 +356,7 @@ def _input_shape(shape: object) -> Shape:
 
 
 def _layers(layers: object) -> tuple[Layer, ...]:
-    """`layers` as a tuple, or an error that names the first which is no layer."""
+    """`layers` as a tuple. Raises an error that names the first element that is not a layer."""
     if not isinstance(layers, Iterable) or isinstance(layers, str):
         raise SpecError(f"the layers of a network are a sequence (NetworkSpec.parse reads text), got {shown(layers)}")
     found = tuple(layers)

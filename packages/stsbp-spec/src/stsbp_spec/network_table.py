@@ -1,4 +1,4 @@
-"""Networks as text for people: a line a layer, and a table."""
+"""Networks as text for people: one line per layer, and a table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _Row: TypeAlias = tuple[str, str, str, str, str, str, str]
 
 
 class _Line(NamedTuple):
-    """A layer, or a bracket of branches, with the shapes before and after it; `block` of a spiking layer."""
+    """A layer, or a bracket of branches, with the shapes before and after it. `block`: the block of a spiking layer."""
 
     text: str
     full: str
@@ -48,7 +48,7 @@ def _lines(layers: Sequence[Layer], blocks: Iterator[Block], shape: Shape, inden
 
 
 def _nodes(graph: Network, *, headroom: dict[str, float] | None) -> tuple[list[_Row], int, int]:
-    """A row a node, and the sums of parameters and multiply-adds."""
+    """One row per node, and the sums of parameters and multiply-adds."""
     projections = {each.name: each for each in graph.projections}
     rows, parameters, adds = list[_Row](), 0, 0
     for place in graph.places:
@@ -69,7 +69,7 @@ def _nodes(graph: Network, *, headroom: dict[str, float] | None) -> tuple[list[_
 
 
 def _owned(place: Place) -> tuple[str, ...]:
-    """Parameters that a node has besides its weights."""
+    """Parameters of a node other than its weights."""
     op, name = place.node.op, place.node.name
     if isinstance(op, Neurons):
         return tuple(place.parameters.values())
@@ -82,14 +82,14 @@ def _times(shape: Shape) -> str:
 
 
 def _learned(block: Block) -> dict[str, Shape]:
-    """Shapes of what a block learns besides its weights, by name."""
+    """Shapes of a block's learned parameters other than its weights, by name."""
     norm = block.synapse.norm
     learned = {**block.learned, **({} if norm is None else norm.learned())}
     return {name: x.shape(block.output_shape) for name, x in learned.items()}
 
 
 def described(graph: Network, layers: Sequence[Layer], blocks: Sequence[Block]) -> str:
-    """`repr` of a network: what each layer, or node, makes of its input."""
+    """`repr` of a network: each layer or node with the shape of its output."""
     source = graph.nodes[0].op
     assert isinstance(source, Input)
     coding, input_shape = source.coding, source.shape
@@ -117,7 +117,7 @@ def table(
     blocks: Sequence[Block],
     headroom: dict[str, float] | None,
 ) -> str:
-    """`NetworkSpec.table`; without layers of the graph's nodes."""
+    """`NetworkSpec.table`. Without layers, it is a table of the graph's nodes."""
     source = graph.nodes[0].op
     assert isinstance(source, Input)
     coding, input_shape = source.coding, source.shape

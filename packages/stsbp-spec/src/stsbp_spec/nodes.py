@@ -1,4 +1,4 @@
-"""A network node by node, as TOML: what the notation of the papers cannot say.
+"""A network written node by node, in TOML. It can describe networks for which the notation of the papers has no form.
 
     [[node]]
     name = "conv1"
@@ -7,12 +7,13 @@
 
     [[node]]
     name = "fires"
-    neurons = "neuron=alif,tau_m=5"   # as between the notation's braces; "" is the neuron of all layers
+    neurons = "neuron=alif,tau_m=5"   # as between the notation's braces; "" is the default neuron of the network
     from = ["conv1", "skip"]
 
-A node has one of `weights`, `neurons`, `layer` (a layer without neurons in the notation: `P2`, `D0.2`) and
-`add = true`. `from` names what it reads, in order; `{node = "fires", delay = 1}` reads it that many steps later.
-`weights_of` names a node whose weights this one uses too. The input is called `input`; the last node is the output.
+A node has exactly one of `weights`, `neurons`, `layer` (a layer without neurons in the notation: `P2`, `D0.2`) and
+`add = true`. `from` names the nodes that it reads, in order. `{node = "fires", delay = 1}` reads that node with a delay
+of 1 step. `weights_of` names a node whose weights this node also uses. The input is called `input`. The last node is
+the output.
 """
 
 from __future__ import annotations
@@ -43,20 +44,20 @@ _KINDS = ("weights", "neurons", "layer", "add")
 _KEYS = ("name", *_KINDS, "from", "weights_of")
 _MOST_CHARACTERS = 1 << 20
 _MOST_DOTS = 100
-"""Of a line: keys of many parts take tomllib long."""
+"""Largest number of dots in a line. Keys with many parts would make tomllib slow."""
 _PLAIN: tuple[type[Any], ...] = tuple(kind for kind in get_args(Layer) if kind not in (SpikingLayer, Branches))
 
 
 def is_nodes(text: object) -> bool:
-    """Whether a text is a network node by node, and no notation."""
+    """Whether a text describes a network node by node, rather than in the notation."""
     return isinstance(text, str) and re.match(r"(\s*#[^\n]*\n)*\s*\[\[\s*node\s*\]\]", text) is not None
 
 
 def parse_nodes(text: str, *, padding: str, neuron: NeuronModel | None, weight_bits: int) -> tuple[Node, ...]:
-    """Nodes of a text, without the input; the arguments are those of `NetworkSpec.parse`.
+    """The nodes of a text, without the input. Arguments: see `NetworkSpec.parse`.
 
     Raises:
-        NetworkError: the text is no TOML, or a node is malformed; the message names it.
+        NetworkError: the text is not TOML, or a node is malformed. The message names the node.
     """
     if len(text) > _MOST_CHARACTERS:
         raise NetworkError(f"a network has at most {_MOST_CHARACTERS:,} characters, got {len(text):,}")
@@ -65,7 +66,7 @@ def parse_nodes(text: str, *, padding: str, neuron: NeuronModel | None, weight_b
     try:
         found = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        # An integer of more than 4,300 digits is an error of its own, with advice for programmers.
+        # For an integer of more than 4,300 digits, Python raises another error, with advice for programmers.
         reason = "a number is too long" if "integer string conversion" in str(error) else str(error)
         raise NetworkError(f"the network is not valid TOML: {reason}") from None
     if set(found) != {"node"}:
@@ -133,16 +134,16 @@ def _edges(given: object) -> Iterable[Edge]:
 
 
 def written_nodes(nodes: Iterable[Node]) -> str:
-    """Inverse of `parse_nodes`, with every parameter spelled out.
+    """Inverse of `parse_nodes`. The result contains every parameter.
 
     Raises:
-        NetworkError: an operation that no text stands for.
+        NetworkError: an operation has no text form.
     """
     return "\n".join(_written(node) for node in nodes if not isinstance(node.op, Input))
 
 
 def described(node: Node) -> tuple[str, str]:
-    """What a node is, and what it reads: as tables show them."""
+    """The description of a node and of the nodes it reads, for tables."""
     kind, _, text = _what(node).partition(" = ")
     text = text.strip('"')
     reads = ", ".join(f"{e.source}@-{e.delay}" if e.delay else e.source for e in node.inputs)

@@ -4,27 +4,27 @@ Grammar (docs/networks.md has examples):
 
     network = layer { "-" layer }
     layer   = channels "C" axes [ "R" axes ] { option }   convolution of a kernel, and its neurons
-            | units [ "R" ] { option }                    full connection and its neurons
+            | units [ "R" ] { option }                    fully connected layer, and its neurons
             | "P" axes | "M" axes                 average and max pooling over windows
             | "G"                                 average pooling over all rows and columns
             | "U" axes                            upsampling: rows and columns repeated
             | "F"                                 flattening to one axis
-            | "D" rate                            dropout of the spikes that pass
-            | "[" branch { "|" branch } "]+"      branches that read one input, and their sum; one: and the input itself
-    branch  = network | nothing                   nothing passes the input on
+            | "D" rate                            dropout of the incoming spikes
+            | "[" branch { "|" branch } "]+"      sum of branches that read one input; a single branch is added to it
+    branch  = network | nothing                   an empty branch passes its input on
     option  = "p" axes | "s" axes                 padding and stride, convolutions only
             | "d" rate                            dropout of this layer's spikes, the same as "-D" rate after it
             | "b"                                 a bias
             | "bn"                                batch normalisation
-            | "{" key "=" value { "," key "=" value } "}"    keys: bits, delay, neuron, and the neuron's parameters; of
-                                                             convolutions dilation (axes) and groups as well, of batch
-                                                             normalisation momentum, eps and factor
-    axes    = number [ "x" number ]               of rows and columns, or of rows "x" of columns
+            | "{" key "=" value { "," key "=" value } "}"    keys: bits, delay, neuron, and the neuron's parameters; for
+                                                             convolutions also dilation (axes) and groups; for batch
+                                                             normalisation also momentum, eps and factor
+    axes    = number [ "x" number ]               for rows and columns, or rows "x" columns
 
-"R": the neurons read their own spikes of the step before, through a full connection or a convolution (odd kernel) that
-keeps their size; `{recurrent=one-to-one}` through one weight a neuron.
+"R": the neurons read their own spikes of the previous step, through a full connection or through a convolution (odd
+kernel) that keeps their size. `{recurrent=one-to-one}`: through one weight per neuron.
 
-The neuron is `lif`, `if`, `alif` or `plif`; its parameters are those of its class: `tau_m`, `tau_s`, `threshold`, ...
+The neuron is `lif`, `if`, `alif` or `plif`. Its parameters are those of its class: `tau_m`, `tau_s`, `threshold`, ...
 """
 
 from __future__ import annotations
@@ -83,10 +83,10 @@ def parse_layers(
     weight_bits: int,
     dropout: float,
 ) -> tuple[list[Layer], list[tuple[int, int]]]:
-    """Layers of a notation, and start and length of the text of each; the arguments are those of `NetworkSpec.parse`.
+    """The layers of a notation, and the start and length of each layer's text. Arguments: see `NetworkSpec.parse`.
 
     Raises:
-        NetworkError: the notation is malformed; the message points at the token.
+        NetworkError: the notation is malformed. The message points at the token.
     """
     if padding not in ("valid", "same"):
         raise SpecError(f"padding is 'valid' or 'same', got {shown(padding)}")
@@ -122,12 +122,12 @@ def parse_layers(
 
 
 def _ends(layer: Layer, output: Linear) -> bool:
-    """Whether a network that ends with `layer` has the outputs of `output`."""
+    """Whether `layer` already has the outputs of `output`, so that no output layer must be appended."""
     return isinstance(layer, SpikingLayer) and isinstance(layer.synapse, Linear) and layer.synapse.units == output.units
 
 
 def parse_weights(text: str, *, padding: str, weight_bits: int) -> Conv2d | Linear | OneToOne:
-    """Weights alone, `64C3p1bn{bits=8}`, or `one-to-one`; raises `NetworkError`."""
+    """Parse weights without neurons, `64C3p1bn{bits=8}` or `one-to-one`. Raises `NetworkError`."""
     if text.partition("{")[0].strip() == _ONE_TO_ONE:
         text = "1" + text.strip()[len(_ONE_TO_ONE) :]
         return OneToOne(weight_bits=_weights(text, padding, weight_bits).weight_bits)
@@ -143,7 +143,7 @@ def _weights(text: str, padding: str, weight_bits: int) -> Conv2d | Linear:
 
 
 def written_weights(weights: Weighted) -> str:
-    """Inverse of `parse_weights`, with the bits spelled out."""
+    """Inverse of `parse_weights`. The result always contains the bits."""
     if isinstance(weights, OneToOne):
         return f"{_ONE_TO_ONE}{{bits={weights.weight_bits}}}"
     assert isinstance(weights, (Conv2d, Linear))
@@ -154,7 +154,7 @@ def written_weights(weights: Weighted) -> str:
 
 
 def parse_neurons(text: str, neuron: NeuronModel) -> NeuronModel:
-    """A neuron model from `neuron=alif,tau_m=5`, where what is not said is that of `neuron`; raises `NetworkError`."""
+    """Parse a neuron model, `neuron=alif,tau_m=5`. Missing parameters are those of `neuron`. Raises `NetworkError`."""
     keys = _Keys(neuron, MAX_WEIGHT_BITS)
     parser = _Parser(text, "valid", neuron, MAX_WEIGHT_BITS, 0.0)
     found = parser.keys(text, 0, keys, set(), _Given(None, None)) if text.strip() else keys
@@ -164,7 +164,7 @@ def parse_neurons(text: str, neuron: NeuronModel) -> NeuronModel:
 
 
 def written_neurons(neuron: NeuronModel) -> str:
-    """Inverse of `parse_neurons`, every parameter spelled out."""
+    """Inverse of `parse_neurons`. The result contains every parameter."""
     return ",".join(_neuron_keys(neuron))
 
 
@@ -173,7 +173,7 @@ def written(layer: Layer, *, full: bool = False) -> str:
         *branches, last = ("-".join(written(each, full=full) for each in branch) for branch in layer.branches)
         return f"[{'|'.join(branches if not last and len(branches) == 1 else [*branches, last])}]+"
     if isinstance(layer, Dropout):
-        # Positional: an exponent's sign would read as the next layer's separator.
+        # Positional, because the sign of an exponent would be read as the separator of the next layer.
         return f"D{np.format_float_positional(layer.rate, trim='-')}"
     if isinstance(layer, Pool2d):
         return f"{'M' if isinstance(layer, MaxPool2d) else 'P'}{axes.written(layer.size)}"
@@ -182,7 +182,7 @@ def written(layer: Layer, *, full: bool = False) -> str:
     if isinstance(layer, (GlobalAvgPool, Flatten)):
         return "G" if isinstance(layer, GlobalAvgPool) else "F"
     if isinstance(layer, Passing):
-        raise SpecError(f"no notation stands for {shown(layer)}")
+        raise SpecError(f"there is no notation for {shown(layer)}")
     synapse, neuron = layer.synapse, layer.neuron
     if isinstance(synapse, Conv2d):
         text = f"{synapse.channels}C{axes.written(synapse.kernel)}{recurrence(layer)}"
@@ -205,20 +205,20 @@ def written(layer: Layer, *, full: bool = False) -> str:
 
 
 def recurrence(layer: SpikingLayer) -> str:
-    """How the neurons of a layer read themselves, as it is written."""
+    """The recurrent connection of a layer in notation."""
     if isinstance(layer.recurrent, Conv2d):
         return f"R{axes.written(layer.recurrent.kernel)}"
     return "R" if isinstance(layer.recurrent, Linear) else ""
 
 
 def _geometry_keys(conv: Conv2d) -> list[str]:
-    """The keys of a convolution in notation, without what a plain one need not say."""
+    """The keys of a convolution in notation, without those that have their default values."""
     dilation = [f"dilation={axes.written(conv.dilation)}"] if conv.dilation != 1 else []
     return dilation + ([f"groups={conv.groups}"] if conv.groups > 1 else [])
 
 
 def _norm_keys(norm: BatchNorm) -> list[str]:
-    """The keys of batch normalisation in notation, without what it is by default."""
+    """The keys of batch normalisation in notation, without those that have their default values."""
     found = {name: getattr(norm, name) for name in _NORM}
     return [
         f"{name}={np.format_float_positional(value, trim='-')}"
@@ -228,7 +228,7 @@ def _norm_keys(norm: BatchNorm) -> list[str]:
 
 
 def _neuron_keys(neuron: NeuronModel) -> list[str]:
-    """The keys of a neuron in notation, without what a plain LIF neuron need not say."""
+    """The keys of a neuron in notation, without those that equal the default LIF neuron's."""
     plain = {"neuron": LIF.name, "reset": "zero", "tau_rise": "0.0", "psp_gain": "normalised"}
     return [f"{key}={value}" for key, value in neuron.written().items() if plain.get(key) != value]
 
@@ -243,7 +243,7 @@ def layer_at(layers: list[Layer], position: int) -> int:
 
 
 def checked(make: Callable[[], T], notation: str, start: int, length: int) -> T:
-    """Call `make`; turn a `SpecError` into one that points at the token."""
+    """Call `make`. A `SpecError` becomes an error that points at the token."""
     try:
         return make()
     except SpecError as error:
@@ -254,12 +254,12 @@ _NORM = tuple(field.name for field in fields(BatchNorm))
 _ONE_TO_ONE = "one-to-one"
 _MAX_DIGITS = 9
 _MAX_DEPTH = 16
-"""Of branches within branches."""
+"""Largest depth of nested branches."""
 _NO_NUMBERS = ("rate", "dropout", "norm", "bias", "keys", "recurrent", "bare", "kind")
 _AXES = r"\d+(?:x\d+)?"
 _GEOMETRY = ("dilation", "groups")
 _MOST_CHARACTERS = 1 << 22
-"""Of a notation: 64 for each of the most layers that there may be."""
+"""Largest length of a notation: 64 characters for each of the largest number of layers."""
 
 
 def _axes(text: str) -> axes.PerAxis:
@@ -269,7 +269,7 @@ def _axes(text: str) -> axes.PerAxis:
 
 
 def _passing(found: Mapping[str, Any]) -> Passing:
-    """The layer without weights of the groups of `_Parser._LAYER`."""
+    """The layer without weights that the groups of `_Parser._LAYER` describe."""
     if found["rate"] is not None:
         return Dropout(float(found["rate"]))
     if found["bare"] is not None:
@@ -281,7 +281,7 @@ def _passing(found: Mapping[str, Any]) -> Passing:
 
 
 def _whole(key: str, value: str) -> int:
-    """The integer of a key, of at most 9 digits; raises `ValueError` where it is none."""
+    """The integer value of a key, of at most 9 digits. Raises `ValueError` if it is not an integer."""
     read_number(value)
     if len(value) > _MAX_DIGITS:
         raise SpecError(f"{key} has at most {_MAX_DIGITS} digits, got {len(value)}")
@@ -290,7 +290,7 @@ def _whole(key: str, value: str) -> int:
 
 @dataclass(frozen=True)
 class _Given:
-    """Keys of a convolution and of batch normalisation; None: the layer has none."""
+    """Keys of a convolution and of batch normalisation. None: the layer does not have one."""
 
     geometry: dict[str, Any] | None
     norm: dict[str, float] | None
@@ -323,7 +323,7 @@ class _Parser:
         return NetworkError(message, notation=self.notation, start=start, length=length)
 
     def check_digits(self, match: re.Match[str], at: int) -> None:
-        """Refuse integers of more than 9 digits: no layer is that large, and Python reads no integer of thousands."""
+        """Refuse integers of more than 9 digits. No layer is that large, and Python refuses to parse very long ones."""
         for group, text in match.groupdict().items():
             if text is None or group in _NO_NUMBERS:
                 continue
@@ -333,16 +333,17 @@ class _Parser:
                     raise self.fail(message, at + match.start(group) + number.start(), length)
 
     def tokens(self, start: int = 0, end: int | None = None) -> list[tuple[int, str]]:
-        """Split at "-", except inside braces and brackets; returns start and text of each token."""
+        """Split at "-", except inside braces and brackets. Returns the start and the text of each token."""
         return self.split("-", "a layer is missing here", start, len(self.notation) if end is None else end)
 
     def split(self, separator: str, missing: str, start: int, end: int) -> list[tuple[int, str]]:
-        """Split the notation from `start` to `end`, except inside braces and brackets; an empty part is `missing`."""
+        """Split from `start` to `end`, except inside braces and brackets. An empty part raises the message
+        `missing`."""
         tokens, braces, brackets, before = [], 0, 0, separator
         for i in range(start, end + 1):
             character = self.notation[i] if i < end else separator
             braces += {"{": 1, "}": -1}.get(character, 0)
-            # A bracket opens where a layer or a branch may begin.
+            # A bracket can only open at the start of a layer or branch.
             if braces <= 0 and (brackets > 0 or (character == "[" and before in "-|")):
                 brackets += {"[": 1, "]": -1}.get(character, 0)
             before = before if character.isspace() else character
@@ -383,7 +384,7 @@ class _Parser:
         return tuple(layers)
 
     def dropped(self, parsed: list[Layer], following: str) -> list[Layer]:
-        """With the dropout of all hidden layers, where the layer gives none, and its spikes enter no branches."""
+        """Add the dropout of all hidden layers, unless the layer has its own or its spikes enter branches."""
         if isinstance(parsed[0], SpikingLayer) and len(parsed) == 1 and self.dropout > 0 and following[:1] != "[":
             return [parsed[0], Dropout(self.dropout)]
         return parsed
@@ -473,7 +474,7 @@ class _Parser:
         return layers
 
     def same(self, conv: Conv2d, start: int, length: int) -> tuple[int, int]:
-        """The padding that keeps the input's size under a stride of 1."""
+        """The padding with which a stride of 1 keeps the size of the input."""
         rows, columns = conv.extents
         if rows % 2 == 0 or columns % 2 == 0:
             near = tuple((extent - 1) // 2 for extent in conv.extents)
@@ -486,13 +487,13 @@ class _Parser:
         return rows // 2, columns // 2
 
     def keys(self, text: str, at: int, keys: _Keys, given: set[str], others: _Given) -> _Keys:
-        """Read `tau_m=5,threshold=0.8`; `given` holds the options read before and takes these.
+        """Read `tau_m=5,threshold=0.8`. `given` holds the options that were read before, and gets the new ones.
 
-        `others` take what is no neuron's.
+        `others` receives the keys that are not the neuron's.
         """
         pairs = text.split(",")
         starts = list(accumulate((len(pair) + 1 for pair in pairs), initial=at))
-        # The model first: what else may be said depends on it.
+        # Read the model first, because the other allowed keys depend on it.
         order = sorted(zip(starts, pairs, strict=False), key=lambda each: not each[1].strip().startswith("neuron="))
         for at, pair in order:
             key, equals, value = pair.partition("=")
@@ -518,7 +519,7 @@ class _Parser:
 
 @dataclass(frozen=True)
 class _Keys:
-    """What braces say."""
+    """The contents of braces."""
 
     neuron: NeuronModel
     bits: int

@@ -1,9 +1,9 @@
-"""The operations of a network on arrays of a backend's own library: rules of its nodes, and what every equation needs.
+"""The operations of a backend on arrays of its own library: rules of the nodes, and what all equations need.
 
-Layout at this door is time-major, `[T, B, C, H, W]` or `[T, B, N]`; behind it a backend may keep memory as it likes.
-The file that owns an equation says what a pair computes and in which order it rounds: synapses/, neurons/, losses/,
-optim/, grid.py. plan.py and passes.py walk through a network by these, trainer.py trains by them, backend.py adds what
-users call.
+The layout of arrays in this interface is time-major, `[T, B, C, H, W]` or `[T, B, N]`. Internally, a backend may lay
+out memory differently. The file that defines an equation also states what a pair computes and in which order it rounds:
+synapses/, neurons/, losses/, optim/, grid.py. plan.py and passes.py walk through a network with these operations,
+trainer.py trains with them, and backend.py adds the functions that users call.
 """
 
 from __future__ import annotations
@@ -54,51 +54,51 @@ _NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 class Pairs(ABC, Generic[Array]):
-    """What computes the spec, operation by operation."""
+    """Base class of everything that computes the spec, operation by operation."""
 
     name: ClassVar[str]
     api: ClassVar[int]
-    """Version of this interface that the backend is written for (`registry.API`); every backend says it itself."""
+    """Version of this interface for which the backend is written (`registry.API`). Every backend sets it itself."""
 
     # Arrays.
     @abstractmethod
     def asarray(self, x: AnyArray) -> Array:
-        """A native array of the same dtype and (logical) shape."""
+        """A native array of the same dtype and the same (logical) shape."""
 
     @abstractmethod
     def numpy(self, x: Array) -> AnyArray:
-        """A numpy array in the layout of the spec; may share memory."""
+        """A numpy array in the layout of the spec. It may share memory with `x`."""
 
     @abstractmethod
     def encode(self, inputs: UInt8, coding: Coding) -> Array:
-        """Inputs `[B, ...]` (direct) or `[T, B, ...]` (events) as `[1 or T, B, ...]`, as the weights meet them."""
+        """Inputs `[B, ...]` (direct) or `[T, B, ...]` (events) as `[1 or T, B, ...]`, in the form the weights read."""
 
     # Operations.
     @property
     @abstractmethod
     def rules(self) -> Mapping[type[Op], Rule[Array]]:
-        """How to compute `Conv2d`, `Linear`, `AvgPool2d`, ...: synapses/, a rule for each operation (rules.py)."""
+        """The rule of each operation, such as `Conv2d`, `Linear` and `AvgPool2d` (synapses/, rules.py)."""
 
     def rule(self, op: Op) -> Rule[Array]:
         """The rule of an operation.
 
         Raises:
-            BackendError: there is none; the message names the operation and the backend.
+            BackendError: there is no such rule. The message names the operation and the backend.
         """
         return implementation(self.name, self.rules, op, "operation")
 
     @property
     def fusions(self) -> Sequence[Fusion[Array]]:
-        """What is computed better together; asked in this order when a plan is made (plan.py)."""
+        """Fusions of nodes that are faster when computed together. plan.py tries them in this order."""
         return ()
 
     @abstractmethod
     def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float, first: int = 0) -> Array:
-        """`random.keep_mask` as a native array of `shape` `[B, ...]`: samples from number `first` of the batch on."""
+        """`random.keep_mask` as a native array of `shape` `[B, ...]`. `first` is the number of its first sample."""
 
     @abstractmethod
     def dropout(self, mask: Array, s: Array) -> Array:
-        """`s * mask`, its own adjoint: synapses/dropout.py."""
+        """`s * mask`. This operation is its own adjoint: synapses/dropout.py."""
 
     @abstractmethod
     def recur(
@@ -110,68 +110,72 @@ class Pairs(ABC, Generic[Array]):
         *,
         summed: tuple[str, ...] = (),
     ) -> dict[str, Array]:
-        """Run an equation over time, or, with one step and no states, over the elements of arrays.
+        """Run an equation over time; or, with one step and no states, over the elements of arrays.
 
-        Each operation rounds once to float32, as it is written. States are zero before the first step.
+        Each operation rounds once to float32, in the written order. States are zero before the first step.
 
         Args:
             recurrence: the equation, which the backend prints in its language (printers.py).
-            constants: its parameters by name.
-            inputs: its inputs by name, float32 or uint8, `[steps, ...]`, or `[1, ...]` for the same at every step.
-            steps: how many; from the last to the first where the recurrence runs in reverse.
-            summed: outputs, numbers, that are added over the steps in the order in which they come.
+            constants: values of its parameters by name.
+            inputs: its inputs by name, float32 or uint8, `[steps, ...]`, or `[1, ...]` if they are the same at every
+                step.
+            steps: number of steps. If the recurrence is in reverse, they run from the last to the first.
+            summed: names of numeric outputs that are added over the steps, in the order in which they are computed.
 
         Returns:
-            The outputs by name, `[steps, ...]`, or `[1, ...]` of those that are `summed`; float32, conditions uint8.
+            The outputs by name, `[steps, ...]`, or `[1, ...]` for those that are `summed`: float32, or uint8 for
+            conditions.
         """
 
-    # The contract.
+    # Grids and exact sums.
     @abstractmethod
     def weight_grid(self, projection: Projection, w: Array) -> tuple[Array, WeightGrid]:
-        """Weights of the forward pass: `grid.weight_grid`."""
+        """Round weights for the forward pass: `grid.weight_grid`."""
 
     @abstractmethod
     def error_grid(self, dz: Array, bits: int, largest: Array | None = None) -> tuple[Array, Array]:
-        """Errors rounded for `reproducible` precision, and how many of them were zeroed: `grid.error_grid`.
+        """Errors rounded for `reproducible` precision, and how many of them were set to zero: `grid.error_grid`.
 
-        `largest` is that of the whole batch, of which `dz` is a part; None: of `dz`, which is all. The numbers are
-        integers `[..., 2]`, whose sum over the leading axes counts; nothing waits for them until the end of the step.
+        `largest` is the largest error of the whole batch if `dz` is a part of it. None: `dz` is the whole batch. The
+        counts are integers `[..., 2]`, to be added over the leading axes. The host reads them at the end of the step.
         """
 
     @abstractmethod
     def gradient_squares(self, gradients: Sequence[Array]) -> Array:
-        """`optim.gradient_squares`, integers `[2]`; nothing waits for them until the end of the step."""
+        """`optim.gradient_squares`, integers `[2]`. The host reads them only at the end of the step."""
 
     @abstractmethod
     def spike_count(self, s: Array) -> Array:
-        """Native integers whose sum is how many spikes there are; nothing waits for them until the end of the step."""
+        """Native integers whose sum is the number of spikes. The host reads them only at the end of the step."""
 
-    # What a device is asked.
+    # Properties and services of the device.
     def check_precision(self, precision: Precision) -> None:
-        """Raise `BackendError` where the device cannot compute in `precision`."""
+        """Raise `BackendError` if the device cannot compute in `precision`."""
 
     def frozen(self, weights: dict[str, Array]) -> dict[str, Array]:
-        """`Run.weights` that nobody changes any more, as this backend's passes take them best: see `rules.Frozen`."""
+        """`Run.weights` that no longer change, in the best form for this backend's passes: see `rules.Frozen`."""
         return weights
 
     def compiled(self, function: Callable[..., Result], *fixed: Hashable) -> Callable[..., Result]:
-        """`function(self, *fixed, ...)` as a function of the rest: native arrays and numbers, in tuples and mappings.
+        """Return `function(self, *fixed, ...)` as a function of the remaining arguments.
 
-        Who compiles it whole does so once for each `fixed` and each set of shapes, whatever the numbers.
+        These are native arrays and numbers, in tuples and mappings. A backend that compiles the whole function does so
+        once for each `fixed` and each set of shapes, regardless of the values of the numbers.
         """
         return partial(function, self, *fixed)
 
     @property
     def compile_seconds(self) -> float:
-        """Time spent in compiling what `compiled` was given, so far; no later call contains it."""
+        """Total time so far that was spent compiling functions passed to `compiled`. Later calls do not include it."""
         return 0.0
 
     def forget(self) -> None:
-        """Give back the memory of what was compiled; what is needed again is compiled again."""
+        """Free the memory of compiled functions. They are compiled again when needed."""
 
-    # What follows from it; a backend may override these with something faster.
+    # Derived operations. A backend may override them with faster ones.
     def unpack(self, frames: PackedFrames) -> Array:
-        """Frames `[T, B, ...]` of zeros and ones from bits, as `encode` gives them; a device best does it itself."""
+        """Frames `[T, B, ...]` of zeros and ones from bits, as `encode` returns them; ideally unpacked on the
+        device."""
         return self.encode(frames.unpacked(), "events")
 
     def spread(self, values: Array, shape: Shape) -> Array:
@@ -180,19 +184,19 @@ class Pairs(ABC, Generic[Array]):
         return self.asarray(np.broadcast_to(x, (1, *shape)))
 
     def spread_all(self, equations: NeuronEquations, learned: Mapping[str, Array], shape: Shape) -> dict[str, Array]:
-        """`NeuronResiduals.learned`: what `equations` read of the learned numbers, each `spread` over `shape`."""
+        """`NeuronResiduals.learned`: the learned parameters that `equations` read, each `spread` over `shape`."""
         return {free: self.spread(learned[name], shape) for name, free in equations.learned.items()}
 
     def totals(self, x: Array, count: int) -> Array:
-        """`x`, float32 `[1, B, C, ...]`, added over all axes but that of `C`; over all axes where `count` is 1.
+        """Sums of `x`, float32 `[1, B, C, ...]`, over all axes except `C`; over all axes if `count` is 1.
 
-        Float64 `[count]`.
+        Returns float64 `[count]`.
         """
         each = np.moveaxis(self.numpy(x), 2, 0).reshape(count, -1)
         return self.asarray(each.sum(axis=1, dtype=np.float64))
 
     def moments(self, z: Array, exponent: Array) -> Array:
-        """`batchnorm.moments`: integer sums of normalised sums `z`, int64 `[3, C]`."""
+        """`batchnorm.moments`: integer sums from the weighted sums `z` to be normalised, int64 `[3, C]`."""
         return self.asarray(batchnorm.moments(self.numpy(z), self.numpy(exponent)))
 
     def error_moments(self, dy: Array, z: Array, exponent: Array) -> Array:
@@ -203,9 +207,9 @@ class Pairs(ABC, Generic[Array]):
         """The output of an equation of batchnorm.py.
 
         Args:
-            recurrence: its inputs are the names of `arrays`, then those of `numbers`.
+            recurrence: the equation. Its inputs are the names of `arrays`, followed by those of `numbers`.
             arrays: `[T, B, ...]`.
-            numbers: of each channel, `[C]`.
+            numbers: one number per channel, `[C]`.
         """
         (first, *_) = arrays.values()
         each = {name: self.spread(x, tuple(first.shape[1:])) for name, x in numbers.items()}
@@ -213,10 +217,11 @@ class Pairs(ABC, Generic[Array]):
         return found
 
     def of_channels(self, function: Callable[..., Any], *arrays: Any, **fixed: Any) -> Any:
-        """A function of batchnorm.py on float64 and int64 numbers of a channel, whose operations round once each.
+        """Apply a function of batchnorm.py to float64 and int64 numbers of channels. Each operation rounds once.
 
         Args:
-            function: takes `batchnorm.Wide` of the backend's arrays, `arrays` and `fixed`; gives arrays in tuples.
+            function: takes `arrays` as `batchnorm.Wide` of the backend's arrays, and `fixed`. It returns arrays in
+                tuples.
             arrays: small arrays, or tuples of them.
             fixed: numbers that are known when a network is compiled.
         """
@@ -237,15 +242,15 @@ class Pairs(ABC, Generic[Array]):
         *,
         reverse: bool = False,
     ) -> tuple[tuple[Array, ...], dict[str, Array]]:
-        """Call `step` for each time step: what it carries, and its outputs `[T, ...]`.
+        """Call `step` for each time step. Returns the final carried arrays, and the outputs `[T, ...]`.
 
         Args:
-            step: from what is carried and the inputs of a step, `[1, ...]`, to what is carried, of the same shapes and
-                types, and the step's outputs, `[1, ...]`.
-            carried: before the first step.
-            inputs: `[steps, ...]`, or `[1, ...]` for the same at every step.
-            steps: how many.
-            reverse: whether from the last to the first; outputs lie in the order of time.
+            step: function of the carried arrays and the inputs of a step, `[1, ...]`. It returns the new carried
+                arrays, with the same shapes and types, and the outputs of the step, `[1, ...]`.
+            carried: carried arrays before the first step.
+            inputs: `[steps, ...]`, or `[1, ...]` if they are the same at every step.
+            steps: number of steps.
+            reverse: whether the steps run from the last to the first. Outputs are in the order of time in any case.
         """
         made: list[dict[str, Array]] = []
         for t in reversed(range(steps)) if reverse else range(steps):
@@ -257,19 +262,19 @@ class Pairs(ABC, Generic[Array]):
         return carried, {name: self.joined([each[name] for each in made]) for name in made[0]}
 
     def zeros(self, shape: Shape) -> Array:
-        """Float32 zeros of `shape`, that of native arrays."""
+        """Float32 zeros of `shape`, which is in the layout of native arrays."""
         return self.asarray(np.zeros(shape, np.float32))
 
     def silence(self, shape: Shape) -> Array:
-        """Spikes, uint8, of `shape`, that of native arrays: none."""
+        """Spikes, uint8, all zero, of `shape`, which is in the layout of native arrays."""
         return self.asarray(np.zeros(shape, np.uint8))
 
     def joined(self, arrays: Sequence[Array]) -> Array:
-        """Arrays `[..., B, ...]` one after the other along the first axis."""
+        """Arrays `[..., B, ...]` concatenated along the first axis."""
         return self.asarray(np.concatenate([self.numpy(x) for x in arrays]))
 
     def shifted(self, x: Array, steps: int) -> Array:
-        """`x` `[T, ...]` that many steps later, or earlier where they are negative; zeros where there is nothing."""
+        """`x` `[T, ...]` shifted by `steps` to later times, or to earlier times if negative; the gap becomes zero."""
         given = self.numpy(x)
         found = np.zeros_like(given)
         if steps >= 0:
@@ -295,7 +300,7 @@ class Pairs(ABC, Generic[Array]):
         return self.asarray(np.maximum.reduce([self.numpy(x) for x in arrays]))
 
     def silenced(self, error: Array, count: int) -> Array:
-        """`error` `[T, B, ...]` with zeros for all samples but the first `count`."""
+        """`error` `[T, B, ...]` with zeros for all samples except the first `count`."""
         if count == error.shape[1]:
             return error
         x = self.numpy(error)
@@ -309,14 +314,14 @@ class Pairs(ABC, Generic[Array]):
         return self.asarray(np.where(which, values, values.dtype.type(0)))
 
     def alone(self) -> Collective[Array]:
-        """This process by itself; a backend may spread each batch over several devices of its own."""
+        """A collective of only this process. A backend may spread each batch over several devices of its own."""
         return Alone()
 
     def join(self, rendezvous: Rendezvous) -> Collective[Array]:
-        """The processes that a launcher has started, on this backend's arrays.
+        """The collective of the processes that a launcher has started, for this backend's arrays.
 
         Raises:
-            BackendError: it computes in one process only, or what connects processes is not installed.
+            BackendError: the backend supports only one process, or the library that connects processes is missing.
         """
         raise BackendError(f"backend {self.name!r} computes in one process only")
 
@@ -335,10 +340,10 @@ class Pairs(ABC, Generic[Array]):
         """Spikes `[T, B, ...]` from `z` `[1 or T, B, ...]`: neurons/, synapses/psp.py.
 
         Args:
-            neuron, filter: what is computed.
+            neuron, filter: the neuron model, and the synaptic filter before it.
             z: weighted spikes.
             steps: `T`.
-            learned: the model's learned parameters by name, each `[1]` or `[C]`.
+            learned: learned parameters of the model by name, each `[1]` or `[C]`.
         """
         equations = neuron_equations(filter, neuron)
         each = self.spread_all(equations, learned, z.shape[1:])
@@ -349,10 +354,10 @@ class Pairs(ABC, Generic[Array]):
     def neuron_backward(
         self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals[Array], ds: Array
     ) -> tuple[Array, dict[str, Array]]:
-        """`dL/dz`, with the shape of `z`, from `dL/do`; and the terms of each element for the gradients of learned
-        parameters.
+        """`dL/dz`, with the shape of `z`, from `dL/do`; and the contributions of each element to the gradients of
+        learned parameters.
 
-        The second, `[1, B, ...]` by name, is added over the steps from the last to the first, in float32.
+        The contributions, `[1, B, ...]` by name, are added over the steps from the last to the first, in float32.
         """
         equations = neuron_equations(filter, neuron)
         terms = equations.terms
@@ -364,7 +369,7 @@ class Pairs(ABC, Generic[Array]):
     def population_forward(
         self, equations: NeuronEquations, zs: Sequence[Array], steps: int, learned: Mapping[str, Array]
     ) -> tuple[Array, NeuronResiduals[Array]]:
-        """`neuron_forward` of neurons that read several projections: `zs` are the inputs of `equations`."""
+        """`neuron_forward` for neurons that read several projections. `zs` are the inputs of `equations`."""
         shape = zs[0].shape[1:]
         each = self.spread_all(equations, learned, shape)
         found = self.recur(
@@ -376,7 +381,7 @@ class Pairs(ABC, Generic[Array]):
     def population_backward(
         self, equations: NeuronEquations, residuals: NeuronResiduals[Array], ds: Array, static: Sequence[bool]
     ) -> tuple[tuple[Array, ...], dict[str, Array]]:
-        """`neuron_backward` likewise: the error of each of `zs`; `static` says which of them served all steps."""
+        """`neuron_backward` for such neurons: the error of each of `zs`. `static`: which of them served all steps."""
         summed = {error for error, each in zip(equations.errors, static, strict=True) if each}
         terms = equations.terms
         inputs = {**residuals.kept, **residuals.learned, "g": ds}
@@ -386,9 +391,9 @@ class Pairs(ABC, Generic[Array]):
         return tuple(found[error] for error in equations.errors), {name: found[x] for name, x in terms.items()}
 
     def learned_gradient(self, terms: Array, count: int, precision: Precision) -> Array:
-        """Gradient `[count]` of a learned number from what each element adds to it, `neuron_backward`'s `[1, B, ...]`.
+        """Gradient `[count]` of a learned parameter from the contributions `[1, B, ...]` of `neuron_backward`.
 
-        `reproducible`: on an error grid whose bits let float64 add all elements exactly.
+        In `reproducible` precision, they are on an error grid whose bits let float64 add all elements exactly.
         """
         if precision == "reproducible":
             bits = sum_bits(math.prod(terms.shape) // count)
@@ -402,15 +407,15 @@ class Pairs(ABC, Generic[Array]):
     def weight_grids(
         self, projections: Sequence[Projection], weights: Sequence[Array]
     ) -> list[tuple[Array, WeightGrid]]:
-        """`weight_grid` of several layers; a device is best waited for once."""
+        """`weight_grid` of several layers. A device should be waited for only once."""
         return [self.weight_grid(projection, w) for projection, w in zip(projections, weights, strict=True)]
 
     def read(self, arrays: Sequence[Array]) -> list[AnyArray]:
-        """`numpy` of several arrays; a device is best waited for once."""
+        """`numpy` of several arrays. A device should be waited for only once."""
         return [self.numpy(x) for x in arrays]
 
     def spike_rate(self, s: Array) -> float:
-        """Mean of spikes over all axes."""
+        """Mean of the spikes over all axes."""
         return int(np.sum(self.numpy(self.spike_count(s)), dtype=np.int64)) / math.prod(s.shape)
 
     def gradient_norm(self, gradients: Sequence[Array]) -> float:
@@ -436,9 +441,9 @@ class Pairs(ABC, Generic[Array]):
         batch: int | None = None,
         padding: Mapping[str, Array] | None = None,
     ) -> Array:
-        """`dL/do` of the loss of a batch at the output, `[T, B, N]`: losses/. These are `B` of its `batch` samples.
+        """`dL/do` of the loss of a batch at the output, `[T, B, N]`: losses/. `s` holds `B` of its `batch` samples.
 
-        `padding`, native arrays of `equations.loss_padding`, says which steps are padding; None: none are.
+        `padding` holds native arrays of `equations.loss_padding`, which mark padded steps. None: no step is padded.
         """
         steps = len(s)
         batch = s.shape[1] if batch is None else batch
@@ -461,9 +466,9 @@ class Pairs(ABC, Generic[Array]):
     def readout_error(
         self, loss: CrossEntropy, u: Array, targets: Array, batch: int, inside: Array | None = None
     ) -> Array:
-        """`dL/du` at the potentials of a readout, `[T, B, N]`, `fast`: losses/cross_entropy.py.
+        """`dL/du` at the potentials of a readout, `[T, B, N]`, for `fast` precision: losses/cross_entropy.py.
 
-        These are `B` of the `batch` samples; `inside`, uint8 `[T, B]`, is 0 at padded steps. None: there are none.
+        `u` holds `B` of the `batch` samples. `inside`, uint8 `[T, B]`, is 0 at padded steps. None: no step is padded.
         """
         potentials = self.numpy(u).astype(np.float64)
         within = np.ones((*u.shape[:2], 1), bool) if inside is None else self.numpy(inside)[..., None] > 0
@@ -477,7 +482,7 @@ class Pairs(ABC, Generic[Array]):
     def adamw_learned(
         self, scalars: AdamWScalars, domain: tuple[float, float], w: Array, g: Array, m: Array, v: Array
     ) -> tuple[Array, Array, Array]:
-        """New `(w, m, v)` of what neurons learn, `w` between the ends of `domain`: optim/adamw.py."""
+        """New `(w, m, v)` of learned parameters of neurons, with `w` clipped to `domain`: optim/adamw.py."""
         ends = dict(zip(("low", "high"), map(np.float32, domain), strict=True))
         constants = {name: ends[name] if name in ends else getattr(scalars, name) for name in LEARNED_UPDATE.parameters}
         return self._updated(LEARNED_UPDATE, constants, w, g, m, v)
@@ -489,7 +494,7 @@ class Pairs(ABC, Generic[Array]):
         return new["new_w"][0], new["new_m"][0], new["new_v"][0]
 
     def pack_spikes(self, s: Array) -> Any:
-        """Spikes, zeros and ones, as bits."""
+        """Pack spikes (zeros and ones) into bits."""
         x = self.numpy(s)
         return np.packbits(x.astype(np.uint8)), x.shape, x.dtype
 

@@ -1,11 +1,12 @@
-"""The walk through a network, forward and backward, once for every backend (the pseudo-code's two pipelines).
+"""The forward and the backward pass through a network, for all backends (the two pipelines of the pseudo-code).
 
-Forward (lines 1-9): the steps of the plan in order: pool and drop spikes, meet the weights, filter and fire.
-Backward (lines 11-31): the same steps from the last to the first; each one's adjoint in turn. What several nodes read
-has the sum of their errors, added in the order of the nodes.
+Forward (lines 1-9): the steps of the plan in order: pooling and dropout of spikes, weights, filters and neurons.
+Backward (lines 11-31): the adjoints of the same steps, from the last to the first. If several nodes read an output, its
+error is the sum of their errors, added in the order of the nodes.
 
-A batch may be walked through in parts, whose processes and micro-batches go together: what they exchange is what a step
-asks for (rules.py), such as the largest error of a layer, which determines its grid, and the sums of the gradients.
+A batch may be split into parts for processes and micro-batches. The parts go through the network together, and exchange
+what a step requests (rules.py). Examples are the largest error of a layer, which determines its grid, and the sums of
+the gradients.
 """
 
 from __future__ import annotations
@@ -46,12 +47,13 @@ class Trace(Generic[Array]):
     """What a forward pass leaves for the backward pass and for reports.
 
     Attributes:
-        backend, plan, run: who walked, what, and with what.
-        output: of the network, `[T, B, N]`.
-        spikes: of each population, by the name of its node.
-        residuals: of the steps of a segment, by name; they are taken out as the backward pass uses them.
-        statistics: of the whole batch, by which sums were normalised (`Step.statistics`).
-        zeroed: numbers of `Pairs.error_grid` by layer, after a backward pass in `reproducible` precision.
+        backend, plan, run: the backend, its plan, and the data of the run.
+        output: output of the network, `[T, B, N]`.
+        spikes: spikes of each population, by the name of its node.
+        residuals: function that returns the residuals of the steps of a segment, by name. The backward pass removes
+            the residuals that it has used.
+        statistics: statistics of the whole batch with which sums were normalised (`Step.statistics`).
+        zeroed: counts of `Pairs.error_grid` by layer, after a backward pass in `reproducible` precision.
         whole: `Back.whole` of all steps, after a backward pass.
     """
 
@@ -66,18 +68,18 @@ class Trace(Generic[Array]):
     whole: dict[str, Array] = field(default_factory=dict)
 
     def potentials(self) -> Array:
-        """Membrane potentials `[T, B, N]` of the population that the network ends with, before a backward pass."""
+        """Membrane potentials `[T, B, N]` of the population at the network's end. Call it before a backward pass."""
         segment = self.plan.segments[-1]
         step = segment.steps[-1]
         return self.backend.neuron_potentials(step.population(self.residuals(segment)[step.name]))
 
     def after(self) -> dict[str, tuple[Array, ...]]:
-        """What enters the steps after these, of a run that has something `before`."""
+        """The states for the steps that follow, if the run has something `before`."""
         left = (after(segment, self.residuals(segment)) for segment in self.plan.segments)
         return {name: arrays for each in left for name, arrays in each.items()}
 
     def populations(self) -> Iterator[tuple[str, NeuronResiduals[Array]]]:
-        """What each population left, with the name of its node, before a backward pass."""
+        """The residuals of each population with the name of its node. Use it before a backward pass."""
         for segment in self.plan.segments:
             if (name := segment.population) is not None:
                 yield name, segment.steps[-1].population(self.residuals(segment)[name])
@@ -95,7 +97,7 @@ def forward_pass(
     *,
     keeps: bool = True,
 ) -> Trace[Array]:
-    """Run the network on encoded inputs of a whole batch, `[1 or T, B, ...]`; arguments: see `forward_passes`."""
+    """Run the network on encoded inputs of a whole batch, `[1 or T, B, ...]`. Arguments: see `forward_passes`."""
     part = Part(0, x.shape[1], x.shape[1])
     (trace,) = forward_passes(
         backend, network, wq, [x], steps, dropout, [part], Alone(), memory, before=before, keeps=keeps
@@ -121,18 +123,18 @@ def forward_passes(
     """Run the network on parts of a batch.
 
     Args:
-        backend: computes the steps.
+        backend: the backend, which computes the steps.
         network: the network.
         wq: weights on their grid, by name.
         inputs: encoded inputs of each part, `[1 or T, B, ...]` (`Pairs.encode`).
         steps: `T`.
         dropout: `(seed, step)` of the masks; None: no dropout.
-        parts: which samples of the batch they are.
-        collective: who has the other samples.
-        memory: `low`: keep one bit a spike; the backward pass runs each segment again when it comes to it.
-        inside: of each part, which steps of its samples are no padding: `rules.Run`.
-        before: what the steps before these left, of one part, with memory `full`: `rules.Run`.
-        keeps: whether a backward pass may follow; if not, the traces know of no residuals but the last segment's.
+        parts: which samples of the batch each part has.
+        collective: the processes that have the other samples.
+        memory: `low`: keep only one bit per spike. The backward pass then runs each segment again.
+        inside: for each part, which steps of its samples are not padding: `rules.Run`.
+        before: what earlier steps left; only for one part, with memory `full`: `rules.Run`.
+        keeps: whether a backward pass may follow. If not, the traces only have the residuals of the last segment.
 
     Raises:
         BackendError: the backend has no rule for an operation.
@@ -189,7 +191,7 @@ def _lean_way(
 
 
 def _noted(way: Generator[Asked[Array], Array, Found], sent: list[Array]) -> Generator[Asked[Array], Array, Found]:
-    """`way`; `sent` gets what it is sent."""
+    """Run `way`, and append everything that it is sent to `sent`."""
     answer: Any = None
     while True:
         try:
@@ -202,7 +204,7 @@ def _noted(way: Generator[Asked[Array], Array, Found], sent: list[Array]) -> Gen
 
 
 def _repeated(way: Generator[Asked[Array], Array, Found], sent: Sequence[Array]) -> Found:
-    """What `way` finds when it is sent the same as before."""
+    """Run `way` again with the same answers as before, and return its result."""
     answers: Any = (None, *sent)
     try:
         for answer in answers:
@@ -214,7 +216,7 @@ def _repeated(way: Generator[Asked[Array], Array, Found], sent: Sequence[Array])
 
 
 class _Packed(Mapping[str, Array]):
-    """Spikes that are unpacked when they are asked for."""
+    """Spikes that are unpacked on access."""
 
     def __init__(self, unpack: Mapping[str, Callable[[], Array]]) -> None:
         self.unpack = unpack
@@ -232,7 +234,7 @@ class _Packed(Mapping[str, Array]):
 def through(
     backend: Pairs[Array], segment: Segment[Array], run: Run[Array], values: Mapping[str, Array]
 ) -> Generator[Asked[Array], Array, tuple[dict[str, Array], dict[str, Any]]]:
-    """What is left of a segment, and the residuals of its steps, by name."""
+    """Run a segment. Returns the outputs that are kept, and the residuals of its steps, by name."""
     made, residuals = dict(values), dict[str, Any]()
     for step in segment.steps:
         run.collective.beat(step.name)
@@ -253,9 +255,9 @@ def through(
 
 
 def after(segment: Segment[Array], residuals: Mapping[str, Any]) -> dict[str, tuple[Array, ...]]:
-    """What a segment leaves for the steps after these, of a run that has something `before`.
+    """What a segment leaves for the steps that follow, if the run has something `before`.
 
-    Of its population the spikes of the last step and the states, and of a delayed edge what it still carries, by name.
+    By name: the last spikes and the states of its population, and the values that a delayed edge still holds.
     """
     found: dict[str, tuple[Array, ...]] = {}
     for step in segment.steps:
@@ -271,15 +273,15 @@ def _statistics(segment: Segment[Array], residuals: Mapping[str, Any]) -> dict[s
 
 
 def _passed_on(segment: Segment[Array], values: Mapping[str, Array], made: Mapping[str, Array]) -> dict[str, Array]:
-    """What later segments read."""
+    """The values that later segments read."""
     return {name: value for name, value in (*values.items(), *made.items()) if name not in segment.done}
 
 
 def backward_pass(trace: Trace[Array], ds: Array, precision: Precision) -> dict[str, Array]:
     """Gradients of all weights, by name, from `dL/do` of the output, `[T, B, N]`.
 
-    The gradient passes the weight grid unchanged (straight through). Of a trace only the spikes and what the error grid
-    zeroed are left afterwards, so that the steps below have its memory.
+    The gradient passes the weight grid unchanged (straight-through estimator). Afterwards, only the spikes and the
+    counts of the error grid remain in the trace. The memory of everything else is free for the steps below.
     """
     return backward_passes([trace], [ds], precision)
 
@@ -290,10 +292,10 @@ def backward_passes(
     precision: Precision,
     before: Mapping[str, Array] = MappingProxyType({}),
 ) -> dict[str, Array]:
-    """`backward_pass` of a batch whose parts here left `traces`; the other processes have its other parts.
+    """`backward_pass` for the parts of a batch that left `traces`. The other processes have the other parts.
 
-    Gradients are of the whole batch, and the same for every process. `before`: `backward_sums` of parts here that were
-    gone through earlier.
+    The gradients are those of the whole batch, and the same in every process. `before`: `backward_sums` of earlier
+    parts in this process, whose backward pass is already done.
     """
     backend, walk, collective = traces[0].backend, traces[0].plan, traces[0].run.collective
     under_way = dict[str, Callable[[], Array]]()
@@ -309,7 +311,8 @@ def backward_passes(
 def backward_sums(
     traces: Sequence[Trace[Array]], errors: Sequence[Array], precision: Precision
 ) -> Iterator[tuple[str, Array]]:
-    """What these parts of a batch add to each gradient, by name, not yet rounded, as the way back comes by."""
+    """Contributions of these parts of a batch to each gradient, by name. Yields each one when it is known,
+    unrounded."""
     backend, walk = traces[0].backend, traces[0].plan
     waiting: list[dict[str, list[Array | Deferred[Array]]]] = [{walk.output: [error]} for error in errors]
     del errors
@@ -328,12 +331,16 @@ def back_through(
     waiting: dict[str, list[Array | Deferred[Array]]],
     precision: Precision,
 ) -> Generator[Asked[Array], Array, dict[str, Array]]:
-    """Back through a segment: takes errors of what it left out of `waiting`, and puts those of its sources there."""
+    """The backward pass of a segment. It removes the errors of its outputs from `waiting`, and adds those of its
+    sources.
+
+    Returns the gradients by name.
+    """
     gradients, residuals = dict[str, Array](), trace.residuals(segment)
     for step in reversed(segment.steps):
         trace.run.collective.beat(step.name)
         if errors := waiting.pop(step.name, []):
-            # Nothing of them is kept here, so that their memory is free before others are waited for.
+            # Keep no reference to the residuals and errors, so that their memory is free while waiting for others.
             way = step.backward(trace.run, residuals.pop(step.name), _total(step, errors), precision)
             errors.clear()
             back: Back[Array] = yield from way
@@ -354,7 +361,8 @@ def back_through(
 def together(
     backend: Pairs[Array], run: Run[Array], ways: Sequence[Generator[Asked[Array], Array, Found]]
 ) -> list[Found]:
-    """What several ways through parts of a batch find: each goes on when what it asks for is known of all samples."""
+    """Run generators for several parts of a batch in step. Each continues when its request is answered for the
+    batch."""
     found: list[Found] = []
     answer: Any = None
     while not found:
@@ -374,7 +382,7 @@ def together(
 
 
 def _total(step: Step[Array], errors: list[Array | Deferred[Array]]) -> Array | Deferred[Array]:
-    """The error of a step's output from those of its readers, which came from the last to the first."""
+    """The error of a step's output: the sum of its readers' errors, which came from the last reader to the first."""
     if len(errors) == 1 and step.takes_deferred:
         return errors[0]
     arrays = [_array(error) for error in reversed(errors)]

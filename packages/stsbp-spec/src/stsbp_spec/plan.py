@@ -1,4 +1,4 @@
-"""Which steps a backend takes through a network: made once for both, from its rules and its fusions."""
+"""The steps in which a backend computes a network, made once per backend and network from rules and fusions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["Chain", "Plan", "Segment", "Sum", "plan", "rule_of"]
 
 @dataclass(frozen=True, eq=False)
 class ByRule(Step[Array]):
-    """A node by the rule of its operation."""
+    """A node that is computed by the rule of its operation."""
 
     op: Op
     rule: Rule[Array]
@@ -46,7 +46,7 @@ class ByRule(Step[Array]):
 
 @dataclass(frozen=True, eq=False)
 class Weights(Step[Array]):
-    """Weights by the rule of their geometry, on the error grid in `reproducible` precision."""
+    """Weights that are computed by the rule of their geometry. `reproducible` precision puts errors on the grid."""
 
     backend: Pairs[Array]
     rule: Rule[Array]
@@ -70,7 +70,7 @@ class Weights(Step[Array]):
 
 
 class _Left(NamedTuple, Generic[Array]):
-    """Of normalised sums: what the weights left, the sums, and what normalised them."""
+    """Residuals of normalised sums: those of the weights, the sums, and the coefficients of the normalisation."""
 
     weights: Any
     z: Array
@@ -124,17 +124,17 @@ class Normalised(Step[Array]):
         return run.weights[f"{self.name}.{name}"]
 
     def _summands(self, run: Run[Array], z: Array) -> int:
-        """Sums of a channel in the whole batch, padding among them."""
+        """Number of weighted sums of a channel in the whole batch, including padding."""
         return batchnorm.summands(len(z) * run.part.batch, self.places[0].output.shape)
 
     def _frames(self, run: Run[Array], z: Array) -> tuple[tuple[Array, ...], int]:
-        """How many sums are normalised together; of samples of different lengths their frames, and sums of a frame."""
+        """Number of sums that are normalised together. With lengths: the frames, and the number of sums per frame."""
         if run.inside is None or self.places[0].output.static:
             return (), self._summands(run, z)
         return (run.weights["frames"],), batchnorm.summands(1, self.places[0].output.shape)
 
     def _own(self, run: Run[Array], x: Array) -> Array:
-        """`x` `[T, B, ...]` with zeros where there is no sample of the batch, or padding."""
+        """`x` `[T, B, ...]` with zeros at padded steps, and for samples that do not belong to the batch."""
         x = self.backend.silenced(x, run.part.count)
         if run.inside is None or self.places[0].output.static:
             return x
@@ -142,7 +142,7 @@ class Normalised(Step[Array]):
 
 
 def _one_to_one(backend: Pairs[Array]) -> Rule[Array]:
-    """One weight a neuron, by equations that every backend runs: synapses/one_to_one.py."""
+    """One weight per neuron, as equations that every backend runs: synapses/one_to_one.py."""
 
     def times(x: Array, w: Array) -> Array:
         each = backend.spread(w.reshape(-1), x.shape[1:])
@@ -174,13 +174,13 @@ def _one_to_one(backend: Pairs[Array]) -> Rule[Array]:
 
 @dataclass(frozen=True, eq=False)
 class Drops(Step[Array]):
-    """Dropout by the backend's masks: synapses/dropout.py."""
+    """Dropout with the backend's masks: synapses/dropout.py."""
 
     backend: Pairs[Array]
     op: Dropout
 
     def mask(self, run: Run[Array], batch: int) -> Array | None:
-        """What is kept, `[B, ...]`; None: all."""
+        """The mask of kept spikes, `[B, ...]`; None: all are kept."""
         if run.dropout is None or self.op.rate == 0:
             return None
         (seed, step), place = run.dropout, self.places[0]
@@ -217,9 +217,9 @@ class Sum(Step[Array]):
 
 @dataclass(frozen=True, eq=False)
 class Population(Step[Array]):
-    """Neurons after the pending synapses of their inputs.
+    """Neurons, including the pending synapses of their inputs.
 
-    By `Pairs.neuron_forward` and `neuron_backward`, of several inputs by `population_forward` and
+    One input uses `Pairs.neuron_forward` and `neuron_backward`. Several inputs use `population_forward` and
     `population_backward`.
     """
 
@@ -229,25 +229,25 @@ class Population(Step[Array]):
 
     @cached_property
     def filters(self) -> tuple[SynapticFilter, SynapticFilter]:
-        """Of evaluation and of training, where there is one input."""
+        """The filters of evaluation and of training, if there is one input."""
         (values,) = self.places[0].inputs
         return values.filter(training=False), values.filter(training=True)
 
     @cached_property
     def equations(self) -> tuple[NeuronEquations, NeuronEquations]:
-        """Of evaluation and of training."""
+        """The equations of evaluation and of training."""
         evaluation, training = (neuron_equations(each, self.op.model, self._static) for each in self._every)
         return evaluation, training
 
     @cached_property
     def resumable(self) -> tuple[ResumableEquations, ResumableEquations]:
-        """The same where states enter and leave."""
+        """The same equations for runs that start from given states and return the final states."""
         evaluation, training = (resumable_equations(each, self.op.model, self._static) for each in self._every)
         return evaluation, training
 
     @property
     def _every(self) -> Iterator[tuple[SynapticFilter, ...]]:
-        """Filters of all inputs, of evaluation and of training."""
+        """The filters of all inputs, of evaluation and of training."""
         inputs = self.places[0].inputs
         return (tuple(values.filter(training=training) for values in inputs) for training in (False, True))
 
@@ -256,14 +256,15 @@ class Population(Step[Array]):
         return tuple(values.static for values in self.places[0].inputs)
 
     def learned(self, run: Run[Array]) -> dict[str, Array]:
-        """What the neurons learned, by the model's names."""
+        """The learned parameters of the neurons, by the model's names."""
         (place,) = self.places
         return {name: run.weights[parameter] for name, parameter in place.parameters.items()}
 
     def gradients(
         self, run: Run[Array], terms: Mapping[str, Array], precision: Precision
     ) -> Generator[Asked[Array], Array, dict[str, Array]]:
-        """Gradients of what the neurons learn, by the network's names, from `Pairs.neuron_backward`'s terms."""
+        """Gradients of the neurons' learned parameters, by the network's names, from `Pairs.neuron_backward`'s
+        terms."""
         (place,), found = self.places, dict[str, Array]()
         for name, x in terms.items():
             (count,) = place.learned[name].shape(place.output.shape)
@@ -277,7 +278,7 @@ class Population(Step[Array]):
     def _stepwise(
         self, run: Run[Array], one: Recurrence, start: tuple[Array, ...], inputs: Sequence[Array]
     ) -> tuple[tuple[Array, ...], NeuronResiduals[Array]]:
-        """One step of time after the other by `one` (`Recurrence.single`), from `start` (`Resumed.after`)."""
+        """Compute one time step after the other with `one` (`Recurrence.single`), from `start` (`Resumed.after`)."""
         backend, equations = self.backend, self.equations[run.training]
         each = backend.spread_all(equations, self.learned(run), inputs[0].shape[1:])
         elsewhere, own = self._at
@@ -302,13 +303,13 @@ class Population(Step[Array]):
         return last, NeuronResiduals(kept, spikes, static and not own, each)
 
     def _rest(self, run: Run[Array], shape: Shape) -> tuple[Array, ...]:
-        """No spike, and all states zero, `[1, B, ...]` = `shape`."""
+        """The state of rest: no spikes, and all states zero. Their shape `shape` is `[1, B, ...]`."""
         states = self.equations[run.training].forward.states
         return self.backend.silence(shape), *(self.backend.zeros(shape) for _ in states)
 
     @cached_property
     def _at(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Which inputs of the equations come from elsewhere, and which from the loops."""
+        """Which inputs of the equations come from other nodes, and which come from the recurrent weights."""
         names, own = [edge.source for edge in self.places[0].node.inputs], [loop.name for loop in self.loops]
         return tuple(j for j, name in enumerate(names) if name not in own), tuple(map(names.index, own))
 
@@ -319,7 +320,7 @@ class Population(Step[Array]):
         return found.spikes, Resumed(found, start[0], last)
 
     def _of(self, run: Run[Array], residuals: Any) -> tuple[NeuronEquations, NeuronResiduals[Array], Array | None]:
-        """By which equations the way back goes, what it reads, and spikes before the first step; None: none."""
+        """The equations of the backward pass, the residuals it reads, and the spikes before the first step, if any."""
         if not isinstance(residuals, Resumed):
             return self.equations[run.training], residuals, None
         both, (neurons, first, _, error) = self.resumable[run.training], residuals
@@ -355,13 +356,14 @@ class Population(Step[Array]):
 
 @dataclass(frozen=True, eq=False)
 class Recurrent(Population[Array]):
-    """Neurons that read their own spikes of the step before, through weights: one step of time after the other.
+    """Neurons that read their own spikes of the previous step through weights. They compute one time step at a time.
 
-    Forward: `z'_t = V o_{t-1}` beside the other inputs. Backward, from the last step to the first: `do_t` is the error
-    from above plus `V^T dz'_{t+1}`; in `reproducible` precision `dz'` meets `grid.sample_grid` before, so that these
-    sums are exact. The gradient of `V` comes of all steps at once, as that of any weights.
+    Forward pass: `z'_t = V o_{t-1}` in addition to the other inputs. Backward pass, from the last step to the first:
+    `do_t` is the error from the layer above plus `V^T dz'_{t+1}`. In `reproducible` precision, `grid.sample_grid`
+    rounds `dz'` first, so that these sums are exact. The gradient of `V` is computed from all steps at once, as for any
+    other weights.
 
-    `loops` are the weights, in the order of the inputs.
+    `loops` are the recurrent weights, in the order of the inputs.
     """
 
     @property
@@ -400,7 +402,7 @@ class Recurrent(Population[Array]):
         return Back(tuple(errors[equations.errors[j]] for j in elsewhere), gradients, zeroed)
 
     def fire(self, run: Run[Array], inputs: Sequence[Array]) -> tuple[Array, NeuronResiduals[Array]]:
-        """All steps forward: spikes, and what the way back reads."""
+        """The forward pass of all steps: returns the spikes, and what the backward pass reads."""
         start = self._rest(run, (1, *inputs[0].shape[1:]))
         _, found = self._stepwise(run, self.equations[run.training].forward_step, start, inputs)
         return found.spikes, found
@@ -413,7 +415,10 @@ class Recurrent(Population[Array]):
         static: tuple[str, ...],
         precision: Precision,
     ) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
-        """All steps back: errors by the names of `equations.errors`, of `static` their sums, and what is learned's."""
+        """The backward pass of all steps: errors by the names of `equations.errors`, and those of learned parameters.
+
+        The errors of `static` inputs are sums over the steps.
+        """
         backend, equations, (_, own) = self.backend, self.way_back(run, residuals), self._at
         shape = error.shape[1:]
         one, states = equations.backward_step(static)
@@ -445,17 +450,17 @@ class Recurrent(Population[Array]):
         return errors | {name: sums[name] for name in static}, {name: sums[name] for name in equations.terms}
 
     def way_back(self, run: Run[Array], residuals: NeuronResiduals[Array]) -> NeuronEquations:
-        """By which equations `propagate` goes: others where there are errors of potentials."""
+        """The equations that `propagate` uses. They differ if there are errors of potentials."""
         return self.resumable[run.training].of_potentials if "gu" in residuals.kept else self.equations[run.training]
 
     def left(self, loop: Weights[Array], spikes: Array, w: Array) -> Any:
-        """What the rule of the recurrent weights leaves of `spikes`."""
+        """The residuals of the recurrent weights for `spikes`."""
         return loop.rule.forward(loop.projection.synapse, spikes, w)[1]
 
 
 @dataclass(frozen=True, eq=False)
 class Chain(Step[Array]):
-    """Steps one after the other as one: where a fusion begins."""
+    """Consecutive steps that are treated as one. Fusions are built on this class."""
 
     parts: tuple[Step[Array], ...]
 
@@ -471,9 +476,9 @@ class Chain(Step[Array]):
         return self.back_to(0, run, residuals, error, precision)
 
     def back_to(self, first: int, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
-        """`backward` through the parts from the last to the part `first`, whose residuals are taken out of the list.
+        """`backward` from the last part to the part `first`. The residuals of the parts are removed from the list.
 
-        While a part waits for others, nobody here keeps what it is through with.
+        While a part waits for other processes, nothing here holds references to data that it no longer needs.
         """
         gradients, zeroed, whole = dict[str, Array](), dict[str, Array](), dict[str, Array]()
         errors: tuple[Any, ...] = (error,)
@@ -499,13 +504,13 @@ class Chain(Step[Array]):
 
 @dataclass(frozen=True)
 class Segment(Generic[Array]):
-    """Steps up to a population, after the one before it, which can be run again from what they read.
+    """The steps after one population up to the next. They can be run again from their sources.
 
     Attributes:
-        steps: in order.
-        sources: names of what they read of other segments ...
-        done: ... and of those that no later one reads.
-        left: names of what is left of them: the population, what other segments read, the network's output.
+        steps: the steps, in order.
+        sources: names of the outputs of other segments that they read.
+        done: names of those sources that no later segment reads.
+        left: names of the outputs that are kept: the population, what other segments read, the network's output.
     """
 
     steps: tuple[Step[Array], ...]
@@ -519,14 +524,14 @@ class Segment(Generic[Array]):
         return tuple(place for step in self.steps for place in step.places)
 
     def projections(self, network: Network) -> tuple[Projection, ...]:
-        """Weights of `network` in it, those of a recurrence among them."""
+        """The weights of `network` in this segment, including recurrent weights."""
         names = {place.node.name for place in self.places}
         names |= {loop for name in names for loop in network.recurrent.get(name, ())}
         return tuple(projection for projection in network.projections if projection.name in names)
 
     @property
     def population(self) -> str | None:
-        """Name of its population; None: the output of the network is none."""
+        """Name of its population; None: the segment ends with the network's output, which is not a population."""
         return self.steps[-1].name if self.steps[-1].fires else None
 
 
@@ -537,7 +542,7 @@ class Plan(Generic[Array]):
     Attributes:
         segments: the steps, in order.
         input, output: names of the first and the last node.
-        uses: names of the nodes that use the same weights, in order, by that of the node that has them.
+        uses: names of the nodes that use the same weights, in order, by the name of the node that owns the weights.
     """
 
     segments: tuple[Segment[Array], ...]
@@ -552,15 +557,15 @@ class Plan(Generic[Array]):
 
 
 def plan(backend: Pairs[Array], network: Network, *, of_input: bool = False, fused: bool = True) -> Plan[Array]:
-    """What a backend does for a network, made once for both.
+    """Make the plan of a backend for a network. The plan of each pair of both is made only once.
 
     Args:
-        backend, network: both.
-        of_input: whether the way back leads to the input as well.
-        fused: whether the backend may compute several nodes together; not where states enter and leave.
+        backend, network: the backend, and the graph of the network.
+        of_input: whether the backward pass also computes the error of the input.
+        fused: whether the backend may compute several nodes together. It may not if states are passed in and out.
 
     Raises:
-        BackendError: it has no rule for an operation; the message names both.
+        BackendError: the backend has no rule for an operation. The message names both.
     """
     return _plan(backend, network, of_input, fused)
 
@@ -622,16 +627,16 @@ def _single(backend: Pairs[Any], place: Place, needed: tuple[bool, ...], project
 
 
 def rule_of(backend: Pairs[Any], op: Op) -> Rule[Any]:
-    """The rule of an operation: the backend's own, or one made of equations that every backend runs.
+    """The rule of an operation: the backend's own, or one that uses equations which every backend runs.
 
     Raises:
-        BackendError: there is none.
+        BackendError: there is no rule.
     """
     return _one_to_one(backend) if type(op) is OneToOne else backend.rule(op)
 
 
 def _chain(network: Network, singles: Mapping[str, Step[Any]], name: str) -> tuple[Step[Any], ...]:
-    """The longest chain up to a node, without a population before it, of which each is read by the next alone."""
+    """The longest chain up to a node, with no population before it, in which only the next step reads each step."""
     chain = [singles[name]]
     while len(sources := chain[0].sources) == 1:
         below = singles.get(sources[0])

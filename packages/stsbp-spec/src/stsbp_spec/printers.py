@@ -1,9 +1,9 @@
-"""Expressions printed in the languages of the backends, one rounding an operation.
+"""Prints expressions in the languages of the backends, with one rounding per operation.
 
-A `Language` is a table: how each operation, a constant and a line are written. `lines` gives a step as statements that
-a backend puts into a loop of its own; `function` the whole step as a function, which is what the array languages run;
-`definition` shows people the whole step in its language.
-The words in them (`snap`, `where`, `rounded`, ...) are helpers of a few lines that a backend defines beside its loops.
+A `Language` is a table that defines how each operation, a constant and a line are written. `lines` gives a step as
+statements, which a backend puts into a loop of its own. `function` gives the whole step as a function, which the array
+languages run. `definition` shows the whole step to people, in its language.
+The words in them (`snap`, `where`, `rounded`, ...) are short helper functions that a backend defines beside its loops.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ __all__ = ["LANGUAGES", "Braces", "Language", "Line", "definition", "evaluate", 
 
 _SUM, _PRODUCT, _SIGN, _ATOM = 1, 2, 3, 4  # how tightly an operation binds
 _DEEPEST_LINE = 32
-"""Operations within each other in a line, where parsers know 100 parentheses."""
+"""Largest depth of nested operations in a line. Parsers allow about 100 nested parentheses."""
 
 
 @dataclass(frozen=True)
 class Braces:
-    """How functions of a language of C's family are written: patterns, `{0}` the name of the type of the result.
+    """How functions of C-like languages are written, as patterns. `{0}` is the name of the type of the result.
 
     Attributes:
-        opened, closed: what stands around the fields of that type.
+        opened, closed: the text before and after the fields of that type.
         head: the text before the function's own name.
-        result: `{1}` the values of the fields.
+        result: pattern of the result; `{1}` are the values of the fields.
     """
 
     opened: str
@@ -49,15 +49,15 @@ class Language:
     """How expressions are written.
 
     Attributes:
-        name: for people.
-        operations: a pattern for each operation, `{0}`, `{1}`, ... its operands. The operators of `_BINDING` put
-            operands in parentheses where the order of operations asks for it.
-        constant: writes a constant.
-        around: patterns for what is written around the result of an operation.
-        number, condition: patterns of a line, `{0}` the name, `{1}` the value.
-        word: a pattern of how names are written, where some are words of the language itself.
-        decorator: the text before a function of Python in this language.
-        braces: how its functions are written where they are none of Python.
+        name: name for people.
+        operations: a pattern for each operation; `{0}`, `{1}`, ... are its operands. The operators of `_BINDING` put
+            operands in parentheses if the order of operations requires it.
+        constant: function that writes a constant.
+        around: patterns for text around the result of an operation.
+        number, condition: patterns of a line; `{0}` is the name, `{1}` the value.
+        word: pattern for names that may be reserved words of the language.
+        decorator: the text before a Python function in this language.
+        braces: how functions are written in a language other than Python.
     """
 
     name: str
@@ -79,7 +79,7 @@ _CALLS = {"abs": "abs({0})", "sqrt": "sqrt({0})", "exp": "exp({0})", "where": "w
 
 
 def _hex(value: float) -> str:
-    """A float32 constant that C and C++ read to the bit."""
+    """A float32 constant that C and C++ read without rounding."""
     text = f"{value.hex()}f" if value != int(value) or abs(value) > 2**20 else f"{value:.1f}f"
     return f"({text})" if text[0] == "-" else text
 
@@ -135,7 +135,7 @@ LANGUAGES: Mapping[str, Language] = MappingProxyType(
         ),
     }
 )  # fmt: skip
-"""Every language by its name."""
+"""All languages by name."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def new_state(name: str) -> str:
 
 @dataclass(frozen=True)
 class Program:
-    """A step as statements, and which name stands for each new state and each output."""
+    """A step as statements, and the name that stands for each new state and each output."""
 
     lines: tuple[Line, ...]
     states: Mapping[str, str]
@@ -162,7 +162,7 @@ class Program:
 
 @cache
 def lines(recurrence: Recurrence, language: Language) -> Program:
-    """The statements of a step. A value gets a name where it has one, is a result, is used twice, or is deep."""
+    """The statements of a step. A value gets a name if it already has one, is a result, is used twice, or is deep."""
     taken = {*recurrence.parameters, *recurrence.inputs, *recurrence.states}
     results: dict[int, str] = {}
     nodes, of = merged(recurrence.roots)
@@ -214,7 +214,7 @@ def _written(language: Language, op: str, operands: Sequence[tuple[str, int]]) -
     binding = _BINDING.get(pattern, _ATOM)
     if binding == _ATOM:
         return pattern.format(*(text for text, _ in operands)), _ATOM
-    # The right operand of an operator that binds no tighter stays in parentheses: a + (b + c) is not a + b + c.
+    # Keep parentheses around a right operand of equal or lower precedence: a + (b + c) is not a + b + c.
     written = [
         text if inner > binding or (inner == binding and place == 0 and binding > 0) else f"({text})"
         for place, (text, inner) in enumerate(operands)
@@ -236,7 +236,7 @@ def function(recurrence: Recurrence, language: Language) -> str:
 
 @cache
 def definition(recurrence: Recurrence, language: Language) -> str:
-    """A step as a function of its language, for people: that of `function`, or one with braces."""
+    """A step as a function in its language, for people: the one of `function`, or one with braces."""
     braces = language.braces
     if braces is None:
         return f"{language.decorator}\n{function(recurrence, language)}".lstrip("\n")
@@ -266,7 +266,7 @@ _LONGEST, _DEEPEST = 100, 6
 
 
 def written_out(x: Expr) -> str:
-    """An expression on one line, for people: what it is made of by name where it has one, cut where it is long."""
+    """An expression on one line, for people. Named parts appear by name, and long text is cut."""
 
     def text(x: Expr, depth: int) -> tuple[str, int]:
         if x.op == "variable" or (depth and x.name is not None):
@@ -282,7 +282,7 @@ def written_out(x: Expr) -> str:
 
 
 def compiled(recurrence: Recurrence, language: Language, helpers: Mapping[str, Any]) -> Callable[..., Any]:
-    """`function` as something to call, with the language's words from `helpers`."""
+    """`function` as a callable. `helpers` defines the words of the language."""
     scope = dict(helpers)
     exec(compile(function(recurrence, language), f"<stsbp {recurrence.name} in {language.name}>", "exec"), scope)
     made: Callable[..., Any] = scope[recurrence.name]
@@ -298,12 +298,12 @@ def _helpers(number: Callable[[float], Any]) -> dict[str, Any]:
 
 @cache
 def numpy_function(recurrence: Recurrence, number: Callable[[float], Any] = np.float32) -> Callable[..., Any]:
-    """A step on numpy arrays whose elements are of the type `number`: `np.float32`, `np.float64`, `Fraction`."""
+    """A step on numpy arrays with elements of the type `number`: `np.float32`, `np.float64`, `Fraction`."""
     return compiled(recurrence, LANGUAGES["numpy"], _helpers(number))
 
 
 def evaluate(recurrence: Recurrence, values: Mapping[str, Any], number: Callable[[float], Any]) -> dict[str, AnyArray]:
-    """The outputs of one step from parameters, inputs and states by name, in the number type `number`."""
+    """The outputs of one step from parameters, inputs and states by name, computed in the number type `number`."""
     names = (*recurrence.parameters, *recurrence.inputs, *recurrence.states)
     _, outputs = numpy_function(recurrence, number)(*(values[name] for name in names))
     return dict(zip(recurrence.outputs, outputs, strict=True))

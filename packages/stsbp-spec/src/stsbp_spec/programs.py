@@ -1,6 +1,7 @@
-"""What runs on the device: functions of native arrays, each of which a backend may compile whole (`Pairs.compiled`).
+"""The functions that run on the device. Each takes native arrays, and a backend may compile it whole
+(`Pairs.compiled`).
 
-Between two of them the host looks at numbers, refuses what it must, and has changed nothing until then: `trainer.py`.
+Between two of these functions, the host checks numbers and raises errors. Until then, no state has changed: trainer.py.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ __all__ = ["Gradients", "apart", "gradients", "output", "resumed", "states", "up
 
 
 class Gradients(NamedTuple, Generic[Array]):
-    """What `gradients` finds.
+    """The result of `gradients`.
 
     Attributes:
-        values: gradients by the names of `network.parameters`, of the whole batch ...
-        squares: ... and numbers of `Pairs.gradient_squares`.
-        spikes: of the output, `[T, B, N]` of each part here; of a readout its potentials.
-        counts: numbers of `Pairs.spike_count` of each block, of each part.
-        zeroed: numbers of `Pairs.error_grid` by layer, where there was an error grid, of each part.
-        statistics: of the whole batch, by the names of `network.statistics`.
+        values: gradients of the whole batch, by the names of `network.parameters`.
+        squares: `Pairs.gradient_squares` of these gradients.
+        spikes: output spikes `[T, B, N]` of each part in this process; for a readout, its potentials.
+        counts: `Pairs.spike_count` of each block, for each part.
+        zeroed: counts of `Pairs.error_grid` by layer, for each part. Empty without an error grid.
+        statistics: statistics of the whole batch, by the names of `network.statistics`.
     """
 
     values: dict[str, Array]
@@ -58,11 +59,12 @@ def gradients(
     """Forward pass, error of the loss, backward pass: lines 1-31 of the pseudo-code.
 
     Args:
-        backend, network, loss, precision, memory: fixed.
-        collective: who has the other samples of the batch.
-        parts: which samples are here; several are gone through one after the other, both ways.
-        wq: weights on their grid, what else was learned, running statistics: see `rules.Run`.
-        inputs: encoded inputs of each part, of at least one sample; those beyond its count are not of the batch.
+        backend, network, loss, precision, memory: fixed when the function is compiled.
+        collective: the processes that have the other samples of the batch.
+        parts: which samples are in this process. Several parts go one after the other through both passes.
+        wq: weights on their grid, other learned parameters, running statistics: see `rules.Run`.
+        inputs: encoded inputs of each part, of at least one sample. Samples beyond the part's count are not in the
+            batch.
         targets: `[T, B, N]` of each part.
         dropout: `(seed, step)` of the masks; None: no dropout.
         padding: `equations.loss_padding` of each part; None: all samples have `T` steps.
@@ -85,16 +87,18 @@ def gradients(
                 sums[name] = backend.plus(sums[name], own) if name in sums else own
         zeroed += [trace.zeroed for trace in traces]
         statistics = dict(traces[0].statistics)
-        # The next parts have their memory.
+        # Free their memory for the next parts.
         del traces, errors
     squares = backend.gradient_squares(list(values.values()))
     return Gradients(values, squares, made, counts, zeroed, statistics)
 
 
 def apart(network: NetworkSpec, precision: Precision) -> bool:
-    """Whether parts of a batch meet in sums of gradients alone, so that each may go both ways before the next.
+    """Whether parts of a batch depend on each other only in sums of gradients.
 
-    An error grid depends on the largest error of all samples, and a normalised sum on the sums of all.
+    If so, each part can go through both passes before the next part starts. Error grids prevent this, because they
+    depend on the largest error of all samples. Normalised sums prevent it, because they depend on the sums of all
+    samples.
     """
     return precision == "fast" and not network.graph.normalised
 
@@ -112,7 +116,7 @@ def _ahead(
     dropout: tuple[int, int] | None,
     padding: Sequence[Mapping[str, Array] | None],
 ) -> tuple[list[Trace[Array]], list[Array], list[Array | None]]:
-    """What parts leave, the errors of their outputs, and which of their steps are no padding."""
+    """The traces of the parts, the errors of their outputs, and which of their steps are not padding."""
     inside = [None if own is None else own[inside_name(loss)][..., 0] for own in padding]
     steps, errors = len(targets[0]), list[Array]()
     traces = forward_passes(backend, network.graph, wq, inputs, steps, dropout, parts, collective, memory, inside)
@@ -134,7 +138,7 @@ def update(
     m: Mapping[str, Array],
     v: Mapping[str, Array],
 ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
-    """New weights, learned numbers and moments: the end of the pseudo-code."""
+    """New weights, learned parameters and moments: the end of the pseudo-code."""
     new: tuple[dict[str, Array], ...] = ({}, {}, {})
     for name, g in gradients.items():
         arrays, learned = (weights[name], g, m[name], v[name]), network.parameters[name].learned
@@ -155,10 +159,10 @@ def output(
     x: Array,
     inside: Array | None = None,
 ) -> tuple[Array, list[Array]]:
-    """Output spikes `[T, B, N]` without dropout, and the numbers of `Pairs.spike_count` of each block.
+    """Output spikes `[T, B, N]` without dropout, and `Pairs.spike_count` of each block.
 
-    Of a network that ends with a readout its potentials in place of spikes.
-    `inside`, uint8 `[T, B]`: 0 at padded steps, where no spikes are counted; None: there are none.
+    For a network that ends with a readout, potentials take the place of spikes. `inside`, uint8 `[T, B]`, is 0 at
+    padded steps, whose spikes do not count. None: no step is padded.
     """
     trace = forward_pass(backend, network.graph, wq, x, steps, None, keeps=False)
     return _output(network, trace), _counts(backend, trace, inside)
@@ -179,7 +183,10 @@ def resumed(
     x: Array,
     before: Mapping[str, tuple[Array, ...]],
 ) -> tuple[list[tuple[Array, Array]], dict[str, tuple[Array, ...]]]:
-    """`states` of steps after others, which left `before` (none: from rest), and what these leave."""
+    """`states` for steps that follow earlier ones. `before` is what those left (empty: start at rest).
+
+    Also returns what these steps leave.
+    """
     trace = forward_pass(backend, network.graph, wq, x, steps, None, before=before)
     return _states(trace), trace.after()
 

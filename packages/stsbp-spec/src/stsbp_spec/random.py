@@ -1,7 +1,7 @@
 """Counter-based random numbers: the same bits on every backend, in any order, without a state.
 
 The generator is Threefry-2x32 with 20 rounds (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011):
-32-bit additions, rotations and exclusive-ors only, so it is the same in numpy, CUDA C, numba and XLA.
+It only uses 32-bit additions, rotations and exclusive-ors, so it is the same in numpy, CUDA C, numba and XLA.
 
 Element `i` of a draw is word `i % 2` of `threefry(key, counter)` with
 `key = (seed, stream + 256 * substream)` and `counter = (i // 2, step)`.
@@ -24,7 +24,7 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
 class Stream(IntEnum):
-    """What a draw is for; two streams never share bits."""
+    """The purpose of a draw. Two streams never share bits."""
 
     INIT = 1
     SHUFFLE = 2
@@ -49,7 +49,7 @@ def _rotate(x: UInt32, r: int) -> UInt32:
 
 
 def threefry2x32(key: tuple[int | Int64, int | Int64], counter: tuple[UInt32, UInt32]) -> tuple[UInt32, UInt32]:
-    """Threefry-2x32-20 of keys and counters that broadcast against each other; returns two words for each pair."""
+    """Threefry-2x32-20 of keys and counters that broadcast against each other. Returns two words for each pair."""
     k0, k1 = np.uint32(key[0]), np.uint32(key[1])
     schedule = (k0, k1, k0 ^ k1 ^ np.uint32(0x1BD11BDA))
     with np.errstate(over="ignore"):
@@ -80,7 +80,7 @@ def uniform(seed: int, stream: int, n: int, *, substream: int = 0, step: int = 0
 
 
 def permutation(seed: int, stream: int, n: int, *, substream: int = 0, step: int = 0) -> Int64:
-    """A random order of `range(n)`, `[n]`: the stable sort of `n` random 64-bit keys."""
+    """A random order of `range(n)`, `[n]`, from the stable sort of `n` random 64-bit keys."""
     words = bits(seed, stream, 2 * n, substream=substream, step=step).astype(np.uint64).reshape(n, 2)
     return np.argsort((words[:, 0] << np.uint64(32)) | words[:, 1], kind="stable").astype(np.int64)
 
@@ -88,7 +88,7 @@ def permutation(seed: int, stream: int, n: int, *, substream: int = 0, step: int
 def keep_mask(seed: int, layer: int, step: int, shape: Shape, rate: float, first: int = 0) -> UInt8:
     """Dropout mask of `shape` `[B, ...]` (C order): 0 with probability `rate`, else 1.
 
-    `first` is the number of its first sample in the batch, where each element has a random word of its own.
+    `first` is the number of its first sample in the batch. Each element of the batch has its own random word.
     """
     threshold = np.uint64(round(rate * 2**32))
     n = int(np.prod(shape))

@@ -1,14 +1,14 @@
-"""Where an equation would show whether subnormal numbers are kept: an interval analysis of its expressions.
+"""Finds where an equation depends on whether subnormal numbers are kept, by interval analysis of its expressions.
 
-numpy and numba keep numbers below 2^-126; XLA and CuPy take them for zero. States, potentials, named values and
-whatever an equation gives are snapped to zero below 2^-100, which hides the difference, and so does a sum with
-something large. A product that its author left alone hides nothing where it is multiplied with something large, divided
-by something small, or compared. `shown_flushes` follows every operation whose result may be subnormal through a step
-and tells where the two kinds of library part.
+numpy and numba keep numbers below 2^-126, but XLA and CuPy treat them as zero. States, potentials, named values and all
+results of an equation are snapped to zero below 2^-100. This hides the difference. A sum with a large number hides it
+too. A product that its author did not snap does not hide it if it is multiplied with a large number, divided by a small
+one, or compared. `shown_flushes` follows every operation whose result may be subnormal through a step, and reports
+where the two kinds of library differ.
 
-Of each number it knows the least and the largest magnitude of what is not zero, a power of two that all values are
-multiples of, its sign, and `differ`: the two kinds of library compute the same, or both something of at most this
-magnitude. Inputs and states are assumed to stay below `LARGEST`.
+For each number, the analysis knows the smallest and largest magnitude of its non-zero values, a power of two of which
+all values are multiples, its sign, and `differ`. `differ` says whether the two kinds of library agree, or else up to
+which magnitude the values can be that differ. Inputs and states are assumed to stay below `LARGEST`.
 """
 
 from __future__ import annotations
@@ -31,27 +31,28 @@ from stsbp_spec.synapses.psp import PSP, SynapticFilter
 __all__ = ["LARGEST", "Flush", "Range", "flushes_of", "shown_flushes"]
 
 LARGEST = 2.0**40
-"""Inputs and states are assumed to be smaller: far beyond those of any network that learns."""
+"""Inputs and states are assumed to be smaller. This is far above the values in any network that learns."""
 _COUNT = 2.0**24
 _NORMAL, _TINIEST, _FLOOR = 2.0**-126, 2.0**-149, float(FLOOR)
 _INFINITE = 2.0**128
 _ROUNDED_AWAY = 2.0**25
-"""A sum is the larger operand where it is so many times the other one."""
+"""If one operand of a sum is larger than the other by this factor, the sum equals the larger operand."""
 _MOST_ROUNDS = 8
 _MOST_VISITS = 2**15
 
 
 @dataclass(frozen=True)
 class Range:
-    """What is known of a number in an equation.
+    """What is known about a number in an equation.
 
     Attributes:
-        least, most: magnitudes of what is not zero.
-        unit: a power of two that every value is a multiple of.
+        least, most: smallest and largest magnitude of its non-zero values.
+        unit: a power of two of which every value is a multiple.
         zero: whether it may be zero.
-        negative, positive: whether it may be that.
-        differ: libraries that keep subnormal numbers and libraries that do not compute the same, or both something of
-            at most this magnitude, or anything at all (2^128); of a condition, whether they may differ at all.
+        negative, positive: whether it may be negative, or positive.
+        differ: libraries that keep subnormal numbers and libraries that flush them compute the same value, or both
+            compute values of at most this magnitude, or anything at all (2^128). For a condition: whether it may
+            differ.
     """
 
     least: float = _FLOOR
@@ -64,7 +65,7 @@ class Range:
 
     @classmethod
     def of_number(cls, value: float) -> Range:
-        """A constant."""
+        """The range of a constant."""
         size = abs(value)
         if not size:
             return cls(_INFINITE, 0.0, _INFINITE, negative=False, positive=False)
@@ -74,23 +75,23 @@ class Range:
 
     @classmethod
     def between(cls, low: float, high: float) -> Range:
-        """0, or a number from 2^-100 on."""
+        """The range of 0 and of numbers from 2^-100 on."""
         return cls(most=max(abs(low), abs(high)), negative=low < 0, positive=high > 0)
 
     @classmethod
     def whole(cls, most: float) -> Range:
-        """A count."""
+        """The range of a count."""
         return cls(1.0, most, 1.0, negative=False)
 
 
 @dataclass(frozen=True)
 class Flush:
-    """An operation whose result may be subnormal where a library that flushes it goes on with other numbers.
+    """An operation whose result may be subnormal, so that a library that flushes it gets different results.
 
     Attributes:
-        equation: the name of the equation.
+        equation: name of the equation.
         expression: the operation, as text.
-        where: what differs then, as text.
+        where: what then differs, as text.
     """
 
     equation: str
@@ -107,12 +108,12 @@ class Flush:
 def shown_flushes(
     recurrence: Recurrence, constants: Mapping[str, float | np.float32], inputs: Mapping[str, Range] | None = None
 ) -> tuple[Flush, ...]:
-    """Every operation of a step that shows whether subnormal numbers are kept; none of an equation that is not exact.
+    """All operations of a step that show whether subnormal numbers are kept. Empty for equations that are not exact.
 
     Args:
         recurrence: the step.
         constants: its parameters.
-        inputs: what is known of inputs; of others and of states: 0, or from 2^-100 to `LARGEST`.
+        inputs: ranges of inputs. Other inputs and all states are 0, or from 2^-100 to `LARGEST`.
     """
     if not recurrence.exact:
         return ()
@@ -123,7 +124,7 @@ def shown_flushes(
     every, origins = analysis.differing(None)
     if every is None:
         return ()
-    # Each alone, as far as that takes no seconds.
+    # Analyse each operation alone, as long as this does not take seconds.
     tried = origins[: max(1, _MOST_VISITS // len(nodes))]
     found = [(place, analysis.differing(place)[0]) for place in tried]
     return tuple(
@@ -144,8 +145,8 @@ class _Analysis:
         self._results = self._states | {name: of[id(x)] for name, x in recurrence.outputs.items()}
 
     def differing(self, only: int | None) -> tuple[str | None, list[int]]:
-        """Where libraries part if subnormal results of the operation `only` (None: of any) are kept or not; which
-        operations may have such results."""
+        """Where libraries differ, depending on whether they keep subnormal results of the operation `only` (None: of
+        any operation); and the operations that may have such results."""
         states = {name: Range() for name in self._states}
         for _ in range(_MOST_ROUNDS):
             ranges, origins = self._ranges({**self._known, **states}, only)
@@ -161,7 +162,7 @@ class _Analysis:
             if node.is_condition and x.differ:
                 return f"whether {written_out(node)}", origins
         for name, place in self._results.items():
-            # What is not snapped its author vouches for, as far as it is subnormal itself.
+            # For values that are not snapped, the author guarantees that subnormal values have no effect.
             if not self._nodes[place][0].is_condition and ranges[place].differ > _NORMAL:
                 return name, origins
         return None, origins
@@ -185,19 +186,19 @@ class _Analysis:
 
 
 def _before(old: Range, new: Range) -> Range:
-    """A state before a step, from what it was taken for and what the step gives."""
+    """The range of a state before a step, from the range assumed so far and the range of the new state."""
     return Range(
         min(old.least, new.least), LARGEST, min(old.unit, new.unit), differ=max(old.differ, min(new.differ, LARGEST))
     )
 
 
 def _spacing(least: float) -> float:
-    """A power of two that every float32 of at least this magnitude is a multiple of."""
+    """A power of two of which every float32 of at least this magnitude is a multiple."""
     return max(_TINIEST, 2.0 ** (math.frexp(least)[1] - 24)) if 0 < least < _INFINITE else _TINIEST
 
 
 def _rounded(x: Range) -> Range:
-    """After rounding to float32."""
+    """The range after rounding to float32."""
     vanishes = x.zero or x.least < _TINIEST
     least, most = max(x.least, _TINIEST), min(x.most, _INFINITE)
     return replace(x, least=least, most=most, unit=max(x.unit, _spacing(least)), zero=vanishes)
@@ -209,13 +210,13 @@ def _add(a: Range, b: Range, same: bool) -> Range:
     alike = (a.negative and b.negative) or (a.positive and b.positive)
     least = [_INFINITE]
     least += [max(a.least, b.least)] if alike or same else []
-    # Numbers that cancel are at least half of the other one, and multiples of the spacing there.
+    # If numbers cancel, each is at least half the other one, and both are multiples of the spacing there.
     near = _spacing(max(a.least, b.least) / 2)
     least += [max(unit, near, a.least - b.most, b.least - a.most)] if opposite else []
     least += [b.least] if a.zero else []
     least += [a.least] if b.zero else []
     cancels = opposite and a.least <= b.most and b.least <= a.most
-    # What differs is gone where it is added to something far larger, and else it was added to zero or to its like.
+    # A difference disappears in a sum with a far larger number. Otherwise the sum was with zero or a similar number.
     differ = sum(
         x.differ if y.least >= x.differ * _ROUNDED_AWAY else x.differ * (1 + _ROUNDED_AWAY) for x, y in ((a, b), (b, a))
     )
@@ -226,7 +227,7 @@ def _add(a: Range, b: Range, same: bool) -> Range:
 
 
 def _gone(x: Range, beside: Range) -> bool:
-    """Whether no sum with `beside` shows what differs of `x`."""
+    """Whether the differing values of `x` have no effect on a sum with `beside`."""
     return x.differ == 0 or (not beside.zero and beside.least >= x.differ * _ROUNDED_AWAY)
 
 
@@ -241,7 +242,7 @@ def _sub(a: Range, b: Range, same: bool) -> Range:
 
 
 def _signs(a: Range, b: Range, same: bool) -> tuple[bool, bool]:
-    """Whether a product may be negative, and positive."""
+    """Whether a product may be negative, and whether it may be positive."""
     if same:
         return False, True
     return (
@@ -257,7 +258,8 @@ def _times(x: float, y: float) -> float:
 
 
 def _spread(differ: float, most: float) -> float:
-    """What differs of a product: beside an infinity, which times zero is no number, anything."""
+    """The differing part of a product. If a factor may be infinite, it can be anything, as infinity times zero is
+    NaN."""
     return _INFINITE if differ and max(differ, most) >= _INFINITE else _times(differ, most)
 
 
@@ -297,7 +299,7 @@ def _snap(a: Range, same: bool) -> Range:
 
 
 def _compared(a: Range, b: Range, same: bool) -> Range:
-    """Which is the larger cannot depend on a small difference of one where the other is far from it."""
+    """A comparison of two numbers. A small difference in one cannot change it if the other number is far away."""
     apart = not same and any(
         x.differ and not (y.differ == 0 and not y.zero and y.least > x.differ) for x, y in ((a, b), (b, a))
     )
@@ -319,9 +321,9 @@ _OPERATIONS: Mapping[str, Callable[..., Range]] = {
 
 
 def flushes_of(what: NeuronModel | Surrogate | Loss, filter: SynapticFilter | None = None) -> tuple[Flush, ...]:
-    """`shown_flushes` of both ways of a neuron model after a filter, of a surrogate, or of the passes of a loss."""
+    """`shown_flushes` of both passes of a neuron model after a filter, of a surrogate, or of the passes of a loss."""
     if isinstance(what, Surrogate):
-        # Of potentials, which are multiples of 2^-123 as their thresholds are.
+        # Inputs are potentials. Like their thresholds, they are multiples of 2^-123.
         return shown_flushes(equation(what), what.constants(), {"x": Range(least=_spacing(_FLOOR))})
     if isinstance(what, Loss):
         counts = {"o": Range.whole(1.0), "target": Range.whole(1.0), "count": Range.whole(_COUNT)}
@@ -330,7 +332,7 @@ def flushes_of(what: NeuronModel | Surrogate | Loss, filter: SynapticFilter | No
         every = [each for each in (passes.forward, passes.backward) if each is not None]
         return tuple(found for each in every for found in shown_flushes(each, constants, counts))
     both = neuron_equations(filter or what.psp.filter(), what)
-    # Sums of weights: multiples of a grid whose step is a normal number.
+    # Sums of weights are multiples of a grid whose step is a normal number.
     sums = {"z": Range(least=_NORMAL, unit=_TINIEST)}
     own = what.learned()
     learned = {free: Range.between(own[name].low, own[name].high) for name, free in both.learned.items()}

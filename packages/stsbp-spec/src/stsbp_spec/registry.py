@@ -1,6 +1,6 @@
-"""Installed backends: found by the entry-point group `stsbp.backends`, listed without importing them.
+"""Installed backends. They are found through the entry-point group `stsbp.backends`, and listed without an import.
 
-Nothing falls back silently: who asks for a backend gets it or an error with its cause and the way out.
+There are no silent fallbacks. If the requested backend is not available, an error states the cause and a remedy.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 __all__ = ["API", "GROUP", "KNOWN_BACKENDS", "default_backend", "installed_backends", "load_backend", "open_backend"]
 
 API = 1
-"""Version of the interface of backends (backend.py, pairs.py, rules.py); the one a backend is for is its `api`."""
+"""Version of the backend interface (backend.py, pairs.py, rules.py). A backend's `api` is the version it implements."""
 GROUP = "stsbp.backends"
 KNOWN_BACKENDS = {"torch": "stsbp-torch", "cupy": "stsbp-cupy", "jax": "stsbp-jax", "cpu": "stsbp-cpu"}
-"""Package of each backend of this project; the first of them that is installed is the default."""
+"""Package of each backend of this project. The default backend is the first of them that is installed."""
 
 
 def installed_backends() -> tuple[str, ...]:
@@ -28,10 +28,10 @@ def installed_backends() -> tuple[str, ...]:
 
 
 def default_backend() -> str:
-    """The backend of who asks for none: the first of `KNOWN_BACKENDS` that is installed, else any but the reference.
+    """Name of the default backend: the first of `KNOWN_BACKENDS` that is installed, else any except the reference.
 
     Raises:
-        BackendError: none is installed.
+        BackendError: no backend is installed.
     """
     installed = installed_backends()
     if not installed:
@@ -44,8 +44,8 @@ def load_backend(name: str) -> type[AbstractBackend]:
     """Import a backend's class.
 
     Raises:
-        BackendError: it is not installed, its import fails (the cause is kept and named), or it is written for another
-            version of the interface.
+        BackendError: the backend is not installed; its import fails (the error names and keeps the cause); or it is
+            written for another version of the interface.
     """
     points = {point.name: point for point in entry_points(group=GROUP)}
     if name not in points:
@@ -61,7 +61,7 @@ def load_backend(name: str) -> type[AbstractBackend]:
         raise
     except Exception as error:
         raise BackendError(
-            f"backend {name!r} is installed but does not import: {type(error).__name__}: {error}; "
+            f"backend {name!r} is installed but cannot be imported: {type(error).__name__}: {error}; "
             f"repair it with: python -m pip install --force-reinstall {package}"
         ) from error
     api = getattr(backend, "api", None)

@@ -1,8 +1,9 @@
-"""Which of several processes this one is, as the environment of its launcher says it.
+"""Finds the rank of this process, and the number of processes, in the environment variables of its launcher.
 
-torchrun (and who sets its variables, as `stsbp --processes` does), JAX's own variables, mpirun of Open MPI, mpiexec of
-MPICH and its kin, and Slurm's srun; the first of these that is there counts. MASTER_ADDR and MASTER_PORT say where the
-processes meet wherever they are set; else it is worked out from what the launcher says.
+The launchers are torchrun (and programs that set its variables, as `stsbp --processes` does), JAX's own variables,
+mpirun of Open MPI, mpiexec of MPICH and related MPIs, and srun of Slurm. The first one that is found counts.
+MASTER_ADDR and MASTER_PORT, if set, always define where the processes meet. Otherwise the place follows from the
+launcher's variables.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ from stsbp_spec.values import shown
 __all__ = ["DEFAULT_PORT", "first_host", "found"]
 
 DEFAULT_PORT = 29500
-"""torchrun's."""
+"""The default port of torchrun."""
 _FIRST_PORT, _PORTS = 20_000, 12_000
-"""Ports that follow from a job's number: below those that systems give to connections of their own."""
+"""Range of ports that are derived from a job's number. It is below the range that systems use for other connections."""
 _ALONE = "127.0.0.1"
 
 Environment = Mapping[str, str]
 
 
 class _Found(NamedTuple):
-    """What a launcher says.
+    """The information of a launcher.
 
     Attributes:
-        local_rank: None: it does not say.
-        address: where rank 0 is; None: it does not say.
-        names: the variables of rank and size.
+        local_rank: rank on this machine; None: unknown.
+        address: address of rank 0; None: unknown.
+        names: names of the variables of rank and size.
     """
 
     launcher: str
@@ -46,24 +47,24 @@ class _Found(NamedTuple):
 
 
 def found(environ: Environment, timeout: float = 60.0) -> Rendezvous | None:
-    """What the environment of a process says of the others; None: it is one process of its own.
+    """Read the environment variables of a process. Returns None if it is a single process.
 
     Args:
         environ: environment variables.
-        timeout: seconds that one waits for the others.
+        timeout: time in seconds to wait for the other processes.
 
     Raises:
-        BackendError: variables contradict each other, are missing, or hold what cannot be; names them.
+        BackendError: variables contradict each other, are missing, or have invalid values. The message names them.
     """
-    # torchrun and JAX's variables may stand within a job of Slurm or MPI, whose numbers are then those of nodes.
+    # Variables of torchrun or JAX may be set within a job of Slurm or MPI. The numbers of the latter then count nodes.
     of_torchrun, of_jax = _torchrun(environ), _jax(environ)
     if of_torchrun is not None and of_jax is not None and of_torchrun[1:3] != of_jax[1:3]:
         raise BackendError(
             f"RANK and WORLD_SIZE say rank {of_torchrun.rank} of {of_torchrun.size}, JAX_PROCESS_ID and "
-            f"JAX_NUM_PROCESSES rank {of_jax.rank} of {of_jax.size}: unset those that are not meant"
+            f"JAX_NUM_PROCESSES rank {of_jax.rank} of {of_jax.size}: unset the wrong ones"
         )
     said = of_torchrun or of_jax or _open_mpi(environ) or _mpich(environ) or _slurm(environ)
-    # What srun and mpirun start alone is a process like any other.
+    # A process that srun or mpirun starts alone is an ordinary single process.
     return None if said is None or said.size == 1 else _joined(environ, said, timeout)
 
 
@@ -132,7 +133,7 @@ def _open_mpi(environ: Environment) -> _Found | None:
 
 
 def _mpich(environ: Environment) -> _Found | None:
-    # srun speaks PMI as well, and says more by its own variables.
+    # srun also sets the variables of PMI, but its own variables contain more information.
     of_slurm = "SLURM_STEP_NODELIST" in environ and "MPI_LOCALRANKID" not in environ
     if of_slurm or not _all_or_none(environ, "PMI_RANK", "PMI_SIZE"):
         return None
@@ -151,7 +152,7 @@ def _mpi(environ: Environment, launcher: str, names: tuple[str, str, str, str], 
 
 
 def _slurm(environ: Environment) -> _Found | None:
-    # A batch script has SLURM_PROCID and SLURM_NTASKS too, and is one process: only srun tells of a step.
+    # A batch script also has SLURM_PROCID and SLURM_NTASKS, but it is one process. Only srun sets variables of a step.
     if "SLURM_STEP_NODELIST" not in environ and "SLURM_STEP_NUM_TASKS" not in environ:
         return None
     count = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS"
@@ -176,10 +177,10 @@ def _slurm_host(environ: Environment) -> str | None:
 
 
 def first_host(nodes: str, variable: str = "SLURM_JOB_NODELIST") -> str:
-    """The first host of a list as Slurm writes it: `node[01-03,7],other` has node01, node02, node03, node7 and other.
+    """The first host of a list in Slurm's format: `node[01-03,7],other` is node01, node02, node03, node7 and other.
 
     Raises:
-        BackendError: it is no such list; names the variable.
+        BackendError: the text is not such a list. The message names the variable.
     """
     first = re.match(r"((?:[^,\[\]]|\[[^\[\]]*\])+)(?:,|$)", nodes.strip())
     host = "" if first is None else re.sub(r"\[(\w+)(?:-\w+)?(?:,[\w,-]*)?\]", r"\1", first[1])
@@ -189,10 +190,10 @@ def first_host(nodes: str, variable: str = "SLURM_JOB_NODELIST") -> str:
 
 
 def _all_or_none(environ: Environment, *names: str) -> bool:
-    """Whether these variables are set.
+    """Whether all of these variables are set.
 
     Raises:
-        BackendError: some are and some are not.
+        BackendError: only some of them are set.
     """
     missing = [name for name in names if not environ.get(name)]
     if missing and len(missing) < len(names):

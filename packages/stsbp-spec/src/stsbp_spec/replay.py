@@ -1,11 +1,11 @@
-"""Functions of `programs` that a device records once and then runs as a whole: CUDA graphs, whatever the library.
+"""Functions of `programs` that a device records once and then runs as a whole, as CUDA graphs, with any library.
 
-A recording holds addresses and numbers as they were when it was made. So all that changes from call to call reaches it
-through arrays of its own: arguments are copied there, and so are masks of dropout and the scalars of an update
-(`Tape.filled`). What it makes is copied out, because its next run writes over it.
+A recording contains the addresses and numbers of the time when it was made. Everything that changes from call to call
+must therefore reach it through arrays of its own. Arguments are copied into them, and so are dropout masks and the
+scalars of an update (`Tape.filled`). Results are copied out, because the next run overwrites them.
 
-The host must not read a number of the device while a function is recorded, nor send one. `gradients` and `update` do
-neither, and the host looks at numbers between them.
+While a function is recorded, the host must neither read a number from the device nor send one. `gradients` and `update`
+do neither. The host checks numbers between them.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from stsbp_spec.typing import Array, Float32
 __all__ = ["SWITCH", "Graphs", "Tape", "wanted"]
 
 SWITCH = "STSBP_CUDA_GRAPHS"
-"""The environment variable: 1 has CUDA devices record, 0 is the default."""
+"""The environment variable. With 1, CUDA devices record; 0 is the default."""
 
 _CHANGES: Mapping[Callable[..., Any], int] = {gradients: 3, update: 0}
-"""Which argument holds the numbers of a step: `dropout`, `scalars`. Other functions have none."""
+"""Index of the argument with the numbers of a step: `dropout` or `scalars`. Other functions have no such argument."""
 
 Result = TypeVar("Result")
 
 
 def wanted() -> bool:
-    """Whether CUDA devices that are opened from now on record.
+    """Whether CUDA devices that are opened from now on should record.
 
     Raises:
         BackendError: the variable is neither 0 nor 1.
@@ -49,11 +49,11 @@ def wanted() -> bool:
 
 
 class Tape(Generic[Array]):
-    """What a recording reads besides its arguments.
+    """The data that a recording reads besides its arguments.
 
     Attributes:
-        now: numbers of the step that is computed, `dropout` of `gradients` or `scalars` of `update`; else None.
-        recording: whether the device records, so that nothing new may be sent to it.
+        now: numbers of the current step: `dropout` for `gradients`, `scalars` for `update`, else None.
+        recording: whether the device is recording, so that no new data may be sent to it.
     """
 
     def __init__(self, graphs: Graphs[Array], now: Any) -> None:
@@ -64,14 +64,14 @@ class Tape(Generic[Array]):
         self._kept: list[Any] = []
 
     def filled(self, key: Hashable, make: Callable[[Any], Array]) -> Array:
-        """An array of the recording's own with what `make` makes of `now`, before each run.
+        """An array of the recording. Before each run, it is filled with the result of `make` for `now`.
 
         Raises:
-            BackendError: the function asks for something while it is recorded that it did not ask for before.
+            BackendError: during the recording, the function requests an array that it did not request before.
         """
         if key not in self._filled:
             if self.recording:
-                raise BackendError(f"CUDA graphs: {key} was not asked for before the step was recorded")
+                raise BackendError(f"CUDA graphs: {key} was not requested before the step was recorded")
             made = make(self.now)
             own = self._graphs.twin(made)
             self._graphs.copy([(made, own)])
@@ -79,7 +79,8 @@ class Tape(Generic[Array]):
         return self._filled[key][0]
 
     def numbers(self, recurrence: Recurrence, constants: Constants, send: Callable[[Float32], Array]) -> Array | None:
-        """An update's parameters of `recurrence`, on the device, anew before each run; None: it is no update's."""
+        """The parameters of `recurrence` on the device, refilled before each run. None: they do not belong to an
+        update."""
         if not isinstance(self.now, AdamWScalars):
             return None
         own = {name: x for name, x in constants.items() if not hasattr(self.now, name)}
@@ -91,11 +92,11 @@ class Tape(Generic[Array]):
         return self.filled((recurrence.name, *own.items()), made)
 
     def keep(self, x: Any) -> None:
-        """Memory that the recording reads lives as long as the recording."""
+        """Keep `x` alive as long as the recording, which reads its memory."""
         self._kept.append(x)
 
     def fill(self, now: Any) -> None:
-        """Make all of `filled` anew."""
+        """Compute all arrays of `filled` again."""
         self.now = now
         self._graphs.copy([(make(now), own) for own, make in self._filled.values()])
 
@@ -104,15 +105,15 @@ class Graphs(ABC, Generic[Array]):
     """The recordings of a backend on its device.
 
     Attributes:
-        tape: of the recording that is being made; None: none is.
+        tape: tape of the recording that is being made; None: there is none.
     """
 
     RECORDED: ClassVar[tuple[Callable[..., Any], ...]] = (gradients, update)
     """Functions that are recorded."""
     WARM: ClassVar[int] = 2
-    """Calls before one is recorded: kernels are compiled and algorithms chosen."""
+    """Number of ordinary calls before a recording. In these calls, kernels are compiled and algorithms chosen."""
     LIMIT: ClassVar[int] = 8
-    """Recordings that are kept, one for each function and set of shapes; the one that was not used for longest goes."""
+    """Largest number of recordings, one per function and set of shapes. The least recently used one is removed."""
 
     def __init__(self, backend: Pairs[Array]) -> None:
         self.tape: Tape[Array] | None = None
@@ -122,25 +123,25 @@ class Graphs(ABC, Generic[Array]):
 
     @abstractmethod
     def twin(self, x: Array) -> Array:
-        """An uninitialised array of the shape, type and layout of `x`."""
+        """An uninitialised array with the shape, type and layout of `x`."""
 
     @abstractmethod
     def copy(self, pairs: Sequence[tuple[Array, Array]]) -> None:
-        """Copy the first of each pair into the second; nothing waits for it."""
+        """Copy the first array of each pair into the second, without waiting."""
 
     @abstractmethod
     def record(self, run: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
-        """What computes anew what `run` computed, at the same addresses, and what `run` returned."""
+        """Record `run`. Returns a function that repeats its computation at the same addresses, and its result."""
 
     def call(self, function: Callable[..., Result], fixed: tuple[Hashable, ...], given: tuple[Any, ...]) -> Result:
-        """`function(backend, *fixed, *given)`, from a recording where there is one.
+        """Compute `function(backend, *fixed, *given)`, with a recording if there is one.
 
         Raises:
-            BackendError: the step cannot be recorded; the message says why.
+            BackendError: the step cannot be recorded. The message gives the reason.
         """
         if function not in self.RECORDED:
             return function(self.backend, *fixed, *given)
-        # A recording reads arrays of its own, so none is made late.
+        # A recording reads arrays of its own, so arrays cannot be made lazily.
         given = tuple([*x] if isinstance(x, Sequence) and not isinstance(x, list | tuple) else x for x in given)
         key = (function, tuple(map(_fixed, fixed)), _form(given))
         found = self._made.get(key)
@@ -150,25 +151,25 @@ class Graphs(ABC, Generic[Array]):
                 return function(self.backend, *fixed, *given)
             found = self._made[key] = _Recording(self, function, fixed, given)
             if len(self._made) > self.LIMIT:
-                # It must be called often again before it is recorded again.
+                # The function must be called several times again before it is recorded again.
                 self._calls.pop(self._made.popitem(last=False)[0])
         self._made.move_to_end(key)
         result: Result = found(given)
         return result
 
     def forget(self) -> None:
-        """Give back the memory of all recordings."""
+        """Free the memory of all recordings."""
         self._made.clear()
         self._calls.clear()
 
     @property
     def count(self) -> int:
-        """How many recordings there are."""
+        """Number of recordings."""
         return len(self._made)
 
 
 class _Recording(Generic[Array]):
-    """A function on arrays of its own."""
+    """A recorded function with its own arrays."""
 
     def __init__(
         self, graphs: Graphs[Array], function: Callable[..., Any], fixed: tuple[Hashable, ...], given: tuple[Any, ...]
@@ -185,7 +186,7 @@ class _Recording(Generic[Array]):
 
         graphs.tape = self._tape
         try:
-            run()  # asks the tape for everything
+            run()  # so that the tape gets all requests
             self._tape.recording = True
             self._replay, self._made = self._recorded(run)
         finally:
@@ -226,10 +227,10 @@ class _Recording(Generic[Array]):
 
 
 def _fixed(x: Hashable) -> Hashable:
-    """Of what is fixed when a function is compiled, what recordings differ by.
+    """The part of the fixed arguments by which recordings differ.
 
     Raises:
-        BackendError: several processes.
+        BackendError: there are several processes.
     """
     if not isinstance(x, Collective):
         return x
@@ -243,7 +244,7 @@ def _is_array(x: Any) -> bool:
 
 
 def _arrays(x: Any) -> Iterator[Any]:
-    """The arrays in lists, tuples and mappings, in order; of mappings by name, in whatever order they were filled."""
+    """The arrays in lists, tuples and mappings, in order. Mappings are sorted by name, whatever their own order."""
     if isinstance(x, Mapping):
         x = [part for _, part in sorted(x.items())]
     elif not isinstance(x, list | tuple):
@@ -267,7 +268,7 @@ def _with(x: Any, convert: Callable[[Any], Any]) -> Any:
 
 
 def _form(x: Any) -> Hashable:
-    """Which recording fits: names, shapes and types, and of all else whether it is there."""
+    """The key of a recording: names, shapes and types of arrays, and for all other values whether they are present."""
     if isinstance(x, Mapping):
         return tuple((name, _form(part)) for name, part in sorted(x.items()))
     if isinstance(x, list | tuple):

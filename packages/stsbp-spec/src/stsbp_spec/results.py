@@ -1,4 +1,4 @@
-"""Inputs and outputs of a backend: batches, runs, gradients, results of a step."""
+"""Inputs and outputs of a backend: batches, runs, gradients and the results of a training step."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ else:
     from typing import TypeVar
 
     In = TypeVar("In", bound=Inputs, covariant=True)
-"""What the inputs of a batch are; `Batch` alone is one of arrays."""
+"""Type of the inputs of a batch. Plain `Batch` has arrays."""
 
 
 class Batch(NamedTuple, Generic[In]):
@@ -53,7 +53,7 @@ class Batch(NamedTuple, Generic[In]):
 
 
 class Device(NamedTuple):
-    """A device of a backend, and why it cannot be used (None: it can)."""
+    """A device of a backend. `problem` states why it cannot be used; None: it can be used."""
 
     name: str
     description: str
@@ -77,10 +77,10 @@ class RunResult:
 
 @dataclass(frozen=True)
 class ValueAndGrad:
-    """Loss of a batch, output spikes `[T, B, N]` uint8, and the gradient of each layer's master weights.
+    """Loss of a batch, output spikes `[T, B, N]` uint8, and the gradient of the master weights of each layer.
 
-    `zeroed` counts the errors of each layer that the error grid zeroed. It is empty in `fast` precision, which has no
-    error grid.
+    `zeroed` counts the errors of each layer that the error grid set to zero. It is empty in `fast` precision, which has
+    no error grid.
     """
 
     loss: float
@@ -90,10 +90,10 @@ class ValueAndGrad:
 
 
 class NeuronResiduals(NamedTuple, Generic[Array]):
-    """Values of a forward pass of neurons that the backward pass needs: arrays `[T, B, ...]`.
+    """Values that the backward pass of neurons needs from their forward pass: arrays `[T, B, ...]`.
 
     Attributes:
-        kept: values that `NeuronEquations.kept` names, the membrane potential `u` among them.
+        kept: the values that `NeuronEquations.kept` names. They include the membrane potential `u`.
         spikes: uint8.
         static: whether the same `z` was used for all steps.
         learned: learned parameters of each element, `[1, B, ...]`, as inputs of the equations.
@@ -110,9 +110,9 @@ class Resumed(NamedTuple, Generic[Array]):
 
     Attributes:
         neurons: values for the backward pass.
-        first: spikes of the step before the first, `[1, B, ...]`.
-        after: spikes of the last step and states after it, `[1, B, ...]`.
-        error: of the potentials, `[T, B, ...]`; None: there is none.
+        first: spikes of the step before the first step, `[1, B, ...]`.
+        after: spikes of the last step, and the states after it, `[1, B, ...]`.
+        error: error of the potentials, `[T, B, ...]`; None: there is none.
     """
 
     neurons: NeuronResiduals[Array]
@@ -123,7 +123,7 @@ class Resumed(NamedTuple, Generic[Array]):
 
 @dataclass
 class TrainState(Generic[Array]):
-    """Master weights and optimiser state, as native arrays by layer name. The training loop does not look inside."""
+    """Master weights and optimiser state as native arrays by layer name. The training loop does not read them."""
 
     step: int
     weights: dict[str, Array]
@@ -133,17 +133,18 @@ class TrainState(Generic[Array]):
 
 @dataclass(frozen=True)
 class StepResult:
-    """The reported figures of one update.
+    """Numbers that one update reports.
 
     Attributes:
-        spikes: output spike trains before the update, `[T, B, N]` uint8, including padded steps. For a network that
-            ends with a readout: its potentials, float32. The same holds for `ValueAndGrad` and `Prediction`.
-        rates: mean spikes per neuron and step of each layer, without padded steps.
+        spikes: output spike trains before the update, `[T, B, N]` uint8, including padded steps. If the network ends
+            with a readout, these are its potentials, float32. The same holds for `ValueAndGrad` and `Prediction`.
+        rates: mean number of spikes per neuron and step for each layer, without padded steps.
         grids: weight grid of each layer.
-        gradient_norm: global norm before clipping.
-        learning_rate: of this update.
-        measure: gives `loss`, a filter over all steps, which not everybody needs.
-        zeroed: what the error grid took from each layer; empty in `fast` precision, which has none.
+        gradient_norm: global norm of the gradients before clipping.
+        learning_rate: learning rate of this update.
+        measure: function that computes `loss`. It is called only on request, because it filters all steps.
+        zeroed: for each layer, the errors that the error grid set to zero. Empty in `fast` precision, which has no
+            error grid.
     """
 
     spikes: UInt8
@@ -156,13 +157,13 @@ class StepResult:
 
     @cached_property
     def loss(self) -> float:
-        """Mean distance of the batch before the update."""
+        """Mean loss of the batch before the update."""
         return self.measure()
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Output spike trains `[T, B, N]` uint8 and mean spikes per neuron and step of each layer, as in `StepResult`."""
+    """Output spike trains `[T, B, N]` uint8, and mean spikes per neuron and step of each layer, as in `StepResult`."""
 
     spikes: UInt8
     rates: dict[str, float]

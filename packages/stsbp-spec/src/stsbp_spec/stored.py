@@ -1,8 +1,9 @@
-"""Expressions as text, so that a run keeps what a stranger wrote and is loaded without the module that wrote it.
+"""Expressions as text. A run can then store user-defined expressions, and be loaded without the module that defined
+them.
 
-The text is JSON: names, numbers, and the nodes of all expressions, operands before what is made of them. Nothing in it
-is executed but by the printers, which know the operations of expr.py and no others. neurons/stored.py, losses/stored.py
-and surrogates.py say which expressions a model, a loss and a surrogate have.
+The text is JSON. It contains names, numbers, and the nodes of all expressions, operands before the operations that use
+them. Only the printers turn it into code, and they know only the operations of expr.py. neurons/stored.py,
+losses/stored.py and surrogates.py define which expressions a model, a loss and a surrogate have.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def placeholders(kind: str, names: Iterable[str]) -> Names:
-    """Variables of one kind, which a text calls `kind.name`."""
+    """Variables of one kind, which a text names `kind.name`."""
     return Names(kind, {name: Expr("variable", name=f"{kind}.{name}") for name in names})
 
 
 def nodes_of(roots: Mapping[str, Expr]) -> dict[str, Any]:
-    """The expressions of some results as JSON values: what `Graph` reads."""
+    """The expressions of some results as JSON values, which `Graph` reads."""
     places: dict[int, int] = {}
     nodes: list[list[Any]] = []
     for x in ordered(roots.values()):
@@ -45,13 +46,13 @@ def nodes_of(roots: Mapping[str, Expr]) -> dict[str, Any]:
 
 
 def dumped(data: Mapping[str, Any]) -> str:
-    """JSON values as the text that a run keeps."""
+    """JSON values as the text that a run stores."""
     return json.dumps({"format": _FORMAT, **data}, separators=(",", ":"))
 
 
 @contextmanager
 def refusing(what: str) -> Iterator[None]:
-    """Whatever is wrong with values from a text becomes a `SpecError` that says what is damaged."""
+    """Turn any error in values from a text into a `SpecError` that says what is damaged."""
     try:
         yield
     except SpecError:
@@ -64,7 +65,7 @@ def loaded(text: str, what: str) -> dict[str, Any]:
     """The JSON values of a text that `dumped` wrote.
 
     Raises:
-        SpecError: it is too long, no JSON, or of another format.
+        SpecError: the text is too long, is not JSON, or has another format.
     """
     if len(text) > _LONGEST:
         raise SpecError(f"a {what} has at most {_LONGEST:,} characters, got {len(text):,}")
@@ -79,10 +80,10 @@ class Graph:
     """Nodes and results from a text, checked.
 
     Args:
-        what: the thing they are of, for messages.
+        what: the kind of the text, for messages.
         data: JSON values with `nodes` and `roots`.
-        roots: names of the results that there must be.
-        conditions: those of them that are conditions; all others are numbers.
+        roots: names of the required results.
+        conditions: names of those results that are conditions. All others are numbers.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class Graph:
     def built(
         self, known: Mapping[str, Expr], roots: Iterable[str], h: Callable[[Expr], Expr] | None = None
     ) -> list[Expr]:
-        """The expressions of some results, in terms of the `known` variables; `h` the surrogate derivative."""
+        """The expressions of some results, in terms of the `known` variables. `h`: the surrogate derivative."""
         roots = tuple(roots)
         made: dict[int, Expr] = {}
         for place in sorted(self._under(roots)):
@@ -159,7 +160,7 @@ class Graph:
 
 
 def word(x: Any) -> str:
-    """A name in a text, or `ValueError`."""
+    """A name in a text. Raises `ValueError` for anything else."""
     if not isinstance(x, str) or not x.isidentifier() or not x.isascii() or len(x) > 100 or x[0] == "_":
         raise ValueError(f"{x!r} is no name")
     return x
@@ -171,7 +172,7 @@ def words(x: Any) -> tuple[str, ...]:
 
 
 def number(x: Any) -> float:
-    """A number in a text, in hexadecimal; finite in float32, or `ValueError`."""
+    """A number in a text, in hexadecimal. Raises `ValueError` unless it is finite in float32."""
     try:
         value = float.fromhex(x)
     except OverflowError:
@@ -192,10 +193,10 @@ def written(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def dashed_word(x: Any) -> str:
-    """A name in a text that may hold dashes, or `ValueError`."""
+    """A name in a text, which may contain dashes. Raises `ValueError` for anything else."""
     return word(x.replace("-", "_")).replace("_", "-")
 
 
 def texts(x: Any) -> dict[str, str]:
-    """Parameters by name, as they are shown."""
+    """Parameters by name, in the form in which they are shown."""
     return {word(k): str(v)[:100] for k, v in x.items()}

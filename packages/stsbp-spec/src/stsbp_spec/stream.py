@@ -1,4 +1,4 @@
-"""A network step by step, on any backend: the bits of one pass over all steps, with the states kept in between."""
+"""A network that runs step by step on any backend. It keeps its states, so results equal one pass over all steps."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Stream(Generic[Array]):
     Raises:
         ShapeError: an array of weights has the wrong shape or type.
         SpecError: there are no samples.
-        NumericError: a weight is not finite; names the layer.
+        NumericError: a weight is not finite. The message names the layer.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Stream(Generic[Array]):
         self.reset()
 
     def reset(self) -> None:
-        """Start again: all neurons are at rest, delays are empty, and there is no image."""
+        """Start again. All neurons are at rest, delays are empty, and there is no image."""
         self.steps = 0
         self._before: dict[str, tuple[Array, ...]] = {}
         self._made: list[tuple[Array, Array]] = []
@@ -61,7 +61,7 @@ class Stream(Generic[Array]):
 
     @np.errstate(over="ignore", invalid="ignore")
     def step(self, inputs: UInt8 | None = None) -> AnyArray:
-        """Compute one step. If it raises an error, nothing has changed.
+        """Compute one step. If this raises an error, the state has not changed.
 
         Args:
             inputs: the input of this step, uint8 `[B, C, H, W]` or `[B, N]`: an event frame, or with direct coding an

@@ -1,10 +1,10 @@
 """Surrogate derivatives `h(x)` of the spike, `x = u - V_th` (lines 11-31 of the algorithm: the factor do/du).
 
-Each is a frozen parameter set with two functions: `expression`, the derivative, used in the backward pass, and
-`primitive`, its integral, a smoothed spike for tests by finite differences. Every backend prints the expression as it
-stands here; its constants are rounded once from float64.
+Each surrogate is an immutable set of parameters with two functions. `expression` is the derivative, which the backward
+pass uses. `primitive` is its integral, a smoothed spike, which tests use for finite differences. Every backend prints
+the expression as it is written here. Its constants are rounded once from float64.
 
-All but `Logistic` use only + - * / and comparison, so they are bit-identical everywhere (`exact`).
+All surrogates except `Logistic` use only + - * / and comparisons, so they are bit-identical everywhere (`exact`).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Surrogate(ABC):
 
     name: ClassVar[str]
     compact: ClassVar[bool] = False
-    """Whether `h` depends on `|x|` alone and is zero from some `|x|` on."""
+    """Whether `h` depends only on `|x|` and is zero for all `|x|` above some value."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -71,15 +71,15 @@ class Surrogate(ABC):
 
     @abstractmethod
     def constants(self) -> Mapping[str, float]:
-        """The numbers of `expression` by name, float64."""
+        """The constants of `expression` by name, float64."""
 
     @abstractmethod
     def expression(self, p: Names, x: Expr) -> Expr:
-        """`h(x)` of `x = u - V_th`; `p` are the constants."""
+        """`h(x)` of `x = u - V_th`; `p` holds the constants."""
 
     @abstractmethod
     def primitive(self, x: AnyArray) -> AnyArray:
-        """`H(x)` with `H' = h` and `H(0) = 1/2`, float64: the spike's smoothed form."""
+        """`H(x)` with `H' = h` and `H(0) = 1/2`, float64: the smoothed spike."""
 
     @property
     def exact(self) -> bool:
@@ -90,16 +90,16 @@ class Surrogate(ABC):
         """`h(x)` of an array of any shape, in its own precision (float32, float64 or exact fractions)."""
         number = Fraction if x.dtype == object else x.dtype.type
         values = {name: number(value) for name, value in self.constants().items()}
-        # Far from the threshold 1/inf is 0, as it should be.
+        # Far from the threshold, 1/inf correctly gives 0.
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             return evaluate(equation(self), {**values, "x": x}, number)["h"]
 
     def shown_parameters(self) -> dict[str, str]:
-        """Its parameters by name, as notation writes them."""
+        """The parameters by name, as in the notation."""
         return {each.name: repr(getattr(self, each.name)) for each in fields(self)}
 
     def written(self) -> str:
-        """Its name and parameters, as notation writes them."""
+        """The name and the parameters, as in the notation."""
         return ":".join([self.name, *(f"{key}={value}" for key, value in self.shown_parameters().items())])
 
     def __str__(self) -> str:
@@ -108,7 +108,7 @@ class Surrogate(ABC):
 
 @cache
 def equation(surrogate: Surrogate) -> Recurrence:
-    """The derivative `h` of `x` as a step without states."""
+    """The derivative `h` of `x` as a recurrence without states."""
     names = tuple(surrogate.constants())
     p = Names(f"constant of the surrogate {surrogate.name}", {name: variable(name) for name in names})
     h = unsnapped(named("h", surrogate.expression(p, variable("x"))))
@@ -117,7 +117,7 @@ def equation(surrogate: Surrogate) -> Recurrence:
 
 @dataclass(frozen=True)
 class Rectangle(Surrogate):
-    """`h(x) = 1/width` where `|x| < width/2`, else 0 (STBP, Wu et al. 2018)."""
+    """`h(x) = 1/width` if `|x| < width/2`, else 0 (STBP, Wu et al. 2018)."""
 
     name: ClassVar[str] = "rectangle"
     compact: ClassVar[bool] = True
@@ -136,7 +136,7 @@ class Rectangle(Surrogate):
 
 @dataclass(frozen=True)
 class Triangle(Surrogate):
-    """`h(x) = max(0, 1 - |x|/width)`: compact support of half width `width` (Esser et al. 2016)."""
+    """`h(x) = max(0, 1 - |x|/width)`, which is zero from `|x| = width` on (Esser et al. 2016)."""
 
     name: ClassVar[str] = "triangle"
     compact: ClassVar[bool] = True
@@ -196,7 +196,7 @@ class Arctan(Surrogate):
 class Logistic(Surrogate):
     """`h(x) = s (1 - s) / width` with `s = 1 / (1 + exp(-x/width))`: the derivative of the logistic function.
 
-    Not in the exact tier: `exp` differs between libraries, so `reproducible` precision refuses it.
+    `exp` differs between libraries, so `reproducible` precision refuses this surrogate.
     """
 
     name: ClassVar[str] = "logistic"
@@ -206,7 +206,7 @@ class Logistic(Surrogate):
         return {"steep": 1 / self.width}
 
     def expression(self, p: Names, x: Expr) -> Expr:
-        # Of |x|: the derivative is even, and exp never overflows.
+        # Use |x|: the derivative is even, and exp then never overflows.
         z = exp(-(abs(x) * p.steep))
         y = 1 + z
         return z / (y * y) * p.steep
@@ -216,19 +216,19 @@ class Logistic(Surrogate):
 
 
 SURROGATES: dict[str, type[Surrogate]] = {cls.name: cls for cls in (Rectangle, Triangle, FastSigmoid, Arctan, Logistic)}
-"""Every surrogate by its name."""
+"""All surrogates by name."""
 
 
 def parse_surrogate(text: str, *, foreign: bool = False) -> Surrogate:
     """Read `"arctan"` or `"triangle:width=0.5"`, the form that `str(surrogate)` writes.
 
     Args:
-        text: a surrogate's name and its parameters.
-        foreign: whether it may be a class of another module, `"my_module:MySurrogate:a=2"`. The module is imported,
-            from the current folder too.
+        text: name of a surrogate, and its parameters.
+        foreign: whether the text may also name a class of another module, `"my_module:MySurrogate:a=2"`. The module is
+            imported. It may also be in the current folder.
 
     Raises:
-        SpecError: the name or parameter is unknown, or the value is outside its domain; the module cannot be imported.
+        SpecError: the name or a parameter is unknown, a value is outside its domain, or the import fails.
     """
     if foreign and names_a_class(text, SURROGATES):
         cls: type[Surrogate] = imported(text, (Surrogate,), "surrogate")
@@ -248,10 +248,10 @@ def parse_surrogate(text: str, *, foreign: bool = False) -> Surrogate:
 
 
 def as_text(surrogate: Surrogate) -> str:
-    """The surrogate and its numbers, as JSON (stored.py).
+    """The surrogate and its constants, as JSON (stored.py).
 
     Raises:
-        SpecError: it contradicts itself, for example about its constants.
+        SpecError: the surrogate is inconsistent, for example in the names of its constants.
     """
     if isinstance(surrogate, StoredSurrogate):
         return surrogate.text
@@ -260,7 +260,7 @@ def as_text(surrogate: Surrogate) -> str:
 
 
 def described(surrogate: Surrogate) -> dict[str, Any]:
-    """What a text says of a surrogate besides its slope."""
+    """What a stored text contains about a surrogate in addition to the expression of its derivative."""
     return {
         "name": surrogate.name,
         "parameters": surrogate.shown_parameters(),
@@ -270,7 +270,7 @@ def described(surrogate: Surrogate) -> dict[str, Any]:
 
 
 class _Data:
-    """What the text of a surrogate says, checked."""
+    """The contents of the text of a surrogate, checked."""
 
     def __init__(self, text: str) -> None:
         data = loaded(text, "surrogate")
@@ -289,7 +289,7 @@ def _read(text: str) -> _Data:
 
 @dataclass(frozen=True, repr=False)
 class StoredSurrogate(Surrogate):
-    """A surrogate from its text.
+    """A surrogate that was loaded from its text.
 
     Raises:
         SpecError: the text is damaged.
@@ -302,17 +302,17 @@ class StoredSurrogate(Surrogate):
 
     @property
     def data(self) -> _Data:
-        """What the text says."""
+        """The contents of the text."""
         return _read(self.text)
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        """The surrogate's own name."""
+        """The name of the original surrogate."""
         return self.data.name
 
     @property
     def compact(self) -> bool:  # type: ignore[override]
-        """What its author promised."""
+        """Whether the original surrogate is declared compact."""
         return self.data.compact
 
     def constants(self) -> Mapping[str, float]:

@@ -1,4 +1,4 @@
-"""Which module of a backend computes which parameters of the spec; a kind that is in no table is refused by name."""
+"""Tables of the modules with which a backend implements kinds of the spec. Kinds that are in no table are refused."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ T = TypeVar("T")
 
 
 def implementation(backend: str, table: Mapping[Any, T], parameters: object, what: str) -> T:
-    """The entry of `table` for the type of `parameters`; a subclass is another type, since it may compute otherwise.
+    """The entry of `table` for the type of `parameters`. A subclass counts as another type, as it may compute
+    differently.
 
     Args:
-        backend: its name, for the message.
-        table: by type.
+        backend: name of the backend, for the message.
+        table: entries by type.
         parameters: a loss, a surrogate, a synapse.
-        what: which of these, for the message.
+        what: which of these it is, for the message.
 
     Raises:
-        BackendError: there is none; the message names what there is.
+        BackendError: there is no entry. The message names the available ones.
     """
     kind = type(parameters)
     if kind not in table:

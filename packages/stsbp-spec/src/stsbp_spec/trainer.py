@@ -1,4 +1,4 @@
-"""Training state and steps on top of a backend's pairs; the loop above sees batches, floats and numpy only."""
+"""Training state and training steps, built on the pairs of a backend. Callers see only batches, floats and numpy."""
 
 from __future__ import annotations
 
@@ -53,27 +53,28 @@ __all__ = [
 
 
 class Trainer(Generic[Array]):
-    """Forward pass, loss, backward pass and update; one object for a whole training run.
+    """Runs the forward pass, the loss, the backward pass and the update. One object serves a whole training run.
 
     Args:
         backend: the backend that computes.
         network, loss, optimizer: the network to train, its loss and its optimiser.
-        precision: of the backward pass.
+        precision: precision of the backward pass.
         seed: seed of the dropout masks.
         memory: `low` computes a batch in parts, as with `micro_batch`, also in `predict`. `memory.samples_at_once`
-            gives their size.
-        micro_batch: number of samples that are computed at a time. None: all samples, or as many as `memory` says.
-            In `fast` precision without normalised sums, each part goes through both passes before the next one, so
-            that only the memory of one part is needed. If memory is `low` and a part keeps much by itself
-            (`memory.is_much`), each of its layers is computed twice. Otherwise both passes go layer by layer over
-            all parts and store one bit per spike in between, and each layer is computed twice. In `reproducible`
-            precision the numbers are the same. In `fast` precision the last bits of gradients depend on the parts.
-        collective: processes that train together, each on its part of every batch; None: only this process,
-            `Pairs.alone`.
+            gives the size of the parts.
+        micro_batch: number of samples that are computed at a time. None: all samples, or the number that `memory`
+            determines. In `fast` precision without batch normalisation, each part goes through the forward and backward
+            pass before the next part starts. Only the memory of one part is then needed. If `memory` is `low` and a
+            single part needs much memory (`memory.is_much`), each of its layers is computed twice. In all other cases,
+            both passes go layer by layer over all parts. They store one bit per spike in between, and compute each
+            layer twice. In `reproducible` precision, the parts do not change any result. In `fast` precision, the
+            last bits of gradients depend on the parts.
+        collective: processes that train together, each on its part of every batch. None: `Pairs.alone`, which is only
+            this process.
 
     Raises:
-        SpecError: `reproducible` precision with a surrogate that is not exact; a network, loss or optimiser of a wrong
-            type; a seed outside `[0, 2**32)`; or a micro-batch without samples.
+        SpecError: `reproducible` precision with a surrogate that is not exact; a network, loss or optimiser of the
+            wrong type; a seed outside `[0, 2**32)`; or a micro-batch without samples.
     """
 
     def __init__(
@@ -118,16 +119,16 @@ class Trainer(Generic[Array]):
         )
         return TrainState(0, native, m, v)
 
-    @np.errstate(over="ignore", invalid="ignore")  # what overflows ends in an error that names the layer
+    @np.errstate(over="ignore", invalid="ignore")  # an overflow later raises an error that names the layer
     def step(self, state: TrainState[Array], batch: Batch[Inputs]) -> tuple[TrainState[Array], StepResult]:
-        """Do one update on a batch. Do not use the passed state again, because its arrays may be updated in place.
+        """Do one update on a batch. Do not use the passed state afterwards, because its arrays may be updated in place.
 
-        The host waits for the device twice: for the weight grids, and before the update for all other numbers.
+        The host waits for the device twice: for the weight grids, and for all other numbers before the update.
 
         Args:
-            state: state before the update; the same in every process.
-            batch: inputs of this process's part of the batch (`Collective.parts`), or of one silent sample if the part
-                is empty; targets of the whole batch. The result is that of the whole batch.
+            state: state before the update. It must be the same in every process.
+            batch: inputs of this process's part of the batch (`Collective.parts`), and targets of the whole batch. If
+                the part is empty, the inputs are those of one silent sample. The result is that of the whole batch.
         """
         backend, network = self.backend, self.network
         check_batch(network, batch, self._part)
@@ -157,13 +158,13 @@ class Trainer(Generic[Array]):
         return TrainState(state.step + 1, new | running, m, v), result
 
     def _at_once(self, steps: int, samples: int) -> int | None:
-        """How many of a process's samples are computed at a time; None: all."""
+        """Number of a process's samples that are computed at a time; None: all."""
         if self.micro_batch is None and self.memory == "low":
             return samples_at_once(self.network, steps, samples)
         return self.micro_batch
 
     def _between(self, parts: Sequence[Part], steps: int) -> Memory:
-        """`low` where one bit a spike is all that is kept between the passes."""
+        """`low` if only one bit per spike is kept between the forward and the backward pass."""
         if apart(self.network, self.precision):
             return "low" if self.memory == "low" and is_much(self.network, steps, parts[0].count) else "full"
         return "low" if len(parts) > 1 else self.memory
@@ -181,25 +182,25 @@ class Trainer(Generic[Array]):
     ) -> Prediction:
         """Compute the output of the network without dropout. The state is not changed.
 
-        For several batches make a `predictor` once: it puts the weights on their grid once.
+        For several batches, make one `predictor`. It rounds the weights to their grid only once.
 
         Args:
-            state: the same in every process.
+            state: the state. It must be the same in every process.
             inputs, steps, batch, lengths: see `Predictor.__call__`.
         """
         return self.predictor(state)(inputs, steps, batch, lengths)
 
     def predictor(self, state: TrainState[Array]) -> Predictor[Array]:
-        """The network with the weights that `state` has now, for predictions.
+        """Make a predictor with the current weights of `state`.
 
         Raises:
-            NumericError: a weight is not finite; names the layer.
+            NumericError: a weight is not finite. The message names the layer.
         """
         return Predictor(self, state.weights)
 
     def export_state(self, state: TrainState[Array]) -> dict[str, AnyArray]:
         """The state as numpy arrays: `weight/NAME`, `adamw.m/NAME`, `adamw.v/NAME`, `step`. Any backend can import
-        it."""
+        this."""
         exported: dict[str, AnyArray] = {"step": np.asarray(state.step, dtype=np.int64)}
         for prefix, arrays in (("weight", state.weights), ("adamw.m", state.m), ("adamw.v", state.v)):
             for name, x in arrays.items():
@@ -207,11 +208,11 @@ class Trainer(Generic[Array]):
         return exported
 
     def import_state(self, exported: dict[str, AnyArray]) -> TrainState[Array]:
-        """Inverse of `export_state`.
+        """Make a state from the result of `export_state`.
 
         Raises:
             ShapeError: names or shapes do not fit this network, or the step is not an integer from 0 to 2^32 - 1.
-            NumericError: a moment of the optimiser is not valid: NaN, or a square below zero.
+            NumericError: a moment of the optimiser is invalid: a NaN, or a negative second moment.
         """
         if not isinstance(exported, Mapping):
             raise ShapeError(f"a state must be numpy arrays by name, got {type(exported).__name__}")
@@ -223,7 +224,7 @@ class Trainer(Generic[Array]):
             named = {k.removeprefix(prefix + "/"): x for k, x in exported.items() if str(k).startswith(prefix + "/")}
             check_weights(self.network, named, what=prefix)
             for name, x in named.items():
-                # Squares may have overflowed; weights are looked at when they meet their grid.
+                # Second moments may have overflowed. Weights are checked when they are rounded to their grid.
                 if prefix != "weight" and (np.isnan(x).any() or (prefix == "adamw.v" and (x < 0).any())):
                     raise NumericError(f"{prefix} of {name} holds a value that no update can produce")
             parts.append({name: self.backend.asarray(_without_subnormals(x)) for name, x in named.items()})
@@ -231,16 +232,16 @@ class Trainer(Generic[Array]):
 
 
 class Predictor(Generic[Array]):
-    """A network with weights that stay as they were when this was made, whatever becomes of the state.
+    """A network with a fixed copy of the weights of a state. Later changes of the state do not affect it.
 
-    It has copies of its own: weights on their grid, and what the backend makes of them for its kernels.
+    The predictor owns the weights on their grid, and the backend's conversions of them for its kernels.
 
     Args:
-        trainer: whose network, backend, memory and processes it uses.
-        weights: of a state.
+        trainer: trainer whose network, backend, memory setting and processes are used.
+        weights: weights of a state.
 
     Raises:
-        NumericError: a weight is not finite; names the layer.
+        NumericError: a weight is not finite. The message names the layer.
     """
 
     @np.errstate(over="ignore", invalid="ignore")
@@ -248,7 +249,7 @@ class Predictor(Generic[Array]):
         self._trainer = trainer
         backend = trainer.backend
         wq, _ = on_grid(backend, trainer.network, weights)
-        # Weights on their grid are new arrays; the others may be changed in place by an update.
+        # Weights on their grid are new arrays. An update may change the other arrays in place, so copy them.
         own = {
             name: backend.asarray(backend.numpy(x).copy()) if x is weights.get(name) else x for name, x in wq.items()
         }
@@ -262,10 +263,10 @@ class Predictor(Generic[Array]):
 
         Args:
             inputs: inputs of this process's part of a batch, as for `Trainer.step`.
-            steps: `T`.
-            batch: number of samples of the whole batch; every process returns the output of all of them. None: `inputs`
-                are the whole batch.
-            lengths: lengths of the samples of the whole batch, as in `Batch`; only the rates depend on them.
+            steps: number of steps `T`.
+            batch: number of samples of the whole batch. Every process returns the output of all of them. None:
+                `inputs` are the whole batch.
+            lengths: lengths of all samples of the whole batch, as in `Batch`. Only the rates depend on them.
 
         Raises:
             ShapeError: the inputs do not fit the network.
@@ -291,7 +292,7 @@ class Predictor(Generic[Array]):
 
 
 def _without_subnormals(x: Float32) -> Float32:
-    """A copy of `x` in which subnormal numbers, which some libraries flush, and zeros of either sign are +0."""
+    """A copy of `x` with +0 in place of zeros of either sign and of subnormal numbers, which some libraries flush."""
     return np.where(np.abs(x) < np.float32(SMALLEST_NORMAL), np.float32(0), x)
 
 
@@ -344,7 +345,10 @@ def run(
 def on_grid(
     backend: Pairs[Array], network: NetworkSpec, weights: Mapping[str, Array]
 ) -> tuple[dict[str, Array], dict[str, WeightGrid]]:
-    """Weights on their grids, what else was learned, statistics and exponents (`rules.Run`); and the grids, by name."""
+    """Weights on their grids together with other learned parameters, statistics and exponents; and the grids, by name.
+
+    The first mapping has the form of `rules.Run.weights`.
+    """
     projections = network.graph.projections
     made = backend.weight_grids(projections, [weights[projection.parameter] for projection in projections])
     found = {projection.name: pair for projection, pair in zip(projections, made, strict=True)}
@@ -373,7 +377,7 @@ def _encoded(backend: Pairs[Array], network: NetworkSpec, inputs: Inputs) -> Arr
 
 
 def _pieces(network: NetworkSpec, inputs: Inputs, parts: Sequence[Part]) -> Iterator[tuple[Part, Inputs]]:
-    """Each part with its inputs, out of those of all parts; an empty one has a sample of another's."""
+    """Each part with its inputs, taken from the inputs of all parts. An empty part gets a sample of another part."""
     if len(parts) == 1:
         yield parts[0], inputs
         return
@@ -415,7 +419,7 @@ def _gradients(
 
 
 class _Encoded(Sequence[Array]):
-    """Inputs of parts of a batch, each encoded when it is asked for."""
+    """Inputs of the parts of a batch. Each part is encoded on access."""
 
     def __init__(self, backend: Pairs[Array], network: NetworkSpec, inputs: Sequence[Inputs]) -> None:
         self._backend, self._network, self._inputs = backend, network, inputs
@@ -434,12 +438,12 @@ class _Encoded(Sequence[Array]):
 
 
 def _of_part(lengths: Int64, part: Part, steps: int) -> Int64:
-    """Lengths of the samples of a part of a batch; of the silent sample of an empty part all steps."""
+    """Lengths of the samples of a part of a batch. The silent sample of an empty part has all steps."""
     return lengths[part.first : part.end] if part.count else np.array([steps])
 
 
 def _inside(lengths: Int64, part: Part, steps: int) -> UInt8:
-    """Which steps of the samples of a part are no padding, `[T, B]`."""
+    """Which steps of the samples of a part are not padding, `[T, B]`."""
     return inside(_of_part(lengths, part, steps), steps).astype(np.uint8)
 
 
@@ -452,7 +456,7 @@ def _looked_at(
     lengths: Int64 | None,
     where: str,
 ) -> tuple[AnyArray, float, dict[str, float], dict[str, ZeroedErrors], dict[str, Float32]]:
-    """Output spikes, gradient norm, rates, what the error grids took and statistics, with one wait for the device.
+    """Output spikes, gradient norm, rates, counts of the error grids, and statistics, with one wait for the device.
 
     Raises:
         NumericError: a gradient is not finite.
@@ -466,7 +470,7 @@ def _looked_at(
     statistics = dict(zip(found.statistics, last, strict=True))
     norm = norm_of(squares, sum(math.prod(parameter.shape) for parameter in network.parameters.values()))
     if not math.isfinite(norm):
-        # The backward pass runs from the output down: the last layer with a bad gradient is where it began.
+        # The backward pass starts at the output, so the bad gradients began in the last layer that has one.
         last_first = reversed(list(network.parameters))
         bad = next(name for name in last_first if not np.isfinite(backend.numpy(found.values[name])).all())
         raise NumericError(
@@ -483,18 +487,18 @@ def _looked_at(
     lost = {
         name: ZeroedErrors(*map(int, pair)) for name, pair in zip(names, totals[layers:].reshape(-1, 2), strict=True)
     }
-    # A compiled function may have sorted the names.
+    # A compiled function may have sorted the names. Restore the order of the network.
     ordered = {each.name: lost[each.name] for each in network.graph.projections if each.name in lost}
     return whole, norm, _rates(network, totals[:layers], whole, lengths), ordered, statistics
 
 
 def _as_output(network: NetworkSpec, x: AnyArray) -> AnyArray:
-    """Output spikes, uint8, or a readout's potentials, float32, `[T, B, N]` as they are reported."""
+    """Output spikes, uint8, or the potentials of a readout, float32: `[T, B, N]`, in the form that is reported."""
     return unsigned_zeros(x) if network.has_readout else x.astype(np.uint8)
 
 
 def _from_all(collective: Collective[Array], batch: int, spikes: AnyArray, numbers: Int64) -> tuple[AnyArray, Int64]:
-    """Outputs `[T, B, N]` of the whole batch, and sums of `numbers`, from those of each process."""
+    """Outputs `[T, B, N]` of the whole batch, and the sums of `numbers`, collected from all processes."""
     if collective.size == 1:
         return spikes, numbers
     bits = spikes.dtype == np.uint8
@@ -511,18 +515,18 @@ def _from_all(collective: Collective[Array], batch: int, spikes: AnyArray, numbe
 
 
 def zeroed_numbers(x: AnyArray) -> Int64:
-    """What the error grid took, `[2]`, from the numbers of `Pairs.error_grid`, `[..., 2]`."""
+    """Counts of the error grid, `[2]`: the sum of the numbers of `Pairs.error_grid`, `[..., 2]`."""
     numbers: Int64 = np.reshape(x, (-1, 2)).sum(axis=0, dtype=np.int64)
     return numbers
 
 
 def _totals(counts: Sequence[AnyArray]) -> Int64:
-    """Sums of numbers of `Pairs.spike_count`."""
+    """Sum of each array that `Pairs.spike_count` returned."""
     return np.array([np.sum(count, dtype=np.int64) for count in counts], np.int64)
 
 
 def _rates(network: NetworkSpec, counts: Int64, spikes: AnyArray, lengths: Int64 | None) -> dict[str, float]:
-    """Spikes per neuron and step of each layer, of as many frames as the output has without padding."""
+    """Spikes per neuron and step of each layer. Padded steps of the output do not count."""
     frames = math.prod(spikes.shape[:2]) if lengths is None else int(lengths.sum())
     return {
         block.name: int(count) / (frames * math.prod(block.output_shape))

@@ -1,7 +1,7 @@
 """Array types and axis letters.
 
-Axis letters, used in every docstring: `T` time steps, `B` samples of a batch, `C` channels, `H` rows, `W` columns,
-`N` neurons of a flat layer, `K` classes. Layout is time-major: `[T, B, C, H, W]` or `[T, B, N]`.
+These axis letters are used in all docstrings: `T` time steps, `B` samples of a batch, `C` channels, `H` rows, `W`
+columns, `N` neurons of a flat layer, `K` classes. The layout is time-major: `[T, B, C, H, W]` or `[T, B, N]`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
 
 
 class NativeArray(Protocol):
-    """What the spec asks of an array of a backend's own library; it never looks inside."""
+    """The properties of a backend's native arrays that the spec needs. The spec never reads their contents."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -45,7 +45,7 @@ class NativeArray(Protocol):
 
     @property
     def reshape(self) -> Callable[..., Any]:
-        """The same values under another shape."""
+        """A function that gives the same values another shape."""
 
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ else:
     from typing import TypeVar
 
     Array = TypeVar("Array", bound=NativeArray)
-"""The type of a backend's arrays: `torch.Tensor`, `jax.Array`, ... Whoever opens a backend by its name cannot know it,
-and leaves it away: `AbstractBackend`."""
+"""The type of a backend's arrays: `torch.Tensor`, `jax.Array`, ... Code that opens a backend by its name cannot know
+this type, and omits it: `AbstractBackend`."""
 
 UInt8: TypeAlias = npt.NDArray[np.uint8]
 UInt32: TypeAlias = npt.NDArray[np.uint32]
@@ -70,15 +70,15 @@ AnyArray: TypeAlias = npt.NDArray[Any]
 
 Shape: TypeAlias = tuple[int, ...]
 Precision: TypeAlias = Literal["fast", "reproducible"]
-"""`fast`: float32 matrix products in the backward pass. `reproducible`: the error grid and float64 products, so
-gradients are bit-identical on every backend."""
+"""`fast`: float32 matrix products in the backward pass. `reproducible`: the error grid and float64 products. Gradients
+are then bit-identical on every backend."""
 
 Memory: TypeAlias = Literal["full", "low"]
 """`full`: the forward pass keeps membrane potentials and spikes of the whole batch for the backward pass. `low`: parts
-of the batch go both ways one after the other, or keep one bit a spike between the passes and compute each layer again
-when the backward pass comes to it (`Trainer`). The numbers are the same, but for last bits of `fast` gradients, which
-are sums over parts. A walk (passes.py) knows the second alone, with the same numbers."""
+of the batch go through both passes one after the other; or one bit per spike is kept between the passes, and the
+backward pass computes each layer again (`Trainer`). The results are the same, except for the last bits of `fast`
+gradients, which are sums over parts. In passes.py, `low` only has the second meaning, with the same results."""
 
 Coding: TypeAlias = Literal["direct", "events"]
-"""`direct`: one uint8 image, value `x / 256`, is the input of every step. `events`: uint8 frames `[T, ...]` enter as
-they are."""
+"""`direct`: one uint8 image, value `x / 256`, is the input of every step. `events`: uint8 frames `[T, ...]` are the
+input as they are."""

@@ -1,7 +1,7 @@
-"""Numbers at the public doors: read into one form, refused with a short message.
+"""Numbers passed to public functions: converted to one form, or refused with a short message.
 
-`LIF(8)`, `LIF(8.0)` and `LIF(np.float32(8))` are the same neuron, so they are stored, printed and written as the same
-one: a count is kept as an `int`, a quantity as a `float`. Truth values and text are no numbers.
+`LIF(8)`, `LIF(8.0)` and `LIF(np.float32(8))` are the same neuron, so they must be stored, printed and written in the
+same way. A count is stored as an `int`, a quantity as a `float`. Truth values and text do not count as numbers.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from stsbp_spec.errors import SpecError
 __all__ = ["MAX_SIZE", "integer", "listed", "read_number", "real", "shown", "truth", "whole"]
 
 MAX_SIZE = 10**9 - 1
-"""The largest size of a layer or an axis: nine digits, as in the notation."""
+"""The largest size of a layer or an axis. It has nine digits, as in the notation."""
 
 _LONGEST = 100
 
 
 def truth(name: str, value: object) -> bool:
-    """`value` as a truth value; `SpecError` unless it is one."""
+    """`value` as a truth value. Raises `SpecError` for anything else."""
     if not isinstance(value, (bool, np.bool_)):
         raise SpecError(f"{name} is True or False, got {shown(value)}")
     return bool(value)
 
 
 def shown(value: object) -> str:
-    """`repr(value)` for a message, of at most about 100 characters; never fails."""
+    """`repr(value)` for a message, limited to about 100 characters. It never fails."""
     if isinstance(value, int) and value.bit_length() > 128:
-        # Python writes no integer of more than 4,300 digits.
+        # Python refuses to print integers of more than 4,300 digits.
         return f"an integer of {value.bit_length()} bits"
     if isinstance(value, (str, bytes)) and len(value) > _LONGEST:
         return f"{value[: _LONGEST - 20]!r}... ({len(value):,} characters)"
@@ -46,14 +46,14 @@ def shown(value: object) -> str:
 
 
 def listed(names: Iterable[object]) -> str:
-    """Names with commas between them, for a message: the first eight and how many there are."""
+    """Names separated by commas, for a message: the first eight, and how many there are."""
     every = [str(name) for name in names]
     text = ", ".join(name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..." for name in every[:8])
     return text if len(every) <= 8 else f"{text}, ... ({len(every):,} in all)"
 
 
 def integer(value: object) -> int | None:
-    """`value` as an int, None where it is no integer (of Python or numpy) or a truth value."""
+    """`value` as an int. None if it is not an integer (of Python or numpy), or is a truth value."""
     if isinstance(value, (bool, np.bool_)):
         return None
     try:
@@ -63,7 +63,7 @@ def integer(value: object) -> int | None:
 
 
 def whole(what: str, value: object, least: int, most: int = MAX_SIZE) -> int:
-    """`value` as an int from `least` to `most`, or `SpecError`; `what` begins the message ("a kernel")."""
+    """`value` as an int from `least` to `most`. Otherwise raises `SpecError`, which begins with `what` ("a kernel")."""
     number = integer(value)
     if number is None:
         raise SpecError(f"{what} must be an integer, got {shown(value)}")
@@ -75,7 +75,7 @@ def whole(what: str, value: object, least: int, most: int = MAX_SIZE) -> int:
 
 
 def real(what: str, value: object) -> float:
-    """`value` as a float (of any size, infinities and NaN too), or `SpecError` where it is no real number."""
+    """`value` as a float (of any size, also infinity and NaN). Raises `SpecError` if it is not a real number."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Real, np.floating, np.integer)):
         raise SpecError(f"{what} must be a number, got {shown(value)}")
     number: Any = value
@@ -86,7 +86,7 @@ def real(what: str, value: object) -> float:
 
 
 def read_number(text: str) -> float:
-    """`float(text)` of ASCII digits without `_`; raises `ValueError` for anything else."""
+    """`float(text)` for ASCII digits without `_`. Raises `ValueError` for anything else."""
     if not text.isascii() or "_" in text:
         raise ValueError(text)
     return float(text)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> str:
-        """`__version__`, looked up when it is asked for: `stsbp --help` does without reading metadata."""
+        """Look up `__version__` only on access, so that `stsbp --help` need not read the metadata."""
         if name == "__version__":
             from importlib.metadata import version
 
@@ -39,15 +39,15 @@ def load_run(
     Args:
         run: the folder that `stsbp train --out` wrote.
         checkpoint: which of the two checkpoints to load.
-        backend: name of the backend that computes, as `stsbp backends` lists them. It need not be the one that trained
+        backend: name of the backend to use, as `stsbp backends` lists them. It may differ from the one that trained
             the run. None: torch if it is installed, otherwise the first installed backend.
         device: device of the backend; None: its default.
 
     Raises:
         CheckpointError: there is no such run, or its checkpoint is damaged.
-        BackendError: the backend or the device is not available; the message says why, and what to do.
+        BackendError: the backend or the device is not available. The message gives the reason and a remedy.
     """
-    # What is heavy is loaded when a run is.
+    # Heavy modules are imported only when a run is loaded.
     from pathlib import Path
 
     from stsbp_spec.registry import default_backend, open_backend

@@ -8,7 +8,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Handle Ctrl-C before anything else is imported, then do what the command line says."""
+    """Install the handler of Ctrl-C before any other import, then run the command line."""
     interrupts = install()
     try:
         from stsbp.cli import main as command
@@ -17,7 +17,7 @@ def main() -> None:
     except SystemExit:
         raise
     except BaseException:
-        # Libraries turn an interrupt while they are loaded into errors of their own.
+        # If an interrupt comes while a library is loaded, the library may turn it into an error of its own.
         if interrupts.first is None:
             raise
         interrupts.end()

@@ -1,8 +1,8 @@
 """The settings of a training run: their names, domains, defaults and help texts, in one place.
 
-The command line makes an option of every field, `--config FILE.toml` reads the same names, and a run keeps them in
-its `config.toml`, which is itself such a file. What comes later wins: defaults, preset of the data set, named preset,
-file, flags.
+The command line has an option for every field. `--config FILE.toml` reads the same names. A run stores its settings in
+its `config.toml`, which is such a file itself. Later sources override earlier ones: defaults, preset of the data set,
+named preset, file, options.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ __all__ = [
 
 
 class Own(NamedTuple):
-    """A setting that names something of the spec, or a class of the user's own; a run keeps the class as data.
+    """A setting that names an object of the spec or a user-defined class. A run stores the class as data.
 
     Attributes:
-        known: names of the spec.
-        parse: reads the setting, the class too.
-        as_text, from_text: what is kept, and how it is read.
+        known: names in the spec.
+        parse: function that reads the setting, for names and classes.
+        as_text, from_text: functions that make the stored text, and read it back.
     """
 
     setting: str
@@ -73,11 +73,11 @@ class Own(NamedTuple):
 
     @property
     def model(self) -> str:
-        """The setting that holds the class as data."""
+        """The setting that contains the class as data."""
         return f"{self.setting}_model"
 
     def names_a_class(self, text: str) -> bool:
-        """Whether the setting names a class."""
+        """Whether the setting names a user-defined class."""
         return names_a_class(text, self.known)
 
 
@@ -97,7 +97,7 @@ OWN: Mapping[str, Own] = MappingProxyType(
         )
     }
 )
-"""Settings that may name a class of the user's own; a model is made with its surrogate, which comes before it."""
+"""Settings that may name a user-defined class. Surrogates come first, because a neuron model needs its surrogate."""
 
 
 class RunConfig(BaseModel):
@@ -305,7 +305,7 @@ class RunConfig(BaseModel):
     @classmethod
     def _known(cls, text: str, info: ValidationInfo) -> str:
         own = OWN[str(info.field_name)]
-        # A class is looked for when a run begins, not where its settings are read.
+        # A class is imported when a run begins, not when its settings are read.
         if not own.names_a_class(text):
             own.parse(text)
         return text
@@ -357,7 +357,7 @@ class RunConfig(BaseModel):
 
     @property
     def label_code(self) -> LabelCode:
-        """Patterns of the label sequences."""
+        """The patterns of the label sequences."""
         return LabelCode(self.label_pattern, self.undesired_pattern)
 
     def digest(self) -> str:
@@ -371,10 +371,10 @@ class RunConfig(BaseModel):
 
 
 def absolute(config: RunConfig) -> RunConfig:
-    """The settings with paths that mean the same in every working folder: what a new run keeps.
+    """The settings that a new run stores: paths are absolute, so they do not depend on the working folder.
 
     Raises:
-        ConfigError: there is no such user for a leading `~`.
+        ConfigError: a path begins with `~` and the name of an unknown user.
     """
     return config.model_copy(update={key: _absolute(key, getattr(config, key)) for key in PATHS})
 
@@ -389,7 +389,7 @@ def _absolute(key: str, value: str) -> str:
     prefix, path = named if named is not None and key != "data_dir" else ("", Path(value))
     try:
         found = prefix + os.path.abspath(path.expanduser())
-        # What is no UTF-8 cannot stand in the file of the settings.
+        # Text that is not valid UTF-8 cannot be written to the file of the settings.
         found.encode()
     except RuntimeError as error:
         raise ConfigError(f"cannot find {path}: {error}") from error
@@ -399,14 +399,14 @@ def _absolute(key: str, value: str) -> str:
 
 
 def split_start(text: str) -> tuple[Path, Literal["last", "best"]]:
-    """The run and the checkpoint that `init_from` names: `RUN`, `RUN:last` or `RUN:best`."""
+    """The run and the checkpoint in `init_from`: `RUN`, `RUN:last` or `RUN:best`."""
     if text.endswith(":best"):
         return Path(text.removesuffix(":best")), "best"
     return Path(text.removesuffix(":last")), "last"
 
 
 PATHS = ("dataset", "test_on", "data_dir", "init_from")
-"""Settings that are paths, or may name one."""
+"""Settings that are paths, or that may contain one."""
 
 SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -433,7 +433,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
     }
 )
-"""Every setting but the data set, in the sections and the order of docs/cli.md."""
+"""All settings except the data set, in the sections and the order of docs/cli.md."""
 
 FREE = frozenset(
     {
@@ -441,14 +441,14 @@ FREE = frozenset(
         "checkpoint_every",
     }
 )
-"""Settings that say where and how a run is done; a resumed run may change them. They do not change what comes out, but
-for `threads`, `memory` and `micro_batch`: `fast` precision adds its sums thread by thread and part by part, so their
-last bits depend on them."""
+"""Settings for where and how a run is computed. A resumed run may change them. They do not change the results, except
+`threads`, `memory` and `micro_batch`. These affect the last bits in `fast` precision, whose sums are added thread by
+thread and part by part."""
 
 RECORDING_SETTINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"recordings": ("window_ms", "bin_ms", "own_lengths"), "saccades": ("saccades", "stabilise")}
 )
-"""Settings of data sets whose `DatasetInfo` says that they are recordings, and that these show saccades."""
+"""Settings for data sets that are recordings, and for recordings with saccades, according to their `DatasetInfo`."""
 
 _LATER = frozenset(
     {
@@ -458,11 +458,12 @@ _LATER = frozenset(
         *(name for names in RECORDING_SETTINGS.values() for name in names),
     }
 )
-"""Settings that came after the first runs: they count while they are on, so that runs from before can go on."""
+"""Settings that were added after the first runs. They only count if they are not off, so that older runs can
+continue."""
 
 
 class Source(NamedTuple):
-    """Some settings and where they come from: a file's name, `preset NAME` or `command line`."""
+    """Settings, and where they come from: the name of a file, `preset NAME` or `command line`."""
 
     name: str
     values: Mapping[str, Any]
@@ -491,10 +492,10 @@ def read_toml(path: Path) -> Source:
     """Settings of a TOML file.
 
     Raises:
-        ConfigError: it cannot be read, is too large or is not TOML; names the line.
+        ConfigError: it cannot be read, is too large, or is not TOML. The message names the line.
     """
     text = _read_text(path, "configuration file")
-    # What tomllib needs too much time, memory or depth for; settings are flat.
+    # Refuse texts for which tomllib needs too much time, memory or depth. Settings are never nested.
     bare = [_STRING_OR_COMMENT.sub("", line) for line in text.splitlines()]
     for number, line in enumerate(bare, 1):
         if line.count(".") > _MOST_DOTS:
@@ -506,16 +507,16 @@ def read_toml(path: Path) -> Source:
     try:
         return Source(str(path), tomllib.loads(text))
     except (ValueError, RecursionError) as error:
-        # An integer of more than 4,300 digits is an error of its own, with advice for programmers.
+        # For an integer of more than 4,300 digits, Python raises another error, with advice for programmers.
         reason = "a number is too long" if "integer string conversion" in str(error) else str(error)
         raise ConfigError(f"{path} is not valid TOML: {reason}") from error
 
 
 def network_text(net: str) -> str:
-    """The text of a network: that of a file of nodes where one is named, `FILE.toml`.
+    """The text of a network. If `net` names a file of nodes, `FILE.toml`, the text is that of the file.
 
     Raises:
-        ConfigError: the file cannot be read, or is none of nodes.
+        ConfigError: the file cannot be read, or is not a file of nodes.
     """
     if not net.endswith(".toml"):
         return net
@@ -526,10 +527,10 @@ def network_text(net: str) -> str:
 
 
 def named_preset(name: str, dataset: str | None) -> Source:
-    """The settings of a named preset, with its own data set where `dataset` is None.
+    """The settings of a named preset. If `dataset` is None, they include its own data set.
 
     Raises:
-        ConfigError: there is no such preset, or it is made for other inputs than those of `dataset`.
+        ConfigError: there is no such preset, or it is for other inputs than those of `dataset`.
     """
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)}; known: {', '.join(PRESETS)}")
@@ -541,10 +542,11 @@ def named_preset(name: str, dataset: str | None) -> Source:
 
 
 def resolve(sources: Sequence[Source], *, with_preset: bool = True) -> RunConfig:
-    """Merge settings, later sources over earlier ones, above the preset of the data set they name.
+    """Merge settings with the preset of the data set that they name. Later sources override earlier ones.
 
     Raises:
-        ConfigError: a key is unknown or a value outside its domain; names its source, the key and what is allowed.
+        ConfigError: a key is unknown, or a value is outside its domain. The message names the source, the key and the
+            allowed values.
     """
     if not any("dataset" in source.values for source in sources):
         raise ConfigError("no data set is named; give one, for example: stsbp train digits")
@@ -590,11 +592,11 @@ def _explain(problem: Any, origin: Mapping[str, str]) -> str:
     allowed = allowed[:1].lower() + allowed[1:].replace("Input should", "input should")
     if problem["type"] == "literal_error" and isinstance(given, str):
         allowed += did_you_mean(given, get_args(RunConfig.model_fields[key].annotation))
-    # An empty text would not be seen.
+    # Show an empty text in a visible form.
     try:
         written = to_toml_value(given)
     except (ValueError, RecursionError):
-        # An integer of too many digits.
+        # An integer with too many digits.
         written = shown(given)
     text = (given if str(given).strip() else repr(given)) if where == "command line" else ""
     named = f"{flag} {text}" if where == "command line" else f"{where}: {key} = {written}"
@@ -602,7 +604,7 @@ def _explain(problem: Any, origin: Mapping[str, str]) -> str:
 
 
 def differences(config: RunConfig, asked: Mapping[str, Any]) -> list[str]:
-    """What `asked` would change in a run's result, as texts: `lr: 0.002 in the run, 0.01 asked`."""
+    """The changes that `asked` would make to a run's result, as texts: `lr: 0.002 in the run, 0.01 asked`."""
     own = config.model_dump()
     return [
         f"{key}: {to_toml_value(own[key])} in the run, {to_toml_value(value)} asked"
@@ -612,19 +614,19 @@ def differences(config: RunConfig, asked: Mapping[str, Any]) -> list[str]:
 
 
 def _is_same_path(key: str, own: Any, asked: Any) -> bool:
-    """Runs from before kept paths as they were typed."""
+    """Older runs stored paths as they were typed."""
     return key in PATHS and isinstance(asked, str) and _absolute(key, own) == _absolute(key, asked)
 
 
 def to_toml(config: RunConfig) -> str:
-    """All settings as TOML, which `read_toml` reads back to an equal configuration."""
+    """All settings as TOML, from which `read_toml` makes an equal configuration."""
     return "".join(f"{key} = {to_toml_value(value)}\n" for key, value in config.model_dump().items())
 
 
 def to_toml_value(value: Any) -> str:
-    """A setting as TOML writes it."""
+    """A setting in TOML syntax."""
     if isinstance(value, str):
-        # A TOML basic string has the escapes of JSON, which leaves DEL and other control characters as they are.
+        # TOML basic strings have the escapes of JSON. JSON does not escape DEL and other control characters.
         text = json.dumps(value, ensure_ascii=False)
         return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     return json.dumps(value, default=str)

@@ -1,4 +1,4 @@
-"""Errors of the command line and of training, subclasses of the base class in `stsbp_spec.errors`."""
+"""Errors of the command line and of training. They are subclasses of the base class in `stsbp_spec.errors`."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class ConfigError(StsbpError):
 
 
 class FileError(StsbpError):
-    """A file cannot be written, for example because the disk is full; the previous file is unchanged."""
+    """A file cannot be written, for example because the disk is full. The previous file is unchanged."""
 
 
 def understood(error: BaseException) -> StsbpError | None:
-    """The error that a person is told of in place of one of the system; None: it is a bug and keeps its traceback."""
+    """The error to show for an error of the operating system; None: it is a bug, and its traceback is shown."""
     if isinstance(error, StsbpError):
         return error
     if isinstance(error, MemoryError):
         return StsbpError("there is not enough memory; try smaller batches or sizes")
     if isinstance(error, OSError):
-        # One without a file's name comes from writing the output.
+        # An error without a file name comes from writing the output.
         what = error.filename if error.filename is not None else "cannot write the output"
         return FileError(f"{what}: {error.strerror or error}")
     return None

@@ -1,10 +1,11 @@
-"""Reading files that others may have put there, and writing files so that a reader never sees half of one.
+"""Reading files that others may have put there, and writing files so that readers never see an incomplete one.
 
-Only regular files are read, up to a size: a pipe would hang the program, a device fill its memory. Bytes are written to
-a temporary file in the same folder, flushed to the disk and renamed over the target: after a crash or a full disk the
-old file, or none, is there. The temporary file is locked while it is written; one that nobody locks was left by a
-process that was killed, and goes when its target is written again (in the program's own folders: when any file is).
-What the command line is told to write (`--out FILE`) replaces only files of the same kind.
+Only regular files up to a given size are read. A pipe would block the program, and a device could fill its memory. Data
+are written to a temporary file in the same folder, flushed to the disk, and renamed over the target. After a crash or a
+full disk, there is either the old file or none. The temporary file is locked while it is written. An unlocked temporary
+file is left from a process that was killed. It is removed when its target is written again; in the program's own
+folders, when any file is written. Outputs that the command line names (`--out FILE`) replace only files of the same
+kind.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ __all__ = [
 ]
 
 MEGABYTE, GIGABYTE = 2**20, 2**30
-"""Bytes; sizes up to which files are read are given in them."""
+"""Numbers of bytes. Size limits of files are given in them."""
 
 LOCK = ".lock"
-"""The file of a run's folder that the process that trains has locked."""
+"""The lock file in a run's folder. The process that trains holds its lock."""
 
 _REASONS = {
     errno.ENOSPC: "the disk is full",
@@ -64,20 +65,20 @@ _KINDS = {
 _FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _NONBLOCK = getattr(os, "O_NONBLOCK", 0)
 _HAS_DESCRIPTORS = {os.open, os.mkdir, os.rename, os.stat, os.unlink} <= os.supports_dir_fd
-"""Whether a folder can be held open and files be named relative to it (not on Windows, where an open lock file keeps
-the folder from being removed or renamed)."""
+"""Whether a folder can be kept open, and files can be named relative to it. This is not possible on Windows; there, an
+open lock file prevents that the folder is removed or renamed."""
 
 
 def real(path: Path) -> Path:
-    """The path with all links followed; unlike `Path.resolve` also where links lead in a circle."""
+    """The path with all links followed. Unlike `Path.resolve`, it accepts circular links."""
     return Path(os.path.realpath(path))
 
 
 def _hold(descriptor: int, *, wait: bool) -> int | None:
-    """Lock a file that is being written, until the descriptor that is returned is closed.
+    """Lock a file that is being written, until the returned descriptor is closed.
 
-    None where another process has locked it and is not waited for, and where files cannot be locked: on Windows, and on
-    some network file systems.
+    None if another process has locked the file and `wait` is false, or if files cannot be locked (on Windows and on
+    some network file systems).
     """
     if sys.platform == "win32":
         return None
@@ -97,7 +98,7 @@ def _unwritable(path: Path, error: OSError) -> FileError:
 
 
 def _irregular(status: os.stat_result) -> OSError | None:
-    """The error of a file that is no regular one."""
+    """The error for a file that is not a regular file."""
     if stat.S_ISREG(status.st_mode):
         return None
     kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
@@ -106,17 +107,17 @@ def _irregular(status: os.stat_result) -> OSError | None:
 
 
 def open_regular(path: Path, most: int) -> BinaryIO:
-    """Open a file for reading that is a regular one (or a link to one) of at most `most` bytes; never waits for it.
+    """Open a file for reading. It must be a regular file, or a link to one, of at most `most` bytes. Never blocks.
 
     Raises:
-        OSError: it is something else, or larger, or cannot be opened; `strerror` says why.
+        OSError: it is not a regular file, is too large, or cannot be opened; `strerror` gives the reason.
     """
     try:
-        # Before it is opened: opening a device may do something.
+        # Check before opening, because opening a device may have side effects.
         status = os.stat(path)
         if (problem := _irregular(status)) is None:
             descriptor = os.open(path, os.O_RDONLY | _FLAGS | _NONBLOCK)
-            # Again: it may have been replaced meanwhile.
+            # Check again, because the file may have been replaced meanwhile.
             status = os.fstat(descriptor)
             problem = _irregular(status)
             if problem is None and status.st_size > most:
@@ -126,7 +127,7 @@ def open_regular(path: Path, most: int) -> BinaryIO:
                 return open(descriptor, "rb")
             os.close(descriptor)
     except ValueError as error:
-        # A zero byte in the name.
+        # The name contains a zero byte.
         problem = OSError(errno.EINVAL, str(error))
     problem.filename = str(path)
     raise problem
@@ -136,10 +137,10 @@ def read_regular(path: Path, most: int) -> bytes:
     """Content of a regular file of at most `most` bytes.
 
     Raises:
-        OSError: it is something else, or larger, or cannot be read; `strerror` says why.
+        OSError: it is not a regular file, is too large, or cannot be read; `strerror` gives the reason.
     """
     with open_regular(path, most) as file:
-        # Memory for what is asked for is taken at once: no more than there is.
+        # `read` allocates the requested memory at once, so request no more than the size of the file.
         size = os.fstat(file.fileno()).st_size
         content = file.read(size + 1)
     if len(content) > size:
@@ -148,14 +149,14 @@ def read_regular(path: Path, most: int) -> bytes:
 
 
 class OpenFolder:
-    """A folder that is held open: what is written goes into it, also when another one has taken its place.
+    """A folder that is kept open. Files are written into it even if another folder has taken its place.
 
     Args:
-        path: of a folder that is there.
-        within: folder that `path` is directly in.
+        path: an existing folder.
+        within: the folder that directly contains `path`.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: the folder cannot be opened.
     """
 
     def __init__(self, path: Path, within: OpenFolder | None = None) -> None:
@@ -168,11 +169,11 @@ class OpenFolder:
 
     @property
     def descriptor(self) -> int | None:
-        """Of the folder; None where the system has none."""
+        """Descriptor of the folder; None if the system does not support it."""
         return self._at.get("dir_fd")
 
     def check(self) -> None:
-        """Called before every change; an heir may raise `FileError`."""
+        """Called before every change. Subclasses may raise `FileError`."""
 
     def _name(self, name: str) -> str:
         return name if self._at else str(self.path / name)
@@ -181,7 +182,7 @@ class OpenFolder:
         """Open a regular file of the folder, unbuffered, with the flags of `os.open`.
 
         Raises:
-            OSError: the system refused, or it is no regular file.
+            OSError: the system refused, or it is not a regular file.
         """
         descriptor = os.open(self._name(name), flags | _FLAGS | _NONBLOCK, 0o666, **self._at)
         if (problem := _irregular(os.fstat(descriptor))) is not None:
@@ -193,14 +194,14 @@ class OpenFolder:
         """Content of a regular file of the folder, up to `most` bytes.
 
         Raises:
-            OSError: the system refused, or it is no regular file.
+            OSError: the system refused, or it is not a regular file.
         """
         with self.open(name, os.O_RDONLY) as file, io.BufferedReader(file) as whole:
-            # Memory for what is asked for is taken at once: no more than there is.
+            # `read` allocates the requested memory at once, so request no more than the size of the file.
             return whole.read(min(most, os.fstat(file.fileno()).st_size))
 
     def names(self) -> list[str]:
-        """What is in the folder, in order; nothing where it was removed."""
+        """Names of the entries of the folder, in order. Empty if the folder was removed."""
         return sorted(os.listdir(self.path if self.descriptor is None else self.descriptor))
 
     def remove(self, name: str) -> None:
@@ -209,41 +210,41 @@ class OpenFolder:
         os.unlink(self._name(name), **self._at)
 
     def make_folder(self, name: str) -> None:
-        """Make a folder in the folder, where there is none of that name."""
+        """Make a subfolder, unless there is one of that name."""
         self.check()
         with contextlib.suppress(FileExistsError):
             os.mkdir(self._name(name), **self._at)
 
     @contextlib.contextmanager
     def writer(self, name: str, *, own: bool = False) -> Iterator[BinaryIO]:
-        """A binary file that replaces `name` when the block ends, and vanishes when it raises.
+        """A binary file that replaces `name` when the block ends. If the block raises an error, the file is removed.
 
         Args:
-            name: of the file.
-            own: nobody but this program keeps files in the folder, so that whatever killed processes left goes.
+            name: name of the file.
+            own: whether only this program keeps files in the folder, so that leftovers of killed processes are removed.
 
         Raises:
-            FileError: the system refused; names the path and the reason.
+            FileError: the system refused. The message gives the path and the reason.
         """
         temporary, held = "", None
         try:
             self.check()
             self._sweep(re.compile(rf"\.{'.*' if own else re.escape(name)}\.[0-9a-f]{{12}}\.tmp", re.DOTALL))
-            # O_EXCL fails where the name exists; the permissions are those of any new file.
+            # O_EXCL fails if the name exists. The permissions are those of any new file.
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS
             while True:
                 temporary = f".{name}.{secrets.token_hex(6)}.tmp"
                 file = open(os.open(self._name(temporary), flags, 0o666, **self._at), "wb")  # noqa: SIM115
                 if (held := _hold(file.fileno(), wait=True)) is None or os.fstat(held).st_nlink:
                     break
-                # Another process swept it away before it was locked.
+                # Another process removed the file before it was locked.
                 file.close()
                 os.close(held)
             with file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            # Writing takes time.
+            # Check again, because writing takes time.
             self.check()
             both = {"src_dir_fd": self.descriptor, "dst_dir_fd": self.descriptor} if self._at else {}
             os.replace(self._name(temporary), self._name(name), **both)
@@ -259,11 +260,11 @@ class OpenFolder:
                 os.close(held)
 
     def _sweep(self, leftover: re.Pattern[str]) -> None:
-        """Remove temporary files that no process writes any more; one that cannot be removed costs space only."""
+        """Remove temporary files that no process is writing. One that cannot be removed only takes up space."""
         with contextlib.suppress(OSError):
             for name in filter(leftover.fullmatch, self.names()):
                 if sys.platform == "win32":
-                    # Windows removes no file that is open.
+                    # Windows cannot remove a file that is open.
                     with contextlib.suppress(OSError):
                         os.unlink(self._name(name))
                     continue
@@ -275,23 +276,23 @@ class OpenFolder:
                             os.close(held)
 
     def write(self, name: str, data: bytes) -> None:
-        """Replace the content of the file `name` by `data`, all or nothing.
+        """Replace the content of the file `name` by `data`, completely or not at all.
 
         Raises:
-            FileError: the system refused; names the path and the reason.
+            FileError: the system refused. The message gives the path and the reason.
         """
         with self.writer(name) as file:
             file.write(data)
 
     def sync(self) -> None:
-        """Make renames in the folder durable, where the system can."""
+        """Make renames in the folder durable, if the system supports it."""
         if self.descriptor is not None:
-            # Some network file systems refuse to sync a folder; the rename is atomic there all the same.
+            # Some network file systems refuse to sync a folder. The rename is still atomic there.
             with contextlib.suppress(OSError):
                 os.fsync(self.descriptor)
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Close the folder."""
         if self.descriptor is not None:
             os.close(self.descriptor)
             self._at = {}
@@ -307,12 +308,12 @@ class OpenFolder:
 
 @contextlib.contextmanager
 def atomic_writer(path: Path, *, own: bool = False) -> Iterator[BinaryIO]:
-    """A binary file that replaces `path` when the block ends, and vanishes when it raises.
+    """A binary file that replaces `path` when the block ends. If the block raises an error, the file is removed.
 
-    Missing parent folders are made. With `own`, nobody but this program keeps files in the folder.
+    Missing parent folders are made. `own`: only this program keeps files in the folder.
 
     Raises:
-        FileError: the system refused; names the path and the reason.
+        FileError: the system refused. The message gives the path and the reason.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -324,10 +325,10 @@ def atomic_writer(path: Path, *, own: bool = False) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, data: bytes, *, own: bool = False) -> None:
-    """Replace the content of `path` by `data`, all or nothing; `own` as in `atomic_writer`.
+    """Replace the content of `path` by `data`, completely or not at all. `own`: see `atomic_writer`.
 
     Raises:
-        FileError: the system refused; names the path and the reason.
+        FileError: the system refused. The message gives the path and the reason.
     """
     with atomic_writer(path, own=own) as file:
         file.write(data)
@@ -335,24 +336,24 @@ def write_atomically(path: Path, data: bytes, *, own: bool = False) -> None:
 
 @dataclass(frozen=True)
 class OutputKind:
-    """A kind of file that a command writes where it is told to, and how such a file begins.
+    """A kind of file that commands write to a path given by the user, and how such files begin.
 
     Attributes:
-        name: for messages, for example `a report of stsbp`.
-        begins: matches the first bytes (of at most 4,096) of every such file.
+        name: name for messages, for example `a report of stsbp`.
+        begins: pattern that matches the first bytes (at most 4,096) of every such file.
     """
 
     name: str
     begins: re.Pattern[bytes]
 
     def place(self, path: Path) -> Path:
-        """Where the file is to be written: `path`, or what it links to. Asked before the work, and again after it.
+        """The path to write: `path`, or the target of a link. It is requested before the work, and again after it.
 
         Raises:
-            FileError: what is there is neither of this kind nor an empty file, so that it is not replaced.
+            FileError: the existing file is neither of this kind nor empty, so it must not be replaced.
         """
         try:
-            # Through a link: the link stays, what it leads to is judged and replaced.
+            # For a link, the target is checked and replaced, and the link stays.
             place = real(path)
             with open_regular(place, 2**62) as file:
                 head = file.read(4096)
@@ -361,7 +362,7 @@ class OutputKind:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise FileError(f"cannot write {path}: {reason}; choose another name") from error
-        # The lock of a run is empty, and would no longer be the one that a process holds.
+        # The lock file of a run is empty. A new file would not be the one that a process has locked.
         if (head and not self.begins.match(head)) or place.name == LOCK:
             raise FileError(
                 f"{path} is there already and is not {self.name}: it is not replaced. Choose another name, or remove "
@@ -373,6 +374,6 @@ class OutputKind:
         """Write the file, or replace one of the same kind.
 
         Raises:
-            FileError: the system refused, or something else is there.
+            FileError: the system refused, or the existing file is of another kind.
         """
         write_atomically(self.place(path), data)

@@ -1,7 +1,7 @@
-"""What Ctrl-C does: one unwinds the program and leaves nothing half done; several at once count as one.
+"""Handling of Ctrl-C. One interrupt unwinds the program and leaves no work half done. Several at once count as one.
 
-A terminal, a shell and a batch system may each pass the signal on, so that it comes twice within milliseconds. This
-module imports nothing heavy: it is there before anything else is.
+A terminal, a shell and a batch system may each pass the signal on, so that it arrives twice within milliseconds. This
+module imports nothing heavy, because it must be loaded before all other modules.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from typing import Any
 __all__ = ["EXIT_CODE", "INTERRUPTED", "PATIENCE", "Interrupts", "handled_by", "install"]
 
 EXIT_CODE = 130
-"""128 and the number of SIGINT."""
+"""Exit code: 128 plus the number of SIGINT."""
 INTERRUPTED = "Interrupted."
-"""What is said."""
+"""The message."""
 PATIENCE = 1.0
-"""Seconds within which further signals count as the first one."""
+"""Time in seconds in which further signals count as part of the first one."""
 
 
 @contextlib.contextmanager
 def handled_by(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """Let Ctrl-C, SIGTERM and SIGHUP, where the system has them, call `handler`; afterwards those of before."""
+    """Let Ctrl-C, SIGTERM and SIGHUP, if the system has them, call `handler`. Restores the previous handlers at the
+    end."""
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
@@ -38,12 +39,12 @@ def handled_by(handler: Callable[[int, FrameType | None], object]) -> Iterator[N
 
 
 class Interrupts:
-    """The handler of SIGINT outside of training: raises `KeyboardInterrupt` once; later signals end the process."""
+    """The handler of SIGINT outside of training. It raises `KeyboardInterrupt` once. Later signals end the process."""
 
     def __init__(self) -> None:
         self.first: float | None = None
         self.over = False
-        """Whether the command is done and Python only closes: nothing catches an exception any more."""
+        """Whether the command is done and Python is shutting down, so that no exception can be caught any more."""
 
     def __call__(self, _number: int, _frame: FrameType | None) -> None:
         if self.over:
@@ -55,28 +56,28 @@ class Interrupts:
             self.end()
 
     def close(self, code: object) -> None:
-        """The command is done, with an exit code; after an interrupt further signals no longer change it."""
+        """Called when the command is done, with an exit code. After an interrupt, further signals do not change it."""
         self.over = True
         if code == EXIT_CODE and signal.getsignal(signal.SIGINT) is self:
-            # Python gives handlers back while it closes; to ignore a signal stays.
+            # Python restores handlers while it shuts down, but an ignored signal stays ignored.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def end(self) -> None:
-        """End the process at once; every file is either whole or as it was."""
+        """End the process at once. Every file is either complete or unchanged."""
         try:
             os.write(2, f"{INTERRUPTED}\n".encode())
         finally:
             os._exit(EXIT_CODE)
 
     def unraisable(self, problem: Any) -> None:
-        """For `sys.unraisablehook`: an interrupt where Python cannot raise it, for example in a destructor."""
+        """A `sys.unraisablehook`, for an interrupt in places where Python cannot raise it, such as a destructor."""
         if issubclass(problem.exc_type, KeyboardInterrupt):
             self.end()
         sys.__unraisablehook__(problem)
 
 
 def install() -> Interrupts:
-    """Handle SIGINT, unless whoever started the process had it ignored; again: gives the handler that is there."""
+    """Handle SIGINT, unless it is ignored by the parent process. Repeated calls return the existing handler."""
     found = signal.getsignal(signal.SIGINT)
     if isinstance(found, Interrupts):
         return found

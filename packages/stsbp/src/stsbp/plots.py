@@ -1,4 +1,4 @@
-"""Plots by matplotlib, the extra `plots`, as PNG files: of networks, and what every plot shares."""
+"""Plots as PNG files with matplotlib (the extra `plots`): plots of networks, and functions that all plots share."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ __all__ = ["PLOT", "Box", "Link", "boxes", "check_plots", "new_figure", "plot_ne
 
 _SOFTWARE = "stsbp"
 PLOT = OutputKind("a plot of stsbp", re.compile(rb"\x89PNG\r\n.{0,200}Software\x00stsbp", re.DOTALL))
-"""What a plot may replace."""
+"""The kind of file that a plot may replace."""
 
 
 def check_plots() -> None:
-    """Raise `ConfigError` where matplotlib is missing, before anything is measured."""
+    """Raise `ConfigError` if matplotlib is missing, before any measurement starts."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError('--plot needs matplotlib; install it with: python -m pip install "stsbp[plots]"')
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches, that needs no screen."""
+    """An empty figure of a size in inches. It needs no screen."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -49,7 +49,7 @@ def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG.
 
     Raises:
-        FileError: the file cannot be written, or something else is there.
+        FileError: the file cannot be written, or an existing file is of another kind.
     """
     with atomic_writer(PLOT.place(path)) as file:
         figure.savefig(file, format="png", dpi=150, metadata={"Software": _SOFTWARE})
@@ -57,7 +57,7 @@ def save(figure: Figure, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Link:
-    """An arrow from the box `source`, `delay` steps before; `text` beside it."""
+    """An arrow from the box `source`, with a delay of `delay` steps and the label `text`."""
 
     source: str
     delay: int = 0
@@ -66,14 +66,14 @@ class Link:
 
 @dataclass
 class Box:
-    """A node as it is drawn, or a population with the weights that it alone reads.
+    """A node in the drawing, or a population together with weights that only it reads.
 
     Attributes:
         kind: `input`, `neurons`, `add` or `other`.
         text: lines of text.
-        links: from what it reads; a recurrence links a box with itself.
-        depth: boxes on the longest way from the input.
-        place: across, 0 in the middle.
+        links: arrows from the boxes that it reads. A recurrence links a box to itself.
+        depth: number of boxes on the longest path from the input.
+        place: horizontal position; 0 is the middle.
     """
 
     kind: str
@@ -84,7 +84,7 @@ class Box:
 
 
 def boxes(network: NetworkSpec) -> dict[str, Box]:
-    """What is drawn of a network, by the names of nodes, in their order."""
+    """The boxes of a network by the names of nodes, in the order of the nodes."""
     graph = network.graph
     nodes = {node.name: node for node in graph.nodes}
     own = {name for names in graph.recurrent.values() for name in names}
@@ -134,7 +134,7 @@ def _kind(node: Node) -> str:
 
 
 def _lines(node: Node, weights: Sequence[Node], own: set[str]) -> list[str]:
-    """What a box says of its node: weights and model of neurons."""
+    """The text of a box: its weights and its neuron model."""
     if isinstance(node.op, Input):
         return [node.op.coding]
     if isinstance(node.op, Neurons):
@@ -145,7 +145,7 @@ def _lines(node: Node, weights: Sequence[Node], own: set[str]) -> list[str]:
 
 _COLOURS = {"input": "0.85", "neurons": "#cfe2f3", "add": "#fce5cd", "other": "white"}
 _WIDE, _HIGH = 2.6, 1.05
-"""Inches between boxes."""
+"""Distances between boxes in inches."""
 
 
 def plot_network(network: NetworkSpec, path: Path) -> None:
@@ -181,7 +181,7 @@ def _box(axes: Axes, box: Box) -> Text:
 
 
 def _arrow(axes: Axes, shown: dict[str, Text], drawn: dict[str, Box], link: Link, name: str, number: int) -> None:
-    """An arrow between boxes, the one of this `number` between the two; bent where it passes others."""
+    """An arrow between boxes. `number` counts the arrows between the same two. It is bent if it passes other boxes."""
     (x, y), (x0, y0) = shown[name].get_position(), shown[link.source].get_position()
     arrow: dict[str, Any] = {"arrowstyle": "-|>", "color": "0.3", "linewidth": 0.9, "shrinkA": 1, "shrinkB": 1}
     if link.source == name:

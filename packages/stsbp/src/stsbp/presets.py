@@ -1,10 +1,11 @@
-"""Presets: what `stsbp train DATASET` takes where neither a file nor a flag says otherwise, and published experiments.
+"""Presets: the defaults of `stsbp train DATASET` for settings that neither a file nor an option sets, and published
+experiments.
 
-The preset of a data set stands in its module (`stsbp.datasets.info.DatasetInfo.preset`); what it leaves out keeps the
-default of `stsbp.config.RunConfig`.
+The preset of a data set is in its module (`stsbp.datasets.info.DatasetInfo.preset`). Settings that it does not contain
+keep the defaults of `stsbp.config.RunConfig`.
 
-A named preset (`--preset NAME`) lies over that of its data set and holds only what its source says: settings that the
-source leaves open are those of the data set's preset.
+A named preset (`--preset NAME`) overrides the preset of its data set. It contains only settings that its source states.
+All other settings come from the preset of the data set.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ __all__ = ["PRESETS", "NamedPreset", "Published", "preset"]
 
 
 def preset(dataset: str, loss: str) -> Mapping[str, Setting]:
-    """Settings for a data set and a loss, an unknown name none.
+    """Settings for a data set and a loss. Empty for an unknown name.
 
-    `folder:PATH` takes those of `images`, `sequences:PATH` those of `sequences`.
+    `folder:PATH` uses the settings of `images`, and `sequences:PATH` those of `sequences`.
     """
     if not is_known(dataset):
         return {}
@@ -35,7 +36,7 @@ def preset(dataset: str, loss: str) -> Mapping[str, Setting]:
 
 
 class Published(NamedTuple):
-    """A published accuracy in percent, and under which conditions it was reached."""
+    """A published accuracy in percent, and the conditions under which it was measured."""
 
     accuracy: float
     conditions: str
@@ -46,12 +47,12 @@ class NamedPreset:
     """The settings of a published experiment, or of a published network.
 
     Attributes:
-        dataset: the data set that it was published on.
+        dataset: the data set for which it was published.
         source: where the settings come from.
-        settings: what the source says, by the names of `stsbp.config.RunConfig`.
-        published: the figure to compare with; None: none is known.
-        similar: other data sets that the settings make sense for, because their inputs have the same shape.
-        remark: what differs from the source all the same.
+        settings: settings that the source states, by the names of `stsbp.config.RunConfig`.
+        published: the result to compare with; None: no result is known.
+        similar: other data sets for which the settings make sense, because their inputs have the same shape.
+        remark: remaining differences from the source.
     """
 
     name: str
@@ -264,4 +265,4 @@ def _named() -> dict[str, NamedPreset]:
 
 
 PRESETS: Mapping[str, NamedPreset] = MappingProxyType(_named())
-"""Every named preset by its name."""
+"""All named presets by name."""

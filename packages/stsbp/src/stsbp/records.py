@@ -1,8 +1,8 @@
-"""The JSON files that stsbp writes and reads back: one record for each, and one way to read them.
+"""The JSON files that stsbp writes and reads back. There is one record class for each, and one way to read them.
 
-A file may have been damaged or forged: types are strict, numbers finite and within bounds, lists not nested beyond
-measure. Keys that a record does not name are left alone, so that files of other versions still read; what came after
-the first version has a default.
+A file may be damaged or forged. Types are therefore strict, numbers must be finite and within bounds, and the nesting
+of lists is limited. Keys that a record does not name are ignored, so that files of other versions can be read. Fields
+added after the first version have defaults.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 DEEPEST = 16
-"""Lists and objects within each other; those that stsbp writes are 6 deep at most."""
+"""Largest depth of nested lists and objects. Those that stsbp writes are at most 6 deep."""
 _LONGEST_INTEGER = 20
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
@@ -45,13 +45,13 @@ Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Record(BaseModel):
-    """Values of the right type, finite, within bounds."""
+    """A record of values with the right types, finite and within bounds."""
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Description(Record):
-    """What `last.json` and `best.json` say of their tensors."""
+    """The description of their tensors in `last.json` and `best.json`."""
 
     file: str
     sha256: Digest
@@ -98,7 +98,7 @@ class Best(Record):
 
 
 class Progress(Record):
-    """What `last.json` says besides, so that a run can go on: where it was, its sums, and the best epoch so far."""
+    """Further contents of `last.json`, from which a run can continue: position, sums, and the best epoch so far."""
 
     config: str
     data: str
@@ -116,7 +116,7 @@ class Progress(Record):
 
 
 class InputsRecord(Record):
-    """What a network must know of its data: the fields of `stsbp.training.build.Inputs`."""
+    """Properties of the data that a network needs: the fields of `stsbp.training.build.Inputs`."""
 
     shape: Annotated[list[Size], Field(min_length=1, max_length=3)]
     coding: Literal["direct", "events"]
@@ -133,7 +133,7 @@ class InputsRecord(Record):
 
 
 class Trained(Record):
-    """What a checkpoint says besides, so that its network can be used."""
+    """Further contents of a checkpoint, with which its network can be used."""
 
     config: str
     data: str
@@ -148,7 +148,7 @@ class _Grid(Record):
 
 
 class Figures(Record):
-    """Loss, spike rates, and how good the samples were read: accuracies, figures of spike times, or both."""
+    """Loss, spike rates, and the quality of the outputs: accuracies, measures of spike times, or both."""
 
     loss: float
     rates: dict[str, float]
@@ -206,7 +206,7 @@ _LINE: TypeAdapter[_Step | _Epoch | _Evaluation] = TypeAdapter(
 
 
 class Start(Record):
-    """A start of a run, in `environment.json`."""
+    """A start of a run, an entry of `environment.json`."""
 
     versions: dict[str, str]
     time: str | None = None
@@ -223,7 +223,7 @@ class Start(Record):
 
 
 class Seed(Record):
-    """The figures of a seed, in `experiment.json`."""
+    """The results of a seed, an entry of `experiment.json`."""
 
     seed: int
     run: str
@@ -257,7 +257,7 @@ class Cache(Record):
 
 
 class Manifest(Record):
-    """Digests of data files by name, each with size, modification and change time before it."""
+    """Digests of data files by name. Each is preceded by the size, modification time and change time of the file."""
 
     format: int
     files: dict[str, Annotated[list[int | str], Field(min_length=4, max_length=4)]]
@@ -271,13 +271,13 @@ def parse(text: bytes) -> Any:
     """The JSON values of a file.
 
     Raises:
-        ValueError: it is no JSON in UTF-8, or has numbers that are not finite or more than `DEEPEST` levels.
+        ValueError: it is not JSON in UTF-8, has numbers that are not finite, or has more than `DEEPEST` levels.
     """
     try:
         value = json.loads(text.decode(), parse_constant=_number, parse_float=_number, parse_int=_integer)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    # Where there are so few brackets, none can be so deep.
+    # With few brackets, the nesting cannot be too deep.
     if text.count(b"[") + text.count(b"{") > DEEPEST and _deeper_than(value, DEEPEST):
         raise ValueError("it is nested too deeply")
     return value
@@ -307,13 +307,13 @@ def read(kind: type[R], value: Any) -> R:
     """A record from JSON values.
 
     Raises:
-        ValueError: they are not what the record says; `why` tells.
+        ValueError: the values do not fit the record; `why` gives the reason.
     """
     return kind.model_validate(value)
 
 
 def why(error: ValueError) -> str:
-    """What is wrong, in a few words: `best.epoch: input should be a valid integer`."""
+    """A short reason for the error: `best.epoch: input should be a valid integer`."""
     if not isinstance(error, ValidationError):
         return str(error)
     problem = error.errors(include_url=False, include_input=False)[0]
@@ -323,7 +323,7 @@ def why(error: ValueError) -> str:
 
 
 def metrics_line(line: bytes) -> dict[str, Any]:
-    """A line of `metrics.jsonl`, with all that its kind says.
+    """A line of `metrics.jsonl`, with all fields of its kind.
 
     Raises:
         ValueError: it is damaged.
@@ -334,17 +334,17 @@ def metrics_line(line: bytes) -> dict[str, Any]:
 
 
 def starts(text: bytes) -> list[dict[str, Any]]:
-    """Every start that `environment.json` holds, oldest first, without damaged ones; none where it is no JSON."""
+    """All starts in `environment.json`, oldest first, without damaged ones. Empty if the text is not JSON."""
     return _undamaged(Start, text, "starts")
 
 
 def seeds(text: bytes, version: int) -> list[dict[str, Any]]:
-    """The figures of each seed that `experiment.json` of this version of it holds, without damaged ones."""
+    """The results of all seeds in an `experiment.json` of this version, without damaged ones."""
     return _undamaged(Seed, text, "seeds", version)
 
 
 def _undamaged(kind: type[Record], text: bytes, key: str, version: int | None = None) -> list[dict[str, Any]]:
-    """Those of the list `key` that are records of a kind; none where there is none, or it is of another version."""
+    """The entries of the list `key` that are valid records. Empty if there is no list, or for another version."""
     try:
         content = parse(text)
         found = content[key] if version in (None, content.get("format")) else []

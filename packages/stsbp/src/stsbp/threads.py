@@ -1,4 +1,4 @@
-"""How many threads numerical libraries take."""
+"""The number of threads that numerical libraries use."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import os
 __all__ = ["MOST_THREADS", "cores", "thread_count"]
 
 MOST_THREADS = 1024
-"""As many as may be asked for."""
+"""The largest number of threads that can be requested."""
 
 
 def thread_count(wanted: int = 0) -> int:
-    """Threads that numerical libraries take: `wanted`, or where it is 0 `OMP_NUM_THREADS`, or the usable cores."""
+    """Number of threads of numerical libraries: `wanted`. If that is 0, `OMP_NUM_THREADS`, or the usable cores."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return wanted or (int(asked) if asked.isdecimal() and len(asked) < 10 else 0) or cores()
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""synapses/avgpool2d.py by kernels/avgpool2d.cu."""
+"""The synapses/avgpool2d.py of the spec, with kernels/avgpool2d.cu."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["backward", "forward"]
 
 
 def forward(rt: Runtime, pool: AvgPool2d, s: Array) -> tuple[Array, Shape]:
-    """Means or sums of windows, `[T, B, C, H // rows, W // columns]`; the residual is the input's shape in memory."""
+    """Means or sums of windows, `[T, B, C, H // rows, W // columns]`. The residual is the input's shape in memory."""
     s = memory(rt, s if s.dtype == np.uint8 else s.astype(np.float32))
     *lead, height, width, channels = s.shape
     rows, columns = pool.sizes
@@ -25,7 +25,7 @@ def forward(rt: Runtime, pool: AvgPool2d, s: Array) -> tuple[Array, Shape]:
 
 
 def backward(rt: Runtime, pool: AvgPool2d, shape: Shape, d: Array) -> Array:
-    """Each input receives its window's error, divided where the mean was taken; dropped rows and columns zero."""
+    """Each input gets the error of its window, divided if the mean was taken. Dropped rows and columns get zero."""
     d = memory(rt, d)
     ds = rt.empty(shape, np.float32)
     height, width, channels = shape[-3:]

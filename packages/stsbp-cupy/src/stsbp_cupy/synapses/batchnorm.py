@@ -1,4 +1,4 @@
-"""Batch normalisation, spec: synapses/batchnorm.py: its sums by kernels/batchnorm.cu, and float64 on their numbers."""
+"""Batch normalisation (spec: synapses/batchnorm.py): sums in kernels/batchnorm.cu, the other steps in float64."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Wide", "error_moments", "moments"]
 
 
 class Wide(batchnorm.Wide):
-    """Float64 arrays of the runtime; no operation waits for the device."""
+    """Operations on float64 arrays of the runtime. No operation waits for the device."""
 
     def __init__(self, rt: Runtime) -> None:
         self._xp = rt.xp
@@ -29,7 +29,7 @@ class Wide(batchnorm.Wide):
 
 
 def moments(rt: Runtime, z: Array, exponent: Array) -> Array:
-    """`batchnorm.moments`, int64 `[3, C]`; no transfer from the device."""
+    """`batchnorm.moments`, int64 `[3, C]`, without a transfer from the device."""
     rows = _rows(rt, z)
     found = rt.xp.zeros((3, rows.shape[1]), np.uint64)
     rt.launch("norm_moments", min(rt.reduction_threads, rows.size), rows, exponent, found, *rows.shape)
@@ -40,7 +40,7 @@ def moments(rt: Runtime, z: Array, exponent: Array) -> Array:
 
 
 def error_moments(rt: Runtime, dy: Array, z: Array, exponent: Array) -> Array:
-    """`batchnorm.error_moments`, float64 `[3, C]`; no transfer from the device."""
+    """`batchnorm.error_moments`, float64 `[3, C]`, without a transfer from the device."""
     rows = _rows(rt, z)
     found: Array = rt.xp.zeros((3, rows.shape[1]), np.float64)
     threads = min(rt.reduction_threads, rows.size)
@@ -49,6 +49,6 @@ def error_moments(rt: Runtime, dy: Array, z: Array, exponent: Array) -> Array:
 
 
 def _rows(rt: Runtime, x: Array) -> Array:
-    """`[T, B, C, ...]` as it lies, `[n, C]`."""
+    """`[T, B, C, ...]` as rows `[n, C]`, in the order of memory."""
     channels = x.shape[2]
     return memory(rt, x).reshape(-1, channels)

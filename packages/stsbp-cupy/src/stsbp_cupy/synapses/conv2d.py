@@ -1,4 +1,4 @@
-"""synapses/conv2d.py by kernels/im2col.cu and matrix products, in chunks of frames, which bounds memory."""
+"""The synapses/conv2d.py of the spec, with kernels/im2col.cu and matrix products. Chunks of frames limit the memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LETTERS = {np.dtype(np.float16): "f16", np.dtype(np.float32): "f32", np.dtype(n
 
 
 class Residuals(NamedTuple):
-    """Input frames `[T, B, H, W, C]` and weights as rows `[C', fan-in]`, of groups `[groups, C' / groups, fan-in]`."""
+    """Input frames `[T, B, H, W, C]`, and weights as rows `[C', fan-in]`; of groups `[groups, C' / groups, fan-in]`."""
 
     s: Array
     rows: Array
@@ -33,7 +33,7 @@ def _geometry(conv: Conv2d, frames: Array) -> tuple[int, ...]:
 
 
 def _chunks(rt: Runtime, conv: Conv2d, frames: Array, itemsize: int) -> Iterator[tuple[slice, slice]]:
-    """Slices of frames and of the windows in them, so that unfolded windows fit `chunk_bytes`."""
+    """Slices of frames and of their windows, such that the unfolded windows fit in `chunk_bytes`."""
     channels, _, _, rows, columns, *_ = _geometry(conv, frames)
     windows = rows * columns
     size = max(1, rt.chunk_bytes // (windows * conv.area * channels * itemsize))
@@ -43,7 +43,7 @@ def _chunks(rt: Runtime, conv: Conv2d, frames: Array, itemsize: int) -> Iterator
 
 
 def _unfold(rt: Runtime, conv: Conv2d, frames: Array, dtype: Any) -> Array:
-    """`[n, H, W, C]` to windows `[n H' W', rows columns C]`, of groups `[groups, n H' W', rows columns C / groups]`."""
+    """`[n, H, W, C]` to windows `[n H' W', rows columns C]`; groups: `[groups, n H' W', rows columns C / groups]`."""
     own = frames.shape[-1] // conv.groups
     windows = _empty_windows(rt, conv, frames, dtype)
     lanes = 4 if lanes_of(own, frames, windows) == 4 else lanes_of(own, frames, windows, most=2)
@@ -63,7 +63,7 @@ def _empty_windows(rt: Runtime, conv: Conv2d, frames: Array, dtype: Any) -> Arra
 
 
 def _by_group(rt: Runtime, conv: Conv2d, rows: Array) -> Array:
-    """`[n, C']` as `[groups, n, C' / groups]`; as it is where there is one group."""
+    """`[n, C']` as `[groups, n, C' / groups]`. Unchanged if there is only one group."""
     if conv.groups == 1:
         return rows
     parts: Array = rt.xp.ascontiguousarray(rows.reshape(len(rows), conv.groups, -1).swapaxes(0, 1))
@@ -78,7 +78,7 @@ def _fold(rt: Runtime, conv: Conv2d, windows: Array, ds: Array) -> None:
 
 
 def forward(rt: Runtime, conv: Conv2d, s: Array, wq: Array) -> tuple[Array, Residuals]:
-    """`z = W * s`, `[T, B, C', H', W']`; of `wq` in half precision on tensor cores."""
+    """`z = W * s`, `[T, B, C', H', W']`. If `wq` is in half precision, tensor cores compute it."""
     s = memory(rt, s if s.dtype == np.uint8 else s.astype(np.float32, copy=False))
     steps, batch, height, width, channels = s.shape
     frames = s.reshape(-1, height, width, channels)
@@ -108,7 +108,7 @@ def backward(
     need_input: bool,
     need_weights: bool = True,
 ) -> tuple[Array | None, Array | None]:
-    """`(ds, dW)`; products in float64 for `reproducible`, where every sum is exact."""
+    """`(ds, dW)`. For `reproducible`, products are in float64, and every sum is exact."""
     dtype = np.dtype(np.float64 if precision == "reproducible" else np.float32)
     s, rows = residuals
     frames = s.reshape(-1, *s.shape[2:])

@@ -1,4 +1,4 @@
-"""synapses/dropout.py and random.keep_mask by kernels/dropout.cu."""
+"""The synapses/dropout.py and random.keep_mask of the spec, with kernels/dropout.cu."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["apply", "keep_mask"]
 
 
 def keep_mask(rt: Runtime, seed: int, layer: int, step: int, shape: Shape, rate: float, first: int = 0) -> Array:
-    """Dropout mask of `shape` `[B, ...]` from sample `first` of the batch on: 0 with probability `rate`, else 1."""
+    """Dropout mask of `shape` `[B, ...]`: 0 with probability `rate`, else 1. `first`: number of its first sample."""
     spatial = len(shape) >= 4
     channels, area = (shape[-3], shape[-2] * shape[-1]) if spatial else (1, math.prod(shape))
     mask = rt.empty((*shape[:-3], *shape[-2:], channels) if spatial else shape, np.uint8)
@@ -28,7 +28,7 @@ def keep_mask(rt: Runtime, seed: int, layer: int, step: int, shape: Shape, rate:
 
 
 def apply(rt: Runtime, mask: Array, s: Array) -> Array:
-    """`s * mask`, `[T, B, ...]` times `[B, ...]`; its own adjoint."""
+    """`s * mask`, `[T, B, ...]` times `[B, ...]`. This operation is its own adjoint."""
     s, mask = memory(rt, s), memory(rt, mask)
     out = rt.empty_like(s)
     rt.launch("dropout_u8" if s.dtype == np.uint8 else "dropout_f32", s.size, s, mask, out, s.size, mask.size)

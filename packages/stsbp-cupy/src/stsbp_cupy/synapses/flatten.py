@@ -1,4 +1,4 @@
-"""synapses/flatten.py: the order of memory, channels last, becomes the spec's."""
+"""The synapses/flatten.py of the spec: converts the channels-last order of memory to the order of the spec."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["backward", "forward"]
 
 
 def forward(rt: Runtime, flatten: Flatten, s: Array) -> tuple[Array, Shape]:
-    """`[T, B, N]`; the residual is the input's shape."""
+    """`[T, B, N]`. The residual is the shape of the input."""
     flat: Array = rt.xp.ascontiguousarray(s).reshape(*s.shape[:2], -1)
     return flat, s.shape
 
 
 def backward(rt: Runtime, flatten: Flatten, shape: Shape, d: Array) -> Array:
-    """The same numbers in the input's shape."""
+    """The same numbers in the shape of the input."""
     return logical(rt, memory(rt, d.reshape(shape)))

@@ -1,4 +1,4 @@
-"""synapses/linear.py as matrix products."""
+"""The synapses/linear.py of the spec, as matrix products."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["Residuals", "backward", "forward"]
 
 
 class Residuals(NamedTuple):
-    """Input `[T, B, N]` or `[T, B, H, W, C]` in memory order, weights as rows in the order of one sample's input."""
+    """Input `[T, B, N]` or `[T, B, H, W, C]` in memory order, and weights as rows in the order of a sample's input."""
 
     s: Array
     rows: Array
 
 
 def forward(rt: Runtime, linear: Linear, s: Array, wq: Array) -> tuple[Array, Residuals]:
-    """`z = W s`, `[T, B, N]`; of `wq` in half precision on tensor cores."""
+    """`z = W s`, `[T, B, N]`. If `wq` is in half precision, tensor cores compute it."""
     rows = channels_last_rows(rt, wq, s.shape[2:]) if s.ndim == 5 else rt.xp.ascontiguousarray(wq)
     s = memory(rt, s)
     flat = s.reshape(s.shape[0] * s.shape[1], -1)
@@ -41,7 +41,7 @@ def backward(
     need_input: bool,
     need_weights: bool = True,
 ) -> tuple[Array | None, Array | None]:
-    """`(ds, dW)`; products in float64 for `reproducible`, where every sum is exact."""
+    """`(ds, dW)`. For `reproducible`, products are in float64, and every sum is exact."""
     dtype = np.float64 if precision == "reproducible" else np.float32
     s, rows = residuals
     error = memory(rt, dz).reshape(-1, linear.units).astype(dtype, copy=False)

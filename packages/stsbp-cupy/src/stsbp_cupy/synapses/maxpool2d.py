@@ -1,4 +1,4 @@
-"""synapses/maxpool2d.py by kernels/maxpool2d.cu."""
+"""The synapses/maxpool2d.py of the spec, with kernels/maxpool2d.cu."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["Residuals", "backward", "forward"]
 
 
 class Residuals(NamedTuple):
-    """The number of each window's first largest input, int32, and the input's shape, both in memory order."""
+    """The index of each window's first maximum, int32, and the shape of the input, both in memory order."""
 
     first: Array
     shape: Shape
 
 
 def forward(rt: Runtime, pool: MaxPool2d, s: Array) -> tuple[Array, Residuals]:
-    """The largest of windows, `[T, B, C, H // rows, W // columns]`, uint8 where the input is."""
+    """The maximum of each window, `[T, B, C, H // rows, W // columns]`, uint8 if the input is uint8."""
     s = memory(rt, s if s.dtype == np.uint8 else s.astype(np.float32))
     *lead, height, width, channels = s.shape
     rows, columns = pool.sizes
@@ -34,7 +34,7 @@ def forward(rt: Runtime, pool: MaxPool2d, s: Array) -> tuple[Array, Residuals]:
 
 
 def backward(rt: Runtime, pool: MaxPool2d, residuals: Residuals, d: Array) -> Array:
-    """The first largest input of a window receives its error, all others zero."""
+    """The first maximum of a window gets the window's error. All other inputs get zero."""
     d, first = memory(rt, d), residuals.first
     ds = rt.empty(residuals.shape, np.float32)
     height, width, channels = residuals.shape[-3:]

@@ -1,4 +1,5 @@
-"""synapses/upsample2d.py by elementwise operations of the array module, each of which rounds once."""
+"""The synapses/upsample2d.py of the spec, with elementwise operations of the array module, each of which rounds
+once."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ def forward(rt: Runtime, up: Upsample2d, s: Array) -> tuple[Array, None]:
 
 
 def backward(rt: Runtime, up: Upsample2d, residuals: None, d: Array) -> Array:
-    """The sum of each block's errors, row by row."""
+    """The sum of the errors of each block, row by row."""
     d = memory(rt, d)
     rows, columns = up.factors
     first, *others = (d[..., i::rows, j::columns, :] for i in range(rows) for j in range(columns))

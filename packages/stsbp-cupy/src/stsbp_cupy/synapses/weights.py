@@ -1,4 +1,4 @@
-"""Weights as the matrix products read them."""
+"""Weights in the memory order that the matrix products read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def channels_last_rows(rt: Runtime, wq: Array, shape: Shape) -> Array:
     """Weights `[out, C H W]` or `[out, C, H, W]` as rows `[out, H W C]`, the order of activations in memory.
 
     Args:
-        rt: where the weights are.
+        rt: runtime of the weights.
         wq: the weights.
         shape: `(C, H, W)` of one row.
     """

@@ -1,4 +1,5 @@
-"""How images, recordings and labels become sequences of T steps; numpy only, the same bits for every backend."""
+"""Encoders turn images, recordings and labels into sequences of T steps. They only use numpy and are the same for all
+backends."""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
 """Events of a dynamic vision sensor as frames, the input of every time step.
 
 A recording is a list of events (column `x`, row `y`, polarity `p`, time `t` in microseconds). The window
-`[start, start + window)` is cut into T equal bins, bin `floor((t - start) * T / window)` in exact integers; events
-outside it are dropped. Channel 0 holds OFF events (`p = 0`), channel 1 ON events; with one channel polarities merge.
+`[start, start + window)` is cut into T equal bins. An event is in bin `floor((t - start) * T / window)`, computed in
+exact integers. Events outside the window are dropped. Channel 0 holds OFF events (`p = 0`), channel 1 ON events. With
+one channel, polarities are merged.
 
-N-MNIST was recorded by a camera that makes three saccades of equal length, which moves the picture along a triangle,
-`(+3.5, +7)`, `(+3.5, -7)` and `(-7, 0)` pixels. Two options undo what that does: only the first saccade is kept, or
-each event is put back by the way that the picture has gone so far (stabilisation).
+N-MNIST was recorded by a camera that makes three saccades of equal length. They move the picture along a triangle, by
+`(+3.5, +7)`, `(+3.5, -7)` and `(-7, 0)` pixels. Two options deal with this motion. One keeps only the first saccade.
+The other, stabilisation, shifts each event back by the distance that the picture has moved so far.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ __all__ = ["SACCADE_US", "EventBinning", "bin_events", "stabilise_events"]
 SACCADE_US = 105_000
 """Length of a saccade of N-MNIST in microseconds."""
 _LARGEST = {"steps": 2**20, "height": 2**14, "width": 2**14, "window_us": 2**40, "start_us": 2**40, "saccade_us": 2**40}
-"""Within these the products of times and steps are exact in 64 bits."""
+"""Up to these limits, products of times and numbers of steps are exact in 64 bits."""
 
 
 @dataclass(frozen=True)
 class EventBinning:
-    """How recordings become frames; hashable, and part of the key of cached frames.
+    """How recordings become frames. Instances are hashable, and part of the key of cached frames.
 
     `window_us` None takes a recording from `start_us` to its last event. `binary` frames say whether a pixel had any
     event in the bin; otherwise they count events, clipped at 255. With `first_saccade` events after the first
-    `saccade_us` are dropped, with `stabilise` the saccades' motion is undone as in `stabilise_events`.
+    `saccade_us` are dropped. With `stabilise` the motion of the saccades is removed as in `stabilise_events`.
 
     Raises:
         SpecError: a field is outside its domain.
@@ -71,10 +72,10 @@ class EventBinning:
         return (self.polarities, self.height, self.width)
 
     def length(self, t: AnyArray) -> int:
-        """Steps of a recording of its own length: up to that of its last event in the window, at least 1.
+        """Number of steps of a recording: up to the step of its last event in the window, at least 1.
 
         Args:
-            t: time of each event as in `bin_events`, `[n]`. Without a fixed window every recording has all steps.
+            t: time of each event as in `bin_events`, `[n]`. Without a fixed window, every recording has all steps.
         """
         if self.window_us is None:
             return self.steps
@@ -84,7 +85,7 @@ class EventBinning:
         return int(inside.max(initial=0)) * self.steps // self.window_us + 1
 
     def frames(self, x: AnyArray, y: AnyArray, p: AnyArray, t: AnyArray) -> UInt8:
-        """Frames `[T, C, H, W]` of one recording, its events as in `bin_events`."""
+        """Frames `[T, C, H, W]` of one recording. The events are given as in `bin_events`."""
         return bin_events(
             *self._shown(x, y, p, t),
             shape=(self.polarities, self.height, self.width),
@@ -95,10 +96,10 @@ class EventBinning:
         )
 
     def step_of(self, t: int) -> int:
-        """The step of an event at `t` of a stream, whose steps go on after the window; negative: before the first.
+        """The step of an event at time `t` of a stream. Steps continue after the window, and are negative before it.
 
         Raises:
-            SpecError: the window ends with the last event, which a stream does not know.
+            SpecError: the window ends with the last event, which is unknown in a stream.
         """
         if self.window_us is None:
             raise SpecError(
@@ -107,7 +108,8 @@ class EventBinning:
         return (t - self.start_us) * self.steps // self.window_us
 
     def add(self, frame: UInt8, x: AnyArray, y: AnyArray, p: AnyArray, t: AnyArray) -> None:
-        """Add events to the frame `[C, H, W]` of their step, in place; all of them at once give that of `frames`."""
+        """Add events to the frame `[C, H, W]` of their step, in place. All events together give the frame of
+        `frames`."""
         x, y, p, t = self._shown(x, y, p, t)
         more = bin_events(x, y, p, np.zeros_like(t), shape=frame.shape, steps=1, window_us=1, binary=self.binary)[0]
         frame[...] = np.maximum(frame, more) if self.binary else np.minimum(frame.astype(np.int64) + more, 255)
@@ -115,7 +117,7 @@ class EventBinning:
     def _shown(
         self, x: AnyArray, y: AnyArray, p: AnyArray, t: AnyArray
     ) -> tuple[AnyArray, AnyArray, AnyArray, AnyArray]:
-        """Events that are not dropped, where they are shown."""
+        """The events that are not dropped, at their final positions."""
         _check_events(x, y, p, t, self.height, self.width)
         if self.first_saccade:
             kept = t < self.saccade_us
@@ -128,21 +130,22 @@ class EventBinning:
 
 
 def stabilise_events(x: AnyArray, y: AnyArray, t: AnyArray, *, saccade_us: int = SACCADE_US) -> tuple[Int64, Int64]:
-    """Put each event where its point of the picture was when the recording began.
+    """Move each event to the position that its point of the picture had at the beginning of the recording.
 
-    Within a saccade the picture is taken to move steadily, as N-MNIST's authors do; places are rounded to whole pixels,
-    halves up, in exact integers.
+    Within a saccade, the picture is assumed to move at constant speed, as N-MNIST's authors also assume. Positions are
+    rounded to whole pixels, with halves rounded up, in exact integers.
 
     Args:
         x, y: column and row of each event, `[n]` integers.
-        t: time in microseconds since the recording began, `[n]` integers; after the third saccade it goes on.
+        t: time in microseconds since the recording began, `[n]` integers. After the third saccade, its motion
+            continues.
         saccade_us: length of a saccade.
 
     Returns:
-        Columns and rows `[n]`; those of events near the border may lie outside the sensor.
+        Columns and rows `[n]`. Events near the border may end up outside the sensor.
     """
     x, y, t = x.astype(np.int64), y.astype(np.int64), t.astype(np.int64)
-    # A moment between two saccades belongs to both. Ways are in units of half a pixel / saccade_us.
+    # The boundary of two saccades belongs to both. Distances are in units of half a pixel / saccade_us.
     first, second, third = (np.clip(t - k * saccade_us, 0, saccade_us) for k in range(3))
     third += np.maximum(0, t - 3 * saccade_us)
     right = 7 * first + 7 * second - 14 * third
@@ -172,7 +175,7 @@ def bin_events(
         shape: `(C, H, W)` of a frame, C 1 or 2.
         steps: T.
         window_us: length of the window in microseconds; None ends it with the last event.
-        start_us: where the window begins.
+        start_us: time at which the window begins.
         binary: 0/1 frames instead of counts (clipped at 255).
 
     Returns:
@@ -211,7 +214,7 @@ def bin_events(
 
 
 def _check_events(x: AnyArray, y: AnyArray, p: AnyArray, t: AnyArray, height: int, width: int) -> None:
-    """Raise what `bin_events` raises for columns that are no events of a sensor."""
+    """Raise the errors of `bin_events` for arrays that are not events of a sensor of this size."""
     for name, values in (("x", x), ("y", y), ("p", p), ("t", t)):
         if values.shape != (len(x),) or values.dtype.kind not in "iub":
             raise ShapeError(

@@ -1,6 +1,6 @@
 """Class labels as spike sequences: `encode_repeat(Y)`, line 3 of the algorithm.
 
-The neuron of the labelled class is to repeat the desired pattern through all T steps, every other output neuron the
+Over all T steps, the neuron of the labelled class should repeat the desired pattern, and all other output neurons the
 undesired one (by default silence). Patterns are data, written as digits: `"01"` is silent at steps 0, 2, 4, ... and
 spikes at steps 1, 3, 5, ...
 """
@@ -23,16 +23,16 @@ def _check_pattern(field: str, pattern: str) -> None:
 
 
 def _train(pattern: str, steps: int, first: int = 0) -> UInt8:
-    """`pattern` repeated to `[T]`, from its step `first` on; the last repetition may be cut."""
+    """`pattern` repeated to length `[T]`, beginning with step `first`. The last repetition may be cut."""
     return np.resize(np.roll(np.array([int(digit) for digit in pattern], dtype=np.uint8), -first), steps)
 
 
 @dataclass(frozen=True)
 class LabelCode:
-    """Patterns of the labelled neuron (`desired`) and of all the others (`undesired`).
+    """Patterns of the labelled neuron (`desired`) and of all other neurons (`undesired`).
 
     Raises:
-        SpecError: a pattern is empty or holds another character than 0 and 1, or the two repeat to the same train.
+        SpecError: a pattern is empty or has characters other than 0 and 1, or the two patterns give the same train.
     """
 
     desired: str = "1"
@@ -51,7 +51,7 @@ class LabelCode:
     def sequences(self, classes: int, steps: int, first: int = 0) -> UInt8:
         """The label sequence of every class, `[K, T, N]` uint8 with `N = K`: row `k` is the target for class `k`.
 
-        With `first` its steps from there on, where the patterns may be alike.
+        With `first`, only the steps from there on. Both patterns may be equal in these steps.
 
         Raises:
             SpecError: `classes` or `steps` is below 1, or `steps` ends before the two patterns differ.

@@ -15,7 +15,7 @@ __all__ = ["encode_latency"]
 
 
 def encode_latency(images: UInt8, steps: int) -> UInt8:
-    """Spikes `[T, B, ...]` uint8 of images `[B, ...]` uint8, at most one a pixel.
+    """Spikes `[T, B, ...]` uint8 of images `[B, ...]` uint8, at most one per pixel.
 
     Raises:
         ShapeError: the images are not uint8.

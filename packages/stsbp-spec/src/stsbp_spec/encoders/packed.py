@@ -1,6 +1,6 @@
-"""Frames of zeros and ones as bits, eight steps a byte: how data sets keep them and how a batch may carry them.
+"""Frames of zeros and ones as bits, eight steps per byte. Data sets store them so, and batches may contain them.
 
-An eighth of the bytes reach a device, and no value needs to be looked at: a bit is 0 or 1.
+Only an eighth of the bytes is sent to a device. The values need no check, because a bit is always 0 or 1.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class PackedFrames:
     """Frames `[T, B, C, H, W]` or `[T, B, N]` of zeros and ones.
 
     Attributes:
-        bits: uint8 `[ceil(T/8), B, H, W, C]` or `[ceil(T/8), B, N]`, channels last; step `t` is bit `t % 8`, the lowest
-            first, of byte `t // 8`. What the last byte holds beyond T does not matter.
+        bits: uint8 `[ceil(T/8), B, H, W, C]` or `[ceil(T/8), B, N]`, channels last. Step `t` is bit `t % 8` of byte
+            `t // 8`, with the lowest bit first. Bits of the last byte beyond T are ignored.
         steps: T.
 
     Raises:
@@ -46,7 +46,7 @@ class PackedFrames:
         return (self.steps, batch, *rest[-1:], *rest[:-1])
 
     def unpacked(self) -> UInt8:
-        """The frames, `[T, B, C, H, W]` or `[T, B, N]`; the former lie channels-last in memory."""
+        """The frames, `[T, B, C, H, W]` or `[T, B, N]`. The former are channels-last in memory."""
         frames = np.empty((self.steps, *self.bits.shape[1:]), np.uint8)
         for t, frame in enumerate(frames):
             np.not_equal(self.bits[t // 8] & np.uint8(1 << t % 8), 0, out=frame.view(np.bool_))
@@ -57,7 +57,7 @@ class PackedFrames:
         """Inverse of `unpacked`.
 
         Raises:
-            ShapeError: a value is above 1, or there are neither three nor five axes.
+            ShapeError: a value is above 1, or the array has neither three nor five axes.
         """
         if frames.max(initial=0) > 1:
             raise ShapeError(f"packed frames hold 0 and 1, got {int(frames.max())}")
@@ -65,25 +65,25 @@ class PackedFrames:
 
 
 Inputs = UInt8 | PackedFrames
-"""Inputs of a batch: images or frames as they are, or frames of zeros and ones as bits."""
+"""Inputs of a batch: images or frames as arrays, or frames of zeros and ones as bits."""
 
 
 def cut(inputs: Inputs, samples: slice, axis: int) -> Inputs:
-    """Some samples of inputs whose axis `axis` counts them: 0 of images, 1 of frames."""
+    """Some samples of inputs. `axis` is the axis of the samples: 0 for images, 1 for frames."""
     if isinstance(inputs, PackedFrames):
         return PackedFrames(inputs.bits[:, samples], inputs.steps)
     return inputs[samples] if axis == 0 else inputs[:, samples]
 
 
 def silent(inputs: Inputs) -> Inputs:
-    """Inputs of the same form without a spike."""
+    """Inputs of the same form without spikes."""
     if isinstance(inputs, PackedFrames):
         return PackedFrames(np.zeros_like(inputs.bits), inputs.steps)
     return np.zeros_like(inputs)
 
 
 def of_part(inputs: Inputs, part: Part, axis: int) -> Inputs:
-    """The samples of a part of a batch, as `cut` takes them; where the part is empty, one without a spike."""
+    """The samples of a part of a batch, selected with `cut`. If the part is empty, one sample without spikes."""
     if part.count:
         return cut(inputs, slice(part.first, part.end), axis)
     return silent(cut(inputs, slice(0, 1), axis))

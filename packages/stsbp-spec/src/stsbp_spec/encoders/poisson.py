@@ -1,8 +1,8 @@
 """Rate coding of images: an independent Bernoulli draw for every pixel and step, from the counter generator.
 
 A pixel of value `x / 256` spikes in each step with probability `rate * x / 256`. Draws are indexed by the sample's
-number, not by its place in a batch, so that batching and shuffling do not change a sample's spikes, and every
-backend sees the same ones.
+number, not by its position in a batch. Batching and shuffling therefore do not change the spikes of a sample, and all
+backends get the same spikes.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ def encode_poisson(
 ) -> UInt8:
     """Bernoulli spikes `[T, B, ...]` uint8 of images `[B, ...]` uint8.
 
-    A spike is drawn where `bits < round(x / 256 * rate * 2^32)`: a black pixel never spikes.
+    A spike is drawn if `bits < round(x / 256 * rate * 2^32)`. A black pixel never spikes.
 
     Args:
         images: `[B, C, H, W]` or `[B, N]`.
         steps: T.
-        seed: of the run.
+        seed: seed of the run.
         rate: spike probability per step of a pixel of value 1, in (0, 1].
-        epoch: a new number gives new draws.
-        indices: the samples' numbers `[B]` in their dataset; by default 0 to B - 1.
+        epoch: another number gives other random draws.
+        indices: numbers of the samples in their data set, `[B]`; by default 0 to B - 1.
 
     Raises:
         ShapeError: the images are not uint8, or `indices` does not match them.

@@ -1,7 +1,7 @@
 """Direct coding (line 2 of the algorithm): an image is the postsynaptic potential of every time step.
 
-Images stay uint8 everywhere; the value of a pixel `x` is `x / 256`, a multiple of 2^-8 below 1, so that the sums of
-the first layer cannot round. Backends meet the weights with the image once; `repeat` is for those that want the
+Images stay uint8 everywhere. The value of a pixel `x` is `x / 256`, a multiple of 2^-8 below 1, so that the sums of
+the first layer cannot round. Backends multiply the weights with the image once. `repeat` is for code that needs the
 whole sequence, and for tests.
 """
 
@@ -15,7 +15,7 @@ from stsbp_spec.typing import UInt8
 __all__ = ["IMAGE_SCALE", "repeat"]
 
 IMAGE_SCALE = 1 / 256
-"""What one unit of a uint8 pixel is worth."""
+"""Value of one unit of a uint8 pixel."""
 
 
 def repeat(images: UInt8, steps: int) -> UInt8:

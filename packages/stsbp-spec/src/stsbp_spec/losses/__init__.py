@@ -12,10 +12,10 @@ from stsbp_spec.losses.van_rossum import VanRossum
 from stsbp_spec.values import shown
 
 LOSSES: dict[str, Loss] = {loss.name: loss for loss in (VanRossum(), Hamming(), SpikeCount())}
-"""Every loss of spike trains by its name."""
+"""All losses of spike trains by name."""
 
 OF_POTENTIALS: dict[str, CrossEntropy] = {loss.name: loss for loss in (CrossEntropy(), CrossEntropyOfMaximum())}
-"""Every loss of a readout's potentials by its name."""
+"""All losses of a readout's potentials by name."""
 
 __all__ = [
     "LOSSES",
@@ -33,7 +33,7 @@ __all__ = [
 def parse_loss(text: str) -> Loss:
     """Read `"hamming"`, or a class of another module, `"my_module:MyLoss:weight=5"`.
 
-    The module is imported, from the current folder too.
+    The module is imported. It may also be in the current folder.
 
     Raises:
         SpecError: the loss or a parameter is unknown, or a value is outside its domain; the module cannot be imported.

@@ -1,4 +1,4 @@
-"""What a loss is: a distance between output spike trains and target spike trains, and its error as an equation."""
+"""The base class of losses: distances between output and target spike trains, and their errors as equations."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ __all__ = ["AHEAD", "STEP", "Loss", "LossStep", "joined"]
 
 AHEAD = ("o", "target")
 STEP = (*AHEAD, "count", "target_count", "r")
-"""`AHEAD`: the values that a step of the forward pass may use. `STEP`: those for the backward pass and the distance."""
+"""`AHEAD`: values that a step of the forward pass may use. `STEP`: values for the backward pass and the distance."""
 
 
 @dataclass(frozen=True)
 class LossStep:
-    """The new value of each state of a pass over time, and what the step gives."""
+    """The new value of each state of a pass over time, and the result of the step."""
 
     states: Mapping[str, Expr]
     value: Expr
@@ -36,10 +36,10 @@ class LossStep:
 
 @dataclass(frozen=True)
 class Loss(ABC):
-    """A distance of spike trains. The loss of a batch is the mean over its samples.
+    """A distance between spike trains. The loss of a batch is the mean over its samples.
 
-    Samples may have different numbers of steps (lengths.py): a sample of length `L` has the distance and the errors
-    that it would have alone, with `T = L`, and an error of zero at every padded step.
+    Samples may have different numbers of steps (lengths.py). A sample of length `L` has the same distance and errors as
+    if it were computed alone with `T = L`. Its errors are zero at all padded steps.
 
     The error `dL/do` is computed in up to two passes over time. `ahead` runs from the first step to the last and gives
     `r`. `back` runs from the last step to the first and gives the error. Most losses only need `back`.
@@ -48,10 +48,10 @@ class Loss(ABC):
     in numpy. A loss that a run stores as data (`--loss module:Class`) must use `measure`.
 
     Attributes:
-        name: in settings and messages.
+        name: name in settings and messages.
         parameters: names of the constants of both passes.
-        states, back_states: names of the states of each pass, zero before its first step.
-        of_potentials: whether it reads the potentials of a readout instead of spikes (cross_entropy.py).
+        states, back_states: names of the states of each pass. They are zero before its first step.
+        of_potentials: whether the loss reads the potentials of a readout instead of spikes (cross_entropy.py).
     """
 
     name: ClassVar[str]
@@ -68,12 +68,12 @@ class Loss(ABC):
     def distance(self, spikes: UInt8, targets: UInt8, psp: PSP) -> Float64:
         """Distance of each sample, float64.
 
-        Every backend reports losses through this function, from spikes that are the same bits everywhere. A sample's
-        distance does not depend on the others of its batch, nor on the layout of the arrays.
+        Every backend reports losses through this function. The spikes are the same bits on all backends. The distance
+        of a sample does not depend on the other samples of its batch, nor on the layout of the arrays.
 
         Args:
             spikes: output spike trains, `[T, ...B, N]`.
-            targets: target spike trains, broadcastable to it.
+            targets: target spike trains, broadcastable to the shape of `spikes`.
             psp: the output layer's synaptic filter.
 
         Returns:
@@ -87,7 +87,7 @@ class Loss(ABC):
     def distances(self, spikes: UInt8, targets: UInt8, psp: PSP, lengths: Int64 | None = None) -> Float64:
         """`distance` of samples with different numbers of steps.
 
-        `lengths` are broadcastable to `[...B]`; of each sample, only so many of its first steps count. None: all have
+        `lengths` are broadcastable to `[...B]`. Only the first `length` steps of a sample count. None: all samples have
         `T` steps.
         """
         if lengths is None:
@@ -104,15 +104,16 @@ class Loss(ABC):
         return found
 
     def measure(self, p: Names, x: Names) -> Expr | None:
-        """What one step of a neuron adds to the distance, float64. `x` has the values that `back` has, and `p` are the
-        constants for a batch of one sample. None: `distance` is written in numpy instead."""
+        """Contribution of one neuron at one step to the distance, float64. `x` has the same values as in `back`, and
+        `p` holds the constants for a batch of one sample. None: the distance is in `distance`, in numpy."""
         return None
 
     def parts(self, spikes: UInt8, targets: UInt8, psp: PSP, lengths: Int64 | None = None) -> Float64 | None:
-        """What each step and neuron adds to the distance, `[T, ...B, N]`; `joined` adds it up.
+        """Contribution of each step and neuron to the distance, `[T, ...B, N]`. `joined` adds them.
 
-        With these parts, a filter runs only once over outputs that are compared with several targets. None: the
-        distance is not such a sum, or computing it directly costs no more. Padded steps (see `lengths`) add nothing.
+        If outputs are compared with several targets, these contributions allow a filter to run only once over the
+        outputs. None: the distance is not such a sum, or computing it directly is as fast. Padded steps (see `lengths`)
+        contribute nothing.
         """
         if (measuring := _measuring(self)) is None:
             return None
@@ -142,7 +143,7 @@ class Loss(ABC):
         return o
 
     def mean(self, spikes: AnyArray, targets: UInt8, psp: PSP, lengths: Int64 | None = None) -> float:
-        """Loss of a batch: the mean of its distances, whose sum is rounded once, so their order does not matter."""
+        """Loss of a batch: the mean of its distances. Their sum is rounded once, so their order does not matter."""
         distances = self.distances(spikes, targets, psp, lengths)
         if not np.isfinite(distances).all():
             raise NumericError(f"the loss {self.name} gives a distance that is not finite")
@@ -150,13 +151,13 @@ class Loss(ABC):
 
     @abstractmethod
     def constants(self, psp: PSP, steps: int, batch: int) -> Mapping[str, float]:
-        """The numbers of the two passes by name, rounded once to float32, for a batch of `batch` samples.
+        """The constants of both passes by name, for a batch of `batch` samples. They are rounded once to float32.
 
-        `steps` is the number of steps of a sample: its own length, if samples have different lengths.
+        `steps` is the number of steps of a sample. If samples have different lengths, it is the sample's own length.
         """
 
     def constants_of(self, psp: PSP, lengths: AnyArray, batch: int) -> dict[str, Float64]:
-        """`constants` of each sample of a batch, float64, of the shape of `lengths`, in the order of `parameters`."""
+        """`constants` for each sample of a batch, float64, in the shape of `lengths` and the order of `parameters`."""
         different, which = np.unique(lengths, return_inverse=True)
         rows = [_by_name(self, self.constants(psp, int(length), batch)) for length in different]
         columns = np.array(rows, np.float64).reshape(len(different), len(self.parameters)).T
@@ -164,18 +165,18 @@ class Loss(ABC):
         return {name: column[each] for name, column in zip(self.parameters, columns, strict=True)}
 
     def ahead(self, p: Names, s: Names, x: Names) -> LossStep | None:
-        """A step of the forward pass, from `x.o` and `x.target`. `p`: constants, `s`: states. None: no such pass."""
+        """One step of the forward pass, from `x.o` and `x.target`. `p`: constants, `s`: states. None: no such pass."""
         return None
 
     @abstractmethod
     def back(self, p: Names, s: Names, x: Names) -> LossStep:
-        """One step of the backward pass, which gives `dL/do`. It may use `x.o`, `x.target`, `x.r`, and the numbers of
-        spikes of a neuron over all steps, `x.count` and `x.target_count`."""
+        """One step of the backward pass, which gives `dL/do`. It may use `x.o`, `x.target`, `x.r`, and the spike
+        counts of a neuron over all steps, `x.count` and `x.target_count`."""
 
 
 def joined(parts: Float64) -> Float64:
-    """Distances `[...B]` from `Loss.parts`: over the neurons of a step first, then step by step."""
-    # Laid out in rows, because in which order numpy adds a row depends on where its elements lie.
+    """Distances `[...B]` from `Loss.parts`: the sum over the neurons of each step, then over the steps."""
+    # Make the rows contiguous, because numpy's order of addition within a row depends on the memory layout.
     steps = np.ascontiguousarray(parts).sum(axis=-1)
     total: Float64 = np.zeros(steps.shape[1:])
     for step in steps:
@@ -200,7 +201,10 @@ def _by_name(loss: Loss, constants: Mapping[str, float]) -> list[float]:
 
 @cache
 def _measuring(loss: Loss) -> tuple[Any, Any] | None:
-    """The pass ahead of a loss (None: there is none) and its measure, if it has one, as functions of float64 arrays."""
+    """The forward pass of a loss (None: there is none) and its `measure`, as functions of float64 arrays.
+
+    None if the loss does not define `measure`.
+    """
     p = Names(f"constant of the loss {loss.name}", {name: variable(name) for name in loss.parameters})
     s = Names(f"state of the loss {loss.name}", {name: variable(name) for name in loss.states})
     x = Names("value of a step", {name: variable(name) for name in STEP})

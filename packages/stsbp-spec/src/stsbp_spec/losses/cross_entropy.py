@@ -1,15 +1,15 @@
 """Cross entropy of the potentials of a readout (neurons/readout.py): a loss of classes, not of spike trains.
 
-Per sample, with `v_n` the mean of `u_t` over its steps, or their maximum, and `l` its class, the neuron with the most
-target spikes (of several the lowest):
+For each sample, `v_n` is the mean or the maximum of `u_t` over its steps. The class `l` is the neuron with the most
+target spikes (if there are several, the lowest):
 
     L = log(sum_n exp(v_n)) - v_l
 
     mean:     dL/du_t = (p_n - [n = l]) / T            p = exp(v) / sum exp(v)
     maximum:  dL/du_t = p_n - [n = l] at the first step where u_t is largest, else 0
 
-divided by the size of the batch. `exp` is not the same in all libraries, so the error is one of `fast` precision alone;
-the loss that is reported is float64 from potentials, which are the same bits everywhere.
+Both errors are divided by the size of the batch. `exp` differs between libraries, so the error is only available in
+`fast` precision. The reported loss is computed in float64 from potentials, which are the same bits everywhere.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ __all__ = ["CrossEntropy", "CrossEntropyOfMaximum"]
 
 @dataclass(frozen=True)
 class CrossEntropy(Loss):
-    """Of the mean potentials."""
+    """Cross entropy of the mean potentials."""
 
     name: ClassVar[str] = "cross-entropy"
     parameters: ClassVar[tuple[str, ...]] = ()
     of_potentials: ClassVar[bool] = True
 
-    # Written once for numpy and libraries with its functions, `xp`; `within` `[T, B, 1]`: which steps are no padding.
+    # `xp` is numpy or a library with the same functions. `within`, `[T, B, 1]`, is true at steps that are not padding.
     def evidence(self, u: Any, within: Any, xp: Any) -> Any:
         """`v`, `[B, N]`, of potentials `[T, B, N]`."""
-        # Sums that run on, since a plain one may be taken in an order that depends on the shape.
+        # Use a running sum, because the order of a plain sum may depend on the shape.
         return xp.cumsum(xp.where(within, u, 0), axis=0)[-1] / within.sum(axis=0)
 
     def spread(self, error: Any, u: Any, within: Any, xp: Any) -> Any:
@@ -49,7 +49,7 @@ class CrossEntropy(Loss):
         return xp.where(within, error / within.sum(axis=0), 0)
 
     def error(self, u: Any, targets: Any, batch: int, within: Any, xp: Any) -> Any:
-        """`dL/du` `[T, B, N]` of samples of a batch of `batch`."""
+        """`dL/du` `[T, B, N]` of samples that belong to a batch of `batch` samples."""
         v = self.evidence(u, within, xp)
         p = xp.exp(v - xp.max(v, axis=-1, keepdims=True))
         p = p / p.sum(axis=-1, keepdims=True)
@@ -57,7 +57,7 @@ class CrossEntropy(Loss):
         return self.spread((p - xp.where(own, 1.0, 0.0)) / batch, u, within, xp)
 
     def of_classes(self, potentials: AnyArray, lengths: Int64 | None = None) -> Float64:
-        """The loss that each sample would have for each class, `[B, N]`, of potentials `[T, B, N]`."""
+        """The loss that each sample would have for each class, `[B, N]`, from potentials `[T, B, N]`."""
         v: Float64 = self.evidence(potentials.astype(np.float64), inside_of(potentials, lengths), np)
         most = v.max(axis=-1, keepdims=True)
         found: Float64 = most + np.log(np.exp(v - most).sum(axis=-1, keepdims=True)) - v
@@ -67,7 +67,7 @@ class CrossEntropy(Loss):
         return self.distances(spikes, targets, psp)
 
     def distances(self, spikes: AnyArray, targets: UInt8, psp: PSP, lengths: Int64 | None = None) -> Float64:
-        """Loss of each sample, `[B]`; in place of spikes of potentials."""
+        """Loss of each sample, `[B]`. `spikes` are potentials here."""
         labels: Int64 = _classes(targets, inside_of(targets, lengths), np)
         found: Float64 = np.take_along_axis(self.of_classes(spikes, lengths), labels[:, None], axis=-1)[:, 0]
         return found
@@ -81,7 +81,7 @@ class CrossEntropy(Loss):
 
 @dataclass(frozen=True)
 class CrossEntropyOfMaximum(CrossEntropy):
-    """Of the largest potentials."""
+    """Cross entropy of the largest potentials."""
 
     name: ClassVar[str] = "cross-entropy-max"
 
@@ -94,7 +94,7 @@ class CrossEntropyOfMaximum(CrossEntropy):
 
 
 def inside_of(trains: AnyArray, lengths: Int64 | None) -> AnyArray:
-    """Which steps of trains `[T, B, N]` are no padding, bool `[T, B, 1]`."""
+    """Which steps of trains `[T, B, N]` are not padding, bool `[T, B, 1]`."""
     steps, samples, _ = trains.shape
     return inside(np.full(samples, steps) if lengths is None else lengths, steps)[..., None]
 

@@ -1,10 +1,10 @@
 """Hamming distance of spike trains, the paper's second loss.
 
-Per sample: `L = sum_t sum_n |o_t - target_t|`, for binary trains the same as `sum (o - target)^2`.
-Error, taken at the spikes: `dL/do_t = o_t - target_t`. The factor 2 of the square is left out: that is the constant
-which this spec fixes.
+Per sample: `L = sum_t sum_n |o_t - target_t|`. For binary trains, this equals `sum (o - target)^2`.
+Error: `dL/do_t = o_t - target_t`. The factor 2 of the derivative of the square is left out; this convention is part of
+the spec.
 
-Contract order for a batch of B: `do = (1/B)*(o - target)`, `1/B` rounded once from float64.
+Order of operations for a batch of B: `do = (1/B)*(o - target)`, with `1/B` rounded once from float64.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["Hamming"]
 
 @dataclass(frozen=True)
 class Hamming(Loss):
-    """Number of steps and neurons at which output and target differ."""
+    """Number of pairs of step and neuron at which output and target differ."""
 
     name: ClassVar[str] = "hamming"
     parameters: ClassVar[tuple[str, ...]] = ("scale",)
@@ -38,5 +38,5 @@ class Hamming(Loss):
         return {"scale": 1 / batch}
 
     def back(self, p: Names, s: Names, x: Names) -> LossStep:
-        # Not snapped: a multiple of 1/B.
+        # Not snapped: the result is a multiple of 1/B.
         return LossStep({}, unsnapped(p.scale * (x.o - x.target)))

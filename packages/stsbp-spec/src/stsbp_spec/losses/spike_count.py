@@ -3,8 +3,8 @@
 Per sample: `L = 1/2 sum_n (1/T sum_t o_t - 1/T sum_t target_t)^2`.
 Error: `dL/do_t = (sum_t o_t - sum_t target_t) / T^2`, the same at every step.
 
-Contract order for a batch of B: `do = (1/(T T B))*(count - target count)`; counts are exact, the factor is rounded once
-from float64.
+Order of operations for a batch of B: `do = (1/(T T B))*(count - target count)`. Counts are exact, and the factor is
+rounded once from float64.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class SpikeCount(Loss):
 
     def distance(self, spikes: UInt8, targets: UInt8, psp: PSP) -> Float64:
         difference = spikes.sum(axis=0, dtype=np.int64) - targets.sum(axis=0, dtype=np.int64)
-        # Laid out in rows, because in which order numpy adds a row depends on where its elements lie.
+        # Make the rows contiguous, because numpy's order of addition within a row depends on the memory layout.
         difference = np.ascontiguousarray(difference)
         result: Float64 = 0.5 * np.square(difference / len(spikes)).sum(axis=-1)
         return result
@@ -41,5 +41,5 @@ class SpikeCount(Loss):
         return {"scale": 1 / (steps * steps * batch)}
 
     def back(self, p: Names, s: Names, x: Names) -> LossStep:
-        # Not snapped: a multiple of 1/(T T B).
+        # Not snapped: the result is a multiple of 1/(T T B).
         return LossStep({}, unsnapped(p.scale * (x.count - x.target_count)))

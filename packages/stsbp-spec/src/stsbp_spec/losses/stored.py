@@ -1,7 +1,7 @@
-"""A loss as text (stored.py), so that a run is loaded without the module that wrote the loss.
+"""A loss as text (stored.py). A run can then be loaded without the module that defined the loss.
 
-Its two passes and its distance are expressions as they stand. Its constants depend on the filter, the number of steps
-and the size of a batch, so `constants` is asked once with symbols for these, and what it does with them is kept.
+Its two passes and its distance are stored as expressions. Its constants depend on the filter, the number of steps and
+the size of a batch. `constants` is therefore called once with symbols for these, and its operations on them are stored.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ __all__ = ["StoredLoss", "as_text", "from_text"]
 _GIVEN = ("tau_s", "tau_rise", "steps", "batch")
 _MOST_NODES = 1024
 _MOST_BITS = 1000
-"""Of an integer: steps and batches have at most 30."""
+"""Largest size of an integer in bits. Numbers of steps and batch sizes have at most 30 bits."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Symbol:
-    """A number that `constants` computes with: one of `_GIVEN`, a number of Python, or an operation on two."""
+    """A number in the computation of `constants`: one of `_GIVEN`, a Python number, or an operation on two symbols."""
 
     op: str
     args: tuple[Any, ...] = ()
@@ -70,7 +70,7 @@ class _Symbol:
 
     __bool__ = __float__ = __int__ = __index__ = __pow__ = __rpow__ = __abs__ = __lt__ = __le__ = __gt__ = __ge__ = _no
     __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __round__ = _no
-    __array_ufunc__ = None  # numpy's scalars leave operators to this class
+    __array_ufunc__ = None  # makes numpy scalars use the operators of this class
 
 
 _OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
@@ -93,7 +93,7 @@ def _symbol(x: object) -> _Symbol:
 
 
 class _SymbolicPSP:
-    """What a loss may ask of the output's filter."""
+    """The properties of the output's filter that a loss may use."""
 
     def __init__(self, tau_rise: Any = None) -> None:
         self.tau_s = _Symbol("tau_s")
@@ -108,7 +108,7 @@ class _SymbolicPSP:
 
 
 def _program(constants: Mapping[str, Any]) -> dict[str, Any]:
-    """The constants as JSON values: operations, operands before what is made of them, and each constant's place."""
+    """The constants as JSON values: operations, each after its operands, and the index of each constant."""
     places: dict[int, int] = {}
     nodes: list[list[Any]] = []
 
@@ -126,7 +126,7 @@ def _program(constants: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Constants:
-    """The program of `_program`, checked."""
+    """The result of `_program`, checked."""
 
     def __init__(self, data: Any) -> None:
         self.nodes, self.roots = list(data["nodes"]), {word(k): v for k, v in data["roots"].items()}
@@ -143,7 +143,7 @@ class _Constants:
             if not right:
                 raise ValueError(f"operation {place} of its constants")
         if any(type(n) is not int or not 0 <= n < len(self.nodes) for n in self.roots.values()):
-            raise ValueError("a constant is none of its operations")
+            raise ValueError("a constant refers to an operation that does not exist")
 
     def values(self, psp: PSP, steps: int, batch: int) -> dict[str, float]:
         given = {"tau_s": psp.tau_s, "tau_rise": psp.tau_rise, "steps": steps, "batch": batch}
@@ -165,11 +165,11 @@ class _Constants:
 
 
 def as_text(loss: Loss) -> str:
-    """The loss and all of its numbers, as JSON.
+    """The loss and all its numbers, as JSON.
 
     Raises:
-        SpecError: it contradicts itself; or it cannot be kept: its distance is written in numpy, or its constants take
-            more than arithmetic.
+        SpecError: the loss is inconsistent, or cannot be stored. It cannot be stored if its distance is written in
+            numpy, or if its constants use more than arithmetic.
     """
     if isinstance(loss, StoredLoss):
         return loss.text
@@ -208,7 +208,7 @@ def as_text(loss: Loss) -> str:
             **nodes_of({name: _number(x) for name, x in roots.items()}),
         }
     )
-    # Symbols do not know of a branch that `constants` takes by another way than these.
+    # Symbols cannot show whether `constants` takes another branch for other values, so compare some values.
     for psp, steps, batch in ((PSP(3.0), 7, 5), (PSP(1.5), 1, 1), (PSP(5.0, 2.0), 12, 64)):
         if from_text(text).constants(psp, steps, batch) != {
             k: float(v) for k, v in loss.constants(psp, steps, batch).items()
@@ -221,14 +221,14 @@ def as_text(loss: Loss) -> str:
 
 
 def _number(x: Any) -> Expr:
-    """A result as a number: a plain one is a constant, a condition 1 or 0."""
+    """A result as a number: a plain number becomes a constant, and a condition becomes 1 or 0."""
     if not isinstance(x, Expr):
         return constant(x)
     return where(x, 1, 0) if x.is_condition else x
 
 
 class _Data:
-    """What a text says, checked."""
+    """The contents of a text, checked."""
 
     def __init__(self, text: str) -> None:
         data = loaded(text, "loss")
@@ -250,7 +250,7 @@ def _read(text: str) -> _Data:
 
 @dataclass(frozen=True, repr=False)
 class StoredLoss(Loss):
-    """A loss from its text.
+    """A loss that was loaded from its text.
 
     Raises:
         SpecError: the text is damaged.
@@ -263,12 +263,12 @@ class StoredLoss(Loss):
 
     @property
     def data(self) -> _Data:
-        """What the text says."""
+        """The contents of the text."""
         return _read(self.text)
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        """The loss's own name."""
+        """The name of the original loss."""
         return self.data.name
 
     @property
@@ -278,12 +278,12 @@ class StoredLoss(Loss):
 
     @property
     def states(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Names of the states of the pass ahead."""
+        """Names of the states of the forward pass."""
         return self.data.states
 
     @property
     def back_states(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Names of the states of the way back."""
+        """Names of the states of the backward pass."""
         return self.data.back_states
 
     def constants(self, psp: PSP, steps: int, batch: int) -> Mapping[str, float]:
@@ -317,7 +317,7 @@ class StoredLoss(Loss):
 
 
 def from_text(text: str) -> StoredLoss:
-    """The loss that `as_text` wrote.
+    """The loss from a text that `as_text` wrote.
 
     Raises:
         SpecError: the text is damaged.

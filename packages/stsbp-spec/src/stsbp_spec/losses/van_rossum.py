@@ -4,14 +4,14 @@ Per sample: `L = 1/2 sum_t sum_n (a_t - psp(target)_t)^2` with `a = psp(o)` of E
 Error: `dL/da_t = a_t - psp(target)_t`; then Eq. (13), (17) at the output: `d^_t = dL/da_t + k_s d^_{t+1}` and
 `dL/do_t = c_s d^_t`.
 
-Contract order for a batch of B, the filter run once on the difference since it is linear:
+Order of operations for a batch of B. The filter is linear, so it runs once on the difference:
 
     r = snap(k*r + c*(o - target))          t = 0 .. T-1
     e = snap(k*e + r)                       t = T-1 .. 0
     do = (c/B)*e                            c/B rounded once from float64
 
-So the device filters once a step, for the error. What is reported is the distance in float64, other numbers: the host
-filters once as well, for the loss and for all that compares the outputs with targets (`parts`).
+The device therefore filters once per step, for the error. The reported distance is computed in float64. For this, the
+host filters once more, both for the loss and for all comparisons of outputs with targets (`parts`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["VanRossum"]
 
 @dataclass(frozen=True)
 class VanRossum(Loss):
-    """Squared distance of postsynaptic potentials; the time constant is the output layer's `tau_s`."""
+    """Squared distance of postsynaptic potentials. The time constant is the `tau_s` of the output layer."""
 
     name: ClassVar[str] = "van-rossum"
     parameters: ClassVar[tuple[str, ...]] = ("k", "c", "scaled")
@@ -64,5 +64,5 @@ class VanRossum(Loss):
 
     def back(self, p: Names, s: Names, x: Names) -> LossStep:
         e = snap(p.k * s.e + x.r)
-        # Not snapped: errors of the output meet the neurons next, where the path through them is.
+        # Not snapped: these errors go to the output neurons next, and their backward pass snaps them.
         return LossStep({"e": e}, unsnapped(p.scaled * e))

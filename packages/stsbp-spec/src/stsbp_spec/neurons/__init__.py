@@ -19,7 +19,7 @@ from stsbp_spec.surrogates import parse_surrogate
 from stsbp_spec.values import read_number, shown
 
 NEURONS: dict[str, type[NeuronModel]] = {cls.name: cls for cls in (LIF, IF, ALIF, PLIF)}
-"""Every neuron model by its name; `readout` is no neuron, and may stand at the end of a network alone."""
+"""All neuron models by name. `readout` is not in this list, because it can only be the output of a network."""
 
 _IN_NOTATION: dict[str, type[NeuronModel]] = NEURONS | {Readout.name: Readout}
 
@@ -39,12 +39,12 @@ __all__ = [
 
 
 def parameters(neuron: NeuronModel | type[NeuronModel]) -> tuple[str, ...]:
-    """Names of a model's parameters."""
+    """Names of the parameters of a model."""
     return tuple(each.name for each in fields(neuron))  # type: ignore[arg-type]
 
 
 def as_model(name: str, given: Mapping[str, Any]) -> NeuronModel:
-    """A neuron of the model `name`, with those of the `given` parameters that it has.
+    """A neuron of the model `name`. Those of the `given` parameters that the model has are set.
 
     Raises:
         SpecError: there is no such model, or a value is outside its domain.
@@ -64,10 +64,10 @@ def with_parameter(neuron: NeuronModel, key: str, text: str) -> NeuronModel:
     """`neuron` with one parameter read from text.
 
     Raises:
-        SpecError: it has no such parameter, or the value is none for it.
+        SpecError: the model has no such parameter, or the value is invalid.
     """
     if neuron.written().get(key) == text:
-        # So what is written is read back where a model or a surrogate has no name of its own.
+        # This reads the written form back if the model or the surrogate has no name of its own.
         return neuron
     if isinstance(neuron, StoredNeuron):
         raise SpecError(
@@ -91,7 +91,7 @@ def with_parameter(neuron: NeuronModel, key: str, text: str) -> NeuronModel:
 def parse_neuron(text: str, given: Mapping[str, Any]) -> NeuronModel:
     """Read `"alif"`, `"alif:beta=1.8:reset=subtract"`, or a class of another module, `"my_module:MyNeuron:tau_m=5"`.
 
-    Parameters that it does not name are those `given`. The module is imported, from the current folder too.
+    Parameters that are not named get the values in `given`. The module may also be in the current folder.
 
     Raises:
         SpecError: the model or a parameter is unknown, or a value is outside its domain; the module cannot be imported.

@@ -1,4 +1,4 @@
-"""LIF neurons with an adaptive threshold (ALIF; Bellec et al. 2018): every spike raises it, and it decays back.
+"""LIF neurons with an adaptive threshold (ALIF; Bellec et al. 2018). Every spike raises it, and it decays back.
 
 u_t     = k_m u_{t-1} (1 - o_{t-1}) + i_t      with reset="zero", k_m = 1 - 1/tau_m
 u_t     = k_m (u_{t-1} - V_t-1 o_{t-1}) + i_t  with reset="subtract"
@@ -37,7 +37,7 @@ class ALIF(NeuronModel):
             immediate.
         psp_gain: gain of the synaptic filter, `normalised` or `unit` (synapses/psp.py).
         tau_a: time constant of the adaptation in steps, at least 1.
-        beta: increase of the threshold of a neuron that spikes at every step, in the limit; above 0.
+        beta: limit of the increase of the threshold if the neuron spikes at every step; above 0.
     """
 
     name: ClassVar[str] = "alif"

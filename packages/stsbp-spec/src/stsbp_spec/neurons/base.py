@@ -1,4 +1,4 @@
-"""What a neuron model is: one step over time as an expression."""
+"""The base class of neuron models. A model writes one time step as an expression."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["Adjoint", "Learned", "NeuronModel", "Step", "above_zero", "choice", 
 Check = Callable[[str, Any], Any]
 
 _EVERY = ("tau_s", "tau_rise", "threshold", "surrogate", "psp_gain")
-"""Parameters of every model."""
+"""Parameters that every model has."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class Adjoint:
     """The backward pass through one step.
 
     Attributes:
-        current: `dL/di` of the neuron's current.
+        current: gradient `dL/di` with respect to the neuron's current.
         carried: values that are passed on to the previous step, by name.
-        learned: the step's term of the gradient of each learned parameter, by name.
+        learned: contribution of this step to the gradient of each learned parameter, by name.
     """
 
     current: Expr
@@ -62,23 +62,23 @@ class Adjoint:
 class NeuronModel(ABC):
     """Parameters and equations of a layer of neurons. A subclass must be a frozen dataclass.
 
-    A model only needs `step`; the backward pass is derived from it (adjoint.py). Every new state, and every cotangent
-    that leaves a step, is set to zero below 2^-100, even if the model does not write this.
+    A model only needs `step`. The backward pass is derived from it (adjoint.py). Every new state, and every gradient
+    that leaves a step, is set to zero if it is below 2^-100, even if the model does not write this.
 
     Attributes:
-        name: the name in notation, settings and messages.
-        states: names of the states, which are zero before the first step.
+        name: name in the notation, in settings and in messages.
+        states: names of the states. They are zero before the first step.
         tau_s: synaptic time constant of the layer's output spikes in steps, at least 1.
         tau_rise: rise time constant of the synaptic filter; 0: the rise is immediate.
         psp_gain: gain of the synaptic filter: `normalised` or `unit` (synapses/psp.py).
-        threshold: threshold of a neuron at rest, above 0; reports draw it.
+        threshold: threshold of a neuron at rest, above 0. Reports draw it.
         surrogate: derivative of the spike in the backward pass.
     """
 
     name: ClassVar[str]
     states: ClassVar[tuple[str, ...]]
     carried: ClassVar[tuple[str, ...]] = ()
-    """Names of the values that a written `adjoint` passes from step to step."""
+    """Names of the values that `adjoint`, if the model defines it, passes from step to step."""
 
     tau_s: float = 4.0
     tau_rise: float = 0.0
@@ -87,7 +87,7 @@ class NeuronModel(ABC):
     surrogate: Surrogate = Arctan()
 
     def __init_subclass__(cls) -> None:
-        """Make parameters of what every model has, where the class does not name them itself."""
+        """Make dataclass fields of the parameters that every model has, unless the class defines them itself."""
         super().__init_subclass__()
         if any(issubclass(base, NeuronModel) and base is not NeuronModel for base in cls.__bases__):
             return
@@ -108,7 +108,7 @@ class NeuronModel(ABC):
             raise SpecError(f"{what}, which its step never reads; leave it out of `learned`")
 
     def _unread(self) -> list[str]:
-        """Learned numbers that `step` does not read."""
+        """Learned parameters that `step` does not read."""
         learned = self.learned()
         if not learned:
             return []
@@ -119,18 +119,18 @@ class NeuronModel(ABC):
 
     @abstractmethod
     def constants(self) -> Mapping[str, float | np.float32]:
-        """The constants of `step` by name, each rounded once to float32."""
+        """The constants that `step` uses, by name, each rounded once to float32."""
 
     def learned(self) -> Mapping[str, Learned]:
-        """The learned parameters of `step`, by name."""
+        """The learned parameters that `step` uses, by name."""
         return {}
 
     @abstractmethod
     def step(self, p: Names, s: Names, i: Expr) -> Step:
-        """One step. `p`: constants and learned parameters, `s`: states before the step, `i`: the filtered current."""
+        """One step. `p`: constants and learned parameters. `s`: states before the step. `i`: the filtered current."""
 
     def adjoint(self, p: Names, d: Names, u: Expr, g: Expr, h: Callable[[Expr], Expr]) -> Adjoint | None:
-        """The backward pass, if a model defines its own order; None: it is derived from `step`.
+        """The backward pass, if a model defines its own order of operations. None: it is derived from `step`.
 
         Args:
             p: the constants and learned parameters.
@@ -142,7 +142,7 @@ class NeuronModel(ABC):
         return None
 
     def written(self) -> dict[str, str]:
-        """The model's name, as `neuron`, and its parameters, as in the notation."""
+        """The model's name under the key `neuron`, and its parameters, as in the notation."""
         return {"neuron": self.name, **{each.name: _written(getattr(self, each.name)) for each in fields(self)}}  # type: ignore[arg-type]
 
     @cached_property
@@ -158,17 +158,17 @@ def _written(value: Any) -> str:
 
 
 def parameter(default: Any, check: Check) -> Any:
-    """A field of a neuron model: its default, and what reads or refuses a value of it (`steps`, `above_zero`)."""
+    """A field of a neuron model with its default and the check of its value (for example `steps` or `above_zero`)."""
     return field(default=default, metadata={"check": check})
 
 
 def steps(name: str, value: object) -> float:
-    """A time constant in steps, at least 1."""
+    """Check for a time constant in steps, at least 1."""
     return time_constant(name, value)
 
 
 def above_zero(name: str, value: object) -> float:
-    """A finite number above 0, at least 2^-100 in float32."""
+    """Check for a finite number above 0, at least 2^-100 in float32."""
     number = real(name, value)
     if not (math.isfinite(number) and number > 0):
         raise SpecError(f"{name} must be a finite number above 0, got {number:g}")
@@ -180,7 +180,7 @@ def above_zero(name: str, value: object) -> float:
 
 
 def choice(*known: str) -> Check:
-    """One of several words."""
+    """Check for one of several words."""
 
     def check(name: str, value: object) -> str:
         if value not in known:

@@ -1,24 +1,24 @@
 """Leaky integrate-and-fire (LIF) neurons.
 
-Forward, Eq. (3a), (4), (5), all states zero before t = 0:
+Forward pass, Eq. (3a), (4), (5); all states are zero before t = 0:
 
     i_t = k i_{t-1} + c z_t                        synaptic filter after the weights, z_t = W o_t of the layer below
     u_t = k_m u_{t-1} (1 - o_{t-1}) + i_t          membrane potential, k_m = 1 - 1/tau_m
     o_t = 1 if u_t >= V_th else 0                  spike
 
-Backward, Eq. (10)-(17), from T-1 down to 0, with `g_t = dL/do_t` through space and `h` the surrogate derivative:
+Backward pass, Eq. (10)-(17), from T-1 down to 0. `g_t = dL/do_t` from the layer above, `h` the surrogate derivative:
 
     d~_t = h(u_t - V_th) (g_t - k_m u_t d~_{t+1}) + k_m (1 - o_t) d~_{t+1}      membrane iteration factor
     e_t  = k e_{t+1} + d~_t,   dL/dz_t = c e_t                                  adjoint of the synaptic filter
 
-`step` and `adjoint` below are the contract's order, each operation rounded once. A static input (direct coding) gives
-one `z` for all steps; its error is the sum of `dz_t` added from T-1 down to 0.
+`step` and `adjoint` below fix the order of operations. Each operation rounds once. With a static input (direct coding),
+one `z` serves all steps. Its error is the sum of `dz_t`, added from T-1 down to 0.
 
-With `reset="subtract"` a spike takes the threshold off the potential (soft reset) instead of all of it:
+With `reset="subtract"`, a spike subtracts the threshold from the potential (soft reset):
 
     u_t = k_m (u_{t-1} - V_th o_{t-1}) + i_t
 
-and the way back is derived (adjoint.py).
+The backward pass is then derived (adjoint.py).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class LIF(NeuronModel):
         o = spike(u, p.vth)
         if self.reset == "subtract":
             return Step(u, o, {"m": p.km * (u - where(o, p.vth, 0))})
-        # Not snapped: u is 0 or at least 2^-100, and a product below 2^-126 is lost in u = snap(m + i) either way.
+        # Not snapped: u is 0 or at least 2^-100. A product below 2^-126 has no effect on u = snap(m + i) in any case.
         return Step(u, o, {"m": unsnapped(where(o, 0, p.km * u))})
 
     def adjoint(self, p: Names, d: Names, u: Expr, g: Expr, h: Callable[[Expr], Expr]) -> Adjoint | None:
@@ -81,5 +81,5 @@ class LIF(NeuronModel):
         pulled = named("pulled", snap(u * d1))
         r = named("r", snap(named("h", h(u - p.vth)) * (g - pulled)))
         new = named("d", r + where(spike(u, p.vth), 0, d1))
-        # Not snapped: a sum of two numbers that are 0 or at least 2^-100 is 0 or at least 2^-124.
+        # Not snapped: both summands are 0 or at least 2^-100, so their sum is 0 or at least 2^-124.
         return Adjoint(new, {"d": unsnapped(new)})

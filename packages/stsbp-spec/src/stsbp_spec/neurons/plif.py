@@ -1,11 +1,11 @@
-"""LIF neurons that learn their leak (parametric LIF; Fang et al. 2021), one number a layer or one a channel.
+"""LIF neurons with a learned leak (parametric LIF; Fang et al. 2021), one number per layer or per channel.
 
 u_t = k u_{t-1} (1 - o_{t-1}) + i_t            with reset="zero"
 u_t = k (u_{t-1} - V_th o_{t-1}) + i_t         with reset="subtract"
 o_t = 1 if u_t >= V_th else 0
 
-`k` begins at `1 - 1/tau_m` and is learned itself, from 0 to 1, where Fang et al. learn the argument of a sigmoid: `exp`
-differs between libraries, and an update can end inside the domain without it.
+`k` starts at `1 - 1/tau_m`. It is learned directly, and every update clips it to [0, 1]. Fang et al. learn the argument
+of a sigmoid instead. This project avoids the sigmoid, because `exp` differs between libraries.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class PLIF(NeuronModel):
         tau_rise: rise time constant of the synaptic filter in steps, from 1 to less than `tau_s`; 0: the rise is
             immediate.
         psp_gain: gain of the synaptic filter, `normalised` or `unit` (synapses/psp.py).
-        per: one `decay` per `layer`, or per `channel` (in a full connection: per neuron).
+        per: one `decay` per `layer`, or one per `channel` (in a fully connected layer: per neuron).
     """
 
     name: ClassVar[str] = "plif"

@@ -1,12 +1,12 @@
-"""A readout: leaky integrators without spikes, whose potentials are the output of a network.
+"""A readout: leaky integrators without spikes. Their potentials are the output of a network.
 
-    u_t = k_m u_{t-1} + i_t,   k_m = 1 - 1/tau_m          i_t: the filtered current, as of every neuron
+    u_t = k_m u_{t-1} + i_t,   k_m = 1 - 1/tau_m          i_t: the filtered current, as in every neuron
 
-A loss of potentials (losses/cross_entropy.py) gives `g_t = dL/du_t`, and the way back is linear:
+A loss of potentials (losses/cross_entropy.py) gives `g_t = dL/du_t`. The backward pass is linear:
 
     d_t = g_t + k_m d_{t+1}
 
-It stands at the end of a network only; what its output spikes would be is silence.
+A readout can only be the last layer of a network. Its spikes are always 0.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Readout(NeuronModel):
 
     Args:
         tau_m: membrane time constant in steps, at least 1.
-        tau_s, threshold, surrogate, tau_rise, psp_gain: as every model has them; of spikes that never come.
+        tau_s, threshold, surrogate, tau_rise, psp_gain: parameters that every model has. They have no effect here.
     """
 
     name: ClassVar[str] = "readout"
@@ -49,10 +49,10 @@ class Readout(NeuronModel):
 
     def step(self, p: Names, s: Names, i: Expr) -> Step:
         u = named("u", snap(s.m + i))
-        # Not snapped: u is 0 or at least 2^-100, and a product below 2^-126 is lost in u = snap(m + i) either way.
+        # Not snapped: u is 0 or at least 2^-100. A product below 2^-126 has no effect on u = snap(m + i) in any case.
         return Step(u, spike(u, p.never), {"m": unsnapped(p.km * u)})
 
     def adjoint(self, p: Names, d: Names, u: Expr, g: Expr, h: Callable[[Expr], Expr]) -> Adjoint:
-        """`g` is `dL/du`."""
+        """`g` is `dL/du` here."""
         new = named("d", snap(g + snap(p.km * d.d)))
         return Adjoint(new, {"d": new})

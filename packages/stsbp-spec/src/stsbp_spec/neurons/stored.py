@@ -1,4 +1,4 @@
-"""A neuron model as text (stored.py), so that a run is loaded without the module that wrote the model."""
+"""A neuron model as text (stored.py). A run can then be loaded without the module that defined the model."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ __all__ = ["StoredNeuron", "as_text", "from_text"]
 
 
 def as_text(neuron: NeuronModel) -> str:
-    """The model, its surrogate and all of its numbers, as JSON.
+    """The model, its surrogate and all its numbers, as JSON.
 
     Raises:
-        SpecError: the model contradicts itself, for example about its states.
+        SpecError: the model is inconsistent, for example in the names of its states.
     """
     if isinstance(neuron, StoredNeuron):
         return neuron.text
@@ -59,7 +59,7 @@ def as_text(neuron: NeuronModel) -> str:
     if back is not None:
         roots |= {"current": back.current, **{f"d.{name}": x for name, x in back.carried.items()}}
         roots |= {f"l.{name}": x for name, x in back.learned.items()}
-    # Texts from before there was one have none.
+    # Older texts have no gain. A text without one means the gain `normalised`.
     plain = ("psp_gain",) if neuron.psp_gain == "normalised" else ()
     data = {
         "name": neuron.name,
@@ -77,14 +77,14 @@ def as_text(neuron: NeuronModel) -> str:
 
 
 class _Data:
-    """What a text says, checked."""
+    """The contents of a text, checked."""
 
     def __init__(self, text: str) -> None:
         data = loaded(text, "neuron model")
         with refusing("neuron model"):
             self.name, self.states, self.carried = word(data["name"]), words(data["states"]), words(data["carried"])
             self.constants = numbers(data["constants"])
-            # Texts from before there were any have none.
+            # Older texts have no learned parameters.
             self.learned = {
                 word(name): Learned(number(initial), number(low), number(high), per)
                 for name, (initial, low, high, per) in data.get("learned", {}).items()
@@ -97,14 +97,14 @@ class _Data:
             if self.carried:
                 roots |= {"current", *(f"d.{name}" for name in self.carried), *(f"l.{name}" for name in self.learned)}
             self.graph = Graph("neuron model", data, roots, {"spike"})
-            # A text of its own, so that surrogates of one equation are equal.
+            # Make a text of the surrogate alone, so that surrogates with the same equation are equal.
             own = {"parameters": {}, "compact": False, **data["surrogate"]}
             slope = self.graph.built(_Any(), ("slope",), _no_surrogate)[0]
             self.surrogate = StoredSurrogate(dumped({**own, **nodes_of({"slope": slope})}))
 
 
 class _Any(dict[str, Expr]):
-    """Variables of any name."""
+    """A mapping that makes a variable for any name."""
 
     def __missing__(self, key: str) -> Expr:
         return Expr("variable", name=key)
@@ -114,7 +114,7 @@ class _Any(dict[str, Expr]):
 
 
 def _no_surrogate(x: Expr) -> Expr:
-    raise SpecError("the stored neuron model is damaged: its surrogate asks for itself")
+    raise SpecError("the stored neuron model is damaged: its surrogate uses a surrogate derivative")
 
 
 @lru_cache(maxsize=64)
@@ -124,7 +124,7 @@ def _read(text: str) -> _Data:
 
 @dataclass(frozen=True, repr=False)
 class StoredNeuron(NeuronModel):
-    """A neuron model from its text."""
+    """A neuron model that was loaded from its text."""
 
     name: ClassVar[str] = "stored"
     text: str = ""
@@ -145,7 +145,7 @@ class StoredNeuron(NeuronModel):
 
     @property
     def data(self) -> _Data:
-        """What the text says."""
+        """The contents of the text."""
         return _read(self.text)
 
     @property
@@ -155,7 +155,7 @@ class StoredNeuron(NeuronModel):
 
     @property
     def carried(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Names of what a written adjoint carries."""
+        """Names of the values that a written adjoint passes from step to step."""
         return self.data.carried
 
     def constants(self) -> Mapping[str, float]:
@@ -183,7 +183,7 @@ class StoredNeuron(NeuronModel):
         return {f"p.{name}": getattr(p, name) for name in (*self.data.constants, *self.data.learned)}
 
     def written(self) -> dict[str, str]:
-        """The model's own name and parameters."""
+        """The original model's name and parameters."""
         return {"neuron": self.data.name, **self.data.parameters}
 
     def __repr__(self) -> str:
@@ -195,7 +195,7 @@ _UNSET: Any = None
 
 
 def from_text(text: str) -> StoredNeuron:
-    """The model that `as_text` wrote.
+    """The model from a text that `as_text` wrote.
 
     Raises:
         SpecError: the text is damaged.

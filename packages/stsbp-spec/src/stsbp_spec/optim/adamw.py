@@ -1,23 +1,23 @@
 """AdamW (Loshchilov and Hutter 2019) with warm-up, cosine schedule and gradient clipping, as one update rule.
 
-Contract order (`UPDATE`), float32, with the scalars of `AdamW.scalars(step)` rounded once from float64:
+Order of operations (`UPDATE`), in float32. The scalars of `AdamW.scalars(step)` are rounded once from float64:
 
     g = snap(g*clip)
     m = snap(beta1*m + (1-beta1)*g)
     v = snap(beta2*v + (1-beta2)*(g*g))
     w = decay*w - rate*((m*c1) / (sqrt(v*c2) + eps))
 
-What neurons learn (`LEARNED_UPDATE`) does not decay, and ends in its domain:
+Learned parameters of neurons (`LEARNED_UPDATE`) do not decay, and are clipped to their domain:
 
     w = w - rate*((m*c1) / (sqrt(v*c2) + eps))
     w = snap(low if w < low, high if w > high, else w)
 
 `c1 = 1/(1-beta1^n)`, `c2 = 1/(1-beta2^n)` with `n = step + 1`, `decay = 1 - lr weight_decay`, `rate = lr`. The square
-root and the division are the correctly rounded ones of IEEE 754; powers and the schedule's cosine are rounded once as
-well (`stsbp_spec.elementary`), since those of a C library differ between processors.
+root and the division are the correctly rounded operations of IEEE 754. Powers and the cosine of the schedule are also
+rounded once (`stsbp_spec.elementary`), because those of a C library differ between processors.
 
-The norm for clipping must not depend on the order of its sum: gradients are rounded to `b` bits below the power of two
-above their maximum and their squares added as integers (`gradient_norm`).
+The norm for clipping must not depend on the order of its sum. Gradients are therefore rounded to `b` bits below the
+power of two above their maximum, and their squares are added as integers (`gradient_norm`).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _update(*, learned: bool) -> Recurrence:
         moved = named("moved", w - change)
         new_w = snap(where(moved < c.low, c.low, where(moved > c.high, c.high, moved)))
     else:
-        # Not snapped: weights below the floor count as zero where they meet their grid.
+        # Not snapped: weights below the floor become zero when they are rounded to their grid.
         new_w = unsnapped(c.decay * w - change)
     outputs = {"new_w": new_w, "new_m": m, "new_v": v}
     return Recurrence("adamw_learned" if learned else "adamw", names, ("w", "g", "m", "v"), {}, outputs)
@@ -88,7 +88,7 @@ UPDATE = _update(learned=False)
 """One update of a weight: from `w`, its gradient `g` and the moments `m`, `v` to `new_w`, `new_m`, `new_v`."""
 
 LEARNED_UPDATE = _update(learned=True)
-"""The same of what neurons learn: without decay, and back between `low` and `high`."""
+"""The same for learned parameters of neurons: no decay, and the result is clipped to `low` and `high`."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ class AdamW:
 
     Args:
         lr: peak learning rate.
-        total_steps: length of the cosine schedule in updates; None keeps `lr` constant after the warm-up.
-        warmup_steps: updates over which the rate rises linearly from 0.
-        final_fraction: the rate at the end of the schedule as a fraction of `lr`.
+        total_steps: length of the cosine schedule in updates. None keeps `lr` constant after the warm-up.
+        warmup_steps: number of updates over which the learning rate rises linearly from 0.
+        final_fraction: learning rate at the end of the schedule, as a fraction of `lr`.
         beta1, beta2, eps, weight_decay: as in the literature.
         clip_norm: largest global gradient norm; None: no clipping.
     """
@@ -151,7 +151,7 @@ class AdamW:
         return self.lr * (self.final_fraction + (1 - self.final_fraction) * falling)
 
     def scalars(self, step: int, clip: np.float32) -> AdamWScalars:
-        """The constants of update `step`, the clipping factor among them."""
+        """The constants of update `step`, including the clipping factor."""
         rate, n = self.rate(step), step + 1
         return AdamWScalars(
             clip=clip,
@@ -168,24 +168,24 @@ class AdamW:
 
 
 def norm_bits(n: int) -> int:
-    """Bits per gradient with which `n` squares add up in an int64."""
+    """Number of bits per gradient with which `n` squares fit in an int64 sum."""
     return min(24, (62 - ceil_log2(max(1, n))) // 2)
 
 
 def gradient_norm(gradients: Iterable[Float32]) -> float:
-    """Global norm of the gradients, the same number on every backend: squares add as integers.
+    """Global norm of the gradients. It is the same number on every backend, because squares are added as integers.
 
-    Elements below `2^-norm_bits` of the largest count as zero. Not finite where a gradient is not.
+    Elements below `2^-norm_bits` of the largest element count as zero. The norm is not finite if a gradient is not.
     """
     arrays = list(gradients)
     return norm_of(gradient_squares(arrays), sum(g.size for g in arrays))
 
 
 def gradient_squares(gradients: Sequence[Float32]) -> Int64:
-    """What the global norm is made of, `[2]`.
+    """The two integers from which the global norm is computed, `[2]`.
 
-    The bits of the largest magnitude as a float32, and the sum of the squares of the gradients in units of
-    `2^-norm_exponent`, which means nothing where there is none.
+    The first holds the bits of the largest magnitude as a float32. The second is the sum of the squares of the
+    gradients in units of `2^-norm_exponent`. The second is meaningless if `norm_exponent` is None.
     """
     arrays = [g for g in gradients if g.size]
     bits = max((int(largest_error(g)[0]) for g in arrays), default=0)
@@ -195,16 +195,16 @@ def gradient_squares(gradients: Sequence[Float32]) -> Int64:
 
 
 def norm_exponent(bits: int, count: int) -> int | None:
-    """Exponent of the grid of `count` gradients whose largest magnitude has these bits.
+    """Exponent of the grid of `count` gradients. `bits` are the float32 bits of their largest magnitude.
 
-    None where all of them are zero, or one is not finite.
+    None if all gradients are zero, or if one of them is not finite.
     """
     largest = magnitude(bits)
     return error_exponent(largest, norm_bits(count)) if math.isfinite(largest) else None
 
 
 def norm_of(squares: AnyArray, count: int) -> float:
-    """The global norm of `count` gradients from their `gradient_squares`; not finite where one is not."""
+    """The global norm of `count` gradients from their `gradient_squares`. It is not finite if a gradient is not."""
     bits, total = (int(x) for x in squares)
     exponent = norm_exponent(bits, count)
     if exponent is None:

@@ -1,4 +1,4 @@
-"""The references: float32 in the contract's order (the `numpy` backend), and the paper's literal form (literal.py).
+"""The references: float32 in the order of the spec (the `numpy` backend), and the paper's literal form (literal.py).
 
-roundoff.py bounds how far float32 may be from the numbers of the equations.
+roundoff.py bounds the distance between float32 results and the exact values of the equations.
 """

@@ -1,7 +1,7 @@
-"""The numpy backend: the float32 reference behind the interface of stsbp_spec.backend, all of it on one page.
+"""The numpy backend: the float32 reference with the interface of stsbp_spec.backend, in one file.
 
-Convolutions are products of matrices with unfolded windows, in chunks of frames, which bounds memory; pooling adds up
-windows and multiplies by a power of two; equations run one step after the other, as they are printed for numpy.
+Convolutions are matrix products with unfolded windows. They are computed in chunks of frames, which limits the memory.
+Pooling adds up windows and multiplies by a power of two. Equations run one step after the other, as printed for numpy.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def unfold(conv: Conv2d, frames: AnyArray) -> AnyArray:
 
 
 def fold(conv: Conv2d, windows: AnyArray, shape: Shape) -> AnyArray:
-    """Adjoint of `unfold`: sums windows, `[n H' W', C * rows * columns]`, into frames of `shape` `[n, C, H, W]`."""
+    """Adjoint of `unfold`. It adds windows, `[n H' W', C * rows * columns]`, into frames of `shape` `[n, C, H, W]`."""
     n, c, h, w = shape
     _, *sizes = conv.output_shape(shape[1:])
     windows = windows.reshape(n, *sizes, c, *conv.kernels)
@@ -86,7 +86,7 @@ def fold(conv: Conv2d, windows: AnyArray, shape: Shape) -> AnyArray:
 
 
 def by_group(conv: Conv2d, rows: AnyArray) -> AnyArray:
-    """Rows `[n, C * k]` of channels as `[groups, n, C / groups * k]`; as they are where there is one group."""
+    """Rows `[n, C * k]` of channels as `[groups, n, C / groups * k]`. Unchanged if there is only one group."""
     return rows if conv.groups == 1 else rows.reshape(len(rows), conv.groups, -1).swapaxes(0, 1)
 
 
@@ -96,13 +96,13 @@ def of_groups(conv: Conv2d, rows: AnyArray) -> AnyArray:
 
 
 def weight_rows(conv: Conv2d, w: AnyArray) -> AnyArray:
-    """Weights `[C', C / groups, rows, columns]` as `[C', fan-in]`, of groups as `[groups, C' / groups, fan-in]`."""
+    """Weights `[C', C / groups, rows, columns]` as `[C', fan-in]`; with groups as `[groups, C' / groups, fan-in]`."""
     rows = w.reshape(len(w), -1)
     return rows if conv.groups == 1 else rows.reshape(conv.groups, -1, rows.shape[1])
 
 
 def chunks(conv: Conv2d, frames: AnyArray, bytes_per_value: int) -> Iterator[slice]:
-    """Runs of frames `[n, C, H, W]` whose unfolded windows take some 64 MB."""
+    """Slices of frames `[n, C, H, W]` whose unfolded windows take about 64 MB."""
     _, rows, columns = conv.output_shape(frames.shape[1:])
     per_frame = rows * columns * frames.shape[1] * conv.area * bytes_per_value
     size = max(1, _CHUNK_BYTES // per_frame)
@@ -130,7 +130,7 @@ def conv_backward(
     need_input: bool,
     need_weights: bool = True,
 ) -> tuple[Float32 | None, AnyArray | None]:
-    """`(ds, dW)`; products in float64 for `reproducible`, where every sum is exact."""
+    """`(ds, dW)`. For `reproducible`, products are in float64, and every sum is exact."""
     dtype: type[np.float32] | type[np.float64] = np.float64 if precision == "reproducible" else np.float32
     s, wq = residuals
     frames = s.reshape(-1, *s.shape[2:])
@@ -165,7 +165,7 @@ def linear_backward(
     need_input: bool,
     need_weights: bool = True,
 ) -> tuple[Float32 | None, AnyArray | None]:
-    """`(ds, dW)`; products in float64 for `reproducible`, where every sum is exact."""
+    """`(ds, dW)`. For `reproducible`, products are in float64, and every sum is exact."""
     dtype = np.float64 if precision == "reproducible" else np.float32
     s, wq = residuals
     error = dz.reshape(-1, linear.units).astype(dtype)
@@ -182,7 +182,7 @@ def pool_windows(pool: Pool2d, s: AnyArray) -> AnyArray:
 
 
 def of_windows(windows: AnyArray, shape: Shape) -> AnyArray:
-    """Adjoint of `pool_windows`, of `shape` `[..., H, W]`: what was in no window is zero."""
+    """Adjoint of `pool_windows`, of `shape` `[..., H, W]`. Inputs that were in no window are zero."""
     *lead, height, width, rows, columns = windows.shape
     whole = windows.swapaxes(-3, -2).reshape(*lead, height * rows, width * columns)
     out = np.zeros(shape, windows.dtype)
@@ -191,13 +191,13 @@ def of_windows(windows: AnyArray, shape: Shape) -> AnyArray:
 
 
 def pool_forward(pool: AvgPool2d, s: AnyArray) -> tuple[Float32, Shape]:
-    """Means or sums of windows, `[T, B, C, H // rows, W // columns]`; the residual is the input's shape."""
+    """Means or sums of windows, `[T, B, C, H // rows, W // columns]`. The residual is the shape of the input."""
     sums: Float32 = pool_windows(pool, s).sum(axis=(-2, -1), dtype=np.float32)
     return sums * np.float32(2.0**-pool.exponent), s.shape
 
 
 def pool_backward(pool: AvgPool2d, shape: Shape, d: Float32) -> Float32:
-    """Each input receives its window's error, divided where the mean was taken; dropped rows and columns zero."""
+    """Each input gets the error of its window, divided if the mean was taken. Dropped rows and columns get zero."""
     rows, columns = pool.sizes
     ds = np.zeros(shape, d.dtype)
     spread = np.repeat(np.repeat(d * np.float32(2.0**-pool.exponent), rows, axis=-2), columns, axis=-1)
@@ -206,7 +206,7 @@ def pool_backward(pool: AvgPool2d, shape: Shape, d: Float32) -> Float32:
 
 
 def max_forward(pool: MaxPool2d, s: AnyArray) -> tuple[AnyArray, tuple[Shape, AnyArray]]:
-    """The largest of windows; residuals are the input's shape and the number of each window's first largest input."""
+    """The maximum of each window. Residuals: the shape of the input, and the index of each window's first maximum."""
     windows = pool_windows(pool, s)
     windows = windows.reshape(*windows.shape[:-2], pool.area)
     first = windows.argmax(axis=-1)[..., None]
@@ -214,20 +214,20 @@ def max_forward(pool: MaxPool2d, s: AnyArray) -> tuple[AnyArray, tuple[Shape, An
 
 
 def max_backward(pool: MaxPool2d, residuals: tuple[Shape, AnyArray], d: Float32) -> Float32:
-    """The first largest input of a window receives its error."""
+    """The first maximum of a window gets the window's error."""
     shape, first = residuals
     each = np.where(np.arange(pool.area) == first, d[..., None], np.float32(0))
     return of_windows(each.reshape(*d.shape, *pool.sizes), shape)
 
 
 def up_forward(up: Upsample2d, s: AnyArray) -> tuple[AnyArray, None]:
-    """Each input as often as rows and columns are repeated."""
+    """Each input, repeated along rows and columns."""
     rows, columns = up.factors
     return s.repeat(rows, axis=-2).repeat(columns, axis=-1), None
 
 
 def up_backward(up: Upsample2d, residuals: None, d: Float32) -> Float32:
-    """The sum of each block's errors, row by row."""
+    """The sum of the errors of each block, row by row."""
     rows, columns = up.factors
     blocks = (d[..., i::rows, j::columns] for i in range(rows) for j in range(columns))
     total: Float32 = reduce(np.add, blocks)
@@ -235,12 +235,12 @@ def up_backward(up: Upsample2d, residuals: None, d: Float32) -> Float32:
 
 
 def flat_forward(flatten: Flatten, s: AnyArray) -> tuple[AnyArray, Shape]:
-    """`[T, B, N]`; the residual is the input's shape."""
+    """`[T, B, N]`. The residual is the shape of the input."""
     return s.reshape(*s.shape[:2], -1), s.shape
 
 
 def flat_backward(flatten: Flatten, shape: Shape, d: Float32) -> Float32:
-    """The same numbers in the input's shape."""
+    """The same numbers in the shape of the input."""
     return d.reshape(shape)
 
 
@@ -253,7 +253,7 @@ def recur(
     summed: tuple[str, ...] = (),
     step: Callable[..., Any] | None = None,
 ) -> dict[str, AnyArray]:
-    """`AbstractBackend.recur`; `step` computes one step (None: what is printed for numpy)."""
+    """`AbstractBackend.recur`. `step` computes one step; None: the code printed for numpy does."""
     step = step or numpy_function(recurrence)
     parameters = [constants[name] for name in recurrence.parameters]
     arrays = [inputs[name] for name in recurrence.inputs]
@@ -265,7 +265,7 @@ def recur(
     }
     for t in reversed(range(steps)) if recurrence.reverse else range(steps):
         values = (x[t % len(x)].astype(np.float32, copy=False) for x in arrays)
-        # Far from the threshold 1/inf is 0, as it should be; 0/0 is a NaN, which whoever reads results looks for.
+        # Far from the threshold, 1/inf correctly gives 0. 0/0 gives a NaN, which later checks of the results find.
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             states, outputs = step(*parameters, *values, *states)
         for (name, whole), output in zip(found.items(), outputs, strict=True):
@@ -287,7 +287,7 @@ RULES: Mapping[type[Op], Rule[AnyArray]] = {
 
 
 class NumpyBackend(AbstractBackend[AnyArray]):
-    """The reference as a backend: slow, and the measure of all others."""
+    """The reference as a backend. It is slow, and all other backends are compared with it."""
 
     name: ClassVar[str] = "numpy"
     api: ClassVar[int] = 1

@@ -1,8 +1,8 @@
-"""The paper's algorithm to the letter: the filter before the weights, step by step, Eq. (3a), (4), (5), (10)-(18).
+"""The paper's literal algorithm: the filter before the weights, step by step, Eq. (3a), (4), (5), (10)-(18).
 
-Works in any number type that numpy's object or float arrays hold: float64 measures `fast` gradients and, with a
-smoothed spike, is itself checked by finite differences; `fractions.Fraction` is the oracle without rounding. Slow on
-purpose.
+It works in any number type that numpy's object or float arrays can hold. In float64, it is the reference for `fast`
+gradients. With a smoothed spike, finite differences check this float64 version itself. With `fractions.Fraction`, it is
+the reference without rounding. The code is slow on purpose.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ Number = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class LiteralRun:
-    """What a forward pass leaves: lists of `[B, ...]`, one a step, by the names of nodes.
+    """The results of a forward pass: lists of `[B, ...]` with one element per step, by the names of nodes.
 
     Attributes:
-        values: what each node makes; of a population its spikes, of weights `W a_t`.
-        entered: the potentials `a_t^{l-1}` that met each of the weights.
-        u, threshold: of each population.
+        values: the output of each node: spikes for a population, `W a_t` for weights.
+        entered: the potentials `a_t^{l-1}` that were the input of each of the weights.
+        u, threshold: potentials and thresholds of each population.
     """
 
     values: dict[str, list[AnyArray]]
@@ -63,10 +63,10 @@ class LiteralRun:
 
 
 class _Neuron:
-    """A neuron model in the number type: what it leaves of a potential, and how its threshold moves.
+    """A neuron model in the number type: how its potential decays, and how its threshold changes.
 
     `u_t = left(u_{t-1}, o_{t-1}, v_{t-1}) + i_t`, `v_t = vth + beta a_t`, `a_t = ka a_{t-1} + ca o_{t-1}`.
-    A decay that is learned is `km` of each channel, or of all.
+    A learned decay is `km`, with one value per channel or one for all.
     """
 
     def __init__(self, literal: Literal, place: Place, parameters: Mapping[str, AnyArray]) -> None:
@@ -87,36 +87,36 @@ class _Neuron:
         self.beta = number(neuron.beta) if isinstance(neuron, ALIF) else number(0)
 
     def left(self, u: AnyArray, o: AnyArray, v: AnyArray) -> AnyArray:
-        """What is left of a potential after a step."""
+        """The remaining potential after a step."""
         result: AnyArray = self.km * (u - v * o) if self.subtracts else self.km * u * (self.one - o)
         return result
 
     def by_km(self, u: AnyArray, o: AnyArray, v: AnyArray) -> AnyArray:
-        """Derivative of `left` by `km`."""
+        """Derivative of `left` with respect to `km`."""
         result: AnyArray = u - v * o if self.subtracts else u * (self.one - o)
         return result
 
     def by_u(self, o: AnyArray) -> Any:
-        """Derivative of `left` by `u`."""
+        """Derivative of `left` with respect to `u`."""
         return self.km if self.subtracts else self.km * (self.one - o)
 
     def by_o(self, u: AnyArray, v: AnyArray) -> AnyArray:
-        """Derivative of `left` by `o`."""
+        """Derivative of `left` with respect to `o`."""
         result: AnyArray = -self.km * (v if self.subtracts else u)
         return result
 
     def by_v(self, o: AnyArray) -> AnyArray:
-        """Derivative of `left` by `v`."""
+        """Derivative of `left` with respect to `v`."""
         result: AnyArray = -self.km * o if self.subtracts else self.km * o * 0
         return result
 
 
 @dataclass(frozen=True)
 class _Normalised:
-    """Batch normalisation where the filter comes before the weights, float64.
+    """Batch normalisation with the filter before the weights, float64.
 
-    `y = A (W a - mean r) + shift r`, `A = scale F / sqrt(var + eps)`, `a` filtered spikes and `r` the filter's response
-    to a constant 1; mean and variance are those of `z = W o`, of the spikes themselves.
+    `y = A (W a - mean r) + shift r`, `A = scale F / sqrt(var + eps)`. `a` are filtered spikes, and `r` is the response
+    of the filter to a constant 1. Mean and variance are those of `z = W o`, with the unfiltered spikes `o`.
     """
 
     name: str
@@ -131,14 +131,14 @@ class _Normalised:
     training: bool
 
     def forward(self) -> list[AnyArray]:
-        """What the neurons read, step by step."""
+        """The input of the neurons, step by step."""
         response = self._steps
         return list(self._each(self.factor) * self._centred + self._each(self.shift) * response)
 
     def backward(
         self, above: list[AnyArray], gradients: dict[str, AnyArray]
     ) -> tuple[list[AnyArray], list[AnyArray] | None]:
-        """Errors of `W a`, and where the statistics are those of the batch, of `W o`."""
+        """Errors of `W a`; and, if the statistics are those of the batch, errors of `W o`."""
         d, factor = np.stack(above), self._each(self.factor)
         of_factor, of_shift = self._sum(d * self._centred), self._sum(d * self._steps)
         gradients[f"{self.name}.scale"] = of_factor * self.norm.factor / np.sqrt(self.variance + self.norm.eps)
@@ -177,10 +177,10 @@ class Literal:
     """One network in the literal form.
 
     Args:
-        network: without dropout.
-        number: makes a number of the wanted type from a Python number: `float` or `fractions.Fraction`.
+        network: the network. It must not have dropout.
+        number: function that converts a Python number to the number type: `float` or `fractions.Fraction`.
         smooth: replace the spike by the surrogate's primitive, for finite differences.
-        training: normalise by the batch, not by running statistics.
+        training: normalise with the statistics of the batch instead of running statistics.
     """
 
     def __init__(
@@ -210,12 +210,12 @@ class Literal:
         inputs: list[AnyArray],
         seen: Mapping[str, tuple[list[AnyArray], list[AnyArray], list[AnyArray]]] | None = None,
     ) -> LiteralRun:
-        """Lines 1-9.
+        """The forward pass, lines 1-9.
 
         Args:
             weights: all parameters, in the number type.
-            inputs: one `[B, ...]` a step, likewise.
-            seen: potentials, spikes and thresholds of each population, where they are not to be computed.
+            inputs: one `[B, ...]` per step, in the number type.
+            seen: given potentials, spikes and thresholds of populations, which are then not computed.
         """
         run, graph = LiteralRun({}, {}, {}, {}), self.graph
         own = {name for names in graph.recurrent.values() for name in names}
@@ -241,7 +241,7 @@ class Literal:
         return run
 
     def _undivided(self, place: Place) -> Any:
-        """What takes back the division of a pooling: sums that are normalised are those of the spikes."""
+        """The factor that undoes the division of a pooling. Sums that are normalised are sums of undivided spikes."""
         assert isinstance(place.node.op, Weighted)
         return self.number(1 if place.node.op.norm is None else place.inputs[0].divisor)
 
@@ -253,7 +253,7 @@ class Literal:
         raw: list[AnyArray],
         entered: list[AnyArray],
     ) -> _Normalised:
-        """Batch normalisation of the sums of spikes `raw`, after the filter, which made them `entered`."""
+        """Batch normalisation of the sums of spikes `raw`. `entered` are the sums of filtered spikes."""
         op, name, pending = place.node.op, place.node.name, place.inputs[0].pending
         assert isinstance(op, Weighted)
         assert op.norm is not None
@@ -315,7 +315,7 @@ class Literal:
             threshold.append(v)
 
     def _loops(self, place: Place) -> list[tuple[str, Weighted]]:
-        """Weights through which a population reads itself."""
+        """The recurrent weights of a population."""
         ops = {node.name: node.op for node in self.graph.nodes}
         found = []
         for name in self.graph.recurrent.get(place.node.name, ()):
@@ -325,7 +325,8 @@ class Literal:
         return found
 
     def _biases(self, place: Place, steps: int) -> list[tuple[str, list[Any]]]:
-        """Of each biased projection the name of its bias, and what its filter makes of a constant 1, step by step."""
+        """For each projection with a bias: the name of the bias, and its filter's response to a constant 1 over
+        time."""
         ones = [self.array(np.ones(1))] * steps
         return [
             (f"{edge.source}.bias", ones if values.pending is None else self.psp(values.pending, ones))
@@ -335,13 +336,13 @@ class Literal:
 
     @property
     def _output_psp(self) -> PSP:
-        """What the van Rossum distance filters with."""
+        """The filter of the van Rossum distance."""
         op = self.graph.nodes[-1].op
         assert isinstance(op, Neurons)
         return op.model.psp.first_order
 
     def delayed(self, x: list[AnyArray], delay: int) -> list[AnyArray]:
-        """What is read `delay` steps later; nothing before."""
+        """The sequence delayed by `delay` steps, beginning with zeros."""
         return [x[t - delay] if t >= delay else x[0] * self.number(0) for t in range(len(x))]
 
     def loss(self, loss: Loss, run: LiteralRun, targets: list[AnyArray]) -> Any:
@@ -351,7 +352,7 @@ class Literal:
             differences = self.psp(self._output_psp, [x - y for x, y in zip(o, targets, strict=True)])
             total = sum((d * d).sum() for d in differences)
         elif isinstance(loss, Hamming):
-            # Half the square: its derivative is the error signal which the spec fixes.
+            # Half the square: its derivative is the error signal of the spec.
             total = sum(((x - y) * (x - y)).sum() for x, y in zip(o, targets, strict=True))
         elif isinstance(loss, SpikeCount):
             rates = (sum(o) - sum(targets)) / self.number(len(o))
@@ -363,7 +364,7 @@ class Literal:
     def backward(
         self, loss: Loss, weights: dict[str, AnyArray], run: LiteralRun, targets: list[AnyArray]
     ) -> dict[str, AnyArray]:
-        """Lines 11-31: gradients of the mean loss by name."""
+        """The backward pass, lines 11-31: gradients of the mean loss by name."""
         graph = self.graph
         errors = {graph.nodes[-1].name: self._at_output(loss, run, targets)}
         own = {name for names in graph.recurrent.values() for name in names}
@@ -408,7 +409,7 @@ class Literal:
         return gradients
 
     def _at_output(self, loss: Loss, run: LiteralRun, targets: list[AnyArray]) -> list[AnyArray]:
-        """dL/do of the output."""
+        """`dL/do` of the output."""
         steps, batch = len(targets), self.number(len(targets[0]))
         o = run.values[self.graph.nodes[-1].name]
         if isinstance(loss, VanRossum):
@@ -427,7 +428,7 @@ class Literal:
         above: list[AnyArray],
         gradients: dict[str, AnyArray],
     ) -> list[AnyArray]:
-        """dL/du of each step from dL/do, which a recurrence adds to, and the gradients of what the population owns."""
+        """`dL/du` of each step from `dL/do`, to which recurrent weights add, and gradients of the population itself."""
         op, name = place.node.op, place.node.name
         assert isinstance(op, Neurons)
         neuron, loops = _Neuron(self, place, weights), self._loops(place)
@@ -466,7 +467,7 @@ class Literal:
         return found
 
     def derivative(self, surrogate: Surrogate, x: AnyArray) -> AnyArray:
-        """`h(x)`, written here once more: this form judges the expressions, so it shares nothing with them."""
+        """`h(x)`, written independently. This form checks the expressions, so it must not share code with them."""
         one, size = self.number(1), np.abs(x)
         h: AnyArray
         if isinstance(surrogate, Rectangle):
@@ -480,7 +481,7 @@ class Literal:
         elif isinstance(surrogate, Arctan):
             h = one / (one + (self.number(math.pi / 2 * surrogate.alpha) * x) ** 2)
         elif isinstance(surrogate, Logistic):
-            # Not s (1 - s), whose second factor loses its digits far from the threshold.
+            # Not s (1 - s), because the second factor loses precision far from the threshold.
             z = np.exp(-size / surrogate.width)
             h = z / (1 + z) ** 2 / surrogate.width
         else:
@@ -505,7 +506,7 @@ class Literal:
         return [x - y for x, y in zip(a, self._exponential(rise, c, s), strict=True)]
 
     def psp_adjoint(self, psp: PSP, d: list[AnyArray]) -> list[AnyArray]:
-        """Eq. (13), (17), (15), (11): the same filter, from the last step to the first."""
+        """Eq. (13), (17), (15), (11): the same filter, run from the last step to the first."""
         return self.psp(psp, d[::-1])[::-1]
 
     @staticmethod
@@ -516,7 +517,7 @@ class Literal:
         return a
 
     def through(self, op: Op, *x: AnyArray) -> AnyArray:
-        """What an operation without weights makes of its inputs in one step."""
+        """The output of an operation without weights in one step."""
         if isinstance(op, Add):
             return sum(x[1:], x[0])
         (s,) = x
@@ -538,13 +539,13 @@ class Literal:
 
     @staticmethod
     def in_windows(pool: Pool2d, x: AnyArray) -> list[AnyArray]:
-        """Views of `x` `[B, C, H, W]`: of each place in a window, row by row, the inputs that stand there."""
+        """Views of `x` `[B, C, H, W]`. For each position in a window, row by row: the inputs at this position."""
         rows, columns = pool.sizes
         height, width = x.shape[2] // rows * rows, x.shape[3] // columns * columns
         return [x[:, :, i:height:rows, j:width:columns] for i in range(rows) for j in range(columns)]
 
     def through_adjoint(self, op: Op, x: list[AnyArray], d: AnyArray) -> list[AnyArray]:
-        """Errors of the inputs `x` from that of the output."""
+        """Errors of the inputs `x` from the error of the output."""
         if isinstance(op, Passing):
             op = op.at(x[0].shape[1:])
         if isinstance(op, Flatten):
@@ -558,7 +559,7 @@ class Literal:
             for view in self.in_windows(op, below):
                 view[...] = d / self.number(op.area)
         elif isinstance(op, MaxPool2d):
-            # The first of the largest: whoever comes later and is as large gets nothing.
+            # Only the first maximum gets the error. Later inputs that are equally large get nothing.
             largest, taken = self.through(op, x[0]), np.zeros(d.shape, bool)
             for view, value in zip(self.in_windows(op, below), self.in_windows(op, x[0]), strict=True):
                 view[...] = np.where((value == largest) & ~taken, d, view)
@@ -580,7 +581,7 @@ class Literal:
         return x.reshape(len(x), -1) @ w.T
 
     def adjoint(self, op: Weighted, w: AnyArray, x: AnyArray, d: AnyArray) -> tuple[AnyArray, AnyArray]:
-        """One step's term of Eq. (18), and `W^T d`."""
+        """The contribution of one step to Eq. (18), and `W^T d`."""
         if isinstance(op, OneToOne):
             return (d * x).sum(axis=0)[:, None], d * w[:, 0]
         if not isinstance(op, Conv2d):
@@ -599,7 +600,7 @@ class Literal:
         return np.concatenate(terms), inner
 
     def _windows(self, conv: Conv2d, x: AnyArray) -> list[AnyArray]:
-        """What the kernels of each group see, `[B, H', W', C / groups, rows, columns]`."""
+        """The inputs of the kernels of each group, `[B, H', W', C / groups, rows, columns]`."""
         _, rows, columns = conv.output_shape(x.shape[1:])
         return [
             np.stack([np.stack([part[self._place(conv, y, z)] for z in range(columns)], 1) for y in range(rows)], 1)
@@ -614,7 +615,7 @@ class Literal:
 
     @staticmethod
     def _place(conv: Conv2d, y: int, x: int) -> tuple[slice, ...]:
-        """Where the kernel of the output at row `y` and column `x` lies on the padded input."""
+        """The position of the kernel on the padded input for the output at row `y` and column `x`."""
         lies = zip((y, x), conv.strides, conv.extents, conv.dilations, strict=True)
         return (
             slice(None),
@@ -624,16 +625,16 @@ class Literal:
 
 
 def _more(gradients: dict[str, AnyArray], name: str, term: AnyArray) -> None:
-    """Add to the gradient of weights, which several nodes may use."""
+    """Add a term to the gradient of weights. Several nodes may use the same weights."""
     gradients[name] = gradients[name] + term if name in gradients else term
 
 
 def _of_channels(values: AnyArray, shape: Shape) -> AnyArray:
-    """Numbers of each channel, or of all, beside arrays `[B, ...]` of `shape`."""
+    """Numbers per channel, or one for all, in a shape that broadcasts against arrays `[B, ...]` of `shape`."""
     return values.reshape(1, len(values), *(1 for _ in shape[1:]))
 
 
 def _by_channel(x: AnyArray, count: int) -> AnyArray:
-    """`[B, C, ...]` added over all axes but that of `C`, or over all where `count` is 1."""
+    """Sums of `[B, C, ...]` over all axes except `C`, or over all axes if `count` is 1."""
     each: AnyArray = np.moveaxis(x, 1, 0).reshape(count, -1).sum(axis=1)
     return each

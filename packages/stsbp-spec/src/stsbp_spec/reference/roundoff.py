@@ -1,16 +1,17 @@
-"""How far `fast` gradients in float32 can be from float64: a running error analysis of the backward pass.
+"""Bounds of the distance between `fast` gradients in float32 and float64: running error analysis of the backward pass.
 
-Beside each float64 value stands a bound of its distance to float32, built up by the same steps as the value:
+Each float64 value has a bound of its distance to the float32 value. The bound is computed by the same steps as the
+value:
 
 - a float32 operation rounds once: `fl(a op b) = (a op b)(1 + d)`, `|d| <= u = 2^-24`;
 - a sum of `n` products, in any order, with or without fused multiply-adds, is off by at most `gamma(n)` times the sum
   of their magnitudes, `gamma(n) = n u / (1 - n u)`;
-- `snap` moves a value by less than `FLOOR`, and underflow (gradual or flushed) by less than `TINY`;
-- errors that were there before are carried on by the derivative of each step, and second-order terms are kept.
+- `snap` changes a value by less than `FLOOR`, and underflow (gradual or flushed) by less than `TINY`;
+- existing errors are propagated by the derivative of each step, and second-order terms are kept.
 
-docs/exactness.md derives the steps. The result holds for every weight by itself, whatever the data, as long as nothing
-overflows. The second figure beside each value, `spread`, is no bound: it adds independent errors by their squares and
-says how large they are for random data.
+docs/exactness.md derives these steps. The bound holds for every single weight and for any data, provided that nothing
+overflows. The second number beside each value, `spread`, is not a bound. It adds independent errors by their squares,
+and estimates their size for random data.
 """
 
 from __future__ import annotations
@@ -74,23 +75,23 @@ U = 2.0**-24
 """Unit roundoff of float32."""
 
 TINY = 2.0**-125
-"""More than underflow can move a value, whether subnormal numbers are kept or flushed where written and where read."""
+"""Underflow changes a value by less than this, whether subnormal numbers are kept, or flushed on reading or writing."""
 
 EXP_ULPS = 4
-"""Units in the last place by which a library's float32 `exp(-a)` may be off, besides `2 a u` for a reduced argument."""
+"""Largest error of a library's float32 `exp(-a)` in units in the last place, besides `2 a u` for a reduced argument."""
 
 Potentials: TypeAlias = Literal["float32", "float64"]
-"""Which potentials the float64 gradients stand on: those of the float32 forward pass, or a float64 simulation's own."""
+"""Which potentials the float64 gradients use: those of the float32 forward pass, or those of a float64 simulation."""
 
 
 @dataclass(frozen=True)
 class Near:
-    """Float64 values, and where float32 lies; three arrays of one shape, or numbers.
+    """Float64 values, and how far the float32 values can be from them; three arrays of one shape, or numbers.
 
     Attributes:
-        value: in float64.
-        error: float32 is nowhere further away than this; see `bound`.
-        spread: how far away it is by the root of the sum of squares, for roundings that know nothing of each other.
+        value: the float64 value.
+        error: largest distance of the float32 value; see `bound`.
+        spread: estimate of the distance as the root of a sum of squares, for independent rounding errors.
     """
 
     value: Float64
@@ -101,36 +102,36 @@ class Near:
         return Near(self.value[index], self.error[index], self.spread[index])
 
     def each(self, linear: Callable[[Float64], Float64]) -> Near:
-        """A linear map without negative coefficients that float32 computes exactly."""
+        """Apply a linear map without negative coefficients that float32 computes exactly."""
         return Near(linear(self.value), linear(self.error), linear(self.spread))
 
     @property
     def bound(self) -> Float64:
-        """`error`, and what float64 rounds in the value and in the error itself: 2^-29 of what float32 may round."""
+        """`error`, plus the rounding errors of float64 in the value and in the error itself: 2^-29 of float32's."""
         return self.error * (1 + 2.0**-20)
 
     @property
     def largest(self) -> Float64:
-        """The largest magnitude that float32 can have."""
+        """The largest magnitude that the float32 value can have."""
         return np.abs(self.value) + self.error
 
 
 def exact(value: AnyArray | float) -> Near:
-    """What float32 and float64 both hold."""
+    """Values that are exact in both float32 and float64."""
     wide: Float64 = np.asarray(value, np.float64)
     return Near(wide, np.zeros_like(wide), np.zeros_like(wide))
 
 
 def _constant(wide: float) -> Near:
-    """A constant, in float32 rounded once."""
+    """A constant, which is rounded once to float32."""
     error = np.float64(abs(float(np.float32(wide)) - wide))
     return Near(np.float64(wide), error, error)  # type: ignore[arg-type]
 
 
 def gamma(n: AnyArray | int) -> Float64:
-    """`n u / (1 - n u)`: the error of a sum of `n` products, in any order, as a part of the sum of their magnitudes.
+    """`n u / (1 - n u)`: bound of the error of a sum of `n` products, in any order, relative to their magnitudes' sum.
 
-    Infinite from `n = 2^24` on.
+    It is infinite from `n = 2^24` on.
     """
     total = np.asarray(n, np.float64) * U
     return np.where(total < 1, total / np.where(total < 1, 1 - total, 1), np.inf)
@@ -142,7 +143,7 @@ def _root(*parts: Any) -> Float64:
 
 
 def _is_power_of_two(a: Near) -> bool:
-    """A constant with which products are exact."""
+    """Whether the value is a constant power of two, with which products are exact."""
     return a.value.ndim == 0 and a.error == 0 and math.frexp(abs(float(a.value)))[0] in (0.0, 0.5)
 
 
@@ -157,10 +158,10 @@ def _multiply(a: Near, b: Near) -> Near:
 
 
 def _add(a: Near, b: Near) -> Near:
-    """Errors of the two are added in `spread` too: they often come from one rounding."""
+    """Sum. Errors are added linearly in `spread` too, because they often come from the same rounding."""
     value = a.value + b.value
     carried = a.error + b.error
-    u = np.where((a.largest > 0) & (b.largest > 0), U, 0)  # the sum with a zero does not round
+    u = np.where((a.largest > 0) & (b.largest > 0), U, 0)  # adding a zero does not round
     return Near(value, carried + u * (np.abs(value) + carried), _root(a.spread + b.spread, u * value))
 
 
@@ -169,7 +170,7 @@ def _negative(a: Near) -> Near:
 
 
 def _divide(a: Near, b: Near) -> Near:
-    """`a / b`, where neither float64 nor float32 can have a `b` below 1."""
+    """`a / b`. Neither float64 nor float32 may have a `b` below 1."""
     value = a.value / b.value
     carried = (np.abs(value) * b.error + a.error) / np.maximum(b.value - b.error, 1)
     error = carried + U * (np.abs(value) + carried) + TINY
@@ -177,24 +178,24 @@ def _divide(a: Near, b: Near) -> Near:
 
 
 def _snap(a: Near) -> Near:
-    """The floor, which float64 does not have."""
+    """Apply the floor, which only float32 has."""
     floor = _floor(a.value, a.error)
     return replace(a, error=a.error + floor, spread=a.spread + floor)
 
 
 def _floor(value: Float64, error: Float64) -> Float64:
-    """What `snap` can change of a float32 value within `error` of `value`."""
+    """Largest change by `snap` of a float32 value within `error` of `value`."""
     reached = (np.abs(value) - error < FLOOR) & (np.abs(value) + error > 0)
     return np.where(reached, FLOOR, 0.0)
 
 
-# The neuron.
+# Neurons.
 
 
 def _derivative(neuron: LIF, u: Near) -> Near:
-    """`h(u - V_th)`, by the operations that surrogates.py writes."""
+    """`h(u - V_th)`, with the operations of surrogates.py."""
     surrogate, vth = neuron.surrogate, _constant(neuron.threshold)
-    # Where float32 has the very same potential, its difference is known to the bit.
+    # If float32 has exactly the same potential, the difference to the threshold is known exactly.
     known = u.error == 0
     with np.errstate(over="ignore"):
         narrow = u.value.astype(np.float32) - np.float32(neuron.threshold)
@@ -227,9 +228,9 @@ def _derivative(neuron: LIF, u: Near) -> Near:
 
 
 def _rectangle(surrogate: Rectangle, size: Near, narrow: AnyArray) -> Near:
-    """A jump by all of the height where float32 and float64 stand, or may stand, on two sides of an edge.
+    """Error of the full height of the jump if float32 and float64 are, or may be, on different sides of an edge.
 
-    `narrow` is float32's `|x|` where it is known, else NaN.
+    `narrow` is the float32 value of `|x|` if it is known, else NaN.
     """
     edge, height = _constant(surrogate.width / 2), _constant(1 / surrogate.width)
     inside = size.value < edge.value
@@ -254,8 +255,9 @@ class Filtering(NamedTuple):
     """A synaptic filter in the literal form.
 
     Attributes:
-        constants: in its own order: decay and gain, or decay, rise and gain; with a bias, last, the gain of training.
-        like: a filter with as many constants, which says what is computed.
+        constants: constants in the filter's order: decay and gain, or decay, rise and gain. With a bias, the last one
+            is the gain of training.
+        like: a filter with the same number of constants. It defines the computation.
     """
 
     constants: tuple[Near, ...]
@@ -263,7 +265,7 @@ class Filtering(NamedTuple):
 
 
 def exact_filter(psp: PSP | None, gain: float = 1.0, *, biased: bool = False) -> Filtering:
-    """A filter in the literal form, and how far its float32 constants are; None: no filter."""
+    """A filter in the literal form, with the errors of its float32 constants; None: no filter."""
     if biased:
         plain = exact_filter(psp)
         if gain == 1:
@@ -283,7 +285,7 @@ def _is_plain(neuron: NeuronModel, filter: Filtering) -> bool:
 
 
 def _equations(neuron: NeuronModel, filter: Filtering) -> NeuronEquations:
-    """Which values the constants of the filter have is said apart."""
+    """The equations. They do not contain the values of the filter's constants."""
     return neuron_equations(filter.like, neuron)
 
 
@@ -295,14 +297,14 @@ def _filtered(decay: Near, state: Near, x: Near) -> Near:
 def neuron_forward(
     neuron: NeuronModel, filter: Filtering, z: AnyArray | Near, spikes: UInt8, learned: Mapping[str, Float32] = _NONE
 ) -> dict[str, Near]:
-    """What the way back reads of a float64 simulation with the given spikes, `[T, B, ...]` by name: `u` and others.
+    """The values that the backward pass reads, from a float64 simulation with the given spikes: `u` and others by name.
 
     Args:
-        neuron: its model.
-        filter: constants of the filter before it.
-        z: exact, `[1 or T, B, ...]`, or near it.
-        spikes: of float32, `[T, B, ...]`.
-        learned: what the neurons have learned, by name, each `[1]` or `[C]`; it is among the result too.
+        neuron: the neuron model.
+        filter: constants of the filter before the neurons.
+        z: weighted sums `[1 or T, B, ...]`, exact or with errors.
+        spikes: spikes of the float32 forward pass, `[T, B, ...]`.
+        learned: learned parameters of the neurons by name, each `[1]` or `[C]`. The result contains them too.
     """
     z = z if isinstance(z, Near) else exact(z)
     if _is_plain(neuron, filter):
@@ -314,7 +316,7 @@ def neuron_forward(
 
 
 def _spread(values: Float32, spikes: UInt8) -> AnyArray:
-    """One number a channel, or one for all, for each neuron: `[1, B, ...]`."""
+    """One number per channel, or one for all, repeated for each neuron: `[1, B, ...]`."""
     each = values.reshape(1, 1, -1, *(1,) * (spikes.ndim - 3))
     return np.broadcast_to(each, (1, *spikes.shape[1:]))
 
@@ -328,7 +330,7 @@ def neuron_backward(
     *,
     static: bool,
 ) -> Near:
-    """`dL/dz`, `[1 or T, B, ...]`, from `g = dL/do` and `kept`, `neuron_forward` or `exact` values of float32."""
+    """`dL/dz`, `[1 or T, B, ...]`, from `g = dL/do`, and from `kept`: `neuron_forward`, or `exact` float32 values."""
     if _is_plain(neuron, filter):
         return _lif_backward(neuron, filter, kept["u"], spikes, g, static=static)  # type: ignore[arg-type]
     equations = _equations(neuron, filter)
@@ -347,7 +349,7 @@ def _over_time(steps: Near) -> Near:
 def learned_gradients(
     neuron: NeuronModel, filter: Filtering, kept: Mapping[str, Near], spikes: UInt8, g: Near
 ) -> dict[str, Near]:
-    """Gradients of what the neurons learn, by name, each `[1]` or `[C]`: see `neuron_backward`."""
+    """Gradients of the neurons' learned parameters by name, each `[1]` or `[C]`: see `neuron_backward`."""
     equations = _equations(neuron, filter)
     if not equations.terms:
         return {}
@@ -360,14 +362,14 @@ def learned_gradients(
 
 
 def _total(each: Near, count: int) -> Near:
-    """`each` `[B, C, ...]` added in float64 over all axes but that of `C`, or all (`count` 1), and rounded once."""
+    """Sums of `each` `[B, C, ...]` in float64 over all axes except `C`, or all (`count` 1), rounded once."""
 
     def total(x: Float64) -> Float64:
         added: Float64 = np.moveaxis(x, 1, 0).reshape(count, -1).sum(axis=1)
         return added
 
     value, error = total(each.value), total(each.error)
-    # n numbers, in any order: off by at most n 2^-53 of their magnitudes.
+    # A sum of n numbers, in any order, is off by at most n 2^-53 of their magnitudes.
     error = error + each.value.size * 2.0**-53 * total(each.largest)
     error = error + U * (np.abs(value) + error) + TINY
     spread = _root(np.sqrt(total(np.square(each.spread))), U * value) + TINY
@@ -383,7 +385,7 @@ def _constants(equations: NeuronEquations, filter: Filtering) -> dict[str, Near]
 def _run(
     recurrence: Recurrence, constants: Mapping[str, Near], inputs: Mapping[str, Near], spikes: UInt8
 ) -> dict[str, Near]:
-    """Outputs of a recurrence by name, `[T, B, ...]`; every spike in it is the one that float32 had."""
+    """Outputs of a recurrence by name, `[T, B, ...]`. Every spike in it is that of the float32 forward pass."""
     nodes = ordered(recurrence.roots)
     states = {name: exact(np.zeros(spikes.shape[1:])) for name in recurrence.states}
     steps: dict[str, list[Near]] = {name: [] for name, x in recurrence.outputs.items() if not x.is_condition}
@@ -403,7 +405,7 @@ def _run(
 
 
 def _value(x: Expr, a: Sequence[Any], known: Mapping[str, Near], fired: AnyArray) -> Any:
-    """One node: a `Near`, or for a condition whether it holds in float64 and whether float32 may see it otherwise."""
+    """One node: a `Near`; or for a condition, its value in float64, and whether float32 may decide differently."""
     if x.op == "variable":
         return known[str(x.name)]
     if x.op == "constant":
@@ -428,7 +430,7 @@ def _value(x: Expr, a: Sequence[Any], known: Mapping[str, Near], fired: AnyArray
 
 
 def _chosen(condition: tuple[AnyArray, AnyArray], a: Near, b: Near) -> Near:
-    """`where`: by all that the two differ, where float32 may choose the other one."""
+    """`where`. If float32 may choose the other operand, the error includes the whole difference of both."""
     truth, unsure = condition
     jump = np.where(unsure, np.abs(a.value - b.value) + np.maximum(a.error, b.error), 0)
     error, spread = (np.where(truth, p, q) for p, q in ((a.error, b.error), (a.spread, b.spread)))
@@ -436,17 +438,17 @@ def _chosen(condition: tuple[AnyArray, AnyArray], a: Near, b: Near) -> Near:
 
 
 def _exp(a: Near) -> Near:
-    """`exp` of a number of at most 0."""
+    """`exp` of a number that is at most 0."""
     off = (2 * EXP_ULPS + 2 * a.largest) * U
     value = np.exp(a.value)
     grown = np.expm1(np.minimum(a.error, 700))
-    # Float32 is within exp(a + error) (1 + off); no value of exp(a) exceeds 1.
+    # The float32 value is within exp(a + error) (1 + off), and exp(a) never exceeds 1.
     return Near(value, np.minimum(value * (grown + off + grown * off), 1 + off) + TINY, value * _root(a.spread, off))
 
 
 def _sqrt(a: Near) -> Near:
     value = np.sqrt(a.value)
-    moved = value - np.sqrt(np.maximum(a.value - a.error, 0))  # downwards it moves further than upwards
+    moved = value - np.sqrt(np.maximum(a.value - a.error, 0))  # the change is larger downwards than upwards
     with np.errstate(divide="ignore", invalid="ignore"):
         spread = np.where(value > 0, a.spread / (2 * value), np.sqrt(a.spread))
     return Near(value, moved + (value + moved) * U, _root(spread, value * U))
@@ -458,7 +460,7 @@ _NEAR: dict[str, Callable[..., Near]] = {
 
 
 def _lif_forward(neuron: LIF, filter: Filtering, z: Near, spikes: UInt8) -> Near:
-    """`neuron_forward` of LIF with reset to zero: its potentials."""
+    """`neuron_forward` of LIF with reset to zero: the potentials."""
     decay, gain = filter.constants
     km = _constant(1 - 1 / neuron.tau_m)
     i = m = exact(np.zeros(spikes.shape[1:]))
@@ -472,14 +474,14 @@ def _lif_forward(neuron: LIF, filter: Filtering, z: Near, spikes: UInt8) -> Near
 
 
 def _lif_backward(neuron: LIF, filter: Filtering, u: Near, spikes: UInt8, g: Near, *, static: bool) -> Near:
-    """`neuron_backward` of LIF with reset to zero, closer than operation by operation.
+    """`neuron_backward` of LIF with reset to zero. Its bound is tighter than that of single operations.
 
     Float32 differs from `d = h g + ((1 - o) - h u) d1`, `d1 = k_m d_{t+1}`, by
 
         (h' - h) w' + h (g' - g) - h (u' - u) d1' + ((1 - o) - h u) (d1' - d1) + h' (rounding of p and w) + ...
 
-    where the primed values are float32's and `w = g - u d1`. An error from the step after it is carried by the neuron's
-    own factor `(1 - o) - h u`, in which the reset's path is taken off the leak's, not by the sum of both.
+    The primed values are those of float32, and `w = g - u d1`. An error from the following step is multiplied by the
+    neuron's own factor `(1 - o) - h u`, the difference of the paths through leak and reset, not by the sum of both.
     """
     decay, gain = filter.constants
     km = _constant(1 - 1 / neuron.tau_m)
@@ -533,19 +535,19 @@ def _lif_backward(neuron: LIF, filter: Filtering, u: Near, spikes: UInt8, g: Nea
     return _stack([total] if static else steps[::-1])
 
 
-# What stands between neurons.
+# Synapses.
 
 
 def synapse_backward(
     synapse: Conv2d | Linear, s: AnyArray, wq: Float32, dz: Near, *, need_input: bool, alike: int = 1
 ) -> tuple[Near | None, Near]:
-    """`(ds, dW)` from inputs `[T, B, ...]` and `dz` `[T, B, ...]`, sums in any order.
+    """`(ds, dW)` from inputs `[T, B, ...]` and `dz` `[T, B, ...]`, with sums in any order.
 
     Args:
-        synapse, s, wq: the weights' geometry, inputs and weights.
+        synapse, s, wq: geometry of the weights, inputs and weights.
         dz: error of the outputs.
-        need_input: whether `ds` is wanted, else None.
-        alike: how many neighbours have nearly the same `dz` (a window of the pooling above), for the spread.
+        need_input: whether `ds` is needed; otherwise it is None.
+        alike: number of neighbours with nearly the same `dz` (a window of the pooling above), for the spread.
     """
     flat, size, variance, squares = (
         x.reshape(-1, *x.shape[2:]) for x in (s, dz.largest, np.square(dz.spread), np.square(dz.value))
@@ -555,8 +557,8 @@ def synapse_backward(
     (n,) = _weight_sums(synapse, flat != 0, [np.ones_like(value[:, :groups])])
     n = n if groups == 1 else np.repeat(n, len(wq) // groups, axis=0)
     sums = _weight_sums(synapse, flat, [value, error, size])
-    # What one neuron sends back at several steps, and neighbours of one window, is alike, so that it does not cancel:
-    # (sum of m terms)^2 is at most m times the sum of their squares.
+    # Errors that one neuron sends back at several steps, and those of a window's neurons, are similar and do not
+    # cancel: (sum of m terms)^2 is at most m times the sum of their squares.
     together = np.square(s.astype(np.float64)) * np.count_nonzero(s, axis=0) * alike
     sums += _weight_sums(synapse, together.reshape(flat.shape), [variance, squares])
     dw = _sum(n, *sums).each(lambda x: x.reshape(wq.shape))
@@ -566,7 +568,7 @@ def synapse_backward(
 
 
 def input_errors(synapse: Conv2d | Linear, shape: tuple[int, ...], wq: Float32, dz: Near) -> Near:
-    """`W^T dz`, `[T, B, ...]` of inputs of `shape`, sums in any order."""
+    """`W^T dz`, `[T, B, ...]`, for inputs of `shape`, with sums in any order."""
     value, error, size, variance, squares = (
         x.reshape(-1, *x.shape[2:]) for x in (dz.value, dz.error, dz.largest, np.square(dz.spread), np.square(dz.value))
     )
@@ -581,10 +583,10 @@ def input_errors(synapse: Conv2d | Linear, shape: tuple[int, ...], wq: Float32, 
 def _sum(
     n: AnyArray | int, value: Float64, error: Float64, largest: Float64, variance: Float64, squares: Float64
 ) -> Near:
-    """A sum of `n` products whose errors, magnitudes, squared spreads and squares add up to what is given.
+    """A sum of `n` products. The other arguments are the sums of their values, errors, magnitudes and squares.
 
-    Partial sums in random order: after `k` products `k/n` of the value, and about it a variance of at most `k/n (1 -
-    k/n)` of the squares. Each rounds once.
+    Partial sums in random order: after `k` products, the mean is `k/n` of the value, and the variance is at most
+    `k/n (1 - k/n)` of the squares. Each partial sum rounds once.
     """
     tiny = np.where(largest > 0, 2 * np.asarray(n) * TINY, 0)
     partial = np.asarray(n) * (np.square(value) / 3 + squares / 6)
@@ -592,7 +594,7 @@ def _sum(
 
 
 def _weight_sums(synapse: Conv2d | Linear, inputs: AnyArray, fields: Sequence[Float64]) -> list[Float64]:
-    """Sums of fields `[n, C', ...]` times what each weight meets of `inputs` `[n, C, ...]`; `[C', fan-in]` each."""
+    """For each weight, sums of fields `[n, C', ...]` times its inputs `[n, C, ...]`; `[C', fan-in]` each."""
     if isinstance(synapse, Linear):
         x = inputs.reshape(len(inputs), -1).astype(np.float64)
         return [field.T @ x for field in fields]
@@ -652,13 +654,13 @@ def loss_error(loss: Loss, psp: PSP, s: UInt8, targets: UInt8) -> Near:
 
 @dataclass(frozen=True)
 class _Normalised:
-    """Sums of weights and what normalises them.
+    """Weighted sums, and the statistics that normalise them.
 
     Attributes:
         z: the sums, `[1 or T, B, ...]`.
-        numbers: `mean` and `a` of `batchnorm.FORWARD`, and where float32 has them.
+        numbers: `mean` and `a` of `batchnorm.FORWARD`, with the errors of their float32 values.
         stretch, narrowing: see `batchnorm.Coefficients`, `[C]`.
-        unit: of the sums.
+        unit: unit of the sums.
         training: whether mean and variance are those of the sums.
     """
 
@@ -671,7 +673,7 @@ class _Normalised:
     training: bool
 
     def run(self, recurrence: Recurrence, **inputs: Near) -> Near:
-        """An equation of batchnorm.py on all sums; numbers of a channel are `[C]`."""
+        """Run an equation of batchnorm.py on all sums. Numbers per channel are `[C]`."""
         given = {name: x.each(self.spread) if x.value.ndim == 1 else x for name, x in inputs.items()}
         none = np.zeros(self.z.shape, np.uint8)
         (found,) = _run(recurrence, {}, {"z": exact(self.z), **given}, none).values()
@@ -682,12 +684,12 @@ class _Normalised:
         return wide
 
     def sums(self, x: Float64) -> Float64:
-        """`x` of the shape of `z`, added up channel by channel."""
+        """Sums of `x`, which has the shape of `z`, per channel."""
         added: Float64 = np.moveaxis(x, 2, 0).reshape(x.shape[2], -1).sum(axis=1)
         return added
 
     def forward(self, shift: Float32) -> Near:
-        """What the neurons read."""
+        """The input of the neurons."""
         return self.run(batchnorm.FORWARD, **self.numbers, shift=exact(shift))
 
     def backward(self, dy: Near) -> tuple[Near, Near, Near]:
@@ -695,7 +697,7 @@ class _Normalised:
         n = math.prod(self.z.shape) // len(self.mean)
         about = self.z - self.spread(self.mean)
         size = self.sums(dy.largest * np.abs(self.z)), self.sums(dy.largest)
-        # Two pieces of z, each less than z and 2^12 units in magnitude, and n sums of float64 in any order.
+        # z is split in two pieces, each smaller than z plus 2^12 units. n sums of float64 may be in any order.
         rounded = (n + 8) * 2.0**-53 * (size[0] + (2.0**13 * self.unit + np.abs(self.mean)) * size[1])
         total = self._sum(dy, np.ones_like(about), n * 2.0**-53 * size[1])
         around = self._sum(dy, about, rounded)
@@ -711,7 +713,7 @@ class _Normalised:
 
     def _sum(self, dy: Near, factor: Float64, rounded: Float64) -> Near:
         error = self.sums(dy.error * np.abs(factor)) + rounded
-        # What one neuron sends back at several steps is alike.
+        # Errors that one neuron sends back at several steps are similar.
         alike = np.square((dy.spread * np.abs(factor)).sum(axis=0, keepdims=True))
         return Near(self.sums(dy.value * factor), error, np.sqrt(self.sums(alike)))
 
@@ -721,7 +723,7 @@ def _times(a: Near, exactly: Float64) -> Near:
 
 
 def _rounded(a: Near) -> Near:
-    """A number that float64 has, as float32, or 0 below the floor."""
+    """A float64 number rounded to float32, or 0 below the floor."""
     error = a.error + U * (np.abs(a.value) + a.error) + TINY
     return _snap(Near(a.value, error, _root(a.spread, U * a.value) + TINY))
 
@@ -729,7 +731,7 @@ def _rounded(a: Near) -> Near:
 def _normalised(
     projection: Projection, z: Float32, wq: Mapping[str, AnyArray], dropout: tuple[int, int] | None
 ) -> _Normalised | None:
-    """What normalises the sums `z` of weights; None: nothing does."""
+    """The normalisation of the sums `z` of weights; None: there is none."""
     norm = projection.synapse.norm
     if norm is None:
         return None
@@ -760,7 +762,7 @@ def _undone(layer: Passing, residuals: Any, d: Near) -> Near:
 
 
 def _block_sums(up: Upsample2d, d: Near) -> Near:
-    """Sums of the blocks of an upsampling; each addition rounds once."""
+    """Sums of the blocks of an upsampling. Each addition rounds once."""
     rows, columns = up.factors
     return reduce(_add, (d[..., i::rows, j::columns] for i in range(rows) for j in range(columns)))
 
@@ -775,16 +777,16 @@ def gradients(
     potentials: Potentials = "float32",
     dropout: tuple[int, int] | None = None,
 ) -> dict[str, Near]:
-    """Gradients of all parameters in float64, and how far a backend's `fast` ones can be from them.
+    """Gradients of all parameters in float64, and bounds of the distance of any backend's `fast` gradients to them.
 
     Args:
         network: the network.
-        wq: weights on their grid, what else was learned, statistics and exponents, by name: `trainer.on_grid`.
+        wq: weights on their grid, other learned parameters, statistics and exponents, by name: `trainer.on_grid`.
         inputs: `[B, ...]` (direct) or `[T, B, ...]` (events), uint8.
-        layers: spikes and potentials of the float32 forward pass, by layer name (`AbstractBackend.run`); of a graph, by
-            the names of its populations.
-        error: `dL/do` of the output: `loss_error`, or `exact` cotangents.
-        potentials: which ones float64 stands on; with `float64` only the spikes of `layers` are used.
+        layers: spikes and potentials of the float32 forward pass, by layer name (`AbstractBackend.run`). For a graph,
+            by the names of its populations.
+        error: `dL/do` of the output: `loss_error`, or `exact` values.
+        potentials: which potentials the float64 gradients use. With `float64`, only the spikes of `layers` are used.
         dropout: `(seed, step)` of the masks that the forward pass used.
     """
     return _forward(network, wq, inputs, layers, potentials, dropout).backward(error)
@@ -793,7 +795,7 @@ def gradients(
 def membrane_potentials(
     network: NetworkSpec | Network, wq: Mapping[str, Float32], inputs: UInt8, layers: Mapping[str, LayerRun]
 ) -> dict[str, Near]:
-    """Potentials of each population in a float64 simulation with the spikes of `layers`: see `gradients`."""
+    """Potentials of each population, from a float64 simulation with the spikes of `layers`: see `gradients`."""
     walk = _forward(network, wq, inputs, layers, "float64", None)
     return {name: kept["u"] for name, kept in walk.kept.items()}
 
@@ -817,13 +819,13 @@ def _forward(
 
 
 class _Walk:
-    """Through a network and back; `reference/literal.py` goes the same way.
+    """Both passes through a network, in the same order as in `reference/literal.py`.
 
     Attributes:
-        values: what each node makes, exact, `[1 or T, B, ...]`.
-        read: what each of the weights met.
-        kept: what the neurons of each population keep for the way back.
-        back: by node without weights, from the error of its output to that of its input.
+        values: the output of each node, exact, `[1 or T, B, ...]`.
+        read: the input of each of the weights.
+        kept: the values of each population that the backward pass reads.
+        back: for each node without weights, the function from the error of its output to that of its input.
     """
 
     def __init__(
@@ -872,7 +874,7 @@ class _Walk:
                 self.values[node.name], self.back[node.name] = self._passed(place, s)
 
     def _meet(self, name: str, s: AnyArray) -> None:
-        """Sums of weights."""
+        """Compute weighted sums."""
         projection, self.read[name] = self.projections[name], s
         synapse = projection.synapse
         if isinstance(synapse, OneToOne):
@@ -898,7 +900,7 @@ class _Walk:
         return made, lambda d: _tiny(_undone(known, residuals, d))
 
     def _keep(self, place: Place) -> dict[str, Near]:
-        """What the way back reads of a population: from float32's potentials, or from a float64 simulation."""
+        """The values of a population that the backward pass reads, from float32 potentials or a float64 simulation."""
         op, run = place.node.op, self.runs[place.node.name]
         assert isinstance(op, Neurons)
         sources = [edge.source for edge in place.node.inputs]
@@ -932,7 +934,7 @@ class _Walk:
         return {name: simulated[name] for name in equations.kept} | {name: exact(x) for name, x in each.items()}
 
     def backward(self, error: Near) -> dict[str, Near]:
-        """Gradients by name. Errors of what several nodes read are added in the order of the nodes."""
+        """Gradients by name. If several nodes read an output, their errors are added in the order of the nodes."""
         waiting, found = {self.graph.nodes[-1].name: [error]}, dict[str, Near]()
         trained = self._trained()
         for place in reversed(self.graph.places):
@@ -957,7 +959,7 @@ class _Walk:
         return found
 
     def _trained(self) -> dict[str, bool]:
-        """Of each node whether weights stand in it or before it."""
+        """For each node, whether it has weights or comes after weights."""
         found = dict[str, bool]()
         for place in self.graph.places:
             name, edges = place.node.name, place.node.inputs
@@ -966,7 +968,7 @@ class _Walk:
         return found
 
     def _through_weights(self, name: str, dz: Near, found: dict[str, Near], *, need_input: bool) -> Near | None:
-        """Back through weights; their gradient goes to `found`."""
+        """The backward pass of weights. Their gradient is added to `found`."""
         synapse, s, w = self.projections[name].synapse, self.read[name], self.wq[name]
         if name in self.norms:
             dz, found[f"{name}.scale"], found[f"{name}.shift"] = self.norms[name].backward(dz)
@@ -982,7 +984,7 @@ class _Walk:
         return below
 
     def _alike(self, name: str) -> int:
-        """Neighbours to which the pooling after a node sends nearly the same error."""
+        """Number of neighbours to which the pooling after a node sends nearly the same error."""
         most = 1
         for reader in self.graph.readers[name]:
             (place,) = (each for each in self.graph.places if each.node.name == reader)
@@ -994,7 +996,7 @@ class _Walk:
         return most
 
     def _through_neurons(self, place: Place, g: Near, found: dict[str, Near]) -> list[Near]:
-        """Back through a population: errors of its inputs from elsewhere."""
+        """The backward pass of a population: errors of its inputs, except those of its recurrent weights."""
         op, spikes = place.node.op, self.runs[place.node.name].spikes
         assert isinstance(op, Neurons)
         kept, loops = self.kept.pop(place.node.name), self.graph.recurrent.get(place.node.name, ())
@@ -1048,7 +1050,7 @@ def _as_it_is(d: Near) -> Near:
 
 
 def _tiny(d: Near) -> Near:
-    """What underflow can move."""
+    """Largest change by underflow."""
     tiny = np.where(d.largest > 0, TINY, 0)
     return replace(d, error=d.error + tiny, spread=d.spread + tiny)
 
@@ -1070,7 +1072,7 @@ def _filtering(values: Values, training: bool) -> Filtering:
 
 
 def _of_population(place: Place, *, training: bool) -> tuple[NeuronEquations, dict[str, Near]]:
-    """The equations of neurons that read several projections, and how far float32's constants are from wide ones."""
+    """The equations of neurons that read several projections, and the errors of their float32 constants."""
     op, inputs = place.node.op, place.inputs
     assert isinstance(op, Neurons)
     filters = tuple(values.filter(training=training) for values in inputs)
@@ -1085,7 +1087,7 @@ def _of_population(place: Place, *, training: bool) -> tuple[NeuronEquations, di
 
 
 def _joined(steps: Sequence[Near]) -> Near:
-    """Steps `[1, B, ...]` one after the other."""
+    """Concatenate steps `[1, B, ...]`."""
     return Near(*(np.concatenate([getattr(x, name) for x in steps]) for name in ("value", "error", "spread")))
 
 

@@ -1,4 +1,4 @@
-"""What is between two layers' neurons: weights, pooling, dropout and the synaptic filter."""
+"""The operations between the neurons of two layers: weights, pooling, dropout and the synaptic filter."""
 
 from stsbp_spec.synapses.add import Add
 from stsbp_spec.synapses.avgpool2d import AvgPool2d, GlobalAvgPool

@@ -1,8 +1,8 @@
 """Sum of spike trains of several branches: `s = s_1 + s_2 + ...`, integers, the ADD of SEW-ResNet (Fang et al. 2021).
 
-Exact in any order, as the inputs are multiples of one unit. Backward: each input receives the error of the sum.
-What the branches carry must wait for the same synapse and the same factor of training, since the neurons above apply
-both to the sum.
+The sum is exact in any order, because the inputs are multiples of one unit. Backward: each input receives the error of
+the sum. All branches must have the same pending synaptic filter and the same training gain, because the neurons above
+apply both to the sum.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _MOST = 255
 
 @dataclass(frozen=True)
 class Add(Op):
-    """The sum of two or more inputs of one shape."""
+    """The sum of two or more inputs of the same shape."""
 
     def infer(self, *inputs: Values) -> Values:
-        """Sums, in the finest unit of the inputs."""
+        """The sums, in the finest unit of the inputs."""
         if len(inputs) < 2:
             raise SpecError(f"Add takes two inputs or more, got {len(inputs)}")
         first = inputs[0]

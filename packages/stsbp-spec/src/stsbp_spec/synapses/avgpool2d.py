@@ -1,12 +1,12 @@
-"""Average pooling of spikes over non-overlapping windows; a linear map, so it may come before the PSP filter.
+"""Average pooling of spikes over non-overlapping windows. It is linear, so it may come before the PSP filter.
 
-Of windows whose rows and columns are powers of two: the mean of each, exact in binary, since pooled spikes are
-multiples of one over their size. Of any others: the sum of each, and the division is a factor that is multiplied after
-the weights, into the gain of the PSP filter (`Values.filter`), as dropout's is; unlike that it is there in evaluation
-too. Rows and columns that fill no window are dropped.
+If the rows and columns of the window are powers of two, the result is the mean of each window. The mean is exact in
+binary, because pooled spikes are multiples of one over the window size. For other windows, the result is the sum of
+each window. The division is then a factor after the weights, in the gain of the PSP filter (`Values.filter`), like the
+factor of dropout. Unlike the latter, it also applies in evaluation. Rows and columns that fill no window are dropped.
 
-Backward: each input of a window receives the window's error, divided by the size of the window where its mean was
-taken.
+Backward: each input of a window receives the error of the window. If the forward pass takes the mean, the error is
+divided by the size of the window.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class Pool2d(Passing):
 
     @property
     def area(self) -> int:
-        """Inputs of a window."""
+        """Number of inputs of a window."""
         rows, columns = self.sizes
         return rows * columns
 
     def output_shape(self, shape: Shape) -> Shape:
-        """`(C, H // rows, W // columns)`; raises `SpecError` where the window does not fit."""
+        """`(C, H // rows, W // columns)`. Raises `SpecError` if the window does not fit."""
         if len(shape) != 3:
             raise SpecError(f"pooling needs an input (C, H, W), got {shape}")
         (c, h, w), (rows, columns) = shape, self.sizes
@@ -64,7 +64,7 @@ class AvgPool2d(Pool2d):
     """
 
     def infer(self, *inputs: Values) -> Values:
-        """Means, in finer units; or sums, which a later step divides."""
+        """The means, in finer units; or the sums, which a later step divides."""
         values = self.spikes(inputs)
         return replace(
             values,
@@ -81,7 +81,7 @@ class AvgPool2d(Pool2d):
 
     @property
     def exponent(self) -> int:
-        """Fraction bits that pooling adds: `area = 2^exponent`; 0 for sums."""
+        """Fraction bits that pooling adds, with `area = 2^exponent`; 0 for sums."""
         return self.area.bit_length() - 1 if self.divisor == 1 else 0
 
 
@@ -90,7 +90,7 @@ class GlobalAvgPool(Passing):
     """Average pooling over all rows and columns, to `(C, 1, 1)`."""
 
     def at(self, shape: Shape) -> AvgPool2d:
-        """The pooling of an input of `shape` `(C, H, W)`."""
+        """The pooling for an input of `shape` `(C, H, W)`."""
         if len(shape) != 3:
             raise SpecError(f"pooling needs an input (C, H, W), got {shape}")
         return AvgPool2d((shape[1], shape[2]))
@@ -100,5 +100,5 @@ class GlobalAvgPool(Passing):
         return self.at(self.spikes(inputs).shape).infer(*inputs)
 
     def output_shape(self, shape: Shape) -> Shape:
-        """`(C, 1, 1)`; raises `SpecError` where there are no rows and columns."""
+        """`(C, 1, 1)`. Raises `SpecError` if the input has no rows and columns."""
         return self.at(shape).output_shape(shape)

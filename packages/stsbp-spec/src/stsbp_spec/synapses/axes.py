@@ -1,4 +1,4 @@
-"""Numbers of the two axes of an image: one integer where both are the same, else a pair (rows, columns)."""
+"""Numbers for the two axes of an image: one integer if both are the same, else a pair (rows, columns)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from stsbp_spec.values import shown, whole
 __all__ = ["PerAxis", "both", "per_axis", "written"]
 
 PerAxis: TypeAlias = int | tuple[int, int]
-"""One number for rows and columns, or one each."""
+"""One number for both rows and columns, or one for each."""
 
 
 def per_axis(what: str, value: object, least: int) -> PerAxis:
-    """`value`, an integer or a pair of them, as it is kept: an int where rows and columns have the same.
+    """`value`, an integer or a pair, in its stored form: an int if rows and columns have the same number.
 
     Raises:
-        SpecError: a number is no integer, or below `least`; `what` begins the message.
+        SpecError: a number is not an integer, or is below `least`. The message begins with `what`.
     """
     if not isinstance(value, (tuple, list)):
         return whole(what, value, least)
@@ -33,5 +33,5 @@ def both(value: PerAxis) -> tuple[int, int]:
 
 
 def written(value: PerAxis) -> str:
-    """As the notation writes it: `3`, or `3x5`."""
+    """The value in the notation: `3`, or `3x5`."""
     return "x".join(str(each) for each in value) if isinstance(value, tuple) else str(value)

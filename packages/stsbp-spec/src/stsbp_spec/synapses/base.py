@@ -1,7 +1,7 @@
-"""The operations of a network (`Op`), and the arrays that pass between them (`Values`). graph.py puts them together.
+"""The operations of a network (`Op`), and the arrays that pass between them (`Values`). graph.py combines them.
 
-An operation says for itself what it makes of its inputs: shape, unit and largest value of its output. So the bounds of
-sums, on which exactness rests, are types of edges, and an error points at the operation that breaks them.
+Each operation derives the shape, the unit and the largest value of its output from those of its inputs. These bounds
+guarantee that sums are exact. They belong to the edges, so an error can point at the operation that violates a bound.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ __all__ = ["Op", "Passing", "Values", "Weighted", "normalisation", "weight_bits"
 
 @dataclass(frozen=True)
 class Values:
-    """What an edge carries for one sample and step: multiples of `2^-exponent` in `[0, maximum]`.
+    """The values on an edge for one sample and step: multiples of `2^-exponent` in `[0, maximum]`.
 
     Attributes:
         shape: `(C, H, W)` or `(N,)`.
-        exponent: of their unit.
-        maximum: the largest of them.
-        static: whether one array serves all steps (images).
-        pending: synapse of the neurons they come from, which is applied after the weights; None: none.
-        gain: factor of training that has not been applied yet, the `1/(1 - rate)` of dropout.
-        divisor: what they are still to be divided by, in training and evaluation: the sizes of pooling windows whose
+        exponent: the values are multiples of `2^-exponent`.
+        maximum: the largest value.
+        static: whether the same array is used at all steps (images).
+        pending: synaptic filter of the neurons that sent the values. It is applied after the weights; None: none.
+        gain: training factor that has not been applied yet: the `1/(1 - rate)` of dropout.
+        divisor: divisor that has not been applied yet, in training and evaluation. It comes from pooling windows whose
             sums were taken.
-        weighted: whether they are sums of weights, of either sign; unit and maximum are then those of what was added.
-        biased: whether a bias is still to be added to the sums.
+        weighted: whether the values are weighted sums, of either sign. Unit and maximum are then those of the summands.
+        biased: whether a bias must still be added to the sums.
     """
 
     shape: Shape
@@ -50,15 +50,15 @@ class Values:
 
     @property
     def bits(self) -> int:
-        """`b` with all values at most `2^b` units."""
+        """The smallest `b` with all values at most `2^b` units."""
         return math.ceil(math.log2(self.maximum)) + self.exponent
 
     def factor(self, *, training: bool) -> float:
-        """What has not been applied yet: in training the gain, and always the division."""
+        """The factor that has not been applied yet: always the division, and in training also the gain."""
         return (self.gain if training else 1.0) / self.divisor
 
     def filter(self, *, training: bool) -> SynapticFilter:
-        """The pending synapse with the factor that has not been applied yet, and the bias before it."""
+        """The pending synaptic filter with the factor that has not been applied yet, and the bias before it."""
         gain = self.factor(training=training)
         if self.biased:
             plain = IDENTITY if self.pending is None else self.pending.filter()
@@ -73,20 +73,20 @@ class Op(ABC):
 
     @abstractmethod
     def infer(self, *inputs: Values) -> Values:
-        """What the operation makes of its inputs.
+        """The output of the operation for these inputs.
 
         Raises:
-            SpecError: they do not fit.
+            SpecError: the inputs do not fit.
         """
 
     def one(self, inputs: tuple[Values, ...]) -> Values:
-        """The only input; `SpecError` unless there is one."""
+        """The only input. Raises `SpecError` unless there is exactly one."""
         if len(inputs) != 1:
             raise SpecError(f"{type(self).__name__} takes one input, got {len(inputs)}")
         return inputs[0]
 
     def spikes(self, inputs: tuple[Values, ...]) -> Values:
-        """The only input, which is not weighted; else `SpecError`."""
+        """The only input, which must not be weighted. Otherwise raises `SpecError`."""
         values = self.one(inputs)
         if values.weighted:
             raise SpecError(
@@ -96,19 +96,19 @@ class Op(ABC):
 
 
 class Passing(Op):
-    """An operation on spikes, without weights and neurons: what may stand before weights."""
+    """An operation on spikes without weights and neurons. It may come before weights."""
 
     @abstractmethod
     def output_shape(self, shape: Shape) -> Shape:
-        """Shape of the output for an input of `shape`; raises `SpecError` where it does not fit."""
+        """Shape of the output for an input of `shape`. Raises `SpecError` if the input does not fit."""
 
     def at(self, shape: Shape) -> Passing:
-        """The operation as backends know it, for an input of `shape`."""
+        """The operation in the form that backends use, for an input of `shape`."""
         return self
 
 
 class Weighted(Op):
-    """A linear map by weights on a grid of their own, and a bias or batch normalisation where it is to have one."""
+    """A linear map with weights on a grid of its own, optionally with a bias or batch normalisation."""
 
     weight_bits: int
     bias: bool
@@ -116,7 +116,7 @@ class Weighted(Op):
 
     @abstractmethod
     def output_shape(self, shape: Shape) -> Shape:
-        """Shape of the sums for an input of `shape`; raises `SpecError` where it does not fit."""
+        """Shape of the sums for an input of `shape`. Raises `SpecError` if the input does not fit."""
 
     @abstractmethod
     def weight_shape(self, shape: Shape) -> Shape:
@@ -124,13 +124,13 @@ class Weighted(Op):
 
     @abstractmethod
     def summands(self, shape: Shape) -> tuple[int, int, int]:
-        """Numbers of summands: of one output, of one weight's gradient per frame, of one input's gradient."""
+        """Numbers of summands: of one output, of the gradient of one weight per frame, of the gradient of one input."""
 
     def infer(self, *inputs: Values) -> Values:
-        """Weighted sums, which some grid of weights makes exact in float32.
+        """Weighted sums, for which some weight grid makes float32 sums exact.
 
         Raises:
-            ExactnessError: none does.
+            ExactnessError: there is no such grid.
         """
         values = self.spikes(inputs)
         shape = self.output_shape(values.shape)
@@ -143,12 +143,12 @@ class Weighted(Op):
                 f"even with {MIN_WEIGHT_BITS}-bit weights; pool or convolve first"
             )
         sums = replace(values, shape=shape, weighted=True, biased=self.bias)
-        # Normalised sums have no factor any more: the gain is in their statistics, and a division changes nothing.
+        # Normalised sums have no pending factor. The gain is in their statistics, and a division has no effect on them.
         return sums if self.norm is None else replace(sums, gain=1.0, divisor=1)
 
 
 def normalisation(value: object, *, bias: bool) -> BatchNorm | None:
-    """`value` as the batch normalisation of weights; `SpecError` unless it is one, or None."""
+    """`value` as the batch normalisation of weights. Raises `SpecError` unless it is one, or None."""
     if value is None or isinstance(value, BatchNorm):
         if value is not None and bias:
             raise SpecError("batch normalisation subtracts the mean, which cancels a bias; leave the bias out")
@@ -157,7 +157,7 @@ def normalisation(value: object, *, bias: bool) -> BatchNorm | None:
 
 
 def weight_bits(value: object) -> int:
-    """`value` as bits of a weight grid, sign included; `SpecError` unless it is one."""
+    """`value` as bits of a weight grid, including the sign. Raises `SpecError` if it is invalid."""
     bits = integer(value)
     if bits is None or not MIN_WEIGHT_BITS <= bits <= MAX_WEIGHT_BITS:
         raise SpecError(f"weight bits must be {MIN_WEIGHT_BITS} to {MAX_WEIGHT_BITS}, got {shown(value)}")

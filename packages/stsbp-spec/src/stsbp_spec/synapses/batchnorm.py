@@ -1,38 +1,39 @@
 """Batch normalisation of weighted sums (Ioffe and Szegedy 2015), exact in any order: `y = (z - mean) a + shift`.
 
-Per channel (of a full connection: per neuron), over the `n = T B H W` sums of the whole batch (of a static input: of
-its one frame, `n = B H W`),
+The sums are normalised per channel (in a fully connected layer: per neuron), over the `n = T B H W` sums of the whole
+batch. For a static input, they are over its one frame, `n = B H W`.
 
     a = scale F g / s,   s = sqrt(g^2 var + eps),   mean = sum z / n,   var = sum (z - mean)^2 / n
 
-`g` is the gain of training in front of the weights, dropout's `1/(1 - rate)`: with it, statistics are those of `g z`,
-and the filter after `y` has none. After a pooling by sums (avgpool2d.py) `z` are the sums, which are not divided. `F`
-is 1, or the threshold times a number (tdBN, Zheng et al. 2021), so that `y` has the width of a threshold. Evaluation
-takes running averages of `g mean` and `g^2 var` (the biased variance), `r = (1 - momentum) r + momentum x` after each
-update, and no gain.
+`g` is the training gain before the weights, dropout's `1/(1 - rate)`. With it, statistics are those of `g z`, and the
+filter after `y` has no gain. After a pooling by sums (avgpool2d.py), `z` are the undivided sums. `F` is 1, or the
+threshold times a number (tdBN, Zheng et al. 2021), so that the width of `y` is that of a threshold. Evaluation uses
+running averages of `g mean` and `g^2 var` (the biased variance), and no gain. After each update, they become
+`r = (1 - momentum) r + momentum x`.
 
-Forward. `z` is an integer `k` in units of `2^-exponent`, below `2^24` (grid.py), so `sum k` and `sum k^2`, the squares
-in two pieces of 24 bits, are sums of integers: exact in int64 in any order, over any number of processes (`moments`).
-They are taken about the integer `m` next to the mean, so that nothing cancels, and all that follows is float64, each
-operation rounded once, with the square root of IEEE 754 (`statistics`); `mean`, `a` and `shift` are float32. The sums
-are normalised in float32:
+Forward pass. `z` is an integer `k` in units of `2^-exponent`, below `2^24` (grid.py). `sum k` and `sum k^2`, with the
+squares in two pieces of 24 bits, are therefore sums of integers. They are exact in int64 in any order, over any number
+of processes (`moments`). They are shifted by the integer `m` next to the mean, so that no cancellation occurs. All
+further steps are in float64. Each operation rounds once, with the square root of IEEE 754 (`statistics`). `mean`, `a`
+and `shift` are float32. The sums are normalised in float32:
 
     y = snap(snap((z - mean) a) + shift)
 
-Backward, with `S = sum dy`, `Q = sum dy (z - mean)` and `x = (z - mean) g / s`:
+Backward pass, with `S = sum dy`, `Q = sum dy (z - mean)` and `x = (z - mean) g / s`:
 
     dshift = S,   dscale = sum dy x F = Q F g / s
     dz = a (dy - S / n - x (sum dy x) / n) = a (dy - S / n - (z - mean) r),   r = (g / s)^2 Q / n
 
-`fast`: `S` and `sum dy k` in float64, in any order. `reproducible`: `dy` is rounded to an error grid of
-`b = 53 - 12 - ceil(log2 n)` bits; with `k = h 2^12 + l` in pieces of 12 bits (`|h| <= 2^12`, `0 <= l < 2^12`) the sums
-of `dy`, `dy h` and `dy l` are exact in float64 in any order (`error_moments`). The rest is float64 on numbers of a
-channel (`way_back`), rounded once to `S/n` and `r` in float32, and
+`fast`: `S` and `sum dy k` are computed in float64, in any order. `reproducible`: `dy` is rounded to an error grid of
+`b = 53 - 12 - ceil(log2 n)` bits. With `k = h 2^12 + l` in pieces of 12 bits (`|h| <= 2^12`, `0 <= l < 2^12`), the sums
+of `dy`, `dy h` and `dy l` are exact in float64 in any order (`error_moments`). Further steps are in float64 on numbers
+per channel (`way_back`). `S/n` and `r` are rounded once to float32, and
 
     dz = snap(a snap(snap(dy - S/n) - snap((z - mean) r)))
 
 Padded steps of shorter samples, and the silent samples of an empty part, are in no sum.
-In evaluation `S/n` and `r` are 0: the statistics are constants. What the grid of `dy` zeroes is not counted.
+In evaluation, `S/n` and `r` are 0, because the statistics are constants. Errors that the grid of `dy` sets to zero are
+not counted.
 """
 
 from __future__ import annotations
@@ -75,13 +76,13 @@ SCALE = Learned(1.0, low=-CEILING, high=CEILING, per="channel")
 SHIFT = Learned(0.0, low=-CEILING, high=CEILING, per="channel")
 
 PIECE_BITS = 12
-"""Bits of the pieces of `z` that meet errors."""
+"""Bits of the pieces of `z` that are multiplied with errors."""
 
 SQUARE_BITS = 24
 """Bits of the pieces of `z^2`."""
 
 MOST = 2**29
-"""Sums that are normalised together: float64 holds the integer `MOST 2^24`."""
+"""Largest number of sums that are normalised together. Float64 can hold the integer `MOST 2^24`."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class BatchNorm:
     Args:
         momentum: weight of a batch in the running statistics, in (0, 1].
         eps: added to the variance, from 1e-12 to 1.
-        factor: of the normalised sums before the learned scale; tdBN: the neurons' threshold, times alpha.
+        factor: factor of the normalised sums before the learned scale. For tdBN: the neurons' threshold times alpha.
     """
 
     momentum: float = 0.1
@@ -107,11 +108,11 @@ class BatchNorm:
             object.__setattr__(self, name, value)
 
     def learned(self) -> dict[str, Learned]:
-        """What it learns, by name."""
+        """The learned parameters, by name."""
         return {"scale": SCALE, "shift": SHIFT}
 
     def initial(self, channels: int) -> dict[str, Float32]:
-        """The running statistics before the first update, `[C]` by name."""
+        """The initial running statistics, `[C]` by name."""
         return {"mean": np.zeros(channels, np.float32), "variance": np.ones(channels, np.float32)}
 
 
@@ -119,7 +120,7 @@ def summands(frames: int, shape: Shape) -> int:
     """`n` for `frames` frames of sums of `shape`, `(C, H, W)` or `(N,)`.
 
     Raises:
-        ExactnessError: there are more than float64 adds exactly.
+        ExactnessError: there are more sums than float64 adds exactly.
     """
     n = frames * math.prod(shape[1:])
     if n > MOST:
@@ -151,11 +152,11 @@ FORWARD, BACKWARD = _equations()
 """From `z` to `y`, and from `z` and `dy` to `dz`; `of_all` is `S/n`, `slope` is `r`."""
 
 
-# Sums of all elements of a channel: what a backend makes fast.
+# Sums of all elements of a channel. Backends should make these fast.
 def _units(z: AnyArray, exponent: AnyArray) -> Int64:
     """`z` `[T, B, C, ...]` in units of `2^-exponent`, `[C, n]`."""
     e = int(exponent[0])
-    # In two steps: one power of two alone may leave float32.
+    # In two steps, because a single power of two may be outside the range of float32.
     whole = z * np.float32(2.0 ** (e // 2)) * np.float32(2.0 ** (e - e // 2))
     return np.moveaxis(whole, 2, 0).reshape(z.shape[2], -1).astype(np.int64)
 
@@ -180,20 +181,20 @@ def error_moments(dy: Float32, z: Float32, exponent: AnyArray) -> Float64:
     return np.stack([d.sum(1), (d * (k >> PIECE_BITS)).sum(1), (d * (k & 2**PIECE_BITS - 1)).sum(1)])
 
 
-# What follows from them, on numbers of a channel.
+# Further steps, on numbers per channel.
 class Wide:
-    """Float64 and int64 on numbers of a channel, arrays `[C]`, by their own operators: numpy's, and a base for others.
+    """Operations on float64 and int64 numbers per channel, arrays `[C]`, for numpy. Other libraries derive from it.
 
-    Each operation rounds once. Products and quotients are written by the methods below, since a library that compiles
-    may fuse or replace the operators; sums and differences, and int64's `+ - * // >> &`, are Python's.
+    Each operation rounds once. Products and quotients use the methods below, because a library that compiles may fuse
+    or replace the operators. Sums and differences, and `+ - * // >> &` of int64, use Python's operators.
     """
 
     def float64(self, x: Any) -> Any:
-        """Of int64 or float32."""
+        """Convert int64 or float32 to float64."""
         return x.astype(np.float64)
 
     def float32(self, x: Any) -> Any:
-        """Rounded, and 0 where it is below the floor."""
+        """Round to float32; below the floor, the result is 0."""
         narrow = x.astype(np.float32)
         return narrow * (abs(narrow) >= np.float32(FLOOR))
 
@@ -219,11 +220,11 @@ class Wide:
 
 
 class Coefficients(NamedTuple, Generic[Array]):
-    """What normalises the sums of a layer, `[C]` each.
+    """The coefficients that normalise the sums of a layer, `[C]` each.
 
     Attributes:
-        mean, a: float32, of `FORWARD`.
-        wide_mean: of the sums, float64.
+        mean, a: coefficients of `FORWARD`, float32.
+        wide_mean: mean of the sums, float64.
         stretch: `F g / s`, float64.
         narrowing: `(g / s)^2`, float64.
         batch: `g mean` and `g^2 var`, float32 `[2, C]`, for the running averages.
@@ -240,16 +241,16 @@ class Coefficients(NamedTuple, Generic[Array]):
 def of_batch(
     wide: Wide, sums: Any, exponent: Any, scale: Array, frames: Any = None, *, norm: BatchNorm, n: int, gain: float
 ) -> Coefficients[Array]:
-    """From `moments` of all `n` elements, the learned scale `[C]` and the gain in front of the weights.
+    """Coefficients from `moments` of all `n` elements, the learned scale `[C]`, and the gain before the weights.
 
-    Where samples have lengths, `n` is that of a frame, and `frames` `[1]` is how many of them are no padding.
+    If samples have lengths, `n` counts the elements of one frame, and `frames` `[1]` the frames that are not padding.
     """
     mean, variance = statistics(wide, sums, exponent, n if frames is None else frames * n + 0 * sums[0])
     return coefficients(wide, norm, mean, variance, scale, gain)
 
 
 def of_running(wide: Wide, mean: Array, variance: Array, scale: Array, *, norm: BatchNorm) -> Coefficients[Array]:
-    """From running statistics and the learned scale, float32 `[C]`."""
+    """Coefficients from running statistics and the learned scale, float32 `[C]`."""
     return coefficients(wide, norm, wide.float64(mean), wide.float64(variance), scale, 1.0)
 
 
@@ -275,7 +276,8 @@ def statistics(wide: Wide, sums: Any, exponent: Any, n: Any) -> tuple[Any, Any]:
 def coefficients(
     wide: Wide, norm: BatchNorm, mean: Any, variance: Any, scale: Array, gain: float
 ) -> Coefficients[Array]:
-    """From mean and variance, float64 `[C]`, of a batch or running ones, and the learned scale, float32 `[C]`."""
+    """Coefficients from mean and variance, float64 `[C]`, of a batch or running, and the learned scale, float32
+    `[C]`."""
     width = wide.times(variance, gain * gain)
     s2 = width + norm.eps
     s = wide.root(s2)
@@ -290,7 +292,7 @@ def way_back(
 ) -> tuple[Array, Array, Array, Array]:
     """`S/n` and `r`, float32 `[C]`, and the gradients of scale and shift, float64 `[C]`, from all `error_moments`.
 
-    Where the statistics are running ones, `S/n` and `r` are zeros. `frames` and `n`: see `of_batch`.
+    With running statistics, `S/n` and `r` are zeros. `frames` and `n`: see `of_batch`.
     """
     total, high, low = sums[0], sums[1], sums[2]
     with_z = wide.scaled(wide.times(high, 2.0**PIECE_BITS) + low, -exponent)
@@ -305,12 +307,12 @@ def way_back(
 
 
 def moved(wide: Wide, before: Array, batch: Array, *, norm: BatchNorm) -> Array:
-    """A running statistic `[C]` after a batch: float64, rounded once, and 0 below the floor."""
+    """A running statistic `[C]` after a batch: computed in float64, rounded once, and 0 below the floor."""
     kept = wide.times(wide.float64(before), 1 - norm.momentum)
     found: Array = wide.float32(kept + wide.times(wide.float64(batch), norm.momentum))
     return found
 
 
 def running(norm: BatchNorm, before: Float32, batch: Float32) -> Float32:
-    """`moved` of numpy arrays."""
+    """`moved` for numpy arrays."""
     return moved(Wide(), before, batch, norm=norm)

@@ -1,10 +1,11 @@
-"""Bias of a projection: `x_t = g z_t + b`, one number `b` a channel (of a full connection: a neuron), then the filter.
+"""Bias of a projection: `x_t = g z_t + b`, then the filter. `b` is one number per channel (dense layers: per neuron).
 
-`g` is the gain of training, the `1/(1 - rate)` of dropout; without a bias it folds into the filter's constant
-(synapses/psp.py), which a bias must not meet. Contract order: `x = snap(snap(g z) + b)`, without `g` where it is 1.
-Backward: `db = sum dx` over steps, samples and places, `dz = g dx`.
+`g` is the training gain, the `1/(1 - rate)` of dropout. Without a bias, the gain is part of the filter's constant
+(synapses/psp.py). With a bias it is not, because it must not scale the bias. Order of operations:
+`x = snap(snap(g z) + b)`, without `g` if it is 1. Backward: `db = sum dx` over steps, samples and positions,
+`dz = g dx`.
 
-A bias begins at 0, is not decayed, and stays between -2^100 and 2^100.
+A bias starts at 0, does not decay, and stays between -2^100 and 2^100.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class Biased(SynapticFilter):
     """A filter whose input is `gain z + bias`.
 
     Args:
-        filter: the filter, with no gain of its own.
-        gain: of training, float32.
+        filter: the filter, without a gain of its own.
+        gain: training gain, float32.
     """
 
     filter: SynapticFilter

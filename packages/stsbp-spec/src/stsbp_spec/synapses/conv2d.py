@@ -1,10 +1,11 @@
-"""Convolution of spikes with the layer's weights: `z_t = W * o_t` (part of Eq. (4)); bias.py adds a bias to it.
+"""Convolution of spikes with the weights of the layer: `z_t = W * o_t` (part of Eq. (4)). bias.py adds a bias.
 
-Forward, of rows y and columns x, each with its own stride `s`, padding `p` and dilation `d`:
+Forward, for row y and column x, each axis with its own stride `s`, padding `p` and dilation `d`:
 `z[n, c, y, x] = sum_{e, i, j} W[c, e, i, j] o[n, g(c) + e, y s + i d - p, x s + j d - p]`.
-`groups` divide the channels of input and output into as many equal parts, which do not see each other: `e` runs over
-the `C / groups` channels of the part of `c`, from `g(c)` on. As many groups as input channels make it depthwise.
-On the weight grid this sum is exact, so backends may take any order or algorithm that only adds such products.
+`groups` divide the channels of input and output into equal parts. A part of the output reads only the same part of the
+input: `e` runs over the `C / groups` channels of the part of `c`, which begins at `g(c)`. If there are as many groups
+as input channels, the convolution is depthwise.
+With weights on their grid, this sum is exact. Backends may use any order or algorithm that only adds such products.
 Backward: `dW = sum_n dz o^T` (Eq. (18)) and `do = W^T dz` (the spatial part of Eq. (11)).
 
 A 1-d convolution is one of a kernel `(1, k)` on inputs `(C, 1, L)`.
@@ -27,17 +28,17 @@ __all__ = ["Conv2d"]
 
 @dataclass(frozen=True)
 class Conv2d(Weighted):
-    """A 2-d convolution. Numbers of both axes are an integer, or a pair (rows, columns).
+    """A 2-d convolution. Numbers for both axes are an integer, or a pair (rows, columns).
 
     Args:
         channels: output channels `C'`.
         kernel: rows and columns of the kernel.
         stride: step of the kernel.
         padding: zero rows and columns around the input.
-        dilation: distance of two neighbours of the kernel on the input.
-        groups: parts of the channels that do not see each other.
-        weight_bits: bits of the weight grid, sign included, 2 to 12.
-        bias: whether a learned number a channel is added (bias.py).
+        dilation: distance on the input between neighbouring kernel elements.
+        groups: number of parts of the channels that are connected only within themselves.
+        weight_bits: bits of the weight grid, including the sign, 2 to 12.
+        bias: whether a learned bias per channel is added (bias.py).
         norm: batch normalisation of the sums (batchnorm.py); None: none.
     """
 
@@ -82,24 +83,24 @@ class Conv2d(Weighted):
 
     @property
     def dilations(self) -> tuple[int, int]:
-        """Distance of neighbours of the kernel, of rows and of columns."""
+        """Distance on the input between neighbouring kernel elements, along rows and along columns."""
         return both(self.dilation)
 
     @property
     def extents(self) -> tuple[int, int]:
-        """Rows and columns of the input that the kernel reaches over."""
+        """Number of rows and columns of the input that the kernel covers."""
         (rows, columns), (down, across) = self.kernels, self.dilations
         return down * (rows - 1) + 1, across * (columns - 1) + 1
 
     @property
     def area(self) -> int:
-        """Weights of one kernel."""
+        """Number of weights of one kernel."""
         rows, columns = self.kernels
         return rows * columns
 
     @property
     def square(self) -> bool:
-        """Whether rows and columns are treated alike, without dilation and groups."""
+        """Whether rows and columns are treated in the same way, without dilation and groups."""
         alike = all(isinstance(number, int) for number in (self.kernel, self.stride, self.padding))
         return alike and self.dilation == 1 and self.groups == 1
 
@@ -108,7 +109,7 @@ class Conv2d(Weighted):
         return f" with dilation {written(self.dilation)}" if self.dilation != 1 else ""
 
     def output_shape(self, shape: Shape) -> Shape:
-        """`(C', H', W')` for an input of `shape` `(C, H, W)`; raises `SpecError` where the kernel does not fit."""
+        """`(C', H', W')` for an input of `shape` `(C, H, W)`. Raises `SpecError` if the kernel does not fit."""
         if len(shape) != 3:
             raise SpecError(f"a convolution needs an input (C, H, W), got {shape}")
         c, h, w = shape
@@ -127,6 +128,6 @@ class Conv2d(Weighted):
         return (self.channels, shape[0] // self.groups, *self.kernels)
 
     def summands(self, shape: Shape) -> tuple[int, int, int]:
-        """Numbers of summands: of one output, of one weight's gradient per frame, of one input's gradient."""
+        """Numbers of summands: of one output, of the gradient of one weight per frame, of the gradient of one input."""
         _, rows, columns = self.output_shape(shape)
         return shape[0] // self.groups * self.area, rows * columns, self.channels // self.groups * self.area

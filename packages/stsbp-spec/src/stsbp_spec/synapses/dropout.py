@@ -1,8 +1,8 @@
 """Dropout of spikes: a mask per sample and neuron, the same at every step, from the counter-based generator.
 
-Forward: `s m`, with `m = keep_mask(seed, layer, step, [B, ...], rate)`; backward: `ds m`. The factor `1/(1 - rate)`
-would take spikes off their grid, so it is multiplied after the weights, into the gain of the next layer's PSP filter
-(`Values.filter`). In evaluation there is no mask and no factor.
+Forward: `s m`, with `m = keep_mask(seed, layer, step, [B, ...], rate)`. Backward: `ds m`. Multiplying spikes by
+`1/(1 - rate)` would move them off their grid. The factor is therefore applied after the weights, in the gain of the PSP
+filter of the next layer (`Values.filter`). In evaluation, there is neither mask nor factor.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from stsbp_spec.values import real
 __all__ = ["MAX_BEFORE", "Dropout", "substream"]
 
 MAX_BEFORE = 16
-"""Layers of pooling and dropout before one spiking layer; as many dropout masks have a random stream of their own."""
+"""Largest number of pooling and dropout layers before a spiking layer. Each dropout mask has its own random stream."""
 
 
 @dataclass(frozen=True)
 class Dropout(Passing):
-    """Dropout, its mask constant over the time steps of a sample.
+    """Dropout. The mask of a sample is the same at all time steps.
 
     Args:
         rate: probability that a neuron's spikes are dropped, in [0, 1).
@@ -36,12 +36,12 @@ class Dropout(Passing):
             raise SpecError(f"a dropout rate is in [0, 1), got {self.rate:g}")
 
     def infer(self, *inputs: Values) -> Values:
-        """The same values, with the gain of training."""
+        """The same values, with the training gain."""
         values = self.spikes(inputs)
         return replace(values, gain=values.gain * self.gain)
 
     def output_shape(self, shape: Shape) -> Shape:
-        """The input's own shape."""
+        """The shape of the input."""
         return shape
 
     @property
@@ -51,10 +51,10 @@ class Dropout(Passing):
 
 
 def substream(layer: int, position: int) -> int:
-    """The `layer` of `random.keep_mask` for a dropout in the network: no two masks of a step share bits.
+    """The `layer` argument of `random.keep_mask` for a dropout in the network. No two masks of a step share bits.
 
     Args:
-        layer: how many spiking layers stand before it, below 2^16, so that `256 * substream` stays below 2^32.
-        position: how many layers of pooling and dropout since the last of them, below `MAX_BEFORE`.
+        layer: number of spiking layers before the dropout, below 2^16, so that `256 * substream` stays below 2^32.
+        position: number of pooling and dropout layers since the last of these, below `MAX_BEFORE`.
     """
     return MAX_BEFORE * layer + position

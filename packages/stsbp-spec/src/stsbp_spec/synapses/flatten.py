@@ -1,4 +1,4 @@
-"""Flattening of spikes: `(C, H, W)` as `(N,)`, in this order. A full connection does it by itself (linear.py)."""
+"""Flattening of spikes: `(C, H, W)` as `(N,)`, in this order. Fully connected layers do this themselves (linear.py)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Full connection of spikes with the layer's weights: `z_t = W o_t` (part of Eq. (4)); bias.py adds a bias to it.
+"""Fully connected weights of a layer, applied to spikes: `z_t = W o_t` (part of Eq. (4)). bias.py adds a bias.
 
-Inputs `(C, H, W)` are flattened in this order. Forward exact in any order, as for the convolution. Backward:
-`dW = sum dz s^T` (Eq. (18)), `ds = W^T dz`.
+Inputs `(C, H, W)` are flattened in this order. The forward pass is exact in any order, as for the convolution.
+Backward: `dW = sum dz s^T` (Eq. (18)), `ds = W^T dz`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ __all__ = ["Linear"]
 
 @dataclass(frozen=True)
 class Linear(Weighted):
-    """A full connection.
+    """A fully connected layer.
 
     Args:
-        units: output neurons `N`.
-        weight_bits: bits of the weight grid, sign included, 2 to 12.
-        bias: whether a learned number a neuron is added (bias.py).
+        units: number of output neurons `N`.
+        weight_bits: bits of the weight grid, including the sign, 2 to 12.
+        bias: whether a learned bias per neuron is added (bias.py).
         norm: batch normalisation of the sums (batchnorm.py); None: none.
     """
 
@@ -49,5 +49,5 @@ class Linear(Weighted):
         return (self.units, math.prod(shape))
 
     def summands(self, shape: Shape) -> tuple[int, int, int]:
-        """Numbers of summands: of one output, of one weight's gradient per frame, of one input's gradient."""
+        """Numbers of summands: of one output, of the gradient of one weight per frame, of the gradient of one input."""
         return math.prod(shape), 1, self.units

@@ -1,10 +1,10 @@
-"""Max pooling over non-overlapping windows: 1 if any neuron of the window spiked; of counts, the largest.
+"""Max pooling over non-overlapping windows: 1 if any neuron of the window spiked. For counts, it is the largest count.
 
-It pools spikes, before the weights and the PSP filter; it is not the maximum of potentials, which would not commute
+It pools spikes, before the weights and the PSP filter. It is not the maximum of potentials, which would not commute
 with the filter. Rows and columns that fill no window are dropped.
 
-Backward: the first input of a window, row by row, that is as large as any receives the window's error, all others zero;
-of a silent window that is its first one.
+Backward: the first maximum of a window, row by row, receives the error of the window. All other inputs receive zero. In
+a silent window, the first maximum is its first input.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""One weight a neuron: `z_n = w_n s_n`, the recurrence of neurons that read nothing but their own spikes.
+"""One weight per neuron: `z_n = w_n s_n`. It connects recurrent neurons that read only their own spikes.
 
-Exact, as each sum has one term. Backward: `dw_n = sum dz_n s_n`, `ds_n = w_n dz_n`, a product that is rounded once.
+It is exact, because each sum has one term. Backward: `dw_n = sum dz_n s_n`, `ds_n = w_n dz_n`, a product that is
+rounded once.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from stsbp_spec.typing import Shape
 __all__ = ["PRODUCT", "OneToOne"]
 
 PRODUCT = Recurrence("product", (), ("x", "w"), {}, {"y": unsnapped(variable("x") * variable("w"))})
-"""Elementwise, of spikes and weights or of errors and weights."""
+"""Elementwise product of spikes and weights, or of errors and weights."""
 
 
 @dataclass(frozen=True)
 class OneToOne(Weighted):
-    """A connection of each neuron with one other.
+    """A connection from each input to the neuron with the same index.
 
     Args:
-        weight_bits: bits of the weight grid, sign included, 2 to 12.
+        weight_bits: bits of the weight grid, including the sign, 2 to 12.
     """
 
     weight_bits: int = field(default=MAX_WEIGHT_BITS, kw_only=True)
@@ -42,7 +43,7 @@ class OneToOne(Weighted):
         return super().infer(values)
 
     def output_shape(self, shape: Shape) -> Shape:
-        """`(N,)`, that of the input."""
+        """`(N,)`, the shape of the input."""
         if len(shape) != 1:
             raise SpecError(f"a one-to-one connection needs an input (N,), got {shape}; take a depthwise convolution")
         return shape
@@ -52,5 +53,5 @@ class OneToOne(Weighted):
         return (*self.output_shape(shape), 1)
 
     def summands(self, shape: Shape) -> tuple[int, int, int]:
-        """Numbers of summands: of one output, of one weight's gradient per frame, of one input's gradient."""
+        """Numbers of summands: of one output, of the gradient of one weight per frame, of the gradient of one input."""
         return 1, 1, 1

@@ -1,17 +1,18 @@
 """Postsynaptic potential (PSP), Eq. (3a): `a_t = k_s a_{t-1} + c_s o_t`, `k_s = 1 - 1/tau_s`, `c_s = 1/tau_s`.
 
-So every potential has the area 1, as in the paper (`normalised`). Many simulators let a spike raise it by 1 instead
-(`unit`): `c_s = 1`, so that nothing stands between weights and current, and a network can go there and come back with
-its weights as they are.
+With these constants, the potential of each spike has the area 1, as in the paper (`normalised`). In many simulators, a
+spike instead raises the potential by 1 (`unit`): `c_s = 1`. There is then no factor between weights and current, so
+networks can be exchanged with these simulators without changing their weights.
 
-With `tau_rise` the potential rises before it decays, as the difference of two exponentials (`SecondOrderFilter`).
+With `tau_rise`, the potential rises before it decays. It is then the difference of two exponentials
+(`SecondOrderFilter`).
 
 The filter is linear and the same for every neuron of a layer, so it commutes with the weights:
-`W a_t = i_t` with `i_t = k_s i_{t-1} + c_s (W o_t)`. Backends compute it in this second order, after the weights and
-fused into the neuron's loop (neurons/lif.py); the weights then meet binary spikes, and their sums are exact.
-The operation of this file, the filter alone, serves the van Rossum distance and users who want the potentials.
+`W a_t = i_t` with `i_t = k_s i_{t-1} + c_s (W o_t)`. Backends compute it in this second form, after the weights and
+fused into the neuron's loop (neurons/lif.py). The weights are then applied to binary spikes, and their sums are exact.
+The operation of this file, the filter alone, is for the van Rossum distance and for users who need the potentials.
 
-Contract order: `a = snap(k a + c o)`; adjoint, Eq. (15), (11), from T-1 down: `e = snap(k e + da)`, `do = c e`.
+Order of operations: `a = snap(k a + c o)`. Adjoint, Eq. (15), (11), from T-1 down: `e = snap(k e + da)`, `do = c e`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ __all__ = ["GAINS", "IDENTITY", "PSP", "Filter", "FilterAdjoint", "FilterStep", 
 
 @dataclass(frozen=True)
 class FilterStep:
-    """The new value of each state of a filter, and the current that it gives."""
+    """The new value of each state of a filter, and the resulting current."""
 
     states: Mapping[str, Expr]
     current: Expr
@@ -43,7 +44,8 @@ class FilterStep:
 
 @dataclass(frozen=True)
 class FilterAdjoint:
-    """What goes on to the step before by name, `dL/dz`, and a step's term of the gradient of what is learned."""
+    """Values for the previous step by name, `dL/dz`, and this step's contributions to gradients of learned
+    parameters."""
 
     carried: Mapping[str, Expr]
     dz: Expr
@@ -51,32 +53,32 @@ class FilterAdjoint:
 
 
 class SynapticFilter(ABC):
-    """From weighted spikes to a current, step by step, as expressions; linear in its input."""
+    """A filter from weighted spikes to a current, step by step, as expressions. It is linear in its input."""
 
     states: ClassVar[tuple[str, ...]]
     carried: ClassVar[tuple[str, ...]] = ()
-    """Names of what a written `adjoint` carries from step to step."""
+    """Names of the values that a written `adjoint` passes from step to step."""
 
     @abstractmethod
     def constants(self) -> Mapping[str, float | np.float32]:
-        """The numbers of `step` by name, each rounded once to float32."""
+        """The constants of `step` by name, each rounded once to float32."""
 
     def learned(self) -> Mapping[str, Learned]:
-        """The numbers of `step` that are learned, by name."""
+        """The learned parameters of `step`, by name."""
         return {}
 
     @abstractmethod
     def step(self, p: Names, s: Names, z: Expr) -> FilterStep:
-        """One step: `p` the constants and what is learned, `s` the states before it, `z` the weighted spikes."""
+        """One step. `p`: constants and learned parameters. `s`: states before the step. `z`: weighted spikes."""
 
     def adjoint(self, p: Names, d: Names, current: Expr) -> FilterAdjoint | None:
-        """The way back from the error of the current, where an order of its own is fixed; None: it is derived."""
+        """The backward pass from the error of the current, if it has its own order. None: it is derived from `step`."""
         return None
 
 
 @dataclass(frozen=True)
 class Filter(SynapticFilter):
-    """A first-order filter `i = decay i + gain z`; constants are float32, rounded once from float64."""
+    """A first-order filter `i = decay i + gain z`. Its constants are float32, rounded once from float64."""
 
     states: ClassVar[tuple[str, ...]] = ("i",)
     carried: ClassVar[tuple[str, ...]] = ("e",)
@@ -93,13 +95,13 @@ class Filter(SynapticFilter):
 
     def adjoint(self, p: Names, d: Names, current: Expr) -> FilterAdjoint:
         e = named("e", snap(p.k * d.e + current))
-        # Not snapped: errors meet the error grid next, whose finest unit is 2^-102.
+        # Not snapped: the errors are rounded to the error grid next, whose finest unit is 2^-102.
         return FilterAdjoint({"e": e}, unsnapped(p.c * e))
 
 
 @dataclass(frozen=True)
 class SecondOrderFilter(SynapticFilter):
-    """`a = decay a + gain z`, `b = rise b + gain z`, `i = a - b`; constants are float32, rounded once from float64."""
+    """`a = decay a + gain z`, `b = rise b + gain z`, `i = a - b`. Constants are float32, rounded once from float64."""
 
     states: ClassVar[tuple[str, ...]] = ("a", "b")
 
@@ -117,10 +119,10 @@ class SecondOrderFilter(SynapticFilter):
 
 
 GAINS = ("normalised", "unit")
-"""What a spike adds to a potential: so much that its area is 1, or 1."""
+"""How much a spike adds to a potential: so much that the area of the potential is 1 (`normalised`), or 1 (`unit`)."""
 
 IDENTITY = Filter(np.float32(0), np.float32(1))
-"""No filter: how direct-coded images and event frames enter the first layer (line 2)."""
+"""No filter: for direct-coded images and event frames, which enter the first layer unfiltered (line 2)."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,8 @@ class PSP:
 
     Args:
         tau_s: synaptic time constant in steps, at least 1 (1: the potential is the spike itself).
-        tau_rise: time constant of its rise in steps, from 1 to less than `tau_s`; 0: it rises at once.
-        gain: `normalised`, a potential of area 1, or `unit`, of which a spike adds 1 (of each exponential).
+        tau_rise: rise time constant in steps, from 1 to less than `tau_s`; 0: the rise is immediate.
+        gain: `normalised`: the potential has the area 1. `unit`: a spike adds 1 (to each exponential).
     """
 
     tau_s: float = 4.0
@@ -157,11 +159,11 @@ class PSP:
 
     @property
     def area(self) -> float:
-        """Sum of a spike's potential over all steps; 1 if it is normalised."""
+        """Sum over all steps of the potential of one spike. It is 1 if the filter is normalised."""
         return 1.0 if self.gain == "normalised" else self.tau_s - self.tau_rise
 
     def filter(self, gain: float = 1.0) -> SynapticFilter:
-        """The filter of an input times `gain` (the 1/(1-p) of dropout). A constant input 1 gives `gain area`."""
+        """The filter for an input times `gain` (the 1/(1-p) of dropout). A constant input of 1 gives `gain area`."""
         decay = np.float32(1 - 1 / self.tau_s)
         factor = np.float32(gain if self.gain == "unit" else gain / (self.tau_s - self.tau_rise))
         if not self.tau_rise:
@@ -176,7 +178,7 @@ def rise_time(name: str, value: object) -> float:
 
 
 def time_constant(name: str, value: object) -> float:
-    """`value` as a float; `SpecError` unless it is at least one step, and float32 keeps `1/value` from `FLOOR` on."""
+    """`value` as a float. Raises `SpecError` unless it is at least one step, and `1/value` is at least `FLOOR`."""
     value = real(name, value)
     if not (math.isfinite(value) and value >= 1):
         raise SpecError(f"{name} is a time constant in steps and must be at least 1, got {value:g}")

@@ -1,6 +1,6 @@
-"""Upsampling of spikes by repetition (nearest neighbour): each becomes a block of `factor` rows and columns.
+"""Upsampling of spikes by repetition (nearest neighbour). Each input becomes a block of `factor` rows and columns.
 
-Backward: each input receives the sum of its block's errors, row by row; each addition is rounded to float32.
+Backward: each input receives the sum of its block's errors, row by row. Each addition is rounded to float32.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Upsample2d(Passing):
     """Repetition of rows and columns.
 
     Args:
-        factor: how often each row and column is repeated, an integer or a pair.
+        factor: number of repetitions of each row and column, an integer or a pair.
     """
 
     factor: PerAxis
@@ -30,7 +30,7 @@ class Upsample2d(Passing):
 
     @property
     def factors(self) -> tuple[int, int]:
-        """How often each row and each column is repeated."""
+        """Number of repetitions of each row and of each column."""
         return both(self.factor)
 
     def infer(self, *inputs: Values) -> Values:
@@ -39,7 +39,7 @@ class Upsample2d(Passing):
         return replace(values, shape=self.output_shape(values.shape))
 
     def output_shape(self, shape: Shape) -> Shape:
-        """`(C, H rows, W columns)`; raises `SpecError` where the input has no rows and columns."""
+        """`(C, H rows, W columns)`. Raises `SpecError` if the input has no rows and columns."""
         if len(shape) != 3:
             raise SpecError(f"upsampling needs an input (C, H, W), got {shape}")
         (c, h, w), (rows, columns) = shape, self.factors

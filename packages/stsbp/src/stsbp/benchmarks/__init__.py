@@ -1,5 +1,6 @@
-"""What this machine can do at most, and where a backend stands against it: the measurements of `stsbp benchmark`.
+"""The measurements of `stsbp benchmark`: the limits of this machine, and how close a backend comes to them.
 
-Every time is compared with a floor that was measured in the same run, the two taken in turn (timing.py), because times
-of two runs on a shared machine cannot be compared. kernels.py, step.py and data.py hold one group of measurements each.
+Every time is compared with a lower bound that is measured in the same run, alternating with it (timing.py). Times of
+two separate runs on a shared machine cannot be compared. kernels.py, step.py and data.py each contain a group of
+measurements.
 """

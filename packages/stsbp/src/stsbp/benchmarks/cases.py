@@ -1,7 +1,8 @@
-"""The networks that are timed, their data, and the training step on them: the settings of `stsbp train`, other sizes.
+"""The networks of the benchmarks, their data, and their training steps. Settings are those of `stsbp train`, except
+sizes.
 
-Recordings and photographs are taken from a data folder where there is one. Without it the embedded digits stand in,
-before the simulated event camera or enlarged to 32 x 32, so that the spikes are those of a real input.
+Recordings and photographs come from a data folder if there is one. Otherwise the embedded digits replace them, recorded
+by the simulated event camera or enlarged to 32 x 32, so that the spikes are those of a real input.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class Case:
     """A network and the data set whose preset it is trained with.
 
     Attributes:
-        surrogate, init_gain: fixed here, so that figures stay comparable when a preset changes. They set how many
-            spikes there are; no layer is scaled to a rate.
+        surrogate, init_gain: fixed here, so that results stay comparable if a preset changes. They determine the
+            number of spikes. No layer is scaled to reach a given rate.
     """
 
     name: str
@@ -51,14 +52,14 @@ class Case:
     init_gain: float = 1.5
 
     def config(self, scale: float = 1.0, surrogate: str | None = None) -> RunConfig:
-        """Settings of a run on it; `scale` is a factor of the batch."""
+        """Settings of a run of this case. `scale` multiplies the batch size."""
         chosen: dict[str, Any] = {"dataset": self.dataset, "net": self.net, "steps": self.steps}
         chosen["batch_size"] = max(1, round(self.batch * scale))
         chosen |= {"surrogate": surrogate or self.surrogate, "init_gain": self.init_gain, "init_rate": 0.0}
         return resolve([Source("benchmark", chosen)])
 
     def split(self, data_dir: Path | None, count: int) -> tuple[Split, str]:
-        """`count` or more samples, and where they come from."""
+        """At least `count` samples, and where they come from."""
         if data_dir is not None:
             found = load(self.dataset, data_dir=data_dir, steps=self.steps, limit=count)
             return found.train, self.dataset
@@ -74,7 +75,7 @@ class Case:
 _TEN = tuple("0123456789")
 _PICTURES = Inputs((3, 32, 32), "direct", _TEN)
 _TWENTY = "-P2-".join(["-".join(["32C3"] * 7), "-".join(["64C3"] * 6), "-".join(["64C3"] * 6)])
-"""19 convolutions, and the full connection of the outputs."""
+"""19 convolutions. The fully connected output layer is added to them."""
 CASES = {
     case.name: case
     for case in (
@@ -100,7 +101,7 @@ CASES = {
         ),
     )
 }
-"""Networks by name: those that `stsbp benchmark` times."""
+"""Networks that `stsbp benchmark` measures, by name."""
 LARGE = {
     case.name: case
     for case in (
@@ -116,7 +117,7 @@ LARGE = {
         Case("depth-20", "cifar10", "digits", _TWENTY, _PICTURES, 5, 50),
     )
 }
-"""Further ones, which take gigabytes and seconds: the first CIFAR-10 network of TSSL-BP, and one of 20 layers."""
+"""Further networks, which need gigabytes and seconds: the first CIFAR-10 network of TSSL-BP, and one of 20 layers."""
 EVERY: Mapping[str, Case] = ChainMap(CASES, LARGE)
 
 
@@ -129,7 +130,7 @@ class Resident:
 
     @classmethod
     def of(cls, task: Task, case: Case, data_dir: Path | None) -> Resident:
-        """A handful of different batches, repeating samples where there are too few."""
+        """A few different batches. Samples are repeated if there are too few."""
         size = task.config.batch_size
         split, source = case.split(data_dir, _BATCHES * size)
         numbers: Int64 = np.resize(np.arange(len(split)), _BATCHES * size)
@@ -137,12 +138,12 @@ class Resident:
 
 
 class Step:
-    """A training run in memory: each call is one update on the next of its batches, and waits until it is done.
+    """A training run in memory. Each call does one update on the next batch, and waits until it is done.
 
     Args:
-        task: what is trained.
-        batches: taken in turn.
-        weights: to begin with; the initial ones by default.
+        task: the training task.
+        batches: batches that are used in turn.
+        weights: initial weights; by default those of the task.
     """
 
     def __init__(

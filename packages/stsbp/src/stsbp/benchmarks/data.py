@@ -1,6 +1,7 @@
-"""Whether loading holds up the step: updates on the real loader against the same updates on batches in memory.
+"""Whether loading slows down training: updates with the real loader, and the same updates on batches in memory.
 
-The loader is the training loop's: binning once into a cache, then a thread that unpacks, moves and encodes ahead.
+The loader is that of the training loop: recordings are binned once into a cache; then a thread unpacks, moves and
+encodes batches in advance.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ def measure(backend: AbstractBackend, *, scale: float, rounds: int, data_dir: Pa
     """Time loading with an empty and a full cache, and updates with and without the loader.
 
     Args:
-        backend: what computes.
-        scale: factor of batch and samples.
-        rounds: timed rounds of ten updates each.
-        data_dir: recordings; without them the embedded `digits-events`.
-        tell: told what is measured next.
+        backend: the backend to measure.
+        scale: factor of the batch size and the number of samples.
+        rounds: number of timed rounds of ten updates each.
+        data_dir: folder of recordings; without it, the embedded `digits-events` is used.
+        tell: function that receives what is measured next.
     """
     case = CASES["N-MNIST"]
     folder = folder_of(case, data_dir)
@@ -54,7 +55,7 @@ def measure(backend: AbstractBackend, *, scale: float, rounds: int, data_dir: Pa
         "holdout": 20,
     }
     if folder is not None:
-        # 1,000 recordings are there at least, and some are held out.
+        # There are at least 1,000 recordings, and some of them are held out.
         chosen["limit"] = min(limit, 900)
     config = resolve([Source("benchmark", chosen)])
     with _empty_cache() as cache:
@@ -113,7 +114,7 @@ def measure(backend: AbstractBackend, *, scale: float, rounds: int, data_dir: Pa
 
 @contextmanager
 def _empty_cache() -> Iterator[Path]:
-    """A cache folder for decoded samples that goes away again."""
+    """A cache folder for decoded samples that is removed at the end."""
     before = os.environ.get("STSBP_CACHE")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         os.environ["STSBP_CACHE"] = folder

@@ -1,6 +1,6 @@
-"""What is measured on: the machine in words, waiting for a device, copying on it, and its memory.
+"""The device of a measurement: description of the machine, waiting for the device, copies on it, and its memory.
 
-A backend's arrays say which library they belong to, so nothing here imports a framework that is not in use.
+The type of a backend's arrays shows their library, so nothing here imports a framework that is not in use.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def processor() -> str:
 
 
 def describe(backend: AbstractBackend, settings: dict[str, Any]) -> dict[str, Any]:
-    """What a number is worth nothing without: backend, device, machine, versions, date, settings."""
+    """Information without which a result is worthless: backend, device, machine, versions, date, settings."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -79,7 +79,7 @@ def describe(backend: AbstractBackend, settings: dict[str, Any]) -> dict[str, An
 
 
 def synchronise(*arrays: Any) -> None:
-    """Wait until what computes `arrays` is done; on numpy arrays and tensors of the CPU it is."""
+    """Wait until the computation of `arrays` is done. For numpy arrays and CPU tensors, it already is."""
     for array in arrays:
         if hasattr(array, "block_until_ready"):  # JAX
             array.block_until_ready()
@@ -90,15 +90,15 @@ def synchronise(*arrays: Any) -> None:
 
 
 def queued(backend: AbstractBackend) -> int:
-    """Calls in a row before a device is waited for, so that they and not the waiting are timed; 1 on the CPU."""
+    """Number of calls between waits for a device, so that the waiting is not timed; 1 on the CPU."""
     return 10 if backend.device.partition(":")[0] in ("cuda", "gpu", "tpu") else 1
 
 
 def copier(backend: AbstractBackend, count: int) -> tuple[Callable[[], None], int]:
-    """`queued` copies of `count` float32 on the backend's device, and the bytes that one moves.
+    """`queued` copies of `count` float32 numbers on the backend's device, and the number of bytes that one copy moves.
 
-    On the CPU it is numpy's copy in as many threads as there are cores, whatever the backend, so that all of them
-    have the same floor.
+    On the CPU, it is numpy's copy with as many threads as cores, whatever the backend. All backends then have the same
+    lower bound.
     """
     native = backend.asarray(np.zeros(count, np.float32))
     moved, repeats = 8 * count, queued(backend)
@@ -128,7 +128,7 @@ def copier(backend: AbstractBackend, count: int) -> tuple[Callable[[], None], in
 
 
 def threads_used() -> int:
-    """Threads that numerical libraries use: `OMP_NUM_THREADS`, which `--threads` sets, or the usable cores."""
+    """Number of threads of numerical libraries: `OMP_NUM_THREADS`, which `--threads` sets, or the usable cores."""
     return min(cores(), thread_count())
 
 
@@ -156,7 +156,7 @@ def _status(key: str) -> int | None:
 
 
 def reset_peak_memory(array: Any) -> int | None:
-    """Begin to watch the memory of the device that `array` lies on; returns what is in use, None where unknown."""
+    """Start to measure the memory of the device of `array`. Returns the memory in use, or None if it is unknown."""
     if getattr(array, "is_cuda", False):
         torch: Any = sys.modules["torch"]
         torch.cuda.reset_peak_memory_stats(array.device)
@@ -171,10 +171,10 @@ def reset_peak_memory(array: Any) -> int | None:
 
 
 def peak_memory(array: Any) -> int | None:
-    """Most memory in use since `reset_peak_memory`, in bytes; of the process where the device is the CPU."""
+    """Peak memory since `reset_peak_memory`, in bytes. On the CPU, it is that of the process."""
     if getattr(array, "is_cuda", False):
         return int(sys.modules["torch"].cuda.max_memory_allocated(array.device))
     if type(array).__module__.partition(".")[0] == "cupy":
-        # The pool never shrinks by itself: what it holds is the most that was in use.
+        # The pool never shrinks by itself, so its size is the peak memory.
         return int(sys.modules["cupy"].get_default_memory_pool().total_bytes())
     return _status("VmHWM")

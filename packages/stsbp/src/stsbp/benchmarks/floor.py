@@ -1,7 +1,7 @@
-"""The dense floor: a network with identity neurons, in torch, in its best layout.
+"""The dense lower bound: a network with identity neurons, in torch, in its fastest layout.
 
-Convolutions, full connections and pooling alone, forward and backward, channels last, on all T steps at once: what a
-library that computes every frame densely cannot get under. It knows no neurons, loss or update.
+It only has convolutions, fully connected layers and pooling, forward and backward, channels-last, on all T steps at
+once. No library that computes all frames densely can be faster. It has no neurons, no loss and no update.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def dense_floor(
 
     Args:
         network: the network.
-        weights: by layer name.
-        batch: its inputs enter as frames; an image (direct coding) enters at every step.
+        weights: weights by layer name.
+        batch: the batch. Its inputs are used as frames; an image (direct coding) is used at every step.
         device: a device of torch.
     """
     import torch

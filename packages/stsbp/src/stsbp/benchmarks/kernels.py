@@ -1,7 +1,8 @@
-"""The fused LIF pair against the memory it must move, and that memory against a plain copy of the same run.
+"""The memory traffic of the fused LIF pair, compared with a plain copy in the same run.
 
-Forward reads z (4 bytes a neuron and step) and writes u (4) and the spike (1); backward reads u (4), the spike (1) and
-the incoming signal (4) and writes dL/dz (4). A backend that keeps more, or passes over its arrays twice, pays for it.
+The forward pass reads z (4 bytes per neuron and step), and writes u (4) and the spike (1). The backward pass reads u
+(4), the spike (1) and the incoming error (4), and writes dL/dz (4). A backend that stores more, or reads its arrays
+twice, takes longer.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ __all__ = ["BACKWARD_BYTES", "COPIED", "FORWARD_BYTES", "SIZES", "measure"]
 
 FORWARD_BYTES, BACKWARD_BYTES = 9, 13
 SIZES = ((4, 2_000_000), (25, 2_000_000), (100, 250_000))
-"""Steps and neurons."""
+"""Numbers of steps and neurons."""
 
 COPIED = 32 * 2**20
-"""Floats of the copy: 128 MB each way, more than any cache holds."""
+"""Number of floats in the copy: 128 MB in each direction, more than any cache can hold."""
 
 
 def measure(backend: AbstractBackend, *, scale: float, rounds: int, tell: Tell) -> list[Row]:
-    """Time the LIF pair at each of `SIZES`, in turn with the copy.
+    """Time the LIF pair at each of `SIZES`, alternating with the copy.
 
     Args:
-        backend: what computes.
-        scale: factor of the number of neurons and of the copy.
-        rounds: timed rounds.
-        tell: told what is measured next.
+        backend: the backend to measure.
+        scale: factor of the number of neurons and of the size of the copy.
+        rounds: number of timed rounds.
+        tell: function that receives what is measured next.
     """
     rows: list[Row] = []
     for steps, full in SIZES:
@@ -63,7 +64,8 @@ def _moved(count: int, seconds: float) -> dict[str, Any]:
 
 
 def _pair(backend: AbstractBackend, steps: int, neurons: int) -> tuple[Callable[[], None], Callable[[], None], float]:
-    """`queued` calls forward and backward on synthetic input at which about one neuron in ten spikes; that share."""
+    """`queued` forward and backward calls on synthetic input with about one spike per ten neurons; and the exact
+    share."""
     neuron, filter, calls = LIF(tau_m=5.0, tau_s=3.0), PSP(3.0).filter(), queued(backend)
     z = backend.asarray(_noise(steps, neurons, seed=1, mean=0.3, width=1.4))
     error = backend.asarray(_noise(steps, neurons, seed=2, mean=0.0, width=1.0))
@@ -71,7 +73,7 @@ def _pair(backend: AbstractBackend, steps: int, neurons: int) -> tuple[Callable[
     rate = backend.spike_rate(spikes)
     del spikes
 
-    # What was computed is dropped before the next call, so that a backend can reuse its memory.
+    # Drop the results before the next call, so that a backend can reuse their memory.
     def forward() -> None:
         for _ in range(calls - 1):
             backend.neuron_forward(neuron, filter, z, steps)
@@ -86,7 +88,7 @@ def _pair(backend: AbstractBackend, steps: int, neurons: int) -> tuple[Callable[
 
 
 def _noise(steps: int, neurons: int, *, seed: int, mean: float, width: float) -> Float32:
-    """Evenly distributed float32 `[T, 1, N]`, independent in time."""
+    """Uniformly distributed float32 numbers `[T, 1, N]`, independent in time."""
     random = np.random.default_rng(seed).random((steps, 1, neurons), dtype=np.float32)
     random -= np.float32(0.5)
     random *= np.float32(width)

@@ -1,7 +1,7 @@
 """Memory of a training step, in this process: `python -m stsbp.benchmarks.memory BACKEND DEVICE CASE SCALE S M`.
 
-The first step, on one sample, compiles what there is to compile and is not counted. S is a surrogate, or empty,
-M `full` or `low`.
+The first step, on one sample, is not counted, because it compiles the kernels. S is a surrogate, or empty. M is `full`
+or `low`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _STEPS, _MORE = 24, 24
 
 
 def main(name: str, device: str, case: str, scale: str, surrogate: str, mode: Memory) -> None:
-    """Print, as a line of JSON, the peak above what was there before, and how much memory grew over more steps."""
+    """Print, as a line of JSON, the peak above the initial memory, and the growth of memory over more steps."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     backend = open_backend(name, device)
     task, data = prepare(

@@ -1,4 +1,4 @@
-"""What a measurement is: one row, and the report that rows and machine make together."""
+"""The result of a measurement: a row; and the report, which consists of rows and a description of the machine."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from stsbp.files import OutputKind
 __all__ = ["FORMAT", "JSON", "Report", "Row", "Tell"]
 
 FORMAT = 1
-"""Of the JSON file."""
+"""Format version of the JSON file."""
 
 JSON = OutputKind("a report of stsbp benchmark", re.compile(rb'\s*{\s*"format":\s*\d+,\s*"machine":'))
-"""What the JSON file may replace."""
+"""The kind of file that the JSON file may replace."""
 
 Tell: TypeAlias = Callable[[str], None]
-"""Told what is measured next."""
+"""Function that receives what is measured next."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measured thing.
+    """One measurement.
 
     Attributes:
         group: `kernels`, `step` or `data`.
         case: sizes, for example `T=25 N=2000000`, or a network.
-        what: for example `lif forward`.
-        timing: times; None where something else was measured.
-        floor: name of what it is compared with; empty: nothing.
-        ratio: of the floor's speed for kernels (1 is the best), of the floor's time for steps (less is better).
+        what: what was measured, for example `lif forward`.
+        timing: times; None if something else was measured.
+        floor: name of the lower bound to compare with; empty: there is none.
+        ratio: for kernels, the speed as a fraction of the bound's (1 is best). For steps, the time as a multiple of the
+            bound's (less is better).
         detail: everything else, as JSON values: bytes moved, bandwidth, spike rates, memory.
     """
 
@@ -47,7 +48,7 @@ class Row:
     detail: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """As the report's file holds it; times in seconds."""
+        """The row in the form of the report's file. Times are in seconds."""
         return {
             "group": self.group,
             "case": self.case,
@@ -61,7 +62,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """Rows, and what they were measured on (`device.describe`)."""
+    """Rows, and a description of the machine (`device.describe`)."""
 
     machine: dict[str, Any]
     rows: list[Row]
@@ -74,6 +75,6 @@ class Report:
         """Write the report as JSON.
 
         Raises:
-            FileError: the system refused, or something else is there.
+            FileError: the system refused, or an existing file is of another kind.
         """
         JSON.write(path, (json.dumps(self.to_json(), indent=1) + "\n").encode())

@@ -1,4 +1,4 @@
-"""A report for people: a table on the terminal, and a plot (matplotlib, the extra `plots`)."""
+"""A report for people: a table on the terminal, and a plot (with matplotlib, the extra `plots`)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _verdict(row: Row) -> str:
 
 
 def remarks(detail: dict[str, Any]) -> str:
-    """What else is known of a row."""
+    """Further information about a row."""
     said: list[str] = []
     if "bytes_per_second" in detail:
         said.append(f"{detail['bytes_per_second'] / 1e9:.1f} GB/s")
@@ -61,7 +61,7 @@ def remarks(detail: dict[str, Any]) -> str:
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
-    """Print machine and rows."""
+    """Print the machine and the rows."""
     console = console or Console()
     machine: dict[str, Any] = report.machine
     console.print(f"backend {machine['backend']} on {machine['device']}: {machine['processor']}", style="bold")
@@ -79,7 +79,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
 
 
 def plot(report: Report, path: Path) -> None:
-    """Draw each measured time as a bar with its quartiles, one panel a group, the floor marked.
+    """Draw each measured time as a bar with its quartiles, in one panel per group, with the lower bounds marked.
 
     Raises:
         FileError: the file cannot be written.

@@ -1,4 +1,5 @@
-"""How long a person waits: for the help page, and from the command to the first update, kernels compiled or not."""
+"""Waiting times of users: for the help page, and from the command to the first update, with and without compiled
+kernels."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ __all__ = ["measure"]
 
 _LONGEST = 600.0
 _CACHES = ("STSBP_CACHE", "CUPY_CACHE_DIR", "TRITON_CACHE_DIR", "JAX_COMPILATION_CACHE_DIR")
-"""Variables that say where decoded samples and compiled kernels are kept, ours and those of the frameworks."""
+"""Variables with the folders of decoded samples and compiled kernels, of stsbp and of the frameworks."""
 
 
 def measure(backend: AbstractBackend, *, rounds: int, tell: Tell) -> list[Row]:
@@ -30,7 +31,7 @@ def measure(backend: AbstractBackend, *, rounds: int, tell: Tell) -> list[Row]:
     tell("start-up: the first update")
     chosen = [*stsbp, "--backend", backend.name, "--device", backend.device, "train", "digits-events"]
     chosen += ["--limit", "50", "--batch-size", "50", "--holdout", "20", "--epochs", "1", "--log-every", "1"]
-    # Some of it is the work of several steps, so it is repeated less often.
+    # Some measurements take as long as several steps, so they are repeated less often.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         caches = {**os.environ, **{name: str(Path(folder) / name) for name in _CACHES}}
         first = tuple(_first_update(chosen, caches) for _ in range(1 + min(rounds, 3)))
@@ -41,7 +42,7 @@ def measure(backend: AbstractBackend, *, rounds: int, tell: Tell) -> list[Row]:
 
 
 def _first_update(command: list[str], environment: dict[str, str]) -> float:
-    """Seconds until the metrics of the first update are on the disk."""
+    """Time in seconds until the metrics of the first update are on the disk."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         metrics = Path(folder) / "run" / "metrics.jsonl"
         began = time.perf_counter()

@@ -1,6 +1,6 @@
-"""A whole training step against the dense floor: the same network with identity neurons (floor.py), taken in turn.
+"""A whole training step, alternating with the dense lower bound: the same network with identity neurons (floor.py).
 
-Memory is measured in a process of its own (memory.py), where nothing else has been.
+Memory is measured in a separate process (memory.py), in which nothing else has run.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def measure(
     """Time, rates and memory of the step on each of `CASES`.
 
     Args:
-        backend: what computes.
-        scale: factor of the batch.
-        rounds: timed rounds.
-        data_dir: recordings and photographs; a set that is not there is stood in for.
-        surrogate: instead of the preset's.
-        tell: told what is measured next.
+        backend: the backend to measure.
+        scale: factor of the batch size.
+        rounds: number of timed rounds.
+        data_dir: folder of recordings and photographs. Missing data sets are replaced.
+        surrogate: surrogate to use instead of the preset's.
+        tell: function that receives what is measured next.
     """
     rows: list[Row] = []
     for case in CASES.values():
@@ -50,7 +50,7 @@ def measure(
         task, data = prepare(case, backend, scale=scale, surrogate=surrogate, data_dir=folder_of(case, data_dir))
         step = Step(task, data.batches)
         work: dict[str, Any] = {"step": step}
-        # The floor is written in torch, and no other framework than the backend's own is imported.
+        # The bound is written in torch, and no framework other than the backend's own is imported.
         if backend.name == "torch":
             device = "cuda" if backend.device.startswith("cuda") else "cpu"
             work["floor"] = dense_floor(task.network, step.weights, data.batches[0], device)
@@ -83,7 +83,7 @@ def measure(
 
 
 def folder_of(case: Case, data_dir: Path | None) -> Path | None:
-    """The data folder where it holds the case's data set."""
+    """The data folder, if it contains the data set of the case."""
     folders = {"nmnist": ("NMNIST", "Train"), "cifar10": ("cifar10", "cifar-10-batches-bin", "train")}
     if data_dir is None or not any((data_dir / name).is_dir() for name in folders[case.dataset]):
         return None
@@ -91,7 +91,8 @@ def folder_of(case: Case, data_dir: Path | None) -> Path | None:
 
 
 def _memory(backend: AbstractBackend, case: Case, scale: float, surrogate: str | None, mode: Memory) -> dict[str, Any]:
-    """Runs `python -m stsbp.benchmarks.memory`, on the stand-in data: what the step takes does not depend on them."""
+    """Run `python -m stsbp.benchmarks.memory` on replacement data. The memory of the step does not depend on the
+    data."""
     arguments = [backend.name, backend.device, case.name, str(scale), surrogate or "", mode]
     command = [sys.executable, "-m", "stsbp.benchmarks.memory", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

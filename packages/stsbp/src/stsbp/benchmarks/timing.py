@@ -1,4 +1,4 @@
-"""Times of several pieces of work taken in turn, A B A B, so that what disturbs the machine disturbs all of them."""
+"""Times of several pieces of work that run alternately, A B A B, so that disturbances affect all of them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["Timing", "interleaved"]
 
 @dataclass(frozen=True)
 class Timing:
-    """Times of one piece of work in seconds, in the order in which they were taken."""
+    """Times of one piece of work in seconds, in the order of measurement."""
 
     seconds: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """The middle one."""
+        """The median."""
         return statistics.median(self.seconds)
 
     @property
@@ -38,7 +38,7 @@ class Timing:
         return statistics.quantiles(self.seconds, n=4, method="inclusive")[number]
 
     def to_json(self) -> dict[str, Any]:
-        """Median, quartiles, the smallest and the number of runs."""
+        """Median, quartiles, minimum and number of runs."""
         return {
             "median": self.median,
             "low": self.low,
@@ -49,9 +49,9 @@ class Timing:
 
 
 def interleaved(work: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 2) -> dict[str, Timing]:
-    """Time each piece of work once a round, `rounds` times, after `warmup` untimed rounds.
+    """Time each piece of work once per round, for `rounds` rounds, after `warmup` untimed rounds.
 
-    A piece of work returns when it is done, also on its device.
+    A piece of work must not return before it is done, also on its device.
 
     Raises:
         ValueError: there is no round.

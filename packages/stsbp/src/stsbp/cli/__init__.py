@@ -1,6 +1,6 @@
 """The command line `stsbp`. This module imports nothing heavier than click, so that `stsbp --help` is quick.
 
-A command is a module of this package with a function `command` (`_module`); it is imported when it is called.
+A command is a module of this package with a function `command` (`_module`). It is imported when the command is called.
 """
 
 from __future__ import annotations
@@ -40,27 +40,27 @@ COMMANDS = {
     "backends": "List backends, their devices, and why one cannot run.",
     "benchmark": "Measure a backend and compare it with the limits of this machine.",
 }
-"""Commands in the order of the help page, with their one-line help."""
+"""Commands in the order of the help page, each with a line of help."""
 
 
 TYPED = "stsbp.typed"
-"""Key of what was typed after `stsbp`, in `click.Context.meta`."""
+"""Key in `click.Context.meta` of the words that were typed after `stsbp`."""
 _BEFORE = ("--backend", "--device")
 """Options of `stsbp` itself."""
 _SHORT = 1000
-"""Characters up to which a message is not cut."""
+"""Largest length in characters of a message that is not shortened."""
 
 
 @dataclass(frozen=True)
 class Globals:
-    """Options before the command."""
+    """Options before the name of the command."""
 
     backend: str | None
     device: str | None
 
     @property
     def words(self) -> list[str]:
-        """Those that were given, as they are typed."""
+        """The given options, as they are typed."""
         named = {"--backend": self.backend, "--device": self.device}
         return [word for name, value in named.items() if value is not None for word in (name, value)]
 
@@ -74,7 +74,7 @@ class _Failure(click.ClickException):
 
 
 def _module(name: str) -> str:
-    """The module of a command: `nir-check` is in nir_check.py, and `import`, a word of Python's own, in import_.py."""
+    """The module of a command: `nir-check` is in nir_check.py; `import`, a Python keyword, is in import_.py."""
     module = name.replace("-", "_")
     return f"{module}_" if keyword.iskeyword(module) else module
 
@@ -118,7 +118,7 @@ class _Commands(click.Group):
         except BrokenPipeError:
             raise click.exceptions.Exit(_leave_closed_pipe()) from None
         except Exception as error:
-            # Imported here: it brings numpy along.
+            # Imported here, because it also imports numpy.
             from stsbp.errors import understood
 
             if (known := understood(error)) is not None:
@@ -128,7 +128,7 @@ class _Commands(click.Group):
 
 @contextlib.contextmanager
 def _legible() -> Iterator[None]:
-    """Let click's own messages, which repeat what was typed, hold no control characters and no megabytes."""
+    """Remove control characters and shorten long texts in click's own messages, which repeat what was typed."""
     try:
         yield
     except click.ClickException as error:
@@ -137,7 +137,7 @@ def _legible() -> Iterator[None]:
             how = f"stsbp {name} NAME {error.ctx.info_name} ..."
             raise click.UsageError(f"{name} must be written before the command: {how}", error.ctx) from None
         if len(error.message) > _SHORT or not error.message.isprintable():
-            # Imported here: it brings numpy along.
+            # Imported here, because it also imports numpy.
             from stsbp.errors import legible
 
             error.message = legible(error.message)  # type: ignore[misc]
@@ -145,7 +145,7 @@ def _legible() -> Iterator[None]:
 
 
 def _open_closed_streams() -> None:
-    """Let closed standard streams (`>&-`) lead nowhere: a file opened later would else take their number."""
+    """Redirect closed standard streams (`>&-`) to nowhere. Otherwise a file opened later would get their numbers."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             mode = "r" if number == 0 else "w"
@@ -156,13 +156,13 @@ def _open_closed_streams() -> None:
             except OSError:
                 os.dup2(os.open(os.devnull, os.O_RDWR), number)
     for stream in (sys.stdout, sys.stderr):
-        # A character that the terminal's encoding lacks is no reason to stop.
+        # A character that the terminal's encoding does not have must not end the program.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _give_up_unwritable() -> None:
-    """Drop what a full disk did not take, so that Python does not try again, and complain, at exit."""
+    """Drop output that a full disk did not accept. Otherwise Python tries again at exit, and prints an error."""
     for number, stream in ((1, sys.stdout), (2, sys.stderr)):
         try:
             stream.flush()
@@ -172,14 +172,14 @@ def _give_up_unwritable() -> None:
 
 
 def _leave_closed_pipe() -> int:
-    """Whoever read the output went away: say nothing, also when Python flushes at exit; returns the exit code."""
+    """Handle a closed pipe: print nothing, also when Python flushes at exit. Returns the exit code."""
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
     return 141
 
 
 def _complete_backend(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    # Imported here: it brings numpy along.
+    # Imported here, because it also imports numpy.
     from stsbp_spec.registry import installed_backends
 
     return [name for name in installed_backends() if name.startswith(incomplete)]
@@ -201,7 +201,7 @@ def cli(ctx: click.Context, backend: str | None, device: str | None) -> None:
 
 
 def main() -> None:
-    """Entry point: what `cli` does, with the exit codes of docs/cli.md."""
+    """Entry point: run `cli`, with the exit codes of docs/cli.md."""
     interrupts = install()
     code: Any = EXIT_CODE
     try:
@@ -213,7 +213,7 @@ def main() -> None:
             _give_up_unwritable()
         interrupts.close(code)
     except BaseException:
-        # Raised by a signal, or by a library that made something else of it.
+        # A signal raised this, or a library that changed the error of a signal.
         if interrupts.first is None:
             raise
         code = EXIT_CODE
@@ -222,16 +222,16 @@ def main() -> None:
 
 
 def _run() -> Any:
-    """Do what the command line says; returns the exit code."""
+    """Run the command line. Returns the exit code."""
     try:
-        # What it returns is the code of an early exit, for example after --help, else None.
+        # `cli.main` returns the code of an early exit, for example after --help, else None.
         code = cli.main(prog_name="stsbp", standalone_mode=False)
         sys.stdout.flush()
         return code
     except SystemExit as error:
         return error.code
     except click.ClickException as error:
-        # Also where nobody can be told, the exit code tells.
+        # If nothing can be printed, the exit code still reports the error.
         with contextlib.suppress(OSError):
             error.show()
         return error.exit_code

@@ -1,4 +1,4 @@
-"""`stsbp backends`: what is installed, and why something cannot run."""
+"""`stsbp backends`: the installed backends, and why some of them cannot run."""
 
 from __future__ import annotations
 

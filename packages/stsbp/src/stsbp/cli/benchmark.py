@@ -1,4 +1,4 @@
-"""`stsbp benchmark`: what this machine can do at most, and where the backend stands against it."""
+"""`stsbp benchmark`: measures a backend, and compares it with the limits of this machine."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def command(
     settings = {"group": group, "scale": scale, "rounds": rounds}
     settings["data_dir"] = data_dir.name if data_dir else None
     settings |= {"surrogate": surrogate, "threads": threads_used()}
-    # The load of the machine before the measurements themselves load it.
+    # The load of the machine before the measurements themselves add to it.
     machine = describe(backend, settings)
     rows: list[Row] = []
 

@@ -1,4 +1,4 @@
-"""What commands share: opening the backend, threads, reading numbers such as `2x34x34`."""
+"""Functions that commands share: opening the backend, threads, reading shapes such as `2x34x34`."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ __all__ = [
 
 MOST_PROCESSES = 1024
 _COMES = 60.0
-"""Seconds, at least, that one waits for the other processes to begin: they load libraries first."""
+"""Shortest time in seconds to wait until the other processes begin. They must first load libraries."""
 
 _LONGEST_SHAPE = 100
 
 
 def say(text: str, *, nl: bool = True, err: bool = False) -> None:
-    """Print lines that hold names of others, without their control characters."""
+    """Print lines that contain text from outside, without control characters."""
     click.echo(printable(text, lines=True), nl=nl, err=err)
 
 
 def say_distances(names: Iterable[str], distances: Float64) -> None:
-    """Print the distances `[K]` to the label sequences, and how many are equally near, where several are."""
+    """Print the distances `[K]` to the label sequences; if several are equally near, also their number."""
     say(
         "  distances: "
         + "  ".join(f"{printable(name)} {value:.3f}" for name, value in zip(names, distances, strict=True))
@@ -70,7 +70,7 @@ def say_distances(names: Iterable[str], distances: Float64) -> None:
 
 
 class Finite(click.FloatRange):
-    """A range of floats without NaN, which every comparison lets through."""
+    """A range of floats without NaN. Comparisons with NaN would not refuse it."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
@@ -80,7 +80,7 @@ class Finite(click.FloatRange):
 
 
 class Choice(click.Choice[str]):
-    """One of some words; an error names the one that was probably meant."""
+    """One of several words. An error message suggests the most similar one."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
@@ -90,7 +90,7 @@ class Choice(click.Choice[str]):
 
 
 def completes(*groups: Iterable[str]) -> Callable[[click.Context, click.Parameter, str], list[str]]:
-    """What a shell completes a word to: the names that begin with it."""
+    """Shell completion of a word: the names that begin with it."""
 
     def complete(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
         return [name for names in groups for name in names if name.startswith(incomplete)]
@@ -104,7 +104,7 @@ def threads_option(text: str, **more: Any) -> Callable[[Callable[..., Any]], Cal
 
 
 def checkpoint_option(*name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The option `--checkpoint`, whose value is given as `checkpoint` unless it has another name."""
+    """The option `--checkpoint`. Its value is passed as `checkpoint`, unless another name is given."""
     kind = Choice(["last", "best"])
     return click.option("--checkpoint", *name, default="last", show_default=True, type=kind, help="Checkpoint to read.")
 
@@ -122,20 +122,20 @@ batch_size_option = click.option(
 
 
 def check_on(on: str | None, split: str) -> None:
-    """Raise `ConfigError` where another data set is named beside one of the run's own splits."""
+    """Raise `ConfigError` if both another data set and a split of the run's own data are named."""
     if on is not None and split != "test":
         raise ConfigError(f"--on always uses the test samples of {on}; leave --split {split} out")
 
 
 def choose_backend(options: Globals, rendezvous: Rendezvous | None = None) -> AbstractBackend:
-    """Open the backend that was asked for, else torch where it is installed, else the first installed; says which.
+    """Open the requested backend; otherwise torch if it is installed, else the first installed one. Prints its name.
 
-    Of several processes rank 0 says it, and each opens a GPU of its own.
+    With several processes, only rank 0 prints it, and each process opens its own GPU.
 
     Raises:
-        BackendError: it is not installed or cannot run.
+        BackendError: the backend is not installed or cannot run.
     """
-    # Waiting threads of two libraries would otherwise take the processor from each other.
+    # Otherwise, waiting threads of two libraries would compete for the processor.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     name = options.backend or default_backend()
     device = options.device
@@ -145,7 +145,7 @@ def choose_backend(options: Globals, rendezvous: Rendezvous | None = None) -> Ab
         device = _own_gpu(kind, rendezvous) if device == "cuda" else device
     backend = open_backend(name, device)
     chosen = "" if options.backend is not None else " (chosen by default, see stsbp backends)"
-    # Nobody need read this.
+    # An error of this message must not end the program.
     with contextlib.suppress(OSError):
         if rendezvous is None or rendezvous.rank == 0:
             click.echo(f"backend {name} on {backend.device}{chosen}", err=True)
@@ -153,7 +153,7 @@ def choose_backend(options: Globals, rendezvous: Rendezvous | None = None) -> Ab
 
 
 def _own_gpu(kind: type[AbstractBackend], rendezvous: Rendezvous) -> str:
-    """The GPU of a process: that with its local rank as number, or the one that its launcher left it.
+    """The GPU of a process: the GPU whose number is its local rank, or the only one that its launcher made visible.
 
     Raises:
         BackendError: there are fewer GPUs than processes on this machine.
@@ -174,12 +174,12 @@ def _own_gpu(kind: type[AbstractBackend], rendezvous: Rendezvous) -> str:
 
 
 def limit_threads(count: int) -> None:
-    """Let numerical libraries use `count` threads; 0 leaves them alone. Before the backend is opened."""
+    """Limit numerical libraries to `count` threads; 0: no limit. It must be called before the backend is opened."""
     if count == 0:
         return
     import threadpoolctl  # type: ignore[import-untyped]
 
-    # numpy is loaded already and does not look at the environment again; numba, once loaded, refuses to see it changed.
+    # numpy is already loaded and does not read the environment again. numba, once loaded, refuses changes to it.
     threadpoolctl.threadpool_limits(count)
     numba = sys.modules.get("numba")
     if numba is not None:
@@ -193,16 +193,16 @@ stop_after = click.option(
     metavar="MINUTES",
     help="After this many minutes, save and exit with code 75.",
 )
-"""The option of commands that train: for machines that are lent for a while."""
+"""The option `--stop-after` of commands that train, for machines that are only available for a limited time."""
 
 
 def deadline_in(minutes: float | None) -> float | None:
-    """The time of `time.monotonic` in so many minutes; None: never."""
+    """The time of `time.monotonic` after so many minutes; None: never."""
     return None if minutes is None else time.monotonic() + 60 * minutes
 
 
 def processes(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of commands that several processes may share."""
+    """Add the options of commands that can run in several processes."""
     for option in (
         click.option(
             "--rank-timeout",
@@ -223,14 +223,14 @@ def processes(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def meeting(count: int | None, timeout: float, threads: int) -> Rendezvous | None:
-    """Where the processes of this command meet; None: this one is alone.
+    """Where the processes of this command meet; None: there is only this process.
 
-    Where `--processes` asks for several and no launcher has started this one, it starts them, and leaves with their
-    exit code.
+    If `--processes` requests several processes and no launcher has started this one, it starts them, and exits with
+    their exit code.
 
     Raises:
-        BackendError: the environment of a launcher contradicts itself.
-        ConfigError: it says another number of processes than `--processes`.
+        BackendError: the variables of a launcher contradict each other.
+        ConfigError: the launcher has started another number of processes than `--processes` requests.
     """
     rendezvous = found(os.environ, max(timeout, _COMES))
     if rendezvous is not None and count not in (None, rendezvous.size):
@@ -246,7 +246,7 @@ def meeting(count: int | None, timeout: float, threads: int) -> Rendezvous | Non
             said = f"{count} processes share {cores()} cores, and each process loads its own copy of the libraries"
             click.echo(f"{said}; more processes than cores are no faster", err=True)
         sys.exit(launch(click.get_current_context().find_root().meta[TYPED], count, threads))
-    # What it says of lost connections is said in one line.
+    # Lost connections are reported in one line, so silence the library's own long messages.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     return rendezvous
 
@@ -255,7 +255,7 @@ def parse_shape(text: str) -> tuple[int, ...]:
     """Read `2x34x34`.
 
     Raises:
-        ConfigError: it is something else.
+        ConfigError: the text is not a shape.
     """
     parts = text.lower().split("x")
     if len(text) > _LONGEST_SHAPE or not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):

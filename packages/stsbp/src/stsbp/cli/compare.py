@@ -1,4 +1,4 @@
-"""`stsbp compare`: runs side by side."""
+"""`stsbp compare`: shows runs side by side."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _FIGURES = (
     *("van_rossum", "hamming", "loss"),
 )
 _SAMPLES = ("dataset", "limit", "holdout", "validation", "split_seed", "image_size", "skip_malformed")
-"""Settings that say which samples there are."""
+"""Settings that determine the samples."""
 _MODELS = tuple(own.model for own in OWN.values())
 _LOSS = ("loss", "loss_model", "label_pattern", "undesired_pattern", "steps", "tau_s")
-"""Settings that say what the loss is."""
+"""Settings that determine the loss."""
 
 
 @click.command("compare", short_help=COMMANDS["compare"])
@@ -57,7 +57,7 @@ def command(runs: tuple[Path, ...], as_json: bool) -> None:
 
 
 def _chosen(runs: Sequence[Path]) -> list[Path]:
-    """Those that are runs; all of them where none is, so that the error names the first."""
+    """The paths that are runs. If none is a run, all of them, so that the error names the first."""
     others = [run for run in runs if run.exists() and not RunFolder(run).is_run]
     if len(others) == len(runs):
         return list(runs)
@@ -74,10 +74,10 @@ def _warn(text: str) -> None:
 
 
 def facts(run: Path) -> dict[str, Any]:
-    """What is known of a run: `run`, `settings`, `epochs`, `seconds`, `training`, `validation`, `test`, `backend`.
+    """The facts about a run: `run`, `settings`, `epochs`, `seconds`, `training`, `validation`, `test`, `backend`.
 
     Raises:
-        CheckpointError: it is no run, or its files cannot be read.
+        CheckpointError: the path is not a run, or its files cannot be read.
     """
     folder = RunFolder(run)
     config = folder.read_config()
@@ -98,7 +98,7 @@ def facts(run: Path) -> dict[str, Any]:
 
 
 def _are_comparable(found: Sequence[dict[str, Any]], split: str, figure: str) -> bool:
-    """Whether a figure of these runs is of the same samples and measures the same."""
+    """Whether a result of these runs was measured on the same samples and in the same way."""
     of_samples = (*_SAMPLES, "test_on") if split == "test" else _SAMPLES
     keys = (*of_samples, *_LOSS) if figure == "loss" else of_samples
     said = {(fact[split]["samples"], *(fact["settings"][key] for key in keys)) for fact in found}
@@ -106,7 +106,7 @@ def _are_comparable(found: Sequence[dict[str, Any]], split: str, figure: str) ->
 
 
 def _short(values: list[str]) -> list[str]:
-    """Settings that name paths, by the last part of each path; as they are where different ones would look the same."""
+    """Settings that are paths, shortened to their last parts. Unchanged if different paths would look the same."""
     short = []
     for value in values:
         named = named_path(value)
@@ -116,7 +116,7 @@ def _short(values: list[str]) -> list[str]:
 
 
 def _side_by_side(widths: list[int], room: int | None) -> list[list[int]]:
-    """The numbers of the columns that fit beside each other into `room` columns of text, at least one at a time."""
+    """The columns for each table: as many as fit into `room` characters, but at least one."""
     groups: list[list[int]] = []
     left = 0
     for number, width in enumerate(widths):
@@ -133,15 +133,15 @@ def _digest(text: str) -> str:
 
 
 def _table(found: list[dict[str, Any]], columns: int | None) -> str:
-    """The runs side by side, as many as fit into the columns of a terminal, and below them the next ones."""
+    """The runs side by side, as many as fit into the width of a terminal. The other runs follow below."""
     names = [real(Path(fact["run"])).name for fact in found]
-    # Runs of two experiments have the same names.
+    # Runs of two experiments may have the same names.
     names = names if len({*names}) == len(names) else [fact["run"] for fact in found]
     rows: list[tuple[str, list[str]]] = [("run", names)]
     for key in RunConfig.model_fields:
         values = [fact["settings"][key] for fact in found]
         if key == "dataset" or any(value != values[0] for value in values):
-            # Of a digest, as much as tells runs apart; of the data of a class, and of a network's nodes, a digest.
+            # Show enough of a digest to distinguish the runs. For a class's data or a network's nodes, show a digest.
             if key in _MODELS:
                 values = [value and _digest(value) for value in values]
             elif key == "net":

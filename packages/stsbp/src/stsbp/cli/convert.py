@@ -1,4 +1,4 @@
-"""`stsbp convert`: a trained network with another gain of its synapses."""
+"""`stsbp convert`: copies a trained network with another gain of its synapses."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _NOT_TRAINED = {
     "sums": asdict(Sums()),
     "window": asdict(Sums()),
 }
-"""Where a run is that has come no further than its first update."""
+"""The progress of a run that has not done any update."""
 _OF_FILE = ("format", "file", "sha256", "tensors", "step")
-"""What a checkpoint says of its own file."""
+"""Fields of a checkpoint that describe its own file."""
 
 
 @click.command("convert", short_help=COMMANDS["convert"])
@@ -50,7 +50,7 @@ def command(run: Path, psp_gain: str, out: Path, name: str) -> None:
 
     The new run has no optimiser state, so `stsbp train --resume` starts with the first epoch.
     """
-    # Imported here: what trains is not needed to show the help.
+    # Imported here, because the help page does not need the code for training.
     from stsbp_spec.reference.backend import NumpyBackend
 
     from stsbp.training.build import build_task

@@ -143,15 +143,15 @@ def command(
 
 
 def _teller(loading: Callable[[str, int, int], None], what: str, total: int) -> Callable[[float, int], None]:
-    """What tells of the amount of noise that is tried, and of how many samples are done."""
+    """A function that reports the current amount of noise and the number of finished samples."""
     return lambda amount, done: loading(f"{what} {amount:g}" if amount else what, done, total)
 
 
 def _some(samples: Split, count: int | None) -> Split:
-    """So many of the samples, spread evenly; all where there are no more.
+    """`count` of the samples, spread evenly; all of them if there are no more.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there are no samples.
     """
     if len(samples) == 0:
         raise ConfigError("the run has no such samples")
@@ -161,7 +161,7 @@ def _some(samples: Split, count: int | None) -> Split:
 
 
 def _figure(record: dict[str, Any]) -> str:
-    """The figure of an evaluation that says how good it is."""
+    """The quality measure of an evaluation, as text."""
     return "accuracy" if "accuracy" in record else "f1"
 
 
@@ -194,7 +194,7 @@ def _text(found: Sequence[dict[str, Any]]) -> str:
 
 
 def _table(first: str, columns: Sequence[tuple[str, dict[Any, str]]]) -> list[str]:
-    """A row for each key that a column has; a column for each name."""
+    """A table with a row for each key in any of the columns, and a column for each name."""
     keys = sorted({key for _, cells in columns for key in cells})
     left = [first, *(f"{key:g}" for key in keys)]
     rows = [[name, *(cells.get(key, "-") for key in keys)] for name, cells in columns]
@@ -206,7 +206,7 @@ def _table(first: str, columns: Sequence[tuple[str, dict[Any, str]]]) -> list[st
 
 
 def _plot(found: Sequence[dict[str, Any]], losses: Sequence[str], path: Path) -> None:
-    """Draw a panel for each curve, with a line for each run."""
+    """Draw one panel per curve, with one line per run."""
     timed = [record for record in found if "time" in record]
     noises = list(dict.fromkeys(name for record in found for name in record["noise"]))
     panels = (["time", "operations"] if timed else []) + noises
@@ -214,7 +214,7 @@ def _plot(found: Sequence[dict[str, Any]], losses: Sequence[str], path: Path) ->
     figure = new_figure(4 * columns, 0.4 + 3 * -(-len(panels) // columns))
     axes = figure.subplots(-(-len(panels) // columns), columns, squeeze=False).ravel()
     short = [Path(record["run"]).name for record in found]
-    # Seeds of two experiments have the same names.
+    # Seeds of two experiments may have the same names.
     runs = short if len({*short}) == len(short) else [record["run"] for record in found]
     names = [f"{run}, {loss}" for run, loss in zip(runs, losses, strict=True)]
     for panel in axes[len(panels) :]:

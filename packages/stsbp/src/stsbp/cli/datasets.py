@@ -1,4 +1,4 @@
-"""`stsbp datasets`: the data sets that there are, those of other packages too, and what is known of one of them."""
+"""`stsbp datasets`: lists the data sets, including those of other packages, and shows details of one of them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def command(name: str | None, as_json: bool) -> None:
         try:
             found[own] = DATASETS[own]
         except DataError as error:
-            # One that is broken hides no other.
+            # A broken data set must not hide the others.
             found[own] = error
     width = max(map(len, found))
     for own, info_or_error in found.items():

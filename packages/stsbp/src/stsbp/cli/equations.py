@@ -1,4 +1,4 @@
-"""`stsbp equations`: an equation as the backends print and run it."""
+"""`stsbp equations`: shows equations in the form in which the backends run them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def command(name: str, language: str) -> None:
     - c: exported C
     """
     what = _named(name)
-    # What a class of the user's own does may fail.
+    # The code of a user-defined class may fail.
     with calling(f"the equations of {shown(name)} cannot be written"):
         recurrences = _recurrences(what)
         flushes = () if isinstance(what, list) else flushes_of(what)
@@ -70,7 +70,7 @@ def command(name: str, language: str) -> None:
 
 
 def _named(name: str) -> NeuronModel | Surrogate | Loss | list[Recurrence]:
-    """The model, surrogate or loss that NAME says, or the recurrences of something else."""
+    """The model, surrogate or loss called NAME, or the recurrences of something else."""
     first = name.split(":")[0]
     if names_a_class(name, {**NEURONS, **SURROGATES}):
         cls: type[Any] = imported(name, (NeuronModel, Surrogate, Loss), "neuron model, surrogate or loss")

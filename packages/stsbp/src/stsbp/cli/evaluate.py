@@ -1,4 +1,4 @@
-"""`stsbp evaluate`: a trained network on a split of its data set."""
+"""`stsbp evaluate`: evaluates a trained network on a split of its data set."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def command(
             f"the run was trained on {on}; leave --on out to test it on samples that it has not seen{others}"
         )
     rendezvous = meeting(processes, rank_timeout, threads or 0)
-    # Several processes share those that their launcher divided among them.
+    # Several processes share the cores that their launcher divided among them.
     limit_threads(config.threads if threads is None and rendezvous is None else threads or 0)
     backend = choose_backend(options, rendezvous)
     with join(backend, rendezvous, rank_timeout) as group:
@@ -157,12 +157,12 @@ def command(
 
 
 def _is_own(config: RunConfig, on: str, data_dir: str | None) -> bool:
-    """Whether `on` names the data that the run was trained on."""
+    """Whether `on` names the data on which the run was trained."""
     own = absolute(config)
     asked = absolute(config.model_copy(update={"dataset": on, "data_dir": data_dir or config.data_dir}))
     if asked.dataset != own.dataset:
         return False
-    # One that names its data, or brings them, is the same wherever the data folder is.
+    # Data sets that name or contain their data are the same for every data folder.
     return named_path(on) is not None or not info_of(on).needs_data_dir or asked.data_dir == own.data_dir
 
 
@@ -179,7 +179,7 @@ def _sequence_text(found: Evaluation, split: str, tolerance: int) -> str:
 
 
 def _followed(means: dict[str, Any], sums: Mapping[str, float], tolerance: int) -> list[str]:
-    """How well outputs follow their target spike trains."""
+    """Text on how well the outputs match their target spike trains."""
     spikes = f"{sums['matched']:.0f} of {sums['spikes']:.0f} output and {sums['targets']:.0f} target spikes match"
     steps = "1 step" if tolerance == 1 else f"{tolerance} steps"
     return [

@@ -1,4 +1,4 @@
-"""Events as lines of text, in the pieces in which they come through a pipe."""
+"""Events as lines of text, read in pieces as they arrive through a pipe."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from stsbp.errors import DataError
 __all__ = ["LATEST", "LONGEST_LINE", "Event", "EventLines"]
 
 Event = tuple[int, ...]
-"""Time, then the other columns."""
+"""An event: its time, then the other columns."""
 LONGEST_LINE = 4096
-"""Bytes of a line; Python reads numbers of 4,300 digits."""
+"""Largest length of a line in bytes. Python can read numbers of up to 4,300 digits."""
 LATEST = 2**62
-"""Microseconds before which all events are."""
+"""Upper limit of event times in microseconds."""
 _TIME = re.compile(rb"(\d{1,30})(?:\.(\d*))?")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _NAMES = {"time": "t", "timestamp": "t", "polarity": "p", "neuron": "n"}
 
 
 class EventLines:
-    """Reads events such as `t x y p`, separated by spaces or commas, time in a unit of `10^digits` microseconds.
+    """Reads events such as `t x y p`, separated by spaces or commas. The unit of time is `10^digits` microseconds.
 
-    Empty lines and those that begin with # are skipped. The first other line may name the columns in another order.
+    Empty lines and lines that begin with # are skipped. The first other line may name the columns, in another order.
 
     Args:
-        sizes: how many values, from 0, each column but the time has.
-        digits: of the unit; what a time has after so many decimal places is cut off.
-        name: of the file, in messages.
+        sizes: number of values, from 0, of each column except the time.
+        digits: exponent of the unit. Further decimal places of a time are cut off.
+        name: name of the file, for messages.
     """
 
     def __init__(self, sizes: Mapping[str, int], digits: int, name: str) -> None:
@@ -41,14 +41,15 @@ class EventLines:
 
     @property
     def where(self) -> str:
-        """The line that was read last."""
+        """The location of the last line that was read."""
         return f"{self.name}, line {self._number}"
 
     def events(self, data: bytes) -> Iterator[Event]:
-        """Events of the lines that end in `data`.
+        """The events of the lines that are completed by `data`.
 
         Raises:
-            DataError: a line is no event, or its time is before that of the line before; the lines before it are read.
+            DataError: a line is not an event, or its time is before that of the previous line. The lines before it are
+                processed.
         """
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
@@ -57,7 +58,7 @@ class EventLines:
             yield from self._event(self._rest)
 
     def end(self) -> Iterator[Event]:
-        """The event of a last line that does not end; raises as `events` does."""
+        """The event of an unfinished last line. Raises the same errors as `events`."""
         rest, self._rest = self._rest, b""
         yield from self._event(rest)
 

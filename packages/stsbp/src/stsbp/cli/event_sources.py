@@ -1,4 +1,4 @@
-"""Where a stream of events comes from: a pipe, a file of lines, a recording; and how waiting for it is given up."""
+"""Sources of a stream of events: a pipe, a file of lines, a recording. A signal can end the waiting for events."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from stsbp.interrupts import PATIENCE
 __all__ = ["Pipe", "Recording", "Sink", "Source", "Stop"]
 
 _PIECE = 4096
-"""Bytes that are read at once."""
+"""Number of bytes to read at once."""
 Found = TypeVar("Found")
 
 
 class Stop:
-    """The handler of signals: what is being done is finished; a second signal, later, interrupts it.
+    """The handler of signals. After the first signal, current work is finished. A later second signal interrupts it.
 
     Attributes:
-        number: of the first signal; 0: none came.
+        number: number of the first signal; 0: there was none.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Stop:
             raise KeyboardInterrupt
 
     def unless(self, wait: Callable[[], Found]) -> Found | None:
-        """What `wait` gives, which takes nothing with it when it is given up; None where a signal comes."""
+        """The result of `wait`, or None if a signal arrives. Giving up `wait` must not lose any data."""
         try:
             self._waits = True
             return None if self.number else wait()
@@ -59,45 +59,45 @@ class Stop:
 
 
 class Sink(Protocol):
-    """What events go to."""
+    """The receiver of events."""
 
     @property
     def done(self) -> bool:
-        """Whether it takes no more."""
+        """Whether it accepts no more events."""
 
     @property
     def deadline(self) -> float | None:
-        """The time of `time.perf_counter` at which `tick` is to be called; None: never."""
+        """The time of `time.perf_counter` at which `tick` must be called; None: never."""
 
     def take(self, event: Event, read: float) -> None:
-        """Take an event that was read at this time."""
+        """Accept an event that was read at the time `read`."""
 
     def tick(self, now: float) -> None:
-        """So late is it."""
+        """Called with the current time."""
 
     def waited(self, since: float, until: float) -> None:
-        """Between these times there was nothing to do."""
+        """Report that there was nothing to do between these times."""
 
 
 class Source(Protocol):
-    """Gives events until they end, or the sink is done."""
+    """Gives events until there are no more, or the sink is done."""
 
     @property
     def where(self) -> str:
-        """The event that was given last, in messages."""
+        """The location of the last event, for messages."""
 
     def feed(self, sink: Sink) -> None:
-        """Give them to `sink`; `DataError` where one cannot be read."""
+        """Pass the events to `sink`. Raises `DataError` if an event cannot be read."""
 
 
 class Recording:
     """A recording in the format of N-MNIST.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Raises:
-        DataError: it cannot be read, or is none.
+        DataError: the file cannot be read, or is not a recording.
     """
 
     def __init__(self, path: str) -> None:
@@ -123,7 +123,7 @@ class Recording:
 
 
 class Pipe:
-    """Lines from a file, a pipe or, as `-`, standard input, as they come."""
+    """Lines from a file, a pipe or, with `-`, standard input, read as they arrive."""
 
     def __init__(self, path: str, lines: EventLines, stop: Stop) -> None:
         self._path, self._lines, self._stop = path, lines, stop
@@ -148,12 +148,12 @@ class Pipe:
 
     @contextmanager
     def _opened(self) -> Iterator[int | None]:
-        """The file's descriptor; None where a signal came before it could be opened."""
+        """Descriptor of the file; None if a signal arrived before the file could be opened."""
         if self._path == "-":
             yield 0
             return
         try:
-            # A named pipe is open when there is somebody who writes.
+            # A named pipe can only be opened when another process writes to it.
             descriptor = self._stop.unless(lambda: os.open(self._path, os.O_RDONLY | getattr(os, "O_BINARY", 0)))
         except (OSError, ValueError) as error:
             raise DataError(f"cannot read {self._path}: {getattr(error, 'strerror', None) or error}") from error
@@ -164,7 +164,7 @@ class Pipe:
                 os.close(descriptor)
 
     def _read(self, descriptor: int | None, sink: Sink) -> bytes | None:
-        """What is there next; nothing where the sink's deadline comes first; None at the end, also that of the sink."""
+        """The next data. Empty if the deadline of the sink comes first. None at the end of the file, or of the sink."""
         if descriptor is None or sink.done:
             return None
         begin, deadline = time.perf_counter(), sink.deadline
@@ -180,8 +180,8 @@ class Pipe:
 
 
 def _ready(descriptor: int, timeout: float | None) -> bool:
-    """Wait until there is something to read, or the file has ended."""
+    """Wait until data can be read, or the file has ended. Returns whether this is the case."""
     if sys.platform == "win32":
-        # There pipes cannot be waited for: reading itself waits.
+        # This system cannot wait for a pipe. Reading itself then waits.
         return True
     return bool(select.select([descriptor], [], [], timeout)[0])

@@ -1,4 +1,4 @@
-"""`stsbp experiment`: a preset over seeds, and its table."""
+"""`stsbp experiment`: trains a preset with several seeds, and makes a table of the results."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def command(
     if config.tensorboard:
         require()
     if jobs > 1:
-        # Each seed has its processes; what is left to do in this one is to measure what they trained.
+        # Each seed has its own processes. This process only measures the trained networks.
         side_by_side = SideBySide(jobs, options.words, processes, rank_timeout, lambda line: say(line, err=True))
     rendezvous = meeting(None if jobs > 1 else processes, rank_timeout, config.threads)
     if jobs > 1 and rendezvous is not None:
@@ -157,9 +157,9 @@ def command(
 
 
 def _default_folder(name: str) -> Path:
-    """`runs/NAME-seeds`, so that it is not where `stsbp train --out runs/NAME` puts a run.
+    """`runs/NAME-seeds`. It differs from `runs/NAME`, which `stsbp train --out runs/NAME` would use.
 
-    An experiment from when it was `runs/NAME` goes on there.
+    An older experiment in `runs/NAME` continues there.
     """
     before = Path("runs") / name.replace("/", "-").replace(":", "-")
     path = before.with_name(f"{before.name}-seeds")
@@ -167,10 +167,10 @@ def _default_folder(name: str) -> Path:
 
 
 def _configs(name: str, dataset: str | None, given: dict[str, Any]) -> tuple[RunConfig, RunConfig]:
-    """The settings of the preset, and those of the runs."""
+    """The settings of the preset, and the settings of the runs."""
     named = _named(name, dataset)
     other = {} if dataset is None else {"dataset": dataset}
-    # The test samples are looked at when a run is over.
+    # Test samples are only used after a run is over.
     rule = Source("experiment", {"test_every": 0})
     return resolve([named]), resolve([named, rule, Source("command line", {**other, **given})])
 
@@ -191,12 +191,12 @@ def _json(found: dict[str, Any]) -> str:
 
 
 def _typed() -> list[str]:
-    """What was typed, with the program's name instead of its path."""
+    """The typed words, with the program's name instead of its path."""
     return ["stsbp", *sys.argv[1:]]
 
 
 def _tell(stopped: Stopped, experiment: Experiment, done: int) -> None:
-    """Say where the experiment was stopped, and how it goes on."""
+    """Print where the experiment was stopped, and how to continue it."""
     again = shlex.join(word for word in _typed() if word != "--overwrite")
     seeds = experiment.seeds
     with contextlib.suppress(BrokenPipeError):
@@ -205,10 +205,10 @@ def _tell(stopped: Stopped, experiment: Experiment, done: int) -> None:
 
 
 def _named(name: str, dataset: str | None) -> Source:
-    """The settings that a preset or a data set of this name stands for.
+    """The settings of the preset or data set with this name.
 
     Raises:
-        ConfigError: there is neither, or `dataset` does not fit it.
+        ConfigError: there is no such preset or data set, or `dataset` does not fit it.
     """
     if name in PRESETS:
         named_preset(name, dataset)

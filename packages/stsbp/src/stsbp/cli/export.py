@@ -1,4 +1,4 @@
-"""`stsbp export`: a trained network as a file for other programs."""
+"""`stsbp export`: writes a trained network in a file for other programs."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ FORMS = {
     "onnx": "stsbp.interop.onnx_file",
     "c": "stsbp.interop.c_source",
 }
-"""What a network can leave as, and the module whose `write(program, about, out)` writes it; it returns what to say."""
+"""Export formats, with the module whose `write(program, about, out)` writes the file and returns the text to print."""
 
 OPTIONS = {
     **dict.fromkeys(("layers", "states"), "onnx"),
     **dict.fromkeys(("dt", "fold", "threshold_below", "pool"), "nir"),
 }
-"""Options that one form alone has, and which; its `write` takes them as keywords."""
+"""Options that apply to one format only, with that format. Its `write` takes them as keyword arguments."""
 
 
 @click.command("export", short_help=COMMANDS["export"])
@@ -76,7 +76,7 @@ def command(run: Path, form: str, out: Path, checkpoint: str, **options: Any) ->
     for name in given:
         if OPTIONS[name] != form:
             raise ConfigError(f"--{name.replace('_', '-')} is for --to {OPTIONS[name]} alone, got --to {form}")
-    # Imported here: what trains is not needed to show the help.
+    # Imported here, because the help page does not need the code for training.
     from stsbp_spec.reference.backend import NumpyBackend
 
     from stsbp.training.trained import load_trained

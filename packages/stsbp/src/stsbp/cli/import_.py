@@ -1,4 +1,4 @@
-"""`stsbp import`: a network in a file of another program as a run, to evaluate and to train further."""
+"""`stsbp import`: makes a run from a network in a file of another program, for evaluation and further training."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ OF_THE_FILE = (
     *("net", "padding", "dropout", "neuron", "neuron_model", "tau_m", "tau_rise", "psp_gain", "threshold"),
     *("input_tau_s", "init_gain", "init_rate", "init_from", "init_sha256"),
 )
-"""Settings that are not asked for: what they say is in the file."""
+"""Settings without an option, because the file already defines them."""
 
 
 @click.command("import", cls=SettingsCommand, short_help=COMMANDS["import"])
@@ -130,7 +130,7 @@ def command(
 
 @dataclass(frozen=True)
 class _Built:
-    """A graph as a network for some data, and the settings of a run of it."""
+    """A graph as a network for certain data, and the settings of a run with it."""
 
     imported: Imported
     network: NetworkSpec
@@ -138,14 +138,14 @@ class _Built:
 
 
 def said_step(graph: Graph) -> float | None:
-    """Seconds of a step that a file's own metadata say; None: they do not."""
+    """Length of a step in seconds from the file's own metadata; None if they do not contain it."""
     said = graph.metadata.get("dt")
     known = isinstance(said, np.ndarray) and said.size == 1 and 0 < said.flat[0] < 1e9
     return float(said.flat[0]) if isinstance(said, np.ndarray) and known else None
 
 
 def _of_a_run(graph: Graph, file: Path) -> tuple[dict[str, Any], list[str]]:
-    """The steps that a file of `stsbp export` says its run was trained with, as a setting, and what to say of it."""
+    """The number of steps with which the run was trained, from a file of `stsbp export`, as a setting; and messages."""
     steps, run = graph.metadata.get("steps"), graph.metadata.get("run")
     if not (isinstance(steps, np.ndarray) and steps.size == 1 and steps.dtype.kind in "iu"):
         return {}, []
@@ -158,10 +158,10 @@ def _of_a_run(graph: Graph, file: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _step_of(graph: Graph, file: Path, dt: float | None) -> float:
-    """Seconds of a step: those that were given, or those that the file's own metadata say.
+    """Length of a step in seconds: the given one, or the one in the file's own metadata.
 
     Raises:
-        ConfigError: nothing says it.
+        ConfigError: neither exists.
     """
     if dt is not None:
         return dt
@@ -173,11 +173,11 @@ def _step_of(graph: Graph, file: Path, dt: float | None) -> float:
 
 
 def _built(file: Path, graph: Graph, config: RunConfig, data: Data, choices: Choices) -> _Built:
-    """The network of a graph for some data, and the settings of a run of it.
+    """The network of a graph for certain data, and the settings of a run with it.
 
     Raises:
         DataError: a node of the graph cannot be read.
-        ConfigError: the network and the data, or the loss, do not go together.
+        ConfigError: the network does not fit the data or the loss.
     """
     inputs = data.inputs
     try:
@@ -202,7 +202,7 @@ def _built(file: Path, graph: Graph, config: RunConfig, data: Data, choices: Cho
 
 
 def _said(built: _Built) -> Iterator[str]:
-    """What is to be said of an import, and how far the weights are from those of the file."""
+    """Messages about an import, including the distance of the weights from those in the file."""
     for name, what in built.imported.notes:
         yield f"{name}: {what}"
     weights = built.imported.weights

@@ -1,4 +1,4 @@
-"""`stsbp networks`: a network as a table."""
+"""`stsbp networks`: shows a network as a table."""
 
 from __future__ import annotations
 

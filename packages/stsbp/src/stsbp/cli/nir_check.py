@@ -1,4 +1,4 @@
-"""`stsbp nir-check`: what each program that reads NIR would make of a file."""
+"""`stsbp nir-check`: shows how each program that reads NIR would interpret a file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["command"]
 
 _MOST_ROWS = 200
 _LONGEST = 24
-"""Characters of a name in the table."""
+"""Largest length of a name in the table."""
 
 
 @click.command("nir-check", short_help=COMMANDS["nir-check"])
@@ -71,7 +71,7 @@ def command(file: Path, dt: float | None, expect: tuple[str, ...], notes: bool, 
 
 
 def _step(graph: Graph, dt: float | None) -> tuple[float, str]:
-    """Seconds of a step, and who says so."""
+    """Length of a step in seconds, and where it comes from."""
     if dt is not None:
         return dt, "as asked for"
     if (said := said_step(graph)) is not None:
@@ -118,7 +118,7 @@ def _lines(file: Path, graph: Graph, found: Check, why: str, *, notes: bool) -> 
 
 
 def _about(importer: str, found: Check, *, notes: bool) -> Iterator[str]:
-    """An importer's name, and why it does what it does: each reason once, with the nodes that it is of."""
+    """Name of an importer, and the reasons for its results: each reason once, with its nodes."""
     reasons: dict[str, list[str]] = {}
     for name, verdict in ((name, verdicts[importer]) for name, verdicts in found.nodes.items()):
         if not verdict.faithful:

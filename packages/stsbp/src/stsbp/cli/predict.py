@@ -1,4 +1,4 @@
-"""`stsbp predict`: classes of single files, or of a stream of events."""
+"""`stsbp predict`: classifies single files, or a stream of events."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def command(
     if draw is not None and any(real(draw) == real(path) for path in files):
         raise ConfigError(f"--draw {draw} would replace the file that it reads; choose another name")
     if draw is not None:
-        # Imported here, as below: only this option needs it.
+        # Imported here, like the modules below, because only this option needs it.
         from stsbp.report.page import PAGE
 
         PAGE.place(draw)
@@ -193,7 +193,7 @@ def _follow(
 
 
 def _batch(samples: list[UInt8], inputs: Inputs, steps: int) -> tuple[UInt8, Int64 | None]:
-    """Inputs as the network reads them, and the steps of each sample where one has fewer than `steps`."""
+    """Inputs in the form that the network reads; and the steps of each sample if one has fewer than `steps`."""
     if inputs.coding == "direct":
         return np.stack(samples), None
     lengths = np.array([len(sample) for sample in samples])
@@ -204,12 +204,12 @@ def _batch(samples: list[UInt8], inputs: Inputs, steps: int) -> tuple[UInt8, Int
 
 
 def read_input(path: Path, inputs: Inputs, binning: EventBinning, own_lengths: bool = False) -> UInt8:
-    """The input of one file, uint8: an image `[C, H, W]`, or frames of at most `T` steps, `[..., C, H, W]`, binned so.
+    """The input of one file, uint8: an image `[C, H, W]`, or frames of at most `T` steps, `[..., C, H, W]`.
 
-    With `own_lengths` a recording has the steps up to its end.
+    With `own_lengths`, the frames of a recording end with the recording.
 
     Raises:
-        DataError: it cannot be read, or is not what the network reads.
+        DataError: the file cannot be read, or does not fit the network.
     """
     events = inputs.coding == "events"
     expected = (binning.steps, *inputs.shape) if events else inputs.shape
@@ -248,20 +248,20 @@ def read_input(path: Path, inputs: Inputs, binning: EventBinning, own_lengths: b
 
 
 def _array(content: bytes, path: Path) -> UInt8:
-    """The array of a .npy file; its header is checked before anything is made of it, and nothing is unpickled."""
+    """The array of a .npy file. Its header is checked before use, and nothing is unpickled."""
     file = io.BytesIO(content)
     try:
         version = np.lib.format.read_magic(file)
         if version not in _HEADERS:
             raise ValueError(f"it has version {version[0]}.{version[1]} of the format")
-        # numpy warns of files that Python 2 wrote.
+        # numpy warns about files that Python 2 wrote.
         with warnings.catch_warnings(action="ignore"):
             shape, fortran, dtype = _HEADERS[version](file)
         if any(type(n) is not int for n in shape):
             raise ValueError(f"its shape is {shape}")
         count = math.prod(shape)
     except Exception as error:
-        # numpy evaluates the header as Python text: a forged one can raise almost anything.
+        # numpy evaluates the header as Python text, so a forged one can raise almost any error.
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise DataError(f"{path} is not a numpy array: {reason}") from error
     if dtype != np.uint8:
@@ -269,6 +269,6 @@ def _array(content: bytes, path: Path) -> UInt8:
     data = np.frombuffer(content, dtype=np.uint8, offset=file.tell())
     with contextlib.suppress(ValueError):
         if min(shape, default=0) >= 0 and count == data.size and len(shape) <= _MOST_AXES:
-            # Beside a 0 the other numbers may be larger than numpy's largest.
+            # If one number is 0, the others may be larger than numpy's limit.
             return data.reshape(shape, order="F" if fortran else "C")
     raise DataError(f"{path} is not a numpy array: its header does not fit the {data.size} bytes that follow it")

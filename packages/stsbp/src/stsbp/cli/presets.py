@@ -1,4 +1,4 @@
-"""`stsbp presets`: published experiments, where their settings come from, and the figures to compare with."""
+"""`stsbp presets`: lists published experiments, with the source of their settings and the results to compare with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`stsbp report`: a run as one HTML file."""
+"""`stsbp report`: shows a run in one HTML file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings of a run as options: in the sections of docs/cli.md, with completion and hints."""
+"""The settings of a run as options, in the sections of docs/cli.md, with completion and suggestions."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _COMPLETE: dict[str, Callable[..., Iterable[Any]]] = {
 
 
 class _Loss(Choice):
-    """A known loss, or a class of the user's own."""
+    """A known loss, or a user-defined class."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return value if OWN["loss"].names_a_class(str(value)) else super().convert(value, param, ctx)
@@ -67,13 +67,13 @@ class SettingsCommand(click.Command):
 
 
 def given_settings(flags: dict[str, Any]) -> dict[str, Any]:
-    """The options of `settings` that the command line gave."""
+    """The options of `settings` that were given on the command line."""
     ctx = click.get_current_context()
     return {key: value for key, value in flags.items() if ctx.get_parameter_source(key) != ParameterSource.DEFAULT}
 
 
 def settings(function: Callable[..., None], hidden: Collection[str] = ()) -> Callable[..., None]:
-    """Add an option for every setting but the data set, section by section; of those `hidden` help pages are silent."""
+    """Add an option for every setting except the data set, in sections. Help pages do not show the `hidden` ones."""
     for name in reversed([name for names in SECTIONS.values() for name in names]):
         field = RunConfig.model_fields[name]
         flag, kind = "--" + name.replace("_", "-"), field.annotation

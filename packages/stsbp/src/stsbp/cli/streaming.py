@@ -1,4 +1,4 @@
-"""`stsbp predict --stream`: events come in, spikes go out, step by step."""
+"""`stsbp predict --stream`: reads events and prints spikes, step by step."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ from stsbp.training.trained import Predicted, Trained
 __all__ = ["UNITS", "Asked", "follow"]
 
 UNITS = {"us": 0, "ms": 3, "s": 6, "step": 0}
-"""Units of time, and the power of ten that one is in microseconds; `step`: a step of the network."""
+"""Units of time, each as a power of ten in microseconds. `step` is a step of the network."""
 _TOGETHER = 4096
-"""Events that are kept before they are binned."""
+"""Number of events that are collected before they are binned."""
 _LONGEST_GAP = 2**20
-"""Steps without an event: more are taken for another clock."""
+"""Largest number of steps without an event. A larger gap is taken as a sign of another clock."""
 _KEPT = 10_000
-"""Steps whose times are kept."""
+"""Number of steps whose times are kept."""
 _WARM_UP = 8
-"""Steps after which backends have compiled what they run."""
+"""Number of steps after which backends have compiled their kernels."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command line asks of a stream.
+    """The options of a stream.
 
     Attributes:
         source: a file, or `-` for standard input.
-        time_unit: one of `UNITS`; None: microseconds, or steps where the run's data are no recordings.
-        from_first: whether time counts from the first event.
+        time_unit: one of `UNITS`; None: microseconds, or steps if the run's data are not recordings.
+        from_first: whether time starts at the first event.
         clock: whether a step also ends when its time has passed.
-        steps: how many there are; None: as many as the source has.
-        every: steps after which class and figures are printed each time; None: at the end alone.
-        as_json: whether lines are JSON.
+        steps: number of steps; None: until the end of the source.
+        every: number of steps after which class and timings are printed; None: only at the end.
+        as_json: whether the lines are JSON.
     """
 
     source: str
@@ -63,7 +63,7 @@ class Asked:
 
 
 class _Times:
-    """Seconds that something took in each step: quantiles of the last 10,000, the largest of all."""
+    """Durations in seconds, one per step: quantiles of the last 10,000, and the largest of all."""
 
     def __init__(self) -> None:
         self._kept, self._largest = deque[float](maxlen=_KEPT), 0.0
@@ -73,7 +73,7 @@ class _Times:
         self._largest = max(self._largest, seconds)
 
     def figures(self) -> dict[str, float] | None:
-        """In milliseconds; None: there are none."""
+        """The durations in milliseconds; None: there are none."""
         if not self._kept:
             return None
         median, most = np.quantile(np.array(self._kept), [0.5, 0.95]).tolist()
@@ -82,16 +82,16 @@ class _Times:
 
 
 class _Live:
-    """The steps of a stream; a `Sink` of events.
+    """The steps of a stream. It is a `Sink` of events.
 
     Args:
         run: the network.
-        binning: of its events.
-        step_s: seconds that a step lasts in the stream; None: time is counted in steps.
+        binning: how events become frames.
+        step_s: length of a step of the stream in seconds; None: time is counted in steps.
         asked: what to print, and when to end.
-        limit: steps after which it is done; None: none.
-        source: says where an event is, in messages.
-        stop: whether a signal came.
+        limit: number of steps after which the stream ends; None: no limit.
+        source: gives the location of an event for messages.
+        stop: whether a signal arrived.
     """
 
     def __init__(
@@ -112,11 +112,12 @@ class _Live:
         self._stream.reset()
         self._shown = [printable(name) for name in run.names or map(str, range(run.network.outputs))]
         self._recent = deque[AnyArray](maxlen=run.settings.steps)
-        # The open step: its frame, events that are not in it yet, and when the last one was read.
+        # The current step: its frame, events that are not yet in the frame, and the time at which the last one was
+        # read.
         self._frame = np.zeros(binning.shape, np.uint8)
         self._events: list[Event] = []
         self._read: float | None = None
-        # The time of the stream, and of this process, at which it began.
+        # The start of the stream, in its own time and in the time of this process.
         self._origin: int | None = None
         self._zero = 0.0
         self._latency, self._compute = _Times(), _Times()
@@ -127,7 +128,7 @@ class _Live:
 
     @property
     def steps(self) -> int:
-        """How many there were."""
+        """Number of steps so far."""
         return self._stream.steps
 
     @property
@@ -170,7 +171,8 @@ class _Live:
             self._idle += until - since
 
     def close(self, least: int) -> None:
-        """There are no more events: the open step ends, silence follows up to `least` steps, and all is told."""
+        """Called after the last event. Ends the current step, adds silence up to `least` steps, and prints the
+        results."""
         if self._read is not None:
             least = max(least, self.steps + 1)
         while self.steps < least and not self.done:
@@ -179,7 +181,7 @@ class _Live:
             self._report()
 
     def _report(self) -> None:
-        """Print the class of the last steps, as many as the run was trained with, and the figures."""
+        """Print the class from the last steps, as many as in training, and the timings."""
         self._reported = self.steps
         figures, found = self._figures(), self._decoded()
         record = {} if found is None else found.record(0)
@@ -213,7 +215,7 @@ class _Live:
     def _bin(self) -> None:
         if self._events:
             t, *place = np.array(self._events, np.int64).T
-            # A spike train is a row of a picture.
+            # A spike train has the form of one row of a picture.
             x, y, p = place if len(place) == 3 else (place[0], np.zeros_like(t), np.zeros_like(t))
             self._binning.add(self._frame, x, y, p, t)
             self._events.clear()
@@ -241,7 +243,7 @@ class _Live:
             say(f"{number:>6}{at}  {text}")
 
     def _decoded(self) -> Predicted | None:
-        """What the last steps say; None: there are no classes, or no steps."""
+        """The class from the last steps; None: there are no classes, or no steps."""
         if not self._recent or not self._run.names:
             return None
         return self._run.decode(np.stack(self._recent)[:, np.newaxis], self.steps - len(self._recent))
@@ -260,7 +262,7 @@ class _Live:
 
 
 def _told(steps: int, step_s: float | None, figures: dict[str, Any]) -> str:
-    """The figures as lines of text."""
+    """The timings as lines of text."""
     if steps == 0:
         return "0 steps"
     lines = [f"{steps:,} steps, {figures['steps_per_second']:,} a second"]
@@ -284,7 +286,7 @@ def _unit(run: Trained, asked: Asked) -> str:
     """The unit of time.
 
     Raises:
-        ConfigError: the run reads no events, or the unit does not fit it.
+        ConfigError: the run does not read events, or the unit does not fit it.
     """
     if run.network.coding == "direct":
         raise ConfigError(
@@ -307,7 +309,7 @@ def _unit(run: Trained, asked: Asked) -> str:
 
 
 def _check_recording(asked: Asked, unit: str, *, camera: bool) -> None:
-    """Raise `ConfigError` where a recording in the format of N-MNIST does not fit run and options."""
+    """Raise `ConfigError` if a recording in the format of N-MNIST does not fit the run or the options."""
     if not camera:
         raise ConfigError(f"{asked.source}: only networks that read events of a camera can read a recording")
     if asked.clock or unit != "us":
@@ -315,14 +317,14 @@ def _check_recording(asked: Asked, unit: str, *, camera: bool) -> None:
 
 
 def follow(run: Trained, asked: Asked) -> int:
-    """Read events until they end, print spikes as they come, then the class and the figures.
+    """Read events until they end. Prints spikes as they come, then the class and the timings.
 
     Returns:
-        The exit code: 0, or 128 and the number of the signal that ended it.
+        The exit code: 0, or 128 plus the number of the signal that ended the stream.
 
     Raises:
-        ConfigError: the run reads no events, or what is asked does not fit it.
-        DataError: the source cannot be read, or holds what is no event; the steps before are printed.
+        ConfigError: the run does not read events, or the options do not fit it.
+        DataError: the source cannot be read, or contains something else than events. Earlier steps are printed.
     """
     shape, config, unit = run.network.input_shape, run.settings, _unit(run, asked)
     camera = len(shape) == 3
@@ -348,7 +350,7 @@ def follow(run: Trained, asked: Asked) -> int:
         live = _Live(run, binning, step_s, asked, limit, source, stop)
         source.feed(live)
         live.close(least)
-        # Said while the handler is there: a terminal and a shell may both send a signal, and the second is none more.
+        # Print this while the handler is active. A terminal and a shell may both send a signal; the second is ignored.
         if stop.number:
             click.echo(f"{signal.Signals(stop.number).name}: stopped after {live.steps} steps", err=True)
     return 128 + stop.number if stop.number else 0

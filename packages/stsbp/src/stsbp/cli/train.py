@@ -1,4 +1,4 @@
-"""`stsbp train`: settings from preset, file and flags; a run folder; the loop."""
+"""`stsbp train`: combines the settings from preset, file and options, makes the run's folder, and trains."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from stsbp.training.tensorboard import require
 __all__ = ["command"]
 
 _HERE = ""
-"""What `--resume` without a folder gives: the folder of `--out`."""
+"""Value of `--resume` without a folder. It means the folder of `--out`."""
 
 
 @click.command("train", cls=SettingsCommand, short_help=COMMANDS["train"])
@@ -100,7 +100,7 @@ def command(
     options: Globals = click.get_current_context().obj
     deadline = deadline_in(stop_after)
     if resume is not None and is_known(resume) and dataset is None and out is not None:
-        # `--resume digits --out RUN`: the name of the data set stood where a folder may stand.
+        # `--resume digits --out RUN`: the name of the data set was taken for a folder.
         dataset, resume = resume, _HERE
     given = given_settings(flags)
     if dataset is not None:
@@ -128,19 +128,19 @@ def command(
             plan = _plan(sources, out, resume, overwrite)
         plan = _shared(plan, group, sources)
         if rendezvous is not None:
-            # Those of the run that goes on were not known before.
+            # The threads of the resumed run were not known before.
             limit_threads(plan.config.threads)
         _train(plan, sources, backend, group, deadline, overwrite=overwrite)
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is to be done: settings, the folder of the run, and what was in it.
+    """What to do: the settings, the folder of the run, and its previous content.
 
     Attributes:
-        saved: the checkpoint to go on from; on rank 0 alone.
-        goes_on: whether there is one.
-        there, begun: whether the folder was there, and whether a run was begun in it; on rank 0 alone.
+        saved: the checkpoint to continue from; only on rank 0.
+        goes_on: whether there is such a checkpoint.
+        there, begun: whether the folder existed, and whether it contained a run; only on rank 0.
     """
 
     config: RunConfig
@@ -154,7 +154,7 @@ class _Plan:
 def _plan(
     sources: list[Source], out: Path | None, resume: str | None, overwrite: bool, *, show_config: bool = False
 ) -> _Plan:
-    """What the options ask for, where nothing speaks against it."""
+    """The plan for the options, unless something prevents it."""
     folder, saved = None, None
     if resume is not None:
         folder, saved = _run_to_resume(resume, out)
@@ -181,12 +181,12 @@ def _plan(
 
 
 def _begun(folder: RunFolder) -> tuple[bool, bool]:
-    """Whether the folder is free, and whether a checkpoint is in it."""
+    """Whether the folder is free, and whether it contains a checkpoint."""
     return folder.is_free, (folder.path / "last.json").exists()
 
 
 def _shared(plan: _Plan | None, group: Group, sources: list[Source]) -> _Plan:
-    """The plan of rank 0 in every process, with what each of them was asked for itself."""
+    """The plan of rank 0 in every process, together with the options of that process."""
     if group.size == 1:
         assert plan is not None
         return plan
@@ -199,16 +199,16 @@ def _shared(plan: _Plan | None, group: Group, sources: list[Source]) -> _Plan:
 
 
 def _threads(sources: list[Source]) -> int:
-    """Threads that were asked for; 0: none."""
+    """The requested number of threads; 0: not requested."""
     threads = _asked(sources).get("threads", 0)
     return threads if isinstance(threads, int) else 0
 
 
 def _after_restart(resume: str | None, out: Path | None, overwrite: bool) -> tuple[str | None, bool]:
-    """What `--resume` and `--overwrite` come to: what torchrun starts again goes on where it was.
+    """The effective `--resume` and `--overwrite`. A run that torchrun restarts continues from its checkpoint.
 
     Raises:
-        ConfigError: torchrun may start it again, and would not find the run.
+        ConfigError: torchrun may restart the run, and would then not find its folder.
     """
     restarts, most = (_count(f"TORCHELASTIC_{name}") for name in ("RESTART_COUNT", "MAX_RESTARTS"))
     if most and out is None and resume is None:
@@ -219,7 +219,7 @@ def _after_restart(resume: str | None, out: Path | None, overwrite: bool) -> tup
 
 
 def _count(name: str) -> int:
-    """An environment variable that counts; 0 where there is none."""
+    """An environment variable that contains a number; 0 if it is not set."""
     text = os.environ.get(name, "")
     return int(text) if text.isdecimal() and len(text) < 10 else 0
 
@@ -233,7 +233,7 @@ def _train(
     *,
     overwrite: bool,
 ) -> None:
-    """Train as planned, in this process and the others."""
+    """Train as planned, together with the other processes."""
     config, folder, saved = plan.config, plan.folder, plan.saved
     show = shown_by(group)
     try:
@@ -248,11 +248,11 @@ def _train(
             for flush in own_flushes(config) if saved is None else ():
                 show.warn(str(flush))
             if saved is None and config.init_from:
-                # Before anything is written or removed.
+                # Check this before anything is written or removed.
                 borrowed_weights(task.network, config)
                 warn_of_borrowed_tests(config, data, backend, show)
         held = folder.lock(make=not plan.there) if group.leads else contextlib.nullcontext()
-        # The clock of rank 0 counts for all.
+        # All processes follow the clock of rank 0.
         with held, stop_on_signals(deadline if group.leads else None) as stop:
             if group.leads:
                 saved = _begin(plan, backend, group, show, overwrite=overwrite)
@@ -274,9 +274,9 @@ def _train(
 def _begin(
     plan: _Plan, backend: AbstractBackend, group: Group, show: Reporter, *, overwrite: bool
 ) -> Checkpoint | None:
-    """Begin the run in its folder, or go on; within its lock. Returns the checkpoint to go on from."""
+    """Begin or continue the run in its folder, which is locked. Returns the checkpoint to continue from."""
     config, folder, saved = plan.config, plan.folder, plan.saved
-    # Loading takes time: another process may have trained here meanwhile.
+    # Loading takes time, and another process may have trained here meanwhile.
     if saved is not None:
         _extend(folder, config, show)
         saved = checkpoint.load(folder.path, "last")
@@ -300,14 +300,14 @@ def _begin(
 
 
 def _new_folder(dataset: str) -> Path:
-    """`runs/DATASET-DATE-TIME`; of `folder:PATH` and `sequences:PATH` the last part of the path, no colons."""
+    """`runs/DATASET-DATE-TIME`. For `folder:PATH` and `sequences:PATH`, the last part of the path, without colons."""
     named = named_path(dataset)
     name = dataset.replace(":", "-") if named is None else named[1].stem
     return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def _run_to_resume(resume: str, out: Path | None) -> tuple[RunFolder, Checkpoint | None]:
-    """The folder to continue in and its checkpoint; None where the run has not come to its first one."""
+    """The folder to continue in, and its checkpoint; None if the run has not written one."""
     if resume == _HERE and out is None:
         raise ConfigError("--resume needs to know the run: --resume RUN or --out RUN --resume")
     if resume != _HERE and out is not None and Path(resume) != out:
@@ -321,14 +321,14 @@ def _run_to_resume(resume: str, out: Path | None) -> tuple[RunFolder, Checkpoint
 
 
 def _resumed(folder: RunFolder, sources: list[Source]) -> RunConfig:
-    """The settings of a run, with those of `sources` that do not change its result.
+    """The settings of a run, with those settings of `sources` that do not change its result.
 
     Raises:
-        ConfigError: a setting would change the result; names all that would.
+        ConfigError: settings would change the result. The message names all of them.
     """
     config = folder.read_config()
     own = Source(str(folder.config), config.model_dump())
-    # Checks names and domains of what is asked for.
+    # This checks names and domains of the requested settings.
     epochs = max(config.epochs, resolve([own, *sources], with_preset=False).epochs)
     asked = _asked(sources)
     extended = config.model_copy(update={"epochs": epochs})
@@ -342,11 +342,11 @@ def _resumed(folder: RunFolder, sources: list[Source]) -> RunConfig:
 
 
 def _extend(folder: RunFolder, config: RunConfig, show: Reporter) -> None:
-    """Let the run have as many epochs as `config` has; the file of its settings is where that happens."""
+    """Give the run as many epochs as `config` has, by changing the file of its settings."""
     own = folder.read_config()
     if config.epochs == own.epochs:
         return
-    # A checkpoint must say of how many epochs it was before the run has more.
+    # Before the number of epochs grows, checkpoints must record the number for which they were written.
     for name in ("best", "last"):
         if (folder.path / f"{name}.json").exists():
             checkpoint.note_epochs(folder.files, name, own.epochs)
@@ -360,7 +360,7 @@ def _asked(sources: list[Source]) -> dict[str, Any]:
 
 
 def _again(folder: RunFolder) -> str:
-    """The command that goes on."""
+    """The command that continues the run."""
     chosen: Globals = click.get_current_context().obj
     return shlex.join(["stsbp", *chosen.words, "train", "--resume", click.format_filename(folder.path)])
 
@@ -387,6 +387,6 @@ def _result(folder: RunFolder, outcome: Outcome, network: NetworkSpec, show: Rep
             )
     click.echo(f"best checkpoint: epoch {best['epoch']}, by {best['by']} {best['value']:.4g}")
     path = click.format_filename(folder.path)
-    # Where there is no test set, `evaluate` must be told of samples that there are.
+    # If there is no test set, `evaluate` must be told which samples to use.
     split = [] if test else ["--split", "validation" if best["by"].startswith("validation") else "train"]
     say(f"run {path}: {shlex.join(['stsbp', 'evaluate', path, *split])}")

@@ -1,6 +1,6 @@
-"""Data sets: named, split the same way on every machine, decoded once into a checked cache.
+"""Data sets. Each has a name, is split in the same way on every machine, and is decoded once into a checked cache.
 
-What a data set of your own is made of is here too: see docs/write_a_data_set.md.
+This package also contains what a data set of your own needs: see docs/write_a_data_set.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Taking single, known files out of a downloaded archive; nothing else in it can reach the disk."""
+"""Extraction of single, known files from a downloaded archive. No other file of the archive can reach the disk."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _LARGEST = 8 * GIGABYTE
 def extract_files(archive: Path, into: Path, wanted: Collection[str], *, largest: int) -> None:
     """Extract the members `wanted` (exact names) of a tar archive below `into`.
 
-    Member names are compared, never followed: links, absolute names and names with `..` cannot be wanted.
+    Member names are only compared, and never used as paths. Links, absolute names and names with `..` cannot be wanted.
 
     Args:
         archive: a tar file, compressed or not.
-        into: where the members' folders begin.
-        wanted: names as they stand in the archive, for example `cifar-10-batches-bin/test_batch.bin`.
-        largest: bytes that no wanted member may exceed.
+        into: folder in which the members' folders begin.
+        wanted: names as written in the archive, for example `cifar-10-batches-bin/test_batch.bin`.
+        largest: largest size of a wanted member in bytes.
 
     Raises:
-        DataError: the archive is damaged, lacks a wanted file, or holds one that is no regular file or too large.
+        DataError: the archive is damaged, lacks a wanted file, or has one that is not a regular file or is too large.
         FileError: a file cannot be written.
     """
     missing = set(wanted)

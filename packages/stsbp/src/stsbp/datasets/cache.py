@@ -1,12 +1,12 @@
-"""One file for the decoded form of a data set, memory-mapped, and never trusted without proof.
+"""One memory-mapped file for the decoded form of a data set. It is only used after its contents have been checked.
 
-One format for all: samples are uint8, channels last, and frames of zeros and ones eight steps a byte
-(`stsbp.datasets.base.FrameSplit`). Layout: 64 bytes of magic, the samples (C order), a JSON description, its SHA-256
-(32 bytes) and its length (8 bytes, little-endian). The description holds the key (contents of the source files,
-parameters, format version), the shape, the labels, the steps of each sample where they differ, and the SHA-256 of the
-samples. A file that is truncated, changed, of another format or made from other sources does not match: it is built
-anew, and replaced. Two processes that build the same file write two temporary files with the same content; the second
-rename replaces the first.
+There is one format for all data sets. Samples are uint8, channels-last. Frames of zeros and ones have eight steps per
+byte (`stsbp.datasets.base.FrameSplit`). Layout: 64 bytes of magic, the samples (C order), a JSON description, its
+SHA-256 (32 bytes) and its length (8 bytes, little-endian). The description contains the key (contents of the source
+files, parameters, format version), the shape, the labels, the steps of each sample if they differ, and the SHA-256 of
+the samples. A file that is truncated, changed, of another format or made from other sources does not match. It is then
+built again and replaced. Two processes that build the same file write two temporary files with the same content. The
+second rename replaces the first file.
 """
 
 from __future__ import annotations
@@ -43,19 +43,20 @@ __all__ = [
 ]
 
 FORMAT = 2
-"""Of what the samples are laid out like; 1 had frames as bits along the pixels, and images channels first."""
+"""Version of the layout of samples. Version 1 had frames as bits along the pixels, and images channels-first."""
 _MANIFEST_FORMAT = 1
 _MAGIC = b"stsbp-cache".ljust(64, b"\0")
 _TAIL = 32 + 8
 _LARGEST = 2**62
-"""A cache is mapped, not read; files that are read have been found small enough when they were digested."""
+"""A cache is mapped, not read, so its size is not limited. Source files are limited when their digests are computed."""
 
 _RACY_NS = 2_000_000_000
-"""A file changed less than this before it was hashed may change again within the clock's grain: not remembered."""
+"""If a file was changed less than this before it was hashed, a later change may have the same time stamp. Its digest is
+then not stored."""
 
 
 def default_cache_dir() -> Path:
-    """`$STSBP_CACHE`, else `$XDG_CACHE_HOME/stsbp`, else `~/.cache/stsbp`; raises `DataError` without a home."""
+    """`$STSBP_CACHE`, else `$XDG_CACHE_HOME/stsbp`, else `~/.cache/stsbp`. Raises `DataError` if there is no home."""
     try:
         return cache_root()
     except RuntimeError as error:
@@ -63,7 +64,7 @@ def default_cache_dir() -> Path:
 
 
 def expanded(path: Path) -> Path:
-    """`path` with a leading `~` replaced; raises `DataError` where there is no such user."""
+    """`path` with a leading `~` replaced. Raises `DataError` if the user does not exist."""
     try:
         return path.expanduser()
     except RuntimeError as error:
@@ -77,8 +78,8 @@ class Cached:
     Attributes:
         data: samples `[n, ...]`, memory-mapped read-only.
         labels: `[n]`.
-        skipped: what was left out.
-        lengths: how many steps each sample has, `[n]`, where they were given.
+        skipped: sources that were left out.
+        lengths: number of steps of each sample, `[n]`, if they were given.
     """
 
     data: UInt8
@@ -88,11 +89,11 @@ class Cached:
 
 
 class CacheWriter:
-    """Takes samples while a cache file is built."""
+    """Receives samples while a cache file is built."""
 
     def __init__(self, file: BinaryIO, anew: bool = False) -> None:
         self.why = ", because its cache is damaged or of another version" if anew else ""
-        """Why samples are read that were read before, as the end of a sentence."""
+        """The reason why samples are read again, as the end of a sentence."""
         self._file = file
         self._digest = hashlib.sha256()
         self._record: tuple[int, ...] | None = None
@@ -102,10 +103,10 @@ class CacheWriter:
         file.write(_MAGIC)
 
     def add(self, samples: UInt8, labels: Sequence[int] | Int64, lengths: Sequence[int] | Int64 | None = None) -> None:
-        """Append samples `[m, ...]` uint8 and their classes `[m]`; all samples have one shape.
+        """Append samples `[m, ...]` uint8 and their classes `[m]`. All samples have the same shape.
 
-        Those of different lengths are padded at their ends; `lengths` `[m]` then says how many steps each has. It is
-        given of all samples or of none.
+        Samples of different lengths are padded at their ends; `lengths` `[m]` are then their numbers of steps. Lengths
+        are given for all samples or for none.
         """
         if self._record is None:
             self._record = samples.shape[1:]
@@ -122,7 +123,7 @@ class CacheWriter:
         self._labels.extend(int(label) for label in labels)
 
     def skip(self, path: str, reason: str) -> None:
-        """Note that a source was left out; `path` is relative to the root of the sources."""
+        """Record that a source was left out. `path` is relative to the root of the sources."""
         self._skipped.append(Skipped(path, reason))
 
     def finish(self, key: Mapping[str, Any]) -> None:
@@ -143,7 +144,7 @@ class CacheWriter:
 
 
 def _read(path: Path, key: Mapping[str, Any]) -> Cached | None:
-    """The content of a cache file, or None where any part of it does not match."""
+    """The content of a cache file, or None if any part of it does not match."""
     try:
         with open_regular(path, _LARGEST) as file:
             size = file.seek(0, os.SEEK_END)
@@ -182,21 +183,22 @@ def cached(
     build: Callable[[CacheWriter], None],
     root: Path | None = None,
 ) -> Cached:
-    """The cached form of `key`, built by `build` where there is none that matches.
+    """The cached data for `key`. If there is no matching file, `build` makes it.
 
     Args:
-        kind: begins the file's name.
-        key: JSON values that say everything the content depends on.
-        cache_dir: made where missing.
-        build: adds the samples to the writer.
-        root: what the paths of left-out sources are relative to; not part of the key, so that moved data are found.
+        kind: beginning of the file's name.
+        key: JSON values that determine the content completely.
+        cache_dir: folder of the cache; it is made if it is missing.
+        build: function that adds the samples to the writer.
+        root: folder to which the paths of left-out sources are relative. It is not part of the key, so that data can
+            be moved.
 
     Raises:
-        DataError: the cache folder cannot be written, or the sources hold no samples.
+        DataError: the cache folder cannot be written, or the sources contain no samples.
     """
-    # Through JSON, so that it compares equal to what a file gives back (tuples become lists).
+    # Convert to JSON and back, so that it can be compared with the content of a file (tuples become lists).
     full_key = json.loads(json.dumps({**key, "kind": kind, "format": FORMAT}, sort_keys=True))
-    # Of all formats but the first under one name, so that a file replaces that of another format.
+    # All formats except the first use the same name, so that a file replaces one of another format.
     path, first = (
         cache_dir / f"{kind}-{hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:32]}.cache"
         for named in ({**key, "kind": kind}, {**full_key, "format": 1})
@@ -228,17 +230,17 @@ def _unwritable(error: FileError) -> DataError:
 
 
 def combine_digests(digests: Mapping[str, str]) -> str:
-    """One SHA-256 for a set of files: their relative names and contents."""
+    """One SHA-256 for a set of files, from their relative names and contents."""
     return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()
 
 
 def digest_files(
     root: Path, files: Sequence[str], *, cache_dir: Path, most: int = GIGABYTE, progress: ProgressCallback | None = None
 ) -> dict[str, str]:
-    """SHA-256 of the contents of some files below `root`, regular ones of at most `most` bytes, by relative path.
+    """SHA-256 of the contents of files below `root` by relative path. They are regular files of at most `most` bytes.
 
-    A manifest in the cache folder remembers the digest of a file by its size, modification and change time, so that
-    only new or changed files are read again.
+    A manifest in the cache folder stores the digest of each file together with its size, modification time and change
+    time. Only new or changed files are then read again.
 
     Raises:
         DataError: a file cannot be read, or the manifest cannot be written.
@@ -262,7 +264,7 @@ def digest_files(
                 now = time.time_ns()
                 digest = hashlib.sha256()
                 with open_regular(path, most) as file:
-                    # In pieces: a file may be larger than the memory.
+                    # Read in pieces, because a file may be larger than the memory.
                     while piece := file.read(MEGABYTE):
                         digest.update(piece)
                 digests[relative] = digest.hexdigest()
@@ -285,7 +287,7 @@ def _read_manifest(path: Path) -> dict[str, list[int | str]]:
         found = records.read(records.Manifest, records.parse(read_regular(path, GIGABYTE)))
     except (OSError, ValueError):
         return {}
-    # A manifest that was damaged is forgotten: a wrong digest in it would have every file look changed.
+    # Ignore a damaged manifest. With a wrong digest in it, unchanged files would seem to have changed.
     return found.files if found.format == _MANIFEST_FORMAT and found.sha256 == _digest_entries(found.files) else {}
 
 
@@ -294,10 +296,10 @@ def _digest_entries(entries: dict[str, list[int | str]]) -> str:
 
 
 def read_unchanged(path: Path, digest: str) -> bytes:
-    """Content of a file whose digest was taken before.
+    """Content of a file whose digest was computed before.
 
     Raises:
-        DataError: it cannot be read, or has changed since.
+        DataError: the file cannot be read, or has changed since.
     """
     try:
         content = read_regular(path, _LARGEST)

@@ -1,8 +1,8 @@
 """CIFAR-10 (Krizhevsky 2009): the published binary version, or its images in class folders.
 
-The version in common use is pickled Python objects; unpickling runs whatever code a file holds, so it is not read.
-The binary version has the same images: `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin`, each 10,000
-records of a label byte and 3,072 bytes of pixels (red, green, blue; rows).
+The version in common use consists of pickled Python objects. Unpickling runs any code in a file, so this version is not
+read. The binary version has the same images: `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin`, each with
+10,000 records of a label byte and 3,072 bytes of pixels (red, green, blue; row by row).
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def load(request: Request) -> Dataset:
     """CIFAR-10 with direct coding.
 
     Raises:
-        DataError: nothing is found at `data_dir`, a file is malformed, or the download failed.
+        DataError: `data_dir` does not contain the files, a file is malformed, or the download failed.
     """
     data_dir = request.data_dir
     if data_dir is None:
@@ -159,7 +159,7 @@ def _dataset(request: Request, root: Path, found: list[str]) -> Dataset:
 
 
 def _first_images(root: Path) -> list[Path]:
-    """One file of the image folders, none for the binary version."""
+    """One file of the image folders; empty for the binary version."""
     folder = root / "train" / CLASSES[0]
     return sorted(folder.iterdir())[:1] if folder.is_dir() else []
 
@@ -187,4 +187,4 @@ CIFAR10 = DatasetInfo(
     can_download=True,
     extra="cifar10",
 )
-"""What `stsbp train cifar10` trains on, and how by default."""
+"""The data set of `stsbp train cifar10`, with its default settings."""

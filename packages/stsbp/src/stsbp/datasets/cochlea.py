@@ -1,19 +1,21 @@
-"""A model of the inner ear: sound to spikes of up to 700 neurons, the same bits on every machine.
+"""A model of the inner ear. It turns sound into spikes of up to 700 neurons, with the same bits on every machine.
 
-1. The outer ear prefers high tones, 32 s[n] - 31 s[n-1]; then the sound is scaled to the root mean square 1: x.
-2. Place k of the basilar membrane is an all-pole gammatone filter of order 4 (Lyon 1996), of four equal resonators,
+1. The outer ear amplifies high tones, 32 s[n] - 31 s[n-1]. The sound is then scaled to the root mean square 1: x.
+2. Place k of the basilar membrane is an all-pole gammatone filter of order 4 (Lyon 1996). It consists of four equal
+   resonators,
 
        y[n] = g x[n] + 2 r cos(w) y[n-1] - r^2 y[n-2],   w = 2 pi f / rate,   r = exp(-2 pi 1.019 ERB(f) / rate),
 
-   where g makes the gain at f one. Centre frequencies f lie evenly on the scale of equivalent rectangular bandwidths,
-   ERB(f) = 24.7 (0.00437 f + 1) (Glasberg and Moore 1990).
+   with g such that the gain at f is one. Centre frequencies f are evenly spaced on the scale of equivalent rectangular
+   bandwidths, ERB(f) = 24.7 (0.00437 f + 1) (Glasberg and Moore 1990).
 3. The inner hair cell rectifies and compresses: h = sqrt(max(y, 0)).
-4. A nerve fibre is a leaky integrate-and-fire neuron, v[n] = d v[n-1] + h[n], d = exp(-1 / (rate tau)). It spikes at
-   v >= theta and keeps what is above, theta at most. Neighbouring places have other thresholds in turn, as the fibres
-   of one hair cell do (Liberman 1978): loud sounds call those as well that faint ones leave silent.
+4. A nerve fibre is a leaky integrate-and-fire neuron, v[n] = d v[n-1] + h[n], d = exp(-1 / (rate tau)). It spikes if
+   v >= theta. It keeps the part above theta, but at most theta. Neighbouring places alternate between several
+   thresholds, like the fibres of one hair cell (Liberman 1978). Loud sounds therefore make fibres spike that faint
+   sounds leave silent.
 
-Filters and fibres are float32 with one rounding an operation, in this order; their constants are rounded to multiples
-of 2^-22, so that no library's last digit of exp or cos is seen.
+Filters and fibres are computed in float32, with one rounding per operation, in this order. Their constants are rounded
+to multiples of 2^-22, so that differences between libraries in the last digits of exp and cos have no effect.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ def _rounded(value: float) -> float:
 
 
 def _erb_rate(frequency: float) -> float:
-    """How many equivalent rectangular bandwidths lie below a frequency in Hz."""
+    """Number of equivalent rectangular bandwidths below a frequency in Hz."""
     return math.log1p(0.00437 * frequency) / (24.7 * 0.00437)
 
 
@@ -46,14 +48,14 @@ def _frequency(erb_rate: float) -> float:
 
 @dataclass(frozen=True)
 class Cochlea:
-    """The model's constants.
+    """The constants of the model.
 
     Attributes:
         places: number of places, each with one fibre.
-        rate: samples a second.
-        lowest, highest: centre frequencies of the first and the last place, Hz.
-        tau_ms: time constant of a fibre's membrane.
-        thresholds: of fibres, in turn along the places.
+        rate: samples per second.
+        lowest, highest: centre frequencies of the first and the last place in Hz.
+        tau_ms: time constant of a fibre's membrane in ms.
+        thresholds: thresholds of the fibres, repeated along the places.
     """
 
     places: int = 140
@@ -65,7 +67,7 @@ class Cochlea:
 
     @property
     def frequencies(self) -> list[float]:
-        """Centre frequency of each place, Hz."""
+        """Centre frequency of each place in Hz."""
         low, high = _erb_rate(self.lowest), _erb_rate(self.highest)
         return [_frequency(low + (high - low) * k / max(1, self.places - 1)) for k in range(self.places)]
 
@@ -75,24 +77,24 @@ class Cochlea:
         for f in self.frequencies:
             w = 2 * math.pi * f / self.rate
             r = math.exp(-2 * math.pi * 1.019 * 24.7 * (0.00437 * f + 1) / self.rate)
-            # 1 over the gain of the resonator at its own frequency.
+            # The reciprocal of the resonator's gain at its own frequency.
             g = (1 - r) * math.hypot(1 - r * math.cos(2 * w), r * math.sin(2 * w))
             rows.append([_rounded(value) for value in (g, 2 * r * math.cos(w), r * r)])
         g, a, b = np.array(rows, dtype=np.float32).T
         return g, a, b
 
     def length(self, samples: int, steps: int, window_us: int) -> int:
-        """Steps up to that of the last of so many samples that is in the window, of `steps` that share it."""
+        """Number of steps until the last of `samples` samples within the window, which has `steps` steps."""
         heard = min(samples, -(-window_us * self.rate // 1_000_000))
         return max(0, heard - 1) * 1_000_000 * steps // (self.rate * window_us) + 1
 
     def spikes(self, sounds: Sequence[AnyArray], steps: int, window_us: int) -> UInt8:
-        """Which fibres spike in which step.
+        """The steps in which each fibre spikes.
 
         Args:
-            sounds: samples of some recordings, `[n]` int16 each; samples after the window are not used.
+            sounds: samples of some recordings, `[n]` int16 each. Samples after the window are not used.
             steps: T.
-            window_us: microseconds that the T steps share.
+            window_us: total duration of the T steps in microseconds.
 
         Returns:
             `[len(sounds), T, places]`, 0 and 1. After the end of a recording there are no spikes.
@@ -117,7 +119,7 @@ class Cochlea:
         for n in range(longest):
             y: Float32 = x[n]
             for stage in range(_ORDER):
-                # The oldest state makes room for the newest.
+                # Reuse the memory of the oldest state for the newest.
                 new = earlier[stage]
                 np.multiply(b, new, out=new)
                 np.multiply(a, before[stage], out=product)
@@ -139,7 +141,7 @@ class Cochlea:
 
     @staticmethod
     def _scaled(sound: AnyArray) -> Float32:
-        """A recording as the ear takes it in, with root mean square 1; silence stays what it is."""
+        """A recording as input of the ear, scaled to root mean square 1. Silence stays unchanged."""
         heard: Int64 = 32 * sound.astype(np.int64)
         samples = heard.copy()
         samples[1:] -= heard[:-1] // 32 * 31

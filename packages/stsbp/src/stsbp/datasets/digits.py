@@ -1,7 +1,7 @@
 """scikit-learn's 1,797 handwritten digits (8 x 8 pixels, UCI "Optical Recognition of Handwritten Digits").
 
-They come with scikit-learn, so this data set needs no download. Only the data file is read; the library itself, slow
-to import, is used where it keeps the file elsewhere.
+They are part of scikit-learn, so this data set needs no download. Only the data file is read. The library itself is
+slow to import, and is only used if its file is in another place.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TEST_SHARE = 0.2
 
 
 def _table() -> AnyArray:
-    """Pixels and label of every digit, `[n, 65]`."""
+    """Pixels and label of each digit, `[n, 65]`."""
     found = importlib.util.find_spec("sklearn")
     if found is None:
         raise DataError('the digits come with scikit-learn, which is not installed: pip install "stsbp[digits]"')
@@ -51,7 +51,7 @@ def read_digits() -> tuple[UInt8, Int64]:
 
 
 def load(request: Request) -> Dataset:
-    """Digits with direct coding; a fifth of them, as many of each class, is the test set."""
+    """Digits with direct coding. A fifth of them is the test set, with equal numbers of each class."""
     images, labels = read_digits()
     samples = ArraySplit(images[..., np.newaxis], labels)
     train, test = cut_test(samples, round(_TEST_SHARE * len(labels)), request)
@@ -78,4 +78,4 @@ DIGITS = DatasetInfo(
     needs_data_dir=False,
     extra="digits",
 )
-"""What `stsbp train digits` trains on, and how by default."""
+"""The data set of `stsbp train digits`, with its default settings."""

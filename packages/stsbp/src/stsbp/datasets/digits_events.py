@@ -1,4 +1,5 @@
-"""scikit-learn's digits as recordings of a simulated event camera: the way of N-MNIST without a download."""
+"""scikit-learn's digits as recordings of a simulated event camera. They are similar to N-MNIST, and need no
+download."""
 
 from __future__ import annotations
 
@@ -18,12 +19,12 @@ __all__ = ["DIGITS_EVENTS", "load"]
 _ENLARGE = 3
 _TEST_SHARE = 0.2
 _SIMULATION = 1
-"""Counts up when the simulation changes its events, so that older cached frames are not taken for its own."""
+"""Increased whenever the simulation gives other events, so that older cached frames are not used."""
 _BLOCK = 64
 
 
 def load(request: Request) -> Dataset:
-    """Digits, enlarged to 24 x 24 pixels, recorded in three saccades on a field of 34 x 34."""
+    """Digits, enlarged to 24 x 24 pixels and recorded in three saccades on a field of 34 x 34."""
     images, labels = read_digits()
     camera = SaccadeCamera()
     binning = dataclasses.replace(request.binning, saccade_us=camera.saccade_us)
@@ -77,4 +78,4 @@ DIGITS_EVENTS = DatasetInfo(
     saccades=True,
     extra="digits",
 )
-"""What `stsbp train digits-events` trains on, and how by default."""
+"""The data set of `stsbp train digits-events`, with its default settings."""

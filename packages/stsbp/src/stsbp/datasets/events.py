@@ -1,10 +1,10 @@
-"""Recordings of events with a class each, from a user's own `.npz` file.
+"""Recordings of events, each with a class, from a user's own `.npz` file.
 
-The events of all n samples stand in columns of one length m, in any order: `sample` says to which sample an event
-belongs, 0 to n - 1, `x` (and `y`) which pixel or neuron it comes from, `p` its polarity, 0 or 1, and `t` when, in
-microseconds since its sample began. Without `p` there is one polarity; without `y` and `p` the sensor is a row of
-neurons. `labels` `[n]`, `classes` and `split` are those of `stsbp.datasets.npz`; `sensor` `[2]` is the number of rows
-and columns, or `[1]` that of neurons, by default one more than the largest that occurs.
+The events of all n samples are in columns of the same length m, in any order. `sample` is the sample of an event, 0 to
+n - 1. `x` (and `y`) is the pixel or neuron that sent the event, `p` its polarity, 0 or 1, and `t` its time in
+microseconds since the beginning of the sample. Without `p` there is one polarity. Without `y` and `p` the sensor is a
+row of neurons. `labels` `[n]`, `classes` and `split` are those of `stsbp.datasets.npz`. `sensor` `[2]` is the number of
+rows and columns, or `[1]` the number of neurons; by default, the sizes follow from the largest values in the file.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _COLUMNS = (("sample", "x", "t"), ("sample", "x", "y", "t"), ("sample", "x", "y"
 _OTHERS = ("labels", "split", "classes", "sensor")
 _LARGEST = {"x": 2**14 - 1, "y": 2**14 - 1, "p": 1, "t": 2**40}
 _MOST_PIXELS = 2**22
-"""Of a frame; a sensor of a megapixel has half as many, with both polarities."""
+"""Largest number of pixels of a frame. A sensor with a megapixel has half as many, with both polarities."""
 
 
 class Recordings(NamedTuple):
-    """What a file holds.
+    """The contents of a file.
 
     Attributes:
-        names: of its columns.
-        columns: each `[m]`, the values checked.
+        names: names of its columns.
+        columns: the columns, each `[m]`, with checked values.
         labels: class of each sample, `[n]`.
         classes: names of the classes.
         sensor: channels, rows and columns of a frame.
@@ -53,11 +53,11 @@ class Recordings(NamedTuple):
 
     @property
     def shape(self) -> Shape:
-        """Shape of a frame: without rows that of a row of neurons."""
+        """Shape of a frame. Without rows, that of a row of neurons."""
         return self.sensor if "y" in self.names else (self.sensor[2],)
 
     def of(self, events: AnyArray) -> list[AnyArray]:
-        """x, y, p and t of some events, by their numbers."""
+        """x, y, p and t of the events with these numbers."""
         zeros = np.zeros(len(events), dtype=np.int64)
         return [self.columns[name][events] if name in self.names else zeros for name in ("x", "y", "p", "t")]
 
@@ -66,7 +66,7 @@ def read_recordings(path: Path, arrays: Mapping[str, AnyArray]) -> Recordings:
     """The arrays of a file as recordings.
 
     Raises:
-        DataError: one of them is missing, or not what it must be; the file and the array are named.
+        DataError: an array is missing or invalid. The message names the file and the array.
     """
     names = _columns(arrays, path)
     labels, classes = class_labels(arrays, path)
@@ -76,7 +76,7 @@ def read_recordings(path: Path, arrays: Mapping[str, AnyArray]) -> Recordings:
 
 
 def _columns(arrays: Mapping[str, AnyArray], path: Path) -> tuple[str, ...]:
-    """The names of the file's columns."""
+    """The names of the file's event columns."""
     names = tuple(name for name in _COLUMNS[-1] if name in arrays)
     others = set(arrays) - {*names, *_OTHERS}
     if names not in _COLUMNS or "labels" not in arrays or others:
@@ -103,7 +103,7 @@ def _check(arrays: Mapping[str, AnyArray], names: tuple[str, ...], samples: int,
 
 
 def _sensor(arrays: Mapping[str, AnyArray], names: tuple[str, ...], path: Path) -> tuple[int, int]:
-    """Rows and columns; a row of neurons has one row."""
+    """Rows and columns. A row of neurons has one row."""
     axes = [name for name in ("y", "x") if name in names]
     seen = [int(arrays[name].max(initial=0)) + 1 for name in axes]
     given = arrays.get("sensor")
@@ -121,7 +121,7 @@ def _sensor(arrays: Mapping[str, AnyArray], names: tuple[str, ...], path: Path) 
 
 
 def _frames(recordings: Recordings, binning: EventBinning, request: Request) -> FrameSplit:
-    """The samples' events in steps."""
+    """The events of the samples as frames."""
     names, labels, sample = recordings.names, recordings.labels, recordings.columns["sample"]
     digest = hashlib.sha256(labels.astype("<i8").tobytes())
     for name in names:
@@ -146,10 +146,10 @@ def _frames(recordings: Recordings, binning: EventBinning, request: Request) -> 
 
 @names_unreadable
 def load(request: Request) -> Dataset:
-    """The recordings of a file; without `split` a fifth of them is held out as the test set.
+    """The recordings of a file. Without `split`, a fifth of them is held out as the test set.
 
     Raises:
-        DataError: the file cannot be read, or an array is not what it must be; the file and the array are named.
+        DataError: the file cannot be read, or an array is invalid. The message names the file and the array.
     """
     path = request.data_dir
     if path is None:
@@ -182,4 +182,4 @@ EVENTS = DatasetInfo(
     },
     recordings=True,
 )
-"""What `stsbp train events` trains on, and how by default."""
+"""The data set of `stsbp train events`, with its default settings."""

@@ -1,7 +1,8 @@
-"""Free Spoken Digit Dataset (Jackson et al.): spoken digits through a model of the inner ear.
+"""Free Spoken Digit Dataset (Jackson et al.): spoken digits, processed by a model of the inner ear.
 
-A folder `fsdd` (or `recordings`, the published one) of files `<digit>_<speaker>_<number>.wav`, 8 kHz, 16 bits, mono.
-Recordings 0 to 4 of each speaker and digit are the published test set. `stsbp.datasets.cochlea` makes spikes of them.
+The folder `fsdd` (or `recordings`, the published name) has files `<digit>_<speaker>_<number>.wav`, 8 kHz, 16 bits,
+mono. Recordings 0 to 4 of each speaker and digit are the published test set. `stsbp.datasets.cochlea` turns them into
+spikes.
 """
 
 from __future__ import annotations
@@ -39,18 +40,18 @@ __all__ = ["FSDD", "MOST", "hear", "load", "read_recording"]
 
 RATE = 8000
 TEST = range(5)
-"""Numbers of the recordings that are the test set."""
+"""Numbers of the recordings in the test set."""
 MOST_CHANNELS = 700
 MOST = 4 * MEGABYTE
-"""Bytes of a recording; four minutes."""
+"""Largest size of a recording in bytes: four minutes."""
 _MODEL = 1
-"""Counts up when the model of the ear changes its spikes, so that older cached ones are not taken for its own."""
+"""Increased whenever the model of the ear gives other spikes, so that older cached spikes are not used."""
 _BLOCK = 64
 _HOME = "https://github.com/Jakobovski/free-spoken-digit-dataset"
 
 
 class _Name(NamedTuple):
-    """What a file's name says."""
+    """The information in a file's name."""
 
     digit: int
     speaker: str
@@ -63,7 +64,7 @@ def _name(path: Path) -> _Name | None:
 
 
 def _files(data_dir: Path | None) -> tuple[Path, list[tuple[str, _Name]]]:
-    """The folder of the recordings, and its files with what their names say, by speaker, digit and number."""
+    """The folder of the recordings, and its files with the information in their names, sorted by that."""
     if data_dir is None:
         raise DataError(
             "fsdd needs a data folder: name with --data-dir or STSBP_DATA the one that holds "
@@ -89,7 +90,7 @@ def read_recording(content: bytes, path: Path) -> AnyArray:
     """The samples of a file, `[n]` int16.
 
     Raises:
-        DataError: it is no WAV file of 16 bits, mono, 8 kHz, or it is cut off or holds nothing; `path` is named.
+        DataError: it is not a WAV file of 16 bits, mono, 8 kHz, or is cut off or empty. The message contains `path`.
     """
     try:
         with wave.open(io.BytesIO(content)) as file:
@@ -109,10 +110,10 @@ def read_recording(content: bytes, path: Path) -> AnyArray:
 
 
 def hear(content: bytes, path: Path, channels: int, binning: EventBinning, own_lengths: bool) -> UInt8:
-    """The spikes of one file, `[T, channels]`; with `own_lengths` up to the end of the sound.
+    """The spikes of one file, `[T, channels]`. With `own_lengths`, they end with the sound.
 
     Raises:
-        DataError: it is no recording, or the ear has not so many neurons.
+        DataError: the file is not a recording, or the ear has fewer neurons.
     """
     if not 1 <= channels <= MOST_CHANNELS:
         raise DataError(
@@ -134,7 +135,7 @@ def _channels(request: Request) -> int:
 def _spikes(
     folder: Path, files: Sequence[tuple[str, _Name]], cochlea: Cochlea, request: Request
 ) -> tuple[FrameSplit, Int64, tuple[Skipped, ...]]:
-    """The recordings as spikes, the number of each among the files, and those that were left out."""
+    """The recordings as spikes, the position of each among the files, and the files that were left out."""
     names = [file for file, _ in files]
     digests = digest_files(folder, names, most=MOST, cache_dir=request.cache_dir, progress=request.progress)
     steps, window_us = request.binning.steps, request.binning.window_us
@@ -151,7 +152,7 @@ def _spikes(
                 writer.skip(file, str(error))
         report = Progress(request.progress, f"listening to {folder}{writer.why}", len(sounds))
         heard: dict[int, UInt8] = {}
-        # Those of like lengths together: a block takes as long as its longest.
+        # Process recordings of similar length together, because a block takes as long as its longest recording.
         by_length = sorted(sounds, key=lambda k: len(sounds[k]))
         for first in range(0, len(by_length), _BLOCK):
             block = by_length[first : first + _BLOCK]
@@ -178,10 +179,10 @@ def _spikes(
 
 @names_unreadable
 def load(request: Request) -> Dataset:
-    """Spoken digits as spikes; tested on recordings 0 to 4 of each speaker and digit, or on a speaker that is left out.
+    """Spoken digits as spikes. The test set is recordings 0 to 4 of each speaker and digit, or one left-out speaker.
 
     Raises:
-        DataError: nothing is found at the data folder, a recording is malformed, or an option has no such value.
+        DataError: the data folder has no recordings, a recording is malformed, or an option has an invalid value.
     """
     folder, files = _files(request.data_dir)
     cochlea = Cochlea(places=_channels(request))
@@ -204,7 +205,7 @@ def load(request: Request) -> Dataset:
     if request.only_test and len(test):
         train = test
     elif request.train_only:
-        # Who is left out stays so.
+        # A speaker who is left out stays left out.
         pass
     elif request.wants_own_test and len(test):
         notes.append(f"{len(test)} test samples: {told}, none of which is trained on")
@@ -242,4 +243,4 @@ FSDD = DatasetInfo(
     },
     licence="CC BY-SA 4.0",
 )
-"""What `stsbp train fsdd` trains on, and how by default."""
+"""The data set of `stsbp train fsdd`, with its default settings."""

@@ -1,7 +1,7 @@
 """Image folders, `train/<class>/<image>` and `test/<class>/<image>`, or one tree of class folders.
 
-Images are decoded once, by Pillow, into a memory-mapped cache. They must all have one size, unless an `image_size`
-is asked for; whether they are grey or coloured is what the first one is. Only JPEG, PNG and BMP files are opened.
+Images are decoded once, by Pillow, into a memory-mapped cache. They must all have the same size, unless `image_size` is
+set. The first image determines whether all are grey or coloured. Only JPEG, PNG and BMP files are opened.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["IMAGES", "MOST", "SUFFIXES", "class_folders", "load", "load_image_fo
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 MOST = 256 * MEGABYTE
-"""Bytes of an image."""
+"""Largest size of an image file in bytes."""
 _MOST_PIXELS, _MOST_TO_RESIZE = 16_000_000, 30_000_000
 _TEST_SHARE = 0.2
 _GREY_MODES = ("1", "L", "LA")
@@ -44,17 +44,17 @@ def read_image(content: bytes, path: Path, *, channels: int | None, size: int | 
     """One image, `[C, H, W]` uint8.
 
     Args:
-        content: of the file.
+        content: content of the file.
         path: its name, for messages.
-        channels: 1 or 3 of the images before it, None for the first.
+        channels: 1 or 3, as in the images before it; None for the first image.
         size: resize to `size` x `size` pixels (bilinear).
 
     Raises:
-        DataError: the file is damaged or no 8-bit JPEG, PNG or BMP image, or it is coloured among grey images.
+        DataError: the file is damaged, is not an 8-bit JPEG, PNG or BMP image, or is coloured among grey images.
     """
     pillow = _pillow()
     try:
-        # What Pillow only warns of, but for the size, is damaged metadata: the pixels are whole.
+        # Except for the size, Pillow only warns about damaged metadata. The pixels are intact.
         with (
             warnings.catch_warnings(action="ignore"),
             pillow.open(io.BytesIO(content), formats=("JPEG", "PNG", "BMP")) as image,
@@ -72,24 +72,24 @@ def read_image(content: bytes, path: Path, *, channels: int | None, size: int | 
             if channels == 1 and not grey:
                 raise DataError(f"{path} is coloured, but the first image of its folder is grey")
             mode = "L" if channels == 1 or (channels is None and grey) else "RGB"
-            # Without a copy where it has the mode: a large image takes much memory.
+            # Do not copy the image if it already has the mode, because a large image takes much memory.
             converted = image if image.mode == mode else image.convert(mode)
             if size is not None and converted.size != (size, size):
                 converted = converted.resize((size, size), pillow.Resampling.BILINEAR)
             pixels = np.asarray(converted, dtype=np.uint8)
     except pillow.UnidentifiedImageError as error:
-        # Pillow's own message names the object that holds the bytes.
+        # Pillow's own message names the object that contains the bytes.
         raise DataError(f"{path} cannot be read as an image: it is damaged or no JPEG, PNG or BMP") from error
     except DataError:
         raise
     except Exception as error:
-        # A forged file can make Pillow raise almost anything.
+        # A forged file can make Pillow raise almost any error.
         raise DataError(f"{path} cannot be read as an image: {error or type(error).__name__}") from error
     return pixels[np.newaxis] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def class_folders(root: Path) -> tuple[str, ...]:
-    """Names of the folders below `root` that hold images: in order of number where all are numbers, else of text."""
+    """Names of the folders below `root` that contain images. If all are numbers, in numerical order, else as text."""
     names = [
         folder.name
         for folder in root.iterdir()
@@ -156,10 +156,10 @@ def load_image_folder(kind: str, root: Path, classes: Sequence[str], request: Re
 
 @names_unreadable
 def load(request: Request) -> Dataset:
-    """The image folder at `data_dir`; without a `test` folder a fifth is held out, as many of each class.
+    """The image folder at `data_dir`. Without a folder `test`, a fifth of the images of each class is held out.
 
     Raises:
-        DataError: there is no such folder, it holds fewer than two classes, or its images do not fit together.
+        DataError: there is no such folder, it has fewer than two classes, or its images do not fit together.
     """
     root = request.data_dir
     if root is None:
@@ -218,4 +218,4 @@ IMAGES = DatasetInfo(
     },
     extra="images",
 )
-"""What `stsbp train images` trains on, and how by default."""
+"""The data set of `stsbp train images`, with its default settings."""

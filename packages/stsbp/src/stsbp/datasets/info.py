@@ -1,6 +1,6 @@
 """Facts about a data set before it is read: how to load it, what it needs, and the settings of its preset.
 
-Each data set's module makes one (`NMNIST = DatasetInfo("nmnist", ...)`); `stsbp.datasets.registry` finds it by name.
+Each data set's module makes one (`NMNIST = DatasetInfo("nmnist", ...)`). `stsbp.datasets.registry` finds it by name.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""MNIST (LeCun et al. 1998) and Fashion-MNIST (Xiao et al. 2017) from their idx files, packed or not.
+"""MNIST (LeCun et al. 1998) and Fashion-MNIST (Xiao et al. 2017) from their idx files, compressed or not.
 
-Both have files of the same names, which are looked for in the folders of an `IdxFiles`.
+The files of both have the same names. `IdxFiles` lists the folders in which they are searched.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ __all__ = [
 ]
 
 PUBLISHED = {"train": 60_000, "t10k": 10_000}
-"""Digits of the training and the test set, by the names that their files have."""
+"""Number of digits in the training set and the test set, by the names in the file names."""
 
 DEFAULT_HOLDOUT = 1000
 _SIDE = 28
 _LARGEST = 16 + 60_000 * _SIDE * _SIDE
 _HEADROOM = MEGABYTE
-"""What a packed file may be larger than its content."""
+"""By how much a compressed file may be larger than its content."""
 
 
 class Digits(NamedTuple):
@@ -59,11 +59,11 @@ class IdxFiles(NamedTuple):
     """Where the four files of a data set are.
 
     Attributes:
-        title: what it is called.
-        folders: of the data folder that may hold them, by preference.
-        system: where a package of the system puts them; used where the data folder has none.
-        torchvision: the class that downloads them, into the folder `raw` of one of its name.
-        home: where they are published.
+        title: name of the data set.
+        folders: subfolders of the data folder that may contain the files, in order of preference.
+        system: folder in which a system package installs the files. It is used if the data folder does not have them.
+        torchvision: name of the class that downloads the files, into the folder `raw` of a folder with this name.
+        home: address where the files are published.
     """
 
     title: str
@@ -73,7 +73,7 @@ class IdxFiles(NamedTuple):
     home: str
 
     def places(self, data_dir: Path | None) -> list[Path]:
-        """Folders that may hold the files."""
+        """Folders that may contain the files."""
         own = [] if data_dir is None else [data_dir / folder for folder in self.folders]
         return own if self.system is None else [*own, self.system]
 
@@ -87,7 +87,7 @@ DIGIT_FILES = IdxFiles(
 )
 FASHION_FILES = IdxFiles(
     "Fashion-MNIST",
-    # Beside MNIST's files, which have the same names, the folder itself is the last resort.
+    # The folder itself is tried last, because MNIST's files with the same names may be there.
     ("fashion-mnist", "fashion", "FashionMNIST/raw", "."),
     Path("/usr/share/datasets/fashion-mnist"),
     "FashionMNIST",
@@ -103,7 +103,7 @@ def _names(split: str) -> tuple[str, str]:
 
 
 def find(data_dir: Path | None, split: str, files: IdxFiles = DIGIT_FILES) -> tuple[Path, Path] | None:
-    """The files of a split, images first; None where they are not."""
+    """The files of a split, images first; None if they do not exist."""
     for folder in files.places(data_dir):
         images, labels = (
             next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)
@@ -115,12 +115,13 @@ def find(data_dir: Path | None, split: str, files: IdxFiles = DIGIT_FILES) -> tu
 
 
 def download(data_dir: Path, files: IdxFiles = DIGIT_FILES) -> None:
-    """Fetch both splits with torchvision, md5-checked, into `data_dir/MNIST/raw` (or that of Fashion-MNIST).
+    """Download both splits with torchvision, checked by md5, into `data_dir/MNIST/raw` (or that of Fashion-MNIST).
 
-    What is there already is kept.
+    Existing files are kept.
 
     Raises:
-        DataError: torchvision is not installed, or the download failed; says where the files go by hand.
+        DataError: torchvision is not installed, or the download failed. The message says where to put the files by
+            hand.
     """
     try:
         import torchvision.datasets
@@ -130,7 +131,7 @@ def download(data_dir: Path, files: IdxFiles = DIGIT_FILES) -> None:
     source: Any = getattr(torchvision.datasets, files.torchvision)
     folder = data_dir / files.torchvision / "raw"
     try:
-        # Standard output belongs to the command's own results.
+        # Standard output is only for the results of the command.
         with contextlib.redirect_stdout(sys.stderr):
             for name, md5 in source.resources:
                 download_url(source.mirrors[0] + name, str(folder), name, md5)
@@ -147,7 +148,7 @@ def _content(path: Path) -> bytes:
         with open_regular(path, _LARGEST + _HEADROOM) as packed:
             if path.suffix != ".gz":
                 return packed.read()
-            # No more than the largest file holds: a few packed bytes can mean gigabytes.
+            # Read no more than the largest file contains, because a few compressed bytes can expand to gigabytes.
             with gzip.open(packed) as file:
                 return file.read(_LARGEST + 1)
     except (OSError, EOFError, zlib.error) as error:
@@ -166,7 +167,7 @@ def _array(content: bytes, path: Path, dimensions: int) -> UInt8:
     shape = tuple(int(size) for size in np.frombuffer(content[4:start], ">u4")) if len(content) >= start else ()
     with contextlib.suppress(ValueError):
         if len(shape) == dimensions and len(content) - start == math.prod(shape):
-            # Beside a 0 the other numbers may be larger than numpy's largest.
+            # If one number is 0, the others may be larger than numpy's limit.
             return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
     raise DataError(
         f"{path}: its header announces an array of shape {list(shape)}, which does not fit "
@@ -200,7 +201,7 @@ def read(data_dir: Path | None, split: str, files: IdxFiles = DIGIT_FILES) -> Di
 
 
 def images(request: Request, files: IdxFiles, made: Callable[[Digits], Split]) -> tuple[Split, Split, tuple[str, ...]]:
-    """Training samples, test samples and notes: what `made` makes of the digits of both splits.
+    """Training samples, test samples and notes. `made` makes the samples from the digits of a split.
 
     Raises:
         DataError: the files are missing or malformed, or the download failed.
@@ -256,7 +257,7 @@ MNIST = DatasetInfo(
     can_download=True,
     extra="mnist",
 )
-"""What `stsbp train mnist` trains on, and how by default."""
+"""The data set of `stsbp train mnist`, with its default settings."""
 
 FASHION = DatasetInfo(
     name="fashion-mnist",
@@ -269,4 +270,4 @@ FASHION = DatasetInfo(
     extra="mnist",
     licence="MIT",
 )
-"""What `stsbp train fashion-mnist` trains on, and how by default."""
+"""The data set of `stsbp train fashion-mnist`, with its default settings."""

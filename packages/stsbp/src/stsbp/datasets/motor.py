@@ -1,15 +1,15 @@
-"""Gaits of a walking machine: commands enter as spikes, and commands for the joints leave as spikes.
+"""Gaits of a walking machine. The inputs are spikes of commands, and the targets are spikes of movements of the joints.
 
-A four-legged machine has a hip and a knee a leg. A joint follows a periodic angle; its two output neurons say "up" and
-"down": one spikes at the step at which the angle crosses one of its levels on the way up, the other on the way down
-(the reading of an encoder wheel), so that counting them gives back the angle.
+The machine has four legs, each with a hip and a knee. The angle of a joint is periodic. Each joint has two output
+neurons, "up" and "down". One of them spikes whenever the angle crosses one of its levels upwards, the other one
+downwards, like an incremental encoder. Counting these spikes gives back the angle.
 
     hip   A sin(p)                                    A = amplitude, grows with the speed
-    knee  A sin(p + pi/2) where that is positive, else 0       (lifted while the leg swings forward)
+    knee  A sin(p + pi/2) if that is positive, else 0          (lifted while the leg swings forward)
 
-with p = 2 pi (phase + offset of the leg in this gait). The input has 32 clock neurons, each of which spikes once a
-period at its own phase; 8 neurons that spike steadily, as many of them as the speed is high; and 3 that spike steadily
-for the gait: walk, trot or bound. No two samples have the same input.
+with p = 2 pi (phase + offset of the leg in this gait). The input has 32 clock neurons, each of which spikes once per
+period at its own phase; 8 neurons for the speed, of which more spike steadily the higher it is; and 3 neurons for the
+gait (walk, trot or bound), of which one spikes steadily. No two samples have the same input.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ OUTPUT_NAMES = tuple(
 CLOCKS = 32
 SPEEDS = 8
 SPEED_PERIOD = 4
-"""Steps between two spikes of a neuron that says speed or gait."""
+"""Number of steps between two spikes of a neuron for speed or gait."""
 SLOW, FAST = 40.0, 24.0
-"""Steps of a period at the lowest and at the highest speed."""
+"""Number of steps of a period at the lowest and at the highest speed."""
 LEVELS: Float64 = np.array([-0.75, -0.45, -0.15, 0.15, 0.45, 0.75])
 QUIET = 5
-"""Steps at the beginning without commands: so long it takes to hear clock, speed and gait."""
+"""Number of steps at the beginning without target spikes. In this time, the network receives clock, speed and gait."""
 TRAIN, TEST = 240, 60
 _DRAWN = 600
-"""Samples drawn, more than are needed since some have the same input."""
+"""Number of samples that are drawn. It is more than needed, because some have the same input."""
 
 
 def _simulate(speed: Float64, first: Float64, gait: Int64, steps: int) -> tuple[UInt8, UInt8]:
     """Inputs `[n, T, 43]` and targets `[n, T, 16]` for speeds `[n]` and first phases `[n]` in [0, 1), gaits `[n]`."""
     n = len(speed)
     period = SLOW + (FAST - SLOW) * speed
-    # One step more, before the first: a crossing lies between two steps.
+    # One additional step before the first one, because a crossing is between two steps.
     phase = first[:, None] + np.arange(-1, steps) / period[:, None]
     inputs: UInt8 = np.zeros((n, steps, CLOCKS + SPEEDS + len(GAITS)), dtype=np.uint8)
     passed = np.floor(phase[..., None] - np.arange(CLOCKS) / CLOCKS)
@@ -76,7 +76,7 @@ def _simulate(speed: Float64, first: Float64, gait: Int64, steps: int) -> tuple[
 
 
 def load(request: Request) -> Dataset:
-    """240 training and 60 test samples, about a third of each gait; `--split-seed` draws others."""
+    """240 training and 60 test samples, with about a third of each gait. `--split-seed` draws other samples."""
     steps = request.binning.steps
     if steps < 20:
         raise DataError(f"the gaits need at least 20 steps, got {steps}: give --steps 60")
@@ -87,7 +87,8 @@ def load(request: Request) -> Dataset:
     speed, first = uniform(request.seed, Stream.SIMULATION, 2 * _DRAWN, substream=2).reshape(2, _DRAWN)
     gait = np.arange(_DRAWN, dtype=np.int64) % len(GAITS)
     inputs, targets = _simulate(speed, first, gait, steps)
-    # Two speeds so close that the inputs are the same raster would let a test sample be one of training.
+    # Two speeds may be so close that their inputs are equal. Keep only one, or a test sample could be a training
+    # sample.
     chosen = np.sort(np.unique(inputs.reshape(_DRAWN, -1), axis=0, return_index=True)[1])[:n]
     train, test = (
         SequenceSplit(inputs[part], targets[part], gait[part]) for part in (chosen[tested:], chosen[:tested])
@@ -115,4 +116,4 @@ MOTOR = DatasetInfo(
     default_holdout=TEST,
     needs_data_dir=False,
 )
-"""What `stsbp train motor` trains on, and how by default."""
+"""The data set of `stsbp train motor`, with its default settings."""

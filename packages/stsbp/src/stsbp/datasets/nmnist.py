@@ -1,11 +1,11 @@
-"""N-MNIST (Orchard et al. 2015): MNIST digits before an event camera that makes three saccades.
+"""N-MNIST (Orchard et al. 2015): MNIST digits recorded by an event camera that makes three saccades.
 
 Published layout: `Train/<class>/<id>.bin` and `Test/<class>/<id>.bin`. A file is a list of 40-bit events: 8 bits x,
-8 bits y, 1 bit polarity, 23 bits time in microseconds. An event with y = 240 marks an overflow of the clock: tonic
-drops it and adds 2^13 us to every time from there on. Recordings of N-MNIST last 0.3 s and the clock 8.4 s, so it does
-not occur there; times are checked after the correction.
+8 bits y, 1 bit polarity, 23 bits time in microseconds. An event with y = 240 marks an overflow of the clock. tonic
+drops it and adds 2^13 us to all later times. Recordings of N-MNIST last 0.3 s and the clock covers 8.4 s, so they have
+no overflows. Times are checked after this correction.
 
-Every file is checked before tonic reads it, because tonic takes any bytes for events.
+Every file is checked before tonic reads it, because tonic accepts any bytes as events.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from stsbp.files import MEGABYTE
 __all__ = ["DEFAULT_HOLDOUT", "MOST", "NMNIST", "SENSOR", "load", "read_recording", "tested_digits"]
 
 SENSOR = 34
-"""Width and height of the sensor's part that N-MNIST uses."""
+"""Width and height of the part of the sensor that N-MNIST uses."""
 DEFAULT_HOLDOUT = 100
 MOST = 16 * MEGABYTE
-"""Bytes of a recording, 3.3 million events; those of N-MNIST have about 4,000."""
+"""Largest size of a recording in bytes: 3.3 million events. Those of N-MNIST have about 4,000 events."""
 PUBLISHED = {"Train": 60_000, "Test": 10_000}
 
 _HOME = "https://www.garrickorchard.com/datasets/n-mnist"
@@ -41,7 +41,8 @@ _INSTALL = 'pip install "stsbp[nmnist]"'
 _OVERFLOW_ROW = 240
 _OVERFLOW_US = 1 << 13
 _MOST_OVERFLOWS = 1024
-"""Overflows that cover the clock's range once; more are no recording (and tonic's time grows with their number)."""
+"""Number of overflows that covers the clock's range once. A file with more is not a recording (and takes tonic
+long)."""
 _EVENT_DTYPE = np.dtype([("x", np.int64), ("y", np.int64), ("t", np.int64), ("p", np.int64)])
 
 
@@ -55,7 +56,7 @@ def _tonic() -> Any:
 
 
 def _complaint(content: bytes) -> str | None:
-    """What is wrong with a file, or None."""
+    """What is wrong with a file; None if it is valid."""
     if not content:
         return "the file is empty"
     if len(content) % 5:
@@ -82,7 +83,7 @@ def read_recording(content: bytes, path: Path) -> tuple[Int64, Int64, Int64, Int
     """Events of one file: column, row, polarity and time in microseconds, each `[n]`.
 
     Raises:
-        DataError: the bytes are no recording (`path` is named), or tonic is not installed.
+        DataError: the bytes are not a recording (the message contains `path`), or tonic is not installed.
     """
     if (complaint := _complaint(content)) is not None:
         raise DataError(f"{path}: {complaint}")
@@ -91,7 +92,7 @@ def read_recording(content: bytes, path: Path) -> tuple[Int64, Int64, Int64, Int
 
 
 def _root(data_dir: Path, *splits: str) -> Path | None:
-    """The folder that holds one of the splits, by default Train."""
+    """The folder that contains one of the splits, by default Train."""
     for candidate in (data_dir, data_dir / "NMNIST"):
         if any((candidate / split).is_dir() for split in splits or ("Train",)):
             return candidate
@@ -99,7 +100,7 @@ def _root(data_dir: Path, *splits: str) -> Path | None:
 
 
 def tested_digits(data_dir: Path) -> Int64:
-    """Numbers of the MNIST training digits whose recordings are to be tested on, because there is no Test folder.
+    """Numbers of the MNIST training digits whose recordings are used for the test, if there is no folder Test.
 
     Recording k of the Train folder shows training digit k - 1.
     """
@@ -111,7 +112,7 @@ def tested_digits(data_dir: Path) -> Int64:
 
 
 def _files(folder: Path) -> list[str]:
-    """Recordings below a split's folder, `<class>/<id>.bin`, in order."""
+    """Recordings in the folder of a split, `<class>/<id>.bin`, in order."""
     return [
         f"{name}/{path.name}"
         for name in CLASSES
@@ -122,10 +123,10 @@ def _files(folder: Path) -> list[str]:
 
 
 def _download(data_dir: Path) -> None:
-    """Fetch both splits the way tonic does: md5-checked, unpacked by `zipfile`, which keeps names inside the folder."""
+    """Download both splits with tonic. They are checked by md5, and `zipfile` keeps all names inside the folder."""
     source = _tonic().datasets.NMNIST
     try:
-        # Standard output belongs to the command's own results.
+        # Standard output is only for the results of the command.
         with contextlib.redirect_stdout(sys.stderr):
             for train in (True, False):
                 source(save_to=str(data_dir), train=train)
@@ -170,10 +171,10 @@ def _load_split(folder: Path, request: Request) -> tuple[FrameSplit, tuple[Skipp
 
 @names_unreadable
 def load(request: Request) -> Dataset:
-    """N-MNIST, or the part of it that is there.
+    """N-MNIST, or the part of it that exists.
 
     Raises:
-        DataError: nothing is found at `data_dir`, a recording is malformed, or the download failed.
+        DataError: `data_dir` has no recordings, a recording is malformed, or the download failed.
     """
     data_dir = request.data_dir
     if data_dir is None:
@@ -186,7 +187,7 @@ def load(request: Request) -> Dataset:
     if request.download:
         complete = root is not None and all(len(_files(root / name)) >= n for name, n in PUBLISHED.items())
         if not complete:
-            # tonic puts its folder NMNIST below the one it is given.
+            # tonic puts its folder NMNIST into the given folder.
             _download(root.parent if root is not None and root.name == "NMNIST" else data_dir)
             root = _root(data_dir, *parts)
     test: Split
@@ -256,4 +257,4 @@ NMNIST = DatasetInfo(
     saccades=True,
     extra="nmnist",
 )
-"""What `stsbp train nmnist` trains on, and how by default."""
+"""The data set of `stsbp train nmnist`, with its default settings."""

@@ -1,8 +1,8 @@
-"""MNIST before a simulated camera that is calibrated on real N-MNIST recordings: training data for N-MNIST.
+"""MNIST recorded by a simulated camera that is calibrated on real N-MNIST recordings: training data for N-MNIST.
 
-Recording k of N-MNIST's training set shows training digit k - 1 of MNIST. The camera was fitted on such pairs
-(`experiments/calibrate_nmnist.py`); docs/transfer.md says how well it does, and how networks that are trained on it
-read real recordings.
+Recording k of N-MNIST's training set shows training digit k - 1 of MNIST. The camera was fitted to such pairs
+(`experiments/calibrate_nmnist.py`). docs/transfer.md describes how well the simulation fits, and how well networks that
+are trained on it classify real recordings.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from stsbp.errors import DataError
 __all__ = ["CALIBRATED_ON", "CAMERA", "NMNIST_SIM", "load"]
 
 CALIBRATED_ON = 1000
-"""The first digits of the training set, whose real recordings the camera was fitted and checked on."""
+"""Number of digits, the first ones of the training set, on whose real recordings the camera was fitted and checked."""
 DEFAULT_HOLDOUT = 1000
 
 _KNOT_US = 5000
@@ -54,7 +54,7 @@ _COLUMNS = (
     325, 289, 254, 222, 183, 149, 118,  96,  81,  64,  48,  37,  37,  40,  37,  33,
 )
 # fmt: on
-"""Where the corner of the digit is every 5 ms, in 1/64 pixel."""
+"""Position of the corner of the digit every 5 ms, in 1/64 pixel."""
 CAMERA = SaccadeCamera(
     threshold=0.224,
     off_threshold=0.224,
@@ -77,12 +77,12 @@ CAMERA = SaccadeCamera(
 
 _LEFT_OUT = "are left out: their real recordings were used to calibrate the simulation, or may be used as test samples"
 _SIMULATION = 1
-"""Counts up when the simulation changes its events, so that older cached frames are not taken for its own."""
+"""Increased whenever the simulation gives other events, so that older cached frames are not used."""
 _BLOCK = 64
 
 
 def _simulate(digits: mnist.Digits, chosen: Int64, first: int, request: Request) -> Split:
-    """Recordings of some digits of a split; `first` is the number of the split's first digit for the camera."""
+    """Recordings of some digits of a split. `first` is the camera's number for the split's first digit."""
     binning = request.binning
 
     def build(writer: CacheWriter) -> None:
@@ -109,20 +109,20 @@ def _simulate(digits: mnist.Digits, chosen: Int64, first: int, request: Request)
 
 
 def _kept(digits: mnist.Digits, data_dir: Path) -> Int64:
-    """Numbers of the training digits that no recording for a test shows."""
+    """Numbers of the training digits that no test recording shows."""
     shown = np.union1d(np.arange(CALIBRATED_ON), nmnist.tested_digits(data_dir))
     return np.setdiff1d(np.arange(len(digits.labels)), shown)
 
 
 @names_unreadable
 def load(request: Request) -> Dataset:
-    """Simulated recordings of MNIST's training digits, and of its test digits.
+    """Simulated recordings of MNIST's training digits and test digits.
 
-    Left out are the digits that the camera was calibrated on, and those whose real recordings are in the data folder
-    and would be tested on (all that are there, unless N-MNIST's own test recordings are).
+    Some training digits are left out: those on which the camera was calibrated, and those whose real recordings in the
+    data folder would be used for a test. The latter are all that exist, unless N-MNIST's own test recordings exist.
 
     Raises:
-        DataError: MNIST is not found at `data_dir` or is malformed, or the download failed.
+        DataError: `data_dir` does not contain MNIST, MNIST is malformed, or the download failed.
     """
     data_dir = request.data_dir
     if data_dir is None:
@@ -171,4 +171,4 @@ NMNIST_SIM = DatasetInfo(
     saccades=True,
     extra="mnist",
 )
-"""What `stsbp train nmnist-sim` trains on, and how by default."""
+"""The data set of `stsbp train nmnist-sim`, with its default settings."""

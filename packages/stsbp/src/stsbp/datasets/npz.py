@@ -1,4 +1,4 @@
-"""What data sets in `.npz` files have in common: arrays that are read without unpickling, labels, and the split.
+"""Functions for all data sets in `.npz` files: reading arrays without unpickling, labels, and the split.
 
 `labels` `[n]` are the classes of n samples, 0 and up; `classes` `[k]`, optional, are their names; `split` `[n]`,
 optional, is 0 for training and 1 for test samples.
@@ -30,7 +30,7 @@ def read_arrays(path: Path) -> dict[str, AnyArray]:
     """The arrays of a `.npz` file by their names.
 
     Raises:
-        DataError: it cannot be read, is no such file, or holds objects that would have to be unpickled.
+        DataError: the file cannot be read, is not a `.npz` file, or has objects that would have to be unpickled.
     """
     try:
         with open_regular(path, _MOST) as content:
@@ -38,17 +38,17 @@ def read_arrays(path: Path) -> dict[str, AnyArray]:
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise ValueError("it holds a single array")
             with file:
-                # A few packed bytes can mean many gigabytes; no more is unpacked than is said there.
+                # A few compressed bytes can mean many gigabytes. No more is unpacked than the sizes in the archive.
                 assert file.zip is not None
                 whole = sum(entry.file_size for entry in file.zip.infolist())
                 if whole > _MOST:
                     raise ValueError(f"its arrays have {whole:,} bytes, more than the {_MOST:,} that are read")
                 for entry in file.zip.infolist():
-                    # Of what is no array numpy would give the bytes, all of them.
+                    # For a member that is not an array, numpy would return all of its bytes.
                     with file.zip.open(entry) as member:
                         if member.read(len(_MAGIC)) != _MAGIC:
                             raise ValueError(f"{shown(entry.filename)} in it is not an array")
-                # numpy warns of sizes beyond a float before it refuses them, and of files that Python 2 wrote.
+                # numpy warns about sizes beyond a float before it refuses them, and about files that Python 2 wrote.
                 with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
                     arrays: dict[str, AnyArray] = {name: file[name] for name in file.files}
     except FileNotFoundError:
@@ -56,8 +56,8 @@ def read_arrays(path: Path) -> dict[str, AnyArray]:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:
-        # A forged header can make numpy and zipfile raise almost anything; of a file that is neither, numpy advises to
-        # unpickle it.
+        # A forged header can make numpy and zipfile raise almost any error. For other kinds of files, numpy advises to
+        # unpickle them.
         unlike = "pickled" in str(error)
         reason = (
             "it begins like neither a .npz nor a .npy file" if unlike else str(error).partition(" when allow_pi")[0]
@@ -67,10 +67,10 @@ def read_arrays(path: Path) -> dict[str, AnyArray]:
 
 
 def class_labels(arrays: Mapping[str, AnyArray], path: Path) -> tuple[Int64, tuple[str, ...]]:
-    """The class of each sample, `[n]`, and the names of the classes: those of `classes`, else their numbers.
+    """The class of each sample, `[n]`, and the names of the classes: those in `classes`, else their numbers.
 
     Raises:
-        DataError: `labels` or `classes` are not what they must be; the file and the array are named.
+        DataError: `labels` or `classes` are invalid. The message names the file and the array.
     """
     labels, names = arrays["labels"], arrays.get("classes")
     if labels.dtype.kind not in "iu" or labels.ndim != 1 or not labels.size:
@@ -93,10 +93,10 @@ def class_labels(arrays: Mapping[str, AnyArray], path: Path) -> tuple[Int64, tup
 
 
 def cut(samples: Split, arrays: Mapping[str, AnyArray], path: Path, request: Request) -> tuple[Split, Split, str]:
-    """Training samples, test samples, and a note: as `split` says, else a fifth is held out.
+    """Training samples, test samples, and a note. They follow `split`; without it, a fifth is held out.
 
     Raises:
-        DataError: `split` is not what it must be, or leaves nothing to train or test on.
+        DataError: `split` is invalid, or leaves nothing for training or for the test.
     """
     parts, n = arrays.get("split"), len(samples)
     if parts is not None and (parts.shape != (n,) or parts.dtype.kind not in "iub" or {*np.unique(parts)} - {0, 1}):

@@ -1,7 +1,7 @@
-"""The classic spike-pattern task: fixed input rasters call up fixed output rasters, spike by spike.
+"""The classic spike-pattern task: the network must answer fixed input rasters with fixed output rasters.
 
-Input rasters are random. Target rasters are random trains (`patterns`), or show the letters S, T, B and P, one a
-pattern (`patterns-image`). It is a task of memory and timing: the test set is the training set.
+Input rasters are random. Target rasters are random trains (`patterns`), or show the letters S, T, B and P, one per
+pattern (`patterns-image`). The task tests memory and timing, so the test set is the training set.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ INPUTS = 64
 OUTPUTS = 10
 PATTERNS = 4
 REPEATS = 50
-"""How often an epoch shows each pattern."""
+"""Number of times that an epoch shows each pattern."""
 INPUT_RATE = 0.1
 """Spikes per input neuron and step."""
 TARGET_RATE = 0.07
 GAP = 4
-"""Fewest steps between two target spikes of a neuron."""
+"""Smallest number of steps between two target spikes of a neuron."""
 QUIET = 4
-"""Steps at the beginning without target spikes, at least `GAP`: the output needs that long to be reached."""
+"""Number of steps at the beginning without target spikes, at least `GAP`. Spikes need this long to reach the output."""
 
 _LETTERS = {
     "S": (".###", "#...", ".##.", "...#", "###."),
@@ -39,10 +39,10 @@ _LETTERS = {
 
 
 def _random_targets(seed: int, steps: int) -> UInt8:
-    """`[n, T, N]`: trains with `TARGET_RATE`, at least `GAP` steps between two spikes."""
+    """`[n, T, N]`: random trains with the rate `TARGET_RATE` and at least `GAP` steps between two spikes."""
     draws = uniform(seed, Stream.SIMULATION, PATTERNS * steps * OUTPUTS, substream=1).reshape(PATTERNS, steps, OUTPUTS)
     targets: UInt8 = np.zeros(draws.shape, dtype=np.uint8)
-    # Rarer gaps need more frequent spikes to come to the same rate.
+    # The gaps reduce the rate, so spikes must be drawn more often.
     share = TARGET_RATE / (1 - TARGET_RATE * (GAP - 1))
     for t in range(QUIET, steps):
         rested = ~targets[:, t - GAP + 1 : t].any(axis=1)
@@ -51,7 +51,7 @@ def _random_targets(seed: int, steps: int) -> UInt8:
 
 
 def _letter_targets(steps: int) -> UInt8:
-    """`[n, T, N]`: one letter a pattern; two neurons a row, a spike every third step along a stroke."""
+    """`[n, T, N]`: one letter per pattern, with two neurons per row and a spike every third step along a stroke."""
     targets: UInt8 = np.zeros((len(_LETTERS), steps, OUTPUTS), dtype=np.uint8)
     for number, rows in enumerate(_LETTERS.values()):
         columns = len(rows[0])
@@ -65,7 +65,7 @@ def _letter_targets(steps: int) -> UInt8:
 
 
 def load(request: Request) -> Dataset:
-    """Four patterns of 64 input and 10 output neurons; `--split-seed` draws others."""
+    """Four patterns with 64 input and 10 output neurons. `--split-seed` draws other patterns."""
     steps = request.binning.steps
     if steps < 20:
         raise DataError(f"the patterns need at least 20 steps, got {steps}: give --steps 50")
@@ -104,7 +104,7 @@ RASTERS = DatasetInfo(
     default_holdout=None,
     needs_data_dir=False,
 )
-"""What `stsbp train patterns` trains on, and how by default."""
+"""The data set of `stsbp train patterns`, with its default settings."""
 
 
 LETTERS = DatasetInfo(
@@ -116,4 +116,4 @@ LETTERS = DatasetInfo(
     default_holdout=None,
     needs_data_dir=False,
 )
-"""What `stsbp train patterns-image` trains on, and how by default."""
+"""The data set of `stsbp train patterns-image`, with its default settings."""

@@ -1,7 +1,7 @@
-"""Every data set by its name, listable without importing any of them, and the one door to load them.
+"""All data sets by name, and the function that loads them. Their names can be listed without importing any of them.
 
-A data set is a module that makes a `DatasetInfo`. Those of this project stand in one table below; another package adds
-its own with an entry point of the group `stsbp.datasets`, `name = "package.module:INFO"` (docs/write_a_data_set.md).
+A data set is a module that makes a `DatasetInfo`. A table below lists those of this project. Other packages add theirs
+with an entry point of the group `stsbp.datasets`, `name = "package.module:INFO"` (docs/write_a_data_set.md).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from stsbp.errors import DataError, did_you_mean
 __all__ = ["DATASETS", "GROUP", "info_of", "is_known", "known_infos", "load", "named_path"]
 
 GROUP = "stsbp.datasets"
-"""Entry points that name a `DatasetInfo` of another package."""
+"""Group of entry points, each of which names a `DatasetInfo` of another package."""
 
 _BUILT_IN = {
     "digits": "digits:DIGITS",
@@ -51,11 +51,11 @@ _BUILT_IN = {
     "events": "events:EVENTS",
     "sequences": "sequences:SEQUENCES",
 }
-"""Where this project's data sets are, below `stsbp.datasets`."""
+"""Modules of this project's data sets, relative to `stsbp.datasets`."""
 
 
 class _Datasets(Mapping[str, DatasetInfo]):
-    """Every data set by its name; one is imported when it is asked for."""
+    """All data sets by name. A data set is imported on access."""
 
     def __iter__(self) -> Iterator[str]:
         yield from _BUILT_IN
@@ -84,10 +84,10 @@ def _package(point: EntryPoint) -> str:
 
 
 def _of_package(point: EntryPoint) -> DatasetInfo:
-    """What another package's entry point names.
+    """The `DatasetInfo` that another package's entry point names.
 
     Raises:
-        DataError: it does not import, or is no data set of this name.
+        DataError: the import fails, or the object is not a data set of this name.
     """
     try:
         info: Any = point.load()
@@ -95,7 +95,7 @@ def _of_package(point: EntryPoint) -> DatasetInfo:
         raise
     except Exception as error:
         raise DataError(
-            f"the data set {point.name!r} of {_package(point)} does not import: {type(error).__name__}: {error}; "
+            f"the data set {point.name!r} of {_package(point)} cannot be imported: {type(error).__name__}: {error}; "
             f"repair it with: python -m pip install --force-reinstall {_package(point)}"
         ) from error
     if not isinstance(info, DatasetInfo) or info.name != point.name:
@@ -108,41 +108,41 @@ def _of_package(point: EntryPoint) -> DatasetInfo:
 
 
 DATASETS: Mapping[str, DatasetInfo] = _Datasets()
-"""Every data set by its name, those of other packages too. Names are known without importing anything."""
+"""All data sets by name, including those of other packages. Names are known without importing anything."""
 
 _PREFIXES = {"folder:": "images", "sequences:": "sequences", "events:": "events"}
-"""Names that a path follows, and the data sets that they mean."""
+"""Prefixes of a path, and the data sets that they stand for."""
 
 
 def named_path(name: str) -> tuple[str, Path] | None:
-    """The prefix and the path of a name such as `folder:PATH`, which says itself where its data are; else None."""
+    """The prefix and the path of a name such as `folder:PATH`, which contains the place of its data; else None."""
     prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None)
     return None if prefix is None else (prefix, Path(name[len(prefix) :]))
 
 
 def is_known(name: str) -> bool:
-    """Whether a name means a data set, with its options or its path."""
+    """Whether a name is that of a data set, with its options or its path."""
     return named_path(name) is not None or name.partition(":")[0] in DATASETS
 
 
 def known_infos() -> Iterator[DatasetInfo]:
-    """What is known of every data set, but for those of other packages that are broken."""
+    """The `DatasetInfo` of all data sets, except broken ones of other packages."""
     for name in DATASETS:
         with contextlib.suppress(DataError):
             yield DATASETS[name]
 
 
 def info_of(name: str) -> DatasetInfo:
-    """What is known of the data set that a name means, also of `folder:PATH` and `NAME:option=value`.
+    """The `DatasetInfo` for a name, also for `folder:PATH` and `NAME:option=value`.
 
     Raises:
-        DataError: there is none, or it has no such option.
+        DataError: there is no such data set, or it has no such option.
     """
     return _read(name)[0]
 
 
 def _read(name: str) -> tuple[DatasetInfo, str, dict[str, str]]:
-    """The data set that a name means, what must follow its name, and its options."""
+    """The data set of a name, the argument after the name, and the options."""
     named = named_path(name)
     if named is not None:
         return DATASETS[_PREFIXES[named[0]]], "", {}
@@ -206,7 +206,7 @@ def load(
         train_only: load no test set; if the source has none, all samples are training samples.
 
     Raises:
-        DataError: the name is unknown, or the data are missing or malformed; the message says what to do.
+        DataError: the name is unknown, or the data are missing or malformed. The message says what to do.
         SpecError: `steps` or `seed` is outside its domain.
     """
     info, argument, options = _read(name)
@@ -254,7 +254,7 @@ def load(
         return replace(dataset, notes=(*dataset.notes, note))
     if limit is None or len(dataset.train) <= limit:
         return dataset
-    # Another substream than the holdout's, so that the two choices are independent.
+    # Use another substream than the held-out samples do, so that the two choices are independent.
     chosen = select_balanced(dataset.train.labels, limit, seed=seed, substream=1)
     note = f"limited to {len(chosen)} of {len(dataset.train)} training samples (split seed {seed})"
     return replace(dataset, train=Subset(dataset.train, chosen), notes=(*dataset.notes, note))

@@ -1,15 +1,15 @@
-"""A simulated event camera before a still image, after the recording of N-MNIST (Orchard et al. 2015).
+"""A simulated event camera in front of a still image, like the recording of N-MNIST (Orchard et al. 2015).
 
 The image moves along a path. A pixel sends an ON or OFF event whenever its log intensity has risen or fallen by the
-threshold since its last event. Where each pixel starts between two events is drawn once, the same for every recording
+threshold since its last event. The initial reference of each pixel is drawn at random once, the same for all recordings
 (the fixed pattern of a real sensor).
 
-Without a path of its own the image moves along a triangle in three saccades of 100 ms, `(+3.5, +7)`, `(+3.5, -7)` and
-`(-7, 0)` pixels (the path that N-MNIST's own stabilisation undoes), each with a smooth speed profile `1 - cos`.
+By default, the image moves along a triangle in three saccades of 100 ms, `(+3.5, +7)`, `(+3.5, -7)` and `(-7, 0)`
+pixels (the path that N-MNIST's own stabilisation assumes). Each saccade has a smooth speed profile `1 - cos`.
 
-Everything after the tables is integer arithmetic (positions in 1/64 pixel, brightness in 1/4080, log intensity in
-1/4096), so the events are the same on every machine. Times are interpolated within a step of the simulation and given
-in microseconds.
+After the tables, all computations use integers (positions in 1/64 pixel, brightness in 1/4080, log intensity in
+1/4096). The events are therefore the same on every machine. Times are interpolated within a step of the simulation, and
+are given in microseconds.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ __all__ = ["Place", "Recording", "SaccadeCamera", "enlarge"]
 
 _SACCADES = ((3.5, 7.0), (3.5, -7.0), (-7.0, 0.0))
 _STEPS = 100
-"""Steps of a saccade of the triangle."""
+"""Number of simulation steps of a saccade of the triangle."""
 _REACH = 7
 """Width and height of the triangle in pixels."""
 _SUBPIXEL_BITS = 6
 _SUBPIXEL = 1 << _SUBPIXEL_BITS
 _WHITE = 4080
-"""Full brightness, 16 for each level of a byte."""
+"""Full brightness: 16 units for each level of a byte."""
 _LOG_UNIT = 4096
 _BORDER = 3
-"""Dark pixels around an image; the lens spreads its light over one of them."""
+"""Width of the dark border of an image in pixels. The lens spreads its light over one of them."""
 _CHUNK = 64
-"""Images simulated together: their state stays in the processor's cache."""
+"""Number of images that are simulated together, so that their state fits in the processor's cache."""
 _SENSOR, _MISMATCH, _START, _JITTER, _NOISE = range(5)
-"""Substreams of the draws: two that belong to the sensor, three that belong to a recording."""
+"""Substreams of the random numbers: two for the sensor, and three for a recording."""
 
 
 class Recording(NamedTuple):
@@ -55,7 +55,7 @@ class Recording(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where the image's upper left corner is in the field, in pixels, and when, in microseconds."""
+    """Position of the image's upper left corner in the field in pixels, and the time in microseconds."""
 
     t: int
     row: float
@@ -69,21 +69,21 @@ class SaccadeCamera:
     Args:
         field: width and height of the field of view in pixels.
         threshold: rise of the log intensity that sends an ON event.
-        off_threshold: fall of the log intensity that sends an OFF event; 0: as `threshold`.
-        floor: stray light, as a share of full brightness.
+        off_threshold: fall of the log intensity that sends an OFF event; 0: the same as `threshold`.
+        floor: stray light, as a fraction of full brightness.
         saccade_us: length of a saccade of the triangle in microseconds.
-        path: places that the image passes, with uniform motion in between; none: the triangle.
-        stride: the image moves by at most so many pixels in a step of the simulation of `path`.
+        path: positions that the image passes, with uniform motion in between; empty: the triangle.
+        stride: largest movement of the image in pixels in one simulation step of `path`.
         inverted: whether the image is shown dark on bright.
-        gamma: exponent from a pixel's value to its brightness.
+        gamma: exponent of the brightness as a function of a pixel's value.
         blur: standard deviation of the lens's blur in pixels of the image, at most 0.7.
-        zoom: pixels of the field that a pixel of the image covers.
-        turn: by how much the image is turned about its centre, clockwise, in radians.
-        mismatch: how far the thresholds of the pixels differ from each other, as a share; uniform between its bounds.
-        start: how far a pixel's reference is off at the start of a recording, in thresholds; uniform.
-        jitter: how far a pixel's reference is off after an event, in thresholds; uniform.
-        noise_on, noise_off: events that nothing causes, in a pixel and second.
-        seed: of what differs from recording to recording: `start`, `jitter` and `noise`.
+        zoom: number of pixels of the field that a pixel of the image covers.
+        turn: clockwise rotation of the image about its centre, in radians.
+        mismatch: relative variation of the thresholds between pixels, uniformly distributed.
+        start: variation of a pixel's reference at the start of a recording, in thresholds, uniformly distributed.
+        jitter: variation of a pixel's reference after an event, in thresholds, uniformly distributed.
+        noise_on, noise_off: rates of events without a cause, per pixel and second.
+        seed: seed of the variations between recordings: `start`, `jitter` and `noise`.
     """
 
     field: int = 34
@@ -108,7 +108,8 @@ class SaccadeCamera:
     def record(self, images: UInt8, numbers: Int64 | None = None) -> list[Recording]:
         """Record images `[B, H, W]` uint8, one after the other.
 
-        What is random in a recording depends on `seed` and the image's number of `numbers` `[B]`, by default its place.
+        Random properties of a recording depend on `seed` and on the image's number in `numbers` `[B]`, by default its
+        index.
 
         Raises:
             DataError: the images do not fit the field of view.
@@ -123,7 +124,7 @@ class SaccadeCamera:
         return [recording for chunk in chunks for recording in self._record_chunk(images[chunk], numbers[chunk])]
 
     def _triangle(self, height: int, width: int) -> list[Place]:
-        """Every step of the triangle, centred in the field."""
+        """The positions at all steps of the triangle, centred in the field."""
         row, column = (self.field - height - _REACH) / 2, (self.field - width - _REACH) / 2
         places = [Place(0, row, column)]
         for saccade, (right, down) in enumerate(_SACCADES):
@@ -136,7 +137,7 @@ class SaccadeCamera:
         return places
 
     def _places(self, height: int, width: int) -> list[Place]:
-        """Where images of this size are at every step."""
+        """The positions of images of this size at all steps."""
         if not self.path:
             return self._triangle(height, width)
         places = [self.path[0]]
@@ -151,7 +152,7 @@ class SaccadeCamera:
         return places
 
     def _words(self, substream: int, number: int | None = None) -> UInt32:
-        """A random word for each pixel `[field^2]`: the sensor's own, or those of a recording."""
+        """A random word for each pixel `[field^2]`, for the sensor or for one recording."""
         n = self.field * self.field
         if number is None:
             return bits(0, Stream.SIMULATION, n, substream=substream)
@@ -164,10 +165,11 @@ class SaccadeCamera:
         return off + _spread(words, 2 * self.mismatch * off), on + _spread(words, 2 * self.mismatch * on)
 
     def _offsets(self, numbers: Int64) -> AnyArray:
-        """How far each reference lies from the light at the start, `[field^2, B]` int32.
+        """Distance of each reference from the initial light, `[field^2, B]` int32.
 
-        Within half a threshold for the sensor: without that all pixels send their last event at the very end, when the
-        image is back where it began. And within `start` thresholds for the recording.
+        It is the sum of two random numbers: one of up to half a threshold for the sensor, and one of up to `start`
+        thresholds for the recording. Without the first, all pixels would send their last event at the very end, when
+        the image is back at its initial position.
         """
         threshold = self.threshold * _LOG_UNIT
         offsets = np.tile(_spread(self._words(_SENSOR), threshold)[:, np.newaxis], len(numbers))
@@ -177,7 +179,7 @@ class SaccadeCamera:
         return offsets
 
     def _noise(self, numbers: Int64, start: int, end: int) -> Int64:
-        """Pixel, polarity and time of the events of a chunk that nothing causes, `[3, n]`."""
+        """Pixel, polarity and time of the events without a cause in a chunk, `[3, n]`."""
         pixels = self.field * self.field
         off, on = (round(rate * pixels * (end - start) / 1e6) for rate in (self.noise_off, self.noise_on))
         drawn = [bits(self.seed, Stream.SIMULATION, 2 * (off + on), substream=_NOISE, step=int(k)) for k in numbers]
@@ -187,7 +189,7 @@ class SaccadeCamera:
         return np.stack([pixel, polarity, start + (when * (end - start) >> 32)]).reshape(3, -1)
 
     def _jitter(self, numbers: Int64, pixel: Int64, time: int) -> AnyArray:
-        """How far the references of some pixels are off after the events of a step, `[n]` int32."""
+        """Change of the references of some pixels after the events of a step, `[n]` int32."""
         if self.jitter == 0:
             return np.zeros(len(pixel), dtype=np.int32)
         place, sample = np.divmod(pixel, len(numbers))
@@ -196,7 +198,7 @@ class SaccadeCamera:
         return _spread(threefry2x32(key, counter)[0], 2 * self.jitter * self.threshold * _LOG_UNIT)
 
     def _record_chunk(self, images: UInt8, numbers: Int64) -> list[Recording]:
-        """Pixels are counted with the images last: pixel p of image k is `p * B + k`."""
+        """Record images. Pixels are numbered with the images last: pixel p of image k is `p * B + k`."""
         view = _View(self, images)
         places = self._places(*images.shape[1:])
         start, before = places[0].t, view(places[0].row, places[0].column)
@@ -221,7 +223,7 @@ class SaccadeCamera:
         return self._sorted(np.concatenate(events, axis=1), len(images))
 
     def _sorted(self, events: Int64, count: int) -> list[Recording]:
-        """Pixel, polarity and time `[3, n]` of the events of `count` images as their recordings."""
+        """Pixel, polarity and time `[3, n]` of the events of `count` images, as sorted recordings."""
         pixel, p, t = events
         place, sample = np.divmod(pixel, count)
         order = np.lexsort((place, t, sample))
@@ -232,7 +234,7 @@ class SaccadeCamera:
 
 
 class _View:
-    """What the pixels see of some images, wherever those are."""
+    """The light that the pixels see, for images at any position."""
 
     def __init__(self, camera: SaccadeCamera, images: UInt8) -> None:
         self._height, self._width = images.shape[1:]
@@ -243,7 +245,7 @@ class _View:
             for axis in (1, 2):
                 canvas = centre * canvas + side * (np.roll(canvas, 1, axis) + np.roll(canvas, -1, axis))
             canvas >>= 2 * _SUBPIXEL_BITS
-        # Images last, so that a pixel of all of them lies together.
+        # The images are the last axis, so that the same pixel of all images is contiguous.
         self._canvas = np.ascontiguousarray(canvas.transpose(1, 2, 0)).reshape(-1, len(images))
         light = [(_WHITE - i if camera.inverted else i) / _WHITE for i in range(_WHITE + 1)]
         self._log = np.array([round(_LOG_UNIT * math.log(camera.floor + value)) for value in light], dtype=np.int32)
@@ -254,7 +256,7 @@ class _View:
         self._sources = np.rint(_SUBPIXEL * (self._turn @ pixels + middle[:, np.newaxis])).astype(np.int64)
 
     def __call__(self, row: float, column: float) -> AnyArray:
-        """Log intensity `[field^2 * B]` with the images moved by some pixels."""
+        """Log intensity `[field^2 * B]`, with the images moved by `row` and `column` pixels."""
         moved = np.rint(_SUBPIXEL * (self._turn @ (row, column))).astype(np.int64)
         sources = self._sources - moved[:, np.newaxis]
         (top, left), (down, right) = sources >> _SUBPIXEL_BITS, sources & (_SUBPIXEL - 1)
@@ -278,10 +280,10 @@ class _View:
 def _passed(
     old: AnyArray, now: AnyArray, reference: AnyArray, size: AnyArray, count: AnyArray
 ) -> tuple[Int64, Int64, Int64]:
-    """Where on its way from `old` to `now` each of some pixels passes `reference + n * size`, n from 1 to `count`.
+    """The points between `old` and `now` at which each pixel passes `reference + n * size`, n from 1 to `count`.
 
     Returns:
-        For every event the pixel's place in the arguments, the part of its way, and its whole way.
+        For every event the index of its pixel in the arguments, the distance from `old`, and the whole distance.
     """
     each = np.repeat(np.arange(count.size), count)
     nth = np.arange(each.size) - np.repeat(np.cumsum(count) - count, count) + 1
@@ -291,16 +293,16 @@ def _passed(
 
 
 def _spread(words: UInt32, width: float) -> AnyArray:
-    """Random words as whole numbers from -width/2 up to width/2, int32."""
+    """Random words as integers from -width/2 up to width/2, int32."""
     whole = round(width)
     return ((words.astype(np.int64) * whole >> 32) - whole // 2).astype(np.int32)
 
 
 def enlarge(images: UInt8, factor: int) -> UInt8:
-    """Enlarge images `[B, H, W]` by a whole factor with bilinear interpolation, in exact integers."""
+    """Enlarge images `[B, H, W]` by an integer factor with bilinear interpolation, in exact integers."""
 
     def weights(size: int) -> Int64:
-        """`[factor * size, size]`, in units of `1 / (2 * factor)`; the border repeats its last pixel."""
+        """Weights `[factor * size, size]` in units of `1 / (2 * factor)`. The pixel at the border is repeated."""
         matrix = np.zeros((factor * size, size), dtype=np.int64)
         for i in range(factor * size):
             # The centre of pixel i, in old pixels: (2 i + 1 - factor) / (2 factor).

@@ -1,8 +1,8 @@
-"""Rasters of spikes with a label each: target rasters or classes; in memory, and from a user's own `.npz` file.
+"""Spike rasters, each with a target raster or a class, in memory and from a user's own `.npz` file.
 
-The file (docs/sequences.md) holds `inputs` `[n, T, ...]`, 0 and 1, and `targets` `[n, T, N]`, 0 and 1, or `labels`
-`[n]`, integers; perhaps `split` `[n]`, 0 for training and 1 for test samples, `lengths` `[n]`, the steps of each
-sample, whose later ones are padding, and `classes`, the names of the labels.
+The file (docs/sequences.md) contains `inputs` `[n, T, ...]`, 0 and 1, and either `targets` `[n, T, N]`, 0 and 1, or
+`labels` `[n]`, integers. Optional arrays are `split` `[n]`, 0 for training and 1 for test samples; `lengths` `[n]`, the
+number of steps of each sample (later steps are padding); and `classes`, the names of the labels.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ __all__ = ["SEQUENCES", "SequenceSplit", "Sequences", "load", "read_sequences"]
 
 
 class SequenceSplit:
-    """Input rasters `[n, T, ...]` with target rasters `[n, T, N]`, zeros and ones, both kept as bits.
+    """Input rasters `[n, T, ...]` with target rasters `[n, T, N]`. Both are zeros and ones, and stored as bits.
 
-    `labels` are groups to choose samples by, `lengths` the steps of samples that have fewer than T.
+    `labels` are groups from which samples are chosen. `lengths` are numbers of steps, if some samples have fewer than
+    T.
     """
 
     def __init__(self, rasters: UInt8, targets: UInt8, labels: Int64, lengths: Int64 | None = None) -> None:
@@ -50,7 +51,7 @@ class SequenceSplit:
 
 
 class Sequences(NamedTuple):
-    """What a file holds: inputs `[n, T, ...]`, targets `[n, T, N]` and, where it has them, split and lengths `[n]`."""
+    """The contents of a file: inputs `[n, T, ...]`, targets `[n, T, N]`; optionally split and lengths `[n]`."""
 
     inputs: UInt8
     targets: UInt8
@@ -62,7 +63,7 @@ def read_sequences(path: Path) -> Sequences:
     """The arrays of a file with target rasters.
 
     Raises:
-        DataError: the file cannot be read, or its arrays do not have these shapes or hold other values than 0 and 1.
+        DataError: the file cannot be read, or its arrays have other shapes or values other than 0 and 1.
     """
     return _of_targets(path, read_arrays(path))
 
@@ -84,7 +85,7 @@ def _of_targets(path: Path, arrays: Mapping[str, AnyArray]) -> Sequences:
 
 
 def _of_classes(path: Path, arrays: Mapping[str, AnyArray]) -> tuple[FrameSplit, tuple[str, ...]]:
-    """Rasters with a class each, and the names of the classes."""
+    """Rasters, each with a class, and the names of the classes."""
     _check_contents(path, arrays, {"inputs", "labels"}, {"split", "lengths", "classes"})
     labels, classes = class_labels(arrays, path)
     inputs = arrays["inputs"]
@@ -130,7 +131,7 @@ def _lengths(path: Path, arrays: Mapping[str, AnyArray]) -> Int64 | None:
 
 @names_unreadable
 def load(request: Request) -> Dataset:
-    """The samples of a file; without `split` a fifth of them is held out as the test set."""
+    """The samples of a file. Without `split`, a fifth of them is held out as the test set."""
     path = request.data_dir
     if path is None:
         raise DataError("name the file: stsbp train sequences:PATH, or --data-dir PATH")
@@ -169,4 +170,4 @@ SEQUENCES = DatasetInfo(
         "test_every": 5,
     },
 )
-"""What `stsbp train sequences` trains on, and how by default."""
+"""The data set of `stsbp train sequences`, with its default settings."""

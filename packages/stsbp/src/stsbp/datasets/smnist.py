@@ -1,7 +1,8 @@
-"""Sequential MNIST: the digits one row or one pixel a step, so that a network must remember what it has seen.
+"""Sequential MNIST: each step shows one row or one pixel of a digit, so the network must remember earlier steps.
 
-A pixel enters as spikes: with L levels it has L input neurons, and neuron k spikes where the grey value x in 0..255 is
-at least (2k + 1) 256 / 2L. `smnist` shows a digit in 28 steps of 28 L neurons, `smnist-pixels` in 784 of L neurons.
+Pixels are encoded as spikes. With L levels, a pixel has L input neurons. Neuron k spikes if the grey value x in 0..255
+is at least (2k + 1) 256 / 2L. `smnist` shows a digit in 28 steps to 28 L neurons, and `smnist-pixels` in 784 steps to L
+neurons.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ ROWS = _info(
         "augment_scale": 0.08,
     },
 )
-"""What `stsbp train smnist` trains on, and how by default."""
+"""The data set of `stsbp train smnist`, with its default settings."""
 
 PIXELS = _info(
     name="smnist-pixels",
@@ -106,4 +107,4 @@ PIXELS = _info(
         "label_pattern": "01",
     },
 )
-"""What `stsbp train smnist-pixels` trains on, and how by default."""
+"""The data set of `stsbp train smnist-pixels`, with its default settings."""

@@ -1,8 +1,8 @@
 """Data sets that the library tonic reads and downloads: SHD, SSC, DVS128 Gesture, CIFAR10-DVS, and others by name.
 
-The files lie as tonic lays them, in a folder of the data folder that has the name of its class, for example
-`SHD/shd_train.h5`; they may also be put there by hand, with or without the archive that they came in. tonic opens them;
-what it gives is checked, and binned as N-MNIST's recordings are (`stsbp_spec.encoders.events`).
+The files are in tonic's layout, in a subfolder of the data folder with the name of tonic's class, for example
+`SHD/shd_train.h5`. Users may also put them there by hand, with or without the archive that contained them. tonic opens
+them. Its results are checked, and binned like N-MNIST's recordings (`stsbp_spec.encoders.events`).
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ __all__ = ["CIFAR10_DVS", "GESTURE", "SHD", "SSC", "TONIC", "load"]
 
 _INSTALL = 'pip install "stsbp[tonic]"'
 _NAMES = {"shd": "SHD", "ssc": "SSC", "dvs-gesture": "DVSGesture", "cifar10-dvs": "CIFAR10DVS"}
-"""Data sets with a name of their own, and tonic's classes."""
+"""Data sets with names of their own, and tonic's classes for them."""
 _SENSORS = {"NCALTECH101": (240, 180, 2)}
-"""Width, height and polarities, where tonic's class does not say them."""
+"""Width, height and number of polarities for classes of tonic that do not define them."""
 _ARCHIVES = (".zip", ".gz", ".tar", ".md5")
 _MOST = 16 * GIGABYTE
-"""Bytes of a file; SSC's largest has 3 GB."""
+"""Largest size of a file in bytes. The largest file of SSC has 3 GB."""
 
 
 def _tonic() -> Any:
@@ -48,7 +48,7 @@ def _tonic() -> Any:
 
 
 def _class_of(name: str) -> Any:
-    """tonic's class of a name, whatever its case."""
+    """tonic's class of a name. Upper and lower case do not matter."""
     module = _tonic()
     known = [own for own in module.__all__ if hasattr(getattr(module, own), "__getitem__")]
     found = [own for own in known if own.casefold() == name.casefold()]
@@ -58,7 +58,7 @@ def _class_of(name: str) -> Any:
 
 
 def _parts(kind: Any) -> dict[str, dict[str, Any]]:
-    """What tonic's class is called with for the training and for the test samples, where it tells them apart."""
+    """The arguments of tonic's class for training and test samples, if it distinguishes them."""
     parameters = inspect.signature(kind).parameters
     if "train" in parameters:
         return {"train": {"train": True}, "test": {"train": False}}
@@ -68,12 +68,12 @@ def _parts(kind: Any) -> dict[str, dict[str, Any]]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Files below a folder, but for archives."""
+    """Files below a folder, except archives."""
     return (path for path in sorted(folder.rglob("*")) if path.suffix not in _ARCHIVES and path.is_file())
 
 
 def _without_download(kind: Any) -> Any:
-    """tonic's class, which takes files for what they are and fetches none."""
+    """tonic's class, changed so that it accepts existing files and downloads nothing."""
 
     def exists(self: Any) -> bool:
         return any(_files(Path(self.location_on_system, self.folder_name)))
@@ -81,7 +81,7 @@ def _without_download(kind: Any) -> Any:
     def download(self: Any) -> None:
         raise FileNotFoundError(2, "no such data", self.location_on_system)
 
-    # tonic names the folder after the class.
+    # tonic uses the name of the class as the name of the folder.
     return type(kind.__name__, (kind,), {"_check_exists": exists, "download": download})
 
 
@@ -89,17 +89,17 @@ def _open(kind: Any, data_dir: Path, part: Mapping[str, Any], request: Request) 
     """tonic's object for some samples.
 
     Raises:
-        DataError: the files are not there or cannot be read, or the download failed.
+        DataError: the files do not exist or cannot be read, or the download failed.
     """
     name, where = kind.__name__, data_dir / kind.__name__
     try:
-        # Standard output belongs to the command's own results.
+        # Standard output is only for the results of the command.
         with contextlib.redirect_stdout(sys.stderr):
             return (kind if request.download else _without_download(kind))(save_to=str(data_dir), **part)
     except ImportError as error:
         raise DataError(f"{name} needs another library ({error}): {_INSTALL}") from error
     except Exception as error:
-        # What tonic and the libraries below it raise for files that are cut off or forged can be almost anything.
+        # For truncated or forged files, tonic and its libraries can raise almost any error.
         if request.download:
             raise DataError(f"could not download {name}: {error}\n{_by_hand(kind, where)}") from error
         if not where.is_dir() or isinstance(error, FileNotFoundError):
@@ -110,7 +110,7 @@ def _open(kind: Any, data_dir: Path, part: Mapping[str, Any], request: Request) 
 
 
 def _by_hand(kind: Any, where: Path) -> str:
-    """What to fetch from where, and where to put it, as far as tonic's class says so."""
+    """Which files to download from where, and where to put them, if tonic's class contains this information."""
     fetched = []
     for prefix in ("", "train_", "test_", "valid_"):
         file = getattr(kind, f"{prefix}filename", None) or getattr(kind, f"{prefix}zip", None)
@@ -123,7 +123,7 @@ def _by_hand(kind: Any, where: Path) -> str:
 
 
 def _ordered(source: Any) -> list[int]:
-    """The order in which samples are taken: tonic's own may be that in which a disk lists files."""
+    """The order of the samples. tonic's own order may depend on the order in which a disk lists files."""
     data = getattr(source, "data", [])
     if len(data) == len(source) and all(isinstance(path, str) for path in data):
         return sorted(range(len(data)), key=lambda k: Path(data[k]).parts)
@@ -131,7 +131,7 @@ def _ordered(source: Any) -> list[int]:
 
 
 def _classes(kind: Any, source: Any) -> tuple[str, ...]:
-    """Names of the classes: those that tonic gives, else the labels of the samples."""
+    """Names of the classes: those of tonic, else the labels of the samples."""
     given = getattr(source, "classes", None)
     if isinstance(given, Mapping):
         return tuple(str(name) for name, _ in sorted(given.items(), key=lambda pair: pair[1]))
@@ -156,7 +156,7 @@ def _recording(source: Any, k: int, classes: tuple[str, ...], flat: bool) -> tup
     """Columns x, y, p and t of a sample, and the number of its class.
 
     Raises:
-        DataError: they are no events with a class.
+        DataError: the sample is not a list of events with a class.
     """
     sample = source[k]
     events, target = sample[0], sample[1]
@@ -166,11 +166,11 @@ def _recording(source: Any, k: int, classes: tuple[str, ...], flat: bool) -> tup
         raise DataError(
             f"expected events with {', '.join(sorted(wanted))}, got {', '.join(names) or type(events).__name__}"
         )
-    # tonic's own integers are unsigned here and there, and cannot be subtracted.
+    # Some of tonic's integers are unsigned and cannot be subtracted.
     x, t = (events[name].astype(np.int64) for name in ("x", "t"))
     y, p = (events[name].astype(np.int64) if name in names and not flat else np.zeros_like(x) for name in ("y", "p"))
     if not flat and len(t):
-        # Cameras count from when they were switched on.
+        # Cameras count time from when they were switched on.
         t -= t.min()
     label = classes.index(target) if isinstance(target, str) and target in classes else target
     if np.ndim(label) or not isinstance(label, int | np.integer) or not 0 <= int(label) < len(classes):
@@ -179,7 +179,7 @@ def _recording(source: Any, k: int, classes: tuple[str, ...], flat: bool) -> tup
 
 
 def _load_part(kind: Any, part: str, request: Request) -> tuple[FrameSplit, tuple[str, ...], EventBinning, str]:
-    """The samples of a part as frames, the classes, how they were binned, and a note."""
+    """The samples of a part as frames, the classes, the binning, and a note."""
     assert request.data_dir is not None
     name, where = kind.__name__, request.data_dir / kind.__name__
     source = _open(kind, request.data_dir, _parts(kind)[part], request)
@@ -234,10 +234,10 @@ def _load_part(kind: Any, part: str, request: Request) -> tuple[FrameSplit, tupl
 
 @names_unreadable
 def load(request: Request) -> Dataset:
-    """A data set of tonic's.
+    """A data set of tonic.
 
     Raises:
-        DataError: tonic is not installed or has no such data set, the files are not there or malformed, or the download
+        DataError: tonic is not installed or has no such data set, the files are missing or malformed, or the download
             failed.
     """
     base = request.name.partition(":")[0]
@@ -291,7 +291,7 @@ SHD = _info(
     },
     licence="CC BY 4.0",
 )
-"""What `stsbp train shd` trains on, and how by default."""
+"""The data set of `stsbp train shd`, with its default settings."""
 
 SSC = _info(
     name="ssc",
@@ -299,7 +299,7 @@ SSC = _info(
     preset={**SHD.preset, "net": "512R"},
     licence="CC BY 4.0",
 )
-"""What `stsbp train ssc` trains on, and how by default."""
+"""The data set of `stsbp train ssc`, with its default settings."""
 
 GESTURE = _info(
     name="dvs-gesture",
@@ -318,7 +318,7 @@ GESTURE = _info(
     },
     licence="CC BY 4.0",
 )
-"""What `stsbp train dvs-gesture` trains on, and how by default."""
+"""The data set of `stsbp train dvs-gesture`, with its default settings."""
 
 CIFAR10_DVS = _info(
     name="cifar10-dvs",
@@ -338,7 +338,7 @@ CIFAR10_DVS = _info(
     },
     licence="CC BY 4.0",
 )
-"""What `stsbp train cifar10-dvs` trains on, and how by default."""
+"""The data set of `stsbp train cifar10-dvs`, with its default settings."""
 
 TONIC = _info(
     name="tonic",
@@ -346,4 +346,4 @@ TONIC = _info(
     preset={"net": "256", "steps": 25, "epochs": 20, "batch_size": 20, "lr": 2e-3, "label_pattern": "01"},
     argument="NAME",
 )
-"""What `stsbp train tonic:NAME` trains on, and how by default."""
+"""The data set of `stsbp train tonic:NAME`, with its default settings."""

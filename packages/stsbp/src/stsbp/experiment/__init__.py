@@ -1,3 +1,3 @@
-"""A preset over seeds: trained into one folder, and reported as one table."""
+"""Experiments: a preset is trained with several seeds in one folder, and the results are shown in one table."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Seeds of an experiment side by side: each is trained by `stsbp train` in its folder, in a process of its own."""
+"""Parallel training of an experiment's seeds. Each is trained by `stsbp train` in its folder, in its own process."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _SIGTERM = 15
 
 @dataclass(frozen=True)
 class SideBySide:
-    """How seeds are trained at once.
+    """How seeds are trained in parallel.
 
     Attributes:
-        jobs: how many.
-        options: those of `stsbp` itself, before the command: backend and device.
-        processes: of each; None: one.
+        jobs: number of parallel runs.
+        options: options of `stsbp` itself, before the command: backend and device.
+        processes: number of processes of each run; None: one.
         rank_timeout: see `--rank-timeout`.
-        tell: told the lines that they say, with the seed before them.
+        tell: function that receives the lines that the runs print, with the seed at the beginning.
     """
 
     jobs: int
@@ -43,11 +43,11 @@ class SideBySide:
     tell: Callable[[str], None]
 
     def train(self, experiment: Experiment, stop: StopRequest) -> None:
-        """Train the seeds that are not over yet; what a process has trained is in the folder of its run.
+        """Train the seeds that are not finished. The results are in the folders of the runs.
 
         Raises:
-            Stopped: a stop was asked for; all have saved.
-            StsbpError: one of them failed; the others were stopped and have saved.
+            Stopped: a stop was requested. All runs have saved their states.
+            StsbpError: one of the runs failed. The others were stopped and have saved their states.
         """
         waiting = [seed for seed in experiment.seeds if experiment.reported(experiment.folder(seed)) is None]
         running: list[_Job] = []
@@ -82,11 +82,11 @@ class SideBySide:
 
 
 class _Job(Started):
-    """A process that trains a seed."""
+    """A process that trains one seed."""
 
     def __init__(self, seed: int, arguments: Sequence[str], threads: int, tell: Callable[[str], None]) -> None:
         self.seed, self._tell = seed, tell
-        # At one port only one of several jobs could meet.
+        # With one common port, only one of several jobs could use it.
         variables = {**dict.fromkeys(THREADS, threads), "MASTER_PORT": None}
         super().__init__(arguments, variables, _LINES, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
@@ -94,13 +94,13 @@ class _Job(Started):
         self._tell(f"seed {self.seed}: {line}")
 
     def wait(self) -> None:
-        """Wait for its end."""
+        """Wait until the process ends."""
         self.process.wait()
         self.here.close()
 
 
 def _end(jobs: Sequence[_Job], number: int = _SIGTERM) -> None:
-    """Let all of them save and end, by a signal."""
+    """Send a signal to all of them, so that they save and end."""
     for job in jobs:
         job.send_signal(number)
     for job in jobs:

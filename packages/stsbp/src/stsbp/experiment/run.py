@@ -1,11 +1,12 @@
-"""The runs of an experiment: one folder a seed below one folder, each resumable, each measured when it is over.
+"""The runs of an experiment. Each seed has its own folder in the experiment's folder. Each run can be resumed, and is
+measured when it is finished.
 
 OUT/seed-N/            a run (training/run_folder.py)
-OUT/experiment.json    the figures of all seeds that are done, and what they come to
+OUT/experiment.json    the results of all finished seeds, and their summary
 OUT/experiment.md      the same as a table
-OUT/.lock              held by the process that trains
+OUT/.lock              locked by the process that trains
 
-The run folders are the experiment; the two files beside them are made again where they are missing.
+The run folders contain everything. The two files beside them are made again if they are missing.
 """
 
 from __future__ import annotations
@@ -43,16 +44,16 @@ from stsbp.training.run_folder import RunFolder
 __all__ = ["FORMAT", "VALIDATION_SHARE", "Experiment", "with_validation"]
 
 FORMAT = 2
-"""Of `experiment.json`; counts up when figures are added or change their meaning."""
+"""Version of `experiment.json`. It is increased when results are added or change their meaning."""
 _MOST = 64 * MEGABYTE
 _OWN = re.compile(r"seed-\d+|experiment\.(json|md)|\.lock|\.experiment\..*\.tmp")
 
 VALIDATION_SHARE = 10
-"""One training sample in so many is kept for validation where no number is asked for."""
+"""By default, one of this many training samples is held out for validation."""
 
 
 def with_validation(config: RunConfig, dataset: Dataset) -> RunConfig:
-    """The settings with the usual number of validation samples; none where the test samples are those of training."""
+    """The settings with the usual number of validation samples; none if the test set is the training set."""
     if has_test_of_training(config.dataset):
         return config
     return config.model_copy(update={"validation": len(dataset.train) // VALIDATION_SHARE})
@@ -60,13 +61,13 @@ def with_validation(config: RunConfig, dataset: Dataset) -> RunConfig:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Settings over seeds, and the folder of their runs.
+    """Settings with several seeds, and the folder of their runs.
 
     Attributes:
         path: folder of the experiment.
-        config: settings of every run, but for the seed.
+        config: settings of all runs, except the seed.
         seeds: seeds of the runs.
-        data: what they are trained on.
+        data: the data on which they are trained.
     """
 
     path: Path
@@ -78,14 +79,14 @@ class Experiment:
     def open(
         cls, path: Path, config: RunConfig, seeds: tuple[int, ...], dataset: Dataset, *, overwrite: bool = False
     ) -> Experiment:
-        """An experiment that is begun, or goes on, in the folder `path`.
+        """Begin or continue an experiment in the folder `path`.
 
-        With `overwrite` the runs that are there may be others: call `clear` before `results`.
+        With `overwrite`, existing runs may have other settings. Call `clear` before `results` in this case.
 
         Raises:
-            ConfigError: a run in it was begun with other settings; names all that differ.
-            FileError: it holds something else, or cannot be written.
-            CheckpointError: the settings of a run in it are missing or damaged.
+            ConfigError: a run in the folder has other settings. The message names all differences.
+            FileError: the folder contains something else, or cannot be written.
+            CheckpointError: the settings of a run in the folder are missing or damaged.
         """
         folder = RunFolder(path)
         begun = any(path.glob("seed-*/config.toml"))
@@ -112,20 +113,20 @@ class Experiment:
 
     @staticmethod
     def _folders(path: Path) -> list[RunFolder]:
-        """Of the seeds that are there."""
+        """The folders of the existing seeds."""
         return [RunFolder(found) for found in sorted(path.glob("seed-*")) if found.is_dir()]
 
     def clear(self, within: OpenFolder) -> None:
-        """Remove the runs that are there, and nothing else.
+        """Remove the existing runs, and nothing else.
 
         Args:
-            within: the folder of the experiment, held open.
+            within: the folder of the experiment, which is kept open.
 
         Raises:
-            FileError: a file cannot be removed, a run's folder holds others, or another process trains in one.
+            FileError: a file cannot be removed, a run's folder contains other files, or another process trains in one.
         """
         folders = self._folders(self.path)
-        # All of them are looked at before the first one is touched.
+        # Check all of them before the first one is changed.
         for folder in folders:
             folder.own_files()
         for folder in folders:
@@ -140,39 +141,39 @@ class Experiment:
 
     @property
     def json(self) -> Path:
-        """The figures."""
+        """Path of the results."""
         return self.path / "experiment.json"
 
     @property
     def table(self) -> Path:
-        """The same as Markdown."""
+        """Path of the results as Markdown."""
         return self.path / "experiment.md"
 
     def task(self, seed: int, backend: AbstractBackend, group: Group | None = None) -> Task:
-        """What is trained with a seed."""
+        """The training task for a seed."""
         config = self.config.model_copy(update={"seed": seed})
         return build_task(config, self.data.inputs, backend, len(self.data.train), group)
 
     def folder(self, seed: int) -> RunFolder:
-        """The folder of a run."""
+        """The folder of a seed's run."""
         return RunFolder(self.path / f"seed-{seed}")
 
     def results(
         self, backend: AbstractBackend, stop: StopRequest, within: OpenFolder | None, group: Group | None = None
     ) -> Iterator[dict[str, Any]]:
-        """Train each seed, or go on where it was stopped; gives the figures of each when it is over.
+        """Train each seed, or continue where it was stopped. Yields the results of each seed when it is finished.
 
-        Figures that `experiment.json` has of the same checkpoint are not measured again.
+        Results in `experiment.json` that belong to the same checkpoint are not measured again.
 
         Args:
-            backend: what computes.
-            stop: says when to stop.
-            within: the folder of the experiment, held open: where it is removed, no run is begun any more. Rank 0 of
-                several processes has it; the others give None, and are given no figures.
-            group: the processes that compute together; None: this one alone.
+            backend: the backend that computes.
+            stop: a request to stop.
+            within: the folder of the experiment, which is kept open. If it was removed, no further run is begun. With
+                several processes, only rank 0 passes the folder. The others pass None, and get no results.
+            group: the processes that compute together; None: only this one.
 
         Raises:
-            Stopped: a stop was asked for; what was trained is saved.
+            Stopped: a stop was requested. The state is saved.
         """
         group = Group() if group is None else group
         known = _known(self.json, build_network(self.config, self.data.inputs)) if within is not None else {}
@@ -180,7 +181,7 @@ class Experiment:
             folder = self.folder(seed)
             reported = None if within is None else self.reported(folder)
             if reported is not None:
-                # A run that was killed when it had just ended has left its checkpoint from before.
+                # A run that was killed just when it ended may have left its previous checkpoint. Remove it.
                 with folder.lock(within, make=False):
                     for name in ("last", "best"):
                         checkpoint.remove_leftovers(folder.files, name)
@@ -190,7 +191,7 @@ class Experiment:
                 if group.leads:
                     yield known[seed]
                 continue
-            # A reporter for each seed: its bar begins anew.
+            # Each seed gets a new reporter, so that its bar starts again.
             show, task = shown_by(group), self.task(seed, backend, group)
             try:
                 show.note(f"seed {seed} ({number} of {len(self.seeds)}), {folder.path}")
@@ -212,17 +213,17 @@ class Experiment:
                 show.close()
 
     def reported(self, folder: RunFolder) -> Checkpoint | None:
-        """The checkpoint whose figures are reported: of the epoch that was best in validation, else of the last one.
+        """The checkpoint whose results are reported: the one of the best epoch in validation, else of the last epoch.
 
-        None where the run is not over.
+        None if the run is not finished.
 
         Raises:
-            CheckpointError: it is damaged, or was trained on other data.
+            CheckpointError: the checkpoint is damaged, or was trained on other data.
         """
         if not folder.has_checkpoint:
             return None
         last = checkpoint.load(folder.path, "last")
-        # A run that was extended was finished before.
+        # A run that was extended had finished earlier, with fewer epochs.
         if last.info.get("epoch") != self.config.epochs:
             return None
         if last.info.get("data") != self.data.fingerprint():
@@ -234,7 +235,7 @@ class Experiment:
 
 
 def _known(path: Path, network: NetworkSpec) -> dict[int, dict[str, Any]]:
-    """Figures of the seeds that are in `experiment.json`; none where it is missing, damaged or of another version."""
+    """The results of the seeds in `experiment.json`. Empty if it is missing, damaged or of another version."""
     try:
         found = records.seeds(read_regular(path, _MOST), FORMAT)
     except OSError:
@@ -243,7 +244,7 @@ def _known(path: Path, network: NetworkSpec) -> dict[int, dict[str, Any]]:
 
 
 def _of_network(found: dict[str, Any], network: NetworkSpec) -> bool:
-    """Whether the figures of a seed are of these layers."""
+    """Whether the results of a seed belong to a network with these layers."""
     layers = {block.name: block.static for block in network.blocks}
     figures = (found["test"], found["last"], *([] if found["validation"] is None else [found["validation"]]))
     if not all(set(part["rates"]) == set(layers) for part in figures):
@@ -267,9 +268,9 @@ def _train(task: Task, data: Data, folder: RunFolder, show: Reporter, stop: Stop
 def _figures(
     task: Task, data: Data, folder: RunFolder, reported: Checkpoint | None, show: Reporter, stop: StopRequest
 ) -> dict[str, Any] | None:
-    """What is reported of a run: test and validation at the reported epoch, test at the last one, cost.
+    """The reported results of a run: validation and test at the reported epoch, test at the last epoch, and cost.
 
-    None in a process that has not read the checkpoint, because it is not rank 0.
+    None in processes other than rank 0, which have not read the checkpoint.
     """
 
     def between(done: int) -> None:
@@ -305,12 +306,12 @@ def _figures(
 
 
 def _best_tested(tests: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of the tests of a run that with the highest accuracy (of spike trains F1), of equal ones the earliest."""
+    """The test of a run with the highest accuracy (for spike trains: F1). If several are equal, the earliest."""
     return max(tests, key=lambda test: test["accuracy" if "accuracy" in test else "f1"])
 
 
 def _shared_state(task: Task, folder: RunFolder, reported: Checkpoint | None) -> TrainState:
-    """The state of the checkpoint that rank 0 has read, in every process."""
+    """The state of the checkpoint that rank 0 has read, for all processes."""
     if reported is None:
         return task.trainer.import_state(safetensors.numpy.load(task.group.share_bytes(None)))
     state = import_checkpoint(task, reported, folder)

@@ -1,4 +1,4 @@
-"""The table of an experiment: what its seeds come to, beside the published figure and its conditions."""
+"""The table of an experiment: a summary over its seeds, beside the published result and its conditions."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _PERCENT = {
     "f1": "F1 of spike times",
 }
 _FOLLOWS = ("precision", "recall", "f1", "van_rossum", "hamming")
-"""Figures that, where labels are classes, say how well the outputs follow their label sequences."""
+"""Measures of how well the outputs match their label sequences, if labels are classes."""
 _NOT_SHOWN = FREE | {"seed", "test_every", "validation"}
-"""Settings in which an experiment may differ from its preset without being another one."""
+"""Settings that may differ from the preset without being listed as changes."""
 
 
 def document(
@@ -40,16 +40,16 @@ def document(
     results: Sequence[dict[str, Any]],
     command: Sequence[str],
 ) -> dict[str, Any]:
-    """Everything that `experiment.json` holds, as JSON values.
+    """The contents of `experiment.json`, as JSON values.
 
     Args:
-        name: what was asked for, a preset or a data set.
-        preset: the named preset, where it is one.
-        base: its settings without those of the command line.
-        experiment: settings and data as they were.
-        network: what was trained.
-        results: figures of the seeds that are done.
-        command: what was typed.
+        name: the requested preset or data set.
+        preset: the named preset, if there is one.
+        base: settings of the preset, without those of the command line.
+        experiment: the actual settings and data.
+        network: the trained network.
+        results: results of the finished seeds.
+        command: the typed command.
     """
     own, plain, data = experiment.config.model_dump(), base.model_dump(), experiment.data
     starts = [start for seed in experiment.seeds for start in experiment.folder(seed).starts()]
@@ -83,7 +83,7 @@ def document(
 
 
 def _machines(starts: Iterable[dict[str, Any]]) -> list[str]:
-    """Backends, devices and versions, each combination once."""
+    """Backends, devices and versions, with each combination listed once."""
     texts = []
     for start in starts:
         versions = start.get("versions", {})
@@ -95,8 +95,8 @@ def _machines(starts: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def _summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean, spread and range over the seeds: of the reported epoch (`test`), of the last one (`last`), and, where each
-    epoch was tested, of the one that was best in these tests (`best_tested`)."""
+    """Mean, spread and range over the seeds, for the reported epoch (`test`) and the last epoch (`last`). If each epoch
+    was tested, also for the epoch with the best test result (`best_tested`)."""
     summary: dict[str, Any] = {"seeds": len(results)}
     for where in ("test", "last", "best_tested"):
         if any(result[where] is None for result in results):
@@ -119,7 +119,7 @@ def _spread(values: Sequence[float]) -> dict[str, float | None]:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """A document of `document` as text."""
+    """A result of `document` as Markdown text."""
     parts = [f"# {found['experiment']} on {found['settings']['dataset']}"]
     done, asked = {result["seed"] for result in found["seeds"]}, found["asked"]
     if missing := [seed for seed in asked if seed not in done]:

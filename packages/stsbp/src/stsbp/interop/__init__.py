@@ -1,1 +1,1 @@
-"""Trained networks that leave for other programs, and networks of other programs that come in."""
+"""Export of trained networks for other programs, and import of networks of other programs."""

@@ -1,9 +1,9 @@
-"""Weights for another gain of the synapses: `psp_gain`, `normalised` as in the paper, or `unit`.
+"""Conversion of weights to another gain of the synapses: `psp_gain`, `normalised` as in the paper, or `unit`.
 
-A spike adds `c w` to a current, `c = 1/tau_s` with the first (`1/(tau_s - tau_rise)` with a rise), 1 with the second.
-So weights times the ratio of both give the same currents, but for rounding: weights lie on a grid. Where the ratio is a
-power of two the grid moves with them and every bit stays. What is normalised has the ratio in its scale and its shift,
-where it rounds as any float32.
+A spike adds `c w` to a current. With `normalised`, `c = 1/tau_s` (`1/(tau_s - tau_rise)` with a rise); with `unit`, it
+is 1. If weights are multiplied by the ratio of both, the currents stay the same, except for rounding, because weights
+lie on a grid. If the ratio is a power of two, the grid moves with the weights, and no bit changes. For normalised sums,
+the ratio is included in the scale and the shift, which round like any float32 numbers.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ __all__ = ["Change", "with_gain"]
 
 @dataclass(frozen=True)
 class Change:
-    """What became of the weights of a projection.
+    """The change of the weights of a projection.
 
     Attributes:
-        name: of the projection.
-        ratio: what its weights are multiplied by.
-        moved: how far they, and its biases, are from that, at most, in units of the largest of them.
+        name: name of the projection.
+        ratio: factor of its weights.
+        moved: largest deviation of weights and biases from this, in units of the largest weight or bias.
     """
 
     name: str
@@ -49,18 +49,18 @@ class Change:
 def with_gain(
     old: NetworkSpec, new: NetworkSpec, weights: Mapping[str, Float32]
 ) -> tuple[dict[str, Float32], list[Change]]:
-    """What a network needs to compute as another one does, from which it differs in the gain of its synapses.
+    """The weights with which a network computes the same as another one that has another gain of its synapses.
 
     Args:
-        old: the network that the weights are of.
-        new: the same with another gain.
-        weights: everything that is learned, and statistics, by name.
+        old: the network to which the weights belong.
+        new: the same network with another gain.
+        weights: all learned parameters, and statistics, by name.
 
     Returns:
-        The same for `new`, and what became of each projection.
+        The same parameters for `new`, and the changes of each projection.
 
     Raises:
-        ConfigError: a projection shares its weights with one whose ratio is another.
+        ConfigError: a projection shares its weights with one that has another ratio.
     """
     found, ratios = dict(weights), dict[str, float]()
     for projection in new.graph.projections:
@@ -94,7 +94,7 @@ def _place(network: NetworkSpec, name: str) -> Place:
 
 
 def _gain(place: Place) -> np.float32:
-    """What a spike adds, for a weight of 1."""
+    """The value that a spike adds, for a weight of 1."""
     filter = place.output.filter(training=False)
     constants: Constants = filter.constants()  # type: ignore[assignment]
     return np.float32(constants["c"])

@@ -1,7 +1,7 @@
-"""What each importer of NIR makes of a graph, node by node: of neurons by running them as it does (nir_readings.py).
+"""Interpretation of a NIR graph by each importer, node by node. Neurons are run as the importer does (nir_readings.py).
 
-Neurons are fed the same random currents, strong enough that they spike, and compared with NIR's own equations: forward
-Euler in float64, a spike where `v > v_threshold`.
+Neurons get the same random currents, strong enough to make them spike. The results are compared with NIR's own
+equations: forward Euler in float64, with a spike if `v > v_threshold`.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ __all__ = ["IMPORTERS", "OWN", "Check", "Verdict", "check"]
 
 OWN = "stsbp"
 IMPORTERS = (OWN, *READINGS)
-"""By name, as a check has them."""
+"""Importers by name, as they appear in a check."""
 SAME, SCALED, OTHERS, UNKNOWN = "same", "scaled", "others", "unknown"
-"""What becomes of neurons: they spike as by NIR's equations; likewise, with potentials in other units; at other steps;
-nothing made them spike."""
+"""The results for neurons: they spike as in NIR's equations; the same, but potentials have other units; they spike at
+other steps; they never spiked."""
 READ, REFUSED, LEFT_OUT = "read", "refused", "left out"
-"""A node without neurons is read; an importer refuses the graph; the node is not in what it makes of it."""
+"""A node without neurons is read; the importer refuses the graph; the importer has no such node, and leaves it out."""
 
 _STEPS = 120
 _MOST_NEURONS = 32
 _SCALED = 1e-3
-"""Distance of potentials in thresholds from which they are in other units."""
+"""If potentials differ by at least this many thresholds, they have other units."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What an importer makes of a node.
+    """The interpretation of a node by an importer.
 
     Attributes:
-        word: one of the seven above.
-        why: in more words.
-        much: how many steps have other spikes, where there are any.
+        word: one of the seven words above.
+        why: explanation.
+        much: number of steps with other spikes, if any.
     """
 
     word: str
@@ -56,18 +56,18 @@ class Verdict:
 
     @property
     def faithful(self) -> bool:
-        """Whether the node does what NIR's equations say."""
+        """Whether the node behaves as in NIR's equations."""
         return self.word in (SAME, SCALED, READ)
 
 
 @dataclass(frozen=True)
 class Check:
-    """What the importers make of a graph.
+    """The interpretation of a graph by all importers.
 
     Attributes:
-        dt: seconds of a step.
-        nodes: a verdict by importer for each node, by its name, from the input on.
-        whole: why stsbp reads no such graph though it reads every node; "": it does.
+        dt: length of a step in seconds.
+        nodes: for each node by name, from the input on, a verdict for each importer.
+        whole: why stsbp does not read the graph although it reads every node; empty: it reads the graph.
     """
 
     dt: float
@@ -75,15 +75,16 @@ class Check:
     whole: str
 
     def faithful(self, importer: str) -> bool:
-        """Whether an importer reads every node as NIR's equations say."""
+        """Whether an importer reads every node as in NIR's equations."""
         return all(verdicts[importer].faithful for verdicts in self.nodes.values()) and not (
             importer == OWN and self.whole
         )
 
 
 def check(graph: Graph, choices: Choices) -> Check:
-    """Look at a graph as each importer does, with steps of `choices.dt` where it lets one choose."""
-    # Numbers of strangers overflow; what comes of them is compared all the same.
+    """Interpret a graph as each importer does. Steps have the length `choices.dt`, if the importer lets users choose
+    it."""
+    # Numbers in foreign files may overflow. The results are compared nevertheless.
     with np.errstate(all="ignore"):
         nodes = {name: dict(_verdicts(graph.nodes[name], choices)) for name in _from_the_input(graph)}
     whole = ""
@@ -97,7 +98,7 @@ def check(graph: Graph, choices: Choices) -> Check:
 
 
 def _from_the_input(graph: Graph) -> Iterator[str]:
-    """Names of nodes, each as soon as something leads to it from an input; then all others."""
+    """Names of nodes, each after a node that leads to it from an input; then all other names."""
     readers: dict[str, list[str]] = {}
     for source, reader in graph.edges:
         readers.setdefault(source, []).append(reader)
@@ -112,7 +113,7 @@ def _from_the_input(graph: Graph) -> Iterator[str]:
 
 
 def _verdicts(node: GraphNode, choices: Choices) -> Iterator[tuple[str, Verdict]]:
-    """What each importer makes of a node."""
+    """The verdict of each importer on a node."""
     if node.kind not in _NUMBERS:
         yield OWN, _own_verdict(node, choices)
         for name, reading in READINGS.items():
@@ -142,12 +143,12 @@ def _own_verdict(node: GraphNode, choices: Choices, driven: _Driven | None = Non
 
 
 def _reason(error: DataError) -> str:
-    """What an error says after the name of the node."""
+    """The part of an error message after the name of the node."""
     return str(error).partition("): ")[2] or str(error)
 
 
 def _simulated(reading: NeuronReading, driven: _Driven) -> Verdict:
-    """What an importer makes of neurons: what it asks for, then how they spike."""
+    """The verdict of an importer on neurons: first its requirements, then their spikes."""
     unmet = [ask.text for ask in reading.asks if not ask.holds(driven.numbers, driven.dt)]
     if unmet:
         return Verdict(REFUSED, f"it asks for {'; '.join(unmet)}")
@@ -161,17 +162,17 @@ _NUMBERS: Mapping[str, tuple[str, ...]] = {
     "LIF": ("tau", "r", "v_leak", "v_threshold", "v_reset"),
     "IF": ("r", "v_threshold", "v_reset"),
 }
-"""Neurons that are run, and their parameters."""
+"""Kinds of neurons that are run, and their parameters."""
 _DEFAULTS = {"v_reset": 0.0, "w_in": 1.0}
 
 
 class _Driven:
-    """Neurons and the currents that they are fed, and what NIR's equations make of both.
+    """Neurons with their input currents, and the results of NIR's equations for both.
 
     Attributes:
-        dt: seconds of a step.
-        numbers: every parameter, of one shape; one neuron where all are alike.
-        few: of at most 32 of them.
+        dt: length of a step in seconds.
+        numbers: all parameters, with the same shape; only one neuron if all are the same.
+        few: parameters of at most 32 of the neurons.
         x: currents, float32 `[T, N]`.
         u, spikes: potentials before resets, and spikes, float64 `[T, N]`.
     """
@@ -194,15 +195,15 @@ class _Driven:
 
     @staticmethod
     def given(node: GraphNode, key: str) -> Float64:
-        """A parameter, or what it is where it is left out."""
+        """A parameter, or its default if it is left out."""
         return numbers(node, key) if key in node.values or key not in _DEFAULTS else np.array(_DEFAULTS[key])
 
     def some(self, node: GraphNode) -> GraphNode:
-        """The neurons that are run as a node of their own."""
+        """The neurons that are run, as a separate node."""
         return replace(node, values=dict(self.few))
 
     def factors(self) -> tuple[Float64, Float64, Float64, Float64]:
-        """Of NIR's equations a step: decay and gain of the synapse, decay and gain of the potential."""
+        """Factors of NIR's equations per step: decay and gain of the synapse, decay and gain of the potential."""
         p, dt = self.few, self.dt
         one = np.ones(len(self.picked))
         tau = p.get("tau_mem", p.get("tau"))
@@ -211,7 +212,7 @@ class _Driven:
         return (*synapse, *membrane)
 
     def currents(self) -> Float32:
-        """Random currents, with which potentials come to the threshold in ten steps or so."""
+        """Random currents, with which potentials reach the threshold in about ten steps."""
         k, c, km, g = self.factors()
         i = v = np.zeros(len(self.picked))
         for _ in range(10):
@@ -225,7 +226,7 @@ class _Driven:
         return np.asarray(level * 4 * drawn[0] * (drawn[1] < 0.5), np.float32)
 
     def run(self) -> tuple[Float64, Float64]:
-        """NIR's equations by forward Euler."""
+        """Compute NIR's equations with forward Euler."""
         p = self.few
         k, c, km, g = self.factors()
         leak = p["v_leak"] * (1 - km) if "v_leak" in p else 0.0
@@ -241,7 +242,7 @@ class _Driven:
         return np.stack(potentials), np.stack(spikes).astype(np.float64)
 
     def compare(self, u: Float32, spikes: Float32, how: str) -> Verdict:
-        """What an importer's potentials and spikes are, beside these."""
+        """The verdict on an importer's potentials and spikes."""
         differ, fired = int((spikes != self.spikes).sum()), int(self.spikes.sum())
         if not fired:
             return Verdict(UNKNOWN, "they do not spike here")
@@ -252,7 +253,7 @@ class _Driven:
 
 
 def _own_run(p: NeuronParameters, x: Float32) -> tuple[Float32, Float32]:
-    """Potentials and spikes of neurons that are reset to zero, as they are read here."""
+    """Potentials and spikes of neurons with reset to zero, as stsbp reads them."""
     model: Any = p.model
     leak = 1 - 1 / model.tau_m if isinstance(model, (LIF, PLIF)) else 1.0
     km = np.asarray(leak if p.decay is None else p.decay, np.float32)

@@ -1,9 +1,9 @@
-"""A process of its own that reads a NIR file: HDF5 is read by C code, which a hostile file may crash or keep busy.
+"""A separate process that reads a NIR file. HDF5 is read by C code, which a hostile file may crash or keep busy.
 
-Run as a script by nir_reader.py, with the file as standard input and limits as arguments. To standard output goes one
-line of JSON, then the bytes of all arrays; it imports h5py and numpy alone. Nothing in a file leads to another one:
-soft and external links, external and virtual storage and filters that HDF5 would load are refused. Where a file is
-refused, the line says why.
+nir_reader.py runs this file as a script, with the NIR file as standard input and limits as arguments. It writes one
+line of JSON to standard output, followed by the bytes of all arrays. It imports only h5py and numpy. A file cannot make
+it open other files: it refuses soft and external links, external and virtual storage, and filters that HDF5 would load.
+If it refuses a file, the line contains the reason.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from collections.abc import Iterator
 from typing import Any
 
 MOST_OBJECTS = 1 << 18
-"""Groups and arrays of a file."""
+"""Largest number of groups and arrays in a file."""
 DEEPEST = 32
-"""Graphs within graphs."""
+"""Largest depth of nested graphs."""
 MOST_EDGES = 1 << 18
 LONGEST_TEXT = 1000
-"""Characters of a name or a text."""
+"""Largest length of a name or a text in characters."""
 FILTERS = frozenset((1, 2, 3, 32000))
-"""Of HDF5: gzip, shuffle, fletcher32, lzf."""
+"""Allowed filters of HDF5: gzip, shuffle, fletcher32, lzf."""
 NUMBERS = "biuf"
-"""Kinds of numpy's types that arrays may have, of at most 8 bytes."""
+"""Kinds of numpy types that arrays may have, with at most 8 bytes."""
 
 
 ALIGNED = 8
-"""Each array begins at a multiple of so many bytes."""
+"""Each array begins at a multiple of this number of bytes."""
 
 
 class Refused(Exception):
-    """Why a file is not read, in words that follow the name of the file."""
+    """The reason why a file is not read, in words that follow the name of the file."""
 
 
 def main(most_of_one: int, most_of_all: int, most_memory: int, most_seconds: int) -> None:
-    """Read the file on standard input and write what it says.
+    """Read the file on standard input, and write its contents.
 
     Args:
-        most_of_one: bytes of an array.
-        most_of_all: bytes of all arrays that are handed back.
+        most_of_one: largest size of an array in bytes.
+        most_of_all: largest size of all returned arrays in bytes.
         most_memory, most_seconds: see `limit`.
     """
     import h5py
@@ -58,7 +58,7 @@ def main(most_of_one: int, most_of_all: int, most_memory: int, most_seconds: int
     except MemoryError:
         found, reader.arrays = {"refused": "reading it takes more memory than is allowed"}, []
     except Exception as error:
-        # Whatever HDF5 says of a damaged file.
+        # An error that HDF5 reports for a damaged file.
         found, reader.arrays = {"refused": f"it is not a readable HDF5 file: {error}"[:300]}, []
     output.write(json.dumps(found).encode() + b"\n")
     for array in reader.arrays:
@@ -66,7 +66,7 @@ def main(most_of_one: int, most_of_all: int, most_memory: int, most_seconds: int
 
 
 def limit(most_memory: int, most_seconds: int) -> None:
-    """Let this process have so many bytes more than it has, and so many seconds of a processor."""
+    """Limit the additional memory of this process in bytes, and its processor time in seconds."""
     try:
         import resource
     except ImportError:
@@ -76,19 +76,19 @@ def limit(most_memory: int, most_seconds: int) -> None:
         used = int(file.read().split()[0]) * resource.getpagesize()
     for what, most, grace in (
         (resource.RLIMIT_AS, used + most_memory, 0),
-        # At the soft limit it is told by a signal of its own.
+        # At the soft limit, the system sends the process a separate signal.
         (resource.RLIMIT_CPU, most_seconds, 5),
         (resource.RLIMIT_CORE, 0, 0),
     ):
         hard = resource.getrlimit(what)[1]
         soft, hard = (most, most + grace) if hard == resource.RLIM_INFINITY else (min(most, hard), hard)
-        # Some systems know a limit and do not take it.
+        # Some systems have a limit but do not accept it.
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(what, (soft, hard))
 
 
 class _Reader:
-    """What is read of a file, as JSON values, and its arrays."""
+    """The contents of a file as JSON values, and its arrays."""
 
     def __init__(self, h5py: Any, np: Any, most_of_one: int, most_of_all: int) -> None:
         self.h5py, self.np, self.most, self.left, self.at = h5py, np, most_of_one, most_of_all, 0
@@ -98,7 +98,7 @@ class _Reader:
         self.graphs: list[dict[str, Any]] = []
 
     def file(self, file: Any) -> dict[str, Any]:
-        """The whole graph: nodes and graphs in lists, each with the names that lead to it."""
+        """The whole graph: lists of nodes and graphs, each with the names that lead to it."""
         members = dict(self.members(file, "the file"))
         if "node" not in members:
             raise Refused("it is not a NIR graph: it has no group 'node'")
@@ -107,7 +107,7 @@ class _Reader:
         return {"version": version, "nodes": self.nodes, "graphs": self.graphs}
 
     def members(self, group: Any, where: str) -> Iterator[tuple[str, Any]]:
-        """Names and objects of a group, each of which no other name leads to."""
+        """Names and objects of a group. No other name may lead to the same object."""
         if not isinstance(group, self.h5py.Group):
             raise Refused(f"{where} is not a group")
         for name in group:
@@ -148,7 +148,7 @@ class _Reader:
             self.node([*path, name], each)
 
     def metadata(self, group: Any, where: str) -> dict[str, Any]:
-        """Single numbers and short texts; other metadata are left alone."""
+        """Single numbers and short texts. Other metadata are ignored."""
         found: dict[str, Any] = {}
         if group is not None:
             for name, each in self.members(group, f"the metadata of {where}"):
@@ -168,7 +168,7 @@ class _Reader:
         return str(value["text"])
 
     def value(self, found: Any, where: str) -> dict[str, Any]:
-        """A text, or where an array lies among all arrays; of one that has the same number everywhere, that number."""
+        """A text; or the position of an array among all arrays; or, if all its numbers are the same, this number."""
         self.check(found, where)
         if self.h5py.check_string_dtype(found.dtype) is not None:
             if found.shape != () or found.dtype.itemsize > LONGEST_TEXT * 4:
@@ -191,7 +191,7 @@ class _Reader:
         return {"dtype": array.dtype.str.replace("|", "<"), "shape": shape, "count": int(array.size), "at": at}
 
     def check(self, found: Any, where: str) -> None:
-        """Raise `Refused` unless an array lies in this file, as plain data."""
+        """Raise `Refused` unless an array is in this file, as plain data."""
         if not isinstance(found, self.h5py.Dataset):
             raise Refused(f"{where} is not an array")
         if found.external is not None or found.is_virtual:
@@ -219,7 +219,7 @@ class _Reader:
 
 
 def _text(value: Any, where: str) -> str:
-    """A text of HDF5, its bytes as UTF-8."""
+    """A text in HDF5, whose bytes are UTF-8."""
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
     if len(text) > LONGEST_TEXT:
         raise Refused(f"{where} has {len(text):,} characters, more than {LONGEST_TEXT:,}")

@@ -1,4 +1,4 @@
-"""A trained network as a file in the Neuromorphic Intermediate Representation (NIR): nir_graph.py as HDF5."""
+"""Export of a trained network to a file in the Neuromorphic Intermediate Representation (NIR): nir_graph.py as HDF5."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def write(
     threshold_below: bool = False,
     pool: str = Form.pooling,
 ) -> list[str]:
-    """Write a network as a graph of NIR; the lines to be printed.
+    """Write a network as a NIR graph. Returns the lines to print.
 
     Args:
-        program, about: the network, and the run that it is of.
+        program, about: the network, and information about its run.
         out: the file.
         dt, fold, threshold_below: see `Form`.
-        pool: its `pooling`.
+        pool: the field `pooling` of `Form`.
 
     Raises:
-        ConfigError: NIR cannot say a part of the network, or the library is missing.
-        FileError: the file cannot be written, or something else is there.
+        ConfigError: NIR cannot express a part of the network, or the library is missing.
+        FileError: the file cannot be written, or an existing file is of another kind.
     """
     form = Form(dt, fold, threshold_below, pool)
     nir = library()
@@ -68,7 +68,7 @@ def write(
 
 
 def _check_own(out: Path) -> None:
-    """Raise `FileError` where `out` is a file that no export wrote."""
+    """Raise `FileError` if `out` is a file that was not written by an export."""
     place = NIR_FILE.place(out)
     if not place.is_file() or not place.stat().st_size:
         return
@@ -84,10 +84,10 @@ def _check_own(out: Path) -> None:
 
 
 def library() -> Any:
-    """The library nir.
+    """Import the library nir.
 
     Raises:
-        ConfigError: it is not installed, or too old.
+        ConfigError: the library is not installed, or is too old.
     """
     try:
         import nir

@@ -1,19 +1,21 @@
-"""A trained network in the words of NIR: nodes with their numbers, and edges. nir_file.py makes a file of them.
+"""Conversion of a trained network to NIR: nodes with their parameters, and edges. nir_file.py writes them to a file.
 
-An importer that computes `i = i (1 - dt/tau_syn) + x`, `v = v (1 - dt/tau_mem) + i` in float32, and spikes where
-`v >= v_threshold`, gets the network's own spikes and potentials, to the bit (nir_readings.py; spikingjelly does). For
-this, whatever rounds here stands in a node of its own, which rounds as often: between weights `W` and neurons follow,
-as full connections or 1x1 convolutions with nothing off the diagonal,
+Consider an importer that computes `i = i (1 - dt/tau_syn) + x`, `v = v (1 - dt/tau_mem) + i` in float32, and spikes if
+`v >= v_threshold`. It gets the network's own spikes and potentials, bit by bit (nir_readings.py; spikingjelly does).
+For this, every operation that rounds is a separate node. Weights `W` are followed by these nodes, as fully connected
+layers or 1x1 convolutions that are zero off the diagonal:
 
     -mean   a   shift       batch normalisation, (z - mean) a + shift
     b                       a bias
-    c                       the gain of the synapse, where it is not 1; with the division of pooled sums
+    c                       the gain of the synapse, if it is not 1; it includes the division of pooled sums
 
-since a sum of one product and zeros rounds once. A factor that is a power of two goes into what stands before it, which
-rounds nothing. With `fold` all of this goes into `W` and its bias, which are rounded once: fewer nodes, other bits.
+A sum of one product and zeros rounds only once. Factors that are powers of two are included in the preceding node,
+because they do not round. With `fold`, all of these are included in `W` and its bias, which are rounded once. There are
+then fewer nodes, but bits may differ.
 
-nir 1.0.8 takes the input channels of a convolution from its weights, and the columns of its kernel from the rows. So
-groups are written as one convolution with zeros between them, and a kernel is widened to a square by zeros.
+nir 1.0.8 takes the number of input channels of a convolution from its weights, and the columns of its kernel from the
+rows. Groups are therefore written as one convolution with zeros between them, and kernels are padded with zeros to
+squares.
 """
 
 from __future__ import annotations
@@ -48,19 +50,19 @@ from stsbp.interop.program import Population, Program, Weights
 __all__ = ["NO_LEAK", "Form", "Graph", "Made", "graph_of"]
 
 NO_LEAK = 2.0**60
-"""Time constant in steps, finite as NIR asks for it, of which `1 - 1/tau` is 1 in float64."""
+"""Time constant in steps for neurons without leak. It is finite, as NIR requires, and `1 - 1/tau` is 1 in float64."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """How a network is to be written.
+    """The options of an export.
 
     Attributes:
-        dt: seconds of a step.
-        fold: whether gains, biases and normalisation go into the weights.
-        threshold_below: whether thresholds are the next float32 below, for importers that spike where
+        dt: length of a step in seconds.
+        fold: whether gains, biases and normalisation are included in the weights.
+        threshold_below: whether thresholds are replaced by the next lower float32 number, for importers that spike if
             `v > v_threshold`.
-        pooling: `mean` or `sum`: what a window whose size is a power of two becomes.
+        pooling: `mean` or `sum`: the result for windows whose size is a power of two.
     """
 
     dt: float = 1e-4
@@ -71,7 +73,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Made:
-    """A node: the name of NIR's class, and its parameters."""
+    """A node: the name of its class in NIR, and its parameters."""
 
     kind: str
     numbers: Mapping[str, Any]
@@ -79,13 +81,13 @@ class Made:
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes by name, edges, and what is to be said of them.
+    """Nodes by name, edges, and messages about them.
 
     Attributes:
-        nodes, edges: of the graph.
-        typed: whether nir takes all shapes for right.
-        rounded: what rounds otherwise than in the network, a line each; none: nothing does.
-        notes: what else somebody who reads the graph has to know.
+        nodes, edges: nodes and edges of the graph.
+        typed: whether nir accepts all shapes.
+        rounded: operations that round differently from the network, one line each; empty: none.
+        notes: further information that readers of the graph need.
     """
 
     nodes: Mapping[str, Made]
@@ -96,17 +98,17 @@ class Graph:
 
 
 def graph_of(program: Program, form: Form) -> Graph:
-    """A network as NIR says it.
+    """A network as a NIR graph.
 
     Raises:
-        ConfigError: NIR cannot say a part of it; the message names the part and its parameter.
+        ConfigError: NIR cannot express a part of it. The message names the part and its parameter.
     """
     return _Writer(program, form).graph()
 
 
 @dataclass(frozen=True)
 class _Stage:
-    """`x multiply + add` of each channel, float32 `[C]`; None: as it is."""
+    """`x multiply + add` for each channel, float32 `[C]`. None: no multiplication, or no addition."""
 
     name: str
     multiply: Float32 | None = None
@@ -114,7 +116,7 @@ class _Stage:
 
 
 class _Writer:
-    """The nodes of NIR, one node of the network after the other."""
+    """Writes the nodes of NIR, for one node of the network after the other."""
 
     def __init__(self, program: Program, form: Form) -> None:
         self.program, self.form = program, form
@@ -129,9 +131,9 @@ class _Writer:
         self.nodes: dict[str, Made] = {}
         self.edges: list[tuple[str, str]] = []
         self.ends: dict[str, tuple[str, ...]] = {}
-        """The nodes of NIR whose sum is what a node of the network makes ..."""
+        """The NIR nodes whose sum is the output of a node of the network."""
         self.exponents: dict[str, int] = {}
-        """... times 2 to the power of this."""
+        """Exponents: the output is this sum times 2 to the power of the exponent."""
         self.typed = True
         self.rounded: list[str] = []
         self.notes: list[str] = []
@@ -154,7 +156,7 @@ class _Writer:
         return Graph(self.nodes, tuple(self.edges), self.typed, tuple(self.rounded), notes)
 
     def add(self, name: str, made: Made, sources: Sequence[str]) -> str:
-        """A node and its edges; its name."""
+        """Add a node and its edges. Returns its name."""
         if len(set(sources)) < len(sources):
             twice = next(each for each in sources if sources.count(each) > 1)
             raise ConfigError(
@@ -165,7 +167,7 @@ class _Writer:
         return name
 
     def add_beside(self, name: str, made: Made, sources: Sequence[str]) -> str:
-        """A node that the network does not have, under a name that no other one has."""
+        """Add a node that the network does not have, under a new name."""
         while name in self.nodes or name in self.taken:
             name += "_"
         return self.add(name, made, sources)
@@ -182,7 +184,7 @@ class _Writer:
             self.notes.append(f"input: {counts}, a frame a step")
 
     def read(self, place: Place, edge: Edge) -> tuple[str, ...]:
-        """The nodes of NIR whose sum an edge carries, delayed where it is."""
+        """The NIR nodes whose sum an edge carries, with the delay of the edge."""
         ends = self.ends[edge.source]
         if not edge.delay or place.node.name in self.program.recurrent:
             return ends
@@ -192,7 +194,7 @@ class _Writer:
         return tuple(self.add_beside(f"{end}_delay{edge.delay}", made, (end,)) for end in ends)
 
     def passing(self, place: Place) -> None:
-        """Pooling, flattening, dropout and sums of branches."""
+        """Add pooling, flattening, dropout and sums of branches."""
         name, op, edges = place.node.name, place.node.op, place.node.inputs
         sources = tuple(end for edge in edges for end in self.read(place, edge))
         exponents = {self.exponents[edge.source] for edge in edges}
@@ -213,14 +215,14 @@ class _Writer:
         self.ends[name], self.exponents[name] = sources, exponent
 
     def flat(self, name: str, shape: Shape, sources: tuple[str, ...]) -> tuple[str, ...]:
-        """What is read as one axis."""
+        """The inputs of a node that reads them as one axis."""
         if len(shape) == 1:
             return sources
         numbers = {"input_type": {"input": np.array(shape)}, "start_dim": 0, "end_dim": -1}
         return (self.add_beside(name, Made("Flatten", numbers), sources),)
 
     def weights(self, place: Place) -> None:
-        """A projection: its weights, and what normalises their sums or is added to them."""
+        """Add a projection: its weights, and the normalisation or bias of their sums."""
         name, (edge,) = place.node.name, place.node.inputs
         own, shape, op = self.names[name], place.output.shape, place.node.op
         sources = self.read(place, edge)
@@ -236,7 +238,7 @@ class _Writer:
         self.ends[name] = (end,)
 
     def stages(self, place: Place, found: Weights, exponent: int) -> list[_Stage]:
-        """The weights, and what happens to each channel of their sums, as few stages as round no otherwise."""
+        """The weights, and the operations on each channel of their sums, with as few stages as rounding allows."""
         channels = place.output.shape[0]
         values = np.diag(found.values[:, 0]) if isinstance(place.node.op, OneToOne) else found.values
         stages = [_Stage("weights", np.ldexp(values, -exponent))]
@@ -259,7 +261,7 @@ class _Writer:
         return self.folded(place.node.name, merged) if self.form.fold else merged
 
     def gain(self, place: Place, filter: SynapticFilter) -> np.float32:
-        """What the filter after weights multiplies their sums by; `ConfigError` for one that NIR cannot say."""
+        """The factor of the filter after weights. Raises `ConfigError` for a filter that NIR cannot express."""
         if isinstance(filter, Biased):
             filter = filter.filter
         if not isinstance(filter, Filter):
@@ -290,7 +292,7 @@ class _Writer:
         return [_Stage("weights", values, added.astype(np.float32))]
 
     def convolution(self, name: str, op: Conv2d, shape: Shape, stage: _Stage) -> Made:
-        """A convolution without groups, of a square kernel where rows and columns are both odd or both even."""
+        """A convolution without groups. The kernel is square if rows and columns are both odd or both even."""
         assert stage.multiply is not None
         values, paddings = _without_groups(stage.multiply, op.groups), op.paddings
         if (op.kernels[0] - op.kernels[1]) % 2 == 0:
@@ -313,7 +315,7 @@ class _Writer:
         return Made("Conv2d", numbers)
 
     def population(self, found: Population) -> None:
-        """Neurons, and the gain of what they read where that is not in the weights."""
+        """Add neurons, and the gain of their inputs if it is not included in the weights."""
         place = found.place
         name, edges = place.node.name, place.node.inputs
         own, shape = self.names[name], place.output.shape
@@ -330,7 +332,7 @@ class _Writer:
                 "filter (input_tau_s), or tau_s=1"
             )
         apart = len(currents) > 1
-        # A synapse that forgets all does the same to a sum and to its parts.
+        # A synapse without memory has the same effect on a sum and on its parts.
         if apart and any(decays):
             self.rounds(f"{name}: the currents of {_listed(edges)} are added before the synapse, not after it")
         sources: list[str] = []
@@ -346,13 +348,14 @@ class _Writer:
         self.add(own, self.neurons(found, decays.pop()), sources)
 
     def rounds(self, what: str) -> None:
-        """Something is rounded otherwise than in the network: said with `fold`, refused without."""
+        """Record that something is rounded differently from the network. Without `fold`, it is refused."""
         if not self.form.fold:
             raise ConfigError(f"{what}; this rounds differently, so spikes can differ. To write it anyway, give --fold")
         self.rounded.append(what)
 
     def currents(self, place: Place) -> list[tuple[Filter, tuple[str, ...]]]:
-        """The filters of a population, and the nodes of NIR whose sum each of them takes, as equations.py has them."""
+        """The filters of a population, and for each the NIR nodes whose sum it filters, in the order of
+        equations.py."""
         found: dict[object, tuple[Filter, tuple[str, ...]]] = {}
         for number, (edge, values) in enumerate(zip(place.node.inputs, place.inputs, strict=True)):
             filter = values.filter(training=False)
@@ -368,7 +371,7 @@ class _Writer:
         return [*found.values()]
 
     def adds_exactly(self, place: Place) -> bool:
-        """Whether the sums that a population reads are whole numbers of one unit, which add in any order."""
+        """Whether the sums that a population reads are integers in one unit, which add exactly in any order."""
         read = [self.program.weights[edge.source] for edge in place.node.inputs]
         if any(each.norm is not None or each.projection.sums.biased for each in read):
             return False
@@ -378,7 +381,7 @@ class _Writer:
         return bool(np.ldexp(largest, exponent).max(initial=0) < 2.0**EXACT_LIMIT_BITS)
 
     def neurons(self, found: Population, decay: np.float32) -> Made:
-        """A population of neurons whose synapses all have `decay`."""
+        """A population of neurons whose synapses all have the decay `decay`."""
         place, form = found.place, self.form
         op, name, shape = place.node.op, place.node.name, place.output.shape
         assert isinstance(op, Neurons)
@@ -414,7 +417,7 @@ class _Writer:
         return Made("CubaLIF", {**numbers, **spiking})
 
     def leaks(self, found: Population) -> Float32:
-        """What a step leaves of the potentials of a population, of the shape of its neurons or `[1, ...]`."""
+        """The decay of the potentials of a population per step, with the shape of its neurons or `[1, ...]`."""
         place = found.place
         assert isinstance(place.node.op, Neurons)
         model = place.node.op.model
@@ -425,7 +428,7 @@ class _Writer:
 
 
 _RESERVED = ("input", "output")
-"""What spyx calls the two ends of a graph."""
+"""The names that spyx uses for the two ends of a graph."""
 
 _REFUSED: Mapping[type[Op], str] = {
     MaxPool2d: "NIR has no maximum of a window; pool by means",
@@ -434,7 +437,8 @@ _REFUSED: Mapping[type[Op], str] = {
 
 
 def _names(names: Iterable[str]) -> dict[str, str]:
-    """Nodes of the network as NIR's: without dots, which nirtorch makes underlines of, and none twice."""
+    """Names of the network's nodes for NIR. They have no dots, which nirtorch replaces by underscores, and are
+    unique."""
     found: dict[str, str] = {}
     taken = {*_RESERVED}
     for name in names:
@@ -451,12 +455,12 @@ def _listed(edges: Iterable[Edge]) -> str:
 
 
 def _numbers(given: Float32 | None, channels: int, value: float) -> Float32:
-    """What a stage has for each channel."""
+    """The values of a stage for each channel."""
     return np.full(channels, value, np.float32) if given is None else given
 
 
 def _along(channels: AnyArray, values: AnyArray) -> AnyArray:
-    """Numbers of channels as they multiply `values`, whose first axis these are."""
+    """Numbers of channels in a shape that multiplies `values`, whose first axis is the channels."""
     return channels.reshape(-1, *[1] * (values.ndim - 1))
 
 
@@ -465,7 +469,7 @@ def _is_power_of_two(x: AnyArray | np.float32) -> bool:
 
 
 def _merged(stages: list[_Stage], stage: _Stage) -> list[_Stage]:
-    """Stages and one more, which goes into the last of them where that rounds nothing."""
+    """Stages and a further one. It is merged into the last of them if this causes no rounding."""
     if stage.multiply is None:
         return [*stages, stage] if stage.add is not None and stage.add.any() else stages
     last = stages[-1]
@@ -479,12 +483,12 @@ def _merged(stages: list[_Stage], stage: _Stage) -> list[_Stage]:
 
 
 def _is_normal(scaled: Float32, values: Float32) -> bool:
-    """Whether no number became zero, or so small that it loses bits, or that some libraries take it for zero."""
+    """Whether no number became zero, or so small that it loses bits or that some libraries treat it as zero."""
     return np.array_equal(np.abs(scaled) >= np.finfo(np.float32).tiny, values != 0)
 
 
 def _diagonal(stage: _Stage, shape: Shape) -> Made:
-    """A stage as weights: a full connection, or a convolution with a kernel of one pixel."""
+    """A stage as weights: a fully connected layer, or a convolution with a kernel of one pixel."""
     channels = shape[0]
     weight = np.diag(_numbers(stage.multiply, channels, 1))
     numbers: dict[str, Any] = {"weight": weight, "bias": _numbers(stage.add, channels, 0)}
@@ -496,7 +500,7 @@ def _diagonal(stage: _Stage, shape: Shape) -> Made:
 
 
 def _without_groups(values: Float32, groups: int) -> Float32:
-    """A convolution in groups as one with zeros between them."""
+    """A convolution with groups as one convolution with zeros between the groups."""
     outputs, inputs, *kernel = values.shape
     found = np.zeros((groups, outputs // groups, groups, inputs, *kernel), np.float32)
     each = np.arange(groups)
@@ -505,17 +509,17 @@ def _without_groups(values: Float32, groups: int) -> Float32:
 
 
 def _square(values: Float32, op: Conv2d) -> tuple[Float32, tuple[int, int]]:
-    """A kernel with as many zeros around it as make it square, and the padding that goes with it."""
+    """A kernel padded with zeros to a square, and the corresponding padding."""
     more = [(max(op.kernels) - size) // 2 for size in op.kernels]
     paddings = [pad + extra * step for pad, extra, step in zip(op.paddings, more, op.dilations, strict=True)]
     return np.pad(values, [(0, 0), (0, 0), *((extra, extra) for extra in more)]), (paddings[0], paddings[1])
 
 
 def _seconds(decays: Float32, dt: float, what: str) -> Float64:
-    """Time constants in seconds of which `1 - dt / tau`, in float64 and rounded once, gives `decays` again.
+    """Time constants in seconds for which `1 - dt / tau`, computed in float64 and rounded once, equals `decays`.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there are no such time constants.
     """
     with np.errstate(divide="ignore"):
         steps = np.minimum(1 / (1 - decays.astype(np.float64)), NO_LEAK)

@@ -1,9 +1,9 @@
-"""From a NIR graph to a network with weights; nir_nodes.py reads its nodes one by one.
+"""Import of a NIR graph as a network with weights. nir_nodes.py reads its nodes one by one.
 
-A graph has no steps, and gives the synapse to the neurons that receive; here it belongs to those that send. So all that
-reads the spikes of some neurons must have one `tau_syn`. An edge back is a recurrence, one step late. What multiplies
-currents is multiplied into the weights before them, and pooling passes it on. Whatever a graph asks for and is not done
-here is an error that names node and parameter.
+A graph has no steps. In a graph, the synapse belongs to the receiving neurons; in stsbp, it belongs to the sending
+ones. Everything that reads the spikes of certain neurons must therefore have the same `tau_syn`. An edge back to an
+earlier node is a recurrence, delayed by one step. Factors of currents are multiplied into the weights before them, and
+pass through pooling. If a graph needs something that stsbp does not support, an error names the node and the parameter.
 """
 
 from __future__ import annotations
@@ -49,27 +49,27 @@ from stsbp.interop.nir_reader import Graph, GraphNode
 __all__ = ["Imported", "import_graph", "likely_step"]
 
 _OF_PARAMETERS = ("bias", "decay", "scale", "shift", "mean", "variance")
-"""Last parts of names of parameters that are no weights."""
+"""Last parts of the names of parameters that are not weights."""
 _LONGEST_NAME = 80
 _MOST_TERMS = 256
-"""Of a sum, each weights and what they read."""
+"""Largest number of terms of a sum. Each term consists of weights and their input."""
 _MOST_WEIGHTS = 1 << 28
-"""Of a network: 1 GB."""
+"""Largest number of weights of a network: 1 GB."""
 _MOST_NUMBERS = 1 << 26
-"""Of an input that the graph alone has declared, and of what is flattened with factors of its own."""
+"""Largest size of an input that only the graph declares, and of a flattened input with individual factors."""
 _FULL = ("Linear", "Affine")
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A network, but for its input.
+    """A network without its input.
 
     Attributes:
-        nodes: of the graph, without the input, in any order.
-        weights: every parameter by its name.
-        input_shape: of one input, `(C, H, W)` or `(N,)`.
-        input_psp: the synapse of the input; None: it enters as it is.
-        notes: what was changed on the way: a name of a node, and what.
+        nodes: nodes of the graph without the input, in any order.
+        weights: all parameters by name.
+        input_shape: shape of one input, `(C, H, W)` or `(N,)`.
+        input_psp: synaptic filter of the input; None: the input is not filtered.
+        notes: changes during the import: the name of a node, and the change.
     """
 
     nodes: tuple[Node, ...]
@@ -81,9 +81,10 @@ class Imported:
 
 @dataclass(frozen=True)
 class _Term:
-    """`after (factor z + bias)`, `z` the output of a node, `delay` steps late; each one number or of the shape of `z`.
+    """`after (factor z + bias)`. `z` is the output of a node, `delay` steps late. Factors are one number or of its
+    shape.
 
-    Of spikes there are no biases.
+    Terms of spikes have no biases.
     """
 
     source: str
@@ -93,22 +94,22 @@ class _Term:
     after: Factor = 1.0
 
     def times(self, factor: Factor) -> _Term:
-        """The same, multiplied."""
+        """The term multiplied by a factor."""
         return replace(self, after=self.after * factor)
 
     def plus(self, bias: Factor) -> _Term:
-        """The same, and a bias."""
+        """The term with an additional bias."""
         return replace(self, factor=self.factor * self.after, bias=self.bias * self.after + bias, after=1.0)
 
     @property
     def both(self) -> Factor:
-        """What `z` is multiplied by."""
+        """The total factor of `z`."""
         return self.factor * self.after
 
 
 @dataclass(frozen=True)
 class _Signal:
-    """What a node of the graph makes: a sum of terms, of spikes, or of what weights make of them."""
+    """The output of a node of the graph: a sum of terms, either of spikes or of weighted sums."""
 
     terms: tuple[_Term, ...]
     shape: Shape
@@ -117,7 +118,7 @@ class _Signal:
 
 @dataclass(frozen=True)
 class _Projection:
-    """Weights of the graph, and what they read: an edge, and a factor of the input's shape."""
+    """Weights of the graph, and their input: an edge, and a factor with the shape of the input."""
 
     node: GraphNode
     parameters: WeightParameters
@@ -136,18 +137,18 @@ class _Population:
 
 
 def import_graph(graph: Graph, shape: Shape | None, choices: Choices) -> Imported:
-    """Read a graph for inputs of `shape`, `(C, H, W)` or `(N,)`; None: those that the graph declares.
+    """Read a graph for inputs of `shape`, `(C, H, W)` or `(N,)`; None: the shape that the graph declares.
 
     Raises:
-        DataError: a node cannot be read, or stands where it cannot; names it.
+        DataError: a node cannot be read, or is in an unsupported position. The message names it.
     """
-    # What is not finite ends in an error that names the node.
+    # Values that are not finite raise an error that names the node.
     with np.errstate(all="ignore"):
         return _Import(graph, shape, choices).run()
 
 
 def likely_step(graph: Graph) -> float | None:
-    """The `dt` with which all currents enter potentials as they are, `r = tau/dt`; None where there is no such one."""
+    """The `dt` with which all currents are added to potentials unchanged, `r = tau/dt`; None if there is none."""
     found: set[float] = set()
     for node in graph.nodes.values():
         tau, r = node.values.get("tau_mem", node.values.get("tau")), node.values.get("r")
@@ -167,21 +168,21 @@ class _Import:
             self.inputs[reader].append(source)
             self.readers[source].append(reader)
         self.taken = {"input": 1}
-        """Names of nodes, and the last number that was put after each."""
+        """Names of nodes, with the last number that was appended to each."""
         self.names = {name: self.free(_plain(name)) for name, node in graph.nodes.items() if node.kind != "Input"}
         self.signals: dict[str, _Signal] = {}
         self.projections: dict[str, _Projection] = {}
         self.populations: dict[str, _Population] = {}
         self.origins = {"input": "input"}
-        """One of the neurons whose spikes a node carries, through pooling and sums ..."""
+        """For each node, one of the populations whose spikes it carries, through pooling and sums."""
         self.likes = {"input": "input"}
-        """... and another one whose spikes are added to theirs, so that all go through one synapse: see `like`."""
+        """Links to another population whose spikes are added, so that both need the same synapse: see `like`."""
         self.divisors: dict[str, int] = {}
-        """What the sums of windows that a node carries are divided by after the weights; of others 1."""
+        """Pending divisors of the window sums that a node carries, applied after the weights; 1 for others."""
         self.nodes: list[Node] = []
         self.weights: dict[str, Float32] = {}
         self.unfolded = 0
-        """Weights so far, those that are the same everywhere among them."""
+        """Number of weights so far, including arrays whose elements are all equal."""
         self.notes: list[tuple[str, str]] = []
 
     def run(self) -> Imported:
@@ -206,7 +207,7 @@ class _Import:
         return found[0]
 
     def walk(self, start: GraphNode) -> None:
-        """Go from the input to everything: first to know the shapes of all neurons, then with their spikes known."""
+        """Walk from the input through all nodes: first to find the shapes of all neurons, then with known spikes."""
         if self.inputs[start.name]:
             raise fail(start, "it reads something")
         shapes = self.shapes(start)
@@ -244,7 +245,7 @@ class _Import:
             self.populations[name] = _Population(node, read_neurons(node, self.choices), signal)
 
     def shapes(self, start: GraphNode) -> dict[str, Shape]:
-        """The shape of what each node makes that the input leads to, but for outputs."""
+        """The output shape of each node that the input leads to, except outputs."""
         found = {start.name: self.input_shape(start)}
         ready = deque([start.name])
         while ready:
@@ -257,7 +258,7 @@ class _Import:
         return found
 
     def input_shape(self, node: GraphNode) -> Shape:
-        """The shape of inputs, which the data have the last word on."""
+        """The shape of the inputs. If it differs, the shape of the data counts."""
         found = node.values.get("shape")
         if not isinstance(found, np.ndarray) or found.ndim > 1 or found.dtype.kind not in "iu" or found.size > 8:
             raise fail(node, "shape is not a list of whole numbers")
@@ -287,7 +288,7 @@ class _Import:
         raise fail(node, f"shape is {list(declared)}, but the data have the shape {list(data)}")
 
     def entering(self, node: GraphNode) -> _Signal:
-        """The sum of all that a node reads."""
+        """The sum of all inputs of a node."""
         signals = [self.signals[name] for name in self.inputs[node.name]]
         first = signals[0]
         for each in signals:
@@ -295,13 +296,13 @@ class _Import:
                 raise fail(node, f"its inputs have different shapes, {list(first.shape)} and {list(each.shape)}")
             if each.weighted != first.weighted:
                 raise fail(node, "it reads both spikes and weighted sums")
-        # They double where what went two ways comes together again.
+        # The number of terms can double wherever two paths meet.
         if (number := sum(len(signal.terms) for signal in signals)) > _MOST_TERMS:
             raise fail(node, f"it reads a sum of {number:,} terms, more than {_MOST_TERMS:,}")
         return replace(first, terms=tuple(term for signal in signals for term in signal.terms))
 
     def signal(self, node: GraphNode) -> _Signal:
-        """What a node makes of what it reads."""
+        """The output of a node for its inputs."""
         entering = self.entering(node)
         if node.kind == "Identity":
             return entering
@@ -344,7 +345,7 @@ class _Import:
         return _Signal((_Term(node.name, bias=_biases(node, parameters, output)),), output, weighted=True)
 
     def after_weights(self, node: GraphNode, entering: _Signal) -> _Signal:
-        """Weights that multiply each channel of weighted sums by a number, and may add one."""
+        """Weights that multiply each channel of weighted sums by a number, and optionally add one."""
         parameters = read_weights(node)
         own = diagonal(parameters)
         if own is None or len(own) != entering.shape[0] or (len(entering.shape) == 1) != (node.kind in _FULL):
@@ -356,7 +357,7 @@ class _Import:
         return replace(entering, terms=(first, *others))
 
     def edge(self, node: GraphNode, signal: _Signal) -> tuple[Edge, Factor]:
-        """What reads some spikes: of several a sum, which all must enter with one factor."""
+        """The edge from some spikes. Several spikes are added, and must all have the same factor."""
         first, *others = signal.terms
         if not others:
             return Edge(first.source, first.delay), first.both
@@ -371,7 +372,7 @@ class _Import:
         return Edge(name), first.both
 
     def pooled(self, node: GraphNode, shape: Shape, edge: Edge, factor: Factor) -> _Signal:
-        """Means of windows."""
+        """Average pooling over windows."""
         pool, times = read_pool(node)
         output = _shape_after(node, shape)
         channels = _per_channel(node, "what scales its input", factor, shape)
@@ -383,7 +384,7 @@ class _Import:
         return _Signal((_Term(name, 0, spread * times),), output)
 
     def check_output(self, node: GraphNode) -> None:
-        """Raise `DataError` unless neurons are the output; of the sums of weights that it reads, make a readout."""
+        """Raise `DataError` unless the output is neurons. If it reads weighted sums, they become a readout."""
         if not self.inputs[node.name]:
             raise fail(node, "it reads nothing")
         signal = self.entering(node)
@@ -399,11 +400,11 @@ class _Import:
 
     @property
     def population_names(self) -> set[str]:
-        """Of nodes here that are neurons."""
+        """Names of the nodes here that are neurons."""
         return {self.names[name] for name in self.populations}
 
     def like(self, source: str) -> str:
-        """The neurons that stand for all whose spikes go through the synapse of what a node carries."""
+        """The population that represents all whose spikes pass through the same synapse as those of a node."""
         name = self.origins[source]
         while (other := self.likes[name]) != name:
             self.likes[name] = self.likes[other]
@@ -411,7 +412,7 @@ class _Import:
         return name
 
     def synapses(self) -> dict[str, PSP | None]:
-        """The synapse of the input and of each population's spikes, by their names here."""
+        """The synaptic filters of the input and of the spikes of each population, by their names here."""
         reads: dict[str, _Population] = {}
         gains: dict[str, set[tuple[float, int]]] = {}
         unit: set[str] = set()
@@ -441,7 +442,7 @@ class _Import:
         return found | ({"input": None} if alone and found["input"] == PSP(1.0) else {})
 
     def times(self, population: _Population, term: _Term, *, bias: bool = False) -> Factor:
-        """What multiplies weights, or the bias after them, besides the gain `1/tau_s` of a synapse."""
+        """The factor of weights, or of the bias after them, apart from the gain `1/tau_s` of a synapse."""
         node, shape, parameters = population.node, population.signal.shape, population.parameters
         gain = _spread(node, "r, tau or v_threshold", parameters.gain, shape)
         w_in = _spread(node, "w_in", parameters.w_in, shape)
@@ -450,7 +451,7 @@ class _Import:
         return term.after * gain * w_in * (1.0 if bias else before)
 
     def emit(self, name: str, population: _Population, synapses: Mapping[str, PSP | None]) -> None:
-        """The nodes of a population and of the weights before it, and their parameters."""
+        """Add the nodes of a population and of the weights before it, and their parameters."""
         own, parameters = self.names[name], population.parameters
         plain: list[Edge] = []
         back: list[Edge] = []
@@ -468,7 +469,7 @@ class _Import:
                 plain.append(self.put(projection, edge, term, population, tau_s))
         if not plain:
             raise fail(population.node, "it reads nothing but itself")
-        # What reads its own spikes comes last.
+        # Recurrent inputs come last.
         inputs = (*plain, *back)
         model: Any = parameters.model
         psp = synapses[own]
@@ -481,7 +482,7 @@ class _Import:
         self.nodes.append(Node(own, Neurons(model), inputs))
 
     def put(self, projection: _Projection, edge: Edge, term: _Term, population: _Population, tau_s: float) -> Edge:
-        """A node with weights, and its parameters; what multiplies them is divided by `tau_s`."""
+        """Add a node with weights, and its parameters. The factor of the weights is divided by `tau_s`."""
         node, parameters, shape = projection.node, projection.parameters, population.signal.shape
         rows = _per_channel(node, "what scales it", self.times(population, term) / tau_s, shape)
         op: Weighted = replace(parameters.op, bias=bool(np.any(term.bias)), weight_bits=self.choices.weight_bits)
@@ -519,7 +520,7 @@ class _Import:
         return Edge(name)
 
     def free(self, name: str) -> str:
-        """A name that no node has yet, as like this one as can be; from now on one has it."""
+        """A new name that is as similar to `name` as possible. It is then taken."""
         found = name
         while found in self.taken:
             self.taken[name] += 1
@@ -529,10 +530,10 @@ class _Import:
 
 
 def _with_gain(tau_s: float, gains: set[tuple[float, int]]) -> float:
-    """The time constant of a normalised synapse with decay and gains of the file, in float32, where there is one.
+    """The time constant of a normalised synapse that has the decay and the gains of the file in float32, if any.
 
-    A file says decay and gains, `1/tau_s` over a divisor, apart, each rounded: `1/tau_s` may lie anywhere in what
-    rounds to all of them.
+    A file contains the decay and the gains, `1/tau_s` over a divisor, separately, each rounded. `1/tau_s` may therefore
+    be any number that rounds to all of them.
     """
     decay = np.float32(1 - 1 / tau_s)
 
@@ -548,12 +549,12 @@ def _with_gain(tau_s: float, gains: set[tuple[float, int]]) -> float:
 
 
 def _between(x: np.float32, to: float) -> float:
-    """The number halfway from a float32 to the next one in a direction."""
+    """The number halfway between a float32 number and the next one in a direction."""
     return (float(x) + float(np.nextafter(x, np.float32(to)))) / 2
 
 
 def _plain(name: str) -> str:
-    """A name of letters, digits, _ and . that is not like one of a parameter, `conv1.bias`."""
+    """A name of letters, digits, _ and . that cannot be confused with a parameter's name, such as `conv1.bias`."""
     found = re.sub(r"[^A-Za-z0-9_.]", "_", name)[:_LONGEST_NAME] or "node"
     before, dot, last = found.rpartition(".")
     return f"{before}_{last}" if dot and last in _OF_PARAMETERS else found
@@ -564,7 +565,7 @@ def _squeezed(shape: Shape) -> Shape:
 
 
 def _shape_after(node: GraphNode, shape: Shape) -> Shape:
-    """The shape of what a node makes of an input of `shape`."""
+    """The output shape of a node for an input of `shape`."""
     try:
         if node.kind in WEIGHTS:
             return read_weights(node).op.output_shape(shape)
@@ -591,12 +592,12 @@ def _flattened(node: GraphNode, factor: Factor, shape: Shape) -> Factor:
 
 
 def _biases(node: GraphNode, parameters: WeightParameters, shape: Shape) -> Factor:
-    """The bias of some weights as an array of the shape of their output; 0 where there is none."""
+    """The bias of some weights as an array with the shape of their output; 0 if there is none."""
     return 0.0 if parameters.bias is None else _spread(node, "bias", parameters.bias, shape)
 
 
 def _spread(node: GraphNode, what: str, values: Factor, shape: Shape) -> Factor:
-    """One number, or an array that broadcasts to `shape`, whose numbers belong to those of a signal."""
+    """One number, or an array that broadcasts to `shape`, with one number for each element of a signal."""
     found = np.asarray(values, np.float64)
     if (found == found.flat[0]).all():
         return float(found.flat[0])
@@ -615,7 +616,7 @@ def _spread(node: GraphNode, what: str, values: Factor, shape: Shape) -> Factor:
 
 
 def _per_channel(node: GraphNode, what: str, values: Factor, shape: Shape) -> Factor:
-    """One number, or one for each channel, `[C]`; of a row of neurons one each."""
+    """One number, or one per channel, `[C]`. In a row of neurons, each neuron is a channel."""
     found = _spread(node, what, values, shape)
     if isinstance(found, float):
         return found
@@ -626,7 +627,7 @@ def _per_channel(node: GraphNode, what: str, values: Factor, shape: Shape) -> Fa
 
 
 def _scaled(projection: _Projection, rows: Factor) -> Float32:
-    """Weights times factors of their rows and columns."""
+    """Weights multiplied by the factors of their rows and columns."""
     node, parameters, columns = projection.node, projection.parameters, projection.columns
     found = parameters.values
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
@@ -641,7 +642,7 @@ def _scaled(projection: _Projection, rows: Factor) -> Float32:
 
 
 def _of_columns(projection: _Projection) -> Float64:
-    """The factors of the inputs as they stand in the weights, `[out, in, ...]`."""
+    """The factors of the inputs in the order of the weights, `[out, in, ...]`."""
     op, shape, columns = projection.parameters.op, projection.shape, projection.columns
     if isinstance(op, Linear):
         return np.broadcast_to(columns, shape).reshape(1, -1)

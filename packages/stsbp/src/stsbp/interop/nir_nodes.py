@@ -1,12 +1,13 @@
-"""Nodes of a NIR graph, one by one: what the parameters of each come to here, or why they cannot be read.
+"""Reads the nodes of a NIR graph one by one: the meaning of their parameters in stsbp, or why they cannot be read.
 
-With `dt` seconds a step and `s` what enters it, a `CubaLIF` is read as
+With `dt` seconds per step and the input `s`, a `CubaLIF` is read as
 
     i = (1 - dt/tau_syn) i + (w_in dt/tau_syn) s
-    v = (1 - dt/tau_mem) v + (r dt/tau_mem) i,    a spike where v >= v_threshold
+    v = (1 - dt/tau_mem) v + (r dt/tau_mem) i,    a spike if v >= v_threshold
 
-and a `LIF` without the first line. The factors of `s` and `i` go into the weights before them; so do thresholds that
-differ from neuron to neuron, as a potential that rests at 0 and is reset to 0 may be counted in thresholds.
+and a `LIF` without the first line. The factors of `s` and `i` are included in the weights before them. So are
+thresholds that differ between neurons: a potential that rests at 0 and is reset to 0 may be measured in units of the
+threshold.
 """
 
 from __future__ import annotations
@@ -81,32 +82,32 @@ KINDS: Mapping[str, frozenset[str]] = MappingProxyType(
         }.items()
     }
 )
-"""Every kind of node that is read, and its parameters."""
+"""All supported kinds of nodes, with their parameters."""
 
 NEAR = 1e-6
-"""Relative distance up to which numbers of a file, often of float32, are taken for equal."""
+"""Largest relative distance at which numbers of a file, which are often float32, are treated as equal."""
 _LEAKLESS, _ENDLESS, _LONGEST = 2.0**25, 2.0**40, 2.0**100
-"""Time constants in steps: from the first one on a decay is 1 in float32, the second one is that of an integrator, and
-none is longer than the third."""
+"""Time constants in steps. From the first one on, a decay is 1 in float32. The second one is that of an integrator. The
+third one is the largest."""
 _LONGEST_AXIS = 10**9
 
 _Made = TypeVar("_Made")
 Factor: TypeAlias = float | Float64
-"""The same for all numbers of a signal, or one for each."""
+"""One factor for all elements of a signal, or one for each."""
 
 
 @dataclass(frozen=True)
 class Choices:
-    """How a graph is read where NIR leaves it open.
+    """Choices for properties that NIR does not define.
 
     Attributes:
-        dt: seconds of a step.
-        reset: what a spike leaves of a potential, as of `LIF`.
-        tau_s: synaptic time constant of the output's spikes in steps, which no graph says.
-        surrogate: of all neurons.
-        weight_bits: of all weights.
-        above: whether thresholds become the next float32 above, for files of programs that spike where
-            `v > v_threshold`, as NIR has it.
+        dt: length of a step in seconds.
+        reset: effect of a spike on the potential, as in `LIF`.
+        tau_s: synaptic time constant of the output's spikes in steps, which no graph contains.
+        surrogate: surrogate of all neurons.
+        weight_bits: bits of all weights.
+        above: whether thresholds are replaced by the next higher float32 number, for files of programs that spike if
+            `v > v_threshold`, as NIR defines it.
     """
 
     dt: float
@@ -119,14 +120,14 @@ class Choices:
 
 @dataclass(frozen=True)
 class NeuronParameters:
-    """What the parameters of neurons come to.
+    """The meaning of the parameters of neurons.
 
     Attributes:
-        model: the neurons, but for the synapse of their spikes.
-        decay: of the potential, where it differs from neuron to neuron.
-        tau_s: time constant in steps of the synapse that they read through; 1: there is none.
-        w_in: what enters the synapse is multiplied by `w_in / tau_s` ...
-        gain: ... and what leaves it by `gain`.
+        model: the neuron model, without the synapse of its spikes.
+        decay: decay of the potential, if it differs between neurons.
+        tau_s: time constant of their input synapse in steps; 1: there is none.
+        w_in: the input of the synapse is multiplied by `w_in / tau_s`.
+        gain: the output of the synapse is multiplied by `gain`.
     """
 
     model: NeuronModel
@@ -138,7 +139,7 @@ class NeuronParameters:
 
 @dataclass(frozen=True)
 class WeightParameters:
-    """Weights: their geometry, `[out, in, ...]`, and `[out]` what is added; None where it is zero everywhere."""
+    """Weights: their geometry, their values `[out, in, ...]`, and the bias `[out]`; None if it is zero everywhere."""
 
     op: Conv2d | Linear
     values: AnyArray
@@ -146,15 +147,15 @@ class WeightParameters:
 
 
 def fail(node: GraphNode, text: str) -> DataError:
-    """The error of a node."""
+    """The error for a node."""
     return DataError(f"node {node.name or '(no name)'} ({node.kind}): {text}")
 
 
 def read_node(node: GraphNode, choices: Choices) -> None:
-    """Read a node for itself, whatever stands around it.
+    """Read a single node, independently of its neighbours.
 
     Raises:
-        DataError: it cannot be read; names it and the parameter.
+        DataError: the node cannot be read. The message names the node and the parameter.
     """
     if node.kind not in KINDS:
         raise fail(node, f"this kind of node is unknown; known: {', '.join(KINDS)}")
@@ -173,7 +174,7 @@ def read_node(node: GraphNode, choices: Choices) -> None:
 
 
 def read_neurons(node: GraphNode, choices: Choices) -> NeuronParameters:
-    """Neurons, or integrators that a network ends with.
+    """Read neurons, or the integrators at the end of a network.
 
     Raises:
         DataError: they cannot be read.
@@ -214,7 +215,7 @@ def read_neurons(node: GraphNode, choices: Choices) -> NeuronParameters:
 
 
 def read_weights(node: GraphNode) -> WeightParameters:
-    """Weights of a full connection or a convolution, a 1-d one with kernels of one row.
+    """Read the weights of a fully connected layer or a convolution. A 1-d convolution has kernels of one row.
 
     Raises:
         DataError: they cannot be read.
@@ -246,7 +247,7 @@ def read_weights(node: GraphNode) -> WeightParameters:
 
 
 def diagonal(parameters: WeightParameters) -> Float64 | None:
-    """What each channel alone is multiplied by, `[C]`; None where the weights do more."""
+    """The factor of each channel, `[C]`; None if the weights are not diagonal."""
     op, values = parameters.op, parameters.values
     if isinstance(op, Conv2d):
         if not (op.square and op.kernel == 1 and op.stride == 1 and op.padding == 0):
@@ -259,7 +260,7 @@ def diagonal(parameters: WeightParameters) -> Float64 | None:
 
 
 def read_pool(node: GraphNode) -> tuple[AvgPool2d, float]:
-    """Pooling, and what its means are multiplied by.
+    """Read a pooling node, and the factor of its means.
 
     Raises:
         DataError: it cannot be read.
@@ -278,10 +279,10 @@ def read_pool(node: GraphNode) -> tuple[AvgPool2d, float]:
 
 
 def read_delay(node: GraphNode, choices: Choices) -> int:
-    """Steps of a delay.
+    """Read a delay in steps.
 
     Raises:
-        DataError: it is no number of steps, or not the same for all.
+        DataError: it is not an integer number of steps, or not the same for all.
     """
     steps = _only(node, "delay", numbers(node, "delay")) / choices.dt
     if not (0 <= steps <= MAX_DELAY and abs(steps - round(steps)) <= NEAR * max(1.0, steps)):
@@ -300,28 +301,28 @@ def read_scale(node: GraphNode) -> Factor:
 
 
 def is_one(factor: Factor) -> bool:
-    """Whether nothing is multiplied."""
+    """Whether the factor is 1."""
     return bool(np.all(np.abs(np.asarray(factor) - 1) <= NEAR))
 
 
 def _array(node: GraphNode, key: str) -> AnyArray:
-    """A parameter that is numbers, as they are in the file, all of them finite."""
+    """A numeric parameter, as it is in the file, with all numbers finite."""
     if key not in node.values:
         raise fail(node, f"it has no {key}")
     found = node.values[key]
     if not isinstance(found, np.ndarray) or not found.size:
         raise fail(node, f"{key} is {shown(found) if isinstance(found, str) else 'empty'}, but must be numbers")
-    # Of what is the same everywhere, however large it is, one number is looked at.
+    # If all elements of an array are the same, check only one of them, because the array may be huge.
     if not np.isfinite(found if any(found.strides) else found.flat[:1]).all():
         raise fail(node, f"{key} is not finite")
     return found
 
 
 def numbers(node: GraphNode, key: str) -> Float64:
-    """A parameter of a node in float64; one number, where it is the same everywhere.
+    """A parameter of a node in float64; one number if it is the same everywhere.
 
     Raises:
-        DataError: it is missing, or not finite.
+        DataError: it is missing or not finite.
     """
     found = _array(node, key)
     return (found if any(found.strides) else found.flat[:1].reshape(())).astype(np.float64, copy=False)
@@ -352,7 +353,7 @@ def _is_uniform(values: Float64) -> bool:
 
 
 def _only(node: GraphNode, key: str, values: Float64) -> float:
-    """The number that is the same for all neurons."""
+    """The number, which must be the same for all neurons."""
     if not _is_uniform(values):
         most = f"{values.min():g} to {values.max():g}"
         raise fail(node, f"{key} differs from neuron to neuron, {most}, but must be the same for all")
@@ -360,7 +361,7 @@ def _only(node: GraphNode, key: str, values: Float64) -> float:
 
 
 def one_of_them(shapes: list[tuple[int, ...]]) -> bool:
-    """Whether arrays of these shapes go together without one that is larger than all of them."""
+    """Whether one of these shapes is the result of broadcasting all of them together."""
     try:
         together = math.prod(np.broadcast_shapes(*shapes))
     except ValueError:
@@ -384,7 +385,7 @@ def _count(node: GraphNode, key: str, found: AnyArray, least: int) -> int:
 
 
 def _pair(node: GraphNode, key: str, least: int, line: bool = False) -> tuple[int, int]:
-    """Numbers of rows and columns; of a 1-d convolution only the latter are given."""
+    """Numbers for rows and columns. For a 1-d convolution, only the latter are given."""
     found = _array(node, key).reshape(-1)
     if found.size not in (1, 1 if line else 2):
         raise fail(node, f"{key} has {found.size:,} numbers")

@@ -1,7 +1,7 @@
-"""A NIR graph as data, read from a file that anybody may have made.
+"""Reads a NIR graph as data, from a file that may come from anybody.
 
-HDF5 is read in a process of its own (nir_child.py), within limits of memory, time and size. What it hands back, JSON
-and the bytes of arrays, is checked here: a crash or a hang over there is an error that names the file.
+A separate process reads HDF5 (nir_child.py), within limits of memory, time and size. Its results, JSON and the bytes of
+arrays, are checked here. If it crashes or hangs, an error names the file.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from stsbp.interop import nir_child
 __all__ = ["Graph", "GraphNode", "Limits", "read_graph"]
 
 _IDENTITY = "Identity"
-"""Kind of what was the input or the output of a graph within a graph."""
+"""Kind of a node that was the input or the output of a nested graph."""
 
 
 PLAIN, PACKED = 64 * MEGABYTE, 128
-"""Bytes of numbers that any file may unpack to, and how many more for each of its bytes."""
+"""Number of bytes to which any file may unpack, and the further number for each byte of the file."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What reading a file may take.
+    """Limits for reading a file.
 
     Attributes:
-        file: bytes of the file.
-        arrays: bytes of an array, and of all whose numbers are not the same everywhere; of these there are at most
-            `PLAIN` and `PACKED` times the bytes of the file, which is more than numbers are packed by.
-        memory: bytes that the process which reads it may take besides.
-        seconds: by the clock, and one more for every 8 MiB of the file; of a processor half as many.
+        file: size of the file in bytes.
+        arrays: size of an array in bytes, and of all arrays whose elements are not all equal. The latter are also
+            limited to `PLAIN` plus `PACKED` times the size of the file, which is more than compression can achieve.
+        memory: additional memory of the reading process in bytes.
+        seconds: elapsed time, plus one second for every 8 MiB of the file. Half of it is the limit of processor time.
     """
 
     file: int = GIGABYTE
@@ -61,9 +61,9 @@ class GraphNode:
     """A node.
 
     Attributes:
-        name: the names that lead to it, through graphs in graphs, with dots between them.
-        kind: `LIF`, `Affine`, ...; `Identity` of the inputs and outputs of a graph in a graph.
-        values: its parameters, as they are in the file: arrays (closed to writing) and texts.
+        name: the names that lead to it through nested graphs, separated by dots.
+        kind: `LIF`, `Affine`, ...; `Identity` for inputs and outputs of a nested graph.
+        values: its parameters as they are in the file: arrays (read-only) and texts.
     """
 
     name: str
@@ -73,13 +73,13 @@ class GraphNode:
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph without graphs in it.
+    """A graph without nested graphs.
 
     Attributes:
-        nodes: by name, in the order of the file.
-        edges: names of nodes, each reads the one before it; in the order of the file.
-        version: of nir that wrote it; "" where the file does not say it.
-        metadata: single numbers and texts that the file has about the graph.
+        nodes: nodes by name, in the order of the file.
+        edges: pairs of names, in the order of the file. The second node reads the first.
+        version: version of nir that wrote the file; empty if it is not in the file.
+        metadata: single numbers and texts about the graph in the file.
     """
 
     nodes: Mapping[str, GraphNode]
@@ -120,10 +120,10 @@ class _File(records.Record):
 
 
 def read_graph(path: Path, limits: Limits | None = None) -> Graph:
-    """Read a file, and take graphs in graphs apart.
+    """Read a file, and dissolve nested graphs.
 
     Raises:
-        DataError: it cannot be read, is no NIR graph, or takes more than the limits to read; or h5py is not installed.
+        DataError: the file cannot be read, is not a NIR graph, or exceeds the limits; or h5py is not installed.
     """
     if importlib.util.find_spec("h5py") is None:
         raise DataError('NIR files are HDF5, which needs h5py: pip install "stsbp[nir]"')
@@ -146,14 +146,14 @@ def read_graph(path: Path, limits: Limits | None = None) -> Graph:
 
 
 def _handed_back(path: Path, file: BinaryIO, limits: Limits) -> tuple[bytes, bytes]:
-    """What the other process says of a file: a line of JSON, and bytes."""
+    """The output of the other process for a file: a line of JSON, and bytes."""
     command = [sys.executable, "-P", nir_child.__file__]
     size = os.fstat(file.fileno()).st_size
     most, seconds = min(limits.arrays, PLAIN + PACKED * size), limits.seconds + size / (8 * MEGABYTE)
     numbers = (limits.arrays, most, limits.memory, max(1, int(seconds / 2)))
-    # With what stands between arrays.
+    # Include the padding between arrays.
     most += nir_child.ALIGNED * nir_child.MOST_OBJECTS
-    # HDF5 would load filters that a file names from a folder of the system; OpenBLAS takes memory for each thread.
+    # HDF5 would load filters that a file names from a system folder. OpenBLAS allocates memory for each thread.
     environment = {**os.environ, "HDF5_PLUGIN_PRELOAD": "::", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [*command, *map(str, numbers)],
@@ -193,7 +193,7 @@ _MOST_HEADER = 256 * MEGABYTE
 
 
 def _value(value: _Value, data: bytes) -> AnyArray | str:
-    """A text, or an array that lies in `data`."""
+    """A text, or an array whose bytes are in `data`."""
     if value.text is not None:
         return value.text
     dtype, size = np.dtype(value.dtype), math.prod(value.shape)
@@ -206,7 +206,8 @@ def _value(value: _Value, data: bytes) -> AnyArray | str:
 
 
 def _flattened(file: _File, data: bytes) -> Graph:
-    """All nodes in one graph: an edge to a graph leads to its input, one from it comes from its output."""
+    """All nodes in one graph. An edge to a nested graph leads to its input, and an edge from it begins at its
+    output."""
     graphs = {tuple(graph.path): graph for graph in file.graphs}
     ends: dict[_Path, dict[str, list[_Path]]] = {path: {"Input": [], "Output": []} for path in graphs}
     names: dict[_Path, str] = {}

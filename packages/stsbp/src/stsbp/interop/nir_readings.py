@@ -1,4 +1,4 @@
-"""What the importers of NIR make of a neuron: in words, as data, and as one step in numpy.
+"""How importers of NIR interpret neurons: in words, as data, and as one step in numpy.
 
 A node of NIR is a differential equation. `CubaLIF` (nir 1.0.8):
 
@@ -7,12 +7,12 @@ A node of NIR is a differential equation. `CubaLIF` (nir 1.0.8):
 NIR has no time step, so each importer chooses one, a way to integrate, what happens at the threshold, and which
 parameters it uses. `LIF` is the same without `i` (`tau v' = v_leak - v + r s`), `IF` without leak (`v' = r s`).
 
-`READINGS` says for each importer which nodes it reads, what becomes of others, what it asks of a neuron's numbers
-(`Ask`), which of them it ignores, and the step it takes, in the order of its own operations, each rounded to float32.
-Compiled code may round some of them together (XLA's fused multiply-add, in spyx) or have another exponential function
-(sinabs, rockpool); what was measured beside the libraries themselves is in docs/nir.md.
+`READINGS` contains for each importer which nodes it reads, how it treats others, its requirements for a neuron's
+numbers (`Ask`), the numbers that it ignores, and its step. The step has the order of the importer's own operations,
+each rounded to float32. Compiled code may round some of them together (XLA's fused multiply-add, in spyx) or use
+another exponential function (sinabs, rockpool). docs/nir.md has comparisons with the libraries themselves.
 
-`simulate` runs a node as an importer reads it. This module needs numpy alone, so that it can be loaded beside any
+`simulate` runs a node as an importer reads it. This module only needs numpy, so that it can be loaded beside any
 importer.
 """
 
@@ -31,11 +31,11 @@ Float32: TypeAlias = npt.NDArray[np.float32]
 Float64: TypeAlias = npt.NDArray[np.float64]
 
 Numbers: TypeAlias = Mapping[str, Float64]
-"""Parameters of a node by NIR's names, all of the shape of the population."""
+"""Parameters of a node by their names in NIR, all with the shape of the population."""
 
 
 class Stepped(NamedTuple):
-    """What a step leaves: current and potential for the next one, the potential before a reset, and the spikes."""
+    """The results of a step: current and potential for the next step, the potential before a reset, and the spikes."""
 
     i: Float32
     v: Float32
@@ -44,12 +44,13 @@ class Stepped(NamedTuple):
 
 
 Step: TypeAlias = Callable[[Numbers, float, Float32, Float32, Float32], Stepped]
-"""One step: from parameters, the time step, current and potential before it, and its input."""
+"""One step, as a function of the parameters, the time step, the previous current and potential, and the input."""
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What an importer asks of a node's numbers, in words, and whether given numbers and a time step are so."""
+    """A requirement of an importer for a node's numbers, in words, and a test whether numbers and a time step meet
+    it."""
 
     text: str
     holds: Callable[[Numbers, float], bool]
@@ -57,15 +58,15 @@ class Ask:
 
 @dataclass(frozen=True)
 class NeuronReading:
-    """How an importer takes one kind of neuron.
+    """How an importer reads one kind of neuron.
 
     Attributes:
         update: the equations of a step, for an input `x`.
         spike: how a potential `v` is compared with the threshold.
-        reset: what a spike leaves of the potential.
-        ignores: parameters of the node that change nothing.
-        asks: what it refuses to read otherwise.
-        step: the same in numpy.
+        reset: the potential after a spike.
+        ignores: parameters of the node that have no effect.
+        asks: requirements; otherwise the importer refuses the node.
+        step: the step in numpy.
     """
 
     update: str
@@ -81,14 +82,14 @@ class Reading:
     """An importer of NIR.
 
     Attributes:
-        name, version: of the package on PyPI whose sources were read.
-        call: how one imports a graph with it.
-        dt: the time step in seconds that it takes where none is given; NaN: it has none, or guesses it node by node.
-        dt_given: whether another one can be given.
-        neurons: kinds of neurons that it reads.
-        layers: other kinds of nodes that it reads.
-        otherwise: what becomes of a node of another kind.
-        notes: what else is known.
+        name, version: name and version of the package on PyPI whose sources were read.
+        call: how to import a graph with it.
+        dt: default time step in seconds; NaN: there is none, or it is guessed for each node.
+        dt_given: whether users can set the time step.
+        neurons: supported kinds of neurons.
+        layers: other supported kinds of nodes.
+        otherwise: how it treats nodes of other kinds.
+        notes: further information.
     """
 
     name: str
@@ -103,7 +104,7 @@ class Reading:
 
 
 def simulate(reading: NeuronReading, numbers: Numbers, dt: float, x: Float32) -> tuple[Float32, Float32]:
-    """Potentials before each reset and spikes, `[T, ...]`, of a population that is fed `x`, float32 `[T, ...]`."""
+    """Potentials before each reset and spikes, `[T, ...]`, of a population with the input `x`, float32 `[T, ...]`."""
     i = v = np.zeros(x.shape[1:], np.float32)
     steps = []
     for now in x:
@@ -290,7 +291,7 @@ _SNNTORCH_DT = 1e-4
 
 
 def _snntorch_threshold(p: Numbers, scale: Float64) -> Float32:
-    """The threshold, divided by what the input should have been multiplied by, where that is not 1."""
+    """The threshold, divided by the missing factor of the input if that is not 1."""
     return _float32(p["v_threshold"] if _close(scale, 1.0, relative=1e-5, absolute=1e-8) else p["v_threshold"] / scale)
 
 
@@ -527,4 +528,4 @@ _ROCKPOOL = Reading(
 READINGS: Mapping[str, Reading] = {
     each.name: each for each in (_SPIKINGJELLY, _NORSE, _SNNTORCH, _SPYX, _SINABS, _ROCKPOOL)
 }
-"""By the importer's name."""
+"""Importers by name."""

@@ -1,6 +1,7 @@
 """`stsbp export --to onnx`: a trained network as an ONNX model, the extra `onnx`.
 
-The model is made by onnx_model.py, which needs the library; here it is looked for, and the file written.
+onnx_model.py makes the model, and needs the library. This module checks that the library is installed, and writes the
+file.
 """
 
 from __future__ import annotations
@@ -22,32 +23,32 @@ if TYPE_CHECKING:
 __all__ = ["MODEL", "write"]
 
 MODEL = OutputKind("an ONNX model of stsbp", re.compile(rb"\x08.\x12\x05stsbp", re.DOTALL))
-"""What an export may replace: the version of the format and the producer stand first."""
+"""The kind of file that an export may replace. The format version and the producer are at its beginning."""
 
 
 _INEXACT = {
     "exp": "exp is not exact: its last bits differ between programs, and so may the spikes",
     "sqrt": "sqrt is exact where it is rounded correctly: in onnxruntime from version 1.21 on",
 }
-"""What is said of an operation."""
+"""Messages about operations."""
 
 
 def write(program: Program, about: About, out: Path, *, layers: bool = False, states: bool = False) -> list[str]:
-    """Write the network as an ONNX model; returns what to say of it.
+    """Write the network as an ONNX model. Returns the messages to print.
 
     Args:
-        program, about: the network, and what the file says of its run.
+        program, about: the network, and information about its run for the file.
         out: the file.
         layers: whether spikes and potentials of hidden layers are outputs too.
-        states: whether states are inputs and outputs, so that a call goes on where another one ended.
+        states: whether states are inputs and outputs, so that a call can continue where another one ended.
 
     Raises:
         ConfigError: onnx is not installed, or the network is too large for a file.
-        FileError: the file cannot be written, or something else is there.
+        FileError: the file cannot be written, or an existing file is of another kind.
     """
     if importlib.util.find_spec("onnx") is None:
         raise ConfigError('--to onnx needs the library onnx; install it with: python -m pip install "stsbp[onnx]"')
-    # Imported here: it needs onnx.
+    # Imported here, because it needs onnx.
     from stsbp.interop.onnx_model import OPSET, model
 
     made = model(program, about, layers=layers, states=states)

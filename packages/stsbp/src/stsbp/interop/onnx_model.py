@@ -1,9 +1,9 @@
-"""A trained network as an ONNX model: standard operators that compute what stsbp computes, to the bit.
+"""A trained network as an ONNX model. Its standard operators compute the same as stsbp, bit for bit.
 
-Weights meet the spikes of all steps at once, outside of time; each population is a `Scan` over the steps, whose body is
-its equation, operator by operator. So what follows the sums of weights stands in another graph, and no optimiser folds
-a factor or a bias into the weights, which would round differently. The weights of a recurrence are inside of the loop,
-and their sums are one of its states: they leave the body, and enter it at the next step.
+Weights are applied to the spikes of all steps at once, outside of the loop over time. Each population is a `Scan` over
+the steps, whose body is its equation, operator by operator. The operations after the weighted sums are thus in another
+graph, so no optimiser can fold a factor or a bias into the weights, which would round differently. The weights of a
+recurrence are inside the loop. Their sums are states of the loop: they leave the body, and enter it at the next step.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ _IR_VERSION = 7
 """Version of the file format, that of opset 13."""
 
 _MOST_BYTES = 2**31 - 2**24
-"""Of weights in one file: protocol buffers end at 2 GB."""
+"""Largest size of the weights in one file in bytes. Protocol buffers are limited to 2 GB."""
 
 _FLOAT, _UINT8, _INT64 = TensorProto.FLOAT, TensorProto.UINT8, TensorProto.INT64
 _END = np.iinfo(np.int64).max
-"""Of a slice: that of the axis."""
+"""End of a slice that reaches to the end of the axis."""
 _TIME = "/t"
-"""The number of a step, where nothing else says that there is one; no name in an equation is like it."""
+"""Name of the step number, for loops without any other sequence. No name in an equation is like it."""
 
 
 def model(program: Program, about: About, *, layers: bool = False, states: bool = False) -> ModelProto:
-    """The network as a model, checked, with the shapes of all values.
+    """The network as a checked model, with the shapes of all values.
 
     Args:
-        program, about: the network, and what the model says of its run.
+        program, about: the network, and information about its run for the model.
         layers: whether spikes and potentials of hidden layers are outputs too.
         states: whether states are inputs and outputs.
 
     Raises:
-        ConfigError: a layer is none that can be exported, or the weights do not fit a file.
+        ConfigError: a layer cannot be exported, or the weights do not fit in a file.
     """
     sizes = {name: weights.values.nbytes for name, weights in program.weights.items()}
     if sum(sizes.values()) > _MOST_BYTES:
@@ -90,14 +90,14 @@ def model(program: Program, about: About, *, layers: bool = False, states: bool 
 
 @dataclass
 class _Value:
-    """What a node gives, float32, and how it is called in the model.
+    """The output of a node, float32, and its names in the model.
 
     Attributes:
-        name: of the node.
-        shape: of a sample and step.
-        static: whether one array serves all steps.
-        frames: `[T, B, ...]`, static `[B, ...]`; empty where only `rows` have been made ...
-        rows: ... `[T * B, ...]`, static `[B, ...]`, which convolutions and pooling take, or the other way round.
+        name: name of the node.
+        shape: shape for one sample and step.
+        static: whether the same array is used at all steps.
+        frames: name of the form `[T, B, ...]`, static `[B, ...]`; empty if only `rows` exists so far.
+        rows: name of the form `[T * B, ...]`, static `[B, ...]`, which convolutions and pooling read; may be empty too.
     """
 
     name: str
@@ -109,13 +109,13 @@ class _Value:
 
 @dataclass
 class _Entering:
-    """What enters the loop of a population, by its names in the equation.
+    """The inputs of a population's loop, by their names in the equation.
 
     Attributes:
-        fixed: values of the graph outside that are the same at all steps. They are carried too: onnxruntime 1.20 ends
-            the process where a loop reads a convolution from outside.
-        carried: what is carried from step to step, by the name that it has outside: states, sums of a recurrence.
-        sequences: values of the graph outside of which each step takes one.
+        fixed: outer values that are the same at all steps. They are also carried, because onnxruntime 1.20 ends the
+            process if a loop reads a convolution from outside.
+        carried: values that are carried from step to step, by their outer names: states, sums of a recurrence.
+        sequences: outer values of which each step reads one element.
     """
 
     fixed: dict[str, str]
@@ -134,7 +134,7 @@ class _Exporter:
         self.inputs: list[ValueInfoProto] = []
         self.outputs: list[ValueInfoProto] = []
         self.shapes: dict[str, ValueInfoProto] = {}
-        """Of values of which the library infers none, or one without T."""
+        """Descriptions of values for which the library infers no shape, or one without T."""
         self.before: list[ValueInfoProto] = []
         self.after: list[ValueInfoProto] = []
 
@@ -194,7 +194,7 @@ class _Exporter:
             made.frames = Step(self.nodes, prefix, FORWARD, {"z": z, **given}, given.values()).outputs["y"]
 
     def _sums(self, nodes: Nodes, weights: Weights, x: str, output: str) -> str:
-        """Sums of weights of `x`: exact, so that the order in which they are added does not matter."""
+        """Weighted sums of `x`. They are exact, so the order of addition does not matter."""
         name, op, values = weights.projection.name, weights.projection.synapse, weights.values
         said: dict[str, Any] = {"doc_string": f"{op}, multiples of 2^-{weights.exponent}"}
         if type(op) is Conv2d:
@@ -208,7 +208,7 @@ class _Exporter:
         raise _unknown(name, op)
 
     def _window(self, name: str, op: Passing, read: _Value) -> str:
-        """What is computed of windows or pixels of `[n, C, H, W]`."""
+        """The result of an operation on windows or pixels of `[n, C, H, W]`."""
         x, output, said = self._rows(read), f"{name}/values", {"doc_string": str(op)}
         if type(op) is Upsample2d:
             scales = self.nodes.constant(f"{name}/scales", np.array([1, 1, *op.factors], np.float32))
@@ -221,7 +221,7 @@ class _Exporter:
             return self.nodes.add("MaxPool", [x], name, output, **sizes, **said)
         if op.divisor == 1:
             return self.nodes.add("AveragePool", [x], name, output, **sizes, **said)
-        # Sums, which are divided after the weights: a mean of such windows would be rounded.
+        # Use sums, which are divided after the weights. The mean of such windows would be rounded.
         ones = self.nodes.constant(f"{name}/ones", np.ones((read.shape[0], 1, *op.sizes), np.float32))
         return self.nodes.add("Conv", [x, ones], name, output, group=read.shape[0], **sizes, **said)
 
@@ -250,7 +250,7 @@ class _Exporter:
         return made
 
     def _entering(self, place: Place, population: Population) -> _Entering:
-        """What a population reads, and where it comes from."""
+        """The inputs of a population, and where they come from."""
         name = place.node.name
         found = _Entering({}, {state: f"{name}/{state}" for state in population.step.states}, {})
         for z, edge in zip(population.sums, place.node.inputs, strict=True):
@@ -265,7 +265,7 @@ class _Exporter:
         return found
 
     def _body(self, place: Place, population: Population, entering: _Entering, *, potentials: bool) -> GraphProto:
-        """One step: carried values and elements of sequences to carried values, spikes and potentials."""
+        """One step: from carried values and elements of sequences to carried values, spikes and potentials."""
         name, shape, nodes = place.node.name, place.output.shape, Nodes()
         prefix = f"{name}."
         constants = {k: nodes.constant(f"{prefix}{k}", np.array(x)) for k, x in population.constants.items()}
@@ -289,30 +289,30 @@ class _Exporter:
         return nodes.graph(f"{name}/step", enter, [tensor(value, _FLOAT, "B", *shape) for value in leaving], "")
 
     def _carried(self, state: str, shape: Shape) -> str:
-        """A state before the first step: zeros, unless they are given."""
+        """A state before the first step: zeros, unless states are inputs."""
         if self.states:
             return self._given(state, "B", *shape)
         return self.nodes.add("ConstantOfShape", [self._whole(shape, static=True)], f"/zeros/{_by(shape)}")
 
     def _given(self, state: str, *dims: int | str) -> str:
-        """A value before the first step, which is an input, and after the last step an output."""
+        """A value that is an input before the first step, and an output after the last step."""
         self.before.append(tensor(f"{state}/before", _FLOAT, *dims))
         self.after.append(tensor(f"{state}/after", _FLOAT, *dims))
         return f"{state}/before"
 
     def _time(self) -> str:
-        """Numbers of the steps, `[T]`: for a population that reads the same at all of them."""
+        """Numbers of the steps, `[T]`, for a population whose inputs are the same at all steps."""
         first, one = (self.nodes.constant(f"/time/{x}", np.array(x, np.int64)) for x in (0, 1))
         return self.nodes.add("Range", [first, "steps", one], "/time")
 
-    # What a node reads, in the form that it takes.
+    # Inputs of a node, in the form that it needs.
 
     def _read(self, edge: Edge) -> _Value:
         read = self.values[edge.source]
         return self._delayed(read, edge.delay) if edge.delay else read
 
     def _delayed(self, read: _Value, delay: int) -> _Value:
-        """Zeros, or what is given, and then the frames but for the last `delay`."""
+        """Zeros or given values, followed by all frames except the last `delay`."""
         name, add, integers = f"{read.name}@-{delay}", self.nodes.add, self.nodes.integers
         made = _Value(name, read.shape, False, f"{name}/frames")
         if name in self.nodes.nodes:
@@ -355,11 +355,11 @@ class _Exporter:
         return self._shaped(flat, whole, static=value.static)
 
     def _shaped(self, name: str, shape: Shape, *, static: bool) -> str:
-        """`name`, of whose value the model says `[T, B, ...]`, static `[B, ...]`."""
+        """`name`, with a description of its value as `[T, B, ...]`, static `[B, ...]`."""
         self.shapes[name] = tensor(name, _FLOAT, *("B",) if static else ("T", "B"), *shape)
         return name
 
-    # Shapes: T and B are known when the model runs.
+    # Shapes. T and B are only known when the model runs.
 
     def _whole(self, shape: Shape, *, static: bool) -> str:
         """`[T, B, ...]`, static `[B, ...]`, as a value of the model."""
@@ -391,12 +391,12 @@ def _by(shape: Shape) -> str:
 
 
 def _spread(x: Float32, shape: Shape) -> Float32:
-    """Numbers of channels, `[C]`, or of all, `[1]`, so that they meet values of `shape`."""
+    """Numbers of channels, `[C]`, or of all, `[1]`, in a form that broadcasts against values of `shape`."""
     return x.reshape(-1, *[1] * (len(shape) - 1))
 
 
 def _unsigned(step: Recurrence) -> Recurrence:
-    """The equation with potentials whose zeros are +0, as stsbp gives them; a snapped one has no others."""
+    """The equation with +0 for zeros of potentials, as in stsbp. Snapped potentials have no other zeros."""
     u = step.outputs["u"]
     return step if u.op == "snap" else step.changed(outputs={**step.outputs, "u": where(constant(0) >= abs(u), 0, u)})
 

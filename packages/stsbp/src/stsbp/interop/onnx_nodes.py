@@ -1,6 +1,7 @@
-"""Nodes of an ONNX graph, and equations as nodes: each operation of an expression is an operator, rounded once.
+"""Nodes of an ONNX graph, and equations as nodes. Each operation of an expression is one operator, rounded once.
 
-No operator here does two things, and the form of some keeps optimisers from making one of two (docs/deploy.md).
+No operator here combines two operations. Some are written in a form that keeps optimisers from combining them
+(docs/deploy.md).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _OPERATORS = {
     "add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "neg": "Neg", "abs": "Abs", "sqrt": "Sqrt", "exp": "Exp",
     "lt": "Less", "ge": "GreaterOrEqual", "spike": "GreaterOrEqual", "where": "Where",
 }  # fmt: skip
-"""Operations of expressions, but for `snap`."""
+"""Operations of expressions, except `snap`."""
 
 
 def tensor(name: str, kind: TensorProto.DataType, *dims: int | str) -> ValueInfoProto:
@@ -38,17 +39,18 @@ class Nodes:
     constants: dict[str, TensorProto] = field(default_factory=dict)
 
     def constant(self, name: str, values: AnyArray) -> str:
-        """A constant, made once; returns its name."""
+        """Add a constant, unless it exists. Returns its name."""
         if name not in self.constants:
             self.constants[name] = numpy_helper.from_array(np.asarray(values), name)
         return name
 
     def integers(self, name: str, *values: int) -> str:
-        """A constant list of integers, made once; returns its name."""
+        """Add a constant list of integers, unless it exists. Returns its name."""
         return self.constant(name, np.array(values, np.int64))
 
     def add(self, op: str, inputs: Sequence[str], name: str, *outputs: str, **attributes: Any) -> str:
-        """A node, made once, whose output has its name unless others are given; returns the first output's name."""
+        """Add a node, unless it exists. Its output has its name, unless `outputs` are given. Returns the first
+        output."""
         outputs = outputs or (name,)
         made = helper.make_node(op, inputs, outputs, name=name, **attributes)
         there = self.nodes.setdefault(name, made)
@@ -58,7 +60,7 @@ class Nodes:
     def graph(
         self, name: str, inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto], doc: str
     ) -> GraphProto:
-        """All of them."""
+        """A graph of all these nodes."""
         constants = [*self.constants.values()]
         return helper.make_graph([*self.nodes.values()], name, inputs, outputs, constants, doc_string=doc)
 
@@ -67,14 +69,14 @@ class Step:
     """One step of an equation among the nodes of a graph.
 
     Args:
-        nodes: where its operators are added.
-        prefix: of the names of all values.
+        nodes: receives its operators.
+        prefix: prefix of the names of all values.
         equation: the equation.
         values: names of its parameters, inputs and states in the graph.
-        constants: names of those values that are constants of the graph; all others have one shape.
+        constants: names of those values that are constants of the graph. All others have the same shape.
 
     Attributes:
-        states, outputs: names of the values of the new states and the outputs, by their names.
+        states, outputs: names of the values of the new states and the outputs, by their names in the equation.
     """
 
     def __init__(
@@ -104,7 +106,7 @@ class Step:
             small = add("Less", [magnitude, self._number(FLOOR)], f"{name}/small")
             return add("Where", [small, self._number(0.0), *operands], name)
         if op == "div" and operands[0] in self._constants:
-            # onnxruntime takes (1/b) c for c/b, which rounds once and not twice; it does not see through -(-1/b).
+            # onnxruntime computes c/b as (1/b) c, which rounds twice. It does not do so with -(-1/b).
             opposite = add("Neg", operands[:1], f"{name}/opposite")
             return add("Neg", [add("Div", [opposite, operands[1]], f"{name}/quotient")], name)
         return add(_OPERATORS[op], operands, name)
@@ -125,7 +127,7 @@ class Step:
         return name
 
     def result(self, value: str, like: str, name: str) -> str:
-        """A value as an output of the graph, of the shape of `like`."""
+        """A value as an output of the graph, with the shape of `like`."""
         if value in self._constants:
             return self._nodes.add("Expand", [value, self._nodes.add("Shape", [like], f"{like}/shape")], name)
         return self._nodes.add("Identity", [value], name)

@@ -1,8 +1,8 @@
-"""What a trained network computes in evaluation, as data: weights on their grids, equations, and their numbers.
+"""The computations of a trained network in evaluation, as data: weights on their grids, equations, and their constants.
 
-Whatever leaves (c_source.py, onnx_file.py, nir_file.py) is written from this, so that no exporter knows a neuron: a
-population's step is an expression (stsbp_spec/expr.py), as it is for every backend. A network of float32 master
-weights computes with weights on a grid, and with running statistics; here both have been applied.
+All exporters (c_source.py, onnx_file.py, nir_file.py) use this form, so they need not know any neuron model. The step
+of a population is an expression (stsbp_spec/expr.py), as for every backend. A network with float32 master weights
+computes with weights on a grid and with running statistics. Both have already been applied here.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ __all__ = ["About", "Normalised", "Population", "Program", "Weights", "program"]
 
 @dataclass(frozen=True)
 class About:
-    """What a file says of the run that it was made of, beside the network.
+    """Information about the run in an exported file, besides the network.
 
     Attributes:
-        name: of the run.
+        name: name of the run.
         checkpoint: SHA-256 of the checkpoint's weights.
-        steps: `T` of training.
-        classes: their names, in the order of the output neurons; none where labels are spike trains.
+        steps: `T` in training.
+        classes: names of the classes, in the order of the output neurons; empty if labels are spike trains.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Normalised:
     """Batch normalisation by running statistics: `synapses.batchnorm.FORWARD` with these numbers.
 
     Attributes:
-        mean, a, shift: of each channel, float32 `[C]`.
+        mean, a, shift: numbers for each channel, float32 `[C]`.
     """
 
     mean: Float32
@@ -59,10 +59,10 @@ class Weights:
     """A node with weights.
 
     Attributes:
-        projection: geometry, and what meets the weights: multiples of `2^-projection.input.exponent`.
+        projection: geometry, and the input of the weights: multiples of `2^-projection.input.exponent`.
         values: the weights on their grid, float32, output axis first.
-        exponent: they are whole multiples of `2^-exponent`, of at most 11 bits and a sign.
-        norm: what normalises their sums; None: nothing.
+        exponent: the weights are multiples of `2^-exponent`, with at most 11 bits and a sign.
+        norm: normalisation of their sums; None: there is none.
     """
 
     projection: Projection
@@ -72,26 +72,26 @@ class Weights:
 
     @property
     def integers(self) -> np.ndarray[tuple[int, ...], np.dtype[np.int16]]:
-        """The weights in units of `2^-exponent`, of the shape of `values`."""
+        """The weights as integers in units of `2^-exponent`, with the shape of `values`."""
         return np.rint(np.ldexp(self.values.astype(np.float64), self.exponent)).astype(np.int16)
 
     @property
     def sum_exponent(self) -> int:
-        """Their sums are whole multiples of `2^-sum_exponent`, below `2^24` of them."""
+        """Exponent of the unit of the sums, `2^-sum_exponent`. They are integers below `2^24` in this unit."""
         return self.exponent + self.projection.input.exponent
 
 
 @dataclass(frozen=True)
 class Population:
-    """A node of neurons: one step of the synaptic filters before them and of themselves.
+    """A node of neurons: one step of the synaptic filters before them and of the neurons themselves.
 
     Attributes:
-        place: the node, and what its edges carry.
-        step: from sums of weights, one input an edge, to the potential `u` and the spike `o`; states are zero before
-            the first step.
+        place: the node, and the values on its edges.
+        step: from weighted sums, one input per edge, to the potential `u` and the spike `o`. States are zero before the
+            first step.
         constants: the parameters of `step`, float32.
-        sums: inputs of `step` that are sums of weights, in the order of the node's inputs.
-        learned: its other inputs: numbers that were learned, the same at every step, `[C]` or `[1]`.
+        sums: inputs of `step` that are weighted sums, in the order of the node's inputs.
+        learned: the other inputs of `step`: learned parameters, which are the same at every step, `[C]` or `[1]`.
     """
 
     place: Place
@@ -117,17 +117,17 @@ class Program:
 
     @property
     def nodes(self) -> tuple[Node, ...]:
-        """All nodes, each after what it reads, but for a population that reads itself through weights after it."""
+        """All nodes, each after its inputs. Populations with recurrent weights come before these weights."""
         return self.network.graph.nodes
 
     @cached_property
     def recurrent(self) -> frozenset[str]:
-        """Names of the weights through which populations read themselves, one step later."""
+        """Names of the recurrent weights of populations, which act one step later."""
         return frozenset(name for names in self.network.graph.recurrent.values() for name in names)
 
 
 def program(network: NetworkSpec, weights: Mapping[str, Float32]) -> Program:
-    """What a network computes with these master weights, learned numbers and statistics (`Trained.weights`).
+    """The computations of a network with these master weights, learned parameters and statistics (`Trained.weights`).
 
     Raises:
         NumericError: a weight is not finite, or too large.

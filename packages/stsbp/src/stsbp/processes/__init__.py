@@ -1,9 +1,9 @@
-"""One command on many processes: who starts them, what they tell each other of themselves, and how they end together.
+"""One command in several processes: how they are started, what they tell each other, and how they end together.
 
 launcher.py   starts the processes of `--processes` on this machine
-group.py      the processes of a run: joined, compared, and ended by one message
-monitor.py    watches whether every one of them moves
-channel.py    the messages between them
+group.py      the processes of a run: connected, compared, and ended with one message
+monitor.py    checks whether all of them make progress
+channel.py    messages between them
 
-What is computed travels through the backend's `Collective`; nothing of it comes by here.
+Results of computations are exchanged by the backend's `Collective`, not by this package.
 """

@@ -1,4 +1,4 @@
-"""Messages over a socket: JSON after its length in four bytes. Nothing is unpickled."""
+"""Messages over a socket: JSON, preceded by its length in four bytes. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 __all__ = ["MOST", "Channel"]
 
 MOST = 2**20
-"""Bytes of a message."""
+"""Largest size of a message in bytes."""
 _HEAD = 4
 
 
 class Channel:
-    """Both ends of a connection speak in messages; each may be used by several threads at once."""
+    """One end of a connection for messages. Several threads may use it at the same time."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
@@ -24,7 +24,7 @@ class Channel:
         self._buffer = bytearray()
 
     def fileno(self) -> int:
-        """Of the socket, for `selectors`."""
+        """Descriptor of the socket, for `selectors`."""
         return self.connection.fileno()
 
     def send(self, message: Mapping[str, Any]) -> None:
@@ -40,11 +40,12 @@ class Channel:
             self.connection.sendall(len(data).to_bytes(_HEAD, "big") + data)
 
     def arrived(self) -> list[dict[str, Any]] | None:
-        """Messages that are there once the socket can be read; None: the other side closed the connection.
+        """The messages that have arrived. Call it when the socket can be read. None: the other side closed the
+        connection.
 
         Raises:
             OSError: the connection broke.
-            ValueError: what came is no message.
+            ValueError: the received data are not a message.
         """
         data = self.connection.recv(65536)
         if not data:

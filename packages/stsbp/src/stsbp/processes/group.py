@@ -1,4 +1,4 @@
-"""The processes of a command: joined, compared, watched, and ended together."""
+"""The processes of a command: they are connected, compared, monitored, and ended together."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["PER_PROCESS", "ExchangeError", "Group", "Watch", "join"]
 T = TypeVar("T")
 
 PER_PROCESS = frozenset({"threads", "data_dir"})
-"""Settings that may be others on another machine."""
+"""Settings that may differ between machines."""
 _HERE = ("127.0.0.1", "localhost", "::1")
 _CLOSED_PIPE = 141
 
@@ -44,12 +44,12 @@ _EXCHANGES = ("largest", "start_total", "gather", "broadcast")
 
 
 class Watch:
-    """Has a collective tell a pulse when it waits, and takes the time.
+    """Makes a collective report to a pulse when it waits, and measures the time.
 
-    Its methods are replaced on the object: a backend knows its own collective by its type.
+    It replaces methods of the object, and not its class, because a backend recognises its own collective by the type.
 
     Attributes:
-        seconds: spent in exchanges so far.
+        seconds: total time in exchanges so far.
     """
 
     def __init__(self, collective: Collective[Any], pulse: Pulse) -> None:
@@ -64,14 +64,15 @@ class Watch:
         def exchange(*arguments: Any) -> Any:
             with self.exchange():
                 found = method(*arguments)
-            # What `start_total` returns waits.
+            # The function that `start_total` returns waits.
             return self._watched(found) if callable(found) else found
 
         return exchange
 
     @contextlib.contextmanager
     def exchange(self, *, timed: bool = True) -> Iterator[None]:
-        """An exchange with the others; one within another is a part of it. Not `timed`: a program with some in it."""
+        """An exchange with the others. Nested exchanges count as one. Not `timed`: a program that contains
+        exchanges."""
         began, self._depth = time.perf_counter(), self._depth + 1
         if self._depth == 1:
             self.pulse.enter(computes=not timed)
@@ -87,13 +88,13 @@ class Watch:
 
 
 class Group:
-    """The processes of a command, this one among them; as a context manager it ends with them.
+    """The processes of a command, including this one. As a context manager, it ends together with them.
 
-    Within it an error of one process ends all of them, with one message.
+    Within it, an error of one process ends all of them, with one message.
 
     Attributes:
-        rank, size: of this process.
-        collective: what is computed travels by; None where there is one process.
+        rank, size: rank of this process, and number of processes.
+        collective: exchanges results of computations; None if there is one process.
         members: all processes.
     """
 
@@ -109,76 +110,76 @@ class Group:
 
     @property
     def waited(self) -> float:
-        """Seconds that this process spent in exchanges."""
+        """Time in seconds that this process has spent in exchanges."""
         return 0.0
 
     def advise(self, text: str) -> None:
-        """What the message is to say besides where a process is lost."""
+        """Set additional text for the message about a lost process."""
 
     def beat(self, what: str) -> None:
-        """Something new begins, for example a file."""
+        """Report that something new begins, for example a file."""
 
     def stepping(self) -> contextlib.AbstractContextManager[None]:
-        """While a step is computed: a backend may have its exchanges within compiled programs."""
+        """Context of a step. Backends may have exchanges inside of compiled programs."""
         return contextlib.nullcontext()
 
     def parts(self, batch: int) -> tuple[Part, ...]:
-        """Which samples of a batch each process has."""
+        """The part of a batch that each process has."""
         return parts_of(batch, self.size) if self.collective is None else self.collective.parts(batch)
 
     def part(self, batch: int) -> Part:
-        """Which samples of a batch this process has."""
+        """The part of a batch that this process has."""
         return self.parts(batch)[self.rank]
 
     def share(self, value: T | None) -> T:
-        """What rank 0 gives, values of JSON; the others give None."""
+        """The JSON values of rank 0. All other ranks pass None."""
         return json.loads(self.share_bytes(json.dumps(value).encode() if self.leads else None))  # type: ignore[no-any-return]
 
     def share_bytes(self, data: bytes | None) -> bytes:
-        """What rank 0 gives; the others give None."""
+        """The bytes of rank 0. All other ranks pass None."""
         if self.collective is None:
             assert data is not None
             return data
         return self.collective.broadcast(data)
 
     def gather(self, numbers: Sequence[float]) -> AnyArray:
-        """Numbers of every process, `[size, ...]` float64."""
+        """The numbers of every process, `[size, ...]` float64."""
         own = np.array(numbers, np.float64)
         return own[None] if self.collective is None else np.stack(self.collective.gather(own))
 
     def gather_values(self, value: T) -> list[T]:
-        """Values of JSON of every process."""
+        """The JSON values of every process."""
         if self.collective is None:
             return [value]
         found = self.collective.gather(np.frombuffer(json.dumps(value).encode(), np.uint8))
         return [json.loads(np.asarray(x, np.uint8).tobytes()) for x in found]
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has called this method."""
         if self.collective is not None:
             self.collective.barrier()
 
     def compare_settings(self, asked: Mapping[str, Any]) -> None:
-        """See that all were asked for the same, but for what may differ.
+        """Check that all processes have the same settings, except those that may differ.
 
         Raises:
-            ConfigError: a process was asked for something else.
+            ConfigError: a process has other settings.
         """
         if self.size > 1:
             shown = {name: value for name, value in asked.items() if name not in PER_PROCESS}
             compare_settings(self.members, self.gather_values(shown))
 
     def compare_data(self, fingerprint: str) -> None:
-        """See that all have the same data.
+        """Check that all processes have the same data.
 
         Raises:
-            ConfigError: a process has others.
+            ConfigError: a process has other data.
         """
         if self.size > 1:
             compare(self.members, self.gather_values({"data": fingerprint}))
 
     def one_by_one(self, work: Callable[[], T]) -> T:
-        """`work` that fills a cache: rank 0 first, then one process of every machine, then all others."""
+        """Run `work`, which fills a cache: first on rank 0, then in one process per machine, then in all others."""
         if self.size == 1:
             return work()
         hosts = [member.host for member in self.members]
@@ -208,7 +209,7 @@ class _Joined(Group):
         self._trace, self._failed = "", ""
 
     def start(self, rendezvous: Rendezvous, backend: AbstractBackend) -> None:
-        """Get to know the others, let the monitor begin, and compare what all of them run."""
+        """Exchange information with the others, start the monitor, and compare the software of all processes."""
         assert self.collective is not None
         me = self._monitor.me
         engine = self.collective.engine or type(self.collective).__name__
@@ -225,7 +226,7 @@ class _Joined(Group):
         else:
             port, word = self.share(None)
             self._connect((rendezvous.address, self.members[0].host), port, word)
-        # Nobody goes on before all are watched.
+        # No process continues before all are monitored.
         self.barrier()
         compare(self.members, [its["identity"] for its in found])
 
@@ -256,13 +257,13 @@ class _Joined(Group):
         return self._watch.exchange(timed=False) if fused else contextlib.nullcontext()
 
     def end(self, verdict: Verdict) -> None:
-        """End this process; called in the monitor's thread. Every file is either whole or as it was."""
+        """End this process. It is called in the monitor's thread. Every file is either complete or unchanged."""
         with contextlib.suppress(OSError, ValueError):
-            # That of an exchange which another process broke says nothing.
+            # The traceback of an exchange that another process broke is of no use.
             own = str(self._monitor.me) in verdict.message or (self.leads and verdict.message == self._failed)
             trace = self._trace if own else ""
             if sys.stderr.isatty():
-                # A bar may have hidden it.
+                # A progress bar may have hidden the cursor.
                 sys.stderr.write("\x1b[?25h\n")
             told = self._parent is not None and self._parent.tell(verdict, self._monitor.advice, trace)
             if (text := str(verdict)) and not told:
@@ -278,7 +279,7 @@ class _Joined(Group):
         if error is None or isinstance(error, SystemExit):
             self._monitor.close()
             assert self.collective is not None
-            # All are through: whoever leaves first may break what others close.
+            # All processes are finished. The first one that leaves may break connections that the others are closing.
             with contextlib.suppress(BackendError, RuntimeError):
                 self.collective.close()
         elif isinstance(error, BrokenPipeError):
@@ -294,15 +295,15 @@ class _Joined(Group):
 
 
 def join(backend: AbstractBackend, rendezvous: Rendezvous | None, timeout: float) -> Group:
-    """The processes that a launcher has started, or this one alone.
+    """Connect the processes that a launcher has started; or return a group of only this process.
 
     Args:
-        backend: what computes in this process.
+        backend: the backend of this process.
         rendezvous: where the processes meet; None: there are no others.
-        timeout: seconds after which a process that does not move is lost.
+        timeout: time in seconds after which a process without progress counts as lost.
 
     Raises:
-        BackendError: the backend computes in one process only, or the others did not come.
+        BackendError: the backend supports only one process, or the other processes did not arrive.
     """
     if rendezvous is None:
         return Group()
@@ -313,7 +314,7 @@ def join(backend: AbstractBackend, rendezvous: Rendezvous | None, timeout: float
     try:
         group.start(rendezvous, backend)
     except BaseException as error:
-        # An error of the comparison is one of all.
+        # An error of the comparison must reach all processes.
         group.__exit__(type(error), error, error.__traceback__)
         raise
     return group

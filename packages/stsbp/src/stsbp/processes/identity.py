@@ -1,4 +1,4 @@
-"""What processes of one run must have in common, and where they differ."""
+"""What the processes of a run must have in common, and how they differ."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SUFFIXES = {".py", ".cu", ".cuh", ".h", ".hpp", ".cpp"}
 
 
 def sources(package: str) -> str:
-    """SHA-256 of the names and contents of a package's sources; empty where it is not installed."""
+    """SHA-256 of the names and contents of a package's sources; empty if the package is not installed."""
     found = importlib.util.find_spec(package)
     digest = hashlib.sha256()
     for folder in (found.submodule_search_locations or ()) if found is not None else ():
@@ -37,7 +37,7 @@ def sources(package: str) -> str:
 
 
 def own_identity(backend: AbstractBackend, engine: str) -> dict[str, Any]:
-    """What this process runs, by names that a message can hold."""
+    """Versions and settings of this process, by name, in a form that fits in a message."""
     found: dict[str, Any] = {"contract": CONTRACT_VERSION, "engine": engine}
     for package in dict.fromkeys((*_ALWAYS, type(backend).__module__.partition(".")[0])):
         if digest := sources(package):
@@ -48,14 +48,14 @@ def own_identity(backend: AbstractBackend, engine: str) -> dict[str, Any]:
 
 
 def compare(members: Sequence[Member], found: Sequence[Mapping[str, Any]]) -> None:
-    """Compare what all processes run.
+    """Compare the software and backends of all processes.
 
     Raises:
-        ConfigError: something differs; names the process and what it is.
+        ConfigError: there is a difference. The message names the process and the difference.
     """
     for member, its in zip(members, found, strict=True):
         for name, own in found[0].items():
-            # Another backend has other packages besides.
+            # Another backend has additional packages.
             if name in its and its[name] != own:
                 raise ConfigError(_differs(member, name, own, its[name]))
 
@@ -81,10 +81,10 @@ def _differs(member: Member, name: str, own: Any, its: Any) -> str:
 
 
 def compare_settings(members: Sequence[Member], asked: Sequence[Mapping[str, Any]]) -> None:
-    """Compare what all processes were asked for.
+    """Compare the settings of all processes.
 
     Raises:
-        ConfigError: it differs; names the process and each setting.
+        ConfigError: there is a difference. The message names the process and each setting.
     """
     for member, its in zip(members, asked, strict=True):
         names = dict.fromkeys((*asked[0], *its))

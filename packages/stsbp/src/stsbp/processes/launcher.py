@@ -1,8 +1,8 @@
-"""Starts the processes of `--processes` on this machine, and stands in for them: signals, output, messages, exit code.
+"""Starts the processes of `--processes` on this machine, and manages their signals, output, messages and exit code.
 
-Every process is the same command with the variables of torchrun. Rank 0 has the terminal; what the others print is
-shown where one of them fails by itself. A socket to each of them tells it when this process is gone, and tells this
-process why they end, so that it is said once.
+Every process runs the same command with the variables of torchrun. Rank 0 uses the terminal. The output of the other
+processes is only shown if one of them fails by itself. Each process is connected to this one by a socket. Through the
+socket, the process notices when this one is gone, and tells it why it ends, so that the reason is printed only once.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from stsbp.threads import thread_count
 __all__ = ["LAUNCHER", "THREADS", "Parent", "Started", "launch", "parent"]
 
 LAUNCHER = "STSBP_LAUNCHER"
-"""Variable that holds the number of the socket to the process that started this one."""
+"""Variable with the number of the socket to the process that started this one."""
 PATIENCE = 3.0
-"""Seconds that the others have to end by themselves when one has failed."""
+"""Time in seconds that the other processes have to end by themselves after one has failed."""
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-"""Variables that numerical libraries read."""
+"""Variables with the number of threads, which numerical libraries read."""
 _LINES = 40
 _LONGEST_TRACE = 2**16
 
 
 class Started:
-    """`stsbp ARGUMENTS` in a process of its own, which stops as by SIGTERM when this process is gone.
+    """`stsbp ARGUMENTS` in its own process. It stops as after SIGTERM when this process is gone.
 
     Args:
-        arguments: of the command line.
-        variables: of its environment, beside those of this one; None: it has none of that name.
-        lines: how many of the last lines that it prints to a pipe are kept.
-        output: where it prints to, as `subprocess.Popen` takes it.
+        arguments: arguments of the command line.
+        variables: changes of the environment variables; None: the variable is removed.
+        lines: number of last lines to keep from its output to a pipe.
+        output: where its output goes, as for `subprocess.Popen`.
     """
 
     def __init__(self, arguments: Sequence[str], variables: Mapping[str, object], lines: int, **output: int) -> None:
@@ -60,7 +60,7 @@ class Started:
             stdin=subprocess.DEVNULL,
             env={name: str(value) for name, value in environment.items() if value is not None},
             pass_fds=(there.fileno(),),
-            # Ctrl-C goes to this process alone, which passes it on once.
+            # Only this process receives Ctrl-C, and passes it on once.
             start_new_session=True,
             text=True,
             errors="backslashreplace",
@@ -76,7 +76,7 @@ class Started:
             self.heard(line.rstrip())
 
     def heard(self, line: str) -> None:
-        """Told each line, in another thread."""
+        """Called for each line, in another thread."""
 
     def said(self) -> str:
         """The last lines that it printed."""
@@ -90,7 +90,7 @@ class Started:
 
 
 class _Child(Started):
-    """One of several processes, and what is known of its end."""
+    """One of several processes, and how it ended."""
 
     def __init__(self, arguments: Sequence[str], rank: int, size: int, port: int, threads: int) -> None:
         variables = {
@@ -102,23 +102,23 @@ class _Child(Started):
             "MASTER_PORT": port,
             **dict.fromkeys(THREADS, threads),
         }
-        # The first one has the terminal; of the others the last lines are kept.
+        # Only the first process uses the terminal. The last lines of the others are kept.
         quiet = {} if rank == 0 else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         super().__init__(arguments, variables, _LINES, **quiet)
         self.rank, self.channel, self.verdict = rank, Channel(self.here), dict[str, object]()
         self.killed = False
         self.ended = float("inf")
-        """When it was found to have ended."""
+        """The time at which its end was noticed."""
 
     def kill(self) -> None:
-        """End it, and what it started."""
+        """End the process and all processes that it started."""
         self.killed = True
         with contextlib.suppress(OSError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
     @property
     def code(self) -> int | None:
-        """Its exit code; below zero the signal that ended it; None: it runs."""
+        """Its exit code. Negative: the signal that ended it. None: it is still running."""
         code = self.process.poll()
         if code is not None:
             self.ended = min(self.ended, time.monotonic())
@@ -126,15 +126,15 @@ class _Child(Started):
 
 
 def launch(arguments: Sequence[str], size: int, threads: int = 0) -> int:
-    """Run `stsbp ARGUMENTS` in `size` processes on this machine; returns the exit code.
+    """Run `stsbp ARGUMENTS` in `size` processes on this machine. Returns the exit code.
 
     Args:
-        arguments: of the command line.
-        size: how many.
-        threads: of each; 0: those that one process would take are divided among them.
+        arguments: arguments of the command line.
+        size: number of processes.
+        threads: threads of each process; 0: the threads of one process are divided among them.
 
     Raises:
-        ConfigError: the system does not let processes inherit sockets.
+        ConfigError: the operating system does not let processes inherit sockets.
     """
     if sys.platform == "win32":
         raise ConfigError("--processes starts processes on Linux and macOS; elsewhere start them with torchrun")
@@ -161,7 +161,7 @@ def launch(arguments: Sequence[str], size: int, threads: int = 0) -> int:
 
 @contextlib.contextmanager
 def _passing_signals_on(children: list[_Child]) -> Iterator[set[int]]:
-    """Pass signals on to all; gives those that were."""
+    """Pass signals on to all processes. Yields the set of signals that were passed on."""
     passed: set[int] = set()
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
@@ -174,7 +174,7 @@ def _passing_signals_on(children: list[_Child]) -> Iterator[set[int]]:
 
 
 def _supervise(children: list[_Child]) -> None:
-    """Wait until all have ended; end those that do not by themselves after one has failed."""
+    """Wait until all have ended. After one has failed, end those that do not end by themselves."""
     deadline = float("inf")
     with selectors.DefaultSelector() as selector:
         for child in children:
@@ -191,7 +191,7 @@ def _supervise(children: list[_Child]) -> None:
                 for message in messages or ():
                     child.verdict = message
             if not selector.get_map():
-                # All have let go of their sockets, and are about to end.
+                # All have closed their sockets, and are about to end.
                 time.sleep(0.01)
             now = time.monotonic()
             if any(child.verdict or child.code not in (None, 0) for child in children):
@@ -203,15 +203,15 @@ def _supervise(children: list[_Child]) -> None:
 
 
 def _outcome(children: list[_Child], passed: set[int]) -> Verdict:
-    """How all have ended; nothing is to be said where they said it themselves."""
+    """How all processes have ended. The message is empty if they printed it themselves."""
     size = len(children)
     struck = [child for child in children if child.code is not None and child.code < 0 and not child.killed]
     if struck:
-        # What ended one of them may have ended others, a little later.
+        # The cause of the first end may have ended others a little later.
         child = min(struck, key=lambda child: child.ended)
         number = -(child.code or 0)
         if number in passed:
-            # It came before anything was there to be saved; where rank 0 ended by itself, it said so.
+            # The signal came before there was anything to save. If rank 0 ended by itself, it printed a message.
             silent = number == signal.SIGINT and (children[0].code or 0) < 0
             return Verdict(INTERRUPTED if silent else "", 128 + number)
         name = signal.Signals(number).name if number in signal.valid_signals() else "unknown"
@@ -223,7 +223,7 @@ def _outcome(children: list[_Child], passed: set[int]) -> Verdict:
             code = child.verdict.get("code")
             return Verdict(str(child.verdict.get("end", "")), code if isinstance(code, int) else 1)
     if children[0].code and children[0].code > 0:
-        # It has the terminal, and said why.
+        # Rank 0 uses the terminal, and printed the reason.
         return Verdict("", children[0].code)
     for child in children:
         if child.code is not None and child.code > 0:
@@ -233,7 +233,7 @@ def _outcome(children: list[_Child], passed: set[int]) -> Verdict:
 
 
 class Parent:
-    """The process that started this one by `--processes`, seen from here."""
+    """The process that started this one for `--processes`, as seen from this process."""
 
     def __init__(self, descriptor: int) -> None:
         connection = socket.socket(fileno=descriptor)
@@ -241,7 +241,7 @@ class Parent:
         self._channel = Channel(connection)
 
     def tell(self, verdict: Verdict, advice: str, trace: str = "") -> bool:
-        """Hand a verdict over, and the traceback of a bug in this process; False: nobody takes it."""
+        """Send a verdict, and the traceback of a bug in this process. False: nobody receives it."""
         try:
             said = {"end": verdict.message, "code": verdict.code, "advice": advice, "trace": trace[-_LONGEST_TRACE:]}
             self._channel.send(said)
@@ -250,7 +250,7 @@ class Parent:
         return True
 
     def follow(self) -> None:
-        """Stop as by SIGTERM when it is gone."""
+        """Stop as after SIGTERM when the parent process is gone."""
         threading.Thread(target=self._follow, name="stsbp-parent", daemon=True).start()
 
     def _follow(self) -> None:
@@ -261,8 +261,8 @@ class Parent:
 
 
 def parent() -> Parent | None:
-    """The process of this program that started this one; None where it was started in another way."""
-    # What this process starts has the variable no more, and not the socket.
+    """The process of this program that started this one; None if it was started in another way."""
+    # Processes started by this one must have neither the variable nor the socket.
     text = os.environ.pop(LAUNCHER, "")
     try:
         return Parent(int(text)) if text.isdecimal() else None

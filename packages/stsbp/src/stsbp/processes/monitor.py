@@ -1,9 +1,10 @@
-"""Watches whether all processes of a run move, and ends all of them where one does not.
+"""Checks whether all processes of a run make progress, and ends all of them if one does not.
 
-Every process has a thread that tells rank 0, at least once a second, how far it has come, what it does, and whether it
-waits for the others. Rank 0 judges: lost is whose connection closed, whom nobody heard for `--rank-timeout`, or who
-does not wait and did not move for as long. Who waits for a lost process is not to blame. All then end with one message.
-Where rank 0 falls silent, each of the others ends by itself.
+Every process has a thread that tells rank 0, at least once per second, its progress, its current task, and whether it
+waits for the others. Rank 0 decides which processes are lost. A process is lost if its connection closes, if no message
+came for `--rank-timeout`, or if it made no progress for this time without waiting. Processes that wait for a lost
+process are not lost. All processes then end with one message. If rank 0 falls silent, each of the others ends by
+itself.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ from stsbp.processes.channel import Channel
 __all__ = ["LOST", "Judge", "Member", "Monitor", "Pulse", "Sign", "Verdict"]
 
 LOST = 69
-"""Exit code of every process where one was lost: the EX_UNAVAILABLE of sysexits.h."""
+"""Exit code of every process if one was lost: EX_UNAVAILABLE of sysexits.h."""
 COMPILING = 20
-"""So many times `--rank-timeout` a process may compute without coming to anything new, as it does while it compiles."""
+"""A process may compute for this multiple of `--rank-timeout` without progress, for example while it compiles."""
 _BUSY = 0.05
-"""Share of a processor above which a process computes."""
+"""A process counts as computing if it uses at least this share of a processor."""
 _SETTLES = 1.0
-"""Seconds in which others may say the same, or whose connection closed may be seen."""
+"""Time in seconds in which other processes may report the same error, or closed connections may be noticed."""
 _BREAKS = 3.0
-"""The same after an exchange that failed: the cause is another process, and may be seen a little later."""
+"""The same after a failed exchange. Its cause is another process, which may be noticed a little later."""
 _GREETS = 5.0
-"""Seconds in which who connects says the word."""
+"""Time in seconds in which a new connection must send the secret word."""
 _STRANGERS = 64
-"""Connections, besides one of each member, that may be open without the word having come."""
+"""Largest number of open connections that have not sent the word, in addition to one per member."""
 _GONE = "is gone: its connection closed, as when a process is killed or a machine fails"
 
 
@@ -47,7 +48,7 @@ def _silent(seconds: float) -> str:
 
 
 def _encoded(word: object) -> bytes:
-    # Messages may hold half a character.
+    # Messages may contain half of a surrogate pair.
     return str(word).encode(errors="surrogatepass")
 
 
@@ -70,14 +71,14 @@ class Member:
 
 @dataclass(frozen=True)
 class Sign:
-    """How far a process has come.
+    """The progress of a process.
 
     Attributes:
-        moved: how many layers, updates, files and exchanges it has done.
-        doing: what it does.
+        moved: number of layers, updates, files and exchanges that it has done.
+        doing: its current task.
         waits: whether it waits for the others.
-        exchange: number of the exchange that it waits in, or was in last.
-        cpu: seconds that it computed; those in which it waits, though it may spin, do not count.
+        exchange: number of the exchange in which it waits, or of the last one.
+        cpu: computing time in seconds. Time in exchanges does not count, even if waiting uses the processor.
     """
 
     moved: int
@@ -89,44 +90,44 @@ class Sign:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why all processes end, and with which exit code."""
+    """The reason why all processes end, and the exit code."""
 
     message: str
     code: int
 
     def __str__(self) -> str:
-        """As it is printed; empty where nothing is to be said."""
+        """The printed message. Empty if nothing should be printed."""
         if not self.message or self.code == EXIT_CODE:
             return self.message
         return f"Error: {legible(self.message)}"
 
 
 class Pulse:
-    """How far this process has come; told by those who compute, read by the thread that reports."""
+    """The progress of this process. Computing threads update it, and the reporting thread reads it."""
 
     def __init__(self) -> None:
         self.moved, self.exchange, self.doing, self.waits = 0, 0, "starting", False
         self._entered: float | None = None
 
     def beat(self, what: str) -> None:
-        """Something new begins."""
+        """Report that something new begins."""
         self.moved += 1
         self.doing = what
 
     def enter(self, *, computes: bool = False) -> None:
-        """An exchange with the others begins; `computes`: it is part of a program that computes, or is compiled."""
+        """Report that an exchange begins. `computes`: it is part of a program that computes or is compiled."""
         self.exchange += 1
         self._entered = None if computes else time.process_time()
         self.waits = True
 
     def leave(self) -> None:
-        """The exchange is over."""
+        """Report that the exchange is over."""
         self.moved += 1
         self.waits = False
         self._entered = None
 
     def sign(self) -> Sign:
-        """As it is told."""
+        """The sign to send."""
         entered = self._entered
         cpu = time.process_time() if entered is None else entered
         return Sign(self.moved, self.doing, self.waits, self.exchange, cpu)
@@ -134,7 +135,7 @@ class Pulse:
 
 @dataclass
 class _Heard:
-    """Of a member: its last sign, and when it came, when it last moved and when it last computed."""
+    """The last sign of a member, and the times of this sign, of the last progress and of the last computation."""
 
     sign: Sign
     at: float
@@ -153,13 +154,13 @@ class _Fault:
 
 @dataclass
 class Judge:
-    """Decides from the signs of all members whether they are to end, and why.
+    """Decides from the signs of all members whether they must end, and why.
 
     Attributes:
         members: in the order of their ranks.
-        timeout: seconds without a sign, or without anything new.
-        clock: the time.
-        advice: end of the message where one is lost.
+        timeout: allowed time in seconds without a sign, or without progress.
+        clock: returns the time.
+        advice: end of the message about a lost process.
     """
 
     members: Sequence[Member]
@@ -177,7 +178,7 @@ class Judge:
             self._heard[member.rank] = _Heard(Sign(0, "starting", False, 0, 0.0), now, now, now)
 
     def hear(self, rank: int, sign: Sign) -> None:
-        """A sign of life."""
+        """A sign has arrived."""
         now, known = self.clock(), self._heard[rank]
         before = known.sign
         if (sign.moved, sign.exchange, sign.waits) != (before.moved, before.exchange, before.waits):
@@ -187,31 +188,31 @@ class Judge:
         known.sign, known.at = sign, now
 
     def fail(self, rank: int, text: str, code: int, *, broken: bool = False) -> None:
-        """A member ends with an error; `broken`: an exchange failed, whoever is to blame."""
+        """A member ends with an error. `broken`: an exchange failed, possibly because of another member."""
         self._faults.append(_Fault(rank, text, code, broken, self.clock()))
 
     def lose(self, rank: int) -> None:
-        """A member's connection closed."""
+        """The connection of a member was closed."""
         if rank not in self._done:
             self._gone.setdefault(rank, self.clock())
 
     def finish(self, rank: int) -> None:
-        """A member is through."""
+        """A member is finished."""
         self._done.add(rank)
 
     @property
     def all_done(self) -> bool:
-        """Whether all members are through."""
+        """Whether all members are finished."""
         return len(self._done) == len(self.members)
 
     def verdict(self) -> Verdict | None:
-        """Why all are to end now; None: they are not."""
+        """Why all members must end now; None: they need not end."""
         now = self.clock()
         told = {fault.rank for fault in self._faults}
         errors = [fault for fault in self._faults if not fault.broken]
         if errors:
             same = len({fault.text for fault in errors}) == 1
-            # What all of them say is no matter of one.
+            # An error that all of them report does not belong to one process.
             if not (same and len(errors) == len(self.members)) and now - errors[0].at < _SETTLES:
                 return None
             return self._error(errors)
@@ -231,7 +232,7 @@ class Judge:
         return Verdict(f"{self.members[first.rank]}: {first.text}" if alone else first.text, first.code)
 
     def _stuck(self, now: float) -> Verdict | None:
-        """Who does not move; among several the one that has not for longest."""
+        """A member without progress. If there are several, the one with the longest time without progress."""
         working = {rank: known for rank, known in self._heard.items() if rank not in self._done}
         idle = {
             rank: known
@@ -244,7 +245,7 @@ class Judge:
             how = f"did nothing new for {now - own[rank].moved:.0f} s: {self._place(own[rank].sign)}"
             return self._lost(rank, how + _allowed(self.timeout))
         if working and len(idle) == len(working):
-            # All wait for each other: a message is lost. Behind is who has not come to the last exchange.
+            # All wait for each other, so a message is lost. The slowest member has not reached the last exchange.
             last = min(working, key=lambda rank: (working[rank].sign.exchange, working[rank].moved))
             behind, furthest = working[last].sign.exchange, max(known.sign.exchange for known in working.values())
             others = "as all others do" if behind == furthest else f"others in {furthest}"
@@ -263,13 +264,13 @@ class Judge:
 
 
 class Monitor:
-    """The thread of a process that tells rank 0 of it, on rank 0 the one that judges.
+    """The thread of a process that reports to rank 0. On rank 0, it is the thread that decides.
 
     Args:
-        pulse: of this process.
+        pulse: progress of this process.
         me: this process.
         timeout: see `Judge`.
-        end: called with the verdict, in the thread; ends the process.
+        end: function that ends the process. It is called with the verdict, in the thread.
     """
 
     def __init__(self, pulse: Pulse, me: Member, timeout: float, end: Callable[[Verdict], None]) -> None:
@@ -282,29 +283,29 @@ class Monitor:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    # Rank 0.
+    # Methods for rank 0.
     def listen(self, host: str) -> tuple[int, str]:
-        """Begin to listen; returns the port and the word by which the others are known.
+        """Start to listen. Returns the port and the secret word by which the others are recognised.
 
         Raises:
-            OSError: the system has no port.
+            OSError: the system has no free port.
         """
         self._word = os.urandom(16).hex()
         self._server = socket.create_server((host, 0), backlog=self.me.size)
-        # Who connects may be gone again before it is accepted.
+        # A peer may already be gone before its connection is accepted.
         self._server.setblocking(False)
         return int(self._server.getsockname()[1]), self._word
 
     def watch(self, members: Sequence[Member]) -> None:
-        """Begin to judge."""
+        """Start to judge."""
         self._begin(lambda: self._judge(Judge(members, self.timeout)))
 
-    # The others.
+    # Methods for the other ranks.
     def connect(self, address: str, port: int, word: str, leader: Member) -> None:
-        """Connect to rank 0, and begin to tell of this process.
+        """Connect to rank 0, and start to report on this process.
 
         Raises:
-            OSError: there is no way to it.
+            OSError: rank 0 cannot be reached.
         """
         connection = socket.create_connection((address, port), timeout=self.timeout)
         connection.settimeout(None)
@@ -312,11 +313,11 @@ class Monitor:
         channel.send({"word": word, "rank": self.me.rank})
         self._begin(lambda: self._tell(channel, leader))
 
-    # All.
+    # Methods for all ranks.
     def fail(self, text: str, code: int, *, broken: bool = False) -> None:
-        """This process ends with an error: tell the others, and wait for the verdict, which ends it."""
+        """This process ends with an error. Tell the others, and wait for the verdict, which ends this process."""
         if self._thread is None:
-            # Nobody hears it yet.
+            # There is no connection yet.
             return
         with self._lock:
             self._told.append({"failed": text, "code": code, "broken": broken})
@@ -324,7 +325,7 @@ class Monitor:
         self.end(Verdict(f"{self.me}: {text}", code))
 
     def close(self) -> None:
-        """This process is through: wait until all are."""
+        """This process is finished. Wait until all are."""
         self._leaving.set()
         if self._thread is not None:
             self._thread.join()
@@ -355,7 +356,7 @@ class Monitor:
             while True:
                 for key, _ in selector.select(min(0.1, self.interval)):
                     if key.fileobj is self._server:
-                        # A connection that failed is no matter of the others.
+                        # A connection that failed must not affect the others.
                         with contextlib.suppress(OSError):
                             connection, _ = self._server.accept()
                             connection.setblocking(True)
@@ -388,7 +389,7 @@ class Monitor:
         self._over.set()
 
     def _unwelcome(self, strangers: dict[Channel, float]) -> list[Channel]:
-        """Who has not said the word in time, and the oldest of too many."""
+        """Connections that did not send the word in time; and the oldest ones, if there are too many."""
         now, surplus = time.monotonic(), len(strangers) - self.me.size - _STRANGERS
         return [
             channel
@@ -399,7 +400,7 @@ class Monitor:
     def _listen_to(
         self, judge: Judge, channel: Channel, channels: dict[Channel, int], others: dict[int, Channel]
     ) -> bool:
-        """Take in what a member, or a stranger, says; False: the connection is over."""
+        """Process the messages of a member or a stranger. False: the connection is over."""
         rank = channels[channel]
         try:
             messages = channel.arrived()
@@ -427,7 +428,7 @@ class Monitor:
     @staticmethod
     def _send(others: dict[int, Channel], message: dict[str, Any]) -> None:
         for channel in others.values():
-            # Whose connection is closed is heard of by itself.
+            # A closed connection is noticed elsewhere.
             with contextlib.suppress(OSError):
                 channel.send(message)
 
@@ -461,7 +462,7 @@ class Monitor:
                         self.end(Verdict(f"{leader} {how}{self.advice}", LOST))
                         return
         except OSError:
-            # Rank 0 may leave as soon as it knows that all are through.
+            # Rank 0 may leave as soon as it knows that all are finished.
             if not left:
                 self.end(Verdict(f"{leader} {_GONE}{self.advice}", LOST))
         finally:

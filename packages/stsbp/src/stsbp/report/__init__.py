@@ -1,1 +1,1 @@
-"""Runs that people can look at: one HTML file that needs no network, and runs side by side."""
+"""Reports for people: one HTML file that works offline, and runs side by side."""

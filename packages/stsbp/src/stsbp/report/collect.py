@@ -1,4 +1,4 @@
-"""What a report shows, gathered: records of the run, and samples that were read right and wrong."""
+"""Collects the contents of a report: the records of the run, and correctly and wrongly classified samples."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from stsbp.training.prefetch import prefetched
 __all__ = ["Sample", "Survey", "choose", "look", "survey"]
 
 SHOWN = 3
-"""Samples of each kind."""
+"""Number of samples of each kind."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """How each sample of a split was read.
+    """The result for each sample of a split.
 
     Attributes:
         labels: classes, `[n]`.
-        nearest: classes of the nearest label sequences, `[n]`; None where labels are spike trains.
-        scores: 1 or 0 for right or wrong, or F1 of the spike times of each sample, `[n]`.
+        nearest: classes of the nearest label sequences, `[n]`; None if labels are spike trains.
+        scores: 1 or 0 for correct or wrong; or F1 of the spike times of each sample, `[n]`.
     """
 
     labels: Int64
@@ -36,7 +36,7 @@ class Survey:
     scores: Float64
 
     def confusion(self, classes: int) -> Int64:
-        """Samples by true class (row) and class of the nearest label sequence (column), `[K, K]`."""
+        """Number of samples by true class (row) and class of the nearest label sequence (column), `[K, K]`."""
         counts = np.zeros((classes, classes), dtype=np.int64)
         if self.nearest is not None:
             np.add.at(counts, (self.labels, self.nearest), 1)
@@ -46,7 +46,7 @@ class Survey:
 def survey(
     task: Task, state: TrainState, split: Split, batch_size: int, between: Callable[[int], None] | None = None
 ) -> Survey:
-    """Run a whole split and note how each sample was read."""
+    """Run a whole split, and record the result for each sample."""
     n = len(split)
     nearest: Int64 = np.zeros(n, dtype=np.int64)
     scores: Float64 = np.zeros(n)
@@ -67,7 +67,8 @@ def survey(
 
 
 def choose(found: Survey, count: int = SHOWN) -> tuple[list[int], list[int]]:
-    """Samples to show: read wrong and right, of as many classes as there are; or with the worst and the best F1."""
+    """Samples to show: wrong and correct ones, from as many classes as possible; or those with the worst and best
+    F1."""
     n = len(found.scores)
     if found.nearest is None:
         order = np.argsort(found.scores, kind="stable").tolist()
@@ -84,16 +85,16 @@ def choose(found: Survey, count: int = SHOWN) -> tuple[list[int], list[int]]:
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample and what the network made of it, `T` its own steps.
+    """A sample and the network's response to it. `T` is the sample's own number of steps.
 
     Attributes:
         name: its number in the split, or its file.
         inputs: `[C, H, W]`, or frames `[T, ...]` for events.
-        outputs, targets: `[T, N]`; `targets` is None where the label is not known.
-        potentials: of the output neurons, `[T, N]`.
-        label, nearest: true class and class of the nearest label sequence, where there are classes.
-        distances: to the label sequence of each class, `[K]`.
-        score: F1 of the spike times, where labels are spike trains.
+        outputs, targets: `[T, N]`. `targets` is None if the label is unknown.
+        potentials: potentials of the output neurons, `[T, N]`.
+        label, nearest: true class and class of the nearest label sequence, if there are classes.
+        distances: distance to the label sequence of each class, `[K]`.
+        score: F1 of the spike times, if labels are spike trains.
     """
 
     name: str
@@ -116,15 +117,15 @@ def look(
     labels: Sequence[int] | None = None,
     lengths: Int64 | None = None,
 ) -> list[Sample]:
-    """Run some samples and keep everything that can be seen of them.
+    """Run some samples, and keep everything that a report shows.
 
     Args:
         task, state: the trained network.
-        names: of the samples.
+        names: names of the samples.
         inputs: `[B, ...]` or `[T, B, ...]`.
-        targets: `[T, B, N]`, where they are known.
-        labels: classes, where they are known.
-        lengths: steps of each sample, `[B]`; None: all.
+        targets: `[T, B, N]`, if they are known.
+        labels: classes, if they are known.
+        lengths: number of steps of each sample, `[B]`; None: all steps.
     """
     trainer, events = task.trainer, task.inputs.coding == "events"
     exported = trainer.export_state(state)

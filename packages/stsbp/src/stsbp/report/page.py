@@ -1,6 +1,6 @@
-"""The page: HTML with its style and charts in it, so that it asks the network for nothing.
+"""The page: HTML that contains its style and charts, so that it loads nothing from the network.
 
-A content security policy in its head forbids scripts and every request; what it shows would be missing, not fetched.
+A content security policy in its head forbids scripts and all requests. Missing content would therefore not be loaded.
 """
 
 from __future__ import annotations
@@ -58,29 +58,29 @@ white-space:pre-wrap;overflow-wrap:anywhere;margin:8px 0}
 @media print{.card,figure{break-inside:avoid}}
 """
 _MANY = 16
-"""So many distances are drawn."""
+"""Number of distances that are drawn."""
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _POLICY_TAG = f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
 _HEAD = '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
 _MARK = '<meta name="generator" content="stsbp">'
 PAGE = OutputKind(
     "a page of stsbp report or predict --draw",
-    # Pages from before the mark had the policy in its place.
+    # Older pages have the policy in place of the mark.
     re.compile("|".join(re.escape(_HEAD + tag) for tag in (_MARK, _POLICY_TAG)).encode()),
 )
-"""What a page may replace."""
+"""The kind of file that a page may replace."""
 
 
 class Content:
-    """What goes into the report of a run.
+    """The contents of the report of a run.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         config: its settings.
-        network: what was trained.
+        network: the trained network.
         records: lines of metrics.
         starts: entries of the environment file.
-        classes: empty where labels are spike trains.
+        classes: names of the classes; empty if labels are spike trains.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Content:
     ) -> None:
         self.folder, self.config, self.network = folder, config, network
         self.starts, self.classes = starts, classes
-        # Lines of another network or task can only come from a damaged file.
+        # Lines for another network or task can only come from a damaged file.
         layers, key = {block.name for block in network.blocks}, self.figure[0]
         weights = {each.name for each in network.graph.projections}
         self.records = [
@@ -110,16 +110,16 @@ class Content:
 
     @property
     def figure(self) -> tuple[str, str]:
-        """Key and name of the figure that says how good the network is."""
+        """Key and name of the quality measure of the network."""
         return ("accuracy", "accuracy") if self.classes else ("f1", "F1 of spike times")
 
     def of_kind(self, kind: str, split: str | None = None) -> list[Mapping[str, Any]]:
-        """Records of a kind, and of a split."""
+        """Records of a kind and, optionally, of a split."""
         return [r for r in self.records if r["kind"] == kind and (split is None or r.get("split") == split)]
 
 
 def page(title: str, body: Iterable[str]) -> str:
-    """A whole HTML file, without the control characters that names of others may hold."""
+    """A complete HTML file. Control characters in text from outside are removed."""
     text = (
         f"{_HEAD}{_MARK}{_POLICY_TAG}"
         '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
@@ -131,7 +131,7 @@ def page(title: str, body: Iterable[str]) -> str:
 
 
 def command_text(command: Sequence[object]) -> str:
-    """A command as it would be typed: the program's own path is of no use elsewhere."""
+    """A command as it would be typed, without the program's own path."""
     return shlex.join(["stsbp", *map(str, command[1:])])
 
 
@@ -153,7 +153,7 @@ def render(content: Content) -> str:
 
 
 def _name(content: Content) -> str:
-    """Of the run; that of a seed of an experiment begins with the folder of the experiment."""
+    """Name of the run. For a seed of an experiment, it begins with the folder of the experiment."""
     folder = real(content.folder)
     return f"{folder.parent.name}/{folder.name}" if folder.name.startswith("seed-") else folder.name
 
@@ -257,14 +257,14 @@ def _confusion(content: Content, counts: Int64) -> str:
 
 
 def threshold_of(network: NetworkSpec) -> float | None:
-    """Threshold of the output neurons; None where they are a readout."""
+    """Threshold of the output neurons; None for a readout."""
     return None if network.has_readout else network.blocks[-1].neuron.threshold
 
 
 def samples_section(
     title: str, samples: Sequence[Sample], names: Sequence[str], threshold: float | None, *, of_classes: bool
 ) -> str:
-    """Samples with input, output over target, distances and membrane potentials; without `threshold` of a readout."""
+    """Samples with input, output over target, distances and potentials. `threshold` is None for a readout."""
     if not samples:
         return f'<h2>{escape(title)}</h2><p class="muted">None.</p>'
     cards = [_card(sample, names, threshold) for sample in samples]
@@ -313,14 +313,14 @@ def _card(sample: Sample, names: Sequence[str], threshold: float | None) -> str:
 
 
 def _colour(sample: Sample, neuron: int) -> str:
-    """Of a neuron's trace: those of the distances, where the answer and the true class have one."""
+    """Colour of a neuron's trace: the same as for the distances, if the answer and the true class have colours."""
     if neuron == sample.nearest or sample.distances is None:
         return "var(--c0)"
     return "var(--target)" if neuron == sample.label else "var(--muted)"
 
 
 def _nearest(distances: Float64, always: Sequence[int]) -> tuple[list[int], str]:
-    """Classes whose distance is drawn, and a caption: all of a few, else the nearest ones and those of `always`."""
+    """Classes whose distances are drawn, and a caption: all if they are few, else the nearest ones and `always`."""
     if len(distances) <= _MANY:
         return list(range(len(distances))), "Distance to each label sequence"
     near = [int(i) for i in np.argsort(distances, kind="stable")[:_MANY]]
@@ -328,7 +328,8 @@ def _nearest(distances: Float64, always: Sequence[int]) -> tuple[list[int], str]
 
 
 def _neurons(sample: Sample, targets: Any) -> list[int]:
-    """Output neurons to draw: of the true, the nearest and the second nearest class; else the least right ones."""
+    """Output neurons to draw: those of the true, the nearest and the second nearest class; else those with most
+    errors."""
     if sample.distances is None:
         if sample.targets is None:
             wrong = -sample.outputs.sum(axis=0, dtype=np.int64)
@@ -341,7 +342,7 @@ def _neurons(sample: Sample, targets: Any) -> list[int]:
 
 
 def _story(sample: Sample, names: Sequence[str]) -> tuple[str, str]:
-    """A heading, and why the sample was read like that."""
+    """A heading, and an explanation of the network's answer for the sample."""
     counts = sample.outputs.sum(axis=0, dtype=np.int64)
     if sample.nearest is None or sample.distances is None:
         text = f"{int(counts.sum())} output spikes"
@@ -377,7 +378,7 @@ def _story(sample: Sample, names: Sequence[str]) -> tuple[str, str]:
 
 
 def _readout_story(sample: Sample, names: Sequence[str]) -> tuple[str, str]:
-    """The same of a sample that a readout read."""
+    """The same for a sample of a network with a readout."""
     assert sample.distances is not None
     assert sample.nearest is not None
     read, label, losses = sample.nearest, sample.label, sample.distances
@@ -393,7 +394,7 @@ def _readout_story(sample: Sample, names: Sequence[str]) -> tuple[str, str]:
 
 
 def _tie(distances: Float64) -> str:
-    """Says so where the answer is the first of several nearest label sequences."""
+    """A note, if several label sequences are equally near and the answer is the first of them."""
     near = int(equally_near(distances[None]).sum())
     return f" {near} label sequences are equally far: the lowest class is the answer." if near > 1 else ""
 
@@ -459,7 +460,7 @@ def _layers(content: Content) -> str:
 
 
 def _learned(content: Content, layer: str) -> str:
-    """What the neurons of a layer have learned: a number, or the smallest and the largest one."""
+    """Learned parameters of the neurons in a layer: one number, or the smallest and the largest one."""
     found = []
     for name, x in content.learned.items():
         if name.split(".")[0] == layer:

@@ -1,4 +1,4 @@
-"""Charts as SVG text for a page with light and dark colours: every colour is a CSS variable of the page (page.py)."""
+"""Charts as SVG text, for a page with light and dark colours. Every colour is a CSS variable of the page (page.py)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _text(x: float, y: float, text: str, anchor: str = "start", more: str = "", 
 
 
 def _ticks(low: float, high: float, count: int = 5, *, around: bool = False) -> list[float]:
-    """Round numbers, about `count` of them: those from `low` to `high`, or the fewest that enclose both."""
+    """About `count` round numbers: those from `low` to `high`; or the fewest that include both, with `around`."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * (1 - 1e-9))
@@ -78,12 +78,12 @@ def lines(
     """Lines over a common axis.
 
     Args:
-        label: what is shown, for readers without eyes.
-        x_label: below the axis.
+        label: description of the chart, for screen readers.
+        x_label: text below the axis.
         series: the lines.
-        percent: whether 1 is written 100 %.
-        zero: whether the axis begins at 0 where all values are positive.
-        floor: draw a dashed line at this height.
+        percent: whether 1 is written as 100 %.
+        zero: whether the axis begins at 0 if all values are positive.
+        floor: height of a dashed line.
     """
     ys = [y for s in series for y in s.y] + ([] if floor is None else [floor])
     xs = [x for s in series for x in s.x]
@@ -131,12 +131,13 @@ def lines(
 
 
 def matrix(counts: Int64, names: Sequence[str]) -> str:
-    """Confusion matrix `[K, K]`: rows are true classes; the deeper a cell, the larger its share of the row."""
+    """Confusion matrix `[K, K]`. Rows are true classes. The larger its share of the row, the deeper the colour of a
+    cell."""
     k = len(names)
     size = max(12.0, min(34.0, 480 / k))
     label = min(110, 9 + 6.5 * max(len(name) for name in names))
     shown = [name if len(name) <= 16 else name[:15] + "." for name in names]
-    # Slanted where names are longer than a cell, upright where cells are too narrow for that.
+    # Slanted if names are longer than a cell, and upright if cells are too narrow for slanted text.
     angle = 0 if max(map(len, shown)) * 6.5 < size else 45 if size >= 20 else 90
     tall = {0: 18.0, 45: label * 0.75 + 8, 90: label}[angle]
     body = []
@@ -165,7 +166,7 @@ def matrix(counts: Int64, names: Sequence[str]) -> str:
 
 
 def _marks(train: UInt8, left: float, top: float, wide: float, tall: float) -> str:
-    """A path of upright bars, one a spike, of trains `[T, N]` in rows of height `tall`."""
+    """A path of vertical bars, one per spike, of trains `[T, N]` in rows of height `tall`."""
     times, neurons = np.nonzero(train)
     middle = left + (times + 0.5) * wide
     return "".join(
@@ -174,12 +175,12 @@ def _marks(train: UInt8, left: float, top: float, wide: float, tall: float) -> s
 
 
 def raster(outputs: UInt8, targets: UInt8, names: Sequence[str], strong: Sequence[int] = ()) -> str:
-    """Output spikes over target spikes, `[T, N]` each: wide pale bars are targets, narrow dark bars outputs.
+    """Output spikes over target spikes, `[T, N]` each. Wide pale bars are targets, and narrow dark bars are outputs.
 
     Args:
-        outputs, targets: the trains.
-        names: of the neurons.
-        strong: neurons whose names are written bold.
+        outputs, targets: the spike trains.
+        names: names of the neurons.
+        strong: neurons whose names are bold.
     """
     steps, n = outputs.shape
     tall = max(5.0, min(16.0, 320 / n))
@@ -264,7 +265,7 @@ def traces(
 
 
 def bars(values: Float64, names: Sequence[str], strong: Sequence[int], pale: Sequence[int]) -> str:
-    """Distances `[K]` as bars; `strong` (the least one) and `pale` (the label's) have colours of their own."""
+    """Distances `[K]` as bars. `strong` (the smallest one) and `pale` (the label's) have their own colours."""
     tall = max(10.0, min(16.0, 320 / len(names)))
     label = 12 + 6.2 * max(len(name) for name in names)
     largest = max(1e-12, float(values.max()))
@@ -281,7 +282,7 @@ def bars(values: Float64, names: Sequence[str], strong: Sequence[int], pale: Seq
 
 
 def png(pixels: UInt8) -> str:
-    """A PNG as a data URI, of pixels `[H, W, 4]` (red, green, blue, opacity)."""
+    """A PNG as a data URI, from pixels `[H, W, 4]` (red, green, blue, opacity)."""
     height, width = pixels.shape[:2]
     rows = np.zeros((height, 1 + 4 * width), dtype=np.uint8)
     rows[:, 1:] = pixels.reshape(height, -1)
@@ -302,7 +303,7 @@ def image(picture: UInt8, label: str) -> str:
     if channels == 2:
         share = picture.astype(np.float64) / max(1, int(picture.max()))
         off, on = share
-        # Blue and red by which prevails, as opaque as there were events: on any ground.
+        # Blue or red for the more frequent kind, with an opacity that depends on the number of events.
         pixels[..., :3] = np.where((on >= off)[..., None], (220, 60, 40), (50, 100, 235))
         pixels[..., 3] = np.round(255 * np.sqrt(share.max(axis=0))).astype(np.uint8)
     elif channels == 3:

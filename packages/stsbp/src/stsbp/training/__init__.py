@@ -1,1 +1,1 @@
-"""The training loop, its checkpoints and its records; the same for every backend."""
+"""The training loop, its checkpoints and its records. They are the same for all backends."""

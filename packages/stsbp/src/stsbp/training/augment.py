@@ -1,11 +1,11 @@
-"""Random distortions of training inputs, from the counter-based generator: a function of seed, epoch and sample, the
-same on every backend and after every resumption.
+"""Random distortions of training inputs, from the counter-based generator. They depend only on seed, epoch and sample,
+so they are the same on every backend, also after a run is resumed.
 
-Every pixel of the result takes the value of the nearest pixel of its source: values are moved, never mixed, so frames
-stay 0/1 or counts and images stay bytes. All frames of a sample move together. What leaves the field is lost, what
-enters is zero. Frames of a row of neurons, `[T, B, N]`, move as one picture of T rows and N columns: in time and from
-neuron to neuron. Only + - * / and floor in float32 decide where a pixel comes from, so every machine moves it from the
-same place.
+Every pixel of the result takes the value of the nearest pixel of its source. Values are moved, and never mixed, so
+frames stay 0/1 or counts, and images stay bytes. All frames of a sample move together. Pixels that leave the field are
+lost, and pixels that enter it are zero. Frames of a row of neurons, `[T, B, N]`, move like a picture of T rows and N
+columns: in time and between neurons. The source of a pixel is computed only with + - * / and floor in float32, so it is
+the same on every machine.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from stsbp_spec.typing import AnyArray, Float32, Int64, UInt8, UInt32
 __all__ = ["Augmentation", "augment"]
 
 _NODES = 4
-"""Rows and columns of the grid of random displacements that an elastic distortion interpolates."""
+"""Number of rows and columns in the grid of random displacements that an elastic distortion interpolates."""
 _LINEAR, _SCALE, _CUTOUT, _ELASTIC = 1, 2, 3, 16
-"""Substreams of the draws; 0 is that of shift and reflection, an elastic distortion takes one a node."""
+"""Substreams of the random numbers. 0 is for shift and reflection. An elastic distortion uses one per node."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far samples are distorted; each amount is the largest, drawn uniformly between it and its negative.
+    """The amounts of distortion. Each amount is a maximum; values are drawn uniformly between its negative and itself.
 
     Args:
-        shift: pixels along both axes; of frames of a row of neurons, steps and neurons.
+        shift: shift in pixels along both axes. For frames of a row of neurons: in steps and neurons.
         flip: whether half of the samples are reflected left to right.
-        rotate: degrees, below 180.
-        scale: relative change of height and width, each drawn by itself, below 1.
-        shear: columns per row.
-        elastic: pixels; a smooth random displacement, linear between 4 x 4 nodes over the field.
-        cutout: side in pixels of a square that is set to zero, its centre anywhere in the field.
+        rotate: rotation in degrees, below 180.
+        scale: relative change of height and width, drawn separately, below 1.
+        shear: shear in columns per row.
+        elastic: smooth random displacement in pixels, interpolated linearly between 4 x 4 nodes over the field.
+        cutout: side in pixels of a square that is set to zero. Its centre can be anywhere in the field.
     """
 
     shift: int = 0
@@ -51,7 +51,7 @@ class Augmentation:
 
     @property
     def moves(self) -> bool:
-        """Whether there is anything to do."""
+        """Whether any distortion is on."""
         return self != Augmentation()
 
 
@@ -63,13 +63,13 @@ def augment(inputs: Inputs, indices: Int64, *, seed: int, epoch: int, how: Augme
     """Distort each sample.
 
     Args:
-        inputs: images `[B, C, H, W]` or frames `[T, B, C, H, W]` or `[T, B, N]`, frames also as bits.
-        indices: the samples' numbers, `[B]`.
-        seed, epoch: of the draw.
-        how: what is done.
+        inputs: images `[B, C, H, W]`, or frames `[T, B, C, H, W]` or `[T, B, N]`. Frames may also be bits.
+        indices: numbers of the samples, `[B]`.
+        seed, epoch: seed and epoch of the random numbers.
+        how: the distortions.
 
     Returns:
-        New inputs of the form of `inputs`, channels last in memory; `inputs` itself where there is nothing to do.
+        New inputs of the same form, channels-last in memory; or `inputs` itself if no distortion is on.
     """
     if not how.moves:
         return inputs
@@ -97,9 +97,9 @@ def _as_pictures(inputs: Inputs, indices: Int64, seed: int, epoch: int, how: Aug
 
 
 def _moved(pixels: UInt8, source: Int64, inside: AnyArray) -> UInt8:
-    """Each pixel of `[..., B, H, W, C]` from place `source` of its sample, `[B, H W]`, or zero where not `inside`.
+    """Each pixel of `[..., B, H, W, C]` from position `source` of its sample, `[B, H W]`; zero where not `inside`.
 
-    The bytes of a pixel go together; as one number, where there is one of so many bytes, they go faster.
+    The bytes of a pixel move together. They move faster as one number, if there is a type with this number of bytes.
     """
     batch, *field, channels = pixels.shape[1:]
     whole = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}.get(channels)
@@ -115,7 +115,7 @@ def _moved(pixels: UInt8, source: Int64, inside: AnyArray) -> UInt8:
 
 
 def _words(indices: Int64, seed: int, epoch: int, substream: int | Int64) -> tuple[UInt32, UInt32]:
-    """Two random words for each sample, `[B]`; of several substreams, `[n, 1]`, as `[n, B]`."""
+    """Two random words for each sample, `[B]`; for several substreams, `[n, 1]`, as `[n, B]`."""
     counter = indices.astype(np.uint32)
     key = (seed, int(Stream.AUGMENT) + 256 * substream)
     return threefry2x32(key, (counter, np.full_like(counter, epoch)))
@@ -128,22 +128,22 @@ def _below(word: UInt32, n: int, bits: int = 32) -> Int64:
 
 
 def _signed(word: UInt32) -> Float32:
-    """A number in [-1, 1] from each word, shaped to meet a field: `[B, 1, 1]`."""
+    """A number in [-1, 1] from each word, in a shape that broadcasts against a field: `[B, 1, 1]`."""
     return ((word.astype(np.float64) + 0.5) * 2.0**-31 - 1).astype(np.float32)[:, None, None]
 
 
 def _from_centre(n: int, moved: Int64) -> Float32:
-    """Coordinates of `n` pixels from the centre of the field, of each sample moved back, `[B, n]`."""
+    """Coordinates of `n` pixels from the centre of the field, with the movement of each sample undone, `[B, n]`."""
     return ((np.arange(n) - (n - 1) / 2) - moved[:, None]).astype(np.float32)
 
 
 def _sources(indices: Int64, seed: int, epoch: int, how: Augmentation, height: int, width: int) -> tuple[Int64, Int64]:
-    """Row and column from which each pixel of each result comes, `[B, H, W]`; they may lie outside the field."""
+    """Row and column of the source of each pixel of each result, `[B, H, W]`. They may be outside the field."""
     a, b = _words(indices, seed, epoch, 0)
     sides = 2 * how.shift + 1
-    # The low half of the second word moves to the right, its highest bit reflects: the draws stay independent.
+    # The low half of the second word shifts to the right, and its highest bit reflects, so both draws are independent.
     down, right = _below(a, sides) - how.shift, _below(b, sides, bits=16) - how.shift
-    # Coordinates from the centre of the field: there rotation, scale and shear are linear.
+    # Coordinates from the centre of the field, in which rotation, scale and shear are linear.
     y, x = _from_centre(height, down)[:, :, None], _from_centre(width, right)[:, None, :]
     if how.scale:
         tall, wide = (1 + how.scale * _signed(word) for word in _words(indices, seed, epoch, _SCALE))
@@ -151,7 +151,7 @@ def _sources(indices: Int64, seed: int, epoch: int, how: Augmentation, height: i
     if how.rotate or how.shear:
         turn, slant = (_signed(word) for word in _words(indices, seed, epoch, _LINEAR))
         x = x + how.shear * slant * y
-        # Half angles make sine and cosine rational; the rounded constant hides that libraries differ in the tangent.
+        # With half angles, sine and cosine are rational. Rounding hides differences in the tangent between libraries.
         half = round(math.tan(math.radians(how.rotate) / 2), 9) * turn
         cosine, sine = (1 - half * half) / (1 + half * half), 2 * half / (1 + half * half)
         y, x = cosine * y - sine * x, sine * y + cosine * x
@@ -166,7 +166,8 @@ def _sources(indices: Int64, seed: int, epoch: int, how: Augmentation, height: i
 
 
 def _displacements(indices: Int64, seed: int, epoch: int, height: int, width: int) -> tuple[Float32, Float32]:
-    """Smooth random numbers in (-1, 1) along both axes, `[B, H, W]` each: linear between random nodes."""
+    """Smooth random numbers in (-1, 1) along both axes, `[B, H, W]` each, interpolated linearly between random
+    nodes."""
     fields = []
     for words in _words(indices, seed, epoch, _ELASTIC + np.arange(_NODES * _NODES)[:, None]):
         nodes = _signed(words.T.reshape(-1)).reshape(-1, _NODES, _NODES)
@@ -175,7 +176,7 @@ def _displacements(indices: Int64, seed: int, epoch: int, height: int, width: in
 
 
 def _interpolated(nodes: Float32, n: int, axis: int) -> Float32:
-    """The nodes along an axis of three as `n` equally spaced values between the first and the last."""
+    """`n` equally spaced values between the first and the last node along an axis of three."""
     place = np.arange(n) * ((_NODES - 1) / max(1, n - 1))
     left = np.minimum(place.astype(np.int64), _NODES - 2)
     weight = np.expand_dims((place - left).astype(np.float32), tuple(range(1, 3 - axis)))
@@ -184,7 +185,7 @@ def _interpolated(nodes: Float32, n: int, axis: int) -> Float32:
 
 
 def _hole(indices: Int64, seed: int, epoch: int, side: int, height: int, width: int) -> AnyArray:
-    """Where a square lies, `[B, H, W]`; a part of it may lie outside the field."""
+    """The area of a square, `[B, H, W]`. A part of it may be outside the field."""
     a, b = _words(indices, seed, epoch, _CUTOUT)
     top, left = (_below(word, n)[:, None, None] - side // 2 for word, n in ((a, height), (b, width)))
     y, x = np.arange(height)[None, :, None], np.arange(width)[None, None, :]

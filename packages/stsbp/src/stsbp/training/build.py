@@ -1,4 +1,4 @@
-"""From settings and data to what is trained: network, loss, optimiser, and the samples of each purpose."""
+"""Makes the training task from settings and data: network, loss, optimiser, and the samples for each purpose."""
 
 from __future__ import annotations
 
@@ -68,17 +68,17 @@ _OF_NEURONS = ("tau_m", "tau_s", "tau_rise", "psp_gain", "threshold")
 """Settings that are parameters of neurons."""
 
 _METRICS = {"van_rossum": LOSSES["van-rossum"], "hamming": LOSSES["hamming"]}
-"""Distances that are reported of spike trains, whatever the loss."""
+"""Distances that are reported for spike trains, whatever the loss is."""
 
 TOLERANCE = 1
-"""Steps that an output spike may be away from its target spike."""
+"""Largest distance in steps between an output spike and its target spike."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a network must know of its data: shape and coding of an input, and the classes.
+    """Properties of the data that a network needs: shape and coding of an input, and the classes.
 
-    Where labels are spike trains there are no classes but `neurons` in a target raster.
+    If labels are spike trains, there are no classes, but `neurons` in a target raster.
     """
 
     shape: Shape
@@ -88,12 +88,12 @@ class Inputs:
 
     @property
     def outputs(self) -> int:
-        """Output neurons: one a class, or those of a target raster."""
+        """Number of output neurons: one per class, or those of a target raster."""
         return self.neurons or len(self.classes)
 
     @property
     def sequences(self) -> bool:
-        """Whether labels are spike trains, not classes."""
+        """Whether labels are spike trains instead of classes."""
         return self.neurons > 0
 
     def __str__(self) -> str:
@@ -102,33 +102,33 @@ class Inputs:
         return f"{kind} of shape {list(self.shape)} with {labels}"
 
     def unlike(self, other: Inputs) -> str:
-        """These as text; where `other` reads the same, that the classes have other names."""
+        """These properties as text. If `other` has the same inputs, the text says that the classes have other names."""
         return f"{self} of other names" if str(self) == str(other) else str(self)
 
     @classmethod
     def of(cls, dataset: Dataset) -> Inputs:
-        """Those of a data set."""
+        """The properties of a data set."""
         return cls(dataset.input_shape, dataset.coding, dataset.classes, dataset.neurons)
 
     def to_json(self) -> dict[str, Any]:
-        """As a checkpoint keeps it."""
+        """The form that a checkpoint stores."""
         values = {"shape": list(self.shape), "coding": self.coding, "classes": list(self.classes)}
         return {**values, "neurons": self.neurons} if self.sequences else values
 
     @classmethod
     def of_record(cls, record: InputsRecord) -> Inputs:
-        """Those that a checkpoint names."""
+        """The properties from a checkpoint."""
         return cls(tuple(record.shape), record.coding, tuple(record.classes), record.neurons)
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set with its validation samples cut off.
+    """A data set whose validation samples have been separated.
 
     Attributes:
-        dataset: as it was loaded.
-        train, test: samples to learn from, and to report; a run without a test set has none of the latter.
-        validation: samples that choose the best checkpoint; None: the training loss does.
+        dataset: the data set as it was loaded.
+        train, test: samples for training and for the test. Without a test set, the latter are empty.
+        validation: samples that determine the best checkpoint; None: the training loss determines it.
     """
 
     dataset: Dataset
@@ -138,16 +138,16 @@ class Data:
 
     @property
     def inputs(self) -> Inputs:
-        """What a network must know of the data."""
+        """Properties of the data that a network needs."""
         return Inputs.of(self.dataset)
 
     def splits(self) -> dict[str, Split]:
-        """Every split there is by its name."""
+        """All existing splits by name."""
         named = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: split for name, split in named.items() if split is not None and len(split)}
 
     def fingerprint(self) -> str:
-        """SHA-256 of labels (or target rasters), lengths and some samples of each split: other data have another."""
+        """SHA-256 of labels (or target rasters), lengths and some samples of each split. It differs for other data."""
         digest = hashlib.sha256(repr((self.dataset.input_shape, self.dataset.classes)).encode())
         for name, split in self.splits().items():
             digest.update(f"{name} {len(split)}".encode())
@@ -165,17 +165,17 @@ class Data:
 def load_data(
     config: RunConfig, progress: ProgressCallback | None = None, moved: str | None = None, begun: bool = False
 ) -> Data:
-    """Load the data set of a run and cut its validation samples off.
+    """Load the data set of a run, and separate its validation samples.
 
     Args:
         config: the settings of the run.
-        progress: told how far reading is.
-        moved: where the data are now, if the run's own settings do not say it any more.
-        begun: whether the run was begun before, so that its data may have moved since; an error then says how to go on.
+        progress: function that receives the progress of reading.
+        moved: where the data are now, if the run's own settings are no longer correct.
+        begun: whether the run was begun before, so that its data may have moved. An error then says how to continue.
 
     Raises:
-        DataError: it is missing or malformed, or too small for what is asked.
-        ConfigError: settings say how recordings are binned, and it has none.
+        DataError: the data are missing or malformed, or too few for the settings.
+        ConfigError: settings define how recordings are binned, but the data are not recordings.
     """
     if moved is None:
         return cut_validation(_load_own(config, progress, begun), config)
@@ -189,12 +189,12 @@ def load_data(
 
 
 def _named_to_move(config: RunConfig) -> tuple[str, Path] | None:
-    """Prefix and path of the data set that another data folder takes the place of; None where it is `data_dir`."""
+    """Prefix and path of the data set that another data folder replaces; None if the data set is in `data_dir`."""
     return None if config.test_on and named_path(config.test_on) is None else named_path(config.dataset)
 
 
 def _load_own(config: RunConfig, progress: ProgressCallback | None, begun: bool) -> Dataset:
-    """Load the data set of a run from where its settings say it is; an error tells what to do about a lost path."""
+    """Load the data set of a run from the place in its settings. An error says what to do about a lost path."""
     try:
         return load_dataset(config, progress)
     except DataError as error:
@@ -225,9 +225,9 @@ def load_dataset(config: RunConfig, progress: ProgressCallback | None = None) ->
     """Load the data set of a run.
 
     Raises:
-        DataError: it is missing or malformed, or too small for what is asked.
-        ConfigError: settings say how recordings are binned, and it has none; or the data set to test on is the same
-            one, or has other inputs or labels.
+        DataError: the data are missing or malformed, or too few for the settings.
+        ConfigError: settings define how recordings are binned, but the data are not recordings; or the data set for the
+            test is the same one, or has other inputs or labels.
     """
     info = info_of(config.dataset)
     changed = [
@@ -246,7 +246,7 @@ def load_dataset(config: RunConfig, progress: ProgressCallback | None = None) ->
         raise ConfigError(
             "test_on must name another data set, not the one trained on, and cannot be combined with holdout"
         )
-    # The data folder is that of the data set to test on, where only this one needs it.
+    # If only the data set for the test needs the data folder, the folder is meant for it.
     of_other = bool(config.test_on) and named_path(config.test_on) is None and named_path(config.dataset) is not None
     own = "" if of_other else config.data_dir
     which = {"limit": config.limit or None, "holdout": config.holdout or None, "train_only": not config.test}
@@ -257,16 +257,16 @@ def load_dataset(config: RunConfig, progress: ProgressCallback | None = None) ->
 def load_test_set(
     config: RunConfig, name: str, progress: ProgressCallback | None = None, data_dir: str | None = None
 ) -> Dataset:
-    """Load another data set as a run loads its own, for its test samples alone: all samples, if it has no test set.
+    """Load the test samples of another data set, as a run loads its own. Without a test set, these are all samples.
 
     Args:
         config: the settings of the run.
-        name: of the data set; one that names its data, such as `folder:PATH`, is read from there.
-        progress: told how far reading is.
-        data_dir: the folder that was asked for; by default that of the run.
+        name: name of the data set. If the name contains a path, such as `folder:PATH`, it is read from there.
+        progress: function that receives the progress of reading.
+        data_dir: the requested data folder; by default that of the run.
 
     Raises:
-        DataError: it is missing or malformed.
+        DataError: the data are missing or malformed.
     """
     if data_dir is None:
         data_dir = "" if named_path(name) is not None else config.data_dir
@@ -290,10 +290,10 @@ def _load(config: RunConfig, name: str, data_dir: str, progress: ProgressCallbac
 
 
 def cut_validation(dataset: Dataset, config: RunConfig) -> Data:
-    """Keep the validation samples of a run apart.
+    """Separate the validation samples of a run.
 
     Raises:
-        DataError: there are too few training samples, or they are the test samples as well.
+        DataError: there are too few training samples, or they are also the test samples.
     """
     if config.validation == 0:
         return Data(dataset, dataset.train, None, dataset.test)
@@ -310,12 +310,12 @@ def cut_validation(dataset: Dataset, config: RunConfig) -> Data:
 
 
 def has_test_of_training(name: str) -> bool:
-    """Whether the test samples of a data set are its training samples, as those of `patterns` are."""
+    """Whether the test samples of a data set are its training samples, as for `patterns`."""
     return info_of(name).default_holdout is None
 
 
 def _tested_on(dataset: Dataset, other: Dataset) -> Dataset:
-    """`dataset` with the samples of another one as its test set."""
+    """`dataset` with the samples of another data set as its test set."""
     own, its = Inputs.of(dataset), Inputs.of(other)
     if own != its:
         raise ConfigError(
@@ -329,10 +329,10 @@ def _tested_on(dataset: Dataset, other: Dataset) -> Dataset:
 
 
 def build_neuron(config: RunConfig) -> NeuronModel:
-    """The neurons of layers that have none of their own.
+    """The neurons of layers that do not define their own.
 
     Raises:
-        SpecError: a model or a surrogate of the user's own cannot be imported.
+        SpecError: a user-defined model or surrogate cannot be imported.
     """
     if config.neuron_model:
         return from_text(config.neuron_model)
@@ -341,13 +341,13 @@ def build_neuron(config: RunConfig) -> NeuronModel:
 
 
 def check_neuron_settings(config: RunConfig, typed: Container[str]) -> None:
-    """Refuse numbers of neurons that were typed and that the run's model does not have.
+    """Refuse parameters of neurons that were typed but that the run's model does not have.
 
-    Presets and files of settings may name them: they are made for several models.
+    Presets and files of settings may contain them, because they are made for several models.
 
     Raises:
-        ConfigError: there is one; names the models that have it.
-        SpecError: a model or a surrogate of the user's own cannot be imported.
+        ConfigError: there is such a parameter. The message names the models that have it.
+        SpecError: a user-defined model or surrogate cannot be imported.
     """
     for name in _OF_NEURONS:
         if name in typed and name not in build_neuron(config).written():
@@ -362,7 +362,7 @@ def build_loss(config: RunConfig) -> Loss:
     """The loss of a run.
 
     Raises:
-        SpecError: a class of the user's own cannot be imported.
+        SpecError: a user-defined class cannot be imported.
     """
     loss: Loss = _own(config, "loss")
     return loss
@@ -375,7 +375,7 @@ def _own(config: RunConfig, setting: str) -> Any:
 
 
 def own_flushes(config: RunConfig) -> tuple[Flush, ...]:
-    """Where the equations of the user's own neuron, surrogate or loss show whether subnormal numbers are kept."""
+    """Operations in user-defined neurons, surrogates or losses that show whether subnormal numbers are kept."""
     made: list[NeuronModel | Loss] = []
     if config.neuron_model or config.surrogate_model:
         made.append(build_neuron(config))
@@ -388,7 +388,7 @@ def build_network(config: RunConfig, inputs: Inputs) -> NetworkSpec:
     """The network of a run.
 
     Raises:
-        NetworkError: the notation is malformed or does not fit the data; points at the token.
+        NetworkError: the notation is malformed, or does not fit the data. The message points at the token.
     """
     neuron, loss = build_neuron(config), build_loss(config)
     filtered = config.input_tau_s > 0 and inputs.coding == "events"
@@ -407,13 +407,13 @@ def build_network(config: RunConfig, inputs: Inputs) -> NetworkSpec:
 
 
 class Score(NamedTuple):
-    """How good the outputs of a batch are.
+    """The quality of the outputs of a batch.
 
     Attributes:
-        nearest: classes of the nearest label sequences, `[B]`; None where labels are spike trains.
-        sums: sums over the batch by the names that `Sums.add` has for them.
+        nearest: classes of the nearest label sequences, `[B]`; None if labels are spike trains.
+        sums: sums over the batch, by the argument names of `Sums.add`.
         losses: the loss of each sample, `[B]`.
-        distances: where labels are spike trains, each sample's `van_rossum` and `hamming`, whose sums are among `sums`.
+        distances: if labels are spike trains, `van_rossum` and `hamming` of each sample. `sums` contains their sums.
     """
 
     nearest: Int64 | None
@@ -423,11 +423,11 @@ class Score(NamedTuple):
 
 
 class Followed(NamedTuple):
-    """How well output spikes of a batch follow target spike trains.
+    """How well the output spikes of a batch match the target spike trains.
 
     Attributes:
-        sums: over the batch, as `stsbp.training.metrics.spike_figures` reads them.
-        distances: each sample's `van_rossum` and `hamming`, `[B]`, whose sums are among `sums`.
+        sums: sums over the batch, as `stsbp.training.metrics.spike_figures` reads them.
+        distances: `van_rossum` and `hamming` of each sample, `[B]`. `sums` contains their sums.
     """
 
     sums: dict[str, float]
@@ -435,13 +435,13 @@ class Followed(NamedTuple):
 
 
 def decoders(network: NetworkSpec) -> tuple[str, str]:
-    """What the two accuracies of a run are called: by the metric of the loss, and by the outputs alone."""
+    """The names of the two accuracies of a run: by the metric of the loss, and by the outputs alone."""
     return ("least loss", "mean potential") if network.has_readout else ("nearest label sequence", "spike count")
 
 
 @dataclass(frozen=True)
 class Task:
-    """A network, the backend's trainer for it, and how labels become target trains."""
+    """A network, the backend's trainer for it, and the conversion of labels to target trains."""
 
     config: RunConfig
     inputs: Inputs
@@ -455,8 +455,8 @@ class Task:
     def batch(self, split: Split, indices: Int64, part: Part | None = None) -> tuple[Batch[packed.Inputs], Int64]:
         """Inputs, target trains and lengths of some samples, and their labels.
 
-        With `part`, the inputs are those of a part of the samples, which another process does not have; of one silent
-        sample where the part is empty.
+        With `part`, the inputs are only those of a part of the samples, for this process. If the part is empty, the
+        input is one silent sample.
         """
         own = indices if part is None else of_part(indices, part)
         inputs = split.stored(own)
@@ -467,7 +467,7 @@ class Task:
         return Batch(inputs, targets, None if lengths is None else lengths[indices]), split.labels[indices]
 
     def targets(self, split: Split, indices: Int64) -> UInt8:
-        """Target trains of some samples, `[T, B, N]`; for a readout their classes are all that counts."""
+        """Target trains of some samples, `[T, B, N]`. For a readout, only their classes matter."""
         if self.inputs.sequences:
             return _targets(split, indices)
         labels = split.labels[indices]
@@ -475,7 +475,7 @@ class Task:
         return encode_repeat(labels, len(self.inputs.classes), self.config.steps, code)
 
     def distances_after(self, steps: int) -> LabelDistances | ReadoutDistances:
-        """`distances` of outputs `[T, B, N]` whose label sequences began so many steps before."""
+        """`distances` for outputs `[T, B, N]` whose label sequences began `steps` steps earlier."""
         if steps == 0 or isinstance(self.distances, ReadoutDistances):
             return self.distances
         config, psp = self.config, self.network.output_psp
@@ -492,9 +492,9 @@ class Task:
     ) -> Score:
         """Compare outputs (spikes, or a readout's potentials) with targets `[T, B, N]`, or with labels `[B]`.
 
-        Spike times may be `tolerance` steps apart.
+        Matching spikes may be `tolerance` steps apart.
 
-        Of samples of `lengths` `[B]` without their padded steps.
+        With `lengths` `[B]`, padded steps are ignored.
         """
         if not self.inputs.sequences:
             distances, losses = self.distances.with_loss(spikes, targets, labels, lengths)
@@ -515,9 +515,9 @@ class Task:
         lengths: Int64 | None = None,
         losses: Float64 | None = None,
     ) -> Followed:
-        """How well output spikes follow their targets, both `[T, B, N]`, whether labels are spike trains or classes.
+        """How well output spikes match their targets, both `[T, B, N]`. Labels may be spike trains or classes.
 
-        `losses` `[B]` are the losses of the samples, where they are known already.
+        `losses` `[B]` are the losses of the samples, if they are already known.
         """
         matches = match_spikes(spikes, targets, tolerance, lengths)
         known, psp = {} if losses is None else {self.trainer.loss: losses}, self.network.output_psp
@@ -530,14 +530,14 @@ class Task:
 
 
 def padded(batch: Batch[packed.Inputs]) -> float:
-    """What of a batch's samples is padding, in samples of all steps."""
+    """The amount of padding in a batch, as a number of samples with all steps."""
     if batch.lengths is None:
         return 0.0
     return len(batch.lengths) - int(batch.lengths.sum()) / len(batch.targets)
 
 
 def of_part(indices: Int64, part: Part) -> Int64:
-    """Those of a batch's samples `[B]` that are in a part of it; where it is empty the first, to be silenced."""
+    """The indices `[B]` of a batch's samples that are in a part of it. For an empty part, the first, to be silenced."""
     return indices[part.first : part.end] if part.count else indices[:1]
 
 
@@ -548,12 +548,12 @@ def _targets(split: Split, indices: Int64) -> UInt8:
 
 
 def updates_per_epoch(config: RunConfig, samples: int) -> int:
-    """Batches of an epoch over so many samples, the last one possibly smaller."""
+    """Number of batches in an epoch with this number of samples. The last batch may be smaller."""
     return math.ceil(samples / config.batch_size)
 
 
 def _check_moved(inputs: Inputs) -> None:
-    """Raise `ConfigError` unless inputs of a row of neurons may move in time and from neuron to neuron."""
+    """Raise `ConfigError` unless inputs of a row of neurons may move in time and between neurons."""
     if inputs.coding == "direct":
         raise ConfigError("inputs without rows and columns cannot be shifted, reflected or bent: leave augment_* out")
     if inputs.sequences:
@@ -569,14 +569,14 @@ def build_task(
 
     Args:
         config: the settings.
-        inputs: what the network must know of the data.
-        backend: what computes.
-        samples: number of training samples, which the learning rate's schedule depends on.
-        group: the processes that compute together; None: this one alone.
+        inputs: properties of the data that the network needs.
+        backend: the backend that computes.
+        samples: number of training samples, on which the schedule of the learning rate depends.
+        group: the processes that compute together; None: only this one.
 
     Raises:
-        SpecError: settings do not go together, for example a surrogate that reproducible precision refuses.
-        ConfigError: augmentation is asked for where inputs are no pictures and cannot move in time.
+        SpecError: settings contradict each other, for example a surrogate that reproducible precision refuses.
+        ConfigError: augmentation is on, but the inputs are not pictures and cannot move in time.
     """
     augmentation = Augmentation(
         **{field.name: getattr(config, f"augment_{field.name}") for field in dataclasses.fields(Augmentation)}

@@ -1,8 +1,9 @@
-"""Checkpoints: tensors as safetensors, everything else as JSON, written so that a crash leaves a usable pair.
+"""Checkpoints: tensors as safetensors, and everything else as JSON. After a crash, there is always a usable pair.
 
-`last.json` names its tensor file, whose own name holds step and digest, so no file that a description names is ever
-written again. Order: the new tensor file, then the description that names it, then the old tensor file goes.
-Whatever the moment of a crash, the description on disk names a complete file. Nothing is unpickled.
+`last.json` names its tensor file. The name of the tensor file contains the step and the digest, so no file that a
+description names is ever written again. First the new tensor file is written, then the description that names it. Then
+the old tensor file is removed. Whenever a crash happens, the description on the disk names a complete file. Nothing is
+unpickled.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ __all__ = [
 
 FORMAT = 1
 MOST = 64 * MEGABYTE
-"""Bytes of a description."""
+"""Largest size of a description in bytes."""
 _MOST_TENSORS = 64 * GIGABYTE
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by name, and what goes with them (JSON values)."""
+    """Tensors by name, and further information as JSON values."""
 
     tensors: dict[str, AnyArray]
     info: dict[str, Any]
@@ -54,7 +55,7 @@ class Checkpoint:
 
 def as_bytes(tensors: Mapping[str, AnyArray]) -> bytes:
     """Tensors as safetensors."""
-    # asarray, because ascontiguousarray gives a scalar an axis.
+    # Use asarray, because ascontiguousarray adds an axis to a scalar.
     return safetensors.numpy.save({key: np.asarray(x, order="C") for key, x in tensors.items()})
 
 
@@ -62,7 +63,7 @@ def save(folder: OpenFolder, name: str, tensors: Mapping[str, AnyArray], info: M
     """Replace the checkpoint `name` (`last` or `best`) of a run.
 
     Raises:
-        FileError: the system refused, for example because the disk is full; the old checkpoint is still there.
+        FileError: the system refused, for example because the disk is full. The old checkpoint still exists.
     """
     data = as_bytes(tensors)
     digest = hashlib.sha256(data).hexdigest()
@@ -87,7 +88,7 @@ def load(folder: Path, name: str) -> Checkpoint:
     """Read a checkpoint and check every byte of it.
 
     Raises:
-        CheckpointError: it is missing, damaged or of another version; the message says what to do.
+        CheckpointError: it is missing, damaged or of another version. The message says what to do.
     """
     path = folder / f"{name}.json"
     try:
@@ -114,7 +115,8 @@ def load(folder: Path, name: str) -> Checkpoint:
     except ValueError as error:
         raise _damaged(path, records.why(error), name) from error
     file = header.file
-    # The name follows from the rest; any other could lead out of the folder, or to the files of another checkpoint.
+    # The name follows from the other fields. Another name could lead out of the folder, or to another checkpoint's
+    # file.
     if file != _file_name(name, header.step, header.sha256):
         raise _damaged(path, f"it names {file!r}, which is not a tensor file of the checkpoint {name!r}", name)
     tensor_path = folder / file
@@ -137,10 +139,10 @@ def load(folder: Path, name: str) -> Checkpoint:
 
 
 def note_epochs(folder: OpenFolder, name: str, epochs: int) -> None:
-    """Write down how many epochs the run had when it wrote the checkpoint, where it did not say so itself.
+    """Record the run's number of epochs at the time of the checkpoint, if the checkpoint does not contain it.
 
     Raises:
-        CheckpointError, FileError: it cannot be read, or not be written.
+        CheckpointError, FileError: the checkpoint cannot be read, or cannot be written.
     """
     saved = load(folder.path, name)
     if "epochs" not in saved.info:
@@ -148,7 +150,7 @@ def note_epochs(folder: OpenFolder, name: str, epochs: int) -> None:
 
 
 def is_of(config: RunConfig, info: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint is of a run with these settings, or was before the run's epochs grew to what they are."""
+    """Whether a checkpoint belongs to a run with these settings, or did before the run's number of epochs grew."""
     epochs = info.get("epochs", config.epochs)
     if not isinstance(epochs, int) or epochs > config.epochs:
         return False
@@ -160,19 +162,19 @@ def _write_description(folder: OpenFolder, name: str, description: Mapping[str, 
 
 
 def progress_of(saved: Checkpoint, folder: Path) -> records.Progress:
-    """Where the run of the checkpoint `last` in `folder` was.
+    """The position of the run of the checkpoint `last` in `folder`.
 
     Raises:
-        CheckpointError: the description does not say so, or says what cannot be.
+        CheckpointError: the description does not contain it, or has invalid values.
     """
     return _part(records.Progress, saved, folder, "last")
 
 
 def trained_of(saved: Checkpoint, folder: Path, name: str) -> records.Trained:
-    """What the checkpoint `name` in `folder` says of its network, so that it can be used.
+    """The information about the network in the checkpoint `name` in `folder`, which is needed to use the network.
 
     Raises:
-        CheckpointError: the description does not say so, or says what cannot be.
+        CheckpointError: the description does not contain it, or has invalid values.
     """
     return _part(records.Trained, saved, folder, name)
 
@@ -205,9 +207,9 @@ def _digest(description: Mapping[str, Any]) -> str:
 
 
 def remove_leftovers(folder: OpenFolder, name: str) -> None:
-    """Remove tensor files that the description does not name, and temporary files of a process that was killed."""
+    """Remove tensor files that the description does not name, and temporary files of processes that were killed."""
     own = re.compile(rf"{name}-.*\.safetensors|\.{name}(-.*|\.json\..*)\.tmp")
-    # What cannot be removed costs disk space, not correctness; a folder that is no longer the run's is left alone.
+    # A file that cannot be removed only takes up space. A folder that no longer belongs to the run is not changed.
     with contextlib.suppress(OSError, FileError):
         try:
             current = records.parse(folder.read(f"{name}.json", MOST))["file"]

@@ -1,4 +1,4 @@
-"""How a trained network does when it has less time, fewer spikes or disturbed inputs."""
+"""The performance of a trained network with less time, fewer spikes or disturbed inputs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stsbp.training.prefetch import prefetched
 __all__ = ["MOST_MOMENTS", "OverTime", "by_noise", "over_time"]
 
 MOST_MOMENTS = 50
-"""Steps after which is decided: every one, or so many spread evenly where there are more."""
+"""Largest number of steps after which the class is determined. If there are more steps, they are spread evenly."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class OverTime:
     """Decisions after some of the T steps.
 
     Attributes:
-        steps: after which is decided, ascending, the last one T, `[M]`.
-        accuracy, accuracy_spike_count: of both decoders, each from the outputs of the first steps alone, `[M]`.
-        operations: synaptic operations of all layers up to then, mean over up to `MOST_SAMPLES` samples, `[M]`.
-        spikes: spikes of all neurons up to then, likewise, `[M]`.
-        settled: step, among `steps`, from which on the class of the nearest label sequence stays what it is at the end,
-            mean over the samples.
+        steps: steps after which the class is determined, ascending; the last one is T, `[M]`.
+        accuracy, accuracy_spike_count: accuracies of both decoders, from the outputs of the first steps only, `[M]`.
+        operations: synaptic operations of all layers until then, mean over up to `MOST_SAMPLES` samples, `[M]`.
+        spikes: spikes of all neurons until then, also a mean, `[M]`.
+        settled: the step among `steps` from which on the class of the nearest label sequence no longer changes; mean
+            over the samples.
     """
 
     steps: Int64
@@ -46,7 +46,7 @@ class OverTime:
     settled: float
 
     def record(self) -> list[dict[str, Any]]:
-        """As JSON, one object for each step."""
+        """As JSON values, one object for each step."""
         columns = (self.steps, self.accuracy, self.accuracy_spike_count, self.operations, self.spikes)
         names = ("step", "accuracy", "accuracy_spike_count", "operations", "spikes")
         return [dict(zip(names, row, strict=True)) for row in zip(*(x.tolist() for x in columns), strict=True)]
@@ -55,13 +55,13 @@ class OverTime:
 def over_time(
     task: Task, state: TrainState, split: Split, batch_size: int, between: Callable[[int], None] | None = None
 ) -> OverTime:
-    """Decide after each step, from the outputs up to then.
+    """Determine the class after each step, from the outputs until then.
 
     Args:
-        task, state: the trained network; its labels are classes.
+        task, state: the trained network. Its labels must be classes.
         split: the samples.
-        batch_size: samples at a time.
-        between: called with the number of samples done after each batch; may raise to stop.
+        batch_size: number of samples at a time.
+        between: called after each batch with the number of finished samples. It may raise an error to stop.
     """
     total, n = task.config.steps, len(split)
     moments = np.unique(np.linspace(1, total, min(total, MOST_MOMENTS)).round().astype(np.int64))
@@ -72,7 +72,7 @@ def over_time(
         outputs = predict(batch.inputs, total).spikes
         own = np.full(len(part), total) if batch.lengths is None else batch.lengths
         for k, step in enumerate(moments):
-            # Samples that end before have been decided by then.
+            # Shorter samples are decided at their own end.
             lengths = np.minimum(own, step)
             nearest[k, part] = nearest_sequence(task.distances(outputs, lengths))
             counted[k, part] = spike_count(outputs, lengths)
@@ -90,13 +90,13 @@ def over_time(
 
 
 def _up_to(moments: Int64, of_layers: Mapping[str, Float64]) -> Float64:
-    """Sums of all layers over the first steps, of values `[T]` of each."""
+    """Sums over the first steps and all layers, from values `[T]` of each layer."""
     total: Float64 = np.cumsum(np.sum(list(of_layers.values()), axis=0))
     return total[moments - 1]
 
 
 def _settled(classes: Int64) -> Int64:
-    """Number of the first of the moments from which on classes `[M, n]` do not change any more, `[n]`."""
+    """Index of the first moment from which on the classes `[M, n]` no longer change, `[n]`."""
     same: AnyArray = np.logical_and.accumulate((classes == classes[-1])[::-1])[::-1]
     first: Int64 = same.argmax(axis=0)
     return first
@@ -112,19 +112,20 @@ def by_noise(
     seed: int = 0,
     between: Callable[[float, int], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Evaluate on inputs that are disturbed more and more.
+    """Evaluate the network on inputs with increasing disturbance.
 
     Args:
         task, state: the trained network.
         split: the samples.
-        batch_size: samples at a time.
-        name: of the disturbance, one of `stsbp.training.noise.KINDS`.
-        amounts: of it.
-        seed: of its draws.
-        between: called with the amount and the number of samples done after each batch; may raise to stop.
+        batch_size: number of samples at a time.
+        name: name of the disturbance, one of `stsbp.training.noise.KINDS`.
+        amounts: amounts of the disturbance.
+        seed: seed of its random numbers.
+        between: called after each batch with the amount and the number of finished samples. It may raise an error to
+            stop.
 
     Returns:
-        For each amount the figures of an evaluation (`Evaluation.means`) and `amount`.
+        For each amount, the results of an evaluation (`Evaluation.means`) and `amount`.
     """
     found = []
     for amount in amounts:

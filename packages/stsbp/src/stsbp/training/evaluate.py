@@ -25,14 +25,14 @@ __all__ = ["Evaluation", "evaluate"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was found on a split.
+    """The results on a split.
 
     Attributes:
         sums: loss, accuracies and spike rates.
-        confusion: samples by true class (row) and class of the nearest label sequence (column), `[K, K]`; K is 0 where
-            labels are spike trains.
-        followed: where labels are classes, how well the outputs follow their label sequences, sums as
-            `stsbp.training.metrics.spike_figures` reads them; empty for a readout, which has no spikes.
+        confusion: number of samples by true class (row) and class of the nearest label sequence (column), `[K, K]`. K
+            is 0 if labels are spike trains.
+        followed: if labels are classes, how well the outputs match their label sequences, as sums that
+            `stsbp.training.metrics.spike_figures` reads. Empty for a readout, which has no spikes.
     """
 
     sums: Sums
@@ -40,11 +40,11 @@ class Evaluation:
     followed: Mapping[str, float] = field(default_factory=dict)
 
     def means(self) -> dict[str, Any]:
-        """Every figure, means over the samples."""
+        """All results as means over the samples."""
         return {**self.sums.means(), **(spike_figures(self.followed, self.sums.samples) if self.followed else {})}
 
     def record(self, split: str) -> dict[str, Any]:
-        """As a line of metrics."""
+        """The results as a line of metrics."""
         return {"kind": "evaluation", "split": split, **self.means(), "seconds": round(self.sums.seconds, 3)}
 
 
@@ -58,15 +58,15 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a state, without dropout.
 
-    Distances are added exactly, so that loss and distances do not depend on the batches or on the order of the samples.
+    Distances are added exactly. Loss and distances therefore do not depend on the batches or the order of the samples.
 
     Args:
-        task: what was trained.
-        state: its weights; not changed.
+        task: the training task.
+        state: the state with the weights; it is not changed.
         split: the samples.
-        batch_size: samples at a time.
-        between: called with the number of samples done after each batch; may raise to stop.
-        tolerance: steps that a spike may be away from its target.
+        batch_size: number of samples at a time.
+        between: called after each batch with the number of finished samples. It may raise an error to stop.
+        tolerance: largest distance in steps between a spike and its target.
     """
     classes = len(task.inputs.classes)
     sums, confusion = Sums(), np.zeros((classes, classes), dtype=np.int64)
@@ -85,7 +85,7 @@ def evaluate(
         losses.extend(score.losses)
         each_distance = score.distances
         if classes and not task.network.has_readout:
-            # Updates do without: they have the loss, and this takes time.
+            # Training updates do not compute this, because they have the loss, and it takes time.
             follows = task.followed(prediction.spikes, batch.targets, tolerance, batch.lengths, score.losses)
             each_distance = follows.distances
             followed = {name: followed.get(name, 0) + value for name, value in follows.sums.items()}

@@ -1,12 +1,12 @@
-"""The weights that a run begins with: those of the spec, on request scaled layer by layer until every layer fires.
+"""The initial weights of a run: those of the spec, optionally scaled layer by layer until every layer fires.
 
-Spikes thin out from layer to layer, the faster the fewer the steps, and a layer that is silent learns little. With
-`init_rate` the layers that fire less are therefore given larger weights, from the first layer to the last, by what is
-measured on the data (after layer-sequential unit-variance initialisation, Mishkin and Matas 2016, with the spike rate
-in place of the variance). Layers that fire more often are left as they are.
+Spikes become fewer from layer to layer, especially with few steps, and a silent layer learns little. With `init_rate`,
+layers that fire less than this rate get larger weights, from the first layer to the last. The factors are measured on
+the data, as in layer-sequential unit-variance initialisation (Mishkin and Matas 2016), with the spike rate in place of
+the variance. Layers that fire more often are not changed.
 
-Spike rates are counts, equal on every backend, and the gains are short dyadic fractions, so the scaled weights are the
-same bits on every backend as well.
+Spike rates are counts, which are equal on every backend, and the factors are short dyadic fractions. The scaled weights
+therefore have the same bits on every backend.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from stsbp.training.run_folder import RunFolder
 __all__ = ["GAINS", "borrowed_weights", "first_weights", "pinned", "scaled_to_rate"]
 
 GAINS = tuple(2.0**octave * (1 + quarter / 4) for octave in range(6) for quarter in range(4))
-"""What the weights of a layer may be multiplied with: 1 to 56, four an octave."""
+"""Possible factors of the weights of a layer: 1 to 56, four per octave."""
 _SAMPLES = 64
 
 
 def first_weights(task: Task, train: Split) -> dict[str, Float32]:
-    """Master weights of every layer, `[out, ...]` float32, before the first update of a run."""
+    """Master weights of every layer before the first update of a run, `[out, ...]` float32."""
     config = task.config
     if config.init_from:
         return borrowed_weights(task.network, config)
@@ -48,13 +48,14 @@ def first_weights(task: Task, train: Split) -> dict[str, Float32]:
 
 
 def pinned(config: RunConfig) -> RunConfig:
-    """The settings with what they name elsewhere: the SHA-256 of the weights of `init_from`, classes as data.
+    """The settings together with the objects that they refer to: SHA-256 of the weights of `init_from`, classes as
+    data.
 
-    So they begin with those weights or not at all, and need the modules of neuron, surrogate and loss no more.
+    The run can then only begin with these weights. It no longer needs the modules of neuron, surrogate and loss.
 
     Raises:
-        SpecError: a module cannot be imported, or what a class says cannot be kept.
-        CheckpointError: there is no such run, its checkpoint is damaged, or is not the one whose SHA-256 was given.
+        SpecError: a module cannot be imported, or a class cannot be stored.
+        CheckpointError: there is no such run, or its checkpoint is damaged or does not have the given SHA-256.
     """
     for setting, own in OWN.items():
         named, model = getattr(config, setting), getattr(config, own.model)
@@ -84,10 +85,10 @@ def _start(config: RunConfig) -> Checkpoint:
 
 
 def borrowed_weights(network: NetworkSpec, config: RunConfig) -> dict[str, Float32]:
-    """The weights of the run that `init_from` names, layer by layer.
+    """The weights of the run in `init_from`, layer by layer.
 
     Raises:
-        CheckpointError: it cannot be read, or its layers have other names or shapes than those of `network`.
+        CheckpointError: they cannot be read, or their layers have other names or shapes than those of `network`.
     """
     saved = _start(config)
     prefix = "weight/"
@@ -114,14 +115,14 @@ def _shape(shape: Shape | None) -> str:
 def scaled_to_rate(
     task: Task, weights: dict[str, Float32], inputs: Inputs, rate: float, lengths: Int64 | None = None
 ) -> dict[str, Float32]:
-    """Scale each layer by the least of `GAINS` with which it fires at `rate`, or by the largest where none does.
+    """Scale each layer by the smallest of `GAINS` with which it fires at `rate`, or by the largest if there is none.
 
     Args:
-        task: the network and what computes it.
-        weights: master weights, not changed.
-        inputs: some samples, without dropout.
+        task: the network, and the backend that computes it.
+        weights: master weights; they are not changed.
+        inputs: some samples, used without dropout.
         rate: spikes per neuron and step.
-        lengths: steps of each sample, `[B]`; None: all of them.
+        lengths: number of steps of each sample, `[B]`; None: all steps.
     """
     scaled = dict(weights)
 

@@ -1,8 +1,8 @@
-"""The training loop. It sees batches, floats and numpy dictionaries; the backend's trainer does the rest.
+"""The training loop. It only handles batches, floats and numpy dictionaries. The backend's trainer does the rest.
 
-The order of the samples is a function of seed and epoch, and a checkpoint knows epoch, batch and all running sums, so
-a run that was stopped anywhere goes on to the same bits. At the end of an epoch, in this order: evaluation, metrics,
-`best`, `last`.
+The order of the samples depends only on seed and epoch. A checkpoint contains epoch, batch and all running sums. A run
+that was stopped at any point therefore continues with the same bits. The end of an epoch has this order: evaluation,
+metrics, `best`, `last`.
 """
 
 from __future__ import annotations
@@ -57,27 +57,27 @@ __all__ = [
 ]
 
 SILENT_RATE = 1e-4
-"""Mean spikes per neuron and step below which a layer passes nothing on."""
+"""Mean number of spikes per neuron and step below which a layer passes on almost nothing."""
 SATURATED_RATE = 0.9
-"""Above this a layer's spikes carry no information any more."""
+"""Above this rate, the spikes of a layer carry almost no information."""
 ZEROED_SHARE = 0.5
-"""Share of a layer's errors that the error grid may zero before it is reported. A weight whose input spikes ten times
-loses all of its errors, if spikes and errors know nothing of each other, once in a thousand cases at this share, and
-more often than not at a share of 0.94."""
+"""Share of a layer's errors that the error grid may set to zero without a report. Consider a weight with ten input
+spikes, and independent spikes and errors. At this share, it loses all of its errors in one of a thousand cases. At a
+share of 0.94, it does so in more than half of the cases."""
 _SEQUENCE_SUMS = {"matched", "spikes", "targets", "van_rossum", "hamming"}
 
 
 TIME_IS_UP = 75
-"""Exit code of a run that stopped because its time was up: the EX_TEMPFAIL of sysexits.h, "try again"."""
+"""Exit code of a run that stopped because its time was up: EX_TEMPFAIL of sysexits.h, "try again"."""
 
 
 class Stopped(Exception):
-    """A stop was asked for; what `train` raises has saved its state.
+    """A stop was requested. If `train` raises this error, it has saved the state.
 
     Attributes:
-        reason: the signal's name, or that the time is up.
-        exit_code: of the process.
-        step: updates done; None where nothing was being trained.
+        reason: name of the signal, or that the time is up.
+        exit_code: exit code of the process.
+        step: number of finished updates; None if nothing was being trained.
     """
 
     def __init__(self, reason: str, exit_code: int, step: int | None = None) -> None:
@@ -86,7 +86,7 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Whether the run is to stop after the current update: set by a signal, or by the clock.
+    """Whether the run must stop after the current update. A signal or the clock can request this.
 
     `deadline` is a time of `time.monotonic`.
     """
@@ -96,18 +96,18 @@ class StopRequest:
         self.deadline = deadline
 
     def check(self, *, clock: bool = True) -> None:
-        """Raise `Stopped` where a stop was asked for; without `clock` only a signal asks for it."""
+        """Raise `Stopped` if a stop was requested. Without `clock`, only signals count."""
         self.obey(self.asked(clock=clock))
 
     def asked(self, *, clock: bool = True) -> int:
-        """The signal that asks for a stop, `TIME_IS_UP` below zero where it is the clock; 0: nothing does."""
+        """The signal that requests a stop; `-TIME_IS_UP` for the clock; 0: no stop is requested."""
         if self.signal_number is not None:
             return self.signal_number
         return -TIME_IS_UP if clock and self.deadline is not None and time.monotonic() >= self.deadline else 0
 
     @staticmethod
     def obey(asked: int) -> None:
-        """Raise `Stopped` where `asked` says so."""
+        """Raise `Stopped` if `asked` requests it."""
         if asked > 0:
             raise Stopped(signal.Signals(asked).name, 128 + asked)
         if asked < 0:
@@ -115,22 +115,22 @@ class StopRequest:
 
 
 def stop_together(stop: StopRequest, group: Group, *, clock: bool = True) -> None:
-    """Raise `Stopped` in all processes where one of them was asked for a stop."""
+    """Raise `Stopped` in all processes if a stop was requested in one of them."""
     stop.obey(_first(group.gather([stop.asked(clock=clock)])[:, 0]))
 
 
 @contextlib.contextmanager
 def stop_on_signals(deadline: float | None = None) -> Iterator[StopRequest]:
-    """Let Ctrl-C, SIGTERM and SIGHUP ask for a stop; another one, a second later, interrupts without saving.
+    """Let Ctrl-C, SIGTERM and SIGHUP request a stop. Another signal, a second later, interrupts without saving.
 
-    A third one ends the process. The clock at `deadline`, a time of `time.monotonic`, asks for a stop as well.
+    A third one ends the process. At `deadline`, a time of `time.monotonic`, the clock also requests a stop.
     """
     request = StopRequest(deadline)
     heard: list[float] = []
 
     def ask(number: int, _frame: object) -> None:
         now = time.monotonic()
-        # A terminal and a shell may both pass it on: several at once count as one.
+        # A terminal and a shell may both pass the signal on, so several at once count as one.
         if heard and now - heard[-1] < PATIENCE:
             return
         heard.append(now)
@@ -147,7 +147,7 @@ def stop_on_signals(deadline: float | None = None) -> Iterator[StopRequest]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where a run ended: updates done, last evaluation of the test split (if there is one), what `best.json` holds."""
+    """The end of a run: number of updates, last evaluation of the test split (if any), and contents of `best.json`."""
 
     step: int
     test: dict[str, Any]
@@ -156,7 +156,7 @@ class Outcome:
 
 @dataclass
 class _Position:
-    """Epoch and batch that come next; `batch` may be the number of batches: the epoch is trained but not evaluated."""
+    """The next epoch and batch. If `batch` is the number of batches, the epoch is trained but not yet evaluated."""
 
     epoch: int = 0
     batch: int = 0
@@ -175,20 +175,21 @@ def train(
 ) -> Outcome:
     """Train to the end, from the beginning or from a checkpoint.
 
-    Of several processes (`Task.group`) rank 0 has the folder and the checkpoint; the others are told what they need.
+    With several processes (`Task.group`), rank 0 has the folder and the checkpoint, and sends the others what they
+    need.
 
     Raises:
-        Stopped: a signal asked for it; the state is saved.
-        NumericError: a value is not finite; names step and layer. The last checkpoint stays.
-        FileError: something could not be written; what was saved before is untouched.
-        CheckpointError: the checkpoint is not one of this run.
+        Stopped: a signal requested it. The state is saved.
+        NumericError: a value is not finite. The message names step and layer. The last checkpoint is kept.
+        FileError: a file could not be written. Files that were saved before are unchanged.
+        CheckpointError: the checkpoint does not belong to this run.
     """
     kind = _Loop if task.group.leads else _Follower
     return kind(task, data, folder, reporter, stop, resume).run()
 
 
 def begin_with(weights: Mapping[str, Float32], task: Task, data: Data, folder: RunFolder, reporter: Reporter) -> None:
-    """Write the checkpoint of a run that begins with these weights, and train nothing; within its folder's lock.
+    """Write the checkpoint of a run that begins with these weights, without training. The folder must be locked.
 
     Raises:
         FileError: it could not be written.
@@ -234,7 +235,7 @@ class _Loop:
         self.saved_at = time.monotonic()
 
     def begin(self, resume: Checkpoint | None) -> tuple[int, int]:
-        """Set the state and the position; returns the updates done and how much of the records stays."""
+        """Set the state and the position. Returns the number of updates so far, and how much of the records is kept."""
         if resume is None:
             first = first_weights(self.task, self.data.train) if self.first is None else dict(self.first)
             self.state = self.task.trainer.init(first)
@@ -268,14 +269,14 @@ class _Loop:
         return saved.step, saved.metrics_bytes
 
     def tell_start(self, step: int) -> None:
-        """Tell the other processes where the run begins."""
+        """Send the other processes the position at which the run begins."""
         group = self.task.group
         if group.size > 1:
             group.share({"step": step, "next": dataclasses.asdict(self.next)})
             group.share_bytes(checkpoint.as_bytes(self.task.trainer.export_state(self.state)))
 
     def open_records(self, keep: int) -> None:
-        """Open the files of metrics, the first `keep` bytes of which stay."""
+        """Open the files of metrics, and keep their first `keep` bytes."""
         folder, reporter = self.folder, self.reporter
         self.metrics = MetricsFile(folder.files, keep)
         if self.metrics.short:
@@ -285,7 +286,7 @@ class _Loop:
         )
 
     def close_records(self) -> None:
-        """Close them."""
+        """Close the files of metrics."""
         self.metrics.close()
         if self.board is not None:
             self.board.close()
@@ -297,7 +298,7 @@ class _Loop:
             self.board.write(line)
 
     def check_position(self, saved: records.Progress) -> None:
-        """Raise `CheckpointError` where the parts of a checkpoint contradict each other or the run."""
+        """Raise `CheckpointError` if the parts of a checkpoint contradict each other or the run."""
         size, samples = self.config.batch_size, len(self.data.train)
         consistent = (
             saved.epoch <= self.config.epochs
@@ -318,7 +319,7 @@ class _Loop:
             )
 
     def tell_changes(self, saved: records.Progress) -> None:
-        """Say what keeps a resumed run from the bits in which it would have ended."""
+        """Print why a resumed run may not end with the same bits as an uninterrupted one."""
         if self.config.precision == "reproducible" and saved.contract != CONTRACT_VERSION:
             self.reporter.warn(
                 f"{self.folder.path} was begun under version {saved.contract} of the exact-arithmetic "
@@ -372,13 +373,13 @@ class _Loop:
                         began = time.perf_counter()
                 test = self.end_epoch()
         if not test and self.has_test:
-            # The run was over already when it was resumed.
+            # The run was already finished when it was resumed.
             test = self.evaluate("test").record("test")
         assert self.next.best is not None
         return Outcome(self.step, test, self.next.best)
 
     def remaining(self) -> Iterator[tuple[int, int, Int64]]:
-        """Epoch, batch and sample numbers of every update still to do."""
+        """Epoch, batch and sample numbers of all remaining updates."""
         n, size = len(self.data.train), self.config.batch_size
         first_epoch, first_batch = self.next.epoch, self.next.batch
         for epoch in range(first_epoch, self.config.epochs):
@@ -442,9 +443,9 @@ class _Loop:
         self.show_course()
 
     def agree(self, seconds: float, waited: float) -> None:
-        """Tell the other processes how long this one worked on an update, and whether a stop was asked for here.
+        """Tell the other processes how long this one worked on an update, and whether it has a request to stop.
 
-        All of them then stop after the same update.
+        All processes then stop after the same update.
         """
         found = self.task.group.gather([self.stop.asked(), seconds - waited, waited])
         self.asked = _first(found[:, 0])
@@ -460,16 +461,16 @@ class _Loop:
         self.reporter.step(min(self.next.epoch, self.config.epochs - 1), means, doing)
 
     def evaluations(self, epochs: int) -> int:
-        """Samples that the first `epochs` epochs evaluate."""
+        """Number of samples that are evaluated in the first `epochs` epochs."""
         splits = self.data.splits()
         every = self.config.test_every
         tests = epochs // every if every else 0
-        # The last epoch is always tested.
+        # The last epoch always has a test.
         tests += epochs == self.config.epochs and (not every or epochs % every > 0)
         return epochs * len(splits.get("validation", ())) + tests * len(splits.get("test", ()))
 
     def end_epoch(self) -> dict[str, Any]:
-        """Evaluate, record, keep the best; returns the test's record, empty where it was not tested."""
+        """Evaluate, record, and keep the best. Returns the record of the test, empty if there was none."""
         config, position = self.config, self.next
         number = position.epoch + 1
         where = {"step": self.step, "epoch": number}
@@ -498,7 +499,7 @@ class _Loop:
         return lines[-1] if test is not None else {}
 
     def save_best(self, epoch: int, candidate: dict[str, Any]) -> None:
-        """Keep what is the best so far."""
+        """Save the best checkpoint so far."""
         self.task.group.beat("saving best")
         checkpoint.save(
             self.folder.files,
@@ -509,9 +510,9 @@ class _Loop:
         )
 
     def candidate(self, sums: Sums, validation: Evaluation | None, where: dict[str, int]) -> dict[str, Any]:
-        """How good this epoch is: larger scores are better, equal ones are decided for the earlier epoch.
+        """The score of this epoch. Larger scores are better. If scores are equal, the earlier epoch wins.
 
-        Few validation samples know few accuracies: between equal ones the validation loss decides.
+        With few validation samples, equal accuracies are frequent. The validation loss then decides between them.
         """
         if validation is None:
             loss = sums.loss / sums.samples
@@ -521,7 +522,7 @@ class _Loop:
         return {**where, "by": f"validation {name}", "value": value, "score": value - 1e-9 * loss / (1 + loss)}
 
     def evaluate(self, name: str) -> Evaluation:
-        # An evaluation that was cut off begins anew: the clock may do that only to a run that got on since it began.
+        # An interrupted evaluation must start again. The clock may only do this after the run has made progress.
         clock = self.step > self.begun
         before, began = 0, time.perf_counter()
 
@@ -550,7 +551,7 @@ class _Loop:
         )
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree with."""
+        """Values that must be the same in a checkpoint."""
         return {
             "config": self.config.digest(),
             "epochs": self.config.epochs,
@@ -591,7 +592,7 @@ class _Loop:
 
     def watch_grids(self, result: StepResult) -> None:
         for name, grid in result.grids.items():
-            # A layer whose weights are all zero needs no bits.
+            # A layer whose weights are all zero needs no bits, so do not report it.
             if grid.bits < self.bits[name] and np.isfinite(grid.headroom) and grid.headroom < 24:
                 self.warn_once(
                     (name, f"bits {grid.bits}"),
@@ -633,12 +634,12 @@ class _Loop:
 
 
 def _first(asked: AnyArray) -> int:
-    """Of what each process was asked, `StopRequest.asked`, the first that asks for a stop; else 0."""
+    """The first request to stop among those of all processes (`StopRequest.asked`), else 0."""
     return next((int(each) for each in asked if each), 0)
 
 
 class _Follower(_Loop):
-    """The loop in a process that is not rank 0: it computes the same, and writes nothing."""
+    """The loop in a process that is not rank 0. It computes the same, but writes nothing."""
 
     def begin(self, resume: Checkpoint | None) -> tuple[int, int]:
         group = self.task.group
@@ -669,7 +670,7 @@ def import_checkpoint(task: Task, saved: Checkpoint, folder: RunFolder) -> Train
     """The state of a checkpoint on the task's backend.
 
     Raises:
-        CheckpointError: its tensors are not those of the run's network.
+        CheckpointError: its tensors do not fit the run's network.
     """
     try:
         step = saved.tensors["step"]

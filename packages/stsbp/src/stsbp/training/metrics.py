@@ -1,7 +1,7 @@
-"""What a run records: sums over samples, distances to the label sequences, and lines of JSON.
+"""The records of a run: sums over samples, distances to the label sequences, and lines of JSON.
 
-`metrics.jsonl` grows line by line. A checkpoint knows how long it was, and a resumed run cuts it back to there, so that
-the file of an interrupted run ends up like that of an uninterrupted one (but for times).
+`metrics.jsonl` grows line by line. A checkpoint contains its length, and a resumed run cuts it to this length. The file
+of an interrupted run therefore ends like that of an uninterrupted one (except for times).
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ __all__ = ["LabelDistances", "MetricsFile", "ReadoutDistances", "Sums", "Workloa
 class LabelDistances:
     """Distances `[B, K]` of output spike trains to the label sequence of every class.
 
-    The same numbers as `stsbp_spec.decoders.distances`, up to rounding, at a cost that does not grow with the number of
-    classes: a label code has two patterns, so each neuron is compared with both, and class `k` takes the desired
-    pattern's distance at neuron `k` and the undesired one's everywhere else. Outputs begin with step `first` of the
-    sequences.
+    The results equal those of `stsbp_spec.decoders.distances`, up to rounding, but the cost does not grow with the
+    number of classes. A label code has only two patterns, so each neuron is compared with both. The distance to class
+    `k` is that of the desired pattern at neuron `k`, plus that of the undesired pattern at all others. Outputs begin
+    with step `first` of the sequences.
     """
 
     def __init__(self, code: LabelCode, classes: int, steps: int, loss: Loss, psp: PSP, first: int = 0) -> None:
-        # The patterns are the same whatever the number of classes, and K sequences of K neurons are many.
+        # The patterns do not depend on the number of classes, and K sequences of K neurons would need much memory.
         self._patterns = code.sequences(2, steps, first)[0, :, :, None, None]
         self._loss = loss
         self._psp = psp
 
     def __call__(self, spikes: AnyArray, lengths: Int64 | None = None) -> Float64:
-        """Distances of outputs `[T, B, N]`, without the padded steps of samples of `lengths` `[B]`."""
+        """Distances of outputs `[T, B, N]`. With `lengths` `[B]`, padded steps are ignored."""
         return self._distances(spikes, self._parts(spikes, lengths), lengths)
 
     def with_loss(
         self, spikes: AnyArray, targets: UInt8, labels: Int64, lengths: Int64 | None = None
     ) -> tuple[Float64, Float64]:
-        """The same, and the loss of each sample, `[B]`: `Loss.distances` of its outputs and its targets `[T, B, N]`.
+        """The distances, and the loss of each sample, `[B]`: `Loss.distances` of its outputs and targets `[T, B, N]`.
 
-        Where the loss runs a filter over the outputs, it runs once for all of this.
+        If the loss filters the outputs, the filter runs only once for both.
         """
         parts = self._parts(spikes, lengths)
         if parts is None:
@@ -66,12 +66,12 @@ class LabelDistances:
         return self._distances(spikes, parts, lengths), joined(own)
 
     def _parts(self, spikes: UInt8, lengths: Int64 | None) -> Float64 | None:
-        """`Loss.parts` of each neuron's output and either pattern, `[T, 2, B, N]`."""
+        """`Loss.parts` of each neuron's output with each of the two patterns, `[T, 2, B, N]`."""
         return self._loss.parts(spikes[:, None], self._patterns, self._psp, lengths)
 
     def _distances(self, spikes: UInt8, parts: Float64 | None, lengths: Int64 | None) -> Float64:
         if parts is None:
-            # One neuron at a time: [T, 2, B, N, 1] has patterns and neurons as batch axes.
+            # Treat each neuron separately: [T, 2, B, N, 1] has patterns and neurons as batch axes.
             each = None if lengths is None else lengths[:, None]
             alone = self._loss.distances(spikes[:, None, ..., None], self._patterns[..., None], self._psp, each)
         else:
@@ -82,28 +82,28 @@ class LabelDistances:
 
 
 class ReadoutDistances:
-    """Losses `[B, K]` that potentials of a readout would have for each class, in the place of `LabelDistances`."""
+    """Losses `[B, K]` of a readout's potentials for each class. It replaces `LabelDistances` for readouts."""
 
     def __init__(self, loss: CrossEntropy) -> None:
         self._loss = loss
 
     def __call__(self, potentials: AnyArray, lengths: Int64 | None = None) -> Float64:
-        """Of potentials `[T, B, N]`, without the padded steps of samples of `lengths` `[B]`."""
+        """Losses of potentials `[T, B, N]`. With `lengths` `[B]`, padded steps are ignored."""
         return self._loss.of_classes(potentials, lengths)
 
     def with_loss(
         self, potentials: AnyArray, targets: UInt8, labels: Int64, lengths: Int64 | None = None
     ) -> tuple[Float64, Float64]:
-        """The same, and those of each sample's own class, `[B]`."""
+        """The losses for all classes, and the loss of each sample's own class, `[B]`."""
         found = self(potentials, lengths)
         return found, np.take_along_axis(found, labels[:, None], axis=1)[:, 0]
 
 
 def spike_figures(sums: Mapping[str, float], samples: int) -> dict[str, float]:
-    """How well outputs follow target spike trains, from sums over so many samples.
+    """How well outputs match target spike trains, from sums over `samples` samples.
 
     `sums` has `matched`, `spikes` and `targets` (`stsbp_spec.metrics.SpikeMatches`) and the distances `van_rossum` and
-    `hamming`. Returns `precision`, `recall` and `f1` of all spikes together, and the means of both distances.
+    `hamming`. Returns `precision`, `recall` and `f1` over all spikes, and the means of both distances.
     """
     matches = _matches(sums)
     return {
@@ -121,7 +121,7 @@ def _matches(sums: Mapping[str, float]) -> tuple[float, float, float]:
 
 @dataclass
 class Sums:
-    """Running sums over the samples of a stretch of training (or of an evaluation)."""
+    """Running sums over the samples of a part of the training, or of an evaluation."""
 
     batches: int = 0
     samples: int = 0
@@ -133,13 +133,13 @@ class Sums:
     seconds: float = 0.0
     rates: dict[str, float] = field(default_factory=dict)
     sequence: dict[str, float] = field(default_factory=dict)
-    """Where labels are spike trains: `matched`, `spikes`, `targets`, and the distances `van_rossum` and `hamming`."""
+    """If labels are spike trains: `matched`, `spikes`, `targets`, and the distances `van_rossum` and `hamming`."""
     errors: dict[str, int] = field(default_factory=dict)
-    """In `reproducible` precision, of each layer: errors before the error grid that were not zero ..."""
+    """In `reproducible` precision, for each layer: number of errors that were non-zero before the error grid."""
     zeroed: dict[str, int] = field(default_factory=dict)
-    """... and those of them that were zero after it."""
+    """The number of those errors that were zero after the error grid."""
     padded: float = 0.0
-    """Of samples of different lengths, what of them was padding: 0.25 for one of 3 of 4 steps."""
+    """Amount of padding, in samples: for example 0.25 for a sample with 3 of 4 steps."""
 
     def add(
         self,
@@ -155,7 +155,7 @@ class Sums:
         zeroed: Mapping[str, ZeroedErrors] | None = None,
         padded: float = 0.0,
     ) -> None:
-        """Add a batch; `loss` and `rates` are its means, the rest its sums."""
+        """Add a batch. `loss` and `rates` are means over it, all other values are sums."""
         self.batches += 1
         self.padded += padded
         self.samples += samples
@@ -175,13 +175,14 @@ class Sums:
 
     @property
     def headline(self) -> tuple[str, float]:
-        """The figure that says how good it is: `accuracy`, or `f1` of spike times where labels are spike trains."""
+        """The main quality measure: `accuracy`, or `f1` of spike times if labels are spike trains."""
         if self.sequence:
             return "f1", f1(*_matches(self.sequence))
         return "accuracy", self.correct / max(1, self.samples)
 
     def means(self) -> dict[str, Any]:
-        """Loss, accuracies (of spike trains: precision and so on, and distances) and rates, means over the samples."""
+        """Means over the samples: loss, rates, and accuracies (for spike trains: precision and so on, and
+        distances)."""
         n = max(1, self.samples)
         if self.sequence:
             how_good = spike_figures(self.sequence, self.samples)
@@ -199,11 +200,11 @@ class Sums:
         return self.rates[name] / max(1e-9, self.samples - self.padded)
 
     def zeroed_shares(self) -> dict[str, float]:
-        """Share of each layer's non-zero errors that the error grid zeroed; empty in `fast` precision."""
+        """Share of each layer's non-zero errors that the error grid set to zero. Empty in `fast` precision."""
         return {name: ZeroedErrors(self.zeroed[name], errors).share for name, errors in self.errors.items()}
 
     def training(self) -> dict[str, Any]:
-        """The means, gradient norms and speed; in `reproducible` precision what the error grid zeroed."""
+        """The means, gradient norms and speed; in `reproducible` precision also the shares of zeroed errors."""
         return {
             **self.means(),
             **({"zeroed": shares} if (shares := self.zeroed_shares()) else {}),
@@ -214,7 +215,7 @@ class Sums:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Every field; JSON keeps all bits of a float."""
+        """All fields. JSON keeps all bits of a float."""
         return asdict(self)
 
     @classmethod
@@ -224,28 +225,28 @@ class Sums:
 
 
 class Workload:
-    """How long each of several processes worked, and waited in exchanges, over a stretch of training."""
+    """How long each of several processes worked, and waited in exchanges, during a part of the training."""
 
     def __init__(self, size: int) -> None:
         self.worked, self.waited = np.zeros(size), np.zeros(size)
 
     def add(self, worked: Float64, waited: Float64) -> None:
-        """Seconds that each process worked and waited, `[size]`."""
+        """Add the seconds that each process worked and waited, `[size]`."""
         self.worked += worked
         self.waited += waited
 
     @property
     def slowest(self) -> int:
-        """Rank of the process that worked longest."""
+        """Rank of the process with the longest working time."""
         return int(self.worked.argmax())
 
     @property
     def share(self) -> float:
-        """Share of the processes' time that goes into exchanges, waiting for others included."""
+        """Share of the processes' time in exchanges, including waiting for other processes."""
         return float(self.waited.sum() / max(1e-9, (self.worked + self.waited).sum()))
 
     def figures(self) -> dict[str, Any]:
-        """As a part of a line of metrics; empty for one process, only their number where exchanges are not seen."""
+        """Values for a line of metrics. Empty for one process. If exchanges cannot be measured, only their number."""
         if len(self.worked) == 1:
             return {}
         if not self.waited.any():
@@ -258,11 +259,11 @@ _LONGEST_LINE = MEGABYTE
 
 
 def read_records(path: Path, warn: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`; a last line that is still being written is left out, as are damaged ones.
+    """The lines of `metrics.jsonl`. A last line that is still being written is left out, and so are damaged lines.
 
     Args:
-        path: of the file.
-        warn: told once if lines are damaged.
+        path: path of the file.
+        warn: function that is called once if lines are damaged.
 
     Raises:
         CheckpointError: the file cannot be read.
@@ -289,12 +290,12 @@ def read_records(path: Path, warn: Callable[[str], None] | None = None) -> list[
 
 
 class MetricsFile:
-    """Appends lines of JSON to a file, and never leaves half a line behind when the disk is full.
+    """Appends lines of JSON to a file. It never leaves an incomplete line, even if the disk is full.
 
     Args:
-        folder: where the file is, checked before each line.
-        keep: cut an existing file to this many bytes first (whole lines; None: to nothing).
-        name: of the file, made where missing.
+        folder: folder of the file, which is checked before each line.
+        keep: number of bytes (whole lines) to keep of an existing file; None: nothing.
+        name: name of the file, which is made if it is missing.
 
     Raises:
         FileError: the file cannot be opened.
@@ -306,10 +307,10 @@ class MetricsFile:
         try:
             folder.check()
             self._file = folder.open(name, os.O_RDWR | os.O_CREAT)
-            # Never asks for more than there is: a number from a file may be any.
+            # Read no more than exists, because a number from a file may be arbitrarily large.
             with open(self._file.fileno(), "rb", closefd=False) as whole:
                 content = whole.read(min(keep or 0, os.fstat(whole.fileno()).st_size))
-            # A file that lost its end (or was edited) keeps its whole lines.
+            # If a file lost its end (or was edited), keep its complete lines.
             self.size = content.rfind(b"\n") + 1
             self.short = self.size != (keep or 0)
             self._file.truncate(self.size)
@@ -321,7 +322,7 @@ class MetricsFile:
         """Append one line.
 
         Raises:
-            FileError: the system refused; the file ends with the line before.
+            FileError: the system refused. The file ends with the previous line.
         """
         data = json.dumps(line, allow_nan=False).encode() + b"\n"
         self._folder.check()
@@ -338,7 +339,7 @@ class MetricsFile:
         self.size += len(data)
 
     def sync(self) -> int:
-        """Bring everything to the disk and return the size in bytes."""
+        """Write everything to the disk. Returns the size in bytes."""
         try:
             os.fsync(self._file.fileno())
         except OSError as error:

@@ -1,8 +1,9 @@
-"""Disturbed inputs, to see how much of it a trained network bears: events that come at another time, get lost, or are
-joined by others; pixels that are noisy or get lost.
+"""Disturbed inputs, to measure the robustness of a trained network: events are moved in time, lost or added, and pixels
+are noisy or lost.
 
-Draws come from the counter-based generator: a function of seed, number of the sample and place in it, the same on every
-machine. A larger amount of the same disturbance uses the same draws, so that what is lost at 10 % is lost at 20 % too.
+Random numbers come from the counter-based generator. They depend only on the seed, the number of the sample and the
+position in it, so they are the same on every machine. All amounts of a disturbance use the same random numbers. An
+event that is lost at 10 % is therefore also lost at 20 %.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from stsbp.errors import ConfigError, DataError
 __all__ = ["KINDS", "DisturbedSplit", "Kind", "disturbed", "parse_noise"]
 
 _LOST, _MOVED, _ADDED, _PIXELS = 0, 1, 2, 3
-"""Substreams of the draws."""
+"""Substreams of the random numbers."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,10 @@ class Kind:
     """A disturbance.
 
     Attributes:
-        text: what an amount of it means.
-        amounts: that are tried by default, ascending from 0.
-        most: the largest amount that makes sense.
-        whole: whether amounts are whole numbers.
+        text: meaning of an amount.
+        amounts: default amounts, ascending from 0.
+        most: largest sensible amount.
+        whole: whether amounts are integers.
     """
 
     text: str
@@ -64,14 +65,14 @@ KINDS: Mapping[Coding, Mapping[str, Kind]] = MappingProxyType(
         ),
     }
 )
-"""Disturbances by the coding of the inputs and their names."""
+"""Disturbances, by the coding of the inputs and by name."""
 
 
 def parse_noise(text: str, coding: Coding) -> tuple[str, tuple[float, ...]]:
-    """A disturbance and its amounts from `NAME` or `NAME=AMOUNT,AMOUNT,...`; amount 0 is always among them.
+    """A disturbance and its amounts from `NAME` or `NAME=AMOUNT,AMOUNT,...`. The amounts always include 0.
 
     Raises:
-        ConfigError: there is no such disturbance of these inputs, or an amount is none of it.
+        ConfigError: there is no such disturbance for these inputs, or an amount is invalid.
     """
     name, equals, listed = text.partition("=")
     kinds = KINDS[coding]
@@ -87,7 +88,7 @@ def parse_noise(text: str, coding: Coding) -> tuple[str, tuple[float, ...]]:
             amount = float(each)
         except ValueError:
             amount = -1.0
-        # Also what is no number is not between them.
+        # This comparison is also false for NaN.
         if not 0 <= amount <= kind.most or (kind.whole and amount != round(amount)):
             numbers = "whole numbers" if kind.whole else "numbers"
             raise ConfigError(
@@ -99,12 +100,12 @@ def parse_noise(text: str, coding: Coding) -> tuple[str, tuple[float, ...]]:
 
 @dataclass(frozen=True)
 class DisturbedSplit:
-    """A split with disturbed inputs; labels, targets and lengths are those of the split.
+    """A split with disturbed inputs. Its labels, targets and lengths are those of the original split.
 
     Attributes:
         split: the samples.
-        name, amount: of the disturbance, one of `KINDS`.
-        seed: of the draws.
+        name, amount: name and amount of the disturbance, one of `KINDS`.
+        seed: seed of the random numbers.
     """
 
     split: Split
@@ -118,7 +119,7 @@ class DisturbedSplit:
 
     @property
     def lengths(self) -> Int64 | None:
-        """Steps of every sample, `[n]`; None: all."""
+        """Number of steps of every sample, `[n]`; None: all steps."""
         return lengths_of(self.split)
 
     def __len__(self) -> int:
@@ -132,7 +133,7 @@ class DisturbedSplit:
         return disturbed(self.split.stored(indices), indices, self.name, self.amount, self.seed, lengths)
 
     def targets(self, indices: Int64) -> UInt8:
-        """Target spike trains `[T, B, N]`, where the split has them (`SequenceLabels`)."""
+        """Target spike trains `[T, B, N]`, if the split has them (`SequenceLabels`)."""
         if not isinstance(self.split, SequenceLabels):
             raise DataError("the labels of these samples are classes, not spike trains")
         return self.split.targets(indices)
@@ -145,15 +146,15 @@ def disturbed(
 
     Args:
         inputs: images `[B, C, H, W]`, or frames `[T, B, ...]`, also as bits.
-        indices: numbers of the samples, `[B]`, of which the draws are a function.
-        name, amount: of the disturbance, one of `KINDS`.
-        seed: of the draws.
-        lengths: steps of each sample, `[B]`, within which events stay; None: all.
+        indices: numbers of the samples, `[B]`. The random numbers depend on them.
+        name, amount: name and amount of the disturbance, one of `KINDS`.
+        seed: seed of the random numbers.
+        lengths: number of steps of each sample, `[B]`. Events stay within them. None: all steps.
 
     Returns:
-        New inputs of the same form; `inputs` itself where the amount is 0. Events that are moved to a step before the
-        first one or after the last stay at that step. Of frames that are bits, events that meet are one; counts add up,
-        to 255 at most, and the events of a pixel at a step go together.
+        New inputs of the same form; `inputs` itself if the amount is 0. Events that would move before the first step or
+        after the last one stay at that step. In frames of bits, events at the same place become one. Counts are added,
+        up to 255, and all events of a pixel at a step move together.
     """
     if amount == 0:
         return inputs
@@ -202,7 +203,7 @@ def _images(images: UInt8, indices: Int64, name: str, amount: float, seed: int) 
 
 
 def _words(seed: int, substream: int, place: Int64, sample: Int64) -> UInt32:
-    """A random word for each place of each sample, which broadcast against each other."""
+    """A random word for each place of each sample. Both arguments broadcast against each other."""
     key = (seed, int(Stream.NOISE) + 256 * substream)
     place, sample = np.broadcast_arrays(place, sample)
     return threefry2x32(key, (place.astype(np.uint32), sample.astype(np.uint32)))[0]
@@ -214,5 +215,5 @@ def _share(word: UInt32) -> AnyArray:
 
 
 def _below(word: UInt32, n: int | Int64) -> Int64:
-    """A whole number from 0 to n - 1 from each word."""
+    """An integer from 0 to n - 1 from each word."""
     return (word.astype(np.uint64) * np.asarray(n, np.uint64) >> np.uint64(32)).astype(np.int64)

@@ -1,9 +1,9 @@
-"""What an inference costs: synaptic operations of a spiking network, beside the multiply-adds of the same ANN.
+"""The cost of an inference: synaptic operations of a spiking network, and multiply-adds of the same network as an ANN.
 
-A synaptic operation is one spike that meets one weight: an addition, where a neuron of an ordinary network multiplies
-and adds for every weight whatever its input. An event-driven machine does no other work in the synapses. Of a network
-with direct coding the first layer sees pixels, not spikes: it costs its multiply-adds, once a sample, since the image
-is the same at every step. The updates of the neurons are counted in neither.
+A synaptic operation is one spike that meets one weight. It is an addition. A neuron of an ordinary network multiplies
+and adds for every weight, whatever its input is. An event-driven machine does no other work in the synapses. With
+direct coding, the first layer reads pixels instead of spikes. Its cost is its multiply-adds, once per sample, because
+the image is the same at every step. Both numbers exclude the updates of the neurons.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _BATCH = 10
 
 
 def fan_out(network: NetworkSpec, block: Block) -> dict[str, Int64]:
-    """Weights of a block that a spike of each neuron meets, by the names of the populations (or input) it reads.
+    """Number of a block's weights that a spike of each neuron meets, by the names of populations (or input) it reads.
 
-    Each `[C, H, W]` or `[N]`; pooling, dropout and sums in between pass a spike on. What a max pooling makes are spikes
-    of their own: it stands for what it reads.
+    Each is `[C, H, W]` or `[N]`. Pooling, dropout and sums in between pass spikes on. Max pooling makes new spikes,
+    so its own node is listed instead of the nodes it reads.
     """
     graph, found = network.graph, dict[str, Int64]()
     nodes = {node.name: node for node in graph.nodes}
@@ -53,13 +53,14 @@ def fan_out(network: NetworkSpec, block: Block) -> dict[str, Int64]:
 
 
 def _below(op: Op, shape: Shape, reached: Int64) -> Int64:
-    """What each input of an operation, `shape`, reaches where each output reaches so much."""
+    """Numbers of weights that each input of an operation, `shape`, reaches, from the numbers `reached` of each
+    output."""
     if isinstance(op, Passing):
         op = op.at(shape)
     if isinstance(op, AvgPool2d):
         rows, columns = op.sizes
         whole = reached.repeat(rows, axis=1).repeat(columns, axis=2)
-        # Rows and columns that fill no window reach nothing.
+        # Rows and columns that fill no window reach no output.
         below = np.zeros(shape, dtype=np.int64)
         below[:, : whole.shape[1], : whole.shape[2]] = whole
         return below
@@ -71,7 +72,7 @@ def _below(op: Op, shape: Shape, reached: Int64) -> Int64:
 
 
 def spikes_of(network: NetworkSpec, name: str, fired: Mapping[str, AnyArray]) -> AnyArray:
-    """What a node of `fan_out` passes on, `[T, B, ...]`, from the spikes of populations and the input; undropped."""
+    """The values of a node of `fan_out`, `[T, B, ...]`, from spikes of populations and the input, without dropout."""
     if name in fired:
         return fired[name]
     (node,) = (node for node in network.graph.nodes if node.name == name)
@@ -85,7 +86,7 @@ def spikes_of(network: NetworkSpec, name: str, fired: Mapping[str, AnyArray]) ->
 
 
 def _reached(projection: Projection) -> Int64:
-    """Weights that each value which meets them meets."""
+    """The number of weights that each input value of a projection is multiplied with."""
     synapse, shape = projection.synapse, projection.input.shape
     if isinstance(synapse, Conv2d):
         rows, columns = (
@@ -106,7 +107,7 @@ def _reached(projection: Projection) -> Int64:
 
 
 def _windows(size: int, outputs: int, kernel: int, stride: int, padding: int, dilation: int) -> Int64:
-    """How many of the `outputs` windows along an axis hold each of its `size` places, `[size]`."""
+    """How many of the `outputs` windows along an axis contain each of its `size` positions, `[size]`."""
     offset = np.arange(size)[:, None] - (np.arange(outputs) * stride - padding)
     held: Int64 = ((offset >= 0) & (offset < kernel * dilation) & (offset % dilation == 0)).sum(axis=1)
     return held
@@ -114,11 +115,11 @@ def _windows(size: int, outputs: int, kernel: int, stride: int, padding: int, di
 
 @dataclass(frozen=True)
 class Activity:
-    """What happens at each step, mean over samples.
+    """The activity at each step, mean over samples.
 
     Attributes:
-        operations: synaptic operations of each layer, `[T]`; the first layer is left out where it sees pixels.
-        spikes: spikes of all neurons of each layer, `[T]`; a readout is left out.
+        operations: synaptic operations of each layer, `[T]`; without the first layer if it reads pixels.
+        spikes: spikes of all neurons of each layer, `[T]`; without a readout.
     """
 
     operations: dict[str, Float64]
@@ -128,7 +129,7 @@ class Activity:
 def synaptic_operations(task: Task, state: TrainState, split: Split, most: int = MOST_SAMPLES) -> dict[str, float]:
     """Synaptic operations of each layer, mean over `most` samples spread evenly over a split.
 
-    The first layer is left out where it sees pixels (direct coding).
+    The first layer is left out if it reads pixels (direct coding).
     """
     return {name: float(each.sum()) for name, each in activity(task, state, split, most).operations.items()}
 
@@ -141,7 +142,7 @@ def activity(task: Task, state: TrainState, split: Split, most: int = MOST_SAMPL
     network, steps = task.network, task.config.steps
     fans = {block.name: fan_out(network, block) for block in network.blocks if not block.static}
     spiking = network.blocks[:-1] if network.has_readout else network.blocks
-    # Whole numbers, which are exact.
+    # Sums of integers, which are exact.
     operations = {name: np.zeros(steps) for name in fans}
     spikes = {block.name: np.zeros(steps) for block in spiking}
     for first in range(0, len(chosen), _BATCH):

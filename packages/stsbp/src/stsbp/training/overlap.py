@@ -1,4 +1,4 @@
-"""Whether samples to test on are among those that a run was trained on, seen by the content of each sample."""
+"""Finds samples for a test that are also among the training samples of a run, by comparing the contents of samples."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ _SAMPLES = (
     *("dataset", "data_dir", "test_on", "limit", "holdout", "validation", "split_seed", "test"),
     *("image_size", "skip_malformed"),
 )
-"""Settings that say which samples are trained on, and which tested on."""
+"""Settings that determine the training samples and the test samples."""
 _IMAGES = {"stsbp.datasets.image_folder", "stsbp.datasets.cifar10"}
-"""Modules of data sets that may hold the same images."""
+"""Modules of data sets that may contain the same images."""
 
 
 def seen_in_training(trained: Trained, name: str, samples: Split, show: Reporter, run: str = "the run") -> int | None:
-    """How many of the samples of the data set `name` the run was trained on, or chose its best checkpoint by.
+    """Number of samples of the data set `name` that the run used for training, or for choosing its best checkpoint.
 
-    None where the data sets are of different kinds, which cannot be compared, or where the run's own data are not to be
-    found; the latter is said, of `run`.
+    None if the data sets are of different kinds and cannot be compared, or if the run's own data cannot be found. The
+    latter is printed, with `run` as the name of the run.
     """
     if not _are_comparable(trained.settings.dataset, name):
         return None
     try:
         data = load_data(trained.settings.model_copy(update={"download": False}), show.loading)
-        # Raises where these are other data by now.
+        # This raises an error if the data have changed.
         trained.samples(data, "train")
     except (DataError, ConfigError) as error:
         reason = str(error).partition("\n")[0]
@@ -50,7 +50,7 @@ def seen_in_training(trained: Trained, name: str, samples: Split, show: Reporter
 
 
 def warn_of_trained_tests(config: RunConfig, data: Data, show: Reporter) -> None:
-    """Warn where samples of the data set that a run is tested on are among those that it trains on."""
+    """Warn if samples of the data set for the test are among the training samples of the run."""
     if not config.test_on or not _are_comparable(config.dataset, config.test_on):
         return
     if seen := _shared(data, data.test, show):
@@ -61,10 +61,10 @@ def warn_of_trained_tests(config: RunConfig, data: Data, show: Reporter) -> None
 
 
 def warn_of_borrowed_tests(config: RunConfig, data: Data, backend: AbstractBackend, show: Reporter) -> None:
-    """Warn where samples that a run is tested on are among those that the run was trained on that it begins with.
+    """Warn if test samples of a run are among the training samples of the run from whose weights it begins.
 
     Raises:
-        CheckpointError: the run that it begins with cannot be read.
+        CheckpointError: that run cannot be read.
     """
     tested = config.test_on or config.dataset
     if not len(data.test) or has_test_of_training(tested):
@@ -93,7 +93,7 @@ def _are_comparable(name: str, other: str) -> bool:
 
 
 def _shared(data: Data, samples: Split, show: Reporter) -> int:
-    """How many of the samples have the content of a training or validation sample."""
+    """Number of samples with the same content as a training or validation sample."""
     own = [split for split in (data.train, data.validation) if split is not None]
     coding, total = data.inputs.coding, sum(map(len, own))
     known: set[bytes] = set()

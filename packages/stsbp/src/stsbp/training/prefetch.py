@@ -1,4 +1,4 @@
-"""Load batches in a thread of their own, so that loading never holds up the step."""
+"""Loads batches in a separate thread, so that loading does not delay training steps."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ V = TypeVar("V")
 
 
 def prefetched(load: Callable[[K], V], keys: Iterable[K], depth: int = 2) -> Generator[tuple[K, V]]:
-    """Yield `key, load(key)` in the order of `keys`, up to `depth` loads ahead; an error of `load` is raised here.
+    """Yield `key, load(key)` in the order of `keys`, with up to `depth` loads in advance. Errors of `load` are raised
+    here.
 
-    Close the generator to stop early; the loads not yet begun are dropped.
+    Close the generator to stop early. Loads that have not begun are then dropped.
     """
     pending: deque[tuple[K, Future[V]]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="stsbp-load") as pool:

@@ -1,7 +1,8 @@
-"""What a person sees of a run: a bar with the time left on a terminal, plain lines, not too many, in a log.
+"""What a user sees of a run: a progress bar with the remaining time on a terminal, or a limited number of lines in a
+log.
 
-Updates and evaluations both count as work. What compiling kernels takes is told apart, and is no part of the rate.
-Lines fit the terminal, or 80 columns: what matters least is left out first.
+Updates and evaluations both count as work. Time for compiling kernels is reported separately, and does not count in the
+rate. Lines fit the terminal, or 80 columns. The least important parts are left out first.
 """
 
 from __future__ import annotations
@@ -36,22 +37,22 @@ __all__ = [
 ]
 
 WIDTH = 80
-"""Columns of a line in a log."""
+"""Width of a line in a log."""
 _BAR = 10
 _SECONDS_BETWEEN_LINES = 10.0
 _RECENT = 50
 _EVALUATION = 1 / 3
-"""Work of evaluating a sample over that of training on it, until both are measured: forward alone, not backward."""
+"""Work to evaluate a sample relative to training on it, until both are measured. There is no backward pass."""
 _ENOUGH = 3
-"""Batches after the first ones with which it is settled that a first batch was hardly slower: it is told of no more."""
+"""After this many further batches it is certain that a first batch was hardly slower. It is then not reported."""
 _LEAST_COMPILING = 3.0
-"""Seconds by which a first batch must be slower to be told of: loading kernels that are compiled already takes less."""
+"""Time in seconds by which a first batch must be slower to be reported. Loading compiled kernels takes less."""
 SHOWN = {"accuracy": "accuracy", "f1": "F1"}
-"""Figures that say how good a run is, as a person reads them."""
+"""Quality measures of a run, with their names for users."""
 
 
 class Pace:
-    """How long a sample takes: the median of recent batches, without the first one of each size, which may compile."""
+    """Time per sample: the median of recent batches, without the first batch of each size, which may compile."""
 
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=_RECENT)
@@ -68,11 +69,11 @@ class Pace:
 
     @property
     def seconds(self) -> float | None:
-        """Seconds a sample; None before a second batch of a size."""
+        """Time per sample in seconds; None before the second batch of a size."""
         return median(self._recent) if self._recent else None
 
     def compiled(self) -> float:
-        """Seconds by which first batches were slower than later ones, told once; 0 where there is nothing to tell."""
+        """Time in seconds by which first batches were slower than later ones. Reported once; 0: nothing to report."""
         if self.seconds is None:
             return 0.0
         extra = sum(max(0.0, self._first[samples] - samples * self.seconds) for samples in self._untold)
@@ -83,11 +84,11 @@ class Pace:
 
 
 class Course:
-    """How far a run is, how fast it goes, and how long it will take.
+    """The progress of a run, its speed, and the remaining time.
 
     Args:
-        updates, batch: of the whole run, and samples of an update.
-        evaluations: samples that the whole run evaluates, over all its epochs.
+        updates, batch: number of updates of the whole run, and number of samples per update.
+        evaluations: number of samples that the whole run evaluates, over all epochs.
         done, evaluated: what was done before this process began.
     """
 
@@ -111,19 +112,19 @@ class Course:
 
     @property
     def share(self) -> float:
-        """Share of the work that is done, 0 to 1; evaluations count."""
+        """Finished share of the work, 0 to 1. Evaluations count."""
         work = self._updates * self._batch + _EVALUATION * self._evaluations
         done = self._done * self._batch + _EVALUATION * self._evaluated
         return min(1.0, done / max(1, work))
 
     @property
     def rate(self) -> float | None:
-        """Samples a second in training; None before it is known."""
+        """Samples per second in training; None before it is known."""
         return 1 / max(1e-9, seconds) if (seconds := self._training.seconds) is not None else None
 
     @property
     def left(self) -> float | None:
-        """Seconds left, evaluations included; None before the rate is known."""
+        """Remaining time in seconds, including evaluations; None before the rate is known."""
         training, testing = self._training.seconds, self._testing.seconds
         if training is None:
             return None
@@ -133,41 +134,42 @@ class Course:
 
     @property
     def exchange(self) -> str:
-        """Share of the time that goes into exchanges between processes, and the slowest one; empty for one process."""
+        """Share of the time in exchanges between processes, and the slowest process; empty for one process."""
         if self.workload is None or "exchange_share" not in self.workload.figures():
             return ""
         return f"exchange {self.workload.share:.0%}  slowest rank {self.workload.slowest}"
 
     @property
     def elapsed(self) -> float:
-        """Seconds since this process began to train."""
+        """Time in seconds since this process began to train."""
         return time.monotonic() - self._begun
 
     def compiled(self) -> float:
-        """Seconds that compiling took, told once; 0 where there is nothing to tell."""
+        """Time in seconds spent on compiling. Reported once; 0: nothing to report."""
         return self._training.compiled() + self._testing.compiled()
 
 
 class Reporter(Protocol):
-    """Tells a person how it goes. Every method is cheap, and none raises when the reader went away."""
+    """Shows the progress to a user. Every method is fast, and none raises an error if the output was closed."""
 
     def loading(self, what: str, done: int, total: int) -> None:
         """Progress of reading data."""
 
     def begin(self, epochs: int, course: Course) -> None:
-        """Training begins, or goes on."""
+        """Training begins or continues."""
 
     def step(self, epoch: int, means: Mapping[str, Any], doing: str = "") -> None:
-        """The course moved on; `means` are of this epoch so far, `doing` is what is done instead of an update."""
+        """There was progress. `means` are those of this epoch so far. `doing` is a current task other than an
+        update."""
 
     def note(self, text: str, *more: str) -> None:
-        """A line that stays; of `more`, as much as fits into it."""
+        """A permanent line. As many of the texts `more` are added as fit into it."""
 
     def warn(self, text: str) -> None:
-        """A warning that stays."""
+        """A permanent warning."""
 
     def close(self) -> None:
-        """Give the terminal back."""
+        """Restore the terminal."""
 
 
 def time_text(seconds: float) -> str:
@@ -178,7 +180,7 @@ def time_text(seconds: float) -> str:
 
 
 def fitted(parts: Mapping[str, str], droppable: Sequence[str], width: int) -> str:
-    """The parts that are not empty in one line, without as many of the droppable ones as makes it fit."""
+    """The non-empty parts in one line. Droppable parts are left out until it fits."""
     kept = {name: part for name, part in parts.items() if part}
     for name in droppable:
         if len("  ".join(kept.values())) <= width:
@@ -188,7 +190,7 @@ def fitted(parts: Mapping[str, str], droppable: Sequence[str], width: int) -> st
 
 
 def _standing(epoch: str, course: Course, means: Mapping[str, Any], droppable: Sequence[str], width: int) -> str:
-    """Where a run is, in one line."""
+    """The progress of a run in one line."""
     rate, left = course.rate, course.left
     parts = {
         "share": f"{int(100 * course.share)}%",
@@ -209,7 +211,7 @@ def _line(text: str, more: Sequence[str], width: int) -> str:
 
 
 class _Output:
-    """Lines for a reader who may go away: `gone` is then true, and writing does nothing."""
+    """Lines for an output that may be closed. `gone` is then true, and writing does nothing."""
 
     def __init__(self, file: IO[str] | None) -> None:
         self.file = file
@@ -225,7 +227,7 @@ class _Output:
 
 
 class PlainReporter:
-    """Lines for a log: at most one about progress every ten seconds; None for the file: for nobody."""
+    """Lines for a log, with at most one line on progress every ten seconds. If the file is None, nothing is printed."""
 
     def __init__(self, file: IO[str] | None) -> None:
         self._output = _Output(file)
@@ -265,7 +267,7 @@ class PlainReporter:
 
 
 class TerminalReporter:
-    """A bar at the bottom of the terminal, lines that stay above it."""
+    """A progress bar at the bottom of the terminal, with permanent lines above it."""
 
     def __init__(self, file: IO[str]) -> None:
         from rich.console import Console
@@ -276,7 +278,7 @@ class TerminalReporter:
         owner = self
 
         class Line(ProgressColumn):
-            """Drawn anew at every refresh, so that times go on during a long update."""
+            """Drawn again at every refresh, so that times continue during a long update."""
 
             def render(self, task: Task) -> Text:
                 return Text(owner.line(), overflow="ellipsis")
@@ -296,7 +298,7 @@ class TerminalReporter:
         self._closed = False
 
     def line(self) -> str:
-        """What stands beside the bar now."""
+        """The text beside the bar."""
         if self._course is None:
             return self._text
         width = self._console.width - _BAR - 1
@@ -335,7 +337,7 @@ class TerminalReporter:
 
 
 class _Beating:
-    """Another reporter, and whoever watches whether this process moves: reading is told to both."""
+    """A reporter that also tells the monitor of this process about the progress of reading."""
 
     def __init__(self, show: Reporter, beat: Callable[[str], None]) -> None:
         self._beat = beat
@@ -351,16 +353,16 @@ class _Beating:
 def reporter(file: IO[str] | None = None) -> Reporter:
     """The reporter that fits `file` (by default standard error)."""
     file = sys.stderr if file is None else file
-    # None: standard error was closed before the process began.
+    # It is None if standard error was closed before the process began.
     return TerminalReporter(file) if file is not None and file.isatty() and _moves() else PlainReporter(file)
 
 
 def _moves() -> bool:
-    """Whether the terminal can redraw a line; a notebook's cell is one that cannot (Jupyter names its parent)."""
+    """Whether the terminal can redraw a line. Notebook cells cannot (Jupyter sets a variable with its parent)."""
     return os.environ.get("TERM") != "dumb" and "JPY_PARENT_PID" not in os.environ
 
 
 def shown_by(group: Group) -> Reporter:
-    """What tells a person how it goes: on rank 0, of all processes; the others tell nobody."""
+    """The reporter of a group: on rank 0, it shows the progress of all processes; on other ranks, nothing."""
     show = reporter() if group.leads else PlainReporter(None)
     return show if group.size == 1 else _Beating(show, group.beat)

@@ -1,11 +1,11 @@
-"""The folder of a run: which files it has, who may write into it, and what a new run may not overwrite.
+"""The folder of a run: its files, its lock, and the protection of existing files.
 
 config.toml          every setting; `stsbp train --config` reads it
 environment.json     versions, backend, device and time of every start
-metrics.jsonl        one line a record (metrics.py)
+metrics.jsonl        one line per record (metrics.py)
 last.json, last-*.safetensors, best.json, best-*.safetensors    checkpoints (checkpoint.py)
-events.out.tfevents.*    the records for TensorBoard, where they are asked for (tensorboard.py)
-.lock                held by the process that trains
+events.out.tfevents.*    the records for TensorBoard, if they are requested (tensorboard.py)
+.lock                locked by the process that trains
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from stsbp.files import LOCK, MEGABYTE, OpenFolder, read_regular
 __all__ = ["RunFolder"]
 
 MOST_ENVIRONMENT = 64 * MEGABYTE
-"""Bytes of `environment.json`; a start has about a thousand."""
+"""Largest size of `environment.json` in bytes. One start has about a thousand bytes."""
 
 _PACKAGES = (
     *("stsbp", "stsbp-spec", "stsbp-cpu", "stsbp-torch", "stsbp-cupy", "stsbp-jax", "numpy", "safetensors"),
@@ -49,7 +49,7 @@ _LEFTOVER = re.compile(
 
 
 class RunFolder:
-    """Paths of a run and what guards them."""
+    """The paths of a run, and the protection of its files."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -57,16 +57,16 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """The settings."""
+        """Path of the settings."""
         return self.path / "config.toml"
 
     @property
     def environment(self) -> Path:
-        """The starts."""
+        """Path of the starts."""
         return self.path / "environment.json"
 
     def starts(self) -> list[dict[str, Any]]:
-        """Every start of the run, oldest first; those that are damaged, or all of them, are left out."""
+        """All starts of the run, oldest first. Damaged ones are left out."""
         try:
             return records.starts(read_regular(self.environment, MOST_ENVIRONMENT))
         except OSError:
@@ -74,15 +74,15 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """The records."""
+        """Path of the records."""
         return self.path / "metrics.jsonl"
 
     @property
     def is_run(self) -> bool:
-        """Whether a run was begun here.
+        """Whether a run was begun in this folder.
 
         Raises:
-            CheckpointError: the system does not let us look.
+            CheckpointError: the operating system refuses access.
         """
         try:
             return self.config.is_file()
@@ -91,10 +91,10 @@ class RunFolder:
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether the run has come to its first checkpoint.
+        """Whether the run has written its first checkpoint.
 
         Raises:
-            CheckpointError: it had, and the checkpoint is gone.
+            CheckpointError: it has, but the checkpoint is gone.
         """
         if not self.is_run:
             return False
@@ -110,7 +110,7 @@ class RunFolder:
 
     @property
     def is_free(self) -> bool:
-        """Whether a new run may be begun here without overwriting anything."""
+        """Whether a new run can begin in this folder without overwriting anything."""
         try:
             return not any(entry.name != LOCK and not _is_leftover(entry) for entry in self.path.iterdir())
         except FileNotFoundError:
@@ -121,10 +121,10 @@ class RunFolder:
             raise FileError(f"cannot read {self.path}: {error.strerror or error}; choose another --out") from error
 
     def check_new(self) -> None:
-        """Fail early where a run that replaces nothing cannot begin.
+        """Fail early if a new run that replaces nothing cannot begin.
 
         Raises:
-            FileError: there is something in the folder, or it cannot be made or written.
+            FileError: the folder is not empty, or cannot be made or written.
         """
         if not self.is_free:
             raise FileError(f"{self.path} exists and is not empty; choose another --out")
@@ -132,10 +132,10 @@ class RunFolder:
 
     @contextlib.contextmanager
     def begun(self, config: RunConfig, backend: AbstractBackend) -> Iterator[None]:
-        """Begin a run that has not been trained: its settings and its start; within, its checkpoint is written.
+        """Begin a run without training: write its settings and its start. Its checkpoint is written inside the block.
 
         Raises:
-            FileError: something has come into the folder since `check_new`, or it cannot be written.
+            FileError: the folder is no longer empty since `check_new`, or it cannot be written.
         """
         with self.lock():
             if not self.is_free:
@@ -145,7 +145,7 @@ class RunFolder:
             yield
 
     def check_writable(self) -> None:
-        """Fail early where a folder cannot be made or written.
+        """Fail early if the folder cannot be made or written.
 
         Raises:
             FileError: the nearest existing folder refuses.
@@ -162,7 +162,7 @@ class RunFolder:
         """The settings of the run.
 
         Raises:
-            CheckpointError: this is no run, or its settings are damaged.
+            CheckpointError: the folder is not a run, or its settings are damaged.
         """
         try:
             there = self.path.is_dir()
@@ -181,11 +181,11 @@ class RunFolder:
             raise CheckpointError(f"the settings of the run cannot be read: {error}") from error
 
     def write_config(self, config: RunConfig) -> None:
-        """Keep the settings; within `lock`."""
+        """Write the settings. The folder must be locked (`lock`)."""
         self.files.write(self.config.name, to_toml(config).encode())
 
     def note_start(self, backend: AbstractBackend, command: list[str], step: int, processes: int = 1) -> None:
-        """Add a start to the environment file: versions, backend, device, machine, command and time; within `lock`."""
+        """Add a start to the environment file: versions, backend, device, machine, command, time. Requires `lock`."""
         starts: list[dict[str, Any]] = []
         with contextlib.suppress(OSError):
             starts = records.starts(self.files.read(self.environment.name, MOST_ENVIRONMENT))
@@ -213,10 +213,10 @@ class RunFolder:
         self.files.write(self.environment.name, (json.dumps({"starts": starts}, indent=1) + "\n").encode())
 
     def own_files(self) -> set[Path]:
-        """The files of a run that are there.
+        """The existing files of the run.
 
         Raises:
-            FileError: the folder cannot be read, or other files are there as well.
+            FileError: the folder cannot be read, or it contains other files as well.
         """
         try:
             there = set(self.path.iterdir())
@@ -230,12 +230,12 @@ class RunFolder:
         return own
 
     def clear(self) -> None:
-        """Remove the files of an earlier run, and nothing else; within `lock`.
+        """Remove the files of an earlier run, and nothing else. The folder must be locked (`lock`).
 
         Raises:
-            FileError: a file cannot be removed, or other files are there as well.
+            FileError: a file cannot be removed, or there are other files as well.
         """
-        # Descriptions first: a checkpoint is gone when nothing names it any more.
+        # Remove descriptions first. Without a description, the other files of a checkpoint are not used.
         own = sorted(self.own_files(), key=lambda path: (path.suffix != ".json", path.name))
         try:
             for path in own:
@@ -246,7 +246,8 @@ class RunFolder:
 
     @property
     def files(self) -> OpenFolder:
-        """The folder as it is held open within `lock`; every write goes there, and never into one that replaced it."""
+        """The folder, which is kept open within `lock`. All files are written to it, and never to a replacement of
+        it."""
         if self._files is None:
             raise RuntimeError("a run is written within RunFolder.lock()")
         return self._files
@@ -255,16 +256,16 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except FileNotFoundError as error:
-            # Its parent is there, but is of a kind that takes no folders, as /proc is.
+            # The parent exists, but does not support folders (/proc, for example).
             raise FileError(f"cannot make the folder {self.path}: {error.strerror}; choose another --out") from error
 
     @contextlib.contextmanager
     def lock(self, within: OpenFolder | None = None, *, make: bool = True) -> Iterator[None]:
-        """Make the folder and keep other processes from training in it; a killed process frees it.
+        """Make the folder, and prevent other processes from training in it. The lock ends with the process.
 
         Args:
-            within: the folder that this one is directly in, held open; without it, missing parents are made.
-            make: False where a run in it goes on: a folder that was taken away meanwhile is not made again.
+            within: the parent folder, which is kept open. Without it, missing parents are made.
+            make: False if a run in the folder continues. The folder is then not made again if it was removed meanwhile.
 
         Raises:
             FileError: the folder cannot be made or is gone, or another process trains in it.
@@ -282,7 +283,7 @@ class RunFolder:
                 ) from error
             except OSError as error:
                 raise FileError(f"cannot write {self.path}: {error.strerror or error}; choose another --out") from error
-            # Of a process that was killed while it wrote.
+            # Remove the leftovers of a process that was killed while it was writing.
             with contextlib.suppress(OSError):
                 for name in files.names():
                     if _LEFTOVER.fullmatch(name):
@@ -295,14 +296,14 @@ class RunFolder:
 
 
 class _LockedFolder(OpenFolder):
-    """A run's folder that this process alone may write, while the folder at its path is this one.
+    """A run's folder that only this process may write, as long as the path still leads to this folder.
 
-    Locked are the file `.lock` and, where the system can, the folder itself: whoever removes the file does not let
-    another process in while this one still writes.
+    The file `.lock` is locked and, if the system supports it, the folder itself. If someone removes the file, another
+    process can then still not enter while this one writes.
 
     Raises:
-        FileError: another process trains in it.
-        OSError: it cannot be opened.
+        FileError: another process trains in the folder.
+        OSError: the folder cannot be opened.
     """
 
     def __init__(self, path: Path, within: OpenFolder | None) -> None:
@@ -319,7 +320,7 @@ class _LockedFolder(OpenFolder):
         self._is = _identity(os.fstat(self._lock.fileno()))
 
     def check(self) -> None:
-        """Raise `FileError` where the folder was removed, moved or replaced, or the lock in it."""
+        """Raise `FileError` if the folder or its lock file was removed, moved or replaced."""
         if _identity_at(self.path / LOCK) == self._is:
             return
         if self.descriptor is not None and _identity_at(self.path) == _identity(os.fstat(self.descriptor)):
@@ -346,7 +347,7 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 
 def _identity_at(path: Path) -> tuple[int, int] | None:
-    """Device and number of what is at a path; None where nothing is or it cannot be seen."""
+    """Device and inode number of a path; None if it does not exist or cannot be accessed."""
     try:
         return _identity(os.stat(path))
     except OSError:
@@ -354,7 +355,7 @@ def _identity_at(path: Path) -> tuple[int, int] | None:
 
 
 def _is_leftover(path: Path) -> bool:
-    """Whether it is a temporary file of `stsbp.files` for a file of a run."""
+    """Whether the path is a temporary file of `stsbp.files` for a file of a run."""
     return _LEFTOVER.fullmatch(path.name) is not None
 
 
@@ -374,6 +375,6 @@ def _try_lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     except OSError:
-        # Some network file systems have no locks; training there is allowed.
+        # Some network file systems do not support locks. Training there is allowed.
         return True
     return True

@@ -1,7 +1,7 @@
-"""The records of a run as TensorBoard reads them.
+"""The records of a run in the format of TensorBoard.
 
-The event file is made from `metrics.jsonl`: whoever begins or resumes a run writes all records so far into a new file
-and removes the old ones, so that a curve has every update once, however often the run was stopped.
+The event file is made from `metrics.jsonl`. When a run begins or is resumed, all records so far are written to a new
+file, and older files are removed. A curve then has every update once, however often the run was stopped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NOT_SHOWN = ("kind", "step", "split", "samples", "grids")
 
 def scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Tags and values of one line of `metrics.jsonl`: `train/loss`, `test/accuracy`, `train/rates/conv1`, ..."""
-    # The lines of updates and of epochs are of the same figures; epochs are means over more samples.
+    # Lines of updates and of epochs have the same measures. Those of epochs are means over more samples.
     group = {"step": "train", "epoch": "epoch"}.get(record["kind"], record.get("split", record["kind"]))
     for name, value in record.items():
         if name in _NOT_SHOWN or (name == "epoch" and record["kind"] != "step"):
@@ -37,7 +37,7 @@ def scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 class _Library(NamedTuple):
-    """What is taken of tensorboard: its writer of records, its events and what a scalar is made of."""
+    """The used parts of tensorboard: its writer of records, its events, and the components of a scalar."""
 
     writer: Any
     event: Any
@@ -46,7 +46,7 @@ class _Library(NamedTuple):
 
 
 def require() -> _Library:
-    """What is taken of tensorboard.
+    """Import the used parts of tensorboard.
 
     Raises:
         ConfigError: tensorboard is not installed.
@@ -68,11 +68,11 @@ def require() -> _Library:
 class TensorBoard:
     """Writes records into an event file in the folder of a run.
 
-    TensorBoard's own `Writer` makes its folder again where it was removed, so the file is opened here.
+    TensorBoard's own `Writer` makes its folder again if it was removed, so the file is opened here instead.
 
     Args:
-        folder: of the run, checked before each record.
-        records: what it has recorded so far.
+        folder: folder of the run, which is checked before each record.
+        records: the records so far.
 
     Raises:
         ConfigError: tensorboard is not installed.
@@ -102,7 +102,7 @@ class TensorBoard:
         for tag, value in scalars(record):
             tensor = self._library.tensor(np.float32(value))
             event.summary.value.add(tag=tag, tensor=tensor, metadata=self._library.metadata)
-        # What TensorBoard draws is in metrics.jsonl as well.
+        # An error is ignored, because metrics.jsonl contains everything that TensorBoard shows.
         with contextlib.suppress(OSError):
             self._add(event)
 
@@ -111,6 +111,6 @@ class TensorBoard:
         self._writer.flush()
 
     def close(self) -> None:
-        """Bring everything to the disk."""
+        """Write everything to the disk."""
         with contextlib.suppress(OSError):
             self._writer.close()

@@ -39,7 +39,7 @@ class Predicted:
         names: names of the classes, in the order of the output neurons; empty if labels are spike trains.
         distances: distance of each sample to the label sequence of each class, in the metric of the loss, `[B, K]`.
             None if labels are spike trains.
-        lengths: number of steps of each sample, `[B]`; later spikes mean nothing. None: all steps count.
+        lengths: number of steps of each sample, `[B]`; later spikes are meaningless. None: all steps count.
     """
 
     spikes: UInt8
@@ -58,7 +58,7 @@ class Predicted:
 
     @cached_property
     def counted(self) -> Int64:
-        """Number of the class whose neuron spikes most often, `[B]`; raises the same errors as `nearest`."""
+        """Number of the class whose neuron spikes most often, `[B]`. Raises the same errors as `nearest`."""
         _ = self._distances
         return spike_count(self.spikes, self.lengths)
 
@@ -96,7 +96,7 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network; `stsbp.load_run` returns it.
+    """A trained network. `stsbp.load_run` returns it.
 
     Attributes:
         settings: every setting of `config.toml`: `run.settings.lr`, `run.settings.dataset`.
@@ -144,7 +144,7 @@ class Trained:
             lengths: number of steps of each sample, `[B]`; later steps are padding. None: all samples have T steps.
 
         Raises:
-            ShapeError: the inputs do not fit the network; the message says what it reads.
+            ShapeError: the inputs do not fit the network. The message states what the network reads.
         """
         samples, steps = check_inputs(self.network, inputs, self.settings.steps), self.settings.steps
         check_lengths(lengths, samples, steps)
@@ -169,7 +169,7 @@ class Trained:
             first: number of the first of these steps in the stream. The label sequences begin at step 0 of the stream.
 
         Raises:
-            ShapeError: they are not outputs of this network, or there are too many steps.
+            ShapeError: the spikes are not outputs of this network, or have too many steps.
         """
         steps, outputs = self.settings.steps, self.network.outputs
         if spikes.ndim != 3 or not 1 <= len(spikes) <= steps or spikes.shape[1] < 1 or spikes.shape[2] != outputs:
@@ -193,10 +193,10 @@ class Trained:
         return self.backend.stream(self.network, self.weights, samples)
 
     def samples(self, data: Data, split: str) -> Split:
-        """A split of the data that the run was trained on.
+        """A split of the data on which the run was trained.
 
         Raises:
-            ConfigError: there is no such split, or the data are not those of the run.
+            ConfigError: there is no such split, or the data differ from those of the run.
         """
         if split not in data.splits():
             how = "with --no-test" if split == "test" else "without --validation"

@@ -1,9 +1,9 @@
-"""A trained network as C99: one header and one source file, without allocation, with the spikes of stsbp to the bit.
+"""A trained network as C99: a header and a source file, without memory allocation, with the same spikes as stsbp.
 
-Sums of weights are sums of integers, below `2^24` of them, and so exact; what follows is the equations of the spec, as
-they are printed for C (stsbp_spec/printers.py), each operation one of float32. texts.py has pieces of the language,
-arrays.py the layout of memory, kernels.py weights and pooling, steps.py neurons, module.py puts a network together, and
-files.py makes the two files of it.
+Weighted sums are sums of integers below `2^24`, and therefore exact. All further steps are the equations of the spec,
+as printed for C (stsbp_spec/printers.py), with one float32 operation for each operation. texts.py has pieces of the
+language, arrays.py the memory layout, kernels.py weights and pooling, and steps.py neurons. module.py combines them to
+a network, and files.py makes the two files.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""How values of a network lie in memory: whole numbers in the smallest type that holds them, channels last.
+"""The memory layout of a network's values: integers of the smallest type that can hold them, channels-last.
 
-What the caller gives lies as `stsbp` has it, channels first. A vector is an image of one row and one column.
+The caller's inputs have the layout of `stsbp`, channels-first. A vector is treated as an image of one row and one
+column.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ def sides(shape: Shape) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class Array:
-    """Values of one step that are no sums of weights.
+    """Values of one step that are not weighted sums.
 
     Attributes:
         shape: `(C, H, W)` or `(N,)`.
         most: the largest value in units of `2^-exponent`.
-        exponent: of their unit.
-        given: whether it is what the caller gave: channels first, and with any bytes in it.
+        exponent: exponent of their unit.
+        given: whether it is the caller's input: channels-first, and with arbitrary bytes.
     """
 
     shape: Shape
@@ -40,22 +41,22 @@ class Array:
 
     @classmethod
     def of(cls, values: Values, *, given: bool = False) -> Array:
-        """Of what an edge carries."""
+        """The array for the values on an edge."""
         return cls(values.shape, round(values.maximum * 2.0**values.exponent), values.exponent, given)
 
     @property
     def size(self) -> int:
-        """Values."""
+        """Number of values."""
         return math.prod(self.shape)
 
     @property
     def type(self) -> str:
-        """Of a value in C."""
+        """Type of a value in C."""
         return next(name for name in ("uint8_t", "uint16_t", "uint32_t") if self.most < 2 ** (8 * SIZES[name]))
 
     @property
     def axes(self) -> list[tuple[str, int]]:
-        """Names and sizes of the axes, as they lie in memory."""
+        """Names and sizes of the axes, in the order of memory."""
         if len(self.shape) == 1:
             return [("c", self.size)]
         channels, rows, columns = self.shape
@@ -64,12 +65,12 @@ class Array:
 
     @property
     def order(self) -> np.ndarray[tuple[int, ...], np.dtype[np.intp]]:
-        """For each place in memory the place of its value where channels come first."""
+        """For each position in memory, the position of its value in channels-first order."""
         places = np.arange(self.size).reshape(sides(self.shape))
         return (places if self.given else places.transpose(1, 2, 0)).reshape(-1)
 
     def index(self, **of: str) -> str:
-        """The place in memory of channel `c`, row `y` and column `x`; `of` has texts for some of them."""
+        """The position in memory of channel `c`, row `y` and column `x`. `of` contains other texts for some of them."""
         terms, stride = list[str](), 1
         for name, size in reversed(self.axes):
             terms.insert(0, times(of.get(name, name), stride))
@@ -77,7 +78,7 @@ class Array:
         return " + ".join(terms)
 
     def read(self, pointer: str, index: str) -> str:
-        """A value as an `int32_t`; of what the caller gave none is larger than it may be."""
+        """A value as an `int32_t`. Values of the caller are limited to the allowed maximum."""
         text = f"{pointer}[{index}]"
         if self.given and self.most == 1:
             return f"({text} != 0u) ? 1 : 0"
@@ -86,5 +87,5 @@ class Array:
         return f"(int32_t){text}"
 
     def loop(self, *rows: str) -> list[str]:
-        """Loops over all places in memory, each of which becomes what `rows` leave in `v`."""
+        """Loops over all positions in memory. Each is set to the value that `rows` leave in `v`."""
         return loops(self.axes, [*rows, f"out[{self.index()}] = ({self.type})v;"])

@@ -1,7 +1,7 @@
-"""A program in C that holds exported networks against what stsbp computed, every layer, step and sample.
+"""A C program that compares exported networks with the results of stsbp, for every layer, step and sample.
 
-It is compiled with the networks, for any compiler and target, and reads one file a network, `NAME.bin`, which
-`recorded` writes. A line a layer says how many spikes and potentials differ, bit by bit.
+It is compiled together with the networks, for any compiler and target. It reads one file per network, `NAME.bin`, which
+`recorded` writes. One line per layer says how many spikes and potentials differ, bit by bit.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Compared:
     """A layer of a network, over all samples and steps.
 
     Attributes:
-        network, layer: which one.
-        values: neurons times steps times samples.
-        spikes: how many of these spiked.
-        spikes_differ, potentials_differ: how many are not those of stsbp.
+        network, layer: names of the network and the layer.
+        values: number of neurons times steps times samples.
+        spikes: number of spikes among them.
+        spikes_differ, potentials_differ: numbers of values that differ from those of stsbp.
     """
 
     network: str
@@ -42,7 +42,7 @@ class Compared:
 
 
 def macros(sources: Sequence[Source]) -> list[str]:
-    """Options of a compiler with which networks keep what the program compares."""
+    """Compiler options that make networks keep the values that the program compares."""
     return [f"-D{source.stem.upper()}_TRACE" for source in sources]
 
 
@@ -61,10 +61,11 @@ def recorded(file: BinaryIO, network: NetworkSpec, inputs: UInt8, run: RunResult
 
 
 def compared(output: str) -> Iterator[Compared]:
-    """What the program printed.
+    """Read the output of the program.
 
     Raises:
-        ValueError: a network says of itself that it was built inexactly, or its sequences differ from its steps.
+        ValueError: a network reports that it was built without exact arithmetic, or its sequences differ from its
+            steps.
     """
     for line in output.splitlines():
         found = json.loads(line)
@@ -75,7 +76,7 @@ def compared(output: str) -> Iterator[Compared]:
 
 
 def driver(sources: Sequence[Source]) -> str:
-    """The program. It reads the files from its working folder: a bare device has no arguments."""
+    """The text of the program. It reads the files from its working folder, because bare devices have no arguments."""
     parts = [_HEAD.substitute(headers="\n".join(f'#include "{source.stem}.h"' for source in sources))]
     for source in sources:
         events = "_reset(" in source.header

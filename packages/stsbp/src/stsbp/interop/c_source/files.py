@@ -1,4 +1,4 @@
-"""The header and the source of a network, and how they come into a folder."""
+"""The header and the source file of a network, and how they are written into a folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["KIND", "Source", "source", "write"]
 
 _MARK = "/* Written by stsbp export --to c"
 KIND = OutputKind("C source of stsbp export", re.compile(re.escape(_MARK).encode()))
-"""What a file of an export may replace."""
+"""The kind of file that an export may replace."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Source:
     """A network in C.
 
     Attributes:
-        stem: with which the names of files and functions begin.
-        header, source: the files' contents.
-        flash: bytes of constant tables.
-        ram: bytes of the state.
+        stem: beginning of the names of files and functions.
+        header, source: contents of the files.
+        flash: size of the constant tables in bytes.
+        ram: size of the state in bytes.
         layers: populations in order.
     """
 
@@ -50,7 +50,7 @@ def source(program: Program, about: About) -> Source:
     """The files of a network.
 
     Raises:
-        ConfigError: a node that no C source is written for; the message names it and says why.
+        ConfigError: a node cannot be written in C. The message names it and gives the reason.
     """
     stem = identifier(about.name)
     module = Module(program, stem, f"{stem.upper()}_TRACE")
@@ -66,17 +66,17 @@ def source(program: Program, about: About) -> Source:
 
 
 _EXPORT = "<export>"
-"""The line of both files that holds them together: a number that is made of both."""
+"""The placeholder for a line in both files that links them: a number that is computed from both."""
 
 
 def write(program: Program, about: About, out: Path) -> list[str]:
-    """Write `NAME.h` and `NAME.c` into the folder `out`, both or none, and return what to say.
+    """Write `NAME.h` and `NAME.c` into the folder `out`, both or neither. Returns the messages to print.
 
-    A process that is killed between the two leaves files of two exports, which do not compile together.
+    If the process is killed between the two, the files belong to two exports, and do not compile together.
 
     Raises:
-        ConfigError: a node that no C source is written for.
-        FileError: the system refused, or something else is there.
+        ConfigError: a node cannot be written in C.
+        FileError: the system refused, or an existing file is of another kind.
     """
     made = source(program, about)
     paths = [out / f"{made.stem}.{ending}" for ending in ("c", "h")]
@@ -86,7 +86,7 @@ def write(program: Program, about: About, out: Path) -> list[str]:
     with atomic_writer(places[0]) as first, atomic_writer(places[1]) as second:
         for file, text in ((first, made.source), (second, made.header)):
             file.write(text.encode("ascii"))
-            # Both are on the disk before one of them takes its place.
+            # Both files are on the disk before one of them replaces an old one.
             file.flush()
             os.fsync(file.fileno())
     return [
@@ -304,7 +304,7 @@ class _Writer:
 
 
 def _place(layer: Layer) -> str:
-    """The place of channel `c`, row `y`, column `x` where channels come first."""
+    """The position of channel `c`, row `y`, column `x` in channels-first order."""
     _, rows, columns = sides(layer.array.shape)
     return "c" if len(layer.array.shape) == 1 else f"(c * {rows * columns}) + (y * {columns}) + x"
 

@@ -1,7 +1,8 @@
-"""Functions in C of what stands between populations: weights, pooling, upsampling, sums of branches.
+"""C functions for the operations between populations: weights, pooling, upsampling, sums of branches.
 
-Weights are added for values that are not zero, so that a silent input costs one comparison. They lie in the order of
-the outputs that an input reaches, and sums of a convolution have their channels last: what is added is a run of memory.
+Weights are only added for non-zero values, so a silent input costs one comparison. Weights are stored in the order of
+the outputs that an input reaches, and sums of a convolution are channels-last. Additions then run over contiguous
+memory.
 """
 
 from __future__ import annotations
@@ -32,21 +33,21 @@ class Table(NamedTuple):
     type: str
 
     def row(self, index: str) -> str:
-        """A declaration of `w`, which points into it."""
+        """A declaration of `w` as a pointer into the table."""
         return f"const {self.type} *w = &{self.name}[{index}];"
 
 
 def _in_runs(conv: Conv2d) -> bool:
-    """Whether the outputs that an input reaches through a row of the kernel lie side by side."""
+    """Whether the outputs that an input reaches through a row of the kernel are adjacent."""
     return conv.strides[1] == conv.dilations[1] == conv.groups == 1
 
 
 def ordered(op: Op, integers: Integers, source: Array) -> Integers | None:
-    """Weights in the order in which `sums` reads them; None: it knows no such operation."""
+    """Weights in the order in which `sums` reads them; None: the operation is not supported."""
     if isinstance(op, Conv2d):
         units, per_group, *kernels = integers.shape
         found = integers.reshape(op.groups, units // op.groups, per_group, *kernels).transpose(0, 2, 3, 4, 1)
-        # An input reaches the first of the outputs through the last column of the kernel.
+        # An input reaches its first output through the last column of the kernel.
         return found[:, :, :, ::-1] if _in_runs(op) else found
     if isinstance(op, Linear):
         return integers[:, source.order].T
@@ -54,17 +55,17 @@ def ordered(op: Op, integers: Integers, source: Array) -> Integers | None:
 
 
 def sums(op: Op, name: str, weights: Table, source: Array, shape: Shape) -> list[str]:
-    """A function that writes sums of weights, of `shape`, in units of their own.
+    """A function that writes weighted sums of `shape`, in their own units.
 
     Args:
         op: `Conv2d`, `Linear` or `OneToOne`.
-        name: of the function.
-        weights: what `ordered` makes.
-        source: what meets the weights.
-        shape: of the sums.
+        name: name of the function.
+        weights: the result of `ordered`.
+        source: the input of the weights.
+        shape: shape of the sums.
     """
     size = math.prod(shape)
-    # Of a spike the product is the weight itself.
+    # For a spike, the product is the weight itself.
     product = "w[k]" if source.most == 1 else "v * w[k]"
     if isinstance(op, OneToOne):
         body = [f"const int32_t v = {source.read('in', 'n')};", f"sum[n] = v * {weights.name}[n];"]
@@ -84,7 +85,7 @@ def sums(op: Op, name: str, weights: Table, source: Array, shape: Shape) -> list
 
 
 def _spiking(source: Array, rows: Sequence[str]) -> list[str]:
-    """Loops over values `v` that are not zero."""
+    """Loops over non-zero values `v`."""
     return loops(source.axes, [f"const int32_t v = {source.read('in', source.index())};", *braced("if (v != 0)", rows)])
 
 
@@ -99,13 +100,14 @@ def _kernel_rows(conv: Conv2d, height: int, rows: Sequence[str]) -> list[str]:
 
 
 def _reaches(place: str, size: int, stride: int) -> str:
-    """Whether a place before striding is one of `size` outputs."""
+    """Whether a position before striding belongs to one of `size` outputs."""
     whole = "" if stride == 1 else f" && (({place} % {stride}) == 0)"
     return f"({place} >= 0) && ({place} < {size * stride}){whole}"
 
 
 def _runs(conv: Conv2d, weights: Table, product: str, width: int) -> list[str]:
-    """Add a row of the kernel at once: its columns, each with all channels, lie as the outputs that they reach."""
+    """Add a row of the kernel at once. Its columns, with all channels, have the same order as the outputs they
+    reach."""
     (rows, columns), pad, units = conv.kernels, conv.paddings[1], conv.channels
     row = f"({times('c', rows)} + i)"
     first = f"({times('row', width)} + first)"
@@ -121,7 +123,7 @@ def _runs(conv: Conv2d, weights: Table, product: str, width: int) -> list[str]:
 
 
 def _taps(conv: Conv2d, weights: Table, product: str, source: Array, width: int) -> list[str]:
-    """Add one weight a channel of the group at a time, for each column `j` of the kernel that reaches an output."""
+    """Add one weight for each channel of the group, for each column `j` of the kernel that reaches an output."""
     (rows, columns), pad, apart, stride = conv.kernels, conv.paddings[1], conv.dilations[1], conv.strides[1]
     units = conv.channels // conv.groups
     row, group = f"({times('c', rows)} + i)", over("c", source.shape[0] // conv.groups)
@@ -140,13 +142,13 @@ def _taps(conv: Conv2d, weights: Table, product: str, source: Array, width: int)
 
 
 def passes(op: Op, name: str, sources: Sequence[Array], out: Array) -> list[str] | None:
-    """A function that writes what an operation without weights makes; None: it knows no such operation.
+    """A function for an operation without weights; None: the operation is not supported.
 
     Args:
         op: pooling, upsampling, flattening or a sum.
-        name: of the function.
-        sources: what it reads.
-        out: what it makes.
+        name: name of the function.
+        sources: its inputs.
+        out: its output.
     """
     first = sources[0]
     if isinstance(op, GlobalAvgPool):

@@ -1,4 +1,4 @@
-"""A network as functions, tables and a state in C: what lies where, and what a step calls in which order."""
+"""A network as C functions, tables and a state: their memory layout, and the order of calls in a step."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from stsbp.interop.program import Population, Program
 __all__ = ["Layer", "Member", "Module"]
 
 _LARGEST = 2**29
-"""Values of one table or of one field of the state, whose bytes an `int32_t` counts."""
+"""Limit for the number of values in a table or a field of the state. An `int32_t` counts its bytes."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """A field of the state: an array, or with a count of 0 a number."""
+    """A field of the state: an array; with a count of 0, a single number."""
 
     name: str
     type: str
@@ -37,22 +37,22 @@ class Member:
 
     @property
     def bytes(self) -> int:
-        """Of memory."""
+        """Size in bytes."""
         return SIZES[self.type] * max(1, self.count)
 
     @property
     def text(self) -> str:
-        """As it is declared."""
+        """The declaration."""
         return f"{self.type} {self.name}{f'[{self.count}]' if self.count else ''}; /* {comment(self.what)} */"
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A population, for who compares layer by layer.
+    """A population, for programs that compare layer by layer.
 
     Attributes:
-        name: of its block.
-        array: how its spikes and potentials lie.
+        name: name of its block.
+        array: memory layout of its spikes and potentials.
         spikes, potentials: fields of the state.
     """
 
@@ -64,7 +64,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class _Added:
-    """Weights that are added right before the population that reads them: a call without the place of the sums."""
+    """Weights that are applied right before the population that reads them: a call without the position of the sums."""
 
     call: str
     sums: Sums
@@ -72,7 +72,7 @@ class _Added:
 
 @dataclass(frozen=True)
 class _Ring:
-    """What delayed edges read: the values of the last steps, and which of them is overwritten next."""
+    """The memory of delayed edges: values of the last steps, and the position that is overwritten next."""
 
     past: Member
     at: Member
@@ -80,7 +80,7 @@ class _Ring:
 
     @property
     def size(self) -> int:
-        """Values of a step."""
+        """Number of values per step."""
         return self.past.count // self.length
 
 
@@ -88,21 +88,21 @@ class Module:
     """The parts of a network's source.
 
     Attributes:
-        traced: fields of the state with the macro `trace` alone.
+        traced: fields of the state that only exist with the macro `trace`.
         tables: constant tables.
-        functions: of the nodes.
-        begin: statements that compute, once a sample, what is the same at all steps.
+        functions: functions of the nodes.
+        begin: statements that run once per sample, for values that are the same at all steps.
         step: statements of a step.
-        layers: populations in order; the last one is the output.
-        flash: bytes of the tables.
+        layers: populations in order. The last one is the output.
+        flash: size of the tables in bytes.
 
     Args:
         program: the network.
-        stem: with which all public names begin.
-        trace: the macro under which the potentials of all populations are kept.
+        stem: beginning of all public names.
+        trace: the macro with which the potentials of all populations are kept.
 
     Raises:
-        ConfigError: a node that no C source is written for, or that is too large; the message names it.
+        ConfigError: a node cannot be written in C, or is too large. The message names it.
     """
 
     def __init__(self, program: Program, stem: str, trace: str) -> None:
@@ -125,17 +125,17 @@ class Module:
 
     @property
     def state(self) -> list[Member]:
-        """Fields of the state, the largest types first, so that nothing lies between them."""
+        """Fields of the state, the largest types first, so that there is no padding between them."""
         return sorted(self._fields, key=lambda member: -SIZES[member.type])
 
     @property
     def ram(self) -> int:
-        """Bytes of the state."""
+        """Size of the state in bytes."""
         return -(-sum(member.bytes for member in self._fields) // 4) * 4
 
     @property
     def helpers(self) -> Iterator[list[str]]:
-        """Functions that those of the nodes call."""
+        """Functions that the functions of the nodes call."""
         text = "\n".join(row for rows in self.functions for row in rows)
         if "snap(" in text or "batchnorm(" in text:
             yield SNAP
@@ -145,7 +145,7 @@ class Module:
             earlier = "return (at >= delay) ? (at - delay) : ((at + length) - delay);"
             yield function("static int32_t past(int32_t at, int32_t delay, int32_t length)", [earlier])
 
-    # What lies where.
+    # Memory.
     def _member(self, node: str, what: str, type: str, count: int, text: str, *, traced: bool = False) -> Member:
         self._check_size(node, count)
         member = Member(self._names(node, what), type, count, text)
@@ -159,7 +159,7 @@ class Module:
             )
 
     def _table(self, node: str, what: str, values: np.ndarray[Any, Any]) -> Table:
-        """A constant table; where there is one of the same numbers, that one."""
+        """A constant table. If there is one with the same numbers, it is reused."""
         self._check_size(node, values.size)
         kind = number_type(values)
         key = (kind, values.astype(np.float32 if kind == "float" else np.int16, order="C").tobytes())
@@ -171,7 +171,7 @@ class Module:
 
     @cached_property
     def _same(self) -> dict[str, Edge]:
-        """What nodes read that only pass it on, in the same memory: dropout, and flattening that moves nothing."""
+        """Nodes that only pass on their input in the same memory: dropout, and flattening without reordering."""
         found = dict[str, Edge]()
         for node in self._program.nodes:
             if isinstance(node.op, Dropout) or (isinstance(node.op, Flatten) and self._lies_flat(node)):
@@ -185,17 +185,17 @@ class Module:
         return len(shape) == 1 or shape[0] == 1 or shape[1] == shape[2] == 1
 
     def _read(self, edge: Edge) -> Edge:
-        """An edge as one from the node in whose memory its values are."""
+        """The edge from the node in whose memory the values of an edge are."""
         before = self._same.get(edge.source, Edge(edge.source))
         return Edge(before.source, before.delay + edge.delay)
 
     def _array(self, edge: Edge) -> Array:
-        """How what an edge carries lies in memory."""
+        """The memory layout of the values on an edge."""
         return replace(self._arrays[self._read(edge).source], shape=self._graph.values[edge.source].shape)
 
     @cached_property
     def _delays(self) -> dict[str, int]:
-        """The longest delay with which each node is read, but for recurrences."""
+        """The longest delay with which each node is read, apart from recurrences."""
         found = dict[str, int]()
         for node in self._program.nodes:
             for edge in node.inputs if node.name not in self._program.recurrent else ():
@@ -205,16 +205,17 @@ class Module:
         return found
 
     def _pointer(self, edge: Edge, reader: str) -> str:
-        """What an edge carries, in C."""
+        """A pointer to the values on an edge, in C."""
         read = self._read(edge)
-        # Weights of a recurrence are added before their population fires: its spikes are those of the step before.
+        # Recurrent weights are applied before their population fires, so its spikes are still those of the previous
+        # step.
         if not read.delay or reader in self._program.recurrent:
             return self._pointers[read.source]
         ring = self._rings[read.source]
         return f"&state->{ring.past.name}[past(state->{ring.at.name}, {read.delay}, {ring.length}) * {ring.size}]"
 
     def _made(self, name: str, pointer: str, type: str, size: int) -> None:
-        """Note where a node's values are, and keep those of earlier steps where an edge reads them."""
+        """Record where a node's values are, and keep those of earlier steps if an edge reads them."""
         self._pointers[name] = pointer
         if length := self._delays.get(name):
             past = self._member(name, "past", type, length * size, f"{name} of the last {length} steps")
@@ -222,7 +223,7 @@ class Module:
             self._rings[name] = _Ring(past, at, length)
 
     def _remember(self, source: str, ring: _Ring) -> None:
-        """Statements at the end of a step that keep its values."""
+        """Add statements at the end of a step that keep the values."""
         at, bytes = f"state->{ring.at.name}", f"(size_t){ring.size} * sizeof({ring.past.type})"
         self.step += [
             f"(void)memcpy(&state->{ring.past.name}[{at} * {ring.size}], {self._pointers[source]}, {bytes});",
@@ -231,7 +232,8 @@ class Module:
 
     # Nodes.
     def _add_layers(self) -> None:
-        """Spikes and potentials of all populations: a recurrence reads the spikes before their population comes."""
+        """Add spikes and potentials of all populations first, because a recurrence reads spikes of a later
+        population."""
         blocks = {block.population: block.name for block in self._program.network.blocks}
         last = self._program.nodes[-1].name
         for name, population in self._program.populations.items():
@@ -258,7 +260,7 @@ class Module:
         self.functions.append([f"/* {comment(what)} */", *text])
 
     def _calls(self, node: Node) -> list[str]:
-        """Where a node is called from."""
+        """The list of statements from which a node is called."""
         return self.begin if self._graph.values[node.name].static else self.step
 
     def _add_passing(self, node: Node) -> None:
@@ -294,7 +296,7 @@ class Module:
             self._added[node.name] = added
 
     def _keep(self, node: Node, added: _Added) -> None:
-        """Keep sums of weights in the state: for all steps of a sample, for later ones, or for several populations."""
+        """Keep weighted sums in the state: for all steps of a sample, for later steps, or for several populations."""
         shape = self._graph.values[node.name].shape
         size = Array(shape, 1, 0).size
         self._scratch = max(self._scratch, size)

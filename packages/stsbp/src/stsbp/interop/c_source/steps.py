@@ -1,4 +1,4 @@
-"""Neurons in C: one function a population, which filters its sums, prints the step of its equation, and fires."""
+"""Neurons in C: one function per population, which filters its sums, computes the step of its equation, and fires."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ BATCHNORM = batchnorm(C)
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums of weights as an equation reads them.
+    """Weighted sums as an equation reads them.
 
     Attributes:
-        pointer: to the first of them, in C; with `exponent` of `int32_t`, else of `float`.
-        exponent: they are in units of `2^-exponent`; None: they are the numbers themselves.
-        norm: tables of mean, factor and shift of each channel, where they are normalised.
-        limit: no magnitude is larger.
+        pointer: pointer to the first of them, in C: to `int32_t` with `exponent`, else to `float`.
+        exponent: the sums are in units of `2^-exponent`; None: they are the values themselves.
+        norm: tables of mean, factor and shift of each channel, if they are normalised.
+        limit: largest magnitude.
     """
 
     pointer: str
@@ -51,17 +51,17 @@ class Sums:
     limit: float = inf
 
     def read(self, name: str, channel: str) -> str:
-        """One of them as a `float`, from the pointer called `name`."""
+        """One of them as a `float`, read from the pointer `name`."""
         if self.exponent is None:
             return f"{name}[n]"
-        # Exact: fewer than 2^24 units, times a power of two.
+        # This is exact: fewer than 2^24 units, times a power of two.
         number = f"(float){name}[n] * {float(2.0**-self.exponent).hex()}f".replace(".0000000000000p", "p")
         each = "".join(f", {table}[{channel}]" for table in self.norm)
         return f"batchnorm({number}{each})" if self.norm else number
 
 
 def elements(shape: Shape, by_channel: bool, rows: Sequence[str]) -> tuple[list[str], str]:
-    """Loops over all neurons `n` of a shape, and what their channel is called."""
+    """Loops over all neurons `n` of a shape, and the name of their channel."""
     size = Array(shape, 1, 0).size
     if len(shape) == 1 or not by_channel:
         return loops([("n", size)], rows), "n"
@@ -70,10 +70,10 @@ def elements(shape: Shape, by_channel: bool, rows: Sequence[str]) -> tuple[list[
 
 
 def reduced(population: Population, sums: Mapping[str, Sums]) -> Recurrence:
-    """The step without states that change nothing: those that nothing reads, and those of filters whose decay is 0.
+    """The step without states that have no effect: those that nothing reads, and those of filters with a decay of 0.
 
-    Of such a filter `i = snap(k i + c z)` remains `snap(c z)`: `k i` is a zero as long as `i` is finite, which it is
-    where `z` is a sum of weights. That is how what is not filtered enters.
+    For such a filter, `i = snap(k i + c z)` becomes `snap(c z)`. `k i` is a zero as long as `i` is finite, which it is
+    if `z` is a weighted sum. Unfiltered inputs have this form.
     """
     step = population.step
     for name, new in step.states.items():
@@ -90,7 +90,7 @@ def reduced(population: Population, sums: Mapping[str, Sums]) -> Recurrence:
 
 
 def _fresh(new: Expr, state: str, population: Population, sums: Mapping[str, Sums]) -> Expr | None:
-    """`c z` where the new value of a state is `snap(k state + c z)` with `k = 0`, and finite."""
+    """`c z` if the new value of a state is `snap(k state + c z)` with `k = 0`, and finite; else None."""
     if new.op != "snap" or new.args[0].op != "add":
         return None
     kept, product = new.args[0].args
@@ -109,13 +109,13 @@ class Fire:
 
     Attributes:
         population: the population.
-        sums: what each input of its equation is, by name.
-        learned: tables of learned numbers of each channel, by name.
+        sums: the sums for each input of its equation, by name.
+        learned: tables of learned parameters of each channel, by name.
         step: its step.
         states: pointers to the states that `step` reads, by name.
-        spikes: pointer to spikes.
-        potentials: pointer to potentials.
-        traced: the macro under which potentials are kept; None: always.
+        spikes: pointer to the spikes.
+        potentials: pointer to the potentials.
+        traced: the macro with which potentials are kept; None: they are always kept.
     """
 
     population: Population
@@ -132,7 +132,7 @@ class Fire:
         return frozenset(str(x.name) for x in ordered(self.step.roots) if x.op == "variable")
 
     def text(self, name: str, state: str) -> list[str]:
-        """The function, called `name`; `state` is the type of the state."""
+        """The text of the function `name`. `state` is the type of the state."""
         population, step, shape = self.population, self.step, self.population.place.output.shape
         numbers = {key: population.constants[key] for key in step.parameters if key in self._read}
         numbers |= {key: x.reshape(-1)[0] for key, x in population.learned.items() if x.size == 1}
@@ -163,6 +163,6 @@ class Fire:
         stored = [f"{self.potentials}[n] = {u};"]
         if self.traced is None:
             return stored
-        # A compiler warns of a value that nothing reads.
+        # Compilers warn about a value that is never read.
         unread = ["#else", f"(void){u};"] if len(re.findall(rf"\b{u}\b", body)) == 1 else []
         return [f"#if defined({self.traced})", *stored, *unread, "#endif"]

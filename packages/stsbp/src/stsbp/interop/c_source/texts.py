@@ -13,16 +13,17 @@ __all__ = ["SIZES", "C", "Names", "braced", "comment", "function", "identifier",
            "over", "plus", "string", "table", "times"]  # fmt: skip
 
 C = LANGUAGES["c"]
-"""The language that equations are printed in."""
+"""The language in which equations are printed."""
 
 SIZES = {"float": 4, "int32_t": 4, "uint32_t": 4, "int16_t": 2, "uint16_t": 2, "int8_t": 1, "uint8_t": 1}
-"""Bytes of the types that are used."""
+"""Sizes of the used types in bytes."""
 
 _LONGEST_STEM = 20
-"""Characters that every compiler tells apart in a name that others link to are 31, and `_step` and others follow."""
+"""Largest length of a stem. Compilers distinguish at least 31 characters of external names, and suffixes like `_step`
+follow."""
 _LONGEST_NAME = 40
 _IN_A_ROW = 16
-"""Numbers of a table."""
+"""Numbers per row of a table."""
 
 
 _HEADERS = frozenset(
@@ -34,31 +35,31 @@ _HEADERS = frozenset(
         *("spawn", "tar", "termios", "unistd", "utime"),
     }
 )
-"""Headers of the library of C, and of POSIX."""
+"""Headers of the C library and of POSIX."""
 
 
 def identifier(text: str) -> str:
-    """`text` as the beginning of names in C: small letters, digits and _, and a letter first."""
+    """`text` as the beginning of names in C: lower-case letters, digits and _, beginning with a letter."""
     plain = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:_LONGEST_STEM].strip("_")
-    # The standard library keeps names for itself that begin with these and a letter.
-    # A header of such a name would be taken for the library's own.
+    # The standard library reserves names that begin with these prefixes and a letter.
+    # A header with such a name would be mistaken for the library's own.
     if not plain or plain[0].isdigit() or plain in _HEADERS or re.match(r"(?:is|to|mem|str|wcs)[a-z]", plain):
         plain = f"net_{plain}"[:_LONGEST_STEM].strip("_")
     return plain
 
 
 class Names:
-    """Names within one file, each given once.
+    """Unique names within a file.
 
     Args:
-        taken: those that are there already.
+        taken: names that already exist.
     """
 
     def __init__(self, taken: Iterable[str]) -> None:
         self._taken = set(taken)
 
     def __call__(self, node: str, what: str) -> str:
-        """A name for something of a node."""
+        """A name for something that belongs to a node."""
         stem = re.sub(r"[^A-Za-z0-9]+", "_", node).strip("_")[:_LONGEST_NAME]
         if not stem or stem[0].isdigit():
             stem = f"n{stem}"
@@ -71,12 +72,12 @@ class Names:
 
 
 def comment(text: str) -> str:
-    """`text` as it may stand in a comment."""
+    """`text` in a form that is allowed in a comment."""
     return re.sub(r"[^A-Za-z0-9 .,:;_+=()\[\]{}|@<>^-]+", "_", text)
 
 
 def string(text: str) -> str:
-    """A string literal of the UTF-8 of `text`."""
+    """A string literal with the UTF-8 bytes of `text`."""
     plain = {byte: chr(byte) for byte in range(0x20, 0x7F)} | {ord('"'): '\\"', ord("\\"): "\\\\", ord("?"): "\\?"}
     written = "".join(plain.get(byte, f"\\{byte:03o}") for byte in text.encode("utf-8", "replace"))
     return f'"{written}"'
@@ -106,17 +107,17 @@ def loops(axes: Sequence[tuple[str, int]], rows: Iterable[str]) -> list[str]:
 
 
 def times(text: str, factor: int) -> str:
-    """A product with a number that is known."""
+    """A product with a constant number."""
     return text if factor == 1 else f"({text} * {factor})"
 
 
 def over(text: str, divisor: int) -> str:
-    """A quotient, rounded down, of a number that is not negative."""
+    """The quotient, rounded down, of a non-negative number."""
     return text if divisor == 1 else f"({text} / {divisor})"
 
 
 def plus(text: str, number: int) -> str:
-    """A sum with a number that is known."""
+    """A sum with a constant number."""
     return text if number == 0 else f"({text} {'-' if number < 0 else '+'} {abs(number)})"
 
 
