@@ -32,7 +32,7 @@ _DTYPES = {"b": uint8, "h": int16, "i": int32, "l": int64, "f": float32, "d": fl
 FIRST: tuple[str, ...] = (
     "reductions._largest_bits i1",
     "reductions._round_rows f2 f f f2 l1 l1",
-    "sparse.kernels._forward l b5 l b4 l f1 ? l l f5 b5 f3 f1 l f2 l",
+    "sparse.kernels._forward l b5 l b4 l f1 ? l l f5 b5 f3 f1 l f2 l l",
     "dense._convolve f4 f3 f4 l l l l l l",
     "neurons._forward l f1 f2 l f2 b2 f3 f2 l ? ?",
     "sparse.spikes.density b4 l l",
@@ -40,7 +40,7 @@ FIRST: tuple[str, ...] = (
     "dense._product f2 f2 f2",
     "neurons._backward l f1 f2 f3 f2 l f2 f2 f2 l ? ?",
     "dense._product_of_rows f2 f2 f2",
-    "sparse.kernels._backward l b5 l b4 l l l f5 f3 f5 l f5 f2 f1 l f2 f2 l",
+    "sparse.kernels._backward l b5 l b4 l l l f5 f3 f5 l f5 f2 f1 l f2 f2 l l",
     "dense._input_error f4 f3 f4 l l l l l l",
     "dense._gradient f4 f4 f4 l l l l l",
     "synapses.avgpool2d.backward f4 f4 l l f",
