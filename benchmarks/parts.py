@@ -41,6 +41,8 @@ PARTS = (
     "spike_count",
 )
 """Methods of a backend that are timed, in the order of a step."""
+WORK = {"training": "step", "prediction": "prediction"}
+"""What can be divided into parts, and the word for it."""
 
 
 def watch(backend: Any, steps: Iterable[Any], spent: dict[str, float]) -> None:
@@ -86,8 +88,17 @@ def watch(backend: Any, steps: Iterable[Any], spent: dict[str, float]) -> None:
             object.__setattr__(step, way, timed_way(f"{step.name} {way}", getattr(step, way)))
 
 
-def measure(name: str, device: str | None, case: str, *, rounds: int, scale: float, data_dir: Path | None) -> None:
-    """Print the parts of one network's step."""
+def measure(
+    name: str,
+    device: str | None,
+    case: str,
+    *,
+    rounds: int,
+    scale: float,
+    data_dir: Path | None,
+    work: str = "training",
+) -> None:
+    """Print the parts of one network's training step, or of its prediction of a batch."""
     backend = open_backend(name, device)
     chosen = EVERY[case]
     folder = folder_of(chosen, data_dir)
@@ -100,17 +111,27 @@ def measure(name: str, device: str | None, case: str, *, rounds: int, scale: flo
     parted = Trainer(watched, own.network, own.loss, own.optimizer, own.precision, own.seed, own.memory)
     spent: dict[str, float] = defaultdict(float)
     watch(watched, plan(watched, own.network.graph).steps, spent)
+
+    def train(batch: Any) -> None:
+        step.state, _ = parted.step(step.state, batch)
+
+    def predicting(trainer: Trainer[Any]) -> Any:
+        predict = trainer.predictor(step.state)
+        return lambda batch: predict(batch.inputs, chosen.steps)
+
+    alone, by_parts = (whole, train) if work == "training" else (predicting(own), predicting(parted))
     found: dict[str, list[float]] = defaultdict(list)
     for number in range(rounds + 3):
+        batch = data.batches[number % len(data.batches)]
         began = time.perf_counter()
-        whole()
+        alone(batch)
         middle = time.perf_counter()
         spent.clear()
-        step.state, _ = parted.step(step.state, data.batches[number % len(data.batches)])
+        by_parts(batch)
         end = time.perf_counter()
         if number >= 3:
-            found["own step"].append(middle - began)
-            found["step by parts"].append(end - middle)
+            found[f"own {WORK[work]}"].append(middle - began)
+            found[f"{WORK[work]} by parts"].append(end - middle)
             for part, taken in spent.items():
                 found[part].append(taken)
     print(f"\n{name} on {backend.device}, {case}: {task.config.net}, data: {data.source}, {rounds} rounds")
@@ -123,11 +144,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Read the command line and measure."""
     parser = parser_of(__doc__, "backend", "device", "rounds", "scale", "data-dir")
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(EVERY))
+    parser.add_argument("--work", choices=WORK, default="training", help="what is divided into its parts")
     options = parser.parse_args(arguments)
     for case in options.cases:
         measure(
-            options.backend, options.device, case, rounds=options.rounds, scale=options.scale, data_dir=options.data_dir
-        )
+            options.backend, options.device, case, rounds=options.rounds, scale=options.scale,
+            data_dir=options.data_dir, work=options.work,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

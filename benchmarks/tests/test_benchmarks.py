@@ -193,6 +193,16 @@ def test_parts_add_up(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     assert ms["neuron_forward"] < steps < ms["step by parts"]
 
 
+def test_a_prediction_is_divided_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(cases.CASES, "CIFAR-10", TINY)
+    parts.measure("numpy", None, "CIFAR-10", rounds=1, scale=1.0, data_dir=None, work="prediction")
+    out = capsys.readouterr().out
+    assert "own prediction" in out
+    assert "prediction by parts" in out
+    assert "neurons2 forward" in out
+    assert "backward" not in out
+
+
 def test_the_torch_network_of_the_peers_is_the_network(tiny_problem: Problem) -> None:
     torch = pytest.importorskip("torch")
     torch_network = pytest.importorskip("torch_network")
