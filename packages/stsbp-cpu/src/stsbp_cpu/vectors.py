@@ -85,7 +85,7 @@ def at_a_line(count: int) -> Float32:
     return memory[first : first + count]
 
 
-def _part(context: Any, builder: Any, kind: Any, made: Any, given: Any, at: Any, shape: Sequence[Any]) -> Any:
+def _inside(context: Any, builder: Any, kind: Any, made: Any, given: Any, at: Any, shape: Sequence[Any]) -> Any:
     """An array of type `made` inside an array of type `kind`. It does not keep this array alive."""
     whole = context.make_array(kind)(context, builder, given)
     view = context.make_array(made)(context, builder)
@@ -108,7 +108,7 @@ def view(typing_context: Any, x: Any, at: Any, count: Any) -> Any:
     made = types.Array(x.dtype, 1, "C")
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _part(context, builder, signature.args[0], made, arguments[0], arguments[1], [arguments[2]])
+        return _inside(context, builder, signature.args[0], made, arguments[0], arguments[1], [arguments[2]])
 
     return made(x, types.intp, types.intp), generate
 
@@ -119,7 +119,7 @@ def view_of_rows(typing_context: Any, x: Any, at: Any, rows: Any, count: Any) ->
     made = types.Array(x.dtype, 2, "C")
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _part(context, builder, signature.args[0], made, arguments[0], arguments[1], arguments[2:])
+        return _inside(context, builder, signature.args[0], made, arguments[0], arguments[1], arguments[2:])
 
     return made(x, types.intp, types.intp, types.intp), generate
 

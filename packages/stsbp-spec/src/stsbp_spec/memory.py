@@ -44,6 +44,7 @@ def keep_freed_memory(*, one_pool: bool = False) -> bool:
     except (OSError, AttributeError):  # another C library, musl for example
         return False
     settings = [(_M_ARENA_MAX, 1)] if one_pool else []
+    # -1: memory at the end of the heap is never returned either, however much it is.
     settings += [(_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)]
     return all(bool(mallopt(*setting)) for setting in settings)
 
