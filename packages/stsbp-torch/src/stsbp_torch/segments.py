@@ -310,7 +310,7 @@ def compute(
 
 
 _NO_SECOND = (
-    "second derivatives are not defined, because the surrogate derivative of a spike has no "
+    "second derivatives are not defined, because stsbp defines no derivative of a surrogate "
     "derivative; leave create_graph=True out"
 )
 

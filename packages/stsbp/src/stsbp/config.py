@@ -126,7 +126,7 @@ class RunConfig(BaseModel):
     label_pattern: str = Field(
         "1", description="Pattern that the output neuron of the labelled class should repeat, for example 01."
     )
-    undesired_pattern: str = Field("0", description="Pattern that every other output neuron should repeat.")
+    undesired_pattern: str = Field("0", description="Pattern that all other output neurons should repeat.")
     steps: int = Field(25, ge=1, le=100_000, description="Time steps T of a sample.")
     neuron: str = Field(
         "lif",
@@ -141,8 +141,8 @@ class RunConfig(BaseModel):
         0.0,
         ge=0,
         le=1e9,
-        description="Rise time constant of the postsynaptic potential in steps, less than --tau-s. 0 disables the rise "
-        "time.",
+        description="Rise time constant of the postsynaptic potential in steps. --tau-rise must be less than "
+        "--tau-s. 0 disables the rise time.",
     )
     psp_gain: Literal["normalised", "unit"] = Field(
         "normalised", description="Scale of the postsynaptic potential: area 1 (normalised) or height 1 (unit)."
@@ -158,18 +158,20 @@ class RunConfig(BaseModel):
         0.0,
         ge=0,
         le=1e6,
-        description="Use this many milliseconds of each recording. 0 means 300, or 105 if --saccades is first.",
+        description="Use this many milliseconds of each recording. 0 means 300, or 105 with --saccades first.",
     )
     bin_ms: float = Field(
-        0.0, ge=0, le=1e6, description="Length of one step in milliseconds. 0 derives the length from --window-ms."
+        0.0, ge=0, le=1e6, description="Length of one step in milliseconds. 0 divides --window-ms by --steps."
     )
     own_lengths: bool = Field(False, description="End each sample where its recording ends. Later steps are ignored.")
     saccades: Literal["all", "first"] = Field("all", description="Which saccades of each recording to use.")
-    stabilise: bool = Field(False, description="Remove the motion of a recording's saccades.")
+    stabilise: bool = Field(False, description="Remove the motion that saccades cause in a recording.")
     input_tau_s: float = Field(
         0.0, ge=0, le=1e9, description="Filter event frames with this time constant, in steps. 0 disables the filter."
     )
-    weight_bits: int = Field(12, ge=2, le=12, description="Number of bits of the weight grid, including the sign.")
+    weight_bits: int = Field(
+        12, ge=2, le=12, description="Weights are rounded to a grid with this many bits, including the sign."
+    )
     init_gain: float = Field(1.5, gt=0, description="Gain of the initial weights.")
     init_from: str = Field(
         "", description="Start from the weights of another run: RUN, RUN:last or RUN:best. The optimiser is reset."
@@ -198,7 +200,9 @@ class RunConfig(BaseModel):
     weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
     clip_norm: float = Field(0.0, ge=0, description="Largest allowed norm of the gradient; 0 disables clipping.")
     precision: Literal["fast", "reproducible"] = Field(
-        "fast", description="reproducible gives bit-identical results on every backend, but is slower than fast."
+        "fast",
+        description="--precision reproducible gives bit-identical results on every backend, but is slower than "
+        "--precision fast.",
     )
     seed: int = Field(
         0, ge=0, lt=2**32, description="Seed for the initial weights, the order of the samples, and dropout."
@@ -286,11 +290,12 @@ class RunConfig(BaseModel):
         0,
         ge=0,
         le=MOST_THREADS,
-        description="Number of processor threads. 0 lets the libraries choose.",
+        description="Number of processor threads. 0 lets the numerical libraries choose.",
     )
     memory: Literal["full", "low"] = Field(
         "full",
-        description="low needs less memory than full but is slower, because it computes a batch in parts.",
+        description="--memory low needs less memory than --memory full, but is slower, because it computes a batch in "
+        "parts.",
     )
     micro_batch: int = Field(
         0,

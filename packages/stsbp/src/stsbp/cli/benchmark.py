@@ -49,9 +49,9 @@ def command(
 
     \b
     - kernels: memory bandwidth of the fused LIF kernels, compared with that of a memory copy
-    - step: training steps, compared with steps of the same networks without neurons
+    - step: time of training steps, compared with that of the same networks without neurons
     - startup: start-up times (they are also part of the group "step")
-    - data: training with the real data loader, compared with training on batches in memory
+    - data: training time with the real data loader, compared with that on batches in memory
 
     Use a machine that does nothing else. The report contains the load average of the machine. Without --data-dir, the
     small data set of digits that is part of stsbp replaces N-MNIST and CIFAR-10.

@@ -45,7 +45,7 @@ def command(run: Path, psp_gain: str, out: Path, name: str) -> None:
     """Copy the run in the folder RUN, and change the gain of the synapses in the copy.
 
     The command rescales the weights so that the synaptic currents stay the same. If all scaling factors are powers of
-    two, the spikes stay the same, bit for bit. Otherwise, the new weights are rounded to their grid, and the spikes can
+    two, the spikes stay the same, bit for bit. Otherwise, rounding changes the new weights slightly, and the spikes can
     differ.
 
     The new run has no optimiser state, so `stsbp train --resume` starts with the first epoch.

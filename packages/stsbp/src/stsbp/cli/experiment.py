@@ -84,8 +84,8 @@ def command(
     continue. To add seeds, repeat the command with a larger --seeds.
 
     By default, one tenth of the training samples is held out for validation. --validation sets another number of
-    samples. The table reports the epoch with the best validation result. With --validation 0, the table reports the
-    last epoch. The test set is never used to choose an epoch.
+    samples. The table reports the test results of the epoch with the best validation result. With --validation 0, the
+    table reports the test results of the last epoch. The test set is never used to choose the reported epoch.
 
     The options of `stsbp train` replace settings of the preset. The table lists the replaced settings. The command
     prints the table, and also writes it to experiment.md and experiment.json in the folder of the

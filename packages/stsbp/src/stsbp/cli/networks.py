@@ -49,9 +49,9 @@ def command(
     NOTATION is a network such as 12C5-P2-64C5-P2, or a file FILE.toml that lists the nodes of the network.
 
     The table shows the shape, the number of parameters, the multiply-adds per step, and the exactness headroom of each
-    layer. Sums in float32 are exact only up to a limit. The headroom says how many bits the largest possible sum of a
-    layer is below this limit. A negative headroom is not an error. In that case, training computes the largest sum from
-    the actual weights, and rounds the weights to fewer bits if necessary.
+    layer. Sums in float32 are exact only up to a limit. The headroom is the number of bits by which this limit exceeds
+    the largest possible sum of a layer. A negative headroom is not an error. Training computes the largest sum from the
+    actual weights, and rounds the weights to fewer bits if this sum exceeds the limit.
     """
     network = NetworkSpec.parse(
         network_text(notation),

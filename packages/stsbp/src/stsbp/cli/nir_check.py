@@ -33,7 +33,7 @@ _LONGEST = 24
     "--dt",
     type=Finite(0, 1e9, min_open=True),
     metavar="SECONDS",
-    help="Duration of a step.  [default: from the file, or estimated]",
+    help="Duration of a step.  [default: from the file, or estimated from its neurons, or 0.0001]",
 )
 @click.option(
     "--expect",
@@ -51,9 +51,9 @@ def command(file: Path, dt: float | None, expect: tuple[str, ...], notes: bool, 
 
     \b
     - same: the neurons spike at the steps that NIR defines
-    - scaled: the spikes are the same, but the potentials have other units
-    - others: the neurons spike at other steps
-    - unknown: the neurons never spiked in the test
+    - scaled: the spikes are as NIR defines, but the potentials are in other units
+    - others: the neurons spike at other steps than NIR defines
+    - unknown: the neurons never spiked when the command simulated them
     - read: the node has no neurons, and the program reads it
     - refused: the program refuses the graph
     - left out: the program has no node of this kind

@@ -72,7 +72,9 @@ _MOST = {".npy": GIGABYTE, ".bin": MOST_OF_RECORDING, ".wav": MOST_OF_SOUND}
 )
 @click.option("--from-first", is_flag=True, help="Count the time of a stream from its first event.")
 @click.option(
-    "--clock", is_flag=True, help="End each step of a stream when its time is over, even without a later event."
+    "--clock",
+    is_flag=True,
+    help="End each step of a stream when the time of the step is over, even if no later event has arrived.",
 )
 @click.option(
     "--steps",

@@ -19,8 +19,8 @@ __all__ = ["command"]
 @click.argument("name", required=False, shell_complete=complete_preset)
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for each preset.")
 def command(name: str | None, as_json: bool) -> None:
-    """List the presets of published experiments. With NAME, show the source, settings and published figure of
-    one preset.
+    """List the presets of published experiments. With NAME, show the source, settings and published accuracy
+    of one preset.
 
     `stsbp train --preset NAME` trains a preset once. `stsbp experiment NAME` trains it with several seeds.
     """
