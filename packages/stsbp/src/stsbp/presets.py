@@ -199,7 +199,14 @@ def _named() -> dict[str, NamedPreset]:
             "fashion-tssl-conv",
             "fashion-mnist",
             f"{_TSSL}, Fashion-MNIST, with convolutions",
-            {**_OF_IMAGES, "net": "32C5-P2-64C5-P2-1024"},
+            # Padded as in the authors' code. Of the three losses, this one validated best after 20 epochs.
+            {
+                **_OF_IMAGES,
+                "net": "32C5-P2-64C5-P2-1024",
+                "padding": "same",
+                "loss": "spike-count",
+                "augment_shift": 2,
+            },
             Published(92.69, "60,000 + 10,000 images, T = 5, 100 epochs, mean +- 0.09, best 92.83"),
             remark=_OF_IMAGES_REMARK,
         ),
