@@ -32,6 +32,14 @@ def test_what_is_filled_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ahead.fill() == (0, there)
 
 
+def test_losses_are_filled(tmp_path: Path) -> None:
+    program = "ahead.FIRST, ahead.OTHERS, ahead.NEURONS = (), (), {}; ahead.fill()"
+    _run(tmp_path, program)
+    names = {"van_rossum_forward", "van_rossum_backward", "hamming_backward", "spike_count_backward", "count"}
+    rows = {f"stsbp_cpu.printed.{name}_rows" for name in names}
+    assert rows <= {name.rpartition("_rows")[0] + "_rows" for name in _files(tmp_path)}
+
+
 def _files(cache: Path) -> set[str]:
     """Kernels in a cache."""
     return {path.name.partition("-")[0] for path in cache.rglob("stsbp_cpu.*")}

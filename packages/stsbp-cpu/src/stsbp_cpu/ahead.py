@@ -17,13 +17,15 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 from numba import boolean, config, float32, float64, int16, int32, int64, types, uint8
-from stsbp_spec.equations import neuron_equations
+from stsbp_spec.equations import COUNT, loss_equations, neuron_equations
+from stsbp_spec.losses import LOSSES
 from stsbp_spec.neurons import NEURONS
 from stsbp_spec.synapses import PSP
 
 from stsbp_cpu import neurons
 from stsbp_cpu.compiling import announce, own_folder
 from stsbp_cpu.optim import adamw
+from stsbp_cpu.recurrence import step_of
 
 __all__ = ["FIRST", "OTHERS", "Kernel", "fill", "kernel", "prepare"]
 
@@ -118,7 +120,7 @@ def _type(text: str) -> types.Type:
 
 
 def fill() -> tuple[int, int]:
-    """Compile all kernels, and the steps of the spec's neurons and optimizer with their default settings.
+    """Compile all kernels, and the steps of the spec's neurons, losses and optimizer with their default settings.
 
     The work is divided among one process per processor. Returns the number of kernels that were missing before, and the
     number of all kernels.
@@ -131,6 +133,9 @@ def fill() -> tuple[int, int]:
     for equations in (neuron_equations(PSP().filter(), model()) for model in NEURONS.values()):
         neurons.fire(equations.forward)
         neurons.propagate(equations.summing, len(equations.terms))
+    losses = map(loss_equations, LOSSES.values())
+    for each_pass in (COUNT, *(x for loss in losses for x in (loss.forward, loss.backward) if x is not None)):
+        step_of(each_pass)
     adamw.step_of_update()
     for helper in helpers:
         helper.wait()

@@ -24,7 +24,7 @@ from stsbp_cpu.layout import Layout
 from stsbp_cpu.printed import called, run, step
 from stsbp_cpu.threads import threads_for
 
-__all__ = ["OFTEN", "pays", "recur", "recur_of"]
+__all__ = ["OFTEN", "pays", "recur", "recur_of", "step_of"]
 
 OFTEN = 4
 """Number of runs after which an equation is compiled. Compiling takes half a second."""
@@ -33,7 +33,7 @@ _CHUNK = 512
 _ROWS = float32[:, ::1]
 _STEP = {"p": float32[::1], "given": _ROWS, "states": _ROWS, "made": _ROWS, "n": int64}
 stepped = called(_STEP)
-"""For use in kernels: calls the function at the address that `_step` returns."""
+"""For use in kernels: calls the function at the address that `step_of` returns."""
 
 
 def pays(recurrence: Recurrence) -> bool:
@@ -92,7 +92,7 @@ def recur(
     size = inputs[0].shape[1]
     with threads_for(size * steps):
         _recur(
-            _step(recurrence), p, _table(inputs), _table(made), added, len(recurrence.states), steps, size,
+            step_of(recurrence), p, _table(inputs), _table(made), added, len(recurrence.states), steps, size,
             recurrence.reverse,
         )  # fmt: skip
 
@@ -104,7 +104,11 @@ def _table(arrays: Sequence[AnyArray]) -> Int64:
 
 
 @cache
-def _step(recurrence: Recurrence) -> int:
+def step_of(recurrence: Recurrence) -> int:
+    """Address of a function that computes one step of `n` elements. Its arguments are `(p, given, states, made, n)`.
+
+    `p` are the parameters. `given`, `states` and `made` have a row `[n]` for each input, state and output.
+    """
     arrays = [run("given", i) for i in range(len(recurrence.inputs))]
     return step(recurrence, _STEP, [*arrays, *(run("made", i) for i in range(len(recurrence.outputs)))], "states")
 

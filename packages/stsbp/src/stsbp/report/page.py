@@ -437,7 +437,7 @@ def _layers(content: Content) -> str:
     if known:
         rooms = [Series(n, [r["step"] for r in known], [r["grids"][n]["headroom"] for r in known]) for n in layers]
         chart = svg.lines("exactness headroom", "update", rooms, floor=0.0)
-        caption = "Exactness headroom in bits: above 0, sums cannot round"
+        caption = "Exactness headroom in bits: at 0 or above, sums are exact"
         figures.append(_figure(caption, chart, svg.legend(rooms)))
         grids = grids or dict(known[-1]["grids"])
     rows = []
