@@ -543,7 +543,7 @@ class _Loop:
         for name, evaluation in (("valid.", validation), ("test", test)):
             if evaluation is not None:
                 figures.append(f"{name} {evaluation.sums.headline[1]:.2%}")
-        rate, rates = sums.training()["samples_per_second"], means["rates"].values()
+        rate, rates = self.course.rate, means["rates"].values()
         self.reporter.note(
             f"epoch {number}/{self.config.epochs}  loss {means['loss']:.4f}  {SHOWN[figure]} {' '.join(figures)}",
             "" if rate is None else f"{rate:.0f} samples/s",
