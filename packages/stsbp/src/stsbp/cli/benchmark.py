@@ -54,7 +54,7 @@ def command(
     - data: training time with the real data loader, compared with that on batches in memory
 
     Use a machine that does nothing else. The report contains the load average of the machine. Without --data-dir, the
-    small data set of digits that is part of stsbp replaces N-MNIST and CIFAR-10.
+    small data set of digits (of scikit-learn) replaces N-MNIST and CIFAR-10.
     """
     from stsbp import plots
     from stsbp.benchmarks import data, kernels, show, startup, step
