@@ -3,7 +3,7 @@
 The spec's trainer takes the steps of the backend's plan, and each is waited for and timed, forward and backward, by the
 name of its last node; a backend that fuses nodes (torch on the CPU: whole blocks) shows what it joins as one, and one
 that compiles the whole step (JAX) computes it part by part here. Beside it stands the step as it is. Medians over the
-rounds; what lies inside another part is counted in both.
+rounds; what lies inside another part is counted in both. `--work prediction` divides the prediction of a batch instead.
 """
 
 from __future__ import annotations

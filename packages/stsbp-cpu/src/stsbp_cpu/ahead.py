@@ -133,9 +133,11 @@ def fill() -> tuple[int, int]:
     for equations in (neuron_equations(PSP().filter(), model()) for model in NEURONS.values()):
         neurons.fire(equations.forward)
         neurons.propagate(equations.summing, len(equations.terms))
-    losses = map(loss_equations, LOSSES.values())
-    for each_pass in (COUNT, *(x for loss in losses for x in (loss.forward, loss.backward) if x is not None)):
-        step_of(each_pass)
+    step_of(COUNT)
+    for loss in map(loss_equations, LOSSES.values()):
+        if loss.forward is not None:
+            step_of(loss.forward)
+        step_of(loss.backward)
     adamw.step_of_update()
     for helper in helpers:
         helper.wait()
