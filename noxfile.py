@@ -300,13 +300,24 @@ def bench(session: nox.Session) -> None:
 @nox.session
 def bench_peers(session: nox.Session) -> None:
     """Time the training step beside other libraries, each in its own environment (half an hour): -- [ARGUMENTS]."""
+    session.run("python", "benchmarks/compare.py", "--envs", str(peers(session)), *session.posargs)
+
+
+@nox.session
+def bench_accuracy(session: nox.Session) -> None:
+    """Train CIFAR-10 with another library too, for the same time (an hour): -- --data-dir D [ARGUMENTS]."""
+    session.run("python", "benchmarks/same_time.py", "--envs", str(peers(session)), *session.posargs)
+
+
+def peers(session: nox.Session) -> Path:
+    """Make an environment for each of the other libraries, and return the folder of them."""
     install(session, SPEC, CLI, *TORCH, BACKENDS["jax"], tools=("virtualenv",))
     envs = ROOT / ".nox" / "peers"
     for name, wanted in PEERS.items():
         session.run("virtualenv", "--quiet", str(envs / name))
         python = str(envs / name / "bin" / "python")
         session.run(python, "-m", "pip", "install", "--quiet", *wanted, external=True)
-    session.run("python", "benchmarks/compare.py", "--envs", str(envs), *session.posargs)
+    return envs
 
 
 @nox.session

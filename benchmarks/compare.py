@@ -43,7 +43,9 @@ ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 """What stsbp's torch backend asks of glibc (keep freed memory), for every process, so that all have the same."""
 
 
-def make_problem(case: Case, *, scale: float, data_dir: Path | None, device: str | None) -> tuple[Problem, str]:
+def make_problem(
+    case: Case, *, scale: float, data_dir: Path | None, device: str | None, seed: int = 0
+) -> tuple[Problem, str]:
     """Network, initial weights and a batch of a case, and where the batch comes from."""
     from stsbp.training.build import build_network
 
@@ -62,7 +64,7 @@ def make_problem(case: Case, *, scale: float, data_dir: Path | None, device: str
         layers.append(words)
     problem = Problem(
         layers=layers,
-        weights=initial_weights(network, config.seed, config.init_gain),
+        weights=initial_weights(network, seed, config.init_gain),
         inputs=np.ascontiguousarray(split.inputs(chosen)),
         labels=split.labels[chosen],
         steps=config.steps,

@@ -5,17 +5,20 @@ Other modes are a backend's name, with `+SURROGATE` after it for a surrogate oth
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from problem import Problem
 from stsbp.benchmarks.cases import EVERY, Step
 from stsbp.benchmarks.floor import dense_floor
 from stsbp.training.build import build_task
 from stsbp_spec.backend import Batch
+from stsbp_spec.decoders import spike_count
 from stsbp_spec.encoders import encode_repeat
 from stsbp_spec.losses import VanRossum
 from stsbp_spec.network import NetworkSpec
@@ -35,18 +38,39 @@ class Own:
         case = EVERY[problem.setup["case"]]
         config = case.config(problem.setup["scale"], surrogate or None)
         task = build_task(config, case.inputs, backend)
-        targets = encode_repeat(problem.labels, 10, problem.steps, config.label_code)
-        batch = Batch(problem.inputs, targets)
-        run = Step(task, [batch])
+        self.task = task
+        self.load(problem.inputs, problem.labels)
+        batch = self.batch
+        self.run = run = Step(task, [batch], problem.weights)
         on = "cuda" if backend.device.startswith(("cuda", "gpu")) else "cpu"
         floor = dense_floor(task.network, run.weights, batch, on) if name == "floor" else None
-        self.step: Callable[[], Any] = floor or run
+        self.step: Callable[[], Any] = floor or self.update
         self.predict = partial(task.trainer.predictor(run.state), batch.inputs, problem.steps)
         self.versions = {package: importlib.metadata.version(package) for package in ("stsbp", "stsbp-spec", "torch")}
         self.rates: dict[str, float] = {}
         if name != "floor":
             spikes = backend.run(task.network, run.weights, batch.inputs, problem.steps).layers
             self.rates = {layer: round(float(np.mean(found.spikes)), 5) for layer, found in spikes.items()}
+
+    def load(self, inputs: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -> None:
+        """Take another batch."""
+        config = self.task.config
+        self.batch = Batch(inputs, encode_repeat(labels, 10, config.steps, config.label_code))
+
+    def update(self) -> None:
+        """Do one update on the batch."""
+        self.run(self.batch)
+
+    def set_rate(self, lr: float) -> None:
+        """Set the learning rate of the next updates."""
+        trainer = self.task.trainer
+        trainer.optimizer = dataclasses.replace(trainer.optimizer, lr=lr, total_steps=None, warmup_steps=0)
+
+    def classes(self) -> list[int]:
+        """The output neuron with most spikes, for each sample."""
+        found = self.task.trainer.predict(self.run.state, self.batch.inputs, self.task.config.steps)
+        classes: list[int] = spike_count(found.spikes).tolist()
+        return classes
 
     def check(self) -> dict[str, Any]:
         """Rates; what the neurons compute is the business of the conformance suite."""

@@ -52,7 +52,11 @@ class Problem:
     @property
     def frames(self) -> npt.NDArray[np.uint8]:
         """Inputs of every step, `[T, B, C, H, W]` or `[T, B, N]`."""
-        return np.ascontiguousarray(np.repeat(self.inputs[None], self.steps, 0)) if self.direct else self.inputs
+        return self.every_step(self.inputs)
+
+    def every_step(self, inputs: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """The same of another batch."""
+        return np.ascontiguousarray(np.repeat(inputs[None], self.steps, 0)) if self.direct else inputs
 
     @property
     def input_scale(self) -> float:

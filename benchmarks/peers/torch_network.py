@@ -14,6 +14,8 @@ import importlib.metadata
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from problem import Problem
 from torch.nn import functional
@@ -144,11 +146,27 @@ class Peer:
         self.reset = reset or (lambda _: None)
         device = torch.device(problem.setup.get("device") or "cpu")
         self.network.to(device)
-        self.frames = torch.from_numpy(problem.frames).to(device)
+        self.problem, self.device = problem, device
+        self.load(problem.inputs, problem.labels)
         self.scale = problem.input_scale
-        self.target = functional.one_hot(torch.from_numpy(problem.labels), 10).float().to(device)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=problem.lr, weight_decay=0.0)
         self.versions = {name: importlib.metadata.version(name) for name in (*packages, "torch")}
+
+    def load(self, inputs: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -> None:
+        """Take another batch, of the same size."""
+        self.frames = torch.from_numpy(self.problem.every_step(inputs)).to(self.device)
+        self.target = functional.one_hot(torch.from_numpy(labels), 10).float().to(self.device)
+
+    def set_rate(self, lr: float) -> None:
+        """Set the learning rate of the next updates."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    @torch.no_grad()
+    def classes(self) -> list[int]:
+        """The output neuron with most spikes, for each sample."""
+        out, _ = self.spikes(self.frames)
+        return out.sum(1 if self.network.batch_first else 0).argmax(1).tolist()
 
     def spikes(self, frames: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Output spikes and every layer's from uint8 frames `[T, B, ...]`."""

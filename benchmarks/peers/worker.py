@@ -2,7 +2,15 @@
 
 `python worker.py PEER MODE PROBLEM.npz [WORK]`: a step is one of training, or, where the work is `prediction`, a
 forward pass of the batch. On standard output a line of JSON that says it is ready (versions, spike rates, what the
-checks found), then one line for each line `step`, `memory` on standard input. While it waits it uses no processor.
+checks found), then one line for each line on standard input:
+
+- `step`: makes a step, and says how long it took.
+- `train RATE BATCH.npz`: the same on another batch (`inputs`, `labels`), with this learning rate. The time of reading
+  the batch is not part of the answer.
+- `classes BATCH.npz`: the classes that the network gives to the samples of a batch.
+- `memory`: the most memory that the process had.
+
+While it waits it uses no processor.
 """
 
 from __future__ import annotations
@@ -15,6 +23,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 WARMUP = 5
 
@@ -36,9 +46,18 @@ def main(peer: str, mode: str, path: str, work: str = "training") -> None:
     ready = {"versions": model.versions, "checks": checks, "warmup_seconds": time.perf_counter() - began}
     print(json.dumps(ready), file=answers)
     for line in sys.stdin:
-        if line.strip() == "memory":
+        word, *given = line.split()
+        if word == "memory":
             print(json.dumps({"peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}), file=answers)
             continue
+        if word in ("train", "classes"):
+            with np.load(given[-1], allow_pickle=False) as batch:
+                model.load(batch["inputs"], batch["labels"])
+        if word == "classes":
+            print(json.dumps({"classes": model.classes()}), file=answers)
+            continue
+        if word == "train":
+            model.set_rate(float(given[0]))
         began, own = time.perf_counter(), time.process_time()
         step()
         taken = {"seconds": time.perf_counter() - began, "processor_seconds": time.process_time() - own}

@@ -1,0 +1,300 @@
+"""Train stsbp and other libraries on the same network for the same time, and compare their test accuracy.
+
+`python benchmarks/same_time.py --envs FOLDER --data-dir D --minutes 30` (`nox -s bench_accuracy` makes the
+environments). Each library has a process of its own, as in compare.py, and the same initial weights. All get the same
+batches in the same order, with the augmentation of the data set's preset. They take turns. Only the time of training
+steps counts. A library that is faster therefore does more updates. Its learning rate follows a cosine over this time.
+
+The loss of the other libraries is the mean squared error of the firing rates; that of stsbp is the preset's. The class
+is the output neuron with most spikes.
+
+Learning rates are chosen on samples that are not trained on: --validation 5000 tests on these instead of the test set.
+The report is written anew after each test, so a run that is stopped loses only what was measured since then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from compare import ALLOCATOR, HERE, Worker, make_problem
+from options import count, factor, guarded, parser_of, write_report
+from stsbp.benchmarks.cases import EVERY, Case
+from stsbp.benchmarks.device import describe
+from stsbp.config import RunConfig
+from stsbp.datasets import Split
+from stsbp.errors import StsbpError
+from stsbp.training.augment import Augmentation, augment
+from stsbp.training.build import load_data
+from stsbp.training.progress import time_text
+from stsbp_spec.random import Stream, permutation
+from stsbp_spec.registry import open_backend
+from stsbp_spec.typing import Int64, UInt8
+
+__all__ = ["Contender", "Samples", "main", "race"]
+
+TESTS = 10
+"""Number of tests of each library, at equal intervals of its training time."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Batches of training and test samples, the same for each library."""
+
+    train: Split
+    test: Split
+    size: int
+    seed: int
+    how: Augmentation
+
+    @property
+    def per_epoch(self) -> int:
+        """Number of batches in an epoch. A last batch that is smaller is left out."""
+        return len(self.train) // self.size
+
+    def write(self, path: Path, update: int) -> None:
+        """Write the batch of an update."""
+        epoch, number = divmod(update, self.per_epoch)
+        order = permutation(self.seed, Stream.SHUFFLE, len(self.train), step=epoch)
+        chosen = order[number * self.size : (number + 1) * self.size]
+        inputs = augment(self.train.inputs(chosen), chosen, seed=self.seed, epoch=epoch, how=self.how)
+        np.savez(path, inputs=inputs, labels=self.train.labels[chosen])
+
+    def accuracy(self, worker: Worker, path: Path) -> float:
+        """Share of the test samples that a library classifies correctly."""
+        correct = 0
+        for first in range(0, len(self.test), self.size):
+            # Every batch has the same size: the last one is filled with samples that do not count.
+            chosen: Int64 = np.arange(first, first + self.size) % len(self.test)
+            new = min(self.size, len(self.test) - first)
+            inputs: UInt8 = self.test.inputs(chosen)
+            labels = self.test.labels[chosen]
+            np.savez(path, inputs=inputs, labels=labels)
+            found = worker.ask(f"classes {path}")["classes"]
+            correct += int((np.array(found[:new]) == labels[:new]).sum())
+        return correct / len(self.test)
+
+
+@dataclass
+class Contender:
+    """A library in training.
+
+    Attributes:
+        worker: its process.
+        lr: its peak learning rate.
+        updates: number of updates so far.
+        seconds: time of these updates.
+        tests: `[seconds, epochs, accuracy]` of each test.
+        tested: tenths of the time that were over at the last test.
+    """
+
+    worker: Worker
+    lr: float
+    updates: int = 0
+    seconds: float = 0.0
+    tests: list[list[float]] = field(default_factory=list)
+    tested: int = 0
+
+    def train(self, samples: Samples, path: Path, budget: float, turn: int) -> None:
+        """Do updates until its turn or its time is over."""
+        for _ in range(turn):
+            if self.seconds >= budget:
+                return
+            samples.write(path, self.updates)
+            rate = self.lr * 0.5 * (1 + math.cos(math.pi * self.seconds / budget))
+            self.seconds += float(self.worker.ask(f"train {rate!r} {path}")["seconds"])
+            self.updates += 1
+
+    def test(self, samples: Samples, path: Path, budget: float) -> bool:
+        """Test it if another tenth of its time is over, and return whether it was tested."""
+        over = min(TESTS, int(TESTS * self.seconds / budget))
+        if over == self.tested:
+            return False
+        self.tested = over
+        self.tests.append([self.seconds, self.updates / samples.per_epoch, samples.accuracy(self.worker, path)])
+        return True
+
+    def record(self, samples: Samples) -> dict[str, Any]:
+        """The form that is written."""
+        return {
+            "name": self.worker.name,
+            "mode": self.worker.mode,
+            "lr": self.lr,
+            "updates": self.updates,
+            "epochs": self.updates / samples.per_epoch,
+            "seconds": self.seconds,
+            "tests": self.tests,
+            "versions": self.worker.ready["versions"],
+        }
+
+
+def race(
+    contenders: list[Contender],
+    samples: Samples,
+    folder: Path,
+    *,
+    budget: float,
+    turn: int,
+    tested: Callable[[list[dict[str, Any]]], None],
+) -> None:
+    """Train all for `budget` seconds each, `turn` updates at a time, and test them.
+
+    `tested` receives the records of all of them after each test.
+    """
+    path, began = folder / "batch.npz", time.perf_counter()
+    while any(each.seconds < budget for each in contenders):
+        for each in contenders:
+            each.train(samples, path, budget, turn)
+            if each.test(samples, path, budget):
+                tested([other.record(samples) for other in contenders])
+                done = sum(other.seconds for other in contenders) / (budget * len(contenders))
+                left = (time.perf_counter() - began) * (1 - done) / done
+                print(
+                    f"{each.worker.name} {each.worker.mode}  {each.seconds:.0f} of {budget:.0f} s  epoch "
+                    f"{each.tests[-1][1]:.1f}  accuracy {each.tests[-1][2]:.2%}  left {time_text(max(0.0, left))}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            time.sleep(0.02)  # its threads may spin for some milliseconds more
+
+
+def start(problem_path: Path, wanted: list[tuple[Path, str, str]], logs: Path, patience: float) -> list[Worker]:
+    """Start the process of each `(python, name, mode)`, and wait until it is warm.
+
+    Raises:
+        StsbpError: a process ended or took too long.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    workers: list[Worker] = []
+    for python, name, mode in wanted:
+        print(f"preparing {name} {mode}", file=sys.stderr, flush=True)
+        environment = {**os.environ, **ALLOCATOR} | ({"OMP_WAIT_POLICY": "PASSIVE"} if name == "stsbp" else {})
+        command = [str(python), str(HERE / "peers" / "worker.py"), name, mode, str(problem_path)]
+        log = logs / f"same-time-{name}-{mode}.log"
+        worker = Worker.start(command, environment, name, mode, log)
+        worker.wait(patience)
+        if worker.problem is not None:
+            stop(workers)
+            raise StsbpError(f"{name} {mode}: {worker.problem}; all that it printed is in {log}")
+        workers.append(worker)
+    return workers
+
+
+def stop(workers: list[Worker]) -> None:
+    """Let the processes end."""
+    for worker in workers:
+        worker.stop()
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """The records as Markdown."""
+    lines = [
+        "| library | mode | learning rate | seconds | epochs | accuracy, % | accuracy after each tenth of it, % |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in records:
+        found = [100 * accuracy for _, _, accuracy in r["tests"]]
+        lines.append(
+            f"| {r['name']} {r['versions'].get(r['name'], '')} | {r['mode']} | {r['lr']:g} | {r['seconds']:.0f} | "
+            f"{r['epochs']:.1f} | {found[-1]:.2f} | {' '.join(f'{x:.1f}' for x in found)} |"
+        )
+    return "\n".join(lines)
+
+
+def rates_of(texts: list[str]) -> dict[str, float]:
+    """Learning rates by library, from `NAME=RATE`."""
+    rates: dict[str, float] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            rates[name] = factor(value)
+        except (ValueError, argparse.ArgumentTypeError):
+            raise StsbpError(f"--lr takes NAME=RATE, such as spikingjelly=1e-3, got {text!r}") from None
+    return rates
+
+
+def samples_of(case: Case, config: RunConfig) -> tuple[Samples, str]:
+    """Samples of a case, and what its test samples are."""
+    data = load_data(config)
+    test, what = (data.test, "test") if data.validation is None else (data.validation, "validation")
+    if not len(test):
+        raise StsbpError(f"{case.dataset} has no test samples here; hold some out with --validation N")
+    if len(data.train) < config.batch_size:
+        raise StsbpError(f"{len(data.train)} training samples are fewer than a batch of {config.batch_size}")
+    how = Augmentation(**{name: getattr(config, f"augment_{name}") for name in vars(Augmentation())})
+    train, size = data.train, config.batch_size
+    return Samples(train, test, size, config.seed, how), f"{len(train)} training and {len(test)} {what} samples"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the command line, train, print a table, write JSON."""
+    parser = parser_of(__doc__, "device", "scale", "data-dir", "out", out=HERE / "results" / "same-time.json")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--envs", type=Path, help="folder of the peers' environments, one a name")
+    where.add_argument("--here", action="store_true", help="the peers are installed beside stsbp")
+    parser.add_argument("--case", default="CIFAR-10", choices=list(EVERY), help="network and data set")
+    parser.add_argument("--peers", nargs="*", default=["spikingjelly"], help="other libraries")
+    parser.add_argument("--mode", default="neuron", help="mode of the peers on PyTorch: see peers/torch_network.py")
+    parser.add_argument("--own", nargs="*", default=["torch"], help="backends of stsbp")
+    parser.add_argument("--minutes", type=factor, default=30.0, help="training time of each library")
+    parser.add_argument("--lr", nargs="*", default=[], metavar="NAME=RATE", help="peak learning rates; default: preset")
+    parser.add_argument("--samples", type=count, help="train on this many samples; default: all")
+    parser.add_argument("--validation", type=count, help="hold out this many samples, and test on them")
+    parser.add_argument("--seed", type=int, default=0, help="of initial weights, order and augmentation")
+    parser.add_argument("--turn", type=count, default=20, help="updates of each library in a turn")
+    parser.add_argument("--patience", type=float, default=600, help="seconds for a library to compile and warm up")
+    options = parser.parse_args(arguments)
+    rates, case = rates_of(options.lr), EVERY[options.case]
+    here = Path(sys.executable)
+    wanted = [(here, "stsbp", mode) for mode in options.own]
+    wanted += [
+        (here if options.here else options.envs / peer / "bin" / "python", peer, options.mode) for peer in options.peers
+    ]
+    names = {name for _, name, _ in wanted}
+    if unknown := sorted(set(rates) - names):
+        raise StsbpError(f"--lr names {', '.join(unknown)}, but only {', '.join(sorted(names))} train")
+    chosen = {"seed": options.seed, "limit": options.samples or 0, "validation": options.validation or 0}
+    config = case.config(options.scale).model_copy(
+        update={**chosen, "data_dir": str(options.data_dir) if options.data_dir else ""}
+    )
+    samples, what = samples_of(case, config)
+    problem, _ = make_problem(
+        case, scale=options.scale, data_dir=options.data_dir, device=options.device, seed=options.seed
+    )
+    settings = {**chosen, "minutes": options.minutes, "turn": options.turn, "device": options.device}
+    report: dict[str, Any] = {
+        "format": 1,
+        "machine": describe(open_backend("numpy"), {**settings, "allocator": ALLOCATOR}),
+    }
+    report |= {
+        "case": case.name,
+        "network": f"{case.net}-10 T={case.steps} B={samples.size}",
+        "data": what,
+        "records": [],
+    }
+    print(f"{case.name}: {report['network']}, {what}", file=sys.stderr, flush=True)
+
+    def tested(records: list[dict[str, Any]]) -> None:
+        report["records"] = records
+        write_report(report, options.out)
+
+    with tempfile.TemporaryDirectory() as folder:
+        problem.write(Path(folder) / "problem.npz")
+        workers = start(Path(folder) / "problem.npz", wanted, options.out.parent / "logs", options.patience)
+        contenders = [Contender(worker, rates.get(worker.name, config.lr)) for worker in workers]
+        race(contenders, samples, Path(folder), budget=60 * options.minutes, turn=options.turn, tested=tested)
+        stop(workers)
+    print(f"\n{table(report['records'])}\n", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))
