@@ -9,9 +9,10 @@ the others. D holds `NMNIST/Train` and MNIST's idx files.
 
 The fit has two parts. The path of the digit over the sensor, the blur, the display's gamma and the stray light minimise
 the squared difference between the measured sum of polarities, times a threshold, and the change of log intensity, in
-windows of 20 ms (gradient descent, needs torch). The thresholds, mismatch and randomness are then chosen so that event
-counts, active pixels and the difference between two simulations of a digit are those of the real recordings
-(coordinate descent on the simulator itself). The rates of noise are counted where no part of a digit ever comes.
+windows of 20 ms (gradient descent, needs torch). The thresholds, mismatch and randomness are then chosen so that five
+quantities are close to those of the real recordings: event counts, active pixels, isolated pixels, the deviation of a
+pixel's events from the mean of its neighbours, and the difference between two simulations of a digit (coordinate
+descent on the simulator itself). The rates of noise are counted where no part of a digit ever comes.
 """
 
 from __future__ import annotations

@@ -294,6 +294,15 @@ def test_other_nodes_are_read_or_left_out() -> None:
     assert found["c"]["stsbp"].why == "it has no weight"
 
 
+def test_nodes_that_are_read_but_not_simulated_are_unknown() -> None:
+    node = {"type": "LI", **{name: np.ones(4) for name in ("tau", "r", "v_leak")}}
+    found = check(graph({"n": node}, []), CHOICES).nodes["n"]
+    for name in ("sinabs", "rockpool", "spyx"):
+        assert (found[name].word, found[name].why) == ("unknown", READINGS[name].not_simulated["LI"])
+        assert not found[name].faithful
+    assert {found[name].word for name in ("spikingjelly", "snntorch", "norse")} == {"left out"}
+
+
 def test_numbers_that_no_program_reads_are_refused_for_all() -> None:
     for odd in (lif(4, r=np.arange(1.0, 4)), lif(4, v_leak=np.full(4, np.nan)), {"type": "LIF"}):
         assert set(words(odd).values()) == {"refused"}

@@ -3,7 +3,7 @@
 A `Manner` sets the number of neurons in a chunk, whether a chunk's next step is prefetched, and whether results are
 written past the caches. The manner does not change any bit of the results, but it changes the time by up to a factor of
 two. The fastest manner depends on the processor. An Intel Xeon is fastest with short chunks and prefetching. An AMD
-EPYC is fastest with long chunks, without prefetching and without writing past the caches (docs/benchmarks.md).
+EPYC is fastest with long chunks, without prefetching and without writing past the caches (docs/decisions/0025).
 
 Therefore, the first large call of each kind runs three times in every manner of `CHOICES`, on the arrays of the call.
 Every run fills these arrays with the same values. The fastest manner is stored beside the compiled kernels, for the

@@ -122,17 +122,17 @@ class RunConfig(BaseModel):
         description="Loss for output spikes: van-rossum, hamming or spike-count. Loss for a readout: cross-entropy or "
         "cross-entropy-max. Give your own class as module:Class.",
     )
-    loss_model: str = Field("", description="Equations of your own loss. stsbp fills them in.")
+    loss_model: str = Field("", description="Equations of your own loss. stsbp sets this option itself.")
     label_pattern: str = Field(
         "1", description="Pattern that the output neuron of the labelled class should repeat, for example 01."
     )
     undesired_pattern: str = Field("0", description="Pattern that all other output neurons should repeat.")
-    steps: int = Field(25, ge=1, le=100_000, description="Time steps T of a sample.")
+    steps: int = Field(25, ge=1, le=100_000, description="Number of time steps T of a sample.")
     neuron: str = Field(
         "lif",
         description="Neuron model, for example lif, lif:reset=subtract or plif. Give your own class as module:Class.",
     )
-    neuron_model: str = Field("", description="Equations of your own neuron. stsbp fills them in.")
+    neuron_model: str = Field("", description="Equations of your own neuron. stsbp sets this option itself.")
     tau_m: float = Field(8.0, ge=1, le=1e9, description="Membrane time constant in steps.")
     tau_s: float = Field(
         4.0, ge=1, le=1e9, description="Synaptic time constant in steps; 1 disables the synaptic filter."
@@ -142,7 +142,7 @@ class RunConfig(BaseModel):
         ge=0,
         le=1e9,
         description="Rise time constant of the postsynaptic potential in steps. --tau-rise must be less than "
-        "--tau-s. 0 disables the rise time.",
+        "--tau-s. With 0, the postsynaptic potential rises at once.",
     )
     psp_gain: Literal["normalised", "unit"] = Field(
         "normalised", description="Scale of the postsynaptic potential: area 1 (normalised) or height 1 (unit)."
@@ -153,43 +153,56 @@ class RunConfig(BaseModel):
         description="Surrogate derivative, for example arctan or triangle:width=0.5. Give your own class as "
         "module:Class.",
     )
-    surrogate_model: str = Field("", description="Equation of your own surrogate derivative. stsbp fills it in.")
+    surrogate_model: str = Field(
+        "", description="Equation of your own surrogate derivative. stsbp sets this option itself."
+    )
     window_ms: float = Field(
         0.0,
         ge=0,
         le=1e6,
-        description="Use this many milliseconds of each recording. 0 means 300, or 105 with --saccades first.",
+        description="Use this many milliseconds from the start of each recording. 0 uses 300, or 105 with "
+        "--saccades first, unless --bin-ms is given.",
     )
     bin_ms: float = Field(
-        0.0, ge=0, le=1e6, description="Length of one step in milliseconds. 0 divides --window-ms by --steps."
+        0.0,
+        ge=0,
+        le=1e6,
+        description="Duration of one step in milliseconds. With 0, a step lasts --window-ms divided by --steps.",
     )
     own_lengths: bool = Field(False, description="End each sample where its recording ends. Later steps are ignored.")
-    saccades: Literal["all", "first"] = Field("all", description="Which saccades of each recording to use.")
+    saccades: Literal["all", "first"] = Field(
+        "all", description="Use all saccades of each recording, or only the first."
+    )
     stabilise: bool = Field(False, description="Remove the motion that saccades cause in a recording.")
     input_tau_s: float = Field(
-        0.0, ge=0, le=1e9, description="Filter event frames with this time constant, in steps. 0 disables the filter."
+        0.0,
+        ge=0,
+        le=1e9,
+        description="Apply the synaptic filter to event frames, with this time constant in steps. 0 disables this.",
     )
     weight_bits: int = Field(
-        12, ge=2, le=12, description="Weights are rounded to a grid with this many bits, including the sign."
+        12, ge=2, le=12, description="Round weights to a grid with this many bits, including the sign."
     )
     init_gain: float = Field(1.5, gt=0, description="Gain of the initial weights.")
     init_from: str = Field(
-        "", description="Start from the weights of another run: RUN, RUN:last or RUN:best. The optimiser is reset."
+        "",
+        description="Start from the weights of another run: RUN, RUN:last or RUN:best. The optimiser state is not "
+        "copied.",
     )
     init_sha256: str = Field(
         "",
         pattern="^([0-9a-f]{64})?$",
-        description="SHA-256 of the weights file of the run that --init-from names. stsbp fills it in.",
+        description="SHA-256 of the weights file of the run that --init-from names. stsbp sets this option itself.",
     )
     init_rate: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="Increase initial weights until each layer has this many spikes per neuron and step. 0 disables "
-        "this.",
+        description="Increase initial weights until each layer has at least this many spikes per neuron and step. 0 "
+        "disables this.",
     )
-    epochs: int = Field(10, ge=1, le=10**9, description="Passes over the training samples.")
-    batch_size: int = Field(50, ge=1, le=10**9, description="Samples in one update.")
+    epochs: int = Field(10, ge=1, le=10**9, description="Number of passes over the training samples.")
+    batch_size: int = Field(50, ge=1, le=10**9, description="Number of samples in one update.")
     lr: float = Field(2e-3, gt=0, description="Peak learning rate of AdamW.")
     schedule: Literal["cosine", "constant"] = Field(
         "cosine", description="How the learning rate changes after the warm-up."
@@ -205,7 +218,10 @@ class RunConfig(BaseModel):
         "--precision fast.",
     )
     seed: int = Field(
-        0, ge=0, lt=2**32, description="Seed for the initial weights, the order of the samples, and dropout."
+        0,
+        ge=0,
+        lt=2**32,
+        description="Seed for the initial weights, the order of the samples, dropout and augmentation.",
     )
     split_seed: int = Field(
         0,
@@ -218,7 +234,8 @@ class RunConfig(BaseModel):
         0,
         ge=0,
         le=10**9,
-        description="Hold out this many training samples as the test set. 0 uses the data set's own test set.",
+        description="Hold out this many training samples as the test set. 0 uses the data set's own test set, if it "
+        "has one.",
     )
     test: bool = Field(
         True,
@@ -226,7 +243,7 @@ class RunConfig(BaseModel):
         "test.",
     )
     test_on: str = Field(
-        "", description="Test on this other data set. If the other data set has no test set, all its samples are used."
+        "", description="Test on another data set. If the other data set has no test set, all its samples are used."
     )
     validation: int = Field(
         0,
@@ -273,7 +290,7 @@ class RunConfig(BaseModel):
         0.0,
         ge=0,
         le=1024,
-        description="Distort each training sample smoothly, by up to this many pixels. 0 disables this.",
+        description="Distort each training sample smoothly at random, by up to this many pixels. 0 disables this.",
     )
     augment_cutout: int = Field(
         0,
@@ -283,7 +300,11 @@ class RunConfig(BaseModel):
         "disables this.",
     )
     log_every: int = Field(50, ge=1, le=10**9, description="Write a line of metrics every N updates.")
-    data_dir: str = Field("", description="Folder of the data set; the default is the environment variable STSBP_DATA.")
+    data_dir: str = Field(
+        "",
+        description="Folder of the data set. Without this option, the environment variable STSBP_DATA names the "
+        "folder.",
+    )
     download: bool = Field(False, description="Download missing files of the data set.")
     skip_malformed: bool = Field(False, description="Skip malformed files with a warning instead of stopping.")
     threads: int = Field(
@@ -304,7 +325,7 @@ class RunConfig(BaseModel):
         description="Compute this many samples of a batch at a time, to save memory. 0 lets --memory decide.",
     )
     tensorboard: bool = Field(False, description="Also write TensorBoard files into the run's folder.")
-    checkpoint_every: float = Field(30.0, ge=0, description="Seconds between checkpoints within an epoch.")
+    checkpoint_every: float = Field(30.0, ge=0, description="Number of seconds between checkpoints within an epoch.")
 
     @field_validator(*OWN)
     @classmethod

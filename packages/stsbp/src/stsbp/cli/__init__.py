@@ -23,21 +23,21 @@ __all__ = ["COMMANDS", "TYPED", "Globals", "cli", "main"]
 
 COMMANDS = {
     "train": "Train a network on a data set.",
-    "evaluate": "Test a trained network: accuracy, loss and spike rates.",
+    "evaluate": "Test a trained network and show its accuracy, loss and spike rates.",
     "predict": "Classify images, recordings or arrays.",
     "export": "Write a trained network as NIR, ONNX or C.",
     "convert": "Copy a run, and change the gain of the synapses in the copy.",
     "import": "Make a run from the network in a NIR file.",
-    "nir-check": "Show how each program would read a NIR file.",
+    "nir-check": "Show how several programs would read a NIR file.",
     "curves": "Show accuracy against time, spikes and noise.",
     "report": "Write a run as one HTML file.",
     "compare": "Show runs side by side.",
-    "datasets": "List data sets and what they need.",
-    "presets": "List published experiments and their settings.",
+    "datasets": "List data sets, or show the requirements and settings of one data set.",
+    "presets": "List published experiments (presets), or show the settings of one preset.",
     "experiment": "Train a preset with several seeds and write a table of the results.",
     "networks": "Show a network as a table.",
     "equations": "Show the equations of a neuron, a loss or AdamW, as a backend runs them.",
-    "backends": "List backends, their devices, and why one cannot run.",
+    "backends": "List backends and their devices, and why a backend cannot run.",
     "benchmark": "Measure a backend and compare it with the limits of this machine.",
 }
 """Commands in the order of the help page, each with a line of help."""
@@ -189,7 +189,8 @@ def _complete_backend(_ctx: click.Context, _param: click.Parameter, incomplete: 
 @click.option(
     "--backend",
     metavar="NAME",
-    help="Backend that computes: see `stsbp backends`.  [default: torch if installed]",
+    help="Backend to use. `stsbp backends` lists the backends.  [default: torch; if torch is not installed, another "
+    "backend]",
     shell_complete=_complete_backend,
 )
 @click.option("--device", metavar="NAME", help="Device of the backend, for example cpu or cuda.")

@@ -16,12 +16,14 @@ __all__ = ["command"]
 
 @click.command("backends", short_help=COMMANDS["backends"])
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--compile", "compiles", is_flag=True, help="Compile the kernels now, instead of during the first run.")
+@click.option(
+    "--compile",
+    "compiles",
+    is_flag=True,
+    help="Instead of printing the list, compile the kernels of every backend now and store them for later runs.",
+)
 def command(as_json: bool, compiles: bool) -> None:
-    """List every backend and its devices. If a backend cannot run, the list gives the reason.
-
-    With --compile, the command instead compiles the kernels of every backend and stores them for later runs.
-    """
+    """List every backend and its devices. If a backend cannot run, the list gives the reason."""
     if compiles and as_json:
         raise click.UsageError("--json prints the list of backends, and --compile prints none; give only one of them")
     if compiles:

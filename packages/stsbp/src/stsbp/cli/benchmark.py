@@ -19,16 +19,17 @@ __all__ = ["command"]
     default=1.0,
     show_default=True,
     type=Finite(0, 1, min_open=True),
-    help="Size of the measurement. Values below 1 are only for a quick trial.",
+    help="Multiply the number of neurons, the batch size and the number of samples by this factor. Values below 1 are "
+    "only for a quick trial.",
 )
-@click.option("--rounds", default=7, show_default=True, type=click.IntRange(1, 10**6), help="Timed rounds.")
+@click.option("--rounds", default=7, show_default=True, type=click.IntRange(1, 10**6), help="Number of timed rounds.")
 @click.option(
     "--data-dir",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of N-MNIST and CIFAR-10.",
 )
-@click.option("--surrogate", help="Surrogate derivative to use instead of the preset's.")
-@threads_option("Processor threads; 0 takes all.", default=0, show_default=True)
+@click.option("--surrogate", help='Replace the surrogate derivative of the networks in the group "step".')
+@threads_option("Number of processor threads. 0 lets the numerical libraries choose.", default=0, show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the report as JSON.")
 @click.option("--plot", "plot_file", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the report.")
 @click.pass_context
@@ -50,11 +51,11 @@ def command(
     \b
     - kernels: memory bandwidth of the fused LIF kernels, compared with that of a memory copy
     - step: time of training steps, compared with that of the same networks without neurons
-    - startup: start-up times (they are also part of the group "step")
+    - startup: start-up times (the group "step" also measures them)
     - data: training time with the real data loader, compared with that on batches in memory
 
     Use a machine that does nothing else. The report contains the load average of the machine. Without --data-dir, the
-    small data set of digits (of scikit-learn) replaces N-MNIST and CIFAR-10.
+    handwritten digits of scikit-learn replace N-MNIST and CIFAR-10.
     """
     from stsbp import plots
     from stsbp.benchmarks import data, kernels, show, startup, step

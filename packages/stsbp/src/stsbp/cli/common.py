@@ -117,7 +117,9 @@ split_option = click.option(
     help="Samples to evaluate.",
 )
 batch_size_option = click.option(
-    "--batch-size", type=click.IntRange(1, 10**9), help="Samples at a time.  [default: that of the run]"
+    "--batch-size",
+    type=click.IntRange(1, 10**9),
+    help="Number of samples to compute at a time.  [default: the batch size of the run]",
 )
 
 
@@ -191,7 +193,7 @@ stop_after = click.option(
     "--stop-after",
     type=Finite(0, 1e9, min_open=True),
     metavar="MINUTES",
-    help="After this many minutes, save and exit with code 75.",
+    help="When this many minutes have passed, finish the current update, save, and exit with code 75.",
 )
 """The option `--stop-after` of commands that train, for machines that are only available for a limited time."""
 
@@ -215,7 +217,8 @@ def processes(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--processes",
             type=click.IntRange(1, MOST_PROCESSES),
-            help="Share the work among this many processes on this machine.  [default: those of a launcher, or 1]",
+            help="Share the work among this many processes on this machine.  [default: the number that a launcher "
+            "such as torchrun has started, or 1]",
         ),
     ):
         function = option(function)

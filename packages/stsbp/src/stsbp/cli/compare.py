@@ -45,8 +45,8 @@ def command(runs: tuple[Path, ...], as_json: bool) -> None:
     The command reads only the records of the runs, so it needs no data set and no backend. If you name several
     RUNs, the command skips paths that are not runs, and prints a note.
 
-    If a terminal is too narrow for all runs, the command prints several tables, one below the other. If the output goes
-    to a file or a pipe, the command prints one table with full paths.
+    In a terminal, a table that is too wide is split into several tables. In a file or a pipe, the command writes one
+    table with full paths.
     """
     found = [facts(run) for run in _chosen(runs)]
     if as_json:

@@ -48,7 +48,7 @@ def command(run: Path, psp_gain: str, out: Path, name: str) -> None:
     two, the spikes stay the same, bit for bit. Otherwise, rounding changes the new weights slightly, and the spikes can
     differ.
 
-    The new run has no optimiser state, so `stsbp train --resume` starts with the first epoch.
+    The new run is at update 0 and has no optimiser state, so `stsbp train --resume` starts with the first epoch.
     """
     # Imported here, because the help page does not need the code for training.
     from stsbp_spec.reference.backend import NumpyBackend

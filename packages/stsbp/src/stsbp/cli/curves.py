@@ -44,7 +44,7 @@ __all__ = ["command"]
 @click.option(
     "--samples", type=click.IntRange(1, 10**9), help="Use only this many samples, evenly spaced.  [default: all]"
 )
-@click.option("--data-dir", help="Folder of the data set, if it has moved since the runs.")
+@click.option("--data-dir", help="Folder of the data set.  [default: the folder that the run used]")
 @click.option(
     "--on",
     metavar="DATASET",
@@ -57,11 +57,11 @@ __all__ = ["command"]
     multiple=True,
     metavar="NAME=AMOUNT,...",
     help="Kind and amounts of noise. For events, the kinds are jitter, lost and added. For images, the kinds are noise "
-    "and lost.  [default: all]",
+    "and lost. You can repeat the option.  [default: all kinds, with default amounts]",
 )
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the noise.")
 @batch_size_option
-@threads_option("Processor threads.  [default: those of the first run]")
+@threads_option("Number of processor threads. 0 lets the numerical libraries choose.  [default: that of the first run]")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for each run.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw all curves into this file.")
 @click.pass_obj
@@ -82,8 +82,9 @@ def command(
 ) -> None:
     """Show how the accuracy of RUNs depends on time, on the number of spikes, and on noise in the inputs.
 
-    If labels are classes, the command shows the accuracy after each step, computed from the outputs up to this step.
-    For all kinds of labels, the command evaluates the network on inputs with increasing noise. Nothing is trained.
+    If labels are classes, the command shows the accuracy after each step, computed from the outputs up to this step,
+    and the accuracy for each amount of noise. If labels are spike trains, the command shows only the F1 score for each
+    amount of noise.
     """
     check_on(on, split)
     if plot is not None:

@@ -42,15 +42,18 @@ __all__ = ["command"]
 @click.argument("run", type=click.Path(path_type=Path))
 @checkpoint_option()
 @split_option
-@click.option("--data-dir", help="Folder of the data set, if it has moved since the run.")
+@click.option("--data-dir", help="Folder of the data set.  [default: the folder that the run used]")
 @click.option(
     "--on",
     metavar="DATASET",
-    help="Evaluate another data set. If the other data set has no test set, all its samples are used.",
+    help="Test on another data set. If the other data set has no test set, all its samples are used.",
     shell_complete=complete_data_set,
 )
 @batch_size_option
-@threads_option("Processor threads.  [default: that of the run]")
+@threads_option(
+    "Number of processor threads. 0 lets the numerical libraries choose.  [default: that of the run; with several "
+    "processes, the number that their launcher sets]"
+)
 @click.option(
     "--tolerance",
     type=click.IntRange(0, 10**9),
@@ -75,11 +78,12 @@ def command(
 ) -> None:
     """Evaluate the network in the folder RUN.
 
-    The command prints the loss and the spike rates. If labels are classes, the command also prints the accuracy and the
-    confusion matrix.
+    The command prints the loss and the spike rates. If labels are classes, the command also prints two accuracies and
+    the confusion matrix.
 
-    Precision, recall and F1 show how many output spikes match target spikes. The van Rossum distance and the Hamming
-    distance show how far the output spike trains are from the target spike trains.
+    The command also prints five figures, except for networks with a readout, which have no output spikes. Precision,
+    recall and F1 show how many output spikes match target spikes. The van Rossum distance and the Hamming distance show
+    how far the output spike trains are from the target spike trains.
     """
     check_on(on, split)
     folder = RunFolder(run)

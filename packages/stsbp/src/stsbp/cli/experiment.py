@@ -49,9 +49,11 @@ __all__ = ["command"]
     default=5,
     show_default=True,
     type=click.IntRange(1, 10**6),
-    help="Number of seeds. The first one is --seed.",
+    help="Number of seeds. The seeds are consecutive numbers that begin with --seed.",
 )
-@click.option("--dataset", help="Use this data set instead of the preset's.", shell_complete=complete_data_set)
+@click.option(
+    "--dataset", help="Use this data set instead of the data set of the preset.", shell_complete=complete_data_set
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the experiment.  [default: runs/NAME-seeds]")
 @click.option("--overwrite", is_flag=True, help="Replace the runs of an earlier experiment in --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
@@ -83,13 +85,12 @@ def command(
     NAME is a preset that `stsbp presets` lists, or a data set. If the command is stopped or killed, repeat it to
     continue. To add seeds, repeat the command with a larger --seeds.
 
-    By default, one tenth of the training samples is held out for validation. --validation sets another number of
-    samples. The table reports the test results of the epoch with the best validation result. With --validation 0, the
-    table reports the test results of the last epoch. The test set is never used to choose the reported epoch.
+    Unless you give --validation, one tenth of the training samples is held out for validation. The table reports the
+    test results of the epoch with the best validation result. With --validation 0, the table reports the test results
+    of the last epoch. The test set is never used to choose the reported epoch.
 
     The options of `stsbp train` replace settings of the preset. The table lists the replaced settings. The command
-    prints the table, and also writes it to experiment.md and experiment.json in the folder of the
-    experiment.
+    prints the table, and also writes it to experiment.md and experiment.json in the folder of the experiment.
     """
     options: Globals = click.get_current_context().obj
     deadline = deadline_in(stop_after)

@@ -33,7 +33,9 @@ OPTIONS = {
 @click.command("export", short_help=COMMANDS["export"])
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--to", "form", required=True, type=Choice(list(FORMS)), help="Format to write.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write; for c a folder.")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="File to write. For --to c, a folder to write."
+)
 @checkpoint_option()
 @click.option(
     "--layers", is_flag=True, default=None, help="onnx: add the spikes and potentials of hidden layers to the outputs."
@@ -58,7 +60,12 @@ OPTIONS = {
     default=None,
     help="nir: lower each threshold slightly, for importers whose neurons spike only above the threshold, not at it.",
 )
-@click.option("--pool", type=Choice(["mean", "sum"]), help="nir: how to write average pooling.  [default: mean]")
+@click.option(
+    "--pool",
+    type=Choice(["mean", "sum"]),
+    help="nir: write average pooling over windows of size 2^n as AvgPool2d (mean) or as SumPool2d (sum).  [default: "
+    "mean]",
+)
 def command(run: Path, form: str, out: Path, checkpoint: str, **options: Any) -> None:
     """Read the trained network from the folder RUN, and write it in a format for other programs.
 

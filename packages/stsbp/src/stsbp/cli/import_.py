@@ -55,7 +55,8 @@ OF_THE_FILE = (
     "--dt",
     type=Finite(0, 1e9, min_open=True),
     metavar="SECONDS",
-    help="Duration of a step. NIR files give time constants in seconds, not in steps.",
+    help="Duration of a step. NIR files give time constants in seconds, not in steps.  [default: from FILE; required "
+    "if FILE does not give the duration]",
 )
 @click.option(
     "--reset",
@@ -71,7 +72,7 @@ OF_THE_FILE = (
     "threshold, not at it.",
 )
 @click.option(
-    "--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="Settings in a TOML file."
+    "--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="Read settings from a TOML file."
 )
 @partial(settings, hidden=OF_THE_FILE)
 def command(
@@ -89,9 +90,9 @@ def command(
     You can use the run directly with `stsbp evaluate` and `stsbp predict`. `stsbp train --resume` trains the run
     further. `stsbp train --init-from` starts another run from the weights of this one.
 
-    A NIR file does not contain the data set, label sequences, loss, number of steps or training settings. Settings
-    that are not in the file come from three places: the preset of the data set, --config, and the options. Options
-    override --config, and --config overrides the preset. If stsbp does not support a node, the error names the node.
+    Settings that are not in FILE, such as the loss and the label sequences, come from three places: the preset of the
+    data set, --config, and the options. Each place overrides the places before it. If stsbp does not support a node,
+    the error names the node.
     """
     if dataset is None and config_file is None:
         raise ConfigError("no data set is named: give --dataset, for example --dataset digits, or --config")

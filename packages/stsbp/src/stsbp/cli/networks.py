@@ -18,9 +18,15 @@ __all__ = ["command"]
 @click.command("networks", short_help=COMMANDS["networks"])
 @click.argument("notation")
 @click.option("--input-shape", default="2x34x34", show_default=True, metavar="CxHxW", help="Shape of an input.")
-@click.option("--outputs", default=10, show_default=True, type=click.IntRange(1, 10**9 - 1), help="Output neurons.")
 @click.option(
-    "--coding", default="events", show_default=True, type=Choice(["events", "direct"]), help="Coding of the input."
+    "--outputs", default=10, show_default=True, type=click.IntRange(1, 10**9 - 1), help="Number of output neurons."
+)
+@click.option(
+    "--coding",
+    default="events",
+    show_default=True,
+    type=Choice(["events", "direct"]),
+    help="Kind of input: event frames or spike trains (events), or images (direct).",
 )
 @click.option(
     "--padding",
@@ -29,7 +35,7 @@ __all__ = ["command"]
     type=Choice(["valid", "same"]),
     help="Padding of convolutions for which NOTATION gives none.",
 )
-@click.option("--weight-bits", default=12, show_default=True, type=int, help="Bits of the weight grid.")
+@click.option("--weight-bits", default=12, show_default=True, type=int, help="Number of bits of the weight grid.")
 @click.option("--dropout", default=0.0, show_default=True, type=float, help="Dropout rate after every hidden layer.")
 @click.option(
     "--plot", "plot_file", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the network as a graph."
@@ -48,10 +54,11 @@ def command(
 
     NOTATION is a network such as 12C5-P2-64C5-P2, or a file FILE.toml that lists the nodes of the network.
 
-    The table shows the shape, the number of parameters, the multiply-adds per step, and the exactness headroom of each
-    layer. Sums in float32 are exact only up to a limit. The headroom is the number of bits by which this limit exceeds
-    the largest possible sum of a layer. A negative headroom is not an error. Training computes the largest sum from the
-    actual weights, and rounds the weights to fewer bits if this sum exceeds the limit.
+    The table shows the shape, the number of parameters, the multiply-adds per step, and the headroom of each layer
+    (column "guaranteed"). Sums in float32 are exact only up to a limit. The headroom is the number of bits by which
+    this limit exceeds the largest possible sum of a layer. A negative headroom is not an error, because training
+    computes the largest sum from the actual weights, and rounds the weights to fewer bits if this sum exceeds the
+    limit.
     """
     network = NetworkSpec.parse(
         network_text(notation),

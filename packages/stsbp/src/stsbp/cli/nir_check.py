@@ -53,7 +53,7 @@ def command(file: Path, dt: float | None, expect: tuple[str, ...], notes: bool, 
     - same: the neurons spike at the steps that NIR defines
     - scaled: the spikes are as NIR defines, but the potentials are in other units
     - others: the neurons spike at other steps than NIR defines
-    - unknown: the neurons never spiked when the command simulated them
+    - unknown: the neurons never spiked in the simulation, or the command does not simulate this kind of node
     - read: the node has no neurons, and the program reads it
     - refused: the program refuses the graph
     - left out: the program has no node of this kind

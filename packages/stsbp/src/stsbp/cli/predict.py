@@ -54,9 +54,10 @@ _MOST = {".npy": GIGABYTE, ".bin": MOST_OF_RECORDING, ".wav": MOST_OF_SOUND}
     "--draw",
     type=click.Path(path_type=Path),
     metavar="HTML",
-    help="Write an HTML page that shows input and output of each file.",
+    help="Write an HTML page that shows the input, the output spikes, the distances and the membrane potentials of "
+    "each file.",
 )
-@threads_option("Processor threads.  [default: that of the run]")
+@threads_option("Number of processor threads. 0 lets the numerical libraries choose.  [default: that of the run]")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for each file or step.")
 @click.option(
     "--stream",
@@ -70,7 +71,7 @@ _MOST = {".npy": GIGABYTE, ".bin": MOST_OF_RECORDING, ".wav": MOST_OF_SOUND}
     type=Choice(list(UNITS)),
     help="Unit of time in a stream.  [default: us (microseconds) if the run was trained on recordings, otherwise step]",
 )
-@click.option("--from-first", is_flag=True, help="Count the time of a stream from its first event.")
+@click.option("--from-first", is_flag=True, help="Start a stream at the time of its first event instead of at time 0.")
 @click.option(
     "--clock",
     is_flag=True,
@@ -79,7 +80,9 @@ _MOST = {".npy": GIGABYTE, ".bin": MOST_OF_RECORDING, ".wav": MOST_OF_SOUND}
 @click.option(
     "--steps",
     type=click.IntRange(1),
-    help="Number of steps of a stream.  [default: all, but at least the steps of the run]",
+    help="Number of steps of a stream. If the events end earlier, the remaining steps have no input.  [default: for a "
+    "recording (.bin), the steps of the run; for lines of text, all steps up to the last event, but at least the steps "
+    "of the run; if the run was trained with --own-lengths, up to the last event in both cases]",
 )
 @click.option(
     "--every",
@@ -111,18 +114,17 @@ def command(
     - a numpy array of uint8 (.npy).
 
     An array is an image [C, H, W] or [H, W], event frames [T, C, H, W], or spike trains [T, N]. Frames and spike trains
-    may have fewer steps than in training.
+    may have fewer steps than the training samples.
 
-    For each FILE, the command prints the class whose label sequence is nearest to the output, and the distance from the
-    output to the label sequence of every class. If labels are spike trains, the command instead prints the steps at
-    which each output neuron spikes.
+    For each FILE, the command prints the class whose label sequence is nearest to the output spikes, the class of the
+    output neuron with the most spikes, and the distance between the output spikes and the label sequence of every
+    class. If labels are spike trains, the command instead prints the steps at which each output neuron spikes.
 
-    --draw writes a page with the input, the output raster, the distances and the membrane potentials.
-
-    If --stream reads text, each line is one event: t x y p (time, position and polarity) for a camera, or t n (time and
-    neuron) for spike trains. The output spikes of a step are printed as soon as an event of a later step arrives. At
-    the end, the command prints the class and the timings. The timings are the latency and the computing time of steps,
-    and the number of steps per second.
+    --stream reads lines of text, or a recording (.bin). Each line of text is one event: t x y p (time, column, row and
+    polarity) for a network that reads camera events, or t n (time and neuron) for a network that reads spike trains.
+    The output spikes of a step are printed as soon as an event of a later step arrives. At the end of the stream, the
+    command prints the class and the timings: the latency and the computing time of steps, and the number of steps per
+    second.
     """
     if stream is not None:
         _follow(options, run, checkpoint, threads, files, draw, Asked(stream, as_json=as_json, **of_stream))

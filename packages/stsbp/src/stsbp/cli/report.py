@@ -32,14 +32,14 @@ __all__ = ["command"]
     type=Choice(["test", "validation", "train"]),
     help="Samples to show.  [default: the first of test, validation and train that exists]",
 )
-@click.option("--data-dir", help="Folder of the data set, if it has moved since the run.")
+@click.option("--data-dir", help="Folder of the data set.  [default: the folder that the run used]")
 @click.option(
     "--samples/--no-samples",
     default=True,
     help="Run the network on samples, and show the confusion matrix and plots of some samples. --no-samples needs no "
-    "data set.",
+    "data set.  [default: --samples]",
 )
-@threads_option("Processor threads.  [default: that of the run]")
+@threads_option("Number of processor threads. 0 lets the numerical libraries choose.  [default: that of the run]")
 @click.pass_obj
 def command(
     options: Globals,

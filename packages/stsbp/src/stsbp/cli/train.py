@@ -68,8 +68,10 @@ _HERE = ""
     help="Use the settings of a published experiment. `stsbp presets` lists the names.",
     shell_complete=complete_preset,
 )
-@click.option("--config", "file", type=click.Path(path_type=Path), metavar="FILE", help="Settings in a TOML file.")
-@click.option("--show-config", is_flag=True, help="Print the settings as TOML, without training.")
+@click.option(
+    "--config", "file", type=click.Path(path_type=Path), metavar="FILE", help="Read settings from a TOML file."
+)
+@click.option("--show-config", is_flag=True, help="Print the resulting settings as TOML, without training.")
 @stop_after
 @processes
 @settings
@@ -91,11 +93,8 @@ def command(
     DATASET is one of the names that `stsbp datasets` lists. For your own files, give folder:PATH (images), events:PATH
     (recordings of events) or sequences:PATH (spike rasters).
 
-    Settings come from four places: the preset of the data set, --preset, --config, and the options below. Options
-    override --config, --config overrides --preset, and --preset overrides the preset of the data set. The defaults
-    shown here apply if no preset changes them.
-
-    --show-config prints the settings that a run would use.
+    Settings come from five places: the defaults shown below, the preset of the data set (see `stsbp datasets NAME`),
+    --preset, --config, and the options. Each place overrides the places before it.
     """
     options: Globals = click.get_current_context().obj
     deadline = deadline_in(stop_after)

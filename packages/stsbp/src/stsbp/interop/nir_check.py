@@ -30,7 +30,7 @@ IMPORTERS = (OWN, *READINGS)
 """Importers by name, as they appear in a check."""
 SAME, SCALED, OTHERS, UNKNOWN = "same", "scaled", "others", "unknown"
 """The results for neurons: they spike as in NIR's equations; the same, but potentials have other units; they spike at
-other steps; they never spiked."""
+other steps; they never spiked, or this module has no step for them."""
 READ, REFUSED, LEFT_OUT = "read", "refused", "left out"
 """A node without neurons is read; the importer refuses the graph; the importer has no such node, and leaves it out."""
 
@@ -117,7 +117,10 @@ def _verdicts(node: GraphNode, choices: Choices) -> Iterator[tuple[str, Verdict]
     if node.kind not in _NUMBERS:
         yield OWN, _own_verdict(node, choices)
         for name, reading in READINGS.items():
-            yield name, Verdict(READ) if node.kind in reading.layers else Verdict(LEFT_OUT, reading.otherwise)
+            if node.kind in reading.not_simulated:
+                yield name, Verdict(UNKNOWN, reading.not_simulated[node.kind])
+            else:
+                yield name, Verdict(READ) if node.kind in reading.layers else Verdict(LEFT_OUT, reading.otherwise)
         return
     try:
         driven = _Driven(node, choices.dt)

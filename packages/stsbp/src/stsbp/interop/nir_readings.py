@@ -19,7 +19,7 @@ importer.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -90,6 +90,7 @@ class Reading:
         layers: other supported kinds of nodes.
         otherwise: how it treats nodes of other kinds.
         notes: further information.
+        not_simulated: kinds of nodes that it reads and that this module has no step for, and what it makes of them.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Reading:
     layers: frozenset[str]
     otherwise: str
     notes: tuple[str, ...] = ()
+    not_simulated: Mapping[str, str] = field(default_factory=dict)
 
 
 def simulate(reading: NeuronReading, numbers: Numbers, dt: float, x: Float32) -> tuple[Float32, Float32]:
@@ -439,6 +441,10 @@ _SPYX = Reading(
         "Images are channels-last, and what is flattened is flattened in that order; dilation and groups are ignored.",
         "Reading and running are one call, from_nir.",
     ),
+    not_simulated={
+        "LI": "with a Threshold after it, both become a PSU_LIF; otherwise ValueError",
+        "Threshold": "after an LI, both become a PSU_LIF; otherwise left out silently",
+    },
 )
 
 
@@ -488,6 +494,7 @@ _SINABS = Reading(
         "Linear is not read, Affine is.",
         "It is released for nir 1.0.4, which knows no v_reset.",
     ),
+    not_simulated={"LI": "v = exp(-1/tau) v + x: tau is in steps; v_leak must be 0, and r must be 1"},
 )
 
 
@@ -523,6 +530,7 @@ _ROCKPOOL = Reading(
         "It reads LIF nodes by a parameter that they do not have (tau_mem), which is an AttributeError.",
         "The time step is guessed from tau_mem and r, population by population.",
     ),
+    not_simulated={"LI": "i = (i + x) exp(-dt/tau), with dt = min tau / (1 + r); tau is cut to an integer"},
 )
 
 READINGS: Mapping[str, Reading] = {
