@@ -127,7 +127,7 @@ class RunConfig(BaseModel):
         "1", description="Pattern that the output neuron of the labelled class should repeat, for example 01."
     )
     undesired_pattern: str = Field("0", description="Pattern that all other output neurons should repeat.")
-    steps: int = Field(25, ge=1, le=100_000, description="Number of time steps T of a sample.")
+    steps: int = Field(25, ge=1, le=100_000, description="Time steps T of a sample.")
     neuron: str = Field(
         "lif",
         description="Neuron model, for example lif, lif:reset=subtract or plif. Give your own class as module:Class.",
@@ -201,8 +201,8 @@ class RunConfig(BaseModel):
         description="Increase initial weights until each layer has at least this many spikes per neuron and step. 0 "
         "disables this.",
     )
-    epochs: int = Field(10, ge=1, le=10**9, description="Number of passes over the training samples.")
-    batch_size: int = Field(50, ge=1, le=10**9, description="Number of samples in one update.")
+    epochs: int = Field(10, ge=1, le=10**9, description="Passes over the training samples.")
+    batch_size: int = Field(50, ge=1, le=10**9, description="Samples in one update.")
     lr: float = Field(2e-3, gt=0, description="Peak learning rate of AdamW.")
     schedule: Literal["cosine", "constant"] = Field(
         "cosine", description="How the learning rate changes after the warm-up."
@@ -325,7 +325,7 @@ class RunConfig(BaseModel):
         description="Compute this many samples of a batch at a time, to save memory. 0 lets --memory decide.",
     )
     tensorboard: bool = Field(False, description="Also write TensorBoard files into the run's folder.")
-    checkpoint_every: float = Field(30.0, ge=0, description="Number of seconds between checkpoints within an epoch.")
+    checkpoint_every: float = Field(30.0, ge=0, description="Seconds between checkpoints within an epoch.")
 
     @field_validator(*OWN)
     @classmethod

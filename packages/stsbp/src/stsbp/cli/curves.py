@@ -61,7 +61,7 @@ __all__ = ["command"]
 )
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the noise.")
 @batch_size_option
-@threads_option("Number of processor threads. 0 lets the numerical libraries choose.  [default: that of the first run]")
+@threads_option("Number of processor threads.  [default: that of the first run]")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for each run.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw all curves into this file.")
 @click.pass_obj

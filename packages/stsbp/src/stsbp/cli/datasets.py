@@ -26,7 +26,7 @@ __all__ = ["command"]
 def command(name: str | None, as_json: bool) -> None:
     """List the data sets. With NAME, show the requirements and the default settings of one data set.
 
-    Other packages can add data sets through the entry-point group stsbp.datasets. See docs/write_a_data_set.md.
+    To add a data set of your own, see docs/write_a_data_set.md.
     """
     if name is not None:
         info = info_of(name)

@@ -51,8 +51,8 @@ __all__ = ["command"]
 )
 @batch_size_option
 @threads_option(
-    "Number of processor threads. 0 lets the numerical libraries choose.  [default: that of the run; with several "
-    "processes, the number that their launcher sets]"
+    "Number of processor threads.  [default: that of the run; with several processes, the number that their launcher "
+    "sets]"
 )
 @click.option(
     "--tolerance",

@@ -57,7 +57,7 @@ _MOST = {".npy": GIGABYTE, ".bin": MOST_OF_RECORDING, ".wav": MOST_OF_SOUND}
     help="Write an HTML page that shows the input, the output spikes, the distances and the membrane potentials of "
     "each file.",
 )
-@threads_option("Number of processor threads. 0 lets the numerical libraries choose.  [default: that of the run]")
+@threads_option("Number of processor threads.  [default: that of the run]")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for each file or step.")
 @click.option(
     "--stream",

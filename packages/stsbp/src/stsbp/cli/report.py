@@ -36,10 +36,9 @@ __all__ = ["command"]
 @click.option(
     "--samples/--no-samples",
     default=True,
-    help="Run the network on samples, and show the confusion matrix and plots of some samples. --no-samples needs no "
-    "data set.  [default: --samples]",
+    help="Include the confusion matrix and the samples. --no-samples needs no data set.  [default: --samples]",
 )
-@threads_option("Number of processor threads. 0 lets the numerical libraries choose.  [default: that of the run]")
+@threads_option("Number of processor threads.  [default: that of the run]")
 @click.pass_obj
 def command(
     options: Globals,
