@@ -60,6 +60,28 @@ def run(train_tiny: Stsbp, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("loss", "lurking:Thing"), ("neuron", "lurking:Thing"), ("surrogate", "lurking:Thing:beta=2")],
+)
+def test_a_run_cannot_name_a_module_to_import(
+    run: Path, stsbp: Stsbp, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, setting: str, value: str
+) -> None:
+    touched = tmp_path / "touched"
+    (tmp_path / "lurking.py").write_text(f"open({str(touched)!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = run / "config.toml"
+    lines = [line for line in path.read_text().splitlines() if not line.startswith(f"{setting} =")]
+    path.write_text("\n".join([f'{setting} = "{value}"', *lines]))
+    for command in ("evaluate", "report", "train"):
+        given = ["--resume", str(run)] if command == "train" else [str(run)]
+        result = stsbp(command, *given)
+        assert result.exit_code == 1
+        assert f"{setting} names the class {value}, but {setting}_model does not store it" in result.output
+    assert not touched.exists()
+
+
 @needs_pipes
 class TestRegularFiles:
     def test_reads_files_and_links_to_them(self, tmp_path: Path) -> None:

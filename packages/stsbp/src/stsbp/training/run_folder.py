@@ -26,7 +26,7 @@ from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.grid import CONTRACT_VERSION
 
 from stsbp import records
-from stsbp.config import RunConfig, read_toml, resolve, to_toml
+from stsbp.config import OWN, RunConfig, read_toml, resolve, to_toml
 from stsbp.errors import CheckpointError, ConfigError, FileError
 from stsbp.files import LOCK, MEGABYTE, OpenFolder, read_regular
 
@@ -159,10 +159,10 @@ class RunFolder:
             raise FileError(f"cannot write {self.path}: permission denied in {parent}; choose another --out")
 
     def read_config(self) -> RunConfig:
-        """The settings of the run.
+        """The settings of the run. A class that they name must be stored in them, so that no module is imported.
 
         Raises:
-            CheckpointError: the folder is not a run, or its settings are damaged.
+            CheckpointError: the folder is not a run, its settings are damaged, or they do not store a class.
         """
         try:
             there = self.path.is_dir()
@@ -176,9 +176,17 @@ class RunFolder:
                 raise CheckpointError(f"{self.path} is an experiment, not a run: its runs are {self.path / 'seed-*'}")
             raise CheckpointError(f"{self.path} is not a run: it has no {self.config.name}")
         try:
-            return resolve([read_toml(self.config)], with_preset=False)
+            config = resolve([read_toml(self.config)], with_preset=False)
         except ConfigError as error:
             raise CheckpointError(f"the settings of the run cannot be read: {error}") from error
+        for setting, own in OWN.items():
+            named = getattr(config, setting)
+            if own.names_a_class(named) and not getattr(config, own.model):
+                raise CheckpointError(
+                    f"{self.config}: {setting} names the class {named}, but {own.model} does not store it. stsbp does "
+                    f"not import modules that a run names; train with --{setting} again"
+                )
+        return config
 
     def write_config(self, config: RunConfig) -> None:
         """Write the settings. The folder must be locked (`lock`)."""
