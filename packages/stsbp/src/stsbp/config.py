@@ -160,8 +160,8 @@ class RunConfig(BaseModel):
         0.0,
         ge=0,
         le=1e6,
-        description="Use this many milliseconds from the start of each recording. 0 uses 300, or 105 with "
-        "--saccades first, unless --bin-ms is given.",
+        description="Use this many milliseconds from the start of each recording. With 0, the length is --bin-ms times "
+        "--steps. If --bin-ms is also 0, the length is 300, or 105 with --saccades first.",
     )
     bin_ms: float = Field(
         0.0,
@@ -243,7 +243,7 @@ class RunConfig(BaseModel):
         "test.",
     )
     test_on: str = Field(
-        "", description="Test on another data set. If the other data set has no test set, all its samples are used."
+        "", description="Test on the test set of another data set, or on all its samples if it has no test set."
     )
     validation: int = Field(
         0,

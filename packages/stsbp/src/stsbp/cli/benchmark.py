@@ -50,9 +50,9 @@ def command(
 
     \b
     - kernels: memory bandwidth of the fused LIF kernels, compared with that of a memory copy
-    - step: time of training steps, compared with that of the same networks without neurons
+    - step: time of training steps, compared with steps of the same networks without neurons
     - startup: start-up times (the group "step" also measures them)
-    - data: training time with the real data loader, compared with that on batches in memory
+    - data: training time with the real data loader, compared with training on batches in memory
 
     Use a machine that does nothing else. The report contains the load average of the machine. Without --data-dir, the
     handwritten digits of scikit-learn replace N-MNIST and CIFAR-10.

@@ -40,7 +40,7 @@ _LOSS = ("loss", "loss_model", "label_pattern", "undesired_pattern", "steps", "t
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for each run.")
 def command(runs: tuple[Path, ...], as_json: bool) -> None:
-    """Show RUNs side by side: settings that differ, results, spike rates and times.
+    """Show RUNs side by side: results, spike rates, times, and the settings that differ.
 
     The command reads only the records of the runs, so it needs no data set and no backend. If you name several
     RUNs, the command skips paths that are not runs, and prints a note.

@@ -48,7 +48,7 @@ __all__ = ["command"]
 @click.option(
     "--on",
     metavar="DATASET",
-    help="Use another data set. If the other data set has no test set, all its samples are used.",
+    help="Use the test set of another data set, or all its samples if it has no test set.",
     shell_complete=complete_data_set,
 )
 @click.option(
@@ -56,8 +56,8 @@ __all__ = ["command"]
     "noises",
     multiple=True,
     metavar="NAME=AMOUNT,...",
-    help="Kind and amounts of noise. For events, the kinds are jitter, lost and added. For images, the kinds are noise "
-    "and lost. You can repeat the option.  [default: all kinds, with default amounts]",
+    help="Kind and amounts of noise. For events, NAME is jitter, lost or added. For images, NAME is noise or lost. You "
+    "can repeat the option.  [default: all kinds, with default amounts]",
 )
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the noise.")
 @batch_size_option
@@ -82,9 +82,9 @@ def command(
 ) -> None:
     """Show how the accuracy of RUNs depends on time, on the number of spikes, and on noise in the inputs.
 
-    If labels are classes, the command shows the accuracy after each step, computed from the outputs up to this step,
-    and the accuracy for each amount of noise. If labels are spike trains, the command shows only the F1 score for each
-    amount of noise.
+    If labels are classes, the command shows the accuracy for each amount of noise. The command also shows the accuracy
+    after each step, computed from the outputs up to this step. If labels are spike trains, the command shows only the
+    F1 score for each amount of noise.
     """
     check_on(on, split)
     if plot is not None:

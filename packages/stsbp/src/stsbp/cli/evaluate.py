@@ -46,7 +46,7 @@ __all__ = ["command"]
 @click.option(
     "--on",
     metavar="DATASET",
-    help="Test on another data set. If the other data set has no test set, all its samples are used.",
+    help="Test on the test set of another data set, or on all its samples if it has no test set.",
     shell_complete=complete_data_set,
 )
 @batch_size_option
@@ -78,12 +78,12 @@ def command(
 ) -> None:
     """Evaluate the network in the folder RUN.
 
-    The command prints the loss and the spike rates. If labels are classes, the command also prints two accuracies and
-    the confusion matrix.
+    The command prints the loss and the spike rates. If labels are classes, the command also prints the confusion
+    matrix, and one accuracy for each of two rules that choose the class.
 
-    The command also prints five figures, except for networks with a readout, which have no output spikes. Precision,
-    recall and F1 show how many output spikes match target spikes. The van Rossum distance and the Hamming distance show
-    how far the output spike trains are from the target spike trains.
+    Networks with a readout have no output spikes. For other networks, the command also prints the five figures that
+    follow. Precision, recall and F1 show how many output spikes match target spikes. The van Rossum distance and the
+    Hamming distance show how far the output spike trains are from the target spike trains.
     """
     check_on(on, split)
     folder = RunFolder(run)

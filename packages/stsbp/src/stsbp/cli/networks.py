@@ -56,9 +56,9 @@ def command(
 
     The table shows the shape, the number of parameters, the multiply-adds per step, and the headroom of each layer
     (column "guaranteed"). Sums in float32 are exact only up to a limit. The headroom is the number of bits by which
-    this limit exceeds the largest possible sum of a layer. A negative headroom is not an error, because training
-    computes the largest sum from the actual weights, and rounds the weights to fewer bits if this sum exceeds the
-    limit.
+    this limit exceeds the largest sum that any weights of the layer can give. A negative headroom is not an error.
+    Training computes the largest sum that the actual weights can give. If this sum exceeds the limit, training rounds
+    the weights to fewer bits.
     """
     network = NetworkSpec.parse(
         network_text(notation),

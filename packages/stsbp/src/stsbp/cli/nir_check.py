@@ -33,7 +33,7 @@ _LONGEST = 24
     "--dt",
     type=Finite(0, 1e9, min_open=True),
     metavar="SECONDS",
-    help="Duration of a step.  [default: from the file, or estimated from its neurons, or 0.0001]",
+    help="Duration of a step.  [default: from the file, otherwise estimated from its neurons, otherwise 0.0001]",
 )
 @click.option(
     "--expect",

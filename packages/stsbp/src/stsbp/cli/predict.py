@@ -58,7 +58,9 @@ _MOST = {".npy": GIGABYTE, ".bin": MOST_OF_RECORDING, ".wav": MOST_OF_SOUND}
     "each file.",
 )
 @threads_option("Number of processor threads.  [default: that of the run]")
-@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for each file or step.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one line of JSON for each file, or for each step of a stream."
+)
 @click.option(
     "--stream",
     is_flag=False,
@@ -116,15 +118,16 @@ def command(
     An array is an image [C, H, W] or [H, W], event frames [T, C, H, W], or spike trains [T, N]. Frames and spike trains
     may have fewer steps than the training samples.
 
-    For each FILE, the command prints the class whose label sequence is nearest to the output spikes, the class of the
-    output neuron with the most spikes, and the distance between the output spikes and the label sequence of every
-    class. If labels are spike trains, the command instead prints the steps at which each output neuron spikes.
+    For each FILE, the command prints two classes: the class whose label sequence is nearest to the output spikes, and
+    the class of the output neuron with the most spikes. The command also prints the distance between the output spikes
+    and the label sequence of every class. If labels are spike trains, the command instead prints the steps at which
+    each output neuron spikes.
 
-    --stream reads lines of text, or a recording (.bin). Each line of text is one event: t x y p (time, column, row and
-    polarity) for a network that reads camera events, or t n (time and neuron) for a network that reads spike trains.
-    The output spikes of a step are printed as soon as an event of a later step arrives. At the end of the stream, the
-    command prints the class and the timings: the latency and the computing time of steps, and the number of steps per
-    second.
+    --stream reads lines of text, or a recording (.bin). Each line of text is one event. For a network that reads camera
+    events, a line is t x y p (time, column, row and polarity). For a network that reads spike trains, a line is t n
+    (time and neuron). The output spikes of a step are printed as soon as an event of a later step arrives. At the end
+    of the stream, the command prints the class and the timings: the latency and the computing time of steps, and the
+    number of steps per second.
     """
     if stream is not None:
         _follow(options, run, checkpoint, threads, files, draw, Asked(stream, as_json=as_json, **of_stream))
