@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
+from stsbp.cli import curves
 from stsbp.datasets.base import FrameSplit
 from stsbp.datasets.sequences import SequenceSplit
+from stsbp.errors import FileError
+from stsbp.training import curves as training_curves
 from stsbp.training.curves import over_time
 from stsbp.training.noise import KINDS, DisturbedSplit, disturbed, parse_noise
 from stsbp.training.operations import activity, synaptic_operations
@@ -209,6 +212,74 @@ def test_the_command_prints_draws_and_gives_json(stsbp: Callable[..., Result], r
     assert "accuracy by noise" not in text
 
 
+def test_runs_of_classes_and_of_spike_trains_have_tables_and_panels_of_their_own(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_tiny(Path("_a$b$"), "--epochs", 1)
+    stsbp("train", "patterns", "--epochs", 1, "--net", 8, "--steps", 20, "--out", "trains")
+    pytest.importorskip("matplotlib", reason="draws the curves")
+    drawn: list[Any] = []
+    save = curves.save
+    monkeypatch.setattr(curves, "save", lambda figure, path: (drawn.append(figure), save(figure, path)))
+    result = stsbp("curves", "_a$b$", "trains", "--noise", "lost=0.5", "--plot", "curves.png")
+    assert result.exit_code == 0, result.output
+    headings = [line for line in result.stdout.splitlines() if " by lost" in line]
+    assert headings == [
+        "accuracy by lost (share of the pixels that are set to 0):",
+        "F1 by lost (share of the events that are lost):",
+    ]
+    panels = [panel for panel in drawn[0].axes if panel.get_ylabel()]
+    assert [panel.get_ylabel() for panel in panels] == ["accuracy, %"] * 3 + ["F1, %"]
+    assert [len(panel.lines) for panel in panels] == [1] * 4
+    legend = [text.get_text() for text in panels[0].get_legend().get_texts()]
+    assert legend == [r"van-rossum, _a\$b\$", "van-rossum, trains"]
+
+
+def test_the_command_refuses_a_plot_before_it_computes_and_prints_before_it_draws(
+    stsbp: Callable[..., Result],
+    train_tiny: Callable[..., Result],
+    refused: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("matplotlib", reason="draws the curves")
+    train_tiny(tmp_path / "run", "--epochs", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(curves, "load_trained", None)
+        (tmp_path / "notes.png").write_text("somebody's own")
+        refused(stsbp("curves", "run", "--plot", "notes.png"), "notes.png is there already and is not a plot of stsbp")
+
+    def full(*_: Any) -> None:
+        raise FileError("no space left")
+
+    monkeypatch.setattr(curves, "save", full)
+    result = stsbp("curves", "run", "--noise", "lost=0.5", "--plot", "curves.png")
+    refused(result, "no space left")
+    assert "accuracy by lost" in result.stdout
+
+
+def test_amounts_of_a_noise_that_is_named_twice_are_added_and_none_is_measured_once(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    train_tiny(tmp_path / "run", "--epochs", 1)
+    measured: list[tuple[str, float]] = []
+    evaluate = training_curves.evaluate
+
+    def noted(task: Any, state: Any, split: DisturbedSplit, *more: Any) -> Any:
+        measured.append((split.name, split.amount))
+        return evaluate(task, state, split, *more)
+
+    monkeypatch.setattr(training_curves, "evaluate", noted)
+    noises = ("--noise", "lost=0.1", "--noise", "noise=9", "--noise", "lost=0.5")
+    found = json.loads(stsbp("curves", "run", *noises, "--json").stdout)["noise"]
+    assert {name: [row["amount"] for row in rows] for name, rows in found.items()} == {
+        "lost": [0, 0.1, 0.5],
+        "noise": [0, 9],
+    }
+    assert found["noise"][0] == found["lost"][0]
+    assert measured == [("lost", 0), ("lost", 0.1), ("lost", 0.5), ("noise", 9)]
+
+
 def test_the_command_takes_the_samples_of_other_data(stsbp: Callable[..., Result], tmp_path: Path) -> None:
     random = np.random.default_rng(2)
     for name, count in (("own", 40), ("other", 23)):
@@ -225,9 +296,20 @@ def test_the_command_takes_the_samples_of_other_data(stsbp: Callable[..., Result
     )
     assert found["time"][-1]["accuracy"] == evaluated["accuracy"]
     assert found["noise"]["lost"][1]["rates"]["linear1"] == 0
+    assert found["seen_in_training"] == 0
     assert stsbp("curves", "run", "--on", "digits").exit_code == 1
+    with np.load(tmp_path / "own.npz") as arrays:
+        np.savez(tmp_path / "again.npz", **arrays)
+    result = stsbp("curves", "run", "--on", "sequences:again.npz", "--json", "--samples", 20, "--noise", "lost=1")
+    seen = json.loads(result.stdout)["seen_in_training"]
+    assert 0 < seen <= 20
+    assert f"{seen} of the 20 samples have the same content as samples that run was trained on" in result.stderr
 
 
 def test_the_command_refuses(stsbp: Callable[..., Result], run: Path, refused: Callable[..., None]) -> None:
-    refused(stsbp("curves", run, "--noise", "jitter"), "inputs of this run are images")
+    refused(stsbp("curves", run, "--on", "digits"), f"{run} was trained on digits; leave --on out")
+    stsbp("train", "patterns", "--epochs", 1, "--net", 8, "--steps", 20, "--out", "trains")
+    result = stsbp("curves", "trains", run, "--noise", "jitter")
+    refused(result, "inputs of this run are images")
+    assert "trains: jitter" not in result.stderr
     refused(stsbp("curves", "nothing"), "nothing")

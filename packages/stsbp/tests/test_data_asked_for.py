@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stsbp.cli.evaluate import _is_own
 from stsbp.cli.predict import _array
 from stsbp.config import RunConfig
 from stsbp.datasets import DATASETS
 from stsbp.errors import ConfigError, DataError
 from stsbp.training.build import load_dataset
+from stsbp.training.overlap import _is_own
 
 
 def _config(**given: Any) -> RunConfig:

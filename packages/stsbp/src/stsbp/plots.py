@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
-__all__ = ["PLOT", "Box", "Link", "boxes", "check_plots", "new_figure", "plot_network", "save"]
+__all__ = ["PLOT", "Box", "Link", "boxes", "check_plots", "new_figure", "plain", "plot_network", "save"]
 
 _SOFTWARE = "stsbp"
 PLOT = OutputKind("a plot of stsbp", re.compile(rb"\x89PNG\r\n.{0,200}Software\x00stsbp", re.DOTALL))
@@ -43,6 +43,11 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def plain(text: str) -> str:
+    """Text from outside for a figure. matplotlib reads text between two dollar signs as a formula."""
+    return text.replace("$", r"\$")
 
 
 def save(figure: Figure, path: Path) -> None:

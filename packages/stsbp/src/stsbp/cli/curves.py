@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 import numpy as np
+from stsbp_spec.typing import Coding
 
 from stsbp.cli import COMMANDS, Globals
 from stsbp.cli.common import (
@@ -26,10 +27,11 @@ from stsbp.cli.settings import complete_data_set
 from stsbp.datasets import Split
 from stsbp.datasets.base import Subset
 from stsbp.errors import ConfigError
-from stsbp.plots import check_plots, new_figure, save
+from stsbp.plots import PLOT, check_plots, new_figure, plain, save
 from stsbp.training.build import decoders, load_data, load_test_set
 from stsbp.training.curves import by_noise, over_time
 from stsbp.training.noise import KINDS, parse_noise
+from stsbp.training.overlap import check_on_other, warn_of_seen
 from stsbp.training.progress import reporter
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import load_trained
@@ -89,21 +91,26 @@ def command(
     check_on(on, split)
     if plot is not None:
         check_plots()
+        PLOT.place(plot)
     folders = [RunFolder(run) for run in runs]
     configs = [folder.read_config() for folder in folders]
+    if on is not None:
+        for run, config in zip(runs, configs, strict=True):
+            check_on_other(config, on, data_dir, str(run))
     limit_threads(configs[0].threads if threads is None else threads)
     backend = choose_backend(options)
+    loaded = [load_trained(folder, checkpoint, backend) for folder in folders]
+    amounts = [_amounts(noises, trained.task.inputs.coding) for trained in loaded]
     show, found = reporter(), []
     try:
-        for run, folder, config in zip(runs, folders, configs, strict=True):
-            trained = load_trained(folder, checkpoint, backend)
+        for run, config, trained, asked in zip(runs, configs, loaded, amounts, strict=True):
             task, coding = trained.task, trained.task.inputs.coding
-            asked = dict(parse_noise(text, coding) for text in noises or KINDS[coding])
             if on is None:
                 every = trained.samples(load_data(config, show.loading, data_dir, True), split)
             else:
                 every = trained.other_samples(load_test_set(config, on, show.loading, data_dir))
             chosen = _some(every, samples)
+            seen = None if on is None else warn_of_seen(trained, on, chosen, show, str(run))
             size, total = batch_size or config.batch_size, len(chosen)
             record: dict[str, Any] = {"run": str(run), "checkpoint": checkpoint, "step": trained.info["step"]}
             record |= {
@@ -113,39 +120,36 @@ def command(
                 "coding": coding,
                 "seed": seed,
             }
+            record |= {} if seen is None else {"seen_in_training": seen}
+            told = _teller(show.loading, str(run), total)
             record["decoders"] = [] if task.inputs.sequences else list(decoders(task.network))
             if not task.inputs.sequences:
-                told = partial(_teller(show.loading, f"{run}: time", total), 0)
-                curve = over_time(task, trained.state, chosen, size, told)
+                curve = over_time(task, trained.state, chosen, size, partial(told, "time", 0))
                 record |= {"settled": curve.settled, "time": curve.record()}
-            record["noise"] = {
-                name: by_noise(
-                    task,
-                    trained.state,
-                    chosen,
-                    size,
-                    name,
-                    amounts,
-                    seed,
-                    _teller(show.loading, f"{run}: {name}", total),
-                )
-                for name, amounts in asked.items()
-            }
+            record["noise"] = by_noise(task, trained.state, chosen, size, asked, seed, told)
             found.append(record)
     finally:
         show.close()
-    if plot is not None:
-        _plot(found, [config.loss for config in configs], plot)
     if as_json:
         for record in found:
             click.echo(json.dumps(record))
     else:
         say(_text(found))
+    if plot is not None:
+        _plot(found, [config.loss for config in configs], plot)
 
 
-def _teller(loading: Callable[[str, int, int], None], what: str, total: int) -> Callable[[float, int], None]:
-    """A function that reports the current amount of noise and the number of finished samples."""
-    return lambda amount, done: loading(f"{what} {amount:g}" if amount else what, done, total)
+def _amounts(noises: Sequence[str], coding: Coding) -> dict[str, list[float]]:
+    """The amounts of each kind of noise, ascending, from all the times that it is named. By default all kinds."""
+    asked: dict[str, list[float]] = {}
+    for name, amounts in (parse_noise(text, coding) for text in noises or KINDS[coding]):
+        asked[name] = sorted({*asked.get(name, ()), *amounts})
+    return asked
+
+
+def _teller(loading: Callable[[str, int, int], None], run: str, total: int) -> Callable[[str, float, int], None]:
+    """A function that reports what is measured, the current amount of noise and the number of finished samples."""
+    return lambda what, amount, done: loading(f"{run}: {what} {amount:g}" if amount else f"{run}: {what}", done, total)
 
 
 def _some(samples: Split, count: int | None) -> Split:
@@ -162,8 +166,25 @@ def _some(samples: Split, count: int | None) -> Split:
 
 
 def _figure(record: dict[str, Any]) -> str:
-    """The quality measure of an evaluation, as text."""
-    return "accuracy" if "accuracy" in record else "f1"
+    """The quality measure of a run: that of classes, or that of spike trains."""
+    return "accuracy" if "time" in record else "f1"
+
+
+_NAMES = {"accuracy": "accuracy", "f1": "F1"}
+
+
+def _by_noise(found: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """The runs that share a table and a panel: those with the same kind of noise and the same quality measure."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for record in found:
+        for name in record["noise"]:
+            groups.setdefault((name, _figure(record)), []).append(record)
+    return groups
+
+
+def _meaning(name: str, records: Sequence[dict[str, Any]]) -> str:
+    """What an amount of a kind of noise means for these runs."""
+    return "; ".join(dict.fromkeys(KINDS[record["coding"]][name].text for record in records))
 
 
 def _text(found: Sequence[dict[str, Any]]) -> str:
@@ -185,11 +206,8 @@ def _text(found: Sequence[dict[str, Any]]) -> str:
         parts += ["", "step from which on the answer stays the same, mean:"]
         width = max(map(len, names))
         parts += [f"  {record['run']:<{width}}  {record['settled']:.2f}" for record in timed]
-    for name in dict.fromkeys(name for record in found for name in record["noise"]):
-        having = [record for record in found if name in record["noise"]]
-        text = "; ".join(dict.fromkeys(KINDS[record["coding"]][name].text for record in having))
-        key = _figure(having[0]["noise"][name][0])
-        parts += ["", f"{'accuracy' if key == 'accuracy' else 'F1'} by {name} ({text}):"]
+    for (name, key), having in _by_noise(found).items():
+        parts += ["", f"{_NAMES[key]} by {name} ({_meaning(name, having)}):"]
         parts += _table(name, [(r["run"], {e["amount"]: f"{e[key]:.2%}" for e in r["noise"][name]}) for r in having])
     return "\n".join(parts)
 
@@ -208,37 +226,33 @@ def _table(first: str, columns: Sequence[tuple[str, dict[Any, str]]]) -> list[st
 
 def _plot(found: Sequence[dict[str, Any]], losses: Sequence[str], path: Path) -> None:
     """Draw one panel per curve, with one line per run."""
-    timed = [record for record in found if "time" in record]
-    noises = list(dict.fromkeys(name for record in found for name in record["noise"]))
-    panels = (["time", "operations"] if timed else []) + noises
+    timed = any("time" in record for record in found)
+    panels = [("time", "step", "accuracy", "steps until the decision")] if timed else []
+    panels += [("time", "operations", "accuracy", "synaptic operations until the decision")] if timed else []
+    for (name, key), having in _by_noise(found).items():
+        panels.append((name, "amount", key, f"{name}: {_meaning(name, having)}"))
     columns = min(3, len(panels))
     figure = new_figure(4 * columns, 0.4 + 3 * -(-len(panels) // columns))
     axes = figure.subplots(-(-len(panels) // columns), columns, squeeze=False).ravel()
     short = [Path(record["run"]).name for record in found]
     # Seeds of two experiments may have the same names.
     runs = short if len({*short}) == len(short) else [record["run"] for record in found]
-    names = [f"{run}, {loss}" for run, loss in zip(runs, losses, strict=True)]
+    # Legends leave out names that begin with an underscore, as that of a folder may.
+    names = [plain(f"{loss}, {run}") for run, loss in zip(runs, losses, strict=True)]
+    lines: dict[str, Any] = {}
     for panel in axes[len(panels) :]:
         panel.set_axis_off()
-    for panel, what in zip(axes, panels, strict=False):
+    for panel, (what, x, key, said) in zip(axes, panels, strict=False):
         for number, (record, name) in enumerate(zip(found, names, strict=True)):
-            if what in ("time", "operations"):
-                rows = record.get("time", [])
-                x = [row["step" if what == "time" else "operations"] for row in rows]
-            else:
-                rows = record["noise"].get(what, [])
-                x = [row["amount"] for row in rows]
-            if rows:
-                y = [100 * row[_figure(row)] for row in rows]
-                panel.plot(x, y, marker=".", color=f"C{number}", label=name)
-        said = {"time": "steps until the decision", "operations": "synaptic operations until the decision"}.get(what)
-        if said is None:
-            said = f"{what}: {KINDS[next(r['coding'] for r in found if what in r['noise'])][what].text}"
-        if what in ("time", "jitter"):
+            rows = record["noise"].get(what, []) if x == "amount" else record.get(what, [])
+            if rows and _figure(record) == key:
+                y = [100 * row[key] for row in rows]
+                (lines[name],) = panel.plot([row[x] for row in rows], y, marker=".", color=f"C{number}")
+        if x == "step" or what == "jitter":
             panel.xaxis.get_major_locator().set_params(integer=True)
         panel.set_xlabel(said, fontsize=7)
-        panel.set_ylabel("accuracy, %" if timed else "F1, %", fontsize=8)
+        panel.set_ylabel(f"{_NAMES[key]}, %", fontsize=8)
         panel.tick_params(labelsize=7)
         panel.grid(color="0.9")
-    axes[0].legend(fontsize=7)
+    axes[0].legend([*lines.values()], [*lines], fontsize=7)
     save(figure, path)

@@ -24,13 +24,11 @@ from stsbp.cli.common import (
     threads_option,
 )
 from stsbp.cli.settings import complete_data_set
-from stsbp.config import RunConfig, absolute
-from stsbp.datasets.registry import info_of, named_path
 from stsbp.errors import ConfigError, printable
 from stsbp.processes.group import join
 from stsbp.training.build import TOLERANCE, Data, decoders, load_data, load_test_set
 from stsbp.training.evaluate import Evaluation, evaluate
-from stsbp.training.overlap import seen_in_training
+from stsbp.training.overlap import check_on_other, warn_of_seen
 from stsbp.training.progress import shown_by
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import load_trained
@@ -88,13 +86,8 @@ def command(
     check_on(on, split)
     folder = RunFolder(run)
     config = folder.read_config()
-    if on is not None and _is_own(config, on, data_dir):
-        others = "" if not info_of(on).needs_data_dir else ". To test it on other data of that kind, give --data-dir"
-        if named_path(on) is not None:
-            others = f". To test it on other data of that kind, give their path: --on {on.partition(':')[0]}:PATH"
-        raise ConfigError(
-            f"the run was trained on {on}; leave --on out to test it on samples that it has not seen{others}"
-        )
+    if on is not None:
+        check_on_other(config, on, data_dir)
     rendezvous = meeting(processes, rank_timeout, threads or 0)
     # Several processes share the cores that their launcher divided among them.
     limit_threads(config.threads if threads is None and rendezvous is None else threads or 0)
@@ -121,7 +114,7 @@ def command(
                 samples = trained.other_samples(dataset)
                 group.compare_data(Data(dataset, samples, None, samples).fingerprint())
                 if group.leads:
-                    seen = seen_in_training(trained, on, samples, show)
+                    seen = warn_of_seen(trained, on, samples, show)
             found = evaluate(
                 trained.task,
                 trained.state,
@@ -132,11 +125,6 @@ def command(
             )
             for note in dataset.notes:
                 show.note(note)
-            if seen:
-                show.warn(
-                    f"{seen} of the {len(samples)} samples have the same content as samples that the run was "
-                    "trained on or that chose its best checkpoint, so they do not test it on anything new"
-                )
         finally:
             show.close()
     if not group.leads:
@@ -158,16 +146,6 @@ def command(
             say(_sequence_text(found, title, tolerance))
         else:
             say(_text(found, title, inputs.classes, trained.network, tolerance))
-
-
-def _is_own(config: RunConfig, on: str, data_dir: str | None) -> bool:
-    """Whether `on` names the data on which the run was trained."""
-    own = absolute(config)
-    asked = absolute(config.model_copy(update={"dataset": on, "data_dir": data_dir or config.data_dir}))
-    if asked.dataset != own.dataset:
-        return False
-    # Data sets that name or contain their data are the same for every data folder.
-    return named_path(on) is not None or not info_of(on).needs_data_dir or asked.data_dir == own.data_dir
 
 
 def _sequence_text(found: Evaluation, split: str, tolerance: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -107,29 +107,33 @@ def by_noise(
     state: TrainState,
     split: Split,
     batch_size: int,
-    name: str,
-    amounts: Sequence[float],
+    asked: Mapping[str, Sequence[float]],
     seed: int = 0,
-    between: Callable[[float, int], None] | None = None,
-) -> list[dict[str, Any]]:
+    between: Callable[[str, float, int], None] | None = None,
+) -> dict[str, list[dict[str, Any]]]:
     """Evaluate the network on inputs with increasing disturbance.
 
     Args:
         task, state: the trained network.
         split: the samples.
         batch_size: number of samples at a time.
-        name: name of the disturbance, one of `stsbp.training.noise.KINDS`.
-        amounts: amounts of the disturbance.
-        seed: seed of its random numbers.
-        between: called after each batch with the amount and the number of finished samples. It may raise an error to
-            stop.
+        asked: amounts of each disturbance by its name, one of `stsbp.training.noise.KINDS`.
+        seed: seed of the random numbers.
+        between: called after each batch with the name, the amount and the number of finished samples. It may raise an
+            error to stop.
 
     Returns:
-        For each amount, the results of an evaluation (`Evaluation.means`) and `amount`.
+        For each disturbance and amount, the results of an evaluation (`Evaluation.means`) and `amount`.
     """
-    found = []
-    for amount in amounts:
-        told = None if between is None else partial(between, amount)
-        means = evaluate(task, state, DisturbedSplit(split, name, amount, seed), batch_size, told).means()
-        found.append({"amount": amount, **means})
-    return found
+
+    @cache
+    def measured(name: str, amount: float) -> dict[str, Any]:
+        told = None if between is None else partial(between, name, amount)
+        return evaluate(task, state, DisturbedSplit(split, name, amount, seed), batch_size, told).means()
+
+    # An amount of 0 is the same for all disturbances, and measured once.
+    first = next(iter(asked))
+    return {
+        name: [{"amount": amount, **measured(name if amount else first, amount)} for amount in amounts]
+        for name, amounts in asked.items()
+    }

@@ -9,16 +9,16 @@ import numpy as np
 from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.typing import Coding
 
-from stsbp.config import RunConfig, split_start
+from stsbp.config import RunConfig, absolute, split_start
 from stsbp.datasets import Split
-from stsbp.datasets.registry import info_of
+from stsbp.datasets.registry import info_of, named_path
 from stsbp.errors import CheckpointError, ConfigError, DataError
 from stsbp.training.build import Data, has_test_of_training, load_data
 from stsbp.training.progress import Reporter
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import Trained, load_trained
 
-__all__ = ["contents", "seen_in_training", "warn_of_borrowed_tests", "warn_of_trained_tests"]
+__all__ = ["check_on_other", "contents", "warn_of_borrowed_tests", "warn_of_seen", "warn_of_trained_tests"]
 
 _BLOCK = 256
 _SAMPLES = (
@@ -30,7 +30,41 @@ _IMAGES = {"stsbp.datasets.image_folder", "stsbp.datasets.cifar10"}
 """Modules of data sets that may contain the same images."""
 
 
-def seen_in_training(trained: Trained, name: str, samples: Split, show: Reporter, run: str = "the run") -> int | None:
+def check_on_other(config: RunConfig, name: str, data_dir: str | None, run: str = "the run") -> None:
+    """Raise `ConfigError` if the data set `name` of `--on`, in the folder of `--data-dir`, is the run's own."""
+    if not _is_own(config, name, data_dir):
+        return
+    others = "" if not info_of(name).needs_data_dir else ". To test it on other data of that kind, give --data-dir"
+    if named_path(name) is not None:
+        others = f". To test it on other data of that kind, give their path: --on {name.partition(':')[0]}:PATH"
+    raise ConfigError(f"{run} was trained on {name}; leave --on out to test it on samples that it has not seen{others}")
+
+
+def _is_own(config: RunConfig, name: str, data_dir: str | None) -> bool:
+    """Whether this is the data on which the run was trained."""
+    own = absolute(config)
+    asked = absolute(config.model_copy(update={"dataset": name, "data_dir": data_dir or config.data_dir}))
+    if asked.dataset != own.dataset:
+        return False
+    # Data sets that name or contain their data are the same for every data folder.
+    return named_path(name) is not None or not info_of(name).needs_data_dir or asked.data_dir == own.data_dir
+
+
+def warn_of_seen(trained: Trained, name: str, samples: Split, show: Reporter, run: str = "the run") -> int | None:
+    """Warn if the run was trained on some of these samples of the data set `name`, and return their number.
+
+    None if it cannot be determined (`_seen_in_training`).
+    """
+    seen = _seen_in_training(trained, name, samples, show, run)
+    if seen:
+        show.warn(
+            f"{seen} of the {len(samples)} samples have the same content as samples that {run} was trained on or that "
+            "chose its best checkpoint, so they do not test it on anything new"
+        )
+    return seen
+
+
+def _seen_in_training(trained: Trained, name: str, samples: Split, show: Reporter, run: str) -> int | None:
     """Number of samples of the data set `name` that the run used for training, or for choosing its best checkpoint.
 
     None if the data sets are of different kinds and cannot be compared, or if the run's own data cannot be found. The
@@ -79,7 +113,7 @@ def warn_of_borrowed_tests(config: RunConfig, data: Data, backend: AbstractBacke
     except CheckpointError as error:
         show.note(f"cannot check whether {config.init_from} was trained on some of the test samples: {error}")
         return
-    if seen := seen_in_training(start, tested, data.test, show, config.init_from):
+    if seen := _seen_in_training(start, tested, data.test, show, config.init_from):
         show.warn(
             f"{seen} of the {len(data.test)} test samples have the same content as samples that "
             f"{config.init_from} was trained on or that chose its best checkpoint, and this run "
