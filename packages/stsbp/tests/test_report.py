@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -353,6 +354,37 @@ def test_events_of_two_channels_are_drawn_as_off_and_on() -> None:
     assert svg.image(np.array([[[3, 0]], [[0, 1]]], dtype=np.uint8), "input events, summed over time") in text
 
 
+def test_an_input_without_rows_and_columns_is_drawn_as_a_line() -> None:
+    from stsbp.report.page import _input
+
+    x: UInt8 = np.array([0, 200, 255, 3], dtype=np.uint8)
+    sample = Sample("x", x, np.zeros((5, 2), np.uint8), None, np.zeros((5, 2), np.float32), None, None, None, None)
+    assert "value, number of the input 1: 200</title>" in _input(sample)
+
+
+def test_report_of_a_converted_run_repeats_it_with_its_own_weights(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    train_tiny(tmp_path / "run", "--epochs", 1, "--tau-s", 2)
+    made = ["convert", "run", "--psp-gain", "unit", "--out", "import"]
+    monkeypatch.setattr("sys.argv", ["/bin/stsbp", *made])
+    assert stsbp(*made).exit_code == 0
+    stsbp("report", "import", "--no-samples")
+    own = "stsbp convert run --psp-gain unit --out import"
+    how = "To repeat the run, replace its folder by a new one here:"
+    assert f"{how} {own} setting" in check(tmp_path / "import.html").text
+    monkeypatch.setattr("sys.argv", ["/bin/stsbp", "train", "--resume", "import"])
+    assert stsbp("train", "--resume", "import", "--epochs", 2).exit_code == 0
+    stsbp("report", "import", "--no-samples")
+    later = "stsbp --backend numpy train --resume import --epochs 2"
+    assert f"{how} {own}\n{later} setting" in check(tmp_path / "import.html").text
+    # The first name of a command counts, not that of a folder.
+    monkeypatch.setattr("sys.argv", ["/bin/stsbp", "train", "digits", "--out", "convert"])
+    train_tiny(tmp_path / "convert", "--epochs", 1)
+    stsbp("report", "convert", "--no-samples")
+    assert "To repeat the run: stsbp --backend numpy train --config convert" in check(tmp_path / "convert.html").text
+
+
 def test_label_sequences_that_are_equally_near_are_told_of() -> None:
     from stsbp.report.page import _tie
 
@@ -535,6 +567,15 @@ def test_samples_are_chosen_from_different_mistakes() -> None:
     assert choose(Survey(labels[:1], None, np.array([0.5]))) == ([0], [])
 
 
+def test_samples_of_many_different_mistakes_are_chosen_in_linear_time() -> None:
+    labels = np.arange(30_000)
+    began = time.process_time()
+    wrong, _ = choose(Survey(labels, labels + 1, np.zeros(len(labels))))
+    assert wrong == [0, 1, 2]
+    # With a search for every sample, this takes a hundred times as long.
+    assert time.process_time() - began < 2
+
+
 def test_of_many_classes_the_nearest_are_drawn() -> None:
     from stsbp.report.page import _nearest
 
@@ -567,6 +608,34 @@ def test_names_over_a_matrix_are_turned_where_cells_are_narrow(classes: int, ang
     names = ["abc" if angle == 0 else "a long name"] * classes
     turned = re.findall(r"rotate\(-(\d+) ", svg.matrix(np.eye(classes, dtype=np.int64), names))
     assert turned == [str(angle)] * (classes if angle else 0)
+
+
+def test_a_matrix_of_many_classes_draws_what_was_counted() -> None:
+    counts = 3 * np.eye(1000, dtype=np.int64)
+    counts[7, 9] = 1
+    text = svg.matrix(counts, [f"class {k}" for k in range(1000)])
+    assert len(text) < 1e6
+    assert text.count("<title>") == 1001
+    assert "<title>class 7 read as class 9: 1 (25.0%)</title>" in text
+
+
+@pytest.mark.parametrize("length", [33, 80, 500])
+def test_long_names_leave_room_for_what_they_name(length: int) -> None:
+    names = ["a" * length, "b" * 32]
+    spikes, potentials = np.ones((4, 2), np.uint8), np.ones((4, 2), np.float32)
+    drawn = [
+        svg.raster(spikes, spikes, names),
+        svg.traces(potentials, spikes, 1.0, names, ["red", "red"]),
+        svg.bars(np.ones(2), names, [0], []),
+        svg.matrix(np.eye(2, dtype=np.int64), names),
+    ]
+    for text in drawn:
+        widths = [float(width) for width in re.findall(r'width="([^"]*)"', text)]
+        assert min(widths) > 0
+        assert max(widths) < 500
+    for text in drawn[:3]:
+        assert ">" + "a" * 31 + ".<" in text
+        assert ">" + "b" * 32 + "<" in text
 
 
 @pytest.mark.parametrize(

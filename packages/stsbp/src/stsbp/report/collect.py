@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from stsbp_spec.decoders import nearest_sequence
@@ -79,7 +80,8 @@ def choose(found: Survey, count: int = SHOWN) -> tuple[list[int], list[int]]:
     for right in (False, True):
         there = [i for i in range(n) if (pairs[i][0] == pairs[i][1]) == right]
         first = {pairs[i]: i for i in reversed(there)}
-        chosen.append(([*sorted(first.values()), *(i for i in there if i not in first.values())])[:count])
+        own = set(first.values())
+        chosen.append([*sorted(own), *islice((i for i in there if i not in own), count)][:count])
     return chosen[0], chosen[1]
 
 

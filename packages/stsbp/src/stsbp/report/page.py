@@ -59,6 +59,8 @@ white-space:pre-wrap;overflow-wrap:anywhere;margin:8px 0}
 """
 _MANY = 16
 """Number of distances that are drawn."""
+_MAKES = ("train", "experiment", "import", "convert")
+"""Commands that make runs."""
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _POLICY_TAG = f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
 _HEAD = '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -236,12 +238,8 @@ def _curves(content: Content) -> str:
 
 
 def _confusion(content: Content, counts: Int64) -> str:
-    off = [
-        (int(counts[i, j]), content.classes[i], content.classes[j])
-        for i in range(len(counts))
-        for j in range(len(counts))
-        if i != j and counts[i, j]
-    ]
+    found = np.argwhere(counts).tolist()
+    off = [(int(counts[i, j]), content.classes[i], content.classes[j]) for i, j in found if i != j]
     most = sorted(off, key=lambda entry: -entry[0])[:8]
     rows = "".join(f'<tr><td>{escape(a)}</td><td>{escape(b)}</td><td class="n">{n}</td></tr>' for n, a, b in most)
     table = f"<table><tr><th>class</th><th>read as</th><th>samples</th></tr>{rows}</table>" if rows else "<p>None.</p>"
@@ -405,6 +403,9 @@ def _times(count: int) -> str:
 
 def _input(sample: Sample) -> str:
     x = sample.inputs
+    if x.ndim == 1:
+        values = Series("value", range(len(x)), x.tolist())
+        return _figure("Input", svg.lines("input values", "number of the input", [values]))
     if x.ndim == 3:
         return _figure("Input", svg.image(x, "input image"))
     if x.ndim == 2:
@@ -477,18 +478,24 @@ def _settings(content: Content) -> str:
         was = escape(str(default)) if own and key != "dataset" else ""
         mark = ' class="own"' if own else ""
         rows.append(f"<tr{mark}><td>{key}</td><td>{escape(str(value))}</td><td>{was}</td></tr>")
+    how, commands = _again(content)
     return (
-        "<h2>Settings</h2><p>To repeat the run:</p>"
-        f"<pre>{escape(shlex.join(_again(content)))}</pre>"
+        f"<h2>Settings</h2><p>{how}:</p><pre>{escape(commands)}</pre>"
         "<table><tr><th>setting</th><th>value</th><th>default, where it differs</th></tr>" + "".join(rows) + "</table>"
     )
 
 
-def _again(content: Content) -> list[str]:
-    """The command that repeats the run, on the backend of its last start."""
+def _again(content: Content) -> tuple[str, str]:
+    """How to repeat the run, and the commands. The backend is that of its last start."""
     backend = content.starts[-1].get("backend") if content.starts else None
-    chosen = ["--backend", str(backend)] if backend else []
-    return ["stsbp", *chosen, "train", "--config", str(content.folder / "config.toml")]
+    train = ["stsbp", *(["--backend", str(backend)] if backend else []), "train"]
+    made = content.starts[0].get("command") if content.starts else None
+    if made and next((word for word in made[1:] if word in _MAKES), "") in ("import", "convert"):
+        # The settings do not contain the weights that the run began with.
+        later = [*train, "--resume", str(content.folder), "--epochs", str(content.config.epochs)]
+        commands = [command_text(made), *([shlex.join(later)] if len(content.starts) > 1 else [])]
+        return "To repeat the run, replace its folder by a new one here", "\n".join(commands)
+    return "To repeat the run", shlex.join([*train, "--config", str(content.folder / "config.toml")])
 
 
 def _environment(content: Content) -> str:

@@ -21,6 +21,8 @@ COLOURS = 8
 _WIDTH, _HEIGHT = 460, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 10, 10, 34
 _RASTER_WIDTH = 460
+_LONGEST_NAME = 32
+"""Longest name beside a row, in characters. Longer names are shortened, so that the row has room."""
 
 
 class Series(NamedTuple):
@@ -40,6 +42,11 @@ def _svg(width: float, height: float, label: str, body: Sequence[str]) -> str:
 
 def _text(x: float, y: float, text: str, anchor: str = "start", more: str = "", kind: str = "tick") -> str:
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>{escape(text)}</text>'
+
+
+def _shortened(names: Sequence[str], most: int = _LONGEST_NAME) -> list[str]:
+    """Names of at most so many characters."""
+    return [name if len(name) <= most else name[: most - 1] + "." for name in names]
 
 
 def _ticks(low: float, high: float, count: int = 5, *, around: bool = False) -> list[float]:
@@ -132,11 +139,11 @@ def lines(
 
 def matrix(counts: Int64, names: Sequence[str]) -> str:
     """Confusion matrix `[K, K]`. Rows are true classes. The larger its share of the row, the deeper the colour of a
-    cell."""
+    cell. Cells of 0 samples are not drawn one by one, because many classes have very many of them."""
     k = len(names)
     size = max(12.0, min(34.0, 480 / k))
     label = min(110, 9 + 6.5 * max(len(name) for name in names))
-    shown = [name if len(name) <= 16 else name[:15] + "." for name in names]
+    shown = _shortened(names, 16)
     # Slanted if names are longer than a cell, and upright if cells are too narrow for slanted text.
     angle = 0 if max(map(len, shown)) * 6.5 < size else 45 if size >= 20 else 90
     tall = {0: 18.0, 45: label * 0.75 + 8, 90: label}[angle]
@@ -146,11 +153,16 @@ def matrix(counts: Int64, names: Sequence[str]) -> str:
         turn = f' transform="rotate({-angle} {x:.1f} {y:.1f})"' if angle else ""
         anchor = "start" if angle else "middle"
         body.append(_text(x, y, name, anchor, turn))
-    for i, row in enumerate(counts.tolist()):
+    for i, row in enumerate(counts):
         y = tall + i * size
         body.append(_text(label - 6, y + size / 2 + 3.5, shown[i], "end"))
-        total = max(1, sum(row))
-        for j, count in enumerate(row):
+        body.append(
+            f'<rect x="{label:.1f}" y="{y:.1f}" width="{k * size - 1:.1f}" height="{size - 1:.1f}" fill="var(--c1)" '
+            'fill-opacity="0.05"/>'
+        )
+        total = row.sum()
+        for j in np.flatnonzero(row).tolist():
+            count = int(row[j])
             x, share = label + j * size, count / total
             colour = "var(--c0)" if i == j else "var(--c1)"
             title = f"{escape(names[i])} read as {escape(names[j])}: {count} ({share:.1%})"
@@ -158,7 +170,7 @@ def matrix(counts: Int64, names: Sequence[str]) -> str:
                 f'<rect x="{x:.1f}" y="{y:.1f}" width="{size - 1:.1f}" height="{size - 1:.1f}" fill="{colour}" '
                 f'fill-opacity="{0.05 + 0.85 * math.sqrt(share):.2f}"><title>{title}</title></rect>'
             )
-            if count and size >= 20:
+            if size >= 20:
                 style = "on" if share > 0.35 else "cell"
                 body.append(_text(x + size / 2, y + size / 2 + 4, str(count), "middle", kind=style))
     edge = label + k * size + (label * 0.7 if angle == 45 else 0)
@@ -182,6 +194,7 @@ def raster(outputs: UInt8, targets: UInt8, names: Sequence[str], strong: Sequenc
         names: names of the neurons.
         strong: neurons whose names are bold.
     """
+    names = _shortened(names)
     steps, n = outputs.shape
     tall = max(5.0, min(16.0, 320 / n))
     label = 12 + 6.2 * max(len(name) for name in names) if tall >= 9 else 12.0
@@ -234,6 +247,7 @@ def traces(
 
     `threshold` None: there is none.
     """
+    names = _shortened(names)
     steps, n = potentials.shape
     tall = 64.0
     label = 12 + 6.2 * max(len(name) for name in names)
@@ -266,6 +280,7 @@ def traces(
 
 def bars(values: Float64, names: Sequence[str], strong: Sequence[int], pale: Sequence[int]) -> str:
     """Distances `[K]` as bars. `strong` (the smallest one) and `pale` (the label's) have their own colours."""
+    names = _shortened(names)
     tall = max(10.0, min(16.0, 320 / len(names)))
     label = 12 + 6.2 * max(len(name) for name in names)
     largest = max(1e-12, float(values.max()))
