@@ -255,6 +255,28 @@ def test_forms_of_resume(
     assert [start["step"] for start in starts] == [0, 6]
 
 
+def test_resume_of_a_network_in_a_file(
+    stsbp: Callable[..., Result], tiny: tuple[str, ...], refused: Callable[..., None], tmp_path: Path
+) -> None:
+    nodes = """[[node]]
+name = "out"
+weights = "10"
+from = "input"
+[[node]]
+name = "output"
+neurons = ""
+from = "out"
+"""
+    for name, weights in (("net", "10"), ("other", "10b")):
+        (tmp_path / f"{name}.toml").write_text(nodes.replace('"10"', f'"{weights}"'))
+    train = ("train", "digits", *tiny, "--out", "run", "--net")
+    assert stsbp(*train, "net.toml").exit_code == 0
+    result = stsbp(*train, "net.toml", "--resume")
+    assert result.exit_code == 0, result.output
+    assert "run is finished" in result.stderr
+    refused(stsbp(*train, "other.toml", "--resume"), "begun with other settings", '"other.toml" asked')
+
+
 def test_resume_may_change_where_and_how(
     stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path
 ) -> None:

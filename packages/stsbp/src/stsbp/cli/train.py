@@ -327,10 +327,11 @@ def _resumed(folder: RunFolder, sources: list[Source]) -> RunConfig:
     """
     config = folder.read_config()
     own = Source(str(folder.config), config.model_dump())
-    # This checks names and domains of the requested settings.
-    epochs = max(config.epochs, resolve([own, *sources], with_preset=False).epochs)
-    asked = _asked(sources)
+    # This checks names and domains of the requested settings, and reads the file that `net` may name.
+    meant = resolve([own, *sources], with_preset=False)
+    epochs = max(config.epochs, meant.epochs)
     extended = config.model_copy(update={"epochs": epochs})
+    asked = {key: value for key, value in _asked(sources).items() if getattr(meant, key) != getattr(extended, key)}
     if changed := differences(extended, asked):
         raise ConfigError(
             f"the run in {folder.path} was begun with other settings; to continue it, leave these out "
