@@ -23,7 +23,9 @@ from stsbp.cli import compare
 from stsbp.datasets import load
 from stsbp.report import page, svg
 from stsbp.report.collect import Sample, Survey, choose
+from stsbp.training.build import load_data
 from stsbp.training.progress import PlainReporter
+from stsbp.training.run_folder import RunFolder
 from stsbp_spec.typing import UInt8
 
 _VOID = {"meta", "link", "img"}
@@ -462,7 +464,7 @@ def test_compare_shows_sample_counts_and_marks_what_is_not_comparable(
     train_tiny(tmp_path / "b", "--holdout", 40)
     train_tiny(tmp_path / "c", "--split-seed", 1)
     train_tiny(tmp_path / "d", "--lr", 0.02)
-    remark = "* not comparable: figures of other samples, or of another loss"
+    remark = "* not comparable: of other samples, another loss, other label sequences or another synaptic filter"
     lines = stsbp("compare", "a", "b").stdout.splitlines()
     assert [line.split()[-2:] for line in lines if line.startswith("test samples ")] == [["30", "40"]]
     assert [line.split()[-2:] for line in lines if line.startswith("training samples ")] == [["40", "40"]]
@@ -473,6 +475,39 @@ def test_compare_shows_sample_counts_and_marks_what_is_not_comparable(
     same = stsbp("compare", "a", "d").stdout
     assert "*" not in same
     assert "test samples" in same
+
+
+@pytest.mark.parametrize(
+    ("option", "marked"),
+    [
+        (("--limit", 40), {"training", "validation"}),
+        (("--validation", 12), {"training", "validation"}),
+        (("--lr", 0.02), set()),
+        (("--label-pattern", "01"), {"loss", "precision", "recall", "f1", "van rossum", "hamming"}),
+        (("--undesired-pattern", "001"), {"loss", "precision", "recall", "f1", "van rossum", "hamming"}),
+        (("--steps", 4), {"loss", "precision", "recall", "f1", "van rossum", "hamming"}),
+        (("--tau-s", 2), {"loss", "van rossum"}),
+        (("--psp-gain", "unit"), {"loss", "van rossum"}),
+        (("--loss", "hamming"), {"loss"}),
+    ],
+)
+def test_compare_marks_what_was_measured_on_other_samples_or_in_another_way(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], option: tuple[Any, ...], marked: set[str]
+) -> None:
+    train_tiny(Path("a"), "--epochs", 1)
+    train_tiny(Path("b"), "--epochs", 1, *option)
+    if "training" in marked:
+        # The test samples are the same, although they are held out.
+        a, b = (load_data(RunFolder(Path(run)).read_config()).test.inputs(np.arange(30)) for run in "ab")
+        assert np.array_equal(a, b)
+    rows = [line.partition("  ")[0] for line in stsbp("compare", "a", "b").stdout.splitlines()]
+    names = [figure.replace("_", " ") for figure in compare._FIGURES]
+    figures = [(split, name) for split in ("training", "validation", "test") for name in names]
+    starred = {(split, name) for split, name in figures if f"{split} {name} *" in rows}
+    plain = {(split, name) for split, name in figures if f"{split} {name}" in rows}
+    # Three figures of training updates, and eight of each evaluation.
+    assert len(plain) + len(starred) == 3 + 8 + 8
+    assert starred == {figure for figure in plain | starred if {*figure} & marked}
 
 
 def test_compare_cuts_digests(stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path) -> None:

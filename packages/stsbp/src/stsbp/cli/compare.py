@@ -29,11 +29,18 @@ _FIGURES = (
     *("accuracy", "accuracy_spike_count", "precision", "recall", "f1"),
     *("van_rossum", "hamming", "loss"),
 )
-_SAMPLES = ("dataset", "limit", "holdout", "validation", "split_seed", "image_size", "skip_malformed")
-"""Settings that determine the samples."""
+_SAMPLES = ("dataset", "holdout", "split_seed", "image_size", "skip_malformed")
+"""Settings that determine the samples of all splits. Test samples also depend on `test_on`, and the others on `limit`
+and `validation`, which only choose among the samples that are not held out for the test."""
 _MODELS = tuple(own.model for own in OWN.values())
-_LOSS = ("loss", "loss_model", "label_pattern", "undesired_pattern", "steps", "tau_s")
-"""Settings that determine the loss."""
+_LABELS = ("label_pattern", "undesired_pattern", "steps")
+_FILTER = ("tau_s", "tau_rise", "psp_gain")
+_MEASURED = {
+    **dict.fromkeys(("precision", "recall", "f1", "hamming"), _LABELS),
+    "van_rossum": (*_LABELS, *_FILTER),
+    "loss": ("loss", "loss_model", *_LABELS, *_FILTER),
+}
+"""Settings that determine how a figure is measured."""
 
 
 @click.command("compare", short_help=COMMANDS["compare"])
@@ -99,8 +106,8 @@ def facts(run: Path) -> dict[str, Any]:
 
 def _are_comparable(found: Sequence[dict[str, Any]], split: str, figure: str) -> bool:
     """Whether a result of these runs was measured on the same samples and in the same way."""
-    of_samples = (*_SAMPLES, "test_on") if split == "test" else _SAMPLES
-    keys = (*of_samples, *_LOSS) if figure == "loss" else of_samples
+    of_split = ("test_on",) if split == "test" else ("limit", "validation")
+    keys = (*_SAMPLES, *of_split, *_MEASURED.get(figure, ()))
     said = {(fact[split]["samples"], *(fact["settings"][key] for key in keys)) for fact in found}
     return len(said) <= 1
 
@@ -180,5 +187,7 @@ def _table(found: list[dict[str, Any]], columns: int | None) -> str:
             aligned = "  ".join(cells[i].rjust(widths[i]) for i in group)
             lines.append(f"{name:<{first}}  {aligned}".rstrip())
     if marked:
-        lines.append("* not comparable: figures of other samples, or of another loss")
+        lines.append(
+            "* not comparable: of other samples, another loss, other label sequences or another synaptic filter"
+        )
     return "\n".join(lines)
