@@ -292,6 +292,29 @@ def test_a_plot_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert text.startswith(f"backend numpy on cpu: {machine['processor']}"[:60])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("kernels", "--surrogate", "arctan"), "--surrogate applies only to step, not to kernels; leave it out"),
+        (("data", "--surrogate", "arctan"), "--surrogate applies only to step, not to data"),
+        (("kernels", "--data-dir", "."), "--data-dir applies only to step and data, not to kernels"),
+        (("startup", "--data-dir", "."), "--data-dir applies only to step and data, not to startup"),
+        (("all", "--surrogate", "nonsense"), "--surrogate nonsense: "),
+        (("kernels", "--json", "b.png", "--plot", "./b.png"), "--json and --plot would write the same file b.png"),
+    ],
+)
+def test_the_command_refuses_before_anything_is_measured(
+    stsbp: Callable[..., Result],
+    refused: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    says: str,
+) -> None:
+    monkeypatch.setattr("stsbp.plots.check_plots", lambda: None)
+    monkeypatch.setattr("stsbp.cli.benchmark.choose_backend", None)
+    refused(stsbp("benchmark", *arguments), says)
+
+
 def test_a_plot_without_matplotlib_is_refused_before_anything_is_measured(
     stsbp: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:

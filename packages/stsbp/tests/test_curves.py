@@ -14,8 +14,10 @@ from stsbp.cli import curves
 from stsbp.datasets.base import FrameSplit
 from stsbp.datasets.sequences import SequenceSplit
 from stsbp.errors import FileError
+from stsbp.plots import save
 from stsbp.training import curves as training_curves
 from stsbp.training.curves import over_time
+from stsbp.training.evaluate import evaluate
 from stsbp.training.noise import KINDS, DisturbedSplit, disturbed, parse_noise
 from stsbp.training.operations import activity, synaptic_operations
 from stsbp.training.run_folder import RunFolder
@@ -219,8 +221,12 @@ def test_runs_of_classes_and_of_spike_trains_have_tables_and_panels_of_their_own
     stsbp("train", "patterns", "--epochs", 1, "--net", 8, "--steps", 20, "--out", "trains")
     pytest.importorskip("matplotlib", reason="draws the curves")
     drawn: list[Any] = []
-    save = curves.save
-    monkeypatch.setattr(curves, "save", lambda figure, path: (drawn.append(figure), save(figure, path)))
+
+    def noted(figure: Any, path: Path) -> None:
+        drawn.append(figure)
+        save(figure, path)
+
+    monkeypatch.setattr(curves, "save", noted)
     result = stsbp("curves", "_a$b$", "trains", "--noise", "lost=0.5", "--plot", "curves.png")
     assert result.exit_code == 0, result.output
     headings = [line for line in result.stdout.splitlines() if " by lost" in line]
@@ -263,7 +269,6 @@ def test_amounts_of_a_noise_that_is_named_twice_are_added_and_none_is_measured_o
 ) -> None:
     train_tiny(tmp_path / "run", "--epochs", 1)
     measured: list[tuple[str, float]] = []
-    evaluate = training_curves.evaluate
 
     def noted(task: Any, state: Any, split: DisturbedSplit, *more: Any) -> Any:
         measured.append((split.name, split.amount))

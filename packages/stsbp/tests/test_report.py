@@ -400,6 +400,14 @@ def test_report_refuses(stsbp: Callable[..., Result], train_tiny: Callable[..., 
     assert "no validation split" in stsbp("report", tmp_path / "run", "--split", "validation").stderr
 
 
+@pytest.mark.parametrize("option", [("--split", "test"), ("--data-dir", "/nowhere")])
+def test_report_without_samples_refuses_options_that_choose_them(
+    stsbp: Callable[..., Result], refused: Callable[..., None], option: tuple[str, str]
+) -> None:
+    result = stsbp("report", "run", "--no-samples", *option)
+    refused(result, f"{option[0]} chooses samples, but --no-samples leaves them out; leave {option[0]} out")
+
+
 def test_predict_draws(stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path) -> None:
     train_tiny(tmp_path / "run")
     images = load("digits").test.inputs(np.arange(2))

@@ -8,8 +8,13 @@ import click
 
 from stsbp.cli import COMMANDS
 from stsbp.cli.common import Choice, Finite, choose_backend, limit_threads, threads_option
+from stsbp.errors import ConfigError
+from stsbp.files import real
 
 __all__ = ["command"]
+
+_GROUPS = {"surrogate": ("step",), "data_dir": ("step", "data")}
+"""Options that apply to some groups only, with those groups."""
 
 
 @click.command("benchmark", short_help=COMMANDS["benchmark"])
@@ -61,11 +66,21 @@ def command(
     from stsbp.benchmarks import data, kernels, show, startup, step
     from stsbp.benchmarks.device import describe, threads_used
     from stsbp.benchmarks.result import JSON, Report, Row
+    from stsbp.config import Source, resolve
 
+    for name, groups in _GROUPS.items():
+        if ctx.params[name] is not None and group not in (*groups, "all"):
+            flag, those = "--" + name.replace("_", "-"), " and ".join(groups)
+            raise ConfigError(f"{flag} applies only to {those}, not to {group}; leave it out")
+    if surrogate is not None:
+        # This checks it before anything is measured.
+        resolve([Source("command line", {"dataset": "digits", "surrogate": surrogate})])
     if json_file is not None:
         JSON.place(json_file)
     if plot_file is not None:
         plots.check_plots()
+        if json_file is not None and real(json_file) == real(plot_file):
+            raise ConfigError(f"--json and --plot would write the same file {plot_file}; choose another name")
         plots.PLOT.place(plot_file)
     limit_threads(threads)
     backend = choose_backend(ctx.obj)

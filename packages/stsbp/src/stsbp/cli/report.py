@@ -10,7 +10,7 @@ from stsbp_spec.encoders.packed import unpacked
 
 from stsbp.cli import COMMANDS, Globals
 from stsbp.cli.common import Choice, checkpoint_option, choose_backend, limit_threads, say, threads_option
-from stsbp.errors import DataError
+from stsbp.errors import ConfigError, DataError
 from stsbp.files import real
 from stsbp.report.collect import Sample, choose, look, survey
 from stsbp.report.page import PAGE, Content, render
@@ -56,6 +56,10 @@ def command(
     The file also shows correctly and wrongly classified samples with their rasters and membrane potentials. You can
     make a report while the run is still training.
     """
+    if not samples:
+        for flag, given in (("--split", split), ("--data-dir", data_dir)):
+            if given is not None:
+                raise ConfigError(f"{flag} chooses samples, but --no-samples leaves them out; leave {flag} out")
     place = run if run.name not in ("", "..") else real(run)
     path = place.parent / f"{place.name}.html" if out is None else out
     PAGE.place(path)
