@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from click.testing import Result
 from stsbp.cli import curves
+from stsbp.datasets import registry
 from stsbp.datasets.base import FrameSplit
 from stsbp.datasets.sequences import SequenceSplit
 from stsbp.errors import FileError
@@ -309,6 +310,21 @@ def test_the_command_takes_the_samples_of_other_data(stsbp: Callable[..., Result
     seen = json.loads(result.stdout)["seen_in_training"]
     assert 0 < seen <= 20
     assert f"{seen} of the 20 samples have the same content as samples that run was trained on" in result.stderr
+
+
+def test_the_command_takes_other_data_where_those_of_the_run_are_not_installed(
+    stsbp: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stsbp("train", "patterns", "--epochs", 1, "--net", 8, "--steps", 20, "--out", "trains")
+    random = np.random.default_rng(0)
+    inputs, targets = ((random.random((5, 20, width)) < 0.1).astype(np.uint8) for width in (64, 10))
+    np.savez(tmp_path / "other.npz", inputs=inputs, targets=targets)
+    monkeypatch.delitem(registry._BUILT_IN, "patterns")
+    for command in (("curves", "--noise", "lost=0.5"), ("evaluate",)):
+        result = stsbp(*command, "trains", "--on", "sequences:other.npz")
+        assert result.exit_code == 0, result.output
+        assert "cannot check whether" in result.stderr
+        assert "trained on some of these samples: unknown data set 'patterns'" in result.stderr
 
 
 def test_the_command_refuses(stsbp: Callable[..., Result], run: Path, refused: Callable[..., None]) -> None:

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from small_networks import SMALL, STEPS, case
 from stsbp.cli import cli
 from stsbp.cli.event_lines import LATEST, LONGEST_LINE, Event, EventLines
+from stsbp.datasets.registry import _BUILT_IN
 from stsbp.errors import DataError, printable
 from stsbp.training.trained import Trained
 from stsbp_spec import open_backend
@@ -411,6 +412,21 @@ def test_spike_trains_count_time_in_steps(stsbp: Stsbp, refused: Any, motor: Pat
     refused(stsbp("predict", motor, "--stream", "a.txt", "--time-unit", "us"), "the steps of motor have no duration")
     refused(stsbp("predict", motor, "--stream", "a.txt", "--clock"), "--clock")
     refused(stsbp("predict", motor, "--stream", "a.bin"), "a.bin")
+
+
+def test_a_stream_needs_no_package_of_the_data_set_if_the_unit_is_given(
+    stsbp: Stsbp, refused: Any, motor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("0 1\n3 2\n24 0\n")
+    expected = stsbp("predict", motor, "--stream", "a.txt", "--json").stdout
+    monkeypatch.delitem(_BUILT_IN, "motor")
+    refused(
+        stsbp("predict", motor, "--stream", "a.txt"), "the data set motor of the run is not installed", "--time-unit"
+    )
+    result = stsbp("predict", motor, "--stream", "a.txt", "--time-unit", "step", "--json")
+    assert result.stdout.splitlines()[:-1] == expected.splitlines()[:-1] != []
+    result = stsbp("predict", motor, "--stream", "a.txt", "--time-unit", "ms")
+    assert "time in ms; a step is 12 ms" in result.stderr
 
 
 def test_a_readout_prints_potentials(stsbp: Stsbp, recordings: str, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from stsbp_spec.typing import AnyArray
 from stsbp.cli.common import say, say_distances
 from stsbp.cli.event_lines import Event, EventLines
 from stsbp.cli.event_sources import Pipe, Recording, Source, Stop
-from stsbp.datasets.registry import info_of
+from stsbp.datasets.registry import info_of, is_known
 from stsbp.errors import ConfigError, DataError, printable
 from stsbp.interrupts import handled_by
 from stsbp.training.build import decoders
@@ -293,10 +293,16 @@ def _unit(run: Trained, asked: Asked) -> str:
             "--stream reads events, but this run reads images; name image files (stsbp predict RUN "
             "FILE...), or give images one by one in Python (run.stream())"
         )
-    timed = info_of(run.settings.dataset).recordings
+    name, known = run.settings.dataset, is_known(run.settings.dataset)
+    if not known and asked.time_unit is None:
+        raise ConfigError(
+            f"--stream: the data set {name} of the run is not installed, so the unit of its time is not known; install "
+            "its package, or give --time-unit: step, or a unit of time if the data are recordings"
+        )
+    timed = known and info_of(name).recordings
     unit = asked.time_unit or ("us" if timed else "step")
-    if unit != "step" and not timed:
-        raise ConfigError(f"--time-unit {unit}: the steps of {run.settings.dataset} have no duration; leave it out")
+    if unit != "step" and known and not timed:
+        raise ConfigError(f"--time-unit {unit}: the steps of {name} have no duration; leave it out")
     if unit == "step" and (run.settings.stabilise or run.settings.saccades == "first"):
         raise ConfigError(
             "--time-unit step: this run stabilises or selects saccades, which needs times in microseconds"

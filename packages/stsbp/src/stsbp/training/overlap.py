@@ -70,9 +70,9 @@ def _seen_in_training(trained: Trained, name: str, samples: Split, show: Reporte
     None if the data sets are of different kinds and cannot be compared, or if the run's own data cannot be found. The
     latter is printed, with `run` as the name of the run.
     """
-    if not _are_comparable(trained.settings.dataset, name):
-        return None
     try:
+        if not _are_comparable(trained.settings.dataset, name):
+            return None
         data = load_data(trained.settings.model_copy(update={"download": False}), show.loading)
         # This raises an error if the data have changed.
         trained.samples(data, "train")
