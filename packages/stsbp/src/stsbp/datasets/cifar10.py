@@ -13,7 +13,17 @@ from typing import Any
 import numpy as np
 
 from stsbp.datasets.archives import extract_files
-from stsbp.datasets.base import ArraySplit, Dataset, Progress, Request, Skipped, Split, cut_test, names_unreadable
+from stsbp.datasets.base import (
+    ArraySplit,
+    Dataset,
+    Progress,
+    Request,
+    Skipped,
+    Split,
+    cut_test,
+    left_out,
+    names_unreadable,
+)
 from stsbp.datasets.cache import Cached, CacheWriter, cached, combine_digests, digest_files, read_unchanged
 from stsbp.datasets.image_folder import load_image_folder
 from stsbp.datasets.info import DatasetInfo
@@ -151,8 +161,7 @@ def _dataset(request: Request, root: Path, found: list[str]) -> Dataset:
         why = "as asked" if not request.wants_own_test else "there are no test images"
         if not request.train_only:
             notes.append(f"{why}: {len(test)} of the training images are held out (split seed {request.seed})")
-    if skipped:
-        notes.append(f"left out {len(skipped)} malformed images, the first {skipped[0].path}: {skipped[0].reason}")
+    notes += left_out(skipped, "images")
     if any("jpg" in path.suffix.lower() for path in _first_images(root)):
         notes.append("the images are JPEG files, not the published pixels: results do not compare with published ones")
     return Dataset("cifar10", "direct", SHAPE, CLASSES, train, test, tuple(notes), skipped)

@@ -27,6 +27,7 @@ from stsbp.datasets.base import (
     Skipped,
     Subset,
     cut_test,
+    left_out,
     names_unreadable,
 )
 from stsbp.datasets.cache import CacheWriter, cached, combine_digests, digest_files, read_unchanged
@@ -214,8 +215,7 @@ def load(request: Request) -> Dataset:
         notes.append(f"{len(test)} of the others are held out as test samples (split seed {request.seed})")
     if not len(train):
         raise DataError(f"{folder}: nothing is left to train on")
-    if skipped:
-        notes.append(f"left out {len(skipped)} malformed recordings, the first {skipped[0].path}: {skipped[0].reason}")
+    notes += left_out(skipped, "recordings")
     return Dataset(request.name, "events", (cochlea.places,), CLASSES, train, test, tuple(notes), skipped)
 
 

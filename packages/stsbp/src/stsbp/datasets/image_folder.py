@@ -15,7 +15,17 @@ from typing import Any
 import numpy as np
 from stsbp_spec.typing import UInt8
 
-from stsbp.datasets.base import ArraySplit, Dataset, Progress, Request, Skipped, Split, cut_test, names_unreadable
+from stsbp.datasets.base import (
+    ArraySplit,
+    Dataset,
+    Progress,
+    Request,
+    Skipped,
+    Split,
+    cut_test,
+    left_out,
+    names_unreadable,
+)
 from stsbp.datasets.cache import Cached, CacheWriter, cached, combine_digests, digest_files, read_unchanged
 from stsbp.datasets.info import DatasetInfo
 from stsbp.errors import DataError
@@ -196,8 +206,7 @@ def load(request: Request) -> Dataset:
         train, test = cut_test(everything, max(1, round(_TEST_SHARE * len(everything))), request)
         if not request.train_only:
             notes.append(f"{len(test)} of them held out as test samples (split seed {request.seed})")
-    if skipped:
-        notes.append(f"left out {len(skipped)} malformed images, the first {skipped[0].path}: {skipped[0].reason}")
+    notes += left_out(skipped, "images")
     return Dataset(request.name, "direct", everything.shape, classes, train, test, tuple(notes), skipped)
 
 
