@@ -249,9 +249,13 @@ def load_dataset(config: RunConfig, progress: ProgressCallback | None = None) ->
     # If only the data set for the test needs the data folder, the folder is meant for it.
     of_other = bool(config.test_on) and named_path(config.test_on) is None and named_path(config.dataset) is not None
     own = "" if of_other else config.data_dir
-    which = {"limit": config.limit or None, "holdout": config.holdout or None, "train_only": not config.test}
+    train_only = not config.test or bool(config.test_on)
+    which = {"limit": config.limit or None, "holdout": config.holdout or None, "train_only": train_only}
     dataset = _load(config, config.dataset, own, progress, **which)
-    return _tested_on(dataset, load_test_set(config, config.test_on, progress)) if config.test_on else dataset
+    if config.test_on:
+        return _tested_on(dataset, load_test_set(config, config.test_on, progress))
+    note = () if config.test else ("no test set is used, as requested, so nothing is tested",)
+    return dataclasses.replace(dataset, notes=(*dataset.notes, *note))
 
 
 def load_test_set(
