@@ -190,9 +190,9 @@ class TestCifar10:
             load("cifar10", data_dir=tmp_path, cache_dir=tmp_path / "cache")
 
 
-def _tar(path: Path, members: dict[str, bytes | str]) -> None:
+def _tar(path: Path, members: dict[str, bytes | str], mode: Any = "w:gz") -> None:
     """A compressed archive of files; text is the target of a link."""
-    with tarfile.open(path, "w:gz") as tar:
+    with tarfile.open(path, mode) as tar:
         for name, content in members.items():
             member = tarfile.TarInfo(name)
             if isinstance(content, str):
@@ -265,9 +265,13 @@ class TestExtractFiles:
             extract_files(tmp_path / "a.tar.gz", tmp_path / "out", ["d/x"], largest=10)
         assert not (tmp_path / "out").exists()
 
-    @pytest.mark.parametrize("length", [0, 30])
-    def test_names_a_damaged_archive(self, length: int, tmp_path: Path) -> None:
-        _tar(tmp_path / "a.tar.gz", {"d/x": bytes(5000)})
-        (tmp_path / "a.tar.gz").write_bytes((tmp_path / "a.tar.gz").read_bytes()[:length])
+    @pytest.mark.parametrize("damage", ["empty", "cut", "changed"])
+    @pytest.mark.parametrize("packed", ["gz", "xz"])
+    def test_names_a_damaged_archive(self, damage: str, packed: str, tmp_path: Path) -> None:
+        _tar(tmp_path / "a.tar.gz", {"d/x": (_pixels(0, 300_000) % 4).tobytes()}, f"w:{packed}")
+        content = bytearray((tmp_path / "a.tar.gz").read_bytes())
+        for k in range(20_000, 70_000) if damage == "changed" else ():
+            content[k] ^= 255
+        (tmp_path / "a.tar.gz").write_bytes(content[: {"empty": 0, "cut": 30}.get(damage)])
         with pytest.raises(DataError, match=r"a\.tar\.gz is damaged"):
-            extract_files(tmp_path / "a.tar.gz", tmp_path / "out", ["d/x"], largest=10_000)
+            extract_files(tmp_path / "a.tar.gz", tmp_path / "out", ["d/x"], largest=300_000)

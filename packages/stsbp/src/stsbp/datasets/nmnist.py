@@ -118,7 +118,9 @@ def tested_digits(data_dir: Path) -> Int64:
     if root is None or (root / "Test").is_dir():
         return np.zeros(0, dtype=np.int64)
     names = [Path(file).stem for file in _files(root / "Train")]
-    return np.array([int(name) - 1 for name in names if name.isascii() and name.isdigit()], dtype=np.int64)
+    # Other files may have longer numbers as names, which do not fit into 64 bits.
+    numbers = [int(name) for name in names if name.isascii() and name.isdigit() and len(name) < 10]
+    return np.array(numbers, dtype=np.int64) - 1
 
 
 def _files(folder: Path) -> list[str]:
@@ -128,7 +130,7 @@ def _files(folder: Path) -> list[str]:
         for name in CLASSES
         if (folder / name).is_dir()
         for path in sorted((folder / name).iterdir())
-        if path.suffix == ".bin"
+        if path.suffix == ".bin" and not path.name.startswith(".")
     ]
 
 
