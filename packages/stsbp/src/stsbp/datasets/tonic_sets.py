@@ -148,11 +148,11 @@ def _by_hand(kind: Any, where: Path) -> str:
 
 def _ordered(source: Any) -> list[int]:
     """The order of the samples. tonic's own order may depend on the order in which a disk lists files."""
-    data, numbers = getattr(source, "data", []), range(len(source))
-    if len(data) == len(source) and all(isinstance(path, str) for path in data):
+    data, targets, numbers = getattr(source, "data", []), getattr(source, "targets", []), range(len(source))
+    if len(data) == len(numbers) and all(isinstance(path, str) for path in data):
         return sorted(numbers, key=lambda k: Path(data[k]).parts)
-    if len(data) == len(source) and all(isinstance(events, np.ndarray) for events in data):
-        return sorted(numbers, key=lambda k: (source.targets[k], data[k].tobytes()))
+    if len(data) == len(targets) == len(numbers) and all(isinstance(events, np.ndarray) for events in data):
+        return sorted(numbers, key=lambda k: (targets[k], data[k].tobytes()))
     return list(numbers)
 
 
