@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
-from stsbp.datasets import Dataset, load
-from stsbp.datasets.nmnist import read_recording, tested_digits
+from stsbp.datasets import Dataset, load, nmnist
+from stsbp.datasets.nmnist import read_recording
 from stsbp.errors import DataError
 from stsbp_spec.encoders import EventBinning
 from stsbp_spec.typing import Int64
@@ -114,7 +114,7 @@ def test_hidden_files_are_no_recordings_and_long_numbers_no_digits(tmp_path: Pat
     long = tmp_path / "Train" / "3" / "99999999999999999999.bin"
     long.write_bytes((tmp_path / "Train" / "3" / "00003.bin").read_bytes())
     assert len(_load(tmp_path, tmp_path, only_test=True).test) == 11
-    assert sorted(tested_digits(tmp_path)) == [k - 1 for k in range(10)]
+    assert sorted(nmnist.tested_digits(tmp_path)) == [k - 1 for k in range(10)]
 
 
 @pytest.mark.parametrize("inside", ["", "NMNIST"])
