@@ -363,7 +363,7 @@ def test_data_set_without_a_test_set_has_all_samples_to_train_on(name: str, tmp_
     of_training = name == "patterns"
     assert len(whole.train) == len(held.train) + (0 if of_training else len(held.test))
     assert "held out" not in " ".join(whole.notes)
-    config = RunConfig(dataset=name, steps=steps, test=False)
+    config = RunConfig.model_validate({"dataset": name, "steps": steps, "test": False})
     assert load_dataset(config).notes[-1] == "no test set is used, as requested, so nothing is tested"
 
 
