@@ -33,6 +33,19 @@ def test_settings_of_recordings_are_refused_for_other_data(dataset: str, given: 
     assert str(caught.value) == f"{named} apply only to recordings ({recordings}), not to {dataset}"
 
 
+@pytest.mark.parametrize("given", [{"dataset": "digits"}, {"dataset": "cifar10", "test_on": "mnist"}])
+def test_image_size_is_refused_for_data_that_are_not_resized(given: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_dataset(_config(**given, image_size=8))
+    named = " or ".join(given.values())
+    assert str(caught.value) == f"image_size applies only to folders of images (images), not to {named}"
+
+
+def test_image_size_is_for_the_other_data_set_too() -> None:
+    with pytest.raises(DataError, match="nowhere"):
+        load_dataset(_config(dataset="digits", test_on="folder:nowhere", image_size=8))
+
+
 @pytest.mark.parametrize(
     ("dataset", "own", "on", "asked", "same"),
     [

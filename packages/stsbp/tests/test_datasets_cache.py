@@ -249,6 +249,22 @@ class TestDigestFiles:
         assert second["b"] != first["b"]
         assert second["a"] == first["a"]
 
+    def test_remembers_files_of_earlier_calls_that_still_exist(
+        self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("stsbp.datasets.cache._RACY_NS", -(10**12))
+        cache = tmp_path / "cache"
+        for name in ("a", "b", "c"):
+            digest_files(root, [name], cache_dir=cache)
+        (manifest,) = cache.iterdir()
+        assert set(json.loads(manifest.read_text())["files"]) == {"a", "b", "c"}
+        content = manifest.read_bytes()
+        digest_files(root, ["b"], cache_dir=cache)
+        assert manifest.read_bytes() == content
+        (root / "c").unlink()
+        digest_files(root, ["a"], cache_dir=cache)
+        assert set(json.loads(manifest.read_text())["files"]) == {"a", "b"}
+
     def test_does_not_remember_files_that_have_just_changed(self, root: Path, tmp_path: Path) -> None:
         first = digest_files(root, ["a"], cache_dir=tmp_path / "cache")
         status = (root / "a").stat()

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from click.testing import Result
 from stsbp import load_run
-from stsbp.datasets import Dataset, load
+from stsbp.datasets import Dataset, fsdd, load
 from stsbp.datasets.base import lengths_of
+from stsbp.datasets.cache import digest_files
 from stsbp.datasets.cochlea import Cochlea
 from stsbp.errors import DataError
 from stsbp_spec.encoders import EventBinning
@@ -99,6 +100,15 @@ def test_a_tone_is_heard_at_its_place(frequency: float) -> None:
     heard = np.array(model.frequencies)[loudest]
     assert abs(math.log2(float(np.median(heard)) / frequency)) < 1 / 6
     assert (counts == 0).sum() > 20
+
+
+def test_sound_after_the_window_only_affects_the_scale() -> None:
+    model, noise = Cochlea(places=40), _noise(2000, 3)
+    loud = np.r_[noise[:1000], 3 * noise[1000:]]
+    for sound in (noise, loud):
+        cut, whole = model.spikes([sound], 20, 125_000), model.spikes([sound], 40, 250_000)
+        assert np.array_equal(cut, whole[:, :20])
+    assert model.spikes([loud], 20, 125_000).sum() < model.spikes([noise], 20, 125_000).sum()
 
 
 def test_loudness_is_no_matter_and_fibres_of_high_thresholds_spike_less() -> None:
@@ -221,6 +231,23 @@ def test_malformed_recordings_are_named_or_left_out(fault: str, complaint: str, 
     assert "left out 1 malformed recordings" in dataset.notes[-1]
 
 
+def test_a_recording_that_changes_while_it_is_read_is_not_malformed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(tmp_path)
+
+    def digests(*args: Any, **asked: Any) -> dict[str, str]:
+        found = digest_files(*args, **asked)
+        _save(tmp_path / "0_ada_5.wav", _tone(500, 850))
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fsdd, "digest_files", digests)
+        with pytest.raises(DataError, match=r"0_ada_5\.wav changed while it was read; run again"):
+            _load(tmp_path, skip_malformed=True)
+    assert not _load(tmp_path, skip_malformed=True).skipped
+
+
 def test_what_is_missing_or_asked_wrongly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("STSBP_DATA", raising=False)
     with pytest.raises(DataError, match="fsdd needs a data folder"):
@@ -235,6 +262,9 @@ def test_what_is_missing_or_asked_wrongly(tmp_path: Path, monkeypatch: pytest.Mo
         with pytest.raises(DataError, match=f"channels must be a number from 1 to 700, got '{given}'"):
             _load(tmp_path, f"fsdd:channels={given}")
     assert _load(tmp_path, "fsdd:channels=1").input_shape == (1,)
+    for wrong in (EventBinning(window_us=None), EventBinning(start_us=5), EventBinning(binary=False)):
+        with pytest.raises(DataError, match="the spikes of fsdd need a binning with a window_us"):
+            _load(tmp_path, binning=wrong)
 
 
 def test_spoken_digits_are_trained_and_evaluated(stsbp: Callable[..., Result], tmp_path: Path) -> None:

@@ -82,7 +82,25 @@ class TestImageFolder:
     def test_coloured_image_among_grey_ones_is_refused(self, tmp_path: Path) -> None:
         _tree(tmp_path / "data", ("a", "b"), 3, 6, 8)
         _save(tmp_path / "data" / "b" / "9.png", _pixels(0, 6, 8, 3))
-        with pytest.raises(DataError, match=r"9.png is coloured, but the first image of its folder is grey"):
+        with pytest.raises(DataError, match=r"9.png is coloured, but the first training image is grey"):
+            _load(tmp_path / "data", tmp_path)
+
+    @pytest.mark.parametrize("skip", [False, True])
+    def test_test_images_are_grey_or_coloured_like_the_training_images(self, skip: bool, tmp_path: Path) -> None:
+        for split, first in (("train", (6, 8, 3)), ("test", (6, 8))):
+            _tree(tmp_path / "data" / split, ("a", "b"), 2)
+            _save(tmp_path / "data" / split / "a" / "0.png", _pixels(7, *first))
+        dataset = _load(tmp_path / "data", tmp_path, skip_malformed=skip)
+        assert (dataset.input_shape, len(dataset.test), dataset.skipped) == ((3, 6, 8), 4, ())
+        grey = dataset.test.inputs(np.array([0]))[0]
+        assert np.array_equal(grey, np.stack([_pixels(7, 6, 8)] * 3))
+        # The other way round, coloured test images cannot be read.
+        (tmp_path / "data" / "train").rename(tmp_path / "data" / "other")
+        (tmp_path / "data" / "test").rename(tmp_path / "data" / "train")
+        (tmp_path / "data" / "other").rename(tmp_path / "data" / "test")
+        for name in ("a/1", "b/0", "b/1"):
+            _save(tmp_path / "data" / "train" / f"{name}.png", _pixels(7, 6, 8))
+        with pytest.raises(DataError, match=r"test/a/0.png is coloured, but the first training image is grey"):
             _load(tmp_path / "data", tmp_path)
 
     @pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n cut", "cut", "gif"], ids=str)
@@ -165,15 +183,27 @@ class TestCifar10:
         with pytest.raises(DataError, match=rf"data_batch_4\.bin: .*{reason}"):
             load("cifar10", data_dir=tmp_path, cache_dir=tmp_path / "cache")
 
-    def test_image_folders(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("suffix", ["jpg", "jpeg", "JPG"])
+    def test_image_folders(self, suffix: str, tmp_path: Path) -> None:
         for split, n in (("train", 3), ("test", 1)):
             for k, name in enumerate(cifar10.CLASSES):
                 for i in range(n):
-                    _save(tmp_path / "cifar10" / split / name / f"{i}.jpg", _pixels(k, 32, 32, 3))
+                    _save(tmp_path / "cifar10" / split / name / f"{i}.{suffix}", _pixels(k, 32, 32, 3))
+        (tmp_path / "cifar10" / "train" / "airplane" / ".hidden.png").touch()
         dataset = load("cifar10", data_dir=tmp_path, cache_dir=tmp_path / "cache")
         assert (len(dataset.train), len(dataset.test)) == (30, 10)
         assert dataset.test.labels.tolist() == list(range(10))
         assert "JPEG" in dataset.notes[-1]
+
+    def test_grey_images_are_read_in_colour_and_images_are_not_resized(self, tmp_path: Path) -> None:
+        for split in ("train", "test"):
+            for k, name in enumerate(cifar10.CLASSES):
+                _save(tmp_path / split / name / "0.png", _pixels(k, 32, 32))
+        (tmp_path / "train" / "airplane" / ".hidden.jpg").touch()
+        dataset = load("cifar10", data_dir=tmp_path, cache_dir=tmp_path / "cache", image_size=8)
+        assert dataset.input_shape == (3, 32, 32)
+        assert np.array_equal(dataset.test.inputs(np.array([4]))[0], np.stack([_pixels(4, 32, 32)] * 3))
+        assert "JPEG" not in " ".join(dataset.notes)
 
     def test_without_test_images_some_are_held_out(self, tmp_path: Path) -> None:
         for name in cifar10.CLASSES:
@@ -190,9 +220,9 @@ class TestCifar10:
             load("cifar10", data_dir=tmp_path, cache_dir=tmp_path / "cache")
 
 
-def _tar(path: Path, members: dict[str, bytes | str]) -> None:
+def _tar(path: Path, members: dict[str, bytes | str], mode: Any = "w:gz") -> None:
     """A compressed archive of files; text is the target of a link."""
-    with tarfile.open(path, "w:gz") as tar:
+    with tarfile.open(path, mode) as tar:
         for name, content in members.items():
             member = tarfile.TarInfo(name)
             if isinstance(content, str):
@@ -265,9 +295,13 @@ class TestExtractFiles:
             extract_files(tmp_path / "a.tar.gz", tmp_path / "out", ["d/x"], largest=10)
         assert not (tmp_path / "out").exists()
 
-    @pytest.mark.parametrize("length", [0, 30])
-    def test_names_a_damaged_archive(self, length: int, tmp_path: Path) -> None:
-        _tar(tmp_path / "a.tar.gz", {"d/x": bytes(5000)})
-        (tmp_path / "a.tar.gz").write_bytes((tmp_path / "a.tar.gz").read_bytes()[:length])
+    @pytest.mark.parametrize("damage", ["empty", "cut", "changed"])
+    @pytest.mark.parametrize("packed", ["gz", "xz"])
+    def test_names_a_damaged_archive(self, damage: str, packed: str, tmp_path: Path) -> None:
+        _tar(tmp_path / "a.tar.gz", {"d/x": (_pixels(0, 300_000) % 4).tobytes()}, f"w:{packed}")
+        content = bytearray((tmp_path / "a.tar.gz").read_bytes())
+        for k in range(20_000, 70_000) if damage == "changed" else ():
+            content[k] ^= 255
+        (tmp_path / "a.tar.gz").write_bytes(content[: {"empty": 0, "cut": 30}.get(damage)])
         with pytest.raises(DataError, match=r"a\.tar\.gz is damaged"):
-            extract_files(tmp_path / "a.tar.gz", tmp_path / "out", ["d/x"], largest=10_000)
+            extract_files(tmp_path / "a.tar.gz", tmp_path / "out", ["d/x"], largest=300_000)

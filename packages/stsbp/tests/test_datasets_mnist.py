@@ -102,7 +102,8 @@ def test_test_images_are_the_published_or_held_out(name: str, tmp_path: Path) ->
 def test_rows_and_pixels_spike_where_they_are_bright_enough(levels: int, tmp_path: Path) -> None:
     _write(tmp_path)
     image = _images(40, 40)[11]
-    bright = np.stack([image >= (2 * k + 1) * 128 // levels for k in range(levels)], axis=-1)
+    assert {42, 43} <= {*image.ravel()}
+    bright = np.stack([image >= (2 * k + 1) * 256 / (2 * levels) for k in range(levels)], axis=-1)
     chosen = np.array([11])
     rows = load(f"smnist:levels={levels}", data_dir=tmp_path, steps=28)
     assert rows.input_shape == (28 * levels,)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
-from stsbp.datasets import Dataset, load
+from stsbp.datasets import Dataset, load, nmnist
 from stsbp.datasets.nmnist import read_recording
 from stsbp.errors import DataError
 from stsbp_spec.encoders import EventBinning
@@ -105,6 +105,16 @@ def test_malformed_recordings_of_both_folders_are_left_out(tmp_path: Path) -> No
     dataset = _load(tmp_path, tmp_path, skip_malformed=True)
     assert [s.path for s in dataset.skipped] == [str(path) for path in bad]
     assert dataset.notes[-1].startswith(f"left out 2 malformed recordings, the first {bad[0]}: ")
+
+
+def test_hidden_files_are_no_recordings_and_long_numbers_no_digits(tmp_path: Path) -> None:
+    _write(tmp_path, "Train", 1)
+    # macOS writes such files into archives and onto some disks.
+    (tmp_path / "Train" / "3" / "._00001.bin").write_bytes(b"\0\5\x16\7")
+    long = tmp_path / "Train" / "3" / "99999999999999999999.bin"
+    long.write_bytes((tmp_path / "Train" / "3" / "00003.bin").read_bytes())
+    assert len(_load(tmp_path, tmp_path, only_test=True).test) == 11
+    assert sorted(nmnist.tested_digits(tmp_path)) == [k - 1 for k in range(10)]
 
 
 @pytest.mark.parametrize("inside", ["", "NMNIST"])

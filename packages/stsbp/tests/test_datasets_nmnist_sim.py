@@ -137,6 +137,15 @@ def test_without_test_digits_some_are_held_out(tmp_path: Path) -> None:
     assert (len(dataset.train), len(dataset.test)) == (15, 5)
 
 
+@pytest.mark.parametrize("test", [11, 0])
+def test_without_a_test_no_digit_is_held_out(test: int, tmp_path: Path) -> None:
+    _write(tmp_path, test=max(test, 1))
+    for path in tmp_path.glob("t10k*") if not test else ():
+        path.unlink()
+    dataset = _load(tmp_path, tmp_path, train_only=True)
+    assert (len(dataset.train), len(dataset.test)) == (20, 0)
+
+
 def test_a_limit_simulates_no_more_and_the_same_recordings(tmp_path: Path) -> None:
     _write(tmp_path)
     work: list[tuple[str, int]] = []

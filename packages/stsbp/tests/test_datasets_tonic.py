@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import struct
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -204,7 +205,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 def _load(name: str, root: Path, **asked: Any) -> Dataset:
     binning = EventBinning(window_us=WINDOW_US)
-    return load(name, data_dir=root, cache_dir=root / "cache", binning=binning, **{"steps": T, **asked})
+    return load(name, data_dir=root, binning=binning, **{"cache_dir": root / "cache", "steps": T, **asked})
 
 
 def _everything(dataset: Dataset) -> tuple[list[Any], list[int]]:
@@ -284,6 +285,59 @@ def test_what_is_missing_says_what_to_fetch_and_nothing_is_fetched(
     ):
         _load(name, tmp_path)
     assert not list(tmp_path.rglob("*.h5"))
+
+
+def test_a_set_that_tonic_cannot_download(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """tonic would end the program, and would unpack and delete an archive that it finds."""
+    said = r"no DVSLip at .*DVSLip, and tonic cannot download it\. Fetch DVS-Lip\.zip \(md5 [0-9a-f]+, https:.*/view\)"
+    for asked in ({}, {"download": True}):
+        with pytest.raises(DataError, match=said):
+            _load("tonic:DVSLip", tmp_path, **asked)
+    archive = tmp_path / "DVSLip" / "DVS-Lip.zip"
+    archive.parent.mkdir()
+    archive.write_bytes(_zip({"DVS-Lip/train/accused/0.npy": b""}))
+    with pytest.raises(DataError, match=said):
+        _load("tonic:DVSLip", tmp_path)
+    assert list(archive.parent.iterdir()) == [archive]
+    assert capsys.readouterr().out == ""
+
+
+def test_a_set_whose_folder_has_another_name_than_its_class(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no SMNIST at .*/smnist: "):
+        _load("tonic:SMNIST", tmp_path)
+    (tmp_path / "smnist").mkdir()
+    for part, n in (("train", 20), ("t10k", 5)):
+        for kind, array in (("images-idx3", np.zeros((n, 28, 28), np.uint8)), ("labels-idx1", np.arange(n) % 10)):
+            header = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes()
+            content = header + array.astype(np.uint8).tobytes()
+            (tmp_path / "smnist" / f"{part}-{kind}-ubyte").write_bytes(content)
+    dataset = _load("tonic:SMNIST", tmp_path)
+    assert dataset.train.labels.tolist() == [k % 10 for k in range(20)]
+    assert len(dataset.test) == 5
+
+
+def test_the_order_of_samples_does_not_depend_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """tonic gives the arrays of POKERDVS, and not their paths, in the order in which the disk lists the folders."""
+    for k, name in enumerate(("sp", "cl", "he", "di")):
+        for part in ("train", "test"):
+            folder = tmp_path / "POKERDVS" / f"pips_{part}" / name
+            folder.mkdir(parents=True)
+            for n in range(2):
+                column = np.arange(10 + n + k)
+                np.save(folder / f"{n}.npy", np.stack([column * 1000, column, column, column % 2], axis=1))
+    walk, found = os.walk, []
+    for turned in (False, True):
+
+        def walked(top: str, turned: bool = turned) -> Iterator[tuple[str, list[str], list[str]]]:
+            for path, folders, files in walk(top):
+                folders.sort(reverse=turned)
+                yield path, folders, files
+
+        monkeypatch.setattr("os.walk", walked)
+        found.append(_everything(_load("tonic:POKERDVS", tmp_path, cache_dir=tmp_path / f"cache {turned}")))
+    (frames, labels), (others, their) = found
+    assert labels == their == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert np.array_equal(frames, others)
 
 
 def test_unknown_names_and_sets_without_classes(tmp_path: Path) -> None:
@@ -415,7 +469,14 @@ def test_malformed_recordings_are_named_or_left_out(fault: str, tmp_path: Path) 
         _load("dvs-gesture", tmp_path)
     dataset = _load("dvs-gesture", tmp_path, skip_malformed=True)
     assert dataset.train.labels.tolist() == [0, 3]
-    assert "1 malformed ones left out" in dataset.notes[0]
+    assert [each.path for each in dataset.skipped] == [str(path)]
+    assert dataset.notes[-1].startswith(f"left out 1 malformed samples, the first {path}: ")
+    # The cache contains no path of the data.
+    (tmp_path / "DVSGesture").rename(tmp_path / "moved")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "moved").rename(tmp_path / "new" / "DVSGesture")
+    again = _load("dvs-gesture", tmp_path / "new", cache_dir=tmp_path / "cache", skip_malformed=True)
+    assert [each.path for each in again.skipped] == [str(tmp_path / "new" / path.relative_to(tmp_path))]
 
 
 @pytest.mark.parametrize("content", [b"no HDF5", b"\x89HDF\r\n\x1a\n" + bytes(100), b""])

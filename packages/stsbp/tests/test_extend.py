@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from click.testing import Result
 from stsbp.cli import train as train_command
-from stsbp.config import read_toml, resolve
+from stsbp.config import RunConfig, read_toml, resolve
 from stsbp.datasets import DATASETS, load
 from stsbp.training import checkpoint, loop
+from stsbp.training.build import load_dataset
 from stsbp.training.initial import first_weights
 from stsbp_spec import AdamW
 
@@ -361,8 +362,9 @@ def test_data_set_without_a_test_set_has_all_samples_to_train_on(name: str, tmp_
     assert len(whole.test) == 0
     of_training = name == "patterns"
     assert len(whole.train) == len(held.train) + (0 if of_training else len(held.test))
-    assert whole.notes[-1] == "no test set is used, as requested, so nothing is tested"
     assert "held out" not in " ".join(whole.notes)
+    config = RunConfig.model_validate({"dataset": name, "steps": steps, "test": False})
+    assert load_dataset(config).notes[-1] == "no test set is used, as requested, so nothing is tested"
 
 
 def test_files_of_rasters_without_a_test_set(stsbp: Call, tmp_path: Path) -> None:

@@ -34,37 +34,6 @@ def converted(each: Case, small: Small, gain: str) -> tuple[NetworkSpec, dict[st
     return network, weights, [str(change) for change in changes]
 
 
-OTHERS = {"bias later": Small("10-8b"), "normalised later": Small("4C3p1-6C3p1bn-P2", (2, 8, 8))}
-
-
-@pytest.mark.parametrize("name", ["full", *OTHERS, "recurrent", "image", "second order", "nodes"])
-def test_powers_of_two_keep_every_bit(name: str) -> None:
-    tau_s = 5.5 if name == "second order" else 4.0
-    small = replace({**SMALL, **OTHERS}[name], tau_s=tau_s)
-    each = case_of(small, 3)
-    network, weights, said = converted(each, small, "unit")
-    found = open_backend("numpy").run(network, weights, each.inputs, 9)
-    for layer, own in each.run.layers.items():
-        assert np.array_equal(found.layers[layer].spikes, own.spikes), layer
-        assert np.array_equal(found.layers[layer].potentials, own.potentials), layer
-    assert any("times 0.25, exactly" in line for line in said)
-    assert all("rounded" not in line for line in said)
-    assert said[0].endswith("as it was")
-
-
-def test_other_factors_say_how_far_weights_move() -> None:
-    small = SMALL["full"]
-    each = case_of(small, 3)
-    network, weights, said = converted(each, small, "unit")
-    assert said[0] == "linear1: as it was"
-    assert said[1].startswith("linear2: times 0.6")
-    assert "rounded by up to" in said[1]
-    assert np.allclose(weights["linear2"], each.weights["linear2"] * 0.6, rtol=1e-6)
-    found = open_backend("numpy").run(network, weights, each.inputs, 9)
-    own = each.run.layers["linear2"].potentials
-    assert 0 < np.abs(found.layers["linear2"].potentials - own).max() < 0.02
-
-
 SHARED = """\
 [[node]]
 name = "a"
@@ -97,11 +66,53 @@ name = "output"
 neurons = ""
 from = ["c"]
 """
+NORMALISED = SHARED.replace('weights = "12"', 'weights = "12bn"')
+
+OTHERS = {
+    "bias later": Small("10-8b"),
+    "normalised later": Small("4C3p1-6C3p1bn-P2", (2, 8, 8)),
+    "normalised and shared": Small(NORMALISED),
+}
+
+
+@pytest.mark.parametrize("name", ["full", *OTHERS, "recurrent", "image", "second order", "nodes"])
+def test_powers_of_two_keep_every_bit(name: str) -> None:
+    tau_s = 5.5 if name == "second order" else 4.0
+    small = replace({**SMALL, **OTHERS}[name], tau_s=tau_s)
+    each = case_of(small, 3)
+    network, weights, said = converted(each, small, "unit")
+    found = open_backend("numpy").run(network, weights, each.inputs, 9)
+    for layer, own in each.run.layers.items():
+        assert np.array_equal(found.layers[layer].spikes, own.spikes), layer
+        assert np.array_equal(found.layers[layer].potentials, own.potentials), layer
+    assert any("times 0.25, exactly" in line for line in said)
+    assert all("rounded" not in line for line in said)
+    assert said[0].endswith("as it was")
+
+
+def test_other_factors_say_how_far_weights_move() -> None:
+    small = SMALL["full"]
+    each = case_of(small, 3)
+    network, weights, said = converted(each, small, "unit")
+    assert said[0] == "linear1: as it was"
+    assert said[1].startswith("linear2: times 0.6")
+    assert "rounded by up to" in said[1]
+    assert np.allclose(weights["linear2"], each.weights["linear2"] * 0.6, rtol=1e-6)
+    found = open_backend("numpy").run(network, weights, each.inputs, 9)
+    own = each.run.layers["linear2"].potentials
+    assert 0 < np.abs(found.layers["linear2"].potentials - own).max() < 0.02
 
 
 def test_shared_weights_need_one_factor() -> None:
     with pytest.raises(ConfigError, match=r"b shares the weights of a, but needs them multiplied by 0\.6"):
         converted(case_of(Small(SHARED), 3), Small(SHARED), "unit")
+
+
+def test_normalised_weights_are_not_shared_with_others() -> None:
+    """Another gain changes only the scale and the shift of a normalised projection, and not its weights."""
+    small = Small(NORMALISED.replace('weights = "12bn"\nweights_of', 'weights = "12"\nweights_of'), tau_s=4.0)
+    with pytest.raises(ConfigError, match=r"b shares the weights of a, .* multiplied by 0\.25, and a by 1:"):
+        converted(case_of(small, 3), small, "unit")
 
 
 def test_the_command(train_tiny: Callable[..., Result], stsbp: Callable[..., Result], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -301,6 +302,20 @@ def test_nodes_that_are_read_but_not_simulated_are_unknown() -> None:
         assert (found[name].word, found[name].why) == ("unknown", READINGS[name].not_simulated["LI"])
         assert not found[name].faithful
     assert {found[name].word for name in ("spikingjelly", "snntorch", "norse")} == {"left out"}
+
+
+def test_parameters_that_are_the_same_for_all_neurons_take_no_memory() -> None:
+    n = 1 << 20
+    same = {key: np.broadcast_to(value.flat[0], n) for key, value in cuba(4).items() if key != "type"}
+    tau = np.random.default_rng(0).uniform(1e-3, 2e-3, n)
+    made = graph({"n": {**cuba(4), **same, "tau_mem": tau}}, [])
+    tracemalloc.start()
+    found = check(made, CHOICES).nodes["n"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # Reading the node as stsbp does takes four such arrays. A copy of each parameter would take seven more.
+    assert peak < 5 * tau.nbytes
+    assert found["spikingjelly"].why.endswith("; r = tau_mem / dt")
 
 
 def test_numbers_that_no_program_reads_are_refused_for_all() -> None:

@@ -21,6 +21,7 @@ from stsbp.cli import Globals, common
 from stsbp.experiment import jobs
 from stsbp.processes import launcher
 from stsbp.processes.group import Group
+from stsbp.processes.monitor import Verdict
 from stsbp.training.loop import StopRequest, stop_together
 from stsbp.training.metrics import Workload
 from stsbp.training.progress import Course
@@ -429,6 +430,24 @@ def test_how_ranks_end_is_how_the_command_ends(
     assert says in err
     if code == 3:
         assert "no such thing" in err
+
+
+def test_the_reason_of_ranks_that_end_at_once_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both end between two looks of the process that started them, because it was not scheduled."""
+    program = (
+        "import json, os, socket\n"
+        f"there = socket.socket(fileno=int(os.environ[{launcher.LAUNCHER!r}]))\n"
+        "said = json.dumps({'end': 'the disk is full', 'code': 1, 'advice': '', 'trace': 'x' * 100_000}).encode()\n"
+        "there.sendall(len(said).to_bytes(4, 'big') + said)\n"
+    )
+    start = subprocess.Popen
+    monkeypatch.setattr("subprocess.Popen", lambda command, **how: start([command[0], "-c", program], **how))
+    children = [launcher._Child((), rank, 2, 0, 1) for rank in range(2)]
+    for child in children:
+        child.process.wait(30)
+    launcher._supervise(children)
+    assert [child.verdict["end"] for child in children] == ["the disk is full"] * 2
+    assert launcher._outcome(children, set()) == Verdict("the disk is full", 1)
 
 
 class Gpus:

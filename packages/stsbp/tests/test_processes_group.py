@@ -169,6 +169,14 @@ def test_another_backend_has_other_packages() -> None:
     identity.compare(members, [{**own, "sources of stsbp_torch": "1"}, {**own, "sources of stsbp_jax": "2"}])
 
 
+def test_packages_that_rank_0_does_not_have_are_compared() -> None:
+    members = [Member(rank, 3, "a", rank) for rank in range(3)]
+    own = identity.own_identity(open_backend("numpy"), "Gloo")
+    others = [{**own, "sources of stsbp_torch": digest} for digest in ("1", "2")]
+    with pytest.raises(ConfigError, match=r"^rank 2 of 3 .* has different sources of stsbp_torch from rank 1 \("):
+        identity.compare(members, [own, *others])
+
+
 def test_sources_are_names_and_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     package = tmp_path / "some_package_of_the_test"

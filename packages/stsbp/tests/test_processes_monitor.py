@@ -249,6 +249,24 @@ def test_a_message_has_an_end() -> None:
         Channel(here).send({"a": "x" * MOST})
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize(
+    ("address", "reached"),
+    [("::1", ["::1"]), ("127.0.0.1", ["127.0.0.1"]), ("node1", ["127.0.0.1", "::1"])],
+)
+def test_rank_0_is_reached_over_ipv4_and_ipv6(address: str, reached: list[str]) -> None:
+    port, _word = (monitor := Monitor(Pulse(), Member(0, 2, "here", 100), 5.0, print)).listen(address)
+    for host in ("127.0.0.1", "::1"):
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+        except ConnectionRefusedError:
+            assert host not in reached
+        else:
+            assert host in reached
+    assert monitor._server is not None
+    monitor._server.close()
+
+
 class Ranks:
     """Monitors of three processes, in this one, over real sockets; what each of them would have ended with."""
 

@@ -146,6 +146,33 @@ def test_own_file(own: Callable[..., Path]) -> None:
         assert np.array_equal(targets[:, 0], file["targets"][9])
 
 
+@pytest.mark.parametrize("classes", [False, True])
+def test_which_samples_of_a_file_are_tested_on(own: Callable[..., Path], classes: bool) -> None:
+    """The first input neuron tells the samples that the file marks as test samples."""
+    parts = np.array([0, 0, 1, 0, 0, 0, 1, 0, 0, 0], np.uint8)
+    inputs = np.zeros((10, 6, 7), np.uint8)
+    inputs[:, 0, 0] = parts
+    changes: dict[str, Any] = {"targets": None, "labels": np.arange(10) % 2} if classes else {}
+    path = own(inputs=inputs, split=parts, **changes)
+
+    def found(**asked: Any) -> tuple[list[int], list[int], str]:
+        data = load(f"sequences:{path}", steps=6, **asked)
+        train, test = (split.inputs(np.arange(len(split)))[0, :, 0].tolist() for split in (data.train, data.test))
+        return train, test, data.notes[0]
+
+    assert found() == ([0] * 8, [1] * 2, f"8 training and 2 test samples of {path}")
+    held = f"8 training samples of {path}, 3 of them held out as test samples (split seed 0)"
+    assert found(holdout=3) == ([0] * 5, [0] * 3, held)
+    assert found(train_only=True)[::2] == ([0] * 8, f"8 training samples of {path}")
+    assert found(only_test=True) == ([1] * 2, [1] * 2, f"2 test samples of {path}")
+    path = own(inputs=inputs, split=0 * parts, **changes)
+    assert [len(each) for each in found(only_test=True)[:2]] == [10, 10]
+    assert len(found(train_only=True)[0]) == 10
+    path = own(inputs=inputs, split=0 * parts + 1, **changes)
+    with pytest.raises(DataError, match="split has no training samples"):
+        found(holdout=3)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

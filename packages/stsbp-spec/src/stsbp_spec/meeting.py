@@ -17,7 +17,7 @@ from ipaddress import ip_address
 from stsbp_spec.collective import Rendezvous
 from stsbp_spec.errors import BackendError
 
-__all__ = ["free_port", "meet", "port_of"]
+__all__ = ["free_port", "listener", "meet", "port_of"]
 
 _HELLO = struct.Struct("<8sII")
 _ANSWER = struct.Struct("<8sI")
@@ -111,12 +111,21 @@ def _problem(rendezvous: Rendezvous, port: int, came: list[tuple[int, int]]) -> 
     )
 
 
-def _listener(rendezvous: Rendezvous, port: int) -> socket.socket:
-    host = _loopback(rendezvous.address)
+def listener(address: str, port: int, backlog: int) -> socket.socket:
+    """A server for connections to `address`, a name or number of this machine, over IPv4 and IPv6. Port 0: any.
+
+    Raises:
+        OSError: the port is in use, or the system has no free port.
+    """
+    host = _loopback(address)
     both = not host and socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both or ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, dualstack_ipv6=both, backlog=backlog)
+
+
+def _listener(rendezvous: Rendezvous, port: int) -> socket.socket:
     try:
-        return socket.create_server((host, port), family=family, dualstack_ipv6=both, backlog=rendezvous.size)
+        return listener(rendezvous.address, port, rendezvous.size)
     except OSError as error:
         why = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror
         raise BackendError(f"rank 0 cannot listen on port {port}: {why}; give the run another port") from error

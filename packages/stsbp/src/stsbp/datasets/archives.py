@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
 import shutil
 import tarfile
+import zlib
 from collections.abc import Collection
 from pathlib import Path
 
@@ -42,7 +44,7 @@ def extract_files(archive: Path, into: Path, wanted: Collection[str], *, largest
                 with source, atomic_writer(into / member.name) as target:
                     shutil.copyfileobj(source, target)
                 missing.remove(member.name)
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{archive} is damaged or not a tar archive: {reason}; delete and download it again") from error
     if missing:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -34,6 +34,7 @@ __all__ = [
     "Subset",
     "cut_test",
     "hold_out",
+    "left_out",
     "lengths_of",
     "names_unreadable",
     "select_balanced",
@@ -182,6 +183,11 @@ class Skipped(NamedTuple):
 
     path: str
     reason: str
+
+
+def left_out(skipped: Sequence[Skipped], what: str) -> list[str]:
+    """A note about samples that were left out, `what` in the plural; none if there are none."""
+    return [f"left out {len(skipped)} malformed {what}, the first {path}: {reason}" for path, reason in skipped[:1]]
 
 
 @dataclass(frozen=True)

@@ -239,8 +239,8 @@ def digest_files(
 ) -> dict[str, str]:
     """SHA-256 of the contents of files below `root` by relative path. They are regular files of at most `most` bytes.
 
-    A manifest in the cache folder stores the digest of each file together with its size, modification time and change
-    time. Only new or changed files are then read again.
+    A manifest in the cache folder stores the digest of each file below `root` together with its size, modification time
+    and change time. Only new or changed files are then read again.
 
     Raises:
         DataError: a file cannot be read, or the manifest cannot be written.
@@ -249,7 +249,8 @@ def digest_files(
     manifest = cache_dir / f"manifest-{name}.json"
     known = _read_manifest(manifest)
     digests: dict[str, str] = {}
-    entries: dict[str, list[int | str]] = {}
+    asked = set(files)
+    entries = {other: entry for other, entry in known.items() if other not in asked and (root / other).is_file()}
     report = Progress(progress, f"checking {root}", len(files))
     for done, relative in enumerate(files, 1):
         path = root / relative

@@ -7,13 +7,24 @@ read. The binary version has the same images: `data_batch_1.bin` to `data_batch_
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stsbp.datasets.archives import extract_files
-from stsbp.datasets.base import ArraySplit, Dataset, Progress, Request, Skipped, Split, cut_test, names_unreadable
+from stsbp.datasets.base import (
+    ArraySplit,
+    Dataset,
+    Progress,
+    Request,
+    Skipped,
+    Split,
+    cut_test,
+    left_out,
+    names_unreadable,
+)
 from stsbp.datasets.cache import Cached, CacheWriter, cached, combine_digests, digest_files, read_unchanged
 from stsbp.datasets.image_folder import load_image_folder
 from stsbp.datasets.info import DatasetInfo
@@ -134,7 +145,8 @@ def _dataset(request: Request, root: Path, found: list[str]) -> Dataset:
         if (root / _BATCHES["train"][0]).is_file():
             stored = _load_binary(root, _BATCHES[name], request)
         else:
-            stored = load_image_folder("cifar10", root / name, CLASSES, request)
+            own = replace(request, image_size=None)
+            stored = load_image_folder("cifar10", root / name, CLASSES, own, channels=SHAPE[0])
         images = ArraySplit(stored.data, stored.labels)
         if images.shape != SHAPE:
             raise DataError(f"{root}: expected {name} images of shape {SHAPE}, got {images.shape}")
@@ -151,17 +163,15 @@ def _dataset(request: Request, root: Path, found: list[str]) -> Dataset:
         why = "as asked" if not request.wants_own_test else "there are no test images"
         if not request.train_only:
             notes.append(f"{why}: {len(test)} of the training images are held out (split seed {request.seed})")
-    if skipped:
-        notes.append(f"left out {len(skipped)} malformed images, the first {skipped[0].path}: {skipped[0].reason}")
-    if any("jpg" in path.suffix.lower() for path in _first_images(root)):
+    notes += left_out(skipped, "images")
+    if _has_jpeg(root / "train" / CLASSES[0]):
         notes.append("the images are JPEG files, not the published pixels: results do not compare with published ones")
     return Dataset("cifar10", "direct", SHAPE, CLASSES, train, test, tuple(notes), skipped)
 
 
-def _first_images(root: Path) -> list[Path]:
-    """One file of the image folders; empty for the binary version."""
-    folder = root / "train" / CLASSES[0]
-    return sorted(folder.iterdir())[:1] if folder.is_dir() else []
+def _has_jpeg(folder: Path) -> bool:
+    visible = (path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else ()
+    return any(path.suffix.lower() in (".jpg", ".jpeg") for path in visible)
 
 
 CIFAR10 = DatasetInfo(

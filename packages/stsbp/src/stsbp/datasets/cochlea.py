@@ -1,6 +1,7 @@
 """A model of the inner ear. It turns sound into spikes of up to 700 neurons, with the same bits on every machine.
 
-1. The outer ear amplifies high tones, 32 s[n] - 31 s[n-1]. The sound is then scaled to the root mean square 1: x.
+1. The outer ear amplifies high tones, 32 s[n] - 31 s[n-1]. The whole recording is then scaled to the root mean square
+   1, also if only its beginning is turned into spikes: x.
 2. Place k of the basilar membrane is an all-pole gammatone filter of order 4 (Lyon 1996). It consists of four equal
    resonators,
 
@@ -92,7 +93,7 @@ class Cochlea:
         """The steps in which each fibre spikes.
 
         Args:
-            sounds: samples of some recordings, `[n]` int16 each. Samples after the window are not used.
+            sounds: samples of some recordings, `[n]` int16 each. Samples after the window only affect the scale.
             steps: T.
             window_us: total duration of the T steps in microseconds.
 

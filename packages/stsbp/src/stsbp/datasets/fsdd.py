@@ -27,6 +27,7 @@ from stsbp.datasets.base import (
     Skipped,
     Subset,
     cut_test,
+    left_out,
     names_unreadable,
 )
 from stsbp.datasets.cache import CacheWriter, cached, combine_digests, digest_files, read_unchanged
@@ -120,9 +121,15 @@ def hear(content: bytes, path: Path, channels: int, binning: EventBinning, own_l
             f"{path}: the network reads {channels} neurons, and the ear of fsdd has at most {MOST_CHANNELS}"
         )
     sound, cochlea = read_recording(content, path), Cochlea(places=channels)
-    assert binning.window_us is not None
-    length = cochlea.length(len(sound), binning.steps, binning.window_us) if own_lengths else None
-    return cochlea.spikes([sound], binning.steps, binning.window_us)[0, :length]
+    window_us = _window_us(binning)
+    length = cochlea.length(len(sound), binning.steps, window_us) if own_lengths else None
+    return cochlea.spikes([sound], binning.steps, window_us)[0, :length]
+
+
+def _window_us(binning: EventBinning) -> int:
+    if binning.window_us is None or binning.start_us or not binning.binary:
+        raise DataError("the spikes of fsdd need a binning with a window_us, with start_us = 0 and with binary = True")
+    return binning.window_us
 
 
 def _channels(request: Request) -> int:
@@ -136,16 +143,16 @@ def _spikes(
     folder: Path, files: Sequence[tuple[str, _Name]], cochlea: Cochlea, request: Request
 ) -> tuple[FrameSplit, Int64, tuple[Skipped, ...]]:
     """The recordings as spikes, the position of each among the files, and the files that were left out."""
+    steps, window_us = request.binning.steps, _window_us(request.binning)
     names = [file for file, _ in files]
     digests = digest_files(folder, names, most=MOST, cache_dir=request.cache_dir, progress=request.progress)
-    steps, window_us = request.binning.steps, request.binning.window_us
-    assert window_us is not None
 
     def build(writer: CacheWriter) -> None:
         sounds: dict[int, AnyArray] = {}
         for k, file in enumerate(names):
+            content = read_unchanged(folder / file, digests[file])
             try:
-                sounds[k] = read_recording(read_unchanged(folder / file, digests[file]), Path(file))
+                sounds[k] = read_recording(content, Path(file))
             except DataError as error:
                 if not request.skip_malformed:
                     raise
@@ -214,8 +221,7 @@ def load(request: Request) -> Dataset:
         notes.append(f"{len(test)} of the others are held out as test samples (split seed {request.seed})")
     if not len(train):
         raise DataError(f"{folder}: nothing is left to train on")
-    if skipped:
-        notes.append(f"left out {len(skipped)} malformed recordings, the first {skipped[0].path}: {skipped[0].reason}")
+    notes += left_out(skipped, "recordings")
     return Dataset(request.name, "events", (cochlea.places,), CLASSES, train, test, tuple(notes), skipped)
 
 

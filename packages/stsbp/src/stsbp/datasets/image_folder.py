@@ -1,7 +1,7 @@
 """Image folders, `train/<class>/<image>` and `test/<class>/<image>`, or one tree of class folders.
 
 Images are decoded once, by Pillow, into a memory-mapped cache. They must all have the same size, unless `image_size` is
-set. The first image determines whether all are grey or coloured. Only JPEG, PNG and BMP files are opened.
+set. The first training image determines whether all are grey or coloured. Only JPEG, PNG and BMP files are opened.
 """
 
 from __future__ import annotations
@@ -15,7 +15,17 @@ from typing import Any
 import numpy as np
 from stsbp_spec.typing import UInt8
 
-from stsbp.datasets.base import ArraySplit, Dataset, Progress, Request, Skipped, Split, cut_test, names_unreadable
+from stsbp.datasets.base import (
+    ArraySplit,
+    Dataset,
+    Progress,
+    Request,
+    Skipped,
+    Split,
+    cut_test,
+    left_out,
+    names_unreadable,
+)
 from stsbp.datasets.cache import Cached, CacheWriter, cached, combine_digests, digest_files, read_unchanged
 from stsbp.datasets.info import DatasetInfo
 from stsbp.errors import DataError
@@ -70,7 +80,7 @@ def read_image(content: bytes, path: Path, *, channels: int | None, size: int | 
                 raise DataError(f"{path}: expected an image with 8 bits a channel, got mode {image.mode}")
             grey = image.mode in _GREY_MODES
             if channels == 1 and not grey:
-                raise DataError(f"{path} is coloured, but the first image of its folder is grey")
+                raise DataError(f"{path} is coloured, but the first training image is grey")
             mode = "L" if channels == 1 or (channels is None and grey) else "RGB"
             # Do not copy the image if it already has the mode, because a large image takes much memory.
             converted = image if image.mode == mode else image.convert(mode)
@@ -104,8 +114,17 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
-def load_image_folder(kind: str, root: Path, classes: Sequence[str], request: Request) -> Cached:
+def load_image_folder(
+    kind: str, root: Path, classes: Sequence[str], request: Request, *, channels: int | None = None
+) -> Cached:
     """Decode the images of a tree of class folders.
+
+    Args:
+        kind: name of the data set in the cache.
+        root: folder of the tree.
+        classes: names of the class folders.
+        request: what is asked for.
+        channels: 1 for grey images, 3 for coloured ones; None: as in the first image.
 
     Raises:
         DataError: an image is damaged or differs from the first in size or colour.
@@ -129,8 +148,8 @@ def load_image_folder(kind: str, root: Path, classes: Sequence[str], request: Re
             path = root / relative
             content = read_unchanged(path, digests[relative])
             try:
-                channels = None if first is None else len(first)
-                image = read_image(content, path, channels=channels, size=request.image_size)
+                how = channels if first is None else len(first)
+                image = read_image(content, path, channels=how, size=request.image_size)
                 if first is not None and image.shape != first.shape:
                     raise DataError(
                         f"{path} has {image.shape[1]} x {image.shape[2]} pixels (rows x columns), but the first image "
@@ -150,6 +169,7 @@ def load_image_folder(kind: str, root: Path, classes: Sequence[str], request: Re
         "classes": list(classes),
         "image_size": request.image_size,
         "skip_malformed": request.skip_malformed,
+        **({} if channels is None else {"channels": channels}),
     }
     return cached(kind, key, cache_dir=request.cache_dir, build=build, root=root)
 
@@ -182,7 +202,7 @@ def load(request: Request) -> Dataset:
     if split_folders and (root / "test").is_dir() and request.wants_own_test:
         if unknown := sorted(set(class_folders(root / "test")) - set(classes)):
             raise DataError(f"{root / 'test'} has classes that train lacks: {', '.join(unknown)}")
-        stored = load_image_folder("images", root / "test", classes, request)
+        stored = load_image_folder("images", root / "test", classes, request, channels=everything.shape[0])
         tested = ArraySplit(stored.data, stored.labels)
         skipped += stored.skipped
         if tested.shape != everything.shape:
@@ -196,8 +216,7 @@ def load(request: Request) -> Dataset:
         train, test = cut_test(everything, max(1, round(_TEST_SHARE * len(everything))), request)
         if not request.train_only:
             notes.append(f"{len(test)} of them held out as test samples (split seed {request.seed})")
-    if skipped:
-        notes.append(f"left out {len(skipped)} malformed images, the first {skipped[0].path}: {skipped[0].reason}")
+    notes += left_out(skipped, "images")
     return Dataset(request.name, "direct", everything.shape, classes, train, test, tuple(notes), skipped)
 
 
@@ -216,6 +235,7 @@ IMAGES = DatasetInfo(
         "tau_m": 5.0,
         "tau_s": 3.0,
     },
+    resizable=True,
     extra="images",
 )
 """The data set of `stsbp train images`, with its default settings."""

@@ -43,6 +43,7 @@ class DatasetInfo:
         can_download: whether `Request.download` downloads missing files.
         recordings: whether samples are recordings of events, which `EventBinning` turns into frames.
         saccades: whether the recordings contain three saccades of a camera, like those of N-MNIST.
+        resizable: whether `Request.image_size` resizes the samples.
         extra: the optional dependencies, `pip install "stsbp[extra]"`.
         argument: the text that must follow the name and a colon, for example `NAME`; empty: none.
         options: options that may follow as `NAME:option=value`, with a line about each.
@@ -59,6 +60,7 @@ class DatasetInfo:
     can_download: bool = False
     recordings: bool = False
     saccades: bool = False
+    resizable: bool = False
     extra: str | None = None
     argument: str = ""
     options: Mapping[str, str] = field(default_factory=dict)

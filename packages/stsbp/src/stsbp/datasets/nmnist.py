@@ -20,7 +20,17 @@ from typing import Any
 import numpy as np
 from stsbp_spec.typing import AnyArray, Int64
 
-from stsbp.datasets.base import Dataset, FrameSplit, Progress, Request, Skipped, Split, cut_test, names_unreadable
+from stsbp.datasets.base import (
+    Dataset,
+    FrameSplit,
+    Progress,
+    Request,
+    Skipped,
+    Split,
+    cut_test,
+    left_out,
+    names_unreadable,
+)
 from stsbp.datasets.cache import CacheWriter, cached, combine_digests, digest_files, read_unchanged
 from stsbp.datasets.digits import CLASSES
 from stsbp.datasets.info import ByLoss, DatasetInfo
@@ -108,7 +118,9 @@ def tested_digits(data_dir: Path) -> Int64:
     if root is None or (root / "Test").is_dir():
         return np.zeros(0, dtype=np.int64)
     names = [Path(file).stem for file in _files(root / "Train")]
-    return np.array([int(name) - 1 for name in names if name.isascii() and name.isdigit()], dtype=np.int64)
+    # Other files may have longer numbers as names, which do not fit into 64 bits.
+    numbers = [int(name) for name in names if name.isascii() and name.isdigit() and len(name) < 10]
+    return np.array(numbers, dtype=np.int64) - 1
 
 
 def _files(folder: Path) -> list[str]:
@@ -118,7 +130,7 @@ def _files(folder: Path) -> list[str]:
         for name in CLASSES
         if (folder / name).is_dir()
         for path in sorted((folder / name).iterdir())
-        if path.suffix == ".bin"
+        if path.suffix == ".bin" and not path.name.startswith(".")
     ]
 
 
@@ -198,7 +210,7 @@ def load(request: Request) -> Dataset:
         )
     if request.only_test and (root / "Test").is_dir():
         test, skipped = _load_split(root / "Test", request)
-        notes = [_found("Test", len(test), root), *_left_out(skipped)]
+        notes = [_found("Test", len(test), root), *left_out(skipped, "recordings")]
         return Dataset("nmnist", "events", request.binning.shape, CLASSES, test, test, tuple(notes), skipped)
     everything, skipped = _load_split(root / "Train", request)
     notes = [_found("Train", len(everything), root)]
@@ -215,14 +227,8 @@ def load(request: Request) -> Dataset:
                 f"{why}: {len(test)} of the Train recordings are held out as test samples (split seed {request.seed}); "
                 "results do not compare with published ones"
             )
-    notes += _left_out(skipped)
+    notes += left_out(skipped, "recordings")
     return Dataset("nmnist", "events", request.binning.shape, CLASSES, train, test, tuple(notes), skipped)
-
-
-def _left_out(skipped: tuple[Skipped, ...]) -> list[str]:
-    if not skipped:
-        return []
-    return [f"left out {len(skipped)} malformed recordings, the first {skipped[0].path}: {skipped[0].reason}"]
 
 
 def _found(name: str, count: int, root: Path) -> str:

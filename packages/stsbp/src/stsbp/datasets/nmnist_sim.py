@@ -148,7 +148,7 @@ def load(request: Request) -> Dataset:
     else:
         every = ArraySplit(digits.images[..., np.newaxis], digits.labels)
         rest, held = cut_test(Subset(every, kept), DEFAULT_HOLDOUT, request)
-        test = _simulate(digits, kept[held.indices], 0, request)
+        test = _simulate(digits, kept[held.indices], 0, request) if len(held) else held
         kept = kept[rest.indices]
     if request.only_test:
         return Dataset("nmnist-sim", "events", request.binning.shape, CLASSES, test, test, tuple(notes))

@@ -101,13 +101,18 @@ def cut(samples: Split, arrays: Mapping[str, AnyArray], path: Path, request: Req
     parts, n = arrays.get("split"), len(samples)
     if parts is not None and (parts.shape != (n,) or parts.dtype.kind not in "iub" or {*np.unique(parts)} - {0, 1}):
         raise DataError(f"{path}: split must be {n} values 0 and 1, got {parts.dtype} {list(parts.shape)}")
-    if request.holdout is None and parts is not None:
+    kind = ""
+    if parts is not None:
         train, test = (Subset(samples, np.flatnonzero(parts == part)) for part in (0, 1))
         if request.only_test and len(test):
             return test, test, f"{len(test)} test samples of {path}"
-        if not len(train) or not (len(test) or request.train_only):
-            raise DataError(f"{path}: split has no {'test' if len(train) else 'training'} samples")
-        return train, test, f"{len(train)} training and {len(test)} test samples of {path}"
-    train, test = cut_test(samples, max(1, round(_TEST_SHARE * n)), request)
+        if not len(train):
+            raise DataError(f"{path}: split has no training samples: mark them with 0")
+        if request.wants_own_test and not request.only_test:
+            if not len(test):
+                raise DataError(f"{path}: split has no test samples: mark them with 1, or give a holdout")
+            return train, test, f"{len(train)} training and {len(test)} test samples of {path}"
+        samples, kind = train, "training "
+    train, test = cut_test(samples, max(1, round(_TEST_SHARE * len(samples))), request)
     held = request.told_of_test(f", {len(test)} of them held out as test samples (split seed {request.seed})")
-    return train, test, f"{n} samples of {path}{held}"
+    return train, test, f"{len(samples)} {kind}samples of {path}{held}"

@@ -247,8 +247,7 @@ def load(
         raise DataError(f"the samples of {name} have no lengths of their own: leave own_lengths (--own-lengths) out")
     dataset = replace(dataset, notes=(*said, *dataset.notes))
     if train_only:
-        note = "no test set is used, as requested, so nothing is tested"
-        dataset = replace(dataset, test=Subset(dataset.test, np.arange(0)), notes=(*dataset.notes, note))
+        dataset = replace(dataset, test=Subset(dataset.test, np.arange(0)))
     if limit is not None and len(dataset.train) < limit:
         note = f"limit {limit:,} has no effect: there are only {len(dataset.train):,} training samples"
         return replace(dataset, notes=(*dataset.notes, note))

@@ -27,7 +27,8 @@ _BLOCK = 1024
 
 def _spikes(pictures: UInt8, levels: int, *, by_pixel: bool) -> UInt8:
     """Frames `[n, T, N]` of pictures `[n, 28, 28]`, as `FrameSplit` stores them."""
-    thresholds = (2 * np.arange(levels) + 1) * 128 // levels
+    # Rounded up, because grey values are integers.
+    thresholds = -(-(2 * np.arange(levels) + 1) * 128 // levels)
     shape = (_SIDE * _SIDE, levels) if by_pixel else (_SIDE, _SIDE * levels)
     blocks = (pictures[first : first + _BLOCK, :, :, np.newaxis] for first in range(0, len(pictures), _BLOCK))
     return np.concatenate(

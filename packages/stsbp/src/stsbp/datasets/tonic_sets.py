@@ -14,14 +14,24 @@ import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from stsbp_spec.encoders import EventBinning
 from stsbp_spec.errors import SpecError
 from stsbp_spec.typing import AnyArray
 
-from stsbp.datasets.base import Dataset, FrameSplit, Progress, Request, Split, cut_test, names_unreadable
+from stsbp.datasets.base import (
+    Dataset,
+    FrameSplit,
+    Progress,
+    Request,
+    Skipped,
+    Split,
+    cut_test,
+    left_out,
+    names_unreadable,
+)
 from stsbp.datasets.cache import CacheWriter, cached, combine_digests, digest_files
 from stsbp.datasets.info import DatasetInfo
 from stsbp.errors import DataError, did_you_mean
@@ -34,6 +44,8 @@ _NAMES = {"shd": "SHD", "ssc": "SSC", "dvs-gesture": "DVSGesture", "cifar10-dvs"
 """Data sets with names of their own, and tonic's classes for them."""
 _SENSORS = {"NCALTECH101": (240, 180, 2)}
 """Width, height and number of polarities for classes of tonic that do not define them."""
+_FOLDERS = {"SMNIST": "smnist"}
+"""Folders for classes of tonic that do not read from a folder with their own name."""
 _ARCHIVES = (".zip", ".gz", ".tar", ".md5")
 _MOST = 16 * GIGABYTE
 """Largest size of a file in bytes. The largest file of SSC has 3 GB."""
@@ -55,6 +67,12 @@ def _class_of(name: str) -> Any:
     if not found:
         raise DataError(f"tonic has no data set {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
     return getattr(module, found[0])
+
+
+def _folder(kind: Any, data_dir: Path) -> Path:
+    """The folder from which tonic's class reads."""
+    name: str = kind.__name__
+    return data_dir / _FOLDERS.get(name, name)
 
 
 def _parts(kind: Any) -> dict[str, dict[str, Any]]:
@@ -81,8 +99,10 @@ def _without_download(kind: Any) -> Any:
     def download(self: Any) -> None:
         raise FileNotFoundError(2, "no such data", self.location_on_system)
 
-    # tonic uses the name of the class as the name of the folder.
-    return type(kind.__name__, (kind,), {"_check_exists": exists, "download": download})
+    # tonic uses the name of the class as the name of the folder. Some classes unpack and delete an archive that they
+    # find, unless it seems to be missing.
+    changed = {"_check_exists": exists, "download": download, "_is_file_present": lambda _self: False}
+    return type(kind.__name__, (kind,), changed)
 
 
 def _open(kind: Any, data_dir: Path, part: Mapping[str, Any], request: Request) -> Any:
@@ -91,13 +111,16 @@ def _open(kind: Any, data_dir: Path, part: Mapping[str, Any], request: Request) 
     Raises:
         DataError: the files do not exist or cannot be read, or the download failed.
     """
-    name, where = kind.__name__, data_dir / kind.__name__
+    name, where = kind.__name__, _folder(kind, data_dir)
     try:
         # Standard output is only for the results of the command.
         with contextlib.redirect_stdout(sys.stderr):
             return (kind if request.download else _without_download(kind))(save_to=str(data_dir), **part)
     except ImportError as error:
         raise DataError(f"{name} needs another library ({error}): {_INSTALL}") from error
+    except SystemExit as error:
+        # tonic ends the program if it cannot download the files, for example because they need a browser.
+        raise DataError(f"no {name} at {where}, and tonic cannot download it. {_by_hand(kind, where)}") from error
     except Exception as error:
         # For truncated or forged files, tonic and its libraries can raise almost any error.
         if request.download:
@@ -114,7 +137,8 @@ def _by_hand(kind: Any, where: Path) -> str:
     fetched = []
     for prefix in ("", "train_", "test_", "valid_"):
         file = getattr(kind, f"{prefix}filename", None) or getattr(kind, f"{prefix}zip", None)
-        url = getattr(kind, f"{prefix}url", None) or (getattr(kind, "base_url", "") + file if file else None)
+        base = getattr(kind, "base_url", "")
+        url = getattr(kind, f"{prefix}url", None) or (f"{base}{file}" if base.endswith("/") else base)
         md5 = getattr(kind, f"{prefix}md5", None) or getattr(kind, "file_md5", None)
         if file and url:
             fetched.append(f"{file} (md5 {md5}, {url})")
@@ -124,10 +148,12 @@ def _by_hand(kind: Any, where: Path) -> str:
 
 def _ordered(source: Any) -> list[int]:
     """The order of the samples. tonic's own order may depend on the order in which a disk lists files."""
-    data = getattr(source, "data", [])
-    if len(data) == len(source) and all(isinstance(path, str) for path in data):
-        return sorted(range(len(data)), key=lambda k: Path(data[k]).parts)
-    return list(range(len(source)))
+    data, targets, numbers = getattr(source, "data", []), getattr(source, "targets", []), range(len(source))
+    if len(data) == len(numbers) and all(isinstance(path, str) for path in data):
+        return sorted(numbers, key=lambda k: Path(data[k]).parts)
+    if len(data) == len(targets) == len(numbers) and all(isinstance(events, np.ndarray) for events in data):
+        return sorted(numbers, key=lambda k: (targets[k], data[k].tobytes()))
+    return list(numbers)
 
 
 def _classes(kind: Any, source: Any) -> tuple[str, ...]:
@@ -178,10 +204,19 @@ def _recording(source: Any, k: int, classes: tuple[str, ...], flat: bool) -> tup
     return [x, y, p, t], int(label)
 
 
-def _load_part(kind: Any, part: str, request: Request) -> tuple[FrameSplit, tuple[str, ...], EventBinning, str]:
-    """The samples of a part as frames, the classes, the binning, and a note."""
+class _Part(NamedTuple):
+    """The samples of a part as frames."""
+
+    frames: FrameSplit
+    classes: tuple[str, ...]
+    binning: EventBinning
+    note: str
+    skipped: tuple[Skipped, ...]
+
+
+def _load_part(kind: Any, part: str, request: Request) -> _Part:
     assert request.data_dir is not None
-    name, where = kind.__name__, request.data_dir / kind.__name__
+    name, where = kind.__name__, _folder(kind, request.data_dir)
     source = _open(kind, request.data_dir, _parts(kind)[part], request)
     classes, (width, height, polarities) = _classes(kind, source), _sensor(kind, source)
     flat = height == 1
@@ -205,10 +240,10 @@ def _load_part(kind: Any, part: str, request: Request) -> tuple[FrameSplit, tupl
             except ImportError as error:
                 raise DataError(f"{name} needs another library ({error}): {_INSTALL}") from error
             except Exception as error:
-                at = f"{source.data[k]}" if named else f"sample {k} of the {part} samples in {where}"
+                at = str(Path(source.data[k]).relative_to(where)) if named else f"{part} sample {k}"
                 reason = f"{error}" if isinstance(error, DataError | SpecError) else f"{type(error).__name__}: {error}"
                 if not request.skip_malformed:
-                    raise DataError(f"{at}: {reason}") from error
+                    raise DataError(f"{where / at}: {reason}") from error
                 writer.skip(at, reason)
             else:
                 lengths = [binning.length(columns[-1])] if request.own_lengths else None
@@ -226,10 +261,9 @@ def _load_part(kind: Any, part: str, request: Request) -> tuple[FrameSplit, tupl
         "skip_malformed": request.skip_malformed,
         **request.length_key,
     }
-    stored = cached(f"tonic-{name.lower()}", key, cache_dir=request.cache_dir, build=build)
-    left_out = f", {len(stored.skipped)} malformed ones left out" if stored.skipped else ""
+    stored = cached(f"tonic-{name.lower()}", key, cache_dir=request.cache_dir, build=build, root=where)
     frames = FrameSplit(stored.data, stored.labels, binning.steps, binning.binary, stored.lengths)
-    return frames, classes, binning, f"{part}: {len(frames):,} samples of {name}, from {where}{left_out}"
+    return _Part(frames, classes, binning, f"{part}: {len(frames):,} samples of {name}, from {where}", stored.skipped)
 
 
 @names_unreadable
@@ -244,32 +278,29 @@ def load(request: Request) -> Dataset:
     kind = _class_of(_NAMES.get(base, request.argument))
     if request.data_dir is None:
         raise DataError(
-            f"{kind.__name__} needs a data folder: name the one that holds {kind.__name__}/ with --data-dir or "
+            f"{kind.__name__} needs a data folder: name the one that holds {_folder(kind, Path())}/ with --data-dir or "
             "STSBP_DATA; with --download, name a folder to put it into"
         )
     both = "test" in _parts(kind)
-    train: Split
-    test: Split
-    if request.only_test and both:
-        test, classes, binning, note = _load_part(kind, "test", request)
-        train, notes = test, [note]
-    else:
-        every, classes, binning, note = _load_part(kind, "train", request)
-        notes = [note]
-        if request.wants_own_test and both:
-            test, its, _, note = _load_part(kind, "test", request)
-            if its != classes:
-                raise DataError(
-                    f"{kind.__name__}: the classes of the test samples are not those of the training samples"
-                )
-            train = every
-            notes.append(note)
-        else:
-            train, test = cut_test(every, max(1, len(every) // 5), request)
-            held = f"{len(test):,} of them held out as test samples (split seed {request.seed})"
-            notes += [held] * bool(request.told_of_test(held))
+    only_test = both and request.only_test
+    first = _load_part(kind, "test" if only_test else "train", request)
+    notes, skipped, classes, binning = [first.note], first.skipped, first.classes, first.binning
+    train: Split = first.frames
+    test = train
+    if both and request.wants_own_test and not only_test:
+        other = _load_part(kind, "test", request)
+        if other.classes != classes:
+            raise DataError(f"{kind.__name__}: the classes of the test samples are not those of the training samples")
+        test = other.frames
+        notes.append(other.note)
+        skipped += other.skipped
+    elif not only_test:
+        train, test = cut_test(train, max(1, len(train) // 5), request)
+        held = f"{len(test):,} of them held out as test samples (split seed {request.seed})"
+        notes += [held] * bool(request.told_of_test(held))
+    notes += left_out(skipped, "samples")
     shape = (binning.width,) if binning.height == 1 else binning.shape
-    return Dataset(request.name, "events", shape, classes, train, test, tuple(notes))
+    return Dataset(request.name, "events", shape, classes, train, test, tuple(notes), skipped)
 
 
 _info = partial(DatasetInfo, coding="events", load=load, can_download=True, recordings=True, extra="tonic")

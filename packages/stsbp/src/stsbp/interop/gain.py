@@ -60,23 +60,25 @@ def with_gain(
         The same parameters for `new`, and the changes of each projection.
 
     Raises:
-        ConfigError: a projection shares its weights with one that has another ratio.
+        ConfigError: a projection shares its weights with one that needs them multiplied by another factor.
     """
-    found, ratios = dict(weights), dict[str, float]()
+    found, ratios, factors = dict(weights), dict[str, float](), dict[str, float]()
     for projection in new.graph.projections:
         before, after = (_gain(_place(each, projection.name)) for each in (old, new))
-        ratio, owner = float(before) / float(after), projection.parameter
-        if ratios.setdefault(owner, ratio) != ratio:
+        ratio = ratios[projection.name] = float(before) / float(after)
+        factors[projection.name] = 1.0 if projection.synapse.norm is not None else ratio
+    for projection in new.graph.projections:
+        ratio, owner = ratios[projection.name], projection.parameter
+        norm = projection.synapse.norm is not None
+        if factors[projection.name] != factors[owner]:
             raise ConfigError(
                 f"{projection.name} shares the weights of {owner}, but needs them multiplied by "
-                f"{ratio:.9g}, and {owner} by {ratios[owner]:.9g}"
+                f"{factors[projection.name]:.9g}, and {owner} by {factors[owner]:.9g}: this network keeps its gain"
             )
-        norm = projection.synapse.norm is not None
         names = [f"{projection.name}.{each}" for each in (("scale", "shift") if norm else ("bias",))]
         for name in [*([] if norm else [owner]), *names]:
             if name in weights:
                 found[name] = (weights[name].astype(np.float64) * ratio).astype(np.float32)
-        ratios[projection.name] = ratio
     grids = [on_grid(NumpyBackend(), network, dict(x))[0] for network, x in ((old, weights), (new, found))]
     changes = []
     for projection in new.graph.projections:

@@ -174,7 +174,7 @@ class _Driven:
 
     Attributes:
         dt: length of a step in seconds.
-        numbers: all parameters, with the same shape; only one neuron if all are the same.
+        numbers: all parameters. If one is the same for all neurons, it may be a single number.
         few: parameters of at most 32 of the neurons.
         x: currents, float32 `[T, N]`.
         u, spikes: potentials before resets, and spikes, float64 `[T, N]`.
@@ -189,10 +189,12 @@ class _Driven:
         else:
             if not one_of_them([values.shape for values in given.values()]):
                 raise fail(node, "its parameters have different shapes")
-            full = np.broadcast_arrays(*given.values())
-            self.numbers = {key: np.array(values) for key, values in zip(given, full, strict=True)}
-            self.picked = np.unique(np.linspace(0, full[0].size - 1, _MOST_NEURONS).astype(np.int64))
-        self.few = {key: values.reshape(-1)[self.picked] for key, values in self.numbers.items()}
+            self.numbers = given
+            size = max(values.size for values in given.values())
+            self.picked = np.unique(np.linspace(0, size - 1, _MOST_NEURONS).astype(np.int64))
+        # The arrays may be huge, so they are not copied as a whole.
+        full = np.broadcast_arrays(*self.numbers.values())
+        self.few = {key: values.flat[self.picked] for key, values in zip(given, full, strict=True)}
         self.x = self.currents()
         self.u, self.spikes = self.run()
 

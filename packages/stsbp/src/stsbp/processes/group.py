@@ -32,7 +32,6 @@ T = TypeVar("T")
 
 PER_PROCESS = frozenset({"threads", "data_dir"})
 """Settings that may differ between machines."""
-_HERE = ("127.0.0.1", "localhost", "::1")
 _CLOSED_PIPE = 141
 
 
@@ -220,7 +219,7 @@ class _Joined(Group):
         if self._parent is not None:
             self._parent.follow()
         if self.leads:
-            port, word = self._monitor.listen("127.0.0.1" if rendezvous.address in _HERE else "")
+            port, word = self._monitor.listen(rendezvous.address)
             self._monitor.watch(self.members)
             self.share([port, word])
         else:

@@ -53,31 +53,33 @@ def compare(members: Sequence[Member], found: Sequence[Mapping[str, Any]]) -> No
     Raises:
         ConfigError: there is a difference. The message names the process and the difference.
     """
+    # Each backend has its own packages, so not every process has every name.
+    first: dict[str, tuple[Member, Any]] = {}
     for member, its in zip(members, found, strict=True):
-        for name, own in found[0].items():
-            # Another backend has additional packages.
-            if name in its and its[name] != own:
-                raise ConfigError(_differs(member, name, own, its[name]))
+        for name, value in its.items():
+            other, own = first.setdefault(name, (member, value))
+            if value != own:
+                raise ConfigError(_differs(member, name, value, f"rank {other.rank}", own))
 
 
-def _differs(member: Member, name: str, own: Any, its: Any) -> str:
+def _differs(member: Member, name: str, its: Any, other: str, own: Any) -> str:
     if name == "contract":
-        what = f"uses version {its} of the exact-arithmetic contract, but rank 0 uses version {own}"
+        what = f"uses version {its} of the exact-arithmetic contract, but {other} uses version {own}"
         return f"{member} {what}: install the same version everywhere"
     if name == "engine":
-        what = f"communicates through {its}, but rank 0 through {own}"
+        what = f"communicates through {its}, but {other} through {own}"
         return f"{member} {what}: use backends that communicate in the same way, or the same backend everywhere"
     if name.startswith("sources"):
         return (
-            f"{member} has different {name} from rank 0 (SHA-256 {its[:12]} and {own[:12]}): install "
+            f"{member} has different {name} from {other} (SHA-256 {its[:12]} and {own[:12]}): install "
             "the same version everywhere"
         )
     if name == "data":
         return (
-            f"{member} has different data from rank 0 (their number, labels or content differ): give "
+            f"{member} has different data from {other} (their number, labels or content differ): give "
             "all of them the same data set, --data-dir and files"
         )
-    return f"{member}: the {name} is {its}, but that of rank 0 is {own}: install the same version everywhere"
+    return f"{member}: the {name} is {its}, but that of {other} is {own}: install the same version everywhere"
 
 
 def compare_settings(members: Sequence[Member], asked: Sequence[Mapping[str, Any]]) -> None:

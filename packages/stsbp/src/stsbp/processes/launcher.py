@@ -180,16 +180,7 @@ def _supervise(children: list[_Child]) -> None:
         for child in children:
             selector.register(child.channel, selectors.EVENT_READ, child)
         while any(child.code is None for child in children):
-            for key, _ in selector.select(0.1):
-                child = key.data
-                try:
-                    messages = child.channel.arrived()
-                except (OSError, ValueError):
-                    messages = None
-                if messages is None:
-                    selector.unregister(child.channel)
-                for message in messages or ():
-                    child.verdict = message
+            _hear(selector, 0.1)
             if not selector.get_map():
                 # All have closed their sockets, and are about to end.
                 time.sleep(0.01)
@@ -200,6 +191,25 @@ def _supervise(children: list[_Child]) -> None:
                 for child in children:
                     if child.code is None:
                         child.kill()
+        # Read what they sent just before they ended.
+        while _hear(selector, 0):
+            pass
+
+
+def _hear(selector: selectors.BaseSelector, timeout: float) -> bool:
+    """Read what has arrived from the processes, within `timeout` seconds. False: nothing."""
+    ready = selector.select(timeout)
+    for key, _ in ready:
+        child: _Child = key.data
+        try:
+            messages = child.channel.arrived()
+        except (OSError, ValueError):
+            messages = None
+        if messages is None:
+            selector.unregister(child.channel)
+        for message in messages or ():
+            child.verdict = message
+    return bool(ready)
 
 
 def _outcome(children: list[_Child], passed: set[int]) -> Verdict:

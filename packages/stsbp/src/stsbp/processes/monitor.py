@@ -20,6 +20,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from stsbp_spec.meeting import listener
+
 from stsbp.errors import legible
 from stsbp.interrupts import EXIT_CODE
 from stsbp.processes.channel import Channel
@@ -284,14 +286,14 @@ class Monitor:
         self._thread: threading.Thread | None = None
 
     # Methods for rank 0.
-    def listen(self, host: str) -> tuple[int, str]:
-        """Start to listen. Returns the port and the secret word by which the others are recognised.
+    def listen(self, address: str) -> tuple[int, str]:
+        """Start to listen for connections to `address`. Returns the port and the secret word of the others.
 
         Raises:
             OSError: the system has no free port.
         """
         self._word = os.urandom(16).hex()
-        self._server = socket.create_server((host, 0), backlog=self.me.size)
+        self._server = listener(address, 0, self.me.size)
         # A peer may already be gone before its connection is accepted.
         self._server.setblocking(False)
         return int(self._server.getsockname()[1]), self._word

@@ -175,7 +175,7 @@ def load_data(
 
     Raises:
         DataError: the data are missing or malformed, or too few for the settings.
-        ConfigError: settings define how recordings are binned, but the data are not recordings.
+        ConfigError: settings define how recordings are binned or images are resized, but the data are others.
     """
     if moved is None:
         return cut_validation(_load_own(config, progress, begun), config)
@@ -226,8 +226,8 @@ def load_dataset(config: RunConfig, progress: ProgressCallback | None = None) ->
 
     Raises:
         DataError: the data are missing or malformed, or too few for the settings.
-        ConfigError: settings define how recordings are binned, but the data are not recordings; or the data set for the
-            test is the same one, or has other inputs or labels.
+        ConfigError: settings define how recordings are binned or images are resized, but the data are others; or the
+            data set for the test is the same one, or has other inputs or labels.
     """
     info = info_of(config.dataset)
     changed = [
@@ -240,6 +240,10 @@ def load_dataset(config: RunConfig, progress: ProgressCallback | None = None) ->
         kind, what = ("saccades", "recordings of saccades") if info.recordings else ("recordings", "recordings")
         of = ", ".join(other.name for other in known_infos() if getattr(other, kind))
         raise ConfigError(f"{', '.join(changed)} apply only to {what} ({of}), not to {config.dataset}")
+    names = [config.dataset, *([config.test_on] if config.test_on else [])]
+    if config.image_size and not any(info_of(name).resizable for name in names):
+        of = ", ".join(other.name for other in known_infos() if other.resizable)
+        raise ConfigError(f"image_size applies only to folders of images ({of}), not to {' or '.join(names)}")
     if not config.test and (config.test_on or config.holdout):
         raise ConfigError("test = false (--no-test) means that there is no test set: leave out test_on and holdout")
     if config.test_on and (config.holdout or config.test_on == config.dataset):
@@ -249,9 +253,13 @@ def load_dataset(config: RunConfig, progress: ProgressCallback | None = None) ->
     # If only the data set for the test needs the data folder, the folder is meant for it.
     of_other = bool(config.test_on) and named_path(config.test_on) is None and named_path(config.dataset) is not None
     own = "" if of_other else config.data_dir
-    which = {"limit": config.limit or None, "holdout": config.holdout or None, "train_only": not config.test}
+    train_only = not config.test or bool(config.test_on)
+    which = {"limit": config.limit or None, "holdout": config.holdout or None, "train_only": train_only}
     dataset = _load(config, config.dataset, own, progress, **which)
-    return _tested_on(dataset, load_test_set(config, config.test_on, progress)) if config.test_on else dataset
+    if config.test_on:
+        return _tested_on(dataset, load_test_set(config, config.test_on, progress))
+    note = () if config.test else ("no test set is used, as requested, so nothing is tested",)
+    return dataclasses.replace(dataset, notes=(*dataset.notes, *note))
 
 
 def load_test_set(

@@ -250,7 +250,7 @@ class _Loop:
         if saved.data != self.fingerprint:
             raise CheckpointError(
                 f"the data are not those that the run in {folder.path} was begun with (their number, labels or "
-                "content differ); give the same --data-dir"
+                "content differ); give the same --data-dir, or begin a new run"
             )
         self.state = import_checkpoint(self.task, resume, folder)
         self.check_position(saved)
