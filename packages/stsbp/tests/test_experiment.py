@@ -237,8 +237,13 @@ def test_overwrite_removes_all_runs_or_none(
     assert "holds files that no run wrote (mine.txt)" in failed.stderr
     assert (tmp_path / "e" / "seed-0" / "last.json").exists()
     (tmp_path / "e" / "seed-1" / "mine.txt").unlink()
+    # A copy of a seed is not a seed.
+    shutil.copytree(tmp_path / "e" / "seed-1", tmp_path / "e" / "seed-1-copy")
+    kept = sorted((tmp_path / "e" / "seed-1-copy").iterdir())
     assert experiment("--lr", 0.02, "--overwrite").exit_code == 0
     assert (tmp_path / "e" / "seed-1.html").exists()
+    assert sorted((tmp_path / "e" / "seed-1-copy").iterdir()) == kept
+    assert experiment("--lr", 0.02).exit_code == 0
 
 
 def test_experiment_of_the_former_default_folder_goes_on_there(
@@ -294,6 +299,7 @@ def test_experiment_that_was_killed_before_its_first_run_begins(
         (("nmnist-hamming", "--dataset", "digits"), "the preset nmnist-hamming is for nmnist"),
         (("nmnist-hamming",), "N-MNIST needs a data folder"),
         (("digits", "--validation", "1500"), "choose another validation"),
+        (("digits", "--seed", str(2**32 - 2), "--seeds", "3"), "the largest possible seed is 4294967295"),
     ],
 )
 def test_mistakes_leave_nothing_behind(

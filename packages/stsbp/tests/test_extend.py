@@ -322,6 +322,24 @@ def test_experiment_begins_every_seed_with_the_weights_of_a_run(
     assert shas == {json.loads((tmp_path / "a" / "last.json").read_text())["sha256"]}
 
 
+def test_experiment_refuses_a_start_before_it_writes_or_removes(
+    stsbp: Call, train_tiny: Call, tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    train_tiny(tmp_path / "a")
+    given = ("experiment", "digits", *tiny, "--seeds", 1, "--out", "e")
+    refused = stsbp(*given, "--init-from", "a", "--net", 20)
+    assert "do not fit the network" in refused.stderr
+    assert not (tmp_path / "e").exists()
+    assert stsbp(*given).exit_code == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "e").rglob("*") if path.is_file()}
+    (tmp_path / "link").symlink_to("e/seed-0")
+    for arguments in (("--init-from", "link:best"), ("--init-from", "a", "--net", 20)):
+        refused = stsbp(*given, *arguments, "--overwrite")
+        assert refused.exit_code == 1
+        assert "--overwrite would remove the run" in refused.stderr or "do not fit the network" in refused.stderr
+        assert {path: path.read_bytes() for path in (tmp_path / "e").rglob("*") if path.is_file()} == before
+
+
 NO_TEST = ("--holdout", 0, "--no-test")
 
 

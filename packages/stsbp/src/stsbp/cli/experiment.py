@@ -33,7 +33,7 @@ from stsbp.experiment.table import document, markdown
 from stsbp.presets import PRESETS
 from stsbp.processes.group import Group, join
 from stsbp.training.build import check_neuron_settings, cut_validation, load_dataset, own_flushes
-from stsbp.training.initial import pinned
+from stsbp.training.initial import borrowed_weights, pinned
 from stsbp.training.loop import Stopped, stop_on_signals
 from stsbp.training.progress import shown_by
 from stsbp.training.run_folder import RunFolder
@@ -100,6 +100,11 @@ def command(
         raise ConfigError(
             "the table of an experiment shows results on test samples; leave test = false (--no-test) out"
         )
+    if config.seed + seeds > 2**32:
+        raise ConfigError(
+            f"--seed {config.seed} and --seeds {seeds} need seeds up to {config.seed + seeds - 1}, but the largest "
+            f"possible seed is {2**32 - 1}; give a smaller --seed or --seeds"
+        )
     config = pinned(config)
     check_neuron_settings(config, given)
     path = out or _default_folder(name)
@@ -130,6 +135,9 @@ def command(
             experiment = Experiment(path, config, chosen, cut_validation(data, config))
         group.compare_data(experiment.data.fingerprint())
         network = experiment.task(config.seed, backend).network
+        if group.leads and config.init_from:
+            # Check this before anything is written or removed.
+            borrowed_weights(network, config)
         results: list[dict[str, Any]] = []
         found: dict[str, Any] = {}
         folder = RunFolder(path)

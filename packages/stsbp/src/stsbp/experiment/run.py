@@ -26,10 +26,10 @@ from stsbp_spec.network import NetworkSpec
 from stsbp_spec.trainer import TrainState
 
 from stsbp import records
-from stsbp.config import RunConfig, differences
+from stsbp.config import RunConfig, differences, split_start
 from stsbp.datasets import Dataset
 from stsbp.errors import CheckpointError, ConfigError, FileError
-from stsbp.files import MEGABYTE, OpenFolder, read_regular
+from stsbp.files import MEGABYTE, OpenFolder, read_regular, real
 from stsbp.processes.group import Group
 from stsbp.training import checkpoint
 from stsbp.training.build import Data, Task, build_network, build_task, cut_validation, has_test_of_training
@@ -46,7 +46,8 @@ __all__ = ["FORMAT", "VALIDATION_SHARE", "Experiment", "with_validation"]
 FORMAT = 2
 """Version of `experiment.json`. It is increased when results are added or change their meaning."""
 _MOST = 64 * MEGABYTE
-_OWN = re.compile(r"seed-\d+|experiment\.(json|md)|\.lock|\.experiment\..*\.tmp")
+_SEED = re.compile(r"seed-[0-9]+")
+_OWN = re.compile(rf"{_SEED.pattern}|experiment\.(json|md)|\.lock|\.experiment\..*\.tmp")
 
 VALIDATION_SHARE = 10
 """By default, one of this many training samples is held out for validation."""
@@ -84,16 +85,27 @@ class Experiment:
         With `overwrite`, existing runs may have other settings. Call `clear` before `results` in this case.
 
         Raises:
-            ConfigError: a run in the folder has other settings. The message names all differences.
+            ConfigError: a run in the folder has other settings (the message names all differences), or `overwrite`
+                would remove the run from whose weights the new runs begin.
             FileError: the folder contains something else, or cannot be written.
             CheckpointError: the settings of a run in the folder are missing or damaged.
         """
         folder = RunFolder(path)
-        begun = any(path.glob("seed-*/config.toml"))
-        if not begun and not folder.is_free and any(not _OWN.fullmatch(entry.name) for entry in path.iterdir()):
+        runs = cls._folders(path)
+        if (
+            not any(run.is_run for run in runs)
+            and not folder.is_free
+            and any(not _OWN.fullmatch(entry.name) for entry in path.iterdir())
+        ):
             raise FileError(f"{path} is not empty and holds no experiment; choose another --out")
         folder.check_writable()
-        for run in () if overwrite else cls._folders(path):
+        if (
+            overwrite
+            and config.init_from
+            and real(split_start(config.init_from)[0]) in {real(run.path) for run in runs}
+        ):
+            raise ConfigError(f"--overwrite would remove the run that --init-from {config.init_from} begins with")
+        for run in () if overwrite else runs:
             if run.is_free:
                 continue
             if not run.is_run:
@@ -114,7 +126,9 @@ class Experiment:
     @staticmethod
     def _folders(path: Path) -> list[RunFolder]:
         """The folders of the existing seeds."""
-        return [RunFolder(found) for found in sorted(path.glob("seed-*")) if found.is_dir()]
+        return [
+            RunFolder(found) for found in sorted(path.glob("seed-*")) if _SEED.fullmatch(found.name) and found.is_dir()
+        ]
 
     def clear(self, within: OpenFolder) -> None:
         """Remove the existing runs, and nothing else.
