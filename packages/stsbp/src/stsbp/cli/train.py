@@ -327,11 +327,13 @@ def _resumed(folder: RunFolder, sources: list[Source]) -> RunConfig:
     """
     config = folder.read_config()
     own = Source(str(folder.config), config.model_dump())
-    # This checks names and domains of the requested settings.
-    epochs = max(config.epochs, resolve([own, *sources], with_preset=False).epochs)
+    # This checks names and domains of the requested settings, and reads the file that --net may name.
+    resolved = resolve([own, *sources], with_preset=False)
+    epochs = max(config.epochs, resolved.epochs)
     asked = _asked(sources)
     extended = config.model_copy(update={"epochs": epochs})
-    if changed := differences(extended, asked):
+    others = {key: value for key, value in asked.items() if getattr(resolved, key) != getattr(extended, key)}
+    if changed := differences(extended, others):
         raise ConfigError(
             f"the run in {folder.path} was begun with other settings; to continue it, leave these out "
             "(only --epochs may grow), or begin a new run:\n" + "\n".join(f"  {line}" for line in changed)
