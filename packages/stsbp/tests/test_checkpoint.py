@@ -59,6 +59,18 @@ def test_replaces_the_one_before(saved: Path) -> None:
     assert checkpoint.load(saved, "last").info["step"] == 8
 
 
+def test_replaced_while_it_is_read(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, steps = checkpoint.read_regular, [9, 8]
+
+    def late(path: Path, most: int) -> bytes:
+        if path.suffix == ".safetensors" and steps:
+            save(saved, "last", TENSORS, {}, step=steps.pop())
+        return read(path, most)
+
+    monkeypatch.setattr(checkpoint, "read_regular", late)
+    assert checkpoint.load(saved, "last").info["step"] == 9
+
+
 def test_last_and_best_do_not_touch_each_other(saved: Path) -> None:
     save(saved, "best", TENSORS, {}, step=3)
     save(saved, "last", TENSORS, {}, step=9)
