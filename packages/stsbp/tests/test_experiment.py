@@ -197,6 +197,9 @@ def test_leftovers_of_a_run_that_was_killed_when_it_had_ended_go(
         lambda seed: seed["test"]["rates"].pop("linear1"),
         lambda seed: seed["operations"].pop("linear2"),
         lambda seed: seed.pop("epoch"),
+        lambda seed: seed["test"].update(accuracy=None, accuracy_spike_count=None),
+        lambda seed: seed["test"].update(loss=-1.7e308),
+        lambda seed: [seed["last"].pop(name) for name in ("accuracy", "accuracy_spike_count")],
     ],
 )
 def test_damaged_figures_are_measured_again(

@@ -32,7 +32,7 @@ from stsbp.errors import CheckpointError, ConfigError, FileError
 from stsbp.files import MEGABYTE, OpenFolder, read_regular, real
 from stsbp.processes.group import Group
 from stsbp.training import checkpoint
-from stsbp.training.build import Data, Task, build_network, build_task, cut_validation, has_test_of_training
+from stsbp.training.build import Data, Inputs, Task, build_network, build_task, cut_validation, has_test_of_training
 from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.evaluate import evaluate
 from stsbp.training.loop import StopRequest, import_checkpoint, stop_together, train
@@ -190,7 +190,8 @@ class Experiment:
             Stopped: a stop was requested. The state is saved.
         """
         group = Group() if group is None else group
-        known = _known(self.json, build_network(self.config, self.data.inputs)) if within is not None else {}
+        network = build_network(self.config, self.data.inputs)
+        known = _known(self.json, network, self.data.inputs) if within is not None else {}
         for number, seed in enumerate(self.seeds, 1):
             folder = self.folder(seed)
             reported = None if within is None else self.reported(folder)
@@ -248,22 +249,26 @@ class Experiment:
         return last if self.data.validation is None else checkpoint.load(folder.path, "best")
 
 
-def _known(path: Path, network: NetworkSpec) -> dict[int, dict[str, Any]]:
+def _known(path: Path, network: NetworkSpec, inputs: Inputs) -> dict[int, dict[str, Any]]:
     """The results of the seeds in `experiment.json`. Empty if it is missing, damaged or of another version."""
     try:
         found = records.seeds(read_regular(path, _MOST), FORMAT)
     except OSError:
         return {}
-    return {seed["seed"]: seed for seed in found if _of_network(seed, network)}
+    return {seed["seed"]: seed for seed in found if _of_network(seed, network, inputs)}
 
 
-def _of_network(found: dict[str, Any], network: NetworkSpec) -> bool:
-    """Whether the results of a seed belong to a network with these layers."""
-    layers = {block.name: block.static for block in network.blocks}
-    figures = (found["test"], found["last"], *([] if found["validation"] is None else [found["validation"]]))
-    if not all(set(part["rates"]) == set(layers) for part in figures):
-        return False
-    return set(found["operations"]) == {name for name, static in layers.items() if not static}
+def _of_network(found: dict[str, Any], network: NetworkSpec, inputs: Inputs) -> bool:
+    """Whether the results of a seed belong to a network with these layers and labels."""
+    parts = [found[name] for name in ("test", "last", "validation", "best_tested") if found[name] is not None]
+    operations = {block.name for block in network.blocks if not block.static}
+    return all(_fits(part, network, inputs) for part in parts) and set(found["operations"]) == operations
+
+
+def _fits(figures: dict[str, Any], network: NetworkSpec, inputs: Inputs) -> bool:
+    """Whether an evaluation belongs to a network with these layers and labels."""
+    layers = {block.name for block in network.blocks}
+    return set(figures["rates"]) == layers and ("accuracy" in figures) != inputs.sequences
 
 
 def _train(task: Task, data: Data, folder: RunFolder, show: Reporter, stop: StopRequest) -> None:
@@ -296,7 +301,7 @@ def _figures(
     if reported is None:
         return None
     lines = read_records(folder.metrics, show.warn)
-    evaluations = [r for r in lines if r["kind"] == "evaluation"]
+    evaluations = [r for r in lines if r["kind"] == "evaluation" and _fits(r, task.network, task.inputs)]
     tests = [r for r in evaluations if r["split"] == "test"]
     seconds = [r["seconds"] for r in lines if r["kind"] == "epoch"]
     if not tests or tests[-1]["epoch"] != task.config.epochs or not seconds:

@@ -101,7 +101,8 @@ def _summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for where in ("test", "last", "best_tested"):
         if any(result[where] is None for result in results):
             continue
-        names = [name for name in (*_PERCENT, "van_rossum", "hamming", "loss") if name in results[0][where]]
+        every = (*_PERCENT, "van_rossum", "hamming", "loss")
+        names = [name for name in every if all(name in result[where] for result in results)]
         summary[where] = {name: _spread([r[where][name] for r in results]) for name in names}
     for key, found in (("rates", [r["test"]["rates"] for r in results]), ("operations", _of(results, "operations"))):
         summary[key] = {layer: fmean(values[layer] for values in found) for layer in found[0]}
