@@ -22,6 +22,7 @@ from stsbp.experiment import run as experiment_run
 from stsbp.experiment.run import with_validation
 from stsbp.experiment.table import markdown
 from stsbp.training.operations import fan_out, spikes_of
+from stsbp.training.run_folder import RunFolder
 from stsbp_spec import NetworkSpec
 from stsbp_spec.network import Block
 from stsbp_spec.reference.backend import RULES
@@ -262,7 +263,24 @@ def test_table_of_an_unfinished_experiment_says_so(experiment: Callable[..., Res
     experiment()
     found = json.loads((tmp_path / "e" / "experiment.json").read_text())
     found["asked"] = [0, 1, 2]
-    assert "**2 of 3 seeds are done**, 2 not yet" in markdown(found)
+    assert "**2 of 3 seeds are done**, 2 not yet. Run the same command to continue." in markdown(found)
+    # Repeated as it is, it would remove what is done.
+    found["command"].append("--overwrite")
+    assert "Run the same command without --overwrite to continue." in markdown(found)
+
+
+def test_jobs_that_end_early_tell_how_to_continue(
+    experiment: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert experiment("--seeds", 1).exit_code == 0
+    stopped = experiment("--jobs", 2, "--stop-after", 1e-9)
+    assert stopped.exit_code == 75, stopped.output
+    assert "time is up: stopped and saved everything; 1 of 2 seeds are trained. Continue" in stopped.stderr
+    monkeypatch.setattr(sys, "argv", ["stsbp", "experiment", "--overwrite"])
+    with RunFolder(tmp_path / "e" / "seed-1").lock():
+        failed = experiment("--jobs", 2)
+    assert failed.exit_code == 1
+    assert "To continue, run the same command without --overwrite again" in failed.stderr
 
 
 def test_changed_settings_and_foreign_folders_are_refused(experiment: Callable[..., Result], tmp_path: Path) -> None:

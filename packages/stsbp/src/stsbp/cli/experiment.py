@@ -82,8 +82,8 @@ def command(
 ) -> None:
     """Train the preset NAME with several seeds and write a table of the results.
 
-    NAME is a preset that `stsbp presets` lists, or a data set. If the command is stopped or killed, repeat it to
-    continue. To add seeds, repeat the command with a larger --seeds.
+    NAME is a preset that `stsbp presets` lists, or a data set. If the command is stopped or killed, repeat it
+    without --overwrite to continue. To add seeds, repeat the command with a larger --seeds.
 
     Unless you give --validation, one tenth of the training samples is held out for validation. The table reports the
     test results of the epoch with the best validation result. With --validation 0, the table reports the test results
@@ -157,7 +157,7 @@ def command(
                     folder.files.write(experiment.table.name, markdown(found).encode())
             except Stopped as stopped:
                 if group.leads:
-                    _tell(stopped, experiment, len(results))
+                    _tell(stopped, experiment, None if jobs > 1 else len(results))
                 sys.exit(stopped.exit_code)
     if group.leads:
         say(_json(found) if as_json else markdown(found), nl=False)
@@ -204,12 +204,22 @@ def _typed() -> list[str]:
     return ["stsbp", *sys.argv[1:]]
 
 
-def _tell(stopped: Stopped, experiment: Experiment, done: int) -> None:
-    """Print where the experiment was stopped, and how to continue it."""
+def _tell(stopped: Stopped, experiment: Experiment, done: int | None) -> None:
+    """Print where the experiment was stopped, and how to continue it.
+
+    Args:
+        stopped: the stop.
+        experiment: the experiment.
+        done: number of seeds with results; None: the seeds are trained side by side.
+    """
     again = shlex.join(word for word in _typed() if word != "--overwrite")
     seeds = experiment.seeds
-    with contextlib.suppress(BrokenPipeError):
+    if done is None:
+        trained = sum(experiment.reported(experiment.folder(seed)) is not None for seed in seeds)
+        where = f"{stopped} and saved everything; {trained} of {len(seeds)} seeds are trained"
+    else:
         where = f"{stopped} in seed {seeds[done]} and saved everything; {done} of {len(seeds)} seeds are done"
+    with contextlib.suppress(BrokenPipeError):
         say(f"{where}. Continue with: {again}", err=True)
 
 

@@ -41,7 +41,7 @@ from stsbp.training.operations import synaptic_operations
 from stsbp.training.progress import Reporter, shown_by
 from stsbp.training.run_folder import RunFolder
 
-__all__ = ["FORMAT", "VALIDATION_SHARE", "Experiment", "with_validation"]
+__all__ = ["FORMAT", "VALIDATION_SHARE", "Experiment", "same_command", "with_validation"]
 
 FORMAT = 2
 """Version of `experiment.json`. It is increased when results are added or change their meaning."""
@@ -58,6 +58,11 @@ def with_validation(config: RunConfig, dataset: Dataset) -> RunConfig:
     if has_test_of_training(config.dataset):
         return config
     return config.model_copy(update={"validation": len(dataset.train) // VALIDATION_SHARE})
+
+
+def same_command(words: Sequence[str]) -> str:
+    """What to call a command that is to be run again: without `--overwrite`, which would remove its results."""
+    return "the same command" + " without --overwrite" * ("--overwrite" in words)
 
 
 @dataclass(frozen=True)
@@ -218,8 +223,8 @@ class Experiment:
                     if reported is None:
                         within.check()
                         raise CheckpointError(
-                            f"{folder.path} was removed or replaced just after its run ended; put it back, or run the "
-                            "same command again to train that seed anew"
+                            f"{folder.path} was removed or replaced just after its run ended; put it back, or run "
+                            f"{same_command(sys.argv)} again to train that seed anew"
                         )
                 found = _figures(task, self.data, folder, reported, show, stop)
                 if found is not None:

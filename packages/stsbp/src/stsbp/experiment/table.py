@@ -12,7 +12,7 @@ from stsbp_spec.network import NetworkSpec
 
 from stsbp.config import FREE, RunConfig, to_toml_value
 from stsbp.errors import printable
-from stsbp.experiment.run import FORMAT, Experiment
+from stsbp.experiment.run import FORMAT, Experiment, same_command
 from stsbp.presets import NamedPreset
 from stsbp.training.operations import MOST_SAMPLES
 
@@ -126,7 +126,7 @@ def markdown(found: dict[str, Any]) -> str:
     if missing := [seed for seed in asked if seed not in done]:
         parts.append(
             f"**{len(done)} of {len(asked)} seeds are done**, {', '.join(map(str, missing))} not yet. "
-            "Run the same command to continue."
+            f"Run {same_command(found['command'])} to continue."
         )
     if found["summary"] is not None:
         parts += [_main_table(found), _selection(found), _seed_table(found), _layer_table(found)]
