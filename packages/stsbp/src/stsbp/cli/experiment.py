@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from stsbp_spec.backend import AbstractBackend
 
 from stsbp.cli import COMMANDS, Globals
 from stsbp.cli.common import (
@@ -35,6 +36,7 @@ from stsbp.processes.group import Group, join
 from stsbp.training.build import check_neuron_settings, cut_validation, load_dataset, own_flushes
 from stsbp.training.initial import borrowed_weights, pinned
 from stsbp.training.loop import Stopped, stop_on_signals
+from stsbp.training.overlap import warn_of_borrowed_tests, warn_of_trained_tests
 from stsbp.training.progress import shown_by
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.tensorboard import require
@@ -138,6 +140,7 @@ def command(
         if group.leads and config.init_from:
             # Check this before anything is written or removed.
             borrowed_weights(network, config)
+        overlaps = _overlaps(experiment, backend, group) if group.leads else []
         results: list[dict[str, Any]] = []
         found: dict[str, Any] = {}
         folder = RunFolder(path)
@@ -152,7 +155,7 @@ def command(
                     side_by_side.train(experiment, stop)
                 for result in experiment.results(backend, stop, within, group):
                     results.append(result)
-                    found = document(name, PRESETS.get(name), base, experiment, network, results, _typed())
+                    found = document(name, PRESETS.get(name), base, experiment, network, results, _typed(), overlaps)
                     folder.files.write(experiment.json.name, _json(found).encode())
                     folder.files.write(experiment.table.name, markdown(found).encode())
             except Stopped as stopped:
@@ -191,6 +194,15 @@ def _load(config: RunConfig, group: Group) -> Dataset:
         for note in data.notes:
             show.note(note)
         return data
+    finally:
+        show.close()
+
+
+def _overlaps(experiment: Experiment, backend: AbstractBackend, group: Group) -> list[str]:
+    """Warn of test samples that the networks are trained on. Returns the warnings."""
+    show, config, data = shown_by(group), experiment.config, experiment.data
+    try:
+        return warn_of_trained_tests(config, data, show) + warn_of_borrowed_tests(config, data, backend, show)
     finally:
         show.close()
 

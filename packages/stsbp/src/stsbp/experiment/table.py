@@ -39,6 +39,7 @@ def document(
     network: NetworkSpec,
     results: Sequence[dict[str, Any]],
     command: Sequence[str],
+    overlaps: Sequence[str],
 ) -> dict[str, Any]:
     """The contents of `experiment.json`, as JSON values.
 
@@ -50,6 +51,7 @@ def document(
         network: the trained network.
         results: results of the finished seeds.
         command: the typed command.
+        overlaps: warnings of test samples that the networks were trained on.
     """
     own, plain, data = experiment.config.model_dump(), base.model_dump(), experiment.data
     starts = [start for seed in experiment.seeds for start in experiment.folder(seed).starts()]
@@ -65,7 +67,7 @@ def document(
         "asked": list(experiment.seeds),
         "settings": {key: value for key, value in own.items() if key != "seed"},
         "changed": [{"setting": key, "preset": plain[key], "here": own[key]} for key in changed],
-        "notes": list(data.dataset.notes),
+        "notes": [*data.dataset.notes, *overlaps],
         "samples": {split: len(samples) for split, samples in data.splits().items()},
         "network": {
             "notation": str(network),
