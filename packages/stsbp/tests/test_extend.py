@@ -111,8 +111,8 @@ def test_only_epochs_may_grow(stsbp: Call, train_tiny: Call, tmp_path: Path, ask
 
 
 def test_command_with_a_file_of_nodes_continues_its_run(train_tiny: Call, tmp_path: Path) -> None:
-    rows = (("a", 'weights = "12"', "input"), ("b", 'neurons = ""', "a"))
-    rows += (("c", 'weights = "10"', "b"), ("output", 'neurons = ""', "c"))
+    rows = [("a", 'weights = "12"', "input"), ("b", 'neurons = ""', "a")]
+    rows += [("c", 'weights = "10"', "b"), ("output", 'neurons = ""', "c")]
     nodes = "".join(f'[[node]]\nname = "{name}"\n{kind}\nfrom = "{source}"\n' for name, kind, source in rows)
     (tmp_path / "net.toml").write_text(nodes)
     (tmp_path / "other.toml").write_text(nodes.replace("12", "13"))
