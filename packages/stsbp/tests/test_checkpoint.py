@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from stsbp.errors import CheckpointError, FileError
-from stsbp.files import OpenFolder
+from stsbp.files import OpenFolder, read_regular
 from stsbp.training import checkpoint
 from stsbp_spec.typing import AnyArray
 
@@ -57,6 +57,18 @@ def test_replaces_the_one_before(saved: Path) -> None:
     save(saved, "last", {**TENSORS, "step": np.asarray(8)}, {}, step=8)
     assert not before.exists()
     assert checkpoint.load(saved, "last").info["step"] == 8
+
+
+def test_replaced_while_it_is_read(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = [9, 8]
+
+    def late(path: Path, most: int) -> bytes:
+        if path.suffix == ".safetensors" and steps:
+            save(saved, "last", TENSORS, {}, step=steps.pop())
+        return read_regular(path, most)
+
+    monkeypatch.setattr(checkpoint, "read_regular", late)
+    assert checkpoint.load(saved, "last").info["step"] == 9
 
 
 def test_last_and_best_do_not_touch_each_other(saved: Path) -> None:

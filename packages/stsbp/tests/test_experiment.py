@@ -22,6 +22,7 @@ from stsbp.experiment import run as experiment_run
 from stsbp.experiment.run import with_validation
 from stsbp.experiment.table import markdown
 from stsbp.training.operations import fan_out, spikes_of
+from stsbp.training.run_folder import RunFolder
 from stsbp_spec import NetworkSpec
 from stsbp_spec.network import Block
 from stsbp_spec.reference.backend import RULES
@@ -197,6 +198,9 @@ def test_leftovers_of_a_run_that_was_killed_when_it_had_ended_go(
         lambda seed: seed["test"]["rates"].pop("linear1"),
         lambda seed: seed["operations"].pop("linear2"),
         lambda seed: seed.pop("epoch"),
+        lambda seed: seed["test"].update(accuracy=None, accuracy_spike_count=None),
+        lambda seed: seed["test"].update(loss=-1.7e308),
+        lambda seed: [seed["last"].pop(name) for name in ("accuracy", "accuracy_spike_count")],
     ],
 )
 def test_damaged_figures_are_measured_again(
@@ -237,8 +241,13 @@ def test_overwrite_removes_all_runs_or_none(
     assert "holds files that no run wrote (mine.txt)" in failed.stderr
     assert (tmp_path / "e" / "seed-0" / "last.json").exists()
     (tmp_path / "e" / "seed-1" / "mine.txt").unlink()
+    # A copy of a seed is not a seed.
+    shutil.copytree(tmp_path / "e" / "seed-1", tmp_path / "e" / "seed-1-copy")
+    kept = sorted((tmp_path / "e" / "seed-1-copy").iterdir())
     assert experiment("--lr", 0.02, "--overwrite").exit_code == 0
     assert (tmp_path / "e" / "seed-1.html").exists()
+    assert sorted((tmp_path / "e" / "seed-1-copy").iterdir()) == kept
+    assert experiment("--lr", 0.02).exit_code == 0
 
 
 def test_experiment_of_the_former_default_folder_goes_on_there(
@@ -254,7 +263,24 @@ def test_table_of_an_unfinished_experiment_says_so(experiment: Callable[..., Res
     experiment()
     found = json.loads((tmp_path / "e" / "experiment.json").read_text())
     found["asked"] = [0, 1, 2]
-    assert "**2 of 3 seeds are done**, 2 not yet" in markdown(found)
+    assert "**2 of 3 seeds are done**, 2 not yet. Run the same command to continue." in markdown(found)
+    # Repeated as it is, it would remove what is done.
+    found["command"].append("--overwrite")
+    assert "Run the same command without --overwrite to continue." in markdown(found)
+
+
+def test_jobs_that_end_early_tell_how_to_continue(
+    experiment: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert experiment("--seeds", 1).exit_code == 0
+    stopped = experiment("--jobs", 2, "--stop-after", 1e-9)
+    assert stopped.exit_code == 75, stopped.output
+    assert "time is up: stopped and saved everything; 1 of 2 seeds are trained. Continue" in stopped.stderr
+    monkeypatch.setattr(sys, "argv", ["stsbp", "experiment", "--overwrite"])
+    with RunFolder(tmp_path / "e" / "seed-1").lock():
+        failed = experiment("--jobs", 2)
+    assert failed.exit_code == 1
+    assert "To continue, run the same command without --overwrite again" in failed.stderr
 
 
 def test_changed_settings_and_foreign_folders_are_refused(experiment: Callable[..., Result], tmp_path: Path) -> None:
@@ -294,6 +320,7 @@ def test_experiment_that_was_killed_before_its_first_run_begins(
         (("nmnist-hamming", "--dataset", "digits"), "the preset nmnist-hamming is for nmnist"),
         (("nmnist-hamming",), "N-MNIST needs a data folder"),
         (("digits", "--validation", "1500"), "choose another validation"),
+        (("digits", "--seed", str(2**32 - 2), "--seeds", "3"), "the largest possible seed is 4294967295"),
     ],
 )
 def test_mistakes_leave_nothing_behind(

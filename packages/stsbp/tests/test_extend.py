@@ -111,6 +111,21 @@ def test_only_epochs_may_grow(stsbp: Call, train_tiny: Call, tmp_path: Path, ask
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
+def test_command_with_a_file_of_nodes_continues_its_run(train_tiny: Call, tmp_path: Path) -> None:
+    rows = [("a", 'weights = "12"', "input"), ("b", 'neurons = ""', "a")]
+    rows += [("c", 'weights = "10"', "b"), ("output", 'neurons = ""', "c")]
+    nodes = "".join(f'[[node]]\nname = "{name}"\n{kind}\nfrom = "{source}"\n' for name, kind, source in rows)
+    (tmp_path / "net.toml").write_text(nodes)
+    (tmp_path / "other.toml").write_text(nodes.replace("12", "13"))
+    command = (tmp_path / "run", "--net", "net.toml")
+    assert train_tiny(*command).exit_code == 0
+    done = train_tiny(*command, "--resume")
+    assert done.exit_code == 0, done.output
+    done = train_tiny(tmp_path / "run", "--net", "other.toml", "--resume")
+    assert done.exit_code == 1
+    assert '"other.toml" asked' in done.stderr
+
+
 def test_checkpoint_of_more_epochs_than_the_run_has_is_not_its_own(
     stsbp: Call, train_tiny: Call, tmp_path: Path
 ) -> None:
@@ -321,6 +336,24 @@ def test_experiment_begins_every_seed_with_the_weights_of_a_run(
         for seed in (0, 1)
     }
     assert shas == {json.loads((tmp_path / "a" / "last.json").read_text())["sha256"]}
+
+
+def test_experiment_refuses_a_start_before_it_writes_or_removes(
+    stsbp: Call, train_tiny: Call, tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    train_tiny(tmp_path / "a")
+    given = ("experiment", "digits", *tiny, "--seeds", 1, "--out", "e")
+    refused = stsbp(*given, "--init-from", "a", "--net", 20)
+    assert "do not fit the network" in refused.stderr
+    assert not (tmp_path / "e").exists()
+    assert stsbp(*given).exit_code == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "e").rglob("*") if path.is_file()}
+    (tmp_path / "link").symlink_to("e/seed-0")
+    for arguments in (("--init-from", "link:best"), ("--init-from", "a", "--net", 20)):
+        refused = stsbp(*given, *arguments, "--overwrite")
+        assert refused.exit_code == 1
+        assert "--overwrite would remove the run" in refused.stderr or "do not fit the network" in refused.stderr
+        assert {path: path.read_bytes() for path in (tmp_path / "e").rglob("*") if path.is_file()} == before
 
 
 NO_TEST = ("--holdout", 0, "--no-test")

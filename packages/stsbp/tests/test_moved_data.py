@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,20 @@ def test_a_run_that_another_process_began_meanwhile_stays(
     assert done.exit_code == 1
     assert "meanwhile" in done.output
     assert "seed = 0" in (tmp_path / "run" / "config.toml").read_text()
+
+
+def test_experiment_warns_of_test_samples_that_were_trained_on(
+    stsbp: Call, run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STSBP_CACHE", str(tmp_path / "cache"))
+    other = draw(tmp_path / "other", 6)
+    given = ("experiment", f"folder:{images}", *OPTIONS[:-2], "--seeds", 1, "--out", "e")
+    done = stsbp(*given, "--test-on", f"folder:{other}", "--init-from", run)
+    assert done.exit_code == 0, done.output
+    table = (tmp_path / "e" / "experiment.md").read_text()
+    for said in ("are used for training or to choose the best checkpoint", "and this run starts from its weights"):
+        assert re.search(rf"warning: \d of the 6 test samples .*{said}", done.stderr)
+        assert re.search(rf"- Data: \d of the 6 test samples .*{said}\.", table)
 
 
 def test_testing_on_samples_that_the_start_was_trained_on_is_warned_of(

@@ -63,6 +63,17 @@ def test_a_run_with_a_readout(
         assert "Loss of each class" in text
         assert "Output over target" not in text
         assert "The loss of" in text
+        assert "nearest label sequence" not in text
+    assert "a column the class of the least loss." in text
+
+
+def test_an_experiment_with_a_readout_names_its_decoders(stsbp: Callable[..., Result], tmp_path: Path) -> None:
+    done = stsbp("experiment", "digits", *TINY, "--loss", "cross-entropy", "--seeds", 1, "--out", "e")
+    assert done.exit_code == 0, done.output
+    assert "| test accuracy, least loss |" in done.stdout
+    assert "| test accuracy, mean potential |" in done.stdout
+    assert "| test accuracy | test by mean potential | accuracy, last | by mean potential, last |" in done.stdout
+    assert json.loads((tmp_path / "e" / "experiment.json").read_text())["decoders"] == ["least loss", "mean potential"]
 
 
 def test_readouts_are_refused_where_labels_are_spike_trains_or_bits_are_promised(stsbp: Callable[..., Result]) -> None:

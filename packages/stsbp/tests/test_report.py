@@ -247,6 +247,11 @@ def test_report_before_the_first_epoch(
         "WHOLE-of-another-layer",
         "WHOLE-with-grids",
         "WHOLE-that-is-too-large",
+        "WHOLE-with-null",
+        "WHOLE-whose-square-is-too-large",
+        "WHOLE-of-more-than-all",
+        "WHOLE-of-a-late-epoch",
+        "WHOLE-of-a-late-update",
         '{"kind": [1]}',
         "[" * 100000,
         '{"kind": "step", "loss": 1, "rates": {}, "accuracy": 1, "accuracy_spike_count": 1, "grids": "x"}',
@@ -265,6 +270,11 @@ def test_damaged_records_are_left_out(
         "WHOLE-of-another-layer": whole.replace("linear1", "conv9"),
         "WHOLE-with-grids": whole[:-1] + ', "grids": 5}',
         "WHOLE-that-is-too-large": whole.replace(f'"loss": {loss}', f'"loss": {10**400}'),
+        "WHOLE-with-null": whole[:-1] + ', "f1": null}',
+        "WHOLE-whose-square-is-too-large": whole.replace(f'"loss": {loss}', '"loss": -1.7e308'),
+        "WHOLE-of-more-than-all": whole[:-1] + ', "accuracy": 1.5}',
+        "WHOLE-of-a-late-epoch": whole[:-1] + f', "epoch": {2**53}}}',
+        "WHOLE-of-a-late-update": whole[:-1] + f', "step": {2**53}}}',
     }.get(line, line)
     assert line not in metrics.read_text()
     before = stsbp("compare", "run").stdout
@@ -701,8 +711,10 @@ def test_steps_between_ticks_are_the_smallest_round_numbers_that_do() -> None:
     assert steps == {5.0: 1, 5.1: 2, 10.0: 2, 12.5: 2.5, 25.0: 5, 26.0: 10, 50.0: 10}
 
 
-def test_lines_without_change() -> None:
-    text = svg.lines("flat", "epoch", [svg.Series("loss", [1], [0.0])])
+@pytest.mark.parametrize("value", [0.0, 0.5, -1e17, -1e100])
+@pytest.mark.parametrize("epoch", [1, 10**15])
+def test_lines_without_change(value: float, epoch: int) -> None:
+    text = svg.lines("flat", "epoch", [svg.Series("loss", [epoch], [value])])
     assert "nan" not in text
     assert "inf" not in text
 

@@ -40,7 +40,12 @@ _LONGEST_INTEGER = 20
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Size = Annotated[int, Field(ge=1, lt=10**9)]
-Amount = Annotated[float, Field(ge=0)]
+Place = Annotated[int, Field(ge=0, le=10**15)]
+"""A number of updates or epochs. Half a step beside it is still exact in a float."""
+Number = Annotated[float, Field(ge=-1e100, le=1e100)]
+"""Its square is finite."""
+Amount = Annotated[float, Field(ge=0, le=1e100)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -56,7 +61,7 @@ class Description(Record):
     file: str
     sha256: Digest
     tensors: dict[str, Any]
-    step: Count
+    step: Place
 
 
 class Sums(Record):
@@ -90,11 +95,11 @@ class Sums(Record):
 class Best(Record):
     """Which epoch was the best so far."""
 
-    step: Count
-    epoch: Count
+    step: Place
+    epoch: Place
     by: str
-    value: float
-    score: float
+    value: Number
+    score: Number
 
 
 class Progress(Record):
@@ -102,14 +107,14 @@ class Progress(Record):
 
     config: str
     data: str
-    step: Count
-    epoch: Count
-    batch: Count
+    step: Place
+    epoch: Place
+    batch: Place
     sums: Sums
     window: Sums
     best: Best | None
     metrics_bytes: Count
-    epochs: Count | None = None
+    epochs: Place | None = None
     contract: Count = 1
     threads: Count | None = None
     processes: Count = 1
@@ -137,12 +142,12 @@ class Trained(Record):
 
     config: str
     data: str
-    epoch: Count
+    epoch: Place
     inputs: InputsRecord
 
 
 class _Grid(Record):
-    headroom: float
+    headroom: Number
     bits: Count | None = None
     exponent: int | None = None
 
@@ -150,37 +155,37 @@ class _Grid(Record):
 class Figures(Record):
     """Loss, spike rates, and the quality of the outputs: accuracies, measures of spike times, or both."""
 
-    loss: float
-    rates: dict[str, float]
+    loss: Number
+    rates: dict[str, Number]
     samples: Count
-    accuracy: float | None = None
-    accuracy_spike_count: float | None = None
-    precision: float | None = None
-    recall: float | None = None
-    f1: float | None = None
-    van_rossum: float | None = None
-    hamming: float | None = None
+    accuracy: Share | None = None
+    accuracy_spike_count: Share | None = None
+    precision: Share | None = None
+    recall: Share | None = None
+    f1: Share | None = None
+    van_rossum: Number | None = None
+    hamming: Number | None = None
     grids: dict[str, _Grid] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _how_good(self) -> Figures:
-        of_classes = (self.accuracy, self.accuracy_spike_count)
-        of_spikes = (self.precision, self.recall, self.f1, self.van_rossum, self.hamming)
-        there = [figures for figures in (of_classes, of_spikes) if any(figure is not None for figure in figures)]
-        if not there or any(None in figures for figures in there):
+        of_classes = ("accuracy", "accuracy_spike_count")
+        of_spikes = ("precision", "recall", "f1", "van_rossum", "hamming")
+        there = [names for names in (of_classes, of_spikes) if self.model_fields_set.intersection(names)]
+        if not there or any(getattr(self, name) is None for names in there for name in names):
             raise ValueError("it has neither all accuracies nor all figures of spike times")
         return self
 
 
 class _Training(Figures):
-    step: Count
-    epoch: Count
-    gradient_norm: float
-    largest_gradient_norm: float
-    seconds: float
-    learning_rate: float
-    samples_per_second: float | None = None
-    zeroed: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
+    step: Place
+    epoch: Place
+    gradient_norm: Number
+    largest_gradient_norm: Number
+    seconds: Number
+    learning_rate: Number
+    samples_per_second: Number | None = None
+    zeroed: dict[str, Share] = Field(default_factory=dict)
 
 
 class _Step(_Training):
@@ -195,9 +200,9 @@ class _Epoch(_Training):
 class _Evaluation(Figures):
     kind: Literal["evaluation"]
     split: str
-    step: Count
-    epoch: Count
-    seconds: float
+    step: Place
+    epoch: Place
+    seconds: Number
 
 
 _LINE: TypeAdapter[_Step | _Epoch | _Evaluation] = TypeAdapter(
@@ -210,7 +215,7 @@ class Start(Record):
 
     versions: dict[str, str]
     time: str | None = None
-    step: Count | None = None
+    step: Place | None = None
     stsbp: str | None = None
     contract: Count | None = None
     backend: str | None = None
@@ -228,7 +233,7 @@ class Seed(Record):
     seed: int
     run: str
     checkpoint: Digest
-    epoch: Count
+    epoch: Place
     test: Figures
     last: Figures
     best_tested: Figures | None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from stsbp_spec.backend import AbstractBackend
 
 from stsbp.cli import COMMANDS, Globals
 from stsbp.cli.common import (
@@ -33,8 +34,9 @@ from stsbp.experiment.table import document, markdown
 from stsbp.presets import PRESETS
 from stsbp.processes.group import Group, join
 from stsbp.training.build import check_neuron_settings, cut_validation, load_dataset, own_flushes
-from stsbp.training.initial import pinned
+from stsbp.training.initial import borrowed_weights, pinned
 from stsbp.training.loop import Stopped, stop_on_signals
+from stsbp.training.overlap import warn_of_borrowed_tests, warn_of_trained_tests
 from stsbp.training.progress import shown_by
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.tensorboard import require
@@ -82,8 +84,8 @@ def command(
 ) -> None:
     """Train the preset NAME with several seeds and write a table of the results.
 
-    NAME is a preset that `stsbp presets` lists, or a data set. If the command is stopped or killed, repeat it to
-    continue. To add seeds, repeat the command with a larger --seeds.
+    NAME is a preset that `stsbp presets` lists, or a data set. If the command is stopped or killed, repeat it
+    without --overwrite to continue. To add seeds, repeat the command with a larger --seeds.
 
     Unless you give --validation, one tenth of the training samples is held out for validation. The table reports the
     test results of the epoch with the best validation result. With --validation 0, the table reports the test results
@@ -99,6 +101,11 @@ def command(
     if not config.test:
         raise ConfigError(
             "the table of an experiment shows results on test samples; leave test = false (--no-test) out"
+        )
+    if config.seed + seeds > 2**32:
+        raise ConfigError(
+            f"--seed {config.seed} and --seeds {seeds} need seeds up to {config.seed + seeds - 1}, but the largest "
+            f"possible seed is {2**32 - 1}; give a smaller --seed or --seeds"
         )
     config = pinned(config)
     check_neuron_settings(config, given)
@@ -130,6 +137,10 @@ def command(
             experiment = Experiment(path, config, chosen, cut_validation(data, config))
         group.compare_data(experiment.data.fingerprint())
         network = experiment.task(config.seed, backend).network
+        if group.leads and config.init_from:
+            # Check this before anything is written or removed.
+            borrowed_weights(network, config)
+        overlaps = _overlaps(experiment, backend, group) if group.leads else []
         results: list[dict[str, Any]] = []
         found: dict[str, Any] = {}
         folder = RunFolder(path)
@@ -144,12 +155,12 @@ def command(
                     side_by_side.train(experiment, stop)
                 for result in experiment.results(backend, stop, within, group):
                     results.append(result)
-                    found = document(name, PRESETS.get(name), base, experiment, network, results, _typed())
+                    found = document(name, PRESETS.get(name), base, experiment, network, results, _typed(), overlaps)
                     folder.files.write(experiment.json.name, _json(found).encode())
                     folder.files.write(experiment.table.name, markdown(found).encode())
             except Stopped as stopped:
                 if group.leads:
-                    _tell(stopped, experiment, len(results))
+                    _tell(stopped, experiment, None if jobs > 1 else len(results))
                 sys.exit(stopped.exit_code)
     if group.leads:
         say(_json(found) if as_json else markdown(found), nl=False)
@@ -187,6 +198,15 @@ def _load(config: RunConfig, group: Group) -> Dataset:
         show.close()
 
 
+def _overlaps(experiment: Experiment, backend: AbstractBackend, group: Group) -> list[str]:
+    """Warn of test samples that the networks are trained on. Returns the warnings."""
+    show, config, data = shown_by(group), experiment.config, experiment.data
+    try:
+        return warn_of_trained_tests(config, data, show) + warn_of_borrowed_tests(config, data, backend, show)
+    finally:
+        show.close()
+
+
 def _json(found: dict[str, Any]) -> str:
     return json.dumps(found, indent=1, allow_nan=False) + "\n"
 
@@ -196,12 +216,22 @@ def _typed() -> list[str]:
     return ["stsbp", *sys.argv[1:]]
 
 
-def _tell(stopped: Stopped, experiment: Experiment, done: int) -> None:
-    """Print where the experiment was stopped, and how to continue it."""
+def _tell(stopped: Stopped, experiment: Experiment, done: int | None) -> None:
+    """Print where the experiment was stopped, and how to continue it.
+
+    Args:
+        stopped: the stop.
+        experiment: the experiment.
+        done: number of seeds with results; None: the seeds are trained side by side.
+    """
     again = shlex.join(word for word in _typed() if word != "--overwrite")
     seeds = experiment.seeds
-    with contextlib.suppress(BrokenPipeError):
+    if done is None:
+        trained = sum(experiment.reported(experiment.folder(seed)) is not None for seed in seeds)
+        where = f"{stopped} and saved everything; {trained} of {len(seeds)} seeds are trained"
+    else:
         where = f"{stopped} in seed {seeds[done]} and saved everything; {done} of {len(seeds)} seeds are done"
+    with contextlib.suppress(BrokenPipeError):
         say(f"{where}. Continue with: {again}", err=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from stsbp.config import RunConfig, to_toml
 from stsbp.errors import StsbpError
-from stsbp.experiment.run import Experiment
+from stsbp.experiment.run import Experiment, same_command
 from stsbp.processes.launcher import THREADS, Started
 from stsbp.threads import thread_count
 from stsbp.training.loop import StopRequest
@@ -68,7 +69,7 @@ class SideBySide:
                     if job.process.returncode != 0:
                         raise StsbpError(
                             f"the training of seed {job.seed} ended with exit code {job.process.returncode}. To "
-                            f"continue, run the same command again. Its last output:\n{job.said()}"
+                            f"continue, run {same_command(sys.argv)} again. Its last output:\n{job.said()}"
                         )
 
     def _begun(self, config: RunConfig, path: Path, settings: Path) -> _Job:

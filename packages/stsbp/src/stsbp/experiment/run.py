@@ -26,13 +26,13 @@ from stsbp_spec.network import NetworkSpec
 from stsbp_spec.trainer import TrainState
 
 from stsbp import records
-from stsbp.config import RunConfig, differences
+from stsbp.config import RunConfig, differences, split_start
 from stsbp.datasets import Dataset
 from stsbp.errors import CheckpointError, ConfigError, FileError
-from stsbp.files import MEGABYTE, OpenFolder, read_regular
+from stsbp.files import MEGABYTE, OpenFolder, read_regular, real
 from stsbp.processes.group import Group
 from stsbp.training import checkpoint
-from stsbp.training.build import Data, Task, build_network, build_task, cut_validation, has_test_of_training
+from stsbp.training.build import Data, Inputs, Task, build_network, build_task, cut_validation, has_test_of_training
 from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.evaluate import evaluate
 from stsbp.training.loop import StopRequest, import_checkpoint, stop_together, train
@@ -41,12 +41,13 @@ from stsbp.training.operations import synaptic_operations
 from stsbp.training.progress import Reporter, shown_by
 from stsbp.training.run_folder import RunFolder
 
-__all__ = ["FORMAT", "VALIDATION_SHARE", "Experiment", "with_validation"]
+__all__ = ["FORMAT", "VALIDATION_SHARE", "Experiment", "same_command", "with_validation"]
 
 FORMAT = 2
 """Version of `experiment.json`. It is increased when results are added or change their meaning."""
 _MOST = 64 * MEGABYTE
-_OWN = re.compile(r"seed-\d+|experiment\.(json|md)|\.lock|\.experiment\..*\.tmp")
+_SEED = re.compile(r"seed-[0-9]+")
+_OWN = re.compile(rf"{_SEED.pattern}|experiment\.(json|md)|\.lock|\.experiment\..*\.tmp")
 
 VALIDATION_SHARE = 10
 """By default, one of this many training samples is held out for validation."""
@@ -57,6 +58,11 @@ def with_validation(config: RunConfig, dataset: Dataset) -> RunConfig:
     if has_test_of_training(config.dataset):
         return config
     return config.model_copy(update={"validation": len(dataset.train) // VALIDATION_SHARE})
+
+
+def same_command(words: Sequence[str]) -> str:
+    """What to call a command that is to be run again: without `--overwrite`, which would remove its results."""
+    return "the same command" + " without --overwrite" * ("--overwrite" in words)
 
 
 @dataclass(frozen=True)
@@ -84,16 +90,27 @@ class Experiment:
         With `overwrite`, existing runs may have other settings. Call `clear` before `results` in this case.
 
         Raises:
-            ConfigError: a run in the folder has other settings. The message names all differences.
+            ConfigError: a run in the folder has other settings (the message names all differences), or `overwrite`
+                would remove the run from whose weights the new runs begin.
             FileError: the folder contains something else, or cannot be written.
             CheckpointError: the settings of a run in the folder are missing or damaged.
         """
         folder = RunFolder(path)
-        begun = any(path.glob("seed-*/config.toml"))
-        if not begun and not folder.is_free and any(not _OWN.fullmatch(entry.name) for entry in path.iterdir()):
+        runs = cls._folders(path)
+        if (
+            not any(run.is_run for run in runs)
+            and not folder.is_free
+            and any(not _OWN.fullmatch(entry.name) for entry in path.iterdir())
+        ):
             raise FileError(f"{path} is not empty and holds no experiment; choose another --out")
         folder.check_writable()
-        for run in () if overwrite else cls._folders(path):
+        if (
+            overwrite
+            and config.init_from
+            and real(split_start(config.init_from)[0]) in {real(run.path) for run in runs}
+        ):
+            raise ConfigError(f"--overwrite would remove the run that --init-from {config.init_from} begins with")
+        for run in () if overwrite else runs:
             if run.is_free:
                 continue
             if not run.is_run:
@@ -114,7 +131,9 @@ class Experiment:
     @staticmethod
     def _folders(path: Path) -> list[RunFolder]:
         """The folders of the existing seeds."""
-        return [RunFolder(found) for found in sorted(path.glob("seed-*")) if found.is_dir()]
+        return [
+            RunFolder(found) for found in sorted(path.glob("seed-*")) if _SEED.fullmatch(found.name) and found.is_dir()
+        ]
 
     def clear(self, within: OpenFolder) -> None:
         """Remove the existing runs, and nothing else.
@@ -176,7 +195,8 @@ class Experiment:
             Stopped: a stop was requested. The state is saved.
         """
         group = Group() if group is None else group
-        known = _known(self.json, build_network(self.config, self.data.inputs)) if within is not None else {}
+        network = build_network(self.config, self.data.inputs)
+        known = _known(self.json, network, self.data.inputs) if within is not None else {}
         for number, seed in enumerate(self.seeds, 1):
             folder = self.folder(seed)
             reported = None if within is None else self.reported(folder)
@@ -203,8 +223,8 @@ class Experiment:
                     if reported is None:
                         within.check()
                         raise CheckpointError(
-                            f"{folder.path} was removed or replaced just after its run ended; put it back, or run the "
-                            "same command again to train that seed anew"
+                            f"{folder.path} was removed or replaced just after its run ended; put it back, or run "
+                            f"{same_command(sys.argv)} again to train that seed anew"
                         )
                 found = _figures(task, self.data, folder, reported, show, stop)
                 if found is not None:
@@ -234,22 +254,26 @@ class Experiment:
         return last if self.data.validation is None else checkpoint.load(folder.path, "best")
 
 
-def _known(path: Path, network: NetworkSpec) -> dict[int, dict[str, Any]]:
+def _known(path: Path, network: NetworkSpec, inputs: Inputs) -> dict[int, dict[str, Any]]:
     """The results of the seeds in `experiment.json`. Empty if it is missing, damaged or of another version."""
     try:
         found = records.seeds(read_regular(path, _MOST), FORMAT)
     except OSError:
         return {}
-    return {seed["seed"]: seed for seed in found if _of_network(seed, network)}
+    return {seed["seed"]: seed for seed in found if _of_network(seed, network, inputs)}
 
 
-def _of_network(found: dict[str, Any], network: NetworkSpec) -> bool:
-    """Whether the results of a seed belong to a network with these layers."""
-    layers = {block.name: block.static for block in network.blocks}
-    figures = (found["test"], found["last"], *([] if found["validation"] is None else [found["validation"]]))
-    if not all(set(part["rates"]) == set(layers) for part in figures):
-        return False
-    return set(found["operations"]) == {name for name, static in layers.items() if not static}
+def _of_network(found: dict[str, Any], network: NetworkSpec, inputs: Inputs) -> bool:
+    """Whether the results of a seed belong to a network with these layers and labels."""
+    parts = [found[name] for name in ("test", "last", "validation", "best_tested") if found[name] is not None]
+    operations = {block.name for block in network.blocks if not block.static}
+    return all(_fits(part, network, inputs) for part in parts) and set(found["operations"]) == operations
+
+
+def _fits(figures: dict[str, Any], network: NetworkSpec, inputs: Inputs) -> bool:
+    """Whether an evaluation belongs to a network with these layers and labels."""
+    layers = {block.name for block in network.blocks}
+    return set(figures["rates"]) == layers and ("accuracy" in figures) != inputs.sequences
 
 
 def _train(task: Task, data: Data, folder: RunFolder, show: Reporter, stop: StopRequest) -> None:
@@ -282,7 +306,7 @@ def _figures(
     if reported is None:
         return None
     lines = read_records(folder.metrics, show.warn)
-    evaluations = [r for r in lines if r["kind"] == "evaluation"]
+    evaluations = [r for r in lines if r["kind"] == "evaluation" and _fits(r, task.network, task.inputs)]
     tests = [r for r in evaluations if r["split"] == "test"]
     seconds = [r["seconds"] for r in lines if r["kind"] == "epoch"]
     if not tests or tests[-1]["epoch"] != task.config.epochs or not seconds:

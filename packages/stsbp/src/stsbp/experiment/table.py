@@ -12,19 +12,21 @@ from stsbp_spec.network import NetworkSpec
 
 from stsbp.config import FREE, RunConfig, to_toml_value
 from stsbp.errors import printable
-from stsbp.experiment.run import FORMAT, Experiment
+from stsbp.experiment.run import FORMAT, Experiment, same_command
 from stsbp.presets import NamedPreset
+from stsbp.training.build import decoders
 from stsbp.training.operations import MOST_SAMPLES
 
 __all__ = ["document", "markdown"]
 
 _PERCENT = {
-    "accuracy": "accuracy, nearest label sequence",
-    "accuracy_spike_count": "accuracy, spike count",
+    "accuracy": "accuracy, {0}",
+    "accuracy_spike_count": "accuracy, {1}",
     "precision": "precision of spike times",
     "recall": "recall of spike times",
     "f1": "F1 of spike times",
 }
+"""Figures that are shares, in words with the two decoders."""
 _FOLLOWS = ("precision", "recall", "f1", "van_rossum", "hamming")
 """Measures of how well the outputs match their label sequences, if labels are classes."""
 _NOT_SHOWN = FREE | {"seed", "test_every", "validation"}
@@ -39,6 +41,7 @@ def document(
     network: NetworkSpec,
     results: Sequence[dict[str, Any]],
     command: Sequence[str],
+    overlaps: Sequence[str],
 ) -> dict[str, Any]:
     """The contents of `experiment.json`, as JSON values.
 
@@ -50,6 +53,7 @@ def document(
         network: the trained network.
         results: results of the finished seeds.
         command: the typed command.
+        overlaps: warnings of test samples that the networks were trained on.
     """
     own, plain, data = experiment.config.model_dump(), base.model_dump(), experiment.data
     starts = [start for seed in experiment.seeds for start in experiment.folder(seed).starts()]
@@ -65,8 +69,9 @@ def document(
         "asked": list(experiment.seeds),
         "settings": {key: value for key, value in own.items() if key != "seed"},
         "changed": [{"setting": key, "preset": plain[key], "here": own[key]} for key in changed],
-        "notes": list(data.dataset.notes),
+        "notes": [*data.dataset.notes, *overlaps],
         "samples": {split: len(samples) for split, samples in data.splits().items()},
+        "decoders": [] if data.inputs.sequences else list(decoders(network)),
         "network": {
             "notation": str(network),
             "multiply_adds": {
@@ -101,7 +106,8 @@ def _summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for where in ("test", "last", "best_tested"):
         if any(result[where] is None for result in results):
             continue
-        names = [name for name in (*_PERCENT, "van_rossum", "hamming", "loss") if name in results[0][where]]
+        every = (*_PERCENT, "van_rossum", "hamming", "loss")
+        names = [name for name in every if all(name in result[where] for result in results)]
         summary[where] = {name: _spread([r[where][name] for r in results]) for name in names}
     for key, found in (("rates", [r["test"]["rates"] for r in results]), ("operations", _of(results, "operations"))):
         summary[key] = {layer: fmean(values[layer] for values in found) for layer in found[0]}
@@ -125,7 +131,7 @@ def markdown(found: dict[str, Any]) -> str:
     if missing := [seed for seed in asked if seed not in done]:
         parts.append(
             f"**{len(done)} of {len(asked)} seeds are done**, {', '.join(map(str, missing))} not yet. "
-            "Run the same command to continue."
+            f"Run {same_command(found['command'])} to continue."
         )
     if found["summary"] is not None:
         parts += [_main_table(found), _selection(found), _seed_table(found), _layer_table(found)]
@@ -147,19 +153,24 @@ def _shown(spread: dict[str, Any], *, percent: bool) -> str:
     return f"{mean} ± {scale * spread['deviation']:.{digits}f}{unit} ({least} to {most})"
 
 
+def _text(found: dict[str, Any], name: str) -> str:
+    """A figure in words."""
+    return _PERCENT.get(name, name.replace("_", " ")).format(*found["decoders"])
+
+
 def _main_table(found: dict[str, Any]) -> str:
     summary, published = found["summary"], found["published"]
     rows = []
     for name, spread in summary["test"].items():
         if name != "loss":
-            text = f"test {_PERCENT.get(name, name.replace('_', ' '))}"
+            text = f"test {_text(found, name)}"
             if name in _FOLLOWS and "accuracy" in summary["test"]:
                 text += ", outputs against label sequences"
             figure = f"{published['accuracy']:.2f} %" if published and name == "accuracy" else ""
             rows.append([text, _shown(spread, percent=name in _PERCENT), figure])
     if "best_tested" in summary:
         name = next(name for name in ("accuracy", "f1") if name in summary["best_tested"])
-        text = f"test {_PERCENT[name]}, best epoch of each seed by the test set itself"
+        text = f"test {_text(found, name)}, best epoch of each seed by the test set itself"
         rows.append([text, _shown(summary["best_tested"][name], percent=True), ""])
     settings, samples = found["settings"], found["samples"]
     split = (
@@ -196,14 +207,14 @@ def _selection(found: dict[str, Any]) -> str:
 def _seed_table(found: dict[str, Any]) -> str:
     figures = found["summary"]["test"]
     names = [name for name in figures if name in _PERCENT and not (name in _FOLLOWS and "accuracy" in figures)]
-    header = ["seed", "epoch", "validation", *(f"test {name}" for name in names), *(f"{name}, last" for name in names)]
+    short = [f"by {found['decoders'][1]}" if name == "accuracy_spike_count" else name for name in names]
+    header = ["seed", "epoch", "validation", *(f"test {name}" for name in short), *(f"{name}, last" for name in short)]
     rows = []
     for result in found["seeds"]:
         validation = result["validation"]
         shown = "-" if validation is None else f"{validation['accuracy' if 'accuracy' in validation else 'f1']:.2%}"
         cells = [f"{result[where][name]:.2%}" for where in ("test", "last") for name in names]
         rows.append([str(result["seed"]), str(result["epoch"]), shown, *cells])
-    header = [text.replace("accuracy_spike_count", "by count").replace("_", " ") for text in header]
     return _rows(header, rows) + '\n\n"last" is the last epoch.'
 
 

@@ -246,8 +246,8 @@ def _confusion(content: Content, counts: Int64) -> str:
     total, wrong = int(counts.sum()), sum(n for n, _, _ in off)
     return (
         f"<h2>Confusion matrix</h2><p>{escape(content.split)} split, {escape(content.checkpoint)}: {wrong} of {total} "
-        "samples read wrong. A row is a true "
-        'class, a column the class of the nearest label sequence.</p><div class="row">'
+        "samples read wrong. A row is a true class, a column the class of the "
+        f'{decoders(content.network)[0]}.</p><div class="row">'
         + _figure("Samples", svg.matrix(counts, content.classes))
         + _figure("Most frequent mistakes", table)
         + "</div>"

@@ -96,8 +96,9 @@ def lines(
     xs = [x for s in series for x in s.x]
     low, high = min(ys), max(ys)
     low = min(0.0, low) if zero else low
-    if high - low < 1e-12:
-        low, high = (low, low + 1) if low >= 0 else (low - 1, low)
+    size = max(1.0, abs(low), abs(high))
+    if high - low < 1e-12 * size:
+        low, high = (low, low + size) if low >= 0 else (low - size, low)
     left, right = min(xs), max(xs)
     if right == left:
         left, right = left - 0.5, right + 0.5

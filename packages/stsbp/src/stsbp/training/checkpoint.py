@@ -91,12 +91,7 @@ def load(folder: Path, name: str) -> Checkpoint:
         CheckpointError: it is missing, damaged or of another version. The message says what to do.
     """
     path = folder / f"{name}.json"
-    try:
-        text = read_regular(path, MOST)
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} has no checkpoint {name!r} ({path.name} is missing)") from None
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    text = _read_description(path, name)
     try:
         description: dict[str, Any] = records.parse(text)
         digest = description.pop("digest")
@@ -123,6 +118,9 @@ def load(folder: Path, name: str) -> Checkpoint:
     try:
         data = read_regular(tensor_path, _MOST_TENSORS)
     except FileNotFoundError:
+        if _read_description(path, name) != text:
+            # The run is being trained: a newer checkpoint has replaced this one.
+            return load(folder, name)
         raise _damaged(path, f"it names {file}, which is missing", name) from None
     except OSError as error:
         raise CheckpointError(f"cannot read {tensor_path}: {error.strerror or error}") from error
@@ -136,6 +134,15 @@ def load(folder: Path, name: str) -> Checkpoint:
     if found != header.tensors:
         raise _damaged(tensor_path, "its tensors are not those that the description lists", name)
     return Checkpoint(arrays, description)
+
+
+def _read_description(path: Path, name: str) -> bytes:
+    try:
+        return read_regular(path, MOST)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} has no checkpoint {name!r} ({path.name} is missing)") from None
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def note_epochs(folder: OpenFolder, name: str, epochs: int) -> None:

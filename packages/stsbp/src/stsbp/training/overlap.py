@@ -83,42 +83,48 @@ def _seen_in_training(trained: Trained, name: str, samples: Split, show: Reporte
     return _shared(data, samples, show)
 
 
-def warn_of_trained_tests(config: RunConfig, data: Data, show: Reporter) -> None:
-    """Warn if samples of the data set for the test are among the training samples of the run."""
+def warn_of_trained_tests(config: RunConfig, data: Data, show: Reporter) -> list[str]:
+    """Warn if samples of the data set for the test are among the training samples of the run. Returns the warnings."""
     if not config.test_on or not _are_comparable(config.dataset, config.test_on):
-        return
-    if seen := _shared(data, data.test, show):
-        show.warn(
-            f"{seen} of the {len(data.test)} test samples of {config.test_on} have the same content "
-            "as samples that are used for training or to choose the best checkpoint"
-        )
+        return []
+    if not (seen := _shared(data, data.test, show)):
+        return []
+    text = (
+        f"{seen} of the {len(data.test)} test samples of {config.test_on} have the same content "
+        "as samples that are used for training or to choose the best checkpoint"
+    )
+    show.warn(text)
+    return [text]
 
 
-def warn_of_borrowed_tests(config: RunConfig, data: Data, backend: AbstractBackend, show: Reporter) -> None:
-    """Warn if test samples of a run are among the training samples of the run from whose weights it begins.
+def warn_of_borrowed_tests(config: RunConfig, data: Data, backend: AbstractBackend, show: Reporter) -> list[str]:
+    """Warn if test samples of a run are among the training samples of the run from whose weights it begins. Returns the
+    warnings.
 
     Raises:
         CheckpointError: that run cannot be read.
     """
     tested = config.test_on or config.dataset
-    if not len(data.test) or has_test_of_training(tested):
-        return
+    if not config.init_from or not len(data.test) or has_test_of_training(tested):
+        return []
     path, name = split_start(config.init_from)
     folder = RunFolder(path)
     its = folder.read_config()
     if all(getattr(config, key) == getattr(its, key) for key in _SAMPLES):
-        return
+        return []
     try:
         start = load_trained(folder, name, backend)
     except CheckpointError as error:
         show.note(f"cannot check whether {config.init_from} was trained on some of the test samples: {error}")
-        return
-    if seen := _seen_in_training(start, tested, data.test, show, config.init_from):
-        show.warn(
-            f"{seen} of the {len(data.test)} test samples have the same content as samples that "
-            f"{config.init_from} was trained on or that chose its best checkpoint, and this run "
-            "starts from its weights. Give both runs the same --split-seed, --holdout and data set"
-        )
+        return []
+    if not (seen := _seen_in_training(start, tested, data.test, show, config.init_from)):
+        return []
+    text = (
+        f"{seen} of the {len(data.test)} test samples have the same content as samples that {config.init_from} was "
+        "trained on or that chose its best checkpoint, and this run starts from its weights"
+    )
+    show.warn(f"{text}. Give both runs the same --split-seed, --holdout and data set")
+    return [text]
 
 
 def _are_comparable(name: str, other: str) -> bool:
