@@ -656,7 +656,7 @@ def test_masks_of_one_step_never_share_bits() -> None:
     ]
     keys += [(Stream.INIT + 256 * block.index) % 2**32 for block in (first, *network.blocks[1:], last)]
     assert len(set(keys)) == len(keys)
-    with pytest.raises(NetworkError, match="at most 16 layers of pooling and dropout may stand before") as caught:
+    with pytest.raises(NetworkError, match="dropout must be among the first 16 nodes") as caught:
         NetworkSpec.parse("-".join([*["D0.5"] * 17, "3"]), input_shape=(3,))
     assert caught.value.start == 16 * 5
 

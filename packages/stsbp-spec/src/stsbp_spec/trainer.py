@@ -400,8 +400,9 @@ def _gradients(
     dropout: tuple[int, int] | None,
 ) -> tuple[Gradients[Array], dict[str, WeightGrid]]:
     wq, grids = on_grid(backend, network, weights)
-    for projection in network.graph.normalised if batch.lengths is not None else ():
-        wq[f"{projection.name}.frames"] = backend.asarray(np.array([batch.lengths.sum()], np.int32))
+    if batch.lengths is not None:
+        frames = np.array([batch.lengths.sum()], np.int32)
+        wq |= {f"{projection.name}.frames": backend.asarray(frames) for projection in network.graph.normalised}
     inputs: Sequence[Array] = _Encoded(backend, network, [x for _, x in _pieces(network, batch.inputs, parts)])
     if len(parts) == 1 or not apart(network, precision):
         inputs = list(inputs)
