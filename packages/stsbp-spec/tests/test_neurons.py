@@ -417,6 +417,19 @@ def test_a_rise_that_is_none_is_refused(rise: float) -> None:
         LIF(3, 4, 1.0, tau_rise=rise)
 
 
+@pytest.mark.parametrize(("tau_s", "rise"), [(4, 2), (4, 3.9999), (30, 29), (1000, 900), (2.0**90, 1)])
+def test_a_filter_that_rises_has_its_area(tau_s: float, rise: float) -> None:
+    c = {name: float(x) for name, x in PSP(tau_s, rise).filter().constants().items()}
+    if tau_s <= 1000:
+        assert c["c"] * (c["k"] - c["kr"]) / ((1 - c["k"]) * (1 - c["kr"])) == pytest.approx(1, abs=0.011)
+
+
+@pytest.mark.parametrize(("tau_s", "rise"), [(4, 3.99999), (4, 4 - 1e-7), (30, 29.9999), (1000, 999.9)])
+def test_a_rise_that_float32_cannot_tell_from_the_decay_is_refused(tau_s: float, rise: float) -> None:
+    with pytest.raises(SpecError, match=f"tau_rise, {rise!r}, is so near to tau_s, {float(tau_s)!r}, that float32"):
+        PSP(tau_s, rise)
+
+
 @pytest.mark.parametrize("rise", [0, 2])
 def test_both_gains_of_a_synapse_begin_alike(rise: float) -> None:
     normalised, unit = (
