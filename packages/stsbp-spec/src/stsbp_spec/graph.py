@@ -92,6 +92,9 @@ class Neurons(Op):
 MAX_DELAY = 2**16
 """Largest delay in steps."""
 
+MAX_VALUES = 2**40
+"""Largest number of values of a node's output for one sample and step."""
+
 
 @dataclass(frozen=True)
 class Edge:
@@ -307,6 +310,8 @@ class Network:
             loop = self.recurrent.get(node.name, ())
             try:
                 made = node.op.infer(*(self._read(values, edge) for edge in node.inputs if edge.source not in loop))
+                if math.prod(made.shape) > MAX_VALUES:
+                    raise SpecError(f"its output has the shape {made.shape}, more than 2^40 values for each step")
                 values[node.name] = made
             except SpecError as error:
                 raise NetworkError.of(error, node=node.name) from None
