@@ -76,6 +76,12 @@ def test_languages_write_one_rounding_an_operation() -> None:
     assert _text(A * -0.5, "cuda") == "const float y_ = __fmul_rn(a_, (-0x1.0000000000000p-1f));"
 
 
+def test_the_name_of_a_recurrence_is_one_in_every_language() -> None:
+    assert Recurrence("l1-norm", (), ("a",), {}, {"y": A}).name == "l1_norm"
+    with pytest.raises(SpecError, match="begins with a letter: '1_norm'"):
+        Recurrence("1-norm", (), ("a",), {}, {"y": A})
+
+
 def test_cuda_and_c_never_decrement() -> None:
     minus = -A
     assert _text(-minus + -constant(-2.0), "cuda") == "const float y_ = __fadd_rn((-(-a_)), (-(-2.0f)));"

@@ -322,7 +322,7 @@ class Recurrence:
     def __post_init__(self) -> None:
         object.__setattr__(self, "states", MappingProxyType({k: finished(x) for k, x in self.states.items()}))
         object.__setattr__(self, "outputs", MappingProxyType({k: finished(x) for k, x in self.outputs.items()}))
-        object.__setattr__(self, "name", re.sub(r"\W", "_", self.name, flags=re.ASCII))
+        object.__setattr__(self, "name", checked_name(re.sub(r"\W", "_", self.name, flags=re.ASCII)))
         names = [*self.parameters, *self.inputs, *self.states]
         for name in (*names, *self.outputs):
             checked_name(name)
