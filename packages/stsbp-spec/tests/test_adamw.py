@@ -164,6 +164,8 @@ def test_norm_of_nothing_and_of_what_is_not_finite() -> None:
         {"beta1": 1.0},
         {"beta2": -0.1},
         {"eps": 0.0},
+        {"eps": 2.0**-101},
+        {"eps": 2.0**101},
         {"weight_decay": -1.0},
         {"warmup_steps": -1},
         {"final_fraction": 1.5},

@@ -196,6 +196,12 @@ def test_bin_events_names_what_is_out_of_range(name: str, column: int, value: in
         bin_events(*events, shape=(2, 5, 6))
 
 
+def test_bin_events_of_one_channel_ignores_polarities() -> None:
+    x, y, p, t = _events(0, 10, 100)
+    expected = bin_events(x, y, p, t, shape=(1, 5, 6))
+    assert np.array_equal(bin_events(x, y, 7 * p - 3, t, shape=(1, 5, 6)), expected)
+
+
 def test_bin_events_refuses_ragged_or_float_columns() -> None:
     x, y, p, t = _events(0, 10, 100)
     with pytest.raises(ShapeError, match="integers t"):

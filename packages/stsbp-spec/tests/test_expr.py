@@ -76,10 +76,27 @@ def test_languages_write_one_rounding_an_operation() -> None:
     assert _text(A * -0.5, "cuda") == "const float y_ = __fmul_rn(a_, (-0x1.0000000000000p-1f));"
 
 
+def test_the_name_of_a_recurrence_is_one_in_every_language() -> None:
+    assert Recurrence("l1-norm", (), ("a",), {}, {"y": A}).name == "l1_norm"
+    with pytest.raises(SpecError, match="begins with a letter: '1_norm'"):
+        Recurrence("1-norm", (), ("a",), {}, {"y": A})
+
+
 def test_cuda_and_c_never_decrement() -> None:
     minus = -A
     assert _text(-minus + -constant(-2.0), "cuda") == "const float y_ = __fadd_rn((-(-a_)), (-(-2.0f)));"
-    assert _text(-minus - -constant(-2.0), "c") == "const float y_ = (-(-a_)) - (-(-2.0f));"
+    assert _text(-minus - -constant(-2.0), "c") == "const float y_ = -(-a_) - -(-2.0f);"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_negated_sum_is_negated_as_a_whole(language: str) -> None:
+    total, product = (_text(x, language) for x in (-(A + B), -(A - B) * C))
+    if language == "cuda":
+        assert total == "const float y_ = (-__fadd_rn(a_, b_));"
+        assert product == "const float y_ = __fmul_rn((-__fsub_rn(a_, b_)), c_);"
+    else:
+        assert "-(a + b)" in total.replace("_", "")
+        assert "-(a - b) * c" in product.replace("_", "")
 
 
 def test_what_is_used_twice_is_computed_once() -> None:

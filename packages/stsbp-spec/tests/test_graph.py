@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from stsbp_spec.errors import ExactnessError, NetworkError, SpecError
+from stsbp_spec.expr import Expr, Names, spike
 from stsbp_spec.graph import Edge, Input, Network, Neurons, Node, Op, Projection, Values
+from stsbp_spec.learned import Learned
 from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import LIF
+from stsbp_spec.neurons import LIF, PLIF, NeuronModel
+from stsbp_spec.neurons.base import Step, parameter
 from stsbp_spec.synapses import IDENTITY, PSP, Add, AvgPool2d, Conv2d, Dropout, Linear, OneToOne
+from stsbp_spec.synapses.batchnorm import BatchNorm
 from stsbp_spec.synapses.dropout import substream
 
 INPUT = Node("input", Input((2, 9, 9)))
@@ -26,6 +32,28 @@ def chain(*nodes: tuple[str, Op]) -> tuple[Node, ...]:
 
 
 HIDDEN = chain(("w1", Conv2d(4, 3)), ("n1", Neurons(LIF(tau_s=5))), ("w2", Linear(3)), ("n2", Neurons(LIF())))
+
+
+LEARNING = PLIF()
+
+
+@dataclass(frozen=True)
+class Learner(NeuronModel):
+    """Neurons that learn a number of any name."""
+
+    name: ClassVar[str] = "learner"
+    states: ClassVar[tuple[str, ...]] = ("m",)
+    value: str = parameter("value", lambda name, value: value)
+
+    def constants(self) -> Mapping[str, float]:
+        return {}
+
+    def learned(self) -> Mapping[str, Learned]:
+        return {self.value: Learned(0.5, 0, 1)}
+
+    def step(self, p: Names, s: Names, i: Expr) -> Step:
+        u = s.m + i
+        return Step(u, spike(u, 1), {"m": getattr(p, self.value) * u})
 
 
 @dataclass(frozen=True)
@@ -261,9 +289,66 @@ REFUSED = [
     (
         chain(*((f"d{i}", Dropout(0.5)) for i in range(17)), ("w1", Linear(3)), ("n1", Neurons(LIF()))),
         "d16",
-        "at most 16 layers of pooling and dropout may stand before a spiking one",
+        "dropout must be among the first 16 nodes after the input or a population, but it is number 17; put it earlier",
     ),
-]
+    *(
+        (
+            (INPUT, Node("a", weights, (Edge("input"),)), Node(name, Linear(4), (Edge("input"),)), reader),
+            name,
+            f"{owner} has a parameter of this name; rename the node",
+        )
+        for weights, owner, names in (
+            (Linear(4, bias=True), "p", ("a.bias",)),
+            (Linear(4), "p", ("a.decay",)),
+            (
+                Linear(4, norm=BatchNorm()),
+                "a",
+                ("a.scale", "a.shift", "a.mean", "a.variance", "a.exponent", "a.frames"),
+            ),
+        )
+        for name in names
+        for reader in (Node("p", Neurons(PLIF() if "decay" in name else LIF()), (Edge("a"), Edge(name))),)
+    ),
+    *(
+        (
+            (
+                INPUT,
+                Node("w", Linear(3, bias=neuron is not LEARNING), (Edge("input"),)),
+                Node("p1", Neurons(neuron), (Edge("w"),)),
+                Node("p2", Neurons(neuron), (Edge("w"),)),
+                Node("both", Add(), (Edge("p1"), Edge("p2"))),
+                *(Node("v", Linear(3), (Edge("both"),)), Node("out", Neurons(LIF()), (Edge("v"),))),
+            ),
+            "p2",
+            f"w is read more than once, but only one reader can learn w.{name}; let this one read another node with",
+        )
+        for neuron, name in ((LIF(), "bias"), (LEARNING, "decay"))
+    ),
+    (
+        (
+            INPUT,
+            Node("w", Linear(3, bias=True), (Edge("input"),)),
+            Node("p", Neurons(LIF()), (Edge("w"), Edge("w", 2))),
+        ),
+        "p",
+        "w is read more than once, but only one reader can learn w.bias",
+    ),
+    *(
+        (
+            (
+                INPUT,
+                Node("w", Linear(3, bias=bias, norm=norm), (Edge("input"),)),
+                Node("v", Linear(3, bias=True), (Edge("input"),)),
+                Node("p", Neurons(Learner(value=name)), (Edge("w"), Edge("v"))),
+            ),
+            "p",
+            f"its neurons learn {name}, but the weights before them have a parameter of this name; rename that of",
+        )
+        for name, bias, norm in (
+            ("bias", True, None), ("bias2", False, None), ("scale", False, BatchNorm()), ("mean", False, BatchNorm()),
+        )
+    ),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("nodes", "at", "message"), REFUSED, ids=[message[:40] for _, _, message in REFUSED])
@@ -275,7 +360,10 @@ def test_what_is_no_network_is_refused_at_its_node(nodes: tuple[Node, ...], at: 
     assert str(caught.value) == f"node {at}: {caught.value.reason}"
 
 
-def test_sixteen_layers_may_stand_before_a_spiking_one() -> None:
+def test_the_first_sixteen_nodes_may_be_dropout_and_pooling_may_stand_anywhere() -> None:
+    pools = [Node(f"p{i}", AvgPool2d(1), (Edge("input"),)) for i in range(20)]
+    weights = [Node(f"w{i}", Linear(3), (Edge(pool.name),)) for i, pool in enumerate(pools)]
+    Network((INPUT, *pools, *weights, Node("n", Neurons(LIF()), tuple(Edge(each.name) for each in weights))))
     network = Network(chain(*((f"d{i}", Dropout(0.5)) for i in range(16)), ("w", Linear(3)), ("n", Neurons(LIF()))))
     assert network.places[16].position == 15
 

@@ -467,6 +467,25 @@ def test_a_file_is_claimed_by_one_at_a_time(root: Path) -> None:
     assert [path for path in (root / "kernels").rglob("*") if path.is_file()] == []
 
 
+def test_a_claim_that_another_process_ends_is_not_taken_twice(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    folder, flock = KernelFolder(root / "kernels", "kind", "key"), fcntl.flock
+    first = folder.claim("name")
+    assert first is not None
+
+    def late(file: int, how: int) -> None:
+        # The claim of the other process ends between the opening and the locking of its file.
+        monkeypatch.setattr(fcntl, "flock", flock)
+        first.release()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    second = folder.claim("name")
+    assert second is not None
+    assert folder.claim("name") is None
+    second.release()
+
+
 CLAIM = """
 import sys, time
 from pathlib import Path

@@ -167,7 +167,7 @@ def _case(notation: str, shape: tuple[int, ...], **options: Any) -> NetworkSpec:
 NETWORKS = {
     "dense, learned, dropout": _case("6d0.3-5d0.4", (9,), neuron=PLIF(3.0, 5 / 3, 0.4)),
     "pictures, adaptive": _case("3C3b-P2-6", (2, 6, 6), neuron=ALIF(5.0, 5 / 3, 0.3)),
-    "recurrent": _case("6R-5R{recurrent=one-to-one}", (9,), neuron=LIF(4.0, 5 / 3, 0.4)),
+    "recurrent": _case("6R-5{recurrent=one-to-one}", (9,), neuron=LIF(4.0, 5 / 3, 0.4)),
     "direct": _case("2C3-6", (1, 5, 5), coding="direct", neuron=LIF(3.0, 5 / 3, 0.5)),
 }
 

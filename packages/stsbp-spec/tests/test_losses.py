@@ -126,6 +126,11 @@ def test_nearest_sequence_reads_back_the_label(name: str) -> None:
             assert distance[b, k] == one
 
 
+def test_the_nearest_of_distances_below_zero_is_the_smallest() -> None:
+    distance = np.array([[-1.0, -3.0, -2.0], [-1.0, 2.0, -1.0 - 1e-12], [1.0, 0.0, -1e-3], [np.inf, np.inf, np.inf]])
+    assert nearest_sequence(distance).tolist() == [1, 0, 2, 0]
+
+
 def test_equal_distances_choose_the_lowest_class_whatever_the_last_bit() -> None:
     distance = np.array([[0.3, 0.1 + 0.2, 0.5], [2.0, 1.0, 1.0], [0.0, 0.0, 0.0], [1.0, 1 - 1e-6, 2.0]])
     assert nearest_sequence(distance).tolist() == [0, 1, 0, 1]

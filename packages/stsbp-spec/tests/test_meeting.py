@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from threading import Thread
+from typing import Any
 
 import pytest
 from stsbp_spec import meeting
@@ -85,6 +86,21 @@ def test_a_port_that_others_use_is_told() -> None:
         assert said == f"rank 0 cannot listen on port {port}: the port is in use; give the run another port"
         said = refusal(Rendezvous(1, 2, 1, "127.0.0.1", port, timeout=0.3))
         assert said.startswith(f"rank 1 did not find rank 0 at 127.0.0.1:{port} within 0.3 s: ")
+
+
+def test_who_leaves_before_it_is_heard_does_not_disturb_a_meeting(monkeypatch: pytest.MonkeyPatch) -> None:
+    accept = socket.socket.accept
+
+    def aborted(server: socket.socket) -> Any:
+        monkeypatch.setattr(socket.socket, "accept", accept)
+        raise ConnectionAbortedError
+
+    monkeypatch.setattr(socket.socket, "accept", aborted)
+    first, second = processes([0, 1], 2, 20.0)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(meet, first, first.port)
+        meet(second, second.port)
+        waiting.result()
 
 
 def test_strangers_do_not_disturb_a_meeting() -> None:

@@ -345,10 +345,10 @@ MALFORMED = [
     ("12C5x0", "12C5x0", "kernel must be at least 1, got 0"),
     ("12C3x5p3x1", "12C3x5p3x1", "padding 3x1 must be smaller than the kernel, 3x5"),
     ("12C3p5{dilation=2}", "12C3p5{dilation=2}", "padding 5 must be smaller than the kernel, 3 with dilation 2"),
-    ("12C3{dilation=2x}", "dilation=2x", "dilation must be a number, got '2x'"),
+    ("12C3{dilation=2x}", "dilation=2x", "dilation must be an integer, got '2x'"),
     ("12C3{dilation=0}", "12C3{dilation=0}", "dilation must be at least 1, got 0"),
     ("12C3{groups=5}", "12C3{groups=5}", "12 channels cannot be divided into 5 groups"),
-    ("12C3{groups=2x2}", "groups=2x2", "groups must be a number, got '2x2'"),
+    ("12C3{groups=2x2}", "groups=2x2", "groups must be an integer, got '2x2'"),
     ("12C3-9C3{groups=9}", "9C3{groups=9}", "the input's 12 channels cannot be divided into 9 groups"),
     ("12C3x1234567890", "1234567890", "a number has at most 9 digits, got 10"),
     ("10{groups=2}", "groups=2", "unknown parameter 'groups'; known: neuron"),
@@ -362,7 +362,7 @@ MALFORMED = [
     ("12C5{tau_m=5,threshold=0}", "threshold=0", "threshold must be a finite number above 0"),
     ("12C5{tau_m}", "tau_m", "expected key=value, got 'tau_m'"),
     ("12C5{surrogate=step}", "surrogate=step", "unknown surrogate 'step'"),
-    ("12C5{bits=many}", "bits=many", "bits must be a number"),
+    ("12C5{bits=many}", "bits=many", "bits must be an integer"),
     ("12C5{bits=13}", "12C5{bits=13}", "weight bits must be 2 to 12, got 13"),
     ("12C5{tau_m=5", "12C5{tau_m=5", "a brace is not closed"),
     ("100-12C5", "12C5", "a convolution needs an input (C, H, W), got (100,)"),
@@ -372,7 +372,7 @@ MALFORMED = [
     ("8C3s1s1", "s1", "stride is given twice"),
     ("8d0.2d0.3", "d0.3", "dropout is given twice"),
     ("8C3-\u0665", "\u0665", "unknown layer"),
-    ("8{bits=\u0665}", "bits=\u0665", "bits must be a number"),
+    ("8{bits=\u0665}", "bits=\u0665", "bits must be an integer"),
     ("8{tau_m=1_0}", "tau_m=1_0", "tau_m must be a number, got '1_0'"),
     ("8{threshold=1e-300}", "threshold=1e-300", "threshold must be from 2^-100"),
     ("8-1234567890", "1234567890", "a number has at most 9 digits, got 10"),
@@ -388,10 +388,14 @@ MALFORMED = [
     ("12C5{recurrent=one-to-one}", "12C5{recurrent=one-to-one}", "a one-to-one connection needs an input (N,)"),
     ("8{recurrent=all}", "recurrent=all", "recurrent is one-to-one, got 'all'; write 128R or 16C3R3 for others"),
     ("8R{recurrent_bits=1}", "8R{recurrent_bits=1}", "weight bits must be 2 to 12, got 1"),
-    ("8R{recurrent_bits=x}", "recurrent_bits=x", "recurrent_bits must be a number, got 'x'"),
+    ("8R{recurrent_bits=x}", "recurrent_bits=x", "recurrent_bits must be an integer, got 'x'"),
+    ("8R{recurrent_bits=1e1}", "recurrent_bits=1e1", "recurrent_bits must be an integer, got '1e1'"),
+    ("8{recurrent_bits=8}", "8{recurrent_bits=8}", "recurrent_bits needs a recurrence: R, or recurrent=one-to-one"),
+    ("8R{recurrent=one-to-one}", "8R{recurrent=one-to-one}", "R and recurrent=one-to-one are two kinds of recurrence"),
+    ("U999999999-5", "U999999999", "more than 2^40 values for each step"),
     ("8{delay=65537}", "8{delay=65537}", "with a delay of 65537; a delay is 0 to 65536 steps"),
     ("8{delay=-1}", "8{delay=-1}", "a delay must be at least 0, got -1"),
-    ("8{delay=1.5}", "delay=1.5", "delay must be a number, got '1.5'"),
+    ("8{delay=1.5}", "delay=1.5", "delay must be an integer, got '1.5'"),
     ("8-[8", "[8", "a bracket is not closed"),
     ("8-[8]", "[8]", "a bracket must end with ]+, which adds its branches"),
     ("8-[8]+b", "[8]+b", "a bracket must end with ]+, which adds its branches"),
@@ -656,7 +660,7 @@ def test_masks_of_one_step_never_share_bits() -> None:
     ]
     keys += [(Stream.INIT + 256 * block.index) % 2**32 for block in (first, *network.blocks[1:], last)]
     assert len(set(keys)) == len(keys)
-    with pytest.raises(NetworkError, match="at most 16 layers of pooling and dropout may stand before") as caught:
+    with pytest.raises(NetworkError, match="dropout must be among the first 16 nodes") as caught:
         NetworkSpec.parse("-".join([*["D0.5"] * 17, "3"]), input_shape=(3,))
     assert caught.value.start == 16 * 5
 
@@ -682,6 +686,11 @@ def test_a_network_without_a_linear_end_is_refused() -> None:
     assert str(caught.value).splitlines()[1:] == ["  12C5-P2", "       ^^"]
 
 
+def test_sums_without_end_are_refused() -> None:
+    with pytest.raises(ExactnessError, match="cannot be exact in float32"):
+        NetworkSpec.parse("-".join(["U999-P999"] * 60), input_shape=(1, 9, 9), outputs=10)
+
+
 def test_a_network_whose_sums_cannot_be_exact_is_refused_at_its_layer() -> None:
     with pytest.raises(ExactnessError, match=r"sums of 110592 inputs .* cannot be exact in float32") as caught:
         NetworkSpec.parse("P2-100-10", input_shape=(3, 384, 384), coding="direct")
@@ -703,6 +712,7 @@ def test_sums_of_too_many_spikes_are_called_sums_of_spikes() -> None:
         ({"input_max": 0}, "input_max is an event count from 1 to 255"),
         ({"input_max": 256}, "input_max is an event count from 1 to 255"),
         ({"padding": "full"}, "padding is 'valid' or 'same'"),
+        ({"input_psp": 4.0}, r"input_psp is PSP\(...\) or None, got 4.0"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, object], message: str) -> None:

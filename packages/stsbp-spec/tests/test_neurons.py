@@ -14,10 +14,12 @@ from stsbp_spec.equations import neuron_equations
 from stsbp_spec.errors import NetworkError, SpecError
 from stsbp_spec.expr import Expr, Names, named, snap, spike, where
 from stsbp_spec.init import initial_weights
+from stsbp_spec.learned import Learned
 from stsbp_spec.losses import LOSSES
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import ALIF, IF, LIF, NEURONS, PLIF, NeuronModel, parse_neuron
 from stsbp_spec.neurons.base import Step, parameter, steps
+from stsbp_spec.neurons.stored import as_text, from_text
 from stsbp_spec.printers import numpy_function
 from stsbp_spec.reference import roundoff
 from stsbp_spec.reference.backend import NumpyBackend
@@ -219,6 +221,45 @@ def test_names_of_parts_do_not_meet_and_kept_values_are_snapped() -> None:
     assert np.array_equal(snap_of(residuals.kept["u"]), residuals.kept["u"])
 
 
+@dataclass(frozen=True)
+class Moving(NeuronModel):
+    """A threshold that moves. The backward pass reads its value, which has any name."""
+
+    name: ClassVar[str] = "moving"
+    states: ClassVar[tuple[str, ...]] = ("m", "a")
+    value: str = parameter("moved", lambda name, value: value)
+
+    def constants(self) -> Mapping[str, float]:
+        return {"km": 0.75, "threshold": 0.125, "ka": 0.875, "beta": 0.5}
+
+    def learned(self) -> Mapping[str, Learned]:
+        return {"jump": Learned(0.125, 0, 1)}
+
+    def step(self, p: Names, s: Names, i: Expr) -> Step:
+        u = named("u", s.m + i)
+        moved = named(self.value, p.threshold + p.beta * s.a)
+        o = spike(u, moved)
+        return Step(u, o, {"m": p.km * (u - where(o, moved, 0)), "a": p.ka * s.a + where(o, p.jump, 0)})
+
+
+_TAKEN = ["threshold", "jump", "k", "scale", "u", "o", "g", "gu", "h", "z", "i", "m", "e", "dz", "back", "current",
+          "d_m", "d_a", "d_jump", "m_before", "a_before"]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", _TAKEN)
+@pytest.mark.parametrize("stored", [False, True])
+def test_gradients_do_not_depend_on_the_name_of_a_kept_value(value: str, stored: bool) -> None:
+    found = []
+    for name in ("moved", value):
+        model: NeuronModel = Moving(value=name)
+        network, weights, batch = _problem(from_text(as_text(model)) if stored else model)
+        found.append(NUMPY.value_and_grad(network, LOSSES["van-rossum"], weights, batch))
+        assert all(len(neuron_equations(PSP(3).filter(), model, (), potentials).kept) == 2 for potentials in (0, 1))
+    for name, gradient in found[0].gradients.items():
+        assert gradient.any(), name
+        np.testing.assert_array_equal(gradient, found[1].gradients[name])
+
+
 def snap_of(x: AnyArray) -> AnyArray:
     return np.where(np.abs(x) < 2.0**-100, np.float32(0), x)
 
@@ -374,6 +415,19 @@ def test_a_filter_that_spikes_is_refused() -> None:
 def test_a_rise_that_is_none_is_refused(rise: float) -> None:
     with pytest.raises(SpecError, match="tau_rise"):
         LIF(3, 4, 1.0, tau_rise=rise)
+
+
+@pytest.mark.parametrize(("tau_s", "rise"), [(4, 2), (4, 3.9999), (30, 29), (1000, 900), (2.0**90, 1)])
+def test_a_filter_that_rises_has_its_area(tau_s: float, rise: float) -> None:
+    c = {name: float(x) for name, x in PSP(tau_s, rise).filter().constants().items()}
+    if tau_s <= 1000:
+        assert c["c"] * (c["k"] - c["kr"]) / ((1 - c["k"]) * (1 - c["kr"])) == pytest.approx(1, abs=0.011)
+
+
+@pytest.mark.parametrize(("tau_s", "rise"), [(4, 3.99999), (4, 4 - 1e-7), (30, 29.9999), (1000, 999.9)])
+def test_a_rise_that_float32_cannot_tell_from_the_decay_is_refused(tau_s: float, rise: float) -> None:
+    with pytest.raises(SpecError, match=f"tau_rise, {rise!r}, is so near to tau_s, {float(tau_s)!r}, that float32"):
+        PSP(tau_s, rise)
 
 
 @pytest.mark.parametrize("rise", [0, 2])

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stsbp_spec import LIF, LOSSES, Batch, Linear, NetworkSpec, OneToOne, SpikingLayer, initial_weights
-from stsbp_spec.errors import NetworkError
+from stsbp_spec import IF, LIF, LOSSES, Batch, Linear, NetworkSpec, OneToOne, SpikingLayer, initial_weights
+from stsbp_spec.errors import NetworkError, SpecError
 from stsbp_spec.graph import Edge, Neurons, Node, Projection
 from stsbp_spec.nodes import is_nodes, parse_nodes, written_nodes
 from stsbp_spec.reference.backend import NumpyBackend
@@ -212,6 +212,42 @@ def test_the_outputs_must_be_those_of_the_data() -> None:
     assert spec(outputs=3).outputs == 3
     with pytest.raises(NetworkError, match="node output: the network has 3 outputs, but the data need 4"):
         spec(outputs=4)
+
+
+@pytest.mark.parametrize("option", [{"dropout": 0.5}, {"output_neuron": IF()}], ids=lambda option: next(iter(option)))
+def test_options_of_layers_are_refused(option: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match=f"{next(iter(option))} is not used for a network written node by node"):
+        NetworkSpec.parse(TEXT, input_shape=(2, 4, 4), **option)
+
+
+def test_a_first_projection_that_is_no_layer_is_refused_at_once() -> None:
+    nodes = (
+        Node("w", Linear(4), (Edge("input"),)),
+        Node("p", Neurons(LIF()), (Edge("w"),)),
+        Node("own", OneToOne(), (Edge("p"),)),
+        Node("q", Neurons(LIF()), (Edge("own"),)),
+        Node("v", Linear(2), (Edge("q"),)),
+        Node("out", Neurons(LIF()), (Edge("v"),)),
+    )
+    with pytest.raises(NetworkError, match="node q: the first projection to neurons must be a convolution or"):
+        NetworkSpec((3,), nodes=nodes)
+
+
+def test_a_table_does_not_go_through_all_parameters_for_each_node() -> None:
+    class Unread(dict[str, Any]):
+        def __iter__(self) -> Any:
+            raise AssertionError("the table reads all parameters")
+
+    network = spec()
+    expected = network.table()
+    network.graph.__dict__["parameters"] = Unread(network.graph.parameters)
+    assert network.table() == expected
+
+
+def test_a_name_that_no_text_can_have_is_refused() -> None:
+    nodes = (Node("my w", Linear(2), (Edge("input"),)), Node("p", Neurons(LIF()), (Edge("my w"),)))
+    with pytest.raises(NetworkError, match=r"the name of node 1 is made of .*, got 'my w'"):
+        NetworkSpec((3,), nodes=nodes)
 
 
 def test_what_no_text_stands_for_is_refused() -> None:

@@ -42,6 +42,8 @@ def test_frames_lie_channels_last() -> None:
 def test_other_forms_are_refused() -> None:
     with pytest.raises(ShapeError, match="hold 0 and 1, got 2"):
         PackedFrames.of(np.full((2, 1, 3), 2, np.uint8))
+    with pytest.raises(ShapeError, match=r"frames are \[T, B, C, H, W\] or \[T, B, N\], got \(3, 4\)"):
+        PackedFrames.of(np.zeros((3, 4), np.uint8))
     with pytest.raises(ShapeError, match="17 steps take 3 bytes, got 2"):
         PackedFrames(np.zeros((2, 1, 3), np.uint8), 17)
     for bits in (np.zeros((2, 1, 3)), np.zeros((2, 3), np.uint8), [[[0]]]):

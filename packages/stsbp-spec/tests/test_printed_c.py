@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from stsbp_spec.equations import filter_equations, loss_equations, neuron_equations
-from stsbp_spec.expr import Recurrence
+from stsbp_spec.expr import Recurrence, variable
 from stsbp_spec.losses import LOSSES
 from stsbp_spec.neurons import NEURONS, parse_neuron
 from stsbp_spec.optim.adamw import LEARNED_UPDATE, UPDATE
@@ -27,6 +27,11 @@ static float snap(float x) { return fabsf(x) < 0x1p-100f ? 0.0f : x; }
 _MODELS = [parse_neuron(f"{name}:surrogate={surrogate}", {}) for name in NEURONS for surrogate in SURROGATES]
 _BOTH = [neuron_equations(PSP(4, 2).filter(), model) for model in _MODELS]
 _PASSES = [loss_equations(loss) for loss in LOSSES.values()]
+_A, _B, _C = map(variable, "abc")
+_MINUS = -(_A - _B)
+NEGATED = Recurrence(
+    "negated", (), ("a", "b", "c"), {}, {"sum": -(_A + _B), "product": _MINUS * _C, "twice": _C - (-_MINUS)}
+)
 EQUATIONS: list[Recurrence] = [
     x
     for x in dict.fromkeys(
@@ -36,6 +41,7 @@ EQUATIONS: list[Recurrence] = [
             filter_equations(PSP(4).filter()).forward,
             UPDATE,
             LEARNED_UPDATE,
+            NEGATED,
         ]
     )
     if x.exact

@@ -232,6 +232,20 @@ def test_notation_of_what_has_no_name_of_its_own_is_read_back(neuron: NeuronMode
     assert NetworkSpec.parse(network.notation, input_shape=(1, 8, 8), outputs=3, neuron=neuron) == network
 
 
+@pytest.mark.parametrize("nodes", [False, True])
+@pytest.mark.parametrize(
+    "neuron",
+    [ALIF(surrogate=StoredSurrogate(surrogate_text(Steep(0.5)))), neurons.from_text(neurons.as_text(ALIF(tau_a=9.0)))],
+    ids=["surrogate", "neuron"],
+)
+def test_notation_of_mixed_neurons_is_read_back(neuron: NeuronModel, nodes: bool) -> None:
+    network = NetworkSpec.parse("4{neuron=lif}", input_shape=(6,), outputs=3, neuron=neuron)
+    if nodes:
+        network = NetworkSpec((6,), nodes=network.graph.nodes[1:])
+    assert [type(block.neuron) for block in network.blocks] == [LIF, type(neuron)]
+    assert NetworkSpec.parse(network.notation, input_shape=(6,), neuron=neuron) == network
+
+
 @pytest.mark.parametrize("notation", ["8{tau_s=2}", "8{tau_a=3}", "8{neuron=alif,beta=1}", "8{text=x}"])
 def test_parameters_of_a_stored_neuron_do_not_change_in_notation(notation: str) -> None:
     neuron = neurons.from_text(neurons.as_text(ALIF(tau_a=9.0)))

@@ -279,6 +279,30 @@ def test_a_batch_that_does_not_fit_is_refused(change: Any, message: str) -> None
         NUMPY.value_and_grad(_NETWORK, VanRossum(), weights, change(_batch(_NETWORK)))
 
 
+def test_a_batch_without_samples_is_refused() -> None:
+    trainer = NUMPY.trainer(_NETWORK, VanRossum(), AdamW())
+    state, batch = trainer.init(initial_weights(_NETWORK, 1)), _batch(_NETWORK)
+    one = batch.inputs[:, :1]
+    with pytest.raises(ShapeError, match="a batch has at least 1 sample, got 0"):
+        trainer.step(state, Batch(one, batch.targets[:, :0]))
+    for size in (0, -1, "a"):
+        with pytest.raises(ShapeError, match=f"a batch has at least 1 sample, got {size!r}"):
+            trainer.predict(state, one, len(one), batch=size)  # type: ignore[arg-type]
+
+
+def test_the_loss_of_a_step_does_not_change_with_the_arrays_of_its_batch() -> None:
+    trainer, batch = NUMPY.trainer(_NETWORK, VanRossum(), AdamW()), _batch(_NETWORK)
+    lengths = np.full(batch.targets.shape[1], 7)
+    found = []
+    for change in (False, True):
+        own = Batch(batch.inputs, batch.targets.copy(), lengths.copy())
+        _, result = trainer.step(trainer.init(initial_weights(_NETWORK, 1)), own)
+        if change:
+            own.targets[:], own.lengths[:] = 1 - own.targets, 3  # type: ignore[index]
+        found.append(result.loss)
+    assert found[0] == found[1]
+
+
 def test_weights_that_do_not_fit_are_refused() -> None:
     weights, batch = initial_weights(_NETWORK, 1), _batch(_NETWORK)
     changes: tuple[tuple[dict[str, Any], str], ...] = (

@@ -15,7 +15,19 @@ import numpy as np
 
 from stsbp_spec.adjoint import derive, free_variables, kept_values, substituted
 from stsbp_spec.errors import SpecError
-from stsbp_spec.expr import Expr, Names, Recurrence, finished, named, ordered, snap, unsnapped, variable, where
+from stsbp_spec.expr import (
+    Expr,
+    Names,
+    Recurrence,
+    finished,
+    free_name,
+    named,
+    ordered,
+    snap,
+    unsnapped,
+    variable,
+    where,
+)
 from stsbp_spec.lengths import inside
 from stsbp_spec.losses.base import AHEAD, STEP, Loss, LossStep
 from stsbp_spec.neurons.base import Adjoint, NeuronModel, Step
@@ -169,11 +181,8 @@ class _Part:
     def __init__(self, what: str, names: Iterable[str], taken: set[str]) -> None:
         self.free: dict[str, str] = {}
         for name in names:
-            free = name
-            while free in taken:
-                free += "_"
-            taken.add(free)
-            self.free[name] = free
+            self.free[name] = free_name(name, taken)
+            taken.add(self.free[name])
         self.expressions = {name: variable(free) for name, free in self.free.items()}
         self.names = Names(what, self.expressions)
 
@@ -259,7 +268,10 @@ def _neuron_equations(
     if back is None:
         own_d = _Part(f"carried value of {what}", [f"d_{name}" for name in neuron.states], taken_back)
         known |= {*own_d.free.values()}
-        back, kept = _derived(step, own_s, own_d, learned, current, known, h, of_potentials=of_potentials)
+        back, kept = _derived(
+            step, own_s, own_d, learned, current, known, taken | taken_back, h, of_potentials=of_potentials
+        )
+        taken_back |= {*kept}
     carried = own_d.renamed(back.carried, f"the carried values of {what}")
     own_terms = learned.renamed(back.learned, f"the gradients of the learned numbers of {what}")
 
@@ -393,11 +405,15 @@ def _derived(
     learned: _Part,
     current: Expr,
     known: set[str],
+    taken: set[str],
     h: object,
     *,
     of_potentials: bool,
 ) -> tuple[Adjoint, dict[str, Expr]]:
-    """The derived backward pass of a neuron's step, and the values of the step that it reads, `u` first."""
+    """The derived backward pass of a neuron's step, and the values of the step that it reads, `u` first.
+
+    The names of these values are not in `taken`, except `u` and `current`.
+    """
     seeds = [(step.states[name], carried.expressions[f"d_{name}"]) for name in states.free]
     seeds.append((step.spike, variable("g")))
     if of_potentials:
@@ -407,8 +423,12 @@ def _derived(
     found = [finished(x) for x in derive(seeds, wanted, h)]  # type: ignore[arg-type]
     every = ordered([*step.states.values(), step.u, step.spike])
     inner = [x for x in every if x.op not in ("variable", "constant", "unsnapped") and not x.is_condition]
-    candidates = {str(x.name): x for x in inner if x.name is not None and x is not step.u}
-    candidates |= {f"{name}_before": x for name, x in zip(states.free, before, strict=True)} | {"current": current}
+    names = [(str(x.name), x) for x in inner if x.name is not None and x is not step.u]
+    names += [(f"{name}_before", x) for name, x in zip(states.free, before, strict=True)]
+    candidates: dict[str, Expr] = {}
+    for name, x in names:
+        candidates[free_name(name, taken | candidates.keys())] = x
+    candidates["current"] = current
     kept, replaced = kept_values(found, known, {"u": step.u}, candidates)
     at, ends = replaced[0], iter(replaced[1:])
     back = Adjoint(at, {f"d_{name}": next(ends) for name in states.free}, {name: next(ends) for name in learned.free})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from keyword import iskeyword
@@ -32,6 +32,7 @@ __all__ = [
     "constant",
     "exp",
     "finished",
+    "free_name",
     "merged",
     "named",
     "ordered",
@@ -289,6 +290,13 @@ def checked_name(name: str) -> str:
     return name
 
 
+def free_name(name: str, taken: Container[str]) -> str:
+    """`name`, with as many `_` appended as are needed so that it is not in `taken`."""
+    while name in taken:
+        name += "_"
+    return name
+
+
 @dataclass(frozen=True, eq=False)
 class Recurrence:
     """One step of an equation over time. Each element of its arrays is computed on its own.
@@ -314,7 +322,7 @@ class Recurrence:
     def __post_init__(self) -> None:
         object.__setattr__(self, "states", MappingProxyType({k: finished(x) for k, x in self.states.items()}))
         object.__setattr__(self, "outputs", MappingProxyType({k: finished(x) for k, x in self.outputs.items()}))
-        object.__setattr__(self, "name", re.sub(r"\W", "_", self.name, flags=re.ASCII))
+        object.__setattr__(self, "name", checked_name(re.sub(r"\W", "_", self.name, flags=re.ASCII)))
         names = [*self.parameters, *self.inputs, *self.states]
         for name in (*names, *self.outputs):
             checked_name(name)
@@ -345,9 +353,7 @@ class Recurrence:
         states, outputs = dict(self.states), dict(self.outputs)
         taken = {*self.parameters, *self.inputs, *states, *outputs}
         for output in names:
-            name = f"sum_{output}"
-            while name in taken:
-                name += "_"
+            name = free_name(f"sum_{output}", taken)
             taken.add(name)
             states[name] = variable(name) + outputs.pop(output)
         return self.changed(states=states, outputs=outputs)
@@ -356,9 +362,7 @@ class Recurrence:
         """One step without time: the states become further inputs, and their new values become further outputs."""
         taken, outputs = {*self.outputs}, dict(self.outputs)
         for name, x in self.states.items():
-            new = f"new_{name}"
-            while new in taken:
-                new += "_"
+            new = free_name(f"new_{name}", taken)
             taken.add(new)
             outputs[new] = x
         return self.changed(

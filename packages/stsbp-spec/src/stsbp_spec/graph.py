@@ -18,7 +18,7 @@ from stsbp_spec.grid import EXACT_LIMIT_BITS, ceil_log2, error_bits
 from stsbp_spec.learned import Learned
 from stsbp_spec.neurons import NeuronModel, Readout
 from stsbp_spec.synapses.base import Op, Values, Weighted
-from stsbp_spec.synapses.dropout import MAX_BEFORE
+from stsbp_spec.synapses.dropout import MAX_BEFORE, Dropout
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.typing import Coding, Float32, Shape
 from stsbp_spec.values import integer, listed, shown
@@ -92,6 +92,9 @@ class Neurons(Op):
 MAX_DELAY = 2**16
 """Largest delay in steps."""
 
+MAX_VALUES = 2**40
+"""Largest number of values of a node's output for one sample and step."""
+
 
 @dataclass(frozen=True)
 class Edge:
@@ -137,28 +140,31 @@ class Place:
     position: int
 
     @cached_property
-    def learned(self) -> Mapping[str, Learned]:
-        """Learned parameters of a population's neurons and of the biases before them (`equations.learned_name`)."""
-        op = self.node.op
+    def learns(self) -> tuple[tuple[str, str, Learned], ...]:
+        """Learned parameters of a population's neurons and of the biases before them.
+
+        Each has the population's name for it (`equations.learned_name`), and its name in the network, which begins with
+        the node that the neurons read: `conv1.decay`, `conv1.bias`.
+        """
+        op, edges = self.node.op, self.node.inputs
         assert isinstance(op, Neurons)
-        found = {
-            learned_name(j, name): learned
-            for j, values in enumerate(self.inputs)
+        found = [
+            (learned_name(j, name), f"{edge.source}.{name}", learned)
+            for j, (edge, values) in enumerate(zip(edges, self.inputs, strict=True))
             for name, learned in values.filter(training=False).learned().items()
-        }
-        return {**found, **op.model.learned()}
+        ]
+        found += [(name, f"{edges[0].source}.{name}", learned) for name, learned in op.model.learned().items()]
+        return tuple(found)
+
+    @cached_property
+    def learned(self) -> Mapping[str, Learned]:
+        """The parameters of `learns`, by the population's names."""
+        return {own: learned for own, _, learned in self.learns}
 
     @cached_property
     def parameters(self) -> Mapping[str, str]:
-        """The name of each in the network, by the node that the neurons read: `conv1.decay`, `conv1.bias`."""
-        op, sources = self.node.op, [edge.source for edge in self.node.inputs]
-        assert isinstance(op, Neurons)
-        found = {
-            learned_name(j, name): f"{source}.{name}"
-            for j, (source, values) in enumerate(zip(sources, self.inputs, strict=True))
-            for name in values.filter(training=False).learned()
-        }
-        return {**found, **{name: f"{sources[0]}.{name}" for name in op.model.learned()}}
+        """Names in the network of the parameters of `learns`, by the population's names."""
+        return {own: name for own, name, _ in self.learns}
 
 
 @dataclass(frozen=True)
@@ -270,9 +276,9 @@ class Network:
         object.__setattr__(self, "recurrent", recurrent)
         object.__setattr__(self, "values", self._inferred())
         for place in self.places:
-            if place.position >= MAX_BEFORE and not isinstance(place.node.op, (Weighted, Neurons)):
-                message = f"at most {MAX_BEFORE} layers of pooling and dropout may stand before a spiking one"
-                raise NetworkError(message, node=place.node.name)
+            if place.position >= MAX_BEFORE and isinstance(place.node.op, Dropout):
+                message = f"dropout must be among the first {MAX_BEFORE} nodes after the input or a population, but it"
+                raise NetworkError(f"{message} is number {place.position + 1}; put it earlier", node=place.node.name)
         unread = [
             node.name
             for node in self.nodes[:-1]
@@ -288,6 +294,7 @@ class Network:
         for projection in self.projections:
             if projection.shares is not None:
                 self._check_shared(projection)
+        self._check_names()
         inputs = [node.name for node in self.nodes if isinstance(node.op, Input)]
         if len(inputs) != 1:
             raise NetworkError(f"a network has one Input, got {listed(inputs) or 'none'}")
@@ -303,6 +310,8 @@ class Network:
             loop = self.recurrent.get(node.name, ())
             try:
                 made = node.op.infer(*(self._read(values, edge) for edge in node.inputs if edge.source not in loop))
+                if math.prod(made.shape) > MAX_VALUES:
+                    raise SpecError(f"its output has the shape {made.shape}, more than 2^40 values for each step")
                 values[node.name] = made
             except SpecError as error:
                 raise NetworkError.of(error, node=node.name) from None
@@ -326,6 +335,24 @@ class Network:
         if owner.weight_shape != projection.weight_shape:
             message = f"the weights of {owner.name} have the shape {owner.weight_shape}, but it needs"
             raise NetworkError(f"{message} {projection.weight_shape}", node=projection.name)
+
+    def _check_names(self) -> None:
+        """Raise `NetworkError` unless every parameter has a name of its own."""
+        owners: dict[str, Op] = {}
+        for place in self.places:
+            node = place.node
+            own = [name for name, _, _ in place.learns] if isinstance(node.op, Neurons) else []
+            for name in _names(place):
+                source, _, last = name.rpartition(".")
+                if name in self.values and name != node.name:
+                    raise NetworkError(f"{node.name} has a parameter of this name; rename the node", node=name)
+                if own.count(last) > 1 or isinstance(owners.get(name), Weighted):
+                    message = f"its neurons learn {last}, but the weights before them have a parameter of this name"
+                    raise NetworkError(f"{message}; rename that of the neurons", node=node.name)
+                if name in owners:
+                    message = f"{source} is read more than once, but only one reader can learn {name}; let this one"
+                    raise NetworkError(f"{message} read another node with the weights of {source}", node=node.name)
+                owners[name] = node.op
 
     @staticmethod
     def _read(values: Mapping[str, Values], edge: Edge) -> Values:
@@ -388,8 +415,8 @@ class Network:
                 for name, learned in ({} if op.norm is None else op.norm.learned()).items():
                     found[f"{place.node.name}.{name}"] = Parameter(learned.shape(place.output.shape), learned)
             elif isinstance(op, Neurons):
-                for name, learned in place.learned.items():
-                    found[place.parameters[name]] = Parameter(learned.shape(place.output.shape), learned)
+                for _, name, learned in place.learns:
+                    found[name] = Parameter(learned.shape(place.output.shape), learned)
         return found
 
     @cached_property
@@ -409,6 +436,17 @@ class Network:
             made = projection.synapse.norm.initial(projection.output_shape[0])
             found |= {f"{projection.name}.{name}": x for name, x in made.items()}
         return found
+
+
+def _names(place: Place) -> list[str]:
+    """Names of a node's arrays in `rules.Run.weights`."""
+    name, op = place.node.name, place.node.op
+    if isinstance(op, Neurons):
+        return [each for _, each, _ in place.learns]
+    if not isinstance(op, Weighted):
+        return []
+    own = () if op.norm is None else (*op.norm.learned(), *op.norm.initial(1), "exponent", "frames")
+    return [name, *(f"{name}.{each}" for each in own)]
 
 
 def _ordered(nodes: tuple[Node, ...]) -> tuple[tuple[Node, ...], dict[str, tuple[str, ...]]]:

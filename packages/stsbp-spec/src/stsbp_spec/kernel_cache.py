@@ -197,20 +197,26 @@ class KernelFolder:
         if self._path is None or fcntl is None:
             return None
         until = time.monotonic() + wait
-        try:
-            # The cleanup of temporary files also removes the files of a process that was killed.
-            path = self._path / f".{name}.tmp"
-            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError:
-            return None
+        # The cleanup of temporary files also removes the files of a process that was killed.
+        path = self._path / f".{name}.tmp"
         while True:
-            with contextlib.suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return Claim(file, path)
-            if time.monotonic() >= until:
-                os.close(file)
+            try:
+                file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            except OSError:
                 return None
-            time.sleep(0.01)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(file)
+                if time.monotonic() >= until:
+                    return None
+                time.sleep(0.01)
+                continue
+            # A process that ends its claim removes this file, and another one may already have claimed a new file.
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(file), os.stat(path)):
+                    return Claim(file, path)
+            os.close(file)
 
     def is_free(self, name: str) -> bool:
         """Whether no other process has claimed `name`."""

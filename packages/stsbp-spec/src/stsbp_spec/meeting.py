@@ -74,6 +74,8 @@ def _receive(rendezvous: Rendezvous, port: int) -> None:
                 guest, _ = server.accept()
             except TimeoutError:
                 break
+            except ConnectionError:
+                continue  # the guest has left again
             hello = _read(guest, _HELLO.size, time.monotonic() + _LAST_WORD)
             if hello is None or not hello.startswith(_MAGIC):
                 guest.close()  # a stranger

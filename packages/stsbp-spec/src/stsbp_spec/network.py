@@ -18,8 +18,8 @@ from stsbp_spec.graph import Edge, Input, Network, Neurons, Node, Op, Parameter,
 from stsbp_spec.grid import MAX_WEIGHT_BITS
 from stsbp_spec.layers import MAX_LAYERS, Block, Branches, Layer, SpikingLayer
 from stsbp_spec.neurons import NeuronModel, Readout
-from stsbp_spec.nodes import is_nodes, parse_nodes, written_nodes
-from stsbp_spec.notation import layer_at, parse_layers, written
+from stsbp_spec.nodes import check_name, is_nodes, parse_nodes, written_nodes
+from stsbp_spec.notation import layer_at, needs_every_key, parse_layers, written
 from stsbp_spec.synapses import (
     PSP,
     Add,
@@ -78,6 +78,8 @@ class NetworkSpec:
         object.__setattr__(self, "layers", _layers(self.layers))
         if self.coding not in ("direct", "events"):
             raise SpecError(f"coding is 'direct' or 'events', got {shown(self.coding)}")
+        if not isinstance(self.input_psp, PSP | None):
+            raise SpecError(f"input_psp is PSP(...) or None, got {shown(self.input_psp)}")
         largest = integer(self.input_max)
         if largest is None or not 1 <= largest <= 255:
             raise SpecError(f"input_max is an event count from 1 to 255, got {shown(self.input_max)}")
@@ -89,15 +91,18 @@ class NetworkSpec:
             self._check_layers()
 
     def _check_nodes(self) -> None:
-        """Raise `NetworkError` unless the nodes form a network whose output is a fully connected layer."""
+        """Raise `NetworkError` unless the nodes form a network of blocks whose output is a fully connected layer."""
         if self.layers:
             raise NetworkError("a network is given by layers or by nodes, not by both")
         if len(self.nodes) > MAX_LAYERS:
             raise NetworkError(f"a network has at most {MAX_LAYERS:,} nodes, got {len(self.nodes):,}")
+        for number, node in enumerate(self.nodes, start=1):
+            check_name(node.name, number)
         last = self.graph.nodes[-1]
         if not isinstance(last.op, Neurons) or len(self.graph.values[last.name].shape) != 1:
             message = "the last node is the output; it must be neurons after a full connection, one unit per output"
             raise NetworkError(message, node=last.name)
+        self.blocks  # noqa: B018
 
     def _check_layers(self) -> None:
         """Raise `NetworkError` unless the layers form a valid network. The message points at the wrong layer."""
@@ -143,9 +148,11 @@ class NetworkSpec:
             padding: padding of convolutions without the option `p`: `"valid"` (none) or `"same"` (`kernel // 2`, odd
                 kernels).
             neuron: neuron model of layers that do not name one.
-            output_neuron: neuron model of the layer that is appended; None: `neuron`.
+            output_neuron: neuron model of the layer that is appended; None: `neuron`. Not for networks written node
+                by node.
             weight_bits: bits of the weight grid, for layers that do not set them.
-            dropout: dropout rate after every hidden spiking layer without the option `d`.
+            dropout: dropout rate after every hidden spiking layer without the option `d`. Not for networks written
+                node by node.
             input_psp: see the class.
             input_max: see the class.
 
@@ -153,6 +160,10 @@ class NetworkSpec:
             NetworkError: the notation is malformed, or the network is impossible. The message points at the token.
         """
         if is_nodes(notation):
+            if dropout != 0 or output_neuron is not None:
+                what = "dropout" if dropout != 0 else "output_neuron"
+                message = f"{what} is not used for a network written node by node; write it at its node"
+                raise SpecError(message)
             nodes = parse_nodes(notation, padding=padding, neuron=neuron, weight_bits=weight_bits)
             made = cls(input_shape, (), coding, input_psp, input_max, nodes=nodes)
             if outputs is not None and made.outputs != outputs:
@@ -242,10 +253,14 @@ class NetworkSpec:
 
     @property
     def notation(self) -> str:
-        """Canonical notation with every parameter written out. `parse` makes an equal network from it."""
+        """Canonical notation with every parameter written out. `parse` makes an equal network from it.
+
+        If a layer has a neuron model of your own, give the model to `parse` as `neuron`.
+        """
+        every = needs_every_key(node.op.model for node in self.graph.nodes if isinstance(node.op, Neurons))
         if self.nodes:
-            return written_nodes(self.nodes)
-        return "-".join(written(layer, full=True) for layer in self.layers)
+            return written_nodes(self.nodes, every=every)
+        return "-".join(written(layer, full=True, every=every) for layer in self.layers)
 
     def __str__(self) -> str:
         if self.nodes:

@@ -56,7 +56,7 @@ def _nodes(graph: Network, *, headroom: dict[str, float] | None) -> tuple[list[_
         if isinstance(node.op, Input):
             continue
         what, reads = described_node(node)
-        own = [name for name in graph.parameters if name in (node.name, *_owned(place))]
+        own = [name for name in (node.name, *_owned(place)) if name in graph.parameters]
         size = sum(math.prod(graph.parameters[name].shape) for name in own)
         cells = (f"{size:,}" if own else "", "", "", "")
         if (each := projections.get(node.name)) is not None:

@@ -38,7 +38,7 @@ from stsbp_spec.notation import (
 from stsbp_spec.synapses.add import Add
 from stsbp_spec.values import listed, shown
 
-__all__ = ["described", "is_nodes", "parse_nodes", "written_nodes"]
+__all__ = ["check_name", "described", "is_nodes", "parse_nodes", "written_nodes"]
 
 _KINDS = ("weights", "neurons", "layer", "add")
 _KEYS = ("name", *_KINDS, "from", "weights_of")
@@ -79,13 +79,18 @@ def parse_nodes(text: str, *, padding: str, neuron: NeuronModel | None, weight_b
     nodes = []
     for number, table in enumerate(tables, start=1):
         name = table.get("name")
-        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.]+", name) or len(name) > 100:
-            raise NetworkError(f"the name of node {number} is made of letters, digits, _ and ., got {shown(name)}")
+        check_name(name, number)
         try:
             nodes.append(_node(name, table, padding, neuron or LIF(), weight_bits))
         except SpecError as error:
             raise NetworkError.of(error, node=name) from None
     return tuple(nodes)
+
+
+def check_name(name: object, number: int) -> None:
+    """Raise `NetworkError` unless the node number `number` may have this name."""
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.]+", name) or len(name) > 100:
+        raise NetworkError(f"the name of node {number} is made of letters, digits, _ and ., got {shown(name)}")
 
 
 def _node(name: str, table: Mapping[str, Any], padding: str, neuron: NeuronModel, weight_bits: int) -> Node:
@@ -133,13 +138,13 @@ def _edges(given: object) -> Iterable[Edge]:
             )
 
 
-def written_nodes(nodes: Iterable[Node]) -> str:
-    """Inverse of `parse_nodes`. The result contains every parameter.
+def written_nodes(nodes: Iterable[Node], *, every: bool = False) -> str:
+    """Inverse of `parse_nodes`. The result contains every parameter. `every`: see `notation.written`.
 
     Raises:
         NetworkError: an operation has no text form.
     """
-    return "\n".join(_written(node) for node in nodes if not isinstance(node.op, Input))
+    return "\n".join(_written(node, every=every) for node in nodes if not isinstance(node.op, Input))
 
 
 def described(node: Node) -> tuple[str, str]:
@@ -150,19 +155,19 @@ def described(node: Node) -> tuple[str, str]:
     return ("+" if kind == "add" else text), reads
 
 
-def _written(node: Node) -> str:
+def _written(node: Node, *, every: bool) -> str:
     edges = [f'"{e.source}"' if not e.delay else f'{{node = "{e.source}", delay = {e.delay}}}' for e in node.inputs]
-    lines = ["[[node]]", f'name = "{node.name}"', _what(node), f"from = [{', '.join(edges)}]"]
+    lines = ["[[node]]", f'name = "{node.name}"', _what(node, every=every), f"from = [{', '.join(edges)}]"]
     lines += [f'weights_of = "{node.shares}"'] if node.shares is not None else []
     return "\n".join(lines) + "\n"
 
 
-def _what(node: Node) -> str:
+def _what(node: Node, *, every: bool = False) -> str:
     op = node.op
     if isinstance(op, Weighted):
         return f'weights = "{written_weights(op)}"'
     if isinstance(op, Neurons):
-        return f'neurons = "{written_neurons(op.model)}"'
+        return f'neurons = "{written_neurons(op.model, every=every)}"'
     if isinstance(op, Add):
         return "add = true"
     if isinstance(op, _PLAIN):

@@ -30,7 +30,7 @@ The neuron is `lif`, `if`, `alif` or `plif`. Its parameters are those of its cla
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from typing import Any, TypeVar
@@ -40,7 +40,8 @@ import numpy as np
 from stsbp_spec.errors import NetworkError, SpecError
 from stsbp_spec.grid import MAX_WEIGHT_BITS
 from stsbp_spec.layers import MAX_LAYERS, Branches, Layer, SpikingLayer
-from stsbp_spec.neurons import LIF, NeuronModel, as_model, parameters, with_parameter
+from stsbp_spec.neurons import LIF, NEURONS, NeuronModel, Readout, as_model, parameters, with_parameter
+from stsbp_spec.surrogates import SURROGATES
 from stsbp_spec.synapses import (
     AvgPool2d,
     BatchNorm,
@@ -61,6 +62,7 @@ from stsbp_spec.values import read_number, shown
 __all__ = [
     "checked",
     "layer_at",
+    "needs_every_key",
     "parse_layers",
     "parse_neurons",
     "parse_weights",
@@ -163,14 +165,31 @@ def parse_neurons(text: str, neuron: NeuronModel) -> NeuronModel:
     return found.neuron
 
 
-def written_neurons(neuron: NeuronModel) -> str:
-    """Inverse of `parse_neurons`. The result contains every parameter."""
-    return ",".join(_neuron_keys(neuron))
+def written_neurons(neuron: NeuronModel, *, every: bool = False) -> str:
+    """Inverse of `parse_neurons`. The result contains every parameter. `every`: see `written`."""
+    return ",".join(_neuron_keys(neuron, every=every))
 
 
-def written(layer: Layer, *, full: bool = False) -> str:
+def needs_every_key(neurons: Iterable[NeuronModel]) -> bool:
+    """Whether a network with these neurons must be written with `every` (see `written`), so that it can be read with
+    one of them as `neuron`: whether the notation has no name for one of them, or for its surrogate."""
+    models, surrogates = (*NEURONS.values(), Readout), (*SURROGATES.values(),)
+    return any(type(each) not in models or type(each.surrogate) not in surrogates for each in neurons)
+
+
+def written(layer: Layer, *, full: bool = False, every: bool = False) -> str:
+    """A layer in notation.
+
+    Args:
+        layer: the layer.
+        full: whether to write the parameters of the neurons and the bits of the weights.
+        every: whether to write also parameters that are those of `LIF()`. A text without them can only be read if the
+            default neuron is LIF.
+    """
     if isinstance(layer, Branches):
-        *branches, last = ("-".join(written(each, full=full) for each in branch) for branch in layer.branches)
+        *branches, last = (
+            "-".join(written(each, full=full, every=every) for each in branch) for branch in layer.branches
+        )
         return f"[{'|'.join(branches if not last and len(branches) == 1 else [*branches, last])}]+"
     if isinstance(layer, Dropout):
         # Positional, because the sign of an exponent would be read as the separator of the next layer.
@@ -200,7 +219,7 @@ def written(layer: Layer, *, full: bool = False) -> str:
     if layer.recurrent is not None and layer.recurrent.weight_bits != synapse.weight_bits:
         own.append(f"recurrent_bits={layer.recurrent.weight_bits}")
     if full:
-        own += [*_neuron_keys(neuron), f"bits={synapse.weight_bits}"]
+        own += [*_neuron_keys(neuron, every=every), f"bits={synapse.weight_bits}"]
     return text + (f"{{{','.join(own)}}}" if own else "")
 
 
@@ -227,9 +246,9 @@ def _norm_keys(norm: BatchNorm) -> list[str]:
     ]
 
 
-def _neuron_keys(neuron: NeuronModel) -> list[str]:
-    """The keys of a neuron in notation, without those that equal the default LIF neuron's."""
-    plain = {"neuron": LIF.name, "reset": "zero", "tau_rise": "0.0", "psp_gain": "normalised"}
+def _neuron_keys(neuron: NeuronModel, *, every: bool) -> list[str]:
+    """The keys of a neuron in notation. Unless `every`, without those that equal the default LIF neuron's."""
+    plain = {} if every else {"neuron": LIF.name, "reset": "zero", "tau_rise": "0.0", "psp_gain": "normalised"}
     return [f"{key}={value}" for key, value in neuron.written().items() if plain.get(key) != value]
 
 
@@ -258,6 +277,7 @@ _MAX_DEPTH = 16
 _NO_NUMBERS = ("rate", "dropout", "norm", "bias", "keys", "recurrent", "bare", "kind")
 _AXES = r"\d+(?:x\d+)?"
 _GEOMETRY = ("dilation", "groups")
+_INTEGERS = ("bits", "delay", "recurrent_bits")
 _MOST_CHARACTERS = 1 << 22
 """Largest length of a notation: 64 characters for each of the largest number of layers."""
 
@@ -282,9 +302,10 @@ def _passing(found: Mapping[str, Any]) -> Passing:
 
 def _whole(key: str, value: str) -> int:
     """The integer value of a key, of at most 9 digits. Raises `ValueError` if it is not an integer."""
-    read_number(value)
     if len(value) > _MAX_DIGITS:
         raise SpecError(f"{key} has at most {_MAX_DIGITS} digits, got {len(value)}")
+    if re.fullmatch(r"[+-]?\d+", value, re.ASCII) is None:
+        raise ValueError(value)
     return int(value)
 
 
@@ -454,6 +475,11 @@ class _Parser:
             synapse = checked(lambda: Linear(units, weight_bits=keys.bits, bias=bias, norm=made), self.notation, *place)
         own_bits = keys.bits if keys.recurrent_bits is None else keys.recurrent_bits
         recurrent: Conv2d | Linear | OneToOne | None = None
+        if keys.recurrent and (values["recurrent"] or values["around"]):
+            raise self.fail(f"R and recurrent={_ONE_TO_ONE} are two kinds of recurrence; give only one", *place)
+        if keys.recurrent_bits is not None and not (keys.recurrent or values["recurrent"] or values["around"]):
+            message = f"recurrent_bits needs a recurrence: R, or recurrent={_ONE_TO_ONE}"
+            raise self.fail(message, *place)
         if keys.recurrent:
             recurrent = checked(lambda: OneToOne(weight_bits=own_bits), self.notation, *place)
         elif values["recurrent"]:
@@ -512,7 +538,8 @@ class _Parser:
                 else:
                     keys = _with_key(keys, key, value, others.known)
             except ValueError as error:
-                message = str(error) if isinstance(error, SpecError) else f"{key} must be a number, got {shown(value)}"
+                kind = "an integer" if key in (*_GEOMETRY, *_INTEGERS) else "a number"
+                message = str(error) if isinstance(error, SpecError) else f"{key} must be {kind}, got {shown(value)}"
                 raise self.fail(message, at, len(pair)) from None
         return keys
 
@@ -534,7 +561,7 @@ def _with_key(keys: _Keys, key: str, value: str, others: tuple[str, ...]) -> _Ke
         if value == neuron.written()["neuron"]:
             return keys
         return replace(keys, neuron=as_model(value, {each: getattr(neuron, each) for each in parameters(neuron)}))
-    if key in ("bits", "delay", "recurrent_bits"):
+    if key in _INTEGERS:
         numbers: dict[str, Any] = {key: _whole(key, value)}
         return replace(keys, **numbers)
     if key == "recurrent":

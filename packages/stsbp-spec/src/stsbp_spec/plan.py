@@ -129,9 +129,10 @@ class Normalised(Step[Array]):
 
     def _frames(self, run: Run[Array], z: Array) -> tuple[tuple[Array, ...], int]:
         """Number of sums that are normalised together. With lengths: the frames, and the number of sums per frame."""
+        n = self._summands(run, z)
         if run.inside is None or self.places[0].output.static:
-            return (), self._summands(run, z)
-        return (run.weights["frames"],), batchnorm.summands(1, self.places[0].output.shape)
+            return (), n
+        return (self._given(run, "frames"),), batchnorm.summands(1, self.places[0].output.shape)
 
     def _own(self, run: Run[Array], x: Array) -> Array:
         """`x` `[T, B, ...]` with zeros at padded steps, and for samples that do not belong to the batch."""

@@ -125,8 +125,7 @@ LANGUAGES: Mapping[str, Language] = MappingProxyType(
         ),
         "c": Language(
             "c",
-            {**_OPERATORS, "neg": "(-{0})", "abs": "fabsf({0})", "sqrt": "sqrtf({0})", "exp": "expf({0})",
-             "where": "({0} ? {1} : {2})"},
+            {**_OPERATORS, "abs": "fabsf({0})", "sqrt": "sqrtf({0})", "exp": "expf({0})", "where": "({0} ? {1} : {2})"},
             _hex,
             "const float {0} = {1};",
             "const bool {0} = {1};",
@@ -183,7 +182,7 @@ def lines(recurrence: Recurrence, language: Language) -> Program:
             text[number] = (language.word.format(x.name), _ATOM)
             continue
         if x.op == "constant":
-            text[number] = (language.constant(x.value), _ATOM if x.value >= 0 else _SIGN)
+            text[number] = _constant(language, x.value)
             continue
         text[number] = _written(language, x.op, [text[operand] for operand in operands])
         depth[number] = 1 + max(depth.get(operand, 0) for operand in operands)
@@ -206,6 +205,11 @@ def lines(recurrence: Recurrence, language: Language) -> Program:
     return Program(tuple(made), MappingProxyType(states), MappingProxyType(outputs))
 
 
+def _constant(language: Language, value: float) -> tuple[str, int]:
+    text = language.constant(value)
+    return text, _SIGN if text.startswith("-") else _ATOM
+
+
 def _written(language: Language, op: str, operands: Sequence[tuple[str, int]]) -> tuple[str, int]:
     pattern = language.operations[op]
     if op in language.around:
@@ -214,9 +218,10 @@ def _written(language: Language, op: str, operands: Sequence[tuple[str, int]]) -
     binding = _BINDING.get(pattern, _ATOM)
     if binding == _ATOM:
         return pattern.format(*(text for text, _ in operands)), _ATOM
-    # Keep parentheses around a right operand of equal or lower precedence: a + (b + c) is not a + b + c.
+    # Keep parentheses around a right operand of equal or lower precedence: a + (b + c) is not a + b + c. The same holds
+    # for a sign: in C, -(-a) is not --a.
     written = [
-        text if inner > binding or (inner == binding and place == 0 and binding > 0) else f"({text})"
+        text if inner > binding or (inner == binding and place == 0 and 0 < binding < _SIGN) else f"({text})"
         for place, (text, inner) in enumerate(operands)
     ]
     return pattern.format(*written), binding
@@ -272,7 +277,7 @@ def written_out(x: Expr) -> str:
         if x.op == "variable" or (depth and x.name is not None):
             return str(x.name), _ATOM
         if x.op == "constant":
-            return _PLAIN.constant(x.value), _ATOM if x.value >= 0 else _SIGN
+            return _constant(_PLAIN, x.value)
         if depth > _DEEPEST:
             return "...", _ATOM
         return _written(_PLAIN, x.op, [text(a, depth + 1) for a in x.args])

@@ -78,11 +78,11 @@ class Run(Generic[Array]):
         collective: the processes that have the other samples.
         weights: weights on their grids, by the name of their node; other learned parameters, by the names of
             `graph.Network.parameters`; and running statistics. If the sums of `conv1` are normalised, `conv1.exponent`
-            is an integer `[1]`, and the sums are multiples of `2^-exponent`.
+            is an integer `[1]`, and the sums are multiples of `2^-exponent`. With `inside`, `conv1.frames`, an integer
+            `[1]`, then counts the steps of all samples of the batch that are not padding.
         steps: `T`.
         dropout: `(seed, step)` of the masks; None: evaluation without dropout.
-        inside: which steps are not padding, uint8 `[T, B]`; None: all. With `inside`, and if sums are normalised,
-            `weights["frames"]`, an integer `[1]`, counts the steps of all samples of the batch that are not padding.
+        inside: which steps are not padding, uint8 `[T, B]`; None: all.
         before: what earlier steps left (`passes.after`). States that are missing in it start at rest. None: all states
             start at rest, and nothing is left for later steps.
         keeps: whether a backward pass may follow. If not, a step need not keep values that only the backward pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from functools import partial
 from typing import Generic, get_args, overload
 
@@ -152,7 +153,8 @@ class Trainer(Generic[Array]):
             grids=grids,
             gradient_norm=norm,
             learning_rate=self.optimizer.rate(state.step),
-            measure=partial(self.loss.mean, spikes, batch.targets, network.output_psp, batch.lengths),
+            # Copies, because the loss is computed later, when the caller may have changed its arrays.
+            measure=partial(self.loss.mean, spikes, batch.targets.copy(), network.output_psp, copy(batch.lengths)),
             zeroed=zeroed,
         )
         return TrainState(state.step + 1, new | running, m, v), result
@@ -170,6 +172,9 @@ class Trainer(Generic[Array]):
         return "low" if len(parts) > 1 else self.memory
 
     def _part(self, batch: int) -> Part:
+        """This process's part of a batch of `batch` samples. Raises `ShapeError` if there are none."""
+        if (number := integer(batch)) is None or number < 1:
+            raise ShapeError(f"a batch has at least 1 sample, got {shown(batch)}")
         return self.collective.parts(batch)[self.collective.rank]
 
     def predict(
@@ -400,8 +405,9 @@ def _gradients(
     dropout: tuple[int, int] | None,
 ) -> tuple[Gradients[Array], dict[str, WeightGrid]]:
     wq, grids = on_grid(backend, network, weights)
-    if batch.lengths is not None and network.graph.normalised:
-        wq["frames"] = backend.asarray(np.array([batch.lengths.sum()], np.int32))
+    if batch.lengths is not None:
+        frames = np.array([batch.lengths.sum()], np.int32)
+        wq |= {f"{projection.name}.frames": backend.asarray(frames) for projection in network.graph.normalised}
     inputs: Sequence[Array] = _Encoded(backend, network, [x for _, x in _pieces(network, batch.inputs, parts)])
     if len(parts) == 1 or not apart(network, precision):
         inputs = list(inputs)

@@ -118,7 +118,7 @@ class EventBinning:
         self, x: AnyArray, y: AnyArray, p: AnyArray, t: AnyArray
     ) -> tuple[AnyArray, AnyArray, AnyArray, AnyArray]:
         """The events that are not dropped, at their final positions."""
-        _check_events(x, y, p, t, self.height, self.width)
+        _check_events(x, y, p, t, (self.polarities, self.height, self.width))
         if self.first_saccade:
             kept = t < self.saccade_us
             x, y, p, t = x[kept], y[kept], p[kept], t[kept]
@@ -170,7 +170,7 @@ def bin_events(
 
     Args:
         x, y: column and row of each event, `[n]` integers.
-        p: polarity 0 or 1, `[n]`; ignored for one channel.
+        p: polarity 0 or 1, `[n]`. For one channel, its values are ignored.
         t: time in microseconds, `[n]` integers, in any order.
         shape: `(C, H, W)` of a frame, C 1 or 2.
         steps: T.
@@ -192,7 +192,7 @@ def bin_events(
         raise SpecError(f"steps and window_us must be at least 1, got {steps} and {window_us}")
     if steps > _LARGEST["steps"] or abs(start_us) > _LARGEST["start_us"]:
         raise SpecError(f"steps is at most 2^20 and start_us at most 2^40, got {steps} and {start_us}")
-    _check_events(x, y, p, t, height, width)
+    _check_events(x, y, p, t, shape)
     if len(x) == 0:
         return np.zeros((steps, *shape), dtype=np.uint8)
     since_start = t.astype(np.int64) - start_us
@@ -213,14 +213,16 @@ def bin_events(
     return frames.reshape(steps, *shape)
 
 
-def _check_events(x: AnyArray, y: AnyArray, p: AnyArray, t: AnyArray, height: int, width: int) -> None:
-    """Raise the errors of `bin_events` for arrays that are not events of a sensor of this size."""
+def _check_events(x: AnyArray, y: AnyArray, p: AnyArray, t: AnyArray, shape: tuple[int, int, int]) -> None:
+    """Raise the errors of `bin_events` for arrays that are not events of a sensor with frames of this shape."""
+    channels, height, width = shape
+    polarity = (("polarity", p, 2),) if channels == 2 else ()
     for name, values in (("x", x), ("y", y), ("p", p), ("t", t)):
         if values.shape != (len(x),) or values.dtype.kind not in "iub":
             raise ShapeError(
                 f"expected integers {name} of shape [{len(x)}] as x, got {values.dtype} of shape {list(values.shape)}"
             )
-    for name, values, limit in (("x", x, width), ("y", y, height), ("polarity", p, 2)):
+    for name, values, limit in (("x", x, width), ("y", y, height), *polarity):
         if len(x) and not 0 <= int(values.min()) <= int(values.max()) < limit:
             raise SpecError(
                 f"an event's {name} is out of range: expected 0 to {limit - 1}, "

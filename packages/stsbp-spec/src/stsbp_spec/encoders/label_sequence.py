@@ -41,8 +41,9 @@ class LabelCode:
     def __post_init__(self) -> None:
         _check_pattern("desired", self.desired)
         _check_pattern("undesired", self.undesired)
-        period = len(self.desired) * len(self.undesired)
-        if np.array_equal(_train(self.desired, period), _train(self.undesired, period)):
+        # Two trains that agree for as many steps as both periods have together agree for ever (Fine and Wilf).
+        steps = len(self.desired) + len(self.undesired)
+        if np.array_equal(_train(self.desired, steps), _train(self.undesired, steps)):
             raise SpecError(
                 f"label code: desired {self.desired!r} and undesired {self.undesired!r} repeat to the same spike "
                 "train, so that no class differs from another; choose two different patterns"

@@ -59,6 +59,8 @@ class PackedFrames:
         Raises:
             ShapeError: a value is above 1, or the array has neither three nor five axes.
         """
+        if frames.ndim not in (3, 5):
+            raise ShapeError(f"frames are [T, B, C, H, W] or [T, B, N], got {frames.shape}")
         if frames.max(initial=0) > 1:
             raise ShapeError(f"packed frames hold 0 and 1, got {int(frames.max())}")
         return cls(np.packbits(np.moveaxis(frames, 2, -1), axis=0, bitorder="little"), len(frames))

@@ -31,7 +31,7 @@ import numpy as np
 from stsbp_spec.elementary import cosine, power
 from stsbp_spec.errors import SpecError
 from stsbp_spec.expr import Names, Recurrence, named, snap, sqrt, unsnapped, variable, where
-from stsbp_spec.grid import ceil_log2, error_exponent, largest_error, magnitude
+from stsbp_spec.grid import CEILING, FLOOR, ceil_log2, error_exponent, largest_error, magnitude
 from stsbp_spec.typing import AnyArray, Float32, Int64
 from stsbp_spec.values import integer, real, shown
 
@@ -100,7 +100,7 @@ class AdamW:
         total_steps: length of the cosine schedule in updates. None keeps `lr` constant after the warm-up.
         warmup_steps: number of updates over which the learning rate rises linearly from 0.
         final_fraction: learning rate at the end of the schedule, as a fraction of `lr`.
-        beta1, beta2, eps, weight_decay: as in the literature.
+        beta1, beta2, eps, weight_decay: as in the literature. `eps` is from 2^-100 to 2^100.
         clip_norm: largest global gradient norm; None: no clipping.
     """
 
@@ -128,7 +128,7 @@ class AdamW:
             "lr": self.lr >= 0 and math.isfinite(self.lr),
             "beta1": 0 <= self.beta1 < 1,
             "beta2": 0 <= self.beta2 < 1,
-            "eps": self.eps > 0,
+            "eps": FLOOR <= self.eps <= CEILING,
             "weight_decay": self.weight_decay >= 0,
             "warmup_steps": self.warmup_steps >= 0,
             "final_fraction": 0 <= self.final_fraction <= 1,

@@ -7,6 +7,7 @@ guarantee that sums are exact. They belong to the edges, so an error can point a
 from __future__ import annotations
 
 import math
+import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
@@ -51,7 +52,7 @@ class Values:
     @property
     def bits(self) -> int:
         """The smallest `b` with all values at most `2^b` units."""
-        return math.ceil(math.log2(self.maximum)) + self.exponent
+        return math.ceil(math.log2(min(self.maximum, sys.float_info.max))) + self.exponent
 
     def factor(self, *, training: bool) -> float:
         """The factor that has not been applied yet: always the division, and in training also the gain."""

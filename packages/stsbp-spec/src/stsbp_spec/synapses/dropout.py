@@ -17,7 +17,7 @@ from stsbp_spec.values import real
 __all__ = ["MAX_BEFORE", "Dropout", "substream"]
 
 MAX_BEFORE = 16
-"""Largest number of pooling and dropout layers before a spiking layer. Each dropout mask has its own random stream."""
+"""Number of nodes after the input or a population that may be dropout. Each dropout mask has its own random stream."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,6 @@ def substream(layer: int, position: int) -> int:
 
     Args:
         layer: number of spiking layers before the dropout, below 2^16, so that `256 * substream` stays below 2^32.
-        position: number of pooling and dropout layers since the last of these, below `MAX_BEFORE`.
+        position: number of nodes since the last of these, or since the input, below `MAX_BEFORE`.
     """
     return MAX_BEFORE * layer + position

@@ -144,6 +144,13 @@ class PSP:
         object.__setattr__(self, "tau_rise", rise_time("tau_rise", self.tau_rise))
         if self.tau_rise >= self.tau_s:
             raise SpecError(f"tau_rise must be below tau_s, {self.tau_s:g}, got {self.tau_rise:g}")
+        if self.tau_rise:
+            exact = 1 / self.tau_rise - 1 / self.tau_s
+            if abs(float(_decay(self.tau_s)) - float(_decay(self.tau_rise)) - exact) > _LARGEST_ERROR * exact:
+                raise SpecError(
+                    f"tau_rise, {self.tau_rise!r}, is so near to tau_s, {self.tau_s!r}, that float32 cannot represent "
+                    "the difference of their decays; choose a smaller tau_rise"
+                )
         if self.gain not in GAINS:
             raise SpecError(f"the gain of a synapse is {' or '.join(map(repr, GAINS))}, got {shown(self.gain)}")
 
@@ -164,11 +171,19 @@ class PSP:
 
     def filter(self, gain: float = 1.0) -> SynapticFilter:
         """The filter for an input times `gain` (the 1/(1-p) of dropout). A constant input of 1 gives `gain area`."""
-        decay = np.float32(1 - 1 / self.tau_s)
+        decay = _decay(self.tau_s)
         factor = np.float32(gain if self.gain == "unit" else gain / (self.tau_s - self.tau_rise))
         if not self.tau_rise:
             return Filter(decay, factor)
-        return SecondOrderFilter(decay, np.float32(1 - 1 / self.tau_rise), factor)
+        return SecondOrderFilter(decay, _decay(self.tau_rise), factor)
+
+
+_LARGEST_ERROR = 0.01
+"""Largest relative error of the difference of the two decays of a filter, and so of its area."""
+
+
+def _decay(tau: float) -> np.float32:
+    return np.float32(1 - 1 / tau)
 
 
 def rise_time(name: str, value: object) -> float:

@@ -22,6 +22,7 @@ from stsbp_spec.metrics import match_spikes
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import NEURONS, NeuronModel, Readout, parameters, parse_neuron
 from stsbp_spec.neurons.stored import from_text
+from stsbp_spec.nodes import is_nodes
 from stsbp_spec.optim.adamw import AdamW
 from stsbp_spec.ranges import Flush, flushes_of
 from stsbp_spec.synapses.psp import PSP
@@ -400,6 +401,7 @@ def build_network(config: RunConfig, inputs: Inputs) -> NetworkSpec:
     """
     neuron, loss = build_neuron(config), build_loss(config)
     filtered = config.input_tau_s > 0 and inputs.coding == "events"
+    by_nodes = is_nodes(config.net)  # such a network has its own dropout and output neurons
     return NetworkSpec.parse(
         config.net,
         input_shape=inputs.shape,
@@ -407,9 +409,9 @@ def build_network(config: RunConfig, inputs: Inputs) -> NetworkSpec:
         coding=inputs.coding,
         padding=config.padding,
         neuron=neuron,
-        output_neuron=Readout(config.tau_m) if loss.of_potentials else None,
+        output_neuron=Readout(config.tau_m) if loss.of_potentials and not by_nodes else None,
         weight_bits=config.weight_bits,
-        dropout=config.dropout,
+        dropout=0.0 if by_nodes else config.dropout,
         input_psp=PSP(config.input_tau_s, gain=config.psp_gain) if filtered else None,
     )
 
