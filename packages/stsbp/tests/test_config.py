@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,32 @@ from stsbp.config import FREE, RunConfig, Source, differences, named_preset, rea
 from stsbp.datasets import DATASETS
 from stsbp.errors import ConfigError
 from stsbp.presets import PRESETS, preset
-from stsbp_spec import LOSSES
+from stsbp_spec import LOSSES, surrogates
 from stsbp_spec.encoders import SACCADE_US
+from stsbp_spec.expr import Expr, Names
+from stsbp_spec.losses import stored as losses
+from stsbp_spec.losses.base import Loss, LossStep
+from stsbp_spec.neurons import NEURONS
+from stsbp_spec.neurons import stored as neurons
+from stsbp_spec.surrogates import SURROGATES
+from stsbp_spec.synapses.psp import PSP
 
 DIGITS = Source("command line", {"dataset": "digits"})
+
+
+@dataclass(frozen=True)
+class _Miss(Loss):
+    name = "miss"
+    parameters = ("scale",)
+
+    def constants(self, psp: PSP, steps: int, batch: int) -> dict[str, float]:
+        return {"scale": 1 / batch}
+
+    def measure(self, p: Names, x: Names) -> Expr:
+        return abs(x.o - x.target)
+
+    def back(self, p: Names, s: Names, x: Names) -> LossStep:
+        return LossStep({}, p.scale * (x.o - x.target))
 
 
 def test_later_sources_win() -> None:
@@ -25,6 +48,33 @@ def test_later_sources_win() -> None:
     assert config.net == preset("digits", "van-rossum")["net"]
     assert (config.epochs, config.lr) == (3, 0.25)
     assert config.seed == RunConfig.model_fields["seed"].default
+
+
+@pytest.mark.parametrize(
+    ("asked", "gone"),
+    [
+        ({"loss": "my:Loss:weight=2"}, {"loss_model"}),
+        ({"neuron": "lif"}, {"neuron_model"}),
+        ({"surrogate": "my:Surrogate:a=2"}, {"surrogate_model", "neuron_model"}),
+        *(({name: 2.0}, {"neuron_model"}) for name in ("tau_m", "tau_s", "tau_rise", "threshold")),
+        ({"psp_gain": "unit"}, {"neuron_model"}),
+        ({"init_from": "other"}, {"init_sha256"}),
+        ({"seed": 3}, set()),
+        ({"loss": "my:Loss", "loss_model": losses.as_text(_Miss())}, set()),
+    ],
+)
+def test_what_was_computed_from_an_overridden_setting_is_gone(asked: dict[str, Any], gone: set[str]) -> None:
+    stored = {
+        "loss_model": losses.as_text(_Miss()),
+        "neuron_model": neurons.as_text(NEURONS["lif"]()),
+        "surrogate_model": surrogates.as_text(SURROGATES["arctan"]()),
+        "init_sha256": "0" * 64,
+    }
+    named = {"loss": "my:Loss", "neuron": "my:Neuron", "surrogate": "my:Surrogate", "init_from": "start"}
+    run = Source("run/config.toml", {"dataset": "digits", **named, **stored})
+    config = resolve([run, Source("command line", asked)])
+    assert {name for name in stored if not getattr(config, name)} == gone
+    assert config.model_dump().items() >= asked.items()
 
 
 def test_data_set_from_the_file_chooses_the_preset() -> None:

@@ -38,6 +38,7 @@ from stsbp.threads import MOST_THREADS
 
 __all__ = [
     "FREE",
+    "OF_NEURONS",
     "OWN",
     "PATHS",
     "RECORDING_SETTINGS",
@@ -98,6 +99,20 @@ OWN: Mapping[str, Own] = MappingProxyType(
     }
 )
 """Settings that may name a user-defined class. Surrogates come first, because a neuron model needs its surrogate."""
+
+
+OF_NEURONS = ("tau_m", "tau_s", "tau_rise", "psp_gain", "threshold")
+"""Settings that are parameters of neurons."""
+
+_FOLLOWING: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        **{setting: (own.model,) for setting, own in OWN.items()},
+        "surrogate": ("surrogate_model", "neuron_model"),
+        **dict.fromkeys(OF_NEURONS, ("neuron_model",)),
+        "init_from": ("init_sha256",),
+    }
+)
+"""Settings that stsbp computes from other settings when a run begins, by these other settings."""
 
 
 class RunConfig(BaseModel):
@@ -570,6 +585,9 @@ def named_preset(name: str, dataset: str | None) -> Source:
 def resolve(sources: Sequence[Source], *, with_preset: bool = True) -> RunConfig:
     """Merge settings with the preset of the data set that they name. Later sources override earlier ones.
 
+    A later source also removes what an earlier one, such as the settings of another run, computed from the old value:
+    for example, a new `loss` removes `loss_model`.
+
     Raises:
         ConfigError: a key is unknown, or a value is outside its domain. The message names the source, the key and the
             allowed values.
@@ -585,6 +603,9 @@ def resolve(sources: Sequence[Source], *, with_preset: bool = True) -> RunConfig
     merged: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for source in sources:
+        for key in source.values:
+            for following in _FOLLOWING.get(key, ()):
+                merged.pop(following, None)
         for key, value in source.values.items():
             merged[key], origin[key] = value, source.name
     try:

@@ -28,7 +28,7 @@ from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.trainer import Trainer
 from stsbp_spec.typing import AnyArray, Coding, Float64, Int64, Shape, UInt8
 
-from stsbp.config import OWN, RECORDING_SETTINGS, RunConfig
+from stsbp.config import OF_NEURONS, OWN, RECORDING_SETTINGS, RunConfig
 from stsbp.datasets import Dataset, Split, hold_out, load
 from stsbp.datasets.base import ProgressCallback, SequenceLabels, lengths_of
 from stsbp.datasets.registry import info_of, known_infos, named_path
@@ -63,9 +63,6 @@ __all__ = [
 ]
 
 _VALIDATION_SUBSTREAM = 2
-
-_OF_NEURONS = ("tau_m", "tau_s", "tau_rise", "psp_gain", "threshold")
-"""Settings that are parameters of neurons."""
 
 _METRICS = {"van_rossum": LOSSES["van-rossum"], "hamming": LOSSES["hamming"]}
 """Distances that are reported for spike trains, whatever the loss is."""
@@ -336,7 +333,7 @@ def build_neuron(config: RunConfig) -> NeuronModel:
     """
     if config.neuron_model:
         return from_text(config.neuron_model)
-    given = {name: getattr(config, name) for name in _OF_NEURONS}
+    given = {name: getattr(config, name) for name in OF_NEURONS}
     return parse_neuron(config.neuron, {**given, "surrogate": _own(config, "surrogate")})
 
 
@@ -349,7 +346,7 @@ def check_neuron_settings(config: RunConfig, typed: Container[str]) -> None:
         ConfigError: there is such a parameter. The message names the models that have it.
         SpecError: a user-defined model or surrogate cannot be imported.
     """
-    for name in _OF_NEURONS:
+    for name in OF_NEURONS:
         if name in typed and name not in build_neuron(config).written():
             having = ", ".join(known for known, model in NEURONS.items() if name in parameters(model))
             raise ConfigError(

@@ -60,7 +60,7 @@ def pinned(config: RunConfig) -> RunConfig:
     for setting, own in OWN.items():
         named, model = getattr(config, setting), getattr(config, own.model)
         if model and not own.names_a_class(named):
-            raise ConfigError(f"{own.model} stores a class, but {setting} does not name a class")
+            raise ConfigError(f"{own.model} stores a class, but {setting} does not name one; leave {own.model} out")
         if own.names_a_class(named) and not model:
             with calling(f"{setting} = {named} cannot be stored as data"):
                 found = build_neuron(config) if setting == "neuron" else own.parse(named)
@@ -68,7 +68,9 @@ def pinned(config: RunConfig) -> RunConfig:
     if config.init_from:
         return config.model_copy(update={"init_sha256": _start(config).info["sha256"]})
     if config.init_sha256:
-        raise ConfigError("init_sha256 is given for the weights of init_from, but init_from names no run")
+        raise ConfigError(
+            "init_sha256 is given for the weights of init_from, but init_from names no run; leave init_sha256 out"
+        )
     return config
 
 
