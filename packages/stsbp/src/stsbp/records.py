@@ -133,12 +133,15 @@ class InputsRecord(Record):
 
 
 class Trained(Record):
-    """Further contents of a checkpoint, with which its network can be used."""
+    """Further contents of a checkpoint, with which its network can be used and trained."""
 
     config: str
     data: str
+    step: Count
     epoch: Count
     inputs: InputsRecord
+    batch: Count = 0
+    samples: Count | None = None
 
 
 class _Grid(Record):

@@ -556,6 +556,7 @@ class _Loop:
             "config": self.config.digest(),
             "epochs": self.config.epochs,
             "data": self.fingerprint,
+            "samples": len(self.data.train),
             "network": self.task.network.notation,
             "inputs": self.task.inputs.to_json(),
             "backend": self.task.backend.name,
