@@ -66,7 +66,7 @@ class Sums(Record):
 
     batches: Count
     samples: Count
-    loss: Amount
+    loss: float
     correct: Count
     correct_by_count: Count
     gradient_norm: Amount
@@ -88,13 +88,13 @@ class Sums(Record):
 
 
 class Best(Record):
-    """Which epoch was the best so far."""
+    """Which epoch was the best so far. Older files lack the loss."""
 
     step: Count
     epoch: Count
     by: str
     value: float
-    score: float
+    loss: float | None = None
 
 
 class Progress(Record):
