@@ -11,6 +11,8 @@ therefore have the same bits on every backend.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 from stsbp_spec.encoders.packed import Inputs
 from stsbp_spec.foreign import calling
@@ -119,6 +121,8 @@ def scaled_to_rate(
 ) -> dict[str, Float32]:
     """Scale each layer by the smallest of `GAINS` with which it fires at `rate`, or by the largest if there is none.
 
+    All weights that a population reads have the same factor. Recurrent weights are not scaled.
+
     Args:
         task: the network, and the backend that computes it.
         weights: master weights; they are not changed.
@@ -126,18 +130,24 @@ def scaled_to_rate(
         rate: spikes per neuron and step.
         lengths: number of steps of each sample, `[B]`; None: all steps.
     """
-    scaled = dict(weights)
+    scaled, graph, blocks = dict(weights), task.network.graph, task.network.blocks
 
-    def fires(name: str, gain: float) -> bool:
-        scaled[name] = weights[name] * np.float32(gain)
-        state = task.trainer.init(scaled)
-        return task.trainer.predict(state, inputs, task.config.steps, lengths=lengths).rates[name] >= rate
+    def scale(names: Collection[str], gain: float) -> None:
+        scaled.update({name: weights[name] * np.float32(gain) for name in names})
 
-    readout = {task.network.blocks[-1].name} if task.network.has_readout else set()
-    for name in (name for name in task.network.weight_shapes if name not in readout):
-        low, high = 0, len(GAINS) - 1
+    done: set[str] = set()
+    for block in blocks[:-1] if task.network.has_readout else blocks:
+        recurrent = graph.recurrent.get(block.population, ())
+        read = {each.parameter for each in graph.projections_to(block.population) if each.name not in recurrent}
+        # Weights that an earlier layer shares keep its factor.
+        own = read - done
+        done |= own
+        low, high = 0, len(GAINS) - 1 if own else 0
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if fires(name, GAINS[middle]) else (middle + 1, high)
-        scaled[name] = weights[name] * np.float32(GAINS[low])
+            scale(own, GAINS[middle])
+            state = task.trainer.init(scaled)
+            fired = task.trainer.predict(state, inputs, task.config.steps, lengths=lengths).rates[block.name]
+            low, high = (low, middle) if fired >= rate else (middle + 1, high)
+        scale(own, GAINS[low])
     return scaled
