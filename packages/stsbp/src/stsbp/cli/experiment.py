@@ -200,7 +200,7 @@ def _tell(stopped: Stopped, experiment: Experiment, done: int) -> None:
     """Print where the experiment was stopped, and how to continue it."""
     again = shlex.join(word for word in _typed() if word != "--overwrite")
     seeds = experiment.seeds
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):
         where = f"{stopped} in seed {seeds[done]} and saved everything; {done} of {len(seeds)} seeds are done"
         say(f"{where}. Continue with: {again}", err=True)
 

@@ -261,7 +261,7 @@ def _train(
             except Stopped as stopped:
                 show.close()
                 if group.leads:
-                    with contextlib.suppress(BrokenPipeError):
+                    with contextlib.suppress(OSError):
                         say(f"{stopped} and saved. Continue with: {_again(folder)}", err=True)
                 sys.exit(stopped.exit_code)
     finally:
