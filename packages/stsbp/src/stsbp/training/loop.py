@@ -95,12 +95,11 @@ class StopRequest:
         self.signal_number: int | None = None
         self.deadline = deadline
 
-    def check(self, *, clock: bool = True) -> None:
-        """Raise `Stopped` if a stop was requested. Without `clock`, only signals count."""
-        self.obey(self.asked(clock=clock))
-
     def asked(self, *, clock: bool = True) -> int:
-        """The signal that requests a stop; `-TIME_IS_UP` for the clock; 0: no stop is requested."""
+        """The signal that requests a stop; `-TIME_IS_UP` for the clock; 0: no stop is requested.
+
+        Without `clock`, only signals count.
+        """
         if self.signal_number is not None:
             return self.signal_number
         return -TIME_IS_UP if clock and self.deadline is not None and time.monotonic() >= self.deadline else 0
