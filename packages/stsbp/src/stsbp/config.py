@@ -244,7 +244,12 @@ class RunConfig(BaseModel):
         lt=2**32,
         description="Seed for the choice of test samples, validation samples, and the samples of --limit.",
     )
-    limit: int = Field(0, ge=0, le=10**9, description="Train on this many samples. 0 uses all samples.")
+    limit: int = Field(
+        0,
+        ge=0,
+        le=10**9,
+        description="Use this many training samples, including those of --validation. 0 uses all samples.",
+    )
     holdout: int = Field(
         0,
         ge=0,
