@@ -35,7 +35,7 @@ def equally_near(distance: Float64) -> AnyArray:
     Distances that differ by less than one part in 10^9 count as equal. The rounding of a sum can then never decide.
     """
     least = distance.min(axis=1, keepdims=True)
-    near: AnyArray = distance <= least + 1e-9 * abs(least)
+    near: AnyArray = distance <= least + 1e-9 * np.abs(least)
     return near
 
 
