@@ -194,8 +194,10 @@ def begin_with(weights: Mapping[str, Float32], task: Task, data: Data, folder: R
         FileError: it could not be written.
     """
     loop = _Loop(task, data, folder, reporter, StopRequest(), None, weights)
-    with contextlib.closing(loop.metrics):
+    try:
         loop.save()
+    finally:
+        loop.close_records()
 
 
 class _Loop:

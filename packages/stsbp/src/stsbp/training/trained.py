@@ -198,6 +198,8 @@ class Trained:
         Raises:
             ConfigError: there is no such split, or the data differ from those of the run.
         """
+        if split not in ("train", "validation", "test"):
+            raise ConfigError(f"there is no split {split!r}; name train, validation or test")
         if split not in data.splits():
             how = "with --no-test" if split == "test" else "without --validation"
             raise ConfigError(f"the run has no {split} split, because it was trained {how}; name another --split")
