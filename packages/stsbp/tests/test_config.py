@@ -13,6 +13,7 @@ from stsbp.config import FREE, RunConfig, Source, differences, named_preset, rea
 from stsbp.datasets import DATASETS
 from stsbp.errors import ConfigError
 from stsbp.presets import PRESETS, preset
+from stsbp.training.initial import pinned
 from stsbp_spec import LOSSES, surrogates
 from stsbp_spec.encoders import SACCADE_US
 from stsbp_spec.expr import Expr, Names
@@ -240,6 +241,13 @@ def test_toml_reads_back(
     assert resolve([read_toml(path)], with_preset=False) == config
 
 
+def test_settings_that_no_file_can_hold_are_refused_before_a_run_begins() -> None:
+    # An escaped quote takes two bytes.
+    config = resolve([DIGITS]).model_copy(update={"net": '"' * 600_000})
+    with pytest.raises(ConfigError, match=r"the settings take 1,20\d,\d{3} bytes, but .* 1,048,576; .* shorter: net"):
+        pinned(config)
+
+
 def test_digest_changes_with_what_changes_the_result_only() -> None:
     config = resolve([DIGITS])
     other: dict[str, Any] = {"download": True, "skip_malformed": True, "data_dir": "/x", "threads": 1}
@@ -300,3 +308,10 @@ def test_named_preset_that_does_not_exist_or_fit() -> None:
         named_preset("nmnist-stdp", None)
     with pytest.raises(ConfigError, match=r"nmnist-stbp is for nmnist, .*, not for cifar10"):
         named_preset("nmnist-stbp", "cifar10")
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset"), [("cifar10-plif", "folder:/x"), ("shd-recurrent", "fsdd:without=theo"), ("cifar10-plif", None)]
+)
+def test_named_preset_fits_a_path_or_an_option_of_its_data_set(name: str, dataset: str | None) -> None:
+    assert named_preset(name, dataset).values.items() >= PRESETS[name].settings.items()

@@ -30,7 +30,7 @@ from stsbp_spec.nodes import is_nodes
 from stsbp_spec.surrogates import SURROGATES, parse_surrogate
 from stsbp_spec.values import shown
 
-from stsbp.datasets.registry import named_path
+from stsbp.datasets.registry import info_of, named_path
 from stsbp.errors import ConfigError, did_you_mean
 from stsbp.files import MEGABYTE, read_regular
 from stsbp.presets import PRESETS, preset
@@ -581,7 +581,7 @@ def named_preset(name: str, dataset: str | None) -> Source:
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)}; known: {', '.join(PRESETS)}")
     found = PRESETS[name]
-    if dataset is not None and dataset not in (found.dataset, *found.similar):
+    if dataset is not None and info_of(dataset).name not in (found.dataset, *found.similar):
         fitting = ", ".join((found.dataset, *found.similar))
         raise ConfigError(f"the preset {name} is for {fitting}, not for {dataset}")
     return Source(f"preset {name}", {"dataset": found.dataset, **found.settings})
@@ -671,8 +671,18 @@ def _is_same_path(key: str, own: Any, asked: Any) -> bool:
 
 
 def to_toml(config: RunConfig) -> str:
-    """All settings as TOML, from which `read_toml` makes an equal configuration."""
-    return "".join(f"{key} = {to_toml_value(value)}\n" for key, value in config.model_dump().items())
+    """All settings as TOML, from which `read_toml` makes an equal configuration.
+
+    Raises:
+        ConfigError: `read_toml` would refuse the text, because it is too large.
+    """
+    text = "".join(f"{key} = {to_toml_value(value)}\n" for key, value in config.model_dump().items())
+    if (size := len(text.encode(errors="surrogatepass"))) > _LARGEST_TOML:
+        raise ConfigError(
+            f"the settings take {size:,} bytes, but their file has at most {_LARGEST_TOML:,}; make the longest of "
+            f"them shorter: {max(RunConfig.model_fields, key=lambda key: len(str(getattr(config, key))))}"
+        )
+    return text
 
 
 def to_toml_value(value: Any) -> str:

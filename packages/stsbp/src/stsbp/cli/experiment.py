@@ -32,7 +32,7 @@ from stsbp.experiment.run import Experiment, with_validation
 from stsbp.experiment.table import document, markdown
 from stsbp.presets import PRESETS
 from stsbp.processes.group import Group, join
-from stsbp.training.build import check_neuron_settings, cut_validation, load_dataset, own_flushes
+from stsbp.training.build import Inputs, check_typed, check_typed_labels, cut_validation, load_dataset, own_flushes
 from stsbp.training.initial import pinned
 from stsbp.training.loop import Stopped, stop_on_signals
 from stsbp.training.progress import shown_by
@@ -101,7 +101,7 @@ def command(
             "the table of an experiment shows results on test samples; leave test = false (--no-test) out"
         )
     config = pinned(config)
-    check_neuron_settings(config, given)
+    check_typed(config, given)
     path = out or _default_folder(name)
     if config.tensorboard:
         require()
@@ -121,6 +121,7 @@ def command(
         for flush in own_flushes(config) if group.leads else ():
             say(f"warning: {flush}", err=True)
         data = group.one_by_one(lambda: _load(config, group))
+        check_typed_labels(config, Inputs.of(data), given)
         if "validation" not in given:
             config = with_validation(config, data)
         chosen = tuple(range(config.seed, config.seed + seeds))

@@ -21,7 +21,7 @@ from stsbp_spec.network import NetworkSpec
 from stsbp_spec.random import Stream, permutation
 from stsbp_spec.typing import Float32, Int64, Shape
 
-from stsbp.config import OWN, RunConfig, split_start
+from stsbp.config import OWN, RunConfig, split_start, to_toml
 from stsbp.datasets import Split
 from stsbp.errors import CheckpointError, ConfigError
 from stsbp.training import checkpoint
@@ -57,6 +57,7 @@ def pinned(config: RunConfig) -> RunConfig:
 
     Raises:
         SpecError: a module cannot be imported, or a class cannot be stored.
+        ConfigError: settings contradict each other, or are too long to be stored.
         CheckpointError: there is no such run, or its checkpoint is damaged or does not have the given SHA-256.
     """
     for setting, own in OWN.items():
@@ -68,11 +69,12 @@ def pinned(config: RunConfig) -> RunConfig:
                 found = build_neuron(config) if setting == "neuron" else own.parse(named)
                 config = config.model_copy(update={own.model: own.as_text(found)})
     if config.init_from:
-        return config.model_copy(update={"init_sha256": _start(config).info["sha256"]})
-    if config.init_sha256:
+        config = config.model_copy(update={"init_sha256": _start(config).info["sha256"]})
+    elif config.init_sha256:
         raise ConfigError(
             "init_sha256 is given for the weights of init_from, but init_from names no run; leave init_sha256 out"
         )
+    to_toml(config)
     return config
 
 
