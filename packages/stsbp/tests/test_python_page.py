@@ -88,6 +88,16 @@ def test_a_loaded_run_trains_further_as_the_command_does(
     )
 
 
+def test_a_split_that_no_run_has_is_named(train_tiny: Callable[..., Result], tmp_path: Path) -> None:
+    assert train_tiny(tmp_path / "run", "--validation", 0).exit_code == 0
+    run = package.load_run(tmp_path / "run", backend="numpy")
+    data = load_data(run.settings)
+    with pytest.raises(ConfigError, match="there is no split 'valid'; name train, validation or test"):
+        run.samples(data, "valid")
+    with pytest.raises(ConfigError, match="no validation split, because it was trained without --validation"):
+        run.samples(data, "validation")
+
+
 def test_a_run_of_spike_trains_has_no_classes(stsbp: Callable[..., Result], tmp_path: Path) -> None:
     tiny = ("--net", "6", "--epochs", "1", "--batch-size", "4", "--limit", "8", "--steps", "25")
     assert stsbp("train", "motor", *tiny, "--out", tmp_path / "run").exit_code == 0
