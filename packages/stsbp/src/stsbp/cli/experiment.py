@@ -35,7 +35,7 @@ from stsbp.processes.group import Group, join
 from stsbp.training.build import Inputs, check_typed, check_typed_labels, cut_validation, load_dataset, own_flushes
 from stsbp.training.initial import pinned
 from stsbp.training.loop import Stopped, stop_on_signals
-from stsbp.training.progress import shown_by
+from stsbp.training.progress import PlainReporter, shown_by
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.tensorboard import require
 
@@ -107,7 +107,7 @@ def command(
         require()
     if jobs > 1:
         # Each seed has its own processes. This process only measures the trained networks.
-        side_by_side = SideBySide(jobs, options.words, processes, rank_timeout, lambda line: say(line, err=True))
+        side_by_side = SideBySide(jobs, options.words, processes, rank_timeout, PlainReporter(sys.stderr).note)
     rendezvous = meeting(None if jobs > 1 else processes, rank_timeout, config.threads)
     if jobs > 1 and rendezvous is not None:
         raise ConfigError(
