@@ -135,6 +135,7 @@ def test_equal_distances_choose_the_lowest_class_whatever_the_last_bit() -> None
     distance = np.array([[0.3, 0.1 + 0.2, 0.5], [2.0, 1.0, 1.0], [0.0, 0.0, 0.0], [1.0, 1 - 1e-6, 2.0]])
     assert nearest_sequence(distance).tolist() == [0, 1, 0, 1]
     assert nearest_sequence(distance[:, ::-1]).tolist() == [1, 0, 0, 1]
+    assert nearest_sequence(np.array([[2.0, -1.0, -3.0], [-0.3, -0.1 - 0.2, 1.0]])).tolist() == [2, 0]
 
 
 def test_spike_count_decodes_the_most_spikes_lowest_class_first() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,33 @@ from stsbp.config import FREE, RunConfig, Source, differences, named_preset, rea
 from stsbp.datasets import DATASETS
 from stsbp.errors import ConfigError
 from stsbp.presets import PRESETS, preset
-from stsbp_spec import LOSSES
+from stsbp.training.initial import pinned
+from stsbp_spec import LOSSES, surrogates
 from stsbp_spec.encoders import SACCADE_US
+from stsbp_spec.expr import Expr, Names
+from stsbp_spec.losses import stored as losses
+from stsbp_spec.losses.base import Loss, LossStep
+from stsbp_spec.neurons import NEURONS
+from stsbp_spec.neurons import stored as neurons
+from stsbp_spec.surrogates import SURROGATES
+from stsbp_spec.synapses.psp import PSP
 
 DIGITS = Source("command line", {"dataset": "digits"})
+
+
+@dataclass(frozen=True)
+class _Miss(Loss):
+    name = "miss"
+    parameters = ("scale",)
+
+    def constants(self, psp: PSP, steps: int, batch: int) -> dict[str, float]:
+        return {"scale": 1 / batch}
+
+    def measure(self, p: Names, x: Names) -> Expr:
+        return abs(x.o - x.target)
+
+    def back(self, p: Names, s: Names, x: Names) -> LossStep:
+        return LossStep({}, p.scale * (x.o - x.target))
 
 
 def test_later_sources_win() -> None:
@@ -25,6 +49,33 @@ def test_later_sources_win() -> None:
     assert config.net == preset("digits", "van-rossum")["net"]
     assert (config.epochs, config.lr) == (3, 0.25)
     assert config.seed == RunConfig.model_fields["seed"].default
+
+
+@pytest.mark.parametrize(
+    ("asked", "gone"),
+    [
+        ({"loss": "my:Loss:weight=2"}, {"loss_model"}),
+        ({"neuron": "lif"}, {"neuron_model"}),
+        ({"surrogate": "my:Surrogate:a=2"}, {"surrogate_model", "neuron_model"}),
+        *(({name: 2.0}, {"neuron_model"}) for name in ("tau_m", "tau_s", "tau_rise", "threshold")),
+        ({"psp_gain": "unit"}, {"neuron_model"}),
+        ({"init_from": "other"}, {"init_sha256"}),
+        ({"seed": 3}, set()),
+        ({"loss": "my:Loss", "loss_model": losses.as_text(_Miss())}, set()),
+    ],
+)
+def test_what_was_computed_from_an_overridden_setting_is_gone(asked: dict[str, Any], gone: set[str]) -> None:
+    stored = {
+        "loss_model": losses.as_text(_Miss()),
+        "neuron_model": neurons.as_text(NEURONS["lif"]()),
+        "surrogate_model": surrogates.as_text(SURROGATES["arctan"]()),
+        "init_sha256": "0" * 64,
+    }
+    named = {"loss": "my:Loss", "neuron": "my:Neuron", "surrogate": "my:Surrogate", "init_from": "start"}
+    run = Source("run/config.toml", {"dataset": "digits", **named, **stored})
+    config = resolve([run, Source("command line", asked)])
+    assert {name for name in stored if not getattr(config, name)} == gone
+    assert config.model_dump().items() >= asked.items()
 
 
 def test_data_set_from_the_file_chooses_the_preset() -> None:
@@ -190,6 +241,13 @@ def test_toml_reads_back(
     assert resolve([read_toml(path)], with_preset=False) == config
 
 
+def test_settings_that_no_file_can_hold_are_refused_before_a_run_begins() -> None:
+    # An escaped quote takes two bytes.
+    config = resolve([DIGITS]).model_copy(update={"net": '"' * 600_000})
+    with pytest.raises(ConfigError, match=r"the settings take 1,20\d,\d{3} bytes, but .* 1,048,576; .* shorter: net"):
+        pinned(config)
+
+
 def test_digest_changes_with_what_changes_the_result_only() -> None:
     config = resolve([DIGITS])
     other: dict[str, Any] = {"download": True, "skip_malformed": True, "data_dir": "/x", "threads": 1}
@@ -250,3 +308,10 @@ def test_named_preset_that_does_not_exist_or_fit() -> None:
         named_preset("nmnist-stdp", None)
     with pytest.raises(ConfigError, match=r"nmnist-stbp is for nmnist, .*, not for cifar10"):
         named_preset("nmnist-stbp", "cifar10")
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset"), [("cifar10-plif", "folder:/x"), ("shd-recurrent", "fsdd:without=theo"), ("cifar10-plif", None)]
+)
+def test_named_preset_fits_a_path_or_an_option_of_its_data_set(name: str, dataset: str | None) -> None:
+    assert named_preset(name, dataset).values.items() >= PRESETS[name].settings.items()

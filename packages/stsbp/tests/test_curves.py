@@ -120,6 +120,15 @@ def test_pixels_change_by_no_more_than_asked_for_and_stay_bytes() -> None:
     assert gone.mean() == pytest.approx(0.4, abs=0.06)
 
 
+def test_inputs_without_rows_are_disturbed_like_images() -> None:
+    images = np.random.default_rng(0).integers(1, 256, (6, 10), np.uint8)
+    for name, amount in (("lost", 0.5), ("noise", 40)):
+        found = disturbed(images, np.arange(6), name, amount)
+        as_images = disturbed(images.reshape(6, 1, 2, 5), np.arange(6), name, amount)
+        assert np.array_equal(found, as_images.reshape(6, 10))
+        assert not np.array_equal(found, images)
+
+
 def test_a_disturbed_split_keeps_labels_lengths_and_targets() -> None:
     rasters = np.swapaxes(EVENTS, 0, 1)
     lengths: Int64 = np.array([12, 3, 1, 7, 5])

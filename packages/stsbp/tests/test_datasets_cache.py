@@ -339,6 +339,30 @@ class TestAtomicFiles:
         assert path.read_bytes() == b"old"
         assert len(list(tmp_path.iterdir())) == 1
 
+    def test_an_error_of_the_block_does_not_say_that_the_file_cannot_be_written(self, tmp_path: Path) -> None:
+        with (
+            pytest.raises(FileNotFoundError, match="source"),
+            atomic_writer(tmp_path / "file.bin") as file,
+        ):
+            file.write((tmp_path / "source").read_bytes())
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit of file sizes")
+    def test_a_write_that_the_system_refuses_in_the_block_is_reported(self, tmp_path: Path) -> None:
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        try:
+            with (
+                pytest.raises(FileError, match=r"cannot write .*file.bin: File too large"),
+                atomic_writer(tmp_path / "file.bin") as file,
+            ):
+                file.write(b"x" * 10**6)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert not list(tmp_path.iterdir())
+
     def test_a_folder_in_the_way_is_reported(self, tmp_path: Path) -> None:
         (tmp_path / "folder").mkdir()
         with pytest.raises(FileError, match=r"cannot write .*folder"):

@@ -15,15 +15,18 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
+from stsbp import load_run
 from stsbp.config import Source, resolve
 from stsbp.datasets import load
 from stsbp.datasets.digits import read_digits
 from stsbp.experiment import run as experiment_run
 from stsbp.experiment.run import with_validation
 from stsbp.experiment.table import markdown
-from stsbp.training.operations import fan_out, spikes_of
+from stsbp.training.build import load_data
+from stsbp.training.operations import activity, fan_out, spikes_of
 from stsbp.training.run_folder import RunFolder
 from stsbp_spec import NetworkSpec
+from stsbp_spec.graph import Edge
 from stsbp_spec.network import Block
 from stsbp_spec.reference.backend import RULES
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Dropout
@@ -402,21 +405,95 @@ def test_fan_out_is_that_of_a_naive_count(notation: str, shape: Shape) -> None:
     network = NetworkSpec.parse(notation, input_shape=shape, outputs=3)
     below = "input"
     for block in network.blocks:
-        assert list(fan_out(network, block)) == [below]
-        assert np.array_equal(fan_out(network, block)[below], naive_fan_out(block))
+        ((edge, fan),) = fan_out(network, block).items()
+        assert edge == Edge(below)
+        assert np.array_equal(fan, naive_fan_out(block))
         below = block.population
 
 
 def test_a_spike_reaches_recurrent_weights_and_through_branches_what_stands_after_them() -> None:
     network = NetworkSpec.parse("4R-[5-4]+-6{recurrent=one-to-one}", input_shape=(3,), outputs=2)
     found = [fan_out(network, block) for block in network.blocks]
-    assert [{name: x.tolist() for name, x in each.items()} for each in found] == [
-        {"input": [4] * 3, "neurons1": [4] * 4},
-        {"neurons1": [5] * 4},
-        {"neurons2": [4] * 5},
-        {"neurons3": [6] * 4, "neurons1": [6] * 4, "neurons4": [1] * 6},
-        {"neurons4": [2] * 6},
+    assert [{edge: x.tolist() for edge, x in each.items()} for each in found] == [
+        {Edge("input"): [4] * 3, Edge("neurons1", 1): [4] * 4},
+        {Edge("neurons1"): [5] * 4},
+        {Edge("neurons2"): [4] * 5},
+        {Edge("neurons3"): [6] * 4, Edge("neurons1"): [6] * 4, Edge("neurons4", 1): [1] * 6},
+        {Edge("neurons4"): [2] * 6},
     ]
+
+
+TWO = """
+[[node]]
+name = "a"
+weights = "8"
+from = "input"
+[[node]]
+name = "sum"
+add = true
+from = ["input", {node = "input", delay = 2}]
+[[node]]
+name = "b"
+weights = "5"
+from = {node = "sum", delay = 1}
+[[node]]
+name = "c"
+weights = "8"
+from = "m"
+[[node]]
+name = "m"
+neurons = ""
+from = "b"
+[[node]]
+name = "n"
+neurons = ""
+from = ["a", "c"]
+[[node]]
+name = "out"
+weights = "2"
+from = "n"
+[[node]]
+name = "o"
+neurons = ""
+from = "out"
+"""
+
+
+def test_every_projection_to_a_population_is_counted_with_its_delay(
+    stsbp: Callable[..., Result], tmp_path: Path
+) -> None:
+    lengths, rng = np.full(20, 6), np.random.default_rng(1)
+    inputs = (rng.random((20, 9, 3)) < 0.4).astype(np.uint8)
+    np.savez(tmp_path / "seq.npz", inputs=inputs, labels=np.arange(20) % 2, lengths=lengths)
+    (tmp_path / "two.toml").write_text(TWO)
+    for net in ("two.toml", "4R"):
+        out = tmp_path / net.removesuffix(".toml")
+        size = ("--steps", 9, "--epochs", 1, "--batch-size", 5, "--net", net, "--no-test", "--init-gain", 4)
+        done = stsbp("train", f"sequences:{tmp_path / 'seq.npz'}", *size, "--out", out)
+        assert done.exit_code == 0, done.output
+        run = load_run(out, backend="numpy")
+        found = activity(run.task, run.state, load_data(run.settings).train)
+        # What the padded steps hold does not count.
+        x = inputs[:, :6]
+        at = [x.sum(axis=(0, 2), dtype=float) / 20] + [x[:, : 6 - d].sum(axis=(0, 2)) / 20 for d in range(1, 6)]
+        layers = run.backend.run(run.network, run.weights, x.swapaxes(0, 1), 6).layers
+        fired = {name: layer.spikes.sum(axis=(1, 2)) / 20 for name, layer in layers.items()}
+        if net == "4R":
+            own = {"linear1": 4 * at[0].sum() + 4 * fired["linear1"][:-1].sum(), "linear2": 2 * fired["linear1"].sum()}
+        else:
+            own = {"b": 5 * (at[1].sum() + at[3].sum()), "a": 8 * at[0].sum() + 8 * fired["b"].sum()}
+            own["out"] = 2 * fired["a"].sum()
+            assert found.operations["b"][:3] == pytest.approx([0, 5 * at[0][0], 5 * at[0][1]])
+        assert {name: each.sum() for name, each in found.operations.items()} == pytest.approx(own)
+        assert {name: each.sum() for name, each in found.spikes.items()} == pytest.approx(
+            {name: each.sum() for name, each in fired.items()}
+        )
+        assert min(map(sum, fired.values())) > 0
+
+
+def test_a_recurrence_of_a_layer_that_reads_pixels_is_counted() -> None:
+    network = NetworkSpec.parse("4R", input_shape=(3,), outputs=2, coding="direct")
+    assert [{*fan_out(network, block)} for block in network.blocks] == [{Edge("neurons1", 1)}, {Edge("neurons1")}]
 
 
 @pytest.mark.parametrize("notation", ["M2x3-6C3p1{groups=2}-3", "U2x1-D0.5-M3-U1x2-4C2s2-3", "M2-F-5-3", "U3-7-3"])
@@ -425,8 +502,8 @@ def test_operations_behind_max_pooling_and_upsampling_are_those_of_their_output(
     network = NetworkSpec.parse(notation, input_shape=(2, 9, 13))
     block = network.blocks[0]
     spikes = (np.random.default_rng(1).random((4, 3, *block.input_shape)) < 0.2).astype(np.uint8)
-    ((source, fan),) = fan_out(network, block).items()
-    counted = (spikes_of(network, source, {"input": spikes}).sum(axis=(0, 1)) * fan).sum()
+    ((edge, fan),) = fan_out(network, block).items()
+    counted = (spikes_of(network, edge.source, {"input": spikes}).sum(axis=(0, 1)) * fan).sum()
     entered = spikes
     for layer, _ in block.entering:
         entered = entered if isinstance(layer, Dropout) else RULES[type(layer)].forward(layer, entered)[0]
@@ -446,7 +523,7 @@ def test_synaptic_operations_follow_from_the_spikes(experiment: Callable[..., Re
     experiment("--seeds", 1, "--net", "12-9")
     found = json.loads((tmp_path / "e" / "experiment.json").read_text())
     (seed,) = found["seeds"]
-    assert found["network"]["pixels"] == ["linear1"]
+    assert found["network"]["pixels"] == {"linear1": 64 * 12}
     # Full connections reach every neuron: spikes a sample times neurons of the next layer.
     rates = seed["test"]["rates"]
     expected = {"linear2": rates["linear1"] * 12 * 3 * 9, "linear3": rates["linear2"] * 9 * 3 * 10}

@@ -50,6 +50,29 @@ def test_layers_that_fire_often_enough_keep_their_weights() -> None:
     assert all(np.array_equal(w, plain[name]) for name, w in scaled.items())
 
 
+@pytest.mark.parametrize("net", ["12R-8", "nodes"])
+def test_all_weights_of_a_population_have_one_factor_but_for_its_recurrence(net: str) -> None:
+    nodes = (
+        '[[node]]\nname = "a"\nweights = "12"\nfrom = "input"\n[[node]]\nname = "m"\nneurons = ""\nfrom = "a"\n'
+        '[[node]]\nname = "b"\nweights = "12"\nfrom = "input"\n[[node]]\nname = "c"\nweights = "12"\nfrom = "m"\n'
+        '[[node]]\nname = "r"\nweights = "12"\nfrom = {node = "n", delay = 1}\n'
+        '[[node]]\nname = "n"\nneurons = ""\nfrom = ["b", "c", "r"]\n'
+        '[[node]]\nname = "d"\nweights = "10"\nfrom = "n"\n[[node]]\nname = "o"\nneurons = ""\nfrom = "d"\n'
+    )
+    task, data = deep(net=nodes if net == "nodes" else net, init_gain=0.5)
+    plain = initial_weights(task.network, 0, 0.5)
+    scaled = scaled_to_rate(task, plain, data.train.inputs(np.arange(64)), 0.1)
+    gains = {
+        name: next(g for g in GAINS if np.array_equal(w, plain[name] * np.float32(g))) for name, w in scaled.items()
+    }
+    if net == "nodes":
+        assert gains["r"] == 1 < gains["b"] == gains["c"]
+        assert gains["a"] > 1 < gains["d"]
+    else:
+        assert gains["linear1.recurrent"] == 1 < min(gains["linear1"], gains["linear2"])
+    assert min(rates(task, data, scaled).values()) >= 0.1
+
+
 def test_each_gain_is_the_least_that_does() -> None:
     task, data = deep()
     plain = initial_weights(task.network, 0, 1.0)

@@ -416,6 +416,21 @@ def test_best_is_chosen_by_validation(train_tiny: Callable[..., Result], tmp_pat
     assert (saved["epoch"], saved["step"]) == (best["epoch"], best["step"])
 
 
+@pytest.mark.parametrize(
+    ("new", "best", "better"),
+    [
+        ({"value": 0.9, "loss": 5.0}, {"value": 0.8, "loss": 1.0}, True),
+        ({"value": 0.8, "loss": 0.0}, {"value": 0.9, "loss": 1.0}, False),
+        ({"value": 0.98, "loss": 999.95}, {"value": 0.98, "loss": 1000.0}, True),
+        ({"value": 0.98, "loss": -1.0}, {"value": 0.98, "loss": 0.0}, True),
+        ({"value": 0.98, "loss": 1.0}, {"value": 0.98, "loss": 1.0}, False),
+        ({"value": 0.98, "loss": 1.0}, {"value": 0.98, "loss": None}, False),
+    ],
+)
+def test_equal_accuracies_are_decided_by_the_loss(new: dict[str, Any], best: dict[str, Any], better: bool) -> None:
+    assert loop._is_better({"by": "validation accuracy", **new}, best) is better
+
+
 @pytest.mark.parametrize("dataset", ["digits", "motor"])
 def test_the_host_filters_the_outputs_of_a_batch_once(
     dataset: str, stsbp: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -91,18 +92,20 @@ def test_stop_request_does_not_make_a_removed_folder_again(
     monkeypatch: pytest.MonkeyPatch,
     stopped: Callable[..., None],
 ) -> None:
-    run = tmp_path / "run"
+    run, asked = tmp_path / "run", list[int]()
 
     def remove() -> None:
         shutil.rmtree(run)
 
-        def check(self: Any, *, clock: bool = True) -> None:
-            raise loop.Stopped("SIGINT", 130)
+        def ask(self: Any, *, clock: bool = True) -> int:
+            asked.append(signal.SIGINT)
+            return signal.SIGINT
 
-        monkeypatch.setattr(loop.StopRequest, "check", check)
+        monkeypatch.setattr(loop.StopRequest, "asked", ask)
 
     after_first_epoch(remove)
     stopped(train_tiny(run), "was removed, moved or replaced")
+    assert asked == [signal.SIGINT]
     assert not run.exists()
 
 

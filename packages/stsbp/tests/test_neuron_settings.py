@@ -47,6 +47,59 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+NODES = """
+[[node]]
+name = "a"
+weights = "{}"
+from = "input"
+[[node]]
+name = "b"
+neurons = ""
+from = "a"
+"""
+
+
+@pytest.mark.parametrize("command", ["train", "experiment"])
+@pytest.mark.parametrize(
+    ("dataset", "given", "message"),
+    [
+        ("digits", ("--net", "nodes.toml", "--dropout", 0.5), "--dropout does not apply to a file of nodes; add"),
+        ("digits", ("--input-tau-s", 4), "--input-tau-s filters event frames, but digits has images; leave it out"),
+        (
+            "digits",
+            ("--loss", "cross-entropy", "--label-pattern", "0001"),
+            "--label-pattern: the loss cross-entropy reads potentials, which follow no pattern; leave it out",
+        ),
+        (
+            "motor",
+            ("--label-pattern", "0101", "--undesired-pattern", 1),
+            "--label-pattern, --undesired-pattern: the labels of motor are spike trains and need no pattern",
+        ),
+    ],
+)
+def test_options_without_effect_are_refused(
+    command: str,
+    dataset: str,
+    given: tuple[object, ...],
+    message: str,
+    here: Path,
+    stsbp: Callable[..., Result],
+    refused: Callable[..., None],
+) -> None:
+    (here / "nodes.toml").write_text(NODES.format(10))
+    size = ("--epochs", 1, "--limit", 8, "--steps", 20, *(("--seeds", 1) if command == "experiment" else ()))
+    refused(stsbp(command, dataset, *size, *given, "--out", "run"), message)
+    assert not Path("run").exists()
+
+
+def test_files_of_settings_may_have_options_without_effect(here: Path, stsbp: Callable[..., Result]) -> None:
+    (here / "nodes.toml").write_text(NODES.format(16))
+    (here / "own.toml").write_text('net = "nodes.toml"\ndropout = 0.5\nlabel_pattern = "0101"\n')
+    size = ("--config", "own.toml", "--epochs", 1, "--limit", 8, "--steps", 25)
+    done = stsbp("train", "motor", *size, "--out", "run")
+    assert done.exit_code == 0, done.output
+
+
 @pytest.mark.parametrize("command", ["train", "experiment"])
 @pytest.mark.parametrize("neuron", ["if", "if:reset=subtract", "heard:Heard"])
 @pytest.mark.usefixtures("here")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import re
 from collections.abc import Callable, Mapping
@@ -233,6 +234,32 @@ def test_evaluations_are_those_of_every_epoch_and_of_the_last(every: int, sample
 class _Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+class _Lost(_Terminal):
+    """A terminal that is closed while the bar is drawn."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("kind", [PlainReporter, TerminalReporter])
+@pytest.mark.parametrize("closed", [True, False])
+def test_reporters_continue_after_their_output_was_closed(
+    kind: type[PlainReporter] | type[TerminalReporter], closed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("stsbp.training.progress._SECONDS_BETWEEN_LINES", 0)
+    file = _Terminal() if closed else _Lost()
+    show = kind(file)
+    show.loading("reading", 0, 3)
+    if closed:
+        file.close()
+    show.begin(1000, far())
+    show.step(998, _MEANS, "validation")
+    show.note("epoch 1/3", "more")
+    show.warn("layer conv1 is silent")
+    show.close()
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import stsbp as package
 from click.testing import Result
 from stsbp.datasets import load
 from stsbp.errors import CheckpointError, ConfigError
+from stsbp.training.build import build_task, load_data
 from stsbp_spec.errors import BackendError, ShapeError
 from stsbp_spec.registry import installed_backends
 
@@ -68,6 +69,33 @@ def test_a_run_predicts_what_the_command_line_prints(
         assert found.distances.shape == (45, 10)
     with pytest.raises(ShapeError, match=r"inputs with direct coding must be \[B, ...\], ... = \(1, 8, 8\)"):
         run.predict(images[:, 0])
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_loaded_run_trains_further_as_the_command_does(
+    train_tiny: Callable[..., Result], forge: Callable[..., None], tmp_path: Path, stored: bool
+) -> None:
+    run = tmp_path / "run"
+    assert train_tiny(run, "--warmup", "0.5").exit_code == 0
+    if not stored:
+        # Checkpoints of older versions do not have it.
+        forge(run, lambda description: description.pop("samples"), "best")
+    loaded = package.load_run(run, "best", backend="numpy")
+    data = load_data(loaded.settings)
+    assert (
+        loaded.task.trainer.optimizer
+        == build_task(loaded.settings, data.inputs, loaded.backend, len(data.train)).trainer.optimizer
+    )
+
+
+def test_a_split_that_no_run_has_is_named(train_tiny: Callable[..., Result], tmp_path: Path) -> None:
+    assert train_tiny(tmp_path / "run", "--validation", 0).exit_code == 0
+    run = package.load_run(tmp_path / "run", backend="numpy")
+    data = load_data(run.settings)
+    with pytest.raises(ConfigError, match="there is no split 'valid'; name train, validation or test"):
+        run.samples(data, "valid")
+    with pytest.raises(ConfigError, match="no validation split, because it was trained without --validation"):
+        run.samples(data, "validation")
 
 
 def test_a_run_of_spike_trains_has_no_classes(stsbp: Callable[..., Result], tmp_path: Path) -> None:

@@ -26,8 +26,10 @@ def test_a_run_with_a_readout(
     tmp_path: Path,
 ) -> None:
     run = tmp_path / "run"
-    # Its label pattern, that of the preset, says nothing to a readout; nor has it spikes to be called to.
-    done = stsbp("train", "digits", *TINY, "--loss", loss, "--label-pattern", "0001", "--init-rate", 0.05, "--out", run)
+    # Its label pattern says nothing to a readout; nor has it spikes to be called to.
+    (tmp_path / "own.toml").write_text('label_pattern = "0001"\n')
+    own = ("--config", tmp_path / "own.toml", "--loss", loss, "--init-rate", 0.05)
+    done = stsbp("train", "digits", *TINY, *own, "--out", run)
     assert done.exit_code == 0, done.output
     assert "linear2 is silent" not in done.output
     assert "(least loss)" in done.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 from click.testing import Result
 from stsbp.config import read_toml, to_toml_value
 from stsbp.errors import ConfigError, StsbpError, legible, printable
+from stsbp.interrupts import handled_by
 
 Stsbp = Callable[..., Result]
 
@@ -243,6 +245,23 @@ def test_interrupts_that_were_ignored_stay_ignored() -> None:
     code = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from stsbp.interrupts import install\n"
     done = python(code + "install(); print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)")
     assert done.stdout == "True\n", done.stderr
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
+def test_training_continues_through_signals_that_were_ignored() -> None:
+    def found() -> list[Any]:
+        return [signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)]
+
+    before = found()
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with handled_by(print):
+            assert found() == [signal.SIG_IGN, signal.SIG_IGN, print]
+        assert found() == [signal.SIG_IGN, signal.SIG_IGN, before[2]]
+    finally:
+        signal.signal(signal.SIGHUP, before[0])
+        signal.signal(signal.SIGINT, before[1])
 
 
 NAMES: list[Any] = ["a\x1b[31mred", "b\udcff", "c\u202eevil", "d\u9b31", "e\x9b\x07"]

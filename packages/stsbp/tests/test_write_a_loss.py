@@ -164,9 +164,28 @@ class Fails(Missed):
         return LossStep({}, 1 // 0)
 
 @dataclass(frozen=True)
+class Reward(Missed):
+    def measure(self, p, x):
+        return 0 - x.o * x.target
+
+@dataclass(frozen=True)
 class Lacks(Missed):
     parameters = ("scale", "extra", "more")
 """
+
+
+def test_a_run_with_a_negative_loss_is_decoded_and_continues(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], here: Path
+) -> None:
+    (here / "broken.py").write_text(BROKEN)
+    done = train_tiny(here / "run", "--loss", "broken:Reward", "--epochs", 1, "--log-every", 50)
+    assert done.exit_code == 0, done.output
+    done = stsbp("train", "--resume", here / "run", "--epochs", 2)
+    assert done.exit_code == 0, done.output
+    lines = [json.loads(line) for line in (here / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["loss"] < 0 for line in lines)
+    # The loss of a class is the negative number of its spikes.
+    assert all(line["accuracy"] == line["accuracy_spike_count"] > 0 for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -399,6 +399,12 @@ class Network:
                 found.append(Projection(node.name, len(found), place.node.op, values, shares=node.shares))
         return tuple(found)
 
+    def projections_to(self, population: str) -> tuple[Projection, ...]:
+        """All weights whose sums a population adds, including those of its recurrence."""
+        (node,) = (node for node in self.nodes if node.name == population)
+        read = {edge.source for edge in node.inputs}
+        return tuple(projection for projection in self.projections if projection.name in read)
+
     @cached_property
     def parameters(self) -> Mapping[str, Parameter]:
         """All trained parameters by name, in the order of the nodes.

@@ -30,7 +30,7 @@ from stsbp_spec.nodes import is_nodes
 from stsbp_spec.surrogates import SURROGATES, parse_surrogate
 from stsbp_spec.values import shown
 
-from stsbp.datasets.registry import named_path
+from stsbp.datasets.registry import info_of, named_path
 from stsbp.errors import ConfigError, did_you_mean
 from stsbp.files import MEGABYTE, read_regular
 from stsbp.presets import PRESETS, preset
@@ -38,6 +38,7 @@ from stsbp.threads import MOST_THREADS
 
 __all__ = [
     "FREE",
+    "OF_NEURONS",
     "OWN",
     "PATHS",
     "RECORDING_SETTINGS",
@@ -98,6 +99,20 @@ OWN: Mapping[str, Own] = MappingProxyType(
     }
 )
 """Settings that may name a user-defined class. Surrogates come first, because a neuron model needs its surrogate."""
+
+
+OF_NEURONS = ("tau_m", "tau_s", "tau_rise", "psp_gain", "threshold")
+"""Settings that are parameters of neurons."""
+
+_FOLLOWING: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        **{setting: (own.model,) for setting, own in OWN.items()},
+        "surrogate": ("surrogate_model", "neuron_model"),
+        **dict.fromkeys(OF_NEURONS, ("neuron_model",)),
+        "init_from": ("init_sha256",),
+    }
+)
+"""Settings that stsbp computes from other settings when a run begins, by these other settings."""
 
 
 class RunConfig(BaseModel):
@@ -229,7 +244,12 @@ class RunConfig(BaseModel):
         lt=2**32,
         description="Seed for the choice of test samples, validation samples, and the samples of --limit.",
     )
-    limit: int = Field(0, ge=0, le=10**9, description="Train on this many samples. 0 uses all samples.")
+    limit: int = Field(
+        0,
+        ge=0,
+        le=10**9,
+        description="Use this many training samples, including those of --validation. 0 uses all samples.",
+    )
     holdout: int = Field(
         0,
         ge=0,
@@ -561,7 +581,7 @@ def named_preset(name: str, dataset: str | None) -> Source:
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)}; known: {', '.join(PRESETS)}")
     found = PRESETS[name]
-    if dataset is not None and dataset not in (found.dataset, *found.similar):
+    if dataset is not None and info_of(dataset).name not in (found.dataset, *found.similar):
         fitting = ", ".join((found.dataset, *found.similar))
         raise ConfigError(f"the preset {name} is for {fitting}, not for {dataset}")
     return Source(f"preset {name}", {"dataset": found.dataset, **found.settings})
@@ -569,6 +589,9 @@ def named_preset(name: str, dataset: str | None) -> Source:
 
 def resolve(sources: Sequence[Source], *, with_preset: bool = True) -> RunConfig:
     """Merge settings with the preset of the data set that they name. Later sources override earlier ones.
+
+    A later source also removes what an earlier one, such as the settings of another run, computed from the old value:
+    for example, a new `loss` removes `loss_model`.
 
     Raises:
         ConfigError: a key is unknown, or a value is outside its domain. The message names the source, the key and the
@@ -585,6 +608,9 @@ def resolve(sources: Sequence[Source], *, with_preset: bool = True) -> RunConfig
     merged: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for source in sources:
+        for key in source.values:
+            for following in _FOLLOWING.get(key, ()):
+                merged.pop(following, None)
         for key, value in source.values.items():
             merged[key], origin[key] = value, source.name
     try:
@@ -645,8 +671,18 @@ def _is_same_path(key: str, own: Any, asked: Any) -> bool:
 
 
 def to_toml(config: RunConfig) -> str:
-    """All settings as TOML, from which `read_toml` makes an equal configuration."""
-    return "".join(f"{key} = {to_toml_value(value)}\n" for key, value in config.model_dump().items())
+    """All settings as TOML, from which `read_toml` makes an equal configuration.
+
+    Raises:
+        ConfigError: `read_toml` would refuse the text, because it is too large.
+    """
+    text = "".join(f"{key} = {to_toml_value(value)}\n" for key, value in config.model_dump().items())
+    if (size := len(text.encode(errors="surrogatepass"))) > _LARGEST_TOML:
+        raise ConfigError(
+            f"the settings take {size:,} bytes, but their file has at most {_LARGEST_TOML:,}; make the longest of "
+            f"them shorter: {max(RunConfig.model_fields, key=lambda key: len(str(getattr(config, key))))}"
+        )
+    return text
 
 
 def to_toml_value(value: Any) -> str:

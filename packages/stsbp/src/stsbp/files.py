@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 from stsbp.errors import FileError
 
@@ -95,6 +95,27 @@ def _hold(descriptor: int, *, wait: bool) -> int | None:
 
 def _unwritable(path: Path, error: OSError) -> FileError:
     return FileError(f"cannot write {path}: {_REASONS.get(error.errno or 0, error.strerror or str(error))}")
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Let errors of the system name the path that is written."""
+    try:
+        yield
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+class _Target(FileIO):
+    """A new file that will replace `path`."""
+
+    def __init__(self, descriptor: int, path: Path) -> None:
+        super().__init__(descriptor, "w")
+        self._path = path
+
+    def write(self, data: Any) -> int:
+        with _writing(self._path):
+            return super().write(data)
 
 
 def _irregular(status: os.stat_result) -> OSError | None:
@@ -226,32 +247,36 @@ class OpenFolder:
         Raises:
             FileError: the system refused. The message gives the path and the reason.
         """
-        temporary, held = "", None
+        temporary, held, path = "", None, self.path / name
         try:
-            self.check()
-            self._sweep(re.compile(rf"\.{'.*' if own else re.escape(name)}\.[0-9a-f]{{12}}\.tmp", re.DOTALL))
-            # O_EXCL fails if the name exists. The permissions are those of any new file.
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS
-            while True:
-                temporary = f".{name}.{secrets.token_hex(6)}.tmp"
-                file = open(os.open(self._name(temporary), flags, 0o666, **self._at), "wb")  # noqa: SIM115
-                if (held := _hold(file.fileno(), wait=True)) is None or os.fstat(held).st_nlink:
-                    break
-                # Another process removed the file before it was locked.
-                file.close()
-                os.close(held)
+            with _writing(path):
+                self.check()
+                self._sweep(re.compile(rf"\.{'.*' if own else re.escape(name)}\.[0-9a-f]{{12}}\.tmp", re.DOTALL))
+                # O_EXCL fails if the name exists. The permissions are those of any new file.
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS
+                while True:
+                    temporary = f".{name}.{secrets.token_hex(6)}.tmp"
+                    opened = os.open(self._name(temporary), flags, 0o666, **self._at)
+                    file = io.BufferedWriter(_Target(opened, path))
+                    if (held := _hold(file.fileno(), wait=True)) is None or os.fstat(held).st_nlink:
+                        break
+                    # Another process removed the file before it was locked.
+                    file.close()
+                    os.close(held)
+            # Errors of the block are its own, except when it writes.
             with file:
                 yield file
-                file.flush()
-                os.fsync(file.fileno())
-            # Check again, because writing takes time.
-            self.check()
-            both = {"src_dir_fd": self.descriptor, "dst_dir_fd": self.descriptor} if self._at else {}
-            os.replace(self._name(temporary), self._name(name), **both)
-            temporary = ""
-            self.sync()
-        except OSError as error:
-            raise _unwritable(self.path / name, error) from error
+                with _writing(path):
+                    file.flush()
+                    os.fsync(file.fileno())
+                    file.close()
+            with _writing(path):
+                # Check again, because writing takes time.
+                self.check()
+                both = {"src_dir_fd": self.descriptor, "dst_dir_fd": self.descriptor} if self._at else {}
+                os.replace(self._name(temporary), self._name(name), **both)
+                temporary = ""
+                self.sync()
         finally:
             if temporary:
                 with contextlib.suppress(OSError):
@@ -315,11 +340,9 @@ def atomic_writer(path: Path, *, own: bool = False) -> Iterator[BinaryIO]:
     Raises:
         FileError: the system refused. The message gives the path and the reason.
     """
-    try:
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = OpenFolder(path.parent)
-    except OSError as error:
-        raise _unwritable(path, error) from error
     with folder, folder.writer(path.name, own=own) as file:
         yield file
 

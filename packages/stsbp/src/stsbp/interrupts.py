@@ -28,9 +28,13 @@ PATIENCE = 1.0
 @contextlib.contextmanager
 def handled_by(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
     """Let Ctrl-C, SIGTERM and SIGHUP, if the system has them, call `handler`. Restores the previous handlers at the
-    end."""
+    end.
+
+    A signal that the parent process ignores stays ignored: SIGHUP under nohup, Ctrl-C in the background of a script.
+    """
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.signal(number, handler) for number in numbers}
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in heard}
     try:
         yield
     finally:

@@ -71,7 +71,7 @@ class Sums(Record):
 
     batches: Count
     samples: Count
-    loss: Amount
+    loss: float
     correct: Count
     correct_by_count: Count
     gradient_norm: Amount
@@ -93,13 +93,13 @@ class Sums(Record):
 
 
 class Best(Record):
-    """Which epoch was the best so far."""
+    """Which epoch was the best so far. Older files lack the loss."""
 
     step: Place
     epoch: Place
     by: str
     value: Number
-    score: Number
+    loss: Number | None = None
 
 
 class Progress(Record):
@@ -138,12 +138,15 @@ class InputsRecord(Record):
 
 
 class Trained(Record):
-    """Further contents of a checkpoint, with which its network can be used."""
+    """Further contents of a checkpoint, with which its network can be used and trained."""
 
     config: str
     data: str
+    step: Place
     epoch: Place
     inputs: InputsRecord
+    batch: Count = 0
+    samples: Count | None = None
 
 
 class _Grid(Record):

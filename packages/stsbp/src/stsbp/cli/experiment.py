@@ -33,11 +33,11 @@ from stsbp.experiment.run import Experiment, with_validation
 from stsbp.experiment.table import document, markdown
 from stsbp.presets import PRESETS
 from stsbp.processes.group import Group, join
-from stsbp.training.build import check_neuron_settings, cut_validation, load_dataset, own_flushes
+from stsbp.training.build import Inputs, check_typed, check_typed_labels, cut_validation, load_dataset, own_flushes
 from stsbp.training.initial import borrowed_weights, pinned
 from stsbp.training.loop import Stopped, stop_on_signals
 from stsbp.training.overlap import warn_of_borrowed_tests, warn_of_trained_tests
-from stsbp.training.progress import shown_by
+from stsbp.training.progress import PlainReporter, shown_by
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.tensorboard import require
 
@@ -108,13 +108,13 @@ def command(
             f"possible seed is {2**32 - 1}; give a smaller --seed or --seeds"
         )
     config = pinned(config)
-    check_neuron_settings(config, given)
+    check_typed(config, given)
     path = out or _default_folder(name)
     if config.tensorboard:
         require()
     if jobs > 1:
         # Each seed has its own processes. This process only measures the trained networks.
-        side_by_side = SideBySide(jobs, options.words, processes, rank_timeout, lambda line: say(line, err=True))
+        side_by_side = SideBySide(jobs, options.words, processes, rank_timeout, PlainReporter(sys.stderr).note)
     rendezvous = meeting(None if jobs > 1 else processes, rank_timeout, config.threads)
     if jobs > 1 and rendezvous is not None:
         raise ConfigError(
@@ -128,6 +128,7 @@ def command(
         for flush in own_flushes(config) if group.leads else ():
             say(f"warning: {flush}", err=True)
         data = group.one_by_one(lambda: _load(config, group))
+        check_typed_labels(config, Inputs.of(data), given)
         if "validation" not in given:
             config = with_validation(config, data)
         chosen = tuple(range(config.seed, config.seed + seeds))
@@ -231,7 +232,7 @@ def _tell(stopped: Stopped, experiment: Experiment, done: int | None) -> None:
         where = f"{stopped} and saved everything; {trained} of {len(seeds)} seeds are trained"
     else:
         where = f"{stopped} in seed {seeds[done]} and saved everything; {done} of {len(seeds)} seeds are done"
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):
         say(f"{where}. Continue with: {again}", err=True)
 
 

@@ -27,7 +27,7 @@ from stsbp.errors import ConfigError, DataError
 from stsbp.interop.nir_import import Imported, import_graph, likely_step
 from stsbp.interop.nir_nodes import Choices
 from stsbp.interop.nir_reader import Graph, read_graph
-from stsbp.training.build import Data, build_loss, build_neuron, build_task, load_data
+from stsbp.training.build import Data, build_loss, build_neuron, build_task, check_typed_labels, load_data
 from stsbp.training.initial import pinned
 from stsbp.training.loop import begin_with
 from stsbp.training.progress import reporter
@@ -115,6 +115,7 @@ def command(
         data = load_data(config, show.loading)
         for note in data.dataset.notes:
             show.note(note)
+        check_typed_labels(config, data.inputs, given)
         built = _built(file, graph, config, data, choices)
         task = build_task(built.config, data.inputs, NumpyBackend(), len(data.train))
         lines = [*noted, *_said(built)]

@@ -35,7 +35,15 @@ from stsbp.errors import ConfigError, FileError
 from stsbp.files import real
 from stsbp.processes.group import PER_PROCESS, Group, join
 from stsbp.training import checkpoint
-from stsbp.training.build import TOLERANCE, build_task, check_neuron_settings, decoders, load_data, own_flushes
+from stsbp.training.build import (
+    TOLERANCE,
+    build_task,
+    check_typed,
+    check_typed_labels,
+    decoders,
+    load_data,
+    own_flushes,
+)
 from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.initial import borrowed_weights, pinned
 from stsbp.training.loop import Outcome, Stopped, stop_on_signals, train
@@ -161,7 +169,7 @@ def _plan(
         config = _resumed(folder, sources)
     else:
         config = pinned(absolute(resolve(sources)))
-        check_neuron_settings(config, sources[-1].values)
+        check_typed(config, sources[-1].values)
         folder = folder or RunFolder(out or _new_folder(config.dataset))
     if show_config:
         return _Plan(config, folder)
@@ -241,6 +249,8 @@ def _train(
         group.compare_data(data.fingerprint())
         for note in data.dataset.notes:
             show.note(note)
+        if not plan.goes_on:
+            check_typed_labels(config, data.inputs, sources[-1].values)
         task = build_task(config, data.inputs, backend, len(data.train), group)
         if group.leads:
             warn_of_trained_tests(config, data, show)
@@ -261,7 +271,7 @@ def _train(
             except Stopped as stopped:
                 show.close()
                 if group.leads:
-                    with contextlib.suppress(BrokenPipeError):
+                    with contextlib.suppress(OSError):
                         say(f"{stopped} and saved. Continue with: {_again(folder)}", err=True)
                 sys.exit(stopped.exit_code)
     finally:

@@ -57,6 +57,7 @@ def document(
     """
     own, plain, data = experiment.config.model_dump(), base.model_dump(), experiment.data
     starts = [start for seed in experiment.seeds for start in experiment.folder(seed).starts()]
+    read = {block.name: network.graph.projections_to(block.population) for block in network.blocks}
     changed = [key for key in own if key not in _NOT_SHOWN and own[key] != plain[key]]
     return {
         "format": FORMAT,
@@ -74,11 +75,12 @@ def document(
         "decoders": [] if data.inputs.sequences else list(decoders(network)),
         "network": {
             "notation": str(network),
-            "multiply_adds": {
-                block.name: block.multiply_adds + (0 if block.recurrent is None else block.recurrent.multiply_adds)
-                for block in network.blocks
+            "multiply_adds": {name: sum(each.multiply_adds for each in weights) for name, weights in read.items()},
+            "pixels": {
+                name: sum(each.multiply_adds for each in weights if each.input.static)
+                for name, weights in read.items()
+                if any(each.input.static for each in weights)
             },
-            "pixels": [block.name for block in network.blocks if block.static],
         },
         "machines": _machines(starts),
         "dates": sorted({str(start.get("time"))[:10] for start in starts}),
@@ -183,7 +185,7 @@ def _main_table(found: dict[str, Any]) -> str:
     rows.append(["conditions", here, published["conditions"] if published else ""])
     rows.append(["seconds per epoch, training alone", f"{summary['seconds_per_epoch']['mean']:.2f}", ""])
     operations, adds = sum(summary["operations"].values()), found["network"]["multiply_adds"]
-    pixels = sum(adds[layer] for layer in found["network"]["pixels"])
+    pixels = sum(found["network"]["pixels"].values())
     text = f"{operations:,.0f} additions" + (f" and {pixels:,} multiply-adds on pixels" if pixels else "")
     total = sum(adds.values())
     rows.append(["synaptic operations a sample", text, ""])

@@ -447,8 +447,10 @@ def _layers(content: Content) -> str:
         bits = f"{grid['bits']:.0f} of {block.synapse.weight_bits}" if grid else str(block.synapse.weight_bits)
         room = f"{grid['headroom']:+.2f}" if grid else f"at least {block.guaranteed_headroom:+.2f}"
         shape = " x ".join(map(str, block.output_shape))
-        own = [p for name, p in content.network.parameters.items() if name.split(".")[0] == block.name]
-        adds = block.multiply_adds + (0 if block.recurrent is None else block.recurrent.multiply_adds)
+        read = content.network.graph.projections_to(block.population)
+        names = {block.name, *(each.name for each in read)}
+        own = [p for name, p in content.network.parameters.items() if name.split(".")[0] in names]
+        adds = sum(each.multiply_adds for each in read)
         cells = [f"{sum(int(np.prod(p.shape)) for p in own):,}", f"{adds:,}", bits, room]
         cells += [_learned(content, block.name)] if content.learned else []
         rows.append(

@@ -34,7 +34,8 @@ class Augmentation:
     Args:
         shift: shift in pixels along both axes. For frames of a row of neurons: in steps and neurons.
         flip: whether half of the samples are reflected left to right.
-        rotate: rotation in degrees, below 180.
+        rotate: rotation in degrees, below 180. The tangent of half the angle is drawn uniformly, so larger angles are
+            likelier than smaller ones.
         scale: relative change of height and width, drawn separately, below 1.
         shear: shear in columns per row.
         elastic: smooth random displacement in pixels, interpolated linearly between 4 x 4 nodes over the field.

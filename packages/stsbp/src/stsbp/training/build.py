@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -29,7 +29,7 @@ from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.trainer import Trainer
 from stsbp_spec.typing import AnyArray, Coding, Float64, Int64, Shape, UInt8
 
-from stsbp.config import OWN, RECORDING_SETTINGS, RunConfig
+from stsbp.config import OF_NEURONS, OWN, RECORDING_SETTINGS, RunConfig
 from stsbp.datasets import Dataset, Split, hold_out, load
 from stsbp.datasets.base import ProgressCallback, SequenceLabels, lengths_of
 from stsbp.datasets.registry import info_of, known_infos, named_path
@@ -50,7 +50,8 @@ __all__ = [
     "build_network",
     "build_neuron",
     "build_task",
-    "check_neuron_settings",
+    "check_typed",
+    "check_typed_labels",
     "cut_validation",
     "decoders",
     "has_test_of_training",
@@ -64,9 +65,6 @@ __all__ = [
 ]
 
 _VALIDATION_SUBSTREAM = 2
-
-_OF_NEURONS = ("tau_m", "tau_s", "tau_rise", "psp_gain", "threshold")
-"""Settings that are parameters of neurons."""
 
 _METRICS = {"van_rossum": LOSSES["van-rossum"], "hamming": LOSSES["hamming"]}
 """Distances that are reported for spike trains, whatever the loss is."""
@@ -345,26 +343,49 @@ def build_neuron(config: RunConfig) -> NeuronModel:
     """
     if config.neuron_model:
         return from_text(config.neuron_model)
-    given = {name: getattr(config, name) for name in _OF_NEURONS}
+    given = {name: getattr(config, name) for name in OF_NEURONS}
     return parse_neuron(config.neuron, {**given, "surrogate": _own(config, "surrogate")})
 
 
-def check_neuron_settings(config: RunConfig, typed: Container[str]) -> None:
-    """Refuse parameters of neurons that were typed but that the run's model does not have.
+def check_typed(config: RunConfig, typed: Mapping[str, Any]) -> None:
+    """Refuse settings that were typed but have no effect on the run, such as parameters that its neurons do not have.
 
-    Presets and files of settings may contain them, because they are made for several models.
+    Presets and files of settings may contain them, because they are made for several models and data sets.
 
     Raises:
-        ConfigError: there is such a parameter. The message names the models that have it.
-        SpecError: a user-defined model or surrogate cannot be imported.
+        ConfigError: there is such a setting. For a parameter of neurons, the message names the models that have it.
+        SpecError: a user-defined model, surrogate or loss cannot be imported.
     """
-    for name in _OF_NEURONS:
+    if typed.get("dropout") and is_nodes(config.net):
+        raise ConfigError('--dropout does not apply to a file of nodes; add nodes such as layer = "D0.5" to it')
+    if typed.get("input_tau_s") and info_of(config.dataset).coding == "direct":
+        raise ConfigError(f"--input-tau-s filters event frames, but {config.dataset} has images; leave it out")
+    if (patterns := _patterns(typed)) and build_loss(config).of_potentials:
+        raise ConfigError(f"{patterns}: the loss {config.loss} reads potentials, which follow no pattern; leave it out")
+    for name in OF_NEURONS:
         if name in typed and name not in build_neuron(config).written():
             having = ", ".join(known for known, model in NEURONS.items() if name in parameters(model))
             raise ConfigError(
                 f"--{name.replace('_', '-')} is a parameter of the neurons {having}, but not of "
                 f"{config.neuron}; leave it out"
             )
+
+
+def check_typed_labels(config: RunConfig, inputs: Inputs, typed: Mapping[str, Any]) -> None:
+    """Refuse patterns of label sequences that were typed for data whose labels are spike trains.
+
+    Raises:
+        ConfigError: a pattern was typed.
+    """
+    if inputs.sequences and (patterns := _patterns(typed)):
+        raise ConfigError(
+            f"{patterns}: the labels of {config.dataset} are spike trains and need no pattern; leave it out"
+        )
+
+
+def _patterns(typed: Mapping[str, Any]) -> str:
+    """The typed options for patterns, for a message."""
+    return ", ".join(f"--{name.replace('_', '-')}" for name in ("label_pattern", "undesired_pattern") if name in typed)
 
 
 def build_loss(config: RunConfig) -> Loss:

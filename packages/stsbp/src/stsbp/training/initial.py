@@ -11,6 +11,8 @@ therefore have the same bits on every backend.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 from stsbp_spec.encoders.packed import Inputs
 from stsbp_spec.foreign import calling
@@ -19,7 +21,7 @@ from stsbp_spec.network import NetworkSpec
 from stsbp_spec.random import Stream, permutation
 from stsbp_spec.typing import Float32, Int64, Shape
 
-from stsbp.config import OWN, RunConfig, split_start
+from stsbp.config import OWN, RunConfig, split_start, to_toml
 from stsbp.datasets import Split
 from stsbp.errors import CheckpointError, ConfigError
 from stsbp.training import checkpoint
@@ -55,20 +57,24 @@ def pinned(config: RunConfig) -> RunConfig:
 
     Raises:
         SpecError: a module cannot be imported, or a class cannot be stored.
+        ConfigError: settings contradict each other, or are too long to be stored.
         CheckpointError: there is no such run, or its checkpoint is damaged or does not have the given SHA-256.
     """
     for setting, own in OWN.items():
         named, model = getattr(config, setting), getattr(config, own.model)
         if model and not own.names_a_class(named):
-            raise ConfigError(f"{own.model} stores a class, but {setting} does not name a class")
+            raise ConfigError(f"{own.model} stores a class, but {setting} does not name one; leave {own.model} out")
         if own.names_a_class(named) and not model:
             with calling(f"{setting} = {named} cannot be stored as data"):
                 found = build_neuron(config) if setting == "neuron" else own.parse(named)
                 config = config.model_copy(update={own.model: own.as_text(found)})
     if config.init_from:
-        return config.model_copy(update={"init_sha256": _start(config).info["sha256"]})
-    if config.init_sha256:
-        raise ConfigError("init_sha256 is given for the weights of init_from, but init_from names no run")
+        config = config.model_copy(update={"init_sha256": _start(config).info["sha256"]})
+    elif config.init_sha256:
+        raise ConfigError(
+            "init_sha256 is given for the weights of init_from, but init_from names no run; leave init_sha256 out"
+        )
+    to_toml(config)
     return config
 
 
@@ -117,6 +123,8 @@ def scaled_to_rate(
 ) -> dict[str, Float32]:
     """Scale each layer by the smallest of `GAINS` with which it fires at `rate`, or by the largest if there is none.
 
+    All weights that a population reads have the same factor. Recurrent weights are not scaled.
+
     Args:
         task: the network, and the backend that computes it.
         weights: master weights; they are not changed.
@@ -124,18 +132,24 @@ def scaled_to_rate(
         rate: spikes per neuron and step.
         lengths: number of steps of each sample, `[B]`; None: all steps.
     """
-    scaled = dict(weights)
+    scaled, graph, blocks = dict(weights), task.network.graph, task.network.blocks
 
-    def fires(name: str, gain: float) -> bool:
-        scaled[name] = weights[name] * np.float32(gain)
-        state = task.trainer.init(scaled)
-        return task.trainer.predict(state, inputs, task.config.steps, lengths=lengths).rates[name] >= rate
+    def scale(names: Collection[str], gain: float) -> None:
+        scaled.update({name: weights[name] * np.float32(gain) for name in names})
 
-    readout = {task.network.blocks[-1].name} if task.network.has_readout else set()
-    for name in (name for name in task.network.weight_shapes if name not in readout):
-        low, high = 0, len(GAINS) - 1
+    done: set[str] = set()
+    for block in blocks[:-1] if task.network.has_readout else blocks:
+        recurrent = graph.recurrent.get(block.population, ())
+        read = {each.parameter for each in graph.projections_to(block.population) if each.name not in recurrent}
+        # Weights that an earlier layer shares keep its factor.
+        own = read - done
+        done |= own
+        low, high = 0, len(GAINS) - 1 if own else 0
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if fires(name, GAINS[middle]) else (middle + 1, high)
-        scaled[name] = weights[name] * np.float32(GAINS[low])
+            scale(own, GAINS[middle])
+            state = task.trainer.init(scaled)
+            fired = task.trainer.predict(state, inputs, task.config.steps, lengths=lengths).rates[block.name]
+            low, high = (low, middle) if fired >= rate else (middle + 1, high)
+        scale(own, GAINS[low])
     return scaled

@@ -95,12 +95,11 @@ class StopRequest:
         self.signal_number: int | None = None
         self.deadline = deadline
 
-    def check(self, *, clock: bool = True) -> None:
-        """Raise `Stopped` if a stop was requested. Without `clock`, only signals count."""
-        self.obey(self.asked(clock=clock))
-
     def asked(self, *, clock: bool = True) -> int:
-        """The signal that requests a stop; `-TIME_IS_UP` for the clock; 0: no stop is requested."""
+        """The signal that requests a stop; `-TIME_IS_UP` for the clock; 0: no stop is requested.
+
+        Without `clock`, only signals count.
+        """
         if self.signal_number is not None:
             return self.signal_number
         return -TIME_IS_UP if clock and self.deadline is not None and time.monotonic() >= self.deadline else 0
@@ -195,8 +194,10 @@ def begin_with(weights: Mapping[str, Float32], task: Task, data: Data, folder: R
         FileError: it could not be written.
     """
     loop = _Loop(task, data, folder, reporter, StopRequest(), None, weights)
-    with contextlib.closing(loop.metrics):
+    try:
         loop.save()
+    finally:
+        loop.close_records()
 
 
 class _Loop:
@@ -491,7 +492,7 @@ class _Loop:
         self.report(number, position.sums, validation, test)
 
         candidate = self.candidate(position.sums, validation, where)
-        if position.best is None or candidate["score"] > position.best["score"]:
+        if position.best is None or _is_better(candidate, position.best):
             position.best = candidate
             self.save_best(number, candidate)
         position.epoch, position.batch, position.sums = number, 0, Sums()
@@ -510,16 +511,12 @@ class _Loop:
         )
 
     def candidate(self, sums: Sums, validation: Evaluation | None, where: dict[str, int]) -> dict[str, Any]:
-        """The score of this epoch. Larger scores are better. If scores are equal, the earlier epoch wins.
-
-        With few validation samples, equal accuracies are frequent. The validation loss then decides between them.
-        """
+        """What decides whether this epoch is the best so far, as `records.Best` reads it."""
         if validation is None:
             loss = sums.loss / sums.samples
-            return {**where, "by": "training loss", "value": loss, "score": -loss}
+            return {**where, "by": "training loss", "value": loss, "loss": loss}
         name, value = validation.sums.headline
-        loss = validation.sums.means()["loss"]
-        return {**where, "by": f"validation {name}", "value": value, "score": value - 1e-9 * loss / (1 + loss)}
+        return {**where, "by": f"validation {name}", "value": value, "loss": validation.sums.means()["loss"]}
 
     def evaluate(self, name: str) -> Evaluation:
         # An interrupted evaluation must start again. The clock may only do this after the run has made progress.
@@ -556,6 +553,7 @@ class _Loop:
             "config": self.config.digest(),
             "epochs": self.config.epochs,
             "data": self.fingerprint,
+            "samples": len(self.data.train),
             "network": self.task.network.notation,
             "inputs": self.task.inputs.to_json(),
             "backend": self.task.backend.name,
@@ -633,6 +631,16 @@ class _Loop:
             self.reporter.warn(text)
 
 
+def _is_better(new: Mapping[str, Any], best: Mapping[str, Any]) -> bool:
+    """Whether an epoch is better than the best before it.
+
+    With few validation samples, equal accuracies are frequent. The validation loss then decides between them.
+    """
+    if new["by"] != "training loss" and new["value"] != best["value"]:
+        return bool(new["value"] > best["value"])
+    return best["loss"] is not None and bool(new["loss"] < best["loss"])
+
+
 def _first(asked: AnyArray) -> int:
     """The first request to stop among those of all processes (`StopRequest.asked`), else 0."""
     return next((int(each) for each in asked if each), 0)
@@ -677,12 +685,11 @@ def import_checkpoint(task: Task, saved: Checkpoint, folder: RunFolder) -> Train
         if step.shape != () or step.dtype != np.int64 or int(step) != saved.info["step"]:
             raise ShapeError(f"its tensor step must be one int64, {saved.info['step']}")
         for name, x in saved.tensors.items():
-            if not np.isfinite(x).all():
+            # Second moments may have overflowed. The trainer checks them.
+            if not name.startswith("adamw.v/") and not np.isfinite(x).all():
                 raise ShapeError(f"its tensor {name} has values that are not finite")
-            if name.startswith("adamw.v/") and (x < 0).any():
-                raise ShapeError(f"its tensor {name}, mean squares, has negative values")
         return task.trainer.import_state(saved.tensors)
-    except (ShapeError, KeyError) as error:
+    except (ShapeError, NumericError, KeyError) as error:
         raise CheckpointError(
             f"the checkpoint in {folder.path} does not fit the network {task.network}: {error}; was "
             "config.toml changed?"

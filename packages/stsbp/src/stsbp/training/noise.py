@@ -145,7 +145,7 @@ def disturbed(
     """Inputs with a disturbance.
 
     Args:
-        inputs: images `[B, C, H, W]`, or frames `[T, B, ...]`, also as bits.
+        inputs: images `[B, C, H, W]` or `[B, N]`, or frames `[T, B, C, H, W]` or `[T, B, N]`, also as bits.
         indices: numbers of the samples, `[B]`. The random numbers depend on them.
         name, amount: name and amount of the disturbance, one of `KINDS`.
         seed: seed of the random numbers.
@@ -158,7 +158,7 @@ def disturbed(
     """
     if amount == 0:
         return inputs
-    if not isinstance(inputs, PackedFrames) and inputs.ndim == 4:
+    if not isinstance(inputs, PackedFrames) and inputs.ndim in (2, 4):
         return _images(inputs, indices, name, amount, seed)
     frames = unpacked(inputs)
     steps, batch = frames.shape[:2]

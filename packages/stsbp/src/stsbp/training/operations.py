@@ -2,8 +2,8 @@
 
 A synaptic operation is one spike that meets one weight. It is an addition. A neuron of an ordinary network multiplies
 and adds for every weight, whatever its input is. An event-driven machine does no other work in the synapses. With
-direct coding, the first layer reads pixels instead of spikes. Its cost is its multiply-adds, once per sample, because
-the image is the same at every step. Both numbers exclude the updates of the neurons.
+direct coding, the first weights read pixels instead of spikes. Their cost is their multiply-adds, once per sample,
+because the image is the same at every step. Both numbers exclude the updates of the neurons.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from stsbp_spec.encoders.packed import unpacked
-from stsbp_spec.graph import Input, Neurons, Projection
+from stsbp_spec.graph import Edge, Input, Neurons, Projection
+from stsbp_spec.lengths import without_padding
 from stsbp_spec.network import Block, NetworkSpec
 from stsbp_spec.reference.backend import RULES
 from stsbp_spec.synapses import Add, AvgPool2d, Conv2d, Dropout, Linear, MaxPool2d, Upsample2d
@@ -30,25 +31,29 @@ MOST_SAMPLES = 200
 _BATCH = 10
 
 
-def fan_out(network: NetworkSpec, block: Block) -> dict[str, Int64]:
-    """Number of a block's weights that a spike of each neuron meets, by the names of populations (or input) it reads.
+def fan_out(network: NetworkSpec, block: Block) -> dict[Edge, Int64]:
+    """Number of a block's weights that a spike of each neuron meets, by the populations (or input) it reads.
 
-    Each is `[C, H, W]` or `[N]`. Pooling, dropout and sums in between pass spikes on. Max pooling makes new spikes,
-    so its own node is listed instead of the nodes it reads.
+    Each is `[C, H, W]` or `[N]`. Pooling, dropout and sums in between pass spikes on, and the delay of an edge is that
+    of the whole way. Max pooling makes new spikes, so its own node is listed instead of the nodes it reads. Weights
+    that read pixels are left out.
     """
-    graph, found = network.graph, dict[str, Int64]()
+    graph, found = network.graph, dict[Edge, Int64]()
     nodes = {node.name: node for node in graph.nodes}
 
-    def back(name: str, reached: Int64) -> None:
+    def back(name: str, delay: int, reached: Int64) -> None:
         node = nodes[name]
         if isinstance(node.op, (Input, Neurons, MaxPool2d)):
-            found[name] = found.get(name, 0) + reached
+            edge = Edge(name, delay)
+            found[edge] = found.get(edge, 0) + reached
             return
         for edge in node.inputs:
-            back(edge.source, _below(node.op, graph.values[edge.source].shape, reached))
+            back(edge.source, delay + edge.delay, _below(node.op, graph.values[edge.source].shape, reached))
 
-    for projection in (block, *([] if block.recurrent is None else [block.recurrent])):
-        back(nodes[projection.name].inputs[0].source, _reached(projection))
+    for projection in graph.projections_to(block.population):
+        if not projection.input.static:
+            (edge,) = nodes[projection.name].inputs
+            back(edge.source, edge.delay, _reached(projection))
     return found
 
 
@@ -76,13 +81,27 @@ def spikes_of(network: NetworkSpec, name: str, fired: Mapping[str, AnyArray]) ->
     if name in fired:
         return fired[name]
     (node,) = (node for node in network.graph.nodes if node.name == name)
-    inputs = [spikes_of(network, edge.source, fired) for edge in node.inputs]
+    inputs = [_delayed(spikes_of(network, edge.source, fired), edge.delay) for edge in node.inputs]
     if isinstance(node.op, (Add, Dropout)):
         return sum(inputs[1:], inputs[0])
     assert isinstance(node.op, Passing)
     op = node.op.at(inputs[0].shape[2:])
     passed: AnyArray = RULES[type(op)].forward(op, *inputs)[0]
     return passed
+
+
+def _delayed(spikes: AnyArray, delay: int) -> AnyArray:
+    """Spikes `[T, ...]` that arrive `delay` steps later. Those after the last step never do."""
+    arriving = np.zeros_like(spikes)
+    arriving[delay:] = spikes[: max(0, len(spikes) - delay)]
+    return arriving
+
+
+def _per_step(spikes: AnyArray, lengths: Int64 | None) -> Float64:
+    """Number of spikes of each neuron at each step, `[T, N]`, of all samples `[T, B, ...]`, without padded steps."""
+    trains = spikes.reshape(*spikes.shape[:2], -1)
+    found: Float64 = without_padding(trains, lengths).sum(axis=1, dtype=np.float64)
+    return found
 
 
 def _reached(projection: Projection) -> Int64:
@@ -118,7 +137,7 @@ class Activity:
     """The activity at each step, mean over samples.
 
     Attributes:
-        operations: synaptic operations of each layer, `[T]`; without the first layer if it reads pixels.
+        operations: synaptic operations of each layer, `[T]`; without layers that read only pixels.
         spikes: spikes of all neurons of each layer, `[T]`; without a readout.
     """
 
@@ -129,7 +148,7 @@ class Activity:
 def synaptic_operations(task: Task, state: TrainState, split: Split, most: int = MOST_SAMPLES) -> dict[str, float]:
     """Synaptic operations of each layer, mean over `most` samples spread evenly over a split.
 
-    The first layer is left out if it reads pixels (direct coding).
+    Weights that read pixels (direct coding) are left out.
     """
     return {name: float(each.sum()) for name, each in activity(task, state, split, most).operations.items()}
 
@@ -140,7 +159,7 @@ def activity(task: Task, state: TrainState, split: Split, most: int = MOST_SAMPL
     weights = {key.removeprefix("weight/"): x for key, x in exported.items() if key.startswith("weight/")}
     chosen = np.unique(np.linspace(0, len(split) - 1, min(most, len(split))).astype(np.int64))
     network, steps = task.network, task.config.steps
-    fans = {block.name: fan_out(network, block) for block in network.blocks if not block.static}
+    fans = {block.name: fans for block in network.blocks if (fans := fan_out(network, block))}
     spiking = network.blocks[:-1] if network.has_readout else network.blocks
     # Sums of integers, which are exact.
     operations = {name: np.zeros(steps) for name in fans}
@@ -152,10 +171,10 @@ def activity(task: Task, state: TrainState, split: Split, most: int = MOST_SAMPL
         sources = {network.graph.nodes[0].name: inputs}
         sources |= {block.population: layers[block.name].spikes for block in network.blocks}
         for name, of_sources in fans.items():
-            for source, fan in of_sources.items():
-                of_steps = spikes_of(network, source, sources).sum(axis=1, dtype=np.float64)
-                operations[name] += (of_steps * fan).reshape(steps, -1).sum(axis=1)
+            for edge, fan in of_sources.items():
+                arriving = _delayed(spikes_of(network, edge.source, sources), edge.delay)
+                operations[name] += _per_step(arriving, batch.lengths) @ fan.reshape(-1).astype(np.float64)
         for name, found in spikes.items():
-            found += layers[name].spikes.reshape(steps, -1).sum(axis=1, dtype=np.float64)
+            found += _per_step(layers[name].spikes, batch.lengths).sum(axis=1)
     n = len(chosen)
     return Activity(*({name: x / n for name, x in found.items()} for found in (operations, spikes)))

@@ -9,7 +9,7 @@ import numpy as np
 from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.typing import Coding
 
-from stsbp.config import RunConfig, absolute, split_start
+from stsbp.config import RECORDING_SETTINGS, RunConfig, absolute, split_start
 from stsbp.datasets import Split
 from stsbp.datasets.registry import info_of, named_path
 from stsbp.errors import CheckpointError, ConfigError, DataError
@@ -26,6 +26,8 @@ _SAMPLES = (
     *("image_size", "skip_malformed"),
 )
 """Settings that determine the training samples and the test samples."""
+_FORM = ("steps", *(name for names in RECORDING_SETTINGS.values() for name in names), "image_size")
+"""Settings that determine the form in which samples are read."""
 _IMAGES = {"stsbp.datasets.image_folder", "stsbp.datasets.cifar10"}
 """Modules of data sets that may contain the same images."""
 
@@ -64,18 +66,25 @@ def warn_of_seen(trained: Trained, name: str, samples: Split, show: Reporter, ru
     return seen
 
 
-def _seen_in_training(trained: Trained, name: str, samples: Split, show: Reporter, run: str) -> int | None:
+def _seen_in_training(
+    trained: Trained, name: str, samples: Split, show: Reporter, run: str, like: RunConfig | None = None
+) -> int | None:
     """Number of samples of the data set `name` that the run used for training, or for choosing its best checkpoint.
 
     None if the data sets are of different kinds and cannot be compared, or if the run's own data cannot be found. The
-    latter is printed, with `run` as the name of the run.
+    latter is printed, with `run` as the name of the run. If the samples were read in another form than that of the run,
+    `like` has their settings.
     """
     try:
         if not _are_comparable(trained.settings.dataset, name):
             return None
-        data = load_data(trained.settings.model_copy(update={"download": False}), show.loading)
+        own = trained.settings.model_copy(update={"download": False})
+        data = load_data(own, show.loading)
         # This raises an error if the data have changed.
         trained.samples(data, "train")
+        if like is not None and any(getattr(like, key) != getattr(own, key) for key in _FORM):
+            form = {key: getattr(like, key) for key in _FORM}
+            data = load_data(own.model_copy(update=form), show.loading)
     except (DataError, ConfigError) as error:
         reason = str(error).partition("\n")[0]
         show.note(f"cannot check whether {run} was trained on some of these samples: {reason}")
@@ -117,7 +126,7 @@ def warn_of_borrowed_tests(config: RunConfig, data: Data, backend: AbstractBacke
     except CheckpointError as error:
         show.note(f"cannot check whether {config.init_from} was trained on some of the test samples: {error}")
         return []
-    if not (seen := _seen_in_training(start, tested, data.test, show, config.init_from)):
+    if not (seen := _seen_in_training(start, tested, data.test, show, config.init_from, config)):
         return []
     text = (
         f"{seen} of the {len(data.test)} test samples have the same content as samples that {config.init_from} was "

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 
 from stsbp.errors import printable
 from stsbp.processes.group import Group
@@ -211,19 +211,32 @@ def _line(text: str, more: Sequence[str], width: int) -> str:
 
 
 class _Output:
-    """Lines for an output that may be closed. `gone` is then true, and writing does nothing."""
+    """A text file that may be closed, such as a terminal. Writing then does nothing."""
 
     def __init__(self, file: IO[str] | None) -> None:
-        self.file = file
-        self.gone = file is None
+        self._file = file
+
+    def write(self, text: str) -> int:
+        self._try("write", text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try("flush")
 
     def line(self, text: str) -> None:
-        if self.gone:
+        self.write(printable(text, lines=True) + "\n")
+        self.flush()
+
+    def _try(self, what: str, *arguments: str) -> None:
+        if self._file is None:
             return
         try:
-            print(printable(text, lines=True), file=self.file, flush=True)
+            getattr(self._file, what)(*arguments)
         except (OSError, ValueError):
-            self.gone = True
+            self._file = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 class PlainReporter:
@@ -283,7 +296,8 @@ class TerminalReporter:
             def render(self, task: Task) -> Text:
                 return Text(owner.line(), overflow="ellipsis")
 
-        self._console = Console(file=file, highlight=False)
+        # Another thread also draws, so the file itself must not fail.
+        self._console = Console(file=cast(IO[str], _Output(file)), highlight=False)
         self._progress = Progress(
             BarColumn(bar_width=_BAR),
             Line(table_column=Column(no_wrap=True)),

@@ -198,6 +198,8 @@ class Trained:
         Raises:
             ConfigError: there is no such split, or the data differ from those of the run.
         """
+        if split not in ("train", "validation", "test"):
+            raise ConfigError(f"there is no split {split!r}; name train, validation or test")
         if split not in data.splits():
             how = "with --no-test" if split == "test" else "without --validation"
             raise ConfigError(f"the run has no {split} split, because it was trained {how}; name another --split")
@@ -236,6 +238,8 @@ def load_trained(folder: RunFolder, name: str, backend: AbstractBackend, group: 
     saved = checkpoint.load(folder.path, name)
     if not checkpoint.is_of(config, saved.info):
         raise CheckpointError(f"{folder.config} is not what the checkpoint {name!r} was trained with; put it back")
-    inputs = Inputs.of_record(checkpoint.trained_of(saved, folder.path, name).inputs)
-    task = build_task(config, inputs, backend, group=group)
+    found = checkpoint.trained_of(saved, folder.path, name)
+    # Older checkpoints lack the number of training samples. The updates of finished epochs then give the schedule.
+    samples = found.samples or (found.step - found.batch) // max(1, found.epoch) * config.batch_size
+    task = build_task(config, Inputs.of_record(found.inputs), backend, max(1, samples), group)
     return Trained(config, task, import_checkpoint(task, saved, folder), saved.info)
