@@ -125,6 +125,8 @@ def test_inputs_without_rows_are_disturbed_like_images() -> None:
     for name, amount in (("lost", 0.5), ("noise", 40)):
         found = disturbed(images, np.arange(6), name, amount)
         as_images = disturbed(images.reshape(6, 1, 2, 5), np.arange(6), name, amount)
+        assert isinstance(found, np.ndarray)
+        assert isinstance(as_images, np.ndarray)
         assert np.array_equal(found, as_images.reshape(6, 10))
         assert not np.array_equal(found, images)
 
