@@ -38,6 +38,7 @@ NETWORKS = [
     ("6C5-P2-32C3-3", "valid", (2, 17, 15)),  # scattered, then gathered; a column is left over by the pooling
     ("5C3p1d0.3-P4-48C3p2-3", "same", (1, 13, 18)),  # dropout before a pooling of 4, wide padding
     ("33C1-P2-D0.5-64C2-3", "valid", (3, 8, 9)),  # a 1 x 1 kernel, channels that are no whole vectors
+    ("8C1-3", "valid", (1, 6, 5)),  # axes of length 1
     ("16C3-16C3s2-32C3-3", "same", (2, 12, 12)),  # a stride that only the dense path knows
 ]
 

@@ -162,6 +162,12 @@ def test_frames_that_lie_channels_last_are_not_copied() -> None:
     assert np.shares_memory(TorchBackend("cpu").asarray(frames).numpy(), frames)
 
 
+def test_arrays_that_are_views_in_reverse_are_read() -> None:
+    """With one sample, numpy calls such a view contiguous."""
+    for frames in (np.arange(12, dtype=np.uint8).reshape(4, 1, 3), np.ones((4, 1, 3, 5, 6), np.uint8)):
+        assert np.array_equal(TorchBackend("cpu").asarray(frames[:, ::-1]).numpy(), frames)
+
+
 class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The precision that matrix products and convolutions are computed in."""
 

@@ -103,7 +103,8 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
     def asarray(self, x: AnyArray) -> torch.Tensor:
         last = x.ndim == 5 and bool(np.moveaxis(x, 2, -1).flags.c_contiguous)
         array = np.moveaxis(x, 2, -1) if last else np.ascontiguousarray(x)
-        if not array.flags.writeable:
+        # Torch refuses negative strides, also of axes of length 1.
+        if not array.flags.writeable or min(array.strides, default=0) < 0:
             array = array.copy()
         tensor = torch.from_numpy(array).to(self.torch_device)
         return logical(tensor) if last else laid_out(tensor)
