@@ -388,3 +388,19 @@ def test_layers_in_a_row_hand_on_the_division_of_a_pooling() -> None:
 def test_a_module_is_no_description_of_a_neuron() -> None:
     with pytest.raises(SpecError, match=r"of stsbp_spec, which describe it; got LIF\(.*\), of stsbp_torch"):
         NetworkSpec.parse("4", input_shape=(4,), outputs=2, neuron=LIF(tau_m=5))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(8, 3, 2, 18, 19), (8, 3, 2, 19, 18), (8, 3, 1, 18, 18), (8, 3, 648), (8, 3)])
+def test_inputs_of_another_shape_than_the_networks_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError, match=r"must be \[T, B, 2, 18, 18\], got \[8, 3"):
+        Network(NET)(torch.zeros(shape, dtype=torch.uint8))
+    images = NetworkSpec.parse("3", input_shape=(4,), outputs=2, coding="direct")
+    with pytest.raises(ShapeError, match=r"direct coding must be \[B, 4\], got \[2, 3, 4\]"):
+        Network(images)(torch.zeros(2, 3, 4, dtype=torch.uint8), 5)
+
+
+def test_one_frame_of_events_is_not_repeated() -> None:
+    frames = torch.from_numpy(samples().inputs)
+    with pytest.raises(ShapeError, match="the inputs have 1 steps, but steps is 5; leave steps out"):
+        Network(NET)(frames[:1], 5)
+    assert torch.equal(Network(NET)(frames, 8), Network(NET)(frames))

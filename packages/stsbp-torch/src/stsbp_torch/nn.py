@@ -96,7 +96,7 @@ def _clip(x: torch.Tensor, learned: Learned) -> None:
     x.copy_(torch.where(x.abs() < FLOOR, 0.0, x).clamp(learned.low, learned.high))
 
 
-def _arrays(states: Sequence[tuple[str, int]], state: State | None, batch: int) -> list[torch.Tensor]:
+def _arrays(states: Sequence[tuple[str, int]], state: State | None) -> list[torch.Tensor]:
     """The arrays of a state in the order in which a segment takes them; an empty list for None."""
     if state is None:
         return []
@@ -104,15 +104,14 @@ def _arrays(states: Sequence[tuple[str, int]], state: State | None, batch: int) 
     for name, count in states:
         arrays = state.get(name, ())
         if len(arrays) != count:
-            raise ShapeError(f"the state has {len(arrays)} arrays of {name}, not {count}; it belongs to another module")
+            raise ShapeError(
+                f"the state has {len(arrays)} arrays of {name}, not {count}; it belongs to another module, or to the "
+                "other mode (training or evaluation)"
+            )
         found += arrays
     for x in found:
         if x.requires_grad:
             raise SpecError("gradients do not flow into earlier calls; give a detached state, as modules return it")
-        if x.dim() < 2 or x.shape[1] != batch:
-            raise ShapeError(
-                f"the arrays of the state must be [1, B, ...] with B = {batch}, like the inputs, got {list(x.shape)}"
-            )
     return found
 
 
@@ -221,7 +220,7 @@ class Neurons(torch.nn.Module):
         handle = self._handles[biased] if gain == 1 else self._handle(gain, biased)
         checked_by = "" if checked else self._get_name()
         settings = Settings(steps, True, precision=precision, full=full or state is not None, checked=checked_by)
-        made = compute(handle, settings, [z], own, _arrays(handle.states, state, z.shape[1]))
+        made = compute(handle, settings, [z], own, _arrays(handle.states[True], state))
         return _given(made, "neurons", full)
 
 
@@ -364,7 +363,7 @@ class _Spiking(torch.nn.Module):
         checked_by = "" if checked else self._get_name()
         more = full or state is not None
         settings = Settings(steps, True, precision=precision, full=more, checked=checked_by, hint=_HOW_FINE)
-        made = compute(handle, settings, [s], self._ordered, _arrays(handle.states, state, s.shape[1]))
+        made = compute(handle, settings, [s], self._ordered, _arrays(handle.states[True], state))
         return _given(made, "neurons", full)
 
     def _check_shape(self, s: torch.Tensor) -> None:
@@ -591,7 +590,7 @@ class _Block(_Spiking):
     def forward(self, settings: Settings, inputs: list[torch.Tensor], state: State | None) -> Made:  # type: ignore[override]
         """The results of the segment."""
         _check_types(self._get_name(), self._ordered)
-        arrays = _arrays(self.handle.states, state, inputs[0].shape[1])
+        arrays = _arrays(self.handle.states[settings.training], state)
         return compute(self.handle, settings, inputs, self._ordered, arrays)
 
     def statistics(self) -> dict[str, torch.Tensor]:
@@ -634,7 +633,7 @@ class _Population(torch.nn.Module):
     def forward(self, settings: Settings, inputs: list[torch.Tensor], state: State | None) -> Made:
         """The results of the segment. Updates the running statistics."""
         _check_types(self._get_name(), self._ordered)
-        arrays = _arrays(self.handle.states, state, inputs[0].shape[1])
+        arrays = _arrays(self.handle.states[settings.training], state)
         made = compute(self.handle, settings, inputs, self._ordered, [*self.statistics().values(), *arrays])
         for name, x in made.statistics.items():
             setattr(self, name.replace(".", "_"), x)
@@ -753,13 +752,13 @@ class Network(torch.nn.Module):
 
         Args:
             inputs: frames or images.
-            steps: number of steps `T` for images.
+            steps: number of steps `T` for images; frames need no `steps`.
             state: state after the previous steps, from the `Output` of a call; None: the network starts at rest.
             full: True returns an `Output` with the potentials of every population and the state.
 
         Raises:
-            ShapeError: an input is not an integer from 0 to `input_max` (images: 255), `steps` does not fit the inputs,
-                or the state is from another network or batch.
+            ShapeError: the inputs have another shape than the network's, or are not integers from 0 to `input_max`
+                (images: 255), `steps` does not fit the inputs, or the state is from another network, batch or mode.
             SpecError: the parameters are not float32, a state requires a gradient, or the network ends with a readout
                 and `full` is False.
             NumericError: an input or a weight is not finite, or a weight is too large.
@@ -771,7 +770,8 @@ class Network(torch.nn.Module):
             )
         s = inputs[None] * 2.0**-8 if self.spec.coding == "direct" else inputs
         steps = check_steps(s, steps)
-        number = self.step if state is None else state["step"][0]
+        self._check_shape(inputs, steps)
+        (number,) = (self.step,) if state is None else _arrays([("step", 1)], state)
         step: torch.Tensor | int = 0
         if self._drops and self.training:
             # A traced program reads the number at each run. Its backward pass must read the same number.
@@ -792,3 +792,14 @@ class Network(torch.nn.Module):
             # A new tensor, because the backward pass of a compiled program reads the number of its own call.
             self.step = self.step + 1
         return Output(values[self._output], potentials, after) if full else values[self._output]
+
+    def _check_shape(self, inputs: torch.Tensor, steps: int) -> None:
+        images, shape = self.spec.coding == "direct", self.spec.input_shape
+        axes = ["B"] if images else ["T", "B"]
+        if inputs.shape[len(axes) :] != shape:
+            wanted = ", ".join(map(str, (*axes, *shape)))
+            raise ShapeError(
+                f"the inputs of a Network with {self.spec.coding} coding must be [{wanted}], got {list(inputs.shape)}"
+            )
+        if not images and len(inputs) != steps:
+            raise ShapeError(f"the inputs have {len(inputs)} steps, but steps is {steps}; leave steps out")
