@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,7 @@ from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_torch import bits
 from stsbp_torch.backend import TorchBackend
 from stsbp_torch.layout import laid_out, logical
+from stsbp_torch.synapses.conv2d import exact_math
 from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICES = ["cpu", "cpu:eager"] + (["cuda"] if torch.cuda.is_available() else [])
@@ -186,6 +188,34 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
 _ONEDNN: Any = torch.backends.mkldnn
 
 
+@pytest.mark.parametrize("device", ["cpu", "cpu:eager"])
+def test_sums_are_exact_without_onednn(device: str) -> None:
+    """Without oneDNN, torch would take NNPACK, which transforms inputs and weights of some shapes."""
+    net = NetworkSpec.parse("16C3-16C3", input_shape=(3, 16, 16), outputs=4, coding="direct")
+    weights, images = initial_weights(net, 0, 1.0), np.random.default_rng(0).integers(0, 256, (24, 3, 16, 16))
+    inputs = images.astype(np.uint8)
+    expected = NumpyBackend().run(net, weights, inputs, 3)
+    with _ONEDNN.flags(enabled=False):
+        found = TorchBackend(device).run(net, weights, inputs, 3)
+    for name, layer in expected.layers.items():
+        assert differing_bits(layer.potentials, found.layers[name].potentials) == 0
+    assert torch.backends.nnpack.set_flags(True) == (True,)
+
+
+def test_an_environment_that_rounds_convolutions_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE"):
+        monkeypatch.setenv(name, "strict")
+        TorchBackend("cpu")
+        monkeypatch.setenv(name, "BF16")
+        for device in ("cpu", "cpu:eager"):
+            with pytest.raises(
+                BackendError, match=f"'{device}': the environment variable {name}=BF16 allows oneDNN to"
+            ):
+                TorchBackend(device)
+        assert all(name in (device.problem or "") for device in TorchBackend.devices()[:2])
+        monkeypatch.delenv(name)
+
+
 @pytest.fixture
 def bfloat16() -> Iterator[None]:
     """A process whose float32 products may be computed in bf16."""
@@ -225,3 +255,22 @@ def test_a_step_leaves_the_precision_of_the_process_as_it_was_also_after_an_erro
         backend.value_and_grad(net, VanRossum(), initial_weights(net, 1, 2.0), batch(net, 5, 3, 1))
     assert all(precisions == {"ieee"} for precisions in products.seen.values()), products.seen
     assert _ONEDNN.matmul.fp32_precision == "bf16"
+
+
+@pytest.mark.usefixtures("bfloat16")
+def test_a_thread_that_ends_leaves_the_exact_sums_of_others_alone() -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with exact_math():
+            entered.set()
+            leave.wait()
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    entered.wait()
+    with exact_math():
+        leave.set()
+        thread.join()
+        assert _ONEDNN.conv.fp32_precision == "ieee"
+    assert _ONEDNN.conv.fp32_precision == "bf16"
