@@ -344,3 +344,57 @@ def test_potentials_of_a_readout_take_a_cross_entropy_of_torch() -> None:
         assert np.abs(own.numpy() - g).max() <= 1e-4 * np.abs(g).max(), key
     with pytest.raises(SpecError, match="call it with full=True and use the potentials of linear2"):
         net(frames)
+
+
+def _two_layers(first: str, population: str, second: str) -> NetworkSpec:
+    return NetworkSpec.parse(
+        f"""
+        [[node]]
+        name = "{first}"
+        weights = "6"
+        from = "input"
+
+        [[node]]
+        name = "other"
+        weights = "6b"
+        from = "input"
+
+        [[node]]
+        name = "{population}"
+        neurons = ""
+        from = ["{first}", "other"]
+
+        [[node]]
+        name = "{second}"
+        weights = "3"
+        from = "{population}"
+
+        [[node]]
+        name = "last"
+        neurons = ""
+        from = "{second}"
+        """,
+        input_shape=(2, 6, 6),
+    )
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("w", "a.b", "a_b"), ("a.b", "p", "a_b"), ("forward", "step", "train"), ("handle", "seed", "spec")],
+    ids="-".join,
+)
+def test_nodes_may_have_any_name(names: tuple[str, str, str]) -> None:
+    frames, _ = samples()
+    specs = _two_layers("a", "b", "c"), _two_layers(*names)
+    initial = initial_weights(specs[0], 0, GAIN)
+    values = [np.abs(initial[name]) for name in specs[0].parameters]
+    for training in (False, True):
+        plain, net = (
+            Network(spec, weights=dict(zip(spec.parameters, values, strict=True))).train(training) for spec in specs
+        )
+        assert list(net.named()) == list(specs[1].parameters)
+        assert len(list(net.parameters())) == len(values) == 4
+        expected = in_chunks(plain, frames, (3, 4))[0]
+        assert expected.any()
+        assert torch.equal(in_chunks(net, frames, (3, 4))[0], expected)
+    assert plain.state_dict().keys() == {"b.a.weight", "b.other.weight", "b.other.bias", "c.weight"}

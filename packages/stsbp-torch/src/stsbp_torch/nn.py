@@ -598,6 +598,14 @@ class _Block(_Spiking):
         return {}
 
 
+def _free(module: torch.nn.Module, name: str) -> str:
+    """The name of a new attribute of a module: `name` without dots, with `_` at its end if it is taken."""
+    name = name.replace(".", "_")
+    while hasattr(module, name):
+        name += "_"
+    return name
+
+
 class _Population(torch.nn.Module):
     """Any other segment of a network. Parameters are grouped by the projection after which they are named."""
 
@@ -605,16 +613,23 @@ class _Population(torch.nn.Module):
         self, piece: Piece, parameters: Mapping[str, torch.Tensor], statistics: Mapping[str, torch.Tensor]
     ) -> None:
         super().__init__()
-        self.handle, self._names = handle_of(piece), [name.partition(".")[::2] for name in parameters]
-        for (owner, own), x in zip(self._names, parameters.values(), strict=True):
-            if owner not in self._modules:
-                self.add_module(owner, torch.nn.ParameterDict())
-            self._of(owner)[own or "weight"] = x
+        self.handle = handle_of(piece)
+        self._names: list[tuple[str, str]] = []
+        self._statistics: dict[str, str] = {}
+        weights, modules = {projection.parameter for projection in piece.projections}, dict[str, str]()
+        for name, x in parameters.items():
+            owner, _, own = (name, "", "weight") if name in weights else name.rpartition(".")
+            if owner not in modules:
+                modules[owner] = _free(self, owner)
+                self.add_module(modules[owner], torch.nn.ParameterDict())
+            self._names.append((modules[owner], own))
+            self._of(modules[owner])[own] = x
         for name, x in statistics.items():
-            self.register_buffer(name.replace(".", "_"), x)
+            self._statistics[name] = _free(self, name)
+            self.register_buffer(self._statistics[name], x)
 
-    def _of(self, owner: str) -> torch.nn.ParameterDict:
-        found = self.get_submodule(owner)
+    def _of(self, module: str) -> torch.nn.ParameterDict:
+        found = self.get_submodule(module)
         assert isinstance(found, torch.nn.ParameterDict)
         return found
 
@@ -624,11 +639,11 @@ class _Population(torch.nn.Module):
     @property
     def _ordered(self) -> list[torch.Tensor]:
         """Parameters in the order in which a segment takes them."""
-        return [self._of(owner)[own or "weight"] for owner, own in self._names]
+        return [self._of(module)[own] for module, own in self._names]
 
     def statistics(self) -> dict[str, torch.Tensor]:
         """Running statistics by their names in the network."""
-        return {name: self.get_buffer(name.replace(".", "_")) for name in self.handle.statistics}
+        return {name: self.get_buffer(own) for name, own in self._statistics.items()}
 
     def forward(self, settings: Settings, inputs: list[torch.Tensor], state: State | None) -> Made:
         """The results of the segment. Updates the running statistics."""
@@ -636,12 +651,15 @@ class _Population(torch.nn.Module):
         arrays = _arrays(self.handle.states[settings.training], state)
         made = compute(self.handle, settings, inputs, self._ordered, [*self.statistics().values(), *arrays])
         for name, x in made.statistics.items():
-            setattr(self, name.replace(".", "_"), x)
+            setattr(self, self._statistics[name], x)
         return made
 
 
 class Network(torch.nn.Module):
     """A `NetworkSpec` as a module. Its layers have the same names as in the spec.
+
+    In these names, dots become underscores. A name that the module already uses, for example `step`, gets an underscore
+    at its end. If a node is called `step`, the number `step` of a state is called `step_`.
 
     If neurons have learned parameters, call `clip_to_domain` after each step of the optimiser. Batch normalisation
     updates its running statistics at each call in training mode.
@@ -684,6 +702,9 @@ class Network(torch.nn.Module):
         self._input = next(node.name for node in graph.nodes if isinstance(node.op, Input))
         self._output = graph.nodes[-1].name
         self._drops = any(isinstance(node.op, Dropout) and node.op.rate > 0 for node in graph.nodes)
+        self._number = "step"
+        while any(node.name == self._number for node in graph.nodes):
+            self._number += "_"
         self._walk: list[tuple[str, tuple[str, ...], tuple[str, ...], str]] = []
         names = {block.population: block.name for block in spec.blocks}
         for index in range(len(plan(backend_of(self.step), graph, fused=False).segments)):
@@ -710,7 +731,7 @@ class Network(torch.nn.Module):
             layer = _Block(piece, first, parameters)
         else:
             layer = _Population(piece, parameters, {name: given[name] for name in piece.statistics})
-        name = first.name if first is not None and len(projections) == 1 else last.name.replace(".", "_")
+        name = _free(self, first.name if first is not None and len(projections) == 1 else last.name)
         self.add_module(name, layer)
         return name
 
@@ -771,14 +792,14 @@ class Network(torch.nn.Module):
         s = inputs[None] * 2.0**-8 if self.spec.coding == "direct" else inputs
         steps = check_steps(s, steps)
         self._check_shape(inputs, steps)
-        (number,) = (self.step,) if state is None else _arrays([("step", 1)], state)
+        (number,) = (self.step,) if state is None else _arrays([(self._number, 1)], state)
         step: torch.Tensor | int = 0
         if self._drops and self.training:
             # A traced program reads the number at each run. Its backward pass must read the same number.
             step = number if torch.compiler.is_compiling() else int(number)
         values = {self._input: s}
         potentials: dict[str, torch.Tensor] = {}
-        after: State = {"step": (number,)}
+        after: State = {self._number: (number,)}
         more = full or state is not None
         for place, (name, sources, left, population) in enumerate(self._walk):
             checked = "Network" if place == 0 else ""
