@@ -85,6 +85,23 @@ def test_chosen_weights_are_integers_of_twelve_bits() -> None:
     assert not rows[:, 40:].any()
 
 
+@pytest.mark.parametrize("spare", range(11))
+def test_chosen_weights_of_a_coarse_grid_are_in_its_units(spare: int) -> None:
+    """In units of 12 bits, sums of many such weights would not fit in 32 bits."""
+    whole = np.random.default_rng(1).integers(-(2047 >> spare), (2047 >> spare) + 1, (33, 40)).astype(np.float32)
+    whole[0, 0] = 2047 >> spare
+    found = chosen.chosen(whole * np.float32(0.25), (2, 5))
+    assert found.unit == 0.25
+    assert np.abs(found.w).max() == 2047 >> spare
+    assert np.array_equal(
+        found.w.reshape(-1, 64)[:-1, :33], whole.reshape(33, 4, 10).transpose(2, 1, 0).reshape(40, 33)
+    )
+
+
+def test_chosen_weights_that_are_all_zero() -> None:
+    assert not chosen.chosen(np.zeros((3, 4), np.float32), (1, 1)).w.any()
+
+
 def test_sixteen_of_the_largest_weights_add_up() -> None:
     network = NetworkSpec.parse("32C3-2", input_shape=(4, 6, 6), outputs=2)
     weights = {name: np.full_like(w, 0.5) for name, w in initial_weights(network, 0).items()}

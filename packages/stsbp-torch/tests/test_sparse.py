@@ -80,6 +80,15 @@ def test_a_convolution_of_bytes_is_exact_and_taken_where_the_processor_has_it(
     assert torch.equal(conv2d_bytes.forward(conv, conv2d_bytes.doubled(s), wq, scale), expected)
 
 
+@pytest.mark.skipif(not _byte_products(), reason="this processor has no products of bytes (avx512_vnni)")
+def test_sums_of_bytes_on_a_coarse_grid_do_not_overflow() -> None:
+    """The sum of 140,800 inputs of 15 would need 32 bits in units of 2^-10."""
+    conv, shape = Conv2d(1, 5), (5632, 5, 5)
+    s = torch.full((1, 1, *shape), 15, dtype=torch.uint8)
+    z = conv2d_bytes.forward(conv, conv2d_bytes.doubled(s), torch.ones(conv.weight_shape(shape)))
+    assert z.item() == 15 * 5632 * 25
+
+
 def _case(
     notation: str, padding: str, shape: tuple[int, ...], neuron: LIF | None = None
 ) -> tuple[NetworkSpec, dict[str, Float32], Batch]:

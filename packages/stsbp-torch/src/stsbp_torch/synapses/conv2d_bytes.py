@@ -15,6 +15,7 @@ import math
 from typing import Any
 
 import torch
+from stsbp_cpu.sparse.chosen import BITS, spare_bits
 from stsbp_spec.grid import EXACT_LIMIT_BITS
 from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.typing import Shape
@@ -75,8 +76,11 @@ def forward(conv: Conv2d, s: torch.Tensor, wq: torch.Tensor, scale: float = 1.0)
         scale: a power of two.
     """
     x = frames(s)
-    exponent = 11 - math.frexp(float(wq.abs().max()))[1]
+    exponent = BITS - 1 - math.frexp(float(wq.abs().max()))[1]
     units = (wq * 2.0**exponent).short()
+    # Only in units of their own grid, which may be coarser than 12 bits, do sums have at most 24 bits.
+    spare = spare_bits(units.numpy())
+    units, exponent = units >> spare, exponent - spare
     w = torch.cat([units >> _LOW_BITS, units & (2**_LOW_BITS - 1)], 1).to(torch.int8)
     ops: Any = torch.ops.onednn
     scales, zeros = torch.full((len(w),), scale * 2.0**-exponent), torch.zeros(len(w), dtype=torch.int64)
