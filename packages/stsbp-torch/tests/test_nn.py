@@ -11,6 +11,7 @@ import torch
 from stsbp_spec import LIF as LIFSpec
 from stsbp_spec import PSP, Batch, Hamming, Loss, NetworkSpec, SpikeCount, VanRossum, initial_weights, open_backend
 from stsbp_spec.errors import NetworkError, NumericError, ShapeError, SpecError
+from stsbp_spec.losses.cross_entropy import CrossEntropy
 from stsbp_spec.neurons.plif import PLIF
 from stsbp_spec.typing import AnyArray, Precision
 from stsbp_torch.nn import (
@@ -220,6 +221,8 @@ def test_what_is_no_loss_is_refused_before_the_backward_pass() -> None:
     spikes = torch.zeros(4, 2, 3, requires_grad=True)
     with pytest.raises(SpecError, match="loss"):
         spike_loss(Hamming, spikes, torch.zeros(4, 2, 3), psp=PSP(4))  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="the loss cross-entropy reads potentials, not spikes; use torch's own loss"):
+        spike_loss(CrossEntropy(), spikes, torch.zeros(4, 2, 3), psp=PSP(4))
 
 
 @pytest.mark.parametrize("steps", [3, 7, 0, -1, 2.5])

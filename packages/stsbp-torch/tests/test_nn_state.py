@@ -26,7 +26,7 @@ from stsbp_torch import (
     SpikingLinear,
     spike_loss,
 )
-from torch.func import vmap
+from torch.func import functional_call, grad, vmap
 
 STEPS, BATCH, GAIN = 7, 3, 6.0
 NOTATIONS = {
@@ -286,6 +286,22 @@ def test_gradients_of_potentials_are_traced_too(name: str) -> None:
     for a, b in zip(own, torch.autograd.grad(compiled(same), list(same.parameters())), strict=True):
         assert a.any()
         assert torch.equal(a, b)
+
+
+def test_potentials_that_no_loss_reads_change_no_gradient() -> None:
+    spec, (frames, targets) = spec_of("chain"), samples()
+    net = Network(spec, gain=GAIN, precision="reproducible").eval()
+
+    def loss(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+        found: torch.Tensor = (functional_call(net, parameters, (frames,), {"full": True}).spikes * targets).sum()
+        return found
+
+    parameters = dict(net.named_parameters())
+    expected = torch.autograd.grad(loss(parameters), list(parameters.values()))
+    found = grad(loss)({name: x.detach() for name, x in parameters.items()})
+    for own, g in zip(found.values(), expected, strict=True):
+        assert g.any()
+        assert torch.equal(own, g)
 
 
 def test_states_of_others_are_refused() -> None:

@@ -21,7 +21,8 @@ from stsbp_spec import (
 from stsbp_spec.encoders import PackedFrames
 from stsbp_spec.errors import BackendError, NumericError
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_torch import bits
+from stsbp_spec.typing import Precision
+from stsbp_torch import Network, bits
 from stsbp_torch.backend import TorchBackend
 from stsbp_torch.layout import laid_out, logical
 from stsbp_torch.synapses.conv2d import exact_math
@@ -255,6 +256,23 @@ def test_a_step_leaves_the_precision_of_the_process_as_it_was_also_after_an_erro
         backend.value_and_grad(net, VanRossum(), initial_weights(net, 1, 2.0), batch(net, 5, 3, 1))
     assert all(precisions == {"ieee"} for precisions in products.seen.values()), products.seen
     assert _ONEDNN.matmul.fp32_precision == "bf16"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:eager"])
+@pytest.mark.parametrize("precision", ["fast", "reproducible"])
+def test_the_cpu_takes_no_memory_of_the_default_device(device: str, precision: Precision) -> None:
+    for notation, shape in (("80-70", (50,)), ("32C3-P2", (2, 9, 9))):
+        net = NetworkSpec.parse(notation, input_shape=shape, outputs=4)
+        given = initial_weights(net, 0, 1.5), batch(net, 20, 10)
+        expected = TorchBackend(device).value_and_grad(net, VanRossum(), *given, precision=precision)
+        with torch.device("meta"):
+            found = TorchBackend(device).value_and_grad(net, VanRossum(), *given, precision=precision)
+            module = Network(net, weights=given[0], precision=precision)
+            spikes = module(torch.from_numpy(given[1].inputs))
+        assert found.loss == expected.loss
+        assert np.array_equal(spikes.detach().numpy(), expected.spikes)
+        for name, gradient in expected.gradients.items():
+            assert np.array_equal(found.gradients[name], gradient), name
 
 
 @pytest.mark.usefixtures("bfloat16")

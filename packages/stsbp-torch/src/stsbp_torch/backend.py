@@ -318,7 +318,9 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
     def largest_error(self, dz: torch.Tensor) -> torch.Tensor:
         if not self._on_cpu:
             return plain.largest_error(dz)
-        return torch.tensor([reductions.largest_bits(rows(laid_out(dz)).reshape(-1).numpy())], dtype=torch.int32)
+        return torch.tensor(
+            [reductions.largest_bits(rows(laid_out(dz)).reshape(-1).numpy())], dtype=torch.int32, device="cpu"
+        )
 
     def error_grid(
         self, dz: torch.Tensor, bits: int, largest: torch.Tensor | None = None
@@ -379,7 +381,7 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
 
     def spike_count(self, s: torch.Tensor) -> torch.Tensor:
         if s.device.type == "cpu":
-            return torch.tensor(int(reductions.count(rows(s).reshape(-1).numpy())))
+            return torch.tensor(int(reductions.count(rows(s).reshape(-1).numpy())), device="cpu")
         return torch.count_nonzero(s)
 
     def join(self, rendezvous: Rendezvous) -> Collective[torch.Tensor]:

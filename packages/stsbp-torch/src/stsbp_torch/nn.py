@@ -692,7 +692,7 @@ class Network(torch.nn.Module):
         self.spec = spec
         self.seed = seed
         self.precision: Precision = precision
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64, device="cpu"), persistent=False)
         given = initial_weights(spec, seed, gain) if weights is None else dict(weights)
         check_weights(spec, given)
         own = {name: torch.from_numpy(x.copy()) for name, x in given.items()}

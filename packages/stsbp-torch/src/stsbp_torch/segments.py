@@ -300,7 +300,7 @@ def compute(
     sizes, tensors = (len(inputs), len(parameters)), (*inputs, *parameters, *given)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         steps, training, seed, step, *rest = settings
-        number = step if isinstance(step, torch.Tensor) else torch.tensor(step)
+        number = step if isinstance(step, torch.Tensor) else torch.tensor(step, device="cpu")
         how = (handle.key, steps, training, seed, *rest)
         made = list(_Computed.apply(handle, sizes, how, number, *tensors))  # type: ignore[no-untyped-call]
     else:
@@ -460,7 +460,9 @@ def _backward(
         name: [laid_out(error)] for name, error in zip(segment.left, errors, strict=False) if error is not None
     }
     residuals = trace.residuals(segment)
-    if trace.run.before is not None and population is not None and (error := errors[len(segment.left)]) is not None:
+    error = errors[len(segment.left)] if trace.run.before is not None and population is not None else None
+    # Zeros are left out, because torch.func and torch.compile also give them where a loss reads no potentials.
+    if population is not None and error is not None and bool(error.any()):
         waiting.setdefault(population, [torch.zeros_like(error)])
         residuals[population] = residuals[population]._replace(error=laid_out(error))
     trace.residuals = lambda _: residuals
@@ -511,7 +513,7 @@ class _Kept(torch.autograd.Function):
         leaves = [next(tensors) if other is None else other[0] for other in ctx.others]
         residuals, weights = pytree.tree_unflatten(leaves, ctx.spec)
         run = replace(ctx.run, weights=weights)
-        trace = Trace(ctx.backend, ctx.walk, run, torch.empty(0), {}, lambda _: residuals, {})
+        trace = Trace(ctx.backend, ctx.walk, run, torch.empty(0, device="cpu"), {}, lambda _: residuals, {})
         found = _backward(ctx.piece, trace, ctx.precision, errors)
         own = (x if x is None else x.to(t) for x, t in zip(found, ctx.types, strict=True))
         return None, None, None, *own, *(None,) * ctx.rest
