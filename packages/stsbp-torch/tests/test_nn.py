@@ -407,3 +407,58 @@ def test_one_frame_of_events_is_not_repeated() -> None:
     with pytest.raises(ShapeError, match="the inputs have 1 steps, but steps is 5; leave steps out"):
         Network(NET)(frames[:1], 5)
     assert torch.equal(Network(NET)(frames, 8), Network(NET)(frames))
+
+
+@pytest.mark.parametrize("first", [SpikingAvgPool2d(2), SpikingMaxPool2d(2), SpikingUpsample2d(2)])
+def test_a_sequence_checks_its_own_input(first: torch.nn.Module) -> None:
+    net = Sequential(first, SpikingConv2d(2, 3, 2, input_exponent=2), input_shape=(2, 4, 4))
+    frames = (torch.rand(5, 2, 2, 4, 4) < 0.5).float()
+    assert torch.equal(net(frames), net[1](net[0](frames)))
+    for value in (0.37, 300.0):
+        with pytest.raises(ShapeError, match="the inputs of Sequential must be spikes, 0 or 1, got "):
+            net(frames * value)
+    with pytest.raises(NumericError, match="the input of Sequential holds a value that is not finite"):
+        net(frames * math.nan)
+    with pytest.raises(ShapeError, match=r"of this Sequential must be \[T, B, 2, 4, 4\], got \[5, 2, 2, 4, 3\]"):
+        net(frames[..., 1:])
+
+
+def test_the_layers_of_a_sequence_cannot_be_changed() -> None:
+    net = Sequential(SpikingLinear(5, 4), SpikingLinear(4, 3, psp=PSP(4)), input_shape=(5,))
+    other = SpikingLinear(3, 2)
+
+    def delete() -> None:
+        del net[0]
+
+    def replace() -> None:
+        net[0] = other
+
+    for change in (
+        delete,
+        replace,
+        lambda: net[:1],
+        lambda: net.append(other),
+        lambda: net.insert(0, other),
+        lambda: net.extend([other]),
+        lambda: net.pop(0),
+        lambda: net + net,
+        lambda: 2 * net,
+    ):
+        with pytest.raises(NetworkError, match="cannot be changed or sliced; create a new one"):
+            change()
+    assert len(net) == 2
+
+
+def test_a_neuron_module_in_a_layer_gives_its_learned_values_and_needs_the_same_filter() -> None:
+    neurons = Neurons(PLIF(3, per="channel"), channels=4)
+    with torch.no_grad():
+        (learned,) = neurons.learned.values()
+        learned.mul_(torch.linspace(0.5, 0.9, 4))
+    (own,) = SpikingLinear(5, 4, neuron=neurons, psp=PSP(4)).lif.learned.values()
+    assert torch.equal(own, learned)
+    assert own is not learned
+    assert SpikingLinear(5, 4, neuron=LIF(psp=PSP(4)), psp=PSP(4)).lif.psp == PSP(4)
+    with pytest.raises(SpecError, match="has channels=4, but the SpikingLinear needs channels=6"):
+        SpikingLinear(5, 6, neuron=neurons)
+    with pytest.raises(SpecError, match=r"LIF has psp=PSP.*, but the SpikingLinear has psp=None; give psp=PSP"):
+        SpikingLinear(5, 4, neuron=LIF(psp=PSP(4)))
