@@ -14,6 +14,7 @@ from stsbp_spec.init import initial_weights
 from stsbp_spec.losses import VanRossum
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.optim import AdamW
+from stsbp_spec.plan import plan
 from stsbp_spec.reference.backend import NumpyBackend
 
 STEPS = 4
@@ -21,6 +22,8 @@ NETWORKS = {
     "padded": ("8C3-64C3-P2-32C3-40", (2, 9, 8), "same"),
     "windows of 5, pooled": ("12C5-P2-160C5-P2", (2, 26, 18), "valid"),
     "connected": ("24-70", (11,), "valid"),
+    "flattened": ("8C3-F-40", (2, 9, 8), "valid"),
+    "pooled and flattened": ("8C3-P2-F-40", (2, 9, 8), "valid"),
 }
 
 
@@ -53,6 +56,12 @@ def test_predictor(name: str, batch: int, near: int, threads: int, monkeypatch: 
         found = predict(inputs, STEPS)
         assert np.array_equal(found.spikes, [*expected.values()][-1].spikes)
         assert found.rates == pytest.approx(rates)
+
+
+@pytest.mark.parametrize("notation", ["8C3-10", "8C3-F-10", "8C3-P2-10", "8C3-P2-F-10"])
+def test_spikes_choose_the_weights_of_a_full_connection(notation: str) -> None:
+    network = NetworkSpec.parse(notation, input_shape=(2, 8, 8), outputs=10)
+    assert isinstance(plan(CpuBackend(), network.graph).steps[1], block.ConnectedBlock)
 
 
 def test_predictor_has_the_weights_of_when_it_was_made() -> None:
