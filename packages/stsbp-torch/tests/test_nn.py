@@ -462,3 +462,24 @@ def test_a_neuron_module_in_a_layer_gives_its_learned_values_and_needs_the_same_
         SpikingLinear(5, 6, neuron=neurons)
     with pytest.raises(SpecError, match=r"LIF has psp=PSP.*, but the SpikingLinear has psp=None; give psp=PSP"):
         SpikingLinear(5, 4, neuron=LIF(psp=PSP(4)))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"input_max": -1},
+        {"input_max": 0},
+        {"input_max": math.nan},
+        {"input_max": math.inf},
+        {"input_max": "a"},
+        {"input_exponent": -1},
+        {"input_exponent": 0.5},
+        {"input_exponent": 25},
+    ],
+    ids=str,
+)
+def test_arguments_that_describe_no_inputs_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match=next(iter(given))):
+        SpikingLinear(5, 4, **given)
+    with pytest.raises(SpecError, match=next(iter(given))):
+        Sequential(SpikingAvgPool2d(2), input_shape=(1, 4, 4), **given)

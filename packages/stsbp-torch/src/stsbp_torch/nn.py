@@ -24,7 +24,7 @@ from stsbp_spec.checks import check_weights
 from stsbp_spec.errors import NetworkError, NumericError, ShapeError, SpecError
 from stsbp_spec.graph import Edge, Input, Projection, Values
 from stsbp_spec.graph import Neurons as NeuronsOp
-from stsbp_spec.grid import FLOOR
+from stsbp_spec.grid import EXACT_LIMIT_BITS, FLOOR
 from stsbp_spec.init import DEFAULT_GAIN, initial_weights
 from stsbp_spec.learned import Learned
 from stsbp_spec.network import NetworkSpec
@@ -38,6 +38,7 @@ from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Dropout, GlobalAvgPool, 
 from stsbp_spec.synapses.axes import PerAxis
 from stsbp_spec.synapses.base import Passing
 from stsbp_spec.typing import AnyArray, Precision, Shape
+from stsbp_spec.values import real, shown, whole
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from stsbp_torch.checks import check_precision, check_steps
@@ -270,6 +271,14 @@ class PLIF(Neurons):
         super().__init__(PLIFSpec(**parameters), psp, channels)
 
 
+def _input_range(exponent: object, largest: object) -> tuple[int, float]:
+    """`input_exponent` and `input_max`; `SpecError` if they describe no inputs."""
+    found = real("input_max", largest)
+    if not 0 < found < math.inf:
+        raise SpecError(f"input_max must be a number above 0, got {shown(largest)}")
+    return whole("input_exponent", exponent, 0, EXACT_LIMIT_BITS), found
+
+
 class _Spiking(torch.nn.Module):
     """A layer of weights, which are rounded to their grid, and the neurons after them."""
 
@@ -289,7 +298,7 @@ class _Spiking(torch.nn.Module):
         self.lif = Neurons(neuron.neuron if isinstance(neuron, Neurons) else neuron, psp, len(weight))
         if isinstance(neuron, Neurons):
             self._take_over(neuron)
-        self.input_exponent, self.input_max = input_exponent, input_max
+        self.input_exponent, self.input_max = _input_range(input_exponent, input_max)
         self._handles: dict[float, Handle] = {}
         self._handle(1.0)
 
@@ -559,7 +568,7 @@ class Sequential(torch.nn.Sequential):
         psp: PSP | None = None,
     ) -> None:
         super().__init__(*layers)
-        values = Values(tuple(input_shape), input_exponent, input_max, pending=psp)
+        values = Values(tuple(input_shape), *_input_range(input_exponent, input_max), pending=psp)
         self._input_shape = values.shape
         self._first = layers[0].checking(values) if layers and isinstance(layers[0], _Passing) else None
         self._divisors: list[int] = []
