@@ -296,7 +296,7 @@ def test_potentials_that_no_loss_reads_change_no_gradient() -> None:
         found: torch.Tensor = (functional_call(net, parameters, (frames,), {"full": True}).spikes * targets).sum()
         return found
 
-    parameters = dict(net.named_parameters())
+    parameters: dict[str, torch.Tensor] = dict(net.named_parameters())
     expected = torch.autograd.grad(loss(parameters), list(parameters.values()))
     found = grad(loss)({name: x.detach() for name, x in parameters.items()})
     for own, g in zip(found.values(), expected, strict=True):

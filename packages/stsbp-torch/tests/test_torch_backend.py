@@ -200,7 +200,7 @@ def test_sums_are_exact_without_onednn(device: str) -> None:
         found = TorchBackend(device).run(net, weights, inputs, 3)
     for name, layer in expected.layers.items():
         assert differing_bits(layer.potentials, found.layers[name].potentials) == 0
-    assert torch.backends.nnpack.set_flags(True) == (True,)
+    assert torch._C._get_nnpack_enabled()
 
 
 def test_an_environment_that_rounds_convolutions_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
