@@ -14,6 +14,7 @@ from stsbp_spec.init import initial_weights
 from stsbp_spec.losses import VanRossum
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.optim import AdamW
+from stsbp_spec.plan import plan
 from stsbp_spec.reference.backend import NumpyBackend
 
 STEPS = 4
@@ -21,6 +22,8 @@ NETWORKS = {
     "padded": ("8C3-64C3-P2-32C3-40", (2, 9, 8), "same"),
     "windows of 5, pooled": ("12C5-P2-160C5-P2", (2, 26, 18), "valid"),
     "connected": ("24-70", (11,), "valid"),
+    "flattened": ("8C3-F-40", (2, 9, 8), "valid"),
+    "pooled and flattened": ("8C3-P2-F-40", (2, 9, 8), "valid"),
 }
 
 
@@ -55,6 +58,12 @@ def test_predictor(name: str, batch: int, near: int, threads: int, monkeypatch: 
         assert found.rates == pytest.approx(rates)
 
 
+@pytest.mark.parametrize("notation", ["8C3-10", "8C3-F-10", "8C3-P2-10", "8C3-P2-F-10"])
+def test_spikes_choose_the_weights_of_a_full_connection(notation: str) -> None:
+    network = NetworkSpec.parse(notation, input_shape=(2, 8, 8), outputs=10)
+    assert isinstance(plan(CpuBackend(), network.graph).steps[1], block.ConnectedBlock)
+
+
 def test_predictor_has_the_weights_of_when_it_was_made() -> None:
     network = NetworkSpec.parse("8C3-32C3-P2-24", input_shape=(2, 9, 8), outputs=3)
     weights = initial_weights(network, 0, gain=6.0)
@@ -83,6 +92,23 @@ def test_chosen_weights_are_integers_of_twelve_bits() -> None:
     assert np.array_equal(rows[:-1, :40].reshape(5, 2, 3, 40), whole.transpose(2, 3, 1, 0))
     assert not rows[-1].any()
     assert not rows[:, 40:].any()
+
+
+@pytest.mark.parametrize("spare", range(11))
+def test_chosen_weights_of_a_coarse_grid_are_in_its_units(spare: int) -> None:
+    """In units of 12 bits, sums of many such weights would not fit in 32 bits."""
+    whole = np.random.default_rng(1).integers(-(2047 >> spare), (2047 >> spare) + 1, (33, 40)).astype(np.float32)
+    whole[0, 0] = 2047 >> spare
+    found = chosen.chosen(whole * np.float32(0.25), (2, 5))
+    assert found.unit == 0.25
+    assert np.abs(found.w).max() == 2047 >> spare
+    assert np.array_equal(
+        found.w.reshape(-1, 64)[:-1, :33], whole.reshape(33, 4, 10).transpose(2, 1, 0).reshape(40, 33)
+    )
+
+
+def test_chosen_weights_that_are_all_zero() -> None:
+    assert not chosen.chosen(np.zeros((3, 4), np.float32), (1, 1)).w.any()
 
 
 def test_sixteen_of_the_largest_weights_add_up() -> None:

@@ -11,6 +11,7 @@ import torch
 from stsbp_spec import LIF as LIFSpec
 from stsbp_spec import PSP, Batch, Hamming, Loss, NetworkSpec, SpikeCount, VanRossum, initial_weights, open_backend
 from stsbp_spec.errors import NetworkError, NumericError, ShapeError, SpecError
+from stsbp_spec.losses.cross_entropy import CrossEntropy
 from stsbp_spec.neurons.plif import PLIF
 from stsbp_spec.typing import AnyArray, Precision
 from stsbp_torch.nn import (
@@ -220,6 +221,8 @@ def test_what_is_no_loss_is_refused_before_the_backward_pass() -> None:
     spikes = torch.zeros(4, 2, 3, requires_grad=True)
     with pytest.raises(SpecError, match="loss"):
         spike_loss(Hamming, spikes, torch.zeros(4, 2, 3), psp=PSP(4))  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="the loss cross-entropy reads potentials, not spikes; use torch's own loss"):
+        spike_loss(CrossEntropy(), spikes, torch.zeros(4, 2, 3), psp=PSP(4))
 
 
 @pytest.mark.parametrize("steps", [3, 7, 0, -1, 2.5])
@@ -388,3 +391,95 @@ def test_layers_in_a_row_hand_on_the_division_of_a_pooling() -> None:
 def test_a_module_is_no_description_of_a_neuron() -> None:
     with pytest.raises(SpecError, match=r"of stsbp_spec, which describe it; got LIF\(.*\), of stsbp_torch"):
         NetworkSpec.parse("4", input_shape=(4,), outputs=2, neuron=LIF(tau_m=5))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(8, 3, 2, 18, 19), (8, 3, 2, 19, 18), (8, 3, 1, 18, 18), (8, 3, 648), (8, 3)])
+def test_inputs_of_another_shape_than_the_networks_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError, match=r"must be \[T, B, 2, 18, 18\], got \[8, 3"):
+        Network(NET)(torch.zeros(shape, dtype=torch.uint8))
+    images = NetworkSpec.parse("3", input_shape=(4,), outputs=2, coding="direct")
+    with pytest.raises(ShapeError, match=r"direct coding must be \[B, 4\], got \[2, 3, 4\]"):
+        Network(images)(torch.zeros(2, 3, 4, dtype=torch.uint8), 5)
+
+
+def test_one_frame_of_events_is_not_repeated() -> None:
+    frames = torch.from_numpy(samples().inputs)
+    with pytest.raises(ShapeError, match="the inputs have 1 steps, but steps is 5; leave steps out"):
+        Network(NET)(frames[:1], 5)
+    assert torch.equal(Network(NET)(frames, 8), Network(NET)(frames))
+
+
+@pytest.mark.parametrize("first", [SpikingAvgPool2d(2), SpikingMaxPool2d(2), SpikingUpsample2d(2)])
+def test_a_sequence_checks_its_own_input(first: torch.nn.Module) -> None:
+    net = Sequential(first, SpikingConv2d(2, 3, 2, input_exponent=2), input_shape=(2, 4, 4))
+    frames = (torch.rand(5, 2, 2, 4, 4) < 0.5).float()
+    assert torch.equal(net(frames), net[1](net[0](frames)))
+    for value in (0.37, 300.0):
+        with pytest.raises(ShapeError, match="the inputs of Sequential must be spikes, 0 or 1, got "):
+            net(frames * value)
+    with pytest.raises(NumericError, match="the input of Sequential holds a value that is not finite"):
+        net(frames * math.nan)
+    with pytest.raises(ShapeError, match=r"of this Sequential must be \[T, B, 2, 4, 4\], got \[5, 2, 2, 4, 3\]"):
+        net(frames[..., 1:])
+
+
+def test_the_layers_of_a_sequence_cannot_be_changed() -> None:
+    net = Sequential(SpikingLinear(5, 4), SpikingLinear(4, 3, psp=PSP(4)), input_shape=(5,))
+    other = SpikingLinear(3, 2)
+
+    def delete() -> None:
+        del net[0]
+
+    def replace() -> None:
+        net[0] = other
+
+    for change in (
+        delete,
+        replace,
+        lambda: net[:1],
+        lambda: net.append(other),
+        lambda: net.insert(0, other),
+        lambda: net.extend([other]),
+        lambda: net.pop(0),
+        lambda: net + net,
+        lambda: 2 * net,
+    ):
+        with pytest.raises(NetworkError, match="cannot be changed or sliced; create a new one"):
+            change()
+    assert len(net) == 2
+
+
+def test_a_neuron_module_in_a_layer_gives_its_learned_values_and_needs_the_same_filter() -> None:
+    neurons = Neurons(PLIF(3, per="channel"), channels=4)
+    with torch.no_grad():
+        (learned,) = neurons.learned.values()
+        learned.mul_(torch.linspace(0.5, 0.9, 4))
+    (own,) = SpikingLinear(5, 4, neuron=neurons, psp=PSP(4)).lif.learned.values()
+    assert torch.equal(own, learned)
+    assert own is not learned
+    assert SpikingLinear(5, 4, neuron=LIF(psp=PSP(4)), psp=PSP(4)).lif.psp == PSP(4)
+    with pytest.raises(SpecError, match="has channels=4, but the SpikingLinear needs channels=6"):
+        SpikingLinear(5, 6, neuron=neurons)
+    with pytest.raises(SpecError, match=r"LIF has psp=PSP.*, but the SpikingLinear has psp=None; give psp=PSP"):
+        SpikingLinear(5, 4, neuron=LIF(psp=PSP(4)))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"input_max": -1},
+        {"input_max": 0},
+        {"input_max": math.nan},
+        {"input_max": math.inf},
+        {"input_max": "a"},
+        {"input_exponent": -1},
+        {"input_exponent": 0.5},
+        {"input_exponent": 25},
+    ],
+    ids=str,
+)
+def test_arguments_that_describe_no_inputs_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match=next(iter(given))):
+        SpikingLinear(5, 4, **given)
+    with pytest.raises(SpecError, match=next(iter(given))):
+        Sequential(SpikingAvgPool2d(2), input_shape=(1, 4, 4), **given)

@@ -26,13 +26,14 @@ from stsbp_torch import (
     SpikingLinear,
     spike_loss,
 )
-from torch.func import vmap
+from torch.func import functional_call, grad, vmap
 
 STEPS, BATCH, GAIN = 7, 3, 6.0
 NOTATIONS = {
     "chain": "4C3d0.2-P2-6",
     "recurrent": "4C3{neuron=alif}-P2-6R{neuron=plif}-5{recurrent=one-to-one,reset=subtract,tau_rise=1.5}",
     "recurrent convolution": "4C3R3-6",
+    "dropped before a recurrence": "6-D0.3-5R",
     "delayed": "6{delay=2}-5{delay=3}",
     "residual": "4C3-[4C3p1-4C3p1]+-6",
     "normalised": "4C3bn-6bn",
@@ -271,34 +272,75 @@ def test_traced_and_mapped_networks_go_on_from_a_state(name: str) -> None:
         assert torch.equal(u[:, 0], net(frames, full=True).potentials[key])
 
 
-def test_gradients_of_potentials_are_traced_too() -> None:
+@pytest.mark.parametrize("name", ["recurrent", "dropped before a recurrence"])
+def test_gradients_of_potentials_are_traced_too(name: str) -> None:
     torch._dynamo.reset()
-    spec, (frames, _) = spec_of("recurrent"), samples()
+    spec, (frames, _) = spec_of(name), samples()
 
     def loss(net: Network) -> torch.Tensor:
-        found: torch.Tensor = net(frames, full=True).potentials["linear2"].square().mean()
-        return found
+        return torch.stack([u.square().mean() for u in net(frames, full=True).potentials.values()]).sum()
 
     net, same = (Network(spec, gain=GAIN) for _ in range(2))
-    own = torch.autograd.grad(loss(net), list(net.parameters())[:4])
+    own = torch.autograd.grad(loss(net), list(net.parameters()))
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    for a, b in zip(own, torch.autograd.grad(compiled(same), list(same.parameters())[:4]), strict=True):
+    for a, b in zip(own, torch.autograd.grad(compiled(same), list(same.parameters())), strict=True):
         assert a.any()
         assert torch.equal(a, b)
+
+
+def test_potentials_that_no_loss_reads_change_no_gradient() -> None:
+    spec, (frames, targets) = spec_of("chain"), samples()
+    net = Network(spec, gain=GAIN, precision="reproducible").eval()
+
+    def loss(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+        found: torch.Tensor = (functional_call(net, parameters, (frames,), {"full": True}).spikes * targets).sum()
+        return found
+
+    parameters: dict[str, torch.Tensor] = dict(net.named_parameters())
+    expected = torch.autograd.grad(loss(parameters), list(parameters.values()))
+    found = grad(loss)({name: x.detach() for name, x in parameters.items()})
+    for own, g in zip(found.values(), expected, strict=True):
+        assert g.any()
+        assert torch.equal(own, g)
 
 
 def test_states_of_others_are_refused() -> None:
     spec, (frames, _) = spec_of("chain"), samples()
     net = Network(spec)
     state = net(frames, full=True).state
-    with pytest.raises(ShapeError, match=r"state must be \[1, B, ...\] with B = 2, like the inputs, got \[1, 3, "):
+    match = (
+        r"the arrays of neurons1 in the state must be float32 \[1, 2, 4, 4, 4\], got torch.float32 \[1, 3, 4, 4, 4\]"
+    )
+    with pytest.raises(ShapeError, match=match):
         net(frames[:, :2], state=state)
+    for other in (
+        {**state, "neurons1": tuple(x[:, :, :, 1:] for x in state["neurons1"])},
+        {**state, "neurons1": tuple(x.double() for x in state["neurons1"])},
+    ):
+        with pytest.raises(ShapeError, match="arrays of neurons1 in the state must be float32"):
+            net(frames, state=other)
+    with pytest.raises(ShapeError, match="the state has 0 arrays of step, not 1; it belongs to another module"):
+        net(frames, state={})
     with pytest.raises(ShapeError, match="the state has 0 arrays of neurons1, not 3; it belongs to another module"):
         net(frames, state={"step": state["step"]})
     wanting = {**state, "neurons1": tuple(x.requires_grad_() for x in state["neurons1"])}
     with pytest.raises(SpecError, match="gradients do not flow into earlier calls; give a detached state"):
         net(frames, state=wanting)
     assert not any(x.requires_grad for arrays in net(frames, full=True).state.values() for x in arrays)
+
+
+def test_states_of_neurons_of_another_shape_are_refused() -> None:
+    z, neurons = torch.rand(STEPS, 2, 5), LIF()
+    with pytest.raises(ShapeError, match=r"neurons in the state must be float32 \[1, 2, 5\], got .* \[1, 2, 3\]"):
+        neurons(z, state=neurons(z[..., :3], full=True).state)
+
+
+def test_a_state_of_the_other_mode_is_refused_where_it_has_other_arrays() -> None:
+    spec, (frames, _) = spec_of("dropped before a recurrence"), samples()
+    net = Network(spec)
+    state = net(frames, full=True).state
+    with pytest.raises(ShapeError, match=r"has 4 arrays of neurons2, not 3; it belongs to .* the other mode"):
+        net.eval()(frames, state=state)
 
 
 def test_potentials_of_a_readout_take_a_cross_entropy_of_torch() -> None:
@@ -318,3 +360,57 @@ def test_potentials_of_a_readout_take_a_cross_entropy_of_torch() -> None:
         assert np.abs(own.numpy() - g).max() <= 1e-4 * np.abs(g).max(), key
     with pytest.raises(SpecError, match="call it with full=True and use the potentials of linear2"):
         net(frames)
+
+
+def _two_layers(first: str, population: str, second: str) -> NetworkSpec:
+    return NetworkSpec.parse(
+        f"""
+        [[node]]
+        name = "{first}"
+        weights = "6"
+        from = "input"
+
+        [[node]]
+        name = "other"
+        weights = "6b"
+        from = "input"
+
+        [[node]]
+        name = "{population}"
+        neurons = ""
+        from = ["{first}", "other"]
+
+        [[node]]
+        name = "{second}"
+        weights = "3"
+        from = "{population}"
+
+        [[node]]
+        name = "last"
+        neurons = ""
+        from = "{second}"
+        """,
+        input_shape=(2, 6, 6),
+    )
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("w", "a.b", "a_b"), ("a.b", "p", "a_b"), ("forward", "step", "train"), ("handle", "seed", "spec")],
+    ids="-".join,
+)
+def test_nodes_may_have_any_name(names: tuple[str, str, str]) -> None:
+    frames, _ = samples()
+    specs = _two_layers("a", "b", "c"), _two_layers(*names)
+    initial = initial_weights(specs[0], 0, GAIN)
+    values = [np.abs(initial[name]) for name in specs[0].parameters]
+    for training in (False, True):
+        plain, net = (
+            Network(spec, weights=dict(zip(spec.parameters, values, strict=True))).train(training) for spec in specs
+        )
+        assert list(net.named()) == list(specs[1].parameters)
+        assert len(list(net.parameters())) == len(values) == 4
+        expected = in_chunks(plain, frames, (3, 4))[0]
+        assert expected.any()
+        assert torch.equal(in_chunks(net, frames, (3, 4))[0], expected)
+    assert plain.state_dict().keys() == {"b.a.weight", "b.other.weight", "b.other.bias", "c.weight"}

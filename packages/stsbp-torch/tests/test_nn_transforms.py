@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from stsbp_torch import (
 )
 from stsbp_torch.segments import known
 from torch.func import functional_call, grad, vmap
+from torch.utils.checkpoint import checkpoint
 
 SPEC = NetworkSpec.parse("4C3d0.2-P2-6{neuron=plif}", input_shape=(2, 8, 8), outputs=3)
 LOSS, FILTER = VanRossum(), PSP(4)
@@ -296,3 +298,40 @@ def test_the_top_of_the_package_is_light_and_complete() -> None:
         assert name in dir(stsbp_torch)
     with pytest.raises(AttributeError, match="has no attribute 'Lif'"):
         _ = stsbp_torch.Lif
+
+
+def test_checkpoint_repeats_the_masks_of_its_number() -> None:
+    net, (frames, targets) = Network(SPEC), samples(5, 3)
+    assert not torch.equal(net(frames, step=1), net(frames, step=2))
+    expected = gradients(spike_loss(LOSS, net(frames, step=2), targets, psp=FILTER), net)
+    spikes = checkpoint(net, frames, step=2, use_reentrant=False)
+    assert_equal(gradients(spike_loss(LOSS, spikes, targets, psp=FILTER), net), expected)
+    assert net.step == 0
+
+
+@pytest.mark.parametrize("notation", ["8-D0.5-6", "8bn-6"])
+def test_a_module_is_usable_after_a_transformation(notation: str) -> None:
+    net = Network(NetworkSpec.parse(notation, input_shape=(5,), outputs=3), gain=4.0)
+    frames = (torch.rand(6, 2, 5) < 0.5).to(torch.uint8)
+    parameters, buffers = (
+        {name: x.detach() for name, x in given} for given in (net.named_parameters(), net.named_buffers())
+    )
+
+    def total(parameters: dict[str, torch.Tensor], *buffers: dict[str, torch.Tensor]) -> torch.Tensor:
+        found: torch.Tensor = functional_call(net, (parameters, *buffers), (frames,)).sum()
+        return found
+
+    if "bn" in notation:
+        with pytest.raises(SpecError, match=r"batch normalisation cannot update linear1\.mean under a transformation"):
+            grad(total)(parameters)
+        assert net.step == 0
+    else:
+        grad(total)(parameters)
+        assert net.step == 1
+    grad(total)(parameters, buffers)
+    with torch.inference_mode():
+        net(frames)
+    assert not any(x.is_inference() for x in net.buffers())
+    net(frames).sum().backward()
+    net.eval()(frames).sum().backward()
+    copy.deepcopy(net)

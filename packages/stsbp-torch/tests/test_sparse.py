@@ -38,6 +38,7 @@ NETWORKS = [
     ("6C5-P2-32C3-3", "valid", (2, 17, 15)),  # scattered, then gathered; a column is left over by the pooling
     ("5C3p1d0.3-P4-48C3p2-3", "same", (1, 13, 18)),  # dropout before a pooling of 4, wide padding
     ("33C1-P2-D0.5-64C2-3", "valid", (3, 8, 9)),  # a 1 x 1 kernel, channels that are no whole vectors
+    ("8C1-3", "valid", (1, 6, 5)),  # axes of length 1
     ("16C3-16C3s2-32C3-3", "same", (2, 12, 12)),  # a stride that only the dense path knows
 ]
 
@@ -77,6 +78,15 @@ def test_a_convolution_of_bytes_is_exact_and_taken_where_the_processor_has_it(
     wq = torch.from_numpy(rng.integers(-2047, 2048, conv.weight_shape(shape)).astype(np.float32) / 1024)
     expected = conv2d.forward(conv, s.float() * scale, wq)[0]
     assert torch.equal(conv2d_bytes.forward(conv, conv2d_bytes.doubled(s), wq, scale), expected)
+
+
+@pytest.mark.skipif(not _byte_products(), reason="this processor has no products of bytes (avx512_vnni)")
+def test_sums_of_bytes_on_a_coarse_grid_do_not_overflow() -> None:
+    """The sum of 140,800 inputs of 15 would need 32 bits in units of 2^-10."""
+    conv, shape = Conv2d(1, 5), (5632, 5, 5)
+    s = torch.full((1, 1, *shape), 15, dtype=torch.uint8)
+    z = conv2d_bytes.forward(conv, conv2d_bytes.doubled(s), torch.ones(conv.weight_shape(shape)))
+    assert z.item() == 15 * 5632 * 25
 
 
 def _case(

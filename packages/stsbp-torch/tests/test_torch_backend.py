@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,9 +21,11 @@ from stsbp_spec import (
 from stsbp_spec.encoders import PackedFrames
 from stsbp_spec.errors import BackendError, NumericError
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_torch import bits
+from stsbp_spec.typing import Precision
+from stsbp_torch import Network, bits
 from stsbp_torch.backend import TorchBackend
 from stsbp_torch.layout import laid_out, logical
+from stsbp_torch.synapses.conv2d import exact_math
 from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICES = ["cpu", "cpu:eager"] + (["cuda"] if torch.cuda.is_available() else [])
@@ -162,6 +165,12 @@ def test_frames_that_lie_channels_last_are_not_copied() -> None:
     assert np.shares_memory(TorchBackend("cpu").asarray(frames).numpy(), frames)
 
 
+def test_arrays_that_are_views_in_reverse_are_read() -> None:
+    """With one sample, numpy calls such a view contiguous."""
+    for frames in (np.arange(12, dtype=np.uint8).reshape(4, 1, 3), np.ones((4, 1, 3, 5, 6), np.uint8)):
+        assert np.array_equal(TorchBackend("cpu").asarray(frames[:, ::-1]).numpy(), frames)
+
+
 class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The precision that matrix products and convolutions are computed in."""
 
@@ -178,6 +187,34 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 _ONEDNN: Any = torch.backends.mkldnn
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:eager"])
+def test_sums_are_exact_without_onednn(device: str) -> None:
+    """Without oneDNN, torch would take NNPACK, which transforms inputs and weights of some shapes."""
+    net = NetworkSpec.parse("16C3-16C3", input_shape=(3, 16, 16), outputs=4, coding="direct")
+    weights, images = initial_weights(net, 0, 1.0), np.random.default_rng(0).integers(0, 256, (24, 3, 16, 16))
+    inputs = images.astype(np.uint8)
+    expected = NumpyBackend().run(net, weights, inputs, 3)
+    with _ONEDNN.flags(enabled=False):
+        found = TorchBackend(device).run(net, weights, inputs, 3)
+    for name, layer in expected.layers.items():
+        assert differing_bits(layer.potentials, found.layers[name].potentials) == 0
+    assert torch._C._get_nnpack_enabled()
+
+
+def test_an_environment_that_rounds_convolutions_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE"):
+        monkeypatch.setenv(name, "strict")
+        TorchBackend("cpu")
+        monkeypatch.setenv(name, "BF16")
+        for device in ("cpu", "cpu:eager"):
+            with pytest.raises(
+                BackendError, match=f"'{device}': the environment variable {name}=BF16 allows oneDNN to"
+            ):
+                TorchBackend(device)
+        assert all(name in (device.problem or "") for device in TorchBackend.devices()[:2])
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture
@@ -219,3 +256,39 @@ def test_a_step_leaves_the_precision_of_the_process_as_it_was_also_after_an_erro
         backend.value_and_grad(net, VanRossum(), initial_weights(net, 1, 2.0), batch(net, 5, 3, 1))
     assert all(precisions == {"ieee"} for precisions in products.seen.values()), products.seen
     assert _ONEDNN.matmul.fp32_precision == "bf16"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:eager"])
+@pytest.mark.parametrize("precision", ["fast", "reproducible"])
+def test_the_cpu_takes_no_memory_of_the_default_device(device: str, precision: Precision) -> None:
+    for notation, shape in (("80-70", (50,)), ("32C3-P2", (2, 9, 9))):
+        net = NetworkSpec.parse(notation, input_shape=shape, outputs=4)
+        given = initial_weights(net, 0, 1.5), batch(net, 20, 10)
+        expected = TorchBackend(device).value_and_grad(net, VanRossum(), *given, precision=precision)
+        with torch.device("meta"):
+            found = TorchBackend(device).value_and_grad(net, VanRossum(), *given, precision=precision)
+            module = Network(net, weights=given[0], precision=precision)
+            spikes = module(torch.from_numpy(given[1].inputs))
+        assert found.loss == expected.loss
+        assert np.array_equal(spikes.detach().numpy(), expected.spikes)
+        for name, gradient in expected.gradients.items():
+            assert np.array_equal(found.gradients[name], gradient), name
+
+
+@pytest.mark.usefixtures("bfloat16")
+def test_a_thread_that_ends_leaves_the_exact_sums_of_others_alone() -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with exact_math():
+            entered.set()
+            leave.wait()
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    entered.wait()
+    with exact_math():
+        leave.set()
+        thread.join()
+        assert _ONEDNN.conv.fp32_precision == "ieee"
+    assert _ONEDNN.conv.fp32_precision == "bf16"

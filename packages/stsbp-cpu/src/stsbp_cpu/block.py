@@ -216,15 +216,12 @@ def _fuse(dense: Dense[Array], chain: tuple[Step[Array], ...]) -> Step[Array] | 
     simple = sorted(kinds, key=str) in ([], [AvgPool2d], [Dropout], [AvgPool2d, Dropout])
     if simple and not static and type(conv) is Conv2d and conv.square and conv.stride == 1:
         return SparseBlock(*_places(known), known, dense, weights.projection, population, conv)
-    simple = kinds in ([], [AvgPool2d], [Flatten], [AvgPool2d, Flatten])
-    if (
-        simple
-        and len(known) == len(chain)
-        and type(conv) is Linear
-        and not static
-        and weights.projection.input.maximum == 1
-    ):
-        return ConnectedBlock(*_places(chain), chain, dense, weights.projection, population)
+    if type(conv) is Linear and not static and weights.projection.input.maximum == 1:
+        ops = [part.places[0].node.op for part in chain[:-2]]
+        if ops and type(ops[-1]) is Flatten:
+            ops.pop()
+        if not ops or (len(ops) == 1 and _halves(ops[0])):
+            return ConnectedBlock(*_places(chain), chain, dense, weights.projection, population)
     return Block(*_places(chain), chain, dense, weights.projection, population)
 
 

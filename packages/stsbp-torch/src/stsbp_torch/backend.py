@@ -6,6 +6,7 @@ Its devices are `cpu` (fused numba kernels), `cpu:eager` (plain tensor expressio
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property, partial
@@ -21,7 +22,7 @@ from stsbp_spec.backend import AbstractBackend, Device, NeuronResiduals
 from stsbp_spec.collective import Collective, Rendezvous
 from stsbp_spec.encoders.packed import PackedFrames
 from stsbp_spec.equations import Constants, NeuronEquations, neuron_equations
-from stsbp_spec.errors import BackendError
+from stsbp_spec.errors import BackendError, printable
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.graph import Op, Projection
 from stsbp_spec.grid import WeightGrid
@@ -63,7 +64,11 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
     @classmethod
     def devices(cls) -> tuple[Device, ...]:
         cpu = f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}"
-        found = [Device("cpu", f"fused numba kernels, {cpu}"), Device("cpu:eager", "plain tensor expressions")]
+        problem = _cpu_problem()
+        found = [
+            Device("cpu", f"fused numba kernels, {cpu}", problem),
+            Device("cpu:eager", "plain tensor expressions", problem),
+        ]
         problem = _cuda_problem()
         if problem is not None:
             return (*found, Device("cuda", "fused Triton kernels", problem))
@@ -77,6 +82,9 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
     def open(self, device: str | None) -> str:
         name = device or "cpu"
         if name in ("cpu", "cpu:eager"):
+            problem = _cpu_problem()
+            if problem is not None:
+                raise BackendError(f"backend 'torch' cannot use {name!r}: {problem}")
             self.torch_device, self.fused = torch.device("cpu"), name == "cpu"
             keep_freed_memory()
             if self.fused:
@@ -103,7 +111,8 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
     def asarray(self, x: AnyArray) -> torch.Tensor:
         last = x.ndim == 5 and bool(np.moveaxis(x, 2, -1).flags.c_contiguous)
         array = np.moveaxis(x, 2, -1) if last else np.ascontiguousarray(x)
-        if not array.flags.writeable:
+        # Torch refuses negative strides, also of axes of length 1.
+        if not array.flags.writeable or min(array.strides, default=0) < 0:
             array = array.copy()
         tensor = torch.from_numpy(array).to(self.torch_device)
         return logical(tensor) if last else laid_out(tensor)
@@ -309,7 +318,9 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
     def largest_error(self, dz: torch.Tensor) -> torch.Tensor:
         if not self._on_cpu:
             return plain.largest_error(dz)
-        return torch.tensor([reductions.largest_bits(rows(laid_out(dz)).reshape(-1).numpy())], dtype=torch.int32)
+        return torch.tensor(
+            [reductions.largest_bits(rows(laid_out(dz)).reshape(-1).numpy())], dtype=torch.int32, device="cpu"
+        )
 
     def error_grid(
         self, dz: torch.Tensor, bits: int, largest: torch.Tensor | None = None
@@ -370,13 +381,25 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
 
     def spike_count(self, s: torch.Tensor) -> torch.Tensor:
         if s.device.type == "cpu":
-            return torch.tensor(int(reductions.count(rows(s).reshape(-1).numpy())))
+            return torch.tensor(int(reductions.count(rows(s).reshape(-1).numpy())), device="cpu")
         return torch.count_nonzero(s)
 
     def join(self, rendezvous: Rendezvous) -> Collective[torch.Tensor]:
         from stsbp_torch.collective import TorchCollective
 
         return TorchCollective(rendezvous, self.torch_device)
+
+
+def _cpu_problem() -> str | None:
+    """Why the CPU cannot be used, or None."""
+    for name in ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"):
+        mode = os.environ.get(name, "")
+        if mode and mode.lower() != "strict":
+            return (
+                f"the environment variable {name}={printable(mode)} allows oneDNN to round the inputs of convolutions, "
+                "so their sums would not be exact; unset it, or set it to STRICT, before Python starts"
+            )
+    return None
 
 
 def _cuda_problem() -> str | None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from stsbp_spec.checks import check_lengths, check_loss
 from stsbp_spec.equations import loss_padding
-from stsbp_spec.errors import ShapeError
+from stsbp_spec.errors import ShapeError, SpecError
 from stsbp_spec.losses import Loss
 from stsbp_spec.synapses import PSP
 
@@ -39,8 +39,14 @@ def spike_loss(
     Raises:
         ShapeError: spikes and targets have different shapes or values other than 0 and 1, or the lengths do not fit.
         NumericError: a value of `spikes` or `targets` is not finite.
+        SpecError: the loss reads potentials.
     """
     check_loss(loss)
+    if loss.of_potentials:
+        raise SpecError(
+            f"the loss {loss.name} reads potentials, not spikes; use torch's own loss on the potentials of "
+            "net(frames, full=True)"
+        )
     if spikes.dim() != 3 or spikes.shape != targets.shape:
         raise ShapeError(f"spikes and targets must be [T, B, N], got {tuple(spikes.shape)} and {tuple(targets.shape)}")
     given = _key(loss, psp), spikes, targets, lengths

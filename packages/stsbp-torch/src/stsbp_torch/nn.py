@@ -24,7 +24,7 @@ from stsbp_spec.checks import check_weights
 from stsbp_spec.errors import NetworkError, NumericError, ShapeError, SpecError
 from stsbp_spec.graph import Edge, Input, Projection, Values
 from stsbp_spec.graph import Neurons as NeuronsOp
-from stsbp_spec.grid import FLOOR
+from stsbp_spec.grid import EXACT_LIMIT_BITS, FLOOR
 from stsbp_spec.init import DEFAULT_GAIN, initial_weights
 from stsbp_spec.learned import Learned
 from stsbp_spec.network import NetworkSpec
@@ -38,6 +38,8 @@ from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Dropout, GlobalAvgPool, 
 from stsbp_spec.synapses.axes import PerAxis
 from stsbp_spec.synapses.base import Passing
 from stsbp_spec.typing import AnyArray, Precision, Shape
+from stsbp_spec.values import real, shown, whole
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from stsbp_torch.checks import check_precision, check_steps
 from stsbp_torch.losses import spike_loss
@@ -96,7 +98,7 @@ def _clip(x: torch.Tensor, learned: Learned) -> None:
     x.copy_(torch.where(x.abs() < FLOOR, 0.0, x).clamp(learned.low, learned.high))
 
 
-def _arrays(states: Sequence[tuple[str, int]], state: State | None, batch: int) -> list[torch.Tensor]:
+def _arrays(states: Sequence[tuple[str, int]], state: State | None) -> list[torch.Tensor]:
     """The arrays of a state in the order in which a segment takes them; an empty list for None."""
     if state is None:
         return []
@@ -104,15 +106,14 @@ def _arrays(states: Sequence[tuple[str, int]], state: State | None, batch: int) 
     for name, count in states:
         arrays = state.get(name, ())
         if len(arrays) != count:
-            raise ShapeError(f"the state has {len(arrays)} arrays of {name}, not {count}; it belongs to another module")
+            raise ShapeError(
+                f"the state has {len(arrays)} arrays of {name}, not {count}; it belongs to another module, or to the "
+                "other mode (training or evaluation)"
+            )
         found += arrays
     for x in found:
         if x.requires_grad:
             raise SpecError("gradients do not flow into earlier calls; give a detached state, as modules return it")
-        if x.dim() < 2 or x.shape[1] != batch:
-            raise ShapeError(
-                f"the arrays of the state must be [1, B, ...] with B = {batch}, like the inputs, got {list(x.shape)}"
-            )
     return found
 
 
@@ -157,11 +158,15 @@ class Neurons(torch.nn.Module):
         self.learned: torch.nn.ParameterDict | dict[str, torch.Tensor] = (
             torch.nn.ParameterDict(values) if values else {}
         )
-        self._handles = {biased: self._handle(1.0, biased) for biased in (False, True)}
+        self._handles: dict[tuple[float, bool], Handle] = {}
+        for biased in (False, True):
+            self._handle(1.0, biased)
 
     def _handle(self, gain: float, biased: bool) -> Handle:
-        values = Values((), pending=self.psp, gain=gain, weighted=True, biased=biased)
-        return handle_of(Layer(((self.neuron.name, NeuronsOp(self.neuron)),), values))
+        if (gain, biased) not in self._handles:
+            values = Values((), pending=self.psp, gain=gain, weighted=True, biased=biased)
+            self._handles[gain, biased] = handle_of(Layer(((self.neuron.name, NeuronsOp(self.neuron)),), values))
+        return self._handles[gain, biased]
 
     def clip_to_domain(self) -> None:
         """Clip every learned parameter to its domain, as the spec's update does."""
@@ -218,10 +223,10 @@ class Neurons(torch.nn.Module):
         own = [*([] if bias is None else [bias]), *self.learned.values()]
         _check_types(self._get_name(), own)
         biased = bias is not None
-        handle = self._handles[biased] if gain == 1 else self._handle(gain, biased)
+        handle = self._handle(gain, biased)
         checked_by = "" if checked else self._get_name()
         settings = Settings(steps, True, precision=precision, full=full or state is not None, checked=checked_by)
-        made = compute(handle, settings, [z], own, _arrays(handle.states, state, z.shape[1]))
+        made = compute(handle, settings, [z], own, _arrays(handle.states[True], state))
         return _given(made, "neurons", full)
 
 
@@ -266,6 +271,14 @@ class PLIF(Neurons):
         super().__init__(PLIFSpec(**parameters), psp, channels)
 
 
+def _input_range(exponent: object, largest: object) -> tuple[int, float]:
+    """`input_exponent` and `input_max`; `SpecError` if they describe no inputs."""
+    found = real("input_max", largest)
+    if not 0 < found < math.inf:
+        raise SpecError(f"input_max must be a number above 0, got {shown(largest)}")
+    return whole("input_exponent", exponent, 0, EXACT_LIMIT_BITS), found
+
+
 class _Spiking(torch.nn.Module):
     """A layer of weights, which are rounded to their grid, and the neurons after them."""
 
@@ -282,15 +295,36 @@ class _Spiking(torch.nn.Module):
         self.synapse = synapse
         self.weight = weight if isinstance(weight, torch.nn.Parameter) else torch.nn.Parameter(weight)
         self.bias = torch.nn.Parameter(torch.zeros(len(weight))) if synapse.bias else None
-        model = neuron.neuron if isinstance(neuron, Neurons) else neuron
-        self.lif = Neurons(model, psp, len(weight))
-        self.input_exponent, self.input_max = input_exponent, input_max
-        self._own = self._handle(1.0)
+        self.lif = Neurons(neuron.neuron if isinstance(neuron, Neurons) else neuron, psp, len(weight))
+        if isinstance(neuron, Neurons):
+            self._take_over(neuron)
+        self.input_exponent, self.input_max = _input_range(input_exponent, input_max)
+        self._handles: dict[float, Handle] = {}
+        self._handle(1.0)
+
+    def _take_over(self, neurons: Neurons) -> None:
+        """Copy the learned values of a neuron module; `SpecError` if it has another filter or number of channels."""
+        if neurons.psp not in (None, self.lif.psp):
+            raise SpecError(
+                f"the given {neurons._get_name()} has psp={neurons.psp}, but the {self._get_name()} has "
+                f"psp={self.lif.psp}; give psp={neurons.psp} to the {self._get_name()}"
+            )
+        for name, x in neurons.learned.items():
+            own = self.lif.learned[name]
+            if x.shape != own.shape:
+                raise SpecError(
+                    f"the given {neurons._get_name()} has channels={len(x)}, but the {self._get_name()} needs "
+                    f"channels={len(own)}"
+                )
+            with torch.no_grad():
+                own.copy_(x)
 
     def _handle(self, gain: float) -> Handle:
-        values = Values((), self.input_exponent, self.input_max, pending=self.lif.psp, gain=gain)
-        ops = (type(self.synapse).__name__, self.synapse), (self.lif.neuron.name, NeuronsOp(self.lif.neuron))
-        return handle_of(Layer(ops, values))
+        if gain not in self._handles:
+            values = Values((), self.input_exponent, self.input_max, pending=self.lif.psp, gain=gain)
+            ops = (type(self.synapse).__name__, self.synapse), (self.lif.neuron.name, NeuronsOp(self.lif.neuron))
+            self._handles[gain] = handle_of(Layer(ops, values))
+        return self._handles[gain]
 
     def _get_name(self) -> str:
         return f"Spiking{type(self.synapse).__name__}"
@@ -360,11 +394,11 @@ class _Spiking(torch.nn.Module):
             self._check_shape(s)
         if s.dim() not in (3, 5):
             s = s.flatten(2)
-        handle = self._own if gain == 1 else self._handle(gain)
+        handle = self._handle(gain)
         checked_by = "" if checked else self._get_name()
         more = full or state is not None
         settings = Settings(steps, True, precision=precision, full=more, checked=checked_by, hint=_HOW_FINE)
-        made = compute(handle, settings, [s], self._ordered, _arrays(handle.states, state, s.shape[1]))
+        made = compute(handle, settings, [s], self._ordered, _arrays(handle.states[True], state))
         return _given(made, "neurons", full)
 
     def _check_shape(self, s: torch.Tensor) -> None:
@@ -390,7 +424,7 @@ class SpikingConv2d(_Spiking):
     Args:
         in_channels: number of input channels, `C`.
         channels, kernel, stride, padding, dilation, groups: the same as for the spec's `Conv2d`.
-        neuron: neuron model, from the spec or as a module; None: LIF.
+        neuron: neuron model, from the spec, or a module, whose learned values are copied; None: LIF.
         psp: filter of the layer below; None: inputs are not filtered.
         weight_bits: bits of the weight grid.
         bias: whether there is a bias per channel.
@@ -451,6 +485,10 @@ class _Passing(torch.nn.Module):
         super().__init__()
         self.op = op
         self._own = handle_of(Layer((("layer", op),), Values((), maximum=_ANY)))
+
+    def checking(self, values: Values) -> Handle:
+        """A handle whose inputs can be checked against their description."""
+        return handle_of(Layer((("layer", self.op),), values))
 
     def extra_repr(self) -> str:
         return ", ".join(f"{f.name}={getattr(self.op, f.name)}" for f in fields(self.op))  # type: ignore[arg-type]
@@ -530,7 +568,9 @@ class Sequential(torch.nn.Sequential):
         psp: PSP | None = None,
     ) -> None:
         super().__init__(*layers)
-        values = Values(tuple(input_shape), input_exponent, input_max, pending=psp)
+        values = Values(tuple(input_shape), *_input_range(input_exponent, input_max), pending=psp)
+        self._input_shape = values.shape
+        self._first = layers[0].checking(values) if layers and isinstance(layers[0], _Passing) else None
         self._divisors: list[int] = []
         for place, layer in enumerate(layers):
             what = f"layer {place}, {str(layer).partition('(')[0]}"
@@ -542,6 +582,19 @@ class Sequential(torch.nn.Sequential):
             except SpecError as error:
                 raise NetworkError(f"{what}: {error}") from None
         self.makes = values
+
+    def _fixed(self, *_: Any, **__: Any) -> Any:
+        raise NetworkError(
+            "the layers of a Sequential are checked together when it is created, and cannot be changed or sliced; "
+            "create a new one, for example Sequential(*list(net)[:2], input_shape=...)"
+        )
+
+    append = extend = insert = pop = _fixed
+    __setitem__ = __delitem__ = __add__ = __iadd__ = __mul__ = __imul__ = __rmul__ = _fixed
+
+    def __getitem__(self, index: Any) -> Any:
+        """The layer at an index."""
+        return self._fixed() if isinstance(index, slice) else super().__getitem__(index)
 
     def forward(
         self,
@@ -555,13 +608,24 @@ class Sequential(torch.nn.Sequential):
         """Spikes of the last layer. The arguments are the same as for a single layer.
 
         In an `Output`, the names of potentials and states begin with the index of the layer, for example `0.neurons`.
+
+        Raises:
+            ShapeError, SpecError, NumericError: as for a single layer, or the inputs have another shape than
+                `input_shape`.
         """
         steps = check_steps(s, steps)
+        if s.shape[2:] != self._input_shape:
+            wanted = ", ".join(map(str, self._input_shape))
+            raise ShapeError(f"the inputs of this Sequential must be [T, B, {wanted}], got {list(s.shape)}")
         potentials: dict[str, torch.Tensor] = {}
         after: State = {}
         for place, layer in enumerate(self):
             if isinstance(layer, _Passing):
-                s = layer(s)
+                if place == 0 and self._first is not None:
+                    settings = Settings(len(s), checked="Sequential", hint=_HOW_FINE)
+                    s = compute(self._first, settings, [s], []).outputs[0]
+                else:
+                    s = layer(s)
                 continue
             own = None if state is None else {"neurons": state.get(f"{place}.neurons", ())}
             gain = 1 / self._divisors[place]
@@ -591,12 +655,44 @@ class _Block(_Spiking):
     def forward(self, settings: Settings, inputs: list[torch.Tensor], state: State | None) -> Made:  # type: ignore[override]
         """The results of the segment."""
         _check_types(self._get_name(), self._ordered)
-        arrays = _arrays(self.handle.states, state, inputs[0].shape[1])
+        arrays = _arrays(self.handle.states[settings.training], state)
         return compute(self.handle, settings, inputs, self._ordered, arrays)
 
     def statistics(self) -> dict[str, torch.Tensor]:
         """An empty dictionary, because nothing is normalised."""
         return {}
+
+
+def _is_wrapped(x: torch.Tensor) -> bool:
+    """Whether `x` belongs to a transformation of torch.func, and is of no use after it."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def _readable(x: torch.Tensor) -> torch.Tensor:
+    """`x`, or a copy that autograd can read later, if `x` was computed in inference mode."""
+    if torch.compiler.is_compiling() or not x.is_inference():
+        return x
+    with torch.inference_mode(False):
+        return x.clone()
+
+
+def _counted(step: torch.Tensor) -> torch.Tensor:
+    """`step + 1`, computed outside of torch.func's transformations unless `step` belongs to one of them.
+
+    A new tensor, because the backward pass of a compiled program reads the number of its own call.
+    """
+    if torch.compiler.is_compiling() or _is_wrapped(step) or not torch._C._are_functorch_transforms_active():
+        return _readable(step + 1)
+    with temporarily_clear_interpreter_stack():
+        return _readable(step + 1)
+
+
+def _free(module: torch.nn.Module, name: str) -> str:
+    """The name of a new attribute of a module: `name` without dots, with `_` at its end if it is taken."""
+    name = name.replace(".", "_")
+    while hasattr(module, name):
+        name += "_"
+    return name
 
 
 class _Population(torch.nn.Module):
@@ -606,16 +702,23 @@ class _Population(torch.nn.Module):
         self, piece: Piece, parameters: Mapping[str, torch.Tensor], statistics: Mapping[str, torch.Tensor]
     ) -> None:
         super().__init__()
-        self.handle, self._names = handle_of(piece), [name.partition(".")[::2] for name in parameters]
-        for (owner, own), x in zip(self._names, parameters.values(), strict=True):
-            if owner not in self._modules:
-                self.add_module(owner, torch.nn.ParameterDict())
-            self._of(owner)[own or "weight"] = x
+        self.handle = handle_of(piece)
+        self._names: list[tuple[str, str]] = []
+        self._statistics: dict[str, str] = {}
+        weights, modules = {projection.parameter for projection in piece.projections}, dict[str, str]()
+        for name, x in parameters.items():
+            owner, _, own = (name, "", "weight") if name in weights else name.rpartition(".")
+            if owner not in modules:
+                modules[owner] = _free(self, owner)
+                self.add_module(modules[owner], torch.nn.ParameterDict())
+            self._names.append((modules[owner], own))
+            self._of(modules[owner])[own] = x
         for name, x in statistics.items():
-            self.register_buffer(name.replace(".", "_"), x)
+            self._statistics[name] = _free(self, name)
+            self.register_buffer(self._statistics[name], x)
 
-    def _of(self, owner: str) -> torch.nn.ParameterDict:
-        found = self.get_submodule(owner)
+    def _of(self, module: str) -> torch.nn.ParameterDict:
+        found = self.get_submodule(module)
         assert isinstance(found, torch.nn.ParameterDict)
         return found
 
@@ -625,24 +728,33 @@ class _Population(torch.nn.Module):
     @property
     def _ordered(self) -> list[torch.Tensor]:
         """Parameters in the order in which a segment takes them."""
-        return [self._of(owner)[own or "weight"] for owner, own in self._names]
+        return [self._of(module)[own] for module, own in self._names]
 
     def statistics(self) -> dict[str, torch.Tensor]:
         """Running statistics by their names in the network."""
-        return {name: self.get_buffer(name.replace(".", "_")) for name in self.handle.statistics}
+        return {name: self.get_buffer(own) for name, own in self._statistics.items()}
 
     def forward(self, settings: Settings, inputs: list[torch.Tensor], state: State | None) -> Made:
         """The results of the segment. Updates the running statistics."""
         _check_types(self._get_name(), self._ordered)
-        arrays = _arrays(self.handle.states, state, inputs[0].shape[1])
+        arrays = _arrays(self.handle.states[settings.training], state)
         made = compute(self.handle, settings, inputs, self._ordered, [*self.statistics().values(), *arrays])
         for name, x in made.statistics.items():
-            setattr(self, name.replace(".", "_"), x)
+            own = self._statistics[name]
+            if _is_wrapped(x) and not _is_wrapped(self.get_buffer(own)):
+                raise SpecError(
+                    f"in training mode, batch normalisation cannot update {name} under a transformation of torch.func; "
+                    "call net.eval(), or give the buffers to functional_call as an argument of the transformed function"
+                )
+            setattr(self, own, _readable(x))
         return made
 
 
 class Network(torch.nn.Module):
     """A `NetworkSpec` as a module. Its layers have the same names as in the spec.
+
+    In these names, dots become underscores. A name that the module already uses, for example `step`, gets an underscore
+    at its end. If a node is called `step`, the number `step` of a state is called `step_`.
 
     If neurons have learned parameters, call `clip_to_domain` after each step of the optimiser. Batch normalisation
     updates its running statistics at each call in training mode.
@@ -675,7 +787,7 @@ class Network(torch.nn.Module):
         self.spec = spec
         self.seed = seed
         self.precision: Precision = precision
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64, device="cpu"), persistent=False)
         given = initial_weights(spec, seed, gain) if weights is None else dict(weights)
         check_weights(spec, given)
         own = {name: torch.from_numpy(x.copy()) for name, x in given.items()}
@@ -685,6 +797,9 @@ class Network(torch.nn.Module):
         self._input = next(node.name for node in graph.nodes if isinstance(node.op, Input))
         self._output = graph.nodes[-1].name
         self._drops = any(isinstance(node.op, Dropout) and node.op.rate > 0 for node in graph.nodes)
+        self._number = "step"
+        while any(node.name == self._number for node in graph.nodes):
+            self._number += "_"
         self._walk: list[tuple[str, tuple[str, ...], tuple[str, ...], str]] = []
         names = {block.population: block.name for block in spec.blocks}
         for index in range(len(plan(backend_of(self.step), graph, fused=False).segments)):
@@ -711,7 +826,7 @@ class Network(torch.nn.Module):
             layer = _Block(piece, first, parameters)
         else:
             layer = _Population(piece, parameters, {name: given[name] for name in piece.statistics})
-        name = first.name if first is not None and len(projections) == 1 else last.name.replace(".", "_")
+        name = _free(self, first.name if first is not None and len(projections) == 1 else last.name)
         self.add_module(name, layer)
         return name
 
@@ -744,7 +859,13 @@ class Network(torch.nn.Module):
         )
 
     def forward(
-        self, inputs: torch.Tensor, steps: int | None = None, *, state: State | None = None, full: bool = False
+        self,
+        inputs: torch.Tensor,
+        steps: int | None = None,
+        *,
+        state: State | None = None,
+        full: bool = False,
+        step: int | None = None,
     ) -> Any:
         """Output spikes `[T, B, N]` from uint8 frames `[T, B, ...]`, or from uint8 images `[B, ...]` with `steps`.
 
@@ -753,13 +874,15 @@ class Network(torch.nn.Module):
 
         Args:
             inputs: frames or images.
-            steps: number of steps `T` for images.
+            steps: number of steps `T` for images; frames need no `steps`.
             state: state after the previous steps, from the `Output` of a call; None: the network starts at rest.
             full: True returns an `Output` with the potentials of every population and the state.
+            step: number that selects the dropout masks; None: the number of the state or of `self.step`. A call with a
+                number of its own is not counted by `self.step`, and can be repeated.
 
         Raises:
-            ShapeError: an input is not an integer from 0 to `input_max` (images: 255), `steps` does not fit the inputs,
-                or the state is from another network or batch.
+            ShapeError: the inputs have another shape than the network's, or are not integers from 0 to `input_max`
+                (images: 255), `steps` does not fit the inputs, or the state is from another network, batch or mode.
             SpecError: the parameters are not float32, a state requires a gradient, or the network ends with a readout
                 and `full` is False.
             NumericError: an input or a weight is not finite, or a weight is too large.
@@ -771,24 +894,38 @@ class Network(torch.nn.Module):
             )
         s = inputs[None] * 2.0**-8 if self.spec.coding == "direct" else inputs
         steps = check_steps(s, steps)
-        number = self.step if state is None else state["step"][0]
-        step: torch.Tensor | int = 0
+        self._check_shape(inputs, steps)
+        (number,) = (self.step,) if state is None else _arrays([(self._number, 1)], state)
+        counts = self.training and state is None and step is None
+        if step is not None:
+            number = torch.full_like(number, step)
+        masks: torch.Tensor | int = 0
         if self._drops and self.training:
             # A traced program reads the number at each run. Its backward pass must read the same number.
-            step = number if torch.compiler.is_compiling() else int(number)
+            masks = number if torch.compiler.is_compiling() else int(number)
         values = {self._input: s}
         potentials: dict[str, torch.Tensor] = {}
-        after: State = {"step": (number,)}
+        after: State = {self._number: (number,)}
         more = full or state is not None
         for place, (name, sources, left, population) in enumerate(self._walk):
             checked = "Network" if place == 0 else ""
-            settings = Settings(steps, self.training, self.seed, step, self.precision, more, checked)
+            settings = Settings(steps, self.training, self.seed, masks, self.precision, more, checked)
             made = self.get_submodule(name)(settings, [values[source] for source in sources], state)
             values.update(zip(left, made.outputs, strict=True))
             if made.potentials is not None:
                 potentials[population] = made.potentials
             after |= made.state
-        if self.training and state is None:
-            # A new tensor, because the backward pass of a compiled program reads the number of its own call.
-            self.step = self.step + 1
+        if counts:
+            self.step = _counted(self.step)
         return Output(values[self._output], potentials, after) if full else values[self._output]
+
+    def _check_shape(self, inputs: torch.Tensor, steps: int) -> None:
+        images, shape = self.spec.coding == "direct", self.spec.input_shape
+        axes = ["B"] if images else ["T", "B"]
+        if inputs.shape[len(axes) :] != shape:
+            wanted = ", ".join(map(str, (*axes, *shape)))
+            raise ShapeError(
+                f"the inputs of a Network with {self.spec.coding} coding must be [{wanted}], got {list(inputs.shape)}"
+            )
+        if not images and len(inputs) != steps:
+            raise ShapeError(f"the inputs have {len(inputs)} steps, but steps is {steps}; leave steps out")

@@ -26,7 +26,7 @@ __all__ = ["outputs_of", "recur", "recur_often", "recur_with", "sent", "sent_onc
 @cache
 def _number(value: float) -> torch.Tensor:
     """A float32 tensor without axes. An expression of Python numbers would be computed in float64."""
-    return torch.tensor(value, dtype=torch.float32)
+    return torch.tensor(value, dtype=torch.float32, device="cpu")
 
 
 def _snap(x: torch.Tensor) -> torch.Tensor:

@@ -13,10 +13,10 @@ device of its inputs, so its bits and gradients are the same as in every backend
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, lru_cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from stsbp_spec.collective import Part
@@ -52,6 +52,7 @@ __all__ = [
 ]
 
 Found = TypeVar("Found")
+States: TypeAlias = tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
@@ -149,14 +150,19 @@ class Piece:
         return self.segment.population is not None
 
     @cached_property
-    def states(self) -> tuple[tuple[str, int], ...]:
-        """Names in the state that the segment returns, each with its number of arrays."""
-        found: list[tuple[str, int]] = []
+    def states(self) -> tuple[States, States]:
+        """Names in the states that the segment returns in evaluation and in training, with their numbers of arrays.
+
+        The numbers can differ, because filters with different gains have states of their own.
+        """
+        evaluation, training = (tuple(self._states(training)) for training in (False, True))
+        return evaluation, training
+
+    def _states(self, training: bool) -> Iterator[tuple[str, int]]:
         for step in self.segment.steps:
-            found += [(edge, 1) for edge in step.delayed.values()]
+            yield from ((edge, 1) for edge in step.delayed.values())
             if isinstance(step, Population):
-                found.append((step.name, 1 + len(step.resumable[False].plain.forward.states)))
-        return tuple(found)
+                yield step.name, 1 + len(step.equations[training].forward.states)
 
     def shape_of_state(self, name: str) -> tuple[int, Shape]:
         """Number of steps in an array of the state, and shape of the array for one sample."""
@@ -182,13 +188,14 @@ class Layer:
         return isinstance(self.ops[-1][1], Neurons)
 
     @property
-    def states(self) -> tuple[tuple[str, int], ...]:
+    def states(self) -> tuple[States, States]:
         """See `Piece.states`."""
         op = self.ops[-1][1]
         if not isinstance(op, Neurons):
-            return ()
+            return (), ()
         equations = neuron_equations(self.values.filter(training=False), op.model)
-        return (("neurons", 1 + len(equations.forward.states)),)
+        found = (("neurons", 1 + len(equations.forward.states)),)
+        return found, found
 
     def at(self, inputs: Sequence[torch.Tensor], steps: int) -> Piece:
         """The network for these inputs."""
@@ -227,7 +234,7 @@ class Handle(NamedTuple):
     left: int
     fires: bool
     statistics: tuple[str, ...]
-    states: tuple[tuple[str, int], ...]
+    states: tuple[States, States]
 
     def made(self, settings: Settings) -> tuple[int, int, int]:
         """Number of outputs, of potentials and of statistics."""
@@ -293,7 +300,7 @@ def compute(
     sizes, tensors = (len(inputs), len(parameters)), (*inputs, *parameters, *given)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         steps, training, seed, step, *rest = settings
-        number = step if isinstance(step, torch.Tensor) else torch.tensor(step)
+        number = step if isinstance(step, torch.Tensor) else torch.tensor(step, device="cpu")
         how = (handle.key, steps, training, seed, *rest)
         made = list(_Computed.apply(handle, sizes, how, number, *tensors))  # type: ignore[no-untyped-call]
     else:
@@ -303,7 +310,7 @@ def compute(
     left = made[outputs + potentials + statistics :]
     state: dict[str, tuple[torch.Tensor, ...]] = {}
     if settings.full:
-        for name, count in handle.states:
+        for name, count in handle.states[settings.training]:
             state[name], left = tuple(left[:count]), left[count:]
     moved = dict(zip(handle.statistics, own, strict=True)) if settings.training else {}
     return Made(made[:outputs], made[outputs] if potentials else None, moved, state)
@@ -334,7 +341,7 @@ def _forward(
     dropout = (settings.seed, int(settings.step)) if settings.training else None
     statistics = {name: x.detach() for name, x in zip(piece.statistics, given, strict=False)}
     on_grid = _on_grid(piece, backend, dict(zip(piece.parameters, weights, strict=True))) | statistics
-    before = _state(piece, given[len(statistics) :]) if settings.full else None
+    before = _state(piece, settings, given[len(statistics) :], batch) if settings.full else None
     run = Run(on_grid, settings.steps, dropout, Part(0, batch, batch), before=before)
     ((made, residuals),) = together(backend, run, [through(backend, segment, run, values)])
     found = [laid_out(made[name].float()) for name in segment.left]
@@ -349,13 +356,22 @@ def _forward(
     return found, Trace(backend, walk, run, found[0], {}, lambda _: dict(residuals), {})
 
 
-def _state(piece: Piece, arrays: Sequence[torch.Tensor]) -> dict[str, tuple[torch.Tensor, ...]]:
+def _state(
+    piece: Piece, settings: Settings, arrays: Sequence[torch.Tensor], batch: int
+) -> dict[str, tuple[torch.Tensor, ...]]:
     """The state by name, in the types that the steps take; empty if there are no arrays."""
     if not arrays:
         return {}
     left, found = iter(arrays), dict[str, tuple[torch.Tensor, ...]]()
-    for name, count in piece.states:
+    for name, count in piece.states[settings.training]:
+        length, shape = piece.shape_of_state(name)
         own = [laid_out(next(left).detach()) for _ in range(count)]
+        for x in own:
+            if x.dtype != torch.float32 or tuple(x.shape) != (length, batch, *shape):
+                raise ShapeError(
+                    f"the arrays of {name} in the state must be float32 {[length, batch, *shape]}, got {x.dtype} "
+                    f"{list(x.shape)}; give the state that this module returned for the same samples"
+                )
         if _is_bytes(piece.network, name.partition(">")[0]):
             own[0] = own[0].to(torch.uint8)
         found[name] = tuple(own)
@@ -444,7 +460,9 @@ def _backward(
         name: [laid_out(error)] for name, error in zip(segment.left, errors, strict=False) if error is not None
     }
     residuals = trace.residuals(segment)
-    if trace.run.before is not None and population is not None and (error := errors[len(segment.left)]) is not None:
+    error = errors[len(segment.left)] if trace.run.before is not None and population is not None else None
+    # Zeros are left out, because torch.func and torch.compile also give them where a loss reads no potentials.
+    if population is not None and error is not None and bool(error.any()):
         waiting.setdefault(population, [torch.zeros_like(error)])
         residuals[population] = residuals[population]._replace(error=laid_out(error))
     trace.residuals = lambda _: residuals
@@ -495,7 +513,7 @@ class _Kept(torch.autograd.Function):
         leaves = [next(tensors) if other is None else other[0] for other in ctx.others]
         residuals, weights = pytree.tree_unflatten(leaves, ctx.spec)
         run = replace(ctx.run, weights=weights)
-        trace = Trace(ctx.backend, ctx.walk, run, torch.empty(0), {}, lambda _: residuals, {})
+        trace = Trace(ctx.backend, ctx.walk, run, torch.empty(0, device="cpu"), {}, lambda _: residuals, {})
         found = _backward(ctx.piece, trace, ctx.precision, errors)
         own = (x if x is None else x.to(t) for x, t in zip(found, ctx.types, strict=True))
         return None, None, None, *own, *(None,) * ctx.rest
@@ -547,7 +565,7 @@ def _(
     if training:
         shapes += [piece.network.statistics[name].shape for name in piece.statistics]
     if full:
-        of_state = ((piece.shape_of_state(name), count) for name, count in piece.states)
+        of_state = ((piece.shape_of_state(name), count) for name, count in piece.states[training])
         shapes += [(length, batch, *shape) for (length, shape), count in of_state for _ in range(count)]
     return [empty(shape, torch.float32, inputs[0].device) for shape in shapes]
 

@@ -27,7 +27,7 @@ from stsbp_cpu.sparse.linear import turn
 from stsbp_cpu.threads import get_num_threads
 from stsbp_cpu.vectors import NONE, ROOM, SHORT_LANES, at_a_line, join_lists, list_set, sum_chosen, view, view_of_rows
 
-__all__ = ["BITS", "Chosen", "chosen", "forward"]
+__all__ = ["BITS", "Chosen", "chosen", "forward", "spare_bits"]
 
 BITS = 12
 """Maximum number of bits of a weight."""
@@ -53,12 +53,22 @@ class Chosen(NamedTuple):
 def chosen(wq: Float32, kernels: Shape) -> Chosen:
     """Convert weights on their grid, `[C', C, rows, columns]` or `[C', C rows columns]`, for `forward`."""
     rows = np.ascontiguousarray(wq).reshape(len(wq), -1)
-    exponent = BITS - 1 - math.frexp(float(np.abs(rows).max()))[1]
+    exponent = BITS - 1 - math.frexp(max(float(rows.max()), -float(rows.min())))[1]
     w = own_memory((rows.shape[1] + 1, -(-len(rows) // SHORT_LANES) * SHORT_LANES), np.int16)
     w[:, len(rows) :] = 0
     w[-1] = 0
     turn(rows, w, math.prod(kernels), False, np.float32(2.0**exponent))
-    return Chosen(w.reshape(-1), 2.0**-exponent, kernels)
+    # Only in units of their own grid, which may be coarser than 12 bits, do sums have at most 24 bits.
+    spare = spare_bits(w)
+    if spare:
+        w >>= spare
+    return Chosen(w.reshape(-1), 2.0 ** (spare - exponent), kernels)
+
+
+def spare_bits(w: Int16) -> int:
+    """Number of bits that are zero at the end of every integer of `w`; 0 if all integers are zero."""
+    common = int(np.bitwise_or.reduce(w, axis=None))
+    return max(0, (common & -common).bit_length() - 1)
 
 
 def forward(

@@ -112,7 +112,8 @@ def backward(
         return None
     total = sums.sum(0).reshape(channels, kernel, run)[:, :, : kernel * conv.channels]
     rows = total.reshape(channels, kernel, kernel, conv.channels)
-    return np.ascontiguousarray(rows[:, :, ::-1].transpose(3, 0, 1, 2))
+    # A copy, because torch refuses the negative stride that a view has, also of an axis of length 1.
+    return np.array(rows[:, :, ::-1].transpose(3, 0, 1, 2), order="C")
 
 
 def bands_of(shape: Shape, numbers: int) -> int:

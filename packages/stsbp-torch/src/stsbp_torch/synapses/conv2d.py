@@ -1,9 +1,9 @@
 """Implements synapses/conv2d.py of the spec by torch's convolutions.
 
 Forward pass: every algorithm that only adds products is exact on the weight grid. On the CPU, oneDNN's direct
-convolution is such an algorithm. On CUDA, cuDNN may choose Winograd or FFT. So for each shape, cuDNN's choice is
-compared once with a matrix product. If the bits differ, the matrix product is used. Modes of reduced precision (TF32,
-bf16) are off during every call.
+convolution is such an algorithm. NNPACK, which torch uses without oneDNN, may choose Winograd or FFT, so it is off
+during every call, like modes of reduced precision (TF32, bf16). On CUDA, cuDNN may choose Winograd or FFT. So for each
+shape, cuDNN's choice is compared once with a matrix product. If the bits differ, the matrix product is used.
 
 Backward pass: in `fast` precision, torch chooses the order of sums. In `reproducible` precision, windows are unfolded
 and multiplied in float64, where sums are exact.
@@ -44,6 +44,36 @@ class _Here(threading.local):
 _here = _Here()
 
 
+class _Switches:
+    """Torch's settings of precision, which all threads share. The first to enter sets them, the last restores them."""
+
+    def __init__(self) -> None:
+        backends: Any = torch.backends
+        self._nnpack = backends.nnpack
+        self._owners = (backends.mkldnn.matmul, backends.mkldnn.conv, backends.cuda.matmul, backends.cudnn.conv)
+        self._lock, self._inside = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._before = [owner.fp32_precision for owner in self._owners]
+                self._flags = self._nnpack.set_flags(False)
+                for owner in self._owners:
+                    owner.fp32_precision = "ieee"
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._nnpack.set_flags(*self._flags)
+                for owner, precision in zip(self._owners, self._before, strict=True):
+                    owner.fp32_precision = precision
+
+
+_switches = _Switches()
+
+
 @contextmanager
 def exact_math() -> Iterator[None]:
     """Full float32 precision in matrix products and convolutions, whatever the user's process has set.
@@ -53,27 +83,16 @@ def exact_math() -> Iterator[None]:
     if _here.exact:
         yield
         return
-    backends: Any = torch.backends
-    switches: list[tuple[Any, str, str]] = [
-        (backends.mkldnn.matmul, "fp32_precision", "ieee"),
-        (backends.mkldnn.conv, "fp32_precision", "ieee"),
-        (backends.cuda.matmul, "fp32_precision", "ieee"),
-        (backends.cudnn.conv, "fp32_precision", "ieee"),
-    ]
-    before = [getattr(owner, name) for owner, name, _ in switches]
     casting = [torch.autocast(kind, enabled=False) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
-    try:
-        for owner, name, value in switches:
-            setattr(owner, name, value)
-        with ExitStack() as off:
-            for each in casting:
-                off.enter_context(each)
-            _here.exact = True
+    with ExitStack() as off:
+        for each in casting:
+            off.enter_context(each)
+        off.enter_context(_switches)
+        _here.exact = True
+        try:
             yield
-    finally:
-        _here.exact = False
-        for (owner, name, _), value in zip(switches, before, strict=True):
-            setattr(owner, name, value)
+        finally:
+            _here.exact = False
 
 
 def forward(conv: Conv2d, s: torch.Tensor, wq: torch.Tensor) -> tuple[torch.Tensor, Residuals]:

@@ -15,6 +15,7 @@ import math
 from typing import Any
 
 import torch
+from stsbp_cpu.sparse.chosen import BITS, spare_bits
 from stsbp_spec.grid import EXACT_LIMIT_BITS
 from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.typing import Shape
@@ -48,11 +49,11 @@ def usable(conv: Conv2d, shape: Shape, largest: int) -> bool:
 def _try(conv: Conv2d, shape: Shape) -> bool:
     generator = torch.Generator().manual_seed(1)
     c, h, w = shape
-    s = torch.randint(0, LARGEST + 1, (1, 2, h, w, c), generator=generator, dtype=torch.uint8)
+    s = torch.randint(0, LARGEST + 1, (1, 2, h, w, c), generator=generator, dtype=torch.uint8, device="cpu")
     s = s.permute(0, 1, 4, 2, 3)
     # The weights are so small that the sums are exact for all inputs.
     limit = max(1, min(2047, 2**EXACT_LIMIT_BITS // (c * conv.area * LARGEST)))
-    wq = torch.randint(-limit, limit + 1, conv.weight_shape(shape), generator=generator).float() / 2048
+    wq = torch.randint(-limit, limit + 1, conv.weight_shape(shape), generator=generator, device="cpu").float() / 2048
     try:
         return torch.equal(forward(conv, doubled(s), wq), conv2d.forward(conv, s, wq)[0])
     except (AttributeError, RuntimeError, TypeError):
@@ -75,11 +76,15 @@ def forward(conv: Conv2d, s: torch.Tensor, wq: torch.Tensor, scale: float = 1.0)
         scale: a power of two.
     """
     x = frames(s)
-    exponent = 11 - math.frexp(float(wq.abs().max()))[1]
+    exponent = BITS - 1 - math.frexp(float(wq.abs().max()))[1]
     units = (wq * 2.0**exponent).short()
+    # Only in units of their own grid, which may be coarser than 12 bits, do sums have at most 24 bits.
+    spare = spare_bits(units.numpy())
+    units, exponent = units >> spare, exponent - spare
     w = torch.cat([units >> _LOW_BITS, units & (2**_LOW_BITS - 1)], 1).to(torch.int8)
     ops: Any = torch.ops.onednn
-    scales, zeros = torch.full((len(w),), scale * 2.0**-exponent), torch.zeros(len(w), dtype=torch.int64)
+    scales = torch.full((len(w),), scale * 2.0**-exponent, device="cpu")
+    zeros = torch.zeros(len(w), dtype=torch.int64, device="cpu")
     geometry: tuple[Any, ...] = (conv.strides, conv.paddings, [1, 1], 1)
     packed = ops.qconv_prepack(w, scales, 1.0, 0, *geometry, list(x.shape))
     tail = (None, *geometry, 1.0, 0, torch.float32, "none", [], "")
