@@ -30,7 +30,7 @@ from stsbp_spec import (
     initial_weights,
 )
 from stsbp_spec.equations import loss_padding
-from stsbp_spec.errors import NumericError, ShapeError, SpecError
+from stsbp_spec.errors import ExactnessError, NumericError, ShapeError, SpecError
 from stsbp_spec.neurons import Readout
 from stsbp_spec.neurons.plif import PLIF
 from stsbp_spec.reference.backend import NumpyBackend
@@ -383,3 +383,49 @@ def test_apply_has_gradients_of_what_neurons_learn(precision: Precision) -> None
     clipped = clip_to_domain(network, moved)
     assert clipped["conv1.decay"].tolist() == [1.0, 0.0, 0.0, 0.5]
     assert np.isfinite(apply(network, clipped, x, STEPS)).all()
+
+
+def test_weights_that_do_not_fit_are_refused() -> None:
+    network, weights, x, _ = example()
+    w, block = weights["conv2"], network.blocks[1]
+    hole = np.where(np.arange(w.size).reshape(w.shape) == 7, np.float32(np.nan), w)
+    for bad, error, message in (
+        (w[:, :3], ShapeError, r"weights\['conv2'\] must be floating-point numbers \(6, 4, 3, 3\), got float32"),
+        (w.astype(np.int32), ShapeError, r"weights\['conv2'\] must be floating-point numbers .*, got int32"),
+        (hole, NumericError, r"weights\['conv2'\] holds a value that is not finite"),
+        (w * np.float32(2.0**110), NumericError, "layer conv2: a weight of magnitude .* is too large"),
+    ):
+        with pytest.raises(error, match=message):
+            snap_weights(block, bad)
+        with pytest.raises(error, match=message):
+            apply(network, {**weights, "conv2": bad}, x, STEPS)
+    del weights["conv2"]
+    with pytest.raises(ShapeError, match="weights must have the layers conv1, conv2, linear3, but they lack conv2"):
+        apply(network, weights, x, STEPS)
+
+
+def test_weights_without_a_grid_are_refused() -> None:
+    network = NetworkSpec.parse("5", input_shape=(40000,), outputs=4, input_max=255)
+    weights = {**initial_weights(network, seed=0), "linear1": np.ones((5, 40000), np.float32)}
+    with pytest.raises(ExactnessError, match="layer linear1: sums of 40000 inputs"):
+        apply(network, weights, np.zeros((STEPS, BATCH, 40000), np.uint8), STEPS)
+    with pytest.raises(ExactnessError, match="layer linear1: sums of 40000 inputs"):
+        snap_weights(network.blocks[0], weights["linear1"])
+    assert np.isnan(jax.jit(lambda w: snap_weights(network.blocks[0], w))(weights["linear1"])).all()
+
+
+def test_weights_of_other_floating_types_are_converted_to_float32() -> None:
+    network, weights, x, y = example()
+    halves = {name: np.asarray(w, np.float16) for name, w in weights.items()}
+    singles = {name: np.asarray(w, np.float32) for name, w in halves.items()}
+    expected = np.asarray(apply(network, singles, x, STEPS))
+    assert expected.any()
+    assert np.array_equal(apply(network, halves, x, STEPS), expected)
+    assert np.array_equal(
+        snap_weights(network.blocks[0], halves["conv1"]), snap_weights(network.blocks[0], singles["conv1"])
+    )
+    with jax.enable_x64(True):
+        doubles = {name: jnp.asarray(w, np.float64) for name, w in singles.items()}
+        assert np.array_equal(apply(network, doubles, x, STEPS), expected)
+        slopes = jax.grad(lambda w: distance(VanRossum(), network.output_psp, apply(network, w, x, STEPS), y))(doubles)
+        assert {g.dtype for g in slopes.values()} == {np.dtype(np.float64)}

@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from stsbp_cpu.ahead import fill, prepare
-from stsbp_spec import grid as spec_grid
 from stsbp_spec.backend import AbstractBackend, Device
 from stsbp_spec.collective import Alone, Collective, Rendezvous
 from stsbp_spec.encoders.packed import PackedFrames
@@ -51,6 +50,7 @@ from stsbp_jax.grid import (
     GridChoice,
     describe_grid,
     error_grid,
+    grid_of_spec,
     largest_error,
     rounded,
     sample_grid,
@@ -530,17 +530,7 @@ def weight_grids(
 
 def _checked_grid(projection: Projection, choice: GridChoice, w: Array) -> WeightGrid:
     """The grid. If the spec refuses these weights, its error is raised."""
-    found = describe_grid(projection, choice)
-    if found is not None:
-        return found
-    _, found = spec_grid.weight_grid(
-        np.asarray(w),
-        weight_bits=projection.synapse.weight_bits,
-        input_exponent=projection.input.exponent,
-        input_max=projection.input.maximum,
-        layer=projection.name,
-    )
-    return found
+    return describe_grid(projection, choice) or grid_of_spec(projection, w)
 
 
 @_jit()

@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import ArrayLike
+from stsbp_spec import grid as spec_grid
 from stsbp_spec.graph import Projection
 from stsbp_spec.grid import (
     CEILING,
@@ -38,6 +40,7 @@ __all__ = [
     "divide",
     "error_grid",
     "exponent",
+    "grid_of_spec",
     "largest_error",
     "largest_magnitude",
     "power_of_two",
@@ -195,6 +198,17 @@ def weight_grid(projection: Projection, w: Array) -> tuple[Array, GridChoice]:
         n,
         finite,
     )
+
+
+def grid_of_spec(projection: Projection, w: ArrayLike) -> WeightGrid:
+    """The grid of weights `[out, ...]`, computed by the spec. If no grid fits, the spec's error says why."""
+    return spec_grid.weight_grid(
+        np.asarray(w, np.float32),
+        weight_bits=projection.synapse.weight_bits,
+        input_exponent=projection.input.exponent,
+        input_max=projection.input.maximum,
+        layer=projection.name,
+    )[1]
 
 
 def describe_grid(projection: Projection, choice: GridChoice) -> WeightGrid | None:

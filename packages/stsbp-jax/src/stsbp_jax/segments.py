@@ -20,10 +20,10 @@ from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from stsbp_spec.collective import Part
 from stsbp_spec.graph import Network, Neurons, Projection
 from stsbp_spec.passes import Trace, after, back_through, through, together
-from stsbp_spec.plan import Plan, Segment, plan
+from stsbp_spec.plan import Plan, Population, Segment, plan
 from stsbp_spec.rules import Deferred, Run
 from stsbp_spec.synapses.batchnorm import moved
-from stsbp_spec.typing import Precision
+from stsbp_spec.typing import Precision, Shape
 
 from stsbp_jax import grid
 from stsbp_jax.backend import PAIRS
@@ -107,13 +107,20 @@ class Piece:
         return tuple(dict.fromkeys(found))
 
     @cached_property
-    def states(self) -> tuple[str, ...]:
-        """Names in the state that the segment returns."""
-        found: list[str] = []
-        for step in self.segment.steps:
-            found += step.delayed.values()
-            found += [step.name] if step.fires else []
-        return tuple(found)
+    def states(self) -> dict[str, tuple[int, int, Shape]]:
+        """The state that the segment returns: number of arrays by name, and their shape, `(steps, shape of a sample)`,
+        channels last."""
+        found: dict[str, tuple[int, int, Shape]] = {}
+        for step in self.walk(fused=False).segments[self.index].steps:
+            for (source, delay), edge in step.delayed.items():
+                found[edge] = 1, delay, self._shape(source)
+            if isinstance(step, Population):
+                found[step.name] = 1 + len(step.resumable[False].plain.forward.states), 1, self._shape(step.name)
+        return found
+
+    def _shape(self, name: str) -> Shape:
+        c, *rest = self.network.values[name].shape
+        return *rest, c
 
 
 def pieces(network: Network) -> list[Piece]:

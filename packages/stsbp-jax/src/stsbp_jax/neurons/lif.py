@@ -57,7 +57,7 @@ def lif(
     """
     if z.ndim < 1 or steps < 1 or z.shape[0] not in (1, steps):
         raise ShapeError(f"z must be [T, B, ...] or [1, B, ...] with T = steps = {steps}, got {z.shape}")
-    check_finite("lif", z)
+    check_finite("the input of lif", z)
     ends = {**filter.learned(), **neuron.learned()}
     expected = {name: each.values((z.shape[-1],)) for name, each in ends.items()}
     given = {name: jnp.asarray(x) for name, x in (expected if learned is None else learned).items()}
