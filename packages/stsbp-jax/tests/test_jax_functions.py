@@ -30,7 +30,7 @@ from stsbp_spec import (
     initial_weights,
 )
 from stsbp_spec.equations import loss_padding
-from stsbp_spec.errors import ExactnessError, NumericError, ShapeError, SpecError
+from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.neurons import Readout
 from stsbp_spec.neurons.plif import PLIF
 from stsbp_spec.reference.backend import NumpyBackend
@@ -404,16 +404,6 @@ def test_weights_that_do_not_fit_are_refused() -> None:
         apply(network, weights, x, STEPS)
 
 
-def test_weights_without_a_grid_are_refused() -> None:
-    network = NetworkSpec.parse("5", input_shape=(40000,), outputs=4, input_max=255)
-    weights = {**initial_weights(network, seed=0), "linear1": np.ones((5, 40000), np.float32)}
-    with pytest.raises(ExactnessError, match="layer linear1: sums of 40000 inputs"):
-        apply(network, weights, np.zeros((STEPS, BATCH, 40000), np.uint8), STEPS)
-    with pytest.raises(ExactnessError, match="layer linear1: sums of 40000 inputs"):
-        snap_weights(network.blocks[0], weights["linear1"])
-    assert np.isnan(jax.jit(lambda w: snap_weights(network.blocks[0], w))(weights["linear1"])).all()
-
-
 def test_weights_of_other_floating_types_are_converted_to_float32() -> None:
     network, weights, x, y = example()
     halves = {name: np.asarray(w, np.float16) for name, w in weights.items()}
@@ -429,3 +419,36 @@ def test_weights_of_other_floating_types_are_converted_to_float32() -> None:
         assert np.array_equal(apply(network, doubles, x, STEPS), expected)
         slopes = jax.grad(lambda w: distance(VanRossum(), network.output_psp, apply(network, w, x, STEPS), y))(doubles)
         assert {g.dtype for g in slopes.values()} == {np.dtype(np.float64)}
+
+
+def chained(uses: int) -> str:
+    """Populations that are connected by the same weights, used several times."""
+    nodes = ['[[node]]\nname = "w"\nweights = "9"\nfrom = "input"', '[[node]]\nname = "f"\nneurons = ""\nfrom = "w"']
+    for i in range(uses):
+        own = 'weights_of = "w0"\n' if i else ""
+        source = f"f{i - 1}" if i else "f"
+        nodes.append(f'[[node]]\nname = "w{i}"\nweights = "9"\n{own}from = "{source}"')
+        nodes.append(f'[[node]]\nname = "f{i}"\nneurons = ""\nfrom = "w{i}"')
+    nodes.append(f'[[node]]\nname = "out"\nweights = "4"\nfrom = "f{uses - 1}"')
+    nodes.append('[[node]]\nname = "end"\nneurons = ""\nfrom = "out"')
+    return "\n".join(nodes)
+
+
+@pytest.mark.parametrize("notation", ["12-[9|9|9]+", "12-[12|12|]+", "12-D0.3-[9|9|9]+", chained(4)])
+def test_errors_of_several_readers_and_gradients_of_several_uses_are_added_in_order(notation: str) -> None:
+    outputs = None if "node" in notation else 4
+    network = NetworkSpec.parse(notation, input_shape=(7,), outputs=outputs, neuron=LIF(3, 5 / 3, 0.4))
+    rng = np.random.default_rng(0)
+    x, y = ((rng.random((STEPS, BATCH, n)) < 0.4).astype(np.uint8) for n in (7, 4))
+    weights = initial_weights(network, seed=1, gain=3.0)
+    expected = NumpyBackend().value_and_grad(
+        network, VanRossum(), weights, Batch(x, y), precision="reproducible", dropout=(1, 2)
+    )
+
+    def value(weights: Any) -> Any:
+        spikes = apply(network, weights, x, STEPS, dropout=(1, 2), precision="reproducible")
+        return distance(VanRossum(), network.output_psp, spikes, y)
+
+    for name, g in jax.grad(value)(weights).items():
+        assert g.any()
+        np.testing.assert_array_equal(g, expected.gradients[name], err_msg=name)

@@ -26,7 +26,7 @@ from stsbp_spec.values import listed
 
 from stsbp_jax import grid
 from stsbp_jax.checks import checked_weights, on_grid
-from stsbp_jax.segments import Piece, Settings, State, compute, pieces
+from stsbp_jax.segments import Piece, Settings, State, compute, fork, pieces
 from stsbp_jax.synapses.conv2d import conv2d
 from stsbp_jax.synapses.linear import linear
 
@@ -48,7 +48,6 @@ def snap_weights(block: Block, w: ArrayLike) -> Array:
     Raises:
         ShapeError: the weights have another shape, or are not floating-point numbers.
         NumericError: outside of a jit, a weight is not finite, or too large.
-        ExactnessError: outside of a jit, no grid meets the bound.
     """
     checked = checked_weights(w, block.name, block.weight_shape)
     _check_grid(block, w)
@@ -136,7 +135,6 @@ def apply(
             the network has batch normalisation and is in training.
         NumericError: an input or a weight is not finite, a weight is too large, or a learned parameter is outside its
             domain.
-        ExactnessError: no grid fits the weights of a layer.
     """
     check_precision(network, precision)
     if network.has_readout and not full:
@@ -164,26 +162,30 @@ def apply(
         s = jnp.asarray(inputs)[None].astype(np.float32) * np.float32(2.0**-8)
     else:
         s = on_grid("apply", inputs, 8, entering.maximum)[None]
-    values = {graph.nodes[0].name: jnp.moveaxis(s, 2, -1) if s.ndim == 5 else s}
+    x = jnp.moveaxis(s, 2, -1) if s.ndim == 5 else s
+    walk = pieces(graph)
+    reads = [name for piece in walk for name in piece.reads]
+    values = {graph.nodes[0].name: iter(fork(reads.count(graph.nodes[0].name), x))}
     seed, step = (jnp.asarray(x, np.uint32) for x in dropout or (0, 0))
     settings = Settings(steps, dropout is not None, precision, full or state is not None)
     names = {block.population: block.name for block in network.blocks}
     arrays = _arrays(network, weights)
-    output = Output(values[graph.nodes[0].name], {}, {}, {})
-    for piece in pieces(graph):
+    output = Output(x, {}, {}, {})
+    for piece in walk:
         own = {name: arrays[name] for name in piece.parameters}
-        read = tuple(values[name] for name in piece.segment.sources)
+        read = tuple(next(values[name]) for name in piece.reads)
         made = compute(piece, settings, read, own, (seed, step), _checked(piece, state, read[0].shape[1]))
-        values |= made.outputs
+        values |= {name: iter(copies) for name, copies in made.outputs.items()}
         output.potentials.update({names[name]: _channels_first(u) for name, u in made.potentials.items()})
         output.state.update(made.state)
         output.statistics.update(made.statistics)
-    spikes = values[graph.nodes[-1].name]
+    spikes = next(values[graph.nodes[-1].name])
     return output._replace(spikes=spikes) if full else spikes
 
 
 def _arrays(network: NetworkSpec, weights: Mapping[str, ArrayLike]) -> dict[str, Array]:
-    """All weights, learned parameters and running statistics of the network, checked, float32."""
+    """All weights, learned parameters and running statistics of the network, checked, float32. Shared weights are there
+    once for each use."""
     shapes = {name: parameter.shape for name, parameter in network.parameters.items()}
     shapes |= {name: x.shape for name, x in network.statistics.items()}
     if missing := [name for name in shapes if name not in weights]:
@@ -191,7 +193,9 @@ def _arrays(network: NetworkSpec, weights: Mapping[str, ArrayLike]) -> dict[str,
     found = {name: checked_weights(weights[name], name, shape) for name, shape in shapes.items()}
     for projection in network.graph.projections:
         _check_grid(projection, weights[projection.parameter])
-    return found
+    uses = [projection.parameter for projection in network.graph.projections]
+    copies = {name: iter(fork(uses.count(name), found[name])) for name in uses}
+    return found | {projection.name: next(copies[projection.parameter]) for projection in network.graph.projections}
 
 
 def _check_grid(projection: Projection, w: ArrayLike) -> None:
