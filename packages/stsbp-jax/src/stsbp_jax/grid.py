@@ -118,10 +118,11 @@ def _square_root_wide(x: Array) -> Array:
 def divide(a: Array, b: Array) -> Array:
     """`a / b`, float32, correctly rounded. GPU compilers approximate float32 division, so float64 is used there."""
     a, b = jnp.asarray(a), jnp.asarray(b)
-    if b.ndim < a.ndim:
-        # If XLA sees that the divisor is the same for all elements, it multiplies by the reciprocal.
+    shape = np.broadcast_shapes(a.shape, b.shape)
+    if b.shape != shape:
+        # If XLA sees that the divisor is the same for several elements, it multiplies by the reciprocal.
         b = jnp.where(a == a, b, np.float32(np.nan))
-    a = jnp.broadcast_to(a, b.shape)
+    a = jnp.broadcast_to(a, shape)
     quotient: Array = lax.platform_dependent(a, b, cpu=lax.div, default=_divide_wide)
     return quotient
 
