@@ -457,10 +457,11 @@ def test_errors_of_several_readers_and_gradients_of_several_uses_are_added_in_or
 def test_layers_refuse_an_unknown_precision() -> None:
     x, w = jnp.zeros((STEPS, BATCH, 5, 5, 2)), jnp.zeros((4, 2, 3, 3))
     wrong: Any = "reproducable"
-    for call in (
+    calls: list[Callable[[], Any]] = [
         lambda: conv2d(Conv2d(4, 3), x, w, wrong),
         lambda: linear(Linear(3), x, jnp.zeros((3, 50)), wrong),
         lambda: lif(LIF(), PSP(3.0).filter(), x, STEPS, precision=wrong),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(SpecError, match="precision is 'fast' or 'reproducible', got 'reproducable'"):
             call()

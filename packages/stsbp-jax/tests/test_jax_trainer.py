@@ -160,7 +160,7 @@ def test_unknown_device_is_refused(name: str) -> None:
 def test_a_loss_may_divide_by_a_number_of_each_sample() -> None:
     """On `cpu:xla`, one divisor is for all steps."""
     (batch,) = batches(NETWORK, [3])
-    backends = [NumpyBackend(), JaxBackend("cpu"), JaxBackend("cpu:xla")]
+    backends: list[AbstractBackend] = [NumpyBackend(), JaxBackend("cpu"), JaxBackend("cpu:xla")]
     weights = initial_weights(NETWORK, 0, 3.0)
     expected, *others = (
         each.value_and_grad(NETWORK, RelativeCount(), weights, batch, precision="reproducible") for each in backends

@@ -104,7 +104,7 @@ def test_all_processes_keep_the_same_of_a_part(rank: int, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(trainer_module, "is_much", asked)
     collective = One()
-    collective.rank = rank  # type: ignore[misc]
+    collective.rank = rank
     own, whole = collective.parts(BATCH)[rank], _batch()
     trainer = Trainer(NumpyBackend(), NETWORK, VanRossum(), AdamW(), memory="low", collective=collective)
     state = trainer.init(initial_weights(NETWORK, 1))
