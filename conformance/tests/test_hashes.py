@@ -20,6 +20,7 @@ from stsbp_spec.backend import AbstractBackend, RunResult
 from stsbp_spec.grid import CONTRACT_VERSION, FLOOR
 from stsbp_spec.neurons import LIF
 from stsbp_spec.reference.backend import NumpyBackend
+from stsbp_spec.registry import load_backend
 from stsbp_spec.surrogates import SURROGATES
 from stsbp_spec.synapses import PSP
 
@@ -294,10 +295,11 @@ def test_the_command_writes_and_checks(few: list[Case], tmp_path: Path, capsys: 
     [
         (["nosuch"], "no backend 'nosuch' is installed"),
         (["numpy", "--write", "DIR/hashes.json"], "name more than one"),
+        (["numpy", "numpy=cpu", "--write", "DIR/hashes.json"], "name more than one"),
         (["numpy", "torch=cpu:eager", "--write", "DIR/none/hashes.json"], "cannot be written: No such file"),
         (["numpy", "--check", "DIR/none.json"], "cannot be read"),
     ],
-    ids=["backend", "one backend", "folder", "file"],
+    ids=["backend", "one backend", "two names", "folder", "file"],
 )
 def test_the_command_says_what_is_wrong(
     words: list[str], message: str, few: list[Case], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -306,6 +308,18 @@ def test_the_command_says_what_is_wrong(
     told = capsys.readouterr().err
     assert told.startswith("Error: ")
     assert message in told
+
+
+def test_without_arguments_every_backend_opens_a_device_that_can_be_used(
+    few: list[Case], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(hashes, "installed_backends", lambda: ["cupy", "numpy"])
+    if not any(device.name == "host" and device.problem is None for device in load_backend("cupy").devices()):
+        pytest.skip("no C++ compiler is installed, which device host needs")
+    assert hashes.main([]) == 1
+    out = capsys.readouterr().out
+    assert "cupy: 3 cases, 3 hashes" in out
+    assert "numpy: 3 cases, 3 hashes" in out
 
 
 def test_the_module_is_a_command(tmp_path: Path) -> None:

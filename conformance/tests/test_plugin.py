@@ -44,6 +44,18 @@ def test_the_plugin_imports_nothing_heavy() -> None:
     assert run.stdout.strip() == ""
 
 
+def test_a_matrix_that_cannot_be_written_is_refused_before_any_test(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "before.json").write_text("{}")
+    for path in (".", "file/x.json"):
+        run = _run(tmp_path, "--backend", "numpy", "-k", "tier1 and rectangle", "--conformance-json", path)
+        assert run.returncode == 4
+        assert f"--conformance-json {path} cannot be written: " in run.stderr
+        assert "passed" not in run.stdout
+    run = _run(tmp_path, "--backend", "numpy", "-k", "no such test", "--conformance-json", "before.json")
+    assert (tmp_path / "before.json").read_text() == "{}"
+
+
 def test_matrix_json_and_page(tmp_path: Path) -> None:
     run = _run(tmp_path, "--backend", "numpy", "-k", "tier1 and rectangle", "--conformance-json", "out/results.json")
     assert run.returncode == 0, run.stdout

@@ -21,7 +21,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ from stsbp_spec.values import listed, shown
 
 from stsbp_conformance import reference
 from stsbp_conformance.cases import NetworkCase, spikes
+from stsbp_conformance.tiers.trainer import open_usable
 
 __all__ = [
     "CASES",
@@ -516,8 +517,7 @@ def write(path: Path, found: Mapping[str, Mapping[str, Hashes]]) -> None:
     Raises:
         HashesDiffer: there is only one backend, two backends disagree, or the file cannot be written.
     """
-    if len(found) < 2:
-        raise HashesDiffer("hashes are written where two backends or more agree on them; name more than one")
+    _check_several(found)
     (first, agreed), *others = found.items()
     for name, hashes in others:
         compare(name, hashes, agreed, first)
@@ -535,12 +535,22 @@ def write(path: Path, found: Mapping[str, Mapping[str, Hashes]]) -> None:
         raise HashesDiffer(f"{path}: cannot be written: {error.strerror}") from None
 
 
+def _check_several(names: Collection[str]) -> None:
+    if len(names) < 2:
+        raise HashesDiffer(
+            "hashes are written where two backends or more agree on them, or two devices of one backend; name more "
+            f"than one (got {listed(names)})"
+        )
+
+
 def _open(word: str) -> AbstractBackend:
     name, _, device = word.partition("=")
     return load_backend(name)(device or None)
 
 
-def _checked(words: Sequence[str], path: Path, cases: Sequence[Case], tell: Callable[[str], None]) -> int:
+def _checked(
+    opened: Mapping[str, AbstractBackend], path: Path, cases: Sequence[Case], tell: Callable[[str], None]
+) -> int:
     stored = read(path)
     if stored.contract != CONTRACT_VERSION:
         tell(
@@ -551,8 +561,8 @@ def _checked(words: Sequence[str], path: Path, cases: Sequence[Case], tell: Call
     if len(cases) == len(CASES) and (left := set(stored.cases) - {case.id for case in cases}):
         tell(f"{path.name} has cases that are not computed any more: {listed(sorted(left))}")
         failed = 1
-    for word in words:
-        found = _timed(word, cases, tell)
+    for word, backend in opened.items():
+        found = _timed(word, backend, cases, tell)
         try:
             compare(word, found, stored.cases, path.name)
         except HashesDiffer as error:
@@ -561,8 +571,10 @@ def _checked(words: Sequence[str], path: Path, cases: Sequence[Case], tell: Call
     return failed
 
 
-def _timed(word: str, cases: Sequence[Case], tell: Callable[[str], None]) -> dict[str, Hashes]:
-    backend, began = _open(word), time.perf_counter()
+def _timed(
+    word: str, backend: AbstractBackend, cases: Sequence[Case], tell: Callable[[str], None]
+) -> dict[str, Hashes]:
+    began = time.perf_counter()
     found = compute(backend, cases)
     count, seconds = sum(map(len, found.values())), time.perf_counter() - began
     tell(f"{word}: {len(found)} cases, {count} hashes, {seconds:.1f} s on {backend.device}")
@@ -583,16 +595,21 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.quick and options.write:
         parser.error("--write stores every case; leave --quick out")
-    words = list(dict.fromkeys(options.backends)) or list(installed_backends())
     cases = [case for case in CASES if case.quick or not options.quick]
 
     def tell(line: str) -> None:
         print(line, flush=True)
 
     try:
+        opened = {word: _open(word) for word in options.backends}
+        if not opened:
+            opened = {name: open_usable(load_backend(name)) for name in installed_backends()}
         if options.write is None:
-            return _checked(words, options.check, cases, tell)
-        write(options.write, {word: _timed(word, cases, tell) for word in words})
+            return _checked(opened, options.check, cases, tell)
+        # The same backend and device may have been given under two names.
+        distinct = {(backend.name, backend.device): word for word, backend in opened.items()}
+        _check_several(distinct.values())
+        write(options.write, {word: _timed(word, opened[word], cases, tell) for word in distinct.values()})
     except StsbpError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1

@@ -78,8 +78,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Prepare the matrix. Raise an error for wrong values of `--backend` and `--device` before any test runs."""
     config.stash[_MATRIX] = Matrix()
+    path: Path | None = config.getoption("--conformance-json")
+    if path is not None:
+        _check_writable(path)
     if config.getoption("--backend") or config.getoption("--device"):
         _columns(config)
+
+
+def _check_writable(path: Path) -> None:
+    """Raise an error if the matrix cannot be written to `path`, before any test runs."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a"):
+            pass
+        if path.stat().st_size == 0:
+            path.unlink()
+    except OSError as error:
+        raise pytest.UsageError(f"--conformance-json {path} cannot be written: {error.strerror}") from error
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -236,7 +251,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if path is not None and matrix.cells and not hasattr(session.config, "workerinput"):
         from stsbp_conformance.matrix import save
 
-        save(path, matrix.cells, matrix.backends)
+        try:
+            save(path, matrix.cells, matrix.backends)
+        except OSError as error:
+            session.config.issue_config_time_warning(
+                pytest.PytestWarning(f"--conformance-json {path} cannot be written: {error.strerror}"), stacklevel=2
+            )
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

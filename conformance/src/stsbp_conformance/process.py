@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import IO, Any
@@ -129,14 +130,23 @@ def started(backend: AbstractBackend, size: int, updates: int, cases: Sequence[s
             stack.callback(each.kill)
             running.append(each)
         # Each process prints only one line, so its output fits in the buffer of the pipe.
-        for rank, each in enumerate(running):
-            printed, _ = each.communicate(timeout=_PATIENCE)
-            if each.returncode != 0:
-                said[rank].seek(0)
-                why = said[rank].read().strip()[-2000:]
-                raise Mismatch(f"rank {rank} of {size} ended with exit code {each.returncode}: {why}")
+        end = time.monotonic() + _PATIENCE
+        while None in (codes := [each.poll() for each in running]) and not any(codes):
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired(command, _PATIENCE)
+            time.sleep(0.05)
+        # The process that ends first has the cause. The others only miss it, and end later.
+        if any(codes):
+            raise Mismatch("; ".join(_why(rank, code, said[rank]) for rank, code in enumerate(codes) if code))
+        for each in running:
+            printed, _ = each.communicate()
             found.append({name: Trained(**rest) for name, rest in json.loads(printed.splitlines()[-1]).items()})
     return found
+
+
+def _why(rank: int, code: int, said: IO[str]) -> str:
+    said.seek(0)
+    return f"rank {rank} ended with exit code {code}: {said.read().strip()[-2000:]}"
 
 
 def _own(case: NetworkCase, collective: Collective, step: int) -> Batch[packed.Inputs]:

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from stsbp_cupy import CupyBackend
 from stsbp_cupy.host import compiler
+from stsbp_spec.errors import BackendError
 from stsbp_spec.reference.backend import NumpyBackend
 
 
 @pytest.fixture(scope="session")
 def backend() -> CupyBackend:
     """The backend on the device `host`."""
-    if compiler() is None:
-        pytest.skip("no C++ compiler is installed, which device host needs")
+    _compiler()
     return CupyBackend("host")
 
 
@@ -31,8 +31,13 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture
 def compiler_path() -> str:
-    path = compiler()
-    if path is None:
-        pytest.skip("no C++ compiler is installed, which device host needs")
+    return _compiler()
+
+
+def _compiler() -> str:
+    try:
+        path, *_ = compiler()
+    except BackendError as error:
+        pytest.skip(str(error))
     assert shutil.which(path)
     return path

@@ -79,6 +79,43 @@ def test_without_a_compiler_names_the_package(monkeypatch: pytest.MonkeyPatch) -
     assert "apt-get install g++" in device.problem
 
 
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ("no-such-c++ -m64", "CXX is 'no-such-c\\+\\+ -m64', but there is no program 'no-such-c\\+\\+'"),
+        ("g++ 'open", "CXX is .*: No closing quotation"),
+        ("BROKEN", "the C\\+\\+ compiler .*broken cannot be run: Exec format error"),
+    ],
+)
+def test_a_compiler_that_cannot_be_used_is_named(
+    chosen: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken"
+    broken.write_bytes(b"\0\0\0\0")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", chosen.replace("BROKEN", str(broken)))
+    with pytest.raises(BackendError, match=message):
+        host.build(*source_files())
+
+
+def test_a_compiler_may_have_arguments(
+    own_cache: Path, compiler_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", f"{compiler_path} -DOF_USER=1")
+    assert host.compiler() == (compiler_path, "-DOF_USER=1")
+    (*_, device) = CupyBackend.devices()
+    assert device.problem is None
+    assert host.build(*source_files()).is_file()
+
+
+def test_a_library_that_cannot_be_loaded_is_named(
+    own_cache: Path, compiler_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", f"{compiler_path} -c")
+    with pytest.raises(BackendError, match=r"the library .* -c built, cannot be loaded: .*CXX"):
+        host._library(*source_files())
+
+
 def test_with_a_compiler_that_fails_shows_its_words(
     own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -383,3 +383,85 @@ def test_apply_has_gradients_of_what_neurons_learn(precision: Precision) -> None
     clipped = clip_to_domain(network, moved)
     assert clipped["conv1.decay"].tolist() == [1.0, 0.0, 0.0, 0.5]
     assert np.isfinite(apply(network, clipped, x, STEPS)).all()
+
+
+def test_weights_that_do_not_fit_are_refused() -> None:
+    network, weights, x, _ = example()
+    w, block = weights["conv2"], network.blocks[1]
+    hole = np.where(np.arange(w.size).reshape(w.shape) == 7, np.float32(np.nan), w)
+    for bad, error, message in (
+        (w[:, :3], ShapeError, r"weights\['conv2'\] must be floating-point numbers \(6, 4, 3, 3\), got float32"),
+        (w.astype(np.int32), ShapeError, r"weights\['conv2'\] must be floating-point numbers .*, got int32"),
+        (hole, NumericError, r"weights\['conv2'\] holds a value that is not finite"),
+        (w * np.float32(2.0**110), NumericError, "layer conv2: a weight of magnitude .* is too large"),
+    ):
+        with pytest.raises(error, match=message):
+            snap_weights(block, bad)
+        with pytest.raises(error, match=message):
+            apply(network, {**weights, "conv2": bad}, x, STEPS)
+    del weights["conv2"]
+    with pytest.raises(ShapeError, match="weights must have the layers conv1, conv2, linear3, but they lack conv2"):
+        apply(network, weights, x, STEPS)
+
+
+def test_weights_of_other_floating_types_are_converted_to_float32() -> None:
+    network, weights, x, y = example()
+    halves = {name: np.asarray(w, np.float16) for name, w in weights.items()}
+    singles = {name: np.asarray(w, np.float32) for name, w in halves.items()}
+    expected = np.asarray(apply(network, singles, x, STEPS))
+    assert expected.any()
+    assert np.array_equal(apply(network, halves, x, STEPS), expected)
+    assert np.array_equal(
+        snap_weights(network.blocks[0], halves["conv1"]), snap_weights(network.blocks[0], singles["conv1"])
+    )
+    with jax.enable_x64(True):
+        doubles = {name: jnp.asarray(w, np.float64) for name, w in singles.items()}
+        assert np.array_equal(apply(network, doubles, x, STEPS), expected)
+        slopes = jax.grad(lambda w: distance(VanRossum(), network.output_psp, apply(network, w, x, STEPS), y))(doubles)
+        assert {g.dtype for g in slopes.values()} == {np.dtype(np.float64)}
+
+
+def chained(uses: int) -> str:
+    """Populations that are connected by the same weights, used several times."""
+    nodes = ['[[node]]\nname = "w"\nweights = "9"\nfrom = "input"', '[[node]]\nname = "f"\nneurons = ""\nfrom = "w"']
+    for i in range(uses):
+        own = 'weights_of = "w0"\n' if i else ""
+        source = f"f{i - 1}" if i else "f"
+        nodes.append(f'[[node]]\nname = "w{i}"\nweights = "9"\n{own}from = "{source}"')
+        nodes.append(f'[[node]]\nname = "f{i}"\nneurons = ""\nfrom = "w{i}"')
+    nodes.append(f'[[node]]\nname = "out"\nweights = "4"\nfrom = "f{uses - 1}"')
+    nodes.append('[[node]]\nname = "end"\nneurons = ""\nfrom = "out"')
+    return "\n".join(nodes)
+
+
+@pytest.mark.parametrize("notation", ["12-[9|9|9]+", "12-[12|12|]+", "12-D0.3-[9|9|9]+", chained(4)])
+def test_errors_of_several_readers_and_gradients_of_several_uses_are_added_in_order(notation: str) -> None:
+    outputs = None if "node" in notation else 4
+    network = NetworkSpec.parse(notation, input_shape=(7,), outputs=outputs, neuron=LIF(3, 5 / 3, 0.4))
+    rng = np.random.default_rng(0)
+    x, y = ((rng.random((STEPS, BATCH, n)) < 0.4).astype(np.uint8) for n in (7, 4))
+    weights = initial_weights(network, seed=1, gain=3.0)
+    expected = NumpyBackend().value_and_grad(
+        network, VanRossum(), weights, Batch(x, y), precision="reproducible", dropout=(1, 2)
+    )
+
+    def value(weights: Any) -> Any:
+        spikes = apply(network, weights, x, STEPS, dropout=(1, 2), precision="reproducible")
+        return distance(VanRossum(), network.output_psp, spikes, y)
+
+    for name, g in jax.grad(value)(weights).items():
+        assert g.any()
+        np.testing.assert_array_equal(g, expected.gradients[name], err_msg=name)
+
+
+def test_layers_refuse_an_unknown_precision() -> None:
+    x, w = jnp.zeros((STEPS, BATCH, 5, 5, 2)), jnp.zeros((4, 2, 3, 3))
+    wrong: Any = "reproducable"
+    calls: list[Callable[[], Any]] = [
+        lambda: conv2d(Conv2d(4, 3), x, w, wrong),
+        lambda: linear(Linear(3), x, jnp.zeros((3, 50)), wrong),
+        lambda: lif(LIF(), PSP(3.0).filter(), x, STEPS, precision=wrong),
+    ]
+    for call in calls:
+        with pytest.raises(SpecError, match="precision is 'fast' or 'reproducible', got 'reproducable'"):
+            call()

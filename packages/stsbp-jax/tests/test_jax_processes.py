@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from stsbp_jax.backend import JaxBackend
+from stsbp_jax.collective import _on_stderr
 from stsbp_spec import LIF, AbstractBackend, AdamW, Batch, NetworkSpec, VanRossum, initial_weights
 from stsbp_spec import random as spec_random
 from stsbp_spec.collective import Alone, Collective, Rendezvous
@@ -189,6 +190,36 @@ def test_three_devices_of_one_process_have_the_bits_of_one() -> None:
     (found,) = told_by([start(0, 1, 0, "cpu:all", *cases, devices=3)])
     assert found == {name: expected(name) for name in cases}
     assert expected("pieces") == expected("direct")
+
+
+ENCODED = """
+import numpy as np
+from stsbp_jax.backend import JaxBackend
+from stsbp_spec import AdamW, Batch, Hamming, NetworkSpec, initial_weights
+
+network = NetworkSpec.parse("5", input_shape=(7,), outputs=4)
+backend, encoded = JaxBackend("cpu:all"), []
+encode = backend.encode
+backend.encode = lambda *given: encoded.append(given) or encode(*given)
+trainer = backend.trainer(network, Hamming(), AdamW(), micro_batch=2)
+batch = Batch(np.ones((3, 8, 7), np.uint8), np.zeros((3, 8, 4), np.uint8))
+trainer.step(trainer.init(initial_weights(network, 1)), batch)
+print(len(encoded), len(trainer.collective.pieces(8, 2)))
+"""
+
+
+def test_micro_batches_of_several_devices_are_encoded_once() -> None:
+    flags = "--xla_force_host_platform_device_count=2"
+    run = subprocess.run(
+        [sys.executable, "-c", ENCODED], env={**os.environ, "XLA_FLAGS": flags}, capture_output=True, text=True
+    )
+    assert run.stdout.split() == ["4", "4"], run.stderr
+
+
+def test_processes_start_without_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with _on_stderr():
+        pass
 
 
 def test_two_processes_have_the_bits_of_one() -> None:

@@ -57,8 +57,12 @@ def test_calls_with_chunks_of_time_have_the_bits_of_one_call(name: str) -> None:
         assert state is not None
         for a, b in zip(state[key], arrays, strict=True):
             np.testing.assert_array_equal(a, b)
-    with pytest.raises(ShapeError, match=r"state must be \[1, B, ...\] with B = 2, like the inputs, got \("):
-        apply(network, weights, x[:, :2], STEPS, state=state)
+    assert state is not None
+    other_size: Any = {key: tuple(np.repeat(x, 2, -1) for x in arrays) for key, arrays in state.items()}
+    one_less: Any = {key: arrays[1:] for key, arrays in state.items()}
+    for inputs, wrong in ((x[:, :2], state), (x, other_size), (x, one_less)):
+        with pytest.raises(ShapeError, match=r"in the state have the shapes \[.*\], not \[.*\]; the state belongs to"):
+            apply(network, weights, inputs, STEPS, state=wrong)
     with pytest.raises(ShapeError, match=r"the state does not contain .*; it belongs to another network"):
         apply(network, weights, x, STEPS, state={})
 

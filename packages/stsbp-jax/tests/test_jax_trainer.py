@@ -8,6 +8,8 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -149,10 +151,76 @@ def test_devices_name_what_is_there_and_why_the_rest_is_not() -> None:
                 JaxBackend(device.name)
 
 
-@pytest.mark.parametrize("name", ["cuda", "cpu:7", "cpu:x", ""])
+@pytest.mark.parametrize("name", ["cuda", "cpu:7", "cpu:x", "cpu:", "cpu:0", ""])
 def test_unknown_device_is_refused(name: str) -> None:
     with pytest.raises(BackendError, match="usable here: cpu"):
         JaxBackend(name)
+
+
+def test_a_loss_may_divide_by_a_number_of_each_sample() -> None:
+    """On `cpu:xla`, one divisor is for all steps."""
+    (batch,) = batches(NETWORK, [3])
+    backends: list[AbstractBackend] = [NumpyBackend(), JaxBackend("cpu"), JaxBackend("cpu:xla")]
+    weights = initial_weights(NETWORK, 0, 3.0)
+    expected, *others = (
+        each.value_and_grad(NETWORK, RelativeCount(), weights, batch, precision="reproducible") for each in backends
+    )
+    for found in others:
+        for name, g in expected.gradients.items():
+            assert g.any()
+            np.testing.assert_array_equal(found.gradients[name], g, err_msg=name)
+
+
+def test_a_stream_goes_on_after_a_step_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, (batch,) = JaxBackend("cpu"), batches(NETWORK, [2])
+    weights = initial_weights(NETWORK, 0, 3.0)
+    one, other = (backend.stream(NETWORK, weights, 2) for _ in range(2))
+    for stream in (one, other):
+        stream.step(batch.inputs[0])
+
+    def without_memory(x: Any) -> Any:
+        raise MemoryError("no memory for 12 GB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backend, "numpy", without_memory)
+        with pytest.raises(MemoryError):
+            one.step(batch.inputs[1])
+    assert one.steps == 1
+    for x in batch.inputs[1:]:
+        np.testing.assert_array_equal(one.step(x), other.step(x))
+    assert one.steps == other.steps
+
+
+def test_results_of_programs_that_fail_raise_the_original_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs run asynchronously, so they may fail only when a result is read."""
+    entered = list[object]()
+
+    @contextmanager
+    def noted(collective: object) -> Iterator[None]:
+        entered.append(collective)
+        yield
+
+    monkeypatch.setattr("stsbp_jax.backend.guarded", noted)
+    JAX.numpy(jnp.zeros(3))
+    assert entered == [JAX.alone()]
+
+
+@dataclass(frozen=True)
+class RelativeCount(Loss):
+    """Differences of spikes, relative to the number of target spikes."""
+
+    name: ClassVar[str] = "relative"
+    parameters: ClassVar[tuple[str, ...]] = ("scale",)
+
+    def distance(self, spikes: UInt8, targets: UInt8, psp: PSP) -> Float64:
+        difference: Float64 = np.abs(spikes.astype(float) - targets).sum((0, 2))
+        return difference
+
+    def constants(self, psp: PSP, steps: int, batch: int) -> dict[str, Any]:
+        return {"scale": 1 / batch}
+
+    def back(self, p: Names, s: Names, x: Names) -> LossStep:
+        return LossStep({}, p.scale * (x.o - x.target) / (1 + x.target_count))
 
 
 def test_float64_stays_inside() -> None:

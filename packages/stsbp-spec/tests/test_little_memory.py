@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from stsbp_spec import memory as rules
+from stsbp_spec import trainer as trainer_module
+from stsbp_spec.collective import Alone
 from stsbp_spec.init import initial_weights
 from stsbp_spec.losses import VanRossum
 from stsbp_spec.memory import is_much, kept_bytes, samples_at_once
@@ -84,6 +86,30 @@ def test_much_is_more_than_four_parts_keep() -> None:
     most = 4 * 32 * 2**20 // SAMPLE
     assert not is_much(NETWORK, STEPS, most)
     assert is_much(NETWORK, STEPS, most + 1)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_all_processes_keep_the_same_of_a_part(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second process has fewer samples, but runs the same program."""
+
+    class Asked(Exception):
+        pass
+
+    def asked(network: NetworkSpec, steps: int, samples: int) -> bool:
+        assert samples == 4
+        raise Asked
+
+    class One(Alone[AnyArray]):
+        size = 2
+
+    monkeypatch.setattr(trainer_module, "is_much", asked)
+    collective = One()
+    collective.rank = rank
+    own, whole = collective.parts(BATCH)[rank], _batch()
+    trainer = Trainer(NumpyBackend(), NETWORK, VanRossum(), AdamW(), memory="low", collective=collective)
+    state = trainer.init(initial_weights(NETWORK, 1))
+    with pytest.raises(Asked):
+        trainer.step(state, Batch(whole.inputs[:, own.first : own.end], whole.targets))
 
 
 @pytest.mark.parametrize(

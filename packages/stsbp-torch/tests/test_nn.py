@@ -483,3 +483,30 @@ def test_arguments_that_describe_no_inputs_are_refused(given: dict[str, Any]) ->
         SpikingLinear(5, 4, **given)
     with pytest.raises(SpecError, match=next(iter(given))):
         Sequential(SpikingAvgPool2d(2), input_shape=(1, 4, 4), **given)
+
+
+@pytest.mark.parametrize("transformed", [False, True], ids=["autograd", "func"])
+@pytest.mark.parametrize("notation", ["12-[9|9|9]+", "12-[12|12|]+", "12-D0.3-[9|9|9]+"])
+def test_errors_of_several_readers_are_added_in_order(notation: str, transformed: bool) -> None:
+    network = NetworkSpec.parse(notation, input_shape=(7,), outputs=4, neuron=LIFSpec(3, 5 / 3, 0.4))
+    rng = np.random.default_rng(0)
+    x, y = ((rng.random((7, 3, n)) < 0.4).astype(np.uint8) for n in (7, 4))
+    weights = initial_weights(network, 1, 3.0)
+    expected = open_backend("numpy").value_and_grad(
+        network, VanRossum(), weights, Batch(x, y), precision="reproducible", dropout=(1, 0)
+    )
+    net = Network(network, seed=1, precision="reproducible", weights=weights)
+    names = {id(w): name for name, w in net.named_parameters()}
+
+    def value(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+        spikes = torch.func.functional_call(net, parameters, torch.from_numpy(x))
+        return spike_loss(VanRossum(), spikes, torch.from_numpy(y), psp=network.output_psp)
+
+    if transformed:
+        found = torch.func.grad(value)({name: w.detach() for name, w in net.named_parameters()})
+    else:
+        value({}).backward()  # type: ignore[no-untyped-call]
+        found = {name: w.grad for name, w in net.named_parameters()}
+    for name, w in net.named().items():
+        assert expected.gradients[name].any()
+        assert np.array_equal(found[names[id(w)]].numpy(), expected.gradients[name]), name

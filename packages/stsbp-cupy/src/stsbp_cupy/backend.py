@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import shlex
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property, partial, reduce
 from typing import Any, ClassVar, TypeVar
@@ -58,11 +59,15 @@ class CupyBackend(AbstractBackend[Array]):
         problem = cuda.problem()
         found = [] if problem else cuda.descriptions()
         gpus = [Device(f"cuda:{i}" if i else "cuda", text) for i, text in enumerate(found)]
-        compiler = host.compiler()
-        text = f"the same kernels built by {compiler or 'a C++ compiler'}, numpy {np.__version__}"
+        compiler, none = "a C++ compiler", None
+        try:
+            compiler = shlex.join(host.compiler())
+        except BackendError as error:
+            none = str(error)
+        text = f"the same kernels built by {compiler}, numpy {np.__version__}"
         return (
             *(gpus or [Device("cuda", "NVIDIA GPU", problem)]),
-            Device("host", text, None if compiler else host.MISSING),
+            Device("host", text, none),
         )
 
     def open(self, device: str | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -27,15 +28,31 @@ __all__ = ["HostRuntime", "compiler"]
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-fPIC", "-shared",
          "-fvisibility=hidden", "-Wno-unknown-pragmas")  # fmt: skip
 MISSING = (
-    "device host needs a C++ compiler, and neither $CXX nor c++, g++ or clang++ was found; install one, for example: "
+    "device host needs a C++ compiler, and neither c++, g++ nor clang++ was found; install one, for example: "
     "apt-get install g++ (Debian, Ubuntu), dnf install gcc-c++ (Fedora), xcode-select --install (macOS)"
 )
 
 
-def compiler() -> str | None:
-    """Path of the C++ compiler: `$CXX`, else c++, g++ or clang++. None if there is none."""
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    return next((path for name in names if (path := shutil.which(name))), None)
+def compiler() -> tuple[str, ...]:
+    """Path of the C++ compiler, and its arguments: `$CXX`, else c++, g++ or clang++.
+
+    Raises:
+        BackendError: there is none.
+    """
+    chosen = os.environ.get("CXX", "").strip()
+    try:
+        own = shlex.split(chosen)
+    except ValueError as error:
+        raise BackendError(f"device host: the environment variable CXX is {chosen!r}: {error}; correct it") from None
+    for name, *arguments in [own] if own else [["c++"], ["g++"], ["clang++"]]:
+        if path := shutil.which(name):
+            return path, *arguments
+    if own:
+        raise BackendError(
+            f"device host: the environment variable CXX is {chosen!r}, but there is no program {own[0]!r}; set CXX to "
+            "a C++ compiler, or unset it"
+        )
+    raise BackendError(MISSING)
 
 
 def host_source(*sources: Source) -> str:
@@ -53,37 +70,50 @@ def build(*sources: Source) -> Path:
     """The shared library of sources, which is built if necessary.
 
     Raises:
-        BackendError: there is no compiler, it fails, or the cache cannot be written.
+        BackendError: there is no compiler, it cannot be run, it fails, or the cache cannot be written.
     """
-    path = compiler()
-    if path is None:
-        raise BackendError(MISSING)
+    chosen = compiler()
     source = host_source(*sources)
 
     def build_with(scratch: Path) -> None:
-        command = [path, *FLAGS, f"-I{KERNELS}", "-x", "c++", "-", "-o", str(scratch)]
-        result = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
+        result = _run([*chosen, *FLAGS, f"-I{KERNELS}", "-x", "c++", "-", "-o", str(scratch)], source)
         if result.returncode:
             raise BackendError(
-                f"the C++ compiler {path} cannot build the kernels, which need C++17; choose another compiler with "
-                f"the environment variable CXX:\n{result.stderr.strip()[:2000]}"
+                f"the C++ compiler {shlex.join(chosen)} cannot build the kernels, which need C++17; choose another "
+                f"compiler with the environment variable CXX:\n{result.stderr.strip()[:2000]}"
             )
 
     name = sources[0].name if len(sources) == 1 else "kernels"
     # Machines of different kinds may share a home directory.
-    made_for = (_version(path), platform.system(), platform.machine())
+    made_for = (_version(chosen), platform.system(), platform.machine())
     return built(f"{name}-host", (*made_for, *FLAGS, source), ".so", build_with)
 
 
 @cache
-def _version(path: str) -> str:
-    result = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
-    return f"{path}\n{result.stdout}"
+def _version(chosen: tuple[str, ...]) -> str:
+    return f"{shlex.join(chosen)}\n{_run([*chosen, '--version']).stdout}"
+
+
+def _run(command: list[str], given: str = "") -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise BackendError(
+            f"device host: the C++ compiler {command[0]} cannot be run: {error.strerror}; choose another one with the "
+            "environment variable CXX"
+        ) from error
 
 
 @cache
 def _library(*sources: Source) -> ctypes.CDLL:
-    return ctypes.CDLL(str(build(*sources)))
+    path = build(*sources)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise BackendError(
+            f"device host: the library {path}, which the C++ compiler {shlex.join(compiler())} built, cannot be "
+            f"loaded: {error}; choose another compiler with the environment variable CXX"
+        ) from error
 
 
 class HostRuntime(Runtime):

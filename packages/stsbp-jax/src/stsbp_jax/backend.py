@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from stsbp_cpu.ahead import fill, prepare
-from stsbp_spec import grid as spec_grid
 from stsbp_spec.backend import AbstractBackend, Device
 from stsbp_spec.collective import Alone, Collective, Rendezvous
 from stsbp_spec.encoders.packed import PackedFrames
@@ -51,6 +50,7 @@ from stsbp_jax.grid import (
     GridChoice,
     describe_grid,
     error_grid,
+    grid_of_spec,
     largest_error,
     rounded,
     sample_grid,
@@ -207,7 +207,8 @@ class JaxBackend(AbstractBackend[Array]):
         return result
 
     def numpy(self, x: Array) -> AnyArray:
-        found = np.asarray(x)
+        with guarded(self._collective):
+            found = np.asarray(x)
         return np.moveaxis(found, -1, 2) if found.ndim == 5 else found
 
     def read(self, arrays: Sequence[Array]) -> list[AnyArray]:
@@ -505,15 +506,16 @@ PAIRS = _Operations()
 
 
 def _find(name: str) -> list[Any]:
-    platform, _, index = name.partition(":")
+    platform = name.partition(":")[0]
     if platform not in _PLATFORMS:
         raise LookupError(f"device names are {', '.join(_PLATFORMS)}, or one with an index such as gpu:1, or gpu:all")
     present: list[Any] = jax.local_devices(backend=platform)
     if name == platform + _ALL:
         return present
-    if index and not (index.isdecimal() and int(index) < len(present)):
-        raise LookupError(f"this process has {len(present)} {platform} device(s), counted from 0")
-    return [present[int(index or 0)]]
+    places = {platform if i == 0 else f"{platform}:{i}": device for i, device in enumerate(present)}
+    if name not in places:
+        raise LookupError(f"the {platform} devices of this process are {', '.join(places)}")
+    return [places[name]]
 
 
 def _why(platform: str, error: RuntimeError) -> str:
@@ -530,17 +532,7 @@ def weight_grids(
 
 def _checked_grid(projection: Projection, choice: GridChoice, w: Array) -> WeightGrid:
     """The grid. If the spec refuses these weights, its error is raised."""
-    found = describe_grid(projection, choice)
-    if found is not None:
-        return found
-    _, found = spec_grid.weight_grid(
-        np.asarray(w),
-        weight_bits=projection.synapse.weight_bits,
-        input_exponent=projection.input.exponent,
-        input_max=projection.input.maximum,
-        layer=projection.name,
-    )
-    return found
+    return describe_grid(projection, choice) or grid_of_spec(projection, w)
 
 
 @_jit()

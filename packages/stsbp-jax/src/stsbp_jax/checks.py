@@ -1,4 +1,4 @@
-"""Checks the inputs of `lif` and `apply` for values that a forward pass would silently accept.
+"""Checks the arguments of `lif` and `apply` for values that a forward pass would silently accept.
 
 Concrete arrays are checked in one fused pass, and wrong values raise an error. Traced arrays (inside `jit`, `grad`,
 `vmap`) have no values yet, so no error can be raised. Wrong values of traced arrays become NaN, and so do the spikes.
@@ -7,6 +7,7 @@ Concrete arrays are checked in one fused pass, and wrong values raise an error. 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,9 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 from stsbp_spec.errors import NumericError, ShapeError
+from stsbp_spec.typing import Shape
 
-__all__ = ["check_finite", "in_domain", "on_grid"]
+__all__ = ["check_finite", "checked_weights", "in_domain", "on_grid"]
 
 
 @jax.jit
@@ -34,12 +36,26 @@ def _all_good(s: Array, exponent: int, largest: float) -> Array:
 
 
 def check_finite(what: str, x: ArrayLike) -> None:
-    """Raise `NumericError` if a value of `x`, any shape, is not finite. Tracers are not checked."""
+    """Raise `NumericError` if a value of `x`, any shape, is not finite. `what` names it. Tracers are not checked."""
     if isinstance(x, jax.core.Tracer):
         return
     with jax.ensure_compile_time_eval():
         if not bool(_all_finite(x)):
-            raise NumericError(f"the input of {what} holds a value that is not finite")
+            raise NumericError(f"{what} holds a value that is not finite")
+
+
+def checked_weights(weights: Any, name: str, shape: Shape) -> Array:
+    """`weights`, an array of the layer `name`, as float32.
+
+    Raises:
+        ShapeError: the array has another shape, or its elements are not floating-point numbers.
+        NumericError: an element is not finite, and `weights` is not a tracer.
+    """
+    kind = jnp.result_type(weights)
+    if np.shape(weights) != shape or not jnp.issubdtype(kind, jnp.floating):
+        raise ShapeError(f"weights[{name!r}] must be floating-point numbers {shape}, got {kind} {np.shape(weights)}")
+    check_finite(f"weights[{name!r}]", weights)
+    return jnp.asarray(weights, np.float32)
 
 
 def in_domain(what: str, x: Array, low: float, high: float) -> Array:
@@ -71,7 +87,7 @@ def on_grid(what: str, inputs: ArrayLike, exponent: int, largest: float) -> Arra
     if isinstance(inputs, jax.core.Tracer):
         good = _good(inputs, exponent, largest)
         return jnp.where(good, inputs.astype(np.float32), np.float32(np.nan))
-    check_finite(what, inputs)
+    check_finite(f"the input of {what}", inputs)
     with jax.ensure_compile_time_eval():
         s = jnp.asarray(inputs)
         if bool(_all_good(s, exponent, largest)):

@@ -131,6 +131,10 @@ def _reduced(mesh: Mesh, reduce: str, axes: tuple[str, ...]) -> Callable[[Array]
 @contextmanager
 def _on_stderr() -> Iterator[None]:
     """Redirect standard output to standard error, because gloo prints a message when it has connected."""
+    if sys.stdout is None:
+        # Python was started without standard output, so descriptor 1 may be another file.
+        yield
+        return
     sys.stdout.flush()
     own = os.dup(1)
     os.dup2(2, 1)

@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import ArrayLike
+from stsbp_spec import grid as spec_grid
 from stsbp_spec.graph import Projection
 from stsbp_spec.grid import (
     CEILING,
@@ -38,6 +40,7 @@ __all__ = [
     "divide",
     "error_grid",
     "exponent",
+    "grid_of_spec",
     "largest_error",
     "largest_magnitude",
     "power_of_two",
@@ -115,10 +118,11 @@ def _square_root_wide(x: Array) -> Array:
 def divide(a: Array, b: Array) -> Array:
     """`a / b`, float32, correctly rounded. GPU compilers approximate float32 division, so float64 is used there."""
     a, b = jnp.asarray(a), jnp.asarray(b)
-    if b.ndim < a.ndim:
-        # If XLA sees that the divisor is the same for all elements, it multiplies by the reciprocal.
+    shape = np.broadcast_shapes(a.shape, b.shape)
+    if b.shape != shape:
+        # If XLA sees that the divisor is the same for several elements, it multiplies by the reciprocal.
         b = jnp.where(a == a, b, np.float32(np.nan))
-    a = jnp.broadcast_to(a, b.shape)
+    a = jnp.broadcast_to(a, shape)
     quotient: Array = lax.platform_dependent(a, b, cpu=lax.div, default=_divide_wide)
     return quotient
 
@@ -195,6 +199,17 @@ def weight_grid(projection: Projection, w: Array) -> tuple[Array, GridChoice]:
         n,
         finite,
     )
+
+
+def grid_of_spec(projection: Projection, w: ArrayLike) -> WeightGrid:
+    """The grid of weights `[out, ...]`, computed by the spec. If no grid fits, the spec's error says why."""
+    return spec_grid.weight_grid(
+        np.asarray(w, np.float32),
+        weight_bits=projection.synapse.weight_bits,
+        input_exponent=projection.input.exponent,
+        input_max=projection.input.maximum,
+        layer=projection.name,
+    )[1]
 
 
 def describe_grid(projection: Projection, choice: GridChoice) -> WeightGrid | None:

@@ -17,14 +17,16 @@ from jax import Array
 from jax.typing import ArrayLike
 from stsbp_spec.checks import check_precision
 from stsbp_spec.errors import ShapeError, SpecError
+from stsbp_spec.graph import Projection
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.network import Block, NetworkSpec
 from stsbp_spec.synapses import Conv2d, Linear
 from stsbp_spec.typing import Precision
+from stsbp_spec.values import listed
 
 from stsbp_jax import grid
-from stsbp_jax.checks import on_grid
-from stsbp_jax.segments import Piece, Settings, State, compute, pieces
+from stsbp_jax.checks import checked_weights, on_grid
+from stsbp_jax.segments import Piece, Settings, State, compute, fork, pieces
 from stsbp_jax.synapses.conv2d import conv2d
 from stsbp_jax.synapses.linear import linear
 
@@ -33,21 +35,31 @@ __all__ = ["Output", "apply", "clip_to_domain", "snap_weights"]
 _SYNAPSES: dict[type, Callable[..., Array]] = {Conv2d: conv2d, Linear: linear}
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def snap_weights(block: Block, w: Array) -> Array:
+def snap_weights(block: Block, w: ArrayLike) -> Array:
     """Round weights to their grid, on which sums are exact. The gradient passes unchanged (straight through).
 
     Inside a jit, no error can be raised. If a weight is not finite, or if no grid meets the bound, all weights of the
-    layer become NaN. Outside of a jit, the error of `stsbp_spec.grid.weight_grid` explains what is wrong.
+    layer become NaN.
 
     Args:
         block: one of `network.blocks`.
         w: master weights, `block.weight_shape`, float32.
+
+    Raises:
+        ShapeError: the weights have another shape, or are not floating-point numbers.
+        NumericError: outside of a jit, a weight is not finite, or too large.
     """
+    checked = checked_weights(w, block.name, block.weight_shape)
+    _check_grid(block, w)
+    return _snap(block, checked)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _snap(block: Block, w: Array) -> Array:
     return grid.weight_grid(block, w)[0]
 
 
-snap_weights.defvjp(lambda block, w: (snap_weights(block, w), None), lambda block, _, dw: (dw,))
+_snap.defvjp(lambda block, w: (_snap(block, w), None), lambda block, _, dw: (dw,))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -114,13 +126,15 @@ def apply(
 
     Returns:
         Spikes, float32 `[T, B, N]`, or an `Output`. Inside a jit, no error can be raised. The spikes are then NaN if an
-        input would raise an error outside of a jit, or if no grid fits the weights.
+        input or the weights would raise an error outside of a jit.
 
     Raises:
-        ShapeError: an input is not on its grid, or the inputs do not fit the network and `steps`.
+        ShapeError: an input is not on its grid, or the inputs do not fit the network and `steps`; or weights are
+            missing, have another shape, or are not floating-point numbers.
         SpecError: the precision is unknown; or `full` is False although the network ends with a readout, or although
             the network has batch normalisation and is in training.
-        NumericError: an input is not finite.
+        NumericError: an input or a weight is not finite, a weight is too large, or a learned parameter is outside its
+            domain.
     """
     check_precision(network, precision)
     if network.has_readout and not full:
@@ -148,21 +162,45 @@ def apply(
         s = jnp.asarray(inputs)[None].astype(np.float32) * np.float32(2.0**-8)
     else:
         s = on_grid("apply", inputs, 8, entering.maximum)[None]
-    values = {graph.nodes[0].name: jnp.moveaxis(s, 2, -1) if s.ndim == 5 else s}
+    x = jnp.moveaxis(s, 2, -1) if s.ndim == 5 else s
+    walk = pieces(graph)
+    reads = [name for piece in walk for name in piece.reads]
+    values = {graph.nodes[0].name: iter(fork(reads.count(graph.nodes[0].name), x))}
     seed, step = (jnp.asarray(x, np.uint32) for x in dropout or (0, 0))
     settings = Settings(steps, dropout is not None, precision, full or state is not None)
     names = {block.population: block.name for block in network.blocks}
-    output = Output(values[graph.nodes[0].name], {}, {}, {})
-    for piece in pieces(graph):
-        own = {name: jnp.asarray(weights[name]) for name in piece.parameters}
-        read = tuple(values[name] for name in piece.segment.sources)
+    arrays = _arrays(network, weights)
+    output = Output(x, {}, {}, {})
+    for piece in walk:
+        own = {name: arrays[name] for name in piece.parameters}
+        read = tuple(next(values[name]) for name in piece.reads)
         made = compute(piece, settings, read, own, (seed, step), _checked(piece, state, read[0].shape[1]))
-        values |= made.outputs
+        values |= {name: iter(copies) for name, copies in made.outputs.items()}
         output.potentials.update({names[name]: _channels_first(u) for name, u in made.potentials.items()})
         output.state.update(made.state)
         output.statistics.update(made.statistics)
-    spikes = values[graph.nodes[-1].name]
+    spikes = next(values[graph.nodes[-1].name])
     return output._replace(spikes=spikes) if full else spikes
+
+
+def _arrays(network: NetworkSpec, weights: Mapping[str, ArrayLike]) -> dict[str, Array]:
+    """All weights, learned parameters and running statistics of the network, checked, float32. Shared weights are there
+    once for each use."""
+    shapes = {name: parameter.shape for name, parameter in network.parameters.items()}
+    shapes |= {name: x.shape for name, x in network.statistics.items()}
+    if missing := [name for name in shapes if name not in weights]:
+        raise ShapeError(f"weights must have the layers {listed(shapes)}, but they lack {listed(missing)}")
+    found = {name: checked_weights(weights[name], name, shape) for name, shape in shapes.items()}
+    for projection in network.graph.projections:
+        _check_grid(projection, weights[projection.parameter])
+    uses = [projection.parameter for projection in network.graph.projections]
+    copies = {name: iter(fork(uses.count(name), found[name])) for name in uses}
+    return found | {projection.name: next(copies[projection.parameter]) for projection in network.graph.projections}
+
+
+def _check_grid(projection: Projection, w: ArrayLike) -> None:
+    if not isinstance(w, jax.core.Tracer):
+        grid.grid_of_spec(projection, w)
 
 
 def _channels_first(x: Array) -> Array:
@@ -174,12 +212,13 @@ def _checked(piece: Piece, state: State | None, batch: int) -> State:
     """The part of a state that belongs to a segment; empty for None."""
     if state is None:
         return {}
-    for name in piece.states:
+    for name, (count, steps, shape) in piece.states.items():
         if name not in state:
             raise ShapeError(f"the state does not contain {name}; it belongs to another network")
-        for x in state[name]:
-            if np.ndim(x) < 2 or np.shape(x)[1] != batch:
-                raise ShapeError(
-                    f"the arrays of the state must be [1, B, ...] with B = {batch}, like the inputs, got {np.shape(x)}"
-                )
+        found, wanted = [np.shape(x) for x in state[name]], [(steps, batch, *shape)] * count
+        if found != wanted:
+            raise ShapeError(
+                f"the arrays of {name} in the state have the shapes {found}, not {wanted}; the state belongs to "
+                "another network or batch"
+            )
     return {name: tuple(jnp.asarray(x) for x in state[name]) for name in piece.states}

@@ -20,17 +20,17 @@ from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from stsbp_spec.collective import Part
 from stsbp_spec.graph import Network, Neurons, Projection
 from stsbp_spec.passes import Trace, after, back_through, through, together
-from stsbp_spec.plan import Plan, Segment, plan
+from stsbp_spec.plan import Plan, Population, Segment, plan
 from stsbp_spec.rules import Deferred, Run
 from stsbp_spec.synapses.batchnorm import moved
-from stsbp_spec.typing import Precision
+from stsbp_spec.typing import Precision, Shape
 
 from stsbp_jax import grid
 from stsbp_jax.backend import PAIRS
 from stsbp_jax.checks import in_domain
 from stsbp_jax.varying import alike
 
-__all__ = ["Made", "Piece", "Settings", "State", "compute", "pieces"]
+__all__ = ["Made", "Piece", "Settings", "State", "compute", "fork", "pieces"]
 
 
 State: TypeAlias = dict[str, tuple[Array, ...]]
@@ -59,13 +59,14 @@ class Made(NamedTuple):
     """The results of a segment.
 
     Attributes:
-        outputs: outputs of the nodes that other segments read, float32 by name.
+        outputs: outputs of the nodes that other segments read, float32 by name: a copy for each edge that reads it, in
+            order. JAX adds the errors of several readers of one array in another order than the spec.
         potentials: potentials of the segment's population, by its name, if `full`.
         statistics: running statistics after the batch, by name, in training. No gradient flows through them.
         state: the state of `passes.after`, if `full`. No gradient flows through it.
     """
 
-    outputs: dict[str, Array]
+    outputs: dict[str, tuple[Array, ...]]
     potentials: dict[str, Array]
     statistics: dict[str, Array]
     state: State
@@ -93,11 +94,24 @@ class Piece:
         return self.segment.projections(self.network)
 
     @cached_property
+    def reads(self) -> tuple[str, ...]:
+        """Names of the outputs of other segments that each edge into the segment reads, in order."""
+        segment = self.segment
+        return tuple(source for step in segment.steps for source in step.sources if source in segment.sources)
+
+    @cached_property
+    def copies(self) -> dict[str, int]:
+        """How many edges of later segments read each output. The output of the network has one reader more."""
+        walk = self.walk()
+        later = [name for i in range(self.index + 1, len(walk.segments)) for name in Piece(self.network, i).reads]
+        return {name: [*later, walk.output].count(name) for name in self.segment.left}
+
+    @cached_property
     def parameters(self) -> tuple[str, ...]:
-        """Names of the network's parameters and statistics in the segment."""
+        """Names of the weights, learned parameters and statistics in the segment. Weights have a name per use."""
         found: list[str] = []
         for projection in self.projections:
-            found.append(projection.parameter)
+            found.append(projection.name)
             norm = projection.synapse.norm
             if norm is not None:
                 found += [f"{projection.name}.{own}" for own in (*norm.learned(), *norm.initial(1))]
@@ -107,13 +121,20 @@ class Piece:
         return tuple(dict.fromkeys(found))
 
     @cached_property
-    def states(self) -> tuple[str, ...]:
-        """Names in the state that the segment returns."""
-        found: list[str] = []
-        for step in self.segment.steps:
-            found += step.delayed.values()
-            found += [step.name] if step.fires else []
-        return tuple(found)
+    def states(self) -> dict[str, tuple[int, int, Shape]]:
+        """The state that the segment returns: number of arrays by name, and their shape, `(steps, shape of a sample)`,
+        channels last."""
+        found: dict[str, tuple[int, int, Shape]] = {}
+        for step in self.walk(fused=False).segments[self.index].steps:
+            for (source, delay), edge in step.delayed.items():
+                found[edge] = 1, delay, self._shape(source)
+            if isinstance(step, Population):
+                found[step.name] = 1 + len(step.resumable[False].plain.forward.states), 1, self._shape(step.name)
+        return found
+
+    def _shape(self, name: str) -> Shape:
+        c, *rest = self.network.values[name].shape
+        return *rest, c
 
 
 def pieces(network: Network) -> list[Piece]:
@@ -159,8 +180,8 @@ def compute(
     Args:
         piece: the segment.
         settings: how the segment is computed.
-        inputs: inputs in the order of `piece.segment.sources`, `[1 or T, B, ...]`, channels last.
-        weights: master weights and running statistics by the names of `piece.parameters`.
+        inputs: inputs in the order of `piece.reads`, `[1 or T, B, ...]`, channels last.
+        weights: master weights, learned parameters and running statistics by the names of `piece.parameters`.
         masks: `(seed, step)` of the dropout masks, uint32.
         state: state after the previous steps. If the state of a node is missing, the node starts at rest.
     """
@@ -188,7 +209,7 @@ def _ahead(piece: Piece, settings: Settings, given: _Given) -> tuple[Made, Any]:
     segment, batch = piece.walk(fused=not settings.full).segments[piece.index], inputs[0].shape[1]
     on_grid = _on_grid(piece, weights)
     run = _run(settings, on_grid, masks, batch, state)
-    values = dict(zip(segment.sources, inputs, strict=True))
+    values = dict(zip(piece.reads, inputs, strict=True))
     ((made, residuals),) = together(PAIRS, run, [through(PAIRS, segment, run, values)])
     potentials: dict[str, Array] = {}
     if (name := segment.population) is not None:
@@ -196,7 +217,7 @@ def _ahead(piece: Piece, settings: Settings, given: _Given) -> tuple[Made, Any]:
         u = PAIRS.neuron_potentials(segment.steps[-1].population(residuals[name]))
         made[name] = jnp.where(jnp.isfinite(u), made[name].astype(np.float32), np.float32(np.nan))
         potentials = {name: u} if settings.full else {}
-    outputs = {name: x.astype(np.float32) for name, x in made.items()}
+    outputs = {name: (x.astype(np.float32),) * piece.copies[name] for name, x in made.items()}
     later = after(segment, residuals) if settings.full else {}
     statistics = _moved(piece, segment, residuals, weights) if settings.training else {}
     return Made(outputs, potentials, statistics, later), (_Left.of((residuals, on_grid)), masks)
@@ -228,7 +249,7 @@ def _on_grid(piece: Piece, weights: Mapping[str, Array]) -> dict[str, Array]:
     """Weights on their grids, and the other learned parameters. Values outside their domain become NaN."""
     found = dict(weights)
     for projection in piece.projections:
-        found[projection.name], choice = grid.weight_grid(projection, weights[projection.parameter])
+        found[projection.name], choice = grid.weight_grid(projection, weights[projection.name])
         if projection.synapse.norm is not None:
             unit = choice.exponent + np.int32(projection.input.exponent)
             found[f"{projection.name}.exponent"] = unit.reshape(1)
@@ -248,30 +269,41 @@ def _back(piece: Piece, settings: Settings, kept: Any, cotangents: Made) -> tupl
     residuals, on_grid = left.whole()
     walk = piece.walk(fused=not settings.full)
     segment = walk.segments[piece.index]
-    errors = {name: x for name, x in cotangents.outputs.items() if not isinstance(x, SymbolicZero)}
+    waiting: dict[str, list[Any]] = {}
+    for name, errors in cotangents.outputs.items():
+        if reached := [x for x in reversed(errors) if not isinstance(x, SymbolicZero)]:
+            waiting[name] = reached
     for name, x in cotangents.potentials.items():
         if not isinstance(x, SymbolicZero):
             residuals[name] = residuals[name]._replace(error=x)
-            errors.setdefault(name, jnp.zeros_like(x))
-    if not errors:
-        return (None,) * len(segment.sources), dict.fromkeys(piece.parameters), (None, None), None
-    some = next(iter(errors.values()))
+            waiting.setdefault(name, [jnp.zeros_like(x)])
+    if not waiting:
+        return (None,) * len(piece.reads), dict.fromkeys(piece.parameters), (None, None), None
+    some = next(iter(waiting.values()))[0]
     run = _run(settings, on_grid, masks, some.shape[1], {})
     trace = Trace(PAIRS, walk, run, some, {}, lambda _: residuals, {})
-    waiting: dict[str, list[Any]] = {name: [errors[name]] for name in segment.left if name in errors}
     (found,) = together(PAIRS, run, [back_through(trace, segment, waiting, settings.precision)])
     found = {name: PAIRS.rounded(x) for name, x in {**found, **trace.whole}.items()}
-    for projection in piece.projections:
-        if projection.shares is not None and (own := found.pop(projection.name, None)) is not None:
-            found[projection.shares] = found[projection.shares] + own if projection.shares in found else own
-    below = tuple(_total(waiting.get(name, [])) for name in segment.sources)
-    return below, {name: found.get(name) for name in piece.parameters}, (None, None), None
+    return _below(piece.reads, waiting), {name: found.get(name) for name in piece.parameters}, (None, None), None
 
 
 _segment.defvjp(_ahead_of_values, _back, symbolic_zeros=True)
 
 
-def _total(errors: list[Any]) -> Array | None:
-    """The error signal of an input: the sum over the steps that read it. `errors` begins with the last of these."""
-    arrays = [error.array() if isinstance(error, Deferred) else error for error in reversed(errors)]
-    return sum(arrays[1:], arrays[0]) if arrays else None
+def _below(reads: tuple[str, ...], waiting: Mapping[str, list[Any]]) -> tuple[Array | None, ...]:
+    """The error signal of each edge. `waiting` has those of each source, beginning with the last one.
+
+    An edge without an error has none in `waiting`, so the errors are given to the first edges. This keeps their order.
+    """
+    left = {name: list(errors) for name, errors in waiting.items()}
+    found = (errors.pop() if (errors := left.get(name)) else None for name in reads)
+    return tuple(error.array() if isinstance(error, Deferred) else error for error in found)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def fork(count: int, x: Array) -> tuple[Array, ...]:
+    """Copies of `x` for `count` readers. Their error signals are added in the order of the readers, as in the spec."""
+    return (x,) * count
+
+
+fork.defvjp(lambda count, x: (fork(count, x), None), lambda count, _, errors: (sum(errors[1:], errors[0]),))

@@ -134,6 +134,8 @@ class SpreadGradients:
         self, wq: Any, inputs: Any, targets: Any, dropout: Any, padding: Sequence[Any] | None = None
     ) -> Gradients[Array]:
         spread = self._spread
+        # The inputs may be encoded only when they are read.
+        inputs = list(inputs)
         cut = [list(map(spread.shards, each, self._shards)) for each in (inputs, targets)]
         padded = None
         if padding is not None:

@@ -33,6 +33,7 @@ __all__ = [
     "check_output",
     "check_part",
     "check_precision",
+    "check_precision_name",
     "check_weights",
 ]  # fmt: skip
 
@@ -44,8 +45,7 @@ number."""
 def check_precision(network: NetworkSpec, precision: Precision) -> None:
     """Raise `SpecError` for an unknown precision, or `reproducible` with a surrogate that is not exact."""
     check_network(network)
-    if precision not in ("fast", "reproducible"):
-        raise SpecError(f"precision is 'fast' or 'reproducible', got {shown(precision)}")
+    check_precision_name(precision)
     if precision == "fast":
         return
     for block in network.blocks:
@@ -60,6 +60,12 @@ def check_precision(network: NetworkSpec, precision: Precision) -> None:
                 f"layer {block.name}: the neuron {block.neuron.name} uses exp, which differs between libraries; for "
                 "reproducible precision write it with + - * / and comparisons"
             )
+
+
+def check_precision_name(precision: object) -> None:
+    """Raise `SpecError` for an unknown precision."""
+    if precision not in ("fast", "reproducible"):
+        raise SpecError(f"precision is 'fast' or 'reproducible', got {shown(precision)}")
 
 
 def check_network(network: object) -> None:

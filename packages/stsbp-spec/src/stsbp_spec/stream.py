@@ -74,11 +74,14 @@ class Stream(Generic[Array]):
             ShapeError: the inputs do not fit the network, or there has not been an image yet.
         """
         x = self._encoded(inputs)
-        self._made, self._before = self._go_on(x, self._before)
+        made, before = self._go_on(x, self._before)
+        spikes, potentials = made[-1]
+        # Computations on the device may fail only when their result is read.
+        output = self._potentials(potentials) if self._network.has_readout else self._spikes(spikes)
+        self._made, self._before = made, before
         self._image = x if self._network.coding == "direct" else None
         self.steps += 1
-        spikes, potentials = self._made[-1]
-        return self._potentials(potentials) if self._network.has_readout else self._spikes(spikes)
+        return output
 
     @property
     def layers(self) -> dict[str, LayerRun]:

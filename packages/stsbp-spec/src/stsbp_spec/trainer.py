@@ -137,9 +137,11 @@ class Trainer(Generic[Array]):
             check_classes(batch)
         steps, samples, _ = batch.targets.shape
         longest = self.collective.parts(samples)[0].count
-        parts = self.collective.pieces(samples, self._at_once(steps, longest))
+        at_once = self._at_once(steps, longest)
+        parts = self.collective.pieces(samples, at_once)
         dropout = (self.seed, state.step)
-        fixed = (network, self.loss, self.precision, self._between(parts, steps), self.collective)
+        between = self._between(len(parts), min(longest, at_once or longest), steps)
+        fixed = (network, self.loss, self.precision, between, self.collective)
         found, grids = _gradients(backend, *fixed, parts, state.weights, batch, dropout)
         spikes, norm, rates, zeroed, statistics = _looked_at(
             backend, network, self.collective, parts, found, batch.lengths, f"step {state.step}: "
@@ -165,11 +167,14 @@ class Trainer(Generic[Array]):
             return samples_at_once(self.network, steps, samples)
         return self.micro_batch
 
-    def _between(self, parts: Sequence[Part], steps: int) -> Memory:
-        """`low` if only one bit per spike is kept between the forward and the backward pass."""
+    def _between(self, parts: int, most: int, steps: int) -> Memory:
+        """`low` if only one bit per spike is kept between the forward and the backward pass.
+
+        `most` is the number of samples of the largest part of any process, because all must run the same program.
+        """
         if apart(self.network, self.precision):
-            return "low" if self.memory == "low" and is_much(self.network, steps, parts[0].count) else "full"
-        return "low" if len(parts) > 1 else self.memory
+            return "low" if self.memory == "low" and is_much(self.network, steps, most) else "full"
+        return "low" if parts > 1 else self.memory
 
     def _part(self, batch: int) -> Part:
         """This process's part of a batch of `batch` samples. Raises `ShapeError` if there are none."""

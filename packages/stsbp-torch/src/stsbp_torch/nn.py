@@ -800,13 +800,14 @@ class Network(torch.nn.Module):
         self._number = "step"
         while any(node.name == self._number for node in graph.nodes):
             self._number += "_"
-        self._walk: list[tuple[str, tuple[str, ...], tuple[str, ...], str]] = []
+        self._walk: list[tuple[str, tuple[str, ...], tuple[tuple[str, int], ...], str]] = []
         names = {block.population: block.name for block in spec.blocks}
         for index in range(len(plan(backend_of(self.step), graph, fused=False).segments)):
             piece = Piece(graph, index)
             segment = piece.segment
             name = self._add(piece, own)
-            self._walk.append((name, segment.sources, segment.left, names.get(segment.population or "", "")))
+            left = tuple(zip(segment.left, piece.copies, strict=True))
+            self._walk.append((name, piece.reads, left, names.get(segment.population or "", "")))
 
     def _add(self, piece: Piece, given: Mapping[str, torch.Tensor]) -> str:
         """Add the module of a segment; returns its name."""
@@ -903,21 +904,25 @@ class Network(torch.nn.Module):
         if self._drops and self.training:
             # A traced program reads the number at each run. Its backward pass must read the same number.
             masks = number if torch.compiler.is_compiling() else int(number)
-        values = {self._input: s}
+        # For each output, the copies that are still to be read.
+        values = {self._input: [s] * sum(sources.count(self._input) for _, sources, *_ in self._walk)}
         potentials: dict[str, torch.Tensor] = {}
         after: State = {self._number: (number,)}
         more = full or state is not None
         for place, (name, sources, left, population) in enumerate(self._walk):
             checked = "Network" if place == 0 else ""
             settings = Settings(steps, self.training, self.seed, masks, self.precision, more, checked)
-            made = self.get_submodule(name)(settings, [values[source] for source in sources], state)
-            values.update(zip(left, made.outputs, strict=True))
+            made = self.get_submodule(name)(settings, [values[source].pop(0) for source in sources], state)
+            outputs = list(made.outputs)
+            for own, count in left:
+                values[own], outputs = outputs[:count], outputs[count:]
             if made.potentials is not None:
                 potentials[population] = made.potentials
             after |= made.state
         if counts:
             self.step = _counted(self.step)
-        return Output(values[self._output], potentials, after) if full else values[self._output]
+        (spikes,) = values[self._output]
+        return Output(spikes, potentials, after) if full else spikes
 
     def _check_shape(self, inputs: torch.Tensor, steps: int) -> None:
         images, shape = self.spec.coding == "direct", self.spec.input_shape

@@ -94,7 +94,8 @@ class Made(NamedTuple):
     """The results of a segment.
 
     Attributes:
-        outputs: outputs in the order of `Segment.left`, float32.
+        outputs: outputs in the order of `Segment.left`, float32: each as often as edges read it, because
+            autograd adds the errors of several readers of one tensor in another order than the spec.
         potentials: potentials of the segment's population, float32 `[T, B, ...]`, if `full`; None: `full` is false, or
             there is no population.
         statistics: running statistics after the batch, by the names of the network, in training.
@@ -118,6 +119,19 @@ class Piece:
     def segment(self) -> Segment[torch.Tensor]:
         """The segment as the CPU computes it, node by node. Its inputs and outputs are the same on every device."""
         return plan(_backend("cpu"), self.network, fused=False).segments[self.index]
+
+    @cached_property
+    def reads(self) -> tuple[str, ...]:
+        """Names of the outputs of other segments that each edge into the segment reads, in order."""
+        segment = self.segment
+        return tuple(source for step in segment.steps for source in step.sources if source in segment.sources)
+
+    @cached_property
+    def copies(self) -> tuple[int, ...]:
+        """How many edges of later segments read each output. The output of the network has one reader more."""
+        walk = plan(_backend("cpu"), self.network, fused=False)
+        later = [name for i in range(self.index + 1, len(walk.segments)) for name in Piece(self.network, i).reads]
+        return tuple([*later, walk.output].count(name) for name in self.segment.left)
 
     @cached_property
     def projections(self) -> tuple[Projection, ...]:
@@ -224,14 +238,14 @@ class Handle(NamedTuple):
 
     Attributes:
         key: unique key by which operators find the segment or layer.
-        left: number of outputs.
+        copies: `Piece.copies`.
         fires: whether it ends with a population, which has potentials.
         statistics: `Piece.statistics`.
         states: `Piece.states`.
     """
 
     key: str
-    left: int
+    copies: tuple[int, ...]
     fires: bool
     statistics: tuple[str, ...]
     states: tuple[States, States]
@@ -239,7 +253,7 @@ class Handle(NamedTuple):
     def made(self, settings: Settings) -> tuple[int, int, int]:
         """Number of outputs, of potentials and of statistics."""
         statistics = len(self.statistics) if settings.training else 0
-        return self.left, int(settings.full and self.fires), statistics
+        return sum(self.copies), int(settings.full and self.fires), statistics
 
 
 def handle_of(made: Piece | Layer) -> Handle:
@@ -251,8 +265,8 @@ def handle_of(made: Piece | Layer) -> Handle:
     key = hashlib.sha256(text.encode()).hexdigest()[:24]
     _MADE.setdefault(key, made)
     if isinstance(made, Piece):
-        return Handle(key, len(made.segment.left), made.fires, made.statistics, made.states)
-    return Handle(key, 1, made.fires, (), made.states)
+        return Handle(key, made.copies, made.fires, made.statistics, made.states)
+    return Handle(key, (1,), made.fires, (), made.states)
 
 
 def _piece(key: str, inputs: Sequence[torch.Tensor], steps: int) -> Piece:
@@ -292,7 +306,7 @@ def compute(
     Args:
         handle: the segment.
         settings: how the segment is computed.
-        inputs: inputs in the order of `Segment.sources`, `[1 or T, B, ...]`.
+        inputs: inputs in the order of `Piece.reads`, `[1 or T, B, ...]`.
         parameters: parameters in the order of `Piece.parameters`. This function rounds weights to their grids.
         given: running statistics in the order of `Piece.statistics` and, if `full`, the arrays of the state in the
             order of `Piece.states`. Without these arrays, the segment starts at rest.
@@ -336,7 +350,7 @@ def _forward(
     segment = walk.segments[piece.index]
     values = {
         name: _native(settings, piece.network, name, x.detach())
-        for name, x in zip(segment.sources, inputs, strict=True)
+        for name, x in dict(zip(piece.reads, inputs, strict=True)).items()
     }
     dropout = (settings.seed, int(settings.step)) if settings.training else None
     statistics = {name: x.detach() for name, x in zip(piece.statistics, given, strict=False)}
@@ -456,11 +470,13 @@ def _backward(
     None stands for an input or parameter that no error signal reaches.
     """
     segment, population = trace.plan.segments[piece.index], trace.plan.segments[piece.index].population
-    waiting: dict[str, list[Any]] = {
-        name: [laid_out(error)] for name, error in zip(segment.left, errors, strict=False) if error is not None
-    }
+    waiting: dict[str, list[Any]] = {}
+    edges = [name for name, count in zip(segment.left, piece.copies, strict=True) for _ in range(count)]
+    for name, error in reversed([*zip(edges, errors, strict=False)]):
+        if error is not None:
+            waiting.setdefault(name, []).append(laid_out(error))
     residuals = trace.residuals(segment)
-    error = errors[len(segment.left)] if trace.run.before is not None and population is not None else None
+    error = errors[len(edges)] if trace.run.before is not None and population is not None else None
     # Zeros are left out, because torch.func and torch.compile also give them where a loss reads no potentials.
     if population is not None and error is not None and bool(error.any()):
         waiting.setdefault(population, [torch.zeros_like(error)])
@@ -471,13 +487,26 @@ def _backward(
     for projection in piece.projections:
         if projection.shares is not None and (own := rounded.pop(projection.name, None)) is not None:
             rounded[projection.shares] = rounded[projection.shares] + own if projection.shares in rounded else own
-    return [*(_total(waiting.get(name, [])) for name in segment.sources), *map(rounded.get, piece.parameters)]
+    return [*_below(piece.reads, waiting), *map(rounded.get, piece.parameters)]
 
 
-def _total(errors: Sequence[torch.Tensor | Deferred[torch.Tensor]]) -> torch.Tensor | None:
-    """The error signal of an input: the sum over the steps that read it. `errors` begins with the last of these."""
-    arrays = [error.array() if isinstance(error, Deferred) else error for error in reversed(errors)]
-    return laid_out(sum(arrays[1:], arrays[0])) if arrays else None
+def _below(reads: Sequence[str], waiting: Mapping[str, list[Any]]) -> Iterator[torch.Tensor | None]:
+    """The error signal of each edge. `waiting` has those of each source, beginning with the last one.
+
+    An edge without an error has none in `waiting`, so the errors are given to the first edges. This keeps their order.
+    """
+    for name in reads:
+        error = waiting[name].pop() if waiting.get(name) else None
+        array = error.array() if isinstance(error, Deferred) else error
+        yield None if array is None else laid_out(array)
+
+
+def _copied(handle: Handle, found: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """The results of a segment, with a view of each output for each of its readers."""
+    outputs = [
+        x if i == 0 else x.view_as(x) for x, count in zip(found, handle.copies, strict=False) for i in range(count)
+    ]
+    return (*outputs, *found[len(handle.copies) :])
 
 
 class _Kept(torch.autograd.Function):
@@ -490,7 +519,8 @@ class _Kept(torch.autograd.Function):
         inputs, weights, given = _cut(tensors, sizes)
         piece = _piece(handle.key, inputs, settings.steps)
         of_input = any(ctx.needs_input_grad[3 : 3 + len(inputs)])
-        found, trace = _forward(piece, settings, inputs, weights, given, of_input)
+        made, trace = _forward(piece, settings, inputs, weights, given, of_input)
+        found = _copied(handle, made)
         outputs, potentials, _ = handle.made(settings)
         ctx.mark_non_differentiable(*found[outputs + potentials :])
         ctx.set_materialize_grads(False)
@@ -503,7 +533,7 @@ class _Kept(torch.autograd.Function):
             ctx.save_for_backward(*(x for x in leaves if isinstance(x, torch.Tensor)))
             ctx.others = [None if isinstance(x, torch.Tensor) else (x,) for x in leaves]
             ctx.backend, ctx.walk, ctx.run = trace.backend, trace.plan, replace(trace.run, weights={})
-        return tuple(found)
+        return found
 
     @staticmethod
     def backward(ctx: Any, *errors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
@@ -590,7 +620,13 @@ def _segment_back(
     found = _backward(piece, trace, settings.precision, errors)
     wanted = found if of_input else found[len(inputs) :]
     tensors = [*(inputs if of_input else []), *weights]
-    return [torch.zeros_like(x) if g is None else g.to(x.dtype) for x, g in zip(tensors, wanted, strict=True)]
+    made, used = list[torch.Tensor](), {x.untyped_storage().data_ptr() for x in errors}
+    for x, g in zip(tensors, wanted, strict=True):
+        own = torch.zeros_like(x) if g is None else g.to(x.dtype)
+        # Results of an operator must not share memory, but a sum gives all its inputs the same error.
+        made.append(own.clone() if own.untyped_storage().data_ptr() in used else own)
+        used.add(own.untyped_storage().data_ptr())
+    return made
 
 
 @_segment_back.register_fake
@@ -656,13 +692,13 @@ class _Computed(torch.autograd.Function):
     def forward(
         handle: Handle, sizes: tuple[int, int], how: tuple[Any, ...], number: torch.Tensor, *tensors: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        return tuple(torch.ops.stsbp.segment(*_cut(tensors, sizes), number, *how))
+        return _copied(handle, torch.ops.stsbp.segment(*_cut(tensors, sizes), number, *how))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
         handle, ctx.sizes, ctx.how, number, *tensors = inputs
         ctx.rest = len(tensors) - sum(ctx.sizes)
-        ctx.mark_non_differentiable(*output[handle.left + (ctx.how[5] and handle.fires) :])
+        ctx.mark_non_differentiable(*output[sum(handle.copies) + (ctx.how[5] and handle.fires) :])
         ctx.save_for_backward(number, *tensors)
 
     @staticmethod

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from stsbp_spec.backend import NeuronResiduals
+from stsbp_spec.checks import check_precision_name
 from stsbp_spec.errors import ShapeError
 from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.synapses.psp import SynapticFilter
@@ -52,12 +53,14 @@ def lif(
         not finite or a learned parameter is outside its domain.
 
     Raises:
+        SpecError: the precision is unknown.
         ShapeError: `steps` does not fit `z`, or `learned` does not contain the parameters of the model.
         NumericError: a value of `z` is not finite, or a learned parameter is outside its domain.
     """
+    check_precision_name(precision)
     if z.ndim < 1 or steps < 1 or z.shape[0] not in (1, steps):
         raise ShapeError(f"z must be [T, B, ...] or [1, B, ...] with T = steps = {steps}, got {z.shape}")
-    check_finite("lif", z)
+    check_finite("the input of lif", z)
     ends = {**filter.learned(), **neuron.learned()}
     expected = {name: each.values((z.shape[-1],)) for name, each in ends.items()}
     given = {name: jnp.asarray(x) for name, x in (expected if learned is None else learned).items()}

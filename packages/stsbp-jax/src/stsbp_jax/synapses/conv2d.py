@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from stsbp_spec.checks import check_precision_name
 from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.typing import Precision, Shape
 
@@ -166,7 +167,11 @@ def conv2d(conv: Conv2d, s: Array, w: Array, precision: Precision = "fast") -> A
 
     Returns:
         float32 `[T, B, H', W', C']`.
+
+    Raises:
+        SpecError: the precision is unknown.
     """
+    check_precision_name(precision)
     return _conv2d(conv, *alike((s, w)), precision)
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from stsbp_spec.checks import check_precision_name
 from stsbp_spec.synapses.linear import Linear
 from stsbp_spec.typing import Precision, Shape
 
@@ -91,7 +92,11 @@ def linear(linear: Linear, s: Array, w: Array, precision: Precision = "fast") ->
 
     Returns:
         float32 `[T, B, units]`.
+
+    Raises:
+        SpecError: the precision is unknown.
     """
+    check_precision_name(precision)
     return _linear(linear, *alike((s, w)), precision)
 
 
