@@ -430,7 +430,7 @@ def test_a_stream_needs_no_package_of_the_data_set_if_the_unit_is_given(
 
 
 def test_a_readout_prints_potentials(stsbp: Stsbp, recordings: str, tmp_path: Path) -> None:
-    words = ("--loss", "cross-entropy", "--net", "16-4{neuron=readout}", *TINY[2:])
+    words = ("--loss", "cross-entropy", "--net", "16-4{neuron=readout}", *TINY[2:-2])
     folder = trained(tmp_path / "run", recordings, *words)
     run = package.load_run(folder, backend="numpy")
     events = drawn(9)

@@ -38,6 +38,7 @@ __all__ = [
     "read_regular",
     "real",
     "write_atomically",
+    "writing",
 ]
 
 MEGABYTE, GIGABYTE = 2**20, 2**30
@@ -98,7 +99,7 @@ def _unwritable(path: Path, error: OSError) -> FileError:
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Let errors of the system name the path that is written."""
     try:
         yield
@@ -114,7 +115,7 @@ class _Target(FileIO):
         self._path = path
 
     def write(self, data: Any) -> int:
-        with _writing(self._path):
+        with writing(self._path):
             return super().write(data)
 
 
@@ -249,7 +250,7 @@ class OpenFolder:
         """
         temporary, held, path = "", None, self.path / name
         try:
-            with _writing(path):
+            with writing(path):
                 self.check()
                 self._sweep(re.compile(rf"\.{'.*' if own else re.escape(name)}\.[0-9a-f]{{12}}\.tmp", re.DOTALL))
                 # O_EXCL fails if the name exists. The permissions are those of any new file.
@@ -266,11 +267,11 @@ class OpenFolder:
             # Errors of the block are its own, except when it writes.
             with file:
                 yield file
-                with _writing(path):
+                with writing(path):
                     file.flush()
                     os.fsync(file.fileno())
                     file.close()
-            with _writing(path):
+            with writing(path):
                 # Check again, because writing takes time.
                 self.check()
                 both = {"src_dir_fd": self.descriptor, "dst_dir_fd": self.descriptor} if self._at else {}
@@ -340,7 +341,7 @@ def atomic_writer(path: Path, *, own: bool = False) -> Iterator[BinaryIO]:
     Raises:
         FileError: the system refused. The message gives the path and the reason.
     """
-    with _writing(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = OpenFolder(path.parent)
     with folder, folder.writer(path.name, own=own) as file:

@@ -13,7 +13,7 @@ from stsbp_spec.graph import Input, Neurons
 
 import stsbp
 from stsbp.errors import FileError
-from stsbp.files import OutputKind, atomic_writer
+from stsbp.files import OutputKind, atomic_writer, writing
 from stsbp.interop.c_source.arrays import sides
 from stsbp.interop.c_source.module import Layer, Module
 from stsbp.interop.c_source.texts import braced, comment, function, identifier, indented, loops, string
@@ -84,11 +84,12 @@ def write(program: Program, about: About, out: Path) -> list[str]:
         raise FileError(f"{out} is a file, but C source consists of two files; give a folder")
     places = [KIND.place(path) for path in paths]
     with atomic_writer(places[0]) as first, atomic_writer(places[1]) as second:
-        for file, text in ((first, made.source), (second, made.header)):
+        for place, file, text in zip(places, (first, second), (made.source, made.header), strict=True):
             file.write(text.encode("ascii"))
             # Both files are on the disk before one of them replaces an old one.
-            file.flush()
-            os.fsync(file.fileno())
+            with writing(place):
+                file.flush()
+                os.fsync(file.fileno())
     return [
         f"{paths[0]}",
         f"{paths[1]}",
