@@ -321,7 +321,8 @@ def test_a_recorded_step_keeps_to_the_device(
             shape = batch.targets[:, : part.count].shape
             arrays = loss_padding(case.loss, network.output_psp, batch.lengths[: part.count], samples, shape)
             padding.append({n: backend.asarray(a) for n, a in arrays.items()})
-            wq["frames"] = backend.asarray(np.array([int(inside(batch.lengths, Case.STEPS).sum())], np.int32))
+            frames = np.array([int(inside(batch.lengths, Case.STEPS).sum())], np.int32)
+            wq |= {f"{projection.name}.frames": backend.asarray(frames) for projection in network.graph.normalised}
     memory: Memory = "low" if len(parts) > 1 else case.memory
     fixed = (network, case.loss, case.precision, memory, Alone(), parts)
     more = (padding,) if padding else ()

@@ -185,6 +185,8 @@ def signalled(self, *arguments):
         os.kill(os.getpid(), getattr(signal, os.environ["SIGNAL"]))
     update(self, *arguments)
 loop._Loop.update = signalled
+# nohup, under which the tests may run, ignores it.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 main()
 """
 
