@@ -254,7 +254,9 @@ def test_gradients_do_not_depend_on_the_name_of_a_kept_value(value: str, stored:
         model: NeuronModel = Moving(value=name)
         network, weights, batch = _problem(from_text(as_text(model)) if stored else model)
         found.append(NUMPY.value_and_grad(network, LOSSES["van-rossum"], weights, batch))
-        assert all(len(neuron_equations(PSP(3).filter(), model, (), potentials).kept) == 2 for potentials in (False, True))
+        assert all(
+            len(neuron_equations(PSP(3).filter(), model, (), potentials).kept) == 2 for potentials in (False, True)
+        )
     for name, gradient in found[0].gradients.items():
         assert gradient.any(), name
         np.testing.assert_array_equal(gradient, found[1].gradients[name])
