@@ -98,6 +98,20 @@ class Worker:
             )
         return cls(name, mode, process, log)
 
+    @classmethod
+    def prepared(
+        cls, python: Path, name: str, mode: str, problem: Path, log: Path, *, patience: float, work: str = "training"
+    ) -> Worker:
+        """Start a library on the problem in a file, and wait until it is warm, or until `problem` says why not."""
+        print(f"preparing {name} {mode}", file=sys.stderr, flush=True)
+        environment = {**os.environ, **ALLOCATOR}
+        if name == "stsbp":  # what its backend asks for; the others are faster with threads that spin for a while
+            environment["OMP_WAIT_POLICY"] = "PASSIVE"
+        command = [str(python), str(HERE / "peers" / "worker.py"), name, mode, str(problem), work]
+        worker = cls.start(command, environment, name, mode, log)
+        worker.wait(patience)
+        return worker
+
     def wait(self, patience: float) -> None:
         """Wait until it is warm, or note that it went away or took more than `patience` seconds (and end it)."""
         assert self.process.stdout is not None
@@ -165,14 +179,8 @@ def compare(
         path = Path(folder) / "problem.npz"
         problem.write(path)
         for python, name, mode in wanted:
-            print(f"preparing {name} {mode}", file=sys.stderr, flush=True)
-            environment = {**os.environ, **ALLOCATOR}
-            if name == "stsbp":  # what its backend asks for; the others are faster with threads that spin for a while
-                environment["OMP_WAIT_POLICY"] = "PASSIVE"
-            command = [str(python), str(HERE / "peers" / "worker.py"), name, mode, str(path), work]
             log = logs / f"{problem.setup['case']}-{name}-{mode}.log"
-            worker = Worker.start(command, environment, name, mode, log)
-            worker.wait(patience)
+            worker = Worker.prepared(python, name, mode, path, log, patience=patience, work=work)
             if worker.problem is not None:
                 print(f"{name} {mode}: {worker.problem}", file=sys.stderr, flush=True)
             workers.append(worker)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 import tempfile
 import time
@@ -34,7 +33,7 @@ from stsbp.config import RunConfig
 from stsbp.datasets import Split
 from stsbp.errors import StsbpError
 from stsbp.training.augment import Augmentation, augment
-from stsbp.training.build import load_data
+from stsbp.training.build import build_augmentation, load_data
 from stsbp.training.progress import time_text
 from stsbp_spec.random import Stream, permutation
 from stsbp_spec.registry import open_backend
@@ -176,12 +175,8 @@ def start(problem_path: Path, wanted: list[tuple[Path, str, str]], logs: Path, p
     logs.mkdir(parents=True, exist_ok=True)
     workers: list[Worker] = []
     for python, name, mode in wanted:
-        print(f"preparing {name} {mode}", file=sys.stderr, flush=True)
-        environment = {**os.environ, **ALLOCATOR} | ({"OMP_WAIT_POLICY": "PASSIVE"} if name == "stsbp" else {})
-        command = [str(python), str(HERE / "peers" / "worker.py"), name, mode, str(problem_path)]
         log = logs / f"same-time-{name}-{mode}.log"
-        worker = Worker.start(command, environment, name, mode, log)
-        worker.wait(patience)
+        worker = Worker.prepared(python, name, mode, problem_path, log, patience=patience)
         if worker.problem is not None:
             stop(workers)
             raise StsbpError(f"{name} {mode}: {worker.problem}; all that it printed is in {log}")
@@ -230,9 +225,10 @@ def samples_of(case: Case, config: RunConfig) -> tuple[Samples, str]:
         raise StsbpError(f"{case.dataset} has no test samples here; hold some out with --validation N")
     if len(data.train) < config.batch_size:
         raise StsbpError(f"{len(data.train)} training samples are fewer than a batch of {config.batch_size}")
-    how = Augmentation(**{name: getattr(config, f"augment_{name}") for name in vars(Augmentation())})
     train, size = data.train, config.batch_size
-    return Samples(train, test, size, config.seed, how), f"{len(train)} training and {len(test)} {what} samples"
+    return Samples(
+        train, test, size, config.seed, build_augmentation(config)
+    ), f"{len(train)} training and {len(test)} {what} samples"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -46,6 +46,7 @@ __all__ = [
     "Inputs",
     "Score",
     "Task",
+    "build_augmentation",
     "build_loss",
     "build_network",
     "build_neuron",
@@ -593,6 +594,13 @@ def _check_moved(inputs: Inputs) -> None:
         )
 
 
+def build_augmentation(config: RunConfig) -> Augmentation:
+    """The distortions of training samples that a run asks for."""
+    return Augmentation(
+        **{field.name: getattr(config, f"augment_{field.name}") for field in dataclasses.fields(Augmentation)}
+    )
+
+
 def build_task(
     config: RunConfig, inputs: Inputs, backend: AbstractBackend, samples: int = 1, group: Group | None = None
 ) -> Task:
@@ -609,9 +617,7 @@ def build_task(
         SpecError: settings contradict each other, for example a surrogate that reproducible precision refuses.
         ConfigError: augmentation is on, but the inputs are not pictures and cannot move in time.
     """
-    augmentation = Augmentation(
-        **{field.name: getattr(config, f"augment_{field.name}") for field in dataclasses.fields(Augmentation)}
-    )
+    augmentation = build_augmentation(config)
     if len(inputs.shape) != 3 and augmentation.moves:
         _check_moved(inputs)
     network = build_network(config, inputs)
