@@ -111,21 +111,6 @@ def test_only_epochs_may_grow(stsbp: Call, train_tiny: Call, tmp_path: Path, ask
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
-def test_command_with_a_file_of_nodes_continues_its_run(train_tiny: Call, tmp_path: Path) -> None:
-    rows = [("a", 'weights = "12"', "input"), ("b", 'neurons = ""', "a")]
-    rows += [("c", 'weights = "10"', "b"), ("output", 'neurons = ""', "c")]
-    nodes = "".join(f'[[node]]\nname = "{name}"\n{kind}\nfrom = "{source}"\n' for name, kind, source in rows)
-    (tmp_path / "net.toml").write_text(nodes)
-    (tmp_path / "other.toml").write_text(nodes.replace("12", "13"))
-    command = (tmp_path / "run", "--net", "net.toml")
-    assert train_tiny(*command).exit_code == 0
-    done = train_tiny(*command, "--resume")
-    assert done.exit_code == 0, done.output
-    done = train_tiny(tmp_path / "run", "--net", "other.toml", "--resume")
-    assert done.exit_code == 1
-    assert '"other.toml" asked' in done.stderr
-
-
 def test_checkpoint_of_more_epochs_than_the_run_has_is_not_its_own(
     stsbp: Call, train_tiny: Call, tmp_path: Path
 ) -> None:
