@@ -229,3 +229,11 @@ def test_a_draw_is_of_the_files_that_are_named(repository: Path, monkeypatch: py
     options = argparse.Namespace(named=False, only=[], random=20, subtle=0, seed=1, files=["*/two.py"])
     found = mutation.chosen(options, mutation.Rules({}, [], [], [], []))
     assert {m.path for m in found} == {"packages/stsbp/src/two.py"}
+
+
+def test_every_rule_names_a_line_that_exists() -> None:
+    rules = mutation.rules()
+    for rule in (*rules.named, *rules.equivalent):
+        texts = [path.read_text(encoding="utf-8") for path in mutation.ROOT.glob(rule["file"])]
+        lines = {mutants.collapsed(line) for text in texts for line in text.splitlines()}
+        assert mutants.collapsed(rule["line"]) in lines, f"{rule['file']} has no line {rule['line']!r}"

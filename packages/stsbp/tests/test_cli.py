@@ -571,6 +571,13 @@ def test_help_has_the_sections_of_the_documentation() -> None:
     }
 
 
+def test_the_help_of_experiment_shows_how_many_samples_it_holds_out() -> None:
+    for name, default in (("train", "0"), ("experiment", "one tenth of the training samples")):
+        text = CliRunner().invoke(cli, [name, "--help"], terminal_width=100).output
+        option = text.partition("\n  --validation ")[2].partition(" --")[0]
+        assert f"[default: {default}]" in " ".join(option.split())
+
+
 def test_sections_hold_every_setting_once() -> None:
     names = [name for section in SECTIONS.values() for name in section]
     assert sorted(names) == sorted(set(RunConfig.model_fields) - {"dataset"})

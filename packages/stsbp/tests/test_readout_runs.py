@@ -78,6 +78,19 @@ def test_an_experiment_with_a_readout_names_its_decoders(stsbp: Callable[..., Re
     assert json.loads((tmp_path / "e" / "experiment.json").read_text())["decoders"] == ["least loss", "mean potential"]
 
 
+def test_compare_names_the_decoders_of_readouts(stsbp: Callable[..., Result], tmp_path: Path) -> None:
+    for out, loss in (("spiking", "hamming"), ("read", "cross-entropy")):
+        done = stsbp("train", "digits", *TINY, "--loss", loss, "--out", out)
+        assert done.exit_code == 0, done.output
+    assert "test accuracy mean potential " in stsbp("compare", "read").stdout
+    assert "test accuracy spike count " in stsbp("compare", "spiking").stdout
+    assert "test accuracy spike count or mean potential " in stsbp("compare", "spiking", "read").stdout
+    facts = [json.loads(line) for line in stsbp("compare", "read", "spiking", "--json").stdout.splitlines()]
+    assert [fact["decoders"] for fact in facts] == [
+        ["least loss", "mean potential"], ["nearest label sequence", "spike count"],
+    ]  # fmt: skip
+
+
 def test_readouts_are_refused_where_labels_are_spike_trains_or_bits_are_promised(stsbp: Callable[..., Result]) -> None:
     refused = stsbp("train", "motor", "--loss", "cross-entropy")
     assert refused.exit_code == 1

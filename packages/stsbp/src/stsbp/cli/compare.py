@@ -20,6 +20,7 @@ from stsbp.config import OWN, PATHS, RunConfig
 from stsbp.datasets.registry import named_path
 from stsbp.errors import printable
 from stsbp.files import real
+from stsbp.training.build import build_loss, decoders
 from stsbp.training.metrics import read_records
 from stsbp.training.run_folder import RunFolder
 
@@ -83,6 +84,8 @@ def _warn(text: str) -> None:
 def facts(run: Path) -> dict[str, Any]:
     """The facts about a run: `run`, `settings`, `epochs`, `seconds`, `training`, `validation`, `test`, `backend`.
 
+    `decoders` are the names of `accuracy` and `accuracy_spike_count`. It is empty if the run has no classes.
+
     Raises:
         CheckpointError: the path is not a run, or its files cannot be read.
     """
@@ -101,7 +104,16 @@ def facts(run: Path) -> dict[str, Any]:
     for split in ("validation", "test"):
         rows = [r for r in records if r["kind"] == "evaluation" and r.get("split") == split]
         result[split] = rows[-1] if rows else None
+    classes = any("accuracy" in record for record in records)
+    result["decoders"] = list(decoders(build_loss(config).of_potentials)) if classes else []
     return result
+
+
+def _label(figure: str, found: Sequence[dict[str, Any]]) -> str:
+    """What a figure of these runs is called."""
+    if figure != "accuracy_spike_count":
+        return figure.replace("_", " ")
+    return "accuracy " + " or ".join(dict.fromkeys(fact["decoders"][1] for fact in found))
 
 
 def _are_comparable(found: Sequence[dict[str, Any]], split: str, figure: str) -> bool:
@@ -170,7 +182,7 @@ def _table(found: list[dict[str, Any]], columns: int | None) -> str:
                 there = [fact for fact, record in zip(found, records, strict=True) if key in record]
                 mark = "" if _are_comparable(there, split, key) else " *"
                 marked |= bool(mark)
-                rows.append((f"{split} {key.replace('_', ' ')}{mark}", cells))
+                rows.append((f"{split} {_label(key, there)}{mark}", cells))
     trained = [fact["training"] or {} for fact in found]
     for layer in dict.fromkeys(name for record in trained for name in record.get("rates", {})):
         cells = [f"{r['rates'][layer]:.4f}" if layer in r.get("rates", {}) else "-" for r in trained]

@@ -122,7 +122,7 @@ def command(
             }
             record |= {} if seen is None else {"seen_in_training": seen}
             told = _teller(show.loading, str(run), total)
-            record["decoders"] = [] if task.inputs.sequences else list(decoders(task.network))
+            record["decoders"] = [] if task.inputs.sequences else list(decoders(task.network.has_readout))
             if not task.inputs.sequences:
                 curve = over_time(task, trained.state, chosen, size, partial(told, "time", 0))
                 record |= {"settled": curve.settled, "time": curve.record()}

@@ -180,7 +180,7 @@ def _rates(means: dict[str, Any]) -> list[str]:
 
 
 def _text(found: Evaluation, split: str, classes: tuple[str, ...], network: NetworkSpec, tolerance: int) -> str:
-    means, (nearest, counted) = found.means(), decoders(network)
+    means, (nearest, counted) = found.means(), decoders(network.has_readout)
     names = [name if len(name) <= 10 else name[:9] + "." for name in map(printable, classes)]
     width = max(5, *(len(name) for name in names), len(str(int(found.confusion.max()))))
     lines = [

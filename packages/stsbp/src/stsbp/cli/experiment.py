@@ -6,6 +6,7 @@ import contextlib
 import json
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ __all__ = ["command"]
 )
 @stop_after
 @processes
-@settings
+@partial(settings, defaults={"validation": "one tenth of the training samples"})
 def command(
     name: str,
     seeds: int,

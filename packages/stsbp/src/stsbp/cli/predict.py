@@ -176,7 +176,7 @@ def command(
             click.echo(json.dumps({"file": str(path), **record}))
             continue
         read, by_count = printable(record["class"]), printable(record["class_spike_count"])
-        say(f"{printable(str(path))}: {read} (by {decoders(trained.network)[1]} {by_count})")
+        say(f"{printable(str(path))}: {read} (by {decoders(trained.network.has_readout)[1]} {by_count})")
         say_distances(found.names, found.distances[sample])
 
 

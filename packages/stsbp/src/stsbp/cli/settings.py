@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, get_args
 
 import click
@@ -72,12 +72,19 @@ def given_settings(flags: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flags.items() if ctx.get_parameter_source(key) != ParameterSource.DEFAULT}
 
 
-def settings(function: Callable[..., None], hidden: Collection[str] = ()) -> Callable[..., None]:
-    """Add an option for every setting except the data set, in sections. Help pages do not show the `hidden` ones."""
+def settings(
+    function: Callable[..., None], hidden: Collection[str] = (), defaults: Mapping[str, str] | None = None
+) -> Callable[..., None]:
+    """Add an option for every setting except the data set, in sections. Help pages do not show the `hidden` ones.
+
+    `defaults` are the defaults that the help page shows for settings whose default is another one in this command.
+    """
+    own = defaults or {}
     for name in reversed([name for names in SECTIONS.values() for name in names]):
         field = RunConfig.model_fields[name]
         flag, kind = "--" + name.replace("_", "-"), field.annotation
-        shown = f"{field.description}  [default: {field.default}]" if field.default != "" else field.description
+        default = own.get(name, field.default)
+        shown = f"{field.description}  [default: {default}]" if default != "" else field.description
         known: dict[str, Any] = {"help": shown, "hidden": name in hidden}
         if kind is bool:
             option = click.option(f"{flag}/--no-{flag[2:]}", name, default=None, **known)

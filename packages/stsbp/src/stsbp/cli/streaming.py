@@ -189,7 +189,7 @@ class _Live:
             click.echo(json.dumps({"steps": self.steps, **record, **figures}))
             return
         if found is not None and found.distances is not None:
-            by, by_count = decoders(self._run.network)
+            by, by_count = decoders(self._run.network.has_readout)
             nearest, counted = printable(record["class"]), printable(record["class_spike_count"])
             say(f"{nearest} by {by}, {counted} by {by_count}, of the last {len(self._recent)} steps")
             say_distances(found.names, found.distances[0])

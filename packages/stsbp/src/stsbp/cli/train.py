@@ -377,7 +377,7 @@ def _again(folder: RunFolder) -> str:
 
 def _result(folder: RunFolder, outcome: Outcome, network: NetworkSpec, show: Reporter) -> None:
     test, best = outcome.test, outcome.best
-    nearest, counted = decoders(network)
+    nearest, counted = decoders(network.has_readout)
     if not test:
         click.echo("no test set (--no-test): nothing was tested")
     elif "accuracy" not in test:

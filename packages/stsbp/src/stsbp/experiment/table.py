@@ -72,7 +72,7 @@ def document(
         "changed": [{"setting": key, "preset": plain[key], "here": own[key]} for key in changed],
         "notes": [*data.dataset.notes, *overlaps],
         "samples": {split: len(samples) for split, samples in data.splits().items()},
-        "decoders": [] if data.inputs.sequences else list(decoders(network)),
+        "decoders": [] if data.inputs.sequences else list(decoders(network.has_readout)),
         "network": {
             "notation": str(network),
             "multiply_adds": {name: sum(each.multiply_adds for each in weights) for name, weights in read.items()},

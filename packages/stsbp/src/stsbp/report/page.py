@@ -174,9 +174,8 @@ def _head(content: Content) -> str:
         tiles.append((f"{epochs[-1]['epoch']} of {config.epochs}", "epochs"))
         tiles.append((f"{sum(r['seconds'] for r in epochs):.0f} s", "training time"))
     if tests and "accuracy_spike_count" in tests[-1]:
-        tiles.insert(
-            1, (f"{tests[-1]['accuracy_spike_count']:.2%}", f"test accuracy by {decoders(content.network)[1]}")
-        )
+        decoder = decoders(content.network.has_readout)[1]
+        tiles.insert(1, (f"{tests[-1]['accuracy_spike_count']:.2%}", f"test accuracy by {decoder}"))
     if tests and content.classes and "f1" in tests[-1]:
         tiles.insert(2, (f"{tests[-1]['f1']:.2%}", "F1 of test outputs and their label sequences"))
     if tests and not content.classes:
@@ -247,7 +246,7 @@ def _confusion(content: Content, counts: Int64) -> str:
     return (
         f"<h2>Confusion matrix</h2><p>{escape(content.split)} split, {escape(content.checkpoint)}: {wrong} of {total} "
         "samples read wrong. A row is a true class, a column the class of the "
-        f'{decoders(content.network)[0]}.</p><div class="row">'
+        f'{decoders(content.network.has_readout)[0]}.</p><div class="row">'
         + _figure("Samples", svg.matrix(counts, content.classes))
         + _figure("Most frequent mistakes", table)
         + "</div>"

@@ -466,9 +466,9 @@ class Followed(NamedTuple):
     distances: Mapping[str, Float64]
 
 
-def decoders(network: NetworkSpec) -> tuple[str, str]:
+def decoders(has_readout: bool) -> tuple[str, str]:
     """The names of the two accuracies of a run: by the metric of the loss, and by the outputs alone."""
-    return ("least loss", "mean potential") if network.has_readout else ("nearest label sequence", "spike count")
+    return ("least loss", "mean potential") if has_readout else ("nearest label sequence", "spike count")
 
 
 @dataclass(frozen=True)
