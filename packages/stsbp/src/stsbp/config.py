@@ -176,7 +176,7 @@ class RunConfig(BaseModel):
         ge=0,
         le=1e6,
         description="Use this many milliseconds from the start of each recording. With 0, the length is --bin-ms times "
-        "--steps. If --bin-ms is also 0, the length is 300 ms, or 105 ms if --saccades is first.",
+        "--steps. If --bin-ms is also 0, the length is 300 ms, or 105 ms with --saccades first.",
     )
     bin_ms: float = Field(
         0.0,

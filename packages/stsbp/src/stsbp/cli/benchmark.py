@@ -55,7 +55,8 @@ def command(
 
     \b
     - kernels: memory bandwidth of the fused LIF kernels, compared with that of a memory copy
-    - step: time of training steps, compared with steps of the same networks without neurons
+    - step: time of training steps, compared with that of the same networks with
+      identity functions in place of neurons
     - startup: start-up times (the group "step" also measures them)
     - data: training time with the real data loader, compared with training on batches in memory
 

@@ -92,8 +92,9 @@ def command(
     test results of the epoch with the best validation result. With --validation 0, the table reports the test results
     of the last epoch. The test set is never used to choose the reported epoch.
 
-    The options of `stsbp train` replace settings of the preset. The table lists the replaced settings. The command
-    prints the table, and also writes it to experiment.md and experiment.json in the folder of the experiment.
+    You can also give options of `stsbp train`. They replace settings of the preset. The table lists the replaced
+    settings. The command prints the table, and also writes it to experiment.md and experiment.json in the folder of the
+    experiment.
     """
     options: Globals = click.get_current_context().obj
     deadline = deadline_in(stop_after)

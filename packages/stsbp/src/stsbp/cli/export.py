@@ -38,13 +38,14 @@ OPTIONS = {
 )
 @checkpoint_option()
 @click.option(
-    "--layers", is_flag=True, default=None, help="onnx: add the spikes and potentials of hidden layers to the outputs."
+    "--layers", is_flag=True, default=None, help="onnx: also output the spikes and potentials of hidden layers."
 )
 @click.option(
     "--states",
     is_flag=True,
     default=None,
-    help="onnx: add the states to inputs and outputs, so that a call can continue where the previous call ended.",
+    help="onnx: give the model an input and an output for each state, so that a call can continue where the previous "
+    "call ended.",
 )
 @click.option("--dt", type=Finite(1e-12, 1e6), metavar="SECONDS", help="nir: duration of a step.  [default: 0.0001]")
 @click.option(
