@@ -107,10 +107,11 @@ def crossover_section(report: dict[str, Any]) -> str:
     machine = report["machine"]
     lines = ["### Where sparse kernels pay", "", origin(machine, "python benchmarks/crossover.py")]
     lines += [
-        "The sparse kernel is faster below the density in the table, which is that of the input after the pooling. "
+        "The sparse kernel is faster if the density of the input (after the pooling) is below the value in the table. "
         "*Forward* is the convolution, the filter and the neurons. *Gradient* is the backward pass of the neurons and "
-        "the gradient of the weights. *Error* is the error of the input. There, the table shows the share of inputs "
-        f"whose error a compact surrogate needs. Times are medians of {machine['settings']['rounds']} rounds.",
+        "the gradient of the weights. *Error* is the error signal of the input. In its column, the value is not a "
+        "density: it is the share of inputs whose error signal a surrogate of bounded width needs. "
+        f"Times are medians of {machine['settings']['rounds']} rounds.",
         "",
     ]
     names = ("forward sparse / bytes", "forward sparse / floats", "gradient sparse / dense", "error needed / dense")

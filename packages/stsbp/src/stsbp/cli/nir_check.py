@@ -40,7 +40,7 @@ _LONGEST = 24
     multiple=True,
     type=Choice(IMPORTERS),
     metavar="IMPORTER",
-    help="Fail if this program reads any node wrongly. You can repeat the option.",
+    help="Fail if IMPORTER reads any node wrongly. You can repeat the option.",
 )
 @click.option("--notes", is_flag=True, help="Print notes on each program.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
