@@ -68,7 +68,8 @@ def peers_section(report: dict[str, Any], picture: str | None) -> str:
         ours, peer = fastest(case["records"], own=True), fastest(case["records"], own=False)
         if ours and peer:
             ratio = peer["seconds"]["median"] / ours["seconds"]["median"]
-            lines += ["", f"stsbp trains {ratio:.2f} times as many samples per second as {label(peer)}."]
+            other = f"{peer['name']} (mode *{peer['mode']}*), the fastest other library"
+            lines += ["", f"stsbp trains {ratio:.2f} times as many samples per second as {other}."]
     if picture:
         lines += ["", f"![Milliseconds per step, each library in its fastest mode]({picture})"]
     return "\n".join(lines)

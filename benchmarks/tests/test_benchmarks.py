@@ -277,7 +277,10 @@ def test_the_page_takes_its_numbers_from_the_results(tmp_path: Path) -> None:
     assert written.startswith("before\n")
     assert written.endswith("after\n")
     assert "old" not in written
-    assert "stsbp trains 2.50 times as many samples per second as norse neuron." in written
+    assert (
+        "stsbp trains 2.50 times as many samples per second as norse (mode *neuron*), the fastest other library."
+        in written
+    )
     assert "| spyx | plain | not timed: exit code 1 |" in written
     assert (tmp_path / "benchmarks-peers.png").is_file()
 

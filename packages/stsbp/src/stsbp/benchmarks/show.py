@@ -49,8 +49,8 @@ def remarks(detail: dict[str, Any]) -> str:
     if "spike_rates" in detail:
         said.append("rates " + " ".join(f"{rate:.3f}" for rate in detail["spike_rates"].values()))
     if detail.get("peak_bytes") is not None:
-        said.append(f"peak {detail['peak_bytes'] / 1e6:.0f} MB, kept {detail['kept_bytes'] / 1e6:.0f} MB")
-        said.append(f"{detail['growth_bytes'] / 1e6:+.1f} MB after 24 more steps")
+        said.append(f"peak {detail['peak_bytes'] / 1e6:.0f} MB (kept: {detail['kept_bytes'] / 1e6:.0f} MB)")
+        said.append(f"{detail['growth_bytes'] / 1e6:+.1f} MB in 24 more steps")
     if "cache_bytes" in detail:
         said.append(f"{detail['cache_bytes'] / 1e6:.1f} MB on disk for {detail['samples']} samples")
     if "batch_bytes" in detail:
