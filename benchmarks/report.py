@@ -110,8 +110,9 @@ def crossover_section(report: dict[str, Any]) -> str:
     lines += [
         "The sparse kernel is faster if the density of the input (after the pooling) is below the value in the table. "
         "*Forward* is the convolution, the filter and the neurons. *Gradient* is the backward pass of the neurons and "
-        "the gradient of the weights. *Error* is the error signal of the input. In its column, the value is not a "
-        "density: it is the share of inputs whose error signal a surrogate of bounded width needs. "
+        "the gradient of the weights. *Error* is the error signal of the input. If the surrogate is zero far from the "
+        "threshold, only some error signals are needed. In the column *error*, the value is the share of error signals "
+        "that are needed. "
         f"Times are medians of {machine['settings']['rounds']} rounds.",
         "",
     ]
