@@ -55,10 +55,10 @@ def command(
     NOTATION is a network such as 12C5-P2-64C5-P2, or a file FILE.toml that lists the nodes of the network.
 
     The table shows the shape, the number of parameters, the multiply-adds per step, and the headroom of each layer
-    (column "guaranteed"). Sums in float32 are exact only up to a limit. The headroom is the number of bits by which
-    this limit exceeds the largest sum that any weights of the layer can give. A negative headroom is not an error.
-    Training computes the largest sum that the actual weights can give. If this sum exceeds the limit, training rounds
-    the weights to fewer bits.
+    (column "guaranteed"). Sums in float32 are exact only up to a limit. The headroom is the distance, in bits,
+    between this limit and the largest sum that is possible with any values of the weights. If this sum exceeds the
+    limit, the headroom is negative. This is not an error. Training computes the largest sum that is possible with the
+    actual weights. If that sum exceeds the limit, training rounds the weights to fewer bits.
     """
     network = NetworkSpec.parse(
         network_text(notation),
