@@ -207,7 +207,7 @@ class RunConfig(BaseModel):
     init_sha256: str = Field(
         "",
         pattern="^([0-9a-f]{64})?$",
-        description="SHA-256 of the weights file of the run that --init-from names. stsbp sets this option itself.",
+        description="SHA-256 of the weights file from the run given by --init-from. stsbp sets this option itself.",
     )
     init_rate: float = Field(
         0.0,
