@@ -111,8 +111,8 @@ def crossover_section(report: dict[str, Any]) -> str:
         "The sparse kernel is faster if the density of the input (after the pooling) is below the value in the table. "
         "*Forward* is the convolution, the filter and the neurons. *Gradient* is the backward pass of the neurons and "
         "the gradient of the weights. *Error* is the error signal of the input. If the surrogate is zero far from the "
-        "threshold, only some error signals are needed. The value in the column *error* is a share of the "
-        "error signals. If a smaller share is needed, it is faster to compute only the needed ones. "
+        "threshold, only some error signals are needed. If the share of needed error signals is "
+        "below the value in the column *error*, computing only the needed error signals is faster. "
         f"Times are medians of {machine['settings']['rounds']} rounds.",
         "",
     ]
