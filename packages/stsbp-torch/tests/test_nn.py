@@ -206,8 +206,11 @@ def test_inputs_are_as_fine_and_as_large_as_the_module_is_told() -> None:
     images = NetworkSpec.parse("4C3", input_shape=(1, 6, 6), outputs=3, coding="direct")
     grey = torch.randint(0, 256, (2, 1, 6, 6))
     assert torch.equal(Network(images)(grey, steps=5), Network(images)(grey.float(), steps=5))
-    with pytest.raises(ShapeError, match="inputs of Network must be whole numbers from 0 to 255, got"):
-        Network(images)(grey / 256, steps=5)
+    refused = r"inputs of Network must be whole numbers from 0 to 255, got "
+    with pytest.raises(ShapeError, match=refused + r"0\.\d+; .* undo this with \(images \* 255\)\.round\(\)$"):
+        Network(images)((grey + 1) / 512, steps=5)
+    with pytest.raises(ShapeError, match=refused + r"1\.5$"):
+        Network(images)(torch.full((2, 1, 6, 6), 1.5), steps=5)
 
 
 def test_gradients_flow_into_a_module_that_checks() -> None:

@@ -473,6 +473,18 @@ class Gpus:
         """Nothing is to be known before."""
 
 
+def test_rank_0_prints_the_number_of_processes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(common, "load_backend", lambda _name: Gpus)
+    monkeypatch.setattr(common, "open_backend", lambda _name, device: Gpus(device))
+    printed = []
+    for rendezvous in (Rendezvous(0, 8, 0), Rendezvous(1, 8, 1), None):
+        common.choose_backend(Globals("torch", "cpu"), rendezvous)
+        printed.append(capsys.readouterr().err)
+    assert printed == ["backend torch on cpu, 8 processes\n", "", "backend torch on cpu\n"]
+
+
 def test_each_process_opens_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(common, "load_backend", lambda _name: Gpus)
     monkeypatch.setattr(common, "open_backend", lambda _name, device: Gpus(device))

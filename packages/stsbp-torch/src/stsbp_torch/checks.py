@@ -43,7 +43,9 @@ def check_inputs(what: str, s: torch.Tensor, exponent: int, largest: float, hint
         return
     unit = "whole numbers" if exponent == 0 else f"multiples of 2^-{exponent}"
     wanted = "spikes, 0 or 1" if (exponent, largest) == (0, 1) else f"{unit} from 0 to {largest:g}"
-    raise ShapeError(f"the inputs of {what} must be {wanted}, got {wrong:g}{hint}")
+    scaled = (exponent, largest) == (0, 255) and 0 < wrong < 1
+    remedy = "; if pixels were scaled to 0 to 1, undo this with (images * 255).round()" if scaled else ""
+    raise ShapeError(f"the inputs of {what} must be {wanted}, got {wrong:g}{remedy}{hint}")
 
 
 def check_steps(x: torch.Tensor, steps: int | None) -> int:

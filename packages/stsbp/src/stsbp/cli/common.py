@@ -132,7 +132,7 @@ def check_on(on: str | None, split: str) -> None:
 def choose_backend(options: Globals, rendezvous: Rendezvous | None = None) -> AbstractBackend:
     """Open the requested backend; otherwise torch if it is installed, else the first installed one. Prints its name.
 
-    With several processes, only rank 0 prints it, and each process opens its own GPU.
+    With several processes, only rank 0 prints it, with their number, and each process opens its own GPU.
 
     Raises:
         BackendError: the backend is not installed or cannot run.
@@ -146,11 +146,12 @@ def choose_backend(options: Globals, rendezvous: Rendezvous | None = None) -> Ab
         kind.connect(rendezvous, device)
         device = _own_gpu(kind, rendezvous) if device == "cuda" else device
     backend = open_backend(name, device)
+    processes = "" if rendezvous is None else f", {rendezvous.size} processes"
     chosen = "" if options.backend is not None else " (chosen by default, see stsbp backends)"
     # An error of this message must not end the program.
     with contextlib.suppress(OSError):
         if rendezvous is None or rendezvous.rank == 0:
-            click.echo(f"backend {name} on {backend.device}{chosen}", err=True)
+            click.echo(f"backend {name} on {backend.device}{processes}{chosen}", err=True)
     return backend
 
 
