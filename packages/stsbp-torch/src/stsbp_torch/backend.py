@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch
 from stsbp_cpu import ahead, block, fused, recurrent, reductions
+from stsbp_cpu.openmp import let_waiting_threads_sleep
 from stsbp_cpu.optim import adamw
 from stsbp_spec import grid
 from stsbp_spec.backend import AbstractBackend, Device, NeuronResiduals
@@ -88,6 +89,7 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
             self.torch_device, self.fused = torch.device("cpu"), name == "cpu"
             keep_freed_memory()
             if self.fused:
+                let_waiting_threads_sleep()
                 ahead.prepare(dense=False)
             return name
         kind, _, index = name.partition(":")
