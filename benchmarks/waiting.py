@@ -57,7 +57,8 @@ def _torch_loop(network: Any, output: Callable[[Any, Any], Any]) -> Step:
 
     def step() -> None:
         optimizer.zero_grad()
-        spike_loss(VanRossum(), output(network, inputs), targets, psp=psp).backward()
+        loss: Any = spike_loss(VanRossum(), output(network, inputs), targets, psp=psp)
+        loss.backward()
         optimizer.step()
 
     return step
@@ -101,7 +102,7 @@ def _trainer(name: str) -> Callable[[Path], Step]:
 
 def _jax_loop(_: Path) -> Step:
     import jax
-    import optax  # type: ignore[import-untyped]
+    import optax
     from stsbp_jax import VanRossum, apply, distance, initial_weights
 
     network, optimizer, (inputs, targets) = _network(), optax.adam(1e-3), _arrays()
@@ -116,8 +117,10 @@ def _jax_loop(_: Path) -> Step:
         changes, moments = optimizer.update(jax.grad(objective)(weights), moments, weights)
         return optax.apply_updates(weights, changes), moments
 
+    ready: Callable[[Any], Any] = jax.block_until_ready
+
     def step() -> None:
-        state[:] = jax.block_until_ready(update(*state))
+        state[:] = ready(update(*state))
 
     return step
 

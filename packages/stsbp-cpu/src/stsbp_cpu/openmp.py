@@ -37,7 +37,7 @@ def let_waiting_threads_sleep() -> list[str]:
         return []
     with suppress(ImportError):  # numba without this threading layer
         # numba loads its libgomp with its first parallel loop. This module must find the library before.
-        import numba.np.ufunc.omppool  # type: ignore[import-untyped]  # noqa: F401
+        import numba.np.ufunc.omppool  # noqa: F401
     with _lock:
         libraries = [path for path in _loaded() if path not in _handled and _keep_idle_team(path)]
         _handled.update(libraries)
