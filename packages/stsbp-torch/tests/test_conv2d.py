@@ -1,0 +1,66 @@
+"""Convolutions with operands of any strides, and with kernels and chunks of one row, column or frame."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from stsbp_spec import LIF, AdamW, Batch, NetworkSpec, VanRossum, initial_weights
+from stsbp_spec.reference.backend import NumpyBackend
+from stsbp_spec.synapses.conv2d import Conv2d
+from stsbp_spec.typing import Shape
+from stsbp_torch.backend import TorchBackend
+from stsbp_torch.synapses import conv2d
+
+
+def batch_of(net: NetworkSpec, steps: int, samples: int) -> Batch:
+    rng = np.random.default_rng(0)
+    inputs = (rng.random((steps, samples, *net.input_shape)) < 0.3).astype(np.uint8)
+    return Batch(inputs, (rng.random((steps, samples, net.outputs)) < 0.4).astype(np.uint8))
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_forward_takes_weights_of_any_strides(channels: int) -> None:
+    """Torch takes strides on axes of length 1 for any layout, and oneDNN returns wrong sums for some of them."""
+    conv, rng = Conv2d(6 * channels, 3, (1, 2), groups=channels), np.random.default_rng(0)
+    s = torch.from_numpy(rng.integers(0, 2, (3, 4, channels, 8, 3)).astype(np.float32))
+    w = torch.from_numpy(rng.integers(-9, 10, (6 * channels, 1, 3, 3)).astype(np.float32))
+    z = conv2d.forward(conv, s, w)[0]
+    expected, _ = NumpyBackend().rules[Conv2d].forward(conv, s.numpy(), w.numpy())
+    assert np.array_equal(z.numpy(), expected)
+    for stride in (0, 1, 3, 5, 9):
+        assert torch.equal(conv2d.forward(conv, s, w.as_strided(w.shape, (9, stride, 3, 1)))[0], z), stride
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:eager"])
+@pytest.mark.parametrize(("notation", "shape"), [("6C2s1x2-9", (1, 8, 3)), ("1C1-6C3s1x2-9", (2, 8, 3))])
+def test_updates_of_one_input_channel_have_the_bits_of_numpy(notation: str, shape: Shape, device: str) -> None:
+    net = NetworkSpec.parse(notation, input_shape=shape, outputs=4, neuron=LIF(3, 5 / 3))
+    weights, trained = initial_weights(net, 1, 3.0), []
+    for backend in (NumpyBackend(), TorchBackend(device)):
+        trainer = backend.trainer(net, VanRossum(), AdamW(lr=0.1), precision="reproducible")
+        state = trainer.init(weights)
+        for _ in range(4):
+            state, report = trainer.step(state, batch_of(net, 6, 5))
+        trained.append((report.loss, state))
+    (loss, expected), (other, found) = trained
+    assert other == loss
+    for name, w in expected.weights.items():
+        assert np.array_equal(w, found.weights[name]), name
+
+
+@pytest.mark.parametrize(
+    ("notation", "shape", "steps", "samples", "frames"),
+    [("3C3x1", (2, 4, 4), 1, 1, 1), ("2C3x1p1x0-P2", (3, 8, 8), 2, 3, 1), ("2C3x1p1x0-P2", (3, 8, 8), 1, 4, 3)],
+)
+def test_backward_takes_chunks_of_one_frame(
+    notation: str, shape: Shape, steps: int, samples: int, frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conv2d, "_chunk", lambda *_: frames)
+    net = NetworkSpec.parse(notation, input_shape=shape, outputs=4, neuron=LIF(3, 5 / 3))
+    given = initial_weights(net, 1, 3.0), batch_of(net, steps, samples)
+    expected = NumpyBackend().value_and_grad(net, VanRossum(), *given, precision="reproducible")
+    found = TorchBackend("cpu:eager").value_and_grad(net, VanRossum(), *given, precision="reproducible")
+    assert any(np.any(gradient) for gradient in expected.gradients.values())
+    for name, gradient in expected.gradients.items():
+        assert np.array_equal(found.gradients[name], gradient), name
