@@ -23,7 +23,7 @@ def batch_of(net: NetworkSpec, steps: int, samples: int) -> Batch:
     ("conv", "frame"), [(Conv2d(6, 3, (1, 2)), (1, 8, 3)), (Conv2d(4, (3, 1), groups=2), (4, 6, 5))]
 )
 def test_forward_takes_weights_of_any_strides(conv: Conv2d, frame: Shape) -> None:
-    """Torch takes any stride on an axis of length 1 for channels last, and oneDNN returns wrong sums for some of them."""
+    """Torch takes any stride on an axis of length 1 for channels last. OneDNN returns wrong sums for some strides."""
     rng, shape = np.random.default_rng(0), conv.weight_shape(frame)
     s = torch.from_numpy(rng.integers(0, 2, (3, 4, *frame)).astype(np.float32))
     w = torch.from_numpy(rng.integers(-9, 10, shape).astype(np.float32)).contiguous(memory_format=torch.channels_last)
