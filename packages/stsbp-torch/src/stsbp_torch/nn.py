@@ -294,7 +294,7 @@ class _Spiking(torch.nn.Module):
         super().__init__()
         self.synapse = synapse
         self.weight = weight if isinstance(weight, torch.nn.Parameter) else torch.nn.Parameter(weight)
-        self.bias = torch.nn.Parameter(torch.zeros(len(weight))) if synapse.bias else None
+        self.bias = torch.nn.Parameter(torch.zeros(len(weight), dtype=torch.float32)) if synapse.bias else None
         self.lif = Neurons(neuron.neuron if isinstance(neuron, Neurons) else neuron, psp, len(weight))
         if isinstance(neuron, Neurons):
             self._take_over(neuron)
@@ -413,7 +413,7 @@ class _Spiking(torch.nn.Module):
 
 
 def _kaiming(shape: tuple[int, ...], gain: float = DEFAULT_GAIN) -> torch.Tensor:
-    weight = torch.empty(shape)
+    weight = torch.empty(shape, dtype=torch.float32)
     bound = gain * (6 / int(np.prod(shape[1:]))) ** 0.5
     return torch.nn.init.uniform_(weight, -bound, bound)
 
@@ -893,7 +893,10 @@ class Network(torch.nn.Module):
                 f"the network {self.spec} ends with a readout, which has no spikes; call it with "
                 f"full=True and use the potentials of {self._walk[-1][3]}"
             )
-        s = inputs[None] * 2.0**-8 if self.spec.coding == "direct" else inputs
+        s = inputs
+        if self.spec.coding == "direct":
+            # Torch would divide integers in its default type, which the user may have set.
+            s = (inputs if inputs.is_floating_point() else inputs.float())[None] * 2.0**-8
         steps = check_steps(s, steps)
         self._check_shape(inputs, steps)
         (number,) = (self.step,) if state is None else _arrays([(self._number, 1)], state)

@@ -314,7 +314,7 @@ def compute(
     sizes, tensors = (len(inputs), len(parameters)), (*inputs, *parameters, *given)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         steps, training, seed, step, *rest = settings
-        number = step if isinstance(step, torch.Tensor) else torch.tensor(step, device="cpu")
+        number = step if isinstance(step, torch.Tensor) else torch.tensor(step, dtype=torch.int64, device="cpu")
         how = (handle.key, steps, training, seed, *rest)
         made = list(_Computed.apply(handle, sizes, how, number, *tensors))  # type: ignore[no-untyped-call]
     else:
@@ -543,7 +543,9 @@ class _Kept(torch.autograd.Function):
         leaves = [next(tensors) if other is None else other[0] for other in ctx.others]
         residuals, weights = pytree.tree_unflatten(leaves, ctx.spec)
         run = replace(ctx.run, weights=weights)
-        trace = Trace(ctx.backend, ctx.walk, run, torch.empty(0, device="cpu"), {}, lambda _: residuals, {})
+        trace = Trace(
+            ctx.backend, ctx.walk, run, torch.empty(0, dtype=torch.float32, device="cpu"), {}, lambda _: residuals, {}
+        )
         found = _backward(ctx.piece, trace, ctx.precision, errors)
         own = (x if x is None else x.to(t) for x, t in zip(found, ctx.types, strict=True))
         return None, None, None, *own, *(None,) * ctx.rest

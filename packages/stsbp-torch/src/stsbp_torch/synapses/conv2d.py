@@ -135,7 +135,7 @@ def backward(
 def input_error(conv: Conv2d, wq: torch.Tensor, dz: torch.Tensor, shape: Shape) -> torch.Tensor:
     """Only `ds`, of shape `shape`, in `fast` precision."""
     t, b, c, h, width = shape
-    x = torch.empty((t * b, h, width, c), device=dz.device).permute(0, 3, 1, 2)
+    x = torch.empty((t * b, h, width, c), dtype=torch.float32, device=dz.device).permute(0, 3, 1, 2)
     return _from_frames(_adjoint(conv, frames(laid_out(dz)), x, wq, True, False)[0], shape)
 
 
