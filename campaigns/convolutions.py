@@ -164,7 +164,11 @@ def results_of_stsbp(case: Case, rng: np.random.Generator) -> Iterator[Result]:
     yield "torch input_error", conv2d.input_error(conv, w, dz, shape), "ds"
     if conv.square and conv2d_bytes.usable(conv, shape[2:], int(case.s.max())):
         s, w, dz = operands()
-        yield "torch forward of bytes", conv2d_bytes.forward(conv, conv2d_bytes.doubled(s.byte()), w, 1 / 16), "z / 16"
+        yield (
+            "torch forward of bytes",
+            conv2d_bytes.forward(conv, conv2d_bytes.doubled(laid_out(s.byte())), w, 1 / 16),
+            "z / 16",
+        )
     s, w, dz = operands()
     yield "cpu with torch, forward", DENSE.forward(conv, s, w), "z"
     ds, dw = DENSE.backward(conv, s, w, dz, need_input=True)

@@ -13,9 +13,10 @@ sys.path[:0] = [str(ROOT)]
 torch = pytest.importorskip("torch")
 
 # The campaigns are found on the path above, and import torch.
-from campaigns import convolutions  # noqa: E402
 from click.testing import CliRunner  # noqa: E402
 from stsbp_torch.synapses import conv2d  # noqa: E402
+
+from campaigns import convolutions  # noqa: E402
 
 
 def test_search_finds_no_wrong_convolution() -> None:
@@ -32,11 +33,9 @@ def test_search_finds_weights_whose_strides_torch_only_takes_for_channels_last(m
     assert any(fault.startswith("torch forward:") for fault in tally.faults)
 
 
-def test_search_finds_chunks_of_frames_that_are_not_added(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = conv2d._backward_float64
-    monkeypatch.setattr(
-        conv2d, "_backward_float64", lambda conv, x, w, error, *need: whole(conv, x[:1], w, error[:1], *need)
-    )
+def test_command_names_the_cases_of_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    backward = conv2d._backward_float64
+    monkeypatch.setattr(conv2d, "_backward_float64", lambda conv, x, w, dz, *rest: backward(conv, x, w, -dz, *rest))
     result = CliRunner().invoke(convolutions.command, ["--cases", "12"])
     assert result.exit_code == 1
     assert "torch backward, reproducible: seed" in result.output

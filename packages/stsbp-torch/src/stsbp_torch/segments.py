@@ -34,7 +34,7 @@ from stsbp_spec.typing import Shape
 from torch.utils import _pytree as pytree
 
 from stsbp_torch.backend import TorchBackend
-from stsbp_torch.checks import check_finite, check_inputs
+from stsbp_torch.checks import RETURNED, check_finite, check_inputs, check_state
 from stsbp_torch.layout import empty, laid_out
 
 __all__ = [
@@ -384,10 +384,14 @@ def _state(
             if x.dtype != torch.float32 or tuple(x.shape) != (length, batch, *shape):
                 raise ShapeError(
                     f"the arrays of {name} in the state must be float32 {[length, batch, *shape]}, got {x.dtype} "
-                    f"{list(x.shape)}; give the state that this module returned for the same samples"
+                    f"{list(x.shape)}; {RETURNED} for the same samples"
                 )
+            check_state(name, x)
         if _is_bytes(piece.network, name.partition(">")[0]):
-            own[0] = own[0].to(torch.uint8)
+            spikes = own[0].to(torch.uint8)
+            if not torch.equal(spikes.float(), own[0]):
+                raise ShapeError(f"the spikes of {name} in the state must be whole numbers from 0 to 255; {RETURNED}")
+            own[0] = spikes
         found[name] = tuple(own)
     return found
 
