@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from stsbp_spec import LIF, AdamW, Batch, NetworkSpec, VanRossum, initial_weights
+from stsbp_spec import LIF, AbstractBackend, AdamW, Batch, NetworkSpec, VanRossum, initial_weights
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.typing import Shape
@@ -39,7 +41,8 @@ def test_forward_takes_weights_of_any_strides(conv: Conv2d, frame: Shape) -> Non
 def test_updates_of_one_input_channel_have_the_bits_of_numpy(notation: str, shape: Shape, device: str) -> None:
     net = NetworkSpec.parse(notation, input_shape=shape, outputs=4, neuron=LIF(3, 5 / 3))
     weights, trained = initial_weights(net, 1, 3.0), []
-    for backend in (NumpyBackend(), TorchBackend(device)):
+    backends: tuple[AbstractBackend[Any], ...] = NumpyBackend(), TorchBackend(device)
+    for backend in backends:
         trainer = backend.trainer(net, VanRossum(), AdamW(lr=0.1), precision="reproducible")
         state = trainer.init(weights)
         for _ in range(4):

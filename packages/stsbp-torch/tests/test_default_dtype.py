@@ -75,8 +75,8 @@ def computed(device: str, net: NetworkSpec, loss: Loss) -> dict[str, AnyArray]:
         state = trainer.init(weights)
         for _ in range(2):
             state, report = trainer.step(state, batch)
-            found[f"{precision} loss"] = np.float64(report.loss)
-        found |= {f"{precision} {name}": w for name, w in state.weights.items()}
+            found[f"{precision} loss"] = np.asarray(report.loss)
+        found |= {f"{precision} {name}": w.numpy() for name, w in state.weights.items()}
         result = backend.value_and_grad(net, loss, weights, batch, precision=precision)  # type: ignore[arg-type]
         found |= {f"{precision} gradient of {name}": g for name, g in result.gradients.items()}
     return found
