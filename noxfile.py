@@ -282,6 +282,13 @@ def crash(session: nox.Session) -> None:
 
 
 @nox.session
+def convolutions(session: nox.Session) -> None:
+    """Compare convolutions of torch and cpu with integer sums, in many memory layouts: -- [--cases N] [--seed S]."""
+    install(session, SPEC, CLI, *TORCH)
+    session.run("python", "-m", "campaigns.convolutions", *session.posargs)
+
+
+@nox.session
 def processes(session: nox.Session) -> None:
     """Tests on many processes, then kill, stop and mislead those of a run: -- [--kills N] [--each N], campaign only."""
     install(session, SPEC, CLI, *TORCH, BACKENDS["jax"], tools=TEST_TOOLS)

@@ -14,7 +14,7 @@ import pytest
 from stsbp_jax import Output, apply, distance
 from stsbp_spec import LIF, Batch, NetworkSpec, VanRossum, initial_weights
 from stsbp_spec.collective import Part
-from stsbp_spec.errors import ShapeError, SpecError
+from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.losses.cross_entropy import CrossEntropy
 from stsbp_spec.passes import Trace, back_through, through, together
 from stsbp_spec.plan import plan
@@ -65,6 +65,41 @@ def test_calls_with_chunks_of_time_have_the_bits_of_one_call(name: str) -> None:
             apply(network, weights, inputs, STEPS, state=wrong)
     with pytest.raises(ShapeError, match=r"the state does not contain .*; it belongs to another network"):
         apply(network, weights, x, STEPS, state={})
+    for key, arrays in state.items():
+        wrong = {**state, key: (*arrays[:-1], np.full(np.shape(arrays[-1]), np.nan, np.float32))}
+        with pytest.raises(NumericError, match=r"the state of .* holds a value that is not finite"):
+            apply(network, weights, x, STEPS, state=wrong)
+
+
+@pytest.mark.parametrize(
+    ("dropout", "message"),
+    [
+        ((-1, 0), "seed must be an integer from 0 to"),
+        ((2**32, 0), "seed must be an integer from 0 to"),
+        ((0.9, 1), "seed must be an integer from 0 to .*, got 0.9"),
+        ((np.float32(3), 1), "seed must be an integer from 0 to"),
+        ((0, 0.5), "step of dropout must be an integer from 0 to .*, got 0.5"),
+        ((0, 2**40), "step of dropout must be an integer from 0 to"),
+        ((0, -1), "step of dropout must be an integer from 0 to"),
+        ((0, jnp.ones(2, np.int32)), "step of dropout must be an integer from 0 to"),
+        ((1, 2, 3), r"dropout is None or \(seed, step\), got"),
+        (3, r"dropout is None or \(seed, step\), got 3"),
+    ],
+)
+def test_dropout_of_what_are_no_integers_of_32_bits_is_refused(dropout: Any, message: str) -> None:
+    network, weights, x, _ = example("residual and normalised")
+    with pytest.raises(SpecError, match=message):
+        apply(network, weights, x, STEPS, dropout=dropout, full=True)
+
+
+def test_dropout_of_traced_integers_is_taken_and_of_traced_fractions_refused() -> None:
+    network = NetworkSpec.parse("6-D0.5-3", input_shape=(2, 4, 4), neuron=LIF(3, 5 / 3))
+    weights, (_, _, x, _) = dict(initial_weights(network, 1, GAIN)), example("residual and normalised")
+    traced = jax.jit(lambda seed, step: apply(network, weights, x, STEPS, dropout=(seed, step)))
+    assert np.array_equal(traced(7, np.uint32(2**32 - 1)), apply(network, weights, x, STEPS, dropout=(7, 2**32 - 1)))
+    for wrong, name in (((0.9, 1), "seed"), ((1, np.ones(2, int)), "step")):
+        with pytest.raises(SpecError, match=rf"the {name} of dropout must be an integer, got \w+ \[2?\]"):
+            traced(*wrong)
 
 
 @pytest.mark.parametrize("name", NOTATIONS)

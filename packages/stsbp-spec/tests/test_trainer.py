@@ -408,6 +408,15 @@ def test_dropout_outside_32_bits_is_refused_also_where_there_is_none(notation: s
         NUMPY.trainer(network, VanRossum(), AdamW(), seed=-1)
 
 
+@pytest.mark.parametrize("step", [-1, 2**32, 2**40, 0.5, True])
+def test_step_from_a_state_whose_step_is_outside_32_bits_is_refused(step: Any) -> None:
+    network = NetworkSpec.parse("8-D0.5-4", input_shape=(6,))
+    trainer = NUMPY.trainer(network, VanRossum(), AdamW())
+    state = trainer.init(initial_weights(network, 1))
+    with pytest.raises(SpecError, match=r"step of dropout must be an integer from 0 to 2\*\*32 - 1, got"):
+        trainer.step(replace(state, step=step), _batch(network))
+
+
 def test_reproducible_precision_refuses_an_inexact_surrogate() -> None:
     network = NetworkSpec.parse("4", input_shape=(3,), neuron=LIF(surrogate=Logistic()))
     with pytest.raises(SpecError, match="logistic uses exp"):

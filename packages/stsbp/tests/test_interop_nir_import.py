@@ -795,6 +795,25 @@ def test_pictures_that_cannot_be_read_are_refused_by_name(name: str) -> None:
         network_of(import_graph(made, IMAGE, CHOICES), IMAGE)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("start_dim", 2**62, "start_dim is 4.61169e.18, but must be the number of an axis, at most 64"),
+        ("end_dim", -(2**63), "end_dim is -9.22337e.18, but must be the number of an axis, at most 64"),
+        ("start_dim", 0.5, "start_dim is 0.5, but must be the number of an axis, at most 64"),
+        ("input_type", [2**62], "input_type is 4.61169e.18, but must be a whole number of at least 1 and below 10.9"),
+        ("input_type", [2, 0], "input_type is 0, but must be a whole number of at least 1"),
+    ],
+)
+def test_a_flatten_whose_axes_and_sizes_no_array_has_is_refused(key: str, value: Any, message: str) -> None:
+    flat = {"type": "Flatten", "start_dim": np.asarray(1), "end_dim": np.asarray(-1), "input_type": np.array([2, 3])}
+    nodes = {**ends((2, 3), 3), "b": {"type": "Linear", "weight": full(3, 6)}, "last": lif(3)}
+    edges = chain("input", "flat", "b", "last", "output")
+    import_graph(graph({**nodes, "flat": flat}, edges), None, CHOICES)
+    with pytest.raises(DataError, match=rf"node flat \(Flatten\): {message}"):
+        import_graph(graph({**nodes, "flat": {**flat, key: np.asarray(value)}}, edges), None, CHOICES)
+
+
 @pytest.mark.parametrize("declared", [[7], [[5]], [0], [-1, 5], [2.5], [2, 3, 4, 6]])
 def test_shapes_of_inputs_that_do_not_fit_are_refused(declared: Any) -> None:
     made = changed("input", shape=np.asarray(declared))()

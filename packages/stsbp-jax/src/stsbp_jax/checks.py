@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
-from stsbp_spec.errors import NumericError, ShapeError
+from stsbp_spec.checks import check_dropout
+from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.typing import Shape
 
-__all__ = ["check_finite", "checked_weights", "in_domain", "on_grid"]
+__all__ = ["check_finite", "checked_weights", "dropout_words", "in_domain", "on_grid"]
 
 
 @jax.jit
@@ -56,6 +57,24 @@ def checked_weights(weights: Any, name: str, shape: Shape) -> Array:
         raise ShapeError(f"weights[{name!r}] must be floating-point numbers {shape}, got {kind} {np.shape(weights)}")
     check_finite(f"weights[{name!r}]", weights)
     return jnp.asarray(weights, np.float32)
+
+
+def dropout_words(dropout: tuple[ArrayLike, ArrayLike] | None) -> tuple[Array, Array]:
+    """`(seed, step)` as uint32 scalars; zeros for None.
+
+    Raises:
+        SpecError: one of them is not an integer in `[0, 2**32)`, or is a tracer of another type or shape.
+    """
+    if isinstance(dropout, (tuple, list)):
+        for name, x in zip(("seed", "step"), dropout, strict=False):
+            if isinstance(x, jax.core.Tracer) and not (x.shape == () and jnp.issubdtype(x.dtype, jnp.integer)):
+                raise SpecError(f"the {name} of dropout must be an integer, got {x.dtype} {list(x.shape)}")
+        # A tracer has no value yet.
+        check_dropout(tuple(0 if isinstance(x, jax.core.Tracer) else x for x in dropout))
+    else:
+        check_dropout(dropout)
+    seed, step = (jnp.asarray(x, np.uint32) for x in dropout or (0, 0))
+    return seed, step
 
 
 def in_domain(what: str, x: Array, low: float, high: float) -> Array:

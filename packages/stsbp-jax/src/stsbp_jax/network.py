@@ -25,7 +25,7 @@ from stsbp_spec.typing import Precision
 from stsbp_spec.values import listed
 
 from stsbp_jax import grid
-from stsbp_jax.checks import checked_weights, on_grid
+from stsbp_jax.checks import check_finite, checked_weights, dropout_words, on_grid
 from stsbp_jax.segments import Piece, Settings, State, compute, fork, pieces
 from stsbp_jax.synapses.conv2d import conv2d
 from stsbp_jax.synapses.linear import linear
@@ -131,10 +131,11 @@ def apply(
     Raises:
         ShapeError: an input is not on its grid, or the inputs do not fit the network and `steps`; or weights are
             missing, have another shape, or are not floating-point numbers.
-        SpecError: the precision is unknown; or `full` is False although the network ends with a readout, or although
-            the network has batch normalisation and is in training.
-        NumericError: an input or a weight is not finite, a weight is too large, or a learned parameter is outside its
-            domain.
+        SpecError: the precision is unknown; the seed or step of `dropout` is not an integer in `[0, 2**32)`; or `full`
+            is False although the network ends with a readout, or although the network has batch normalisation and is
+            in training.
+        NumericError: an input, a weight or a value of the state is not finite, a weight is too large, or a learned
+            parameter is outside its domain.
     """
     check_precision(network, precision)
     if network.has_readout and not full:
@@ -166,7 +167,7 @@ def apply(
     walk = pieces(graph)
     reads = [name for piece in walk for name in piece.reads]
     values = {graph.nodes[0].name: iter(fork(reads.count(graph.nodes[0].name), x))}
-    seed, step = (jnp.asarray(x, np.uint32) for x in dropout or (0, 0))
+    seed, step = dropout_words(dropout)
     settings = Settings(steps, dropout is not None, precision, full or state is not None)
     names = {block.population: block.name for block in network.blocks}
     arrays = _arrays(network, weights)
@@ -221,4 +222,6 @@ def _checked(piece: Piece, state: State | None, batch: int) -> State:
                 f"the arrays of {name} in the state have the shapes {found}, not {wanted}; the state belongs to "
                 "another network or batch"
             )
+        for x in state[name]:
+            check_finite(f"the state of {name}", x)
     return {name: tuple(jnp.asarray(x) for x in state[name]) for name in piece.states}

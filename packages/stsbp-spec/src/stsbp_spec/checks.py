@@ -16,7 +16,7 @@ from stsbp_spec.lengths import without_padding
 from stsbp_spec.losses import LOSSES
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import NetworkSpec
-from stsbp_spec.random import check_seed
+from stsbp_spec.random import check_seed, check_step
 from stsbp_spec.results import Batch
 from stsbp_spec.typing import AnyArray, Precision, Shape
 from stsbp_spec.values import integer, listed, shown
@@ -117,8 +117,7 @@ def check_dropout(dropout: object) -> None:
         raise SpecError(f"dropout is None or (seed, step), got {shown(dropout)}")
     seed, step = dropout
     check_seed(seed)
-    if (number := integer(step)) is None or not 0 <= number < 2**32:
-        raise SpecError(f"the step of dropout must be an integer from 0 to 2**32 - 1, got {shown(step)}")
+    check_step(step)
 
 
 def _array(what: str, x: object) -> None:

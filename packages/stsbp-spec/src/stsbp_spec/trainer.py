@@ -34,7 +34,7 @@ from stsbp_spec.network import NetworkSpec
 from stsbp_spec.optim.adamw import AdamW, clip_factor, norm_of
 from stsbp_spec.pairs import Pairs
 from stsbp_spec.programs import Gradients, apart, gradients, output, states, update
-from stsbp_spec.random import check_seed
+from stsbp_spec.random import check_seed, check_step
 from stsbp_spec.results import Batch, LayerRun, Prediction, RunResult, StepResult, TrainState, ValueAndGrad
 from stsbp_spec.synapses.batchnorm import running
 from stsbp_spec.typing import AnyArray, Array, Float32, Int64, Memory, Precision, UInt8
@@ -130,6 +130,9 @@ class Trainer(Generic[Array]):
             state: state before the update. It must be the same in every process.
             batch: inputs of this process's part of the batch (`Collective.parts`), and targets of the whole batch. If
                 the part is empty, the inputs are those of one silent sample. The result is that of the whole batch.
+
+        Raises:
+            SpecError: `state.step` is not an integer in `[0, 2**32)`.
         """
         backend, network = self.backend, self.network
         check_batch(network, batch, self._part)
@@ -139,7 +142,7 @@ class Trainer(Generic[Array]):
         longest = self.collective.parts(samples)[0].count
         at_once = self._at_once(steps, longest)
         parts = self.collective.pieces(samples, at_once)
-        dropout = (self.seed, state.step)
+        dropout = (self.seed, check_step(state.step))
         between = self._between(len(parts), min(longest, at_once or longest), steps)
         fixed = (network, self.loss, self.precision, between, self.collective)
         found, grids = _gradients(backend, *fixed, parts, state.weights, batch, dropout)

@@ -383,7 +383,7 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
 
     def spike_count(self, s: torch.Tensor) -> torch.Tensor:
         if s.device.type == "cpu":
-            return torch.tensor(int(reductions.count(rows(s).reshape(-1).numpy())), device="cpu")
+            return torch.tensor(reductions.count(rows(s).reshape(-1).numpy()), dtype=torch.int64, device="cpu")
         return torch.count_nonzero(s)
 
     def join(self, rendezvous: Rendezvous) -> Collective[torch.Tensor]:

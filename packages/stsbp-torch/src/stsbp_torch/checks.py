@@ -12,7 +12,10 @@ import torch
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.values import integer, shown
 
-__all__ = ["check_finite", "check_inputs", "check_precision", "check_steps"]
+__all__ = ["RETURNED", "check_finite", "check_inputs", "check_precision", "check_state", "check_steps"]
+
+RETURNED = "give the state that this module returned"
+"""What to do instead of giving a state that does not fit."""
 
 
 def _extremes(what: str, x: torch.Tensor) -> tuple[float, float]:
@@ -28,6 +31,12 @@ def _extremes(what: str, x: torch.Tensor) -> tuple[float, float]:
 def check_finite(what: str, z: torch.Tensor) -> None:
     """Raise `NumericError` unless every element of `z`, any shape, is finite."""
     _extremes(what, z.detach())
+
+
+def check_state(name: str, x: torch.Tensor) -> None:
+    """Raise `NumericError` unless every element of an array of the state of `name`, any shape, is finite."""
+    if not bool(torch.isfinite(x).all()):
+        raise NumericError(f"the state of {name} holds a value that is not finite; {RETURNED}")
 
 
 def check_inputs(what: str, s: torch.Tensor, exponent: int, largest: float, hint: str = "") -> None:

@@ -34,6 +34,7 @@ from stsbp_spec.neurons import LIF as LIFSpec
 from stsbp_spec.neurons import PLIF as PLIFSpec
 from stsbp_spec.neurons import NeuronModel
 from stsbp_spec.plan import plan
+from stsbp_spec.random import check_seed, check_step
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Dropout, GlobalAvgPool, Linear, MaxPool2d, Upsample2d
 from stsbp_spec.synapses.axes import PerAxis
 from stsbp_spec.synapses.base import Passing
@@ -41,7 +42,7 @@ from stsbp_spec.typing import AnyArray, Precision, Shape
 from stsbp_spec.values import real, shown, whole
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
-from stsbp_torch.checks import check_precision, check_steps
+from stsbp_torch.checks import RETURNED, check_precision, check_steps
 from stsbp_torch.losses import spike_loss
 from stsbp_torch.segments import Handle, Layer, Made, Piece, Settings, backend_of, compute, handle_of
 
@@ -212,7 +213,8 @@ class Neurons(torch.nn.Module):
         Raises:
             ShapeError: `steps` does not fit `z`, or the state belongs to another module or batch.
             SpecError: `z` is float64.
-            NumericError: a value of `z` or `gain` is not finite, or a learned parameter is outside its domain.
+            NumericError: a value of `z`, of the state or `gain` is not finite, or a learned parameter is outside its
+                domain.
         """
         steps = check_steps(z, steps)
         check_precision(precision)
@@ -294,7 +296,7 @@ class _Spiking(torch.nn.Module):
         super().__init__()
         self.synapse = synapse
         self.weight = weight if isinstance(weight, torch.nn.Parameter) else torch.nn.Parameter(weight)
-        self.bias = torch.nn.Parameter(torch.zeros(len(weight))) if synapse.bias else None
+        self.bias = torch.nn.Parameter(torch.zeros(len(weight), dtype=torch.float32)) if synapse.bias else None
         self.lif = Neurons(neuron.neuron if isinstance(neuron, Neurons) else neuron, psp, len(weight))
         if isinstance(neuron, Neurons):
             self._take_over(neuron)
@@ -385,7 +387,7 @@ class _Spiking(torch.nn.Module):
             ShapeError: the inputs have a wrong value or shape, `steps` does not fit the inputs, or the state belongs to
                 another module or batch.
             SpecError: the precision is unknown, a state requires a gradient, or the parameters are not float32.
-            NumericError: an input or a weight is not finite, or a weight is too large.
+            NumericError: an input, a weight or a value of the state is not finite, or a weight is too large.
         """
         _check_types(self._get_name(), self._ordered)
         steps = check_steps(s, steps)
@@ -413,7 +415,7 @@ class _Spiking(torch.nn.Module):
 
 
 def _kaiming(shape: tuple[int, ...], gain: float = DEFAULT_GAIN) -> torch.Tensor:
-    weight = torch.empty(shape)
+    weight = torch.empty(shape, dtype=torch.float32)
     bound = gain * (6 / int(np.prod(shape[1:]))) ** 0.5
     return torch.nn.init.uniform_(weight, -bound, bound)
 
@@ -785,7 +787,7 @@ class Network(torch.nn.Module):
         super().__init__()
         check_precision(precision)
         self.spec = spec
-        self.seed = seed
+        self.seed = check_seed(seed)
         self.precision: Precision = precision
         self.register_buffer("step", torch.zeros((), dtype=torch.int64, device="cpu"), persistent=False)
         given = initial_weights(spec, seed, gain) if weights is None else dict(weights)
@@ -884,26 +886,34 @@ class Network(torch.nn.Module):
         Raises:
             ShapeError: the inputs have another shape than the network's, or are not integers from 0 to `input_max`
                 (images: 255), `steps` does not fit the inputs, or the state is from another network, batch or mode.
-            SpecError: the parameters are not float32, a state requires a gradient, or the network ends with a readout
-                and `full` is False.
-            NumericError: an input or a weight is not finite, or a weight is too large.
+            SpecError: the parameters are not float32, a state requires a gradient, `step` is not an integer in
+                `[0, 2**32)`, or the network ends with a readout and `full` is False.
+            NumericError: an input, a weight or a value of the state is not finite, or a weight is too large.
         """
         if self.spec.has_readout and not full:
             raise SpecError(
                 f"the network {self.spec} ends with a readout, which has no spikes; call it with "
                 f"full=True and use the potentials of {self._walk[-1][3]}"
             )
-        s = inputs[None] * 2.0**-8 if self.spec.coding == "direct" else inputs
+        s = inputs
+        if self.spec.coding == "direct":
+            # Torch would divide integers in its default type, which the user may have set.
+            s = (inputs if inputs.is_floating_point() else inputs.float())[None] * 2.0**-8
         steps = check_steps(s, steps)
         self._check_shape(inputs, steps)
         (number,) = (self.step,) if state is None else _arrays([(self._number, 1)], state)
         counts = self.training and state is None and step is None
+        if number.dtype != torch.int64 or number.dim() != 0:
+            raise ShapeError(
+                f"{self._number} in the state must be an int64 number, got {number.dtype} {list(number.shape)}; "
+                f"{RETURNED}"
+            )
         if step is not None:
-            number = torch.full_like(number, step)
+            number = torch.full_like(number, check_step(step))
         masks: torch.Tensor | int = 0
         if self._drops and self.training:
             # A traced program reads the number at each run. Its backward pass must read the same number.
-            masks = number if torch.compiler.is_compiling() else int(number)
+            masks = number if torch.compiler.is_compiling() else check_step(int(number))
         # For each output, the copies that are still to be read.
         values = {self._input: [s] * sum(sources.count(self._input) for _, sources, *_ in self._walk)}
         potentials: dict[str, torch.Tensor] = {}

@@ -147,14 +147,15 @@ def _legible() -> Iterator[None]:
 def _open_closed_streams() -> None:
     """Redirect closed standard streams (`>&-`) to nowhere. Otherwise a file opened later would get their numbers."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:
-            mode = "r" if number == 0 else "w"
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - as long as the process
         with contextlib.suppress(OSError):
             try:
                 os.fstat(number)
             except OSError:
-                os.dup2(os.open(os.devnull, os.O_RDWR), number)
+                # Also in place of the standard input, where reading is then an error and not the end of a file.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+        if getattr(sys, name) is None:
+            mode = "r" if number == 0 else "w"
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - as long as the process
     for stream in (sys.stdout, sys.stderr):
         # A character that the terminal's encoding does not have must not end the program.
         if isinstance(stream, io.TextIOWrapper):
