@@ -217,9 +217,7 @@ def _another_order(backend: AbstractBackend, given: Expected, compared: Compared
     _same_gradients(compared, "another order", got, expected, given)
 
 
-def _same_gradients(
-    compared: Compared, what: str, got: ValueAndGrad, expected: ValueAndGrad, given: Expected
-) -> None:
+def _same_gradients(compared: Compared, what: str, got: ValueAndGrad, expected: ValueAndGrad, given: Expected) -> None:
     compared.same(f"{what}: names of gradients", list(got.gradients), list(expected.gradients))
     if given.precision == "fast":
         return
@@ -268,9 +266,7 @@ def _same_updates(compared: Compared, what: str, got: Trained, given: Expected) 
         compared.same(f"{what}: rates of the prediction", got.prediction.rates, expected.prediction.rates)
 
 
-def _late_gradients(
-    backend: AbstractBackend, given: Expected, compared: Compared, weights: Mapping[str, Any]
-) -> None:
+def _late_gradients(backend: AbstractBackend, given: Expected, compared: Compared, weights: Mapping[str, Any]) -> None:
     """`fast` gradients with the weights that updates left, in whatever layout these have in memory."""
     expected, near = given.late
     wq, grids = on_grid(backend, given.network, weights)
