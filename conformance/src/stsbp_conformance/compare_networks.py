@@ -35,14 +35,14 @@ from stsbp_spec.reference.roundoff import Near, Potentials
 from stsbp_spec.registry import installed_backends, load_backend
 from stsbp_spec.results import Prediction, StepResult
 from stsbp_spec.trainer import Trainer, on_grid
-from stsbp_spec.typing import AnyArray, Float32, Memory, Precision, UInt8
+from stsbp_spec.typing import AnyArray, Float32, Int64, Memory, Precision, UInt8
 
 from stsbp_conformance.check import Compared, Mismatch
 from stsbp_conformance.random_networks import RandomCase, random_case, smaller
 from stsbp_conformance.reference import NUMPY
 from stsbp_conformance.tiers.trainer import open_usable
 
-__all__ = ["CHECKS", "Difference", "Expected", "compare", "first_difference", "main", "shrunk"]
+__all__ = ["CHECKS", "Difference", "Reference", "compare", "first_difference", "main", "shrunk"]
 
 OPTIMIZER = AdamW(lr=0.02, total_steps=6, warmup_steps=1, final_fraction=0.1, weight_decay=0.02, clip_norm=0.5)
 _FORGET = 10
@@ -58,7 +58,7 @@ class Trained:
     prediction: Prediction
 
 
-class Expected:
+class Reference:
     """The data of a case, and the results of the reference. Each is computed when it is first read."""
 
     def __init__(self, case: RandomCase) -> None:
@@ -129,47 +129,51 @@ def _potentials(graph: Network) -> Potentials:
 
 
 # What a backend computes.
-def pulled(backend: AbstractBackend, given: Expected, precision: Precision, *, dropped: bool = True) -> ValueAndGrad:
+def pulled(
+    backend: AbstractBackend, reference: Reference, precision: Precision, *, dropped: bool = True
+) -> ValueAndGrad:
     """Loss, spikes and gradients of the case."""
-    dropout = given.case.dropout if dropped else None
+    dropout = reference.case.dropout if dropped else None
     return backend.value_and_grad(
-        given.network, given.case.loss, given.weights, given.batch, precision=precision, dropout=dropout
+        reference.network, reference.case.loss, reference.weights, reference.batch, precision=precision, dropout=dropout
     )
 
 
 def trainer(
-    backend: AbstractBackend, given: Expected, memory: Memory = "full", micro_batch: int | None = None
+    backend: AbstractBackend, reference: Reference, memory: Memory = "full", micro_batch: int | None = None
 ) -> Trainer[Any]:
     """A trainer for the case."""
     return backend.trainer(
-        given.network,
-        given.case.loss,
+        reference.network,
+        reference.case.loss,
         OPTIMIZER,
-        precision=given.precision,
-        seed=given.case.dropout[0],
+        precision=reference.precision,
+        seed=reference.case.dropout[0],
         memory=memory,
         micro_batch=micro_batch,
     )
 
 
-def trained(trains: Trainer[Any], given: Expected) -> tuple[Trained, Mapping[str, Any]]:
+def trained(trains: Trainer[Any], reference: Reference) -> tuple[Trained, Mapping[str, Any]]:
     """The result of the updates of the case, and the weights as arrays of the backend."""
-    inputs, targets, lengths = given.batch
-    state = trains.init({name: w.copy() for name, w in given.weights.items()})
+    inputs, targets, lengths = reference.batch
+    state = trains.init({name: w.copy() for name, w in reference.weights.items()})
     results = []
-    for step in range(given.case.updates):
+    for step in range(reference.case.updates):
         # Other targets for every update. Those of a readout keep their class.
-        batch = Batch(inputs, targets if given.case.loss.of_potentials else np.roll(targets, step, axis=0), lengths)
+        batch = Batch(inputs, targets if reference.case.loss.of_potentials else np.roll(targets, step, axis=0), lengths)
         state, result = trains.step(state, batch)
         results.append(result)
-    prediction = trains.predict(state, inputs, given.case.steps, lengths=lengths)
+    prediction = trains.predict(state, inputs, reference.case.steps, lengths=lengths)
     return Trained(results, trains.export_state(state), prediction), state.weights
 
 
-def forwarded(backend: AbstractBackend, given: Expected, wq: Mapping[str, Any], memory: Memory) -> Trace[Any]:
+def forwarded(backend: AbstractBackend, reference: Reference, wq: Mapping[str, Any], memory: Memory) -> Trace[Any]:
     """The forward pass of the case with dropout, without padding."""
-    inputs = backend.encode(given.batch.inputs, given.network.coding)
-    return forward_pass(backend, given.network.graph, wq, inputs, given.case.steps, given.case.dropout, memory)
+    inputs = backend.encode(reference.batch.inputs, reference.network.coding)
+    return forward_pass(
+        backend, reference.network.graph, wq, inputs, reference.case.steps, reference.case.dropout, memory
+    )
 
 
 # The comparisons.
@@ -180,109 +184,118 @@ def _same_layers(compared: Compared, what: str, got: Mapping[str, LayerRun], exp
         compared.equal(f"{what}: spikes of {name}", got[name].spikes, layer.spikes)
 
 
-def _one_pass(backend: AbstractBackend, given: Expected, compared: Compared) -> None:
-    got = backend.run(given.network, given.weights, given.batch.inputs, given.case.steps)
-    _same_layers(compared, "one pass", got.layers, given.run.layers)
-    compared.same("weight grids", got.grids, given.run.grids)
+def _one_pass(backend: AbstractBackend, reference: Reference, compared: Compared) -> None:
+    got = backend.run(reference.network, reference.weights, reference.batch.inputs, reference.case.steps)
+    _same_layers(compared, "one pass", got.layers, reference.run.layers)
+    compared.same("weight grids", got.grids, reference.run.grids)
 
 
-def _step_by_step(backend: AbstractBackend, given: Expected, compared: Compared) -> None:
-    inputs, direct = given.batch.inputs, given.network.coding == "direct"
-    stream = backend.stream(given.network, given.weights, given.case.batch)
-    for t in range(given.case.steps):
+def _step_by_step(backend: AbstractBackend, reference: Reference, compared: Compared) -> None:
+    inputs, direct = reference.batch.inputs, reference.network.coding == "direct"
+    stream = backend.stream(reference.network, reference.weights, reference.case.batch)
+    for t in range(reference.case.steps):
         stream.step((inputs if t == 0 else None) if direct else inputs[t])
-        at = {name: LayerRun(*(x[t] for x in layer)) for name, layer in given.run.layers.items()}
+        at = {name: LayerRun(x.spikes[t], x.potentials[t]) for name, x in reference.run.layers.items()}
         _same_layers(compared, f"step by step, step {t}", stream.layers, at)
 
 
-def _samples(inputs: UInt8, given: Expected, samples: Sequence[int]) -> UInt8:
-    return np.take(inputs, samples, axis=int(given.network.coding == "events"))
+def _samples(inputs: UInt8, reference: Reference, samples: list[int] | Int64) -> UInt8:
+    return np.take(inputs, samples, axis=int(reference.network.coding == "events"))
 
 
-def _sample_alone(backend: AbstractBackend, given: Expected, compared: Compared) -> None:
-    chosen = [given.case.sample]
-    got = backend.run(given.network, given.weights, _samples(given.batch.inputs, given, chosen), given.case.steps)
-    expected = {name: LayerRun(*(x[:, chosen] for x in layer)) for name, layer in given.run.layers.items()}
+def _sample_alone(backend: AbstractBackend, reference: Reference, compared: Compared) -> None:
+    chosen = [reference.case.sample]
+    got = backend.run(
+        reference.network, reference.weights, _samples(reference.batch.inputs, reference, chosen), reference.case.steps
+    )
+    layers = reference.run.layers
+    expected = {name: LayerRun(x.spikes[:, chosen], x.potentials[:, chosen]) for name, x in layers.items()}
     _same_layers(compared, f"sample {chosen[0]} alone", got.layers, expected)
 
 
-def _another_order(backend: AbstractBackend, given: Expected, compared: Compared) -> None:
-    order = np.random.default_rng(given.case.seed).permutation(given.case.batch)
-    inputs, targets, lengths = given.batch
-    batch = Batch(_samples(inputs, given, order), targets[:, order], None if lengths is None else lengths[order])
-    got = backend.value_and_grad(given.network, given.case.loss, given.weights, batch, precision=given.precision)
-    expected = given.undropped
+def _another_order(backend: AbstractBackend, reference: Reference, compared: Compared) -> None:
+    order = np.random.default_rng(reference.case.seed).permutation(reference.case.batch)
+    inputs, targets, lengths = reference.batch
+    batch = Batch(_samples(inputs, reference, order), targets[:, order], None if lengths is None else lengths[order])
+    got = backend.value_and_grad(
+        reference.network, reference.case.loss, reference.weights, batch, precision=reference.precision
+    )
+    expected = reference.undropped
     compared.same_bytes("another order: outputs", got.spikes, expected.spikes[:, order])
     compared.same("another order: loss", got.loss, expected.loss)
-    _same_gradients(compared, "another order", got, expected, given)
+    _same_gradients(compared, "another order", got, expected, reference)
 
 
-def _same_gradients(compared: Compared, what: str, got: ValueAndGrad, expected: ValueAndGrad, given: Expected) -> None:
+def _same_gradients(
+    compared: Compared, what: str, got: ValueAndGrad, expected: ValueAndGrad, reference: Reference
+) -> None:
     compared.same(f"{what}: names of gradients", list(got.gradients), list(expected.gradients))
-    if given.precision == "fast":
+    if reference.precision == "fast":
         return
     for name, gradient in expected.gradients.items():
         compared.same_bytes(f"{what}: gradient of {name}", got.gradients[name], gradient)
     compared.same(f"{what}: zeroed errors", [*got.zeroed.items()], [*expected.zeroed.items()])
 
 
-def _gradients(backend: AbstractBackend, given: Expected, compared: Compared) -> None:
-    for precision in dict.fromkeys((given.precision, "fast")):
-        got = pulled(backend, given, precision)
-        compared.same_bytes(f"{precision} gradients: outputs", got.spikes, given.gradients.spikes)
-        compared.same(f"{precision} gradients: loss", got.loss, given.gradients.loss)
-        if precision == given.precision:
-            _same_gradients(compared, "gradients", got, given.gradients, given)
+def _gradients(backend: AbstractBackend, reference: Reference, compared: Compared) -> None:
+    for precision in dict.fromkeys((reference.precision, "fast")):
+        got = pulled(backend, reference, precision)
+        compared.same_bytes(f"{precision} gradients: outputs", got.spikes, reference.gradients.spikes)
+        compared.same(f"{precision} gradients: loss", got.loss, reference.gradients.loss)
+        if precision == reference.precision:
+            _same_gradients(compared, "gradients", got, reference.gradients, reference)
 
 
-def _updates(backend: AbstractBackend, given: Expected, compared: Compared) -> None:
-    got, weights = trained(trainer(backend, given), given)
-    _same_updates(compared, "updates", got, given)
-    if given.precision == "reproducible":
-        _late_gradients(backend, given, compared, weights)
+def _updates(backend: AbstractBackend, reference: Reference, compared: Compared) -> None:
+    got, weights = trained(trainer(backend, reference), reference)
+    _same_updates(compared, "updates", got, reference)
+    if reference.precision == "reproducible":
+        _late_gradients(backend, reference, compared, weights)
 
 
-def _in_parts(backend: AbstractBackend, given: Expected, compared: Compared) -> None:
-    case = given.case
-    got, _ = trained(trainer(backend, given, case.memory, case.micro_batch), given)
-    _same_updates(compared, "updates in parts", got, given)
+def _in_parts(backend: AbstractBackend, reference: Reference, compared: Compared) -> None:
+    case = reference.case
+    got, _ = trained(trainer(backend, reference, case.memory, case.micro_batch), reference)
+    _same_updates(compared, "updates in parts", got, reference)
 
 
-def _same_updates(compared: Compared, what: str, got: Trained, given: Expected) -> None:
-    expected = given.trained
+def _same_updates(compared: Compared, what: str, got: Trained, reference: Reference) -> None:
+    expected = reference.trained
     # In fast precision, weights differ in their last bits after the first update.
-    count = given.case.updates if given.precision == "reproducible" else min(1, given.case.updates)
+    count = reference.case.updates if reference.precision == "reproducible" else min(1, reference.case.updates)
     for step, (one, other) in enumerate(zip(got.results[:count], expected.results[:count], strict=True)):
         compared.same_bytes(f"{what}: outputs of update {step}", one.spikes, other.spikes)
         compared.same(f"{what}: loss of update {step}", one.loss, other.loss)
         compared.same(f"{what}: rates of update {step}", one.rates, other.rates)
-        if given.precision == "reproducible":
+        if reference.precision == "reproducible":
             compared.same(f"{what}: norm of update {step}", one.gradient_norm, other.gradient_norm)
             compared.same(f"{what}: zeroed errors of update {step}", one.zeroed, other.zeroed)
-    if given.precision == "reproducible":
+    if reference.precision == "reproducible":
         for name, x in expected.state.items():
             compared.same_bytes(f"{what}: {name}", got.state[name], x)
         compared.same_bytes(f"{what}: outputs of the prediction", got.prediction.spikes, expected.prediction.spikes)
         compared.same(f"{what}: rates of the prediction", got.prediction.rates, expected.prediction.rates)
 
 
-def _late_gradients(backend: AbstractBackend, given: Expected, compared: Compared, weights: Mapping[str, Any]) -> None:
+def _late_gradients(
+    backend: AbstractBackend, reference: Reference, compared: Compared, weights: Mapping[str, Any]
+) -> None:
     """`fast` gradients with the weights that updates left, in whatever layout these have in memory."""
-    expected, near = given.late
-    wq, grids = on_grid(backend, given.network, weights)
+    expected, near = reference.late
+    wq, grids = on_grid(backend, reference.network, weights)
     compared.same("after updates: weight grids", grids, expected.grids)
-    trace = forwarded(backend, given, wq, given.case.memory)
-    for block, (_, left) in zip(given.network.blocks, trace.populations(), strict=True):
+    trace = forwarded(backend, reference, wq, reference.case.memory)
+    for block, (_, left) in zip(reference.network.blocks, trace.populations(), strict=True):
         layer = expected.layers[block.name]
         spikes, potentials = backend.numpy(left.spikes), backend.numpy(backend.neuron_potentials(left))
         compared.equal(f"after updates: potentials of {block.name}", potentials, layer.potentials)
         compared.equal(f"after updates: spikes of {block.name}", spikes.astype(np.uint8), layer.spikes)
-    gradients = backward_pass(trace, backend.asarray(given.case.cotangents()), "fast")
+    gradients = backward_pass(trace, backend.asarray(reference.case.cotangents()), "fast")
     for name, x in near.items():
         compared.within(f"after updates: fast gradient of {name}", backend.numpy(gradients[name]), x, random=False)
 
 
-CHECKS: Mapping[str, Callable[[AbstractBackend, Expected, Compared], None]] = {
+CHECKS: Mapping[str, Callable[[AbstractBackend, Reference, Compared], None]] = {
     "one pass": _one_pass,
     "step by step": _step_by_step,
     "a sample alone": _sample_alone,
@@ -312,30 +325,30 @@ def _threads(count: int) -> Iterator[None]:
             torch.set_num_threads(before[1])
 
 
-def compare(backend: AbstractBackend, given: Expected, checks: Sequence[str] = tuple(CHECKS)) -> None:
+def compare(backend: AbstractBackend, reference: Reference, checks: Sequence[str] = tuple(CHECKS)) -> None:
     """Compare a backend with the reference on one case.
 
     Raises:
         Mismatch: a value differs, or the backend raised an error. The message names the comparison.
     """
     compared = Compared()
-    with _threads(given.case.threads), np.errstate(all="ignore"):
+    with _threads(reference.case.threads), np.errstate(all="ignore"):
         for name in checks:
             try:
-                CHECKS[name](backend, given, compared)
+                CHECKS[name](backend, reference, compared)
             except Mismatch:
                 raise
             except Exception as error:
                 raise Mismatch(f"{name}: {type(error).__name__}: {error}") from error
 
 
-def computable(given: Expected) -> bool:
+def computable(reference: Reference) -> bool:
     """Whether the reference can compute the case. If not, for example because a gradient overflows, it is left out."""
     try:
         with np.errstate(all="ignore"):
-            _ = given.run, given.gradients, given.undropped, given.trained
-            if given.precision == "reproducible":
-                _ = given.late
+            _ = reference.run, reference.gradients, reference.undropped, reference.trained
+            if reference.precision == "reproducible":
+                _ = reference.late
     except StsbpError:
         return False
     return True
@@ -353,12 +366,12 @@ class Difference:
         return f"{self.backend} differs: {self.message}\n{self.case}"
 
 
-def first_difference(name: str, backend: AbstractBackend, given: Expected) -> Difference | None:
+def first_difference(name: str, backend: AbstractBackend, reference: Reference) -> Difference | None:
     """Where a backend differs from the reference; None: nowhere."""
     try:
-        compare(backend, given)
+        compare(backend, reference)
     except Mismatch as error:
-        return Difference(given.case, name, str(error))
+        return Difference(reference.case, name, str(error))
     return None
 
 
@@ -368,9 +381,9 @@ def shrunk(difference: Difference, backend: AbstractBackend, most: int = 60) -> 
     for _ in range(most):
         if (case := next(candidates, None)) is None:
             break
-        given = Expected(case)
-        if computable(given) and (found := first_difference(difference.backend, backend, given)) is not None:
-            difference, candidates = found, smaller(case)
+        reference = Reference(case)
+        if computable(reference) and (next_one := first_difference(difference.backend, backend, reference)) is not None:
+            difference, candidates = next_one, smaller(case)
     return difference
 
 
@@ -418,13 +431,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seconds = dict.fromkeys(opened, 0.0)
     differences: list[Difference] = []
     for seed, number in numbers:
-        given = Expected(random_case(seed, number))
+        reference = Reference(random_case(seed, number))
         if options.replay is not None:
-            tell(str(given.case))
-        if computable(given):
+            tell(str(reference.case))
+        if computable(reference):
             for word, backend in opened.items():
                 start = time.monotonic()
-                difference = first_difference(word, backend, given)
+                difference = first_difference(word, backend, reference)
                 if difference is not None:
                     tell(f"\n{difference}\n")
                     differences.append(difference)
@@ -444,8 +457,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         if options.minutes is not None and took > 60 * options.minutes:
             break
-    each = ", ".join(f"{word} {spent / max(1, done):.1f} s" for word, spent in seconds.items())
-    tell(f"{done} networks, {left_out} left out, {len(differences)} differences; per network: {each}")
+    times = ", ".join(f"{word} {spent / max(1, done):.1f} s" for word, spent in seconds.items())
+    tell(f"{done} networks, {left_out} left out, {len(differences)} differences; per network: {times}")
     for difference in differences:
         tell(f"{difference.backend}: --replay {difference.case.id}: {difference.message}")
     return 1 if differences else 0
