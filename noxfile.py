@@ -175,6 +175,14 @@ def conformance(session: nox.Session) -> None:
 
 
 @nox.session
+def graphs(session: nox.Session) -> None:
+    """Compare all backends on random networks (40 in ten minutes): -- [--count N] [--seed S] [--replay SEED:K]."""
+    install(session, *everything(session), tools=TEST_TOOLS)
+    named = [word for word in devices(session) if "=" in word]
+    session.run("python", "-m", "stsbp_conformance.compare_networks", "numpy", "cpu", *named, *session.posargs)
+
+
+@nox.session
 def xla(session: nox.Session) -> None:
     """Hold what JAX runs on GPUs and TPUs, XLA's own code, against the spec, two tiers of it: -- [PYTEST ARGUMENTS]."""
     install(session, SPEC, *JAX, CONFORMANCE, tools=TEST_TOOLS)

@@ -11,9 +11,11 @@ from stsbp_spec import IF, LIF, LOSSES, Batch, Linear, NetworkSpec, OneToOne, Sp
 from stsbp_spec.errors import NetworkError, SpecError
 from stsbp_spec.graph import Edge, Neurons, Node, Projection
 from stsbp_spec.nodes import is_nodes, parse_nodes, written_nodes
+from stsbp_spec.reference import roundoff
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.reference.literal import Literal
 from stsbp_spec.synapses import Conv2d
+from stsbp_spec.trainer import on_grid
 from stsbp_spec.typing import Float32
 
 NUMPY = NumpyBackend()
@@ -304,6 +306,51 @@ def test_shared_weights_have_the_sum_of_the_gradients_of_their_uses() -> None:
     two = NUMPY.value_and_grad(apart, LOSSES["hamming"], both, batch, precision="reproducible").gradients
     assert np.array_equal(one["conv1"], two["conv1"] + two["again"])
     assert all(np.array_equal(one[name], two[name]) for name in one if name != "conv1")
+
+
+TWO_READERS = """
+[[node]]
+name = "sums"
+weights = "3C2"
+from = "input"
+[[node]]
+name = "slow"
+neurons = "tau_m=9,threshold=0.3"
+from = "sums"
+[[node]]
+name = "fast"
+neurons = "tau_m=2,threshold=0.3"
+from = "sums"
+[[node]]
+name = "both"
+add = true
+from = ["slow", "fast"]
+[[node]]
+name = "last"
+weights = "3"
+from = "both"
+[[node]]
+name = "output"
+neurons = ""
+from = "last"
+"""
+
+
+@pytest.mark.parametrize(
+    "network", [spec(), NetworkSpec.parse(TWO_READERS, input_shape=(2, 4, 4))], ids=["shared", "two readers"]
+)
+def test_fast_gradients_of_weights_that_are_used_twice_are_within_their_bound(network: NetworkSpec) -> None:
+    weights, batch = problem(network)
+    layers = NUMPY.run(network, weights, batch.inputs, 6).layers
+    loss, wq = LOSSES["hamming"], on_grid(NUMPY, network, weights)[0]
+    error = roundoff.loss_error(loss, network.output_psp, layers[network.blocks[-1].name].spikes, batch.targets)
+    near = roundoff.gradients(network, wq, batch.inputs, layers, error)
+    gradients = NUMPY.value_and_grad(network, loss, weights, batch, precision="fast").gradients
+    assert set(near) == set(gradients)
+    for name, x in near.items():
+        assert x.value.any(), name
+        assert (np.abs(gradients[name] - x.value) <= x.bound).all(), name
+        assert (x.bound <= 1e-4 * np.abs(x.value).max()).all(), name
 
 
 def test_populations_that_read_the_same_sums_are_layers_of_their_own() -> None:
