@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stsbp_spec import IF, LIF, LOSSES, Batch, Linear, NetworkSpec, OneToOne, SpikingLayer, initial_weights
+from stsbp_spec import ALIF, IF, LIF, LOSSES, Batch, Linear, NetworkSpec, OneToOne, SpikingLayer, initial_weights
 from stsbp_spec.errors import NetworkError, SpecError
 from stsbp_spec.graph import Edge, Neurons, Node, Projection
+from stsbp_spec.neurons import NeuronModel
 from stsbp_spec.nodes import is_nodes, parse_nodes, written_nodes
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.reference.literal import Literal
@@ -107,6 +108,17 @@ def test_what_is_written_is_read_back() -> None:
     assert str(network) == "11 nodes"
 
 
+@pytest.mark.parametrize(
+    "other",
+    [LIF(tau_s=1.5, psp_gain="unit"), LIF(tau_s=9, tau_rise=8), LIF(reset="subtract"), ALIF(5, psp_gain="unit"), IF()],
+    ids=repr,
+)
+def test_what_is_written_is_read_back_whatever_the_default_neuron_is(other: NeuronModel) -> None:
+    nodes, layers = spec(neuron=LIF(tau_m=3, tau_s=2)), NetworkSpec.parse("6", input_shape=(5,), outputs=2)
+    assert NetworkSpec.parse(nodes.notation, input_shape=(2, 4, 4), neuron=other) == nodes
+    assert NetworkSpec.parse(layers.notation, input_shape=(5,), neuron=other) == layers
+
+
 def test_a_table_shows_what_each_node_reads() -> None:
     rows = spec().table().splitlines()
     assert rows[3].split() == [
@@ -123,7 +135,7 @@ def test_a_table_shows_what_each_node_reads() -> None:
     ]
     assert rows[9].split()[:4] == ["out", "3{bits=12}", "<-", "h"]
     assert rows[-1].split() == ["total", "390", "2,616"]
-    assert "h: tau_m=8.0" in repr(spec())
+    assert "h: neuron=lif,tau_m=8.0" in repr(spec())
 
 
 def test_chains_and_branches_are_no_nodes() -> None:

@@ -138,13 +138,13 @@ def _edges(given: object) -> Iterable[Edge]:
             )
 
 
-def written_nodes(nodes: Iterable[Node], *, every: bool = False) -> str:
-    """Inverse of `parse_nodes`. The result contains every parameter. `every`: see `notation.written`.
+def written_nodes(nodes: Iterable[Node]) -> str:
+    """Inverse of `parse_nodes`. The result contains every parameter, so it is read alike with any default neuron.
 
     Raises:
         NetworkError: an operation has no text form.
     """
-    return "\n".join(_written(node, every=every) for node in nodes if not isinstance(node.op, Input))
+    return "\n".join(_written(node) for node in nodes if not isinstance(node.op, Input))
 
 
 def described(node: Node) -> tuple[str, str]:
@@ -155,19 +155,19 @@ def described(node: Node) -> tuple[str, str]:
     return ("+" if kind == "add" else text), reads
 
 
-def _written(node: Node, *, every: bool) -> str:
+def _written(node: Node) -> str:
     edges = [f'"{e.source}"' if not e.delay else f'{{node = "{e.source}", delay = {e.delay}}}' for e in node.inputs]
-    lines = ["[[node]]", f'name = "{node.name}"', _what(node, every=every), f"from = [{', '.join(edges)}]"]
+    lines = ["[[node]]", f'name = "{node.name}"', _what(node), f"from = [{', '.join(edges)}]"]
     lines += [f'weights_of = "{node.shares}"'] if node.shares is not None else []
     return "\n".join(lines) + "\n"
 
 
-def _what(node: Node, *, every: bool = False) -> str:
+def _what(node: Node) -> str:
     op = node.op
     if isinstance(op, Weighted):
         return f'weights = "{written_weights(op)}"'
     if isinstance(op, Neurons):
-        return f'neurons = "{written_neurons(op.model, every=every)}"'
+        return f'neurons = "{written_neurons(op.model)}"'
     if isinstance(op, Add):
         return "add = true"
     if isinstance(op, _PLAIN):
