@@ -27,7 +27,7 @@ from = "input"
 
 [[node]]
 name = "again"
-weights = "4C3p1{bits=6}"
+weights = "4C3p1s1{bits=6}"
 weights_of = "conv1"
 from = {node = "input", delay = 2}
 
@@ -119,11 +119,19 @@ def test_what_is_written_is_read_back_whatever_the_default_neuron_is(other: Neur
     assert NetworkSpec.parse(layers.notation, input_shape=(5,), neuron=other) == layers
 
 
+def test_a_convolution_without_padding_is_read_back_whatever_the_default_padding_is() -> None:
+    network = spec(TEXT.replace("4C3p1", "4C1"))
+    assert NetworkSpec.parse(network.notation, input_shape=(2, 4, 4), padding="same") == network
+    chain = NetworkSpec.parse("2C3", input_shape=(2, 4, 4), outputs=2)
+    nodes = NetworkSpec((2, 4, 4), nodes=chain.graph.nodes[1:])
+    assert NetworkSpec.parse(nodes.notation, input_shape=(2, 4, 4), padding="same") == nodes
+
+
 def test_a_table_shows_what_each_node_reads() -> None:
     rows = spec().table().splitlines()
     assert rows[3].split() == [
         "again",
-        "4C3p1{bits=6}",
+        "4C3p1s1{bits=6}",
         "<-",
         "input@-2",
         "4x4x4",

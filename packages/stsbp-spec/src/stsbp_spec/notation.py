@@ -147,10 +147,8 @@ def written_weights(weights: Weighted) -> str:
     if isinstance(weights, OneToOne):
         return f"{_ONE_TO_ONE}{{bits={weights.weight_bits}}}"
     assert isinstance(weights, (Conv2d, Linear))
-    text = written(SpikingLayer(weights))
-    return (
-        f"{text[:-1]},bits={weights.weight_bits}}}" if text.endswith("}") else f"{text}{{bits={weights.weight_bits}}}"
-    )
+    text, keys = _written_synapse(weights, "", full=True)
+    return f"{text}{{{','.join([*keys, f'bits={weights.weight_bits}'])}}}"
 
 
 def parse_neurons(text: str, neuron: NeuronModel) -> NeuronModel:
@@ -185,17 +183,7 @@ def written(layer: Layer, *, full: bool = False) -> str:
     if isinstance(layer, Passing):
         raise SpecError(f"there is no notation for {shown(layer)}")
     synapse, neuron = layer.synapse, layer.neuron
-    if isinstance(synapse, Conv2d):
-        text = f"{synapse.channels}C{axes.written(synapse.kernel)}{recurrence(layer)}"
-        text += f"p{axes.written(synapse.padding)}" if synapse.padding or full else ""
-        text += f"s{axes.written(synapse.stride)}" if synapse.stride != 1 or full else ""
-        own = _geometry_keys(synapse)
-    else:
-        text, own = f"{synapse.units}{recurrence(layer)}", []
-    text += "b" if synapse.bias else ""
-    if synapse.norm is not None:
-        text += "bn"
-        own += _norm_keys(synapse.norm)
+    text, own = _written_synapse(synapse, recurrence(layer), full=full)
     own += [f"recurrent={_ONE_TO_ONE}"] if isinstance(layer.recurrent, OneToOne) else []
     own += [f"delay={layer.delay}"] if layer.delay else []
     if layer.recurrent is not None and layer.recurrent.weight_bits != synapse.weight_bits:
@@ -203,6 +191,22 @@ def written(layer: Layer, *, full: bool = False) -> str:
     if full:
         own += [written_neurons(neuron), f"bits={synapse.weight_bits}"]
     return text + (f"{{{','.join(own)}}}" if own else "")
+
+
+def _written_synapse(synapse: Conv2d | Linear, recurrent: str, *, full: bool) -> tuple[str, list[str]]:
+    """The weights of a layer in notation, and their keys. `full`: with paddings and strides that are not set."""
+    if isinstance(synapse, Conv2d):
+        text = f"{synapse.channels}C{axes.written(synapse.kernel)}{recurrent}"
+        text += f"p{axes.written(synapse.padding)}" if synapse.padding or full else ""
+        text += f"s{axes.written(synapse.stride)}" if synapse.stride != 1 or full else ""
+        keys = _geometry_keys(synapse)
+    else:
+        text, keys = f"{synapse.units}{recurrent}", []
+    text += "b" if synapse.bias else ""
+    if synapse.norm is not None:
+        text += "bn"
+        keys += _norm_keys(synapse.norm)
+    return text, keys
 
 
 def recurrence(layer: SpikingLayer) -> str:
