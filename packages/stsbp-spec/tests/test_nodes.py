@@ -146,6 +146,16 @@ def test_a_table_shows_what_each_node_reads() -> None:
     assert "h: neuron=lif,tau_m=8.0" in repr(spec())
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_one_bracket_for_two_is_named_with_its_line(first: bool) -> None:
+    lines = TEXT.splitlines()
+    places = [i for i, text in enumerate(lines, start=1) if text == "[[node]]"]
+    at = places[0] if first else places[1]
+    lines[at - 1] = "[ node ]"
+    with pytest.raises(NetworkError, match=rf"line {at} is \[node\]; write \[\[node\]\], with two brackets"):
+        spec("\n".join(lines))
+
+
 def test_chains_and_branches_are_no_nodes() -> None:
     assert is_nodes(TEXT)
     assert is_nodes("\n# a\n  [[ node ]]")

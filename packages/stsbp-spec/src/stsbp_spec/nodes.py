@@ -49,8 +49,8 @@ _PLAIN: tuple[type[Any], ...] = tuple(kind for kind in get_args(Layer) if kind n
 
 
 def is_nodes(text: object) -> bool:
-    """Whether a text describes a network node by node, rather than in the notation."""
-    return isinstance(text, str) and re.match(r"(\s*#[^\n]*\n)*\s*\[\[\s*node\s*\]\]", text) is not None
+    """Whether a text describes a network node by node, rather than in the notation (also wrongly, with `[node]`)."""
+    return isinstance(text, str) and re.match(r"(\s*#[^\n]*\n)*\s*\[\[?\s*node\s*\]", text) is not None
 
 
 def parse_nodes(text: str, *, padding: str, neuron: NeuronModel | None, weight_bits: int) -> tuple[Node, ...]:
@@ -61,8 +61,12 @@ def parse_nodes(text: str, *, padding: str, neuron: NeuronModel | None, weight_b
     """
     if len(text) > _MOST_CHARACTERS:
         raise NetworkError(f"a network has at most {_MOST_CHARACTERS:,} characters, got {len(text):,}")
-    if any(line.count(".") > _MOST_DOTS for line in text.splitlines()):
-        raise NetworkError(f"a line of a network has at most {_MOST_DOTS} dots")
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.count(".") > _MOST_DOTS:
+            raise NetworkError(f"a line of a network has at most {_MOST_DOTS} dots")
+        # TOML would complain of a table that is declared twice, and only if there are several.
+        if re.match(r"\s*\[\s*node\s*\]", line):
+            raise NetworkError(f"line {number} is [node]; write [[node]], with two brackets, before every node")
     try:
         found = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
