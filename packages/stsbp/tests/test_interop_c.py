@@ -369,7 +369,6 @@ def exported_as(network_name: str, name: str, **more: Any) -> Source:
         ("features", "net_features"),
         ("endian", "net_endian"),
         ("avx2intrin", "net_avx2intrin"),
-        ("double", "net_double"),
         ("aux", "net_aux"),
         ("e1", "e1"),
         ("__x__", "x"),

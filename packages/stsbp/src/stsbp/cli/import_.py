@@ -12,7 +12,7 @@ from typing import Any
 import click
 import numpy as np
 from stsbp_spec.errors import NetworkError
-from stsbp_spec.grid import FLOOR
+from stsbp_spec.grid import CONTRACT_VERSION, FLOOR
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.nodes import written_nodes
 from stsbp_spec.reference.backend import NumpyBackend
@@ -151,10 +151,18 @@ def _of_a_run(graph: Graph, file: Path) -> tuple[dict[str, Any], list[str]]:
     if not (isinstance(steps, np.ndarray) and steps.size == 1 and steps.dtype.kind in "iu"):
         return {}, []
     name = shown(run) if isinstance(run, str) else "without a name"
+    contract = graph.metadata.get("contract")
+    known = isinstance(contract, np.ndarray) and contract.size == 1 and contract.dtype.kind in "iu"
+    version = int(contract.flat[0]) if isinstance(contract, np.ndarray) and known else 0
+    later = (
+        f"warning: {file} was exported under version {version} of the exact-arithmetic contract, but this stsbp "
+        f"computes under version {CONTRACT_VERSION}, so spikes may differ from those of the run. Update stsbp"
+    )
     return {"steps": int(steps.flat[0])}, [
+        *([later] if version > CONTRACT_VERSION else []),
         f"{file} was exported from the stsbp run {name}, trained with {int(steps.flat[0])} steps; "
         "to use its label sequences, loss and --tau-s, give --config with the config.toml of "
-        "that run"
+        "that run",
     ]
 
 

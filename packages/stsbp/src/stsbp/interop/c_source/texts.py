@@ -40,9 +40,6 @@ _NAMES = """
     backtrace cet corecrt cpuid crtdbg crtdefs gcov intrin mm3dnow mm_malloc omp openacc quadmath sal vadefs
     arm_acle arm_cde arm_cmse arm_fp16 arm_mve arm_neon arm_sve riscv_vector
 
-    alignas alignof asm auto bool break case char const constexpr continue default do double else enum extern false for
-    goto if inline int long nullptr register restrict return short sizeof static static_assert struct switch
-    thread_local true typedef typeof union unsigned void volatile while
 
     aux con nul prn com1 com2 com3 com4 com5 com6 com7 com8 com9 lpt1 lpt2 lpt3 lpt4 lpt5 lpt6 lpt7 lpt8 lpt9
 """
