@@ -323,8 +323,8 @@ def _noted(data: Data) -> Data:
     classes, notes = data.dataset.classes, list[str]()
     if len(classes) == 1:
         notes.append(
-            f"{data.dataset.name} has only the class {shown(classes[0])}, so every accuracy is 100 %; if its folder is "
-            "that of one class, give the folder that contains the folders of all classes"
+            f"{data.dataset.name} has only the class {shown(classes[0])}, so every accuracy is 100 % and says nothing; "
+            "check its labels, or that its folder contains the folders of all classes"
         )
     trained = set(np.unique(data.train.labels).tolist()) if classes else set()
     for what, split in (("validation", data.validation), ("test", data.test)):
