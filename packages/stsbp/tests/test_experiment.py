@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from stsbp import load_run
 from stsbp.config import Source, resolve
 from stsbp.datasets import load
 from stsbp.datasets.digits import read_digits
+from stsbp.experiment import jobs
 from stsbp.experiment import run as experiment_run
 from stsbp.experiment.run import with_validation
 from stsbp.experiment.table import markdown
@@ -284,6 +287,23 @@ def test_jobs_that_end_early_tell_how_to_continue(
         failed = experiment("--jobs", 2)
     assert failed.exit_code == 1
     assert "To continue, run the same command without --overwrite again" in failed.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "waitid"), reason="this system does not tell of stopped processes")
+def test_jobs_whose_process_is_stopped_say_so_and_end(
+    experiment: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = jobs._Job.__init__
+
+    def stopped(self: Any, *arguments: Any) -> None:
+        begin(self, *arguments)
+        os.kill(self.process.pid, signal.SIGSTOP)
+
+    monkeypatch.setattr(jobs._Job, "__init__", stopped)
+    result = experiment("--jobs", 2, "--stop-after", 2)
+    assert result.exit_code == 75, result.output
+    said = r"seed (\d): its process (\d+) was stopped by a signal, .* to continue it, run: kill -CONT \2\n"
+    assert sorted(seed for seed, _ in re.findall(said, result.stderr)) == ["0", "1"], result.stderr
 
 
 def test_changed_settings_and_foreign_folders_are_refused(experiment: Callable[..., Result], tmp_path: Path) -> None:
