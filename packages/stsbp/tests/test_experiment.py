@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -293,15 +294,24 @@ def test_jobs_that_end_early_tell_how_to_continue(
 def test_jobs_whose_process_is_stopped_say_so_and_end(
     experiment: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin = jobs._Job.__init__
+    begin, processes = jobs._Job.__init__, list[int]()
 
     def stopped(self: Any, *arguments: Any) -> None:
         begin(self, *arguments)
+        processes.append(self.process.pid)
         os.kill(self.process.pid, signal.SIGSTOP)
+        if len(processes) == 2:
+            end.start()
+            late.start()
 
+    end = threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM))
+    # Otherwise this test would wait for them for ever, as the experiment would.
+    late = threading.Timer(60, lambda: [os.kill(process, signal.SIGKILL) for process in processes])
     monkeypatch.setattr(jobs._Job, "__init__", stopped)
-    result = experiment("--jobs", 2, "--stop-after", 2)
-    assert result.exit_code == 75, result.output
+    result = experiment("--jobs", 2)
+    assert late.is_alive()
+    late.cancel()
+    assert result.exit_code == 128 + signal.SIGTERM, result.output
     said = r"seed (\d): its process (\d+) was stopped by a signal, .* to continue it, run: kill -CONT \2\n"
     assert sorted(seed for seed, _ in re.findall(said, result.stderr)) == ["0", "1"], result.stderr
 
