@@ -38,7 +38,7 @@ from stsbp_spec.synapses.base import Weighted
 
 random_networks = pytest.importorskip("stsbp_conformance.random_networks")
 
-SEED, NETWORKS, IN_NIR, IN_C, STEPS, SAMPLES = 5, 30, 6, 15, 6, 2
+SEED, NETWORKS, IN_NIR, IN_C, STEPS, SAMPLES = 5, 24, 4, 10, 6, 2
 DEFAULTS = (
     LIF(1.5, 2.0, 0.3, Triangle(0.5), reset="subtract", tau_rise=1.5, psp_gain="unit"),
     IF(tau_s=9.0, tau_rise=8.0),
