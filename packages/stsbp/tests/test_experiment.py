@@ -305,8 +305,13 @@ def test_jobs_whose_process_is_stopped_say_so_and_end(
             late.start()
 
     end = threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM))
+
     # Otherwise this test would wait for them for ever, as the experiment would.
-    late = threading.Timer(60, lambda: [os.kill(process, signal.SIGKILL) for process in processes])
+    def kill() -> None:
+        for process in processes:
+            os.kill(process, signal.SIGKILL)
+
+    late = threading.Timer(60, kill)
     monkeypatch.setattr(jobs._Job, "__init__", stopped)
     result = experiment("--jobs", 2)
     assert late.is_alive()

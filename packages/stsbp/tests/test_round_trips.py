@@ -115,9 +115,10 @@ def test_a_run_folder_gives_the_network_and_its_weights_back(networks: list[_Net
             continue
         # A run reads binary frames, and has no setting for the rise of the input's synapse.
         spec = replace(spec, input_max=1, input_psp=None if psp is None else PSP(psp.tau_s, gain=psp.gain))
-        filtered = {} if psp is None else {"input_tau_s": psp.tau_s, "psp_gain": psp.gain}
+        filtered: dict[str, Any] = {} if psp is None else {"input_tau_s": psp.tau_s, "psp_gain": psp.gain}
         # Other neurons are the default of the run. The text names its own.
-        other = {"neuron": "alif:reset=subtract", "tau_s": 9.0, "tau_rise": 5.0, "padding": "same", "weight_bits": 3}
+        other: dict[str, Any] = {"neuron": "alif:reset=subtract", "tau_s": 9.0, "tau_rise": 5.0, "padding": "same"}
+        other["weight_bits"] = 3
         loss = "cross-entropy" if spec.has_readout else "van-rossum"
         settings: dict[str, Any] = {"dataset": "digits", "net": spec.notation, "steps": STEPS, "loss": loss}
         config = RunConfig(**settings, **filtered, **other)
