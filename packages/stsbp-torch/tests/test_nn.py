@@ -10,7 +10,7 @@ import pytest
 import torch
 from stsbp_spec import LIF as LIFSpec
 from stsbp_spec import PSP, Batch, Hamming, Loss, NetworkSpec, SpikeCount, VanRossum, initial_weights, open_backend
-from stsbp_spec.errors import NetworkError, NumericError, ShapeError, SpecError
+from stsbp_spec.errors import BackendError, NetworkError, NumericError, ShapeError, SpecError
 from stsbp_spec.losses.cross_entropy import CrossEntropy
 from stsbp_spec.neurons.plif import PLIF
 from stsbp_spec.typing import AnyArray, Precision
@@ -513,3 +513,31 @@ def test_errors_of_several_readers_are_added_in_order(notation: str, transformed
     for name, w in net.named().items():
         assert expected.gradients[name].any()
         assert np.array_equal(found[names[id(w)]].numpy(), expected.gradients[name]), name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.tolist(), r"got list; convert it with torch.as_tensor"),
+        (lambda x: x.numpy(), r"got ndarray; convert it with torch.as_tensor"),
+        (lambda x: x.to_sparse(), r"got a tensor of layout torch.sparse_coo; convert it with .to_dense"),
+        (lambda x: x.to(torch.complex64), r"got a tensor of torch.complex64; take its real part"),
+        (lambda x: torch.quantize_per_tensor(x, 1.0, 0, torch.quint8), r"got a tensor of torch.quint8; convert it"),
+        (lambda x: torch.nested.as_nested_tensor(list(x)), r"got a nested tensor; pad its samples"),
+    ],
+    ids=["list", "numpy", "sparse", "complex", "quantised", "nested"],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_inputs_that_are_no_dense_tensors_of_real_numbers_are_refused(change: Any, message: str) -> None:
+    network = Network(NetworkSpec.parse("4", input_shape=(5,), outputs=2))
+    for module, shape in ((network, (3, 2, 5)), (SpikingAvgPool2d(2), (3, 2, 1, 4, 4))):
+        with pytest.raises(ShapeError, match=rf"must be a dense tensor of real numbers, {message}"):
+            module(change(torch.zeros(shape)))
+
+
+def test_the_device_meta_is_refused_by_its_name() -> None:
+    network, x = Network(NetworkSpec.parse("4", input_shape=(5,), outputs=2)), torch.zeros(3, 2, 5)
+    with pytest.raises(BackendError, match="compute on cpu and cuda, got a tensor on the device meta"):
+        network(x.to("meta"))
+    with pytest.raises(SpecError, match="are on the device meta, which holds no values"):
+        network.to("meta")(x)

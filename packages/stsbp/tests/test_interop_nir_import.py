@@ -461,7 +461,19 @@ def test_shapes_that_take_no_room_in_a_file_take_none_here() -> None:
     made = graph(nodes, chain("input", "scale", "flat", "b", "last", "output"))
     with pytest.raises(DataError, match="it flattens 134,217,728 numbers, which are scaled by different factors"):
         import_graph(made, (2, 8192, 8192), CHOICES)
-    with pytest.raises(DataError, match=r"shape is .*, which is neither the shape of a picture nor that of a row"):
+    with pytest.raises(DataError, match="which is 134,217,728 numbers, more than 67,108,864"):
+        import_graph(made, None, CHOICES)
+
+
+@pytest.mark.parametrize("number", [10**9, 2**62])
+@pytest.mark.parametrize("key", ["stride", "padding", "dilation", "groups"])
+def test_numbers_beyond_the_limit_are_refused_by_the_limit(key: str, number: int) -> None:
+    limit = rf"node conv .*: {key} is .*, but must be a whole number from [01] to 999,999,999"
+    with pytest.raises(DataError, match=limit):
+        run(picture(conv(4, 2, **{key: np.full(1, number)}), lif(()), 144), IMAGE)
+    made = simple(lif(4))
+    made.nodes["input"].values["shape"][:] = number  # type: ignore[index]
+    with pytest.raises(DataError, match="but its numbers must be from 1 to 999,999,999"):
         import_graph(made, None, CHOICES)
 
 

@@ -25,7 +25,7 @@ from stsbp_spec.typing import Precision
 from stsbp_spec.values import listed
 
 from stsbp_jax import grid
-from stsbp_jax.checks import check_finite, checked_weights, dropout_words, on_grid
+from stsbp_jax.checks import check_array, check_finite, checked_weights, dropout_words, on_grid
 from stsbp_jax.segments import Piece, Settings, State, compute, fork, pieces
 from stsbp_jax.synapses.conv2d import conv2d
 from stsbp_jax.synapses.linear import linear
@@ -148,6 +148,7 @@ def apply(
             "training changes the running statistics of batch normalisation; call apply with "
             "full=True and keep `{**weights, **output.statistics}`"
         )
+    check_array("the input of apply", inputs)
     events = network.coding == "events"
     shape, lead = np.shape(inputs), 2 if events else 1
     if shape[lead:] != network.input_shape or 0 in shape or steps < 1:

@@ -7,6 +7,7 @@ A `Recurrence` is one step of an equation that runs over time, or, without state
 
 from __future__ import annotations
 
+import builtins
 import math
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping
@@ -273,8 +274,8 @@ class Names:
             raise SpecError(f"there is no {self._what} {name!r}; there are: {known}") from None
 
 
-_WORDS = frozenset({"abs", "divide", "exp", "float32", "number", "rounded", "snap", "sqrt", "tl", "where"})
-"""Reserved words of the languages in which expressions are printed."""
+_WORDS = frozenset({*dir(builtins), "divide", "exp", "float32", "number", "rounded", "snap", "sqrt", "tl", "where"})
+"""Words of the languages in which expressions are printed. C and CUDA need none here: their names end in `_`."""
 
 
 def checked_name(name: str) -> str:

@@ -12,7 +12,7 @@ import torch
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.values import integer, shown
 
-__all__ = ["RETURNED", "check_finite", "check_inputs", "check_precision", "check_state", "check_steps"]
+__all__ = ["RETURNED", "check_finite", "check_inputs", "check_precision", "check_state", "check_steps", "check_tensor"]
 
 RETURNED = "give the state that this module returned"
 """What to do instead of giving a state that does not fit."""
@@ -57,8 +57,25 @@ def check_inputs(what: str, s: torch.Tensor, exponent: int, largest: float, hint
     raise ShapeError(f"the inputs of {what} must be {wanted}, got {wrong:g}{remedy}{hint}")
 
 
+def check_tensor(x: object) -> None:
+    """Raise `ShapeError` unless `x` is a dense tensor of real numbers, on a device that computes."""
+    remedy = ""
+    if not isinstance(x, torch.Tensor):
+        kind, remedy = type(x).__name__, "; convert it with torch.as_tensor(...)"
+    elif x.is_nested or x.layout != torch.strided:
+        kind = "a nested tensor" if x.is_nested else f"a tensor of layout {x.layout}"
+        remedy = "; pad its samples to the same shape" if x.is_nested else "; convert it with .to_dense()"
+    elif x.is_quantized or x.is_complex():
+        kind = f"a tensor of {x.dtype}"
+        remedy = "; convert it with .dequantize()" if x.is_quantized else "; take its real part"
+    else:
+        return
+    raise ShapeError(f"an input must be a dense tensor of real numbers, got {kind}{remedy}")
+
+
 def check_steps(x: torch.Tensor, steps: int | None) -> int:
     """`T` of `x`, `[T, B, ...]` or `[1, B, ...]`; raises `ShapeError` if `steps` does not fit `x`."""
+    check_tensor(x)
     if x.dim() < 2 or len(x) == 0:
         raise ShapeError(f"an input must be [T, B, ...] with T >= 1, got {tuple(x.shape)}")
     number = len(x) if steps is None else integer(steps)

@@ -42,7 +42,7 @@ from stsbp_spec.typing import AnyArray, Precision, Shape
 from stsbp_spec.values import real, shown, whole
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
-from stsbp_torch.checks import RETURNED, check_precision, check_steps
+from stsbp_torch.checks import RETURNED, check_precision, check_steps, check_tensor
 from stsbp_torch.losses import spike_loss
 from stsbp_torch.segments import Handle, Layer, Made, Piece, Settings, backend_of, compute, handle_of
 
@@ -128,6 +128,11 @@ def _given(made: Made, name: str, full: bool) -> Any:
 
 def _check_types(what: str, parameters: Iterable[torch.Tensor]) -> None:
     for x in parameters:
+        if x.is_meta:
+            raise SpecError(
+                f"the parameters of {what} are on the device meta, which holds no values; call .to_empty(device=...) "
+                "and load them with load_state_dict"
+            )
         if x.dtype != torch.float32:
             raise SpecError(
                 f"the parameters of {what} must be float32, in which their sums are exact, got {x.dtype}; "
@@ -501,6 +506,7 @@ class _Passing(torch.nn.Module):
 
     def forward(self, s: torch.Tensor) -> torch.Tensor:
         """Spikes `[T, B, C, H, W]` to `[T, B, C, H', W']`."""
+        check_tensor(s)
         return compute(self._own, Settings(len(s)), [s], []).outputs[0]
 
 
@@ -895,6 +901,7 @@ class Network(torch.nn.Module):
                 f"the network {self.spec} ends with a readout, which has no spikes; call it with "
                 f"full=True and use the potentials of {self._walk[-1][3]}"
             )
+        check_tensor(inputs)
         s = inputs
         if self.spec.coding == "direct":
             # Torch would divide integers in its default type, which the user may have set.

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 import torch
 from stsbp_spec.collective import Part
 from stsbp_spec.equations import neuron_equations
-from stsbp_spec.errors import NumericError, ShapeError, SpecError
+from stsbp_spec.errors import BackendError, NumericError, ShapeError, SpecError
 from stsbp_spec.graph import Edge, Input, Network, Neurons, Node, Op, Projection, Values, Weighted
 from stsbp_spec.neurons.stored import as_text
 from stsbp_spec.passes import Trace, after, back_through, through, together
@@ -291,6 +291,8 @@ def _backend(device: str) -> TorchBackend:
 
 def backend_of(x: torch.Tensor) -> TorchBackend:
     """The backend for the device of `x`."""
+    if x.device.type not in ("cpu", "cuda"):
+        raise BackendError(f"the modules compute on cpu and cuda, got a tensor on the device {x.device}; move it there")
     return _backend("cpu" if x.device.type == "cpu" else f"cuda:{x.device.index or 0}")
 
 

@@ -147,6 +147,7 @@ class Trained(Record):
     inputs: InputsRecord
     batch: Count = 0
     samples: Count | None = None
+    contract: Count = 1
 
 
 class _Grid(Record):

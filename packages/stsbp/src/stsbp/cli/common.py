@@ -41,6 +41,7 @@ __all__ = [
     "processes",
     "say",
     "say_distances",
+    "say_warning",
     "split_option",
     "stop_after",
     "threads_option",
@@ -56,6 +57,11 @@ _LONGEST_SHAPE = 100
 def say(text: str, *, nl: bool = True, err: bool = False) -> None:
     """Print lines that contain text from outside, without control characters."""
     click.echo(printable(text, lines=True), nl=nl, err=err)
+
+
+def say_warning(text: str) -> None:
+    """Print a warning, like those of a training run."""
+    say(f"warning: {text}", err=True)
 
 
 def say_distances(names: Iterable[str], distances: Float64) -> None:

@@ -20,6 +20,7 @@ from stsbp.cli.common import (
     choose_backend,
     limit_threads,
     say,
+    say_warning,
     split_option,
     threads_option,
 )
@@ -99,7 +100,7 @@ def command(
             check_on_other(config, on, data_dir, str(run))
     limit_threads(configs[0].threads if threads is None else threads)
     backend = choose_backend(options)
-    loaded = [load_trained(folder, checkpoint, backend) for folder in folders]
+    loaded = [load_trained(folder, checkpoint, backend, warn=say_warning) for folder in folders]
     amounts = [_amounts(noises, trained.task.inputs.coding) for trained in loaded]
     show, found = reporter(), []
     try:

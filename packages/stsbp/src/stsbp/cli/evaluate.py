@@ -20,6 +20,7 @@ from stsbp.cli.common import (
     meeting,
     processes,
     say,
+    say_warning,
     split_option,
     threads_option,
 )
@@ -95,7 +96,7 @@ def command(
     with join(backend, rendezvous, rank_timeout) as group:
         asked = {"run": str(run), "checkpoint": checkpoint, "split": split, "on": on, "tolerance": tolerance}
         group.compare_settings({**asked, "batch_size": batch_size or config.batch_size, "config": config.digest()})
-        trained = load_trained(folder, checkpoint, backend, group)
+        trained = load_trained(folder, checkpoint, backend, group, warn=say_warning)
         group.compare_settings({"sha256": trained.info["sha256"]})
         inputs = trained.task.inputs
         if tolerance is not None and trained.network.has_readout:

@@ -24,6 +24,7 @@ from stsbp.cli.common import (
     limit_threads,
     say,
     say_distances,
+    say_warning,
     threads_option,
 )
 from stsbp.cli.streaming import UNITS, Asked, follow
@@ -147,7 +148,7 @@ def command(
     folder = RunFolder(run)
     config = folder.read_config()
     limit_threads(config.threads if threads is None else threads)
-    trained = load_trained(folder, checkpoint, choose_backend(options))
+    trained = load_trained(folder, checkpoint, choose_backend(options), warn=say_warning)
     inputs = trained.task.inputs
     samples = [read_input(path, inputs, config.binning, config.own_lengths) for path in files]
     batch, lengths = _batch(samples, inputs, config.steps)
@@ -194,7 +195,7 @@ def _follow(
     folder = RunFolder(run)
     config = folder.read_config()
     limit_threads(config.threads if threads is None else threads)
-    code = follow(load_trained(folder, checkpoint, choose_backend(options)), asked)
+    code = follow(load_trained(folder, checkpoint, choose_backend(options), warn=say_warning), asked)
     if code:
         click.get_current_context().exit(code)
 

@@ -25,7 +25,7 @@ from stsbp_spec.neurons import IF, LIF, PLIF, NeuronModel, Readout
 from stsbp_spec.surrogates import Surrogate
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
 from stsbp_spec.typing import AnyArray, Float64
-from stsbp_spec.values import shown
+from stsbp_spec.values import MAX_SIZE, shown
 
 from stsbp.errors import DataError
 from stsbp.interop.nir_reader import GraphNode
@@ -89,7 +89,6 @@ NEAR = 1e-6
 _LEAKLESS, _ENDLESS, _LONGEST = 2.0**25, 2.0**40, 2.0**100
 """Time constants in steps. From the first one on, a decay is 1 in float32. The second one is that of an integrator. The
 third one is the largest."""
-_LONGEST_AXIS = 10**9
 _MOST_AXES = 64
 
 _Made = TypeVar("_Made")
@@ -393,10 +392,9 @@ def _product(node: GraphNode, first: Factor, second: Factor) -> Factor:
 
 def _count(node: GraphNode, key: str, found: AnyArray, least: int) -> int:
     number = float(found.flat[0])
-    if found.size != 1 or number != round(number) or not least <= number < _LONGEST_AXIS:
+    if found.size != 1 or number != round(number) or not least <= number <= MAX_SIZE:
         given = f"{number:g}" if found.size == 1 else f"{found.size:,} numbers"
-        most = " and below 10^9" if number >= _LONGEST_AXIS else ""
-        raise fail(node, f"{key} is {given}, but must be a whole number of at least {least}{most}")
+        raise fail(node, f"{key} is {given}, but must be a whole number from {least} to {MAX_SIZE:,}")
     return round(number)
 
 

@@ -28,6 +28,7 @@ from stsbp_spec.ranges import Flush, flushes_of
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.trainer import Trainer
 from stsbp_spec.typing import AnyArray, Coding, Float64, Int64, Shape, UInt8
+from stsbp_spec.values import listed, shown
 
 from stsbp.config import OF_NEURONS, OWN, RECORDING_SETTINGS, RunConfig
 from stsbp.datasets import Dataset, Split, hold_out, load
@@ -304,7 +305,7 @@ def cut_validation(dataset: Dataset, config: RunConfig) -> Data:
         DataError: there are too few training samples, or they are also the test samples.
     """
     if config.validation == 0:
-        return Data(dataset, dataset.train, None, dataset.test)
+        return _noted(Data(dataset, dataset.train, None, dataset.test))
     if has_test_of_training(config.dataset):
         raise DataError(f"the test samples of {dataset.name} are its training samples: leave --validation out")
     train, validation = hold_out(
@@ -314,7 +315,28 @@ def cut_validation(dataset: Dataset, config: RunConfig) -> Data:
         substream=_VALIDATION_SUBSTREAM,
         option="validation",
     )
-    return Data(dataset, train, validation, dataset.test)
+    return _noted(Data(dataset, train, validation, dataset.test))
+
+
+def _noted(data: Data) -> Data:
+    """Data with notes on accuracies that say nothing: there is only one class, or classes have no training samples."""
+    classes, notes = data.dataset.classes, list[str]()
+    if len(classes) == 1:
+        notes.append(
+            f"{data.dataset.name} has only the class {shown(classes[0])}, so every accuracy is 100 % and says nothing; "
+            "check its labels, or that its folder contains the folders of all classes"
+        )
+    trained = set(np.unique(data.train.labels).tolist()) if classes else set()
+    for what, split in (("validation", data.validation), ("test", data.test)):
+        labels = np.unique(split.labels).tolist() if split is not None and classes else []
+        if missing := [label for label in labels if label not in trained]:
+            assert split is not None
+            many = int(np.isin(split.labels, missing).sum())
+            notes.append(
+                f"{many} of the {len(split)} {what} samples are of classes without training samples, which the network "
+                f"cannot know: {listed(shown(classes[label]) for label in missing)}"
+            )
+    return dataclasses.replace(data, dataset=dataclasses.replace(data.dataset, notes=(*data.dataset.notes, *notes)))
 
 
 def has_test_of_training(name: str) -> bool:

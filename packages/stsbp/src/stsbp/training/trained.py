@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.checks import check_inputs, check_lengths
 from stsbp_spec.decoders import equally_near, nearest_sequence, spike_count
 from stsbp_spec.errors import ShapeError
+from stsbp_spec.grid import CONTRACT_VERSION
 from stsbp_spec.lengths import without_padding
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import NetworkSpec
@@ -228,8 +231,16 @@ class Trained:
         return dataset.test
 
 
-def load_trained(folder: RunFolder, name: str, backend: AbstractBackend, group: Group | None = None) -> Trained:
+def load_trained(
+    folder: RunFolder,
+    name: str,
+    backend: AbstractBackend,
+    group: Group | None = None,
+    warn: Callable[[str], object] = partial(warnings.warn, stacklevel=3),
+) -> Trained:
     """Read the checkpoint `name` (`last` or `best`) of a run for a backend, whichever backend wrote it.
+
+    `warn` receives a warning if a later version of the exact-arithmetic contract wrote it.
 
     Raises:
         CheckpointError: there is no such run, or the checkpoint is damaged or does not fit the settings.
@@ -239,6 +250,12 @@ def load_trained(folder: RunFolder, name: str, backend: AbstractBackend, group: 
     if not checkpoint.is_of(config, saved.info):
         raise CheckpointError(f"{folder.config} is not what the checkpoint {name!r} was trained with; put it back")
     found = checkpoint.trained_of(saved, folder.path, name)
+    if found.contract > CONTRACT_VERSION and (group is None or group.leads):
+        warn(
+            f"{folder.path} was trained under version {found.contract} of the exact-arithmetic contract, but this "
+            f"stsbp computes under version {CONTRACT_VERSION}, so spikes may differ from those of the training. Update "
+            "stsbp (docs/exactness.md)"
+        )
     # Older checkpoints lack the number of training samples. The updates of finished epochs then give the schedule.
     samples = found.samples or (found.step - found.batch) // max(1, found.epoch) * config.batch_size
     task = build_task(config, Inputs.of_record(found.inputs), backend, max(1, samples), group)
