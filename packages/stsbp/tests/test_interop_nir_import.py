@@ -813,7 +813,7 @@ def test_pictures_that_cannot_be_read_are_refused_by_name(name: str) -> None:
         ("start_dim", 2**62, "start_dim is 4.61169e.18, but must be the number of an axis, at most 64"),
         ("end_dim", -(2**63), "end_dim is -9.22337e.18, but must be the number of an axis, at most 64"),
         ("start_dim", 0.5, "start_dim is 0.5, but must be the number of an axis, at most 64"),
-        ("input_type", [2**62], "input_type is 4.61169e.18, but must be a whole number of at least 1 and below 10.9"),
+        ("input_type", [2**62], "input_type is 4.61169e.18, but must be a whole number from 1 to 999,999,999"),
         ("input_type", [2, 0], "input_type is 0, but must be a whole number of at least 1"),
     ],
 )
