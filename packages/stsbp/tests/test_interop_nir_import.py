@@ -814,7 +814,7 @@ def test_pictures_that_cannot_be_read_are_refused_by_name(name: str) -> None:
         ("end_dim", -(2**63), "end_dim is -9.22337e.18, but must be the number of an axis, at most 64"),
         ("start_dim", 0.5, "start_dim is 0.5, but must be the number of an axis, at most 64"),
         ("input_type", [2**62], "input_type is 4.61169e.18, but must be a whole number from 1 to 999,999,999"),
-        ("input_type", [2, 0], "input_type is 0, but must be a whole number of at least 1"),
+        ("input_type", [2, 0], "input_type is 0, but must be a whole number from 1"),
     ],
 )
 def test_a_flatten_whose_axes_and_sizes_no_array_has_is_refused(key: str, value: Any, message: str) -> None:
