@@ -301,7 +301,11 @@ class Models(Kind):
         elif isinstance(found, Surrogate):
             found.derivative(z)
         else:
-            _, kept = backend.neuron_forward(found, PSP(3).filter(), z, 3)
+            learned = {
+                name: np.full(4 if x.per == "channel" else 1, x.initial, np.float32)
+                for name, x in found.learned().items()
+            }
+            _, kept = backend.neuron_forward(found, PSP(3).filter(), z, 3, learned)
             backend.neuron_backward(found, PSP(3).filter(), kept, z)
             network = NetworkSpec.parse("4", input_shape=(3,), outputs=2, neuron=found)
             if NetworkSpec.parse(network.notation, input_shape=(3,), outputs=2, neuron=found) != network:

@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import json
 import os
+import re
 import signal
 import sys
 import warnings
@@ -142,6 +143,25 @@ def test_train_takes_the_class_that_a_file_stores_without_an_import(
     assert result.exit_code == 1
     assert 'own.toml: neuron = "lurking:Thing" names a class' in result.output
     assert not lurking.exists()
+
+
+def test_train_refuses_a_model_that_takes_long_to_compile(stsbp: Stsbp, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = json.loads(neurons.as_text(LIF()))
+    # The way back of the state is derived, and has about five operations for each of the step.
+    data |= {"carried": [], "roots": {name: at for name, at in data["roots"].items() if name[0] != "d"}}
+    data["roots"].pop("current")
+    (u, state) = (data["roots"][name] for name in ("u", "s.m"))
+    data["nodes"].append(["mul", None, data["nodes"][state][2], u])
+    for _ in range(300):
+        data["nodes"].append(["mul", None, len(data["nodes"]) - 1, u])
+    data["roots"]["s.m"] = len(data["nodes"]) - 1
+    model = to_toml_value(json.dumps(data))
+    (tmp_path / "own.toml").write_text(f'dataset = "digits"\nneuron = "mine:Own"\nneuron_model = {model}\n')
+    result = stsbp("train", "--config", "own.toml", "--out", "run", "--stop-after", "0.001")
+    assert result.exit_code == 1
+    assert re.search(r"lif_backward has \d,\d{3} operations in one step, more than the 1,000", result.output)
+    assert not (tmp_path / "run").exists()
 
 
 @needs_pipes
