@@ -41,7 +41,7 @@ HANG = 20.0
 """Seconds by the clock after which a case hangs."""
 MOST_MEMORY = 3 << 29
 """Bytes of address space that a case may take, with all processes that it starts."""
-MOST_FILE = 1 << 30
+MOST_FILE = 5 << 28
 """Largest size of a file in bytes that a case may write."""
 KEPT = 2
 """Cases that are kept of the same fault."""
