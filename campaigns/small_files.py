@@ -741,7 +741,10 @@ class Changes(Kind):
             "--stop-after",
             "0.001",
         )
-        how = {"kept": [f"work/runs/{run}"], **({"refuse": refuse} if refuse else {})}
+        # The list of starts may grow.
+        inside = [name for name in world.names() if name.startswith(f"work/runs/{run}/")]
+        how: dict[str, Any] = {"kept": [name for name in inside if not name.endswith("environment.json")]}
+        how |= {"refuse": refuse} if refuse else {}
         return Case(
             self.name, how=how, arguments=(*_NUMPY, *arguments), files=files, may_change=(f"work/runs/{run}", "cache")
         )
