@@ -38,7 +38,7 @@ from campaigns.cases import Case, Kind
 from campaigns.mutate import TEXTS, mutated_bytes
 from campaigns.worlds import PICTURES, RASTERS, RECORDINGS, World, picture
 
-__all__ = ["EVIL", "SMALL_FILES"]
+__all__ = ["EVIL", "SMALL_FILES", "plain_shd"]
 
 EVIL = "evil"
 """Beginning of the names of modules that must not be imported."""
@@ -57,8 +57,9 @@ def _fresh(folder: Path) -> Path:
 
 
 def _special(path: Path, what: str) -> None:
-    """Something in place of a file."""
+    """Something in place of a file or a folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     if what == "pipe":
         os.mkfifo(path)
     elif what == "folder":
@@ -825,28 +826,26 @@ class Places(Kind):
     )
 
     def make(self, rng: random.Random, world: World) -> Case:
-        how = {"file": rng.choice(self.files), "special": rng.choice(_SPECIAL), "skip": rng.random() < 0.3}
+        special = rng.choice(_SPECIAL) if rng.random() < 0.9 else ""
+        how = {"file": rng.choice(self.files), "special": special, "skip": rng.random() < 0.3}
         return Case(self.name, how=how)
 
     def read(self, case: Case, world: World) -> None:
-        folder, file = _fresh(world.beside / "places"), case.how["file"]
+        folder, file, special = _fresh(world.beside / "places"), case.how["file"], case.how["special"]
         if file.startswith("run/"):
             shutil.copytree(world.root / "work/runs/pictures", folder / "run")
-            (folder / file).unlink()
         elif file.startswith("pictures"):
             for name in ("a/2.png", "b/1.png"):
                 path = folder / "pictures" / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(picture(1))
-            if file == "pictures/a":
-                shutil.rmtree(folder / file)
         elif file.startswith("Train"):
             shutil.copytree(world.root / "data/recordings/Train", folder / "Train")
-            shutil.rmtree(folder / file) if file == "Train/3" else (folder / file).unlink()
         elif file == "SHD/shd_test.h5":
             (folder / "SHD").mkdir()
-            (folder / "SHD/shd_train.h5").write_bytes(_plain_shd())
-        _special(folder / file, case.how["special"])
+            (folder / "SHD/shd_train.h5").write_bytes(plain_shd())
+        if special:
+            _special(folder / file, special)
         names = {
             "SHD": "shd",
             "MNIST": "mnist",
@@ -881,7 +880,8 @@ class Places(Kind):
 
 
 @cache
-def _plain_shd() -> bytes:
+def plain_shd() -> bytes:
+    """A file of SHD with two recordings."""
     import h5py
 
     content = io.BytesIO()
