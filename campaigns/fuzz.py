@@ -38,7 +38,7 @@ from campaigns.worlds import World, scratch_folder
 __all__ = ["Found", "Tally", "command", "fuzz", "run_watched"]
 
 HANG = 20.0
-"""Seconds by the clock after which a case hangs."""
+"""Seconds by the clock after which a case hangs, without those in which other work had all processors."""
 MOST_MEMORY = 3 << 29
 """Bytes of address space that a case may take, with all processes that it starts."""
 MOST_FILE = 5 << 28
@@ -191,7 +191,7 @@ def _serve(pipe: Connection, started: Any, root: Path) -> None:
         began = time.monotonic()
         number = first
         while number < end and (number == first or time.monotonic() - began < 5 * _CHUNK_SECONDS):
-            started[0], started[1] = number, time.monotonic()
+            started[0], started[1], started[2] = number, time.monotonic(), _kept_waiting(os.getpid())
             case = kind.make(_generator(kind_name, seed, number), world)
             if case.arguments:
                 current.write_text(case.to_json(), encoding="utf-8")
@@ -215,6 +215,16 @@ def _serve(pipe: Connection, started: Any, root: Path) -> None:
         pipe.send_bytes(json.dumps(result).encode())
 
 
+def _kept_waiting(pid: int) -> float:
+    """Seconds in which a process, and those that it waits for, were ready to run but had no processor; 0: unknown."""
+    seconds = 0.0
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        seconds = int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            seconds += _kept_waiting(int(child))
+    return seconds
+
+
 class _Worker:
     """A process that runs cases, and what it does now."""
 
@@ -222,7 +232,7 @@ class _Worker:
         context = multiprocessing.get_context("fork")
         self.root = Path(tempfile.mkdtemp(prefix="worker-", dir=folder))
         self.pipe, theirs = context.Pipe()
-        self.started = context.RawArray("d", 2)
+        self.started = context.RawArray("d", 3)
         self.process = context.Process(target=_work, args=(theirs, self.started, self.root), daemon=True)
         self.process.start()
         theirs.close()
@@ -238,7 +248,10 @@ class _Worker:
     @property
     def hangs(self) -> bool:
         """Whether its case has taken too long."""
-        return self.chunk is not None and 0 < self.started[1] < time.monotonic() - HANG
+        pid, seconds = self.process.pid, time.monotonic() - self.started[1]
+        if self.chunk is None or not self.started[1] or seconds < HANG or pid is None:
+            return False
+        return bool(seconds - (_kept_waiting(pid) - self.started[2]) > HANG)
 
     def case(self, seed: int) -> Case:
         """The case that it was at when it ended."""

@@ -1154,7 +1154,7 @@ class Operations(Models):
             return
         head = "#include <math.h>\n#include <stdbool.h>\nstatic float snap(float x) { return x; }\n"
         command = ["gcc", "-std=c99", "-fsyntax-only", "-x", "c", "-"]
-        done = subprocess.run(command, input=head + text, capture_output=True, text=True, check=False, timeout=20)
+        done = subprocess.run(command, input=head + text, capture_output=True, text=True, check=False)
         if done.returncode:
             raise Complaint(f"printed C does not compile\n{done.stderr[:600]}")
 

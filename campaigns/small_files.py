@@ -807,7 +807,6 @@ class Exports(Kind):
                     capture_output=True,
                     text=True,
                     check=False,
-                    timeout=20,
                 )
                 if done.returncode:
                     raise Complaint(f"exported C does not compile\n{done.stderr[-800:]}")
