@@ -212,6 +212,8 @@ def _change_shd(rng: random.Random, arrays: dict[str, Any], n: int) -> None:
     name = rng.choice(sorted(arrays))
     change = rng.randrange(8)
     what = arrays[name]
+    if what[0] not in ("plain", "ragged"):
+        return
     if change < 3 and what[0] == "ragged":
         kind, values = what[1:]
         values = [np.asarray(each, np.float64) for each in values]
@@ -321,7 +323,7 @@ class Archives(Kind):
         arrays = _events(rng) if events else _rasters(rng)
         for _ in range(rng.choice((0, 1, 1, 2))):
             # Text has no number to change.
-            with contextlib.suppress(ValueError, TypeError, OverflowError):
+            with contextlib.suppress(ValueError, TypeError, OverflowError), np.errstate(all="ignore"):
                 _change_archive(rng, arrays)
         content = _archive(rng, arrays)
         if rng.random() < 0.2:
