@@ -168,6 +168,22 @@ def test_what_is_no_equation_is_refused_with_a_reason(make: Callable[[], object]
         make()
 
 
+def test_a_step_of_too_many_operations_is_refused() -> None:
+    sums, choices = [A], [A]
+    for number in range(1001):
+        sums.append(sums[-1] * B + number if number % 2 else sums[-1] + B)
+        choices.append(where(A < B, choices[-1], B))
+    # Every second sum has a product too. A comparison is computed once, and a choice counts as five operations.
+    assert Recurrence("f", (), ("a", "b"), {}, {"y": unsnapped(sums[667])}).outputs
+    assert Recurrence("f", (), ("a", "b"), {}, {"y": unsnapped(choices[199])}).outputs
+    with pytest.raises(
+        SpecError, match=r"^f has 1,001 operations in one step, more than the 1,000 that are allowed; a "
+    ):
+        Recurrence("f", (), ("a", "b"), {}, {"y": unsnapped(sums[667] + B)})
+    with pytest.raises(SpecError, match=r"^f has 1,001 operations in one step"):
+        Recurrence("f", (), ("a", "b"), {}, {"y": unsnapped(choices[200])})
+
+
 def test_a_condition_that_is_counted_with_is_one_or_zero() -> None:
     x = _recurrence(A + (B < C))
     assert evaluate(x, {"a": np.float32(2), "b": np.float32(0), "c": np.float32(1)}, np.float32)["y"] == 3

@@ -46,6 +46,7 @@ __all__ = [
     "RunConfig",
     "Source",
     "absolute",
+    "check_imports",
     "differences",
     "named_preset",
     "network_text",
@@ -513,6 +514,7 @@ class Source(NamedTuple):
 
     name: str
     values: Mapping[str, Any]
+    is_file: bool = False
 
 
 _CONTROL = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -551,7 +553,7 @@ def read_toml(path: Path) -> Source:
     if sum(line.count("[") + line.count("{") for line in bare) > _MOST_BRACKETS:
         raise ConfigError(f"{path} is not a file of settings: it has more than {_MOST_BRACKETS} lists and tables")
     try:
-        return Source(str(path), tomllib.loads(text))
+        return Source(str(path), tomllib.loads(text), is_file=True)
     except (ValueError, RecursionError) as error:
         # For an integer of more than 4,300 digits, Python raises another error, with advice for programmers.
         reason = "a number is too long" if "integer string conversion" in str(error) else str(error)
@@ -630,6 +632,31 @@ def resolve(sources: Sequence[Source], *, with_preset: bool = True) -> RunConfig
     except SpecError as error:
         raise ConfigError(f"window_ms, bin_ms: {error}") from None
     return config
+
+
+def check_imports(config: RunConfig, sources: Sequence[Source]) -> None:
+    """Refuse a class that only a file of settings names, because its module would be imported, and would run.
+
+    A class whose equations the settings contain (`neuron_model`) is not imported.
+
+    Args:
+        config: the settings that `sources` give.
+        sources: where they come from.
+
+    Raises:
+        ConfigError: a file names the class of a setting. The message names the file and the module.
+    """
+    for setting, own in OWN.items():
+        named = getattr(config, setting)
+        source = next((source for source in reversed(sources) if setting in source.values), None)
+        if source is None or not source.is_file or not own.names_a_class(named) or getattr(config, own.model):
+            continue
+        flag, module = f"--{setting}", shown(named.strip().partition(":")[0])
+        raise ConfigError(
+            f"{source.name}: {setting} = {to_toml_value(named)} names a class of the module {module}. stsbp does not "
+            "import modules that only a file of settings names, because an import runs the code of the module. If you "
+            f"trust {module}, name the class in the option {flag}, or add --allow-imports"
+        )
 
 
 def _explain(problem: Any, origin: Mapping[str, str]) -> str:

@@ -21,8 +21,8 @@ from stsbp_spec.values import shown
 
 from stsbp.cli import COMMANDS
 from stsbp.cli.common import Choice, Finite, say
-from stsbp.cli.settings import SettingsCommand, complete_data_set, given_settings, settings
-from stsbp.config import RunConfig, Source, absolute, read_toml, resolve
+from stsbp.cli.settings import SettingsCommand, allow_imports, complete_data_set, given_settings, settings
+from stsbp.config import RunConfig, Source, absolute, check_imports, read_toml, resolve
 from stsbp.errors import ConfigError, DataError
 from stsbp.interop.nir_import import Imported, import_graph, likely_step
 from stsbp.interop.nir_nodes import Choices
@@ -74,6 +74,7 @@ OF_THE_FILE = (
 @click.option(
     "--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="Read settings from a TOML file."
 )
+@allow_imports
 @partial(settings, hidden=OF_THE_FILE)
 def command(
     file: Path,
@@ -83,6 +84,7 @@ def command(
     reset: str,
     threshold_above: bool,
     config_file: Path | None,
+    allow_imports: bool,
     **flags: Any,
 ) -> None:
     """Make a run from the network in FILE, a graph in the Neuromorphic Intermediate Representation (NIR).
@@ -107,7 +109,10 @@ def command(
     graph = read_graph(file)
     of_run, noted = _of_a_run(graph, file)
     own = {name: RunConfig.model_fields[name].default for name in OF_THE_FILE}
-    config = pinned(absolute(resolve([Source(str(file), of_run), *sources]).model_copy(update=own)))
+    config = resolve([Source(str(file), of_run), *sources]).model_copy(update=own)
+    if not allow_imports:
+        check_imports(config, sources)
+    config = pinned(absolute(config))
     surrogate = build_neuron(config).surrogate
     choices = Choices(_step_of(graph, file, dt), reset, config.tau_s, surrogate, config.weight_bits, threshold_above)
     show = reporter()

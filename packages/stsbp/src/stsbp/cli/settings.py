@@ -16,6 +16,7 @@ from stsbp.presets import PRESETS
 
 __all__ = [
     "SettingsCommand",
+    "allow_imports",
     "complete_data_set",
     "complete_experiment",
     "complete_preset",
@@ -50,6 +51,14 @@ class _Loss(Choice):
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
         return "TEXT"
+
+
+allow_imports = click.option(
+    "--allow-imports",
+    is_flag=True,
+    help="Import the modules of classes that the file of --config names. Use this only for a file that you trust.",
+)
+"""Option of the commands that have `--config`."""
 
 
 class SettingsCommand(click.Command):

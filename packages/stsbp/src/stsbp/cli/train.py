@@ -8,6 +8,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,20 @@ from stsbp_spec.network import NetworkSpec
 
 from stsbp.cli import COMMANDS, Globals
 from stsbp.cli.common import choose_backend, deadline_in, limit_threads, meeting, processes, say, stop_after
-from stsbp.cli.settings import SettingsCommand, complete_data_set, complete_preset, given_settings, settings
+from stsbp.cli.settings import (
+    SettingsCommand,
+    allow_imports,
+    complete_data_set,
+    complete_preset,
+    given_settings,
+    settings,
+)
 from stsbp.config import (
     FREE,
     RunConfig,
     Source,
     absolute,
+    check_imports,
     differences,
     named_preset,
     read_toml,
@@ -79,6 +88,7 @@ _HERE = ""
 @click.option(
     "--config", "file", type=click.Path(path_type=Path), metavar="FILE", help="Read settings from a TOML file."
 )
+@allow_imports
 @click.option("--show-config", is_flag=True, help="Print the resulting settings as TOML, without training.")
 @stop_after
 @processes
@@ -90,6 +100,7 @@ def command(
     overwrite: bool,
     preset_name: str | None,
     file: Path | None,
+    allow_imports: bool,
     show_config: bool,
     stop_after: float | None,
     processes: int | None,
@@ -122,7 +133,8 @@ def command(
     resume, overwrite = _after_restart(resume, out, overwrite)
 
     rendezvous = None if show_config else meeting(processes, rank_timeout, _threads(sources))
-    plan = None if rendezvous is not None else _plan(sources, out, resume, overwrite, show_config=show_config)
+    begin = partial(_plan, sources, out, resume, overwrite, allow_imports=allow_imports)
+    plan = None if rendezvous is not None else begin(show_config=show_config)
     if show_config:
         assert plan is not None
         click.echo(to_toml(plan.config), nl=False)
@@ -132,7 +144,7 @@ def command(
     with join(backend, rendezvous, rank_timeout) as group:
         group.compare_settings({**_asked(sources), **{name: x for name, x in typed.items() if x is not None}})
         if plan is None and group.leads:
-            plan = _plan(sources, out, resume, overwrite)
+            plan = begin()
         plan = _shared(plan, group, sources)
         if rendezvous is not None:
             # The threads of the resumed run were not known before.
@@ -159,7 +171,13 @@ class _Plan:
 
 
 def _plan(
-    sources: list[Source], out: Path | None, resume: str | None, overwrite: bool, *, show_config: bool = False
+    sources: list[Source],
+    out: Path | None,
+    resume: str | None,
+    overwrite: bool,
+    *,
+    allow_imports: bool,
+    show_config: bool = False,
 ) -> _Plan:
     """The plan for the options, unless something prevents it."""
     folder, saved = None, None
@@ -168,7 +186,10 @@ def _plan(
     if folder is not None and folder.is_run:
         config = _resumed(folder, sources)
     else:
-        config = pinned(absolute(resolve(sources)))
+        config = resolve(sources)
+        if not allow_imports:
+            check_imports(config, sources)
+        config = pinned(absolute(config))
         check_typed(config, sources[-1].values)
         folder = folder or RunFolder(out or _new_folder(config.dataset))
     if show_config:

@@ -29,7 +29,7 @@ from stsbp_spec.typing import AnyArray, Float32, Int64
 
 from stsbp import records
 from stsbp.errors import CheckpointError
-from stsbp.interrupts import PATIENCE, handled_by
+from stsbp.interrupts import PATIENCE, WATCH, handled_by
 from stsbp.processes.group import Group
 from stsbp.threads import thread_count
 from stsbp.training import checkpoint
@@ -85,15 +85,45 @@ class Stopped(Exception):
         super().__init__(f"{reason}: stopped" + ("" if step is None else f" after update {step}"))
 
 
+class Abandoned(Stopped):
+    """The first update of a process was interrupted. The last checkpoint is still the state of the run."""
+
+
 class StopRequest:
     """Whether the run must stop after the current update. A signal or the clock can request this.
 
-    `deadline` is a time of `time.monotonic`.
+    `deadline` is a time of `time.monotonic`. `abandons`: whether a signal interrupts the current update.
     """
 
     def __init__(self, deadline: float | None = None) -> None:
         self.signal_number: int | None = None
         self.deadline = deadline
+        self.abandons = False
+
+    @contextlib.contextmanager
+    def abandoning(self, allowed: bool) -> Iterator[None]:
+        """Let the first signal interrupt the first update of a process, in which backends compile.
+
+        `allowed`: whether the last checkpoint is the state before this update, so that nothing is lost.
+
+        Raises:
+            Abandoned: a signal interrupted it.
+        """
+        if not allowed:
+            yield
+            return
+        needed, WATCH.needed, self.abandons = WATCH.needed, 1, True
+        try:
+            if self.asked(clock=False) > 0:
+                raise KeyboardInterrupt
+            yield
+        except BaseException:
+            # Libraries may replace the error of an interrupt.
+            if (asked := self.asked(clock=False)) > 0:
+                raise Abandoned(signal.Signals(asked).name, 128 + asked) from None
+            raise
+        finally:
+            WATCH.needed, self.abandons = needed, False
 
     def asked(self, *, clock: bool = True) -> int:
         """The signal that requests a stop; `-TIME_IS_UP` for the clock; 0: no stop is requested.
@@ -135,6 +165,8 @@ def stop_on_signals(deadline: float | None = None) -> Iterator[StopRequest]:
         heard.append(now)
         if len(heard) == 1:
             request.signal_number = number
+            if request.abandons:
+                raise KeyboardInterrupt
         elif len(heard) == 2:
             raise KeyboardInterrupt
         else:
@@ -349,7 +381,8 @@ class _Loop:
             try:
                 return self.epochs()
             except Stopped as stopped:
-                self.save()
+                if not isinstance(stopped, Abandoned):
+                    self.save()
                 raise Stopped(stopped.reason, stopped.exit_code, self.step) from None
             except NumericError as error:
                 what = str(error).removeprefix(f"step {self.step}: ")
@@ -402,7 +435,7 @@ class _Loop:
         group = self.task.group
         group.beat(f"update {self.step + 1}")
         waited = group.waited
-        with group.stepping():
+        with group.stepping(), self.stop.abandoning(self.step == self.begun and group.size == 1):
             self.state, result = self.task.trainer.step(self.state, batch)
         score = self.task.score(result.spikes, batch.targets, labels, lengths=batch.lengths)
         loss = math.fsum(score.losses) / len(labels)
