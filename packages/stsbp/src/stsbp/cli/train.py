@@ -246,7 +246,7 @@ def _train(
     try:
         moved = _asked(sources).get("data_dir") if plan.goes_on else None
         data = group.one_by_one(lambda: load_data(config, show.loading, moved, plan.goes_on))
-        group.compare_data(data.fingerprint())
+        group.compare_data(data.contents)
         for note in data.dataset.notes:
             show.note(note)
         if not plan.goes_on:

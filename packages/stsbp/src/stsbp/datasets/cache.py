@@ -27,7 +27,7 @@ from stsbp_spec.kernel_cache import cache_root
 from stsbp_spec.typing import Int64, UInt8
 
 from stsbp import records
-from stsbp.datasets.base import Progress, ProgressCallback, Skipped
+from stsbp.datasets.base import ArraySplit, FrameSplit, Progress, ProgressCallback, Skipped
 from stsbp.errors import DataError, FileError
 from stsbp.files import GIGABYTE, MEGABYTE, atomic_writer, open_regular, read_regular, real, write_atomically
 
@@ -80,12 +80,22 @@ class Cached:
         labels: `[n]`.
         skipped: sources that were left out.
         lengths: number of steps of each sample, `[n]`, if they were given.
+        sha256: SHA-256 of the bytes of the samples, which was checked.
     """
 
     data: UInt8
     labels: Int64
     skipped: tuple[Skipped, ...]
     lengths: Int64 | None = None
+    sha256: str = ""
+
+    def frames(self, steps: int, *, binary: bool = True) -> FrameSplit:
+        """The samples as frames of `steps` steps."""
+        return FrameSplit(self.data, self.labels, steps, binary, self.lengths, self.sha256)
+
+    def images(self) -> ArraySplit:
+        """The samples as images."""
+        return ArraySplit(self.data, self.labels, self.sha256)
 
 
 class CacheWriter:
@@ -172,7 +182,7 @@ def _read(path: Path, key: Mapping[str, Any]) -> Cached | None:
         return None
     skipped = tuple(Skipped(*pair) for pair in description.skipped)
     lengths = None if description.lengths is None else np.array(description.lengths, dtype=np.int64)
-    return Cached(data, np.array(description.labels, dtype=np.int64), skipped, lengths)
+    return Cached(data, np.array(description.labels, dtype=np.int64), skipped, lengths, description.sha256)
 
 
 def cached(

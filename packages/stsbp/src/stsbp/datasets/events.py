@@ -141,7 +141,7 @@ def _frames(recordings: Recordings, binning: EventBinning, request: Request) -> 
     binned = {"binning": dataclasses.asdict(binning), **request.length_key}
     key = {"source": digest.hexdigest(), "columns": names, **binned}
     stored = cached("events", key, cache_dir=request.cache_dir, build=build)
-    return FrameSplit(stored.data, stored.labels, binning.steps, binning.binary, stored.lengths)
+    return stored.frames(binning.steps, binary=binning.binary)
 
 
 @names_unreadable

@@ -181,7 +181,7 @@ def _spikes(
     }
     found = cached("fsdd", key, cache_dir=request.cache_dir, build=build, root=folder)
     labels = np.array([files[k][1].digit for k in found.labels], dtype=np.int64)
-    return FrameSplit(found.data, labels, steps, lengths=found.lengths), found.labels, found.skipped
+    return dataclasses.replace(found, labels=labels).frames(steps), found.labels, found.skipped
 
 
 @names_unreadable

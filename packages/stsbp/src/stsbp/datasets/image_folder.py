@@ -16,7 +16,6 @@ import numpy as np
 from stsbp_spec.typing import UInt8
 
 from stsbp.datasets.base import (
-    ArraySplit,
     Dataset,
     Progress,
     Request,
@@ -194,7 +193,7 @@ def load(request: Request) -> Dataset:
             f"{train_root} holds {len(classes)} class folders with images: expected at least two, {train_root}/<class>/"
         )
     stored = load_image_folder("images", train_root, classes, request)
-    everything = ArraySplit(stored.data, stored.labels)
+    everything = stored.images()
     skipped: tuple[Skipped, ...] = stored.skipped
     notes = [f"{len(everything)} images of {len(classes)} classes from {train_root}"]
     train: Split = everything
@@ -203,7 +202,7 @@ def load(request: Request) -> Dataset:
         if unknown := sorted(set(class_folders(root / "test")) - set(classes)):
             raise DataError(f"{root / 'test'} has classes that train lacks: {', '.join(unknown)}")
         stored = load_image_folder("images", root / "test", classes, request, channels=everything.shape[0])
-        tested = ArraySplit(stored.data, stored.labels)
+        tested = stored.images()
         skipped += stored.skipped
         if tested.shape != everything.shape:
             raise DataError(

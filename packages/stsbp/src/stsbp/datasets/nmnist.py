@@ -178,7 +178,7 @@ def _load_split(folder: Path, request: Request) -> tuple[FrameSplit, tuple[Skipp
         **request.length_key,
     }
     found = cached("nmnist", key, cache_dir=request.cache_dir, build=build, root=folder)
-    return FrameSplit(found.data, found.labels, binning.steps, binning.binary, found.lengths), found.skipped
+    return found.frames(binning.steps, binary=binning.binary), found.skipped
 
 
 @names_unreadable

@@ -262,7 +262,7 @@ def _load_part(kind: Any, part: str, request: Request) -> _Part:
         **request.length_key,
     }
     stored = cached(f"tonic-{name.lower()}", key, cache_dir=request.cache_dir, build=build, root=where)
-    frames = FrameSplit(stored.data, stored.labels, binning.steps, binning.binary, stored.lengths)
+    frames = stored.frames(binning.steps, binary=binning.binary)
     return _Part(frames, classes, binning, f"{part}: {len(frames):,} samples of {name}, from {where}", stored.skipped)
 
 

@@ -215,7 +215,6 @@ class _Loop:
         self.task, self.data, self.folder, self.reporter, self.stop = task, data, folder, reporter, stop
         self.config = task.config
         self.batches = updates_per_epoch(self.config, len(data.train))
-        self.fingerprint = data.fingerprint()
         self.has_test = "test" in data.splits()
         self.warned: set[tuple[str, str]] = set()
         self.bits = {each.name: each.synapse.weight_bits for each in task.network.graph.projections}
@@ -248,10 +247,16 @@ class _Loop:
                 f"{folder.config} was changed after {folder.path / 'last.json'} was written; put the settings "
                 "back, or begin a new run with --config"
             )
-        if saved.data != self.fingerprint:
+        if differs := self.data.unlike(saved):
             raise CheckpointError(
-                f"the data are not those that the run in {folder.path} was begun with (their number, labels or "
-                "content differ); give the same --data-dir, or begin a new run"
+                f"the data are not those that the run in {folder.path} was begun with; different: {differs}. Give the "
+                f"same --data-dir. To train on other data, begin a new run; --init-from {folder.path} gives it these "
+                "weights"
+            )
+        if not saved.contents:
+            self.reporter.warn(
+                f"{folder.path} was begun by an earlier version, which kept a digest of 16 samples of each split. "
+                "These samples are the same; whether the others are is not known. From here on, all samples are compared"
             )
         self.state = import_checkpoint(self.task, resume, folder)
         self.check_position(saved)
@@ -552,7 +557,8 @@ class _Loop:
         return {
             "config": self.config.digest(),
             "epochs": self.config.epochs,
-            "data": self.fingerprint,
+            "data": self.data.fingerprint(),
+            "contents": self.data.contents,
             "samples": len(self.data.train),
             "network": self.task.network.notation,
             "inputs": self.task.inputs.to_json(),
