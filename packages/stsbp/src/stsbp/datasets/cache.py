@@ -20,13 +20,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from stsbp_spec.kernel_cache import cache_root
 from stsbp_spec.typing import Int64, UInt8
 
-from stsbp import records
+from stsbp import budget, records
 from stsbp.datasets.base import ArraySplit, FrameSplit, Progress, ProgressCallback, Skipped
 from stsbp.errors import DataError, FileError
 from stsbp.files import GIGABYTE, MEGABYTE, atomic_writer, open_regular, read_regular, real, write_atomically
@@ -34,6 +34,8 @@ from stsbp.files import GIGABYTE, MEGABYTE, atomic_writer, open_regular, read_re
 __all__ = [
     "CacheWriter",
     "Cached",
+    "Digests",
+    "Source",
     "cached",
     "combine_digests",
     "default_cache_dir",
@@ -98,10 +100,29 @@ class Cached:
         return ArraySplit(self.data, self.labels, self.sha256)
 
 
+class Source(NamedTuple):
+    """The files of a data set, for the budget: a name for messages, their size in bytes, and the number of samples."""
+
+    name: object
+    size: int
+    samples: int
+
+
+class Digests(dict[str, str]):
+    """Digests of files by relative path.
+
+    Attributes:
+        size: size of all files in bytes.
+    """
+
+    size = 0
+
+
 class CacheWriter:
     """Receives samples while a cache file is built."""
 
-    def __init__(self, file: BinaryIO, anew: bool = False) -> None:
+    def __init__(self, file: BinaryIO, anew: bool = False, check: Callable[[int], None] | None = None) -> None:
+        self._check = check
         self.why = ", because its cache is damaged or of another version" if anew else ""
         """The reason why samples are read again, as the end of a sentence."""
         self._file = file
@@ -120,6 +141,8 @@ class CacheWriter:
         """
         if self._record is None:
             self._record = samples.shape[1:]
+            if self._check is not None:
+                self._check(math.prod(self._record))
         if samples.dtype != np.uint8 or samples.shape != (len(labels), *self._record):
             raise DataError(
                 f"expected uint8 samples of shape {list(self._record)}, got {samples.dtype} {list(samples.shape[1:])}"
@@ -192,6 +215,7 @@ def cached(
     cache_dir: Path,
     build: Callable[[CacheWriter], None],
     root: Path | None = None,
+    source: Source | None = None,
 ) -> Cached:
     """The cached data for `key`. If there is no matching file, `build` makes it.
 
@@ -202,9 +226,11 @@ def cached(
         build: function that adds the samples to the writer.
         root: folder to which the paths of left-out sources are relative. It is not part of the key, so that data can
             be moved.
+        source: the files. If they are given, the cache must stay within their budget (`stsbp.budget`).
 
     Raises:
-        DataError: the cache folder cannot be written, or the sources contain no samples.
+        DataError: the cache folder cannot be written, the sources contain no samples, or the cache is larger than the
+            budget.
     """
     # Convert to JSON and back, so that it can be compared with the content of a file (tuples become lists).
     full_key = json.loads(json.dumps({**key, "kind": kind, "format": FORMAT}, sort_keys=True))
@@ -213,11 +239,16 @@ def cached(
         cache_dir / f"{kind}-{hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:32]}.cache"
         for named in ({**key, "kind": kind}, {**full_key, "format": 1})
     )
+
+    def check(sample: int) -> None:
+        if source is not None:
+            budget.check_disk(source.samples * sample, source.size, source.name, cache_dir)
+
     found = _read(path, full_key)
     if found is None:
         try:
             with atomic_writer(path, own=True) as file:
-                writer = CacheWriter(file, anew=path.is_file() or first.is_file())
+                writer = CacheWriter(file, path.is_file() or first.is_file(), check)
                 build(writer)
                 writer.finish(full_key)
         except FileError as error:
@@ -246,7 +277,7 @@ def combine_digests(digests: Mapping[str, str]) -> str:
 
 def digest_files(
     root: Path, files: Sequence[str], *, cache_dir: Path, most: int = GIGABYTE, progress: ProgressCallback | None = None
-) -> dict[str, str]:
+) -> Digests:
     """SHA-256 of the contents of files below `root` by relative path. They are regular files of at most `most` bytes.
 
     A manifest in the cache folder stores the digest of each file below `root` together with its size, modification time
@@ -258,7 +289,7 @@ def digest_files(
     name = hashlib.sha256(str(real(root)).encode()).hexdigest()[:32]
     manifest = cache_dir / f"manifest-{name}.json"
     known = _read_manifest(manifest)
-    digests: dict[str, str] = {}
+    digests = Digests()
     asked = set(files)
     entries = {other: entry for other, entry in known.items() if other not in asked and (root / other).is_file()}
     report = Progress(progress, f"checking {root}", len(files))
@@ -266,6 +297,7 @@ def digest_files(
         path = root / relative
         try:
             status = path.stat()
+            digests.size += status.st_size
             stamp: list[int | str] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
             entry = known.get(relative)
             if entry is not None and entry[:3] == stamp:

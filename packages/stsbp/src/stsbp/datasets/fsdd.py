@@ -30,7 +30,7 @@ from stsbp.datasets.base import (
     left_out,
     names_unreadable,
 )
-from stsbp.datasets.cache import CacheWriter, cached, combine_digests, digest_files, read_unchanged
+from stsbp.datasets.cache import CacheWriter, Source, cached, combine_digests, digest_files, read_unchanged
 from stsbp.datasets.cochlea import Cochlea
 from stsbp.datasets.digits import CLASSES
 from stsbp.datasets.info import DatasetInfo
@@ -179,7 +179,8 @@ def _spikes(
         "skip_malformed": request.skip_malformed,
         **request.length_key,
     }
-    found = cached("fsdd", key, cache_dir=request.cache_dir, build=build, root=folder)
+    source = Source(folder, digests.size, len(files))
+    found = cached("fsdd", key, cache_dir=request.cache_dir, build=build, root=folder, source=source)
     labels = np.array([files[k][1].digit for k in found.labels], dtype=np.int64)
     return dataclasses.replace(found, labels=labels).frames(steps), found.labels, found.skipped
 

@@ -25,7 +25,7 @@ from stsbp.datasets.base import (
     left_out,
     names_unreadable,
 )
-from stsbp.datasets.cache import Cached, CacheWriter, cached, combine_digests, digest_files, read_unchanged
+from stsbp.datasets.cache import Cached, CacheWriter, Source, cached, combine_digests, digest_files, read_unchanged
 from stsbp.datasets.info import DatasetInfo
 from stsbp.errors import DataError
 from stsbp.files import MEGABYTE
@@ -170,7 +170,8 @@ def load_image_folder(
         "skip_malformed": request.skip_malformed,
         **({} if channels is None else {"channels": channels}),
     }
-    return cached(kind, key, cache_dir=request.cache_dir, build=build, root=root)
+    source = Source(root, digests.size, len(files))
+    return cached(kind, key, cache_dir=request.cache_dir, build=build, root=root, source=source)
 
 
 @names_unreadable

@@ -31,7 +31,7 @@ from stsbp.datasets.base import (
     left_out,
     names_unreadable,
 )
-from stsbp.datasets.cache import CacheWriter, cached, combine_digests, digest_files, read_unchanged
+from stsbp.datasets.cache import CacheWriter, Source, cached, combine_digests, digest_files, read_unchanged
 from stsbp.datasets.digits import CLASSES
 from stsbp.datasets.info import ByLoss, DatasetInfo
 from stsbp.errors import DataError
@@ -177,7 +177,8 @@ def _load_split(folder: Path, request: Request) -> tuple[FrameSplit, tuple[Skipp
         "skip_malformed": request.skip_malformed,
         **request.length_key,
     }
-    found = cached("nmnist", key, cache_dir=request.cache_dir, build=build, root=folder)
+    source = Source(folder, digests.size, len(files))
+    found = cached("nmnist", key, cache_dir=request.cache_dir, build=build, root=folder, source=source)
     return found.frames(binning.steps, binary=binning.binary), found.skipped
 
 
