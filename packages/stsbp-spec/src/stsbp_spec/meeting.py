@@ -150,6 +150,7 @@ def _visit(rendezvous: Rendezvous, port: int) -> None:
         try:
             with socket.create_connection(address, timeout=left) as host:
                 host.sendall(_HELLO.pack(_MAGIC, rendezvous.rank, rendezvous.size))
+                last = "a process listens there, but does not answer"
                 answer = _read(host, _ANSWER.size, deadline + _LAST_WORD)
                 length = _ANSWER.unpack(answer)[1] if answer and answer.startswith(_MAGIC) else _LONGEST + 1
                 if length <= _LONGEST:
@@ -157,7 +158,8 @@ def _visit(rendezvous: Rendezvous, port: int) -> None:
                     if said == b"":
                         return
                     raise BackendError((said or b"rank 0 gave up").decode(errors="replace"))
-                last = "the process that listens there is not rank 0 of this run"
+                if answer:
+                    last = f"the process that listens there is not rank 0 of this run: it answers {answer!r}"
         except OSError as error:
             last = error.strerror or str(error) or last
         time.sleep(min(_RETRY, max(0.0, deadline - time.monotonic())))
