@@ -145,7 +145,7 @@ def _loopback(address: str) -> str:
 def _visit(rendezvous: Rendezvous, port: int) -> None:
     """Another rank connects to rank 0 and waits for its answer."""
     address, deadline = (rendezvous.address, port), time.monotonic() + rendezvous.timeout
-    last = "nobody listens there"
+    last, stranger = "nobody listens there", ""
     while (left := deadline - time.monotonic()) > 0:
         try:
             with socket.create_connection(address, timeout=left) as host:
@@ -159,13 +159,13 @@ def _visit(rendezvous: Rendezvous, port: int) -> None:
                         return
                     raise BackendError((said or b"rank 0 gave up").decode(errors="replace"))
                 if answer:
-                    last = f"the process that listens there is not rank 0 of this run: it answers {answer!r}"
+                    stranger = f"the process that listens there is not rank 0 of this run: it answers {answer!r}"
         except OSError as error:
             last = error.strerror or str(error) or last
         time.sleep(min(_RETRY, max(0.0, deadline - time.monotonic())))
     raise BackendError(
         f"rank {rendezvous.rank} did not find rank 0 at {rendezvous.address}:{port} within "
-        f"{rendezvous.timeout:g} s: {last}. Is rank 0 running, and does a firewall block that "
+        f"{rendezvous.timeout:g} s: {stranger or last}. Is rank 0 running, and does a firewall block that "
         "port?"
     )
 
