@@ -23,9 +23,9 @@ def test_check_memory_allows_the_budget_or_a_multiple_of_the_file() -> None:
     budget.check_memory(GIB, 1000, "file")
     with pytest.raises(DataError, match=r"file: reading it takes 1\.0\d* GiB of memory, more than the 1 GiB allowed"):
         budget.check_memory(GIB + 2**20 * 10, 1000, "file")
-    budget.check_memory(16 * GIB, GIB, "file")
+    budget.check_memory(64 * GIB, GIB, "file")
     with pytest.raises(DataError, match="--file-budget"):
-        budget.check_memory(16 * GIB + 1, GIB, "file")
+        budget.check_memory(64 * GIB + 1, GIB, "file")
 
 
 def test_check_disk_allows_no_more_than_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,8 +25,8 @@ VARIABLE = "STSBP_FILE_BUDGET"
 """Environment variable with the budget in GiB."""
 DEFAULT = 1.0
 """Budget in GiB, unless the variable is set."""
-TIMES_MEMORY = 16
-"""Memory that reading may take, relative to the size of the files. It matters for files above 64 MiB."""
+TIMES_MEMORY = 64
+"""Memory that reading may take, relative to the size of the files. It matters for files above 16 MiB."""
 TIMES_DISK = 1024
 """Size that the cache may have, relative to the size of the files. It matters for files above 1 MiB."""
 

@@ -32,8 +32,8 @@ __all__ = ["EVENTS", "Recordings", "load", "read_recordings"]
 _COLUMNS = (("sample", "x", "t"), ("sample", "x", "y", "t"), ("sample", "x", "y", "t", "p"))
 _OTHERS = ("labels", "split", "classes", "sensor")
 _LARGEST = {"x": 2**14 - 1, "y": 2**14 - 1, "p": 1, "t": 2**40}
-_PER_EVENT = 32
-"""Bytes of memory for an event while events are sorted by their samples."""
+_PER_EVENT = 64
+"""Bytes of memory for an event while the events are sorted and binned."""
 _AT_ONCE = 2**20
 _MOST_PIXELS = 2**22
 """Largest number of pixels of a frame. A sensor with a megapixel has half as many, with both polarities."""

@@ -34,7 +34,7 @@ _IDENTITY = "Identity"
 """Kind of a node that was the input or the output of a nested graph."""
 
 
-_COPIES = 4
+_COPIES = 16
 """How often the numbers of a file are in memory while they become weights. The arrays of a file, with all elements that
 their shapes declare, may therefore take this part of the budget (`stsbp.budget`)."""
 
