@@ -506,6 +506,20 @@ def test_spikes_at_impossible_times_are_named(value: float, tmp_path: Path) -> N
     assert len(_load("shd", tmp_path, skip_malformed=True).train) == len(KINDS["shd"].train) - 1
 
 
+def test_a_time_that_no_integer_holds_is_an_error_without_a_warning(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    kind = KINDS["dvs-gesture"]
+    kind.write(tmp_path)
+    path = tmp_path / "DVSGesture/ibmGestureTrain/user01_fluorescent/10.npy"
+    events = np.load(path)
+    events[3, 3] = np.nan
+    np.save(path, events)
+    with pytest.raises(DataError, match=r"user01_fluorescent/10\.npy: .*invalid value"):
+        _load("dvs-gesture", tmp_path)
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("value", [0.5, np.nan, -1, 700])
 def test_spikes_of_impossible_units_are_named(value: float, tmp_path: Path) -> None:
     KINDS["shd"].write(tmp_path)

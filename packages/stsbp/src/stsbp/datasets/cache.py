@@ -185,13 +185,18 @@ class _Mapped(np.memmap[Any, np.dtype[np.uint8]]):
     """
 
     _path: Path | None = None
+    _file: BinaryIO
+    _end: int
 
-    def __new__(cls, path: Path, file: BinaryIO, shape: tuple[int, ...]) -> _Mapped:
-        self = super().__new__(cls, file, mode="r", dtype=np.uint8, offset=len(_MAGIC), shape=shape)
+    @classmethod
+    def of(cls, path: Path, file: BinaryIO, shape: tuple[int, ...]) -> _Mapped:
+        """The samples of an open file."""
+        mapped = cls(file, mode="r", dtype=np.uint8, offset=len(_MAGIC), shape=shape)  # type: ignore[call-overload]
+        assert isinstance(mapped, _Mapped)
         # The mapping has its own copy of the descriptor, which is not accessible.
-        self._path, self._file = path, os.fdopen(os.dup(file.fileno()), "rb")
-        self._end = len(_MAGIC) + math.prod(shape)
-        return self
+        mapped._path, mapped._file = path, os.fdopen(os.dup(file.fileno()), "rb")
+        mapped._end = len(_MAGIC) + math.prod(shape)
+        return mapped
 
     def __getitem__(self, index: Any) -> Any:
         # Views have no path.
@@ -233,7 +238,7 @@ def _read(path: Path, key: Mapping[str, Any]) -> Cached | None:
                 left -= len(piece)
             if left or digest.hexdigest() != description.sha256:
                 return None
-            data = _Mapped(path, file, shape)
+            data = _Mapped.of(path, file, shape)
     except (OSError, ValueError):
         return None
     skipped = tuple(Skipped(*pair) for pair in description.skipped)

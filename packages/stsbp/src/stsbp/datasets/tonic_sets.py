@@ -261,9 +261,11 @@ def _load_part(kind: Any, part: str, request: Request) -> _Part:
         report = Progress(request.progress, f"reading {folder}{writer.why}", len(order))
         for done, k in enumerate(order, 1):
             try:
-                columns, label = (
-                    _recording(source, k, classes, flat) if file is None else file.recording(k, binning.width)
-                )
+                # A number that no integer holds is an error, not a warning.
+                with np.errstate(invalid="raise", over="raise"):
+                    columns, label = (
+                        _recording(source, k, classes, flat) if file is None else file.recording(k, binning.width)
+                    )
                 frames = binning.frames(*columns).reshape(1, binning.steps, *shape)
             except ImportError as error:
                 raise DataError(f"{name} needs another library ({error}): {_INSTALL}") from error

@@ -130,7 +130,7 @@ def check_trainable(network: NetworkSpec, weights: Mapping[str, AnyArray]) -> No
         ShapeError: names or shapes are not those of the network.
         NumericError: a weight is not finite or too large for its grid, or a learned parameter is outside its range.
     """
-    check_weights(network, weights)
+    check_weights(network, dict(weights))
     for projection in network.graph.projections:
         check_largest(float(np.max(np.abs(weights[projection.parameter]), initial=0)), projection.name)
 
