@@ -191,7 +191,7 @@ class _Mapped(np.memmap[Any, np.dtype[np.uint8]]):
     @classmethod
     def of(cls, path: Path, file: BinaryIO, shape: tuple[int, ...]) -> _Mapped:
         """The samples of an open file."""
-        mapped = cls(file, mode="r", dtype=np.uint8, offset=len(_MAGIC), shape=shape)  # type: ignore[call-overload]
+        mapped = cls(file, mode="r", dtype=np.uint8, offset=len(_MAGIC), shape=shape)
         assert isinstance(mapped, _Mapped)
         # The mapping has its own copy of the descriptor, which is not accessible.
         mapped._path, mapped._file = path, os.fdopen(os.dup(file.fileno()), "rb")
