@@ -54,7 +54,7 @@ def _packed(path: Path, **sizes: int) -> Path:
             with file.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array_header_1_0(
                     member,
-                    {"descr": "|u1", "fortran_order": False, "shape": (size,)},  # type: ignore[arg-type]
+                    {"descr": "|u1", "fortran_order": False, "shape": (size,)},
                 )
                 for _ in range(size >> 20):
                     member.write(bytes(2**20))
