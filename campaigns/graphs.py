@@ -33,7 +33,7 @@ from campaigns.worlds import World
 
 __all__ = ["Graphs"]
 
-_LIMITS = Limits(file=1 << 24, arrays=1 << 26, memory=1 << 29, seconds=20)
+_LIMITS = Limits(file=1 << 24, seconds=20)
 _IN, _OUT = 6, 3
 """Inputs and outputs of the rasters in the world."""
 _HUGE = ((1 << 40,), (1 << 20, 1 << 20), (3, 1 << 50), (1 << 31,))

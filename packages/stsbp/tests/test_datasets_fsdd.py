@@ -204,6 +204,8 @@ def test_spikes_come_from_the_cache_and_change_with_what_they_are_made_of(tmp_pa
         ("rate", r"0_ada_5\.wav: expected 1 channel of 16 bits at 8000 Hz, got 1 of 16 bits at 16000 Hz"),
         ("stereo", r"got 2 of 16 bits"),
         ("width", r"got 1 of 32 bits"),
+        ("9 bits", r"0_ada_5\.wav: expected .* got 1 of 9 bits"),
+        ("12 bits", r"0_ada_5\.wav: expected .* got 1 of 12 bits"),
         ("cut", r"0_ada_5\.wav: its header says 850 samples, and 100 follow"),
         ("text", r"0_ada_5\.wav is not a readable WAV file"),
         ("chunk", r"0_ada_5\.wav is not a readable WAV file: it is cut off"),
@@ -222,8 +224,9 @@ def test_malformed_recordings_are_named_or_left_out(fault: str, complaint: str, 
     else:
         whole = path.read_bytes()
         chunk = whole[:36] + b"LIST" + (5000).to_bytes(4, "little") + whole[36:]
-        path.write_bytes({"cut": whole[: 44 + 200], "text": b"hello", "empty": b"", "chunk": chunk}[fault])
-    with pytest.raises(DataError, match=complaint):
+        bits = {f"{n} bits": whole[:34] + n.to_bytes(2, "little") + whole[36:] for n in (9, 12)}
+        path.write_bytes({"cut": whole[: 44 + 200], "text": b"hello", "empty": b"", "chunk": chunk, **bits}[fault])
+    with pytest.raises(DataError, match=f"{tmp_path}.*{complaint}"):
         _load(tmp_path)
     dataset = _load(tmp_path, skip_malformed=True)
     assert (len(dataset.train), len(dataset.test)) == (11, 12)

@@ -107,6 +107,7 @@ class Progress(Record):
 
     config: str
     data: str
+    contents: dict[str, str] = Field(default_factory=dict)
     step: Place
     epoch: Place
     batch: Place
@@ -142,6 +143,7 @@ class Trained(Record):
 
     config: str
     data: str
+    contents: dict[str, str] = Field(default_factory=dict)
     step: Place
     epoch: Place
     inputs: InputsRecord

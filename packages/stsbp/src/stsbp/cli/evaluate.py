@@ -113,7 +113,7 @@ def command(
                 other = on
                 dataset = group.one_by_one(lambda: load_test_set(config, other, show.loading, data_dir))
                 samples = trained.other_samples(dataset)
-                group.compare_data(Data(dataset, samples, None, samples).fingerprint())
+                group.compare_data(Data(dataset, samples, None, samples).contents)
                 if group.leads:
                     seen = warn_of_seen(trained, on, samples, show)
             found = evaluate(

@@ -138,7 +138,7 @@ def command(
             experiment = Experiment.open(path, config, chosen, data, overwrite=overwrite)
         else:
             experiment = Experiment(path, config, chosen, cut_validation(data, config))
-        group.compare_data(experiment.data.fingerprint())
+        group.compare_data(experiment.data.contents)
         network = experiment.task(config.seed, backend).network
         if group.leads and config.init_from:
             # Check this before anything is written or removed.

@@ -46,6 +46,8 @@ from stsbp.processes.group import PER_PROCESS, Group, join
 from stsbp.training import checkpoint
 from stsbp.training.build import (
     TOLERANCE,
+    Data,
+    Task,
     build_task,
     check_typed,
     check_typed_labels,
@@ -55,7 +57,7 @@ from stsbp.training.build import (
 )
 from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.initial import borrowed_weights, pinned
-from stsbp.training.loop import Outcome, Stopped, stop_on_signals, train
+from stsbp.training.loop import Outcome, Stopped, resumed, stop_on_signals, train
 from stsbp.training.overlap import warn_of_borrowed_tests, warn_of_trained_tests
 from stsbp.training.progress import Reporter, shown_by
 from stsbp.training.run_folder import RunFolder
@@ -267,7 +269,7 @@ def _train(
     try:
         moved = _asked(sources).get("data_dir") if plan.goes_on else None
         data = group.one_by_one(lambda: load_data(config, show.loading, moved, plan.goes_on))
-        group.compare_data(data.fingerprint())
+        group.compare_data(data.contents)
         for note in data.dataset.notes:
             show.note(note)
         if not plan.goes_on:
@@ -285,7 +287,7 @@ def _train(
         # All processes follow the clock of rank 0.
         with held, stop_on_signals(deadline if group.leads else None) as stop:
             if group.leads:
-                saved = _begin(plan, backend, group, show, overwrite=overwrite)
+                saved = _begin(plan, task, data, show, overwrite=overwrite)
             group.advise(f"; the last checkpoint is untouched. Continue with: {_again(folder)}")
             try:
                 outcome = train(task, data, folder, show, stop, saved)
@@ -301,14 +303,16 @@ def _train(
         _result(folder, outcome, task.network, show)
 
 
-def _begin(
-    plan: _Plan, backend: AbstractBackend, group: Group, show: Reporter, *, overwrite: bool
-) -> Checkpoint | None:
+def _begin(plan: _Plan, task: Task, data: Data, show: Reporter, *, overwrite: bool) -> Checkpoint | None:
     """Begin or continue the run in its folder, which is locked. Returns the checkpoint to continue from."""
     config, folder, saved = plan.config, plan.folder, plan.saved
     # Loading takes time, and another process may have trained here meanwhile.
     if saved is not None:
-        _extend(folder, config, show)
+        own = folder.read_config()
+        if config.epochs != own.epochs:
+            # A checkpoint that is refused must leave the settings as they are.
+            resumed(own, task, data, checkpoint.load(folder.path, "last"), folder)
+            _extend(folder, own, config, show)
         saved = checkpoint.load(folder.path, "last")
     elif plan.begun != _begun(folder):
         raise FileError(f"another process has begun a run in {folder.path} meanwhile; choose another --out")
@@ -316,7 +320,7 @@ def _begin(
         if overwrite and not folder.is_free:
             folder.clear()
         folder.write_config(config)
-    folder.note_start(backend, sys.argv, 0 if saved is None else int(saved.info["step"]), group.size)
+    folder.note_start(task.backend, sys.argv, 0 if saved is None else int(saved.info["step"]), task.group.size)
     if saved is None:
         return None
     if checkpoint.progress_of(saved, folder.path).epoch >= config.epochs:
@@ -372,11 +376,8 @@ def _resumed(folder: RunFolder, sources: list[Source]) -> RunConfig:
     return resolve([own, Source("command line", {"epochs": epochs}), free], with_preset=False)
 
 
-def _extend(folder: RunFolder, config: RunConfig, show: Reporter) -> None:
-    """Give the run as many epochs as `config` has, by changing the file of its settings."""
-    own = folder.read_config()
-    if config.epochs == own.epochs:
-        return
+def _extend(folder: RunFolder, own: RunConfig, config: RunConfig, show: Reporter) -> None:
+    """Give the run with the settings `own` as many epochs as `config` has, by changing the file of its settings."""
     # Before the number of epochs grows, checkpoints must record the number for which they were written.
     for name in ("best", "last"):
         if (folder.path / f"{name}.json").exists():

@@ -147,7 +147,7 @@ def _dataset(request: Request, root: Path, found: list[str]) -> Dataset:
         else:
             own = replace(request, image_size=None)
             stored = load_image_folder("cifar10", root / name, CLASSES, own, channels=SHAPE[0])
-        images = ArraySplit(stored.data, stored.labels)
+        images = stored.images()
         if images.shape != SHAPE:
             raise DataError(f"{root}: expected {name} images of shape {SHAPE}, got {images.shape}")
         notes.append(f"{name}: {len(images)} of the {PUBLISHED[name]} published images, from {root}")

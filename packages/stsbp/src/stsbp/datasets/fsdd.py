@@ -30,7 +30,7 @@ from stsbp.datasets.base import (
     left_out,
     names_unreadable,
 )
-from stsbp.datasets.cache import CacheWriter, cached, combine_digests, digest_files, read_unchanged
+from stsbp.datasets.cache import CacheWriter, Source, cached, combine_digests, digest_files, read_unchanged
 from stsbp.datasets.cochlea import Cochlea
 from stsbp.datasets.digits import CLASSES
 from stsbp.datasets.info import DatasetInfo
@@ -87,6 +87,17 @@ def _files(data_dir: Path | None) -> tuple[Path, list[tuple[str, _Name]]]:
     raise DataError(f"no spoken digits at {data_dir}: expected {places[0]}/<digit>_<speaker>_<number>.wav{there}")
 
 
+def _bits(content: bytes) -> int:
+    """Number of bits of a sample in the header of a WAV file. The module `wave` rounds it up to whole bytes."""
+    at = 12
+    while at + 24 <= len(content):
+        name, size = content[at : at + 4], int.from_bytes(content[at + 4 : at + 8], "little")
+        if name == b"fmt ":
+            return int.from_bytes(content[at + 22 : at + 24], "little")
+        at += 8 + size + size % 2
+    return 0
+
+
 def read_recording(content: bytes, path: Path) -> AnyArray:
     """The samples of a file, `[n]` int16.
 
@@ -95,7 +106,7 @@ def read_recording(content: bytes, path: Path) -> AnyArray:
     """
     try:
         with wave.open(io.BytesIO(content)) as file:
-            kind = (file.getnchannels(), 8 * file.getsampwidth(), file.getframerate())
+            kind = (file.getnchannels(), _bits(content), file.getframerate())
             if kind != (1, 16, RATE):
                 raise DataError(
                     f"{path}: expected 1 channel of 16 bits at {RATE} Hz, got {kind[0]} of {kind[1]} bits at "
@@ -152,11 +163,11 @@ def _spikes(
         for k, file in enumerate(names):
             content = read_unchanged(folder / file, digests[file])
             try:
-                sounds[k] = read_recording(content, Path(file))
+                sounds[k] = read_recording(content, folder / file)
             except DataError as error:
                 if not request.skip_malformed:
                     raise
-                writer.skip(file, str(error))
+                writer.skip(file, str(error).removeprefix(f"{folder / file}").lstrip(": "))
         report = Progress(request.progress, f"listening to {folder}{writer.why}", len(sounds))
         heard: dict[int, UInt8] = {}
         # Process recordings of similar length together, because a block takes as long as its longest recording.
@@ -179,9 +190,10 @@ def _spikes(
         "skip_malformed": request.skip_malformed,
         **request.length_key,
     }
-    found = cached("fsdd", key, cache_dir=request.cache_dir, build=build, root=folder)
+    source = Source(folder, digests.size, len(files))
+    found = cached("fsdd", key, cache_dir=request.cache_dir, build=build, root=folder, source=source)
     labels = np.array([files[k][1].digit for k in found.labels], dtype=np.int64)
-    return FrameSplit(found.data, labels, steps, lengths=found.lengths), found.labels, found.skipped
+    return dataclasses.replace(found, labels=labels).frames(steps), found.labels, found.skipped
 
 
 @names_unreadable

@@ -105,7 +105,7 @@ def _simulate(digits: mnist.Digits, chosen: Int64, first: int, request: Request)
         **request.length_key,
     }
     stored = cached("nmnist-sim", key, cache_dir=request.cache_dir, build=build)
-    return FrameSplit(stored.data, stored.labels, binning.steps, binning.binary, stored.lengths)
+    return stored.frames(binning.steps, binary=binning.binary)
 
 
 def _kept(digits: mnist.Digits, data_dir: Path) -> Int64:

@@ -45,6 +45,10 @@ class SequenceSplit:
     def stored(self, indices: Int64) -> Inputs:
         return self._rasters.stored(indices)
 
+    def content(self) -> str:
+        """SHA-256 of the input rasters (`stsbp.datasets.base.content_of`)."""
+        return self._rasters.content()
+
     def targets(self, indices: Int64) -> UInt8:
         """Target spike trains of some samples, `[T, B, N]`."""
         return self._targets.inputs(indices)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -32,11 +33,12 @@ from stsbp_spec.values import listed, shown
 
 from stsbp.config import OF_NEURONS, OWN, RECORDING_SETTINGS, RunConfig
 from stsbp.datasets import Dataset, Split, hold_out, load
-from stsbp.datasets.base import ProgressCallback, SequenceLabels, lengths_of
+from stsbp.datasets.base import ProgressCallback, SequenceLabels, content_of, lengths_of
 from stsbp.datasets.registry import info_of, known_infos, named_path
 from stsbp.errors import ConfigError, DataError
 from stsbp.processes.group import Group
-from stsbp.records import InputsRecord
+from stsbp.processes.identity import differing
+from stsbp.records import InputsRecord, Progress, Trained
 from stsbp.training.augment import Augmentation
 from stsbp.training.metrics import LabelDistances, ReadoutDistances
 
@@ -147,8 +149,45 @@ class Data:
         named = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: split for name, split in named.items() if split is not None and len(split)}
 
+    @cached_property
+    def contents(self) -> dict[str, str]:
+        """All that training depends on, by name, each as a short text or a SHA-256. It names what differs.
+
+        It covers shape and coding of the inputs, names and order of the classes, and of each split the number and order
+        of the samples, their inputs, labels, lengths and target rasters.
+        """
+        dataset = self.dataset
+        found = {
+            "shape of the inputs": "x".join(map(str, dataset.input_shape)),
+            "coding of the inputs": dataset.coding,
+            "classes": hashlib.sha256(repr(dataset.classes).encode()).hexdigest(),
+            "number of target trains": str(dataset.neurons),
+        }
+        for name, split in self.splits().items():
+            samples = f"of the {name} samples"
+            found[f"number {samples}"] = str(len(split))
+            found[f"labels {samples}"] = hashlib.sha256(split.labels.astype("<i8").tobytes()).hexdigest()
+            if (lengths := lengths_of(split)) is not None:
+                found[f"lengths {samples}"] = hashlib.sha256(lengths.astype("<i8").tobytes()).hexdigest()
+            found[f"inputs {samples}"] = content_of(split)
+            if self.inputs.sequences:
+                found[f"targets {samples}"] = _digest_of_targets(split)
+        return found
+
+    def unlike(self, saved: Progress | Trained) -> str:
+        """The names of what differs from the data of a checkpoint; empty if nothing does.
+
+        A checkpoint of an earlier version has no `contents`. Its `fingerprint` of some samples is compared.
+        """
+        if saved.contents:
+            return differing(saved.contents, self.contents)
+        return "" if saved.data == self.fingerprint() else "number, labels or inputs of the samples"
+
     def fingerprint(self) -> str:
-        """SHA-256 of labels (or target rasters), lengths and some samples of each split. It differs for other data."""
+        """SHA-256 of labels (or target rasters), lengths and some samples of each split, which earlier versions read.
+
+        `contents` covers all samples.
+        """
         digest = hashlib.sha256(repr((self.dataset.input_shape, self.dataset.classes)).encode())
         for name, split in self.splits().items():
             digest.update(f"{name} {len(split)}".encode())
@@ -158,8 +197,8 @@ class Data:
             some = np.unique(np.linspace(0, len(split) - 1, min(16, len(split))).astype(np.int64))
             digest.update(split.inputs(some).tobytes())
             if self.inputs.sequences:
-                for first in range(0, len(split), 64):
-                    digest.update(_targets(split, np.arange(first, min(first + 64, len(split)))).tobytes())
+                for targets in _all_targets(split):
+                    digest.update(targets.tobytes())
         return digest.hexdigest()
 
 
@@ -593,6 +632,19 @@ def padded(batch: Batch[packed.Inputs]) -> float:
 def of_part(indices: Int64, part: Part) -> Int64:
     """The indices `[B]` of a batch's samples that are in a part of it. For an empty part, the first, to be silenced."""
     return indices[part.first : part.end] if part.count else indices[:1]
+
+
+def _all_targets(split: Split) -> Iterator[UInt8]:
+    """Target trains of all samples, some at a time."""
+    for first in range(0, len(split), 64):
+        yield _targets(split, np.arange(first, min(first + 64, len(split))))
+
+
+def _digest_of_targets(split: Split) -> str:
+    digest = hashlib.sha256()
+    for targets in _all_targets(split):
+        digest.update(repr(targets.shape).encode() + targets.tobytes())
+    return digest.hexdigest()
 
 
 def _targets(split: Split, indices: Int64) -> UInt8:

@@ -21,6 +21,7 @@ from stsbp_spec.stream import Stream
 from stsbp_spec.trainer import TrainState
 from stsbp_spec.typing import AnyArray, Float32, Float64, Int64, UInt8
 
+from stsbp import records
 from stsbp.config import RunConfig
 from stsbp.datasets import Dataset, Split
 from stsbp.errors import CheckpointError, ConfigError
@@ -210,10 +211,10 @@ class Trained:
             raise ConfigError(
                 f"the data are {data.inputs}, but the run was trained on {self.task.inputs}; give the same --data-dir"
             )
-        if data.fingerprint() != self.info["data"]:
+        if differs := data.unlike(records.read(records.Trained, self.info)):
             raise ConfigError(
-                "the data are not those that the run was trained on (number, labels or content differ): samples "
-                f"of its {split} split may have been trained on; give the same --data-dir"
+                f"the data are not those that the run was trained on; different: {differs}. Samples of its {split} "
+                "split may have been trained on; give the same --data-dir"
             )
         return data.splits()[split]
 
