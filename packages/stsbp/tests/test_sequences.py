@@ -358,6 +358,12 @@ def test_commands(
     assert len(text) == 17
     assert text[1].split()[1:] == [str(t) for t in np.flatnonzero(rasters[0][:, 0])] or text[1].split()[1:] == ["-"]
 
+    # The same samples from the data set, with their targets.
+    row = json.loads(stsbp("predict", run, "--sample", 2, "--json").stdout)
+    assert row["spikes"] == [np.flatnonzero(train).tolist() for train in rasters[2].T]
+    assert row["targets"] == [np.flatnonzero(train).tolist() for train in targets[:, 2].T]
+    assert len(stsbp("predict", run, "--sample", 2).stdout.splitlines()) == 33
+
     # All test samples once more, by the trainer alone.
     from stsbp.training.run_folder import RunFolder
     from stsbp.training.trained import load_trained

@@ -109,13 +109,12 @@ def checkpoint_option(*name: str) -> Callable[[Callable[..., Any]], Callable[...
     return click.option("--checkpoint", *name, default="last", show_default=True, type=kind, help="Checkpoint to read.")
 
 
-split_option = click.option(
-    "--split",
-    default="test",
-    show_default=True,
-    type=Choice(["test", "validation", "train"]),
-    help="Samples to evaluate.",
-)
+def split_option(text: str = "Samples to evaluate.") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The option `--split` with a help text."""
+    splits = Choice(["test", "validation", "train"])
+    return click.option("--split", default="test", show_default=True, type=splits, help=text)
+
+
 batch_size_option = click.option(
     "--batch-size",
     type=click.IntRange(1, 10**9),
