@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -39,6 +40,7 @@ __all__ = [
     "meeting",
     "parse_shape",
     "processes",
+    "program",
     "say",
     "say_distances",
     "split_option",
@@ -67,6 +69,12 @@ def say_distances(names: Iterable[str], distances: Float64) -> None:
     equal = int(equally_near(distances[None]).sum())
     if equal > 1:
         click.echo(f"  {equal} label sequences are equally far: the lowest class is the answer")
+
+
+def program() -> str:
+    """The word with which a shell starts this command line: `stsbp`, or its path if it is not on the PATH."""
+    beside = shutil.which("stsbp", path=os.path.dirname(sys.executable))
+    return "stsbp" if beside is None or shutil.which("stsbp") is not None else beside
 
 
 class Finite(click.FloatRange):
