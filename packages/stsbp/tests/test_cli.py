@@ -330,6 +330,31 @@ def test_evaluate_best_is_the_epoch_that_best_json_names(
     assert found["step"] == best["step"]
 
 
+def test_printed_commands_are_on_the_path(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after `nox -s train`, whose environment is on nobody's PATH."""
+    (tmp_path / "bin").mkdir()
+    own = tmp_path / "bin" / "stsbp"
+    own.write_text("")
+    own.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    printed = train_tiny(tmp_path / "a", "--epochs", 1).stdout.splitlines()[-1]
+    assert printed == f"run {tmp_path / 'a'}: {own} evaluate {tmp_path / 'a'}"
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    again = train_tiny(tmp_path / "b", "--epochs", 1).stdout.splitlines()[-1]
+    assert again == f"run {tmp_path / 'b'}: stsbp evaluate {tmp_path / 'b'}"
+
+
+def test_the_learning_rate_has_two_names(train_tiny: Callable[..., Result], tmp_path: Path) -> None:
+    shown = train_tiny(tmp_path / "a", "--learning-rate", 0.5, "--show-config")
+    assert "lr = 0.5\n" in shown.stdout
+    (tmp_path / "a.toml").write_text("learning_rate = 0.5")
+    told = train_tiny(tmp_path / "a", "--config", tmp_path / "a.toml")
+    assert "unknown setting 'learning_rate' (did you mean lr?)" in told.stderr
+
+
 def test_predict_reads_arrays_and_images(
     stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path
 ) -> None:

@@ -294,6 +294,11 @@ def test_spoken_digits_are_trained_and_evaluated(stsbp: Callable[..., Result], t
     assert "stabilise apply only to recordings of saccades (digits-events" in refused.output
 
 
+def test_datasets_says_which_recordings_are_tested_on(stsbp: Callable[..., Result]) -> None:
+    (line,) = (line for line in stsbp("datasets", "fsdd").stdout.splitlines() if "test set" in line)
+    assert "recordings 0 to 4 of each speaker and digit; with without=SPEAKER, all recordings of that speaker" in line
+
+
 def test_evaluate_names_on_for_recordings_that_the_run_never_saw(stsbp: Callable[..., Result], tmp_path: Path) -> None:
     _write(tmp_path / "fsdd")
     _write(tmp_path / "new" / "fsdd", first=0, count=2)

@@ -352,7 +352,7 @@ def read_inputs(paths: Sequence[Path], inputs: Inputs, binning: EventBinning, ow
 def _read_one(content: bytes, path: Path, inputs: Inputs, binning: EventBinning, own_lengths: bool) -> UInt8:
     events, kind = inputs.coding == "events", path.suffix.lower()
     if kind == ".npy":
-        sample = _array(content, path)
+        sample = _array(content, path, spikes=events)
         return sample[None] if not events and (1, *sample.shape) == inputs.shape else sample
     if kind == ".bin" and events and len(inputs.shape) == 3:
         polarities, height, width = inputs.shape
@@ -378,8 +378,8 @@ def _check_shape(sample: UInt8, path: Path, inputs: Inputs, binning: EventBinnin
         raise DataError(f"{path} has shape {list(sample.shape)}, but the network reads {axes} = {list(expected)}")
 
 
-def _array(content: bytes, path: Path) -> UInt8:
-    """The array of a .npy file. Its header is checked before use, and nothing is unpickled."""
+def _array(content: bytes, path: Path, *, spikes: bool = False) -> UInt8:
+    """The array of a .npy file. Its header is checked before use, and nothing is unpickled. `spikes` may be bool."""
     file = io.BytesIO(content)
     try:
         version = np.lib.format.read_magic(file)
@@ -395,7 +395,7 @@ def _array(content: bytes, path: Path) -> UInt8:
         # numpy evaluates the header as Python text, so a forged one can raise almost any error.
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise DataError(f"{path} is not a numpy array: {reason}") from error
-    if dtype != np.uint8:
+    if dtype != np.uint8 and not (spikes and dtype == np.bool_):
         raise DataError(f"{path} must hold uint8 values, got {dtype}")
     data = np.frombuffer(content, dtype=np.uint8, offset=file.tell())
     with contextlib.suppress(ValueError):

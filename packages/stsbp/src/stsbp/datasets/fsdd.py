@@ -243,7 +243,7 @@ FSDD = DatasetInfo(
     description=f"Free Spoken Digit Dataset: six speakers, through a model of the inner ear, {Cochlea.places} neurons",
     coding="events",
     load=load,
-    preset={
+    defaults={
         "net": "256R",
         "steps": 60,
         "window_ms": 720.0,
@@ -256,6 +256,7 @@ FSDD = DatasetInfo(
         "label_pattern": "1",
     },
     recordings=True,
+    test_set="recordings 0 to 4 of each speaker and digit; with without=SPEAKER, all recordings of that speaker",
     options={
         "without": "the speaker to test on; the others are trained on",
         "channels": f"number of neurons of the ear, 1 to {MOST_CHANNELS}",
