@@ -148,6 +148,9 @@ def test_spikes_of_a_layer_are_not_left_unfiltered_by_oversight(grad: bool, pool
         # Other tensors are inputs like any others.
         net = network()
         assert net[-1](net[:-1](frames).clone()).shape == (6, 2, 3)
+        # There is nothing to filter.
+        layers = SpikingLinear(36, 4, neuron=LIFSpec(8, 1)), SpikingLinear(4, 3)
+        assert torch.nn.Sequential(*layers)(frames).shape == (6, 2, 3)
 
 
 def test_real_inputs_are_sent_to_lif() -> None:

@@ -136,7 +136,8 @@ _UNFILTERED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 def _mark(spikes: torch.Tensor, psp: PSP | None) -> None:
     """Remember the filter of spikes, for `_missing`. It is not known in programs that torch traces or transforms."""
-    if psp is not None and not _is_traced():
+    # With these time constants, the filter returns its input.
+    if psp is not None and (psp.tau_s, psp.tau_rise) != (1, 0) and not _is_traced():
         _UNFILTERED[spikes] = psp
 
 
