@@ -158,7 +158,7 @@ def command(
     if not numbers and (data_dir is not None or split != "test"):
         raise ConfigError("--split and --data-dir are for samples of the data set; give --sample as well")
     if not files and not numbers:
-        raise click.UsageError("Missing argument 'FILE...', or the option '--sample' or '--stream'.")
+        raise click.UsageError("Missing argument 'FILE...', or the option '--stream' or '--sample'.")
     if given := [name for name, value in of_stream.items() if value]:
         listed = ", ".join("--" + name.replace("_", "-") for name in given)
         raise ConfigError(f"{listed}: only for a stream; give --stream as well")
