@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tarfile
 from collections.abc import Sequence
@@ -114,7 +115,11 @@ def train(session: nox.Session) -> None:
     """Train a data set, by default the embedded digits, and print the test accuracy: -- [DATASET] [OPTIONS]."""
     install(session, SPEC, CLI, *TORCH)
     named = bool(session.posargs) and not session.posargs[0].startswith("-")
-    session.run("stsbp", "--backend", "torch", "train", *([] if named else ["digits"]), *session.posargs)
+    # Without the PATH of the session, so that the commands that it prints can be typed as they are.
+    program = str(shutil.which("stsbp", path=session.bin))
+    words = [program, "--backend", "torch", "train", *([] if named else ["digits"]), *session.posargs]
+    if code := subprocess.run(words, check=False).returncode:
+        session.error(f"{program} ended with exit code {code}")
 
 
 @nox.session

@@ -27,7 +27,7 @@ from typing import Any, get_args
 import click
 import numpy as np
 from stsbp.cli import COMMANDS, cli
-from stsbp.cli.predict import read_input
+from stsbp.cli.predict import read_inputs
 from stsbp.config import RunConfig, read_toml, resolve, to_toml
 from stsbp.datasets import DATASETS, mnist
 from stsbp.datasets.events import read_recordings
@@ -650,7 +650,7 @@ class Arrays(Kind):
         path = world.beside / "input.npy"
         path.write_bytes(case.content)
         shape = (1, 6, 6) if coding == "direct" else (2, 34, 34)
-        found = read_input(path, Inputs(shape, coding, ("a", "b")), EventBinning(steps=3))
+        (found,) = read_inputs([path], Inputs(shape, coding, ("a", "b")), EventBinning(steps=3))
         expected = shape if coding == "direct" else (3, *shape)
         if found.shape != expected or found.dtype != np.uint8:
             raise Complaint(f"an array {found.dtype} {found.shape} was accepted")

@@ -267,3 +267,19 @@ def test_public_functions_work_under_shard_map() -> None:
     code = 'import os; os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=3"\n' + SHARDED
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.stdout.strip() == "as on one", run.stderr[-3000:]
+
+
+def test_hidden_spikes_stand_beside_hidden_potentials() -> None:
+    network = NetworkSpec.parse("[8|8{delay=1}]+-6R-5", input_shape=(4,), outputs=3)
+    weights = initial_weights(network, 0, 6.0)
+    frames = np.random.default_rng(0).random((9, 5, 4)) < 0.5
+    out = apply(network, weights, frames, 9, full=True)
+    layers = NumpyBackend().run(network, weights, frames.astype(np.uint8), steps=9).layers
+    assert list(out.layer_spikes) == list(out.potentials) == list(layers)
+    for name, expected in layers.items():
+        assert expected.spikes.any(), name
+        assert np.array_equal(out.layer_spikes[name], expected.spikes), name
+    rates = jax.grad(lambda w: apply(network, w, frames, 9, full=True).layer_spikes["linear1"].mean())(weights)
+    assert np.any(rates["linear1"])
+    with pytest.raises(ShapeError, match=r"inputs have 9 steps, expected 5; they look like \[B, T, ...\]"):
+        apply(network, weights, frames, 5)

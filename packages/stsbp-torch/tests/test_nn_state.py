@@ -394,6 +394,26 @@ def test_a_state_of_the_other_mode_is_refused_where_it_has_other_arrays() -> Non
         net.eval()(frames, state=state)
 
 
+def test_hidden_spikes_stand_beside_hidden_potentials() -> None:
+    spec = NetworkSpec.parse("[8|8{delay=1}]+-6R-5", input_shape=(4,), outputs=3)
+    net = Network(spec, gain=GAIN)
+    frames = torch.from_numpy(np.random.default_rng(0).random((9, 5, 4)) < 0.5)
+    out = net(frames, full=True)
+    layers = open_backend("torch").run(spec, initial_weights(spec, 0, GAIN), frames.numpy(), steps=9).layers
+    assert list(out.layer_spikes) == list(out.potentials) == list(layers)
+    for name, expected in layers.items():
+        assert expected.spikes.any(), name
+        assert np.array_equal(out.layer_spikes[name].detach().numpy(), expected.spikes), name
+    out.layer_spikes["linear1"].sum().backward()
+    gradient = net.named()["linear1"].grad
+    assert gradient is not None
+    assert gradient.any()
+    layered = Sequential(SpikingLinear(4, 6), SpikingLinear(6, 3, psp=PSP(4)), input_shape=(4,))
+    assert list(layered(torch.ones(3, 2, 4), full=True).layer_spikes) == ["0.neurons", "1.neurons"]
+    readout = Network(NetworkSpec.parse("6-3{neuron=readout,tau_m=5}", input_shape=(4,)))
+    assert list(readout(frames, full=True).layer_spikes) == ["linear1"]
+
+
 def test_potentials_of_a_readout_take_a_cross_entropy_of_torch() -> None:
     neuron = LIFSpec(3, 5 / 3)
     spec = NetworkSpec.parse("6-3{neuron=readout,tau_m=5}", input_shape=(2, 6, 6), neuron=neuron)

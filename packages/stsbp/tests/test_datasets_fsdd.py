@@ -297,6 +297,61 @@ def test_spoken_digits_are_trained_and_evaluated(stsbp: Callable[..., Result], t
     assert "stabilise apply only to recordings of saccades (digits-events" in refused.output
 
 
+def test_datasets_says_which_recordings_are_tested_on(stsbp: Callable[..., Result]) -> None:
+    (line,) = (line for line in stsbp("datasets", "fsdd").stdout.splitlines() if "test set" in line)
+    assert "recordings 0 to 4 of each speaker and digit; with without=SPEAKER, all recordings of that speaker" in line
+
+
+def test_evaluate_names_on_for_recordings_that_the_run_never_saw(stsbp: Callable[..., Result], tmp_path: Path) -> None:
+    _write(tmp_path / "fsdd")
+    _write(tmp_path / "new" / "fsdd", first=0, count=2)
+    run = tmp_path / "run"
+    options = ("--data-dir", tmp_path, "--net", "8", "--epochs", "1", "--steps", "12", "--out", run)
+    assert stsbp("train", "fsdd:channels=20", *options).exit_code == 0
+    for command in ("evaluate", "curves"):
+        told = stsbp(command, run, "--data-dir", tmp_path / "new")
+        assert told.exit_code == 1
+        assert "nothing is left to train on" in told.stderr
+        assert f"give --on fsdd:channels=20 --data-dir {tmp_path / 'new'}" in told.stderr
+    for path in sorted((tmp_path / "new" / "fsdd").iterdir()):
+        path.rename(path.with_stem(path.stem + "7"))
+    other = stsbp("evaluate", run, "--data-dir", tmp_path / "new")
+    assert "not those that the run was trained on" in other.stderr
+    assert f"give --on fsdd:channels=20 --data-dir {tmp_path / 'new'}" in other.stderr
+    assert "--on" not in stsbp("evaluate", run, "--split", "validation").stderr
+    assert stsbp("evaluate", run, "--on", "fsdd:channels=20", "--data-dir", tmp_path / "new").exit_code == 0
+
+
+def test_predict_hears_many_sounds_together_and_counts_the_right_ones(
+    stsbp: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(tmp_path / "fsdd")
+    run = tmp_path / "run"
+    options = ("--data-dir", tmp_path, "--net", "8", "--epochs", "2", "--steps", "12", "--out", run)
+    assert stsbp("train", "fsdd:channels=20", *options).exit_code == 0
+    files = [*sorted((tmp_path / "fsdd").glob("*_5.wav")), tmp_path / "plain.wav"]
+    _save(files[-1], _tone(300, 700))
+    one_by_one = [json.loads(stsbp("predict", run, file, "--json").stdout) for file in files]
+    heard: list[int] = []
+    spikes = Cochlea.spikes
+
+    def counted(ear: Cochlea, sounds: Any, *args: Any) -> Any:
+        heard.append(len(sounds))
+        return spikes(ear, sounds, *args)
+
+    monkeypatch.setattr(Cochlea, "spikes", counted)
+    rows = [json.loads(line) for line in stsbp("predict", run, *files, "--json").stdout.splitlines()]
+    assert heard == [7]
+    assert rows == one_by_one
+    assert [row.get("label") for row in rows] == ["0", "0", "0", "1", "1", "1", None]
+    right = [sum(row["label"] == row[kind] for row in rows[:6]) / 6 for kind in ("class", "class_spike_count")]
+    text = stsbp("predict", run, *files).stdout.splitlines()
+    assert text[-1].startswith(
+        f"accuracy {right[0]:.2%} (nearest label sequence), {right[1]:.2%} (spike count) of the 6"
+    )
+    assert text[0].endswith(", label 0")
+
+
 def test_recordings_of_their_own_lengths(tmp_path: Path) -> None:
     """Behind a recording's length there are no spikes, and the window cuts long ones off."""
     _write(tmp_path)

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from click.testing import Result
 from stsbp import records
-from stsbp.cli.predict import read_input
+from stsbp.cli.predict import read_inputs
 from stsbp.config import to_toml_value
 from stsbp.datasets import load, mnist
 from stsbp.datasets.archives import extract_files
@@ -321,7 +321,7 @@ class TestData:
         inputs = Inputs((2, 34, 34), "events", ("a", "b"))
         for path, kind in ((tmp_path / name, "pipe"), (tmp_path / f"link{name}", "device")):
             with pytest.raises(DataError, match=f"it is a {kind}, not a regular file"):
-                read_input(path, inputs, EventBinning())
+                read_inputs([path], inputs, EventBinning())
 
     @pytest.mark.parametrize("name", ["config.toml", "last.json", "metrics.jsonl", "environment.json"])
     def test_files_of_a_run(self, run: Path, stsbp: Stsbp, name: str) -> None:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
-from stsbp_spec.checks import check_precision
+from stsbp_spec.checks import check_precision, samples_first
 from stsbp_spec.errors import ShapeError, SpecError
 from stsbp_spec.graph import Projection
 from stsbp_spec.grid import FLOOR
@@ -90,12 +90,15 @@ class Output(NamedTuple):
             them.
         state: the state for the next call. No gradient flows back through it.
         statistics: running statistics of batch normalisation after the batch in training; empty otherwise.
+        layer_spikes: spikes of each population by the same names as the potentials, float32 `[T, B, ...]`; a readout
+            has none.
     """
 
     spikes: Array
     potentials: dict[str, Array]
     state: State
     statistics: dict[str, Array]
+    layer_spikes: dict[str, Array]
 
 
 def apply(
@@ -122,7 +125,8 @@ def apply(
         dropout: `(seed, step)` of the dropout masks, numbers or uint32 scalars; None: evaluation.
         precision: precision of the backward pass.
         state: state after the previous steps, from the `Output` of a call; None: the network starts at rest.
-        full: True returns an `Output` with the potentials of every population, the state and running statistics.
+        full: True returns an `Output` with potentials and spikes of every population, the state and running
+            statistics.
 
     Returns:
         Spikes, float32 `[T, B, N]`, or an `Output`. Inside a jit, no error can be raised. The spikes are then NaN if an
@@ -155,7 +159,7 @@ def apply(
         letters = "[T, B, ...]" if events else "[B, ...]"
         raise ShapeError(f"inputs must be {letters} without empty axes, ... = {network.input_shape}, got {shape}")
     if events and shape[0] != steps:
-        raise ShapeError(f"inputs have {shape[0]} steps, expected {steps}")
+        raise ShapeError(f"inputs have {shape[0]} steps, expected {steps}{samples_first(shape, steps)}")
     graph = network.graph
     entering = graph.values[graph.nodes[0].name]
     if events:
@@ -172,12 +176,15 @@ def apply(
     settings = Settings(steps, dropout is not None, precision, full or state is not None)
     names = {block.population: block.name for block in network.blocks}
     arrays = _arrays(network, weights)
-    output = Output(x, {}, {}, {})
+    output = Output(x, {}, {}, {}, {})
+    readout = graph.nodes[-1].name if network.has_readout else ""
     for piece in walk:
         own = {name: arrays[name] for name in piece.parameters}
         read = tuple(next(values[name]) for name in piece.reads)
         made = compute(piece, settings, read, own, (seed, step), _checked(piece, state, read[0].shape[1]))
         values |= {name: iter(copies) for name, copies in made.outputs.items()}
+        fired = {name: copies[0] for name, copies in made.outputs.items() if name in names and name != readout}
+        output.layer_spikes.update({names[name]: _channels_first(s) for name, s in fired.items()})
         output.potentials.update({names[name]: _channels_first(u) for name, u in made.potentials.items()})
         output.state.update(made.state)
         output.statistics.update(made.statistics)

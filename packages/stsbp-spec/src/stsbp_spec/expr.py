@@ -7,7 +7,6 @@ A `Recurrence` is one step of an equation that runs over time, or, without state
 
 from __future__ import annotations
 
-import builtins
 import math
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping
@@ -280,8 +279,11 @@ class Names:
             raise SpecError(f"there is no {self._what} {name!r}; there are: {known}") from None
 
 
-_WORDS = frozenset({*dir(builtins), "divide", "exp", "float32", "number", "rounded", "snap", "sqrt", "tl", "where"})
-"""Words of the languages in which expressions are printed. C and CUDA need none here: their names end in `_`."""
+_WORDS = frozenset(
+    {"abs", "divide", "exp", "float32", "len", "number", "range", "rounded", "snap", "sqrt", "tl", "where"}
+)
+"""Words that printed code calls, in expressions and in the loops around them. C and CUDA need none here: their names
+end in `_`."""
 
 
 def checked_name(name: str) -> str:

@@ -11,6 +11,7 @@ from typing import Generic, get_args, overload
 import numpy as np
 
 from stsbp_spec.checks import (
+    batch_as_bytes,
     check_batch,
     check_classes,
     check_dropout,
@@ -21,6 +22,7 @@ from stsbp_spec.checks import (
     check_part,
     check_precision,
     check_weights,
+    inputs_as_bytes,
 )
 from stsbp_spec.collective import Alone, Collective, Part
 from stsbp_spec.encoders.packed import Inputs, PackedFrames, cut
@@ -135,6 +137,7 @@ class Trainer(Generic[Array]):
             SpecError: `state.step` is not an integer in `[0, 2**32)`.
         """
         backend, network = self.backend, self.network
+        batch = batch_as_bytes(network, batch)
         check_batch(network, batch, self._part)
         if self.loss.of_potentials:
             check_classes(batch)
@@ -286,6 +289,7 @@ class Predictor(Generic[Array]):
         """
         trainer = self._trainer
         backend, network = trainer.backend, trainer.network
+        inputs = inputs_as_bytes(network, inputs)
         samples = check_inputs(network, inputs, steps)
         collective: Collective[Array] = Alone() if batch is None else trainer.collective
         part = Part(0, samples, samples) if batch is None else trainer._part(batch)
@@ -326,6 +330,7 @@ def value_and_grad(
     check_output(network, loss)
     check_dropout(dropout)
     check_weights(network, weights)
+    batch = batch_as_bytes(network, batch)
     check_batch(network, batch)
     if loss.of_potentials:
         check_classes(batch)
@@ -345,6 +350,7 @@ def run(
 ) -> RunResult:
     """See `AbstractBackend.run`."""
     check_weights(network, weights)
+    inputs = inputs_as_bytes(network, inputs)
     check_inputs(network, inputs, steps)
     wq, grids = on_grid(backend, network, {name: backend.asarray(w) for name, w in weights.items()})
     found = backend.compiled(states, network, int(steps))(wq, _encoded(backend, network, inputs))

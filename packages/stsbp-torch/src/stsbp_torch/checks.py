@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
+from stsbp_spec.checks import samples_first
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.values import integer, shown
 
@@ -82,6 +83,7 @@ def check_steps(x: torch.Tensor, steps: int | None) -> int:
     if number is None or number < 1 or len(x) not in (1, number):
         raise ShapeError(
             f"steps must be {len(x)}, as in the input (any number if the input has one step), got {shown(steps)}"
+            f"{samples_first(x.shape, number or 0)}"
         )
     return number
 

@@ -1,7 +1,7 @@
 """The settings of a training run: their names, domains, defaults and help texts, in one place.
 
 The command line has an option for every field. `--config FILE.toml` reads the same names. A run stores its settings in
-its `config.toml`, which is such a file itself. Later sources override earlier ones: defaults, preset of the data set,
+its `config.toml`, which is such a file itself. Later sources override earlier ones: defaults, those of the data set,
 named preset, file, options.
 """
 
@@ -30,10 +30,10 @@ from stsbp_spec.nodes import is_nodes
 from stsbp_spec.surrogates import SURROGATES, parse_surrogate
 from stsbp_spec.values import shown
 
-from stsbp.datasets.registry import info_of, named_path
+from stsbp.datasets.registry import info_of, is_known, named_path, steps_of
 from stsbp.errors import ConfigError, did_you_mean
 from stsbp.files import MEGABYTE, read_regular
-from stsbp.presets import PRESETS, preset
+from stsbp.presets import PRESETS, defaults
 from stsbp.threads import MOST_THREADS
 
 __all__ = [
@@ -482,6 +482,9 @@ SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """All settings except the data set, in the sections and the order of docs/cli.md."""
 
+_ALIASES = {"learning_rate": "lr", "learning-rate": "lr"}
+"""Names of settings elsewhere, which a message replaces."""
+
 FREE = frozenset(
     {
         *("data_dir", "download", "skip_malformed", "threads", "memory", "micro_batch", "tensorboard"),
@@ -590,7 +593,7 @@ def named_preset(name: str, dataset: str | None) -> Source:
 
 
 def resolve(sources: Sequence[Source], *, with_preset: bool = True) -> RunConfig:
-    """Merge settings with the preset of the data set that they name. Later sources override earlier ones.
+    """Merge settings with the default settings of the data set that they name. Later sources override earlier ones.
 
     A later source also removes what an earlier one, such as the settings of another run, computed from the old value:
     for example, a new `loss` removes `loss_model`.
@@ -606,7 +609,12 @@ def resolve(sources: Sequence[Source], *, with_preset: bool = True) -> RunConfig
             next((s.values[key] for s in reversed(sources) if key in s.values), RunConfig.model_fields[key].default)
             for key in ("dataset", "loss")
         )
-        sources = [Source(f"preset {dataset}", preset(str(dataset), str(loss))), *sources]
+        lowest = Source(f"default settings of {dataset}", defaults(str(dataset), str(loss)))
+        if not any("steps" in source.values for source in sources) and is_known(str(dataset)):
+            data_dir = next((str(s.values["data_dir"]) for s in reversed(sources) if "data_dir" in s.values), "")
+            steps = steps_of(str(dataset), data_dir)
+            lowest = lowest if steps is None else Source(lowest.name, {**lowest.values, "steps": steps})
+        sources = [lowest, *sources]
     merged: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for source in sources:
@@ -664,7 +672,7 @@ def _explain(problem: Any, origin: Mapping[str, str]) -> str:
     where, given = origin.get(key, "settings"), problem["input"]
     flag = "--" + key.replace("_", "-")
     if problem["type"] == "extra_forbidden":
-        hint = did_you_mean(key.replace("-", "_"), RunConfig.model_fields)
+        hint = did_you_mean(_ALIASES.get(key, key).replace("-", "_"), RunConfig.model_fields)
         return f"{where}: unknown setting {key!r}{hint}"
     cause = problem.get("ctx", {}).get("error")
     allowed = str(cause) if cause is not None else str(problem["msg"])

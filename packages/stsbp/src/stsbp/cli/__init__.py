@@ -24,7 +24,7 @@ __all__ = ["COMMANDS", "TYPED", "Globals", "cli", "main"]
 COMMANDS = {
     "train": "Train a network on a data set.",
     "evaluate": "Test a trained network and show its accuracy, loss and spike rates.",
-    "predict": "Classify images, recordings or arrays.",
+    "predict": "Classify images, recordings, sounds or arrays.",
     "export": "Write a trained network as NIR, ONNX or C.",
     "convert": "Copy a run, and change the gain of the synapses in the copy.",
     "import": "Make a run from the network in a NIR file.",

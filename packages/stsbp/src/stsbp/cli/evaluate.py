@@ -29,7 +29,7 @@ from stsbp.errors import ConfigError, printable
 from stsbp.processes.group import join
 from stsbp.training.build import TOLERANCE, Data, decoders, load_data, load_test_set
 from stsbp.training.evaluate import Evaluation, evaluate
-from stsbp.training.overlap import check_on_other, warn_of_seen
+from stsbp.training.overlap import check_on_other, names_on, warn_of_seen
 from stsbp.training.progress import shown_by
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import load_trained
@@ -40,7 +40,7 @@ __all__ = ["command"]
 @click.command("evaluate", short_help=COMMANDS["evaluate"])
 @click.argument("run", type=click.Path(path_type=Path))
 @checkpoint_option()
-@split_option
+@split_option()
 @click.option("--data-dir", help="Folder of the data set.  [default: the folder that the run used]")
 @click.option(
     "--on",
@@ -107,8 +107,9 @@ def command(
         show, seen = shown_by(group), None
         try:
             if on is None:
-                data = group.one_by_one(lambda: load_data(config, show.loading, data_dir, True))
-                dataset, samples = data.dataset, trained.samples(data, split)
+                with names_on(config, data_dir):
+                    data = group.one_by_one(lambda: load_data(config, show.loading, data_dir, True))
+                    dataset, samples = data.dataset, trained.samples(data, split)
             else:
                 other = on
                 dataset = group.one_by_one(lambda: load_test_set(config, other, show.loading, data_dir))

@@ -21,6 +21,7 @@ from stsbp.cli.common import (
     limit_threads,
     meeting,
     processes,
+    program,
     say,
     stop_after,
 )
@@ -227,7 +228,7 @@ def _tell(stopped: Stopped, experiment: Experiment, done: int | None) -> None:
         experiment: the experiment.
         done: number of seeds with results; None: the seeds are trained side by side.
     """
-    again = shlex.join(word for word in _typed() if word != "--overwrite")
+    again = shlex.join([program(), *(word for word in sys.argv[1:] if word != "--overwrite")])
     seeds = experiment.seeds
     if done is None:
         trained = sum(experiment.reported(experiment.folder(seed)) is not None for seed in seeds)

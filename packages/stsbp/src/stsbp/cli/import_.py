@@ -20,7 +20,7 @@ from stsbp_spec.trainer import on_grid
 from stsbp_spec.values import shown
 
 from stsbp.cli import COMMANDS
-from stsbp.cli.common import Choice, Finite, say
+from stsbp.cli.common import Choice, Finite, program, say
 from stsbp.cli.settings import SettingsCommand, allow_imports, complete_data_set, given_settings, settings
 from stsbp.config import RunConfig, Source, absolute, check_imports, read_toml, resolve
 from stsbp.errors import ConfigError, DataError
@@ -92,9 +92,9 @@ def command(
     You can use the run directly with `stsbp evaluate` and `stsbp predict`. `stsbp train --resume` trains the run
     further. `stsbp train --init-from` starts another run from the weights of this one.
 
-    Settings that are not in FILE, such as the loss and the label sequences, come from three places: the preset of the
-    data set, --config, and the options. Each place overrides the places before it. If stsbp does not support a node,
-    the error names the node.
+    Settings that are not in FILE, such as the loss and the label sequences, come from three places: the default
+    settings of the data set, --config, and the options. Each place overrides the places before it. If stsbp does not
+    support a node, the error names the node.
     """
     if dataset is None and config_file is None:
         raise ConfigError("no data set is named: give --dataset, for example --dataset digits, or --config")
@@ -131,7 +131,7 @@ def command(
     for line in lines:
         say(line)
     name = click.format_filename(out)
-    then = (["stsbp", "evaluate", name], ["stsbp", "train", "--resume", name])
+    then = ([program(), "evaluate", name], [program(), "train", "--resume", name])
     say(f"run {name}: {', '.join(map(shlex.join, then))}")
 
 

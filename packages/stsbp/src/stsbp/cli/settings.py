@@ -26,6 +26,9 @@ __all__ = [
 
 _SECTION = {"--" + name.replace("_", "-"): title for title, names in SECTIONS.items() for name in names}
 
+_ALSO = {"lr": ("--learning-rate",)}
+"""Other names of options."""
+
 complete_data_set = completes(DATASETS)
 complete_preset = completes(PRESETS)
 complete_experiment = completes(PRESETS, DATASETS)
@@ -92,6 +95,7 @@ def settings(
     for name in reversed([name for names in SECTIONS.values() for name in names]):
         field = RunConfig.model_fields[name]
         flag, kind = "--" + name.replace("_", "-"), field.annotation
+        flags = (flag, *_ALSO.get(name, ()))
         default = own.get(name, field.default)
         shown = f"{field.description}  [default: {default}]" if default != "" else field.description
         known: dict[str, Any] = {"help": shown, "hidden": name in hidden}
@@ -102,6 +106,6 @@ def settings(
         elif choices := get_args(kind):
             option = click.option(flag, name, type=Choice(choices), **known)
         else:
-            option = click.option(flag, name, type=kind, shell_complete=_COMPLETE.get(name), **known)
+            option = click.option(*flags, name, type=kind, shell_complete=_COMPLETE.get(name), **known)
         function = option(function)
     return function

@@ -17,7 +17,7 @@ from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.network import NetworkSpec
 
 from stsbp.cli import COMMANDS, Globals
-from stsbp.cli.common import choose_backend, deadline_in, limit_threads, meeting, processes, say, stop_after
+from stsbp.cli.common import choose_backend, deadline_in, limit_threads, meeting, processes, program, say, stop_after
 from stsbp.cli.settings import (
     SettingsCommand,
     allow_imports,
@@ -114,8 +114,8 @@ def command(
     DATASET is one of the names that `stsbp datasets` lists. For your own files, give folder:PATH (images), events:PATH
     (recordings of events) or sequences:PATH (spike rasters).
 
-    Settings come from five places: the defaults shown below, the preset of the data set (see `stsbp datasets NAME`),
-    --preset, --config, and the options. Each place overrides the places before it.
+    Settings come from five places: the defaults shown below, the default settings of the data set (see `stsbp datasets
+    NAME`), --preset, --config, and the options. Each place overrides the places before it.
     """
     options: Globals = click.get_current_context().obj
     deadline = deadline_in(stop_after)
@@ -394,7 +394,7 @@ def _asked(sources: list[Source]) -> dict[str, Any]:
 def _again(folder: RunFolder) -> str:
     """The command that continues the run."""
     chosen: Globals = click.get_current_context().obj
-    return shlex.join(["stsbp", *chosen.words, "train", "--resume", click.format_filename(folder.path)])
+    return shlex.join([program(), *chosen.words, "train", "--resume", click.format_filename(folder.path)])
 
 
 def _result(folder: RunFolder, outcome: Outcome, network: NetworkSpec, show: Reporter) -> None:
@@ -421,4 +421,4 @@ def _result(folder: RunFolder, outcome: Outcome, network: NetworkSpec, show: Rep
     path = click.format_filename(folder.path)
     # If there is no test set, `evaluate` must be told which samples to use.
     split = [] if test else ["--split", "validation" if best["by"].startswith("validation") else "train"]
-    say(f"run {path}: {shlex.join(['stsbp', 'evaluate', path, *split])}")
+    say(f"run {path}: {shlex.join([program(), 'evaluate', path, *split])}")

@@ -179,7 +179,7 @@ CIFAR10 = DatasetInfo(
     description="CIFAR-10: photographs of ten classes, 3 x 32 x 32, binary version or image folders",
     coding="direct",
     load=load,
-    preset={
+    defaults={
         "net": "32C3-64C3-P2-128C3-P2-128C3-256",
         "padding": "same",
         "steps": 5,

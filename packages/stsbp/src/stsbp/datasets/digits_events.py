@@ -60,7 +60,7 @@ DIGITS_EVENTS = DatasetInfo(
     description="the same digits in front of a simulated event camera, 2 x 34 x 34, no download",
     coding="events",
     load=load,
-    preset={
+    defaults={
         "net": "12C5-P2-32C5-P2",
         "steps": 20,
         "epochs": 10,

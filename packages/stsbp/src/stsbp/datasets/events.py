@@ -181,7 +181,7 @@ EVENTS = DatasetInfo(
     description="your own recordings of events with classes, in an .npz file: events:PATH",
     coding="events",
     load=load,
-    preset={
+    defaults={
         "net": "256",
         "steps": 25,
         "epochs": 20,

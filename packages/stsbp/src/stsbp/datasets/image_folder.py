@@ -286,7 +286,7 @@ IMAGES = DatasetInfo(
     description="any folder of images, train/<class>/ and test/<class>/, or <class>/: folder:PATH",
     coding="direct",
     load=load,
-    preset={
+    defaults={
         "net": "32C3-P2-64C3-P2-128",
         "padding": "same",
         "steps": 8,

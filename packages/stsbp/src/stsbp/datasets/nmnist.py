@@ -241,7 +241,7 @@ NMNIST = DatasetInfo(
     description="N-MNIST: MNIST in front of an event camera, 2 x 34 x 34, 60,000 + 10,000 recordings, or a part",
     coding="events",
     load=load,
-    preset={
+    defaults={
         "net": "12C5-P2-64C5-P2",
         "steps": 25,
         "epochs": 25,

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from stsbp_spec.typing import AnyArray, Int64
+from stsbp_spec.typing import AnyArray, Int64, Shape
 from stsbp_spec.values import shown
 
 from stsbp import budget
@@ -20,10 +21,11 @@ from stsbp.datasets.base import Request, Split, Subset, cut_test
 from stsbp.errors import DataError
 from stsbp.files import GIGABYTE, open_regular
 
-__all__ = ["MOST_CLASSES", "class_labels", "cut", "read_arrays"]
+__all__ = ["MOST_CLASSES", "class_labels", "cut", "read_arrays", "shapes"]
 
 MOST_CLASSES = 10_000
 _TEST_SHARE = 0.2
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _MAGIC = b"\x93NUMPY"
 _MOST = 64 * GIGABYTE
 _COPIES = 2
@@ -70,6 +72,21 @@ def read_arrays(path: Path) -> dict[str, AnyArray]:
         )
         raise DataError(f"{path} is not a file of numpy arrays (.npz): {reason or type(error).__name__}") from error
     return arrays
+
+
+def shapes(path: Path) -> dict[str, Shape]:
+    """The shapes of the arrays of a `.npz` file by their names; empty if `read_arrays` cannot read the file."""
+    by_name: dict[str, Shape] = {}
+    try:
+        with open_regular(path, _MOST) as content, zipfile.ZipFile(content) as file:
+            for entry in file.infolist():
+                with file.open(entry) as member, warnings.catch_warnings(action="ignore"):
+                    read = _HEADERS[np.lib.format.read_magic(member)]
+                    by_name[entry.filename.removesuffix(".npy")] = read(member)[0]
+    except Exception:
+        # A forged file can raise almost any error. The error of `read_arrays` is shown instead.
+        return {}
+    return by_name
 
 
 def class_labels(arrays: Mapping[str, AnyArray], path: Path) -> tuple[Int64, tuple[str, ...]]:

@@ -343,7 +343,7 @@ _info = partial(DatasetInfo, coding="events", load=load, can_download=True, reco
 SHD = _info(
     name="shd",
     description="Spiking Heidelberg Digits: spoken digits, English and German, 700 neurons, 8,156 + 2,264",
-    preset={
+    defaults={
         "net": "256R",
         "steps": 100,
         "window_ms": 1000.0,
@@ -362,7 +362,7 @@ SHD = _info(
 SSC = _info(
     name="ssc",
     description="Spiking Speech Commands: 35 spoken words, 700 neurons, 75,466 + 20,382",
-    preset={**SHD.preset, "net": "512R"},
+    defaults={**SHD.defaults, "net": "512R"},
     licence="CC BY 4.0",
 )
 """The data set of `stsbp train ssc`, with its default settings."""
@@ -370,7 +370,7 @@ SSC = _info(
 GESTURE = _info(
     name="dvs-gesture",
     description="DVS128 Gesture: eleven arm and hand gestures, event camera, 2 x 128 x 128, 1,077 + 264",
-    preset={
+    defaults={
         "net": "P4-16C5-P2-32C3-P2-128R",
         "padding": "same",
         "steps": 40,
@@ -389,7 +389,7 @@ GESTURE = _info(
 CIFAR10_DVS = _info(
     name="cifar10-dvs",
     description="CIFAR10-DVS: CIFAR-10 photographs moving in front of an event camera, 2 x 128 x 128, 10,000",
-    preset={
+    defaults={
         "net": "P2-32C3-P2-64C3-P2-128C3-P2-256",
         "padding": "same",
         "steps": 20,
@@ -409,7 +409,7 @@ CIFAR10_DVS = _info(
 TONIC = _info(
     name="tonic",
     description="any data set of events with classes in tonic, by its name there: tonic:NCALTECH101",
-    preset={"net": "256", "steps": 25, "epochs": 20, "batch_size": 20, "lr": 2e-3, "label_pattern": "01"},
+    defaults={"net": "256", "steps": 25, "epochs": 20, "batch_size": 20, "lr": 2e-3, "label_pattern": "01"},
     argument="NAME",
 )
 """The data set of `stsbp train tonic:NAME`, with its default settings."""

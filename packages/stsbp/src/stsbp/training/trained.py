@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from stsbp_spec.backend import AbstractBackend
-from stsbp_spec.checks import check_inputs, check_lengths
+from stsbp_spec.checks import check_inputs, check_lengths, inputs_as_bytes
 from stsbp_spec.decoders import equally_near, nearest_sequence, spike_count
 from stsbp_spec.errors import ShapeError
 from stsbp_spec.grid import CONTRACT_VERSION
@@ -150,6 +150,7 @@ class Trained:
         Raises:
             ShapeError: the inputs do not fit the network. The message states what the network reads.
         """
+        inputs = inputs_as_bytes(self.network, inputs)
         samples, steps = check_inputs(self.network, inputs, self.settings.steps), self.settings.steps
         check_lengths(lengths, samples, steps)
         axis = 1 if self.network.coding == "events" else 0
