@@ -7,6 +7,7 @@ PTX is read, not guessed: `mul.rn`, `add.rn` carry their rounding and are never 
 from __future__ import annotations
 
 import re
+import struct
 from functools import cache
 
 import pytest
@@ -93,6 +94,8 @@ def test_compiles_with_every_entry_and_spills_nothing(source: str, architecture:
     names = {entry.name for entry in SOURCES[source].entries}
     assert "warning" not in log
     assert code[:4] == b"\x7fELF"
+    headers, (size, count) = struct.unpack_from("<Q", code, 32)[0], struct.unpack_from("<2H", code, 54)
+    assert headers + size * count <= len(code), "the program headers, which end the file, are cut"
     assert set(functions(ptx)) == names
     stack = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
     assert len(stack) == len(names), log

@@ -91,7 +91,8 @@ def compile_kernels(source: Source, architecture: str, options: Sequence[str] = 
     program = nvrtc.createProgram(source.text, name, [], [])
     try:
         nvrtc.compileProgram(program, (*options, f"-arch={architecture}"))
-        code = nvrtc.getCUBIN(program) if architecture.startswith("sm_") else b""
+        # CuPy takes the last byte for the end of a string and drops it, but in a cubin it belongs to the program headers.
+        code = nvrtc.getCUBIN(program) + b"\0" if architecture.startswith("sm_") else b""
         return code, nvrtc.getPTX(program), nvrtc.getProgramLog(program)
     except nvrtc.NVRTCError as error:
         log = nvrtc.getProgramLog(program).strip()[:2000]
@@ -228,4 +229,5 @@ def _compiled(source: Source, capability: str) -> Path:
         machine, ptx, _ = compile_kernels(source, architecture)
         scratch.write_bytes(machine or ptx)
 
-    return built(f"{source.name}-{architecture}", (version, architecture, flags, source.text), suffix, build)
+    parts = (version, architecture, flags, source.text, "complete cubin")  # earlier files lack their last byte
+    return built(f"{source.name}-{architecture}", parts, suffix, build)
