@@ -87,7 +87,7 @@ def prove(rt: Runtime, dtype: Any = np.float16) -> str | None:
 
 
 def _operands(number: int, k: int, rows: int, columns: int, proof: Proof) -> tuple[Float64, Float64]:
-    """Integers `[rows, k]` and `[columns, k]`. Their partial sums, of either sign, come close to the limit and use their
+    """Integers `[rows, k]` and `[columns, k]`. Their partial sums, of either sign, come close to the limit and use its
     lowest bits.
     """
     positives = (k + 1) // 2
