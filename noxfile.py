@@ -61,6 +61,17 @@ NIR_PEERS = {
 }
 DOCS = ("sphinx>=8.1", "myst-nb>=1.2", "furo>=2024.8.6", "latex2mathml>=3.77", "matplotlib>=3.8", "optax>=0.2.4")
 TRITON = "triton>=3; platform_system == 'Linux'"
+NVDISASM = "nvidia-cuda-nvdisasm>=13"  # reads machine code, so the newest is the best
+QUICK_PAIRS = (
+    "gradient_squares",
+    "rounded_keeps_subnormal_numbers",
+    "conv2d",
+    "weight_grid",
+    "lif",
+    "pooling",
+    "dropout",
+)
+"""Tests of pairs that continuous integration runs as PTX; each mutant of emulator/mutants.py fails one of them."""
 RUFF, MYPY = "ruff>=0.17,<0.18", "mypy>=2.4,<2.5"  # what they accept changes with the version
 SCHEMAS = "check-jsonschema>=0.33,<1"  # brings the schemas of workflow and citation files along
 FRAMEWORKS = ("torch", "jax", "cupy")
@@ -183,9 +194,19 @@ def xla(session: nox.Session) -> None:
 
 @nox.session
 def kernels(session: nox.Session) -> None:
-    """Compile the CUDA kernels for every supported GPU, without one, and read their code (230 MB of NVRTC and CuPy)."""
-    session.install("-e", str(ROOT / SPEC), "-e", f"{ROOT / BACKENDS['cupy']}[nvrtc]", *TEST_TOOLS)
-    session.run("python", "-m", "pytest", f"{BACKENDS['cupy']}/tests/test_kernels.py", *session.posargs)
+    """Compile the CUDA kernels for every GPU, read their code, and run them as PTX, without a GPU: -- [--quick] [...].
+
+    It installs 230 MB of NVRTC and CuPy. `--quick` runs a part of the tests as PTX, in less than a minute.
+    """
+    session.install("-e", str(ROOT / SPEC), "-e", f"{ROOT / BACKENDS['cupy']}[nvrtc]", NVDISASM, *TEST_TOOLS)
+    arguments = [word for word in session.posargs if word != "--quick"]
+    tests = Path(BACKENDS["cupy"]) / "tests"
+    session.run("python", "-m", "pytest", str(tests / "test_kernels.py"), "emulator/tests", *arguments)
+    chosen = [str(tests / "test_pairs.py"), str(tests / "test_recurrence.py")]
+    if len(arguments) < len(session.posargs):
+        chosen = [f"{chosen[0]}::test_{name}" for name in QUICK_PAIRS]
+    for order in ({"PTX_ARCH": "sm_80"}, {"PTX_ARCH": "sm_90", "PTX_SEED": "1"}):
+        session.run("python", "-m", "pytest", "-p", "emulator.cupy_kernels", *chosen, *arguments, env=order)
 
 
 @nox.session
@@ -234,6 +255,7 @@ def typing(session: nox.Session) -> None:
         ["noxfile.py", "experiments"],
         ["docs/extensions", "docs/pictures"],
         ["tools"],
+        ["emulator"],
     ]:
         try:
             session.run("mypy", *(path for path in paths if (ROOT / path).exists()))

@@ -21,6 +21,7 @@ from stsbp_cupy.runtime import Array, Runtime
 from stsbp_cupy.source import Entry, Source
 from stsbp_spec.typing import AnyArray, Shape
 
+from emulator.mutants import changed
 from emulator.ptx.machine import launch
 from emulator.ptx.memory import poison
 from emulator.ptx.parse import Module, parse
@@ -37,7 +38,8 @@ class PtxFinding(AssertionError):
 @cache
 def module_of(source: Source, architecture: str) -> Module:
     """The kernels of a source, compiled by NVRTC with the flags of the device `cuda`."""
-    _, ptx, _ = cuda.compile_kernels(source, architecture, (*cuda.FLAGS, "-lineinfo"))
+    source, flags = changed(source, cuda.FLAGS)
+    _, ptx, _ = cuda.compile_kernels(source, architecture, (*flags, "-lineinfo"))
     return parse(ptx.decode())
 
 

@@ -419,3 +419,14 @@ def test_gradient_squares(
     gradients = [rng.normal(0, 1, size).astype(np.float32) for size in sizes]
     found = backend.gradient_squares([backend.asarray(g) for g in gradients])
     assert backend.numpy(found).tolist() == reference.gradient_squares(gradients).tolist()
+
+
+@pytest.mark.parametrize("shape", [(7,), (300,), (2, 3, 4, 5, 6)], ids=str)
+def test_rounded_keeps_subnormal_numbers(
+    backend: CupyBackend, rng: np.random.Generator, shape: tuple[int, ...]
+) -> None:
+    wide = np.ldexp(rng.normal(0, 1, shape), rng.integers(-150, -120, shape))
+    for x in (wide, np.moveaxis(wide, 0, -1)):
+        narrow = backend.numpy(backend.rounded(backend.asarray(x)))
+        assert_same_bits(narrow, x.astype(np.float32))
+        assert (np.abs(narrow[narrow != 0]) < 2.0**-126).any()

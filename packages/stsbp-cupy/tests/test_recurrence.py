@@ -251,6 +251,8 @@ def test_a_kernel_is_named_by_its_text_and_declares_what_it_takes() -> None:
 def test_a_kernel_is_built_once_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler_path: str, backend: CupyBackend
 ) -> None:
+    if HostRuntime.__module__ != host.__name__:
+        pytest.skip("other code runs the kernels in place of the device `host`")
     monkeypatch.setenv("STSBP_CACHE", str(tmp_path))
     host._library.cache_clear()
     source = kernel(COUNT, ("uint8",), ("n",))
