@@ -90,18 +90,18 @@ class Memory:
     """Allocations sorted by address."""
 
     def __init__(self) -> None:
-        self._allocations: list[Allocation] = []
+        self.allocations: list[Allocation] = []
         self._starts = np.zeros(0, np.uint64)
 
     def add(self, allocation: Allocation) -> Allocation:
-        self._allocations.append(allocation)
-        self._allocations.sort(key=lambda a: a.start)
-        self._starts = np.array([a.start for a in self._allocations], np.uint64)
+        self.allocations.append(allocation)
+        self.allocations.sort(key=lambda a: a.start)
+        self._starts = np.array([a.start for a in self.allocations], np.uint64)
         return allocation
 
     def remove(self, start: int) -> None:
-        self._allocations = [a for a in self._allocations if a.start != start]
-        self._starts = np.array([a.start for a in self._allocations], np.uint64)
+        self.allocations = [a for a in self.allocations if a.start != start]
+        self._starts = np.array([a.start for a in self.allocations], np.uint64)
 
     def argument(self, name: str, array: AnyArray, *, fresh: bool = False) -> Allocation:
         """The memory of a pointer argument: exactly the array's elements."""
@@ -109,7 +109,7 @@ class Memory:
             raise ValueError(f"{name} is not contiguous")
         real = array.ctypes.data
         data = array.reshape(-1).view(np.uint8) if array.size else np.zeros(0, np.uint8)
-        start = (len(self._allocations) + 1) * RANGE + (real & 0xFFFF) + 0x10000
+        start = (len(self.allocations) + 1) * RANGE + (real & 0xFFFF) + 0x10000
         return self.add(Allocation(name, data, start, real, fresh=fresh))
 
     def find(self, address: np.ndarray) -> list[tuple[Allocation | None, AnyArray | None]]:
@@ -117,9 +117,9 @@ class Memory:
         low, high = address.min(), address.max()
         first, last = (int(np.searchsorted(self._starts, x, "right")) - 1 for x in (low, high))
         if first == last:
-            return [(self._allocations[first] if first >= 0 else None, None)]
+            return [(self.allocations[first] if first >= 0 else None, None)]
         places = np.searchsorted(self._starts, address, "right") - 1
-        return [(self._allocations[p] if p >= 0 else None, np.flatnonzero(places == p)) for p in np.unique(places)]
+        return [(self.allocations[p] if p >= 0 else None, np.flatnonzero(places == p)) for p in np.unique(places)]
 
 
 def poison(array: AnyArray) -> None:
