@@ -211,9 +211,35 @@ def kernels(session: nox.Session) -> None:
 
 @nox.session
 def triton(session: nox.Session) -> None:
-    """Run the Triton kernels without a GPU, in Triton's interpreter, and read their PTX (1 GB of Triton; Linux)."""
+    """Run the Triton kernels without a GPU, in Triton's interpreter and as PTX (1 GB of Triton; Linux; minutes)."""
     install(session, SPEC, *TORCH, tools=(*TEST_TOOLS, TRITON))
-    session.run("python", "-m", "pytest", f"{BACKENDS['torch']}/tests/test_triton.py", *session.posargs)
+    tests = (f"{BACKENDS['torch']}/tests/test_triton.py", "emulator/tests/test_triton_kernels.py")
+    session.run("python", "-m", "pytest", *tests, *session.posargs)
+
+
+@nox.session
+def gpu_emulated(session: nox.Session) -> None:
+    """Run the real CuPy on an emulated GPU: conformance and CUDA graphs (Linux; an hour): -- [sm_80] [sm_90]."""
+    folder = Path(session.create_tmp()).resolve() / "gpu"
+    sys.path[:0] = [str(ROOT)]
+    from emulator.gpu.build import REQUIREMENTS, environment
+
+    install(session, SPEC, CLI, BACKENDS["cupy"], CONFORMANCE, tools=(*TEST_TOOLS, *REQUIREMENTS))
+    session.run("python", "-m", "emulator.gpu.build", str(folder))
+    suite = (
+        SUITE,
+        "--backend",
+        "cupy",
+        "--device",
+        "cupy=cuda",
+        "--conformance-quick",
+        "-k",
+        "tier1 or tier2 or tier3",
+    )
+    for architecture in session.posargs or ("sm_80", "sm_90"):
+        variables = {**environment(folder), "PTX_ARCH": architecture}
+        session.run("python", "-m", "emulator.gpu.steps", "recorded", env=variables)
+        session.run("python", "-m", "pytest", "-p", "emulator.gpu.cupy_cuda", *suite, env=variables)
 
 
 @nox.session

@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections import Counter
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,9 @@ def i32(x: int) -> int:
 
 
 def warn(text: str) -> None:
-    frame, where = sys._getframe(2), ""
+    """Count a warning, with the line of the project that led to it."""
+    frame: FrameType | None = sys._getframe(2)
+    where = ""
     while frame is not None:
         name = frame.f_code.co_filename
         if "stsbp" in name and "/emulator/" not in name:
@@ -92,7 +95,7 @@ def inside(address: int, size: int, what: str, *, written: bool = False, read: b
     if size == 0:
         return
     ((allocation, _),) = memory.find(np.array([address], np.uint64))
-    if allocation is not None:
+    if allocation is not None and allocation.written is not None:
         part = slice(address - allocation.start, address - allocation.start + size)
         if written:
             allocation.written[part] = True
@@ -195,7 +198,8 @@ def properties(pointer: int) -> int:
 
 
 ATTRIBUTES = {75: CAPABILITY // 10, 76: CAPABILITY % 10, 10: 32, 16: 8, 1: 1024, 2: 1024, 3: 1024, 4: 64,
-              5: 2**31 - 1, 6: 65535, 7: 65535, 8: 48 << 10, 12: 65536, 39: 2048, 81: 64 << 10, 97: 48 << 10}  # fmt: skip
+              5: 2**31 - 1, 6: 65535, 7: 65535, 8: 48 << 10, 12: 65536,
+              39: 2048, 81: 64 << 10, 97: 48 << 10}  # fmt: skip
 
 
 # Kernels.
@@ -274,7 +278,7 @@ def _matrix(address: int, rows: int, columns: int, stride: int, kind: int, what:
             mine[...] = True
         elif not mine.all():
             FINDINGS.append(Finding("uninitialised read", what, "", "", f"of {allocation.name}"))
-    raw = np.frombuffer((ctypes.c_char * (count * dtype.itemsize)).from_address(address), dtype)
+    raw = np.frombuffer(memoryview((ctypes.c_char * (count * dtype.itemsize)).from_address(address)), dtype)
     return np.lib.stride_tricks.as_strided(raw, (rows, columns), (dtype.itemsize, stride * dtype.itemsize))
 
 

@@ -61,7 +61,8 @@ class Allocation:
             return single
         if not np.any(offset % size):
             return self.view(size)[offset // size]
-        return np.ascontiguousarray(self.data[offset[:, None] + np.arange(size)]).view(f"u{size}")[:, 0]
+        parts: AnyArray = np.ascontiguousarray(self.data[offset[:, None] + np.arange(size)]).view(f"u{size}")
+        return parts[:, 0]
 
     def mark(self, offset: AnyArray, size: int) -> None:
         if self.written is not None:
@@ -72,7 +73,8 @@ class Allocation:
         """Which of the values that were loaded are of bytes that nobody wrote; None: none can be."""
         if self.written is not None:
             all_written: AnyArray = np.logical_and.reduce([self.written[offset + i] for i in range(size)])
-            return ~all_written
+            missing: AnyArray = ~all_written
+            return missing
         return _poisoned(values, size) if self.fresh else None
 
     def scatter(self, offset: AnyArray, values: AnyArray, size: int) -> None:
