@@ -133,7 +133,7 @@ def tests(session: nox.Session) -> None:
     """Run the tests of every package and the quick checks of the conformance suite: -- [PYTEST ARGUMENTS]."""
     install(session, *everything(session), tools=ALL_TEST_TOOLS)
     chosen = any(Path(arg.split("::")[0]).exists() for arg in session.posargs)
-    paths = [] if chosen else [*everything(session), "benchmarks", "campaigns", "tools"]
+    paths = [] if chosen else [*everything(session), "benchmarks", "campaigns", "tools", "emulator"]
     session.run("python", "-m", "pytest", *paths, "--conformance-quick", *devices(session), *session.posargs)
     if not chosen:
         of_xla(session)
@@ -214,7 +214,7 @@ def triton(session: nox.Session) -> None:
     """Run the Triton kernels without a GPU, in Triton's interpreter and as PTX (1 GB of Triton; Linux; minutes)."""
     install(session, SPEC, *TORCH, tools=(*TEST_TOOLS, TRITON))
     tests = (f"{BACKENDS['torch']}/tests/test_triton.py", "emulator/tests/test_triton_kernels.py")
-    session.run("python", "-m", "pytest", *tests, *session.posargs)
+    session.run("python", "-m", "pytest", "-m", "", *tests, *session.posargs)
 
 
 @nox.session

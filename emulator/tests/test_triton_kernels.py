@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,8 +27,14 @@ sys.path[:0] = [str(Path(__file__).parents[2])]
 # The emulator is found on the path above.
 from emulator import triton_kernels  # noqa: E402
 
-ARCHITECTURES = (75, 80, 90)
-SIZES = (1, 233, 256)
+
+def rest(*values: Any) -> list[Any]:
+    """Parameters of cases beside the quick one; `nox -s triton` runs them too."""
+    return [pytest.param(value, marks=pytest.mark.long) for value in values]
+
+
+ARCHITECTURES = (80, *rest(75, 90))
+SIZES = (233, *rest(1, 256))
 NEURONS: dict[str, NeuronModel] = {
     **{s.name: LIF(5 / 3, surrogate=s) for s in (Rectangle(0.7), Triangle(0.6), FastSigmoid(3.0), Arctan(2.3))},
     "alif": ALIF(3, reset="subtract", tau_rise=2),
@@ -62,10 +69,10 @@ def same(
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("static", [False, True], ids=["steps", "static"])
-@pytest.mark.parametrize("neuron", NEURONS.values(), ids=NEURONS)
+@pytest.mark.parametrize("name", ["rectangle", *rest(*(name for name in NEURONS if name != "rectangle"))])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_neurons(rng: np.random.Generator, neuron: NeuronModel, architecture: int, static: bool, size: int) -> None:
-    equations = neuron_equations(PSP(3).filter(), neuron)
+def test_neurons(rng: np.random.Generator, name: str, architecture: int, static: bool, size: int) -> None:
+    equations = neuron_equations(PSP(3).filter(), NEURONS[name])
     shape = (3, size) if size > 1 else (1, 1)
     z = (rng.integers(-40, 60, (1 if static else STEPS, *shape)) / 16).astype(np.float32)
     learned = {name: rng.random((1, *shape)).astype(np.float32) for name in equations.learned.values()}
@@ -85,7 +92,7 @@ def test_adamw(rng: np.random.Generator, architecture: int, size: int) -> None:
     same(UPDATE, {name: getattr(scalars, name) for name in UPDATE.parameters}, arrays, 1, architecture)
 
 
-@pytest.mark.parametrize("size", [1, 9, 16])
+@pytest.mark.parametrize("size", [9, *rest(1, 16)])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_losses(rng: np.random.Generator, architecture: int, size: int) -> None:
     spikes, targets = ((rng.random((STEPS, 3, size)) < 0.4).astype(np.uint8) for _ in range(2))
@@ -99,7 +106,7 @@ def test_losses(rng: np.random.Generator, architecture: int, size: int) -> None:
         same(equations.backward, constants, inputs, STEPS, architecture)
 
 
-@pytest.mark.parametrize("shape", [(3, 5, 4, 6), (2, 1, 3, 3), (7, 11), (1, 300), (1, 1)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 5, 4, 6), *rest((2, 1, 3, 3), (7, 11), (1, 300), (1, 1))], ids=str)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_dropout_masks(architecture: int, shape: tuple[int, ...]) -> None:
     for seed, layer, step in ((0, 0, 0), (1, 1, 1), (2**32 - 1, 70, 2**31), (2**31 + 5, 1000, 2**32 - 1)):
