@@ -431,7 +431,7 @@ def test_products_in_another_precision_are_refused(monkeypatch: pytest.MonkeyPat
     """As with `NVIDIA_TF32_OVERRIDE=1`, or with emulated float64."""
 
     copies: list[Any] = []
-    bits_type = np.uint32 if kind == 0 else np.uint64
+    bits_type: Any = np.uint32 if kind == 0 else np.uint64
     dropped = bits_type(13 if kind == 0 else 29)
 
     def shortened(*arguments: Any) -> None:

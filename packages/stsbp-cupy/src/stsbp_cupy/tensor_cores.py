@@ -95,9 +95,10 @@ def _operands(number: int, k: int, rows: int, columns: int, proof: Proof) -> tup
     # One random bit for each value of `a`, and three for each of `b`.
     size = rows * k + 3 * k * columns
     drawn = np.unpackbits(bits(number, 0, -(-size // 32), substream=255).view(np.uint8), count=size)
-    a = float(largest) - drawn[: rows * k].reshape(rows, k)
+    a: Float64 = float(largest) - drawn[: rows * k].reshape(rows, k)
     low = drawn[rows * k :].reshape(3, columns, k)
     # All positive terms and then all negative ones, so that the running sum rises and falls; or alternating.
     order = np.arange(k)
     sign = np.where(order < positives, 1.0, -1.0) if number % 2 else np.where(order % 2, -1.0, 1.0)
-    return a, (float(proof.right) - (low[0] + 2 * low[1] + 4 * low[2]) % min(8, proof.right)) * sign
+    b: Float64 = (float(proof.right) - (low[0] + 2 * low[1] + 4 * low[2]) % min(8, proof.right)) * sign
+    return a, b
