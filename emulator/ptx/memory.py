@@ -60,9 +60,10 @@ class Allocation:
             single: AnyArray = self.data[offset]
             return single
         if not np.any(offset % size):
-            return self.view(size)[offset // size]
-        parts: AnyArray = np.ascontiguousarray(self.data[offset[:, None] + np.arange(size)]).view(f"u{size}")
-        return parts[:, 0]
+            aligned: AnyArray = self.view(size)[offset // size]
+            return aligned
+        columns: AnyArray = np.ascontiguousarray(self.data[offset[:, None] + np.arange(size)])
+        return columns.view(f"u{size}").reshape(-1)
 
     def mark(self, offset: AnyArray, size: int) -> None:
         if self.written is not None:

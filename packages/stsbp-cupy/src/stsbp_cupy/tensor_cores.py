@@ -95,7 +95,7 @@ def _operands(number: int, k: int, rows: int, columns: int, proof: Proof) -> tup
     # One random bit for each value of `a`, and three for each of `b`.
     size = rows * k + 3 * k * columns
     drawn = np.unpackbits(bits(number, 0, -(-size // 32), substream=255).view(np.uint8), count=size)
-    a: Float64 = float(largest) - drawn[: rows * k].reshape(rows, k)
+    a = largest - drawn[: rows * k].reshape(rows, k).astype(np.float64)
     low = drawn[rows * k :].reshape(3, columns, k)
     # All positive terms and then all negative ones, so that the running sum rises and falls; or alternating.
     order = np.arange(k)
