@@ -112,7 +112,7 @@ def is_device(address: int) -> bool:
     return allocation is not None and address < allocation.start + max(allocation.size, 1)
 
 
-# Streams: what is captured is kept, what is not runs.
+# Streams: a captured stream records, any other runs at once.
 
 
 def enqueue(stream: int, work: Any, what: str) -> int:

@@ -194,7 +194,7 @@ def test_bits_are_moved(rng: np.random.Generator) -> None:
     start, length = (rng.integers(0, 40, 200).astype(np.uint32) for _ in range(2))
     fields = operation("bfe", ("u32",))[0](a, start, length)
     inserted = operation("bfi", ("b32",))[0](a, b, start, length)
-    left, right = (operation("shf", (way, "wrap", "b32"))[0](a, b, c) for way in ("l", "r"))
+    left, right = (operation("shf", (side, "wrap", "b32"))[0](a, b, c) for side in ("l", "r"))
     mixed = operation("lop3", ("b32",))[0](a, b, c, np.array([0xE8], np.uint32))
     for i, (x, y, z) in enumerate(zip(a.tolist(), b.tolist(), c.tolist(), strict=True)):
         s, n, by = int(start[i]), int(length[i]), z % 32

@@ -59,11 +59,11 @@ def same(
     """The reference's outputs, which those of the kernel equal, with alignment known and unknown."""
     expected = NumpyBackend().recur(recurrence, constants, inputs, steps, summed=summed)
     for aligned, seed in ((False, None), (True, 1)):
-        found = triton_kernels.recur(
+        computed = triton_kernels.recur(
             recurrence, constants, inputs, steps, summed=summed, architecture=architecture, aligned=aligned, seed=seed
         )
         for name, x in expected.items():
-            assert x.tobytes() == found[name].tobytes(), (recurrence.name, name, summed, aligned)
+            assert x.tobytes() == computed[name].tobytes(), (recurrence.name, name, summed, aligned)
     return expected
 
 
@@ -76,11 +76,11 @@ def test_neurons(rng: np.random.Generator, name: str, architecture: int, static:
     shape = (3, size) if size > 1 else (1, 1)
     z = (rng.integers(-40, 60, (1 if static else STEPS, *shape)) / 16).astype(np.float32)
     learned = {name: rng.random((1, *shape)).astype(np.float32) for name in equations.learned.values()}
-    kept = same(equations.forward, equations.constants, {"z": z, **learned}, STEPS, architecture)
-    kept.pop("o")
+    outputs = same(equations.forward, equations.constants, {"z": z, **learned}, STEPS, architecture)
+    outputs.pop("o")
     g = rng.standard_normal((STEPS, *shape)).astype(np.float32)
     summed = (*(("dz",) if static else ()), *equations.terms.values())
-    same(equations.backward, equations.constants, {**kept, **learned, "g": g}, STEPS, architecture, summed)
+    same(equations.backward, equations.constants, {**outputs, **learned, "g": g}, STEPS, architecture, summed)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -111,5 +111,11 @@ def test_losses(rng: np.random.Generator, architecture: int, size: int) -> None:
 def test_dropout_masks(architecture: int, shape: tuple[int, ...]) -> None:
     for seed, layer, step in ((0, 0, 0), (1, 1, 1), (2**32 - 1, 70, 2**31), (2**31 + 5, 1000, 2**32 - 1)):
         for rate, first in ((0.3, 0), (0.5, 1), (0.0, 2), (0.999, 3)):
-            found = triton_kernels.keep_mask(seed, layer, step, shape, rate, first, architecture=architecture)
-            assert (found == keep_mask(seed, layer, step, shape, rate, first)).all(), (seed, layer, step, rate, first)
+            computed = triton_kernels.keep_mask(seed, layer, step, shape, rate, first, architecture=architecture)
+            assert (computed == keep_mask(seed, layer, step, shape, rate, first)).all(), (
+                seed,
+                layer,
+                step,
+                rate,
+                first,
+            )
