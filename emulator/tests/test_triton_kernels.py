@@ -109,13 +109,7 @@ def test_losses(rng: np.random.Generator, architecture: int, size: int) -> None:
 @pytest.mark.parametrize("shape", [(3, 5, 4, 6), *rest((2, 1, 3, 3), (7, 11), (1, 300), (1, 1))], ids=str)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_dropout_masks(architecture: int, shape: tuple[int, ...]) -> None:
-    for seed, layer, step in ((0, 0, 0), (1, 1, 1), (2**32 - 1, 70, 2**31), (2**31 + 5, 1000, 2**32 - 1)):
+    for words in ((0, 0, 0), (1, 1, 1), (2**32 - 1, 70, 2**31), (2**31 + 5, 1000, 2**32 - 1)):
         for rate, first in ((0.3, 0), (0.5, 1), (0.0, 2), (0.999, 3)):
-            computed = triton_kernels.keep_mask(seed, layer, step, shape, rate, first, architecture=architecture)
-            assert (computed == keep_mask(seed, layer, step, shape, rate, first)).all(), (
-                seed,
-                layer,
-                step,
-                rate,
-                first,
-            )
+            computed = triton_kernels.keep_mask(*words, shape, rate, first, architecture=architecture)
+            assert (computed == keep_mask(*words, shape, rate, first)).all(), (words, rate, first)
