@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from stsbp_cupy import CupyBackend, tensor_cores
 from stsbp_cupy.host import HostRuntime
-from stsbp_spec import NetworkSpec, initial_weights
+from stsbp_spec import NetworkSpec, initial_weights, random
 from stsbp_spec.reference.backend import NumpyBackend
 
 
@@ -116,7 +116,7 @@ def test_proof_passes_where_sums_are_exact(dtype: Any) -> None:
 def test_proofs_of_all_precisions_are_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each start of the device pays for them: words of random bits, and products that the host multiplies too."""
     words: list[int] = []
-    draw = tensor_cores.bits
+    draw = random.bits
 
     def counted(seed: int, stream: Any, count: int, **options: Any) -> Any:
         words.append(count)
@@ -128,9 +128,6 @@ def test_proofs_of_all_precisions_are_cheap(monkeypatch: pytest.MonkeyPatch) -> 
     # The proof of half precision alone took 2.6 s with 3.3 million words and 188 million products of int64.
     assert sum(words) < 300_000
     assert sum(math.prod(case) for case in tensor_cores._CASES) < 40_000_000
-    assert {
-        x.dtype.name for x in tensor_cores._operands(0, 25, 12, 50, tensor_cores._PROOFS[np.dtype(np.float16)])
-    } == {"float64"}
 
 
 class Rounding(HostRuntime):
