@@ -62,6 +62,17 @@ NIR_PEERS = {
 }
 DOCS = ("sphinx>=8.1", "myst-nb>=1.2", "furo>=2024.8.6", "latex2mathml>=3.77", "matplotlib>=3.8", "optax>=0.2.4")
 TRITON = "triton>=3; platform_system == 'Linux'"
+NVDISASM = "nvidia-cuda-nvdisasm>=13"  # reads machine code, so the newest is the best
+QUICK_PAIRS = (
+    "gradient_squares",
+    "rounded_keeps_subnormal_numbers",
+    "conv2d",
+    "weight_grid",
+    "lif",
+    "pooling",
+    "dropout",
+)
+"""Tests of pairs that continuous integration runs as PTX; each mutant of emulator/mutants.py fails one of them."""
 RUFF, MYPY = "ruff>=0.17,<0.18", "mypy>=2.4,<2.5"  # what they accept changes with the version
 SCHEMAS = "check-jsonschema>=0.33,<1"  # brings the schemas of workflow and citation files along
 FRAMEWORKS = ("torch", "jax", "cupy")
@@ -127,7 +138,7 @@ def tests(session: nox.Session) -> None:
     """Run the tests of every package and the quick checks of the conformance suite: -- [PYTEST ARGUMENTS]."""
     install(session, *everything(session), tools=ALL_TEST_TOOLS)
     chosen = any(Path(arg.split("::")[0]).exists() for arg in session.posargs)
-    paths = [] if chosen else [*everything(session), "benchmarks", "campaigns", "tools"]
+    paths = [] if chosen else [*everything(session), "benchmarks", "campaigns", "tools", "emulator"]
     session.run("python", "-m", "pytest", *paths, "--conformance-quick", *devices(session), *session.posargs)
     if not chosen:
         of_xla(session)
@@ -196,16 +207,57 @@ def xla(session: nox.Session) -> None:
 
 @nox.session
 def kernels(session: nox.Session) -> None:
-    """Compile the CUDA kernels for every supported GPU, without one, and read their code (230 MB of NVRTC and CuPy)."""
-    session.install("-e", str(ROOT / SPEC), "-e", f"{ROOT / BACKENDS['cupy']}[nvrtc]", *TEST_TOOLS)
-    session.run("python", "-m", "pytest", f"{BACKENDS['cupy']}/tests/test_kernels.py", *session.posargs)
+    """Compile the CUDA kernels for every GPU, read their code, and run them as PTX, without a GPU: -- [--quick] [...].
+
+    It installs 230 MB of NVRTC and CuPy. `--quick` runs a part of the tests as PTX, in less than a minute, and leaves
+    out the stored hashes.
+    """
+    backend, suite = f"{ROOT / BACKENDS['cupy']}[nvrtc]", str(ROOT / CONFORMANCE)
+    session.install("-e", str(ROOT / SPEC), "-e", backend, "-e", suite, NVDISASM, *TEST_TOOLS)
+    arguments = [word for word in session.posargs if word != "--quick"]
+    quick = len(arguments) < len(session.posargs)
+    tests = Path(BACKENDS["cupy"]) / "tests"
+    session.run("python", "-m", "pytest", str(tests / "test_kernels.py"), "emulator/tests", *arguments)
+    chosen = [str(tests / "test_pairs.py"), str(tests / "test_recurrence.py")]
+    if quick:
+        chosen = [f"{chosen[0]}::test_{name}" for name in QUICK_PAIRS]
+    for order in ({"PTX_ARCH": "sm_80"}, {"PTX_ARCH": "sm_90", "PTX_SEED": "1"}):
+        session.run("python", "-m", "pytest", "-p", "emulator.cupy_kernels", *chosen, *arguments, env=order)
+    if not quick:
+        session.run("python", "-m", "emulator.hashes")
 
 
 @nox.session
 def triton(session: nox.Session) -> None:
-    """Run the Triton kernels without a GPU, in Triton's interpreter, and read their PTX (1 GB of Triton; Linux)."""
+    """Run the Triton kernels without a GPU, in Triton's interpreter and as PTX (1 GB of Triton; Linux; minutes)."""
     install(session, SPEC, *TORCH, tools=(*TEST_TOOLS, TRITON))
-    session.run("python", "-m", "pytest", f"{BACKENDS['torch']}/tests/test_triton.py", *session.posargs)
+    tests = (f"{BACKENDS['torch']}/tests/test_triton.py", "emulator/tests/test_triton_kernels.py")
+    session.run("python", "-m", "pytest", "-m", "", *tests, *session.posargs)
+
+
+@nox.session
+def gpu_emulated(session: nox.Session) -> None:
+    """Run the real CuPy on an emulated GPU: conformance and CUDA graphs (Linux; an hour): -- [sm_80] [sm_90]."""
+    folder = Path(session.create_tmp()).resolve() / "gpu"
+    sys.path[:0] = [str(ROOT)]
+    from emulator.gpu.build import REQUIREMENTS, environment
+
+    install(session, SPEC, CLI, BACKENDS["cupy"], CONFORMANCE, tools=(*TEST_TOOLS, *REQUIREMENTS))
+    session.run("python", "-m", "emulator.gpu.build", str(folder))
+    suite = (
+        SUITE,
+        "--backend",
+        "cupy",
+        "--device",
+        "cupy=cuda",
+        "--conformance-quick",
+        "-k",
+        "tier1 or tier2 or tier3",
+    )
+    for architecture in session.posargs or ("sm_80", "sm_90"):
+        variables = {**environment(folder), "PTX_ARCH": architecture}
+        session.run("python", "-m", "emulator.gpu.steps", "recorded", env=variables)
+        session.run("python", "-m", "pytest", "-p", "emulator.gpu.cupy_cuda", *suite, env=variables)
 
 
 @nox.session
@@ -247,6 +299,7 @@ def typing(session: nox.Session) -> None:
         ["noxfile.py", "experiments"],
         ["docs/extensions", "docs/pictures"],
         ["tools"],
+        ["emulator"],
     ]:
         try:
             session.run("mypy", *(path for path in paths if (ROOT / path).exists()))
