@@ -22,9 +22,9 @@ from stsbp_spec.optim import AdamW
 from stsbp_spec.pairs import Pairs
 from stsbp_spec.random import Stream, bits, keep_mask
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.results import Batch
+from stsbp_spec.results import Batch, TrainState
 from stsbp_spec.trainer import Prediction, StepResult, Trainer
-from stsbp_spec.typing import AnyArray, Int64
+from stsbp_spec.typing import AnyArray, Coding, Int64
 
 NETWORK = NetworkSpec.parse("6d0.3-5d0.4", input_shape=(9,), outputs=3, neuron=PLIF(3.0, 5 / 3, 0.4))
 STEPS, BATCH = 6, 5
@@ -174,6 +174,39 @@ def test_micro_batches_of_samples_with_lengths_have_the_bits_of_the_whole_batch(
     whole = _trained(lengths=LENGTHS)
     _same(_trained(micro_batch=2, packed=True, lengths=LENGTHS), whole)
     assert any(whole[0][name].tobytes() != x.tobytes() for name, x in _trained()[0].items())
+
+
+@pytest.mark.parametrize("coding", ["events", "direct"])
+@pytest.mark.parametrize("size", [2, 7], ids=["uneven", "some empty"])
+def test_a_process_without_samples_adds_nothing_where_silence_makes_neurons_fire(size: int, coding: Coding) -> None:
+    """The shift of a normalised sum alone reaches the threshold, so the silent sample of an empty part fires too."""
+    network = NetworkSpec.parse("6bn-D0.3-5Rbn-3", input_shape=(9,), coding=coding, neuron=PLIF(3.0, 5 / 3, 0.4))
+    weights = initial_weights(network, 1, 2.0)
+    weights |= {name: x + np.float32(2) for name, x in weights.items() if name.endswith(".shift")}
+
+    def work(collective: Collective) -> Any:
+        trainer = Trainer(
+            NumpyBackend(), network, VanRossum(), AdamW(), "reproducible", 3, micro_batch=1, collective=collective
+        )
+        state, results = trainer.init(weights), []
+        for number in range(2):
+            batch = _batch(number, LENGTHS)
+            batch = batch._replace(inputs=batch.inputs if coding == "events" else batch.inputs[0])
+            part = collective.parts(BATCH)[collective.rank]
+            inputs = of_part(batch.inputs, part, int(coding == "events"))
+            state, result = trainer.step(state, batch._replace(inputs=inputs))
+            results.append(result)
+        return trainer.export_state(state), results, trainer.predict(state, inputs, STEPS, BATCH, LENGTHS)
+
+    whole = work(Alone())
+    silent = Trainer(NumpyBackend(), network, VanRossum(), AdamW(), "reproducible").predict(
+        TrainState(0, weights, {}, {}),
+        np.zeros_like(_batch().inputs if coding == "events" else _batch().inputs[0]),
+        STEPS,
+    )
+    assert all(rate > 0 for rate in silent.rates.values())
+    for found in _together(size, work):
+        _same(found, whole)
 
 
 def test_sums_that_are_exchanged_are_float64_and_not_rounded() -> None:
