@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,47 @@ def test_the_steps_of_a_chain() -> None:
     assert (found.input, found.output) == ("input", "neurons3")
     assert [segment.population for segment in found.segments] == ["neurons1", "neurons2", "neurons3"]
     assert [segment.sources for segment in found.segments] == [("input",), ("neurons1",), ("neurons2",)]
+
+
+def _segments(network: Network) -> list[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]]:
+    """Sources of each segment, those that nothing reads later, and the outputs that are kept."""
+    return [(part.sources, part.done, part.left) for part in plan(Adding(), network).segments]
+
+
+def test_what_a_segment_reads_lets_go_of_and_keeps() -> None:
+    assert _segments(FORK) == [
+        (("input",), ("input",), ("n1",)),
+        (("n1",), (), ("shared", "fires left")),
+        (("shared",), (), ("fires right",)),
+        (("shared",), ("shared",), ("fires third",)),
+        (
+            ("fires right", "fires third", "n1", "fires left"),
+            ("fires right", "fires third", "n1", "fires left"),
+            ("n2",),
+        ),
+    ]
+    chain = NetworkSpec.parse("4C3-P2-5-3", input_shape=(2, 9, 9)).graph
+    names = ["input", "neurons1", "neurons2", "neurons3"]
+    assert _segments(chain) == [((a,), (a,), (b,)) for a, b in pairwise(names)]
+    pooled = Network((*FORK.nodes[:3], Node("shared", AvgPool2d(1), (Edge("n1"),))))
+    assert _segments(pooled) == [(("input",), ("input",), ("n1",)), (("n1",), ("n1",), ("shared",))]
+    assert plan(Adding(), pooled).segments[-1].population is None
+
+
+def test_a_delayed_edge_ends_a_chain() -> None:
+    backend = Fusing(Putting)
+    nodes = [replace(node, inputs=(Edge("n1", 1),)) if node.name == "left" else node for node in FORK.nodes]
+    plan(backend, Network(tuple(nodes)))
+    assert ("left", "fires left") in backend.chains
+    nodes = [
+        replace(node, inputs=(Edge("pair"), Edge("n1"), Edge("fires left", 2))) if node.name == "sum" else node
+        for node in FORK.nodes
+    ]
+    nodes = [replace(node, inputs=(Edge("sum", 1),)) if node.name == "w2" else node for node in nodes]
+    backend = Fusing(Putting)
+    plan(backend, Network(tuple(nodes)))
+    assert ("w2", "n2") in backend.chains
+    assert ("sum",) in backend.chains
 
 
 def test_a_plan_is_made_once_for_a_backend_and_a_network() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from stsbp_spec.random import Stream, uniform
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.surrogates import Logistic
 from stsbp_spec.synapses import Conv2d, Linear
-from stsbp_spec.typing import UInt8
+from stsbp_spec.typing import AnyArray, UInt8
 
 NUMPY = NumpyBackend()
 _LIF = LIF(3, 5 / 3, 0.5)
@@ -211,6 +211,45 @@ def test_gradients_that_overflow_are_one_error_and_no_warning() -> None:
     for precision in ("fast", "reproducible"):
         with pytest.raises(NumericError, match="the gradient of layer linear1 is not finite"):
             NUMPY.value_and_grad(network, VanRossum(), weights, _batch(network), precision=precision)
+
+
+def test_a_gradient_that_is_not_finite_in_one_place_is_named() -> None:
+    """The last layer in the order of the network, since errors go from the output to the input."""
+    network = NetworkSpec.parse("8-8-4", input_shape=(6,), neuron=_LIF)
+    for layers, named in (({"linear2"}, "linear2"), ({"linear1", "linear2"}, "linear2"), ({"linear1"}, "linear1")):
+
+        class Broken(NumpyBackend):
+            broken: ClassVar = layers
+
+            def rounded(self, x: AnyArray) -> AnyArray:
+                shapes = {network.weight_shapes[name] for name in self.broken}
+                found = super().rounded(x).copy()
+                if found.shape in shapes:
+                    found.flat[3] = np.inf
+                return found
+
+        with pytest.raises(NumericError, match=f"the gradient of layer {named} is not finite"):
+            Broken().value_and_grad(network, VanRossum(), initial_weights(network, 1, 2.0), _batch(network))
+
+
+def test_no_mask_is_drawn_where_nothing_is_dropped() -> None:
+    class Drawing(NumpyBackend):
+        def dropout_mask(self, *arguments: Any, **named: Any) -> AnyArray:
+            rates.append(arguments[4])
+            return super().dropout_mask(*arguments, **named)
+
+    rates: list[float] = []
+    network = NetworkSpec.parse("8-D0-8-D0.5-4", input_shape=(6,), neuron=_LIF)
+    trainer = Drawing().trainer(network, VanRossum(), AdamW())
+    state, _ = trainer.step(trainer.init(initial_weights(network, 1)), _batch(network))
+    trainer.predict(state, _batch(network).inputs, 10)
+    assert rates == [0.5]
+
+
+@pytest.mark.parametrize("state", [None, [1.0], 3])
+def test_a_state_that_is_no_mapping_is_refused(state: Any) -> None:
+    with pytest.raises(ShapeError, match="a state must be numpy arrays by name, got"):
+        NUMPY.trainer(_NETWORK, VanRossum(), AdamW()).import_state(state)
 
 
 def test_subnormal_weights_and_negative_zeros_count_as_zero_where_they_enter_and_leave() -> None:
