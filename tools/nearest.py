@@ -3,7 +3,7 @@
     python -m pytest -p nearest --lines build/lines.json PATHS AND OPTIONS    (tools/ on PYTHONPATH, coverage installed)
 
 records the lines that each test executes and how long it takes, of tests that pass. What was recorded of other tests
-before stays. A line is known by its file and its text, as a mutant is, so that a record outlives changes of other lines.
+before stays. A line is known by its file and its text, as a mutant is, so a record outlives changes of other lines.
 Code that numba compiles is not seen, nor what a module executes when it is imported, nor other processes: such a line
 counts as executed where the name of its function or constant stands.
 """
@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +75,7 @@ class Lines:
         owner = owners.get(mutant.line, "")
         line = self._tests(mutant.path, [mutant.context])
         function = self._tests(mutant.path, [x for n, x in enumerate(_stripped(text), 1) if owners.get(n) == owner])
-        rings = [line, function - line] if function else [self._by_name(root, owner)]
+        rings = [line, function - line] if function else [self._by_name(root, mutant.path, owner)]
         found: list[str] = []
         left = budget
         for ring in rings:
@@ -98,31 +98,43 @@ class Lines:
             order.append((cases[function], test))
         return [test for _, test in sorted(order, key=lambda pair: pair[0])]
 
-    def _by_name(self, root: Path, name: str) -> set[str]:
-        """Tests that execute a line with the name in it, or with the name of a function that has it."""
-        seen, names = {name}, {name}
+    def _by_name(self, root: Path, path: str, name: str) -> set[str]:
+        """Tests that execute a line with the name in it, or with the name of a function that has it.
+
+        A name may stand in its own file and in files with the name of its module.
+        """
         texts = {path: read(root, path) for path in self.executed if (root / path).exists()}
-        while names := {n for n in names if n}:
-            pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, names))})\b")
+        names = {(path, name)} if name else set()
+        seen = set(names)
+        while names:
             found: set[str] = set()
             callers = set()
-            for path, text in texts.items():
-                owners = _owners(text)
-                for number, line in enumerate(_stripped(text), 1):
-                    if pattern.search(line):
-                        found |= self._tests(path, [line])
-                        callers.add(owners.get(number, ""))
+            for of, word in names:
+                pattern, module = (re.compile(rf"\b{re.escape(x)}\b") for x in (word, _module(of)))
+                for path, text in texts.items():
+                    if path == of or module.search(text):
+                        for number, line in enumerate(_stripped(text), 1):
+                            if pattern.search(line):
+                                found |= self._tests(path, [line])
+                                callers.add((path, _owners(text).get(number, "")))
             if found:
                 return found
-            names = callers - seen
+            names = {caller for caller in callers - seen if caller[1]}
             seen |= names
         return set()
 
 
+def _module(path: str) -> str:
+    """Last part of the name of a module."""
+    return Path(path).parent.name if path.endswith("__init__.py") else Path(path).stem
+
+
+@cache
 def _stripped(text: str) -> list[str]:
     return [collapsed(line) for line in text.splitlines()]
 
 
+@cache
 def _owners(text: str) -> dict[int, str]:
     """Name of the innermost function, or else of the class or constant, that each line belongs to."""
     owners: dict[int, str] = {}
@@ -132,7 +144,8 @@ def _owners(text: str) -> dict[int, str]:
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             target = node.targets[0] if isinstance(node, ast.Assign) else node.target
             if isinstance(target, ast.Name):
-                owners = {**dict.fromkeys(_span(node), target.id), **owners}
+                for line in _span(node):
+                    owners.setdefault(line, target.id)
     return owners
 
 
@@ -159,7 +172,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 class _Recorder:
     def __init__(self, path: Path) -> None:
-        import coverage
+        import coverage  # type: ignore[import-not-found, unused-ignore]
 
         self.path = path
         self.measured: Any = coverage.Coverage(data_file=None, config_file=False, include=[f"{ROOT}/packages/*/src/*"])

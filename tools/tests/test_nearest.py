@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -46,7 +47,7 @@ nearest = _module("nearest")
 
 
 @pytest.fixture
-def lines() -> nearest.Lines:  # type: ignore[name-defined]
+def lines() -> Any:
     found = nearest.Lines()
     found.add("test.py::test_slow", 5.0, [(PATH, "return x"), (PATH, "if x > y:")])
     found.add("test.py::test_case[1]", 0.5, [(PATH, "return x"), (PATH, "if x > y:")])
@@ -56,7 +57,7 @@ def lines() -> nearest.Lines:  # type: ignore[name-defined]
     return found
 
 
-def _near(lines: nearest.Lines, root: Path, line: str, budget: float) -> list[str]:  # type: ignore[name-defined]
+def _near(lines: Any, root: Path, line: str, budget: float) -> list[str]:
     (root / PATH).parent.mkdir(parents=True, exist_ok=True)
     (root / PATH).write_text(SOURCE)
     mutant = next(m for m in mutants.mutants_of(PATH, SOURCE) if m.context == line)
@@ -73,25 +74,25 @@ def _near(lines: nearest.Lines, root: Path, line: str, budget: float) -> list[st
     ],
 )
 def test_the_quickest_tests_of_the_line_come_first(
-    lines: nearest.Lines,
+    lines: Any,
     tmp_path: Path,
     budget: float,
-    tests: list[str],  # type: ignore[name-defined]
+    tests: list[str],
 ) -> None:
     assert _near(lines, tmp_path, "return x", budget) == tests
 
 
 @pytest.mark.parametrize("line", ["return x + LIMIT", "LIMIT = 3"])
 def test_a_line_that_no_test_executes_is_held_by_what_names_it(
-    lines: nearest.Lines,
+    lines: Any,
     tmp_path: Path,
-    line: str,  # type: ignore[name-defined]
+    line: str,
 ) -> None:
     """As a kernel that numba compiles, and a constant of such a kernel."""
     assert _near(lines, tmp_path, line, 100) == ["sum"]
 
 
-def test_a_record_is_kept_and_added_to(lines: nearest.Lines, tmp_path: Path) -> None:  # type: ignore[name-defined]
+def test_a_record_is_kept_and_added_to(lines: Any, tmp_path: Path) -> None:
     lines.save(tmp_path / "build" / "lines.json")
     again = nearest.Lines.load(tmp_path / "build" / "lines.json")
     assert again == lines

@@ -11,11 +11,15 @@ import numpy as np
 import pytest
 from stsbp_spec.errors import BackendError
 from stsbp_spec.graph import Edge, Input, Network, Neurons, Node, Op, Values
+from stsbp_spec.init import initial_weights
+from stsbp_spec.losses import VanRossum
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import LIF
+from stsbp_spec.optim import AdamW
 from stsbp_spec.passes import Trace, backward_pass, forward_pass
 from stsbp_spec.plan import Chain, plan
 from stsbp_spec.reference.backend import NumpyBackend
+from stsbp_spec.results import Batch
 from stsbp_spec.rules import Deferred, Exchange, Fusion, Rule, Run, Step
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Linear
 from stsbp_spec.typing import AnyArray, Float32, Memory, Precision
@@ -301,6 +305,19 @@ def test_an_error_of_a_backends_own_form_goes_where_it_is_taken(
     expected = backward_pass(forward_pass(NumpyBackend(), CHAIN, wq, x, STEPS, None), _error(), "fast")
     assert {name: g.tobytes() for name, g in found.items()} == {name: g.tobytes() for name, g in expected.items()}
     assert backend.became == became
+
+
+def test_statistics_of_a_chain_are_those_of_its_parts() -> None:
+    network = NetworkSpec.parse("D0.2-4C3bn-P2-5bn-3", input_shape=(2, 9, 9), neuron=NEURON)
+    targets = (np.random.default_rng(4).random((STEPS, BATCH, 3)) < 0.4).astype(np.uint8)
+    states = []
+    for backend in (NumpyBackend(), Fusing(Putting)):
+        trainer = backend.trainer(network, VanRossum(), AdamW(), precision="reproducible")
+        state, _ = trainer.step(trainer.init(initial_weights(network, 1)), Batch(_inputs(network.graph), targets))
+        states.append(trainer.export_state(state))
+    assert ("dropout1.0", "conv1", "neurons1") in backend.chains
+    assert {name for name in states[0] if "mean" in name} == {"weight/conv1.mean", "weight/linear2.mean"}
+    assert {name: x.tobytes() for name, x in states[1].items()} == {name: x.tobytes() for name, x in states[0].items()}
 
 
 def test_an_error_is_an_array_where_several_nodes_read() -> None:

@@ -427,6 +427,12 @@ def test_an_optimiser_that_is_none_is_refused(optimizer: Any) -> None:
         NUMPY.trainer(_NETWORK, VanRossum(), optimizer)
 
 
+@pytest.mark.parametrize("memory", ["much", None, ["low"]])
+def test_a_memory_setting_that_is_none_is_refused(memory: Any) -> None:
+    with pytest.raises(SpecError, match="memory is 'full' or 'low', got"):
+        NUMPY.trainer(_NETWORK, VanRossum(), AdamW(), memory=memory)
+
+
 @pytest.mark.parametrize("notation", ["4", "8-D0.5-4"])
 def test_dropout_outside_32_bits_is_refused_also_where_there_is_none(notation: str) -> None:
     network = NetworkSpec.parse(notation, input_shape=(6,))
