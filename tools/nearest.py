@@ -101,11 +101,16 @@ class Lines:
         return [test for *_, test in sorted(order, key=lambda key: key[:2])]
 
     def _by_name(self, root: Path, path: str, name: str) -> set[str]:
-        """Tests that execute a line with the name in it, or with the name of a function that has it.
+        """Tests that execute a line with the name in it or have one, or with the name of a function that has it.
 
         A name may stand in its own file and in files with the name of its module.
         """
-        texts = {path: read(root, path) for path in self.executed if (root / path).exists()}
+        of_function: dict[tuple[str, str], set[str]] = {}
+        for test in self.seconds:
+            path_of_test, _, function = test.partition("[")[0].partition("::")
+            of_function.setdefault((path_of_test, function), set()).add(test)
+        paths = [*self.executed, *dict.fromkeys(path_of_test for path_of_test, _ in of_function)]
+        texts = {path: read(root, path) for path in paths if path.endswith(".py") and (root / path).exists()}
         names = {(path, name)} if name else set()
         seen = set(names)
         while names:
@@ -117,8 +122,9 @@ class Lines:
                     if path == of or module.search(text):
                         for number, line in enumerate(_stripped(text), 1):
                             if pattern.search(line):
-                                found |= self._tests(path, [line])
-                                callers.add((path, _owners(text).get(number, "")))
+                                caller = (path, _owners(text).get(number, ""))
+                                found |= self._tests(path, [line]) | of_function.get(caller, set())
+                                callers.add(caller)
             if found:
                 return found
             names = {caller for caller in callers - seen if caller[1]}

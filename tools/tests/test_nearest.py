@@ -90,6 +90,9 @@ def test_a_line_that_no_test_executes_is_held_by_what_names_it(
 ) -> None:
     """As a kernel that numba compiles, and a constant of such a kernel."""
     assert _near(lines, tmp_path, line, 100) == ["sum"]
+    # A test may call it itself.
+    (tmp_path / "test.py").write_text("from one import kernel\n\n\ndef test_other():\n    assert kernel(1) == 4\n")
+    assert sorted(_near(lines, tmp_path, line, 100)) == ["other", "sum"]
 
 
 def test_a_record_is_kept_and_added_to(lines: Any, tmp_path: Path) -> None:
