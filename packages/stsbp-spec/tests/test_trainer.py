@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from stsbp_spec.backend import Batch
-from stsbp_spec.errors import NumericError, ShapeError, SpecError
+from stsbp_spec.errors import BackendError, NumericError, ShapeError, SpecError
 from stsbp_spec.init import initial_weights
 from stsbp_spec.losses import LOSSES, VanRossum
 from stsbp_spec.network import NetworkSpec
@@ -20,7 +20,7 @@ from stsbp_spec.random import Stream, uniform
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.surrogates import Logistic
 from stsbp_spec.synapses import Conv2d, Linear
-from stsbp_spec.typing import AnyArray, UInt8
+from stsbp_spec.typing import AnyArray, Precision, UInt8
 
 NUMPY = NumpyBackend()
 _LIF = LIF(3, 5 / 3, 0.5)
@@ -459,6 +459,25 @@ def test_reproducible_precision_refuses_an_inexact_surrogate() -> None:
         NUMPY.trainer(network, VanRossum(), AdamW(), precision="reproducible")
     with pytest.raises(SpecError, match="precision is 'fast' or 'reproducible', got 'double'"):
         NUMPY.trainer(network, VanRossum(), AdamW(), precision="double")  # type: ignore[arg-type]
+
+
+def test_a_precision_that_the_device_lacks_is_refused_before_anything_is_computed() -> None:
+    class Fast(NumpyBackend):
+        def check_precision(self, precision: Precision) -> None:
+            if precision == "reproducible":
+                raise BackendError("this device has no float64")
+
+    weights, batch = initial_weights(_NETWORK, 1), _batch(_NETWORK)
+    for precision in ("fast", "reproducible"):
+        for call in (
+            lambda p: Fast().trainer(_NETWORK, VanRossum(), AdamW(), precision=p),
+            lambda p: Fast().value_and_grad(_NETWORK, VanRossum(), weights, batch, precision=p),
+        ):
+            if precision == "fast":
+                call(precision)
+            else:
+                with pytest.raises(BackendError, match="no float64"):
+                    call(precision)
 
 
 def test_one_step_is_enough() -> None:
