@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from stsbp_spec.collective import Rendezvous
 from stsbp_spec.errors import BackendError
+from stsbp_spec.grid import sum_bits
 from stsbp_spec.optim.adamw import gradient_squares
 from stsbp_spec.pairs import Pairs
 from stsbp_spec.reference.backend import NumpyBackend
@@ -90,6 +91,22 @@ def test_sums_of_elements_are_by_channel_or_of_all() -> None:
     values = np.array([1, 2, 3], np.float32)
     assert np.array_equal(NUMPY.spread(values, (2, 3, 4)), np.broadcast_to(values[:, None], (1, 2, 3, 4)))
     assert np.array_equal(NUMPY.spread(values[:1], (2, 3)), np.ones((1, 2, 3)))
+
+
+def test_a_learned_gradient_is_of_errors_on_a_grid_in_reproducible_precision_alone() -> None:
+    random = np.random.default_rng(1)
+    x = (random.normal(size=(1, 200, 3, 40)) * np.exp(8 * random.normal(size=(1, 200, 3, 40)))).astype(np.float32)
+    on_grid, _ = NUMPY.error_grid(x, sum_bits(200 * 40))
+    assert not np.array_equal(on_grid, x)
+    sums = [terms.astype(np.float64).sum(axis=(0, 1, 3)) for terms in (x, on_grid)]
+    fast, exact = (NUMPY.learned_gradient(x, 3, precision) for precision in ("fast", "reproducible"))
+    assert exact.tobytes() == sums[1].astype(np.float32).tobytes()
+    assert fast == pytest.approx(sums[0], rel=1e-6)
+    # Beside large errors that cancel, the grid has no room for a small one.
+    far = np.array([1, 2.0**-60, -1], np.float32).reshape(1, 3, 1)
+    assert [float(NUMPY.learned_gradient(far, 1, p)[0]) for p in ("fast", "reproducible")] == [0.0, 0.0]
+    near = np.array([1, 2.0**-52, -1], np.float32).reshape(1, 3, 1)
+    assert [float(NUMPY.learned_gradient(near, 1, p)[0]) for p in ("fast", "reproducible")] == [2.0**-52, 0.0]
 
 
 def test_the_largest_of_several_arrays_is_taken_elementwise() -> None:

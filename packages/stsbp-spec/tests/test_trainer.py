@@ -14,7 +14,7 @@ from stsbp_spec.errors import BackendError, NumericError, ShapeError, SpecError
 from stsbp_spec.init import initial_weights
 from stsbp_spec.losses import LOSSES, VanRossum
 from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import LIF
+from stsbp_spec.neurons import LIF, PLIF
 from stsbp_spec.optim import AdamW, clip_factor, gradient_norm
 from stsbp_spec.random import Stream, uniform
 from stsbp_spec.reference.backend import NumpyBackend
@@ -478,6 +478,30 @@ def test_a_precision_that_the_device_lacks_is_refused_before_anything_is_compute
             else:
                 with pytest.raises(BackendError, match="no float64"):
                     call(precision)
+
+
+@pytest.mark.parametrize("notation", ["6-4", "6bn-4"])
+def test_a_predictor_keeps_its_weights_when_an_update_works_in_place(notation: str) -> None:
+    class InPlace(NumpyBackend):
+        def adamw(self, scalars: Any, w: AnyArray, *rest: AnyArray) -> tuple[AnyArray, AnyArray, AnyArray]:
+            new, m, v = super().adamw(scalars, w, *rest)
+            w[...] = new
+            return w, m, v
+
+        def adamw_learned(self, scalars: Any, domain: Any, w: AnyArray, *rest: AnyArray) -> Any:
+            new, m, v = super().adamw_learned(scalars, domain, w, *rest)
+            w[...] = new
+            return w, m, v
+
+    network = NetworkSpec.parse(notation, input_shape=(5,), neuron=PLIF(3.0, 5 / 3, 0.2))
+    batch = _batch(network)
+    trainer = InPlace().trainer(network, VanRossum(), AdamW(lr=0.5))
+    state = trainer.init(initial_weights(network, 1, 2.0))
+    predict = trainer.predictor(state)
+    before = predict(batch.inputs, 10)
+    state, _ = trainer.step(state, batch)
+    assert not np.array_equal(trainer.predict(state, batch.inputs, 10).spikes, before.spikes)
+    assert np.array_equal(predict(batch.inputs, 10).spikes, before.spikes)
 
 
 def test_one_step_is_enough() -> None:
