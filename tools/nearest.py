@@ -144,7 +144,7 @@ def _stripped(text: str) -> list[str]:
 
 @cache
 def _owners(text: str) -> dict[int, str]:
-    """Name of the innermost function, or else of the class or constant, that each line belongs to."""
+    """Name of the innermost function, or else of the class, the constant or what is called, of each line."""
     owners: dict[int, str] = {}
     for node in ast.walk(ast.parse(text)):  # breadth first: what is inside comes later
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -152,8 +152,9 @@ def _owners(text: str) -> dict[int, str]:
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             target = node.targets[0] if isinstance(node, ast.Assign) else node.target
             if isinstance(target, ast.Name):
-                for line in _span(node):
-                    owners.setdefault(line, target.id)
+                owners |= {line: target.id for line in _span(node) if line not in owners}
+        elif isinstance(node, ast.Expr) and (names := [x.id for x in ast.walk(node) if isinstance(x, ast.Name)]):
+            owners |= {line: names[0] for line in _span(node) if line not in owners}  # function.defvjp(...)
     return owners
 
 
