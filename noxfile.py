@@ -43,6 +43,7 @@ ALL_TEST_TOOLS = (
     "hatchling>=1.26",
     *ONNX,
     "nir>=1.0.8",
+    "coverage>=7.6",
 )
 PEERS = {
     "spikingjelly": ("spikingjelly==2.0.0", "torch"),
@@ -271,6 +272,15 @@ def mutation(session: nox.Session) -> None:
     """Break the sources in one place at a time; a test must notice (an hour): -- [--seed S --random N --only PATH]."""
     install(session, *everything(session), tools=(*ALL_TEST_TOOLS, TRITON))
     session.run("python", "tools/mutation.py", *session.posargs)
+
+
+@nox.session
+def lines(session: nox.Session) -> None:
+    """Record which test executes which lines, for `mutation --nearest` (an hour): -- [PATHS]."""
+    install(session, *everything(session), tools=ALL_TEST_TOOLS)
+    paths = session.posargs or everything(session)
+    options = ["-p", "nearest", "--lines", "build/lines.json", "--conformance-quick", *devices(session)]
+    session.run("python", "-m", "pytest", *options, *paths, env={"PYTHONPATH": str(ROOT / "tools")})
 
 
 @nox.session

@@ -5,9 +5,11 @@
     python tools/mutation.py --only packages/stsbp-spec/src/stsbp_spec/grid.py
     python tools/mutation.py --only packages/stsbp-spec/src/stsbp_spec/grid.py:204 --list
     python tools/mutation.py --files 'packages/stsbp/*' --random 100 --stages 1 --minutes 30 --resume
+    python tools/mutation.py --files 'packages/stsbp-spec/*' --random 60 --warm --nearest 20 --stages 0
 
-The last one tries each mutant against the first run of pytest of its file alone, stops after half an hour and goes on
-where it stopped when it is called again. What is left open then goes through all runs without `--stages`.
+The last but one tries each mutant against the first run of pytest of its file alone, stops after half an hour and goes
+on where it stopped when it is called again. What is left open then goes through all runs without `--stages`. The last
+one tries the quickest tests that execute the line, 20 seconds of them, as nearest.py recorded them before.
 
 Works on copies of the tree, never on the tree itself. mutation.toml beside this file says which tests hold which
 sources, which mutants are the same program, and why. A mutant is killed by the first test that fails, if that test
@@ -42,6 +44,7 @@ from pathlib import Path
 from typing import Any
 
 from mutants import Key, Mutant, changes, collapsed, mutants_of, read
+from nearest import Lines
 
 ROOT = Path(__file__).resolve().parents[1]
 RULES = Path(__file__).with_suffix(".toml")
@@ -77,6 +80,7 @@ class Rules:
     excluded: list[dict[str, str]]
     named: list[dict[str, str]]
     preloaded: list[str] = field(default_factory=list)
+    recorded: list[str] = field(default_factory=list)
 
     def excluded_file(self, path: str) -> bool:
         return any(fnmatch(path, rule["file"]) for rule in self.excluded)
@@ -232,14 +236,17 @@ class Campaign:
     """Tries mutants on `jobs` copies."""
 
     def __init__(
-        self, rule: Rules, folder: Path, jobs: int, limit: float, *, stages: int | None = None, warm: bool = False
-    ) -> None:
+        self, rule: Rules, folder: Path, jobs: int, limit: float, *, stages: int | None = None, warm: bool = False,
+        lines: Lines | None = None, nearest: float = 0, caches: Path | None = None,
+    ) -> None:  # fmt: skip
         self.rule, self.folder, self.limit, self.stages = rule, folder, limit, stages
+        self.lines, self.nearest = lines, nearest
         self.copies: queue.Queue[Copy] = queue.Queue()
         for number in range(jobs):
             self.copies.put(Copy.make(folder / f"copy{number}", rule.preloaded if warm else None))
-        self.warm = folder / "warm"
-        self.sound: dict[str, bool] = {}
+        self.warm = caches or folder / "warm"
+        # What nearest.py recorded passed then.
+        self.sound: dict[str, bool] = dict.fromkeys(lines.seconds, True) if lines is not None else {}
         self.lock = threading.Lock()
         self.done = 0
 
@@ -277,10 +284,15 @@ class Campaign:
 
     def _tested(self, copy: Copy, mutant: Mutant, original: str) -> Result:
         stages = self.rule.stages(mutant.path)
-        for stage in stages[: self.stages]:
+        near = self.lines.near(mutant, original, copy.root, self.nearest) if self.lines is not None else []
+        for stage in [*([[*near, *self.rule.recorded]] if near else []), *stages[: self.stages]]:
             code, output = copy.pytest(stage, self.warm, self.limit)
             if code in (0, 5):  # 5: a word chose no test
                 continue
+            if code == _NO_SUCH_TEST:
+                copy.write(mutant.path, original)
+                if copy.pytest([*stage, "--collect-only"], self.warm, self.limit)[0] == _NO_SUCH_TEST:
+                    return Result(mutant, "unclear", f"no such test without the mutant either: {' '.join(stage)}")
             if code is None:
                 copy.write(mutant.path, original)
                 if not self._ends(copy, stage):
@@ -315,10 +327,7 @@ class Campaign:
     def _passes(self, copy: Copy, test: str, stage: list[str]) -> bool:
         """Whether a test passes on the sources as they are."""
         if test not in self.sound:
-            options = [word for word in stage if word.startswith("--")]
-            values = [stage[i + 1] for i, word in enumerate(stage) if word in ("--backend", "--device")]
-            chosen = list(itertools.chain.from_iterable(zip(("--backend", "--device"), values, strict=False)))
-            chosen += [word for word in options if word not in ("--backend", "--device")]
+            chosen = list(itertools.dropwhile(lambda word: not word.startswith("-"), stage))
             code, _ = copy.pytest([test, *chosen], self.warm, self.limit)
             if code == _NO_SUCH_TEST:  # the mutant changed what it is parametrised with
                 code, _ = copy.pytest([test.partition("[")[0], *chosen], self.warm, self.limit)
@@ -360,6 +369,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="copies that are tested at a time; default 1")
     parser.add_argument("--timeout", type=float, default=300, metavar="S", help="of one run of pytest; default 300")
     parser.add_argument("--stages", type=int, metavar="N", help="a file's first N runs of pytest alone; default all")
+    parser.add_argument("--nearest", type=float, metavar="S", help="before them, S seconds of tests of the line")
+    parser.add_argument("--lines", type=Path, default=ROOT / "build" / "lines.json", help="what nearest.py recorded")
+    parser.add_argument("--caches", type=Path, help="where compiled kernels stay for the next call")
     parser.add_argument("--minutes", type=float, metavar="M", help="begin no mutant after M minutes")
     parser.add_argument("--warm", action="store_true", help="fork pytest from one process (Linux)")
     parser.add_argument("--resume", action="store_true", help="keep what --json holds, try the rest")
@@ -377,7 +389,9 @@ def main() -> None:
     end = time.monotonic() + 60 * options.minutes if options.minutes is not None else math.inf
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         campaign = Campaign(
-            rule, Path(folder), options.jobs, options.timeout, stages=options.stages, warm=options.warm
+            rule, Path(folder), options.jobs, options.timeout, stages=options.stages, warm=options.warm,
+            lines=Lines.load(options.lines) if options.nearest is not None else None, nearest=options.nearest or 0,
+            caches=options.caches,
         )  # fmt: skip
         campaign.check_isolation()
 

@@ -60,6 +60,8 @@ def test_errors_are_rounded_to_their_grid(scale: float) -> None:
     wide = rng.standard_normal(200_003) * np.exp(8 * rng.standard_normal(200_003))
     wide[rng.random(wide.shape) < 0.1] = 0
     dz = (wide * (scale / np.abs(wide).max())).astype(np.float32)
+    smallest = np.float32(2.0**-126)  # a smaller number does not count as an error that was set to zero
+    dz[:4] = smallest, -smallest, np.nextafter(smallest, np.float32(0)), -np.nextafter(smallest, np.float32(0))
     expected, numbers = grid.error_grid(dz, 28)
     out = np.full_like(dz, np.nan)
     counts = reductions.round_errors(dz, 28, reductions.largest(dz), out)

@@ -196,6 +196,34 @@ def test_layers_compose_by_hand_to_what_apply_computes() -> None:
     np.testing.assert_array_equal(s, apply(network, weights, x, STEPS))
 
 
+@pytest.mark.parametrize("precision", ["fast", "reproducible"])
+def test_gradients_of_layers_by_hand_are_those_of_apply(precision: Precision) -> None:
+    network = NetworkSpec.parse("4C3-P2", input_shape=(2, 8, 8), outputs=5, neuron=LIF(3, 2, 0.4))
+    conv, out = network.blocks
+    random = np.random.default_rng(3)
+    x = (random.random((STEPS, BATCH, 2, 8, 8)) < 0.4).astype(np.float32)
+    y = (random.random((STEPS, BATCH, 5)) < 0.3).astype(np.uint8)
+
+    def by_hand(weights: Any, s: Any) -> Any:
+        neuron = network.blocks[0].neuron
+        z = conv2d(Conv2d(4, 3), s, snap_weights(conv, weights["conv1"]), precision)
+        s = avgpool2d(AvgPool2d(2), lif(neuron, conv.filter(training=False), z, STEPS, precision=precision))
+        z = linear(Linear(5), s, snap_weights(out, weights["linear2"]), precision)
+        return distance(VanRossum(), network.output_psp, lif(neuron, out.filter(training=False), z, STEPS), y)
+
+    def whole(weights: Any, s: Any) -> Any:
+        spikes = apply(network, weights, jnp.moveaxis(s, -1, 2), STEPS, precision=precision)
+        return distance(VanRossum(), network.output_psp, spikes, y)
+
+    given = initial_weights(network, seed=0, gain=2.0), jnp.moveaxis(jnp.asarray(x), 2, -1)
+    found, expected = (jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(*given) for f in (by_hand, whole))
+    assert found[0] == expected[0]
+    for ours, theirs in zip(*map(jax.tree.leaves, (found[1], expected[1])), strict=True):
+        assert (ours.dtype, ours.shape) == (np.float32, theirs.shape)
+        assert np.abs(theirs).max() > 0
+        assert np.abs(ours - theirs).max() <= 2e-5 * np.abs(theirs).max()
+
+
 def test_float64_does_not_leak_into_the_callers_trace() -> None:
     network, weights, x, y = example()
 

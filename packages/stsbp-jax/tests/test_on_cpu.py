@@ -24,6 +24,7 @@ KERNELS, XLA = JaxBackend("cpu"), JaxBackend("cpu:xla")
 NARROW = LIF(3, threshold=0.4, surrogate=Triangle(0.5))
 NETWORKS: dict[str, tuple[str, Coding, Any]] = {
     "blocks that defer": ("16C3p1-P2-16C3p1-32C3", "events", NARROW),
+    "several readers": ("16C3p1-[P2-16C3p1|P2-16C3p1]+-[16C3p1]+", "events", NARROW),
     "pooling and dropout": ("12C3-P2-D0.3-16C3-D0.2-P2", "events", LIF(2, threshold=0.4)),
     "geometry": ("6C3s2p1-8C3p1{groups=2}-M2-U2-7", "events", LIF(2, threshold=0.4)),
     "learned, direct": ("8C3p1b-P2-8C3-20b", "direct", PLIF(2, threshold=0.4)),
@@ -63,7 +64,10 @@ def _by(kernels: bool) -> Iterator[None]:
 
 @pytest.mark.parametrize(
     ("name", "precision"),
-    [*((name, "reproducible") for name in NETWORKS), ("blocks that defer", "fast"), ("pooling and dropout", "fast")],
+    [
+        *((name, "reproducible") for name in NETWORKS if name != "several readers"),
+        *((name, "fast") for name in ("blocks that defer", "several readers", "pooling and dropout")),
+    ],
 )
 def test_steps_have_the_bits_of_xlas_own_code(name: str, precision: Precision) -> None:
     network, weights, batch = _case(name)

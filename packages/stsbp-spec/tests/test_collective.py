@@ -24,9 +24,9 @@ from stsbp_spec.optim import AdamW
 from stsbp_spec.pairs import Pairs
 from stsbp_spec.random import Stream, bits, keep_mask
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.results import Batch
+from stsbp_spec.results import Batch, TrainState
 from stsbp_spec.trainer import Prediction, StepResult, Trainer
-from stsbp_spec.typing import AnyArray, Int64
+from stsbp_spec.typing import AnyArray, Coding, Int64, Precision
 
 NETWORK = NetworkSpec.parse("6d0.3-5d0.4", input_shape=(9,), outputs=3, neuron=PLIF(3.0, 5 / 3, 0.4))
 STEPS, BATCH = 6, 5
@@ -176,6 +176,69 @@ def test_micro_batches_of_samples_with_lengths_have_the_bits_of_the_whole_batch(
     whole = _trained(lengths=LENGTHS)
     _same(_trained(micro_batch=2, packed=True, lengths=LENGTHS), whole)
     assert any(whole[0][name].tobytes() != x.tobytes() for name, x in _trained()[0].items())
+
+
+@pytest.mark.parametrize("coding", ["events", "direct"])
+@pytest.mark.parametrize("size", [2, 7], ids=["uneven", "some empty"])
+def test_a_process_without_samples_adds_nothing_where_silence_makes_neurons_fire(size: int, coding: Coding) -> None:
+    """The shift of a normalised sum alone reaches the threshold, so the silent sample of an empty part fires too."""
+    network = NetworkSpec.parse("6bn-D0.3-5Rbn-3", input_shape=(9,), coding=coding, neuron=PLIF(3.0, 5 / 3, 0.4))
+    weights = initial_weights(network, 1, 2.0)
+    weights |= {name: x + np.float32(2) for name, x in weights.items() if name.endswith(".shift")}
+
+    def work(collective: Collective) -> Any:
+        trainer = Trainer(
+            NumpyBackend(), network, VanRossum(), AdamW(), "reproducible", 3, micro_batch=1, collective=collective
+        )
+        state, results = trainer.init(weights), []
+        for number in range(2):
+            batch = _batch(number, LENGTHS)
+            batch = batch._replace(inputs=batch.inputs if coding == "events" else batch.inputs[0])
+            part = collective.parts(BATCH)[collective.rank]
+            inputs = of_part(batch.inputs, part, int(coding == "events"))
+            state, result = trainer.step(state, batch._replace(inputs=inputs))
+            results.append(result)
+        return trainer.export_state(state), results, trainer.predict(state, inputs, STEPS, BATCH, LENGTHS)
+
+    whole = work(Alone())
+    silent = Trainer(NumpyBackend(), network, VanRossum(), AdamW(), "reproducible").predict(
+        TrainState(0, weights, {}, {}),
+        np.zeros_like(_batch().inputs if coding == "events" else _batch().inputs[0]),
+        STEPS,
+    )
+    assert all(rate > 0 for rate in silent.rates.values())
+    for found in _together(size, work):
+        _same(found, whole)
+
+
+@pytest.mark.parametrize("precision", ["fast", "reproducible"])
+@pytest.mark.parametrize("coding", ["events", "direct"])
+def test_a_piece_without_samples_changes_nothing(coding: Coding, precision: Precision) -> None:
+    """As where several devices of one process take the same number of pieces."""
+
+    class Pieces(Alone[AnyArray]):
+        def __init__(self, *counts: int) -> None:
+            self.counts = counts
+
+        def pieces(self, batch: int, micro_batch: int | None) -> tuple[Part, ...]:
+            return tuple(Part(sum(self.counts[:i]), count, batch) for i, count in enumerate(self.counts))
+
+    network = NetworkSpec.parse("6bn-D0.3-5Rbn-3", input_shape=(9,), coding=coding, neuron=PLIF(3.0, 5 / 3, 0.4))
+    if precision == "fast":
+        network = NetworkSpec.parse("6-D0.3-5R-3", input_shape=(9,), coding=coding, neuron=PLIF(3.0, 5 / 3, 0.4))
+    weights = initial_weights(network, 1, 2.0)
+    weights |= {name: x + np.float32(2) for name, x in weights.items() if name.endswith(".shift")}
+    batch = _batch(0, LENGTHS)
+    batch = batch._replace(inputs=batch.inputs if coding == "events" else batch.inputs[0])
+    found = []
+    for counts in ((2, 3), (2, 3, 0), (2, 3, 0, 0)):
+        trainer = Trainer(NumpyBackend(), network, VanRossum(), AdamW(), precision, 3, collective=Pieces(*counts))
+        state, result = trainer.step(trainer.init(weights), batch)
+        found.append((trainer.export_state(state), result.spikes, result.rates, result.zeroed, result.gradient_norm))
+    for state, spikes, *rest in found[1:]:
+        assert all(state[name].tobytes() == x.tobytes() for name, x in found[0][0].items())
+        assert np.array_equal(spikes, found[0][1])
+        assert rest == list(found[0][2:])
 
 
 def test_sums_that_are_exchanged_are_float64_and_not_rounded() -> None:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 from stsbp_spec.errors import BackendError
 from stsbp_spec.graph import Edge, Input, Network, Neurons, Node, Op, Values
+from stsbp_spec.init import initial_weights
+from stsbp_spec.losses import VanRossum
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import LIF
+from stsbp_spec.optim import AdamW
 from stsbp_spec.passes import Trace, backward_pass, forward_pass
 from stsbp_spec.plan import Chain, plan
 from stsbp_spec.reference.backend import NumpyBackend
+from stsbp_spec.results import Batch
 from stsbp_spec.rules import Deferred, Exchange, Fusion, Rule, Run, Step
 from stsbp_spec.synapses import PSP, Add, AvgPool2d, Conv2d, Linear
 from stsbp_spec.typing import AnyArray, Float32, Memory, Precision
@@ -90,6 +95,47 @@ def test_the_steps_of_a_chain() -> None:
     assert (found.input, found.output) == ("input", "neurons3")
     assert [segment.population for segment in found.segments] == ["neurons1", "neurons2", "neurons3"]
     assert [segment.sources for segment in found.segments] == [("input",), ("neurons1",), ("neurons2",)]
+
+
+def _segments(network: Network) -> list[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]]:
+    """Sources of each segment, those that nothing reads later, and the outputs that are kept."""
+    return [(part.sources, part.done, part.left) for part in plan(Adding(), network).segments]
+
+
+def test_what_a_segment_reads_lets_go_of_and_keeps() -> None:
+    assert _segments(FORK) == [
+        (("input",), ("input",), ("n1",)),
+        (("n1",), (), ("shared", "fires left")),
+        (("shared",), (), ("fires right",)),
+        (("shared",), ("shared",), ("fires third",)),
+        (
+            ("fires right", "fires third", "n1", "fires left"),
+            ("fires right", "fires third", "n1", "fires left"),
+            ("n2",),
+        ),
+    ]
+    chain = NetworkSpec.parse("4C3-P2-5-3", input_shape=(2, 9, 9)).graph
+    names = ["input", "neurons1", "neurons2", "neurons3"]
+    assert _segments(chain) == [((a,), (a,), (b,)) for a, b in pairwise(names)]
+    pooled = Network((*FORK.nodes[:3], Node("shared", AvgPool2d(1), (Edge("n1"),))))
+    assert _segments(pooled) == [(("input",), ("input",), ("n1",)), (("n1",), ("n1",), ("shared",))]
+    assert plan(Adding(), pooled).segments[-1].population is None
+
+
+def test_a_delayed_edge_ends_a_chain() -> None:
+    backend = Fusing(Putting)
+    nodes = [replace(node, inputs=(Edge("n1", 1),)) if node.name == "left" else node for node in FORK.nodes]
+    plan(backend, Network(tuple(nodes)))
+    assert ("left", "fires left") in backend.chains
+    nodes = [
+        replace(node, inputs=(Edge("pair"), Edge("n1"), Edge("fires left", 2))) if node.name == "sum" else node
+        for node in FORK.nodes
+    ]
+    nodes = [replace(node, inputs=(Edge("sum", 1),)) if node.name == "w2" else node for node in nodes]
+    backend = Fusing(Putting)
+    plan(backend, Network(tuple(nodes)))
+    assert ("w2", "n2") in backend.chains
+    assert ("sum",) in backend.chains
 
 
 def test_a_plan_is_made_once_for_a_backend_and_a_network() -> None:
@@ -325,6 +371,19 @@ def test_an_error_of_a_backends_own_form_goes_where_it_is_taken(
     expected = backward_pass(forward_pass(NumpyBackend(), CHAIN, wq, x, STEPS, None), _error(), "fast")
     assert {name: g.tobytes() for name, g in found.items()} == {name: g.tobytes() for name, g in expected.items()}
     assert backend.became == became
+
+
+def test_statistics_of_a_chain_are_those_of_its_parts() -> None:
+    network = NetworkSpec.parse("D0.2-4C3bn-P2-5bn-3", input_shape=(2, 9, 9), neuron=NEURON)
+    targets = (np.random.default_rng(4).random((STEPS, BATCH, 3)) < 0.4).astype(np.uint8)
+    states = []
+    for backend in (NumpyBackend(), Fusing(Putting)):
+        trainer = backend.trainer(network, VanRossum(), AdamW(), precision="reproducible")
+        state, _ = trainer.step(trainer.init(initial_weights(network, 1)), Batch(_inputs(network.graph), targets))
+        states.append(trainer.export_state(state))
+    assert ("dropout1.0", "conv1", "neurons1") in backend.chains
+    assert {name for name in states[0] if "mean" in name} == {"weight/conv1.mean", "weight/linear2.mean"}
+    assert {name: x.tobytes() for name, x in states[1].items()} == {name: x.tobytes() for name, x in states[0].items()}
 
 
 def test_an_error_is_an_array_where_several_nodes_read() -> None:

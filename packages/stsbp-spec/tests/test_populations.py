@@ -630,6 +630,11 @@ def test_factors_of_dropout_belong_to_their_projections() -> None:
     filters = PSP(2).filter(2.0), PSP(2).filter()
     _, left = NUMPY.population_forward(neuron_equations(filters, LIF(3, 2, 0.3)), zs, STEPS, {})
     assert np.array_equal(potentials["n2"], left.kept["u"])
+    # In evaluation nothing is dropped, and no filter makes up for it.
+    _, evaluated, _ = walked(network, weights, x, error, dropout=None)
+    zs = [NUMPY.rules[Linear].forward(Linear(4), fired, weights[name])[0] for name in ("w2", "w3")]
+    _, left = NUMPY.population_forward(neuron_equations(filters[1:] * 2, LIF(3, 2, 0.3)), zs, STEPS, {})
+    assert np.array_equal(evaluated["n2"], left.kept["u"])
 
 
 @given(order=st.permutations(range(8)))

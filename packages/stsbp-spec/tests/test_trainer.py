@@ -5,22 +5,22 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from stsbp_spec.backend import Batch
-from stsbp_spec.errors import NumericError, ShapeError, SpecError
+from stsbp_spec.errors import BackendError, NumericError, ShapeError, SpecError
 from stsbp_spec.init import initial_weights
 from stsbp_spec.losses import LOSSES, VanRossum
 from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import LIF
+from stsbp_spec.neurons import LIF, PLIF
 from stsbp_spec.optim import AdamW, clip_factor, gradient_norm
 from stsbp_spec.random import Stream, uniform
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.surrogates import Logistic
 from stsbp_spec.synapses import Conv2d, Linear
-from stsbp_spec.typing import UInt8
+from stsbp_spec.typing import AnyArray, Precision, UInt8
 
 NUMPY = NumpyBackend()
 _LIF = LIF(3, 5 / 3, 0.5)
@@ -211,6 +211,45 @@ def test_gradients_that_overflow_are_one_error_and_no_warning() -> None:
     for precision in ("fast", "reproducible"):
         with pytest.raises(NumericError, match="the gradient of layer linear1 is not finite"):
             NUMPY.value_and_grad(network, VanRossum(), weights, _batch(network), precision=precision)
+
+
+def test_a_gradient_that_is_not_finite_in_one_place_is_named() -> None:
+    """The last layer in the order of the network, since errors go from the output to the input."""
+    network = NetworkSpec.parse("8-8-4", input_shape=(6,), neuron=_LIF)
+    for layers, named in (({"linear2"}, "linear2"), ({"linear1", "linear2"}, "linear2"), ({"linear1"}, "linear1")):
+
+        class Broken(NumpyBackend):
+            broken: ClassVar = layers
+
+            def rounded(self, x: AnyArray) -> AnyArray:
+                shapes = {network.weight_shapes[name] for name in self.broken}
+                found = super().rounded(x).copy()
+                if found.shape in shapes:
+                    found.flat[3] = np.inf
+                return found
+
+        with pytest.raises(NumericError, match=f"the gradient of layer {named} is not finite"):
+            Broken().value_and_grad(network, VanRossum(), initial_weights(network, 1, 2.0), _batch(network))
+
+
+def test_no_mask_is_drawn_where_nothing_is_dropped() -> None:
+    class Drawing(NumpyBackend):
+        def dropout_mask(self, *arguments: Any, **named: Any) -> AnyArray:
+            rates.append(arguments[4])
+            return super().dropout_mask(*arguments, **named)
+
+    rates: list[float] = []
+    network = NetworkSpec.parse("8-D0-8-D0.5-4", input_shape=(6,), neuron=_LIF)
+    trainer = Drawing().trainer(network, VanRossum(), AdamW())
+    state, _ = trainer.step(trainer.init(initial_weights(network, 1)), _batch(network))
+    trainer.predict(state, _batch(network).inputs, 10)
+    assert rates == [0.5]
+
+
+@pytest.mark.parametrize("state", [None, [1.0], 3])
+def test_a_state_that_is_no_mapping_is_refused(state: Any) -> None:
+    with pytest.raises(ShapeError, match="a state must be numpy arrays by name, got"):
+        NUMPY.trainer(_NETWORK, VanRossum(), AdamW()).import_state(state)
 
 
 def test_subnormal_weights_and_negative_zeros_count_as_zero_where_they_enter_and_leave() -> None:
@@ -416,6 +455,12 @@ def test_an_optimiser_that_is_none_is_refused(optimizer: Any) -> None:
         NUMPY.trainer(_NETWORK, VanRossum(), optimizer)
 
 
+@pytest.mark.parametrize("memory", ["much", None, ["low"]])
+def test_a_memory_setting_that_is_none_is_refused(memory: Any) -> None:
+    with pytest.raises(SpecError, match="memory is 'full' or 'low', got"):
+        NUMPY.trainer(_NETWORK, VanRossum(), AdamW(), memory=memory)
+
+
 @pytest.mark.parametrize("notation", ["4", "8-D0.5-4"])
 def test_dropout_outside_32_bits_is_refused_also_where_there_is_none(notation: str) -> None:
     network = NetworkSpec.parse(notation, input_shape=(6,))
@@ -451,6 +496,49 @@ def test_reproducible_precision_refuses_an_inexact_surrogate() -> None:
         NUMPY.trainer(network, VanRossum(), AdamW(), precision="reproducible")
     with pytest.raises(SpecError, match="precision is 'fast' or 'reproducible', got 'double'"):
         NUMPY.trainer(network, VanRossum(), AdamW(), precision="double")  # type: ignore[arg-type]
+
+
+def test_a_precision_that_the_device_lacks_is_refused_before_anything_is_computed() -> None:
+    class Fast(NumpyBackend):
+        def check_precision(self, precision: Precision) -> None:
+            if precision == "reproducible":
+                raise BackendError("this device has no float64")
+
+    weights, batch = initial_weights(_NETWORK, 1), _batch(_NETWORK)
+    for precision in ("fast", "reproducible"):
+        for call in (
+            lambda p: Fast().trainer(_NETWORK, VanRossum(), AdamW(), precision=p),
+            lambda p: Fast().value_and_grad(_NETWORK, VanRossum(), weights, batch, precision=p),
+        ):
+            if precision == "fast":
+                call(precision)
+            else:
+                with pytest.raises(BackendError, match="no float64"):
+                    call(precision)
+
+
+@pytest.mark.parametrize("notation", ["6-4", "6bn-4"])
+def test_a_predictor_keeps_its_weights_when_an_update_works_in_place(notation: str) -> None:
+    class InPlace(NumpyBackend):
+        def adamw(self, scalars: Any, w: AnyArray, *rest: AnyArray) -> tuple[AnyArray, AnyArray, AnyArray]:
+            new, m, v = super().adamw(scalars, w, *rest)
+            w[...] = new
+            return w, m, v
+
+        def adamw_learned(self, scalars: Any, domain: Any, w: AnyArray, *rest: AnyArray) -> Any:
+            new, m, v = super().adamw_learned(scalars, domain, w, *rest)
+            w[...] = new
+            return w, m, v
+
+    network = NetworkSpec.parse(notation, input_shape=(5,), neuron=PLIF(3.0, 5 / 3, 0.2))
+    batch = _batch(network)
+    trainer = InPlace().trainer(network, VanRossum(), AdamW(lr=0.5))
+    state = trainer.init(initial_weights(network, 1, 2.0))
+    predict = trainer.predictor(state)
+    before = predict(batch.inputs, 10)
+    state, _ = trainer.step(state, batch)
+    assert not np.array_equal(trainer.predict(state, batch.inputs, 10).spikes, before.spikes)
+    assert np.array_equal(predict(batch.inputs, 10).spikes, before.spikes)
 
 
 def test_one_step_is_enough() -> None:

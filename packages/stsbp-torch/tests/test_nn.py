@@ -306,6 +306,26 @@ def test_steps_that_are_not_those_of_the_input_are_refused(steps: int) -> None:
         assert LIF()(s[:1], steps=steps).shape == (steps, 2, 6)
 
 
+@pytest.mark.parametrize("shape", [(0, 2, 6), (6,), (5, 0, 6)], ids=["no steps", "one axis", "no samples"])
+def test_an_input_without_elements_is_refused(shape: tuple[int, ...]) -> None:
+    for module in (LIF(), SpikingLinear(6, 4), Network(NetworkSpec.parse("4", input_shape=(6,), outputs=3))):
+        with pytest.raises(ShapeError, match=r"is empty: \(5, 0, 6\)|must be \[T, B, ...\] with T >= 1, got \("):
+            module(torch.ones(*shape))
+
+
+def test_a_full_connection_reads_any_axes_in_their_order() -> None:
+    s = (torch.rand(5, 2, 3, 4, generator=torch.Generator().manual_seed(1)) < 0.4).float()
+    layer = SpikingLinear(12, 4)
+    assert torch.equal(layer(s), layer(s.reshape(5, 2, 12)))
+
+
+def test_parameters_of_another_shape_are_refused() -> None:
+    net = Network(NetworkSpec.parse("4", input_shape=(6,), outputs=3))
+    given = {name: torch.ones(4, 5) if name.endswith("weight") else x for name, x in net.named_parameters()}
+    with pytest.raises(ShapeError, match=r"linear1 has the shape \[4, 6\], got \[4, 5\]"):
+        torch.func.functional_call(net, given, (torch.ones(5, 2, 6),))
+
+
 def test_a_precision_or_gain_that_is_none_is_refused() -> None:
     s, net = torch.ones(5, 2, 6), NetworkSpec.parse("4", input_shape=(6,), outputs=3)
     for make in (lambda: SpikingLinear(6, 4)(s, precision="exact"), lambda: Network(net, precision="exact")):  # type: ignore[arg-type]

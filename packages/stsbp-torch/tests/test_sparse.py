@@ -18,6 +18,7 @@ from stsbp_spec.network import Block, NetworkSpec
 from stsbp_spec.neurons.lif import LIF
 from stsbp_spec.passes import together
 from stsbp_spec.plan import plan
+from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.rules import Run
 from stsbp_spec.surrogates import Rectangle, Surrogate, Triangle
 from stsbp_spec.synapses import Conv2d
@@ -221,3 +222,19 @@ def test_the_share_of_spikes_chooses_the_kernels() -> None:
         run = Run({block.name: wq}, 6, None, Part(0, frames.shape[1], frames.shape[1]))
         ((_, residuals),) = together(backend, run, [step.forward(run, backend.asarray(frames))])
         assert (isinstance(residuals, sparse.Residuals) and residuals.sparse) is taken
+
+
+@pytest.mark.parametrize(
+    "notation", ["6C3p1-[16C3p1|16C3p1]+-8-3", "6C3p1-[P2-16C3p1|P2-16C3p1]+-8-3", "6C3p1-[16C3p1]+-3"]
+)
+def test_errors_that_wait_are_added_where_several_convolutions_read(notation: str) -> None:
+    """With a compact surrogate, a block hands its error on before the adjoint of its convolution."""
+    if notation.endswith("1]+-3"):
+        notation = notation.replace("6C3p1-", "16C3p1-")
+    network, weights, batch = _case(notation, "valid", (2, 8, 8), LIF(3, 5 / 3, 0.5, surrogate=Triangle()))
+    expected = NumpyBackend().value_and_grad(network, VanRossum(), weights, batch)
+    found = TorchBackend("cpu").value_and_grad(network, VanRossum(), weights, batch)
+    assert np.array_equal(found.spikes, expected.spikes)
+    for name, gradient in expected.gradients.items():
+        assert np.abs(gradient).max() > 0
+        assert np.abs(found.gradients[name] - gradient).max() <= 2e-6 * np.abs(gradient).max(), name
