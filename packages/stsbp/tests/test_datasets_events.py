@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,9 +87,16 @@ def test_binning_is_that_of_the_options(own: Callable[..., Path]) -> None:
     assert np.array_equal(early, whole[:6])
 
 
+_NOT_UNICODE = np.full((2, 1), 0x110000, "<u4").view("<U1")[:, 0]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"classes": _NOT_UNICODE}, "classes has a text with a character that is not in Unicode"),
+        ({"classes": np.array(["a", "a"])}, "at least 2 different texts"),
+        ({"z" * 5000: np.zeros(1)}, f", {'z' * 100}[.]{{3}}$"),
+        ({f"z{number}": np.zeros(1) for number in range(500)}, "[(]506 in all[)]$"),
         ({"labels": None}, "must hold labels and the columns sample x t, or sample x y t, or sample x y t p"),
         ({"sample": None}, "must hold labels and the columns"),
         ({"y": None}, "must hold labels and the columns"),
@@ -115,6 +123,20 @@ def test_own_file_is_checked(own: Callable[..., Path], changes: dict[str, AnyArr
     with pytest.raises(DataError, match=message) as error:
         _load(path)
     assert str(path) in str(error.value)
+
+
+def test_array_that_a_file_has_twice(own: Callable[..., Path]) -> None:
+    path = own()
+    with zipfile.ZipFile(path, "a") as file, file.open("labels", "w") as member:
+        np.lib.format.write_array(member, 1 - np.arange(SAMPLES) % 2)
+    with pytest.raises(DataError, match="has the array 'labels' twice; leave one of them out"):
+        _load(path)
+
+
+def test_names_of_classes_have_a_length_that_checkpoints_may_hold(own: Callable[..., Path]) -> None:
+    assert len(_load(own(classes=np.array(["a" * 255, "b"]))).classes[0]) == 255
+    with pytest.raises(DataError, match="events: the name of a class has at most 255 characters, got 256"):
+        _load(own(classes=np.array(["a" * 256, "b"])))
 
 
 def test_own_events_are_trained_and_evaluated(own: Callable[..., Path], stsbp: Callable[..., Result]) -> None:

@@ -239,6 +239,7 @@ def test_own_file_of_rasters_with_classes(own: Callable[..., Path], stsbp: Calla
         ({"split": np.zeros(10, np.uint8)}, "split has no test samples"),
         ({"inputs": None}, "must hold inputs, .*got labels$"),
         ({"more": np.zeros(1)}, "got inputs, labels, more"),
+        ({"z" * 5000: np.zeros(1)}, f", {'z' * 100}[.]{{3}}$"),
         ({"inputs": np.full((10, 6, 7), 2, np.uint8)}, "inputs must be uint8 values 0 and 1, got uint8 up to 2"),
     ],
 )

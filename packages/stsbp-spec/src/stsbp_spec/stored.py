@@ -70,7 +70,12 @@ def loaded(text: str, what: str) -> dict[str, Any]:
     if len(text) > _LONGEST:
         raise SpecError(f"a {what} has at most {_LONGEST:,} characters, got {len(text):,}")
     with refusing(what):
-        data = json.loads(text)
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise SpecError(
+                f"the stored {what} is damaged: it is not JSON: {shown(text)}. stsbp writes this text itself"
+            ) from error
         if data["format"] != _FORMAT:
             raise SpecError(f"a {what} of format {shown(data['format'])}; this version reads {_FORMAT}")
         return dict(data)

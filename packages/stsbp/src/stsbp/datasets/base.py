@@ -82,6 +82,9 @@ def lengths_of(split: Split) -> Int64 | None:
     return found
 
 
+LONGEST_NAME = 255
+"""Largest number of characters in the name of a class. Names of folders are no longer."""
+
 _AT_ONCE = 64
 """Number of samples that are read at a time to compute a digest."""
 
@@ -238,7 +241,11 @@ def left_out(skipped: Sequence[Skipped], what: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set, ready for training."""
+    """A data set, ready for training.
+
+    Raises:
+        DataError: the name of a class has more than `LONGEST_NAME` characters.
+    """
 
     name: str
     coding: Coding
@@ -253,6 +260,13 @@ class Dataset:
     skipped: tuple[Skipped, ...] = ()
     neurons: int = 0
     """Number of neurons of a target raster; 0 if labels are classes."""
+
+    def __post_init__(self) -> None:
+        # Every checkpoint contains the names, and is read only up to a certain size.
+        if (longest := max(map(len, self.classes), default=0)) > LONGEST_NAME:
+            raise DataError(
+                f"{self.name}: the name of a class has at most {LONGEST_NAME} characters, got {longest:,}; shorten it"
+            )
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from stsbp_spec.encoders import EventBinning
 from stsbp_spec.typing import AnyArray, Int64, Shape
+from stsbp_spec.values import listed
 
 from stsbp import budget
 from stsbp.datasets.base import Dataset, FrameSplit, Progress, Request, names_unreadable
@@ -88,7 +89,7 @@ def _columns(arrays: Mapping[str, AnyArray], path: Path) -> tuple[str, ...]:
         ways = ", or ".join(" ".join(columns) for columns in _COLUMNS)
         raise DataError(
             f"{path} must hold labels and the columns {ways}, and may hold split, classes and sensor; got "
-            f"{', '.join(arrays) or 'nothing'}"
+            f"{listed(arrays) or 'nothing'}"
         )
     return names
 

@@ -57,6 +57,9 @@ def read_arrays(path: Path) -> dict[str, AnyArray]:
                 # numpy warns about sizes beyond a float before it refuses them, and about files that Python 2 wrote.
                 with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
                     arrays: dict[str, AnyArray] = {name: file[name] for name in file.files}
+                if len(arrays) < len(file.files):
+                    twice = next(name for name in file.files if file.files.count(name) > 1)
+                    raise DataError(f"{path} has the array {shown(twice)} twice; leave one of them out")
     except FileNotFoundError:
         raise DataError(f"there is no file {path}") from None
     except DataError:
@@ -103,16 +106,16 @@ def class_labels(arrays: Mapping[str, AnyArray], path: Path) -> tuple[Int64, tup
         raise DataError(f"{path}: labels must be 0 to {MOST_CLASSES - 1}, got {low} to {high}")
     if names is None:
         return labels.astype(np.int64), tuple(map(str, range(high + 1)))
-    if (
-        names.dtype.kind != "U"
-        or names.ndim != 1
-        or not high < len(names) <= MOST_CLASSES
-        or len({*names}) < len(names)
-    ):
-        raise DataError(
-            f"{path}: classes must be at least {high + 1} different texts [k], got {names.dtype} {list(names.shape)}"
-        )
-    return labels.astype(np.int64), tuple(map(str, names))
+    wrong = f"{path}: classes must be at least {high + 1} different texts [k], got {names.dtype} {list(names.shape)}"
+    if names.dtype.kind != "U" or names.ndim != 1 or not high < len(names) <= MOST_CLASSES:
+        raise DataError(wrong)
+    try:
+        texts = tuple(map(str, names))
+    except (SystemError, ValueError) as error:
+        raise DataError(f"{path}: classes has a text with a character that is not in Unicode") from error
+    if len({*texts}) < len(texts):
+        raise DataError(wrong)
+    return labels.astype(np.int64), texts
 
 
 def cut(samples: Split, arrays: Mapping[str, AnyArray], path: Path, request: Request) -> tuple[Split, Split, str]:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from stsbp_spec.encoders.packed import Inputs
 from stsbp_spec.typing import AnyArray, Int64, Shape, UInt8
+from stsbp_spec.values import listed
 
 from stsbp.datasets.base import Dataset, FrameSplit, Request, names_unreadable
 from stsbp.datasets.info import DatasetInfo
@@ -116,7 +117,7 @@ def _check_contents(path: Path, arrays: Mapping[str, AnyArray], needed: set[str]
     if needed - set(arrays) or set(arrays) - needed - others:
         raise DataError(
             f"{path} must hold inputs, targets and perhaps split and lengths, or inputs, labels and perhaps split, "
-            f"lengths and classes, got {', '.join(arrays) or 'nothing'}"
+            f"lengths and classes, got {listed(arrays) or 'nothing'}"
         )
 
 

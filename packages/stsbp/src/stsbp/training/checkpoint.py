@@ -165,7 +165,13 @@ def is_of(config: RunConfig, info: Mapping[str, Any]) -> bool:
 
 
 def _write_description(folder: OpenFolder, name: str, description: Mapping[str, Any]) -> None:
-    folder.write(f"{name}.json", _encode({**description, "digest": _digest(description)}))
+    text = _encode({**description, "digest": _digest(description)})
+    if len(text) > MOST:
+        raise FileError(
+            f"{folder.path / name}.json is not written: it would have {len(text):,} bytes, but checkpoints are read up "
+            f"to {MOST:,} bytes; shorten the names of classes and layers"
+        )
+    folder.write(f"{name}.json", text)
 
 
 def progress_of(saved: Checkpoint, folder: Path) -> records.Progress:
