@@ -160,6 +160,8 @@ def test_norm_of_nothing_and_of_what_is_not_finite() -> None:
     [
         {"lr": -1.0},
         {"lr": math.inf},
+        {"lr": 1e-320},
+        {"lr": 3.5e38},
         {"lr": math.nan},
         {"beta1": 1.0},
         {"beta2": -0.1},
@@ -171,6 +173,7 @@ def test_norm_of_nothing_and_of_what_is_not_finite() -> None:
         {"final_fraction": 1.5},
         {"total_steps": 0},
         {"clip_norm": 0.0},
+        {"clip_norm": 1e-320},
     ],
     ids=lambda options: next(iter(options)),
 )

@@ -49,6 +49,10 @@ __all__ = [
 ]
 
 
+_LARGEST = float(np.finfo(np.float32).max)
+_ENDS = {"lr": "0, or from 2^-100 to the largest float32, 3.4e38", "clip_norm": "at least 2^-100"}
+
+
 @dataclass(frozen=True)
 class AdamWScalars:
     """The float32 constants of one update."""
@@ -96,12 +100,12 @@ class AdamW:
     """Hyperparameters of the update.
 
     Args:
-        lr: peak learning rate.
+        lr: peak learning rate: 0, or from 2^-100 to the largest float32.
         total_steps: length of the cosine schedule in updates. None keeps `lr` constant after the warm-up.
         warmup_steps: number of updates over which the learning rate rises linearly from 0.
         final_fraction: learning rate at the end of the schedule, as a fraction of `lr`.
         beta1, beta2, eps, weight_decay: as in the literature. `eps` is from 2^-100 to 2^100.
-        clip_norm: largest global gradient norm; None: no clipping.
+        clip_norm: largest global gradient norm, at least 2^-100; None: no clipping.
     """
 
     lr: float = 2e-3
@@ -125,7 +129,8 @@ class AdamW:
                 raise SpecError(f"AdamW: {name} must be an integer, got {shown(value)}")
             object.__setattr__(self, name, number)
         domain = {
-            "lr": self.lr >= 0 and math.isfinite(self.lr),
+            # In float32, other values would be zero or infinite.
+            "lr": self.lr == 0 or FLOOR <= self.lr <= _LARGEST,
             "beta1": 0 <= self.beta1 < 1,
             "beta2": 0 <= self.beta2 < 1,
             "eps": FLOOR <= self.eps <= CEILING,
@@ -133,11 +138,12 @@ class AdamW:
             "warmup_steps": self.warmup_steps >= 0,
             "final_fraction": 0 <= self.final_fraction <= 1,
             "total_steps": self.total_steps is None or self.total_steps > 0,
-            "clip_norm": self.clip_norm is None or self.clip_norm > 0,
+            "clip_norm": self.clip_norm is None or self.clip_norm >= FLOOR,
         }
         for name, good in domain.items():
             if not good:
-                raise SpecError(f"AdamW: {name} is outside its domain: {shown(getattr(self, name))}")
+                ends = f"; it must be {_ENDS[name]}" if name in _ENDS else ""
+                raise SpecError(f"AdamW: {name} is outside its domain: {shown(getattr(self, name))}{ends}")
 
     def rate(self, step: int) -> float:
         """Learning rate of update `step = 0, 1, ...`, float64."""
