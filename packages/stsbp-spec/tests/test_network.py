@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cProfile
 import hashlib
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -778,6 +779,14 @@ def test_initial_weights() -> None:
     again, other = initial_weights(network, 3, gain=1.2), initial_weights(network, 4, gain=1.2)
     assert all((w == again[name]).all() and (w != other[name]).mean() > 0.99 for name, w in weights.items())
     assert (weights["conv1"].reshape(-1)[:600] != weights["conv2"].reshape(-1)[:600]).mean() > 0.99
+
+
+@pytest.mark.parametrize("gain", [1e31, 1e308, math.inf, math.nan])
+def test_initial_weights_that_no_grid_holds(gain: float) -> None:
+    network = NetworkSpec.parse("8", input_shape=(4,), outputs=2)
+    with pytest.raises(SpecError, match=r"weights of layer linear1 must be below 2\^100, and init_gain .* larger"):
+        initial_weights(network, 0, gain)
+    assert np.isfinite(initial_weights(network, 0, 1e29)["linear1"]).all()
 
 
 def test_printed_network_shows_the_sizes_of_every_layer() -> None:

@@ -22,6 +22,7 @@ from stsbp.training import checkpoint, loop
 from stsbp.training.build import load_dataset
 from stsbp.training.initial import first_weights
 from stsbp_spec import AdamW
+from stsbp_spec.trainer import Trainer
 
 Call = Callable[..., Result]
 Records = Callable[[Path], list[dict[str, Any]]]
@@ -339,6 +340,36 @@ def test_experiment_refuses_a_start_before_it_writes_or_removes(
         assert refused.exit_code == 1
         assert "--overwrite would remove the run" in refused.stderr or "do not fit the network" in refused.stderr
         assert {path: path.read_bytes() for path in (tmp_path / "e").rglob("*") if path.is_file()} == before
+
+
+# Weights beyond the grid, at once or after their layer is scaled to a rate.
+HUGE = (("--init-gain", "1e308"), ("--init-gain", "1e30", "--threshold", "1e33", "--init-rate", 0.5))
+
+
+@pytest.mark.parametrize("gain", HUGE, ids=["gain", "rate"])
+@pytest.mark.parametrize("command", ["train", "experiment"])
+def test_overwrite_keeps_the_old_runs_if_the_first_weights_are_unusable(
+    stsbp: Call, tiny: tuple[str, ...], tmp_path: Path, command: str, gain: tuple[Any, ...], refused: Call
+) -> None:
+    given = (command, "digits", *tiny, "--out", "e", *(("--seeds", 1) if command == "experiment" else ()))
+    assert stsbp(*given).exit_code == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "e").rglob("*") if path.is_file()}
+    refused(stsbp(*given, *gain, "--overwrite"), "linear1")
+    assert {path: path.read_bytes() for path in (tmp_path / "e").rglob("*") if path.is_file()} == before
+
+
+def test_first_state_that_memory_does_not_hold_leaves_the_old_run(
+    train_tiny: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train_tiny(tmp_path / "a").exit_code == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Trainer, "init", full)
+    assert train_tiny(tmp_path / "a", "--overwrite").exit_code != 0
+    assert {path: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
 
 
 NO_TEST = ("--holdout", 0, "--no-test")

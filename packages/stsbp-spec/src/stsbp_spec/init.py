@@ -13,6 +13,8 @@ import math
 
 import numpy as np
 
+from stsbp_spec.errors import SpecError
+from stsbp_spec.grid import CEILING
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.random import Stream, uniform
 from stsbp_spec.typing import Float32
@@ -27,13 +29,22 @@ RECURRENT_GAIN = 0.5
 
 
 def initial_weights(network: NetworkSpec, seed: int, gain: float = DEFAULT_GAIN) -> dict[str, Float32]:
-    """Initial master weights `[out, ...]`, learned parameters of neurons and running statistics: float32 by name."""
+    """Initial master weights `[out, ...]`, learned parameters of neurons and running statistics: float32 by name.
+
+    Raises:
+        SpecError: with this gain, weights would not be below 2^100.
+    """
     weights, own = {}, {name for names in network.graph.recurrent.values() for name in names}
     for each in (each for each in network.graph.projections if each.shares is None):
         v = uniform(seed, Stream.INIT, math.prod(each.weight_shape), substream=each.index)
         bound = gain * math.sqrt(6 / each.fan_in) * (RECURRENT_GAIN if each.name in own else 1.0)
         if each.input.pending is not None and each.synapse.norm is None:
             bound /= each.input.pending.area
+        if not bound < CEILING:
+            raise SpecError(
+                f"the initial weights of layer {each.name} must be below 2^100, and init_gain {gain:g} makes them "
+                "larger; give a smaller init_gain"
+            )
         weights[each.name] = (bound * (2 * v - 1)).astype(np.float32).reshape(each.weight_shape)
     for name, parameter in network.parameters.items():
         if parameter.learned is not None:

@@ -36,8 +36,8 @@ from stsbp.experiment.table import document, markdown
 from stsbp.presets import PRESETS
 from stsbp.processes.group import Group, join
 from stsbp.training.build import Inputs, check_typed, check_typed_labels, cut_validation, load_dataset, own_flushes
-from stsbp.training.initial import borrowed_weights, pinned
-from stsbp.training.loop import Stopped, stop_on_signals
+from stsbp.training.initial import pinned
+from stsbp.training.loop import Stopped, first_state, stop_on_signals
 from stsbp.training.overlap import warn_of_borrowed_tests, warn_of_trained_tests
 from stsbp.training.progress import PlainReporter, shown_by
 from stsbp.training.run_folder import RunFolder
@@ -140,10 +140,11 @@ def command(
         else:
             experiment = Experiment(path, config, chosen, cut_validation(data, config))
         group.compare_data(experiment.data.contents)
-        network = experiment.task(config.seed, backend).network
-        if group.leads and config.init_from:
-            # Check this before anything is written or removed.
-            borrowed_weights(network, config)
+        task = experiment.task(config.seed, backend)
+        network = task.network
+        if group.leads and (config.init_from or overwrite):
+            # Before anything is written or removed: weights may be unusable, and memory may not suffice.
+            first_state(task, experiment.data)
         overlaps = _overlaps(experiment, backend, group) if group.leads else []
         results: list[dict[str, Any]] = []
         found: dict[str, Any] = {}

@@ -56,8 +56,8 @@ from stsbp.training.build import (
     own_flushes,
 )
 from stsbp.training.checkpoint import Checkpoint
-from stsbp.training.initial import borrowed_weights, pinned
-from stsbp.training.loop import Outcome, Stopped, resumed, stop_on_signals, train
+from stsbp.training.initial import pinned
+from stsbp.training.loop import Outcome, Stopped, first_state, resumed, stop_on_signals, train
 from stsbp.training.overlap import warn_of_borrowed_tests, warn_of_trained_tests
 from stsbp.training.progress import Reporter, shown_by
 from stsbp.training.run_folder import RunFolder
@@ -275,14 +275,16 @@ def _train(
         if not plan.goes_on:
             check_typed_labels(config, data.inputs, sources[-1].values)
         task = build_task(config, data.inputs, backend, len(data.train), group)
+        first = None
         if group.leads:
             warn_of_trained_tests(config, data, show)
             for flush in own_flushes(config) if saved is None else ():
                 show.warn(str(flush))
-            if saved is None and config.init_from:
-                # Check this before anything is written or removed.
-                borrowed_weights(task.network, config)
-                warn_of_borrowed_tests(config, data, backend, show)
+            if saved is None:
+                # Before anything is written or removed: weights may be unusable, and memory may not suffice.
+                first = first_state(task, data)
+                if config.init_from:
+                    warn_of_borrowed_tests(config, data, backend, show)
         held = folder.lock(make=not plan.there) if group.leads else contextlib.nullcontext()
         # All processes follow the clock of rank 0.
         with held, stop_on_signals(deadline if group.leads else None) as stop:
@@ -290,7 +292,7 @@ def _train(
                 saved = _begin(plan, task, data, show, overwrite=overwrite)
             group.advise(f"; the last checkpoint is untouched. Continue with: {_again(folder)}")
             try:
-                outcome = train(task, data, folder, show, stop, saved)
+                outcome = train(task, data, folder, show, stop, saved, first)
             except Stopped as stopped:
                 show.close()
                 if group.leads:

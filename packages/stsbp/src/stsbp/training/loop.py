@@ -52,6 +52,7 @@ __all__ = [
     "Stopped",
     "begin_with",
     "check_finite",
+    "first_state",
     "import_checkpoint",
     "resumed",
     "stop_on_signals",
@@ -206,8 +207,11 @@ def train(
     reporter: Reporter,
     stop: StopRequest,
     resume: Checkpoint | None = None,
+    first: TrainState | None = None,
 ) -> Outcome:
     """Train to the end, from the beginning or from a checkpoint.
+
+    `first` is the state before the first update, if it was made before (`first_state`).
 
     With several processes (`Task.group`), rank 0 has the folder and the checkpoint, and sends the others what they
     need.
@@ -219,7 +223,18 @@ def train(
         CheckpointError: the checkpoint does not belong to this run.
     """
     kind = _Loop if task.group.leads else _Follower
-    return kind(task, data, folder, reporter, stop, resume).run()
+    return kind(task, data, folder, reporter, stop, resume, first).run()
+
+
+def first_state(task: Task, data: Data) -> TrainState:
+    """The state before the first update of a run. Nothing is written.
+
+    Raises:
+        SpecError, NumericError, CheckpointError: no training begins with these weights.
+    """
+    weights = first_weights(task, data.train)
+    check_trainable(task.network, weights)
+    return task.trainer.init(weights)
 
 
 def begin_with(weights: Mapping[str, Float32], task: Task, data: Data, folder: RunFolder, reporter: Reporter) -> None:
@@ -228,7 +243,7 @@ def begin_with(weights: Mapping[str, Float32], task: Task, data: Data, folder: R
     Raises:
         FileError: it could not be written.
     """
-    loop = _Loop(task, data, folder, reporter, StopRequest(), None, weights)
+    loop = _Loop(task, data, folder, reporter, StopRequest(), None, task.trainer.init(dict(weights)))
     try:
         loop.save()
     finally:
@@ -244,9 +259,8 @@ class _Loop:
         reporter: Reporter,
         stop: StopRequest,
         resume: Checkpoint | None,
-        weights: Mapping[str, Float32] | None = None,
+        first: TrainState | None = None,
     ) -> None:
-        self.first = weights
         self.task, self.data, self.folder, self.reporter, self.stop = task, data, folder, reporter, stop
         self.config = task.config
         self.batches = updates_per_epoch(self.config, len(data.train))
@@ -254,7 +268,7 @@ class _Loop:
         self.warned: set[tuple[str, str]] = set()
         self.bits = {each.name: each.synapse.weight_bits for each in task.network.graph.projections}
         self.next = _Position()
-        self.step, keep = self.begin(resume)
+        self.step, keep = self.begin(resume, first)
         self.begun = self.step
         epochs = self.config.epochs
         self.course = Course(
@@ -269,11 +283,10 @@ class _Loop:
         self.asked = 0
         self.saved_at = time.monotonic()
 
-    def begin(self, resume: Checkpoint | None) -> tuple[int, int]:
+    def begin(self, resume: Checkpoint | None, first: TrainState | None) -> tuple[int, int]:
         """Set the state and the position. Returns the number of updates so far, and how much of the records is kept."""
         if resume is None:
-            first = first_weights(self.task, self.data.train) if self.first is None else dict(self.first)
-            self.state = self.task.trainer.init(first)
+            self.state = first_state(self.task, self.data) if first is None else first
             self.tell_start(0)
             return 0, 0
         folder = self.folder
@@ -726,7 +739,7 @@ def _check_position(config: RunConfig, saved: records.Progress, samples: int, fo
 class _Follower(_Loop):
     """The loop in a process that is not rank 0. It computes the same, but writes nothing."""
 
-    def begin(self, resume: Checkpoint | None) -> tuple[int, int]:
+    def begin(self, resume: Checkpoint | None, first: TrainState | None) -> tuple[int, int]:
         group = self.task.group
         start: dict[str, Any] = group.share(None)
         position = start["next"]
