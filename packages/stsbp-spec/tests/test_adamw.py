@@ -155,6 +155,30 @@ def test_norm_of_nothing_and_of_what_is_not_finite() -> None:
     assert math.isinf(gradient_norm([np.array([1, -np.inf], np.float32)]))
 
 
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.0), (0.9, 0.9), (0.5, 0.99999), (0.0, 0.5)], ids=str)
+@pytest.mark.parametrize("scale", [1e-30, 2.0**-49, 1.0, 1e12], ids=str)
+def test_largest_moment_is_above_all_that_updates_leave_and_not_far(betas: tuple[float, float], scale: float) -> None:
+    optimizer, count = AdamW(beta1=betas[0], beta2=betas[1]), 40
+    # With gradients that shrink by beta1 / beta2 an update into the past, the inequality is an equality.
+    growth = betas[0] / max(betas[1], 1e-3) or 1.0
+    m = v = np.zeros(2, np.float32)
+    nearest = 0.0
+    for n in range(count):
+        g = np.float32(scale) * np.array([growth ** (count - 1 - n), 1], np.float32)
+        m = np.float32(betas[0]) * m + np.float32(1 - betas[0]) * g
+        v = np.float32(betas[1]) * v + np.float32(1 - betas[1]) * g * g
+        m, v = (np.where(np.abs(x) < np.float32(2.0**-100), np.float32(0), x) for x in (m, v))
+        bound = optimizer.largest_moment(v)
+        assert (m <= bound).all()
+        nearest = max(nearest, float((m / bound).max()))
+    assert nearest > 0.5 or scale < 1
+
+
+def test_largest_moment_of_other_betas_has_no_bound() -> None:
+    for options in ({"beta1": 0.9, "beta2": 0.5}, {"beta2": 1 - 1e-9}):
+        assert np.isinf(AdamW(**options).largest_moment(np.ones(3, np.float32))).all()
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -326,7 +326,8 @@ def test_learned_numbers_outside_of_their_domain_are_refused() -> None:
             with pytest.raises(NumericError, match=r"conv1\.decay must be from 0 to 1, .* got "):
                 call()
     # A moment may be anything that an update leaves.
-    trainer.import_state({**exported, "adamw.m/conv1.decay": np.full(3, -7, np.float32)})
+    moments = {"adamw.m/conv1.decay": np.full(3, -7, np.float32), "adamw.v/conv1.decay": np.ones(3, np.float32)}
+    trainer.import_state({**exported, **moments})
     del exported["weight/linear3.decay"]
     with pytest.raises(ShapeError, match=r"must have the layers conv1, conv1\.decay, linear2"):
         trainer.import_state(exported)

@@ -277,6 +277,9 @@ def test_subnormal_weights_and_negative_zeros_count_as_zero_where_they_enter_and
         ("adamw.m/linear2", np.nan, NumericError),
         ("adamw.v/linear2", np.nan, NumericError),
         ("adamw.v/linear2", -1, NumericError),
+        ("adamw.m/linear2", 1e38, NumericError),
+        ("adamw.m/linear2", 1e-12, NumericError),
+        ("adamw.m/linear2", -np.inf, NumericError),
     ],
 )
 def test_a_state_that_no_update_leaves_is_refused(name: str, value: Any, error: type[Exception]) -> None:

@@ -10,6 +10,7 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,30 @@ def test_a_refused_extension_changes_no_settings(
     before = (run / "config.toml").read_bytes()
     refused(stsbp("train", "--resume", run, "--epochs", 4), "linear1: a weight of magnitude 1e+38 is too large")
     assert (run / "config.toml").read_bytes() == before
+
+
+@pytest.mark.parametrize("epochs", [3, 4])
+@pytest.mark.parametrize(
+    "forged",
+    [
+        lambda run, forge: forge_tensor(run, "adamw.m/linear1", np.full((12, 64), 1e30, np.float32), forge),
+        lambda run, forge: forge_tensor(run, "adamw.m/linear1", np.full((12, 64), 1e38, np.float32), forge),
+        *(partial(lambda size, run, forge: forge(run, lambda d: d.update(metrics_bytes=size)), n) for n in (0, 10)),
+    ],
+    ids=["m 1e30", "m 1e38", "metrics_bytes 0", "metrics_bytes 10"],
+)
+def test_a_refused_checkpoint_leaves_all_files(
+    run: Path,
+    stsbp: Stsbp,
+    epochs: int,
+    forged: Callable[..., None],
+    refused: Callable[..., None],
+    forge: Callable[..., None],
+) -> None:
+    forged(run, forge)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    refused(stsbp("train", "--resume", run, "--epochs", epochs), str(run))
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
 @pytest.mark.parametrize("value", [np.nan, 1e38])

@@ -228,7 +228,8 @@ class Trainer(Generic[Array]):
 
         Raises:
             ShapeError: names or shapes do not fit this network, or the step is not an integer from 0 to 2^32 - 1.
-            NumericError: a moment of the optimiser is invalid: a NaN, or a negative second moment.
+            NumericError: a moment of the optimiser is invalid: a NaN, a negative second moment, or a first moment
+                larger than `AdamW.largest_moment`.
         """
         if not isinstance(exported, Mapping):
             raise ShapeError(f"a state must be numpy arrays by name, got {type(exported).__name__}")
@@ -244,6 +245,10 @@ class Trainer(Generic[Array]):
                 if prefix != "weight" and (np.isnan(x).any() or (prefix == "adamw.v" and (x < 0).any())):
                     raise NumericError(f"{prefix} of {name} holds a value that no update can produce")
             parts.append({name: self.backend.asarray(_without_subnormals(x)) for name, x in named.items()})
+        for name in self.network.parameters:
+            m, v = (exported[f"adamw.{moment}/{name}"] for moment in "mv")
+            if (np.abs(m) > self.optimizer.largest_moment(v)).any():
+                raise NumericError(f"adamw.m of {name} holds a value that no update can produce with its adamw.v")
         return TrainState(int(step), *parts)
 
 

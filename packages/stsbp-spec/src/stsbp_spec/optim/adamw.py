@@ -156,6 +156,20 @@ class AdamW:
         falling = 0.5 * (1 + cosine(math.pi * progress))
         return self.lr * (self.final_fraction + (1 - self.final_fraction) * falling)
 
+    def largest_moment(self, v: Float32) -> AnyArray:
+        """Bound of the magnitude of the first moments beside second moments `v`, in any shape, float64.
+
+        Both moments are sums over the same gradients `g_k`, with weights `(1-beta1) beta1^k` for `g_k` and
+        `(1-beta2) beta2^k` for `g_k^2`. By the inequality of Cauchy and Schwarz, `m^2 <= v (1-beta1)^2 / ((1-beta2)
+        (1 - beta1^2/beta2))`. Snapping takes at most 2^-100 from `v` in each update. A factor of 2 covers all rounding.
+        The bound is infinite if `beta1^2` is not below `beta2`, or if `beta2` is so close to 1 that rounding adds up.
+        """
+        b1, b2 = self.beta1, self.beta2
+        if b1 * b1 > b2 * (1 - 1e-6) or 1 - b2 < 1e-6:
+            return np.full(v.shape, np.inf)
+        ratio = (1 - b1) ** 2 / ((1 - b2) * (1 - (b1 * b1 / b2 if b1 else 0)))
+        return np.sqrt(2 * ratio * (v.astype(np.float64) + FLOOR / (1 - b2)))
+
     def scalars(self, step: int, clip: np.float32) -> AdamWScalars:
         """The constants of update `step`, including the clipping factor."""
         rate, n = self.rate(step), step + 1

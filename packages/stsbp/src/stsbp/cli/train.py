@@ -311,9 +311,9 @@ def _begin(plan: _Plan, task: Task, data: Data, show: Reporter, *, overwrite: bo
     # Loading takes time, and another process may have trained here meanwhile.
     if saved is not None:
         own = folder.read_config()
+        # A checkpoint that is refused must leave all files as they are.
+        resumed(own, task, data, checkpoint.load(folder.path, "last"), folder)
         if config.epochs != own.epochs:
-            # A checkpoint that is refused must leave the settings as they are.
-            resumed(own, task, data, checkpoint.load(folder.path, "last"), folder)
             _extend(folder, own, config, show)
         saved = checkpoint.load(folder.path, "last")
     elif plan.begun != _begun(folder):

@@ -35,7 +35,7 @@ from stsbp.training import checkpoint
 from stsbp.training.build import Data, Inputs, Task, build_network, build_task, cut_validation, has_test_of_training
 from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.evaluate import evaluate
-from stsbp.training.loop import StopRequest, import_checkpoint, stop_together, train
+from stsbp.training.loop import StopRequest, import_checkpoint, resumed, stop_together, train
 from stsbp.training.metrics import read_records
 from stsbp.training.operations import synaptic_operations
 from stsbp.training.progress import Reporter, shown_by
@@ -282,6 +282,9 @@ def _train(task: Task, data: Data, folder: RunFolder, show: Reporter, stop: Stop
         saved = checkpoint.load(folder.path, "last") if folder.has_checkpoint else None
         if saved is None:
             folder.write_config(task.config)
+        else:
+            # A checkpoint that is refused must leave all files as they are.
+            resumed(task.config, task, data, saved, folder)
         step = 0 if saved is None else int(saved.info["step"])
         folder.note_start(task.backend, sys.argv, step, task.group.size)
         if saved is not None:

@@ -39,7 +39,7 @@ from stsbp.training.build import Data, Task, of_part, padded, updates_per_epoch
 from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.evaluate import Evaluation, evaluate
 from stsbp.training.initial import check_trainable, first_weights
-from stsbp.training.metrics import MetricsFile, Sums, Workload, read_records
+from stsbp.training.metrics import MetricsFile, Sums, Workload, ends_elsewhere, read_records
 from stsbp.training.prefetch import prefetched
 from stsbp.training.progress import SHOWN, Course, Reporter
 from stsbp.training.run_folder import RunFolder
@@ -711,6 +711,7 @@ def resumed(
         )
     state = import_checkpoint(task, saved, folder)
     _check_position(config, progress, len(data.train), folder)
+    _check_records(progress, folder)
     return progress, state
 
 
@@ -733,6 +734,15 @@ def _check_position(config: RunConfig, saved: records.Progress, samples: int, fo
             f"{folder.path / 'last.json'} is damaged: update {saved.step}, epoch {saved.epoch}, batch "
             f"{saved.batch}, sums and best do not fit together. Copy the run folder again if it is a copy; "
             "otherwise train anew with --overwrite"
+        )
+
+
+def _check_records(saved: records.Progress, folder: RunFolder) -> None:
+    """Raise `CheckpointError` if the records do not end where a checkpoint says that they did."""
+    if why := ends_elsewhere(folder.metrics, saved.metrics_bytes, saved.step, saved.epoch):
+        raise CheckpointError(
+            f"{folder.path / 'last.json'} is damaged, or {folder.metrics.name} was edited: {why}. Copy the run folder "
+            f"again if it is a copy; otherwise move {folder.metrics.name} away, and the run goes on without its records"
         )
 
 

@@ -289,6 +289,50 @@ def read_records(path: Path, warn: Callable[[str], None] | None = None) -> list[
     return found
 
 
+def ends_elsewhere(path: Path, size: int, step: int, epoch: int) -> str:
+    """What contradicts that the records of a checkpoint are the first `size` bytes of `metrics.jsonl`; "" if nothing.
+
+    A file that is missing or has lost its end contradicts nothing, because such a run can continue.
+
+    Args:
+        path: path of the file.
+        size: number of bytes that the checkpoint says.
+        step, epoch: numbers of updates and of evaluated epochs of the checkpoint.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    end, last = 0, b""
+    try:
+        with open_regular(path, _MOST) as file:
+            for line in file:
+                start, end = end, end + len(line)
+                if start < size < end:
+                    return f"metrics_bytes is {size}, which is within a line"
+                if end <= size:
+                    last = line
+                elif (place := _place(line)) is not None and (
+                    place[0] < step or (place[0] == step and place[1] <= epoch)
+                ):
+                    return f"metrics_bytes is {size}, but update {place[0]} comes after it"
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    place = _place(last)
+    return f"metrics_bytes is {size}, but update {place[0]} comes before it" if place and place[0] > step else ""
+
+
+def _place(line: bytes) -> tuple[int, int] | None:
+    """Numbers of updates and epochs after which a line was written; None for a damaged line."""
+    try:
+        found = records.metrics_line(line)
+    except ValueError:
+        return None
+    # A line of updates is written within its epoch.
+    return found["step"], found["epoch"] - (found["kind"] == "step")
+
+
 class MetricsFile:
     """Appends lines of JSON to a file. It never leaves an incomplete line, even if the disk is full.
 
