@@ -479,6 +479,16 @@ def test_silent_layer_is_reported_once(train_tiny: Callable[..., Result], tmp_pa
     assert result.stderr.count("warning: layer linear1 is silent") == 1
 
 
+def test_many_silent_layers_are_summed_up(train_tiny: Callable[..., Result], tmp_path: Path) -> None:
+    net = "-".join(["4"] * 30) + "{threshold=1e6}"
+    result = train_tiny(tmp_path / "run", "--net", net, "--init-gain", 1e-3, "--epochs", 1)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count(" is silent: ") == 8
+    (line,) = [line for line in result.stderr.splitlines() if "the same holds for" in line]
+    assert line.startswith("warning: the same holds for linear9, linear10, ")
+    assert line.endswith(", linear16, ... (23 in all)")
+
+
 def test_layer_that_is_silent_over_an_epoch_is_reported_at_its_end(
     train_tiny: Callable[..., Result], tmp_path: Path
 ) -> None:

@@ -26,6 +26,7 @@ from stsbp_spec.grid import CONTRACT_VERSION
 from stsbp_spec.random import Stream, permutation
 from stsbp_spec.trainer import StepResult, TrainState
 from stsbp_spec.typing import AnyArray, Float32, Int64
+from stsbp_spec.values import listed
 
 from stsbp import records
 from stsbp.config import RunConfig
@@ -68,6 +69,8 @@ ZEROED_SHARE = 0.5
 """Share of a layer's errors that the error grid may set to zero without a report. Consider a weight with ten input
 spikes, and independent spikes and errors. At this share, it loses all of its errors in one of a thousand cases. At a
 share of 0.94, it does so in more than half of the cases."""
+_IN_FULL = 8
+"""Number of layers whose warnings are printed in full at a time."""
 _SEQUENCE_SUMS = {"matched", "spikes", "targets", "van_rossum", "hamming"}
 
 
@@ -627,46 +630,60 @@ class _Loop:
         return time.monotonic() - self.saved_at >= self.config.checkpoint_every
 
     def watch_grids(self, result: StepResult) -> None:
-        for name, grid in result.grids.items():
-            # A layer whose weights are all zero needs no bits, so do not report it.
-            if grid.bits < self.bits[name] and np.isfinite(grid.headroom) and grid.headroom < 24:
-                self.warn_once(
-                    (name, f"bits {grid.bits}"),
-                    f"layer {name}: its weights fell to {grid.bits} of {self.bits[name]} bits at update {self.step}, "
-                    "so that its sums stay exact; fewer inputs, pooling or weight decay keep more",
-                )
+        # A layer whose weights are all zero needs no bits, so do not report it.
+        fell = {
+            name: grid.bits
+            for name, grid in result.grids.items()
+            if grid.bits < self.bits[name] and np.isfinite(grid.headroom) and grid.headroom < 24
+        }
+        self.warn_once(
+            {
+                (name, f"bits {bits}"): f"layer {name}: its weights fell to {bits} of {self.bits[name]} bits at update "
+                f"{self.step}, so that its sums stay exact; fewer inputs, pooling or weight decay keep more"
+                for name, bits in fell.items()
+            }
+        )
 
     def watch_rates(self, sums: Sums) -> None:
         # A readout has no spikes.
         last = self.task.network.blocks[-1].name if self.task.network.has_readout else None
-        for name, rate in ((name, sums.rate(name)) for name in sums.rates if name != last):
-            if rate < SILENT_RATE:
-                self.warn_once(
-                    (name, "silent"),
-                    f"layer {name} is silent: {rate:.1e} spikes per neuron and step up to update {self.step}; a larger "
-                    "--init-gain, an --init-rate, a lower --threshold or a wider surrogate wakes it",
-                )
-            elif rate > SATURATED_RATE:
-                self.warn_once(
-                    (name, "saturated"),
-                    f"layer {name} is saturated: {rate:.2f} spikes per neuron and step up to update {self.step}; a "
-                    "smaller --init-gain or a higher --threshold reduces its rate",
-                )
+        rates = {name: sums.rate(name) for name in sums.rates if name != last}
+        self.warn_once(
+            {
+                (name, "silent"): f"layer {name} is silent: {rate:.1e} spikes per neuron and step up to update "
+                f"{self.step}; a larger --init-gain, an --init-rate, a lower --threshold or a wider surrogate wakes it"
+                for name, rate in rates.items()
+                if rate < SILENT_RATE
+            }
+        )
+        self.warn_once(
+            {
+                (name, "saturated"): f"layer {name} is saturated: {rate:.2f} spikes per neuron and step up to update "
+                f"{self.step}; a smaller --init-gain or a higher --threshold reduces its rate"
+                for name, rate in rates.items()
+                if rate > SATURATED_RATE
+            }
+        )
 
     def watch_zeroed(self, sums: Sums) -> None:
-        for name, share in sums.zeroed_shares().items():
-            if share > ZEROED_SHARE:
-                self.warn_once(
-                    (name, "zeroed"),
-                    f"layer {name}: the error grid of reproducible precision zeroed {share:.0%} of its errors up to "
-                    f"update {self.step}, and gradients may vanish; --precision fast keeps them, and a smaller "
-                    "--init-gain or a wider surrogate brings them closer together",
-                )
+        self.warn_once(
+            {
+                (name, "zeroed"): f"layer {name}: the error grid of reproducible precision zeroed {share:.0%} of its "
+                f"errors up to update {self.step}, and gradients may vanish; --precision fast keeps them, and a "
+                "smaller --init-gain or a wider surrogate brings them closer together"
+                for name, share in sums.zeroed_shares().items()
+                if share > ZEROED_SHARE
+            }
+        )
 
-    def warn_once(self, key: tuple[str, str], text: str) -> None:
-        if key not in self.warned:
-            self.warned.add(key)
-            self.reporter.warn(text)
+    def warn_once(self, texts: Mapping[tuple[str, str], str]) -> None:
+        """Print warnings by layer and kind, each once. Of many layers at a time, only a few are printed in full."""
+        new = [key for key in texts if key not in self.warned]
+        self.warned.update(new)
+        for key in new[:_IN_FULL]:
+            self.reporter.warn(texts[key])
+        if rest := new[_IN_FULL:]:
+            self.reporter.warn(f"the same holds for {listed(name for name, _ in rest)}")
 
 
 def _is_better(new: Mapping[str, Any], best: Mapping[str, Any]) -> bool:
