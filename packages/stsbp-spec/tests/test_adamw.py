@@ -175,8 +175,8 @@ def test_largest_moment_is_above_all_that_updates_leave_and_not_far(betas: tuple
 
 
 def test_largest_moment_of_other_betas_has_no_bound() -> None:
-    for options in ({"beta1": 0.9, "beta2": 0.5}, {"beta2": 1 - 1e-9}):
-        assert np.isinf(AdamW(**options).largest_moment(np.ones(3, np.float32))).all()
+    for optimizer in (AdamW(beta1=0.9, beta2=0.5), AdamW(beta2=1 - 1e-9)):
+        assert np.isinf(optimizer.largest_moment(np.ones(3, np.float32))).all()
 
 
 @pytest.mark.parametrize(

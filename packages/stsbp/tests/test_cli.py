@@ -25,7 +25,7 @@ from stsbp.config import SECTIONS, RunConfig
 from stsbp.datasets import load
 from stsbp.files import OpenFolder
 from stsbp.training.evaluate import Evaluation
-from stsbp.training.metrics import LabelDistances, MetricsFile, Sums
+from stsbp.training.metrics import LabelDistances, MetricsFile, Sums, ends_elsewhere
 from stsbp_spec import LOSSES, PSP, NetworkSpec, VanRossum, registry
 from stsbp_spec.decoders import distances
 from stsbp_spec.encoders import LabelCode, encode_repeat
@@ -660,6 +660,27 @@ def test_the_loss_beside_the_distances_has_the_bits_of_the_spec(loss: Any, code:
     together, losses = measure.with_loss(spikes, targets, labels)
     assert losses.tolist() == loss.distance(spikes, targets, PSP(5 / 3)).tolist()
     assert together.tolist() == measure(spikes).tolist()
+
+
+def test_where_records_end(tmp_path: Path) -> None:
+    figures = {"loss": 1.0, "rates": {}, "samples": 1, "accuracy": 1.0, "accuracy_spike_count": 1.0, "seconds": 1.0}
+    lines = [
+        json.dumps({"kind": "evaluation", "split": "test", "step": 3 * epoch, "epoch": epoch, **figures}) + "\n"
+        for epoch in (1, 2, 3)
+    ]
+    path, (first, second) = tmp_path / "metrics.jsonl", (len(lines[0]), len(lines[0] + lines[1]))
+    assert ends_elsewhere(path, 100, 6, 2) == ""
+    path.write_text("".join(lines))
+    assert ends_elsewhere(path, second, 6, 2) == ""
+    # The update before an evaluation was saved, and its epoch not yet.
+    assert ends_elsewhere(path, first, 6, 1) == ""
+    assert ends_elsewhere(path, first, 6, 2) == f"metrics_bytes is {first}, but update 6 comes after it"
+    assert ends_elsewhere(path, second, 5, 1) == f"metrics_bytes is {second}, but update 6 comes before it"
+    for size in (1, first - 1, first + 1):
+        assert "within a line" in ends_elsewhere(path, size, 3, 1)
+    # A file that has lost its end is continued.
+    path.write_text(lines[0] + lines[1][:9])
+    assert ends_elsewhere(path, second, 6, 2) == ""
 
 
 def test_metrics_file_is_cut_to_whole_lines(tmp_path: Path) -> None:

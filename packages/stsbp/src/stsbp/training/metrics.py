@@ -28,7 +28,16 @@ from stsbp import records
 from stsbp.errors import CheckpointError, FileError
 from stsbp.files import GIGABYTE, MEGABYTE, OpenFolder, open_regular
 
-__all__ = ["LabelDistances", "MetricsFile", "ReadoutDistances", "Sums", "Workload", "read_records", "spike_figures"]
+__all__ = [
+    "LabelDistances",
+    "MetricsFile",
+    "ReadoutDistances",
+    "Sums",
+    "Workload",
+    "ends_elsewhere",
+    "read_records",
+    "spike_figures",
+]
 
 
 class LabelDistances:
@@ -256,6 +265,8 @@ class Workload:
 
 _MOST = GIGABYTE
 _LONGEST_LINE = MEGABYTE
+_MOST_CHECKED = 64 * GIGABYTE
+"""Largest size of a file of which only some lines are in memory at a time."""
 
 
 def read_records(path: Path, warn: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
@@ -302,24 +313,24 @@ def ends_elsewhere(path: Path, size: int, step: int, epoch: int) -> str:
     Raises:
         CheckpointError: the file cannot be read.
     """
-    end, last = 0, b""
     try:
-        with open_regular(path, _MOST) as file:
-            for line in file:
-                start, end = end, end + len(line)
-                if start < size < end:
-                    return f"metrics_bytes is {size}, which is within a line"
-                if end <= size:
-                    last = line
-                elif (place := _place(line)) is not None and (
+        with open_regular(path, _MOST_CHECKED) as file:
+            file.seek(max(0, size - _LONGEST_LINE))
+            before = file.read(min(size, _LONGEST_LINE))
+            line = file.readline(_LONGEST_LINE)
+            if line and before and not before.endswith(b"\n"):
+                return f"metrics_bytes is {size}, which is within a line"
+            while line:
+                if (place := _place(line)) is not None and (
                     place[0] < step or (place[0] == step and place[1] <= epoch)
                 ):
                     return f"metrics_bytes is {size}, but update {place[0]} comes after it"
+                line = file.readline(_LONGEST_LINE)
     except FileNotFoundError:
         return ""
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
-    place = _place(last)
+    place = _place(before[:-1].rpartition(b"\n")[2])
     return f"metrics_bytes is {size}, but update {place[0]} comes before it" if place and place[0] > step else ""
 
 
