@@ -278,6 +278,20 @@ def test_steps_that_are_not_those_of_the_inputs_are_refused(steps: int) -> None:
         lif(LIF(), PSP(3.0).filter(), jnp.zeros((STEPS, 2, 3)), steps)
 
 
+@pytest.mark.parametrize("steps", ["5", None, 5.0, True])
+def test_steps_that_are_no_whole_number_are_refused(steps: Any) -> None:
+    network, weights, x, _ = example()
+    with pytest.raises(ShapeError, match=f"steps must be a whole number, got {steps!r}"):
+        apply(network, weights, x, steps)
+
+
+@pytest.mark.parametrize("weights", [None, [1.0], "linear1"])
+def test_weights_that_are_no_dict_are_refused(weights: Any) -> None:
+    network, _, x, _ = example()
+    with pytest.raises(ShapeError, match=f"weights must be a dict of arrays by name, got {type(weights).__name__}"):
+        apply(network, weights, x, STEPS)
+
+
 def test_one_step_is_a_number_of_steps() -> None:
     network, weights, x, _ = example()
     expected = NumpyBackend().run(network, weights, np.asarray(x[:1]), 1).layers

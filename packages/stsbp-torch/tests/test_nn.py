@@ -679,3 +679,15 @@ def test_the_code_of_the_page_runs() -> None:
             # Ordinary layers before the spikes learn, too.
             assert scope["net"].before[0].weight.grad.any()
     assert scope["out"].layer_spikes["linear1"].shape == (20, 8, 64)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2"])
+def test_spikes_of_every_type_are_taken_and_checked(dtype: str) -> None:
+    if not hasattr(torch, dtype):
+        pytest.skip("this version of torch has no such type")
+    torch.manual_seed(0)
+    net = Network(NetworkSpec.parse("6", input_shape=(5,), outputs=2))
+    spikes = (torch.rand(4, 3, 5) < 0.5).float()
+    assert torch.equal(net(spikes.to(getattr(torch, dtype))), net(spikes))
+    with pytest.raises(ShapeError, match="must be spikes, 0 or 1, got 2"):
+        net((2 * spikes).to(getattr(torch, dtype)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -302,6 +303,32 @@ def test_potentials_that_no_loss_reads_change_no_gradient() -> None:
     for own, g in zip(found.values(), expected, strict=True):
         assert g.any()
         assert torch.equal(own, g)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda _: [1], "a state must be a dict of arrays by name, got list"),
+        (lambda _: "x", "a state must be a dict of arrays by name, got str"),
+        (lambda state: {**state, "neurons1": 5}, "neurons1 in the state must be a tuple of tensors, got int"),
+        (lambda state: {**state, "neurons1": (1, 2, 3)}, "neurons1 in the state must be a tuple of tensors"),
+        (
+            lambda state: {**state, "neurons1": tuple(x.to("meta") for x in state["neurons1"])},
+            "an array of the state is on the device meta",
+        ),
+        (
+            lambda state: {**state, "neurons1": (state["neurons1"][0] + 7, *state["neurons1"][1:])},
+            "the spikes of neurons1 in the state are more than 1",
+        ),
+    ],
+    ids=["list", "text", "number", "numbers", "meta", "spikes"],
+)
+def test_what_is_no_state_is_refused(change: Callable[[Any], Any], message: str) -> None:
+    spec, (frames, _) = spec_of("chain"), samples()
+    net = Network(spec)
+    state = net(frames, full=True).state
+    with pytest.raises(ShapeError, match=message):
+        net(frames, state=change(state))
 
 
 def test_states_of_others_are_refused() -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import BinaryIO
 
@@ -83,6 +84,28 @@ def test_truncated_cache_is_rebuilt(tmp_path: Path) -> None:
         _check(cached("test", {"a": (1, 2)}, cache_dir=tmp_path, build=builder))
         assert builder.calls == number + 2
         assert path.read_bytes() == content
+
+
+def test_a_cache_that_is_changed_in_place_while_it_is_used_is_an_error(tmp_path: Path) -> None:
+    found = cached("set", {"a": 1}, cache_dir=tmp_path, build=_Builder())
+    (path,) = tmp_path.iterdir()
+    assert np.array_equal(found.data[:2], SAMPLES[:2])
+    # File systems store times in ticks of some milliseconds.
+    time.sleep(0.02)
+    with path.open("r+b") as file:
+        file.seek(64)
+        file.write(b"garbage")
+    with pytest.raises(DataError, match=rf"{path}, the cache of decoded samples, was changed while it was in use"):
+        found.data[0]
+    _check(cached("set", {"a": 1}, cache_dir=tmp_path, build=_Builder()))
+
+
+def test_a_cache_that_another_process_replaces_stays_usable(tmp_path: Path) -> None:
+    found = cached("set", {"a": 1}, cache_dir=tmp_path, build=_Builder())
+    (path,) = tmp_path.iterdir()
+    time.sleep(0.02)
+    write_atomically(path, path.read_bytes(), own=True)
+    _check(found)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not cut a file that is mapped")

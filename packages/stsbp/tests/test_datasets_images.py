@@ -342,3 +342,26 @@ class TestExtractFiles:
         (tmp_path / "a.tar.gz").write_bytes(content[: {"empty": 0, "cut": 30}.get(damage)])
         with pytest.raises(DataError, match=r"a\.tar\.gz is damaged"):
             extract_files(tmp_path / "a.tar.gz", tmp_path / "out", ["d/x"], largest=300_000)
+
+
+_JPEGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "progressive": {"progressive": True},
+    "restarts": {"restart_marker_rows": 1},
+    "fine": {"quality": 95, "subsampling": 0},
+}
+
+
+@pytest.mark.parametrize("how", _JPEGS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_jpeg_that_is_cut_but_has_an_end_is_refused(how: str, channels: int) -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 56, channels), dtype=np.uint8)
+    file = io.BytesIO()
+    pillow.fromarray(pixels.squeeze()).save(file, "JPEG", **_JPEGS[how])
+    content = file.getvalue()
+    assert read_image(content, Path("whole.jpg"), channels=channels, size=None).shape == (channels, 40, 56)
+    for share in (0.5, 0.7, 0.9):
+        cut = content[: round(len(content) * share)] + b"\xff\xd9"
+        with pytest.raises(DataError, match=r"cut\.jpg cannot be read as an image: its pixels end early"):
+            read_image(cut, Path("cut.jpg"), channels=channels, size=None)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import struct
+import subprocess
 import sys
 import tarfile
 import zipfile
@@ -567,6 +568,33 @@ def test_datasets_that_are_only_declared_stay_within_the_budget(name: str, tmp_p
     assert path.stat().st_size < 40_000
     with pytest.raises(DataError, match=rf"{name} of 500,000,000 entries: reading it takes .* of memory, more than"):
         _load("shd", tmp_path)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux limits the memory")
+@pytest.mark.parametrize("name", ["spikes/times", "spikes/units"])
+def test_lists_with_a_length_that_the_file_cannot_hold_take_no_memory(name: str, tmp_path: Path) -> None:
+    KINDS["shd"].write(tmp_path)
+    path = tmp_path / "SHD" / "shd_train.h5"
+    with h5py.File(path) as file:
+        first = file[name].id.get_offset()
+    content = bytearray(path.read_bytes())
+    content[first : first + 4] = struct.pack("<I", 0x20000000)
+    path.write_bytes(content)
+    code = (
+        "import resource, sys\nfrom pathlib import Path\nfrom stsbp.datasets.spoken import SpokenFile\n"
+        "from stsbp.errors import DataError\n"
+        "with SpokenFile(Path(sys.argv[1])) as file:\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "    limits = resource.getrlimit(resource.RLIMIT_AS)\n"
+        "    try:\n        file.recording(0, 700)\n    except DataError as error:\n        print(error)\n"
+        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+        "    assert resource.getrlimit(resource.RLIMIT_AS) == limits\n"
+        "    file.recording(1, 700)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    said, kilobytes = result.stdout.splitlines()
+    assert f"shd_train.h5: {name}, recording 0 cannot be read" in said
+    assert int(kilobytes) < 128 * 1024
 
 
 @pytest.mark.parametrize("how", ["external", "virtual", "soft link", "loop", "external link", "missing"])

@@ -10,15 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
-from small_networks import SMALL, Case, Small, case_of
+from nir_files import graph
+from small_networks import IMAGE, SMALL, Case, Small, case_of
 from stsbp import load_run
 from stsbp.interop.nir_file import write
+from stsbp.interop.nir_graph import Form, graph_of
 from stsbp.interop.nir_import import Imported, import_graph
 from stsbp.interop.nir_nodes import Choices
 from stsbp.interop.nir_reader import read_graph
 from stsbp.interop.program import About, program
-from stsbp_spec import NetworkSpec, open_backend
+from stsbp_spec import NetworkSpec, initial_weights, open_backend
+from stsbp_spec.neurons import parse_neuron
 from stsbp_spec.results import RunResult
+from stsbp_spec.synapses import PSP
 
 pytest.importorskip("nir")
 
@@ -39,6 +43,8 @@ CASES = {
         for tau_s in (2.0, 3.5, 10.0)
     },
 }
+_STORED = {"input_type": "shape", "output_type": "shape"}
+"""Parameters of nodes that have another name in a file."""
 
 
 def came_back(case: Case, path: Path, **how: Any) -> tuple[Imported, RunResult]:
@@ -86,6 +92,40 @@ def test_weights_come_back_as_they_are_but_for_a_gain_that_is_a_power_of_two(gai
         for key, weights in program(case.network, case.weights).weights.items():
             expected = weights.values * (factor if gain == "normalised" else 1.0)
             assert np.array_equal(found.weights[key], expected), key
+
+
+@pytest.mark.parametrize(("neuron", "stride"), [("lif", 1), ("plif:per=channel", 37)])
+def test_the_gain_of_every_tau_s_comes_back(neuron: str, stride: int) -> None:
+    wrong: list[float] = []
+    for tau_s in (*map(float, range(1000, 1, -stride)), *np.random.default_rng(0).uniform(1.01, 2000, 200 // stride)):
+        model = parse_neuron(neuron, {"tau_m": 5.0, "tau_s": tau_s})
+        network = NetworkSpec.parse("2", input_shape=(3,), outputs=2, neuron=model, input_psp=PSP(tau_s))
+        made = program(network, initial_weights(network, 5))
+        file = graph_of(made, Form())
+        nodes = {
+            name: {"type": node.kind, **{_STORED.get(k, k): x for k, x in node.numbers.items() if k != "metadata"}}
+            for name, node in file.nodes.items()
+        }
+        found = import_graph(graph(nodes, file.edges), network.input_shape, Choices(Form.dt))
+        psp = found.input_psp
+        assert psp is not None
+        # Gains that are powers of two are read as part of the weights.
+        moved = np.float32(1 / tau_s) if psp.gain == "unit" and np.log2(tau_s) % 1 == 0 else np.float32(1)
+        same = moved != 1 or (psp.gain, np.float32(1 / psp.tau_s)) == ("normalised", np.float32(1 / tau_s))
+        same &= np.float32(1 - 1 / psp.tau_s) == np.float32(1 - 1 / tau_s)
+        if not (same and np.array_equal(found.weights["linear1"], made.weights["linear1"].values * moved)):
+            wrong.append(tau_s)
+    assert not wrong
+
+
+@pytest.mark.parametrize(("gain", "tau_s"), [("unit", 3.0), ("normalised", 3.0), ("normalised", 42.0)])
+@pytest.mark.parametrize("net", ["4C3-P2-6C2", "4C3b-P2-P2-6b", "4C3-P3-6"])
+def test_sums_of_windows_come_back_as_means(net: str, gain: str, tau_s: float, tmp_path: Path) -> None:
+    case = case_of(Small(net, IMAGE, neuron=f"lif:psp_gain={gain}", tau_s=tau_s, input_tau_s=tau_s))
+    _, result = came_back(case, tmp_path / "graph.nir", pool="sum")
+    for own, other in zip(case.run.layers.values(), result.layers.values(), strict=True):
+        assert np.array_equal(own.spikes, other.spikes)
+        assert own.potentials.tobytes() == other.potentials.tobytes()
 
 
 def test_twice_out_and_in_is_as_once(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from stsbp_spec.grid import FLOOR
 from stsbp_spec.network import Block, NetworkSpec
 from stsbp_spec.synapses import Conv2d, Linear
 from stsbp_spec.typing import Precision
-from stsbp_spec.values import listed
+from stsbp_spec.values import integer, listed, shown
 
 from stsbp_jax import grid
 from stsbp_jax.checks import check_array, check_finite, checked_weights, dropout_words, on_grid
@@ -153,6 +153,9 @@ def apply(
             "full=True and keep `{**weights, **output.statistics}`"
         )
     check_array("the input of apply", inputs)
+    if (number := integer(steps)) is None:
+        raise ShapeError(f"steps must be a whole number, got {shown(steps)}")
+    steps = number
     events = network.coding == "events"
     shape, lead = np.shape(inputs), 2 if events else 1
     if shape[lead:] != network.input_shape or 0 in shape or steps < 1:
@@ -197,6 +200,8 @@ def _arrays(network: NetworkSpec, weights: Mapping[str, ArrayLike]) -> dict[str,
     once for each use."""
     shapes = {name: parameter.shape for name, parameter in network.parameters.items()}
     shapes |= {name: x.shape for name, x in network.statistics.items()}
+    if not isinstance(weights, Mapping):
+        raise ShapeError(f"weights must be a dict of arrays by name, got {type(weights).__name__}")
     if missing := [name for name in shapes if name not in weights]:
         raise ShapeError(f"weights must have the layers {listed(shapes)}, but they lack {listed(missing)}")
     found = {name: checked_weights(weights[name], name, shape) for name, shape in shapes.items()}

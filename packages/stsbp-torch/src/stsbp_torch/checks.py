@@ -19,6 +19,12 @@ RETURNED = "give the state that this module returned"
 """What to do instead of giving a state that does not fit."""
 
 
+_NO_ARITHMETIC = frozenset(
+    getattr(torch, name) for name in dir(torch) if name.startswith("float8_") or name in ("uint16", "uint32", "uint64")
+)
+"""Types of which torch stores numbers, but does not compute with them."""
+
+
 def _extremes(what: str, x: torch.Tensor) -> tuple[float, float]:
     """Smallest and largest element, found in one pass; raises `NumericError` if an element is not finite."""
     if x.numel() == 0:
@@ -43,6 +49,8 @@ def check_state(name: str, x: torch.Tensor) -> None:
 def check_inputs(what: str, s: torch.Tensor, exponent: int, largest: float, hint: str = "") -> None:
     """Raise `ShapeError` unless every element of `s`, any shape, is a multiple of `2^-exponent` in `[0, largest]`."""
     s = s.detach()
+    if s.dtype in _NO_ARITHMETIC:
+        s = s.double()
     low, high = _extremes(what, s)
     wrong = low if low < 0 else high if high > largest else None
     if wrong is None and s.is_floating_point():

@@ -108,9 +108,13 @@ def _arrays(states: Sequence[tuple[str, int]], state: State | None) -> list[torc
     """The arrays of a state in the order in which a segment takes them; an empty list for None."""
     if state is None:
         return []
+    if not isinstance(state, Mapping):
+        raise ShapeError(f"a state must be a dict of arrays by name, got {type(state).__name__}; {RETURNED}")
     found: list[torch.Tensor] = []
     for name, count in states:
         arrays = state.get(name, ())
+        if not isinstance(arrays, (tuple, list)) or not all(isinstance(x, torch.Tensor) for x in arrays):
+            raise ShapeError(f"{name} in the state must be a tuple of tensors, got {type(arrays).__name__}; {RETURNED}")
         if len(arrays) != count:
             raise ShapeError(
                 f"the state has {len(arrays)} arrays of {name}, not {count}; it belongs to another module, or to the "
@@ -120,6 +124,8 @@ def _arrays(states: Sequence[tuple[str, int]], state: State | None) -> list[torc
     for x in found:
         if x.requires_grad:
             raise SpecError("gradients do not flow into earlier calls; give a detached state, as modules return it")
+        if x.is_meta:
+            raise ShapeError(f"an array of the state is on the device meta, which stores no values; {RETURNED}")
     return found
 
 
@@ -679,6 +685,8 @@ class Sequential(torch.nn.Sequential):
         fired: dict[str, torch.Tensor] = {}
         after: State = {}
         passing = 1.0
+        # For its check that the state is one.
+        _arrays((), state)
         for place, layer in enumerate(self):
             if isinstance(layer, torch.nn.Dropout):
                 if layer.training and layer.p > 0:

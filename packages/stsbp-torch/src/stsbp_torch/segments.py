@@ -393,6 +393,9 @@ def _state(
             spikes = own[0].to(torch.uint8)
             if not torch.equal(spikes.float(), own[0]):
                 raise ShapeError(f"the spikes of {name} in the state must be whole numbers from 0 to 255; {RETURNED}")
+            largest = piece.network.values[name.partition(">")[0]].maximum
+            if bool((spikes > largest).any()):
+                raise ShapeError(f"the spikes of {name} in the state are more than {largest:g}; {RETURNED}")
             own[0] = spikes
         found[name] = tuple(own)
     return found

@@ -179,40 +179,49 @@ class CacheWriter:
 class _Mapped(np.memmap[Any, np.dtype[np.uint8]]):
     """The samples of a cache file, `[n, ...]`, mapped read-only.
 
-    If another program cuts the file, the system ends a process that reads what is missing (SIGBUS). The size of the
-    file is therefore checked before every access, which takes microseconds. Reading with `pread` instead would leave no
-    moment between check and access, but takes two to ten times as long for a batch.
+    If another program cuts the file, the system ends a process that reads what is missing (SIGBUS); if it writes into
+    the file, the samples are no longer those that were checked. The size and the modification time of the file are
+    therefore checked before every access, which takes microseconds. Reading with `pread` instead would leave no moment
+    between check and access, but takes two to ten times as long for a batch.
     """
 
     _path: Path | None = None
     _file: BinaryIO
-    _end: int
+    _stamp: tuple[int, int]
 
     @classmethod
-    def of(cls, path: Path, file: BinaryIO, shape: tuple[int, ...]) -> _Mapped:
-        """The samples of an open file."""
+    def of(cls, path: Path, file: BinaryIO, shape: tuple[int, ...], stamp: tuple[int, int]) -> _Mapped:
+        """The samples of an open file, which had this `_stamp_of` before they were checked."""
         mapped = cls(file, mode="r", dtype=np.uint8, offset=len(_MAGIC), shape=shape)
         assert isinstance(mapped, _Mapped)
         # The mapping has its own copy of the descriptor, which is not accessible.
         mapped._path, mapped._file = path, os.fdopen(os.dup(file.fileno()), "rb")
-        mapped._end = len(_MAGIC) + math.prod(shape)
+        mapped._stamp = stamp
         return mapped
 
     def __getitem__(self, index: Any) -> Any:
         # Views have no path.
-        if self._path is not None and os.fstat(self._file.fileno()).st_size < self._end:
+        if self._path is not None and (stamp := _stamp_of(self._file)) != self._stamp:
+            what = "cut" if stamp[0] < self._stamp[0] else "changed"
             raise DataError(
-                f"{self._path}, the cache of decoded samples, was cut while it was in use. Run the command again, "
+                f"{self._path}, the cache of decoded samples, was {what} while it was in use. Run the command again, "
                 "which builds it anew; a run in training continues with --resume"
             )
         return super().__getitem__(index)
+
+
+def _stamp_of(file: BinaryIO) -> tuple[int, int]:
+    """Size and modification time of an open file. The change time is none of it: a rename over the file changes it."""
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
 
 
 def _read(path: Path, key: Mapping[str, Any]) -> Cached | None:
     """The content of a cache file, or None if any part of it does not match."""
     try:
         with open_regular(path, _LARGEST) as file:
-            size = file.seek(0, os.SEEK_END)
+            stamp = _stamp_of(file)
+            size = stamp[0]
             file.seek(max(0, size - _TAIL))
             tail = file.read(_TAIL)
             length = int.from_bytes(tail[32:], "little")
@@ -238,7 +247,7 @@ def _read(path: Path, key: Mapping[str, Any]) -> Cached | None:
                 left -= len(piece)
             if left or digest.hexdigest() != description.sha256:
                 return None
-            data = _Mapped.of(path, file, shape)
+            data = _Mapped.of(path, file, shape, stamp)
     except (OSError, ValueError):
         return None
     skipped = tuple(Skipped(*pair) for pair in description.skipped)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -107,6 +108,47 @@ def _check_png(content: bytes, path: Path) -> None:
         )
 
 
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
+"""A marker that ends the coded pixels of a scan of a JPEG."""
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""Markers of the headers of JPEG images. From 0xC9 on, their pixels are coded arithmetically."""
+_MORE_PIXELS = b"".join(b"\x55\xaa" * 4 + bytes((0xFF, marker)) for marker in range(0xD0, 0xD8)) * 2
+"""Coded pixels of a JPEG, with all markers at which a decoder may restart."""
+
+
+def _check_jpeg(content: bytes, path: Path, image: Any) -> None:
+    """Check that a JPEG has all of its pixels. The decoder only warns of missing ones, and Pillow hides the warning.
+
+    All scans together must have all bits of all coefficients. Coded pixels are then appended: a complete image does not
+    change, because its decoder reads no further. Arithmetic coding may leave out zeros at its end, so it is not tested.
+
+    Raises:
+        DataError: its pixels end early.
+    """
+    at, end, left = 2, 0, dict[tuple[int, int], int]()
+    while (marker := _JPEG_MARKER.search(content, at)) and content[marker.end() - 1] != 0xD9:
+        kind, at = content[marker.end() - 1], marker.end()
+        body = content[at + 2 : at + int.from_bytes(content[at : at + 2], "big")]
+        if kind in _JPEG_FRAMES:
+            if kind > 0xC8:
+                return
+            left = dict.fromkeys(((body[6 + 3 * i], k) for i in range(body[5]) for k in range(64)), 16)
+        at += len(body) + 2
+        if kind == 0xDA and body and len(body) >= 4 + 2 * body[0]:
+            first, last, bits = body[1 + 2 * body[0] :][:3]
+            left |= {
+                (channel, k): bits & 15 for channel in body[1 : 1 + 2 * body[0] : 2] for k in range(first, last + 1)
+            }
+            following = _JPEG_MARKER.search(content, at)
+            end = len(content) if following is None else following.start()
+    complete = end > 0 and not any(left.values())
+    if complete:
+        with _pillow().open(io.BytesIO(content[:end] + _MORE_PIXELS + content[end:]), formats=("JPEG",)) as longer:
+            complete = np.array_equal(np.asarray(image), np.asarray(longer))
+    if not complete:
+        raise DataError(f"{path} cannot be read as an image: its pixels end early; it may be cut off")
+
+
 def read_image(content: bytes, path: Path, *, channels: int | None, size: int | None) -> UInt8:
     """One image, `[C, H, W]` uint8.
 
@@ -138,6 +180,8 @@ def read_image(content: bytes, path: Path, *, channels: int | None, size: int | 
                 raise DataError(f"{path}: expected an image with 8 bits a channel, got mode {image.mode}")
             if image.format == "PNG":
                 _check_png(content, path)
+            elif image.format in ("JPEG", "MPO"):
+                _check_jpeg(content, path, image)
             grey = image.mode in _GREY_MODES
             if channels == 1 and not grey:
                 raise DataError(f"{path} is coloured, but the first training image is grey")

@@ -7,6 +7,8 @@ read other files. Data that lie elsewhere would change unseen, so everything mus
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from stsbp_spec.typing import AnyArray, Int64
 
 from stsbp import budget
 from stsbp.errors import DataError
-from stsbp.files import open_regular
+from stsbp.files import MEGABYTE, open_regular
 
 __all__ = ["SpokenFile"]
 
@@ -24,7 +26,9 @@ _LARGEST = 2**62
 _LONGEST_US = 2**40
 """Latest time of a spike in microseconds, as in `stsbp_spec.encoders.events`."""
 _COPIES = 4
-"""How often an array that is read whole is in memory."""
+"""How often an array that is read whole, or a list, is in memory."""
+_SLACK = 64 * MEGABYTE
+"""Additional memory that reading a list may take, for the memory that HDF5 and the system manage in blocks."""
 
 
 class SpokenFile:
@@ -51,7 +55,8 @@ class SpokenFile:
             except Exception as error:
                 raise DataError(f"{path} is not a readable HDF5 file: {error}") from error
             try:
-                self._check(path.stat().st_size)
+                self._size = os.fstat(self._content.fileno()).st_size
+                self._check(self._size)
             except BaseException:
                 self._file.close()
                 raise
@@ -121,7 +126,9 @@ class SpokenFile:
     def _read(self, dataset: Any, name: str, index: Any = ()) -> AnyArray:
         at = "" if index == () else f", recording {index}"
         try:
-            found: AnyArray = np.asarray(dataset[index])
+            # HDF5 allocates the length of a list that the file states before it compares it with the list.
+            with contextlib.nullcontext() if index == () else budget.limited(_COPIES * self._size + _SLACK):
+                found: AnyArray = np.asarray(dataset[index])
         except Exception as error:
             # For damaged files, HDF5 raises almost any error.
             raise DataError(f"{self.path}: {name}{at} cannot be read: {error}") from error

@@ -419,7 +419,7 @@ class _Import:
         """The synaptic filters of the input and of the spikes of each population, by their names here."""
         reads: dict[str, _Population] = {}
         gains: dict[str, set[tuple[float, int]]] = {}
-        unit: set[str] = set()
+        changed: set[str] = set()
         for population in self.populations.values():
             own = population.parameters.tau_s
             for term in population.signal.terms:
@@ -430,20 +430,35 @@ class _Import:
                     through = f"a synapse of {own:g} steps, but {other.node.name} through one of {its:g}"
                     why = "in stsbp the neurons that send the spikes determine the synapse"
                     raise fail(population.node, f"it reads the spikes of {origin} through {through}; {why}")
-                gain = float(np.float32(np.asarray(times).flat[0] / own / divisor))
-                gains.setdefault(origin, set()).add((gain, divisor))
+                times = times / self.moved(term)
+                # All gains are equal if the smallest and the largest are.
+                ends = np.array([np.min(times), np.max(times)]) / own / divisor
+                gains.setdefault(origin, set()).update((float(gain), divisor) for gain in ends.astype(np.float32))
                 if own > 1 and not is_one(times):
-                    unit.add(origin)
+                    changed.add(origin)
         found: dict[str, PSP | None] = {}
         for name in ("input", *self.population_names):
             origin = self.like(name)
             tau_s = reads[origin].parameters.tau_s if origin in reads else self.choices.tau_s
-            if origin in unit:
+            # The exact gains decide: at a large tau_s, a decay in float32 determines tau_s only roughly.
+            exact = _with_gain(tau_s, gains.get(origin, set()))
+            if exact is None and origin in changed:
                 found[name] = PSP(tau_s, gain="unit")
             else:
-                found[name] = PSP(_with_gain(tau_s, gains.get(origin, set())))
+                found[name] = PSP(exact or tau_s)
         alone = [name for name in self.likes if self.like(name) == self.like("input")] == ["input"]
         return found | ({"input": None} if alone and found["input"] == PSP(1.0) else {})
+
+    def moved(self, term: _Term) -> float:
+        """The power of two in the factor before the weights of a term, which is exact in the weights; 1: none.
+
+        Sums of windows have it, instead of means.
+        """
+        projection = self.projections[term.source]
+        if not isinstance(projection.columns, float):
+            return 1.0
+        factor = projection.columns / self.divisors.get(projection.edge.source, 1)
+        return factor if np.frexp(factor)[0] == 0.5 else 1.0
 
     def times(self, population: _Population, term: _Term, *, bias: bool = False) -> Factor:
         """The factor of weights, or of the bias after them, apart from the gain `1/tau_s` of a synapse."""
@@ -466,11 +481,11 @@ class _Import:
             if itself and edge.delay:
                 raise fail(population.node, f"it reads itself through {term.source} with an additional delay")
             psp = synapses[self.origins[edge.source]]
-            tau_s = 1.0 if psp is None or psp.gain == "normalised" else psp.tau_s
+            gain = 1.0 if psp is None or psp.gain == "unit" else 1 / psp.tau_s
             if itself:
-                back.append(self.put(projection, replace(edge, delay=1), term, population, tau_s))
+                back.append(self.put(projection, replace(edge, delay=1), term, population, gain))
             else:
-                plain.append(self.put(projection, edge, term, population, tau_s))
+                plain.append(self.put(projection, edge, term, population, gain))
         if not plain:
             raise fail(population.node, "it reads nothing but itself")
         # Recurrent inputs come last.
@@ -485,10 +500,11 @@ class _Import:
             self.weights[f"{inputs[0].source}.decay"] = np.broadcast_to(decay, shape).astype(np.float32)
         self.nodes.append(Node(own, Neurons(model), inputs))
 
-    def put(self, projection: _Projection, edge: Edge, term: _Term, population: _Population, tau_s: float) -> Edge:
-        """Add a node with weights, and its parameters. The factor of the weights is divided by `tau_s`."""
+    def put(self, projection: _Projection, edge: Edge, term: _Term, population: _Population, gain: float) -> Edge:
+        """Add a node with weights, and its parameters. The synapse that reads them has the gain `gain`."""
         node, parameters, shape = projection.node, projection.parameters, population.signal.shape
-        rows = _per_channel(node, "what scales it", self.times(population, term) / tau_s, shape)
+        divisor = population.parameters.tau_s * gain
+        rows = _per_channel(node, "what scales it", _exact(self.times(population, term) / divisor), shape)
         op: Weighted = replace(parameters.op, bias=bool(np.any(term.bias)), weight_bits=self.choices.weight_bits)
         self.unfolded += projection.parameters.values.size
         if self.unfolded > _MOST_WEIGHTS:
@@ -506,8 +522,7 @@ class _Import:
         if shares is None:
             self.weights[name] = values
         if op.bias:
-            times = self.times(population, term, bias=True) / tau_s
-            found = term.bias if is_one(times) else term.bias * times
+            found = term.bias * _exact(self.times(population, term, bias=True) / divisor)
             bias = np.broadcast_to(_per_channel(node, "bias", found, shape), shape[:1]).astype(np.float32)
             if not (np.abs(bias) < CEILING).all():
                 raise fail(node, "bias is too large, 2^100 or more")
@@ -533,8 +548,8 @@ class _Import:
         return found
 
 
-def _with_gain(tau_s: float, gains: set[tuple[float, int]]) -> float:
-    """The time constant of a normalised synapse that has the decay and the gains of the file in float32, if any.
+def _with_gain(tau_s: float, gains: set[tuple[float, int]]) -> float | None:
+    """The time constant of a normalised synapse that has the decay and the gains of the file in float32; None: none.
 
     A file contains the decay and the gains, `1/tau_s` over a divisor, separately, each rounded. `1/tau_s` may therefore
     be any number that rounds to all of them.
@@ -548,8 +563,14 @@ def _with_gain(tau_s: float, gains: set[tuple[float, int]]) -> float:
         return tau_s
     ends = [(1 - _between(decay, np.inf), 1 - _between(decay, 0))]
     ends += [(d * _between(np.float32(gain), 0), d * _between(np.float32(gain), np.inf)) for gain, d in gains]
-    found = 2 / (max(low for low, _ in ends) + min(high for _, high in ends))
-    return found if found >= 1 and fits(found) else tau_s
+    sum_of_ends = max(low for low, _ in ends) + min(high for _, high in ends)
+    return 2 / sum_of_ends if 0 < sum_of_ends <= 2 and fits(2 / sum_of_ends) else None
+
+
+def _exact(factor: Factor) -> Factor:
+    """The factor, but each element that is a power of two except for rounding is this power of two."""
+    power = np.exp2(np.round(np.log2(np.abs(factor))))
+    return np.where(np.abs(np.abs(factor) - power) <= NEAR * power, np.copysign(power, factor), factor)
 
 
 def _between(x: np.float32, to: float) -> float:
