@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tarfile
 from collections.abc import Sequence
@@ -62,6 +63,17 @@ NIR_PEERS = {
 }
 DOCS = ("sphinx>=8.1", "myst-nb>=1.2", "furo>=2024.8.6", "latex2mathml>=3.77", "matplotlib>=3.8", "optax>=0.2.4")
 TRITON = "triton>=3; platform_system == 'Linux'"
+NVDISASM = "nvidia-cuda-nvdisasm>=13"  # reads machine code, so the newest is the best
+QUICK_PAIRS = (
+    "gradient_squares",
+    "rounded_keeps_subnormal_numbers",
+    "conv2d",
+    "weight_grid",
+    "lif",
+    "pooling",
+    "dropout",
+)
+"""Tests of pairs that continuous integration runs as PTX; each mutant of emulator/mutants.py fails one of them."""
 RUFF, MYPY = "ruff>=0.17,<0.18", "mypy>=2.4,<2.5"  # what they accept changes with the version
 SCHEMAS = "check-jsonschema>=0.33,<1"  # brings the schemas of workflow and citation files along
 FRAMEWORKS = ("torch", "jax", "cupy")
@@ -115,7 +127,11 @@ def train(session: nox.Session) -> None:
     """Train a data set, by default the embedded digits, and print the test accuracy: -- [DATASET] [OPTIONS]."""
     install(session, SPEC, CLI, *TORCH)
     named = bool(session.posargs) and not session.posargs[0].startswith("-")
-    session.run("stsbp", "--backend", "torch", "train", *([] if named else ["digits"]), *session.posargs)
+    # Without the PATH of the session, so that the commands that it prints can be typed as they are.
+    program = str(shutil.which("stsbp", path=session.bin))
+    words = [program, "--backend", "torch", "train", *([] if named else ["digits"]), *session.posargs]
+    if code := subprocess.run(words, check=False).returncode:
+        session.error(f"{program} ended with exit code {code}")
 
 
 @nox.session
@@ -123,7 +139,7 @@ def tests(session: nox.Session) -> None:
     """Run the tests of every package and the quick checks of the conformance suite: -- [PYTEST ARGUMENTS]."""
     install(session, *everything(session), tools=ALL_TEST_TOOLS)
     chosen = any(Path(arg.split("::")[0]).exists() for arg in session.posargs)
-    paths = [] if chosen else [*everything(session), "benchmarks", "campaigns", "tools"]
+    paths = [] if chosen else [*everything(session), "benchmarks", "campaigns", "tools", "emulator"]
     session.run("python", "-m", "pytest", *paths, "--conformance-quick", *devices(session), *session.posargs)
     if not chosen:
         of_xla(session)
@@ -176,6 +192,14 @@ def conformance(session: nox.Session) -> None:
 
 
 @nox.session
+def graphs(session: nox.Session) -> None:
+    """Compare all backends on random networks (40 in ten minutes): -- [--count N] [--seed S] [--replay SEED:K]."""
+    install(session, *everything(session), tools=TEST_TOOLS)
+    named = [word for word in devices(session) if "=" in word]
+    session.run("python", "-m", "stsbp_conformance.compare_networks", "numpy", "cpu", *named, *session.posargs)
+
+
+@nox.session
 def xla(session: nox.Session) -> None:
     """Hold what JAX runs on GPUs and TPUs, XLA's own code, against the spec, two tiers of it: -- [PYTEST ARGUMENTS]."""
     install(session, SPEC, *JAX, CONFORMANCE, tools=TEST_TOOLS)
@@ -184,16 +208,57 @@ def xla(session: nox.Session) -> None:
 
 @nox.session
 def kernels(session: nox.Session) -> None:
-    """Compile the CUDA kernels for every supported GPU, without one, and read their code (230 MB of NVRTC and CuPy)."""
-    session.install("-e", str(ROOT / SPEC), "-e", f"{ROOT / BACKENDS['cupy']}[nvrtc]", *TEST_TOOLS)
-    session.run("python", "-m", "pytest", f"{BACKENDS['cupy']}/tests/test_kernels.py", *session.posargs)
+    """Compile the CUDA kernels for every GPU, read their code, and run them as PTX, without a GPU: -- [--quick] [...].
+
+    It installs 230 MB of NVRTC and CuPy. `--quick` runs a part of the tests as PTX, in less than a minute, and leaves
+    out the stored hashes.
+    """
+    backend, suite = f"{ROOT / BACKENDS['cupy']}[nvrtc]", str(ROOT / CONFORMANCE)
+    session.install("-e", str(ROOT / SPEC), "-e", backend, "-e", suite, NVDISASM, *TEST_TOOLS)
+    arguments = [word for word in session.posargs if word != "--quick"]
+    quick = len(arguments) < len(session.posargs)
+    tests = Path(BACKENDS["cupy"]) / "tests"
+    session.run("python", "-m", "pytest", str(tests / "test_kernels.py"), "emulator/tests", *arguments)
+    chosen = [str(tests / "test_pairs.py"), str(tests / "test_recurrence.py")]
+    if quick:
+        chosen = [f"{chosen[0]}::test_{name}" for name in QUICK_PAIRS]
+    for order in ({"PTX_ARCH": "sm_80"}, {"PTX_ARCH": "sm_90", "PTX_SEED": "1"}):
+        session.run("python", "-m", "pytest", "-p", "emulator.cupy_kernels", *chosen, *arguments, env=order)
+    if not quick:
+        session.run("python", "-m", "emulator.hashes")
 
 
 @nox.session
 def triton(session: nox.Session) -> None:
-    """Run the Triton kernels without a GPU, in Triton's interpreter, and read their PTX (1 GB of Triton; Linux)."""
+    """Run the Triton kernels without a GPU, in Triton's interpreter and as PTX (1 GB of Triton; Linux; minutes)."""
     install(session, SPEC, *TORCH, tools=(*TEST_TOOLS, TRITON))
-    session.run("python", "-m", "pytest", f"{BACKENDS['torch']}/tests/test_triton.py", *session.posargs)
+    tests = (f"{BACKENDS['torch']}/tests/test_triton.py", "emulator/tests/test_triton_kernels.py")
+    session.run("python", "-m", "pytest", "-m", "", *tests, *session.posargs)
+
+
+@nox.session
+def gpu_emulated(session: nox.Session) -> None:
+    """Run the real CuPy on an emulated GPU: conformance and CUDA graphs (Linux; an hour): -- [sm_80] [sm_90]."""
+    folder = Path(session.create_tmp()).resolve() / "gpu"
+    sys.path[:0] = [str(ROOT)]
+    from emulator.gpu.build import REQUIREMENTS, environment
+
+    install(session, SPEC, CLI, BACKENDS["cupy"], CONFORMANCE, tools=(*TEST_TOOLS, *REQUIREMENTS))
+    session.run("python", "-m", "emulator.gpu.build", str(folder))
+    suite = (
+        SUITE,
+        "--backend",
+        "cupy",
+        "--device",
+        "cupy=cuda",
+        "--conformance-quick",
+        "-k",
+        "tier1 or tier2 or tier3",
+    )
+    for architecture in session.posargs or ("sm_80", "sm_90"):
+        variables = {**environment(folder), "PTX_ARCH": architecture}
+        session.run("python", "-m", "emulator.gpu.steps", "recorded", env=variables)
+        session.run("python", "-m", "pytest", "-p", "emulator.gpu.cupy_cuda", *suite, env=variables)
 
 
 @nox.session
@@ -247,6 +312,7 @@ def typing(session: nox.Session) -> None:
         ["noxfile.py", "experiments"],
         ["docs/extensions", "docs/pictures"],
         ["tools"],
+        ["emulator"],
     ]:
         try:
             session.run("mypy", *(path for path in paths if (ROOT / path).exists()))
@@ -292,6 +358,13 @@ def crash(session: nox.Session) -> None:
     """Kill commands at every file operation, two minutes long, and see them go on to the same end: -- [--kills N]."""
     install(session, SPEC, CLI)
     session.run("python", "-m", "campaigns.crash", *session.posargs)
+
+
+@nox.session
+def convolutions(session: nox.Session) -> None:
+    """Compare convolutions of torch and cpu with integer sums, in many memory layouts: -- [--cases N] [--seed S]."""
+    install(session, SPEC, CLI, *TORCH)
+    session.run("python", "-m", "campaigns.convolutions", *session.posargs)
 
 
 @nox.session

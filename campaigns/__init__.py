@@ -1,4 +1,8 @@
-"""Campaigns that try to break the product: hostile inputs (`fuzz`), and death at every file operation (`crash`)."""
+"""Campaigns that try to break the product.
+
+They give it hostile inputs (`fuzz`), end it at every file operation (`crash`), end or mislead one of its processes
+(`processes`), and give its convolutions operands in any memory layout (`convolutions`).
+"""
 
 import os
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
+import os
 import random
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, ClassVar
@@ -26,7 +29,8 @@ class Case:
     Attributes:
         kind: name of the kind that made it.
         content: bytes for a reader that is called directly.
-        how: parameters of that call, and of `run_command`, as JSON values.
+        how: parameters of that call, and of `run_command`, as JSON values. `refuse`: why the input must be refused.
+            `kept`: names below which nothing may change if a command ends with an error.
         arguments: a command line, where the case is one.
         files: written into the world before, by their names.
         may_make: names below which new files may appear.
@@ -75,6 +79,13 @@ class Kind(ABC):
     name: ClassVar[str]
     weight: ClassVar[float]
     """Share of the cases of a campaign over all kinds."""
+    seconds: ClassVar[float] = 8.0
+    """Seconds of processor time that a case may take."""
+    memory: ClassVar[int] = 1 << 28
+    """Bytes of memory that a case may take."""
+
+    modules: ClassVar[tuple[str, ...]] = ()
+    """Modules that its cases need. They are imported once for all workers."""
 
     @abstractmethod
     def make(self, rng: random.Random, world: World) -> Case:
@@ -89,6 +100,13 @@ class Kind(ABC):
         """
         raise NotImplementedError
 
+    def check(self, case: Case, world: World) -> None:  # noqa: B027 - most commands leave nothing to look at
+        """Look at what a command has left in the world, before it is put back.
+
+        Raises:
+            Complaint: it is wrong.
+        """
+
 
 def run_case(kind: Kind, case: Case, world: World) -> bool:
     """Run a case; returns whether the input was accepted.
@@ -97,20 +115,32 @@ def run_case(kind: Kind, case: Case, world: World) -> bool:
         Complaint, or anything but a `StsbpError`: a fault of the product.
     """
     if case.arguments:
-        return run_command(case, world)
-    with shown_warnings() as caught:
-        try:
-            kind.read(case, world)
-            accepted = True
-        except StsbpError as error:
-            check_message(str(error))
-            accepted = False
-    check_warnings(caught)
+        accepted = run_command(case, world, kind.check)
+    else:
+        with shown_warnings() as caught:
+            try:
+                kind.read(case, world)
+                accepted = True
+            except StsbpError as error:
+                check_message(str(error))
+                _check_size(str(error))
+                accepted = False
+        check_warnings(caught)
+    if accepted and (why := case.how.get("refuse")):
+        raise Complaint(f"an input was accepted although {why}")
     return accepted
 
 
-def run_command(case: Case, world: World) -> bool:
+def _check_size(text: str) -> None:
+    """Complain of a message that a file was too large to be written: the campaign limits the size of files."""
+    if os.strerror(errno.EFBIG) in text:
+        raise Complaint(f"a huge file was written\n{text[:600]}")
+
+
+def run_command(case: Case, world: World, check: Callable[[Case, World], None] | None = None) -> bool:
     """Run a command line in the world, look at it and put it back; returns whether it succeeded.
+
+    `check` looks at what a command without an error has left.
 
     Raises:
         Complaint: see `check_output`; or files were changed, lost or made that the command does not own, a temporary
@@ -124,7 +154,10 @@ def run_command(case: Case, world: World) -> bool:
         with world.at_home():
             called = call(case.arguments, encoding=case.how.get("encoding", "utf-8"), terminal=terminal)
         check_output(called, terminal=terminal)
-        _check_world(case, world)
+        _check_size(called.err)
+        _check_world(case, world, refused=called.code in (1, 2))
+        if check is not None and called.code == 0:
+            check(case, world)
         for thread in set(threading.enumerate()) - before:
             # The thread of a progress bar ends after its last refresh.
             thread.join(2.0)
@@ -135,8 +168,10 @@ def run_command(case: Case, world: World) -> bool:
     return called.code in (0, 75)
 
 
-def _check_world(case: Case, world: World) -> None:
+def _check_world(case: Case, world: World, *, refused: bool) -> None:
     for name, how in world.differences().items():
+        if refused and _below(name, tuple(case.how.get("kept", ()))) and name not in case.files:
+            raise Complaint(f"a command that ended with an error {how} a file\n{name}")
         if name in case.files:
             same = how != "lost" and (world.root / name).read_bytes() == case.files[name]
             if not same and not _below(name, case.may_change):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -30,20 +31,22 @@ import click
 
 from campaigns.calls import Complaint, aligned
 from campaigns.cases import Case, Kind, run_case
-from campaigns.kinds import KINDS
+from campaigns.kinds import GROUPS, KINDS
+from campaigns.small_files import EVIL
 from campaigns.worlds import World, scratch_folder
 
 __all__ = ["Found", "Tally", "command", "fuzz", "run_watched"]
 
-HANG = 30.0
-"""Seconds by the clock after which a case hangs; generous, because other work may hold a machine up."""
-MOST_SECONDS = 8.0
-"""Seconds of processor time that a case may take."""
-MOST_MEMORY = 1 << 30
-"""Bytes of address space that a case may take; a quarter of it in memory."""
+HANG = 20.0
+"""Seconds by the clock after which a case hangs, without those in which other work had all processors."""
+MOST_MEMORY = 3 << 29
+"""Bytes of address space that a case may take, with all processes that it starts."""
+MOST_FILE = 5 << 28
+"""Largest size of a file in bytes that a case may write."""
 KEPT = 2
 """Cases that are kept of the same fault."""
 _CHUNK_SECONDS = 1.0
+_SAID_EVERY = 30.0
 
 
 @dataclass
@@ -97,15 +100,14 @@ def fault_name(error: BaseException) -> str:
 
 def run_watched(kind: Kind, case: Case, world: World) -> tuple[bool, Found | None]:
     """Run a case; returns whether the input was accepted, and the fault where there is one."""
-    began, memory = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began, memory = _used()
     try:
         accepted = run_case(kind, case, world)
-        seconds = time.process_time() - began
-        if seconds > MOST_SECONDS:
-            raise Complaint(f"more than {MOST_SECONDS:g} seconds of processor time\n{seconds:.1f}")
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) * 1024
-        if grown > MOST_MEMORY // 4:
-            raise Complaint(f"more than {MOST_MEMORY >> 22} MB of memory\n{grown >> 20} MB")
+        now, grown = _used()
+        if now - began > kind.seconds:
+            raise Complaint(f"more than {kind.seconds:g} seconds of processor time\n{now - began:.1f}")
+        if grown - memory > kind.memory:
+            raise Complaint(f"more than {kind.memory >> 20} MB of memory\n{grown - memory >> 20} MB")
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and not case.arguments:
             raise
@@ -114,13 +116,24 @@ def run_watched(kind: Kind, case: Case, world: World) -> tuple[bool, Found | Non
     return accepted, None
 
 
+def _used() -> tuple[float, int]:
+    """Seconds of processor time, and the largest memory in bytes so far, of this process and those that it started."""
+    own, children = (resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    seconds = sum(usage.ru_utime + usage.ru_stime for usage in (own, children))
+    return seconds, max(own.ru_maxrss, children.ru_maxrss) * 1024
+
+
 def _guard(root: Path) -> None:
-    """Let this process write below `root` only: whatever a case names, nothing else is touched."""
+    """Let this process write below `root` only, and import and unpickle nothing that a case names."""
     inside = (os.path.realpath(root) + os.sep, "/dev/null", "/dev/shm/", "/proc/self/")
     flags = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
     def check(event: str, arguments: tuple[Any, ...]) -> None:
         named: tuple[tuple[Any, int], ...]
+        if event == "import" and str(arguments[0]).lstrip().startswith(EVIL):
+            raise Complaint(f"a module was imported that a case names\n{arguments[0]!r}")
+        if event == "pickle.find_class" and "numba" not in sys.modules:
+            raise Complaint(f"something was unpickled\n{arguments!r}")
         if event == "open":
             named = ((arguments[0], -1),) if isinstance(arguments[2], int) and arguments[2] & flags else ()
         elif event in ("os.rename", "os.link"):
@@ -143,6 +156,8 @@ def _limit_memory() -> None:
     with open("/proc/self/statm", encoding="ascii") as file:
         used = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MOST_MEMORY,) * 2)
+    # Python ignores the signal, and writing fails.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_FILE,) * 2)
 
 
 def _work(pipe: Connection, started: Any, root: Path) -> None:
@@ -162,6 +177,9 @@ def _serve(pipe: Connection, started: Any, root: Path) -> None:
     os.dup2(null, 0)
     world = World(root / "world")
     current = root / "current"
+    os.environ["STSBP_CACHE"] = str(root / "kernels")
+    # What is opened in an open folder looks as if it were in the current one.
+    os.chdir(root)
     _guard(root)
     _limit_memory()
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -173,7 +191,7 @@ def _serve(pipe: Connection, started: Any, root: Path) -> None:
         began = time.monotonic()
         number = first
         while number < end and (number == first or time.monotonic() - began < 5 * _CHUNK_SECONDS):
-            started[0], started[1] = number, time.monotonic()
+            started[0], started[1], started[2] = number, time.monotonic(), _kept_waiting(os.getpid())
             case = kind.make(_generator(kind_name, seed, number), world)
             if case.arguments:
                 current.write_text(case.to_json(), encoding="utf-8")
@@ -197,6 +215,16 @@ def _serve(pipe: Connection, started: Any, root: Path) -> None:
         pipe.send_bytes(json.dumps(result).encode())
 
 
+def _kept_waiting(pid: int) -> float:
+    """Seconds in which a process, and those that it waits for, were ready to run but had no processor; 0: unknown."""
+    seconds = 0.0
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        seconds = int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            seconds += _kept_waiting(int(child))
+    return seconds
+
+
 class _Worker:
     """A process that runs cases, and what it does now."""
 
@@ -204,7 +232,7 @@ class _Worker:
         context = multiprocessing.get_context("fork")
         self.root = Path(tempfile.mkdtemp(prefix="worker-", dir=folder))
         self.pipe, theirs = context.Pipe()
-        self.started = context.RawArray("d", 2)
+        self.started = context.RawArray("d", 3)
         self.process = context.Process(target=_work, args=(theirs, self.started, self.root), daemon=True)
         self.process.start()
         theirs.close()
@@ -220,7 +248,10 @@ class _Worker:
     @property
     def hangs(self) -> bool:
         """Whether its case has taken too long."""
-        return self.chunk is not None and 0 < self.started[1] < time.monotonic() - HANG
+        pid, seconds = self.process.pid, time.monotonic() - self.started[1]
+        if self.chunk is None or not self.started[1] or seconds < HANG or pid is None:
+            return False
+        return bool(seconds - (_kept_waiting(pid) - self.started[2]) > HANG)
 
     def case(self, seed: int) -> Case:
         """The case that it was at when it ended."""
@@ -287,8 +318,11 @@ def fuzz(
     """
     tallies, saved = {kind: Tally() for kind in kinds}, list[Path]()
     queue = _Queue(dict.fromkeys(kinds) if cases is None else dict(_shares(kinds, cases)))
-    until, said = time.monotonic() + seconds, time.monotonic()
+    began = said = time.monotonic()
+    until = began + seconds
     folder = scratch_folder("fuzz")
+    for module in dict.fromkeys(module for kind in kinds for module in KINDS[kind].modules):
+        importlib.import_module(module)
 
     def keep(kind: str, found: Found) -> None:
         if tallies[kind].faults[found.name] <= KEPT or found.name not in seen[kind]:
@@ -332,10 +366,9 @@ def fuzz(
                     queue.pace[kind] = result["cases"] / max(0.01, result["seconds"])
                     for found in result["found"]:
                         keep(kind, Found(**found))
-            if time.monotonic() - said > 60:
+            if time.monotonic() - said > _SAID_EVERY:
                 said = time.monotonic()
-                done = sum(tally.cases for tally in tallies.values())
-                click.echo(f"{done:,} cases, {sum(t.faults.total() for t in tallies.values())} with faults", err=True)
+                click.echo(_progress(tallies, cases, said - began, until - said), err=True)
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)
     finally:
@@ -343,6 +376,16 @@ def fuzz(
             worker.end()
         shutil.rmtree(folder, ignore_errors=True)
     return tallies, saved
+
+
+def _progress(tallies: dict[str, Tally], cases: int | None, seconds: float, left: float) -> str:
+    """Number of cases, rate, faults and time that is left, for people."""
+    done = sum(tally.cases for tally in tallies.values())
+    faults = sum(tally.faults.total() for tally in tallies.values())
+    if cases is not None:
+        left = min(left, (cases - done) * seconds / max(1, done))
+    rate = f"{done / seconds:.1f} a second"
+    return f"{done:,} cases, {rate}, {faults} with faults, {left / 60:.0f} minutes left"
 
 
 def _add(tally: Tally, result: dict[str, Any]) -> None:
@@ -380,6 +423,10 @@ def replay(path: Path) -> Found | None:
         child = os.fork()
         if child == 0:
             world = World(folder / "world")
+            os.environ["STSBP_CACHE"] = str(folder / "kernels")
+            os.chdir(folder)
+            for module in KINDS[case.kind].modules:
+                importlib.import_module(module)
             _guard(folder)
             _limit_memory()
             signal.alarm(round(HANG))
@@ -411,10 +458,26 @@ def table(tallies: dict[str, Tally]) -> str:
     return aligned(rows)
 
 
+def _chosen(given: tuple[str, ...]) -> list[str]:
+    """The kinds that the words of `--kind` name, each once."""
+    words = [word for text in given for word in text.split(",")]
+    if unknown := [word for word in words if word not in KINDS and word not in GROUPS]:
+        raise click.BadParameter(f"there is no kind {unknown[0]}; there are: {', '.join((*KINDS, *GROUPS))}")
+    return list(dict.fromkeys(kind for word in words for kind in GROUPS.get(word, (word,)))) or list(KINDS)
+
+
 @click.command()
 @click.option("--cases", type=click.IntRange(1), help="Inputs in all.  [default: as many as fit into --seconds]")
 @click.option("--seconds", type=float, help="At most so long.  [default: 120, or without end where --cases is given]")
-@click.option("--kind", "kinds", multiple=True, type=click.Choice(list(KINDS)), help="Only this kind; may be repeated.")
+@click.option(
+    "--kind",
+    "--kinds",
+    "kinds",
+    multiple=True,
+    callback=lambda _ctx, _param, given: _chosen(given),
+    metavar="KIND,...",
+    help=f"Only these: {', '.join((*KINDS, *GROUPS))}.",
+)
 @click.option("--seed", default=0, show_default=True, help="Another seed gives other inputs.")
 @click.option("--jobs", default=os.cpu_count() or 1, show_default=True, type=click.IntRange(1), help="Processes.")
 @click.option(
@@ -424,7 +487,7 @@ def table(tallies: dict[str, Tally]) -> str:
 def command(
     cases: int | None,
     seconds: float | None,
-    kinds: tuple[str, ...],
+    kinds: list[str],
     seed: int,
     jobs: int,
     out: Path,
@@ -437,7 +500,7 @@ def command(
         sys.exit(found is not None)
     limit = seconds if seconds is not None else 120.0 if cases is None else float("inf")
     began = time.monotonic()
-    tallies, saved = fuzz(list(kinds or KINDS), cases=cases, seconds=limit, seed=seed, jobs=jobs, out=out)
+    tallies, saved = fuzz(kinds, cases=cases, seconds=limit, seed=seed, jobs=jobs, out=out)
     click.echo(table(tallies))
     click.echo(f"seed {seed}, {jobs} jobs, {time.monotonic() - began:.0f} s; {len(saved)} inputs kept in {out}")
     sys.exit(bool(saved))

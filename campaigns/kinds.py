@@ -6,6 +6,7 @@ is computed again after the damage, so that what lies after the check is reached
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import gzip
 import hashlib
@@ -15,6 +16,7 @@ import os
 import random
 import shutil
 import struct
+import subprocess
 import wave
 import zipfile
 import zlib
@@ -25,7 +27,7 @@ from typing import Any, get_args
 import click
 import numpy as np
 from stsbp.cli import COMMANDS, cli
-from stsbp.cli.predict import read_input
+from stsbp.cli.predict import read_inputs
 from stsbp.config import RunConfig, read_toml, resolve, to_toml
 from stsbp.datasets import DATASETS, mnist
 from stsbp.datasets.events import read_recordings
@@ -62,9 +64,10 @@ from campaigns.calls import Complaint
 from campaigns.cases import Case, Kind
 from campaigns.graphs import Graphs
 from campaigns.mutate import NUMBERS, TEXTS, mutated_bytes, mutated_json, mutated_text, number_text
+from campaigns.small_files import SMALL_FILES
 from campaigns.worlds import PICTURES, RASTERS, RECORDINGS, World, recording
 
-__all__ = ["KINDS"]
+__all__ = ["GROUPS", "KINDS"]
 
 _NUMPY = ("--backend", "numpy")
 _OUT = Path("input")
@@ -298,7 +301,11 @@ class Models(Kind):
         elif isinstance(found, Surrogate):
             found.derivative(z)
         else:
-            _, kept = backend.neuron_forward(found, PSP(3).filter(), z, 3)
+            learned = {
+                name: np.full(4 if x.per == "channel" else 1, x.initial, np.float32)
+                for name, x in found.learned().items()
+            }
+            _, kept = backend.neuron_forward(found, PSP(3).filter(), z, 3, learned)
             backend.neuron_backward(found, PSP(3).filter(), kept, z)
             network = NetworkSpec.parse("4", input_shape=(3,), outputs=2, neuron=found)
             if NetworkSpec.parse(network.notation, input_shape=(3,), outputs=2, neuron=found) != network:
@@ -643,7 +650,7 @@ class Arrays(Kind):
         path = world.beside / "input.npy"
         path.write_bytes(case.content)
         shape = (1, 6, 6) if coding == "direct" else (2, 34, 34)
-        found = read_input(path, Inputs(shape, coding, ("a", "b")), EventBinning(steps=3))
+        (found,) = read_inputs([path], Inputs(shape, coding, ("a", "b")), EventBinning(steps=3))
         expected = shape if coding == "direct" else (3, *shape)
         if found.shape != expected or found.dtype != np.uint8:
             raise Complaint(f"an array {found.dtype} {found.shape} was accepted")
@@ -1110,7 +1117,113 @@ class Options(Kind):
         return value if rng.random() < 0.85 else mutated_text(rng, value)
 
 
+class Operations(Models):
+    """Models of hundreds of operations, and of names that are words of a language in which they are printed."""
+
+    name, weight, seconds = "operations", 0.04, 20.0
+
+    def make(self, rng: random.Random, world: World) -> Case:
+        what = rng.choice(sorted(_OWN))
+        data = json.loads(rng.choice(_own_texts()[what]))
+        compiled = False
+        if rng.random() < 0.7:
+            # A name that is a word of Python, C, CUDA or a library, in place of one of the model.
+            old = rng.choice(sorted(_names_of(data)))
+            new = rng.choice(_LANGUAGE_WORDS)
+            data = _renamed(data, old, new)
+            compiled = rng.random() < 0.02
+        else:
+            for _ in range(rng.choice((2, 5, 15, 50))):
+                self.grow(rng, data)
+        return Case(self.name, mutate.json_bytes(rng, data), {"what": what, "compiled": compiled})
+
+    def read(self, case: Case, world: World) -> None:
+        super().read(case, world)
+        found = _OWN[case.how["what"]](case.content.decode("utf-8", "replace"))
+        for recurrence in self.equations(found):
+            self.check_c(definition(recurrence, LANGUAGES["c"])) if case.how["compiled"] else None
+            if case.how["compiled"]:
+                from stsbp_cpu.recurrence import step_of
+
+                step_of(recurrence)
+
+    @staticmethod
+    def check_c(text: str) -> None:
+        """Complain of C that does not compile."""
+        if shutil.which("gcc") is None:
+            return
+        head = "#include <math.h>\n#include <stdbool.h>\nstatic float snap(float x) { return x; }\n"
+        command = ["gcc", "-std=c99", "-fsyntax-only", "-x", "c", "-"]
+        done = subprocess.run(command, input=head + text, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise Complaint(f"printed C does not compile\n{done.stderr[:600]}")
+
+
+_LANGUAGE_WORDS = (
+    *dir(builtins),
+    *(
+        "carray",
+        "np",
+        "numba",
+        "njit",
+        "prange",
+        "loop",
+        "jnp",
+        "jax",
+        "torch",
+        "tl",
+        "triton",
+        "self",
+        "n",
+        "p",
+        "x",
+        "u",
+    ),
+    *(
+        "int",
+        "double",
+        "auto",
+        "restrict",
+        "main",
+        "NULL",
+        "fabsf",
+        "sqrtf",
+        "expf",
+        "threadIdx",
+        "__fadd_rn",
+        "x1",
+        "x2",
+    ),
+    *("new_m", "m", "z", "dz", "o", "g", "gu", "sum_dz", "inside", "back", "kept", "states", "lif_forward"),
+)
+
+
+def _names_of(data: dict[str, Any]) -> set[str]:
+    """Names of states, constants and values of a model."""
+    named = {node[1].rpartition(".")[2] for node in data["nodes"] if node[0] not in ("constant",) and node[1]}
+    return named | set(data.get("states", ())) | {data["name"]}
+
+
+def _renamed(data: Any, old: str, new: str) -> Any:
+    """A model in which a name is another one, wherever it is."""
+    if isinstance(data, dict):
+        return {_renamed(key, old, new): _renamed(value, old, new) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_renamed(value, old, new) for value in data]
+    if isinstance(data, str) and data.rpartition(".")[2] == old:
+        return data.removesuffix(old) + new
+    return data
+
+
 KINDS: dict[str, Kind] = {
     kind.name: kind
-    for kind in (Events(), Notation(), Models(), Toml(), Arrays(), Images(), Graphs(), Checkpoints(), Options())
+    for kind in (
+        *(Events(), Notation(), Models(), Toml(), Arrays(), Images(), Graphs(), Checkpoints(), Options()),
+        *(*SMALL_FILES, Operations()),
+    )
 }
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "small": (*(kind.name for kind in SMALL_FILES), "operations", "graphs", "models"),
+}
+"""Names for several kinds: `small` are small files with large harm."""

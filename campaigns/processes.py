@@ -394,7 +394,7 @@ FAULTS: dict[str, Fault] = {
     "connection": Fault(_connection, (LOST,), r"rank \d of \d \(host \S+, pid \d+\) is gone: its connection closed"),
     "full disk": Fault(_full_disk, (1,), r"rank 0 of 2 \(host \S+, pid \d+\): cannot write .*(disk is full|No space)"),
     "interrupt": Fault(_interrupt, (130,), r"SIGINT: stopped after update \d+ and saved"),
-    "port": Fault(_port, (1,), r"rank 0 of 2 did not meet the others at 127.0.0.1:\d+: another program has taken"),
+    "port": Fault(_port, (1,), r"rank 0 cannot listen on port \d+: the port is in use"),
     "settings": Fault(_other_settings, (1,), r"rank 1 of 2 .* was given different settings from rank 0:\n  lr: "),
     "data": Fault(_other_data, (1,), r"rank 1 of 2 .* has different data from rank 0"),
     "sources": Fault(_other_sources, (1,), r"rank 1 of 2 .* has different sources of stsbp from rank 0"),

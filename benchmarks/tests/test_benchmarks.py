@@ -40,6 +40,7 @@ import parts  # noqa: E402
 import processes  # noqa: E402
 import processes_worker  # noqa: E402
 import scaling  # noqa: E402
+import waiting  # noqa: E402
 from problem import Problem  # noqa: E402
 
 TEN = tuple("0123456789")
@@ -447,3 +448,45 @@ def test_calls_of_the_host_are_timed() -> None:
     found = host_calls.times(rounds=1, large=10)
     assert [len(each.seconds) for each in found.values()] == 7 * [10] + 3 * [1]
     assert list(found)[-3:] == ["call, large", "pure_callback, large", "numpy alone, large"]
+
+
+def test_a_loop_is_timed_with_and_without_the_variable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    waiting.main(
+        [
+            "--loops",
+            "trainer, cpu",
+            "--busy",
+            "0",
+            "1",
+            "--rounds",
+            "1",
+            "--steps",
+            "2",
+            "--out",
+            str(tmp_path / "x.json"),
+        ]
+    )
+    rows = json.loads((tmp_path / "x.json").read_text())["rows"]
+    assert [(row["loop"], row["busy"]) for row in rows] == [("trainer, cpu", 0), ("trainer, cpu", 1)]
+    assert all(0 < row[kind]["median"] <= row[kind]["p90"] for row in rows for kind in ("plain", "reference"))
+    assert waiting.line_of(rows[1]) in capsys.readouterr().out
+    slow = {"median": 3.0, "p90": 8.0}
+    row = {"loop": "layers", "busy": 2, "plain": slow, "reference": {"median": 2.0, "p90": 4.0}}
+    assert waiting.line_of(row) == "| layers | 2 | 3.0 | 8.0 | 2.0 | 4.0 | 1.50 | 2.00 |"
+
+
+@pytest.mark.parametrize(
+    ("busy", "median", "slow", "good"),
+    [(0, 1.2, 3.0, True), (0, 1.3, 1.0, False), (2, 1.5, 1.5, True), (2, 1.6, 1.0, False), (4, 1.0, 1.6, False)],
+)
+def test_waiting_fails_above_its_limits(
+    busy: int, median: float, slow: float, good: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {
+        "loop": "jax",
+        "busy": busy,
+        "plain": {"median": median, "p90": slow},
+        "reference": {"median": 1.0, "p90": 1.0},
+    }
+    monkeypatch.setattr(waiting, "measure", lambda *_, **__: [row])
+    assert waiting.main([]) == (0 if good else 1)

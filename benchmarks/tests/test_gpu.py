@@ -54,6 +54,13 @@ def test_operations_are_those_of_the_products() -> None:
     assert images.operations < 2 * 50 * 5 * 3 * (first + 1e9)
 
 
+def test_launches_of_cupy_are_those_that_were_counted() -> None:
+    """`python -m emulator.gpu.steps launches` counts them on an emulated GPU."""
+    first, *_ = CASES.values()
+    assert first.net == "12C5-P2-64C5-P2"
+    assert expected.step(H100, "cupy", first).launches == 63
+
+
 def test_a_step_takes_as_long_as_the_slowest_of_device_and_host() -> None:
     work = expected.Work("neurons", "lif", 0.85 * H100.copy * 1e-3)
     assert work.seconds(H100) == pytest.approx(1e-3)

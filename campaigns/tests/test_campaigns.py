@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from stsbp.datasets.nmnist import read_recording
+from stsbp.errors import DataError
 from stsbp_spec.neurons import ALIF
 from stsbp_spec.neurons.stored import as_text
 
@@ -23,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT)]
 
 # The campaigns are found on the path above.
-from campaigns import kinds  # noqa: E402
+from campaigns import kinds, small_files  # noqa: E402
 from campaigns.calls import Called, Complaint, check_output  # noqa: E402
 from campaigns.cases import Case, run_command  # noqa: E402
 from campaigns.crash import Blow, Disk  # noqa: E402
@@ -46,6 +47,10 @@ VALID = {
     "toml": Case("toml", b'dataset = "digits"\nsteps = 5\n'),
     "arrays": Case("arrays", rasters(1), {"coding": "sequences"}),
     "images": Case("images", picture(1), {"channels": None, "size": None}),
+    "archives": Case("archives", rasters(1), {"form": "sequences", "steps": 4, "own_lengths": False}),
+    "media": Case("media", picture(1), {"what": "picture", "size": None}),
+    "operations": Case("operations", as_text(ALIF()).encode(), {"what": "neuron", "compiled": False}),
+    "places": Case("places", how={"file": "run/last.json", "special": "", "skip": False}),
 }
 
 
@@ -66,7 +71,8 @@ def test_made_cases_are_the_same_again_and_survive_their_file(kind: str, world: 
 def test_some_inputs_are_accepted_and_some_refused(kind: str, world: World) -> None:
     made = [KINDS[kind].make(random.Random(f"few {number}"), world) for number in range(40)]
     answers = {run_watched(KINDS[kind], case, world)[0] for case in made if len(case.content) < 20_000}
-    assert answers == {True, False}
+    # Nearly every name of a network can be exported.
+    assert answers == {True, False} or (answers == {True} and kind == "exports")
 
 
 def wrong_column(content: bytes, path: Path) -> Any:
@@ -129,6 +135,55 @@ def test_what_a_user_should_not_see(called: Called, named: str | None) -> None:
     else:
         with pytest.raises(Complaint, match=named):
             check_output(called)
+
+
+def test_an_input_that_is_accepted_although_it_must_be_refused_is_found(world: World) -> None:
+    case = Case("media", picture(1), {"what": "picture", "size": None, "refuse": "it is so"})
+    _, found = run_watched(KINDS["media"], case, world)
+    assert found is not None
+    assert found.name == "an input was accepted although it is so"
+
+
+@pytest.mark.skipif("spoken" not in KINDS, reason="recordings of SHD need the library tonic")
+@pytest.mark.parametrize("damage", [False, True])
+def test_recordings_that_are_read_wrongly_are_found(
+    damage: bool, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case("spoken", small_files.plain_shd(), {"steps": 4, "own_lengths": False, "skip": False})
+    if damage:
+        monkeypatch.setattr(small_files, "_flat_frames", lambda *_: np.zeros((4, 700), np.uint8))
+    _, found = run_watched(KINDS["spoken"], case, world)
+    assert (found and found.name) == ("recordings are not those of the file" if damage else None)
+
+
+def test_what_a_refused_command_has_changed_is_found(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stsbp.cli import compare
+
+    def table(*_: object) -> str:
+        Path("notes.txt").write_text("yours")
+        raise DataError("no")
+
+    monkeypatch.setattr(compare, "_table", table)
+    arguments = ("--backend", "numpy", "compare", "runs/pictures")
+    case = Case("options", arguments=arguments, how={"kept": ["work/notes.txt"]}, may_change=("work/notes.txt",))
+    with pytest.raises(Complaint, match="a command that ended with an error changed a file"):
+        run_command(case, world)
+
+
+IMPORTS = """
+import stsbp.cli.train
+{plant}
+from campaigns import fuzz
+tallies, saved = fuzz.fuzz(["imports"], cases=12, seconds=60, seed=1, jobs=1, out=folder)
+print(*sorted({{path.with_suffix(".txt").read_text().splitlines()[0] for path in saved}}), sep="\\n")
+"""
+
+
+@pytest.mark.parametrize("plant", ["", "stsbp.cli.train.check_imports = lambda *_: None"])
+def test_a_module_that_a_file_has_imported_is_found(plant: str, tmp_path: Path) -> None:
+    done = script(IMPORTS.format(plant=plant), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == ("a module was imported that a case names" if plant else ""), done.stderr
 
 
 COMPARE = Case("options", arguments=("--backend", "numpy", "compare", "runs/pictures"))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import socket
 import sys
 import threading
+import tomllib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -169,10 +171,12 @@ class Store:
             assert self.stopped == 1
 
 
-def cupyx(monkeypatch: pytest.MonkeyPatch, start: Callable[..., Any]) -> None:
+def cupyx(monkeypatch: pytest.MonkeyPatch, start: Callable[..., Any], *, nccl: bool = True) -> None:
     module = ModuleType("cupyx")
     module.distributed = SimpleNamespace(init_process_group=start)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cupyx", module)
+    monkeypatch.setitem(sys.modules, "cupy", ModuleType("cupy"))
+    monkeypatch.setitem(sys.modules, "cupy.cuda", SimpleNamespace(nccl=SimpleNamespace(available=nccl)))
 
 
 def free_port() -> int:
@@ -210,6 +214,24 @@ def test_a_process_that_waits_in_vain_never_asks_cupyx(monkeypatch: pytest.Monke
     port = free_port()
     with pytest.raises(BackendError, match=rf"^rank 0 waited 0.2 s at 127.0.0.1:{port} for 2 processes; missing: rank"):
         NcclCollective(Rendezvous(0, 2, 0, "127.0.0.1", port, timeout=0.2), runtime)
+
+
+def test_without_nccl_the_package_is_named_before_the_processes_meet(
+    monkeypatch: pytest.MonkeyPatch, runtime: HostRuntime
+) -> None:
+    def start(*_: Any, **__: Any) -> None:
+        raise RuntimeError("NCCL is not available")
+
+    cupyx(monkeypatch, start, nccl=False)
+    monkeypatch.setattr("stsbp_cupy.collective.meet", lambda *_: None)
+    with pytest.raises(BackendError, match=r"^rank 1 of 2: CuPy finds no NCCL.*pip install nvidia-nccl-cu12"):
+        NcclCollective(Rendezvous(1, 2, 1, "node", launcher="torchrun"), runtime)
+
+
+@pytest.mark.parametrize("extra", ["cuda12", "cuda13"])
+def test_the_extras_for_cuda_bring_nccl(extra: str) -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert f"nvidia-nccl-cu{extra.removeprefix('cuda')}" in project["optional-dependencies"][extra]
 
 
 @pytest.mark.parametrize("error", [TypeError, ValueError, RuntimeError, OSError])

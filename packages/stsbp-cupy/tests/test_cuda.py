@@ -21,14 +21,21 @@ from stsbp_cupy import CupyBackend, cuda, graphs
 from stsbp_cupy.cuda import choose_architecture, gemm_layout
 from stsbp_cupy.host import HostRuntime
 from stsbp_cupy.source import Source
-from stsbp_spec import LIF, AdamW, Batch, NetworkSpec, VanRossum, initial_weights, open_backend
+from stsbp_spec import LIF, AdamW, Batch, Linear, NetworkSpec, VanRossum, initial_weights, open_backend
 from stsbp_spec.errors import BackendError
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.typing import Memory
 
 
 class DeviceArray(np.ndarray[Any, Any]):
-    """An array that must not be mixed with numpy's own without a transfer."""
+    """An array that must not be mixed with numpy's own without a transfer, and whose casts flush as CuPy's do."""
+
+    def astype(self, dtype: Any, *arguments: Any, **options: Any) -> Any:
+        """CuPy compiles its own kernels with `-ftz=true`."""
+        x = super().astype(dtype, *arguments, **options)
+        if self.dtype == np.float64 and x.dtype == np.float32:
+            x[np.abs(x) < np.float32(2.0**-126)] = 0
+        return x
 
     @property
     def data(self) -> Any:
@@ -247,6 +254,24 @@ def test_machine_code_is_kept_under_compiler_and_architecture(tmp_path: Path, mo
 
 
 @pytest.mark.usefixtures("stand_in")
+def test_float64_is_rounded_to_subnormal_float32(reference: NumpyBackend, rng: np.random.Generator) -> None:
+    backend = CupyBackend("cuda")
+    tiny = np.ldexp(rng.integers(-(2**20), 2**20, (3, 2, 5)).astype(np.float64), -145)
+    for x in (tiny, np.moveaxis(tiny, 0, -1), tiny.reshape(1, 3, 2, 1, 5)):
+        found = backend.numpy(backend.rounded(backend.asarray(x)))
+        assert found.dtype == np.float32
+        assert found.tobytes() == x.astype(np.float32).tobytes()
+        assert (np.abs(found[found != 0]) < 2.0**-126).any()
+    dz, wq = np.full((1, 2, 6), 2.0**-100, np.float32), np.full((6, 4), 2.0**-40, np.float32)
+    s = np.ones((1, 2, 4), np.uint8)
+    for b in (backend, reference):
+        rule = b.rule(Linear(6))
+        _, residuals = rule.forward(Linear(6), b.asarray(s), b.asarray(wq))
+        ds, _ = rule.backward(Linear(6), residuals, b.asarray(dz), precision="reproducible", need_input=True)
+        assert b.numpy(ds).tolist() == [[[6 * 2.0**-140] * 4] * 2]
+
+
+@pytest.mark.usefixtures("stand_in")
 @pytest.mark.parametrize("tensor_cores", [True, False])
 def test_stand_in_trains_to_the_bits_of_the_reference(
     reference: NumpyBackend, rng: np.random.Generator, tensor_cores: bool
@@ -398,6 +423,29 @@ def test_tensor_cores_that_fail_the_proof_are_not_used(
     (note,) = backend.notes
     assert note.startswith("forward pass in float32: tensor cores are not exact here (1 of 600 sums of 25 ")
     assert note in caplog.text
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize(("kind", "dtype"), [(0, np.float32), (1, np.float64)], ids=["float32", "float64"])
+def test_products_in_another_precision_are_refused(monkeypatch: pytest.MonkeyPatch, kind: int, dtype: Any) -> None:
+    """As with `NVIDIA_TF32_OVERRIDE=1`, or with emulated float64."""
+
+    copies: list[Any] = []
+    bits_type: Any = np.uint32 if kind == 0 else np.uint64
+    dropped = bits_type(13 if kind == 0 else 29)
+
+    def shortened(*arguments: Any) -> None:
+        _, _, tb, _, n, k, *_, b, b_type, ldb = arguments[:13]
+        if b_type == kind:
+            matrix = _column_major(b, *((n, k) if tb else (k, n)), ldb, kind)
+            bits = np.asfortranarray(matrix).view(bits_type)
+            copies.append((bits >> dropped << dropped).view(dtype))
+            arguments = (*arguments[:10], copies[-1].ctypes.data, b_type, len(matrix), *arguments[13:])
+        _gemm_ex(*arguments)
+
+    monkeypatch.setattr(sys.modules["cupy_backends.cuda.libs"].cublas, "gemmEx", shortened)
+    with pytest.raises(BackendError, match=rf"cuBLAS does not compute {np.dtype(dtype)} products in their precision"):
+        CupyBackend("cuda")
 
 
 @pytest.mark.usefixtures("stand_in")

@@ -119,11 +119,13 @@ def test_numbers_in_memory_give_the_bits_of_numbers_by_value(
 ) -> None:
     scalars = vars(AdamW(weight_decay=0.1).scalars(3, np.float32(0.7))) | {"low": np.float32(-1), "high": np.float32(1)}
     constants = {name: scalars[name] for name in update.parameters}
-    arrays = {name: abs(rng.standard_normal((1, 701))).astype(np.float32) for name in update.inputs}
+    arrays = {name: backend.asarray(abs(rng.standard_normal((1, 701))).astype(np.float32)) for name in update.inputs}
     expected = recur(backend.rt, update, constants, arrays, 1, summed=())
-    numbers = update.numbers(constants)
+    numbers = backend.asarray(update.numbers(constants))
     found = recur(backend.rt, update, {}, arrays, 1, summed=(), numbers=numbers)
-    assert {name: x.tobytes() for name, x in found.items()} == {name: x.tobytes() for name, x in expected.items()}
+    assert {name: backend.numpy(x).tobytes() for name, x in found.items()} == {
+        name: backend.numpy(x).tobytes() for name, x in expected.items()
+    }
 
 
 @pytest.mark.parametrize("loss", [CrossEntropy(), CrossEntropyOfMaximum()], ids=lambda loss: loss.name)
@@ -134,8 +136,9 @@ def test_the_error_of_a_readout_is_the_references(
     u, targets = rng.standard_normal((6, 4, 5)).astype(np.float32), np.zeros((6, 4, 5), np.uint8)
     targets[:, range(4), rng.integers(0, 5, 4)] = 1
     inside = (np.arange(6)[:, None] < np.array([6, 3, 1, 5])).astype(np.uint8) if padded else None
-    found = backend.readout_error(loss, u, targets, 4, inside)
-    assert found.tobytes() == reference.readout_error(loss, u, targets, 4, inside).tobytes()
+    mask = None if inside is None else backend.asarray(inside)
+    found = backend.readout_error(loss, backend.asarray(u), backend.asarray(targets), 4, mask)
+    assert backend.numpy(found).tobytes() == reference.readout_error(loss, u, targets, 4, inside).tobytes()
 
 
 @pytest.mark.parametrize("name", CASES)

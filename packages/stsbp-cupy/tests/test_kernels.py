@@ -6,8 +6,16 @@ PTX is read, not guessed: `mul.rn`, `add.rn` carry their rounding and are never 
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import struct
+import subprocess
+import sysconfig
+from collections import Counter
 from functools import cache
+from glob import glob
+from pathlib import Path
 
 import pytest
 from stsbp_cupy import cuda
@@ -93,6 +101,8 @@ def test_compiles_with_every_entry_and_spills_nothing(source: str, architecture:
     names = {entry.name for entry in SOURCES[source].entries}
     assert "warning" not in log
     assert code[:4] == b"\x7fELF"
+    headers, (size, count) = struct.unpack_from("<Q", code, 32)[0], struct.unpack_from("<2H", code, 54)
+    assert headers + size * count <= len(code), "the program headers, which end the file, are cut"
     assert set(functions(ptx)) == names
     stack = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
     assert len(stack) == len(names), log
@@ -159,3 +169,46 @@ def test_portable_code_compiles() -> None:
     code, ptx, _ = compile_kernels(SOURCES["lif-forward"], "compute_90")
     assert code == b""
     assert b".target sm_90" in ptx
+
+
+def disassembler() -> str:
+    """NVIDIA's nvdisasm, of its own package or of Triton's."""
+    program = "nvdisasm.exe" if os.name == "nt" else "nvdisasm"
+    names = [shutil.which(program), *glob(f"{sysconfig.get_path('purelib')}/nvidia/*/bin/{program}")]
+    names += glob(f"{sysconfig.get_path('purelib')}/triton/backends/nvidia/bin/{program}")
+    if not (existing := [name for name in names if name]):
+        pytest.skip("nvdisasm is not installed; it comes with nvidia-cuda-nvdisasm")
+    return existing[0]
+
+
+def machine_code(code: bytes, path: Path) -> dict[str, Counter[str]]:
+    """Instructions of each kernel with their modifiers, such as `FADD.FTZ`, and how often they occur."""
+    path.write_bytes(code)
+    command = [disassembler(), str(path)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    parts = re.split(r"\.section\s+\.text\.(\w+)", text)
+    pattern = re.compile(r"\b((?:FFMA|DFMA|FADD|FMUL|DADD|DMUL|FSETP|FSEL|FMNMX|FFMA2|LDL|STL)[\w.]*)")
+    return {name: Counter(pattern.findall(body)) for name, body in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("source", SOURCES)
+def test_machine_code_neither_fuses_nor_flushes(source: str, architecture: str, tmp_path: Path) -> None:
+    if source in INEXACT:
+        return
+    code, ptx, _ = compiled(source, architecture)
+    texts = functions(ptx)
+    kernels = machine_code(code, tmp_path / "kernels.cubin")
+    assert set(texts) <= set(kernels)
+    for name, body in texts.items():
+        # Divisions and roots are sequences of fused operations with flushing, whose result is rounded correctly.
+        if re.findall(r"\b(?:div|rem|sqrt|rcp)\.", body):
+            continue
+        forbidden = ("FFMA", "DFMA", "LDL", "STL")
+        assert not [word for word in kernels[name] if word.startswith(forbidden) or ".FTZ" in word], name
+
+
+def test_machine_code_of_a_fused_multiply_add_shows(tmp_path: Path) -> None:
+    text = 'extern "C" __global__ void fused(float* x) { x[0] = x[1] * x[2] + x[3]; x[4] = x[5] * x[6]; }'
+    code, _, _ = compile_kernels(Source("fused", text), "sm_80", ("-fmad=true", "-ftz=true"))
+    assert set(machine_code(code, tmp_path / "fused.cubin")["fused"]) >= {"FFMA.FTZ", "FMUL.FTZ"}

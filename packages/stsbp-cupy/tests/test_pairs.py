@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from stsbp_cupy import CupyBackend
+from stsbp_cupy.synapses import conv2d
 from stsbp_spec import LIF, PSP, AvgPool2d, Conv2d, Linear, NetworkSpec, random
-from stsbp_spec.errors import ExactnessError, NumericError
+from stsbp_spec.errors import BackendError, ExactnessError, NumericError
 from stsbp_spec.grid import round_to_grid
 from stsbp_spec.network import Block
 from stsbp_spec.optim import AdamW
@@ -27,8 +29,10 @@ SHAPES = {"flat": (3, 10), "flat-odd": (3, 7), "spatial": (2, 8, 5, 6), "spatial
 
 
 def bits(x: AnyArray) -> AnyArray:
-    """The array's bits, so that NaN equals itself; zeros have no sign (docs/decisions/0001)."""
+    """The array's bits; zeros have no sign, and NaN has no payload (docs/decisions/0001)."""
     x = np.where(x == 0, x.dtype.type(0), x)
+    if x.dtype.kind == "f":
+        x = np.where(np.isnan(x), x.dtype.type(np.nan), x)
     return x.view({4: np.uint32, 1: np.uint8, 8: np.uint64}[x.itemsize])
 
 
@@ -124,12 +128,12 @@ def test_lif_backward_snaps_the_path_through_the_reset(backend: CupyBackend, ref
     ds = np.zeros_like(z)
     ds[1] = np.linspace(1.0, 1.6, 8, dtype=np.float32) * np.float32(2.0**-100)
     both_lif(backend, reference, neuron, IDENTITY, z, ds)
-    _, residuals = backend.neuron_forward(neuron, IDENTITY, z, 2)
+    _, residuals = backend.neuron_forward(neuron, IDENTITY, backend.asarray(z), 2)
     p = np.float32(0.6) * np.float32(0.5) * np.float32(2) * ds[1]
     assert (p < 2.0**-100).all()
     assert (2 * p >= 2.0**-100).all()
     # Nothing is left at t = 0 but the path that does not pass the reset.
-    dz = backend.numpy(backend.neuron_backward(neuron, IDENTITY, residuals, ds)[0])
+    dz = backend.numpy(backend.neuron_backward(neuron, IDENTITY, residuals, backend.asarray(ds))[0])
     assert dz[1].all()
     assert np.array_equal(dz[0], dz[1] / 2)
 
@@ -138,8 +142,9 @@ def test_lif_at_the_edge_of_the_rectangle_has_no_gradient(backend: CupyBackend, 
     neuron = LIF(threshold=0.75, surrogate=Rectangle(0.5))
     z = np.array([0.5, 1.0, np.nextafter(np.float32(0.5), np.float32(1)), 0.75], np.float32).reshape(1, 1, 4)
     both_lif(backend, reference, neuron, IDENTITY, z, np.ones_like(z))
-    _, residuals = backend.neuron_forward(neuron, IDENTITY, z, 1)
-    assert backend.neuron_backward(neuron, IDENTITY, residuals, np.ones_like(z))[0].tolist() == [[[0, 0, 2, 2]]]
+    _, residuals = backend.neuron_forward(neuron, IDENTITY, backend.asarray(z), 1)
+    ds = backend.asarray(np.ones_like(z))
+    assert backend.neuron_backward(neuron, IDENTITY, residuals, ds)[0].tolist() == [[[0, 0, 2, 2]]]
 
 
 def test_lif_carries_values_that_are_not_finite(backend: CupyBackend, reference: NumpyBackend) -> None:
@@ -253,7 +258,7 @@ def check_synapse(
     dz, _ = reference.error_grid(rng.normal(0, 1, expected.shape).astype(np.float32), 20)
     for need_input in (True, False):
         pair = [
-            b.rule(synapse).backward(synapse, r, dz, precision="reproducible", need_input=need_input)
+            b.rule(synapse).backward(synapse, r, b.asarray(dz), precision="reproducible", need_input=need_input)
             for b, r in ((backend, residuals), (reference, expected_residuals))
         ]
         (ds, dw), (expected_ds, expected_dw) = pair
@@ -262,7 +267,7 @@ def check_synapse(
         if expected_ds is not None and ds is not None:
             assert_same_bits(backend.numpy(ds), expected_ds)
     near = roundoff.synapse_backward(synapse, s, wq, roundoff.exact(dz), need_input=True)
-    fast = backend.rule(synapse).backward(synapse, residuals, dz, precision="fast", need_input=True)
+    fast = backend.rule(synapse).backward(synapse, residuals, backend.asarray(dz), precision="fast", need_input=True)
     for value, expected_near in zip(fast, near, strict=True):
         assert value is not None
         assert expected_near is not None
@@ -299,9 +304,9 @@ def test_weight_grid_whose_largest_weight_rounds_beyond_the_range(
     block = block_of()
     w = np.full(block.weight_shape, 0.25, np.float32)
     w[0, 0, 0, 0] = np.nextafter(np.float32(1), np.float32(0))
-    actual, found = backend.weight_grid(block, w)
+    actual, found = backend.weight_grid(block, backend.asarray(w))
     expected, expected_grid = reference.weight_grid(block, w)
-    assert_same_bits(actual, expected)
+    assert_same_bits(backend.numpy(actual), expected)
     assert found == expected_grid
     assert found.exponent == 10  # 11 would need 2048 units.
 
@@ -312,9 +317,9 @@ def test_weight_grid_takes_a_coarser_grid_where_sums_are_long(
     network = NetworkSpec.parse("3000-10", input_shape=(8000,), coding="direct")
     block = network.blocks[0]
     w = (1 + 0.1 * rng.random(block.weight_shape)).astype(np.float32)[:40]
-    actual, found = backend.weight_grid(block, w)
+    actual, found = backend.weight_grid(block, backend.asarray(w))
     expected, expected_grid = reference.weight_grid(block, w)
-    assert_same_bits(actual, expected)
+    assert_same_bits(backend.numpy(actual), expected)
     assert found == expected_grid
     assert found.bits < 12
 
@@ -323,7 +328,7 @@ def test_weight_grid_that_cannot_hold_raises(backend: CupyBackend) -> None:
     block = block_of()
     block = replace(block, input=replace(block.input, exponent=24))
     with pytest.raises(ExactnessError, match="layer conv1: sums of 18 inputs leave the range"):
-        backend.weight_grid(block, np.ones(block.weight_shape, np.float32))
+        backend.weight_grid(block, backend.asarray(np.ones(block.weight_shape, np.float32)))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -331,7 +336,7 @@ def test_weight_grid_of_a_weight_that_is_not_finite_names_the_layer(backend: Cup
     w = np.ones(block_of().weight_shape, np.float32)
     w[1, 0, 2, 2] = value
     with pytest.raises(NumericError, match="layer conv1: a weight is not finite"):
-        backend.weight_grid(block_of(), w)
+        backend.weight_grid(block_of(), backend.asarray(w))
 
 
 @pytest.mark.parametrize("count", [1, 6, 1024])
@@ -358,15 +363,70 @@ def test_error_grid_carries_values_that_are_not_finite(
 ) -> None:
     dz = rng.normal(0, 1, (2, 1, 8)).astype(np.float32)
     dz[1, 0, 3] = value
-    assert_same_bits(backend.numpy(backend.error_grid(dz, 10)[0]), reference.error_grid(dz, 10)[0])
+    rounded, _ = backend.error_grid(backend.asarray(dz), 10)
+    assert_same_bits(backend.numpy(rounded), reference.error_grid(dz, 10)[0])
 
 
 def test_pairs_leave_their_inputs_alone(backend: CupyBackend, rng: np.random.Generator) -> None:
     scalars = AdamW().scalars(0, np.float32(1))
-    arrays = [rng.normal(0, 1, (3, 4)).astype(np.float32) ** 2 for _ in range(4)]
+    arrays = [backend.asarray(rng.normal(0, 1, (3, 4)).astype(np.float32) ** 2) for _ in range(4)]
     copies = [x.copy() for x in arrays]
     backend.adamw(scalars, *arrays)
     backend.error_grid(arrays[0][None], 20)
     backend.weight_grid(block_of("6"), arrays[1].reshape(1, 12)[:, :1].repeat(128, axis=1))
     for x, copy in zip(arrays, copies, strict=True):
-        assert_same_bits(x, copy)
+        assert_same_bits(backend.numpy(x), backend.numpy(copy))
+
+
+class Large:
+    """A shape without its memory."""
+
+    def __init__(self, *shape: int) -> None:
+        self.shape = shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+
+@pytest.mark.parametrize(
+    ("conv", "shape"),
+    [(Conv2d(4, 1, stride=8), (3000, 1024, 1024, 4)), (Conv2d(4, 5, padding=2), (40, 4_000, 4_000, 1))],
+    ids=["frames", "windows"],
+)
+def test_conv2d_chunks_have_values_that_32_bits_count(
+    backend: CupyBackend, monkeypatch: pytest.MonkeyPatch, conv: Conv2d, shape: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(type(backend.rt), "chunk_bytes", 2**44)
+    chunks = [frames for frames, _ in conv2d._chunks(backend.rt, conv, Large(*shape), 4)]  # type: ignore[arg-type]
+    _, height, width, channels = shape
+    _, rows, columns = conv.output_shape((channels, height, width))
+    most = max(part.stop - part.start for part in chunks)
+    assert most * max(rows * columns * conv.area * channels, height * width * channels) < 2**32
+    assert (chunks[0].start, chunks[-1].stop, most > 1) == (0, shape[0], True)
+
+
+def test_conv2d_refuses_a_frame_whose_values_32_bits_do_not_count(backend: CupyBackend) -> None:
+    frames: Any = Large(3, 25_000, 1_000, 40)
+    with pytest.raises(BackendError, match=r"a frame of 40 x 25000 x 1000 has 9000000000 values in its windows"):
+        next(conv2d._chunks(backend.rt, Conv2d(4, 3, padding=1), frames, 4))
+
+
+@pytest.mark.parametrize("sizes", [(1,), (31, 33), (32,), (256, 257), (5000, 1, 70)], ids=str)
+def test_gradient_squares(
+    backend: CupyBackend, reference: NumpyBackend, rng: np.random.Generator, sizes: tuple[int, ...]
+) -> None:
+    """Sums within a warp, of several warps, and of several blocks."""
+    gradients = [rng.normal(0, 1, size).astype(np.float32) for size in sizes]
+    found = backend.gradient_squares([backend.asarray(g) for g in gradients])
+    assert backend.numpy(found).tolist() == reference.gradient_squares(gradients).tolist()
+
+
+@pytest.mark.parametrize("shape", [(7,), (300,), (2, 3, 4, 5, 6)], ids=str)
+def test_rounded_keeps_subnormal_numbers(
+    backend: CupyBackend, rng: np.random.Generator, shape: tuple[int, ...]
+) -> None:
+    wide = np.ldexp(rng.normal(0, 1, shape), rng.integers(-150, -120, shape))
+    for x in (wide, np.moveaxis(wide, 0, -1)):
+        narrow = backend.numpy(backend.rounded(backend.asarray(x)))
+        assert_same_bits(narrow, x.astype(np.float32))
+        assert (np.abs(narrow[narrow != 0]) < 2.0**-126).any()

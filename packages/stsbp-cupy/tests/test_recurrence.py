@@ -110,15 +110,16 @@ def test_neurons_of_any_states(
     z = rng.normal(0.5, 1, (steps_of_input, *shape)).astype(np.float32)
     ds = rng.normal(0, 1, (9, *shape)).astype(np.float32)
     spikes, residuals = reference.neuron_forward(neuron, filter, z, 9)
-    got, kept = backend.neuron_forward(neuron, filter, channels_last(z), 9)
+    got, kept = backend.neuron_forward(neuron, filter, backend.asarray(channels_last(z)), 9)
     assert 0.02 < spikes.mean() < 0.98
-    assert_same_bits(got, spikes)
+    assert_same_bits(backend.numpy(got), spikes)
     assert kept.kept.keys() == residuals.kept.keys()
     for name, value in residuals.kept.items():
-        assert_same_bits(kept.kept[name], value)
+        assert_same_bits(backend.numpy(kept.kept[name]), value)
     expected = reference.neuron_backward(neuron, filter, residuals, ds)[0]
     assert expected.any()
-    assert_same_bits(backend.neuron_backward(neuron, filter, kept, channels_last(ds))[0], expected)
+    dz = backend.neuron_backward(neuron, filter, kept, backend.asarray(channels_last(ds)))[0]
+    assert_same_bits(backend.numpy(dz), expected)
 
 
 A, B, C, K = (variable(name) for name in "abck")
@@ -154,14 +155,15 @@ def test_inputs_of_each_kind(
     numbers = tuple(name for name, x in recurrence.outputs.items() if not x.is_condition)
     constants, names = {"k": np.float32(0.7)}, numbers if summed else ()
     expected = reference.recur(recurrence, constants, inputs, 6, summed=names)
-    found = backend.recur(recurrence, constants, inputs, 6, summed=names)
+    arrays = {name: backend.asarray(x) for name, x in inputs.items()}
+    found = backend.recur(recurrence, constants, arrays, 6, summed=names)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        assert_same_bits(found[name], value)
+        assert_same_bits(backend.numpy(found[name]), value)
 
 
 def test_sums_keep_their_order(backend: CupyBackend) -> None:
-    x = np.array([2.0**24, 1, 1], np.float32).reshape(3, 1, 1)
+    x = backend.asarray(np.array([2.0**24, 1, 1], np.float32).reshape(3, 1, 1))
     for reverse, total in ((False, 2.0**24), (True, 2.0**24 + 2)):
         recurrence = Recurrence("total", (), ("a",), {}, {"y": unsnapped(A * 1)}, reverse=reverse)
         assert backend.recur(recurrence, {}, {"a": x}, 3, summed=("y",))["y"].item() == total
@@ -175,7 +177,8 @@ def test_losses(
     s, targets = ((rng.random((6, 3, units)) < 0.3).astype(np.uint8) for _ in range(2))
     expected = reference.loss_error(loss, PSP(3), s, targets)
     assert expected.any()
-    assert_same_bits(backend.loss_error(loss, PSP(3), s, targets), expected)
+    error = backend.loss_error(loss, PSP(3), backend.asarray(s), backend.asarray(targets))
+    assert_same_bits(backend.numpy(error), expected)
 
 
 @pytest.mark.parametrize("shape", [(8, 4, 3, 3), (5, 7)], ids=str)
@@ -183,13 +186,15 @@ def test_adamw(backend: CupyBackend, reference: NumpyBackend, rng: np.random.Gen
     w, g, m, v = (rng.normal(0, 1, shape).astype(np.float32) for _ in range(4))
     scalars = AdamW(weight_decay=0.1).scalars(3, np.float32(0.9))
     expected = reference.adamw(scalars, w, g, m, v * v)
-    for found, value in zip(backend.adamw(scalars, w, g, m, v * v), expected, strict=True):
-        assert_same_bits(found, value)
+    arrays = map(backend.asarray, (w, g, m, v * v))
+    for found, value in zip(backend.adamw(scalars, *arrays), expected, strict=True):
+        assert_same_bits(backend.numpy(found), value)
 
 
 def test_nothing_is_copied_that_lies_in_memory_alike(
-    backend: CupyBackend, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+    compiler_path: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    backend = CupyBackend("host")
     seen: list[AnyArray] = []
     start = HostRuntime.start
 
@@ -246,6 +251,8 @@ def test_a_kernel_is_named_by_its_text_and_declares_what_it_takes() -> None:
 def test_a_kernel_is_built_once_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler_path: str, backend: CupyBackend
 ) -> None:
+    if HostRuntime.__module__ != host.__name__:
+        pytest.skip("other code runs the kernels in place of the device `host`")
     monkeypatch.setenv("STSBP_CACHE", str(tmp_path))
     host._library.cache_clear()
     source = kernel(COUNT, ("uint8",), ("n",))

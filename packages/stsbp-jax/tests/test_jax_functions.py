@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import stsbp_jax
+from jax.experimental.sparse import BCOO
 from stsbp_jax import apply, avgpool2d, clip_to_domain, conv2d, distance, lif, linear, snap_weights
 from stsbp_spec import (
     LIF,
@@ -492,4 +493,29 @@ def test_layers_refuse_an_unknown_precision() -> None:
     ]
     for call in calls:
         with pytest.raises(SpecError, match="precision is 'fast' or 'reproducible', got 'reproducable'"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.tolist(), "dense array of real numbers, got list; convert it with jax.numpy.asarray"),
+        (lambda x: BCOO.fromdense(jnp.asarray(x)), "dense array of real numbers, got BCOO; .* with .todense"),
+        (lambda x: x.astype(np.complex64), "an array of real numbers, got an array of complex64"),
+        (lambda x: x.astype(str), "an array of real numbers, got an array of <U"),
+        (lambda x: None, "dense array of real numbers, got NoneType"),
+    ],
+    ids=["list", "sparse", "complex", "text", "None"],
+)
+def test_arguments_that_are_no_dense_arrays_of_real_numbers_are_refused(change: Any, message: str) -> None:
+    network = NetworkSpec.parse("4", input_shape=(5,), outputs=2)
+    weights, frames = initial_weights(network, 1), np.ones((3, 2, 5), np.float32)
+    spikes = np.ones((3, 2, 2), np.float32)
+    for call, what in (
+        (lambda: apply(network, weights, change(frames), 3), "the input of apply"),
+        (lambda: apply(network, {**weights, "linear1": change(weights["linear1"])}, frames, 3), "weights.'linear1'."),
+        (lambda: distance(Hamming(), network.output_psp, change(spikes), spikes), "the spikes of distance"),
+        (lambda: distance(Hamming(), network.output_psp, spikes, change(spikes)), "the targets of distance"),
+    ):
+        with pytest.raises(ShapeError, match=f"{what} must be (a )?{message}"):
             call()

@@ -14,7 +14,7 @@ import pytest
 from stsbp_jax import Output, apply, distance
 from stsbp_spec import LIF, Batch, NetworkSpec, VanRossum, initial_weights
 from stsbp_spec.collective import Part
-from stsbp_spec.errors import ShapeError, SpecError
+from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.losses.cross_entropy import CrossEntropy
 from stsbp_spec.passes import Trace, back_through, through, together
 from stsbp_spec.plan import plan
@@ -65,6 +65,41 @@ def test_calls_with_chunks_of_time_have_the_bits_of_one_call(name: str) -> None:
             apply(network, weights, inputs, STEPS, state=wrong)
     with pytest.raises(ShapeError, match=r"the state does not contain .*; it belongs to another network"):
         apply(network, weights, x, STEPS, state={})
+    for key, arrays in state.items():
+        wrong = {**state, key: (*arrays[:-1], np.full(np.shape(arrays[-1]), np.nan, np.float32))}
+        with pytest.raises(NumericError, match=r"the state of .* holds a value that is not finite"):
+            apply(network, weights, x, STEPS, state=wrong)
+
+
+@pytest.mark.parametrize(
+    ("dropout", "message"),
+    [
+        ((-1, 0), "seed must be an integer from 0 to"),
+        ((2**32, 0), "seed must be an integer from 0 to"),
+        ((0.9, 1), "seed must be an integer from 0 to .*, got 0.9"),
+        ((np.float32(3), 1), "seed must be an integer from 0 to"),
+        ((0, 0.5), "step of dropout must be an integer from 0 to .*, got 0.5"),
+        ((0, 2**40), "step of dropout must be an integer from 0 to"),
+        ((0, -1), "step of dropout must be an integer from 0 to"),
+        ((0, jnp.ones(2, np.int32)), "step of dropout must be an integer from 0 to"),
+        ((1, 2, 3), r"dropout is None or \(seed, step\), got"),
+        (3, r"dropout is None or \(seed, step\), got 3"),
+    ],
+)
+def test_dropout_of_what_are_no_integers_of_32_bits_is_refused(dropout: Any, message: str) -> None:
+    network, weights, x, _ = example("residual and normalised")
+    with pytest.raises(SpecError, match=message):
+        apply(network, weights, x, STEPS, dropout=dropout, full=True)
+
+
+def test_dropout_of_traced_integers_is_taken_and_of_traced_fractions_refused() -> None:
+    network = NetworkSpec.parse("6-D0.5-3", input_shape=(2, 4, 4), neuron=LIF(3, 5 / 3))
+    weights, (_, _, x, _) = dict(initial_weights(network, 1, GAIN)), example("residual and normalised")
+    traced = jax.jit(lambda seed, step: apply(network, weights, x, STEPS, dropout=(seed, step)))
+    assert np.array_equal(traced(7, np.uint32(2**32 - 1)), apply(network, weights, x, STEPS, dropout=(7, 2**32 - 1)))
+    for wrong, name in (((0.9, 1), "seed"), ((1, np.ones(2, int)), "step")):
+        with pytest.raises(SpecError, match=rf"the {name} of dropout must be an integer, got \w+ \[2?\]"):
+            traced(*wrong)
 
 
 @pytest.mark.parametrize("name", NOTATIONS)
@@ -232,3 +267,19 @@ def test_public_functions_work_under_shard_map() -> None:
     code = 'import os; os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=3"\n' + SHARDED
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.stdout.strip() == "as on one", run.stderr[-3000:]
+
+
+def test_hidden_spikes_stand_beside_hidden_potentials() -> None:
+    network = NetworkSpec.parse("[8|8{delay=1}]+-6R-5", input_shape=(4,), outputs=3)
+    weights = initial_weights(network, 0, 6.0)
+    frames = np.random.default_rng(0).random((9, 5, 4)) < 0.5
+    out = apply(network, weights, frames, 9, full=True)
+    layers = NumpyBackend().run(network, weights, frames.astype(np.uint8), steps=9).layers
+    assert list(out.layer_spikes) == list(out.potentials) == list(layers)
+    for name, expected in layers.items():
+        assert expected.spikes.any(), name
+        assert np.array_equal(out.layer_spikes[name], expected.spikes), name
+    rates = jax.grad(lambda w: apply(network, w, frames, 9, full=True).layer_spikes["linear1"].mean())(weights)
+    assert np.any(rates["linear1"])
+    with pytest.raises(ShapeError, match=r"inputs have 9 steps, expected 5; they look like \[B, T, ...\]"):
+        apply(network, weights, frames, 5)

@@ -17,11 +17,14 @@ from stsbp_spec.losses import Hamming, VanRossum
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import LIF
 from stsbp_spec.optim.adamw import AdamW
+from stsbp_spec.passes import forward_pass
+from stsbp_spec.random import keep_mask
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.reference.literal import Literal
 from stsbp_spec.surrogates import Arctan
 from stsbp_spec.synapses import AvgPool2d, BatchNorm, Conv2d, Linear
 from stsbp_spec.synapses import batchnorm as spec
+from stsbp_spec.synapses.dropout import substream
 from stsbp_spec.trainer import Trainer, on_grid
 from stsbp_spec.typing import AnyArray, Float64, Int64, Memory, Precision
 
@@ -325,6 +328,53 @@ def test_padded_steps_are_in_no_statistic(micro_batch: int | None) -> None:
     z = NUMPY.rule(conv).forward(conv, first.inputs, wq)[0].astype(float)[inside]
     assert padded["weight/conv1.mean"] == pytest.approx(0.1 * z.mean((0, 2, 3)), rel=1e-6)
     assert padded["weight/conv1.variance"] == pytest.approx(0.9 + 0.1 * z.var((0, 2, 3)), rel=1e-6)
+
+
+@pytest.mark.parametrize("micro_batch", [None, 1])
+def test_an_image_is_normalised_once_however_long_its_sample_is(micro_batch: int | None) -> None:
+    network = NetworkSpec.parse(
+        "4C3bn-5bn", input_shape=(2, 6, 7), outputs=3, coding="direct", neuron=LIF(3, 5 / 3, 0.5)
+    )
+    images = np.random.default_rng(5).integers(0, 256, (SAMPLES, 2, 6, 7), np.uint8)
+    batch = Batch(images, _batch(0, network).targets, np.array([5, 2, 4, 1]))
+
+    def state(batch: Batch) -> dict[str, AnyArray]:
+        trainer = NUMPY.trainer(network, VanRossum(), AdamW(lr=0.01), precision="reproducible", micro_batch=micro_batch)
+        found, _ = trainer.step(trainer.init(initial_weights(network, 2, 3.0)), batch)
+        return trainer.export_state(found)
+
+    padded, plain = state(batch), state(batch._replace(lengths=None))
+    for name in ("mean", "variance"):
+        assert padded[f"weight/conv1.{name}"].tobytes() == plain[f"weight/conv1.{name}"].tobytes()
+        assert padded[f"weight/linear2.{name}"].tobytes() != plain[f"weight/linear2.{name}"].tobytes()
+    wq, _ = NUMPY.weight_grid(network.blocks[0], initial_weights(network, 2, 3.0)["conv1"])
+    conv = network.blocks[0].synapse
+    z = NUMPY.rule(conv).forward(conv, NUMPY.encode(images, "direct"), wq)[0].astype(float)
+    assert padded["weight/conv1.mean"] == pytest.approx(0.1 * z.mean((0, 1, 3, 4)), rel=1e-6)
+    assert padded["weight/conv1.variance"] == pytest.approx(0.9 + 0.1 * z.var((0, 1, 3, 4)), rel=1e-6)
+    other = batch._replace(targets=batch.targets.copy())
+    other.targets[~(np.arange(STEPS)[:, None] < np.array([5, 2, 4, 1]))] ^= 1
+    assert all(x.tobytes() == padded[name].tobytes() for name, x in state(other).items())
+
+
+def test_the_factor_of_dropout_is_in_the_statistics_and_in_the_normalised_sums() -> None:
+    """Against means and variances of `g z` in float64, and the gradient of the scale against the definition."""
+    rate, gain = 0.25, 1 / 0.75
+    network = NetworkSpec.parse("D0.25-6bn{factor=0.5}", input_shape=(9,), outputs=3, neuron=LIF(3, 5 / 3, 0.5))
+    trainer = NUMPY.trainer(network, VanRossum(), AdamW(), precision="reproducible", seed=3)
+    batch, weights = _batch(1, network), initial_weights(network, 2, 3.0)
+    state, _ = trainer.step(trainer.init(weights), batch)
+    kept = keep_mask(3, substream(0, 0), 0, (SAMPLES, 9), rate)
+    wq, _ = NUMPY.weight_grid(network.blocks[0], weights["linear1"])
+    z = ((batch.inputs * kept) @ wq.T).astype(float)
+    assert 0 < kept.mean() < 1
+    mean, variance = gain * z.mean((0, 1)), gain**2 * z.var((0, 1))
+    assert state.weights["linear1.mean"] == pytest.approx(0.1 * mean, rel=1e-6)
+    assert state.weights["linear1.variance"] == pytest.approx(0.9 + 0.1 * variance, rel=1e-6)
+    wide, _ = on_grid(NUMPY, network, weights)
+    trace = forward_pass(NUMPY, network.graph, wide, batch.inputs, STEPS, (3, 0))
+    by = trace.residuals(trace.plan.segments[0])["linear1"].by
+    assert by.a == pytest.approx(0.5 * gain / np.sqrt(variance + 1e-5), rel=1e-6)
 
 
 _KINDS = {

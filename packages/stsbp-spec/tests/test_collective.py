@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -358,7 +360,38 @@ def test_processes_that_do_not_come_are_waited_for_so_long(free_port: int) -> No
     text = ENGINE.replace("timeout=60", "timeout=2")
     ((code, error),) = _engines(text, free_port, 1)
     assert code == 1
-    assert f"rank 0 of 3 did not meet the others at 127.0.0.1:{free_port}: " in error.splitlines()[-1]
+    said = f"rank 0 waited 2 s at 127.0.0.1:{free_port} for 3 processes; missing: rank 1, 2"
+    assert said in error.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"", "a process listens there, but does not answer"),
+        (b"SSH-2.0-OpenSSH_9\r\n", "is not rank 0 of this run: it answers b'SSH-2.0-Open'"),
+    ],
+)
+def test_a_program_that_listens_in_the_place_of_rank_0_is_not_waited_for(answer: bytes, said: str) -> None:
+    pytest.importorskip("torch")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def listen() -> None:
+            with suppress(OSError):
+                while True:
+                    guests.append(server.accept()[0])
+                    guests[-1].sendall(answer)
+
+        guests: list[socket.socket] = []
+        threading.Thread(target=listen, daemon=True).start()
+        port = str(server.getsockname()[1])
+        text = ENGINE.replace("timeout=60", "timeout=2")
+        command = [sys.executable, "-c", text, "1", port]
+        ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=100)
+        for guest in guests:
+            guest.close()
+    assert ended.returncode == 1
+    assert f"rank 1 did not find rank 0 at 127.0.0.1:{port} within 2 s: " in ended.stderr
+    assert said in ended.stderr
 
 
 def test_a_connection_that_is_lost_names_who_lost_it(free_port: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,23 @@ import pytest
 from stsbp_spec.adjoint import derive, free_variables, kept_values, simplified
 from stsbp_spec.equations import neuron_equations
 from stsbp_spec.errors import SpecError
-from stsbp_spec.expr import Expr, Names, Recurrence, constant, exp, named, snap, spike, sqrt, unsnapped, variable, where
+from stsbp_spec.expr import (
+    Expr,
+    Names,
+    Recurrence,
+    checked_name,
+    constant,
+    exp,
+    named,
+    snap,
+    spike,
+    sqrt,
+    unsnapped,
+    variable,
+    where,
+)
 from stsbp_spec.neurons import LIF
-from stsbp_spec.printers import LANGUAGES, evaluate, function, lines, numpy_function
+from stsbp_spec.printers import LANGUAGES, Language, evaluate, function, lines, numpy_function
 from stsbp_spec.surrogates import SURROGATES
 from stsbp_spec.synapses import PSP
 
@@ -139,6 +154,8 @@ def test_names_are_kept_and_never_taken_twice() -> None:
         (lambda: variable("_x"), "letters, digits"),
         (lambda: variable("where"), "where is a reserved word in a language"),
         (lambda: Recurrence("f", (), ("a",), {"snap": A}, {}), "snap is a reserved word in a language"),
+        (lambda: Recurrence("f", ("len",), ("a",), {}, {"y": A}), "len is a reserved word in a language"),
+        (lambda: Recurrence("f", (), ("range",), {}, {"y": A}), "range is a reserved word in a language"),
         (lambda: Recurrence("f", ("a",), ("a",), {}, {"y": A}), "these names are used twice: a"),
         (lambda: Recurrence("f", (), ("a",), {}, {"y": A + B}), "b is neither a parameter nor an input nor a state"),
         (lambda: Recurrence("f", (), ("a",), {}, {"y": A + unsnapped(A)}), "must enclose a whole state or result"),
@@ -149,6 +166,22 @@ def test_names_are_kept_and_never_taken_twice() -> None:
 def test_what_is_no_equation_is_refused_with_a_reason(make: Callable[[], object], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         make()
+
+
+def test_a_step_of_too_many_operations_is_refused() -> None:
+    sums, choices = [A], [A]
+    for number in range(1001):
+        sums.append(sums[-1] * B + number if number % 2 else sums[-1] + B)
+        choices.append(where(A < B, choices[-1], B))
+    # Every second sum has a product too. A comparison is computed once, and a choice counts as five operations.
+    assert Recurrence("f", (), ("a", "b"), {}, {"y": unsnapped(sums[667])}).outputs
+    assert Recurrence("f", (), ("a", "b"), {}, {"y": unsnapped(choices[199])}).outputs
+    with pytest.raises(
+        SpecError, match=r"^f has 1,001 operations in one step, more than the 1,000 that are allowed; a "
+    ):
+        Recurrence("f", (), ("a", "b"), {}, {"y": unsnapped(sums[667] + B)})
+    with pytest.raises(SpecError, match=r"^f has 1,001 operations in one step"):
+        Recurrence("f", (), ("a", "b"), {}, {"y": unsnapped(choices[200])})
 
 
 def test_a_condition_that_is_counted_with_is_one_or_zero() -> None:
@@ -299,3 +332,12 @@ def test_equations_of_two_names_are_printed_each_under_its_own() -> None:
     one, two = (Recurrence(name, (), ("a",), {}, {"y": unsnapped(A * 2)}) for name in ("one", "two"))
     assert one != two
     assert numpy_function(one)(np.float32(3))[1] == numpy_function(two)(np.float32(3))[1] == (6,)
+
+
+@pytest.mark.parametrize("language", [x for x in LANGUAGES.values() if x.word == "{0}"], ids=lambda x: x.name)
+def test_words_of_printed_code_are_no_names(language: Language) -> None:
+    """In C and CUDA, names end in `_` instead, so that they are no words."""
+    patterns = [*language.operations.values(), *language.around.values(), language.constant(1.5), "for in range(len())"]
+    for word in set(re.findall(r"(?<![.\w])[A-Za-z]\w*", " ".join(patterns))):
+        with pytest.raises(SpecError, match=r"reserved word|letters, digits and _"):
+            checked_name(word)

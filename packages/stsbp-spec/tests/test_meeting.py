@@ -131,7 +131,7 @@ def test_an_answer_without_end_is_not_read(monkeypatch: pytest.MonkeyPatch) -> N
         liar.start()
         said = refusal(Rendezvous(1, 2, 1, "127.0.0.1", server.getsockname()[1], timeout=0.3))
         liar.join()
-    assert "the process that listens there is not rank 0 of this run" in said
+    assert "the process that listens there is not rank 0 of this run: it answers b'stsbp-1" in said
 
 
 def test_who_sends_byte_by_byte_has_no_more_time() -> None:

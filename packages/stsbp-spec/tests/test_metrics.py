@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from stsbp_spec.decoders import spike_count
 from stsbp_spec.errors import ShapeError, SpecError
+from stsbp_spec.losses import VanRossum
 from stsbp_spec.metrics import f1, match_spikes, precision, recall
-from stsbp_spec.typing import UInt8
+from stsbp_spec.synapses.psp import PSP
+from stsbp_spec.typing import AnyArray, UInt8
 
 TRAINS = st.lists(st.integers(0, 1), min_size=9, max_size=9)
 
@@ -63,6 +68,38 @@ def test_ratios() -> None:
     assert (precision(0, 0, 5), recall(0, 0, 5), f1(0, 0, 5)) == (0, 0, 0)
     assert (precision(0, 5, 0), recall(0, 5, 0), f1(0, 5, 0)) == (0, 0, 0)
     assert (precision(0, 0, 0), recall(0, 0, 0), f1(0, 0, 0)) == (1, 1, 1)
+
+
+def test_metrics_take_tensors() -> None:
+    rng = np.random.default_rng(0)
+    spikes, targets = (rng.random((9, 4, 3)) < 0.4 for _ in range(2))
+    lengths = np.array([9, 5, 7, 1])
+    expected = match_spikes(spikes.astype(np.uint8), targets.astype(np.uint8), 1, lengths)
+    given = _Tensor(spikes.astype(np.float32)), _Tensor(targets.astype(np.float32)), 1, _Tensor(lengths)
+    for x, y in zip(match_spikes(*given), expected, strict=True):
+        assert np.array_equal(x, y)
+    counted = spike_count(spikes.astype(np.uint8), lengths)
+    assert np.array_equal(spike_count(_Tensor(spikes.astype(np.float32)), _Tensor(lengths)), counted)
+    wanted = VanRossum().distances(spikes.astype(np.uint8), targets.astype(np.uint8), PSP(3), lengths)
+    assert np.array_equal(VanRossum().distances(given[0], given[1], PSP(3), given[3]), wanted)
+
+
+class _Tensor:
+    """A tensor as those of torch: numpy cannot read it before it is detached and on the host."""
+
+    def __init__(self, array: AnyArray, steps: int = 0) -> None:
+        self.array, self.steps = array, steps
+
+    def detach(self) -> Any:
+        assert self.steps == 0
+        return _Tensor(self.array, 1)
+
+    def cpu(self) -> AnyArray:
+        assert self.steps == 1
+        return self.array
+
+    def __array__(self, *_: Any, **__: Any) -> AnyArray:
+        raise TypeError("can't convert")
 
 
 def test_refusals() -> None:

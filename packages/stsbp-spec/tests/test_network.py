@@ -591,7 +591,8 @@ def test_equal_networks_have_one_notation() -> None:
         same = NetworkSpec(tuple(whole(n) for n in (2, 9, 9)), layers, input_max=whole(1))
         assert (same, same.notation, repr(same)) == (exact, exact.notation, repr(exact))
     assert exact.notation.startswith(
-        "4C3p0s1{tau_m=8.0,tau_s=4.0,threshold=1.0,surrogate=triangle:width=2.0,bits=8}-D0.5-"
+        "4C3p0s1{neuron=lif,tau_m=8.0,tau_s=4.0,threshold=1.0,surrogate=triangle:width=2.0,reset=zero,tau_rise=0.0,"
+        "psp_gain=normalised,bits=8}-D0.5-"
     )
     assert NetworkSpec.parse(exact.notation.replace(".0", ""), input_shape=(2, 9, 9)) == exact
 
@@ -782,7 +783,10 @@ def test_initial_weights() -> None:
 def test_printed_network_shows_the_sizes_of_every_layer() -> None:
     text = "6C5s2-P2-D0.1"
     network = NetworkSpec.parse(text, input_shape=(2, 18, 18), outputs=10, input_max=3, input_psp=PSP(2.0))
-    parameters = "{tau_m=8.0,tau_s=4.0,threshold=1.0,surrogate=arctan:alpha=2.0,bits=12}"
+    parameters = (
+        "{neuron=lif,tau_m=8.0,tau_s=4.0,threshold=1.0,surrogate=arctan:alpha=2.0,reset=zero,tau_rise=0.0,"
+        "psp_gain=normalised,bits=12}"
+    )
     assert repr(network).splitlines() == [
         "NetworkSpec(",
         "  input: events 2x18x18, values up to 3, filtered with PSP(tau_s=2.0)",

@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stsbp_spec import IF, LIF, LOSSES, Batch, Linear, NetworkSpec, OneToOne, SpikingLayer, initial_weights
+from stsbp_spec import ALIF, IF, LIF, LOSSES, Batch, Linear, NetworkSpec, OneToOne, SpikingLayer, initial_weights
 from stsbp_spec.errors import NetworkError, SpecError
 from stsbp_spec.graph import Edge, Neurons, Node, Projection
+from stsbp_spec.neurons import NeuronModel
 from stsbp_spec.nodes import is_nodes, parse_nodes, written_nodes
+from stsbp_spec.reference import roundoff
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.reference.literal import Literal
 from stsbp_spec.synapses import Conv2d
+from stsbp_spec.trainer import on_grid
 from stsbp_spec.typing import Float32
 
 NUMPY = NumpyBackend()
@@ -26,7 +29,7 @@ from = "input"
 
 [[node]]
 name = "again"
-weights = "4C3p1{bits=6}"
+weights = "4C3p1s1{bits=6}"
 weights_of = "conv1"
 from = {node = "input", delay = 2}
 
@@ -107,11 +110,30 @@ def test_what_is_written_is_read_back() -> None:
     assert str(network) == "11 nodes"
 
 
+@pytest.mark.parametrize(
+    "other",
+    [LIF(tau_s=1.5, psp_gain="unit"), LIF(tau_s=9, tau_rise=8), LIF(reset="subtract"), ALIF(5, psp_gain="unit"), IF()],
+    ids=repr,
+)
+def test_what_is_written_is_read_back_whatever_the_default_neuron_is(other: NeuronModel) -> None:
+    nodes, layers = spec(neuron=LIF(tau_m=3, tau_s=2)), NetworkSpec.parse("6", input_shape=(5,), outputs=2)
+    assert NetworkSpec.parse(nodes.notation, input_shape=(2, 4, 4), neuron=other) == nodes
+    assert NetworkSpec.parse(layers.notation, input_shape=(5,), neuron=other) == layers
+
+
+def test_a_convolution_without_padding_is_read_back_whatever_the_default_padding_is() -> None:
+    network = spec(TEXT.replace("4C3p1", "4C1"))
+    assert NetworkSpec.parse(network.notation, input_shape=(2, 4, 4), padding="same") == network
+    chain = NetworkSpec.parse("2C3", input_shape=(2, 4, 4), outputs=2)
+    nodes = NetworkSpec((2, 4, 4), nodes=chain.graph.nodes[1:])
+    assert NetworkSpec.parse(nodes.notation, input_shape=(2, 4, 4), padding="same") == nodes
+
+
 def test_a_table_shows_what_each_node_reads() -> None:
     rows = spec().table().splitlines()
     assert rows[3].split() == [
         "again",
-        "4C3p1{bits=6}",
+        "4C3p1s1{bits=6}",
         "<-",
         "input@-2",
         "4x4x4",
@@ -123,7 +145,17 @@ def test_a_table_shows_what_each_node_reads() -> None:
     ]
     assert rows[9].split()[:4] == ["out", "3{bits=12}", "<-", "h"]
     assert rows[-1].split() == ["total", "390", "2,616"]
-    assert "h: tau_m=8.0" in repr(spec())
+    assert "h: neuron=lif,tau_m=8.0" in repr(spec())
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_one_bracket_for_two_is_named_with_its_line(first: bool) -> None:
+    lines = TEXT.splitlines()
+    places = [i for i, text in enumerate(lines, start=1) if text == "[[node]]"]
+    at = places[0] if first else places[1]
+    lines[at - 1] = "[ node ]"
+    with pytest.raises(NetworkError, match=rf"line {at} is \[node\]; write \[\[node\]\], with two brackets"):
+        spec("\n".join(lines))
 
 
 def test_chains_and_branches_are_no_nodes() -> None:
@@ -304,6 +336,51 @@ def test_shared_weights_have_the_sum_of_the_gradients_of_their_uses() -> None:
     two = NUMPY.value_and_grad(apart, LOSSES["hamming"], both, batch, precision="reproducible").gradients
     assert np.array_equal(one["conv1"], two["conv1"] + two["again"])
     assert all(np.array_equal(one[name], two[name]) for name in one if name != "conv1")
+
+
+TWO_READERS = """
+[[node]]
+name = "sums"
+weights = "3C2"
+from = "input"
+[[node]]
+name = "slow"
+neurons = "tau_m=9,threshold=0.3"
+from = "sums"
+[[node]]
+name = "fast"
+neurons = "tau_m=2,threshold=0.3"
+from = "sums"
+[[node]]
+name = "both"
+add = true
+from = ["slow", "fast"]
+[[node]]
+name = "last"
+weights = "3"
+from = "both"
+[[node]]
+name = "output"
+neurons = ""
+from = "last"
+"""
+
+
+@pytest.mark.parametrize(
+    "network", [spec(), NetworkSpec.parse(TWO_READERS, input_shape=(2, 4, 4))], ids=["shared", "two readers"]
+)
+def test_fast_gradients_of_weights_that_are_used_twice_are_within_their_bound(network: NetworkSpec) -> None:
+    weights, batch = problem(network)
+    layers = NUMPY.run(network, weights, batch.inputs, 6).layers
+    loss, wq = LOSSES["hamming"], on_grid(NUMPY, network, weights)[0]
+    error = roundoff.loss_error(loss, network.output_psp, layers[network.blocks[-1].name].spikes, batch.targets)
+    near = roundoff.gradients(network, wq, batch.inputs, layers, error)
+    gradients = NUMPY.value_and_grad(network, loss, weights, batch, precision="fast").gradients
+    assert set(near) == set(gradients)
+    for name, x in near.items():
+        assert x.value.any(), name
+        assert (np.abs(gradients[name] - x.value) <= x.bound).all(), name
+        assert (x.bound <= 1e-4 * np.abs(x.value).max()).all(), name
 
 
 def test_populations_that_read_the_same_sums_are_layers_of_their_own() -> None:

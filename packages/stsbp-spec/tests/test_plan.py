@@ -21,7 +21,7 @@ from stsbp_spec.plan import Chain, plan
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.results import Batch
 from stsbp_spec.rules import Deferred, Exchange, Fusion, Rule, Run, Step
-from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Linear
+from stsbp_spec.synapses import PSP, Add, AvgPool2d, Conv2d, Linear
 from stsbp_spec.typing import AnyArray, Float32, Memory, Precision
 
 STEPS, BATCH = 6, 3
@@ -204,6 +204,72 @@ def test_errors_of_several_readers_are_added_in_the_order_of_the_nodes() -> None
     assert list(found) == ["w2", "third", "right", "left", "w1"]
     for name, gradient in gradients.items():
         assert found[name].tobytes() == gradient.tobytes(), name
+
+
+def test_errors_of_one_reader_are_added_in_the_order_of_its_edges() -> None:
+    """A sum reads a population three times: at the same step, and with two delays."""
+    delays = (0, 2, 1)
+    network = Network(
+        (
+            Node("input", Input((9,))),
+            Node("w1", Linear(6), (Edge("input"),)),
+            Node("n1", Neurons(NEURON), (Edge("w1"),)),
+            Node("sum", Add(), tuple(Edge("n1", delay) for delay in delays)),
+            Node("w2", Linear(3), (Edge("sum"),)),
+            Node("n2", Neurons(NEURON), (Edge("w2"),)),
+        )
+    )
+    backend, wq = NumpyBackend(), _weights(network)
+    trace = forward_pass(backend, network, wq, _inputs(network), STEPS, None)
+    found = backward_pass(trace, _error(), "fast")
+
+    def back(weights: str, residuals: Any, s: AnyArray, error: AnyArray, need_input: bool) -> Any:
+        dz, _ = backend.neuron_backward(NEURON, network.values[weights].filter(training=False), residuals, error)
+        op = next(node.op for node in network.nodes if node.name == weights)
+        _, left = backend.rule(op).forward(op, s, wq[weights])
+        return backend.rule(op).backward(op, left, dz, precision="fast", need_input=need_input)
+
+    again = forward_pass(backend, network, wq, _inputs(network), STEPS, None)
+    (_, first), (_, second) = again.populations()
+    total = sum(backend.shifted(first.spikes, delay) for delay in delays)
+    error, _ = back("w2", second, total, _error(), True)
+    each = [backend.shifted(error, -delay) for delay in delays]
+    in_order, reversed_ = each[0] + each[1] + each[2], each[2] + each[1] + each[0]
+    gradients = [back("w1", first, _inputs(network), e, False)[1] for e in (in_order, reversed_)]
+    assert not np.array_equal(*gradients)
+    assert found["w1"].tobytes() == gradients[0].tobytes()
+
+
+def test_gradients_of_shared_weights_are_added_in_the_order_of_their_uses() -> None:
+    def network(*, shared: bool) -> Network:
+        owner = "b" if shared else None
+        return Network(
+            (
+                Node("input", Input((6,))),
+                Node("a", Linear(6), (Edge("input"),), owner),
+                Node("n1", Neurons(NEURON), (Edge("a"),)),
+                Node("b", Linear(6), (Edge("n1"),)),
+                Node("n2", Neurons(NEURON), (Edge("b"),)),
+                Node("c", Linear(6), (Edge("n2"),), owner),
+                Node("n3", Neurons(NEURON), (Edge("c"),)),
+                Node("w", Linear(3), (Edge("n3"),)),
+                Node("n", Neurons(NEURON), (Edge("w"),)),
+            )
+        )
+
+    backend, wq = NumpyBackend(), _weights(network(shared=False))
+    wq |= {"a": wq["b"], "c": wq["b"]}
+    found, apart = (
+        backward_pass(
+            forward_pass(backend, graph, wq, _inputs(graph), STEPS, None), _error(), "reproducible"
+        )
+        for graph in (network(shared=True), network(shared=False))
+    )  # fmt: skip
+    a, b, c = (apart[name] for name in "abc")
+    assert not np.array_equal(a + b + c, c + b + a)
+    assert not np.array_equal(a + b + c, b + a + c) or not np.array_equal(a + b + c, b + c + a)
+    assert found["b"].tobytes() == (a + b + c).tobytes()
+    assert set(found) == {"b", "w"}
 
 
 @pytest.mark.parametrize("precision", ["fast", "reproducible"])

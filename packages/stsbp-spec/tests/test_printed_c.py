@@ -30,7 +30,7 @@ _PASSES = [loss_equations(loss) for loss in LOSSES.values()]
 _A, _B, _C = map(variable, "abc")
 _MINUS = -(_A - _B)
 NEGATED = Recurrence(
-    "negated", (), ("a", "b", "c"), {}, {"sum": -(_A + _B), "product": _MINUS * _C, "twice": _C - (-_MINUS)}
+    "negated", (), ("a", "b", "c"), {}, {"total": -(_A + _B), "product": _MINUS * _C, "twice": _C - (-_MINUS)}
 )
 EQUATIONS: list[Recurrence] = [
     x

@@ -298,7 +298,15 @@ def test_a_state_that_no_update_leaves_is_refused(name: str, value: Any, error: 
         (lambda b: Batch(b.inputs.tolist(), b.targets), "inputs must be a numpy array, got list"),
         (lambda b: Batch(b.inputs, b.targets.tolist()), "targets must be a numpy array, got list"),
         (lambda b: Batch(b.inputs[:, :, :1], b.targets), r"must be \[T, B, \.\.\.\], \.\.\. = \(2, 8, 8\), got"),
-        (lambda b: Batch(b.inputs[:5], b.targets), "inputs have 5 steps, expected 10"),
+        (lambda b: Batch(b.inputs[:5], b.targets), "inputs have 5 steps, expected 10$"),
+        (
+            lambda b: Batch(b.inputs.swapaxes(0, 1), b.targets),
+            r"inputs have 4 steps, expected 10; they look like \[B, T, ...\], and time must be the first axis: swap",
+        ),
+        (
+            lambda b: Batch(b.inputs, b.targets, np.full(10, 4)),
+            "; they fit samples in the first axis, but the first axis of spikes and targets is time",
+        ),
         (lambda b: Batch(b.inputs[:, :0], b.targets[:, :0]), "the batch is empty"),
         (
             lambda b: Batch(b.inputs * np.uint8(2), b.targets),
@@ -308,7 +316,7 @@ def test_a_state_that_no_update_leaves_is_refused(name: str, value: Any, error: 
             lambda b: Batch(b.inputs, b.targets[..., :3]),
             r"targets must be \[T, B, N\] = \(10, 4, 4\), got \(10, 4, 3\)",
         ),
-        (lambda b: Batch(b.inputs, b.targets.astype(bool)), r"targets must be uint8 \[T, B, N\]"),
+        (lambda b: Batch(b.inputs, b.targets.astype(np.int8)), r"targets must be uint8 \[T, B, N\]"),
         (lambda b: Batch(b.inputs, b.targets * np.uint8(3)), "spike trains of 0 and 1"),
     ],
 )
@@ -316,6 +324,26 @@ def test_a_batch_that_does_not_fit_is_refused(change: Any, message: str) -> None
     weights = initial_weights(_NETWORK, 1)
     with pytest.raises(ShapeError, match=message):
         NUMPY.value_and_grad(_NETWORK, VanRossum(), weights, change(_batch(_NETWORK)))
+
+
+def test_spikes_may_be_bool() -> None:
+    weights, batch = initial_weights(_NETWORK, 1, 4.0), _batch(_NETWORK)
+    as_bool = Batch(batch.inputs.astype(bool), batch.targets.astype(bool))
+    expected, result = (NUMPY.value_and_grad(_NETWORK, VanRossum(), weights, b) for b in (batch, as_bool))
+    assert expected.spikes.any()
+    assert result.loss == expected.loss
+    assert all(np.array_equal(result.gradients[name], g) for name, g in expected.gradients.items())
+    trainer, steps = NUMPY.trainer(_NETWORK, VanRossum(), AdamW()), len(batch.targets)
+    _, step = trainer.step(trainer.init(weights), as_bool)
+    predicted = trainer.predict(trainer.init(weights), as_bool.inputs, steps)
+    run = NUMPY.run(_NETWORK, weights, as_bool.inputs, steps)
+    stream = NUMPY.stream(_NETWORK, weights, batch.targets.shape[1])
+    streamed = np.stack([stream.step(frame) for frame in as_bool.inputs])
+    for spikes in (step.spikes, predicted.spikes, run.layers[_NETWORK.blocks[-1].name].spikes, streamed):
+        assert np.array_equal(spikes, expected.spikes)
+    images = NetworkSpec.parse("4", input_shape=(1, 4, 4), outputs=3, coding="direct")
+    with pytest.raises(ShapeError, match="inputs must be uint8, got bool"):
+        NUMPY.run(images, initial_weights(images, 1), np.ones((2, 1, 4, 4), bool), 3)
 
 
 def test_a_batch_without_samples_is_refused() -> None:
@@ -451,6 +479,15 @@ def test_dropout_outside_32_bits_is_refused_also_where_there_is_none(notation: s
     NUMPY.value_and_grad(network, VanRossum(), weights, batch, dropout=(2**32 - 1, 2**32 - 1))
     with pytest.raises(SpecError, match="seed must be an integer from 0"):
         NUMPY.trainer(network, VanRossum(), AdamW(), seed=-1)
+
+
+@pytest.mark.parametrize("step", [-1, 2**32, 2**40, 0.5, True])
+def test_step_from_a_state_whose_step_is_outside_32_bits_is_refused(step: Any) -> None:
+    network = NetworkSpec.parse("8-D0.5-4", input_shape=(6,))
+    trainer = NUMPY.trainer(network, VanRossum(), AdamW())
+    state = trainer.init(initial_weights(network, 1))
+    with pytest.raises(SpecError, match=r"step of dropout must be an integer from 0 to 2\*\*32 - 1, got"):
+        trainer.step(replace(state, step=step), _batch(network))
 
 
 def test_reproducible_precision_refuses_an_inexact_surrogate() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 import torch
 from stsbp_spec import LIF as LIFSpec
 from stsbp_spec import PSP, Batch, Hamming, Loss, NetworkSpec, SpikeCount, VanRossum, initial_weights, open_backend
-from stsbp_spec.errors import NetworkError, NumericError, ShapeError, SpecError
+from stsbp_spec.errors import BackendError, NetworkError, NumericError, ShapeError, SpecError
 from stsbp_spec.losses.cross_entropy import CrossEntropy
 from stsbp_spec.neurons.plif import PLIF
 from stsbp_spec.typing import AnyArray, Precision
@@ -90,6 +92,70 @@ def test_direct_coding_takes_images_and_steps() -> None:
     expected = open_backend("numpy").run(spec, initial_weights(spec, 0), images, 6)
     spikes = Network(spec)(torch.from_numpy(images), steps=6)
     assert np.array_equal(spikes.detach().numpy(), expected.layers["linear3"].spikes)
+
+
+def test_images_need_a_number_of_steps() -> None:
+    net = Network(NetworkSpec.parse("6", input_shape=(1, 4, 4), outputs=3, coding="direct"))
+    images = torch.randint(0, 256, (5, 1, 4, 4), dtype=torch.uint8)
+    with pytest.raises(ShapeError, match=r"give the number of steps: net\(images, steps\)"):
+        net(images)
+    assert net(images, 1).shape == (1, 5, 3)
+    with pytest.raises(ShapeError, match=r"got bool; for black and white, give 255 \* images"):
+        net(images > 100, 3)
+
+
+def test_inputs_whose_first_axis_is_the_samples_are_refused_where_steps_tell() -> None:
+    net = Network(NetworkSpec.parse("6", input_shape=(4,), outputs=3))
+    frames, targets = torch.zeros(20, 7, 4), torch.zeros(20, 7, 3)
+    for module in (net, SpikingLinear(4, 3)):
+        with pytest.raises(ShapeError, match=r"they look like \[B, T, \.\.\.\], and time must be the first axis: swap"):
+            module(frames, 7)
+    spikes = net(frames)
+    with pytest.raises(ShapeError, match=r"one of them is \[B, T, N\]: swap its axes 0 and 1"):
+        spike_loss(VanRossum(), spikes, targets.transpose(0, 1), psp=PSP(4))
+    with pytest.raises(ShapeError, match="they fit samples in the first axis"):
+        spike_loss(VanRossum(), spikes, targets, psp=PSP(4), lengths=torch.full((20,), 7))
+
+
+def test_spikes_may_be_bool() -> None:
+    torch.manual_seed(0)
+    net = Network(NetworkSpec.parse("6", input_shape=(4,), outputs=3), gain=4.0)
+    frames, targets = torch.rand(9, 5, 4) < 0.5, torch.rand(9, 5, 3) < 0.5
+    gradients = []
+    for kind in (torch.bool, torch.uint8, torch.float32):
+        net.zero_grad()
+        loss = spike_loss(VanRossum(), net(frames.to(kind)), targets.to(kind), psp=PSP(4))
+        gradients.append(torch.autograd.grad(loss, list(net.parameters())))
+    assert any(bool(g.any()) for g in gradients[0])
+    for others in gradients[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(gradients[0], others, strict=True))
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("pooled", [True, False])
+def test_spikes_of_a_layer_are_not_left_unfiltered_by_oversight(grad: bool, pooled: bool) -> None:
+    def network(**psp: Any) -> torch.nn.Sequential:
+        between = [SpikingMaxPool2d(2)] if pooled else []
+        first = SpikingConv2d(1, 2, 3, neuron=LIFSpec(8, 3))
+        return torch.nn.Sequential(first, *between, SpikingLinear(8 if pooled else 32, 3, **psp))
+
+    frames = (torch.rand(6, 2, 1, 6, 6) < 0.5).float()
+    with torch.set_grad_enabled(grad):
+        with pytest.raises(SpecError, match=r"give psp=PSP\(tau_s=3\.0\) to SpikingLinear, or psp=None if"):
+            network()(frames)
+        for psp in (PSP(3), None):
+            assert network(psp=psp)(frames).shape == (6, 2, 3)
+        # Other tensors are inputs like any others.
+        net = network()
+        assert net[-1](net[:-1](frames).clone()).shape == (6, 2, 3)
+        # There is nothing to filter.
+        layers = SpikingLinear(36, 4, neuron=LIFSpec(8, 1)), SpikingLinear(4, 3)
+        assert torch.nn.Sequential(*layers)(frames).shape == (6, 2, 3)
+
+
+def test_real_inputs_are_sent_to_lif() -> None:
+    with pytest.raises(ShapeError, match=r"use torch\.nn\.Linear or torch\.nn\.Conv2d, and LIF\(\) behind it"):
+        SpikingLinear(4, 3)(torch.randn(5, 2, 4))
 
 
 def test_torch_optimiser_lowers_the_loss() -> None:
@@ -446,6 +512,43 @@ def test_a_sequence_checks_its_own_input(first: torch.nn.Module) -> None:
         net(frames[..., 1:])
 
 
+def test_a_sequence_drops_spikes_exactly() -> None:
+    """The factor acts after the sums, so the result is that of the masked spikes with another gain."""
+    first, last = SpikingLinear(6, 40, input_max=2), SpikingLinear(40, 5, psp=PSP(4))
+    net = Sequential(torch.nn.Identity(), first, torch.nn.Dropout(0.3), last, input_shape=(6,), input_max=2)
+    x = torch.randint(0, 3, (12, 8, 6)).float()
+    torch.manual_seed(3)
+    output = net(x, full=True)
+    torch.manual_seed(3)
+    mask = torch.empty(12, 8, 40).bernoulli_(0.7)
+    expected = last(first(x) * mask, gain=1 / 0.7, full=True)
+    assert 0 < float(mask.mean()) < 1
+    assert torch.equal(output.potentials["3.neurons"], expected.potentials["neurons"])
+    net.eval()
+    assert torch.equal(net(x), Sequential(first, last, input_shape=(6,), input_max=2)(x))
+    layers = SpikingConv2d(1, 2, 3), torch.nn.Flatten(2), SpikingLinear(8, 3, psp=PSP(4))
+    assert Sequential(*layers, input_shape=(1, 4, 4))(torch.ones(3, 2, 1, 4, 4)).shape == (3, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (
+            torch.nn.Flatten(),
+            r"layer 1, Flatten: it would mix time or samples with neurons; use torch\.nn\.Flatten\(2\)",
+        ),
+        (torch.nn.Dropout(1.0), r"layer 1, Dropout: its p must be in \[0, 1\)"),
+        (torch.nn.Linear(4, 4), "layer 1, Linear: .* use SpikingLinear here, or put this layer into a torch.nn.Seq"),
+        (torch.nn.ReLU(), "layer 1, ReLU: the range of its outputs is unknown.*; put this layer into a torch.nn.Seq"),
+    ],
+)
+def test_a_sequence_says_what_to_do_with_layers_of_torch(layer: torch.nn.Module, message: str) -> None:
+    with pytest.raises(NetworkError, match=message):
+        Sequential(SpikingLinear(4, 4), layer, SpikingLinear(4, 4, psp=PSP(4)), input_shape=(4,))
+    with pytest.raises(NetworkError, match="the weights after a dropout apply its factor, but there are none"):
+        Sequential(SpikingLinear(4, 4), torch.nn.Dropout(0.2), input_shape=(4,))
+
+
 def test_the_layers_of_a_sequence_cannot_be_changed() -> None:
     net = Sequential(SpikingLinear(5, 4), SpikingLinear(4, 3, psp=PSP(4)), input_shape=(5,))
     other = SpikingLinear(3, 2)
@@ -533,3 +636,46 @@ def test_errors_of_several_readers_are_added_in_order(notation: str, transformed
     for name, w in net.named().items():
         assert expected.gradients[name].any()
         assert np.array_equal(found[names[id(w)]].numpy(), expected.gradients[name]), name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.tolist(), r"got list; convert it with torch.as_tensor"),
+        (lambda x: x.numpy(), r"got ndarray; convert it with torch.as_tensor"),
+        (lambda x: x.to_sparse(), r"got a tensor of layout torch.sparse_coo; convert it with .to_dense"),
+        (lambda x: x.to(torch.complex64), r"got a tensor of torch.complex64; take its real part"),
+        (lambda x: torch.quantize_per_tensor(x, 1.0, 0, torch.quint8), r"got a tensor of torch.quint8; convert it"),
+        (lambda x: torch.nested.as_nested_tensor(list(x)), r"got a nested tensor; pad its samples"),
+    ],
+    ids=["list", "numpy", "sparse", "complex", "quantised", "nested"],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_inputs_that_are_no_dense_tensors_of_real_numbers_are_refused(change: Any, message: str) -> None:
+    network = Network(NetworkSpec.parse("4", input_shape=(5,), outputs=2))
+    for module, shape in ((network, (3, 2, 5)), (SpikingAvgPool2d(2), (3, 2, 1, 4, 4))):
+        with pytest.raises(ShapeError, match=rf"must be a dense tensor of real numbers, {message}"):
+            module(change(torch.zeros(shape)))
+
+
+def test_the_device_meta_is_refused_by_its_name() -> None:
+    network, x = Network(NetworkSpec.parse("4", input_shape=(5,), outputs=2)), torch.zeros(3, 2, 5)
+    with pytest.raises(BackendError, match="compute on cpu and cuda, got a tensor on the device meta"):
+        network(x.to("meta"))
+    with pytest.raises(SpecError, match="are on the device meta, which holds no values"):
+        network.to("meta")(x)
+
+
+def test_the_code_of_the_page_runs() -> None:
+    """The blocks of docs/torch.md, one after the other, but for those of several processes."""
+    page = Path(__file__).parents[3] / "docs" / "torch.md"
+    if not page.is_file():
+        pytest.skip("the documentation is not beside the packages")
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    scope: dict[str, Any] = {}
+    for block in (block for block in blocks if "DistributedDataParallel" not in block):
+        exec(compile(block, str(page), "exec", dont_inherit=True), scope)
+        if "Mixed" in block:
+            # Ordinary layers before the spikes learn, too.
+            assert scope["net"].before[0].weight.grad.any()
+    assert scope["out"].layer_spikes["linear1"].shape == (20, 8, 64)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from stsbp_spec import LIF as LIFSpec
 from stsbp_spec import Batch, VanRossum, initial_weights, open_backend
-from stsbp_spec.errors import ShapeError, SpecError
+from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.losses.cross_entropy import CrossEntropy
 from stsbp_spec.synapses import batchnorm
 from stsbp_spec.typing import Precision
@@ -329,6 +329,57 @@ def test_states_of_others_are_refused() -> None:
     assert not any(x.requires_grad for arrays in net(frames, full=True).state.values() for x in arrays)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_states_that_are_not_finite_are_refused(value: float) -> None:
+    """A potential that is NaN never reaches the threshold again."""
+    torch.manual_seed(0)
+    frames, _ = samples()
+    modules = (
+        Network(spec_of("chain")),
+        Network(spec_of("delayed")).eval(),
+        Sequential(SpikingConv2d(2, 4, 3), input_shape=(2, 6, 6)),
+        SpikingConv2d(2, 4, 3),
+        LIF(),
+    )
+    for module in modules:
+        state = module(frames, full=True).state
+        for name, arrays in state.items():
+            for place, x in enumerate(arrays):
+                if not x.is_floating_point():
+                    continue
+                wrong = x.clone()
+                wrong[(-1,) * wrong.ndim] = value
+                with pytest.raises(NumericError, match="holds a value that is not finite; give the state that"):
+                    module(frames, state={**state, name: (*arrays[:place], wrong, *arrays[place + 1 :])})
+
+
+@pytest.mark.parametrize("value", [0.5, -1.0, 256.0])
+def test_spikes_of_a_state_that_are_no_numbers_of_spikes_are_refused(value: float) -> None:
+    net, (frames, _) = Network(spec_of("chain")), samples()
+    state = net(frames, full=True).state
+    spikes, *rest = state["neurons1"]
+    with pytest.raises(ShapeError, match="spikes of neurons1 in the state must be whole numbers from 0 to 255"):
+        net(frames, state={**state, "neurons1": (torch.full_like(spikes, value), *rest)})
+
+
+@pytest.mark.parametrize("step", [-1, 2**32, 2**40, 2**64, 0.5, True, "1"])
+def test_a_step_or_seed_of_dropout_outside_32_bits_is_refused(step: Any) -> None:
+    spec, (frames, _) = spec_of("dropped before a recurrence"), samples()
+    net = Network(spec)
+    with pytest.raises(SpecError, match="step of dropout must be an integer from 0 to"):
+        net(frames, step=step)
+    weights = {key: x.detach().numpy() for key, x in net.named().items()}
+    with pytest.raises(SpecError, match="seed must be an integer from 0 to"):
+        Network(spec, weights=weights, seed=step)
+    state = net(frames, full=True).state
+    if isinstance(step, float):
+        with pytest.raises(ShapeError, match=r"step in the state must be an int64 number, got torch.float32 \[\]"):
+            net(frames, state={**state, "step": (torch.tensor(step),)})
+    elif isinstance(step, int) and step is not True and step < 2**63:
+        with pytest.raises(SpecError, match="step of dropout must be an integer from 0 to"):
+            net(frames, state={**state, "step": (torch.tensor(step),)})
+
+
 def test_states_of_neurons_of_another_shape_are_refused() -> None:
     z, neurons = torch.rand(STEPS, 2, 5), LIF()
     with pytest.raises(ShapeError, match=r"neurons in the state must be float32 \[1, 2, 5\], got .* \[1, 2, 3\]"):
@@ -341,6 +392,26 @@ def test_a_state_of_the_other_mode_is_refused_where_it_has_other_arrays() -> Non
     state = net(frames, full=True).state
     with pytest.raises(ShapeError, match=r"has 4 arrays of neurons2, not 3; it belongs to .* the other mode"):
         net.eval()(frames, state=state)
+
+
+def test_hidden_spikes_stand_beside_hidden_potentials() -> None:
+    spec = NetworkSpec.parse("[8|8{delay=1}]+-6R-5", input_shape=(4,), outputs=3)
+    net = Network(spec, gain=GAIN)
+    frames = torch.from_numpy(np.random.default_rng(0).random((9, 5, 4)) < 0.5)
+    out = net(frames, full=True)
+    layers = open_backend("torch").run(spec, initial_weights(spec, 0, GAIN), frames.numpy(), steps=9).layers
+    assert list(out.layer_spikes) == list(out.potentials) == list(layers)
+    for name, expected in layers.items():
+        assert expected.spikes.any(), name
+        assert np.array_equal(out.layer_spikes[name].detach().numpy(), expected.spikes), name
+    out.layer_spikes["linear1"].sum().backward()
+    gradient = net.named()["linear1"].grad
+    assert gradient is not None
+    assert gradient.any()
+    layered = Sequential(SpikingLinear(4, 6), SpikingLinear(6, 3, psp=PSP(4)), input_shape=(4,))
+    assert list(layered(torch.ones(3, 2, 4), full=True).layer_spikes) == ["0.neurons", "1.neurons"]
+    readout = Network(NetworkSpec.parse("6-3{neuron=readout,tau_m=5}", input_shape=(4,)))
+    assert list(readout(frames, full=True).layer_spikes) == ["linear1"]
 
 
 def test_potentials_of_a_readout_take_a_cross_entropy_of_torch() -> None:

@@ -235,7 +235,7 @@ CONV = SpikingConv2d(2, 4, 3)
         ([CONV, SpikingLinear(144, 3)], {}, r"layer 1, SpikingLinear: .* filter PSP\(tau_s=4.0\), but it has psp=None"),
         ([CONV, SpikingAvgPool2d(2), SpikingLinear(36, 3, psp=PSP(4))], {}, "layer 2, .*give input_exponent=2"),
         ([CONV, SpikingLinear(36, 3, psp=PSP(4))], {}, r"layer 1.*has weights \(3, 144\), got \(3, 36\)"),
-        ([CONV, torch.nn.Dropout()], {}, "layer 1, Dropout, is not a layer of stsbp_torch"),
+        ([CONV, torch.nn.Sigmoid()], {}, "layer 1, Sigmoid: the range of its outputs is unknown"),
         ([LIF()], {}, "layer 0, LIF: Neurons takes weighted sums"),
         ([SpikingConv2d(2, 4, 9)], {}, "layer 0, SpikingConv2d: .*kernel"),
         ([SpikingLinear(128, 3, input_exponent=20)], {"input_exponent": 20}, "layer 0.*cannot be exact in float32"),

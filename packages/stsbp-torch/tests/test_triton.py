@@ -105,6 +105,25 @@ for size in ("i32", "i64"):
     assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
 """
 
+LAUNCHES = """
+import torch
+
+class Launches:
+    def __init__(self, name):
+        self.kernel, self.arg_names = getattr(fused_cuda, name), getattr(fused_cuda, name).arg_names
+
+    def __getitem__(self, grid):
+        def launch(*arguments, **options):
+            assert options["enable_fp_fusion"] is False
+            return self.kernel[grid](*arguments, **options)
+
+        return launch
+
+fused_cuda._keep = Launches("_keep")
+mask = fused_cuda.keep_mask(1, 2, 3, (7, 11), 0.3, 0, torch.device("cpu"))
+assert 0 < mask.sum() < mask.numel()
+"""
+
 
 def run(code: str, **environment: str) -> None:
     done = subprocess.run(
@@ -123,6 +142,10 @@ def test_interpreted_kernels_have_the_bits_of_the_reference() -> None:
 
 def test_interpreted_masks_of_dropout_are_the_specs() -> None:
     run(MASKS, TRITON_INTERPRET="1")
+
+
+def test_masks_of_dropout_are_launched_without_fused_operations() -> None:
+    run(LAUNCHES, TRITON_INTERPRET="1")
 
 
 def test_compiled_kernels_round_each_operation() -> None:

@@ -330,6 +330,31 @@ def test_evaluate_best_is_the_epoch_that_best_json_names(
     assert found["step"] == best["step"]
 
 
+def test_printed_commands_are_on_the_path(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after `nox -s train`, whose environment is on nobody's PATH."""
+    (tmp_path / "bin").mkdir()
+    own = tmp_path / "bin" / "stsbp"
+    own.write_text("")
+    own.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    printed = train_tiny(tmp_path / "a", "--epochs", 1).stdout.splitlines()[-1]
+    assert printed == f"run {tmp_path / 'a'}: {own} evaluate {tmp_path / 'a'}"
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    again = train_tiny(tmp_path / "b", "--epochs", 1).stdout.splitlines()[-1]
+    assert again == f"run {tmp_path / 'b'}: stsbp evaluate {tmp_path / 'b'}"
+
+
+def test_the_learning_rate_has_two_names(train_tiny: Callable[..., Result], tmp_path: Path) -> None:
+    shown = train_tiny(tmp_path / "a", "--learning-rate", 0.5, "--show-config")
+    assert "lr = 0.5\n" in shown.stdout
+    (tmp_path / "a.toml").write_text("learning_rate = 0.5")
+    told = train_tiny(tmp_path / "a", "--config", tmp_path / "a.toml")
+    assert "unknown setting 'learning_rate' (did you mean lr?)" in told.stderr
+
+
 def test_predict_reads_arrays_and_images(
     stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path
 ) -> None:
@@ -352,6 +377,30 @@ def test_predict_reads_arrays_and_images(
     assert again["distances"] == rows[2]["distances"]
     text = stsbp("predict", run, paths[0]).stdout
     assert text.startswith(f"{paths[0]}: {rows[0]['class']} (by spike count {rows[0]['class_spike_count']})")
+
+
+def test_predict_takes_samples_of_the_data_set_and_classes_from_folders(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path, refused: Callable[..., None]
+) -> None:
+    run = tmp_path / "run"
+    train_tiny(run, "--epochs", 20)
+    data = load("digits", limit=50, holdout=30)
+    (tmp_path / "3").mkdir()
+    np.save(tmp_path / "3" / "a.npy", data.test.inputs(np.array([4]))[0])
+    asked = ("predict", run, tmp_path / "3" / "a.npy", "--sample", 4, "--sample", 0)
+    file, fourth, first = (json.loads(line) for line in stsbp(*asked, "--json").stdout.splitlines())
+    assert (fourth["split"], fourth["sample"], first["sample"]) == ("test", 4, 0)
+    assert fourth["distances"] == file["distances"]
+    assert [row["label"] for row in (file, fourth, first)] == ["3", *map(str, data.test.labels[[4, 0]])]
+    text = stsbp(*asked, "--draw", tmp_path / "x.html").stdout
+    assert f"test sample 4: {fourth['class']} (by spike count {fourth['class_spike_count']}), label" in text
+    assert "of the 3 samples whose class is known" in text
+    assert "test sample 4" in (tmp_path / "x.html").read_text()
+    one = json.loads(stsbp("predict", run, "--sample", 1, "--split", "validation", "--json").stdout)
+    assert one["split"] == "validation"
+    refused(stsbp("predict", run, "--sample", 30), "--sample 30: the test split has the samples 0 to 29")
+    refused(stsbp("predict", run, "--sample", 0, "--stream"), "--stream cannot be combined with --sample")
+    refused(stsbp("predict", run, "x.npy", "--split", "train"), "--split and --data-dir are for samples")
 
 
 def test_predict_takes_the_threads_of_the_run_unless_told(

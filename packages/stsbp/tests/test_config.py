@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from stsbp.config import FREE, RunConfig, Source, differences, named_preset, read_toml, resolve, to_toml
 from stsbp.datasets import DATASETS
 from stsbp.errors import ConfigError
-from stsbp.presets import PRESETS, preset
+from stsbp.presets import PRESETS, defaults
 from stsbp.training.initial import pinned
 from stsbp_spec import LOSSES, surrogates
 from stsbp_spec.encoders import SACCADE_US
@@ -46,7 +46,7 @@ def test_later_sources_win() -> None:
     file = Source("a.toml", {"epochs": 3, "lr": 0.5})
     flags = Source("command line", {"dataset": "digits", "lr": 0.25})
     config = resolve([file, flags])
-    assert config.net == preset("digits", "van-rossum")["net"]
+    assert config.net == defaults("digits", "van-rossum")["net"]
     assert (config.epochs, config.lr) == (3, 0.25)
     assert config.seed == RunConfig.model_fields["seed"].default
 
@@ -79,19 +79,19 @@ def test_what_was_computed_from_an_overridden_setting_is_gone(asked: dict[str, A
 
 
 def test_data_set_from_the_file_chooses_the_preset() -> None:
-    assert resolve([Source("a.toml", {"dataset": "nmnist"})]).steps == preset("nmnist", "van-rossum")["steps"]
+    assert resolve([Source("a.toml", {"dataset": "nmnist"})]).steps == defaults("nmnist", "van-rossum")["steps"]
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_every_preset_is_valid(dataset: str) -> None:
     config = resolve([Source("command line", {"dataset": dataset})])
-    assert config.model_dump().items() >= preset(dataset, "van-rossum").items()
+    assert config.model_dump().items() >= defaults(dataset, "van-rossum").items()
 
 
 def test_presets_and_data_sets_have_the_same_names() -> None:
-    assert all(preset(name, "van-rossum") for name in DATASETS)
-    assert preset("unheard-of", "hamming") == {}
-    assert preset("folder:/some/where", "hamming") == preset("images", "hamming")
+    assert all(defaults(name, "van-rossum") for name in DATASETS)
+    assert defaults("unheard-of", "hamming") == {}
+    assert defaults("folder:/some/where", "hamming") == defaults("images", "hamming")
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_every_named_preset_is_valid_and_lies_over_that_of_its_data_set(name: st
     found = PRESETS[name]
     config = resolve([named_preset(name, None)]).model_dump()
     assert config.items() >= found.settings.items()
-    below = preset(found.dataset, str(config["loss"]))
+    below = defaults(found.dataset, str(config["loss"]))
     assert config.items() >= {key: value for key, value in below.items() if key not in found.settings}.items()
     assert config["dataset"] == found.dataset
     assert found.published is None or 50 < found.published.accuracy < 100

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 import pytest
-from stsbp.datasets.base import Skipped
+from stsbp.datasets.base import Skipped, Subset
 from stsbp.datasets.cache import Cached, CacheWriter, cached, default_cache_dir, digest_files
 from stsbp.errors import DataError, FileError
 from stsbp.files import atomic_writer, open_regular, write_atomically
@@ -83,6 +83,25 @@ def test_truncated_cache_is_rebuilt(tmp_path: Path) -> None:
         _check(cached("test", {"a": (1, 2)}, cache_dir=tmp_path, build=builder))
         assert builder.calls == number + 2
         assert path.read_bytes() == content
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not cut a file that is mapped")
+def test_a_cache_that_is_cut_while_it_is_used_is_an_error(tmp_path: Path) -> None:
+    """Reading behind the end of a mapped file would end the process."""
+
+    def build(writer: CacheWriter) -> None:
+        writer.add(np.ones((40, 8, 1000), np.uint8), np.zeros(40, np.int64))
+
+    split = cached("test", {}, cache_dir=tmp_path, build=build).frames(64)
+    assert split.inputs(np.array([39])).shape == (64, 1, 1000)
+    (path,) = tmp_path.iterdir()
+    os.truncate(path, 5000)
+    with pytest.raises(DataError, match=rf"{path}, the cache of decoded samples, was cut while it was in use"):
+        split.inputs(np.array([39]))
+    with pytest.raises(DataError, match="was cut"):
+        Subset(split, np.arange(30, 40)).stored(np.array([3, 4]))
+    again = cached("test", {}, cache_dir=tmp_path, build=build).frames(64)
+    assert again.inputs(np.array([39]))[0].all()
 
 
 def test_any_flipped_bit_is_noticed(tmp_path: Path) -> None:

@@ -143,3 +143,30 @@ def test_recordings_of_their_own_lengths(own: Callable[..., Path]) -> None:
     assert len(set(lengths.tolist())) > 3
     everything = np.arange(SAMPLES)
     assert np.array_equal(whole.train.inputs(everything), ended.train.inputs(everything))
+
+
+def test_training_and_evaluating_say_that_there_is_one_class(
+    own: Callable[..., Path], stsbp: Callable[..., Result], tiny: tuple[str, ...]
+) -> None:
+    name, small = f"events:{own(labels=np.zeros(SAMPLES, np.int64))}", ("--limit", 6, "--holdout", 2, "--validation", 0)
+    said = "has only the class '0', so every accuracy is 100 % and says nothing"
+    for command in (("train", name, *tiny, *small, "--out", "run"), ("evaluate", "run")):
+        result = stsbp(*command)
+        assert result.exit_code == 0, result.output
+        assert result.stderr.count(said) == 1, result.stderr
+
+
+def test_training_and_evaluating_say_that_classes_of_the_test_are_untrained(
+    own: Callable[..., Path], stsbp: Callable[..., Result], tiny: tuple[str, ...]
+) -> None:
+    split = (np.arange(SAMPLES) >= 7).astype(np.uint8)
+    labels = np.where(split, np.arange(SAMPLES) % 2 + 1, 0)
+    name, small = f"events:{own(labels=labels, split=split)}", ("--limit", 0, "--holdout", 0, "--validation", 0)
+    said = "3 of the 3 test samples are of classes without training samples, which the network cannot know: '1', '2'"
+    for command in (("train", name, *tiny, *small, "--out", "run"), ("evaluate", "run")):
+        result = stsbp(*command)
+        assert result.exit_code == 0, result.output
+        assert result.stderr.count(said) == 1, result.stderr
+    some = own(labels=np.where(split, np.arange(SAMPLES) % 2, 0), split=split)
+    result = stsbp("train", f"events:{some}", *tiny, *small, "--out", "other")
+    assert "2 of the 3 test samples are of classes without training samples" in result.stderr, result.stderr

@@ -204,6 +204,8 @@ def test_spikes_come_from_the_cache_and_change_with_what_they_are_made_of(tmp_pa
         ("rate", r"0_ada_5\.wav: expected 1 channel of 16 bits at 8000 Hz, got 1 of 16 bits at 16000 Hz"),
         ("stereo", r"got 2 of 16 bits"),
         ("width", r"got 1 of 32 bits"),
+        ("9 bits", r"0_ada_5\.wav: expected .* got 1 of 9 bits"),
+        ("12 bits", r"0_ada_5\.wav: expected .* got 1 of 12 bits"),
         ("cut", r"0_ada_5\.wav: its header says 850 samples, and 100 follow"),
         ("text", r"0_ada_5\.wav is not a readable WAV file"),
         ("chunk", r"0_ada_5\.wav is not a readable WAV file: it is cut off"),
@@ -222,8 +224,9 @@ def test_malformed_recordings_are_named_or_left_out(fault: str, complaint: str, 
     else:
         whole = path.read_bytes()
         chunk = whole[:36] + b"LIST" + (5000).to_bytes(4, "little") + whole[36:]
-        path.write_bytes({"cut": whole[: 44 + 200], "text": b"hello", "empty": b"", "chunk": chunk}[fault])
-    with pytest.raises(DataError, match=complaint):
+        bits = {f"{n} bits": whole[:34] + n.to_bytes(2, "little") + whole[36:] for n in (9, 12)}
+        path.write_bytes({"cut": whole[: 44 + 200], "text": b"hello", "empty": b"", "chunk": chunk, **bits}[fault])
+    with pytest.raises(DataError, match=f"{tmp_path}.*{complaint}"):
         _load(tmp_path)
     dataset = _load(tmp_path, skip_malformed=True)
     assert (len(dataset.train), len(dataset.test)) == (11, 12)
@@ -292,6 +295,61 @@ def test_spoken_digits_are_trained_and_evaluated(stsbp: Callable[..., Result], t
     refused = stsbp("train", "fsdd", "--data-dir", tmp_path, "--stabilise")
     assert refused.exit_code == 1
     assert "stabilise apply only to recordings of saccades (digits-events" in refused.output
+
+
+def test_datasets_says_which_recordings_are_tested_on(stsbp: Callable[..., Result]) -> None:
+    (line,) = (line for line in stsbp("datasets", "fsdd").stdout.splitlines() if "test set" in line)
+    assert "recordings 0 to 4 of each speaker and digit; with without=SPEAKER, all recordings of that speaker" in line
+
+
+def test_evaluate_names_on_for_recordings_that_the_run_never_saw(stsbp: Callable[..., Result], tmp_path: Path) -> None:
+    _write(tmp_path / "fsdd")
+    _write(tmp_path / "new" / "fsdd", first=0, count=2)
+    run = tmp_path / "run"
+    options = ("--data-dir", tmp_path, "--net", "8", "--epochs", "1", "--steps", "12", "--out", run)
+    assert stsbp("train", "fsdd:channels=20", *options).exit_code == 0
+    for command in ("evaluate", "curves"):
+        told = stsbp(command, run, "--data-dir", tmp_path / "new")
+        assert told.exit_code == 1
+        assert "nothing is left to train on" in told.stderr
+        assert f"give --on fsdd:channels=20 --data-dir {tmp_path / 'new'}" in told.stderr
+    for path in sorted((tmp_path / "new" / "fsdd").iterdir()):
+        path.rename(path.with_stem(path.stem + "7"))
+    other = stsbp("evaluate", run, "--data-dir", tmp_path / "new")
+    assert "not those that the run was trained on" in other.stderr
+    assert f"give --on fsdd:channels=20 --data-dir {tmp_path / 'new'}" in other.stderr
+    assert "--on" not in stsbp("evaluate", run, "--split", "validation").stderr
+    assert stsbp("evaluate", run, "--on", "fsdd:channels=20", "--data-dir", tmp_path / "new").exit_code == 0
+
+
+def test_predict_hears_many_sounds_together_and_counts_the_right_ones(
+    stsbp: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(tmp_path / "fsdd")
+    run = tmp_path / "run"
+    options = ("--data-dir", tmp_path, "--net", "8", "--epochs", "2", "--steps", "12", "--out", run)
+    assert stsbp("train", "fsdd:channels=20", *options).exit_code == 0
+    files = [*sorted((tmp_path / "fsdd").glob("*_5.wav")), tmp_path / "plain.wav"]
+    _save(files[-1], _tone(300, 700))
+    one_by_one = [json.loads(stsbp("predict", run, file, "--json").stdout) for file in files]
+    heard: list[int] = []
+    spikes = Cochlea.spikes
+
+    def counted(ear: Cochlea, sounds: Any, *args: Any) -> Any:
+        heard.append(len(sounds))
+        return spikes(ear, sounds, *args)
+
+    monkeypatch.setattr(Cochlea, "spikes", counted)
+    rows = [json.loads(line) for line in stsbp("predict", run, *files, "--json").stdout.splitlines()]
+    assert heard == [7]
+    assert rows == one_by_one
+    assert [row.get("label") for row in rows] == ["0", "0", "0", "1", "1", "1", None]
+    right = [sum(row["label"] == row[kind] for row in rows[:6]) / 6 for kind in ("class", "class_spike_count")]
+    text = stsbp("predict", run, *files).stdout.splitlines()
+    assert text[-1].startswith(
+        f"accuracy {right[0]:.2%} (nearest label sequence), {right[1]:.2%} (spike count) of the 6"
+    )
+    assert text[0].endswith(", label 0")
 
 
 def test_recordings_of_their_own_lengths(tmp_path: Path) -> None:

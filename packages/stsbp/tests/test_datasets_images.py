@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import struct
 import tarfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from stsbp.datasets import Dataset, cifar10, load
 from stsbp.datasets.archives import extract_files
+from stsbp.datasets.image_folder import read_image
 from stsbp.errors import DataError
 from stsbp_spec.typing import UInt8
 
@@ -124,6 +127,40 @@ class TestImageFolder:
         _save(tmp_path / "data" / "cat" / "16.png", np.zeros((6, 8), np.uint16))
         with pytest.raises(DataError, match=r"16.png: expected an image with 8 bits a channel"):
             _load(tmp_path / "data", tmp_path)
+
+    @pytest.mark.parametrize("depth", [8, 16])
+    @pytest.mark.parametrize("interlaced", [False, True])
+    def test_a_png_has_all_its_rows_and_8_bits(self, depth: int, interlaced: bool, tmp_path: Path) -> None:
+        """Pillow fills missing rows with black, and drops the lower bits of 16."""
+        header = struct.pack(">IIBBBBB", 8, 6, depth, 2, 0, 0, interlaced)
+        sizes = [(1, 1), (1, 1), (1, 2), (2, 2), (1, 4), (3, 4), (3, 8)] if interlaced else [(6, 8)]
+        whole = b"".join(bytes(1 + 3 * columns * depth // 8) * rows for rows, columns in sizes)
+        for rows in (whole, whole[: 1 + 3 * 8]):
+            chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+            png = b"\x89PNG\r\n\x1a\n" + b"".join(
+                struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+                for name, data in chunks
+            )
+            path = tmp_path / "own.png"
+            if depth == 8 and rows is whole:
+                assert read_image(png, path, channels=None, size=None).shape == (3, 6, 8)
+            else:
+                said = "got 16" if depth == 16 else f"pixels end after {len(rows)} of {len(whole)} bytes"
+                with pytest.raises(DataError, match=rf"own\.png.*{said}"):
+                    read_image(png, path, channels=None, size=None)
+
+    @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp"])
+    def test_an_image_that_is_cut_is_refused_whatever_pillow_is_set_to(
+        self, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)
+        path = tmp_path / f"own.{suffix}"
+        _save(path, _pixels(0, 60, 80, 3))
+        content = path.read_bytes()
+        for end in range(len(content) // 8, len(content) - 40, len(content) // 8):
+            with pytest.raises(DataError, match="cannot be read as an image"):
+                read_image(content[:end], path, channels=None, size=None)
+        assert read_image(content, path, channels=None, size=None).shape == (3, 60, 80)
 
     def test_what_is_missing_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="is not a folder"):

@@ -483,8 +483,125 @@ def test_malformed_recordings_are_named_or_left_out(fault: str, tmp_path: Path) 
 def test_a_file_that_is_no_hdf5(content: bytes, tmp_path: Path) -> None:
     KINDS["shd"].write(tmp_path)
     (tmp_path / "SHD" / "shd_train.h5").write_bytes(content)
-    with pytest.raises(DataError, match="SHD cannot be read as SHD"):
+    with pytest.raises(DataError, match=r"shd_train\.h5 is not a readable HDF5 file"):
         _load("shd", tmp_path)
+
+
+def _changed(path: Path, name: str, data: Any, **how: Any) -> None:
+    """Replace a dataset of a file."""
+    with h5py.File(path, "a") as file:
+        del file[name]
+        file.create_dataset(name, data=data, **how)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -0.5, 1e13, 1e308])
+def test_spikes_at_impossible_times_are_named(value: float, tmp_path: Path) -> None:
+    KINDS["shd"].write(tmp_path)
+    path = tmp_path / "SHD" / "shd_train.h5"
+    with h5py.File(path, "a") as file:
+        file["spikes/times"][1] = np.append(file["spikes/times"][1][:-1], value)
+        last = len(file["spikes/times"][1]) - 1
+    with pytest.raises(DataError, match=rf"shd_train\.h5: .*spikes/times, recording 1, spike {last}: .* is no time"):
+        _load("shd", tmp_path)
+    assert len(_load("shd", tmp_path, skip_malformed=True).train) == len(KINDS["shd"].train) - 1
+
+
+def test_a_time_that_no_integer_holds_is_an_error_without_a_warning(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    kind = KINDS["dvs-gesture"]
+    kind.write(tmp_path)
+    path = tmp_path / "DVSGesture/ibmGestureTrain/user01_fluorescent/10.npy"
+    events = np.load(path)
+    events[3, 3] = np.nan
+    np.save(path, events)
+    with pytest.raises(DataError, match=r"user01_fluorescent/10\.npy: .*invalid value"):
+        _load("dvs-gesture", tmp_path)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan, -1, 700])
+def test_spikes_of_impossible_units_are_named(value: float, tmp_path: Path) -> None:
+    KINDS["shd"].write(tmp_path)
+    path = tmp_path / "SHD" / "shd_train.h5"
+    with h5py.File(path, "a") as file:
+        lists = [file["spikes/units"][k].astype(np.float64) for k in range(len(file["labels"]))]
+        del file["spikes/units"]
+        units = file.create_dataset("spikes/units", (len(lists),), h5py.vlen_dtype(np.float64))
+        for k, own in enumerate(lists):
+            units[k] = np.append(own[:-1], value) if k == 1 else own
+    with pytest.raises(DataError, match=r"spikes/units, recording 1, spike \d+: .* is no whole number from 0 to 699"):
+        _load("shd", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("labels", [0.0, 0.5, 0.0], r"labels, recording 1: 0\.5 is no whole number"),
+        ("labels", [0, 0, -1], "labels, recording 2: -1 is no whole number"),
+        ("labels", [0, 60000, 0], "labels, recording 1: 60000 is none of the"),
+        ("labels", [0, 0], "spikes/times 3, spikes/units 3, labels 2"),
+        ("labels", 0, r"labels must be a list, .* of shape \[\]"),
+        ("labels", [b"a", b"b", b"c"], "labels must be integers"),
+        ("extra/keys", b"word", r"extra/keys must be a list, .* of shape \[\]"),
+        ("extra/speaker", 0, "extra/speaker must be a list"),
+        ("spikes/times", [[0.5], [0.5], [0.5]], r"spikes/times must be a list, .* of shape \[3, 1\]"),
+        ("spikes/times", [0.5, 0.5, 0.5], "spikes/times must be lists of numbers"),
+    ],
+)
+def test_datasets_that_are_not_those_of_recordings_are_named(name: str, data: Any, said: str, tmp_path: Path) -> None:
+    KINDS["shd"].write(tmp_path)
+    _changed(tmp_path / "SHD" / "shd_train.h5", name, data)
+    with pytest.raises(DataError, match=rf"shd_train\.h5: .*{said}"):
+        _load("shd", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["labels", "extra/keys", "extra/speaker", "spikes/times"])
+def test_datasets_that_are_only_declared_stay_within_the_budget(name: str, tmp_path: Path) -> None:
+    KINDS["shd"].write(tmp_path)
+    path = tmp_path / "SHD" / "shd_train.h5"
+    with h5py.File(path, "a") as file:
+        dtype = file[name].dtype
+        del file[name]
+        file.create_dataset(name, (500_000_000,), dtype, chunks=(1_000_000,), compression="gzip")
+    assert path.stat().st_size < 40_000
+    with pytest.raises(DataError, match=rf"{name} of 500,000,000 entries: reading it takes .* of memory, more than"):
+        _load("shd", tmp_path)
+
+
+@pytest.mark.parametrize("how", ["external", "virtual", "soft link", "loop", "external link", "missing"])
+def test_data_of_other_files_are_refused(how: str, tmp_path: Path) -> None:
+    """Their changes would not be noticed, and they could be anything."""
+    KINDS["shd"].write(tmp_path)
+    path, other = tmp_path / "SHD" / "shd_train.h5", tmp_path / "other.h5"
+    with h5py.File(other, "w") as file:
+        file["labels"] = np.zeros(3, np.int64)
+    with h5py.File(path, "a") as file:
+        del file["labels"]
+        if how == "external":
+            file.create_dataset("labels", (3,), np.int64, external=[(str(tmp_path / "raw"), 0, 24)])
+        elif how == "virtual":
+            layout = h5py.VirtualLayout((3,), np.int64)
+            layout[:] = h5py.VirtualSource(str(other), "labels", (3,))
+            file.create_virtual_dataset("labels", layout)
+        elif how != "missing":
+            links = {"soft link": h5py.SoftLink("/extra/speaker"), "loop": h5py.SoftLink("/labels")}
+            file["labels"] = links.get(how, h5py.ExternalLink(str(other), "labels"))
+    said = {"external": "lies in another file", "virtual": "lies in another file", "missing": "no dataset labels"}
+    with pytest.raises(DataError, match=rf"shd_train\.h5: .*{said.get(how, 'labels is a link')}"):
+        _load("shd", tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes")
+@pytest.mark.parametrize("name", ["shd", "dvs-gesture"])
+def test_a_pipe_among_the_files_is_refused(name: str, tmp_path: Path) -> None:
+    kind = KINDS[name]
+    kind.write(tmp_path)
+    path = next(path for path in sorted((tmp_path / kind.cls).rglob("*")) if path.suffix in (".h5", ".npy"))
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match=rf"cannot read .*{path.name}: it is a pipe, not a regular file"):
+        _load(name, tmp_path)
 
 
 def test_frames_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

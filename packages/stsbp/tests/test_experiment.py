@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -19,6 +22,7 @@ from stsbp import load_run
 from stsbp.config import Source, resolve
 from stsbp.datasets import load
 from stsbp.datasets.digits import read_digits
+from stsbp.experiment import jobs
 from stsbp.experiment import run as experiment_run
 from stsbp.experiment.run import with_validation
 from stsbp.experiment.table import markdown
@@ -284,6 +288,37 @@ def test_jobs_that_end_early_tell_how_to_continue(
         failed = experiment("--jobs", 2)
     assert failed.exit_code == 1
     assert "To continue, run the same command without --overwrite again" in failed.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "waitid"), reason="this system does not tell of stopped processes")
+def test_jobs_whose_process_is_stopped_say_so_and_end(
+    experiment: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, processes = jobs._Job.__init__, list[int]()
+
+    def stopped(self: Any, *arguments: Any) -> None:
+        begin(self, *arguments)
+        processes.append(self.process.pid)
+        os.kill(self.process.pid, signal.SIGSTOP)
+        if len(processes) == 2:
+            end.start()
+            late.start()
+
+    end = threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM))
+
+    # Otherwise this test would wait for them for ever, as the experiment would.
+    def kill() -> None:
+        for process in processes:
+            os.kill(process, signal.SIGKILL)
+
+    late = threading.Timer(60, kill)
+    monkeypatch.setattr(jobs._Job, "__init__", stopped)
+    result = experiment("--jobs", 2)
+    assert late.is_alive()
+    late.cancel()
+    assert result.exit_code == 128 + signal.SIGTERM, result.output
+    said = r"seed (\d): its process (\d+) was stopped by a signal, .* to continue it, run: kill -CONT \2\n"
+    assert sorted(seed for seed, _ in re.findall(said, result.stderr)) == ["0", "1"], result.stderr
 
 
 def test_changed_settings_and_foreign_folders_are_refused(experiment: Callable[..., Result], tmp_path: Path) -> None:

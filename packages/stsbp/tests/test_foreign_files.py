@@ -6,7 +6,9 @@ import contextlib
 import gzip
 import json
 import os
+import re
 import signal
+import sys
 import warnings
 import zipfile
 import zlib
@@ -19,7 +21,8 @@ import numpy as np
 import pytest
 from click.testing import Result
 from stsbp import records
-from stsbp.cli.predict import read_input
+from stsbp.cli.predict import read_inputs
+from stsbp.config import to_toml_value
 from stsbp.datasets import load, mnist
 from stsbp.datasets.archives import extract_files
 from stsbp.datasets.image_folder import read_image
@@ -30,6 +33,8 @@ from stsbp.training.build import Inputs
 from stsbp.training.metrics import read_records
 from stsbp.training.run_folder import RunFolder
 from stsbp_spec.encoders import EventBinning
+from stsbp_spec.neurons import LIF
+from stsbp_spec.neurons import stored as neurons
 
 Stsbp = Callable[..., Result]
 
@@ -80,6 +85,83 @@ def test_a_run_cannot_name_a_module_to_import(
         assert result.exit_code == 1
         assert f"{setting} names the class {value}, but {setting}_model does not store it" in result.output
     assert not touched.exists()
+
+
+@pytest.fixture
+def lurking(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The file that the module `lurking` of the working folder writes when it is imported."""
+    touched = tmp_path / "touched"
+    (tmp_path / "lurking.py").write_text(f"open({str(touched)!r}, 'w').close()")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "lurking", raising=False)
+    return touched
+
+
+SETTINGS_OF_A_CLASS = [("loss", "lurking:Thing"), ("neuron", " lurking:Thing"), ("surrogate", "lurking:Thing:beta=2")]
+
+
+@pytest.mark.parametrize(("setting", "value"), SETTINGS_OF_A_CLASS)
+@pytest.mark.parametrize("more", [(), ("--show-config",)])
+def test_train_imports_no_module_that_only_a_file_names(
+    stsbp: Stsbp, lurking: Path, tmp_path: Path, setting: str, value: str, more: tuple[str, ...]
+) -> None:
+    (tmp_path / "own.toml").write_text(f'dataset = "digits"\n{setting} = "{value}"\n')
+    result = stsbp("train", "--config", "own.toml", *more)
+    assert result.exit_code == 1
+    assert f"own.toml: {setting} = \"{value}\" names a class of the module 'lurking'" in result.output
+    assert f"name the class in the option --{setting}, or add --allow-imports" in result.output
+    assert not lurking.exists()
+    # Allowed, it is imported, and has no such class.
+    for allowed in ((f"--{setting}", value), ("--allow-imports",)):
+        assert "the module has no 'Thing'" in stsbp("train", "--config", "own.toml", *more, *allowed).output
+    assert lurking.exists()
+
+
+@pytest.mark.parametrize(("setting", "value"), [each for each in SETTINGS_OF_A_CLASS if each[0] != "neuron"])
+def test_import_imports_no_module_that_only_a_file_names(
+    stsbp: Stsbp, lurking: Path, tmp_path: Path, run: Path, setting: str, value: str
+) -> None:
+    pytest.importorskip("h5py")
+    assert stsbp("export", run, "--to", "nir", "--out", "run.nir", "--dt", "1e-3").exit_code == 0
+    (tmp_path / "own.toml").write_text(f'dataset = "digits"\n{setting} = "{value}"\n')
+    given = ("import", "run.nir", "--out", "theirs", "--config", "own.toml", "--dt", "1e-3")
+    result = stsbp(*given)
+    assert result.exit_code == 1
+    assert f"own.toml: {setting} = \"{value}\" names a class of the module 'lurking'" in result.output
+    assert not lurking.exists()
+    assert "the module has no 'Thing'" in stsbp(*given, "--allow-imports").output
+
+
+def test_train_takes_the_class_that_a_file_stores_without_an_import(
+    stsbp: Stsbp, lurking: Path, tmp_path: Path
+) -> None:
+    model = to_toml_value(neurons.as_text(LIF()))
+    (tmp_path / "own.toml").write_text(f'dataset = "digits"\nneuron = "lurking:Thing"\nneuron_model = {model}\n')
+    assert stsbp("train", "--config", "own.toml", "--show-config").exit_code == 0
+    # Another time constant of the neurons removes the stored class, which would then be imported again.
+    result = stsbp("train", "--config", "own.toml", "--tau-m", 5, "--show-config")
+    assert result.exit_code == 1
+    assert 'own.toml: neuron = "lurking:Thing" names a class' in result.output
+    assert not lurking.exists()
+
+
+def test_train_refuses_a_model_that_takes_long_to_compile(stsbp: Stsbp, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = json.loads(neurons.as_text(LIF()))
+    # The way back of the state is derived, and has about five operations for each of the step.
+    data |= {"carried": [], "roots": {name: at for name, at in data["roots"].items() if name[0] != "d"}}
+    data["roots"].pop("current")
+    (u, state) = (data["roots"][name] for name in ("u", "s.m"))
+    data["nodes"].append(["mul", None, data["nodes"][state][2], u])
+    for _ in range(300):
+        data["nodes"].append(["mul", None, len(data["nodes"]) - 1, u])
+    data["roots"]["s.m"] = len(data["nodes"]) - 1
+    model = to_toml_value(json.dumps(data))
+    (tmp_path / "own.toml").write_text(f'dataset = "digits"\nneuron = "mine:Own"\nneuron_model = {model}\n')
+    result = stsbp("train", "--config", "own.toml", "--out", "run", "--stop-after", "0.001")
+    assert result.exit_code == 1
+    assert re.search(r"lif_backward has \d,\d{3} operations in one step, more than the 1,000", result.output)
+    assert not (tmp_path / "run").exists()
 
 
 @needs_pipes
@@ -239,7 +321,7 @@ class TestData:
         inputs = Inputs((2, 34, 34), "events", ("a", "b"))
         for path, kind in ((tmp_path / name, "pipe"), (tmp_path / f"link{name}", "device")):
             with pytest.raises(DataError, match=f"it is a {kind}, not a regular file"):
-                read_input(path, inputs, EventBinning())
+                read_inputs([path], inputs, EventBinning())
 
     @pytest.mark.parametrize("name", ["config.toml", "last.json", "metrics.jsonl", "environment.json"])
     def test_files_of_a_run(self, run: Path, stsbp: Stsbp, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from stsbp.training import checkpoint
 from stsbp.training.progress import TerminalReporter, reporter
 from stsbp.training.run_folder import RunFolder
 from stsbp_spec.reference.backend import NumpyBackend
+from stsbp_spec.trainer import Trainer
 
 
 def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -145,6 +147,7 @@ def test_description_that_lacks_a_part(
         ("step", np.float32(6)),
         ("adamw.v/linear1", np.full((12, 64), -1, np.float32)),
         ("adamw.v/linear1", np.full((12, 64), np.nan, np.float32)),
+        ("adamw.v/linear1", np.full((12, 64), np.inf, np.float32)),
         ("weight/linear1", np.full((12, 64), np.inf, np.float32)),
         ("adamw.m/linear1", np.full((12, 64), np.nan, np.float32)),
     ],
@@ -155,15 +158,45 @@ def test_forged_tensors(
     assert name in checkpoint.load(run, "last").tensors
     forge_tensor(run, name, x, forge)
     prefix, _, layer = name.partition("/")
-    words = (f"{prefix} of {layer}",) if prefix == "adamw.v" else (f"its tensor {name}",)
+    negative = prefix == "adamw.v" and np.isfinite(x).all()
+    words = (f"{prefix} of {layer}",) if negative else (f"its tensor {name}",)
     refused(stsbp("train", "--resume", run), "the checkpoint in", *words)
     refused(stsbp("evaluate", run), "the checkpoint in", *words)
 
 
-def test_second_moments_that_overflowed_are_read(run: Path, stsbp: Stsbp, forge: Callable[..., None]) -> None:
-    forge_tensor(run, "adamw.v/linear1", np.full((12, 64), np.inf, np.float32), forge)
-    assert stsbp("evaluate", run).exit_code == 0
-    assert stsbp("train", "--resume", run, "--epochs", 4).exit_code == 0
+def test_a_refused_extension_changes_no_settings(
+    run: Path, stsbp: Stsbp, refused: Callable[..., None], forge: Callable[..., None]
+) -> None:
+    forge_tensor(run, "weight/linear1", np.full((12, 64), 1e38, np.float32), forge)
+    before = (run / "config.toml").read_bytes()
+    refused(stsbp("train", "--resume", run, "--epochs", 4), "linear1: a weight of magnitude 1e+38 is too large")
+    assert (run / "config.toml").read_bytes() == before
+
+
+@pytest.mark.parametrize("value", [np.nan, 1e38])
+def test_an_unusable_start_leaves_the_run_that_it_would_replace(
+    run: Path, stsbp: Stsbp, train_tiny: Stsbp, value: float, refused: Callable[..., None], forge: Callable[..., None]
+) -> None:
+    assert train_tiny(run.parent / "good").exit_code == 0
+    good = {path.name: path.read_bytes() for path in (run.parent / "good").iterdir()}
+    forge_tensor(run, "weight/linear1", np.full((12, 64), value, np.float32), forge)
+    refused(train_tiny(run.parent / "good", "--overwrite", "--init-from", run), "cannot start with the weights of")
+    assert {path.name: path.read_bytes() for path in (run.parent / "good").iterdir()} == good
+
+
+def test_a_state_that_cannot_be_read_back_is_not_saved(
+    run: Path, stsbp: Stsbp, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., None]
+) -> None:
+    export, before = Trainer.export_state, (run / "last.json").read_bytes()
+
+    def overflowed(trainer: Any, state: Any) -> dict[str, Any]:
+        tensors = export(trainer, state)
+        return {**tensors, "adamw.v/linear1": np.full_like(tensors["adamw.v/linear1"], np.inf)}
+
+    monkeypatch.setattr(Trainer, "export_state", overflowed)
+    refused(stsbp("train", "--resume", run, "--epochs", 4), "is not saved, because its tensor adamw.v/linear1")
+    after = json.loads((run / "last.json").read_text())
+    assert after["file"] == json.loads(before)["file"]
 
 
 def test_deeply_nested_files_of_a_run(run: Path, stsbp: Stsbp, refused: Callable[..., None]) -> None:

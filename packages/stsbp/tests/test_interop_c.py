@@ -47,7 +47,7 @@ class Odd(NeuronModel):
     """Names that are words of C or of the frame, a state that nothing reads, a potential that is not the spike's."""
 
     name: ClassVar[str] = "odd"
-    states: ClassVar[tuple[str, ...]] = ("spikes", "int", "unread")
+    states: ClassVar[tuple[str, ...]] = ("spikes", "long", "unread")
 
     threshold: float = 0.4
 
@@ -57,8 +57,8 @@ class Odd(NeuronModel):
     def step(self, p: Names, s: Names, i: Expr) -> Step:
         u = named("u", snap(p.double * s.spikes + i))
         o = spike(sqrt(abs(u)), p.n)
-        drawn = where(u < -abs(p.state), u, -u / (abs(s.int) + 3))
-        return Step(named("free", u - drawn), o, {"spikes": where(o, 0, u), "int": drawn, "unread": u * u})
+        drawn = where(u < -abs(p.state), u, -u / (abs(s.long) + 3))
+        return Step(named("free", u - drawn), o, {"spikes": where(o, 0, u), "long": drawn, "unread": u * u})
 
 
 @dataclass(frozen=True)
@@ -366,6 +366,10 @@ def exported_as(network_name: str, name: str, **more: Any) -> Source:
         ("string", "net_string"),
         ("math", "net_math"),
         ("Float", "net_float"),
+        ("features", "net_features"),
+        ("endian", "net_endian"),
+        ("avx2intrin", "net_avx2intrin"),
+        ("aux", "net_aux"),
         ("e1", "e1"),
         ("__x__", "x"),
         ("int", "int"),
@@ -376,6 +380,20 @@ def test_names_of_runs_become_names_in_c(name: str, stem: str) -> None:
     assert found.stem == identifier(name) == stem
     assert f"void {stem}_step(" in found.header
     assert len(f"{stem}_layer_sizes") <= 32
+
+
+def test_no_header_that_the_library_includes_has_the_name_of_an_export() -> None:
+    """With `-I.`, an exported `features.h` would be read in place of the library's."""
+    standard = ("assert", "ctype", "errno", "float", "inttypes", "limits", "locale", "math", "signal", "stdarg", "time")
+    headers = (*standard, "stdbool", "stddef", "stdint", "stdio", "stdlib", "string", "pthread", "unistd")
+    text = "".join(f"#include <{name}.h>\n" for name in headers)
+    command = [GCC, "-M", "-x", "c", "-"]
+    printed = subprocess.run(command, input=text, text=True, check=True, capture_output=True).stdout
+    paths = [Path(name) for name in printed.split() if name.endswith(".h")]
+    # Others are included by their folder, as in <bits/types.h>.
+    included = {path.stem for path in paths if path.parent.name == "include"}
+    assert {"features", "stdio"} <= included
+    assert [name for name in included if identifier(name) == name] == []
 
 
 def test_text_of_others_cannot_leave_its_place(tmp_path: Path) -> None:

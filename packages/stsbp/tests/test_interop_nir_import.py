@@ -461,7 +461,19 @@ def test_shapes_that_take_no_room_in_a_file_take_none_here() -> None:
     made = graph(nodes, chain("input", "scale", "flat", "b", "last", "output"))
     with pytest.raises(DataError, match="it flattens 134,217,728 numbers, which are scaled by different factors"):
         import_graph(made, (2, 8192, 8192), CHOICES)
-    with pytest.raises(DataError, match=r"shape is .*, which is neither the shape of a picture nor that of a row"):
+    with pytest.raises(DataError, match="which is 134,217,728 numbers, more than 67,108,864"):
+        import_graph(made, None, CHOICES)
+
+
+@pytest.mark.parametrize("number", [10**9, 2**62])
+@pytest.mark.parametrize("key", ["stride", "padding", "dilation", "groups"])
+def test_numbers_beyond_the_limit_are_refused_by_the_limit(key: str, number: int) -> None:
+    limit = rf"node conv .*: {key} is .*, but must be a whole number from [01] to 999,999,999"
+    with pytest.raises(DataError, match=limit):
+        run(picture(conv(4, 2, **{key: np.full(1, number)}), lif(()), 144), IMAGE)
+    made = simple(lif(4))
+    made.nodes["input"].values["shape"][:] = number  # type: ignore[index]
+    with pytest.raises(DataError, match="but its numbers must be from 1 to 999,999,999"):
         import_graph(made, None, CHOICES)
 
 
@@ -793,6 +805,25 @@ def test_pictures_that_cannot_be_read_are_refused_by_name(name: str) -> None:
     made, message = PICTURES[name]
     with pytest.raises((DataError, NetworkError), match=message):
         network_of(import_graph(made, IMAGE, CHOICES), IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("start_dim", 2**62, "start_dim is 4.61169e.18, but must be the number of an axis, at most 64"),
+        ("end_dim", -(2**63), "end_dim is -9.22337e.18, but must be the number of an axis, at most 64"),
+        ("start_dim", 0.5, "start_dim is 0.5, but must be the number of an axis, at most 64"),
+        ("input_type", [2**62], "input_type is 4.61169e.18, but must be a whole number from 1 to 999,999,999"),
+        ("input_type", [2, 0], "input_type is 0, but must be a whole number from 1"),
+    ],
+)
+def test_a_flatten_whose_axes_and_sizes_no_array_has_is_refused(key: str, value: Any, message: str) -> None:
+    flat = {"type": "Flatten", "start_dim": np.asarray(1), "end_dim": np.asarray(-1), "input_type": np.array([2, 3])}
+    nodes = {**ends((2, 3), 3), "b": {"type": "Linear", "weight": full(3, 6)}, "last": lif(3)}
+    edges = chain("input", "flat", "b", "last", "output")
+    import_graph(graph({**nodes, "flat": flat}, edges), None, CHOICES)
+    with pytest.raises(DataError, match=rf"node flat \(Flatten\): {message}"):
+        import_graph(graph({**nodes, "flat": {**flat, key: np.asarray(value)}}, edges), None, CHOICES)
 
 
 @pytest.mark.parametrize("declared", [[7], [[5]], [0], [-1, 5], [2.5], [2, 3, 4, 6]])

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from nir_files import chain, full, lif, write, written
+from stsbp import budget
 from stsbp.errors import DataError
 from stsbp.interop import nir_child, nir_reader
 from stsbp.interop.nir_reader import Limits, read_graph
@@ -231,7 +232,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "virtual": (replaced(WEIGHT, virtual), "a, weight lies in another file"),
     "huge": (
         replaced(WEIGHT, dataset((1 << 30, 1 << 20), "f4", chunks=(8, 8))),
-        r"a, weight has the shape \[1073741824, 1048576\], which takes more bytes than are allowed",
+        r"with a, weight of shape \[1073741824, 1048576\], its arrays take more memory than the budget allows",
     ),
     "no space": (replaced(WEIGHT, dataset(data=h5py.Empty("f4"))), "a, weight is empty"),
     "compound": (replaced(WEIGHT, dataset(data=np.zeros(3, [("x", "f4")]))), "a, weight has the type"),
@@ -267,46 +268,55 @@ def test_graphs_may_stand_in_others(depth: int, file: Path) -> None:
 
 def test_a_file_may_have_so_many_objects(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with h5py.File(file, "r") as opened:
-        nir_child._Reader(h5py, np, 10**6, 10**6).file(opened)
+        nir_child._Reader(h5py, np, 10**6).file(opened)
         monkeypatch.setattr(nir_child, "MOST_OBJECTS", 10)
         with pytest.raises(nir_child.Refused, match="more than 10 groups and arrays"):
-            nir_child._Reader(h5py, np, 10**6, 10**6).file(opened)
+            nir_child._Reader(h5py, np, 10**6).file(opened)
         monkeypatch.setattr(nir_child, "MOST_OBJECTS", 100)
         monkeypatch.setattr(nir_child, "MOST_EDGES", 2)
         with pytest.raises(nir_child.Refused, match="the edges of the graph are 3, more than 2"):
-            nir_child._Reader(h5py, np, 10**6, 10**6).file(opened)
+            nir_child._Reader(h5py, np, 10**6).file(opened)
 
 
-def test_limits_of_size(file: Path) -> None:
+def budgeted(monkeypatch: pytest.MonkeyPatch, arrays: int) -> None:
+    """Let the arrays of any file have this many bytes."""
+    monkeypatch.setattr(budget, "memory", lambda _size: max(arrays * 4, 1 << 30))
+    monkeypatch.setattr(nir_reader, "_COPIES", max(arrays * 4, 1 << 30) // arrays)
+
+
+def test_limits_of_size(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="bytes, more than the 1,000 that such a file may have"):
         read_graph(file, Limits(file=1000))
-    with pytest.raises(DataError, match=r"a, weight has the shape \[2, 4\], which takes more bytes"):
-        read_graph(file, Limits(arrays=20))
-    with pytest.raises(DataError, match="its arrays have more bytes than are allowed"):
-        read_graph(file, Limits(arrays=50))
-    assert read_graph(file, Limits(arrays=200)).nodes
+    for most in (60, 100):
+        budgeted(monkeypatch, most)
+        with pytest.raises(DataError, match=r"its arrays take more memory .* stsbp --file-budget GIB COMMAND"):
+            read_graph(file)
+    budgeted(monkeypatch, 1000)
+    assert read_graph(file).nodes
 
 
-def test_what_is_packed_by_more_than_numbers_are_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Zeros and ones in turn, 20 MB of them in 100 kB: of what is the same everywhere there may be as many."""
-    monkeypatch.setattr(nir_reader, "PLAIN", 1 << 20)
-    bomb = np.arange(20_000_000, dtype=np.uint8).reshape(2, -1) % 2
-    for weight, refused in ((bomb, True), (bomb * 0, False)):
-        file = written(tmp_path / "bomb.nir", {**NODES, "a": {"type": "Linear", "weight": weight}}, EDGES)
-        assert file.stat().st_size * nir_reader.PACKED < 18_000_000
-        if refused:
-            with pytest.raises(DataError, match="its arrays have more bytes than are allowed"):
-                read_graph(file)
-        else:
-            assert read_graph(file).nodes["a"].values["weight"].shape == weight.shape  # type: ignore[union-attr]
+@pytest.mark.parametrize("filled", [False, True], ids=["declared", "packed"])
+def test_a_small_file_of_large_arrays_is_refused_before_they_are_read(tmp_path: Path, filled: bool) -> None:
+    """300 MiB of zeros, which the file packs or only declares."""
+    file = written(tmp_path / "bomb.nir", NODES, EDGES)
+    with h5py.File(file, "a") as opened:
+        del opened[WEIGHT]
+        weight = opened.create_dataset(WEIGHT, (2, 150 << 20), "u1", chunks=(1, 1 << 20), compression="gzip")
+        if filled:
+            weight[0, 0] = 1
+    assert file.stat().st_size < 40_000
+    with pytest.raises(DataError, match=r"with a, weight of shape \[2, 157286400\], its arrays take more memory"):
+        read_graph(file)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not keep to limits of memory")
-def test_limit_of_memory(tmp_path: Path) -> None:
+def test_limit_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = {**NODES, "a": {"type": "Linear", "weight": np.arange(1 << 22, dtype=np.float32).reshape(2, -1)}}
     file = written(tmp_path / "graph.nir", nodes, EDGES)
+    monkeypatch.setattr(budget, "memory", lambda _size: 18 << 20)
+    monkeypatch.setattr(nir_reader, "_COPIES", 1)
     with pytest.raises(DataError, match=r"takes more memory than is allowed|not a readable HDF5 file"):
-        read_graph(file, Limits(memory=16 << 20))
+        read_graph(file)
 
 
 def test_pipes_devices_and_missing_files_are_refused(tmp_path: Path) -> None:
@@ -372,7 +382,7 @@ def test_a_process_that_fails_is_an_error_that_names_the_file(
     code, message = ANSWERS[name]
     answered(monkeypatch, tmp_path, code)
     with pytest.raises(DataError, match=message) as error:
-        read_graph(file, Limits(arrays=10**7))
+        read_graph(file)
     assert str(file) in str(error.value)
 
 

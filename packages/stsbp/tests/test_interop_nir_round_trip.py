@@ -108,10 +108,21 @@ def test_batch_normalisation_comes_back_as_weights(tmp_path: Path) -> None:
     assert any(name == "conv1" and "multiplied" in text for name, text in found.notes)
 
 
+@pytest.mark.parametrize(
+    ("data", "options"),
+    [
+        ("digits", ("--psp-gain", "unit", "--tau-s", "3")),
+        # A synapse of the input whose gain is a power of two is read as `unit`, and the others as `normalised`.
+        ("digits-events", ("--psp-gain", "normalised", "--tau-s", "3", "--input-tau-s", "4")),
+        ("digits-events", ("--psp-gain", "unit", "--tau-s", "4", "--input-tau-s", "3")),
+    ],
+    ids=["images", "normalised", "unit"],
+)
 def test_a_run_goes_out_and_comes_in(
-    train_tiny: Callable[..., Result], stsbp: Callable[..., Result], tmp_path: Path
+    data: str, options: tuple[str, ...], tiny: tuple[str, ...], stsbp: Callable[..., Result], tmp_path: Path
 ) -> None:
-    assert train_tiny(tmp_path / "run", "--psp-gain", "unit", "--tau-m", "5", "--tau-s", "3").exit_code == 0
+    train = stsbp("train", data, *tiny, "--out", "run", "--net", "12-9", "--tau-m", "5", *options)
+    assert train.exit_code == 0, train.output
     assert stsbp("export", "run", "--to", "nir", "--out", "run.nir").exit_code == 0
     result = stsbp("import", "run.nir", "--config", "run/config.toml", "--out", "back")
     assert result.exit_code == 0, result.output
@@ -120,8 +131,9 @@ def test_a_run_goes_out_and_comes_in(
     first, second = (json.loads(each.stdout) for each in shown)
     for key in ("loss", "accuracy", "accuracy_spike_count", "confusion"):
         assert first[key] == second[key]
-    images = np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), dtype=np.uint8)
-    first, second = (load_run(name, backend="numpy").predict(images).spikes for name in ("run", "back"))
+    shape = (5, 1, 8, 8) if data == "digits" else (3, 5, *load_run("run", backend="numpy").network.input_shape)
+    inputs = np.random.default_rng(0).integers(0, 256 if data == "digits" else 2, shape, dtype=np.uint8)
+    first, second = (load_run(name, backend="numpy").predict(inputs).spikes for name in ("run", "back"))
     assert np.array_equal(first, second)
     assert stsbp("nir-check", "run.nir", "--expect", "stsbp", "--expect", "spikingjelly").exit_code == 0
 

@@ -395,3 +395,15 @@ def test_a_check_refuses_what_is_no_graph(stsbp: Callable[..., Result], tmp_path
     result = stsbp("nir-check", tmp_path / "x.nir")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith(f"Error: {tmp_path / 'x.nir'}: not read as a NIR graph")
+
+
+def test_an_input_synapse_that_is_too_long_for_a_setting_is_refused(
+    rasters: str, stsbp: Callable[..., Result], tmp_path: Path
+) -> None:
+    """A run that stored it could not be read again."""
+    slow = {**nodes(), "n": cuba(5, tau_syn=2e9), "last": cuba(3, tau_syn=4.0)}
+    file = written(tmp_path / "slow.nir", slow, EDGES)
+    result = stsbp("import", file, "--dataset", rasters, "--steps", 8, "--dt", "1e-3", "--out", "back")
+    assert result.exit_code == 1, result.output
+    assert "slow.nir: input_tau_s" in result.stderr, result.stderr
+    assert not (tmp_path / "back").exists()

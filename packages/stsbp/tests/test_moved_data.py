@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -13,7 +15,8 @@ import pytest
 from click.testing import Result
 from stsbp.cli import train as train_command
 from stsbp.config import Source, resolve
-from stsbp.datasets import cache, load
+from stsbp.datasets import base, cache, load
+from stsbp.datasets.base import FrameSplit, Subset
 from stsbp.training import build, overlap
 from stsbp_spec.typing import Int64, UInt8
 
@@ -298,6 +301,91 @@ def test_the_fingerprint_of_data_is_the_one_that_runs_keep(name: str, digest: st
     """A run that was begun by an earlier version goes on only on data of its fingerprint."""
     data = load(name)
     assert build.Data(data, data.train, None, data.test).fingerprint() == digest
+
+
+def _rasters(path: Path, **changes: Any) -> Path:
+    """A file of 60 rasters of 4 steps and 3 neurons, each with a class; 20 of them are test samples."""
+    random = np.random.default_rng(0)
+    arrays = {
+        "inputs": random.integers(0, 2, (60, 4, 3)).astype(np.uint8),
+        "labels": np.arange(60) % 2,
+        "split": (np.arange(60) >= 40).astype(np.uint8),
+        "lengths": np.full(60, 4),
+        "classes": np.array(["no", "yes"]),
+    }
+    np.savez(path, **{**arrays, **{name: change(arrays[name]) for name, change in changes.items()}})
+    return path
+
+
+def _at(sample: int, value: Any) -> Callable[[Any], Any]:
+    def change(array: Any) -> Any:
+        array[sample] = value
+        return array
+
+    return change
+
+
+def _swapped(array: Any) -> Any:
+    # Both samples have the class 1.
+    array[[1, 3]] = array[[3, 1]]
+    return array
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"inputs": _at(1, 0)}, "inputs of the train samples, inputs of the test samples"),
+        ({"inputs": _swapped}, "inputs of the train samples"),
+        ({"labels": _at(1, 0)}, "labels of the train samples"),
+        ({"lengths": _at(41, 3)}, "lengths of the test samples"),
+        ({"split": _at(39, 1)}, "number of the train samples"),
+        ({"classes": _at(0, "maybe")}, "classes"),
+    ],
+    ids=["input", "order", "label", "length", "split", "class"],
+)
+def test_resume_refuses_data_that_changed_anywhere(
+    stsbp: Call, tmp_path: Path, change: dict[str, Any], said: str, refused: Callable[..., None]
+) -> None:
+    path = _rasters(tmp_path / "own.npz")
+    options = ("--net", 4, "--steps", 4, "--epochs", 1, "--out", "run")
+    assert stsbp("train", f"sequences:{path}", *options).exit_code == 0
+    _rasters(path, **change)
+    before = {entry.name: entry.read_bytes() for entry in Path("run").iterdir()}
+    refused(stsbp("train", "--resume", "run", "--epochs", 2), "are not those that the run in run was begun with", said)
+    refused(stsbp("evaluate", "run"), said)
+    del before["environment.json"]
+    assert {name: (Path("run") / name).read_bytes() for name in before} == before
+
+
+def test_resume_continues_a_run_of_an_earlier_version_with_a_warning(
+    stsbp: Call, tmp_path: Path, forge: Callable[..., None], refused: Callable[..., None]
+) -> None:
+    path = _rasters(tmp_path / "own.npz")
+    assert stsbp("train", f"sequences:{path}", "--net", 4, "--steps", 4, "--epochs", 1, "--out", "run").exit_code == 0
+    forge(Path("run"), lambda description: description.pop("contents"))
+    assert stsbp("evaluate", "run").exit_code == 0
+    done = stsbp("train", "--resume", "run", "--epochs", 2)
+    assert done.exit_code == 0, done.output
+    assert "was begun by an earlier version, which kept a digest of 16 samples" in done.stderr
+    # It has now kept a digest of all samples.
+    assert "earlier version" not in stsbp("train", "--resume", "run", "--epochs", 3).stderr
+    forge(Path("run"), lambda description: description.pop("contents"))
+    _rasters(path, labels=_at(1, 0))
+    refused(stsbp("train", "--resume", "run", "--epochs", 4), "number, labels or inputs of the samples")
+
+
+def test_contents_of_a_cache_are_those_of_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not read again, and a split of another package without `content` gets a digest of all its inputs."""
+    monkeypatch.setenv("STSBP_CACHE", str(tmp_path))
+    split = load("digits-events", limit=20).train
+    assert isinstance(split, Subset)
+    assert isinstance(split.split, Subset)
+    stored = split.split.split
+    assert isinstance(stored, FrameSplit)
+    assert stored.sha256 == hashlib.sha256(np.asarray(stored.frames).tobytes()).hexdigest()
+    assert base.content_of(dataclasses.replace(stored, sha256="")) == base.content_of(stored)
+    plain = base.content_of(OtherTarget(split, 0))
+    assert plain != base.content_of(OtherTarget(Subset(split, np.arange(20)[::-1]), 0))
 
 
 class OtherTarget:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from stsbp.presets import PRESETS, preset
+from stsbp.presets import PRESETS, defaults
 from stsbp_spec.losses import LOSSES
 
 
@@ -28,7 +28,7 @@ def test_settings_are_those_of_the_documented_results() -> None:
         "mnist",
         "fashion-mnist",
     )
-    own = {f"{name} {loss}": dict(preset(name, loss)) for name in sets for loss in LOSSES}
+    own = {f"{name} {loss}": dict(defaults(name, loss)) for name in sets for loss in LOSSES}
     published = {name: found for name, found in PRESETS.items() if found.published is not None}
     named = {name: [found.dataset, dict(found.settings)] for name, found in published.items()}
     digest = hashlib.sha256(json.dumps([own, named], sort_keys=True).encode()).hexdigest()

@@ -314,7 +314,7 @@ def test_a_port_that_is_taken(several: Several, tmp_path: Path) -> None:
         port = str(server.getsockname()[1])
         _, err = several.train(tmp_path / "run", "--processes", 2, code=1, MASTER_PORT=port)
     assert err.count("Error: ") == 1
-    assert f"127.0.0.1:{port}: another program has taken that port; name a free one (MASTER_PORT)" in err
+    assert f"rank 0 cannot listen on port {port}: the port is in use; give the run another port" in err
 
 
 @pytest.mark.parametrize(

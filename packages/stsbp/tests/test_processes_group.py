@@ -135,9 +135,13 @@ def test_settings_are_compared_but_for_those_of_a_machine() -> None:
 
 
 def test_data_are_compared() -> None:
-    assert together(lambda group: group.compare_data("x")) == [None] * 3
-    other = together(lambda group: group.compare_data("y" if group.rank == 1 else "x"))
-    assert all("rank 1 of 3 (host b, pid 101) has different data from rank 0" in str(error) for error in other)
+    assert together(lambda group: group.compare_data({"labels": "x"})) == [None] * 3
+    other = together(lambda group: group.compare_data({"labels": "xyz"[group.rank], "inputs": "xxz"[group.rank]}))
+    assert {str(error) for error in other} == {
+        "rank 1 of 3 (host b, pid 101) has different data from rank 0: other labels\n"
+        "rank 2 of 3 (host c, pid 102) has different data from rank 0: other labels, inputs\n"
+        "give all processes the same data set, --data-dir and files"
+    }
 
 
 @pytest.mark.parametrize(

@@ -528,11 +528,25 @@ def test_compare_marks_what_was_measured_on_other_samples_or_in_another_way(
     assert starred == {figure for figure in plain | starred if {*figure} & marked}
 
 
-def test_compare_cuts_digests(stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path) -> None:
+def test_compare_shows_versions_instead_of_digests(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path
+) -> None:
     train_tiny(tmp_path / "a")
     train_tiny(tmp_path / "b", "--init-from", "a")
-    (row,) = (line for line in stsbp("compare", "a", "b").stdout.splitlines() if line.startswith("init_sha256"))
-    assert row.split()[1:] == [json.loads((tmp_path / "a" / "last.json").read_text())["sha256"][:12]]
+    # The row of init_from says it all.
+    assert "init_sha256" not in stsbp("compare", "a", "b").stdout
+    train_tiny(tmp_path / "a", "--epochs", 2, "--overwrite")
+    train_tiny(tmp_path / "c", "--init-from", "a")
+    text = stsbp("compare", "a", "b", "c").stdout
+    (row,) = (line for line in text.splitlines() if line.startswith("init_sha256"))
+    assert row.split()[1:] == ["version", "1", "version", "2"]
+    assert json.loads((tmp_path / "a" / "last.json").read_text())["sha256"][:8] not in text
+
+
+def test_compare_numbers_networks_of_nodes() -> None:
+    assert compare._numbered("nodes", ["x\n", "", "y\n", "x\n"]) == [
+        *("nodes version 1", "", "nodes version 2", "nodes version 1")
+    ]
 
 
 def on_terminal(*arguments: str, columns: int) -> list[str]:

@@ -249,6 +249,51 @@ def test_own_file_with_classes_is_checked(own: Callable[..., Path], changes: dic
     assert str(path) in str(error.value)
 
 
+def test_steps_come_from_the_file(
+    own: Callable[..., Path], stsbp: Callable[..., Result], refused: Callable[..., None]
+) -> None:
+    path = own()
+    assert "\nsteps = 6\n" in stsbp("train", f"sequences:{path}", "--show-config").stdout
+    assert "\nsteps = 6\n" in stsbp("train", "sequences", "--data-dir", path, "--show-config").stdout
+    assert "\nsteps = 9\n" in stsbp("train", f"sequences:{path}", "--steps", 9, "--show-config").stdout
+    assert "\nsteps = 50\n" in stsbp("train", "sequences:nowhere.npz", "--show-config").stdout
+    done = stsbp("train", f"sequences:{path}", "--epochs", 1, "--net", 3, "--out", "run")
+    assert done.exit_code == 0, done.output
+    assert "inputs [n, T, ...] = [10, 6, 7]" in done.stderr
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.bool_])
+def test_rasters_whose_first_axis_is_time_are_not_taken_for_samples(
+    own: Callable[..., Path], stsbp: Callable[..., Result], refused: Callable[..., None], kind: Any
+) -> None:
+    """Six steps of ten samples, and ten samples of six steps."""
+    rng = np.random.default_rng(0)
+    inputs, targets = (rng.random((6, 10, n)) < 0.3 for n in (7, 4))
+    inputs, targets = inputs.astype(kind), targets.astype(kind)
+    swap = "swap the first two axes of its rasters"
+    path = own(inputs=inputs, targets=targets)
+    options = ("--epochs", 1, "--net", 3)
+    refused(stsbp("train", f"sequences:{path}", *options), "has 6 samples of 10 steps if", "--steps 10", swap)
+    refused(stsbp("train", f"sequences:{path}", *options, "--steps", 6), swap)
+    assert stsbp("train", f"sequences:{path}", *options, "--steps", 10, "--out", "meant").exit_code == 0
+    # The default number of steps confirms nothing.
+    alike = own(inputs=np.zeros((20, 50, 7), kind), targets=np.zeros((20, 50, 3), kind))
+    refused(stsbp("train", f"sequences:{alike}", *options), "has 20 samples of 50 steps if", swap)
+    path = own(inputs=inputs, targets=targets)
+    others: list[dict[str, Any]] = [
+        {"targets": np.swapaxes(targets, 0, 1)},
+        {"split": (np.arange(10) % 2).astype(np.uint8)},
+        {"lengths": np.full(10, 6)},
+        {"targets": None, "labels": np.arange(10) % 2},
+    ]
+    for other in others:
+        path = own(**{"inputs": inputs, "targets": targets, **other})
+        refused(stsbp("train", f"sequences:{path}", *options), "time seems to be the first axis", swap)
+    path = own(inputs=np.swapaxes(inputs, 0, 1), targets=np.swapaxes(targets, 0, 1))
+    refused(stsbp("train", f"sequences:{path}", *options, "--steps", 10), swap)
+    assert stsbp("train", f"sequences:{path}", *options, "--out", "right").exit_code == 0
+
+
 def test_what_is_no_file_of_rasters(own: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="have 6 steps, not 5: give --steps 6"):
         load(f"sequences:{own()}", steps=5)
@@ -357,6 +402,12 @@ def test_commands(
     text = stsbp("predict", run, files[0]).stdout.splitlines()
     assert len(text) == 17
     assert text[1].split()[1:] == [str(t) for t in np.flatnonzero(rasters[0][:, 0])] or text[1].split()[1:] == ["-"]
+
+    # The same samples from the data set, with their targets.
+    row = json.loads(stsbp("predict", run, "--sample", 2, "--json").stdout)
+    assert row["spikes"] == [np.flatnonzero(train).tolist() for train in rasters[2].T]
+    assert row["targets"] == [np.flatnonzero(train).tolist() for train in targets[:, 2].T]
+    assert len(stsbp("predict", run, "--sample", 2).stdout.splitlines()) == 33
 
     # All test samples once more, by the trainer alone.
     from stsbp.training.run_folder import RunFolder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -631,6 +632,15 @@ def talk(camera: Path) -> Iterator[Callable[..., Talk]]:
         with contextlib.suppress(OSError, ValueError):
             each.process.kill()
             each.process.communicate()
+
+
+def test_stream_of_a_closed_standard_input_is_an_error(camera: Path) -> None:
+    command = shlex.join([sys.executable, "-m", "stsbp", "--backend", "numpy", "predict", str(camera), "--stream", "-"])
+    for redirect, code, text in (("<&-", 1, "Error: standard input is closed; pipe events"), ("</dev/null", 0, "")):
+        done = subprocess.run(["bash", "-c", f"{command} {redirect}"], capture_output=True, text=True, timeout=60)
+        assert done.returncode == code, done.stderr
+        assert text in done.stderr
+        assert bool(done.stdout) == (code == 0)
 
 
 def test_spikes_come_before_the_events_end(talk: Callable[..., Talk], run: Trained) -> None:

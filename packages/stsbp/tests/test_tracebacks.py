@@ -15,6 +15,7 @@ from click.testing import Result
 from stsbp.config import read_toml, to_toml_value
 from stsbp.errors import ConfigError, StsbpError, legible, printable
 from stsbp.interrupts import handled_by
+from stsbp.training import checkpoint
 
 Stsbp = Callable[..., Result]
 
@@ -234,11 +235,68 @@ def test_two_interrupts_at_once_while_saving_lose_nothing(
     run = tmp_path / "run"
     done = python(SAVING, "--backend", "numpy", "train", "digits", *tiny, "--out", str(run))
     assert done.returncode == 130, done.stderr
-    assert "SIGINT: stopped after update 1 and saved" in done.stderr
+    assert "SIGINT: stopped after update 0 and saved" in done.stderr
     assert "Traceback" not in done.stderr
     assert stsbp("train", "--resume", run).exit_code == 0
     assert train_tiny(tmp_path / "whole").exit_code == 0
     same_run(run, tmp_path / "whole")
+
+
+COMPILING = """
+import hashlib, os, signal, sys, threading, time
+import stsbp.interrupts
+from stsbp.__main__ import main
+from stsbp_spec.trainer import Trainer
+where, number, times, *sys.argv[1:] = sys.argv[1:]
+signal.signal(signal.SIGINT, signal.default_int_handler)
+stsbp.interrupts.PATIENCE, stsbp.interrupts.GRACE = 0.1, 0.5
+import stsbp.training.loop
+stsbp.training.loop.PATIENCE = 0.1
+def send():
+    for _ in range(int(times)):
+        time.sleep(0.3)
+        os.kill(os.getpid(), int(number))
+def compile(*_):
+    threading.Thread(target=send, daemon=True).start()
+    if where == "python":
+        while True:
+            time.sleep(0.01)
+    # C code that returns after an hour, and lets other threads run, as LLVM does.
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+if where == "second update":
+    step = Trainer.step
+    def compile_later(self, *given, first=compile):
+        done.append(0)
+        return step(self, *given) if len(done) == 1 else first()
+    done = []
+    Trainer.step = compile_later
+else:
+    Trainer.step = compile
+main()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="signals of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("where", "times", "message"),
+    [
+        ("python", 1, "stopped after update 0 and saved. Continue with"),
+        ("C", 1, "Interrupted."),
+        ("second update", 2, "Interrupted."),
+    ],
+)
+def test_signals_end_a_compilation(
+    where: str, times: int, message: str, number: signal.Signals, tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    given = ("--backend", "numpy", "train", "digits", *tiny, "--out", str(run))
+    done = python(COMPILING, where, str(int(number)), str(times), *given)
+    assert done.returncode == 128 + number, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    # Every file is complete.
+    assert checkpoint.load(run, "last").info["step"] == 0
 
 
 def test_interrupts_that_were_ignored_stay_ignored() -> None:

@@ -64,7 +64,7 @@ def load(request):
     return Dataset("good", "events", (3,), classes, train, test)
 
 GOOD = DatasetInfo(name="good", description="six silent samples", coding="events", load=load, needs_data_dir=False,
-                   options={"first": "name of the first class"}, preset={"steps": 7})
+                   options={"first": "name of the first class"}, defaults={"steps": 7})
 NUMBER = 3
 """
 

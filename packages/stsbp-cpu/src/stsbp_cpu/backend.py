@@ -33,6 +33,7 @@ from stsbp_spec.typing import AnyArray, Coding, Float32, Int32, Int64, Shape, UI
 from stsbp_cpu import ahead, block, fused, pooling, recurrent, reductions
 from stsbp_cpu import recurrence as over_time
 from stsbp_cpu.layout import NUMPY, empty_memory
+from stsbp_cpu.openmp import let_waiting_threads_sleep
 from stsbp_cpu.optim import adamw
 from stsbp_cpu.synapses import batchnorm, conv2d, dropout, linear
 
@@ -86,6 +87,7 @@ class CpuBackend(AbstractBackend[AnyArray]):
         if device not in (None, "cpu"):
             raise BackendError(f"backend 'cpu' has the device cpu only, got {device!r}; use --device cpu")
         keep_freed_memory()
+        let_waiting_threads_sleep()
         ahead.prepare(dense=True)
         return "cpu"
 

@@ -36,6 +36,8 @@ from numba.core.typed_passes import NativeParforLowering
 from numba.parfors.parfor import Parfor
 from stsbp_spec.kernel_cache import Claim, KernelFolder, digest, kernel_file, kernel_folder, source_digest
 
+from stsbp_cpu.forks import refused_after_fork
+
 __all__ = ["SOURCES", "announce", "cached_njit", "folder_for", "own_folder", "printed_njit"]
 
 _LOG = logging.getLogger(__name__)
@@ -290,6 +292,8 @@ def cached_njit(*, distinct: bool = False, **options: Any) -> Callable[[Callable
         _sources()
         made: Any = numba.njit(**options, pipeline_class=_Distinct if distinct else _Kernel)(function)
         vars(made)["_cache"] = _KernelCache(function)
+        if options.get("parallel"):
+            refused_after_fork(made)
         result: Callable[..., R] = made
         return result
 

@@ -29,7 +29,7 @@ from stsbp_cupy import cuda, grid, host, tensor_cores
 from stsbp_cupy.graphs import CupyGraphs
 from stsbp_cupy.optim import gradient_squares
 from stsbp_cupy.recurrence import recur
-from stsbp_cupy.runtime import Array, Runtime, logical, memory
+from stsbp_cupy.runtime import Array, Runtime, logical, memory, rounded
 from stsbp_cupy.synapses import avgpool2d, batchnorm, conv2d, dropout, flatten, linear, maxpool2d, upsample2d
 
 __all__ = ["CupyBackend"]
@@ -86,6 +86,13 @@ class CupyBackend(AbstractBackend[Array]):
         self.rt = cuda.CudaRuntime(index)
         if wanted():
             self.graphs = CupyGraphs(self, self.rt)
+        for dtype in (np.float32, np.float64):
+            if wrong := tensor_cores.prove(self.rt, dtype):
+                raise BackendError(
+                    f"backend 'cupy' cannot use {name}: cuBLAS does not compute {np.dtype(dtype)} products in their "
+                    f"precision ({wrong}); unset the environment variables NVIDIA_TF32_OVERRIDE, "
+                    "CUBLAS_EMULATE_SINGLE_PRECISION and CUBLAS_EMULATE_DOUBLE_PRECISION"
+                )
         wrong = tensor_cores.prove(self.rt)
         self.rt.tensor_cores = wrong is None
         if wrong is None:
@@ -207,7 +214,7 @@ class CupyBackend(AbstractBackend[Array]):
         return kept
 
     def rounded(self, x: Array) -> Array:
-        return x.astype(np.float32, copy=False)
+        return rounded(self.rt, x)
 
     def most(self, arrays: Sequence[Array]) -> Array:
         return reduce(self.rt.xp.maximum, arrays)
@@ -240,7 +247,7 @@ class CupyBackend(AbstractBackend[Array]):
         xp = self.rt.xp
         within = xp.ones((*u.shape[:2], 1), bool) if inside is None else inside[..., None] > 0
         found: Array = loss.error(u.astype(np.float64), targets, batch, within, xp)
-        return found.astype(np.float32)
+        return rounded(self.rt, found)
 
     def compiled(self, function: Callable[..., Result], *fixed: Hashable) -> Callable[..., Result]:
         if self.graphs is None:

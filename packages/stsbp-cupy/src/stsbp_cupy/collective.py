@@ -91,8 +91,14 @@ def join(rendezvous: Rendezvous, rt: Runtime, device: str) -> Collective[Array]:
 
 
 def _group(rendezvous: Rendezvous) -> Any:
+    from cupy.cuda import nccl
     from cupyx import distributed
 
+    if not nccl.available:
+        raise BackendError(
+            f"rank {rendezvous.rank} of {rendezvous.size}: CuPy finds no NCCL, which connects the processes; "
+            "python -m pip install nvidia-nccl-cu12 (or nvidia-nccl-cu13, as the driver allows)"
+        )
     port = port_of(rendezvous)
     meet(rendezvous, port)
     try:

@@ -19,7 +19,7 @@ __all__ = ["CudaRuntime", "Gemm", "compile_kernels", "gemm_layout", "problem"]
 
 # -fmad=false although every product is an intrinsic. The floor at 2^-100 would also allow -ftz=true.
 FLAGS = ("-std=c++17", "-fmad=false", "-ftz=false", "-prec-div=true", "-prec-sqrt=true", f"-I{KERNELS}")
-_BLOCK = 256
+BLOCK = 256
 _INSTALL = "python -m pip install 'stsbp-cupy[cuda12]' (or [cuda13], as the driver allows)"
 _INSTEAD = "; without a GPU use --device host, which runs the same kernels on the CPU"
 
@@ -91,7 +91,8 @@ def compile_kernels(source: Source, architecture: str, options: Sequence[str] = 
     program = nvrtc.createProgram(source.text, name, [], [])
     try:
         nvrtc.compileProgram(program, (*options, f"-arch={architecture}"))
-        code = nvrtc.getCUBIN(program) if architecture.startswith("sm_") else b""
+        # CuPy drops the last byte as the end of a string, but in a cubin it belongs to the program headers.
+        code = nvrtc.getCUBIN(program) + b"\0" if architecture.startswith("sm_") else b""
         return code, nvrtc.getPTX(program), nvrtc.getProgramLog(program)
     except nvrtc.NVRTCError as error:
         log = nvrtc.getProgramLog(program).strip()[:2000]
@@ -157,7 +158,7 @@ class CudaRuntime(Runtime):
     """
 
     warp_size: ClassVar[int] = 32
-    reduction_threads: ClassVar[int] = 1024 * _BLOCK
+    reduction_threads: ClassVar[int] = 1024 * BLOCK
     chunk_bytes: ClassVar[int] = 512 * 2**20
     recorded_gemm: Callable[..., None] | None = None
 
@@ -183,7 +184,7 @@ class CudaRuntime(Runtime):
                 yield entry, module.get_function(entry.name)
 
     def start(self, function: Any, threads: int, arguments: list[Any]) -> None:
-        function(((threads + _BLOCK - 1) // _BLOCK,), (_BLOCK,), tuple(arguments))
+        function(((threads + BLOCK - 1) // BLOCK,), (BLOCK,), tuple(arguments))
 
     def gemm(self, a: Any, b: Any, out: Any, *, accumulate: bool = False) -> None:
         if out.ndim == 3:
@@ -228,4 +229,5 @@ def _compiled(source: Source, capability: str) -> Path:
         machine, ptx, _ = compile_kernels(source, architecture)
         scratch.write_bytes(machine or ptx)
 
-    return built(f"{source.name}-{architecture}", (version, architecture, flags, source.text), suffix, build)
+    parts = (version, architecture, flags, source.text, "complete cubin")  # earlier files lack their last byte
+    return built(f"{source.name}-{architecture}", parts, suffix, build)

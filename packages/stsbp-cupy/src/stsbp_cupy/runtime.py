@@ -15,7 +15,7 @@ from stsbp_spec.typing import AnyArray, Shape
 
 from stsbp_cupy.source import Entry, Source, source_files
 
-__all__ = ["Array", "Runtime", "lanes_of", "logical", "memory"]
+__all__ = ["Array", "Runtime", "lanes_of", "logical", "memory", "rounded"]
 
 Array: TypeAlias = AnyArray
 """numpy's array on the device `host`, else CuPy's array. The latter has the same methods but no type annotations."""
@@ -96,6 +96,18 @@ def logical(rt: Runtime, x: Array) -> Array:
     """Inverse of `memory`. Returns a view."""
     view: Array = rt.xp.moveaxis(x, -1, -3) if x.ndim >= 4 else x
     return view
+
+
+def rounded(rt: Runtime, x: Array) -> Array:
+    """float64 `x` rounded to float32, with kernels/cast.cu, because CuPy's own cast makes subnormal numbers zero."""
+    if x.dtype == np.float32:
+        return x
+    in_order = x.flags.c_contiguous
+    wide = x if in_order else memory(rt, x)
+    narrow = rt.empty_like(wide, np.float32)
+    if wide.size:
+        rt.launch("round_to_float", min(rt.element_threads, wide.size), wide, narrow, wide.size)
+    return narrow if in_order else logical(rt, narrow)
 
 
 def lanes_of(n: int, *arrays: Array, most: int = 4) -> int:

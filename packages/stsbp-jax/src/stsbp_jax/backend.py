@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from stsbp_cpu.ahead import fill, prepare
+from stsbp_cpu.openmp import let_waiting_threads_sleep
 from stsbp_spec.backend import AbstractBackend, Device
 from stsbp_spec.collective import Alone, Collective, Rendezvous
 from stsbp_spec.encoders.packed import PackedFrames
@@ -139,6 +140,7 @@ class JaxBackend(AbstractBackend[Array]):
         self._device = self._devices[0]
         self._on_cpu = self._device.platform == "cpu" and device != _XLA
         if self._on_cpu:
+            let_waiting_threads_sleep()
             prepare(dense=True)
         self._alone = Alone() if len(self._devices) == 1 else JaxCollective([self._devices], 0)
         self._collective = self._alone

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
-from stsbp_spec.errors import NumericError, ShapeError
+from stsbp_spec.checks import check_dropout
+from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.typing import Shape
 
-__all__ = ["check_finite", "checked_weights", "in_domain", "on_grid"]
+__all__ = ["check_array", "check_finite", "checked_weights", "dropout_words", "in_domain", "on_grid"]
 
 
 @jax.jit
@@ -35,8 +36,21 @@ def _all_good(s: Array, exponent: int, largest: float) -> Array:
     return _good(s, exponent, largest).all()
 
 
+def check_array(what: str, x: object) -> None:
+    """Raise `ShapeError` unless `x` is a dense array of real numbers. `what` names it."""
+    if isinstance(x, (jax.Array, np.ndarray, np.generic)) and not isinstance(x, np.ma.MaskedArray):
+        if any(jnp.issubdtype(x.dtype, kind) for kind in (np.integer, np.floating, np.bool_)):
+            return
+        raise ShapeError(f"{what} must be an array of real numbers, got an array of {x.dtype}")
+    # Python's numbers are arrays without axes.
+    if not isinstance(x, (bool, int, float)):
+        got = f"{what} must be a dense array of real numbers, got {type(x).__name__}"
+        raise ShapeError(f"{got}; convert it with jax.numpy.asarray(...), and a sparse array with .todense()")
+
+
 def check_finite(what: str, x: ArrayLike) -> None:
     """Raise `NumericError` if a value of `x`, any shape, is not finite. `what` names it. Tracers are not checked."""
+    check_array(what, x)
     if isinstance(x, jax.core.Tracer):
         return
     with jax.ensure_compile_time_eval():
@@ -51,11 +65,30 @@ def checked_weights(weights: Any, name: str, shape: Shape) -> Array:
         ShapeError: the array has another shape, or its elements are not floating-point numbers.
         NumericError: an element is not finite, and `weights` is not a tracer.
     """
+    check_array(f"weights[{name!r}]", weights)
     kind = jnp.result_type(weights)
     if np.shape(weights) != shape or not jnp.issubdtype(kind, jnp.floating):
         raise ShapeError(f"weights[{name!r}] must be floating-point numbers {shape}, got {kind} {np.shape(weights)}")
     check_finite(f"weights[{name!r}]", weights)
     return jnp.asarray(weights, np.float32)
+
+
+def dropout_words(dropout: tuple[ArrayLike, ArrayLike] | None) -> tuple[Array, Array]:
+    """`(seed, step)` as uint32 scalars; zeros for None.
+
+    Raises:
+        SpecError: one of them is not an integer in `[0, 2**32)`, or is a tracer of another type or shape.
+    """
+    if isinstance(dropout, (tuple, list)):
+        for name, x in zip(("seed", "step"), dropout, strict=False):
+            if isinstance(x, jax.core.Tracer) and not (x.shape == () and jnp.issubdtype(x.dtype, jnp.integer)):
+                raise SpecError(f"the {name} of dropout must be an integer, got {x.dtype} {list(x.shape)}")
+        # A tracer has no value yet.
+        check_dropout(tuple(0 if isinstance(x, jax.core.Tracer) else x for x in dropout))
+    else:
+        check_dropout(dropout)
+    seed, step = (jnp.asarray(x, np.uint32) for x in dropout or (0, 0))
+    return seed, step
 
 
 def in_domain(what: str, x: Array, low: float, high: float) -> Array:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
-from stsbp_spec.checks import check_precision
+from stsbp_spec.checks import check_precision, samples_first
 from stsbp_spec.errors import ShapeError, SpecError
 from stsbp_spec.graph import Projection
 from stsbp_spec.grid import FLOOR
@@ -25,7 +25,7 @@ from stsbp_spec.typing import Precision
 from stsbp_spec.values import listed
 
 from stsbp_jax import grid
-from stsbp_jax.checks import checked_weights, on_grid
+from stsbp_jax.checks import check_array, check_finite, checked_weights, dropout_words, on_grid
 from stsbp_jax.segments import Piece, Settings, State, compute, fork, pieces
 from stsbp_jax.synapses.conv2d import conv2d
 from stsbp_jax.synapses.linear import linear
@@ -90,12 +90,15 @@ class Output(NamedTuple):
             them.
         state: the state for the next call. No gradient flows back through it.
         statistics: running statistics of batch normalisation after the batch in training; empty otherwise.
+        layer_spikes: spikes of each population by the same names as the potentials, float32 `[T, B, ...]`; a readout
+            has none.
     """
 
     spikes: Array
     potentials: dict[str, Array]
     state: State
     statistics: dict[str, Array]
+    layer_spikes: dict[str, Array]
 
 
 def apply(
@@ -122,7 +125,8 @@ def apply(
         dropout: `(seed, step)` of the dropout masks, numbers or uint32 scalars; None: evaluation.
         precision: precision of the backward pass.
         state: state after the previous steps, from the `Output` of a call; None: the network starts at rest.
-        full: True returns an `Output` with the potentials of every population, the state and running statistics.
+        full: True returns an `Output` with potentials and spikes of every population, the state and running
+            statistics.
 
     Returns:
         Spikes, float32 `[T, B, N]`, or an `Output`. Inside a jit, no error can be raised. The spikes are then NaN if an
@@ -131,10 +135,11 @@ def apply(
     Raises:
         ShapeError: an input is not on its grid, or the inputs do not fit the network and `steps`; or weights are
             missing, have another shape, or are not floating-point numbers.
-        SpecError: the precision is unknown; or `full` is False although the network ends with a readout, or although
-            the network has batch normalisation and is in training.
-        NumericError: an input or a weight is not finite, a weight is too large, or a learned parameter is outside its
-            domain.
+        SpecError: the precision is unknown; the seed or step of `dropout` is not an integer in `[0, 2**32)`; or `full`
+            is False although the network ends with a readout, or although the network has batch normalisation and is
+            in training.
+        NumericError: an input, a weight or a value of the state is not finite, a weight is too large, or a learned
+            parameter is outside its domain.
     """
     check_precision(network, precision)
     if network.has_readout and not full:
@@ -147,13 +152,14 @@ def apply(
             "training changes the running statistics of batch normalisation; call apply with "
             "full=True and keep `{**weights, **output.statistics}`"
         )
+    check_array("the input of apply", inputs)
     events = network.coding == "events"
     shape, lead = np.shape(inputs), 2 if events else 1
     if shape[lead:] != network.input_shape or 0 in shape or steps < 1:
         letters = "[T, B, ...]" if events else "[B, ...]"
         raise ShapeError(f"inputs must be {letters} without empty axes, ... = {network.input_shape}, got {shape}")
     if events and shape[0] != steps:
-        raise ShapeError(f"inputs have {shape[0]} steps, expected {steps}")
+        raise ShapeError(f"inputs have {shape[0]} steps, expected {steps}{samples_first(shape, steps)}")
     graph = network.graph
     entering = graph.values[graph.nodes[0].name]
     if events:
@@ -166,16 +172,19 @@ def apply(
     walk = pieces(graph)
     reads = [name for piece in walk for name in piece.reads]
     values = {graph.nodes[0].name: iter(fork(reads.count(graph.nodes[0].name), x))}
-    seed, step = (jnp.asarray(x, np.uint32) for x in dropout or (0, 0))
+    seed, step = dropout_words(dropout)
     settings = Settings(steps, dropout is not None, precision, full or state is not None)
     names = {block.population: block.name for block in network.blocks}
     arrays = _arrays(network, weights)
-    output = Output(x, {}, {}, {})
+    output = Output(x, {}, {}, {}, {})
+    readout = graph.nodes[-1].name if network.has_readout else ""
     for piece in walk:
         own = {name: arrays[name] for name in piece.parameters}
         read = tuple(next(values[name]) for name in piece.reads)
         made = compute(piece, settings, read, own, (seed, step), _checked(piece, state, read[0].shape[1]))
         values |= {name: iter(copies) for name, copies in made.outputs.items()}
+        fired = {name: copies[0] for name, copies in made.outputs.items() if name in names and name != readout}
+        output.layer_spikes.update({names[name]: _channels_first(s) for name, s in fired.items()})
         output.potentials.update({names[name]: _channels_first(u) for name, u in made.potentials.items()})
         output.state.update(made.state)
         output.statistics.update(made.statistics)
@@ -221,4 +230,6 @@ def _checked(piece: Piece, state: State | None, batch: int) -> State:
                 f"the arrays of {name} in the state have the shapes {found}, not {wanted}; the state belongs to "
                 "another network or batch"
             )
+        for x in state[name]:
+            check_finite(f"the state of {name}", x)
     return {name: tuple(jnp.asarray(x) for x in state[name]) for name in piece.states}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,13 +17,14 @@ from stsbp_spec.lengths import without_padding
 from stsbp_spec.losses import LOSSES
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import NetworkSpec
-from stsbp_spec.random import check_seed
+from stsbp_spec.random import check_seed, check_step
 from stsbp_spec.results import Batch
 from stsbp_spec.typing import AnyArray, Precision, Shape
 from stsbp_spec.values import integer, listed, shown
 
 __all__ = [
     "MAX_STEPS",
+    "batch_as_bytes",
     "check_batch",
     "check_classes",
     "check_dropout",
@@ -35,6 +37,8 @@ __all__ = [
     "check_precision",
     "check_precision_name",
     "check_weights",
+    "inputs_as_bytes",
+    "samples_first",
 ]  # fmt: skip
 
 MAX_STEPS = 2**24
@@ -117,8 +121,7 @@ def check_dropout(dropout: object) -> None:
         raise SpecError(f"dropout is None or (seed, step), got {shown(dropout)}")
     seed, step = dropout
     check_seed(seed)
-    if (number := integer(step)) is None or not 0 <= number < 2**32:
-        raise SpecError(f"the step of dropout must be an integer from 0 to 2**32 - 1, got {shown(step)}")
+    check_step(step)
 
 
 def _array(what: str, x: object) -> None:
@@ -167,6 +170,29 @@ def _domain(name: str, learned: Learned, x: AnyArray) -> None:
         raise NumericError(f"{name} must be {ends}, got {x[~inside][0]:g}")
 
 
+def inputs_as_bytes(network: NetworkSpec, inputs: Any) -> Any:
+    """`inputs`; spikes that are bool are returned as bytes 0 and 1, without a copy. Images are never bool."""
+    return _as_bytes(inputs) if isinstance(network, NetworkSpec) and network.coding == "events" else inputs
+
+
+def batch_as_bytes(network: NetworkSpec, batch: Any) -> Any:
+    """`batch` with bytes in place of spikes that are bool, `inputs_as_bytes`."""
+    if not isinstance(batch, Batch):
+        return batch
+    return batch._replace(inputs=inputs_as_bytes(network, batch.inputs), targets=_as_bytes(batch.targets))
+
+
+def _as_bytes(x: Any) -> Any:
+    return x.view(np.uint8) if isinstance(x, np.ndarray) and x.dtype == np.bool_ else x
+
+
+def samples_first(shape: Sequence[int], steps: int) -> str:
+    """End of a message about inputs of this shape that should have `steps` steps: whether samples are the first axis"""
+    if len(shape) < 3 or shape[0] == steps or shape[1] != steps:
+        return ""
+    return "; they look like [B, T, ...], and time must be the first axis: swap axes 0 and 1"
+
+
 def check_inputs(network: NetworkSpec, inputs: Inputs, steps: int) -> int:
     """Raise `ShapeError` unless `inputs` fits the network and `steps`. Returns the batch size.
 
@@ -191,7 +217,8 @@ def check_inputs(network: NetworkSpec, inputs: Inputs, steps: int) -> int:
     if inputs.shape[lead - 1] == 0:
         raise ShapeError("the batch is empty")
     if lead == 2 and inputs.shape[0] != steps:
-        raise ShapeError(f"inputs have {inputs.shape[0]} steps, expected {steps}")
+        swapped = samples_first(inputs.shape, steps)
+        raise ShapeError(f"inputs have {inputs.shape[0]} steps, expected {steps}{swapped}")
     if not isinstance(inputs, PackedFrames) and lead == 2 and int(inputs.max(initial=0)) > network.input_max:
         raise ShapeError(
             f"an input frame holds the count {int(inputs.max())}, but the network allows at most "
@@ -248,6 +275,9 @@ def check_classes(batch: Batch[Inputs]) -> None:
         )
 
 
+_SWAPPED = "; they fit samples in the first axis, but the first axis of spikes and targets is time, [T, B, N]"
+
+
 def check_lengths(lengths: object, samples: int, steps: int) -> None:
     """Raise `ShapeError` unless `lengths` is None, or has `samples` numbers of steps from 1 to `steps`."""
     if lengths is None:
@@ -257,7 +287,7 @@ def check_lengths(lengths: object, samples: int, steps: int) -> None:
     if lengths.dtype.kind not in "iu" or lengths.shape != (samples,):
         raise ShapeError(
             f"lengths must be integers [B] = [{samples}], the steps of each sample, or None; got {lengths.dtype} of "
-            f"shape {list(lengths.shape)}"
+            f"shape {list(lengths.shape)}{'' if lengths.shape != (steps,) else _SWAPPED}"
         )
     wrong = np.flatnonzero((lengths < 1) | (lengths > steps))
     if wrong.size:

@@ -3,21 +3,24 @@ everywhere."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from stsbp_spec.lengths import without_padding
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.typing import AnyArray, Float64, Int64, UInt8
+from stsbp_spec.values import array_of
 
 __all__ = ["distances", "equally_near", "nearest_sequence", "spike_count"]
 
 
-def distances(spikes: UInt8, sequences: UInt8, loss: Loss, psp: PSP, lengths: Int64 | None = None) -> Float64:
+def distances(spikes: Any, sequences: UInt8, loss: Loss, psp: PSP, lengths: Any = None) -> Float64:
     """Distance of each sample's output to each class's label sequence, in the metric of the loss.
 
     Args:
-        spikes: `[T, B, N]`.
+        spikes: `[T, B, N]`, as a numpy array or as a tensor of torch or JAX.
         sequences: target spike trains of each class, `[K, T, N]` (`LabelCode.sequences`).
         loss: the metric.
         psp: the output layer's synaptic filter.
@@ -26,6 +29,7 @@ def distances(spikes: UInt8, sequences: UInt8, loss: Loss, psp: PSP, lengths: In
     Returns:
         `[B, K]`.
     """
+    spikes = array_of(spikes)
     return np.stack([loss.distances(spikes, target[:, None, :], psp, lengths) for target in sequences], axis=1)
 
 
@@ -45,13 +49,16 @@ def nearest_sequence(distance: Float64) -> Int64:
     return nearest
 
 
-def spike_count(spikes: AnyArray, lengths: Int64 | None = None) -> Int64:
+def spike_count(spikes: Any, lengths: Any = None) -> Int64:
     """The output neuron with the most spikes, `[T, B, N] -> [B]`. For equal counts, the lowest class.
+
+    `spikes` are a numpy array or a tensor of torch or JAX.
 
     For the potentials of a readout: the neuron with the largest sum, which is also the one with the largest mean.
 
     `lengths`: number of steps of each sample, `[B]`. Only spikes in these steps count. None: all steps count.
     """
+    spikes, lengths = array_of(spikes), None if lengths is None else array_of(lengths)
     kind = np.int64 if spikes.dtype == np.uint8 else np.float64
     most: Int64 = without_padding(spikes, lengths).sum(axis=0, dtype=kind).argmax(axis=1).astype(np.int64)
     return most

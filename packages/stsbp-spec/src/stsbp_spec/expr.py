@@ -23,6 +23,7 @@ from stsbp_spec.typing import Float32
 from stsbp_spec.values import real, shown
 
 __all__ = [
+    "MOST_OPERATIONS",
     "OPERATIONS",
     "Expr",
     "Names",
@@ -49,6 +50,11 @@ OPERATIONS = {
     "lt": 2, "ge": 2, "spike": 2, "where": 3,
 }  # fmt: skip
 """All operations with their numbers of operands. `exp` is inexact, because libraries differ in its last bits."""
+
+MOST_OPERATIONS = 1000
+"""Largest number of operations of a step. numba takes 3 to 7 ms and 0.15 MB for each; for a `where`, five times as
+much. So a step compiles within 10 seconds and 0.3 GB."""
+_WHERE = 5
 
 CONDITIONS = ("lt", "ge", "spike")
 """Operations whose result is true or false; `spike(a, b)` is `a >= b` with a surrogate derivative."""
@@ -273,8 +279,11 @@ class Names:
             raise SpecError(f"there is no {self._what} {name!r}; there are: {known}") from None
 
 
-_WORDS = frozenset({"abs", "divide", "exp", "float32", "number", "rounded", "snap", "sqrt", "tl", "where"})
-"""Reserved words of the languages in which expressions are printed."""
+_WORDS = frozenset(
+    {"abs", "divide", "exp", "float32", "len", "number", "range", "rounded", "snap", "sqrt", "tl", "where"}
+)
+"""Words that printed code calls, in expressions and in the loops around them. C and CUDA need none here: their names
+end in `_`."""
 
 
 def checked_name(name: str) -> str:
@@ -295,6 +304,11 @@ def free_name(name: str, taken: Container[str]) -> str:
     while name in taken:
         name += "_"
     return name
+
+
+def _cost(nodes: Iterable[Expr]) -> int:
+    """Number of operations, in which a `where` counts as several."""
+    return sum(_WHERE if x.op == "where" else x.op not in ("variable", "constant") for x in nodes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -328,7 +342,14 @@ class Recurrence:
             checked_name(name)
         if twice := {name for name in names if names.count(name) > 1}:
             raise SpecError(f"{self.name}: these names are used twice: {', '.join(sorted(twice))}")
-        for x in ordered(self.roots):
+        nodes = ordered(self.roots)
+        # Equal nodes are computed once.
+        if _cost(nodes) > MOST_OPERATIONS and (cost := _cost(x for x, _ in merged(self.roots)[0])) > MOST_OPERATIONS:
+            raise SpecError(
+                f"{self.name} has {cost:,} operations in one step, more than the {MOST_OPERATIONS:,} that are allowed; "
+                f"a where counts as {_WHERE}. Compiling it would take too much time and memory: write a smaller model"
+            )
+        for x in nodes:
             if x.op == "variable" and x.name not in names:
                 raise SpecError(f"{self.name}: {x.name} is neither a parameter nor an input nor a state")
             if x.op == "unsnapped":

@@ -14,6 +14,8 @@ import numpy as np
 
 from stsbp_spec.collective import Collective, Rendezvous
 from stsbp_spec.errors import BackendError
+from stsbp_spec.meeting import meet as contact
+from stsbp_spec.meeting import port_of
 from stsbp_spec.typing import AnyArray, Int64
 
 __all__ = ["Gloo", "Mpi", "broadcast_message", "connection", "first_line", "gather_padded", "join", "process_group"]
@@ -53,6 +55,9 @@ def process_group(rendezvous: Rendezvous, engines: str = "gloo") -> Any:
     # torchrun already runs a store at the port that it names.
     meeting = "env://" if rendezvous.launcher == "torchrun" else f"tcp://{rendezvous.address}:{rendezvous.port}"
     soon, later = timedelta(seconds=rendezvous.timeout), timedelta(seconds=max(EXCHANGE, rendezvous.timeout))
+    if meeting != "env://":
+        # A client of torch's store waits for ever for the answer of another program.
+        contact(rendezvous, port_of(rendezvous))
     try:
         store, rank, size = next(meet(meeting, rendezvous.rank, rendezvous.size, timeout=soon))
         # The store, with addresses of processes that have ended, survives a restart by torchrun. Separate the starts.

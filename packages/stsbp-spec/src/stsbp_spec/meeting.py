@@ -145,11 +145,12 @@ def _loopback(address: str) -> str:
 def _visit(rendezvous: Rendezvous, port: int) -> None:
     """Another rank connects to rank 0 and waits for its answer."""
     address, deadline = (rendezvous.address, port), time.monotonic() + rendezvous.timeout
-    last = "nobody listens there"
+    last, stranger = "nobody listens there", ""
     while (left := deadline - time.monotonic()) > 0:
         try:
             with socket.create_connection(address, timeout=left) as host:
                 host.sendall(_HELLO.pack(_MAGIC, rendezvous.rank, rendezvous.size))
+                last = "a process listens there, but does not answer"
                 answer = _read(host, _ANSWER.size, deadline + _LAST_WORD)
                 length = _ANSWER.unpack(answer)[1] if answer and answer.startswith(_MAGIC) else _LONGEST + 1
                 if length <= _LONGEST:
@@ -157,13 +158,14 @@ def _visit(rendezvous: Rendezvous, port: int) -> None:
                     if said == b"":
                         return
                     raise BackendError((said or b"rank 0 gave up").decode(errors="replace"))
-                last = "the process that listens there is not rank 0 of this run"
+                if answer:
+                    stranger = f"the process that listens there is not rank 0 of this run: it answers {answer!r}"
         except OSError as error:
             last = error.strerror or str(error) or last
         time.sleep(min(_RETRY, max(0.0, deadline - time.monotonic())))
     raise BackendError(
         f"rank {rendezvous.rank} did not find rank 0 at {rendezvous.address}:{port} within "
-        f"{rendezvous.timeout:g} s: {last}. Is rank 0 running, and does a firewall block that "
+        f"{rendezvous.timeout:g} s: {stranger or last}. Is rank 0 running, and does a firewall block that "
         "port?"
     )
 

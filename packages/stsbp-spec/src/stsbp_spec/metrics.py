@@ -7,13 +7,14 @@ finds it: each spike is matched with the oldest waiting spike, so that younger o
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from stsbp_spec.errors import ShapeError, SpecError
 from stsbp_spec.lengths import without_padding
-from stsbp_spec.typing import Int64, UInt8
+from stsbp_spec.typing import Int64
+from stsbp_spec.values import array_of
 
 __all__ = ["SpikeMatches", "f1", "match_spikes", "precision", "recall"]
 
@@ -26,11 +27,11 @@ class SpikeMatches(NamedTuple):
     targets: Int64
 
 
-def match_spikes(spikes: UInt8, targets: UInt8, tolerance: int = 1, lengths: Int64 | None = None) -> SpikeMatches:
+def match_spikes(spikes: Any, targets: Any, tolerance: int = 1, lengths: Any = None) -> SpikeMatches:
     """Match the spikes of each neuron with its target spikes, one to one.
 
     Args:
-        spikes: output spike trains, `[T, B, N]`.
+        spikes: output spike trains, `[T, B, N]`, as numpy arrays or as tensors of torch or JAX, like the targets.
         targets: target spike trains, `[T, B, N]`.
         tolerance: largest distance of a pair in steps.
         lengths: number of steps of each sample, `[B]`. Later output and target spikes are ignored. None: all steps
@@ -40,6 +41,8 @@ def match_spikes(spikes: UInt8, targets: UInt8, tolerance: int = 1, lengths: Int
         ShapeError: the shapes differ, or are not `[T, B, N]`.
         SpecError: the tolerance is negative.
     """
+    spikes, targets = (array_of(x).astype(bool) for x in (spikes, targets))
+    lengths = None if lengths is None else array_of(lengths)
     if spikes.shape != targets.shape or spikes.ndim != 3:
         raise ShapeError(f"spikes and targets must both be [T, B, N], got {spikes.shape} and {targets.shape}")
     if tolerance < 0:
@@ -49,7 +52,7 @@ def match_spikes(spikes: UInt8, targets: UInt8, tolerance: int = 1, lengths: Int
     # Waiting spikes by their step modulo `slots`. A slot is reused when its spike is too old.
     waiting = np.zeros((2, slots, *spikes.shape[1:]), dtype=bool)
     matched = np.zeros(spikes.shape[1:], dtype=np.int64)
-    for t, both in enumerate(zip(spikes.astype(bool), targets.astype(bool), strict=True)):
+    for t, both in enumerate(zip(spikes, targets, strict=True)):
         waiting[:, t % slots] = False
         for own, come in enumerate(both):
             free = come.copy()

@@ -19,7 +19,7 @@ from stsbp_spec.grid import MAX_WEIGHT_BITS
 from stsbp_spec.layers import MAX_LAYERS, Block, Branches, Layer, SpikingLayer
 from stsbp_spec.neurons import NeuronModel, Readout
 from stsbp_spec.nodes import check_name, is_nodes, parse_nodes, written_nodes
-from stsbp_spec.notation import layer_at, needs_every_key, parse_layers, written
+from stsbp_spec.notation import layer_at, parse_layers, written
 from stsbp_spec.synapses import (
     PSP,
     Add,
@@ -257,10 +257,9 @@ class NetworkSpec:
 
         If a layer has a neuron model of your own, give the model to `parse` as `neuron`.
         """
-        every = needs_every_key(node.op.model for node in self.graph.nodes if isinstance(node.op, Neurons))
         if self.nodes:
-            return written_nodes(self.nodes, every=every)
-        return "-".join(written(layer, full=True, every=every) for layer in self.layers)
+            return written_nodes(self.nodes)
+        return "-".join(written(layer, full=True) for layer in self.layers)
 
     def __str__(self) -> str:
         if self.nodes:

@@ -49,8 +49,8 @@ _PLAIN: tuple[type[Any], ...] = tuple(kind for kind in get_args(Layer) if kind n
 
 
 def is_nodes(text: object) -> bool:
-    """Whether a text describes a network node by node, rather than in the notation."""
-    return isinstance(text, str) and re.match(r"(\s*#[^\n]*\n)*\s*\[\[\s*node\s*\]\]", text) is not None
+    """Whether a text describes a network node by node, rather than in the notation (also wrongly, with `[node]`)."""
+    return isinstance(text, str) and re.match(r"(\s*#[^\n]*\n)*\s*\[\[?\s*node\s*\]", text) is not None
 
 
 def parse_nodes(text: str, *, padding: str, neuron: NeuronModel | None, weight_bits: int) -> tuple[Node, ...]:
@@ -61,8 +61,12 @@ def parse_nodes(text: str, *, padding: str, neuron: NeuronModel | None, weight_b
     """
     if len(text) > _MOST_CHARACTERS:
         raise NetworkError(f"a network has at most {_MOST_CHARACTERS:,} characters, got {len(text):,}")
-    if any(line.count(".") > _MOST_DOTS for line in text.splitlines()):
-        raise NetworkError(f"a line of a network has at most {_MOST_DOTS} dots")
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.count(".") > _MOST_DOTS:
+            raise NetworkError(f"a line of a network has at most {_MOST_DOTS} dots")
+        # TOML would complain of a table that is declared twice, and only if there are several.
+        if re.match(r"\s*\[\s*node\s*\]", line):
+            raise NetworkError(f"line {number} is [node]; write [[node]], with two brackets, before every node")
     try:
         found = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
@@ -138,13 +142,13 @@ def _edges(given: object) -> Iterable[Edge]:
             )
 
 
-def written_nodes(nodes: Iterable[Node], *, every: bool = False) -> str:
-    """Inverse of `parse_nodes`. The result contains every parameter. `every`: see `notation.written`.
+def written_nodes(nodes: Iterable[Node]) -> str:
+    """Inverse of `parse_nodes`. The result contains every parameter, so it is read alike with any default neuron.
 
     Raises:
         NetworkError: an operation has no text form.
     """
-    return "\n".join(_written(node, every=every) for node in nodes if not isinstance(node.op, Input))
+    return "\n".join(_written(node) for node in nodes if not isinstance(node.op, Input))
 
 
 def described(node: Node) -> tuple[str, str]:
@@ -155,19 +159,19 @@ def described(node: Node) -> tuple[str, str]:
     return ("+" if kind == "add" else text), reads
 
 
-def _written(node: Node, *, every: bool) -> str:
+def _written(node: Node) -> str:
     edges = [f'"{e.source}"' if not e.delay else f'{{node = "{e.source}", delay = {e.delay}}}' for e in node.inputs]
-    lines = ["[[node]]", f'name = "{node.name}"', _what(node, every=every), f"from = [{', '.join(edges)}]"]
+    lines = ["[[node]]", f'name = "{node.name}"', _what(node), f"from = [{', '.join(edges)}]"]
     lines += [f'weights_of = "{node.shares}"'] if node.shares is not None else []
     return "\n".join(lines) + "\n"
 
 
-def _what(node: Node, *, every: bool = False) -> str:
+def _what(node: Node) -> str:
     op = node.op
     if isinstance(op, Weighted):
         return f'weights = "{written_weights(op)}"'
     if isinstance(op, Neurons):
-        return f'neurons = "{written_neurons(op.model, every=every)}"'
+        return f'neurons = "{written_neurons(op.model)}"'
     if isinstance(op, Add):
         return "add = true"
     if isinstance(op, _PLAIN):

@@ -30,7 +30,7 @@ The neuron is `lif`, `if`, `alif` or `plif`. Its parameters are those of its cla
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from typing import Any, TypeVar
@@ -40,8 +40,7 @@ import numpy as np
 from stsbp_spec.errors import NetworkError, SpecError
 from stsbp_spec.grid import MAX_WEIGHT_BITS
 from stsbp_spec.layers import MAX_LAYERS, Branches, Layer, SpikingLayer
-from stsbp_spec.neurons import LIF, NEURONS, NeuronModel, Readout, as_model, parameters, with_parameter
-from stsbp_spec.surrogates import SURROGATES
+from stsbp_spec.neurons import LIF, NeuronModel, as_model, parameters, with_parameters
 from stsbp_spec.synapses import (
     AvgPool2d,
     BatchNorm,
@@ -62,7 +61,6 @@ from stsbp_spec.values import read_number, shown
 __all__ = [
     "checked",
     "layer_at",
-    "needs_every_key",
     "parse_layers",
     "parse_neurons",
     "parse_weights",
@@ -149,10 +147,8 @@ def written_weights(weights: Weighted) -> str:
     if isinstance(weights, OneToOne):
         return f"{_ONE_TO_ONE}{{bits={weights.weight_bits}}}"
     assert isinstance(weights, (Conv2d, Linear))
-    text = written(SpikingLayer(weights))
-    return (
-        f"{text[:-1]},bits={weights.weight_bits}}}" if text.endswith("}") else f"{text}{{bits={weights.weight_bits}}}"
-    )
+    text, keys = _written_synapse(weights, "", full=True)
+    return f"{text}{{{','.join([*keys, f'bits={weights.weight_bits}'])}}}"
 
 
 def parse_neurons(text: str, neuron: NeuronModel) -> NeuronModel:
@@ -165,31 +161,15 @@ def parse_neurons(text: str, neuron: NeuronModel) -> NeuronModel:
     return found.neuron
 
 
-def written_neurons(neuron: NeuronModel, *, every: bool = False) -> str:
-    """Inverse of `parse_neurons`. The result contains every parameter. `every`: see `written`."""
-    return ",".join(_neuron_keys(neuron, every=every))
+def written_neurons(neuron: NeuronModel) -> str:
+    """Inverse of `parse_neurons`. The result contains every parameter, so it is read alike with any default neuron."""
+    return ",".join(f"{key}={value}" for key, value in neuron.written().items())
 
 
-def needs_every_key(neurons: Iterable[NeuronModel]) -> bool:
-    """Whether a network with these neurons must be written with `every` (see `written`), so that it can be read with
-    one of them as `neuron`: whether the notation has no name for one of them, or for its surrogate."""
-    models, surrogates = (*NEURONS.values(), Readout), (*SURROGATES.values(),)
-    return any(type(each) not in models or type(each.surrogate) not in surrogates for each in neurons)
-
-
-def written(layer: Layer, *, full: bool = False, every: bool = False) -> str:
-    """A layer in notation.
-
-    Args:
-        layer: the layer.
-        full: whether to write the parameters of the neurons and the bits of the weights.
-        every: whether to write also parameters that are those of `LIF()`. A text without them can only be read if the
-            default neuron is LIF.
-    """
+def written(layer: Layer, *, full: bool = False) -> str:
+    """A layer in notation. `full`: with all parameters of the neurons and the bits of the weights."""
     if isinstance(layer, Branches):
-        *branches, last = (
-            "-".join(written(each, full=full, every=every) for each in branch) for branch in layer.branches
-        )
+        *branches, last = ("-".join(written(each, full=full) for each in branch) for branch in layer.branches)
         return f"[{'|'.join(branches if not last and len(branches) == 1 else [*branches, last])}]+"
     if isinstance(layer, Dropout):
         # Positional, because the sign of an exponent would be read as the separator of the next layer.
@@ -203,24 +183,30 @@ def written(layer: Layer, *, full: bool = False, every: bool = False) -> str:
     if isinstance(layer, Passing):
         raise SpecError(f"there is no notation for {shown(layer)}")
     synapse, neuron = layer.synapse, layer.neuron
-    if isinstance(synapse, Conv2d):
-        text = f"{synapse.channels}C{axes.written(synapse.kernel)}{recurrence(layer)}"
-        text += f"p{axes.written(synapse.padding)}" if synapse.padding or full else ""
-        text += f"s{axes.written(synapse.stride)}" if synapse.stride != 1 or full else ""
-        own = _geometry_keys(synapse)
-    else:
-        text, own = f"{synapse.units}{recurrence(layer)}", []
-    text += "b" if synapse.bias else ""
-    if synapse.norm is not None:
-        text += "bn"
-        own += _norm_keys(synapse.norm)
+    text, own = _written_synapse(synapse, recurrence(layer), full=full)
     own += [f"recurrent={_ONE_TO_ONE}"] if isinstance(layer.recurrent, OneToOne) else []
     own += [f"delay={layer.delay}"] if layer.delay else []
     if layer.recurrent is not None and layer.recurrent.weight_bits != synapse.weight_bits:
         own.append(f"recurrent_bits={layer.recurrent.weight_bits}")
     if full:
-        own += [*_neuron_keys(neuron, every=every), f"bits={synapse.weight_bits}"]
+        own += [written_neurons(neuron), f"bits={synapse.weight_bits}"]
     return text + (f"{{{','.join(own)}}}" if own else "")
+
+
+def _written_synapse(synapse: Conv2d | Linear, recurrent: str, *, full: bool) -> tuple[str, list[str]]:
+    """The weights of a layer in notation, and their keys. `full`: with paddings and strides that are not set."""
+    if isinstance(synapse, Conv2d):
+        text = f"{synapse.channels}C{axes.written(synapse.kernel)}{recurrent}"
+        text += f"p{axes.written(synapse.padding)}" if synapse.padding or full else ""
+        text += f"s{axes.written(synapse.stride)}" if synapse.stride != 1 or full else ""
+        keys = _geometry_keys(synapse)
+    else:
+        text, keys = f"{synapse.units}{recurrent}", []
+    text += "b" if synapse.bias else ""
+    if synapse.norm is not None:
+        text += "bn"
+        keys += _norm_keys(synapse.norm)
+    return text, keys
 
 
 def recurrence(layer: SpikingLayer) -> str:
@@ -244,12 +230,6 @@ def _norm_keys(norm: BatchNorm) -> list[str]:
         for name, value in found.items()
         if value != getattr(BatchNorm(), name)
     ]
-
-
-def _neuron_keys(neuron: NeuronModel, *, every: bool) -> list[str]:
-    """The keys of a neuron in notation. Unless `every`, without those that equal the default LIF neuron's."""
-    plain = {} if every else {"neuron": LIF.name, "reset": "zero", "tau_rise": "0.0", "psp_gain": "normalised"}
-    return [f"{key}={value}" for key, value in neuron.written().items() if plain.get(key) != value]
 
 
 def layer_at(layers: list[Layer], position: int) -> int:
@@ -517,8 +497,11 @@ class _Parser:
 
         `others` receives the keys that are not the neuron's.
         """
+        place = at, len(text)
         pairs = text.split(",")
         starts = list(accumulate((len(pair) + 1 for pair in pairs), initial=at))
+        own: dict[str, str] = {}
+        places: dict[str, tuple[int, int]] = {}
         # Read the model first, because the other allowed keys depend on it.
         order = sorted(zip(starts, pairs, strict=False), key=lambda each: not each[1].strip().startswith("neuron="))
         for at, pair in order:
@@ -535,13 +518,19 @@ class _Parser:
                     others.geometry[key] = numbers[0] if len(numbers) == 1 else tuple(numbers)
                 elif key in _NORM and others.norm is not None:
                     others.norm[key] = read_number(value)
+                elif key in keys.neuron.written() and key not in ("neuron", "recurrent", *_INTEGERS):
+                    own[key], places[key] = value, (at, len(pair))
                 else:
                     keys = _with_key(keys, key, value, others.known)
             except ValueError as error:
                 kind = "an integer" if key in (*_GEOMETRY, *_INTEGERS) else "a number"
                 message = str(error) if isinstance(error, SpecError) else f"{key} must be {kind}, got {shown(value)}"
                 raise self.fail(message, at, len(pair)) from None
-        return keys
+        try:
+            return replace(keys, neuron=with_parameters(keys.neuron, own))
+        except SpecError as error:
+            wrong = (key for key, value in own.items() if not _can_be_set(keys.neuron, key, value))
+            raise self.fail(str(error), *places.get(next(wrong, ""), place)) from None
 
 
 @dataclass(frozen=True)
@@ -553,6 +542,15 @@ class _Keys:
     delay: int = 0
     recurrent: bool = False
     recurrent_bits: int | None = None
+
+
+def _can_be_set(neuron: NeuronModel, key: str, value: str) -> bool:
+    """Whether one parameter alone can have this value."""
+    try:
+        with_parameters(neuron, {key: value})
+    except SpecError:
+        return False
+    return True
 
 
 def _with_key(keys: _Keys, key: str, value: str, others: tuple[str, ...]) -> _Keys:
@@ -568,7 +566,5 @@ def _with_key(keys: _Keys, key: str, value: str, others: tuple[str, ...]) -> _Ke
         if value != _ONE_TO_ONE:
             raise SpecError(f"recurrent is {_ONE_TO_ONE}, got {shown(value)}; write 128R or 16C3R3 for others")
         return replace(keys, recurrent=True)
-    if key in neuron.written():
-        return replace(keys, neuron=with_parameter(neuron, key, value))
     known = ", ".join((*neuron.written(), "bits", "delay", "recurrent", "recurrent_bits", *others))
     raise SpecError(f"unknown parameter {shown(key)}; known: {known}")

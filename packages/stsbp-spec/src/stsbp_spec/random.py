@@ -18,7 +18,7 @@ from stsbp_spec.errors import SpecError
 from stsbp_spec.typing import Float64, Int64, Shape, UInt8, UInt32
 from stsbp_spec.values import integer, shown
 
-__all__ = ["Stream", "bits", "check_seed", "keep_mask", "permutation", "threefry2x32", "uniform"]
+__all__ = ["Stream", "bits", "check_seed", "check_step", "keep_mask", "permutation", "threefry2x32", "uniform"]
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
@@ -36,11 +36,19 @@ class Stream(IntEnum):
     NOISE = 8
 
 
-def check_seed(seed: int) -> int:
+def check_seed(seed: object) -> int:
     """Return `seed`, or raise `SpecError` unless it is an integer in `[0, 2**32)`."""
     number = integer(seed)
     if number is None or not 0 <= number < 2**32:
         raise SpecError(f"seed must be an integer from 0 to 2**32 - 1, got {shown(seed)}")
+    return number
+
+
+def check_step(step: object) -> int:
+    """Return `step`, or raise `SpecError` unless it is an integer in `[0, 2**32)`."""
+    number = integer(step)
+    if number is None or not 0 <= number < 2**32:
+        raise SpecError(f"the step of dropout must be an integer from 0 to 2**32 - 1, got {shown(step)}")
     return number
 
 

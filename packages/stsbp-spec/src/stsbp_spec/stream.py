@@ -7,7 +7,7 @@ from typing import Generic
 
 import numpy as np
 
-from stsbp_spec.checks import check_inputs, check_weights
+from stsbp_spec.checks import check_inputs, check_weights, inputs_as_bytes
 from stsbp_spec.errors import ShapeError, SpecError
 from stsbp_spec.grid import unsigned_zeros
 from stsbp_spec.network import NetworkSpec
@@ -101,6 +101,7 @@ class Stream(Generic[Array]):
         if not isinstance(given, np.ndarray) or given.shape != shape:
             found = given.shape if isinstance(given, np.ndarray) else type(given).__name__
             raise ShapeError(f"a step of this stream takes uint8 [B, ...] = {shape}, got {found}")
+        given = inputs_as_bytes(network, given)
         whole = given[np.newaxis] if network.coding == "events" else given
         check_inputs(network, whole, 1)
         return self._backend.encode(whole, network.coding)

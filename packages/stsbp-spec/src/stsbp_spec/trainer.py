@@ -11,6 +11,7 @@ from typing import Generic, get_args, overload
 import numpy as np
 
 from stsbp_spec.checks import (
+    batch_as_bytes,
     check_batch,
     check_classes,
     check_dropout,
@@ -21,6 +22,7 @@ from stsbp_spec.checks import (
     check_part,
     check_precision,
     check_weights,
+    inputs_as_bytes,
 )
 from stsbp_spec.collective import Alone, Collective, Part
 from stsbp_spec.encoders.packed import Inputs, PackedFrames, cut
@@ -34,7 +36,7 @@ from stsbp_spec.network import NetworkSpec
 from stsbp_spec.optim.adamw import AdamW, clip_factor, norm_of
 from stsbp_spec.pairs import Pairs
 from stsbp_spec.programs import Gradients, apart, gradients, output, states, update
-from stsbp_spec.random import check_seed
+from stsbp_spec.random import check_seed, check_step
 from stsbp_spec.results import Batch, LayerRun, Prediction, RunResult, StepResult, TrainState, ValueAndGrad
 from stsbp_spec.synapses.batchnorm import running
 from stsbp_spec.typing import AnyArray, Array, Float32, Int64, Memory, Precision, UInt8
@@ -130,8 +132,12 @@ class Trainer(Generic[Array]):
             state: state before the update. It must be the same in every process.
             batch: inputs of this process's part of the batch (`Collective.parts`), and targets of the whole batch. If
                 the part is empty, the inputs are those of one silent sample. The result is that of the whole batch.
+
+        Raises:
+            SpecError: `state.step` is not an integer in `[0, 2**32)`.
         """
         backend, network = self.backend, self.network
+        batch = batch_as_bytes(network, batch)
         check_batch(network, batch, self._part)
         if self.loss.of_potentials:
             check_classes(batch)
@@ -139,7 +145,7 @@ class Trainer(Generic[Array]):
         longest = self.collective.parts(samples)[0].count
         at_once = self._at_once(steps, longest)
         parts = self.collective.pieces(samples, at_once)
-        dropout = (self.seed, state.step)
+        dropout = (self.seed, check_step(state.step))
         between = self._between(len(parts), min(longest, at_once or longest), steps)
         fixed = (network, self.loss, self.precision, between, self.collective)
         found, grids = _gradients(backend, *fixed, parts, state.weights, batch, dropout)
@@ -283,6 +289,7 @@ class Predictor(Generic[Array]):
         """
         trainer = self._trainer
         backend, network = trainer.backend, trainer.network
+        inputs = inputs_as_bytes(network, inputs)
         samples = check_inputs(network, inputs, steps)
         collective: Collective[Array] = Alone() if batch is None else trainer.collective
         part = Part(0, samples, samples) if batch is None else trainer._part(batch)
@@ -323,6 +330,7 @@ def value_and_grad(
     check_output(network, loss)
     check_dropout(dropout)
     check_weights(network, weights)
+    batch = batch_as_bytes(network, batch)
     check_batch(network, batch)
     if loss.of_potentials:
         check_classes(batch)
@@ -342,6 +350,7 @@ def run(
 ) -> RunResult:
     """See `AbstractBackend.run`."""
     check_weights(network, weights)
+    inputs = inputs_as_bytes(network, inputs)
     check_inputs(network, inputs, steps)
     wq, grids = on_grid(backend, network, {name: backend.asarray(w) for name, w in weights.items()})
     found = backend.compiled(states, network, int(steps))(wq, _encoded(backend, network, inputs))

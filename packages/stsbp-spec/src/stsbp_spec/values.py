@@ -15,13 +15,22 @@ from typing import Any
 import numpy as np
 
 from stsbp_spec.errors import SpecError
+from stsbp_spec.typing import AnyArray
 
-__all__ = ["MAX_SIZE", "integer", "listed", "read_number", "real", "shown", "truth", "whole"]
+__all__ = ["MAX_SIZE", "array_of", "integer", "listed", "read_number", "real", "shown", "truth", "whole"]
 
 MAX_SIZE = 10**9 - 1
 """The largest size of a layer or an axis. It has nine digits, as in the notation."""
 
 _LONGEST = 100
+
+
+def array_of(x: Any) -> AnyArray:
+    """`x` as a numpy array: an array unchanged, a tensor of any framework with its values on the host."""
+    if isinstance(x, np.ndarray):
+        return x
+    # `__array__` of a torch tensor refuses a gradient and other devices.
+    return np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
 
 
 def truth(name: str, value: object) -> bool:

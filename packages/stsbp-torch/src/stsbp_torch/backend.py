@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch
 from stsbp_cpu import ahead, block, fused, recurrent, reductions
+from stsbp_cpu.openmp import let_waiting_threads_sleep
 from stsbp_cpu.optim import adamw
 from stsbp_spec import grid
 from stsbp_spec.backend import AbstractBackend, Device, NeuronResiduals
@@ -88,6 +89,7 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
             self.torch_device, self.fused = torch.device("cpu"), name == "cpu"
             keep_freed_memory()
             if self.fused:
+                let_waiting_threads_sleep()
                 ahead.prepare(dense=False)
             return name
         kind, _, index = name.partition(":")
@@ -381,7 +383,7 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
 
     def spike_count(self, s: torch.Tensor) -> torch.Tensor:
         if s.device.type == "cpu":
-            return torch.tensor(int(reductions.count(rows(s).reshape(-1).numpy())), device="cpu")
+            return torch.tensor(reductions.count(rows(s).reshape(-1).numpy()), dtype=torch.int64, device="cpu")
         return torch.count_nonzero(s)
 
     def join(self, rendezvous: Rendezvous) -> Collective[torch.Tensor]:

@@ -9,10 +9,14 @@ from __future__ import annotations
 import math
 
 import torch
+from stsbp_spec.checks import samples_first
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.values import integer, shown
 
-__all__ = ["check_finite", "check_inputs", "check_precision", "check_steps"]
+__all__ = ["RETURNED", "check_finite", "check_inputs", "check_precision", "check_state", "check_steps", "check_tensor"]
+
+RETURNED = "give the state that this module returned"
+"""What to do instead of giving a state that does not fit."""
 
 
 def _extremes(what: str, x: torch.Tensor) -> tuple[float, float]:
@@ -28,6 +32,12 @@ def _extremes(what: str, x: torch.Tensor) -> tuple[float, float]:
 def check_finite(what: str, z: torch.Tensor) -> None:
     """Raise `NumericError` unless every element of `z`, any shape, is finite."""
     _extremes(what, z.detach())
+
+
+def check_state(name: str, x: torch.Tensor) -> None:
+    """Raise `NumericError` unless every element of an array of the state of `name`, any shape, is finite."""
+    if not bool(torch.isfinite(x).all()):
+        raise NumericError(f"the state of {name} holds a value that is not finite; {RETURNED}")
 
 
 def check_inputs(what: str, s: torch.Tensor, exponent: int, largest: float, hint: str = "") -> None:
@@ -48,14 +58,32 @@ def check_inputs(what: str, s: torch.Tensor, exponent: int, largest: float, hint
     raise ShapeError(f"the inputs of {what} must be {wanted}, got {wrong:g}{remedy}{hint}")
 
 
+def check_tensor(x: object) -> None:
+    """Raise `ShapeError` unless `x` is a dense tensor of real numbers, on a device that computes."""
+    remedy = ""
+    if not isinstance(x, torch.Tensor):
+        kind, remedy = type(x).__name__, "; convert it with torch.as_tensor(...)"
+    elif x.is_nested or x.layout != torch.strided:
+        kind = "a nested tensor" if x.is_nested else f"a tensor of layout {x.layout}"
+        remedy = "; pad its samples to the same shape" if x.is_nested else "; convert it with .to_dense()"
+    elif x.is_quantized or x.is_complex():
+        kind = f"a tensor of {x.dtype}"
+        remedy = "; convert it with .dequantize()" if x.is_quantized else "; take its real part"
+    else:
+        return
+    raise ShapeError(f"an input must be a dense tensor of real numbers, got {kind}{remedy}")
+
+
 def check_steps(x: torch.Tensor, steps: int | None) -> int:
     """`T` of `x`, `[T, B, ...]` or `[1, B, ...]`; raises `ShapeError` if `steps` does not fit `x`."""
+    check_tensor(x)
     if x.dim() < 2 or len(x) == 0:
         raise ShapeError(f"an input must be [T, B, ...] with T >= 1, got {tuple(x.shape)}")
     number = len(x) if steps is None else integer(steps)
     if number is None or number < 1 or len(x) not in (1, number):
         raise ShapeError(
             f"steps must be {len(x)}, as in the input (any number if the input has one step), got {shown(steps)}"
+            f"{samples_first(x.shape, number or 0)}"
         )
     return number
 

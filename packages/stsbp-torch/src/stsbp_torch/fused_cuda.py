@@ -157,5 +157,6 @@ def keep_mask(
         _keep[(triton.cdiv(mask.numel(), BLOCK),)](
             mask, mask.numel(), first * math.prod(shape[1:]), area, channels, check_seed(seed),
             (int(Stream.DROPOUT) + 256 * layer) & 0xFFFFFFFF, step & 0xFFFFFFFF, round(rate * 2**32),
+            enable_fp_fusion=False,
         )  # fmt: skip
     return mask.permute(0, 3, 1, 2) if spatial else mask

@@ -11,7 +11,7 @@ import torch
 from stsbp_cpu.layout import Layout
 from stsbp_spec.typing import AnyArray, Shape
 
-__all__ = ["TENSORS", "empty", "flat_frames", "frames", "laid_out", "logical", "rows", "view"]
+__all__ = ["TENSORS", "channels_last", "empty", "flat_frames", "frames", "laid_out", "logical", "rows", "view"]
 
 _TO_MEMORY, _TO_LOGICAL = (0, 1, 3, 4, 2), (0, 1, 4, 2, 3)
 
@@ -46,6 +46,16 @@ def frames(x: torch.Tensor) -> torch.Tensor:
     """A laid-out `[T, B, C, H, W]` as `[T B, C, H, W]` (channels-last strides), without a copy."""
     t, b, c, h, w = x.shape
     return x.permute(_TO_MEMORY).view(t * b, h, w, c).permute(0, 3, 1, 2)
+
+
+def channels_last(x: torch.Tensor) -> torch.Tensor:
+    """`[n, C, H, W]` with the strides of channels last on every axis, without a copy if its memory has this order.
+
+    On axes of length 1, torch's own `contiguous` leaves any stride as it is.
+    """
+    n, c, h, w = x.shape
+    memory = x.permute(0, 2, 3, 1).contiguous()
+    return memory.as_strided((n, c, h, w), (h * w * c, 1, w * c, c))
 
 
 def flat_frames(x: torch.Tensor) -> AnyArray:

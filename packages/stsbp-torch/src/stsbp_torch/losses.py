@@ -48,7 +48,10 @@ def spike_loss(
             "net(frames, full=True)"
         )
     if spikes.dim() != 3 or spikes.shape != targets.shape:
-        raise ShapeError(f"spikes and targets must be [T, B, N], got {tuple(spikes.shape)} and {tuple(targets.shape)}")
+        shapes = tuple(spikes.shape), tuple(targets.shape)
+        swapped = spikes.dim() == 3 and shapes[1] == (shapes[0][1], shapes[0][0], shapes[0][2])
+        remedy = "; one of them is [B, T, N]: swap its axes 0 and 1, because time is the first axis" if swapped else ""
+        raise ShapeError(f"spikes and targets must be [T, B, N], got {shapes[0]} and {shapes[1]}{remedy}")
     given = _key(loss, psp), spikes, targets, lengths
     result: torch.Tensor = _Distance.apply(*given)  # type: ignore[no-untyped-call]
     return result

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
+from types import EllipsisType
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -34,14 +35,16 @@ from stsbp_spec.neurons import LIF as LIFSpec
 from stsbp_spec.neurons import PLIF as PLIFSpec
 from stsbp_spec.neurons import NeuronModel
 from stsbp_spec.plan import plan
+from stsbp_spec.random import check_seed, check_step
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Dropout, GlobalAvgPool, Linear, MaxPool2d, Upsample2d
 from stsbp_spec.synapses.axes import PerAxis
 from stsbp_spec.synapses.base import Passing
 from stsbp_spec.typing import AnyArray, Precision, Shape
 from stsbp_spec.values import real, shown, whole
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from stsbp_torch.checks import check_precision, check_steps
+from stsbp_torch.checks import RETURNED, check_precision, check_steps, check_tensor
 from stsbp_torch.losses import spike_loss
 from stsbp_torch.segments import Handle, Layer, Made, Piece, Settings, backend_of, compute, handle_of
 
@@ -67,7 +70,7 @@ __all__ = [
 
 _HOW_FINE = (
     "; input_exponent says how fine they are (0: spikes, 2: spikes after 2x2 pooling, 8: images of value x / 256), "
-    "input_max how large"
+    "input_max how large. For any real numbers, use torch.nn.Linear or torch.nn.Conv2d, and LIF() behind it"
 )
 State: TypeAlias = dict[str, tuple[torch.Tensor, ...]]
 """The state after the steps of a call, float32 by name. For each population, it contains the spikes of the last step
@@ -82,11 +85,14 @@ class Output(NamedTuple):
         spikes: spikes of the last layer, `[T, B, ...]`.
         potentials: membrane potentials of each population by name, `[T, B, ...]`; losses may use them.
         state: the state for the next call. No gradient flows back through it.
+        layer_spikes: spikes of each population by the same names as the potentials, `[T, B, ...]`; losses may use them.
+            A readout has none.
     """
 
     spikes: torch.Tensor
     potentials: dict[str, torch.Tensor]
     state: State
+    layer_spikes: dict[str, torch.Tensor]
 
 
 _ANY = 2.0**16
@@ -122,11 +128,37 @@ def _given(made: Made, name: str, full: bool) -> Any:
     if not full:
         return made.outputs[0]
     assert made.potentials is not None
-    return Output(made.outputs[0], {name: made.potentials}, made.state)
+    return Output(made.outputs[0], {name: made.potentials}, made.state, {name: made.outputs[0]})
+
+
+_UNFILTERED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+"""For spikes that a module returned, the synaptic filter that the next weights must apply."""
+
+
+def _mark(spikes: torch.Tensor, psp: PSP | None) -> None:
+    """Remember the filter of spikes, for `_missing`. It is not known in programs that torch traces or transforms."""
+    # With these time constants, the filter returns its input.
+    if psp is not None and (psp.tau_s, psp.tau_rise) != (1, 0) and not _is_traced():
+        _UNFILTERED[spikes] = psp
+
+
+def _missing(spikes: torch.Tensor) -> PSP | None:
+    """The filter of spikes that come directly from a module; None: there is none, or it is not known."""
+    psp: PSP | None = None if _is_traced() else _UNFILTERED.get(spikes)  # type: ignore[no-untyped-call]
+    return psp
+
+
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def _check_types(what: str, parameters: Iterable[torch.Tensor]) -> None:
     for x in parameters:
+        if x.is_meta:
+            raise SpecError(
+                f"the parameters of {what} are on the device meta, which holds no values; call .to_empty(device=...) "
+                "and load them with load_state_dict"
+            )
         if x.dtype != torch.float32:
             raise SpecError(
                 f"the parameters of {what} must be float32, in which their sums are exact, got {x.dtype}; "
@@ -212,7 +244,8 @@ class Neurons(torch.nn.Module):
         Raises:
             ShapeError: `steps` does not fit `z`, or the state belongs to another module or batch.
             SpecError: `z` is float64.
-            NumericError: a value of `z` or `gain` is not finite, or a learned parameter is outside its domain.
+            NumericError: a value of `z`, of the state or `gain` is not finite, or a learned parameter is outside its
+                domain.
         """
         steps = check_steps(z, steps)
         check_precision(precision)
@@ -227,6 +260,7 @@ class Neurons(torch.nn.Module):
         checked_by = "" if checked else self._get_name()
         settings = Settings(steps, True, precision=precision, full=full or state is not None, checked=checked_by)
         made = compute(handle, settings, [z], own, _arrays(handle.states[True], state))
+        _mark(made.outputs[0], self.neuron.psp)
         return _given(made, "neurons", full)
 
 
@@ -287,14 +321,15 @@ class _Spiking(torch.nn.Module):
         synapse: Conv2d | Linear,
         weight: torch.Tensor,
         neuron: NeuronModel | Neurons | None,
-        psp: PSP | None,
+        psp: PSP | EllipsisType | None,
         input_exponent: int,
         input_max: float,
     ) -> None:
         super().__init__()
         self.synapse = synapse
         self.weight = weight if isinstance(weight, torch.nn.Parameter) else torch.nn.Parameter(weight)
-        self.bias = torch.nn.Parameter(torch.zeros(len(weight))) if synapse.bias else None
+        self.bias = torch.nn.Parameter(torch.zeros(len(weight), dtype=torch.float32)) if synapse.bias else None
+        self._psp_is_open, psp = (True, None) if isinstance(psp, EllipsisType) else (False, psp)
         self.lif = Neurons(neuron.neuron if isinstance(neuron, Neurons) else neuron, psp, len(weight))
         if isinstance(neuron, Neurons):
             self._take_over(neuron)
@@ -384,8 +419,9 @@ class _Spiking(torch.nn.Module):
         Raises:
             ShapeError: the inputs have a wrong value or shape, `steps` does not fit the inputs, or the state belongs to
                 another module or batch.
-            SpecError: the precision is unknown, a state requires a gradient, or the parameters are not float32.
-            NumericError: an input or a weight is not finite, or a weight is too large.
+            SpecError: the precision is unknown, a state requires a gradient, the parameters are not float32, or the
+                inputs are spikes of another module and no `psp` was given to this one.
+            NumericError: an input, a weight or a value of the state is not finite, or a weight is too large.
         """
         _check_types(self._get_name(), self._ordered)
         steps = check_steps(s, steps)
@@ -394,11 +430,17 @@ class _Spiking(torch.nn.Module):
             self._check_shape(s)
         if s.dim() not in (3, 5):
             s = s.flatten(2)
+        if self._psp_is_open and (needed := _missing(s)) is not None:
+            raise SpecError(
+                f"the inputs of {self._get_name()} are the spikes of neurons whose synapses have the filter {needed}; "
+                f"give psp={needed} to {self._get_name()}, or psp=None if these spikes are meant to act unfiltered"
+            )
         handle = self._handle(gain)
         checked_by = "" if checked else self._get_name()
         more = full or state is not None
         settings = Settings(steps, True, precision=precision, full=more, checked=checked_by, hint=_HOW_FINE)
         made = compute(handle, settings, [s], self._ordered, _arrays(handle.states[True], state))
+        _mark(made.outputs[0], self.lif.neuron.psp)
         return _given(made, "neurons", full)
 
     def _check_shape(self, s: torch.Tensor) -> None:
@@ -413,7 +455,7 @@ class _Spiking(torch.nn.Module):
 
 
 def _kaiming(shape: tuple[int, ...], gain: float = DEFAULT_GAIN) -> torch.Tensor:
-    weight = torch.empty(shape)
+    weight = torch.empty(shape, dtype=torch.float32)
     bound = gain * (6 / int(np.prod(shape[1:]))) ** 0.5
     return torch.nn.init.uniform_(weight, -bound, bound)
 
@@ -425,7 +467,8 @@ class SpikingConv2d(_Spiking):
         in_channels: number of input channels, `C`.
         channels, kernel, stride, padding, dilation, groups: the same as for the spec's `Conv2d`.
         neuron: neuron model, from the spec, or a module, whose learned values are copied; None: LIF.
-        psp: filter of the layer below; None: inputs are not filtered.
+        psp: filter of the layer below; None: inputs are not filtered. By default they are not filtered either, but
+            inputs that another module of stsbp_torch returned as spikes are refused.
         weight_bits: bits of the weight grid.
         bias: whether there is a bias per channel.
         input_exponent: inputs are multiples of `2^-input_exponent`: 0 for spikes, 2 for spikes pooled 2x2, 8 for
@@ -444,7 +487,7 @@ class SpikingConv2d(_Spiking):
         dilation: PerAxis = 1,
         groups: int = 1,
         neuron: NeuronModel | Neurons | None = None,
-        psp: PSP | None = None,
+        psp: PSP | EllipsisType | None = ...,
         weight_bits: int = 12,
         bias: bool = False,
         input_exponent: int = 0,
@@ -468,7 +511,7 @@ class SpikingLinear(_Spiking):
         units: int,
         *,
         neuron: NeuronModel | Neurons | None = None,
-        psp: PSP | None = None,
+        psp: PSP | EllipsisType | None = ...,
         weight_bits: int = 12,
         bias: bool = False,
         input_exponent: int = 0,
@@ -499,7 +542,10 @@ class _Passing(torch.nn.Module):
 
     def forward(self, s: torch.Tensor) -> torch.Tensor:
         """Spikes `[T, B, C, H, W]` to `[T, B, C, H', W']`."""
-        return compute(self._own, Settings(len(s)), [s], []).outputs[0]
+        check_tensor(s)
+        passed = compute(self._own, Settings(len(s)), [s], []).outputs[0]
+        _mark(passed, _missing(s))
+        return passed
 
 
 class SpikingAvgPool2d(_Passing):
@@ -548,8 +594,12 @@ class Sequential(torch.nn.Sequential):
             input_shape=(2, 18, 18),
         )
 
+    `torch.nn.Dropout` is exact here: it drops spikes, with a new mask at each step, and the next weights apply the
+    factor `1 / (1 - p)` after their sums.
+
     Args:
-        layers: layers from this module.
+        layers: layers from this module; between them also `torch.nn.Dropout`, `torch.nn.Flatten(2)` and
+            `torch.nn.Identity`.
         input_shape: `(C, H, W)` or `(N,)`.
         input_exponent: inputs are multiples of `2^-input_exponent`.
         input_max: inputs are in `[0, input_max]`.
@@ -572,15 +622,23 @@ class Sequential(torch.nn.Sequential):
         self._input_shape = values.shape
         self._first = layers[0].checking(values) if layers and isinstance(layers[0], _Passing) else None
         self._divisors: list[int] = []
+        dropped = ""
         for place, layer in enumerate(layers):
             what = f"layer {place}, {str(layer).partition('(')[0]}"
-            if not isinstance(layer, (_Spiking, Neurons, _Passing)):
-                raise NetworkError(f"{what}, is not a layer of stsbp_torch, so the range of its outputs is unknown")
             self._divisors.append(values.divisor)
+            if isinstance(layer, torch.nn.Dropout):
+                dropped = what
+            elif isinstance(layer, _Spiking):
+                dropped = ""
             try:
-                values = layer.infer(values)
+                if isinstance(layer, (_Spiking, Neurons, _Passing)):
+                    values = layer.infer(values)
+                else:
+                    values = _of_torch(layer, values)
             except SpecError as error:
                 raise NetworkError(f"{what}: {error}") from None
+        if dropped:
+            raise NetworkError(f"{dropped}: the weights after a dropout apply its factor, but there are none")
         self.makes = values
 
     def _fixed(self, *_: Any, **__: Any) -> Any:
@@ -618,8 +676,18 @@ class Sequential(torch.nn.Sequential):
             wanted = ", ".join(map(str, self._input_shape))
             raise ShapeError(f"the inputs of this Sequential must be [T, B, {wanted}], got {list(s.shape)}")
         potentials: dict[str, torch.Tensor] = {}
+        fired: dict[str, torch.Tensor] = {}
         after: State = {}
+        passing = 1.0
         for place, layer in enumerate(self):
+            if isinstance(layer, torch.nn.Dropout):
+                if layer.training and layer.p > 0:
+                    s = s * torch.empty(s.shape, device=s.device).bernoulli_(1 - layer.p)
+                    passing *= 1 - layer.p
+                continue
+            if isinstance(layer, _PLAIN):
+                s = layer(s)
+                continue
             if isinstance(layer, _Passing):
                 if place == 0 and self._first is not None:
                     settings = Settings(len(s), checked="Sequential", hint=_HOW_FINE)
@@ -628,13 +696,46 @@ class Sequential(torch.nn.Sequential):
                     s = layer(s)
                 continue
             own = None if state is None else {"neurons": state.get(f"{place}.neurons", ())}
-            gain = 1 / self._divisors[place]
+            gain, passing = 1 / (passing * self._divisors[place]), 1.0
             found = layer(s, steps, gain=gain, precision=precision, checked=place > 0, state=own, full=full)
             s = found.spikes if full else found
             if full:
                 potentials |= {f"{place}.{name}": u for name, u in found.potentials.items()}
+                fired |= {f"{place}.{name}": x for name, x in found.layer_spikes.items()}
                 after |= {f"{place}.{name}": arrays for name, arrays in found.state.items()}
-        return Output(s, potentials, after) if full else s
+        return Output(s, potentials, after, fired) if full else s
+
+
+_PLAIN = (torch.nn.Flatten, torch.nn.Identity)
+_INSTEAD = {
+    torch.nn.Linear: "SpikingLinear",
+    torch.nn.Conv2d: "SpikingConv2d",
+    torch.nn.AvgPool2d: "SpikingAvgPool2d",
+    torch.nn.MaxPool2d: "SpikingMaxPool2d",
+    torch.nn.AdaptiveAvgPool2d: "SpikingGlobalAvgPool",
+    torch.nn.Upsample: "SpikingUpsample2d",
+}
+"""Layers of this module with the purpose of a layer of torch, whose outputs are not on a grid, or not `[T, B, ...]`."""
+
+
+def _of_torch(layer: torch.nn.Module, values: Values) -> Values:
+    """Description of the output of a layer of torch in a `Sequential`; `SpecError` if it is not exact there."""
+    if isinstance(layer, torch.nn.Dropout):
+        if not 0 <= layer.p < 1:
+            raise SpecError(f"its p must be in [0, 1), got {layer.p:g}")
+        return values
+    if isinstance(layer, torch.nn.Identity):
+        return values
+    if isinstance(layer, torch.nn.Flatten):
+        if (layer.start_dim, layer.end_dim) != (2, -1):
+            raise SpecError("it would mix time or samples with neurons; use torch.nn.Flatten(2), or leave it out")
+        return replace(values, shape=(math.prod(values.shape),))
+    instead = next((name for kind, name in _INSTEAD.items() if isinstance(layer, kind)), None)
+    remedy = f"use {instead} here, or " if instead else ""
+    raise SpecError(
+        "the range of its outputs is unknown, and the next sums may not be exact; "
+        f"{remedy}put this layer into a torch.nn.Sequential, before LIF() or after the spiking layers (docs/torch.md)"
+    )
 
 
 class _Block(_Spiking):
@@ -785,7 +886,7 @@ class Network(torch.nn.Module):
         super().__init__()
         check_precision(precision)
         self.spec = spec
-        self.seed = seed
+        self.seed = check_seed(seed)
         self.precision: Precision = precision
         self.register_buffer("step", torch.zeros((), dtype=torch.int64, device="cpu"), persistent=False)
         given = initial_weights(spec, seed, gain) if weights is None else dict(weights)
@@ -800,14 +901,14 @@ class Network(torch.nn.Module):
         self._number = "step"
         while any(node.name == self._number for node in graph.nodes):
             self._number += "_"
-        self._walk: list[tuple[str, tuple[str, ...], tuple[tuple[str, int], ...], str]] = []
-        names = {block.population: block.name for block in spec.blocks}
+        self._walk: list[tuple[str, tuple[str, ...], tuple[tuple[str, int], ...], str | None]] = []
+        self._names = {block.population: block.name for block in spec.blocks}
         for index in range(len(plan(backend_of(self.step), graph, fused=False).segments)):
             piece = Piece(graph, index)
             segment = piece.segment
             name = self._add(piece, own)
             left = tuple(zip(segment.left, piece.copies, strict=True))
-            self._walk.append((name, piece.reads, left, names.get(segment.population or "", "")))
+            self._walk.append((name, piece.reads, left, segment.population))
 
     def _add(self, piece: Piece, given: Mapping[str, torch.Tensor]) -> str:
         """Add the module of a segment; returns its name."""
@@ -875,7 +976,7 @@ class Network(torch.nn.Module):
 
         Args:
             inputs: frames or images.
-            steps: number of steps `T` for images; frames need no `steps`.
+            steps: number of steps `T`, which images need and frames do not.
             state: state after the previous steps, from the `Output` of a call; None: the network starts at rest.
             full: True returns an `Output` with the potentials of every population and the state.
             step: number that selects the dropout masks; None: the number of the state or of `self.step`. A call with a
@@ -884,29 +985,43 @@ class Network(torch.nn.Module):
         Raises:
             ShapeError: the inputs have another shape than the network's, or are not integers from 0 to `input_max`
                 (images: 255), `steps` does not fit the inputs, or the state is from another network, batch or mode.
-            SpecError: the parameters are not float32, a state requires a gradient, or the network ends with a readout
-                and `full` is False.
-            NumericError: an input or a weight is not finite, or a weight is too large.
+            SpecError: the parameters are not float32, a state requires a gradient, `step` is not an integer in
+                `[0, 2**32)`, or the network ends with a readout and `full` is False.
+            NumericError: an input, a weight or a value of the state is not finite, or a weight is too large.
         """
         if self.spec.has_readout and not full:
             raise SpecError(
                 f"the network {self.spec} ends with a readout, which has no spikes; call it with "
-                f"full=True and use the potentials of {self._walk[-1][3]}"
+                f"full=True and use the potentials of {self._names[self._output]}"
             )
-        s = inputs[None] * 2.0**-8 if self.spec.coding == "direct" else inputs
+        check_tensor(inputs)
+        s, images = inputs, self.spec.coding == "direct"
+        if images and steps is None:
+            raise ShapeError("an image is the same at every step, so give the number of steps: net(images, steps)")
+        if images and inputs.dtype == torch.bool:
+            raise ShapeError("the values of an image are 0 to 255, got bool; for black and white, give 255 * images")
+        if images:
+            # Torch would divide integers in its default type, which the user may have set.
+            s = (inputs if inputs.is_floating_point() else inputs.float())[None] * 2.0**-8
         steps = check_steps(s, steps)
         self._check_shape(inputs, steps)
         (number,) = (self.step,) if state is None else _arrays([(self._number, 1)], state)
         counts = self.training and state is None and step is None
+        if number.dtype != torch.int64 or number.dim() != 0:
+            raise ShapeError(
+                f"{self._number} in the state must be an int64 number, got {number.dtype} {list(number.shape)}; "
+                f"{RETURNED}"
+            )
         if step is not None:
-            number = torch.full_like(number, step)
+            number = torch.full_like(number, check_step(step))
         masks: torch.Tensor | int = 0
         if self._drops and self.training:
             # A traced program reads the number at each run. Its backward pass must read the same number.
-            masks = number if torch.compiler.is_compiling() else int(number)
+            masks = number if torch.compiler.is_compiling() else check_step(int(number))
         # For each output, the copies that are still to be read.
         values = {self._input: [s] * sum(sources.count(self._input) for _, sources, *_ in self._walk)}
         potentials: dict[str, torch.Tensor] = {}
+        fired: dict[str, torch.Tensor] = {}
         after: State = {self._number: (number,)}
         more = full or state is not None
         for place, (name, sources, left, population) in enumerate(self._walk):
@@ -916,13 +1031,17 @@ class Network(torch.nn.Module):
             outputs = list(made.outputs)
             for own, count in left:
                 values[own], outputs = outputs[:count], outputs[count:]
-            if made.potentials is not None:
-                potentials[population] = made.potentials
+            if made.potentials is not None and population is not None:
+                potentials[self._names[population]] = made.potentials
+                if not (self.spec.has_readout and population == self._output):
+                    fired[self._names[population]] = values[population][0]
             after |= made.state
         if counts:
             self.step = _counted(self.step)
         (spikes,) = values[self._output]
-        return Output(spikes, potentials, after) if full else spikes
+        if not self.spec.has_readout:
+            _mark(spikes, self.spec.output_psp)
+        return Output(spikes, potentials, after, fired) if full else spikes
 
     def _check_shape(self, inputs: torch.Tensor, steps: int) -> None:
         images, shape = self.spec.coding == "direct", self.spec.input_shape

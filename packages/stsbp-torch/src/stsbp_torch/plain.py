@@ -47,7 +47,7 @@ class Names:
         return torch.amax(x, axis, keepdims)
 
     def arange(self, count: int) -> torch.Tensor:
-        return torch.arange(count, device=self._device)
+        return torch.arange(count, dtype=torch.int64, device=self._device)
 
 
 def _magnitude(x: torch.Tensor) -> torch.Tensor:

@@ -97,7 +97,7 @@ def recur_with(
     step = _step(recurrence)
     arrays = [inputs[name] for name in recurrence.inputs]
     shape, device = arrays[0].shape[1:], arrays[0].device
-    states: Any = [torch.zeros((), device=device).expand(shape) for _ in recurrence.states]
+    states: Any = [torch.zeros((), dtype=torch.float32, device=device).expand(shape) for _ in recurrence.states]
     found = outputs_of(recurrence, steps, shape, device, summed)
     for name in summed:
         found[name].zero_()

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 import torch
 from stsbp_spec.collective import Part
 from stsbp_spec.equations import neuron_equations
-from stsbp_spec.errors import NumericError, ShapeError, SpecError
+from stsbp_spec.errors import BackendError, NumericError, ShapeError, SpecError
 from stsbp_spec.graph import Edge, Input, Network, Neurons, Node, Op, Projection, Values, Weighted
 from stsbp_spec.neurons.stored import as_text
 from stsbp_spec.passes import Trace, after, back_through, through, together
@@ -34,7 +34,7 @@ from stsbp_spec.typing import Shape
 from torch.utils import _pytree as pytree
 
 from stsbp_torch.backend import TorchBackend
-from stsbp_torch.checks import check_finite, check_inputs
+from stsbp_torch.checks import RETURNED, check_finite, check_inputs, check_state
 from stsbp_torch.layout import empty, laid_out
 
 __all__ = [
@@ -291,6 +291,8 @@ def _backend(device: str) -> TorchBackend:
 
 def backend_of(x: torch.Tensor) -> TorchBackend:
     """The backend for the device of `x`."""
+    if x.device.type not in ("cpu", "cuda"):
+        raise BackendError(f"the modules compute on cpu and cuda, got a tensor on the device {x.device}; move it there")
     return _backend("cpu" if x.device.type == "cpu" else f"cuda:{x.device.index or 0}")
 
 
@@ -314,7 +316,7 @@ def compute(
     sizes, tensors = (len(inputs), len(parameters)), (*inputs, *parameters, *given)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         steps, training, seed, step, *rest = settings
-        number = step if isinstance(step, torch.Tensor) else torch.tensor(step, device="cpu")
+        number = step if isinstance(step, torch.Tensor) else torch.tensor(step, dtype=torch.int64, device="cpu")
         how = (handle.key, steps, training, seed, *rest)
         made = list(_Computed.apply(handle, sizes, how, number, *tensors))  # type: ignore[no-untyped-call]
     else:
@@ -384,10 +386,14 @@ def _state(
             if x.dtype != torch.float32 or tuple(x.shape) != (length, batch, *shape):
                 raise ShapeError(
                     f"the arrays of {name} in the state must be float32 {[length, batch, *shape]}, got {x.dtype} "
-                    f"{list(x.shape)}; give the state that this module returned for the same samples"
+                    f"{list(x.shape)}; {RETURNED} for the same samples"
                 )
+            check_state(name, x)
         if _is_bytes(piece.network, name.partition(">")[0]):
-            own[0] = own[0].to(torch.uint8)
+            spikes = own[0].to(torch.uint8)
+            if not torch.equal(spikes.float(), own[0]):
+                raise ShapeError(f"the spikes of {name} in the state must be whole numbers from 0 to 255; {RETURNED}")
+            own[0] = spikes
         found[name] = tuple(own)
     return found
 
@@ -543,7 +549,9 @@ class _Kept(torch.autograd.Function):
         leaves = [next(tensors) if other is None else other[0] for other in ctx.others]
         residuals, weights = pytree.tree_unflatten(leaves, ctx.spec)
         run = replace(ctx.run, weights=weights)
-        trace = Trace(ctx.backend, ctx.walk, run, torch.empty(0, device="cpu"), {}, lambda _: residuals, {})
+        trace = Trace(
+            ctx.backend, ctx.walk, run, torch.empty(0, dtype=torch.float32, device="cpu"), {}, lambda _: residuals, {}
+        )
         found = _backward(ctx.piece, trace, ctx.precision, errors)
         own = (x if x is None else x.to(t) for x, t in zip(found, ctx.types, strict=True))
         return None, None, None, *own, *(None,) * ctx.rest

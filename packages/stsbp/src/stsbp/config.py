@@ -1,7 +1,7 @@
 """The settings of a training run: their names, domains, defaults and help texts, in one place.
 
 The command line has an option for every field. `--config FILE.toml` reads the same names. A run stores its settings in
-its `config.toml`, which is such a file itself. Later sources override earlier ones: defaults, preset of the data set,
+its `config.toml`, which is such a file itself. Later sources override earlier ones: defaults, those of the data set,
 named preset, file, options.
 """
 
@@ -30,10 +30,10 @@ from stsbp_spec.nodes import is_nodes
 from stsbp_spec.surrogates import SURROGATES, parse_surrogate
 from stsbp_spec.values import shown
 
-from stsbp.datasets.registry import info_of, named_path
+from stsbp.datasets.registry import info_of, is_known, named_path, steps_of
 from stsbp.errors import ConfigError, did_you_mean
 from stsbp.files import MEGABYTE, read_regular
-from stsbp.presets import PRESETS, preset
+from stsbp.presets import PRESETS, defaults
 from stsbp.threads import MOST_THREADS
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "RunConfig",
     "Source",
     "absolute",
+    "check_imports",
     "differences",
     "named_preset",
     "network_text",
@@ -481,6 +482,9 @@ SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """All settings except the data set, in the sections and the order of docs/cli.md."""
 
+_ALIASES = {"learning_rate": "lr", "learning-rate": "lr"}
+"""Names of settings elsewhere, which a message replaces."""
+
 FREE = frozenset(
     {
         *("data_dir", "download", "skip_malformed", "threads", "memory", "micro_batch", "tensorboard"),
@@ -513,6 +517,7 @@ class Source(NamedTuple):
 
     name: str
     values: Mapping[str, Any]
+    is_file: bool = False
 
 
 _CONTROL = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -551,7 +556,7 @@ def read_toml(path: Path) -> Source:
     if sum(line.count("[") + line.count("{") for line in bare) > _MOST_BRACKETS:
         raise ConfigError(f"{path} is not a file of settings: it has more than {_MOST_BRACKETS} lists and tables")
     try:
-        return Source(str(path), tomllib.loads(text))
+        return Source(str(path), tomllib.loads(text), is_file=True)
     except (ValueError, RecursionError) as error:
         # For an integer of more than 4,300 digits, Python raises another error, with advice for programmers.
         reason = "a number is too long" if "integer string conversion" in str(error) else str(error)
@@ -588,7 +593,7 @@ def named_preset(name: str, dataset: str | None) -> Source:
 
 
 def resolve(sources: Sequence[Source], *, with_preset: bool = True) -> RunConfig:
-    """Merge settings with the preset of the data set that they name. Later sources override earlier ones.
+    """Merge settings with the default settings of the data set that they name. Later sources override earlier ones.
 
     A later source also removes what an earlier one, such as the settings of another run, computed from the old value:
     for example, a new `loss` removes `loss_model`.
@@ -604,7 +609,12 @@ def resolve(sources: Sequence[Source], *, with_preset: bool = True) -> RunConfig
             next((s.values[key] for s in reversed(sources) if key in s.values), RunConfig.model_fields[key].default)
             for key in ("dataset", "loss")
         )
-        sources = [Source(f"preset {dataset}", preset(str(dataset), str(loss))), *sources]
+        lowest = Source(f"default settings of {dataset}", defaults(str(dataset), str(loss)))
+        if not any("steps" in source.values for source in sources) and is_known(str(dataset)):
+            data_dir = next((str(s.values["data_dir"]) for s in reversed(sources) if "data_dir" in s.values), "")
+            steps = steps_of(str(dataset), data_dir)
+            lowest = lowest if steps is None else Source(lowest.name, {**lowest.values, "steps": steps})
+        sources = [lowest, *sources]
     merged: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for source in sources:
@@ -632,12 +642,37 @@ def resolve(sources: Sequence[Source], *, with_preset: bool = True) -> RunConfig
     return config
 
 
+def check_imports(config: RunConfig, sources: Sequence[Source]) -> None:
+    """Refuse a class that only a file of settings names, because its module would be imported, and would run.
+
+    A class whose equations the settings contain (`neuron_model`) is not imported.
+
+    Args:
+        config: the settings that `sources` give.
+        sources: where they come from.
+
+    Raises:
+        ConfigError: a file names the class of a setting. The message names the file and the module.
+    """
+    for setting, own in OWN.items():
+        named = getattr(config, setting)
+        source = next((source for source in reversed(sources) if setting in source.values), None)
+        if source is None or not source.is_file or not own.names_a_class(named) or getattr(config, own.model):
+            continue
+        flag, module = f"--{setting}", shown(named.strip().partition(":")[0])
+        raise ConfigError(
+            f"{source.name}: {setting} = {to_toml_value(named)} names a class of the module {module}. stsbp does not "
+            "import modules that only a file of settings names, because an import runs the code of the module. If you "
+            f"trust {module}, name the class in the option {flag}, or add --allow-imports"
+        )
+
+
 def _explain(problem: Any, origin: Mapping[str, str]) -> str:
     key = str(problem["loc"][0])
     where, given = origin.get(key, "settings"), problem["input"]
     flag = "--" + key.replace("_", "-")
     if problem["type"] == "extra_forbidden":
-        hint = did_you_mean(key.replace("-", "_"), RunConfig.model_fields)
+        hint = did_you_mean(_ALIASES.get(key, key).replace("-", "_"), RunConfig.model_fields)
         return f"{where}: unknown setting {key!r}{hint}"
     cause = problem.get("ctx", {}).get("error")
     allowed = str(cause) if cause is not None else str(problem["msg"])

@@ -34,6 +34,7 @@ __all__ = [
     "OpenFolder",
     "OutputKind",
     "atomic_writer",
+    "check_regular",
     "open_regular",
     "read_regular",
     "real",
@@ -126,6 +127,19 @@ def _irregular(status: os.stat_result) -> OSError | None:
     kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
     number = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL
     return OSError(number, f"it is {kind}, not a regular file")
+
+
+def check_regular(path: Path) -> None:
+    """Check that a library may open a file by its name. It must be a regular file, a folder, or missing.
+
+    Raises:
+        OSError: it is something else, for example a pipe, on which the library could wait for ever.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        status = os.stat(path)
+        if not stat.S_ISDIR(status.st_mode) and (problem := _irregular(status)) is not None:
+            problem.filename = str(path)
+            raise problem
 
 
 def open_regular(path: Path, most: int) -> BinaryIO:

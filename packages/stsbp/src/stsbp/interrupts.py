@@ -1,21 +1,25 @@
 """Handling of Ctrl-C. One interrupt unwinds the program and leaves no work half done. Several at once count as one.
 
-A terminal, a shell and a batch system may each pass the signal on, so that it arrives twice within milliseconds. This
-module imports nothing heavy, because it must be loaded before all other modules.
+A terminal, a shell and a batch system may each pass the signal on, so that it arrives twice within milliseconds. Python
+runs handlers only between its own instructions, and a compiler (LLVM, XLA) may not return for minutes. Therefore, a
+thread watches the signals too (`Watch`). This module imports nothing heavy, because it must be loaded before all other
+modules.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-__all__ = ["EXIT_CODE", "INTERRUPTED", "PATIENCE", "Interrupts", "handled_by", "install"]
+__all__ = ["EXIT_CODE", "GRACE", "INTERRUPTED", "PATIENCE", "WATCH", "Interrupts", "Watch", "handled_by", "install"]
 
 EXIT_CODE = 130
 """Exit code: 128 plus the number of SIGINT."""
@@ -23,6 +27,82 @@ INTERRUPTED = "Interrupted."
 """The message."""
 PATIENCE = 1.0
 """Time in seconds in which further signals count as part of the first one."""
+GRACE = 5.0
+"""Time in seconds in which the program must react to a signal that ends it. After that, it is ended."""
+
+
+class Watch:
+    """A thread that ends the process if it does not react to a signal.
+
+    Attributes:
+        needed: number of signals, each `PATIENCE` after the one before, that end the program.
+    """
+
+    def __init__(self) -> None:
+        self.needed: float = 1
+        self._owner = 0
+        self._heard: list[float] = []
+        self._until: float | None = None
+
+    def start(self) -> None:
+        """Begin to watch, once in each process. Called in its main thread."""
+        if self._owner == os.getpid() or not hasattr(os, "register_at_fork"):
+            return
+        reader, writer = os.pipe()
+        for end in (reader, writer):
+            os.set_blocking(end, False)
+        before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        if before != -1:
+            # Another library of the process needs the signals.
+            signal.set_wakeup_fd(before)
+            os.close(reader)
+            os.close(writer)
+            return
+        if not self._owner:
+            # A forked process shares the pipe, but its signals are its own.
+            os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1) and None)
+        self._owner, self._heard, self._until = os.getpid(), [], None
+        threading.Thread(target=self._run, args=(reader,), name="stsbp-signals", daemon=True).start()
+
+    def stop(self) -> None:
+        """Never end the process, because it ends already."""
+        self.needed, self._until = float("inf"), None
+
+    def _run(self, reader: int) -> None:
+        number = signal.SIGINT
+        while True:
+            until = self._until
+            timeout = None if until is None else max(0.0, until - time.monotonic())
+            if select.select([reader], [], [], timeout)[0]:
+                for heard in os.read(reader, 64):
+                    number = self._hear(heard) or number
+            elif self._until is not None:
+                _end(128 + number)
+
+    def _hear(self, number: int) -> signal.Signals | None:
+        now = time.monotonic()
+        if number not in _numbers() or (self._heard and now - self._heard[-1] < PATIENCE):
+            return None
+        self._heard.append(now)
+        if len(self._heard) >= self.needed and self._until is None:
+            self._until = now + GRACE
+        return signal.Signals(number)
+
+
+WATCH = Watch()
+"""The watch of this process."""
+
+
+def _numbers() -> list[signal.Signals]:
+    return [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+def _end(code: int) -> None:
+    """End the process at once. Every file is either complete or unchanged."""
+    try:
+        os.write(2, f"{INTERRUPTED}\n".encode())
+    finally:
+        os._exit(code)
 
 
 @contextlib.contextmanager
@@ -31,13 +111,15 @@ def handled_by(handler: Callable[[int, FrameType | None], object]) -> Iterator[N
     end.
 
     A signal that the parent process ignores stays ignored: SIGHUP under nohup, Ctrl-C in the background of a script.
+    The handler may finish its work after the first signal. After the second one, the process must end (`WATCH`).
     """
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    heard = [number for number in _numbers() if signal.getsignal(number) is not signal.SIG_IGN]
+    needed, WATCH.needed = WATCH.needed, 2
     before = {number: signal.signal(number, handler) for number in heard}
     try:
         yield
     finally:
+        WATCH.needed = needed
         for number, own in before.items():
             signal.signal(number, own)
 
@@ -62,16 +144,14 @@ class Interrupts:
     def close(self, code: object) -> None:
         """Called when the command is done, with an exit code. After an interrupt, further signals do not change it."""
         self.over = True
+        WATCH.stop()
         if code == EXIT_CODE and signal.getsignal(signal.SIGINT) is self:
             # Python restores handlers while it shuts down, but an ignored signal stays ignored.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def end(self) -> None:
-        """End the process at once. Every file is either complete or unchanged."""
-        try:
-            os.write(2, f"{INTERRUPTED}\n".encode())
-        finally:
-            os._exit(EXIT_CODE)
+        """End the process at once."""
+        _end(EXIT_CODE)
 
     def unraisable(self, problem: Any) -> None:
         """A `sys.unraisablehook`, for an interrupt in places where Python cannot raise it, such as a destructor."""
@@ -89,4 +169,6 @@ def install() -> Interrupts:
     if found is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupts)
         sys.unraisablehook = interrupts.unraisable
+    WATCH.needed = 1
+    WATCH.start()
     return interrupts

@@ -1,11 +1,10 @@
-"""Presets: the defaults of `stsbp train DATASET` for settings that neither a file nor an option sets, and published
-experiments.
+"""The default settings of data sets, and presets, which are published experiments.
 
-The preset of a data set is in its module (`stsbp.datasets.info.DatasetInfo.preset`). Settings that it does not contain
-keep the defaults of `stsbp.config.RunConfig`.
+The default settings of a data set are in its module (`stsbp.datasets.info.DatasetInfo.defaults`). Settings that they do
+not contain keep the defaults of `stsbp.config.RunConfig`.
 
-A named preset (`--preset NAME`) overrides the preset of its data set. It contains only settings that its source states.
-All other settings come from the preset of the data set.
+A preset (`--preset NAME`) overrides the default settings of its data set. It contains only settings that its source
+states. All other settings are the default settings of the data set.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from typing import NamedTuple
 from stsbp.datasets.info import ByLoss, Setting
 from stsbp.datasets.registry import info_of, is_known
 
-__all__ = ["PRESETS", "NamedPreset", "Published", "preset"]
+__all__ = ["PRESETS", "NamedPreset", "Published", "defaults"]
 
 
-def preset(dataset: str, loss: str) -> Mapping[str, Setting]:
-    """Settings for a data set and a loss. Empty for an unknown name.
+def defaults(dataset: str, loss: str) -> Mapping[str, Setting]:
+    """The default settings for a data set and a loss. Empty for an unknown name.
 
     `folder:PATH` uses the settings of `images`, and `sequences:PATH` those of `sequences`.
     """
@@ -31,7 +30,7 @@ def preset(dataset: str, loss: str) -> Mapping[str, Setting]:
     field = loss.replace("-", "_")
     return {
         key: getattr(value, field, value.van_rossum) if isinstance(value, ByLoss) else value
-        for key, value in info_of(dataset).preset.items()
+        for key, value in info_of(dataset).defaults.items()
     }
 
 

@@ -107,6 +107,7 @@ class Progress(Record):
 
     config: str
     data: str
+    contents: dict[str, str] = Field(default_factory=dict)
     step: Place
     epoch: Place
     batch: Place
@@ -142,11 +143,13 @@ class Trained(Record):
 
     config: str
     data: str
+    contents: dict[str, str] = Field(default_factory=dict)
     step: Place
     epoch: Place
     inputs: InputsRecord
     batch: Count = 0
     samples: Count | None = None
+    contract: Count = 1
 
 
 class _Grid(Record):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+from stsbp_spec.errors import BackendError
 from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.typing import Precision, Shape
 
@@ -14,6 +15,8 @@ from stsbp_cupy.synapses.weights import channels_first, channels_last_rows
 
 __all__ = ["Residuals", "backward", "forward"]
 
+_LARGEST_COUNT = 2**32 - 1
+"""im2col.cu counts the values of frames and windows in 32 bits, whose divisions take a fraction of the time of 64."""
 _LETTERS = {np.dtype(np.float16): "f16", np.dtype(np.float32): "f32", np.dtype(np.float64): "f64"}
 
 
@@ -33,10 +36,21 @@ def _geometry(conv: Conv2d, frames: Array) -> tuple[int, ...]:
 
 
 def _chunks(rt: Runtime, conv: Conv2d, frames: Array, itemsize: int) -> Iterator[tuple[slice, slice]]:
-    """Slices of frames and of their windows, such that the unfolded windows fit in `chunk_bytes`."""
-    channels, _, _, rows, columns, *_ = _geometry(conv, frames)
+    """Slices of frames and of their windows, such that the unfolded windows fit in `chunk_bytes`.
+
+    Raises:
+        BackendError: a frame, or its unfolded windows, have more values than the kernels' 32-bit counts.
+    """
+    channels, height, width, rows, columns, *_ = _geometry(conv, frames)
     windows = rows * columns
-    size = max(1, rt.chunk_bytes // (windows * conv.area * channels * itemsize))
+    unfolded = windows * conv.area * channels
+    counted = max(unfolded, height * width * channels)
+    if counted > _LARGEST_COUNT:
+        raise BackendError(
+            f"convolution {conv}: a frame of {channels} x {height} x {width} has {unfolded} values in its windows, and "
+            f"the kernels count to {_LARGEST_COUNT}; make the frame or the kernel smaller"
+        )
+    size = max(1, min(rt.chunk_bytes // (unfolded * itemsize), _LARGEST_COUNT // counted))
     for n in range(0, len(frames), size):
         end = min(n + size, len(frames))
         yield slice(n, end), slice(n * windows, end * windows)

@@ -8,7 +8,7 @@ import numpy as np
 from stsbp_spec.synapses.linear import Linear
 from stsbp_spec.typing import Precision
 
-from stsbp_cupy.runtime import Array, Runtime, logical, memory
+from stsbp_cupy.runtime import Array, Runtime, logical, memory, rounded
 from stsbp_cupy.synapses.weights import channels_first, channels_last_rows
 
 __all__ = ["Residuals", "backward", "forward"]
@@ -57,4 +57,4 @@ def backward(
         return None, dw
     ds = rt.empty((len(error), rows.shape[1]), dtype)
     rt.gemm(error, rows.astype(dtype, copy=False), ds)
-    return logical(rt, ds.astype(np.float32, copy=False).reshape(s.shape)), dw
+    return logical(rt, rounded(rt, ds).reshape(s.shape)), dw

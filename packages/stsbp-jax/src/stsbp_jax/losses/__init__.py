@@ -16,7 +16,7 @@ from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.tables import implementation
 
 from stsbp_jax.backend import PAIRS
-from stsbp_jax.checks import on_grid
+from stsbp_jax.checks import check_array, on_grid
 from stsbp_jax.losses import hamming, spike_count, van_rossum
 
 __all__ = ["distance"]
@@ -42,6 +42,8 @@ def distance(loss: Loss, psp: PSP, s: ArrayLike, targets: ArrayLike, lengths: Ar
         ShapeError: `s` and `targets` have different shapes or values other than 0 and 1, or the lengths do not fit.
         NumericError: a value of `s` or `targets` is not finite.
     """
+    check_array("the spikes of distance", s)
+    check_array("the targets of distance", targets)
     if np.ndim(s) != 3 or np.shape(s) != np.shape(targets):
         raise ShapeError(f"spikes and targets must be [T, B, N], got {np.shape(s)} and {np.shape(targets)}")
     padding = None

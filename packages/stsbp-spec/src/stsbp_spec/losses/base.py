@@ -17,7 +17,7 @@ from stsbp_spec.lengths import inside
 from stsbp_spec.printers import numpy_function
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.typing import AnyArray, Float64, Int64, UInt8
-from stsbp_spec.values import real
+from stsbp_spec.values import array_of, real
 
 __all__ = ["AHEAD", "STEP", "Loss", "LossStep", "joined"]
 
@@ -84,14 +84,16 @@ class Loss(ABC):
             raise SpecError(f"the loss {self.name} has no distance: write `measure`, or `distance` in numpy")
         return joined(parts)
 
-    def distances(self, spikes: UInt8, targets: UInt8, psp: PSP, lengths: Int64 | None = None) -> Float64:
-        """`distance` of samples with different numbers of steps.
+    def distances(self, spikes: Any, targets: Any, psp: PSP, lengths: Any = None) -> Float64:
+        """`distance` of samples with different numbers of steps. Spikes and targets may be tensors of torch or JAX.
 
         `lengths` are broadcastable to `[...B]`. Only the first `length` steps of a sample count. None: all samples have
         `T` steps.
         """
+        spikes, targets = array_of(spikes), array_of(targets)
         if lengths is None:
             return self.distance(spikes, targets, psp)
+        lengths = array_of(lengths)
         parts = self.parts(spikes, targets, psp, lengths)
         if parts is not None:
             return joined(parts)

@@ -26,6 +26,7 @@ from stsbp_spec.lengths import inside
 from stsbp_spec.losses.base import Loss, LossStep
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.typing import AnyArray, Float64, Int64, UInt8
+from stsbp_spec.values import array_of
 
 __all__ = ["CrossEntropy", "CrossEntropyOfMaximum"]
 
@@ -66,8 +67,10 @@ class CrossEntropy(Loss):
     def distance(self, spikes: AnyArray, targets: UInt8, psp: PSP) -> Float64:
         return self.distances(spikes, targets, psp)
 
-    def distances(self, spikes: AnyArray, targets: UInt8, psp: PSP, lengths: Int64 | None = None) -> Float64:
+    def distances(self, spikes: Any, targets: Any, psp: PSP, lengths: Any = None) -> Float64:
         """Loss of each sample, `[B]`. `spikes` are potentials here."""
+        spikes, targets = array_of(spikes), array_of(targets)
+        lengths = None if lengths is None else array_of(lengths)
         labels: Int64 = _classes(targets, inside_of(targets, lengths), np)
         found: Float64 = np.take_along_axis(self.of_classes(spikes, lengths), labels[:, None], axis=-1)[:, 0]
         return found

@@ -34,7 +34,7 @@ __all__ = [
     "as_model",
     "parameters",
     "parse_neuron",
-    "with_parameter",
+    "with_parameters",
 ]
 
 
@@ -60,15 +60,22 @@ def _made(model: type[NeuronModel], given: Mapping[str, Any]) -> NeuronModel:
     return model(**{key: value for key, value in given.items() if key in known})
 
 
-def with_parameter(neuron: NeuronModel, key: str, text: str) -> NeuronModel:
-    """`neuron` with one parameter read from text.
+def with_parameters(neuron: NeuronModel, texts: Mapping[str, str]) -> NeuronModel:
+    """`neuron` with parameters read from text. They are set together, because some are checked against each other.
 
     Raises:
-        SpecError: the model has no such parameter, or the value is invalid.
+        SpecError: the model has no such parameter, or a value is invalid.
     """
-    if neuron.written().get(key) == text:
-        # This reads the written form back if the model or the surrogate has no name of its own.
+    # A text that says what is so needs no reading: the model or the surrogate may have no name of its own.
+    written = neuron.written()
+    values = {key: _read(neuron, key, text) for key, text in texts.items() if written.get(key) != text}
+    if not values:
         return neuron
+    return _made(type(neuron), {**{each: getattr(neuron, each) for each in parameters(neuron)}, **values})
+
+
+def _read(neuron: NeuronModel, key: str, text: str) -> Any:
+    """The value of one parameter."""
     if isinstance(neuron, StoredNeuron):
         raise SpecError(
             f"the parameters of {neuron} cannot be changed in a network; give them after its class: :{key}=..."
@@ -76,16 +83,14 @@ def with_parameter(neuron: NeuronModel, key: str, text: str) -> NeuronModel:
     if key not in parameters(neuron):
         known = ", ".join(parameters(neuron))
         raise SpecError(f"the neuron {neuron.name!r} has no parameter {shown(key)}; it has: {known}")
-    old = getattr(neuron, key)
-    value: Any = text
     if key == "surrogate":
-        value = parse_surrogate(text)
-    elif not isinstance(old, str):
-        try:
-            value = read_number(text)
-        except ValueError:
-            raise SpecError(f"{key} must be a number, got {shown(text)}") from None
-    return _made(type(neuron), {**{each: getattr(neuron, each) for each in parameters(neuron)}, key: value})
+        return parse_surrogate(text)
+    if isinstance(getattr(neuron, key), str):
+        return text
+    try:
+        return read_number(text)
+    except ValueError:
+        raise SpecError(f"{key} must be a number, got {shown(text)}") from None
 
 
 def parse_neuron(text: str, given: Mapping[str, Any]) -> NeuronModel:
@@ -109,6 +114,4 @@ def parse_neuron(text: str, given: Mapping[str, Any]) -> NeuronModel:
         )
     with calling(f"the neuron {shown(name)} cannot be made"):
         neuron = _made(model, given)
-    for key, value in read_pairs(pairs, f"neuron {name!r}"):
-        neuron = with_parameter(neuron, key, value)
-    return neuron
+    return with_parameters(neuron, dict(read_pairs(pairs, f"neuron {name!r}")))

@@ -836,8 +836,6 @@ class _Walk:
         potentials: Potentials,
         dropout: tuple[int, int] | None,
     ) -> None:
-        if any(node.shares is not None for node in graph.nodes):
-            raise TypeError("no error analysis of weights that several nodes use")
         self.graph, self.wq, self.runs, self.potentials, self.dropout = graph, wq, runs, potentials, dropout
         self.projections = {projection.name: projection for projection in graph.projections}
         self.own = {name for names in graph.recurrent.values() for name in names}
@@ -956,7 +954,10 @@ class _Walk:
             for edge, each in reversed([*zip(edges, below, strict=True)]):
                 if each is not None and trained[edge.source]:
                     waiting.setdefault(edge.source, []).append(each.each(partial(_shifted, steps=-edge.delay)))
-        return found
+        uses: dict[str, list[str]] = {}
+        for name, projection in self.projections.items():
+            uses.setdefault(projection.parameter, []).append(name)
+        return found | {owner: reduce(_add, [found.pop(name) for name in names]) for owner, names in uses.items()}
 
     def _trained(self) -> dict[str, bool]:
         """For each node, whether it has weights or comes after weights."""
@@ -978,8 +979,7 @@ class _Walk:
             found[name] = _total(flat, len(w)).each(lambda x: x.reshape(w.shape))
             return _one_to_one(w, dz) if need_input else None
         assert isinstance(synapse, (Conv2d, Linear))
-        (population,) = self.graph.readers[name]
-        alike = self._alike(population)
+        alike = max(map(self._alike, self.graph.readers[name]))
         below, found[name] = synapse_backward(synapse, s, w, dz, need_input=need_input, alike=alike)
         return below
 

@@ -5,6 +5,9 @@ convolution is such an algorithm. NNPACK, which torch uses without oneDNN, may c
 during every call, like modes of reduced precision (TF32, bf16). On CUDA, cuDNN may choose Winograd or FFT. So for each
 shape, cuDNN's choice is compared once with a matrix product. If the bits differ, the matrix product is used.
 
+All operands have one memory layout, channels last, with canonical strides also on axes of length 1. With other strides
+there, which torch takes for the same layout, oneDNN returns wrong sums.
+
 Backward pass: in `fast` precision, torch chooses the order of sums. In `reproducible` precision, windows are unfolded
 and multiplied in float64, where sums are exact.
 """
@@ -20,7 +23,7 @@ import torch
 from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.typing import Precision, Shape
 
-from stsbp_torch.layout import frames, laid_out
+from stsbp_torch.layout import channels_last, frames, laid_out
 
 __all__ = ["Residuals", "backward", "exact_math", "forward", "input_error"]
 
@@ -98,12 +101,12 @@ def exact_math() -> Iterator[None]:
 def forward(conv: Conv2d, s: torch.Tensor, wq: torch.Tensor) -> tuple[torch.Tensor, Residuals]:
     """`z = W * s`, `[T, B, C', H', W']`."""
     s = laid_out(s.float())
-    x, w = frames(s), wq.contiguous(memory_format=torch.channels_last)
+    x, w = frames(s), channels_last(wq)
     with exact_math():
         if x.device.type != "cpu" and _cudnn_is_inexact(conv, x, w):
             z = _product(conv, x, w)
         else:
-            z = torch.nn.functional.conv2d(x, w, None, conv.strides, conv.paddings, conv.dilations, conv.groups)
+            z = _convolve(conv, x, w)
     z = z.permute(0, 2, 3, 1).contiguous()
     z = z.view(*s.shape[:2], *z.shape[1:]).permute(0, 1, 4, 2, 3)
     return z, Residuals(s, w)
@@ -132,9 +135,24 @@ def backward(
 def input_error(conv: Conv2d, wq: torch.Tensor, dz: torch.Tensor, shape: Shape) -> torch.Tensor:
     """Only `ds`, of shape `shape`, in `fast` precision."""
     t, b, c, h, width = shape
-    x = torch.empty((t * b, h, width, c), device=dz.device).permute(0, 3, 1, 2)
-    w = wq.contiguous(memory_format=torch.channels_last)
-    return _from_frames(_adjoint(conv, frames(laid_out(dz)), x, w, True, False)[0], shape)
+    x = torch.empty((t * b, h, width, c), dtype=torch.float32, device=dz.device).permute(0, 3, 1, 2)
+    return _from_frames(_adjoint(conv, frames(laid_out(dz)), x, wq, True, False)[0], shape)
+
+
+def _convolve(conv: Conv2d, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """The forward convolution by torch, `[n, C', H', W']`."""
+    x, w = channels_last(x), channels_last(w)
+    if x.shape[1] == 1 and conv.output_shape(tuple(x.shape[1:]))[2] == 1:
+        # Of one channel and one output column, oneDNN (torch 2.13) computes wrong sums in channels last, if the stride
+        # is above 1. The memory of one channel is the same in the other layout, so this is no copy.
+        x, w = (_channels_first(operand) for operand in (x, w))
+    return torch.nn.functional.conv2d(x, w, None, conv.strides, conv.paddings, conv.dilations, conv.groups)
+
+
+def _channels_first(x: torch.Tensor) -> torch.Tensor:
+    """A channels-last `[n, 1, H, W]` with the strides of channels first."""
+    n, c, h, w = x.shape
+    return x.as_strided((n, c, h, w), (h * w, h * w, w, 1))
 
 
 def _adjoint(
@@ -142,8 +160,9 @@ def _adjoint(
 ) -> Any:
     mask = [need_input, need_weights, False]
     rest = (conv.strides, conv.paddings, conv.dilations, False, [0, 0], conv.groups, mask)
+    operands = (channels_last(operand) for operand in (error, x, w))
     with exact_math():
-        return torch.ops.aten.convolution_backward(error, x, w, None, *rest)[:2]
+        return torch.ops.aten.convolution_backward(*operands, None, *rest)[:2]
 
 
 def _from_frames(x: torch.Tensor, shape: Shape) -> torch.Tensor:
@@ -165,7 +184,7 @@ def _by_group(conv: Conv2d, x: torch.Tensor) -> torch.Tensor:
     """`[n, k, C]` as rows `[n, k C]`, or as `[groups, n, k C / groups]` for several groups."""
     n, k, _ = x.shape
     if conv.groups == 1:
-        return x.view(n, -1)
+        return x.reshape(n, -1)
     return x.view(n, k, conv.groups, -1).permute(2, 0, 1, 3).reshape(conv.groups, n, -1)
 
 
@@ -202,11 +221,8 @@ def _cudnn_is_inexact(conv: Conv2d, x: torch.Tensor, w: torch.Tensor) -> bool:
     if key not in _cudnn_differs:
         generator = torch.Generator(device=x.device).manual_seed(1)
         spikes = torch.randint(0, 2, x.shape, generator=generator, device=x.device, dtype=torch.float32)
-        spikes = spikes.contiguous(memory_format=torch.channels_last)
         large = torch.randint(-2047, 2048, w.shape, generator=generator, device=x.device).to(torch.float32)
-        large = large.contiguous(memory_format=torch.channels_last)
-        z = torch.nn.functional.conv2d(spikes, large, None, conv.strides, conv.paddings, conv.dilations, conv.groups)
-        _cudnn_differs[key] = not torch.equal(z, _product(conv, spikes, large))
+        _cudnn_differs[key] = not torch.equal(_convolve(conv, spikes, large), _product(conv, spikes, large))
     return _cudnn_differs[key]
 
 

@@ -83,7 +83,7 @@ def forward(conv: Conv2d, s: torch.Tensor, wq: torch.Tensor, scale: float = 1.0)
     units, exponent = units >> spare, exponent - spare
     w = torch.cat([units >> _LOW_BITS, units & (2**_LOW_BITS - 1)], 1).to(torch.int8)
     ops: Any = torch.ops.onednn
-    scales = torch.full((len(w),), scale * 2.0**-exponent, device="cpu")
+    scales = torch.full((len(w),), scale * 2.0**-exponent, dtype=torch.float32, device="cpu")
     zeros = torch.zeros(len(w), dtype=torch.int64, device="cpu")
     geometry: tuple[Any, ...] = (conv.strides, conv.paddings, [1, 1], 1)
     packed = ops.qconv_prepack(w, scales, 1.0, 0, *geometry, list(x.shape))

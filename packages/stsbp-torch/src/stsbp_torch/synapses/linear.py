@@ -51,7 +51,7 @@ def forward(linear: Linear, s: torch.Tensor, wq: torch.Tensor, *, fused: bool) -
     """`z = W s`, `[T, B, N]`."""
     residuals = left(linear, s, wq, fused=fused)
     if residuals.flat.dtype is torch.uint8:
-        z = torch.empty((len(residuals.flat), linear.units), device="cpu")
+        z = torch.empty((len(residuals.flat), linear.units), dtype=torch.float32, device="cpu")
         sparse.forward(residuals.flat.numpy(), residuals.w.detach().numpy(), z.numpy())
     else:
         with exact_math():

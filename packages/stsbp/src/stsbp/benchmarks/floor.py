@@ -51,7 +51,7 @@ def dense_floor(
                 parameters[name] = w.contiguous(memory_format=torch.channels_last)
     for w in parameters.values():
         w.requires_grad_()
-    error = torch.ones((len(frames), network.outputs), device=device)
+    error = torch.ones((len(frames), network.outputs), dtype=torch.float32, device=device)
 
     def run() -> None:
         for w in parameters.values():

@@ -24,7 +24,7 @@ __all__ = ["COMMANDS", "TYPED", "Globals", "cli", "main"]
 COMMANDS = {
     "train": "Train a network on a data set.",
     "evaluate": "Test a trained network and show its accuracy, loss and spike rates.",
-    "predict": "Classify images, recordings or arrays.",
+    "predict": "Classify images, recordings, sounds or arrays.",
     "export": "Write a trained network as NIR, ONNX or C.",
     "convert": "Copy a run, and change the gain of the synapses in the copy.",
     "import": "Make a run from the network in a NIR file.",
@@ -45,7 +45,7 @@ COMMANDS = {
 
 TYPED = "stsbp.typed"
 """Key in `click.Context.meta` of the words that were typed after `stsbp`."""
-_BEFORE = ("--backend", "--device")
+_BEFORE = ("--backend", "--device", "--file-budget")
 """Options of `stsbp` itself."""
 _SHORT = 1000
 """Largest length in characters of a message that is not shortened."""
@@ -57,11 +57,13 @@ class Globals:
 
     backend: str | None
     device: str | None
+    file_budget: float | None = None
 
     @property
     def words(self) -> list[str]:
         """The given options, as they are typed."""
-        named = {"--backend": self.backend, "--device": self.device}
+        budget = None if self.file_budget is None else f"{self.file_budget:g}"
+        named = {"--backend": self.backend, "--device": self.device, "--file-budget": budget}
         return [word for name, value in named.items() if value is not None for word in (name, value)]
 
 
@@ -147,14 +149,15 @@ def _legible() -> Iterator[None]:
 def _open_closed_streams() -> None:
     """Redirect closed standard streams (`>&-`) to nowhere. Otherwise a file opened later would get their numbers."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:
-            mode = "r" if number == 0 else "w"
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - as long as the process
         with contextlib.suppress(OSError):
             try:
                 os.fstat(number)
             except OSError:
-                os.dup2(os.open(os.devnull, os.O_RDWR), number)
+                # Also in place of the standard input, where reading is then an error and not the end of a file.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+        if getattr(sys, name) is None:
+            mode = "r" if number == 0 else "w"
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - as long as the process
     for stream in (sys.stdout, sys.stderr):
         # A character that the terminal's encoding does not have must not end the program.
         if isinstance(stream, io.TextIOWrapper):
@@ -178,6 +181,22 @@ def _leave_closed_pipe() -> int:
     return 141
 
 
+@contextlib.contextmanager
+def _budgeted(gib: float) -> Iterator[None]:
+    """Set the budget for the contents of files. Child processes inherit it."""
+    # Imported here, because it also imports numpy.
+    from stsbp.budget import VARIABLE
+
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = f"{gib:g}"
+    try:
+        yield
+    finally:
+        del os.environ[VARIABLE]
+        if before is not None:
+            os.environ[VARIABLE] = before
+
+
 def _complete_backend(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     # Imported here, because it also imports numpy.
     from stsbp_spec.registry import installed_backends
@@ -194,11 +213,20 @@ def _complete_backend(_ctx: click.Context, _param: click.Parameter, incomplete: 
     shell_complete=_complete_backend,
 )
 @click.option("--device", metavar="NAME", help="Device of the backend, for example cpu or cuda.")
+@click.option(
+    "--file-budget",
+    metavar="GIB",
+    type=click.FloatRange(0, 2**20, min_open=True),
+    help="Let the contents of a file take this many GiB in memory and in the cache. Files that would take more, and "
+    "much more than their own size, are refused.  [default: 1]",
+)
 @click.version_option(package_name="stsbp", prog_name="stsbp")
 @click.pass_context
-def cli(ctx: click.Context, backend: str | None, device: str | None) -> None:
+def cli(ctx: click.Context, backend: str | None, device: str | None, file_budget: float | None) -> None:
     """Train deep spiking neural networks on labels that are spike sequences."""
-    ctx.obj = Globals(backend, device)
+    ctx.obj = Globals(backend, device, file_budget)
+    if file_budget is not None:
+        ctx.with_resource(_budgeted(file_budget))
 
 
 def main() -> None:

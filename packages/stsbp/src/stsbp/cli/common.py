@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -39,8 +40,10 @@ __all__ = [
     "meeting",
     "parse_shape",
     "processes",
+    "program",
     "say",
     "say_distances",
+    "say_warning",
     "split_option",
     "stop_after",
     "threads_option",
@@ -58,6 +61,11 @@ def say(text: str, *, nl: bool = True, err: bool = False) -> None:
     click.echo(printable(text, lines=True), nl=nl, err=err)
 
 
+def say_warning(text: str) -> None:
+    """Print a warning, like those of a training run."""
+    say(f"warning: {text}", err=True)
+
+
 def say_distances(names: Iterable[str], distances: Float64) -> None:
     """Print the distances `[K]` to the label sequences; if several are equally near, also their number."""
     say(
@@ -67,6 +75,12 @@ def say_distances(names: Iterable[str], distances: Float64) -> None:
     equal = int(equally_near(distances[None]).sum())
     if equal > 1:
         click.echo(f"  {equal} label sequences are equally far: the lowest class is the answer")
+
+
+def program() -> str:
+    """The word with which a shell starts this command line: `stsbp`, or its path if it is not on the PATH."""
+    beside = shutil.which("stsbp", path=os.path.dirname(sys.executable))
+    return "stsbp" if beside is None or shutil.which("stsbp") is not None else beside
 
 
 class Finite(click.FloatRange):
@@ -109,13 +123,12 @@ def checkpoint_option(*name: str) -> Callable[[Callable[..., Any]], Callable[...
     return click.option("--checkpoint", *name, default="last", show_default=True, type=kind, help="Checkpoint to read.")
 
 
-split_option = click.option(
-    "--split",
-    default="test",
-    show_default=True,
-    type=Choice(["test", "validation", "train"]),
-    help="Samples to evaluate.",
-)
+def split_option(text: str = "Samples to evaluate.") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The option `--split` with a help text."""
+    splits = Choice(["test", "validation", "train"])
+    return click.option("--split", default="test", show_default=True, type=splits, help=text)
+
+
 batch_size_option = click.option(
     "--batch-size",
     type=click.IntRange(1, 10**9),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -33,7 +32,8 @@ _FIGURES = (
 _SAMPLES = ("dataset", "holdout", "split_seed", "image_size", "skip_malformed")
 """Settings that determine the samples of all splits. Test samples also depend on `test_on`, and the others on `limit`
 and `validation`, which only choose among the samples that are not held out for the test."""
-_MODELS = tuple(own.model for own in OWN.values())
+_STORED = {**{own.model: setting for setting, own in OWN.items()}, "init_sha256": "init_from"}
+"""Texts that a run stores for a setting: the equations of a class, or the digest of a checkpoint."""
 _LABELS = ("label_pattern", "undesired_pattern", "steps")
 _FILTER = ("tau_s", "tau_rise", "psp_gain")
 _MEASURED = {
@@ -147,8 +147,16 @@ def _side_by_side(widths: list[int], room: int | None) -> list[list[int]]:
     return groups
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _are_told_apart(found: Sequence[dict[str, Any]], key: str) -> bool:
+    """Whether the setting to which the text `key` belongs has another value wherever the text is another one."""
+    pairs = {(fact["settings"][_STORED[key]], fact["settings"][key]) for fact in found}
+    return len({named for named, _ in pairs}) == len(pairs)
+
+
+def _numbered(what: str, texts: Sequence[str]) -> list[str]:
+    """Names for long texts: `version 1`, `version 2`, ... in their order. Empty texts stay empty."""
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(filter(None, texts)), 1)}
+    return [f"{what} version {numbers[text]}".strip() if text else "" for text in texts]
 
 
 def _table(found: list[dict[str, Any]], columns: int | None) -> str:
@@ -160,13 +168,15 @@ def _table(found: list[dict[str, Any]], columns: int | None) -> str:
     for key in RunConfig.model_fields:
         values = [fact["settings"][key] for fact in found]
         if key == "dataset" or any(value != values[0] for value in values):
-            # Show enough of a digest to distinguish the runs. For a class's data or a network's nodes, show a digest.
-            if key in _MODELS:
-                values = [value and _digest(value) for value in values]
+            if key in _STORED:
+                if _are_told_apart(found, key):
+                    continue
+                cells = _numbered("", values)
             elif key == "net":
-                values = [f"nodes {_digest(value)[:12]}" if "\n" in value else value for value in values]
-            short = key == "init_sha256" or key in _MODELS
-            cells = [str(value)[:12] if short else str(value) for value in values]
+                nodes = _numbered("nodes", [value if "\n" in value else "" for value in values])
+                cells = [text or value for text, value in zip(nodes, values, strict=True)]
+            else:
+                cells = [str(value) for value in values]
             rows.append((key, _short(cells) if key in PATHS and columns is not None else cells))
     rows.append(("epochs done", [f"{fact['epochs']} of {fact['settings']['epochs']}" for fact in found]))
     marked = False

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from stsbp.cli import COMMANDS
-from stsbp.cli.common import Choice, checkpoint_option, say
+from stsbp.cli.common import Choice, checkpoint_option, say, say_warning
 from stsbp.errors import ConfigError
 from stsbp.interop.gain import with_gain
 from stsbp.training import checkpoint
@@ -56,7 +56,7 @@ def command(run: Path, psp_gain: str, out: Path, name: str) -> None:
     from stsbp.training.build import build_task
     from stsbp.training.trained import load_trained
 
-    trained = load_trained(RunFolder(run), name, NumpyBackend())
+    trained = load_trained(RunFolder(run), name, NumpyBackend(), warn=say_warning)
     folder = RunFolder(out)
     folder.check_new()
     config = trained.settings.model_copy(update={"psp_gain": psp_gain})

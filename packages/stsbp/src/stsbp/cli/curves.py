@@ -20,6 +20,7 @@ from stsbp.cli.common import (
     choose_backend,
     limit_threads,
     say,
+    say_warning,
     split_option,
     threads_option,
 )
@@ -31,7 +32,7 @@ from stsbp.plots import PLOT, check_plots, new_figure, plain, save
 from stsbp.training.build import decoders, load_data, load_test_set
 from stsbp.training.curves import by_noise, over_time
 from stsbp.training.noise import KINDS, parse_noise
-from stsbp.training.overlap import check_on_other, warn_of_seen
+from stsbp.training.overlap import check_on_other, names_on, warn_of_seen
 from stsbp.training.progress import reporter
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import load_trained
@@ -42,7 +43,7 @@ __all__ = ["command"]
 @click.command("curves", short_help=COMMANDS["curves"])
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
 @checkpoint_option()
-@split_option
+@split_option()
 @click.option(
     "--samples", type=click.IntRange(1, 10**9), help="Use only this many samples, evenly spaced.  [default: all]"
 )
@@ -99,14 +100,15 @@ def command(
             check_on_other(config, on, data_dir, str(run))
     limit_threads(configs[0].threads if threads is None else threads)
     backend = choose_backend(options)
-    loaded = [load_trained(folder, checkpoint, backend) for folder in folders]
+    loaded = [load_trained(folder, checkpoint, backend, warn=say_warning) for folder in folders]
     amounts = [_amounts(noises, trained.task.inputs.coding) for trained in loaded]
     show, found = reporter(), []
     try:
         for run, config, trained, asked in zip(runs, configs, loaded, amounts, strict=True):
             task, coding = trained.task, trained.task.inputs.coding
             if on is None:
-                every = trained.samples(load_data(config, show.loading, data_dir, True), split)
+                with names_on(config, data_dir):
+                    every = trained.samples(load_data(config, show.loading, data_dir, True), split)
             else:
                 every = trained.other_samples(load_test_set(config, on, show.loading, data_dir))
             chosen = _some(every, samples)

@@ -15,7 +15,7 @@ from stsbp.config import to_toml_value
 from stsbp.datasets import DATASETS, ByLoss, DatasetInfo
 from stsbp.datasets.registry import info_of
 from stsbp.errors import DataError
-from stsbp.presets import preset
+from stsbp.presets import defaults
 
 __all__ = ["command"]
 
@@ -52,18 +52,21 @@ def command(name: str | None, as_json: bool) -> None:
 
 
 def _facts(info: DatasetInfo) -> dict[str, Any]:
-    values = {field.name: getattr(info, field.name) for field in dataclasses.fields(info) if field.name != "load"}
-    own = {key: value._asdict() if isinstance(value, ByLoss) else value for key, value in info.preset.items()}
-    return {**values, "module": info.module, "options": dict(info.options), "preset": own}
+    fields = (field.name for field in dataclasses.fields(info) if field.name not in ("load", "steps"))
+    values = {name: getattr(info, name) for name in fields}
+    own = {key: value._asdict() if isinstance(value, ByLoss) else value for key, value in info.defaults.items()}
+    return {**values, "module": info.module, "options": dict(info.options), "defaults": own}
 
 
 def _text(info: DatasetInfo) -> str:
-    held = "the training samples" if info.default_holdout is None else info.default_holdout
+    test = "the training samples" if info.default_holdout is None else f"{info.default_holdout} held out"
+    if info.default_holdout is not None:
+        test = f"{info.test_set}; {test}, if there are none" if info.test_set else f"{test}, if there is none"
     lines = [
         info.synopsis,
         f"  {info.description}",
         f"  inputs     {'images' if info.coding == 'direct' else 'spikes'}",
-        f"  test set   {held}{'' if info.default_holdout is None else ' held out, if there is none'}",
+        f"  test set   {test}",
         f"  files      {_files(info)}",
     ]
     if info.extra is not None:
@@ -71,7 +74,7 @@ def _text(info: DatasetInfo) -> str:
     if info.licence:
         lines.append(f"  licence    {info.licence}")
     lines += [f"  option     {option}=...  {meaning}" for option, meaning in info.options.items()]
-    settings = preset(info.name, "van-rossum")
+    settings = defaults(info.name, "van-rossum")
     width = max(map(len, settings), default=0)
     lines.append("  settings by default, with the loss van-rossum:")
     return "\n".join([*lines, *(f"    {key:<{width}} = {to_toml_value(value)}" for key, value in settings.items())])

@@ -20,6 +20,7 @@ from stsbp.cli.common import (
     meeting,
     processes,
     say,
+    say_warning,
     split_option,
     threads_option,
 )
@@ -28,7 +29,7 @@ from stsbp.errors import ConfigError, printable
 from stsbp.processes.group import join
 from stsbp.training.build import TOLERANCE, Data, decoders, load_data, load_test_set
 from stsbp.training.evaluate import Evaluation, evaluate
-from stsbp.training.overlap import check_on_other, warn_of_seen
+from stsbp.training.overlap import check_on_other, names_on, warn_of_seen
 from stsbp.training.progress import shown_by
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import load_trained
@@ -39,7 +40,7 @@ __all__ = ["command"]
 @click.command("evaluate", short_help=COMMANDS["evaluate"])
 @click.argument("run", type=click.Path(path_type=Path))
 @checkpoint_option()
-@split_option
+@split_option()
 @click.option("--data-dir", help="Folder of the data set.  [default: the folder that the run used]")
 @click.option(
     "--on",
@@ -95,7 +96,7 @@ def command(
     with join(backend, rendezvous, rank_timeout) as group:
         asked = {"run": str(run), "checkpoint": checkpoint, "split": split, "on": on, "tolerance": tolerance}
         group.compare_settings({**asked, "batch_size": batch_size or config.batch_size, "config": config.digest()})
-        trained = load_trained(folder, checkpoint, backend, group)
+        trained = load_trained(folder, checkpoint, backend, group, warn=say_warning)
         group.compare_settings({"sha256": trained.info["sha256"]})
         inputs = trained.task.inputs
         if tolerance is not None and trained.network.has_readout:
@@ -106,13 +107,14 @@ def command(
         show, seen = shown_by(group), None
         try:
             if on is None:
-                data = group.one_by_one(lambda: load_data(config, show.loading, data_dir, True))
-                dataset, samples = data.dataset, trained.samples(data, split)
+                with names_on(config, data_dir):
+                    data = group.one_by_one(lambda: load_data(config, show.loading, data_dir, True))
+                    dataset, samples = data.dataset, trained.samples(data, split)
             else:
                 other = on
                 dataset = group.one_by_one(lambda: load_test_set(config, other, show.loading, data_dir))
                 samples = trained.other_samples(dataset)
-                group.compare_data(Data(dataset, samples, None, samples).fingerprint())
+                group.compare_data(Data(dataset, samples, None, samples).contents)
                 if group.leads:
                     seen = warn_of_seen(trained, on, samples, show)
             found = evaluate(

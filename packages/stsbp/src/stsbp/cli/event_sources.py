@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import sys
@@ -176,6 +177,8 @@ class Pipe:
         try:
             return os.read(descriptor, _PIECE) or None
         except OSError as error:
+            if self._path == "-" and error.errno == errno.EBADF:
+                raise DataError("standard input is closed; pipe events into the command, or name a file") from error
             raise DataError(f"cannot read {self._lines.name}: {error.strerror or error}") from error
 
 

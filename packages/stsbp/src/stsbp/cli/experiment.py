@@ -21,6 +21,7 @@ from stsbp.cli.common import (
     limit_threads,
     meeting,
     processes,
+    program,
     say,
     stop_after,
 )
@@ -138,7 +139,7 @@ def command(
             experiment = Experiment.open(path, config, chosen, data, overwrite=overwrite)
         else:
             experiment = Experiment(path, config, chosen, cut_validation(data, config))
-        group.compare_data(experiment.data.fingerprint())
+        group.compare_data(experiment.data.contents)
         network = experiment.task(config.seed, backend).network
         if group.leads and config.init_from:
             # Check this before anything is written or removed.
@@ -227,7 +228,7 @@ def _tell(stopped: Stopped, experiment: Experiment, done: int | None) -> None:
         experiment: the experiment.
         done: number of seeds with results; None: the seeds are trained side by side.
     """
-    again = shlex.join(word for word in _typed() if word != "--overwrite")
+    again = shlex.join([program(), *(word for word in sys.argv[1:] if word != "--overwrite")])
     seeds = experiment.seeds
     if done is None:
         trained = sum(experiment.reported(experiment.folder(seed)) is not None for seed in seeds)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from stsbp.cli import COMMANDS
-from stsbp.cli.common import Choice, Finite, checkpoint_option, say
+from stsbp.cli.common import Choice, Finite, checkpoint_option, say, say_warning
 from stsbp.errors import ConfigError
 from stsbp.interop.program import About, program
 from stsbp.training.run_folder import RunFolder
@@ -89,7 +89,7 @@ def command(run: Path, form: str, out: Path, checkpoint: str, **options: Any) ->
 
     from stsbp.training.trained import load_trained
 
-    trained = load_trained(RunFolder(run), checkpoint, NumpyBackend())
+    trained = load_trained(RunFolder(run), checkpoint, NumpyBackend(), warn=say_warning)
     about = About(run.absolute().name, trained.info["sha256"], trained.settings.steps, trained.names)
     made = program(trained.network, trained.weights)
     for line in importlib.import_module(FORMS[form]).write(made, about, out, **given):

@@ -12,7 +12,7 @@ from typing import Any
 import click
 import numpy as np
 from stsbp_spec.errors import NetworkError
-from stsbp_spec.grid import FLOOR
+from stsbp_spec.grid import CONTRACT_VERSION, FLOOR
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.nodes import written_nodes
 from stsbp_spec.reference.backend import NumpyBackend
@@ -20,9 +20,9 @@ from stsbp_spec.trainer import on_grid
 from stsbp_spec.values import shown
 
 from stsbp.cli import COMMANDS
-from stsbp.cli.common import Choice, Finite, say
-from stsbp.cli.settings import SettingsCommand, complete_data_set, given_settings, settings
-from stsbp.config import RunConfig, Source, absolute, read_toml, resolve
+from stsbp.cli.common import Choice, Finite, program, say
+from stsbp.cli.settings import SettingsCommand, allow_imports, complete_data_set, given_settings, settings
+from stsbp.config import RunConfig, Source, absolute, check_imports, read_toml, resolve
 from stsbp.errors import ConfigError, DataError
 from stsbp.interop.nir_import import Imported, import_graph, likely_step
 from stsbp.interop.nir_nodes import Choices
@@ -74,6 +74,7 @@ OF_THE_FILE = (
 @click.option(
     "--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="Read settings from a TOML file."
 )
+@allow_imports
 @partial(settings, hidden=OF_THE_FILE)
 def command(
     file: Path,
@@ -83,6 +84,7 @@ def command(
     reset: str,
     threshold_above: bool,
     config_file: Path | None,
+    allow_imports: bool,
     **flags: Any,
 ) -> None:
     """Make a run from the network in FILE, a graph in the Neuromorphic Intermediate Representation (NIR).
@@ -90,9 +92,9 @@ def command(
     You can use the run directly with `stsbp evaluate` and `stsbp predict`. `stsbp train --resume` trains the run
     further. `stsbp train --init-from` starts another run from the weights of this one.
 
-    Settings that are not in FILE, such as the loss and the label sequences, come from three places: the preset of the
-    data set, --config, and the options. Each place overrides the places before it. If stsbp does not support a node,
-    the error names the node.
+    Settings that are not in FILE, such as the loss and the label sequences, come from three places: the default
+    settings of the data set, --config, and the options. Each place overrides the places before it. If stsbp does not
+    support a node, the error names the node.
     """
     if dataset is None and config_file is None:
         raise ConfigError("no data set is named: give --dataset, for example --dataset digits, or --config")
@@ -107,7 +109,10 @@ def command(
     graph = read_graph(file)
     of_run, noted = _of_a_run(graph, file)
     own = {name: RunConfig.model_fields[name].default for name in OF_THE_FILE}
-    config = pinned(absolute(resolve([Source(str(file), of_run), *sources]).model_copy(update=own)))
+    config = resolve([Source(str(file), of_run), *sources]).model_copy(update=own)
+    if not allow_imports:
+        check_imports(config, sources)
+    config = pinned(absolute(config))
     surrogate = build_neuron(config).surrogate
     choices = Choices(_step_of(graph, file, dt), reset, config.tau_s, surrogate, config.weight_bits, threshold_above)
     show = reporter()
@@ -118,7 +123,7 @@ def command(
         check_typed_labels(config, data.inputs, given)
         built = _built(file, graph, config, data, choices)
         task = build_task(built.config, data.inputs, NumpyBackend(), len(data.train))
-        lines = [*noted, *_said(built)]
+        lines = [*noted, *_said(built.imported, task.network)]
         with folder.begun(built.config, task.backend):
             begin_with(built.imported.weights, task, data, folder, show)
     finally:
@@ -126,7 +131,7 @@ def command(
     for line in lines:
         say(line)
     name = click.format_filename(out)
-    then = (["stsbp", "evaluate", name], ["stsbp", "train", "--resume", name])
+    then = ([program(), "evaluate", name], [program(), "train", "--resume", name])
     say(f"run {name}: {', '.join(map(shlex.join, then))}")
 
 
@@ -135,7 +140,6 @@ class _Built:
     """A graph as a network for certain data, and the settings of a run with it."""
 
     imported: Imported
-    network: NetworkSpec
     config: RunConfig
 
 
@@ -152,10 +156,18 @@ def _of_a_run(graph: Graph, file: Path) -> tuple[dict[str, Any], list[str]]:
     if not (isinstance(steps, np.ndarray) and steps.size == 1 and steps.dtype.kind in "iu"):
         return {}, []
     name = shown(run) if isinstance(run, str) else "without a name"
+    contract = graph.metadata.get("contract")
+    known = isinstance(contract, np.ndarray) and contract.size == 1 and contract.dtype.kind in "iu"
+    version = int(contract.flat[0]) if isinstance(contract, np.ndarray) and known else 0
+    later = (
+        f"warning: {file} was exported under version {version} of the exact-arithmetic contract, but this stsbp "
+        f"computes under version {CONTRACT_VERSION}, so spikes may differ from those of the run. Update stsbp"
+    )
     return {"steps": int(steps.flat[0])}, [
+        *([later] if version > CONTRACT_VERSION else []),
         f"{file} was exported from the stsbp run {name}, trained with {int(steps.flat[0])} steps; "
         "to use its label sequences, loss and --tau-s, give --config with the config.toml of "
-        "that run"
+        "that run",
     ]
 
 
@@ -200,24 +212,26 @@ def _built(file: Path, graph: Graph, config: RunConfig, data: Data, choices: Cho
     own: dict[str, Any] = {"net": written_nodes(network.graph.nodes)}
     if found.input_psp is not None:
         own |= {"input_tau_s": found.input_psp.tau_s, "psp_gain": found.input_psp.gain}
-    return _Built(found, network, config.model_copy(update=own))
+    # Checked as if they were typed: a time constant of a file can be longer than that of a setting.
+    return _Built(found, resolve([Source(str(file), config.model_dump() | own)], with_preset=False))
 
 
-def _said(built: _Built) -> Iterator[str]:
-    """Messages about an import, including the distance of the weights from those in the file."""
-    for name, what in built.imported.notes:
+def _said(imported: Imported, network: NetworkSpec) -> Iterator[str]:
+    """Messages about an import, including the distance of the weights that the network of the run computes with from
+    those in the file."""
+    for name, what in imported.notes:
         yield f"{name}: {what}"
-    weights = built.imported.weights
-    rounded, _ = on_grid(NumpyBackend(), built.network, dict(weights))
+    weights = imported.weights
+    rounded, _ = on_grid(NumpyBackend(), network, dict(weights))
     moved = {
         projection.name: float(np.abs(rounded[projection.name] - w).max(initial=0) / max(np.abs(w).max(), FLOOR))
-        for projection in built.network.graph.projections
+        for projection in network.graph.projections
         for w in [weights[projection.parameter]]
     }
     name = max(moved, key=lambda each: moved[each])
     if moved[name]:
         yield (
-            f"rounding to {built.network.graph.projections[0].synapse.weight_bits} bits moves weights by up to "
+            f"rounding to {network.graph.projections[0].synapse.weight_bits} bits moves weights by up to "
             f"{moved[name]:.2g} of the largest of their layer ({name}): spikes may differ from those of other programs"
         )
     else:

@@ -7,14 +7,16 @@ import io
 import json
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
 from stsbp_spec.encoders import EventBinning
-from stsbp_spec.typing import Int64, UInt8
+from stsbp_spec.encoders.packed import unpacked
+from stsbp_spec.typing import AnyArray, Int64, UInt8
 
 from stsbp.cli import COMMANDS, Globals
 from stsbp.cli.common import (
@@ -24,22 +26,26 @@ from stsbp.cli.common import (
     limit_threads,
     say,
     say_distances,
+    say_warning,
+    split_option,
     threads_option,
 )
 from stsbp.cli.streaming import UNITS, Asked, follow
 from stsbp.datasets.fsdd import MOST as MOST_OF_SOUND
-from stsbp.datasets.fsdd import hear
+from stsbp.datasets.fsdd import digit_of, hear
+from stsbp.datasets.fsdd import read_recording as read_sound
 from stsbp.datasets.image_folder import MOST as MOST_OF_IMAGE
 from stsbp.datasets.image_folder import SUFFIXES, read_image
 from stsbp.datasets.nmnist import MOST as MOST_OF_RECORDING
 from stsbp.datasets.nmnist import read_recording
 from stsbp.errors import ConfigError, DataError, printable
 from stsbp.files import GIGABYTE, read_regular, real
-from stsbp.training.build import Inputs, decoders
+from stsbp.training.build import Inputs, decoders, load_data
+from stsbp.training.progress import reporter
 from stsbp.training.run_folder import RunFolder
-from stsbp.training.trained import load_trained
+from stsbp.training.trained import Predicted, Trained, load_trained
 
-__all__ = ["command", "read_input"]
+__all__ = ["command", "read_inputs"]
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _MOST_AXES = 8
@@ -49,6 +55,16 @@ _MOST = {".npy": GIGABYTE, ".bin": MOST_OF_RECORDING, ".wav": MOST_OF_SOUND}
 @click.command("predict", short_help=COMMANDS["predict"])
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE...]")
+@click.option(
+    "--sample",
+    "numbers",
+    type=click.IntRange(0),
+    multiple=True,
+    metavar="N",
+    help="Also classify sample N of the data set of the run, counted from 0. You can repeat this option.",
+)
+@split_option("Split of the data set to which --sample refers.")
+@click.option("--data-dir", help="Folder of the data set, for --sample.  [default: the folder that the run used]")
 @checkpoint_option()
 @click.option(
     "--draw",
@@ -98,6 +114,9 @@ def command(
     /,
     run: Path,
     files: tuple[Path, ...],
+    numbers: tuple[int, ...],
+    split: str,
+    data_dir: str | None,
     checkpoint: str,
     draw: Path | None,
     threads: int | None,
@@ -105,7 +124,7 @@ def command(
     stream: str | None,
     **of_stream: Any,
 ) -> None:
-    """Classify files with the network in the folder RUN, or process a stream of events.
+    """Classify files or samples with the network in the folder RUN, or process a stream of events.
 
     A FILE is one of these:
 
@@ -123,6 +142,9 @@ def command(
     and the label sequence of every class. If labels are spike trains, the command instead prints the steps at which
     each output neuron spikes.
 
+    The command knows the class of a FILE if the folder of the FILE has the name of a class, as in 3/one.png, or if the
+    name of the FILE is like those of fsdd, as in 3_ada_7.wav. It also prints how many of these classes it predicted.
+
     --stream reads lines of text, or a recording (.bin). Each line of text is one event. For a network that reads camera
     events, a line is t x y p (time, column, row and polarity). For a network that reads spike trains, a line is t n
     (time and neuron). The output spikes of a step are printed as soon as an event of a later step arrives. At the end
@@ -130,10 +152,14 @@ def command(
     number of steps per second.
     """
     if stream is not None:
+        if numbers:
+            raise ConfigError("--stream cannot be combined with --sample; give only one of them")
         _follow(options, run, checkpoint, threads, files, draw, Asked(stream, as_json=as_json, **of_stream))
         return
-    if not files:
-        raise click.UsageError("Missing argument 'FILE...', or the option '--stream'.")
+    if not numbers and (data_dir is not None or split != "test"):
+        raise ConfigError("--split and --data-dir are for samples of the data set; give --sample as well")
+    if not files and not numbers:
+        raise click.UsageError("Missing argument 'FILE...', or the option '--stream' or '--sample'.")
     if given := [name for name, value in of_stream.items() if value]:
         listed = ", ".join("--" + name.replace("_", "-") for name in given)
         raise ConfigError(f"{listed}: only for a stream; give --stream as well")
@@ -147,37 +173,121 @@ def command(
     folder = RunFolder(run)
     config = folder.read_config()
     limit_threads(config.threads if threads is None else threads)
-    trained = load_trained(folder, checkpoint, choose_backend(options))
+    trained = load_trained(folder, checkpoint, choose_backend(options), warn=say_warning)
     inputs = trained.task.inputs
-    samples = [read_input(path, inputs, config.binning, config.own_lengths) for path in files]
-    batch, lengths = _batch(samples, inputs, config.steps)
+    arrays = read_inputs(files, inputs, config.binning, config.own_lengths)
+    samples = [
+        _Sample({"file": str(path)}, str(path), x, _label(path, inputs.classes))
+        for path, x in zip(files, arrays, strict=True)
+    ]
+    samples += _of_data_set(trained, split, numbers, data_dir) if numbers else []
+    batch, lengths = _batch([sample.inputs for sample in samples], inputs, config.steps)
     if draw is not None:
         from stsbp.report.collect import look
         from stsbp.report.page import page, samples_section, threshold_of
 
-        seen = look(trained.task, trained.state, [path.name for path in files], batch, lengths=lengths)
+        titles = [path.name for path in files] + [sample.title for sample in samples[len(files) :]]
+        seen = look(trained.task, trained.state, titles, batch, lengths=lengths)
         names = inputs.classes or [str(n) for n in range(inputs.outputs)]
         threshold = threshold_of(trained.task.network)
         title = f"Read by the network in {run.name}"
         section = samples_section(title, seen, names, threshold, of_classes=not inputs.sequences)
         PAGE.write(draw, page(title, [section]).encode())
-    found = trained.predict(batch, lengths)
-    if found.distances is None:
-        for path, trains in zip(files, found.sequences, strict=True):
-            if as_json:
-                click.echo(json.dumps({"file": str(path), "spikes": trains}))
-            else:
-                lines = (f"  {neuron:>4}  {' '.join(map(str, times)) or '-'}" for neuron, times in enumerate(trains))
-                say("\n".join([f"{printable(str(path))}: steps at which each output neuron spikes", *lines]))
-        return
-    for sample, path in enumerate(files):
-        record = found.record(sample)
+    predicted = trained.predict(batch, lengths)
+    if inputs.sequences:
+        _say_spikes(samples, predicted, as_json=as_json)
+    else:
+        _say_classes(samples, predicted, decoders(trained.network.has_readout), as_json=as_json)
+
+
+class _Sample(NamedTuple):
+    """A sample to predict.
+
+    Attributes:
+        origin: where it comes from, as JSON.
+        title: the same as text.
+        inputs: an image `[C, H, W]`, or frames of at most `T` steps, `[..., C, H, W]`.
+        label: name of its class; None: not known.
+        targets: steps at which each output neuron should spike; None: not known.
+    """
+
+    origin: dict[str, Any]
+    title: str
+    inputs: UInt8
+    label: str | None = None
+    targets: list[list[int]] | None = None
+
+
+def _label(path: Path, classes: Sequence[str]) -> str | None:
+    """The class of a file according to its name or its folder; None if neither says it."""
+    return next((name for name in (digit_of(path), path.parent.name) if name in classes), None)
+
+
+def _of_data_set(trained: Trained, split: str, numbers: Sequence[int], data_dir: str | None) -> list[_Sample]:
+    """Samples of the data set of the run.
+
+    Raises:
+        ConfigError: the split has fewer samples, or the data are not those of the run.
+    """
+    show = reporter()
+    try:
+        chosen = trained.samples(load_data(trained.settings, show.loading, data_dir, True), split)
+    finally:
+        show.close()
+    if max(numbers) >= len(chosen):
+        raise ConfigError(f"--sample {max(numbers)}: the {split} split has the samples 0 to {len(chosen) - 1}")
+    batch, labels = trained.task.batch(chosen, np.array(numbers))
+    inputs, events = unpacked(batch.inputs), trained.network.coding == "events"
+    lengths = [None] * len(numbers) if batch.lengths is None else batch.lengths.tolist()
+    samples = []
+    for b, (number, length) in enumerate(zip(numbers, lengths, strict=True)):
+        x = inputs[:length, b] if events else inputs[b]
+        origin, title = {"split": split, "sample": number}, f"{split} sample {number}"
+        if trained.task.inputs.sequences:
+            targets = [np.flatnonzero(train).tolist() for train in batch.targets[:length, b].T]
+            samples.append(_Sample(origin, title, x, targets=targets))
+        else:
+            samples.append(_Sample(origin, title, x, trained.names[labels[b]]))
+    return samples
+
+
+def _say_spikes(samples: Sequence[_Sample], predicted: Predicted, *, as_json: bool) -> None:
+    for sample, trains in zip(samples, predicted.sequences, strict=True):
+        targets = {} if sample.targets is None else {"targets": sample.targets}
         if as_json:
-            click.echo(json.dumps({"file": str(path), **record}))
+            click.echo(json.dumps({**sample.origin, "spikes": trains, **targets}))
             continue
-        read, by_count = printable(record["class"]), printable(record["class_spike_count"])
-        say(f"{printable(str(path))}: {read} (by {decoders(trained.network.has_readout)[1]} {by_count})")
-        say_distances(found.names, found.distances[sample])
+        lines = [f"{printable(sample.title)}: steps at which each output neuron spikes"]
+        lines[0] += ", and at which it should spike" if targets else ""
+        for neuron, times in enumerate(trains):
+            lines.append(f"  {neuron:>4}  {_listed(times)}")
+            lines += [f"   and  {_listed(sample.targets[neuron])}"] if sample.targets is not None else []
+        say("\n".join(lines))
+
+
+def _listed(times: Sequence[int]) -> str:
+    return " ".join(map(str, times)) or "-"
+
+
+def _say_classes(samples: Sequence[_Sample], predicted: Predicted, rules: tuple[str, str], *, as_json: bool) -> None:
+    assert predicted.distances is not None
+    correct = [0, 0]
+    for b, sample in enumerate(samples):
+        record = predicted.record(b)
+        read, counted = record["class"], record["class_spike_count"]
+        if sample.label is not None:
+            record["label"] = sample.label
+            correct = [n + (name == sample.label) for n, name in zip(correct, (read, counted), strict=True)]
+        if as_json:
+            click.echo(json.dumps({**sample.origin, **record}))
+            continue
+        known = "" if sample.label is None else f", label {printable(sample.label)}"
+        say(f"{printable(sample.title)}: {printable(read)} (by {rules[1]} {printable(counted)}){known}")
+        say_distances(predicted.names, predicted.distances[b])
+    labelled = sum(sample.label is not None for sample in samples)
+    if labelled and not as_json:
+        shares = ", ".join(f"{n / labelled:.2%} ({rule})" for n, rule in zip(correct, rules, strict=True))
+        say(f"accuracy {shares} of the {labelled} samples whose class is known, by folder, name or data set")
 
 
 def _follow(
@@ -194,7 +304,7 @@ def _follow(
     folder = RunFolder(run)
     config = folder.read_config()
     limit_threads(config.threads if threads is None else threads)
-    code = follow(load_trained(folder, checkpoint, choose_backend(options)), asked)
+    code = follow(load_trained(folder, checkpoint, choose_backend(options), warn=say_warning), asked)
     if code:
         click.get_current_context().exit(code)
 
@@ -210,52 +320,67 @@ def _batch(samples: list[UInt8], inputs: Inputs, steps: int) -> tuple[UInt8, Int
     return batch, None if (lengths == steps).all() else lengths
 
 
-def read_input(path: Path, inputs: Inputs, binning: EventBinning, own_lengths: bool = False) -> UInt8:
-    """The input of one file, uint8: an image `[C, H, W]`, or frames of at most `T` steps, `[..., C, H, W]`.
+def read_inputs(paths: Sequence[Path], inputs: Inputs, binning: EventBinning, own_lengths: bool = False) -> list[UInt8]:
+    """The inputs of files, uint8: images `[C, H, W]`, or frames of at most `T` steps, `[..., C, H, W]`.
 
     With `own_lengths`, the frames of a recording end with the recording.
 
     Raises:
-        DataError: the file cannot be read, or does not fit the network.
+        DataError: a file cannot be read, or does not fit the network.
     """
-    events = inputs.coding == "events"
-    expected = (binning.steps, *inputs.shape) if events else inputs.shape
-    kind = path.suffix.lower()
-    try:
-        content = read_regular(path, _MOST.get(kind, MOST_OF_IMAGE))
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    read: dict[int, AnyArray] = {}
+    sounds: dict[int, AnyArray] = {}
+    of_sounds = inputs.coding == "events" and len(inputs.shape) == 1
+    for k, path in enumerate(paths):
+        kind = path.suffix.lower()
+        try:
+            content = read_regular(path, _MOST.get(kind, MOST_OF_IMAGE))
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+        if kind == ".wav" and of_sounds:
+            sounds[k] = read_sound(content, path)
+        else:
+            read[k] = _read_one(content, path, inputs, binning, own_lengths)
+    if sounds:
+        # The ear hears several sounds in about the time of one.
+        spikes = hear(list(sounds.values()), inputs.shape[0], binning, own_lengths)
+        read.update(zip(sounds, spikes, strict=True))
+    for k, path in enumerate(paths):
+        _check_shape(read[k], path, inputs, binning)
+    return [read[k] for k in range(len(paths))]
+
+
+def _read_one(content: bytes, path: Path, inputs: Inputs, binning: EventBinning, own_lengths: bool) -> UInt8:
+    events, kind = inputs.coding == "events", path.suffix.lower()
     if kind == ".npy":
-        sample = _array(content, path)
-        if not events and sample.shape == inputs.shape[1:] and inputs.shape[0] == 1:
-            sample = sample[None]
-    elif kind == ".bin" and events and len(inputs.shape) == 3:
+        sample = _array(content, path, spikes=events)
+        return sample[None] if not events and (1, *sample.shape) == inputs.shape else sample
+    if kind == ".bin" and events and len(inputs.shape) == 3:
         polarities, height, width = inputs.shape
         fitting = replace(binning, polarities=polarities, height=height, width=width)
         recording = read_recording(content, path)
-        sample = fitting.frames(*recording)[: fitting.length(recording[-1]) if own_lengths else None]
-    elif kind == ".wav" and events and len(inputs.shape) == 1:
-        sample = hear(content, path, inputs.shape[0], binning, own_lengths)
-    elif kind in SUFFIXES and not events and len(inputs.shape) == 3:
+        return fitting.frames(*recording)[: fitting.length(recording[-1]) if own_lengths else None]
+    if kind in SUFFIXES and not events and len(inputs.shape) == 3:
         channels, height, width = inputs.shape
-        sample = read_image(
+        return read_image(
             content, path, channels=3 if channels == 3 else None, size=height if height == width else None
         )
-    else:
-        recordings = ".bin (N-MNIST) or " if len(inputs.shape) == 3 else ".wav (sounds, as fsdd) or "
-        wanted = f"{recordings}.npy" if events else f"{', '.join(SUFFIXES)} or .npy"
-        raise DataError(
-            f"{path}: the network reads {'events' if events else 'images'}, so the file must end in {wanted}"
-        )
+    recordings = ".bin (N-MNIST) or " if len(inputs.shape) == 3 else ".wav (sounds, as fsdd) or "
+    wanted = f"{recordings}.npy" if events else f"{', '.join(SUFFIXES)} or .npy"
+    raise DataError(f"{path}: the network reads {'events' if events else 'images'}, so the file must end in {wanted}")
+
+
+def _check_shape(sample: UInt8, path: Path, inputs: Inputs, binning: EventBinning) -> None:
+    events = inputs.coding == "events"
+    expected = (binning.steps, *inputs.shape) if events else inputs.shape
     fewer = events and sample.shape[1:] == inputs.shape and 0 < len(sample) < binning.steps
     if sample.shape != expected and not fewer:
         axes = ("[T, C, H, W]" if len(inputs.shape) == 3 else "[T, N]") if events else "[C, H, W]"
         raise DataError(f"{path} has shape {list(sample.shape)}, but the network reads {axes} = {list(expected)}")
-    return sample
 
 
-def _array(content: bytes, path: Path) -> UInt8:
-    """The array of a .npy file. Its header is checked before use, and nothing is unpickled."""
+def _array(content: bytes, path: Path, *, spikes: bool = False) -> UInt8:
+    """The array of a .npy file. Its header is checked before use, and nothing is unpickled. `spikes` may be bool."""
     file = io.BytesIO(content)
     try:
         version = np.lib.format.read_magic(file)
@@ -271,7 +396,7 @@ def _array(content: bytes, path: Path) -> UInt8:
         # numpy evaluates the header as Python text, so a forged one can raise almost any error.
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise DataError(f"{path} is not a numpy array: {reason}") from error
-    if dtype != np.uint8:
+    if dtype != np.uint8 and not (spikes and dtype == np.bool_):
         raise DataError(f"{path} must hold uint8 values, got {dtype}")
     data = np.frombuffer(content, dtype=np.uint8, offset=file.tell())
     with contextlib.suppress(ValueError):

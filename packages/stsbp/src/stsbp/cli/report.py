@@ -9,7 +9,7 @@ import numpy as np
 from stsbp_spec.encoders.packed import unpacked
 
 from stsbp.cli import COMMANDS, Globals
-from stsbp.cli.common import Choice, checkpoint_option, choose_backend, limit_threads, say, threads_option
+from stsbp.cli.common import Choice, checkpoint_option, choose_backend, limit_threads, say, say_warning, threads_option
 from stsbp.errors import ConfigError, DataError
 from stsbp.files import real
 from stsbp.report.collect import Sample, choose, look, survey
@@ -68,7 +68,7 @@ def command(
     if split is None:
         split = "test" if config.test else "validation" if config.validation else "train"
     limit_threads(config.threads if threads is None else threads)
-    trained = load_trained(folder, checkpoint, choose_backend(options))
+    trained = load_trained(folder, checkpoint, choose_backend(options), warn=say_warning)
     task, classes = trained.task, trained.task.inputs.classes
     show = reporter()
     lines = read_records(folder.metrics, show.warn)

@@ -16,6 +16,7 @@ from stsbp.presets import PRESETS
 
 __all__ = [
     "SettingsCommand",
+    "allow_imports",
     "complete_data_set",
     "complete_experiment",
     "complete_preset",
@@ -24,6 +25,9 @@ __all__ = [
 ]
 
 _SECTION = {"--" + name.replace("_", "-"): title for title, names in SECTIONS.items() for name in names}
+
+_ALSO = {"lr": ("--learning-rate",)}
+"""Other names of options."""
 
 complete_data_set = completes(DATASETS)
 complete_preset = completes(PRESETS)
@@ -50,6 +54,14 @@ class _Loss(Choice):
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
         return "TEXT"
+
+
+allow_imports = click.option(
+    "--allow-imports",
+    is_flag=True,
+    help="Import the modules of classes that the file of --config names. Use this only for a file that you trust.",
+)
+"""Option of the commands that have `--config`."""
 
 
 class SettingsCommand(click.Command):
@@ -83,6 +95,7 @@ def settings(
     for name in reversed([name for names in SECTIONS.values() for name in names]):
         field = RunConfig.model_fields[name]
         flag, kind = "--" + name.replace("_", "-"), field.annotation
+        flags = (flag, *_ALSO.get(name, ()))
         default = own.get(name, field.default)
         shown = f"{field.description}  [default: {default}]" if default != "" else field.description
         known: dict[str, Any] = {"help": shown, "hidden": name in hidden}
@@ -93,6 +106,6 @@ def settings(
         elif choices := get_args(kind):
             option = click.option(flag, name, type=Choice(choices), **known)
         else:
-            option = click.option(flag, name, type=kind, shell_complete=_COMPLETE.get(name), **known)
+            option = click.option(*flags, name, type=kind, shell_complete=_COMPLETE.get(name), **known)
         function = option(function)
     return function

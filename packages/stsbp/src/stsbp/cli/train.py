@@ -8,6 +8,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,21 @@ from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.network import NetworkSpec
 
 from stsbp.cli import COMMANDS, Globals
-from stsbp.cli.common import choose_backend, deadline_in, limit_threads, meeting, processes, say, stop_after
-from stsbp.cli.settings import SettingsCommand, complete_data_set, complete_preset, given_settings, settings
+from stsbp.cli.common import choose_backend, deadline_in, limit_threads, meeting, processes, program, say, stop_after
+from stsbp.cli.settings import (
+    SettingsCommand,
+    allow_imports,
+    complete_data_set,
+    complete_preset,
+    given_settings,
+    settings,
+)
 from stsbp.config import (
     FREE,
     RunConfig,
     Source,
     absolute,
+    check_imports,
     differences,
     named_preset,
     read_toml,
@@ -37,6 +46,8 @@ from stsbp.processes.group import PER_PROCESS, Group, join
 from stsbp.training import checkpoint
 from stsbp.training.build import (
     TOLERANCE,
+    Data,
+    Task,
     build_task,
     check_typed,
     check_typed_labels,
@@ -46,7 +57,7 @@ from stsbp.training.build import (
 )
 from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.initial import borrowed_weights, pinned
-from stsbp.training.loop import Outcome, Stopped, stop_on_signals, train
+from stsbp.training.loop import Outcome, Stopped, resumed, stop_on_signals, train
 from stsbp.training.overlap import warn_of_borrowed_tests, warn_of_trained_tests
 from stsbp.training.progress import Reporter, shown_by
 from stsbp.training.run_folder import RunFolder
@@ -79,6 +90,7 @@ _HERE = ""
 @click.option(
     "--config", "file", type=click.Path(path_type=Path), metavar="FILE", help="Read settings from a TOML file."
 )
+@allow_imports
 @click.option("--show-config", is_flag=True, help="Print the resulting settings as TOML, without training.")
 @stop_after
 @processes
@@ -90,6 +102,7 @@ def command(
     overwrite: bool,
     preset_name: str | None,
     file: Path | None,
+    allow_imports: bool,
     show_config: bool,
     stop_after: float | None,
     processes: int | None,
@@ -101,8 +114,8 @@ def command(
     DATASET is one of the names that `stsbp datasets` lists. For your own files, give folder:PATH (images), events:PATH
     (recordings of events) or sequences:PATH (spike rasters).
 
-    Settings come from five places: the defaults shown below, the preset of the data set (see `stsbp datasets NAME`),
-    --preset, --config, and the options. Each place overrides the places before it.
+    Settings come from five places: the defaults shown below, the default settings of the data set (see `stsbp datasets
+    NAME`), --preset, --config, and the options. Each place overrides the places before it.
     """
     options: Globals = click.get_current_context().obj
     deadline = deadline_in(stop_after)
@@ -122,7 +135,8 @@ def command(
     resume, overwrite = _after_restart(resume, out, overwrite)
 
     rendezvous = None if show_config else meeting(processes, rank_timeout, _threads(sources))
-    plan = None if rendezvous is not None else _plan(sources, out, resume, overwrite, show_config=show_config)
+    begin = partial(_plan, sources, out, resume, overwrite, allow_imports=allow_imports)
+    plan = None if rendezvous is not None else begin(show_config=show_config)
     if show_config:
         assert plan is not None
         click.echo(to_toml(plan.config), nl=False)
@@ -132,7 +146,7 @@ def command(
     with join(backend, rendezvous, rank_timeout) as group:
         group.compare_settings({**_asked(sources), **{name: x for name, x in typed.items() if x is not None}})
         if plan is None and group.leads:
-            plan = _plan(sources, out, resume, overwrite)
+            plan = begin()
         plan = _shared(plan, group, sources)
         if rendezvous is not None:
             # The threads of the resumed run were not known before.
@@ -159,7 +173,13 @@ class _Plan:
 
 
 def _plan(
-    sources: list[Source], out: Path | None, resume: str | None, overwrite: bool, *, show_config: bool = False
+    sources: list[Source],
+    out: Path | None,
+    resume: str | None,
+    overwrite: bool,
+    *,
+    allow_imports: bool,
+    show_config: bool = False,
 ) -> _Plan:
     """The plan for the options, unless something prevents it."""
     folder, saved = None, None
@@ -168,7 +188,10 @@ def _plan(
     if folder is not None and folder.is_run:
         config = _resumed(folder, sources)
     else:
-        config = pinned(absolute(resolve(sources)))
+        config = resolve(sources)
+        if not allow_imports:
+            check_imports(config, sources)
+        config = pinned(absolute(config))
         check_typed(config, sources[-1].values)
         folder = folder or RunFolder(out or _new_folder(config.dataset))
     if show_config:
@@ -246,7 +269,7 @@ def _train(
     try:
         moved = _asked(sources).get("data_dir") if plan.goes_on else None
         data = group.one_by_one(lambda: load_data(config, show.loading, moved, plan.goes_on))
-        group.compare_data(data.fingerprint())
+        group.compare_data(data.contents)
         for note in data.dataset.notes:
             show.note(note)
         if not plan.goes_on:
@@ -264,7 +287,7 @@ def _train(
         # All processes follow the clock of rank 0.
         with held, stop_on_signals(deadline if group.leads else None) as stop:
             if group.leads:
-                saved = _begin(plan, backend, group, show, overwrite=overwrite)
+                saved = _begin(plan, task, data, show, overwrite=overwrite)
             group.advise(f"; the last checkpoint is untouched. Continue with: {_again(folder)}")
             try:
                 outcome = train(task, data, folder, show, stop, saved)
@@ -280,14 +303,16 @@ def _train(
         _result(folder, outcome, task.network, show)
 
 
-def _begin(
-    plan: _Plan, backend: AbstractBackend, group: Group, show: Reporter, *, overwrite: bool
-) -> Checkpoint | None:
+def _begin(plan: _Plan, task: Task, data: Data, show: Reporter, *, overwrite: bool) -> Checkpoint | None:
     """Begin or continue the run in its folder, which is locked. Returns the checkpoint to continue from."""
     config, folder, saved = plan.config, plan.folder, plan.saved
     # Loading takes time, and another process may have trained here meanwhile.
     if saved is not None:
-        _extend(folder, config, show)
+        own = folder.read_config()
+        if config.epochs != own.epochs:
+            # A checkpoint that is refused must leave the settings as they are.
+            resumed(own, task, data, checkpoint.load(folder.path, "last"), folder)
+            _extend(folder, own, config, show)
         saved = checkpoint.load(folder.path, "last")
     elif plan.begun != _begun(folder):
         raise FileError(f"another process has begun a run in {folder.path} meanwhile; choose another --out")
@@ -295,7 +320,7 @@ def _begin(
         if overwrite and not folder.is_free:
             folder.clear()
         folder.write_config(config)
-    folder.note_start(backend, sys.argv, 0 if saved is None else int(saved.info["step"]), group.size)
+    folder.note_start(task.backend, sys.argv, 0 if saved is None else int(saved.info["step"]), task.group.size)
     if saved is None:
         return None
     if checkpoint.progress_of(saved, folder.path).epoch >= config.epochs:
@@ -351,11 +376,8 @@ def _resumed(folder: RunFolder, sources: list[Source]) -> RunConfig:
     return resolve([own, Source("command line", {"epochs": epochs}), free], with_preset=False)
 
 
-def _extend(folder: RunFolder, config: RunConfig, show: Reporter) -> None:
-    """Give the run as many epochs as `config` has, by changing the file of its settings."""
-    own = folder.read_config()
-    if config.epochs == own.epochs:
-        return
+def _extend(folder: RunFolder, own: RunConfig, config: RunConfig, show: Reporter) -> None:
+    """Give the run with the settings `own` as many epochs as `config` has, by changing the file of its settings."""
     # Before the number of epochs grows, checkpoints must record the number for which they were written.
     for name in ("best", "last"):
         if (folder.path / f"{name}.json").exists():
@@ -372,7 +394,7 @@ def _asked(sources: list[Source]) -> dict[str, Any]:
 def _again(folder: RunFolder) -> str:
     """The command that continues the run."""
     chosen: Globals = click.get_current_context().obj
-    return shlex.join(["stsbp", *chosen.words, "train", "--resume", click.format_filename(folder.path)])
+    return shlex.join([program(), *chosen.words, "train", "--resume", click.format_filename(folder.path)])
 
 
 def _result(folder: RunFolder, outcome: Outcome, network: NetworkSpec, show: Reporter) -> None:
@@ -399,4 +421,4 @@ def _result(folder: RunFolder, outcome: Outcome, network: NetworkSpec, show: Rep
     path = click.format_filename(folder.path)
     # If there is no test set, `evaluate` must be told which samples to use.
     split = [] if test else ["--split", "validation" if best["by"].startswith("validation") else "train"]
-    say(f"run {path}: {shlex.join(['stsbp', 'evaluate', path, *split])}")
+    say(f"run {path}: {shlex.join([program(), 'evaluate', path, *split])}")

@@ -7,6 +7,7 @@ backend and on every machine. Its seed is not the training seed, so runs with di
 from __future__ import annotations
 
 import functools
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ __all__ = [
     "Skipped",
     "Split",
     "Subset",
+    "content_of",
     "cut_test",
     "hold_out",
     "left_out",
@@ -80,12 +82,42 @@ def lengths_of(split: Split) -> Int64 | None:
     return found
 
 
+_AT_ONCE = 64
+"""Number of samples that are read at a time to compute a digest."""
+
+
+def content_of(split: Split) -> str:
+    """SHA-256 of the inputs of all samples in their order.
+
+    A split may have a method `content`, which is quicker than reading the inputs. The cache knows the digest of its
+    bytes, for example.
+    """
+    own: Callable[[], str] | None = getattr(split, "content", None)
+    if own is not None:
+        return own()
+    digest = hashlib.sha256()
+    for first in range(0, len(split), _AT_ONCE):
+        inputs = split.inputs(np.arange(first, min(first + _AT_ONCE, len(split))))
+        digest.update(repr(inputs.shape).encode() + inputs.tobytes())
+    return digest.hexdigest()
+
+
+def _digest(form: object, array: UInt8, known: str = "") -> str:
+    """SHA-256 of an array and of the form of its samples. `known` is the SHA-256 of its bytes, if it was computed."""
+    known = known or hashlib.sha256(np.ascontiguousarray(array).data.cast("B") if array.size else b"").hexdigest()
+    return hashlib.sha256(repr((form, array.shape, known)).encode()).hexdigest()
+
+
 @dataclass(frozen=True, eq=False)
 class ArraySplit:
-    """Images, uint8, for direct coding, in memory or memory-mapped; channels last, `[n, H, W, C]`."""
+    """Images, uint8, for direct coding, in memory or memory-mapped; channels last, `[n, H, W, C]`.
+
+    `sha256` is that of the bytes of the images, if it is known.
+    """
 
     images: UInt8
     labels: Int64
+    sha256: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -101,6 +133,10 @@ class ArraySplit:
 
     stored = inputs
 
+    def content(self) -> str:
+        """SHA-256 of the images (`content_of`)."""
+        return _digest("images", self.images, self.sha256)
+
 
 @dataclass(frozen=True, eq=False)
 class FrameSplit:
@@ -108,7 +144,8 @@ class FrameSplit:
 
     Frames of zeros and ones are bits, eight steps per byte (`PackedFrames`), `[n, ceil(T/8), H, W, C]` or
     `[n, ceil(T/8), N]`. Counts take one byte per step, `[n, T, H, W, C]`. Samples with fewer steps are padded to T at
-    the end, and `lengths` `[n]` is the number of steps of each.
+    the end, and `lengths` `[n]` is the number of steps of each. `sha256` is that of the bytes of the frames, if it is
+    known.
 
     Raises:
         DataError: `lengths` does not have one number from 1 to T for each sample.
@@ -119,6 +156,7 @@ class FrameSplit:
     steps: int
     binary: bool = True
     lengths: Int64 | None = None
+    sha256: str = ""
 
     def __post_init__(self) -> None:
         if (lengths := self.lengths) is None:
@@ -140,6 +178,10 @@ class FrameSplit:
     def stored(self, indices: Int64) -> Inputs:
         chosen = np.ascontiguousarray(np.swapaxes(self.frames[indices], 0, 1))
         return PackedFrames(chosen, self.steps) if self.binary else np.moveaxis(chosen, -1, 2)
+
+    def content(self) -> str:
+        """SHA-256 of the frames (`content_of`)."""
+        return _digest((self.steps, self.binary), self.frames, self.sha256)
 
     @staticmethod
     def store(frames: UInt8, *, binary: bool = True) -> UInt8:
@@ -170,6 +212,10 @@ class Subset:
 
     def stored(self, indices: Int64) -> Inputs:
         return self.split.stored(self.indices[indices])
+
+    def content(self) -> str:
+        """SHA-256 of the split, and of the numbers of the samples in it (`content_of`)."""
+        return hashlib.sha256(content_of(self.split).encode() + self.indices.astype("<i8").tobytes()).hexdigest()
 
     def targets(self, indices: Int64) -> UInt8:
         """Target spike trains `[T, B, N]`, if the split has them (`SequenceLabels`)."""

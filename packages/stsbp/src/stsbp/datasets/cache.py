@@ -20,20 +20,22 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from stsbp_spec.kernel_cache import cache_root
 from stsbp_spec.typing import Int64, UInt8
 
-from stsbp import records
-from stsbp.datasets.base import Progress, ProgressCallback, Skipped
+from stsbp import budget, records
+from stsbp.datasets.base import ArraySplit, FrameSplit, Progress, ProgressCallback, Skipped
 from stsbp.errors import DataError, FileError
 from stsbp.files import GIGABYTE, MEGABYTE, atomic_writer, open_regular, read_regular, real, write_atomically
 
 __all__ = [
     "CacheWriter",
     "Cached",
+    "Digests",
+    "Source",
     "cached",
     "combine_digests",
     "default_cache_dir",
@@ -80,18 +82,47 @@ class Cached:
         labels: `[n]`.
         skipped: sources that were left out.
         lengths: number of steps of each sample, `[n]`, if they were given.
+        sha256: SHA-256 of the bytes of the samples, which was checked.
     """
 
     data: UInt8
     labels: Int64
     skipped: tuple[Skipped, ...]
     lengths: Int64 | None = None
+    sha256: str = ""
+
+    def frames(self, steps: int, *, binary: bool = True) -> FrameSplit:
+        """The samples as frames of `steps` steps."""
+        return FrameSplit(self.data, self.labels, steps, binary, self.lengths, self.sha256)
+
+    def images(self) -> ArraySplit:
+        """The samples as images."""
+        return ArraySplit(self.data, self.labels, self.sha256)
+
+
+class Source(NamedTuple):
+    """The files of a data set, for the budget: a name for messages, their size in bytes, and the number of samples."""
+
+    name: object
+    size: int
+    samples: int
+
+
+class Digests(dict[str, str]):
+    """Digests of files by relative path.
+
+    Attributes:
+        size: size of all files in bytes.
+    """
+
+    size = 0
 
 
 class CacheWriter:
     """Receives samples while a cache file is built."""
 
-    def __init__(self, file: BinaryIO, anew: bool = False) -> None:
+    def __init__(self, file: BinaryIO, anew: bool = False, check: Callable[[int], None] | None = None) -> None:
+        self._check = check
         self.why = ", because its cache is damaged or of another version" if anew else ""
         """The reason why samples are read again, as the end of a sentence."""
         self._file = file
@@ -110,6 +141,8 @@ class CacheWriter:
         """
         if self._record is None:
             self._record = samples.shape[1:]
+            if self._check is not None:
+                self._check(math.prod(self._record))
         if samples.dtype != np.uint8 or samples.shape != (len(labels), *self._record):
             raise DataError(
                 f"expected uint8 samples of shape {list(self._record)}, got {samples.dtype} {list(samples.shape[1:])}"
@@ -143,6 +176,38 @@ class CacheWriter:
         self._file.write(len(description).to_bytes(8, "little"))
 
 
+class _Mapped(np.memmap[Any, np.dtype[np.uint8]]):
+    """The samples of a cache file, `[n, ...]`, mapped read-only.
+
+    If another program cuts the file, the system ends a process that reads what is missing (SIGBUS). The size of the
+    file is therefore checked before every access, which takes microseconds. Reading with `pread` instead would leave no
+    moment between check and access, but takes two to ten times as long for a batch.
+    """
+
+    _path: Path | None = None
+    _file: BinaryIO
+    _end: int
+
+    @classmethod
+    def of(cls, path: Path, file: BinaryIO, shape: tuple[int, ...]) -> _Mapped:
+        """The samples of an open file."""
+        mapped = cls(file, mode="r", dtype=np.uint8, offset=len(_MAGIC), shape=shape)
+        assert isinstance(mapped, _Mapped)
+        # The mapping has its own copy of the descriptor, which is not accessible.
+        mapped._path, mapped._file = path, os.fdopen(os.dup(file.fileno()), "rb")
+        mapped._end = len(_MAGIC) + math.prod(shape)
+        return mapped
+
+    def __getitem__(self, index: Any) -> Any:
+        # Views have no path.
+        if self._path is not None and os.fstat(self._file.fileno()).st_size < self._end:
+            raise DataError(
+                f"{self._path}, the cache of decoded samples, was cut while it was in use. Run the command again, "
+                "which builds it anew; a run in training continues with --resume"
+            )
+        return super().__getitem__(index)
+
+
 def _read(path: Path, key: Mapping[str, Any]) -> Cached | None:
     """The content of a cache file, or None if any part of it does not match."""
     try:
@@ -165,14 +230,20 @@ def _read(path: Path, key: Mapping[str, Any]) -> Cached | None:
             shape = tuple(description.shape)
             if description.key != key or end - len(_MAGIC) != math.prod(shape) or shape[0] == 0:
                 return None
-            data = np.memmap(file, mode="r", dtype=np.uint8, offset=len(_MAGIC), shape=shape)
-            if hashlib.sha256(data.data.cast("B")).hexdigest() != description.sha256:
+            digest, left = hashlib.sha256(), math.prod(shape)
+            file.seek(len(_MAGIC))
+            # Read instead of mapped, because the file may be cut meanwhile.
+            while left and (piece := file.read(min(left, MEGABYTE))):
+                digest.update(piece)
+                left -= len(piece)
+            if left or digest.hexdigest() != description.sha256:
                 return None
+            data = _Mapped.of(path, file, shape)
     except (OSError, ValueError):
         return None
     skipped = tuple(Skipped(*pair) for pair in description.skipped)
     lengths = None if description.lengths is None else np.array(description.lengths, dtype=np.int64)
-    return Cached(data, np.array(description.labels, dtype=np.int64), skipped, lengths)
+    return Cached(data, np.array(description.labels, dtype=np.int64), skipped, lengths, description.sha256)
 
 
 def cached(
@@ -182,6 +253,7 @@ def cached(
     cache_dir: Path,
     build: Callable[[CacheWriter], None],
     root: Path | None = None,
+    source: Source | None = None,
 ) -> Cached:
     """The cached data for `key`. If there is no matching file, `build` makes it.
 
@@ -192,9 +264,11 @@ def cached(
         build: function that adds the samples to the writer.
         root: folder to which the paths of left-out sources are relative. It is not part of the key, so that data can
             be moved.
+        source: the files. If they are given, the cache must stay within their budget (`stsbp.budget`).
 
     Raises:
-        DataError: the cache folder cannot be written, or the sources contain no samples.
+        DataError: the cache folder cannot be written, the sources contain no samples, or the cache is larger than the
+            budget.
     """
     # Convert to JSON and back, so that it can be compared with the content of a file (tuples become lists).
     full_key = json.loads(json.dumps({**key, "kind": kind, "format": FORMAT}, sort_keys=True))
@@ -203,11 +277,16 @@ def cached(
         cache_dir / f"{kind}-{hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:32]}.cache"
         for named in ({**key, "kind": kind}, {**full_key, "format": 1})
     )
+
+    def check(sample: int) -> None:
+        if source is not None:
+            budget.check_disk(source.samples * sample, source.size, source.name, cache_dir)
+
     found = _read(path, full_key)
     if found is None:
         try:
             with atomic_writer(path, own=True) as file:
-                writer = CacheWriter(file, anew=path.is_file() or first.is_file())
+                writer = CacheWriter(file, path.is_file() or first.is_file(), check)
                 build(writer)
                 writer.finish(full_key)
         except FileError as error:
@@ -236,7 +315,7 @@ def combine_digests(digests: Mapping[str, str]) -> str:
 
 def digest_files(
     root: Path, files: Sequence[str], *, cache_dir: Path, most: int = GIGABYTE, progress: ProgressCallback | None = None
-) -> dict[str, str]:
+) -> Digests:
     """SHA-256 of the contents of files below `root` by relative path. They are regular files of at most `most` bytes.
 
     A manifest in the cache folder stores the digest of each file below `root` together with its size, modification time
@@ -248,7 +327,7 @@ def digest_files(
     name = hashlib.sha256(str(real(root)).encode()).hexdigest()[:32]
     manifest = cache_dir / f"manifest-{name}.json"
     known = _read_manifest(manifest)
-    digests: dict[str, str] = {}
+    digests = Digests()
     asked = set(files)
     entries = {other: entry for other, entry in known.items() if other not in asked and (root / other).is_file()}
     report = Progress(progress, f"checking {root}", len(files))
@@ -256,6 +335,7 @@ def digest_files(
         path = root / relative
         try:
             status = path.stat()
+            digests.size += status.st_size
             stamp: list[int | str] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
             entry = known.get(relative)
             if entry is not None and entry[:3] == stamp:

@@ -147,7 +147,7 @@ def _dataset(request: Request, root: Path, found: list[str]) -> Dataset:
         else:
             own = replace(request, image_size=None)
             stored = load_image_folder("cifar10", root / name, CLASSES, own, channels=SHAPE[0])
-        images = ArraySplit(stored.data, stored.labels)
+        images = stored.images()
         if images.shape != SHAPE:
             raise DataError(f"{root}: expected {name} images of shape {SHAPE}, got {images.shape}")
         notes.append(f"{name}: {len(images)} of the {PUBLISHED[name]} published images, from {root}")
@@ -179,7 +179,7 @@ CIFAR10 = DatasetInfo(
     description="CIFAR-10: photographs of ten classes, 3 x 32 x 32, binary version or image folders",
     coding="direct",
     load=load,
-    preset={
+    defaults={
         "net": "32C3-64C3-P2-128C3-P2-128C3-256",
         "padding": "same",
         "steps": 5,

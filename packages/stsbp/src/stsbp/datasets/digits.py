@@ -65,7 +65,7 @@ DIGITS = DatasetInfo(
     description="1,797 handwritten digits of scikit-learn, 8 x 8, no download",
     coding="direct",
     load=load,
-    preset={
+    defaults={
         "net": "32C3-P2-64C3-128",
         "padding": "same",
         "steps": 8,

@@ -48,7 +48,7 @@ def load(request: Request) -> Dataset:
         **request.length_key,
     }
     stored = cached("digits-events", key, cache_dir=request.cache_dir, build=build)
-    samples = FrameSplit(stored.data, stored.labels, binning.steps, binning.binary, stored.lengths)
+    samples = stored.frames(binning.steps, binary=binning.binary)
     train, test = cut_test(samples, round(_TEST_SHARE * len(labels)), request)
     cut = request.told_of_test(f"; {len(test)} of them held out as test samples (split seed {request.seed})")
     note = f"simulated recordings of the {len(labels)} digits of scikit-learn, not of a camera{cut}"
@@ -60,7 +60,7 @@ DIGITS_EVENTS = DatasetInfo(
     description="the same digits in front of a simulated event camera, 2 x 34 x 34, no download",
     coding="events",
     load=load,
-    preset={
+    defaults={
         "net": "12C5-P2-32C5-P2",
         "steps": 20,
         "epochs": 10,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -19,8 +20,9 @@ import numpy as np
 from stsbp_spec.encoders import EventBinning
 from stsbp_spec.typing import AnyArray, Int64, Shape
 
+from stsbp import budget
 from stsbp.datasets.base import Dataset, FrameSplit, Progress, Request, names_unreadable
-from stsbp.datasets.cache import CacheWriter, cached
+from stsbp.datasets.cache import CacheWriter, Source, cached
 from stsbp.datasets.info import DatasetInfo
 from stsbp.datasets.npz import class_labels, cut, read_arrays
 from stsbp.errors import DataError
@@ -30,6 +32,9 @@ __all__ = ["EVENTS", "Recordings", "load", "read_recordings"]
 _COLUMNS = (("sample", "x", "t"), ("sample", "x", "y", "t"), ("sample", "x", "y", "t", "p"))
 _OTHERS = ("labels", "split", "classes", "sensor")
 _LARGEST = {"x": 2**14 - 1, "y": 2**14 - 1, "p": 1, "t": 2**40}
+_PER_EVENT = 64
+"""Bytes of memory for an event while the events are sorted and binned."""
+_AT_ONCE = 2**20
 _MOST_PIXELS = 2**22
 """Largest number of pixels of a frame. A sensor with a megapixel has half as many, with both polarities."""
 
@@ -120,12 +125,17 @@ def _sensor(arrays: Mapping[str, AnyArray], names: tuple[str, ...], path: Path) 
     return rows, columns
 
 
-def _frames(recordings: Recordings, binning: EventBinning, request: Request) -> FrameSplit:
+def _frames(path: Path, recordings: Recordings, binning: EventBinning, request: Request) -> FrameSplit:
     """The events of the samples as frames."""
     names, labels, sample = recordings.names, recordings.labels, recordings.columns["sample"]
+    size = path.stat().st_size
+    budget.check_memory(_PER_EVENT * len(sample), size, path)
+    # Frames are in memory, and counts as 64 bits each, before they are stored.
+    budget.check_memory((2 if binning.binary else 12) * binning.steps * math.prod(recordings.sensor), size, path)
     digest = hashlib.sha256(labels.astype("<i8").tobytes())
     for name in names:
-        digest.update(recordings.columns[name].astype("<i8").tobytes())
+        for first in range(0, len(sample), _AT_ONCE):
+            digest.update(recordings.columns[name][first : first + _AT_ONCE].astype("<i8").tobytes())
 
     def build(writer: CacheWriter) -> None:
         order = np.argsort(sample, kind="stable")
@@ -140,8 +150,9 @@ def _frames(recordings: Recordings, binning: EventBinning, request: Request) -> 
 
     binned = {"binning": dataclasses.asdict(binning), **request.length_key}
     key = {"source": digest.hexdigest(), "columns": names, **binned}
-    stored = cached("events", key, cache_dir=request.cache_dir, build=build)
-    return FrameSplit(stored.data, stored.labels, binning.steps, binning.binary, stored.lengths)
+    source = Source(path, size, len(labels))
+    stored = cached("events", key, cache_dir=request.cache_dir, build=build, source=source)
+    return stored.frames(binning.steps, binary=binning.binary)
 
 
 @names_unreadable
@@ -160,7 +171,7 @@ def load(request: Request) -> Dataset:
     recordings = read_recordings(path, arrays)
     polarities, rows, columns = recordings.sensor
     binning = dataclasses.replace(request.binning, height=rows, width=columns, polarities=polarities)
-    samples = _frames(recordings, binning, request)
+    samples = _frames(path, recordings, binning, request)
     train, test, note = cut(samples, arrays, path, request)
     return Dataset("events", "events", recordings.shape, recordings.classes, train, test, (note,))
 
@@ -170,7 +181,7 @@ EVENTS = DatasetInfo(
     description="your own recordings of events with classes, in an .npz file: events:PATH",
     coding="events",
     load=load,
-    preset={
+    defaults={
         "net": "256",
         "steps": 25,
         "epochs": 20,

@@ -11,7 +11,7 @@ import dataclasses
 import io
 import re
 import wave
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,14 +30,14 @@ from stsbp.datasets.base import (
     left_out,
     names_unreadable,
 )
-from stsbp.datasets.cache import CacheWriter, cached, combine_digests, digest_files, read_unchanged
+from stsbp.datasets.cache import CacheWriter, Source, cached, combine_digests, digest_files, read_unchanged
 from stsbp.datasets.cochlea import Cochlea
 from stsbp.datasets.digits import CLASSES
 from stsbp.datasets.info import DatasetInfo
 from stsbp.errors import DataError, did_you_mean
 from stsbp.files import MEGABYTE
 
-__all__ = ["FSDD", "MOST", "hear", "load", "read_recording"]
+__all__ = ["FSDD", "MOST", "digit_of", "hear", "load", "read_recording"]
 
 RATE = 8000
 TEST = range(5)
@@ -87,6 +87,17 @@ def _files(data_dir: Path | None) -> tuple[Path, list[tuple[str, _Name]]]:
     raise DataError(f"no spoken digits at {data_dir}: expected {places[0]}/<digit>_<speaker>_<number>.wav{there}")
 
 
+def _bits(content: bytes) -> int:
+    """Number of bits of a sample in the header of a WAV file. The module `wave` rounds it up to whole bytes."""
+    at = 12
+    while at + 24 <= len(content):
+        name, size = content[at : at + 4], int.from_bytes(content[at + 4 : at + 8], "little")
+        if name == b"fmt ":
+            return int.from_bytes(content[at + 22 : at + 24], "little")
+        at += 8 + size + size % 2
+    return 0
+
+
 def read_recording(content: bytes, path: Path) -> AnyArray:
     """The samples of a file, `[n]` int16.
 
@@ -95,7 +106,7 @@ def read_recording(content: bytes, path: Path) -> AnyArray:
     """
     try:
         with wave.open(io.BytesIO(content)) as file:
-            kind = (file.getnchannels(), 8 * file.getsampwidth(), file.getframerate())
+            kind = (file.getnchannels(), _bits(content), file.getframerate())
             if kind != (1, 16, RATE):
                 raise DataError(
                     f"{path}: expected 1 channel of 16 bits at {RATE} Hz, got {kind[0]} of {kind[1]} bits at "
@@ -110,20 +121,34 @@ def read_recording(content: bytes, path: Path) -> AnyArray:
     return np.frombuffer(samples, "<i2")
 
 
-def hear(content: bytes, path: Path, channels: int, binning: EventBinning, own_lengths: bool) -> UInt8:
-    """The spikes of one file, `[T, channels]`. With `own_lengths`, they end with the sound.
+def hear(sounds: Sequence[AnyArray], channels: int, binning: EventBinning, own_lengths: bool) -> list[UInt8]:
+    """The spikes of some recordings, `[T, channels]` each. With `own_lengths`, they end with the sound.
 
     Raises:
-        DataError: the file is not a recording, or the ear has fewer neurons.
+        DataError: the ear has fewer neurons.
     """
     if not 1 <= channels <= MOST_CHANNELS:
-        raise DataError(
-            f"{path}: the network reads {channels} neurons, and the ear of fsdd has at most {MOST_CHANNELS}"
-        )
-    sound, cochlea = read_recording(content, path), Cochlea(places=channels)
-    window_us = _window_us(binning)
-    length = cochlea.length(len(sound), binning.steps, window_us) if own_lengths else None
-    return cochlea.spikes([sound], binning.steps, window_us)[0, :length]
+        raise DataError(f"the network reads {channels} neurons, and the ear of fsdd has at most {MOST_CHANNELS}")
+    cochlea, window_us = Cochlea(places=channels), _window_us(binning)
+    spikes: dict[int, UInt8] = {}
+    for block in _blocks(sounds):
+        spikes.update(zip(block, cochlea.spikes([sounds[k] for k in block], binning.steps, window_us), strict=True))
+    if own_lengths:
+        spikes = {k: x[: cochlea.length(len(sounds[k]), binning.steps, window_us)] for k, x in spikes.items()}
+    return [spikes[k] for k in range(len(sounds))]
+
+
+def digit_of(path: Path) -> str | None:
+    """The class in a name like those of the recordings, `<digit>_<speaker>_<number>.wav`; None for other names."""
+    name = _name(path)
+    return None if name is None else CLASSES[name.digit]
+
+
+def _blocks(sounds: Sequence[AnyArray]) -> Iterator[list[int]]:
+    """Numbers of recordings of similar length, because a block takes as long as its longest recording."""
+    by_length = sorted(range(len(sounds)), key=lambda k: len(sounds[k]))
+    for first in range(0, len(by_length), _BLOCK):
+        yield by_length[first : first + _BLOCK]
 
 
 def _window_us(binning: EventBinning) -> int:
@@ -148,27 +173,26 @@ def _spikes(
     digests = digest_files(folder, names, most=MOST, cache_dir=request.cache_dir, progress=request.progress)
 
     def build(writer: CacheWriter) -> None:
-        sounds: dict[int, AnyArray] = {}
+        numbers, sounds = list[int](), list[AnyArray]()
         for k, file in enumerate(names):
             content = read_unchanged(folder / file, digests[file])
             try:
-                sounds[k] = read_recording(content, Path(file))
+                sounds.append(read_recording(content, folder / file))
             except DataError as error:
                 if not request.skip_malformed:
                     raise
-                writer.skip(file, str(error))
+                writer.skip(file, str(error).removeprefix(f"{folder / file}").lstrip(": "))
+            else:
+                numbers.append(k)
         report = Progress(request.progress, f"listening to {folder}{writer.why}", len(sounds))
         heard: dict[int, UInt8] = {}
-        # Process recordings of similar length together, because a block takes as long as its longest recording.
-        by_length = sorted(sounds, key=lambda k: len(sounds[k]))
-        for first in range(0, len(by_length), _BLOCK):
-            block = by_length[first : first + _BLOCK]
-            frames = FrameSplit.store(cochlea.spikes([sounds[k] for k in block], steps, window_us))
+        for block in _blocks(sounds):
+            frames = FrameSplit.store(cochlea.spikes([sounds[i] for i in block], steps, window_us))
             heard.update(zip(block, frames, strict=True))
-            report(first + len(block))
-        for k in sorted(heard):
-            lengths = [cochlea.length(len(sounds[k]), steps, window_us)] if request.own_lengths else None
-            writer.add(heard[k][np.newaxis], [k], lengths)
+            report(len(heard))
+        for i, (k, sound) in enumerate(zip(numbers, sounds, strict=True)):
+            lengths = [cochlea.length(len(sound), steps, window_us)] if request.own_lengths else None
+            writer.add(heard[i][np.newaxis], [k], lengths)
 
     key = {
         "source": combine_digests(digests),
@@ -179,9 +203,10 @@ def _spikes(
         "skip_malformed": request.skip_malformed,
         **request.length_key,
     }
-    found = cached("fsdd", key, cache_dir=request.cache_dir, build=build, root=folder)
+    source = Source(folder, digests.size, len(files))
+    found = cached("fsdd", key, cache_dir=request.cache_dir, build=build, root=folder, source=source)
     labels = np.array([files[k][1].digit for k in found.labels], dtype=np.int64)
-    return FrameSplit(found.data, labels, steps, lengths=found.lengths), found.labels, found.skipped
+    return dataclasses.replace(found, labels=labels).frames(steps), found.labels, found.skipped
 
 
 @names_unreadable
@@ -230,7 +255,7 @@ FSDD = DatasetInfo(
     description=f"Free Spoken Digit Dataset: six speakers, through a model of the inner ear, {Cochlea.places} neurons",
     coding="events",
     load=load,
-    preset={
+    defaults={
         "net": "256R",
         "steps": 60,
         "window_ms": 720.0,
@@ -243,6 +268,7 @@ FSDD = DatasetInfo(
         "label_pattern": "1",
     },
     recordings=True,
+    test_set="recordings 0 to 4 of each speaker and digit; with without=SPEAKER, all recordings of that speaker",
     options={
         "without": "the speaker to test on; the others are trained on",
         "channels": f"number of neurons of the ear, 1 to {MOST_CHANNELS}",

@@ -6,9 +6,11 @@ set. The first training image determines whether all are grey or coloured. Only 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,6 @@ import numpy as np
 from stsbp_spec.typing import UInt8
 
 from stsbp.datasets.base import (
-    ArraySplit,
     Dataset,
     Progress,
     Request,
@@ -26,7 +27,7 @@ from stsbp.datasets.base import (
     left_out,
     names_unreadable,
 )
-from stsbp.datasets.cache import Cached, CacheWriter, cached, combine_digests, digest_files, read_unchanged
+from stsbp.datasets.cache import Cached, CacheWriter, Source, cached, combine_digests, digest_files, read_unchanged
 from stsbp.datasets.info import DatasetInfo
 from stsbp.errors import DataError
 from stsbp.files import MEGABYTE
@@ -37,6 +38,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 MOST = 256 * MEGABYTE
 """Largest size of an image file in bytes."""
 _MOST_PIXELS, _MOST_TO_RESIZE = 16_000_000, 30_000_000
+_AT_ONCE = MEGABYTE
 _TEST_SHARE = 0.2
 _GREY_MODES = ("1", "L", "LA")
 _EIGHT_BIT_MODES = (*_GREY_MODES, "P", "RGB", "RGBA", "CMYK", "YCbCr")
@@ -48,6 +50,61 @@ def _pillow() -> Any:
     except ImportError as error:
         raise DataError(f'image folders need the library Pillow ({error}): pip install "stsbp[images]"') from error
     return PIL.Image
+
+
+@contextlib.contextmanager
+def _complete() -> Iterator[None]:
+    """Let Pillow refuse images that are cut off, even if another part of the program lets it accept them."""
+    import PIL.ImageFile
+
+    before, PIL.ImageFile.LOAD_TRUNCATED_IMAGES = PIL.ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        PIL.ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Numbers of values of a pixel for the colour types of PNG."""
+_PNG_PASSES = ((0, 8, 0, 8), (0, 8, 4, 8), (4, 8, 0, 4), (0, 4, 2, 4), (2, 4, 0, 2), (0, 2, 1, 2), (1, 2, 0, 1))
+"""First row, step of rows, first column and step of columns of the passes of an interlaced PNG."""
+
+
+def _check_png(content: bytes, path: Path) -> None:
+    """Check that a PNG has 8 bits a channel and all of its rows. Pillow drops the lower bits, and fills missing rows.
+
+    Raises:
+        DataError: it has 16 bits a channel, or its data end early.
+    """
+    if content[12:16] != b"IHDR":
+        raise DataError(f"{path} cannot be read as an image: a PNG begins with its header")
+    width, height, bits, colour, interlaced = (
+        *(int.from_bytes(content[at : at + 4], "big") for at in (16, 20)),
+        content[24],
+        content[25],
+        content[28],
+    )
+    if bits == 16:
+        raise DataError(f"{path}: expected an image with 8 bits a channel, got 16")
+    passes = _PNG_PASSES if interlaced else ((0, 1, 0, 1),)
+    expected = 0
+    for row, rows, column, columns in passes:
+        wide, high = len(range(column, width, columns)), len(range(row, height, rows))
+        # A row begins with the number of its filter.
+        expected += high * (1 + -(-wide * bits * _PNG_CHANNELS.get(colour, 1) // 8)) * (wide > 0)
+    unpacked, found, at = zlib.decompressobj(), 0, 8
+    while at + 12 <= len(content) and found < expected:
+        size = int.from_bytes(content[at : at + 4], "big")
+        piece = content[at + 8 : at + 8 + size] if content[at + 4 : at + 8] == b"IDAT" else b""
+        while piece and not unpacked.eof:
+            found += len(unpacked.decompress(piece, _AT_ONCE))
+            piece = unpacked.unconsumed_tail
+        at += 12 + size
+    if found < expected:
+        raise DataError(
+            f"{path} cannot be read as an image: its pixels end after {found:,} of {expected:,} bytes; it may be cut "
+            "off"
+        )
 
 
 def read_image(content: bytes, path: Path, *, channels: int | None, size: int | None) -> UInt8:
@@ -68,6 +125,7 @@ def read_image(content: bytes, path: Path, *, channels: int | None, size: int | 
         with (
             warnings.catch_warnings(action="ignore"),
             pillow.open(io.BytesIO(content), formats=("JPEG", "PNG", "BMP")) as image,
+            _complete(),
         ):
             most = _MOST_PIXELS if size is None else _MOST_TO_RESIZE
             if image.width * image.height > most:
@@ -78,6 +136,8 @@ def read_image(content: bytes, path: Path, *, channels: int | None, size: int | 
                 )
             if image.mode not in _EIGHT_BIT_MODES:
                 raise DataError(f"{path}: expected an image with 8 bits a channel, got mode {image.mode}")
+            if image.format == "PNG":
+                _check_png(content, path)
             grey = image.mode in _GREY_MODES
             if channels == 1 and not grey:
                 raise DataError(f"{path} is coloured, but the first training image is grey")
@@ -171,7 +231,8 @@ def load_image_folder(
         "skip_malformed": request.skip_malformed,
         **({} if channels is None else {"channels": channels}),
     }
-    return cached(kind, key, cache_dir=request.cache_dir, build=build, root=root)
+    source = Source(root, digests.size, len(files))
+    return cached(kind, key, cache_dir=request.cache_dir, build=build, root=root, source=source)
 
 
 @names_unreadable
@@ -194,7 +255,7 @@ def load(request: Request) -> Dataset:
             f"{train_root} holds {len(classes)} class folders with images: expected at least two, {train_root}/<class>/"
         )
     stored = load_image_folder("images", train_root, classes, request)
-    everything = ArraySplit(stored.data, stored.labels)
+    everything = stored.images()
     skipped: tuple[Skipped, ...] = stored.skipped
     notes = [f"{len(everything)} images of {len(classes)} classes from {train_root}"]
     train: Split = everything
@@ -203,7 +264,7 @@ def load(request: Request) -> Dataset:
         if unknown := sorted(set(class_folders(root / "test")) - set(classes)):
             raise DataError(f"{root / 'test'} has classes that train lacks: {', '.join(unknown)}")
         stored = load_image_folder("images", root / "test", classes, request, channels=everything.shape[0])
-        tested = ArraySplit(stored.data, stored.labels)
+        tested = stored.images()
         skipped += stored.skipped
         if tested.shape != everything.shape:
             raise DataError(
@@ -225,7 +286,7 @@ IMAGES = DatasetInfo(
     description="any folder of images, train/<class>/ and test/<class>/, or <class>/: folder:PATH",
     coding="direct",
     load=load,
-    preset={
+    defaults={
         "net": "32C3-P2-64C3-P2-128",
         "padding": "same",
         "steps": 8,

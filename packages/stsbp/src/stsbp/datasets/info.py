@@ -1,4 +1,4 @@
-"""Facts about a data set before it is read: how to load it, what it needs, and the settings of its preset.
+"""Facts about a data set before it is read: how to load it, what it needs, and its default settings.
 
 Each data set's module makes one (`NMNIST = DatasetInfo("nmnist", ...)`). `stsbp.datasets.registry` finds it by name.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from stsbp_spec.typing import Coding
@@ -35,8 +36,11 @@ class DatasetInfo:
         description: one line about it.
         coding: `direct` for images, `events` for frames and spike trains.
         load: the function that reads it.
-        preset: settings of `stsbp.config.RunConfig` that `stsbp train NAME` uses by default; a setting that depends on
-            the loss is a `ByLoss`.
+        defaults: settings of `stsbp.config.RunConfig` that `stsbp train NAME` uses by default; a setting that depends
+            on the loss is a `ByLoss`.
+        steps: function that returns the number of steps of the samples at a path, which `stsbp train NAME` uses by
+            default; None if the path does not determine it. It may raise a `DataError`. None: `defaults` determine it.
+        test_set: the published test set in words, for the help of users; empty: there is none, or it is not described.
         default_holdout: samples that are held out as the test set if the source has none, as a number or as a share in
             words. None: the test samples are the training samples.
         needs_data_dir: whether it needs files in a data folder.
@@ -54,7 +58,9 @@ class DatasetInfo:
     description: str
     coding: Coding
     load: Callable[[Request], Dataset]
-    preset: Mapping[str, Setting | ByLoss] = field(default_factory=dict)
+    defaults: Mapping[str, Setting | ByLoss] = field(default_factory=dict)
+    steps: Callable[[Path], int | None] | None = None
+    test_set: str = ""
     default_holdout: int | str | None = "a fifth"
     needs_data_dir: bool = True
     can_download: bool = False

@@ -236,7 +236,7 @@ def load(request: Request) -> Dataset:
     return Dataset(request.name, "direct", (1, _SIDE, _SIDE), classes, train, test, notes)
 
 
-_PRESET: dict[str, Setting] = {
+_DEFAULTS: dict[str, Setting] = {
     "net": "32C3-P2-64C3-P2-128",
     "padding": "same",
     "steps": 5,
@@ -252,7 +252,7 @@ MNIST = DatasetInfo(
     description="MNIST: handwritten digits, 1 x 28 x 28, 60,000 + 10,000",
     coding="direct",
     load=load,
-    preset={**_PRESET, "augment_shift": 1},
+    defaults={**_DEFAULTS, "augment_shift": 1},
     default_holdout=DEFAULT_HOLDOUT,
     can_download=True,
     extra="mnist",
@@ -264,7 +264,7 @@ FASHION = DatasetInfo(
     description="Fashion-MNIST: ten kinds of clothes, 1 x 28 x 28, 60,000 + 10,000",
     coding="direct",
     load=load,
-    preset={**_PRESET, "augment_flip": True},
+    defaults={**_DEFAULTS, "augment_flip": True},
     default_holdout=DEFAULT_HOLDOUT,
     can_download=True,
     extra="mnist",

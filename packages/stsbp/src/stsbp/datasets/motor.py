@@ -103,7 +103,7 @@ MOTOR = DatasetInfo(
     description="gaits of a four-legged machine: clock, speed, gait -> spikes for 8 joints, 43 -> 16, no download",
     coding="events",
     load=load,
-    preset={
+    defaults={
         "net": "400",
         "steps": 60,
         "epochs": 40,

@@ -31,7 +31,7 @@ from stsbp.datasets.base import (
     left_out,
     names_unreadable,
 )
-from stsbp.datasets.cache import CacheWriter, cached, combine_digests, digest_files, read_unchanged
+from stsbp.datasets.cache import CacheWriter, Source, cached, combine_digests, digest_files, read_unchanged
 from stsbp.datasets.digits import CLASSES
 from stsbp.datasets.info import ByLoss, DatasetInfo
 from stsbp.errors import DataError
@@ -177,8 +177,9 @@ def _load_split(folder: Path, request: Request) -> tuple[FrameSplit, tuple[Skipp
         "skip_malformed": request.skip_malformed,
         **request.length_key,
     }
-    found = cached("nmnist", key, cache_dir=request.cache_dir, build=build, root=folder)
-    return FrameSplit(found.data, found.labels, binning.steps, binning.binary, found.lengths), found.skipped
+    source = Source(folder, digests.size, len(files))
+    found = cached("nmnist", key, cache_dir=request.cache_dir, build=build, root=folder, source=source)
+    return found.frames(binning.steps, binary=binning.binary), found.skipped
 
 
 @names_unreadable
@@ -240,7 +241,7 @@ NMNIST = DatasetInfo(
     description="N-MNIST: MNIST in front of an event camera, 2 x 34 x 34, 60,000 + 10,000 recordings, or a part",
     coding="events",
     load=load,
-    preset={
+    defaults={
         "net": "12C5-P2-64C5-P2",
         "steps": 25,
         "epochs": 25,

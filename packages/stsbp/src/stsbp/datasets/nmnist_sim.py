@@ -105,7 +105,7 @@ def _simulate(digits: mnist.Digits, chosen: Int64, first: int, request: Request)
         **request.length_key,
     }
     stored = cached("nmnist-sim", key, cache_dir=request.cache_dir, build=build)
-    return FrameSplit(stored.data, stored.labels, binning.steps, binning.binary, stored.lengths)
+    return stored.frames(binning.steps, binary=binning.binary)
 
 
 def _kept(digits: mnist.Digits, data_dir: Path) -> Int64:
@@ -164,7 +164,7 @@ NMNIST_SIM = DatasetInfo(
     description="MNIST in front of a simulated camera calibrated on N-MNIST, 2 x 34 x 34, to train for N-MNIST",
     coding="events",
     load=load,
-    preset=nmnist.NMNIST.preset,
+    defaults=nmnist.NMNIST.defaults,
     default_holdout=DEFAULT_HOLDOUT,
     can_download=True,
     recordings=True,

@@ -6,43 +6,49 @@ optional, is 0 for training and 1 for test samples.
 
 from __future__ import annotations
 
+import os
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from stsbp_spec.typing import AnyArray, Int64
+from stsbp_spec.typing import AnyArray, Int64, Shape
 from stsbp_spec.values import shown
 
+from stsbp import budget
 from stsbp.datasets.base import Request, Split, Subset, cut_test
 from stsbp.errors import DataError
 from stsbp.files import GIGABYTE, open_regular
 
-__all__ = ["MOST_CLASSES", "class_labels", "cut", "read_arrays"]
+__all__ = ["MOST_CLASSES", "class_labels", "cut", "read_arrays", "shapes"]
 
 MOST_CLASSES = 10_000
 _TEST_SHARE = 0.2
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _MAGIC = b"\x93NUMPY"
-_MOST = 8 * GIGABYTE
+_MOST = 64 * GIGABYTE
+_COPIES = 2
+"""How often the arrays are in memory while they are converted."""
 
 
 def read_arrays(path: Path) -> dict[str, AnyArray]:
     """The arrays of a `.npz` file by their names.
 
     Raises:
-        DataError: the file cannot be read, is not a `.npz` file, or has objects that would have to be unpickled.
+        DataError: the file cannot be read, is not a `.npz` file, has objects that would have to be unpickled, or takes
+            more memory than the budget.
     """
     try:
         with open_regular(path, _MOST) as content:
+            size = os.fstat(content.fileno()).st_size
             file = np.load(content, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise ValueError("it holds a single array")
             with file:
                 # A few compressed bytes can mean many gigabytes. No more is unpacked than the sizes in the archive.
                 assert file.zip is not None
-                whole = sum(entry.file_size for entry in file.zip.infolist())
-                if whole > _MOST:
-                    raise ValueError(f"its arrays have {whole:,} bytes, more than the {_MOST:,} that are read")
+                budget.check_memory(_COPIES * sum(entry.file_size for entry in file.zip.infolist()), size, path)
                 for entry in file.zip.infolist():
                     # For a member that is not an array, numpy would return all of its bytes.
                     with file.zip.open(entry) as member:
@@ -53,6 +59,8 @@ def read_arrays(path: Path) -> dict[str, AnyArray]:
                     arrays: dict[str, AnyArray] = {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise DataError(f"there is no file {path}") from None
+    except DataError:
+        raise
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:
@@ -64,6 +72,21 @@ def read_arrays(path: Path) -> dict[str, AnyArray]:
         )
         raise DataError(f"{path} is not a file of numpy arrays (.npz): {reason or type(error).__name__}") from error
     return arrays
+
+
+def shapes(path: Path) -> dict[str, Shape]:
+    """The shapes of the arrays of a `.npz` file by their names; empty if `read_arrays` cannot read the file."""
+    by_name: dict[str, Shape] = {}
+    try:
+        with open_regular(path, _MOST) as content, zipfile.ZipFile(content) as file:
+            for entry in file.infolist():
+                with file.open(entry) as member, warnings.catch_warnings(action="ignore"):
+                    read = _HEADERS[np.lib.format.read_magic(member)]
+                    by_name[entry.filename.removesuffix(".npy")] = read(member)[0]
+    except Exception:
+        # A forged file can raise almost any error. The error of `read_arrays` is shown instead.
+        return {}
+    return by_name
 
 
 def class_labels(arrays: Mapping[str, AnyArray], path: Path) -> tuple[Int64, tuple[str, ...]]:

@@ -84,7 +84,7 @@ def load(request: Request) -> Dataset:
     return Dataset(request.name, "events", (INPUTS,), (), train, patterns, (note,), neurons=OUTPUTS)
 
 
-_PRESET: dict[str, Setting] = {
+_DEFAULTS: dict[str, Setting] = {
     "net": "200",
     "steps": 50,
     "epochs": 10,
@@ -100,7 +100,7 @@ RASTERS = DatasetInfo(
     description="answer 4 random rasters with 4 other random rasters, spike by spike, 64 -> 10 neurons, no download",
     coding="events",
     load=load,
-    preset=_PRESET,
+    defaults=_DEFAULTS,
     default_holdout=None,
     needs_data_dir=False,
 )
@@ -112,7 +112,7 @@ LETTERS = DatasetInfo(
     description="answer 4 random rasters with 4 letters drawn with spikes, 64 -> 10 neurons, no download",
     coding="events",
     load=load,
-    preset=_PRESET,
+    defaults=_DEFAULTS,
     default_holdout=None,
     needs_data_dir=False,
 )

@@ -23,7 +23,7 @@ from stsbp.datasets.cache import default_cache_dir, expanded
 from stsbp.datasets.info import DatasetInfo
 from stsbp.errors import DataError, did_you_mean
 
-__all__ = ["DATASETS", "GROUP", "info_of", "is_known", "known_infos", "load", "named_path"]
+__all__ = ["DATASETS", "GROUP", "info_of", "is_known", "known_infos", "load", "named_path", "steps_of"]
 
 GROUP = "stsbp.datasets"
 """Group of entry points, each of which names a `DatasetInfo` of another package."""
@@ -139,6 +139,16 @@ def info_of(name: str) -> DatasetInfo:
         DataError: there is no such data set, or it has no such option.
     """
     return _read(name)[0]
+
+
+def steps_of(name: str, data_dir: str) -> int | None:
+    """The number of steps of the samples of a data set, if its file determines it; else None.
+
+    `data_dir` is the data folder, for names without a path.
+    """
+    count, named = info_of(name).steps, named_path(name)
+    path = data_dir or os.environ.get("STSBP_DATA", "") if named is None else named[1]
+    return count(expanded(Path(path))) if count is not None and str(path) else None
 
 
 def _read(name: str) -> tuple[DatasetInfo, str, dict[str, str]]:

@@ -13,14 +13,16 @@ from typing import NamedTuple
 
 import numpy as np
 from stsbp_spec.encoders.packed import Inputs
-from stsbp_spec.typing import AnyArray, Int64, UInt8
+from stsbp_spec.typing import AnyArray, Int64, Shape, UInt8
 
 from stsbp.datasets.base import Dataset, FrameSplit, Request, names_unreadable
 from stsbp.datasets.info import DatasetInfo
-from stsbp.datasets.npz import class_labels, cut, read_arrays
+from stsbp.datasets.npz import class_labels, cut, read_arrays, shapes
 from stsbp.errors import DataError
 
-__all__ = ["SEQUENCES", "SequenceSplit", "Sequences", "load", "read_sequences"]
+__all__ = ["SEQUENCES", "SequenceSplit", "Sequences", "load", "read_sequences", "steps_of"]
+
+_SWAP = "swap the first two axes of its rasters, np.swapaxes(x, 0, 1)"
 
 
 class SequenceSplit:
@@ -45,6 +47,10 @@ class SequenceSplit:
     def stored(self, indices: Int64) -> Inputs:
         return self._rasters.stored(indices)
 
+    def content(self) -> str:
+        """SHA-256 of the input rasters (`stsbp.datasets.base.content_of`)."""
+        return self._rasters.content()
+
     def targets(self, indices: Int64) -> UInt8:
         """Target spike trains of some samples, `[T, B, N]`."""
         return self._targets.inputs(indices)
@@ -65,7 +71,13 @@ def read_sequences(path: Path) -> Sequences:
     Raises:
         DataError: the file cannot be read, or its arrays have other shapes or values other than 0 and 1.
     """
-    return _of_targets(path, read_arrays(path))
+    return _of_targets(path, _read(path))
+
+
+def _read(path: Path) -> dict[str, AnyArray]:
+    """The arrays of a file, with bytes in place of bool."""
+    arrays = read_arrays(path)
+    return {name: x.view(np.uint8) if x.dtype == np.bool_ else x for name, x in arrays.items()}
 
 
 def _of_targets(path: Path, arrays: Mapping[str, AnyArray]) -> Sequences:
@@ -79,8 +91,9 @@ def _of_targets(path: Path, arrays: Mapping[str, AnyArray]) -> Sequences:
             f"got {list(inputs.shape)} and {list(targets.shape)}"
         )
     if inputs.shape[:2] != targets.shape[:2] or (split is not None and split.shape != inputs.shape[:1]):
-        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in rasters.items())
-        raise DataError(f"{path}: the arrays do not agree in samples n and steps T: {shapes}")
+        listed = ", ".join(f"{name} {list(array.shape)}" for name, array in rasters.items())
+        hint = _if_time_first(inputs.shape, len(targets) if split is None else len(split))
+        raise DataError(f"{path}: the arrays do not agree in samples n and steps T: {listed}{hint}")
     return Sequences(inputs, targets, split, _lengths(path, arrays))
 
 
@@ -93,7 +106,7 @@ def _of_classes(path: Path, arrays: Mapping[str, AnyArray]) -> tuple[FrameSplit,
     if inputs.ndim not in (3, 5) or 0 in inputs.shape or len(inputs) != len(labels):
         raise DataError(
             f"{path}: inputs must be [n, T, N] or [n, T, C, H, W] and labels [n], got {list(inputs.shape)} and "
-            f"{list(labels.shape)}"
+            f"{list(labels.shape)}{_if_time_first(inputs.shape, len(labels))}"
         )
     lengths = _lengths(path, arrays)
     return FrameSplit(FrameSplit.store(inputs), labels, inputs.shape[1], lengths=lengths), classes
@@ -120,13 +133,62 @@ def _lengths(path: Path, arrays: Mapping[str, AnyArray]) -> Int64 | None:
     if lengths is None:
         return None
     if lengths.dtype.kind not in "iu" or lengths.shape != (n,):
-        raise DataError(f"{path}: lengths must be integers [n] = [{n}], got {lengths.dtype} {list(lengths.shape)}")
+        hint = _if_time_first(arrays["inputs"].shape, lengths.size)
+        raise DataError(
+            f"{path}: lengths must be integers [n] = [{n}], got {lengths.dtype} {list(lengths.shape)}{hint}"
+        )
     if (wrong := np.flatnonzero((lengths < 1) | (lengths > steps))).size:
         raise DataError(
             f"{path}: lengths must be from 1 to the {steps} steps of the arrays; sample {wrong[0]} has "
             f"{lengths[wrong[0]]}"
         )
     return lengths.astype(np.int64)
+
+
+def _if_time_first(shape: Shape, samples: int) -> str:
+    """End of a message about rasters of another number of samples, if this number is that of their second axis."""
+    if len(shape) < 2 or samples != shape[1]:
+        return ""
+    return f"; time seems to be the first axis, and must be the second: {_SWAP}"
+
+
+def _may_be_time_first(by_name: Mapping[str, Shape], asked: int | None = None) -> bool:
+    """Whether time may be the first axis of all rasters: no array confirms that they are `[n, T, ...]`, and there are
+    more steps than samples, or the first axis has the number of steps that was asked for."""
+    n, steps = by_name["inputs"][:2]
+    if by_name.get("targets", (n, steps))[:2] != (n, steps):
+        return False
+    return not {"labels", "split", "lengths"} & {*by_name} and (n < steps or n == asked)
+
+
+def steps_of(path: Path) -> int | None:
+    """The number of steps of the samples of a file. None if the file cannot be read.
+
+    Raises:
+        DataError: time may be the first axis of the file.
+    """
+    path = path / "sequences.npz" if path.is_dir() else path
+    by_name = shapes(path)
+    if len(by_name.get("inputs", ())) < 2:
+        return None
+    if _may_be_time_first(by_name):
+        raise _unclear(path, by_name["inputs"])
+    return by_name["inputs"][1]
+
+
+def _unclear(path: Path, shape: Shape) -> DataError:
+    n, steps = shape[:2]
+    return DataError(
+        f"{path} has {n} samples of {steps} steps if the first axis of its rasters is the samples, as it must be. If "
+        f"this is so, give --steps {steps}. If the first axis is time, {_SWAP}"
+    )
+
+
+def _of_other_steps(path: Path, arrays: Mapping[str, AnyArray], asked: int) -> DataError:
+    if _may_be_time_first({name: array.shape for name, array in arrays.items()}, asked):
+        return _unclear(path, arrays["inputs"].shape)
+    steps = arrays["inputs"].shape[1]
+    return DataError(f"the samples of {path} have {steps} steps, not {asked}: give --steps {steps}")
 
 
 @names_unreadable
@@ -137,7 +199,7 @@ def load(request: Request) -> Dataset:
         raise DataError("name the file: stsbp train sequences:PATH, or --data-dir PATH")
     if path.is_dir():
         path = path / "sequences.npz"
-    arrays = read_arrays(path)
+    arrays = _read(path)
     samples: FrameSplit | SequenceSplit
     classes: tuple[str, ...] = ()
     neurons = 0
@@ -149,9 +211,10 @@ def load(request: Request) -> Dataset:
         neurons = targets.shape[2]
     steps, shape = arrays["inputs"].shape[1], arrays["inputs"].shape[2:]
     if steps != request.binning.steps:
-        raise DataError(f"the samples of {path} have {steps} steps, not {request.binning.steps}: give --steps {steps}")
+        raise _of_other_steps(path, arrays, request.binning.steps)
     train, test, note = cut(samples, arrays, path, request)
-    return Dataset("sequences", "events", shape, classes, train, test, (note,), neurons=neurons)
+    notes = (note, f"inputs [n, T, ...] = {list(arrays['inputs'].shape)}")
+    return Dataset("sequences", "events", shape, classes, train, test, notes, neurons=neurons)
 
 
 SEQUENCES = DatasetInfo(
@@ -159,7 +222,8 @@ SEQUENCES = DatasetInfo(
     description="your own rasters with target rasters or classes, in an .npz file: sequences:PATH",
     coding="events",
     load=load,
-    preset={
+    steps=steps_of,
+    defaults={
         "net": "200",
         "steps": 50,
         "epochs": 40,

@@ -77,7 +77,7 @@ _info = partial(
 ROWS = _info(
     name="smnist",
     description="sequential MNIST: one row of the digit per step, 28 steps of 28 neurons, 60,000 + 10,000",
-    preset={
+    defaults={
         "net": "512R",
         "loss": "cross-entropy",
         "steps": _SIDE,
@@ -97,7 +97,7 @@ ROWS = _info(
 PIXELS = _info(
     name="smnist-pixels",
     description="sequential MNIST: one pixel of the digit per step, 784 steps of 16 neurons, 60,000 + 10,000",
-    preset={
+    defaults={
         "net": "256R",
         "steps": _SIDE * _SIDE,
         "epochs": 20,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -21,6 +22,7 @@ from stsbp_spec.encoders import EventBinning
 from stsbp_spec.errors import SpecError
 from stsbp_spec.typing import AnyArray
 
+from stsbp import budget
 from stsbp.datasets.base import (
     Dataset,
     FrameSplit,
@@ -32,10 +34,11 @@ from stsbp.datasets.base import (
     left_out,
     names_unreadable,
 )
-from stsbp.datasets.cache import CacheWriter, cached, combine_digests, digest_files
+from stsbp.datasets.cache import CacheWriter, Source, cached, combine_digests, digest_files
 from stsbp.datasets.info import DatasetInfo
+from stsbp.datasets.spoken import SpokenFile
 from stsbp.errors import DataError, did_you_mean
-from stsbp.files import GIGABYTE
+from stsbp.files import GIGABYTE, check_regular
 
 __all__ = ["CIFAR10_DVS", "GESTURE", "SHD", "SSC", "TONIC", "load"]
 
@@ -132,6 +135,12 @@ def _open(kind: Any, data_dir: Path, part: Mapping[str, Any], request: Request) 
         raise DataError(f"{where} cannot be read as {name}: {type(error).__name__}: {error}") from error
 
 
+def _spoken(kind: Any, where: Path, part: str) -> Path | None:
+    """The file of SHD or SSC with some samples; None for other data sets."""
+    archive = getattr(kind, f"{part}_zip", None)
+    return where / archive.removesuffix(".zip") if kind.__name__ in ("SHD", "SSC") and archive else None
+
+
 def _by_hand(kind: Any, where: Path) -> str:
     """Which files to download from where, and where to put them, if tonic's class contains this information."""
     fetched = []
@@ -217,25 +226,46 @@ class _Part(NamedTuple):
 def _load_part(kind: Any, part: str, request: Request) -> _Part:
     assert request.data_dir is not None
     name, where = kind.__name__, _folder(kind, request.data_dir)
+    for path in where.rglob("*"):
+        check_regular(path)
+    spoken = _spoken(kind, where, part)
+    if spoken is not None and spoken.exists():
+        # tonic reads some of its arrays whole.
+        with SpokenFile(spoken):
+            pass
     source = _open(kind, request.data_dir, _parts(kind)[part], request)
     classes, (width, height, polarities) = _classes(kind, source), _sensor(kind, source)
     flat = height == 1
     binning = dataclasses.replace(request.binning, width=width, height=height, polarities=polarities)
     shape = (width,) if flat else binning.shape
-    order = _ordered(source)
     folder = Path(source.location_on_system, source.folder_name)
     named = {str(path) for path in getattr(source, "data", []) if isinstance(path, str)}
     single = getattr(source, "data_filename", None)
     paths = [Path(path) for path in named] or ([folder / single] if isinstance(single, str) else list(_files(folder)))
     relative = sorted(str(path.relative_to(where)) for path in paths)
     digest = partial(digest_files, where, relative, most=_MOST, cache_dir=request.cache_dir, progress=request.progress)
-    source_key = combine_digests(digest())
+    digests = digest()
+    source_key, files = combine_digests(digests), Source(folder, digests.size, len(source))
+    # The order of samples that are only declared would already take much memory.
+    sample = math.prod(shape) * (-(-binning.steps // 8) if binning.binary else binning.steps)
+    budget.check_disk(len(source) * sample, files.size, folder, request.cache_dir)
+    order = _ordered(source)
 
     def build(writer: CacheWriter) -> None:
+        with contextlib.nullcontext() if spoken is None else SpokenFile(spoken) as file:
+            read_all(writer, file)
+        if combine_digests(digest()) != source_key:
+            raise DataError(f"{where} changed while it was read; run again when nothing writes to it")
+
+    def read_all(writer: CacheWriter, file: SpokenFile | None) -> None:
         report = Progress(request.progress, f"reading {folder}{writer.why}", len(order))
         for done, k in enumerate(order, 1):
             try:
-                columns, label = _recording(source, k, classes, flat)
+                # A number that no integer holds is an error, not a warning.
+                with np.errstate(invalid="raise", over="raise"):
+                    columns, label = (
+                        _recording(source, k, classes, flat) if file is None else file.recording(k, binning.width)
+                    )
                 frames = binning.frames(*columns).reshape(1, binning.steps, *shape)
             except ImportError as error:
                 raise DataError(f"{name} needs another library ({error}): {_INSTALL}") from error
@@ -249,8 +279,6 @@ def _load_part(kind: Any, part: str, request: Request) -> _Part:
                 lengths = [binning.length(columns[-1])] if request.own_lengths else None
                 writer.add(FrameSplit.store(frames, binary=binning.binary), [label], lengths)
             report(done)
-        if combine_digests(digest()) != source_key:
-            raise DataError(f"{where} changed while it was read; run again when nothing writes to it")
 
     key = {
         "source": source_key,
@@ -261,8 +289,15 @@ def _load_part(kind: Any, part: str, request: Request) -> _Part:
         "skip_malformed": request.skip_malformed,
         **request.length_key,
     }
-    stored = cached(f"tonic-{name.lower()}", key, cache_dir=request.cache_dir, build=build, root=where)
-    frames = FrameSplit(stored.data, stored.labels, binning.steps, binning.binary, stored.lengths)
+    stored = cached(
+        f"tonic-{name.lower()}",
+        key,
+        cache_dir=request.cache_dir,
+        build=build,
+        root=where,
+        source=files,
+    )
+    frames = stored.frames(binning.steps, binary=binning.binary)
     return _Part(frames, classes, binning, f"{part}: {len(frames):,} samples of {name}, from {where}", stored.skipped)
 
 
@@ -308,7 +343,7 @@ _info = partial(DatasetInfo, coding="events", load=load, can_download=True, reco
 SHD = _info(
     name="shd",
     description="Spiking Heidelberg Digits: spoken digits, English and German, 700 neurons, 8,156 + 2,264",
-    preset={
+    defaults={
         "net": "256R",
         "steps": 100,
         "window_ms": 1000.0,
@@ -327,7 +362,7 @@ SHD = _info(
 SSC = _info(
     name="ssc",
     description="Spiking Speech Commands: 35 spoken words, 700 neurons, 75,466 + 20,382",
-    preset={**SHD.preset, "net": "512R"},
+    defaults={**SHD.defaults, "net": "512R"},
     licence="CC BY 4.0",
 )
 """The data set of `stsbp train ssc`, with its default settings."""
@@ -335,7 +370,7 @@ SSC = _info(
 GESTURE = _info(
     name="dvs-gesture",
     description="DVS128 Gesture: eleven arm and hand gestures, event camera, 2 x 128 x 128, 1,077 + 264",
-    preset={
+    defaults={
         "net": "P4-16C5-P2-32C3-P2-128R",
         "padding": "same",
         "steps": 40,
@@ -354,7 +389,7 @@ GESTURE = _info(
 CIFAR10_DVS = _info(
     name="cifar10-dvs",
     description="CIFAR10-DVS: CIFAR-10 photographs moving in front of an event camera, 2 x 128 x 128, 10,000",
-    preset={
+    defaults={
         "net": "P2-32C3-P2-64C3-P2-128C3-P2-256",
         "padding": "same",
         "steps": 20,
@@ -374,7 +409,7 @@ CIFAR10_DVS = _info(
 TONIC = _info(
     name="tonic",
     description="any data set of events with classes in tonic, by its name there: tonic:NCALTECH101",
-    preset={"net": "256", "steps": 25, "epochs": 20, "batch_size": 20, "lr": 2e-3, "label_pattern": "01"},
+    defaults={"net": "256", "steps": 25, "epochs": 20, "batch_size": 20, "lr": 2e-3, "label_pattern": "01"},
     argument="NAME",
 )
 """The data set of `stsbp train tonic:NAME`, with its default settings."""

@@ -63,6 +63,13 @@ class SideBySide:
                 if asked := stop.asked():
                     _end(running, max(asked, 0) or _SIGTERM)
                     stop.obey(asked)
+                for job in running:
+                    if job.process.poll() is None and job.was_stopped():
+                        process = job.process.pid
+                        self.tell(
+                            f"seed {job.seed}: its process {process} was stopped by a signal, and the experiment waits "
+                            f"for it; to continue it, run: kill -CONT {process}"
+                        )
                 for job in [job for job in running if job.process.poll() is not None]:
                     running.remove(job)
                     job.wait()

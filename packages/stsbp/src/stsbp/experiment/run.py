@@ -246,10 +246,10 @@ class Experiment:
         # A run that was extended had finished earlier, with fewer epochs.
         if last.info.get("epoch") != self.config.epochs:
             return None
-        if last.info.get("data") != self.data.fingerprint():
+        if differs := self.data.unlike(checkpoint.progress_of(last, folder.path)):
             raise CheckpointError(
-                f"the data are not those that the run in {folder.path} was trained on (their number, labels or content "
-                "differ); give the same --data-dir, or choose another --out"
+                f"the data are not those that the run in {folder.path} was trained on; different: {differs}. Give the "
+                "same --data-dir, or choose another --out"
             )
         return last if self.data.validation is None else checkpoint.load(folder.path, "best")
 

@@ -37,19 +37,18 @@ class Refused(Exception):
     """The reason why a file is not read, in words that follow the name of the file."""
 
 
-def main(most_of_one: int, most_of_all: int, most_memory: int, most_seconds: int) -> None:
+def main(most_of_all: int, most_memory: int, most_seconds: int) -> None:
     """Read the file on standard input, and write its contents.
 
     Args:
-        most_of_one: largest size of an array in bytes.
-        most_of_all: largest size of all returned arrays in bytes.
+        most_of_all: largest size of all arrays in bytes, with all elements that their shapes declare.
         most_memory, most_seconds: see `limit`.
     """
     import h5py
     import numpy as np
 
     limit(most_memory, most_seconds)
-    output, reader = sys.stdout.buffer, _Reader(h5py, np, most_of_one, most_of_all)
+    output, reader = sys.stdout.buffer, _Reader(h5py, np, most_of_all)
     try:
         with h5py.File(io.BytesIO(sys.stdin.buffer.read()), "r") as file:
             found = reader.file(file)
@@ -90,8 +89,8 @@ def limit(most_memory: int, most_seconds: int) -> None:
 class _Reader:
     """The contents of a file as JSON values, and its arrays."""
 
-    def __init__(self, h5py: Any, np: Any, most_of_one: int, most_of_all: int) -> None:
-        self.h5py, self.np, self.most, self.left, self.at = h5py, np, most_of_one, most_of_all, 0
+    def __init__(self, h5py: Any, np: Any, most_of_all: int) -> None:
+        self.h5py, self.np, self.left, self.at = h5py, np, most_of_all, 0
         self.arrays: list[Any] = []
         self.seen: set[Any] = set()
         self.nodes: list[dict[str, Any]] = []
@@ -177,16 +176,12 @@ class _Reader:
         if found.dtype.kind not in NUMBERS or found.dtype.itemsize > 8 or found.dtype.shape:
             raise Refused(f"{where} has the type {str(found.dtype)[:40]}, but must be numbers of at most 8 bytes")
         np = self.np
-        if int(found.dtype.itemsize) * int(found.size) > self.most:
-            raise Refused(f"{where} has the shape {list(found.shape)}, which takes more bytes than are allowed")
+        self.take(found, where)
         array = np.asarray(found[()]).astype(found.dtype.newbyteorder("<"), order="C", copy=False)
         shape = list(array.shape)
         if array.size and bool((array == array.flat[0]).all()):
             array = array.reshape(-1)[:1].copy()
         at, self.at = self.at, self.at - (-array.nbytes // ALIGNED) * ALIGNED
-        self.left -= array.nbytes
-        if self.left < 0:
-            raise Refused("its arrays have more bytes than are allowed")
         self.arrays.append(array)
         return {"dtype": array.dtype.str.replace("|", "<"), "shape": shape, "count": int(array.size), "at": at}
 
@@ -215,7 +210,17 @@ class _Reader:
             raise Refused(f"{where} are not pairs of names")
         if len(found) > MOST_EDGES or found.dtype.itemsize > LONGEST_TEXT * 4:
             raise Refused(f"{where} are {len(found):,}, more than {MOST_EDGES:,}, or of long names")
+        self.take(found, where)
         return [[_text(name, where) for name in pair] for pair in found[()].tolist()]
+
+    def take(self, found: Any, where: str) -> None:
+        """Take the size of an array from the budget before the array is read."""
+        self.left -= int(found.dtype.itemsize) * int(found.size)
+        if self.left < 0:
+            raise Refused(
+                f"with {where} of shape {list(found.shape)}, its arrays take more memory than the budget allows for a "
+                "file of this size. If you trust it, give a larger budget in GiB: stsbp --file-budget GIB COMMAND"
+            )
 
 
 def _text(value: Any, where: str) -> str:

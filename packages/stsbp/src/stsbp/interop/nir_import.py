@@ -23,6 +23,7 @@ from stsbp_spec.neurons import Readout
 from stsbp_spec.synapses import PSP, Add, Linear, OneToOne
 from stsbp_spec.synapses.base import Weighted
 from stsbp_spec.typing import Float32, Float64, Shape
+from stsbp_spec.values import MAX_SIZE
 
 from stsbp.errors import DataError
 from stsbp.interop.nir_nodes import (
@@ -263,17 +264,20 @@ class _Import:
         if not isinstance(found, np.ndarray) or found.ndim > 1 or found.dtype.kind not in "iu" or found.size > 8:
             raise fail(node, "shape is not a list of whole numbers")
         declared = tuple(int(each) for each in found.reshape(-1))
-        if any(not 1 <= each < 10**9 for each in declared):
-            raise fail(node, f"shape is {list(declared)}, but its numbers must be 1 or more")
+        if any(not 1 <= each <= MAX_SIZE for each in declared):
+            raise fail(node, f"shape is {list(declared)}, but its numbers must be from 1 to {MAX_SIZE:,}")
         data, sizes = self.data_shape, _squeezed(declared)
         if data is None:
             line = any(self.graph.nodes[name].kind == "Conv1d" for name in self.readers[node.name])
             plain = {1: sizes, 2: (sizes[0], 1, sizes[-1]) if line else (1, *sizes), 3: sizes}
             shape = declared if len(declared) in (1, 3) else plain.get(len(sizes))
-            if shape is None or math.prod(shape) > _MOST_NUMBERS:
+            if shape is None:
                 raise fail(
                     node, f"shape is {list(declared)}, which is neither the shape of a picture nor that of a row"
                 )
+            if math.prod(shape) > _MOST_NUMBERS:
+                most = f"{math.prod(shape):,} numbers, more than {_MOST_NUMBERS:,}"
+                raise fail(node, f"shape is {list(declared)}, which is {most}")
             return shape
         if sizes == _squeezed(data):
             return data

@@ -25,7 +25,7 @@ from stsbp_spec.neurons import IF, LIF, PLIF, NeuronModel, Readout
 from stsbp_spec.surrogates import Surrogate
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
 from stsbp_spec.typing import AnyArray, Float64
-from stsbp_spec.values import shown
+from stsbp_spec.values import MAX_SIZE, shown
 
 from stsbp.errors import DataError
 from stsbp.interop.nir_reader import GraphNode
@@ -89,7 +89,7 @@ NEAR = 1e-6
 _LEAKLESS, _ENDLESS, _LONGEST = 2.0**25, 2.0**40, 2.0**100
 """Time constants in steps. From the first one on, a decay is 1 in float32. The second one is that of an integrator. The
 third one is the largest."""
-_LONGEST_AXIS = 10**9
+_MOST_AXES = 64
 
 _Made = TypeVar("_Made")
 Factor: TypeAlias = float | Float64
@@ -171,6 +171,8 @@ def read_node(node: GraphNode, choices: Choices) -> None:
         read_delay(node, choices)
     elif node.kind == "Scale":
         read_scale(node)
+    elif node.kind == "Flatten":
+        _check_flatten(node)
 
 
 def read_neurons(node: GraphNode, choices: Choices) -> NeuronParameters:
@@ -291,6 +293,18 @@ def read_delay(node: GraphNode, choices: Choices) -> int:
     return round(steps)
 
 
+def _check_flatten(node: GraphNode) -> None:
+    """Raise `DataError` unless axes and sizes of a `Flatten` are those of some array. They are not used otherwise."""
+    for key in ("start_dim", "end_dim"):
+        if key in node.values:
+            axis = _only(node, key, numbers(node, key))
+            if axis != round(axis) or abs(axis) > _MOST_AXES:
+                raise fail(node, f"{key} is {axis:g}, but must be the number of an axis, at most {_MOST_AXES}")
+    if "input_type" in node.values:
+        for size in _array(node, "input_type").reshape(-1)[: _MOST_AXES + 1]:
+            _count(node, "input_type", np.asarray(size).reshape(1), 1)
+
+
 def read_scale(node: GraphNode) -> Factor:
     """A factor.
 
@@ -378,9 +392,9 @@ def _product(node: GraphNode, first: Factor, second: Factor) -> Factor:
 
 def _count(node: GraphNode, key: str, found: AnyArray, least: int) -> int:
     number = float(found.flat[0])
-    if found.size != 1 or number != round(number) or not least <= number < _LONGEST_AXIS:
+    if found.size != 1 or number != round(number) or not least <= number <= MAX_SIZE:
         given = f"{number:g}" if found.size == 1 else f"{found.size:,} numbers"
-        raise fail(node, f"{key} is {given}, but must be a whole number of at least {least}")
+        raise fail(node, f"{key} is {given}, but must be a whole number from {least} to {MAX_SIZE:,}")
     return round(number)
 
 

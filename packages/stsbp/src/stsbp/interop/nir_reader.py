@@ -23,7 +23,7 @@ from pydantic import Field
 from stsbp_spec.typing import AnyArray
 from stsbp_spec.values import shown
 
-from stsbp import records
+from stsbp import budget, records
 from stsbp.errors import DataError
 from stsbp.files import GIGABYTE, MEGABYTE, open_regular
 from stsbp.interop import nir_child
@@ -34,25 +34,21 @@ _IDENTITY = "Identity"
 """Kind of a node that was the input or the output of a nested graph."""
 
 
-PLAIN, PACKED = 64 * MEGABYTE, 128
-"""Number of bytes to which any file may unpack, and the further number for each byte of the file."""
+_COPIES = 16
+"""How often the numbers of a file are in memory while they become weights. The arrays of a file, with all elements that
+their shapes declare, may therefore take this part of the budget (`stsbp.budget`)."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits for reading a file.
+    """Limits for reading a file, besides its budget.
 
     Attributes:
         file: size of the file in bytes.
-        arrays: size of an array in bytes, and of all arrays whose elements are not all equal. The latter are also
-            limited to `PLAIN` plus `PACKED` times the size of the file, which is more than compression can achieve.
-        memory: additional memory of the reading process in bytes.
         seconds: elapsed time, plus one second for every 8 MiB of the file. Half of it is the limit of processor time.
     """
 
     file: int = GIGABYTE
-    arrays: int = GIGABYTE
-    memory: int = 4 * GIGABYTE
     seconds: float = 60.0
 
 
@@ -149,8 +145,9 @@ def _handed_back(path: Path, file: BinaryIO, limits: Limits) -> tuple[bytes, byt
     """The output of the other process for a file: a line of JSON, and bytes."""
     command = [sys.executable, "-P", nir_child.__file__]
     size = os.fstat(file.fileno()).st_size
-    most, seconds = min(limits.arrays, PLAIN + PACKED * size), limits.seconds + size / (8 * MEGABYTE)
-    numbers = (limits.arrays, most, limits.memory, max(1, int(seconds / 2)))
+    memory, seconds = budget.memory(size), limits.seconds + size / (8 * MEGABYTE)
+    most = memory // _COPIES
+    numbers = (most, memory, max(1, int(seconds / 2)))
     # Include the padding between arrays.
     most += nir_child.ALIGNED * nir_child.MOST_OBJECTS
     # HDF5 would load filters that a file names from a system folder. OpenBLAS allocates memory for each thread.

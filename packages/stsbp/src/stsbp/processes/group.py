@@ -22,7 +22,7 @@ from stsbp_spec.typing import AnyArray
 
 from stsbp.errors import understood
 from stsbp.interrupts import EXIT_CODE, INTERRUPTED
-from stsbp.processes.identity import compare, compare_settings, own_identity
+from stsbp.processes.identity import compare, compare_data, compare_settings, own_identity
 from stsbp.processes.launcher import Parent, parent
 from stsbp.processes.monitor import Member, Monitor, Pulse, Verdict
 
@@ -168,14 +168,14 @@ class Group:
             shown = {name: value for name, value in asked.items() if name not in PER_PROCESS}
             compare_settings(self.members, self.gather_values(shown))
 
-    def compare_data(self, fingerprint: str) -> None:
-        """Check that all processes have the same data.
+    def compare_data(self, contents: Mapping[str, str]) -> None:
+        """Check that all processes have the same data, described by name (`stsbp.training.build.Data.contents`).
 
         Raises:
             ConfigError: a process has other data.
         """
         if self.size > 1:
-            compare(self.members, self.gather_values({"data": fingerprint}))
+            compare_data(self.members, self.gather_values(dict(contents)))
 
     def one_by_one(self, work: Callable[[], T]) -> T:
         """Run `work`, which fills a cache: first on rank 0, then in one process per machine, then in all others."""

@@ -17,7 +17,7 @@ from stsbp.config import to_toml_value
 from stsbp.errors import ConfigError
 from stsbp.processes.monitor import Member
 
-__all__ = ["compare", "compare_settings", "own_identity", "sources"]
+__all__ = ["compare", "compare_data", "compare_settings", "differing", "own_identity", "sources"]
 
 _ALWAYS = ("stsbp", "stsbp_spec", "stsbp_cpu")
 _SUFFIXES = {".py", ".cu", ".cuh", ".h", ".hpp", ".cpp"}
@@ -74,12 +74,27 @@ def _differs(member: Member, name: str, its: Any, other: str, own: Any) -> str:
             f"{member} has different {name} from {other} (SHA-256 {its[:12]} and {own[:12]}): install "
             "the same version everywhere"
         )
-    if name == "data":
-        return (
-            f"{member} has different data from {other} (their number, labels or content differ): give "
-            "all of them the same data set, --data-dir and files"
-        )
     return f"{member}: the {name} is {its}, but that of {other} is {own}: install the same version everywhere"
+
+
+def differing(known: Mapping[str, str], found: Mapping[str, str]) -> str:
+    """The names of what differs between two descriptions of data (`stsbp.training.build.Data.contents`)."""
+    return ", ".join(name for name in dict.fromkeys((*known, *found)) if known.get(name) != found.get(name))
+
+
+def compare_data(members: Sequence[Member], contents: Sequence[Mapping[str, str]]) -> None:
+    """Compare the data of all processes.
+
+    Raises:
+        ConfigError: there is a difference. The message names the processes that differ from rank 0, and what differs.
+    """
+    lines = [
+        f"{member} has different data from rank 0: other {differing(contents[0], its)}"
+        for member, its in zip(members, contents, strict=True)
+        if its != contents[0]
+    ]
+    if lines:
+        raise ConfigError("\n".join((*lines, "give all processes the same data set, --data-dir and files")))
 
 
 def compare_settings(members: Sequence[Member], asked: Sequence[Mapping[str, Any]]) -> None:

@@ -84,9 +84,18 @@ class Started:
         return "\n".join(self._lines)
 
     def send_signal(self, number: int) -> None:
-        """Pass a signal on."""
+        """Pass a signal on. A stopped process is continued, because it would not receive the signal."""
         with contextlib.suppress(OSError):
             self.process.send_signal(number)
+            if hasattr(signal, "SIGCONT"):
+                self.process.send_signal(signal.SIGCONT)
+
+    def was_stopped(self) -> bool:
+        """Whether a signal such as SIGSTOP has stopped the process since the last call."""
+        # Systems without `waitid` do not tell.
+        with contextlib.suppress(AttributeError, ChildProcessError):
+            return os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOHANG) is not None
+        return False
 
 
 class _Child(Started):

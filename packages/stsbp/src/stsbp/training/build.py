@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -28,14 +29,16 @@ from stsbp_spec.ranges import Flush, flushes_of
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.trainer import Trainer
 from stsbp_spec.typing import AnyArray, Coding, Float64, Int64, Shape, UInt8
+from stsbp_spec.values import listed, shown
 
 from stsbp.config import OF_NEURONS, OWN, RECORDING_SETTINGS, RunConfig
 from stsbp.datasets import Dataset, Split, hold_out, load
-from stsbp.datasets.base import ProgressCallback, SequenceLabels, lengths_of
+from stsbp.datasets.base import ProgressCallback, SequenceLabels, content_of, lengths_of
 from stsbp.datasets.registry import info_of, known_infos, named_path
 from stsbp.errors import ConfigError, DataError
 from stsbp.processes.group import Group
-from stsbp.records import InputsRecord
+from stsbp.processes.identity import differing
+from stsbp.records import InputsRecord, Progress, Trained
 from stsbp.training.augment import Augmentation
 from stsbp.training.metrics import LabelDistances, ReadoutDistances
 
@@ -146,8 +149,45 @@ class Data:
         named = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: split for name, split in named.items() if split is not None and len(split)}
 
+    @cached_property
+    def contents(self) -> dict[str, str]:
+        """All that training depends on, by name, each as a short text or a SHA-256. It names what differs.
+
+        It covers shape and coding of the inputs, names and order of the classes, and of each split the number and order
+        of the samples, their inputs, labels, lengths and target rasters.
+        """
+        dataset = self.dataset
+        found = {
+            "shape of the inputs": "x".join(map(str, dataset.input_shape)),
+            "coding of the inputs": dataset.coding,
+            "classes": hashlib.sha256(repr(dataset.classes).encode()).hexdigest(),
+            "number of target trains": str(dataset.neurons),
+        }
+        for name, split in self.splits().items():
+            samples = f"of the {name} samples"
+            found[f"number {samples}"] = str(len(split))
+            found[f"labels {samples}"] = hashlib.sha256(split.labels.astype("<i8").tobytes()).hexdigest()
+            if (lengths := lengths_of(split)) is not None:
+                found[f"lengths {samples}"] = hashlib.sha256(lengths.astype("<i8").tobytes()).hexdigest()
+            found[f"inputs {samples}"] = content_of(split)
+            if self.inputs.sequences:
+                found[f"targets {samples}"] = _digest_of_targets(split)
+        return found
+
+    def unlike(self, saved: Progress | Trained) -> str:
+        """The names of what differs from the data of a checkpoint; empty if nothing does.
+
+        A checkpoint of an earlier version has no `contents`. Its `fingerprint` of some samples is compared.
+        """
+        if saved.contents:
+            return differing(saved.contents, self.contents)
+        return "" if saved.data == self.fingerprint() else "number, labels or inputs of the samples"
+
     def fingerprint(self) -> str:
-        """SHA-256 of labels (or target rasters), lengths and some samples of each split. It differs for other data."""
+        """SHA-256 of labels (or target rasters), lengths and some samples of each split, which earlier versions read.
+
+        `contents` covers all samples.
+        """
         digest = hashlib.sha256(repr((self.dataset.input_shape, self.dataset.classes)).encode())
         for name, split in self.splits().items():
             digest.update(f"{name} {len(split)}".encode())
@@ -157,8 +197,8 @@ class Data:
             some = np.unique(np.linspace(0, len(split) - 1, min(16, len(split))).astype(np.int64))
             digest.update(split.inputs(some).tobytes())
             if self.inputs.sequences:
-                for first in range(0, len(split), 64):
-                    digest.update(_targets(split, np.arange(first, min(first + 64, len(split)))).tobytes())
+                for targets in _all_targets(split):
+                    digest.update(targets.tobytes())
         return digest.hexdigest()
 
 
@@ -304,7 +344,7 @@ def cut_validation(dataset: Dataset, config: RunConfig) -> Data:
         DataError: there are too few training samples, or they are also the test samples.
     """
     if config.validation == 0:
-        return Data(dataset, dataset.train, None, dataset.test)
+        return _noted(Data(dataset, dataset.train, None, dataset.test))
     if has_test_of_training(config.dataset):
         raise DataError(f"the test samples of {dataset.name} are its training samples: leave --validation out")
     train, validation = hold_out(
@@ -314,7 +354,28 @@ def cut_validation(dataset: Dataset, config: RunConfig) -> Data:
         substream=_VALIDATION_SUBSTREAM,
         option="validation",
     )
-    return Data(dataset, train, validation, dataset.test)
+    return _noted(Data(dataset, train, validation, dataset.test))
+
+
+def _noted(data: Data) -> Data:
+    """Data with notes on accuracies that say nothing: there is only one class, or classes have no training samples."""
+    classes, notes = data.dataset.classes, list[str]()
+    if len(classes) == 1:
+        notes.append(
+            f"{data.dataset.name} has only the class {shown(classes[0])}, so every accuracy is 100 % and says nothing; "
+            "check its labels, or that its folder contains the folders of all classes"
+        )
+    trained = set(np.unique(data.train.labels).tolist()) if classes else set()
+    for what, split in (("validation", data.validation), ("test", data.test)):
+        labels = np.unique(split.labels).tolist() if split is not None and classes else []
+        if missing := [label for label in labels if label not in trained]:
+            assert split is not None
+            many = int(np.isin(split.labels, missing).sum())
+            notes.append(
+                f"{many} of the {len(split)} {what} samples are of classes without training samples, which the network "
+                f"cannot know: {listed(shown(classes[label]) for label in missing)}"
+            )
+    return dataclasses.replace(data, dataset=dataclasses.replace(data.dataset, notes=(*data.dataset.notes, *notes)))
 
 
 def has_test_of_training(name: str) -> bool:
@@ -571,6 +632,19 @@ def padded(batch: Batch[packed.Inputs]) -> float:
 def of_part(indices: Int64, part: Part) -> Int64:
     """The indices `[B]` of a batch's samples that are in a part of it. For an empty part, the first, to be silenced."""
     return indices[part.first : part.end] if part.count else indices[:1]
+
+
+def _all_targets(split: Split) -> Iterator[UInt8]:
+    """Target trains of all samples, some at a time."""
+    for first in range(0, len(split), 64):
+        yield _targets(split, np.arange(first, min(first + 64, len(split))))
+
+
+def _digest_of_targets(split: Split) -> str:
+    digest = hashlib.sha256()
+    for targets in _all_targets(split):
+        digest.update(repr(targets.shape).encode() + targets.tobytes())
+    return digest.hexdigest()
 
 
 def _targets(split: Split, indices: Int64) -> UInt8:

@@ -11,15 +11,18 @@ therefore have the same bits on every backend.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
+from stsbp_spec.checks import check_weights
 from stsbp_spec.encoders.packed import Inputs
+from stsbp_spec.errors import NumericError
 from stsbp_spec.foreign import calling
+from stsbp_spec.grid import check_largest
 from stsbp_spec.init import initial_weights
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.random import Stream, permutation
-from stsbp_spec.typing import Float32, Int64, Shape
+from stsbp_spec.typing import AnyArray, Float32, Int64, Shape
 
 from stsbp.config import OWN, RunConfig, split_start, to_toml
 from stsbp.datasets import Split
@@ -29,7 +32,7 @@ from stsbp.training.build import Task, build_neuron
 from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.run_folder import RunFolder
 
-__all__ = ["GAINS", "borrowed_weights", "first_weights", "pinned", "scaled_to_rate"]
+__all__ = ["GAINS", "borrowed_weights", "check_trainable", "first_weights", "pinned", "scaled_to_rate"]
 
 GAINS = tuple(2.0**octave * (1 + quarter / 4) for octave in range(6) for quarter in range(4))
 """Possible factors of the weights of a layer: 1 to 56, four per octave."""
@@ -94,7 +97,8 @@ def borrowed_weights(network: NetworkSpec, config: RunConfig) -> dict[str, Float
     """The weights of the run in `init_from`, layer by layer.
 
     Raises:
-        CheckpointError: they cannot be read, or their layers have other names or shapes than those of `network`.
+        CheckpointError: they cannot be read, their layers have other names or shapes than those of `network`, or a
+            value is one with which no training begins.
     """
     saved = _start(config)
     prefix = "weight/"
@@ -111,7 +115,24 @@ def borrowed_weights(network: NetworkSpec, config: RunConfig) -> dict[str, Float
             f"the weights of {config.init_from} do not fit the network {network}; layers that differ:\n"
             + "\n".join(problems)
         )
-    return {name.removeprefix(prefix): np.array(saved.tensors[name], np.float32) for name in own}
+    weights = {name.removeprefix(prefix): np.array(saved.tensors[name], np.float32) for name in own}
+    try:
+        check_trainable(network, weights)
+    except NumericError as error:
+        raise CheckpointError(f"a run cannot start with the weights of {config.init_from}: {error}") from error
+    return weights
+
+
+def check_trainable(network: NetworkSpec, weights: Mapping[str, AnyArray]) -> None:
+    """Check that the first update will accept these weights, by name.
+
+    Raises:
+        ShapeError: names or shapes are not those of the network.
+        NumericError: a weight is not finite or too large for its grid, or a learned parameter is outside its range.
+    """
+    check_weights(network, dict(weights))
+    for projection in network.graph.projections:
+        check_largest(float(np.max(np.abs(weights[projection.parameter]), initial=0)), projection.name)
 
 
 def _shape(shape: Shape | None) -> str:

@@ -28,8 +28,9 @@ from stsbp_spec.trainer import StepResult, TrainState
 from stsbp_spec.typing import AnyArray, Float32, Int64
 
 from stsbp import records
+from stsbp.config import RunConfig
 from stsbp.errors import CheckpointError
-from stsbp.interrupts import PATIENCE, handled_by
+from stsbp.interrupts import PATIENCE, WATCH, handled_by
 from stsbp.processes.group import Group
 from stsbp.threads import thread_count
 from stsbp.training import checkpoint
@@ -37,7 +38,7 @@ from stsbp.training.augment import augment
 from stsbp.training.build import Data, Task, of_part, padded, updates_per_epoch
 from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.evaluate import Evaluation, evaluate
-from stsbp.training.initial import first_weights
+from stsbp.training.initial import check_trainable, first_weights
 from stsbp.training.metrics import MetricsFile, Sums, Workload, read_records
 from stsbp.training.prefetch import prefetched
 from stsbp.training.progress import SHOWN, Course, Reporter
@@ -50,7 +51,9 @@ __all__ = [
     "StopRequest",
     "Stopped",
     "begin_with",
+    "check_finite",
     "import_checkpoint",
+    "resumed",
     "stop_on_signals",
     "stop_together",
     "train",
@@ -85,15 +88,45 @@ class Stopped(Exception):
         super().__init__(f"{reason}: stopped" + ("" if step is None else f" after update {step}"))
 
 
+class Abandoned(Stopped):
+    """The first update of a process was interrupted. The last checkpoint is still the state of the run."""
+
+
 class StopRequest:
     """Whether the run must stop after the current update. A signal or the clock can request this.
 
-    `deadline` is a time of `time.monotonic`.
+    `deadline` is a time of `time.monotonic`. `abandons`: whether a signal interrupts the current update.
     """
 
     def __init__(self, deadline: float | None = None) -> None:
         self.signal_number: int | None = None
         self.deadline = deadline
+        self.abandons = False
+
+    @contextlib.contextmanager
+    def abandoning(self, allowed: bool) -> Iterator[None]:
+        """Let the first signal interrupt the first update of a process, in which backends compile.
+
+        `allowed`: whether the last checkpoint is the state before this update, so that nothing is lost.
+
+        Raises:
+            Abandoned: a signal interrupted it.
+        """
+        if not allowed:
+            yield
+            return
+        needed, WATCH.needed, self.abandons = WATCH.needed, 1, True
+        try:
+            if self.asked(clock=False) > 0:
+                raise KeyboardInterrupt
+            yield
+        except BaseException:
+            # Libraries may replace the error of an interrupt.
+            if (asked := self.asked(clock=False)) > 0:
+                raise Abandoned(signal.Signals(asked).name, 128 + asked) from None
+            raise
+        finally:
+            WATCH.needed, self.abandons = needed, False
 
     def asked(self, *, clock: bool = True) -> int:
         """The signal that requests a stop; `-TIME_IS_UP` for the clock; 0: no stop is requested.
@@ -135,6 +168,8 @@ def stop_on_signals(deadline: float | None = None) -> Iterator[StopRequest]:
         heard.append(now)
         if len(heard) == 1:
             request.signal_number = number
+            if request.abandons:
+                raise KeyboardInterrupt
         elif len(heard) == 2:
             raise KeyboardInterrupt
         else:
@@ -215,7 +250,6 @@ class _Loop:
         self.task, self.data, self.folder, self.reporter, self.stop = task, data, folder, reporter, stop
         self.config = task.config
         self.batches = updates_per_epoch(self.config, len(data.train))
-        self.fingerprint = data.fingerprint()
         self.has_test = "test" in data.splits()
         self.warned: set[tuple[str, str]] = set()
         self.bits = {each.name: each.synapse.weight_bits for each in task.network.graph.projections}
@@ -242,19 +276,13 @@ class _Loop:
             self.state = self.task.trainer.init(first)
             self.tell_start(0)
             return 0, 0
-        folder, saved = self.folder, checkpoint.progress_of(resume, self.folder.path)
-        if not checkpoint.is_of(self.config, resume.info):
-            raise CheckpointError(
-                f"{folder.config} was changed after {folder.path / 'last.json'} was written; put the settings "
-                "back, or begin a new run with --config"
+        folder = self.folder
+        saved, self.state = resumed(self.config, self.task, self.data, resume, folder)
+        if not saved.contents:
+            self.reporter.warn(
+                f"{folder.path} was begun by an earlier version, which kept a digest of 16 samples of each split. "
+                "These samples are the same, but the others may differ. From here on, all samples are compared"
             )
-        if saved.data != self.fingerprint:
-            raise CheckpointError(
-                f"the data are not those that the run in {folder.path} was begun with (their number, labels or "
-                "content differ); give the same --data-dir, or begin a new run"
-            )
-        self.state = import_checkpoint(self.task, resume, folder)
-        self.check_position(saved)
         if saved.epoch < self.config.epochs:
             self.tell_changes(saved)
         self.next = _Position(
@@ -298,27 +326,6 @@ class _Loop:
         if self.board is not None:
             self.board.write(line)
 
-    def check_position(self, saved: records.Progress) -> None:
-        """Raise `CheckpointError` if the parts of a checkpoint contradict each other or the run."""
-        size, samples = self.config.batch_size, len(self.data.train)
-        consistent = (
-            saved.epoch <= self.config.epochs
-            and saved.batch <= (self.batches if saved.epoch < self.config.epochs else 0)
-            and saved.step == saved.epoch * self.batches + saved.batch
-            and saved.sums.batches == saved.batch
-            and saved.sums.samples == min(saved.batch * size, samples)
-            and saved.window.batches == saved.step % self.config.log_every
-            and saved.window.batches <= saved.window.samples <= saved.window.batches * size
-            and all(set(sums.sequence) in (set(), _SEQUENCE_SUMS) for sums in (saved.sums, saved.window))
-            and (saved.best is None) == (saved.epoch == 0)
-        )
-        if not consistent:
-            raise CheckpointError(
-                f"{self.folder.path / 'last.json'} is damaged: update {saved.step}, epoch {saved.epoch}, batch "
-                f"{saved.batch}, sums and best do not fit together. Copy the run folder again if it is a copy; "
-                "otherwise train anew with --overwrite"
-            )
-
     def tell_changes(self, saved: records.Progress) -> None:
         """Print why a resumed run may not end with the same bits as an uninterrupted one."""
         if self.config.precision == "reproducible" and saved.contract != CONTRACT_VERSION:
@@ -349,7 +356,8 @@ class _Loop:
             try:
                 return self.epochs()
             except Stopped as stopped:
-                self.save()
+                if not isinstance(stopped, Abandoned):
+                    self.save()
                 raise Stopped(stopped.reason, stopped.exit_code, self.step) from None
             except NumericError as error:
                 what = str(error).removeprefix(f"step {self.step}: ")
@@ -402,7 +410,7 @@ class _Loop:
         group = self.task.group
         group.beat(f"update {self.step + 1}")
         waited = group.waited
-        with group.stepping():
+        with group.stepping(), self.stop.abandoning(self.step == self.begun and group.size == 1):
             self.state, result = self.task.trainer.step(self.state, batch)
         score = self.task.score(result.spikes, batch.targets, labels, lengths=batch.lengths)
         loss = math.fsum(score.losses) / len(labels)
@@ -505,7 +513,7 @@ class _Loop:
         checkpoint.save(
             self.folder.files,
             "best",
-            self.task.trainer.export_state(self.state),
+            self.exported(),
             {"epoch": epoch, "best": candidate, **self.identity()},
             step=self.step,
         )
@@ -552,7 +560,8 @@ class _Loop:
         return {
             "config": self.config.digest(),
             "epochs": self.config.epochs,
-            "data": self.fingerprint,
+            "data": self.data.fingerprint(),
+            "contents": self.data.contents,
             "samples": len(self.data.train),
             "network": self.task.network.notation,
             "inputs": self.task.inputs.to_json(),
@@ -562,6 +571,22 @@ class _Loop:
             "processes": self.task.group.size,
         }
 
+    def exported(self) -> dict[str, AnyArray]:
+        """The state to save, which `import_checkpoint` accepts.
+
+        Raises:
+            NumericError: a value is not finite: a second moment overflows in silence.
+        """
+        tensors = self.task.trainer.export_state(self.state)
+        try:
+            check_finite(tensors)
+        except NumericError as error:
+            raise NumericError(
+                f"the state after update {self.step} is not saved, because {error}; lower the learning rate or clip "
+                "gradients"
+            ) from error
+        return tensors
+
     def save(self) -> None:
         position = self.next
         self.task.group.beat("saving metrics")
@@ -570,7 +595,7 @@ class _Loop:
         checkpoint.save(
             self.folder.files,
             "last",
-            self.task.trainer.export_state(self.state),
+            self.exported(),
             {
                 "epoch": position.epoch,
                 "batch": position.batch,
@@ -646,6 +671,58 @@ def _first(asked: AnyArray) -> int:
     return next((int(each) for each in asked if each), 0)
 
 
+def resumed(
+    config: RunConfig, task: Task, data: Data, saved: Checkpoint, folder: RunFolder
+) -> tuple[records.Progress, TrainState]:
+    """Position and state of the checkpoint from which a run continues. Nothing is written.
+
+    Args:
+        config: the settings in the run's folder.
+        task, data: network and samples of the run.
+        saved: the checkpoint `last` of the run in `folder`.
+
+    Raises:
+        CheckpointError: the checkpoint was made with other settings or data, or is damaged.
+    """
+    progress = checkpoint.progress_of(saved, folder.path)
+    if not checkpoint.is_of(config, saved.info):
+        raise CheckpointError(
+            f"{folder.config} was changed after {folder.path / 'last.json'} was written; put the settings "
+            "back, or begin a new run with --config"
+        )
+    if differs := data.unlike(progress):
+        raise CheckpointError(
+            f"the data are not those that the run in {folder.path} was begun with; different: {differs}. Give the "
+            f"same --data-dir. To train on other data, begin a new run; --init-from {folder.path} gives it these "
+            "weights"
+        )
+    state = import_checkpoint(task, saved, folder)
+    _check_position(config, progress, len(data.train), folder)
+    return progress, state
+
+
+def _check_position(config: RunConfig, saved: records.Progress, samples: int, folder: RunFolder) -> None:
+    """Raise `CheckpointError` if the parts of a checkpoint contradict each other or the run."""
+    size, batches = config.batch_size, updates_per_epoch(config, samples)
+    consistent = (
+        saved.epoch <= config.epochs
+        and saved.batch <= (batches if saved.epoch < config.epochs else 0)
+        and saved.step == saved.epoch * batches + saved.batch
+        and saved.sums.batches == saved.batch
+        and saved.sums.samples == min(saved.batch * size, samples)
+        and saved.window.batches == saved.step % config.log_every
+        and saved.window.batches <= saved.window.samples <= saved.window.batches * size
+        and all(set(sums.sequence) in (set(), _SEQUENCE_SUMS) for sums in (saved.sums, saved.window))
+        and (saved.best is None) == (saved.epoch == 0)
+    )
+    if not consistent:
+        raise CheckpointError(
+            f"{folder.path / 'last.json'} is damaged: update {saved.step}, epoch {saved.epoch}, batch "
+            f"{saved.batch}, sums and best do not fit together. Copy the run folder again if it is a copy; "
+            "otherwise train anew with --overwrite"
+        )
+
+
 class _Follower(_Loop):
     """The loop in a process that is not rank 0. It computes the same, but writes nothing."""
 
@@ -674,6 +751,13 @@ class _Follower(_Loop):
         pass
 
 
+def check_finite(tensors: Mapping[str, AnyArray]) -> None:
+    """Raise `NumericError` if a tensor of a checkpoint has a value that is not finite."""
+    for name, x in tensors.items():
+        if not np.isfinite(x).all():
+            raise NumericError(f"its tensor {name} has values that are not finite")
+
+
 def import_checkpoint(task: Task, saved: Checkpoint, folder: RunFolder) -> TrainState:
     """The state of a checkpoint on the task's backend.
 
@@ -684,10 +768,10 @@ def import_checkpoint(task: Task, saved: Checkpoint, folder: RunFolder) -> Train
         step = saved.tensors["step"]
         if step.shape != () or step.dtype != np.int64 or int(step) != saved.info["step"]:
             raise ShapeError(f"its tensor step must be one int64, {saved.info['step']}")
-        for name, x in saved.tensors.items():
-            # Second moments may have overflowed. The trainer checks them.
-            if not name.startswith("adamw.v/") and not np.isfinite(x).all():
-                raise ShapeError(f"its tensor {name} has values that are not finite")
+        check_finite(saved.tensors)
+        prefix = "weight/"
+        weights = {name.removeprefix(prefix): x for name, x in saved.tensors.items() if name.startswith(prefix)}
+        check_trainable(task.network, weights)
         return task.trainer.import_state(saved.tensors)
     except (ShapeError, NumericError, KeyError) as error:
         raise CheckpointError(

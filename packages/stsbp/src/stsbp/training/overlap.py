@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator
 
@@ -18,7 +19,7 @@ from stsbp.training.progress import Reporter
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import Trained, load_trained
 
-__all__ = ["check_on_other", "contents", "warn_of_borrowed_tests", "warn_of_seen", "warn_of_trained_tests"]
+__all__ = ["check_on_other", "contents", "names_on", "warn_of_borrowed_tests", "warn_of_seen", "warn_of_trained_tests"]
 
 _BLOCK = 256
 _SAMPLES = (
@@ -40,6 +41,25 @@ def check_on_other(config: RunConfig, name: str, data_dir: str | None, run: str 
     if named_path(name) is not None:
         others = f". To test it on other data of that kind, give their path: --on {name.partition(':')[0]}:PATH"
     raise ConfigError(f"{run} was trained on {name}; leave --on out to test it on samples that it has not seen{others}")
+
+
+@contextlib.contextmanager
+def names_on(config: RunConfig, data_dir: str | None) -> Iterator[None]:
+    """Add to an error about the data in the folder of `--data-dir` how to test the run on data that are not its own."""
+    try:
+        yield
+    except (DataError, ConfigError) as error:
+        named = named_path(config.dataset)
+        if data_dir is None or (named is None and not info_of(config.dataset).needs_data_dir):
+            raise
+        if named is None:
+            instead = f"--on {config.dataset} --data-dir {data_dir}"
+        else:
+            instead = f"--on {named[0]}{data_dir} instead of --data-dir"
+        raise type(error)(
+            f"{error}\n--data-dir says where the data of the run are now. To test the run on other data of that kind, "
+            f"give {instead}"
+        ) from error
 
 
 def _is_own(config: RunConfig, name: str, data_dir: str | None) -> bool:

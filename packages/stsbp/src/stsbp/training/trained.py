@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 from stsbp_spec.backend import AbstractBackend
-from stsbp_spec.checks import check_inputs, check_lengths
+from stsbp_spec.checks import check_inputs, check_lengths, inputs_as_bytes
 from stsbp_spec.decoders import equally_near, nearest_sequence, spike_count
 from stsbp_spec.errors import ShapeError
+from stsbp_spec.grid import CONTRACT_VERSION
 from stsbp_spec.lengths import without_padding
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import NetworkSpec
@@ -18,6 +21,7 @@ from stsbp_spec.stream import Stream
 from stsbp_spec.trainer import TrainState
 from stsbp_spec.typing import AnyArray, Float32, Float64, Int64, UInt8
 
+from stsbp import records
 from stsbp.config import RunConfig
 from stsbp.datasets import Dataset, Split
 from stsbp.errors import CheckpointError, ConfigError
@@ -146,6 +150,7 @@ class Trained:
         Raises:
             ShapeError: the inputs do not fit the network. The message states what the network reads.
         """
+        inputs = inputs_as_bytes(self.network, inputs)
         samples, steps = check_inputs(self.network, inputs, self.settings.steps), self.settings.steps
         check_lengths(lengths, samples, steps)
         axis = 1 if self.network.coding == "events" else 0
@@ -207,10 +212,10 @@ class Trained:
             raise ConfigError(
                 f"the data are {data.inputs}, but the run was trained on {self.task.inputs}; give the same --data-dir"
             )
-        if data.fingerprint() != self.info["data"]:
+        if differs := data.unlike(records.read(records.Trained, self.info)):
             raise ConfigError(
-                "the data are not those that the run was trained on (number, labels or content differ): samples "
-                f"of its {split} split may have been trained on; give the same --data-dir"
+                f"the data are not those that the run was trained on; different: {differs}. Samples of its {split} "
+                "split may have been trained on; give the same --data-dir"
             )
         return data.splits()[split]
 
@@ -228,8 +233,16 @@ class Trained:
         return dataset.test
 
 
-def load_trained(folder: RunFolder, name: str, backend: AbstractBackend, group: Group | None = None) -> Trained:
+def load_trained(
+    folder: RunFolder,
+    name: str,
+    backend: AbstractBackend,
+    group: Group | None = None,
+    warn: Callable[[str], object] = partial(warnings.warn, stacklevel=3),
+) -> Trained:
     """Read the checkpoint `name` (`last` or `best`) of a run for a backend, whichever backend wrote it.
+
+    `warn` receives a warning if a later version of the exact-arithmetic contract wrote it.
 
     Raises:
         CheckpointError: there is no such run, or the checkpoint is damaged or does not fit the settings.
@@ -239,6 +252,12 @@ def load_trained(folder: RunFolder, name: str, backend: AbstractBackend, group: 
     if not checkpoint.is_of(config, saved.info):
         raise CheckpointError(f"{folder.config} is not what the checkpoint {name!r} was trained with; put it back")
     found = checkpoint.trained_of(saved, folder.path, name)
+    if found.contract > CONTRACT_VERSION and (group is None or group.leads):
+        warn(
+            f"{folder.path} was trained under version {found.contract} of the exact-arithmetic contract, but this "
+            f"stsbp computes under version {CONTRACT_VERSION}, so spikes may differ from those of the training. Update "
+            "stsbp (docs/exactness.md)"
+        )
     # Older checkpoints lack the number of training samples. The updates of finished epochs then give the schedule.
     samples = found.samples or (found.step - found.batch) // max(1, found.epoch) * config.batch_size
     task = build_task(config, Inputs.of_record(found.inputs), backend, max(1, samples), group)

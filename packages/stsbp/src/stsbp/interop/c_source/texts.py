@@ -26,16 +26,31 @@ _IN_A_ROW = 16
 """Numbers per row of a table."""
 
 
-_HEADERS = frozenset(
-    {
-        *("assert", "complex", "ctype", "errno", "fenv", "float", "inttypes", "iso646", "limits", "locale", "math"),
-        *("setjmp", "signal", "stdalign", "stdarg", "stdatomic", "stdbit", "stdbool", "stdckdint", "stddef", "stdint"),
-        *("stdio", "stdlib", "stdnoreturn", "string", "tgmath", "threads", "time", "uchar", "wchar", "wctype"),
-        *("dirent", "dlfcn", "fcntl", "glob", "grp", "netdb", "poll", "pthread", "pwd", "sched", "search", "semaphore"),
-        *("spawn", "tar", "termios", "unistd", "utime"),
-    }
-)
-"""Headers of the C library and of POSIX."""
+_NAMES = """
+    aio aliases alloca ansi ar argp argz assert byteswap complex conio cpio crypt ctype direct dirent dlfcn elf endian
+    envlock envz err errno error execinfo fastmath fcntl features fenv float fmtmsg fnmatch fstab fts ftw gconv getopt
+    glob grp gshadow iconv ieee754 ieeefp ifaddrs inttypes io iso646 langinfo lastlog libgen libintl limits link linux
+    locale malloc math mcheck memory mntent monetary mqueue ndbm netdb newlib nl_types nss obstack paths poll printf
+    proc_service process pthread pty pwd re_comp reent regdef regex regexp resolv sched search semaphore setjmp sgtty
+    shadow share signal spawn stab stdalign stdarg stdatomic stdbit stdbool stdckdint stddef stdfix stdint stdio
+    stdio_ext stdlib stdnoreturn string strings stropts syscall sysexits syslimits syslog tar tchar term termio termios
+    tgmath thread_db threads time trace ttyent uchar ucontext ulimit unctrl unistd unwind utime utmp utmpx values
+    varargs wait wchar wctype winsock windows wordexp xlocale
+
+    backtrace cet corecrt cpuid crtdbg crtdefs gcov intrin mm3dnow mm_malloc omp openacc quadmath sal vadefs
+    arm_acle arm_cde arm_cmse arm_fp16 arm_mve arm_neon arm_sve riscv_vector
+
+
+    aux con nul prn com1 com2 com3 com4 com5 com6 com7 com8 com9 lpt1 lpt2 lpt3 lpt4 lpt5 lpt6 lpt7 lpt8 lpt9
+"""
+_TAKEN = frozenset(_NAMES.split())
+"""Headers of C libraries and POSIX, headers of compilers, words of C, and names that files cannot have on Windows."""
+
+
+def _is_taken(name: str) -> bool:
+    """Whether a C compiler or its library may have a header or a function of this name."""
+    # Compilers name their headers for vector instructions so: immintrin, avx2intrin, arm_neon.
+    return name in _TAKEN or bool(re.match(r"(?:is|to|mem|str|wcs)[a-z]|.*intrin$", name))
 
 
 def identifier(text: str) -> str:
@@ -43,7 +58,7 @@ def identifier(text: str) -> str:
     plain = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:_LONGEST_STEM].strip("_")
     # The standard library reserves names that begin with these prefixes and a letter.
     # A header with such a name would be mistaken for the library's own.
-    if not plain or plain[0].isdigit() or plain in _HEADERS or re.match(r"(?:is|to|mem|str|wcs)[a-z]", plain):
+    if not plain or plain[0].isdigit() or _is_taken(plain):
         plain = f"net_{plain}"[:_LONGEST_STEM].strip("_")
     return plain
 
