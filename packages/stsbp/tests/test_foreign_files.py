@@ -259,11 +259,11 @@ class TestData:
     def test_packed_sequences_that_are_larger_than_memory(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("stsbp.datasets.npz._MOST", 10**6)
+        monkeypatch.setenv("STSBP_FILE_BUDGET", "0.001")
         path = tmp_path / "bomb.npz"
         np.savez_compressed(path, inputs=np.zeros((10, 100, 1000), np.uint8), targets=np.zeros((10, 100, 1), np.uint8))
         assert path.stat().st_size < 10**5
-        with pytest.raises(DataError, match="more than the 1,000,000 that are read"):
+        with pytest.raises(DataError, match=r"more than the 1.02 MiB allowed for [\d,]+ bytes of files.*--file-budget"):
             load("sequences", data_dir=path, steps=100)
 
     def test_shape_of_truth_values(self, tmp_path: Path, run: Path, stsbp: Stsbp, refused: Callable[..., None]) -> None:
