@@ -278,9 +278,12 @@ def mutation(session: nox.Session) -> None:
 def lines(session: nox.Session) -> None:
     """Record which test executes which lines, for `mutation --nearest` (an hour): -- [PATHS]."""
     install(session, *everything(session), tools=ALL_TEST_TOOLS)
+    session.env["PYTHONPATH"] = str(ROOT / "tools")
+    recorded = ["-p", "nearest", "--lines", "build/lines.json", "--conformance-quick"]
     paths = session.posargs or everything(session)
-    options = ["-p", "nearest", "--lines", "build/lines.json", "--conformance-quick", *devices(session)]
-    session.run("python", "-m", "pytest", *options, *paths, env={"PYTHONPATH": str(ROOT / "tools")})
+    session.run("python", "-m", "pytest", *recorded, *devices(session), *paths)
+    if not session.posargs:
+        of_xla(session, *recorded, "-k", "tier1 or tier2")
 
 
 @nox.session

@@ -296,8 +296,8 @@ class Campaign:
             if code is None:
                 copy.write(mutant.path, original)
                 if not self._ends(copy, stage):
-                    return Result(mutant, "unclear", f"too long without the mutant too: {' '.join(stage)}")
-                return Result(mutant, "timeout", f"more than {self.limit:g} s in {' '.join(stage)}")
+                    return Result(mutant, "unclear", f"too long without the mutant too: {' '.join(stage)[:200]}")
+                return Result(mutant, "timeout", f"more than {self.limit:g} s in {' '.join(stage)[:200]}")
             if code in (-signal.SIGINT, -signal.SIGTERM, -signal.SIGKILL):
                 return Result(mutant, "unclear", "the tests were stopped from outside")
             failed = [found[1] for found in _FAILED.finditer(output)]

@@ -28,6 +28,7 @@ def _module(name: str) -> ModuleType:
 
 
 mutants = _module("mutants")
+_module("nearest")
 mutation = _module("mutation")
 
 PYTHON = '''
@@ -237,3 +238,33 @@ def test_every_rule_names_a_line_that_exists() -> None:
         texts = [path.read_text(encoding="utf-8") for path in mutation.ROOT.glob(rule["file"])]
         lines = {mutants.collapsed(line) for text in texts for line in text.splitlines()}
         assert mutants.collapsed(rule["line"]) in lines, f"{rule['file']} has no line {rule['line']!r}"
+
+
+@pytest.mark.parametrize("warm", [False, WARM])
+def test_tests_that_execute_the_line_come_before_the_other_runs(repository: Path, tmp_path: Path, warm: bool) -> None:
+    path = "packages/stsbp/src/one.py"
+    (repository / "test_more.py").write_text("import one\n\n\ndef test_size():\n    assert one.size([1]) == 1\n")
+    rules = mutation.Rules(
+        {}, [{"file": "*", "stages": [["test_one.py"]]}], [], [], [], recorded=["-p", "no:cacheprovider"]
+    )
+    lines = sys.modules["nearest"].Lines()
+    lines.add("test_more.py::test_size", 0.1, [(path, "return len(x) + 0 * len(x)")])
+    lines.add("test_more.py::test_gone", 0.1, [(path, "return x if x > y else y")])
+    campaign = mutation.Campaign(
+        rules,
+        tmp_path / "copies",
+        jobs=1,
+        limit=60,
+        stages=0,
+        warm=warm,
+        lines=lines,
+        nearest=1,
+        caches=tmp_path / "kept",
+    )
+    found = {m.change: m for m in mutants.mutants_of(path, SOURCE)}
+    results = {change: campaign.attempt(found[change], 1) for change in ("+ -> -", "0 -> 1", "> -> >=")}
+    campaign.close()
+    assert [(r.status, r.by) for r in results.values()] == [
+        ("open", "test_one.py"), ("killed", "test_more.py::test_size"),
+        ("unclear", "no such test without the mutant either: test_more.py::test_gone -p no:cacheprovider"),
+    ]  # fmt: skip

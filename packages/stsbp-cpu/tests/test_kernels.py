@@ -7,6 +7,7 @@ import pytest
 from numba import get_num_threads, set_num_threads
 from stsbp_cpu.sparse import kernels
 from stsbp_cpu.sparse.spikes import NO_MASK, density
+from stsbp_cpu.vectors import LANES
 from stsbp_spec.equations import neuron_equations
 from stsbp_spec.neurons import ALIF, LIF, NeuronModel
 from stsbp_spec.neurons.plif import PLIF
@@ -102,6 +103,18 @@ def test_bits_are_those_of_one_pair_after_the_other(
     assert last is None
     assert not np.isnan(terms).any()
     assert dz.tobytes() == _last(below).tobytes()
+
+
+@pytest.mark.parametrize("channels", [1, 15, 16, 17])
+def test_errors_above_a_pooling_are_spread_over_a_row_and_one_vector(channels: int) -> None:
+    errors = np.random.default_rng(0).standard_normal((3, channels)).astype(np.float32)
+    scaled = np.full(errors.size + 2 * LANES, np.nan, np.float32)
+    above = np.full(2 * errors.size + 2 * LANES, 7, np.float32)
+    row, margin = np.split(above, [2 * errors.size])
+    kernels._unpool(errors.ravel(), 2, channels, scaled[:-LANES], above[:-LANES])
+    assert np.array_equal(row, np.repeat(errors / 4, 2, axis=0).ravel())
+    assert not margin[:LANES].any()
+    assert (margin[LANES:] == 7).all(), "written beyond the array"
 
 
 def test_bands_have_rows_whose_states_fit() -> None:

@@ -22,9 +22,11 @@ import numpy as np
 import pytest
 from stsbp_jax.backend import JaxBackend
 from stsbp_jax.collective import _on_stderr
+from stsbp_jax.random import keep_mask
+from stsbp_jax.sharding import pieces_of_all
 from stsbp_spec import LIF, AbstractBackend, AdamW, Batch, NetworkSpec, VanRossum, initial_weights
 from stsbp_spec import random as spec_random
-from stsbp_spec.collective import Alone, Collective, Rendezvous
+from stsbp_spec.collective import Alone, Collective, Part, Rendezvous
 from stsbp_spec.errors import BackendError, NumericError
 from stsbp_spec.meeting import free_port
 from stsbp_spec.reference.backend import NumpyBackend
@@ -278,11 +280,23 @@ def test_example_of_the_page_runs_in_two_processes() -> None:
 
 @pytest.mark.parametrize("shape", [(3, 2, 5), (3, 7)])
 @pytest.mark.parametrize("first", [0, 1, 2, 2**31 - 1])
-def test_masks_of_some_samples_are_those_of_the_batch(shape: tuple[int, ...], first: int) -> None:
+@pytest.mark.parametrize("device", ["cpu", "cpu:xla"])
+def test_masks_of_some_samples_are_those_of_the_batch(device: str, shape: tuple[int, ...], first: int) -> None:
     mask = spec_random.keep_mask(3, 17, 5, shape, 0.4, first=first)
     for number in (first, jnp.uint32(first)):
-        found = JaxBackend("cpu").dropout_mask(3, 17, 5, shape, 0.4, first=number)
+        found = JaxBackend(device).dropout_mask(3, 17, 5, shape, 0.4, first=number)
         assert np.asarray(found).tobytes() == mask.tobytes()
+        found = keep_mask(jnp.uint32(3), 17, jnp.uint32(5), shape, 0.4, number)
+        assert np.asarray(found).tobytes() == mask.tobytes()
+
+
+def test_pieces_that_a_process_has_no_samples_for_are_empty() -> None:
+    found = pieces_of_all([Part(0, 3, 5), Part(3, 2, 5), Part(5, 0, 5)], 2)
+    assert found == [
+        (Part(0, 2, 5), Part(2, 1, 5)),
+        (Part(3, 2, 5), Part(5, 0, 5)),
+        (Part(5, 0, 5), Part(7, 0, 5)),
+    ]
 
 
 def test_who_finds_nobody_says_where_it_looked() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,8 +16,10 @@ from stsbp_jax.backend import PAIRS, JaxBackend
 from stsbp_spec import LIF, Batch, NetworkSpec, VanRossum, initial_weights
 from stsbp_spec import plan as plans
 from stsbp_spec.neurons import PLIF
+from stsbp_spec.optim.adamw import AdamW
 from stsbp_spec.rules import Deferred
 from stsbp_spec.surrogates import Triangle
+from stsbp_spec.synapses import batchnorm
 from stsbp_spec.typing import AnyArray, Coding, Precision
 
 KERNELS, XLA = JaxBackend("cpu"), JaxBackend("cpu:xla")
@@ -81,6 +83,31 @@ def test_steps_have_the_bits_of_xlas_own_code(name: str, precision: Precision) -
             assert ours.gradients[key].tobytes() == x.tobytes(), key
         else:
             assert np.abs(ours.gradients[key] - x).max() <= 2e-5 * np.abs(x).max(), key
+
+
+X, ROW = np.ones((5, 3, 7), np.float32), np.ones(7, np.float32)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda of: of.adamw(AdamW().scalars(1, np.float32(1)), *map(jnp.asarray, (ROW, ROW, ROW, ROW))),
+        lambda of: of.channelwise(batchnorm.FORWARD, {"z": jnp.asarray(X)}, {"mean": ROW, "a": ROW, "shift": ROW}),
+        lambda of: of.sample_grid(jnp.asarray(X), 20),
+        lambda of: of.error_grid(jnp.asarray(X), 20),
+        lambda of: of.gradient_squares([jnp.asarray(X)]),
+        lambda of: of.spike_count(jnp.asarray(X.astype(np.uint8))),
+    ],
+    ids=["update", "normalised", "grid of a sample", "grid", "squares", "count"],
+)
+def test_only_the_device_cpu_calls_kernels(call: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a kernel was called")
+
+    monkeypatch.setattr(on_cpu, "_call", refused)
+    call(XLA)
+    with pytest.raises(AssertionError, match="a kernel was called"):
+        call(KERNELS)
 
 
 @pytest.mark.parametrize("name", ["pooling and dropout", "recurrent"])

@@ -360,11 +360,12 @@ def test_an_image_is_normalised_once_however_long_its_sample_is(micro_batch: int
 def test_the_factor_of_dropout_is_in_the_statistics_and_in_the_normalised_sums() -> None:
     """Against means and variances of `g z` in float64, and the gradient of the scale against the definition."""
     rate, gain = 0.25, 1 / 0.75
-    network = NetworkSpec.parse("D0.25-6bn{factor=0.5}", input_shape=(9,), outputs=3, neuron=LIF(3, 5 / 3, 0.5))
+    # More samples than inputs: neither number may stand for the other.
+    network = NetworkSpec.parse("D0.25-6bn{factor=0.5}", input_shape=(3,), outputs=3, neuron=LIF(3, 5 / 3, 0.5))
     trainer = NUMPY.trainer(network, VanRossum(), AdamW(), precision="reproducible", seed=3)
     batch, weights = _batch(1, network), initial_weights(network, 2, 3.0)
     state, _ = trainer.step(trainer.init(weights), batch)
-    kept = keep_mask(3, substream(0, 0), 0, (SAMPLES, 9), rate)
+    kept = keep_mask(3, substream(0, 0), 0, (SAMPLES, 3), rate)
     wq, _ = NUMPY.weight_grid(network.blocks[0], weights["linear1"])
     z = ((batch.inputs * kept) @ wq.T).astype(float)
     assert 0 < kept.mean() < 1
