@@ -195,7 +195,7 @@ def test_a_process_without_samples_adds_nothing_where_silence_makes_neurons_fire
             batch = _batch(number, LENGTHS)
             batch = batch._replace(inputs=batch.inputs if coding == "events" else batch.inputs[0])
             part = collective.parts(BATCH)[collective.rank]
-            inputs = of_part(batch.inputs, part, int(coding == "events"))
+            inputs: Any = of_part(batch.inputs, part, int(coding == "events"))
             state, result = trainer.step(state, batch._replace(inputs=inputs))
             results.append(result)
         return trainer.export_state(state), results, trainer.predict(state, inputs, STEPS, BATCH, LENGTHS)
@@ -235,8 +235,8 @@ def test_a_piece_without_samples_changes_nothing(coding: Coding, precision: Prec
         trainer = Trainer(NumpyBackend(), network, VanRossum(), AdamW(), precision, 3, collective=Pieces(*counts))
         state, result = trainer.step(trainer.init(weights), batch)
         found.append((trainer.export_state(state), result.spikes, result.rates, result.zeroed, result.gradient_norm))
-    for state, spikes, *rest in found[1:]:
-        assert all(state[name].tobytes() == x.tobytes() for name, x in found[0][0].items())
+    for exported, spikes, *rest in found[1:]:
+        assert all(exported[name].tobytes() == x.tobytes() for name, x in found[0][0].items())
         assert np.array_equal(spikes, found[0][1])
         assert rest == list(found[0][2:])
 

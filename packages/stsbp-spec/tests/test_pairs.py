@@ -86,7 +86,8 @@ def test_sums_of_elements_are_by_channel_or_of_all() -> None:
     x = np.random.default_rng(1).normal(size=(1, 2, 3, 4)).astype(np.float32)
     for count, axes in ((3, (0, 1, 3)), (1, (0, 1, 2, 3))):
         found = NUMPY.totals(x, count)
-        assert (found.dtype, found.shape) == (np.float64, (count,))
+        assert found.dtype == np.float64
+        assert found.shape == (count,)
         assert found == pytest.approx(x.astype(np.float64).sum(axis=axes).reshape(count), rel=1e-14)
     values = np.array([1, 2, 3], np.float32)
     assert np.array_equal(NUMPY.spread(values, (2, 3, 4)), np.broadcast_to(values[:, None], (1, 2, 3, 4)))
@@ -118,7 +119,7 @@ def test_the_largest_of_several_arrays_is_taken_elementwise() -> None:
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 @pytest.mark.parametrize("shape", [(3, 1, 5), (2, 3, 2, 3, 3), (8,)])
 def test_spikes_are_packed_into_bits_and_come_back(shape: tuple[int, ...], dtype: type) -> None:
-    s = (np.random.default_rng(2).random(shape) < 0.4).astype(dtype)
+    s: AnyArray = (np.random.default_rng(2).random(shape) < 0.4).astype(dtype)
     packed = NUMPY.pack_spikes(s)
     assert packed[0].nbytes == -(-s.size // 8)
     found = NUMPY.unpack_spikes(packed)
@@ -127,7 +128,7 @@ def test_spikes_are_packed_into_bits_and_come_back(shape: tuple[int, ...], dtype
 
 def test_a_backend_of_one_process_says_so() -> None:
     class Lonely(NumpyBackend):
-        join = Pairs.join  # type: ignore[assignment]
+        join = Pairs.join
 
     with pytest.raises(BackendError, match="backend 'numpy' computes in one process only"):
         Lonely().join(Rendezvous(0, 2))

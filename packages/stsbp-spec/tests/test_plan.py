@@ -231,7 +231,7 @@ def test_errors_of_one_reader_are_added_in_the_order_of_its_edges() -> None:
 
     again = forward_pass(backend, network, wq, _inputs(network), STEPS, None)
     (_, first), (_, second) = again.populations()
-    total = sum(backend.shifted(first.spikes, delay) for delay in delays)
+    total: AnyArray = sum((backend.shifted(first.spikes, delay) for delay in delays), np.zeros_like(first.spikes))
     error, _ = back("w2", second, total, _error(), True)
     each = [backend.shifted(error, -delay) for delay in delays]
     in_order, reversed_ = each[0] + each[1] + each[2], each[2] + each[1] + each[0]
@@ -377,11 +377,12 @@ def test_statistics_of_a_chain_are_those_of_its_parts() -> None:
     network = NetworkSpec.parse("D0.2-4C3bn-P2-5bn-3", input_shape=(2, 9, 9), neuron=NEURON)
     targets = (np.random.default_rng(4).random((STEPS, BATCH, 3)) < 0.4).astype(np.uint8)
     states = []
-    for backend in (NumpyBackend(), Fusing(Putting)):
+    fusing = Fusing(Putting)
+    for backend in (NumpyBackend(), fusing):
         trainer = backend.trainer(network, VanRossum(), AdamW(), precision="reproducible")
         state, _ = trainer.step(trainer.init(initial_weights(network, 1)), Batch(_inputs(network.graph), targets))
         states.append(trainer.export_state(state))
-    assert ("dropout1.0", "conv1", "neurons1") in backend.chains
+    assert ("dropout1.0", "conv1", "neurons1") in fusing.chains
     assert {name for name in states[0] if "mean" in name} == {"weight/conv1.mean", "weight/linear2.mean"}
     assert {name: x.tobytes() for name, x in states[1].items()} == {name: x.tobytes() for name, x in states[0].items()}
 

@@ -37,7 +37,7 @@ def _has_gnu_threads() -> bool:
     """Whether threads of numba have been started that forks cannot use."""
     if not parallel._is_initialized or parallel.threading_layer() != "omp":
         return False
-    from numba.np.ufunc import omppool  # type: ignore[attr-defined]
+    from numba.np.ufunc import omppool
 
     return bool(omppool.openmp_vendor == "GNU")
 
