@@ -168,7 +168,10 @@ def steps_of(path: Path) -> int | None:
     Raises:
         DataError: time may be the first axis of the file.
     """
-    path = path / "sequences.npz" if path.is_dir() else path
+    try:
+        path = path / "sequences.npz" if path.is_dir() else path
+    except OSError:  # the name is too long, for example
+        return None
     by_name = shapes(path)
     if len(by_name.get("inputs", ())) < 2:
         return None
