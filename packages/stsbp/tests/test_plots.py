@@ -59,7 +59,7 @@ def test_a_population_is_drawn_with_its_weights_and_branches_beside_each_other()
         ("neurons5", "neurons", 6, 0),
         ("neurons6", "neurons", 7, 0),
     ]
-    assert drawn["neurons2"].text == "conv2\n4C3p1 lif\n4x6x6"
+    assert drawn["neurons2"].text == "conv2\n4C3p1s1 lif\n4x6x6"
     assert drawn["neurons5"].text == "linear5\n8 lif recurrent\n8"
     assert drawn["neurons5"].links == [Link("pool5.1", 3), Link("neurons5")]
     assert drawn["add5.0"].links == [Link("neurons3"), Link("neurons4")]

@@ -31,6 +31,16 @@ GRACE = 5.0
 """Time in seconds in which the program must react to a signal that ends it. After that, it is ended."""
 
 
+def _above_standard_streams(descriptor: int) -> int:
+    """Move a descriptor away from the number of a standard stream, which it has if that stream is closed (`<&-`)."""
+    import fcntl
+
+    try:
+        return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(descriptor)
+
+
 class Watch:
     """A thread that ends the process if it does not react to a signal.
 
@@ -48,7 +58,7 @@ class Watch:
         """Begin to watch, once in each process. Called in its main thread."""
         if self._owner == os.getpid() or not hasattr(os, "register_at_fork"):
             return
-        reader, writer = os.pipe()
+        reader, writer = map(_above_standard_streams, os.pipe())
         for end in (reader, writer):
             os.set_blocking(end, False)
         before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)

@@ -15,7 +15,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from stsbp_spec.kernel_cache import cache_root
 from stsbp_spec.typing import Int64, UInt8
 
 from stsbp import budget, records
-from stsbp.datasets.base import ArraySplit, FrameSplit, Progress, ProgressCallback, Skipped
+from stsbp.datasets.base import ArraySplit, FrameSplit, MappedSamples, Progress, ProgressCallback, Skipped, stamp_of
 from stsbp.errors import DataError, FileError
 from stsbp.files import GIGABYTE, MEGABYTE, atomic_writer, open_regular, read_regular, real, write_atomically
 
@@ -176,51 +175,11 @@ class CacheWriter:
         self._file.write(len(description).to_bytes(8, "little"))
 
 
-class _Mapped(np.memmap[Any, np.dtype[np.uint8]]):
-    """The samples of a cache file, `[n, ...]`, mapped read-only.
-
-    If another program cuts the file, the system ends a process that reads what is missing (SIGBUS); if it writes into
-    the file, the samples are no longer those that were checked. The size and the modification time of the file are
-    therefore checked before every access, which takes microseconds. Reading with `pread` instead would leave no moment
-    between check and access, but takes two to ten times as long for a batch.
-    """
-
-    _path: Path | None = None
-    _file: BinaryIO
-    _stamp: tuple[int, int]
-
-    @classmethod
-    def of(cls, path: Path, file: BinaryIO, shape: tuple[int, ...], stamp: tuple[int, int]) -> _Mapped:
-        """The samples of an open file, which had this `_stamp_of` before they were checked."""
-        mapped = cls(file, mode="r", dtype=np.uint8, offset=len(_MAGIC), shape=shape)
-        assert isinstance(mapped, _Mapped)
-        # The mapping has its own copy of the descriptor, which is not accessible.
-        mapped._path, mapped._file = path, os.fdopen(os.dup(file.fileno()), "rb")
-        mapped._stamp = stamp
-        return mapped
-
-    def __getitem__(self, index: Any) -> Any:
-        # Views have no path.
-        if self._path is not None and (stamp := _stamp_of(self._file)) != self._stamp:
-            what = "cut" if stamp[0] < self._stamp[0] else "changed"
-            raise DataError(
-                f"{self._path}, the cache of decoded samples, was {what} while it was in use. Run the command again, "
-                "which builds it anew; a run in training continues with --resume"
-            )
-        return super().__getitem__(index)
-
-
-def _stamp_of(file: BinaryIO) -> tuple[int, int]:
-    """Size and modification time of an open file. The change time is none of it: a rename over the file changes it."""
-    status = os.fstat(file.fileno())
-    return status.st_size, status.st_mtime_ns
-
-
 def _read(path: Path, key: Mapping[str, Any]) -> Cached | None:
     """The content of a cache file, or None if any part of it does not match."""
     try:
         with open_regular(path, _LARGEST) as file:
-            stamp = _stamp_of(file)
+            stamp = stamp_of(file)
             size = stamp[0]
             file.seek(max(0, size - _TAIL))
             tail = file.read(_TAIL)
@@ -247,7 +206,7 @@ def _read(path: Path, key: Mapping[str, Any]) -> Cached | None:
                 left -= len(piece)
             if left or digest.hexdigest() != description.sha256:
                 return None
-            data = _Mapped.of(path, file, shape, stamp)
+            data = MappedSamples.of(path, file, len(_MAGIC), shape, stamp)
     except (OSError, ValueError):
         return None
     skipped = tuple(Skipped(*pair) for pair in description.skipped)
