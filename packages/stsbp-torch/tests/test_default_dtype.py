@@ -106,12 +106,12 @@ def test_modules_have_the_same_bits_under_another_default_dtype(name: str) -> No
 
     def trained() -> list[torch.Tensor]:
         module = Network(net, seed=2, gain=3.0)
-        spikes, potentials, state = module(inputs, 5 if net.coding == "direct" else None, full=True)
-        value = spike_loss(loss, spikes, targets.float(), psp=net.output_psp)
+        out = module(inputs, 5 if net.coding == "direct" else None, full=True)
+        value = spike_loss(loss, out.spikes, targets.float(), psp=net.output_psp)
         value.backward()  # type: ignore[no-untyped-call]
         gradients = [x.grad for x in module.parameters() if x.grad is not None]
-        arrays = [x for arrays in state.values() for x in arrays]
-        return [spikes, value, *potentials.values(), *gradients, *module.state_dict().values(), *arrays]
+        arrays = [x for arrays in out.state.values() for x in arrays]
+        return [out.spikes, value, *out.potentials.values(), *gradients, *module.state_dict().values(), *arrays]
 
     expected = trained()
     with default_dtype(torch.float64):

@@ -690,7 +690,7 @@ class Sequential(torch.nn.Sequential):
         for place, layer in enumerate(self):
             if isinstance(layer, torch.nn.Dropout):
                 if layer.training and layer.p > 0:
-                    s = s * torch.empty(s.shape, device=s.device).bernoulli_(1 - layer.p)
+                    s = s * torch.empty(s.shape, dtype=torch.float32, device=s.device).bernoulli_(1 - layer.p)
                     passing *= 1 - layer.p
                 continue
             if isinstance(layer, _PLAIN):
