@@ -830,7 +830,7 @@ class Places(Kind):
     )
 
     def make(self, rng: random.Random, world: World) -> Case:
-        special = rng.choice(_SPECIAL) if rng.random() < 0.9 else ""
+        special = rng.choice(_SPECIAL) if rng.random() < 0.7 else ""
         how = {"file": rng.choice(self.files), "special": special, "skip": rng.random() < 0.3}
         return Case(self.name, how=how)
 
