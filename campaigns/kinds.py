@@ -908,15 +908,7 @@ class Checkpoints(Kind):
         return {f"{folder}/{file}": data, f"{folder}/{which}.json": encoded}
 
     def read(self, case: Case, world: World) -> None:
-        run = case.how["run"]
-        copy = world.beside / "runs" / run
-        if not copy.exists():
-            shutil.copytree(world.root / "work/runs" / run, copy)
-        paths = {copy / Path(name).name: content for name, content in case.files.items()}
-        before = {path: path.read_bytes() if path.exists() else None for path in paths}
-        try:
-            for path, content in paths.items():
-                path.write_bytes(content)
+        with world.run_with("runs", case.how["run"], case.files) as copy:
             folder = RunFolder(copy)
             folder.starts()
             read_records(folder.metrics)
@@ -925,9 +917,6 @@ class Checkpoints(Kind):
                 progress_of(load(copy, "last"), copy)
             if {name: x.shape for name, x in trained.state.weights.items()} != trained.task.network.weight_shapes:
                 raise Complaint("weights that are not those of the network were accepted")
-        finally:
-            for path, old in before.items():
-                path.unlink() if old is None else path.write_bytes(old)
 
 
 @cache

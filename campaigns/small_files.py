@@ -669,15 +669,7 @@ class States(Kind):
         )
 
     def read(self, case: Case, world: World) -> None:
-        run = case.how["run"]
-        copy = world.beside / "states" / run
-        if not copy.exists():
-            shutil.copytree(world.root / "work/runs" / run, copy)
-        paths = {copy / Path(name).name: content for name, content in case.files.items()}
-        before = {path: path.read_bytes() if path.exists() else None for path in paths}
-        try:
-            for path, content in paths.items():
-                path.write_bytes(content)
+        with world.run_with("states", case.how["run"], case.files) as copy:
             backend = open_backend("numpy")
             trained = load_trained(RunFolder(copy), "last", backend)
             state = import_checkpoint(trained.task, checkpoint.load(copy, "last"), RunFolder(copy))
@@ -687,9 +679,6 @@ class States(Kind):
                     raise Complaint(f"a state that is not finite was accepted\n{name}")
                 if name.startswith("adamw.v") and (x < 0).any():
                     raise Complaint(f"a negative second moment was accepted\n{name}")
-        finally:
-            for path, old in before.items():
-                path.unlink() if old is None else path.write_bytes(old)
 
 
 def _stored(folder: str, description: dict[str, Any], data: bytes) -> dict[str, bytes]:

@@ -15,7 +15,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +162,22 @@ class World:
     def content(self, name: str) -> bytes:
         """The content that a file ought to have."""
         return self._entries[name][1]
+
+    @contextlib.contextmanager
+    def run_with(self, beside: str, run: str, files: Mapping[str, bytes]) -> Iterator[Path]:
+        """A copy of a run, kept in the folder `beside`, with other contents of some files until the block ends."""
+        copy = self.beside / beside / run
+        if not copy.exists():
+            shutil.copytree(self.root / "work/runs" / run, copy)
+        paths = {copy / Path(name).name: content for name, content in files.items()}
+        before = {path: path.read_bytes() if path.exists() else None for path in paths}
+        try:
+            for path, content in paths.items():
+                path.write_bytes(content)
+            yield copy
+        finally:
+            for path, old in before.items():
+                path.unlink() if old is None else path.write_bytes(old)
 
     def names(self) -> Iterable[str]:
         """Everything that ought to be there."""
