@@ -25,7 +25,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -103,6 +103,8 @@ def run_watched(kind: Kind, case: Case, world: World) -> tuple[bool, Found | Non
     began, memory = _used()
     try:
         accepted = run_case(kind, case, world)
+        if _refused:
+            raise Complaint(_refused[0])
         now, grown = _used()
         if now - began > kind.seconds:
             raise Complaint(f"more than {kind.seconds:g} seconds of processor time\n{now - began:.1f}")
@@ -113,6 +115,8 @@ def run_watched(kind: Kind, case: Case, world: World) -> tuple[bool, Found | Non
             raise
         shown = "".join(traceback.format_exception(error, chain=False))
         return False, Found(fault_name(error), shown[-6000:], case.to_json())
+    finally:
+        _refused.clear()
     return accepted, None
 
 
@@ -123,17 +127,26 @@ def _used() -> tuple[float, int]:
     return seconds, max(own.ru_maxrss, children.ru_maxrss) * 1024
 
 
+_refused: list[str] = []
+"""What the guard of this process refused during the case: the product may catch the complaint itself."""
+
+
 def _guard(root: Path) -> None:
     """Let this process write below `root` only, and import and unpickle nothing that a case names."""
     inside = (os.path.realpath(root) + os.sep, "/dev/null", "/dev/shm/", "/proc/self/")
     flags = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
+    def refuse(complaint: str) -> NoReturn:
+        _refused.append(complaint)
+        raise Complaint(complaint)
+
     def check(event: str, arguments: tuple[Any, ...]) -> None:
         named: tuple[tuple[Any, int], ...]
-        if event == "import" and str(arguments[0]).lstrip().startswith(EVIL):
-            raise Complaint(f"a module was imported that a case names\n{arguments[0]!r}")
+        # `import` is no event of importlib.import_module; running the code of a module is.
+        if event == "exec" and EVIL in (code := Path(arguments[0].co_filename)).with_suffix("").parts:
+            refuse(f"a module was imported that a case names\n{code}")
         if event == "pickle.find_class" and "numba" not in sys.modules:
-            raise Complaint(f"something was unpickled\n{arguments!r}")
+            refuse(f"something was unpickled\n{arguments!r}")
         if event == "open":
             named = ((arguments[0], -1),) if isinstance(arguments[2], int) and arguments[2] & flags else ()
         elif event in ("os.rename", "os.link"):
@@ -147,7 +160,7 @@ def _guard(root: Path) -> None:
                 below = "" if folder == -1 else os.readlink(f"/proc/self/fd/{folder}")
                 full = os.path.abspath(os.path.join(below, os.fsdecode(path)))
                 if not f"{full}{os.sep}".startswith(inside):
-                    raise Complaint(f"a write outside of the case's folders\n{event} {full!r}")
+                    refuse(f"a write outside of the case's folders\n{event} {full!r}")
 
     sys.addaudithook(check)
 
