@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import cache
 
@@ -22,11 +23,35 @@ NUMBERS = (30, 0, 37, 11, 29)
 """Small networks that together contain nearly every feature."""
 
 
+READERS = "\n".join(
+    f'[[node]]\nname = "{name}"\n{what}\nfrom = {json.dumps(sources)}'
+    for name, what, sources in (
+        ("w1", 'weights = "8"', ["input"]),
+        ("n1", 'neurons = ""', ["w1"]),
+        ("a", 'weights = "5"', ["n1"]),
+        ("b", 'weights = "5"', ["n1"]),
+        ("c", 'weights = "5"', ["n1"]),
+        ("nb", 'neurons = ""', ["b"]),
+        ("nc", 'neurons = ""', ["c"]),
+        ("na", 'neurons = ""', ["a"]),
+        ("sum", "add = true", ["na", "nb", "nc"]),
+        ("w2", 'weights = "3"', ["sum"]),
+        ("n2", 'neurons = ""', ["w2"]),
+    )
+)
+"""Three nodes read `n1`. The populations after them follow in another order: a backend may compute both together."""
+
+
 def _written(
     notation: str, shape: Shape, steps: int, batch: int, coding: Coding = "events", lengths: Sequence[int] | None = None
 ) -> RandomCase:
     network = NetworkSpec.parse(
-        notation, input_shape=shape, outputs=3, coding=coding, neuron=LIF(3, 5 / 3, 0.3), weight_bits=12
+        notation,
+        input_shape=shape,
+        outputs=None if notation is READERS else 3,
+        coding=coding,
+        neuron=LIF(3, 5 / 3, 0.3),
+        weight_bits=12,
     )
     padded = None if lengths is None else tuple(lengths)
     return RandomCase(notation, network, steps, batch, gain=3.0, density=0.4, lengths=padded)
@@ -36,8 +61,10 @@ CORNERS = (
     _written("6C2s1x2-9", (1, 8, 3), 4, 3),
     _written("3C3x1", (2, 4, 4), 1, 1),
     _written("3C2bn-5", (2, 4, 3), 3, 3, "direct", (3, 1, 2)),
+    _written(READERS, (6,), 5, 4),
 )
-"""Shapes for which libraries had special cases that were wrong; and padded samples after images that are normalised."""
+"""Shapes for which libraries had special cases that were wrong; padded samples after images that are normalised; and
+readers of a population whose own populations have another order."""
 
 
 @cache

@@ -16,9 +16,19 @@ from jax import Array
 from jax.typing import ArrayLike
 from stsbp_spec.checks import check_dropout
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
+from stsbp_spec.synapses.base import Passing, Weighted
 from stsbp_spec.typing import Shape
 
-__all__ = ["check_array", "check_finite", "checked_weights", "dropout_words", "in_domain", "on_grid"]
+__all__ = [
+    "check_array",
+    "check_finite",
+    "check_operation",
+    "check_spikes",
+    "checked_weights",
+    "dropout_words",
+    "in_domain",
+    "on_grid",
+]
 
 
 @jax.jit
@@ -46,6 +56,38 @@ def check_array(what: str, x: object) -> None:
     if not isinstance(x, (bool, int, float)):
         got = f"{what} must be a dense array of real numbers, got {type(x).__name__}"
         raise ShapeError(f"{got}; convert it with jax.numpy.asarray(...), and a sparse array with .todense()")
+
+
+def check_spikes(s: Any) -> Shape:
+    """The shape of one sample and step of spikes, `(N,)` or `(C, H, W)`.
+
+    Raises:
+        ShapeError: `s` is not an array of numbers `[T, B, N]` or `[T, B, H, W, C]`.
+    """
+    check_array("the input", s)
+    shape: Shape = np.shape(s)
+    if len(shape) == 3:
+        return shape[2:]
+    if len(shape) == 5:
+        return shape[4], *shape[2:4]
+    raise ShapeError(f"the input must have the axes [T, B, N] or [T, B, H, W, C] (channels last), got {shape}")
+
+
+def check_operation(operation: Passing | Weighted, s: Any, w: Any = None) -> None:
+    """Raise an error unless `operation` can compute spikes `s`, `[T, B, N]` or `[T, B, H, W, C]`, with weights `w`.
+
+    Raises:
+        ShapeError: `s` or `w` is not an array of numbers, or its shape does not fit.
+        SpecError: the operation does not fit its input, for example because the window is larger.
+    """
+    shape = check_spikes(s)
+    operation.output_shape(shape)
+    if isinstance(operation, Weighted):
+        check_array("the weights", w)
+        if np.shape(w) != (expected := operation.weight_shape(shape)):
+            raise ShapeError(
+                f"the weights of {type(operation).__name__} must have the shape {expected}, got {np.shape(w)}"
+            )
 
 
 def check_finite(what: str, x: ArrayLike) -> None:

@@ -593,9 +593,10 @@ def _plan(backend: Pairs[Any], network: Network, of_input: bool, fused: bool) ->
     steps: list[Step[Any]] = []
     done: set[str] = set()
     fusions = backend.fusions if fused else ()
+    position = {place.node.name: number for number, place in enumerate(network.places)}
     for name, single in reversed(singles.items()):
         if name not in done:
-            chain = _chain(network, singles, name)
+            chain = _chain(network, position, singles, name)
             found = (step for fusion in fusions if (step := fusion(chain)) is not None)
             steps.append(next(found, single))
             done.update(place.node.name for place in steps[-1].places)
@@ -636,7 +637,9 @@ def rule_of(backend: Pairs[Any], op: Op) -> Rule[Any]:
     return _one_to_one(backend) if type(op) is OneToOne else backend.rule(op)
 
 
-def _chain(network: Network, singles: Mapping[str, Step[Any]], name: str) -> tuple[Step[Any], ...]:
+def _chain(
+    network: Network, position: Mapping[str, int], singles: Mapping[str, Step[Any]], name: str
+) -> tuple[Step[Any], ...]:
     """The longest chain up to a node, with no population before it, in which only the next step reads each step."""
     chain = [singles[name]]
     while len(sources := chain[0].sources) == 1:
@@ -645,6 +648,11 @@ def _chain(network: Network, singles: Mapping[str, Step[Any]], name: str) -> tup
         if below is None or delayed or below.fires or network.readers[below.name] != (chain[0].name,):
             break
         chain.insert(0, below)
+    # A step that computes the chain stands where its last node stood. The readers of a source must keep the order of
+    # the nodes, because their errors are added in this order. So the chain must not pass another reader of its source.
+    first, last = position[chain[0].name], position[name]
+    if any(first < position[reader] < last for source in chain[0].sources for reader in network.readers[source]):
+        chain = chain[1:]
     return tuple(chain)
 
 

@@ -11,6 +11,8 @@ from jax import Array
 from stsbp_spec.synapses.avgpool2d import AvgPool2d, Pool2d
 from stsbp_spec.typing import Shape
 
+from stsbp_jax.checks import check_operation
+
 __all__ = ["avgpool2d", "backward", "forward", "of_windows", "views"]
 
 
@@ -43,5 +45,10 @@ def avgpool2d(pool: AvgPool2d, s: Array) -> Array:
 
     If the number of inputs in a window is not a power of two, the output is the sum. The factor `1 / pool.divisor` is
     then part of the next filter's gain.
+
+    Raises:
+        ShapeError: `s` is not an array of numbers with these axes.
+        SpecError: the window is larger than the input.
     """
+    check_operation(pool, s)
     return forward(pool, s)

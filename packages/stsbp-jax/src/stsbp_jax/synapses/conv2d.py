@@ -16,6 +16,7 @@ from stsbp_spec.checks import check_precision_name
 from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.typing import Precision, Shape
 
+from stsbp_jax.checks import check_operation
 from stsbp_jax.grid import rounded, wide
 from stsbp_jax.varying import alike
 
@@ -169,9 +170,11 @@ def conv2d(conv: Conv2d, s: Array, w: Array, precision: Precision = "fast") -> A
         float32 `[T, B, H', W', C']`.
 
     Raises:
-        SpecError: the precision is unknown.
+        ShapeError: `s` or `w` is not an array of numbers with these axes.
+        SpecError: the kernel is larger than the input, or the precision is unknown.
     """
     check_precision_name(precision)
+    check_operation(conv, s, w)
     return _conv2d(conv, *alike((s, w)), precision)
 
 

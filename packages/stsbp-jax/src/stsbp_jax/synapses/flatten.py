@@ -6,11 +6,18 @@ import jax.numpy as jnp
 from jax import Array
 from stsbp_spec.typing import Shape
 
+from stsbp_jax.checks import check_spikes
+
 __all__ = ["backward", "flatten"]
 
 
 def flatten(s: Array) -> Array:
-    """Spikes `[T, B, H, W, C]` as `[T, B, C H W]`; spikes `[T, B, N]` unchanged."""
+    """Spikes `[T, B, H, W, C]` as `[T, B, C H W]`; spikes `[T, B, N]` unchanged.
+
+    Raises:
+        ShapeError: `s` is not an array of numbers with these axes.
+    """
+    check_spikes(s)
     return (jnp.moveaxis(s, -1, 2) if s.ndim == 5 else s).reshape(*s.shape[:2], -1)
 
 

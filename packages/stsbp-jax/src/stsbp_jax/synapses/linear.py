@@ -15,6 +15,7 @@ from stsbp_spec.checks import check_precision_name
 from stsbp_spec.synapses.linear import Linear
 from stsbp_spec.typing import Precision, Shape
 
+from stsbp_jax.checks import check_operation
 from stsbp_jax.grid import rounded, wide
 from stsbp_jax.varying import alike
 
@@ -94,9 +95,11 @@ def linear(linear: Linear, s: Array, w: Array, precision: Precision = "fast") ->
         float32 `[T, B, units]`.
 
     Raises:
+        ShapeError: `s` or `w` is not an array of numbers with these axes.
         SpecError: the precision is unknown.
     """
     check_precision_name(precision)
+    check_operation(linear, s, w)
     return _linear(linear, *alike((s, w)), precision)
 
 

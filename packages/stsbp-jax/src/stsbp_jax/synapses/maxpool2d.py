@@ -11,6 +11,7 @@ from jax import Array
 from stsbp_spec.synapses.maxpool2d import MaxPool2d
 from stsbp_spec.typing import Shape
 
+from stsbp_jax.checks import check_operation
 from stsbp_jax.synapses.avgpool2d import of_windows, views
 
 __all__ = ["backward", "forward", "maxpool2d"]
@@ -35,12 +36,21 @@ def backward(pool: MaxPool2d, shape: Shape, first: Array, d: Array) -> Array:
     return of_windows(shape, each.reshape(t, b, h * rows, w * columns, c))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def maxpool2d(pool: MaxPool2d, s: Array) -> Array:
     """Max pooling of spikes `[T, B, H, W, C]`.
 
     The error signal of a window goes to the first largest input of the window, counted row by row.
+
+    Raises:
+        ShapeError: `s` is not an array of numbers with these axes.
+        SpecError: the window is larger than the input.
     """
+    check_operation(pool, s)
+    return _maxpool2d(pool, s)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _maxpool2d(pool: MaxPool2d, s: Array) -> Array:
     return forward(pool, s)[0]
 
 
@@ -54,4 +64,4 @@ def _back(pool: MaxPool2d, residuals: tuple[Array, Array], d: Array) -> tuple[Ar
     return (backward(pool, s.shape, first, d),)
 
 
-maxpool2d.defvjp(_ahead, _back)
+_maxpool2d.defvjp(_ahead, _back)

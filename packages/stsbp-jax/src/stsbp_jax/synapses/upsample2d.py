@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax import Array
 from stsbp_spec.synapses.upsample2d import Upsample2d
 
+from stsbp_jax.checks import check_operation
+
 __all__ = ["backward", "forward", "upsample2d"]
 
 
@@ -25,10 +27,19 @@ def backward(up: Upsample2d, d: Array) -> Array:
     return reduce(add, (d[:, :, i::rows, j::columns] for i in range(rows) for j in range(columns)))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def upsample2d(up: Upsample2d, s: Array) -> Array:
-    """Upsampling that repeats rows and columns of spikes `[T, B, H, W, C]`. The adjoint adds in the spec's order."""
+    """Upsampling that repeats rows and columns of spikes `[T, B, H, W, C]`. The adjoint adds in the spec's order.
+
+    Raises:
+        ShapeError: `s` is not an array of numbers with these axes.
+    """
+    check_operation(up, s)
+    return _upsample2d(up, s)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _upsample2d(up: Upsample2d, s: Array) -> Array:
     return forward(up, s)
 
 
-upsample2d.defvjp(lambda up, s: (forward(up, s), None), lambda up, _, d: (backward(up, d),))
+_upsample2d.defvjp(lambda up, s: (forward(up, s), None), lambda up, _, d: (backward(up, d),))
