@@ -41,6 +41,8 @@ HANG = 20.0
 """Seconds by the clock after which a case hangs, without those in which other work had all processors."""
 MOST_MEMORY = 3 << 29
 """Bytes of address space that a case may take, with all processes that it starts."""
+_GROWN = 1 << 29
+"""Bytes of address space that the cases of a worker may leave behind. After that, a new worker takes its place."""
 MOST_FILE = 5 << 28
 """Largest size of a file in bytes that a case may write."""
 KEPT = 2
@@ -165,10 +167,14 @@ def _guard(root: Path) -> None:
     sys.addaudithook(check)
 
 
-def _limit_memory() -> None:
+def _address_space() -> int:
+    """Bytes of address space of this process."""
     with open("/proc/self/statm", encoding="ascii") as file:
-        used = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MOST_MEMORY,) * 2)
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+
+def _limit_memory() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (_address_space() + MOST_MEMORY,) * 2)
     # Python ignores the signal, and writing fails.
     resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_FILE,) * 2)
 
@@ -195,6 +201,7 @@ def _serve(pipe: Connection, started: Any, root: Path) -> None:
     os.chdir(root)
     _guard(root)
     _limit_memory()
+    first_size = _address_space()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     pipe.send_bytes(b"{}")
     while True:
@@ -224,7 +231,9 @@ def _serve(pipe: Connection, started: Any, root: Path) -> None:
                 current.unlink(missing_ok=True)
             number += 1
         started[1] = 0.0
-        result = {**vars(tally), "seconds": time.monotonic() - began, "found": faults, "next": number}
+        # Compiled code and caches stay. They must not take the memory of later cases.
+        full = _address_space() - first_size > _GROWN
+        result = {**vars(tally), "seconds": time.monotonic() - began, "found": faults, "next": number, "full": full}
         pipe.send_bytes(json.dumps(result).encode())
 
 
@@ -379,6 +388,9 @@ def fuzz(
                     queue.pace[kind] = result["cases"] / max(0.01, result["seconds"])
                     for found in result["found"]:
                         keep(kind, Found(**found))
+                    if result["full"]:
+                        worker.end()
+                        workers[at] = _Worker(folder)
             if time.monotonic() - said > _SAID_EVERY:
                 said = time.monotonic()
                 click.echo(_progress(tallies, cases, said - began, until - said), err=True)

@@ -323,6 +323,7 @@ class Graphs(Kind):
     """NIR files, which are HDF5, read as graphs, as networks, and as other programs read them."""
 
     name, weight, modules, memory = "graphs", 0.12, ("h5py",), 5 << 28
+    seconds = 15.0  # HDF5 may loop in a damaged file until the limit of reading, half of `_LIMITS`
 
     def make(self, rng: random.Random, world: World) -> Case:
         base, shape = _BASES[rng.choice(list(_BASES))]

@@ -167,7 +167,7 @@ def _recordings(path: Path) -> list[tuple[Any, str]]:
                 why = f"a label is {label.dtype} and no class"
             elif t.shape != x.shape or t.ndim != 1:
                 why = "times and units have different shapes"
-            elif t.dtype.kind not in "iuf" or not np.isfinite(t).all() or (t.size and np.abs(t).max() > 1e9):
+            elif t.dtype.kind not in "iuf" or not np.isfinite(t).all() or (t.size and np.abs(t).max() > 2**40 / 1e6):
                 why = "a time is not finite or far from any recording"
             elif x.dtype.kind not in "iuf" or (x.size and not ((x >= 0) & (x < _UNITS) & (x == np.floor(x))).all()):
                 why = "a unit is no neuron"
@@ -780,7 +780,9 @@ class Exports(Kind):
                 for key in world.names()
                 if key.startswith(inside) and world.content(key)
             }
-        out = f"exported-{run}" if rng.random() < 0.5 else name
+        # A folder that the user names outside of the world is written, as it should be.
+        leaves = name.startswith("/") or ".." in name.split("/")
+        out = f"exported-{run}" if leaves or rng.random() < 0.5 else name
         arguments = ("export", f"runs/{folder}", "--to", rng.choice(("c", "c", "c", "onnx", "nir")), f"--out={out}")
         return Case(
             self.name,

@@ -35,9 +35,6 @@ from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.neurons import Readout
 from stsbp_spec.neurons.plif import PLIF
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.synapses.avgpool2d import AvgPool2d
-from stsbp_spec.synapses.conv2d import Conv2d
-from stsbp_spec.synapses.linear import Linear
 from stsbp_spec.synapses.maxpool2d import MaxPool2d
 from stsbp_spec.synapses.upsample2d import Upsample2d
 from stsbp_spec.typing import Coding, Precision

@@ -570,6 +570,16 @@ def test_datasets_that_are_only_declared_stay_within_the_budget(name: str, tmp_p
         _load("shd", tmp_path)
 
 
+def test_names_of_classes_stay_within_the_budget(tmp_path: Path) -> None:
+    """16 million numbers take 32 MB, but as names of classes 64 times as much."""
+    KINDS["shd"].write(tmp_path)
+    with h5py.File(tmp_path / "SHD" / "shd_train.h5", "a") as file:
+        del file["extra/keys"]
+        file.create_dataset("extra/keys", (1 << 24,), np.uint16, chunks=(1 << 20,), compression="gzip")
+    with pytest.raises(DataError, match=r"extra/keys of 16,777,216 entries: reading it takes .* of memory, more than"):
+        _load("shd", tmp_path)
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux limits the memory")
 @pytest.mark.parametrize("name", ["spikes/times", "spikes/units"])
 def test_lists_with_a_length_that_the_file_cannot_hold_take_no_memory(name: str, tmp_path: Path) -> None:

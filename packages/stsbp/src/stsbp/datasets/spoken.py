@@ -107,7 +107,9 @@ class SpokenFile:
 
         sets = {name: self._dataset(name) for name in (_TIMES, _UNITS, _LABELS, _KEYS, _SPEAKERS)}
         for name, found in sets.items():
-            needed = _COPIES * int(found.size) * max(int(found.dtype.itemsize), 64 if found.dtype.hasobject else 1)
+            # Each name of a class, and each list, becomes a Python object.
+            least = 64 if found.dtype.hasobject or name == _KEYS else 1
+            needed = _COPIES * int(found.size) * max(int(found.dtype.itemsize), least)
             budget.check_memory(needed, size, f"{self.path}: {name} of {found.size:,} entries")
         count = len(sets[_TIMES])
         if len(sets[_UNITS]) != count or len(sets[_LABELS]) != count or not count:
