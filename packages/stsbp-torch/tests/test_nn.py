@@ -14,6 +14,7 @@ from stsbp_spec import LIF as LIFSpec
 from stsbp_spec import PSP, Batch, Hamming, Loss, NetworkSpec, SpikeCount, VanRossum, initial_weights, open_backend
 from stsbp_spec.errors import BackendError, NetworkError, NumericError, ShapeError, SpecError
 from stsbp_spec.losses.cross_entropy import CrossEntropy
+from stsbp_spec.neurons.alif import ALIF
 from stsbp_spec.neurons.plif import PLIF
 from stsbp_spec.typing import AnyArray, Precision
 from stsbp_torch.nn import (
@@ -131,6 +132,40 @@ def test_spikes_may_be_bool() -> None:
         assert all(torch.equal(a, b) for a, b in zip(gradients[0], others, strict=True))
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.float16])
+def test_a_network_refuses_images_that_were_scaled_to_zeros_and_ones(kind: torch.dtype) -> None:
+    net = Network(NetworkSpec.parse("6", input_shape=(1, 4, 4), outputs=3, coding="direct"))
+    images = torch.randint(0, 2, (5, 1, 4, 4), generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ShapeError, match=r"\(images \* 255\).round\(\); if 0 and 1 .* give images.to\(torch.uint8\)"):
+        net(images.to(kind), 3)
+    for integers in (torch.uint8, torch.int64):
+        assert net(images.to(integers), 3).shape == (3, 5, 3)
+    # Brighter images and black ones are no scaled ones.
+    for factor in (255, 2, 0):
+        net(factor * images.to(kind), 3)
+    # One event is the usual count.
+    frames = torch.ones(4, 2, 6)
+    Network(NetworkSpec.parse("6", input_shape=(6,), outputs=3, input_max=255))(frames)
+    SpikingLinear(6, 3, input_max=255)(frames)
+
+
+@pytest.mark.parametrize("shape", [(16, 12), (16, 2, 5, 5), (1, 2, 3, 2, 5, 5)])
+def test_neurons_refuse_inputs_without_an_axis_of_time(shape: tuple[int, ...]) -> None:
+    """They took the samples of a batch for the steps of one sample."""
+    for module, name in ((LIF(), "LIF"), (Neurons(ALIF()), "ALIF")):
+        with pytest.raises(ShapeError, match=rf"of {name} must be \[T, B, N\] or .*; if .* give x\[None\] with steps"):
+            module(torch.ones(shape))
+    if len(shape) < 5:
+        assert LIF()(torch.ones(shape)[None], 4).shape == (4, *shape)
+
+
+def test_the_message_about_steps_says_how_to_repeat_an_input() -> None:
+    with pytest.raises(
+        ShapeError, match=r"steps must be 4, .* got 12; if the first .* give x\[None\] with steps=\.\.\."
+    ):
+        LIF()(torch.ones(4, 3, 5), 12)
+
+
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("pooled", [True, False])
 def test_spikes_of_a_layer_are_not_left_unfiltered_by_oversight(grad: bool, pooled: bool) -> None:
@@ -147,10 +182,48 @@ def test_spikes_of_a_layer_are_not_left_unfiltered_by_oversight(grad: bool, pool
             assert network(psp=psp)(frames).shape == (6, 2, 3)
         # Other tensors are inputs like any others.
         net = network()
-        assert net[-1](net[:-1](frames).clone()).shape == (6, 2, 3)
+        assert net[-1](net[:-1](frames).detach().clone()).shape == (6, 2, 3)
         # There is nothing to filter.
         layers = SpikingLinear(36, 4, neuron=LIFSpec(8, 1)), SpikingLinear(4, 3)
         assert torch.nn.Sequential(*layers)(frames).shape == (6, 2, 3)
+
+
+def of_views(s: torch.Tensor) -> torch.Tensor:
+    return s[:, :1].transpose(0, 1).transpose(0, 1).unflatten(2, (2, 8)).flatten(2)
+
+
+@pytest.mark.parametrize(
+    ("grad", "between"),
+    [
+        (False, of_views),
+        (True, of_views),
+        (True, torch.nn.ReLU()),
+        (True, torch.clone),
+        (True, torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Dropout(0.5), torch.nn.Identity())),
+    ],
+)
+def test_a_layer_knows_spikes_that_were_reshaped_or_dropped(grad: bool, between: Any) -> None:
+    torch.manual_seed(0)
+    frames, first = (torch.rand(6, 2, 1, 6, 6) < 0.5).float(), SpikingConv2d(1, 2, 3, neuron=LIFSpec(8, 3))
+    layer = SpikingLinear(36, 16, neuron=LIFSpec(8, 3))
+    with torch.set_grad_enabled(grad):
+        spikes = between(layer(frames))
+        with pytest.raises(SpecError, match=r"give psp=PSP\(tau_s=3\.0\) to SpikingLinear"):
+            SpikingLinear(16, 3, input_max=2)(spikes)
+        for psp in (PSP(3), None):
+            SpikingLinear(16, 3, input_max=2, psp=psp)(spikes)
+        # Sums and membrane potentials are other numbers.
+        SpikingLinear(16, 3, input_max=12)(spikes.sum(0, keepdim=True))
+        last = SpikingLinear(36, 16, neuron=LIFSpec(8, 3))(frames, full=True)
+        SpikingLinear(16, 3)((last.potentials["neurons"] > 0).float())
+    with pytest.raises(SpecError, match=r"give psp=PSP\(tau_s=3\.0\) to SpikingLinear"):
+        torch.nn.Sequential(first, torch.nn.Flatten(2), SpikingLinear(32, 3))(frames)
+
+
+def test_dropout_of_torch_is_sent_to_the_sequence() -> None:
+    spikes = torch.nn.Dropout(0.25)(torch.ones(5, 2, 40))
+    with pytest.raises(ShapeError, match=r"got 1\.33333; torch\.nn\.Dropout scales .* into stsbp_torch\.Sequential"):
+        SpikingLinear(40, 3, psp=PSP(3))(spikes)
 
 
 def test_real_inputs_are_sent_to_lif() -> None:
@@ -549,6 +622,16 @@ def test_a_sequence_says_what_to_do_with_layers_of_torch(layer: torch.nn.Module,
         Sequential(SpikingLinear(4, 4), torch.nn.Dropout(0.2), input_shape=(4,))
 
 
+def test_a_sequence_says_how_its_own_inputs_are_filtered() -> None:
+    spikes = SpikingLinear(4, 6, neuron=LIFSpec(8, 3))(torch.ones(5, 2, 4))
+    first = SpikingLinear(6, 3, psp=PSP(3))
+    with pytest.raises(NetworkError, match=r"layer 0, .* it has psp=PSP\(tau_s=3\.0\); .* also to the Sequential if"):
+        Sequential(first, input_shape=(6,))
+    with pytest.raises(SpecError, match="the first layer of a Sequential needs the same psp as the Sequential"):
+        Sequential(SpikingLinear(6, 3), input_shape=(6,))(spikes)
+    assert Sequential(first, input_shape=(6,), psp=PSP(3))(spikes).shape == (5, 2, 3)
+
+
 def test_the_layers_of_a_sequence_cannot_be_changed() -> None:
     net = Sequential(SpikingLinear(5, 4), SpikingLinear(4, 3, psp=PSP(4)), input_shape=(5,))
     other = SpikingLinear(3, 2)
@@ -588,6 +671,13 @@ def test_a_neuron_module_in_a_layer_gives_its_learned_values_and_needs_the_same_
         SpikingLinear(5, 6, neuron=neurons)
     with pytest.raises(SpecError, match=r"LIF has psp=PSP.*, but the SpikingLinear has psp=None; give psp=PSP"):
         SpikingLinear(5, 4, neuron=LIF(psp=PSP(4)))
+
+
+@pytest.mark.parametrize("neuron", ["lif", LIFSpec, 3])
+def test_a_neuron_that_is_no_model_is_refused(neuron: Any) -> None:
+    for create in (lambda: SpikingLinear(8, 8, neuron=neuron), lambda: Neurons(neuron)):
+        with pytest.raises(SpecError, match=r"neuron must be a neuron model, .* got "):
+            create()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,16 @@ from stsbp_spec.checks import samples_first
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.values import integer, shown
 
-__all__ = ["RETURNED", "check_finite", "check_inputs", "check_precision", "check_state", "check_steps", "check_tensor"]
+__all__ = [
+    "RETURNED",
+    "check_axes",
+    "check_finite",
+    "check_inputs",
+    "check_precision",
+    "check_state",
+    "check_steps",
+    "check_tensor",
+]
 
 RETURNED = "give the state that this module returned"
 """What to do instead of giving a state that does not fit."""
@@ -46,8 +55,20 @@ def check_state(name: str, x: torch.Tensor) -> None:
         raise NumericError(f"the state of {name} holds a value that is not finite; {RETURNED}")
 
 
-def check_inputs(what: str, s: torch.Tensor, exponent: int, largest: float, hint: str = "") -> None:
-    """Raise `ShapeError` unless every element of `s`, any shape, is a multiple of `2^-exponent` in `[0, largest]`."""
+_UNSCALED = "if pixels were scaled to 0 to 1, undo this with (images * 255).round()"
+_DROPPED = (
+    "; torch.nn.Dropout scales spikes: put it and the layers around it into stsbp_torch.Sequential, which applies the "
+    "factor of the dropout after the next weights"
+)
+
+
+def check_inputs(
+    what: str, s: torch.Tensor, exponent: int, largest: float, hint: str = "", *, may_be_scaled: bool = False
+) -> None:
+    """Raise `ShapeError` unless every element of `s`, any shape, is a multiple of `2^-exponent` in `[0, largest]`.
+
+    With `may_be_scaled`, `s` must not have the largest value 1 either: pixels were scaled to 0 to 1.
+    """
     s = s.detach()
     if s.dtype in _NO_ARITHMETIC:
         s = s.double()
@@ -57,12 +78,20 @@ def check_inputs(what: str, s: torch.Tensor, exponent: int, largest: float, hint
         parts = (s * 2.0**exponent).frac_() if exponent else s.frac()
         if bool(parts.any()):
             wrong = float(s[parts != 0][0])
+    if wrong is None and may_be_scaled and high == 1:
+        raise ShapeError(
+            f"the inputs of {what} must be pixels from 0 to 255, got floating-point values of which the largest is 1; "
+            f"{_UNSCALED}; if 0 and 1 are the pixels, give images.to(torch.uint8)"
+        )
     if wrong is None:
         return
     unit = "whole numbers" if exponent == 0 else f"multiples of 2^-{exponent}"
     wanted = "spikes, 0 or 1" if (exponent, largest) == (0, 1) else f"{unit} from 0 to {largest:g}"
     scaled = (exponent, largest) == (0, 255) and 0 < wrong < 1
-    remedy = "; if pixels were scaled to 0 to 1, undo this with (images * 255).round()" if scaled else ""
+    remedy = f"; {_UNSCALED}" if scaled else ""
+    # Dropout leaves zeros and one value above 1.
+    if hint and exponent == 0 and wrong > 1 and bool(((s == 0) | (s == wrong)).all()):
+        remedy = _DROPPED
     raise ShapeError(f"the inputs of {what} must be {wanted}, got {wrong:g}{remedy}{hint}")
 
 
@@ -91,9 +120,21 @@ def check_steps(x: torch.Tensor, steps: int | None) -> int:
     if number is None or number < 1 or len(x) not in (1, number):
         raise ShapeError(
             f"steps must be {len(x)}, as in the input (any number if the input has one step), got {shown(steps)}"
-            f"{samples_first(x.shape, number or 0)}"
+            f"{samples_first(x.shape, number or 0) or _ONE_INPUT}"
         )
     return number
+
+
+_ONE_INPUT = "; if the first axis is the samples, give x[None] with steps=..., the same input at every step"
+
+
+def check_axes(what: str, z: torch.Tensor) -> None:
+    """Raise `ShapeError` unless `z` is `[T, B, N]` or `[T, B, C, H, W]`. Other tensors mostly lack the axis of time."""
+    if z.dim() not in (3, 5):
+        raise ShapeError(
+            f"an input of {what} must be [T, B, N] or [T, B, C, H, W], got {list(z.shape)}{_ONE_INPUT}; if axis 0 is "
+            "time, insert axes of length 1 with x.unsqueeze(-1), or combine axes with x.flatten(2)"
+        )
 
 
 def check_precision(precision: object) -> None:

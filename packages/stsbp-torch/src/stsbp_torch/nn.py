@@ -44,7 +44,7 @@ from stsbp_spec.values import real, shown, whole
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from stsbp_torch.checks import RETURNED, check_precision, check_steps, check_tensor
+from stsbp_torch.checks import RETURNED, check_axes, check_precision, check_steps, check_tensor
 from stsbp_torch.losses import spike_loss
 from stsbp_torch.segments import Handle, Layer, Made, Piece, Settings, backend_of, compute, handle_of
 
@@ -138,19 +138,50 @@ def _given(made: Made, name: str, full: bool) -> Any:
 
 
 _UNFILTERED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-"""For spikes that a module returned, the synaptic filter that the next weights must apply."""
+"""For the memory of spikes that a module returned, the synaptic filter that the next weights must apply."""
+
+_MARK = "stsbp.unfiltered"
+"""Key in the metadata of an autograd node that returned spikes: number of the output, of its elements, and filter."""
+
+_NODES = 8
+"""Number of autograd nodes in which `_missing` looks for spikes, for example of a dropout and a copy."""
+
+
+def _memory(x: torch.Tensor) -> torch.Tensor:
+    """The tensor of which `x` is a view, or `x`."""
+    return x if x._base is None else x._base
 
 
 def _mark(spikes: torch.Tensor, psp: PSP | None) -> None:
     """Remember the filter of spikes, for `_missing`. It is not known in programs that torch traces or transforms."""
+    if _is_traced():
+        return
     # With these time constants, the filter returns its input.
-    if psp is not None and (psp.tau_s, psp.tau_rise) != (1, 0) and not _is_traced():
-        _UNFILTERED[spikes] = psp
+    psp = None if psp is None or (psp.tau_s, psp.tau_rise) == (1, 0) else psp
+    if psp is not None:
+        _UNFILTERED[_memory(spikes)] = psp
+    if spikes.grad_fn is not None:
+        spikes.grad_fn.metadata[_MARK] = spikes.output_nr, spikes.numel(), psp
 
 
 def _missing(spikes: torch.Tensor) -> PSP | None:
-    """The filter of spikes that come directly from a module; None: there is none, or it is not known."""
-    psp: PSP | None = None if _is_traced() else _UNFILTERED.get(spikes)  # type: ignore[no-untyped-call]
+    """The filter of spikes of a module, also of their views. None: there is none, or it is not known.
+
+    Where autograd records, the filter is also known after operations on each element, for example a copy, ReLU or
+    dropout.
+    """
+    if _is_traced():
+        return None
+    psp: PSP | None = _UNFILTERED.get(_memory(spikes))  # type: ignore[no-untyped-call]
+    node, output = spikes.grad_fn, spikes.output_nr
+    for _ in range(_NODES):
+        if psp is not None or node is None:
+            break
+        if _MARK in node.metadata:
+            *marked, psp = node.metadata[_MARK]
+            return psp if marked == [output, spikes.numel()] else None
+        sources = [source for source in node.next_functions if source[0] is not None]
+        node, output = sources[0] if len(sources) == 1 else (None, 0)
     return psp
 
 
@@ -186,6 +217,11 @@ class Neurons(torch.nn.Module):
 
     def __init__(self, neuron: NeuronModel | None = None, psp: PSP | None = None, channels: int | None = None) -> None:
         super().__init__()
+        if not (neuron is None or isinstance(neuron, NeuronModel)):
+            raise SpecError(
+                f"neuron must be a neuron model, for example stsbp_torch.LIF() or stsbp_spec.neurons.LIF(), got "
+                f"{shown(neuron)}; stsbp_spec.neurons.parse_neuron reads the notation of the command line"
+            )
         self.neuron = neuron or LIFSpec()
         self.psp = psp
         learned = self.neuron.learned()
@@ -235,10 +271,11 @@ class Neurons(torch.nn.Module):
         state: State | None = None,
         full: bool = False,
     ) -> Any:
-        """Spikes `[T, B, ...]` from `z = W o`, `[T, B, ...]`, or `[1, B, ...]` with `steps` for a static input.
+        """Spikes from `z = W o`, `[T, B, N]` or `[T, B, C, H, W]`, in the same shape.
 
         Args:
-            z: weighted spikes of the layer below, in a type of at most 32 bits.
+            z: weighted spikes of the layer below, in a type of at most 32 bits. `T` is 1 for a static input, which has
+                the same values at all `steps`.
             steps: number of steps `T` for a static input.
             gain: factor on the weighted spikes, for example for dropout.
             bias: bias that is added to `z` before the filter, `[C]`, or `[N]` for a full connection; None: no bias.
@@ -248,12 +285,13 @@ class Neurons(torch.nn.Module):
             full: True returns an `Output` with potentials and state.
 
         Raises:
-            ShapeError: `steps` does not fit `z`, or the state belongs to another module or batch.
+            ShapeError: `z` has other axes, `steps` does not fit `z`, or the state belongs to another module or batch.
             SpecError: `z` is float64.
             NumericError: a value of `z`, of the state or `gain` is not finite, or a learned parameter is outside its
                 domain.
         """
         steps = check_steps(z, steps)
+        check_axes(self._get_name(), z)
         check_precision(precision)
         if not math.isfinite(gain):
             raise NumericError(f"the gain of {self._get_name()} is not finite: {gain}")
@@ -395,7 +433,12 @@ class _Spiking(torch.nn.Module):
                 f"{values.exponent}, input_max={values.maximum:g}"
             )
         if values.pending != self.lif.psp:
-            raise SpecError(f"its inputs need the synaptic filter {values.pending}, but it has psp={self.lif.psp}")
+            raise SpecError(
+                f"its inputs are not to be filtered, but it has psp={self.lif.psp}; leave psp out, or give "
+                f"psp={self.lif.psp} also to the Sequential if the inputs of the Sequential are spikes to be filtered"
+                if values.pending is None
+                else f"its inputs need the synaptic filter {values.pending}, but it has psp={self.lif.psp}"
+            )
         if (expected := self.synapse.weight_shape(values.shape)) != tuple(self.weight.shape):
             raise SpecError(f"for inputs {values.shape} it has weights {expected}, got {tuple(self.weight.shape)}")
         return self.lif.infer(self.synapse.infer(values))
@@ -434,13 +477,14 @@ class _Spiking(torch.nn.Module):
         check_precision(precision)
         if not checked:
             self._check_shape(s)
-        if s.dim() not in (3, 5):
-            s = s.flatten(2)
         if self._psp_is_open and (needed := _missing(s)) is not None:
             raise SpecError(
                 f"the inputs of {self._get_name()} are the spikes of neurons whose synapses have the filter {needed}; "
-                f"give psp={needed} to {self._get_name()}, or psp=None if these spikes are meant to act unfiltered"
+                f"give psp={needed} to {self._get_name()}, or psp=None if these spikes are meant to act unfiltered; "
+                "the first layer of a Sequential needs the same psp as the Sequential"
             )
+        if s.dim() not in (3, 5):
+            s = s.flatten(2)
         handle = self._handle(gain)
         checked_by = "" if checked else self._get_name()
         more = full or state is not None
@@ -983,7 +1027,8 @@ class Network(torch.nn.Module):
         masks of the previous steps.
 
         Args:
-            inputs: frames or images.
+            inputs: frames or images. Images of floating-point numbers need a pixel above 1, because images that were
+                scaled to 0 to 1 are refused.
             steps: number of steps `T`, which images need and frames do not.
             state: state after the previous steps, from the `Output` of a call; None: the network starts at rest.
             full: True returns an `Output` with the potentials of every population and the state.
@@ -1034,7 +1079,8 @@ class Network(torch.nn.Module):
         more = full or state is not None
         for place, (name, sources, left, population) in enumerate(self._walk):
             checked = "Network" if place == 0 else ""
-            settings = Settings(steps, self.training, self.seed, masks, self.precision, more, checked)
+            scaled = images and inputs.is_floating_point()
+            settings = Settings(steps, self.training, self.seed, masks, self.precision, more, checked, "", scaled)
             made = self.get_submodule(name)(settings, [values[source].pop(0) for source in sources], state)
             outputs = list(made.outputs)
             for own, count in left:

@@ -78,6 +78,7 @@ class Settings(NamedTuple):
         full: whether the segment takes and returns a state, and returns potentials.
         checked: name, for messages, of the module whose inputs are checked; empty: the inputs are not checked.
         hint: end of such a message.
+        may_be_scaled: whether the check looks for pixels that were scaled to 0 to 1.
     """
 
     steps: int
@@ -88,6 +89,7 @@ class Settings(NamedTuple):
     full: bool = False
     checked: str = ""
     hint: str = ""
+    may_be_scaled: bool = False
 
 
 class Made(NamedTuple):
@@ -437,7 +439,14 @@ def _native(settings: Settings, network: Network, name: str, x: torch.Tensor) ->
         # For images at the input of a network, the message quotes whole numbers.
         unit = 0 if isinstance(network.nodes[0].op, Entering) else values.exponent
         largest = values.maximum * 2.0**unit
-        check_inputs(settings.checked, x * 2.0**unit if unit else x, values.exponent - unit, largest, settings.hint)
+        check_inputs(
+            settings.checked,
+            x * 2.0**unit if unit else x,
+            values.exponent - unit,
+            largest,
+            settings.hint,
+            may_be_scaled=settings.may_be_scaled,
+        )
     return laid_out(x.to(torch.uint8) if _is_bytes(network, name) else x.float())
 
 
@@ -579,8 +588,9 @@ def _segment(
     full: bool,
     checked: str,
     hint: str,
+    may_be_scaled: bool,
 ) -> list[torch.Tensor]:
-    settings = Settings(steps, training, seed, number, precision, full, checked, hint)
+    settings = Settings(steps, training, seed, number, precision, full, checked, hint, may_be_scaled)
     return _forward(_piece(key, inputs, steps), settings, inputs, weights, given, of_input=False)[0]
 
 
@@ -596,7 +606,7 @@ def _(
     seed: int,
     precision: str,
     full: bool,
-    *rest: str,
+    *rest: Any,
 ) -> list[torch.Tensor]:
     piece, batch = _piece(key, inputs, steps), inputs[0].shape[1]
     every = [piece.network.values[name] for name in piece.segment.left]
