@@ -297,7 +297,10 @@ def test_a_state_that_no_update_leaves_is_refused(name: str, value: Any, error: 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda b: Batch(b.inputs.astype(np.float32), b.targets), "inputs must be uint8, got float32"),
+        (
+            lambda b: Batch(b.inputs.astype(np.float32), b.targets),
+            "inputs must be uint8, got float32; convert spikes with inputs.ast",
+        ),
         (lambda b: Batch(b.inputs.tolist(), b.targets), "inputs must be a numpy array, got list"),
         (lambda b: Batch(b.inputs, b.targets.tolist()), "targets must be a numpy array, got list"),
         (lambda b: Batch(b.inputs[:, :, :1], b.targets), r"must be \[T, B, \.\.\.\], \.\.\. = \(2, 8, 8\), got"),

@@ -189,7 +189,7 @@ def test_spikes_of_a_layer_are_not_left_unfiltered_by_oversight(grad: bool, pool
 
 
 def of_views(s: torch.Tensor) -> torch.Tensor:
-    return s[:, :1].transpose(0, 1).transpose(0, 1).unflatten(2, (2, 8)).flatten(2)
+    return s[:, :1].transpose(0, 1).transpose(0, 1).view(6, 1, 2, 8).flatten(2)
 
 
 @pytest.mark.parametrize(

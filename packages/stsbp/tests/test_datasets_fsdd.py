@@ -180,6 +180,54 @@ def test_which_samples_are_tested_on(tmp_path: Path) -> None:
     assert sizes(only_test=True) == (12, 12)
 
 
+def test_all_recordings_of_a_folder_are_evaluated_if_asked_for(tmp_path: Path) -> None:
+    _write(tmp_path)
+
+    def tested(name: str, **asked: Any) -> tuple[int, str]:
+        dataset = _load(tmp_path, name, only_test=True, **asked)
+        return len(dataset.test), " ".join(dataset.notes)
+
+    count, notes = tested("fsdd:channels=4")
+    assert count == 12
+    assert "12 of the 24 recordings are evaluated, recordings 0 to 4 of each speaker and digit; " in notes
+    assert "fsdd:channels=4:test=all evaluates all" in notes
+    count, notes = tested("fsdd:without=bo:channels=4")
+    assert count == 8
+    assert "8 of the 24 recordings are evaluated, all recordings of bo; fsdd:channels=4:test=all evaluates" in notes
+    count, notes = tested("fsdd:channels=4:test=all")
+    assert count == 24
+    assert "evaluate" not in notes
+    with pytest.raises(DataError, match=r"nothing is left to train on; test=all is for stsbp evaluate RUN --on"):
+        _load(tmp_path, "fsdd:channels=4:test=all")
+    with pytest.raises(DataError, match="test must be all, got 'both'"):
+        tested("fsdd:test=both")
+    with pytest.raises(DataError, match="test=all and without=bo name two test sets; leave one of them out"):
+        tested("fsdd:test=all:without=bo")
+    # All are evaluated if there are none of the test set, and none is held out.
+    for path in tmp_path.glob("*_[34].wav"):
+        path.unlink()
+    count, notes = tested("fsdd:channels=4")
+    assert count == 12
+    assert "held out" not in notes
+
+
+def test_folders_may_be_texts(tmp_path: Path) -> None:
+    _write(tmp_path)
+    folders = {"data_dir": str(tmp_path), "cache_dir": str(tmp_path / "cache")}
+    assert len(load("fsdd:without=bo:channels=4", steps=10, **folders).test) == 8  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("where", ["hello.wav", "3/one.wav"])
+def test_sounds_of_other_names_are_named(where: str, tmp_path: Path) -> None:
+    _save(tmp_path / where, _tone(300, 800))
+    other = tmp_path / where
+    with pytest.raises(DataError) as raised:
+        _load(tmp_path)
+    assert f"expected {tmp_path}/<digit>_<speaker>_<number>.wav or {tmp_path}/fsdd/<digit>" in str(raised.value)
+    assert f"the name of {other} does not tell digit, speaker and number" in str(raised.value)
+    assert f"stsbp predict RUN {other.parent}/*.wav classifies sounds of any name" in str(raised.value)
+
+
 def test_spikes_come_from_the_cache_and_change_with_what_they_are_made_of(tmp_path: Path) -> None:
     _write(tmp_path)
     called: list[str] = []
@@ -300,6 +348,7 @@ def test_spoken_digits_are_trained_and_evaluated(stsbp: Callable[..., Result], t
 def test_datasets_says_which_recordings_are_tested_on(stsbp: Callable[..., Result]) -> None:
     (line,) = (line for line in stsbp("datasets", "fsdd").stdout.splitlines() if "test set" in line)
     assert "recordings 0 to 4 of each speaker and digit; with without=SPEAKER, all recordings of that speaker" in line
+    assert "with test=all, all recordings" in line
 
 
 def test_evaluate_names_on_for_recordings_that_the_run_never_saw(stsbp: Callable[..., Result], tmp_path: Path) -> None:
@@ -320,6 +369,12 @@ def test_evaluate_names_on_for_recordings_that_the_run_never_saw(stsbp: Callable
     assert f"give --on fsdd:channels=20 --data-dir {tmp_path / 'new'}" in other.stderr
     assert "--on" not in stsbp("evaluate", run, "--split", "validation").stderr
     assert stsbp("evaluate", run, "--on", "fsdd:channels=20", "--data-dir", tmp_path / "new").exit_code == 0
+    path = next((tmp_path / "new" / "fsdd").iterdir())
+    path.rename(path.with_name("0_ada_0.wav"))
+    for name, told in (("fsdd:channels=20", "fsdd: 1 samples"), ("fsdd:channels=20:test=all", "fsdd: 12 samples")):
+        done = stsbp("evaluate", run, "--on", name, "--data-dir", tmp_path / "new")
+        assert told.replace("fsdd", name) in done.stdout
+        assert ("1 of the 12 recordings are evaluated" in done.output) == ("all" not in name)
 
 
 def test_predict_hears_many_sounds_together_and_counts_the_right_ones(

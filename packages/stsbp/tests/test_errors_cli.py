@@ -232,14 +232,14 @@ def test_files_that_predict_cannot_read(
     run = tmp_path / "run"
     train_tiny(run)
     refused(stsbp("predict", run, tmp_path / "nosuch.npy"), "cannot read", "nosuch.npy")
-    refused(stsbp("predict", run, tmp_path), "cannot read")
+    refused(stsbp("predict", run, tmp_path), "cannot read", f"give its files, for example {tmp_path}/*", "--on DATASET")
     for name, content in (("a.npy", b"rubbish"), ("a.png", b"rubbish"), ("a.txt", b"text"), ("a.bin", b"12345")):
         (tmp_path / name).write_bytes(content)
         refused(stsbp("predict", run, tmp_path / name), name)
     np.save(tmp_path / "b.npy", np.zeros((3, 8, 8), dtype=np.uint8))
     refused(stsbp("predict", run, tmp_path / "b.npy"), "[C, H, W] = [1, 8, 8]")
     np.save(tmp_path / "c.npy", np.zeros((1, 8, 8)))
-    refused(stsbp("predict", run, tmp_path / "c.npy"), "must hold uint8 values, got float64")
+    refused(stsbp("predict", run, tmp_path / "c.npy"), "must hold uint8 values, got float64; convert")
     np.save(tmp_path / "d.npy", np.array([object()]), allow_pickle=True)
     refused(stsbp("predict", run, tmp_path / "d.npy"), "must hold uint8 values, got object")
 

@@ -181,7 +181,16 @@ def test_which_samples_of_a_file_are_tested_on(own: Callable[..., Path], classes
             "must hold inputs, targets and perhaps split and lengths, or inputs, labels .* and classes, got inputs$",
         ),
         ({"labels": np.zeros(10, np.uint8)}, "got inputs, targets, labels"),
-        ({"inputs": np.zeros((10, 6, 7), np.float32)}, "inputs must be uint8 values 0 and 1, got float32"),
+        (
+            {"inputs": np.zeros((10, 6, 7), np.float32)},
+            r"inputs must be uint8 values 0 and 1, got float32; convert them with inputs.astype\(np.uint8\)",
+        ),
+        ({"split": np.zeros(10)}, r"split must be uint8 .* got float64; convert them with split.astype\(np.uint8\)"),
+        ({"inputs": np.zeros((10, 7, 6), np.uint8)}, r"time seems to be the last axis, .* np.swapaxes\(x, 1, 2\)"),
+        (
+            {"inputs": np.zeros((10, 7, 6), np.uint8), "targets": np.zeros((10, 3, 6), np.uint8)},
+            r"time seems to be the last axis, .* np.swapaxes\(x, 1, 2\)",
+        ),
         ({"inputs": np.array(["a", "b"])}, "inputs must be uint8 values 0 and 1, got <U1"),
         ({"inputs": np.array([None, {}])}, r"\(\.npz\): Object arrays cannot be loaded$"),
         ({"targets": np.zeros(0, np.float64)}, "targets must be uint8 values 0 and 1, got float64"),
@@ -236,6 +245,7 @@ def test_own_file_of_rasters_with_classes(own: Callable[..., Path], stsbp: Calla
         ({"classes": np.arange(2)}, "classes must be at least 2 different texts"),
         ({"lengths": np.full(10, 7)}, "lengths must be from 1 to the 6 steps of the arrays; sample 0 has 7"),
         ({"split": np.full(10, 2)}, "split must be 10 values 0 and 1"),
+        ({"split": np.zeros(10)}, r"split must be 10 .* got float64 .*; convert it with split.astype\(np.uint8\)"),
         ({"split": np.zeros(10, np.uint8)}, "split has no test samples"),
         ({"inputs": None}, "must hold inputs, .*got labels$"),
         ({"more": np.zeros(1)}, "got inputs, labels, more"),
@@ -295,6 +305,21 @@ def test_rasters_whose_first_axis_is_time_are_not_taken_for_samples(
     assert stsbp("train", f"sequences:{path}", *options, "--out", "right").exit_code == 0
 
 
+def test_target_trains_without_spikes_are_told_of(own: Callable[..., Path], stsbp: Callable[..., Result]) -> None:
+    split = (np.arange(10) % 2).astype(np.uint8)
+    targets = np.zeros((10, 6, 3), np.uint8)
+    silent, both = "no target train of the 5 samples for {} has a spike", ("training", "the test")
+    for spiking in ((), (0,), (1,)):
+        for part in spiking:
+            targets[split == part, -1] = 1
+        told = stsbp(
+            "train", f"sequences:{own(targets=targets, split=split)}", "--net", 4, "--epochs", 1, "--overwrite"
+        )
+        assert told.exit_code == 0, told.output
+        for part, purpose in enumerate(both):
+            assert (silent.format(purpose) in " ".join(told.output.split())) == (not targets[split == part].any())
+
+
 def test_what_is_no_file_of_rasters(own: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="have 6 steps, not 5: give --steps 6"):
         load(f"sequences:{own()}", steps=5)
@@ -304,7 +329,9 @@ def test_what_is_no_file_of_rasters(own: Callable[..., Path], tmp_path: Path) ->
     with pytest.raises(DataError, match=r"text\.npz is not a file of numpy arrays \(\.npz\): it begins like neither"):
         load(f"sequences:{tmp_path / 'text.npz'}", steps=6)
     np.save(tmp_path / "one.npy", np.zeros(3))
-    with pytest.raises(DataError, match=r"one\.npy is not a file of numpy arrays"):
+    with pytest.raises(
+        DataError, match=r"one\.npy is not a file of numpy arrays .*; save all .* np\.savez\(path, inputs="
+    ):
         load(f"sequences:{tmp_path / 'one.npy'}", steps=6)
     with zipfile.ZipFile(tmp_path / "member.npz", "w") as archive:
         for name in ("inputs", "targets"):

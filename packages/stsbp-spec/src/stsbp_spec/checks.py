@@ -209,7 +209,8 @@ def check_inputs(network: NetworkSpec, inputs: Inputs, steps: int) -> int:
     else:
         _array("inputs", inputs)
         if inputs.dtype != np.uint8:
-            raise ShapeError(f"inputs must be uint8, got {inputs.dtype}")
+            what = "pixels from 0 to 255" if lead == 1 else "spikes"
+            raise ShapeError(f"inputs must be uint8, got {inputs.dtype}; convert {what} with inputs.astype(np.uint8)")
     if len(inputs.shape) != lead + len(network.input_shape) or inputs.shape[lead:] != network.input_shape:
         raise ShapeError(
             f"inputs with {network.coding} coding must be {letters}, ... = {network.input_shape}, got {inputs.shape}"

@@ -30,6 +30,9 @@ class SpikeMatches(NamedTuple):
 def match_spikes(spikes: Any, targets: Any, tolerance: int = 1, lengths: Any = None) -> SpikeMatches:
     """Match the spikes of each neuron with its target spikes, one to one.
 
+    `precision`, `recall` and `f1` take the three numbers of one sample, or sums over samples, for example
+    `f1(*(n.sum() for n in match_spikes(spikes, targets)))`.
+
     Args:
         spikes: output spike trains, `[T, B, N]`, as numpy arrays or as tensors of torch or JAX, like the targets.
         targets: target spike trains, `[T, B, N]`.

@@ -152,6 +152,11 @@ def _memory(x: torch.Tensor) -> torch.Tensor:
     return x if x._base is None else x._base
 
 
+def _metadata(node: Any) -> dict[str, tuple[int, int, PSP | None]]:
+    found: dict[str, tuple[int, int, PSP | None]] = node.metadata
+    return found
+
+
 def _mark(spikes: torch.Tensor, psp: PSP | None) -> None:
     """Remember the filter of spikes, for `_missing`. It is not known in programs that torch traces or transforms."""
     if _is_traced():
@@ -161,7 +166,7 @@ def _mark(spikes: torch.Tensor, psp: PSP | None) -> None:
     if psp is not None:
         _UNFILTERED[_memory(spikes)] = psp
     if spikes.grad_fn is not None:
-        spikes.grad_fn.metadata[_MARK] = spikes.output_nr, spikes.numel(), psp
+        _metadata(spikes.grad_fn)[_MARK] = spikes.output_nr, spikes.numel(), psp
 
 
 def _missing(spikes: torch.Tensor) -> PSP | None:
@@ -177,9 +182,8 @@ def _missing(spikes: torch.Tensor) -> PSP | None:
     for _ in range(_NODES):
         if psp is not None or node is None:
             break
-        if _MARK in node.metadata:
-            *marked, psp = node.metadata[_MARK]
-            return psp if marked == [output, spikes.numel()] else None
+        if (mark := _metadata(node).get(_MARK)) is not None:
+            return mark[2] if mark[:2] == (output, spikes.numel()) else None
         sources = [source for source in node.next_functions if source[0] is not None]
         node, output = sources[0] if len(sources) == 1 else (None, 0)
     return psp

@@ -132,7 +132,7 @@ def command(
     - an image (.jpg, .png, .bmp), resized if the network needs square images;
     - a recording in the format of N-MNIST (.bin);
     - a sound like those in the data set fsdd (.wav);
-    - a numpy array of uint8 (.npy).
+    - a numpy array of uint8, or of bool for frames and spike trains (.npy).
 
     An array is an image [C, H, W] or [H, W], event frames [T, C, H, W], or spike trains [T, N]. Frames and spike trains
     may have fewer steps than the training samples.
@@ -336,7 +336,12 @@ def read_inputs(paths: Sequence[Path], inputs: Inputs, binning: EventBinning, ow
         try:
             content = read_regular(path, _MOST.get(kind, MOST_OF_IMAGE))
         except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+            remedy = (
+                f"; give its files, for example {path}/*, or read it as a data set with stsbp evaluate RUN --on DATASET"
+                if path.is_dir()
+                else ""
+            )
+            raise DataError(f"cannot read {path}: {error.strerror or error}{remedy}") from error
         if kind == ".wav" and of_sounds:
             sounds[k] = read_sound(content, path)
         else:
@@ -397,7 +402,8 @@ def _array(content: bytes, path: Path, *, spikes: bool = False) -> UInt8:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise DataError(f"{path} is not a numpy array: {reason}") from error
     if dtype != np.uint8 and not (spikes and dtype == np.bool_):
-        raise DataError(f"{path} must hold uint8 values, got {dtype}")
+        remedy = f"; convert {'spikes' if spikes else 'pixels from 0 to 255'} with .astype(np.uint8)"
+        raise DataError(f"{path} must hold uint8 values, got {dtype}{remedy if dtype.kind in 'iuf' else ''}")
     data = np.frombuffer(content, dtype=np.uint8, offset=file.tell())
     with contextlib.suppress(ValueError):
         if min(shape, default=0) >= 0 and count == data.size and len(shape) <= _MOST_AXES:

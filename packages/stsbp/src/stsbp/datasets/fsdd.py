@@ -84,7 +84,16 @@ def _files(data_dir: Path | None) -> tuple[Path, list[tuple[str, _Name]]]:
             return folder, sorted(found, key=lambda pair: (pair[1].speaker, pair[1].digit, pair[1].number))
     packed = data_dir / "fsdd.tar.xz"
     there = f"; unpack {packed} there" if packed.is_file() else f"; fetch the recordings from {_HOME}"
-    raise DataError(f"no spoken digits at {data_dir}: expected {places[0]}/<digit>_<speaker>_<number>.wav{there}")
+    sounds = (path for pattern in ("*.wav", "*/*.wav") for path in data_dir.glob(pattern))
+    if (other := next(sounds, None)) is not None:
+        there = (
+            f"; the name of {other} does not tell digit, speaker and number: rename such sounds. stsbp predict RUN "
+            f"{other.parent}/*.wav classifies sounds of any name"
+        )
+    raise DataError(
+        f"no spoken digits at {data_dir}: expected {data_dir}/<digit>_<speaker>_<number>.wav or "
+        f"{places[0]}/<digit>_<speaker>_<number>.wav{there}"
+    )
 
 
 def _bits(content: bytes) -> int:
@@ -211,7 +220,9 @@ def _spikes(
 
 @names_unreadable
 def load(request: Request) -> Dataset:
-    """Spoken digits as spikes. The test set is recordings 0 to 4 of each speaker and digit, or one left-out speaker.
+    """Spoken digits as spikes.
+
+    The test set is recordings 0 to 4 of each speaker and digit, one left-out speaker, or all recordings.
 
     Raises:
         DataError: the data folder has no recordings, a recording is malformed, or an option has an invalid value.
@@ -224,9 +235,16 @@ def load(request: Request) -> Dataset:
         raise DataError(
             f"fsdd: there is no speaker {without!r}{did_you_mean(without, speakers)}; known: {', '.join(speakers)}"
         )
+    test_set = request.options.get("test")
+    if test_set not in (None, "all"):
+        raise DataError(f"{request.name}: test must be all, got {test_set!r}")
+    if test_set and without:
+        raise DataError(f"{request.name}: test=all and without={without} name two test sets; leave one of them out")
     samples, numbers, skipped = _spikes(folder, files, cochlea, request)
     names = [files[k][1] for k in numbers]
-    own = np.array([name.number in TEST if without is None else name.speaker == without for name in names])
+    own = np.array(
+        [bool(test_set) or (name.number in TEST if without is None else name.speaker == without) for name in names]
+    )
     notes = [f"{len(samples):,} recordings of {len(speakers)} speakers, from {folder}"]
     train, test = (Subset(samples, np.flatnonzero(mask)) for mask in (~own, own))
     told = (
@@ -234,8 +252,14 @@ def load(request: Request) -> Dataset:
         if without is None
         else f"all recordings of {without}"
     )
-    if request.only_test and len(test):
-        train = test
+    if request.only_test:
+        if 0 < len(test) < len(samples):
+            others = [word for word in request.name.split(":") if not word.startswith("without=")]
+            notes.append(
+                f"{len(test)} of the {len(samples):,} recordings are evaluated, {told}; {':'.join(others)}:test=all "
+                "evaluates all"
+            )
+        train = test = test if len(test) else Subset(samples, np.arange(len(samples)))
     elif request.train_only:
         # A speaker who is left out stays left out.
         pass
@@ -245,7 +269,8 @@ def load(request: Request) -> Dataset:
         train, test = cut_test(train, max(1, len(train) // 5), request)
         notes.append(f"{len(test)} of the others are held out as test samples (split seed {request.seed})")
     if not len(train):
-        raise DataError(f"{folder}: nothing is left to train on")
+        hint = "; test=all is for stsbp evaluate RUN --on and the like" if test_set else ""
+        raise DataError(f"{folder}: nothing is left to train on{hint}")
     notes += left_out(skipped, "recordings")
     return Dataset(request.name, "events", (cochlea.places,), CLASSES, train, test, tuple(notes), skipped)
 
@@ -268,9 +293,11 @@ FSDD = DatasetInfo(
         "label_pattern": "1",
     },
     recordings=True,
-    test_set="recordings 0 to 4 of each speaker and digit; with without=SPEAKER, all recordings of that speaker",
+    test_set="recordings 0 to 4 of each speaker and digit; with without=SPEAKER, all recordings of that speaker; with "
+    "test=all, all recordings",
     options={
         "without": "the speaker to test on; the others are trained on",
+        "test": "all: every recording is a test sample, for evaluate --on",
         "channels": f"number of neurons of the ear, 1 to {MOST_CHANNELS}",
     },
     licence="CC BY-SA 4.0",

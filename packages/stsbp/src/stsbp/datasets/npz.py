@@ -44,7 +44,10 @@ def read_arrays(path: Path) -> dict[str, AnyArray]:
             size = os.fstat(content.fileno()).st_size
             file = np.load(content, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("it holds a single array")
+                raise ValueError(
+                    "it holds a single array without a name; save all arrays by name with np.savez, for example "
+                    "np.savez(path, inputs=x, targets=y)"
+                )
             with file:
                 # A few compressed bytes can mean many gigabytes. No more is unpacked than the sizes in the archive.
                 assert file.zip is not None
@@ -126,7 +129,8 @@ def cut(samples: Split, arrays: Mapping[str, AnyArray], path: Path, request: Req
     """
     parts, n = arrays.get("split"), len(samples)
     if parts is not None and (parts.shape != (n,) or parts.dtype.kind not in "iub" or {*np.unique(parts)} - {0, 1}):
-        raise DataError(f"{path}: split must be {n} values 0 and 1, got {parts.dtype} {list(parts.shape)}")
+        remedy = "; convert it with split.astype(np.uint8)" if parts.dtype.kind == "f" else ""
+        raise DataError(f"{path}: split must be {n} values 0 and 1, got {parts.dtype} {list(parts.shape)}{remedy}")
     kind = ""
     if parts is not None:
         train, test = (Subset(samples, np.flatnonzero(parts == part)) for part in (0, 1))

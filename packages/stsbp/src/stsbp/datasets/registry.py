@@ -180,14 +180,14 @@ def _read(name: str) -> tuple[DatasetInfo, str, dict[str, str]]:
 def load(
     name: str,
     *,
-    data_dir: Path | None = None,
+    data_dir: Path | str | None = None,
     steps: int = 25,
     seed: int = 0,
     limit: int | None = None,
     holdout: int | None = None,
     download: bool = False,
     skip_malformed: bool = False,
-    cache_dir: Path | None = None,
+    cache_dir: Path | str | None = None,
     progress: ProgressCallback | None = None,
     binning: EventBinning | None = None,
     own_lengths: bool = False,
@@ -219,6 +219,7 @@ def load(
         DataError: the name is unknown, or the data are missing or malformed. The message says what to do.
         SpecError: `steps` or `seed` is outside its domain.
     """
+    data_dir, cache_dir = (None if path is None else Path(path) for path in (data_dir, cache_dir))
     info, argument, options = _read(name)
     if info.argument and not argument:
         raise DataError(f"{name} needs a name after a colon: {info.synopsis}")

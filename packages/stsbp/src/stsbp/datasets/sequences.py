@@ -24,6 +24,7 @@ from stsbp.errors import DataError
 __all__ = ["SEQUENCES", "SequenceSplit", "Sequences", "load", "read_sequences", "steps_of"]
 
 _SWAP = "swap the first two axes of its rasters, np.swapaxes(x, 0, 1)"
+_TIME_LAST = "; time seems to be the last axis, and must be the second: swap the two axes, np.swapaxes(x, 1, 2)"
 
 
 class SequenceSplit:
@@ -94,6 +95,8 @@ def _of_targets(path: Path, arrays: Mapping[str, AnyArray]) -> Sequences:
     if inputs.shape[:2] != targets.shape[:2] or (split is not None and split.shape != inputs.shape[:1]):
         listed = ", ".join(f"{name} {list(array.shape)}" for name, array in rasters.items())
         hint = _if_time_first(inputs.shape, len(targets) if split is None else len(split))
+        if not hint and inputs.ndim == 3 and inputs.shape[2] in targets.shape[1:] and len(inputs) == len(targets):
+            hint = _TIME_LAST
         raise DataError(f"{path}: the arrays do not agree in samples n and steps T: {listed}{hint}")
     return Sequences(inputs, targets, split, _lengths(path, arrays))
 
@@ -124,7 +127,8 @@ def _check_contents(path: Path, arrays: Mapping[str, AnyArray], needed: set[str]
 def _check_rasters(path: Path, arrays: Mapping[str, AnyArray]) -> None:
     for name, array in arrays.items():
         if array.dtype != np.uint8:
-            raise DataError(f"{path}: {name} must be uint8 values 0 and 1, got {array.dtype}")
+            remedy = f"; convert them with {name}.astype(np.uint8)" if array.dtype.kind in "iuf" else ""
+            raise DataError(f"{path}: {name} must be uint8 values 0 and 1, got {array.dtype}{remedy}")
         if array.size and array.max() > 1:
             raise DataError(f"{path}: {name} must be uint8 values 0 and 1, got {array.dtype} up to {array.max()}")
 

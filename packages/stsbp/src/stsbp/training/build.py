@@ -357,9 +357,21 @@ def cut_validation(dataset: Dataset, config: RunConfig) -> Data:
     return _noted(Data(dataset, train, validation, dataset.test))
 
 
+_PURPOSES = {"train": "training", "validation": "validation", "test": "the test"}
+
+
 def _noted(data: Data) -> Data:
-    """Data with notes on accuracies that say nothing: there is only one class, or classes have no training samples."""
+    """Data with notes on results that say nothing: there is only one class, classes have no training samples, or target
+    trains are empty.
+    """
     classes, notes = data.dataset.classes, list[str]()
+    for name, split in data.splits().items() if data.inputs.sequences else ():
+        if not any(targets.any() for targets in _all_targets(split)):
+            effect = "the network learns to be silent" if name == "train" else "their F1 says nothing"
+            notes.append(
+                f"no target train of the {len(split)} samples for {_PURPOSES[name]} has a spike, so {effect}; "
+                "check the targets"
+            )
     if len(classes) == 1:
         notes.append(
             f"{data.dataset.name} has only the class {shown(classes[0])}, so every accuracy is 100 % and says nothing; "
