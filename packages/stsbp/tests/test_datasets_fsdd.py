@@ -371,9 +371,9 @@ def test_evaluate_names_on_for_recordings_that_the_run_never_saw(stsbp: Callable
     assert stsbp("evaluate", run, "--on", "fsdd:channels=20", "--data-dir", tmp_path / "new").exit_code == 0
     path = next((tmp_path / "new" / "fsdd").iterdir())
     path.rename(path.with_name("0_ada_0.wav"))
-    for name, told in (("fsdd:channels=20", "fsdd: 1 samples"), ("fsdd:channels=20:test=all", "fsdd: 12 samples")):
+    for name, count in (("fsdd:channels=20", 1), ("fsdd:channels=20:test=all", 12)):
         done = stsbp("evaluate", run, "--on", name, "--data-dir", tmp_path / "new")
-        assert told.replace("fsdd", name) in done.stdout
+        assert f"{name}: {count} samples" in done.stdout
         assert ("1 of the 12 recordings are evaluated" in done.output) == ("all" not in name)
 
 

@@ -365,11 +365,11 @@ def _noted(data: Data) -> Data:
     trains are empty.
     """
     classes, notes = data.dataset.classes, list[str]()
-    for name, split in data.splits().items() if data.inputs.sequences else ():
-        if not any(targets.any() for targets in _all_targets(split)):
+    for name, samples in data.splits().items() if data.inputs.sequences else ():
+        if not any(targets.any() for targets in _all_targets(samples)):
             effect = "the network learns to be silent" if name == "train" else "their F1 says nothing"
             notes.append(
-                f"no target train of the {len(split)} samples for {_PURPOSES[name]} has a spike, so {effect}; "
+                f"no target train of the {len(samples)} samples for {_PURPOSES[name]} has a spike, so {effect}; "
                 "check the targets"
             )
     if len(classes) == 1:
