@@ -159,6 +159,13 @@ def test_neurons_refuse_inputs_without_an_axis_of_time(shape: tuple[int, ...]) -
         assert LIF()(torch.ones(shape)[None], 4).shape == (4, *shape)
 
 
+def test_layers_without_an_axis_of_time_say_how_to_repeat_an_input() -> None:
+    for module, x in ((SpikingLinear(12, 3), torch.ones(16, 12)), (SpikingConv2d(2, 3, 3), torch.ones(16, 2, 5, 5))):
+        with pytest.raises(ShapeError, match=r"got shape \[16, .*\]; if the first .* give x\[None\] with steps=\.\.\."):
+            module(x)
+        assert len(module(x[None], 4)) == 4
+
+
 def test_the_message_about_steps_says_how_to_repeat_an_input() -> None:
     with pytest.raises(
         ShapeError, match=r"steps must be 4, .* got 12; if the first .* give x\[None\] with steps=\.\.\."

@@ -14,6 +14,7 @@ from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.values import integer, shown
 
 __all__ = [
+    "ONE_INPUT",
     "RETURNED",
     "check_axes",
     "check_finite",
@@ -26,6 +27,9 @@ __all__ = [
 
 RETURNED = "give the state that this module returned"
 """What to do instead of giving a state that does not fit."""
+
+ONE_INPUT = "; if the first axis is the samples, give x[None] with steps=..., the same input at every step"
+"""End of a message about inputs that may lack the axis of time."""
 
 
 _NO_ARITHMETIC = frozenset(
@@ -120,19 +124,16 @@ def check_steps(x: torch.Tensor, steps: int | None) -> int:
     if number is None or number < 1 or len(x) not in (1, number):
         raise ShapeError(
             f"steps must be {len(x)}, as in the input (any number if the input has one step), got {shown(steps)}"
-            f"{samples_first(x.shape, number or 0) or _ONE_INPUT}"
+            f"{samples_first(x.shape, number or 0) or ONE_INPUT}"
         )
     return number
-
-
-_ONE_INPUT = "; if the first axis is the samples, give x[None] with steps=..., the same input at every step"
 
 
 def check_axes(what: str, z: torch.Tensor) -> None:
     """Raise `ShapeError` unless `z` is `[T, B, N]` or `[T, B, C, H, W]`. Other tensors mostly lack the axis of time."""
     if z.dim() not in (3, 5):
         raise ShapeError(
-            f"an input of {what} must be [T, B, N] or [T, B, C, H, W], got {list(z.shape)}{_ONE_INPUT}; if axis 0 is "
+            f"an input of {what} must be [T, B, N] or [T, B, C, H, W], got {list(z.shape)}{ONE_INPUT}; if axis 0 is "
             "time, insert axes of length 1 with x.unsqueeze(-1), or combine axes with x.flatten(2)"
         )
 

@@ -44,7 +44,7 @@ from stsbp_spec.values import real, shown, whole
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from stsbp_torch.checks import RETURNED, check_axes, check_precision, check_steps, check_tensor
+from stsbp_torch.checks import ONE_INPUT, RETURNED, check_axes, check_precision, check_steps, check_tensor
 from stsbp_torch.losses import spike_loss
 from stsbp_torch.segments import Handle, Layer, Made, Piece, Settings, backend_of, compute, handle_of
 
@@ -505,7 +505,10 @@ class _Spiking(torch.nn.Module):
         else:
             fits, axes = s.ndim >= 3 and math.prod(s.shape[2:]) == inputs, f"[T, B, {inputs}]"
         if not fits:
-            raise ShapeError(f"the inputs of {self._get_name()} have the axes {axes}, got shape {list(s.shape)}")
+            remedy = ONE_INPUT if s.ndim in (2, 4) else ""
+            raise ShapeError(
+                f"the inputs of {self._get_name()} have the axes {axes}, got shape {list(s.shape)}{remedy}"
+            )
 
 
 def _kaiming(shape: tuple[int, ...], gain: float = DEFAULT_GAIN) -> torch.Tensor:
