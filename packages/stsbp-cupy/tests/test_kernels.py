@@ -31,7 +31,12 @@ from stsbp_spec.neurons.alif import ALIF
 from stsbp_spec.optim.adamw import UPDATE
 from stsbp_spec.surrogates import SURROGATES
 
-ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100")
+ARCHITECTURES = (
+    "sm_75",
+    *(pytest.param(name, marks=pytest.mark.long) for name in ("sm_80", "sm_90")),
+    "sm_100",
+)
+"""The oldest, the newest, and two between them."""
 
 
 def _printed(recurrence: Recurrence, *, summed: tuple[str, ...] = (), in_memory: bool = False) -> Source:
