@@ -146,14 +146,22 @@ def tests(session: nox.Session) -> None:
 
 
 def of_xla(session: nox.Session, *arguments: str) -> None:
-    """Hold XLA's own code against the spec. It compiles for long: by default the two tiers that show its rounding."""
-    chosen = arguments or ("--conformance-quick", "-k", "tier1 or tier2")
+    """Hold XLA's own code against the spec. It compiles for long: by default the tier that shows its rounding."""
+    chosen = arguments or ("--conformance-quick", "-k", "tier2")
     session.run("python", "-m", "pytest", SUITE, "--backend", "jax", "--device", "jax=cpu:xla", *chosen)
 
 
 def long_tests(session: nox.Session, *paths: str) -> None:
     """Tests that `nox -s tests` leaves to sessions of their own, but for one quick case of their kind."""
     session.run("python", "-m", "pytest", *paths, "-m", "long")
+
+
+@nox.session
+def long(session: nox.Session) -> None:
+    """Run the cases that `tests` leaves out beside a quick one of their kind (half an hour): -- [PYTEST ARGUMENTS]."""
+    install(session, *everything(session), tools=ALL_TEST_TOOLS)
+    paths = (*everything(session), "benchmarks", "campaigns", "tools")
+    session.run("python", "-m", "pytest", *paths, "-m", "long", *devices(session), *session.posargs)
 
 
 def devices(session: nox.Session) -> list[str]:
@@ -201,7 +209,7 @@ def graphs(session: nox.Session) -> None:
 
 @nox.session
 def xla(session: nox.Session) -> None:
-    """Hold what JAX runs on GPUs and TPUs, XLA's own code, against the spec, two tiers of it: -- [PYTEST ARGUMENTS]."""
+    """Hold what JAX runs on GPUs and TPUs, XLA's own code, against the spec: -- [PYTEST ARGUMENTS, such as -k tier1]."""
     install(session, SPEC, *JAX, CONFORMANCE, tools=TEST_TOOLS)
     of_xla(session, *session.posargs)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from pathlib import Path
@@ -1607,28 +1607,39 @@ def quick_checks() -> tuple[Check, ...]:
     return tuple(check for checks in every for check in checks if check.quick)
 
 
-def caught(backend: NumpyBackend, *, first: bool = False, tiers: Collection[int] = range(1, 9)) -> dict[int, list[str]]:
-    """Names of the checks of some tiers that fail on a backend, by tier.
+def _fails(check: Check, backend: NumpyBackend) -> bool:
+    """Whether a check fails on a backend. One that cannot run here does not."""
+    try:
+        with np.errstate(all="ignore"):
+            check.run(backend)
+    except Unavailable:
+        return False
+    except Exception as error:  # a mismatch, or an error instead of a result: either fails the suite
+        if isinstance(backend, _Miswritten) and not isinstance(error, (Mismatch, NumericError)):
+            raise  # wrong numbers are what these are to give
+        return True
+    return False
 
-    `first`: stop at the first failure, beginning with the fastest tiers.
-    """
+
+def caught(backend: NumpyBackend) -> dict[int, list[str]]:
+    """Names of the quick checks that fail on a backend, by tier."""
     found: dict[int, list[str]] = {}
-    checks = [check for check in quick_checks() if check.tier in tiers]
-    if first:
-        checks.sort(key=lambda check: (5, 7, 1, 2, 6, 8, 4, 3).index(check.tier))
-    for check in checks:
-        try:
-            with np.errstate(all="ignore"):
-                check.run(backend)
-        except Unavailable:
-            continue
-        except Exception as error:  # a mismatch, or an error instead of a result: either fails the suite
-            if isinstance(backend, _Miswritten) and not isinstance(error, (Mismatch, NumericError)):
-                raise  # wrong numbers are what these are to give
+    for check in quick_checks():
+        if _fails(check, backend):
             found.setdefault(check.tier, []).append(check.id)
-            if first:
-                break
     return found
+
+
+def caught_by(backend: NumpyBackend, name: str) -> bool:
+    """Whether the quick check of this name fails on a backend."""
+    (check,) = (check for check in quick_checks() if check.id == name)
+    return _fails(check, backend)
+
+
+def first_caught(backend: NumpyBackend) -> str | None:
+    """The name of the first quick check that fails on a backend, beginning with the fastest tiers; None: all pass."""
+    checks = sorted(quick_checks(), key=lambda check: (5, 7, 1, 2, 6, 8, 4, 3).index(check.tier))
+    return next((check.id for check in checks if _fails(check, backend)), None)
 
 
 def main() -> None:
@@ -1639,7 +1650,8 @@ def main() -> None:
     table = []
     for fault in FAULTS:
         tiers = {tier: len(ids) for tier, ids in caught(fault.backend()).items()}
-        table.append({"fault": fault.name, "description": fault.description, "caught": tiers})
+        first = first_caught(fault.backend())
+        table.append({"fault": fault.name, "description": fault.description, "first": first, "caught": tiers})
         print(f"{fault.name:24} {', '.join(f'tier {t}: {n}' for t, n in tiers.items()) or 'NOT CAUGHT'}", flush=True)
     if len(sys.argv) > 1:
         Path(sys.argv[1]).write_text(json.dumps({"checks": totals, "faults": table}, indent=1) + "\n", encoding="utf-8")

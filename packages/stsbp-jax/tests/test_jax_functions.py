@@ -67,7 +67,11 @@ def example(coding: Coding = "events") -> tuple[NetworkSpec, dict[str, Any], Any
     return network, dict(initial_weights(network, seed=0)), x, y
 
 
-CASES = [*((name, VanRossum()) for name in WRAPPERS), ("jit", Hamming()), ("jit", SpikeCount())]
+CASES = [
+    *(("jit", loss()) for loss in (VanRossum, Hamming, SpikeCount)),
+    ("vmap", VanRossum()),
+    *(pytest.param(name, VanRossum(), marks=pytest.mark.long) for name in ("eager", "checkpoint")),
+]
 
 
 @pytest.mark.parametrize(("wrapper", "loss"), CASES, ids=str)

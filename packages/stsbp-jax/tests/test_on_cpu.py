@@ -64,11 +64,21 @@ def _by(kernels: bool) -> Iterator[None]:
         forget()
 
 
+QUICK = ("blocks that defer", "geometry", "recurrent")
+"""Networks that are quick to compile and together have most operations."""
+
+
 @pytest.mark.parametrize(
     ("name", "precision"),
     [
-        *((name, "reproducible") for name in NETWORKS if name != "several readers"),
-        *((name, "fast") for name in ("blocks that defer", "several readers", "pooling and dropout")),
+        *((name, "reproducible") for name in QUICK),
+        *(
+            pytest.param(name, "reproducible", marks=pytest.mark.long)
+            for name in NETWORKS
+            if name not in (*QUICK, "several readers")
+        ),
+        ("several readers", "fast"),
+        *(pytest.param(name, "fast", marks=pytest.mark.long) for name in ("blocks that defer", "pooling and dropout")),
     ],
 )
 def test_steps_have_the_bits_of_xlas_own_code(name: str, precision: Precision) -> None:
@@ -110,7 +120,7 @@ def test_only_the_device_cpu_calls_kernels(call: Callable[[Any], Any], monkeypat
         call(KERNELS)
 
 
-@pytest.mark.parametrize("name", ["pooling and dropout", "recurrent"])
+@pytest.mark.parametrize("name", ["pooling and dropout", pytest.param("recurrent", marks=pytest.mark.long)])
 def test_apply_has_the_bits_of_xlas_own_code_however_it_is_transformed(name: str) -> None:
     network, weights, batch = _case(name)
     steps = len(batch.targets)

@@ -72,15 +72,15 @@ def _trained(size: int, kind: str) -> list[tuple[list[float], list[list[list[flo
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this build of torch has no torch.distributed")
-def test_gradients_of_parallel_modules_are_those_of_the_whole_batch() -> None:
+@pytest.mark.parametrize("kind", ["DistributedDataParallel", pytest.param("fully_shard", marks=pytest.mark.long)])
+def test_gradients_of_parallel_modules_are_those_of_the_whole_batch(kind: str) -> None:
     ((alone, expected),) = _trained(1, "alone")
-    for kind in ("DistributedDataParallel", "fully_shard"):
-        found = _trained(2, kind)
-        # The mean over processes of equal parts is that of the batch.
-        assert np.allclose(np.mean([losses for losses, _ in found], axis=0), alone, rtol=1e-6), kind
-        for _, gradients in found:
-            for got, wanted in zip(gradients, expected, strict=True):
-                assert len(got) == len(wanted) == 5
-                for x, y in zip(got, wanted, strict=True):
-                    assert np.abs(y).max() > 0
-                    assert np.allclose(x, y, rtol=1e-4, atol=1e-6 * np.abs(y).max()), kind
+    found = _trained(2, kind)
+    # The mean over processes of equal parts is that of the batch.
+    assert np.allclose(np.mean([losses for losses, _ in found], axis=0), alone, rtol=1e-6)
+    for _, gradients in found:
+        for got, wanted in zip(gradients, expected, strict=True):
+            assert len(got) == len(wanted) == 5
+            for x, y in zip(got, wanted, strict=True):
+                assert np.abs(y).max() > 0
+                assert np.allclose(x, y, rtol=1e-4, atol=1e-6 * np.abs(y).max())
