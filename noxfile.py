@@ -209,7 +209,7 @@ def graphs(session: nox.Session) -> None:
 
 @nox.session
 def xla(session: nox.Session) -> None:
-    """Hold what JAX runs on GPUs and TPUs, XLA's own code, against the spec: -- [PYTEST ARGUMENTS, such as -k tier1]."""
+    """Hold what JAX runs on GPUs and TPUs, XLA's own code, against the spec: -- [PYTEST ARGUMENTS: -k tier1]."""
     install(session, SPEC, *JAX, CONFORMANCE, tools=TEST_TOOLS)
     of_xla(session, *session.posargs)
 
