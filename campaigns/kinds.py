@@ -82,7 +82,7 @@ def _integer(rng: random.Random, *usual: int) -> int:
 class Events(Kind):
     """Recordings in the format of N-MNIST, and how they are binned."""
 
-    name, weight = "events", 0.36
+    name, weight, modules = "events", 0.36, ("tonic.datasets",)
 
     def make(self, rng: random.Random, world: World) -> Case:
         data = self.recording(rng)
