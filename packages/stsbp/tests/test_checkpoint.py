@@ -41,6 +41,11 @@ def tensor_file(folder: Path) -> Path:
     return path
 
 
+def tensor_file_of(folder: Path) -> str:
+    """The name of the tensor file in the description of `last`."""
+    return str(json.loads((folder / "last.json").read_text())["file"])
+
+
 def test_reads_back_the_same_bits(saved: Path) -> None:
     found = checkpoint.load(saved, "last")
     assert found.info["step"] == 7
@@ -192,10 +197,23 @@ def test_full_disk_keeps_the_one_before_and_leaves_nothing(
 
 
 def test_temporary_file_of_a_killed_process_is_removed(saved: Path) -> None:
-    (saved / ".last-9-0123.safetensors.abcdef012345.tmp").write_bytes(b"half")
+    (saved / ".last-9-0123456789ab.safetensors.abcdef012345.tmp").write_bytes(b"half")
     (saved / ".last.json.abcdef012345.tmp").write_bytes(b"half")
     save(saved, "last", TENSORS, {}, step=8)
     assert len(list(saved.iterdir())) == 2
+
+
+def test_save_removes_only_files_that_it_wrote(saved: Path) -> None:
+    copies = (
+        "last-for-paper.safetensors",
+        "last-7.safetensors",
+        "last-8-0123456789ab.safetensors.bak",
+        ".last-mine.tmp",
+    )
+    for name in (*copies, "last-6-0123456789ab.safetensors"):
+        (saved / name).touch()
+    save(saved, "last", TENSORS, {}, step=8)
+    assert {path.name for path in saved.iterdir()} == {*copies, "last.json", tensor_file_of(saved)}
 
 
 def test_damaged_description_does_not_cost_the_tensors(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -239,6 +240,70 @@ def test_overwrite_replaces_a_run_and_only_a_run(
     assert result.exit_code == 1
     assert "holds files that no run wrote (thesis.tex)" in result.stderr
     assert tensors(run) == tensors(tmp_path / "other")
+
+
+def test_resume_keeps_copies_of_checkpoints(
+    train_tiny: Callable[..., Result], stsbp: Callable[..., Result], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train_tiny(run)
+    copies = [run / "best-keep.safetensors", run / "last-for-paper.safetensors"]
+    for path in copies:
+        path.write_bytes(b"precious")
+    assert stsbp("train", "--resume", run).exit_code == 0
+    assert [path.read_bytes() for path in copies] == [b"precious", b"precious"]
+    result = train_tiny(run, "--overwrite")
+    assert "holds files that no run wrote (best-keep.safetensors, last-for-paper.safetensors)" in result.stderr
+    assert (run / "last.json").exists()
+
+
+@pytest.mark.parametrize("option", [(), ("--overwrite",), ("--resume",)])
+def test_train_replaces_no_settings_that_no_run_wrote(
+    option: tuple[str, ...],
+    stsbp: Callable[..., Result],
+    tmp_path: Path,
+    refused: Callable[..., None],
+) -> None:
+    settings = tmp_path / "exp" / "config.toml"
+    settings.parent.mkdir()
+    settings.write_text('# my notes\ndataset = "digits"\nepochs = 1\nlimit = 20\n')
+    before = settings.read_bytes()
+    refused(stsbp("train", "--config", settings, "--out", "exp", *option), "exp", "no run", "choose another --out")
+    assert settings.read_bytes() == before
+    assert stsbp("train", "--config", settings, "--out", "exp/run", "--net", 4).exit_code == 0
+
+
+def test_overwrite_of_a_folder_with_names_of_a_run(
+    train_tiny: Callable[..., Result], tmp_path: Path, refused: Callable[..., None]
+) -> None:
+    texts = {"config.toml": "[package]\n", "metrics.jsonl": "{}\n", "best-model.safetensors": "precious"}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    named = "holds files that no run wrote (best-model.safetensors, config.toml, metrics.jsonl)"
+    refused(train_tiny(tmp_path, "--overwrite"), named)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir() if path.suffix != ".lock"} == texts
+
+
+@pytest.mark.parametrize("damaged", ["config.toml", "environment.json", "last.json"])
+def test_overwrite_replaces_a_damaged_run(damaged: str, train_tiny: Callable[..., Result], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train_tiny(run)
+    (run / damaged).write_bytes(b"\0")
+    assert train_tiny(run, "--overwrite").exit_code == 0
+    (run / "environment.json").unlink()
+    (run / "config.toml").write_bytes(b"\0")
+    assert train_tiny(run, "--overwrite").exit_code == 0
+
+
+def test_run_that_was_killed_after_it_wrote_its_settings_goes_on(
+    train_tiny: Callable[..., Result], tmp_path: Path
+) -> None:
+    train_tiny(tmp_path / "whole")
+    for option in ("--resume", "--overwrite"):
+        run = tmp_path / option.strip("-")
+        run.mkdir()
+        shutil.copy(tmp_path / "whole" / "config.toml", run)
+        assert train_tiny(run, option).exit_code == 0
 
 
 @pytest.mark.parametrize(

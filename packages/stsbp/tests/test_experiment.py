@@ -257,6 +257,18 @@ def test_overwrite_removes_all_runs_or_none(
     assert experiment("--lr", 0.02).exit_code == 0
 
 
+def test_overwrite_keeps_a_seed_folder_that_is_no_run(experiment: Callable[..., Result], tmp_path: Path) -> None:
+    experiment("--seeds", 1)
+    foreign = tmp_path / "e" / "seed-99" / "config.toml"
+    foreign.parent.mkdir()
+    foreign.write_text("x = 1\n")
+    failed = experiment("--seeds", 1, "--overwrite")
+    assert failed.exit_code == 1
+    assert "seed-99 holds files that no run wrote (config.toml)" in failed.stderr
+    assert (tmp_path / "e" / "seed-0" / "last.json").exists()
+    assert foreign.read_text() == "x = 1\n"
+
+
 def test_experiment_of_the_former_default_folder_goes_on_there(
     stsbp: Callable[..., Result], tiny: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -52,3 +52,17 @@ def test_resumed_run_shows_every_record_once(
         assert [event.step for event in shown.Tensors(tag)] == [r["step"] for r in lines if r["kind"] == kind]
     assert train_tiny(run, "--overwrite").exit_code == 0
     assert list(run.glob("events.out.tfevents.*")) == []
+
+
+def test_event_files_of_others_stay(train_tiny: Callable[..., Result], tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    run = tmp_path / "run"
+    assert train_tiny(run, "--tensorboard", "--stop-after", 1e-9).exit_code == 75
+    (event_file,) = run.glob("events.out.tfevents.*")
+    # A file of the same second and process would have the same name.
+    event_file = event_file.rename(run / "events.out.tfevents.0000000001.host.1.0")
+    copy = event_file.with_name(f"{event_file.name}.bak")
+    copy.write_bytes(b"precious")
+    assert train_tiny(run, "--resume").exit_code == 0
+    assert not event_file.exists()
+    assert copy.read_bytes() == b"precious"

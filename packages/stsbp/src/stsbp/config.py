@@ -48,6 +48,7 @@ __all__ = [
     "absolute",
     "check_imports",
     "differences",
+    "is_stored",
     "named_preset",
     "network_text",
     "read_toml",
@@ -711,13 +712,27 @@ def to_toml(config: RunConfig) -> str:
     Raises:
         ConfigError: `read_toml` would refuse the text, because it is too large.
     """
-    text = "".join(f"{key} = {to_toml_value(value)}\n" for key, value in config.model_dump().items())
+    text = _as_toml(config.model_dump())
     if (size := len(text.encode(errors="surrogatepass"))) > _LARGEST_TOML:
         raise ConfigError(
             f"the settings take {size:,} bytes, but their file has at most {_LARGEST_TOML:,}; make the longest of "
             f"them shorter: {max(RunConfig.model_fields, key=lambda key: len(str(getattr(config, key))))}"
         )
     return text
+
+
+def is_stored(path: Path) -> bool:
+    """Whether a file is as a run stores its settings. A file that a person wrote or changed has other lines."""
+    try:
+        values, text = read_toml(path).values, _read_text(path, "configuration file")
+        first = RunConfig.model_fields.keys() - _LATER - FREE
+        return first <= values.keys() and text == _as_toml(values)
+    except (ConfigError, ValueError):
+        return False
+
+
+def _as_toml(values: Mapping[str, Any]) -> str:
+    return "".join(f"{key} = {to_toml_value(value)}\n" for key, value in values.items())
 
 
 def to_toml_value(value: Any) -> str:

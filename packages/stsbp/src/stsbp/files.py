@@ -31,6 +31,7 @@ __all__ = [
     "GIGABYTE",
     "LOCK",
     "MEGABYTE",
+    "TEMPORARY",
     "OpenFolder",
     "OutputKind",
     "atomic_writer",
@@ -47,6 +48,10 @@ MEGABYTE, GIGABYTE = 2**20, 2**30
 
 LOCK = ".lock"
 """The lock file in a run's folder. The process that trains holds its lock."""
+
+TEMPORARY = r"\.[0-9a-f]{12}\.tmp"
+"""How the name of a temporary file, which begins with a dot, goes on after the name of its target, as a regular
+expression."""
 
 _REASONS = {
     errno.ENOSPC: "the disk is full",
@@ -266,7 +271,7 @@ class OpenFolder:
         try:
             with writing(path):
                 self.check()
-                self._sweep(re.compile(rf"\.{'.*' if own else re.escape(name)}\.[0-9a-f]{{12}}\.tmp", re.DOTALL))
+                self._sweep(re.compile(rf"\.{'.*' if own else re.escape(name)}{TEMPORARY}", re.DOTALL))
                 # O_EXCL fails if the name exists. The permissions are those of any new file.
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS
                 while True:

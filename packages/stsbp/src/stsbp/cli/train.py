@@ -196,11 +196,15 @@ def _plan(
         folder = folder or RunFolder(out or _new_folder(config.dataset))
     if show_config:
         return _Plan(config, folder)
-    if saved is None and not folder.is_free and not overwrite and not (resume is not None and folder.is_run):
-        raise FileError(
-            f"{folder.path} exists and is not empty; continue that run with --resume, replace it with --overwrite, or "
-            "choose another --out"
-        )
+    if saved is None and not folder.is_free:
+        if overwrite:
+            folder.own_files()
+        elif resume is not None and folder.is_run:
+            folder.check_settings()
+        else:
+            begun = "; continue that run with --resume, replace it with --overwrite, or"
+            what = begun if folder.has_traces else ", but holds no run;"
+            raise FileError(f"{folder.path} exists and is not empty{what} choose another --out")
     if overwrite and config.init_from and real(split_start(config.init_from)[0]) == real(folder.path):
         raise ConfigError(f"--overwrite would remove the run that --init-from {config.init_from} begins with")
     if config.tensorboard:

@@ -25,9 +25,10 @@ from stsbp_spec.typing import AnyArray
 from stsbp import records
 from stsbp.config import RunConfig
 from stsbp.errors import CheckpointError, FileError
-from stsbp.files import GIGABYTE, MEGABYTE, OpenFolder, read_regular
+from stsbp.files import GIGABYTE, MEGABYTE, TEMPORARY, OpenFolder, read_regular
 
 __all__ = [
+    "TENSOR_FILE",
     "Checkpoint",
     "as_bytes",
     "is_of",
@@ -43,6 +44,8 @@ FORMAT = 1
 MOST = 64 * MEGABYTE
 """Largest size of a description in bytes."""
 _MOST_TENSORS = 64 * GIGABYTE
+TENSOR_FILE = r"-[0-9]+-[0-9a-f]{12}\.safetensors"
+"""How the name of a tensor file goes on after the name of the checkpoint, as a regular expression."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +224,8 @@ def _digest(description: Mapping[str, Any]) -> str:
 
 def remove_leftovers(folder: OpenFolder, name: str) -> None:
     """Remove tensor files that the description does not name, and temporary files of processes that were killed."""
-    own = re.compile(rf"{name}-.*\.safetensors|\.{name}(-.*|\.json\..*)\.tmp")
+    # Users put copies beside them, such as best-for-paper.safetensors.
+    own = re.compile(rf"{name}{TENSOR_FILE}|\.{name}({TENSOR_FILE}|\.json){TEMPORARY}")
     # A file that cannot be removed only takes up space. A folder that no longer belongs to the run is not changed.
     with contextlib.suppress(OSError, FileError):
         try:

@@ -26,9 +26,11 @@ from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.grid import CONTRACT_VERSION
 
 from stsbp import records
-from stsbp.config import OWN, RunConfig, read_toml, resolve, to_toml
+from stsbp.config import OWN, RunConfig, is_stored, read_toml, resolve, to_toml
 from stsbp.errors import CheckpointError, ConfigError, FileError
-from stsbp.files import LOCK, MEGABYTE, OpenFolder, read_regular
+from stsbp.files import LOCK, MEGABYTE, TEMPORARY, OpenFolder, read_regular
+from stsbp.training.checkpoint import TENSOR_FILE
+from stsbp.training.tensorboard import EVENT_FILE
 
 __all__ = ["RunFolder"]
 
@@ -39,13 +41,12 @@ _PACKAGES = (
     *("stsbp", "stsbp-spec", "stsbp-cpu", "stsbp-torch", "stsbp-cupy", "stsbp-jax", "numpy", "safetensors"),
     *("torch", "numba", "triton", "jax", "jaxlib", "cupy-cuda12x", "cupy-cuda13x"),
 )
-_PATTERNS = (
-    *("config.toml", "environment.json", "metrics.jsonl", LOCK),
-    *("last.json", "best.json", "last-*.safetensors", "best-*.safetensors", "events.out.tfevents.*"),
-)
-_LEFTOVER = re.compile(
-    r"\.(config\.toml|environment\.json|experiment\.(json|md)|(last|best)(\.json|-.*\.safetensors))\.[0-9a-f]+\.tmp"
-)
+_FIXED = r"config\.toml|environment\.json|metrics\.jsonl|(last|best)\.json"
+"""Names that other programs use as well, as a regular expression."""
+_MARKING = re.compile(rf"(last|best){TENSOR_FILE}")
+"""Names that only a run gives."""
+_NAMES = re.compile(rf"{_FIXED}|{_MARKING.pattern}|{EVENT_FILE}")
+_LEFTOVER = re.compile(rf"\.({_FIXED}|{_MARKING.pattern}|experiment\.(json|md)){TEMPORARY}")
 
 
 class RunFolder:
@@ -88,6 +89,14 @@ class RunFolder:
             return self.config.is_file()
         except OSError as error:
             raise CheckpointError(f"cannot read {self.path}: {error.strerror or error}") from error
+
+    @property
+    def has_traces(self) -> bool:
+        """Whether the folder contains something that only a run writes: its settings, a start, or a tensor file.
+
+        Other programs also have files of the names config.toml or metrics.jsonl.
+        """
+        return is_stored(self.config) or bool(self.starts()) or any(map(_MARKING.fullmatch, _names(self.path)))
 
     @property
     def has_checkpoint(self) -> bool:
@@ -158,6 +167,18 @@ class RunFolder:
         if not os.access(parent, os.W_OK | os.X_OK):
             raise FileError(f"cannot write {self.path}: permission denied in {parent}; choose another --out")
 
+    def check_settings(self) -> None:
+        """Fail if the settings of a run would replace a file of the same name that no run wrote.
+
+        Raises:
+            FileError: there is such a file.
+        """
+        if self.config.exists() and not self.has_traces:
+            raise FileError(
+                f"{self.config} is not replaced, because no run wrote it; choose another --out, which can also be a "
+                f"subfolder, for example {self.path / 'run'}"
+            )
+
     def read_config(self) -> RunConfig:
         """The settings of the run. A class that they name must be stored in them, so that no module is imported.
 
@@ -189,7 +210,12 @@ class RunFolder:
         return config
 
     def write_config(self, config: RunConfig) -> None:
-        """Write the settings. The folder must be locked (`lock`)."""
+        """Write the settings. The folder must be locked (`lock`).
+
+        Raises:
+            FileError: there is a file of that name that no run wrote, or the folder cannot be written.
+        """
+        self.check_settings()
         self.files.write(self.config.name, to_toml(config).encode())
 
     def note_start(self, backend: AbstractBackend, command: list[str], step: int, processes: int = 1) -> None:
@@ -228,10 +254,11 @@ class RunFolder:
         """
         try:
             there = set(self.path.iterdir())
-            own = {path for pattern in _PATTERNS for path in self.path.glob(pattern)}
+            own = {path for path in there if path.name == LOCK or _is_leftover(path)}
+            if self.has_traces:
+                own |= {path for path in there if _NAMES.fullmatch(path.name) and not path.is_dir()}
         except OSError as error:
             raise FileError(f"cannot clear {self.path}: {error.strerror or error}") from error
-        own |= {path for path in there if _is_leftover(path)}
         if foreign := sorted(path.name for path in there - own):
             some = ", ".join(foreign[:3])
             raise FileError(f"{self.path} holds files that no run wrote ({some}); choose another --out")
@@ -360,6 +387,14 @@ def _identity_at(path: Path) -> tuple[int, int] | None:
         return _identity(os.stat(path))
     except OSError:
         return None
+
+
+def _names(path: Path) -> list[str]:
+    """Names of the entries of a folder. Empty if it cannot be read."""
+    try:
+        return os.listdir(path)
+    except OSError:
+        return []
 
 
 def _is_leftover(path: Path) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,10 @@ import numpy as np
 from stsbp.errors import ConfigError, FileError
 from stsbp.files import OpenFolder
 
-__all__ = ["TensorBoard", "require", "scalars"]
+__all__ = ["EVENT_FILE", "TensorBoard", "require", "scalars"]
+
+EVENT_FILE = r"events\.out\.tfevents\.[0-9]{10,}\..+\.[0-9]+\.0"
+"""The name of an event file, as a regular expression."""
 
 _NOT_SHOWN = ("kind", "step", "split", "samples", "grids")
 
@@ -85,7 +89,7 @@ class TensorBoard:
         name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.0"
         try:
             for old in folder.names():
-                if old.startswith("events.out.tfevents."):
+                if re.fullmatch(EVENT_FILE, old):
                     folder.remove(old)
             file = io.BufferedWriter(folder.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
             self._writer = self._library.writer(file)
