@@ -69,6 +69,38 @@ def test_both_beside_each_other_are_told_apart(tmp_path: Path) -> None:
     assert np.array_equal(clothes[0, 0], _images(40, 41)[0])
 
 
+def test_both_splits_are_read_from_one_folder(tmp_path: Path) -> None:
+    _write(tmp_path)
+    clothes = tmp_path / "fashion-mnist"
+    _write(clothes, seed=1)
+    for name in ("images-idx3", "labels-idx1"):
+        (clothes / f"t10k-{name}-ubyte.gz").unlink()
+    dataset = load("fashion-mnist", data_dir=tmp_path, holdout=10)
+    assert (len(dataset.train), len(dataset.test)) == (30, 10)
+    with pytest.raises(DataError, match="cannot hold out 1000 of 40"):
+        load("fashion-mnist", data_dir=tmp_path)
+    tested = load("fashion-mnist", data_dir=tmp_path, only_test=True)
+    assert np.array_equal(tested.test.inputs(np.array([0]))[0, 0], _images(40, 41)[0])
+    assert tested.notes[0].startswith(f"40 training images of Fashion-MNIST, from {clothes}")
+
+
+def test_folder_with_both_splits_comes_before_one_with_a_part(tmp_path: Path) -> None:
+    _write(tmp_path)
+    _write(tmp_path / "MNIST" / "raw", seed=1)
+    (tmp_path / "t10k-images-idx3-ubyte.gz").unlink()
+    dataset = load("mnist", data_dir=tmp_path)
+    assert np.array_equal(dataset.train.inputs(np.array([0]))[0, 0], _images(40, 41)[0])
+    assert dataset.notes == (f"40 training and 20 test images of MNIST, from {tmp_path / 'MNIST' / 'raw'}",)
+
+
+def test_files_that_may_be_of_another_data_set_are_told_of(tmp_path: Path) -> None:
+    _write(tmp_path)
+    first, second = load("fashion-mnist", data_dir=tmp_path).notes
+    assert first == f"40 training and 20 test images of Fashion-MNIST, from {tmp_path}"
+    assert second.startswith("other data sets, such as MNIST, have files of the same names; ")
+    assert second.endswith(f"put those of Fashion-MNIST into {tmp_path / 'fashion-mnist'}")
+
+
 def test_files_of_a_system_package_need_no_data_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no Fashion-MNIST found.*system; name the data folder with --data-dir"):
         load("fashion-mnist")
@@ -161,6 +193,10 @@ def test_download_fetches_and_checks(published: tuple[str, IdxFiles, Path], tmp_
     dataset: Dataset = load(name, data_dir=target, download=True)
     assert (len(dataset.train), len(dataset.test)) == (40, 20)
     assert len(list((target / files.torchvision / "raw").glob("*.gz"))) == 4
+    # MNIST's files in the data folder are not taken for those of Fashion-MNIST.
+    _write(tmp_path / "digits", seed=1)
+    downloaded = load(name, data_dir=tmp_path / "digits", download=True).train.inputs(np.array([0]))[0, 0]
+    assert np.array_equal(downloaded, _images(40, 40 if files.shared else 41)[0])
     with pytest.raises(DataError, match="is downloaded into a data folder"):
         load(name, download=True)
     (folder / "t10k-images-idx3-ubyte.gz").write_bytes(b"not what was published")

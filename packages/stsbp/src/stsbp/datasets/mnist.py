@@ -64,6 +64,8 @@ class IdxFiles(NamedTuple):
         system: folder in which a system package installs the files. It is used if the data folder does not have them.
         torchvision: name of the class that downloads the files, into the folder `raw` of a folder with this name.
         home: address where the files are published.
+        shared: whether the data folder itself may contain another data set's files with the same names. It is then only
+            used if the subfolders contain none.
     """
 
     title: str
@@ -71,11 +73,35 @@ class IdxFiles(NamedTuple):
     system: Path | None
     torchvision: str
     home: str
+    shared: bool = False
 
     def places(self, data_dir: Path | None) -> list[Path]:
         """Folders that may contain the files."""
         own = [] if data_dir is None else [data_dir / folder for folder in self.folders]
         return own if self.system is None else [*own, self.system]
+
+    def alike(self, data_dir: Path | None) -> tuple[str, ...]:
+        """A note if the files that are read may be those of another data set."""
+        folder = self.folder(data_dir)
+        if folder is None or folder != data_dir or not self.shared:
+            return ()
+        return (
+            f"other data sets, such as MNIST, have files of the same names; to tell them apart, put those of "
+            f"{self.title} into {folder / self.folders[0]}",
+        )
+
+    def folder(self, data_dir: Path | None) -> Path | None:
+        """The folder from which both splits are read, so that they are of one data set; None if there are no files.
+
+        The first one with both splits, else the first one with training samples, else the first one with test samples.
+        """
+        places = self.places(data_dir)
+        apart = [path for path in places if self.shared and path in (data_dir, self.system)]
+        for group in ([path for path in places if path not in apart], *([path] for path in apart)):
+            best = max(group, key=_splits, default=None)
+            if best is not None and any(_splits(best)):
+                return best
+        return None
 
 
 DIGIT_FILES = IdxFiles(
@@ -87,11 +113,12 @@ DIGIT_FILES = IdxFiles(
 )
 FASHION_FILES = IdxFiles(
     "Fashion-MNIST",
-    # The folder itself is tried last, because MNIST's files with the same names may be there.
     ("fashion-mnist", "fashion", "FashionMNIST/raw", "."),
     Path("/usr/share/datasets/fashion-mnist"),
     "FashionMNIST",
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+    # MNIST's files may be in the data folder.
+    shared=True,
 )
 _FASHION_CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
@@ -102,16 +129,24 @@ def _names(split: str) -> tuple[str, str]:
     return f"{split}-images-idx3-ubyte", f"{split}-labels-idx1-ubyte"
 
 
+def _files_in(folder: Path, split: str) -> tuple[Path, Path] | None:
+    """The files of a split in a folder, images first; None if they do not exist."""
+    images, labels = (
+        next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)
+        for name in _names(split)
+    )
+    return None if images is None or labels is None else (images, labels)
+
+
+def _splits(folder: Path) -> tuple[bool, ...]:
+    """Whether a folder contains the training set, and the test set."""
+    return tuple(_files_in(folder, split) is not None for split in PUBLISHED)
+
+
 def find(data_dir: Path | None, split: str, files: IdxFiles = DIGIT_FILES) -> tuple[Path, Path] | None:
-    """The files of a split, images first; None if they do not exist."""
-    for folder in files.places(data_dir):
-        images, labels = (
-            next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)
-            for name in _names(split)
-        )
-        if images is not None and labels is not None:
-            return images, labels
-    return None
+    """The files of a split, images first; None if the folder of the data set does not contain them."""
+    folder = files.folder(data_dir)
+    return None if folder is None else _files_in(folder, split)
 
 
 def download(data_dir: Path, files: IdxFiles = DIGIT_FILES) -> None:
@@ -206,20 +241,24 @@ def images(request: Request, files: IdxFiles, made: Callable[[Digits], Split]) -
     Raises:
         DataError: the files are missing or malformed, or the download failed.
     """
-    if request.download and None in (find(request.data_dir, name, files) for name in PUBLISHED):
+    complete = None not in (find(request.data_dir, name, files) for name in PUBLISHED)
+    if request.download and (not complete or files.alike(request.data_dir)):
         if request.data_dir is None:
             raise DataError(f"{files.title} is downloaded into a data folder: name it with --data-dir or STSBP_DATA")
         download(request.data_dir, files)
+    folder = files.folder(request.data_dir)
+    source = f"of {files.title}, from {folder}"
+    alike = files.alike(request.data_dir)
     if request.only_test and find(request.data_dir, "t10k", files) is not None:
         test = made(read(request.data_dir, "t10k", files))
-        return test, test, (f"{len(test):,} test images of {files.title}",)
+        return test, test, (f"{len(test):,} test images {source}", *alike)
     every = made(read(request.data_dir, "train", files))
     if request.wants_own_test and find(request.data_dir, "t10k", files) is not None:
         test = made(read(request.data_dir, "t10k", files))
-        return every, test, (f"{len(every):,} training and {len(test):,} test images of {files.title}",)
+        return every, test, (f"{len(every):,} training and {len(test):,} test images {source}", *alike)
     train, held = cut_test(every, DEFAULT_HOLDOUT, request)
-    cut = request.told_of_test(f", {len(held):,} of them held out as test samples (split seed {request.seed})")
-    return train, held, (f"{len(every):,} training images of {files.title}{cut}",)
+    cut = request.told_of_test(f"; {len(held):,} of them held out as test samples (split seed {request.seed})")
+    return train, held, (f"{len(every):,} training images {source}{cut}", *alike)
 
 
 @names_unreadable

@@ -138,7 +138,7 @@ def load(request: Request) -> Dataset:
             f"{data_dir}: nothing is left to train on, because all {len(digits.labels)} training digits {_LEFT_OUT}"
         )
     notes = [
-        "the recordings of MNIST are simulated, not made by a camera; "
+        f"the recordings of MNIST, from {mnist.DIGIT_FILES.folder(data_dir)}, are simulated, not made by a camera; "
         f"{len(digits.labels) - len(kept)} of the {len(digits.labels)} training digits {_LEFT_OUT}"
     ]
     test: Split
