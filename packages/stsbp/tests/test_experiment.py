@@ -57,6 +57,7 @@ def figures(path: Path) -> dict[str, Any]:
     found["summary"].pop("seconds_per_epoch")
     for seed in found["seeds"]:
         seed.pop("seconds_per_epoch")
+        seed.pop("digest", None)
         for split in ("validation", "last"):
             (seed[split] or {}).pop("seconds", None)
     return found
@@ -218,6 +219,45 @@ def test_damaged_figures_are_measured_again(
     found = json.loads((tmp_path / "e" / "experiment.json").read_text())
     damage(found["seeds"][0])
     (tmp_path / "e" / "experiment.json").write_text(json.dumps(found))
+    assert experiment("--seeds", 1).exit_code == 0
+    assert figures(tmp_path / "e") == before
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda seed: seed["test"].update(accuracy=0.99),
+        lambda seed: seed.update(epoch=seed["epoch"] + 1),
+        lambda seed: seed["operations"].update(linear2=1.0),
+        lambda seed: seed.update(digest="0" * 64),
+    ],
+)
+def test_edited_figures_are_named_and_measured_again(
+    experiment: Callable[..., Result], tmp_path: Path, edit: Callable[[dict[str, Any]], Any]
+) -> None:
+    shown = experiment("--seeds", 1).stdout
+    before = figures(tmp_path / "e")
+    path = tmp_path / "e" / "experiment.json"
+    found = json.loads(path.read_text())
+    edit(found["seeds"][0])
+    path.write_text(json.dumps(found))
+    again = experiment("--seeds", 1)
+    assert again.exit_code == 0
+    assert "the results of seed 0 were edited or damaged, because they do not match their digest" in again.stderr
+    assert figures(tmp_path / "e") == before
+    assert again.stdout == shown
+    assert "do not match" not in experiment("--seeds", 1).stderr
+
+
+def test_figures_of_an_earlier_version_are_measured_again(experiment: Callable[..., Result], tmp_path: Path) -> None:
+    experiment("--seeds", 1)
+    before = figures(tmp_path / "e")
+    path = tmp_path / "e" / "experiment.json"
+    found = json.loads(path.read_text())
+    found["format"] = 2
+    found["seeds"][0].pop("digest", None)
+    found["seeds"][0]["test"]["accuracy"] = 0.99
+    path.write_text(json.dumps(found))
     assert experiment("--seeds", 1).exit_code == 0
     assert figures(tmp_path / "e") == before
 

@@ -7,8 +7,10 @@ added after the first version have defaults.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -26,6 +28,7 @@ __all__ = [
     "Start",
     "Sums",
     "Trained",
+    "digest_of",
     "metrics_line",
     "parse",
     "read",
@@ -246,6 +249,7 @@ class Seed(Record):
     validation: Figures | None
     seconds_per_epoch: Amount
     operations: dict[str, Amount]
+    digest: Digest
 
 
 class Cache(Record):
@@ -321,6 +325,11 @@ def read(kind: type[R], value: Any) -> R:
         ValueError: the values do not fit the record; `why` gives the reason.
     """
     return kind.model_validate(value)
+
+
+def digest_of(values: Mapping[str, Any]) -> str:
+    """SHA-256 of JSON values, which a file stores beside them so that damage and edits are noticed."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def why(error: ValueError) -> str:

@@ -43,7 +43,7 @@ from stsbp.training.run_folder import RunFolder
 
 __all__ = ["FORMAT", "VALIDATION_SHARE", "Experiment", "same_command", "with_validation"]
 
-FORMAT = 2
+FORMAT = 3
 """Version of `experiment.json`. It is increased when results are added or change their meaning."""
 _MOST = 64 * MEGABYTE
 _SEED = re.compile(r"seed-[0-9]+")
@@ -182,7 +182,7 @@ class Experiment:
     ) -> Iterator[dict[str, Any]]:
         """Train each seed, or continue where it was stopped. Yields the results of each seed when it is finished.
 
-        Results in `experiment.json` that belong to the same checkpoint are not measured again.
+        Results in `experiment.json` that belong to the same checkpoint and match their digest are not measured again.
 
         Args:
             backend: the backend that computes.
@@ -206,7 +206,10 @@ class Experiment:
                     for name in ("last", "best"):
                         checkpoint.remove_leftovers(folder.files, name)
             is_known = reported is not None and known.get(seed, {}).get("checkpoint") == reported.info["sha256"]
-            is_known, is_over = group.share((is_known, reported is not None) if group.leads else None)
+            is_changed = is_known and not _is_intact(known[seed])
+            is_known, is_over = group.share(
+                (is_known and not is_changed, reported is not None) if group.leads else None
+            )
             if is_known:
                 if group.leads:
                     yield known[seed]
@@ -215,6 +218,11 @@ class Experiment:
             show, task = shown_by(group), self.task(seed, backend, group)
             try:
                 show.note(f"seed {seed} ({number} of {len(self.seeds)}), {folder.path}")
+                if is_changed:
+                    show.warn(
+                        f"{self.json}: the results of seed {seed} were edited or damaged, because they do not match "
+                        "their digest; they are measured again"
+                    )
                 if not is_over:
                     with folder.lock(within) if within is not None else contextlib.nullcontext():
                         _train(task, self.data, folder, show, stop)
@@ -228,7 +236,8 @@ class Experiment:
                         )
                 found = _figures(task, self.data, folder, reported, show, stop)
                 if found is not None:
-                    yield {"seed": seed, **found}
+                    found = {"seed": seed, **found}
+                    yield {**found, "digest": records.digest_of(found)}
             finally:
                 show.close()
 
@@ -261,6 +270,11 @@ def _known(path: Path, network: NetworkSpec, inputs: Inputs) -> dict[int, dict[s
     except OSError:
         return {}
     return {seed["seed"]: seed for seed in found if _of_network(seed, network, inputs)}
+
+
+def _is_intact(found: dict[str, Any]) -> bool:
+    """Whether the results of a seed are those that were written."""
+    return bool(found["digest"] == records.digest_of({key: x for key, x in found.items() if key != "digest"}))
 
 
 def _of_network(found: dict[str, Any], network: NetworkSpec, inputs: Inputs) -> bool:

@@ -99,7 +99,7 @@ def load(folder: Path, name: str) -> Checkpoint:
         description: dict[str, Any] = records.parse(text)
         digest = description.pop("digest")
         version = description["format"]
-        own_digest = _digest(description)
+        own_digest = records.digest_of(description)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise _damaged(path, "it is not a complete description of a checkpoint", name) from error
     if version != FORMAT:
@@ -168,7 +168,7 @@ def is_of(config: RunConfig, info: Mapping[str, Any]) -> bool:
 
 
 def _write_description(folder: OpenFolder, name: str, description: Mapping[str, Any]) -> None:
-    text = _encode({**description, "digest": _digest(description)})
+    text = _encode({**description, "digest": records.digest_of(description)})
     if len(text) > MOST:
         raise FileError(
             f"{folder.path / name}.json is not written: it would have {len(text):,} bytes, but checkpoints are read up "
@@ -216,10 +216,6 @@ def _damaged(path: Path, why: str, name: str) -> CheckpointError:
 
 def _encode(description: Mapping[str, Any]) -> bytes:
     return (json.dumps(description, indent=1, allow_nan=False) + "\n").encode()
-
-
-def _digest(description: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
 def remove_leftovers(folder: OpenFolder, name: str) -> None:
