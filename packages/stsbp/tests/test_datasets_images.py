@@ -162,6 +162,28 @@ class TestImageFolder:
                 read_image(content[:end], path, channels=None, size=None)
         assert read_image(content, path, channels=None, size=None).shape == (3, 60, 80)
 
+    def test_what_is_left_out_is_told_in_a_note(self, tmp_path: Path) -> None:
+        root = tmp_path / "data"
+        _tree(root)
+        before = _load(root, tmp_path).notes
+        for name in ("bird/0.gif", "bird/1.GIF", "cat/a.webp", "dog/9/0.png", "dog/README", "labels.csv", ".x/0.gif"):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).touch()
+        (root / "cat" / ".DS_Store").touch()
+        left = (
+            f"left out of {root}: files: 2 .gif, 1 .csv, 1 .webp, 1 without a suffix; folders without images: bird; "
+            "folders inside of folders: 1; only files <class>/<image> ending in .jpg, .jpeg, .png, .bmp are read"
+        )
+        assert _load(root, tmp_path).notes == (before[0], left, *before[1:])
+        _tree(root / "train")
+        _tree(root / "test")
+        (root / "test" / "cat" / "0.tiff").touch()
+        assert _load(root, tmp_path).notes[-1].startswith(f"left out of {root / 'test'}: files: 1 .tiff; only")
+        (tmp_path / "9" / "fish").mkdir(parents=True)
+        _tree(tmp_path / "9", ("cat",))
+        with pytest.raises(DataError, match=r"1 class folders.*left out of .*9: folders without images: fish"):
+            _load(tmp_path / "9", tmp_path)
+
     def test_what_is_missing_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="is not a folder"):
             _load(tmp_path / "nowhere", tmp_path)
@@ -178,6 +200,64 @@ class TestImageFolder:
         _tree(tmp_path / "data" / "test", ("cat", "dog"), 1, 4, 4, 3)
         with pytest.raises(DataError, match="must agree"):
             _load(tmp_path / "data", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "P", "key"])
+def test_transparent_pixels_are_refused(kind: str, tmp_path: Path) -> None:
+    alpha = np.full((6, 8), 255, np.uint8)
+    image = Image.fromarray(_pixels(0, 6, 8, 3))
+    options: dict[str, Any] = {}
+    if kind == "LA":
+        image = image.convert("L")
+    for transparent in (False, True):
+        alpha[0, 0] = 254 * (not transparent) + 1
+        path = tmp_path / "own.png"
+        shown = image.copy()
+        if kind == "P":
+            shown = image.quantize(4)
+            options = {"transparency": bytes([255, 255, 255, 0 if transparent else 255])}
+        elif kind == "key":
+            # A colour that no pixel has is not transparent.
+            options = {"transparency": image.getpixel((0, 0)) if transparent else (1, 2, 3)}
+        else:
+            shown.putalpha(Image.fromarray(alpha))
+        shown.save(path, **options)
+        if transparent:
+            with pytest.raises(DataError, match=rf"{path.name} has transparent pixels; flatten it onto a background"):
+                read_image(path.read_bytes(), path, channels=None, size=None)
+        else:
+            found = read_image(path.read_bytes(), path, channels=None, size=None)
+            opaque = np.asarray(shown.convert("L" if kind == "LA" else "RGB"))
+            assert np.array_equal(np.atleast_3d(opaque).transpose(2, 0, 1), found)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_images_are_turned_as_the_camera_was_held(suffix: str, tmp_path: Path) -> None:
+    image = Image.fromarray(np.kron(_pixels(0, 2, 3), np.full((8, 8), 1, np.uint8)))
+    path = tmp_path / f"own.{suffix}"
+
+    def read(**options: Any) -> UInt8:
+        image.save(path, **options)
+        return read_image(path.read_bytes(), path, channels=None, size=None)[0]
+
+    upright, exif = read(), Image.Exif()
+    turns = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.T,
+        6: np.rot90(upright, -1),
+        7: upright[::-1, ::-1].T,
+        8: np.rot90(upright),
+        9: upright,
+    }
+    for orientation, expected in turns.items():
+        exif[0x0112] = orientation
+        assert np.array_equal(read(exif=exif), expected), orientation
+    # Metadata that are damaged do not hide the pixels.
+    exif[0x0112] = 6
+    assert np.array_equal(read(exif=exif.tobytes()[:9]), upright)
 
 
 def _batches(seed: int, n: int) -> dict[str, bytes]:

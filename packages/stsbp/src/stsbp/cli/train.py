@@ -202,9 +202,9 @@ def _plan(
         elif resume is not None and folder.is_run:
             folder.check_settings()
         else:
-            begun = "; continue that run with --resume, replace it with --overwrite, or"
-            what = begun if folder.has_traces else ", but holds no run;"
-            raise FileError(f"{folder.path} exists and is not empty{what} choose another --out")
+            advice = "; continue that run with --resume, replace it with --overwrite, or"
+            advice = advice if folder.has_traces else ", but holds no run;"
+            raise FileError(f"{folder.path} exists and is not empty{advice} choose another --out")
     if overwrite and config.init_from and real(split_start(config.init_from)[0]) == real(folder.path):
         raise ConfigError(f"--overwrite would remove the run that --init-from {config.init_from} begins with")
     if config.tensorboard:

@@ -1,7 +1,8 @@
 """Image folders, `train/<class>/<image>` and `test/<class>/<image>`, or one tree of class folders.
 
 Images are decoded once, by Pillow, into a memory-mapped cache. They must all have the same size, unless `image_size` is
-set. The first training image determines whether all are grey or coloured. Only JPEG, PNG and BMP files are opened.
+set. The first training image determines whether all are grey or coloured. Only JPEG, PNG and BMP files are opened, and
+a note says what else the folder contains.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import io
 import re
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from stsbp_spec.typing import UInt8
+from stsbp_spec.values import listed
 
 from stsbp.datasets.base import (
     Dataset,
@@ -41,6 +44,10 @@ MOST = 256 * MEGABYTE
 _MOST_PIXELS, _MOST_TO_RESIZE = 16_000_000, 30_000_000
 _AT_ONCE = MEGABYTE
 _TEST_SHARE = 0.2
+_READING = 2
+"""Increased whenever files are read to other pixels, so that older cached pixels are not used."""
+_ORIENTATION = 0x0112
+"""The number of the field of EXIF that says how a camera was held."""
 _GREY_MODES = ("1", "L", "LA")
 _EIGHT_BIT_MODES = (*_GREY_MODES, "P", "RGB", "RGBA", "CMYK", "YCbCr")
 
@@ -149,6 +156,36 @@ def _check_jpeg(content: bytes, path: Path, image: Any) -> None:
         raise DataError(f"{path} cannot be read as an image: its pixels end early; it may be cut off")
 
 
+def _check_opaque(image: Any, path: Path) -> None:
+    """Refuse transparent pixels: they have no colour of their own, and often the colour black behind them.
+
+    Raises:
+        DataError: a pixel is not fully opaque.
+    """
+    if not image.has_transparency_data:
+        return
+    alpha = (image if image.mode in ("LA", "RGBA") else image.convert("RGBA")).getchannel("A")
+    if alpha.getextrema()[0] < 255:
+        raise DataError(
+            f"{path} has transparent pixels; flatten it onto a background first, for example with ImageMagick: "
+            f"magick {path.name} -background white -flatten -alpha off {path.name}"
+        )
+
+
+def _upright(image: Any) -> Any:
+    """The image turned as its EXIF data say. Without them, or if they are damaged, the image itself."""
+    try:
+        turned = image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+    except Exception:
+        # Damaged metadata can make Pillow raise almost any error. The pixels are intact.
+        return image
+    if not turned:
+        return image
+    import PIL.ImageOps
+
+    return PIL.ImageOps.exif_transpose(image)
+
+
 def read_image(content: bytes, path: Path, *, channels: int | None, size: int | None) -> UInt8:
     """One image, `[C, H, W]` uint8.
 
@@ -159,7 +196,8 @@ def read_image(content: bytes, path: Path, *, channels: int | None, size: int | 
         size: resize to `size` x `size` pixels (bilinear).
 
     Raises:
-        DataError: the file is damaged, is not an 8-bit JPEG, PNG or BMP image, or is coloured among grey images.
+        DataError: the file is damaged, is not an 8-bit JPEG, PNG or BMP image, has transparent pixels, or is coloured
+            among grey images.
     """
     pillow = _pillow()
     try:
@@ -182,12 +220,15 @@ def read_image(content: bytes, path: Path, *, channels: int | None, size: int | 
                 _check_png(content, path)
             elif image.format in ("JPEG", "MPO"):
                 _check_jpeg(content, path, image)
+            image.load()
+            _check_opaque(image, path)
             grey = image.mode in _GREY_MODES
             if channels == 1 and not grey:
                 raise DataError(f"{path} is coloured, but the first training image is grey")
             mode = "L" if channels == 1 or (channels is None and grey) else "RGB"
             # Do not copy the image if it already has the mode, because a large image takes much memory.
-            converted = image if image.mode == mode else image.convert(mode)
+            upright = _upright(image)
+            converted = upright if upright.mode == mode else upright.convert(mode)
             if size is not None and converted.size != (size, size):
                 converted = converted.resize((size, size), pillow.Resampling.BILINEAR)
             pixels = np.asarray(converted, dtype=np.uint8)
@@ -212,6 +253,33 @@ def class_folders(root: Path) -> tuple[str, ...]:
     if names and all(name.isascii() and name.isdigit() for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names))
+
+
+def _not_read(root: Path, classes: Sequence[str]) -> tuple[str, ...]:
+    """A note of what a tree of class folders contains besides the images that are read; none if there is nothing.
+
+    Hidden files are not told of.
+    """
+    others, inner, empty = Counter[str](), 0, list[str]()
+    for folder in (root, *(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))):
+        is_class = folder != root and folder.name in classes
+        if folder != root and not is_class:
+            empty.append(folder.name)
+        for path in folder.iterdir():
+            if path.name.startswith(".") or (is_class and _is_image(path)):
+                continue
+            if not path.is_dir():
+                others[path.suffix.lower() or "without a suffix"] += 1
+            elif folder != root:
+                inner += 1
+    counted = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+    parts = [
+        *([f"files: {listed(f'{count:,} {suffix}' for suffix, count in counted)}"] if counted else []),
+        *([f"folders without images: {listed(sorted(empty))}"] if empty else []),
+        *([f"folders inside of folders: {inner:,}"] if inner else []),
+    ]
+    read = f"only files <class>/<image> ending in {', '.join(SUFFIXES)} are read"
+    return (f"left out of {root}: {'; '.join(parts)}; {read}",) if parts else ()
 
 
 def _is_image(path: Path) -> bool:
@@ -273,6 +341,7 @@ def load_image_folder(
         "classes": list(classes),
         "image_size": request.image_size,
         "skip_malformed": request.skip_malformed,
+        "reading": _READING,
         **({} if channels is None else {"channels": channels}),
     }
     source = Source(root, digests.size, len(files))
@@ -294,14 +363,16 @@ def load(request: Request) -> Dataset:
     split_folders = (root / "train").is_dir()
     train_root = root / "train" if split_folders else root
     classes = class_folders(train_root)
+    not_read = _not_read(train_root, classes)
     if len(classes) < 2:
         raise DataError(
             f"{train_root} holds {len(classes)} class folders with images: expected at least two, {train_root}/<class>/"
+            + "".join(f" ({note})" for note in not_read)
         )
     stored = load_image_folder("images", train_root, classes, request)
     everything = stored.images()
     skipped: tuple[Skipped, ...] = stored.skipped
-    notes = [f"{len(everything)} images of {len(classes)} classes from {train_root}"]
+    notes = [f"{len(everything)} images of {len(classes)} classes from {train_root}", *not_read]
     train: Split = everything
     test: Split
     if split_folders and (root / "test").is_dir() and request.wants_own_test:
@@ -316,7 +387,7 @@ def load(request: Request) -> Dataset:
                 f"{list(everything.shape)}; they must agree"
             )
         test = tested
-        notes.append(f"{len(test)} test images from {root / 'test'}")
+        notes += [f"{len(test)} test images from {root / 'test'}", *_not_read(root / "test", classes)]
     else:
         train, test = cut_test(everything, max(1, round(_TEST_SHARE * len(everything))), request)
         if not request.train_only:
