@@ -325,6 +325,7 @@ def test_neurons_are_read_from_text(text: str, neuron: NeuronModel) -> None:
         ("lif:reset", "expected key=value, got 'reset'"),
         ("lif:reset=", "expected key=value, got 'reset='"),
         ("plif:per=neuron", "per is 'layer' or 'channel', got 'neuron'"),
+        ("lif:tau_m=5:tau_m=6", "neuron 'lif': 'tau_m' is given twice; leave one of them out"),
         ("lif:reset=half", "reset is 'zero' or 'subtract', got 'half'"),
         ("alif:beta=x", "beta must be a number, got 'x'"),
         ("alif:beta=0", "beta must be a finite number above 0"),

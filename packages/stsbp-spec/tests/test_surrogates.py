@@ -102,6 +102,7 @@ def test_text_reads_back(surrogate: Surrogate) -> None:
         ("triangle:beta=2", "surrogate 'triangle' has no parameter 'beta'; it has: width"),
         ("triangle:width=wide", "width must be a number, got 'wide'"),
         ("triangle:width=1_0", "width must be a number, got '1_0'"),
+        ("triangle:width=1:width=2", "surrogate 'triangle': 'width' is given twice; leave one of them out"),
         ("triangle:width=0", "width must be a finite number above 0"),
         ("arctan:alpha=nan", "alpha must be a finite number above 0"),
         ("fast-sigmoid:beta=-1", "beta must be a finite number above 0"),

@@ -78,6 +78,15 @@ def test_what_was_computed_from_an_overridden_setting_is_gone(asked: dict[str, A
     assert config.model_dump().items() >= asked.items()
 
 
+@pytest.mark.parametrize("setting", ["neuron", "surrogate", "loss"])
+@pytest.mark.parametrize("typed", [{}, {"neuron": "lif", "surrogate": "arctan", "loss": "hamming"}])
+def test_class_as_data_that_no_setting_names_is_refused(setting: str, typed: dict[str, str]) -> None:
+    own = Source("own.toml", {"dataset": "digits", f"{setting}_model": "x"}, is_file=True)
+    message = f"own.toml: {setting}_model stores a class, but {setting} does not name one; leave {setting}_model out"
+    with pytest.raises(ConfigError, match=message):
+        resolve([own, Source("command line", typed)])
+
+
 def test_data_set_from_the_file_chooses_the_preset() -> None:
     assert resolve([Source("a.toml", {"dataset": "nmnist"})]).steps == defaults("nmnist", "van-rossum")["steps"]
 

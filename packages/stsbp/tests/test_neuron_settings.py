@@ -70,6 +70,24 @@ from = "a"
             ("--loss", "cross-entropy", "--label-pattern", "0001"),
             "--label-pattern: the loss cross-entropy reads potentials, which follow no pattern; leave it out",
         ),
+        ("digits", ("--net", 8, "--padding", "same"), "--padding applies to convolutions without a padding"),
+        ("digits", ("--net", "8C3p1-8", "--padding", "same"), "but --net has none; leave it out"),
+        ("digits", ("--net", "nodes.toml", "--padding", "same"), "but --net has none; leave it out"),
+        (
+            "digits",
+            ("--neuron", "lif:tau_m=5", "--tau-m", 20),
+            "--tau-m has no effect, because the neuron lif:tau_m=5 sets tau_m itself; give it only once",
+        ),
+        (
+            "digits",
+            ("--neuron", "heard:Heard:threshold=3", "--threshold", 0.5),
+            "--threshold has no effect, because the neuron heard:Heard:threshold=3 sets threshold itself",
+        ),
+        (
+            "digits",
+            ("--neuron", "lif:surrogate=triangle", "--surrogate", "arctan"),
+            "--surrogate has no effect, because the neuron lif:surrogate=triangle sets surrogate itself",
+        ),
         (
             "motor",
             ("--label-pattern", "0101", "--undesired-pattern", 1),
@@ -90,6 +108,13 @@ def test_options_without_effect_are_refused(
     size = ("--epochs", 1, "--limit", 8, "--steps", 20, *(("--seeds", 1) if command == "experiment" else ()))
     refused(stsbp(command, dataset, *size, *given, "--out", "run"), message)
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("net", ["8C3", "8C3p1-8C3", "nodes.toml"])
+def test_padding_of_a_convolution_is_accepted(net: str, here: Path, stsbp: Callable[..., Result]) -> None:
+    (here / "nodes.toml").write_text(NODES.format("4C3"))
+    done = stsbp("train", "digits", "--net", net, "--padding", "same", "--tau-m", 4, "--show-config")
+    assert done.exit_code == 0, done.stderr
 
 
 def test_files_of_settings_may_have_options_without_effect(here: Path, stsbp: Callable[..., Result]) -> None:

@@ -78,11 +78,19 @@ def imported(text: str, bases: tuple[type[T], ...], what: str) -> type[T]:
 
 
 def read_pairs(pairs: Iterable[str], what: str) -> Iterator[tuple[str, str]]:
-    """The names and texts of `key=value` pairs, one after the other. Raises `SpecError` for anything else."""
+    """The names and texts of `key=value` pairs, one after the other.
+
+    Raises:
+        SpecError: there is something else, or a name is given twice.
+    """
+    given = set[str]()
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not value:
             raise SpecError(f"{what}: expected key=value, got {shown(pair)}")
+        if key in given:
+            raise SpecError(f"{what}: {shown(key)} is given twice; leave one of them out")
+        given.add(key)
         yield key, value
 
 

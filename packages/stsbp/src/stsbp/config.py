@@ -624,6 +624,13 @@ def resolve(sources: Sequence[Source], *, with_preset: bool = True) -> RunConfig
                 merged.pop(following, None)
         for key, value in source.values.items():
             merged[key], origin[key] = value, source.name
+        # A later source may remove the class, so it would never be read.
+        for setting, own in OWN.items():
+            named = merged.get(setting, RunConfig.model_fields[setting].default)
+            if source.values.get(own.model) and isinstance(named, str) and not own.names_a_class(named):
+                raise ConfigError(
+                    f"{source.name}: {own.model} stores a class, but {setting} does not name one; leave {own.model} out"
+                )
     try:
         config = RunConfig(**merged)
     except ValidationError as error:

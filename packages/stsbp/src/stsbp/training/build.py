@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -17,13 +17,15 @@ from stsbp_spec.backend import AbstractBackend, Batch
 from stsbp_spec.collective import Part
 from stsbp_spec.decoders import nearest_sequence, spike_count
 from stsbp_spec.encoders import LabelCode, encode_repeat, packed
+from stsbp_spec.errors import NetworkError
 from stsbp_spec.losses import LOSSES, CrossEntropy
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.metrics import match_spikes
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import NEURONS, NeuronModel, Readout, parameters, parse_neuron
 from stsbp_spec.neurons.stored import from_text
-from stsbp_spec.nodes import is_nodes
+from stsbp_spec.nodes import is_nodes, parse_nodes
+from stsbp_spec.notation import parse_layers
 from stsbp_spec.optim.adamw import AdamW
 from stsbp_spec.ranges import Flush, flushes_of
 from stsbp_spec.synapses.psp import PSP
@@ -436,6 +438,15 @@ def check_typed(config: RunConfig, typed: Mapping[str, Any]) -> None:
         raise ConfigError(f"--input-tau-s filters event frames, but {config.dataset} has images; leave it out")
     if (patterns := _patterns(typed)) and build_loss(config).of_potentials:
         raise ConfigError(f"{patterns}: the loss {config.loss} reads potentials, which follow no pattern; leave it out")
+    if typed.get("padding") == "same" and not _is_padded(config):
+        raise ConfigError("--padding applies to convolutions without a padding, but --net has none; leave it out")
+    named = {pair.partition("=")[0] for pair in config.neuron.split(":") if "=" in pair}
+    for name in (*OF_NEURONS, "surrogate"):
+        if name in typed and name in named:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} has no effect, because the neuron {config.neuron} sets {name} itself; "
+                "give it only once"
+            )
     for name in OF_NEURONS:
         if name in typed and name not in build_neuron(config).written():
             having = ", ".join(known for known, model in NEURONS.items() if name in parameters(model))
@@ -443,6 +454,21 @@ def check_typed(config: RunConfig, typed: Mapping[str, Any]) -> None:
                 f"--{name.replace('_', '-')} is a parameter of the neurons {having}, but not of "
                 f"{config.neuron}; leave it out"
             )
+
+
+def _is_padded(config: RunConfig) -> bool:
+    """Whether `padding` changes the network, or is refused for one of its convolutions."""
+    neuron = build_neuron(config)
+    if is_nodes(config.net):
+        parse = partial(parse_nodes, config.net, neuron=neuron, weight_bits=config.weight_bits)
+    else:
+        bits, dropout = config.weight_bits, config.dropout
+        parse = partial(parse_layers, config.net, outputs=None, neuron=neuron, weight_bits=bits, dropout=dropout)
+    plain = parse(padding="valid")
+    try:
+        return plain != parse(padding="same")
+    except NetworkError:
+        return True
 
 
 def check_typed_labels(config: RunConfig, inputs: Inputs, typed: Mapping[str, Any]) -> None:

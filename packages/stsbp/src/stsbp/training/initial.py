@@ -65,8 +65,6 @@ def pinned(config: RunConfig) -> RunConfig:
     """
     for setting, own in OWN.items():
         named, model = getattr(config, setting), getattr(config, own.model)
-        if model and not own.names_a_class(named):
-            raise ConfigError(f"{own.model} stores a class, but {setting} does not name one; leave {own.model} out")
         if own.names_a_class(named) and not model:
             with calling(f"{setting} = {named} cannot be stored as data"):
                 found = build_neuron(config) if setting == "neuron" else own.parse(named)
