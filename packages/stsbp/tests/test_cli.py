@@ -295,6 +295,34 @@ def test_overwrite_replaces_a_damaged_run(damaged: str, train_tiny: Callable[...
     assert train_tiny(run, "--overwrite").exit_code == 0
 
 
+def test_overwrite_that_was_killed_can_be_repeated(
+    train_tiny: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_tiny(tmp_path / "whole")
+    # A person may have edited the settings, which then no longer show that a run wrote them.
+    config = tmp_path / "whole" / "config.toml"
+    config.write_text(f"# edited\n{config.read_text()}")
+    files = sorted(path.name for path in (tmp_path / "whole").iterdir() if path.name != ".lock")
+    remove, left = OpenFolder.remove, 0
+
+    def stopped(self: OpenFolder, name: str) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        remove(self, name)
+
+    for count in range(len(files)):
+        run = tmp_path / str(count)
+        shutil.copytree(tmp_path / "whole", run)
+        left = count
+        with monkeypatch.context() as patched:
+            patched.setattr(OpenFolder, "remove", stopped)
+            assert train_tiny(run, "--overwrite").exit_code != 0
+        assert len([path for path in run.iterdir() if path.name != ".lock"]) == len(files) - count
+        assert train_tiny(run, "--overwrite", "--epochs", 1).exit_code == 0, count
+
+
 def test_run_that_was_killed_after_it_wrote_its_settings_goes_on(
     train_tiny: Callable[..., Result], tmp_path: Path
 ) -> None:

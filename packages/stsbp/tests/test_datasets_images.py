@@ -238,7 +238,8 @@ def test_images_are_turned_as_the_camera_was_held(suffix: str, tmp_path: Path) -
 
     def read(**options: Any) -> UInt8:
         image.save(path, **options)
-        return read_image(path.read_bytes(), path, channels=None, size=None)[0]
+        pixels: UInt8 = read_image(path.read_bytes(), path, channels=None, size=None)[0]
+        return pixels
 
     upright, exif = read(), Image.Exif()
     turns = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -458,12 +458,10 @@ def check_typed(config: RunConfig, typed: Mapping[str, Any]) -> None:
 
 def _is_padded(config: RunConfig) -> bool:
     """Whether `padding` changes the network, or is refused for one of its convolutions."""
-    neuron = build_neuron(config)
+    shared = {"neuron": build_neuron(config), "weight_bits": config.weight_bits}
+    parse: Callable[..., object] = partial(parse_layers, config.net, outputs=None, dropout=config.dropout, **shared)
     if is_nodes(config.net):
-        parse = partial(parse_nodes, config.net, neuron=neuron, weight_bits=config.weight_bits)
-    else:
-        bits, dropout = config.weight_bits, config.dropout
-        parse = partial(parse_layers, config.net, outputs=None, neuron=neuron, weight_bits=bits, dropout=dropout)
+        parse = partial(parse_nodes, config.net, **shared)
     plain = parse(padding="valid")
     try:
         return plain != parse(padding="same")

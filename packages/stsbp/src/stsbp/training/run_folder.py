@@ -270,10 +270,12 @@ class RunFolder:
         Raises:
             FileError: a file cannot be removed, or there are other files as well.
         """
-        # Remove descriptions first. Without a description, the other files of a checkpoint are not used.
-        own = sorted(self.own_files(), key=lambda path: (path.suffix != ".json", path.name))
+        # Remove descriptions first. Without a description, the other files of a checkpoint are not used. Remove what
+        # only a run writes last: if the process is killed, the files that are left are still those of a run.
+        own = self.own_files()
+        traces = {path for path in own if path == self.environment or _MARKING.fullmatch(path.name)}
         try:
-            for path in own:
+            for path in sorted(own, key=lambda path: (path in traces, path.suffix != ".json", path.name)):
                 if path.name != LOCK:
                     self.files.remove(path.name)
         except OSError as error:
