@@ -458,7 +458,7 @@ def check_typed(config: RunConfig, typed: Mapping[str, Any]) -> None:
 
 def _is_padded(config: RunConfig) -> bool:
     """Whether `padding` changes the network, or is refused for one of its convolutions."""
-    shared = {"neuron": build_neuron(config), "weight_bits": config.weight_bits}
+    shared: dict[str, Any] = {"neuron": build_neuron(config), "weight_bits": config.weight_bits}
     parse: Callable[..., object] = partial(parse_layers, config.net, outputs=None, dropout=config.dropout, **shared)
     if is_nodes(config.net):
         parse = partial(parse_nodes, config.net, **shared)
