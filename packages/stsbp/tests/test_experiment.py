@@ -297,6 +297,25 @@ def test_overwrite_removes_all_runs_or_none(
     assert experiment("--lr", 0.02).exit_code == 0
 
 
+@pytest.mark.parametrize("name", ["experiment.md", "experiment.json"])
+@pytest.mark.parametrize("option", [(), ("--overwrite",)])
+def test_notes_in_the_folder_of_an_experiment_are_kept(
+    name: str, option: tuple[str, ...], experiment: Callable[..., Result], tmp_path: Path
+) -> None:
+    notes = tmp_path / "e" / name
+    notes.parent.mkdir()
+    notes.write_text("# What I mean to try\n")
+    failed = experiment("--seeds", 1, *option)
+    assert failed.exit_code == 1
+    assert f"{name} is there already and is not" in failed.stderr
+    assert [path.read_text() for path in notes.parent.iterdir()] == ["# What I mean to try\n"]
+    # Its own files are replaced if the runs are gone.
+    notes.unlink()
+    assert experiment("--seeds", 1).exit_code == 0
+    shutil.rmtree(tmp_path / "e" / "seed-0")
+    assert experiment("--seeds", 1, *option).exit_code == 0
+
+
 def test_overwrite_keeps_a_seed_folder_that_is_no_run(experiment: Callable[..., Result], tmp_path: Path) -> None:
     experiment("--seeds", 1)
     foreign = tmp_path / "e" / "seed-99" / "config.toml"

@@ -29,7 +29,7 @@ from stsbp import records
 from stsbp.config import RunConfig, differences, split_start
 from stsbp.datasets import Dataset
 from stsbp.errors import CheckpointError, ConfigError, FileError
-from stsbp.files import MEGABYTE, OpenFolder, read_regular, real
+from stsbp.files import MEGABYTE, OpenFolder, OutputKind, read_regular, real
 from stsbp.processes.group import Group
 from stsbp.training import checkpoint
 from stsbp.training.build import Data, Inputs, Task, build_network, build_task, cut_validation, has_test_of_training
@@ -47,6 +47,10 @@ FORMAT = 3
 """Version of `experiment.json`. It is increased when results are added or change their meaning."""
 _MOST = 64 * MEGABYTE
 _SEED = re.compile(r"seed-[0-9]+")
+_FILES = {
+    "experiment.json": OutputKind("results of an experiment", re.compile(rb'\s*{\s*"format":')),
+    "experiment.md": OutputKind("a table of an experiment", re.compile(rb"# [^\n]+ on [^\n]+\n\n(\*\*|\| figure)")),
+}
 _OWN = re.compile(rf"{_SEED.pattern}|experiment\.(json|md)|\.lock|\.experiment\..*\.tmp")
 
 VALIDATION_SHARE = 10
@@ -97,12 +101,11 @@ class Experiment:
         """
         folder = RunFolder(path)
         runs = cls._folders(path)
-        if (
-            not any(run.is_run for run in runs)
-            and not folder.is_free
-            and any(not _OWN.fullmatch(entry.name) for entry in path.iterdir())
-        ):
-            raise FileError(f"{path} is not empty and holds no experiment; choose another --out")
+        if not any(run.is_run for run in runs) and not folder.is_free:
+            if any(not _OWN.fullmatch(entry.name) for entry in path.iterdir()):
+                raise FileError(f"{path} is not empty and holds no experiment; choose another --out")
+            for name, kind in _FILES.items():
+                kind.place(path / name)
         folder.check_writable()
         if (
             overwrite
