@@ -167,8 +167,8 @@ def _check_opaque(image: Any, path: Path) -> None:
     alpha = (image if image.mode in ("LA", "RGBA") else image.convert("RGBA")).getchannel("A")
     if alpha.getextrema()[0] < 255:
         raise DataError(
-            f"{path} has transparent pixels; flatten it onto a background first, for example with ImageMagick: "
-            f"magick {path.name} -background white -flatten -alpha off {path.name}"
+            f"{path} has transparent pixels; flatten it onto a background first, in a copy of the folder (ImageMagick: "
+            "-background white -flatten -alpha off)"
         )
 
 
