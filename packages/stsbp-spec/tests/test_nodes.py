@@ -228,6 +228,8 @@ REFUSED = [
     (TEXT.replace('"3"', '"3', 1), "the network is not valid TOML: "),
     (TEXT + "[other]\na = 1", "a network consists of [[node]] tables, got 'node', 'other'"),
     ('[[node]]\nname = "a' + ".a" * 101 + '"', "a line of a network has at most 100 dots"),
+    # Only "\n" ends a line of TOML, so this is one key.
+    ('[[node]]\na."\u2028"' + ('.c."\u2028"') * 500 + " = 1", "a line of a network has at most 100 dots"),
     ("[[node]]\nx = " + "[" * 5000, "the network is not valid TOML"),
     ("[[node]]\nx = " + "9" * 5000, "the network is not valid TOML: a number is too long"),
 ]

@@ -58,6 +58,9 @@ def test_control_characters_become_escapes() -> None:
         (f"{'a.' * 100_000}b = 1", "a key of more than 64 parts"),
         (f"a = {{{'a.' * 100_000}b = 1}}", "a key of more than 64 parts"),
         (f"[{'a.' * 100_000}b]", "a key of more than 64 parts"),
+        ('"a\u2028b"' + ".c" * 500 + " = 1", "a key of more than 64 parts"),
+        ('a = {b = """\n\' """, ' + "c." * 500 + "c = 1}", "line 2 has a key of more than 64 parts"),
+        ("a = {b = '''\n\" ''''', " + "c." * 500 + "c = 1}", "line 2 has a key of more than 64 parts"),
         ("#" * (2**20 + 1), "more than the 1,048,576"),
         ('\\"' * 400_000, "is not valid TOML"),
         ("net = '" + "\\u001b" * 10, "is not valid TOML"),
@@ -80,7 +83,10 @@ def test_settings_in_hostile_toml(
 
 def test_dots_in_texts_and_comments_are_no_keys(tmp_path: Path) -> None:
     path = tmp_path / "settings.toml"
-    path.write_text(f"# {'.' * 100}\ndata_dir = \"{'../' * 100}\"  # {'[' * 200}\nnet = '{'.' * 100}'\n")
+    path.write_text(
+        f"# {'.' * 100}\ndata_dir = \"{'../' * 100}\"  # {'[' * 200}\nnet = '{'.' * 100}'\n"
+        f'neuron_model = """"\n{"." * 100}\\""""\n'
+    )
     assert read_toml(path).values["data_dir"] == "../" * 100
 
 

@@ -61,7 +61,8 @@ def parse_nodes(text: str, *, padding: str, neuron: NeuronModel | None, weight_b
     """
     if len(text) > _MOST_CHARACTERS:
         raise NetworkError(f"a network has at most {_MOST_CHARACTERS:,} characters, got {len(text):,}")
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Python's splitlines() knows ends of lines that TOML does not have.
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.count(".") > _MOST_DOTS:
             raise NetworkError(f"a line of a network has at most {_MOST_DOTS} dots")
         # TOML would complain of a table that is declared twice, and only if there are several.

@@ -526,7 +526,13 @@ _LARGEST_TOML = MEGABYTE
 _MOST_DOTS = 64
 _MOST_PROBLEMS = 5
 _MOST_BRACKETS = 100
-_STRING_OR_COMMENT = re.compile(r"""\"(?:[^"\\]|\\.)*"?|'[^']*'?|#.*""")
+_STRING_OR_COMMENT = re.compile(
+    r'''"""(?:[^"\\]|\\.|"(?!""))*"{0,5}|'''
+    r"""'''(?:[^']|'(?!''))*'{0,5}|"""
+    r""""(?:[^"\\\n]|\\.)*"?|'[^'\n]*'?|#[^\n]*""",
+    re.DOTALL,
+)
+"""Texts and comments of TOML. A text that does not end is an error, so it may extend to the end of the file here."""
 
 
 def _read_text(path: Path | str, kind: str) -> str:
@@ -548,7 +554,8 @@ def read_toml(path: Path) -> Source:
     """
     text = _read_text(path, "configuration file")
     # Refuse texts for which tomllib needs too much time, memory or depth. Settings are never nested.
-    bare = [_STRING_OR_COMMENT.sub("", line) for line in text.splitlines()]
+    # Python's splitlines() knows ends of lines that TOML does not have.
+    bare = _STRING_OR_COMMENT.sub(lambda removed: "\n" * removed[0].count("\n"), text).split("\n")
     for number, line in enumerate(bare, 1):
         if line.count(".") > _MOST_DOTS:
             raise ConfigError(
