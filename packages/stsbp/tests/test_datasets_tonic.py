@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import struct
 import subprocess
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from click.testing import Result
-from stsbp.datasets import Dataset, load
+from stsbp.datasets import Dataset, load, spoken, spoken_child
 from stsbp.datasets.base import lengths_of
 from stsbp.errors import DataError
 from stsbp_spec.encoders import EventBinning
@@ -26,6 +27,8 @@ from stsbp_spec.typing import AnyArray, UInt8
 pytest.importorskip("tonic")
 h5py = pytest.importorskip("h5py")
 
+_HEADER = {"labels": "<i8", "times": "<f8", "units": "<u2", "count": 3, "classes": 20}
+"""What the process that reads a file of SHD says of it."""
 T = 10
 WINDOW_US = 1_000_000
 
@@ -484,7 +487,7 @@ def test_malformed_recordings_are_named_or_left_out(fault: str, tmp_path: Path) 
 def test_a_file_that_is_no_hdf5(content: bytes, tmp_path: Path) -> None:
     KINDS["shd"].write(tmp_path)
     (tmp_path / "SHD" / "shd_train.h5").write_bytes(content)
-    with pytest.raises(DataError, match=r"shd_train\.h5 is not a readable HDF5 file"):
+    with pytest.raises(DataError, match=r"shd_train\.h5: it is not a readable HDF5 file"):
         _load("shd", tmp_path)
 
 
@@ -592,19 +595,74 @@ def test_lists_with_a_length_that_the_file_cannot_hold_take_no_memory(name: str,
     path.write_bytes(content)
     code = (
         "import resource, sys\nfrom pathlib import Path\nfrom stsbp.datasets.spoken import SpokenFile\n"
-        "from stsbp.errors import DataError\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "with SpokenFile(Path(sys.argv[1])) as file:\n"
-        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "    limits = resource.getrlimit(resource.RLIMIT_AS)\n"
-        "    try:\n        file.recording(0, 700)\n    except DataError as error:\n        print(error)\n"
-        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
-        "    assert resource.getrlimit(resource.RLIMIT_AS) == limits\n"
-        "    file.recording(1, 700)\n"
+        "    print(file.next_lists())\n"
+        "    file.recording(1, file.next_lists(), 700)\n"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss - before)\n"
     )
     result = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     said, kilobytes = result.stdout.splitlines()
     assert f"shd_train.h5: {name}, recording 0 cannot be read" in said
     assert int(kilobytes) < 128 * 1024
+
+
+def _endless(content: bytes) -> bytes:
+    """A file of SHD whose lists HDF5 reads for ever: the last of them extends into the description of the free space."""
+    damaged, at = bytearray(content), content.index(b"GCOL") + 16
+    while (number := int.from_bytes(content[at : at + 2], "little")) and number < 0x8000:
+        last, size = at + 8, int.from_bytes(content[at + 8 : at + 16], "little")
+        at += 16 + -(-size // 8) * 8
+    damaged[last : last + 8] = (size + 6).to_bytes(8, "little")
+    return bytes(damaged)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not limit the processor time")
+def test_a_file_in_which_hdf5_would_loop_for_ever_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    KINDS["shd"].write(tmp_path)
+    path = tmp_path / "SHD" / "shd_train.h5"
+    path.write_bytes(_endless(path.read_bytes()))
+    monkeypatch.setattr(spoken, "SECONDS", 3.0)
+    for skip in (False, True):
+        with pytest.raises(DataError, match=r"shd_train\.h5 cannot be read: it takes more than 3 seconds to read"):
+            _load("shd", tmp_path, skip_malformed=skip)
+
+
+@pytest.mark.parametrize("name", ["labels", "extra/keys", "extra/speaker"])
+def test_types_that_are_unknown_are_named(name: str, tmp_path: Path) -> None:
+    """h5py has no integers of three bytes."""
+    KINDS["shd"].write(tmp_path)
+    path = tmp_path / "SHD" / "shd_train.h5"
+    with h5py.File(path, "a") as file:
+        count = len(file[name])
+        del file[name]
+        odd = h5py.h5t.NATIVE_UINT32.copy()
+        odd.set_size(3)
+        h5py.h5d.create(file.id, name.encode(), odd, h5py.h5s.create_simple((count,)))
+    with pytest.raises(DataError, match=rf"shd_train\.h5: {name} cannot be read: .*u3"):
+        _load("shd", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import os\nos.kill(os.getpid(), 11)", r"cannot be read: .* ended without a message \(SIGSEGV\)"),
+        ("print('[1]')", "ended without a message"),
+        ("print('[' * 2**21)", "ended without a message"),
+        (f"print({json.dumps(_HEADER)!r})", "ended without a message"),
+        (f"print({json.dumps(_HEADER | {'labels': '|O8'})!r})", "ended without a message"),
+        (f"print({json.dumps(_HEADER | {'count': 2**39})!r})", r"a list of 549,755,813,888 entries: reading it takes"),
+        ('print(\'{"what": 5, "needed": 5}\')', "ended without a message"),
+    ],
+)
+def test_what_the_process_that_reads_hands_over_is_checked(
+    code: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    KINDS["shd"].write(tmp_path)
+    (tmp_path / "child.py").write_text(code)
+    monkeypatch.setattr(spoken_child, "__file__", str(tmp_path / "child.py"))
+    with pytest.raises(DataError, match=rf"shd_train\.h5.*{said}"):
+        _load("shd", tmp_path)
 
 
 @pytest.mark.parametrize("how", ["external", "virtual", "soft link", "loop", "external link", "missing"])

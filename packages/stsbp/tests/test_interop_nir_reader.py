@@ -408,7 +408,7 @@ def test_a_process_that_hangs_is_ended(code: str, file: Path, tmp_path: Path, mo
 def test_a_process_that_computes_for_too_long_is_ended(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    busy = "from stsbp.interop.nir_child import limit\nlimit(1 << 32, 1)\nwhile True: pass"
+    busy = "from stsbp.hdf5_child import limit\nlimit(1 << 32, 1)\nwhile True: pass"
     assert subprocess.run([sys.executable, "-c", busy]).returncode == -signal.SIGXCPU
     answered(monkeypatch, tmp_path, "import os, signal\nos.kill(os.getpid(), signal.SIGXCPU)")
     with pytest.raises(DataError, match=r"takes more than 60 seconds"):

@@ -11,11 +11,9 @@ command inherit it.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from stsbp.errors import ConfigError, DataError
@@ -29,7 +27,6 @@ __all__ = [
     "check_disk",
     "check_memory",
     "disk",
-    "limited",
     "memory",
 ]
 
@@ -78,29 +75,6 @@ def check_memory(needed: int, size: int, what: object) -> None:
     """
     if needed > (most := memory(size)):
         raise DataError(f"{what}: reading it takes {_shown(needed)} of memory, {_too_much(most, size)}")
-
-
-@contextlib.contextmanager
-def limited(most: int) -> Iterator[None]:
-    """Let this process allocate at most `most` more bytes, as far as the system can limit it.
-
-    It is for libraries that allocate what a file states. What is too large, they report as an error.
-    """
-    try:
-        import resource
-
-        used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-        lowest = min(x for x in (used + most, soft, hard) if x != resource.RLIM_INFINITY)
-        resource.setrlimit(resource.RLIMIT_AS, (lowest, hard))
-    except (ImportError, OSError, ValueError):
-        # Only Linux states and limits the memory of a process in this way.
-        yield
-        return
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def check_disk(needed: int, size: int, what: object, folder: Path) -> None:

@@ -1,142 +1,154 @@
-"""The HDF5 files of SHD and SSC: checked before the library tonic opens them, and read with checks of every value.
+"""The HDF5 files of SHD and SSC, read in a separate process with checks of every value.
 
 `spikes/times` (seconds) and `spikes/units` hold a list for each recording, `labels` its class, `extra/keys` the names
 of the classes and `extra/speaker` the speakers. HDF5 may only declare an array that was never written, follow links and
-read other files. Data that lie elsewhere would change unseen, so everything must be in the file itself.
+read other files. Data that lie elsewhere would change unseen, so everything must be in the file itself. For a damaged
+file, HDF5 may crash or never return, so a separate process reads it (spoken_child.py), also before tonic opens it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Self, TypeAlias, TypeVar
 
 import numpy as np
+from pydantic import Field
 from stsbp_spec.typing import AnyArray, Int64
 
-from stsbp import budget
+from stsbp import budget, records
+from stsbp.datasets import spoken_child
+from stsbp.datasets.spoken_child import COPIES, KEYS, LABELS, TIMES, UNITS
 from stsbp.errors import DataError
 from stsbp.files import MEGABYTE, open_regular
+from stsbp.hdf5_process import SECONDS, Hdf5Process
 
-__all__ = ["SpokenFile"]
+__all__ = ["Lists", "SpokenFile"]
 
-_TIMES, _UNITS, _LABELS, _KEYS, _SPEAKERS = "spikes/times", "spikes/units", "labels", "extra/keys", "extra/speaker"
 _LARGEST = 2**62
 _LONGEST_US = 2**40
 """Latest time of a spike in microseconds, as in `stsbp_spec.encoders.events`."""
-_COPIES = 4
-"""How often an array that is read whole, or a list, is in memory."""
-_SLACK = 64 * MEGABYTE
-"""Additional memory that reading a list may take, for the memory that HDF5 and the system manage in blocks."""
+_LONGEST_LINE = MEGABYTE
+"""Largest size of a line that the other process writes, in bytes."""
+
+_Type = Annotated[str, Field(pattern="^<[iuf][1248]$")]
+_Count = Annotated[int, Field(ge=0, lt=2**40)]
+
+
+class _Header(records.Record):
+    labels: _Type
+    times: _Type
+    units: _Type
+    count: Annotated[int, Field(ge=1, lt=2**40)]
+    classes: _Count
+
+
+class _Entry(records.Record):
+    error: str | None = None
+    times: _Count = 0
+    units: _Count = 0
+
+
+class _Batch(records.Record):
+    lists: Annotated[list[_Entry], Field(min_length=1, max_length=spoken_child.MOST_LISTS)]
+
+
+class _TooLarge(records.Record):
+    what: str
+    needed: int
+
+
+R = TypeVar("R", bound=records.Record)
+Lists: TypeAlias = tuple[AnyArray, AnyArray]
+"""The lists of times and units of a recording."""
 
 
 class SpokenFile:
-    """An open file. As a context manager, it is closed at the end.
+    """An open file, whose recordings are read in order. As a context manager, it is closed at the end.
+
+    Args:
+        path: the file.
 
     Attributes:
         labels: class of every recording, `[n]`.
 
     Raises:
-        DataError: the file is none of SHD or SSC, has data in other files, or declares more than the budget. The
-            message names the file and the dataset.
+        DataError: the file is none of SHD or SSC, has data in other files, declares more than the budget, or cannot be
+            read in time. The message names the file and the dataset.
         OSError: it is not a regular file, or cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
-        import h5py
-
         self.path = path
-        self._content = open_regular(path, _LARGEST)
+        # Read through the open file, because the path may become another file meanwhile.
+        with open_regular(path, _LARGEST) as content:
+            self._size = os.fstat(content.fileno()).st_size
+            most = budget.memory(self._size)
+            self._process = Hdf5Process(content, spoken_child.__file__, str(most), memory=most, seconds=SECONDS)
+        self._waiting: deque[Lists | DataError] = deque()
         try:
-            try:
-                # Read through the open file, because the path may become another file meanwhile.
-                self._file = h5py.File(self._content, "r")
-            except Exception as error:
-                raise DataError(f"{path} is not a readable HDF5 file: {error}") from error
-            try:
-                self._size = os.fstat(self._content.fileno()).st_size
-                self._check(self._size)
-            except BaseException:
-                self._file.close()
-                raise
+            self._header, (labels,) = self._answer(_Header, lambda header: [(header.labels, header.count)])
+            self.labels = self._integers(labels, LABELS, "recording", 2**31)
         except BaseException:
-            self._content.close()
+            self._process.close()
             raise
 
-    def __enter__(self) -> SpokenFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._content.close()
+        self._process.close()
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def _dataset(self, name: str) -> Any:
-        """A dataset of one dimension that lies in this file."""
-        import h5py
-
-        found: Any = self._file
-        for part in name.split("/"):
-            try:
-                link = found.get(part, getlink=True) if isinstance(found, h5py.Group) else None
-                if link is not None and not isinstance(link, h5py.HardLink):
-                    raise DataError(f"{self.path}: {name} is a link; copy the data themselves into the file")
-                found = None if link is None else found[part]
-            except (OSError, KeyError, RuntimeError, ValueError) as error:
-                raise DataError(f"{self.path}: {name} cannot be read: {error}") from error
-            if found is None:
-                raise DataError(f"{self.path}: there is no dataset {name}")
-        if not isinstance(found, h5py.Dataset) or found.shape is None or len(found.shape) != 1:
-            kind = f"of shape {list(found.shape or ())}" if isinstance(found, h5py.Dataset) else "a group"
-            raise DataError(
-                f"{self.path}: {name} must be a list, one entry for each recording or class, but it is {kind}"
-            )
-        if found.external is not None or found.is_virtual:
-            raise DataError(
-                f"{self.path}: {name} lies in another file, whose changes would not be noticed; copy the data into "
-                "this file"
-            )
-        return found
-
-    def _check(self, size: int) -> None:
-        """Check what the file declares, before anything is read."""
-        import h5py
-
-        sets = {name: self._dataset(name) for name in (_TIMES, _UNITS, _LABELS, _KEYS, _SPEAKERS)}
-        for name, found in sets.items():
-            # Each name of a class, and each list, becomes a Python object.
-            least = 64 if found.dtype.hasobject or name == _KEYS else 1
-            needed = _COPIES * int(found.size) * max(int(found.dtype.itemsize), least)
-            budget.check_memory(needed, size, f"{self.path}: {name} of {found.size:,} entries")
-        count = len(sets[_TIMES])
-        if len(sets[_UNITS]) != count or len(sets[_LABELS]) != count or not count:
-            counts = ", ".join(f"{name} {len(sets[name])}" for name in (_TIMES, _UNITS, _LABELS))
-            raise DataError(f"{self.path}: these must have an entry for each recording, but they have: {counts}")
-        for name in (_TIMES, _UNITS):
-            kind = h5py.check_vlen_dtype(sets[name].dtype)
-            if kind is None or np.dtype(kind).kind not in "iuf":
-                raise DataError(f"{self.path}: {name} must be lists of numbers, got {sets[name].dtype}")
-        self._times, self._units = sets[_TIMES], sets[_UNITS]
-        labels = self._read(sets[_LABELS], _LABELS)
-        if labels.dtype.kind not in "iuf":
-            raise DataError(f"{self.path}: {_LABELS} must be integers, got {labels.dtype}")
-        self.labels, self._classes = self._whole(labels, _LABELS, "recording", 2**31), len(sets[_KEYS])
-
-    def _read(self, dataset: Any, name: str, index: Any = ()) -> AnyArray:
-        at = "" if index == () else f", recording {index}"
+    def _answer(self, kind: type[R], arrays: Callable[[R], list[tuple[str, int]]]) -> tuple[R, list[AnyArray]]:
+        """A record that the other process writes, and the arrays of these types and lengths that follow it."""
         try:
-            # HDF5 allocates the length of a list that the file states before it compares it with the list.
-            with contextlib.nullcontext() if index == () else budget.limited(_COPIES * self._size + _SLACK):
-                found: AnyArray = np.asarray(dataset[index])
-        except Exception as error:
-            # For damaged files, HDF5 raises almost any error.
-            raise DataError(f"{self.path}: {name}{at} cannot be read: {error}") from error
-        return found
+            with self._process.answer() as output:
+                line = output.readline(_LONGEST_LINE)
+                said = records.parse(line) if line.endswith(b"\n") else None
+                if isinstance(said, dict) and isinstance(said.get("refused"), str):
+                    raise DataError(f"{self.path}: {said['refused']}")
+                if isinstance(said, dict) and "needed" in said:
+                    large = records.read(_TooLarge, said)
+                    budget.check_memory(large.needed, self._size, f"{self.path}: {large.what}")
+                record, data = records.read(kind, said), []
+                for dtype, count in arrays(record):
+                    size = count * np.dtype(dtype).itemsize
+                    budget.check_memory(COPIES * size, self._size, f"{self.path}: a list of {count:,} entries")
+                    data.append(np.frombuffer(output.read(size), dtype, count))
+        except ValueError as error:
+            raise DataError(f"{self.path} cannot be read: {self._process.failure()}") from error
+        return record, data
 
-    def _whole(self, numbers: AnyArray, name: str, what: str, most: int) -> Int64:
+    def next_lists(self) -> Lists | DataError:
+        """Times and units of the next recording as they are in the file, or the reason why they cannot be read.
+
+        Raises:
+            DataError: no further recording can be read.
+        """
+        if not self._waiting:
+            types = self._header.times, self._header.units
+            batch, lists = self._answer(
+                _Batch,
+                lambda batch: [
+                    pair
+                    for entry in batch.lists
+                    if entry.error is None
+                    for pair in zip(types, (entry.times, entry.units), strict=True)
+                ],
+            )
+            pairs = zip(lists[::2], lists[1::2], strict=True)
+            self._waiting.extend(
+                next(pairs) if entry.error is None else DataError(f"{self.path}: {entry.error}")
+                for entry in batch.lists
+            )
+        return self._waiting.popleft()
+
+    def _integers(self, numbers: AnyArray, name: str, what: str, most: int) -> Int64:
         """Numbers of any type as integers, each from 0 to `most`."""
         bad = np.flatnonzero(~((numbers >= 0) & (numbers <= most) & (numbers == np.floor(numbers))))
         if bad.size:
@@ -144,31 +156,38 @@ class SpokenFile:
             raise DataError(f"{self.path}: {name}, {what} {k}: {numbers[k]} is no whole number from 0 to {most}")
         return numbers.astype(np.int64)
 
-    def recording(self, index: int, units: int) -> tuple[list[AnyArray], int]:
-        """Columns x, y, p and t (microseconds) of a recording of this many `units`, and the number of its class.
+    def recording(self, index: int, lists: Lists | DataError, units: int) -> tuple[list[AnyArray], int]:
+        """Columns x, y, p and t (microseconds) of a recording, and the number of its class.
+
+        Args:
+            index: its number.
+            lists: its times and units, from `next_lists`.
+            units: number of neurons.
 
         Raises:
             DataError: a value is none of a recording. The message names the file, the dataset, the recording and the
                 spike.
         """
-        # An h5py dataset numbers its entries with Python's integers.
-        times, neurons = (self._read(x, name, index) for x, name in ((self._times, _TIMES), (self._units, _UNITS)))
-        if times.ndim != 1 or times.shape != neurons.shape:
+        if isinstance(lists, DataError):
+            raise lists
+        times, neurons = lists
+        if times.shape != neurons.shape:
             raise DataError(
-                f"{self.path}: recording {index} has {times.size} entries in {_TIMES}, but {neurons.size} in {_UNITS}"
+                f"{self.path}: recording {index} has {times.size} entries in {TIMES}, but {neurons.size} in {UNITS}"
             )
-        x = self._whole(neurons, f"{_UNITS}, recording {index}", "spike", units - 1)
+        x = self._integers(neurons, f"{UNITS}, recording {index}", "spike", units - 1)
         seconds = times.astype(np.float64)
         bad = np.flatnonzero(~((seconds >= 0) & (seconds <= _LONGEST_US / 1e6)))
         if bad.size:
             k = int(bad[0])
             raise DataError(
-                f"{self.path}: {_TIMES}, recording {index}, spike {k}: {times[k]} is no time from 0 to "
+                f"{self.path}: {TIMES}, recording {index}, spike {k}: {times[k]} is no time from 0 to "
                 f"{_LONGEST_US / 1e6:,.0f} seconds"
             )
-        if (label := int(self.labels[index])) >= self._classes:
+        if (label := int(self.labels[index])) >= self._header.classes:
             raise DataError(
-                f"{self.path}: {_LABELS}, recording {index}: {label} is none of the {self._classes} classes in {_KEYS}"
+                f"{self.path}: {LABELS}, recording {index}: {label} is none of the {self._header.classes} classes in "
+                f"{KEYS}"
             )
         zeros = np.zeros_like(x)
         return [x, zeros, zeros, (seconds * 1e6).astype(np.int64)], label

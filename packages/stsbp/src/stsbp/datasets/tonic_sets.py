@@ -230,7 +230,7 @@ def _load_part(kind: Any, part: str, request: Request) -> _Part:
         check_regular(path)
     spoken = _spoken(kind, where, part)
     if spoken is not None and spoken.exists():
-        # tonic reads some of its arrays whole.
+        # tonic reads some of its arrays whole, in this process.
         with SpokenFile(spoken):
             pass
     source = _open(kind, request.data_dir, _parts(kind)[part], request)
@@ -260,12 +260,15 @@ def _load_part(kind: Any, part: str, request: Request) -> _Part:
     def read_all(writer: CacheWriter, file: SpokenFile | None) -> None:
         report = Progress(request.progress, f"reading {folder}{writer.why}", len(order))
         for done, k in enumerate(order, 1):
+            # If no further recording can be read, none can be skipped.
+            lists = None if file is None else file.next_lists()
             try:
                 # A number that no integer holds is an error, not a warning.
                 with np.errstate(invalid="raise", over="raise"):
-                    columns, label = (
-                        _recording(source, k, classes, flat) if file is None else file.recording(k, binning.width)
-                    )
+                    if file is None or lists is None:
+                        columns, label = _recording(source, k, classes, flat)
+                    else:
+                        columns, label = file.recording(k, lists, binning.width)
                 frames = binning.frames(*columns).reshape(1, binning.steps, *shape)
             except ImportError as error:
                 raise DataError(f"{name} needs another library ({error}): {_INSTALL}") from error

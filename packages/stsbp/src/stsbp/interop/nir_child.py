@@ -1,17 +1,15 @@
 """A separate process that reads a NIR file. HDF5 is read by C code, which a hostile file may crash or keep busy.
 
-nir_reader.py runs this file as a script, with the NIR file as standard input and limits as arguments. It writes one
-line of JSON to standard output, followed by the bytes of all arrays. It imports only h5py and numpy. A file cannot make
-it open other files: it refuses soft and external links, external and virtual storage, and filters that HDF5 would load.
-If it refuses a file, the line contains the reason.
+hdf5_process.py runs this file as a script, with the NIR file as standard input. It writes one line of JSON to standard
+output, followed by the bytes of all arrays. It imports only h5py and numpy. A file cannot make it open other files: it
+refuses soft and external links, external and virtual storage, and filters that HDF5 would load. If it refuses a file,
+the line contains the reason.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -37,17 +35,15 @@ class Refused(Exception):
     """The reason why a file is not read, in words that follow the name of the file."""
 
 
-def main(most_of_all: int, most_memory: int, most_seconds: int) -> None:
+def main(most_of_all: int) -> None:
     """Read the file on standard input, and write its contents.
 
     Args:
         most_of_all: largest size of all arrays in bytes, with all elements that their shapes declare.
-        most_memory, most_seconds: see `limit`.
     """
     import h5py
     import numpy as np
 
-    limit(most_memory, most_seconds)
     output, reader = sys.stdout.buffer, _Reader(h5py, np, most_of_all)
     try:
         with h5py.File(io.BytesIO(sys.stdin.buffer.read()), "r") as file:
@@ -62,28 +58,6 @@ def main(most_of_all: int, most_memory: int, most_seconds: int) -> None:
     output.write(json.dumps(found).encode() + b"\n")
     for array in reader.arrays:
         output.write(array.tobytes().ljust(-(-array.nbytes // ALIGNED) * ALIGNED, b"\0"))
-
-
-def limit(most_memory: int, most_seconds: int) -> None:
-    """Limit the additional memory of this process in bytes, and its processor time in seconds."""
-    try:
-        import resource
-    except ImportError:
-        # Windows.
-        return
-    with open("/proc/self/statm", encoding="ascii") if os.path.exists("/proc/self/statm") else io.StringIO("0") as file:
-        used = int(file.read().split()[0]) * resource.getpagesize()
-    for what, most, grace in (
-        (resource.RLIMIT_AS, used + most_memory, 0),
-        # At the soft limit, the system sends the process a separate signal.
-        (resource.RLIMIT_CPU, most_seconds, 5),
-        (resource.RLIMIT_CORE, 0, 0),
-    ):
-        hard = resource.getrlimit(what)[1]
-        soft, hard = (most, most + grace) if hard == resource.RLIM_INFINITY else (min(most, hard), hard)
-        # Some systems have a limit but do not accept it.
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(what, (soft, hard))
 
 
 class _Reader:
@@ -232,4 +206,4 @@ def _text(value: Any, where: str) -> str:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(int(sys.argv[1]))

@@ -1,6 +1,6 @@
 """Reads a NIR graph as data, from a file that may come from anybody.
 
-A separate process reads HDF5 (nir_child.py), within limits of memory, time and size. Its results, JSON and the bytes of
+A separate process (nir_child.py) reads HDF5, within limits of memory, time and size. Its results, JSON and the bytes of
 arrays, are checked here. If it crashes or hangs, an error names the file.
 """
 
@@ -9,10 +9,6 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +22,7 @@ from stsbp_spec.values import shown
 from stsbp import budget, records
 from stsbp.errors import DataError
 from stsbp.files import GIGABYTE, MEGABYTE, open_regular
+from stsbp.hdf5_process import SECONDS, Hdf5Process
 from stsbp.interop import nir_child
 
 __all__ = ["Graph", "GraphNode", "Limits", "read_graph"]
@@ -49,7 +46,7 @@ class Limits:
     """
 
     file: int = GIGABYTE
-    seconds: float = 60.0
+    seconds: float = SECONDS
 
 
 @dataclass(frozen=True)
@@ -143,46 +140,17 @@ def read_graph(path: Path, limits: Limits | None = None) -> Graph:
 
 def _handed_back(path: Path, file: BinaryIO, limits: Limits) -> tuple[bytes, bytes]:
     """The output of the other process for a file: a line of JSON, and bytes."""
-    command = [sys.executable, "-P", nir_child.__file__]
-    size = os.fstat(file.fileno()).st_size
-    memory, seconds = budget.memory(size), limits.seconds + size / (8 * MEGABYTE)
+    memory = budget.memory(os.fstat(file.fileno()).st_size)
     most = memory // _COPIES
-    numbers = (most, memory, max(1, int(seconds / 2)))
-    # Include the padding between arrays.
-    most += nir_child.ALIGNED * nir_child.MOST_OBJECTS
-    # HDF5 would load filters that a file names from a system folder. OpenBLAS allocates memory for each thread.
-    environment = {**os.environ, "HDF5_PLUGIN_PRELOAD": "::", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [*command, *map(str, numbers)],
-        stdin=file,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=environment,
-    )
-    late = threading.Event()
-
-    def end() -> None:
-        late.set()
-        process.kill()
-
-    timer = threading.Timer(seconds, end)
-    timer.start()
-    try:
-        assert process.stdout is not None
-        with process.stdout as output:
+    with Hdf5Process(file, nir_child.__file__, str(most), memory=memory, seconds=limits.seconds) as process:
+        # Include the padding between arrays.
+        most += nir_child.ALIGNED * nir_child.MOST_OBJECTS
+        with process.answer() as output:
             header = output.readline(_MOST_HEADER)
             data = output.read(most + 1) if header.endswith(b"\n") else b""
-    finally:
-        timer.cancel()
-        process.kill()
-        code = process.wait()
-        timer.join()
-    ended = -code if code < 0 else 0
-    if late.is_set() or ended == getattr(signal, "SIGXCPU", -1):
-        raise DataError(f"{path} is not read as a NIR graph: it takes more than {seconds:.3g} seconds to read")
-    if not header.endswith(b"\n") or len(data) > most:
-        how = f" ({signal.Signals(ended).name})" if ended in set(signal.Signals) else ""
-        raise DataError(f"{path} is not read as a NIR graph: the process that read it ended without a message{how}")
+        why = process.failure()
+        if process.is_late or not header.endswith(b"\n") or len(data) > most:
+            raise DataError(f"{path} is not read as a NIR graph: {why}")
     return header, data
 
 
