@@ -425,6 +425,37 @@ class TestExtractFiles:
             extract_files(tmp_path / "a.tar.gz", tmp_path / "out", ["d/x"], largest=300_000)
 
 
+def _progressive(side: int, scans: int, before: bytes = b"", frame: int = 0xC2) -> bytes:
+    """A grey JPEG of `side` x `side` pixels with zeros. Each scan has a few bytes, and `before` precedes it."""
+
+    def segment(kind: int, body: bytes) -> bytes:
+        return bytes((0xFF, kind)) + (len(body) + 2).to_bytes(2, "big") + body
+
+    dimensions = side.to_bytes(2, "big") * 2
+    # Codes of one bit: no difference for a DC coefficient; a run of 16,384 blocks for the others, and 14 bits for more.
+    tables = [segment(0xC4, bytes((kind, 1, *[0] * 15, value))) for kind, value in ((0, 0), (0x10, 0xE0))]
+    blocks = (-(-side // 8)) ** 2
+    assert blocks < 16384
+    begin = segment(0xDB, bytes(1) + b"\x01" * 64) + segment(frame, b"\x08" + dimensions + b"\x01\x01\x11\x00")
+    first = segment(0xDA, b"\x01\x01\x00\x00\x00\x00") + bytes(-(-blocks // 8))
+    other = segment(0xDA, b"\x01\x01\x00\x01\x3f\x00") + bytes(2)
+    return b"\xff\xd8" + begin + b"".join(tables) + first + (before + other) * (scans - 1) + b"\xff\xd9"
+
+
+@pytest.mark.parametrize(("side", "most"), [(8, 1000), (1000, 1000), (1016, 968)])
+def test_a_jpeg_with_too_many_scans_is_refused(side: int, most: int) -> None:
+    pytest.importorskip("PIL.Image")
+    assert read_image(_progressive(side, most), Path("x.jpg"), channels=1, size=None).shape == (1, side, side)
+    # The marker 0xFF01 has no length. A walk that skips one would not see the scans behind it.
+    for content in (
+        _progressive(side, most + 1),
+        _progressive(side, most + 1, b"\xff\x01"),
+        _progressive(side, most + 1, frame=0xCA),
+    ):
+        with pytest.raises(DataError, match=r"x\.jpg has more scans than are decoded: at most 1,000, and"):
+            read_image(content, Path("x.jpg"), channels=1, size=None)
+
+
 _JPEGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "progressive": {"progressive": True},

@@ -608,7 +608,7 @@ def test_lists_with_a_length_that_the_file_cannot_hold_take_no_memory(name: str,
 
 
 def _endless(content: bytes) -> bytes:
-    """A file of SHD whose lists HDF5 reads for ever: the last of them extends into the description of the free space."""
+    """A file of SHD that HDF5 reads for ever: the last of its lists extends into the description of free space."""
     damaged, at = bytearray(content), content.index(b"GCOL") + 16
     while (number := int.from_bytes(content[at : at + 2], "little")) and number < 0x8000:
         last, size = at + 8, int.from_bytes(content[at + 8 : at + 16], "little")

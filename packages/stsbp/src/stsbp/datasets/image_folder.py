@@ -42,6 +42,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 MOST = 256 * MEGABYTE
 """Largest size of an image file in bytes."""
 _MOST_PIXELS, _MOST_TO_RESIZE = 16_000_000, 30_000_000
+_MOST_SCANS, _MOST_SCANNED = 1000, 1_000_000_000
+"""Largest number of scans of a JPEG, and of pixels in all of them. A scan of several channels counts once for each."""
 _AT_ONCE = MEGABYTE
 _TEST_SHARE = 0.2
 _READING = 2
@@ -115,8 +117,8 @@ def _check_png(content: bytes, path: Path) -> None:
         )
 
 
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
-"""A marker that ends the coded pixels of a scan of a JPEG."""
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]", re.DOTALL)
+"""A marker that ends the coded pixels of a scan of a JPEG. The others in this range have no content."""
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """Markers of the headers of JPEG images. From 0xC9 on, their pixels are coded arithmetically."""
 _MORE_PIXELS = b"".join(b"\x55\xaa" * 4 + bytes((0xFF, marker)) for marker in range(0xD0, 0xD8)) * 2
@@ -129,25 +131,34 @@ def _check_jpeg(content: bytes, path: Path, image: Any) -> None:
     All scans together must have all bits of all coefficients. Coded pixels are then appended: a complete image does not
     change, because its decoder reads no further. Arithmetic coding may leave out zeros at its end, so it is not tested.
 
+    Every scan takes time for all pixels, however few bytes it has, so the scans are counted before they are decoded.
+
     Raises:
-        DataError: its pixels end early.
+        DataError: its pixels end early, or it has too many scans.
     """
-    at, end, left = 2, 0, dict[tuple[int, int], int]()
+    at, end, left, scans, is_arithmetic = 2, 0, dict[tuple[int, int], int](), 0, False
     while (marker := _JPEG_MARKER.search(content, at)) and content[marker.end() - 1] != 0xD9:
         kind, at = content[marker.end() - 1], marker.end()
         body = content[at + 2 : at + int.from_bytes(content[at : at + 2], "big")]
         if kind in _JPEG_FRAMES:
-            if kind > 0xC8:
-                return
+            is_arithmetic = kind > 0xC8
             left = dict.fromkeys(((body[6 + 3 * i], k) for i in range(body[5]) for k in range(64)), 16)
         at += len(body) + 2
         if kind == 0xDA and body and len(body) >= 4 + 2 * body[0]:
+            scans += body[0]
+            if scans > min(_MOST_SCANS, _MOST_SCANNED / (image.width * image.height)):
+                raise DataError(
+                    f"{path} has more scans than are decoded: at most {_MOST_SCANS:,}, and {_MOST_SCANNED:,} pixels in "
+                    "all of them, where each channel counts; save it with fewer scans, for example as PNG"
+                )
             first, last, bits = body[1 + 2 * body[0] :][:3]
             left |= {
                 (channel, k): bits & 15 for channel in body[1 : 1 + 2 * body[0] : 2] for k in range(first, last + 1)
             }
             following = _JPEG_MARKER.search(content, at)
             end = len(content) if following is None else following.start()
+    if is_arithmetic:
+        return
     complete = end > 0 and not any(left.values())
     if complete:
         with _pillow().open(io.BytesIO(content[:end] + _MORE_PIXELS + content[end:]), formats=("JPEG",)) as longer:
