@@ -19,7 +19,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["let_waiting_threads_sleep"]
+__all__ = ["gnu_libraries", "let_waiting_threads_sleep"]
 
 _POLICIES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 _MAPS = Path("/proc/self/maps")
@@ -39,12 +39,12 @@ def let_waiting_threads_sleep() -> list[str]:
         # numba loads its libgomp with its first parallel loop. This module must find the library before.
         import numba.np.ufunc.omppool  # noqa: F401
     with _lock:
-        libraries = [path for path in _loaded() if path not in _handled and _keep_idle_team(path)]
+        libraries = [path for path in gnu_libraries() if path not in _handled and _keep_idle_team(path)]
         _handled.update(libraries)
     return libraries
 
 
-def _loaded() -> list[str]:
+def gnu_libraries() -> list[str]:
     """Paths of all libgomps of this process."""
     try:
         maps = _MAPS.read_text(encoding="utf-8", errors="surrogateescape")

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch
 from stsbp_cpu import ahead, block, fused, recurrent, reductions
+from stsbp_cpu.forks import refuse_in_forks
 from stsbp_cpu.openmp import let_waiting_threads_sleep
 from stsbp_cpu.optim import adamw
 from stsbp_spec import grid
@@ -314,6 +315,9 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
     ) -> list[tuple[torch.Tensor, WeightGrid]]:
         if self._on_cpu:
             return super().weight_grids(projections, weights)
+        # A tensor expression in a fork would wait for ever. Every run and every gradient begin here.
+        if self.torch_device.type == "cpu" and torch.get_num_threads() > 1:
+            refuse_in_forks()
         first = self.compiled(plain.first_grids, tuple(projections))(list(weights))
         return plain.weight_grids(projections, weights, first, self.read)
 
