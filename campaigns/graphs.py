@@ -5,18 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
-import os
 import random
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from functools import cache
-from types import SimpleNamespace
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from stsbp.interop import nir_child, nir_reader
 from stsbp.interop.nir_check import IMPORTERS, check
 from stsbp.interop.nir_import import import_graph
 from stsbp.interop.nir_nodes import KINDS as NODES
@@ -28,6 +22,7 @@ from stsbp_spec.registry import open_backend
 
 from campaigns.calls import Complaint
 from campaigns.cases import Case, Kind
+from campaigns.forked import forking
 from campaigns.mutate import NUMBERS, TEXTS, mutated_bytes
 from campaigns.worlds import World
 
@@ -273,52 +268,6 @@ def _mutated(rng: random.Random, graph: Tree) -> Tree:
     return graph
 
 
-class _Forked:
-    """What `subprocess.Popen` is for the process that reads a file, without the time that a new Python takes."""
-
-    def __init__(self, command: Sequence[str], *, stdin: BinaryIO, **_how: Any) -> None:
-        reader, writer = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            code = 1
-            try:
-                os.dup2(stdin.fileno(), 0)
-                os.dup2(writer, 1)
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-                sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
-                nir_child.main(*map(int, command[3:]))
-                sys.stdout.flush()
-                code = 0
-            finally:
-                os._exit(code)
-        os.close(writer)
-        self.stdout = open(reader, "rb")  # noqa: SIM115 - its reader closes it
-        self.code: int | None = None
-
-    def kill(self) -> None:
-        """End it."""
-        if self.code is None:
-            os.kill(self.pid, signal.SIGKILL)
-
-    def wait(self) -> int:
-        """Its exit code, as `subprocess` gives it."""
-        if self.code is None:
-            self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        return self.code
-
-
-@contextlib.contextmanager
-def _forking() -> Iterator[None]:
-    """Let files be read in forks of this process."""
-    names = vars(nir_reader)
-    before = names["subprocess"]
-    names["subprocess"] = SimpleNamespace(Popen=_Forked, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL)
-    try:
-        yield
-    finally:
-        names["subprocess"] = before
-
-
 class Graphs(Kind):
     """NIR files, which are HDF5, read as graphs, as networks, and as other programs read them."""
 
@@ -348,7 +297,7 @@ class Graphs(Kind):
     def read(self, case: Case, world: World) -> None:
         path = world.beside / "input.nir"
         path.write_bytes(case.content)
-        with _forking() if case.how["forked"] else contextlib.nullcontext():
+        with forking() if case.how["forked"] else contextlib.nullcontext():
             graph = read_graph(path, _LIMITS)
         choices = Choices(1e-4)
         found = check(graph, choices)

@@ -141,6 +141,10 @@ class Events(Kind):
             raise Complaint("binary frames are not binary")
 
 
+_ENDS = ("\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e")
+"""Ends of lines for Python, which are none for TOML."""
+
+
 class Notation(Kind):
     """The notation of networks, and shapes of inputs."""
 
@@ -153,6 +157,9 @@ class Notation(Kind):
             text = mutated_text(rng, text, self.words)
         if rng.random() < 0.002:
             text = "-".join([text[:100] or "3"] * rng.choice((100, 3000, 50_000)))
+        elif rng.random() < 0.002:
+            part = f'{".c" * 90}."{rng.choice(_ENDS)}"'
+            text = f'[[node]]\nname = "x"\na{part * rng.choice((1, 2, 500, 4000))} = 1\n'
         shape = [_integer(rng, 2, 3, 28, 34) for _ in range(rng.choice((1, 3, 3, 3, 3, 3, 3, 3, 0, 2, 4)))]
         how = {
             "input_shape": shape,
@@ -384,6 +391,7 @@ class Toml(Kind):
             "1979-05-27T07:32:00Z",
         ),
         *("a.b.c = 1\n", "\r\n", "\ufeff", "0b1", "1_0", "true", "[x]\ny = 1\n", "\\u0000", "dataset = 3\n"),
+        *_ENDS,
     )
 
     def make(self, rng: random.Random, world: World) -> Case:
@@ -394,10 +402,16 @@ class Toml(Kind):
         text = "\n".join(lines) + "\n"
         if rng.random() < 0.5:
             text = mutated_text(rng, text, self.words)
-        if rng.random() < 0.004:
-            depth = rng.choice((50, 500, 5000, 100_000))
+        if rng.random() < 0.01:
+            depth = rng.choice((50, 500, 5000, 100_000, 400_000))
+            key, quotes = ".".join("a" * depth), rng.choice(('"""\n\' """', "'''\n\" '''"))
             text += rng.choice(
-                ("net = " + "[" * depth + "]" * depth, "net = " + "{a=" * depth, ".".join("a" * depth) + " = 1")
+                (
+                    *("net = " + "[" * depth + "]" * depth, "net = " + "{a=" * depth, f"{key} = 1"),
+                    # Python knows other ends of lines than TOML, and a text may extend over several lines.
+                    *(f'"{rng.choice(_ENDS)}".{key} = 1', f'[{key}."{rng.choice(_ENDS)}"]'),
+                    f"net = {{b = {quotes}, {key} = 1}}",
+                )
             )
         if rng.random() < 0.003:
             text += "".join(f"key{n} = 1\n" for n in range(rng.choice((30, 2000))))

@@ -12,9 +12,11 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import struct
 import subprocess
+import unittest.mock
 import warnings
 import wave
 import zipfile
@@ -25,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from stsbp.config import read_toml, resolve, to_toml_value
-from stsbp.datasets import load
+from stsbp.datasets import load, spoken
 from stsbp.datasets.fsdd import read_recording
 from stsbp.datasets.image_folder import read_image
 from stsbp.training import checkpoint
@@ -37,6 +39,7 @@ from stsbp_spec.registry import open_backend
 
 from campaigns.calls import Complaint
 from campaigns.cases import Case, Kind
+from campaigns.forked import forking
 from campaigns.mutate import TEXTS, mutated_bytes
 from campaigns.worlds import PICTURES, RASTERS, RECORDINGS, World, picture
 
@@ -46,6 +49,8 @@ EVIL = "evil"
 """Beginning of the names of modules that must not be imported."""
 _NUMPY = ("--backend", "numpy")
 _UNITS = 700
+_SECONDS = 20.0
+"""Seconds that reading a file of SHD may take."""
 _MICROSECONDS = 1e6
 _MOST_CACHE = _MOST_MEMORY = 5 << 28
 """Bytes; the budget of a file is 1 GiB (`stsbp.budget`)."""
@@ -87,11 +92,14 @@ class Spoken(Kind):
 
     memory = _MOST_MEMORY
     name, weight, modules = "spoken", 0.3, ("h5py", "tonic.datasets")
+    seconds = 15.0  # HDF5 may loop in a damaged file until the limit of reading, half of `_SECONDS`
 
     def make(self, rng: random.Random, world: World) -> Case:
         content = _shd(rng)
         if rng.random() < 0.25:
             content = mutated_bytes(rng, content)
+        elif rng.random() < 0.3:
+            content = _restructured(rng, content)
         how: dict[str, Any] = {"steps": rng.choice((1, 4, 10)), "own_lengths": rng.random() < 0.3}
         how["skip"] = rng.random() < 0.2
         if rng.random() < 0.004:
@@ -110,10 +118,11 @@ class Spoken(Kind):
         path.parent.mkdir()
         path.write_bytes(case.content)
         binning = EventBinning(window_us=1_000_000)
-        data = load(
-            "shd", data_dir=folder, cache_dir=folder / "cache", steps=how["steps"], binning=binning, train_only=True,
-            own_lengths=how["own_lengths"], skip_malformed=how["skip"],
-        )  # fmt: skip
+        with forking(), unittest.mock.patch.object(spoken, "SECONDS", _SECONDS):
+            data = load(
+                "shd", data_dir=folder, cache_dir=folder / "cache", steps=how["steps"], binning=binning,
+                train_only=True, own_lengths=how["own_lengths"], skip_malformed=how["skip"],
+            )  # fmt: skip
         _check_cache(folder / "cache")
         self.compare(
             path, data, EventBinning(steps=how["steps"], window_us=1_000_000, width=_UNITS, height=1), how["skip"]
@@ -207,6 +216,28 @@ def _shd(rng: random.Random) -> bytes:
         for name, what in arrays.items():
             _write(file, name, what)
     return content.getvalue()
+
+
+def _restructured(rng: random.Random, content: bytes) -> bytes:
+    """A file of HDF5 with up to three changes in its structure, among them the descriptions of its lists."""
+    data = bytearray(content)
+    marks = [found.start() for found in re.finditer(rb"GCOL|SNOD|TREE|HEAP|OHDR|FRHP", content)]
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        lists = content.find(b"GCOL")
+        if lists >= 0 and rng.random() < 0.5:
+            # The objects of a heap of lists: number, count of references, and size, each in 16 bytes, and a list.
+            places, at = [lists], lists + 16
+            while at + 16 <= len(content) and content[at]:
+                places.append(at)
+                at += 16 + -(-int.from_bytes(content[at + 8 : at + 16], "little") // 8) * 8
+            at = rng.choice((*places, at)) + rng.choice((0, 2, 8, 8, 8, 9))
+        elif marks and rng.random() < 0.5:
+            at = rng.choice(marks) + rng.randrange(64)
+        else:
+            at = rng.choice([k for k, byte in enumerate(content) if byte] or [0])
+        at = min(at, len(data) - 1)
+        data[at] = rng.choice((rng.randrange(256), data[at] ^ 1 << rng.randrange(8), data[at] + 6 & 255, 0, 255))
+    return bytes(data)
 
 
 def _change_shd(rng: random.Random, arrays: dict[str, Any], n: int) -> None:
@@ -462,6 +493,12 @@ class Media(Kind):
     def make(self, rng: random.Random, world: World) -> Case:
         if rng.random() < 0.3:
             return self.sound(rng)
+        if rng.random() < 0.02:
+            side, scans = rng.choice((8, 200, 1000, 3996)), rng.choice((3, 60, 1000, 1001, 32_000))
+            how: dict[str, Any] = {"what": "picture", "size": None}
+            if scans > 1000 or scans * side**2 > 10**9:
+                how["refuse"] = "it has too many scans"
+            return Case(self.name, _scans(rng, side, scans), how)
         side, mode = rng.choice((6, 20, 64)), rng.choice(("PNG", "PNG", "JPEG", "BMP"))
         data, how = _noise(mode, rng.choice(("L", "RGB")), side), {"what": "picture", "size": rng.choice((None, 5))}
         if rng.random() < 0.4:
@@ -520,6 +557,26 @@ def _noise(form: str, mode: str, side: int) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, form)
     return file.getvalue()
+
+
+def _scans(rng: random.Random, side: int, scans: int) -> bytes:
+    """A progressive JPEG of zeros, whose scans have few bytes, and sometimes markers between them."""
+
+    def segment(kind: int, body: bytes) -> bytes:
+        return struct.pack(">BBH", 0xFF, kind, len(body) + 2) + body
+
+    blocks = (-(-side // 8)) ** 2
+    # A code of one bit says that there is no difference, or that 14 bits say how many blocks beyond 16,384 are zero.
+    runs = "".join("0" + "1" * 14 for _ in range(-(-blocks // 32767)))
+    coded = int(runs.ljust(-(-len(runs) // 8) * 8, "1"), 2).to_bytes(-(-len(runs) // 8), "big")
+    frame = segment(0xC2, struct.pack(">BHHB", 8, side, side, 1) + b"\x01\x11\x00")
+    tables = [segment(0xC4, bytes((kind, 1, *[0] * 15, value))) for kind, value in ((0, 0), (0x10, 0xE0))]
+    first = segment(0xDA, b"\x01\x01\x00\x00\x00\x00") + bytes(-(-blocks // 8))
+    between = rng.choice((b"", b"", b"\xff\x01", b"\xff\xd0", b"\xff\xff", b"\xff\xfe\x00\x02"))
+    others = (between + segment(0xDA, b"\x01\x01\x00\x01\x3f\x00") + coded.replace(b"\xff", b"\xff\x00")) * (scans - 1)
+    return (
+        b"\xff\xd8" + segment(0xDB, bytes(1) + b"\x01" * 64) + frame + b"".join(tables) + first + others + b"\xff\xd9"
+    )
 
 
 def _deep(rng: random.Random, side: int) -> tuple[bytes, str]:
