@@ -36,18 +36,18 @@ class _Forked:
                 os._exit(code)
         os.close(writer)
         self.stdout = open(reader, "rb")  # noqa: SIM115 - its reader closes it
-        self.code: int | None = None
+        self.returncode: int | None = None
 
     def kill(self) -> None:
         """End it."""
-        if self.code is None:
+        if self.returncode is None:
             os.kill(self.pid, signal.SIGKILL)
 
     def wait(self) -> int:
         """Its exit code, as `subprocess` gives it."""
-        if self.code is None:
-            self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        return self.code
+        if self.returncode is None:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.returncode
 
 
 @contextlib.contextmanager

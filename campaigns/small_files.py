@@ -170,7 +170,11 @@ def _recordings(path: Path) -> list[tuple[Any, str]]:
             return [(None, "there are not as many times, units and labels")]
         found: list[tuple[Any, str]] = []
         for k in range(len(labels)):
-            t, x, label = (np.asarray(each[k]) for each in (times, units, labels))
+            try:
+                t, x, label = (np.asarray(each[k]) for each in (times, units, labels))
+            except (OSError, MemoryError) as error:
+                found.append((None, f"HDF5 cannot read it: {error}"))
+                continue
             why = ""
             if label.ndim or label.dtype.kind not in "iuf" or not 0 <= float(label) < len(keys) or float(label) % 1:
                 why = f"a label is {label.dtype} and no class"
