@@ -49,8 +49,8 @@ EVIL = "evil"
 """Beginning of the names of modules that must not be imported."""
 _NUMPY = ("--backend", "numpy")
 _UNITS = 700
-_SECONDS = 20.0
-"""Seconds that reading a file of SHD may take."""
+_SECONDS = 6.0
+"""Seconds that reading a file of SHD may take. HDF5 loops in many damaged files until half of them have passed."""
 _MICROSECONDS = 1e6
 _MOST_CACHE = _MOST_MEMORY = 5 << 28
 """Bytes; the budget of a file is 1 GiB (`stsbp.budget`)."""
@@ -92,7 +92,6 @@ class Spoken(Kind):
 
     memory = _MOST_MEMORY
     name, weight, modules = "spoken", 0.3, ("h5py", "tonic.datasets")
-    seconds = 15.0  # HDF5 may loop in a damaged file until the limit of reading, half of `_SECONDS`
 
     def make(self, rng: random.Random, world: World) -> Case:
         content = _shd(rng)
