@@ -111,11 +111,11 @@ class _Reader:
                 raise Refused(f"{name} must be lists of numbers, got {sets[name].dtype}")
             kinds[name] = self.np.dtype(kind).newbyteorder("<")
         self.sets, self.kinds = sets, kinds
-        whole = {}
+        arrays = {}
         for name in (LABELS, KEYS, SPEAKERS):
             with _named(f"{name} cannot be read"):
-                whole[name] = self.np.asarray(sets[name][()])
-        labels = whole[LABELS]
+                arrays[name] = self.np.asarray(sets[name][()])
+        labels = arrays[LABELS]
         if not self.is_number(labels.dtype):
             raise Refused(f"{LABELS} must be integers, got {labels.dtype}")
         labels = labels.astype(labels.dtype.newbyteorder("<"))
