@@ -154,7 +154,11 @@ def test_a_test_that_fails_anyway_kills_nothing(repository: Path, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("status", "test", "warm"),
-    [("timeout", "one.size([])", False), ("unclear", "one.size([1])", False), ("timeout", "one.size([])", WARM)],
+    [
+        ("unclear", "one.size([1])", False),
+        ("timeout", "one.size([])", WARM),
+        pytest.param("timeout", "one.size([])", False, marks=pytest.mark.long),
+    ],
 )
 def test_a_run_that_takes_too_long_anyway_kills_nothing(
     repository: Path, tmp_path: Path, status: str, test: str, warm: bool

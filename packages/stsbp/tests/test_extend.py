@@ -404,7 +404,7 @@ def test_training_without_a_test_set(
     assert ("validation sample" if validation else "train sample") in shown
 
 
-@pytest.mark.parametrize("name", ["digits", "digits-events", "motor", "patterns"])
+@pytest.mark.parametrize("name", ["digits", pytest.param("digits-events", marks=pytest.mark.long), "motor", "patterns"])
 def test_data_set_without_a_test_set_has_all_samples_to_train_on(name: str, tmp_path: Path) -> None:
     steps = 2 if DATASETS[name].extra or name == "digits-events" else 50
     held, whole = (load(name, steps=steps, cache_dir=tmp_path, train_only=train_only) for train_only in (False, True))
