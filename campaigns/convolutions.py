@@ -11,8 +11,9 @@ show what a version of torch must be protected from.
 from __future__ import annotations
 
 import sys
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from unittest import mock
 
@@ -30,6 +31,8 @@ from campaigns.calls import aligned
 
 __all__ = ["Case", "Tally", "command", "drawn_case", "results_of_stsbp", "results_of_torch", "search"]
 
+_TOLD_EVERY = 30.0
+"""Seconds between two lines of progress."""
 LAYOUTS = ("channels first", "channels last", "any strides")
 Operands = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Result = tuple[str, torch.Tensor | AnyArray | None, str]
@@ -227,9 +230,10 @@ class Tally:
         return aligned([("function", "results", "wrong"), *rows])
 
 
-def search(seeds: range) -> Tally:
-    """Compute the cases of these seeds."""
+def search(seeds: range, tell: Callable[[str], object] = lambda _: None) -> Tally:
+    """Compute the cases of these seeds. `tell` is called twice a minute with the progress."""
     tally, threads = Tally(), torch.get_num_threads()
+    began = told = time.monotonic()
     try:
         for seed in seeds:
             case, rng = drawn_case(seed), np.random.default_rng((seed, 1))
@@ -240,6 +244,11 @@ def search(seeds: range) -> Tally:
                 for results, tried in ((results_of_stsbp, False), (results_of_torch, True)):
                     for name, found, what in results(case, rng):
                         _count(tally, case, name, found, expected[what], tried)
+            if (now := time.monotonic()) - told > _TOLD_EVERY:
+                told, done = now, seed + 1 - seeds.start
+                left = (now - began) / done * (len(seeds) - done) / 60
+                rate = done / (now - began)
+                tell(f"{done:,} cases, {rate:.1f} a second, {len(tally.faults)} faults, {left:.0f} minutes left")
     finally:
         torch.set_num_threads(threads)
     return tally
@@ -263,7 +272,7 @@ def _count(
 @click.option("--seed", default=0, show_default=True, help="Seed of the first case; each later case has the next one.")
 def command(cases: int, seed: int) -> None:
     """Compare convolutions of torch and cpu with integer sums. A wrong result of stsbp is an error."""
-    tally = search(range(seed, seed + cases))
+    tally = search(range(seed, seed + cases), lambda line: click.echo(line, err=True))
     click.echo(tally.table())
     click.echo(f"torch {torch.__version__}, {cases:,} cases from seed {seed}: {len(tally.faults)} faults")
     for line in tally.faults[:20]:
