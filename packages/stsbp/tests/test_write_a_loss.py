@@ -241,8 +241,9 @@ def test_what_is_wrong_with_a_loss_is_said_in_a_line(
         ("--surrogate my_surrogates:Lopsided:below=0", "surrogate lopsided: below must be a finite number above 0"),
         ("--surrogate my_surrogates:Lopsided:left=1", "has no parameter 'left'; it has: below, above"),
         ("--surrogate my_losses:Missed", "is not a surrogate; it must be a class that derives from Surrogate"),
-        ("--loss-model {}", "--loss-model {}: the stored loss is damaged: KeyError('format')"),
-        ("--loss-model evil:E", "the stored loss is damaged: it is not JSON: 'evil:E'"),
+        ("--loss-model {}", "loss_model stores a class, but loss does not name one; leave loss_model out"),
+        ("--loss a:B --loss-model {}", "--loss-model {}: the stored loss is damaged: KeyError('format')"),
+        ("--loss a:B --loss-model evil:E", "the stored loss is damaged: it is not JSON: 'evil:E'"),
         ("--net 8{surrogate=my_surrogates:Lopsided}", "unknown surrogate 'my_surrogates'"),
     ],
 )
