@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -23,6 +24,9 @@ TINY = (
     *("--validation", "10", "--log-every", "2", "--lr", "0.01"),
 )
 """A run of 6 updates (two of 20 samples an epoch) that takes a tenth of a second on the numpy backend."""
+
+# A shell starts programs in the background with this signal ignored, and their children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _TIMES = ("seconds", "samples_per_second", "processes", "slowest_rank", "exchange_share")
 

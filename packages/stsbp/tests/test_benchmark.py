@@ -128,9 +128,7 @@ def test_a_step_learns_on_inputs_that_spike(tiny_cases: dict[str, Case], name: s
     assert next(iter(run.rates.values())) > 0.001
 
 
-def test_the_step_is_compared_with_the_dense_floor(
-    tiny_cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_step_is_measured(tiny_cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step, "_memory", lambda *_: {"peak_bytes": 5000, "growth_bytes": 0})
     rows = step.measure(open_backend("numpy"), scale=1.0, rounds=1, data_dir=None, surrogate="triangle", tell=silent)
     timed = [row for row in rows if row.what == "training step"]
@@ -141,6 +139,13 @@ def test_the_step_is_compared_with_the_dense_floor(
     assert kept[0] == 3 * 4 * 2 * 34 * 34 + 5 * 3 * 4 * (2 * 30 * 30 + 10)
     # numpy has no dense floor, since that is written in torch.
     assert all(row.what != "dense floor" and (row.what != "training step" or row.ratio is None) for row in rows)
+
+
+@pytest.mark.long
+def test_the_step_of_torch_is_compared_with_the_dense_floor(
+    tiny_cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step, "_memory", lambda *_: {"peak_bytes": 5000, "growth_bytes": 0})
     pytest.importorskip("stsbp_torch")
     rows = step.measure(open_backend("torch"), scale=1.0, rounds=1, data_dir=None, surrogate=None, tell=silent)
     timed = [row for row in rows if row.what == "training step"]
