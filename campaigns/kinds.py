@@ -620,7 +620,9 @@ class Arrays(Kind):
         packing = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
         with zipfile.ZipFile(file, "w", packing) as archive:
             for name, content in members.items():
-                archive.writestr(name.replace("\0", "").encode("utf-8", "replace").decode() or "x", content)
+                # Without a description of its own, a member has the time of now, and the case is not the same again.
+                member = zipfile.ZipInfo(name.replace("\0", "").encode("utf-8", "replace").decode() or "x")
+                archive.writestr(member, content, packing)
         return file.getvalue()
 
     def read(self, case: Case, world: World) -> None:

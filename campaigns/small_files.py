@@ -467,14 +467,17 @@ def _change_archive(rng: random.Random, arrays: dict[str, Any]) -> None:
 
 def _archive(rng: random.Random, arrays: dict[str, Any]) -> bytes:
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)), compresslevel=1) as archive:
+    packing = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
+    with zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():
+            # Without a description of its own, a member has the time of now, and the case is not the same again.
+            member = zipfile.ZipInfo(f"{name}.npy")
             if isinstance(array, tuple):
-                archive.writestr(f"{name}.npy", _lie(*array), zipfile.ZIP_DEFLATED, 1)
+                archive.writestr(member, _lie(*array), zipfile.ZIP_DEFLATED, 1)
             else:
-                member = io.BytesIO()
-                np.save(member, array, allow_pickle=False)
-                archive.writestr(f"{name}.npy", member.getvalue())
+                content = io.BytesIO()
+                np.save(content, array, allow_pickle=False)
+                archive.writestr(member, content.getvalue(), packing, 1)
     return file.getvalue()
 
 

@@ -40,6 +40,8 @@ from stsbp_spec.synapses.upsample2d import Upsample2d
 from stsbp_spec.typing import Coding, Precision
 
 STEPS, BATCH = 7, 3
+LIST: Any = [[[1]]]
+NO_WEIGHTS: Any = None
 FLAT, IMAGES = jnp.zeros((3, 2, 4)), jnp.zeros((3, 2, 4, 4, 1))
 WRAPPERS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     "eager": lambda f: jax.value_and_grad(f),
@@ -318,14 +320,14 @@ def test_inputs_of_another_shape_and_unknown_precisions_are_refused() -> None:
     ("compute", "message"),
     [
         (lambda: stsbp_jax.flatten(jnp.zeros((3, 2, 4, 4))), r"must have the axes \[T, B, N\] or"),
-        (lambda: stsbp_jax.flatten([[[1]]]), "got list; convert it with jax.numpy.asarray"),
+        (lambda: stsbp_jax.flatten(LIST), "got list; convert it with jax.numpy.asarray"),
         (lambda: stsbp_jax.avgpool2d(AvgPool2d(2), FLAT), "pooling needs an input"),
         (lambda: stsbp_jax.avgpool2d(AvgPool2d(5), IMAGES), "5x5, is larger than its input, 4x4"),
         (lambda: stsbp_jax.maxpool2d(MaxPool2d(5), IMAGES), "5x5, is larger than its input, 4x4"),
         (lambda: jax.grad(lambda s: stsbp_jax.maxpool2d(MaxPool2d(2), s).sum())(FLAT), "pooling needs an input"),
         (lambda: jax.grad(lambda s: stsbp_jax.upsample2d(Upsample2d(2), s).sum())(FLAT), "upsampling needs an input"),
         (lambda: stsbp_jax.linear(Linear(5), FLAT, jnp.zeros((6, 4))), r"Linear must have the shape \(5, 4\), got \(6"),
-        (lambda: stsbp_jax.linear(Linear(5), FLAT, None), "the weights must be a dense array"),
+        (lambda: stsbp_jax.linear(Linear(5), FLAT, NO_WEIGHTS), "the weights must be a dense array"),
         (lambda: stsbp_jax.conv2d(Conv2d(2, 3), FLAT, jnp.zeros((2, 1, 3, 3))), "a convolution needs an input"),
         (lambda: stsbp_jax.conv2d(Conv2d(2, 3), IMAGES, jnp.zeros((2, 1, 3, 2))), r"shape \(2, 1, 3, 3\), got"),
     ],
