@@ -575,7 +575,7 @@ class Arrays(Kind):
         elif rng.random() < 0.3:
             labels = mutated_bytes(rng, labels)
         if rng.random() < 0.5:
-            images = gzip.compress(images, 1) if rng.random() < 0.99 else _gzipped_zeros()
+            images = gzip.compress(images, 1, mtime=0) if rng.random() < 0.99 else _gzipped_zeros()
             if rng.random() < 0.3:
                 images = mutated_bytes(rng, images)
         return images, labels
