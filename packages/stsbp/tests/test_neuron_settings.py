@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
+from stsbp.config import RunConfig
+from stsbp.training import build
 
 HEARD = """
 from dataclasses import dataclass
@@ -156,3 +158,15 @@ def test_a_learned_number_that_is_never_read_is_refused(
     done = stsbp("--backend", "numpy", "train", "digits", "--neuron", "heard:Idle", "--out", "run")
     refused(done, "the neuron idle learns decay, which its step never reads; leave it out of `learned`")
     assert not Path("run").exists()
+
+
+def test_of_many_operations_that_may_be_flushed_the_first_ones_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    operations = [f"operation {number}" for number in range(70)]
+    monkeypatch.setattr(build, "build_loss", lambda _: None)
+    monkeypatch.setattr(build, "flushes_of", lambda _: operations)
+    config = RunConfig.model_construct(neuron_model="", surrogate_model="", loss_model="stored")
+    *first, last = build.own_flushes(config)
+    assert first == operations[:4]
+    assert last == "66 more operations of the same kind; stsbp equations names all of them"
+    monkeypatch.setattr(build, "flushes_of", lambda _: operations[:5])
+    assert list(build.own_flushes(config)) == operations[:5]

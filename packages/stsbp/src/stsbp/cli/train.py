@@ -283,7 +283,7 @@ def _train(
         if group.leads:
             warn_of_trained_tests(config, data, show)
             for flush in own_flushes(config) if saved is None else ():
-                show.warn(str(flush))
+                show.warn(flush)
             if saved is None:
                 # Before anything is written or removed: weights may be unusable, and memory may not suffice.
                 first = first_state(task, data)

@@ -27,7 +27,7 @@ from stsbp_spec.neurons.stored import from_text
 from stsbp_spec.nodes import is_nodes, parse_nodes
 from stsbp_spec.notation import parse_layers
 from stsbp_spec.optim.adamw import AdamW
-from stsbp_spec.ranges import Flush, flushes_of
+from stsbp_spec.ranges import flushes_of
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.trainer import Trainer
 from stsbp_spec.typing import AnyArray, Coding, Float64, Int64, Shape, UInt8
@@ -359,6 +359,8 @@ def cut_validation(dataset: Dataset, config: RunConfig) -> Data:
     return _noted(Data(dataset, train, validation, dataset.test))
 
 
+_MOST_FLUSHES = 4
+"""Number of operations of a user-defined model that are warned of one by one."""
 _PURPOSES = {"train": "training", "validation": "validation", "test": "the test"}
 
 
@@ -502,14 +504,19 @@ def _own(config: RunConfig, setting: str) -> Any:
     return own.from_text(model) if model else own.parse(getattr(config, setting))
 
 
-def own_flushes(config: RunConfig) -> tuple[Flush, ...]:
-    """Operations in user-defined neurons, surrogates or losses that show whether subnormal numbers are kept."""
+def own_flushes(config: RunConfig) -> tuple[str, ...]:
+    """What to warn of in user-defined neurons, surrogates or losses: operations that show whether subnormal numbers are
+    kept. Of many operations, the first ones and their number.
+    """
     made: list[NeuronModel | Loss] = []
     if config.neuron_model or config.surrogate_model:
         made.append(build_neuron(config))
     if config.loss_model:
         made.append(build_loss(config))
-    return tuple(flush for each in made for flush in flushes_of(each))
+    warned = [str(flush) for each in made for flush in flushes_of(each)]
+    if (more := len(warned) - _MOST_FLUSHES) > 1:
+        warned[_MOST_FLUSHES:] = [f"{more} more operations of the same kind; stsbp equations names all of them"]
+    return tuple(warned)
 
 
 def build_network(config: RunConfig, inputs: Inputs) -> NetworkSpec:
