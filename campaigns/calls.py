@@ -21,6 +21,7 @@ __all__ = [
     "check_message",
     "check_output",
     "check_warnings",
+    "progress_line",
     "shown_warnings",
 ]
 
@@ -40,6 +41,11 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     """A table for a terminal, its columns aligned at the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def progress_line(done: int, faults: int, seconds: float, left: float) -> str:
+    """Number of cases, rate, faults and time that is left. `seconds` have passed, and `left` seconds are left."""
+    return f"{done:,} cases, {done / seconds:.1f} a second, {faults} with faults, {left / 60:.0f} minutes left"
 
 
 class Complaint(Exception):

@@ -27,7 +27,7 @@ from stsbp_torch.dense import DENSE
 from stsbp_torch.layout import laid_out
 from stsbp_torch.synapses import conv2d, conv2d_bytes
 
-from campaigns.calls import aligned
+from campaigns.calls import aligned, progress_line
 
 __all__ = ["Case", "Tally", "command", "drawn_case", "results_of_stsbp", "results_of_torch", "search"]
 
@@ -246,9 +246,8 @@ def search(seeds: range, tell: Callable[[str], object] = lambda _: None) -> Tall
                         _count(tally, case, name, found, expected[what], tried)
             if (now := time.monotonic()) - told > _TOLD_EVERY:
                 told, done = now, seed + 1 - seeds.start
-                left = (now - began) / done * (len(seeds) - done) / 60
-                rate = done / (now - began)
-                tell(f"{done:,} cases, {rate:.1f} a second, {len(tally.faults)} faults, {left:.0f} minutes left")
+                left = (now - began) / done * (len(seeds) - done)
+                tell(progress_line(done, len(tally.faults), now - began, left))
     finally:
         torch.set_num_threads(threads)
     return tally

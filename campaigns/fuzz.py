@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 
 import click
 
-from campaigns.calls import Complaint, aligned
+from campaigns.calls import Complaint, aligned, progress_line
 from campaigns.cases import Case, Kind, run_case
 from campaigns.kinds import GROUPS, KINDS
 from campaigns.small_files import EVIL
@@ -409,8 +409,7 @@ def _progress(tallies: dict[str, Tally], cases: int | None, seconds: float, left
     faults = sum(tally.faults.total() for tally in tallies.values())
     if cases is not None:
         left = min(left, (cases - done) * seconds / max(1, done))
-    rate = f"{done / seconds:.1f} a second"
-    return f"{done:,} cases, {rate}, {faults} with faults, {left / 60:.0f} minutes left"
+    return progress_line(done, faults, seconds, left)
 
 
 def _add(tally: Tally, result: dict[str, Any]) -> None:

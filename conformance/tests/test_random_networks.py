@@ -14,6 +14,7 @@ from stsbp_conformance.random_networks import FEATURES, RandomCase, features, ra
 from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import LIF
+from stsbp_spec.nodes import is_nodes
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.results import RunResult
 from stsbp_spec.typing import Coding, Float32, Shape, UInt8
@@ -48,7 +49,7 @@ def _written(
     network = NetworkSpec.parse(
         notation,
         input_shape=shape,
-        outputs=None if notation is READERS else 3,
+        outputs=None if is_nodes(notation) else 3,
         coding=coding,
         neuron=LIF(3, 5 / 3, 0.3),
         weight_bits=12,

@@ -1607,6 +1607,10 @@ def quick_checks() -> tuple[Check, ...]:
     return tuple(check for checks in every for check in checks if check.quick)
 
 
+_FASTEST = (5, 7, 1, 2, 6, 8, 4, 3)
+"""All tiers, the fastest first."""
+
+
 def _fails(check: Check, backend: NumpyBackend) -> bool:
     """Whether a check fails on a backend. One that cannot run here does not."""
     try:
@@ -1636,12 +1640,6 @@ def caught_by(backend: NumpyBackend, name: str) -> bool:
     return _fails(check, backend)
 
 
-def first_caught(backend: NumpyBackend) -> str | None:
-    """The name of the first quick check that fails on a backend, beginning with the fastest tiers; None: all pass."""
-    checks = sorted(quick_checks(), key=lambda check: (5, 7, 1, 2, 6, 8, 4, 3).index(check.tier))
-    return next((check.id for check in checks if _fails(check, backend)), None)
-
-
 def main() -> None:
     """Print every fault, and how many checks of each tier detect it. If a file is named, write them as JSON."""
     totals: dict[int, int] = {}
@@ -1649,8 +1647,9 @@ def main() -> None:
         totals[check.tier] = totals.get(check.tier, 0) + 1
     table = []
     for fault in FAULTS:
-        tiers = {tier: len(ids) for tier, ids in caught(fault.backend()).items()}
-        first = first_caught(fault.backend())
+        failed = caught(fault.backend())
+        tiers = {tier: len(ids) for tier, ids in failed.items()}
+        first = next((failed[tier][0] for tier in _FASTEST if tier in failed), None)
         table.append({"fault": fault.name, "description": fault.description, "first": first, "caught": tiers})
         print(f"{fault.name:24} {', '.join(f'tier {t}: {n}' for t, n in tiers.items()) or 'NOT CAUGHT'}", flush=True)
     if len(sys.argv) > 1:

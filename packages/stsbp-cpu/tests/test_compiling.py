@@ -438,7 +438,7 @@ def test_kernels_of_several_neurons_are_not_mixed(tmp_path: Path) -> None:
         (count,) = _run(program, Path(os.pathsep.join(sys.path)), STSBP_CACHE=str(tmp_path))
         return count
 
-    names = ("rectangle", "alif")
+    names = ("rectangle", "triangle", "alif")
     assert all(compiled(name) > 0 for name in names)
     assert [compiled(*names), compiled(*reversed(names))] == [0, 0]
 

@@ -250,7 +250,6 @@ print(sorted(faults[3:])[2])
 """
 
 
-@pytest.mark.long
 def test_steps_touch_no_fresh_memory() -> None:
     if platform.libc_ver()[0] != "glibc":
         pytest.skip("the allocator is told to keep memory with glibc only")

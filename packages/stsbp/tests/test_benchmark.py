@@ -141,7 +141,6 @@ def test_the_step_is_measured(tiny_cases: dict[str, Case], monkeypatch: pytest.M
     assert all(row.what != "dense floor" and (row.what != "training step" or row.ratio is None) for row in rows)
 
 
-@pytest.mark.long
 def test_the_step_of_torch_is_compared_with_the_dense_floor(
     tiny_cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -213,8 +213,8 @@ def test_all_recordings_of_a_folder_are_evaluated_if_asked_for(tmp_path: Path) -
 
 def test_folders_may_be_texts(tmp_path: Path) -> None:
     _write(tmp_path)
-    folders = {"data_dir": str(tmp_path), "cache_dir": str(tmp_path / "cache")}
-    assert len(load("fsdd:without=bo:channels=4", steps=10, **folders).test) == 8  # type: ignore[arg-type]
+    dataset = load("fsdd:without=bo:channels=4", steps=10, data_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"))
+    assert len(dataset.test) == 8
 
 
 @pytest.mark.parametrize("where", ["hello.wav", "3/one.wav"])

@@ -63,7 +63,6 @@ def test_a_strangers_neuron_trains_to_the_same_bits_and_outlives_its_module(tmp_
     assert said[0] == said[1]
 
 
-@pytest.mark.long
 def test_what_a_strangers_neuron_learns_has_the_same_bits_and_outlives_its_module(tmp_path: Path) -> None:
     """Three states and two learned numbers."""
     module = tmp_path / "my_learners.py"

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from typing import BinaryIO, Self
+from typing import IO, BinaryIO, Self
 
 from stsbp import hdf5_child
 from stsbp.files import MEGABYTE
@@ -59,7 +59,7 @@ class Hdf5Process:
         self._process.stdout.close()
 
     @contextlib.contextmanager
-    def answer(self) -> Iterator[BinaryIO]:
+    def answer(self) -> Iterator[IO[bytes]]:
         """The standard output of the process, which ends early if reading an answer takes too long."""
         assert self._process.stdout is not None
 
@@ -70,7 +70,7 @@ class Hdf5Process:
         timer = threading.Timer(self._seconds, end)
         timer.start()
         try:
-            yield self._process.stdout  # type: ignore[misc]
+            yield self._process.stdout
         finally:
             timer.cancel()
             timer.join()

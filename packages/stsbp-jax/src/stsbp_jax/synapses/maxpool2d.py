@@ -43,7 +43,7 @@ def maxpool2d(pool: MaxPool2d, s: Array) -> Array:
 
     Raises:
         ShapeError: `s` is not an array of numbers with these axes.
-        SpecError: the window is larger than the input.
+        SpecError: the input has no rows and columns, or the window is larger.
     """
     check_operation(pool, s)
     return _maxpool2d(pool, s)

@@ -32,6 +32,7 @@ def upsample2d(up: Upsample2d, s: Array) -> Array:
 
     Raises:
         ShapeError: `s` is not an array of numbers with these axes.
+        SpecError: the input has no rows and columns.
     """
     check_operation(up, s)
     return _upsample2d(up, s)
