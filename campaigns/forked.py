@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, BinaryIO
@@ -21,7 +22,9 @@ class _Forked:
 
     def __init__(self, command: Sequence[str], *, stdin: BinaryIO, **_how: Any) -> None:
         reader, writer = os.pipe()
-        self.pid = os.fork()
+        # JAX warns of every fork, but the child only reads.
+        with warnings.catch_warnings(action="ignore"):
+            self.pid = os.fork()
         if self.pid == 0:
             code = 1
             try:
