@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +260,55 @@ def test_example_of_the_page_runs_and_learns() -> None:
     )
     assert np.abs(names["slope"]["linear1.recurrent"]).max() > 0
     assert names["losses"][-1] < 0.5 * names["losses"][0]
+
+
+def programs(caplog: pytest.LogCaptureFixture, call: Callable[[], Any]) -> int:
+    """Number of programs that JAX compiles for a call."""
+    caplog.clear()
+    with jax.log_compiles():
+        jax.block_until_ready(call())
+    return sum(record.getMessage().startswith("Compiling ") for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("what", "most"),
+    [("apply", 1), ("full", 1), ("distance", 1), ("lengths", 1), ("layers", 8), ("neurons", 1), ("gradient", 12)],
+)
+def test_a_call_outside_of_a_jit_compiles_few_programs_and_none_again(
+    what: str, most: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    neuron = PLIF(3, 2, 0.5)
+    network = NetworkSpec.parse("3C3-P2", input_shape=(2, 11, 11), outputs=4, neuron=neuron)
+    conv, out = network.blocks
+    weights, rng = initial_weights(network, 2), np.random.default_rng(3)
+    x, s, y = ((rng.random((4, 2, *shape)) < 0.3).astype(np.float32) for shape in ((2, 11, 11), (11, 11, 2), (4,)))
+
+    def layers() -> Any:
+        z = conv2d(Conv2d(3, 3), s, snap_weights(conv, weights["conv1"]))
+        pooled = [
+            pool(z)
+            for pool in (
+                partial(avgpool2d, AvgPool2d(2)),
+                partial(stsbp_jax.maxpool2d, MaxPool2d(2)),
+                partial(stsbp_jax.upsample2d, Upsample2d(2)),
+            )
+        ]
+        return linear(Linear(4), pooled[0], snap_weights(out, weights["linear2"])), stsbp_jax.psp(PSP(3), z), pooled
+
+    def objective(weights: Any) -> Any:
+        return distance(VanRossum(), network.output_psp, apply(network, weights, x, 4), y)
+
+    calls: dict[str, Callable[[], Any]] = {
+        "apply": lambda: apply(network, weights, x, 4),
+        "full": lambda: apply(network, weights, x, 4, full=True, dropout=(1, 2))[0],
+        "distance": lambda: distance(VanRossum(), PSP(3), y, y),
+        "lengths": lambda: distance(VanRossum(), PSP(3), y, y, np.array([4, 3])),
+        "layers": layers,
+        "neurons": lambda: lif(neuron, PSP(3).filter(), s, 4),
+        "gradient": lambda: jax.grad(objective)(weights),
+    }
+    assert 0 < programs(caplog, calls[what]) <= most
+    assert programs(caplog, calls[what]) == 0
 
 
 def test_public_names() -> None:

@@ -1,11 +1,13 @@
 """Checks the arguments of `lif` and `apply` for values that a forward pass would silently accept.
 
-Concrete arrays are checked in one fused pass, and wrong values raise an error. Traced arrays (inside `jit`, `grad`,
-`vmap`) have no values yet, so no error can be raised. Wrong values of traced arrays become NaN, and so do the spikes.
+Concrete arrays are checked, and wrong values raise an error. Arrays in the host's memory are checked by numpy, for
+which nothing has to be compiled. Traced arrays (inside `jit`, `grad`, `vmap`) have no values yet, so no error can be
+raised. Wrong values of traced arrays become NaN, and so do the spikes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,9 +19,10 @@ from jax.typing import ArrayLike
 from stsbp_spec.checks import check_dropout
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.synapses.base import Passing, Weighted
-from stsbp_spec.typing import Shape
+from stsbp_spec.typing import AnyArray, Shape
 
 __all__ = [
+    "as_array",
     "check_array",
     "check_finite",
     "check_operation",
@@ -30,20 +33,65 @@ __all__ = [
     "on_grid",
 ]
 
-
-@jax.jit
-def _all_finite(x: Array) -> Array:
-    return jnp.isfinite(x).all()
+_PART = 2**16
+"""Number of elements that numpy checks at a time, so that they stay in the cache."""
 
 
-def _good(s: Array, exponent: int, largest: float) -> Array:
+def _finite(xp: Any, x: Any) -> Any:
+    return xp.isfinite(x)
+
+
+def _inside(xp: Any, x: Any, low: float, high: float) -> Any:
+    return (x >= np.float32(low)) & (x <= np.float32(high))
+
+
+def _good(xp: Any, s: Any, exponent: int, largest: float) -> Any:
     units = s.astype(np.float32) * np.float32(2.0**exponent)
-    return (s >= 0) & (s <= largest) & (units == jnp.rint(units))
+    return (s >= 0) & (s <= largest) & (units == xp.rint(units))
 
 
-@partial(jax.jit, static_argnums=(1, 2))
-def _all_good(s: Array, exponent: int, largest: float) -> Array:
-    return _good(s, exponent, largest).all()
+def _all(good: Callable[..., Any], x: Any, *limits: float) -> bool:
+    """Whether all elements of an array that is not traced are good, by numpy if its memory is the host's."""
+    if isinstance(x, Array) and not (
+        x.is_fully_addressable and all(device.platform == "cpu" for device in x.devices())
+    ):
+        with jax.ensure_compile_time_eval():
+            return bool(_all_on_device(good, limits, x))
+    flat = _values(x).reshape(-1)
+    with np.errstate(all="ignore"):
+        return all(good(np, flat[i : i + _PART], *limits).all() for i in range(0, flat.size, _PART))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _all_on_device(good: Callable[..., Any], limits: tuple[float, ...], x: Array) -> Array:
+    found: Array = good(jnp, x, *limits).all()
+    return found
+
+
+@partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _or_nan(good: Callable[..., Any], limits: tuple[float, ...], x: Array) -> Array:
+    """`x` as float32, with NaN in place of the elements that are not good."""
+    return jnp.where(good(jnp, x, *limits), x.astype(np.float32), np.float32(np.nan))
+
+
+def _first_wrong(good: Callable[..., Any], x: Any, *limits: float) -> float:
+    values = _values(x)
+    with np.errstate(all="ignore"):
+        return float(values[~good(np, values, *limits)][0])
+
+
+def as_array(x: Any) -> Any:
+    """`x` itself if it is an array of JAX, or an array of numpy of the type that JAX would give it.
+
+    `jax.numpy.asarray` would compile a program for each shape.
+    """
+    return x if isinstance(x, Array) else _values(x)
+
+
+def _values(x: Any) -> AnyArray:
+    values = np.asarray(x)
+    with np.errstate(over="ignore"):
+        return values.astype(jnp.result_type(values), copy=False)
 
 
 def check_array(what: str, x: object) -> None:
@@ -95,9 +143,8 @@ def check_finite(what: str, x: ArrayLike) -> None:
     check_array(what, x)
     if isinstance(x, jax.core.Tracer):
         return
-    with jax.ensure_compile_time_eval():
-        if not bool(_all_finite(x)):
-            raise NumericError(f"{what} holds a value that is not finite")
+    if jnp.issubdtype(jnp.result_type(x), np.floating) and not _all(_finite, x):
+        raise NumericError(f"{what} holds a value that is not finite")
 
 
 def checked_weights(weights: Any, name: str, shape: Shape) -> Array:
@@ -112,7 +159,7 @@ def checked_weights(weights: Any, name: str, shape: Shape) -> Array:
     if np.shape(weights) != shape or not jnp.issubdtype(kind, jnp.floating):
         raise ShapeError(f"weights[{name!r}] must be floating-point numbers {shape}, got {kind} {np.shape(weights)}")
     check_finite(f"weights[{name!r}]", weights)
-    return jnp.asarray(weights, np.float32)
+    return weights if weights.dtype == np.float32 else jnp.asarray(weights, np.float32)
 
 
 def dropout_words(dropout: tuple[ArrayLike, ArrayLike] | None) -> tuple[Array, Array]:
@@ -129,7 +176,7 @@ def dropout_words(dropout: tuple[ArrayLike, ArrayLike] | None) -> tuple[Array, A
         check_dropout(tuple(0 if isinstance(x, jax.core.Tracer) else x for x in dropout))
     else:
         check_dropout(dropout)
-    seed, step = (jnp.asarray(x, np.uint32) for x in dropout or (0, 0))
+    seed, step = (jnp.asarray(x, np.uint32) if isinstance(x, Array) else np.uint32(x) for x in dropout or (0, 0))
     return seed, step
 
 
@@ -139,35 +186,31 @@ def in_domain(what: str, x: Array, low: float, high: float) -> Array:
     Raises:
         NumericError: an element is outside, and `x` is not a tracer. Such elements of a tracer become NaN.
     """
-    inside = (x >= np.float32(low)) & (x <= np.float32(high))
     if isinstance(x, jax.core.Tracer):
-        return jnp.where(inside, x, np.float32(np.nan))
-    with jax.ensure_compile_time_eval():
-        if not bool(inside.all()):
-            wrong = float(x[~inside][0])
-            raise NumericError(
-                f"{what} is {wrong:g}, outside of its domain from {low:g} to {high:g}; call clip_to_domain after each "
-                "update"
-            )
+        return _or_nan(_inside, (low, high), x)
+    if not _all(_inside, x, low, high):
+        wrong = _first_wrong(_inside, x, low, high)
+        raise NumericError(
+            f"{what} is {wrong:g}, outside of its domain from {low:g} to {high:g}; call clip_to_domain after each "
+            "update"
+        )
     return x
 
 
-def on_grid(what: str, inputs: ArrayLike, exponent: int, largest: float) -> Array:
-    """`inputs` as float32, any shape. The elements must be multiples of `2^-exponent` in `[0, largest]`.
+def on_grid(what: str, inputs: ArrayLike, exponent: int, largest: float) -> Any:
+    """`inputs`, any shape, as float32 if they are traced. The elements must be multiples of `2^-exponent` in
+    `[0, largest]`.
 
     Raises:
         ShapeError: an element has another value, and `inputs` is not a tracer. Such elements of a tracer become NaN.
         NumericError: an element is not finite, and `inputs` is not a tracer.
     """
     if isinstance(inputs, jax.core.Tracer):
-        good = _good(inputs, exponent, largest)
-        return jnp.where(good, inputs.astype(np.float32), np.float32(np.nan))
+        return _or_nan(_good, (exponent, largest), inputs)
     check_finite(f"the input of {what}", inputs)
-    with jax.ensure_compile_time_eval():
-        s = jnp.asarray(inputs)
-        if bool(_all_good(s, exponent, largest)):
-            return s.astype(np.float32)
-        wrong = float(s[~_good(s, exponent, largest)][0])
+    if _all(_good, inputs, exponent, largest):
+        return as_array(inputs)
+    wrong = _first_wrong(_good, inputs, exponent, largest)
     unit = "whole numbers" if exponent == 0 else f"multiples of 2^-{exponent}"
     wanted = "spikes, 0 or 1" if (exponent, largest) == (0, 1) else f"{unit} from 0 to {largest:g}"
     raise ShapeError(f"the inputs of {what} must be {wanted}, got {wrong:g}")

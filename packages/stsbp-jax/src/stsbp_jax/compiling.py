@@ -1,18 +1,22 @@
-"""Functions that are compiled before their first call. The time for compiling is measured and logged."""
+"""Functions that are compiled as a whole: those of the backend before their first call, with the time logged, and those
+of ordinary JAX code when they are called outside of a `jit`."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable
+from functools import partial, wraps
 from typing import Any
 
 import jax
 import numpy as np
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
+from stsbp_cpu.threads import get_num_threads
 
 from stsbp_jax.hosted import original_errors
 
-__all__ = ["Compiled", "OneByOne"]
+__all__ = ["Compiled", "OneByOne", "as_one", "pair"]
 
 _log = logging.getLogger("stsbp_jax")
 
@@ -59,3 +63,83 @@ class OneByOne:
 
     def __call__(self, *args: Any) -> Any:
         return self._function(*args)
+
+
+def as_one(static: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Compile a function as one program for calls with arrays that have values, for each set of shapes.
+
+    If an array is traced, the function becomes a part of the caller's program. It is then no `jit` in the caller's,
+    because `vmap` would map what is inside such a `jit` without float64 (`grid.wide`).
+
+    Args:
+        static: number of arguments that are no arrays, which come first.
+    """
+
+    def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
+        # Calls of the host have the number of threads of the caller that traced them.
+        @partial(jax.jit, static_argnums=(0, 1), inline=True)
+        @wraps(function)
+        def program(threads: int, fixed: tuple[Any, ...], arrays: tuple[Any, ...]) -> Any:
+            return function(*fixed, *arrays)
+
+        @wraps(function)
+        def call(*arguments: Any) -> Any:
+            fixed, arrays = arguments[:static], arguments[static:]
+            if _traced(arrays):
+                return function(*arguments)
+            with original_errors():
+                results = program(get_num_threads(), fixed, arrays)
+                # An error of a call of the host is raised here, as it would be without a program.
+                if jax.default_backend() == "cpu" and not _traced(results):
+                    jax.block_until_ready(results)
+            return results
+
+        return call
+
+    return decorated
+
+
+def _traced(tree: Any) -> bool:
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
+
+
+def pair(
+    static: int,
+    forward: Callable[..., tuple[Any, Any]],
+    backward: Callable[..., tuple[Any, ...]],
+    *,
+    symbolic_zeros: bool = False,
+) -> Callable[..., Any]:
+    """A differentiable function from a pair: `forward -> outputs, residuals` and `backward(residuals, cotangents)`.
+
+    Each of the two is one program if no array is traced, also under a `grad` that is in no `jit`.
+
+    Args:
+        static: number of arguments that are no arrays. They are the first arguments of both functions.
+        symbolic_zeros: True: a cotangent is None if it is zero because nothing depends on the output.
+    """
+    ahead, back = as_one(static)(forward), as_one(static)(backward)
+
+    @as_one(static)
+    @wraps(forward)
+    def outputs(*arguments: Any) -> Any:
+        return forward(*arguments)[0]
+
+    def ahead_of_values(*arguments: Any) -> Any:
+        arrays = arguments[static:]
+        return ahead(
+            *arguments[:static],
+            *jax.tree.map(lambda x: x.value, arrays, is_leaf=lambda x: isinstance(x, CustomVJPPrimal)),
+        )
+
+    def back_of_some(*arguments: Any) -> Any:
+        some = jax.tree.map(lambda x: None if isinstance(x, SymbolicZero) else x, arguments[-1])
+        return back(*arguments[:-1], some)
+
+    function: Any = jax.custom_vjp(outputs, nondiff_argnums=tuple(range(static)))
+    if symbolic_zeros:
+        function.defvjp(ahead_of_values, back_of_some, symbolic_zeros=True)
+    else:
+        function.defvjp(ahead, back)
+    differentiable: Callable[..., Any] = function
+    return differentiable

@@ -6,7 +6,8 @@ can be built in the same way from the layer functions (`conv2d`, `linear`, `lif`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,22 +18,18 @@ from jax import Array
 from jax.typing import ArrayLike
 from stsbp_spec.checks import check_precision, samples_first
 from stsbp_spec.errors import ShapeError, SpecError
-from stsbp_spec.graph import Projection
+from stsbp_spec.graph import Network, Projection
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.network import Block, NetworkSpec
-from stsbp_spec.synapses import Conv2d, Linear
-from stsbp_spec.typing import Precision
+from stsbp_spec.typing import Coding, Precision
 from stsbp_spec.values import integer, listed, shown
 
 from stsbp_jax import grid
-from stsbp_jax.checks import check_array, check_finite, checked_weights, dropout_words, on_grid
-from stsbp_jax.segments import Piece, Settings, State, compute, fork, pieces
-from stsbp_jax.synapses.conv2d import conv2d
-from stsbp_jax.synapses.linear import linear
+from stsbp_jax.checks import as_array, check_array, check_finite, checked_weights, dropout_words, in_domain, on_grid
+from stsbp_jax.compiling import as_one, pair
+from stsbp_jax.segments import Settings, State, compute, fork, pieces
 
 __all__ = ["Output", "apply", "clip_to_domain", "snap_weights"]
-
-_SYNAPSES: dict[type, Callable[..., Array]] = {Conv2d: conv2d, Linear: linear}
 
 
 def snap_weights(block: Block, w: ArrayLike) -> Array:
@@ -51,24 +48,11 @@ def snap_weights(block: Block, w: ArrayLike) -> Array:
     """
     checked = checked_weights(w, block.name, block.weight_shape)
     _check_grid(block, w)
-    return _snap(block, checked)
+    snapped: Array = _snap(block, checked)
+    return snapped
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _snap(block: Block, w: Array) -> Array:
-    return grid.weight_grid(block, w)[0]
-
-
-_snap.defvjp(lambda block, w: (_snap(block, w), None), lambda block, _, dw: (dw,))
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def snap_errors(bits: int, z: Array) -> Array:
-    """The identity. Its error signal is rounded to the error grid of `reproducible` precision."""
-    return z
-
-
-snap_errors.defvjp(lambda bits, z: (z, None), lambda bits, _, dz: (grid.error_grid(dz, bits)[0],))
+_snap = pair(1, lambda block, w: (grid.weight_grid(block, w)[0], None), lambda block, _, dw: (dw,))
 
 
 def clip_to_domain(network: NetworkSpec, weights: Mapping[str, Array]) -> dict[str, Array]:
@@ -76,9 +60,13 @@ def clip_to_domain(network: NetworkSpec, weights: Mapping[str, Array]) -> dict[s
     clipped = dict(weights)
     for name, parameter in network.parameters.items():
         if (own := parameter.learned) is not None:
-            x = jnp.where(jnp.abs(weights[name]) < FLOOR, np.float32(0), weights[name])
-            clipped[name] = jnp.clip(x, np.float32(own.low), np.float32(own.high))
+            clipped[name] = _clip(own.low, own.high, weights[name])
     return clipped
+
+
+@partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _clip(low: float, high: float, x: Array) -> Array:
+    return jnp.clip(jnp.where(jnp.abs(x) < FLOOR, np.float32(0), x), np.float32(low), np.float32(high))
 
 
 class Output(NamedTuple):
@@ -168,36 +156,63 @@ def apply(
     if events:
         s = on_grid("apply", inputs, 0, entering.maximum)
     elif jnp.result_type(inputs) == np.uint8:
-        s = jnp.asarray(inputs)[None].astype(np.float32) * np.float32(2.0**-8)
+        s = as_array(inputs)
     else:
-        s = on_grid("apply", inputs, 8, entering.maximum)[None]
-    x = jnp.moveaxis(s, 2, -1) if s.ndim == 5 else s
+        s = on_grid("apply", inputs, 8, entering.maximum)
+    words = dropout_words(dropout)
+    arrays = _checked_arrays(network, weights)
+    before = _checked_state(graph, state, shape[lead - 1])
+    settings = Settings(steps, dropout is not None, precision, full or state is not None)
+    output: Output = _output(network, settings, full, s, arrays, words, before)
+    # A program returns dictionaries in the order of their names, but ordered ones as they are.
+    return Output(output.spikes, *map(dict, output[1:])) if full else output.spikes
+
+
+@as_one(3)
+def _output(
+    network: NetworkSpec,
+    settings: Settings,
+    full: bool,
+    s: Array,
+    weights: dict[str, Array],
+    words: tuple[Array, Array],
+    state: State,
+) -> Output:
+    """The output of `apply`, with nothing but spikes if `full` is False."""
+    graph = network.graph
+    x = _channels_last(network.coding, s)
     walk = pieces(graph)
     reads = [name for piece in walk for name in piece.reads]
     values = {graph.nodes[0].name: iter(fork(reads.count(graph.nodes[0].name), x))}
-    seed, step = dropout_words(dropout)
-    settings = Settings(steps, dropout is not None, precision, full or state is not None)
     names = {block.population: block.name for block in network.blocks}
-    arrays = _arrays(network, weights)
-    output = Output(x, {}, {}, {}, {})
+    arrays = _by_use(network, weights)
+    output = Output(x, OrderedDict(), OrderedDict(), OrderedDict(), OrderedDict())
     readout = graph.nodes[-1].name if network.has_readout else ""
     for piece in walk:
         own = {name: arrays[name] for name in piece.parameters}
         read = tuple(next(values[name]) for name in piece.reads)
-        made = compute(piece, settings, read, own, (seed, step), _checked(piece, state, read[0].shape[1]))
+        made = compute(piece, settings, read, own, words, {name: state[name] for name in piece.states if state})
         values |= {name: iter(copies) for name, copies in made.outputs.items()}
-        fired = {name: copies[0] for name, copies in made.outputs.items() if name in names and name != readout}
-        output.layer_spikes.update({names[name]: _channels_first(s) for name, s in fired.items()})
-        output.potentials.update({names[name]: _channels_first(u) for name, u in made.potentials.items()})
-        output.state.update(made.state)
-        output.statistics.update(made.statistics)
-    spikes = next(values[graph.nodes[-1].name])
-    return output._replace(spikes=spikes) if full else spikes
+        if full:
+            fired = {name: copies[0] for name, copies in made.outputs.items() if name in names and name != readout}
+            output.layer_spikes.update({names[name]: _channels_first(s) for name, s in fired.items()})
+            output.potentials.update({names[name]: _channels_first(u) for name, u in made.potentials.items()})
+            output.state.update(made.state)
+            output.statistics.update(made.statistics)
+    return output._replace(spikes=next(values[graph.nodes[-1].name]))
 
 
-def _arrays(network: NetworkSpec, weights: Mapping[str, ArrayLike]) -> dict[str, Array]:
-    """All weights, learned parameters and running statistics of the network, checked, float32. Shared weights are there
-    once for each use."""
+@as_one(1)
+def _channels_last(coding: Coding, s: Array) -> Array:
+    """Inputs of `apply` as float32, `[1 or T, B, ...]`, channels last."""
+    x = s.astype(np.float32)
+    if coding != "events":
+        x = (x * np.float32(2.0**-8) if s.dtype == np.uint8 else x)[None]
+    return jnp.moveaxis(x, 2, -1) if x.ndim == 5 else x
+
+
+def _checked_arrays(network: NetworkSpec, weights: Mapping[str, ArrayLike]) -> dict[str, Array]:
+    """All weights, learned parameters and running statistics of the network, float32."""
     shapes = {name: parameter.shape for name, parameter in network.parameters.items()}
     shapes |= {name: x.shape for name, x in network.statistics.items()}
     if not isinstance(weights, Mapping):
@@ -207,9 +222,18 @@ def _arrays(network: NetworkSpec, weights: Mapping[str, ArrayLike]) -> dict[str,
     found = {name: checked_weights(weights[name], name, shape) for name, shape in shapes.items()}
     for projection in network.graph.projections:
         _check_grid(projection, weights[projection.parameter])
+    for name, parameter in network.parameters.items():
+        # Those of a tracer become NaN in the segment.
+        if (own := parameter.learned) is not None and not isinstance(weights[name], jax.core.Tracer):
+            in_domain(name, found[name], own.low, own.high)
+    return found
+
+
+def _by_use(network: NetworkSpec, arrays: dict[str, Array]) -> dict[str, Array]:
+    """The arrays of the network, with shared weights once for each use."""
     uses = [projection.parameter for projection in network.graph.projections]
-    copies = {name: iter(fork(uses.count(name), found[name])) for name in uses}
-    return found | {projection.name: next(copies[projection.parameter]) for projection in network.graph.projections}
+    copies = {name: iter(fork(uses.count(name), arrays[name])) for name in uses}
+    return arrays | {projection.name: next(copies[projection.parameter]) for projection in network.graph.projections}
 
 
 def _check_grid(projection: Projection, w: ArrayLike) -> None:
@@ -222,19 +246,22 @@ def _channels_first(x: Array) -> Array:
     return jnp.moveaxis(x, -1, 2) if x.ndim == 5 else x
 
 
-def _checked(piece: Piece, state: State | None, batch: int) -> State:
-    """The part of a state that belongs to a segment; empty for None."""
+def _checked_state(graph: Network, state: State | None, batch: int) -> State:
+    """A state of the network; empty for None."""
+    found: State = {}
     if state is None:
-        return {}
-    for name, (count, steps, shape) in piece.states.items():
+        return found
+    expected_of = {name: x for piece in pieces(graph) for name, x in piece.states.items()}
+    for name, (count, steps, shape) in expected_of.items():
         if name not in state:
             raise ShapeError(f"the state does not contain {name}; it belongs to another network")
-        found, wanted = [np.shape(x) for x in state[name]], [(steps, batch, *shape)] * count
-        if found != wanted:
+        shapes, expected = [np.shape(x) for x in state[name]], [(steps, batch, *shape)] * count
+        if shapes != expected:
             raise ShapeError(
-                f"the arrays of {name} in the state have the shapes {found}, not {wanted}; the state belongs to "
+                f"the arrays of {name} in the state have the shapes {shapes}, not {expected}; the state belongs to "
                 "another network or batch"
             )
         for x in state[name]:
             check_finite(f"the state of {name}", x)
-    return {name: tuple(jnp.asarray(x) for x in state[name]) for name in piece.states}
+        found[name] = tuple(as_array(x) for x in state[name])
+    return found

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from stsbp_spec.collective import Part
 from stsbp_spec.graph import Network, Neurons, Projection
 from stsbp_spec.passes import Trace, after, back_through, through, together
@@ -28,6 +27,7 @@ from stsbp_spec.typing import Precision, Shape
 from stsbp_jax import grid
 from stsbp_jax.backend import PAIRS
 from stsbp_jax.checks import in_domain
+from stsbp_jax.compiling import pair
 from stsbp_jax.varying import alike
 
 __all__ = ["Made", "Piece", "Settings", "State", "compute", "fork", "pieces"]
@@ -186,26 +186,18 @@ def compute(
         state: state after the previous steps. If the state of a node is missing, the node starts at rest.
     """
     own = {name: state[name] for name in piece.states if name in state} if settings.full else {}
-    return _segment(piece, settings, *alike((inputs, dict(weights), masks, own)))
+    made: Made = _segment(piece, settings, *alike((inputs, dict(weights), masks, own)))
+    return made
 
 
-_Given: TypeAlias = tuple[tuple[Array, ...], dict[str, Array], tuple[Array, Array], State]
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _segment(
+def _ahead(
     piece: Piece,
     settings: Settings,
     inputs: tuple[Array, ...],
     weights: dict[str, Array],
     masks: tuple[Array, Array],
     state: State,
-) -> Made:
-    return _ahead(piece, settings, (inputs, weights, masks, state))[0]
-
-
-def _ahead(piece: Piece, settings: Settings, given: _Given) -> tuple[Made, Any]:
-    inputs, weights, masks, state = given
+) -> tuple[Made, Any]:
     segment, batch = piece.walk(fused=not settings.full).segments[piece.index], inputs[0].shape[1]
     on_grid = _on_grid(piece, weights)
     run = _run(settings, on_grid, masks, batch, state)
@@ -259,11 +251,6 @@ def _on_grid(piece: Piece, weights: Mapping[str, Array]) -> dict[str, Array]:
     return found
 
 
-def _ahead_of_values(piece: Piece, settings: Settings, *given: Any) -> tuple[Made, Any]:
-    values: Any = jax.tree.map(lambda x: x.value, given, is_leaf=lambda x: isinstance(x, CustomVJPPrimal))
-    return _ahead(piece, settings, values)
-
-
 def _back(piece: Piece, settings: Settings, kept: Any, cotangents: Made) -> tuple[Any, ...]:
     left, masks = kept
     residuals, on_grid = left.whole()
@@ -271,10 +258,10 @@ def _back(piece: Piece, settings: Settings, kept: Any, cotangents: Made) -> tupl
     segment = walk.segments[piece.index]
     waiting: dict[str, list[Any]] = {}
     for name, errors in cotangents.outputs.items():
-        if reached := [x for x in reversed(errors) if not isinstance(x, SymbolicZero)]:
+        if reached := [x for x in reversed(errors) if x is not None]:
             waiting[name] = reached
     for name, x in cotangents.potentials.items():
-        if not isinstance(x, SymbolicZero):
+        if x is not None:
             residuals[name] = residuals[name]._replace(error=x)
             waiting.setdefault(name, [jnp.zeros_like(x)])
     if not waiting:
@@ -287,7 +274,7 @@ def _back(piece: Piece, settings: Settings, kept: Any, cotangents: Made) -> tupl
     return _below(piece.reads, waiting), {name: found.get(name) for name in piece.parameters}, (None, None), None
 
 
-_segment.defvjp(_ahead_of_values, _back, symbolic_zeros=True)
+_segment = pair(2, _ahead, _back, symbolic_zeros=True)
 
 
 def _below(reads: tuple[str, ...], waiting: Mapping[str, list[Any]]) -> tuple[Array | None, ...]:
@@ -300,10 +287,10 @@ def _below(reads: tuple[str, ...], waiting: Mapping[str, list[Any]]) -> tuple[Ar
     return tuple(error.array() if isinstance(error, Deferred) else error for error in found)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def fork(count: int, x: Array) -> tuple[Array, ...]:
     """Copies of `x` for `count` readers. Their error signals are added in the order of the readers, as in the spec."""
-    return (x,) * count
+    copies: tuple[Array, ...] = _fork(count, x) if count > 1 else (x,)
+    return copies
 
 
-fork.defvjp(lambda count, x: (fork(count, x), None), lambda count, _, errors: (sum(errors[1:], errors[0]),))
+_fork = pair(1, lambda count, x: ((x,) * count, None), lambda count, _, errors: (sum(errors[1:], errors[0]),))

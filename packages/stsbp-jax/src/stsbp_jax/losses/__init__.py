@@ -1,6 +1,5 @@
 """Distances of stsbp_spec.losses as differentiable functions."""
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -14,9 +13,11 @@ from stsbp_spec.errors import ShapeError
 from stsbp_spec.losses import Hamming, Loss, SpikeCount, VanRossum
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.tables import implementation
+from stsbp_spec.typing import Shape
 
 from stsbp_jax.backend import PAIRS
 from stsbp_jax.checks import check_array, on_grid
+from stsbp_jax.compiling import as_one, pair
 from stsbp_jax.losses import hamming, spike_count, van_rossum
 
 __all__ = ["distance"]
@@ -46,54 +47,65 @@ def distance(loss: Loss, psp: PSP, s: ArrayLike, targets: ArrayLike, lengths: Ar
     check_array("the targets of distance", targets)
     if np.ndim(s) != 3 or np.shape(s) != np.shape(targets):
         raise ShapeError(f"spikes and targets must be [T, B, N], got {np.shape(s)} and {np.shape(targets)}")
-    padding = None
     if lengths is not None:
-        # Before the trains are checked. A wrong length makes its train NaN, and the check then makes the distance NaN.
-        s, padding = _padding(loss, psp, jnp.asarray(s), lengths)
-    return _distance(loss, psp, on_grid("distance", s, 0, 1), on_grid("distance", targets, 0, 1), padding)
+        lengths = _checked_lengths(lengths, *np.shape(s)[1::-1])
+    value: Array = _mean(loss, psp, on_grid("distance", s, 0, 1), on_grid("distance", targets, 0, 1), lengths)
+    return value
 
 
-def _padding(loss: Loss, psp: PSP, s: Array, lengths: ArrayLike) -> tuple[Array, dict[str, Array]]:
-    """`equations.loss_padding` of lengths that may be traced. If a length is wrong, its sample's spikes are NaN."""
-    steps, batch, _ = s.shape
+def _checked_lengths(lengths: ArrayLike, batch: int, steps: int) -> ArrayLike:
     if not isinstance(lengths, jax.core.Tracer):
         lengths = np.asarray(lengths)
         check_lengths(lengths, batch, steps)
     elif lengths.shape != (batch,) or not jnp.issubdtype(lengths.dtype, np.integer):
         raise ShapeError(f"lengths must be integers [B] = [{batch}], got {lengths.dtype} {list(lengths.shape)}")
+    return lengths
+
+
+@as_one(2)
+def _mean(loss: Loss, psp: PSP, s: Array, targets: Array, lengths: ArrayLike | None) -> Array:
+    padding = None
+    s, targets = (x if x.dtype == np.float32 else x.astype(np.float32) for x in (s, targets))
+    if lengths is not None:
+        good, padding = _padding(loss, psp, s.shape, lengths)
+        # If a length is wrong, its sample's spikes are NaN.
+        s = jnp.where(good, s, np.float32(np.nan))
+    value: Array = _distance(loss, psp, s, targets, padding)
+    return value
+
+
+@as_one(3)
+def _padding(loss: Loss, psp: PSP, shape: Shape, lengths: ArrayLike) -> tuple[Array, dict[str, Array]]:
+    """Whether each length is one, `[B, 1]`, and `equations.loss_padding` of lengths that may be traced."""
+    steps, batch, _ = shape
     numbers = jnp.asarray(lengths, np.int32)
     good = (numbers >= 1) & (numbers <= steps)
     # Constants are Python numbers. They are computed for every possible length, and each sample selects its own.
     every = loss.constants_of(psp, np.arange(1, steps + 1), batch)
     own = jnp.clip(numbers, 1, steps) - 1
     padding = {
-        name: jnp.broadcast_to(jnp.asarray(x, np.float32)[own][None, :, None], (1, *s.shape[1:]))
+        name: jnp.broadcast_to(jnp.asarray(x, np.float32)[own][None, :, None], (1, *shape[1:]))
         for name, x in every.items()
     }
     inside = (np.arange(steps, dtype=np.int32)[:, None] <= own).astype(np.uint8)
-    padding[str(padded_loss_equations(loss).inside)] = jnp.broadcast_to(inside[..., None], s.shape)
-    return jnp.where(good[:, None], s.astype(np.float32), np.float32(np.nan)), padding
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _distance(loss: Loss, psp: PSP, s: Array, targets: Array, padding: dict[str, Array] | None) -> Array:
-    inside = None if padding is None else padding[str(padded_loss_equations(loss).inside)][..., 0]
-    value: Array = implementation("jax", _MODULES, loss, "loss").distance(loss, psp, s, targets, inside).mean()
-    return value
+    padding[str(padded_loss_equations(loss).inside)] = jnp.broadcast_to(inside[..., None], shape)
+    return good[:, None], padding
 
 
 _Residuals = tuple[Array, Array, dict[str, Array] | None]
 
 
-def _distance_forward(
+def _ahead(
     loss: Loss, psp: PSP, s: Array, targets: Array, padding: dict[str, Array] | None
 ) -> tuple[Array, _Residuals]:
-    return _distance(loss, psp, s, targets, padding), (s, targets, padding)
+    inside = None if padding is None else padding[str(padded_loss_equations(loss).inside)][..., 0]
+    value = implementation("jax", _MODULES, loss, "loss").distance(loss, psp, s, targets, inside).mean()
+    return value, (s, targets, padding)
 
 
-def _distance_backward(loss: Loss, psp: PSP, residuals: _Residuals, cotangent: Array) -> tuple[Array, None, None]:
+def _back(loss: Loss, psp: PSP, residuals: _Residuals, cotangent: Array) -> tuple[Array, None, None]:
     s, targets, padding = residuals
     return PAIRS.loss_error(loss, psp, s, targets, None, padding) * cotangent, None, None
 
 
-_distance.defvjp(_distance_forward, _distance_backward)
+_distance = pair(2, _ahead, _back)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -18,7 +16,8 @@ from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import Precision
 
 from stsbp_jax.backend import PAIRS
-from stsbp_jax.checks import check_finite, in_domain
+from stsbp_jax.checks import as_array, check_finite, in_domain
+from stsbp_jax.compiling import pair
 from stsbp_jax.varying import alike
 
 __all__ = ["lif"]
@@ -63,30 +62,18 @@ def lif(
     check_finite("the input of lif", z)
     ends = {**filter.learned(), **neuron.learned()}
     expected = {name: each.values((z.shape[-1],)) for name, each in ends.items()}
-    given = {name: jnp.asarray(x) for name, x in (expected if learned is None else learned).items()}
+    given = {name: as_array(x) for name, x in (expected if learned is None else learned).items()}
     shapes, wanted = ({name: (x.shape, x.dtype.name) for name, x in each.items()} for each in (given, expected))
     if shapes != wanted:
         raise ShapeError(f"the learned parameters of {neuron.name} are {wanted}, got {shapes}")
     given = {
         name: in_domain(f"{name} of {neuron.name}", x, ends[name].low, ends[name].high) for name, x in given.items()
     }
-    return _lif(neuron, filter, steps, z.shape[0] == 1 and steps > 1, precision, *alike((z, given)))
+    spikes: Array = _lif(neuron, filter, steps, z.shape[0] == 1 and steps > 1, precision, *alike((z, given)))
+    return spikes
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3, 4))
-def _lif(
-    neuron: NeuronModel,
-    filter: SynapticFilter,
-    steps: int,
-    static: bool,
-    precision: Precision,
-    z: Array,
-    learned: dict[str, Array],
-) -> Array:
-    return _lif_forward(neuron, filter, steps, static, precision, z, learned)[0]
-
-
-def _lif_forward(
+def _ahead(
     neuron: NeuronModel,
     filter: SynapticFilter,
     steps: int,
@@ -101,7 +88,7 @@ def _lif_forward(
     return fired, (residuals.kept, dict(residuals.learned), learned)
 
 
-def _lif_backward(
+def _back(
     neuron: NeuronModel, filter: SynapticFilter, steps: int, static: bool, precision: Precision, kept: Any, ds: Array
 ) -> tuple[Array, dict[str, Array]]:
     # The backward pass reads the kept values, not the spikes, so any array can take the place of the spikes.
@@ -110,4 +97,4 @@ def _lif_backward(
     return dz, {name: PAIRS.learned_gradient(x, len(learned[name]), precision) for name, x in terms.items()}
 
 
-_lif.defvjp(_lif_forward, _lif_backward)
+_lif = pair(5, _ahead, _back)

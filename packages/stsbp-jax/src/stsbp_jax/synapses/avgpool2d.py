@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -51,4 +52,8 @@ def avgpool2d(pool: AvgPool2d, s: Array) -> Array:
         SpecError: the input has no rows and columns, or the window is larger.
     """
     check_operation(pool, s)
-    return forward(pool, s)
+    pooled: Array = _forward(pool, s)
+    return pooled
+
+
+_forward = partial(jax.jit, static_argnums=0, inline=True)(forward)

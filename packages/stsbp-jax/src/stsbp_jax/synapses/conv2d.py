@@ -6,9 +6,6 @@ On the CPU, where a chunk stays in the cache, matrix products are faster than XL
 
 from __future__ import annotations
 
-from functools import partial
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -17,6 +14,7 @@ from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.typing import Precision, Shape
 
 from stsbp_jax.checks import check_operation
+from stsbp_jax.compiling import pair
 from stsbp_jax.grid import rounded, wide
 from stsbp_jax.varying import alike
 
@@ -175,24 +173,18 @@ def conv2d(conv: Conv2d, s: Array, w: Array, precision: Precision = "fast") -> A
     """
     check_precision_name(precision)
     check_operation(conv, s, w)
-    return _conv2d(conv, *alike((s, w)), precision)
+    z: Array = _conv2d(conv, precision, *alike((s, w)))
+    return z
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 3))
-def _conv2d(conv: Conv2d, s: Array, w: Array, precision: Precision) -> Array:
-    return forward(conv, s, w)
-
-
-def _conv2d_forward(conv: Conv2d, s: Array, w: Array, precision: Precision) -> tuple[Array, tuple[Array, Array]]:
+def _ahead(conv: Conv2d, precision: Precision, s: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
     return forward(conv, s, w), (s, w)
 
 
-def _conv2d_backward(
-    conv: Conv2d, precision: Precision, residuals: tuple[Array, Array], dz: Array
-) -> tuple[Array | None, Array]:
+def _back(conv: Conv2d, precision: Precision, residuals: tuple[Array, Array], dz: Array) -> tuple[Array | None, Array]:
     ds, dw = backward(conv, *residuals, dz, precision=precision, need_input=True)
     assert dw is not None
     return ds, rounded(dw)
 
 
-_conv2d.defvjp(_conv2d_forward, _conv2d_backward)
+_conv2d = pair(2, _ahead, _back)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 from jax import Array
 from stsbp_spec.typing import Shape
@@ -18,6 +21,12 @@ def flatten(s: Array) -> Array:
         ShapeError: `s` is not an array of numbers with these axes.
     """
     check_spikes(s)
+    flat: Array = _forward(s)
+    return flat
+
+
+@partial(jax.jit, inline=True)
+def _forward(s: Array) -> Array:
     return (jnp.moveaxis(s, -1, 2) if s.ndim == 5 else s).reshape(*s.shape[:2], -1)
 
 

@@ -5,9 +5,6 @@ The spec flattens `(C, H, W)`. Images are channels last here, so the columns of 
 
 from __future__ import annotations
 
-from functools import partial
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -16,6 +13,7 @@ from stsbp_spec.synapses.linear import Linear
 from stsbp_spec.typing import Precision, Shape
 
 from stsbp_jax.checks import check_operation
+from stsbp_jax.compiling import pair
 from stsbp_jax.grid import rounded, wide
 from stsbp_jax.varying import alike
 
@@ -100,19 +98,15 @@ def linear(linear: Linear, s: Array, w: Array, precision: Precision = "fast") ->
     """
     check_precision_name(precision)
     check_operation(linear, s, w)
-    return _linear(linear, *alike((s, w)), precision)
+    z: Array = _linear(linear, precision, *alike((s, w)))
+    return z
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 3))
-def _linear(linear: Linear, s: Array, w: Array, precision: Precision) -> Array:
-    return forward(linear, s, w)
-
-
-def _linear_forward(linear: Linear, s: Array, w: Array, precision: Precision) -> tuple[Array, tuple[Array, Array]]:
+def _ahead(linear: Linear, precision: Precision, s: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
     return forward(linear, s, w), (s, w)
 
 
-def _linear_backward(
+def _back(
     linear: Linear, precision: Precision, residuals: tuple[Array, Array], dz: Array
 ) -> tuple[Array | None, Array]:
     ds, dw = backward(linear, *residuals, dz, precision=precision, need_input=True)
@@ -120,4 +114,4 @@ def _linear_backward(
     return ds, rounded(dw)
 
 
-_linear.defvjp(_linear_forward, _linear_backward)
+_linear = pair(2, _ahead, _back)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -12,6 +9,7 @@ from stsbp_spec.synapses.maxpool2d import MaxPool2d
 from stsbp_spec.typing import Shape
 
 from stsbp_jax.checks import check_operation
+from stsbp_jax.compiling import pair
 from stsbp_jax.synapses.avgpool2d import of_windows, views
 
 __all__ = ["backward", "forward", "maxpool2d"]
@@ -46,12 +44,8 @@ def maxpool2d(pool: MaxPool2d, s: Array) -> Array:
         SpecError: the input has no rows and columns, or the window is larger.
     """
     check_operation(pool, s)
-    return _maxpool2d(pool, s)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _maxpool2d(pool: MaxPool2d, s: Array) -> Array:
-    return forward(pool, s)[0]
+    largest: Array = _maxpool2d(pool, s)
+    return largest
 
 
 def _ahead(pool: MaxPool2d, s: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -64,4 +58,4 @@ def _back(pool: MaxPool2d, residuals: tuple[Array, Array], d: Array) -> tuple[Ar
     return (backward(pool, s.shape, first, d),)
 
 
-_maxpool2d.defvjp(_ahead, _back)
+_maxpool2d = pair(1, _ahead, _back)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial, reduce
+from functools import reduce
 from operator import add
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from stsbp_spec.synapses.upsample2d import Upsample2d
 
 from stsbp_jax.checks import check_operation
+from stsbp_jax.compiling import pair
 
 __all__ = ["backward", "forward", "upsample2d"]
 
@@ -35,12 +35,8 @@ def upsample2d(up: Upsample2d, s: Array) -> Array:
         SpecError: the input has no rows and columns.
     """
     check_operation(up, s)
-    return _upsample2d(up, s)
+    repeated: Array = _upsample2d(up, s)
+    return repeated
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _upsample2d(up: Upsample2d, s: Array) -> Array:
-    return forward(up, s)
-
-
-_upsample2d.defvjp(lambda up, s: (forward(up, s), None), lambda up, _, d: (backward(up, d),))
+_upsample2d = pair(1, lambda up, s: (forward(up, s), None), lambda up, _, d: (backward(up, d),))
