@@ -266,7 +266,7 @@ def programs(caplog: pytest.LogCaptureFixture, call: Callable[[], Any]) -> int:
     """Number of programs that JAX compiles for a call."""
     caplog.clear()
     with jax.log_compiles():
-        jax.block_until_ready(call())
+        jax.tree.map(np.asarray, call())
     return sum(record.getMessage().startswith("Compiling ") for record in caplog.records)
 
 
@@ -281,7 +281,8 @@ def test_a_call_outside_of_a_jit_compiles_few_programs_and_none_again(
     network = NetworkSpec.parse("3C3-P2", input_shape=(2, 11, 11), outputs=4, neuron=neuron)
     conv, out = network.blocks
     weights, rng = initial_weights(network, 2), np.random.default_rng(3)
-    x, s, y = ((rng.random((4, 2, *shape)) < 0.3).astype(np.float32) for shape in ((2, 11, 11), (11, 11, 2), (4,)))
+    shapes = ((2, 11, 11), (11, 11, 2), (4,))
+    x, s, y = (jax.device_put((rng.random((4, 2, *shape)) < 0.3).astype(np.float32)) for shape in shapes)
 
     def layers() -> Any:
         z = conv2d(Conv2d(3, 3), s, snap_weights(conv, weights["conv1"]))

@@ -162,7 +162,7 @@ def checked_weights(weights: Any, name: str, shape: Shape) -> Array:
     return weights if weights.dtype == np.float32 else jnp.asarray(weights, np.float32)
 
 
-def dropout_words(dropout: tuple[ArrayLike, ArrayLike] | None) -> tuple[Array, Array]:
+def dropout_words(dropout: tuple[ArrayLike, ArrayLike] | None) -> tuple[Any, Any]:
     """`(seed, step)` as uint32 scalars; zeros for None.
 
     Raises:
@@ -176,11 +176,12 @@ def dropout_words(dropout: tuple[ArrayLike, ArrayLike] | None) -> tuple[Array, A
         check_dropout(tuple(0 if isinstance(x, jax.core.Tracer) else x for x in dropout))
     else:
         check_dropout(dropout)
-    seed, step = (jnp.asarray(x, np.uint32) if isinstance(x, Array) else np.uint32(x) for x in dropout or (0, 0))
+    words: Any = dropout or (0, 0)
+    seed, step = (jnp.asarray(x, np.uint32) if isinstance(x, Array) else np.uint32(x) for x in words)
     return seed, step
 
 
-def in_domain(what: str, x: Array, low: float, high: float) -> Array:
+def in_domain(what: str, x: Any, low: float, high: float) -> Any:
     """`x`, any shape, whose elements must be from `low` to `high`.
 
     Raises:

@@ -91,7 +91,7 @@ def as_one(static: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                 results = program(get_num_threads(), fixed, arrays)
                 # An error of a call of the host is raised here, as it would be without a program.
                 if jax.default_backend() == "cpu" and not _traced(results):
-                    jax.block_until_ready(results)
+                    jax.block_until_ready(results)  # type: ignore[no-untyped-call]
             return results
 
         return call

@@ -163,9 +163,11 @@ def apply(
     arrays = _checked_arrays(network, weights)
     before = _checked_state(graph, state, shape[lead - 1])
     settings = Settings(steps, dropout is not None, precision, full or state is not None)
-    output: Output = _output(network, settings, full, s, arrays, words, before)
-    # A program returns dictionaries in the order of their names, but ordered ones as they are.
-    return Output(output.spikes, *map(dict, output[1:])) if full else output.spikes
+    output: Any = _output(network, settings, full, s, arrays, words, before)
+    if not full:
+        return output.spikes
+    spikes, *others = output
+    return Output(spikes, *(dict(x) for x in others))
 
 
 @as_one(3)
@@ -186,6 +188,7 @@ def _output(
     values = {graph.nodes[0].name: iter(fork(reads.count(graph.nodes[0].name), x))}
     names = {block.population: block.name for block in network.blocks}
     arrays = _by_use(network, weights)
+    # A program returns dictionaries in the order of their names, but ordered ones as they are.
     output = Output(x, OrderedDict(), OrderedDict(), OrderedDict(), OrderedDict())
     readout = graph.nodes[-1].name if network.has_readout else ""
     for piece in walk:
