@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import stsbp_jax
 from jax.experimental.sparse import BCOO
-from stsbp_jax import apply, avgpool2d, clip_to_domain, conv2d, distance, lif, linear, snap_weights
+from stsbp_jax import apply, avgpool2d, checks, clip_to_domain, conv2d, distance, lif, linear, snap_weights
 from stsbp_spec import (
     LIF,
     PSP,
@@ -183,6 +183,29 @@ def test_inputs_that_are_no_spikes_are_refused_or_become_nan(value: float) -> No
     spikes = np.asarray(jax.jit(lambda x: apply(network, weights, x, STEPS))(frames))
     assert np.isnan(spikes[4:, 2]).all()
     assert np.isfinite(spikes[:4]).all()
+
+
+@pytest.mark.parametrize("is_on_host", [True, False])
+@pytest.mark.parametrize(
+    ("call", "value", "message"),
+    [
+        (lambda x: checks.check_finite("x", x), np.inf, "x holds a value that is not finite"),
+        (lambda x: checks.in_domain("x", x, 0, 1), 1.5, "x is 1.5, outside of its domain from 0 to 1"),
+        (lambda x: checks.on_grid("x", x, 0, 1), 0.25, "x must be spikes, 0 or 1, got 0.25"),
+        (lambda x: checks.on_grid("x", x, 8, 255 / 256), 1.0, r"multiples of 2\^-8 from 0 to 0.996094, got 1"),
+    ],
+)
+def test_checks_see_the_last_element_on_the_host_and_on_an_accelerator(
+    call: Any, value: float, message: str, is_on_host: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "_is_on_host", lambda x: is_on_host)
+    monkeypatch.setattr(checks, "_PART", 10)
+    x = np.zeros((2, 6, 5), np.float32)
+    call(jax.device_put(x))
+    x[1, 5, 4] = value
+    for array in (x, x.astype(np.float64), jax.device_put(x)):
+        with pytest.raises((NumericError, ShapeError), match=message):
+            call(array)
 
 
 def test_images_of_other_types_are_multiples_of_a_256th() -> None:

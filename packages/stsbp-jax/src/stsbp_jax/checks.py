@@ -52,14 +52,19 @@ def _good(xp: Any, s: Any, exponent: int, largest: float) -> Any:
 
 def _all(good: Callable[..., Any], x: Any, *limits: float) -> bool:
     """Whether all elements of an array that is not traced are good, by numpy if its memory is the host's."""
-    if isinstance(x, Array) and not (
-        x.is_fully_addressable and all(device.platform == "cpu" for device in x.devices())
-    ):
+    if not _is_on_host(x):
         with jax.ensure_compile_time_eval():
             return bool(_all_on_device(good, limits, x))
     flat = _values(x).reshape(-1)
     with np.errstate(all="ignore"):
         return all(good(np, flat[i : i + _PART], *limits).all() for i in range(0, flat.size, _PART))
+
+
+def _is_on_host(x: Any) -> bool:
+    """Whether numpy can read all of `x` without a copy from an accelerator or from another process."""
+    return not isinstance(x, Array) or (
+        x.is_fully_addressable and all(device.platform == "cpu" for device in x.devices())
+    )
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -76,11 +76,12 @@ def as_one(static: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """
 
     def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
-        # Calls of the host have the number of threads of the caller that traced them.
-        @partial(jax.jit, static_argnums=(0, 1), inline=True)
-        @wraps(function)
         def program(threads: int, fixed: tuple[Any, ...], arrays: tuple[Any, ...]) -> Any:
             return function(*fixed, *arrays)
+
+        program.__name__ = program.__qualname__ = function.__name__
+        # Calls of the host use as many threads as were set when they were traced.
+        compiled: Any = jax.jit(program, static_argnums=(0, 1), inline=True)
 
         @wraps(function)
         def call(*arguments: Any) -> Any:
@@ -88,7 +89,7 @@ def as_one(static: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             if _traced(arrays):
                 return function(*arguments)
             with original_errors():
-                results = program(get_num_threads(), fixed, arrays)
+                results = compiled(get_num_threads(), fixed, arrays)
                 # An error of a call of the host is raised here, as it would be without a program.
                 if jax.default_backend() == "cpu" and not _traced(results):
                     jax.block_until_ready(results)  # type: ignore[no-untyped-call]
