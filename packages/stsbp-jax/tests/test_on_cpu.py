@@ -13,6 +13,7 @@ import pytest
 from stsbp_cpu.threads import get_num_threads, set_num_threads
 from stsbp_jax import apply, on_cpu
 from stsbp_jax.backend import PAIRS, JaxBackend
+from stsbp_jax.compiling import as_one
 from stsbp_spec import LIF, Batch, NetworkSpec, VanRossum, initial_weights
 from stsbp_spec import plan as plans
 from stsbp_spec.neurons import PLIF
@@ -204,3 +205,21 @@ def test_kernels_of_a_program_take_the_threads_of_whoever_made_it(threads: int) 
 
 def _threads(x: AnyArray) -> AnyArray:
     return np.array([get_num_threads()], np.int32)
+
+
+def test_a_call_outside_of_a_jit_takes_the_threads_that_are_set_and_raises_the_hosts_errors() -> None:
+    counted = as_one(0)(lambda x: on_cpu._call(_threads, on_cpu._like((1,), np.int32), x))
+    failing = as_one(0)(lambda x: on_cpu._call(_failing, on_cpu._like((1,), np.int32), x))
+    before = get_num_threads()
+    try:
+        for threads in {1, before}:
+            set_num_threads(threads)
+            assert int(counted(np.zeros(1, np.float32))[0]) == threads
+    finally:
+        set_num_threads(before)
+    with pytest.raises(MemoryError, match="^too much$"):
+        failing(np.zeros(1, np.float32))
+
+
+def _failing(x: AnyArray) -> AnyArray:
+    raise MemoryError("too much")
