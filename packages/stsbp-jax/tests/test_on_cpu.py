@@ -217,7 +217,7 @@ def test_a_call_outside_of_a_jit_takes_the_threads_that_are_set_and_raises_the_h
             assert int(counted(np.zeros(1, np.float32))[0]) == threads
     finally:
         set_num_threads(before)
-    with pytest.raises(MemoryError, match="^too much$"):
+    with pytest.raises(MemoryError, match=r"^too much$"):
         failing(np.zeros(1, np.float32))
 
 
