@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from stsbp_cpu.threads import get_num_threads, set_num_threads
 from stsbp_jax import apply, on_cpu
 from stsbp_jax.backend import PAIRS, JaxBackend
 from stsbp_jax.compiling import as_one
+from stsbp_jax.grid import describe_grid
 from stsbp_spec import LIF, Batch, NetworkSpec, VanRossum, initial_weights
 from stsbp_spec import plan as plans
 from stsbp_spec.neurons import PLIF
@@ -223,3 +225,22 @@ def test_a_call_outside_of_a_jit_takes_the_threads_that_are_set_and_raises_the_h
 
 def _failing(x: AnyArray) -> AnyArray:
     raise MemoryError("too much")
+
+
+@pytest.mark.parametrize(("inputs", "most"), [(3, 1), (1000, 255), (70_000, 255)], ids=["fine", "coarser", "none"])
+def test_weights_have_the_grid_of_xlas_own_code(inputs: int, most: int) -> None:
+    layer = NetworkSpec.parse("5", input_shape=(inputs,), outputs=2, input_max=most).blocks[0]
+    choose = [jax.jit(partial(each.choose_grid, layer)) for each in (KERNELS, XLA)]
+    w = np.random.default_rng(0).uniform(0.5, 1.0, (5, inputs)).astype(np.float32)
+    bits = set()
+    for scale in (1.0, 0.0, -(2.0**-110), 2.0**104, np.nan):
+        other = w.copy()
+        other[2, 1] *= np.float32(scale)
+        for weights in (other, w * np.float32(scale)):
+            (ours, our_grid), (theirs, their_grid) = (each(weights) for each in choose)
+            assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
+            found = describe_grid(layer, our_grid)
+            assert found == describe_grid(layer, their_grid)
+            assert np.isnan(ours).any() == (found is None)
+            bits.add(found and found.bits)
+    assert len(bits) == (2 if inputs == 70_000 else 3)

@@ -24,6 +24,7 @@ __all__ = [
     "round_errors",
     "round_rows",
     "weight_grid",
+    "weight_grid_and_bound",
 ]
 
 _CHUNK = 65536
@@ -156,17 +157,28 @@ def round_rows(w: Float32, exponent: int) -> tuple[Float32, float]:
 
 def weight_grid(projection: Projection, w: Float32) -> tuple[Float32, WeightGrid]:
     """Implements `Pairs.weight_grid` for weights `[out, ...]`."""
-    rows = np.ascontiguousarray(w).reshape(len(w), -1)
+    return weight_grid_and_bound(projection, w)[:2]
+
+
+def weight_grid_and_bound(projection: Projection, w: Float32) -> tuple[Float32, WeightGrid, float]:
+    """The results of `weight_grid`, and the largest partial sum for inputs in [0, 1]."""
+    rows, bounds = np.ascontiguousarray(w).reshape(len(w), -1), [0.0]
+
+    def rounded(exponent: int) -> tuple[Float32, float]:
+        wq, bound = round_rows(rows, exponent)
+        bounds.append(bound)
+        return wq, bound
+
     wq, made = fit_weight_grid(
         largest(rows.reshape(-1)),
-        lambda exponent: round_rows(rows, exponent),
+        rounded,
         summands=rows.shape[1],
         weight_bits=projection.synapse.weight_bits,
         input_exponent=projection.input.exponent,
         input_max=projection.input.maximum,
         layer=projection.name,
     )
-    return np.zeros(w.shape, np.float32) if wq is None else wq.reshape(w.shape), made
+    return np.zeros(w.shape, np.float32) if wq is None else wq.reshape(w.shape), made, bounds[-1]
 
 
 @cached_njit(parallel=True)

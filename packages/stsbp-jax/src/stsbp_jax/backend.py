@@ -414,6 +414,10 @@ class JaxBackend(AbstractBackend[Array]):
         (found,) = self.weight_grids((projection,), (w,))
         return found
 
+    def choose_grid(self, projection: Projection, w: Array) -> tuple[Array, GridChoice]:
+        """Weights on their grid, and the grid as a program can compute it: `grid.weight_grid`."""
+        return on_cpu.weight_grid(projection, w) if self._on_cpu else weight_grid(projection, w)
+
     def weight_grids(
         self, projections: Sequence[Projection], weights: Sequence[Array]
     ) -> list[tuple[Array, WeightGrid]]:
@@ -529,7 +533,7 @@ def weight_grids(
     backend: JaxBackend, projections: tuple[Projection, ...], weights: tuple[Array, ...]
 ) -> list[tuple[Array, GridChoice]]:
     """Weights on their grids, and the grids as `GridChoice`, which is what a device can compute."""
-    return [weight_grid(projection, w) for projection, w in zip(projections, weights, strict=True)]
+    return [backend.choose_grid(projection, w) for projection, w in zip(projections, weights, strict=True)]
 
 
 def _checked_grid(projection: Projection, choice: GridChoice, w: Array) -> WeightGrid:

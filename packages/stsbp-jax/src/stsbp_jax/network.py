@@ -25,6 +25,7 @@ from stsbp_spec.typing import Coding, Precision
 from stsbp_spec.values import integer, listed, shown
 
 from stsbp_jax import grid
+from stsbp_jax.backend import PAIRS
 from stsbp_jax.checks import as_array, check_array, check_finite, checked_weights, dropout_words, in_domain, on_grid
 from stsbp_jax.compiling import as_one, pair
 from stsbp_jax.segments import Settings, State, compute, fork, pieces
@@ -52,7 +53,7 @@ def snap_weights(block: Block, w: ArrayLike) -> Array:
     return snapped
 
 
-_snap = pair(1, lambda block, w: (grid.weight_grid(block, w)[0], None), lambda block, _, dw: (dw,))
+_snap = pair(1, lambda block, w: (PAIRS.choose_grid(block, w)[0], None), lambda block, _, dw: (dw,))
 
 
 def clip_to_domain(network: NetworkSpec, weights: Mapping[str, Array]) -> dict[str, Array]:

@@ -25,8 +25,9 @@ from stsbp_cpu.synapses import conv2d, dropout, linear
 from stsbp_cpu.threads import get_num_threads, set_num_threads
 from stsbp_spec.collective import Part
 from stsbp_spec.equations import Constants, NeuronEquations, neuron_equations
+from stsbp_spec.errors import ExactnessError, NumericError
 from stsbp_spec.expr import Recurrence
-from stsbp_spec.graph import Op
+from stsbp_spec.graph import Op, Projection
 from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.optim.adamw import AdamWScalars
 from stsbp_spec.plan import Chain, Drops, Population, Recurrent, Weights, rule_of
@@ -36,14 +37,14 @@ from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear, MaxPool2d, batchnorm
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import AnyArray, Precision, Shape
 
-from stsbp_jax.grid import wide
+from stsbp_jax.grid import GridChoice, wide
 from stsbp_jax.hosted import Making, host_call, one_at_a_time
 
 __all__ = [
     "RULES", "adamw", "channelwise", "dropout_mask", "error_grid", "error_moments", "fits", "fuse",
     "gradient_squares",
     "largest_error", "moments", "neuron_backward", "neuron_forward", "of_channels", "population_backward",
-    "population_forward", "recur", "sample_grid", "spike_count",
+    "population_forward", "recur", "sample_grid", "spike_count", "weight_grid",
 ]  # fmt: skip
 
 _FLAT, _IMAGES = 3, 5
@@ -355,6 +356,25 @@ def _propagate_all(
 
 
 # The contract, batch normalisation, dropout, the update.
+def weight_grid(projection: Projection, w: Array) -> tuple[Array, GridChoice]:
+    """Implements `grid.weight_grid`, whose loop XLA would compile for each layer."""
+    wq, numbers = _call(_weight_grid, (_like(w.shape), _like((4,), np.float64)), w, fixed=(projection,))
+    with wide():
+        q, coarser, bound, finite = (numbers[i] for i in range(4))
+        return wq, GridChoice(q.astype(np.int32), coarser.astype(np.int32), bound, finite > 0)
+
+
+def _weight_grid(projection: Projection, w: AnyArray) -> tuple[AnyArray, AnyArray]:
+    """Weights on their grid, and the numbers of a `GridChoice`, float64."""
+    bits = projection.synapse.weight_bits
+    try:
+        wq, made, bound = reductions.weight_grid_and_bound(projection, w)
+    except (NumericError, ExactnessError) as error:
+        nothing = np.full(w.shape, np.nan, np.float32)
+        return nothing, np.array([0, bits, 0, isinstance(error, ExactnessError)], np.float64)
+    return wq, np.array([made.exponent, bits - made.bits, bound * 2.0**made.exponent, True], np.float64)
+
+
 def largest_error(dz: Array) -> Array:
     """Implements `Pairs.largest_error`."""
     found: Array = _call(_largest_error, _like((1,), np.int32), dz)

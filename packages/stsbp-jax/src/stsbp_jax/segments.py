@@ -24,7 +24,6 @@ from stsbp_spec.rules import Deferred, Run
 from stsbp_spec.synapses.batchnorm import moved
 from stsbp_spec.typing import Precision, Shape
 
-from stsbp_jax import grid
 from stsbp_jax.backend import PAIRS
 from stsbp_jax.checks import in_domain
 from stsbp_jax.compiling import pair
@@ -241,7 +240,7 @@ def _on_grid(piece: Piece, weights: Mapping[str, Array]) -> dict[str, Array]:
     """Weights on their grids, and the other learned parameters. Values outside their domain become NaN."""
     found = dict(weights)
     for projection in piece.projections:
-        found[projection.name], choice = grid.weight_grid(projection, weights[projection.name])
+        found[projection.name], choice = PAIRS.choose_grid(projection, weights[projection.name])
         if projection.synapse.norm is not None:
             unit = choice.exponent + np.int32(projection.input.exponent)
             found[f"{projection.name}.exponent"] = unit.reshape(1)
