@@ -188,8 +188,14 @@ def test_a_neuron_of_two_states_has_the_reference_bits_both_ways(transform: str,
         assert differing_bits(kept.kept[name], values) == 0, name
 
 
-@pytest.mark.parametrize("memory", ["full", "low"])
-@pytest.mark.parametrize("coding", ["events", "direct"])
+@pytest.mark.parametrize(
+    ("memory", "coding"),
+    [
+        ("low", "events"),
+        ("full", "direct"),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in (("full", "events"), ("low", "direct"))),
+    ],
+)
 def test_a_neuron_of_two_states_trains_to_the_reference_bits(memory: Any, coding: Any) -> None:
     network = NetworkSpec.parse(
         "6C3-P2-D0.2-20", input_shape=(2, 10, 10), outputs=5, coding=coding, neuron=Tired(tau_s=3.0)

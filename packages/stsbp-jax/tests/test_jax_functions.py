@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,28 @@ def example(coding: Coding = "events") -> tuple[NetworkSpec, dict[str, Any], Any
         x = rng.integers(0, 256, (BATCH, 2, 12, 12), dtype=np.uint8)
     y = (rng.random((STEPS, BATCH, 5)) < 0.3).astype(np.uint8)
     return network, dict(initial_weights(network, seed=0)), x, y
+
+
+@cache
+def compiled_apply() -> Any:
+    """`apply` of the example's network under a jit, with the inputs as argument."""
+    network, weights, _, _ = example()
+    return jax.jit(lambda x: apply(network, weights, x, STEPS))
+
+
+@cache
+def transformed_lif() -> list[Any]:
+    """`lif` under a jit and under a vmap, with its input as argument."""
+
+    def fired(z: Any) -> Any:
+        return lif(LIF(), PSP(3.0).filter(), z, 6)
+
+    return [jax.jit(fired), jax.vmap(fired, 1, 1)]
+
+
+@cache
+def compiled_distance() -> Any:
+    return jax.jit(partial(distance, Hamming(), PSP(4)))
 
 
 CASES = [
@@ -154,7 +176,7 @@ def test_values_that_are_not_finite_are_refused_or_stay_not_finite(value: float)
     for given in (z, jnp.asarray(z)):
         with pytest.raises(NumericError, match="the input of lif holds a value that is not finite"):
             lif(LIF(), filter, given, 6)  # type: ignore[arg-type]
-    for function in (jax.jit(lambda x: lif(LIF(), filter, x, 6)), jax.vmap(lambda x: lif(LIF(), filter, x, 6), 1, 1)):
+    for function in transformed_lif():
         spikes = np.asarray(function(jnp.asarray(z)))
         expected = np.zeros_like(z)
         expected[2:, 1, 3] = np.nan
@@ -164,7 +186,7 @@ def test_values_that_are_not_finite_are_refused_or_stay_not_finite(value: float)
     frames[3, 1, 0, 5, 5] = value
     with pytest.raises(NumericError, match="the input of apply holds a value that is not finite"):
         apply(network, weights, frames, STEPS)
-    spikes = np.asarray(jax.jit(lambda x: apply(network, weights, x, STEPS))(frames))
+    spikes = np.asarray(compiled_apply()(frames))
     assert np.isnan(spikes[3:, 1]).all()
     assert np.isfinite(spikes[:, [0, 2]]).all()
 
@@ -180,7 +202,7 @@ def test_inputs_that_are_no_spikes_are_refused_or_become_nan(value: float) -> No
     # A jit that closes over the frames has their values.
     with pytest.raises(ShapeError, match="the inputs of apply must be spikes, 0 or 1, got"):
         jax.jit(lambda w: apply(network, w, frames, STEPS))(weights)
-    spikes = np.asarray(jax.jit(lambda x: apply(network, weights, x, STEPS))(frames))
+    spikes = np.asarray(compiled_apply()(frames))
     assert np.isnan(spikes[4:, 2]).all()
     assert np.isfinite(spikes[:4]).all()
 
@@ -428,7 +450,7 @@ def test_a_distance_of_what_is_no_spike_train_is_refused_or_nan(value: float) ->
     for spikes, targets in ((good, bad), (bad, good)):
         with pytest.raises((ShapeError, NumericError), match="of distance"):
             distance(Hamming(), PSP(4), spikes, targets)
-        assert np.isnan(jax.jit(lambda s, y: distance(Hamming(), PSP(4), s, y))(spikes, targets))
+        assert np.isnan(compiled_distance()(spikes, targets))
     with pytest.raises(ShapeError, match=r"got \(4, 2, 3\) and \(4, 1, 3\)"):
         distance(Hamming(), PSP(4), good, good[:, :1])
 
