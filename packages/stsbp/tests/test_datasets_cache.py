@@ -325,6 +325,23 @@ class TestDigestFiles:
         manifest.write_bytes(content)
         assert digest_files(root, ["a", "b"], cache_dir=cache) == first
 
+    def test_reads_a_folder_whose_name_is_not_utf_8(self, root: Path, tmp_path: Path) -> None:
+        other = tmp_path / os.fsdecode(b"d\xe9")
+        try:
+            root.rename(other)
+        except (OSError, UnicodeError):
+            pytest.skip("the file system has no such names")
+        digests = digest_files(other, ["a"], cache_dir=tmp_path / "cache")
+        assert digests == {"a": hashlib.sha256(b"a").hexdigest()}
+
+    def test_manifest_has_the_name_that_earlier_versions_gave(
+        self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("stsbp.datasets.cache._RACY_NS", -(10**12))
+        digest_files(root, ["a"], cache_dir=tmp_path / "cache")
+        name = hashlib.sha256(os.path.realpath(root).encode()).hexdigest()[:32]
+        assert [path.name for path in (tmp_path / "cache").iterdir()] == [f"manifest-{name}.json"]
+
     def test_names_a_file_that_cannot_be_read(self, root: Path, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"cannot read .*missing"):
             digest_files(root, ["missing"], cache_dir=tmp_path / "cache")

@@ -292,7 +292,8 @@ def digest_files(
     Raises:
         DataError: a file cannot be read, or the manifest cannot be written.
     """
-    name = hashlib.sha256(str(real(root)).encode()).hexdigest()[:32]
+    # The name of a folder may not be valid UTF-8.
+    name = hashlib.sha256(str(real(root)).encode(errors="surrogatepass")).hexdigest()[:32]
     manifest = cache_dir / f"manifest-{name}.json"
     known = _read_manifest(manifest)
     digests = Digests()
