@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stsbp.config import FREE, RunConfig, Source, differences, named_preset, read_toml, resolve, to_toml
+from stsbp.config import FREE, RunConfig, Source, absolute, differences, named_preset, read_toml, resolve, to_toml
 from stsbp.datasets import DATASETS
 from stsbp.errors import ConfigError
 from stsbp.presets import PRESETS, defaults
@@ -255,6 +255,15 @@ def test_settings_that_no_file_can_hold_are_refused_before_a_run_begins() -> Non
     config = resolve([DIGITS]).model_copy(update={"net": '"' * 600_000})
     with pytest.raises(ConfigError, match=r"the settings take 1,20\d,\d{3} bytes, but .* 1,048,576; .* shorter: net"):
         pinned(config)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("data_dir", "a\udcff"), ("test_on", "folder:a\udcff"), ("init_from", "a\udcff:best")]
+)
+def test_settings_that_are_not_utf_8_are_refused(setting: str, value: str) -> None:
+    config = resolve([DIGITS, Source("command line", {setting: value})])
+    with pytest.raises(ConfigError, match=rf"{setting} is not valid UTF-8: .*a\\xff.*; rename the file or folder"):
+        to_toml(absolute(config))
 
 
 def test_digest_changes_with_what_changes_the_result_only() -> None:

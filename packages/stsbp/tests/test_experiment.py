@@ -297,6 +297,15 @@ def test_overwrite_removes_all_runs_or_none(
     assert experiment("--lr", 0.02).exit_code == 0
 
 
+def test_overwrite_with_a_path_that_cannot_be_stored_removes_no_run(
+    experiment: Callable[..., Result], tmp_path: Path, refused: Callable[..., None]
+) -> None:
+    experiment()
+    before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "e").rglob("*"))
+    refused(experiment("--overwrite", "--data-dir", "a\udcff"), "data_dir is not valid UTF-8")
+    assert sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "e").rglob("*")) == before
+
+
 @pytest.mark.parametrize("name", ["experiment.md", "experiment.json"])
 @pytest.mark.parametrize("option", [(), ("--overwrite",)])
 def test_notes_in_the_folder_of_an_experiment_are_kept(

@@ -272,6 +272,28 @@ def test_removed_experiment_is_not_made_again(
     assert not out.exists()
 
 
+@pytest.mark.parametrize("option", [("--data-dir", "a\udcff"), ("--test-on", "folder:a\udcff")])
+@pytest.mark.parametrize("replace", [("--overwrite",), ()])
+def test_a_path_that_cannot_be_stored_leaves_the_run_as_it_is(
+    option: tuple[str, str], replace: tuple[str, ...], train_tiny: Train, tmp_path: Path, stopped: Callable[..., None]
+) -> None:
+    if replace:
+        assert train_tiny(tmp_path / "run").exit_code == 0
+    before = content(tmp_path)
+    stopped(train_tiny(tmp_path / "run", *replace, *option), "is not valid UTF-8")
+    assert content(tmp_path) == before
+
+
+def test_a_resumed_run_reads_its_data_below_a_path_that_cannot_be_stored(
+    train_tiny: Train, stsbp: Train, tmp_path: Path
+) -> None:
+    # Digits need no folder, so it need not exist.
+    assert train_tiny(tmp_path / "run", "--epochs", 1).exit_code == 0
+    result = train_tiny(tmp_path / "run", "--epochs", 2, "--resume", "--data-dir", "a\udcff")
+    assert result.exit_code == 0, result.output
+    assert stsbp("evaluate", tmp_path / "run", "--data-dir", "a\udcff").exit_code == 0
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
 def test_lock_that_is_no_file(train_tiny: Train, tmp_path: Path, stopped: Callable[..., None]) -> None:
     run = tmp_path / "run"

@@ -437,13 +437,10 @@ def _absolute(key: str, value: str) -> str:
     prefix, path = named if named is not None and key != "data_dir" else ("", Path(value))
     try:
         found = prefix + os.path.abspath(path.expanduser())
-        # Text that is not valid UTF-8 cannot be written to the file of the settings.
-        found.encode()
     except RuntimeError as error:
         raise ConfigError(f"cannot find {path}: {error}") from error
-    except UnicodeEncodeError:
-        return value
-    return found
+    # A relative path can be stored even if the name of the working folder is not valid UTF-8 and cannot.
+    return found if _is_unicode(found) else value
 
 
 def split_start(text: str) -> tuple[Path, Literal["last", "best"]]:
@@ -724,7 +721,7 @@ def to_toml(config: RunConfig) -> str:
     """All settings as TOML, from which `read_toml` makes an equal configuration.
 
     Raises:
-        ConfigError: `read_toml` would refuse the text, because it is too large.
+        ConfigError: `read_toml` would refuse the text, because it is too large or not valid UTF-8.
     """
     text = _as_toml(config.model_dump())
     if (size := len(text.encode(errors="surrogatepass"))) > _LARGEST_TOML:
@@ -732,7 +729,18 @@ def to_toml(config: RunConfig) -> str:
             f"the settings take {size:,} bytes, but their file has at most {_LARGEST_TOML:,}; make the longest of "
             f"them shorter: {max(RunConfig.model_fields, key=lambda key: len(str(getattr(config, key))))}"
         )
+    for key, value in config:
+        if not _is_unicode(str(value)):
+            raise ConfigError(
+                f"the settings of a run are stored in UTF-8, but {key} is not valid UTF-8: {value}; rename the file or "
+                "folder, or give the path of a link to it"
+            )
     return text
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text is valid Unicode. Python reads a name that is not valid UTF-8 as text with surrogates."""
+    return re.search("[\ud800-\udfff]", text) is None
 
 
 def is_stored(path: Path) -> bool:

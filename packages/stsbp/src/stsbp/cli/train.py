@@ -323,9 +323,7 @@ def _begin(plan: _Plan, task: Task, data: Data, show: Reporter, *, overwrite: bo
     elif plan.begun != _begun(folder):
         raise FileError(f"another process has begun a run in {folder.path} meanwhile; choose another --out")
     if saved is None:
-        if overwrite and not folder.is_free:
-            folder.clear()
-        folder.write_config(config)
+        folder.write_config(config, overwrite=overwrite)
     folder.note_start(task.backend, sys.argv, 0 if saved is None else int(saved.info["step"]), task.group.size)
     if saved is None:
         return None

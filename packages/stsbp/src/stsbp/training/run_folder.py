@@ -209,14 +209,22 @@ class RunFolder:
                 )
         return config
 
-    def write_config(self, config: RunConfig) -> None:
+    def write_config(self, config: RunConfig, *, overwrite: bool = False) -> None:
         """Write the settings. The folder must be locked (`lock`).
 
+        Args:
+            config: the settings.
+            overwrite: whether to remove the files of an earlier run first (`clear`).
+
         Raises:
+            ConfigError: the settings cannot be stored. No file is removed.
             FileError: there is a file of that name that no run wrote, or the folder cannot be written.
         """
+        text = to_toml(config).encode()
+        if overwrite and not self.is_free:
+            self.clear()
         self.check_settings()
-        self.files.write(self.config.name, to_toml(config).encode())
+        self.files.write(self.config.name, text)
 
     def note_start(self, backend: AbstractBackend, command: list[str], step: int, processes: int = 1) -> None:
         """Add a start to the environment file: versions, backend, device, machine, command, time. Requires `lock`."""
