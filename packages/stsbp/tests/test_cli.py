@@ -776,6 +776,19 @@ def test_where_records_end(tmp_path: Path) -> None:
     assert ends_elsewhere(path, second, 6, 2) == ""
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege")
+@pytest.mark.parametrize("link", [Path.hardlink_to, Path.symlink_to])
+def test_metrics_file_does_not_change_what_it_is_linked_to(link: Callable[[Path, Path], None], tmp_path: Path) -> None:
+    other, run = tmp_path / "other", tmp_path / "run"
+    run.mkdir()
+    other.write_text('{"a": 1}\n{"b": 2}\n')
+    link(run / "metrics.jsonl", other)
+    with OpenFolder(run) as folder, MetricsFile(folder, len('{"a": 1}\n')) as file:
+        file.write({"c": 3})
+    assert (run / "metrics.jsonl").read_text() == '{"a": 1}\n{"c": 3}\n'
+    assert other.read_text() == '{"a": 1}\n{"b": 2}\n'
+
+
 def test_metrics_file_is_cut_to_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     with OpenFolder(tmp_path) as folder:

@@ -272,6 +272,19 @@ def test_removed_experiment_is_not_made_again(
     assert not out.exists()
 
 
+@pytest.mark.skipif(not hasattr(os, "link"), reason="the system has no hard links")
+def test_resume_does_not_change_a_snapshot_that_shares_its_files(train_tiny: Train, tmp_path: Path) -> None:
+    run, snapshot = tmp_path / "run", tmp_path / "snapshot"
+    assert train_tiny(run, "--epochs", 1).exit_code == 0
+    shutil.copytree(run, snapshot, copy_function=os.link)
+    before = content(snapshot)
+    assert train_tiny(run, "--resume", "--epochs", 2).exit_code == 0
+    assert content(snapshot) == before
+    after = content(run)
+    assert train_tiny(snapshot, "--resume", "--epochs", 1).exit_code == 0
+    assert content(run) == after
+
+
 @pytest.mark.parametrize("option", [("--data-dir", "a\udcff"), ("--test-on", "folder:a\udcff")])
 @pytest.mark.parametrize("replace", [("--overwrite",), ()])
 def test_a_path_that_cannot_be_stored_leaves_the_run_as_it_is(

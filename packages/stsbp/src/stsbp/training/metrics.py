@@ -347,6 +347,8 @@ def _place(line: bytes) -> tuple[int, int] | None:
 class MetricsFile:
     """Appends lines of JSON to a file. It never leaves an incomplete line, even if the disk is full.
 
+    An existing file is replaced, so links to it still lead to the old content.
+
     Args:
         folder: folder of the file, which is checked before each line.
         keep: number of bytes (whole lines) to keep of an existing file; None: nothing.
@@ -360,15 +362,15 @@ class MetricsFile:
         self._folder = folder
         self.path = folder.path / name
         try:
-            folder.check()
-            self._file = folder.open(name, os.O_RDWR | os.O_CREAT)
-            # Read no more than exists, because a number from a file may be arbitrarily large.
-            with open(self._file.fileno(), "rb", closefd=False) as whole:
-                content = whole.read(min(keep or 0, os.fstat(whole.fileno()).st_size))
+            content = b""
+            with contextlib.suppress(FileNotFoundError):
+                content = folder.read(name, keep or 0)
             # If a file lost its end (or was edited), keep its complete lines.
             self.size = content.rfind(b"\n") + 1
             self.short = self.size != (keep or 0)
-            self._file.truncate(self.size)
+            # A snapshot of the run may share the file by a link. So lines are only appended to a file of this start.
+            folder.write(name, content[: self.size])
+            self._file = folder.open(name, os.O_RDWR)
             self._file.seek(self.size)
         except OSError as error:
             raise _unwritable(self.path, error) from error
