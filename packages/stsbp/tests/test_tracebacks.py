@@ -305,6 +305,15 @@ def test_signals_end_a_compilation(
     assert checkpoint.load(run, "last").info["step"] == 0
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize("module", ["stsbp.__main__", "stsbp.cli"])
+def test_interrupt_while_its_handler_is_installed_leaves_without_a_traceback(module: str) -> None:
+    code = f"import os, signal\nfrom {module} import main\nfrom stsbp.interrupts import Watch\n"
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    done = python(code + "Watch.start = lambda self: os.kill(os.getpid(), signal.SIGINT)\nmain()", "--help")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted.\n")
+
+
 def test_interrupts_that_were_ignored_stay_ignored() -> None:
     code = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from stsbp.interrupts import install\n"
     done = python(code + "install(); print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)")

@@ -176,9 +176,13 @@ def install() -> Interrupts:
     if isinstance(found, Interrupts):
         return found
     interrupts = Interrupts()
-    if found is signal.default_int_handler:
-        signal.signal(signal.SIGINT, interrupts)
-        sys.unraisablehook = interrupts.unraisable
-    WATCH.needed = 1
-    WATCH.start()
+    try:
+        if found is signal.default_int_handler:
+            signal.signal(signal.SIGINT, interrupts)
+            sys.unraisablehook = interrupts.unraisable
+        WATCH.needed = 1
+        WATCH.start()
+    except KeyboardInterrupt:
+        # Callers can only catch interrupts once they have the handler.
+        interrupts.end()
     return interrupts
