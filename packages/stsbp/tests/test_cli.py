@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -421,6 +422,19 @@ def test_evaluate_best_is_the_epoch_that_best_json_names(
     found = json.loads(stsbp("evaluate", run, "--checkpoint", "best", "--split", "validation", "--json").stdout)
     assert found["accuracy"] == best["value"]
     assert found["step"] == best["step"]
+
+
+def test_printed_commands_name_a_run_whose_name_begins_with_a_dash(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result]
+) -> None:
+    stopped = train_tiny(Path("-run"), "--stop-after", 1e-9)
+    again = shlex.split(stopped.stderr.splitlines()[-1].partition("Continue with: ")[2])
+    assert again == ["stsbp", "--backend", "numpy", "train", "--resume", "./-run"]
+    stopped = stsbp("train", "--resume=-run", "--stop-after", 1e-9)
+    assert stopped.exit_code == 75, stopped.output
+    evaluate = stsbp(*again[3:]).stdout.splitlines()[-1]
+    assert evaluate == "run -run: stsbp evaluate ./-run"
+    assert stsbp(*shlex.split(evaluate)[3:]).exit_code == 0
 
 
 def test_printed_commands_are_on_the_path(

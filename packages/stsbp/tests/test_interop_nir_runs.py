@@ -63,6 +63,7 @@ def test_a_run_is_evaluated_and_trained(stsbp: Callable[..., Result], imported: 
     assert result.exit_code == 0, result.output
     assert "the weights lie on the grid as they are" in result.stdout
     assert "run run: stsbp evaluate run, stsbp train --resume run" in result.stdout
+    assert "run -run: stsbp evaluate ./-run, stsbp train --resume ./-run" in imported("--out", "-run").stdout
     before = weights_of(Path("run"))
     assert np.array_equal(before["a"], full(5, 6))
     assert np.array_equal(before["b"], full(3, 5, 1))

@@ -181,6 +181,13 @@ def test_removed_lock_stops_the_run_and_lets_no_other_in(
     same_run(run, tmp_path / "whole")
 
 
+def test_removed_lock_of_a_run_whose_name_begins_with_a_dash(
+    train_tiny: Train, tmp_path: Path, after_first_epoch: Callable[[Step], None], stopped: Callable[..., None]
+) -> None:
+    after_first_epoch((tmp_path / "-a run" / ".lock").unlink)
+    stopped(train_tiny(Path("-a run")), "stsbp train --resume './-a run'")
+
+
 @pytest.mark.parametrize("write", ["config", "environment", "metrics", "tensorboard", "checkpoint"])
 def test_every_write_checks_the_folder(train_tiny: Train, tmp_path: Path, write: str) -> None:
     from stsbp.training import checkpoint

@@ -390,6 +390,9 @@ def test_report_of_a_converted_run_repeats_it_with_its_own_weights(
     stsbp("report", "import", "--no-samples")
     later = "stsbp --backend numpy train --resume import --epochs 2"
     assert f"{how} {own}\n{later} setting" in check(tmp_path / "import.html").text
+    (tmp_path / "import").rename(tmp_path / "-moved")
+    stsbp("report", "./-moved", "--no-samples")
+    assert "train --resume ./-moved --epochs 2 setting" in check(tmp_path / "-moved.html").text
     # The first name of a command counts, not that of a folder.
     monkeypatch.setattr("sys.argv", ["/bin/stsbp", "train", "digits", "--out", "convert"])
     train_tiny(tmp_path / "convert", "--epochs", 1)

@@ -226,6 +226,8 @@ def test_a_stream_is_what_predict_makes_of_its_frames(
     events = drawn(1)
     (tmp_path / "a.txt").write_text(text(events))
     *steps, end = lines_of(stsbp("predict", camera, "--stream", "a.txt", "--json"))
+    (tmp_path / "-a.txt").write_text(text(events))
+    assert lines_of(stsbp("predict", camera, "--stream=-a.txt", "--json"))[:-1] == steps
     frames = frames_of(run, events)
     found = run.predict(frames[:, None])
     assert found.spikes.any()

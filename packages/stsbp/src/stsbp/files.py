@@ -34,6 +34,7 @@ __all__ = [
     "TEMPORARY",
     "OpenFolder",
     "OutputKind",
+    "as_argument",
     "atomic_writer",
     "check_regular",
     "open_regular",
@@ -79,6 +80,12 @@ open lock file prevents that the folder is removed or renamed."""
 def real(path: Path) -> Path:
     """The path with all links followed. Unlike `Path.resolve`, it accepts circular links."""
     return Path(os.path.realpath(path))
+
+
+def as_argument(path: Path) -> str:
+    """The path as an argument of a command, which no command takes for an option."""
+    text = str(path)
+    return os.path.join(os.curdir, text) if text.startswith("-") else text
 
 
 def _hold(descriptor: int, *, wait: bool) -> int | None:

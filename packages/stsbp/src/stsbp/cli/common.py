@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import shutil
 import sys
 import time
@@ -30,6 +31,7 @@ __all__ = [
     "MOST_PROCESSES",
     "Choice",
     "Finite",
+    "OptionalPaths",
     "batch_size_option",
     "check_on",
     "checkpoint_option",
@@ -81,6 +83,15 @@ def program() -> str:
     """The word with which a shell starts this command line: `stsbp`, or its path if it is not on the PATH."""
     beside = shutil.which("stsbp", path=os.path.dirname(sys.executable))
     return "stsbp" if beside is None or shutil.which("stsbp") is not None else beside
+
+
+class OptionalPaths(click.Command):
+    """A command whose option `--resume` or `--stream` can stand without its path."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # In `--resume=-RUN`, click takes -RUN for another option, because --resume can stand alone.
+        at_dash = re.compile("^(--resume|--stream)=(?=-.)")
+        return super().parse_args(ctx, [at_dash.sub(rf"\1={os.curdir}/", word) for word in args])
 
 
 class Finite(click.FloatRange):

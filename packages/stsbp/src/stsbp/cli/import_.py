@@ -24,6 +24,7 @@ from stsbp.cli.common import Choice, Finite, program, say
 from stsbp.cli.settings import SettingsCommand, allow_imports, complete_data_set, given_settings, settings
 from stsbp.config import RunConfig, Source, absolute, check_imports, read_toml, resolve
 from stsbp.errors import ConfigError, DataError
+from stsbp.files import as_argument
 from stsbp.interop.nir_import import Imported, import_graph, likely_step
 from stsbp.interop.nir_nodes import Choices
 from stsbp.interop.nir_reader import Graph, read_graph
@@ -130,9 +131,9 @@ def command(
         show.close()
     for line in lines:
         say(line)
-    name = click.format_filename(out)
+    name = click.format_filename(as_argument(out))
     then = ([program(), "evaluate", name], [program(), "train", "--resume", name])
-    say(f"run {name}: {', '.join(map(shlex.join, then))}")
+    say(f"run {click.format_filename(out)}: {', '.join(map(shlex.join, then))}")
 
 
 @dataclass(frozen=True)

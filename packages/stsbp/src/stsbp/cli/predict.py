@@ -21,6 +21,7 @@ from stsbp_spec.typing import AnyArray, Int64, UInt8
 from stsbp.cli import COMMANDS, Globals
 from stsbp.cli.common import (
     Choice,
+    OptionalPaths,
     checkpoint_option,
     choose_backend,
     limit_threads,
@@ -52,7 +53,7 @@ _MOST_AXES = 8
 _MOST = {".npy": GIGABYTE, ".bin": MOST_OF_RECORDING, ".wav": MOST_OF_SOUND}
 
 
-@click.command("predict", short_help=COMMANDS["predict"])
+@click.command("predict", cls=OptionalPaths, short_help=COMMANDS["predict"])
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE...]")
 @click.option(

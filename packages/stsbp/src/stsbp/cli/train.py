@@ -17,7 +17,17 @@ from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.network import NetworkSpec
 
 from stsbp.cli import COMMANDS, Globals
-from stsbp.cli.common import choose_backend, deadline_in, limit_threads, meeting, processes, program, say, stop_after
+from stsbp.cli.common import (
+    OptionalPaths,
+    choose_backend,
+    deadline_in,
+    limit_threads,
+    meeting,
+    processes,
+    program,
+    say,
+    stop_after,
+)
 from stsbp.cli.settings import (
     SettingsCommand,
     allow_imports,
@@ -41,7 +51,7 @@ from stsbp.config import (
 )
 from stsbp.datasets.registry import is_known, named_path
 from stsbp.errors import ConfigError, FileError
-from stsbp.files import real
+from stsbp.files import as_argument, real
 from stsbp.processes.group import PER_PROCESS, Group, join
 from stsbp.training import checkpoint
 from stsbp.training.build import (
@@ -69,7 +79,11 @@ _HERE = ""
 """Value of `--resume` without a folder. It means the folder of `--out`."""
 
 
-@click.command("train", cls=SettingsCommand, short_help=COMMANDS["train"])
+class _Train(OptionalPaths, SettingsCommand):
+    """The command."""
+
+
+@click.command("train", cls=_Train, short_help=COMMANDS["train"])
 @click.argument("dataset", required=False, shell_complete=complete_data_set)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/DATASET-DATE-TIME]")
 @click.option(
@@ -398,7 +412,7 @@ def _asked(sources: list[Source]) -> dict[str, Any]:
 def _again(folder: RunFolder) -> str:
     """The command that continues the run."""
     chosen: Globals = click.get_current_context().obj
-    return shlex.join([program(), *chosen.words, "train", "--resume", click.format_filename(folder.path)])
+    return shlex.join([program(), *chosen.words, "train", "--resume", click.format_filename(as_argument(folder.path))])
 
 
 def _result(folder: RunFolder, outcome: Outcome, network: NetworkSpec, show: Reporter) -> None:
@@ -425,4 +439,5 @@ def _result(folder: RunFolder, outcome: Outcome, network: NetworkSpec, show: Rep
     path = click.format_filename(folder.path)
     # If there is no test set, `evaluate` must be told which samples to use.
     split = [] if test else ["--split", "validation" if best["by"].startswith("validation") else "train"]
-    say(f"run {path}: {shlex.join([program(), 'evaluate', path, *split])}")
+    evaluate = [program(), "evaluate", click.format_filename(as_argument(folder.path)), *split]
+    say(f"run {path}: {shlex.join(evaluate)}")

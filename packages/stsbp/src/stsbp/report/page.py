@@ -19,7 +19,7 @@ from stsbp_spec.typing import AnyArray, Float64, Int64
 
 from stsbp.config import RunConfig
 from stsbp.errors import printable
-from stsbp.files import OutputKind, real
+from stsbp.files import OutputKind, as_argument, real
 from stsbp.report import svg
 from stsbp.report.collect import Sample
 from stsbp.report.svg import Series
@@ -493,7 +493,7 @@ def _again(content: Content) -> tuple[str, str]:
     made = content.starts[0].get("command") if content.starts else None
     if made and next((word for word in made[1:] if word in _MAKES), "") in ("import", "convert"):
         # The settings do not contain the weights that the run began with.
-        later = [*train, "--resume", str(content.folder), "--epochs", str(content.config.epochs)]
+        later = [*train, "--resume", as_argument(content.folder), "--epochs", str(content.config.epochs)]
         commands = [command_text(made), *([shlex.join(later)] if len(content.starts) > 1 else [])]
         return "To repeat the run, replace its folder by a new one here", "\n".join(commands)
     return "To repeat the run", shlex.join([*train, "--config", str(content.folder / "config.toml")])

@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -28,7 +29,7 @@ from stsbp_spec.grid import CONTRACT_VERSION
 from stsbp import records
 from stsbp.config import OWN, RunConfig, is_stored, read_toml, resolve, to_toml
 from stsbp.errors import CheckpointError, ConfigError, FileError
-from stsbp.files import LOCK, MEGABYTE, TEMPORARY, OpenFolder, read_regular
+from stsbp.files import LOCK, MEGABYTE, TEMPORARY, OpenFolder, as_argument, read_regular
 from stsbp.training.checkpoint import TENSOR_FILE
 from stsbp.training.tensorboard import EVENT_FILE
 
@@ -372,8 +373,8 @@ class _LockedFolder(OpenFolder):
             raise FileError(
                 f"the lock of the run, {self.path / '.lock'}, was removed or replaced while it trained. "
                 "The run stops, so that no two processes write there. Everything after its last "
-                "checkpoint is lost. When no other process trains there, continue with: stsbp train "
-                f"--resume {self.path}"
+                "checkpoint is lost. When no other process trains there, continue with: "
+                + shlex.join(["stsbp", "train", "--resume", as_argument(self.path)])
             )
         raise FileError(
             f"{self.path}, the folder of the run, was removed, moved or replaced while it trained. "
