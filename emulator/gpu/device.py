@@ -69,10 +69,12 @@ def put(address: int, value: int, size: int) -> int:
 
 
 def get(address: int, size: int) -> int:
+    """Read an unsigned integer from host memory."""
     return int.from_bytes(ctypes.string_at(address, size), "little")
 
 
 def i32(x: int) -> int:
+    """The low 32 bits of an integer, as a signed integer."""
     x &= 0xFFFFFFFF
     return x - (1 << 32) if x >> 31 else x
 
@@ -106,6 +108,7 @@ def inside(address: int, size: int, what: str, *, written: bool = False, read: b
 
 
 def is_device(address: int) -> bool:
+    """Whether an address lies in an allocation of the device."""
     if not memory.allocations:
         return False
     ((allocation, _),) = memory.find(np.array([address], np.uint64))
@@ -116,6 +119,7 @@ def is_device(address: int) -> bool:
 
 
 def enqueue(stream: int, work: Any, what: str) -> int:
+    """Do the work of a call on a stream now, or record it if the stream is captured. Returns CUDA's status."""
     stream = 0 if stream in (0, 1) else stream
     state = _streams.get(stream)
     if state is None:
@@ -144,6 +148,7 @@ def synchronises(what: str) -> int:
 
 
 def allocate(pointer: int, size: int) -> int:
+    """`cudaMalloc`. Its memory counts as not written."""
     if any(state["capturing"] is not None for state in _streams.values()):
         warn("cudaMalloc while a stream is captured")
     used = sum(a.size for a in memory.allocations)
@@ -159,6 +164,7 @@ def allocate(pointer: int, size: int) -> int:
 
 
 def free(address: int) -> int:
+    """`cudaFree`. An address that was not allocated is an error."""
     if address:
         if address not in _held:
             return 1
@@ -168,6 +174,7 @@ def free(address: int) -> int:
 
 
 def copy(to: int, source: int, size: int, kind: int) -> int:
+    """`cudaMemcpy`, with the kinds of CUDA: 1 to the device, 2 from it, 3 within it, 4 by the addresses."""
     if size:
         if kind in (1, 3) or (kind == 4 and is_device(to)):
             inside(to, size, "cudaMemcpy to", written=True)
@@ -180,12 +187,14 @@ def copy(to: int, source: int, size: int, kind: int) -> int:
 
 
 def fill(address: int, value: int, size: int) -> int:
+    """`cudaMemset`."""
     inside(address, size, "cudaMemset", written=True)
     ctypes.memset(address, value & 255, size)
     return 0
 
 
 def properties(pointer: int) -> int:
+    """`cudaGetDeviceProperties`: the fields that CuPy reads."""
     raw = bytearray(1032)
     raw[: len(b"PTX interpreter")] = b"PTX interpreter"
     # The fields of cudaDeviceProp from totalGlobalMem to minor, and from textureAlignment on.
@@ -206,6 +215,7 @@ ATTRIBUTES = {75: CAPABILITY // 10, 76: CAPABILITY % 10, 10: 32, 16: 8, 1: 1024,
 
 
 def load(pointer: int, text: bytes) -> int:
+    """`cuModuleLoadData` of PTX. Machine code and instructions that are not known are refused."""
     if text[:4] == b"\x7fELF":
         warn("machine code was loaded, which cannot be interpreted; ask for PTX")
         return 200
@@ -226,6 +236,7 @@ def load(pointer: int, text: bytes) -> int:
 
 
 def function(pointer: int, module: int, name: str) -> int:
+    """`cuModuleGetFunction`."""
     kernel = _modules[module].kernels.get(name)
     if kernel is None:
         return 500
@@ -236,6 +247,7 @@ def function(pointer: int, module: int, name: str) -> int:
 
 
 def start(a: list[int]) -> int:
+    """`cuLaunchKernel`, from its arguments. Findings become a status where CUDA has one."""
     kernel = _functions[a[0]]
     grid, block = tuple(x & 0xFFFFFFFF for x in a[1:4]), tuple(x & 0xFFFFFFFF for x in a[4:7])
     shared, stream, pointers = a[7] & 0xFFFFFFFF, a[8], a[9]
@@ -283,6 +295,7 @@ def _matrix(address: int, rows: int, columns: int, stride: int, kind: int, what:
 
 
 def gemm_ex(a: list[int]) -> int:
+    """`cublasGemmEx` of half precision, float32 or float64, from its arguments, computed by numpy."""
     handle, ta, tb, m, n, k = a[0], *map(i32, a[1:6])
     alpha, left, ltype, lda, right, rtype, ldb = a[6], a[7], i32(a[8]), i32(a[9]), a[10], i32(a[11]), i32(a[12])
     beta, out, otype, ldc, compute = a[13], a[14], i32(a[15]), i32(a[16]), i32(a[17])
@@ -319,6 +332,7 @@ def gemm_ex(a: list[int]) -> int:
 
 
 def memcpy_async(a: list[int]) -> int:
+    """`cudaMemcpyAsync`, from its arguments. A captured copy from or to the host is warned of."""
     to, source, size, kind, stream = a[0], a[1], a[2], i32(a[3]), a[4]
     host = (not is_device(source) and source) or (not is_device(to) and to)
     if host and _streams.get(stream, {}).get("capturing") is not None:
@@ -327,6 +341,7 @@ def memcpy_async(a: list[int]) -> int:
 
 
 def begin(stream: int) -> int:
+    """`cudaStreamBeginCapture`. The legacy stream cannot be captured."""
     if stream in (0, 1) or _streams[stream]["capturing"] is not None:
         return 900
     _streams[stream]["capturing"] = []
@@ -334,6 +349,7 @@ def begin(stream: int) -> int:
 
 
 def end(stream: int, pointer: int) -> int:
+    """`cudaStreamEndCapture`: the recorded work is a graph."""
     recorded = _streams[stream]["capturing"]
     if recorded is None:
         return 400
@@ -345,6 +361,7 @@ def end(stream: int, pointer: int) -> int:
 
 
 def instantiate(pointer: int, graph: int) -> int:
+    """`cudaGraphInstantiate`."""
     number = new()
     _graphs[number] = list(_graphs[graph])
     put(pointer, number, 8)
@@ -352,6 +369,7 @@ def instantiate(pointer: int, graph: int) -> int:
 
 
 def replay(graph: int, stream: int) -> int:
+    """`cudaGraphLaunch`: the recorded work in its order, until one fails."""
     LAUNCHES["cudaGraphLaunch"] += 1
     for work, _ in _graphs[graph]:
         status: int = work() or 0
@@ -361,6 +379,7 @@ def replay(graph: int, stream: int) -> int:
 
 
 def stream_new(pointer: int, flags: int) -> int:
+    """`cudaStreamCreateWithFlags`. Flag 1: a stream that does not wait for the legacy stream."""
     number = new()
     _streams[number] = {"capturing": None, "blocking": not flags & 1}
     put(pointer, number, 8)
@@ -368,6 +387,7 @@ def stream_new(pointer: int, flags: int) -> int:
 
 
 def attributes(pointer: int, address: int) -> int:
+    """`cudaPointerGetAttributes`: whether memory is the device's."""
     device = is_device(address)
     put(pointer, 2 if device else 0, 4)
     put(pointer + 4, 0, 4)
@@ -377,6 +397,7 @@ def attributes(pointer: int, address: int) -> int:
 
 
 def handle_new(pointer: int) -> int:
+    """`cublasCreate`."""
     number = new()
     _handles[number] = 0
     put(pointer, number, 8)
@@ -384,6 +405,7 @@ def handle_new(pointer: int) -> int:
 
 
 def set_handle_stream(handle: int, stream: int) -> int:
+    """`cublasSetStream`."""
     _handles[handle] = stream
     return 0
 
@@ -466,6 +488,7 @@ FUNCTIONS: dict[str, Any] = {
 
 
 def allocate_host(pointer: int, size: int) -> int:
+    """`cudaHostAlloc`."""
     raw = np.zeros(size + 64, np.uint8)
     _held[raw.ctypes.data] = raw
     put(pointer, raw.ctypes.data, 8)
