@@ -7,8 +7,20 @@ order. The caller allocates the arrays for the results. The kernels do not copy 
 no reference to them.
 """
 
+import os
+from contextlib import suppress
 from importlib.metadata import version
+
+from stsbp_spec.errors import BackendError
 
 __version__ = version("stsbp-cpu")
 
 __all__ = ["__version__"]
+
+with suppress(ValueError):  # numba warns of text that is no number, and ignores it
+    if int(os.environ.get("NUMBA_NUM_THREADS", "")) < 1:
+        # numba, which every module imports, could not be imported.
+        raise BackendError(
+            f"the environment variable NUMBA_NUM_THREADS={os.environ['NUMBA_NUM_THREADS']} is the number of threads of "
+            "the kernels; set it to at least 1, or unset it, before Python starts"
+        )

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from numba import boolean, config, float32, float64, int16, int32, int64, types, uint8
+from numba import boolean, float32, float64, int16, int32, int64, types, uint8
 from stsbp_spec.equations import COUNT, loss_equations, neuron_equations
 from stsbp_spec.losses import LOSSES
 from stsbp_spec.neurons import NEURONS
@@ -26,6 +26,7 @@ from stsbp_cpu import neurons
 from stsbp_cpu.compiling import announce, own_folder
 from stsbp_cpu.optim import adamw
 from stsbp_cpu.recurrence import step_of
+from stsbp_cpu.settings import check_settings
 
 __all__ = ["FIRST", "OTHERS", "Kernel", "fill", "kernel", "prepare"]
 
@@ -124,7 +125,11 @@ def fill() -> tuple[int, int]:
 
     The work is divided among one process per processor. Returns the number of kernels that were missing before, and the
     number of all kernels.
+
+    Raises:
+        BackendError: the kernels cannot run with numba's settings.
     """
+    check_settings()
     folder, wanted = own_folder(), [kernel(line) for line in FIRST + OTHERS]
     missing = [each for each in wanted if folder is None or folder.read(each.file) is None]
     shared = missing and folder is not None and folder.kept
@@ -152,9 +157,13 @@ def prepare(*, dense: bool) -> None:
 
     Args:
         dense: whether the backend also uses the kernels for dense convolutions and products.
+
+    Raises:
+        BackendError: the kernels cannot run with numba's settings.
     """
+    check_settings()
     announce()
-    if _helpers or _cores() < 2 or config.DISABLE_JIT or os.environ.get("STSBP_COMPILE_BESIDE") == "0":
+    if _helpers or _cores() < 2 or os.environ.get("STSBP_COMPILE_BESIDE") == "0":
         return
     folder = own_folder()
     if folder is not None and folder.kept and folder.read(kernel(FIRST[0]).file) is None:

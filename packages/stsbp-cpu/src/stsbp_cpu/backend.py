@@ -35,6 +35,7 @@ from stsbp_cpu import recurrence as over_time
 from stsbp_cpu.layout import NUMPY, empty_memory
 from stsbp_cpu.openmp import let_waiting_threads_sleep
 from stsbp_cpu.optim import adamw
+from stsbp_cpu.settings import settings_problem
 from stsbp_cpu.synapses import batchnorm, conv2d, dropout, linear
 
 __all__ = ["CpuBackend"]
@@ -72,12 +73,10 @@ class CpuBackend(AbstractBackend[AnyArray]):
 
     @classmethod
     def devices(cls) -> tuple[Device, ...]:
-        threads = f"{numba.get_num_threads()} threads"
-        return (
-            Device(
-                "cpu", f"numba {numba.__version__} kernels, numpy {np.__version__}, {threads}, {platform.machine()}"
-            ),
-        )
+        problem = settings_problem()
+        threads = f", {numba.get_num_threads()} threads" if problem is None else ""
+        kernels = f"numba {numba.__version__} kernels, numpy {np.__version__}{threads}, {platform.machine()}"
+        return (Device("cpu", kernels, problem),)
 
     @classmethod
     def compile_ahead(cls) -> tuple[int, int]:

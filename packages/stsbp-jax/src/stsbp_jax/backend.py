@@ -24,6 +24,7 @@ import numpy as np
 from jax import Array
 from stsbp_cpu.ahead import fill, prepare
 from stsbp_cpu.openmp import let_waiting_threads_sleep
+from stsbp_cpu.settings import settings_problem
 from stsbp_spec.backend import AbstractBackend, Device
 from stsbp_spec.collective import Alone, Collective, Rendezvous
 from stsbp_spec.encoders.packed import PackedFrames
@@ -114,7 +115,8 @@ class JaxBackend(AbstractBackend[Array]):
             kernels = ", stsbp_cpu's kernels" if platform == "cpu" else ""
             for i, device in enumerate(present):
                 name = platform if i == 0 else f"{platform}:{i}"
-                found.append(Device(name, f"jax {jax.__version__} on {device.device_kind}{kernels}"))
+                problem = settings_problem() if platform == "cpu" else None
+                found.append(Device(name, f"jax {jax.__version__} on {device.device_kind}{kernels}", problem))
             if platform == "cpu":
                 found.append(Device(_XLA, f"jax {jax.__version__}, XLA's own code"))
             if len(present) > 1:

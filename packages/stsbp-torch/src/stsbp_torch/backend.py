@@ -19,6 +19,7 @@ from stsbp_cpu import ahead, block, fused, recurrent, reductions
 from stsbp_cpu.forks import refuse_in_forks
 from stsbp_cpu.openmp import let_waiting_threads_sleep
 from stsbp_cpu.optim import adamw
+from stsbp_cpu.settings import settings_problem
 from stsbp_spec import grid
 from stsbp_spec.backend import AbstractBackend, Device, NeuronResiduals
 from stsbp_spec.collective import Collective, Rendezvous
@@ -405,7 +406,7 @@ def _cpu_problem() -> str | None:
                 f"the environment variable {name}={printable(mode)} allows oneDNN to round the inputs of convolutions, "
                 "so their sums would not be exact; unset it, or set it to STRICT, before Python starts"
             )
-    return None
+    return settings_problem()
 
 
 def _cuda_problem() -> str | None:
