@@ -659,3 +659,20 @@ def test_arguments_that_are_no_dense_arrays_of_real_numbers_are_refused(change: 
     ):
         with pytest.raises(ShapeError, match=f"{what} must be (a )?{message}"):
             call()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [(jax.numpy_rank_promotion, "raise"), (jax.numpy_dtype_promotion, "strict")]
+)
+def test_apply_where_jax_may_not_promote(setting: Any, value: str) -> None:
+    network = NetworkSpec.parse("4d0.2", input_shape=(3,), outputs=2)
+    weights, frames = initial_weights(network, 0), np.ones((3, 2, 3), np.uint8)
+    with setting(value):
+        jax.jit(jax.grad(lambda w, x: apply(network, w, x, 3, dropout=(0, 1)).sum())).lower(weights, frames)
+
+
+@pytest.mark.parametrize("dtype", ["int4", "uint4"])
+def test_apply_takes_spikes_that_jax_does_not_promote(dtype: str) -> None:
+    network = NetworkSpec.parse("4", input_shape=(3,), outputs=2)
+    spikes = jnp.ones((3, 2, 3), np.uint8).astype(getattr(jnp, dtype))
+    jax.jit(lambda w, x: apply(network, w, x, 3)).lower(initial_weights(network, 0), spikes)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from stsbp_spec.encoders import (
     EventBinning,
     LabelCode,
+    PackedFrames,
     bin_events,
     encode_latency,
     encode_poisson,
@@ -401,3 +403,60 @@ def test_poisson_fires_where_the_word_is_below_the_threshold(monkeypatch: pytest
     monkeypatch.setattr("stsbp_spec.encoders.poisson.bits", lambda *_, **__: np.repeat(words, 3))
     spikes = encode_poisson(np.array([[0, 128, 255]], np.uint8), 6, seed=0)
     assert spikes[:, 0].T.tolist() == [[0] * 6, [1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0]]
+
+
+_WRONG = (None, 3, "1", [1, "a"], [[1], [1, 2]], {1})
+
+
+@pytest.mark.parametrize("wrong", _WRONG, ids=str)
+def test_encoders_refuse_what_is_no_array_of_numbers(wrong: Any) -> None:
+    image, zero = np.zeros((2, 4), np.uint8), np.zeros(1, np.int64)
+    for call in (
+        lambda: encode_repeat(wrong, 3, 4),
+        lambda: encode_latency(wrong, 3),
+        lambda: encode_poisson(wrong, 3, seed=0),
+        lambda: encode_poisson(image, 3, seed=0, indices=[1] if wrong is None else wrong),
+        lambda: repeat(wrong, 3),
+        lambda: bin_events(zero, zero, zero, wrong),
+        lambda: bin_events(wrong, zero, zero, zero),
+        lambda: PackedFrames.of(wrong),
+    ):
+        with pytest.raises(ShapeError):
+            call()
+
+
+def test_encode_repeat_takes_a_list() -> None:
+    assert np.array_equal(encode_repeat([2, 0], 3, 4), encode_repeat(np.array([2, 0]), 3, 4))
+
+
+@pytest.mark.parametrize("wrong", [None, 1.5, "3", True, 0], ids=str)
+def test_encoders_refuse_what_is_no_number_of_steps(wrong: Any) -> None:
+    image, zero = np.zeros((2, 4), np.uint8), np.zeros(1, np.int64)
+    for call in (
+        lambda: encode_repeat(np.array([0]), 3, wrong),
+        lambda: encode_repeat(np.array([0]), wrong, 3),
+        lambda: LabelCode("1", "0").sequences(wrong, 3),
+        lambda: LabelCode("1", "0").sequences(3, wrong),
+        lambda: encode_latency(image, wrong),
+        lambda: encode_poisson(image, wrong, seed=0),
+        lambda: repeat(image, wrong),
+        lambda: bin_events(zero, zero, zero, zero, steps=wrong),
+        lambda: EventBinning(steps=wrong),
+        lambda: PackedFrames(np.zeros((1, 1, 4), np.uint8), wrong),
+    ):
+        with pytest.raises(SpecError, match=r"must be (an integer|at least 1), got"):
+            call()
+
+
+def test_encoders_refuse_other_wrong_types() -> None:
+    wrong: Any = 1
+    with pytest.raises(SpecError, match="desired must be a pattern of the digits 0 and 1 such as '01', got 1"):
+        LabelCode(desired=wrong)
+    with pytest.raises(SpecError, match="a label code is a LabelCode, for example"):
+        encode_repeat(np.array([0]), 2, 3, wrong)
+    for first in (1.5, -1, None):
+        with pytest.raises(SpecError, match="the first step must be"):
+            LabelCode().sequences(2, 3, first)  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="event binning: binary is True or False, got 1"):
+        EventBinning(binary=wrong)
+    assert LabelCode("10", "0").sequences(2, 3, 10**12).tolist() == LabelCode("10", "0").sequences(2, 3).tolist()

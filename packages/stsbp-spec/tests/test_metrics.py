@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stsbp_spec.decoders import spike_count
+from stsbp_spec.decoders import distances, spike_count
 from stsbp_spec.errors import ShapeError, SpecError
 from stsbp_spec.losses import VanRossum
 from stsbp_spec.metrics import f1, match_spikes, precision, recall
@@ -108,3 +108,41 @@ def test_refusals() -> None:
         match_spikes(train, train[:, :, :1])
     with pytest.raises(SpecError, match="must be a number of steps, 0 or more, got -1"):
         match_spikes(train, train, -1)
+
+
+@pytest.mark.parametrize("tolerance", [1.5, float("nan"), "1", None, True, -1], ids=str)
+def test_match_spikes_refuses_a_tolerance_that_is_no_number_of_steps(tolerance: Any) -> None:
+    trains = np.zeros((3, 2, 1), np.uint8)
+    with pytest.raises(SpecError, match="the tolerance must be a number of steps, 0 or more, got"):
+        match_spikes(trains, trains, tolerance)
+
+
+@pytest.mark.parametrize("lengths", [[1], [1, 2, 3], [1, -1], [1, 4], [1.0, 2.0], [[1, 2]], "12", 3], ids=str)
+def test_functions_of_spike_trains_refuse_lengths_that_do_not_fit(lengths: Any) -> None:
+    trains = np.zeros((3, 2, 1), np.uint8)
+    for call in (
+        lambda: match_spikes(trains, trains, 1, lengths),
+        lambda: spike_count(trains, lengths),
+        lambda: distances(trains, np.zeros((1, 3, 1), np.uint8), VanRossum(), PSP(4), lengths),
+    ):
+        with pytest.raises(ShapeError):
+            call()
+
+
+@pytest.mark.parametrize("trains", [None, 3, "abc", [[1], [1, 2]], np.zeros((3, 2)), [[["a"]]]], ids=str)
+def test_functions_of_spike_trains_refuse_what_is_no_train(trains: Any) -> None:
+    for call in (
+        lambda: match_spikes(trains, trains),
+        lambda: spike_count(trains),
+        lambda: distances(trains, np.zeros((1, 3, 1), np.uint8), VanRossum(), PSP(4)),
+    ):
+        with pytest.raises(ShapeError):
+            call()
+
+
+def test_distances_refuses_what_is_no_loss_or_filter() -> None:
+    trains, wrong = np.zeros((3, 2, 1), np.uint8), cast(Any, "van-rossum")
+    with pytest.raises(SpecError, match="a loss is one of"):
+        distances(trains, trains, wrong, PSP(4))
+    with pytest.raises(SpecError, match="psp is a PSP, for example PSP"):
+        distances(trains, trains, VanRossum(), wrong)

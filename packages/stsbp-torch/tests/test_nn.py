@@ -12,8 +12,9 @@ import pytest
 import torch
 from stsbp_spec import LIF as LIFSpec
 from stsbp_spec import PSP, Batch, Hamming, Loss, NetworkSpec, SpikeCount, VanRossum, initial_weights, open_backend
-from stsbp_spec.errors import BackendError, NetworkError, NumericError, ShapeError, SpecError
+from stsbp_spec.errors import BackendError, NetworkError, NumericError, ShapeError, SpecError, StsbpError
 from stsbp_spec.losses.cross_entropy import CrossEntropy
+from stsbp_spec.neurons import NeuronModel
 from stsbp_spec.neurons.alif import ALIF
 from stsbp_spec.neurons.plif import PLIF
 from stsbp_spec.typing import AnyArray, Precision
@@ -761,6 +762,47 @@ def test_the_device_meta_is_refused_by_its_name() -> None:
         network(x.to("meta"))
     with pytest.raises(SpecError, match="are on the device meta, which holds no values"):
         network.to("meta")(x)
+    with pytest.raises(SpecError, match="are on the device meta, which holds no values"):
+        Network(NetworkSpec.parse("4d0.2", input_shape=(5,), outputs=2)).to("meta")(x)
+
+
+@pytest.mark.parametrize("neuron", [LIFSpec(), PLIF()], ids=lambda neuron: neuron.name)
+def test_modules_that_were_made_in_inference_mode_learn(neuron: NeuronModel) -> None:
+    with torch.inference_mode():
+        spec = NetworkSpec.parse("4d0.2", input_shape=(5,), outputs=2, neuron=neuron)
+        modules = [Network(spec), SpikingLinear(5, 2, neuron=neuron, bias=True), Neurons(neuron, channels=5)]
+    for module in modules:
+        module(torch.ones(3, 2, 5)).sum().backward()
+        assert all(x.grad is not None and not x.is_inference() for x in module.parameters())
+
+
+@pytest.mark.parametrize("wrong", [3, "a", [1]], ids=str)
+def test_modules_refuse_arguments_of_other_types(wrong: Any) -> None:
+    spec = NetworkSpec.parse("4", input_shape=(5,), outputs=2)
+    for make in (
+        lambda: Network(wrong),
+        lambda: Network(spec, weights=wrong),
+        lambda: Network(spec, gain=str(wrong)),
+        lambda: Neurons(psp=wrong),
+        lambda: SpikingLinear(5, 2, psp=wrong),
+        lambda: SpikingLinear(5.5, 2),  # type: ignore[arg-type]
+        lambda: SpikingConv2d(None, 2, 3),  # type: ignore[arg-type]
+        lambda: Sequential(wrong, input_shape=(5,)),
+        lambda: Sequential(input_shape=str(wrong)),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(StsbpError):
+            make()
+
+
+@pytest.mark.parametrize("wrong", [[1, 2], (1, 2), np.array([1, 2]), 3, "a"], ids=str)
+def test_spike_loss_refuses_what_is_no_tensor(wrong: Any) -> None:
+    trains = torch.zeros(3, 2, 4)
+    for given in ({"lengths": wrong}, {"spikes": wrong}, {"targets": wrong}):
+        (name,) = given
+        with pytest.raises(ShapeError, match=rf"{name} must be a dense tensor of real numbers, got .*as_tensor"):
+            spike_loss(VanRossum(), **{"spikes": trains, "targets": trains, "psp": PSP(4), **given})
+    with pytest.raises(SpecError, match="psp is a PSP, for example PSP"):
+        spike_loss(VanRossum(), trains, trains, psp=wrong)
 
 
 def test_the_code_of_the_page_runs() -> None:

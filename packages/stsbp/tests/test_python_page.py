@@ -17,9 +17,9 @@ import pytest
 import stsbp as package
 from click.testing import Result
 from stsbp.datasets import load
-from stsbp.errors import CheckpointError, ConfigError
+from stsbp.errors import CheckpointError, ConfigError, DataError
 from stsbp.training.build import build_task, load_data
-from stsbp_spec.errors import BackendError, ShapeError
+from stsbp_spec.errors import BackendError, ShapeError, SpecError
 from stsbp_spec.registry import installed_backends
 
 PAGE = Path(__file__).parents[3] / "docs" / "python.md"
@@ -128,3 +128,69 @@ def test_importing_the_package_is_light() -> None:
     path = f"import sys; sys.path[:] = {sys.path!r}; "
     run = subprocess.run([sys.executable, "-S", "-c", path + code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+_NO_TEXT = (3, b"x", ["x"])
+
+
+@pytest.mark.parametrize("wrong", [None, *_NO_TEXT], ids=str)
+def test_load_run_refuses_what_is_no_path(wrong: Any) -> None:
+    with pytest.raises(CheckpointError, match="a run is the path of its folder"):
+        package.load_run(wrong)
+
+
+@pytest.mark.parametrize("wrong", [*_NO_TEXT, ""], ids=str)
+def test_load_run_refuses_what_is_no_backend_or_device(
+    wrong: Any, train_tiny: Callable[..., Result], tmp_path: Path
+) -> None:
+    assert train_tiny(tmp_path / "run").exit_code == 0
+    with pytest.raises(BackendError):
+        package.load_run(tmp_path / "run", backend=wrong)
+    with pytest.raises(BackendError):
+        package.load_run(tmp_path / "run", backend="numpy", device=wrong)
+
+
+@pytest.mark.parametrize("name", [None, *_NO_TEXT], ids=str)
+def test_load_refuses_what_is_no_name(name: Any) -> None:
+    with pytest.raises(DataError, match="a data set has a name such as 'digits', got"):
+        load(name)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("steps", value) for value in (1.5, True, "a", None)),
+        *((name, value) for name in ("limit", "holdout", "image_size") for value in (1.5, "a", True)),
+        *(("seed", value) for value in (1.5, "a", None)),
+        *((name, 3) for name in ("data_dir", "cache_dir", "binning")),
+    ],
+)
+def test_load_refuses_an_option_of_another_type(option: str, value: Any) -> None:
+    with pytest.raises((DataError, SpecError), match=option):
+        load("digits", **{option: value})
+
+
+def test_decode_refuses_what_is_no_spike_train(train_tiny: Callable[..., Result], tmp_path: Path) -> None:
+    assert train_tiny(tmp_path / "run").exit_code == 0
+    run = package.load_run(tmp_path / "run", backend="numpy")
+    found = run.predict(load("digits", steps=3).test.inputs(np.arange(4)))
+    assert found.distances is not None
+    for spikes in (found.spikes.tolist(), found.spikes.astype(bool), found.spikes.astype(np.float32)):
+        decoded = run.decode(spikes)
+        assert decoded.spikes.dtype == np.uint8
+        assert np.array_equal(decoded.distances, found.distances)  # type: ignore[arg-type]
+    for wrong in (None, "a", 3, found.spikes * np.nan, found.spikes + 7):
+        with pytest.raises(ShapeError):
+            run.decode(wrong)
+    for first in ("1", 1.5, -1, True, None):
+        with pytest.raises(ShapeError, match="first is the number of a step, 0 or more, got"):
+            run.decode(found.spikes, first=first)  # type: ignore[arg-type]
+
+
+def test_a_trainer_refuses_what_is_no_state(train_tiny: Callable[..., Result], tmp_path: Path) -> None:
+    assert train_tiny(tmp_path / "run").exit_code == 0
+    trainer = package.load_run(tmp_path / "run", backend="numpy").task.trainer
+    wrong: Any = {}
+    for call in (trainer.predictor, trainer.export_state, lambda state: trainer.step(state, wrong)):
+        with pytest.raises(SpecError, match="a state is a TrainState"):
+            call(wrong)

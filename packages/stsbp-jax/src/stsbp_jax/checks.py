@@ -46,8 +46,10 @@ def _inside(xp: Any, x: Any, low: float, high: float) -> Any:
 
 
 def _good(xp: Any, s: Any, exponent: int, largest: float) -> Any:
-    units = s.astype(np.float32) * np.float32(2.0**exponent)
-    return (s >= 0) & (s <= largest) & (units == xp.rint(units))
+    # The user may have forbidden JAX to promote types, and JAX never promotes int4.
+    s = s.astype(np.float32)
+    units = s * np.float32(2.0**exponent)
+    return (s >= 0) & (s <= np.float32(largest)) & (units == xp.rint(units))
 
 
 def _all(good: Callable[..., Any], x: Any, *limits: float) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 
 from stsbp_spec.collective import Collective, Rendezvous
+from stsbp_spec.errors import BackendError
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.optim.adamw import AdamW
@@ -17,6 +18,7 @@ from stsbp_spec.results import Batch, Device, LayerRun, NeuronResiduals, RunResu
 from stsbp_spec.stream import Stream
 from stsbp_spec.trainer import Trainer, run, value_and_grad
 from stsbp_spec.typing import Array, Float32, Memory, Precision, UInt8
+from stsbp_spec.values import shown
 
 __all__ = ["AbstractBackend", "Batch", "Device", "LayerRun", "NeuronResiduals", "RunResult", "ValueAndGrad"]
 
@@ -30,6 +32,8 @@ class AbstractBackend(Pairs[Array]):
         Raises:
             BackendError: the device is unknown or cannot be used. The message gives the reason and a remedy.
         """
+        if not (device is None or isinstance(device, str)):
+            raise BackendError(f"a device has a name such as 'cpu', got {shown(device)}; None is the default")
         self.device = self.open(device)
 
     @classmethod

@@ -19,6 +19,7 @@ from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.random import check_seed, check_step
 from stsbp_spec.results import Batch
+from stsbp_spec.synapses import PSP
 from stsbp_spec.typing import AnyArray, Precision, Shape
 from stsbp_spec.values import integer, listed, shown
 
@@ -36,6 +37,7 @@ __all__ = [
     "check_part",
     "check_precision",
     "check_precision_name",
+    "check_psp",
     "check_weights",
     "inputs_as_bytes",
     "samples_first",
@@ -96,6 +98,12 @@ def check_loss(loss: object, precision: Precision = "fast") -> None:
             f"the loss {loss.name} uses exp, which differs between libraries; for reproducible precision write it with "
             "+ - * / and comparisons"
         )
+
+
+def check_psp(psp: object) -> None:
+    """Raise `SpecError` unless `psp` is the synaptic filter of spikes."""
+    if not isinstance(psp, PSP):
+        raise SpecError(f"psp is a PSP, for example PSP(4) or network.output_psp, got {shown(psp)}")
 
 
 def check_output(network: NetworkSpec, loss: Loss) -> None:

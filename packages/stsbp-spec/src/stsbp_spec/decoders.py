@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from stsbp_spec.checks import check_lengths, check_loss, check_psp
+from stsbp_spec.errors import ShapeError
 from stsbp_spec.lengths import without_padding
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.synapses.psp import PSP
@@ -28,9 +30,23 @@ def distances(spikes: Any, sequences: UInt8, loss: Loss, psp: PSP, lengths: Any 
 
     Returns:
         `[B, K]`.
+
+    Raises:
+        ShapeError: the spikes are not `[T, B, N]`, or the lengths do not fit.
+        SpecError: `loss` is not a loss, or `psp` not a filter.
     """
-    spikes = array_of(spikes)
+    check_loss(loss)
+    check_psp(psp)
+    spikes, lengths = _trains(spikes, lengths)
     return np.stack([loss.distances(spikes, target[:, None, :], psp, lengths) for target in sequences], axis=1)
+
+
+def _trains(spikes: Any, lengths: Any) -> tuple[AnyArray, Int64 | None]:
+    spikes, lengths = array_of(spikes), None if lengths is None else array_of(lengths)
+    if spikes.ndim != 3 or 0 in spikes.shape:
+        raise ShapeError(f"spikes must be [T, B, N] without empty axes, got {list(spikes.shape)}")
+    check_lengths(lengths, spikes.shape[1], len(spikes))
+    return spikes, lengths
 
 
 def equally_near(distance: Float64) -> AnyArray:
@@ -57,8 +73,11 @@ def spike_count(spikes: Any, lengths: Any = None) -> Int64:
     For the potentials of a readout: the neuron with the largest sum, which is also the one with the largest mean.
 
     `lengths`: number of steps of each sample, `[B]`. Only spikes in these steps count. None: all steps count.
+
+    Raises:
+        ShapeError: the spikes are not `[T, B, N]`, or the lengths do not fit.
     """
-    spikes, lengths = array_of(spikes), None if lengths is None else array_of(lengths)
+    spikes, lengths = _trains(spikes, lengths)
     kind = np.int64 if spikes.dtype == np.uint8 else np.float64
     most: Int64 = without_padding(spikes, lengths).sum(axis=0, dtype=kind).argmax(axis=1).astype(np.int64)
     return most

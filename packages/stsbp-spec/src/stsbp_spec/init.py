@@ -13,11 +13,13 @@ import math
 
 import numpy as np
 
+from stsbp_spec.checks import check_network
 from stsbp_spec.errors import SpecError
 from stsbp_spec.grid import CEILING
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.random import Stream, uniform
 from stsbp_spec.typing import Float32
+from stsbp_spec.values import real
 
 __all__ = ["DEFAULT_GAIN", "initial_weights"]
 
@@ -32,8 +34,10 @@ def initial_weights(network: NetworkSpec, seed: int, gain: float = DEFAULT_GAIN)
     """Initial master weights `[out, ...]`, learned parameters of neurons and running statistics: float32 by name.
 
     Raises:
-        SpecError: with this gain, weights would not be below 2^100.
+        SpecError: `network` is not a network, `gain` not a number, or with this gain, weights would not be below 2^100.
     """
+    check_network(network)
+    gain = real("gain", gain)
     weights, own = {}, {name for names in network.graph.recurrent.values() for name in names}
     for each in (each for each in network.graph.projections if each.shares is None):
         v = uniform(seed, Stream.INIT, math.prod(each.weight_shape), substream=each.index)

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from stsbp_spec.checks import check_lengths
 from stsbp_spec.errors import ShapeError, SpecError
 from stsbp_spec.lengths import without_padding
 from stsbp_spec.typing import Int64
-from stsbp_spec.values import array_of
+from stsbp_spec.values import array_of, integer, shown
 
 __all__ = ["SpikeMatches", "f1", "match_spikes", "precision", "recall"]
 
@@ -41,17 +42,18 @@ def match_spikes(spikes: Any, targets: Any, tolerance: int = 1, lengths: Any = N
             count.
 
     Raises:
-        ShapeError: the shapes differ, or are not `[T, B, N]`.
-        SpecError: the tolerance is negative.
+        ShapeError: the shapes differ, or are not `[T, B, N]`, or the lengths do not fit.
+        SpecError: the tolerance is not an integer of at least 0.
     """
     spikes, targets = (array_of(x).astype(bool) for x in (spikes, targets))
     lengths = None if lengths is None else array_of(lengths)
     if spikes.shape != targets.shape or spikes.ndim != 3:
         raise ShapeError(f"spikes and targets must both be [T, B, N], got {spikes.shape} and {targets.shape}")
-    if tolerance < 0:
-        raise SpecError(f"the tolerance must be a number of steps, 0 or more, got {tolerance}")
+    if (reach := integer(tolerance)) is None or reach < 0:
+        raise SpecError(f"the tolerance must be a number of steps, 0 or more, got {shown(tolerance)}")
+    check_lengths(lengths, spikes.shape[1], len(spikes))
     spikes, targets = (without_padding(x, lengths) for x in (spikes, targets))
-    slots = min(tolerance, len(spikes)) + 1
+    slots = min(reach, len(spikes)) + 1
     # Waiting spikes by their step modulo `slots`. A slot is reused when its spike is too old.
     waiting = np.zeros((2, slots, *spikes.shape[1:]), dtype=bool)
     matched = np.zeros(spikes.shape[1:], dtype=np.int64)

@@ -9,6 +9,7 @@ from importlib.metadata import entry_points, version
 from typing import TYPE_CHECKING
 
 from stsbp_spec.errors import BackendError, did_you_mean
+from stsbp_spec.values import shown
 
 if TYPE_CHECKING:
     from stsbp_spec.backend import AbstractBackend
@@ -47,6 +48,8 @@ def load_backend(name: str) -> type[AbstractBackend]:
         BackendError: the backend is not installed; its import fails (the error names and keeps the cause); or it is
             written for another version of the interface.
     """
+    if not isinstance(name, str):
+        raise BackendError(f"a backend has a name such as 'torch', got {shown(name)}")
     points = {point.name: point for point in entry_points(group=GROUP)}
     if name not in points:
         hint = f"; install it with: python -m pip install {KNOWN_BACKENDS[name]}" if name in KNOWN_BACKENDS else ""

@@ -137,7 +137,7 @@ class Trainer(Generic[Array]):
             SpecError: `state.step` is not an integer in `[0, 2**32)`.
         """
         backend, network = self.backend, self.network
-        batch = batch_as_bytes(network, batch)
+        state, batch = _state(state), batch_as_bytes(network, batch)
         check_batch(network, batch, self._part)
         if self.loss.of_potentials:
             check_classes(batch)
@@ -212,12 +212,12 @@ class Trainer(Generic[Array]):
         Raises:
             NumericError: a weight is not finite. The message names the layer.
         """
-        return Predictor(self, state.weights)
+        return Predictor(self, _state(state).weights)
 
     def export_state(self, state: TrainState[Array]) -> dict[str, AnyArray]:
         """The state as numpy arrays: `weight/NAME`, `adamw.m/NAME`, `adamw.v/NAME`, `step`. Any backend can import
         this."""
-        exported: dict[str, AnyArray] = {"step": np.asarray(state.step, dtype=np.int64)}
+        exported: dict[str, AnyArray] = {"step": np.asarray(_state(state).step, dtype=np.int64)}
         for prefix, arrays in (("weight", state.weights), ("adamw.m", state.m), ("adamw.v", state.v)):
             for name, x in arrays.items():
                 exported[f"{prefix}/{name}"] = _without_subnormals(self.backend.numpy(x))
@@ -311,6 +311,12 @@ class Predictor(Generic[Array]):
             counts += _totals(each) * (piece.count > 0)
         whole, totals = _from_all(collective, part.batch, np.concatenate(own, axis=1), counts)
         return Prediction(whole, _rates(network, totals, whole, lengths))
+
+
+def _state(state: TrainState[Array]) -> TrainState[Array]:
+    if not isinstance(state, TrainState):
+        raise SpecError(f"a state is a TrainState, as trainer.init returns it, got {shown(state)}")
+    return state
 
 
 def _without_subnormals(x: Float32) -> Float32:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from stsbp_spec.errors import SpecError
+from stsbp_spec.errors import ShapeError, SpecError
 from stsbp_spec.typing import AnyArray
 
 __all__ = ["MAX_SIZE", "array_of", "integer", "listed", "read_number", "real", "shown", "truth", "whole"]
@@ -26,11 +26,23 @@ _LONGEST = 100
 
 
 def array_of(x: Any) -> AnyArray:
-    """`x` as a numpy array: an array unchanged, a tensor of any framework with its values on the host."""
-    if isinstance(x, np.ndarray):
-        return x
-    # `__array__` of a torch tensor refuses a gradient and other devices.
-    return np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
+    """`x` as a numpy array: an array unchanged, a tensor of any framework with its values on the host, a list copied.
+
+    Raises:
+        ShapeError: `x` does not hold real numbers.
+    """
+    try:
+        # `__array__` of a torch tensor refuses a gradient and other devices.
+        found = np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
+    except Exception as error:  # of whatever library `x` comes from
+        raise ShapeError(f"expected an array of numbers, got {_kind(x)}") from error
+    if found.dtype.kind in "OSUTMmc":
+        raise ShapeError(f"expected an array of numbers, got {_kind(x)}")
+    return found
+
+
+def _kind(x: Any) -> str:
+    return f"{type(x).__name__} of {x.dtype}" if hasattr(x, "dtype") else shown(x)
 
 
 def truth(name: str, value: object) -> bool:

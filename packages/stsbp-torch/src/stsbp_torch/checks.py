@@ -99,8 +99,8 @@ def check_inputs(
     raise ShapeError(f"the inputs of {what} must be {wanted}, got {wrong:g}{remedy}{hint}")
 
 
-def check_tensor(x: object) -> None:
-    """Raise `ShapeError` unless `x` is a dense tensor of real numbers, on a device that computes."""
+def check_tensor(x: object, what: str = "an input") -> None:
+    """Raise `ShapeError` unless `x` is a dense tensor of real numbers, on a device that computes. `what` names it."""
     remedy = ""
     if not isinstance(x, torch.Tensor):
         kind, remedy = type(x).__name__, "; convert it with torch.as_tensor(...)"
@@ -112,7 +112,7 @@ def check_tensor(x: object) -> None:
         remedy = "; convert it with .dequantize()" if x.is_quantized else "; take its real part"
     else:
         return
-    raise ShapeError(f"an input must be a dense tensor of real numbers, got {kind}{remedy}")
+    raise ShapeError(f"{what} must be a dense tensor of real numbers, got {kind}{remedy}")
 
 
 def check_steps(x: torch.Tensor, steps: int | None) -> int:

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from stsbp_spec.checks import check_lengths, check_loss
+from stsbp_spec.checks import check_lengths, check_loss, check_psp
 from stsbp_spec.equations import loss_padding
 from stsbp_spec.errors import ShapeError, SpecError
 from stsbp_spec.losses import Loss
 from stsbp_spec.synapses import PSP
 
-from stsbp_torch.checks import check_inputs
+from stsbp_torch.checks import check_inputs, check_tensor
 from stsbp_torch.segments import backend_of, known, once, one_by_one
 
 __all__ = ["spike_loss"]
@@ -37,16 +37,21 @@ def spike_loss(
             have `T` steps.
 
     Raises:
-        ShapeError: spikes and targets have different shapes or values other than 0 and 1, or the lengths do not fit.
+        ShapeError: spikes and targets are not tensors, or have different shapes or values other than 0 and 1, or the
+            lengths do not fit.
         NumericError: a value of `spikes` or `targets` is not finite.
-        SpecError: the loss reads potentials.
+        SpecError: the loss reads potentials, or `psp` is not a filter.
     """
     check_loss(loss)
+    check_psp(psp)
     if loss.of_potentials:
         raise SpecError(
             f"the loss {loss.name} reads potentials, not spikes; use torch's own loss on the potentials of "
             "net(frames, full=True)"
         )
+    for what, x in (("spikes", spikes), ("targets", targets), ("lengths", lengths)):
+        if x is not None or what != "lengths":
+            check_tensor(x, what)
     if spikes.dim() != 3 or spikes.shape != targets.shape:
         shapes = tuple(spikes.shape), tuple(targets.shape)
         swapped = spikes.dim() == 3 and shapes[1] == (shapes[0][1], shapes[0][0], shapes[0][2])

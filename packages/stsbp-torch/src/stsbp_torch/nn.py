@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from stsbp_spec.checks import check_weights
+from stsbp_spec.checks import check_psp, check_weights
 from stsbp_spec.errors import NetworkError, NumericError, ShapeError, SpecError
 from stsbp_spec.graph import Edge, Input, Projection, Values
 from stsbp_spec.graph import Neurons as NeuronsOp
@@ -40,7 +40,7 @@ from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Dropout, GlobalAvgPool, 
 from stsbp_spec.synapses.axes import PerAxis
 from stsbp_spec.synapses.base import Passing
 from stsbp_spec.typing import AnyArray, Precision, Shape
-from stsbp_spec.values import real, shown, whole
+from stsbp_spec.values import integer, real, shown, whole
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -207,6 +207,10 @@ def _check_types(what: str, parameters: Iterable[torch.Tensor]) -> None:
             )
 
 
+_recorded = torch.inference_mode(False)
+"""Decorator of constructors, whose parameters autograd must record later, also if they are made in inference mode."""
+
+
 class Neurons(torch.nn.Module):
     """Neurons of any model with the synaptic filter before them, as in `stsbp_spec.neurons`.
 
@@ -219,6 +223,7 @@ class Neurons(torch.nn.Module):
             need it.
     """
 
+    @_recorded
     def __init__(self, neuron: NeuronModel | None = None, psp: PSP | None = None, channels: int | None = None) -> None:
         super().__init__()
         if not (neuron is None or isinstance(neuron, NeuronModel)):
@@ -226,6 +231,8 @@ class Neurons(torch.nn.Module):
                 f"neuron must be a neuron model, for example stsbp_torch.LIF() or stsbp_spec.neurons.LIF(), got "
                 f"{shown(neuron)}; stsbp_spec.neurons.parse_neuron reads the notation of the command line"
             )
+        if psp is not None:
+            check_psp(psp)
         self.neuron = neuron or LIFSpec()
         self.psp = psp
         learned = self.neuron.learned()
@@ -533,6 +540,7 @@ class SpikingConv2d(_Spiking):
         input_max: inputs are in `[0, input_max]`.
     """
 
+    @_recorded
     def __init__(
         self,
         in_channels: int,
@@ -553,6 +561,7 @@ class SpikingConv2d(_Spiking):
         synapse = Conv2d(
             channels, kernel, stride, padding, dilation=dilation, groups=groups, weight_bits=weight_bits, bias=bias
         )
+        whole("in_channels", in_channels, 1)
         if in_channels % synapse.groups:
             raise SpecError(f"the input's {in_channels} channels cannot be divided into {synapse.groups} groups")
         weight = _kaiming((channels, in_channels // synapse.groups, *synapse.kernels))
@@ -562,6 +571,7 @@ class SpikingConv2d(_Spiking):
 class SpikingLinear(_Spiking):
     """Full connection and neurons: spikes `[T, B, ...]` to `[T, B, units]`. Arguments are as for `SpikingConv2d`."""
 
+    @_recorded
     def __init__(
         self,
         inputs: int,
@@ -575,6 +585,7 @@ class SpikingLinear(_Spiking):
         input_max: float = 1.0,
     ) -> None:
         synapse = Linear(units, weight_bits=weight_bits, bias=bias)
+        whole("inputs", inputs, 1)
         super().__init__(synapse, _kaiming((units, inputs)), neuron, psp, input_exponent, input_max)
 
 
@@ -674,6 +685,11 @@ class Sequential(torch.nn.Sequential):
         input_max: float = 1.0,
         psp: PSP | None = None,
     ) -> None:
+        for layer in layers:
+            if not isinstance(layer, torch.nn.Module):
+                raise SpecError(f"the layers of a Sequential are modules, got {shown(layer)}")
+        if not isinstance(input_shape, Sequence) or any(integer(size) is None for size in input_shape):
+            raise SpecError(f"input_shape is (N,) or (C, H, W), the shape of one sample, got {shown(input_shape)}")
         super().__init__(*layers)
         values = Values(tuple(input_shape), *_input_range(input_exponent, input_max), pending=psp)
         self._input_shape = values.shape
@@ -933,6 +949,7 @@ class Network(torch.nn.Module):
 
     step: torch.Tensor
 
+    @_recorded
     def __init__(
         self,
         spec: NetworkSpec,
@@ -948,7 +965,7 @@ class Network(torch.nn.Module):
         self.seed = check_seed(seed)
         self.precision: Precision = precision
         self.register_buffer("step", torch.zeros((), dtype=torch.int64, device="cpu"), persistent=False)
-        given = initial_weights(spec, seed, gain) if weights is None else dict(weights)
+        given = initial_weights(spec, seed, gain) if weights is None else weights
         check_weights(spec, given)
         own = {name: torch.from_numpy(x.copy()) for name, x in given.items()}
         # Weights that several projections share are one parameter.
@@ -1065,6 +1082,8 @@ class Network(torch.nn.Module):
             s = (inputs if inputs.is_floating_point() else inputs.float())[None] * 2.0**-8
         steps = check_steps(s, steps)
         self._check_shape(inputs, steps)
+        if self.step.is_meta:
+            _check_types(self._get_name(), self.parameters())
         (number,) = (self.step,) if state is None else _arrays([(self._number, 1)], state)
         counts = self.training and state is None and step is None
         if number.dtype != torch.int64 or number.dim() != 0:

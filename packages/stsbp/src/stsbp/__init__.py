@@ -51,10 +51,15 @@ def load_run(
     from pathlib import Path
 
     from stsbp_spec.registry import default_backend, open_backend
+    from stsbp_spec.values import shown
 
+    from stsbp.errors import CheckpointError
     from stsbp.training.run_folder import RunFolder
     from stsbp.training.trained import load_trained
 
-    folder = RunFolder(Path(run))
+    try:
+        folder = RunFolder(Path(run))
+    except TypeError as error:
+        raise CheckpointError(f"a run is the path of its folder, such as 'runs/digits', got {shown(run)}") from error
     folder.read_config()
-    return load_trained(folder, checkpoint, open_backend(backend or default_backend(), device))
+    return load_trained(folder, checkpoint, open_backend(default_backend() if backend is None else backend, device))

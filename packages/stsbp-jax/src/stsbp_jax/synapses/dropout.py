@@ -19,4 +19,4 @@ def mask(seed: Array, layer: int, step: Array, shape: Shape, rate: float) -> Arr
 
 def forward(keep: Array, s: Array) -> Array:
     """`s * mask` for spikes or error signals `[T, B, ...]`. This operation is its own adjoint."""
-    return s * keep.astype(s.dtype)
+    return s * keep[None].astype(s.dtype)  # the user may have forbidden JAX to promote ranks

@@ -18,6 +18,7 @@ import numpy as np
 
 from stsbp_spec.errors import ShapeError, SpecError
 from stsbp_spec.typing import AnyArray, Int64, Shape, UInt8
+from stsbp_spec.values import array_of, integer, shown, truth, whole
 
 __all__ = ["SACCADE_US", "EventBinning", "bin_events", "stabilise_events"]
 
@@ -51,16 +52,14 @@ class EventBinning:
     saccade_us: int = SACCADE_US
 
     def __post_init__(self) -> None:
-        if self.polarities not in (1, 2):
-            raise SpecError(f"event binning: polarities must be 1 or 2, got {self.polarities}")
-        for field in ("steps", "height", "width", "saccade_us"):
-            if getattr(self, field) < 1:
-                raise SpecError(f"event binning: {field} must be at least 1, got {getattr(self, field)}")
+        if integer(self.polarities) not in (1, 2):
+            raise SpecError(f"event binning: polarities must be 1 or 2, got {shown(self.polarities)}")
         for field, most in _LARGEST.items():
-            if (value := getattr(self, field)) is not None and value > most:
-                raise SpecError(f"event binning: {field} must be at most {most}, got {value}")
-        if self.start_us < 0:
-            raise SpecError(f"event binning: start_us must not be negative, got {self.start_us}")
+            if (value := getattr(self, field)) is not None or field != "window_us":
+                number = whole(f"event binning: {field}", value, int(field != "start_us"), most)
+                object.__setattr__(self, field, number)
+        for field in ("binary", "first_saccade", "stabilise"):
+            truth(f"event binning: {field}", getattr(self, field))
         if self.window_us is not None and self.window_us < self.steps:
             raise SpecError(
                 f"event binning: window_us must be at least one microsecond a step ({self.steps}), got {self.window_us}"
@@ -144,7 +143,7 @@ def stabilise_events(x: AnyArray, y: AnyArray, t: AnyArray, *, saccade_us: int =
     Returns:
         Columns and rows `[n]`. Events near the border may end up outside the sensor.
     """
-    x, y, t = x.astype(np.int64), y.astype(np.int64), t.astype(np.int64)
+    x, y, t = (array_of(values).astype(np.int64) for values in (x, y, t))
     # The boundary of two saccades belongs to both. Distances are in units of half a pixel / saccade_us.
     first, second, third = (np.clip(t - k * saccade_us, 0, saccade_us) for k in range(3))
     third += np.maximum(0, t - 3 * saccade_us)
@@ -188,8 +187,8 @@ def bin_events(
     channels, height, width = shape
     if channels not in (1, 2):
         raise SpecError(f"event frames have 1 or 2 channels, got {channels}")
-    if steps < 1 or (window_us is not None and window_us < 1):
-        raise SpecError(f"steps and window_us must be at least 1, got {steps} and {window_us}")
+    steps, window_us = whole("steps", steps, 1), None if window_us is None else whole("window_us", window_us, 1, 2**63)
+    start_us = whole("start_us", start_us, -(2**63), 2**63)
     if steps > _LARGEST["steps"] or abs(start_us) > _LARGEST["start_us"]:
         raise SpecError(f"steps is at most 2^20 and start_us at most 2^40, got {steps} and {start_us}")
     _check_events(x, y, p, t, shape)
@@ -216,6 +215,9 @@ def bin_events(
 def _check_events(x: AnyArray, y: AnyArray, p: AnyArray, t: AnyArray, shape: tuple[int, int, int]) -> None:
     """Raise the errors of `bin_events` for arrays that are not events of a sensor with frames of this shape."""
     channels, height, width = shape
+    for values in (x, y, p, t):
+        if not isinstance(values, np.ndarray) or values.ndim != 1:
+            raise ShapeError(f"expected integers of shape [n], one for each event, got {shown(values)}")
     polarity = (("polarity", p, 2),) if channels == 2 else ()
     for name, values in (("x", x), ("y", y), ("p", p), ("t", t)):
         if values.shape != (len(x),) or values.dtype.kind not in "iub":

@@ -8,23 +8,28 @@ spikes at steps 1, 3, 5, ...
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from stsbp_spec.errors import ShapeError, SpecError
-from stsbp_spec.typing import AnyArray, UInt8
+from stsbp_spec.typing import UInt8
+from stsbp_spec.values import array_of, shown, whole
 
 __all__ = ["LabelCode", "encode_repeat"]
 
 
-def _check_pattern(field: str, pattern: str) -> None:
-    if not pattern or set(pattern) - {"0", "1"}:
-        raise SpecError(f"label code: {field} must be a pattern of the digits 0 and 1 such as '01', got {pattern!r}")
+def _check_pattern(field: str, pattern: object) -> None:
+    if not isinstance(pattern, str) or not pattern or set(pattern) - {"0", "1"}:
+        raise SpecError(
+            f"label code: {field} must be a pattern of the digits 0 and 1 such as '01', got {shown(pattern)}"
+        )
 
 
 def _train(pattern: str, steps: int, first: int = 0) -> UInt8:
     """`pattern` repeated to length `[T]`, beginning with step `first`. The last repetition may be cut."""
-    return np.resize(np.roll(np.array([int(digit) for digit in pattern], dtype=np.uint8), -first), steps)
+    begin = first % len(pattern)
+    return np.resize(np.array([int(digit) for digit in pattern[begin:] + pattern[:begin]], dtype=np.uint8), steps)
 
 
 @dataclass(frozen=True)
@@ -55,10 +60,11 @@ class LabelCode:
         With `first`, only the steps from there on. Both patterns may be equal in these steps.
 
         Raises:
-            SpecError: `classes` or `steps` is below 1, or `steps` ends before the two patterns differ.
+            SpecError: `classes` or `steps` is not an integer of at least 1, `first` not one of at least 0, or `steps`
+                ends before the two patterns differ.
         """
-        if classes < 1 or steps < 1:
-            raise SpecError(f"a label code needs at least 1 class and 1 step, got {classes} classes and {steps} steps")
+        classes, steps = whole("the number of classes", classes, 1), whole("the number of steps", steps, 1)
+        first = whole("the first step", first, 0, most=2**63)
         desired, undesired = (_train(each, steps, first) for each in (self.desired, self.undesired))
         if first == 0 and np.array_equal(desired, undesired):
             raise SpecError(
@@ -69,15 +75,22 @@ class LabelCode:
         return np.where(labelled, desired[:, np.newaxis], undesired[:, np.newaxis])
 
 
-def encode_repeat(labels: AnyArray, classes: int, steps: int, code: LabelCode | None = None) -> UInt8:
+def encode_repeat(labels: Any, classes: int, steps: int, code: LabelCode | None = None) -> UInt8:
     """Target trains of a batch: integer labels `[B]` in `[0, K)` -> uint8 `[T, B, N]`, `N = K` (default `LabelCode()`).
+
+    Labels are a numpy array, a tensor of torch or JAX, or a list.
 
     Raises:
         ShapeError: the labels are not one axis of integers.
-        SpecError: a label is out of range; `classes` or `steps` is below 1.
+        SpecError: a label is out of range; `classes` or `steps` is not an integer of at least 1; or `code` is not a
+            `LabelCode`.
     """
+    labels = array_of(labels)
+    if not (code is None or isinstance(code, LabelCode)):
+        raise SpecError(f"a label code is a LabelCode, for example LabelCode('01', '0'), got {shown(code)}")
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ShapeError(f"expected integer labels [B], got {labels.dtype} of shape {list(labels.shape)}")
+    classes = whole("the number of classes", classes, 1)
     outside = (labels < 0) | (labels >= classes)
     if outside.any():
         raise SpecError(f"label {labels[outside][0]} is not a class: expected 0 to {classes - 1}")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from stsbp_spec.errors import ShapeError, SpecError
+from stsbp_spec.errors import ShapeError
 from stsbp_spec.typing import UInt8
+from stsbp_spec.values import array_of, whole
 
 __all__ = ["encode_latency"]
 
@@ -19,12 +20,11 @@ def encode_latency(images: UInt8, steps: int) -> UInt8:
 
     Raises:
         ShapeError: the images are not uint8.
-        SpecError: `steps` is below 1.
+        SpecError: `steps` is not an integer of at least 1.
     """
+    images, steps = array_of(images), whole("steps", steps, 1)
     if images.dtype != np.uint8:
         raise ShapeError(f"expected uint8 images [B, ...], got {images.dtype}")
-    if steps < 1:
-        raise SpecError(f"steps must be at least 1, got {steps}")
     grey = np.arange(256)
     step_of_grey = (255 - grey) * steps // 255
     step_of_grey[0] = -1

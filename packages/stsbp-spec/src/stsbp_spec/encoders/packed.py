@@ -12,6 +12,7 @@ import numpy as np
 from stsbp_spec.collective import Part
 from stsbp_spec.errors import ShapeError
 from stsbp_spec.typing import Shape, UInt8
+from stsbp_spec.values import array_of, whole
 
 __all__ = ["Inputs", "PackedFrames", "cut", "of_part", "silent", "unpacked"]
 
@@ -36,6 +37,7 @@ class PackedFrames:
         bits = self.bits
         if not isinstance(bits, np.ndarray) or bits.dtype != np.uint8 or bits.ndim not in (3, 5):
             raise ShapeError("packed frames are uint8 [ceil(T/8), B, H, W, C] or [ceil(T/8), B, N]")
+        whole("steps", self.steps, 1)
         if len(bits) != -(-self.steps // 8):
             raise ShapeError(f"{self.steps} steps take {-(-self.steps // 8)} bytes, got {len(bits)}")
 
@@ -59,6 +61,7 @@ class PackedFrames:
         Raises:
             ShapeError: a value is above 1, or the array has neither three nor five axes.
         """
+        frames = array_of(frames)
         if frames.ndim not in (3, 5):
             raise ShapeError(f"frames are [T, B, C, H, W] or [T, B, N], got {frames.shape}")
         if frames.max(initial=0) > 1:

@@ -13,6 +13,7 @@ from stsbp_spec.encoders.repeat import IMAGE_SCALE
 from stsbp_spec.errors import ShapeError, SpecError
 from stsbp_spec.random import Stream, bits
 from stsbp_spec.typing import Int64, UInt8
+from stsbp_spec.values import array_of, real, whole
 
 __all__ = ["encode_poisson"]
 
@@ -36,12 +37,13 @@ def encode_poisson(
         ShapeError: the images are not uint8, or `indices` does not match them.
         SpecError: `steps` or `rate` is outside its domain.
     """
+    images, steps, rate = array_of(images), whole("steps", steps, 1), real("rate", rate)
     if images.dtype != np.uint8 or images.ndim < 2:
         raise ShapeError(f"expected uint8 images [B, ...], got {images.dtype} of shape {list(images.shape)}")
-    if steps < 1 or not 0 < rate <= 1:
-        raise SpecError(f"expected steps >= 1 and a rate in (0, 1], got {steps} and {rate}")
+    if not 0 < rate <= 1:
+        raise SpecError(f"expected a rate in (0, 1], got {rate}")
     batch, pixels = len(images), int(np.prod(images.shape[1:]))
-    numbers = np.arange(batch) if indices is None else indices
+    numbers = np.arange(batch) if indices is None else array_of(indices)
     if numbers.shape != (batch,):
         raise ShapeError(f"expected one index a sample, [{batch}], got shape {list(numbers.shape)}")
     # One threshold for each of the 256 grey values.

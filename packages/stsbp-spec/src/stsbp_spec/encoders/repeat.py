@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from stsbp_spec.errors import ShapeError, SpecError
+from stsbp_spec.errors import ShapeError
 from stsbp_spec.typing import UInt8
+from stsbp_spec.values import array_of, whole
 
 __all__ = ["IMAGE_SCALE", "repeat"]
 
@@ -23,12 +24,11 @@ def repeat(images: UInt8, steps: int) -> UInt8:
 
     Raises:
         ShapeError: the images are not uint8, or have neither two nor four axes.
-        SpecError: `steps` is below 1.
+        SpecError: `steps` is not an integer of at least 1.
     """
+    images, steps = array_of(images), whole("steps", steps, 1)
     if images.dtype != np.uint8 or images.ndim not in (2, 4):
         raise ShapeError(
             f"expected uint8 images [B, C, H, W] or [B, N], got {images.dtype} of shape {list(images.shape)}"
         )
-    if steps < 1:
-        raise SpecError(f"steps must be at least 1, got {steps}")
     return np.broadcast_to(images, (steps, *images.shape))

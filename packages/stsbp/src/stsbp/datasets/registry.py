@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 from stsbp_spec.encoders import EventBinning
+from stsbp_spec.random import check_seed
+from stsbp_spec.values import integer, shown
 
 from stsbp.datasets.base import Dataset, ProgressCallback, Request, Subset, lengths_of, select_balanced
 from stsbp.datasets.cache import default_cache_dir, expanded
@@ -115,7 +117,13 @@ _PREFIXES = {"folder:": "images", "sequences:": "sequences", "events:": "events"
 
 
 def named_path(name: str) -> tuple[str, Path] | None:
-    """The prefix and the path of a name such as `folder:PATH`, which contains the place of its data; else None."""
+    """The prefix and the path of a name such as `folder:PATH`, which contains the place of its data; else None.
+
+    Raises:
+        DataError: `name` is not text.
+    """
+    if not isinstance(name, str):
+        raise DataError(f"a data set has a name such as 'digits', got {shown(name)}")
     prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None)
     return None if prefix is None else (prefix, Path(name[len(prefix) :]))
 
@@ -177,6 +185,13 @@ def _read(name: str) -> tuple[DatasetInfo, str, dict[str, str]]:
     return info, argument, options
 
 
+def _folder(option: str, path: Path | str | None) -> Path | None:
+    try:
+        return None if path is None else Path(path)
+    except TypeError as error:
+        raise DataError(f"{option} is the path of a folder, got {shown(path)}") from error
+
+
 def load(
     name: str,
     *,
@@ -219,7 +234,10 @@ def load(
         DataError: the name is unknown, or the data are missing or malformed. The message says what to do.
         SpecError: `steps` or `seed` is outside its domain.
     """
-    data_dir, cache_dir = (None if path is None else Path(path) for path in (data_dir, cache_dir))
+    data_dir, cache_dir = _folder("data_dir", data_dir), _folder("cache_dir", cache_dir)
+    check_seed(seed)
+    if not (binning is None or isinstance(binning, EventBinning)):
+        raise DataError(f"binning is an EventBinning, got {shown(binning)}")
     info, argument, options = _read(name)
     if info.argument and not argument:
         raise DataError(f"{name} needs a name after a colon: {info.synopsis}")
@@ -230,9 +248,13 @@ def load(
         if data_dir is not None and data_dir.absolute() != path.absolute():
             said = (f"read from {path}, as {prefix}PATH says, not from the data folder {data_dir}",)
         data_dir = path
-    for option, value in (("limit", limit), ("image_size", image_size)):
-        if value is not None and value < 1:
-            raise DataError(f"{option} must be at least 1, got {value}")
+    for option, value in (("limit", limit), ("holdout", holdout), ("image_size", image_size)):
+        if value is None:
+            continue
+        if (number := integer(value)) is None:
+            raise DataError(f"{option} must be an integer, got {shown(value)}")
+        if number < 1 and option != "holdout":  # which each data set checks
+            raise DataError(f"{option} must be at least 1, got {number}")
     if data_dir is None and info.needs_data_dir and (given := os.environ.get("STSBP_DATA")):
         data_dir = Path(given)
     request = Request(

@@ -12,14 +12,15 @@ import numpy as np
 from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.checks import check_inputs, check_lengths, inputs_as_bytes
 from stsbp_spec.decoders import equally_near, nearest_sequence, spike_count
-from stsbp_spec.errors import ShapeError
+from stsbp_spec.errors import NumericError, ShapeError
 from stsbp_spec.grid import CONTRACT_VERSION
 from stsbp_spec.lengths import without_padding
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.stream import Stream
 from stsbp_spec.trainer import TrainState
-from stsbp_spec.typing import AnyArray, Float32, Float64, Int64, UInt8
+from stsbp_spec.typing import Float32, Float64, Int64, UInt8
+from stsbp_spec.values import array_of, integer, shown
 
 from stsbp import records
 from stsbp.config import RunConfig
@@ -166,24 +167,36 @@ class Trained:
         distances = None if self.task.inputs.sequences else self.task.distances(spikes, lengths)
         return Predicted(spikes, self.names, distances, lengths)
 
-    def decode(self, spikes: AnyArray, first: int = 0) -> Predicted:
+    def decode(self, spikes: Any, first: int = 0) -> Predicted:
         """Decode output spikes `[T, B, N]` of at most `settings.steps` steps of a `stream`.
 
         Args:
-            spikes: output spikes of consecutive steps; for a network that ends with a readout, its potentials.
+            spikes: output spikes of consecutive steps; for a network that ends with a readout, its potentials. A numpy
+                array, a tensor of torch or JAX, or a list.
             first: number of the first of these steps in the stream. The label sequences begin at step 0 of the stream.
 
         Raises:
-            ShapeError: the spikes are not outputs of this network, or have too many steps.
+            ShapeError: the spikes are not outputs of this network, or have too many steps, or `first` is not an integer
+                of at least 0.
+            NumericError: a potential of a readout is not finite.
         """
-        steps, outputs = self.settings.steps, self.network.outputs
+        steps, outputs, spikes = self.settings.steps, self.network.outputs, array_of(spikes)
+        if (begin := integer(first)) is None or begin < 0:
+            raise ShapeError(f"first is the number of a step, 0 or more, got {shown(first)}")
         if spikes.ndim != 3 or not 1 <= len(spikes) <= steps or spikes.shape[1] < 1 or spikes.shape[2] != outputs:
             raise ShapeError(f"outputs are [T, B, N] with T from 1 to {steps} and N = {outputs}, got {spikes.shape}")
+        if self.network.has_readout:
+            if not np.isfinite(spikes).all():
+                raise NumericError("a potential of the readout is not finite")
+        else:
+            if not ((spikes == 0) | (spikes == 1)).all():
+                raise ShapeError("the outputs of this network are spikes, 0 or 1, got other values")
+            spikes = spikes.astype(np.uint8, copy=False)
         samples = spikes.shape[1]
         whole = np.zeros((steps, samples, outputs), spikes.dtype)
         whole[: len(spikes)] = spikes
         lengths = None if len(spikes) == steps else np.full(samples, len(spikes))
-        distances = None if self.task.inputs.sequences else self.task.distances_after(first)(whole, lengths)
+        distances = None if self.task.inputs.sequences else self.task.distances_after(begin)(whole, lengths)
         return Predicted(whole, self.names, distances, lengths)
 
     def stream(self, samples: int = 1) -> Stream[Any]:
