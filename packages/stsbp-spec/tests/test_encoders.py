@@ -411,11 +411,12 @@ _WRONG = (None, 3, "1", [1, "a"], [[1], [1, 2]], {1})
 @pytest.mark.parametrize("wrong", _WRONG, ids=str)
 def test_encoders_refuse_what_is_no_array_of_numbers(wrong: Any) -> None:
     image, zero = np.zeros((2, 4), np.uint8), np.zeros(1, np.int64)
+    indices: Any = [1] if wrong is None else wrong
     for call in (
         lambda: encode_repeat(wrong, 3, 4),
         lambda: encode_latency(wrong, 3),
         lambda: encode_poisson(wrong, 3, seed=0),
-        lambda: encode_poisson(image, 3, seed=0, indices=[1] if wrong is None else wrong),
+        lambda: encode_poisson(image, 3, seed=0, indices=indices),
         lambda: repeat(wrong, 3),
         lambda: bin_events(zero, zero, zero, wrong),
         lambda: bin_events(wrong, zero, zero, zero),

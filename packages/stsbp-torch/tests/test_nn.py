@@ -772,7 +772,9 @@ def test_modules_that_were_made_in_inference_mode_learn(neuron: NeuronModel) -> 
         spec = NetworkSpec.parse("4d0.2", input_shape=(5,), outputs=2, neuron=neuron)
         modules = [Network(spec), SpikingLinear(5, 2, neuron=neuron, bias=True), Neurons(neuron, channels=5)]
     for module in modules:
-        module(torch.ones(3, 2, 5)).sum().backward()
+        # Neurons alone may have nothing that learns.
+        x = torch.ones(3, 2, 5, requires_grad=True)
+        module(x).sum().backward()
         assert all(x.grad is not None and not x.is_inference() for x in module.parameters())
 
 
@@ -782,7 +784,7 @@ def test_modules_refuse_arguments_of_other_types(wrong: Any) -> None:
     for make in (
         lambda: Network(wrong),
         lambda: Network(spec, weights=wrong),
-        lambda: Network(spec, gain=str(wrong)),
+        lambda: Network(spec, gain=str(wrong)),  # type: ignore[arg-type]
         lambda: Neurons(psp=wrong),
         lambda: SpikingLinear(5, 2, psp=wrong),
         lambda: SpikingLinear(5.5, 2),  # type: ignore[arg-type]

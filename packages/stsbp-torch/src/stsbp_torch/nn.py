@@ -965,7 +965,7 @@ class Network(torch.nn.Module):
         self.seed = check_seed(seed)
         self.precision: Precision = precision
         self.register_buffer("step", torch.zeros((), dtype=torch.int64, device="cpu"), persistent=False)
-        given = initial_weights(spec, seed, gain) if weights is None else weights
+        given: Any = initial_weights(spec, seed, gain) if weights is None else weights
         check_weights(spec, given)
         own = {name: torch.from_numpy(x.copy()) for name, x in given.items()}
         # Weights that several projections share are one parameter.
@@ -1083,7 +1083,7 @@ class Network(torch.nn.Module):
         steps = check_steps(s, steps)
         self._check_shape(inputs, steps)
         if self.step.is_meta:
-            _check_types(self._get_name(), self.parameters())
+            _check_types(type(self).__name__, self.parameters())
         (number,) = (self.step,) if state is None else _arrays([(self._number, 1)], state)
         counts = self.training and state is None and step is None
         if number.dtype != torch.int64 or number.dim() != 0:
