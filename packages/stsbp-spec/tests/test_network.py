@@ -412,6 +412,11 @@ MALFORMED = [
 ]
 
 
+def test_a_wrong_input_is_the_fault_of_no_layer() -> None:
+    with pytest.raises(NetworkError, match=r"the shape \(16384, 16384, 8192\), more than 2\^40 values"):
+        NetworkSpec.parse("4C1", input_shape=(16384, 16384, 8192), outputs=3)
+
+
 @pytest.mark.parametrize(("notation", "token", "message"), MALFORMED, ids=[row[0][:40] for row in MALFORMED])
 def test_a_malformed_network_is_refused_at_its_token(notation: str, token: str, message: str) -> None:
     padding = "same" if "'same'" in message else "valid"

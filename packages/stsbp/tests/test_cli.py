@@ -371,6 +371,23 @@ from = "out"
     refused(stsbp(*train, "other.toml", "--resume"), "begun with other settings", '"other.toml" asked')
 
 
+def test_the_last_characters_of_a_networks_file_make_it_no_name(
+    stsbp: Callable[..., Result], tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "net.toml").write_text(
+        '[[node]]\nname = "out"\nweights = "10"\nfrom = "input"\n'
+        '[[node]]\nname = "output"\nneurons = ""\nfrom = "out"\n# the end of net.toml'
+    )
+    assert stsbp("train", "digits", *tiny, "--out", "run", "--net", "net.toml").exit_code == 0
+    for command in (
+        ("train", "--resume", "run"),
+        ("evaluate", "run"),
+        ("train", "--config", "run/config.toml", "--show-config"),
+    ):
+        result = stsbp(*command)
+        assert result.exit_code == 0, result.output
+
+
 def test_resume_may_change_where_and_how(
     stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path
 ) -> None:

@@ -151,6 +151,14 @@ def test_own_events_are_trained_and_evaluated(own: Callable[..., Path], stsbp: C
     assert refused.exit_code == 1
 
 
+def test_files_whose_arrays_are_cut_elsewhere_have_caches_of_their_own(tmp_path: Path) -> None:
+    for labels, sample, x in (([0, 1, 0, 1, 0], [0, 0], [1, 1]), ([0, 1], [0, 1, 0], [0, 0, 1])):
+        path = tmp_path / f"{len(labels)}.npz"
+        np.savez(path, labels=labels, sample=sample, x=x, t=np.ones_like(x), sensor=[2])
+        found = _load(path)
+        assert len(found.train.labels) + len(found.test.labels) == len(labels)
+
+
 def test_recordings_of_their_own_lengths(own: Callable[..., Path]) -> None:
     arrays = _arrays()
     # Every recording ends earlier than the one before.
@@ -165,6 +173,16 @@ def test_recordings_of_their_own_lengths(own: Callable[..., Path]) -> None:
     assert len(set(lengths.tolist())) > 3
     everything = np.arange(SAMPLES)
     assert np.array_equal(whole.train.inputs(everything), ended.train.inputs(everything))
+
+
+def test_changed_names_of_classes_are_named(own: Callable[..., Path], stsbp: Callable[..., Result]) -> None:
+    path = own(classes=np.array(["x", "y"]))
+    options = ("--net", 5, "--steps", 4, "--epochs", 1, "--out", "run")
+    assert stsbp("train", f"events:{path}", *options).exit_code == 0
+    own(classes=np.array(["x", "z"]))
+    refused = stsbp("evaluate", "run")
+    assert refused.exit_code == 1
+    assert "with 2 classes of other names, but the run was trained on events" in refused.stderr
 
 
 def test_training_and_evaluating_say_that_there_is_one_class(

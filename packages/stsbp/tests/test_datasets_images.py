@@ -477,3 +477,22 @@ def test_a_jpeg_that_is_cut_but_has_an_end_is_refused(how: str, channels: int) -
         cut = content[: round(len(content) * share)] + b"\xff\xd9"
         with pytest.raises(DataError, match=r"cut\.jpg cannot be read as an image: its pixels end early"):
             read_image(cut, Path("cut.jpg"), channels=channels, size=None)
+
+
+def _grey_png(bits: int, transparent: int) -> bytes:
+    """White pixels, and which grey is transparent."""
+
+    def piece(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = piece(b"IHDR", struct.pack(">IIBBBBB", 8, 8, bits, 0, 0, 0, 0))
+    rows = piece(b"IDAT", zlib.compress((b"\0" + b"\xff" * bits) * 8))
+    return b"\x89PNG\r\n\x1a\n" + header + piece(b"tRNS", struct.pack(">H", transparent)) + rows + piece(b"IEND", b"")
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_transparent_greys_of_few_bits_are_refused(bits: int, tmp_path: Path) -> None:
+    path, white = tmp_path / "own.png", 2**bits - 1
+    assert read_image(_grey_png(bits, 0), path, channels=None, size=None).min() == 255
+    with pytest.raises(DataError, match="has transparent pixels"):
+        read_image(_grey_png(bits, white), path, channels=None, size=None)

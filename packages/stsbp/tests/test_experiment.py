@@ -183,6 +183,42 @@ def test_folder_that_is_moved_away_when_a_run_has_ended_is_named(
     assert experiment("--seeds", 1).exit_code == 0
 
 
+def _copied(path: Path) -> None:
+    shutil.rmtree(path / "seed-1")
+    shutil.copytree(path / "seed-0", path / "seed-1")
+
+
+def _swapped(path: Path) -> None:
+    (path / "seed-0").rename(path / "seed-2")
+    (path / "seed-1").rename(path / "seed-0")
+    (path / "seed-2").rename(path / "seed-1")
+
+
+def _own_settings(path: Path) -> None:
+    settings = (path / "seed-1" / "config.toml").read_text()
+    _copied(path)
+    (path / "seed-1" / "config.toml").write_text(settings)
+    (path / "experiment.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_copied, "seed-1 holds the run of seed 0; rename it back, or remove it"),
+        (_swapped, "seed-0 holds the run of seed 1; rename it back, or remove it"),
+        (_own_settings, "was trained with other settings than those of e/seed-1/config.toml; put it back"),
+    ],
+)
+def test_the_run_of_another_seed_is_refused(
+    experiment: Callable[..., Result], tmp_path: Path, change: Callable[[Path], None], says: str
+) -> None:
+    experiment()
+    change(tmp_path / "e")
+    refused = experiment()
+    assert refused.exit_code == 1
+    assert says in refused.stderr
+
+
 def test_leftovers_of_a_run_that_was_killed_when_it_had_ended_go(
     experiment: Callable[..., Result], tmp_path: Path
 ) -> None:

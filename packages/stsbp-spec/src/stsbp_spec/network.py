@@ -114,7 +114,9 @@ class NetworkSpec:
         try:
             self.graph  # noqa: B018
         except NetworkError as error:
-            at = next(i for i, names in enumerate(self._built.names) if error.node in names)
+            at = next((i for i, names in enumerate(self._built.names) if error.node in names), None)
+            if at is None:  # The input is wrong, not a layer.
+                raise
             raise NetworkError.of(error, notation=notation, start=starts[at], length=len(tokens[at])) from None
         last = self.layers[-1]
         if not (isinstance(last, SpikingLayer) and isinstance(last.synapse, Linear)):

@@ -574,7 +574,8 @@ def network_text(net: str) -> str:
     Raises:
         ConfigError: the file cannot be read, or is not a file of nodes.
     """
-    if not net.endswith(".toml"):
+    # The text of a file of nodes may end in a comment that ends in these characters.
+    if is_nodes(net) or not net.endswith(".toml"):
         return net
     text = _read_text(net, "file of a network")
     if not is_nodes(text):

@@ -150,7 +150,8 @@ def _frames(path: Path, recordings: Recordings, binning: EventBinning, request: 
             report(k + 1)
 
     binned = {"binning": dataclasses.asdict(binning), **request.length_key}
-    key = {"source": digest.hexdigest(), "columns": names, **binned}
+    # The digest does not say where the labels end and each column begins.
+    key = {"source": digest.hexdigest(), "sizes": [len(labels), len(sample)], "columns": names, **binned}
     source = Source(path, size, len(labels))
     stored = cached("events", key, cache_dir=request.cache_dir, build=build, source=source)
     return stored.frames(binning.steps, binary=binning.binary)

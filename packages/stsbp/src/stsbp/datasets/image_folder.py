@@ -167,7 +167,7 @@ def _check_jpeg(content: bytes, path: Path, image: Any) -> None:
         raise DataError(f"{path} cannot be read as an image: its pixels end early; it may be cut off")
 
 
-def _check_opaque(image: Any, path: Path) -> None:
+def _check_opaque(image: Any, content: bytes, path: Path) -> None:
     """Refuse transparent pixels: they have no colour of their own, and often the colour black behind them.
 
     Raises:
@@ -175,6 +175,9 @@ def _check_opaque(image: Any, path: Path) -> None:
     """
     if not image.has_transparency_data:
         return
+    if image.format == "PNG" and image.mode == "L" and content[24] < 8:
+        # Pillow scales grey pixels of 2 and 4 bits to 8 bits, but not the grey that is transparent.
+        image.info["transparency"] *= 255 // (2 ** content[24] - 1)
     alpha = (image if image.mode in ("LA", "RGBA") else image.convert("RGBA")).getchannel("A")
     if alpha.getextrema()[0] < 255:
         raise DataError(
@@ -232,7 +235,7 @@ def read_image(content: bytes, path: Path, *, channels: int | None, size: int | 
             elif image.format in ("JPEG", "MPO"):
                 _check_jpeg(content, path, image)
             image.load()
-            _check_opaque(image, path)
+            _check_opaque(image, content, path)
             grey = image.mode in _GREY_MODES
             if channels == 1 and not grey:
                 raise DataError(f"{path} is coloured, but the first training image is grey")

@@ -122,6 +122,10 @@ class Experiment:
                     "--overwrite, or choose another --out"
                 )
             own = run.read_config()
+            if run.path.name != f"seed-{own.seed}":
+                raise CheckpointError(
+                    f"{run.path} holds the run of seed {own.seed}; rename it back, or remove it to train that seed anew"
+                )
             asked = config.model_copy(update={"seed": own.seed}).model_dump()
             if changed := differences(own, asked):
                 raise ConfigError(
@@ -250,11 +254,11 @@ class Experiment:
         None if the run is not finished.
 
         Raises:
-            CheckpointError: the checkpoint is damaged, or was trained on other data.
+            CheckpointError: the checkpoint is damaged, or was trained with other settings or on other data.
         """
         if not folder.has_checkpoint:
             return None
-        last = checkpoint.load(folder.path, "last")
+        last = self._loaded(folder, "last")
         # A run that was extended had finished earlier, with fewer epochs.
         if last.info.get("epoch") != self.config.epochs:
             return None
@@ -263,7 +267,17 @@ class Experiment:
                 f"the data are not those that the run in {folder.path} was trained on; different: {differs}. Give the "
                 "same --data-dir, or choose another --out"
             )
-        return last if self.data.validation is None else checkpoint.load(folder.path, "best")
+        return last if self.data.validation is None else self._loaded(folder, "best")
+
+    @staticmethod
+    def _loaded(folder: RunFolder, name: str) -> Checkpoint:
+        saved = checkpoint.load(folder.path, name)
+        if not checkpoint.is_of(folder.read_config(), saved.info):
+            raise CheckpointError(
+                f"the checkpoint {name!r} in {folder.path} was trained with other settings than those of "
+                f"{folder.config}; put it back, or remove the folder to train that seed anew"
+            )
+        return saved
 
 
 def _known(path: Path, network: NetworkSpec, inputs: Inputs) -> dict[int, dict[str, Any]]:

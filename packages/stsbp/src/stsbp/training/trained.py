@@ -223,7 +223,8 @@ class Trained:
             raise ConfigError(f"the run has no {split} split, because it was trained {how}; name another --split")
         if data.inputs != self.task.inputs:
             raise ConfigError(
-                f"the data are {data.inputs}, but the run was trained on {self.task.inputs}; give the same --data-dir"
+                f"the data are {data.inputs.unlike(self.task.inputs)}, but the run was trained on {self.task.inputs}; "
+                "give the same --data-dir"
             )
         if differs := data.unlike(records.read(records.Trained, self.info)):
             raise ConfigError(
