@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from stsbp.cli import cli
+from stsbp.datasets import digits_events
 from stsbp.errors import printable
 
 TINY = (
@@ -56,6 +57,14 @@ def train_tiny(stsbp: Callable[..., Result]) -> Callable[..., Result]:
         return stsbp("train", "digits", *TINY, "--out", out, *arguments)
 
     return call
+
+
+@pytest.fixture
+def few_recordings(monkeypatch: pytest.MonkeyPatch) -> int:
+    """`digits-events` has only so many recordings, because simulating all of them takes seconds."""
+    images, labels = digits_events.read_digits()
+    monkeypatch.setattr(digits_events, "read_digits", lambda: (images[:200], labels[:200]))
+    return 200
 
 
 @pytest.fixture

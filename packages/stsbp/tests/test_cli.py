@@ -586,6 +586,7 @@ def test_a_limit_above_the_number_of_samples_is_told_of(train_tiny: Callable[...
     assert "limit 5,000 has no effect: there are only 1,767 training samples" in result.stderr
 
 
+@pytest.mark.usefixtures("few_recordings")
 def test_predict_reads_recordings_and_frames(stsbp: Callable[..., Result], tmp_path: Path, monkeypatch: Any) -> None:
     pytest.importorskip("tonic", reason="tonic reads recordings")
     from stsbp.datasets.nmnist import read_recording

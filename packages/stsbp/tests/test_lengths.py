@@ -204,6 +204,7 @@ def test_prediction_and_report_of_samples_that_end_early(stsbp: Callable[..., Re
     assert stsbp("report", tmp_path / "run").exit_code == 0
 
 
+@pytest.mark.usefixtures("few_recordings")
 def test_simulated_recordings_of_their_own_lengths(
     stsbp: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

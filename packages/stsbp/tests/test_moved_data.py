@@ -374,6 +374,7 @@ def test_resume_continues_a_run_of_an_earlier_version_with_a_warning(
     refused(stsbp("train", "--resume", "run", "--epochs", 4), "number, labels or inputs of the samples")
 
 
+@pytest.mark.usefixtures("few_recordings")
 def test_contents_of_a_cache_are_those_of_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are not read again, and a split of another package without `content` gets a digest of all its inputs."""
     monkeypatch.setenv("STSBP_CACHE", str(tmp_path))
