@@ -164,6 +164,8 @@ def _guard(root: Path) -> None:
                 if not f"{full}{os.sep}".startswith(inside):
                     refuse(f"a write outside of the case's folders\n{event} {full!r}")
 
+    # The complaint of an imported module is that it was imported, not that its bytecode is a new file.
+    sys.dont_write_bytecode = True
     sys.addaudithook(check)
 
 
