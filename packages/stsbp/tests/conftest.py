@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 from stsbp.cli import cli
 from stsbp.datasets import digits_events
+from stsbp.datasets.digits import read_digits
 from stsbp.errors import printable
 
 TINY = (
@@ -62,7 +63,7 @@ def train_tiny(stsbp: Callable[..., Result]) -> Callable[..., Result]:
 @pytest.fixture
 def few_recordings(monkeypatch: pytest.MonkeyPatch) -> int:
     """`digits-events` has only so many recordings, because simulating all of them takes seconds."""
-    images, labels = digits_events.read_digits()
+    images, labels = read_digits()
     monkeypatch.setattr(digits_events, "read_digits", lambda: (images[:200], labels[:200]))
     return 200
 
