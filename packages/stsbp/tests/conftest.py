@@ -61,11 +61,12 @@ def train_tiny(stsbp: Callable[..., Result]) -> Callable[..., Result]:
 
 
 @pytest.fixture
-def few_recordings(monkeypatch: pytest.MonkeyPatch) -> int:
-    """`digits-events` has only so many recordings, because simulating all of them takes seconds."""
+def few_recordings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Number of recordings of `digits-events`, 200 or an indirect parameter: simulating all of them takes seconds."""
     images, labels = read_digits()
-    monkeypatch.setattr(digits_events, "read_digits", lambda: (images[:200], labels[:200]))
-    return 200
+    count: int = getattr(request, "param", 200)
+    monkeypatch.setattr(digits_events, "read_digits", lambda: (images[:count], labels[:count]))
+    return count
 
 
 @pytest.fixture

@@ -297,9 +297,10 @@ class TestSaccadeCamera:
             SaccadeCamera().record(np.zeros((1, 35, 20), np.uint8))
 
 
-def test_digits_events_are_simulated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images, labels = read_digits()
-    monkeypatch.setattr("stsbp.datasets.digits_events.read_digits", lambda: (images[:120], labels[:120]))
+@pytest.mark.usefixtures("few_recordings")
+@pytest.mark.parametrize("few_recordings", [120], indirect=True)
+def test_digits_events_are_simulated_once(tmp_path: Path) -> None:
+    images, _ = read_digits()
     calls: list[str] = []
 
     def load_watched() -> Dataset:

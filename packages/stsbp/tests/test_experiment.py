@@ -21,7 +21,6 @@ from click.testing import Result
 from stsbp import load_run
 from stsbp.config import Source, resolve
 from stsbp.datasets import load
-from stsbp.datasets.digits import read_digits
 from stsbp.experiment import jobs
 from stsbp.experiment import run as experiment_run
 from stsbp.experiment.run import with_validation
@@ -491,12 +490,12 @@ def test_mistakes_leave_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("few_recordings")
+@pytest.mark.parametrize("few_recordings", [60], indirect=True)
 def test_named_preset_stands_beside_the_published_figure(
     stsbp: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STSBP_CACHE", str(tmp_path / "cache"))
-    images, labels = read_digits()
-    monkeypatch.setattr("stsbp.datasets.digits_events.read_digits", lambda: (images[:60], labels[:60]))
     small = ("--net", "8", "--steps", "5", "--epochs", "1", "--limit", "20", "--holdout", "10", "--validation", "0")
     result = stsbp("experiment", "nmnist-tssl", "--dataset", "digits-events", *small, "--seeds", 1)
     assert result.exit_code == 0, result.output

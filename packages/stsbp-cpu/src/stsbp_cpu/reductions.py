@@ -162,14 +162,13 @@ def weight_grid(projection: Projection, w: Float32) -> tuple[Float32, WeightGrid
 
 def weight_grid_and_bound(projection: Projection, w: Float32) -> tuple[Float32, WeightGrid, float]:
     """The results of `weight_grid`, and the largest partial sum for inputs in [0, 1]."""
-    rows, bounds = np.ascontiguousarray(w).reshape(len(w), -1), [0.0]
+    rows = np.ascontiguousarray(w).reshape(len(w), -1)
 
-    def rounded(exponent: int) -> tuple[Float32, float]:
+    def rounded(exponent: int) -> tuple[tuple[Float32, float], float]:
         wq, bound = round_rows(rows, exponent)
-        bounds.append(bound)
-        return wq, bound
+        return (wq, bound), bound
 
-    wq, made = fit_weight_grid(
+    fitted, grid = fit_weight_grid(
         largest(rows.reshape(-1)),
         rounded,
         summands=rows.shape[1],
@@ -178,7 +177,8 @@ def weight_grid_and_bound(projection: Projection, w: Float32) -> tuple[Float32, 
         input_max=projection.input.maximum,
         layer=projection.name,
     )
-    return np.zeros(w.shape, np.float32) if wq is None else wq.reshape(w.shape), made, bounds[-1]
+    wq, bound = (np.zeros_like(rows), 0.0) if fitted is None else fitted
+    return wq.reshape(w.shape), grid, bound
 
 
 @cached_njit(parallel=True)

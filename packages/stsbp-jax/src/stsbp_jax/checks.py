@@ -215,9 +215,10 @@ def on_grid(what: str, inputs: ArrayLike, exponent: int, largest: float) -> Any:
     """
     if isinstance(inputs, jax.core.Tracer):
         return _or_nan(_good, (exponent, largest), inputs)
-    check_finite(f"the input of {what}", inputs)
+    check_array(f"the input of {what}", inputs)
     if _all(_good, inputs, exponent, largest):
         return as_array(inputs)
+    check_finite(f"the input of {what}", inputs)
     wrong = _first_wrong(_good, inputs, exponent, largest)
     unit = "whole numbers" if exponent == 0 else f"multiples of 2^-{exponent}"
     wanted = "spikes, 0 or 1" if (exponent, largest) == (0, 1) else f"{unit} from 0 to {largest:g}"

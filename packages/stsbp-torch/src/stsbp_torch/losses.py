@@ -49,9 +49,10 @@ def spike_loss(
             f"the loss {loss.name} reads potentials, not spikes; use torch's own loss on the potentials of "
             "net(frames, full=True)"
         )
-    for what, x in (("spikes", spikes), ("targets", targets), ("lengths", lengths)):
-        if x is not None or what != "lengths":
-            check_tensor(x, what)
+    check_tensor(spikes, "spikes")
+    check_tensor(targets, "targets")
+    if lengths is not None:
+        check_tensor(lengths, "lengths")
     if spikes.dim() != 3 or spikes.shape != targets.shape:
         shapes = tuple(spikes.shape), tuple(targets.shape)
         swapped = spikes.dim() == 3 and shapes[1] == (shapes[0][1], shapes[0][0], shapes[0][2])

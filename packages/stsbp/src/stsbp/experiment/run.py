@@ -258,7 +258,8 @@ class Experiment:
         """
         if not folder.has_checkpoint:
             return None
-        last = self._loaded(folder, "last")
+        config = folder.read_config()
+        last = self._loaded(folder, config, "last")
         # A run that was extended had finished earlier, with fewer epochs.
         if last.info.get("epoch") != self.config.epochs:
             return None
@@ -267,12 +268,12 @@ class Experiment:
                 f"the data are not those that the run in {folder.path} was trained on; different: {differs}. Give the "
                 "same --data-dir, or choose another --out"
             )
-        return last if self.data.validation is None else self._loaded(folder, "best")
+        return last if self.data.validation is None else self._loaded(folder, config, "best")
 
     @staticmethod
-    def _loaded(folder: RunFolder, name: str) -> Checkpoint:
+    def _loaded(folder: RunFolder, config: RunConfig, name: str) -> Checkpoint:
         saved = checkpoint.load(folder.path, name)
-        if not checkpoint.is_of(folder.read_config(), saved.info):
+        if not checkpoint.is_of(config, saved.info):
             raise CheckpointError(
                 f"the checkpoint {name!r} in {folder.path} was trained with other settings than those of "
                 f"{folder.config}; put it back, or remove the folder to train that seed anew"
