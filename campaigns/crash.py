@@ -329,8 +329,9 @@ def _essence(path: Path) -> str:
             for sums in ("sums", "window"):
                 value.get(sums, {}).pop("seconds", None)
         if path.name == "last.json":
-            # How long the records are depends on how many digits their times have.
+            # The records contain times, and how long they are depends on how many digits these have.
             values[0].pop("metrics_bytes")
+            values[0].pop("metrics_sha256")
         return json.dumps(values, sort_keys=True)
     if path.suffix == ".html":
         return "page" if data.rstrip().endswith(b"</html>") else f"half a page of {len(data)} bytes"

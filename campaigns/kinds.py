@@ -882,7 +882,12 @@ class Checkpoints(Kind):
                 self.json(rng, line).replace(b"\n", b" ") if rng.random() < 0.5 else line
                 for line in content.splitlines()
             ]
-            return {file: b"\n".join(lines) + rng.choice((b"", b"\n"))}
+            damaged = b"\n".join(lines) + rng.choice((b"", b"\n"))
+            description = json.loads(world.content(f"{folder}/last.json"))
+            description.update(metrics_bytes=len(damaged), metrics_sha256=hashlib.sha256(damaged).hexdigest())
+            description.pop("digest")
+            description["digest"] = _json_digest(description)
+            return {file: damaged, f"{folder}/last.json": json.dumps(description).encode()}
         text = mutated_text(rng, content.decode(), Toml.words)
         return {file: text.encode("utf-8", "surrogatepass")}
 
@@ -927,7 +932,7 @@ class Checkpoints(Kind):
         with world.run_with("runs", case.how["run"], case.files) as copy:
             folder = RunFolder(copy)
             folder.starts()
-            read_records(folder.metrics)
+            read_records(copy, folder.read_config())
             trained = load_trained(folder, case.how["checkpoint"], _backend())
             if case.how["checkpoint"] == "last":
                 progress_of(load(copy, "last"), copy)

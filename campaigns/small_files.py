@@ -763,7 +763,7 @@ def _stored(folder: str, description: dict[str, Any], data: bytes) -> dict[str, 
 
 
 class Changes(Kind):
-    """Data that change between the parts of a run: `--resume` must say so, and leave the run as it is."""
+    """Data or records that change between the parts of a run: `--resume` must say so, and leave the run as it is."""
 
     name, weight = "changes", 0.03
 
@@ -793,9 +793,13 @@ class Changes(Kind):
             files[name] = bytes(content)
         else:
             files[name] = picture(100 + rng.randrange(1000))
-        same = rng.random() < 0.1
-        if same:
+        if rng.random() < 0.1:
             refuse, files = "", {name: world.content(name)}
+        elif run != "stopped" and rng.random() < 0.2:
+            # The run that was stopped has no records before its checkpoint.
+            other = "recordings" if run == "rasters" else "rasters"
+            refuse, records = "the records are those of another run", world.content(f"work/runs/{other}/metrics.jsonl")
+            files = {f"work/runs/{run}/metrics.jsonl": records}
         arguments = (
             "train",
             "--resume",
@@ -925,7 +929,7 @@ class Places(Kind):
             if file == "run/metrics.jsonl":
                 from stsbp.training.metrics import read_records
 
-                read_records(run.metrics)
+                read_records(run.path, run.read_config())
         elif file == "input.toml":
             resolve([read_toml(folder / file)])
         elif file == "input.nir":

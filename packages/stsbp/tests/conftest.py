@@ -151,6 +151,17 @@ def forge() -> Callable[..., None]:
     return change
 
 
+@pytest.fixture
+def forge_records(forge: Callable[..., None]) -> Callable[[Path, bytes], None]:
+    """Write other records, and let the checkpoint say that they are its own."""
+
+    def change(run: Path, data: bytes) -> None:
+        (run / "metrics.jsonl").write_bytes(data)
+        forge(run, lambda d: d.update(metrics_bytes=len(data), metrics_sha256=hashlib.sha256(data).hexdigest()))
+
+    return change
+
+
 class _QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         pass

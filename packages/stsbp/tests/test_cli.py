@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
@@ -25,9 +26,11 @@ from stsbp.cli import COMMANDS, cli
 from stsbp.cli.evaluate import _text
 from stsbp.config import SECTIONS, RunConfig
 from stsbp.datasets import load
+from stsbp.errors import CheckpointError
 from stsbp.files import OpenFolder
+from stsbp.records import Recorded
 from stsbp.training.evaluate import Evaluation
-from stsbp.training.metrics import LabelDistances, MetricsFile, Sums, ends_elsewhere
+from stsbp.training.metrics import LabelDistances, MetricsFile, Sums, check_records
 from stsbp_spec import LOSSES, PSP, NetworkSpec, VanRossum, registry
 from stsbp_spec.decoders import distances
 from stsbp_spec.encoders import LabelCode, encode_repeat
@@ -794,18 +797,35 @@ def test_where_records_end(tmp_path: Path) -> None:
         for epoch in (1, 2, 3)
     ]
     path, (first, second) = tmp_path / "metrics.jsonl", (len(lines[0]), len(lines[0] + lines[1]))
-    assert ends_elsewhere(path, 100, 6, 2) == ""
+
+    def check(size: int, step: int, epoch: int, text: str | None = None) -> None:
+        digest = None if text is None else hashlib.sha256(text.encode()).hexdigest()
+        check_records(Recorded(step=step, epoch=epoch, metrics_bytes=size, metrics_sha256=digest), tmp_path)
+
+    check(100, 6, 2)
     path.write_text("".join(lines))
-    assert ends_elsewhere(path, second, 6, 2) == ""
+    check(second, 6, 2)
     # The update before an evaluation was saved, and its epoch not yet.
-    assert ends_elsewhere(path, first, 6, 1) == ""
-    assert ends_elsewhere(path, first, 6, 2) == f"metrics_bytes is {first}, but update 6 comes after it"
-    assert ends_elsewhere(path, second, 5, 1) == f"metrics_bytes is {second}, but update 6 comes before it"
+    check(first, 6, 1)
+    with pytest.raises(CheckpointError, match=f"metrics_bytes is {first}, but update 6 comes after it"):
+        check(first, 6, 2)
+    with pytest.raises(CheckpointError, match=f"metrics_bytes is {second}, but update 6 comes before it"):
+        check(second, 5, 1)
     for size in (1, first - 1, first + 1):
-        assert "within a line" in ends_elsewhere(path, size, 3, 1)
-    # A file that has lost its end is continued.
+        with pytest.raises(CheckpointError, match="within a line"):
+            check(size, 3, 1)
+    check(second, 6, 2, lines[0] + lines[1])
+    with pytest.raises(CheckpointError, match=f"its first {second} bytes do not have the SHA-256"):
+        check(second, 6, 2, lines[0] + lines[2])
+    with pytest.raises(CheckpointError, match=f"metrics_bytes is {first}, but update 6 comes after it"):
+        check(first, 6, 2, lines[0])
+    # A file that has lost its end is continued, if nothing says what it was.
     path.write_text(lines[0] + lines[1][:9])
-    assert ends_elsewhere(path, second, 6, 2) == ""
+    check(second, 6, 2)
+    with pytest.raises(CheckpointError, match="do not have the SHA-256"):
+        check(second, 6, 2, lines[0] + lines[1])
+    path.write_text("")
+    check(second, 6, 2, lines[0] + lines[1])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -185,6 +186,76 @@ def test_resume_of_a_run_whose_checkpoint_is_gone(
     assert (run / "metrics.jsonl").read_bytes() == records
     refused(train_tiny(run, "--resume", "--overwrite"), "give one of them")
     assert train_tiny(run, "--overwrite").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "command", [("train", "--resume"), ("train", "--epochs", 4, "--resume"), ("report", "--no-samples"), ("compare",)]
+)
+@pytest.mark.parametrize("length", ["longer", "shorter", "edited"])
+def test_records_of_another_run(
+    stsbp: Callable[..., Result],
+    train_tiny: Callable[..., Result],
+    tmp_path: Path,
+    refused: Callable[..., None],
+    command: tuple[Any, ...],
+    length: str,
+) -> None:
+    run = tmp_path / "run"
+    train_tiny(run)
+    train_tiny(tmp_path / "other", "--seed", 1, "--log-every", 1 if length == "longer" else 6)
+    file = run / "metrics.jsonl"
+    records = file.read_bytes()
+    other = (tmp_path / "other" / "metrics.jsonl").read_bytes()
+    file.write_bytes(records.replace(b'"loss": 0', b'"loss": 1') if length == "edited" else other)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    refused(stsbp(*command, run), f"{file} does not fit the checkpoint {run / 'last.json'}", f"move {file.name} away")
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    file.unlink()
+    assert stsbp(*command, run).exit_code == 0
+
+
+def test_records_of_a_run_of_an_earlier_version(
+    stsbp: Callable[..., Result],
+    train_tiny: Callable[..., Result],
+    tmp_path: Path,
+    records: Callable[[Path], list[dict[str, Any]]],
+    forge: Callable[..., None],
+) -> None:
+    run = tmp_path / "run"
+    train_tiny(run)
+    forge(run, lambda description: description.pop("metrics_sha256"))
+    before = records(run)
+    for command in (("compare",), ("report", "--no-samples"), ("train", "--epochs", 4, "--resume")):
+        result = stsbp(*command, run)
+        assert result.exit_code == 0
+        assert "metrics.jsonl" not in result.stderr
+    assert records(run)[: len(before)] == before
+    digest = hashlib.sha256((run / "metrics.jsonl").read_bytes()).hexdigest()
+    assert json.loads((run / "last.json").read_text())["metrics_sha256"] == digest
+
+
+def test_records_beside_a_damaged_checkpoint(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train_tiny(run)
+    (run / "last.json").write_text("{}")
+    for command in (("compare", run), ("report", run, "--no-samples", "--checkpoint", "best")):
+        result = stsbp(*command)
+        assert result.exit_code == 0, result.output
+        assert f"{run / 'metrics.jsonl'} is not compared with the last checkpoint: {run / 'last.json'} is damaged" in (
+            result.stderr
+        )
+
+
+def test_compare_names_settings_that_are_not_those_of_the_checkpoint(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path, refused: Callable[..., None]
+) -> None:
+    run = tmp_path / "run"
+    train_tiny(run)
+    text = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(text.replace("lr = 0.01", "lr = 0.02"))
+    refused(stsbp("compare", run), "is not what the checkpoint 'last' was trained with")
 
 
 def test_resume_with_edited_settings_or_other_data(

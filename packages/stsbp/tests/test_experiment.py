@@ -200,12 +200,25 @@ def _own_settings(path: Path) -> None:
     (path / "experiment.json").unlink()
 
 
+def _other_records(path: Path) -> None:
+    shutil.copyfile(path / "seed-0" / "metrics.jsonl", path / "seed-1" / "metrics.jsonl")
+    (path / "experiment.json").unlink()
+
+
+def _added_records(path: Path) -> None:
+    with (path / "seed-1" / "metrics.jsonl").open("ab") as file:
+        file.write((path / "seed-0" / "metrics.jsonl").read_bytes())
+    (path / "experiment.json").unlink()
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         (_copied, "seed-1 holds the run of seed 0; rename it back, or remove it"),
         (_swapped, "seed-0 holds the run of seed 1; rename it back, or remove it"),
-        (_own_settings, "was trained with other settings than those of e/seed-1/config.toml; put it back"),
+        (_own_settings, "e/seed-1/config.toml is not what the checkpoint 'last' was trained with"),
+        (_other_records, "e/seed-1/metrics.jsonl does not fit the checkpoint e/seed-1/last.json"),
+        (_added_records, "e/seed-1/metrics.jsonl does not fit the checkpoint e/seed-1/last.json"),
     ],
 )
 def test_the_run_of_another_seed_is_refused(

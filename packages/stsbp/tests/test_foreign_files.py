@@ -335,10 +335,11 @@ class TestData:
 
     def test_metrics_that_cannot_be_read_are_not_taken_for_none(self, run: Path) -> None:
         (run / "metrics.jsonl").unlink()
-        assert read_records(run / "metrics.jsonl") == []
+        config = RunFolder(run).read_config()
+        assert read_records(run, config) == []
         os.mkfifo(run / "metrics.jsonl")
         with pytest.raises(CheckpointError, match=r"cannot read .*metrics\.jsonl: it is a pipe, not a regular file"):
-            read_records(run / "metrics.jsonl")
+            read_records(run, config)
 
 
 @pytest.mark.filterwarnings("error")
@@ -464,14 +465,15 @@ class TestRecords:
         assert starts[0] == old
         assert [sorted(start)[0] for start in starts] == ["of_another_version", "backend"]
 
-    def test_damaged_lines_are_told_of_once(self, run: Path, stsbp: Stsbp) -> None:
-        path = run / "metrics.jsonl"
-        lines = path.read_bytes().splitlines(keepends=True)
+    def test_damaged_lines_are_told_of_once(
+        self, run: Path, stsbp: Stsbp, forge_records: Callable[[Path, bytes], None]
+    ) -> None:
+        lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
         deep = b'{"kind": "epoch", "x": ' + b"[" * 500 + b"]" * 500 + b"}\n"
         huge = lines[1].replace(b'"loss": ', b'"loss": 1e999, "was": ')
-        path.write_bytes(b"".join([lines[0], b"{\n", deep, huge, b"\xff\n", b"\n", *lines[1:], lines[-1][:-9]]))
+        forge_records(run, b"".join([lines[0], b"{\n", deep, huge, b"\xff\n", b"\n", *lines[1:], lines[-1][:-9]]))
         told: list[str] = []
-        found = read_records(path, told.append)
+        found = read_records(run, RunFolder(run).read_config(), told.append)
         assert found == [json.loads(line) for line in lines]
         assert len(told) == 1
         assert "damaged lines are left out: 5, the first line 2" in told[0]

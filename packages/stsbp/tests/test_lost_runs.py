@@ -235,6 +235,27 @@ def test_records_that_the_disk_does_not_take_are_told_of(tmp_path: Path, monkeyp
         metrics.close()
 
 
+def test_a_run_that_lost_its_records_can_be_killed_again(
+    train_tiny: Train, stsbp: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, write = tmp_path / "run", MetricsFile.write
+    assert train_tiny(run, "--epochs", 1).exit_code == 0
+    (run / "metrics.jsonl").unlink()
+
+    def killed(*arguments: Any) -> None:
+        write(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MetricsFile, "write", killed)
+        assert stsbp("train", "--resume", run, "--epochs", 3).exit_code != 0
+    assert (run / "metrics.jsonl").read_bytes()
+    assert stsbp("compare", run).exit_code == 0
+    done = stsbp("train", "--resume", run)
+    assert done.exit_code == 0, done.output
+    assert stsbp("compare", run).exit_code == 0
+
+
 def test_folder_that_is_removed_while_a_checkpoint_is_written(
     train_tiny: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: Callable[..., None]
 ) -> None:

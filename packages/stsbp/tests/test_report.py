@@ -221,10 +221,14 @@ def test_report_without_data(
 
 
 def test_report_before_the_first_epoch(
-    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path
+    stsbp: Callable[..., Result],
+    train_tiny: Callable[..., Result],
+    tmp_path: Path,
+    forge_records: Callable[[Path, bytes], None],
 ) -> None:
     """As of a run that has just begun: a checkpoint, and half a line of metrics."""
     train_tiny(tmp_path / "run")
+    forge_records(tmp_path / "run", b"")
     (tmp_path / "run" / "metrics.jsonl").write_text('{"kind": "st')
     (tmp_path / "run" / "environment.json").unlink()
     result = stsbp("report", tmp_path / "run")
@@ -258,7 +262,11 @@ def test_report_before_the_first_epoch(
     ],
 )
 def test_damaged_records_are_left_out(
-    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path, line: str
+    stsbp: Callable[..., Result],
+    train_tiny: Callable[..., Result],
+    tmp_path: Path,
+    forge_records: Callable[[Path, bytes], None],
+    line: str,
 ) -> None:
     train_tiny(tmp_path / "run")
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -279,8 +287,7 @@ def test_damaged_records_are_left_out(
     assert line not in metrics.read_text()
     before = stsbp("compare", "run").stdout
     assert stsbp("report", "run", "--no-samples", "--out", "before.html").exit_code == 0
-    with metrics.open("a") as file:
-        file.write(line + "\n")
+    forge_records(tmp_path / "run", metrics.read_bytes() + line.encode() + b"\n")
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
     environment["starts"].append({"versions": [1]})
     (tmp_path / "run" / "environment.json").write_text(json.dumps(environment))
@@ -291,7 +298,10 @@ def test_damaged_records_are_left_out(
 
 
 def test_report_shows_what_the_error_grid_zeroed(
-    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path
+    stsbp: Callable[..., Result],
+    train_tiny: Callable[..., Result],
+    tmp_path: Path,
+    forge_records: Callable[[Path, bytes], None],
 ) -> None:
     surrogate = ("--surrogate", "triangle:width=1e7")
     exploding = ("--init-gain", 1e6, "--threshold", 1e6, *surrogate, "--steps", 6, "--clip-norm", 1)
@@ -303,7 +313,8 @@ def test_report_shows_what_the_error_grid_zeroed(
     # Lines from before there were such shares, and damaged ones.
     metrics = tmp_path / "exploding" / "metrics.jsonl"
     for zeroed in ('"before": 1', '"zeroed": {"linear1": 0.5}', '"zeroed": {"linear1": 2.0, "linear2": 1.0}'):
-        metrics.write_text(re.sub(r'"(zeroed|before)": ({[^}]*}|1)', zeroed, metrics.read_text()))
+        text = re.sub(r'"(zeroed|before)": ({[^}]*}|1)', zeroed, metrics.read_text())
+        forge_records(tmp_path / "exploding", text.encode())
         assert stsbp("report", "exploding", "--no-samples", "--out", "damaged.html").exit_code == 0
         assert "error grid" not in check(tmp_path / "damaged.html").text
 

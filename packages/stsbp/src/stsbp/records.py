@@ -24,6 +24,7 @@ __all__ = [
     "Manifest",
     "Progress",
     "Record",
+    "Recorded",
     "Seed",
     "Start",
     "Sums",
@@ -105,19 +106,25 @@ class Best(Record):
     loss: Number | None = None
 
 
-class Progress(Record):
+class Recorded(Record):
+    """Position of a run, and its records so far: the first bytes of `metrics.jsonl`. Older files lack the digest."""
+
+    step: Place
+    epoch: Place
+    metrics_bytes: Count
+    metrics_sha256: Digest | None = None
+
+
+class Progress(Recorded):
     """Further contents of `last.json`, from which a run can continue: position, sums, and the best epoch so far."""
 
     config: str
     data: str
     contents: dict[str, str] = Field(default_factory=dict)
-    step: Place
-    epoch: Place
     batch: Place
     sums: Sums
     window: Sums
     best: Best | None
-    metrics_bytes: Count
     epochs: Place | None = None
     contract: Count = 1
     threads: Count | None = None

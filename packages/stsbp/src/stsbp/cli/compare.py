@@ -91,7 +91,7 @@ def facts(run: Path) -> dict[str, Any]:
     """
     folder = RunFolder(run)
     config = folder.read_config()
-    records, starts = read_records(folder.metrics, _warn), folder.starts()
+    records, starts = read_records(folder.path, config, _warn), folder.starts()
     epochs = [r for r in records if r["kind"] == "epoch"]
     result: dict[str, Any] = {
         "run": str(run),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,6 +24,7 @@ _NOT_TRAINED = {
     "finished": False,
     "best": None,
     "metrics_bytes": 0,
+    "metrics_sha256": hashlib.sha256().hexdigest(),
     "sums": asdict(Sums()),
     "window": asdict(Sums()),
 }

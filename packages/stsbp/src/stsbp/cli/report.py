@@ -71,7 +71,7 @@ def command(
     trained = load_trained(folder, checkpoint, choose_backend(options), warn=say_warning)
     task, classes = trained.task, trained.task.inputs.classes
     show = reporter()
-    lines = read_records(folder.metrics, show.warn)
+    lines = read_records(folder.path, config, show.warn)
     content = Content(run, config, task.network, lines, folder.starts(), classes)
     projections = task.network.graph.projections
     grids = (task.backend.weight_grid(each, trained.state.weights[each.parameter])[1] for each in projections)

@@ -259,7 +259,7 @@ class Experiment:
         if not folder.has_checkpoint:
             return None
         config = folder.read_config()
-        last = self._loaded(folder, config, "last")
+        last = checkpoint.load_of(config, folder.path, "last")
         # A run that was extended had finished earlier, with fewer epochs.
         if last.info.get("epoch") != self.config.epochs:
             return None
@@ -268,17 +268,7 @@ class Experiment:
                 f"the data are not those that the run in {folder.path} was trained on; different: {differs}. Give the "
                 "same --data-dir, or choose another --out"
             )
-        return last if self.data.validation is None else self._loaded(folder, config, "best")
-
-    @staticmethod
-    def _loaded(folder: RunFolder, config: RunConfig, name: str) -> Checkpoint:
-        saved = checkpoint.load(folder.path, name)
-        if not checkpoint.is_of(config, saved.info):
-            raise CheckpointError(
-                f"the checkpoint {name!r} in {folder.path} was trained with other settings than those of "
-                f"{folder.config}; put it back, or remove the folder to train that seed anew"
-            )
-        return saved
+        return last if self.data.validation is None else checkpoint.load_of(config, folder.path, "best")
 
 
 def _known(path: Path, network: NetworkSpec, inputs: Inputs) -> dict[int, dict[str, Any]]:
@@ -340,7 +330,7 @@ def _figures(
     test = evaluate(task, state, data.test, task.config.batch_size, between)
     if reported is None:
         return None
-    lines = read_records(folder.metrics, show.warn)
+    lines = read_records(folder.path, task.config, show.warn)
     evaluations = [r for r in lines if r["kind"] == "evaluation" and _fits(r, task.network, task.inputs)]
     tests = [r for r in evaluations if r["split"] == "test"]
     seconds = [r["seconds"] for r in lines if r["kind"] == "epoch"]

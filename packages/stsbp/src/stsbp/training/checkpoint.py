@@ -31,10 +31,13 @@ __all__ = [
     "TENSOR_FILE",
     "Checkpoint",
     "as_bytes",
-    "is_of",
+    "check_of",
+    "described",
     "load",
+    "load_of",
     "note_epochs",
     "progress_of",
+    "recorded_of",
     "remove_leftovers",
     "save",
     "trained_of",
@@ -93,21 +96,7 @@ def load(folder: Path, name: str) -> Checkpoint:
     Raises:
         CheckpointError: it is missing, damaged or of another version. The message says what to do.
     """
-    path = folder / f"{name}.json"
-    text = _read_description(path, name)
-    try:
-        description: dict[str, Any] = records.parse(text)
-        digest = description.pop("digest")
-        version = description["format"]
-        own_digest = records.digest_of(description)
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise _damaged(path, "it is not a complete description of a checkpoint", name) from error
-    if version != FORMAT:
-        raise CheckpointError(
-            f"{path} has format {version}, but this stsbp reads format {FORMAT}; use the version that wrote it"
-        )
-    if digest != own_digest:
-        raise _damaged(path, "its content does not match its own digest", name)
+    path, description = folder / f"{name}.json", described(folder, name)
     try:
         header = records.read(records.Description, description)
     except ValueError as error:
@@ -121,7 +110,7 @@ def load(folder: Path, name: str) -> Checkpoint:
     try:
         data = read_regular(tensor_path, _MOST_TENSORS)
     except FileNotFoundError:
-        if _read_description(path, name) != text:
+        if described(folder, name) != description:
             # The run is being trained: a newer checkpoint has replaced this one.
             return load(folder, name)
         raise _damaged(path, f"it names {file}, which is missing", name) from None
@@ -139,13 +128,33 @@ def load(folder: Path, name: str) -> Checkpoint:
     return Checkpoint(arrays, description)
 
 
-def _read_description(path: Path, name: str) -> bytes:
+def described(folder: Path, name: str) -> dict[str, Any]:
+    """The description of a checkpoint, which matches its own digest. The tensors are not read.
+
+    Raises:
+        CheckpointError: it is missing, damaged or of another version. The message says what to do.
+    """
+    path = folder / f"{name}.json"
     try:
-        return read_regular(path, MOST)
+        text = read_regular(path, MOST)
     except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} has no checkpoint {name!r} ({path.name} is missing)") from None
+        raise CheckpointError(f"{folder} has no checkpoint {name!r} ({path.name} is missing)") from None
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        description: dict[str, Any] = records.parse(text)
+        digest = description.pop("digest")
+        version = description["format"]
+        own_digest = records.digest_of(description)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise _damaged(path, "it is not a complete description of a checkpoint", name) from error
+    if version != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {version}, but this stsbp reads format {FORMAT}; use the version that wrote it"
+        )
+    if digest != own_digest:
+        raise _damaged(path, "its content does not match its own digest", name)
+    return description
 
 
 def note_epochs(folder: OpenFolder, name: str, epochs: int) -> None:
@@ -159,12 +168,30 @@ def note_epochs(folder: OpenFolder, name: str, epochs: int) -> None:
         _write_description(folder, name, {**saved.info, "epochs": epochs})
 
 
-def is_of(config: RunConfig, info: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint belongs to a run with these settings, or did before the run's number of epochs grew."""
+def load_of(config: RunConfig, folder: Path, name: str) -> Checkpoint:
+    """The checkpoint of a run with these settings.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or was trained with other settings.
+    """
+    saved = load(folder, name)
+    check_of(config, saved.info, folder, name)
+    return saved
+
+
+def check_of(config: RunConfig, info: Mapping[str, Any], folder: Path, name: str) -> None:
+    """Check that a checkpoint was trained with these settings, perhaps before the run's number of epochs grew.
+
+    Raises:
+        CheckpointError: it was not.
+    """
     epochs = info.get("epochs", config.epochs)
-    if not isinstance(epochs, int) or epochs > config.epochs:
-        return False
-    return info.get("config") == config.model_copy(update={"epochs": epochs}).digest()
+    fits = isinstance(epochs, int) and epochs <= config.epochs
+    if not fits or info.get("config") != config.model_copy(update={"epochs": epochs}).digest():
+        raise CheckpointError(
+            f"{folder / 'config.toml'} is not what the checkpoint {name!r} was trained with; put the settings back, or "
+            "train anew in another folder"
+        )
 
 
 def _write_description(folder: OpenFolder, name: str, description: Mapping[str, Any]) -> None:
@@ -183,7 +210,16 @@ def progress_of(saved: Checkpoint, folder: Path) -> records.Progress:
     Raises:
         CheckpointError: the description does not contain it, or has invalid values.
     """
-    return _part(records.Progress, saved, folder, "last")
+    return _part(records.Progress, saved.info, folder, "last")
+
+
+def recorded_of(info: Mapping[str, Any], folder: Path) -> records.Recorded:
+    """Which records belong to the checkpoint `last` in `folder`, from its description.
+
+    Raises:
+        CheckpointError: the description does not contain it, or has invalid values.
+    """
+    return _part(records.Recorded, info, folder, "last")
 
 
 def trained_of(saved: Checkpoint, folder: Path, name: str) -> records.Trained:
@@ -192,12 +228,12 @@ def trained_of(saved: Checkpoint, folder: Path, name: str) -> records.Trained:
     Raises:
         CheckpointError: the description does not contain it, or has invalid values.
     """
-    return _part(records.Trained, saved, folder, name)
+    return _part(records.Trained, saved.info, folder, name)
 
 
-def _part(kind: type[records.R], saved: Checkpoint, folder: Path, name: str) -> records.R:
+def _part(kind: type[records.R], info: Mapping[str, Any], folder: Path, name: str) -> records.R:
     try:
-        return records.read(kind, saved.info)
+        return records.read(kind, info)
     except ValueError as error:
         raise _damaged(folder / f"{name}.json", records.why(error), name) from error
 

@@ -40,7 +40,7 @@ from stsbp.training.build import Data, Task, of_part, padded, updates_per_epoch
 from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.evaluate import Evaluation, evaluate
 from stsbp.training.initial import check_trainable, first_weights
-from stsbp.training.metrics import MetricsFile, Sums, Workload, ends_elsewhere, read_records
+from stsbp.training.metrics import MetricsFile, Sums, Workload, check_records, read_records
 from stsbp.training.prefetch import prefetched
 from stsbp.training.progress import SHOWN, Course, Reporter
 from stsbp.training.run_folder import RunFolder
@@ -282,7 +282,7 @@ class _Loop:
             evaluated=self.evaluations(self.next.epoch),
         )
         self.load_of = {"window": Workload(task.group.size), "epoch": Workload(task.group.size)}
-        self.open_records(keep)
+        self.has_lost = self.open_records(keep)
         self.asked = 0
         self.saved_at = time.monotonic()
 
@@ -320,15 +320,18 @@ class _Loop:
             group.share({"step": step, "next": dataclasses.asdict(self.next)})
             group.share_bytes(checkpoint.as_bytes(self.task.trainer.export_state(self.state)))
 
-    def open_records(self, keep: int) -> None:
-        """Open the files of metrics, and keep their first `keep` bytes."""
+    def open_records(self, keep: int) -> bool:
+        """Open the files of metrics, and keep their first `keep` bytes. Returns whether some of these are lost."""
         folder, reporter = self.folder, self.reporter
         self.metrics = MetricsFile(folder.files, keep)
         if self.metrics.short:
             reporter.warn(f"{folder.metrics} lost lines that were written before the checkpoint")
         self.board = (
-            TensorBoard(folder.files, read_records(folder.metrics, reporter.warn)) if self.config.tensorboard else None
+            TensorBoard(folder.files, read_records(folder.path, self.config, reporter.warn))
+            if self.config.tensorboard
+            else None
         )
+        return self.metrics.short
 
     def close_records(self) -> None:
         """Close the files of metrics."""
@@ -366,7 +369,8 @@ class _Loop:
     def run(self) -> Outcome:
         with contextlib.ExitStack() as stack:
             stack.callback(self.close_records)
-            if self.step == 0:
+            # The records of the last checkpoint must be those of the file, also when this process is killed.
+            if self.step == 0 or self.has_lost:
                 self.save()
             self.reporter.begin(self.config.epochs, self.course)
             try:
@@ -620,6 +624,7 @@ class _Loop:
                 "window": position.window.to_json(),
                 "best": position.best,
                 "metrics_bytes": metrics_bytes,
+                "metrics_sha256": self.metrics.sha256,
                 **self.identity(),
             },
             step=self.step,
@@ -715,11 +720,7 @@ def resumed(
         CheckpointError: the checkpoint was made with other settings or data, or is damaged.
     """
     progress = checkpoint.progress_of(saved, folder.path)
-    if not checkpoint.is_of(config, saved.info):
-        raise CheckpointError(
-            f"{folder.config} was changed after {folder.path / 'last.json'} was written; put the settings "
-            "back, or begin a new run with --config"
-        )
+    checkpoint.check_of(config, saved.info, folder.path, "last")
     if differs := data.unlike(progress):
         raise CheckpointError(
             f"the data are not those that the run in {folder.path} was begun with; different: {differs}. Give the "
@@ -728,7 +729,7 @@ def resumed(
         )
     state = import_checkpoint(task, saved, folder)
     _check_position(config, progress, len(data.train), folder)
-    _check_records(progress, folder)
+    check_records(progress, folder.path)
     return progress, state
 
 
@@ -754,15 +755,6 @@ def _check_position(config: RunConfig, saved: records.Progress, samples: int, fo
         )
 
 
-def _check_records(saved: records.Progress, folder: RunFolder) -> None:
-    """Raise `CheckpointError` if the records do not end where a checkpoint says that they did."""
-    if why := ends_elsewhere(folder.metrics, saved.metrics_bytes, saved.step, saved.epoch):
-        raise CheckpointError(
-            f"{folder.path / 'last.json'} is damaged, or {folder.metrics.name} was edited: {why}. Copy the run folder "
-            f"again if it is a copy; otherwise move {folder.metrics.name} away, and the run goes on without its records"
-        )
-
-
 class _Follower(_Loop):
     """The loop in a process that is not rank 0. It computes the same, but writes nothing."""
 
@@ -775,8 +767,8 @@ class _Follower(_Loop):
         self.state = self.task.trainer.import_state(safetensors.numpy.load(group.share_bytes(None)))
         return int(start["step"]), 0
 
-    def open_records(self, keep: int) -> None:
-        pass
+    def open_records(self, keep: int) -> bool:
+        return False
 
     def close_records(self) -> None:
         pass

@@ -1,19 +1,21 @@
 """The records of a run: sums over samples, distances to the label sequences, and lines of JSON.
 
 `metrics.jsonl` grows line by line. A checkpoint contains its length, and a resumed run cuts it to this length. The file
-of an interrupted run therefore ends like that of an uninterrupted one (except for times).
+of an interrupted run therefore ends like that of an uninterrupted one (except for times). A checkpoint also contains
+the SHA-256 of the file until then, so that the records of another run are not taken for those of this one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from stsbp_spec.encoders import LabelCode
@@ -25,8 +27,10 @@ from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.typing import AnyArray, Float64, Int64, UInt8
 
 from stsbp import records
+from stsbp.config import RunConfig
 from stsbp.errors import CheckpointError, FileError
 from stsbp.files import GIGABYTE, MEGABYTE, OpenFolder, open_regular
+from stsbp.training import checkpoint
 
 __all__ = [
     "LabelDistances",
@@ -34,7 +38,7 @@ __all__ = [
     "ReadoutDistances",
     "Sums",
     "Workload",
-    "ends_elsewhere",
+    "check_records",
     "read_records",
     "spike_figures",
 ]
@@ -263,23 +267,36 @@ class Workload:
         return {"processes": len(self.worked), "slowest_rank": self.slowest, "exchange_share": round(self.share, 4)}
 
 
+_NAME = "metrics.jsonl"
 _MOST = GIGABYTE
 _LONGEST_LINE = MEGABYTE
 _MOST_CHECKED = 64 * GIGABYTE
 """Largest size of a file of which only some lines are in memory at a time."""
 
 
-def read_records(path: Path, warn: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`. A last line that is still being written is left out, and so are damaged lines.
+def read_records(
+    folder: Path, config: RunConfig, warn: Callable[[str], object] = lambda _: None
+) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl` of a run. A last line that is still being written is left out, and damaged ones are.
 
     Args:
-        path: path of the file.
-        warn: function that is called once if lines are damaged.
+        folder: folder of the run.
+        config: settings of the run.
+        warn: function that is called if lines are damaged, and if the last checkpoint is, so that nothing says whether
+            they belong to the run.
 
     Raises:
-        CheckpointError: the file cannot be read.
+        CheckpointError: the file cannot be read, or is not that of the last checkpoint, or the settings are not.
     """
-    found, damaged = [], []
+    path, found, damaged = folder / _NAME, [], []
+    if (folder / "last.json").exists():
+        try:
+            info = checkpoint.described(folder, "last")
+        except CheckpointError as error:
+            warn(f"{path} is not compared with the last checkpoint: {error}")
+        else:
+            checkpoint.check_of(config, info, folder, "last")
+            check_records(checkpoint.recorded_of(info, folder), folder)
     try:
         with open_regular(path, _MOST) as file:
             for number, line in enumerate(file, 1):
@@ -294,44 +311,60 @@ def read_records(path: Path, warn: Callable[[str], None] | None = None) -> list[
         return []
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
-    if damaged and warn is not None:
+    if damaged:
         number, why = damaged[0]
         warn(f"{path}: damaged lines are left out: {len(damaged)}, the first line {number}: {why}")
     return found
 
 
-def ends_elsewhere(path: Path, size: int, step: int, epoch: int) -> str:
-    """What contradicts that the records of a checkpoint are the first `size` bytes of `metrics.jsonl`; "" if nothing.
+def check_records(saved: records.Recorded, folder: Path) -> None:
+    """Check that `metrics.jsonl` in the folder of a run begins with the records of its checkpoint `last`.
 
-    A file that is missing or has lost its end contradicts nothing, because such a run can continue.
-
-    Args:
-        path: path of the file.
-        size: number of bytes that the checkpoint says.
-        step, epoch: numbers of updates and of evaluated epochs of the checkpoint.
+    A file that is missing or empty is accepted, because such a run can continue. If the checkpoint has no SHA-256, a
+    file that has lost its end is, too.
 
     Raises:
-        CheckpointError: the file cannot be read.
+        CheckpointError: the file cannot be read, was edited, or is that of another run.
     """
+    path = folder / _NAME
     try:
         with open_regular(path, _MOST_CHECKED) as file:
-            file.seek(max(0, size - _LONGEST_LINE))
-            before = file.read(min(size, _LONGEST_LINE))
-            line = file.readline(_LONGEST_LINE)
-            if line and before and not before.endswith(b"\n"):
-                return f"metrics_bytes is {size}, which is within a line"
-            while line:
-                if (place := _place(line)) is not None and (
-                    place[0] < step or (place[0] == step and place[1] <= epoch)
-                ):
-                    return f"metrics_bytes is {size}, but update {place[0]} comes after it"
-                line = file.readline(_LONGEST_LINE)
+            why = _contradiction(saved, file)
     except FileNotFoundError:
-        return ""
+        return
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    if why:
+        raise CheckpointError(
+            f"{path} does not fit the checkpoint {folder / 'last.json'}: {why}. It was edited or damaged, or is that "
+            "of another run. Put the file of this run back, or copy the run folder again if it is a copy; "
+            f"otherwise move {_NAME} away, and the run goes on without its records"
+        )
+
+
+def _contradiction(saved: records.Recorded, file: BinaryIO) -> str:
+    """What contradicts that a file begins with the records of a checkpoint; "" if nothing."""
+    size, digest = saved.metrics_bytes, hashlib.sha256()
+    if saved.metrics_sha256 is not None and os.fstat(file.fileno()).st_size > 0:
+        left = size
+        while left > 0 and (part := file.read(min(left, MEGABYTE))):
+            digest.update(part)
+            left -= len(part)
+        if digest.hexdigest() != saved.metrics_sha256:
+            return f"its first {size:,} bytes do not have the SHA-256 that the checkpoint says"
+    file.seek(max(0, size - _LONGEST_LINE))
+    before = file.read(min(size, _LONGEST_LINE))
+    line = file.readline(_LONGEST_LINE)
+    if line and before and not before.endswith(b"\n"):
+        return f"metrics_bytes is {size}, which is within a line"
+    while line:
+        if (place := _place(line)) is not None and (
+            place[0] < saved.step or (place[0] == saved.step and place[1] <= saved.epoch)
+        ):
+            return f"metrics_bytes is {size}, but update {place[0]} comes after it"
+        line = file.readline(_LONGEST_LINE)
     place = _place(before[:-1].rpartition(b"\n")[2])
-    return f"metrics_bytes is {size}, but update {place[0]} comes before it" if place and place[0] > step else ""
+    return f"metrics_bytes is {size}, but update {place[0]} comes before it" if place and place[0] > saved.step else ""
 
 
 def _place(line: bytes) -> tuple[int, int] | None:
@@ -358,7 +391,7 @@ class MetricsFile:
         FileError: the file cannot be opened.
     """
 
-    def __init__(self, folder: OpenFolder, keep: int | None = None, name: str = "metrics.jsonl") -> None:
+    def __init__(self, folder: OpenFolder, keep: int | None = None, name: str = _NAME) -> None:
         self._folder = folder
         self.path = folder.path / name
         try:
@@ -368,6 +401,7 @@ class MetricsFile:
             # If a file lost its end (or was edited), keep its complete lines.
             self.size = content.rfind(b"\n") + 1
             self.short = self.size != (keep or 0)
+            self._digest = hashlib.sha256(content[: self.size])
             # A snapshot of the run may share the file by a link. So lines are only appended to a file of this start.
             folder.write(name, content[: self.size])
             self._file = folder.open(name, os.O_RDWR)
@@ -394,6 +428,12 @@ class MetricsFile:
                 self._file.close()
             raise _unwritable(self.path, error) from error
         self.size += len(data)
+        self._digest.update(data)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of all complete lines."""
+        return self._digest.hexdigest()
 
     def sync(self) -> int:
         """Write everything to the disk. Returns the size in bytes."""

@@ -25,7 +25,7 @@ from stsbp_spec.values import array_of, integer, shown
 from stsbp import records
 from stsbp.config import RunConfig
 from stsbp.datasets import Dataset, Split
-from stsbp.errors import CheckpointError, ConfigError
+from stsbp.errors import ConfigError
 from stsbp.processes.group import Group
 from stsbp.training import checkpoint
 from stsbp.training.build import Data, Inputs, Task, build_task
@@ -262,9 +262,7 @@ def load_trained(
         CheckpointError: there is no such run, or the checkpoint is damaged or does not fit the settings.
     """
     config = folder.read_config()
-    saved = checkpoint.load(folder.path, name)
-    if not checkpoint.is_of(config, saved.info):
-        raise CheckpointError(f"{folder.config} is not what the checkpoint {name!r} was trained with; put it back")
+    saved = checkpoint.load_of(config, folder.path, name)
     found = checkpoint.trained_of(saved, folder.path, name)
     if found.contract > CONTRACT_VERSION and (group is None or group.leads):
         warn(
