@@ -538,6 +538,20 @@ def test_spikes_of_impossible_units_are_named(value: float, tmp_path: Path) -> N
         _load("shd", tmp_path)
 
 
+@pytest.mark.parametrize("name", ["spikes/times", "spikes/units"])
+def test_lists_in_another_byte_order_are_refused(name: str, tmp_path: Path) -> None:
+    KINDS["shd"].write(tmp_path)
+    with h5py.File(tmp_path / "SHD" / "shd_train.h5", "a") as file:
+        lists = file[name][()]
+        kind = lists[0].dtype.newbyteorder()
+        del file[name]
+        file.create_dataset(name, (len(lists),), h5py.vlen_dtype(kind))
+        for k, own in enumerate(lists):
+            file[name][k] = own.astype(kind)
+    with pytest.raises(DataError, match=rf"{name} must be stored in the byte order of this processor"):
+        _load("shd", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "data", "said"),
     [

@@ -109,6 +109,9 @@ class _Reader:
             kind = self.h5py.check_vlen_dtype(sets[name].dtype)
             if kind is None or not self.is_number(self.np.dtype(kind)):
                 raise Refused(f"{name} must be lists of numbers, got {sets[name].dtype}")
+            if not self.np.dtype(kind).isnative:
+                # h5py hands over the bytes of such lists as they are, but calls them native.
+                raise Refused(f"{name} must be stored in the byte order of this processor, got lists of {kind}")
             kinds[name] = self.np.dtype(kind).newbyteorder("<")
         self.sets, self.kinds = sets, kinds
         arrays = {}
