@@ -346,8 +346,23 @@ class Exponential(NeuronModel):
         return Step(u, spike(u, p.vth), {"m": exp(-abs(u))})
 
 
-def of_neuron(neuron: NeuronModel) -> Case:
-    network = NetworkSpec.parse("8C3p1-10", input_shape=IMAGE, outputs=4, neuron=neuron)
+@dataclass(frozen=True)
+class Always(NeuronModel):
+    """A neuron that spikes at every step, whatever it reads."""
+
+    name: ClassVar[str] = "always"
+    states: ClassVar[tuple[str, ...]] = ("m",)
+
+    def constants(self) -> Mapping[str, float | np.float32]:
+        return {"vth": self.threshold}
+
+    def step(self, p: Names, s: Names, i: Expr) -> Step:
+        u = p.vth * 2
+        return Step(u, spike(u, p.vth), {"m": s.m + i})
+
+
+def of_neuron(neuron: NeuronModel, net: str = "8C3p1-10") -> Case:
+    network = NetworkSpec.parse(net, input_shape=IMAGE, outputs=4, neuron=neuron)
     inputs = (np.random.default_rng(2).random((STEPS, SAMPLES, *IMAGE)) < 0.4).astype(np.uint8)
     weights = initial_weights(network, 5, 3.0)
     return Case(network, weights, inputs, open_backend("numpy").run(network, weights, inputs, STEPS))
@@ -367,6 +382,13 @@ def test_every_operation_of_an_expression_is_exact() -> None:
         assert (
             differing(each, ran(session(made(each, layers=True), level), fed(each.network, each.inputs, STEPS))) == []
         )
+
+
+@pytest.mark.parametrize("net", ["8C3p1-10", "10R"])
+def test_a_neuron_may_ignore_its_current(net: str) -> None:
+    each = of_neuron(Always(), net)
+    found = ran(session(made(each, layers=True)), fed(each.network, each.inputs, STEPS))
+    assert not differing(each, found)
 
 
 def test_what_is_not_exact_is_said(tmp_path: Path) -> None:

@@ -273,7 +273,9 @@ class _Exporter:
         read = (*entering.carried, *entering.fixed, *entering.sequences)
         given = {k: f"{prefix}{k}" for k in read}
         step = Step(nodes, prefix, _unsigned(population.step), given | constants, constants.values())
-        spikes = nodes.add("Cast", [step.outputs["o"]], f"{prefix}o/float", to=_FLOAT)
+        like = given[population.sums[0]]
+        spikes = step.spread(step.outputs["o"], like, f"{prefix}o/spread")
+        spikes = nodes.add("Cast", [spikes], f"{prefix}o/float", to=_FLOAT)
         results = {k: step.states[k] for k in population.step.states}
         for z in [k for k in entering.carried if k not in results]:
             source = entering.carried[z]
@@ -281,7 +283,6 @@ class _Exporter:
         results |= {z: given[z] for z in entering.fixed} | {"o": spikes}
         if potentials:
             results["u"] = step.outputs["u"]
-        like = given[population.sums[0]]
         leaving = [step.result(value, like, f"{prefix}{k}/next") for k, value in results.items()]
         enter = [tensor(given[k], _FLOAT, "B", *shape) for k in read if k != _TIME]
         if _TIME in given:

@@ -128,6 +128,11 @@ class Step:
 
     def result(self, value: str, like: str, name: str) -> str:
         """A value as an output of the graph, with the shape of `like`."""
-        if value in self._constants:
-            return self._nodes.add("Expand", [value, self._nodes.add("Shape", [like], f"{like}/shape")], name)
-        return self._nodes.add("Identity", [value], name)
+        spread = self.spread(value, like, name)
+        return self._nodes.add("Identity", [value], name) if spread == value else spread
+
+    def spread(self, value: str, like: str, name: str) -> str:
+        """A value with the shape of `like`: a constant under another name, and any other value as it is."""
+        if value not in self._constants:
+            return value
+        return self._nodes.add("Expand", [value, self._nodes.add("Shape", [like], f"{like}/shape")], name)
