@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from stsbp_spec import AdamW, Batch, NetworkSpec, initial_weights, open_backend
 from stsbp_spec.errors import ShapeError, SpecError
+from stsbp_spec.expr import spike, where
 from stsbp_spec.foreign import calling, imported, names_a_class, read_pairs, read_values, split
-from stsbp_spec.losses.base import Loss
+from stsbp_spec.losses import LOSSES
+from stsbp_spec.losses.base import Loss, LossStep
+from stsbp_spec.losses.stored import as_text as loss_text
 from stsbp_spec.neurons import LIF
-from stsbp_spec.neurons.base import NeuronModel
+from stsbp_spec.neurons.base import Adjoint, NeuronModel, Step
+from stsbp_spec.neurons.stored import as_text as neuron_text
+from stsbp_spec.surrogates import Surrogate
 
 MODULE = """
 from dataclasses import dataclass
@@ -114,3 +123,119 @@ def test_values_are_numbers_and_text_where_the_default_is() -> None:
         else:
             with pytest.raises(SpecError, match=r"^neuron: expected key=value, got "):
                 list(read_pairs([pair], "neuron"))
+
+
+ZERO: Any = 0
+NOTHING: Any = []
+
+
+def _own(base: Any, **members: Any) -> Any:
+    """A model of the class `Own`, derived from `base`, with these members in place of those that are right."""
+    right: dict[Any, dict[str, Any]] = {
+        NeuronModel: {
+            "states": ("m",),
+            "constants": lambda self: {"vth": 1.0},
+            "step": lambda self, p, s, i: _step(s.m + i),
+        },
+        Surrogate: {"constants": lambda self: {"k": 0.5}, "expression": lambda self, p, x: p.k, "primitive": None},
+        Loss: {
+            "parameters": ("k",),
+            "constants": lambda self, psp, steps, batch: {"k": 1 / batch},
+            "measure": lambda self, p, x: abs(x.o - x.target),
+            "back": lambda self, p, s, x: LossStep({}, p.k * (x.o - x.target)),
+        },
+    }
+    own: Any = dataclass(frozen=True)(type("Own", (base,), {"name": "own"} | right[base] | members))
+    return own()
+
+
+def _step(u: Any, **parts: Any) -> Step:
+    return Step(**{"u": u, "spike": spike(u, 1), "states": {"m": where(spike(u, 1), 0, u)}, **parts})
+
+
+def _used(model: Any) -> None:
+    """Store a model, and train with it."""
+    neuron: NeuronModel = LIF()
+    loss: Loss = LOSSES["van-rossum"]
+    if isinstance(model, NeuronModel):
+        neuron = model
+        neuron_text(model)
+    elif isinstance(model, Surrogate):
+        neuron = LIF(surrogate=model)
+        neuron_text(neuron)
+    else:
+        loss = model
+        loss_text(model)
+    network = NetworkSpec.parse("6R", input_shape=(5,), outputs=2, neuron=neuron)
+    trainer = open_backend("numpy").trainer(network, loss, AdamW(lr=0.1))
+    batch = Batch(np.ones((4, 3, 5), np.uint8), np.zeros((4, 3, 2), np.uint8))
+    trainer.step(trainer.init(initial_weights(network, 0)), batch)
+
+
+@pytest.mark.parametrize(
+    ("base", "members"),
+    [
+        (NeuronModel, {"step": lambda self, p, s, i: _step(s.m + i, states={"m": 1})}),
+        (NeuronModel, {"step": lambda self, p, s, i: _step(1.0)}),
+        (Surrogate, {"expression": lambda self, p, x: 1}),
+        (Loss, {"measure": lambda self, p, x: 1.0}),
+        (Loss, {"back_states": ("b",), "back": lambda self, p, s, x: LossStep({"b": ZERO}, p.k * x.o)}),
+        (NeuronModel, {"constants": lambda self: {"vth": np.float32(1), "soft": True}}),
+    ],
+)
+def test_numbers_are_expressions(base: type[Any], members: dict[str, Any]) -> None:
+    _used(_own(base, **members))
+
+
+MISTAKES: dict[str, tuple[type[Any], dict[str, Any], str]] = {
+    "tuple": (
+        NeuronModel,
+        {"step": lambda self, p, s, i: (s.m, spike(s.m, 1), {})},
+        "Own.step must return a Step",
+    ),
+    "nothing": (NeuronModel, {"step": lambda self, p, s, i: None}, "Own.step must return a Step, got None"),
+    "list": (NeuronModel, {"step": lambda self, p, s, i: _step(i, states=[i])}, "states of a step must be a dict of"),
+    "no state": (NeuronModel, {"step": lambda self, p, s, i: _step(i, states={"m": None})}, "m must be a number, got"),
+    "truth": (NeuronModel, {"step": lambda self, p, s, i: _step(i, spike=True)}, r"spike\(u, threshold\) .*, got True"),
+    "numpy": (
+        NeuronModel,
+        {"step": lambda self, p, s, i: _step(np.exp(i))},
+        r"Own.step fails: TypeError: .*ufuncs.*test_foreign\.py:[0-9]+",
+    ),
+    "item": (NeuronModel, {"step": lambda self, p, s, i: _step(s["m"])}, "Own.step fails: TypeError: 'Names' object"),
+    "adjoint": (NeuronModel, {"adjoint": lambda self, *_: 1}, "Own.adjoint must return a Adjoint, got 1"),
+    "carried": (
+        NeuronModel,
+        {"adjoint": lambda self, *_: Adjoint(ZERO, NOTHING)},
+        "carried of an adjoint must be",
+    ),
+    "word": (NeuronModel, {"constants": lambda self: {"vth": "x"}}, "Own.constants: vth must be a number, got 'x'"),
+    "none": (NeuronModel, {"constants": lambda self: None}, "Own.constants must return a dict of numbers"),
+    "array": (NeuronModel, {"constants": lambda self: {"vth": np.ones(2)}}, "vth must be a number, got array"),
+    "learned": (NeuronModel, {"learned": lambda self: {"b": 0.5}}, r"Own.learned must return a dict of Learned\(...\)"),
+    "states": (NeuronModel, {"states": None}, "the class Own must define states, a tuple of texts, got None"),
+    "name": (NeuronModel, {"name": None}, "the class Own must define name, a text, got None"),
+    "slope": (Surrogate, {"expression": lambda self, p, x: None}, "Own.expression must be a number, got None"),
+    "numpy slope": (Surrogate, {"expression": lambda self, p, x: np.abs(x)}, "Own.expression fails: TypeError"),
+    "surrogate": (Surrogate, {"constants": lambda self: [1]}, "Own.constants must return a dict of numbers"),
+    "surrogate's name": (Surrogate, {"name": None}, "the class Own must define name, a text, got None"),
+    "error": (Loss, {"back": lambda self, p, s, x: p.k * x.o}, "Own.back must return a LossStep, got Expr"),
+    "no error": (Loss, {"back": lambda self, p, s, x: None}, "Own.back must return a LossStep, got None"),
+    "r": (Loss, {"back": lambda self, p, s, x: LossStep({}, x.r)}, "there is no value of a step 'r'; there are: o,"),
+    "distance": (Loss, {"measure": lambda self, p, x: x.r}, "there is no value of a step 'r'; there are: o,"),
+    "zero": (
+        Loss,
+        {"constants": lambda self, *_: {"k": 1 / 0}},
+        "Own.constants fails: ZeroDivisionError: .*test_fo",
+    ),
+    "missing": (Loss, {"constants": lambda self, *_: {}}, "its constants lack k, which `parameters` names"),
+    "arrays": (Loss, {"constants": lambda self, *_: {"k": np.ones(3)}}, "Own.constants: k must be a number, got array"),
+    "parameters": (Loss, {"parameters": None}, "the class Own must define parameters, a tuple of texts, got None"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_in_methods_of_a_model_are_named(mistake: str) -> None:
+    base, members, message = MISTAKES[mistake]
+    with pytest.raises(SpecError, match=message):
+        _used(_own(base, **members))

@@ -29,7 +29,7 @@ from stsbp_spec.expr import (
     where,
 )
 from stsbp_spec.lengths import inside
-from stsbp_spec.losses.base import AHEAD, STEP, Loss, LossStep
+from stsbp_spec.losses.base import AHEAD, STEP, Loss, LossStep, step_names
 from stsbp_spec.neurons.base import Adjoint, NeuronModel, Step
 from stsbp_spec.synapses.psp import PSP, FilterAdjoint, FilterStep, SynapticFilter
 from stsbp_spec.typing import AnyArray, Float32, Int64, Shape
@@ -481,15 +481,14 @@ def filter_equations(filter: SynapticFilter) -> FilterEquations:
 @cache
 def loss_equations(loss: Loss) -> LossEquations:
     """The recurrences of a loss's error. Its constants are `loss.constants(...)`."""
-    names = {name: variable(name) for name in STEP}
     parameters = loss.parameters
     p = Names(f"constant of the loss {loss.name}", {name: variable(name) for name in parameters})
 
     def states(which: tuple[str, ...]) -> Names:
         return Names(f"state of the loss {loss.name}", {name: variable(name) for name in which})
 
-    ahead = loss.ahead(p, states(loss.states), Names("value of a step", {k: names[k] for k in AHEAD}))
-    back = loss.back(p, states(loss.back_states), Names("value of a step", names))
+    ahead = loss.ahead(p, states(loss.states), Names("value of a step", {k: variable(k) for k in AHEAD}))
+    back = loss.back(p, states(loss.back_states), step_names(ahead))
     forward = None if ahead is None else _pass(loss, "forward", ahead, AHEAD, "r")
     return LossEquations(forward, _pass(loss, "backward", back, STEP, "do"))
 

@@ -29,6 +29,8 @@ __all__ = [
     "Names",
     "Number",
     "Recurrence",
+    "as_expr",
+    "as_exprs",
     "checked_name",
     "constant",
     "exp",
@@ -148,10 +150,11 @@ class Expr:
     __array_ufunc__ = None  # makes numpy scalars use the operators of this class
 
 
-def _as_expr(x: object) -> Expr:
+def as_expr(x: object, what: str = "a number in an expression") -> Expr:
+    """`x`, or a number as a constant. Raises `SpecError`, which begins with `what`, for anything else."""
     if isinstance(x, Expr):
         return x
-    number = real("a number in an expression", x)
+    number = real(what, x)
     with np.errstate(over="ignore"):
         rounded = float(np.float32(number))
     if not math.isfinite(rounded):
@@ -159,13 +162,20 @@ def _as_expr(x: object) -> Expr:
     return Expr("constant", value=rounded)
 
 
+def as_exprs(what: str, values: object) -> dict[str, Expr]:
+    """`as_expr` of each value of a dict."""
+    if not isinstance(values, Mapping):
+        raise SpecError(f"{what} must be a dict of expressions by name, got {shown(values)}")
+    return {name: as_expr(x, f"{what}: {name}") for name, x in values.items()}
+
+
 def _operation(op: str, *args: object) -> Expr:
-    operands = [_as_expr(x) for x in args]
+    operands = [as_expr(x) for x in args]
     for i, x in enumerate(operands):
         wants_condition = op == "where" and i == 0
         if x.is_condition and not wants_condition:
             # A spike in arithmetic is 1 or 0.
-            operands[i] = Expr("where", (x, _as_expr(1), _as_expr(0)))
+            operands[i] = Expr("where", (x, as_expr(1), as_expr(0)))
         elif wants_condition and not x.is_condition:
             raise SpecError("the first operand of where is a condition: a comparison or a spike")
     return Expr(op, tuple(operands))
@@ -178,11 +188,12 @@ def variable(name: str) -> Expr:
 
 def constant(value: float) -> Expr:
     """A literal number in the equation, rounded to float32."""
-    return _as_expr(value)
+    return as_expr(value)
 
 
-def named(name: str, x: Expr) -> Expr:
+def named(name: str, x: Number) -> Expr:
     """`x` with a name that printed code keeps."""
+    x = as_expr(x)
     return x if x.op in ("variable", "constant") else Expr(x.op, x.args, x.value, checked_name(name))
 
 
@@ -221,7 +232,7 @@ def exp(x: Number) -> Expr:
 
 def finished(x: Number) -> Expr:
     """A new state or a result as it leaves a step: snapped, unless it already is, or is marked with `unsnapped`."""
-    x = _as_expr(x)
+    x = as_expr(x)
     if x.op == "unsnapped":
         return x.args[0]
     if x.op in ("snap", "variable", "constant") or x.is_condition:

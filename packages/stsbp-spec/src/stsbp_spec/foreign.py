@@ -5,17 +5,33 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
+from functools import wraps
+from types import FunctionType
 from typing import Any, TypeVar
 
 from stsbp_spec.errors import SpecError, StsbpError, did_you_mean
 from stsbp_spec.values import read_number, shown
 
-__all__ = ["calling", "imported", "names_a_class", "read_pairs", "read_values", "split"]
+__all__ = [
+    "calling",
+    "constants_by_name",
+    "declared",
+    "guard",
+    "imported",
+    "names_a_class",
+    "read_pairs",
+    "read_values",
+    "returns",
+    "split",
+]
 
 T = TypeVar("T")
+
+Check = Callable[[str, Any, Any], Any]
+"""Returns the result of a method in the expected form, given its name for messages, its object and the result."""
 
 
 def names_a_class(text: str, known: Container[str]) -> bool:
@@ -42,13 +58,75 @@ def calling(what: str) -> Iterator[None]:
     except StsbpError:
         raise
     except Exception as error:
-        place, traceback = "", error.__traceback__
+        places, traceback = [""], error.__traceback__
         while traceback is not None:
-            place, traceback = f" ({traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno})", traceback.tb_next
-        # Messages of missing modules, syntax errors and missing methods need no location.
-        if isinstance(error, (ImportError, SyntaxError, TypeError)):
-            place = ""
+            places.append(f" ({traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno})")
+            traceback = traceback.tb_next
+        # Messages of missing modules and syntax errors need no location. Missing methods are noticed by the caller: the
+        # first frames are those of this function and its caller.
+        is_plain = isinstance(error, (ImportError, SyntaxError)) or (isinstance(error, TypeError) and len(places) <= 3)
+        place = "" if is_plain else places[-1]
         raise SpecError(f"{what}: {type(error).__name__}: {error}{place}") from error
+
+
+def guard(cls: type, checks: Mapping[str, Check]) -> None:
+    """Check the results of methods of a user-defined class, and turn their errors into `SpecError`.
+
+    Args:
+        cls: the class. Only the methods that it defines itself are changed.
+        checks: the check of each method by its name.
+    """
+    for name, check in checks.items():
+        if isinstance(method := vars(cls).get(name), FunctionType):
+            setattr(cls, name, _guarded(method, f"{cls.__name__}.{name}", check))
+
+
+def _guarded(method: FunctionType, name: str, check: Check) -> Callable[..., Any]:
+    @wraps(method)
+    def call(self: object, *arguments: Any, **named: Any) -> Any:
+        with calling(f"{name} fails"):
+            found = method(self, *arguments, **named)
+        return check(name, self, found)
+
+    return call
+
+
+def declared(model: object, **kinds: type | tuple[type, ...]) -> None:
+    """Check that the class of a user-defined model has these attributes, of these types.
+
+    Raises:
+        SpecError: an attribute is missing, or is something else.
+    """
+    for name, kind in kinds.items():
+        if not isinstance(value := getattr(model, name, None), kind):
+            what = "a text" if kind is str else "a tuple of texts"
+            raise SpecError(f"the class {type(model).__name__} must define {name}, {what}, got {shown(value)}")
+
+
+def returns(*kinds: type) -> Check:
+    """Check for a result of one of these classes."""
+
+    def check(name: str, _: object, found: object) -> object:
+        if not isinstance(found, kinds):
+            raise SpecError(f"{name} must return a {kinds[0].__name__}, got {shown(found)}")
+        return found
+
+    return check
+
+
+def constants_by_name(name: str, _: object, found: object) -> object:
+    """Check for a dict of numbers."""
+    if not isinstance(found, Mapping):
+        raise SpecError(f"{name} must return a dict of numbers by name, got {shown(found)}")
+    for key, value in found.items():
+        try:
+            float(value)
+        except SpecError:
+            # A symbol that stands for a number (losses/stored.py).
+            continue
+        except (TypeError, ValueError):
+            raise SpecError(f"{name}: {key} must be a number, got {shown(value)}") from None
+    return found
 
 
 def imported(text: str, bases: tuple[type[T], ...], what: str) -> type[T]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from stsbp_spec.errors import SpecError
-from stsbp_spec.expr import CONDITIONS, OPERATIONS, Expr, Names, checked_name, ordered
+from stsbp_spec.expr import CONDITIONS, OPERATIONS, Expr, Names, Number, as_expr, checked_name, ordered
 from stsbp_spec.values import shown
 
 __all__ = ["Graph", "dashed_word", "dumped", "loaded", "nodes_of", "number", "numbers", "placeholders", "refusing",
@@ -34,10 +34,11 @@ def placeholders(kind: str, names: Iterable[str]) -> Names:
     return Names(kind, {name: Expr("variable", name=f"{kind}.{name}") for name in names})
 
 
-def nodes_of(roots: Mapping[str, Expr]) -> dict[str, Any]:
+def nodes_of(results: Mapping[str, Number]) -> dict[str, Any]:
     """The expressions of some results as JSON values, which `Graph` reads."""
     places: dict[int, int] = {}
     nodes: list[list[Any]] = []
+    roots = {name: as_expr(x) for name, x in results.items()}
     for x in ordered(roots.values()):
         places[id(x)] = len(nodes)
         what = x.value.hex() if x.op == "constant" else x.name

@@ -20,8 +20,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from stsbp_spec.errors import SpecError, did_you_mean
-from stsbp_spec.expr import Expr, Names, Recurrence, exp, named, unsnapped, variable, where
-from stsbp_spec.foreign import calling, imported, names_a_class, read_values, split
+from stsbp_spec.expr import Expr, Names, Recurrence, as_expr, exp, named, unsnapped, variable, where
+from stsbp_spec.foreign import calling, constants_by_name, declared, guard, imported, names_a_class, read_values, split
 from stsbp_spec.printers import evaluate
 from stsbp_spec.stored import (
     Graph,
@@ -62,7 +62,12 @@ class Surrogate(ABC):
     compact: ClassVar[bool] = False
     """Whether `h` depends only on `|x|` and is zero for all `|x|` above some value."""
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        guard(cls, {"constants": constants_by_name, "expression": lambda name, _, found: as_expr(found, name)})
+
     def __post_init__(self) -> None:
+        declared(self, name=str)
         for field in fields(self):
             value = real(f"surrogate {self.name}: {field.name}", getattr(self, field.name))
             if not (math.isfinite(value) and value > 0):

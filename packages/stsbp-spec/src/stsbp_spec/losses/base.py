@@ -12,14 +12,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 from stsbp_spec.errors import NumericError, SpecError
-from stsbp_spec.expr import Expr, Names, Recurrence, unsnapped, variable
+from stsbp_spec.expr import Expr, Names, Recurrence, as_expr, as_exprs, unsnapped, variable
+from stsbp_spec.foreign import constants_by_name, declared, guard, returns
 from stsbp_spec.lengths import inside
 from stsbp_spec.printers import numpy_function
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.typing import AnyArray, Float64, Int64, UInt8
 from stsbp_spec.values import array_of, real
 
-__all__ = ["AHEAD", "STEP", "Loss", "LossStep", "joined"]
+__all__ = ["AHEAD", "STEP", "Loss", "LossStep", "joined", "step_names"]
 
 AHEAD = ("o", "target")
 STEP = (*AHEAD, "count", "target_count", "r")
@@ -28,10 +29,14 @@ STEP = (*AHEAD, "count", "target_count", "r")
 
 @dataclass(frozen=True)
 class LossStep:
-    """The new value of each state of a pass over time, and the result of the step."""
+    """The new value of each state of a pass over time, and the result of the step. Plain numbers are made constants."""
 
     states: Mapping[str, Expr]
     value: Expr
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "states", as_exprs("the states of a step", self.states))
+        object.__setattr__(self, "value", as_expr(self.value, "the result of a step"))
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,12 @@ class Loss(ABC):
     back_states: ClassVar[tuple[str, ...]] = ()
     of_potentials: ClassVar[bool] = False
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        guard(cls, _GUARDS)
+
     def __post_init__(self) -> None:
+        declared(self, name=str, parameters=(tuple, list, str))
         for each in fields(self):
             check = each.metadata.get("check", _plain)
             object.__setattr__(self, each.name, check(each.name, getattr(self, each.name)))
@@ -195,10 +205,32 @@ def _plain(name: str, value: object) -> float | str:
     return number
 
 
-def _by_name(loss: Loss, constants: Mapping[str, float]) -> list[float]:
+def _constants(name: str, loss: Loss, found: object) -> object:
+    constants: Any = constants_by_name(name, loss, found)
     if missing := [name for name in loss.parameters if name not in constants]:
         raise SpecError(f"the loss {loss.name}: its constants lack {', '.join(missing)}, which `parameters` names")
+    return constants
+
+
+def _measured(name: str, _: object, found: object) -> Expr | None:
+    return None if found is None else as_expr(found, name)
+
+
+_GUARDS = {
+    "constants": _constants,
+    "measure": _measured,
+    "ahead": returns(LossStep, type(None)),
+    "back": returns(LossStep),
+}
+
+
+def _by_name(loss: Loss, constants: Mapping[str, float]) -> list[float]:
     return [constants[name] for name in loss.parameters]
+
+
+def step_names(ahead: LossStep | None) -> Names:
+    """What the backward pass and the distance may use. Without a pass `ahead`, there is no `r`."""
+    return Names("value of a step", {name: variable(name) for name in STEP if name != "r" or ahead is not None})
 
 
 @cache
@@ -209,11 +241,10 @@ def _measuring(loss: Loss) -> tuple[Any, Any] | None:
     """
     p = Names(f"constant of the loss {loss.name}", {name: variable(name) for name in loss.parameters})
     s = Names(f"state of the loss {loss.name}", {name: variable(name) for name in loss.states})
-    x = Names("value of a step", {name: variable(name) for name in STEP})
-    value = loss.measure(p, x)
+    step = loss.ahead(p, s, Names("value of a step", {name: variable(name) for name in AHEAD}))
+    value = loss.measure(p, step_names(step))
     if value is None:
         return None
-    step = loss.ahead(p, s, x)
     ahead = None
     if step is not None:
         outputs = {"r": unsnapped(step.value)}

@@ -16,7 +16,7 @@ import numpy as np
 
 from stsbp_spec.errors import SpecError
 from stsbp_spec.expr import Expr, Names, constant, variable, where
-from stsbp_spec.losses.base import AHEAD, STEP, Loss, LossStep
+from stsbp_spec.losses.base import AHEAD, STEP, Loss, LossStep, step_names
 from stsbp_spec.stored import Graph, dashed_word, dumped, loaded, nodes_of, placeholders, refusing, texts, word, words
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.values import shown
@@ -179,10 +179,9 @@ def as_text(loss: Loss) -> str:
             "the distance as an expression in `measure`"
         )
     p, s, b = placeholders("p", loss.parameters), placeholders("s", loss.states), placeholders("b", loss.back_states)
-    values = {name: variable(name) for name in STEP}
-    x = Names("value of a step", values)
+    ahead = loss.ahead(p, s, Names("value of a step", {name: variable(name) for name in AHEAD}))
+    x = step_names(ahead)
     measured, back = loss.measure(p, x), loss.back(p, b, x)
-    ahead = loss.ahead(p, s, Names("value of a step", {name: values[name] for name in AHEAD}))
     if measured is None:
         raise SpecError(f"the loss {loss.name} has no distance: write `measure`")
     roots = {"distance": measured, "error": back.value}
@@ -291,7 +290,7 @@ class StoredLoss(Loss):
             return self.data.constants.values(psp, steps, batch)
 
     def measure(self, p: Names, x: Names) -> Expr:
-        return self._built(("distance",), self._known(p, x, STEP))[0]
+        return self._built(("distance",), self._known(p, x, self._step))[0]
 
     def ahead(self, p: Names, s: Names, x: Names) -> LossStep | None:
         if not self.data.ahead:
@@ -301,9 +300,13 @@ class StoredLoss(Loss):
         return LossStep(dict(zip(self.states, states, strict=True)), value)
 
     def back(self, p: Names, s: Names, x: Names) -> LossStep:
-        known = self._known(p, x, STEP) | {f"b.{name}": getattr(s, name) for name in self.back_states}
+        known = self._known(p, x, self._step) | {f"b.{name}": getattr(s, name) for name in self.back_states}
         value, *states = self._built(("error", *(f"b.{name}" for name in self.back_states)), known)
         return LossStep(dict(zip(self.back_states, states, strict=True)), value)
+
+    @property
+    def _step(self) -> tuple[str, ...]:
+        return STEP if self.data.ahead else tuple(name for name in STEP if name != "r")
 
     def _known(self, p: Names, x: Names, inputs: tuple[str, ...]) -> dict[str, Expr]:
         return {f"p.{name}": getattr(p, name) for name in self.parameters} | {name: getattr(x, name) for name in inputs}

@@ -13,7 +13,8 @@ import numpy as np
 
 from stsbp_spec.adjoint import free_variables
 from stsbp_spec.errors import SpecError
-from stsbp_spec.expr import Expr, Names, variable
+from stsbp_spec.expr import Expr, Names, as_expr, as_exprs, variable
+from stsbp_spec.foreign import constants_by_name, declared, guard, returns
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.learned import Learned
 from stsbp_spec.stored import placeholders
@@ -31,7 +32,7 @@ _EVERY = ("tau_s", "tau_rise", "threshold", "surrogate", "psp_gain")
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a neuron.
+    """One step of a neuron. Plain numbers are made constants.
 
     Attributes:
         u: the membrane potential.
@@ -42,6 +43,12 @@ class Step:
     u: Expr
     spike: Expr
     states: Mapping[str, Expr]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.spike, Expr):
+            raise SpecError(f"a step must return spike(u, threshold) as its spike, got {shown(self.spike)}")
+        object.__setattr__(self, "u", as_expr(self.u, "the potential of a step"))
+        object.__setattr__(self, "states", as_exprs("the states of a step", self.states))
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,11 @@ class Adjoint:
     current: Expr
     carried: Mapping[str, Expr]
     learned: Mapping[str, Expr] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "current", as_expr(self.current, "the gradient of the current"))
+        for name in ("carried", "learned"):
+            object.__setattr__(self, name, as_exprs(f"{name} of an adjoint", getattr(self, name)))
 
 
 class NeuronModel(ABC):
@@ -89,6 +101,7 @@ class NeuronModel(ABC):
     def __init_subclass__(cls) -> None:
         """Make dataclass fields of the parameters that every model has, unless the class defines them itself."""
         super().__init_subclass__()
+        guard(cls, _GUARDS)
         if any(issubclass(base, NeuronModel) and base is not NeuronModel for base in cls.__bases__):
             return
         own = dict(vars(cls).get("__annotations__", {}))
@@ -99,6 +112,7 @@ class NeuronModel(ABC):
         cls.__annotations__ = own
 
     def __post_init__(self) -> None:
+        declared(self, name=str, states=(tuple, list, str))
         for each in fields(self):  # type: ignore[arg-type]
             check = each.metadata.get("check", _CHECKS.get(each.name, real))
             object.__setattr__(self, each.name, check(each.name, getattr(self, each.name)))
@@ -196,6 +210,19 @@ def _surrogate(name: str, value: object) -> Surrogate:
         raise SpecError(f"a neuron's surrogate is one of {known}, got {shown(value)}")
     return value
 
+
+def _learned(name: str, _: object, found: object) -> object:
+    if not isinstance(found, Mapping) or not all(isinstance(value, Learned) for value in found.values()):
+        raise SpecError(f"{name} must return a dict of Learned(...) by name, got {shown(found)}")
+    return found
+
+
+_GUARDS = {
+    "constants": constants_by_name,
+    "learned": _learned,
+    "step": returns(Step),
+    "adjoint": returns(Adjoint, type(None)),
+}
 
 _CHECKS: dict[str, Check] = {
     "tau_s": steps,
