@@ -178,6 +178,14 @@ def test_a_call_without_arguments_and_one_without_results() -> None:
     assert host_call(filled, [], numbers(3)) == ()
 
 
+@pytest.mark.filterwarnings("error")
+def test_overflows_in_a_thread_of_xla_are_not_warned_of() -> None:
+    def large(a: AnyArray, out: Sequence[AnyArray]) -> None:
+        out[0][...] = a * np.float32(3e38) - np.float32(np.inf)
+
+    assert np.isnan(np.asarray(jax.jit(lambda a: host_call(large, [struct(3)], a)[0])(jnp.full(3, 3e38)))).all()
+
+
 def test_a_dtype_that_is_not_taken_is_named() -> None:
     with pytest.raises(ShapeError, match=r"arrays of bool, int32, .*, not float16$"):
         host_call(copied, [struct(3)], jnp.zeros(3, np.float16))

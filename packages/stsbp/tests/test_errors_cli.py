@@ -120,6 +120,8 @@ def test_bad_flags(stsbp: Callable[..., Result], tmp_path: Path, refused: Callab
         stsbp("train", "digits", "--net", "12C9", "--padding", "valid"), "kernel, 9x9, is larger than its input, 8x8"
     )
     refused(stsbp("train", "digits", "--surrogate", "logistic", "--precision", "reproducible"), "uses exp")
+    steep = ("--net", "12", "--surrogate", "arctan:alpha=1e300")
+    refused(stsbp("train", "digits", *steep), "scale must be finite in float32, got 1.5708e+300 for Arctan")
     refused(stsbp("train", "digits", "--validation", 5000), "cannot hold out 5000")
     refused(stsbp("networks", "12", "--input-shape", "2x3y"), "2x34x34")
     refused(stsbp("evaluate", tmp_path, "--threads", -1), "-1 is not in the range 0<=x<=1024", code=2)

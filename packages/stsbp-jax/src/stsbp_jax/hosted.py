@@ -130,7 +130,8 @@ def _number_of(function: Any, *place: Any) -> int:
 def _run(
     function: Callable[..., None], fixed: tuple[Hashable, ...], arrays: Sequence[AnyArray], out: Sequence[AnyArray]
 ) -> None:
-    with one_at_a_time:
+    # The caller's errstate does not hold in a thread of XLA. An overflow later raises an error that names the layer.
+    with one_at_a_time, np.errstate(over="ignore", invalid="ignore"):
         function(*fixed, *arrays, out=out)
 
 

@@ -12,6 +12,8 @@ from functools import wraps
 from types import FunctionType
 from typing import Any, TypeVar
 
+import numpy as np
+
 from stsbp_spec.errors import SpecError, StsbpError, did_you_mean
 from stsbp_spec.values import read_number, shown
 
@@ -114,18 +116,22 @@ def returns(*kinds: type) -> Check:
     return check
 
 
-def constants_by_name(name: str, _: object, found: object) -> object:
-    """Check for a dict of numbers."""
+def constants_by_name(name: str, model: object, found: object) -> object:
+    """Check for a dict of numbers that are finite in float32."""
     if not isinstance(found, Mapping):
         raise SpecError(f"{name} must return a dict of numbers by name, got {shown(found)}")
     for key, value in found.items():
         try:
-            float(value)
+            number = float(value)
         except SpecError:
             # A symbol that stands for a number (losses/stored.py).
             continue
         except (TypeError, ValueError):
             raise SpecError(f"{name}: {key} must be a number, got {shown(value)}") from None
+        with np.errstate(over="ignore"):
+            rounded = np.float32(number)
+        if not np.isfinite(rounded):
+            raise SpecError(f"{name}: {key} must be finite in float32, got {number:g} for {shown(model)}")
     return found
 
 

@@ -86,6 +86,9 @@ class Neurons(Op):
                     "all projections to one population must have the same shape, but these have "
                     f"{inputs[0].shape} and {values.shape}"
                 )
+        # A network whose constants are refused must not be made, and no run of it begun.
+        for each in (self.model, self.model.surrogate):
+            each.constants()
         return Values(inputs[0].shape, pending=self.model.psp)
 
 
