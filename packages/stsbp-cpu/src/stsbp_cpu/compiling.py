@@ -19,7 +19,7 @@ import pickle
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import llvmlite
 import numba
@@ -255,24 +255,35 @@ class _Kernel(Compiler):  # type: ignore[misc]
         return pipelines
 
 
-class _Distinct(_Kernel):
-    """The compiler for functions whose arguments do not share memory.
+class _Inner(_Kernel):
+    """The compiler for functions that only kernels call. It makes no function for Python."""
+
+    distinct: ClassVar[bool] = False
+
+    def __init__(self, typing_context: Any, target_context: Any, library: Any, args: Any, result: Any, flags: Any,
+                 locals: Any) -> None:  # fmt: skip
+        flags = _uncalled(flags)
+        flags.noalias = self.distinct
+        super().__init__(typing_context, target_context, library, args, result, flags, locals)
+
+
+class _Distinct(_Inner):
+    """The compiler for functions that only kernels call, and whose arguments do not share memory.
 
     The loops of such functions become vector code without a check for overlapping memory.
     """
 
-    def __init__(self, typing_context: Any, target_context: Any, library: Any, args: Any, result: Any, flags: Any,
-                 locals: Any) -> None:  # fmt: skip
-        flags = flags.copy()
-        flags.noalias = True
-        super().__init__(typing_context, target_context, library, args, result, flags, locals)
+    distinct = True
 
 
-def cached_njit(*, distinct: bool = False, **options: Any) -> Callable[[Callable[..., R]], Callable[..., R]]:
+def cached_njit(
+    *, inner: bool = False, distinct: bool = False, **options: Any
+) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """`numba.njit` with these options and with the cache of this module.
 
     Args:
-        distinct: whether all arguments are in separate memory.
+        inner: whether only kernels call the function, and never Python.
+        distinct: whether all arguments are in separate memory. Only for inner functions.
         options: options of numba.
 
     Raises:
@@ -281,16 +292,17 @@ def cached_njit(*, distinct: bool = False, **options: Any) -> Callable[[Callable
     """
 
     def compiled(function: Callable[..., R]) -> Callable[..., R]:
-        inner = [_kernel_name(cell.cell_contents) for cell in function.__closure__ or ()]
+        used = [_kernel_name(cell.cell_contents) for cell in function.__closure__ or ()]
         read = (_kernel_name(function.__globals__.get(word)) for word in function.__code__.co_names)
-        inner += [name for name in read if name is not None]
-        if function.__module__ not in SOURCES or None in inner:
+        used += [name for name in read if name is not None]
+        if function.__module__ not in SOURCES or None in used:
             name = f"{function.__module__}.{function.__qualname__}"
             raise TypeError(f"{name} is not covered by stsbp_cpu.compiling.SOURCES")
-        if inner:
-            _rename(function, f"{function.__name__}_{_short(function.__qualname__, inner)}")
+        if used:
+            _rename(function, f"{function.__name__}_{_short(function.__qualname__, used)}")
         _sources()
-        made: Any = numba.njit(**options, pipeline_class=_Distinct if distinct else _Kernel)(function)
+        compiler = _Distinct if distinct else _Inner if inner else _Kernel
+        made: Any = numba.njit(**options, pipeline_class=compiler)(function)
         vars(made)["_cache"] = _KernelCache(function)
         if options.get("parallel"):
             refused_after_fork(made)

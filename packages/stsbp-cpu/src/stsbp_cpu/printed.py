@@ -1,8 +1,7 @@
-"""Equations of the spec as functions for numba: one step of `n` elements, as a loop over arrays.
+"""Equations of the spec as functions for numba: one step of `n` elements, as a loop over rows of arrays.
 
-The arrays of the loop do not share memory, so the loop becomes vector code for any number of states and outputs. Its
-text is the text that the spec prints (`stsbp equations NAME --as numba`), and one line for each array that is read or
-written.
+The rows do not share memory, so the loop becomes vector code for any number of states and outputs. Its text is the text
+that the spec prints (`stsbp equations NAME --as numba`), and one line for each array that is read or written.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from functools import cache, reduce
 from typing import Any
 
 import numpy as np
-from numba import carray, types
+from numba import types
 from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
@@ -22,7 +21,7 @@ from stsbp_spec.printers import LANGUAGES, function, lines
 
 from stsbp_cpu.compiling import cached_njit, printed_njit
 
-__all__ = ["called", "condition", "loop", "run", "step"]
+__all__ = ["called", "condition", "loop", "pointer", "run", "step"]
 
 _FLOOR = np.float32(FLOOR)
 _ZERO = np.float32(0)
@@ -34,6 +33,20 @@ def snap(x: np.float32) -> np.float32:
     return _ZERO if abs(x) < _FLOOR else x
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def pointer(typing_context: Any, array: Any, index: Any) -> Any:
+    """Pointer to element `index` of a pointer or of an array in C order."""
+    kind = types.CPointer(array.dtype)
+
+    def generated(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        first, number = arguments
+        if isinstance(array, types.Array):
+            first = context.make_array(array)(context, builder, first).data
+        return builder.gep(first, [number])
+
+    return kind(array, types.intp), generated
+
+
 _ADDRESSED: list[Any] = []
 """Functions whose addresses have been returned, so that they stay alive."""
 _WORDS = {"__name__": __name__, "snap": snap, "float32": np.float32, "sqrt": np.sqrt, "exp": np.exp}
@@ -41,10 +54,10 @@ _WORDS = {"__name__": __name__, "snap": snap, "float32": np.float32, "sqrt": np.
 
 @cache
 def loop(recurrence: Recurrence) -> Callable[..., None]:
-    """A function `f(*parameters, *inputs, *states, *outputs)` that computes one step of `n` elements.
+    """A function `f(*parameters, *inputs, *states, *outputs, n)` that computes one step of `n` elements.
 
-    Parameters are float32 numbers. All other arguments are arrays `[n]` that do not share memory. States are updated in
-    place.
+    Parameters are float32 numbers. Inputs, states and outputs are pointers (`pointer`) to `n` elements that share no
+    memory. Arrays would take several times as long to compile. States are updated in place.
     """
     program = lines(recurrence, LANGUAGES["numba"])
     read = (*recurrence.inputs, *recurrence.states)
@@ -56,12 +69,12 @@ def loop(recurrence: Recurrence) -> Callable[..., None]:
     body += [f"_to_{name}[_j] = {value}" for name, value in program.outputs.items()]
     text = "\n".join(
         [
-            f"def {recurrence.name}({', '.join((*recurrence.parameters, *arrays))}):",
-            f"    for _j in range(len({arrays[0]})):",
+            f"def {recurrence.name}({', '.join((*recurrence.parameters, *arrays))}, _n):",
+            "    for _j in range(_n):",
             *(f"        {line}" for line in body),
         ]
     )
-    return printed_njit(f"{text}\n", recurrence.name, _WORDS, distinct=True, error_model="numpy")
+    return printed_njit(f"{text}\n", recurrence.name, _WORDS, inner=True, distinct=True, error_model="numpy")
 
 
 def step(recurrence: Recurrence, signature: Mapping[str, types.Type], values: Sequence[str], states: str = "") -> int:
@@ -79,9 +92,9 @@ def step(recurrence: Recurrence, signature: Mapping[str, types.Type], values: Se
     given += [*values[:count], *(run(states, i) for i in range(len(recurrence.states))), *values[count:]]
     passed = _passed(signature)
     name = f"{recurrence.name}_rows"
-    text = f"def {name}({', '.join(passed)}):\n    loop({', '.join(given)})\n"
-    words = {"__name__": __name__, "loop": loop(recurrence), "carray": carray}
-    function: Any = printed_njit(text, name, words, error_model="numpy")
+    text = f"def {name}({', '.join(passed)}):\n    loop({', '.join(given)}, n)\n"
+    words = {"__name__": __name__, "loop": loop(recurrence), "pointer": pointer}
+    function: Any = printed_njit(text, name, words, inner=True, error_model="numpy")
     kinds = tuple(passed.values())
     function.compile(kinds)
     compiled = function.overloads[kinds]
@@ -90,11 +103,9 @@ def step(recurrence: Recurrence, signature: Mapping[str, types.Type], values: Se
     return address
 
 
-def run(array: str, row: int | None = None, at: str = "0") -> str:
-    """Text for a function of `step`: an argument `[n]`, or `[row, at : at + n]` of an argument `[rows, ...]`."""
-    if row is None:
-        return f"carray({array}, n)"
-    return f"carray({array}, {row + 1} * {array}_row)[{row} * {array}_row + {at} :][:n]"
+def run(array: str, row: int | None = None, first: str = "0") -> str:
+    """Text for a function of `step`: an argument `[n]`, or `[row, first : first + n]` of an argument `[rows, ...]`."""
+    return array if row is None else f"pointer({array}, {row} * {array}_row + {first})"
 
 
 def _passed(signature: Mapping[str, types.Type]) -> dict[str, types.Type]:

@@ -11,7 +11,7 @@ from stsbp_spec.expr import Recurrence
 from stsbp_spec.typing import Float32, Float64, Int64
 
 from stsbp_cpu.compiling import cached_njit, printed_njit
-from stsbp_cpu.printed import loop
+from stsbp_cpu.printed import loop, pointer
 from stsbp_cpu.threads import threads_for
 
 __all__ = ["error_moments", "moments", "normalised"]
@@ -94,15 +94,17 @@ def _rows(recurrence: Recurrence, arrays: int) -> Callable[..., None]:
     The first `arrays` inputs and the output are `[n, C]`, and the other inputs are `[C]`.
     """
     names = [f"x_{name}" for name in (*recurrence.inputs, *recurrence.outputs)]
-    rows = [f"{name}[r]" if i < arrays or i == len(names) - 1 else name for i, name in enumerate(names)]
+    first = names[0]
+    rows = [f"pointer({name}, {'r * n' if i < arrays or i == len(names) - 1 else 0})" for i, name in enumerate(names)]
     name = f"{recurrence.name}_of_rows"
     text = (
         f"def {name}(size, {', '.join(names)}):\n"
-        f"    for chunk in prange((len({names[0]}) + size - 1) // size):\n"
-        f"        for r in range(chunk * size, min(len({names[0]}), (chunk + 1) * size)):\n"
-        f"            loop({', '.join(rows)})\n"
+        f"    n = {first}.shape[1]\n"
+        f"    for chunk in prange((len({first}) + size - 1) // size):\n"
+        f"        for r in range(chunk * size, min(len({first}), (chunk + 1) * size)):\n"
+        f"            loop({', '.join(rows)}, n)\n"
     )
-    words = {"__name__": __name__, "loop": loop(recurrence), "prange": prange}
+    words = {"__name__": __name__, "pointer": pointer, "loop": loop(recurrence), "prange": prange}
     return printed_njit(text, name, words, parallel=True, error_model="numpy")
 
 
