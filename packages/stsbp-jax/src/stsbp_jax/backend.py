@@ -72,6 +72,8 @@ _PLATFORMS = ("cpu", "gpu", "tpu")
 _ALL = ":all"
 _XLA = "cpu:xla"
 
+_SMALL = 2**16
+"""Arrays of at most so many elements become channels last on the host, where no program is compiled for each shape."""
 _NONE: Mapping[str, Array] = MappingProxyType({})
 
 _Program: TypeAlias = Compiled | OneByOne | SpreadGradients | SpreadOutput
@@ -202,7 +204,9 @@ class JaxBackend(AbstractBackend[Array]):
         if x.ndim != 5:
             return self._put(x)
         last = np.moveaxis(x, 2, -1)
-        result: Array = self._put(last) if last.flags.c_contiguous else _channels_last(self._put(x))
+        if last.flags.c_contiguous or x.size <= _SMALL:
+            return self._put(np.ascontiguousarray(last))
+        result: Array = _channels_last(self._put(x))
         return result
 
     def _put(self, x: AnyArray) -> Array:
@@ -423,6 +427,8 @@ class JaxBackend(AbstractBackend[Array]):
     def weight_grids(
         self, projections: Sequence[Projection], weights: Sequence[Array]
     ) -> list[tuple[Array, WeightGrid]]:
+        if self._on_cpu and not isinstance(self._collective, JaxCollective):
+            return [on_cpu.weight_grid_of_values(*each) for each in zip(projections, weights, strict=True)]
         found = self.compiled(weight_grids, tuple(projections))(tuple(weights))
         choices = jax.device_get([choice for _, choice in found])
         return [

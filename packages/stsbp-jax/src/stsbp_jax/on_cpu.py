@@ -28,6 +28,7 @@ from stsbp_spec.equations import Constants, NeuronEquations, neuron_equations
 from stsbp_spec.errors import ExactnessError, NumericError
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.graph import Op, Projection
+from stsbp_spec.grid import WeightGrid
 from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.optim.adamw import AdamWScalars
 from stsbp_spec.plan import Chain, Drops, Population, Recurrent, Weights, rule_of
@@ -45,6 +46,7 @@ __all__ = [
     "gradient_squares",
     "largest_error", "moments", "neuron_backward", "neuron_forward", "of_channels", "population_backward",
     "population_forward", "recur", "sample_grid", "spike_count", "weight_grid",
+    "weight_grid_of_values",
 ]  # fmt: skip
 
 _FLAT, _IMAGES = 3, 5
@@ -373,6 +375,13 @@ def _weight_grid(projection: Projection, w: AnyArray) -> tuple[AnyArray, AnyArra
         nothing = np.full(w.shape, np.nan, np.float32)
         return nothing, np.array([0, bits, 0, isinstance(error, ExactnessError)], np.float64)
     return wq, np.array([made.exponent, bits - made.bits, bound * 2.0**made.exponent, True], np.float64)
+
+
+def weight_grid_of_values(projection: Projection, w: Array) -> tuple[Array, WeightGrid]:
+    """Implements `Pairs.weight_grid` for weights that are not traced, without a program, which XLA would compile."""
+    with one_at_a_time:
+        wq, grid = _cpu().weight_grid(projection, _opened_memory(w))
+    return jax.device_put(wq, w.sharding), grid
 
 
 def largest_error(dz: Array) -> Array:
