@@ -140,9 +140,11 @@ class _KernelCache(_Cache):  # type: ignore[misc]
         return CompileResult._rebuild(target_context, *parts) if kept == sig else None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        # Code that contains addresses of this process is useless in another process.
+        # Code that contains addresses of this process is useless in another process. A part has no code of its own.
         parts = data._asdict()
-        kept = not parts["library"].has_dynamic_globals and all(lifted.can_cache for lifted in parts["lifted"])
+        library = parts["library"]
+        kept = not library.has_dynamic_globals and all(lifted.can_cache for lifted in parts["lifted"])
+        kept &= not isinstance(library, _Part)
         folder = folder_for(data.codegen) if kept else None
         # If a package was replaced while this process ran, the code may come from the old or from the new package.
         if folder is not None and _sources_now() == _sources():
@@ -270,10 +272,15 @@ class _Inner(_Kernel):
 class _Distinct(_Inner):
     """The compiler for functions that only kernels call, and whose arguments do not share memory.
 
-    The loops of such functions become vector code without a check for overlapping memory.
+    The loops of such functions become vector code without a check for overlapping memory. They are a `_Part` of the
+    kernels that call them.
     """
 
     distinct = True
+
+    def compile_extra(self, function: Any) -> Any:
+        self.state.library = _Part(self.state.targetctx.codegen(), function.__qualname__)
+        return super().compile_extra(function)
 
 
 def cached_njit(
