@@ -7,8 +7,8 @@ every scalar is a float32.
 
 `fire` and `propagate` make functions that compute one step of the forward and of the backward pass, for a run of
 neurons, as printed from the equation. sparse/kernels.py uses these functions, too. The loops around them are compiled
-once and take the addresses of these functions. So for a user's own model, only its steps are compiled, which takes one
-or two seconds.
+once and take the addresses of these functions. So for a user's own model, only its steps are compiled, in a few
+tenths of a second.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from stsbp_cpu.threads import threads_for
 __all__ = ["OFTEN", "pays", "recur", "recur_of", "step_of"]
 
 OFTEN = 4
-"""Number of runs after which an equation is compiled. Compiling takes half a second."""
+"""Number of runs after which an equation is compiled. Compiling takes some tenths of a second."""
 _runs: Counter[Recurrence] = Counter()
 _CHUNK = 512
 _ROWS = float32[:, ::1]
