@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stsbp_spec.errors import ExactnessError, NumericError
-from stsbp_spec.typing import AnyArray, Float32, Int32, Int64
+from stsbp_spec.typing import AnyArray, Float32
 
 __all__ = [
     "CEILING",
@@ -44,12 +44,9 @@ __all__ = [
     "check_largest",
     "error_bits",
     "error_exponent",
-    "error_grid",
     "fit_weight_grid",
     "headroom_bits",
-    "largest_error",
     "round_to_grid",
-    "sample_grid",
     "snap",
     "sum_bits",
     "unsigned_zeros",
@@ -278,41 +275,6 @@ class ZeroedErrors(NamedTuple):
     def share(self) -> float:
         """`zeroed / nonzero`; 0 if all errors were zero."""
         return self.zeroed / max(1, self.nonzero)
-
-
-def largest_error(dz: Float32) -> Int32:
-    """Bits of the largest magnitude in `dz`, `[1]`. As integers, they order magnitudes; NaN is above all numbers."""
-    largest: Int32 = np.abs(dz).view(np.int32).max(initial=0, keepdims=True).reshape(1)
-    return largest
-
-
-def error_grid(dz: Float32, bits: int, largest: AnyArray | None = None) -> tuple[Float32, Int64]:
-    """Errors of a layer on their grid of `bits` bits, with the shape of `dz`; and the counts of `ZeroedErrors`, `[2]`.
-
-    Args:
-        dz: errors of the whole batch, or of a part of it.
-        bits: bits of the grid.
-        largest: `largest_error` of the whole batch. None: `dz` is the whole batch.
-    """
-    most = largest_error(dz) if largest is None else largest
-    q = error_exponent(magnitude(int(most[0])), bits)
-    on_grid = np.zeros_like(dz) if q is None else round_to_grid(dz, q)
-    before = np.abs(dz) >= np.float32(SMALLEST_NORMAL)
-    counts = [np.count_nonzero(before & (on_grid == 0)), np.count_nonzero(before)]
-    return on_grid, np.array(counts, np.int64)
-
-
-def sample_grid(dz: Float32, bits: int) -> Float32:
-    """Errors `[1, B, ...]` of one step. The errors of each sample are on an error grid of their own with `bits` bits.
-
-    Recurrent connections send these errors back through their weights, step by step. Their sums never mix errors of
-    different samples. With a grid per sample, the result does not depend on which process computes the other samples.
-    """
-    most = np.abs(dz).reshape(len(dz[0]), -1).view(np.int32).max(axis=1, initial=0)
-    exponent = np.minimum(bits + 126 - (most >> 23), FINEST_ERROR_EXPONENT).reshape(1, -1, *(1,) * (dz.ndim - 2))
-    scale, back = np.ldexp(np.float32(1), exponent), np.ldexp(np.float32(1), -exponent)
-    silent = most.view(np.float32).reshape(exponent.shape) < np.float32(FLOOR)
-    return np.where(silent, np.float32(0), np.rint(dz * scale) * back)
 
 
 def is_on_grid(x: AnyArray, exponent: int) -> bool:

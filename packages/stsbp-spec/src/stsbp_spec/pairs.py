@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
+from stsbp_spec.arrays import ArrayArithmetic
 from stsbp_spec.collective import Alone, Collective, Rendezvous
 from stsbp_spec.encoders.packed import PackedFrames
 from stsbp_spec.equations import (
@@ -32,11 +33,11 @@ from stsbp_spec.equations import (
 from stsbp_spec.errors import BackendError
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.graph import Projection
-from stsbp_spec.grid import WeightGrid, largest_error, sample_grid, sum_bits
+from stsbp_spec.grid import WeightGrid, fit_weight_grid, magnitude, sum_bits
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.losses.cross_entropy import CrossEntropy
 from stsbp_spec.neurons.base import NeuronModel
-from stsbp_spec.optim.adamw import LEARNED_UPDATE, UPDATE, AdamWScalars, norm_of
+from stsbp_spec.optim.adamw import LEARNED_UPDATE, UPDATE, AdamWScalars, gradient_squares, norm_of
 from stsbp_spec.results import NeuronResiduals
 from stsbp_spec.rules import Fusion, Rule
 from stsbp_spec.synapses import batchnorm
@@ -45,7 +46,7 @@ from stsbp_spec.synapses.psp import PSP, SynapticFilter
 from stsbp_spec.tables import implementation
 from stsbp_spec.typing import AnyArray, Array, Coding, Precision, Shape, UInt8
 
-__all__ = ["Pairs"]
+__all__ = ["Pairs", "first_grids", "fit_first_grid"]
 
 Result = TypeVar("Result")
 
@@ -68,6 +69,11 @@ class Pairs(ABC, Generic[Array]):
     @abstractmethod
     def numpy(self, x: Array) -> AnyArray:
         """A numpy array in the layout of the spec. It may share memory with `x`."""
+
+    @property
+    @abstractmethod
+    def arithmetic(self) -> ArrayArithmetic[Array]:
+        """The backend's library, for the derived operations: arrays.py. A class attribute is enough."""
 
     @abstractmethod
     def encode(self, inputs: UInt8, coding: Coding) -> Array:
@@ -127,27 +133,6 @@ class Pairs(ABC, Generic[Array]):
             conditions.
         """
 
-    # Grids and exact sums.
-    @abstractmethod
-    def weight_grid(self, projection: Projection, w: Array) -> tuple[Array, WeightGrid]:
-        """Round weights for the forward pass: `grid.weight_grid`."""
-
-    @abstractmethod
-    def error_grid(self, dz: Array, bits: int, largest: Array | None = None) -> tuple[Array, Array]:
-        """Errors rounded for `reproducible` precision, and how many of them were set to zero: `grid.error_grid`.
-
-        `largest` is the largest error of the whole batch if `dz` is a part of it. None: `dz` is the whole batch. The
-        counts are integers `[..., 2]`, to be added over the leading axes. The host reads them at the end of the step.
-        """
-
-    @abstractmethod
-    def gradient_squares(self, gradients: Sequence[Array]) -> Array:
-        """`optim.gradient_squares`, integers `[2]`. The host reads them only at the end of the step."""
-
-    @abstractmethod
-    def spike_count(self, s: Array) -> Array:
-        """Native integers whose sum is the number of spikes. The host reads them only at the end of the step."""
-
     # Properties and services of the device.
     def check_precision(self, precision: Precision) -> None:
         """Raise `BackendError` if the device cannot compute in `precision`."""
@@ -172,16 +157,74 @@ class Pairs(ABC, Generic[Array]):
     def forget(self) -> None:
         """Free the memory of compiled functions. They are compiled again when needed."""
 
-    # Derived operations. A backend may override them with faster ones.
+    # Derived operations. They compute with `arithmetic` and `recur` on the device. A backend may override them with
+    # faster ones.
+    def weight_grids(
+        self, projections: Sequence[Projection], weights: Sequence[Array]
+    ) -> list[tuple[Array, WeightGrid]]:
+        """Weights of several layers on their grids, for the forward pass: `grid.fit_weight_grid`.
+
+        The host waits for the device only once, unless a layer needs a coarser grid.
+
+        Raises:
+            NumericError, ExactnessError: see `grid.weight_grid`.
+        """
+        first = self.compiled(first_grids, tuple(projections))(list(weights))
+        numbers = self.read([each for _, each in first])
+
+        def rounded(w: Array, q: int, coarser: int) -> tuple[Array, float]:
+            wq, units = self.arithmetic.round_weights(w, 2.0**q, 2.0**-q)
+            return wq, float(self.numpy(units))
+
+        return [
+            fit_first_grid(projection, wq, pair, partial(rounded, w), self.arithmetic.xp.zeros_like)
+            for projection, w, (wq, _), pair in zip(projections, weights, first, numbers, strict=True)
+        ]
+
+    def weight_grid(self, projection: Projection, w: Array) -> tuple[Array, WeightGrid]:
+        """`weight_grids` of one layer."""
+        (found,) = self.weight_grids((projection,), (w,))
+        return found
+
+    def largest_error(self, dz: Array) -> Array:
+        """Bits of the largest magnitude in `dz`, native integers `[1]`. NaN is above all numbers.
+
+        The error grid depends on their maximum over the parts of a batch.
+        """
+        return self.arithmetic.largest_error(dz)
+
+    def error_grid(self, dz: Array, bits: int, largest: Array | None = None) -> tuple[Array, Array]:
+        """Errors rounded for `reproducible` precision, and how many of them were set to zero: `grid.error_exponent`.
+
+        `largest` is the largest error of the whole batch if `dz` is a part of it. None: `dz` is the whole batch. The
+        counts of `grid.ZeroedErrors` are integers `[..., 2]`, to be added over the leading axes. The host reads them at
+        the end of the step.
+        """
+        return self.arithmetic.error_grid(dz, bits, largest)
+
+    def sample_grid(self, dz: Array, bits: int) -> Array:
+        """`ArrayArithmetic.sample_grid`: errors `[1, B, ...]` of one step, with a grid for each sample."""
+        return self.arithmetic.sample_grid(dz, bits)
+
+    def gradient_squares(self, gradients: Sequence[Array]) -> Array:
+        """`optim.gradient_squares`, integers `[2]`. The host reads them only at the end of the step."""
+        return gradient_squares(gradients, self.arithmetic)
+
+    def spike_count(self, s: Array) -> Array:
+        """Native integers whose sum is the number of spikes. The host reads them only at the end of the step."""
+        count: Array = self.arithmetic.xp.count_nonzero(s)
+        return count
+
     def unpack(self, frames: PackedFrames) -> Array:
-        """Frames `[T, B, ...]` of zeros and ones from bits, as `encode` returns them; ideally unpacked on the
-        device."""
-        return self.encode(frames.unpacked(), "events")
+        """Frames `[T, B, ...]` of zeros and ones from bits, as `encode` returns them, unpacked on the device."""
+        xp, bits = self.arithmetic.xp, self.asarray(np.moveaxis(frames.bits, -1, 2))
+        unpacked = self.arithmetic.unpacked(xp.astype(bits, xp.uint8, copy=False), frames.steps)
+        spikes: Array = xp.astype(unpacked, self.arithmetic.spikes, copy=False)
+        return spikes
 
     def spread(self, values: Array, shape: Shape) -> Array:
         """Learned parameters `[C]` or `[1]`, repeated for each element of `shape` `[B, C, ...]`: `[1, B, C, ...]`."""
-        x = self.numpy(values).reshape(1, 1, -1, *(1,) * (len(shape) - 2))
-        return self.asarray(np.broadcast_to(x, (1, *shape)))
+        return self.arithmetic.spread(values, shape)
 
     def spread_all(self, equations: NeuronEquations, learned: Mapping[str, Array], shape: Shape) -> dict[str, Array]:
         """`NeuronResiduals.learned`: the learned parameters that `equations` read, each `spread` over `shape`."""
@@ -192,16 +235,15 @@ class Pairs(ABC, Generic[Array]):
 
         Returns float64 `[count]`.
         """
-        each = np.moveaxis(self.numpy(x), 2, 0).reshape(count, -1)
-        return self.asarray(each.sum(axis=1, dtype=np.float64))
+        return self.arithmetic.totals(x, count)
 
     def moments(self, z: Array, exponent: Array) -> Array:
         """`batchnorm.moments`: integer sums from the weighted sums `z` to be normalised, int64 `[3, C]`."""
-        return self.asarray(batchnorm.moments(self.numpy(z), self.numpy(exponent)))
+        return batchnorm.moments(z, exponent, self.arithmetic)
 
     def error_moments(self, dy: Array, z: Array, exponent: Array) -> Array:
         """`batchnorm.error_moments`, float64 `[3, C]`."""
-        return self.asarray(batchnorm.error_moments(self.numpy(dy), self.numpy(z), self.numpy(exponent)))
+        return batchnorm.error_moments(dy, z, exponent, self.arithmetic)
 
     def channelwise(self, recurrence: Recurrence, arrays: Mapping[str, Array], numbers: Mapping[str, Array]) -> Array:
         """The output of an equation of batchnorm.py.
@@ -225,12 +267,11 @@ class Pairs(ABC, Generic[Array]):
             arrays: small arrays, or tuples of them.
             fixed: numbers that are known when a network is compiled.
         """
-        found = function(batchnorm.Wide(), *_each(self.numpy, arrays), **fixed)
-        return _each(self.asarray, found)
+        return function(batchnorm.Wide(self.arithmetic), *arrays, **fixed)
 
     def rounded(self, x: Array) -> Array:
         """`x`, float64 or float32, as float32."""
-        return self.asarray(self.numpy(x).astype(np.float32))
+        return self.arithmetic.float32(x)
 
     # Time.
     def scan(
@@ -263,29 +304,21 @@ class Pairs(ABC, Generic[Array]):
 
     def zeros(self, shape: Shape) -> Array:
         """Float32 zeros of `shape`, which is in the layout of native arrays."""
-        return self.asarray(np.zeros(shape, np.float32))
+        return self.arithmetic.zeros(shape)
 
     def silence(self, shape: Shape) -> Array:
-        """Spikes, uint8, all zero, of `shape`, which is in the layout of native arrays."""
-        return self.asarray(np.zeros(shape, np.uint8))
+        """Spikes, all zero, of `shape`, which is in the layout of native arrays."""
+        return self.arithmetic.silence(shape)
 
     def joined(self, arrays: Sequence[Array]) -> Array:
         """Arrays `[..., B, ...]` concatenated along the first axis."""
-        return self.asarray(np.concatenate([self.numpy(x) for x in arrays]))
+        return self.arithmetic.joined(arrays)
 
     def shifted(self, x: Array, steps: int) -> Array:
         """`x` `[T, ...]` shifted by `steps` to later times, or to earlier times if negative; the gap becomes zero."""
-        given = self.numpy(x)
-        found = np.zeros_like(given)
-        if steps >= 0:
-            found[steps:] = given[: max(0, len(given) - steps)]
-        else:
-            found[:steps] = given[-steps:]
-        return self.asarray(found)
-
-    def sample_grid(self, dz: Array, bits: int) -> Array:
-        """`grid.sample_grid`."""
-        return self.asarray(sample_grid(self.numpy(dz), bits))
+        count = min(abs(steps), len(x))
+        gap = self.arithmetic.xp.zeros_like(x[:count])
+        return self.joined([gap, x[: len(x) - count]] if steps >= 0 else [x[count:], gap])
 
     # Several parts of a batch.
     def plus(self, a: Array, b: Array) -> Array:
@@ -295,23 +328,18 @@ class Pairs(ABC, Generic[Array]):
 
     def most(self, arrays: Sequence[Array]) -> Array:
         """Elementwise maximum of arrays of integers."""
-        if len(arrays) == 1:
-            return arrays[0]
-        return self.asarray(np.maximum.reduce([self.numpy(x) for x in arrays]))
+        return reduce(self.arithmetic.xp.maximum, arrays)
 
     def silenced(self, error: Array, count: int) -> Array:
         """`error` `[T, B, ...]` with zeros for all samples except the first `count`."""
-        if count == error.shape[1]:
+        # The count may be a number of the device.
+        if isinstance(count, int) and count == error.shape[1]:
             return error
-        x = self.numpy(error)
-        mine = np.arange(x.shape[1]).reshape(-1, *(1,) * (x.ndim - 2)) < count
-        return self.asarray(np.where(mine, x, np.float32(0)))
+        return self.arithmetic.silenced(error, count)
 
     def within(self, x: Array, inside: Array) -> Array:
         """`x` `[T, B, ...]` with zeros where `inside`, uint8 `[T, B]`, is 0."""
-        which = self.numpy(inside).reshape(*inside.shape, *(1,) * (len(x.shape) - 2))
-        values = self.numpy(x)
-        return self.asarray(np.where(which, values, values.dtype.type(0)))
+        return self.arithmetic.within(x, inside)
 
     def alone(self) -> Collective[Array]:
         """A collective of only this process. A backend may spread each batch over several devices of its own."""
@@ -324,10 +352,6 @@ class Pairs(ABC, Generic[Array]):
             BackendError: the backend supports only one process, or the library that connects processes is missing.
         """
         raise BackendError(f"backend {self.name!r} computes in one process only")
-
-    def largest_error(self, dz: Array) -> Array:
-        """`grid.largest_error`: native integers `[1]`. The error grid depends on their maximum over a batch's parts."""
-        return self.asarray(largest_error(self.numpy(dz)))
 
     def neuron_forward(
         self,
@@ -404,12 +428,6 @@ class Pairs(ABC, Generic[Array]):
         """Membrane potentials `[T, B, ...]` of a forward pass."""
         return residuals.kept["u"]
 
-    def weight_grids(
-        self, projections: Sequence[Projection], weights: Sequence[Array]
-    ) -> list[tuple[Array, WeightGrid]]:
-        """`weight_grid` of several layers. A device should be waited for only once."""
-        return [self.weight_grid(projection, w) for projection, w in zip(projections, weights, strict=True)]
-
     def read(self, arrays: Sequence[Array]) -> list[AnyArray]:
         """`numpy` of several arrays. A device should be waited for only once."""
         return [self.numpy(x) for x in arrays]
@@ -470,10 +488,8 @@ class Pairs(ABC, Generic[Array]):
 
         `u` holds `B` of the `batch` samples. `inside`, uint8 `[T, B]`, is 0 at padded steps. None: no step is padded.
         """
-        potentials = self.numpy(u).astype(np.float64)
-        within = np.ones((*u.shape[:2], 1), bool) if inside is None else self.numpy(inside)[..., None] > 0
-        found = loss.error(potentials, self.numpy(targets), batch, within, np)
-        return self.asarray(found.astype(np.float32))
+        arithmetic = self.arithmetic
+        return arithmetic.float32(loss.error(arithmetic.float64(u), targets, batch, inside, arithmetic))
 
     def adamw(self, scalars: AdamWScalars, w: Array, g: Array, m: Array, v: Array) -> tuple[Array, Array, Array]:
         """New `(w, m, v)`: optim/adamw.py. May work in place."""
@@ -495,18 +511,58 @@ class Pairs(ABC, Generic[Array]):
 
     def pack_spikes(self, s: Array) -> Any:
         """Pack spikes (zeros and ones) into bits."""
-        x = self.numpy(s)
-        return np.packbits(x.astype(np.uint8)), x.shape, x.dtype
+        return self.arithmetic.pack(s), s.shape, s.dtype
 
     def unpack_spikes(self, packed: Any) -> Array:
         """Inverse of `pack_spikes`."""
         bits, shape, dtype = packed
-        return self.asarray(np.unpackbits(bits, count=math.prod(shape)).reshape(shape).astype(dtype))
+        values = self.arithmetic.unpack(bits, math.prod(shape))
+        spikes: Array = self.arithmetic.xp.astype(values.reshape(shape), dtype, copy=False)
+        return spikes
 
 
-def _each(convert: Callable[[Any], Any], x: Any) -> Any:
-    """`x`, an array or tuples of arrays, with every array converted."""
-    if not isinstance(x, tuple):
-        return convert(x)
-    parts = [_each(convert, part) for part in x]
-    return type(x)(*parts) if hasattr(x, "_fields") else tuple(parts)
+def fit_first_grid(
+    projection: Projection,
+    first: Array,
+    numbers: AnyArray,
+    rounded: Callable[[int, int], tuple[Array, float]],
+    zeros_like: Callable[[Array], Array],
+) -> tuple[Array, WeightGrid]:
+    """`grid.fit_weight_grid`, beginning with weights that a device has rounded to their finest grid.
+
+    Args:
+        projection: the weights' projection.
+        first: the weights on that grid, `[out, ...]`.
+        numbers: bits of their largest magnitude, and their largest partial sum in units of the grid, `[2]`.
+        rounded: function of `q` and of the number of bits that were given up. It returns the weights on a coarser grid,
+            and their largest partial sum in its units.
+        zeros_like: makes zeros for weights that are all zero.
+    """
+    tried = 0
+
+    def on_grid(q: int) -> tuple[Array, float]:
+        nonlocal tried
+        wq, units = rounded(q, tried) if tried else (first, float(numbers[1]))
+        tried += 1
+        return wq, math.ldexp(units, -q)
+
+    wq, grid = fit_weight_grid(
+        magnitude(int(numbers[0])),
+        on_grid,
+        summands=math.prod(first.shape[1:]),
+        weight_bits=projection.synapse.weight_bits,
+        input_exponent=projection.input.exponent,
+        input_max=projection.input.maximum,
+        layer=projection.name,
+    )
+    return zeros_like(first) if wq is None else wq, grid
+
+
+def first_grids(
+    backend: Pairs[Array], projections: Sequence[Projection], weights: Sequence[Array]
+) -> list[tuple[Array, Array]]:
+    """`ArrayArithmetic.first_grid` of several layers, as a function for `Pairs.compiled`."""
+    return [
+        backend.arithmetic.first_grid(w, projection.synapse.weight_bits)
+        for projection, w in zip(projections, weights, strict=True)
+    ]

@@ -37,6 +37,10 @@ class NativeArray(Protocol):
     def shape(self) -> tuple[int, ...]:
         """Lengths of the axes."""
 
+    @property
+    def dtype(self) -> Any:
+        """Type of the elements."""
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, key: Any, /) -> Any: ...

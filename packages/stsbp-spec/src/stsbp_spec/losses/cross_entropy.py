@@ -14,12 +14,14 @@ Both errors are divided by the size of the batch. `exp` differs between librarie
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
+from stsbp_spec.arrays import NUMPY, ArrayArithmetic
 from stsbp_spec.errors import SpecError
 from stsbp_spec.expr import Names
 from stsbp_spec.lengths import inside
@@ -39,27 +41,38 @@ class CrossEntropy(Loss):
     parameters: ClassVar[tuple[str, ...]] = ()
     of_potentials: ClassVar[bool] = True
 
-    # `xp` is numpy or a library with the same functions. `within`, `[T, B, 1]`, is true at steps that are not padding.
+    # `xp` is a namespace of arrays.py. `within`, `[T, B, 1]`, is true at steps that are not padding.
     def evidence(self, u: Any, within: Any, xp: Any) -> Any:
         """`v`, `[B, N]`, of potentials `[T, B, N]`."""
         # Use a running sum, because the order of a plain sum may depend on the shape.
-        return xp.cumsum(xp.where(within, u, 0), axis=0)[-1] / within.sum(axis=0)
+        return xp.cumulative_sum(_masked(u, within, xp), axis=0)[-1] / _steps(u, within, xp)
 
     def spread(self, error: Any, u: Any, within: Any, xp: Any) -> Any:
         """`dL/du` `[T, B, N]` from `dL/dv` `[B, N]`."""
-        return xp.where(within, error / within.sum(axis=0), 0)
+        return _masked(error / _steps(u, within, xp), within, xp)
 
-    def error(self, u: Any, targets: Any, batch: int, within: Any, xp: Any) -> Any:
-        """`dL/du` `[T, B, N]` of samples that belong to a batch of `batch` samples."""
+    def error(self, u: Any, targets: Any, batch: int, inside: Any | None, arithmetic: ArrayArithmetic[Any]) -> Any:
+        """`dL/du` `[T, B, N]` of samples that belong to a batch of `batch` samples.
+
+        Args:
+            u: potentials, `[T, B, N]`.
+            targets: target spikes, `[T, B, N]`.
+            batch: number of samples of the batch.
+            inside: uint8 `[T, B]`, 0 at padded steps. None: no step is padded.
+            arithmetic: that of the arrays.
+        """
+        xp = arithmetic.xp
+        within = xp.zeros(u.shape[:2], dtype=xp.uint8) == 0 if inside is None else inside > 0
+        within = within[..., None]
         v = self.evidence(u, within, xp)
         p = xp.exp(v - xp.max(v, axis=-1, keepdims=True))
-        p = p / p.sum(axis=-1, keepdims=True)
+        p = p / xp.sum(p, axis=-1, keepdims=True)
         own = _classes(targets, within, xp)[:, None] == xp.arange(p.shape[-1])
-        return self.spread((p - xp.where(own, 1.0, 0.0)) / batch, u, within, xp)
+        return self.spread((p - xp.astype(own, p.dtype)) / batch, u, within, xp)
 
     def of_classes(self, potentials: AnyArray, lengths: Int64 | None = None) -> Float64:
         """The loss that each sample would have for each class, `[B, N]`, from potentials `[T, B, N]`."""
-        v: Float64 = self.evidence(potentials.astype(np.float64), inside_of(potentials, lengths), np)
+        v: Float64 = self.evidence(potentials.astype(np.float64), inside_of(potentials, lengths), NUMPY.xp)
         most = v.max(axis=-1, keepdims=True)
         found: Float64 = most + np.log(np.exp(v - most).sum(axis=-1, keepdims=True)) - v
         return found
@@ -71,7 +84,7 @@ class CrossEntropy(Loss):
         """Loss of each sample, `[B]`. `spikes` are potentials here."""
         spikes, targets = array_of(spikes), array_of(targets)
         lengths = None if lengths is None else array_of(lengths)
-        labels: Int64 = _classes(targets, inside_of(targets, lengths), np)
+        labels: Int64 = _classes(targets, inside_of(targets, lengths), NUMPY.xp)
         found: Float64 = np.take_along_axis(self.of_classes(spikes, lengths), labels[:, None], axis=-1)[:, 0]
         return found
 
@@ -89,11 +102,11 @@ class CrossEntropyOfMaximum(CrossEntropy):
     name: ClassVar[str] = "cross-entropy-max"
 
     def evidence(self, u: Any, within: Any, xp: Any) -> Any:
-        return xp.max(xp.where(within, u, -xp.inf), axis=0)
+        return xp.max(_masked(u, within, xp, -math.inf), axis=0)
 
     def spread(self, error: Any, u: Any, within: Any, xp: Any) -> Any:
-        first = xp.where(within, u, -xp.inf).argmax(axis=0)
-        return xp.where(first == xp.arange(len(u))[:, None, None], error, 0)
+        first = xp.argmax(_masked(u, within, xp, -math.inf), axis=0)
+        return _masked(error, first == xp.arange(u.shape[0])[:, None, None], xp)
 
 
 def inside_of(trains: AnyArray, lengths: Int64 | None) -> AnyArray:
@@ -104,4 +117,13 @@ def inside_of(trains: AnyArray, lengths: Int64 | None) -> AnyArray:
 
 def _classes(targets: Any, within: Any, xp: Any) -> Any:
     """The neuron with the most target spikes of each sample, `[B]`."""
-    return xp.where(within, targets, 0).sum(axis=0).argmax(axis=-1)
+    return xp.argmax(xp.sum(_masked(targets, within, xp), axis=0), axis=-1)
+
+
+def _masked(x: Any, within: Any, xp: Any, other: float = 0) -> Any:
+    return xp.where(within, x, xp.full_like(x, other))
+
+
+def _steps(u: Any, within: Any, xp: Any) -> Any:
+    """Number of steps of each sample that are not padding, `[B, 1]`, in the type of `u`."""
+    return xp.sum(xp.astype(within, u.dtype), axis=0)

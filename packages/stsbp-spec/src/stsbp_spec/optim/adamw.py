@@ -25,14 +25,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from functools import reduce
+from typing import Any
 
 import numpy as np
 
+from stsbp_spec.arrays import NUMPY, ArrayArithmetic
 from stsbp_spec.elementary import cosine, power
 from stsbp_spec.errors import SpecError
 from stsbp_spec.expr import Names, Recurrence, named, snap, sqrt, unsnapped, variable, where
-from stsbp_spec.grid import CEILING, FLOOR, ceil_log2, error_exponent, largest_error, magnitude
-from stsbp_spec.typing import AnyArray, Float32, Int64
+from stsbp_spec.grid import CEILING, FLOOR, ceil_log2, error_exponent, magnitude
+from stsbp_spec.typing import AnyArray, Array, Float32
 from stsbp_spec.values import integer, real, shown
 
 __all__ = [
@@ -198,20 +201,30 @@ def gradient_norm(gradients: Iterable[Float32]) -> float:
     Elements below `2^-norm_bits` of the largest element count as zero. The norm is not finite if a gradient is not.
     """
     arrays = list(gradients)
-    return norm_of(gradient_squares(arrays), sum(g.size for g in arrays))
+    with np.errstate(invalid="ignore"):  # a gradient that is not finite has no integer
+        return norm_of(gradient_squares(arrays), sum(g.size for g in arrays))
 
 
-def gradient_squares(gradients: Sequence[Float32]) -> Int64:
-    """The two integers from which the global norm is computed, `[2]`.
+def gradient_squares(gradients: Sequence[Array], arithmetic: ArrayArithmetic[Any] = NUMPY) -> Array:
+    """The two integers from which the global norm is computed, int64 `[2]`.
 
     The first holds the bits of the largest magnitude as a float32. The second is the sum of the squares of the
     gradients in units of `2^-norm_exponent`. The second is meaningless if `norm_exponent` is None.
+
+    Args:
+        gradients: float32 arrays of any shapes.
+        arithmetic: that of the arrays.
     """
-    arrays = [g for g in gradients if g.size]
-    bits = max((int(largest_error(g)[0]) for g in arrays), default=0)
-    exponent = norm_exponent(bits, sum(g.size for g in arrays))
-    units = [np.rint(g * np.float32(2.0**exponent)).astype(np.int64) for g in arrays] if exponent is not None else []
-    return np.array([bits, sum(int((x * x).sum()) for x in units)], np.int64)
+    xp, arrays = arithmetic.xp, [g for g in gradients if math.prod(g.shape)]
+    if not arrays:
+        squares: Array = xp.zeros((2,), dtype=xp.int64)
+        return squares
+    largest = reduce(xp.maximum, map(arithmetic.largest_error, arrays))
+    scale, _ = arithmetic.scales(largest, norm_bits(sum(math.prod(g.shape) for g in arrays)))
+    units = [arithmetic.int64(xp.round(g * scale)) for g in arrays]
+    total = sum(xp.sum(x * x) for x in units)
+    squares = xp.stack([xp.reshape(arithmetic.int64(largest), ()), total])
+    return squares
 
 
 def norm_exponent(bits: int, count: int) -> int | None:

@@ -6,6 +6,7 @@ Pooling adds up windows and multiplies by a power of two. Equations run one step
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
@@ -14,19 +15,20 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from stsbp_spec import grid, host, random
+from stsbp_spec.arrays import NUMPY
 from stsbp_spec.backend import AbstractBackend, Device
 from stsbp_spec.collective import Collective, Rendezvous
+from stsbp_spec.encoders.packed import PackedFrames
 from stsbp_spec.equations import Constants
 from stsbp_spec.errors import BackendError
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.graph import Op, Projection
 from stsbp_spec.grid import WeightGrid
-from stsbp_spec.optim.adamw import gradient_squares
 from stsbp_spec.printers import numpy_function
 from stsbp_spec.rules import Rule
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
 from stsbp_spec.synapses.avgpool2d import Pool2d
-from stsbp_spec.typing import AnyArray, Coding, Float32, Int64, Precision, Shape, UInt8
+from stsbp_spec.typing import AnyArray, Coding, Float32, Precision, Shape, UInt8
 
 __all__ = [
     "RULES",
@@ -291,6 +293,7 @@ class NumpyBackend(AbstractBackend[AnyArray]):
 
     name: ClassVar[str] = "numpy"
     api: ClassVar[int] = 1
+    arithmetic = NUMPY
 
     @classmethod
     def devices(cls) -> tuple[Device, ...]:
@@ -340,14 +343,21 @@ class NumpyBackend(AbstractBackend[AnyArray]):
             layer=projection.name,
         )
 
-    def error_grid(self, dz: Float32, bits: int, largest: AnyArray | None = None) -> tuple[Float32, Int64]:
-        return grid.error_grid(dz, bits, largest)
+    def weight_grids(
+        self, projections: Sequence[Projection], weights: Sequence[Float32]
+    ) -> list[tuple[Float32, WeightGrid]]:
+        return [self.weight_grid(projection, w) for projection, w in zip(projections, weights, strict=True)]
 
-    def gradient_squares(self, gradients: Sequence[Float32]) -> Int64:
-        return gradient_squares(gradients)
+    # The host unpacks and packs bits faster than the shifts of a device.
+    def unpack(self, frames: PackedFrames) -> UInt8:
+        return frames.unpacked()
 
-    def spike_count(self, s: UInt8) -> AnyArray:
-        return np.asarray(np.count_nonzero(s))
+    def pack_spikes(self, s: AnyArray) -> Any:
+        return np.packbits(s.astype(np.uint8, copy=False)), s.shape, s.dtype
+
+    def unpack_spikes(self, packed: Any) -> AnyArray:
+        bits, shape, dtype = packed
+        return np.unpackbits(bits, count=math.prod(shape)).reshape(shape).astype(dtype, copy=False)
 
     def join(self, rendezvous: Rendezvous) -> Collective[AnyArray]:
         return host.join(rendezvous)

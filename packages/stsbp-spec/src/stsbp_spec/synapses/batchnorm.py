@@ -44,11 +44,12 @@ from typing import Any, Generic, NamedTuple
 
 import numpy as np
 
+from stsbp_spec.arrays import NUMPY, ArrayArithmetic
 from stsbp_spec.errors import ExactnessError, SpecError
 from stsbp_spec.expr import Recurrence, named, snap, variable
 from stsbp_spec.grid import CEILING, FLOOR, ceil_log2
 from stsbp_spec.learned import Learned
-from stsbp_spec.typing import AnyArray, Array, Float32, Float64, Int64, Shape
+from stsbp_spec.typing import Array, Float32, Shape
 from stsbp_spec.values import real
 
 __all__ = [
@@ -153,50 +154,62 @@ FORWARD, BACKWARD = _equations()
 
 
 # Sums of all elements of a channel. Backends should make these fast.
-def _units(z: AnyArray, exponent: AnyArray) -> Int64:
-    """`z` `[T, B, C, ...]` in units of `2^-exponent`, `[C, n]`."""
-    e = int(exponent[0])
+def _units(z: Any, exponent: Any, arithmetic: ArrayArithmetic[Any]) -> Any:
+    """`z` `[T, B, C, ...]` in units of `2^-exponent`, int64 `[C, n]`."""
     # In two steps, because a single power of two may be outside the range of float32.
-    whole = z * np.float32(2.0 ** (e // 2)) * np.float32(2.0 ** (e - e // 2))
-    return np.moveaxis(whole, 2, 0).reshape(z.shape[2], -1).astype(np.int64)
+    exponent = arithmetic.xp.reshape(exponent, ())
+    half = exponent >> 1
+    whole = z * arithmetic.power_of_two(half) * arithmetic.power_of_two(exponent - half)
+    return arithmetic.int64(arithmetic.by_channel(whole, z.shape[arithmetic.channel_axis]))
 
 
-def moments(z: Float32, exponent: AnyArray) -> Int64:
-    """`sum k` and the pieces of `sum k^2 = high 2^24 + low`, `0 <= low < 2^24`, of each channel, `[3, C]`.
+def moments(z: Array, exponent: Array, arithmetic: ArrayArithmetic[Any] = NUMPY) -> Array:
+    """`sum k` and the pieces of `sum k^2 = high 2^24 + low`, `0 <= low < 2^24`, of each channel, int64 `[3, C]`.
 
     Args:
         z: sums, `[T, B, C, ...]`.
         exponent: `[1]`; `z` is `k 2^-exponent` with whole numbers `|k| <= 2^24`.
+        arithmetic: that of the arrays.
     """
-    k = _units(z, exponent)
+    xp, k = arithmetic.xp, _units(z, exponent, arithmetic)
     squares = k * k
-    low = (squares & (2**SQUARE_BITS - 1)).sum(1)
-    return np.stack([k.sum(1), (squares >> SQUARE_BITS).sum(1) + (low >> SQUARE_BITS), low & 2**SQUARE_BITS - 1])
+    low = xp.sum(squares & (2**SQUARE_BITS - 1), axis=1)
+    high = xp.sum(squares >> SQUARE_BITS, axis=1) + (low >> SQUARE_BITS)
+    sums: Array = xp.stack([xp.sum(k, axis=1), high, low & (2**SQUARE_BITS - 1)])
+    return sums
 
 
-def error_moments(dy: Float32, z: Float32, exponent: AnyArray) -> Float64:
-    """`sum dy`, `sum dy h` and `sum dy l` of each channel, `[3, C]`, with `k = h 2^12 + l`: see `moments`."""
-    k = _units(z, exponent)
-    d = np.moveaxis(dy, 2, 0).reshape(len(k), -1).astype(np.float64)
-    return np.stack([d.sum(1), (d * (k >> PIECE_BITS)).sum(1), (d * (k & 2**PIECE_BITS - 1)).sum(1)])
+def error_moments(dy: Array, z: Array, exponent: Array, arithmetic: ArrayArithmetic[Any] = NUMPY) -> Array:
+    """`sum dy`, `sum dy h` and `sum dy l` of each channel, float64 `[3, C]`, with `k = h 2^12 + l`: see `moments`."""
+    xp, k = arithmetic.xp, _units(z, exponent, arithmetic)
+    d = arithmetic.float64(arithmetic.by_channel(dy, k.shape[0]))
+    high, low = xp.sum(d * (k >> PIECE_BITS), axis=1), xp.sum(d * (k & (2**PIECE_BITS - 1)), axis=1)
+    sums: Array = xp.stack([xp.sum(d, axis=1), high, low])
+    return sums
 
 
 # Further steps, on numbers per channel.
 class Wide:
-    """Operations on float64 and int64 numbers per channel, arrays `[C]`, for numpy. Other libraries derive from it.
+    """Operations on float64 and int64 numbers per channel, arrays `[C]`.
 
     Each operation rounds once. Products and quotients use the methods below, because a library that compiles may fuse
     or replace the operators. Sums and differences, and `+ - * // >> &` of int64, use Python's operators.
+
+    Args:
+        arithmetic: that of the arrays.
     """
+
+    def __init__(self, arithmetic: ArrayArithmetic[Any] = NUMPY) -> None:
+        self._arithmetic = arithmetic
 
     def float64(self, x: Any) -> Any:
         """Convert int64 or float32 to float64."""
-        return x.astype(np.float64)
+        return self._arithmetic.float64(x)
 
     def float32(self, x: Any) -> Any:
         """Round to float32; below the floor, the result is 0."""
-        narrow = x.astype(np.float32)
-        return narrow * (abs(narrow) >= np.float32(FLOOR))
+        narrow = self._arithmetic.float32(x)
+        return narrow * self._arithmetic.float32(abs(narrow) >= FLOOR)
 
     def times(self, a: Any, b: Any) -> Any:
         """`a b`; `b` may be a Python number."""
@@ -208,7 +221,7 @@ class Wide:
 
     def root(self, a: Any) -> Any:
         """`sqrt(a)`, as IEEE 754 rounds it."""
-        return np.sqrt(a)
+        return self._arithmetic.xp.sqrt(a)
 
     def scaled(self, a: Any, exponent: Any) -> Any:
         """`a 2^exponent` for integers `[1]` from -1022 to 1023."""
@@ -216,7 +229,7 @@ class Wide:
 
     def power_of_two(self, exponent: Any) -> Any:
         """`2^exponent`, float64."""
-        return np.ldexp(1.0, exponent)
+        return self._arithmetic.wide_power_of_two(exponent)
 
 
 class Coefficients(NamedTuple, Generic[Array]):

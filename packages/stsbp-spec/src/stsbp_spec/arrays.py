@@ -1,0 +1,234 @@
+"""The array arithmetic of the contract, written once over the array library of a backend.
+
+A library is passed as a namespace with functions of the array API standard (https://data-apis.org/array-api):
+jax.numpy, those of array-api-compat, `NumpyNames`, or a small class with the functions `NAMES`. The only other need is
+a function that reads the bits of numbers as numbers of another type.
+
+No function here reads a number on the host, so a device is never waited for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Generic
+
+import numpy as np
+
+from stsbp_spec.grid import FINEST_ERROR_EXPONENT, FLOOR, SMALLEST_NORMAL
+from stsbp_spec.typing import AnyArray, Array, Shape
+
+__all__ = ["NAMES", "NUMPY", "ArrayArithmetic", "NumpyNames"]
+
+NAMES = (
+    "abs", "arange", "argmax", "astype", "broadcast_to", "concat", "count_nonzero",
+    "cumulative_sum", "exp", "full_like", "max", "maximum", "minimum", "moveaxis", "reshape", "round", "sqrt", "stack", "sum", "where", "zeros", "zeros_like",
+    "float32", "float64", "int32", "int64", "uint8",
+)  # fmt: skip
+"""All names of the standard that a namespace needs."""
+
+_FLOOR_BITS = int(np.float32(FLOOR).view(np.int32))
+_MANTISSA_BITS, _BIAS = 23, 127
+
+
+class NumpyNames:
+    """numpy, or a library with numpy's names such as CuPy, with the standard's names that old versions do not have.
+
+    Args:
+        library: the library.
+    """
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
+        self.concat = library.concatenate
+        self.round = library.rint
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._library, name)
+
+    def astype(self, x: Any, dtype: Any, *, copy: bool = True) -> Any:
+        """`x` as an array of another type."""
+        return x.astype(dtype, copy=copy)
+
+    def count_nonzero(self, x: Any) -> Any:
+        """Number of elements that are not zero, as an array."""
+        return self._library.asarray(self._library.count_nonzero(x))
+
+    def cumulative_sum(self, x: Any, *, axis: int) -> Any:
+        """Running sums along an axis."""
+        return self._library.cumsum(x, axis=axis)
+
+
+class ArrayArithmetic(Generic[Array]):
+    """The contract's operations on the arrays of one library. Shapes are logical, as in `Pairs`.
+
+    Args:
+        xp: namespace with the functions `NAMES` of the array API standard.
+        view: function of an array and a type of `xp`. It reads the bits of the elements as numbers of that type, which
+            has the same size.
+        channel_axis: axis of the channels in native arrays of layers. -1 if they are channels-last.
+        spikes: type of native spikes. None: uint8.
+    """
+
+    def __init__(self, xp: Any, view: Callable[[Any, Any], Any], *, channel_axis: int = 2, spikes: Any = None) -> None:
+        self.xp = xp
+        self.view = view
+        self.channel_axis = channel_axis
+        self.spikes = xp.uint8 if spikes is None else spikes
+
+    # Types and powers of two.
+    def zeros(self, shape: Shape) -> Array:
+        """Float32 zeros."""
+        return self.xp.zeros(shape, dtype=self.xp.float32)
+
+    def silence(self, shape: Shape) -> Array:
+        """Spikes, all zero."""
+        return self.xp.zeros(shape, dtype=self.spikes)
+
+    def joined(self, arrays: Sequence[Any]) -> Array:
+        """Arrays concatenated along the first axis."""
+        return self.xp.concat(list(arrays))
+
+    def float32(self, x: Any) -> Array:
+        """`x` as float32."""
+        return self.xp.astype(x, self.xp.float32, copy=False)
+
+    def float64(self, x: Any) -> Any:
+        """`x` as float64."""
+        return self.xp.astype(x, self.xp.float64, copy=False)
+
+    def int64(self, x: Any) -> Any:
+        """`x` as int64."""
+        return self.xp.astype(x, self.xp.int64, copy=False)
+
+    def power_of_two(self, exponent: Any) -> Any:
+        """`2^exponent`, float32, for int32 from -126 to 127."""
+        return self.view((exponent + _BIAS) << _MANTISSA_BITS, self.xp.float32)
+
+    def wide_power_of_two(self, exponent: Any) -> Any:
+        """`2^exponent`, float64, for integers from -1022 to 1023."""
+        return self.view((self.int64(exponent) + 1023) << 52, self.xp.float64)
+
+    # Grids.
+    def magnitudes(self, x: Any) -> Any:
+        """Bits of the magnitudes of float32, int32. As integers, they order magnitudes; NaN is above all numbers."""
+        return self.view(x, self.xp.int32) & 0x7FFFFFFF
+
+    def largest_error(self, dz: Any) -> Any:
+        """`Pairs.largest_error`: bits of the largest magnitude, int32 `[1]`."""
+        return self.xp.reshape(self.xp.max(self.magnitudes(dz)), (1,))
+
+    def scales(self, largest: Any, bits: int) -> tuple[Any, Any]:
+        """`2^q` and `2^-q` of `grid.error_exponent`, from bits of largest magnitudes; zeros if these are below `FLOOR`.
+
+        All libraries also agree where a magnitude is not finite.
+        """
+        exponent = bits + 126 - (largest >> _MANTISSA_BITS)
+        q = self.xp.minimum(exponent, self.xp.full_like(exponent, FINEST_ERROR_EXPONENT))
+        loud = self.float32(largest >= _FLOOR_BITS)
+        return self.power_of_two(q) * loud, self.power_of_two(-q) * loud
+
+    def error_grid(self, dz: Any, bits: int, largest: Any | None = None) -> tuple[Array, Array]:
+        """`Pairs.error_grid`: errors on their grid of `bits` bits, and the counts of `grid.ZeroedErrors`, `[2]`.
+
+        Args:
+            dz: errors of the whole batch, or of a part of it.
+            bits: bits of the grid.
+            largest: `largest_error` of the whole batch. None: `dz` is the whole batch.
+        """
+        xp = self.xp
+        # Without axes, because numpy multiplies by such a number in place.
+        scale, back = self.scales(xp.reshape(self.largest_error(dz) if largest is None else largest, ()), bits)
+        on_grid = xp.round(dz * scale) * back
+        before = xp.abs(dz) >= SMALLEST_NORMAL
+        return on_grid, xp.stack([xp.count_nonzero(before & (on_grid == 0)), xp.count_nonzero(before)])
+
+    def sample_grid(self, dz: Any, bits: int) -> Array:
+        """Errors `[1, B, ...]` of one step. The errors of each sample are on an error grid of their own.
+
+        Recurrent connections send these errors back through their weights, step by step. Their sums never mix errors of
+        different samples. With a grid per sample, the result does not depend on which process computes the other
+        samples.
+        """
+        axes = (0, *range(2, len(dz.shape)))
+        scale, back = self.scales(self.xp.max(self.magnitudes(dz), axis=axes, keepdims=True), bits)
+        return self.xp.round(dz * scale) * back
+
+    def first_grid(self, w: Any, bits: int) -> tuple[Array, Array]:
+        """Weights on the finest grid that `bits` bits allow, see `grid.fit_weight_grid`; and the numbers for the host.
+
+        These are float64 `[2]`: bits of the largest magnitude, and the largest partial sum in units of the grid. If a
+        weight is not finite or too large, only the first number has a meaning.
+        """
+        xp, largest = self.xp, self.largest_error(w)
+        q = xp.minimum(bits + 125 - (largest >> _MANTISSA_BITS), xp.full_like(largest, 126))
+        q = xp.maximum(q, xp.full_like(q, -126))
+        units = xp.round(self.view(largest, xp.float32) * self.power_of_two(q))
+        q = q - xp.astype(units > 2 ** (bits - 1) - 1, xp.int32)
+        wq, bound = self.round_weights(w, self.power_of_two(q), self.power_of_two(-q))
+        return wq, xp.stack([xp.reshape(self.float64(largest), ()), bound])
+
+    def round_weights(self, w: Any, scale: Any, back: Any) -> tuple[Array, Array]:
+        """Weights `[out, ...]` on a grid, and the largest partial sum of a row in units of the grid, float64."""
+        xp = self.xp
+        units = xp.round(w * scale)
+        rows = self.float64(xp.reshape(units, (w.shape[0], -1)))
+        # The sum of the positive weights, or that of the negative ones: half the sum of magnitudes, plus or minus half
+        # the sum. All of these are exact.
+        bound = xp.max(xp.sum(xp.abs(rows), axis=1) + xp.abs(xp.sum(rows, axis=1))) / 2
+        return units * back, bound
+
+    # Steps and samples that do not count.
+    def within(self, x: Any, inside: Any) -> Array:
+        """`x` `[T, B, ...]` with zeros where `inside`, `[1 or T, B]`, is not above 0."""
+        mask = self.xp.reshape(inside, (*inside.shape, *(1,) * (len(x.shape) - 2))) > 0
+        return self.xp.where(mask, x, self.xp.zeros((), dtype=x.dtype))
+
+    def silenced(self, x: Any, count: Any) -> Array:
+        """`x` `[T, B, ...]` with zeros for all samples except the first `count`."""
+        samples = self.xp.arange(x.shape[1], dtype=self.xp.int32)
+        return self.within(x, self.xp.reshape(self.xp.astype(samples < count, self.xp.uint8), (1, -1)))
+
+    # Channels.
+    def spread(self, values: Any, shape: Shape) -> Array:
+        """`values` `[C]` or `[1]`, repeated for each element of `shape`, which is the native shape of `[B, C, ...]`."""
+        after = len(shape) - self.channel_axis if self.channel_axis > 0 else 0
+        return self.xp.broadcast_to(self.xp.reshape(values, (-1, *(1,) * after)), (1, *shape))
+
+    def by_channel(self, x: Any, count: int) -> Array:
+        """`x` `[T, B, C, ...]` as `[count, n]`; `count` is `C`, or 1 for all elements together."""
+        return self.xp.reshape(self.xp.moveaxis(x, self.channel_axis, 0), (count, -1))
+
+    def totals(self, x: Any, count: int) -> Array:
+        """`Pairs.totals`: float64 sums `[count]` of all elements of each channel; of all elements if `count` is 1."""
+        return self.xp.sum(self.by_channel(x, count), axis=1, dtype=self.xp.float64)
+
+    # Spikes as bits.
+    def unpacked(self, bits: Any, steps: int) -> Array:
+        """Frames `[steps, ...]` of zeros and ones from bytes of eight steps each, with the lowest bit first."""
+        xp = self.xp
+        places = xp.reshape(xp.arange(8, dtype=xp.uint8), (-1, *(1,) * (len(bits.shape) - 1)))
+        frames = (bits[:, None] >> places) & 1
+        return xp.reshape(frames, (-1, *bits.shape[1:]))[:steps]
+
+    def pack(self, s: Any) -> Array:
+        """Zeros and ones as bits, uint8 `[n]`. The first of eight values is the highest bit."""
+        xp, count = self.xp, math.prod(s.shape)
+        flat = xp.reshape(xp.astype(s, xp.uint8, copy=False), (-1,))
+        padded = xp.concat([flat, xp.zeros((-count % 8,), dtype=xp.uint8)])
+        return xp.sum(xp.reshape(padded, (-1, 8)) << self._shifts(), axis=1, dtype=xp.uint8)
+
+    def unpack(self, bits: Any, count: int) -> Array:
+        """The first `count` values of `pack`, uint8 `[count]`."""
+        return self.xp.reshape((bits[:, None] >> self._shifts()) & 1, (-1,))[:count]
+
+    def _shifts(self) -> Array:
+        return 7 - self.xp.arange(8, dtype=self.xp.uint8)
+
+
+def _numpy_view(x: AnyArray, dtype: Any) -> AnyArray:
+    return x.view(dtype)
+
+
+NUMPY: ArrayArithmetic[AnyArray] = ArrayArithmetic(NumpyNames(np), _numpy_view)
+"""The arithmetic of numpy arrays."""
