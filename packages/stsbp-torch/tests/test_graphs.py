@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 from stsbp_spec import LIF, AdamW, Batch, NetworkSpec, VanRossum, initial_weights
+from stsbp_spec.arrays import NUMPY
 from stsbp_spec.equations import Constants
 from stsbp_spec.errors import BackendError
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.losses.cross_entropy import CrossEntropy, CrossEntropyOfMaximum
 from stsbp_spec.neurons import PLIF
+from stsbp_spec.pairs import Pairs, first_grids
 from stsbp_spec.replay import SWITCH, Graphs, wanted
 from stsbp_spec.typing import Coding, Memory, Precision
-from stsbp_torch import bits, graphs, plain, recurrence
+from stsbp_torch import graphs, recurrence
 from stsbp_torch.backend import TorchBackend
 from stsbp_torch.synapses import batchnorm, conv2d
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -76,14 +78,14 @@ class Eager(TorchBackend):
         return torch.count_nonzero(s)
 
     def readout_error(self, *arguments: Any) -> torch.Tensor:
-        return plain.readout_error(*arguments)
+        return Pairs.readout_error(self, *arguments)
 
 
 @pytest.fixture
 def by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the device `cpu:eager` does in numpy is done by torch."""
-    monkeypatch.setattr(bits, "pack", bits.pack_by_shifts)
-    monkeypatch.setattr(bits, "unpack", bits.unpack_by_shifts)
+    monkeypatch.setattr(TorchBackend, "_pack", lambda self, s: self.arithmetic.pack(s))
+    monkeypatch.setattr(TorchBackend, "_unpack", lambda self, packed, count: self.arithmetic.unpack(packed, count))
     monkeypatch.setattr(batchnorm.Wide, "root", lambda self, a: torch.sqrt(a))
 
 
@@ -218,8 +220,7 @@ def test_potentials_of_a_readout_give_the_error_of_the_reference() -> None:
             found = Eager("cpu:eager").readout_error(
                 loss, given[0], given[1], 4, given[2] if padding is not None else None
             )
-            within = np.ones((6, 4, 1), bool) if padding is None else padding[..., None] > 0
-            expected = loss.error(u.astype(np.float64), targets, 4, within, np)
+            expected = loss.error(u.astype(np.float64), targets, 4, padding, NUMPY)
             np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6, atol=1e-9)
 
 
@@ -305,7 +306,7 @@ def test_a_recorded_step_keeps_to_the_device(
     weights = {n: backend.asarray(w) for n, w in initial_weights(network, 1).items()}
     wq = dict(weights)
     projections = network.graph.projections
-    first = backend.compiled(plain.first_grids, projections)([weights[each.parameter] for each in projections])
+    first = backend.compiled(first_grids, projections)([weights[each.parameter] for each in projections])
     wq |= {each.name: on_grid for each, (on_grid, _) in zip(projections, first, strict=True)}
     for projection in network.graph.normalised:
         wq[f"{projection.name}.exponent"] = backend.asarray(np.array([3], np.int32))

@@ -23,11 +23,12 @@ from stsbp_spec import (
 )
 from stsbp_spec.encoders import PackedFrames
 from stsbp_spec.errors import BackendError, NumericError
+from stsbp_spec.pairs import Pairs
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.typing import Precision
-from stsbp_torch import Network, bits
+from stsbp_torch import Network
 from stsbp_torch.backend import TorchBackend
-from stsbp_torch.layout import laid_out, logical
+from stsbp_torch.layout import laid_out
 from stsbp_torch.synapses.conv2d import exact_math
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -147,18 +148,19 @@ def test_cuda_without_a_device_says_why() -> None:
 def test_bits_of_spikes_are_those_that_numpy_packs(count: int) -> None:
     s = torch.from_numpy((np.random.default_rng(0).random(count) < 0.3).astype(np.uint8))
     packed = torch.from_numpy(np.packbits(s.numpy()))
-    for pack in (bits.pack, bits.pack_by_shifts):
-        assert torch.equal(pack(s), packed)
-    for unpack in (bits.unpack, bits.unpack_by_shifts):
-        assert torch.equal(unpack(packed, count), s)
+    backend = TorchBackend("cpu")
+    assert torch.equal(backend.pack_spikes(s)[0], packed)
+    assert torch.equal(backend.unpack_spikes((packed, s.shape)), s)
+    assert torch.equal(backend.arithmetic.pack(s), packed)
+    assert torch.equal(backend.arithmetic.unpack(packed, count), s)
 
 
 @pytest.mark.parametrize("shape", [(25, 3, 2, 5, 4), (8, 2, 1, 3, 3), (9, 3, 7)])
 def test_frames_of_a_batch_are_unpacked_on_any_device_alike(shape: tuple[int, ...]) -> None:
     frames = (np.random.default_rng(1).random(shape) < 0.4).astype(np.uint8)
     packed = PackedFrames.of(frames)
-    by_shifts = logical(bits.steps_by_shifts(torch.from_numpy(packed.bits), packed.steps))
-    for found in (by_shifts, TorchBackend("cpu").unpack(packed)):
+    backend = TorchBackend("cpu")
+    for found in (laid_out(Pairs.unpack(backend, packed)), backend.unpack(packed)):
         assert np.array_equal(found.numpy(), frames)
         assert found.data_ptr() == laid_out(found).data_ptr(), "it lies as the kernels read it"
 

@@ -7,10 +7,11 @@ import math
 import re
 import shlex
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import cached_property, partial, reduce
+from functools import cached_property, partial
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+from stsbp_spec.arrays import ArrayArithmetic, NumpyNames
 from stsbp_spec.backend import AbstractBackend, Device
 from stsbp_spec.collective import Collective, Rendezvous
 from stsbp_spec.encoders.packed import PackedFrames
@@ -19,7 +20,6 @@ from stsbp_spec.errors import BackendError
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.graph import Op, Projection
 from stsbp_spec.grid import WeightGrid
-from stsbp_spec.losses.cross_entropy import CrossEntropy
 from stsbp_spec.replay import wanted
 from stsbp_spec.rules import Rule
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
@@ -104,6 +104,10 @@ class CupyBackend(AbstractBackend[Array]):
         self.notes = (note,)
         return name
 
+    @cached_property
+    def arithmetic(self) -> ArrayArithmetic[Array]:  # type: ignore[override]
+        return ArrayArithmetic(NumpyNames(self.rt.xp), lambda x, dtype: x.view(dtype))
+
     def asarray(self, x: AnyArray) -> Array:
         native: Array = self.rt.xp.asarray(x)
         return native
@@ -116,10 +120,7 @@ class CupyBackend(AbstractBackend[Array]):
         return x if coding == "events" else x[None].astype(np.float32) * np.float32(2.0**-8)
 
     def unpack(self, frames: PackedFrames) -> Array:
-        bits = self.rt.xp.asarray(frames.bits)
-        places = self.rt.xp.arange(8, dtype=np.uint8).reshape(-1, *(1,) * (bits.ndim - 1))
-        steps = (bits[:, None] >> places & np.uint8(1)).reshape(-1, *bits.shape[1:])[: frames.steps]
-        return logical(self.rt, steps) if steps.ndim == 5 else steps
+        return logical(self.rt, self.arithmetic.unpacked(self.rt.xp.asarray(frames.bits), frames.steps))
 
     @cached_property
     def rules(self) -> Mapping[type[Op], Rule[Array]]:
@@ -177,51 +178,14 @@ class CupyBackend(AbstractBackend[Array]):
             first += len(part)
         return logical(self.rt, found)
 
-    def shifted(self, x: Array, steps: int) -> Array:
-        found = self._empty(x.shape, x.dtype)
-        if steps >= 0:
-            found[steps:] = x[: max(0, len(x) - steps)]
-        else:
-            found[:steps] = x[-steps:]
-        return found
-
-    def sample_grid(self, dz: Array, bits: int) -> Array:
-        return grid.sample_grid(self.rt, dz, bits)
-
-    def spread(self, values: Array, shape: Shape) -> Array:
-        each: Array = self.rt.xp.broadcast_to(values.reshape(1, 1, -1, *(1,) * (len(shape) - 2)), (1, *shape))
-        return each
-
-    def totals(self, x: Array, count: int) -> Array:
-        each = self.rt.xp.moveaxis(x, 2, 0).reshape(count, -1)
-        sums: Array = each.sum(axis=1, dtype=np.float64)
-        return sums
-
     def moments(self, z: Array, exponent: Array) -> Array:
         return batchnorm.moments(self.rt, z, exponent)
 
     def error_moments(self, dy: Array, z: Array, exponent: Array) -> Array:
         return batchnorm.error_moments(self.rt, dy, z, exponent)
 
-    def of_channels(self, function: Callable[..., Any], *arrays: Any, **fixed: Any) -> Any:
-        return function(batchnorm.Wide(self.rt), *arrays, **fixed)
-
-    def silenced(self, error: Array, count: int) -> Array:
-        if count == error.shape[1]:
-            return error
-        kept = error.copy()
-        kept[:, count:] = 0
-        return kept
-
     def rounded(self, x: Array) -> Array:
         return rounded(self.rt, x)
-
-    def most(self, arrays: Sequence[Array]) -> Array:
-        return reduce(self.rt.xp.maximum, arrays)
-
-    def weight_grid(self, projection: Projection, w: Array) -> tuple[Array, WeightGrid]:
-        (found,) = self.weight_grids((projection,), (w,))
-        return found
 
     def weight_grids(
         self, projections: Sequence[Projection], weights: Sequence[Array]
@@ -241,14 +205,6 @@ class CupyBackend(AbstractBackend[Array]):
     def gradient_squares(self, gradients: Sequence[Array]) -> Array:
         return gradient_squares(self.rt, gradients)
 
-    def readout_error(
-        self, loss: CrossEntropy, u: Array, targets: Array, batch: int, inside: Array | None = None
-    ) -> Array:
-        xp = self.rt.xp
-        within = xp.ones((*u.shape[:2], 1), bool) if inside is None else inside[..., None] > 0
-        found: Array = loss.error(u.astype(np.float64), targets, batch, within, xp)
-        return rounded(self.rt, found)
-
     def compiled(self, function: Callable[..., Result], *fixed: Hashable) -> Callable[..., Result]:
         if self.graphs is None:
             return super().compiled(function, *fixed)
@@ -258,14 +214,6 @@ class CupyBackend(AbstractBackend[Array]):
     def forget(self) -> None:
         if self.graphs is not None:
             self.graphs.forget()
-
-    def within(self, x: Array, inside: Array) -> Array:
-        which = inside.reshape(*inside.shape, *(1,) * (x.ndim - 2)) > 0
-        kept: Array = self.rt.xp.where(which, x, x.dtype.type(0))
-        return kept
-
-    def spike_count(self, s: Array) -> Array:
-        return self.asarray(self.rt.xp.count_nonzero(s))
 
     def read(self, arrays: Sequence[Array]) -> list[AnyArray]:
         """`numpy` of several arrays, with one transfer for all arrays of the same shape and type."""

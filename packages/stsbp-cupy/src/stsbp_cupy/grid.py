@@ -3,26 +3,17 @@ device."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
-from stsbp_spec.errors import ExactnessError
 from stsbp_spec.graph import Projection
-from stsbp_spec.grid import (
-    EXACT_LIMIT_BITS,
-    FINEST_ERROR_EXPONENT,
-    FLOOR,
-    MIN_WEIGHT_BITS,
-    WeightGrid,
-    check_largest,
-    headroom_bits,
-    magnitude,
-)
+from stsbp_spec.grid import WeightGrid
+from stsbp_spec.pairs import fit_first_grid
 
 from stsbp_cupy.runtime import Array, Runtime, lanes_of, logical, memory
 
-__all__ = ["error_grid", "largest_error", "launch_max_abs", "sample_grid", "weight_grids"]
+__all__ = ["error_grid", "largest_error", "launch_max_abs", "weight_grids"]
 
 
 def launch_max_abs(rt: Runtime, x: Array, largest: Array) -> None:
@@ -31,7 +22,7 @@ def launch_max_abs(rt: Runtime, x: Array, largest: Array) -> None:
 
 
 def largest_error(rt: Runtime, dz: Array) -> Array:
-    """`grid.largest_error`, uint64 `[1]`, without a transfer from the device."""
+    """`Pairs.largest_error`, uint64 `[1]`, without a transfer from the device."""
     largest: Array = rt.xp.zeros(1, np.uint64)
     launch_max_abs(rt, memory(rt, dz), largest)
     return largest
@@ -49,59 +40,31 @@ def error_grid(rt: Runtime, dz: Array, bits: int, largest: Array) -> tuple[Array
     return logical(rt, out), zeroed
 
 
-def sample_grid(rt: Runtime, dz: Array, bits: int) -> Array:
-    """`grid.sample_grid` of `[1, B, ...]`, without a transfer from the device."""
-    xp, dz = rt.xp, memory(rt, dz)
-    axes = tuple(range(2, dz.ndim))
-    most = (dz.view(np.int32) & np.int32(0x7FFFFFFF)).max(axis=axes, keepdims=True)
-    exponent = xp.minimum(np.int32(bits + 126) - (most >> np.int32(23)), np.int32(FINEST_ERROR_EXPONENT))
-    scale, back = (((q + np.int32(127)) << np.int32(23)).view(np.float32) for q in (exponent, -exponent))
-    found = xp.where(most.view(np.float32) < np.float32(FLOOR), np.float32(0), xp.rint(dz * scale) * back)
-    return logical(rt, found)
-
-
 def weight_grids(
     rt: Runtime, projections: Sequence[Projection], weights: Sequence[Array]
 ) -> list[tuple[Array, WeightGrid]]:
-    """`grid.weight_grid` of several layers. It needs one transfer from the device, and more only for coarser grids.
+    """`Pairs.weight_grids`. It needs one transfer from the device, and more only for coarser grids.
 
     Raises:
         NumericError: a weight is not finite, or too large.
         ExactnessError: the bound fails even with weights of `MIN_WEIGHT_BITS` bits.
     """
-    xp = rt.xp
-    found = xp.zeros((len(projections), 2), np.uint64)
-    masters = [xp.ascontiguousarray(w) for w in weights]
-    rounded = []
+    found = rt.xp.zeros((len(projections), 2), np.uint64)
+    masters = [rt.xp.ascontiguousarray(w) for w in weights]
+    first = []
     for projection, w, pair in zip(projections, masters, found, strict=True):
         launch_max_abs(rt, w, pair[:1])
-        rounded.append(_round(rt, projection, w, pair, 0))
-    host = rt.numpy(found)
-    grids: list[tuple[Array, WeightGrid]] = []
-    for i, (projection, w) in enumerate(zip(projections, masters, strict=True)):
-        wq, largest, bound = rounded[i], magnitude(int(host[i, 0])), int(host[i, 1])
-        bits = projection.synapse.weight_bits
-        check_largest(largest, projection.name)
-        if largest < FLOOR:
-            grids.append((wq, WeightGrid(exponent=0, bits=MIN_WEIGHT_BITS, headroom=float(EXACT_LIMIT_BITS))))
-            continue
-        q = bits - 1 - math.frexp(largest)[1]
-        if round(largest * 2.0**q) > 2 ** (bits - 1) - 1:
-            q -= 1
-        coarser = 0
-        while (headroom := _headroom(projection, bound, q - coarser)) < 0:
-            coarser += 1
-            if bits - coarser < MIN_WEIGHT_BITS:
-                raise ExactnessError(
-                    f"layer {projection.name}: sums of {w[0].size} inputs leave the range that float32 adds exactly, "
-                    f"even with {MIN_WEIGHT_BITS}-bit weights; make the layer's input smaller"
-                )
-            pair = found[i]
-            pair[1:] = 0
-            wq = _round(rt, projection, w, pair, coarser)
-            bound = int(rt.numpy(pair)[1])
-        grids.append((wq, WeightGrid(exponent=q - coarser, bits=bits - coarser, headroom=headroom)))
-    return grids
+        first.append(_round(rt, projection, w, pair, 0))
+
+    def rounded(projection: Projection, w: Array, pair: Array, q: int, coarser: int) -> tuple[Array, float]:
+        pair[1:] = 0
+        wq = _round(rt, projection, w, pair, coarser)
+        return wq, float(rt.numpy(pair)[1])
+
+    return [
+        fit_first_grid(projection, wq, numbers, partial(rounded, projection, w, pair), rt.xp.zeros_like)
+        for projection, w, wq, numbers, pair in zip(projections, masters, first, rt.numpy(found), found, strict=True)
+    ]
 
 
 def _round(rt: Runtime, projection: Projection, w: Array, pair: Array, coarser: int) -> Array:
@@ -112,7 +75,3 @@ def _round(rt: Runtime, projection: Projection, w: Array, pair: Array, coarser: 
     rows, length = len(w), w.size // len(w)
     rt.launch("row_bound", rows * rt.warp_size, wq, pair[:1], pair[1:], rows, length, bits, coarser)
     return wq
-
-
-def _headroom(projection: Projection, units: int, exponent: int) -> float:
-    return headroom_bits(units * 2.0**-exponent * projection.input.maximum, exponent, projection.input.exponent)

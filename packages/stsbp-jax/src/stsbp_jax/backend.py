@@ -14,7 +14,7 @@ import math
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import fields
-from functools import cached_property, partial, reduce
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias, TypeVar, cast
 
@@ -36,11 +36,12 @@ from stsbp_spec.grid import WeightGrid
 from stsbp_spec.losses.cross_entropy import CrossEntropy
 from stsbp_spec.memory import keep_freed_memory
 from stsbp_spec.neurons.base import NeuronModel
-from stsbp_spec.optim.adamw import AdamWScalars
+from stsbp_spec.optim.adamw import AdamWScalars, gradient_squares
 from stsbp_spec.programs import gradients, output
 from stsbp_spec.results import NeuronResiduals
 from stsbp_spec.rules import Fusion, Rule
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
+from stsbp_spec.synapses import batchnorm as spec_batchnorm
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import AnyArray, Coding, Precision, Shape, UInt8
 
@@ -48,18 +49,15 @@ from stsbp_jax import on_cpu
 from stsbp_jax.collective import JaxCollective, connect, together
 from stsbp_jax.compiling import Compiled, OneByOne
 from stsbp_jax.grid import (
-    ZERO,
+    ARITHMETIC,
     GridChoice,
     describe_grid,
-    error_grid,
     grid_of_spec,
-    largest_error,
+    in_float64,
     rounded,
-    sample_grid,
     weight_grid,
     wide,
 )
-from stsbp_jax.optim.adamw import gradient_squares
 from stsbp_jax.random import keep_mask
 from stsbp_jax.recurrence import recur
 from stsbp_jax.sharding import SpreadGradients, SpreadOutput, guarded
@@ -99,6 +97,7 @@ class JaxBackend(AbstractBackend[Array]):
 
     name: ClassVar[str] = "jax"
     api: ClassVar[int] = 1
+    arithmetic = ARITHMETIC
 
     _alone: Collective[Array]
     _collective: Collective[Array]
@@ -344,43 +343,25 @@ class JaxBackend(AbstractBackend[Array]):
         )
         return found
 
-    def zeros(self, shape: Shape) -> Array:
-        return jnp.zeros(shape, np.float32)
-
-    def silence(self, shape: Shape) -> Array:
-        return jnp.zeros(shape, np.uint8)
-
-    def joined(self, arrays: Sequence[Array]) -> Array:
-        return jnp.concatenate(list(arrays))
-
-    def shifted(self, x: Array, steps: int) -> Array:
-        count = min(abs(steps), len(x))
-        nothing = jnp.zeros((count, *x.shape[1:]), x.dtype)
-        return jnp.concatenate([nothing, x[: len(x) - count]] if steps >= 0 else [x[count:], nothing])
-
     def sample_grid(self, dz: Array, bits: int) -> Array:
         if self._on_cpu:
             return on_cpu.sample_grid(dz, bits)
         result: Array = _sample_grid(dz, bits)
         return result
 
-    def spread(self, values: Array, shape: Shape) -> Array:
-        return jnp.broadcast_to(values, (1, *shape))
-
     def totals(self, x: Array, count: int) -> Array:
-        sums: Array = _totals(x, count)
-        return sums
+        return _totals(x, count)
 
     def moments(self, z: Array, exponent: Array) -> Array:
         if self._on_cpu:
             return on_cpu.moments(z, exponent)
-        sums: Array = _moments(z, exponent)
+        sums: Array = _jitted_moments(z, exponent)
         return sums
 
     def error_moments(self, dy: Array, z: Array, exponent: Array) -> Array:
         if self._on_cpu:
             return on_cpu.error_moments(dy, z, exponent)
-        sums: Array = _error_moments(dy, z, exponent)
+        sums: Array = _jitted_error_moments(dy, z, exponent)
         return sums
 
     def of_channels(self, function: Callable[..., Any], *arrays: Any, **fixed: Any) -> Any:
@@ -396,25 +377,11 @@ class JaxBackend(AbstractBackend[Array]):
         with wide():
             return a + b
 
-    def most(self, arrays: Sequence[Array]) -> Array:
-        return reduce(jnp.maximum, arrays)
-
-    def silenced(self, error: Array, count: int | Array) -> Array:
-        samples = error.shape[1]
-        if isinstance(count, int) and count == samples:
-            return error
-        places = np.arange(samples, dtype=np.int32).reshape(-1, *(1,) * (error.ndim - 2))
-        return jnp.where(places < count, error, ZERO)
-
     def readout_error(
         self, loss: CrossEntropy, u: Array, targets: Array, batch: int, inside: Array | None = None
     ) -> Array:
-        within = jnp.ones((*u.shape[:2], 1), bool) if inside is None else inside[..., None] > 0
-        found: Array = loss.error(u, targets, batch, within, jnp)
-        return found.astype(np.float32)
-
-    def within(self, x: Array, inside: Array) -> Array:
-        return jnp.where(inside.reshape(*inside.shape, *(1,) * (x.ndim - 2)) > 0, x, x.dtype.type(0))
+        error: Array = loss.error(u, targets, batch, inside, ARITHMETIC)
+        return error
 
     def weight_grid(self, projection: Projection, w: Array) -> tuple[Array, WeightGrid]:
         (found,) = self.weight_grids((projection,), (w,))
@@ -451,7 +418,7 @@ class JaxBackend(AbstractBackend[Array]):
     def gradient_squares(self, gradients: Sequence[Array]) -> Array:
         if self._on_cpu:
             return on_cpu.gradient_squares(gradients)
-        result: Array = _gradient_squares(tuple(gradients))
+        result: Array = _gradient_squares(tuple(gradients), arithmetic=ARITHMETIC)
         return result
 
     def spike_count(self, s: Array) -> Array:
@@ -499,14 +466,11 @@ class _Operations(JaxBackend):
         with wide():
             return super().scan(step, carried, inputs, steps, reverse=reverse)
 
-    def totals(self, x: Array, count: int) -> Array:
-        return _total(x, count)
-
     def moments(self, z: Array, exponent: Array) -> Array:
-        return on_cpu.moments(z, exponent) if self._on_cpu else batchnorm.moments(z, exponent)
+        return on_cpu.moments(z, exponent) if self._on_cpu else _moments(z, exponent)
 
     def error_moments(self, dy: Array, z: Array, exponent: Array) -> Array:
-        return on_cpu.error_moments(dy, z, exponent) if self._on_cpu else batchnorm.error_moments(dy, z, exponent)
+        return on_cpu.error_moments(dy, z, exponent) if self._on_cpu else _error_moments(dy, z, exponent)
 
     def of_channels(self, function: Callable[..., Any], *arrays: Any, **fixed: Any) -> Any:
         if self._on_cpu:
@@ -554,12 +518,6 @@ def _channels_last(x: Array) -> Array:
     return jnp.moveaxis(x, 2, -1)
 
 
-@_jit("steps")
-def _unpack(bits: Array, steps: int) -> Array:
-    places = np.arange(8, dtype=np.uint8).reshape(-1, *(1,) * (bits.ndim - 1))
-    return (bits[:, None] >> places & np.uint8(1)).reshape(-1, *bits.shape[1:])[:steps]
-
-
 @_jit()
 def _image(x: Array) -> Array:
     """Images `x / 256`, channels-last, with one step."""
@@ -574,11 +532,6 @@ def _dropout(mask: Array, s: Array) -> Array:
 @_jit("layer", "shape", "rate")
 def _dropout_mask(seed: Array, step: Array, layer: int, shape: Shape, rate: float, first: Array | None = None) -> Array:
     return keep_mask(seed, layer, step, shape, rate, 0 if first is None else first)
-
-
-def _total(x: Array, count: int) -> Array:
-    with wide():
-        return x.reshape(-1, count).astype(np.float64).sum(axis=0)
 
 
 def _channels(function: Callable[..., Any], fixed: tuple[tuple[str, Any], ...], *arrays: Any) -> Any:
@@ -640,10 +593,13 @@ _RULES: Mapping[type[Op], Rule[Array]] = {
     Upsample2d: Rule(lambda up, s: (_up(up, s), None), lambda up, _, d: _down(up, d)),
     Flatten: Rule(lambda _, s: (_flat(s), s.shape), lambda _, shape, d: _unflat(shape, d)),
 }
-_totals = _jit("count")(_total)
+_totals = in_float64(ARITHMETIC.totals)
+_moments = in_float64(partial(spec_batchnorm.moments, arithmetic=ARITHMETIC))
+_error_moments = in_float64(partial(spec_batchnorm.error_moments, arithmetic=ARITHMETIC))
 _of_channels = partial(jax.jit, static_argnums=(0, 1), inline=True)(_channels)
 _recur = _jit("recurrence", "steps", "summed")(recur)
-_largest_error, _error_grid = _jit()(largest_error), _jit("bits")(error_grid)
-_sample_grid = _jit("bits")(sample_grid)
-_gradient_squares = _jit()(gradient_squares)
-_moments, _error_moments = _jit()(batchnorm.moments), _jit()(batchnorm.error_moments)
+_unpack = _jit("steps")(ARITHMETIC.unpacked)
+_largest_error, _error_grid = _jit()(ARITHMETIC.largest_error), _jit("bits")(in_float64(ARITHMETIC.error_grid))
+_sample_grid = _jit("bits")(ARITHMETIC.sample_grid)
+_gradient_squares = _jit("arithmetic")(in_float64(gradient_squares))
+_jitted_moments, _jitted_error_moments = _jit()(_moments), _jit()(_error_moments)

@@ -13,7 +13,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,39 +22,46 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 from stsbp_spec import grid as spec_grid
+from stsbp_spec.arrays import ArrayArithmetic
 from stsbp_spec.graph import Projection
 from stsbp_spec.grid import (
     CEILING,
     EXACT_LIMIT_BITS,
-    FINEST_ERROR_EXPONENT,
     FLOOR,
     MIN_WEIGHT_BITS,
-    SMALLEST_NORMAL,
     WeightGrid,
     headroom_bits,
 )
 
 __all__ = [
+    "ARITHMETIC",
     "GridChoice",
     "Rounding",
     "describe_grid",
     "divide",
-    "error_grid",
     "exponent",
     "grid_of_spec",
-    "largest_error",
+    "in_float64",
     "largest_magnitude",
     "power_of_two",
     "round_to_grid",
     "rounded",
-    "sample_grid",
     "snap",
     "square_root",
     "weight_grid",
     "wide",
 ]
 
+Result = TypeVar("Result")
+
 ZERO = np.float32(0)
+
+ARITHMETIC: ArrayArithmetic[Array] = ArrayArithmetic(jnp, lax.bitcast_convert_type, channel_axis=-1)
+"""The spec's arithmetic of JAX arrays. Sums in int64 and float64 need `wide`.
+
+As integers, the bits of magnitudes have the same order as the magnitudes. On the CPU, XLA's maximum of floats ignores
+NaN in large arrays.
+"""
 
 # The context manager moved from jax.experimental to jax, and both are there for a while.
 _enable_x64: Callable[[bool], AbstractContextManager[None]] = (
@@ -64,6 +72,17 @@ _enable_x64: Callable[[bool], AbstractContextManager[None]] = (
 def wide() -> AbstractContextManager[None]:
     """A context in which float64 and int64 exist. It affects only this thread."""
     return _enable_x64(True)
+
+
+def in_float64(function: Callable[..., Result]) -> Callable[..., Result]:
+    """`function`, with float64 and int64."""
+
+    @wraps(function)
+    def widened(*arguments: Any, **named: Any) -> Result:
+        with wide():
+            return function(*arguments, **named)
+
+    return widened
 
 
 class Rounding:
@@ -221,39 +240,6 @@ def describe_grid(projection: Projection, choice: GridChoice) -> WeightGrid | No
     return WeightGrid(q, bits, headroom_bits(n * 2.0**-q * projection.input.maximum, q, projection.input.exponent))
 
 
-def largest_error(dz: Array) -> Array:
-    """Bits of the largest magnitude of a float32 array, int32 `[1]`. The bits of NaN are larger than those of numbers.
-
-    As integers, the bits have the same order as the magnitudes. On the CPU, XLA's maximum of floats ignores NaN in
-    large arrays.
-    """
-    return jnp.max(lax.bitcast_convert_type(dz, np.int32) & np.int32(0x7FFFFFFF)).reshape(1)
-
-
-def error_grid(dz: Array, bits: int, of_batch: Array | None = None) -> tuple[Array, Array]:
-    """Error signals of a layer, `[T, ...]`, on their grid of `bits` bits.
-
-    The second result contains the numbers of zeroed and of non-zero elements, int32 `[T, 2]`. `of_batch` is
-    `largest_error` of the whole batch, of which `dz` is a part. None: `dz` is the whole batch.
-    """
-    magnitude = jnp.abs(dz)
-    largest = lax.bitcast_convert_type((largest_error(dz) if of_batch is None else of_batch)[0], np.float32)
-    q = jnp.minimum(np.int32(bits) - exponent(largest), np.int32(FINEST_ERROR_EXPONENT))
-    on_grid = jnp.where(largest < FLOOR, ZERO, round_to_grid(dz, q))
-    before = magnitude >= SMALLEST_NORMAL
-    each = (x.reshape(len(dz), -1).sum(axis=1, dtype=np.int32) for x in (before & (on_grid == ZERO), before))
-    return on_grid, jnp.stack([*each], axis=1)
-
-
-def sample_grid(dz: Array, bits: int) -> Array:
-    """Implements `grid.sample_grid` for `[1, B, ...]`."""
-    magnitudes = lax.bitcast_convert_type(dz, np.int32) & np.int32(0x7FFFFFFF)
-    most = magnitudes.max(axis=(0, *range(2, dz.ndim)), keepdims=True)
-    largest = lax.bitcast_convert_type(most, np.float32)
-    q = jnp.minimum(np.int32(bits) - exponent(largest), np.int32(FINEST_ERROR_EXPONENT))
-    return jnp.where(largest < FLOOR, ZERO, round_to_grid(dz, q))
-
-
 def largest_magnitude(arrays: Sequence[Array]) -> Array:
     """Largest magnitude in several float32 arrays; NaN if one of them contains a NaN."""
-    return lax.bitcast_convert_type(jnp.concatenate([largest_error(x) for x in arrays]).max(), np.float32)
+    return lax.bitcast_convert_type(jnp.concatenate([ARITHMETIC.largest_error(x) for x in arrays]).max(), np.float32)

@@ -21,9 +21,9 @@ from stsbp_spec.typing import AnyArray, Array, Shape
 __all__ = ["NAMES", "NUMPY", "ArrayArithmetic", "NumpyNames"]
 
 NAMES = (
-    "abs", "arange", "argmax", "astype", "broadcast_to", "concat", "count_nonzero",
-    "cumulative_sum", "exp", "full_like", "max", "maximum", "minimum", "moveaxis", "reshape", "round", "sqrt", "stack", "sum", "where", "zeros", "zeros_like",
-    "float32", "float64", "int32", "int64", "uint8",
+    "abs", "arange", "argmax", "astype", "broadcast_to", "concat", "count_nonzero", "cumulative_sum", "exp",
+    "full_like", "max", "maximum", "minimum", "moveaxis", "reshape", "round", "sqrt", "stack", "sum", "where", "zeros",
+    "zeros_like", "float32", "float64", "int32", "int64", "uint8",
 )  # fmt: skip
 """All names of the standard that a namespace needs."""
 
@@ -119,12 +119,11 @@ class ArrayArithmetic(Generic[Array]):
         return self.xp.reshape(self.xp.max(self.magnitudes(dz)), (1,))
 
     def scales(self, largest: Any, bits: int) -> tuple[Any, Any]:
-        """`2^q` and `2^-q` of `grid.error_exponent`, from bits of largest magnitudes; zeros if these are below `FLOOR`.
-
-        All libraries also agree where a magnitude is not finite.
-        """
-        exponent = bits + 126 - (largest >> _MANTISSA_BITS)
-        q = self.xp.minimum(exponent, self.xp.full_like(exponent, FINEST_ERROR_EXPONENT))
+        """`2^q` and `2^-q` of `grid.error_exponent` from bits of largest magnitudes; zeros if below `FLOOR`."""
+        xp, exponent = self.xp, largest >> _MANTISSA_BITS
+        # As `math.frexp` has it, whose exponent of infinity and NaN is 0.
+        exponent = xp.where(exponent == 255, xp.full_like(exponent, 126), exponent)
+        q = xp.minimum(bits + 126 - exponent, xp.full_like(exponent, FINEST_ERROR_EXPONENT))
         loud = self.float32(largest >= _FLOOR_BITS)
         return self.power_of_two(q) * loud, self.power_of_two(-q) * loud
 
@@ -196,12 +195,21 @@ class ArrayArithmetic(Generic[Array]):
         return self.xp.broadcast_to(self.xp.reshape(values, (-1, *(1,) * after)), (1, *shape))
 
     def by_channel(self, x: Any, count: int) -> Array:
-        """`x` `[T, B, C, ...]` as `[count, n]`; `count` is `C`, or 1 for all elements together."""
+        """`x` `[T, B, C, ...]` as `[count, n]`, or `[n, count]` if native arrays are channels-last.
+
+        `count` is `C`, or 1 for all elements together.
+        """
+        if self.channel_axis < 0:
+            return self.xp.reshape(x, (-1, count))
         return self.xp.reshape(self.xp.moveaxis(x, self.channel_axis, 0), (count, -1))
+
+    def channel_sums(self, x: Any, dtype: Any = None) -> Array:
+        """Sums of the elements of each channel, `[count]`, from `by_channel`."""
+        return self.xp.sum(x, axis=0 if self.channel_axis < 0 else 1, dtype=dtype)
 
     def totals(self, x: Any, count: int) -> Array:
         """`Pairs.totals`: float64 sums `[count]` of all elements of each channel; of all elements if `count` is 1."""
-        return self.xp.sum(self.by_channel(x, count), axis=1, dtype=self.xp.float64)
+        return self.channel_sums(self.by_channel(x, count), self.xp.float64)
 
     # Spikes as bits.
     def unpacked(self, bits: Any, steps: int) -> Array:

@@ -489,7 +489,7 @@ class Pairs(ABC, Generic[Array]):
         `u` holds `B` of the `batch` samples. `inside`, uint8 `[T, B]`, is 0 at padded steps. None: no step is padded.
         """
         arithmetic = self.arithmetic
-        return arithmetic.float32(loss.error(arithmetic.float64(u), targets, batch, inside, arithmetic))
+        return self.rounded(loss.error(arithmetic.float64(u), targets, batch, inside, arithmetic))
 
     def adamw(self, scalars: AdamWScalars, w: Array, g: Array, m: Array, v: Array) -> tuple[Array, Array, Array]:
         """New `(w, m, v)`: optim/adamw.py. May work in place."""

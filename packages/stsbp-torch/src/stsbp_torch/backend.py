@@ -21,6 +21,7 @@ from stsbp_cpu.openmp import let_waiting_threads_sleep
 from stsbp_cpu.optim import adamw
 from stsbp_cpu.settings import settings_problem
 from stsbp_spec import grid
+from stsbp_spec.arrays import NUMPY, ArrayArithmetic
 from stsbp_spec.backend import AbstractBackend, Device, NeuronResiduals
 from stsbp_spec.collective import Collective, Rendezvous
 from stsbp_spec.encoders.packed import PackedFrames
@@ -39,7 +40,7 @@ from stsbp_spec.synapses import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, U
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import AnyArray, Coding, Shape, UInt8
 
-from stsbp_torch import bits, plain
+from stsbp_torch.arrays import arithmetic
 from stsbp_torch.dense import DENSE
 from stsbp_torch.graphs import TorchGraphs
 from stsbp_torch.layout import TENSORS, empty, laid_out, logical, rows
@@ -112,6 +113,10 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         """Whether the fused kernels for the CPU are used."""
         return self.fused and self.torch_device.type == "cpu"
 
+    @cached_property
+    def arithmetic(self) -> ArrayArithmetic[torch.Tensor]:  # type: ignore[override]
+        return arithmetic(self.torch_device)
+
     def asarray(self, x: AnyArray) -> torch.Tensor:
         last = x.ndim == 5 and bool(np.moveaxis(x, 2, -1).flags.c_contiguous)
         array = np.moveaxis(x, 2, -1) if last else np.ascontiguousarray(x)
@@ -132,18 +137,26 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
 
     def unpack(self, frames: PackedFrames) -> torch.Tensor:
         if self.torch_device.type == "cpu":
-            return super().unpack(frames)
-        packed = torch.from_numpy(np.ascontiguousarray(frames.bits)).to(self.torch_device)
-        return logical(bits.steps_by_shifts(packed, frames.steps))
+            return self.asarray(frames.unpacked())
+        return laid_out(super().unpack(frames))
 
     def pack_spikes(self, s: torch.Tensor) -> Any:
-        return bits.pack(rows(s).reshape(-1)), tuple(s.shape)
+        return self._pack(rows(s).reshape(-1)), tuple(s.shape)
 
     def unpack_spikes(self, packed: Any) -> torch.Tensor:
         kept, shape = packed
         s = empty(shape, torch.uint8, kept.device)
-        rows(s).reshape(-1).copy_(bits.unpack(kept, s.numel()))
+        rows(s).reshape(-1).copy_(self._unpack(kept, s.numel()))
         return s
+
+    # On the CPU, numpy is faster than shifts.
+    def _pack(self, s: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(np.packbits(s.numpy())) if s.device.type == "cpu" else self.arithmetic.pack(s)
+
+    def _unpack(self, packed: torch.Tensor, count: int) -> torch.Tensor:
+        if packed.device.type == "cpu":
+            return torch.from_numpy(np.unpackbits(packed.numpy(), count=count))
+        return self.arithmetic.unpack(packed, count)
 
     @cached_property
     def rules(self) -> Mapping[type[Op], Rule[torch.Tensor]]:
@@ -257,29 +270,14 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         found = empty((sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype, self.torch_device)
         return torch.cat(list(arrays), out=found)
 
-    def shifted(self, x: torch.Tensor, steps: int) -> torch.Tensor:
-        found = empty(tuple(x.shape), x.dtype, x.device).zero_()
-        if steps >= 0:
-            found[steps:] = x[: max(0, len(x) - steps)]
-        else:
-            found[:steps] = x[-steps:]
-        return found
-
-    def sample_grid(self, dz: torch.Tensor, bits: int) -> torch.Tensor:
-        return plain.sample_grid(dz, bits)
-
     def spread(self, values: torch.Tensor, shape: Shape) -> torch.Tensor:
-        return laid_out(values.view(1, 1, -1, *(1,) * (len(shape) - 2)).expand(1, *shape))
-
-    def totals(self, x: torch.Tensor, count: int) -> torch.Tensor:
-        return x.double().movedim(2, 0).reshape(count, -1).sum(1)
+        return laid_out(super().spread(values, shape))
 
     def moments(self, z: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
-        return batchnorm.fused_moments(z, exponent) if self._on_cpu else batchnorm.moments(z, exponent)
+        return batchnorm.moments(z, exponent) if self._on_cpu else super().moments(z, exponent)
 
     def error_moments(self, dy: torch.Tensor, z: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
-        sums = batchnorm.fused_error_moments if self._on_cpu else batchnorm.error_moments
-        return sums(dy, z, exponent)
+        return batchnorm.error_moments(dy, z, exponent) if self._on_cpu else super().error_moments(dy, z, exponent)
 
     def channelwise(
         self, recurrence: Recurrence, arrays: Mapping[str, torch.Tensor], numbers: Mapping[str, torch.Tensor]
@@ -289,25 +287,11 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         return batchnorm.normalised(recurrence, arrays, numbers)
 
     def of_channels(self, function: Callable[..., Any], *arrays: Any, **fixed: Any) -> Any:
-        return function(batchnorm.Wide(), *arrays, **fixed)
-
-    def silenced(self, error: torch.Tensor, count: int) -> torch.Tensor:
-        if count == error.shape[1]:
-            return error
-        kept = error.clone()
-        kept[:, count:] = 0
-        return kept
-
-    def rounded(self, x: torch.Tensor) -> torch.Tensor:
-        return x.float()
-
-    def most(self, arrays: Sequence[torch.Tensor]) -> torch.Tensor:
-        return torch.stack(list(arrays)).amax(0)
+        return function(batchnorm.Wide(self.arithmetic), *arrays, **fixed)
 
     def weight_grid(self, projection: Projection, w: torch.Tensor) -> tuple[torch.Tensor, WeightGrid]:
         if not self._on_cpu:
-            (found,) = self.weight_grids((projection,), (w,))
-            return found
+            return super().weight_grid(projection, w)
         wq, made = reductions.weight_grid(projection, w.detach().numpy())
         return torch.from_numpy(wq), made
 
@@ -315,16 +299,15 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         self, projections: Sequence[Projection], weights: Sequence[torch.Tensor]
     ) -> list[tuple[torch.Tensor, WeightGrid]]:
         if self._on_cpu:
-            return super().weight_grids(projections, weights)
+            return [self.weight_grid(projection, w) for projection, w in zip(projections, weights, strict=True)]
         # A tensor expression in a fork would wait for ever. Every run and every gradient begin here.
         if self.torch_device.type == "cpu" and torch.get_num_threads() > 1:
             refuse_in_forks()
-        first = self.compiled(plain.first_grids, tuple(projections))(list(weights))
-        return plain.weight_grids(projections, weights, first, self.read)
+        return super().weight_grids(projections, weights)
 
     def largest_error(self, dz: torch.Tensor) -> torch.Tensor:
         if not self._on_cpu:
-            return plain.largest_error(dz)
+            return super().largest_error(dz)
         return torch.tensor(
             [reductions.largest_bits(rows(laid_out(dz)).reshape(-1).numpy())], dtype=torch.int32, device="cpu"
         )
@@ -332,18 +315,17 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
     def error_grid(
         self, dz: torch.Tensor, bits: int, largest: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        largest = self.largest_error(dz) if largest is None else largest
         if not self._on_cpu:
-            return plain.error_grid(dz, bits, largest)
+            return super().error_grid(dz, bits, largest)
         dz = laid_out(dz)
         out = torch.empty_like(dz)
-        most = grid.magnitude(int(largest))
+        most = grid.magnitude(int(self.largest_error(dz) if largest is None else largest))
         counts = reductions.round_errors(rows(dz).reshape(-1).numpy(), bits, most, rows(out).reshape(-1).numpy())
         return out, torch.from_numpy(counts)
 
     def gradient_squares(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
         if not self._on_cpu:
-            return plain.gradient_squares(gradients)
+            return super().gradient_squares(gradients)
         return torch.from_numpy(reductions.gradient_squares([g.reshape(-1).numpy() for g in gradients]))
 
     def read(self, arrays: Sequence[torch.Tensor]) -> list[AnyArray]:
@@ -357,9 +339,11 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
     def readout_error(
         self, loss: CrossEntropy, u: torch.Tensor, targets: torch.Tensor, batch: int, inside: torch.Tensor | None = None
     ) -> torch.Tensor:
-        if self.torch_device.type == "cpu":
+        if self.torch_device.type != "cpu":
             return super().readout_error(loss, u, targets, batch, inside)
-        return plain.readout_error(loss, u, targets, batch, inside)
+        # Exponential functions differ between libraries. On the CPU, all backends use that of the reference.
+        arrays = (u.double().numpy(), targets.numpy(), batch, None if inside is None else inside.numpy())
+        return torch.from_numpy(NUMPY.float32(loss.error(*arrays, NUMPY)))
 
     def adamw(
         self, scalars: AdamWScalars, w: torch.Tensor, g: torch.Tensor, m: torch.Tensor, v: torch.Tensor
@@ -384,7 +368,7 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
             self.graphs.forget()
 
     def within(self, x: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-        return laid_out(x.masked_fill(inside.view(*inside.shape, *(1,) * (x.ndim - 2)) == 0, 0))
+        return laid_out(super().within(x, inside))
 
     def spike_count(self, s: torch.Tensor) -> torch.Tensor:
         if s.device.type == "cpu":

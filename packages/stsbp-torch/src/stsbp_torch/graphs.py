@@ -10,11 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
-from stsbp_spec.pairs import Pairs
+from stsbp_spec.pairs import Pairs, first_grids
 from stsbp_spec.programs import gradients, update
 from stsbp_spec.replay import Graphs
-
-from stsbp_torch import plain
 
 __all__ = ["TorchGraphs"]
 
@@ -24,7 +22,7 @@ Result = TypeVar("Result")
 class TorchGraphs(Graphs[torch.Tensor]):
     """Recordings on a CUDA device. They include the weights' first grids, which consist of many small operations."""
 
-    RECORDED = (gradients, update, plain.first_grids)
+    RECORDED = (gradients, update, first_grids)
 
     def __init__(self, backend: Pairs[torch.Tensor], device: torch.device) -> None:
         super().__init__(backend)

@@ -1,31 +1,13 @@
-"""Batch normalisation (spec: synapses/batchnorm.py): sums in kernels/batchnorm.cu, the other steps in float64."""
+"""Sums of batch normalisation (spec: synapses/batchnorm.py), with kernels/batchnorm.cu."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from stsbp_spec.synapses import batchnorm
 from stsbp_spec.synapses.batchnorm import SQUARE_BITS
 
 from stsbp_cupy.runtime import Array, Runtime, memory
 
-__all__ = ["Wide", "error_moments", "moments"]
-
-
-class Wide(batchnorm.Wide):
-    """Operations on float64 arrays of the runtime. No operation waits for the device."""
-
-    def __init__(self, rt: Runtime) -> None:
-        self._xp = rt.xp
-
-    def root(self, a: Any) -> Array:
-        found: Array = self._xp.sqrt(a)
-        return found
-
-    def power_of_two(self, exponent: Any) -> Array:
-        found: Array = (exponent.astype(np.int64) + 1023 << 52).view(np.float64)
-        return found
+__all__ = ["error_moments", "moments"]
 
 
 def moments(rt: Runtime, z: Array, exponent: Array) -> Array:

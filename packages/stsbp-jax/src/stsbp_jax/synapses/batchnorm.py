@@ -1,4 +1,4 @@
-"""Implements synapses/batchnorm.py of the spec in JAX: sums of channels-last arrays, and numbers in float64."""
+"""Implements synapses/batchnorm.py of the spec in JAX: numbers in float64."""
 
 from __future__ import annotations
 
@@ -9,13 +9,8 @@ import numpy as np
 from jax import Array, lax
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.synapses import batchnorm
-from stsbp_spec.synapses.batchnorm import PIECE_BITS, SQUARE_BITS
 
-from stsbp_jax.grid import wide
-
-__all__ = ["Wide", "error_moments", "moments"]
-
-_LOW = 2**SQUARE_BITS - 1
+__all__ = ["Wide"]
 
 
 class Wide(batchnorm.Wide):
@@ -53,30 +48,4 @@ class Wide(batchnorm.Wide):
         return self._hidden(jnp.sqrt(a))
 
     def power_of_two(self, exponent: Any) -> Array:
-        return _power_of_two(exponent)
-
-
-def _power_of_two(exponent: Array) -> Array:
-    return lax.bitcast_convert_type(exponent.astype(np.int64) + 1023 << 52, np.float64)
-
-
-def _units(z: Array, exponent: Array) -> Array:
-    """`z` `[T, B, ..., C]` in units of `2^-exponent`, int64 `[n, C]`."""
-    return (z.astype(np.float64) * _power_of_two(exponent)).astype(np.int64).reshape(-1, z.shape[-1])
-
-
-def moments(z: Array, exponent: Array) -> Array:
-    """Implements `batchnorm.moments`; int64 `[3, C]`."""
-    with wide():
-        k = _units(z, exponent)
-        squares = k * k
-        low = (squares & _LOW).sum(0)
-        return jnp.stack([k.sum(0), (squares >> SQUARE_BITS).sum(0) + (low >> SQUARE_BITS), low & _LOW])
-
-
-def error_moments(dy: Array, z: Array, exponent: Array) -> Array:
-    """Implements `batchnorm.error_moments`; float64 `[3, C]`."""
-    with wide():
-        k, d = _units(z, exponent), dy.astype(np.float64).reshape(-1, dy.shape[-1])
-        each = d, d * (k >> PIECE_BITS), d * (k & (2**PIECE_BITS - 1))
-        return jnp.stack([x.sum(0) for x in each])
+        return lax.bitcast_convert_type(exponent.astype(np.int64) + 1023 << 52, np.float64)

@@ -171,20 +171,20 @@ def moments(z: Array, exponent: Array, arithmetic: ArrayArithmetic[Any] = NUMPY)
         exponent: `[1]`; `z` is `k 2^-exponent` with whole numbers `|k| <= 2^24`.
         arithmetic: that of the arrays.
     """
-    xp, k = arithmetic.xp, _units(z, exponent, arithmetic)
+    added, k = arithmetic.channel_sums, _units(z, exponent, arithmetic)
     squares = k * k
-    low = xp.sum(squares & (2**SQUARE_BITS - 1), axis=1)
-    high = xp.sum(squares >> SQUARE_BITS, axis=1) + (low >> SQUARE_BITS)
-    sums: Array = xp.stack([xp.sum(k, axis=1), high, low & (2**SQUARE_BITS - 1)])
+    low = added(squares & (2**SQUARE_BITS - 1))
+    high = added(squares >> SQUARE_BITS) + (low >> SQUARE_BITS)
+    sums: Array = arithmetic.xp.stack([added(k), high, low & (2**SQUARE_BITS - 1)])
     return sums
 
 
 def error_moments(dy: Array, z: Array, exponent: Array, arithmetic: ArrayArithmetic[Any] = NUMPY) -> Array:
     """`sum dy`, `sum dy h` and `sum dy l` of each channel, float64 `[3, C]`, with `k = h 2^12 + l`: see `moments`."""
-    xp, k = arithmetic.xp, _units(z, exponent, arithmetic)
-    d = arithmetic.float64(arithmetic.by_channel(dy, k.shape[0]))
-    high, low = xp.sum(d * (k >> PIECE_BITS), axis=1), xp.sum(d * (k & (2**PIECE_BITS - 1)), axis=1)
-    sums: Array = xp.stack([xp.sum(d, axis=1), high, low])
+    added, k = arithmetic.channel_sums, _units(z, exponent, arithmetic)
+    d = arithmetic.float64(arithmetic.by_channel(dy, dy.shape[arithmetic.channel_axis]))
+    high, low = added(d * (k >> PIECE_BITS)), added(d * (k & (2**PIECE_BITS - 1)))
+    sums: Array = arithmetic.xp.stack([added(d), high, low])
     return sums
 
 
@@ -209,7 +209,7 @@ class Wide:
     def float32(self, x: Any) -> Any:
         """Round to float32; below the floor, the result is 0."""
         narrow = self._arithmetic.float32(x)
-        return narrow * self._arithmetic.float32(abs(narrow) >= FLOOR)
+        return narrow * self._arithmetic.float32(self._arithmetic.xp.abs(narrow) >= FLOOR)
 
     def times(self, a: Any, b: Any) -> Any:
         """`a b`; `b` may be a Python number."""

@@ -1,1 +1,0 @@
-"""JAX form of stsbp_spec.optim."""
