@@ -464,7 +464,7 @@ class SampleGridOfTheBatch(NumpyBackend):
     """The error of a recurrence is rounded on one grid for all samples."""
 
     def sample_grid(self, dz: AnyArray, bits: int) -> AnyArray:
-        return grid.error_grid(dz, bits)[0]
+        return self.error_grid(dz, bits)[0]
 
 
 class NoSampleGrid(NumpyBackend):

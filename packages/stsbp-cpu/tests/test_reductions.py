@@ -9,7 +9,7 @@ import pytest
 from stsbp_cpu import reductions
 from stsbp_cpu.optim import adamw
 from stsbp_cpu.synapses import avgpool2d, conv2d_bytes, dropout, maxpool2d
-from stsbp_spec import grid
+from stsbp_spec.arrays import NUMPY
 from stsbp_spec.optim.adamw import UPDATE, AdamWScalars, gradient_norm, gradient_squares, norm_of
 from stsbp_spec.random import keep_mask
 from stsbp_spec.reference.backend import NumpyBackend
@@ -62,7 +62,7 @@ def test_errors_are_rounded_to_their_grid(scale: float) -> None:
     dz = (wide * (scale / np.abs(wide).max())).astype(np.float32)
     smallest = np.float32(2.0**-126)  # a smaller number does not count as an error that was set to zero
     dz[:4] = smallest, -smallest, np.nextafter(smallest, np.float32(0)), -np.nextafter(smallest, np.float32(0))
-    expected, numbers = grid.error_grid(dz, 28)
+    expected, numbers = NUMPY.error_grid(dz, 28)
     out = np.full_like(dz, np.nan)
     counts = reductions.round_errors(dz, 28, reductions.largest(dz), out)
     assert np.array_equal(out, expected)

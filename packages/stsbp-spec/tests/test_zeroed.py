@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from stsbp_spec.arrays import NUMPY
 from stsbp_spec.backend import Batch, ValueAndGrad
-from stsbp_spec.grid import SMALLEST_NORMAL, ZeroedErrors, error_exponent, error_grid
+from stsbp_spec.grid import SMALLEST_NORMAL, ZeroedErrors, error_exponent
 from stsbp_spec.init import initial_weights
 from stsbp_spec.losses import VanRossum
 from stsbp_spec.network import NetworkSpec
@@ -118,7 +119,7 @@ def test_fast_precision_has_no_error_grid() -> None:
 )
 def test_what_counts_as_zeroed(errors: list[float], expected: tuple[int, int]) -> None:
     # The power of two above 1 is 2, so the unit of 9 bits is 2^-8 and half of it 2^-9.
-    _, counts = error_grid(np.array(errors, np.float32), 9)
+    _, counts = NUMPY.error_grid(np.array(errors, np.float32), 9)
     assert tuple(counts) == expected
 
 

@@ -13,9 +13,10 @@ from typing import Any, ClassVar
 
 import numba
 import numpy as np
-from stsbp_spec import grid, host
+from stsbp_spec import arrays, grid, host
 from stsbp_spec.backend import AbstractBackend, Device, NeuronResiduals
 from stsbp_spec.collective import Collective, Rendezvous
+from stsbp_spec.encoders.packed import PackedFrames
 from stsbp_spec.equations import Constants, NeuronEquations, neuron_equations
 from stsbp_spec.errors import BackendError
 from stsbp_spec.expr import Recurrence
@@ -70,6 +71,7 @@ class CpuBackend(AbstractBackend[AnyArray]):
 
     name: ClassVar[str] = "cpu"
     api: ClassVar[int] = 1
+    arithmetic = arrays.NUMPY
 
     @classmethod
     def devices(cls) -> tuple[Device, ...]:
@@ -100,6 +102,9 @@ class CpuBackend(AbstractBackend[AnyArray]):
         if coding == "events":
             return self.asarray(inputs)
         return self.asarray(inputs[None].astype(np.float32) * np.float32(2.0**-8))
+
+    def unpack(self, frames: PackedFrames) -> AnyArray:
+        return self.asarray(frames.unpacked())
 
     def pack_spikes(self, s: AnyArray) -> Any:
         return np.packbits(NUMPY.rows(NUMPY.laid_out(s)).reshape(-1)), s.shape
@@ -210,6 +215,11 @@ class CpuBackend(AbstractBackend[AnyArray]):
 
     def weight_grid(self, projection: Projection, w: Float32) -> tuple[Float32, WeightGrid]:
         return reductions.weight_grid(projection, w)
+
+    def weight_grids(
+        self, projections: Sequence[Projection], weights: Sequence[Float32]
+    ) -> list[tuple[Float32, WeightGrid]]:
+        return [self.weight_grid(projection, w) for projection, w in zip(projections, weights, strict=True)]
 
     def largest_error(self, dz: Float32) -> Int32:
         return np.array([reductions.largest_bits(_flat(dz))], np.int32)

@@ -7,8 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from stsbp_spec.grid import FLOOR
 from stsbp_spec.synapses import batchnorm
+
+from stsbp_jax.grid import ARITHMETIC
 
 __all__ = ["Wide"]
 
@@ -24,6 +25,7 @@ class Wide(batchnorm.Wide):
     """
 
     def __init__(self, data: Array) -> None:
+        super().__init__(ARITHMETIC)
         bits = lax.bitcast_convert_type(data[(0,) * data.ndim].astype(np.float32), np.uint32)
         n: Array = lax.optimization_barrier(bits)  # type: ignore[no-untyped-call]
         self._zero = (n * (n + np.uint32(1)) & np.uint32(1)).astype(np.uint64)
@@ -31,10 +33,6 @@ class Wide(batchnorm.Wide):
     def _hidden(self, x: Any) -> Array:
         bits = lax.bitcast_convert_type(jnp.asarray(x, np.float64), np.uint64) ^ self._zero
         return lax.bitcast_convert_type(bits, np.float64)
-
-    def float32(self, x: Any) -> Array:
-        narrow = x.astype(np.float32)
-        return jnp.where(jnp.abs(narrow) < FLOOR, np.float32(0), narrow)
 
     def times(self, a: Any, b: Any) -> Array:
         return self._hidden(a * b)
@@ -46,6 +44,3 @@ class Wide(batchnorm.Wide):
 
     def root(self, a: Any) -> Array:
         return self._hidden(jnp.sqrt(a))
-
-    def power_of_two(self, exponent: Any) -> Array:
-        return lax.bitcast_convert_type(exponent.astype(np.int64) + 1023 << 52, np.float64)
