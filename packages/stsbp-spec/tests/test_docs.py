@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from stsbp_spec import installed_backends
+from stsbp_spec import AbstractBackend, installed_backends
 
 ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs"
@@ -56,3 +56,15 @@ def test_sessions_print_what_the_page_shows(page: Path) -> None:
     result = doctest.DocTestRunner().run(session, out=shown.append)
     assert result.attempted > 0
     assert result.failed == 0, "".join(shown)
+
+
+def test_the_page_on_backends_lists_the_members_of_a_backend() -> None:
+    """Those that a backend must write, and those that it inherits."""
+    page = (DOCS / "write_a_backend.md").read_text()
+    must = {x for line in page.split("\n") if "You must write" in line for x in re.findall(r"`(\w+)`", line)}
+    table = page.split("all members that you inherit:")[1].split("\n\n")[1]
+    inherited = re.findall(r"`(\w+)`", table)
+    abstract = AbstractBackend.__abstractmethods__ | {"name", "api"}
+    public = {name for name in dir(AbstractBackend) if not name.startswith("_")}
+    assert abstract <= must
+    assert sorted(inherited) == sorted(public - abstract)

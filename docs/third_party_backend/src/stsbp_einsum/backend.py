@@ -1,24 +1,24 @@
-"""The whole backend: every operation of `AbstractBackend`, with numpy arrays as native arrays.
+"""The whole backend: every abstract member of `AbstractBackend`, with numpy arrays as native arrays.
 
 Spikes are float32, as weights and potentials are. Sums of weights and spikes are one einsum each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
-from stsbp_spec import grid, host, optim, random
+from stsbp_spec import grid, host, random
+from stsbp_spec.arrays import ArrayArithmetic, NumpyNames
 from stsbp_spec.backend import AbstractBackend, Device
 from stsbp_spec.collective import Collective, Rendezvous
 from stsbp_spec.equations import Constants
 from stsbp_spec.errors import BackendError
 from stsbp_spec.expr import Recurrence
-from stsbp_spec.graph import Op, Projection
-from stsbp_spec.grid import WeightGrid
+from stsbp_spec.graph import Op
 from stsbp_spec.printers import LANGUAGES, compiled
 from stsbp_spec.rules import Rule
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
@@ -147,6 +147,7 @@ class EinsumBackend(AbstractBackend):
 
     name: ClassVar[str] = "einsum"
     api: ClassVar[int] = 1
+    arithmetic = ArrayArithmetic(NumpyNames(np), lambda x, dtype: x.view(dtype), spikes=np.float32)
 
     @classmethod
     def devices(cls) -> tuple[Device, ...]:
@@ -205,24 +206,6 @@ class EinsumBackend(AbstractBackend):
             for (name, whole), output in zip(found.items(), outputs, strict=True):
                 whole[0 if name in summed else t] = whole[0] + output if name in summed else output
         return found
-
-    def weight_grid(self, projection: Projection, w: Float32) -> tuple[Float32, WeightGrid]:
-        return grid.weight_grid(
-            w,
-            weight_bits=projection.synapse.weight_bits,
-            input_exponent=projection.input.exponent,
-            input_max=projection.input.maximum,
-            layer=projection.name,
-        )
-
-    def error_grid(self, dz: Float32, bits: int, largest: AnyArray | None = None) -> tuple[Float32, AnyArray]:
-        return grid.error_grid(dz, bits, largest)
-
-    def gradient_squares(self, gradients: Sequence[Float32]) -> AnyArray:
-        return optim.gradient_squares(gradients)
-
-    def spike_count(self, s: Float32) -> AnyArray:
-        return np.asarray(np.count_nonzero(s))
 
     def join(self, rendezvous: Rendezvous) -> Collective[AnyArray]:
         return host.join(rendezvous)
