@@ -285,7 +285,11 @@ def error_grid(dz: Float32, bits: int) -> tuple[Float32, list[int]]:
 
 
 def sample_grid(dz: Float32, bits: int) -> Float32:
-    return np.concatenate([error_grid(dz[:, [b]], bits)[0] for b in range(dz.shape[1])], axis=1)
+    most = np.abs(dz).reshape(len(dz[0]), -1).view(np.int32).max(axis=1)
+    exponent = np.minimum(bits + 126 - (most >> 23), FINEST_ERROR_EXPONENT).reshape(1, -1, *(1,) * (dz.ndim - 2))
+    scale, back = np.ldexp(np.float32(1), exponent), np.ldexp(np.float32(1), -exponent)
+    silent = most.view(np.float32).reshape(exponent.shape) < np.float32(FLOOR)
+    return np.where(silent, np.float32(0), np.rint(dz * scale) * back)
 
 
 def squares(gradients: Sequence[Float32]) -> list[int]:

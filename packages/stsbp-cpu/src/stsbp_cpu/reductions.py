@@ -196,7 +196,7 @@ def _round_errors(x: Float32, scale: np.float32, back: np.float32, tiny: np.floa
 
 
 def round_errors(dz: Float32, bits: int, most: float, out: Float32) -> Int64:
-    """Implements `grid.error_grid` for error signals `[M]` with the largest magnitude `most`. Fills `out`.
+    """Implements `Pairs.error_grid` for error signals `[M]` with the largest magnitude `most`. Fills `out`.
 
     Returns the numbers of zeroed and of non-zero elements in each chunk, `[..., 2]`.
     """

@@ -29,6 +29,7 @@ NAMES = (
 
 _FLOOR_BITS = int(np.float32(FLOOR).view(np.int32))
 _MANTISSA_BITS, _BIAS = 23, 127
+_INFINITY_BITS = 255 << _MANTISSA_BITS
 
 
 class NumpyNames:
@@ -120,10 +121,8 @@ class ArrayArithmetic(Generic[Array]):
 
     def scales(self, largest: Any, bits: int) -> tuple[Any, Any]:
         """`2^q` and `2^-q` of `grid.error_exponent` from bits of largest magnitudes; zeros if below `FLOOR`."""
-        xp, exponent = self.xp, largest >> _MANTISSA_BITS
-        # As `math.frexp` has it, whose exponent of infinity and NaN is 0.
-        exponent = xp.where(exponent == 255, xp.full_like(exponent, 126), exponent)
-        q = xp.minimum(bits + 126 - exponent, xp.full_like(exponent, FINEST_ERROR_EXPONENT))
+        exponent = bits + 126 - (largest >> _MANTISSA_BITS)
+        q = self.xp.minimum(exponent, self.xp.full_like(exponent, FINEST_ERROR_EXPONENT))
         loud = self.float32(largest >= _FLOOR_BITS)
         return self.power_of_two(q) * loud, self.power_of_two(-q) * loud
 
@@ -137,7 +136,10 @@ class ArrayArithmetic(Generic[Array]):
         """
         xp = self.xp
         # Without axes, because numpy multiplies by such a number in place.
-        scale, back = self.scales(xp.reshape(self.largest_error(dz) if largest is None else largest, ()), bits)
+        most = xp.reshape(self.largest_error(dz) if largest is None else largest, ())
+        # `math.frexp`, with which `grid.error_exponent` is defined, has the exponent 0 for infinity and NaN.
+        most = xp.where(most < _INFINITY_BITS, most, xp.full_like(most, 126 << _MANTISSA_BITS))
+        scale, back = self.scales(most, bits)
         on_grid = xp.round(dz * scale) * back
         before = xp.abs(dz) >= SMALLEST_NORMAL
         return on_grid, xp.stack([xp.count_nonzero(before & (on_grid == 0)), xp.count_nonzero(before)])

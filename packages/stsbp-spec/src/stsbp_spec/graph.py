@@ -236,7 +236,7 @@ class Projection:
 
     @property
     def sample_error_bits(self) -> int:
-        """Bits of `grid.sample_grid`, for a recurrence that sends errors back through the weights."""
+        """Bits of `Pairs.sample_grid`, for a recurrence that sends errors back through the weights."""
         return 53 - self.synapse.weight_bits - ceil_log2(self.synapse.summands(self.input.shape)[2])
 
 

@@ -360,7 +360,7 @@ class Recurrent(Population[Array]):
     """Neurons that read their own spikes of the previous step through weights. They compute one time step at a time.
 
     Forward pass: `z'_t = V o_{t-1}` in addition to the other inputs. Backward pass, from the last step to the first:
-    `do_t` is the error from the layer above plus `V^T dz'_{t+1}`. In `reproducible` precision, `grid.sample_grid`
+    `do_t` is the error from the layer above plus `V^T dz'_{t+1}`. In `reproducible` precision, `Pairs.sample_grid`
     rounds `dz'` first, so that these sums are exact. The gradient of `V` is computed from all steps at once, as for any
     other weights.
 
