@@ -191,7 +191,8 @@ class Pairs(ABC, Generic[Array]):
 
         The error grid depends on their maximum over the parts of a batch.
         """
-        return self.arithmetic.largest_error(dz)
+        largest: Array = self.arithmetic.largest_error(dz)
+        return largest
 
     def error_grid(self, dz: Array, bits: int, largest: Array | None = None) -> tuple[Array, Array]:
         """Errors rounded for `reproducible` precision, and how many of them were set to zero: `grid.error_exponent`.
