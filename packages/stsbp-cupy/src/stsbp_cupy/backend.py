@@ -105,7 +105,7 @@ class CupyBackend(AbstractBackend[Array]):
         return name
 
     @cached_property
-    def arithmetic(self) -> ArrayArithmetic[Array]:  # type: ignore[override]
+    def arithmetic(self) -> ArrayArithmetic[Array]:
         return ArrayArithmetic(NumpyNames(self.rt.xp), lambda x, dtype: x.view(dtype))
 
     def asarray(self, x: AnyArray) -> Array:

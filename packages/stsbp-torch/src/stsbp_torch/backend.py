@@ -114,7 +114,7 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         return self.fused and self.torch_device.type == "cpu"
 
     @cached_property
-    def arithmetic(self) -> ArrayArithmetic[torch.Tensor]:  # type: ignore[override]
+    def arithmetic(self) -> ArrayArithmetic[torch.Tensor]:
         return arithmetic(self.torch_device)
 
     def asarray(self, x: AnyArray) -> torch.Tensor:
