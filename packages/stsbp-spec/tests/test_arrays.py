@@ -60,7 +60,10 @@ def _operator(name: str) -> None:
     apply: Callable[..., Any] = getattr(operator, name)
 
     def forward(self: Remote, other: Any) -> Remote:
-        return Remote(apply(self.held, other.held if isinstance(other, Remote) else other))
+        # As in numpy 1, an int32 without axes becomes int64 together with a Python number.
+        widened = type(other) is int and self.held.shape == () and self.held.dtype == np.int32
+        left = self.held.astype(np.int64) if widened else self.held
+        return Remote(apply(left, other.held if isinstance(other, Remote) else other))
 
     def backward(self: Remote, other: Any) -> Remote:
         return Remote(apply(other, self.held))
@@ -122,7 +125,7 @@ class RemoteBackend(AbstractBackend[Remote]):
     """The abstract members alone. In a program of the device, no array comes from or goes to the host."""
 
     name: ClassVar[str] = "remote"
-    api: ClassVar[int] = 1
+    api: ClassVar[int] = 2
     arithmetic = REMOTE
     in_program = False
 

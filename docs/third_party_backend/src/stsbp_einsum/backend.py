@@ -146,7 +146,7 @@ class EinsumBackend(AbstractBackend):
     """Sums by `numpy.einsum`."""
 
     name: ClassVar[str] = "einsum"
-    api: ClassVar[int] = 1
+    api: ClassVar[int] = 2
     arithmetic = ArrayArithmetic(NumpyNames(np), lambda x, dtype: x.view(dtype), spikes=np.float32)
 
     @classmethod

@@ -70,7 +70,7 @@ class CpuBackend(AbstractBackend[AnyArray]):
     """The backend `cpu`. It computes with the kernels of stsbp_cpu and with numpy."""
 
     name: ClassVar[str] = "cpu"
-    api: ClassVar[int] = 1
+    api: ClassVar[int] = 2
     arithmetic = arrays.NUMPY
 
     @classmethod

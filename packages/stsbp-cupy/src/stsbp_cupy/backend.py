@@ -49,7 +49,7 @@ class CupyBackend(AbstractBackend[Array]):
     """
 
     name: ClassVar[str] = "cupy"
-    api: ClassVar[int] = 1
+    api: ClassVar[int] = 2
     rt: Runtime
     notes: tuple[str, ...] = ()
     graphs: CupyGraphs | None = None

@@ -96,7 +96,7 @@ class JaxBackend(AbstractBackend[Array]):
     """
 
     name: ClassVar[str] = "jax"
-    api: ClassVar[int] = 1
+    api: ClassVar[int] = 2
     arithmetic = ARITHMETIC
 
     _alone: Collective[Array]
@@ -418,7 +418,7 @@ class JaxBackend(AbstractBackend[Array]):
     def gradient_squares(self, gradients: Sequence[Array]) -> Array:
         if self._on_cpu:
             return on_cpu.gradient_squares(gradients)
-        result: Array = _gradient_squares(tuple(gradients), arithmetic=ARITHMETIC)
+        result: Array = _gradient_squares(tuple(gradients))
         return result
 
     def spike_count(self, s: Array) -> Array:
@@ -601,5 +601,5 @@ _recur = _jit("recurrence", "steps", "summed")(recur)
 _unpack = _jit("steps")(ARITHMETIC.unpacked)
 _largest_error, _error_grid = _jit()(ARITHMETIC.largest_error), _jit("bits")(in_float64(ARITHMETIC.error_grid))
 _sample_grid = _jit("bits")(ARITHMETIC.sample_grid)
-_gradient_squares = _jit("arithmetic")(in_float64(gradient_squares))
+_gradient_squares = _jit()(in_float64(partial(gradient_squares, arithmetic=ARITHMETIC)))
 _jitted_moments, _jitted_error_moments = _jit()(_moments), _jit()(_error_moments)

@@ -39,12 +39,8 @@ __all__ = [
     "Rounding",
     "describe_grid",
     "divide",
-    "exponent",
     "grid_of_spec",
     "in_float64",
-    "largest_magnitude",
-    "power_of_two",
-    "round_to_grid",
     "rounded",
     "snap",
     "square_root",
@@ -113,16 +109,6 @@ def snap(x: Array) -> Array:
     return jnp.where(jnp.abs(x) < FLOOR, ZERO, x)
 
 
-def power_of_two(q: Array) -> Array:
-    """`2^q`, float32, for integers `q` from -126 to 127."""
-    return lax.bitcast_convert_type((q.astype(np.int32) + np.int32(127)) << np.int32(23), np.float32)
-
-
-def exponent(largest: Array) -> Array:
-    """`frexp(largest)[1]` of a normal float32 above 0."""
-    return (lax.bitcast_convert_type(largest, np.int32) >> np.int32(23)) - np.int32(126)
-
-
 def _divide_wide(a: Array, b: Array) -> Array:
     # 53 bits are more than 2 * 24 + 2, so rounding twice gives the correctly rounded quotient.
     with wide():
@@ -158,9 +144,9 @@ def rounded(x: Array) -> Array:
         return x.astype(np.float32)
 
 
-def round_to_grid(x: Array, q: Array) -> Array:
-    """`round(x 2^q) / 2^q`, halves to even."""
-    return jnp.rint(x * power_of_two(q)) * power_of_two(-q)
+def _bits(x: float) -> np.int32:
+    """Bits of a float32."""
+    return np.float32(x).view(np.int32)
 
 
 class GridChoice(NamedTuple):
@@ -185,18 +171,14 @@ def weight_grid(projection: Projection, w: Array) -> tuple[Array, GridChoice]:
     bits = projection.synapse.weight_bits
     # Sums of n units times the largest input, counted in units of the product's grid, must not exceed 2^24.
     most = 2.0**EXACT_LIMIT_BITS / (projection.input.maximum * 2.0**projection.input.exponent)
-    largest = largest_magnitude([w])
-    finite = largest < CEILING  # NaN is not
-    silent = largest < FLOOR
-    q = np.int32(bits - 1) - exponent(jnp.where(finite & ~silent, largest, np.float32(1)))
-    q = jnp.where(jnp.rint(largest * power_of_two(q)) > np.float32(2 ** (bits - 1) - 1), q - np.int32(1), q)
+    largest = ARITHMETIC.largest_error(w)[0]
+    finite, silent = largest < _bits(CEILING), largest < _bits(FLOOR)
+    q = ARITHMETIC.weight_exponent(jnp.where(finite & ~silent, largest, _bits(1)), bits)
 
-    def bound(coarser: Array) -> Array:
+    def on_grid(coarser: Array) -> tuple[Array, Array]:
+        scale, back = ARITHMETIC.power_of_two(q - coarser), ARITHMETIC.power_of_two(coarser - q)
         with wide():
-            rows = jnp.rint(w * power_of_two(q - coarser)).reshape(w.shape[0], -1).astype(np.float64)
-            positive = jnp.maximum(rows, 0.0).sum(axis=1).max()
-            negative = -jnp.minimum(rows, 0.0).sum(axis=1).min()
-            return jnp.maximum(positive, negative)
+            return ARITHMETIC.round_weights(w, scale, back)
 
     def too_fine(state: tuple[Array, Array]) -> Array:
         coarser, n = state
@@ -205,13 +187,13 @@ def weight_grid(projection: Projection, w: Array) -> tuple[Array, GridChoice]:
 
     def next_grid(state: tuple[Array, Array]) -> tuple[Array, Array]:
         coarser = state[0] + np.int32(1)
-        return coarser, bound(coarser)
+        return coarser, on_grid(coarser)[1]
 
     with wide():
         first = jnp.zeros((), np.int32)
-        coarser, n = lax.while_loop(too_fine, next_grid, (first, bound(first)))
+        coarser, n = lax.while_loop(too_fine, next_grid, (first, on_grid(first)[1]))
     good = finite & (coarser <= np.int32(bits - MIN_WEIGHT_BITS))
-    wq = jnp.where(silent, ZERO, round_to_grid(w, q - coarser))
+    wq = jnp.where(silent, ZERO, on_grid(coarser)[0])
     return jnp.where(good, wq, np.float32(np.nan)), GridChoice(
         jnp.where(silent, np.int32(0), q - coarser),
         jnp.where(silent, np.int32(bits - MIN_WEIGHT_BITS), coarser),
@@ -238,8 +220,3 @@ def describe_grid(projection: Projection, choice: GridChoice) -> WeightGrid | No
     if not bool(choice.finite) or bits < MIN_WEIGHT_BITS:
         return None
     return WeightGrid(q, bits, headroom_bits(n * 2.0**-q * projection.input.maximum, q, projection.input.exponent))
-
-
-def largest_magnitude(arrays: Sequence[Array]) -> Array:
-    """Largest magnitude in several float32 arrays; NaN if one of them contains a NaN."""
-    return lax.bitcast_convert_type(jnp.concatenate([ARITHMETIC.largest_error(x) for x in arrays]).max(), np.float32)

@@ -135,11 +135,12 @@ class ArrayArithmetic(Generic[Array]):
             largest: `largest_error` of the whole batch. None: `dz` is the whole batch.
         """
         xp = self.xp
-        # Without axes, because numpy multiplies by such a number in place.
-        most = xp.reshape(self.largest_error(dz) if largest is None else largest, ())
+        most = self.largest_error(dz) if largest is None else largest
         # `math.frexp`, with which `grid.error_exponent` is defined, has the exponent 0 for infinity and NaN.
         most = xp.where(most < _INFINITY_BITS, most, xp.full_like(most, 126 << _MANTISSA_BITS))
-        scale, back = self.scales(most, bits)
+        # Without axes, because numpy multiplies by such a number in place. Integers without axes become int64 when
+        # numpy 1 adds a Python number, so they keep theirs.
+        scale, back = (xp.reshape(factor, ()) for factor in self.scales(most, bits))
         on_grid = xp.round(dz * scale) * back
         before = xp.abs(dz) >= SMALLEST_NORMAL
         return on_grid, xp.stack([xp.count_nonzero(before & (on_grid == 0)), xp.count_nonzero(before)])
@@ -155,19 +156,28 @@ class ArrayArithmetic(Generic[Array]):
         scale, back = self.scales(self.xp.max(self.magnitudes(dz), axis=axes, keepdims=True), bits)
         return self.xp.round(dz * scale) * back
 
+    def weight_exponent(self, largest: Any, bits: int) -> Any:
+        """`q` of the finest grid that `bits` bits allow, int32, from bits of the largest magnitude of weights.
+
+        `grid.fit_weight_grid` defines it for finite weights that are not too small or too large.
+        """
+        xp = self.xp
+        q = xp.minimum(bits + 125 - (largest >> _MANTISSA_BITS), xp.full_like(largest, 126))
+        # The bits of weights that are not finite are no exponent.
+        q = xp.maximum(q, xp.full_like(q, -126))
+        units = xp.round(self.view(largest, xp.float32) * self.power_of_two(q))
+        return q - xp.astype(units > 2 ** (bits - 1) - 1, xp.int32)
+
     def first_grid(self, w: Any, bits: int) -> tuple[Array, Array]:
-        """Weights on the finest grid that `bits` bits allow, see `grid.fit_weight_grid`; and the numbers for the host.
+        """Weights on the grid of `weight_exponent`; and the numbers for the host.
 
         These are float64 `[2]`: bits of the largest magnitude, and the largest partial sum in units of the grid. If a
         weight is not finite or too large, only the first number has a meaning.
         """
-        xp, largest = self.xp, self.largest_error(w)
-        q = xp.minimum(bits + 125 - (largest >> _MANTISSA_BITS), xp.full_like(largest, 126))
-        q = xp.maximum(q, xp.full_like(q, -126))
-        units = xp.round(self.view(largest, xp.float32) * self.power_of_two(q))
-        q = q - xp.astype(units > 2 ** (bits - 1) - 1, xp.int32)
+        largest = self.largest_error(w)
+        q = self.weight_exponent(largest, bits)
         wq, bound = self.round_weights(w, self.power_of_two(q), self.power_of_two(-q))
-        return wq, xp.stack([xp.reshape(self.float64(largest), ()), bound])
+        return wq, self.xp.stack([self.xp.reshape(self.float64(largest), ()), bound])
 
     def round_weights(self, w: Any, scale: Any, back: Any) -> tuple[Array, Array]:
         """Weights `[out, ...]` on a grid, and the largest partial sum of a row in units of the grid, float64."""

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
 __all__ = ["API", "GROUP", "KNOWN_BACKENDS", "default_backend", "installed_backends", "load_backend", "open_backend"]
 
-API = 1
+API = 2
 """Version of the backend interface (backend.py, pairs.py, rules.py). A backend's `api` is the version it implements."""
+_NEWEST_MEMBER = "arithmetic"
+"""What version 2 demands beyond version 1."""
 GROUP = "stsbp.backends"
 KNOWN_BACKENDS = {"torch": "stsbp-torch", "cupy": "stsbp-cupy", "jax": "stsbp-jax", "cpu": "stsbp-cpu"}
 """Package of each backend of this project. The default backend is the first of them that is installed."""
@@ -70,11 +72,12 @@ def load_backend(name: str) -> type[AbstractBackend]:
     api = getattr(backend, "api", None)
     if api != API:
         spoken = "an interface without a version" if api is None else f"version {api} of the interface"
-        newer = "stsbp-spec" if isinstance(api, int) and api > API else package
+        newer = isinstance(api, int) and api > API
+        demands = "" if newer else f", which demands the member {_NEWEST_MEMBER!r} (docs/write_a_backend.md)"
         raise BackendError(
             f"backend {name!r} is written for {spoken}, but stsbp-spec {version('stsbp-spec')} has "
-            f"version {API}; install matching versions, for example: python -m pip install --upgrade "
-            f"{newer}"
+            f"version {API}{demands}; install matching versions, for example: python -m pip install --upgrade "
+            f"{'stsbp-spec' if newer else package}"
         )
     return backend
 

@@ -58,7 +58,7 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
     """The backend `torch`: PyTorch on the CPU and on CUDA."""
 
     name: ClassVar[str] = "torch"
-    api: ClassVar[int] = 1
+    api: ClassVar[int] = 2
 
     torch_device: torch.device
     fused: bool

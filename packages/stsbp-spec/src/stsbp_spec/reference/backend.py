@@ -292,7 +292,7 @@ class NumpyBackend(AbstractBackend[AnyArray]):
     """The reference as a backend. It is slow, and all other backends are compared with it."""
 
     name: ClassVar[str] = "numpy"
-    api: ClassVar[int] = 1
+    api: ClassVar[int] = 2
     arithmetic = NUMPY
 
     @classmethod

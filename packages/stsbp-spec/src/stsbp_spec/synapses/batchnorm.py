@@ -157,7 +157,6 @@ FORWARD, BACKWARD = _equations()
 def _units(z: Any, exponent: Any, arithmetic: ArrayArithmetic[Any]) -> Any:
     """`z` `[T, B, C, ...]` in units of `2^-exponent`, int64 `[C, n]`."""
     # In two steps, because a single power of two may be outside the range of float32.
-    exponent = arithmetic.xp.reshape(exponent, ())
     half = exponent >> 1
     whole = z * arithmetic.power_of_two(half) * arithmetic.power_of_two(exponent - half)
     return arithmetic.int64(arithmetic.by_channel(whole, z.shape[arithmetic.channel_axis]))
