@@ -11,7 +11,7 @@ locally, only for the code that is being traced.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import wraps
 from typing import Any, NamedTuple, TypeVar
