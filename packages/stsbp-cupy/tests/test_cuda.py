@@ -22,6 +22,7 @@ from stsbp_cupy.cuda import choose_architecture, gemm_layout
 from stsbp_cupy.host import HostRuntime
 from stsbp_cupy.source import Source
 from stsbp_spec import LIF, AdamW, Batch, Linear, NetworkSpec, VanRossum, initial_weights, open_backend
+from stsbp_spec.arrays import NAMES
 from stsbp_spec.errors import BackendError
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.typing import Memory
@@ -193,14 +194,16 @@ def _stand_in(count: Callable[[], int]) -> tuple[dict[str, ModuleType], Callable
         alloc=lambda size: SimpleNamespace(ptr=5),
     )  # fmt: skip
     raw = SimpleNamespace(get_function=Kernel)
-    functions = (
-        "zeros", "ascontiguousarray", "moveaxis", "count_nonzero", "empty_like", "maximum", "where", "rint",
-        "minimum", "packbits", "unpackbits", "broadcast_to", "sqrt",
-    )  # fmt: skip
+    types = {name for name in NAMES if isinstance(getattr(np, name, None), type)}
+    functions = {"ascontiguousarray", "empty_like", "packbits", "rint", "unpackbits", *NAMES} - types
+    functions -= {"astype", "concat", "cumulative_sum"}  # which not every CuPy has
     cupy = module(
-        "cupy", cuda=cuda_module, RawModule=lambda path: raw, asnumpy=asnumpy, asarray=asarray,
-        stack=together(np.stack), concatenate=together(np.concatenate),
-        empty=on_device(Guarded.empty), **{name: on_device(getattr(np, name)) for name in functions},
+        "cupy", **{name: getattr(np, name) for name in types},
+        **{name: on_device(getattr(np, name)) for name in functions},
+    )  # fmt: skip
+    vars(cupy).update(
+        cuda=cuda_module, RawModule=lambda path: raw, asnumpy=asnumpy, asarray=asarray, stack=together(np.stack),
+        concatenate=together(np.concatenate), empty=on_device(Guarded.empty),
     )  # fmt: skip
     libs = module("cupy_backends.cuda.libs", cublas=cublas)
     names = {"cupy": cupy, "cupy.cuda": cuda_module, "cupy_backends.cuda.libs": libs}

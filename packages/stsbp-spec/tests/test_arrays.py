@@ -36,9 +36,15 @@ class Remote:
     def __init__(self, held: AnyArray) -> None:
         self.held = np.asarray(held)
 
-    shape = property(lambda self: self.held.shape)
-    dtype = property(lambda self: self.held.dtype)
     __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def shape(self) -> Shape:
+        return self.held.shape
+
+    @property
+    def dtype(self) -> Any:
+        return self.held.dtype
 
     def __len__(self) -> int:
         return len(self.held)
@@ -49,6 +55,18 @@ class Remote:
     def reshape(self, *shape: Any) -> Remote:
         return Remote(self.held.reshape(*shape))
 
+    def combined(self, apply: Callable[[Any, Any], Any], other: Any) -> Remote:
+        # As in numpy 1, an int32 without axes becomes int64 together with a Python number.
+        widened = type(other) is int and self.held.shape == () and self.held.dtype == np.int32
+        left = self.held.astype(np.int64) if widened else self.held
+        return Remote(apply(left, other.held if isinstance(other, Remote) else other))
+
+    def __add__(self, other: Any) -> Remote:
+        return self.combined(operator.add, other)
+
+    def __neg__(self) -> Remote:
+        return Remote(-self.held)
+
     def _refused(self, *_: Any, **__: Any) -> Any:
         raise AssertionError("an array of the device was read on the host")
 
@@ -58,24 +76,13 @@ class Remote:
 
 def _operator(name: str) -> None:
     apply: Callable[..., Any] = getattr(operator, name)
-
-    def forward(self: Remote, other: Any) -> Remote:
-        # As in numpy 1, an int32 without axes becomes int64 together with a Python number.
-        widened = type(other) is int and self.held.shape == () and self.held.dtype == np.int32
-        left = self.held.astype(np.int64) if widened else self.held
-        return Remote(apply(left, other.held if isinstance(other, Remote) else other))
-
-    def backward(self: Remote, other: Any) -> Remote:
-        return Remote(apply(other, self.held))
-
     bare = name.strip("_")
-    setattr(Remote, f"__{bare}__", forward)
-    setattr(Remote, f"__r{bare}__", backward)
+    setattr(Remote, f"__{bare}__", lambda self, other: self.combined(apply, other))
+    setattr(Remote, f"__r{bare}__", lambda self, other: Remote(apply(other, self.held)))
 
 
 for _name in ("add", "sub", "mul", "truediv", "floordiv", "and_", "rshift", "lshift", "lt", "le", "gt", "ge", "eq"):
     _operator(_name)
-Remote.__neg__ = lambda self: Remote(-self.held)  # type: ignore[attr-defined]
 
 
 def held(x: Any) -> Any:
@@ -188,6 +195,7 @@ def test_the_remote_backend_implements_the_abstract_members_alone() -> None:
             read(REMOTE.zeros((1,)))
 
 
+BACKENDS: tuple[AbstractBackend[Any], ...] = (NumpyBackend(), RemoteBackend())
 NETWORKS: dict[str, tuple[NetworkSpec, Loss]] = {
     "convolutions": (
         NetworkSpec.parse("4C3-P2-D0.3-9", input_shape=(2, 8, 8), outputs=3, neuron=PLIF(3.0, 5 / 3, 0.4)),
@@ -244,7 +252,7 @@ def test_a_training_step_of_a_backend_with_the_abstract_members_stays_on_its_dev
     if padded and network.coding == "direct":
         pytest.skip("images have no lengths")
     weights, results = initial_weights(network, 1, 3.0), []
-    for backend in (NumpyBackend(), RemoteBackend()):
+    for backend in BACKENDS:
         optimizer = AdamW(lr=0.01, clip_norm=0.1)
         trainer = backend.trainer(network, loss, optimizer, precision=precision, memory=memory, micro_batch=micro_batch)
         state = trainer.init({name: w.copy() for name, w in weights.items()})
@@ -262,7 +270,7 @@ def test_a_stream_and_a_run_stay_on_the_device() -> None:
     network, _ = NETWORKS["normalised, recurrent"]
     weights, results = initial_weights(network, 1, 3.0), []
     batch = _batch(network, packed=False, padded=False)
-    for backend in (NumpyBackend(), RemoteBackend()):
+    for backend in BACKENDS:
         run = backend.run(network, weights, batch.inputs, 6)
         stream = backend.stream(network, weights, 5)
         steps = [stream.step(frame).tobytes() for frame in batch.inputs]
@@ -271,7 +279,7 @@ def test_a_stream_and_a_run_stay_on_the_device() -> None:
 
 
 # The first form of each function, in numpy with numbers of the host.
-def _rounded(x: Float32, exponent: int) -> Float32:
+def _rounded(x: AnyArray, exponent: int) -> AnyArray:
     return np.rint(x * np.float32(2.0**exponent)) * np.float32(2.0**-exponent)
 
 
@@ -284,7 +292,7 @@ def error_grid(dz: Float32, bits: int) -> tuple[Float32, list[int]]:
     q = _exponent(dz, bits)
     on_grid = np.zeros_like(dz) if q is None else _rounded(dz, q)
     before = np.abs(dz) >= np.float32(SMALLEST_NORMAL)
-    return on_grid, [np.count_nonzero(before & (on_grid == 0)), np.count_nonzero(before)]
+    return on_grid, [int(np.count_nonzero(before & (on_grid == 0))), int(np.count_nonzero(before))]
 
 
 def sample_grid(dz: Float32, bits: int) -> Float32:
@@ -302,8 +310,8 @@ def squares(gradients: Sequence[Float32]) -> list[int]:
     return [int(np.abs(whole).view(np.int32).max()), sum(x * x for x in units)]
 
 
-def channel_sums(x: Float32, count: int) -> AnyArray:
-    return np.moveaxis(x, 2, 0).reshape(count, -1).sum(axis=1, dtype=np.float64)
+def channel_sums(x: Float32, count: int) -> list[float]:
+    return [float(row.sum(dtype=np.float64)) for row in np.moveaxis(x, 2, 0).reshape(count, -1)]
 
 
 def moments(z: Float32, exponent: int, dy: Float32) -> tuple[AnyArray, AnyArray]:
@@ -420,7 +428,7 @@ def test_channels_are_those_of_the_first_form(library: Library) -> None:
         assert error_found.tolist() == error_sums.tolist()
         for count in (1, 2):
             (found,) = totals[count](native[1][:1])
-            assert found.tolist() == channel_sums(dy[:1], count).tolist()
+            assert found.tolist() == channel_sums(dy[:1], count)
     values = draw.normal(size=2).astype(np.float32)
     shape = library.laid_out(np.empty((1, 4, 2, 5, 3))).shape[1:]
     (found,) = library(lambda x: of.spread(x, shape))(values)
@@ -461,8 +469,8 @@ def test_weights_are_on_the_grid_of_the_spec() -> None:
         w = np.ones(first.weight_shape, np.float32)
         w[1, 5:7] = bad
         messages = []
-        for backend, x in ((numpy, w), (remote, Remote(w))):
+        for backend in BACKENDS:
             with pytest.raises(NumericError) as error, np.errstate(invalid="ignore"):
-                backend.weight_grids([first], [x])  # type: ignore[attr-defined]
+                backend.weight_grids([first], [backend.asarray(w)])
             messages.append(str(error.value))
         assert messages[0] == messages[1]

@@ -78,7 +78,8 @@ class Eager(TorchBackend):
         return torch.count_nonzero(s)
 
     def readout_error(self, *arguments: Any) -> torch.Tensor:
-        return Pairs.readout_error(self, *arguments)
+        error: torch.Tensor = Pairs.readout_error(self, *arguments)
+        return error
 
 
 @pytest.fixture

@@ -172,7 +172,8 @@ def weight_grid(projection: Projection, w: Array) -> tuple[Array, GridChoice]:
     # Sums of n units times the largest input, counted in units of the product's grid, must not exceed 2^24.
     most = 2.0**EXACT_LIMIT_BITS / (projection.input.maximum * 2.0**projection.input.exponent)
     largest = ARITHMETIC.largest_error(w)[0]
-    finite, silent = largest < _bits(CEILING), largest < _bits(FLOOR)
+    finite = largest < _bits(CEILING)
+    silent = largest < _bits(FLOOR)
     q = ARITHMETIC.weight_exponent(jnp.where(finite & ~silent, largest, _bits(1)), bits)
 
     def on_grid(coarser: Array) -> tuple[Array, Array]:

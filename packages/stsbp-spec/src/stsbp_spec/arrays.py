@@ -21,8 +21,8 @@ from stsbp_spec.typing import AnyArray, Array, Shape
 __all__ = ["NAMES", "NUMPY", "ArrayArithmetic", "NumpyNames"]
 
 NAMES = (
-    "abs", "arange", "argmax", "astype", "broadcast_to", "concat", "count_nonzero", "cumulative_sum", "exp",
-    "full_like", "max", "maximum", "minimum", "moveaxis", "reshape", "round", "sqrt", "stack", "sum", "where", "zeros",
+    "abs", "arange", "argmax", "astype", "broadcast_to", "clip", "concat", "count_nonzero", "cumulative_sum", "exp",
+    "full_like", "max", "maximum", "moveaxis", "reshape", "round", "sqrt", "stack", "sum", "where", "zeros",
     "zeros_like", "float32", "float64", "int32", "int64", "uint8",
 )  # fmt: skip
 """All names of the standard that a namespace needs."""
@@ -121,8 +121,7 @@ class ArrayArithmetic(Generic[Array]):
 
     def scales(self, largest: Any, bits: int) -> tuple[Any, Any]:
         """`2^q` and `2^-q` of `grid.error_exponent` from bits of largest magnitudes; zeros if below `FLOOR`."""
-        exponent = bits + 126 - (largest >> _MANTISSA_BITS)
-        q = self.xp.minimum(exponent, self.xp.full_like(exponent, FINEST_ERROR_EXPONENT))
+        q = self.xp.clip(bits + 126 - (largest >> _MANTISSA_BITS), None, FINEST_ERROR_EXPONENT)
         loud = self.float32(largest >= _FLOOR_BITS)
         return self.power_of_two(q) * loud, self.power_of_two(-q) * loud
 
@@ -162,9 +161,8 @@ class ArrayArithmetic(Generic[Array]):
         `grid.fit_weight_grid` defines it for finite weights that are not too small or too large.
         """
         xp = self.xp
-        q = xp.minimum(bits + 125 - (largest >> _MANTISSA_BITS), xp.full_like(largest, 126))
         # The bits of weights that are not finite are no exponent.
-        q = xp.maximum(q, xp.full_like(q, -126))
+        q = xp.clip(bits + 125 - (largest >> _MANTISSA_BITS), -126, 126)
         units = xp.round(self.view(largest, xp.float32) * self.power_of_two(q))
         return q - xp.astype(units > 2 ** (bits - 1) - 1, xp.int32)
 

@@ -170,7 +170,7 @@ class Pairs(ABC, Generic[Array]):
             NumericError, ExactnessError: see `grid.weight_grid`.
         """
         first = self.compiled(first_grids, tuple(projections))(list(weights))
-        numbers = self.read([each for _, each in first])
+        numbers = self.read([pair for _, pair in first])
 
         def rounded(w: Array, q: int, coarser: int) -> tuple[Array, float]:
             wq, units = self.arithmetic.round_weights(w, 2.0**q, 2.0**-q)
@@ -183,8 +183,8 @@ class Pairs(ABC, Generic[Array]):
 
     def weight_grid(self, projection: Projection, w: Array) -> tuple[Array, WeightGrid]:
         """`weight_grids` of one layer."""
-        (found,) = self.weight_grids((projection,), (w,))
-        return found
+        (on_grid,) = self.weight_grids((projection,), (w,))
+        return on_grid
 
     def largest_error(self, dz: Array) -> Array:
         """Bits of the largest magnitude in `dz`, native integers `[1]`. NaN is above all numbers.
@@ -219,6 +219,7 @@ class Pairs(ABC, Generic[Array]):
     def unpack(self, frames: PackedFrames) -> Array:
         """Frames `[T, B, ...]` of zeros and ones from bits, as `encode` returns them, unpacked on the device."""
         xp, bits = self.arithmetic.xp, self.asarray(np.moveaxis(frames.bits, -1, 2))
+        # A backend whose spikes are float32 may have made float32 of the bytes.
         unpacked = self.arithmetic.unpacked(xp.astype(bits, xp.uint8, copy=False), frames.steps)
         spikes: Array = xp.astype(unpacked, self.arithmetic.spikes, copy=False)
         return spikes

@@ -158,8 +158,8 @@ def _units(z: Any, exponent: Any, arithmetic: ArrayArithmetic[Any]) -> Any:
     """`z` `[T, B, C, ...]` in units of `2^-exponent`, int64 `[C, n]`."""
     # In two steps, because a single power of two may be outside the range of float32.
     half = exponent >> 1
-    whole = z * arithmetic.power_of_two(half) * arithmetic.power_of_two(exponent - half)
-    return arithmetic.int64(arithmetic.by_channel(whole, z.shape[arithmetic.channel_axis]))
+    units = z * arithmetic.power_of_two(half) * arithmetic.power_of_two(exponent - half)
+    return arithmetic.int64(arithmetic.by_channel(units, z.shape[arithmetic.channel_axis]))
 
 
 def moments(z: Array, exponent: Array, arithmetic: ArrayArithmetic[Any] = NUMPY) -> Array:
@@ -170,20 +170,20 @@ def moments(z: Array, exponent: Array, arithmetic: ArrayArithmetic[Any] = NUMPY)
         exponent: `[1]`; `z` is `k 2^-exponent` with whole numbers `|k| <= 2^24`.
         arithmetic: that of the arrays.
     """
-    added, k = arithmetic.channel_sums, _units(z, exponent, arithmetic)
+    total, k = arithmetic.channel_sums, _units(z, exponent, arithmetic)
     squares = k * k
-    low = added(squares & (2**SQUARE_BITS - 1))
-    high = added(squares >> SQUARE_BITS) + (low >> SQUARE_BITS)
-    sums: Array = arithmetic.xp.stack([added(k), high, low & (2**SQUARE_BITS - 1)])
+    low = total(squares & (2**SQUARE_BITS - 1))
+    high = total(squares >> SQUARE_BITS) + (low >> SQUARE_BITS)
+    sums: Array = arithmetic.xp.stack([total(k), high, low & (2**SQUARE_BITS - 1)])
     return sums
 
 
 def error_moments(dy: Array, z: Array, exponent: Array, arithmetic: ArrayArithmetic[Any] = NUMPY) -> Array:
     """`sum dy`, `sum dy h` and `sum dy l` of each channel, float64 `[3, C]`, with `k = h 2^12 + l`: see `moments`."""
-    added, k = arithmetic.channel_sums, _units(z, exponent, arithmetic)
+    total, k = arithmetic.channel_sums, _units(z, exponent, arithmetic)
     d = arithmetic.float64(arithmetic.by_channel(dy, dy.shape[arithmetic.channel_axis]))
-    high, low = added(d * (k >> PIECE_BITS)), added(d * (k & (2**PIECE_BITS - 1)))
-    sums: Array = arithmetic.xp.stack([added(d), high, low])
+    high, low = total(d * (k >> PIECE_BITS)), total(d * (k & (2**PIECE_BITS - 1)))
+    sums: Array = arithmetic.xp.stack([total(d), high, low])
     return sums
 
 
