@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from stsbp_spec import grid, rules
+from stsbp_spec import arrays, grid, rules
 from stsbp_spec.adjoint import substituted
 from stsbp_spec.backend import Batch, NeuronResiduals, RunResult, ValueAndGrad
 from stsbp_spec.encoders.packed import Inputs, PackedFrames
@@ -75,7 +75,7 @@ _NUMPY = LANGUAGES["numpy"]
 _LANGUAGE = replace(_NUMPY, operations={**_NUMPY.operations, "fma": "fma({0}, {1}, {2})"})
 _WORDS: Mapping[str, Any] = {
     "number": np.float32,
-    "snap": grid.snap,
+    "snap": arrays.snap,
     "where": np.where,
     "sqrt": np.sqrt,
     "exp": np.exp,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from stsbp_spec.arrays import NUMPY
+from stsbp_spec.arrays import NUMPY, snap
 from stsbp_spec.errors import ExactnessError, NumericError
 from stsbp_spec.grid import (
     CEILING,
@@ -24,7 +24,6 @@ from stsbp_spec.grid import (
     headroom_bits,
     is_on_grid,
     round_to_grid,
-    snap,
     unsigned_zeros,
     weight_grid,
 )

@@ -11,8 +11,8 @@ from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
-from stsbp_spec import grid, host, random
-from stsbp_spec.arrays import ArrayArithmetic, NumpyNames
+from stsbp_spec import host, random
+from stsbp_spec.arrays import ArrayArithmetic, NumpyNames, snap
 from stsbp_spec.backend import AbstractBackend, Device
 from stsbp_spec.collective import Collective, Rendezvous
 from stsbp_spec.equations import Constants
@@ -138,7 +138,7 @@ def _upsampling_back(op: Upsample2d, left: None, d: Float32) -> Float32:
 @cache
 def _printed(recurrence: Recurrence) -> Callable[..., Any]:
     """One step as a function of parameters, inputs and states, with the words of the language from here."""
-    words = {"number": np.float32, "snap": grid.snap, "where": np.where, "sqrt": np.sqrt, "exp": np.exp}
+    words = {"number": np.float32, "snap": snap, "where": np.where, "sqrt": np.sqrt, "exp": np.exp}
     return compiled(recurrence, LANGUAGES["numpy"], words)
 
 

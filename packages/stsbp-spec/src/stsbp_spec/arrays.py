@@ -18,7 +18,7 @@ import numpy as np
 from stsbp_spec.grid import FINEST_ERROR_EXPONENT, FLOOR, SMALLEST_NORMAL
 from stsbp_spec.typing import AnyArray, Array, Shape
 
-__all__ = ["NAMES", "NUMPY", "ArrayArithmetic", "NumpyNames"]
+__all__ = ["NAMES", "NUMPY", "ArrayArithmetic", "NumpyNames", "snap"]
 
 NAMES = (
     "abs", "arange", "argmax", "astype", "broadcast_to", "clip", "concat", "count_nonzero", "cumulative_sum", "exp",
@@ -242,6 +242,15 @@ class ArrayArithmetic(Generic[Array]):
 
     def _shifts(self) -> Array:
         return 7 - self.xp.arange(8, dtype=self.xp.uint8)
+
+
+def snap(x: Any, number: Callable[[float], Any] = np.float32) -> AnyArray:
+    """`x`, a numpy array of any shape, with magnitudes below 2^-100 replaced by zero.
+
+    `number` converts constants to its type.
+    """
+    snapped: AnyArray = np.where(np.abs(x) < number(FLOOR), number(0.0), x)
+    return snapped
 
 
 def _numpy_view(x: AnyArray, dtype: Any) -> AnyArray:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -47,7 +47,6 @@ __all__ = [
     "fit_weight_grid",
     "headroom_bits",
     "round_to_grid",
-    "snap",
     "sum_bits",
     "unsigned_zeros",
     "weight_grid",
@@ -81,12 +80,6 @@ MAX_WEIGHT_BITS = 12
 
 _F = TypeVar("_F", np.float32, np.float64)
 _W = TypeVar("_W")
-
-
-def snap(x: Any, number: Callable[[float], Any] = np.float32) -> AnyArray:
-    """`x`, of any shape, with magnitudes below 2^-100 replaced by zero. `number` converts constants to its type."""
-    snapped: AnyArray = np.where(np.abs(x) < number(FLOOR), number(0.0), x)
-    return snapped
 
 
 def magnitude(bits: int) -> float:

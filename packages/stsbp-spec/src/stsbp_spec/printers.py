@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from stsbp_spec.arrays import snap
 from stsbp_spec.expr import Expr, Recurrence, merged
-from stsbp_spec.grid import snap
 from stsbp_spec.typing import AnyArray
 
 __all__ = ["LANGUAGES", "Braces", "Language", "Line", "definition", "evaluate", "function", "lines", "new_state",

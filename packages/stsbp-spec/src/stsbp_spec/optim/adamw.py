@@ -201,8 +201,7 @@ def gradient_norm(gradients: Iterable[Float32]) -> float:
     Elements below `2^-norm_bits` of the largest element count as zero. The norm is not finite if a gradient is not.
     """
     arrays = list(gradients)
-    with np.errstate(invalid="ignore"):  # a gradient that is not finite has no integer
-        return norm_of(gradient_squares(arrays), sum(g.size for g in arrays))
+    return norm_of(gradient_squares(arrays), sum(g.size for g in arrays))
 
 
 def gradient_squares(gradients: Sequence[Array], arithmetic: ArrayArithmetic[Any] = NUMPY) -> Array:
@@ -221,7 +220,8 @@ def gradient_squares(gradients: Sequence[Array], arithmetic: ArrayArithmetic[Any
         return squares
     largest = reduce(xp.maximum, map(arithmetic.largest_error, arrays))
     scale, _ = arithmetic.scales(largest, norm_bits(sum(math.prod(g.shape) for g in arrays)))
-    units = [arithmetic.int64(xp.round(g * scale)) for g in arrays]
+    with np.errstate(invalid="ignore"):  # numpy warns of gradients that are not finite: they have no integers
+        units = [arithmetic.int64(xp.round(g * scale)) for g in arrays]
     total = sum(xp.sum(x * x) for x in units)
     squares = xp.stack([xp.reshape(arithmetic.int64(largest), ()), total])
     return squares
