@@ -1,6 +1,6 @@
 """The array arithmetic of the contract, written once over the array library of a backend.
 
-A library is passed as a namespace with functions of the array API standard (https://data-apis.org/array-api):
+A library is passed as a namespace with functions of the array API standard (2024.12, https://data-apis.org/array-api):
 jax.numpy, those of array-api-compat, `NumpyNames`, or a small class with the functions `NAMES`. The only other need is
 a function that reads the bits of numbers as numbers of another type.
 
@@ -22,7 +22,7 @@ __all__ = ["NAMES", "NUMPY", "ArrayArithmetic", "NumpyNames", "snap"]
 
 NAMES = (
     "abs", "arange", "argmax", "astype", "broadcast_to", "clip", "concat", "count_nonzero", "cumulative_sum", "exp",
-    "full_like", "max", "maximum", "moveaxis", "reshape", "round", "sqrt", "stack", "sum", "where", "zeros",
+    "max", "maximum", "moveaxis", "reshape", "round", "sqrt", "stack", "sum", "where", "zeros",
     "zeros_like", "float32", "float64", "int32", "int64", "uint8",
 )  # fmt: skip
 """All names of the standard that a namespace needs."""
@@ -41,11 +41,9 @@ class NumpyNames:
 
     def __init__(self, library: Any) -> None:
         self._library = library
-        self.concat = library.concatenate
-        self.round = library.rint
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._library, name)
+        self.concat, self.round = library.concatenate, library.rint
+        # Attributes, because a look-up of each call in the library would take as long as a small operation.
+        vars(self).update({name: getattr(library, name) for name in NAMES if not hasattr(self, name)})
 
     def astype(self, x: Any, dtype: Any, *, copy: bool = True) -> Any:
         """`x` as an array of another type."""
@@ -120,10 +118,9 @@ class ArrayArithmetic(Generic[Array]):
         return self.xp.reshape(self.xp.max(self.magnitudes(dz)), (1,))
 
     def scales(self, largest: Any, bits: int) -> tuple[Any, Any]:
-        """`2^q` and `2^-q` of `grid.error_exponent` from bits of largest magnitudes; zeros if below `FLOOR`."""
+        """`2^q`, zero if below `FLOOR`, and `2^-q` of `grid.error_exponent` from bits of largest magnitudes."""
         q = self.xp.clip(bits + 126 - (largest >> _MANTISSA_BITS), None, FINEST_ERROR_EXPONENT)
-        loud = self.float32(largest >= _FLOOR_BITS)
-        return self.power_of_two(q) * loud, self.power_of_two(-q) * loud
+        return self.power_of_two(q) * self.float32(largest >= _FLOOR_BITS), self.power_of_two(-q)
 
     def error_grid(self, dz: Any, bits: int, largest: Any | None = None) -> tuple[Array, Array]:
         """`Pairs.error_grid`: errors on their grid of `bits` bits, and the counts of `grid.ZeroedErrors`, `[2]`.
@@ -136,10 +133,10 @@ class ArrayArithmetic(Generic[Array]):
         xp = self.xp
         most = self.largest_error(dz) if largest is None else largest
         # `math.frexp`, with which `grid.error_exponent` is defined, has the exponent 0 for infinity and NaN.
-        most = xp.where(most < _INFINITY_BITS, most, xp.full_like(most, 126 << _MANTISSA_BITS))
-        # Without axes, because numpy multiplies by such a number in place. Integers without axes become int64 when
-        # numpy 1 adds a Python number, so they keep theirs.
-        scale, back = (xp.reshape(factor, ()) for factor in self.scales(most, bits))
+        most = xp.where(most < _INFINITY_BITS, most, 126 << _MANTISSA_BITS)
+        # numpy multiplies by numbers without axes in place. Integers keep their axis, because numpy 1 makes int64 of
+        # an int32 without axes to which it adds a Python number.
+        scale, back = (factor[0] for factor in self.scales(most, bits))
         on_grid = xp.round(dz * scale) * back
         before = xp.abs(dz) >= SMALLEST_NORMAL
         return on_grid, xp.stack([xp.count_nonzero(before & (on_grid == 0)), xp.count_nonzero(before)])
@@ -175,7 +172,7 @@ class ArrayArithmetic(Generic[Array]):
         largest = self.largest_error(w)
         q = self.weight_exponent(largest, bits)
         wq, bound = self.round_weights(w, self.power_of_two(q), self.power_of_two(-q))
-        return wq, self.xp.stack([self.xp.reshape(self.float64(largest), ()), bound])
+        return wq, self.xp.stack([self.float64(largest)[0], bound])
 
     def round_weights(self, w: Any, scale: Any, back: Any) -> tuple[Array, Array]:
         """Weights `[out, ...]` on a grid, and the largest partial sum of a row in units of the grid, float64."""
@@ -191,7 +188,7 @@ class ArrayArithmetic(Generic[Array]):
     def within(self, x: Any, inside: Any) -> Array:
         """`x` `[T, B, ...]` with zeros where `inside`, `[1 or T, B]`, is not above 0."""
         mask = self.xp.reshape(inside, (*inside.shape, *(1,) * (len(x.shape) - 2))) > 0
-        return self.xp.where(mask, x, self.xp.zeros((), dtype=x.dtype))
+        return self.xp.where(mask, x, 0)
 
     def silenced(self, x: Any, count: Any) -> Array:
         """`x` `[T, B, ...]` with zeros for all samples except the first `count`."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from stsbp_spec.arrays import ArrayArithmetic
+from stsbp_spec.arrays import NAMES, ArrayArithmetic
 from stsbp_spec.typing import Shape
 
 __all__ = ["Names", "arithmetic"]
@@ -23,9 +21,7 @@ class Names:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
+        vars(self).update({name: getattr(torch, name) for name in NAMES if not hasattr(self, name)})
 
     def astype(self, x: torch.Tensor, dtype: torch.dtype, *, copy: bool = True) -> torch.Tensor:
         """`x` as a tensor of another type."""

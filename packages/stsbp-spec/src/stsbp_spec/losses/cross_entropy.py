@@ -121,7 +121,7 @@ def _classes(targets: Any, within: Any, xp: Any) -> Any:
 
 
 def _masked(x: Any, within: Any, xp: Any, other: float = 0) -> Any:
-    return xp.where(within, x, xp.full_like(x, other))
+    return xp.where(within, x, other)
 
 
 def _steps(u: Any, within: Any, xp: Any) -> Any:

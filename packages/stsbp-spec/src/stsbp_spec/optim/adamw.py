@@ -223,7 +223,7 @@ def gradient_squares(gradients: Sequence[Array], arithmetic: ArrayArithmetic[Any
     with np.errstate(invalid="ignore"):  # numpy warns of gradients that are not finite: they have no integers
         units = [arithmetic.int64(xp.round(g * scale)) for g in arrays]
     total = sum(xp.sum(x * x) for x in units)
-    squares = xp.stack([xp.reshape(arithmetic.int64(largest), ()), total])
+    squares = xp.stack([arithmetic.int64(largest)[0], total])
     return squares
 
 
