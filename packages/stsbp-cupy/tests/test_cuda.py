@@ -195,7 +195,7 @@ def _stand_in(count: Callable[[], int]) -> tuple[dict[str, ModuleType], Callable
     )  # fmt: skip
     raw = SimpleNamespace(get_function=Kernel)
     types = {name for name in NAMES if isinstance(getattr(np, name, None), type)}
-    functions = {"ascontiguousarray", "empty_like", "packbits", "rint", "unpackbits", *NAMES} - types
+    functions = {"ascontiguousarray", "empty_like", "minimum", "packbits", "rint", "unpackbits", *NAMES} - types
     functions -= {"astype", "concat", "cumulative_sum"}  # which not every CuPy has
     cupy = module(
         "cupy", **{name: getattr(np, name) for name in types},

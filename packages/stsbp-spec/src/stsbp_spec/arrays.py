@@ -22,7 +22,7 @@ __all__ = ["NAMES", "NUMPY", "ArrayArithmetic", "NumpyNames", "snap"]
 
 NAMES = (
     "abs", "arange", "argmax", "astype", "broadcast_to", "clip", "concat", "count_nonzero", "cumulative_sum", "exp",
-    "max", "maximum", "moveaxis", "reshape", "round", "sqrt", "stack", "sum", "where", "zeros",
+    "max", "maximum", "moveaxis", "round", "sqrt", "stack", "sum", "where", "zeros",
     "zeros_like", "float32", "float64", "int32", "int64", "uint8",
 )  # fmt: skip
 """All names of the standard that a namespace needs."""
@@ -42,12 +42,26 @@ class NumpyNames:
     def __init__(self, library: Any) -> None:
         self._library = library
         self.concat, self.round = library.concatenate, library.rint
-        # Attributes, because a look-up of each call in the library would take as long as a small operation.
+        # A look-up of each call in the library would take as long as a small operation.
         vars(self).update({name: getattr(library, name) for name in NAMES if not hasattr(self, name)})
 
     def astype(self, x: Any, dtype: Any, *, copy: bool = True) -> Any:
         """`x` as an array of another type."""
         return x.astype(dtype, copy=copy)
+
+    # numpy's own functions of these names take several times as long as such an operation on a small array.
+    def clip(self, x: Any, low: Any, high: Any) -> Any:
+        """`x`, at least `low`, if there is one, and at most `high`."""
+        below = self._library.minimum(x, high)
+        return below if low is None else self._library.maximum(below, low)
+
+    def max(self, x: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
+        """Largest elements along axes."""
+        return x.max(axis=axis, keepdims=keepdims)
+
+    def sum(self, x: Any, *, axis: Any = None, dtype: Any = None, keepdims: bool = False) -> Any:
+        """Sums along axes."""
+        return x.sum(axis=axis, dtype=dtype, keepdims=keepdims)
 
     def count_nonzero(self, x: Any) -> Any:
         """Number of elements that are not zero, as an array."""
@@ -115,12 +129,15 @@ class ArrayArithmetic(Generic[Array]):
 
     def largest_error(self, dz: Any) -> Any:
         """`Pairs.largest_error`: bits of the largest magnitude, int32 `[1]`."""
-        return self.xp.reshape(self.xp.max(self.magnitudes(dz)), (1,))
+        return self.xp.max(self.magnitudes(dz)).reshape((1,))
 
     def scales(self, largest: Any, bits: int) -> tuple[Any, Any]:
         """`2^q`, zero if below `FLOOR`, and `2^-q` of `grid.error_exponent` from bits of largest magnitudes."""
-        q = self.xp.clip(bits + 126 - (largest >> _MANTISSA_BITS), None, FINEST_ERROR_EXPONENT)
-        return self.power_of_two(q) * self.float32(largest >= _FLOOR_BITS), self.power_of_two(-q)
+        # Bits of 2^q. The sum of the exponent fields of 2^q and 2^-q is twice the bias.
+        exponent = bits + 126 + _BIAS - (largest >> _MANTISSA_BITS)
+        power = self.xp.clip(exponent, None, FINEST_ERROR_EXPONENT + _BIAS) << _MANTISSA_BITS
+        scale, back = (self.view(x, self.xp.float32) for x in (power, (2 * _BIAS << _MANTISSA_BITS) - power))
+        return scale * self.float32(largest >= _FLOOR_BITS), back
 
     def error_grid(self, dz: Any, bits: int, largest: Any | None = None) -> tuple[Array, Array]:
         """`Pairs.error_grid`: errors on their grid of `bits` bits, and the counts of `grid.ZeroedErrors`, `[2]`.
@@ -178,7 +195,7 @@ class ArrayArithmetic(Generic[Array]):
         """Weights `[out, ...]` on a grid, and the largest partial sum of a row in units of the grid, float64."""
         xp = self.xp
         units = xp.round(w * scale)
-        rows = self.float64(xp.reshape(units, (w.shape[0], -1)))
+        rows = self.float64(units.reshape((w.shape[0], -1)))
         # The sum of the positive weights, or that of the negative ones: half the sum of magnitudes, plus or minus half
         # the sum. All of these are exact.
         bound = xp.max(xp.sum(xp.abs(rows), axis=1) + xp.abs(xp.sum(rows, axis=1))) / 2
@@ -187,19 +204,19 @@ class ArrayArithmetic(Generic[Array]):
     # Steps and samples that do not count.
     def within(self, x: Any, inside: Any) -> Array:
         """`x` `[T, B, ...]` with zeros where `inside`, `[1 or T, B]`, is not above 0."""
-        mask = self.xp.reshape(inside, (*inside.shape, *(1,) * (len(x.shape) - 2))) > 0
+        mask = inside.reshape((*inside.shape, *(1,) * (len(x.shape) - 2))) > 0
         return self.xp.where(mask, x, 0)
 
     def silenced(self, x: Any, count: Any) -> Array:
         """`x` `[T, B, ...]` with zeros for all samples except the first `count`."""
         samples = self.xp.arange(x.shape[1], dtype=self.xp.int32)
-        return self.within(x, self.xp.reshape(self.xp.astype(samples < count, self.xp.uint8), (1, -1)))
+        return self.within(x, self.xp.astype(samples < count, self.xp.uint8).reshape((1, -1)))
 
     # Channels.
     def spread(self, values: Any, shape: Shape) -> Array:
         """`values` `[C]` or `[1]`, repeated for each element of `shape`, which is the native shape of `[B, C, ...]`."""
         after = len(shape) - self.channel_axis if self.channel_axis > 0 else 0
-        return self.xp.broadcast_to(self.xp.reshape(values, (-1, *(1,) * after)), (1, *shape))
+        return self.xp.broadcast_to(values.reshape((-1, *(1,) * after)), (1, *shape))
 
     def by_channel(self, x: Any, count: int) -> Array:
         """`x` `[T, B, C, ...]` as `[count, n]`, or `[n, count]` if native arrays are channels-last.
@@ -207,8 +224,8 @@ class ArrayArithmetic(Generic[Array]):
         `count` is `C`, or 1 for all elements together.
         """
         if self.channel_axis < 0:
-            return self.xp.reshape(x, (-1, count))
-        return self.xp.reshape(self.xp.moveaxis(x, self.channel_axis, 0), (count, -1))
+            return x.reshape((-1, count))
+        return self.xp.moveaxis(x, self.channel_axis, 0).reshape((count, -1))
 
     def channel_sums(self, x: Any, dtype: Any = None) -> Array:
         """Sums of the elements of each channel, `[count]`, from `by_channel`."""
@@ -222,20 +239,20 @@ class ArrayArithmetic(Generic[Array]):
     def unpacked(self, bits: Any, steps: int) -> Array:
         """Frames `[steps, ...]` of zeros and ones from bytes of eight steps each, with the lowest bit first."""
         xp = self.xp
-        places = xp.reshape(xp.arange(8, dtype=xp.uint8), (-1, *(1,) * (len(bits.shape) - 1)))
+        places = xp.arange(8, dtype=xp.uint8).reshape((-1, *(1,) * (len(bits.shape) - 1)))
         frames = (bits[:, None] >> places) & 1
-        return xp.reshape(frames, (-1, *bits.shape[1:]))[:steps]
+        return frames.reshape((-1, *bits.shape[1:]))[:steps]
 
     def pack(self, s: Any) -> Array:
         """Zeros and ones as bits, uint8 `[n]`. The first of eight values is the highest bit."""
         xp, count = self.xp, math.prod(s.shape)
-        flat = xp.reshape(xp.astype(s, xp.uint8, copy=False), (-1,))
+        flat = xp.astype(s, xp.uint8, copy=False).reshape((-1,))
         padded = xp.concat([flat, xp.zeros((-count % 8,), dtype=xp.uint8)])
-        return xp.sum(xp.reshape(padded, (-1, 8)) << self._shifts(), axis=1, dtype=xp.uint8)
+        return xp.sum(padded.reshape((-1, 8)) << self._shifts(), axis=1, dtype=xp.uint8)
 
     def unpack(self, bits: Any, count: int) -> Array:
         """The first `count` values of `pack`, uint8 `[count]`."""
-        return self.xp.reshape((bits[:, None] >> self._shifts()) & 1, (-1,))[:count]
+        return ((bits[:, None] >> self._shifts()) & 1).reshape((-1,))[:count]
 
     def _shifts(self) -> Array:
         return 7 - self.xp.arange(8, dtype=self.xp.uint8)
