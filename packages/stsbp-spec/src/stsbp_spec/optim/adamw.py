@@ -220,6 +220,7 @@ def gradient_squares(gradients: Sequence[Array], arithmetic: ArrayArithmetic[Any
         return squares
     largest = reduce(xp.maximum, map(arithmetic.largest_error, arrays))
     scale, _ = arithmetic.scales(largest, norm_bits(sum(math.prod(g.shape) for g in arrays)))
+    scale = scale[0]  # without axes, numpy multiplies faster
     with np.errstate(invalid="ignore"):  # numpy warns of gradients that are not finite: they have no integers
         units = [arithmetic.int64(xp.round(g * scale)) for g in arrays]
     total = sum(xp.sum(x * x) for x in units)
