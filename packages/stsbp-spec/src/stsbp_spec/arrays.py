@@ -136,8 +136,8 @@ class ArrayArithmetic(Generic[Array]):
         # Bits of 2^q. The sum of the exponent fields of 2^q and 2^-q is twice the bias.
         exponent = bits + 126 + _BIAS - (largest >> _MANTISSA_BITS)
         power = self.xp.clip(exponent, None, FINEST_ERROR_EXPONENT + _BIAS) << _MANTISSA_BITS
-        scale, back = (self.view(x, self.xp.float32) for x in (power, (2 * _BIAS << _MANTISSA_BITS) - power))
-        return scale * self.float32(largest >= _FLOOR_BITS), back
+        scale = self.view(self.xp.where(largest < _FLOOR_BITS, 0, power), self.xp.float32)
+        return scale, self.view((2 * _BIAS << _MANTISSA_BITS) - power, self.xp.float32)
 
     def error_grid(self, dz: Any, bits: int, largest: Any | None = None) -> tuple[Array, Array]:
         """`Pairs.error_grid`: errors on their grid of `bits` bits, and the counts of `grid.ZeroedErrors`, `[2]`.
@@ -153,10 +153,11 @@ class ArrayArithmetic(Generic[Array]):
         most = xp.where(most < _INFINITY_BITS, most, 126 << _MANTISSA_BITS)
         # numpy multiplies by numbers without axes in place. Integers keep their axis, because numpy 1 makes int64 of
         # an int32 without axes to which it adds a Python number.
-        scale, back = (factor[0] for factor in self.scales(most, bits))
-        on_grid = xp.round(dz * scale) * back
+        scale, back = self.scales(most, bits)
+        on_grid = xp.round(dz * scale[0]) * back[0]
         before = xp.abs(dz) >= SMALLEST_NORMAL
-        return on_grid, xp.stack([xp.count_nonzero(before & (on_grid == 0)), xp.count_nonzero(before)])
+        zeroed, nonzero = xp.count_nonzero(before & (on_grid == 0)), xp.count_nonzero(before)
+        return on_grid, xp.concat([zeroed.reshape((1,)), nonzero.reshape((1,))])
 
     def sample_grid(self, dz: Any, bits: int) -> Array:
         """Errors `[1, B, ...]` of one step. The errors of each sample are on an error grid of their own.
