@@ -190,7 +190,7 @@ class ArrayArithmetic(Generic[Array]):
         largest = self.largest_error(w)
         q = self.weight_exponent(largest, bits)
         wq, bound = self.round_weights(w, self.power_of_two(q), self.power_of_two(-q))
-        return wq, self.xp.stack([self.float64(largest)[0], bound])
+        return wq, self.xp.concat([self.float64(largest), bound.reshape((1,))])
 
     def round_weights(self, w: Any, scale: Any, back: Any) -> tuple[Array, Array]:
         """Weights `[out, ...]` on a grid, and the largest partial sum of a row in units of the grid, float64."""

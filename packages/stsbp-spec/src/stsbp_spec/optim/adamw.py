@@ -223,8 +223,8 @@ def gradient_squares(gradients: Sequence[Array], arithmetic: ArrayArithmetic[Any
     scale = scale[0]  # without axes, numpy multiplies faster
     with np.errstate(invalid="ignore"):  # numpy warns of gradients that are not finite: they have no integers
         units = [arithmetic.int64(xp.round(g * scale)) for g in arrays]
-    total = sum(xp.sum(x * x) for x in units)
-    squares = xp.stack([arithmetic.int64(largest)[0], total])
+    total: Any = sum(xp.sum(x * x) for x in units)
+    squares = xp.concat([arithmetic.int64(largest), total.reshape((1,))])
     return squares
 
 
