@@ -142,6 +142,8 @@ def test_names_are_kept_and_never_taken_twice() -> None:
     ("make", "message"),
     [
         (lambda: bool(A < B), "choose with where"),
+        (lambda: 0 if A == 0 else B, "no == or !="),
+        (lambda: A != B, "no == or !="),
         (lambda: A**2, "write x \\* x"),
         (lambda: float(A), "no value yet"),
         (lambda: list(A), "not a sequence"),

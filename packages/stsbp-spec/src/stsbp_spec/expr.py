@@ -133,6 +133,14 @@ class Expr:
     def __le__(self, other: Number) -> Expr:
         return _operation("ge", other, self)
 
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        # Python would compare the objects, and an `if` of a model would silently take one branch.
+        raise SpecError("expressions have no == or !=; use <, <=, > or >=")
+
+    __hash__ = object.__hash__
+
     def __bool__(self) -> bool:
         raise SpecError("an expression has no truth value before it runs; choose with where(condition, a, b)")
 
