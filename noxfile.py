@@ -183,7 +183,7 @@ def compiler() -> str | None:
 @nox.session(python=["3.11", "3.12", "3.13"])
 def spec(session: nox.Session) -> None:
     """Test the spec and the command line with numpy as the only backend, on each supported Python."""
-    install(session, SPEC, CLI, tools=TEST_TOOLS)
+    install(session, SPEC, CLI, CONFORMANCE, tools=TEST_TOOLS)
     session.run("python", "-m", "pytest", SPEC, CLI, *session.posargs)
 
 

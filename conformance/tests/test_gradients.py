@@ -7,13 +7,13 @@ from stsbp_conformance.adversarial import AdversarialCase
 from stsbp_conformance.cases import NetworkCase
 from stsbp_conformance.check import SPREADS, Compared, Mismatch, largest_ratio
 from stsbp_conformance.faults import WiderSurrogate
+from stsbp_conformance.oracles.roundoff import Near, Potentials
 from stsbp_conformance.reference import NUMPY
 from stsbp_conformance.search import drawn_case, ratios
 from stsbp_conformance.tiers import bits, gradients
 from stsbp_spec.losses import LOSSES
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import LIF
-from stsbp_spec.reference.roundoff import Near, Potentials
 from stsbp_spec.surrogates import Rectangle
 from stsbp_spec.typing import AnyArray
 

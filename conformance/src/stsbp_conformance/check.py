@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 import numpy as np
 from stsbp_spec.backend import AbstractBackend
-from stsbp_spec.reference.roundoff import Near
 from stsbp_spec.typing import AnyArray
+
+from stsbp_conformance.oracles.roundoff import Near
 
 __all__ = ["SPREADS", "Check", "Compared", "Mismatch", "Unavailable", "Verdict", "largest_ratio"]
 
@@ -44,7 +45,7 @@ class Verdict:
             raised.
         values: number of values that were compared (or of errors that were provoked).
         margin: for `bound`, the largest distance as a fraction of its bound.
-        spreads: for `bound`, the largest distance as a multiple of its spread (`stsbp_spec.reference.roundoff`).
+        spreads: for `bound`, the largest distance as a multiple of its spread (`stsbp_conformance.oracles.roundoff`).
         note: an additional line of text, or "".
     """
 

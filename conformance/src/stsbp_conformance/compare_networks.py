@@ -6,7 +6,7 @@
 For each network, every backend computes: the spikes and potentials of all layers, in one pass, step by step, for one
 sample alone and for the samples in another order; `reproducible` gradients with dropout; training updates, of whole
 batches and in parts; and `fast` gradients after these updates. All bits must be those of the reference, which computes
-whole batches in one pass. Gradients in `fast` precision must be within the bound of `stsbp_spec.reference.roundoff`.
+whole batches in one pass. Gradients in `fast` precision must be within the bound of `oracles/roundoff.py`.
 
 If a backend differs, the network is printed with the seed and number that draw it again. It is also made smaller, as
 long as the difference stays. The exit code is then 1.
@@ -30,14 +30,14 @@ from stsbp_spec.graph import Network, Neurons
 from stsbp_spec.neurons import ALIF
 from stsbp_spec.optim import AdamW
 from stsbp_spec.passes import Trace, backward_pass, forward_pass
-from stsbp_spec.reference import roundoff
-from stsbp_spec.reference.roundoff import Near, Potentials
 from stsbp_spec.registry import installed_backends, load_backend
 from stsbp_spec.results import Prediction, StepResult
 from stsbp_spec.trainer import Trainer, on_grid
 from stsbp_spec.typing import AnyArray, Float32, Int64, Memory, Precision, UInt8
 
 from stsbp_conformance.check import Compared, Mismatch
+from stsbp_conformance.oracles import roundoff
+from stsbp_conformance.oracles.roundoff import Near, Potentials
 from stsbp_conformance.random_networks import RandomCase, random_case, smaller
 from stsbp_conformance.reference import NUMPY
 from stsbp_conformance.tiers.trainer import open_usable

@@ -23,7 +23,6 @@ from stsbp_spec.errors import NumericError, SpecError
 from stsbp_spec.losses import LOSSES
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import LIF
-from stsbp_spec.reference.roundoff import Near, Potentials, U
 from stsbp_spec.registry import load_backend
 from stsbp_spec.surrogates import SURROGATES, parse_surrogate
 from stsbp_spec.synapses import PSP
@@ -33,6 +32,7 @@ from stsbp_conformance import reference
 from stsbp_conformance.adversarial import AdversarialCase
 from stsbp_conformance.cases import NetworkCase
 from stsbp_conformance.check import largest_ratio
+from stsbp_conformance.oracles.roundoff import Near, Potentials, U
 from stsbp_conformance.tiers import gradients
 
 __all__ = ["drawn_case", "former_ratio", "ratios"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stsbp_conformance.oracles import roundoff
 from stsbp_cupy import CupyBackend
 from stsbp_cupy.synapses import conv2d
 from stsbp_spec import LIF, PSP, AvgPool2d, Conv2d, Linear, NetworkSpec, random
@@ -14,7 +15,6 @@ from stsbp_spec.errors import BackendError, ExactnessError, NumericError
 from stsbp_spec.grid import round_to_grid
 from stsbp_spec.network import Block
 from stsbp_spec.optim import AdamW
-from stsbp_spec.reference import roundoff
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.surrogates import Arctan, FastSigmoid, Rectangle, Surrogate, Triangle
 from stsbp_spec.synapses import IDENTITY, MaxPool2d

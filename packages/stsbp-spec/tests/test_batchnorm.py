@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from stsbp_conformance.oracles.literal import Literal
 from stsbp_spec.backend import Batch
 from stsbp_spec.errors import ExactnessError, NetworkError, NumericError, ShapeError, SpecError
 from stsbp_spec.graph import Edge, Input, Network, Neurons, Node
@@ -20,7 +21,6 @@ from stsbp_spec.optim.adamw import AdamW
 from stsbp_spec.passes import forward_pass
 from stsbp_spec.random import keep_mask
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.reference.literal import Literal
 from stsbp_spec.surrogates import Arctan
 from stsbp_spec.synapses import AvgPool2d, BatchNorm, Conv2d, Linear
 from stsbp_spec.synapses import batchnorm as spec

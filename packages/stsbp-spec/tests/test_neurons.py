@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from stsbp_conformance.oracles import roundoff
+from stsbp_conformance.oracles.literal import Literal
 from stsbp_spec.backend import Batch
 from stsbp_spec.equations import neuron_equations
 from stsbp_spec.errors import NetworkError, SpecError
@@ -21,9 +23,7 @@ from stsbp_spec.neurons import ALIF, IF, LIF, NEURONS, PLIF, NeuronModel, parse_
 from stsbp_spec.neurons.base import Step, parameter, steps
 from stsbp_spec.neurons.stored import as_text, from_text
 from stsbp_spec.printers import numpy_function
-from stsbp_spec.reference import roundoff
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.reference.literal import Literal
 from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Triangle
 from stsbp_spec.synapses import PSP
 from stsbp_spec.synapses.psp import FilterStep, SynapticFilter

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stsbp_conformance.oracles import roundoff
+from stsbp_conformance.oracles.literal import Literal, LiteralRun
 from stsbp_spec.backend import LayerRun
 from stsbp_spec.equations import NeuronEquations, neuron_equations
 from stsbp_spec.graph import Edge, Input, Network, Neurons, Node
@@ -20,9 +22,7 @@ from stsbp_spec.losses import Hamming
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import ALIF, IF, LIF, PLIF, NeuronModel
 from stsbp_spec.passes import Trace, backward_pass, forward_pass
-from stsbp_spec.reference import roundoff
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.reference.literal import Literal, LiteralRun
 from stsbp_spec.surrogates import Arctan, Rectangle
 from stsbp_spec.synapses import PSP, Add, AvgPool2d, Conv2d, Dropout, Linear, OneToOne
 from stsbp_spec.synapses.bias import Biased

@@ -2,7 +2,7 @@
 
 The expected result is the paper's literal form in float64, with the filter before the weights. It uses the spikes and
 potentials of the float32 forward pass (which tier 2 compares), so that no flipped spike affects it; or the potentials
-of a float64 simulation with the same spikes. The bound is that of `stsbp_spec.reference.roundoff`, a running error
+of a float64 simulation with the same spikes. The bound is that of `stsbp_conformance.oracles.roundoff`, a running error
 analysis of the same pass. Float32 arithmetic that rounds each operation once cannot exceed it, in whatever order it
 adds.
 
@@ -25,9 +25,6 @@ from stsbp_spec.losses import LOSSES, Hamming
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import LIF
 from stsbp_spec.passes import backward_pass, forward_pass
-from stsbp_spec.reference import roundoff
-from stsbp_spec.reference.literal import Literal
-from stsbp_spec.reference.roundoff import Near, Potentials
 from stsbp_spec.surrogates import SURROGATES
 from stsbp_spec.trainer import on_grid
 from stsbp_spec.typing import AnyArray, Float32, Float64
@@ -35,6 +32,9 @@ from stsbp_spec.typing import AnyArray, Float32, Float64
 from stsbp_conformance import adversarial, reference
 from stsbp_conformance.cases import NetworkCase
 from stsbp_conformance.check import Check, Compared, Verdict
+from stsbp_conformance.oracles import roundoff
+from stsbp_conformance.oracles.literal import Literal
+from stsbp_conformance.oracles.roundoff import Near, Potentials
 from stsbp_conformance.reference import NUMPY
 from stsbp_conformance.tiers import bits
 

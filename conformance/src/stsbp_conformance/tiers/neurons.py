@@ -19,7 +19,6 @@ from stsbp_spec.expr import Recurrence, unsnapped
 from stsbp_spec.neurons import NEURONS, NeuronModel, parameters
 from stsbp_spec.random import Stream, uniform
 from stsbp_spec.ranges import flushes_of
-from stsbp_spec.reference import roundoff
 from stsbp_spec.reference.backend import recur
 from stsbp_spec.surrogates import SURROGATES, Rectangle, Surrogate, Triangle
 from stsbp_spec.synapses import IDENTITY, PSP
@@ -29,6 +28,7 @@ from stsbp_spec.typing import AnyArray, Float32, Precision, Shape
 
 from stsbp_conformance.cases import BIAS_DRAWN, learned, normal
 from stsbp_conformance.check import Check, Compared
+from stsbp_conformance.oracles import roundoff
 from stsbp_conformance.reference import NUMPY
 from stsbp_conformance.tiers.pairs import Body, pair_check, powers, values
 

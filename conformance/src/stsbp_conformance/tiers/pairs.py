@@ -23,7 +23,6 @@ from stsbp_spec.network import Block, NetworkSpec, SpikingLayer
 from stsbp_spec.neurons import ALIF, LIF, PLIF, NeuronModel
 from stsbp_spec.optim import AdamW
 from stsbp_spec.plan import Sum, rule_of
-from stsbp_spec.reference import roundoff
 from stsbp_spec.surrogates import SURROGATES, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
 from stsbp_spec.synapses import (
     IDENTITY,
@@ -46,6 +45,7 @@ from stsbp_spec.typing import AnyArray, Array, Float32, Shape
 
 from stsbp_conformance.cases import normal, spikes
 from stsbp_conformance.check import Check, Compared, Mismatch, Verdict
+from stsbp_conformance.oracles import roundoff
 from stsbp_conformance.reference import NUMPY
 
 __all__ = ["CHECKS", "IMAGES", "WIDE", "Body", "floor_case", "pair_check", "powers", "values"]

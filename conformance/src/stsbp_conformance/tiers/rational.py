@@ -18,13 +18,13 @@ from stsbp_spec.losses import LOSSES
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import ALIF, IF, LIF, PLIF, NeuronModel
 from stsbp_spec.random import Stream, bits
-from stsbp_spec.reference.literal import Literal, LiteralRun
 from stsbp_spec.surrogates import Rectangle, Triangle
 from stsbp_spec.synapses import PSP
 from stsbp_spec.typing import AnyArray, Float32
 
 from stsbp_conformance.cases import spikes
 from stsbp_conformance.check import Check, Compared, Mismatch, Verdict
+from stsbp_conformance.oracles.literal import Literal, LiteralRun
 
 __all__ = ["CASES", "CHECKS", "Oracle", "RationalCase", "compare", "oracle"]
 

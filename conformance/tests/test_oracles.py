@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stsbp_conformance.oracles import roundoff
+from stsbp_conformance.oracles.literal import Literal, LiteralRun
 from stsbp_spec.backend import Batch
 from stsbp_spec.errors import NetworkError
 from stsbp_spec.graph import Neurons, Op, Place, Weighted
@@ -24,9 +26,7 @@ from stsbp_spec.losses import LOSSES, Hamming, Loss
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import ALIF, IF, LIF, PLIF
 from stsbp_spec.random import Stream, bits, uniform
-from stsbp_spec.reference import roundoff
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.reference.literal import Literal, LiteralRun
 from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
 from stsbp_spec.synapses import PSP, Add, AvgPool2d, Conv2d, Flatten, MaxPool2d, OneToOne, Upsample2d
 from stsbp_spec.synapses.base import Passing

@@ -24,7 +24,6 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-
 from stsbp_spec.backend import LayerRun
 from stsbp_spec.equations import NeuronEquations, neuron_equations
 from stsbp_spec.expr import Expr, Recurrence, ordered
@@ -819,7 +818,7 @@ def _forward(
 
 
 class _Walk:
-    """Both passes through a network, in the same order as in `reference/literal.py`.
+    """Both passes through a network, in the same order as in `oracles/literal.py`.
 
     Attributes:
         values: the output of each node, exact, `[1 or T, B, ...]`.
