@@ -81,7 +81,8 @@ def pinned(config: RunConfig) -> RunConfig:
 
 def _start(config: RunConfig) -> Checkpoint:
     path, name = split_start(config.init_from)
-    saved = checkpoint.load_of(RunFolder(path).read_config(), path, name)
+    RunFolder(path).read_config()
+    saved = checkpoint.load(path, name)
     if config.init_sha256 not in ("", saved.info["sha256"]):
         raise CheckpointError(
             f"the weights of {config.init_from} are not the expected ones: their SHA-256 is "
