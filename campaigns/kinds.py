@@ -933,7 +933,7 @@ class Checkpoints(Kind):
             folder = RunFolder(copy)
             folder.starts()
             read_records(copy, folder.read_config())
-            trained = load_trained(folder, case.how["checkpoint"], _backend())
+            trained = load_trained(folder, case.how["checkpoint"], _backend(), warn=lambda _: None)
             if case.how["checkpoint"] == "last":
                 progress_of(load(copy, "last"), copy)
             if {name: x.shape for name, x in trained.state.weights.items()} != trained.task.network.weight_shapes:
