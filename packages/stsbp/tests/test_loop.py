@@ -523,16 +523,28 @@ def test_weights_that_lose_bits_are_reported(stsbp: Callable[..., Result], tmp_p
     assert line["grids"]["linear1"]["headroom"] >= 0
 
 
-def test_not_finite_stops_with_update_and_layer(train_tiny: Callable[..., Result], tmp_path: Path) -> None:
-    result = train_tiny(tmp_path / "run", "--lr", "1e38", "--epochs", 20, "--checkpoint-every", 0)
+@pytest.mark.parametrize(
+    ("every", "where"), [(0, "the state after update 1 is not saved, because "), (600, r"update 2 \(epoch 1\): ")]
+)
+def test_not_finite_stops_with_update_and_layer(
+    train_tiny: Callable[..., Result], tmp_path: Path, every: int, where: str
+) -> None:
+    result = train_tiny(tmp_path / "run", "--lr", "1e38", "--epochs", 20, "--checkpoint-every", every)
     assert result.exit_code == 1
-    found = re.search(
-        r"Error: update (\d+) \(epoch \d+\): layer linear\d: a weight of magnitude 1e\+38 is too large", result.stderr
-    )
-    assert found is not None, result.stderr
+    assert re.search(rf"{where}layer linear\d: a weight of magnitude 1e\+38 is too large", result.stderr), result.stderr
     assert result.stderr.count("Error") == 1
-    saved = checkpoint.load(tmp_path / "run", "last")
-    assert saved.info["step"] == int(found[1]) - 1
+    # Update 1 computed this weight.
+    assert checkpoint.load(tmp_path / "run", "last").info["step"] == 0
+
+
+def test_run_stops_at_a_variance_that_no_command_could_read(
+    train_tiny: Callable[..., Result], stsbp: Callable[..., Result], refused: Callable[..., None], tmp_path: Path
+) -> None:
+    result = train_tiny(tmp_path / "run", "--net", "4C3bn-8", "--init-gain", "1e18")
+    refused(result, "the state after update 2 is not saved", "conv1.variance must be from 0 to", "from before, is in")
+    assert checkpoint.load(tmp_path / "run", "last").info["step"] == 0
+    # The checkpoint can be read, so that the run goes on, to the same end.
+    refused(stsbp("train", "--resume", tmp_path / "run"), "the state after update 2 is not saved")
 
 
 def test_prefetch_keeps_the_order_and_raises_what_loading_raises() -> None:

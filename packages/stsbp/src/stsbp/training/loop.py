@@ -23,6 +23,7 @@ from stsbp_spec.backend import Batch
 from stsbp_spec.encoders.packed import Inputs
 from stsbp_spec.errors import NumericError, ShapeError
 from stsbp_spec.grid import CONTRACT_VERSION
+from stsbp_spec.network import NetworkSpec
 from stsbp_spec.random import Stream, permutation
 from stsbp_spec.trainer import StepResult, TrainState
 from stsbp_spec.typing import AnyArray, Float32, Int64
@@ -52,7 +53,6 @@ __all__ = [
     "StopRequest",
     "Stopped",
     "begin_with",
-    "check_finite",
     "first_state",
     "import_checkpoint",
     "resumed",
@@ -595,11 +595,12 @@ class _Loop:
         """The state to save, which `import_checkpoint` accepts.
 
         Raises:
-            NumericError: a value is not finite: a second moment overflows in silence.
+            NumericError: a value is one that `import_checkpoint` refuses: a second moment overflows in silence, and a
+                running variance leaves its range.
         """
         tensors = self.task.trainer.export_state(self.state)
         try:
-            check_finite(tensors)
+            _check_state(self.task.network, tensors)
         except NumericError as error:
             raise NumericError(
                 f"the state after update {self.step} is not saved, because {error}; lower the learning rate or clip "
@@ -783,11 +784,19 @@ class _Follower(_Loop):
         pass
 
 
-def check_finite(tensors: Mapping[str, AnyArray]) -> None:
-    """Raise `NumericError` if a tensor of a checkpoint has a value that is not finite."""
+def _check_state(network: NetworkSpec, tensors: Mapping[str, AnyArray]) -> None:
+    """Check that training can continue from the tensors of a checkpoint, before they are saved and after reading.
+
+    Raises:
+        ShapeError: weights have other names or shapes than those of the network.
+        NumericError: a value is not finite, or a weight or running statistic is outside its range.
+    """
     for name, x in tensors.items():
         if not np.isfinite(x).all():
             raise NumericError(f"its tensor {name} has values that are not finite")
+    prefix = "weight/"
+    weights = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+    check_trainable(network, weights)
 
 
 def import_checkpoint(task: Task, saved: Checkpoint, folder: RunFolder) -> TrainState:
@@ -800,10 +809,7 @@ def import_checkpoint(task: Task, saved: Checkpoint, folder: RunFolder) -> Train
         step = saved.tensors["step"]
         if step.shape != () or step.dtype != np.int64 or int(step) != saved.info["step"]:
             raise ShapeError(f"its tensor step must be one int64, {saved.info['step']}")
-        check_finite(saved.tensors)
-        prefix = "weight/"
-        weights = {name.removeprefix(prefix): x for name, x in saved.tensors.items() if name.startswith(prefix)}
-        check_trainable(task.network, weights)
+        _check_state(task.network, saved.tensors)
         return task.trainer.import_state(saved.tensors)
     except (ShapeError, NumericError, KeyError) as error:
         raise CheckpointError(
