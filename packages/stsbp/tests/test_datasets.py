@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from stsbp.datasets.digits import read_digits
 from stsbp.datasets.saccades import SaccadeCamera, enlarge
 from stsbp.errors import DataError
 from stsbp_spec.encoders import EventBinning
-from stsbp_spec.errors import SpecError
+from stsbp_spec.errors import SpecError, StsbpError
 from stsbp_spec.typing import Float64, Int64, UInt8
 
 
@@ -109,6 +110,105 @@ def test_subset_of_a_subset_maps_to_the_samples() -> None:
 def test_subset_refuses_bad_indices(indices: list[int]) -> None:
     with pytest.raises(DataError, match="indices from 0 to 9"):
         Subset(_split(np.arange(10)), np.array(indices))
+
+
+def test_subset_of_a_mask_are_the_samples_for_which_it_is_true() -> None:
+    split = _split(np.arange(10))
+    assert Subset(split, split.labels % 4 == 1).indices.tolist() == [1, 5, 9]
+    assert Subset(split, np.zeros(10, bool)).indices.tolist() == []
+    assert Subset(split, [True] * 9 + [False]).indices.tolist() == list(range(9))  # type: ignore[arg-type]
+    assert Subset(split, []).indices.dtype == np.int64  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("indices", "got"),
+    [
+        (np.array([True, False]), r"got bool \[2\]"),
+        (np.ones((10, 1), bool), r"got bool \[10, 1\]"),
+        (np.array([0.5, 1.9]), r"got float64 \[2\]"),
+        (np.array([2**64 - 1], np.uint64), r"got uint64 \[1\]"),
+        (np.array(["1"]), r"got <U1 \[1\]"),
+        (None, "got None"),
+        ([[1, 2], [3]], r"got \[\[1, 2\], \[3\]\]"),
+    ],
+)
+def test_subset_refuses_what_is_neither_indices_nor_a_mask(indices: Any, got: str) -> None:
+    with pytest.raises(DataError, match=f"indices from 0 to 9 on one axis, or a mask of 10 bools, {got}"):
+        Subset(_split(np.arange(10)), indices)
+
+
+@pytest.mark.parametrize("count", [-1, 1.5, True, None])
+def test_select_balanced_refuses_what_is_no_number_of_samples(count: Any) -> None:
+    with pytest.raises(SpecError, match="the number of chosen samples must be"):
+        select_balanced(np.array([0, 1, 0, 1]), count)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 0, 1], None, np.array([0.0, 1.0]), np.array([[0, 1]]), np.array(["a", "b"])])
+def test_labels_that_are_no_array_of_integers_are_refused(labels: Any) -> None:
+    count = 1 if labels is None else len(labels)
+    with pytest.raises(DataError, match=r"^labels must be a numpy array of integers \[n\], got "):
+        select_balanced(labels, 1)
+    with pytest.raises(DataError, match=rf"^ArraySplit: labels must be .*, one for each of {count} samples, got "):
+        ArraySplit(np.zeros((count, 2, 2, 1), np.uint8), labels)
+    with pytest.raises(DataError, match=rf"^FrameSplit: labels must be .*, one for each of {count} samples, got "):
+        FrameSplit(np.zeros((count, 1, 3), np.uint8), labels, 5)
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_every_sample_has_one_label(count: int) -> None:
+    labels = np.zeros(count, np.int64)
+    with pytest.raises(DataError, match=rf"one for each of 4 samples, got int64 \[{count}\]"):
+        ArraySplit(np.zeros((4, 2, 2, 1), np.uint8), labels)
+    with pytest.raises(DataError, match=rf"one for each of 4 samples, got int64 \[{count}\]"):
+        FrameSplit(np.zeros((4, 1, 3), np.uint8), labels, 5)
+
+
+def test_samples_are_an_array() -> None:
+    images: Any = [[[[1]]]]
+    with pytest.raises(DataError, match=r"^ArraySplit: images must be a numpy array .*, got \[\[\[\[1\]\]\]\]"):
+        ArraySplit(images, np.array([0]))
+
+
+class _ShortLabels:
+    """A split of the user with fewer labels than samples."""
+
+    labels = np.array([0])
+
+    def __len__(self) -> int:
+        return 2
+
+    def inputs(self, indices: Int64) -> UInt8:
+        return np.zeros((len(indices), 1, 1, 1), np.uint8)
+
+    stored = inputs
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("input_shape", 6, r"input_shape must be a tuple \(N,\) or \(C, H, W\) of integers, got 6"),
+        ("input_shape", [1, 1, 1], "input_shape must be a tuple"),
+        ("input_shape", (1, 0, 1), "input_shape must be a tuple"),
+        ("input_shape", (np.int64(6),), "input_shape must be a tuple"),
+        ("classes", (0, 1), r"classes must be a tuple of the names of the classes, got \(0, 1\)"),
+        ("classes", np.array(["a", "b"]), "classes must be a tuple of the names"),
+        ("classes", ["a", "b"], "classes must be a tuple of the names"),
+        ("classes", "ab", "classes must be a tuple of the names"),
+        ("classes", ("a", "b", "a"), "classes must have different names, got 'a' twice"),
+        ("classes", (), "there must be classes, or else neurons.*, got 0 classes and neurons = 0"),
+        ("neurons", 3, "there must be classes, or else neurons.*, got 2 classes and neurons = 3"),
+        ("train", None, r"train must be a split, .* and stored\(indices\), got a NoneType"),
+        ("test", np.zeros(3), r"test must be a split, .* and stored\(indices\), got a ndarray"),
+        ("train", _ShortLabels(), r"the labels of train must be .*, one for each of 2 samples, got int64 \[1\]"),
+        ("test", _split(np.array([0, 2])), "the labels of test must be 0 to 1, the numbers of its classes, got 0 to 2"),
+        ("train", _split(np.array([-1, 0])), "the labels of train must be 0 to 1, .* got -1 to 0"),
+    ],
+)
+def test_data_set_with_a_mistake_is_refused(field: str, value: Any, message: str) -> None:
+    split = _split(np.array([0, 1]))
+    good = Dataset("own", "direct", (1, 1, 1), ("a", "b"), split, split)
+    with pytest.raises(StsbpError, match=f"^own: {message}"):
+        replace(good, **{field: value})
 
 
 @pytest.mark.parametrize("binary", [True, False], ids=["packed", "counts"])

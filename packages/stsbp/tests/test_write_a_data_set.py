@@ -118,6 +118,39 @@ def test_options_follow_a_name(site: Path, stsbp: Call, tmp_path: Path) -> None:
             load(name)
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("    return Dataset(", "    Dataset(", "good: its loader must return a Dataset, got a NoneType"),
+        ("return Dataset", "return ", "good: its loader must return a Dataset, got a tuple"),
+        ("classes, train", "classes, Subset(train, [])", "good has no training samples"),
+        (
+            "np.arange(6) % 2",
+            "[0, 1] * 3",
+            "FrameSplit: labels must be a numpy array of integers [n], one for each of 6",
+        ),
+        ("(3,)", "3", "good: input_shape must be a tuple (N,) or (C, H, W) of integers, got 3"),
+        ('"b")', '"a")', "good: classes must have different names, got 'a' twice"),
+        ("load=load", "load=None", "good: load must be a function that receives a Request, got None"),
+        ('defaults={"steps": 7}', 'defaults=["steps"]', "good: defaults must be a dict, got ['steps']"),
+        (
+            'options={"first": "name of the first class"}',
+            'options=["first"]',
+            "good: options must be a dict, got ['first",
+        ),
+    ],
+)
+def test_mistake_in_a_data_set_is_named(
+    site: Path, stsbp: Call, refused: Callable[..., None], right: str, wrong: str, message: str
+) -> None:
+    assert right in WORDS
+    text = WORDS.replace("import Dataset,", "import Subset, Dataset,").replace(right, wrong)
+    (site / "words_of_others.py").write_text(text)
+    _install(site, "words", _words())
+    sys.modules.pop("words_of_others", None)
+    refused(stsbp("train", "good", "--out", "run"), message)
+
+
 def test_entry_points_that_are_no_data_sets(site: Path, stsbp: Call) -> None:
     (site / "words_of_others.py").write_text(WORDS)
     _install(site, "words", _words())

@@ -20,6 +20,7 @@ from stsbp_spec.encoders import EventBinning, PackedFrames
 from stsbp_spec.encoders.packed import Inputs, unpacked
 from stsbp_spec.random import Stream, permutation
 from stsbp_spec.typing import AnyArray, Coding, Int64, Shape, UInt8
+from stsbp_spec.values import shown, whole
 
 from stsbp.errors import DataError
 
@@ -51,6 +52,7 @@ ProgressCallback = Callable[[str, int, int], None]
 """Called with what is being done, the items done and their total, at most about ten times a second."""
 
 
+@runtime_checkable
 class Split(Protocol):
     """Samples with random access."""
 
@@ -108,6 +110,27 @@ def content_of(split: Split) -> str:
     return digest.hexdigest()
 
 
+def _check_labels(what: str, labels: object, samples: int | None = None) -> None:
+    """Raise `DataError`, which begins with `what`, unless `labels` are integers `[n]`, one for each sample."""
+    if (
+        isinstance(labels, np.ndarray)
+        and labels.dtype.kind in "iu"
+        and labels.ndim == 1
+        and samples in (None, len(labels))
+    ):
+        return
+    each = "" if samples is None else f", one for each of {samples} samples"
+    actual = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, np.ndarray) else shown(labels)
+    raise DataError(f"{what} must be a numpy array of integers [n]{each}, got {actual}")
+
+
+def _check_arrays(where: str, what: str, samples: object, labels: object) -> None:
+    """Raise `DataError` unless the samples `[n, ...]`, named `what`, and their labels `[n]` are such arrays."""
+    if not isinstance(samples, np.ndarray) or not samples.ndim:
+        raise DataError(f"{where}: {what} must be a numpy array with one entry for each sample, got {shown(samples)}")
+    _check_labels(f"{where}: labels", labels, len(samples))
+
+
 def _digest(form: object, array: UInt8, known: str = "") -> str:
     """SHA-256 of an array and of the form of its samples. `known` is the SHA-256 of its bytes, if it was computed."""
     known = known or hashlib.sha256(np.ascontiguousarray(array).data.cast("B") if array.size else b"").hexdigest()
@@ -119,11 +142,17 @@ class ArraySplit:
     """Images, uint8, for direct coding, in memory or memory-mapped; channels last, `[n, H, W, C]`.
 
     `sha256` is that of the bytes of the images, if it is known.
+
+    Raises:
+        DataError: the images are no array, or `labels` are not one integer for each of them.
     """
 
     images: UInt8
     labels: Int64
     sha256: str = ""
+
+    def __post_init__(self) -> None:
+        _check_arrays("ArraySplit", "images", self.images, self.labels)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -196,7 +225,8 @@ class FrameSplit:
     known.
 
     Raises:
-        DataError: `lengths` does not have one number from 1 to T for each sample.
+        DataError: the frames are no array, or `labels` are not one integer for each sample, or `lengths` not one number
+            from 1 to T.
     """
 
     frames: UInt8
@@ -207,6 +237,7 @@ class FrameSplit:
     sha256: str = ""
 
     def __post_init__(self) -> None:
+        _check_arrays("FrameSplit", "frames", self.frames, self.labels)
         if (lengths := self.lengths) is None:
             return
         if lengths.dtype.kind not in "iu" or lengths.shape != (len(self),):
@@ -239,15 +270,21 @@ class FrameSplit:
 
 
 class Subset:
-    """Some samples of another split, in the given order."""
+    """Some samples of another split, `[n]`, in the given order.
+
+    Args:
+        split: the other split.
+        indices: numbers of the samples, `[k]`, or a bool mask, `[n]`, which is true for the samples.
+
+    Raises:
+        DataError: `indices` are neither such numbers nor such a mask, or the labels of `split` are not one integer for
+            each sample.
+    """
 
     def __init__(self, split: Split, indices: AnyArray) -> None:
         self.split = split
-        self.indices: Int64 = np.asarray(indices, dtype=np.int64)
-        if self.indices.ndim != 1 or (
-            self.indices.size and not 0 <= self.indices.min() <= self.indices.max() < len(split)
-        ):
-            raise DataError(f"a subset of {len(split)} samples needs indices from 0 to {len(split) - 1} on one axis")
+        self.indices: Int64 = _numbers(indices, len(split))
+        _check_labels("Subset: the labels of the split", split.labels, len(split))
         self.labels: Int64 = split.labels[self.indices]
         lengths = lengths_of(split)
         self.lengths: Int64 | None = None if lengths is None else lengths[self.indices]
@@ -272,6 +309,23 @@ class Subset:
         return self.split.targets(self.indices[indices])
 
 
+def _numbers(indices: object, count: int) -> Int64:
+    """Numbers of some of `count` samples, `[k]`, from such numbers or from a mask `[count]`."""
+    try:
+        array = np.asarray(indices)
+    except ValueError:  # lists of different lengths
+        array = np.asarray(None)
+    if array.dtype == np.bool_ and array.shape == (count,):
+        return np.flatnonzero(array)
+    # numpy makes an empty list an array of floats.
+    if array.ndim != 1 or (array.size and (array.dtype.kind not in "iu" or array.min() < 0 or array.max() >= count)):
+        raise DataError(
+            f"a subset of {count} samples needs indices from 0 to {count - 1} on one axis, or a mask of {count} bools, "
+            f"got {shown(indices) if array.dtype == object else f'{array.dtype} {list(array.shape)}'}"
+        )
+    return array.astype(np.int64)
+
+
 class Skipped(NamedTuple):
     """A file that was left out, and the reason."""
 
@@ -289,7 +343,8 @@ class Dataset:
     """A data set, ready for training.
 
     Raises:
-        DataError: the name of a class has more than `LONGEST_NAME` characters.
+        DataError: a field has another form than described here; classes have the same name, or one of more than
+            `LONGEST_NAME` characters; or a label is not the number of a class.
     """
 
     name: str
@@ -307,10 +362,42 @@ class Dataset:
     """Number of neurons of a target raster; 0 if labels are classes."""
 
     def __post_init__(self) -> None:
+        # A run whose checkpoint contains other values cannot be read (`stsbp.records.InputsRecord`).
+        shape: object = self.input_shape
+        if not (isinstance(shape, tuple) and shape and all(type(size) is int and size > 0 for size in shape)):
+            raise DataError(
+                f"{self.name}: input_shape must be a tuple (N,) or (C, H, W) of integers, got {shown(shape)}"
+            )
+        names: object = self.classes
+        if not (isinstance(names, tuple) and all(isinstance(name, str) for name in names)):
+            raise DataError(f"{self.name}: classes must be a tuple of the names of the classes, got {shown(names)}")
+        if len({*self.classes}) < len(self.classes):
+            twice = next(name for name in self.classes if self.classes.count(name) > 1)
+            raise DataError(f"{self.name}: classes must have different names, got {shown(twice)} twice")
         # Every checkpoint contains the names, and is read only up to a certain size.
         if (longest := max(map(len, self.classes), default=0)) > LONGEST_NAME:
             raise DataError(
                 f"{self.name}: the name of a class has at most {LONGEST_NAME} characters, got {longest:,}; shorten it"
+            )
+        if bool(self.classes) == bool(whole(f"{self.name}: neurons", self.neurons, 0)):
+            raise DataError(
+                f"{self.name}: there must be classes, or else neurons, the number of target spike trains, got "
+                f"{len(self.classes)} classes and neurons = {self.neurons}"
+            )
+        for what, split in (("train", self.train), ("test", self.test)):
+            self._check_split(what, split)
+
+    def _check_split(self, what: str, split: object) -> None:
+        if not isinstance(split, Split):
+            raise DataError(
+                f"{self.name}: {what} must be a split, which has labels, a length and the methods inputs(indices) and "
+                f"stored(indices), got a {type(split).__name__}"
+            )
+        _check_labels(f"{self.name}: the labels of {what}", split.labels, len(split))
+        if self.classes and len(split) and not 0 <= split.labels.min() <= split.labels.max() < len(self.classes):
+            raise DataError(
+                f"{self.name}: the labels of {what} must be 0 to {len(self.classes) - 1}, the numbers of its classes, "
+                f"got {split.labels.min()} to {split.labels.max()}"
             )
 
 
@@ -392,7 +479,13 @@ def select_balanced(labels: Int64, count: int, *, seed: int = 0, substream: int 
 
     Samples are drawn in the order of the spec's permutation of stream `SPLIT`, from each class in turn. Returns their
     numbers in ascending order, `[count]`, or all n numbers if `count` is larger.
+
+    Raises:
+        DataError: `labels` are not integers `[n]`.
+        SpecError: `count` is not an integer of at least 0.
     """
+    count = whole("the number of chosen samples", count, 0)
+    _check_labels("labels", labels)
     order = permutation(seed, Stream.SPLIT, len(labels), substream=substream)
     drawn = labels[order]
     # Position of each sample among those of its class, in the order drawn.

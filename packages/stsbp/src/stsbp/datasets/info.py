@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from stsbp_spec.typing import Coding
+from stsbp_spec.values import shown
 
 from stsbp.datasets.base import Dataset, Request
+from stsbp.errors import DataError
 
 __all__ = ["ByLoss", "DatasetInfo", "Setting"]
 
@@ -52,6 +54,9 @@ class DatasetInfo:
         argument: the text that must follow the name and a colon, for example `NAME`; empty: none.
         options: options that may follow as `NAME:option=value`, with a line about each.
         licence: the licence of the data, in a few words.
+
+    Raises:
+        DataError: `load` is no function, or `defaults` or `options` are no mapping.
     """
 
     name: str
@@ -71,6 +76,14 @@ class DatasetInfo:
     argument: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
     licence: str = ""
+
+    def __post_init__(self) -> None:
+        load: object = self.load
+        if not callable(load):
+            raise DataError(f"{self.name}: load must be a function that receives a Request, got {shown(load)}")
+        for what in ("defaults", "options"):
+            if not isinstance(value := getattr(self, what), Mapping):
+                raise DataError(f"{self.name}: {what} must be a dict, got {shown(value)}")
 
     @property
     def module(self) -> str:

@@ -275,7 +275,11 @@ def load(
         train_only=train_only,
         progress=progress,
     )
-    dataset = info.load(request)
+    dataset: object = info.load(request)
+    if not isinstance(dataset, Dataset):
+        raise DataError(f"{info.name}: its loader must return a Dataset, got a {type(dataset).__name__}")
+    if not (only_test or len(dataset.train)):
+        raise DataError(f"{info.name} has no training samples: its loader must return some as train")
     if own_lengths and lengths_of(dataset.train) is None:
         raise DataError(f"the samples of {name} have no lengths of their own: leave own_lengths (--own-lengths) out")
     dataset = replace(dataset, notes=(*said, *dataset.notes))
