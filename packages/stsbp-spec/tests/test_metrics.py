@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, cast
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stsbp_spec.decoders import distances, spike_count
-from stsbp_spec.errors import ShapeError, SpecError
+from stsbp_spec.decoders import distances, equally_near, nearest_sequence, spike_count
+from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.losses import VanRossum
 from stsbp_spec.metrics import f1, match_spikes, precision, recall
 from stsbp_spec.synapses.psp import PSP
@@ -146,3 +147,43 @@ def test_distances_refuses_what_is_no_loss_or_filter() -> None:
         distances(trains, trains, wrong, PSP(4))
     with pytest.raises(SpecError, match="psp is a PSP, for example PSP"):
         distances(trains, trains, VanRossum(), wrong)
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 6, 3), (4, 5, 4), (5, 3), (3, 1, 3), (3, 5, 1), (0, 5, 3), (5, 2, 3), (1, 3, 5, 3)], ids=str
+)
+def test_distances_refuses_sequences_of_other_axes_and_does_not_broadcast(shape: tuple[int, ...]) -> None:
+    expected = rf"sequences must be \[K, T, N\] = \[K, 5, 3\] .*, got {re.escape(str(list(shape)))}"
+    with pytest.raises(ShapeError, match=expected):
+        distances(np.ones((5, 2, 3), np.uint8), np.zeros(shape, np.uint8), VanRossum(), PSP(4))
+
+
+@pytest.mark.parametrize("spikes", [(1, 2, 3), (5, 2, 1)], ids=str)
+def test_distances_does_not_broadcast_the_spikes(spikes: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError, match=r"the steps and neurons of the spikes, got \[3, 5, 3\]"):
+        distances(np.ones(spikes, np.uint8), np.zeros((3, 5, 3), np.uint8), VanRossum(), PSP(4))
+
+
+@pytest.mark.parametrize("value", [2, -1, 0.5, np.nan])
+def test_distances_refuses_sequences_of_other_values_than_0_and_1(value: float) -> None:
+    with pytest.raises(ShapeError, match="sequences are spike trains of 0 and 1"):
+        distances(np.ones((5, 2, 3), np.uint8), np.full((3, 5, 3), value), VanRossum(), PSP(4))
+
+
+def test_distances_takes_sequences_of_every_kind() -> None:
+    spikes, sequences = (np.random.default_rng(1).integers(0, 2, size, np.uint8) for size in ((5, 2, 3), (4, 5, 3)))
+    expected = distances(spikes, sequences, VanRossum(), PSP(4))
+    for other in (sequences.astype(bool), sequences.astype(np.float32), sequences.tolist(), _Tensor(sequences)):
+        assert np.array_equal(distances(spikes, other, VanRossum(), PSP(4)), expected)
+
+
+@pytest.mark.parametrize("call", [nearest_sequence, equally_near])
+def test_decoders_refuse_what_are_no_distances(call: Any) -> None:
+    for shape in ((3,), (2, 0), (2, 3, 1)):
+        with pytest.raises(ShapeError, match=rf"distances must be \[B, K\] .*, got {re.escape(str(list(shape)))}"):
+            call(np.zeros(shape))
+    with pytest.raises(ShapeError, match="expected an array of numbers"):
+        call(None)
+    with pytest.raises(NumericError, match="a distance of sample 1 is NaN"):
+        call(np.array([[1.0, 2.0], [np.nan, 1.0]]))
+    assert np.array_equal(call([[2.0, 1.0]]), call(np.array([[2.0, 1.0]])))
