@@ -666,6 +666,79 @@ def test_the_layers_of_a_sequence_cannot_be_changed() -> None:
     assert len(net) == 2
 
 
+MIXED = NetworkSpec.parse("3C3bn-P2-6", input_shape=(2, 6, 6), outputs=4)
+"""Its children are of every kind: a normalised layer, a pooling and full connections."""
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [*(("conv1.mean", x) for x in (math.nan, -math.inf)), *(("conv1.variance", x) for x in (math.nan, math.inf, -1.0))],
+)
+def test_a_network_refuses_running_statistics_outside_of_their_domain(name: str, value: float) -> None:
+    net, s = Network(MIXED).eval(), torch.ones(4, 2, 2, 6, 6)
+    net(s)
+    net.named()[name][1] = value
+    with pytest.raises(NumericError, match=rf"^{name} is {value:g}, outside of its domain from .*; load running"):
+        net(s)
+
+
+def test_the_layers_of_a_network_cannot_be_called() -> None:
+    net, s = Network(MIXED), torch.ones(4, 2, 2, 6, 6)
+    for name, child in net.named_children():
+        for call in (child, lambda s, child=child: child(s, 4, full=True), lambda s, child=child: child(s=s)):
+            with pytest.raises(NetworkError, match=rf"^{name} is a layer of a Network and cannot be called on its own"):
+                call(s)
+    with pytest.raises(NetworkError, match=r"^linear2 is a layer of a Network"):
+        torch.nn.Sequential(torch.nn.Flatten(2), net.linear2)(s)
+    assert net(s, full=True).layer_spikes["conv1"].shape == (4, 2, 3, 4, 4)
+
+
+@pytest.mark.parametrize("module", [SpikingLinear(6, 7), torch.nn.Identity(), None], ids=type)
+def test_a_network_notices_at_its_next_call_that_a_layer_was_replaced(module: torch.nn.Module | None) -> None:
+    net, s = Network(MIXED), torch.ones(4, 2, 2, 6, 6)
+    name = [*dict(net.named_children())][-1]
+    net(s)
+    setattr(net, name, module)
+    for call in (lambda: net(s), net.named, net.clip_to_domain):
+        with pytest.raises(NetworkError, match=rf"^{name} of the Network was replaced or removed, .*weights=.*Seq"):
+            call()
+    delattr(net, name)
+    with pytest.raises(NetworkError, match=f"^{name} of the Network was replaced or removed"):
+        net(s)
+
+
+def test_a_network_takes_only_the_layers_of_an_equal_network() -> None:
+    net, equal, other = (
+        Network(MIXED),
+        Network(MIXED, seed=1),
+        Network(NetworkSpec.parse("3C3bn-P2-6", input_shape=(2, 6, 6), outputs=5)),
+    )
+    s, (*_, name) = torch.ones(4, 2, 2, 6, 6), dict(net.named_children())
+    setattr(net, name, equal.get_submodule(name))
+    net(s)
+    setattr(net, name, other.get_submodule(name))
+    with pytest.raises(NetworkError, match=f"^{name} of the Network was replaced"):
+        net(s)
+
+
+class _Wrapper(torch.nn.Module):
+    def __init__(self, held: torch.nn.Module) -> None:
+        super().__init__()
+        self.held = held
+
+    def forward(self, *given: Any) -> Any:
+        return self.held(*given)
+
+
+def test_a_layer_of_a_network_may_be_wrapped() -> None:
+    net, s = Network(MIXED).eval(), torch.ones(4, 2, 2, 6, 6)
+    expected, names = net(s), [*net.named()]
+    for name, child in [*net.named_children()]:
+        setattr(net, name, _Wrapper(child))
+    assert torch.equal(net(s), expected)
+    assert [*net.named()] == names
+
+
 def test_a_neuron_module_in_a_layer_gives_its_learned_values_and_needs_the_same_filter() -> None:
     neurons = Neurons(PLIF(3, per="channel"), channels=4)
     with torch.no_grad():

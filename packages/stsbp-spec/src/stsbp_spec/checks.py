@@ -11,7 +11,7 @@ from stsbp_spec.collective import Part
 from stsbp_spec.encoders.packed import Inputs, PackedFrames
 from stsbp_spec.equations import loss_equations, neuron_equations
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
-from stsbp_spec.grid import CEILING, FLOOR
+from stsbp_spec.grid import FLOOR
 from stsbp_spec.learned import Learned
 from stsbp_spec.lengths import without_padding
 from stsbp_spec.losses import LOSSES
@@ -20,6 +20,7 @@ from stsbp_spec.network import NetworkSpec
 from stsbp_spec.random import check_seed, check_step
 from stsbp_spec.results import Batch
 from stsbp_spec.synapses import PSP
+from stsbp_spec.synapses.batchnorm import STATISTICS
 from stsbp_spec.typing import AnyArray, Precision, Shape
 from stsbp_spec.values import integer, listed, shown
 
@@ -167,8 +168,7 @@ def check_weights(network: NetworkSpec, weights: dict[str, AnyArray], what: str 
         if parameter.learned is not None:
             _domain(name, parameter.learned, weights[name])
     for name in network.statistics:
-        low = 0.0 if name.endswith(".variance") else -CEILING
-        _domain(name, Learned(low, low, CEILING), weights[name])
+        _domain(name, STATISTICS[name.rpartition(".")[2]], weights[name])
 
 
 def _domain(name: str, learned: Learned, x: AnyArray) -> None:

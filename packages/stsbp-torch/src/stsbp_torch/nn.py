@@ -813,10 +813,19 @@ def _of_torch(layer: torch.nn.Module, values: Values) -> Values:
     )
 
 
-class _Block(_Spiking):
-    """A segment of a network that consists of one projection and its neurons."""
+def _check_caller(name: str, settings: object) -> None:
+    """Raise `NetworkError` unless a `Network` calls its child of this name: only a network gives `settings`."""
+    if not isinstance(settings, Settings):
+        raise NetworkError(
+            f"{name} is a layer of a Network and cannot be called on its own; call the network with full=True, whose "
+            "Output has layer_spikes and potentials of every layer, or create a layer, for example SpikingLinear"
+        )
 
-    def __init__(self, piece: Piece, projection: Projection, parameters: Mapping[str, torch.Tensor]) -> None:
+
+class _Block(_Spiking):
+    """A segment of a network that consists of one projection and its neurons. `name` is its name in the network."""
+
+    def __init__(self, name: str, piece: Piece, projection: Projection, parameters: Mapping[str, torch.Tensor]) -> None:
         neurons = piece.segment.steps[-1].places[-1].node.op
         synapse, values = projection.synapse, projection.input
         assert isinstance(neurons, NeuronsOp)
@@ -826,10 +835,12 @@ class _Block(_Spiking):
         with torch.no_grad():
             for own, x in zip(self._ordered[1:], list(parameters.values())[1:], strict=True):
                 own.copy_(x)
+        self._place = name
         self.handle = handle_of(piece)
 
-    def forward(self, settings: Settings, inputs: list[torch.Tensor], state: State | None) -> Made:  # type: ignore[override]
-        """The results of the segment."""
+    def forward(self, settings: Any = None, inputs: Any = (), state: State | None = None, **_: Any) -> Made:  # type: ignore[override]
+        """The results of the segment. Other callers than its network get an error, whatever they give."""
+        _check_caller(self._place, settings)
         _check_types(self._get_name(), self._ordered)
         arrays = _arrays(self.handle.states[settings.training], state)
         return compute(self.handle, settings, inputs, self._ordered, arrays)
@@ -875,9 +886,10 @@ class _Population(torch.nn.Module):
     """Any other segment of a network. Parameters are grouped by the projection after which they are named."""
 
     def __init__(
-        self, piece: Piece, parameters: Mapping[str, torch.Tensor], statistics: Mapping[str, torch.Tensor]
+        self, name: str, piece: Piece, parameters: Mapping[str, torch.Tensor], statistics: Mapping[str, torch.Tensor]
     ) -> None:
         super().__init__()
+        self._place = name
         self.handle = handle_of(piece)
         self._names: list[tuple[str, str]] = []
         self._statistics: dict[str, str] = {}
@@ -910,8 +922,9 @@ class _Population(torch.nn.Module):
         """Running statistics by their names in the network."""
         return {name: self.get_buffer(own) for name, own in self._statistics.items()}
 
-    def forward(self, settings: Settings, inputs: list[torch.Tensor], state: State | None) -> Made:
+    def forward(self, settings: Any = None, inputs: Any = (), state: State | None = None, **_: Any) -> Made:
         """The results of the segment. Updates the running statistics."""
+        _check_caller(self._place, settings)
         _check_types(self._get_name(), self._ordered)
         arrays = _arrays(self.handle.states[settings.training], state)
         made = compute(self.handle, settings, inputs, self._ordered, [*self.statistics().values(), *arrays])
@@ -926,11 +939,18 @@ class _Population(torch.nn.Module):
         return made
 
 
+def _is_segment(module: object, key: str) -> bool:
+    return isinstance(module, (_Block, _Population)) and module.handle.key == key
+
+
 class Network(torch.nn.Module):
     """A `NetworkSpec` as a module. Its layers have the same names as in the spec.
 
     In these names, dots become underscores. A name that the module already uses, for example `step`, gets an underscore
     at its end. If a node is called `step`, the number `step` of a state is called `step_`.
+
+    The layers belong together: a layer cannot be called on its own or replaced. Its spikes and potentials are in the
+    `Output`, if the network is called with `full=True`.
 
     If neurons have learned parameters, call `clip_to_domain` after each step of the optimiser. Batch normalisation
     updates its running statistics at each call in training mode.
@@ -979,6 +999,7 @@ class Network(torch.nn.Module):
             self._number += "_"
         self._walk: list[tuple[str, tuple[str, ...], tuple[tuple[str, int], ...], str | None]] = []
         self._names = {block.population: block.name for block in spec.blocks}
+        self._keys: dict[str, str] = {}
         for index in range(len(plan(backend_of(self.step), graph, fused=False).segments)):
             piece = Piece(graph, index)
             segment = piece.segment
@@ -989,10 +1010,11 @@ class Network(torch.nn.Module):
     def _add(self, piece: Piece, given: Mapping[str, torch.Tensor]) -> str:
         """Add the module of a segment; returns its name."""
         last = piece.segment.steps[-1]
-        parameters = {name: given[name] for name in piece.parameters}
+        parameters = {key: given[key] for key in piece.parameters}
         projections = piece.projections
         first, inputs = projections[0] if projections else None, last.places[-1].node.inputs
-        layer: torch.nn.Module
+        name = _free(self, first.name if first is not None and len(projections) == 1 else last.name)
+        layer: _Block | _Population
         if (
             first is not None
             and isinstance(first.synapse, (Conv2d, Linear))
@@ -1001,18 +1023,31 @@ class Network(torch.nn.Module):
             and inputs == (Edge(first.name),)
             and len(projections) == 1
         ):
-            layer = _Block(piece, first, parameters)
+            layer = _Block(name, piece, first, parameters)
         else:
-            layer = _Population(piece, parameters, {name: given[name] for name in piece.statistics})
-        name = _free(self, first.name if first is not None and len(projections) == 1 else last.name)
+            layer = _Population(name, piece, parameters, {key: given[key] for key in piece.statistics})
         self.add_module(name, layer)
+        self._keys[name] = layer.handle.key
         return name
+
+    def _child(self, name: str) -> Any:
+        """The child of this name; `NetworkError` if another module or nothing is in its place."""
+        child, key = getattr(self, name, None), self._keys[name]
+        if not _is_segment(child, key):
+            # A wrapper, for example of FSDP or torch.compile, holds the child.
+            held = child.modules() if isinstance(child, torch.nn.Module) else ()
+            if not any(_is_segment(x, key) for x in held):
+                raise NetworkError(
+                    f"{name} of the Network was replaced or removed, but its layers are those of its spec; create a "
+                    "Network of another NetworkSpec and give it the weights to keep (weights=...), or build the layers "
+                    "into a stsbp_torch.Sequential"
+                )
+        return child
 
     def _layers(self) -> Iterator[tuple[Piece, _Block | _Population]]:
         for index, (name, *_) in enumerate(self._walk):
-            layer = self.get_submodule(name)
-            assert isinstance(layer, (_Block, _Population))
-            yield Piece(self.spec.graph, index), layer
+            layers = (x for x in self._child(name).modules() if isinstance(x, (_Block, _Population)))
+            yield Piece(self.spec.graph, index), next(layers)
 
     def named(self) -> dict[str, torch.Tensor]:
         """Parameters and running statistics by their names in the spec: `conv1`, `conv1.decay`, `conv1.mean`."""
@@ -1062,6 +1097,7 @@ class Network(torch.nn.Module):
         Raises:
             ShapeError: the inputs have another shape than the network's, or are not integers from 0 to `input_max`
                 (images: 255), `steps` does not fit the inputs, or the state is from another network, batch or mode.
+            NetworkError: a layer of the network was replaced or removed.
             SpecError: the parameters are not float32, a state requires a gradient, `step` is not an integer in
                 `[0, 2**32)`, or the network ends with a readout and `full` is False.
             NumericError: an input, a weight or a value of the state is not finite, or a weight is too large.
@@ -1107,7 +1143,7 @@ class Network(torch.nn.Module):
             checked = "Network" if place == 0 else ""
             scaled = images and inputs.is_floating_point()
             settings = Settings(steps, self.training, self.seed, masks, self.precision, more, checked, "", scaled)
-            made = self.get_submodule(name)(settings, [values[source].pop(0) for source in sources], state)
+            made = self._child(name)(settings, [values[source].pop(0) for source in sources], state)
             outputs = list(made.outputs)
             for own, count in left:
                 values[own], outputs = outputs[:count], outputs[count:]

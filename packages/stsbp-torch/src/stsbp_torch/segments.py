@@ -23,12 +23,13 @@ from stsbp_spec.collective import Part
 from stsbp_spec.equations import neuron_equations
 from stsbp_spec.errors import BackendError, NumericError, ShapeError, SpecError
 from stsbp_spec.graph import Edge, Input, Network, Neurons, Node, Op, Projection, Values, Weighted
+from stsbp_spec.learned import Learned
 from stsbp_spec.neurons.stored import as_text
 from stsbp_spec.passes import Trace, after, back_through, through, together
 from stsbp_spec.plan import Population, Segment, plan
 from stsbp_spec.rules import Deferred, Run
 from stsbp_spec.synapses.add import Add
-from stsbp_spec.synapses.batchnorm import moved
+from stsbp_spec.synapses.batchnorm import STATISTICS, moved
 from stsbp_spec.synapses.dropout import Dropout
 from stsbp_spec.typing import Shape
 from torch.utils import _pytree as pytree
@@ -358,6 +359,10 @@ def _forward(
     }
     dropout = (settings.seed, int(settings.step)) if settings.training else None
     statistics = {name: x.detach() for name, x in zip(piece.statistics, given, strict=False)}
+    # In training, batches are normalised by their own statistics.
+    for name, x in () if settings.training else statistics.items():
+        domain = STATISTICS[name.rpartition(".")[2]]
+        _check_domain(name, x, domain, "load running statistics of a network whose training stayed finite")
     on_grid = _on_grid(piece, backend, dict(zip(piece.parameters, weights, strict=True))) | statistics
     before = _state(piece, settings, given[len(statistics) :], batch) if settings.full else None
     run = Run(on_grid, settings.steps, dropout, Part(0, batch, batch), before=before)
@@ -470,14 +475,19 @@ def _on_grid(piece: Piece, backend: TorchBackend, weights: Mapping[str, torch.Te
             found[f"{projection.name}.exponent"] = torch.tensor([unit], dtype=torch.int32, device=wq.device)
     for name, x in masters.items():
         if (learned := piece.network.parameters[name].learned) is not None:
-            low, high = (float(end) for end in torch.aminmax(x))
-            if not learned.low <= low <= high <= learned.high:
-                worst = high if high > learned.high else low
-                raise NumericError(
-                    f"{name} is {worst:g}, outside of its domain from {learned.low:g} to {learned.high:g}; call "
-                    "clip_to_domain() after each step of the optimiser"
-                )
+            _check_domain(name, x, learned, "call clip_to_domain() after each step of the optimiser")
     return found
+
+
+def _check_domain(name: str, x: torch.Tensor, domain: Learned, remedy: str) -> None:
+    """Raise `NumericError` unless all elements of `x`, any shape, are in a domain."""
+    # One copy to the host, for which a GPU is waited for.
+    low, high = torch.stack(torch.aminmax(x)).tolist()
+    if not domain.low <= low <= high <= domain.high:
+        worst = high if high > domain.high else low
+        raise NumericError(
+            f"{name} is {worst:g}, outside of its domain from {domain.low:g} to {domain.high:g}; {remedy}"
+        )
 
 
 def _backward(

@@ -42,8 +42,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple
 
-import numpy as np
-
 from stsbp_spec.arrays import NUMPY, ArrayArithmetic
 from stsbp_spec.errors import ExactnessError, SpecError
 from stsbp_spec.expr import Recurrence, named, snap, variable
@@ -57,6 +55,7 @@ __all__ = [
     "FORWARD",
     "SCALE",
     "SHIFT",
+    "STATISTICS",
     "BatchNorm",
     "Coefficients",
     "Wide",
@@ -75,6 +74,12 @@ __all__ = [
 
 SCALE = Learned(1.0, low=-CEILING, high=CEILING, per="channel")
 SHIFT = Learned(0.0, low=-CEILING, high=CEILING, per="channel")
+
+STATISTICS = {
+    "mean": Learned(0.0, low=-CEILING, high=CEILING, per="channel"),
+    "variance": Learned(1.0, low=0.0, high=CEILING, per="channel"),
+}
+"""Initial values and domains of the running statistics, which are not learned, but stored with what is."""
 
 PIECE_BITS = 12
 """Bits of the pieces of `z` that are multiplied with errors."""
@@ -114,7 +119,7 @@ class BatchNorm:
 
     def initial(self, channels: int) -> dict[str, Float32]:
         """The initial running statistics, `[C]` by name."""
-        return {"mean": np.zeros(channels, np.float32), "variance": np.ones(channels, np.float32)}
+        return {name: x.values((channels,)) for name, x in STATISTICS.items()}
 
 
 def summands(frames: int, shape: Shape) -> int:
