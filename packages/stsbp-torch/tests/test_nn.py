@@ -685,11 +685,11 @@ def test_a_network_refuses_running_statistics_outside_of_their_domain(name: str,
 def test_the_layers_of_a_network_cannot_be_called() -> None:
     net, s = Network(MIXED), torch.ones(4, 2, 2, 6, 6)
     for name, child in net.named_children():
-        for call in (child, lambda s, child=child: child(s, 4, full=True), lambda s, child=child: child(s=s)):
+        for positional, named in (((s,), {}), ((s, 4), {"full": True}), ((), {"s": s})):
             with pytest.raises(NetworkError, match=rf"^{name} is a layer of a Network and cannot be called on its own"):
-                call(s)
+                child(*positional, **named)
     with pytest.raises(NetworkError, match=r"^linear2 is a layer of a Network"):
-        torch.nn.Sequential(torch.nn.Flatten(2), net.linear2)(s)
+        torch.nn.Sequential(torch.nn.Flatten(2), net.get_submodule("linear2"))(s)
     assert net(s, full=True).layer_spikes["conv1"].shape == (4, 2, 3, 4, 4)
 
 
