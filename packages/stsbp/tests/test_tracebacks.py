@@ -219,6 +219,20 @@ def test_too_little_memory_is_one_message(
     refused(stsbp("networks", "12"), "there is not enough memory")
 
 
+@pytest.mark.parametrize("library", ["torch", "jax.numpy"])
+def test_too_little_memory_of_a_library_is_one_message(
+    library: str, stsbp: Stsbp, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., None]
+) -> None:
+    arrays = pytest.importorskip(library)
+
+    def parse(*_: Any, **__: Any) -> None:
+        # More than the address space, so that no setting of the system grants it.
+        arrays.zeros((2**25, 2**25), dtype=arrays.float32)
+
+    monkeypatch.setattr("stsbp_spec.network.NetworkSpec.parse", parse)
+    refused(stsbp("networks", "12"), "there is not enough memory")
+
+
 SAVING = """
 import os, signal, sys
 from stsbp.files import OpenFolder

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from stsbp_spec.errors import StsbpError, did_you_mean, legible, printable
 
 __all__ = [
@@ -15,6 +17,10 @@ __all__ = [
     "printable",
     "understood",
 ]
+
+
+_EXHAUSTED = re.compile(r"DefaultCPUAllocator: |CUDA out of memory|\bRESOURCE_EXHAUSTED: ")
+"""What torch and XLA say when there is not enough memory. Their errors are no `MemoryError`."""
 
 
 class DataError(StsbpError):
@@ -37,7 +43,7 @@ def understood(error: BaseException) -> StsbpError | None:
     """The error to show for an error of the operating system; None: it is a bug, and its traceback is shown."""
     if isinstance(error, StsbpError):
         return error
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _EXHAUSTED.search(str(error))):
         return StsbpError("there is not enough memory; try smaller batches or sizes")
     if isinstance(error, OSError):
         # An error without a file name comes from writing the output.
