@@ -260,12 +260,12 @@ class _Kernel(Compiler):  # type: ignore[misc]
 class _Inner(_Kernel):
     """The compiler for functions that only kernels call. It makes no function for Python."""
 
-    distinct: ClassVar[bool] = False
+    noalias: ClassVar[bool] = False
 
     def __init__(self, typing_context: Any, target_context: Any, library: Any, args: Any, result: Any, flags: Any,
                  locals: Any) -> None:  # fmt: skip
         flags = _uncalled(flags)
-        flags.noalias = self.distinct
+        flags.noalias = self.noalias
         super().__init__(typing_context, target_context, library, args, result, flags, locals)
 
 
@@ -276,7 +276,7 @@ class _Distinct(_Inner):
     kernels that call them.
     """
 
-    distinct = True
+    noalias = True
 
     def compile_extra(self, function: Any) -> Any:
         self.state.library = _Part(self.state.targetctx.codegen(), function.__qualname__)
@@ -290,7 +290,7 @@ def cached_njit(
 
     Args:
         inner: whether only kernels call the function, and never Python.
-        distinct: whether all arguments are in separate memory. Only for inner functions.
+        distinct: the same for a function whose arguments are all in separate memory.
         options: options of numba.
 
     Raises:

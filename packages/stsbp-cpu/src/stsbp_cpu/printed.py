@@ -74,7 +74,7 @@ def loop(recurrence: Recurrence) -> Callable[..., None]:
             *(f"        {line}" for line in body),
         ]
     )
-    return printed_njit(f"{text}\n", recurrence.name, _WORDS, inner=True, distinct=True, error_model="numpy")
+    return printed_njit(f"{text}\n", recurrence.name, _WORDS, distinct=True, error_model="numpy")
 
 
 def step(recurrence: Recurrence, signature: Mapping[str, types.Type], values: Sequence[str], states: str = "") -> int:

@@ -72,6 +72,7 @@ _XLA = "cpu:xla"
 
 _SMALL = 2**16
 """Arrays of at most so many elements become channels last on the host, where no program is compiled for each shape."""
+
 _NONE: Mapping[str, Array] = MappingProxyType({})
 
 _Program: TypeAlias = Compiled | OneByOne | SpreadGradients | SpreadOutput
