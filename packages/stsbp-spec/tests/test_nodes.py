@@ -15,7 +15,7 @@ from stsbp_spec.graph import Edge, Neurons, Node, Projection
 from stsbp_spec.neurons import NeuronModel
 from stsbp_spec.nodes import is_nodes, parse_nodes, written_nodes
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.synapses import Conv2d
+from stsbp_spec.synapses import AvgPool2d, Conv2d
 from stsbp_spec.trainer import on_grid
 from stsbp_spec.typing import Float32
 
@@ -99,7 +99,8 @@ def test_nodes_are_read_in_order() -> None:
     ]  # fmt: skip
     assert isinstance(network.blocks[1].recurrent, Projection)
     assert network.blocks[1].recurrent.name == "own"
-    assert network.blocks[1].input_shape == (4, 2, 2)
+    assert network.blocks[1].entering == ((AvgPool2d(2), (4, 4, 4)),)
+    assert network.blocks[1].synapse_shape == (4, 2, 2)
 
 
 def test_what_is_written_is_read_back() -> None:

@@ -96,9 +96,9 @@ class Block(Projection):
 
     Attributes:
         synapse: geometry of the weights.
-        before: operations before the weights, such as pooling and dropout. They come after the last spiking layer, or
-            the last sum, of the branch.
-        layer: the layer itself.
+        before: operations before the weights, such as pooling and dropout, of which only the next one reads each. They
+            come after the last spiking layer, or the last sum, of the branch.
+        neuron: the neuron model with its parameters.
         population: name of the node of its neurons.
         input_shape: shape of the incoming spikes (or image), `(C, H, W)` or `(N,)`.
         recurrent: the projection from the neurons to themselves; None: there is none.
@@ -106,15 +106,10 @@ class Block(Projection):
 
     synapse: Conv2d | Linear
     before: tuple[Passing, ...]
-    layer: SpikingLayer
+    neuron: NeuronModel
     population: str
     input_shape: Shape
     recurrent: Projection | None = None
-
-    @property
-    def neuron(self) -> NeuronModel:
-        """The neuron model with its parameters."""
-        return self.layer.neuron
 
     @property
     def entering(self) -> tuple[tuple[Passing, Shape], ...]:

@@ -14,7 +14,7 @@ from itertools import accumulate
 
 from stsbp_spec import network_table
 from stsbp_spec.errors import NetworkError, SpecError
-from stsbp_spec.graph import Edge, Input, Network, Neurons, Node, Op, Parameter, Projection
+from stsbp_spec.graph import Edge, Input, Network, Neurons, Node, Op, Parameter
 from stsbp_spec.grid import MAX_WEIGHT_BITS
 from stsbp_spec.layers import MAX_LAYERS, Block, Branches, Layer, SpikingLayer
 from stsbp_spec.neurons import NeuronModel, Readout
@@ -208,17 +208,7 @@ class NetworkSpec:
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
         """The spiking layers, for tables and reports; see `Block`."""
-        projections = {projection.name: projection for projection in self.graph.projections}
-        if self.nodes:
-            return tuple(_blocks_of_nodes(self.graph, projections))
-        blocks: list[Block] = []
-        for layer, name, population, before, source in self._built.spiking:
-            projection = projections[name]
-            where = name, len(blocks), layer.synapse, projection.input
-            entering = self.graph.values[source].shape
-            own = projections.get(f"{name}.recurrent")
-            blocks.append(Block(*where, before, layer, population, entering, own))
-        return tuple(blocks)
+        return tuple(_blocks(self.graph))
 
     @property
     def outputs(self) -> int:
@@ -289,11 +279,10 @@ class _Builder:
         self.nodes: list[Node] = []
         self.names: list[list[str]] = []
         """Names of the nodes of each layer of the network."""
-        self.spiking: list[tuple[SpikingLayer, str, str, tuple[Passing, ...], str]] = []
-        """For each: layer, names of weights and population, operations before the weights, and the node they read."""
-        self.before: tuple[Passing, ...] = ()
-        self.entering = self.source
+        self.number = 1
+        """Number of the next spiking layer."""
         self.since = 0
+        """Number of operations since the last spiking layer."""
 
     def add(self, layer: Layer) -> None:
         """Add a layer of the network."""
@@ -306,11 +295,9 @@ class _Builder:
         self.source = name
 
     def put(self, layer: Layer) -> None:
-        number = len(self.spiking) + 1
         if isinstance(layer, SpikingLayer):
             kind = "conv" if isinstance(layer.synapse, Conv2d) else "linear"
-            weights, population = f"{kind}{number}", f"neurons{number}"
-            self.spiking.append((layer, weights, population, self.before, self.entering))
+            weights, population = f"{kind}{self.number}", f"neurons{self.number}"
             self.node(weights, layer.synapse, Edge(self.source, layer.delay))
             if layer.recurrent is None:
                 self.node(population, Neurons(layer.neuron))
@@ -318,48 +305,55 @@ class _Builder:
                 own = f"{weights}.recurrent"
                 self.node(own, layer.recurrent, Edge(population, 1))
                 self.node(population, Neurons(layer.neuron), Edge(weights), Edge(own))
-            self.since = 0
-            self.passed()
+            self.number, self.since = self.number + 1, 0
         elif isinstance(layer, Branches):
             start, ends = self.source, list[str]()
             for branch in layer.branches:
                 self.source = start
-                self.passed()
                 for each in branch:
                     self.put(each)
                 ends.append(self.source)
-            self.node(f"add{len(self.spiking) + 1}.{self.since}", Add(), *map(Edge, ends))
+            self.node(f"add{self.number}.{self.since}", Add(), *map(Edge, ends))
             self.since += 1
-            self.passed()
         else:
             kind = next(name for cls, name in _KINDS.items() if isinstance(layer, cls))
-            self.node(f"{kind}{number}.{self.since}", layer)
-            self.before, self.since = (*self.before, layer), self.since + 1
-
-    def passed(self) -> None:
-        """Make the following operations read the last node."""
-        self.before, self.entering = (), self.source
+            self.node(f"{kind}{self.number}.{self.since}", layer)
+            self.since += 1
 
 
-def _blocks_of_nodes(graph: Network, projections: Mapping[str, Projection]) -> Iterator[Block]:
+def _blocks(graph: Network) -> Iterator[Block]:
     """A block for each population, with its first projection and, if there is one, its recurrent projection."""
-    edges = {node.name: node.inputs[0].source for node in graph.nodes if node.inputs}
-    taken = set[str]()
+    nodes = {node.name: node for node in graph.nodes}
+    projections = {projection.name: projection for projection in graph.projections}
+    names = set[str]()
     for index, node in enumerate(node for node in graph.nodes if isinstance(node.op, Neurons)):
-        own = graph.recurrent.get(node.name, ())
-        first = next(projections[edge.source] for edge in node.inputs if edge.source not in own)
+        assert isinstance(node.op, Neurons)
+        loops = graph.recurrent.get(node.name, ())
+        first = next(projections[edge.source] for edge in node.inputs if edge.source not in loops)
         synapse = first.synapse
         if not isinstance(synapse, (Conv2d, Linear)):
             message = "the first projection to neurons must be a convolution or a full connection"
             raise NetworkError(message, node=node.name)
-        assert isinstance(node.op, Neurons)
         # If several populations read the same sums, the sums give their name to the first population.
-        name, shares = (node.name, first.parameter) if first.name in taken else (first.name, first.shares)
-        taken.add(name)
-        where = name, index, synapse, first.input
-        layer = SpikingLayer(synapse, node.op.model)
-        recurrent = projections[own[0]] if own else None
-        yield Block(*where, (), layer, node.name, graph.values[edges[first.name]].shape, recurrent, shares=shares)
+        name, shares = (node.name, first.parameter) if first.name in names else (first.name, first.shares)
+        names.add(name)
+        before = list[Passing]()
+        source = nodes[nodes[first.name].inputs[0].source]
+        while isinstance(source.op, Passing) and len(graph.readers[source.name]) == 1 and not source.inputs[0].delay:
+            before.insert(0, source.op)
+            source = nodes[source.inputs[0].source]
+        yield Block(
+            name,
+            index,
+            synapse,
+            first.input,
+            tuple(before),
+            node.op.model,
+            node.name,
+            graph.values[source.name].shape,
+            projections[loops[0]] if loops else None,
+            shares=shares,
+        )
 
 
 def _input_shape(shape: object) -> Shape:

@@ -19,13 +19,18 @@ _Row: TypeAlias = tuple[str, str, str, str, str, str, str]
 
 
 class _Line(NamedTuple):
-    """A layer, or a bracket of branches, with the shapes before and after it. `block`: the block of a spiking layer."""
+    """A layer, or a bracket of branches, with the shapes before and after it.
+
+    Attributes:
+        block, loop: the block of a spiking layer, and its recurrent connection in notation.
+    """
 
     text: str
     full: str
     before: Shape
     after: Shape
-    block: Block | None
+    block: Block | None = None
+    loop: str = ""
 
 
 def _lines(layers: Sequence[Layer], blocks: Iterator[Block], shape: Shape, indent: str = "") -> Iterator[_Line]:
@@ -34,17 +39,19 @@ def _lines(layers: Sequence[Layer], blocks: Iterator[Block], shape: Shape, inden
             after = shape
             for number, branch in enumerate(layer.branches):
                 bracket = indent + ("|" if number else "[")
-                yield _Line(bracket, bracket, shape, shape, None)
+                yield _Line(bracket, bracket, shape, shape)
                 for line in _lines(branch, blocks, shape, f"{indent}  "):
                     yield line
                     if number == 0:
                         after = line.after
-            yield _Line(f"{indent}]+", f"{indent}]+", after, after, None)
+            yield _Line(f"{indent}]+", f"{indent}]+", after, after)
             shape = after
             continue
         before, shape = shape, layer.output_shape(shape)
-        block = next(blocks) if isinstance(layer, SpikingLayer) else None
-        yield _Line(indent + written(layer), indent + written(layer, full=True), before, shape, block)
+        line = _Line(indent + written(layer), indent + written(layer, full=True), before, shape)
+        if isinstance(layer, SpikingLayer):
+            line = line._replace(block=next(blocks), loop=indent + recurrence(layer))
+        yield line
 
 
 def _nodes(graph: Network, *, headroom: dict[str, float] | None) -> tuple[list[_Row], int, int]:
@@ -142,7 +149,7 @@ def table(
             continue
         weights(line.text, block, sum(map(math.prod, _learned(block).values())))
         if block.recurrent is not None:
-            weights(f"{line.text[: -len(line.text.lstrip())]}{recurrence(block.layer)}", block.recurrent, 0)
+            weights(line.loop, block.recurrent, 0)
     if not layers:
         more, parameters, adds = _nodes(graph, headroom=headroom)
         rows += more
