@@ -167,6 +167,71 @@ def test_samples_are_an_array() -> None:
     images: Any = [[[[1]]]]
     with pytest.raises(DataError, match=r"^ArraySplit: images must be a numpy array .*, got \[\[\[\[1\]\]\]\]"):
         ArraySplit(images, np.array([0]))
+    for array in (np.zeros((1, 2, 2, 1)), np.zeros((1, 2, 2), np.uint8)):
+        with pytest.raises(DataError, match=rf"^ArraySplit: images must .*, got {array.dtype} \[1, 2, 2"):
+            ArraySplit(array, np.array([0]))
+
+
+_STORED = np.zeros((4, 2, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("frames", "steps", "binary", "message"),
+    [
+        (_STORED * 0.5, 16, True, r"frames must be a numpy array of uint8, .*, got float64 \[4, 2, 3\]"),
+        (_STORED.astype(np.int64), 2, False, r"frames must be a numpy array of uint8, .*, got int64 \[4, 2, 3\]"),
+        (_STORED[..., None], 16, True, r"with three or five axes, got uint8 \[4, 2, 3, 1\]"),
+        (_STORED, 17, True, "2 entries, which are 9 to 16 steps with binary=True, but steps is 17; give"),
+        (_STORED, 8, True, "2 entries, which are 9 to 16 steps with binary=True, but steps is 8; give"),
+        (_STORED, 16, False, "2 entries, which are 2 steps with binary=False, but steps is 16; give"),
+        (_STORED, 0, True, "steps must be at least 1, got 0"),
+        (_STORED, 10.0, True, "steps must be an integer, got 10.0"),
+    ],
+)
+def test_frames_in_another_form_than_the_stored_one_are_refused(
+    frames: Any, steps: Any, binary: bool, message: str
+) -> None:
+    with pytest.raises(StsbpError, match=f"^FrameSplit: .*{message}"):
+        FrameSplit(frames, np.zeros(4, np.int64), steps, binary)
+
+
+def test_lengths_in_a_list_are_refused() -> None:
+    lengths: Any = [1, 2, 3, 4]
+    with pytest.raises(DataError, match=r"4 samples need as many lengths, a numpy array .*, got \[1, 2, 3, 4\]"):
+        FrameSplit(_STORED, np.zeros(4, np.int64), 16, lengths=lengths)
+
+
+@pytest.mark.parametrize(
+    ("frames", "binary", "message"),
+    [
+        (
+            np.array([[[0, 2]]]),
+            True,
+            "must have values 0 and 1, got 0 to 2; a FrameSplit keeps counts if it and store get binary=False$",
+        ),
+        (np.array([[[0, -1]]]), True, "must have values 0 and 1, got -1 to 0$"),
+        (np.array([[[0, -1]]]), False, "must have values from 0 to 255, got -1 to 0$"),
+        (np.array([[[256, 256]]]), False, "must have values from 0 to 255, got 256 to 256$"),
+        (np.array([[[0, 2**64 - 1]]], np.uint64), True, "must have values 0 and 1, got 0 to 18446744073709551615$"),
+        (np.array([[[0.5]]]), False, r"must be a numpy array of integers, .*, got float64 \[1, 1, 1\]"),
+        (np.array([[1]]), True, r"must be a numpy array of integers, .*, got int64 \[1, 1\]"),
+        ([[[1]]], True, r"must be a numpy array of integers, .*, got \[\[\[1\]\]\]"),
+    ],
+)
+def test_store_refuses_frames_that_it_cannot_represent(frames: Any, binary: bool, message: str) -> None:
+    with pytest.raises(DataError, match=rf"^FrameSplit\.store: frames {message}"):
+        FrameSplit.store(frames, binary=binary)
+
+
+@pytest.mark.parametrize("kind", [np.bool_, np.int8, np.int64, np.uint16])
+def test_store_accepts_integers_of_any_type(kind: Any) -> None:
+    frames = np.arange(20).reshape(2, 5, 2) % 2
+    stored = FrameSplit.store(frames.astype(kind))
+    assert np.array_equal(FrameSplit(stored, np.zeros(2, np.int64), 5).inputs(np.arange(2)), frames.swapaxes(0, 1))
+    if kind is not np.bool_:
+        counts = FrameSplit.store((7 * frames).astype(kind), binary=False)
+        assert counts.dtype == np.uint8
+        assert counts.max() == 7
 
 
 class _ShortLabels:
@@ -197,6 +262,8 @@ class _ShortLabels:
         ("classes", ("a", "b", "a"), "classes must have different names, got 'a' twice"),
         ("classes", (), "there must be classes, or else neurons.*, got 0 classes and neurons = 0"),
         ("neurons", 3, "there must be classes, or else neurons.*, got 2 classes and neurons = 3"),
+        ("notes", "a note", r"notes must be a tuple of texts, for example \('a note',\), got 'a note'"),
+        ("notes", ("a note", 2), "notes must be a tuple of texts"),
         ("train", None, r"train must be a split, .* and stored\(indices\), got a NoneType"),
         ("test", np.zeros(3), r"test must be a split, .* and stored\(indices\), got a ndarray"),
         ("train", _ShortLabels(), r"the labels of train must be .*, one for each of 2 samples, got int64 \[1\]"),

@@ -113,6 +113,46 @@ def test_subset_has_the_targets_of_its_samples() -> None:
         Subset(ArraySplit(np.zeros((5, 2, 2, 1), np.uint8), split.labels), np.array([0])).targets(np.array([0]))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"targets": np.zeros((5, 3, 2), np.uint8)}, r"the same n and T, got \[5, 4, 7\] and \[5, 3, 2\]$"),
+        ({"targets": np.zeros((3, 4, 2), np.uint8)}, r"the same n and T, got \[5, 4, 7\] and \[3, 4, 2\]$"),
+        ({"targets": np.zeros((5, 4, 2, 1, 1), np.uint8)}, r"targets \[n, T, N\] must have .* and \[5, 4, 2, 1, 1\]$"),
+        ({"rasters": None}, r"the same n and T, got \[\] and \[5, 4, 2\]$"),
+        (
+            {"targets": np.full((5, 4, 2), -1)},
+            "SequenceSplit, targets: FrameSplit.store: frames must have values 0 and 1, got -1 to -1",
+        ),
+        (
+            {"rasters": np.full((5, 4, 7), 3)},
+            "SequenceSplit, rasters: FrameSplit.store: frames must have values 0 and 1, got 3 to 3",
+        ),
+        (
+            {"rasters": np.full((5, 4, 7), 0.5)},
+            "SequenceSplit, rasters: FrameSplit.store: frames must be a numpy array of integers",
+        ),
+        (
+            {"labels": np.zeros(4, np.int64)},
+            r"SequenceSplit, rasters: FrameSplit: labels must .* each of 5 samples, got int64 \[4\]",
+        ),
+        (
+            {"lengths": np.zeros(5, np.int64)},
+            "SequenceSplit, rasters: FrameSplit: samples of up to 4 steps have lengths from 1 to 4",
+        ),
+    ],
+)
+def test_sequence_split_refuses_arrays_that_do_not_fit(changes: dict[str, Any], message: str) -> None:
+    arrays: dict[str, Any] = {
+        "rasters": np.zeros((5, 4, 7), np.uint8),
+        "targets": np.zeros((5, 4, 2), np.uint8),
+        "labels": np.zeros(5, np.int64),
+    }
+    assert len(SequenceSplit(**arrays)) == 5
+    with pytest.raises(DataError, match=message):
+        SequenceSplit(**{**arrays, **changes})
+
+
 @pytest.fixture
 def own(tmp_path: Path) -> Callable[..., Path]:
     """A file of 10 samples of 6 steps; keywords replace its arrays, None leaves one out."""

@@ -124,10 +124,14 @@ def _check_labels(what: str, labels: object, samples: int | None = None) -> None
     raise DataError(f"{what} must be a numpy array of integers [n]{each}, got {actual}")
 
 
-def _check_arrays(where: str, what: str, samples: object, labels: object) -> None:
-    """Raise `DataError` unless the samples `[n, ...]`, named `what`, and their labels `[n]` are such arrays."""
-    if not isinstance(samples, np.ndarray) or not samples.ndim:
-        raise DataError(f"{where}: {what} must be a numpy array with one entry for each sample, got {shown(samples)}")
+def _check_arrays(where: str, what: str, samples: object, labels: object, form: str, axes: tuple[int, ...]) -> None:
+    """Raise `DataError` unless the samples `[n, ...]`, named `what`, and their labels `[n]` are such arrays.
+
+    `form` describes the arrays with these numbers of `axes`, for the message.
+    """
+    if not isinstance(samples, np.ndarray) or samples.dtype != np.uint8 or samples.ndim not in axes:
+        actual = f"{samples.dtype} {list(samples.shape)}" if isinstance(samples, np.ndarray) else shown(samples)
+        raise DataError(f"{where}: {what} must be a numpy array of uint8, {form}, got {actual}")
     _check_labels(f"{where}: labels", labels, len(samples))
 
 
@@ -144,7 +148,7 @@ class ArraySplit:
     `sha256` is that of the bytes of the images, if it is known.
 
     Raises:
-        DataError: the images are no array, or `labels` are not one integer for each of them.
+        DataError: the images are no such array, or `labels` are not one integer for each of them.
     """
 
     images: UInt8
@@ -152,7 +156,7 @@ class ArraySplit:
     sha256: str = ""
 
     def __post_init__(self) -> None:
-        _check_arrays("ArraySplit", "images", self.images, self.labels)
+        _check_arrays("ArraySplit", "images", self.images, self.labels, "[n, H, W, C]", (4,))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -225,8 +229,8 @@ class FrameSplit:
     known.
 
     Raises:
-        DataError: the frames are no array, or `labels` are not one integer for each sample, or `lengths` not one number
-            from 1 to T.
+        DataError: the frames are no such array of T steps, or `labels` are not one integer for each sample, or
+            `lengths` not one number from 1 to T.
     """
 
     frames: UInt8
@@ -237,15 +241,28 @@ class FrameSplit:
     sha256: str = ""
 
     def __post_init__(self) -> None:
-        _check_arrays("FrameSplit", "frames", self.frames, self.labels)
-        if (lengths := self.lengths) is None:
+        form = "as FrameSplit.store(...) returns them, with three or five axes"
+        _check_arrays("FrameSplit", "frames", self.frames, self.labels, form, (3, 5))
+        steps, entries = whole("FrameSplit: steps", self.steps, 1), self.frames.shape[1]
+        if entries != (-(-steps // 8) if self.binary else steps):
+            stored = f"{8 * entries - 7} to {8 * entries}" if self.binary else str(entries)
+            raise DataError(
+                f"FrameSplit: the second axis of frames has {entries} entries, which are {stored} steps with "
+                f"binary={self.binary}, but steps is {steps}; give the number of steps and the binary that "
+                "FrameSplit.store received"
+            )
+        lengths: object = self.lengths
+        if lengths is None:
             return
-        if lengths.dtype.kind not in "iu" or lengths.shape != (len(self),):
-            raise DataError(f"{len(self)} samples need as many lengths, got {lengths.dtype} {list(lengths.shape)}")
+        if not isinstance(lengths, np.ndarray) or lengths.dtype.kind not in "iu" or lengths.shape != (len(self),):
+            actual = f"{lengths.dtype} {list(lengths.shape)}" if isinstance(lengths, np.ndarray) else shown(lengths)
+            raise DataError(
+                f"FrameSplit: {len(self)} samples need as many lengths, a numpy array of integers, got {actual}"
+            )
         if len(self) and not 1 <= lengths.min() <= lengths.max() <= self.steps:
             raise DataError(
-                f"samples of up to {self.steps} steps have lengths from 1 to {self.steps}, got {lengths.min()} to "
-                f"{lengths.max()}"
+                f"FrameSplit: samples of up to {self.steps} steps have lengths from 1 to {self.steps}, got "
+                f"{lengths.min()} to {lengths.max()}"
             )
 
     def __len__(self) -> int:
@@ -264,8 +281,26 @@ class FrameSplit:
 
     @staticmethod
     def store(frames: UInt8, *, binary: bool = True) -> UInt8:
-        """Convert frames `[n, T, C, H, W]` or `[n, T, N]` to the stored form."""
-        last = np.moveaxis(frames, 2, -1)
+        """Convert frames `[n, T, C, H, W]` or `[n, T, N]` to the stored form.
+
+        Raises:
+            DataError: the frames are no such array of integers, or have values other than 0 and 1 (`binary`), or than 0
+                to 255.
+        """
+        if not isinstance(frames, np.ndarray) or frames.dtype.kind not in "biu" or frames.ndim not in (3, 5):
+            actual = f"{frames.dtype} {list(frames.shape)}" if isinstance(frames, np.ndarray) else shown(frames)
+            raise DataError(
+                "FrameSplit.store: frames must be a numpy array of integers, [n, T, N] or [n, T, C, H, W], got "
+                f"{actual}"
+            )
+        low, high = (int(frames.min()), int(frames.max())) if frames.size else (0, 0)
+        if low < 0 or high > (1 if binary else 255):
+            remedy = "; a FrameSplit keeps counts if it and store get binary=False" if 0 <= low < high < 256 else ""
+            raise DataError(
+                f"FrameSplit.store: frames must have values {'0 and 1' if binary else 'from 0 to 255'}, got {low} to "
+                f"{high}{remedy}"
+            )
+        last = np.moveaxis(frames.astype(np.uint8, copy=False), 2, -1)
         return np.packbits(last, axis=1, bitorder="little") if binary else np.ascontiguousarray(last)
 
 
@@ -384,6 +419,9 @@ class Dataset:
                 f"{self.name}: there must be classes, or else neurons, the number of target spike trains, got "
                 f"{len(self.classes)} classes and neurons = {self.neurons}"
             )
+        notes: object = self.notes
+        if not (isinstance(notes, (tuple, list)) and all(isinstance(note, str) for note in notes)):
+            raise DataError(f"{self.name}: notes must be a tuple of texts, for example ('a note',), got {shown(notes)}")
         for what, split in (("train", self.train), ("test", self.test)):
             self._check_split(what, split)
 

@@ -32,12 +32,22 @@ class SequenceSplit:
 
     `labels` are groups from which samples are chosen. `lengths` are numbers of steps, if some samples have fewer than
     T.
+
+    Raises:
+        DataError: the rasters and the targets are no such arrays with the same n and T, or `labels` or `lengths` are
+            not one number for each of them.
     """
 
     def __init__(self, rasters: UInt8, targets: UInt8, labels: Int64, lengths: Int64 | None = None) -> None:
+        shapes = [np.shape(x) for x in (rasters, targets)]
+        if shapes[0][:2] != shapes[1][:2] or len(shapes[1]) != 3:
+            raise DataError(
+                "SequenceSplit: rasters [n, T, ...] and targets [n, T, N] must have the same n and T, got "
+                f"{' and '.join(str(list(shape)) for shape in shapes)}"
+            )
         self.labels, self.lengths = labels, lengths
         self._rasters, self._targets = (
-            FrameSplit(FrameSplit.store(x), labels, x.shape[1], lengths=lengths) for x in (rasters, targets)
+            _part(what, x, labels, lengths) for what, x in (("rasters", rasters), ("targets", targets))
         )
 
     def __len__(self) -> int:
@@ -56,6 +66,14 @@ class SequenceSplit:
     def targets(self, indices: Int64) -> UInt8:
         """Target spike trains of some samples, `[T, B, N]`."""
         return self._targets.inputs(indices)
+
+
+def _part(what: str, frames: UInt8, labels: Int64, lengths: Int64 | None) -> FrameSplit:
+    """The rasters or the targets of a `SequenceSplit`. `what` names them in messages."""
+    try:
+        return FrameSplit(FrameSplit.store(frames), labels, frames.shape[1], lengths=lengths)
+    except DataError as error:
+        raise DataError(f"SequenceSplit, {what}: {error}") from error
 
 
 class Sequences(NamedTuple):
