@@ -38,13 +38,19 @@ def test_check_disk_allows_no_more_than_is_free(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("text", ["", "nan", "-1", "0", "much", "1e9", "inf"])
-def test_a_budget_that_is_none_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_budget_that_is_none_is_refused(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez(tmp_path / "own.npz", inputs=np.zeros(3, np.uint8))
     monkeypatch.setenv(budget.VARIABLE, text)
     if text:
-        with pytest.raises(ConfigError, match="STSBP_FILE_BUDGET must be a number of GiB"):
+        wrong = "^the environment variable STSBP_FILE_BUDGET must be a number of GiB .*; correct or unset it$"
+        with pytest.raises(ConfigError, match=wrong):
             budget.memory(0)
+        # The file is not the cause.
+        with pytest.raises(ConfigError, match=wrong):
+            read_arrays(tmp_path / "own.npz")
     else:
         assert budget.memory(0) == GIB
+        assert len(read_arrays(tmp_path / "own.npz")) == 1
 
 
 def _packed(path: Path, **sizes: int) -> Path:

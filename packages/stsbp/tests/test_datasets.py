@@ -167,7 +167,8 @@ def test_samples_are_an_array() -> None:
     images: Any = [[[[1]]]]
     with pytest.raises(DataError, match=r"^ArraySplit: images must be a numpy array .*, got \[\[\[\[1\]\]\]\]"):
         ArraySplit(images, np.array([0]))
-    for array in (np.zeros((1, 2, 2, 1)), np.zeros((1, 2, 2), np.uint8)):
+    wrong: list[Any] = [np.zeros((1, 2, 2, 1)), np.zeros((1, 2, 2), np.uint8)]
+    for array in wrong:
         with pytest.raises(DataError, match=rf"^ArraySplit: images must .*, got {array.dtype} \[1, 2, 2"):
             ArraySplit(array, np.array([0]))
 

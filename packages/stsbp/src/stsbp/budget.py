@@ -48,7 +48,10 @@ def _budget() -> int:
     except ValueError:
         number = math.nan
     if not 0 < number <= 2**20:
-        raise ConfigError(f"{VARIABLE} must be a number of GiB above 0 and at most {2**20:,}, got {text[:40]!r}")
+        raise ConfigError(
+            f"the environment variable {VARIABLE} must be a number of GiB above 0 and at most {2**20:,}, got "
+            f"{text[:40]!r}; correct or unset it"
+        )
     return int(number * GIGABYTE)
 
 

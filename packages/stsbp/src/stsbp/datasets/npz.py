@@ -18,7 +18,7 @@ from stsbp_spec.values import shown
 
 from stsbp import budget
 from stsbp.datasets.base import Request, Split, Subset, cut_test
-from stsbp.errors import DataError
+from stsbp.errors import DataError, StsbpError
 from stsbp.files import GIGABYTE, open_regular
 
 __all__ = ["MOST_CLASSES", "class_labels", "cut", "read_arrays", "shapes"]
@@ -65,7 +65,7 @@ def read_arrays(path: Path) -> dict[str, AnyArray]:
                     raise DataError(f"{path} has the array {shown(twice)} twice; leave one of them out")
     except FileNotFoundError:
         raise DataError(f"there is no file {path}") from None
-    except DataError:
+    except StsbpError:
         raise
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
