@@ -99,6 +99,35 @@ def test_what_code_of_others_raises_is_told_with_its_place() -> None:
         raise TypeError("no")
     with pytest.raises(ShapeError, match=r"^as it was$"), calling("it fails"):
         raise ShapeError("as it was")
+    with pytest.raises(MemoryError), calling("it fails"):
+        raise MemoryError
+    with (
+        pytest.raises(ShapeError, match=r"^it fails: ValueError: no \(.*test_foreign\.py"),
+        calling("it fails", ShapeError),
+    ):
+        raise ValueError("no")
+
+
+def test_place_is_that_of_the_users_line_and_not_of_a_library() -> None:
+    line = sys._getframe().f_lineno + 2
+    with pytest.raises(SpecError, match=rf"FileNotFoundError: .*test_foreign\.py:{line}\)$"), calling("it fails"):
+        np.load("nowhere.npy")
+
+
+@pytest.mark.parametrize(("code", "shown"), [("", "None"), ("0", "0"), ("3", "3"), ("'bye'", "'bye'")])
+def test_module_that_ends_the_program_is_refused(here: Path, code: str, shown: str) -> None:
+    (here / "owned_neurons.py").write_text(f"import sys\n\nsys.exit({code})\n")
+    message = rf"^the neuron model 'owned_neurons:Own' cannot be imported: it calls sys\.exit\({shown}\) "
+    with pytest.raises(SpecError, match=message + r"\(.*owned_neurons\.py:3\)$"):
+        imported("owned_neurons:Own", (NeuronModel,), "neuron model")
+
+
+def test_module_that_lacks_another_module_is_named(here: Path) -> None:
+    (here / "owned_neurons.py").write_text("import nowhere_at_all\n")
+    with pytest.raises(
+        SpecError, match=r"ModuleNotFoundError: No module named 'nowhere_at_all' \(.*owned_neurons\.py:1\)$"
+    ):
+        imported("owned_neurons:Own", (NeuronModel,), "neuron model")
 
 
 def test_a_class_has_a_module_before_it() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -127,7 +128,7 @@ def refused() -> Callable[..., None]:
     def check(result: Result, *words: str, code: int = 1) -> None:
         assert result.exit_code == code, result.output
         assert isinstance(result.exception, SystemExit), result.exception
-        assert result.stderr.count("Error: ") == 1
+        assert len(re.findall(r"\bError: ", result.stderr)) == 1
         assert len(result.stderr) < 5000
         assert printable(result.stderr, lines=True) == result.stderr
         for word in words:

@@ -123,6 +123,33 @@ def test_options_follow_a_name(site: Path, stsbp: Call, tmp_path: Path) -> None:
     [
         ("    return Dataset(", "    Dataset(", "good: its loader must return a Dataset, got a NoneType"),
         ("return Dataset", "return ", "good: its loader must return a Dataset, got a tuple"),
+        (
+            "def load(request)",
+            "def load()",
+            "words_of_others.load, the loader of the data set 'good', fails: TypeError: load() takes 0 positional",
+        ),
+        (
+            "    frames = np",
+            "    np.load('nowhere.npy')\n    frames = np",
+            "words_of_others.load, the loader of the data set 'good', fails: FileNotFoundError: [Errno 2] No such file "
+            "or directory: 'nowhere.npy' (SITE/words_of_others.py:6)",
+        ),
+        (
+            "    frames = np",
+            "    1 / 0\n    frames = np",
+            "fails: ZeroDivisionError: division by zero (SITE/words_of_oth",
+        ),
+        ("    frames = np", "    exit(4)\n    frames = np", "fails: it calls sys.exit(4) (SITE/words_of_others.py:6)"),
+        (
+            "NUMBER = 3",
+            "import sys; sys.exit()",
+            "the data set 'good' of words cannot be imported: it calls sys.exit(None) (SITE/words_of_others.py:13)",
+        ),
+        (
+            'defaults={"steps": 7}',
+            "steps=lambda path: 1 / 0",
+            "words_of_others.<lambda>, the function steps of the data set 'good', fails: ZeroDivisionError",
+        ),
         ("classes, train", "classes, Subset(train, [])", "good has no training samples"),
         (
             "np.arange(6) % 2",
@@ -148,7 +175,7 @@ def test_mistake_in_a_data_set_is_named(
     (site / "words_of_others.py").write_text(text)
     _install(site, "words", _words())
     sys.modules.pop("words_of_others", None)
-    refused(stsbp("train", "good", "--out", "run"), message)
+    refused(stsbp("train", "good", "--data-dir", site, "--out", "run"), message.replace("SITE", str(site)))
 
 
 def test_entry_points_that_are_no_data_sets(site: Path, stsbp: Call) -> None:
@@ -168,6 +195,9 @@ def test_entry_points_that_are_no_data_sets(site: Path, stsbp: Call) -> None:
     assert listed.exit_code == 0, listed.output
     assert "six silent samples" in listed.output
     assert listed.output.count("cannot be read: ") == 3
+    (site / "words_of_others.py").write_text("import sys\nsys.exit()\n")
+    sys.modules.pop("words_of_others", None)
+    assert stsbp("datasets").output.count("cannot be read: ") == 4
     assert [json.loads(line)["name"] for line in stsbp("datasets", "--json").output.splitlines()] == list(DATASETS)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from functools import wraps
+from traceback import walk_tb
 from types import FunctionType
 from typing import Any, TypeVar
 
@@ -49,26 +50,43 @@ def split(text: str) -> tuple[str, str, list[str]]:
 
 
 @contextmanager
-def calling(what: str) -> Iterator[None]:
-    """Turn errors of the user's code into a `SpecError` with the file and the line that raised them.
+def calling(what: str, kind: type[StsbpError] = SpecError) -> Iterator[None]:
+    """Turn errors of the user's code into a `StsbpError` with the file and the line of the user's that raised them.
+
+    A call of `sys.exit` is such an error too. Otherwise it would end the command with the exit code of that call.
 
     Args:
         what: the action that fails because of the error, for the message.
+        kind: the class of the error that is raised.
     """
     try:
         yield
-    except StsbpError:
+    except (StsbpError, MemoryError):
         raise
-    except Exception as error:
-        places, traceback = [""], error.__traceback__
-        while traceback is not None:
-            places.append(f" ({traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno})")
-            traceback = traceback.tb_next
-        # Messages of missing modules and syntax errors need no location. Missing methods are noticed by the caller: the
-        # first frames are those of this function and its caller.
-        is_plain = isinstance(error, (ImportError, SyntaxError)) or (isinstance(error, TypeError) and len(places) <= 3)
-        place = "" if is_plain else places[-1]
-        raise SpecError(f"{what}: {type(error).__name__}: {error}{place}") from error
+    except (Exception, SystemExit) as error:
+        leaves = isinstance(error, SystemExit)
+        reason = f"it calls sys.exit({error.code!r})" if leaves else f"{type(error).__name__}: {error}"
+        raise kind(f"{what}: {reason}{_place(error)}") from error
+
+
+def _place(error: BaseException) -> str:
+    """The last line of the user's code that an error passed through, for a message; empty if it passed through none."""
+    # Imported here, because only a message needs it.
+    import sysconfig
+
+    paths = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    libraries = ("<", *(os.path.join(path, "") for path in paths))
+    places, own = [], []
+    for frame, line in walk_tb(error.__traceback__):
+        places.append(f" ({(file := frame.f_code.co_filename)}:{line})")
+        if not (file.startswith(libraries) or str(frame.f_globals.get("__name__")).startswith("stsbp")):
+            own.append(places[-1])
+    # The caller notices a missing method or argument: the first places are those of `calling` and its caller. Messages
+    # of syntax errors contain the place.
+    if isinstance(error, SyntaxError) or (isinstance(error, TypeError) and len(places) <= 2):
+        return ""
+    # The import of a module that does not exist fails in Python's own code.
+    return own[-1] if own else "" if isinstance(error, ImportError) else places[-1]
 
 
 def guard(cls: type, checks: Mapping[str, Check]) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from stsbp_spec.encoders import EventBinning
+from stsbp_spec.foreign import calling
 from stsbp_spec.random import check_seed
 from stsbp_spec.values import integer, shown
 
@@ -91,15 +93,8 @@ def _of_package(point: EntryPoint) -> DatasetInfo:
     Raises:
         DataError: the import fails, or the object is not a data set of this name.
     """
-    try:
+    with calling(f"the data set {point.name!r} of {_package(point)} cannot be imported", DataError):
         info: Any = point.load()
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(
-            f"the data set {point.name!r} of {_package(point)} cannot be imported: {type(error).__name__}: {error}; "
-            f"repair it with: python -m pip install --force-reinstall {_package(point)}"
-        ) from error
     if not isinstance(info, DatasetInfo) or info.name != point.name:
         is_ = f"the data set {info.name!r}" if isinstance(info, DatasetInfo) else f"a {type(info).__name__}"
         raise DataError(
@@ -107,6 +102,15 @@ def _of_package(point: EntryPoint) -> DatasetInfo:
             f"{point.value} is {is_}"
         )
     return info
+
+
+def _code_of(info: DatasetInfo, function: Callable[..., Any], what: str) -> AbstractContextManager[None]:
+    """Name `function`, and the line that failed, in errors of a data set of another package."""
+    if info.name in _BUILT_IN:
+        return nullcontext()
+    name = getattr(function, "__qualname__", type(function).__name__)
+    own = f"{getattr(function, '__module__', '')}.{name}".removeprefix(".")
+    return calling(f"{own}, the {what} of the data set {info.name!r}, fails", DataError)
 
 
 DATASETS: Mapping[str, DatasetInfo] = _Datasets()
@@ -156,7 +160,10 @@ def steps_of(name: str, data_dir: str) -> int | None:
     """
     count, named = info_of(name).steps, named_path(name)
     path = data_dir or os.environ.get("STSBP_DATA", "") if named is None else named[1]
-    return count(expanded(Path(path))) if count is not None and str(path) else None
+    if count is None or not str(path):
+        return None
+    with _code_of(info_of(name), count, "function steps"):
+        return count(expanded(Path(path)))
 
 
 def _read(name: str) -> tuple[DatasetInfo, str, dict[str, str]]:
@@ -275,7 +282,8 @@ def load(
         train_only=train_only,
         progress=progress,
     )
-    dataset: object = info.load(request)
+    with _code_of(info, info.load, "loader"):
+        dataset: object = info.load(request)
     if not isinstance(dataset, Dataset):
         raise DataError(f"{info.name}: its loader must return a Dataset, got a {type(dataset).__name__}")
     if not (only_test or len(dataset.train)):
