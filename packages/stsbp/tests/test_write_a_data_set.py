@@ -11,11 +11,14 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import Result
 from stsbp.datasets import DATASETS, load
+from stsbp.datasets.base import GuardedSplit, content_of
 from stsbp.datasets.registry import GROUP, info_of
 from stsbp.errors import DataError
+from stsbp_spec.encoders import PackedFrames
 
 PAGE = Path(__file__).parents[3] / "docs" / "write_a_data_set.md"
 TEXT = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
@@ -176,6 +179,94 @@ def test_mistake_in_a_data_set_is_named(
     _install(site, "words", _words())
     sys.modules.pop("words_of_others", None)
     refused(stsbp("train", "good", "--data-dir", site, "--out", "run"), message.replace("SITE", str(site)))
+
+
+_SPLIT = """
+class Mine:
+    labels = np.arange(6) % 2
+    lengths = None
+
+    def __len__(self):
+        return 6
+
+    def inputs(self, indices):
+        return np.zeros((7, len(indices), 3), np.uint8)
+
+    def stored(self, indices):
+        return self.inputs(indices)
+
+    def targets(self, indices):
+        return np.zeros((7, len(indices), 2), np.uint8)
+"""
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        (
+            "return np.zeros((7, len(indices), 3), np.uint8)",
+            "return indices[7]",
+            "Mine.inputs of the data set 'good' fails: IndexE",
+        ),
+        (
+            "return np.zeros((7, len(indices), 3), np.uint8)",
+            "pass",
+            "Mine.inputs .* must return a numpy array, got None",
+        ),
+        (
+            "return self.inputs(indices)",
+            "exit(3)",
+            r"Mine\.stored .* fails: it calls sys\.exit\(3\) \(.*others\.py:\d+\)",
+        ),
+        ("return self.inputs(indices)", "return [[0]]", r"Mine\.stored .* must return a numpy array, got \[\[0\]\]"),
+        (
+            "lengths = None",
+            "lengths = [7] * 6",
+            r"good: train: 6 samples need as many lengths, .*, got \[7, 7, 7, 7, 7, 7\]",
+        ),
+        (
+            "return np.zeros((7, len(indices), 2), np.uint8)",
+            "return None",
+            r"Mine\.targets .* must return a numpy array",
+        ),
+        ("def targets", "def other", "the labels of these samples are classes, not spike trains"),
+        (
+            "def stored",
+            "def content(self):\n        1 / 0\n\n    def stored",
+            r"Mine\.content .* fails: ZeroDivisionError",
+        ),
+    ],
+)
+def test_mistake_in_a_split_is_named(site: Path, right: str, wrong: str, message: str) -> None:
+    assert right in _SPLIT
+    start, end = WORDS.split("\ndef load", 1)
+    text = f"{start}{_SPLIT.replace(right, wrong)}\ndef load{end}".replace("train, test)", "Mine(), Mine())")
+    (site / "words_of_others.py").write_text(text)
+    _install(site, "words", _words())
+    sys.modules.pop("words_of_others", None)
+    with pytest.raises(DataError, match=message):
+        _read_everything()
+
+
+def _read_everything() -> None:
+    split, some = load("good").train, np.arange(2)
+    assert isinstance(split, GuardedSplit)
+    split.inputs(some)
+    split.stored(some)
+    split.targets(some)
+    content_of(split)
+
+
+def test_split_of_another_package_is_what_it_was(site: Path) -> None:
+    (site / "words_of_others.py").write_text(WORDS)
+    _install(site, "words", _words())
+    sys.modules.pop("words_of_others", None)
+    split = load("good").train
+    assert isinstance(split, GuardedSplit)
+    some = np.array([2, 0])
+    assert np.array_equal(split.inputs(some), split.split.inputs(some))
+    assert isinstance(split.stored(some), PackedFrames)
+    assert content_of(split) == content_of(split.split)
 
 
 def test_entry_points_that_are_no_data_sets(site: Path, stsbp: Call) -> None:

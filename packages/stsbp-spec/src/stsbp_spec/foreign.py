@@ -64,8 +64,9 @@ def calling(what: str, kind: type[StsbpError] = SpecError) -> Iterator[None]:
     except (StsbpError, MemoryError):
         raise
     except (Exception, SystemExit) as error:
-        leaves = isinstance(error, SystemExit)
-        reason = f"it calls sys.exit({error.code!r})" if leaves else f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, SystemExit):
+            reason = f"it calls sys.exit({error.code!r})"
         raise kind(f"{what}: {reason}{_place(error)}") from error
 
 

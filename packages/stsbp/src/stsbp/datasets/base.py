@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from stsbp_spec.encoders import EventBinning, PackedFrames
 from stsbp_spec.encoders.packed import Inputs, unpacked
+from stsbp_spec.foreign import calling
 from stsbp_spec.random import Stream, permutation
 from stsbp_spec.typing import AnyArray, Coding, Int64, Shape, UInt8
 from stsbp_spec.values import shown, whole
@@ -28,6 +29,7 @@ __all__ = [
     "ArraySplit",
     "Dataset",
     "FrameSplit",
+    "GuardedSplit",
     "MappedSamples",
     "Progress",
     "ProgressCallback",
@@ -47,6 +49,7 @@ __all__ = [
 ]
 
 _LONGEST_SHOWN = 200
+_CLASSES = "the labels of these samples are classes, not spike trains"
 
 ProgressCallback = Callable[[str, int, int], None]
 """Called with what is being done, the items done and their total, at most about ten times a second."""
@@ -101,8 +104,10 @@ def content_of(split: Split) -> str:
     bytes, for example.
     """
     own: Callable[[], str] | None = getattr(split, "content", None)
-    if own is not None:
-        return own()
+    return _content(split) if own is None else own()
+
+
+def _content(split: Split) -> str:
     digest = hashlib.sha256()
     for first in range(0, len(split), _AT_ONCE):
         inputs = split.inputs(np.arange(first, min(first + _AT_ONCE, len(split))))
@@ -122,6 +127,14 @@ def _check_labels(what: str, labels: object, samples: int | None = None) -> None
     each = "" if samples is None else f", one for each of {samples} samples"
     actual = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, np.ndarray) else shown(labels)
     raise DataError(f"{what} must be a numpy array of integers [n]{each}, got {actual}")
+
+
+def _check_lengths(what: str, lengths: object, samples: int) -> None:
+    """Raise `DataError`, which begins with `what`, unless `lengths` are integers, one for each of the samples."""
+    if isinstance(lengths, np.ndarray) and lengths.dtype.kind in "iu" and lengths.shape == (samples,):
+        return
+    actual = f"{lengths.dtype} {list(lengths.shape)}" if isinstance(lengths, np.ndarray) else shown(lengths)
+    raise DataError(f"{what}: {samples} samples need as many lengths, a numpy array of integers, got {actual}")
 
 
 def _check_arrays(where: str, what: str, samples: object, labels: object, form: str, axes: tuple[int, ...]) -> None:
@@ -251,14 +264,9 @@ class FrameSplit:
                 f"binary={self.binary}, but steps is {steps}; give the number of steps and the binary that "
                 "FrameSplit.store received"
             )
-        lengths: object = self.lengths
-        if lengths is None:
+        if (lengths := self.lengths) is None:
             return
-        if not isinstance(lengths, np.ndarray) or lengths.dtype.kind not in "iu" or lengths.shape != (len(self),):
-            actual = f"{lengths.dtype} {list(lengths.shape)}" if isinstance(lengths, np.ndarray) else shown(lengths)
-            raise DataError(
-                f"FrameSplit: {len(self)} samples need as many lengths, a numpy array of integers, got {actual}"
-            )
+        _check_lengths("FrameSplit", lengths, len(self))
         if len(self) and not 1 <= lengths.min() <= lengths.max() <= self.steps:
             raise DataError(
                 f"FrameSplit: samples of up to {self.steps} steps have lengths from 1 to {self.steps}, got "
@@ -340,8 +348,58 @@ class Subset:
     def targets(self, indices: Int64) -> UInt8:
         """Target spike trains `[T, B, N]`, if the split has them (`SequenceLabels`)."""
         if not isinstance(self.split, SequenceLabels):
-            raise DataError("the labels of these samples are classes, not spike trains")
+            raise DataError(_CLASSES)
         return self.split.targets(self.indices[indices])
+
+
+class GuardedSplit:
+    """A split of another package. Errors in its methods name the data set and the line that failed.
+
+    Args:
+        name: name of the data set.
+        split: the split.
+
+    Raises:
+        DataError: a method fails, or does not return an array.
+    """
+
+    def __init__(self, name: str, split: Split) -> None:
+        self.name, self.split = name, split
+        self.labels: Int64 = split.labels
+        self.lengths = lengths_of(split)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def inputs(self, indices: Int64) -> UInt8:
+        inputs: UInt8 = self._array("inputs", indices, np.ndarray)
+        return inputs
+
+    def stored(self, indices: Int64) -> Inputs:
+        inputs: Inputs = self._array("stored", indices, np.ndarray, PackedFrames)
+        return inputs
+
+    def targets(self, indices: Int64) -> UInt8:
+        """Target spike trains `[T, B, N]`, if the split has them (`SequenceLabels`)."""
+        if not isinstance(self.split, SequenceLabels):
+            raise DataError(_CLASSES)
+        targets: UInt8 = self._array("targets", indices, np.ndarray)
+        return targets
+
+    def content(self) -> str:
+        """SHA-256 of the inputs (`content_of`)."""
+        if not hasattr(self.split, "content"):
+            return _content(self)
+        with calling(f"{type(self.split).__name__}.content of the data set {self.name!r} fails", DataError):
+            return content_of(self.split)
+
+    def _array(self, method: str, indices: Int64, *kinds: type) -> Any:
+        what = f"{type(self.split).__name__}.{method} of the data set {self.name!r}"
+        with calling(f"{what} fails", DataError):
+            array = getattr(self.split, method)(indices)
+        if not isinstance(array, kinds):
+            raise DataError(f"{what} must return a numpy array, got {shown(array)}")
+        return array
 
 
 def _numbers(indices: object, count: int) -> Int64:
@@ -437,6 +495,8 @@ class Dataset:
                 f"{self.name}: the labels of {what} must be 0 to {len(self.classes) - 1}, the numbers of its classes, "
                 f"got {split.labels.min()} to {split.labels.max()}"
             )
+        if (lengths := lengths_of(split)) is not None:
+            _check_lengths(f"{self.name}: {what}", lengths, len(split))
 
 
 @dataclass(frozen=True)

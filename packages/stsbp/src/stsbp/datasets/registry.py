@@ -22,7 +22,7 @@ from stsbp_spec.foreign import calling
 from stsbp_spec.random import check_seed
 from stsbp_spec.values import integer, shown
 
-from stsbp.datasets.base import Dataset, ProgressCallback, Request, Subset, lengths_of, select_balanced
+from stsbp.datasets.base import Dataset, GuardedSplit, ProgressCallback, Request, Subset, lengths_of, select_balanced
 from stsbp.datasets.cache import default_cache_dir, expanded
 from stsbp.datasets.info import DatasetInfo
 from stsbp.errors import DataError, did_you_mean
@@ -286,6 +286,9 @@ def load(
         dataset: object = info.load(request)
     if not isinstance(dataset, Dataset):
         raise DataError(f"{info.name}: its loader must return a Dataset, got a {type(dataset).__name__}")
+    if info.name not in _BUILT_IN:
+        train, test = (GuardedSplit(info.name, split) for split in (dataset.train, dataset.test))
+        dataset = replace(dataset, train=train, test=test)
     if not (only_test or len(dataset.train)):
         raise DataError(f"{info.name} has no training samples: its loader must return some as train")
     if own_lengths and lengths_of(dataset.train) is None:
