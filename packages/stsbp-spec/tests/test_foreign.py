@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -272,3 +274,31 @@ def test_mistakes_in_methods_of_a_model_are_named(mistake: str) -> None:
     base, members, message = MISTAKES[mistake]
     with pytest.raises(SpecError, match=message):
         _used(_own(base, **members))
+
+
+@pytest.mark.parametrize(
+    "mistake", [name for name, (_, members, _) in MISTAKES.items() if all(map(callable, members.values()))]
+)
+def test_mistakes_in_methods_that_are_assigned_later_are_named(mistake: str) -> None:
+    base, members, message = MISTAKES[mistake]
+    own = type(_own(base))
+    for name, method in members.items():
+        setattr(own, name, method)
+    with pytest.raises(SpecError, match=message):
+        _used(own())
+
+
+def test_decorated_methods_are_guarded_and_called_as_before() -> None:
+    class Own(LIF):
+        @cache  # noqa: B019
+        def constants(self) -> dict[str, float]:
+            return {"vth": math.inf}
+
+    with pytest.raises(SpecError, match=r"^Own\.constants: vth must be finite in float32, got inf for "):
+        Own().constants()
+    guarded: Any = Own
+    guarded.constants = staticmethod(lambda: {"vth": 2.0})
+    assert Own().constants() == {"vth": 2.0}
+    guarded.constants = classmethod(lambda cls: {"vth": cls.__name__})
+    with pytest.raises(SpecError, match=r"^Own\.constants: vth must be a number, got 'Own'$"):
+        Own().constants()

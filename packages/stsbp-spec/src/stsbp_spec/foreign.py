@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from abc import ABCMeta
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from functools import wraps
 from traceback import walk_tb
-from types import FunctionType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,10 +19,10 @@ from stsbp_spec.errors import SpecError, StsbpError, did_you_mean
 from stsbp_spec.values import read_number, shown
 
 __all__ = [
+    "Guarded",
     "calling",
     "constants_by_name",
     "declared",
-    "guard",
     "imported",
     "names_a_class",
     "read_pairs",
@@ -90,23 +90,36 @@ def _place(error: BaseException) -> str:
     return own[-1] if own else "" if isinstance(error, ImportError) else places[-1]
 
 
-def guard(cls: type, checks: Mapping[str, Check]) -> None:
-    """Check the results of methods of a user-defined class, and turn their errors into `SpecError`.
+class Guarded(ABCMeta):
+    """Metaclass of the base classes of models. It guards methods of their subclasses, also those assigned later."""
 
-    Args:
-        cls: the class. Only the methods that it defines itself are changed.
-        checks: the check of each method by its name.
-    """
-    for name, check in checks.items():
-        if isinstance(method := vars(cls).get(name), FunctionType):
-            setattr(cls, name, _guarded(method, f"{cls.__name__}.{name}", check))
+    __checks: Mapping[str, Check] = {}
+
+    def guard(cls, checks: Mapping[str, Check]) -> None:
+        """Check the results of methods of a user-defined class, and turn their errors into `SpecError`.
+
+        Args:
+            checks: the check of each method by its name. A method that the class inherits is guarded in its own class.
+        """
+        cls.__checks = checks
+        for name in checks:
+            if name in vars(cls):
+                setattr(cls, name, vars(cls)[name])
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        check = cls.__checks.get(name)
+        # Decorators such as `cache` and `staticmethod` return other objects than functions.
+        if check is not None and (callable(value) or isinstance(value, classmethod)):
+            value = _guarded(value, f"{cls.__name__}.{name}", check)
+        super().__setattr__(name, value)
 
 
-def _guarded(method: FunctionType, name: str, check: Check) -> Callable[..., Any]:
+def _guarded(method: Any, name: str, check: Check) -> Callable[..., Any]:
     @wraps(method)
     def call(self: object, *arguments: Any, **named: Any) -> Any:
         with calling(f"{name} fails"):
-            found = method(self, *arguments, **named)
+            bound = method.__get__(self, type(self)) if hasattr(method, "__get__") else method
+            found = bound(*arguments, **named)
         return check(name, self, found)
 
     return call

@@ -10,7 +10,7 @@ All surrogates except `Logistic` use only + - * / and comparisons, so they are b
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from fractions import Fraction
@@ -21,7 +21,16 @@ import numpy as np
 
 from stsbp_spec.errors import SpecError, did_you_mean
 from stsbp_spec.expr import Expr, Names, Recurrence, as_expr, exp, named, unsnapped, variable, where
-from stsbp_spec.foreign import calling, constants_by_name, declared, guard, imported, names_a_class, read_values, split
+from stsbp_spec.foreign import (
+    Guarded,
+    calling,
+    constants_by_name,
+    declared,
+    imported,
+    names_a_class,
+    read_values,
+    split,
+)
 from stsbp_spec.printers import evaluate
 from stsbp_spec.stored import (
     Graph,
@@ -55,7 +64,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Surrogate(ABC):
+class Surrogate(metaclass=Guarded):
     """A surrogate derivative."""
 
     name: ClassVar[str]
@@ -64,7 +73,7 @@ class Surrogate(ABC):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        guard(cls, {"constants": constants_by_name, "expression": lambda name, _, found: as_expr(found, name)})
+        Guarded.guard(cls, {"constants": constants_by_name, "expression": lambda name, _, found: as_expr(found, name)})
 
     def __post_init__(self) -> None:
         declared(self, name=str)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
@@ -13,7 +13,7 @@ import numpy as np
 
 from stsbp_spec.errors import NumericError, SpecError
 from stsbp_spec.expr import Expr, Names, Recurrence, as_expr, as_exprs, unsnapped, variable
-from stsbp_spec.foreign import constants_by_name, declared, guard, returns
+from stsbp_spec.foreign import Guarded, constants_by_name, declared, returns
 from stsbp_spec.lengths import inside
 from stsbp_spec.printers import numpy_function
 from stsbp_spec.synapses.psp import PSP
@@ -40,7 +40,7 @@ class LossStep:
 
 
 @dataclass(frozen=True)
-class Loss(ABC):
+class Loss(metaclass=Guarded):
     """A distance between spike trains. The loss of a batch is the mean over its samples.
 
     Samples may have different numbers of steps (lengths.py). A sample of length `L` has the same distance and errors as
@@ -67,7 +67,7 @@ class Loss(ABC):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        guard(cls, _GUARDS)
+        Guarded.guard(cls, _GUARDS)
 
     def __post_init__(self) -> None:
         declared(self, name=str, parameters=(tuple, list, str))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -14,7 +14,7 @@ import numpy as np
 from stsbp_spec.adjoint import free_variables
 from stsbp_spec.errors import SpecError
 from stsbp_spec.expr import Expr, Names, as_expr, as_exprs, variable
-from stsbp_spec.foreign import constants_by_name, declared, guard, returns
+from stsbp_spec.foreign import Guarded, constants_by_name, declared, returns
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.learned import Learned
 from stsbp_spec.stored import placeholders
@@ -71,7 +71,7 @@ class Adjoint:
             object.__setattr__(self, name, as_exprs(f"{name} of an adjoint", getattr(self, name)))
 
 
-class NeuronModel(ABC):
+class NeuronModel(metaclass=Guarded):
     """Parameters and equations of a layer of neurons. A subclass must be a frozen dataclass.
 
     A model only needs `step`. The backward pass is derived from it (adjoint.py). Every new state, and every gradient
@@ -101,7 +101,7 @@ class NeuronModel(ABC):
     def __init_subclass__(cls) -> None:
         """Make dataclass fields of the parameters that every model has, unless the class defines them itself."""
         super().__init_subclass__()
-        guard(cls, _GUARDS)
+        Guarded.guard(cls, _GUARDS)
         if any(issubclass(base, NeuronModel) and base is not NeuronModel for base in cls.__bases__):
             return
         own = dict(vars(cls).get("__annotations__", {}))
