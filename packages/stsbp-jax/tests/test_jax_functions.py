@@ -441,6 +441,31 @@ def test_a_network_that_ends_with_a_readout_is_refused() -> None:
         apply(network, dict(initial_weights(network, 0)), np.zeros((2, 1, 9), np.uint8), 2)
 
 
+@pytest.mark.parametrize("key", ["conv1.mean", "conv1.variance"])
+def test_running_statistics_outside_of_their_domain_are_refused_or_become_nan(key: str) -> None:
+    network = NetworkSpec.parse("3C3bn-P2-6", input_shape=(2, 6, 6), outputs=4)
+    weights: dict[str, Any] = {**initial_weights(network, 1, 3.0)}
+    x = np.ones((4, 2, 2, 6, 6), np.uint8)
+    expected = apply(network, weights, x, 4)
+    compiled = jax.jit(lambda weights: apply(network, weights, x, 4))
+    assert np.array_equal(compiled(weights), expected)
+    values = {-1.0, 2.0**101} if key == "conv1.variance" else {2.0**101}
+    for value in values:
+        wrong = {**weights, key: np.where(np.arange(3) == 1, np.float32(value), weights[key])}
+        with pytest.raises(
+            NumericError, match=rf"^{key} is {value:g}, outside of its domain from .*; give running".replace("+", r"\+")
+        ):
+            apply(network, wrong, x, 4)
+        assert np.isnan(compiled(wrong)).any()
+        # In training, they are replaced by those of the batch.
+        apply(network, wrong, x, 4, dropout=(0, 0), full=True)
+    # Infinite and NaN values are refused like those of weights.
+    infinite = {**weights, key: np.full(3, np.inf, np.float32)}
+    with pytest.raises(NumericError, match="holds a value that is not finite"):
+        apply(network, infinite, x, 4)
+    assert np.isnan(compiled(infinite)).any()
+
+
 @pytest.mark.parametrize("value", [2.0, 0.5, -1.0, np.nan])
 def test_a_distance_of_what_is_no_spike_train_is_refused_or_nan(value: float) -> None:
     good = np.ones((4, 2, 3), np.float32)

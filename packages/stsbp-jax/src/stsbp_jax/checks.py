@@ -19,6 +19,7 @@ from jax.typing import ArrayLike
 from stsbp_spec.checks import check_dropout
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.synapses.base import Passing, Weighted
+from stsbp_spec.synapses.batchnorm import STATISTICS
 from stsbp_spec.typing import AnyArray, Shape
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "dropout_words",
     "in_domain",
     "on_grid",
+    "running_statistic",
 ]
 
 _PART = 2**16
@@ -188,8 +190,8 @@ def dropout_words(dropout: tuple[ArrayLike, ArrayLike] | None) -> tuple[Any, Any
     return seed, step
 
 
-def in_domain(what: str, x: Any, low: float, high: float) -> Any:
-    """`x`, any shape, whose elements must be from `low` to `high`.
+def in_domain(what: str, x: Any, low: float, high: float, remedy: str = "call clip_to_domain after each update") -> Any:
+    """`x`, any shape, whose elements must be from `low` to `high`. `remedy` is the end of the message.
 
     Raises:
         NumericError: an element is outside, and `x` is not a tracer. Such elements of a tracer become NaN.
@@ -198,11 +200,15 @@ def in_domain(what: str, x: Any, low: float, high: float) -> Any:
         return _or_nan(_inside, (low, high), x)
     if not _all(_inside, x, low, high):
         wrong = _first_wrong(_inside, x, low, high)
-        raise NumericError(
-            f"{what} is {wrong:g}, outside of its domain from {low:g} to {high:g}; call clip_to_domain after each "
-            "update"
-        )
+        raise NumericError(f"{what} is {wrong:g}, outside of its domain from {low:g} to {high:g}; {remedy}")
     return x
+
+
+def running_statistic(name: str, x: Any) -> Any:
+    """A running statistic of batch normalisation `[C]`, which must be in its domain (`in_domain`)."""
+    domain = STATISTICS[name.rpartition(".")[2]]
+    remedy = "give running statistics of a network whose training stayed finite"
+    return in_domain(name, x, domain.low, domain.high, remedy)
 
 
 def on_grid(what: str, inputs: ArrayLike, exponent: int, largest: float) -> Any:

@@ -26,7 +26,16 @@ from stsbp_spec.values import integer, listed, shown
 
 from stsbp_jax import grid
 from stsbp_jax.backend import PAIRS
-from stsbp_jax.checks import as_array, check_array, check_finite, checked_weights, dropout_words, in_domain, on_grid
+from stsbp_jax.checks import (
+    as_array,
+    check_array,
+    check_finite,
+    checked_weights,
+    dropout_words,
+    in_domain,
+    on_grid,
+    running_statistic,
+)
 from stsbp_jax.compiling import as_one, pair
 from stsbp_jax.segments import Settings, State, compute, fork, pieces
 
@@ -128,7 +137,7 @@ def apply(
             is False although the network ends with a readout, or although the network has batch normalisation and is
             in training.
         NumericError: an input, a weight or a value of the state is not finite, a weight is too large, or a learned
-            parameter is outside its domain.
+            parameter or, in evaluation, a running statistic is outside its domain.
     """
     check_precision(network, precision)
     if network.has_readout and not full:
@@ -161,7 +170,7 @@ def apply(
     else:
         s = on_grid("apply", inputs, 8, entering.maximum)
     words = dropout_words(dropout)
-    arrays = _checked_arrays(network, weights)
+    arrays = _checked_arrays(network, weights, training=dropout is not None)
     before = _checked_state(graph, state, shape[lead - 1])
     settings = Settings(steps, dropout is not None, precision, full or state is not None)
     output: Any = _output(network, settings, full, s, arrays, words, before)
@@ -215,7 +224,7 @@ def _channels_last(coding: Coding, s: Array) -> Array:
     return jnp.moveaxis(x, 2, -1) if x.ndim == 5 else x
 
 
-def _checked_arrays(network: NetworkSpec, weights: Mapping[str, ArrayLike]) -> dict[str, Array]:
+def _checked_arrays(network: NetworkSpec, weights: Mapping[str, ArrayLike], *, training: bool) -> dict[str, Array]:
     """All weights, learned parameters and running statistics of the network, float32."""
     shapes = {name: parameter.shape for name, parameter in network.parameters.items()}
     shapes |= {name: x.shape for name, x in network.statistics.items()}
@@ -230,6 +239,10 @@ def _checked_arrays(network: NetworkSpec, weights: Mapping[str, ArrayLike]) -> d
         # Those of a tracer become NaN in the segment.
         if (own := parameter.learned) is not None and not isinstance(weights[name], jax.core.Tracer):
             in_domain(name, found[name], own.low, own.high)
+    # In training, batches are normalised by their own statistics.
+    for name in () if training else network.statistics:
+        if not isinstance(weights[name], jax.core.Tracer):
+            running_statistic(name, found[name])
     return found
 
 

@@ -21,11 +21,11 @@ from stsbp_spec.graph import Network, Neurons, Projection
 from stsbp_spec.passes import Trace, after, back_through, through, together
 from stsbp_spec.plan import Plan, Population, Segment, plan
 from stsbp_spec.rules import Deferred, Run
-from stsbp_spec.synapses.batchnorm import moved
+from stsbp_spec.synapses.batchnorm import STATISTICS, moved
 from stsbp_spec.typing import Precision, Shape
 
 from stsbp_jax.backend import PAIRS
-from stsbp_jax.checks import in_domain
+from stsbp_jax.checks import in_domain, running_statistic
 from stsbp_jax.compiling import pair
 from stsbp_jax.varying import alike
 
@@ -198,7 +198,7 @@ def _ahead(
     state: State,
 ) -> tuple[Made, Any]:
     segment, batch = piece.walk(fused=not settings.full).segments[piece.index], inputs[0].shape[1]
-    on_grid = _on_grid(piece, weights)
+    on_grid = _on_grid(piece, weights, training=settings.training)
     run = _run(settings, on_grid, masks, batch, state)
     values = dict(zip(piece.reads, inputs, strict=True))
     ((made, residuals),) = together(PAIRS, run, [through(PAIRS, segment, run, values)])
@@ -236,14 +236,17 @@ def _run(
     return Run(on_grid, settings.steps, dropout, Part(0, batch, batch), before=before)
 
 
-def _on_grid(piece: Piece, weights: Mapping[str, Array]) -> dict[str, Array]:
-    """Weights on their grids, and the other learned parameters. Values outside their domain become NaN."""
+def _on_grid(piece: Piece, weights: Mapping[str, Array], *, training: bool) -> dict[str, Array]:
+    """Weights on their grids, learned parameters and running statistics. Values outside their domain become NaN."""
     found = dict(weights)
     for projection in piece.projections:
         found[projection.name], choice = PAIRS.choose_grid(projection, weights[projection.name])
         if projection.synapse.norm is not None:
             unit = choice.exponent + np.int32(projection.input.exponent)
             found[f"{projection.name}.exponent"] = unit.reshape(1)
+            # In training, batches are normalised by their own statistics.
+            for name in () if training else (f"{projection.name}.{own}" for own in STATISTICS):
+                found[name] = running_statistic(name, weights[name])
     for name, parameter in piece.network.parameters.items():
         if name in weights and (own := parameter.learned) is not None:
             found[name] = in_domain(name, weights[name], own.low, own.high)
