@@ -303,6 +303,18 @@ def test_statistics_that_cannot_be_are_refused() -> None:
         NUMPY.run(NETWORK, {k: w for k, w in weights.items() if k != "conv2.mean"}, _batch(0).inputs, STEPS)
 
 
+@pytest.mark.parametrize(("gain", "got"), [(1e18, r"\de\+3\d"), (1e25, "inf")])
+def test_step_refuses_running_statistics_that_no_network_could_use(gain: float, got: str) -> None:
+    weights = {name: np.float32(gain if x.ndim > 1 else 1) * x for name, x in initial_weights(NETWORK, 2).items()}
+    trainer = NUMPY.trainer(NETWORK, Hamming(), AdamW(lr=1e-3))
+    state = trainer.init(weights)
+    message = rf"^step 0: conv1\.variance must be from 0 to 1\.26765e\+30, .*, got .*{got}; lower the learning rate"
+    with pytest.raises(NumericError, match=message):
+        trainer.step(state, _batch(0))
+    # The state is what it was.
+    assert np.array_equal(trainer.export_state(state)["weight/conv1"], weights["conv1"])
+
+
 @pytest.mark.parametrize("micro_batch", [None, 1])
 def test_padded_steps_are_in_no_statistic(micro_batch: int | None) -> None:
     """What the padding holds changes nothing; without padding the lengths change nothing."""

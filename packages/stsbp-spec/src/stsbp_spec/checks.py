@@ -39,6 +39,7 @@ __all__ = [
     "check_precision",
     "check_precision_name",
     "check_psp",
+    "check_statistic",
     "check_weights",
     "inputs_as_bytes",
     "samples_first",
@@ -168,7 +169,12 @@ def check_weights(network: NetworkSpec, weights: dict[str, AnyArray], what: str 
         if parameter.learned is not None:
             _domain(name, parameter.learned, weights[name])
     for name in network.statistics:
-        _domain(name, STATISTICS[name.rpartition(".")[2]], weights[name])
+        check_statistic(name, weights[name])
+
+
+def check_statistic(name: str, x: AnyArray) -> None:
+    """Raise `NumericError` unless a running statistic `[C]` is in its domain."""
+    _domain(name, STATISTICS[name.rpartition(".")[2]], x)
 
 
 def _domain(name: str, learned: Learned, x: AnyArray) -> None:

@@ -21,6 +21,7 @@ from stsbp_spec.checks import (
     check_output,
     check_part,
     check_precision,
+    check_statistic,
     check_weights,
     inputs_as_bytes,
 )
@@ -135,6 +136,8 @@ class Trainer(Generic[Array]):
 
         Raises:
             SpecError: `state.step` is not an integer in `[0, 2**32)`.
+            NumericError: a gradient or a weight is not finite, a weight is too large, or a running statistic of batch
+                normalisation leaves its domain.
         """
         backend, network = self.backend, self.network
         state, batch = _state(state), batch_as_bytes(network, batch)
@@ -152,7 +155,7 @@ class Trainer(Generic[Array]):
         spikes, norm, rates, zeroed, statistics = _looked_at(
             backend, network, self.collective, parts, found, batch.lengths, f"step {state.step}: "
         )
-        running = _running(backend, network, state.weights, statistics)
+        running = _running(backend, network, state.weights, statistics, f"step {state.step}: ")
         scalars = self.optimizer.scalars(state.step, clip_factor(norm, self.optimizer.clip_norm))
         new, m, v = backend.compiled(update, network)(scalars, state.weights, found.values, state.m, state.v)
         result = StepResult(
@@ -390,15 +393,28 @@ def on_grid(
 
 
 def _running(
-    backend: Pairs[Array], network: NetworkSpec, weights: Mapping[str, Array], batch: Mapping[str, Float32]
+    backend: Pairs[Array],
+    network: NetworkSpec,
+    weights: Mapping[str, Array],
+    batch: Mapping[str, Float32],
+    where: str,
 ) -> dict[str, Array]:
-    """Running statistics after a batch, by name."""
+    """Running statistics after a batch, by name.
+
+    Raises:
+        NumericError: one is outside of its domain, so no network could use it.
+    """
     found = dict[str, Array]()
     for projection in network.graph.normalised:
         norm = projection.synapse.norm
         assert norm is not None
         for name in (f"{projection.name}.{each}" for each in norm.initial(1)):
-            found[name] = backend.asarray(running(norm, backend.numpy(weights[name]), batch[name]))
+            after = running(norm, backend.numpy(weights[name]), batch[name])
+            try:
+                check_statistic(name, after)
+            except NumericError as error:
+                raise NumericError(f"{where}{error}; lower the learning rate or clip gradients") from error
+            found[name] = backend.asarray(after)
     return found
 
 

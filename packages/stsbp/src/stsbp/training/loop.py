@@ -595,8 +595,7 @@ class _Loop:
         """The state to save, which `import_checkpoint` accepts.
 
         Raises:
-            NumericError: a value is one that `import_checkpoint` refuses: a second moment overflows in silence, and a
-                running variance leaves its range.
+            NumericError: a value is one that `import_checkpoint` refuses: a second moment overflows in silence.
         """
         tensors = self.task.trainer.export_state(self.state)
         try:
