@@ -693,6 +693,23 @@ def test_the_layers_of_a_network_cannot_be_called() -> None:
     assert net(s, full=True).layer_spikes["conv1"].shape == (4, 2, 3, 4, 4)
 
 
+@pytest.mark.parametrize("kind", ["backward_hook", "full_backward_hook", "full_backward_pre_hook"])
+def test_layers_of_a_network_refuse_hooks_that_would_not_be_called(kind: str) -> None:
+    net, s, calls = Network(MIXED), torch.ones(4, 2, 2, 6, 6), list[Any]()
+    for name, child in net.named_children():
+        with pytest.raises(
+            NetworkError, match=rf"^{name} is a layer of a Network, and backward hooks .* not be called"
+        ):
+            getattr(child, f"register_{kind}")(lambda *_: None)
+    # These are called.
+    net.get_submodule("conv1").register_forward_hook(lambda *_: calls.append("layer"))
+    net.register_full_backward_hook(lambda *_: calls.append("network"))
+    net.named()["linear2"].register_hook(lambda _: calls.append("parameter"))  # type: ignore[no-untyped-call]
+    s.requires_grad_()
+    net(s).sum().backward()
+    assert sorted(calls) == ["layer", "network", "parameter"]
+
+
 @pytest.mark.parametrize("module", [SpikingLinear(6, 7), torch.nn.Identity(), None], ids=type)
 def test_a_network_notices_at_its_next_call_that_a_layer_was_replaced(module: torch.nn.Module | None) -> None:
     net, s = Network(MIXED), torch.ones(4, 2, 2, 6, 6)

@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from types import EllipsisType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
 import torch
@@ -822,7 +822,23 @@ def _check_caller(name: str, settings: object) -> None:
         )
 
 
-class _Block(_Spiking):
+class _Layer(torch.nn.Module):
+    """A layer of a `Network`, `_place` its name there. The network is one graph, whose edges carry no plain tensors."""
+
+    _place: str
+
+    def _refuse_hook(self, *_: Any, **__: Any) -> NoReturn:
+        # Torch attaches these hooks to the tensors among the arguments and results of a layer. There are none, so it
+        # would never call them.
+        raise NetworkError(
+            f"{self._place} is a layer of a Network, and backward hooks of its layers would not be called; register "
+            "the hook on the Network, or on a parameter (register_hook), or build the layers into a module of your own"
+        )
+
+    register_backward_hook = register_full_backward_hook = register_full_backward_pre_hook = _refuse_hook
+
+
+class _Block(_Layer, _Spiking):
     """A segment of a network that consists of one projection and its neurons. `name` is its name in the network."""
 
     def __init__(self, name: str, piece: Piece, projection: Projection, parameters: Mapping[str, torch.Tensor]) -> None:
@@ -882,7 +898,7 @@ def _free(module: torch.nn.Module, name: str) -> str:
     return name
 
 
-class _Population(torch.nn.Module):
+class _Population(_Layer):
     """Any other segment of a network. Parameters are grouped by the projection after which they are named."""
 
     def __init__(
