@@ -311,6 +311,22 @@ def test_bin_events_at_its_limits() -> None:
     assert np.flatnonzero(frames).tolist() == [0, 2**20 - 1]
 
 
+@pytest.mark.parametrize(
+    ("x", "y", "t", "saccade_us", "message"),
+    [
+        ([1], [1], [0], 0, "saccade_us must be at least 1, got 0"),
+        ([1], [1], [0], 1.5, "saccade_us must be an integer, got 1.5"),
+        ([1.5], [1], [0], 100, r"expected integers x of shape \[1\] as x, got float64"),
+        ([1], [1], [0.5], 100, r"expected integers t of shape \[1\] as x, got float64"),
+        ([1, 2], [1], [0, 1], 100, r"expected integers y of shape \[2\] as x, got int64 of shape \[1\]"),
+        (1, 1, 0, 100, "one for each event"),
+    ],
+)
+def test_stabilise_events_refuses_what_are_no_events(x: Any, y: Any, t: Any, saccade_us: Any, message: str) -> None:
+    with pytest.raises((ShapeError, SpecError), match=message):
+        stabilise_events(x, y, t, saccade_us=saccade_us)
+
+
 def test_stabilise_undoes_the_triangle_of_the_saccades() -> None:
     t = np.array([0, 52_500, 105_000, 157_500, 210_000, 262_500, 315_000, 330_000])
     moved_right = np.array([0, 1.75, 3.5, 5.25, 7, 3.5, 0, -1])

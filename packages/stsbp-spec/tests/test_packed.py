@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from stsbp_spec.checks import check_inputs
@@ -49,6 +51,19 @@ def test_other_forms_are_refused() -> None:
     for bits in (np.zeros((2, 1, 3)), np.zeros((2, 3), np.uint8), [[[0]]]):
         with pytest.raises(ShapeError, match="packed frames are uint8"):
             PackedFrames(bits, 16)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (np.full((8, 2, 3), -1), "packed frames hold 0 and 1, got -1 to -1"),
+        (np.full((8, 2, 3), 2), "packed frames hold 0 and 1, got 2 to 2"),
+        (np.full((8, 2, 3), 0.5), "packed frames hold integers, got float64; convert them"),
+    ],
+)
+def test_frames_that_are_no_bits_are_refused(frames: Any, message: str) -> None:
+    with pytest.raises(ShapeError, match=message):
+        PackedFrames.of(frames)
 
 
 def test_a_network_of_images_takes_none() -> None:

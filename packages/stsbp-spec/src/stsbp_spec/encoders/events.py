@@ -12,6 +12,7 @@ The other, stabilisation, shifts each event back by the distance that the pictur
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,8 +143,15 @@ def stabilise_events(x: AnyArray, y: AnyArray, t: AnyArray, *, saccade_us: int =
 
     Returns:
         Columns and rows `[n]`. Events near the border may end up outside the sensor.
+
+    Raises:
+        ShapeError: the three arrays are not integers of one shape `[n]`.
+        SpecError: `saccade_us` is outside its domain.
     """
-    x, y, t = (array_of(values).astype(np.int64) for values in (x, y, t))
+    saccade_us = whole("saccade_us", saccade_us, 1, _LARGEST["saccade_us"])
+    x, y, t = (array_of(values) for values in (x, y, t))
+    _check_columns({"x": x, "y": y, "t": t})
+    x, y, t = (values.astype(np.int64) for values in (x, y, t))
     # The boundary of two saccades belongs to both. Distances are in units of half a pixel / saccade_us.
     first, second, third = (np.clip(t - k * saccade_us, 0, saccade_us) for k in range(3))
     third += np.maximum(0, t - 3 * saccade_us)
@@ -215,18 +223,24 @@ def bin_events(
 def _check_events(x: AnyArray, y: AnyArray, p: AnyArray, t: AnyArray, shape: tuple[int, int, int]) -> None:
     """Raise the errors of `bin_events` for arrays that are not events of a sensor with frames of this shape."""
     channels, height, width = shape
-    for values in (x, y, p, t):
-        if not isinstance(values, np.ndarray) or values.ndim != 1:
-            raise ShapeError(f"expected integers of shape [n], one for each event, got {shown(values)}")
+    _check_columns({"x": x, "y": y, "p": p, "t": t})
     polarity = (("polarity", p, 2),) if channels == 2 else ()
-    for name, values in (("x", x), ("y", y), ("p", p), ("t", t)):
-        if values.shape != (len(x),) or values.dtype.kind not in "iub":
-            raise ShapeError(
-                f"expected integers {name} of shape [{len(x)}] as x, got {values.dtype} of shape {list(values.shape)}"
-            )
     for name, values, limit in (("x", x, width), ("y", y, height), *polarity):
         if len(x) and not 0 <= int(values.min()) <= int(values.max()) < limit:
             raise SpecError(
                 f"an event's {name} is out of range: expected 0 to {limit - 1}, "
                 f"got {int(values.min())} to {int(values.max())}"
+            )
+
+
+def _check_columns(columns: Mapping[str, AnyArray]) -> None:
+    """Raise `ShapeError` unless columns of events are integers `[n]` as `x` is."""
+    x = columns["x"]
+    for values in columns.values():
+        if not isinstance(values, np.ndarray) or values.ndim != 1:
+            raise ShapeError(f"expected integers of shape [n], one for each event, got {shown(values)}")
+    for name, values in columns.items():
+        if values.shape != x.shape or values.dtype.kind not in "iub":
+            raise ShapeError(
+                f"expected integers {name} of shape [{len(x)}] as x, got {values.dtype} of shape {list(values.shape)}"
             )

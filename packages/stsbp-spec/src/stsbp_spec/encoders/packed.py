@@ -59,13 +59,15 @@ class PackedFrames:
         """Inverse of `unpacked`.
 
         Raises:
-            ShapeError: a value is above 1, or the array has neither three nor five axes.
+            ShapeError: a value is neither 0 nor 1, or the array does not have three or five axes or is not of integers.
         """
         frames = array_of(frames)
         if frames.ndim not in (3, 5):
             raise ShapeError(f"frames are [T, B, C, H, W] or [T, B, N], got {frames.shape}")
-        if frames.max(initial=0) > 1:
-            raise ShapeError(f"packed frames hold 0 and 1, got {int(frames.max())}")
+        if frames.dtype.kind not in "biu":
+            raise ShapeError(f"packed frames hold integers, got {frames.dtype}; convert them with astype(np.uint8)")
+        if frames.max(initial=0) > 1 or frames.min(initial=0) < 0:
+            raise ShapeError(f"packed frames hold 0 and 1, got {int(frames.min())} to {int(frames.max())}")
         return cls(np.packbits(np.moveaxis(frames, 2, -1), axis=0, bitorder="little"), len(frames))
 
 
