@@ -213,7 +213,9 @@ def test_records_of_another_run(
     refused(stsbp(*command, run), f"{file} does not fit the checkpoint {run / 'last.json'}", f"move {file.name} away")
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
     file.unlink()
-    assert stsbp(*command, run).exit_code == 0
+    without = stsbp(*command, run)
+    assert without.exit_code == 0
+    assert without.stderr.count(f"{file} lost lines") == 1
 
 
 def test_records_of_a_run_of_an_earlier_version(

@@ -285,5 +285,5 @@ def parent() -> Parent | None:
     text = os.environ.pop(LAUNCHER, "")
     try:
         return Parent(int(text)) if text.isdecimal() else None
-    except OSError:
+    except (OSError, OverflowError):
         return None

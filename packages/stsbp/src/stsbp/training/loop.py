@@ -324,13 +324,11 @@ class _Loop:
         """Open the files of metrics, and keep their first `keep` bytes. Returns whether some of these are lost."""
         folder, reporter = self.folder, self.reporter
         self.metrics = MetricsFile(folder.files, keep)
-        if self.metrics.short:
+        self.board = None
+        if self.config.tensorboard:
+            self.board = TensorBoard(folder.files, read_records(folder.path, self.config, reporter.warn))
+        elif self.metrics.short:
             reporter.warn(f"{folder.metrics} lost lines that were written before the checkpoint")
-        self.board = (
-            TensorBoard(folder.files, read_records(folder.path, self.config, reporter.warn))
-            if self.config.tensorboard
-            else None
-        )
         return self.metrics.short
 
     def close_records(self) -> None:

@@ -282,8 +282,8 @@ def read_records(
     Args:
         folder: folder of the run.
         config: settings of the run.
-        warn: function that is called if lines are damaged, and if the last checkpoint is, so that nothing says whether
-            they belong to the run.
+        warn: function that is called if lines are damaged or lost, and if the last checkpoint is damaged, so that
+            nothing says whether they belong to the run.
 
     Raises:
         CheckpointError: the file cannot be read, or is not that of the last checkpoint, or the settings are not.
@@ -296,7 +296,10 @@ def read_records(
             warn(f"{path} is not compared with the last checkpoint: {error}")
         else:
             checkpoint.check_of(config, info, folder, "last")
-            check_records(checkpoint.recorded_of(info, folder), folder)
+            saved = checkpoint.recorded_of(info, folder)
+            check_records(saved, folder)
+            if (size := path.stat().st_size if path.exists() else 0) < saved.metrics_bytes:
+                warn(f"{path} lost lines: it has {size:,} of the {saved.metrics_bytes:,} bytes of the last checkpoint")
     try:
         with open_regular(path, _MOST) as file:
             for number, line in enumerate(file, 1):
