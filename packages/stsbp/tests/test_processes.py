@@ -581,3 +581,10 @@ def test_workload_names_the_slowest_and_the_time_in_exchanges() -> None:
     assert course.exchange == ""
     course.workload = load
     assert course.exchange == "exchange 60%  slowest rank 1"
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "9" * 30])
+def test_parent_is_none_if_the_variable_names_no_socket(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(launcher.LAUNCHER, text)
+    assert launcher.parent() is None
+    assert launcher.LAUNCHER not in os.environ
