@@ -140,6 +140,15 @@ def test_a_backend_that_does_not_import_keeps_its_cause(monkeypatch: pytest.Monk
     assert isinstance(e.value.__cause__, ModuleNotFoundError)
 
 
+def test_a_backend_that_ends_the_program_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "backend_that_exits.py").write_text("import sys\nsys.exit(3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    point = EntryPoint("torch", "backend_that_exits:TorchBackend", registry.GROUP)
+    monkeypatch.setattr(registry, "entry_points", _entry_points(point))
+    with pytest.raises(BackendError, match="installed but cannot be imported: SystemExit: 3; repair it with"):
+        stsbp_spec.load_backend("torch")
+
+
 def test_a_backends_own_error_passes_through(monkeypatch: pytest.MonkeyPatch) -> None:
     class Point:
         name, dist = "mine", None

@@ -64,7 +64,7 @@ def load_backend(name: str) -> type[AbstractBackend]:
         backend: type[AbstractBackend] = points[name].load()
     except BackendError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BackendError(
             f"backend {name!r} is installed but cannot be imported: {type(error).__name__}: {error}; "
             f"repair it with: python -m pip install --force-reinstall {package}"
