@@ -295,6 +295,11 @@ def test_limits_of_size(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_graph(file).nodes
 
 
+def test_a_small_budget_does_not_end_the_process_that_reads(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(budget.VARIABLE, "1e-6")
+    assert read_graph(file).nodes
+
+
 @pytest.mark.parametrize("filled", [False, True], ids=["declared", "packed"])
 def test_a_small_file_of_large_arrays_is_refused_before_they_are_read(tmp_path: Path, filled: bool) -> None:
     """300 MiB of zeros, which the file packs or only declares."""

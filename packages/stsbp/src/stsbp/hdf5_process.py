@@ -27,14 +27,15 @@ class Hdf5Process:
         file: the open file, which is the standard input of the script.
         script: path of the script. It may import only h5py, numpy and the standard library.
         arguments: its arguments.
-        memory: memory that it may take, in bytes.
+        memory: memory that it may take, in bytes, but at least 16 MiB.
         seconds: seconds that one `answer` may take, plus one second for every 8 MiB of the file. Half of it is the
             limit of processor time for all of them.
     """
 
     def __init__(self, file: BinaryIO, script: str, *arguments: str, memory: int, seconds: float) -> None:
         self._seconds = seconds + os.fstat(file.fileno()).st_size / (8 * MEGABYTE)
-        limits = (str(memory), str(max(1, int(self._seconds / 2))))
+        # With less memory, the C code of HDF5 crashes on intact files.
+        limits = (str(max(memory, 16 * MEGABYTE)), str(max(1, int(self._seconds / 2))))
         # HDF5 would load filters that a file names from a system folder. OpenBLAS allocates memory for each thread.
         environment = {**os.environ, "HDF5_PLUGIN_PRELOAD": "::", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
