@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -92,6 +93,14 @@ def test_encode_repeat_gathers_the_class_sequences() -> None:
         assert np.array_equal(target[:, b], code.sequences(3, 6)[label])
     assert np.array_equal(encode_repeat(labels, 3, 6), encode_repeat(labels, 3, 6, LabelCode()))
     assert encode_repeat(np.zeros(0, np.int64), 3, 6).shape == (6, 0, 3)
+
+
+def test_encode_repeat_takes_no_memory_for_classes_that_no_sample_has() -> None:
+    tracemalloc.start()
+    encode_repeat(np.array([7]), 2000, 5)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2**20
 
 
 @pytest.mark.parametrize("labels", [[3], [-1], [0, 7]])

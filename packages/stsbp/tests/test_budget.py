@@ -53,6 +53,13 @@ def test_a_budget_that_is_none_is_refused(text: str, tmp_path: Path, monkeypatch
         assert len(read_arrays(tmp_path / "own.npz")) == 1
 
 
+def test_samples_that_are_compressed_to_nothing_count(tmp_path: Path) -> None:
+    path, n = tmp_path / "own.npz", 2**20 + 1
+    np.savez_compressed(path, inputs=np.zeros((n, 2, 1), np.uint8), labels=np.zeros(n, np.uint8))
+    with pytest.raises(DataError, match=r"own\.npz, 1,048,577 samples: reading it takes 1 GiB of memory, more than"):
+        load(f"sequences:{path}", steps=2)
+
+
 def _packed(path: Path, **sizes: int) -> Path:
     """A small file of arrays of zeros with these numbers of bytes."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:

@@ -433,6 +433,28 @@ def test_evaluate_shows_no_recall_of_a_class_without_samples() -> None:
     assert len(first) == len(second)
 
 
+def test_evaluate_prints_no_matrix_of_very_many_classes() -> None:
+    classes = tuple(map(str, range(201)))
+    sums = Sums(batches=1, samples=6, correct=5, correct_by_count=5, seconds=1.0, rates={"linear1": 0.1})
+    network = NetworkSpec.parse("201", input_shape=(2,))
+    lines = _text(Evaluation(sums, np.zeros((201, 201), np.int64)), "test", classes, network, 1).splitlines()
+    assert lines[-1] == "The confusion matrix of 201 classes is in the output of --json."
+
+
+def test_an_early_end_of_a_file_is_no_interrupt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def damaged(_: str) -> None:
+        raise EOFError("marshal data too short")
+
+    module: Any = sys.modules["stsbp.cli"]
+    monkeypatch.setattr(module, "importlib", SimpleNamespace(import_module=damaged))
+    monkeypatch.setattr(sys, "argv", ["stsbp", "backends"])
+    assert module._run() == 1
+    said = capsys.readouterr().err
+    assert "Error: a compiled file of Python ended early (marshal data too short); remove the folders" in said
+
+
 def test_evaluate_best_is_the_epoch_that_best_json_names(
     stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path
 ) -> None:

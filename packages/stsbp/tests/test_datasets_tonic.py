@@ -587,6 +587,28 @@ def test_datasets_that_are_only_declared_stay_within_the_budget(name: str, tmp_p
         _load("shd", tmp_path)
 
 
+def test_half_precision_numbers_are_read(tmp_path: Path) -> None:
+    """Their largest number is smaller than what a label may be."""
+    KINDS["shd"].write(tmp_path)
+    labels = _load("shd", tmp_path).train.labels.tolist()
+    with h5py.File(tmp_path / "SHD" / "shd_train.h5", "a") as file:
+        halves = file["labels"][()].astype(np.float16)
+        del file["labels"]
+        file["labels"] = halves
+    assert _load("shd", tmp_path).train.labels.tolist() == labels
+
+
+def test_a_data_set_of_very_many_classes_is_refused(tmp_path: Path) -> None:
+    """The memory of an evaluation grows with the square of their number."""
+    KINDS["shd"].write(tmp_path)
+    for split in ("train", "test"):
+        with h5py.File(tmp_path / "SHD" / f"shd_{split}.h5", "a") as file:
+            del file["extra/keys"]
+            file["extra/keys"] = np.array([f"class {k}" for k in range(4097)], h5py.string_dtype())
+    with pytest.raises(DataError, match="shd: a data set has at most 4,096 classes, got 4,097"):
+        _load("shd", tmp_path)
+
+
 def test_names_of_classes_stay_within_the_budget(tmp_path: Path) -> None:
     """16 million numbers take 32 MB, but as names of classes 64 times as much."""
     KINDS["shd"].write(tmp_path)

@@ -272,13 +272,26 @@ def test_own_file_of_rasters_with_classes(own: Callable[..., Path], stsbp: Calla
     assert stsbp("evaluate", "run").exit_code == 0
 
 
+def test_own_file_compressed_by_another_method_is_refused(own: Callable[..., Path]) -> None:
+    """`zipfile` would unpack all of it at once, whatever its size."""
+    path = own()
+    with zipfile.ZipFile(path) as file:
+        members = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    with pytest.raises(DataError, match="compressed by another method than those of numpy; save its arrays") as error:
+        load(f"sequences:{path}", steps=6)
+    assert str(path) in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"labels": np.zeros(10)}, r"labels must be integers \[n\], got float64"),
         ({"labels": np.zeros((10, 1), np.int64)}, r"labels must be integers \[n\], got int64 \[10, 1\]"),
-        ({"labels": np.arange(10) - 1}, "labels must be 0 to 9999, got -1 to 8"),
-        ({"labels": np.arange(10) * 2000}, "labels must be 0 to 9999, got 0 to 18000"),
+        ({"labels": np.arange(10) - 1}, "labels must be 0 to 4095, got -1 to 8"),
+        ({"labels": np.arange(10) * 2000}, "labels must be 0 to 4095, got 0 to 18000"),
         ({"labels": np.zeros(9, np.int64)}, r"inputs must be .* and labels \[n\], got \[10, 6, 7\] and \[9\]"),
         ({"classes": np.array(["a"])}, "classes must be at least 2 different texts"),
         ({"classes": np.array(["a", "a"])}, "classes must be at least 2 different texts"),

@@ -63,16 +63,21 @@ class LabelCode:
             SpecError: `classes` or `steps` is not an integer of at least 1, `first` not one of at least 0, or `steps`
                 ends before the two patterns differ.
         """
-        classes, steps = whole("the number of classes", classes, 1), whole("the number of steps", steps, 1)
-        first = whole("the first step", first, 0, most=2**63)
+        classes = whole("the number of classes", classes, 1)
+        desired, undesired = self.trains(steps, first)
+        labelled = np.eye(classes, dtype=bool)[:, np.newaxis, :]
+        return np.where(labelled, desired[:, np.newaxis], undesired[:, np.newaxis])
+
+    def trains(self, steps: int, first: int = 0) -> tuple[UInt8, UInt8]:
+        """The spike trains `[T]` of the labelled neuron and of all others: see `sequences`."""
+        steps, first = whole("the number of steps", steps, 1), whole("the first step", first, 0, most=2**63)
         desired, undesired = (_train(each, steps, first) for each in (self.desired, self.undesired))
         if first == 0 and np.array_equal(desired, undesired):
             raise SpecError(
                 f"label code: the patterns {self.desired!r} and {self.undesired!r} do not differ within {steps} steps; "
                 "use more steps or other patterns"
             )
-        labelled = np.eye(classes, dtype=bool)[:, np.newaxis, :]
-        return np.where(labelled, desired[:, np.newaxis], undesired[:, np.newaxis])
+        return desired, undesired
 
 
 def encode_repeat(labels: Any, classes: int, steps: int, code: LabelCode | None = None) -> UInt8:
@@ -94,5 +99,6 @@ def encode_repeat(labels: Any, classes: int, steps: int, code: LabelCode | None 
     outside = (labels < 0) | (labels >= classes)
     if outside.any():
         raise SpecError(f"label {labels[outside][0]} is not a class: expected 0 to {classes - 1}")
-    sequences = (LabelCode() if code is None else code).sequences(classes, steps)
-    return np.ascontiguousarray(sequences[labels].transpose(1, 0, 2))
+    desired, undesired = (LabelCode() if code is None else code).trains(steps)
+    labelled = labels[:, np.newaxis] == np.arange(classes)
+    return np.where(labelled, desired[:, np.newaxis, np.newaxis], undesired[:, np.newaxis, np.newaxis])

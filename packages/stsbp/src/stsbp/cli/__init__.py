@@ -250,6 +250,18 @@ def main() -> None:
     sys.exit(code)
 
 
+def _early_end(error: EOFError) -> str:
+    """Message for the end of a file where more was expected."""
+    if "marshal" not in str(error):
+        return f"a file ended early: {error}"
+    # Python writes these files, on a full disk only in part, and does not notice.
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return (
+        f"a compiled file of Python ended early ({error}); remove the folders __pycache__ in {folder} and in the "
+        "packages beside it"
+    )
+
+
 def _run() -> Any:
     """Run the command line. Returns the exit code."""
     try:
@@ -264,7 +276,15 @@ def _run() -> Any:
         with contextlib.suppress(OSError):
             error.show()
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except click.Abort as error:
+        with contextlib.suppress(OSError):
+            # click turns the end of any input into an `Abort`, also that of a damaged file that is imported.
+            if isinstance(error.__cause__, EOFError):
+                click.echo(f"Error: {_early_end(error.__cause__)}", err=True)
+                return 1
+            click.echo(INTERRUPTED, err=True)
+        return EXIT_CODE
+    except KeyboardInterrupt:
         with contextlib.suppress(OSError):
             click.echo(INTERRUPTED, err=True)
         return EXIT_CODE

@@ -36,6 +36,9 @@ from stsbp.training.trained import load_trained
 
 __all__ = ["command"]
 
+_MOST_SHOWN = 200
+"""Largest number of classes whose confusion matrix is printed for people."""
+
 
 @click.command("evaluate", short_help=COMMANDS["evaluate"])
 @click.argument("run", type=click.Path(path_type=Path))
@@ -194,8 +197,10 @@ def _text(found: Evaluation, split: str, classes: tuple[str, ...], network: Netw
     if found.followed:
         lines.append("outputs and the label sequences of their classes:")
         lines += (f"  {line}" for line in _followed(means, found.followed, tolerance))
+    lines += _rates(means)
+    if len(classes) > _MOST_SHOWN:
+        return "\n".join([*lines, f"The confusion matrix of {len(classes):,} classes is in the output of --json."])
     lines += [
-        *_rates(means),
         f"confusion matrix (row: true class, column: {nearest}, last column: recall):",
         "  " + " " * width + "".join(f" {name:>{width}}" for name in names),
     ]

@@ -92,6 +92,8 @@ def lengths_of(split: Split) -> Int64 | None:
 
 LONGEST_NAME = 255
 """Largest number of characters in the name of a class. Names of folders are no longer."""
+MOST_CLASSES = 4096
+"""Largest number of classes. The confusion matrix, which every evaluation makes, then takes 128 MiB."""
 
 _AT_ONCE = 64
 """Number of samples that are read at a time to compute a digest."""
@@ -436,8 +438,8 @@ class Dataset:
     """A data set, ready for training.
 
     Raises:
-        DataError: a field has another form than described here; classes have the same name, or one of more than
-            `LONGEST_NAME` characters; or a label is not the number of a class.
+        DataError: a field has another form than described here; there are more than `MOST_CLASSES` classes; classes
+            have the same name, or one of more than `LONGEST_NAME` characters; or a label is not the number of a class.
     """
 
     name: str
@@ -464,6 +466,8 @@ class Dataset:
         names: object = self.classes
         if not (isinstance(names, tuple) and all(isinstance(name, str) for name in names)):
             raise DataError(f"{self.name}: classes must be a tuple of the names of the classes, got {shown(names)}")
+        if len(self.classes) > MOST_CLASSES:
+            raise DataError(f"{self.name}: a data set has at most {MOST_CLASSES:,} classes, got {len(self.classes):,}")
         if len({*self.classes}) < len(self.classes):
             twice = next(name for name in self.classes if self.classes.count(name) > 1)
             raise DataError(f"{self.name}: classes must have different names, got {shown(twice)} twice")

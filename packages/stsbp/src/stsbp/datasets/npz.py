@@ -17,19 +17,34 @@ from stsbp_spec.typing import AnyArray, Int64, Shape
 from stsbp_spec.values import shown
 
 from stsbp import budget
-from stsbp.datasets.base import Request, Split, Subset, cut_test
+from stsbp.datasets.base import MOST_CLASSES, Request, Split, Subset, cut_test
 from stsbp.errors import DataError, StsbpError
 from stsbp.files import GIGABYTE, open_regular
 
-__all__ = ["MOST_CLASSES", "class_labels", "cut", "read_arrays", "shapes"]
+__all__ = ["class_labels", "cut", "read_arrays", "shapes"]
 
-MOST_CLASSES = 10_000
 _TEST_SHARE = 0.2
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _MAGIC = b"\x93NUMPY"
 _MOST = 64 * GIGABYTE
 _COPIES = 2
 """How often the arrays are in memory while they are converted."""
+_PER_SAMPLE = 1024
+"""Share of a sample in the budget, in bytes. Reading takes time for each sample, also if compression makes nothing of
+its arrays."""
+
+
+def _members(file: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """The members of an archive. Raises `ValueError` for methods of compression that numpy does not write."""
+    members = file.infolist()
+    for member in members:
+        # Of these two alone, `zipfile` unpacks no more than it is asked for. Others make gigabytes of a few bytes.
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(
+                f"{shown(member.filename)} in it is compressed by another method than those of numpy; save its arrays "
+                "with np.savez_compressed"
+            )
+    return members
 
 
 def read_arrays(path: Path) -> dict[str, AnyArray]:
@@ -51,8 +66,9 @@ def read_arrays(path: Path) -> dict[str, AnyArray]:
             with file:
                 # A few compressed bytes can mean many gigabytes. No more is unpacked than the sizes in the archive.
                 assert file.zip is not None
-                budget.check_memory(_COPIES * sum(entry.file_size for entry in file.zip.infolist()), size, path)
-                for entry in file.zip.infolist():
+                members = _members(file.zip)
+                budget.check_memory(_COPIES * sum(entry.file_size for entry in members), size, path)
+                for entry in members:
                     # For a member that is not an array, numpy would return all of its bytes.
                     with file.zip.open(entry) as member:
                         if member.read(len(_MAGIC)) != _MAGIC:
@@ -85,7 +101,7 @@ def shapes(path: Path) -> dict[str, Shape]:
     by_name: dict[str, Shape] = {}
     try:
         with open_regular(path, _MOST) as content, zipfile.ZipFile(content) as file:
-            for entry in file.infolist():
+            for entry in _members(file):
                 with file.open(entry) as member, warnings.catch_warnings(action="ignore"):
                     read = _HEADERS[np.lib.format.read_magic(member)]
                     by_name[entry.filename.removesuffix(".npy")] = read(member)[0]
@@ -125,9 +141,11 @@ def cut(samples: Split, arrays: Mapping[str, AnyArray], path: Path, request: Req
     """Training samples, test samples, and a note. They follow `split`; without it, a fifth is held out.
 
     Raises:
-        DataError: `split` is invalid, or leaves nothing for training or for the test.
+        DataError: `split` is invalid, or leaves nothing for training or for the test; or there are too many samples
+            for the budget.
     """
     parts, n = arrays.get("split"), len(samples)
+    budget.check_memory(_PER_SAMPLE * n, path.stat().st_size, f"{path}, {n:,} samples")
     if parts is not None and (parts.shape != (n,) or parts.dtype.kind not in "iub" or {*np.unique(parts)} - {0, 1}):
         remedy = "; convert it with split.astype(np.uint8)" if parts.dtype.kind == "f" else ""
         raise DataError(f"{path}: split must be {n} values 0 and 1, got {parts.dtype} {list(parts.shape)}{remedy}")

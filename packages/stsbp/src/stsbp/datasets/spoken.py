@@ -150,6 +150,9 @@ class SpokenFile:
 
     def _integers(self, numbers: AnyArray, name: str, what: str, most: int) -> Int64:
         """Numbers of any type as integers, each from 0 to `most`."""
+        if numbers.dtype.kind == "f":
+            # float16 ends below `most`.
+            numbers = numbers.astype(np.float64)
         bad = np.flatnonzero(~((numbers >= 0) & (numbers <= most) & (numbers == np.floor(numbers))))
         if bad.size:
             k = int(bad[0])
