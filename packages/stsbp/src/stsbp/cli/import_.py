@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from stsbp_spec.network import NetworkSpec
 from stsbp_spec.nodes import written_nodes
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.trainer import on_grid
-from stsbp_spec.values import shown
+from stsbp_spec.values import listed, shown
 
 from stsbp.cli import COMMANDS
 from stsbp.cli.common import Choice, Finite, program, say
@@ -122,6 +123,7 @@ def command(
         for note in data.dataset.notes:
             show.note(note)
         check_typed_labels(config, data.inputs, given)
+        noted += _other_classes(graph, file, data)
         built = _built(file, graph, config, data, choices)
         task = build_task(built.config, data.inputs, NumpyBackend(), len(data.train))
         lines = [*noted, *_said(built.imported, task.network)]
@@ -170,6 +172,31 @@ def _of_a_run(graph: Graph, file: Path) -> tuple[dict[str, Any], list[str]]:
         "to use its label sequences, loss and --tau-s, give --config with the config.toml of "
         "that run",
     ]
+
+
+def _other_classes(graph: Graph, file: Path, data: Data) -> list[str]:
+    """A warning if the run that was exported had classes of other names than the data.
+
+    Raises:
+        ConfigError: the classes are the same, but the outputs have another order.
+    """
+    text = graph.metadata.get("classes")
+    try:
+        classes: object = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        return []
+    if not (isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes)):
+        return []
+    names, dataset = data.inputs.classes, data.dataset.name
+    if tuple(classes) == names:
+        return []
+    theirs, ours = (listed(map(shown, some)) or "target spike trains" for some in (classes, names))
+    if {*classes} == {*names}:
+        raise ConfigError(
+            f"{file}: its outputs are the classes {theirs}, in this order, but {dataset} has the order {ours}; give "
+            "the data the same order"
+        )
+    return [f"warning: the outputs in {file} were trained as {theirs}, but {dataset} has {ours}"]
 
 
 def _step_of(graph: Graph, file: Path, dt: float | None) -> float:
