@@ -227,7 +227,10 @@ def test_a_state_that_cannot_be_read_back_is_not_saved(
 def test_deeply_nested_files_of_a_run(run: Path, stsbp: Stsbp, refused: Callable[..., None]) -> None:
     for content in ('{"starts": {}}', f'{{"starts": {nested()}}}', f'{{"starts": {nested(900)}}}', nested(), "3"):
         (run / "environment.json").write_text(content)
-        assert stsbp("train", "--resume", run).exit_code == 0
+        resumed = stsbp("train", "--resume", run)
+        assert resumed.exit_code == 0
+        assert "environment.json was damaged and is begun anew" in resumed.stderr
+    assert "damaged" not in stsbp("train", "--resume", run).output
     (run / "last.json").write_text(nested())
     refused(stsbp("train", "--resume", run), "is damaged: ")
     refused(stsbp("evaluate", run), "is damaged: ")

@@ -338,7 +338,9 @@ def _begin(plan: _Plan, task: Task, data: Data, show: Reporter, *, overwrite: bo
         raise FileError(f"another process has begun a run in {folder.path} meanwhile; choose another --out")
     if saved is None:
         folder.write_config(config, overwrite=overwrite)
-    folder.note_start(task.backend, sys.argv, 0 if saved is None else int(saved.info["step"]), task.group.size)
+    step = 0 if saved is None else int(saved.info["step"])
+    if folder.note_start(task.backend, sys.argv, step, task.group.size):
+        show.warn(f"{folder.environment} was damaged and is begun anew, so it does not show earlier starts")
     if saved is None:
         return None
     if checkpoint.progress_of(saved, folder.path).epoch >= config.epochs:

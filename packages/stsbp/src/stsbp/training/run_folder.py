@@ -227,11 +227,16 @@ class RunFolder:
         self.check_settings()
         self.files.write(self.config.name, text)
 
-    def note_start(self, backend: AbstractBackend, command: list[str], step: int, processes: int = 1) -> None:
-        """Add a start to the environment file: versions, backend, device, machine, command, time. Requires `lock`."""
+    def note_start(self, backend: AbstractBackend, command: list[str], step: int, processes: int = 1) -> bool:
+        """Add a start to the environment file: versions, backend, device, machine, command, time. Requires `lock`.
+
+        Returns whether earlier starts are lost, because the file was damaged.
+        """
         starts: list[dict[str, Any]] = []
+        exists = os.path.lexists(self.environment)
         with contextlib.suppress(OSError):
             starts = records.starts(self.files.read(self.environment.name, MOST_ENVIRONMENT))
+        is_lost = exists and not starts
         versions = {}
         for package in _PACKAGES:
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -254,6 +259,7 @@ class RunFolder:
             }
         )
         self.files.write(self.environment.name, (json.dumps({"starts": starts}, indent=1) + "\n").encode())
+        return is_lost
 
     def own_files(self) -> set[Path]:
         """The existing files of the run.
