@@ -519,9 +519,42 @@ def test_a_time_that_no_integer_holds_is_an_error_without_a_warning(
     events = np.load(path)
     events[3, 3] = np.nan
     np.save(path, events)
-    with pytest.raises(DataError, match=r"user01_fluorescent/10\.npy: .*invalid value"):
+    with pytest.raises(
+        DataError, match=r"user01_fluorescent/10\.npy: event 3 has a number that is no position, polarity or time"
+    ):
         _load("dvs-gesture", tmp_path)
     assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda rows: rows * [1, 1, 2, 1] - [0, 0, 1, 0], "p is out of range|polarity"),
+        (lambda rows: rows + [2**16, 0, 0, 0], "x is out of range"),
+        (lambda rows: rows + [0.5, 0, 0, 0], r"event 0: x is no whole number: \d+\.5"),
+        (lambda rows: rows.astype(complex), "expected rows of x, y, p and t, got complex128"),
+        (lambda rows: rows[:, :3], r"expected rows of x, y, p and t, got float64 of shape \[\d+, 3\]"),
+    ],
+    ids=["signs", "wrapped position", "half a pixel", "complex", "no times"],
+)
+def test_events_that_tonic_would_convert_wrongly_are_named(
+    change: Callable[[AnyArray], AnyArray], complaint: str, tmp_path: Path
+) -> None:
+    KINDS["dvs-gesture"].write(tmp_path)
+    path = tmp_path / "DVSGesture/ibmGestureTrain/user01_fluorescent/10.npy"
+    np.save(path, change(np.load(path)))
+    with pytest.raises(DataError, match=rf"user01_fluorescent/10\.npy: .*({complaint})"):
+        _load("dvs-gesture", tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.int64])
+def test_times_of_small_integers_do_not_wrap(dtype: type[np.integer[Any]], tmp_path: Path) -> None:
+    KINDS["dvs-gesture"].write(tmp_path)
+    path = tmp_path / "DVSGesture/ibmGestureTrain/user01_fluorescent/10.npy"
+    frames, _ = _everything(_load("dvs-gesture", tmp_path))
+    np.save(path, np.load(path).astype(dtype))
+    again, _ = _everything(_load("dvs-gesture", tmp_path))
+    assert all(map(np.array_equal, frames, again))
 
 
 @pytest.mark.parametrize("value", [0.5, np.nan, -1, 700])

@@ -187,14 +187,42 @@ def _sensor(kind: Any, source: Any) -> tuple[int, int, int]:
     return sensor
 
 
+def _gesture(path: str) -> AnyArray:
+    """The events of a file of DVS128 Gesture: rows of x, y, polarity and time in milliseconds.
+
+    tonic converts them to small types, which wraps large numbers and takes every polarity but 0 for 1.
+
+    Raises:
+        DataError: the file contains other arrays.
+    """
+    rows = np.load(path, allow_pickle=False)
+    if rows.ndim != 2 or rows.shape[1] != 4 or rows.dtype.kind not in "iuf":
+        raise DataError(f"expected rows of x, y, p and t, got {rows.dtype} of shape {list(rows.shape)}")
+    if (wrong := np.flatnonzero(~(np.abs(rows.astype(np.float64)) < 2**40).all(axis=1))).size:
+        raise DataError(
+            f"event {wrong[0]} has a number that is no position, polarity or time: {rows[wrong[0]].tolist()}"
+        )
+    events = np.empty(len(rows), [(name, np.int64) for name in "xypt"])
+    for name, column in zip("xyp", rows.T, strict=False):
+        if (wrong := np.flatnonzero(column != np.trunc(column))).size:
+            raise DataError(f"event {wrong[0]}: {name} is no whole number: {column[wrong[0]]}")
+        events[name] = column
+    times = rows[:, 3] if rows.dtype.kind == "f" else rows[:, 3].astype(np.int64)
+    # As in tonic, in the type of the file.
+    events["t"] = times * times.dtype.type(1000)
+    return events
+
+
 def _recording(source: Any, k: int, classes: tuple[str, ...], flat: bool) -> tuple[list[AnyArray], int]:
     """Columns x, y, p and t of a sample, and the number of its class.
 
     Raises:
         DataError: the sample is not a list of events with a class.
     """
-    sample = source[k]
-    events, target = sample[0], sample[1]
+    if type(source).__name__ == "DVSGesture":
+        events, target = _gesture(source.data[k]), source.targets[k]
+    else:
+        events, target = source[k][:2]
     names = getattr(getattr(events, "dtype", None), "names", None) or ()
     wanted = {"x", "t"} if flat else {"x", "y", "t"}
     if not wanted <= {*names} or np.ndim(events) != 1:
