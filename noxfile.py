@@ -74,6 +74,8 @@ QUICK_PAIRS = (
     "dropout",
 )
 """Tests of pairs that continuous integration runs as PTX; each mutant of emulator/mutants.py fails one of them."""
+QUICK_PAIRS_OF_WARPS = ("gradient_squares", "weight_grid")
+"""Those of kernels whose threads exchange values, so that the order of the threads can matter."""
 RUFF, MYPY = "ruff>=0.17,<0.18", "mypy>=2.4,<2.5"  # what they accept changes with the version
 SCHEMAS = "check-jsonschema>=0.33,<1"  # brings the schemas of workflow and citation files along
 FRAMEWORKS = ("torch", "jax", "cupy")
@@ -228,10 +230,12 @@ def kernels(session: nox.Session) -> None:
     tests = Path(BACKENDS["cupy"]) / "tests"
     compiled = () if quick else ("-m", "")
     session.run("python", "-m", "pytest", str(tests / "test_kernels.py"), "emulator/tests", *compiled, *arguments)
-    chosen = [str(tests / "test_pairs.py"), str(tests / "test_recurrence.py")]
-    if quick:
-        chosen = [f"{chosen[0]}::test_{name}" for name in QUICK_PAIRS]
-    for order in ({"PTX_ARCH": "sm_80"}, {"PTX_ARCH": "sm_90", "PTX_SEED": "1"}):
+    pairs = str(tests / "test_pairs.py")
+    for order, names in (
+        ({"PTX_ARCH": "sm_80"}, QUICK_PAIRS),
+        ({"PTX_ARCH": "sm_90", "PTX_SEED": "1"}, QUICK_PAIRS_OF_WARPS),
+    ):
+        chosen = [f"{pairs}::test_{name}" for name in names] if quick else [pairs, str(tests / "test_recurrence.py")]
         session.run("python", "-m", "pytest", "-p", "emulator.cupy_kernels", *chosen, *arguments, env=order)
     if not quick:
         session.run("python", "-m", "emulator.hashes")

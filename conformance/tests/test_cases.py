@@ -13,7 +13,12 @@ from stsbp_spec.neurons import LIF
 CASES = (*bits.CASES, *reproducible.SMALL, reproducible.NMNIST, reproducible.CIFAR10)
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case.id for case in CASES])
+LARGE = {case.id for case in CASES if "96C3" in case.id or "128C3" in case.id}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(x, id=x.id, marks=[pytest.mark.long] if x.id in LARGE else []) for x in CASES]
+)
 def test_every_layer_fires(case: NetworkCase) -> None:
     try:
         layers = reference.run(case).layers

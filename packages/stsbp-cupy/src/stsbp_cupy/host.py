@@ -25,7 +25,7 @@ __all__ = ["HostRuntime", "compiler"]
 
 # No fast-math and no contraction, because every operation must be rounded. No -march, because the library must run on
 # every machine that shares the cache.
-FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-fPIC", "-shared",
+FLAGS = ("-std=c++17", "-O2", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-fPIC", "-shared",
          "-fvisibility=hidden", "-Wno-unknown-pragmas")  # fmt: skip
 MISSING = (
     "device host needs a C++ compiler, and neither c++, g++ nor clang++ was found; install one, for example: "
