@@ -59,9 +59,7 @@ _GRAPHS = {
 _KINDS = [*_CHAINS, *_GRAPHS]
 _STEPS, _BATCH = 9, 2
 # Each network with every time constant and, since a loss does not know the network, one loss for each of them.
-_EACH = [
-    (kind, tau, [*LOSSES][(i + j) % len(LOSSES)]) for i, kind in enumerate(_KINDS) for j, tau in enumerate(_TAUS)
-]
+_EACH = [(kind, tau, [*LOSSES][(i + j) % len(LOSSES)]) for i, kind in enumerate(_KINDS) for j, tau in enumerate(_TAUS)]
 
 
 def _network(kind: str, tau: float, surrogate: Surrogate | None = None) -> NetworkSpec:

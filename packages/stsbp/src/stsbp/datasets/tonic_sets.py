@@ -199,9 +199,8 @@ def _gesture(path: str) -> AnyArray:
     if rows.ndim != 2 or rows.shape[1] != 4 or rows.dtype.kind not in "iuf":
         raise DataError(f"expected rows of x, y, p and t, got {rows.dtype} of shape {list(rows.shape)}")
     if (wrong := np.flatnonzero(~(np.abs(rows.astype(np.float64)) < 2**40).all(axis=1))).size:
-        raise DataError(
-            f"event {wrong[0]} has a number that is no position, polarity or time: {rows[wrong[0]].tolist()}"
-        )
+        row = rows[wrong[0]].tolist()
+        raise DataError(f"event {wrong[0]} has a number that is no position, polarity or time: {row}")
     events = np.empty(len(rows), [(name, np.int64) for name in "xypt"])
     for name, column in zip("xyp", rows.T, strict=False):
         if (wrong := np.flatnonzero(column != np.trunc(column))).size:
