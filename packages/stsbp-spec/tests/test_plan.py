@@ -20,7 +20,7 @@ from stsbp_spec.passes import Trace, backward_pass, forward_pass
 from stsbp_spec.plan import Chain, plan
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.results import Batch
-from stsbp_spec.rules import Deferred, Exchange, Fusion, Rule, Run, Step
+from stsbp_spec.rules import BackwardResult, Deferred, Fusion, Rule, Run, Step
 from stsbp_spec.synapses import PSP, Add, AvgPool2d, Conv2d, Linear
 from stsbp_spec.typing import AnyArray, Float32, Memory, Precision
 
@@ -308,12 +308,14 @@ class Putting(Chain[AnyArray]):
 
     became: list[str] = field(default_factory=list)
 
-    def backward(self, run: Run[AnyArray], residuals: Any, error: Any, precision: Precision) -> Exchange[AnyArray]:
-        error = error.error if isinstance(error, Later) else error
-        back = yield from super().backward(run, residuals, error, precision)
-        (below,) = back.errors
+    def backward_slice(
+        self, run: Run[AnyArray], saved: Any, grad: Any, precision: Precision
+    ) -> BackwardResult[AnyArray]:
+        grad = grad.error if isinstance(grad, Later) else grad
+        result = super().backward_slice(run, saved, grad, precision)
+        (below,) = result.grad_inputs
         assert not isinstance(below, Deferred)
-        return back if below is None else back._replace(errors=(Later(self.name, below, self.became),))
+        return result if below is None else result._replace(grad_inputs=(Later(self.name, below, self.became),))
 
 
 class Taking(Putting):

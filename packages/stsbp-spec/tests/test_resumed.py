@@ -10,7 +10,7 @@ from stsbp_spec import ALIF, LIF, NetworkSpec, NeuronModel, initial_weights
 from stsbp_spec.collective import Part
 from stsbp_spec.equations import resumable_equations
 from stsbp_spec.neurons.plif import PLIF
-from stsbp_spec.passes import Trace, after, back_through, through, together
+from stsbp_spec.passes import Trace, after, backward_segment, forward_segment
 from stsbp_spec.plan import Segment, plan
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.rules import Run
@@ -34,7 +34,7 @@ def walked(
     run = Run(wq, len(x), None, Part(0, BATCH, BATCH), before=before)
     values, residuals, later = {walk.input: x}, dict[str, Any](), dict[str, Any]()
     for segment in walk.segments:
-        ((made, found),) = together(NUMPY, run, [through(NUMPY, segment, run, values)])
+        made, found = forward_segment(NUMPY, segment, run, values)
         values |= made
         residuals |= found
         if before is not None:
@@ -122,8 +122,7 @@ def test_an_error_of_potentials_meets_that_of_spikes() -> None:
         residuals[name] = residuals[name]._replace(error=of_u)
         run = Run(wq, STEPS, None, Part(0, BATCH, BATCH), before={})
         trace = Trace(NUMPY, walk, run, of_o, {}, lambda _: residuals, {})
-        (found,) = together(NUMPY, run, [back_through(trace, segment, {name: [of_o]}, "fast")])
-        return found
+        return backward_segment([trace], segment, [{name: [of_o]}], "fast")
 
     none = np.zeros_like(of_o)
     both, spikes, potentials = gradients(of_o, of_u), gradients(of_o, none), gradients(none, of_u)

@@ -4,42 +4,41 @@ Forward (lines 1-9): the steps of the plan in order: pooling and dropout of spik
 Backward (lines 11-31): the adjoints of the same steps, from the last to the first. If several nodes read an output, its
 error is the sum of their errors, added in the order of the nodes.
 
-A batch may be split into parts for processes and micro-batches. The parts go through the network together, and exchange
-what a step requests (rules.py). Examples are the largest error of a layer, which determines its grid, and the sums of
-the gradients.
+A batch may be split into slices for processes and micro-batches. A step that needs numbers of the whole batch gets all
+slices of this process at once (rules.py). Examples of such numbers are the largest error of a layer, which determines
+its grid, and the sums of a batch normalisation. The steps between two such steps are all computed for one slice before
+the next slice, so that only one slice needs memory for what they do not keep.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial, reduce
+from functools import cached_property, partial, reduce
+from itertools import repeat
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 from stsbp_spec.collective import Alone, Collective, Part
 from stsbp_spec.graph import Network
 from stsbp_spec.pairs import Pairs
-from stsbp_spec.plan import Plan, Segment, plan
+from stsbp_spec.plan import Chain, Plan, Segment, plan
 from stsbp_spec.results import NeuronResiduals
-from stsbp_spec.rules import Asked, Back, Deferred, Run, Step, Total
+from stsbp_spec.rules import BackwardResult, Deferred, ForwardResult, Run, Step
 from stsbp_spec.typing import Array, Memory, Precision
 
 __all__ = [
     "Trace",
     "after",
-    "back_through",
     "backward_pass",
     "backward_passes",
+    "backward_segment",
     "backward_sums",
     "forward_pass",
     "forward_passes",
-    "through",
-    "together",
+    "forward_segment",
 ]
-
-
-Found = TypeVar("Found")
 
 
 @dataclass
@@ -54,7 +53,7 @@ class Trace(Generic[Array]):
             the residuals that it has used.
         statistics: statistics of the whole batch with which sums were normalised (`Step.statistics`).
         zeroed: counts of `Pairs.error_grid` by layer, after a backward pass in `reproducible` precision.
-        whole: `Back.whole` of all steps, after a backward pass.
+        whole: `BackwardResult.whole` of all steps, after a backward pass.
     """
 
     backend: Pairs[Array]
@@ -139,80 +138,165 @@ def forward_passes(
     Raises:
         BackendError: the backend has no rule for an operation.
     """
-    walk, way = plan(backend, network, fused=before is None), _lean_way if memory == "low" else _way
-    each = inside or [None] * len(parts)
+    walk = plan(backend, network, fused=before is None)
+    each, kind = inside or [None] * len(parts), _LeanForward if memory == "low" else _Forward
     runs = [
         Run(wq, steps, dropout, part, collective, own, before, keeps) for part, own in zip(parts, each, strict=True)
     ]
-    return together(backend, runs[0], [way(backend, walk, run, x) for run, x in zip(runs, inputs, strict=True)])
+    passes = [kind(backend, walk, run, x) for run, x in zip(runs, inputs, strict=True)]
+    _go(passes, walk.steps, lambda step: step.normalises)
+    return [own.trace() for own in passes]
 
 
-def _way(
-    backend: Pairs[Array], walk: Plan[Array], run: Run[Array], x: Array
-) -> Generator[Asked[Array], Array, Trace[Array]]:
-    values, residuals = {walk.input: x}, dict[str, Any]()
-    spikes: dict[str, Array] = {}
-    statistics: dict[str, Array] = {}
-    for segment in walk.segments:
-        made, found = yield from through(backend, segment, run, values)
-        if not run.keeps:
-            residuals.clear()
-        residuals.update(found)
-        statistics.update(_statistics(segment, found))
-        spikes.update({name: value for name, value in made.items() if name == segment.population})
-        values = _passed_on(segment, values, made)
-    return Trace(backend, walk, run, values[walk.output], spikes, lambda _: residuals, statistics)
+class _Slice(ABC, Generic[Array]):
+    """The pass of one slice of a batch through steps. Each result is stored before the next step is computed."""
+
+    @staticmethod
+    @abstractmethod
+    def results(step: Step[Array], slices: Sequence[Any]) -> Iterator[Any]:
+        """The results of a step for each of `slices`. Each is computed when it is taken."""
+
+    @abstractmethod
+    def store(self, step: Step[Array], result: Any) -> None:
+        """Store the result of a step for this slice."""
 
 
-def _lean_way(
-    backend: Pairs[Array], walk: Plan[Array], run: Run[Array], x: Array
-) -> Generator[Asked[Array], Array, Trace[Array]]:
-    values = {walk.input: x}
-    kept: dict[str, Callable[[], Array]] = {walk.input: lambda: x}
-    fired: dict[str, Callable[[], Array]] = {}
-    sent = dict[Segment[Array], list[Array]]()
-    statistics: dict[str, Array] = {}
-    for segment in walk.segments:
-        made, found = yield from _noted(through(backend, segment, run, values), sent.setdefault(segment, []))
-        statistics.update(_statistics(segment, found))
-        del found
-        for name, value in made.items():
+def _go(
+    slices: Sequence[_Slice[Array]], steps: Sequence[Step[Array]], exchanges: Callable[[Step[Array]], bool]
+) -> None:
+    """Compute steps for the slices of a batch. A step that needs numbers of the batch gets all slices, others get one.
+
+    The steps between two such steps are all computed for one slice before the next slice.
+    """
+    stages: list[list[Step[Array]]] = []
+    for step in steps:
+        # A chain cannot compute several slices together, but its parts can.
+        for part in step.parts if isinstance(step, Chain) and exchanges(step) else (step,):
+            if exchanges(part) or not stages:
+                stages.append([])
+            stages[-1].append(part)
+    for first, *rest in stages:
+        for group in [slices] if exchanges(first) else [[own] for own in slices]:
+            results = group[0].results(first, group)
+            for own in group:
+                own.store(first, next(results))
+                for step in rest:
+                    own.store(step, next(own.results(step, [own])))
+
+
+class _SegmentForward(_Slice[Array]):
+    """The forward pass of a slice through a segment.
+
+    Attributes:
+        outputs: the outputs by name, and those of earlier segments.
+        saved: what the steps saved, by name.
+    """
+
+    def __init__(self, backend: Pairs[Array], run: Run[Array], values: Mapping[str, Array]) -> None:
+        self.backend, self.run = backend, run
+        self.outputs, self.saved = dict(values), dict[str, Any]()
+
+    @staticmethod
+    def results(step: Step[Array], slices: Sequence[_SegmentForward[Array]]) -> Iterator[ForwardResult[Array]]:
+        return step.forward([own.run for own in slices], (own._inputs(step) for own in slices))
+
+    def store(self, step: Step[Array], result: ForwardResult[Array]) -> None:
+        self.outputs[step.name], self.saved[step.name] = result
+
+    def _inputs(self, step: Step[Array]) -> tuple[Array, ...]:
+        self.run.collective.beat(step.name)
+        return tuple(map(partial(self._input, step), step.sources, step.delays))
+
+    def _input(self, step: Step[Array], source: str, delay: int) -> Array:
+        """The output of a node, delayed."""
+        x: Array = self.outputs[source]
+        before = self.run.before
+        if not delay:
+            return x
+        if before is None:
+            return self.backend.shifted(x, delay)
+        edge = step.delayed[source, delay]
+        (earlier,) = before.get(edge) or (self.backend.joined([x[:1] * 0] * delay),)
+        whole: Array = self.backend.joined([earlier, x])
+        self.saved[edge] = whole[len(whole) - delay :]
+        return whole[: len(x)]
+
+
+def forward_segment(
+    backend: Pairs[Array], segment: Segment[Array], run: Run[Array], values: Mapping[str, Array]
+) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Run a segment for a whole batch. Returns the outputs that are kept, and what its steps saved, by name."""
+    own = _SegmentForward(backend, run, values)
+    _go([own], segment.steps, lambda step: False)
+    return {name: own.outputs[name] for name in segment.left}, own.saved
+
+
+class _Forward(_SegmentForward[Array]):
+    """The forward pass of a slice through a network, with the residuals of all segments."""
+
+    def __init__(self, backend: Pairs[Array], walk: Plan[Array], run: Run[Array], x: Array) -> None:
+        super().__init__(backend, run, {walk.input: x})
+        self.walk, self.segments, self.statistics = walk, [*reversed(walk.segments)], dict[str, Array]()
+        self.spikes: dict[str, Any] = {}
+        self.residuals: dict[str, Any] = {}
+
+    def store(self, step: Step[Array], result: ForwardResult[Array]) -> None:
+        super().store(step, result)
+        del result
+        if step.name == self.segments[-1].steps[-1].name:
+            self._leave(self.segments.pop())
+
+    def _leave(self, segment: Segment[Array]) -> None:
+        """After the last step of a segment, drop what no later step reads."""
+        for step in segment.steps:
+            if step.normalises:
+                if isinstance(step, Chain):
+                    self.saved[step.name] = [self.saved.pop(part.name) for part in step.parts]
+                self.statistics |= step.statistics(self.saved[step.name])
+        self.keep(segment)
+        done = {place.node.name for place in segment.places}.difference(segment.left).union(segment.done)
+        self.outputs = {name: x for name, x in self.outputs.items() if name not in done}
+
+    def keep(self, segment: Segment[Array]) -> None:
+        """Keep what the backward pass and reports read of a segment."""
+        if not self.run.keeps:
+            self.residuals.clear()
+        self.residuals |= self.saved
+        self.saved = {}
+        if (name := segment.population) is not None:
+            self.spikes[name] = self.outputs[name]
+
+    def trace(self) -> Trace[Array]:
+        """What the pass leaves."""
+        output, residuals = self.outputs[self.walk.output], self.residuals
+        return Trace(self.backend, self.walk, self.run, output, self.spikes, lambda _: residuals, self.statistics)
+
+
+class _LeanForward(_Forward[Array]):
+    """The same, with one bit per spike. The backward pass runs each segment again."""
+
+    def __init__(self, backend: Pairs[Array], walk: Plan[Array], run: Run[Array], x: Array) -> None:
+        super().__init__(backend, walk, run, x)
+        self.recalled: dict[str, Callable[[], Array]] = {walk.input: lambda: x}
+
+    def keep(self, segment: Segment[Array]) -> None:
+        self.saved = {}
+        for name in segment.left:
+            x = self.outputs[name]
             if name == segment.population:
-                kept[name] = fired[name] = partial(backend.unpack_spikes, backend.pack_spikes(value))
+                unpack = partial(self.backend.unpack_spikes, self.backend.pack_spikes(x))
+                self.recalled[name] = self.spikes[name] = unpack
             else:
-                kept[name] = lambda value=value: value  # type: ignore[misc]
-        values = _passed_on(segment, values, made)
+                self.recalled[name] = lambda x=x: x  # type: ignore[misc]
 
-    def again(segment: Segment[Array]) -> dict[str, Any]:
-        sources = {name: kept[name]() for name in segment.sources}
-        return _repeated(through(backend, segment, run, sources), sent[segment])[1]
+    def trace(self) -> Trace[Array]:
+        backend, run, recalled = self.backend, self.run, self.recalled
 
-    return Trace(backend, walk, run, values[walk.output], _Packed(fired), again, statistics)
+        def again(segment: Segment[Array]) -> dict[str, Any]:
+            return forward_segment(backend, segment, run, {name: recalled[name]() for name in segment.sources})[1]
 
-
-def _noted(way: Generator[Asked[Array], Array, Found], sent: list[Array]) -> Generator[Asked[Array], Array, Found]:
-    """Run `way`, and append everything that it is sent to `sent`."""
-    answer: Any = None
-    while True:
-        try:
-            asked = way.send(answer)
-        except StopIteration as end:
-            found: Found = end.value
-            return found
-        answer = yield asked
-        sent.append(answer)
-
-
-def _repeated(way: Generator[Asked[Array], Array, Found], sent: Sequence[Array]) -> Found:
-    """Run `way` again with the same answers as before, and return its result."""
-    answers: Any = (None, *sent)
-    try:
-        for answer in answers:
-            way.send(answer)
-    except StopIteration as end:
-        found: Found = end.value
-        return found
-    raise RuntimeError("a step asks for more than when it was run before")
+        output = self.outputs[self.walk.output]
+        return Trace(backend, self.walk, run, output, _Packed(self.spikes), again, self.statistics)
 
 
 class _Packed(Mapping[str, Array]):
@@ -231,29 +315,6 @@ class _Packed(Mapping[str, Array]):
         return len(self.unpack)
 
 
-def through(
-    backend: Pairs[Array], segment: Segment[Array], run: Run[Array], values: Mapping[str, Array]
-) -> Generator[Asked[Array], Array, tuple[dict[str, Array], dict[str, Any]]]:
-    """Run a segment. Returns the outputs that are kept, and the residuals of its steps, by name."""
-    made, residuals = dict(values), dict[str, Any]()
-    for step in segment.steps:
-        run.collective.beat(step.name)
-        inputs = list[Array]()
-        for source, delay in zip(step.sources, step.delays, strict=True):
-            x = made[source]
-            if delay and run.before is not None:
-                edge = step.delayed[source, delay]
-                (earlier,) = run.before.get(edge) or (backend.joined([x[:1] * 0] * delay),)
-                whole = backend.joined([earlier, x])
-                x, residuals[edge] = whole[: len(x)], whole[len(whole) - delay :]
-            elif delay:
-                x = backend.shifted(x, delay)
-            inputs.append(x)
-        way = step.forward(run, *inputs)
-        made[step.name], residuals[step.name] = yield from way
-    return {name: made[name] for name in segment.left}, residuals
-
-
 def after(segment: Segment[Array], residuals: Mapping[str, Any]) -> dict[str, tuple[Array, ...]]:
     """What a segment leaves for the steps that follow, if the run has something `before`.
 
@@ -265,16 +326,6 @@ def after(segment: Segment[Array], residuals: Mapping[str, Any]) -> dict[str, tu
         if step.fires:
             found[step.name] = residuals[step.name].after
     return found
-
-
-def _statistics(segment: Segment[Array], residuals: Mapping[str, Any]) -> dict[str, Array]:
-    steps = (step for step in segment.steps if step.normalises)
-    return {name: x for step in steps for name, x in step.statistics(residuals[step.name]).items()}
-
-
-def _passed_on(segment: Segment[Array], values: Mapping[str, Array], made: Mapping[str, Array]) -> dict[str, Array]:
-    """The values that later segments read."""
-    return {name: value for name, value in (*values.items(), *made.items()) if name not in segment.done}
 
 
 def backward_pass(trace: Trace[Array], ds: Array, precision: Precision) -> dict[str, Array]:
@@ -313,72 +364,87 @@ def backward_sums(
 ) -> Iterator[tuple[str, Array]]:
     """Contributions of these parts of a batch to each gradient, by name. Yields each one when it is known,
     unrounded."""
-    backend, walk = traces[0].backend, traces[0].plan
+    walk = traces[0].plan
     waiting: list[dict[str, list[Array | Deferred[Array]]]] = [{walk.output: [error]} for error in errors]
     del errors
     for segment in reversed(walk.segments):
-        ways = [back_through(trace, segment, each, precision) for trace, each in zip(traces, waiting, strict=True)]
-        found = together(backend, traces[0].run, ways)
-        for name in list(found[0]):
-            yield name, reduce(backend.plus, [each.pop(name) for each in found])
+        gradients = backward_segment(traces, segment, waiting, precision)
+        for name in [*gradients]:
+            yield name, gradients.pop(name)
     for trace in traces:
         trace.zeroed = dict(reversed(trace.zeroed.items()))
 
 
-def back_through(
-    trace: Trace[Array],
+def backward_segment(
+    traces: Sequence[Trace[Array]],
     segment: Segment[Array],
-    waiting: dict[str, list[Array | Deferred[Array]]],
+    waiting: Sequence[dict[str, list[Array | Deferred[Array]]]],
     precision: Precision,
-) -> Generator[Asked[Array], Array, dict[str, Array]]:
-    """The backward pass of a segment. It removes the errors of its outputs from `waiting`, and adds those of its
-    sources.
+) -> dict[str, Array]:
+    """The backward pass of a segment, for the slices that left `traces`.
 
-    Returns the gradients by name.
+    It removes the errors of the segment's outputs from each slice's `waiting`, and adds those of its sources.
+
+    Returns the gradients by name, added over the slices.
     """
-    gradients, residuals = dict[str, Array](), trace.residuals(segment)
-    for step in reversed(segment.steps):
-        trace.run.collective.beat(step.name)
-        if errors := waiting.pop(step.name, []):
-            # Keep no reference to the residuals and errors, so that their memory is free while waiting for others.
-            way = step.backward(trace.run, residuals.pop(step.name), _total(step, errors), precision)
-            errors.clear()
-            back: Back[Array] = yield from way
-            gradients.update(back.gradients)
-            trace.zeroed.update(back.zeroed)
-            trace.whole.update(back.whole)
-            edges = zip(step.sources, step.delays, back.errors, step.needed, strict=True)
-            for source, delay, error, needed in reversed([*edges]):
-                if needed and error is not None:
-                    if delay:
-                        error = trace.backend.shifted(_array(error), -delay)
-                    waiting.setdefault(source, []).append(error)
-            del back
-        residuals.pop(step.name, None)
+    gradients = dict[str, Array]()
+    slices = [
+        _SegmentBackward(trace, segment, errors, precision, gradients)
+        for trace, errors in zip(traces, waiting, strict=True)
+    ]
+    _go(slices, segment.steps[::-1], lambda step: step.exchanges(precision))
     return gradients
 
 
-def together(
-    backend: Pairs[Array], run: Run[Array], ways: Sequence[Generator[Asked[Array], Array, Found]]
-) -> list[Found]:
-    """Run generators for several parts of a batch in step. Each continues when its request is answered for the
-    batch."""
-    found: list[Found] = []
-    answer: Any = None
-    while not found:
-        asked = list[Asked[Array]]()
-        for way in ways:
-            try:
-                asked.append(way.send(answer))
-            except StopIteration as end:
-                found.append(end.value)
-        if asked:
-            own = [each.x for each in asked]
-            if isinstance(asked[0], Total):
-                answer = run.collective.start_total(reduce(backend.plus, own))()
-            else:
-                answer = run.collective.largest(backend.most(own))
-    return found
+class _SegmentBackward(_Slice[Array]):
+    """The backward pass of a slice through a segment. `gradients` is common to all slices."""
+
+    def __init__(
+        self,
+        trace: Trace[Array],
+        segment: Segment[Array],
+        waiting: dict[str, list[Array | Deferred[Array]]],
+        precision: Precision,
+        gradients: dict[str, Array],
+    ) -> None:
+        self.trace, self.segment, self.waiting = trace, segment, waiting
+        self.precision, self.gradients = precision, gradients
+
+    @cached_property
+    def saved(self) -> dict[str, Any]:
+        """What the steps saved, by name. It loses what was read."""
+        saved = self.trace.residuals(self.segment)
+        for step in self.segment.steps:
+            if isinstance(step, Chain) and step.exchanges(self.precision):
+                by_parts = step.by_parts(saved.pop(step.name))
+                saved.update({part.name: own for part, own in zip(step.parts, by_parts, strict=True)})
+        return saved
+
+    @staticmethod
+    def results(step: Step[Array], slices: Sequence[_SegmentBackward[Array]]) -> Iterator[BackwardResult[Array] | None]:
+        if step.name not in slices[0].waiting:
+            return repeat(None)
+        runs, saved = [own.trace.run for own in slices], (own.saved.pop(step.name) for own in slices)
+        return step.backward(runs, saved, (own._grad(step) for own in slices), slices[0].precision)
+
+    def store(self, step: Step[Array], result: BackwardResult[Array] | None) -> None:
+        if result is None:
+            self.saved.pop(step.name, None)
+            return
+        backend, gradients = self.trace.backend, self.gradients
+        for name, own in result.gradients.items():
+            gradients[name] = backend.plus(gradients[name], own) if name in gradients else own
+        self.trace.zeroed.update(result.zeroed)
+        self.trace.whole.update(result.whole)
+        edges = zip(step.sources, step.delays, result.grad_inputs, step.needed, strict=True)
+        for source, delay, error, needed in reversed([*edges]):
+            if needed and error is not None:
+                error = backend.shifted(_array(error), -delay) if delay else error
+                self.waiting.setdefault(source, []).append(error)
+
+    def _grad(self, step: Step[Array]) -> Array | Deferred[Array]:
+        self.trace.run.collective.beat(step.name)
+        return _total(step, self.waiting.pop(step.name))
 
 
 def _total(step: Step[Array], errors: list[Array | Deferred[Array]]) -> Array | Deferred[Array]:

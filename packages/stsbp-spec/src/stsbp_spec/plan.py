@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, reduce
-from typing import Any, Generic, NamedTuple
+from functools import cached_property, lru_cache, partial, reduce
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from stsbp_spec.equations import NeuronEquations, ResumableEquations, neuron_equations, resumable_equations
 from stsbp_spec.expr import Recurrence
@@ -14,7 +14,7 @@ from stsbp_spec.graph import Edge, Input, Network, Neurons, Op, Place, Projectio
 from stsbp_spec.grid import sum_bits
 from stsbp_spec.pairs import Pairs
 from stsbp_spec.results import NeuronResiduals, Resumed
-from stsbp_spec.rules import Ahead, Asked, Back, Exchange, Largest, Rule, Run, Step, Total
+from stsbp_spec.rules import BackwardResult, ForwardResult, Rule, Run, Step
 from stsbp_spec.synapses import batchnorm
 from stsbp_spec.synapses.add import Add
 from stsbp_spec.synapses.base import Passing
@@ -24,7 +24,26 @@ from stsbp_spec.synapses.one_to_one import PRODUCT, OneToOne
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import Array, Precision, Shape
 
-__all__ = ["Chain", "Plan", "Segment", "Sum", "plan", "rule_of"]
+__all__ = ["Chain", "Plan", "Segment", "Sum", "all_reduce_max", "all_reduce_sum", "plan", "rule_of"]
+
+Item = TypeVar("Item")
+
+
+def all_reduce_max(backend: Pairs[Array], runs: Sequence[Run[Array]], values: Iterable[Array]) -> Array:
+    """Elementwise maximum of integers over the slices here and in all processes, such as `Pairs.largest_error`."""
+    return runs[0].collective.largest(backend.most([*values]))
+
+
+def all_reduce_sum(backend: Pairs[Array], runs: Sequence[Run[Array]], values: Iterable[Array]) -> Array:
+    """The sum of exact sums, float64 or int64, over the slices here and in all processes."""
+    return runs[0].collective.start_total(reduce(backend.plus, values))()
+
+
+def drained(items: list[Item]) -> Iterator[Item]:
+    """The items, in order. The list keeps no reference to those that were taken, so that their memory is free."""
+    items.reverse()
+    while items:
+        yield items.pop()
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,14 +53,12 @@ class ByRule(Step[Array]):
     op: Op
     rule: Rule[Array]
 
-    def forward(self, run: Run[Array], *inputs: Array) -> Ahead[Array]:
-        yield from ()
-        return self.rule.forward(self.op, *inputs)
+    def forward_slice(self, run: Run[Array], *inputs: Array) -> ForwardResult[Array]:
+        return ForwardResult(*self.rule.forward(self.op, *inputs))
 
-    def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
-        yield from ()
-        found = self.rule.backward(self.op, residuals, error)
-        return Back(found if len(self.needed) > 1 else (found,), {}, {})
+    def backward_slice(self, run: Run[Array], saved: Any, grad: Any, precision: Precision) -> BackwardResult[Array]:
+        grads = self.rule.backward(self.op, saved, grad)
+        return BackwardResult(grads if len(self.needed) > 1 else (grads,))
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,25 +69,37 @@ class Weights(Step[Array]):
     rule: Rule[Array]
     projection: Projection
 
-    def forward(self, run: Run[Array], *inputs: Array) -> Ahead[Array]:
-        yield from ()
-        return self.rule.forward(self.projection.synapse, *inputs, run.weights[self.name])
+    def exchanges(self, precision: Precision) -> bool:
+        return precision == "reproducible"
 
-    def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
-        zeroed = {}
+    def forward_slice(self, run: Run[Array], *inputs: Array) -> ForwardResult[Array]:
+        return ForwardResult(*self.rule.forward(self.projection.synapse, *inputs, run.weights[self.name]))
+
+    def backward(
+        self, runs: Sequence[Run[Array]], saved: Iterator[Any], grads: Iterator[Any], precision: Precision
+    ) -> Iterator[BackwardResult[Array]]:
+        grid: tuple[int, Array] | None = None
         if precision == "reproducible":
-            bits = self.projection.error_bits(frames=error.shape[0] * run.part.batch)
-            largest = yield Largest(self.backend.largest_error(error))
-            error, zeroed[self.name] = self.backend.error_grid(error, bits, largest)
+            errors = [*grads]
+            bits = self.projection.error_bits(frames=errors[0].shape[0] * runs[0].part.batch)
+            grid = bits, all_reduce_max(self.backend, runs, map(self.backend.largest_error, errors))
+            grads = drained(errors)
+        for run in runs:
+            yield self._backward(run, next(saved), next(grads), precision, grid)
+
+    def _backward(
+        self, run: Run[Array], saved: Any, grad: Array, precision: Precision, grid: tuple[int, Array] | None
+    ) -> BackwardResult[Array]:
+        zeroed = dict[str, Array]()
+        if grid is not None:
+            grad, zeroed[self.name] = self.backend.error_grid(grad, *grid)
         (need_input,) = self.needed
-        ds, dw = self.rule.backward(
-            self.projection.synapse, residuals, error, precision=precision, need_input=need_input
-        )
-        return Back((ds,), {self.name: dw}, zeroed)
+        ds, dw = self.rule.backward(self.projection.synapse, saved, grad, precision=precision, need_input=need_input)
+        return BackwardResult((ds,), {self.name: dw}, zeroed)
 
 
-class _Left(NamedTuple, Generic[Array]):
-    """Residuals of normalised sums: those of the weights, the sums, and the coefficients of the normalisation."""
+class _NormalisedSaved(NamedTuple, Generic[Array]):
+    """What normalised sums save: what their weights save, the sums, and the coefficients of the normalisation."""
 
     weights: Any
     z: Array
@@ -85,39 +114,76 @@ class Normalised(Step[Array]):
     weights: Weights[Array]
     norm: BatchNorm
 
-    def forward(self, run: Run[Array], *inputs: Array) -> Ahead[Array]:
-        z, left = yield from self.weights.forward(run, *inputs)
-        backend, scale = self.backend, self._given(run, "scale")
-        if run.training:
-            exponent, (frames, n) = self._given(run, "exponent"), self._frames(run, z)
-            sums = yield Total(backend.moments(self._own(run, z), exponent))
-            gain = self.places[0].inputs[0].gain
-            by = backend.of_channels(batchnorm.of_batch, sums, exponent, scale, *frames, norm=self.norm, n=n, gain=gain)
-        else:
-            given = (self._given(run, name) for name in ("mean", "variance"))
-            by = backend.of_channels(batchnorm.of_running, *given, scale, norm=self.norm)
-        numbers = {"mean": by.mean, "a": by.a, "shift": self._given(run, "shift")}
-        return backend.channelwise(batchnorm.FORWARD, {"z": z}, numbers), _Left(left, z, by)
+    def exchanges(self, precision: Precision) -> bool:
+        return True
 
-    def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
-        backend, exponent, (left, z, by) = self.backend, self._given(run, "exponent"), residuals
-        frames, n = self._frames(run, z)
-        if precision == "reproducible":
-            bits = batchnorm.norm_error_bits(self._summands(run, z))
-            largest = yield Largest(backend.largest_error(error))
-            error, _ = backend.error_grid(error, bits, largest)
-        sums = yield Total(backend.error_moments(error, z, exponent))
-        of_all, slope, of_scale, of_shift = backend.of_channels(
-            batchnorm.way_back, sums, exponent, by, *frames, n=n, training=run.training
+    def forward(
+        self, runs: Sequence[Run[Array]], inputs: Iterator[tuple[Array, ...]]
+    ) -> Iterator[ForwardResult[Array]]:
+        sums, run = self.weights.forward(runs, inputs), runs[0]
+        by: Coefficients[Array] | None = run.coefficients.get(self.name)
+        if not run.training:
+            given = (self._given(run, name) for name in ("mean", "variance", "scale"))
+            by = self.backend.of_channels(batchnorm.of_running, *given, norm=self.norm)
+        elif by is None:
+            every = [*sums]
+            by = self._of_batch(runs, [z for z, _ in every])
+            for run in runs:
+                run.coefficients[self.name] = by
+            sums = drained(every)
+        for run in runs:
+            yield self._normalised(run, by, *next(sums))
+
+    def _of_batch(self, runs: Sequence[Run[Array]], zs: Sequence[Array]) -> Coefficients[Array]:
+        """The coefficients from the sums `zs` of all slices."""
+        backend, run, exponent = self.backend, runs[0], self._given(runs[0], "exponent")
+        frames, n = self._frames(run, zs[0])
+        moments = (backend.moments(self._own(run, z), exponent) for run, z in zip(runs, zs, strict=True))
+        sums = all_reduce_sum(backend, runs, moments)
+        gain = self.places[0].inputs[0].gain
+        found: Coefficients[Array] = backend.of_channels(
+            batchnorm.of_batch, sums, exponent, self._given(run, "scale"), *frames, norm=self.norm, n=n, gain=gain
         )
-        numbers = {"mean": by.mean, "a": by.a, "of_all": of_all, "slope": slope}
-        dz = backend.channelwise(batchnorm.BACKWARD, {"z": z, "dy": error}, numbers)
-        del error
-        back = yield from self.weights.backward(run, left, self._own(run, dz), precision)
-        return back._replace(whole={f"{self.name}.scale": of_scale, f"{self.name}.shift": of_shift})
+        return found
 
-    def statistics(self, residuals: Any) -> Mapping[str, Array]:
-        mean, variance = residuals.by.batch
+    def _normalised(self, run: Run[Array], by: Coefficients[Array], z: Array, saved: Any) -> ForwardResult[Array]:
+        numbers = {"mean": by.mean, "a": by.a, "shift": self._given(run, "shift")}
+        y = self.backend.channelwise(batchnorm.FORWARD, {"z": z}, numbers)
+        return ForwardResult(y, _NormalisedSaved(saved, z, by))
+
+    def backward(
+        self, runs: Sequence[Run[Array]], saved: Iterator[Any], grads: Iterator[Any], precision: Precision
+    ) -> Iterator[BackwardResult[Array]]:
+        backend, run, exponent = self.backend, runs[0], self._given(runs[0], "exponent")
+        errors, every = [*grads], [*saved]
+        by, zs, of_weights = every[0].by, [own.z for own in every], [own.weights for own in every]
+        del every
+        frames, n = self._frames(run, zs[0])
+        if precision == "reproducible":
+            bits = batchnorm.norm_error_bits(self._summands(run, zs[0]))
+            largest = all_reduce_max(backend, runs, map(backend.largest_error, errors))
+            for i in range(len(errors)):
+                errors[i], _ = backend.error_grid(errors[i], bits, largest)
+        moments = map(partial(self._error_moments, exponent), errors, zs)
+        of_all, slope, of_scale, of_shift = backend.of_channels(
+            batchnorm.way_back, all_reduce_sum(backend, runs, moments), exponent, by, *frames, n=n,
+            training=run.training,
+        )  # fmt: skip
+        numbers = {"mean": by.mean, "a": by.a, "of_all": of_all, "slope": slope}
+        dzs = map(partial(self._dz, numbers), runs, drained(zs), drained(errors))
+        results = self.weights.backward(runs, drained(of_weights), dzs, precision)
+        whole = {f"{self.name}.scale": of_scale, f"{self.name}.shift": of_shift}
+        for _ in runs:
+            yield next(results)._replace(whole=whole)
+
+    def _error_moments(self, exponent: Array, error: Array, z: Array) -> Array:
+        return self.backend.error_moments(error, z, exponent)
+
+    def _dz(self, numbers: Mapping[str, Array], run: Run[Array], z: Array, error: Array) -> Array:
+        return self._own(run, self.backend.channelwise(batchnorm.BACKWARD, {"z": z, "dy": error}, numbers))
+
+    def statistics(self, saved: Any) -> Mapping[str, Array]:
+        mean, variance = saved.by.batch
         return {f"{self.name}.mean": mean, f"{self.name}.variance": variance}
 
     def _given(self, run: Run[Array], name: str) -> Array:
@@ -189,31 +255,27 @@ class Drops(Step[Array]):
         shape = (batch, *place.output.shape)
         return self.backend.dropout_mask(seed, stream, step, shape, self.op.rate, first=run.part.first)
 
-    def forward(self, run: Run[Array], *inputs: Array) -> Ahead[Array]:
-        yield from ()
+    def forward_slice(self, run: Run[Array], *inputs: Array) -> ForwardResult[Array]:
         (s,) = inputs
         mask = self.mask(run, s.shape[1])
-        return (s if mask is None else self.backend.dropout(mask, s)), mask
+        return ForwardResult(s if mask is None else self.backend.dropout(mask, s), mask)
 
-    def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
-        yield from ()
-        return Back((error if residuals is None else self.backend.dropout(residuals, error),), {}, {})
+    def backward_slice(self, run: Run[Array], saved: Any, grad: Any, precision: Precision) -> BackwardResult[Array]:
+        return BackwardResult((grad if saved is None else self.backend.dropout(saved, grad),))
 
 
 @dataclass(frozen=True, eq=False)
 class Sum(Step[Array]):
     """The sum of several branches: synapses/add.py."""
 
-    def forward(self, run: Run[Array], *inputs: Array) -> Ahead[Array]:
-        yield from ()
+    def forward_slice(self, run: Run[Array], *inputs: Array) -> ForwardResult[Array]:
         total = inputs[0]
         for x in inputs[1:]:
             total = total + x
-        return total, None
+        return ForwardResult(total, None)
 
-    def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
-        yield from ()
-        return Back((error,) * len(self.needed), {}, {})
+    def backward_slice(self, run: Run[Array], saved: Any, grad: Any, precision: Precision) -> BackwardResult[Array]:
+        return BackwardResult((grad,) * len(self.needed))
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,18 +324,19 @@ class Population(Step[Array]):
         return {name: run.weights[parameter] for name, parameter in place.parameters.items()}
 
     def gradients(
-        self, run: Run[Array], terms: Mapping[str, Array], precision: Precision
-    ) -> Generator[Asked[Array], Array, dict[str, Array]]:
-        """Gradients of the neurons' learned parameters, by the network's names, from `Pairs.neuron_backward`'s
-        terms."""
-        (place,), found = self.places, dict[str, Array]()
-        for name, x in terms.items():
-            (count,) = place.learned[name].shape(place.output.shape)
+        self, runs: Sequence[Run[Array]], terms: Sequence[Mapping[str, Array]], precision: Precision
+    ) -> list[dict[str, Array]]:
+        """Gradients of the neurons' learned parameters for each slice, by the network's names, from
+        `Pairs.neuron_backward`'s terms."""
+        (place,), found = self.places, [dict[str, Array]() for _ in runs]
+        for name in terms[0]:
+            (count,), xs = place.learned[name].shape(place.output.shape), [own[name] for own in terms]
             if precision == "reproducible":
-                largest = yield Largest(self.backend.largest_error(x))
-                elements = run.part.batch * math.prod(place.output.shape)
-                x, _ = self.backend.error_grid(x, sum_bits(elements // count), largest)
-            found[place.parameters[name]] = self.backend.totals(x, count)
+                largest = all_reduce_max(self.backend, runs, map(self.backend.largest_error, xs))
+                bits = sum_bits(runs[0].part.batch * math.prod(place.output.shape) // count)
+                xs = [self.backend.error_grid(x, bits, largest)[0] for x in xs]
+            for gradients, x in zip(found, xs, strict=True):
+                gradients[place.parameters[name]] = self.backend.totals(x, count)
         return found
 
     def _stepwise(
@@ -329,29 +392,37 @@ class Population(Step[Array]):
         kept = {name: neurons.kept[name] for name in equations.kept}
         return equations, neurons._replace(kept=kept if error is None else {**kept, "gu": error}), first
 
-    def forward(self, run: Run[Array], *inputs: Array) -> Ahead[Array]:
-        yield from ()
+    def exchanges(self, precision: Precision) -> bool:
+        return precision == "reproducible" and bool(self.places[0].parameters)
+
+    def forward_slice(self, run: Run[Array], *inputs: Array) -> ForwardResult[Array]:
         if run.before is not None:
-            return self._resumed(run, inputs)
+            return ForwardResult(*self._resumed(run, inputs))
         backend, learned = self.backend, self.learned(run)
         if len(inputs) > 1:
-            return backend.population_forward(self.equations[run.training], inputs, run.steps, learned)
+            return ForwardResult(*backend.population_forward(self.equations[run.training], inputs, run.steps, learned))
         (z,) = inputs
-        return backend.neuron_forward(self.op.model, self.filters[run.training], z, run.steps, learned)
+        return ForwardResult(*backend.neuron_forward(self.op.model, self.filters[run.training], z, run.steps, learned))
 
-    def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
+    def backward(
+        self, runs: Sequence[Run[Array]], saved: Iterator[Any], grads: Iterator[Any], precision: Precision
+    ) -> Iterator[BackwardResult[Array]]:
+        results = [self._propagated(run, next(saved), next(grads)) for run in runs]
+        for gradients in self.gradients(runs, [terms for _, terms in results], precision):
+            yield BackwardResult(results.pop(0)[0], gradients)
+
+    def _propagated(self, run: Run[Array], saved: Any, grad: Array) -> tuple[tuple[Array, ...], Mapping[str, Array]]:
+        """The gradients of the inputs, and the terms of those of learned parameters."""
         backend, values = self.backend, self.places[0].inputs
-        equations, residuals, _ = self._of(run, residuals)
+        equations, residuals, _ = self._of(run, saved)
         if len(values) > 1 or "gu" in residuals.kept:
             static = [each.static and run.steps > 1 for each in values]
-            errors, terms = backend.population_backward(equations, residuals, error, static)
-        else:
-            dz, terms = backend.neuron_backward(self.op.model, self.filters[run.training], residuals, error)
-            errors = (dz,)
-        return Back(errors, (yield from self.gradients(run, terms, precision)), {})
+            return backend.population_backward(equations, residuals, grad, static)
+        dz, terms = backend.neuron_backward(self.op.model, self.filters[run.training], residuals, grad)
+        return (dz,), terms
 
-    def population(self, residuals: Any) -> NeuronResiduals[Array]:
-        found: NeuronResiduals[Array] = residuals.neurons if isinstance(residuals, Resumed) else residuals
+    def population(self, saved: Any) -> NeuronResiduals[Array]:
+        found: NeuronResiduals[Array] = saved.neurons if isinstance(saved, Resumed) else saved
         return found
 
 
@@ -380,27 +451,42 @@ class Recurrent(Population[Array]):
         own = {loop.name for loop in self.loops}
         return tuple(edge for edge in self.places[0].node.inputs if edge.source not in own)
 
-    def forward(self, run: Run[Array], *inputs: Array) -> Ahead[Array]:
-        yield from ()
-        if run.before is not None:
-            return self._resumed(run, inputs)
-        return self.fire(run, inputs)
+    def exchanges(self, precision: Precision) -> bool:
+        return precision == "reproducible"
 
-    def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
-        values = self.places[0].inputs
+    def forward_slice(self, run: Run[Array], *inputs: Array) -> ForwardResult[Array]:
+        return ForwardResult(*(self.fire(run, inputs) if run.before is None else self._resumed(run, inputs)))
+
+    def backward(
+        self, runs: Sequence[Run[Array]], saved: Iterator[Any], grads: Iterator[Any], precision: Precision
+    ) -> Iterator[BackwardResult[Array]]:
         elsewhere, own = self._at
-        equations, residuals, first = self._of(run, residuals)
-        static = {equations.errors[j] for j in elsewhere if values[j].static and run.steps > 1}
-        errors, terms = self.propagate(run, residuals, error, tuple(sorted(static)), precision)
-        gradients = yield from self.gradients(run, terms, precision)
-        zeroed, spikes = dict[str, Array](), residuals.spikes
-        earlier = self.backend.shifted(spikes, 1) if first is None else self.backend.joined([first, spikes[:-1]])
+        names = self.equations[runs[0].training].errors
+        every = [self._propagated_back(run, next(saved), next(grads), precision) for run in runs]
+        gradients = self.gradients(runs, [terms for _, terms, _ in every], precision)
+        zeroed = [dict[str, Array]() for _ in runs]
         for j, loop in zip(own, self.loops, strict=True):
-            left = self.left(loop, earlier, run.weights[loop.name])
-            found = yield from loop.backward(run, left, errors[equations.errors[j]], precision)
-            gradients.update(found.gradients)
-            zeroed.update(found.zeroed)
-        return Back(tuple(errors[equations.errors[j]] for j in elsewhere), gradients, zeroed)
+            left = (self.left(loop, o, run.weights[loop.name]) for run, (_, _, o) in zip(runs, every, strict=True))
+            errors = (found[names[j]] for found, _, _ in every)
+            for i, result in enumerate(loop.backward(runs, left, errors, precision)):
+                gradients[i].update(result.gradients)
+                zeroed[i].update(result.zeroed)
+        for of_parameters, counts in zip(gradients, zeroed, strict=True):
+            found = every.pop(0)[0]
+            yield BackwardResult(tuple(found[names[j]] for j in elsewhere), of_parameters, counts)
+
+    def _propagated_back(
+        self, run: Run[Array], saved: Any, grad: Array, precision: Precision
+    ) -> tuple[Mapping[str, Array], Mapping[str, Array], Array]:
+        """The results of `propagate`, and the spikes one step before each step."""
+        elsewhere, _ = self._at
+        equations, residuals, first = self._of(run, saved)
+        values = self.places[0].inputs
+        static = {equations.errors[j] for j in elsewhere if values[j].static and run.steps > 1}
+        errors, terms = self.propagate(run, residuals, grad, tuple(sorted(static)), precision)
+        spikes = residuals.spikes
+        earlier = self.backend.shifted(spikes, 1) if first is None else self.backend.joined([first, spikes[:-1]])
+        return errors, terms, earlier
 
     def fire(self, run: Run[Array], inputs: Sequence[Array]) -> tuple[Array, NeuronResiduals[Array]]:
         """The forward pass of all steps: returns the spikes, and what the backward pass reads."""
@@ -461,46 +547,51 @@ class Recurrent(Population[Array]):
 
 @dataclass(frozen=True, eq=False)
 class Chain(Step[Array]):
-    """Consecutive steps that are treated as one. Fusions are built on this class."""
+    """Consecutive steps that are treated as one. Fusions are built on this class.
+
+    In a pass in which one of them needs numbers of the whole batch, they are computed one by one instead.
+    """
 
     parts: tuple[Step[Array], ...]
 
-    def forward(self, run: Run[Array], *inputs: Array) -> Ahead[Array]:
-        residuals: list[Any] = []
+    def exchanges(self, precision: Precision) -> bool:
+        return any(part.exchanges(precision) for part in self.parts)
+
+    def forward_slice(self, run: Run[Array], *inputs: Array) -> ForwardResult[Array]:
+        saved: list[Any] = []
         for part in self.parts:
-            output, kept = yield from part.forward(run, *inputs)
+            output, own = next(part.forward([run], iter([inputs])))
             inputs = (output,)
-            residuals.append(kept)
-        return inputs[0], residuals
+            saved.append(own)
+        return ForwardResult(inputs[0], saved)
 
-    def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
-        return self.back_to(0, run, residuals, error, precision)
-
-    def back_to(self, first: int, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
-        """`backward` from the last part to the part `first`. The residuals of the parts are removed from the list.
-
-        While a part waits for other processes, nothing here holds references to data that it no longer needs.
-        """
+    def backward_slice(self, run: Run[Array], saved: Any, grad: Any, precision: Precision) -> BackwardResult[Array]:
         gradients, zeroed, whole = dict[str, Array](), dict[str, Array](), dict[str, Array]()
-        errors: tuple[Any, ...] = (error,)
-        del error
-        for part in reversed(self.parts[first:]):
-            way = part.backward(run, residuals.pop(), errors[0], precision)
-            del errors
-            errors, found, taken, of_all = yield from way
-            gradients.update(found)
-            zeroed.update(taken)
-            whole.update(of_all)
+        # The lists lose what a part takes, so that it is free before the next part.
+        grads: list[Any] = [grad]
+        del grad
+        for part in reversed(self.parts):
+            result = next(part.backward([run], drained([saved.pop()]), drained(grads), precision))
+            grads = [*result.grad_inputs]
+            gradients.update(result.gradients)
+            zeroed.update(result.zeroed)
+            whole.update(result.whole)
+            del result
             if not any(part.needed):
-                return Back((None,), gradients, zeroed, whole)
-        return Back(errors, gradients, zeroed, whole)
+                return BackwardResult((None,) * len(self.needed), gradients, zeroed, whole)
+        return BackwardResult(tuple(grads), gradients, zeroed, whole)
 
-    def statistics(self, residuals: Any) -> Mapping[str, Array]:
-        each = [(part, kept) for part, kept in zip(self.parts, residuals, strict=True) if part.normalises]
-        return {name: x for part, kept in each for name, x in part.statistics(kept).items()}
+    def by_parts(self, saved: Any) -> Sequence[Any]:
+        """What the parts would have saved, from what the chain saved."""
+        kept: Sequence[Any] = saved
+        return kept
 
-    def population(self, residuals: Any) -> NeuronResiduals[Array]:
-        return self.parts[-1].population(residuals[-1])
+    def statistics(self, saved: Any) -> Mapping[str, Array]:
+        each = [(part, own) for part, own in zip(self.parts, saved, strict=True) if part.normalises]
+        return {name: x for part, own in each for name, x in part.statistics(own).items()}
+
+    def population(self, saved: Any) -> NeuronResiduals[Array]:
+        return self.parts[-1].population(saved[-1])
 
 
 @dataclass(frozen=True)

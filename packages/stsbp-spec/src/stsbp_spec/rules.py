@@ -7,7 +7,7 @@ If the backend has a fusion for several nodes, they become one step. passes.py w
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -19,18 +19,14 @@ from stsbp_spec.results import NeuronResiduals
 from stsbp_spec.typing import Array, Precision
 
 __all__ = [
-    "Ahead",
-    "Asked",
-    "Back",
+    "BackwardResult",
     "Deferred",
-    "Exchange",
+    "ForwardResult",
     "Frozen",
     "Fusion",
-    "Largest",
     "Rule",
     "Run",
     "Step",
-    "Total",
 ]
 
 Made = TypeVar("Made")
@@ -87,6 +83,8 @@ class Run(Generic[Array]):
             start at rest, and nothing is left for later steps.
         keeps: whether a backward pass may follow. If not, a step need not keep values that only the backward pass
             reads. The potentials of the population at the end are kept in any case.
+        coefficients: numbers that steps computed from sums over the whole batch, by their names. If a step is computed
+            again for the backward pass, it reads them here, so that no message is sent twice.
     """
 
     weights: Mapping[str, Array]
@@ -97,6 +95,7 @@ class Run(Generic[Array]):
     inside: Array | None = None
     before: Mapping[str, tuple[Array, ...]] | None = None
     keeps: bool = True
+    coefficients: dict[str, Any] = field(default_factory=dict)
 
     @property
     def training(self) -> bool:
@@ -116,50 +115,43 @@ class Deferred(ABC, Generic[Array]):
         """The error as a native array."""
 
 
-class Back(NamedTuple, Generic[Array]):
-    """The results of the backward pass through a step.
+class ForwardResult(NamedTuple, Generic[Array]):
+    """The results of the forward pass through a step for one slice of a batch.
 
     Attributes:
-        errors: errors of its inputs; None: not needed.
+        output: `[1 or T, B, ...]`.
+        saved: what the backward pass needs.
+    """
+
+    output: Array
+    saved: Any
+
+
+class BackwardResult(NamedTuple, Generic[Array]):
+    """The results of the backward pass through a step for one slice of a batch.
+
+    Attributes:
+        grad_inputs: gradients of its inputs; None: not needed.
         gradients: contributions of these samples to the gradients of its weights and of learned parameters of its
             neurons, by the names of `graph.Network.parameters`. They are not yet rounded if they are float64.
         zeroed: counts of `Pairs.error_grid` by the same names, in `reproducible` precision.
         whole: gradients of the whole batch that are computed from sums over it. They are the same in all processes.
     """
 
-    errors: tuple[Array | Deferred[Array] | None, ...]
-    gradients: Mapping[str, Array]
-    zeroed: Mapping[str, Array]
+    grad_inputs: tuple[Array | Deferred[Array] | None, ...]
+    gradients: Mapping[str, Array] = MappingProxyType({})
+    zeroed: Mapping[str, Array] = MappingProxyType({})
     whole: Mapping[str, Array] = MappingProxyType({})
-
-
-class Largest(NamedTuple, Generic[Array]):
-    """Requests the elementwise maximum of integers over the whole batch: `Pairs.largest_error` of the samples here."""
-
-    x: Array
-
-
-class Total(NamedTuple, Generic[Array]):
-    """Requests the sum over the whole batch of exact sums of the samples here, float64 or int64."""
-
-    x: Array
-
-
-Asked: TypeAlias = Largest[Array] | Total[Array]
-
-Ahead: TypeAlias = Generator[Asked[Array], Array, tuple[Array, Any]]
-"""The forward pass through a step for some samples of a batch. It returns the output `[1 or T, B, ...]`, and what the
-backward pass needs. If a step needs a number of the whole batch, it yields a request and is sent the answer. The kinds
-and the number of its requests depend only on the step."""
-
-Exchange: TypeAlias = Generator[Asked[Array], Array, Back[Array]]
-"""The backward pass through a step. It makes requests in the same way, such as for the largest error, which determines
-the error grid."""
 
 
 @dataclass(frozen=True, eq=False)
 class Step(ABC, Generic[Array]):
     """One step of a plan: a node, or a chain of nodes in which each node is read only by the next one.
+
+    A step computes the slices of a batch that are in this process. Most steps compute each slice alone, and define
+    `forward_slice` and `backward_slice`. A step that needs numbers of the whole batch gets all slices. It defines
+    `forward` or `backward`, and states so in `normalises` or `exchanges`. It calls `plan.all_reduce_max` or
+    `plan.all_reduce_sum` once for all slices, so that all processes send the same messages.
 
     Attributes:
         places: the nodes, in order. Their output is the output of the last one.
@@ -198,28 +190,66 @@ class Step(ABC, Generic[Array]):
         """Whether the step ends with a population."""
         return isinstance(self.places[-1].node.op, Neurons)
 
-    @abstractmethod
-    def forward(self, run: Run[Array], *inputs: Array) -> Ahead[Array]:
-        """The forward pass, from inputs `[1 or T, B, ...]`."""
+    def forward(
+        self, runs: Sequence[Run[Array]], inputs: Iterator[tuple[Array, ...]]
+    ) -> Iterator[ForwardResult[Array]]:
+        """The forward pass, slice by slice.
 
-    @abstractmethod
+        Each slice is computed when its result is taken. So the memory of one slice is free before the next one starts.
+
+        Args:
+            runs: what the nodes share, for each slice.
+            inputs: inputs `[1 or T, B, ...]` of each slice.
+        """
+        for run in runs:
+            yield self.forward_slice(run, *next(inputs))
+
     def backward(
-        self, run: Run[Array], residuals: Any, error: Array | Deferred[Array], precision: Precision
-    ) -> Exchange[Array]:
-        """The backward pass, from the error of the output."""
+        self,
+        runs: Sequence[Run[Array]],
+        saved: Iterator[Any],
+        grads: Iterator[Array | Deferred[Array]],
+        precision: Precision,
+    ) -> Iterator[BackwardResult[Array]]:
+        """The backward pass, slice by slice: see `forward`.
+
+        Args:
+            runs: what the nodes share, for each slice.
+            saved: `ForwardResult.saved` of each slice.
+            grads: gradients of the output, for each slice.
+            precision: precision of the gradients.
+        """
+        for run in runs:
+            # Keep no reference to what was saved and to gradients, so that a step can free them.
+            yield self.backward_slice(run, next(saved), next(grads), precision)
+
+    def forward_slice(self, run: Run[Array], *inputs: Array) -> ForwardResult[Array]:
+        """The forward pass of one slice."""
+        raise NotImplementedError
+
+    def backward_slice(
+        self, run: Run[Array], saved: Any, grad: Array | Deferred[Array], precision: Precision
+    ) -> BackwardResult[Array]:
+        """The backward pass of one slice."""
+        raise NotImplementedError
+
+    def exchanges(self, precision: Precision) -> bool:
+        """Whether the backward pass needs numbers of the whole batch."""
+        return False
 
     @property
     def normalises(self) -> bool:
-        """Whether the step normalises weighted sums."""
+        """Whether the step normalises weighted sums. In training, its forward pass then needs numbers of the whole
+        batch."""
         ops = (place.node.op for place in self.places)
         return any(isinstance(op, Weighted) and op.norm is not None for op in ops)
 
-    def statistics(self, residuals: Any) -> Mapping[str, Array]:
+    def statistics(self, saved: Any) -> Mapping[str, Array]:
         """The statistics with which a normalising step normalised, by the names of `graph.Network.statistics`."""
         raise TypeError(f"step {self.name} does not normalise")
 
-    def population(self, residuals: Any) -> NeuronResiduals[Array]:
-        """The residuals of the population, for a step that ends with one."""
+    def population(self, saved: Any) -> NeuronResiduals[Array]:
+        """What the population saved, for a step that ends with one."""
         raise TypeError(f"step {self.name} ends with no population")
 
 
