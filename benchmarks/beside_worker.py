@@ -44,7 +44,6 @@ def walk(
     """One block of a network forward, and back from what that returned and the error of its spikes."""
     try:
         from stsbp_spec.collective import Part
-        from stsbp_spec.passes import together
         from stsbp_spec.plan import plan
         from stsbp_spec.rules import Run
     except ImportError:  # a checkout from before the plans
@@ -58,14 +57,26 @@ def walk(
     def run(x: Any) -> Any:
         return Run({block.name: wq}, steps, None, Part(0, x.shape[1], x.shape[1]))
 
-    def forward(s: Any) -> Any:
-        way = step.forward(run(s), s)
-        return way if isinstance(way, tuple) else together(backend, run(s), [way])[0]  # a tuple: an older checkout
-
+    if not hasattr(step, "forward_slice"):  # a checkout in which steps are generators
+        return (
+            lambda s: finished(step.forward(run(s), s)),
+            lambda left, error: finished(step.backward(run(error), left[1], error, "fast")),
+        )
     return (
-        forward,
-        lambda left, error: together(backend, run(error), [step.backward(run(error), left[1], error, "fast")]),
+        lambda s: step.forward_slice(run(s), s),
+        lambda left, error: next(step.backward([run(error)], iter([left[1]]), iter([error]), "fast")),
     )
+
+
+def finished(steps: Any) -> Any:
+    """The result of a step of an older checkout: a tuple, or a generator that asks for nothing."""
+    if isinstance(steps, tuple):
+        return steps
+    try:
+        next(steps)
+    except StopIteration as end:
+        return end.value
+    raise RuntimeError("a step in fast precision asks for a number of the whole batch")
 
 
 def noise(shape: tuple[int, ...], seed: int, mean: float = 0.0, width: float = 1.0) -> Any:

@@ -23,7 +23,6 @@ from stsbp.training.build import build_network
 from stsbp_cpu import block as sparse
 from stsbp_spec.collective import Part
 from stsbp_spec.init import initial_weights
-from stsbp_spec.passes import together
 from stsbp_spec.plan import plan
 from stsbp_spec.registry import open_backend
 from stsbp_spec.rules import Run
@@ -70,7 +69,7 @@ def operations(
     ds = backend.asarray(random.standard_normal(tuple(spikes.shape), np.float32))
 
     def by(of_bytes: bool) -> None:
-        together(backend, run, [step.neurons.forward(run, step.sums(given, wq, of_bytes=of_bytes))])
+        step.neurons.forward_slice(run, step.sums(given, wq, of_bytes=of_bytes))
 
     def dense_gradient() -> None:
         dz, _, _ = step.propagate(given, neurons, ds, filter, need_error=True, need_weights=False)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from stsbp_spec import arrays, grid, rules
+from stsbp_spec import arrays, grid
 from stsbp_spec.adjoint import substituted
 from stsbp_spec.backend import Batch, NeuronResiduals, RunResult, ValueAndGrad
 from stsbp_spec.encoders.packed import Inputs, PackedFrames
@@ -33,7 +33,7 @@ from stsbp_spec.optim.adamw import AdamWScalars, norm_exponent
 from stsbp_spec.plan import Chain, Sum
 from stsbp_spec.printers import LANGUAGES, Language, compiled
 from stsbp_spec.reference.backend import NumpyBackend, of_windows, pool_windows, recur
-from stsbp_spec.rules import Fusion, Rule, Run, Step
+from stsbp_spec.rules import BackwardResult, ForwardResult, Fusion, Rule, Run, Step
 from stsbp_spec.stream import Stream
 from stsbp_spec.surrogates import SURROGATES, Triangle
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d, batchnorm
@@ -513,14 +513,15 @@ class _OtherSum(NumpyBackend):
 
 
 class _FirstBranch(Sum[AnyArray]):
-    def forward(self, run: Run[AnyArray], *inputs: AnyArray) -> Any:
-        return super().forward(run, *inputs[:-1])
+    def forward_slice(self, run: Run[AnyArray], *inputs: AnyArray) -> ForwardResult[AnyArray]:
+        return super().forward_slice(run, *inputs[:-1])
 
 
 class _FirstError(Sum[AnyArray]):
-    def backward(self, run: Run[AnyArray], residuals: Any, error: Any, precision: Precision) -> Any:
-        yield from ()
-        return rules.Back((error, *(None for _ in self.needed[1:])), {}, {})
+    def backward_slice(
+        self, run: Run[AnyArray], saved: Any, grad: Any, precision: Precision
+    ) -> BackwardResult[AnyArray]:
+        return BackwardResult((grad, *(None for _ in self.needed[1:])))
 
 
 class LastBranchDropped(_OtherSum):

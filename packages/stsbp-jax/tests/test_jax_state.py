@@ -16,7 +16,7 @@ from stsbp_spec import LIF, Batch, NetworkSpec, VanRossum, initial_weights
 from stsbp_spec.collective import Part
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.losses.cross_entropy import CrossEntropy
-from stsbp_spec.passes import Trace, back_through, through, together
+from stsbp_spec.passes import Trace, backward_segment, forward_segment
 from stsbp_spec.plan import plan
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.rules import Run
@@ -152,11 +152,11 @@ def test_gradients_of_potentials_are_those_of_the_reference() -> None:
     (segment,) = walk.segments
     wq = {key: numpy.weight_grid(p, weights[key])[0] for p in network.graph.projections for key in [p.name]}
     run = Run(wq, STEPS, None, Part(0, BATCH, BATCH), before={})
-    ((_, residuals),) = together(numpy, run, [through(numpy, segment, run, {walk.input: x})])
+    _, residuals = forward_segment(numpy, segment, run, {walk.input: x})
     population = segment.steps[-1].name
     residuals[population] = residuals[population]._replace(error=of_u)
     trace = Trace(numpy, walk, run, of_o, {}, lambda _: residuals, {})
-    (expected,) = together(numpy, run, [back_through(trace, segment, {population: [of_o]}, "reproducible")])
+    expected = backward_segment([trace], segment, [{population: [of_o]}], "reproducible")
     assert set(expected) == set(found)
     for key, g in expected.items():
         assert g.any()

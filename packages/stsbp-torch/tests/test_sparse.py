@@ -16,7 +16,6 @@ from stsbp_spec.expr import Recurrence
 from stsbp_spec.losses import VanRossum
 from stsbp_spec.network import Block, NetworkSpec
 from stsbp_spec.neurons.lif import LIF
-from stsbp_spec.passes import together
 from stsbp_spec.plan import plan
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.rules import Run
@@ -220,7 +219,7 @@ def test_the_share_of_spikes_chooses_the_kernels() -> None:
     step = plan(backend, network.graph).steps[0]
     for frames, taken in ((batch.inputs * 0, True), (batch.inputs | 1, False)):
         run = Run({block.name: wq}, 6, None, Part(0, frames.shape[1], frames.shape[1]))
-        ((_, residuals),) = together(backend, run, [step.forward(run, backend.asarray(frames))])
+        _, residuals = step.forward_slice(run, backend.asarray(frames))
         assert (isinstance(residuals, sparse.Residuals) and residuals.sparse) is taken
 
 

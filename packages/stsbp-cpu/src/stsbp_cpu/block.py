@@ -13,7 +13,7 @@ A library with arrays in the CPU's memory implements `Dense`, which convolves in
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, ClassVar, Generic, NamedTuple
@@ -22,9 +22,9 @@ import numpy as np
 from stsbp_spec.equations import NeuronEquations, neuron_equations
 from stsbp_spec.graph import Op, Place, Projection
 from stsbp_spec.neurons.base import NeuronModel
-from stsbp_spec.plan import Chain, Drops, Population, Weights
+from stsbp_spec.plan import ByRule, Chain, Drops, Population, Weights
 from stsbp_spec.results import NeuronResiduals
-from stsbp_spec.rules import Ahead, Back, Deferred, Exchange, Run, Step
+from stsbp_spec.rules import BackwardResult, Deferred, ForwardResult, Run, Step
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Dropout, Flatten, Linear
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import Array, Float32, Precision, Shape
@@ -215,14 +215,14 @@ def _fuse(dense: Dense[Array], chain: tuple[Step[Array], ...]) -> Step[Array] | 
     kinds = [type(part.places[0].node.op) for part in known[:-2]]
     simple = sorted(kinds, key=str) in ([], [AvgPool2d], [Dropout], [AvgPool2d, Dropout])
     if simple and not static and type(conv) is Conv2d and conv.square and conv.stride == 1:
-        return SparseBlock(*_places(known), known, dense, weights.projection, population, conv)
+        return SparseBlock(*_parts(dense, known), dense, weights.projection, population, conv)
     if type(conv) is Linear and not static and weights.projection.input.maximum == 1:
         ops = [part.places[0].node.op for part in chain[:-2]]
         if ops and type(ops[-1]) is Flatten:
             ops.pop()
         if not ops or (len(ops) == 1 and _halves(ops[0])):
-            return ConnectedBlock(*_places(chain), chain, dense, weights.projection, population)
-    return Block(*_places(chain), chain, dense, weights.projection, population)
+            return ConnectedBlock(*_parts(dense, chain), dense, weights.projection, population)
+    return Block(*_parts(dense, chain), dense, weights.projection, population)
 
 
 def _known_from(before: tuple[Step[Array], ...]) -> int:
@@ -236,8 +236,26 @@ def _halves(op: Op) -> bool:
     return isinstance(op, AvgPool2d) and isinstance(op.size, int) and op.divisor == 1
 
 
-def _places(chain: tuple[Step[Array], ...]) -> tuple[tuple[Place, ...], tuple[bool, ...]]:
-    return tuple(part.places[0] for part in chain), chain[0].needed
+def _parts(
+    dense: Dense[Array], chain: tuple[Step[Array], ...]
+) -> tuple[tuple[Place, ...], tuple[bool, ...], tuple[Step[Array], ...]]:
+    """The nodes of a block, which of its inputs need an error signal, and its parts."""
+    first, *rest = chain
+    if isinstance(first, ByRule) and _halves(first.places[0].node.op):
+        first = FirstPooling(first.places, first.needed, first.op, first.rule, dense.layout)
+    return tuple(part.places[0] for part in chain), first.needed, (first, *rest)
+
+
+@dataclass(frozen=True, eq=False)
+class FirstPooling(ByRule[Array]):
+    """The pooling at the beginning of a block. The step below applies its adjoint."""
+
+    layout: Layout[Array]
+
+    def backward_slice(self, run: Run[Array], saved: Any, grad: Any, precision: Precision) -> BackwardResult[Array]:
+        pool = self.places[0].node.op
+        assert isinstance(pool, AvgPool2d)
+        return BackwardResult((PooledError(self.layout, grad, pool, saved),))
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,14 +268,13 @@ class Block(Chain[Array]):
     projection: Projection
     neurons: Population[Array]
 
-    def forward(self, run: Run[Array], *inputs: Array) -> Ahead[Array]:
+    def forward_slice(self, run: Run[Array], *inputs: Array) -> ForwardResult[Array]:
         if run.keeps or run.before is not None or not isinstance(self.projection.synapse, Conv2d):
-            return (yield from super().forward(run, *inputs))
+            return super().forward_slice(run, *inputs)
         for part in self.parts[:-1]:
-            output, _ = yield from part.forward(run, *inputs)
-            inputs = (output,)
+            inputs = (part.forward_slice(run, *inputs).output,)
         (z,) = inputs
-        return self.spikes_of(run, z), None
+        return ForwardResult(self.spikes_of(run, z), None)
 
     def equations(self, run: Run[Array]) -> NeuronEquations:
         """The equations of the neurons and of the filter before them."""
@@ -268,22 +285,11 @@ class Block(Chain[Array]):
         backend, learned = self.neurons.backend, self.neurons.learned(run)
         return fused.spikes_alone(backend, self.dense.layout, self.equations(run), z, run.steps, learned)
 
-    def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
-        error = self.taken(residuals, error)
-        if isinstance(error, PooledError):
-            error = error.array()
-        pool = self.places[0].node.op
-        pooled = isinstance(pool, AvgPool2d) and _halves(pool) and self.needed[0]
-        way = self.back_to(int(pooled), run, residuals, error, precision)
-        del error
-        back = yield from way
-        if not pooled:
-            return back
-        assert isinstance(pool, AvgPool2d)
-        (below,) = back.errors
-        assert below is not None
-        assert not isinstance(below, Deferred)
-        return back._replace(errors=(PooledError(self.dense.layout, below, pool, residuals[0]),))
+    def backward_slice(self, run: Run[Array], saved: Any, grad: Any, precision: Precision) -> BackwardResult[Array]:
+        grad = self.taken(saved, grad)
+        if isinstance(grad, PooledError):
+            grad = grad.array()
+        return super().backward_slice(run, saved, grad, precision)
 
     def taken(self, residuals: Any, error: Any) -> Array | PooledError[Array]:
         """The error signal of the block's spikes. Elements that the block does not use may be zero."""
@@ -301,10 +307,10 @@ class ConnectedBlock(Block[Array]):
     because the block may be the last one of the network.
     """
 
-    def forward(self, run: Run[Array], *inputs: Array) -> Ahead[Array]:
+    def forward_slice(self, run: Run[Array], *inputs: Array) -> ForwardResult[Array]:
         (s,), layout = inputs, self.dense.layout
         if run.keeps or run.before is not None or not layout.is_bytes(s):
-            return (yield from super().forward(run, s))
+            return super().forward_slice(run, s)
         neurons, wq = self.neurons, run.weights[self.projection.name]
         equations = self.equations(run)
         shape = (run.steps, s.shape[1], *self.projection.output_shape)
@@ -322,7 +328,7 @@ class ConnectedBlock(Block[Array]):
             beside_u(layout, equations, kept), learned_numbers(layout, equations, learned),
         )  # fmt: skip
         residuals = [None] * (len(self.parts) - 1)
-        return spikes, [*residuals, NeuronResiduals(kept, spikes, static=False, learned=learned)]
+        return ForwardResult(spikes, [*residuals, NeuronResiduals(kept, spikes, static=False, learned=learned)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -331,15 +337,15 @@ class SparseBlock(Block[Array]):
 
     conv: Conv2d
 
-    def forward(self, run: Run[Array], *inputs: Array) -> Ahead[Array]:
+    def forward_slice(self, run: Run[Array], *inputs: Array) -> ForwardResult[Array]:
         (s,) = inputs
         if not self.dense.layout.is_bytes(s):
-            return (yield from super().forward(run, s))
+            return super().forward_slice(run, s)
         given = self.given(run, s)
-        return (yield from self.ahead(run, given)) if run.keeps else (self.spikes_alone(run, given), None)
+        return self.fired(run, given) if run.keeps else ForwardResult(self.spikes_alone(run, given), None)
 
-    def ahead(self, run: Run[Array], given: Input[Array]) -> Ahead[Array]:
-        """`forward` if a backward pass may follow. It needs no values of the whole batch."""
+    def fired(self, run: Run[Array], given: Input[Array]) -> ForwardResult[Array]:
+        """`forward_slice` if a backward pass may follow."""
         wq = run.weights[self.projection.name]
         density = self.density(given)
         kind = self.kind(given, self.work(given, density))
@@ -348,11 +354,11 @@ class SparseBlock(Block[Array]):
             spikes, neurons = self.fire(given, wq, filter, run.steps, learned)
         else:
             z = self.sums(given, wq, of_bytes=kind != "floats")
-            spikes, neurons = yield from self.neurons.forward(run, z)
-        return spikes, Residuals(given, wq, density < GRADIENT_BELOW, neurons)
+            spikes, neurons = self.neurons.forward_slice(run, z)
+        return ForwardResult(spikes, Residuals(given, wq, density < GRADIENT_BELOW, neurons))
 
     def spikes_alone(self, run: Run[Array], given: Input[Array]) -> Array:
-        """The spikes of `ahead` if no backward pass follows. Potentials are not stored."""
+        """The spikes of `fired` if no backward pass follows. Potentials are not stored."""
         wq, layout, equations = run.weights[self.projection.name], self.dense.layout, self.equations(run)
         kind = self.kind(given, self.work(given))
         if kind != "sparse":
@@ -390,18 +396,15 @@ class SparseBlock(Block[Array]):
         """The value of `Residuals.sparse` for this input."""
         return self.density(given) < GRADIENT_BELOW
 
-    def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
-        if not isinstance(residuals, Residuals):
-            return (yield from super().backward(run, residuals, error, precision))
-        error = self.taken(residuals, error)
-        if precision == "reproducible":
-            way = super().backward(run, self.by_parts(residuals), error, precision)
-            del residuals, error
-            return (yield from way)
-        return (yield from self.back(run, residuals, error))
+    def backward_slice(self, run: Run[Array], saved: Any, grad: Any, precision: Precision) -> BackwardResult[Array]:
+        if not isinstance(saved, Residuals):
+            return super().backward_slice(run, saved, grad, precision)
+        return self.propagated(run, saved, self.taken(saved, grad))
 
-    def back(self, run: Run[Array], residuals: Residuals[Array], error: Array | PooledError[Array]) -> Exchange[Array]:
-        """`backward` in `fast` precision. It needs no values of the whole batch."""
+    def propagated(
+        self, run: Run[Array], residuals: Residuals[Array], error: Array | PooledError[Array]
+    ) -> BackwardResult[Array]:
+        """`backward_slice` in `fast` precision, from the error signal that `taken` returns."""
         given, wq, sparse, neurons = residuals
         filter, (need_input,) = self.neurons.filters[run.training], self.needed
         need_below = need_input and not self.may_defer
@@ -419,11 +422,11 @@ class SparseBlock(Block[Array]):
             found = self.below(given, below)
         elif need_input:
             found = DeferredError(self, given, wq, dz)
-        learned = yield from self.neurons.gradients(run, terms, "fast")
-        return Back((found,), {self.projection.name: dw, **learned}, {})
+        (learned,) = self.neurons.gradients([run], [terms], "fast")
+        return BackwardResult((found,), {self.projection.name: dw, **learned})
 
-    def population(self, residuals: Any) -> NeuronResiduals[Array]:
-        return residuals.neurons if isinstance(residuals, Residuals) else super().population(residuals)
+    def population(self, saved: Any) -> NeuronResiduals[Array]:
+        return saved.neurons if isinstance(saved, Residuals) else super().population(saved)
 
     @property
     def may_defer(self) -> bool:
@@ -486,10 +489,11 @@ class SparseBlock(Block[Array]):
             before.append(residual)
         return s, before
 
-    def by_parts(self, residuals: Residuals[Array]) -> list[Any]:
-        """The residuals that the separate parts of the block would have stored."""
-        s, before = self.floats(residuals.given)
-        return [*before, self.dense.left(s, residuals.wq), residuals.neurons]
+    def by_parts(self, saved: Any) -> Sequence[Any]:
+        if not isinstance(saved, Residuals):
+            return super().by_parts(saved)
+        s, before = self.floats(saved.given)
+        return [*before, self.dense.left(s, saved.wq), saved.neurons]
 
     def below(self, given: Input[Array], below: Array) -> Array | PooledError[Array]:
         """The error signal of the spikes below, from the error signal of the convolution's input."""

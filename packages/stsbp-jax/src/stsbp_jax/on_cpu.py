@@ -8,7 +8,7 @@ its input how to compute, as in every backend that uses these kernels.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
@@ -33,7 +33,7 @@ from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.optim.adamw import AdamWScalars
 from stsbp_spec.plan import Chain, Drops, Population, Recurrent, Weights, rule_of
 from stsbp_spec.results import NeuronResiduals
-from stsbp_spec.rules import Ahead, Back, Deferred, Exchange, Rule, Run, Step
+from stsbp_spec.rules import BackwardResult, Deferred, ForwardResult, Rule, Run, Step
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear, MaxPool2d, batchnorm
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import AnyArray, Precision, Shape
@@ -656,10 +656,10 @@ class _Block(Chain[Array]):
     def _read(self) -> tuple[str, ...]:
         return (self.cpu.projection.name, *self.neurons.places[0].parameters.values())
 
-    def forward(self, run: Run[Array], *inputs: Array) -> Ahead[Array]:
+    def forward_slice(self, run: Run[Array], *inputs: Array) -> ForwardResult[Array]:
         (s,) = inputs
         if s.dtype != np.uint8:
-            return (yield from super().forward(run, s))
+            return super().forward_slice(run, s)
         conv, (steps, batch) = self.cpu.projection, (run.steps, s.shape[1])
         shape = _memory((steps, batch, *conv.output_shape))
         mask = None
@@ -669,18 +669,16 @@ class _Block(Chain[Array]):
         weights = {name: run.weights[name] for name in self._read}
         fixed = (self.cpu, run.training, steps)
         if not run.keeps:
-            return _call(_block_spikes, _like(shape, np.uint8), weights, s, mask, fixed=fixed), None
+            return ForwardResult(_call(_block_spikes, _like(shape, np.uint8), weights, s, mask, fixed=fixed), None)
         results = _fired(self.neurons.equations[run.training], shape)
-        spikes, kept, each = _call(_block_ahead, results, weights, s, mask, fixed=fixed)
+        spikes, kept, each = _call(_block_fired, results, weights, s, mask, fixed=fixed)
         neurons = NeuronResiduals(kept, spikes, static=False, learned=each)
-        return spikes, _Left(s, mask, run.weights[conv.name], neurons)
+        return ForwardResult(spikes, _Left(s, mask, run.weights[conv.name], neurons))
 
-    def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
-        if not isinstance(residuals, _Left) or precision == "reproducible":
-            error = error.array() if isinstance(error, Deferred) else error
-            left = self._by_parts(residuals) if isinstance(residuals, _Left) else residuals
-            return (yield from super().backward(run, left, error, precision))
-        s, mask, wq, neurons = residuals
+    def backward_slice(self, run: Run[Array], saved: Any, grad: Any, precision: Precision) -> BackwardResult[Array]:
+        if not isinstance(saved, _Left):
+            return super().backward_slice(run, saved, grad.array() if isinstance(grad, Deferred) else grad, precision)
+        s, mask, wq, neurons = saved
         (need_input,) = self.needed
         defers, pools = need_input and self.cpu.may_defer, self.cpu.pool is not None and self.cpu.masked != 1
         below: Any = None
@@ -688,7 +686,7 @@ class _Block(Chain[Array]):
             below = _like(neurons.kept["u"].shape if defers else self._entering(s) if pools else s.shape)
         found = {"dw": _like(wq.shape), "below": below}
         learned = {name: _like(run.weights[name].shape) for name in self.neurons.places[0].parameters.values()}
-        kind, arrays = _taken_apart(error)
+        kind, arrays = _taken_apart(grad)
         given = ({name: run.weights[name] for name in self._read}, s, mask, neurons.kept, dict(neurons.learned))
         made, gradients = _call(_block_back, (found, learned), *given, arrays, fixed=(self.cpu, run.training, kind))
         back: Any = made["below"]
@@ -697,28 +695,29 @@ class _Block(Chain[Array]):
         elif need_input and pools:
             assert self.cpu.pool is not None
             back = _Pooled(back, self.cpu.pool, s.shape)
-        yield from ()
-        return Back((back,), {self.cpu.projection.name: made["dw"], **gradients}, {})
+        return BackwardResult((back,), {self.cpu.projection.name: made["dw"], **gradients})
 
-    def population(self, residuals: Any) -> NeuronResiduals[Array]:
-        return residuals.neurons if isinstance(residuals, _Left) else super().population(residuals)
+    def population(self, saved: Any) -> NeuronResiduals[Array]:
+        return saved.neurons if isinstance(saved, _Left) else super().population(saved)
 
     def _entering(self, s: Array) -> Shape:
         """Shape of the input of the convolution, after pooling."""
         return _memory((*s.shape[:2], *self.cpu.projection.input.shape))
 
-    def _by_parts(self, left: _Left) -> list[Any]:
-        s, before = left.s, list[Any]()
+    def by_parts(self, saved: Any) -> Sequence[Any]:
+        if not isinstance(saved, _Left):
+            return super().by_parts(saved)
+        s, before = saved.s, list[Any]()
         for part in self.parts[:-2]:
             op = part.places[0].node.op
             if isinstance(op, AvgPool2d):
                 s, residual = _average(op, s)
                 before.append(residual)
             else:
-                mask = None if left.mask is None else jnp.moveaxis(left.mask, -1, 1)
+                mask = None if saved.mask is None else jnp.moveaxis(saved.mask, -1, 1)
                 s = s if mask is None else self.neurons.backend.dropout(mask, s)
                 before.append(mask)
-        return [*before, (s, left.wq), left.neurons]
+        return [*before, (s, saved.wq), saved.neurons]
 
 
 def _taken_apart(error: Any) -> tuple[tuple[Hashable, ...], Any]:
@@ -740,21 +739,12 @@ def _put_together(kind: tuple[Any, ...], arrays: Any) -> Any:
     return arrays
 
 
-def _finished(way: Generator[Any, Any, Any]) -> Any:
-    """The result of a pass that needs no numbers of the whole batch."""
-    try:
-        next(way)
-    except StopIteration as end:
-        return end.value
-    raise RuntimeError("a step that is a single call needs a number of the whole batch")
-
-
-def _block_ahead(
+def _block_fired(
     step: block.SparseBlock[AnyArray], training: bool, steps: int, weights: dict[str, AnyArray], s: AnyArray,
     mask: AnyArray | None,
 ) -> tuple[AnyArray, dict[str, AnyArray], dict[str, AnyArray]]:  # fmt: skip
     run = _of_cpu(weights, steps, training, s.shape[1])
-    spikes, left = _finished(step.ahead(run, _entering(step, s, mask)))
+    spikes, left = step.fired(run, _entering(step, s, mask))
     return spikes, left.neurons.kept, dict(left.neurons.learned)
 
 
@@ -774,12 +764,12 @@ def _block_back(
     neurons = NeuronResiduals(kept, s, static=False, learned=each)
     left = block.Residuals(given, weights[step.projection.name], step.is_sparse(given), neurons)
     error = step.taken(left, _put_together(kind, arrays))
-    back = _finished(step.back(run, left, error))
-    (below,) = back.errors
+    result = step.propagated(run, left, error)
+    (below,) = result.grad_inputs
     if isinstance(below, block.DeferredError):
         below = below.dz
     elif isinstance(below, block.PooledError):
         below = below.d
-    gradients = dict(back.gradients)
+    gradients = dict(result.gradients)
     found = {"dw": gradients.pop(step.projection.name), "below": below}
     return found, {name: x.astype(np.float32).reshape(-1) for name, x in gradients.items()}

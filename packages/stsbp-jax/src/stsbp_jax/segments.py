@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from stsbp_spec.collective import Part
 from stsbp_spec.graph import Network, Neurons, Projection
-from stsbp_spec.passes import Trace, after, back_through, through, together
+from stsbp_spec.passes import Trace, after, backward_segment, forward_segment
 from stsbp_spec.plan import Plan, Population, Segment, plan
 from stsbp_spec.rules import Deferred, Run
 from stsbp_spec.synapses.batchnorm import STATISTICS, moved
@@ -201,7 +201,7 @@ def _ahead(
     on_grid = _on_grid(piece, weights, training=settings.training)
     run = _run(settings, on_grid, masks, batch, state)
     values = dict(zip(piece.reads, inputs, strict=True))
-    ((made, residuals),) = together(PAIRS, run, [through(PAIRS, segment, run, values)])
+    made, residuals = forward_segment(PAIRS, segment, run, values)
     potentials: dict[str, Array] = {}
     if (name := segment.population) is not None:
         # Inside a jit, no error can be raised. So if a potential is not finite, the spike becomes NaN.
@@ -271,8 +271,8 @@ def _back(piece: Piece, settings: Settings, kept: Any, cotangents: Made) -> tupl
     some = next(iter(waiting.values()))[0]
     run = _run(settings, on_grid, masks, some.shape[1], {})
     trace = Trace(PAIRS, walk, run, some, {}, lambda _: residuals, {})
-    (found,) = together(PAIRS, run, [back_through(trace, segment, waiting, settings.precision)])
-    found = {name: PAIRS.rounded(x) for name, x in {**found, **trace.whole}.items()}
+    gradients = backward_segment([trace], segment, [waiting], settings.precision)
+    found = {name: PAIRS.rounded(x) for name, x in {**gradients, **trace.whole}.items()}
     return _below(piece.reads, waiting), {name: found.get(name) for name in piece.parameters}, (None, None), None
 
 

@@ -162,19 +162,24 @@ class _Slice(ABC, Generic[Array]):
 
 
 def _go(
-    slices: Sequence[_Slice[Array]], steps: Sequence[Step[Array]], exchanges: Callable[[Step[Array]], bool]
+    slices: Sequence[_Slice[Array]],
+    steps: Sequence[Step[Array]],
+    exchanges: Callable[[Step[Array]], bool],
+    *,
+    back: bool = False,
 ) -> None:
     """Compute steps for the slices of a batch. A step that needs numbers of the batch gets all slices, others get one.
 
-    The steps between two such steps are all computed for one slice before the next slice.
+    The steps between two such steps are all computed for one slice before the next slice. `back`: from the last step to
+    the first.
     """
-    stages: list[list[Step[Array]]] = []
-    for step in steps:
-        # A chain cannot compute several slices together, but its parts can.
-        for part in step.parts if isinstance(step, Chain) and exchanges(step) else (step,):
-            if exchanges(part) or not stages:
-                stages.append([])
-            stages[-1].append(part)
+    # A chain cannot compute several slices at once, but its parts can.
+    parts = (step.parts if isinstance(step, Chain) and exchanges(step) else (step,) for step in steps)
+    order, stages = [part for each in parts for part in each], list[list[Step[Array]]]()
+    for step in reversed(order) if back else order:
+        if exchanges(step) or not stages:
+            stages.append([])
+        stages[-1].append(step)
     for first, *rest in stages:
         for group in [slices] if exchanges(first) else [[own] for own in slices]:
             results = group[0].results(first, group)
@@ -217,9 +222,9 @@ class _SegmentForward(_Slice[Array]):
             return self.backend.shifted(x, delay)
         edge = step.delayed[source, delay]
         (earlier,) = before.get(edge) or (self.backend.joined([x[:1] * 0] * delay),)
-        whole: Array = self.backend.joined([earlier, x])
-        self.saved[edge] = whole[len(whole) - delay :]
-        return whole[: len(x)]
+        whole = self.backend.joined([earlier, x])
+        self.saved[edge], x = whole[len(whole) - delay :], whole[: len(x)]
+        return x
 
 
 def forward_segment(
@@ -392,7 +397,7 @@ def backward_segment(
         _SegmentBackward(trace, segment, errors, precision, gradients)
         for trace, errors in zip(traces, waiting, strict=True)
     ]
-    _go(slices, segment.steps[::-1], lambda step: step.exchanges(precision))
+    _go(slices, segment.steps, lambda step: step.exchanges(precision), back=True)
     return gradients
 
 

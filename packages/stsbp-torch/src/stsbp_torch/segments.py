@@ -25,7 +25,7 @@ from stsbp_spec.errors import BackendError, NumericError, ShapeError, SpecError
 from stsbp_spec.graph import Edge, Input, Network, Neurons, Node, Op, Projection, Values, Weighted
 from stsbp_spec.learned import Learned
 from stsbp_spec.neurons.stored import as_text
-from stsbp_spec.passes import Trace, after, back_through, through, together
+from stsbp_spec.passes import Trace, after, backward_segment, forward_segment
 from stsbp_spec.plan import Population, Segment, plan
 from stsbp_spec.rules import Deferred, Run
 from stsbp_spec.synapses.add import Add
@@ -366,7 +366,7 @@ def _forward(
     on_grid = _on_grid(piece, backend, dict(zip(piece.parameters, weights, strict=True))) | statistics
     before = _state(piece, settings, given[len(statistics) :], batch) if settings.full else None
     run = Run(on_grid, settings.steps, dropout, Part(0, batch, batch), before=before)
-    ((made, residuals),) = together(backend, run, [through(backend, segment, run, values)])
+    made, residuals = forward_segment(backend, segment, run, values)
     found = [laid_out(made[name].float()) for name in segment.left]
     if settings.full and piece.fires:
         found.append(
@@ -510,7 +510,7 @@ def _backward(
         waiting.setdefault(population, [torch.zeros_like(error)])
         residuals[population] = residuals[population]._replace(error=laid_out(error))
     trace.residuals = lambda _: residuals
-    (found,) = together(trace.backend, trace.run, [back_through(trace, segment, waiting, precision)])
+    found = backward_segment([trace], segment, [waiting], precision)
     rounded = {name: trace.backend.rounded(x) for name, x in (*found.items(), *trace.whole.items())}
     for projection in piece.projections:
         if projection.shares is not None and (own := rounded.pop(projection.name, None)) is not None:
@@ -560,7 +560,7 @@ class _Kept(torch.autograd.Function):
             # Autograd frees the saved tensors after the backward pass.
             ctx.save_for_backward(*(x for x in leaves if isinstance(x, torch.Tensor)))
             ctx.others = [None if isinstance(x, torch.Tensor) else (x,) for x in leaves]
-            ctx.backend, ctx.walk, ctx.run = trace.backend, trace.plan, replace(trace.run, weights={})
+            ctx.backend, ctx.walk, ctx.run = trace.backend, trace.plan, replace(trace.run, weights={}, coefficients={})
         return found
 
     @staticmethod
