@@ -12,7 +12,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from stsbp.benchmarks.cases import CASES, EVERY, Step, prepare
 from stsbp.benchmarks.device import synchronise
 from stsbp.benchmarks.step import folder_of
 from stsbp_spec.pairs import Pairs
-from stsbp_spec.plan import plan
+from stsbp_spec.plan import Chain, plan
 from stsbp_spec.registry import open_backend
 from stsbp_spec.trainer import Trainer
+from stsbp_spec.typing import Precision
 
 __all__ = ["PARTS", "main", "measure"]
 
@@ -32,9 +33,9 @@ PARTS = (
     "asarray",
     "encode",
     "weight_grid",
-    "neuron_forward",
+    "population_forward",
     "loss_error",
-    "neuron_backward",
+    "population_backward",
     "gradient_squares",
     "adamw",
     "numpy",
@@ -45,7 +46,7 @@ WORK = {"training": "step", "prediction": "prediction"}
 """What can be divided into parts, and the word for it."""
 
 
-def watch(backend: Any, steps: Iterable[Any], spent: dict[str, float]) -> None:
+def watch(backend: Any, steps: Iterable[Any], precision: Precision, spent: dict[str, float]) -> None:
     """Make the backend's methods and steps add their seconds to `spent`, waiting for what they compute."""
 
     def timed(name: str, method: Any) -> Any:
@@ -59,20 +60,16 @@ def watch(backend: Any, steps: Iterable[Any], spent: dict[str, float]) -> None:
 
         return call
 
-    def timed_way(name: str, method: Any) -> Any:
+    def timed_results(name: str, method: Any) -> Any:
         @wraps(method)
-        def call(*args: Any) -> Any:
-            way, answer = method(*args), None
-            while True:
+        def call(*args: Any) -> Iterator[Any]:
+            results = method(*args)
+            for _ in args[0]:
                 began = time.perf_counter()
-                try:
-                    asked = way.send(answer)
-                except StopIteration as end:
-                    waited_for(end.value)
-                    spent[name] += time.perf_counter() - began
-                    return end.value
+                result = next(results)
+                waited_for(result)
                 spent[name] += time.perf_counter() - began
-                answer = yield asked
+                yield result
 
         return call
 
@@ -83,9 +80,11 @@ def watch(backend: Any, steps: Iterable[Any], spent: dict[str, float]) -> None:
     for name in PARTS:
         setattr(backend, name, timed(name, getattr(backend, name)))
     for step in steps:
-        for way in ("forward", "backward"):
+        # In a pass that needs numbers of the whole batch, the parts of a chain are computed one by one.
+        parts = step.parts if isinstance(step, Chain) and step.exchanges(precision) else (step,)
+        for part, way in ((step, "forward"), *((part, "backward") for part in parts)):
             # A step is frozen data; its methods are shadowed for this process alone.
-            object.__setattr__(step, way, timed_way(f"{step.name} {way}", getattr(step, way)))
+            object.__setattr__(part, way, timed_results(f"{step.name} {way}", getattr(part, way)))
 
 
 def measure(
@@ -110,7 +109,7 @@ def measure(
     watched.compiled = partial(Pairs.compiled, watched)
     parted = Trainer(watched, own.network, own.loss, own.optimizer, own.precision, own.seed, own.memory)
     spent: dict[str, float] = defaultdict(float)
-    watch(watched, plan(watched, own.network.graph).steps, spent)
+    watch(watched, plan(watched, own.network.graph).steps, own.precision, spent)
 
     def train(batch: Any) -> None:
         step.state, _ = parted.step(step.state, batch)

@@ -189,9 +189,9 @@ def test_parts_add_up(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     ms = {" ".join(words[:-2]): float(words[-2]) for words in lines}
     populations = sum(ms[f"neurons{i} forward"] for i in (1, 2, 3))
     # Each is printed to a hundredth of a millisecond.
-    assert 0 < ms["neuron_forward"] <= populations + 4 * 0.005
+    assert 0 < ms["population_forward"] <= populations + 4 * 0.005
     steps = sum(value for part, value in ms.items() if part.endswith((" forward", " backward")))
-    assert ms["neuron_forward"] < steps < ms["step by parts"]
+    assert ms["population_forward"] < steps < ms["step by parts"]
 
 
 def test_a_prediction_is_divided_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

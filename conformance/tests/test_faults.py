@@ -12,9 +12,9 @@ import pytest
 from stsbp_conformance.check import Unavailable
 from stsbp_conformance.faults import FAULTS, Fault, caught_by, quick_checks
 from stsbp_conformance.tiers import pairs
+from stsbp_spec.equations import NeuronEquations
 from stsbp_spec.graph import Op
 from stsbp_spec.losses import LOSSES, Loss
-from stsbp_spec.neurons import NeuronModel
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.rules import Rule
 from stsbp_spec.surrogates import SURROGATES
@@ -57,9 +57,9 @@ class Recorder(NumpyBackend):
         self._saw("dropout")
         return super().dropout_mask(*arguments, **options)
 
-    def neuron_forward(self, neuron: NeuronModel, *arguments: Any) -> Any:
-        self._saw(neuron.surrogate.name)
-        return super().neuron_forward(neuron, *arguments)
+    def population_forward(self, equations: NeuronEquations, *arguments: Any) -> Any:
+        self._saw(equations.neuron.surrogate.name)
+        return super().population_forward(equations, *arguments)
 
     def loss_error(self, loss: Loss, *arguments: Any) -> Any:
         self._saw(loss.name)

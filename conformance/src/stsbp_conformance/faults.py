@@ -19,9 +19,9 @@ from typing import Any, ClassVar
 import numpy as np
 from stsbp_spec import arrays, grid
 from stsbp_spec.adjoint import substituted
-from stsbp_spec.backend import Batch, NeuronResiduals, RunResult, ValueAndGrad
+from stsbp_spec.backend import Batch, RunResult, ValueAndGrad
 from stsbp_spec.encoders.packed import Inputs, PackedFrames
-from stsbp_spec.equations import Constants, NeuronEquations
+from stsbp_spec.equations import Constants, NeuronEquations, neuron_equations
 from stsbp_spec.errors import NumericError
 from stsbp_spec.expr import Expr, Names, Recurrence, constant, ordered, snap, sqrt, variable, where
 from stsbp_spec.graph import Op, Projection
@@ -326,18 +326,30 @@ class MovingThresholdForgotten(_Miswritten):
         return variable("vth") if x.op == "variable" and x.name == "threshold" else None
 
 
-class NeuronTakenForAnother(NumpyBackend):
+class _OtherNeurons(NumpyBackend):
+    """Neurons and filters that are run as others."""
+
+    def other(self, equations: NeuronEquations) -> NeuronEquations:
+        """The equations that are run in place of `equations`."""
+        raise NotImplementedError
+
+    def population_forward(self, equations: NeuronEquations, *rest: Any) -> Any:
+        return super().population_forward(self.other(equations), *rest)
+
+    def population_backward(self, equations: NeuronEquations, *rest: Any) -> Any:
+        return super().population_backward(self.other(equations), *rest)
+
+
+class NeuronTakenForAnother(_OtherNeurons):
     """Neurons of every model are run as LIF."""
 
-    def neuron_forward(
-        self, neuron: NeuronModel, filter: SynapticFilter, z: Float32, steps: int, learned: object = None
-    ) -> tuple[AnyArray, NeuronResiduals]:
-        return super().neuron_forward(_as_lif(neuron), filter, z, steps)
+    def other(self, equations: NeuronEquations) -> NeuronEquations:
+        return _with_neuron(equations, _as_lif(equations.neuron))
 
-    def neuron_backward(
-        self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals, ds: Float32
-    ) -> tuple[AnyArray, dict[str, AnyArray]]:
-        return super().neuron_backward(_as_lif(neuron), filter, residuals, ds)
+
+def _with_neuron(equations: NeuronEquations, neuron: NeuronModel) -> NeuronEquations:
+    """The equations of another model, if there is one projection."""
+    return neuron_equations(equations.filters, neuron) if len(equations.filters) == 1 else equations
 
 
 def _as_lif(neuron: NeuronModel) -> LIF:
@@ -348,16 +360,13 @@ def _as_lif(neuron: NeuronModel) -> LIF:
 class WiderSurrogate(NumpyBackend):
     """The surrogate wider by one part in a million."""
 
-    def neuron_backward(
-        self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals, ds: Float32
-    ) -> tuple[AnyArray, dict[str, AnyArray]]:
-        surrogate = neuron.surrogate
+    def population_backward(self, equations: NeuronEquations, *rest: Any) -> Any:
+        surrogate = equations.neuron.surrogate
         name = fields(surrogate)[0].name
         factor = 1 + 1e-6 if name == "width" else 1 - 1e-6
         changed: dict[str, Any] = {name: getattr(surrogate, name) * factor}
-        return super().neuron_backward(
-            neurons.with_surrogate(neuron, replace(surrogate, **changed)), filter, residuals, ds
-        )
+        neuron = neurons.with_surrogate(equations.neuron, replace(surrogate, **changed))
+        return super().population_backward(_with_neuron(equations, neuron), *rest)
 
 
 class ForwardInTime(_Miswritten):
@@ -579,28 +588,31 @@ class _Late(Biased):
         return ()
 
 
-class _OtherBias(NumpyBackend):
-    def other(self, filter: Biased) -> SynapticFilter:
+class _OtherBias(_OtherNeurons):
+    def biased(self, filter: Biased) -> SynapticFilter:
+        """The filter that is run in place of a filter with a bias."""
         raise NotImplementedError
 
-    def neuron_forward(self, neuron: NeuronModel, filter: SynapticFilter, *arguments: Any) -> Any:
-        return super().neuron_forward(neuron, self.other(filter) if isinstance(filter, Biased) else filter, *arguments)
-
-    def neuron_backward(self, neuron: NeuronModel, filter: SynapticFilter, *arguments: Any) -> Any:
-        return super().neuron_backward(neuron, self.other(filter) if isinstance(filter, Biased) else filter, *arguments)
+    def other(self, equations: NeuronEquations) -> NeuronEquations:
+        first, *others = equations.filters
+        return (
+            neuron_equations(self.biased(first), equations.neuron)
+            if isinstance(first, Biased) and not others
+            else equations
+        )
 
 
 class BiasAfterTheFilter(_OtherBias):
     """The bias is added to the current, after the filter."""
 
-    def other(self, filter: Biased) -> SynapticFilter:
+    def biased(self, filter: Biased) -> SynapticFilter:
         return _Late(filter.filter, filter.gain)
 
 
 class BiasWithTheGain(_OtherBias):
     """The factor of dropout also multiplies the bias."""
 
-    def other(self, filter: Biased) -> SynapticFilter:
+    def biased(self, filter: Biased) -> SynapticFilter:
         inner = filter.filter
         assert isinstance(inner, Filter | SecondOrderFilter)
         return Biased(replace(inner, gain=np.float32(inner.gain * filter.gain)), np.float32(1))
@@ -1542,23 +1554,19 @@ class LossTakenForItsParent(NumpyBackend):
 class SurrogateTakenForItsParent(NumpyBackend):
     """A surrogate derived from the triangle is computed as the triangle."""
 
-    def neuron_backward(
-        self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals, ds: Float32
-    ) -> tuple[AnyArray, dict[str, AnyArray]]:
-        h = neuron.surrogate
-        changed = neurons.with_surrogate(neuron, Triangle(h.width) if isinstance(h, Triangle) else h)
-        return super().neuron_backward(changed, filter, residuals, ds)
+    def population_backward(self, equations: NeuronEquations, *rest: Any) -> Any:
+        h = equations.neuron.surrogate
+        neuron = neurons.with_surrogate(equations.neuron, Triangle(h.width) if isinstance(h, Triangle) else h)
+        return super().population_backward(_with_neuron(equations, neuron), *rest)
 
 
 class UnknownSurrogateWithoutAName(NumpyBackend):
     """A surrogate that the backend does not know ends in a TypeError."""
 
-    def neuron_backward(
-        self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals, ds: Float32
-    ) -> tuple[AnyArray, dict[str, AnyArray]]:
-        if type(neuron.surrogate) not in SURROGATES.values():
+    def population_backward(self, equations: NeuronEquations, *rest: Any) -> Any:
+        if type(equations.neuron.surrogate) not in SURROGATES.values():
             raise TypeError("unsupported type")
-        return super().neuron_backward(neuron, filter, residuals, ds)
+        return super().population_backward(equations, *rest)
 
 
 class UnknownSynapseTakenForItsParent(NumpyBackend):

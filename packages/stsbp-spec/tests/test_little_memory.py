@@ -45,9 +45,9 @@ class Noting(NumpyBackend):
         self.noted.append(("loss", arguments[2].shape[1]))
         return super().loss_error(*arguments)
 
-    def neuron_backward(self, *arguments: Any) -> Any:
-        self.noted.append(("back", arguments[3].shape[1]))
-        return super().neuron_backward(*arguments)
+    def population_backward(self, *arguments: Any) -> Any:
+        self.noted.append(("back", arguments[2].shape[1]))
+        return super().population_backward(*arguments)
 
     def pack_spikes(self, s: AnyArray) -> Any:
         self.noted.append(("bits", s.shape[1]))

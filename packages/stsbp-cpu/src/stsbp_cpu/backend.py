@@ -17,18 +17,16 @@ from stsbp_spec import arrays, grid, host
 from stsbp_spec.backend import AbstractBackend, Device, NeuronResiduals
 from stsbp_spec.collective import Collective, Rendezvous
 from stsbp_spec.encoders.packed import PackedFrames
-from stsbp_spec.equations import Constants, NeuronEquations, neuron_equations
+from stsbp_spec.equations import Constants, NeuronEquations
 from stsbp_spec.errors import BackendError
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.graph import Op, Projection
 from stsbp_spec.grid import WeightGrid
 from stsbp_spec.memory import keep_freed_memory
-from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.optim.adamw import AdamWScalars
 from stsbp_spec.reference import backend as reference
 from stsbp_spec.rules import Frozen, Fusion, Rule
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
-from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import AnyArray, Coding, Float32, Int32, Int64, Shape, UInt8
 
 from stsbp_cpu import ahead, block, fused, pooling, recurrent, reductions
@@ -162,21 +160,6 @@ class CpuBackend(AbstractBackend[AnyArray]):
             return reference.recur(recurrence, constants, inputs, steps, summed=summed)
         given = {name: x if x.dtype == np.uint8 else x.astype(np.float32, copy=False) for name, x in inputs.items()}
         return over_time.recur_of(NUMPY, recurrence, constants, given, steps, summed)
-
-    def neuron_forward(
-        self,
-        neuron: NeuronModel,
-        filter: SynapticFilter,
-        z: AnyArray,
-        steps: int,
-        learned: Mapping[str, AnyArray] = _NONE,
-    ) -> tuple[AnyArray, NeuronResiduals[AnyArray]]:
-        return fused.neuron_forward(self, NUMPY, neuron_equations(filter, neuron), z, steps, learned)
-
-    def neuron_backward(
-        self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals[AnyArray], ds: AnyArray
-    ) -> tuple[AnyArray, dict[str, AnyArray]]:
-        return fused.neuron_backward(NUMPY, neuron_equations(filter, neuron), residuals, ds)
 
     def population_forward(
         self, equations: NeuronEquations, zs: Sequence[AnyArray], steps: int, learned: Mapping[str, AnyArray]

@@ -16,24 +16,9 @@ from stsbp_cpu.neurons import NOTHING
 from stsbp_cpu.populations import Loop
 
 __all__ = [
-    "backward_all", "forward_all", "kept_arrays", "neuron_backward", "neuron_forward",
-    "nothing_kept", "population_backward", "population_forward", "spikes_alone",
+    "backward_all", "forward_all", "kept_arrays", "nothing_kept", "population_backward", "population_forward",
+    "spikes_alone",
 ]  # fmt: skip
-
-
-def neuron_forward(
-    backend: Pairs[Array],
-    layout: Layout[Array],
-    equations: NeuronEquations,
-    z: Array,
-    steps: int,
-    learned: Mapping[str, Array],
-) -> tuple[Array, NeuronResiduals[Array]]:
-    """Implements `Pairs.neuron_forward` for `backend`."""
-    each = backend.spread_all(equations, learned, tuple(z.shape[1:]))
-    kept = kept_arrays(layout, equations, (steps, *z.shape[1:]))
-    spikes = _fire(layout, equations, z, layout.rows(kept["u"]), beside_u(layout, equations, kept), steps, each)
-    return spikes, NeuronResiduals(kept, spikes, len(z) == 1 and steps > 1, each)
 
 
 def spikes_alone(
@@ -44,7 +29,7 @@ def spikes_alone(
     steps: int,
     learned: Mapping[str, Array],
 ) -> Array:
-    """The spikes of `neuron_forward` if no backward pass follows."""
+    """The spikes of `population_forward` with one input if no backward pass follows."""
     each = backend.spread_all(equations, learned, tuple(z.shape[1:]))
     return _fire(layout, equations, z, NOTHING, nothing_kept(equations), steps, each)
 
@@ -69,8 +54,13 @@ def population_forward(
 ) -> tuple[Array, NeuronResiduals[Array]]:
     """Implements `Pairs.population_forward` for `backend`."""
     each = backend.spread_all(equations, learned, tuple(zs[0].shape[1:]))
-    spikes, kept = forward_all(layout, equations, zs, steps, each)
-    return spikes, NeuronResiduals(kept, spikes, static=False, learned=each)
+    if len(zs) > 1:
+        spikes, kept = forward_all(layout, equations, zs, steps, each)
+        return spikes, NeuronResiduals(kept, spikes, static=False, learned=each)
+    (z,) = zs
+    kept = kept_arrays(layout, equations, (steps, *z.shape[1:]))
+    spikes = _fire(layout, equations, z, layout.rows(kept["u"]), beside_u(layout, equations, kept), steps, each)
+    return spikes, NeuronResiduals(kept, spikes, len(z) == 1 and steps > 1, each)
 
 
 def population_backward(
@@ -81,9 +71,17 @@ def population_backward(
     static: Sequence[bool],
 ) -> tuple[tuple[Array, ...], dict[str, Array]]:
     """Implements `Pairs.population_backward`."""
-    summed = sorted({error for error, each in zip(equations.errors, static, strict=True) if each})
-    errors, terms = backward_all(layout, equations, residuals, ds, summed)
-    return tuple(errors[name] for name in equations.errors), terms
+    if len(static) > 1 or "gu" in residuals.kept:
+        summed = sorted({error for error, each in zip(equations.errors, static, strict=True) if each})
+        errors, terms = backward_all(layout, equations, residuals, ds, summed)
+        return tuple(errors[name] for name in equations.errors), terms
+    kept, (steps, *shape) = residuals.kept, ds.shape
+    dz = layout.empty((1 if static[0] else steps, *shape), np.float32)
+    terms = dict(zip(equations.terms, layout.end_to_end(len(equations.terms), (1, *shape)), strict=True))
+    error, below = layout.rows(layout.laid_out(ds)), layout.rows(dz)
+    of_learned = learned_numbers(layout, equations, residuals.learned), numbers(layout, equations.terms, terms)
+    neurons.backward(equations, layout.rows(kept["u"]), beside_u(layout, equations, kept), error, below, *of_learned)
+    return (dz,), terms
 
 
 def _fire(
@@ -103,19 +101,6 @@ def _fire(
     of_learned = learned_numbers(layout, equations, learned)
     neurons.forward(equations, layout.rows(layout.laid_out(z)), u, layout.rows(spikes), kept, of_learned)
     return spikes
-
-
-def neuron_backward(
-    layout: Layout[Array], equations: NeuronEquations, residuals: NeuronResiduals[Array], ds: Array
-) -> tuple[Array, dict[str, Array]]:
-    """Implements `Pairs.neuron_backward`."""
-    kept, (steps, *shape) = residuals.kept, ds.shape
-    dz = layout.empty((1 if residuals.static else steps, *shape), np.float32)
-    terms = dict(zip(equations.terms, layout.end_to_end(len(equations.terms), (1, *shape)), strict=True))
-    error, below = layout.rows(layout.laid_out(ds)), layout.rows(dz)
-    of_learned = learned_numbers(layout, equations, residuals.learned), numbers(layout, equations.terms, terms)
-    neurons.backward(equations, layout.rows(kept["u"]), beside_u(layout, equations, kept), error, below, *of_learned)
-    return dz, terms
 
 
 def forward_all(
@@ -154,7 +139,7 @@ def backward_all(
     loop: Loop | None = None,
     bits: int = 0,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Error signals of the inputs, by the names of `equations.errors`, and the terms that `neuron_backward` returns.
+    """Error signals of the inputs, by the names of `equations.errors`, and the terms of `population_backward`.
 
     The error signals named in `static` are summed over the steps. For `loop` and `bits`, see `populations.backward`.
     """

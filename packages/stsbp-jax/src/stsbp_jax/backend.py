@@ -35,14 +35,12 @@ from stsbp_spec.graph import Op, Projection
 from stsbp_spec.grid import WeightGrid
 from stsbp_spec.losses.cross_entropy import CrossEntropy
 from stsbp_spec.memory import keep_freed_memory
-from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.optim.adamw import AdamWScalars, gradient_squares
 from stsbp_spec.programs import gradients, output
 from stsbp_spec.results import NeuronResiduals
 from stsbp_spec.rules import Fusion, Rule
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
 from stsbp_spec.synapses import batchnorm as spec_batchnorm
-from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import AnyArray, Coding, Precision, Shape, UInt8
 
 from stsbp_jax import on_cpu
@@ -279,25 +277,6 @@ class JaxBackend(AbstractBackend[Array]):
             return on_cpu.recur(recurrence, constants, inputs, steps, summed)
         found: dict[str, Array] = _recur(recurrence, dict(constants), dict(inputs), steps, summed=summed)
         return found
-
-    def neuron_forward(
-        self,
-        neuron: NeuronModel,
-        filter: SynapticFilter,
-        z: Array,
-        steps: int,
-        learned: Mapping[str, Array] = _NONE,
-    ) -> tuple[Array, NeuronResiduals[Array]]:
-        if self._on_cpu and on_cpu.fits(z):
-            return on_cpu.neuron_forward(neuron, filter, z, steps, learned)
-        return super().neuron_forward(neuron, filter, z, steps, learned)
-
-    def neuron_backward(
-        self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals[Array], ds: Array
-    ) -> tuple[Array, dict[str, Array]]:
-        if self._on_cpu and on_cpu.fits(ds):
-            return on_cpu.neuron_backward(neuron, filter, residuals, ds)
-        return super().neuron_backward(neuron, filter, residuals, ds)
 
     def population_forward(
         self, equations: NeuronEquations, zs: Sequence[Array], steps: int, learned: Mapping[str, Array]

@@ -24,18 +24,16 @@ from stsbp_cpu.recurrent import FusedRecurrent
 from stsbp_cpu.synapses import conv2d, dropout, linear
 from stsbp_cpu.threads import get_num_threads, set_num_threads
 from stsbp_spec.collective import Part
-from stsbp_spec.equations import Constants, NeuronEquations, neuron_equations
+from stsbp_spec.equations import Constants, NeuronEquations
 from stsbp_spec.errors import ExactnessError, NumericError
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.graph import Op, Projection
 from stsbp_spec.grid import WeightGrid
-from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.optim.adamw import AdamWScalars
 from stsbp_spec.plan import Chain, Drops, Population, Recurrent, Weights, rule_of
 from stsbp_spec.results import NeuronResiduals
 from stsbp_spec.rules import BackwardResult, Deferred, ForwardResult, Rule, Run, Step
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear, MaxPool2d, batchnorm
-from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import AnyArray, Precision, Shape
 
 from stsbp_jax.grid import GridChoice, wide
@@ -44,7 +42,7 @@ from stsbp_jax.hosted import Making, host_call, one_at_a_time
 __all__ = [
     "RULES", "adamw", "channelwise", "dropout_mask", "error_grid", "error_moments", "fits", "fuse",
     "gradient_squares",
-    "largest_error", "moments", "neuron_backward", "neuron_forward", "of_channels", "population_backward",
+    "largest_error", "moments", "of_channels", "population_backward",
     "population_forward", "recur", "sample_grid", "spike_count", "weight_grid",
     "weight_grid_of_values",
 ]  # fmt: skip
@@ -274,49 +272,11 @@ def fits(x: Array) -> bool:
     return x.ndim in (_FLAT, _IMAGES)
 
 
-def neuron_forward(
-    neuron: NeuronModel, filter: SynapticFilter, z: Array, steps: int, learned: Mapping[str, Array]
-) -> tuple[Array, NeuronResiduals[Array]]:
-    """Implements `Pairs.neuron_forward`."""
-    results = _fired(neuron_equations(filter, neuron), (steps, *z.shape[1:]))
-    spikes, kept, each = _call(_fire, results, z.astype(np.float32), dict(learned), fixed=(neuron, filter, steps))
-    return spikes, NeuronResiduals(kept, spikes, len(z) == 1 and steps > 1, each)
-
-
 def _fired(equations: NeuronEquations, shape: Shape) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """Types of the spikes of shape `[T, B, ...]`, of the kept values, and of the learned parameters of each element."""
     kept = {name: _like(shape) for name in equations.kept}
     each = {name: _like((1, *shape[1:])) for name in equations.learned.values()}
     return _like(shape, np.uint8), kept, each
-
-
-def _fire(
-    neuron: NeuronModel, filter: SynapticFilter, steps: int, z: AnyArray, learned: dict[str, AnyArray]
-) -> tuple[AnyArray, dict[str, AnyArray], dict[str, AnyArray]]:
-    spikes, left = _cpu().neuron_forward(neuron, filter, z, steps, learned)
-    return spikes, left.kept, dict(left.learned)
-
-
-def neuron_backward(
-    neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals[Array], ds: Array
-) -> tuple[Array, dict[str, Array]]:
-    """Implements `Pairs.neuron_backward`."""
-    terms = neuron_equations(filter, neuron).terms
-    once = (1, *ds.shape[1:])
-    results = _like(once if residuals.static else ds.shape), {name: _like(once) for name in terms}
-    arrays = (residuals.kept, dict(residuals.learned), ds.astype(np.float32))
-    found: tuple[Array, dict[str, Array]] = _call(
-        _propagate, results, *arrays, fixed=(neuron, filter, residuals.static)
-    )
-    return found
-
-
-def _propagate(
-    neuron: NeuronModel, filter: SynapticFilter, static: bool, kept: dict[str, AnyArray], each: dict[str, AnyArray],
-    ds: AnyArray,
-) -> tuple[AnyArray, dict[str, AnyArray]]:  # fmt: skip
-    # The backward pass reads the kept values, not the spikes.
-    return _cpu().neuron_backward(neuron, filter, NeuronResiduals(kept, ds, static, each), ds)
 
 
 def population_forward(
@@ -326,7 +286,7 @@ def population_forward(
     results = _fired(equations, (steps, *zs[0].shape[1:]))
     given = tuple(z.astype(np.float32) for z in zs)
     spikes, kept, each = _call(_fire_all, results, given, dict(learned), fixed=(_Same(equations), steps))
-    return spikes, NeuronResiduals(kept, spikes, static=False, learned=each)
+    return spikes, NeuronResiduals(kept, spikes, len(zs) == len(zs[0]) == 1 and steps > 1, each)
 
 
 def _fire_all(

@@ -78,6 +78,7 @@ class NeuronEquations:
         wide: the same constants before they are rounded to float32, where the filter and the models provide them.
         learned: inputs of both passes that are the same at every step, by the names that the model gives them.
         terms: outputs of `backward`. Their sums over the steps are an element's part of the gradients of `learned`.
+        filters, neuron: the filters and the neuron model of these equations.
     """
 
     forward: Recurrence
@@ -89,6 +90,8 @@ class NeuronEquations:
     wide: Mapping[str, float]
     learned: Mapping[str, str]
     terms: Mapping[str, str]
+    filters: tuple[SynapticFilter, ...]
+    neuron: NeuronModel
 
     @cached_property
     def summing(self) -> Recurrence:
@@ -304,7 +307,9 @@ def _neuron_equations(
     every = {k: free for edge in edges for k, free in edge.learned_names().items()} | learned.free
     names = {name: terms.free[f"d_{free}"] for name, free in every.items()}
     of_learned = MappingProxyType(every), MappingProxyType(names)
-    return NeuronEquations(forward, backward, inputs, errors, tuple(kept), constants, wide, *of_learned)
+    return NeuronEquations(
+        forward, backward, inputs, errors, tuple(kept), constants, wide, *of_learned, filters, neuron
+    )
 
 
 @cache

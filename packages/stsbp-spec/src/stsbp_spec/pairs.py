@@ -355,6 +355,40 @@ class Pairs(ABC, Generic[Array]):
         """
         raise BackendError(f"backend {self.name!r} computes in one process only")
 
+    def population_forward(
+        self, equations: NeuronEquations, zs: Sequence[Array], steps: int, learned: Mapping[str, Array]
+    ) -> tuple[Array, NeuronResiduals[Array]]:
+        """Spikes `[T, B, ...]` of neurons from their inputs: neurons/, synapses/psp.py.
+
+        Args:
+            equations: the neurons and the synaptic filters before them.
+            zs: weighted spikes of each projection, `[1 or T, B, ...]`: the inputs of `equations`.
+            steps: `T`.
+            learned: learned parameters of the model by name, each `[1]` or `[C]`.
+        """
+        each = self.spread_all(equations, learned, zs[0].shape[1:])
+        inputs = {**dict(zip(equations.inputs, zs, strict=True)), **each}
+        found = self.recur(equations.forward, equations.constants, inputs, steps)
+        spikes = found.pop("o")
+        return spikes, NeuronResiduals(found, spikes, len(zs) == len(zs[0]) == 1 and steps > 1, each)
+
+    def population_backward(
+        self, equations: NeuronEquations, residuals: NeuronResiduals[Array], ds: Array, static: Sequence[bool]
+    ) -> tuple[tuple[Array, ...], dict[str, Array]]:
+        """`dL/dz` of each input from `dL/do`, and the contributions of each element to the gradients of learned
+        parameters.
+
+        `static` states which inputs served all steps. Their errors, `[1, B, ...]`, are added over the steps from the
+        last to the first, in float32. So are the contributions.
+        """
+        summed = {error for error, each in zip(equations.errors, static, strict=True) if each}
+        terms = equations.terms
+        inputs = {**residuals.kept, **residuals.learned, "g": ds}
+        found = self.recur(
+            equations.backward, equations.constants, inputs, len(ds), summed=(*sorted(summed), *terms.values())
+        )
+        return tuple(found[error] for error in equations.errors), {name: found[x] for name, x in terms.items()}
+
     def neuron_forward(
         self,
         neuron: NeuronModel,
@@ -363,58 +397,16 @@ class Pairs(ABC, Generic[Array]):
         steps: int,
         learned: Mapping[str, Array] = _NONE,
     ) -> tuple[Array, NeuronResiduals[Array]]:
-        """Spikes `[T, B, ...]` from `z` `[1 or T, B, ...]`: neurons/, synapses/psp.py.
-
-        Args:
-            neuron, filter: the neuron model, and the synaptic filter before it.
-            z: weighted spikes.
-            steps: `T`.
-            learned: learned parameters of the model by name, each `[1]` or `[C]`.
-        """
-        equations = neuron_equations(filter, neuron)
-        each = self.spread_all(equations, learned, z.shape[1:])
-        found = self.recur(equations.forward, equations.constants, {"z": z, **each}, steps)
-        spikes = found.pop("o")
-        return spikes, NeuronResiduals(found, spikes, len(z) == 1 and steps > 1, each)
+        """`population_forward` of neurons with one input, which is what backends override."""
+        return self.population_forward(neuron_equations(filter, neuron), (z,), steps, learned)
 
     def neuron_backward(
         self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals[Array], ds: Array
     ) -> tuple[Array, dict[str, Array]]:
-        """`dL/dz`, with the shape of `z`, from `dL/do`; and the contributions of each element to the gradients of
-        learned parameters.
-
-        The contributions, `[1, B, ...]` by name, are added over the steps from the last to the first, in float32.
-        """
+        """`population_backward` of neurons with one input, which is what backends override."""
         equations = neuron_equations(filter, neuron)
-        terms = equations.terms
-        summed = (("dz",) if residuals.static else ()) + tuple(terms.values())
-        inputs = {**residuals.kept, **residuals.learned, "g": ds}
-        found = self.recur(equations.backward, equations.constants, inputs, len(ds), summed=summed)
-        return found["dz"], {name: found[output] for name, output in terms.items()}
-
-    def population_forward(
-        self, equations: NeuronEquations, zs: Sequence[Array], steps: int, learned: Mapping[str, Array]
-    ) -> tuple[Array, NeuronResiduals[Array]]:
-        """`neuron_forward` for neurons that read several projections. `zs` are the inputs of `equations`."""
-        shape = zs[0].shape[1:]
-        each = self.spread_all(equations, learned, shape)
-        found = self.recur(
-            equations.forward, equations.constants, {**dict(zip(equations.inputs, zs, strict=True)), **each}, steps
-        )
-        spikes = found.pop("o")
-        return spikes, NeuronResiduals(found, spikes, static=False, learned=each)
-
-    def population_backward(
-        self, equations: NeuronEquations, residuals: NeuronResiduals[Array], ds: Array, static: Sequence[bool]
-    ) -> tuple[tuple[Array, ...], dict[str, Array]]:
-        """`neuron_backward` for such neurons: the error of each of `zs`. `static`: which of them served all steps."""
-        summed = {error for error, each in zip(equations.errors, static, strict=True) if each}
-        terms = equations.terms
-        inputs = {**residuals.kept, **residuals.learned, "g": ds}
-        found = self.recur(
-            equations.backward, equations.constants, inputs, len(ds), summed=(*sorted(summed), *terms.values())
-        )
-        return tuple(found[error] for error in equations.errors), {name: found[x] for name, x in terms.items()}
+        (dz,), terms = self.population_backward(equations, residuals, ds, (residuals.static,))
+        return dz, terms
 
     def learned_gradient(self, terms: Array, count: int, precision: Precision) -> Array:
         """Gradient `[count]` of a learned parameter from the contributions `[1, B, ...]` of `neuron_backward`.

@@ -280,11 +280,7 @@ class Sum(Step[Array]):
 
 @dataclass(frozen=True, eq=False)
 class Population(Step[Array]):
-    """Neurons, including the pending synapses of their inputs.
-
-    One input uses `Pairs.neuron_forward` and `neuron_backward`. Several inputs use `population_forward` and
-    `population_backward`.
-    """
+    """Neurons, including the pending synapses of their inputs."""
 
     backend: Pairs[Array]
     op: Neurons
@@ -327,7 +323,7 @@ class Population(Step[Array]):
         self, runs: Sequence[Run[Array]], terms: Sequence[Mapping[str, Array]], precision: Precision
     ) -> list[dict[str, Array]]:
         """Gradients of the neurons' learned parameters for each slice, by the network's names, from
-        `Pairs.neuron_backward`'s terms."""
+        `Pairs.population_backward`'s terms."""
         (place,), found = self.places, [dict[str, Array]() for _ in runs]
         for name in terms[0]:
             (count,), xs = place.learned[name].shape(place.output.shape), [own[name] for own in terms]
@@ -398,11 +394,8 @@ class Population(Step[Array]):
     def forward_slice(self, run: Run[Array], *inputs: Array) -> ForwardResult[Array]:
         if run.before is not None:
             return ForwardResult(*self._resumed(run, inputs))
-        backend, learned = self.backend, self.learned(run)
-        if len(inputs) > 1:
-            return ForwardResult(*backend.population_forward(self.equations[run.training], inputs, run.steps, learned))
-        (z,) = inputs
-        return ForwardResult(*backend.neuron_forward(self.op.model, self.filters[run.training], z, run.steps, learned))
+        equations, learned = self.equations[run.training], self.learned(run)
+        return ForwardResult(*self.backend.population_forward(equations, inputs, run.steps, learned))
 
     def backward(
         self, runs: Sequence[Run[Array]], saved: Iterator[Any], grads: Iterator[Any], precision: Precision
@@ -413,13 +406,9 @@ class Population(Step[Array]):
 
     def _propagated(self, run: Run[Array], saved: Any, grad: Array) -> tuple[tuple[Array, ...], Mapping[str, Array]]:
         """The gradients of the inputs, and the terms of those of learned parameters."""
-        backend, values = self.backend, self.places[0].inputs
         equations, residuals, _ = self._of(run, saved)
-        if len(values) > 1 or "gu" in residuals.kept:
-            static = [each.static and run.steps > 1 for each in values]
-            return backend.population_backward(equations, residuals, grad, static)
-        dz, terms = backend.neuron_backward(self.op.model, self.filters[run.training], residuals, grad)
-        return (dz,), terms
+        static = [values.static and run.steps > 1 for values in self.places[0].inputs]
+        return self.backend.population_backward(equations, residuals, grad, static)
 
     def population(self, saved: Any) -> NeuronResiduals[Array]:
         found: NeuronResiduals[Array] = saved.neurons if isinstance(saved, Resumed) else saved

@@ -25,19 +25,17 @@ from stsbp_spec.arrays import NUMPY, ArrayArithmetic
 from stsbp_spec.backend import AbstractBackend, Device, NeuronResiduals
 from stsbp_spec.collective import Collective, Rendezvous
 from stsbp_spec.encoders.packed import PackedFrames
-from stsbp_spec.equations import Constants, NeuronEquations, neuron_equations
+from stsbp_spec.equations import Constants, NeuronEquations
 from stsbp_spec.errors import BackendError, printable
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.graph import Op, Projection
 from stsbp_spec.grid import WeightGrid
 from stsbp_spec.losses.cross_entropy import CrossEntropy
 from stsbp_spec.memory import keep_freed_memory
-from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.optim.adamw import AdamWScalars
 from stsbp_spec.replay import wanted
 from stsbp_spec.rules import Frozen, Fusion, Rule
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
-from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import AnyArray, Coding, Shape, UInt8
 
 from stsbp_torch.arrays import arithmetic
@@ -222,25 +220,6 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         parameters = sent_once(recurrence.numbers(constants), self.torch_device)
         tape.keep(parameters)
         return parameters
-
-    def neuron_forward(
-        self,
-        neuron: NeuronModel,
-        filter: SynapticFilter,
-        z: torch.Tensor,
-        steps: int,
-        learned: Mapping[str, torch.Tensor] = _NONE,
-    ) -> tuple[torch.Tensor, NeuronResiduals[torch.Tensor]]:
-        if not self._on_cpu:
-            return super().neuron_forward(neuron, filter, z, steps, learned)
-        return fused.neuron_forward(self, TENSORS, neuron_equations(filter, neuron), z, steps, learned)
-
-    def neuron_backward(
-        self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals, ds: torch.Tensor
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        if not self._on_cpu:
-            return super().neuron_backward(neuron, filter, residuals, ds)
-        return fused.neuron_backward(TENSORS, neuron_equations(filter, neuron), residuals, ds)
 
     def population_forward(
         self,
