@@ -375,13 +375,14 @@ def test_an_error_of_a_backends_own_form_goes_where_it_is_taken(
     assert backend.became == became
 
 
-def test_statistics_of_a_chain_are_those_of_its_parts() -> None:
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_statistics_of_a_chain_are_those_of_its_parts(micro_batch: int | None) -> None:
     network = NetworkSpec.parse("D0.2-4C3bn-P2-5bn-3", input_shape=(2, 9, 9), neuron=NEURON)
     targets = (np.random.default_rng(4).random((STEPS, BATCH, 3)) < 0.4).astype(np.uint8)
     states = []
     fusing = Fusing(Putting)
     for backend in (NumpyBackend(), fusing):
-        trainer = backend.trainer(network, VanRossum(), AdamW(), precision="reproducible")
+        trainer = backend.trainer(network, VanRossum(), AdamW(), precision="reproducible", micro_batch=micro_batch)
         state, _ = trainer.step(trainer.init(initial_weights(network, 1)), Batch(_inputs(network.graph), targets))
         states.append(trainer.export_state(state))
     assert ("dropout1.0", "conv1", "neurons1") in fusing.chains
