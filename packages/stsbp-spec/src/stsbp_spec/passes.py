@@ -139,17 +139,17 @@ def forward_passes(
         BackendError: the backend has no rule for an operation.
     """
     walk = plan(backend, network, fused=before is None)
-    each, kind = inside or [None] * len(parts), _LeanForward if memory == "low" else _Forward
-    runs = [
-        Run(wq, steps, dropout, part, collective, own, before, keeps) for part, own in zip(parts, each, strict=True)
+    forward: type[_Forward[Array]] = _LeanForward if memory == "low" else _Forward
+    slices = [
+        forward(backend, walk, Run(wq, steps, dropout, part, collective, inside_part, before, keeps), x)
+        for part, inside_part, x in zip(parts, inside or [None] * len(parts), inputs, strict=True)
     ]
-    passes = [kind(backend, walk, run, x) for run, x in zip(runs, inputs, strict=True)]
-    _go(passes, walk.steps, lambda step: step.normalises)
-    return [own.trace() for own in passes]
+    _compute(slices, walk.steps, lambda step: step.normalises)
+    return [slice_.trace() for slice_ in slices]
 
 
 class _Slice(ABC, Generic[Array]):
-    """The pass of one slice of a batch through steps. Each result is stored before the next step is computed."""
+    """The pass of one slice of a batch through steps."""
 
     @staticmethod
     @abstractmethod
@@ -161,32 +161,34 @@ class _Slice(ABC, Generic[Array]):
         """Store the result of a step for this slice."""
 
 
-def _go(
+def _compute(
     slices: Sequence[_Slice[Array]],
     steps: Sequence[Step[Array]],
     exchanges: Callable[[Step[Array]], bool],
     *,
-    back: bool = False,
+    reverse: bool = False,
 ) -> None:
     """Compute steps for the slices of a batch. A step that needs numbers of the batch gets all slices, others get one.
 
-    The steps between two such steps are all computed for one slice before the next slice. `back`: from the last step to
-    the first.
+    The steps between two such steps are all computed for one slice before the next slice.
     """
     # A chain cannot compute several slices at once, but its parts can.
-    parts = (step.parts if isinstance(step, Chain) and exchanges(step) else (step,) for step in steps)
-    order, stages = [part for each in parts for part in each], list[list[Step[Array]]]()
-    for step in reversed(order) if back else order:
+    parts = [
+        part for step in steps for part in (step.parts if isinstance(step, Chain) and exchanges(step) else (step,))
+    ]
+    stages = list[list[Step[Array]]]()
+    for step in reversed(parts) if reverse else parts:
         if exchanges(step) or not stages:
             stages.append([])
         stages[-1].append(step)
-    for first, *rest in stages:
-        for group in [slices] if exchanges(first) else [[own] for own in slices]:
+    for first, *others in stages:
+        for group in [slices] if exchanges(first) else [[slice_] for slice_ in slices]:
             results = group[0].results(first, group)
-            for own in group:
-                own.store(first, next(results))
-                for step in rest:
-                    own.store(step, next(own.results(step, [own])))
+            for slice_ in group:
+                # No name refers to a result, so that its memory is free as soon as the slice drops it.
+                slice_.store(first, next(results))
+                for step in others:
+                    slice_.store(step, next(slice_.results(step, [slice_])))
 
 
 class _SegmentForward(_Slice[Array]):
@@ -197,43 +199,41 @@ class _SegmentForward(_Slice[Array]):
         saved: what the steps saved, by name.
     """
 
-    def __init__(self, backend: Pairs[Array], run: Run[Array], values: Mapping[str, Array]) -> None:
+    def __init__(self, backend: Pairs[Array], run: Run[Array], outputs: Mapping[str, Array]) -> None:
         self.backend, self.run = backend, run
-        self.outputs, self.saved = dict(values), dict[str, Any]()
+        self.outputs, self.saved = dict(outputs), dict[str, Any]()
 
     @staticmethod
     def results(step: Step[Array], slices: Sequence[_SegmentForward[Array]]) -> Iterator[ForwardResult[Array]]:
-        return step.forward([own.run for own in slices], (own._inputs(step) for own in slices))
+        return step.forward([slice_.run for slice_ in slices], (slice_.inputs(step) for slice_ in slices))
 
     def store(self, step: Step[Array], result: ForwardResult[Array]) -> None:
         self.outputs[step.name], self.saved[step.name] = result
 
-    def _inputs(self, step: Step[Array]) -> tuple[Array, ...]:
+    def inputs(self, step: Step[Array]) -> tuple[Array, ...]:
+        """The inputs of a step, after their delays."""
         self.run.collective.beat(step.name)
-        return tuple(map(partial(self._input, step), step.sources, step.delays))
+        return tuple(self._delayed(step, *edge) for edge in zip(step.sources, step.delays, strict=True))
 
-    def _input(self, step: Step[Array], source: str, delay: int) -> Array:
-        """The output of a node, delayed."""
-        x: Array = self.outputs[source]
-        before = self.run.before
-        if not delay:
-            return x
-        if before is None:
-            return self.backend.shifted(x, delay)
-        edge = step.delayed[source, delay]
-        (earlier,) = before.get(edge) or (self.backend.joined([x[:1] * 0] * delay),)
-        whole = self.backend.joined([earlier, x])
-        self.saved[edge], x = whole[len(whole) - delay :], whole[: len(x)]
+    def _delayed(self, step: Step[Array], source: str, delay: int) -> Array:
+        x, before = self.outputs[source], self.run.before
+        if delay and before is not None:
+            edge = step.delayed[source, delay]
+            (earlier,) = before.get(edge) or (self.backend.joined([x[:1] * 0] * delay),)
+            joined = self.backend.joined([earlier, x])
+            x, self.saved[edge] = joined[: len(x)], joined[len(joined) - delay :]
+        elif delay:
+            x = self.backend.shifted(x, delay)
         return x
 
 
 def forward_segment(
     backend: Pairs[Array], segment: Segment[Array], run: Run[Array], values: Mapping[str, Array]
 ) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Run a segment for a whole batch. Returns the outputs that are kept, and what its steps saved, by name."""
-    own = _SegmentForward(backend, run, values)
-    _go([own], segment.steps, lambda step: False)
-    return {name: own.outputs[name] for name in segment.left}, own.saved
+    """Run a segment for a single slice. Returns the outputs that are kept, and what its steps saved, by name."""
+    slice_ = _SegmentForward(backend, run, values)
+    _compute([slice_], segment.steps, lambda step: False)
+    return {name: slice_.outputs[name] for name in segment.left}, slice_.saved
 
 
 class _Forward(_SegmentForward[Array]):
@@ -242,8 +242,7 @@ class _Forward(_SegmentForward[Array]):
     def __init__(self, backend: Pairs[Array], walk: Plan[Array], run: Run[Array], x: Array) -> None:
         super().__init__(backend, run, {walk.input: x})
         self.walk, self.segments, self.statistics = walk, [*reversed(walk.segments)], dict[str, Array]()
-        self.spikes: dict[str, Any] = {}
-        self.residuals: dict[str, Any] = {}
+        self.spikes, self.residuals = dict[str, Any](), dict[str, Any]()
 
     def store(self, step: Step[Array], result: ForwardResult[Array]) -> None:
         super().store(step, result)
@@ -394,10 +393,10 @@ def backward_segment(
     """
     gradients = dict[str, Array]()
     slices = [
-        _SegmentBackward(trace, segment, errors, precision, gradients)
-        for trace, errors in zip(traces, waiting, strict=True)
+        _SegmentBackward(trace, segment, grads, precision, gradients)
+        for trace, grads in zip(traces, waiting, strict=True)
     ]
-    _go(slices, segment.steps, lambda step: step.exchanges(precision), back=True)
+    _compute(slices, segment.steps, lambda step: step.exchanges(precision), reverse=True)
     return gradients
 
 
@@ -421,33 +420,34 @@ class _SegmentBackward(_Slice[Array]):
         saved = self.trace.residuals(self.segment)
         for step in self.segment.steps:
             if isinstance(step, Chain) and step.exchanges(self.precision):
-                by_parts = step.by_parts(saved.pop(step.name))
-                saved.update({part.name: own for part, own in zip(step.parts, by_parts, strict=True)})
+                saved.update(zip((part.name for part in step.parts), step.by_parts(saved.pop(step.name)), strict=True))
         return saved
 
     @staticmethod
     def results(step: Step[Array], slices: Sequence[_SegmentBackward[Array]]) -> Iterator[BackwardResult[Array] | None]:
         if step.name not in slices[0].waiting:
             return repeat(None)
-        runs, saved = [own.trace.run for own in slices], (own.saved.pop(step.name) for own in slices)
-        return step.backward(runs, saved, (own._grad(step) for own in slices), slices[0].precision)
+        saved = (slice_.saved.pop(step.name) for slice_ in slices)
+        grads = (slice_.grad(step) for slice_ in slices)
+        return step.backward([slice_.trace.run for slice_ in slices], saved, grads, slices[0].precision)
 
     def store(self, step: Step[Array], result: BackwardResult[Array] | None) -> None:
         if result is None:
             self.saved.pop(step.name, None)
             return
         backend, gradients = self.trace.backend, self.gradients
-        for name, own in result.gradients.items():
-            gradients[name] = backend.plus(gradients[name], own) if name in gradients else own
+        for name, gradient in result.gradients.items():
+            gradients[name] = backend.plus(gradients[name], gradient) if name in gradients else gradient
         self.trace.zeroed.update(result.zeroed)
         self.trace.whole.update(result.whole)
         edges = zip(step.sources, step.delays, result.grad_inputs, step.needed, strict=True)
-        for source, delay, error, needed in reversed([*edges]):
-            if needed and error is not None:
-                error = backend.shifted(_array(error), -delay) if delay else error
-                self.waiting.setdefault(source, []).append(error)
+        for source, delay, grad, needed in reversed([*edges]):
+            if needed and grad is not None:
+                grad = backend.shifted(_array(grad), -delay) if delay else grad
+                self.waiting.setdefault(source, []).append(grad)
 
-    def _grad(self, step: Step[Array]) -> Array | Deferred[Array]:
+    def grad(self, step: Step[Array]) -> Array | Deferred[Array]:
+        """The gradient of the output of a step, from all steps that read it."""
         self.trace.run.collective.beat(step.name)
         return _total(step, self.waiting.pop(step.name))
 

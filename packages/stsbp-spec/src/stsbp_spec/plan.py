@@ -123,14 +123,14 @@ class Normalised(Step[Array]):
         sums, run = self.weights.forward(runs, inputs), runs[0]
         by: Coefficients[Array] | None = run.coefficients.get(self.name)
         if not run.training:
-            given = (self._given(run, name) for name in ("mean", "variance", "scale"))
-            by = self.backend.of_channels(batchnorm.of_running, *given, norm=self.norm)
+            statistics = (self._given(run, name) for name in ("mean", "variance", "scale"))
+            by = self.backend.of_channels(batchnorm.of_running, *statistics, norm=self.norm)
         elif by is None:
-            every = [*sums]
-            by = self._of_batch(runs, [z for z, _ in every])
+            results = [*sums]
+            by = self._of_batch(runs, [z for z, _ in results])
             for run in runs:
                 run.coefficients[self.name] = by
-            sums = drained(every)
+            sums = drained(results)
         for run in runs:
             yield self._normalised(run, by, *next(sums))
 
@@ -141,10 +141,10 @@ class Normalised(Step[Array]):
         moments = (backend.moments(self._own(run, z), exponent) for run, z in zip(runs, zs, strict=True))
         sums = all_reduce_sum(backend, runs, moments)
         gain = self.places[0].inputs[0].gain
-        found: Coefficients[Array] = backend.of_channels(
+        by: Coefficients[Array] = backend.of_channels(
             batchnorm.of_batch, sums, exponent, self._given(run, "scale"), *frames, norm=self.norm, n=n, gain=gain
         )
-        return found
+        return by
 
     def _normalised(self, run: Run[Array], by: Coefficients[Array], z: Array, saved: Any) -> ForwardResult[Array]:
         numbers = {"mean": by.mean, "a": by.a, "shift": self._given(run, "shift")}
@@ -155,9 +155,8 @@ class Normalised(Step[Array]):
         self, runs: Sequence[Run[Array]], saved: Iterator[Any], grads: Iterator[Any], precision: Precision
     ) -> Iterator[BackwardResult[Array]]:
         backend, run, exponent = self.backend, runs[0], self._given(runs[0], "exponent")
-        errors, every = [*grads], [*saved]
-        by, zs, of_weights = every[0].by, [own.z for own in every], [own.weights for own in every]
-        del every
+        errors = [*grads]
+        of_weights, zs, (by, *_) = map(list, zip(*saved, strict=True))
         frames, n = self._frames(run, zs[0])
         if precision == "reproducible":
             bits = batchnorm.norm_error_bits(self._summands(run, zs[0]))
@@ -324,16 +323,16 @@ class Population(Step[Array]):
     ) -> list[dict[str, Array]]:
         """Gradients of the neurons' learned parameters for each slice, by the network's names, from
         `Pairs.population_backward`'s terms."""
-        (place,), found = self.places, [dict[str, Array]() for _ in runs]
+        (place,), gradients = self.places, [dict[str, Array]() for _ in runs]
         for name in terms[0]:
-            (count,), xs = place.learned[name].shape(place.output.shape), [own[name] for own in terms]
+            (count,), xs = place.learned[name].shape(place.output.shape), [of_slice[name] for of_slice in terms]
             if precision == "reproducible":
                 largest = all_reduce_max(self.backend, runs, map(self.backend.largest_error, xs))
                 bits = sum_bits(runs[0].part.batch * math.prod(place.output.shape) // count)
                 xs = [self.backend.error_grid(x, bits, largest)[0] for x in xs]
-            for gradients, x in zip(found, xs, strict=True):
-                gradients[place.parameters[name]] = self.backend.totals(x, count)
-        return found
+            for of_slice, x in zip(gradients, xs, strict=True):
+                of_slice[place.parameters[name]] = self.backend.totals(x, count)
+        return gradients
 
     def _stepwise(
         self, run: Run[Array], one: Recurrence, start: tuple[Array, ...], inputs: Sequence[Array]
@@ -451,18 +450,20 @@ class Recurrent(Population[Array]):
     ) -> Iterator[BackwardResult[Array]]:
         elsewhere, own = self._at
         names = self.equations[runs[0].training].errors
-        every = [self._propagated_back(run, next(saved), next(grads), precision) for run in runs]
-        gradients = self.gradients(runs, [terms for _, terms, _ in every], precision)
+        slices = [self._propagated_back(run, next(saved), next(grads), precision) for run in runs]
+        gradients = self.gradients(runs, [terms for _, terms, _ in slices], precision)
         zeroed = [dict[str, Array]() for _ in runs]
         for j, loop in zip(own, self.loops, strict=True):
-            left = (self.left(loop, o, run.weights[loop.name]) for run, (_, _, o) in zip(runs, every, strict=True))
-            errors = (found[names[j]] for found, _, _ in every)
-            for i, result in enumerate(loop.backward(runs, left, errors, precision)):
+            residuals = (
+                self.left(loop, o, run.weights[loop.name]) for run, (_, _, o) in zip(runs, slices, strict=True)
+            )
+            errors = (of_inputs[names[j]] for of_inputs, _, _ in slices)
+            for i, result in enumerate(loop.backward(runs, residuals, errors, precision)):
                 gradients[i].update(result.gradients)
                 zeroed[i].update(result.zeroed)
-        for of_parameters, counts in zip(gradients, zeroed, strict=True):
-            found = every.pop(0)[0]
-            yield BackwardResult(tuple(found[names[j]] for j in elsewhere), of_parameters, counts)
+        for i in range(len(runs)):
+            of_inputs, _, _ = slices.pop(0)
+            yield BackwardResult(tuple(of_inputs[names[j]] for j in elsewhere), gradients[i], zeroed[i])
 
     def _propagated_back(
         self, run: Run[Array], saved: Any, grad: Array, precision: Precision
@@ -549,9 +550,9 @@ class Chain(Step[Array]):
     def forward_slice(self, run: Run[Array], *inputs: Array) -> ForwardResult[Array]:
         saved: list[Any] = []
         for part in self.parts:
-            output, own = next(part.forward([run], iter([inputs])))
+            output, residuals = next(part.forward([run], iter([inputs])))
             inputs = (output,)
-            saved.append(own)
+            saved.append(residuals)
         return ForwardResult(inputs[0], saved)
 
     def backward_slice(self, run: Run[Array], saved: Any, grad: Any, precision: Precision) -> BackwardResult[Array]:
@@ -572,12 +573,12 @@ class Chain(Step[Array]):
 
     def by_parts(self, saved: Any) -> Sequence[Any]:
         """What the parts would have saved, from what the chain saved."""
-        kept: Sequence[Any] = saved
-        return kept
+        parts: Sequence[Any] = saved
+        return parts
 
     def statistics(self, saved: Any) -> Mapping[str, Array]:
-        each = [(part, own) for part, own in zip(self.parts, saved, strict=True) if part.normalises]
-        return {name: x for part, own in each for name, x in part.statistics(own).items()}
+        normalised = [(part, own) for part, own in zip(self.parts, saved, strict=True) if part.normalises]
+        return {name: x for part, own in normalised for name, x in part.statistics(own).items()}
 
     def population(self, saved: Any) -> NeuronResiduals[Array]:
         return self.parts[-1].population(saved[-1])
