@@ -237,3 +237,16 @@ def test_errors_that_wait_are_added_where_several_convolutions_read(notation: st
     for name, gradient in expected.gradients.items():
         assert np.abs(gradient).max() > 0
         assert np.abs(found.gradients[name] - gradient).max() <= 2e-6 * np.abs(gradient).max(), name
+
+
+@pytest.mark.parametrize("precision", ["fast", "reproducible"])
+def test_the_step_below_applies_the_adjoint_of_the_pooling_before_a_block(
+    precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then, the error signal of a window is stored once instead of once for each of its pixels."""
+    network, weights, batch = _case("6C3p1-P2-16C3p1-P2-8-3", "valid", (2, 8, 8), LIF(3, 5 / 3, 0.5))
+    applied, array = list[int](), sparse.PooledError.array
+    monkeypatch.setattr(sparse.PooledError, "array", lambda error: (applied.append(error.d.shape[-1]), array(error))[1])
+    TorchBackend("cpu").value_and_grad(network, VanRossum(), weights, batch, precision=precision)
+    # In `fast` precision, the sparse kernels read the error signal of a window.
+    assert applied == ([] if precision == "fast" else [2, 4])
