@@ -246,7 +246,12 @@ def test_the_step_below_applies_the_adjoint_of_the_pooling_before_a_block(
     """Until then, the error signal of a window is stored once instead of once for each of its pixels."""
     network, weights, batch = _case("6C3p1-P2-16C3p1-P2-8-3", "valid", (2, 8, 8), LIF(3, 5 / 3, 0.5))
     applied, array = list[int](), sparse.PooledError.array
-    monkeypatch.setattr(sparse.PooledError, "array", lambda error: (applied.append(error.d.shape[-1]), array(error))[1])
+
+    def noted(error: sparse.PooledError[torch.Tensor]) -> torch.Tensor:
+        applied.append(error.d.shape[-1])
+        return array(error)
+
+    monkeypatch.setattr(sparse.PooledError, "array", noted)
     TorchBackend("cpu").value_and_grad(network, VanRossum(), weights, batch, precision=precision)
     # In `fast` precision, the sparse kernels read the error signal of a window.
     assert applied == ([] if precision == "fast" else [2, 4])

@@ -240,10 +240,10 @@ def _parts(
     dense: Dense[Array], chain: tuple[Step[Array], ...]
 ) -> tuple[tuple[Place, ...], tuple[bool, ...], tuple[Step[Array], ...]]:
     """The nodes of a block, which of its inputs need an error signal, and its parts."""
-    first, *rest = chain
+    first, *others = chain
     if isinstance(first, ByRule) and _halves(first.places[0].node.op):
         first = FirstPooling(first.places, first.needed, first.op, first.rule, dense.layout)
-    return tuple(part.places[0] for part in chain), first.needed, (first, *rest)
+    return tuple(part.places[0] for part in chain), first.needed, (first, *others)
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,11 +285,8 @@ class Block(Chain[Array]):
         backend, learned = self.neurons.backend, self.neurons.learned(run)
         return fused.spikes_alone(backend, self.dense.layout, self.equations(run), z, run.steps, learned)
 
-    def backward_slice(self, run: Run[Array], saved: Any, grad: Any, precision: Precision) -> BackwardResult[Array]:
-        grad = self.taken(saved, grad)
-        if isinstance(grad, PooledError):
-            grad = grad.array()
-        return super().backward_slice(run, saved, grad, precision)
+    def received(self, saved: Any, grad: Any) -> Any:
+        return super().received(saved, self.taken(saved, grad))
 
     def taken(self, residuals: Any, error: Any) -> Array | PooledError[Array]:
         """The error signal of the block's spikes. Elements that the block does not use may be zero."""

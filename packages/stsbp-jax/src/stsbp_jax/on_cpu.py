@@ -637,7 +637,7 @@ class _Block(Chain[Array]):
 
     def backward_slice(self, run: Run[Array], saved: Any, grad: Any, precision: Precision) -> BackwardResult[Array]:
         if not isinstance(saved, _Left):
-            return super().backward_slice(run, saved, grad.array() if isinstance(grad, Deferred) else grad, precision)
+            return super().backward_slice(run, saved, grad, precision)
         s, mask, wq, neurons = saved
         (need_input,) = self.needed
         defers, pools = need_input and self.cpu.may_defer, self.cpu.pool is not None and self.cpu.masked != 1

@@ -14,7 +14,7 @@ from stsbp_spec.graph import Edge, Input, Network, Neurons, Op, Place, Projectio
 from stsbp_spec.grid import sum_bits
 from stsbp_spec.pairs import Pairs
 from stsbp_spec.results import NeuronResiduals, Resumed
-from stsbp_spec.rules import BackwardResult, ForwardResult, Rule, Run, Step
+from stsbp_spec.rules import BackwardResult, Deferred, ForwardResult, Rule, Run, Step
 from stsbp_spec.synapses import batchnorm
 from stsbp_spec.synapses.add import Add
 from stsbp_spec.synapses.base import Passing
@@ -558,7 +558,7 @@ class Chain(Step[Array]):
     def backward_slice(self, run: Run[Array], saved: Any, grad: Any, precision: Precision) -> BackwardResult[Array]:
         gradients, zeroed, whole = dict[str, Array](), dict[str, Array](), dict[str, Array]()
         # The lists lose what a part takes, so that it is free before the next part.
-        grads: list[Any] = [grad]
+        grads: list[Any] = [self.received(saved, grad)]
         del grad
         for part in reversed(self.parts):
             result = next(part.backward([run], drained([saved.pop()]), drained(grads), precision))
@@ -570,6 +570,10 @@ class Chain(Step[Array]):
             if not any(part.needed):
                 return BackwardResult((None,) * len(self.needed), gradients, zeroed, whole)
         return BackwardResult(tuple(grads), gradients, zeroed, whole)
+
+    def received(self, saved: Any, grad: Any) -> Any:
+        """The gradient of the output as the last part takes it."""
+        return grad.array() if isinstance(grad, Deferred) else grad
 
     def by_parts(self, saved: Any) -> Sequence[Any]:
         """What the parts would have saved, from what the chain saved."""
