@@ -23,7 +23,7 @@ from typing import Any, Generic
 from stsbp_spec.collective import Alone, Collective, Part
 from stsbp_spec.graph import Network
 from stsbp_spec.pairs import Pairs
-from stsbp_spec.plan import Chain, Plan, Segment, plan
+from stsbp_spec.plan import Chain, Plan, Segment, Stage, plan
 from stsbp_spec.results import NeuronResiduals
 from stsbp_spec.rules import BackwardResult, Deferred, ForwardResult, Run, Step
 from stsbp_spec.typing import Array, Memory, Precision
@@ -144,7 +144,7 @@ def forward_passes(
         forward(backend, walk, Run(wq, steps, dropout, part, collective, inside_part, before, keeps), x)
         for part, inside_part, x in zip(parts, inside or [None] * len(parts), inputs, strict=True)
     ]
-    _compute(slices, walk.steps, lambda step: step.normalises)
+    _compute(slices, walk.stages)
     return [slice_.trace() for slice_ in slices]
 
 
@@ -161,28 +161,11 @@ class _Slice(ABC, Generic[Array]):
         """Store the result of a step for this slice."""
 
 
-def _compute(
-    slices: Sequence[_Slice[Array]],
-    steps: Sequence[Step[Array]],
-    exchanges: Callable[[Step[Array]], bool],
-    *,
-    reverse: bool = False,
-) -> None:
-    """Compute steps for the slices of a batch. A step that needs numbers of the batch gets all slices, others get one.
-
-    The steps between two such steps are all computed for one slice before the next slice.
-    """
-    # A chain cannot compute several slices at once, but its parts can.
-    parts = [
-        part for step in steps for part in (step.parts if isinstance(step, Chain) and exchanges(step) else (step,))
-    ]
-    stages = list[list[Step[Array]]]()
-    for step in reversed(parts) if reverse else parts:
-        if exchanges(step) or not stages:
-            stages.append([])
-        stages[-1].append(step)
-    for first, *others in stages:
-        for group in [slices] if exchanges(first) else [[slice_] for slice_ in slices]:
+def _compute(slices: Sequence[_Slice[Array]], stages: Sequence[Stage[Array]]) -> None:
+    """Compute a pass for the slices of a batch. A step that needs numbers of the batch gets all slices, others get
+    one."""
+    for exchanges, (first, *others) in stages:
+        for group in [slices] if exchanges else [[slice_] for slice_ in slices]:
             results = group[0].results(first, group)
             for slice_ in group:
                 # No name refers to a result, so that its memory is free as soon as the slice drops it.
@@ -232,7 +215,7 @@ def forward_segment(
 ) -> tuple[dict[str, Array], dict[str, Any]]:
     """Run a segment for a single slice. Returns the outputs that are kept, and what its steps saved, by name."""
     slice_ = _SegmentForward(backend, run, values)
-    _compute([slice_], segment.steps, lambda step: False)
+    _compute([slice_], [Stage(False, [*segment.steps])])
     return {name: slice_.outputs[name] for name in segment.left}, slice_.saved
 
 
@@ -396,7 +379,7 @@ def backward_segment(
         _SegmentBackward(trace, segment, grads, precision, gradients)
         for trace, grads in zip(traces, waiting, strict=True)
     ]
-    _compute(slices, segment.steps, lambda step: step.exchanges(precision), reverse=True)
+    _compute(slices, segment.backward_stages[precision])
     return gradients
 
 

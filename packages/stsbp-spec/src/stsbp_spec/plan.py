@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial, reduce
-from typing import Any, Generic, NamedTuple, TypeVar
+from operator import methodcaller
+from typing import Any, Generic, NamedTuple, TypeVar, get_args
 
 from stsbp_spec.equations import NeuronEquations, ResumableEquations, neuron_equations, resumable_equations
 from stsbp_spec.expr import Recurrence
@@ -24,7 +25,7 @@ from stsbp_spec.synapses.one_to_one import PRODUCT, OneToOne
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import Array, Precision, Shape
 
-__all__ = ["Chain", "Plan", "Segment", "Sum", "all_reduce_max", "all_reduce_sum", "plan", "rule_of"]
+__all__ = ["Chain", "Plan", "Segment", "Stage", "Sum", "all_reduce_max", "all_reduce_sum", "plan", "rule_of"]
 
 Item = TypeVar("Item")
 
@@ -588,6 +589,33 @@ class Chain(Step[Array]):
         return self.parts[-1].population(saved[-1])
 
 
+class Stage(NamedTuple, Generic[Array]):
+    """Steps of a pass that are all computed for one slice of a batch before the next slice.
+
+    Attributes:
+        exchanges: whether the first step needs numbers of the whole batch. It then gets all slices.
+        steps: the steps in the order of the pass.
+    """
+
+    exchanges: bool
+    steps: list[Step[Array]]
+
+
+def _stages(
+    steps: Sequence[Step[Array]], exchanges: Callable[[Step[Array]], bool], *, reverse: bool = False
+) -> list[Stage[Array]]:
+    # A chain cannot compute several slices at once, but its parts can.
+    parts = [
+        part for step in steps for part in (step.parts if isinstance(step, Chain) and exchanges(step) else (step,))
+    ]
+    stages: list[Stage[Array]] = []
+    for step in reversed(parts) if reverse else parts:
+        if exchanges(step) or not stages:
+            stages.append(Stage(exchanges(step), []))
+        stages[-1].steps.append(step)
+    return stages
+
+
 @dataclass(frozen=True)
 class Segment(Generic[Array]):
     """The steps after one population up to the next. They can be run again from their sources.
@@ -608,6 +636,12 @@ class Segment(Generic[Array]):
     def places(self) -> tuple[Place, ...]:
         """The nodes of its steps, in order."""
         return tuple(place for step in self.steps for place in step.places)
+
+    @cached_property
+    def backward_stages(self) -> Mapping[Precision, list[Stage[Array]]]:
+        """The backward pass through the segment in each precision."""
+        exchanges = {precision: methodcaller("exchanges", precision) for precision in get_args(Precision)}
+        return {precision: _stages(self.steps, asks, reverse=True) for precision, asks in exchanges.items()}
 
     def projections(self, network: Network) -> tuple[Projection, ...]:
         """The weights of `network` in this segment, including recurrent weights."""
@@ -635,6 +669,11 @@ class Plan(Generic[Array]):
     input: str
     output: str
     uses: Mapping[str, tuple[str, ...]]
+
+    @cached_property
+    def stages(self) -> list[Stage[Array]]:
+        """The forward pass."""
+        return _stages(self.steps, lambda step: step.normalises)
 
     @property
     def steps(self) -> tuple[Step[Array], ...]:

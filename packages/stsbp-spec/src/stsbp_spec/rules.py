@@ -237,7 +237,7 @@ class Step(ABC, Generic[Array]):
         """Whether the backward pass needs numbers of the whole batch."""
         return False
 
-    @property
+    @cached_property
     def normalises(self) -> bool:
         """Whether the step normalises weighted sums. In training, its forward pass then needs numbers of the whole
         batch."""
