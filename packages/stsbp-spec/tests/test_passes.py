@@ -44,12 +44,22 @@ class Noting(Alone[AnyArray]):
 
 
 class Living(NumpyBackend):
-    """Notes how many slices have potentials in memory whenever neurons are computed."""
+    """Notes how many slices have potentials in memory when neurons are computed, and errors when one is rounded."""
 
     def open(self, device: str | None) -> str:
         self.potentials: list[weakref.ref[AnyArray]] = []
         self.living: list[int] = []
+        self.errors: list[weakref.ref[AnyArray]] = []
+        self.waiting: list[int] = []
         return super().open(device)
+
+    def largest_error(self, dz: AnyArray) -> AnyArray:
+        self.errors.append(weakref.ref(dz))
+        return super().largest_error(dz)
+
+    def error_grid(self, dz: AnyArray, bits: int, largest: AnyArray | None = None) -> tuple[AnyArray, AnyArray]:
+        self.waiting.append(sum(error() is not None for error in self.errors))
+        return super().error_grid(dz, bits, largest)
 
     def population_forward(self, *arguments: Any) -> Any:
         spikes, residuals = super().population_forward(*arguments)
@@ -116,3 +126,10 @@ def test_potentials_of_one_slice_are_in_memory(network: NetworkSpec, precision: 
     # Both passes compute the neurons of every slice.
     assert len(backend.living) == 2 * BATCH * populations
     assert max(backend.living) == 1
+
+
+def test_an_error_that_was_rounded_is_not_in_memory_any_more() -> None:
+    backend = Living()
+    _step(CHAIN, "reproducible", "full", 1, backend)
+    # Three weights and a normalisation: all slices wait for the largest error, and then lose theirs one by one.
+    assert backend.waiting == [*range(BATCH, 0, -1)] * 4
