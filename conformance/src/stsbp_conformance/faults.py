@@ -346,6 +346,11 @@ class NeuronTakenForAnother(_OtherNeurons):
     def other(self, equations: NeuronEquations) -> NeuronEquations:
         return _with_neuron(equations, _as_lif(equations.neuron))
 
+    def population_forward(
+        self, equations: NeuronEquations, zs: Sequence[AnyArray], steps: int, learned: Mapping[str, AnyArray]
+    ) -> Any:
+        return super().population_forward(equations, zs, steps, {} if len(zs) == 1 else learned)
+
 
 def _with_neuron(equations: NeuronEquations, neuron: NeuronModel) -> NeuronEquations:
     """The equations of another model, if there is one projection."""
