@@ -44,14 +44,20 @@ class Noting(Alone[AnyArray]):
 
 
 class Living(NumpyBackend):
-    """Notes how many slices have potentials in memory when neurons are computed, and errors when one is rounded."""
+    """Notes how many slices have potentials in memory after neurons and before spikes are packed, and how many have
+    errors before one is rounded."""
 
     def open(self, device: str | None) -> str:
         self.potentials: list[weakref.ref[AnyArray]] = []
         self.living: list[int] = []
+        self.packing: list[int] = []
         self.errors: list[weakref.ref[AnyArray]] = []
         self.waiting: list[int] = []
         return super().open(device)
+
+    def pack_spikes(self, s: AnyArray) -> Any:
+        self.packing.append(sum(u() is not None for u in self.potentials))
+        return super().pack_spikes(s)
 
     def largest_error(self, dz: AnyArray) -> AnyArray:
         self.errors.append(weakref.ref(dz))
@@ -126,6 +132,7 @@ def test_potentials_of_one_slice_are_in_memory(network: NetworkSpec, precision: 
     # Both passes compute the neurons of every slice.
     assert len(backend.living) == 2 * BATCH * populations
     assert max(backend.living) == 1
+    assert set(backend.packing) == {0}
 
 
 def test_an_error_that_was_rounded_is_not_in_memory_any_more() -> None:
