@@ -127,23 +127,28 @@ class Normalised(Step[Array]):
             statistics = (self._given(run, name) for name in ("mean", "variance", "scale"))
             by = self.backend.of_channels(batchnorm.of_running, *statistics, norm=self.norm)
         elif by is None:
-            results = [*sums]
-            by = self._of_batch(runs, [z for z, _ in results])
+            results = list[ForwardResult[Array]]()
+            by = self._of_batch(runs, sums, results)
             for run in runs:
                 run.coefficients[self.name] = by
             sums = drained(results)
         for run in runs:
             yield self._normalised(run, by, *next(sums))
 
-    def _of_batch(self, runs: Sequence[Run[Array]], zs: Sequence[Array]) -> Coefficients[Array]:
-        """The coefficients from the sums `zs` of all slices."""
+    def _of_batch(
+        self, runs: Sequence[Run[Array]], sums: Iterator[ForwardResult[Array]], results: list[ForwardResult[Array]]
+    ) -> Coefficients[Array]:
+        """The coefficients from the weighted sums of all slices, which are appended to `results`."""
         backend, run, exponent = self.backend, runs[0], self._given(runs[0], "exponent")
-        frames, n = self._frames(run, zs[0])
-        moments = (backend.moments(self._own(run, z), exponent) for run, z in zip(runs, zs, strict=True))
-        sums = all_reduce_sum(backend, runs, moments)
+        moments = list[Array]()
+        for of_slice in runs:
+            results.append(next(sums))
+            moments.append(backend.moments(self._own(of_slice, results[-1].output), exponent))
+        frames, n = self._frames(run, results[0].output)
+        total = all_reduce_sum(backend, runs, moments)
         gain = self.places[0].inputs[0].gain
         by: Coefficients[Array] = backend.of_channels(
-            batchnorm.of_batch, sums, exponent, self._given(run, "scale"), *frames, norm=self.norm, n=n, gain=gain
+            batchnorm.of_batch, total, exponent, self._given(run, "scale"), *frames, norm=self.norm, n=n, gain=gain
         )
         return by
 
