@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial, reduce
+from functools import cached_property, lru_cache, reduce
 from operator import methodcaller
-from typing import Any, Generic, NamedTuple, TypeVar, get_args
+from typing import Any, Generic, NamedTuple, get_args
 
 from stsbp_spec.equations import NeuronEquations, ResumableEquations, neuron_equations, resumable_equations
 from stsbp_spec.expr import Recurrence
@@ -27,8 +27,6 @@ from stsbp_spec.typing import Array, Precision, Shape
 
 __all__ = ["Chain", "Plan", "Segment", "Stage", "Sum", "all_reduce_max", "all_reduce_sum", "plan", "rule_of"]
 
-Item = TypeVar("Item")
-
 
 def all_reduce_max(backend: Pairs[Array], runs: Sequence[Run[Array]], values: Iterable[Array]) -> Array:
     """Elementwise maximum of integers over the slices here and in all processes, such as `Pairs.largest_error`."""
@@ -38,13 +36,6 @@ def all_reduce_max(backend: Pairs[Array], runs: Sequence[Run[Array]], values: It
 def all_reduce_sum(backend: Pairs[Array], runs: Sequence[Run[Array]], values: Iterable[Array]) -> Array:
     """The sum of exact sums, float64 or int64, over the slices here and in all processes."""
     return runs[0].collective.start_total(reduce(backend.plus, values))()
-
-
-def drained(items: list[Item]) -> Iterator[Item]:
-    """The items, in order. The list keeps no reference to those that were taken, so that their memory is free."""
-    items.reverse()
-    while items:
-        yield items.pop()
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +75,8 @@ class Weights(Step[Array]):
             errors = [*grads]
             bits = self.projection.error_bits(frames=errors[0].shape[0] * runs[0].part.batch)
             grid = bits, all_reduce_max(self.backend, runs, map(self.backend.largest_error, errors))
-            grads = drained(errors)
+            # The list loses each error when it is used, so that its memory is free.
+            grads = (errors.pop(0) for _ in runs)
         for run in runs:
             yield self._backward(run, next(saved), next(grads), precision, grid)
 
@@ -131,7 +123,7 @@ class Normalised(Step[Array]):
             by = self._of_batch(runs, sums, results)
             for run in runs:
                 run.coefficients[self.name] = by
-            sums = drained(results)
+            sums = (results.pop(0) for _ in runs)
         for run in runs:
             yield self._normalised(run, by, *next(sums))
 
@@ -169,22 +161,19 @@ class Normalised(Step[Array]):
             largest = all_reduce_max(backend, runs, map(backend.largest_error, errors))
             for i in range(len(errors)):
                 errors[i], _ = backend.error_grid(errors[i], bits, largest)
-        moments = map(partial(self._error_moments, exponent), errors, zs)
+        moments = (backend.error_moments(error, z, exponent) for error, z in zip(errors, zs, strict=True))
         of_all, slope, of_scale, of_shift = backend.of_channels(
             batchnorm.way_back, all_reduce_sum(backend, runs, moments), exponent, by, *frames, n=n,
             training=run.training,
         )  # fmt: skip
         numbers = {"mean": by.mean, "a": by.a, "of_all": of_all, "slope": slope}
-        dzs = map(partial(self._dz, numbers), runs, drained(zs), drained(errors))
-        results = self.weights.backward(runs, drained(of_weights), dzs, precision)
+        dzs = (self._dz(run, zs.pop(0), errors.pop(0), numbers) for run in runs)
+        results = self.weights.backward(runs, (of_weights.pop(0) for _ in runs), dzs, precision)
         whole = {f"{self.name}.scale": of_scale, f"{self.name}.shift": of_shift}
         for _ in runs:
             yield next(results)._replace(whole=whole)
 
-    def _error_moments(self, exponent: Array, error: Array, z: Array) -> Array:
-        return self.backend.error_moments(error, z, exponent)
-
-    def _dz(self, numbers: Mapping[str, Array], run: Run[Array], z: Array, error: Array) -> Array:
+    def _dz(self, run: Run[Array], z: Array, error: Array, numbers: Mapping[str, Array]) -> Array:
         return self._own(run, self.backend.channelwise(batchnorm.BACKWARD, {"z": z, "dy": error}, numbers))
 
     def statistics(self, saved: Any) -> Mapping[str, Array]:
@@ -567,7 +556,7 @@ class Chain(Step[Array]):
         grads: list[Any] = [self.received(saved, grad)]
         del grad
         for part in reversed(self.parts):
-            result = next(part.backward([run], drained([saved.pop()]), drained(grads), precision))
+            result = next(part.backward([run], (saved.pop() for _ in [run]), (grads.pop() for _ in [run]), precision))
             grads = [*result.grad_inputs]
             gradients.update(result.gradients)
             zeroed.update(result.zeroed)
