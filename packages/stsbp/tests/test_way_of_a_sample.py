@@ -1,12 +1,15 @@
-"""docs/architecture.md names every file that a sample goes through on numpy, from the disk to the weights.
+"""docs/architecture.md names every file that a sample goes through on numpy, from the disk to the weights, and every
+file that a training step goes through on other backends.
 
 A function counts if one of its arguments is, or holds, an array or bytes of samples. Numbers of samples, steps and
-events are chosen so that nothing else (weights, labels, indices) has a size that they divide.
+events are chosen so that nothing else (weights, labels, indices) has a size that they divide. Of a step, arrays of
+weights and gradients count too.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import sys
 import threading
@@ -21,6 +24,7 @@ import pytest
 from click.testing import Result
 from stsbp.datasets import load
 from stsbp.training import loop
+from stsbp_spec import LOSSES, AdamW, Batch, NetworkSpec, initial_weights, open_backend
 from stsbp_spec.trainer import Trainer
 
 ROOT = Path(__file__).parents[3]
@@ -33,24 +37,41 @@ _SMALLEST = 50
 _RANDOM = (np.uint32, np.uint64)
 
 
-def _of_samples(x: Any, depth: int = 4) -> bool:
-    """Whether `x` is an array or bytes of samples, or a container or a record of such."""
-    if isinstance(x, (np.ndarray, bytes)):
-        size = x.size if isinstance(x, np.ndarray) else len(x)
-        words = isinstance(x, np.ndarray) and x.dtype in _RANDOM
-        return size >= _SMALLEST and not words and (size % BATCH == 0 or size % STEPS == 0)
+def _is_of_samples(x: Any) -> bool | None:
+    """Whether an array or bytes are of samples; None for anything else."""
+    if not isinstance(x, (np.ndarray, bytes)):
+        return None
+    size = x.size if isinstance(x, np.ndarray) else len(x)
+    words = isinstance(x, np.ndarray) and x.dtype in _RANDOM
+    return size >= _SMALLEST and not words and (size % BATCH == 0 or size % STEPS == 0)
+
+
+def _is_of_a_step(x: Any) -> bool | None:
+    """Whether an array of any library, or one that JAX traces, is as large as those of a step; None for others."""
+    if isinstance(x, np.ndarray) or type(x).__module__.partition(".")[0] in ("torch", "jax", "jaxlib"):
+        shape = getattr(x, "shape", None)
+        return isinstance(shape, tuple) and math.prod(shape) >= _SMALLEST
+    return None
+
+
+def _holds(x: Any, counts: Callable[[Any], bool | None], depth: int = 4) -> bool:
+    """Whether `x` is an array that counts, or a container or a record of such."""
+    if (is_counted := counts(x)) is not None:
+        return is_counted
     if depth == 0 or isinstance(x, type):
         return False
     if isinstance(x, dict):
-        return any(_of_samples(value, depth - 1) for value in x.values())
+        return any(_holds(value, counts, depth - 1) for value in x.values())
     if isinstance(x, (tuple, list)):
-        return any(_of_samples(value, depth - 1) for value in x)
-    return dataclasses.is_dataclass(x) and any(_of_samples(value, depth - 1) for value in vars(x).values())
+        return any(_holds(value, counts, depth - 1) for value in x)
+    return dataclasses.is_dataclass(x) and any(_holds(value, counts, depth - 1) for value in vars(x).values())
 
 
 @contextmanager
-def _traced(seen: dict[str, set[str]]) -> Iterator[Callable[[], None]]:
-    """Fill `seen` with the functions that receive samples, by file; yields what ends it."""
+def _traced(
+    seen: dict[str, set[str]], counts: Callable[[Any], bool | None] = _is_of_samples
+) -> Iterator[Callable[[], None]]:
+    """Fill `seen` with the functions that receive arrays that count, by file; yields what ends it."""
     on = threading.Event()
     on.set()
 
@@ -60,7 +81,7 @@ def _traced(seen: dict[str, set[str]]) -> Iterator[Callable[[], None]]:
         if event != "call" or not source or not on.is_set() or "/src/" not in name:
             return
         count = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & 4) + bool(code.co_flags & 8)
-        if any(_of_samples(frame.f_locals.get(argument)) for argument in code.co_varnames[:count]):
+        if any(_holds(frame.f_locals.get(argument), counts) for argument in code.co_varnames[:count]):
             seen.setdefault(f"packages/{name}", set()).add(code.co_qualname)
 
     threading.setprofile(look)
@@ -137,3 +158,44 @@ def test_samples_reach_the_weights_through_the_files_of_the_page(
     files = _listed("The way of a sample")
     assert sorted(seen) == sorted(files), seen
     assert len(files) <= 12
+
+
+MOST_FILES = {"numpy": 18, "torch": 32, "jax": 32}
+
+
+@pytest.mark.parametrize("name", MOST_FILES)
+def test_a_training_step_goes_through_the_files_of_the_page(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name != "numpy":
+        pytest.importorskip(f"stsbp_{name}")
+    backend = open_backend(name, None if name == "numpy" else "cpu")
+    network = NetworkSpec.parse("4C5-P2-6C5d0.2-P2", input_shape=(2, 28, 28), outputs=10)
+    rng = np.random.default_rng(0)
+    inputs, targets = ((rng.random((STEPS, BATCH, *shape)) < 0.3).astype(np.uint8) for shape in ((2, 28, 28), (10,)))
+    seen: dict[str, set[str]] = {}
+    for precision in ("fast", "reproducible"):
+        trainer = backend.trainer(network, LOSSES["van-rossum"], AdamW(), precision=precision, seed=1)
+        state = trainer.init(initial_weights(network, 1, 3.0))
+        with _traced(seen, _is_of_a_step):
+            if name == "jax":
+                _follow_into_threads_of_xla(monkeypatch)
+            trainer.step(state, Batch(inputs, targets))
+    files = _listed(f"A training step on {name}")
+    assert sorted(seen) == sorted(files), seen
+    assert len(files) <= MOST_FILES[name]
+
+
+def _follow_into_threads_of_xla(monkeypatch: pytest.MonkeyPatch) -> None:
+    """XLA calls kernels in its own threads, which Python does not trace by itself."""
+    from stsbp_jax import hosted
+
+    run, look = hosted._run, sys.getprofile()
+
+    def followed(*arguments: Any) -> None:
+        before = sys.getprofile()
+        sys.setprofile(look)
+        try:
+            run(*arguments)
+        finally:
+            sys.setprofile(before)
+
+    monkeypatch.setattr(hosted, "_run", followed)
