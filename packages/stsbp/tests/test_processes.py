@@ -588,3 +588,11 @@ def test_parent_is_none_if_the_variable_names_no_socket(text: str, monkeypatch: 
     monkeypatch.setenv(launcher.LAUNCHER, text)
     assert launcher.parent() is None
     assert launcher.LAUNCHER not in os.environ
+
+
+def test_modules_of_the_current_folder_take_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("stsbp", "random"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('it was run')")
+    started = launcher.Started(["--version"], {}, 5, stdout=subprocess.DEVNULL)
+    assert started.process.wait(60) == 0

@@ -26,7 +26,7 @@ _CACHES = ("STSBP_CACHE", "CUPY_CACHE_DIR", "TRITON_CACHE_DIR", "JAX_COMPILATION
 def measure(backend: AbstractBackend, *, rounds: int, tell: Tell) -> list[Row]:
     """Time `stsbp --help`, and `stsbp train digits-events` to the first line of its metrics."""
     tell("start-up: the help page")
-    stsbp = [sys.executable, "-m", "stsbp"]
+    stsbp = [sys.executable, "-P", "-m", "stsbp"]
     help_times = interleaved({"help": lambda: subprocess.run([*stsbp, "--help"], capture_output=True)}, rounds=rounds)
     tell("start-up: the first update")
     chosen = [*stsbp, "--backend", backend.name, "--device", backend.device, "train", "digits-events"]

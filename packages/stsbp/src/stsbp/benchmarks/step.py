@@ -94,7 +94,7 @@ def _memory(backend: AbstractBackend, case: Case, scale: float, surrogate: str |
     """Run `python -m stsbp.benchmarks.memory` on replacement data. The memory of the step does not depend on the
     data."""
     arguments = [backend.name, backend.device, case.name, str(scale), surrogate or "", mode]
-    command = [sys.executable, "-m", "stsbp.benchmarks.memory", *arguments]
+    command = [sys.executable, "-P", "-m", "stsbp.benchmarks.memory", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]

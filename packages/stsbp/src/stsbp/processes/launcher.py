@@ -56,7 +56,8 @@ class Started:
         environment = {**os.environ, **variables, LAUNCHER: there.fileno()}
         self._lines: deque[str] = deque(maxlen=lines)
         self.process: subprocess.Popen[str] = subprocess.Popen(
-            [sys.executable, "-m", "stsbp", *arguments],
+            # Without -P, Python would import modules of the current folder in place of its own and of libraries.
+            [sys.executable, "-P", "-m", "stsbp", *arguments],
             stdin=subprocess.DEVNULL,
             env={name: str(value) for name, value in environment.items() if value is not None},
             pass_fds=(there.fileno(),),
