@@ -496,3 +496,24 @@ def test_transparent_greys_of_few_bits_are_refused(bits: int, tmp_path: Path) ->
     assert read_image(_grey_png(bits, 0), path, channels=None, size=None).min() == 255
     with pytest.raises(DataError, match="has transparent pixels"):
         read_image(_grey_png(bits, white), path, channels=None, size=None)
+
+
+def test_a_png_that_unpacks_to_far_more_than_its_pixels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = _grey_png(8, 0)
+    start = image.index(b"IDAT") - 4
+    size = int.from_bytes(image[start : start + 4], "big")
+    rows = zlib.decompress(image[start + 8 : start + 8 + size])
+
+    def with_more(count: int) -> bytes:
+        data = b"IDAT" + zlib.compress(rows + bytes(count))
+        whole = (len(data) - 4).to_bytes(4, "big") + data + zlib.crc32(data).to_bytes(4, "big")
+        return image[:start] + whole + image[start + 12 + size :]
+
+    path = Path("image.png")
+    assert np.array_equal(
+        read_image(with_more(1000), path, channels=None, size=None), read_image(image, path, channels=None, size=None)
+    )
+    # Pillow would unpack all of it.
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("Pillow reads the pixels"))
+    with pytest.raises(DataError, match=r"image\.png cannot be read as an image: its data unpack to more than"):
+        read_image(with_more(1 << 20), path, channels=None, size=None)

@@ -84,7 +84,7 @@ def _check_png(content: bytes, path: Path) -> None:
     """Check that a PNG has 8 bits a channel and all of its rows. Pillow drops the lower bits, and fills missing rows.
 
     Raises:
-        DataError: it has 16 bits a channel, or its data end early.
+        DataError: it has 16 bits a channel, its data end early, or they unpack to far more than its pixels.
     """
     if content[12:16] != b"IHDR":
         raise DataError(f"{path} cannot be read as an image: a PNG begins with its header")
@@ -102,11 +102,13 @@ def _check_png(content: bytes, path: Path) -> None:
         wide, high = len(range(column, width, columns)), len(range(row, height, rows))
         # A row begins with the number of its filter.
         expected += high * (1 + -(-wide * bits * _PNG_CHANNELS.get(colour, 1) // 8)) * (wide > 0)
+    # Some programs write a little more than the pixels. Pillow would unpack all of it.
+    most = 2 * expected + (1 << 16)
     unpacked, found, at = zlib.decompressobj(), 0, 8
-    while at + 12 <= len(content) and found < expected:
+    while at + 12 <= len(content) and found <= most:
         size = int.from_bytes(content[at : at + 4], "big")
         piece = content[at + 8 : at + 8 + size] if content[at + 4 : at + 8] == b"IDAT" else b""
-        while piece and not unpacked.eof:
+        while piece and not unpacked.eof and found <= most:
             found += len(unpacked.decompress(piece, _AT_ONCE))
             piece = unpacked.unconsumed_tail
         at += 12 + size
@@ -114,6 +116,11 @@ def _check_png(content: bytes, path: Path) -> None:
         raise DataError(
             f"{path} cannot be read as an image: its pixels end after {found:,} of {expected:,} bytes; it may be cut "
             "off"
+        )
+    if found > most:
+        raise DataError(
+            f"{path} cannot be read as an image: its data unpack to more than {most:,} bytes, but its pixels are "
+            f"{expected:,}"
         )
 
 
