@@ -278,7 +278,7 @@ class Block(Chain[Array]):
 
     def equations(self, run: Run[Array]) -> NeuronEquations:
         """The equations of the neurons and of the filter before them."""
-        return neuron_equations(self.neurons.filters[run.training], self.neurons.op.model)
+        return self.neurons.equations[run.training]
 
     def spikes_of(self, run: Run[Array], z: Array) -> Array:
         """The spikes for weighted sums `z` if no backward pass follows. Potentials are not stored."""
