@@ -203,35 +203,35 @@ def test_outputs_of_another_number_are_refused(imported: Callable[..., Result], 
     assert "3 target spike trains" in result.stderr
 
 
-def test_classes_in_another_order_are_refused_and_other_names_told(
-    imported: Callable[..., Result], tmp_path: Path
-) -> None:
+@pytest.fixture
+def imported_for_abc(imported: Callable[..., Result], tmp_path: Path) -> Callable[[str], Result]:
+    """Imports a file with `classes` in its metadata for a data set of the classes a, b and c."""
     path = tmp_path / "named.npz"
     inputs = (np.random.default_rng(0).random((9, 8, 6)) < 0.4).astype(np.uint8)
     np.savez(path, inputs=inputs, labels=np.arange(9) % 3, classes=np.array(["a", "b", "c"]))
 
-    def result(classes: str) -> Result:
+    def call(classes: str) -> Result:
         named = written(tmp_path / "named.nir", nodes(), EDGES, metadata={"dt": 1e-3, "classes": classes})
         return imported("--dataset", f"sequences:{path}", of=named)
 
-    other = result('["b", "a", "c"]')
+    return call
+
+
+def test_classes_in_another_order_are_refused_and_other_names_told(imported_for_abc: Callable[[str], Result]) -> None:
+    other = imported_for_abc('["b", "a", "c"]')
     assert other.exit_code == 1
     assert "named.nir: its outputs are the classes 'b', 'a', 'c', in this order, but" in other.stderr
     assert "has the order 'a', 'b', 'c'; give the data the same order" in other.stderr
     assert not Path("run").exists()
-    told = result('["x", "y", "z"]')
+    told = imported_for_abc('["x", "y", "z"]')
     assert told.exit_code == 0, told.output
     assert "warning: the outputs in" in told.stdout
     assert "were trained as 'x', 'y', 'z', but" in told.stdout
 
 
 @pytest.mark.parametrize("classes", ['["a", "b", "c"]', "[", "3", "[1]", "[]"])
-def test_the_same_classes_or_none_need_no_word(classes: str, imported: Callable[..., Result], tmp_path: Path) -> None:
-    path = tmp_path / "named.npz"
-    inputs = (np.random.default_rng(0).random((9, 8, 6)) < 0.4).astype(np.uint8)
-    np.savez(path, inputs=inputs, labels=np.arange(9) % 3, classes=np.array(["a", "b", "c"]))
-    named = written(tmp_path / "named.nir", nodes(), EDGES, metadata={"dt": 1e-3, "classes": classes})
-    result = imported("--dataset", f"sequences:{path}", of=named)
+def test_the_same_classes_or_none_need_no_word(classes: str, imported_for_abc: Callable[[str], Result]) -> None:
+    result = imported_for_abc(classes)
     assert result.exit_code == 0, result.output
     assert "warning" not in result.output
 

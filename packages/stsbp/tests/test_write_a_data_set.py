@@ -39,6 +39,13 @@ def _install(folder: Path, name: str, points: dict[str, str]) -> None:
     (info / "entry_points.txt").write_text(f"[{GROUP}]\n" + "".join(f"{k} = {v}\n" for k, v in points.items()))
 
 
+def _install_words(site: Path, text: str) -> None:
+    """Install a package whose module has this text, and forget the module of another test."""
+    (site / "words_of_others.py").write_text(text)
+    _install(site, "words", _words())
+    sys.modules.pop("words_of_others", None)
+
+
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that packages are installed in."""
@@ -104,9 +111,7 @@ def test_names_are_known_without_an_import(site: Path) -> None:
 
 
 def test_options_follow_a_name(site: Path, stsbp: Call, tmp_path: Path) -> None:
-    (site / "words_of_others.py").write_text(WORDS)
-    _install(site, "words", _words())
-    sys.modules.pop("words_of_others", None)
+    _install_words(site, WORDS)
     assert load("good").classes == ("a", "b")
     assert load("good:first=c").classes == ("c", "b")
     assert "steps = 7\n" in stsbp("train", "good:first=c", "--show-config").output
@@ -174,10 +179,7 @@ def test_mistake_in_a_data_set_is_named(
     site: Path, stsbp: Call, refused: Callable[..., None], right: str, wrong: str, message: str
 ) -> None:
     assert right in WORDS
-    text = WORDS.replace("import Dataset,", "import Subset, Dataset,").replace(right, wrong)
-    (site / "words_of_others.py").write_text(text)
-    _install(site, "words", _words())
-    sys.modules.pop("words_of_others", None)
+    _install_words(site, WORDS.replace("import Dataset,", "import Subset, Dataset,").replace(right, wrong))
     refused(stsbp("train", "good", "--data-dir", site, "--out", "run"), message.replace("SITE", str(site)))
 
 
@@ -241,9 +243,7 @@ def test_mistake_in_a_split_is_named(site: Path, right: str, wrong: str, message
     assert right in _SPLIT
     start, end = WORDS.split("\ndef load", 1)
     text = f"{start}{_SPLIT.replace(right, wrong)}\ndef load{end}".replace("train, test)", "Mine(), Mine())")
-    (site / "words_of_others.py").write_text(text)
-    _install(site, "words", _words())
-    sys.modules.pop("words_of_others", None)
+    _install_words(site, text)
     with pytest.raises(DataError, match=message):
         _read_everything()
 
@@ -258,9 +258,7 @@ def _read_everything() -> None:
 
 
 def test_split_of_another_package_is_what_it_was(site: Path) -> None:
-    (site / "words_of_others.py").write_text(WORDS)
-    _install(site, "words", _words())
-    sys.modules.pop("words_of_others", None)
+    _install_words(site, WORDS)
     split = load("good").train
     assert isinstance(split, GuardedSplit)
     some = np.array([2, 0])
@@ -270,9 +268,7 @@ def test_split_of_another_package_is_what_it_was(site: Path) -> None:
 
 
 def test_entry_points_that_are_no_data_sets(site: Path, stsbp: Call) -> None:
-    (site / "words_of_others.py").write_text(WORDS)
-    _install(site, "words", _words())
-    sys.modules.pop("words_of_others", None)
+    _install_words(site, WORDS)
     for name, message in {
         "renamed": r"the entry point 'renamed' of words must name a DatasetInfo of that name.* is the data set 'good'",
         "number": "'number' of words must name a DatasetInfo.* is a int",
