@@ -614,7 +614,10 @@ def test_a_limit_above_the_number_of_samples_is_told_of(train_tiny: Callable[...
 @pytest.mark.usefixtures("few_recordings")
 def test_predict_reads_recordings_and_frames(stsbp: Callable[..., Result], tmp_path: Path, monkeypatch: Any) -> None:
     pytest.importorskip("tonic", reason="tonic reads recordings")
+    from stsbp.cli.predict import read_inputs
     from stsbp.datasets.nmnist import read_recording
+    from stsbp.errors import DataError
+    from stsbp.training.build import Inputs
     from stsbp_spec.encoders import EventBinning
 
     monkeypatch.setenv("STSBP_CACHE", str(tmp_path / "cache"))
@@ -635,6 +638,9 @@ def test_predict_reads_recordings_and_frames(stsbp: Callable[..., Result], tmp_p
     rows = [json.loads(s) for s in stsbp("predict", run, recording, tmp_path / "a.npy", "--json").stdout.splitlines()]
     assert rows[0]["distances"] == rows[1]["distances"]
     assert frames.sum() > 100
+    smaller = Inputs((2, 20, 20), "events", ("a", "b"))
+    with pytest.raises(DataError, match=rf"^{recording}: an event's x is out of range: expected 0 to 19, got 0 to 33"):
+        read_inputs([recording], smaller, EventBinning(steps=5, window_us=200_000))
 
 
 def test_binning_is_refused_where_there_are_no_recordings(stsbp: Callable[..., Result]) -> None:

@@ -187,6 +187,7 @@ _STORED = np.zeros((4, 2, 3), np.uint8)
         (_STORED, 16, False, "2 entries, which are 2 steps with binary=False, but steps is 16; give"),
         (_STORED, 0, True, "steps must be at least 1, got 0"),
         (_STORED, 10.0, True, "steps must be an integer, got 10.0"),
+        (FrameSplit.store(np.ones((4, 10, 3), np.uint8)), 9, True, "spikes in step 10, but steps is 9; give"),
     ],
 )
 def test_frames_in_another_form_than_the_stored_one_are_refused(

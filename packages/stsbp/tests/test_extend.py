@@ -226,6 +226,25 @@ def test_init_from_begins_with_the_weights_of_a_run(
     assert config.init_sha256 == hashlib.sha256((tmp_path / "a" / file).read_bytes()).hexdigest()
 
 
+@pytest.mark.parametrize("name", ["a:last", "a:best"])
+def test_init_from_a_folder_with_the_name_of_a_checkpoint(train_tiny: Call, tmp_path: Path, name: str) -> None:
+    train_tiny(tmp_path / name)
+    done = train_tiny(tmp_path / "b", "--init-from", name)
+    assert done.exit_code == 0, done.output
+    config = resolve([read_toml(tmp_path / "b" / "config.toml")], with_preset=False)
+    assert config.init_from == f"{tmp_path / name}:last"
+
+
+def test_more_epochs_do_not_need_the_weights_of_the_best_checkpoint(
+    stsbp: Call, train_tiny: Call, tmp_path: Path
+) -> None:
+    train_tiny(tmp_path / "run")
+    (weights_of_best,) = (tmp_path / "run").glob("best-*.safetensors")
+    weights_of_best.unlink()
+    done = stsbp("train", "--resume", tmp_path / "run", "--epochs", 5)
+    assert done.exit_code == 0, done.output
+
+
 def test_run_from_other_weights_has_a_fresh_optimiser(
     train_tiny: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -223,6 +223,8 @@ def test_classes_in_another_order_are_refused_and_other_names_told(imported_for_
     assert "named.nir: its outputs are the classes 'b', 'a', 'c', in this order, but" in other.stderr
     assert "has the order 'a', 'b', 'c'; give the data the same order" in other.stderr
     assert not Path("run").exists()
+    long = imported_for_abc('["b", "a", "c"' + " " * 2000 + "]")
+    assert "in this order, but" in long.stderr
     told = imported_for_abc('["x", "y", "z"]')
     assert told.exit_code == 0, told.output
     assert "warning: the outputs in" in told.stdout

@@ -201,6 +201,10 @@ def test_prediction_and_report_of_samples_that_end_early(stsbp: Callable[..., Re
     refused = stsbp("predict", tmp_path / "run", tmp_path / "long.npy")
     assert refused.exit_code == 1
     assert "has shape [13, 8], but the network reads [T, N] = [12, 8]" in refused.stderr
+    np.save(tmp_path / "counts.npy", np.full((STEPS, 8), 7, np.uint8))
+    counts = stsbp("predict", tmp_path / "run", tmp_path / "12.npy", tmp_path / "counts.npy")
+    assert counts.exit_code == 1
+    assert f"{tmp_path / 'counts.npy'} has an entry of 7, but the network reads spike counts of" in counts.stderr
     assert stsbp("report", tmp_path / "run").exit_code == 0
 
 

@@ -444,7 +444,12 @@ def _absolute(key: str, value: str) -> str:
 
 
 def split_start(text: str) -> tuple[Path, Literal["last", "best"]]:
-    """The run and the checkpoint in `init_from`: `RUN`, `RUN:last` or `RUN:best`."""
+    """The run and the checkpoint in `init_from`: `RUN`, `RUN:last` or `RUN:best`.
+
+    A folder that has such a name is itself the run.
+    """
+    if os.path.isdir(text):
+        return Path(text), "last"
     if text.endswith(":best"):
         return Path(text.removesuffix(":best")), "best"
     return Path(text.removesuffix(":last")), "last"

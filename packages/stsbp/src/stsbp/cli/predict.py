@@ -16,6 +16,8 @@ import click
 import numpy as np
 from stsbp_spec.encoders import EventBinning
 from stsbp_spec.encoders.packed import unpacked
+from stsbp_spec.errors import SpecError
+from stsbp_spec.network import NetworkSpec
 from stsbp_spec.typing import AnyArray, Int64, UInt8
 
 from stsbp.cli import COMMANDS, Globals
@@ -177,6 +179,8 @@ def command(
     trained = load_trained(folder, checkpoint, choose_backend(options), warn=say_warning)
     inputs = trained.task.inputs
     arrays = read_inputs(files, inputs, config.binning, config.own_lengths)
+    for path, frames in zip(files, arrays, strict=True):
+        _check_counts(frames, path, trained.network)
     samples = [
         _Sample({"file": str(path)}, str(path), x, _label(path, inputs.classes))
         for path, x in zip(files, arrays, strict=True)
@@ -365,7 +369,10 @@ def _read_one(content: bytes, path: Path, inputs: Inputs, binning: EventBinning,
         polarities, height, width = inputs.shape
         fitting = replace(binning, polarities=polarities, height=height, width=width)
         recording = read_recording(content, path)
-        return fitting.frames(*recording)[: fitting.length(recording[-1]) if own_lengths else None]
+        try:
+            return fitting.frames(*recording)[: fitting.length(recording[-1]) if own_lengths else None]
+        except SpecError as error:
+            raise DataError(f"{path}: {error}") from error
     if kind in SUFFIXES and not events and len(inputs.shape) == 3:
         channels, height, width = inputs.shape
         return read_image(
@@ -383,6 +390,14 @@ def _check_shape(sample: UInt8, path: Path, inputs: Inputs, binning: EventBinnin
     if sample.shape != expected and not fewer:
         axes = ("[T, C, H, W]" if len(inputs.shape) == 3 else "[T, N]") if events else "[C, H, W]"
         raise DataError(f"{path} has shape {list(sample.shape)}, but the network reads {axes} = {list(expected)}")
+
+
+def _check_counts(sample: UInt8, path: Path, network: NetworkSpec) -> None:
+    if network.coding == "events" and (most := int(sample.max(initial=0))) > network.input_max:
+        raise DataError(
+            f"{path} has an entry of {most}, but the network reads spike counts of at most {network.input_max} for "
+            "each step and neuron"
+        )
 
 
 def _array(content: bytes, path: Path, *, spikes: bool = False) -> UInt8:

@@ -266,6 +266,14 @@ class FrameSplit:
                 f"binary={self.binary}, but steps is {steps}; give the number of steps and the binary that "
                 "FrameSplit.store received"
             )
+        # Of a mapped file, this would read most pages. The caches of stsbp are such files.
+        if self.binary and not isinstance(self.frames, np.memmap):
+            last = int(np.bitwise_or.reduce(self.frames[:, -1], axis=None)).bit_length()
+            if last > steps - 8 * (entries - 1):
+                raise DataError(
+                    f"FrameSplit: the frames have spikes in step {8 * (entries - 1) + last}, but steps is {steps}; "
+                    "give the number of steps that FrameSplit.store received"
+                )
         if (lengths := self.lengths) is None:
             return
         _check_lengths("FrameSplit", lengths, len(self))

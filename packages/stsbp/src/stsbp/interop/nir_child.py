@@ -21,6 +21,8 @@ DEEPEST = 32
 MOST_EDGES = 1 << 18
 LONGEST_TEXT = 1000
 """Largest length of a name or a text in characters."""
+LONGEST_METADATA = 1 << 20
+"""The same of a text about the whole graph, such as the list of its classes."""
 FILTERS = frozenset((1, 2, 3, 32000))
 """Allowed filters of HDF5: gzip, shuffle, fletcher32, lzf."""
 NUMBERS = "biuf"
@@ -127,7 +129,7 @@ class _Reader:
             for name, each in self.members(group, f"the metadata of {where}"):
                 if isinstance(each, self.h5py.Dataset) and each.shape == ():
                     try:
-                        value = self.value(each, name)
+                        value = self.value(each, name, LONGEST_METADATA)
                     except Refused:
                         continue
                     found[name] = value
@@ -140,13 +142,13 @@ class _Reader:
             raise Refused(f"{where} is not a text")
         return str(value["text"])
 
-    def value(self, found: Any, where: str) -> dict[str, Any]:
+    def value(self, found: Any, where: str, longest: int = LONGEST_TEXT) -> dict[str, Any]:
         """A text; or the position of an array among all arrays; or, if all its numbers are the same, this number."""
         self.check(found, where)
         if self.h5py.check_string_dtype(found.dtype) is not None:
-            if found.shape != () or found.dtype.itemsize > LONGEST_TEXT * 4:
+            if found.shape != () or found.dtype.itemsize > longest * 4:
                 raise Refused(f"{where} is not a short text")
-            return {"text": _text(found[()], where)}
+            return {"text": _text(found[()], where, longest)}
         if found.dtype.kind not in NUMBERS or found.dtype.itemsize > 8 or found.dtype.shape:
             raise Refused(f"{where} has the type {str(found.dtype)[:40]}, but must be numbers of at most 8 bytes")
         np = self.np
@@ -197,11 +199,11 @@ class _Reader:
             )
 
 
-def _text(value: Any, where: str) -> str:
+def _text(value: Any, where: str, longest: int = LONGEST_TEXT) -> str:
     """A text in HDF5, whose bytes are UTF-8."""
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-    if len(text) > LONGEST_TEXT:
-        raise Refused(f"{where} has {len(text):,} characters, more than {LONGEST_TEXT:,}")
+    if len(text) > longest:
+        raise Refused(f"{where} has {len(text):,} characters, more than {longest:,}")
     return text
 
 

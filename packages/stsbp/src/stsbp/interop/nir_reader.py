@@ -87,7 +87,7 @@ _Count = Annotated[int, Field(ge=0, lt=2**40)]
 
 
 class _Value(records.Record):
-    text: _Name | None = None
+    text: Annotated[str, Field(max_length=nir_child.LONGEST_METADATA)] | None = None
     dtype: Annotated[str, Field(pattern="^<[biuf][1248]$")] = "<f4"
     shape: Annotated[list[_Count], Field(max_length=32)] = Field(default_factory=list)
     count: _Count = 0

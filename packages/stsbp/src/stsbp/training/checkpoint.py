@@ -163,9 +163,9 @@ def note_epochs(folder: OpenFolder, name: str, epochs: int) -> None:
     Raises:
         CheckpointError, FileError: the checkpoint cannot be read, or cannot be written.
     """
-    saved = load(folder.path, name)
-    if "epochs" not in saved.info:
-        _write_description(folder, name, {**saved.info, "epochs": epochs})
+    description = described(folder.path, name)
+    if "epochs" not in description:
+        _write_description(folder, name, {**description, "epochs": epochs})
 
 
 def load_of(config: RunConfig, folder: Path, name: str) -> Checkpoint:
