@@ -12,7 +12,9 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import numpy as np
 
@@ -20,8 +22,10 @@ from stsbp_spec.errors import SpecError
 from stsbp_spec.expr import CONDITIONS, OPERATIONS, Expr, Names, Number, as_expr, checked_name, ordered
 from stsbp_spec.values import shown
 
-__all__ = ["Graph", "dashed_word", "dumped", "loaded", "nodes_of", "number", "numbers", "placeholders", "refusing",
-           "texts", "word", "words", "written"]  # fmt: skip
+__all__ = ["Graph", "Stored", "dashed_word", "dumped", "loaded", "nodes_of", "number", "numbers", "placeholders",
+           "refusing", "texts", "word", "words", "written"]  # fmt: skip
+
+Contents = TypeVar("Contents")
 
 _FORMAT = 1
 _LONGEST = 2**18
@@ -163,6 +167,38 @@ class Graph:
                 found.add(place)
                 waiting += self.nodes[place][2:]
         return found
+
+
+@dataclass(frozen=True, repr=False)
+class Stored(Generic[Contents]):
+    """A neuron model, a loss or a surrogate that was loaded from its text.
+
+    `contents` is the class that reads and checks a text. It has at least `name` and `parameters`.
+
+    Raises:
+        SpecError: the text is damaged.
+    """
+
+    contents: ClassVar[Any]
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        _ = self.data
+
+    @property
+    def data(self) -> Contents:
+        """The contents of the text."""
+        return cast("Contents", _read(type(self).contents, self.text))
+
+    def __repr__(self) -> str:
+        data: Any = self.data
+        pairs = ", ".join(f"{name}={value}" for name, value in data.parameters.items())
+        return f"{data.name}({pairs})"
+
+
+@lru_cache(maxsize=192)
+def _read(contents: Callable[[str], Any], text: str) -> Any:
+    return contents(text)
 
 
 def word(x: Any) -> str:

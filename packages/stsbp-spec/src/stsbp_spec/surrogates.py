@@ -14,7 +14,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -34,6 +34,7 @@ from stsbp_spec.foreign import (
 from stsbp_spec.printers import evaluate
 from stsbp_spec.stored import (
     Graph,
+    Stored,
     dashed_word,
     dumped,
     loaded,
@@ -296,28 +297,11 @@ class _Data:
         self.graph = Graph("surrogate", data, {"slope"})
 
 
-@lru_cache(maxsize=64)
-def _read(text: str) -> _Data:
-    return _Data(text)
-
-
 @dataclass(frozen=True, repr=False)
-class StoredSurrogate(Surrogate):
-    """A surrogate that was loaded from its text.
+class StoredSurrogate(Stored[_Data], Surrogate):
+    """A surrogate that was loaded from its text."""
 
-    Raises:
-        SpecError: the text is damaged.
-    """
-
-    text: str = ""
-
-    def __post_init__(self) -> None:
-        _ = self.data
-
-    @property
-    def data(self) -> _Data:
-        """The contents of the text."""
-        return _read(self.text)
+    contents = _Data
 
     @property
     def name(self) -> str:  # type: ignore[override]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,19 @@ import numpy as np
 from stsbp_spec.errors import SpecError
 from stsbp_spec.expr import Expr, Names, constant, variable, where
 from stsbp_spec.losses.base import AHEAD, STEP, Loss, LossStep, step_names
-from stsbp_spec.stored import Graph, dashed_word, dumped, loaded, nodes_of, placeholders, refusing, texts, word, words
+from stsbp_spec.stored import (
+    Graph,
+    Stored,
+    dashed_word,
+    dumped,
+    loaded,
+    nodes_of,
+    placeholders,
+    refusing,
+    texts,
+    word,
+    words,
+)
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.values import shown
 
@@ -242,28 +253,11 @@ class _Data:
             self.graph = Graph("loss", data, roots)
 
 
-@lru_cache(maxsize=64)
-def _read(text: str) -> _Data:
-    return _Data(text)
-
-
 @dataclass(frozen=True, repr=False)
-class StoredLoss(Loss):
-    """A loss that was loaded from its text.
+class StoredLoss(Stored[_Data], Loss):
+    """A loss that was loaded from its text."""
 
-    Raises:
-        SpecError: the text is damaged.
-    """
-
-    text: str = ""
-
-    def __post_init__(self) -> None:
-        _ = self.data
-
-    @property
-    def data(self) -> _Data:
-        """The contents of the text."""
-        return _read(self.text)
+    contents = _Data
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -313,10 +307,6 @@ class StoredLoss(Loss):
 
     def _built(self, roots: tuple[str, ...], known: Mapping[str, Expr]) -> list[Expr]:
         return self.data.graph.built(known, roots)
-
-    def __repr__(self) -> str:
-        pairs = ", ".join(f"{name}={value}" for name, value in self.data.parameters.items())
-        return f"{self.data.name}({pairs})"
 
 
 def from_text(text: str) -> StoredLoss:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
 from typing import Any, ClassVar
 
 from stsbp_spec.errors import SpecError
@@ -13,6 +12,7 @@ from stsbp_spec.learned import Learned
 from stsbp_spec.neurons.base import Adjoint, NeuronModel, Step, above_zero, steps
 from stsbp_spec.stored import (
     Graph,
+    Stored,
     dumped,
     loaded,
     nodes_of,
@@ -117,17 +117,12 @@ def _no_surrogate(x: Expr) -> Expr:
     raise SpecError("the stored neuron model is damaged: its surrogate uses a surrogate derivative")
 
 
-@lru_cache(maxsize=64)
-def _read(text: str) -> _Data:
-    return _Data(text)
-
-
 @dataclass(frozen=True, repr=False)
-class StoredNeuron(NeuronModel):
+class StoredNeuron(Stored[_Data], NeuronModel):
     """A neuron model that was loaded from its text."""
 
+    contents = _Data
     name: ClassVar[str] = "stored"
-    text: str = ""
     tau_s: float = field(default=4.0, init=False, compare=False)
     tau_rise: float = field(default=0.0, init=False, compare=False)
     psp_gain: str = field(default="normalised", init=False, compare=False)
@@ -142,11 +137,6 @@ class StoredNeuron(NeuronModel):
         _ = self.psp
         object.__setattr__(self, "threshold", above_zero("threshold", data.threshold))
         object.__setattr__(self, "surrogate", data.surrogate)
-
-    @property
-    def data(self) -> _Data:
-        """The contents of the text."""
-        return _read(self.text)
 
     @property
     def states(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -185,10 +175,6 @@ class StoredNeuron(NeuronModel):
     def written(self) -> dict[str, str]:
         """The original model's name and parameters."""
         return {"neuron": self.data.name, **self.data.parameters}
-
-    def __repr__(self) -> str:
-        pairs = ", ".join(f"{name}={value}" for name, value in self.data.parameters.items())
-        return f"{self.data.name}({pairs})"
 
 
 _UNSET: Any = None
