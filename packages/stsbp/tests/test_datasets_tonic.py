@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from click.testing import Result
 from stsbp.datasets import Dataset, load, spoken, spoken_child
-from stsbp.datasets.base import lengths_of
+from stsbp.datasets.base import MOST_CLASSES, lengths_of
 from stsbp.errors import DataError
 from stsbp_spec.encoders import EventBinning
 from stsbp_spec.typing import AnyArray, UInt8
@@ -790,3 +790,100 @@ def test_spoken_digits_are_trained_and_evaluated(stsbp: Callable[..., Result], t
     assert done.exit_code == 0, done.output
     assert "train: 3 samples of SHD" in done.output
     assert stsbp("evaluate", "run").exit_code == 0
+
+
+def test_a_recording_that_stops_its_reader_is_named_and_can_be_skipped(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("aedat")
+    KINDS["cifar10-dvs"].write(tmp_path)
+    path = sorted((tmp_path / "CIFAR10DVS").rglob("*.aedat4"))[0]
+    path.write_bytes(b"#!AER-DAT4.0\r\n" + bytes(8))
+    with pytest.raises(DataError, match=rf"^{path}: "):
+        _load("cifar10-dvs", tmp_path, holdout=1)
+    assert "panicked" not in capfd.readouterr().err
+    assert len(_load("cifar10-dvs", tmp_path, holdout=1, skip_malformed=True).skipped) == 1
+
+
+_WORDS = ("accused", "action")
+
+
+def _lip(path: Path, dtype: Any = np.int64, **columns: Any) -> None:
+    """A file of DVSLip, with two words."""
+    events = np.zeros(20, [(name, dtype) for name in "txyp"])
+    for name, column in {"t": np.arange(20) * 1000, "x": 5, "y": 7, "p": 1, **columns}.items():
+        events[name] = column
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, events)
+
+
+@pytest.mark.parametrize(
+    ("changed", "complaint"),
+    [
+        ({}, ""),
+        ({"x": 2**16 + 7}, r"an event's x is out of range: expected 0 to 127, got 65543"),
+        ({"p": 7}, "polarity is out of range: expected 0 to 1, got 7"),
+        ({"x": 3.9, "dtype": np.float64}, r"event 0: x is no whole number: 3\.9"),
+        ({"y": np.nan, "dtype": np.float64}, "event 0 has a number that is no position, polarity or time"),
+        ({"dtype": np.complex128}, "expected events with x, y, p and t, got"),
+    ],
+)
+def test_events_of_lips_are_not_wrapped(tmp_path: Path, changed: dict[str, Any], complaint: str) -> None:
+    for part in ("train", "test"):
+        for word in _WORDS:
+            _lip(tmp_path / "DVSLip/DVS-Lip" / part / word / "0.npy")
+    _lip(tmp_path / "DVSLip/DVS-Lip/train/accused/1.npy", **changed)
+    if not complaint:
+        frames = _load("tonic:DVSLip", tmp_path).train.inputs(np.arange(2))
+        assert {tuple(place[2:]) for place in np.argwhere(frames).tolist()} == {(1, 7, 5)}
+        return
+    with pytest.raises(DataError, match=rf"train/accused/1\.npy: .*{complaint}"):
+        _load("tonic:DVSLip", tmp_path)
+
+
+def _caltech(root: Path, content: bytes) -> Path:
+    """Recordings of NCALTECH101, one of which has `content`."""
+    folder = root / "NCALTECH101/Caltech101"
+    whole = bytes([1, 2, 128, 0, 9] * 3)
+    for name, data in {"a/0.bin": whole, "b/0.bin": whole, "b/1.bin": content}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder / "b/1.bin"
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (bytes([3, 4, 0, 0, 5, 1]), "its 6 bytes are no whole number of events, of 5 bytes each"),
+        (bytes([3, 4, 0, 0]), "its 4 bytes are no whole number of events"),
+        (b"", "it has no events"),
+        (bytes([0, 240, 0, 0, 0] * 2), "it has no events"),
+    ],
+)
+def test_recordings_of_caltech_that_were_cut_are_named(tmp_path: Path, content: bytes, complaint: str) -> None:
+    path = _caltech(tmp_path, content)
+    with pytest.raises(DataError, match=rf"^{path}: {complaint}"):
+        _load("tonic:NCALTECH101", tmp_path, holdout=1)
+
+
+def test_too_many_classes_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    folder = _caltech(tmp_path, b"").parents[1]
+    for k in range(MOST_CLASSES):
+        (folder / f"c{k}").mkdir()
+        (folder / f"c{k}" / "0.bin").touch()
+    with pytest.raises(DataError, match=r"^tonic:NCALTECH101: a data set has at most 4,096 classes, got 4,098"):
+        _load("tonic:NCALTECH101", tmp_path, holdout=1)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_events_in_arrays_of_matlab(tmp_path: Path, axis: int) -> None:
+    matlab = pytest.importorskip("scipy.io")
+    for letter in "ab":
+        for k in range(2):
+            path = tmp_path / "ASLDVS" / letter / f"{k}.mat"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            n: AnyArray = np.arange(4)
+            columns: dict[str, AnyArray] = {"ts": 1000 * n, "x": n + 10, "y": 0 * n + 179 - 20, "pol": n % 2}
+            matlab.savemat(path, {name: np.expand_dims(column, axis) for name, column in columns.items()})
+    frames = _load("tonic:ASLDVS", tmp_path, holdout=1).train.inputs(np.arange(3))
+    assert {tuple(place[2:]) for place in np.argwhere(frames).tolist()} == {(k % 2, 20, 10 + k) for k in range(4)}

@@ -11,8 +11,9 @@ import contextlib
 import dataclasses
 import inspect
 import math
+import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from stsbp_spec.typing import AnyArray
 
 from stsbp import budget
 from stsbp.datasets.base import (
+    MOST_CLASSES,
     Dataset,
     FrameSplit,
     Progress,
@@ -49,6 +51,11 @@ _SENSORS = {"NCALTECH101": (240, 180, 2)}
 """Width, height and number of polarities for classes of tonic that do not define them."""
 _FOLDERS = {"SMNIST": "smnist"}
 """Folders for classes of tonic that do not read from a folder with their own name."""
+_LIKE_NMNIST = ("NMNIST", "NCALTECH101")
+"""Classes of tonic whose files have the format of N-MNIST."""
+_BYTES_OF_EVENT = 5
+_OVERFLOW = 240
+"""The row of an entry that only advances the clock."""
 _ARCHIVES = (".zip", ".gz", ".tar", ".md5")
 _MOST = 16 * GIGABYTE
 """Largest size of a file in bytes. The largest file of SSC has 3 GB."""
@@ -198,18 +205,59 @@ def _gesture(path: str) -> AnyArray:
     rows = np.load(path, allow_pickle=False)
     if rows.ndim != 2 or rows.shape[1] != 4 or rows.dtype.kind not in "iuf":
         raise DataError(f"expected rows of x, y, p and t, got {rows.dtype} of shape {list(rows.shape)}")
-    if (wrong := np.flatnonzero(~(np.abs(rows.astype(np.float64)) < 2**40).all(axis=1))).size:
-        row = rows[wrong[0]].tolist()
-        raise DataError(f"event {wrong[0]} has a number that is no position, polarity or time: {row}")
-    events = np.empty(len(rows), [(name, np.int64) for name in "xypt"])
-    for name, column in zip("xyp", rows.T, strict=False):
+    _check_numbers(rows.T)
+    times = rows[:, 3] if rows.dtype.kind == "f" else rows[:, 3].astype(np.int64)
+    # As in tonic, in the type of the file.
+    return _whole(dict(zip("xyp", rows.T, strict=False)) | {"t": np.trunc(times * times.dtype.type(1000))})
+
+
+def _lip(path: str) -> AnyArray:
+    """The events of a file of DVSLip. tonic converts them to small types too.
+
+    Raises:
+        DataError: the file contains other arrays.
+    """
+    rows = np.load(path, allow_pickle=False)
+    names = rows.dtype.names or ()
+    if rows.ndim != 1 or not {*"xypt"} <= {*names} or any(rows.dtype[name].kind not in "iuf" for name in "xypt"):
+        raise DataError(f"expected events with x, y, p and t, got {rows.dtype} of shape {list(rows.shape)}")
+    columns = {name: rows[name] for name in "xypt"}
+    _check_numbers([*columns.values()])
+    return _whole(columns)
+
+
+def _check_numbers(columns: Sequence[AnyArray]) -> None:
+    """Raise `DataError` if an event has a number that no position, polarity or time can be."""
+    small = [np.abs(column.astype(np.float64)) < 2**40 for column in columns]
+    if (wrong := np.flatnonzero(~np.all(small, axis=0))).size:
+        event = [column[wrong[0]].item() for column in columns]
+        raise DataError(f"event {wrong[0]} has a number that is no position, polarity or time: {event}")
+
+
+def _whole(columns: Mapping[str, AnyArray]) -> AnyArray:
+    """Events with these columns as integers. Raises `DataError` if one of them is not a whole number."""
+    events = np.empty(len(columns["t"]), [(name, np.int64) for name in columns])
+    for name, column in columns.items():
         if (wrong := np.flatnonzero(column != np.trunc(column))).size:
             raise DataError(f"event {wrong[0]}: {name} is no whole number: {column[wrong[0]]}")
         events[name] = column
-    times = rows[:, 3] if rows.dtype.kind == "f" else rows[:, 3].astype(np.int64)
-    # As in tonic, in the type of the file.
-    events["t"] = times * times.dtype.type(1000)
     return events
+
+
+_READERS: Mapping[str, Callable[[str], AnyArray]] = {"DVSGesture": _gesture, "DVSLip": _lip}
+"""Replace tonic's reading of a file for classes that convert its numbers to types that are too small."""
+
+
+def _check_bytes(path: str) -> None:
+    """Raise `DataError` unless a file in the format of N-MNIST has at least one event, and no part of one.
+
+    tonic ignores the rest of a file that was cut.
+    """
+    content = np.fromfile(path, np.uint8)
+    if len(content) % _BYTES_OF_EVENT:
+        raise DataError(f"its {len(content):,} bytes are no whole number of events, of {_BYTES_OF_EVENT} bytes each")
+    if (content[1::_BYTES_OF_EVENT] == _OVERFLOW).all():
+        raise DataError("it has no events")
 
 
 def _recording(source: Any, k: int, classes: tuple[str, ...], flat: bool) -> tuple[list[AnyArray], int]:
@@ -218,16 +266,22 @@ def _recording(source: Any, k: int, classes: tuple[str, ...], flat: bool) -> tup
     Raises:
         DataError: the sample is not a list of events with a class.
     """
-    if type(source).__name__ == "DVSGesture":
-        events, target = _gesture(source.data[k]), source.targets[k]
+    kind = type(source).__name__
+    if kind in _LIKE_NMNIST and isinstance(source.data[k], str):
+        _check_bytes(source.data[k])
+    if kind in _READERS:
+        events, target = _READERS[kind](source.data[k]), source.targets[k]
     else:
-        events, target = source[k][:2]
+        with _quiet(kind):
+            events, target = source[k][:2]
+    if np.ndim(events) == 2 and 1 in events.shape:
+        # Arrays in MATLAB's files have two axes.
+        events = events.ravel()
     names = getattr(getattr(events, "dtype", None), "names", None) or ()
     wanted = {"x", "t"} if flat else {"x", "y", "t"}
     if not wanted <= {*names} or np.ndim(events) != 1:
-        raise DataError(
-            f"expected events with {', '.join(sorted(wanted))}, got {', '.join(names) or type(events).__name__}"
-        )
+        actual = f"{', '.join(names)} of shape {list(events.shape)}" if names else type(events).__name__
+        raise DataError(f"expected events with {', '.join(sorted(wanted))}, got {actual}")
     # Some of tonic's integers are unsigned and cannot be subtracted.
     x, t = (events[name].astype(np.int64) for name in ("x", "t"))
     y, p = (events[name].astype(np.int64) if name in names and not flat else np.zeros_like(x) for name in ("y", "p"))
@@ -238,6 +292,30 @@ def _recording(source: Any, k: int, classes: tuple[str, ...], flat: bool) -> tup
     if np.ndim(label) or not isinstance(label, int | np.integer) or not 0 <= int(label) < len(classes):
         raise DataError(f"its label {target!r} is none of the {len(classes)} classes")
     return [x, y, p, t], int(label)
+
+
+def _is_of_reader(error: BaseException) -> bool:
+    """Whether an error may come from reading a damaged file. The reader of .aedat4 files is written in Rust."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+@contextlib.contextmanager
+def _quiet(kind: str) -> Iterator[None]:
+    """Hide what the reader of .aedat4 files, in tonic's class `kind`, prints about a damaged file before its error."""
+    try:
+        kept = os.dup(2) if kind == "CIFAR10DVS" else None
+    except OSError:  # Standard error is closed.
+        kept = None
+    if kept is None:
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 class _Part(NamedTuple):
@@ -262,6 +340,8 @@ def _load_part(kind: Any, part: str, request: Request) -> _Part:
             pass
     source = _open(kind, request.data_dir, _parts(kind)[part], request)
     classes, (width, height, polarities) = _classes(kind, source), _sensor(kind, source)
+    if len(classes) > MOST_CLASSES:
+        raise DataError(f"{request.name}: a data set has at most {MOST_CLASSES:,} classes, got {len(classes):,}")
     flat = height == 1
     binning = dataclasses.replace(request.binning, width=width, height=height, polarities=polarities)
     shape = (width,) if flat else binning.shape
@@ -299,7 +379,9 @@ def _load_part(kind: Any, part: str, request: Request) -> _Part:
                 frames = binning.frames(*columns).reshape(1, binning.steps, *shape)
             except ImportError as error:
                 raise DataError(f"{name} needs another library ({error}): {_INSTALL}") from error
-            except Exception as error:
+            except BaseException as error:
+                if not _is_of_reader(error):
+                    raise
                 at = str(Path(source.data[k]).relative_to(where)) if named else f"{part} sample {k}"
                 reason = f"{error}" if isinstance(error, DataError | SpecError) else f"{type(error).__name__}: {error}"
                 if not request.skip_malformed:
