@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import Result
+from stsbp import load_run
 from stsbp.datasets import DATASETS, load
 from stsbp.datasets.base import GuardedSplit, content_of
 from stsbp.datasets.registry import GROUP, info_of
@@ -100,9 +101,48 @@ def test_a_strangers_data_set_is_listed_trained_and_evaluated(site: Path) -> Non
     assert json.loads((site / "runs/clicks/last.json").read_text())["inputs"]["classes"] == ["left", "right"]
 
 
+COUNTS = WORDS.replace(
+    "np.zeros((6, request.binning.steps, 3), np.uint8)",
+    "np.random.default_rng(0).integers(0, 10, (6, request.binning.steps, 3))",
+).replace("FrameSplit(FrameSplit.store(frames), np.arange(6) % 2, request.binning.steps)", "SPLIT")
+COUNTS = COUNTS.replace(
+    "SPLIT", "FrameSplit(FrameSplit.store(frames, binary=False), np.arange(6) % 2, request.binning.steps, binary=False)"
+)
+
+
+def test_counts_need_their_largest_value(site: Path, stsbp: Call, refused: Callable[..., None]) -> None:
+    _install_words(site, COUNTS)
+    message = "good: train has frames with counts up to 9, but input_max is 1; give the Dataset the largest count"
+    refused(stsbp("train", "good", "--epochs", 1), message)
+
+
+def test_a_data_set_of_counts_is_trained_and_used(site: Path, stsbp: Call) -> None:
+    _install_words(site, COUNTS.replace("classes, train, test)", "classes, train, test, input_max=12)"))
+    run = site / "run"
+    settings = ("--net", 5, "--epochs", 1, "--precision", "reproducible")
+    assert stsbp("train", "good", *settings, "--out", run).exit_code == 0
+    assert json.loads((run / "last.json").read_text())["inputs"]["input_max"] == 12
+    trained = load_run(run, backend="numpy")
+    assert trained.network.input_max == 12
+    assert stsbp("evaluate", run).exit_code == 0
+    for noise in ("added=0.5", "jitter=3", "lost=0.5"):
+        assert stsbp("curves", run, "--noise", noise).exit_code == 0
+    frames = load("good", steps=7).train.inputs(np.array([0]))
+    np.save(site / "frames.npy", frames[:, 0])
+    predicted = json.loads(stsbp("predict", run, site / "frames.npy", "--json").stdout)
+    assert predicted["class"] == trained.predict(frames).classes[0]
+    lines = "".join(f"{t} {n}\n" * int(frames[t, 0, n]) for t in range(7) for n in range(3))
+    (site / "events.txt").write_text(lines)
+    streamed = stsbp("predict", run, "--stream", site / "events.txt", "--json").stdout.splitlines()
+    assert json.loads(streamed[-1])["distances"] == predicted["distances"]
+    for form in ("c", "onnx", "nir"):
+        assert stsbp("export", run, "--to", form, "--out", site / f"net.{form}").exit_code == 0
+
+
 def test_names_are_known_without_an_import(site: Path) -> None:
     (site / "words_of_others.py").write_text("raise RuntimeError('imported')")
     _install(site, "words", _words())
+    sys.modules.pop("words_of_others", None)
     assert {"digits", *_words()} <= set(DATASETS)
     assert "good" in DATASETS
     assert "words_of_others" not in sys.modules
@@ -168,6 +208,27 @@ def test_options_follow_a_name(site: Path, stsbp: Call, tmp_path: Path) -> None:
         ('"b")', '"a")', "good: classes must have different names, got 'a' twice"),
         ("load=load", "load=None", "good: load must be a function that receives a Request, got None"),
         ('defaults={"steps": 7}', 'defaults=["steps"]', "good: defaults must be a dict, got ['steps']"),
+        ('defaults={"steps": 7}', "defaults={1: 2}", "good: the keys of defaults must be names, got 1"),
+        (
+            "    frames = np",
+            "    raise BaseException('no')\n    frames = np",
+            "fails: BaseException: no (SITE/words",
+        ),
+        (
+            "classes, train, test",
+            "classes, train, test, input_max=256",
+            "good: input_max must be at most 255, got 256",
+        ),
+        (
+            "np.zeros((6, request.binning.steps, 3), np.uint8)",
+            "np.ma.zeros((6, request.binning.steps, 3), np.uint8)",
+            "FrameSplit.store: frames must be a numpy array of integers, [n, T, N] or [n, T, C, H, W], got a masked",
+        ),
+        (
+            "np.arange(6) % 2",
+            "np.ma.arange(6) % 2",
+            "FrameSplit: labels must be a numpy array of integers [n], one for each of 6 samples, got a masked array",
+        ),
         (
             'options={"first": "name of the first class"}',
             'options=["first"]',

@@ -61,9 +61,9 @@ def calling(what: str, kind: type[StsbpError] = SpecError) -> Iterator[None]:
     """
     try:
         yield
-    except (StsbpError, MemoryError):
+    except (StsbpError, MemoryError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # Errors of libraries written in Rust are no `Exception`.
         reason = f"{type(error).__name__}: {error}"
         if isinstance(error, SystemExit):
             reason = f"it calls sys.exit({error.code!r})"

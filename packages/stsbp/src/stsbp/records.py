@@ -138,6 +138,7 @@ class InputsRecord(Record):
     coding: Literal["direct", "events"]
     classes: list[str]
     neurons: Annotated[int, Field(ge=0, lt=10**9)] = 0
+    input_max: Annotated[int, Field(ge=1, le=255)] = 1
 
     @model_validator(mode="after")
     def _fits(self) -> InputsRecord:

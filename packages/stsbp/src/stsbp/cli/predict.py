@@ -367,7 +367,8 @@ def _read_one(content: bytes, path: Path, inputs: Inputs, binning: EventBinning,
         return sample[None] if not events and (1, *sample.shape) == inputs.shape else sample
     if kind == ".bin" and events and len(inputs.shape) == 3:
         polarities, height, width = inputs.shape
-        fitting = replace(binning, polarities=polarities, height=height, width=width)
+        counted = inputs.input_max > 1
+        fitting = replace(binning, polarities=polarities, height=height, width=width, binary=not counted)
         recording = read_recording(content, path)
         try:
             return fitting.frames(*recording)[: fitting.length(recording[-1]) if own_lengths else None]

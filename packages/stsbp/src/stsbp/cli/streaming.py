@@ -335,7 +335,8 @@ def follow(run: Trained, asked: Asked) -> int:
     shape, config, unit = run.network.input_shape, run.settings, _unit(run, asked)
     camera = len(shape) == 3
     polarities, height, width = shape if camera else (1, 1, *shape)
-    binning = replace(config.binning, polarities=polarities, height=height, width=width)
+    counted = run.network.input_max > 1
+    binning = replace(config.binning, polarities=polarities, height=height, width=width, binary=not counted)
     if unit == "step":
         binning = replace(binning, window_us=binning.steps)
     assert binning.window_us is not None

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
+from typing import Any, BinaryIO, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 from stsbp_spec.encoders import EventBinning, PackedFrames
@@ -117,26 +117,33 @@ def _content(split: Split) -> str:
     return digest.hexdigest()
 
 
+def _is_array(x: object) -> TypeGuard[AnyArray]:
+    """Whether `x` is an array of numpy without masked values, which would be read as if they were there."""
+    return isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray)
+
+
+def _actual(x: object) -> str:
+    """`x` for a message: type and shape of an array."""
+    if isinstance(x, np.ma.MaskedArray):
+        return "a masked array; fill in its masked values"
+    return f"{x.dtype} {list(x.shape)}" if isinstance(x, np.ndarray) else shown(x)
+
+
 def _check_labels(what: str, labels: object, samples: int | None = None) -> None:
     """Raise `DataError`, which begins with `what`, unless `labels` are integers `[n]`, one for each sample."""
-    if (
-        isinstance(labels, np.ndarray)
-        and labels.dtype.kind in "iu"
-        and labels.ndim == 1
-        and samples in (None, len(labels))
-    ):
+    if _is_array(labels) and labels.dtype.kind in "iu" and labels.ndim == 1 and samples in (None, len(labels)):
         return
     each = "" if samples is None else f", one for each of {samples} samples"
-    actual = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, np.ndarray) else shown(labels)
-    raise DataError(f"{what} must be a numpy array of integers [n]{each}, got {actual}")
+    raise DataError(f"{what} must be a numpy array of integers [n]{each}, got {_actual(labels)}")
 
 
 def _check_lengths(what: str, lengths: object, samples: int) -> None:
     """Raise `DataError`, which begins with `what`, unless `lengths` are integers, one for each of the samples."""
-    if isinstance(lengths, np.ndarray) and lengths.dtype.kind in "iu" and lengths.shape == (samples,):
+    if _is_array(lengths) and lengths.dtype.kind in "iu" and lengths.shape == (samples,):
         return
-    actual = f"{lengths.dtype} {list(lengths.shape)}" if isinstance(lengths, np.ndarray) else shown(lengths)
-    raise DataError(f"{what}: {samples} samples need as many lengths, a numpy array of integers, got {actual}")
+    raise DataError(
+        f"{what}: {samples} samples need as many lengths, a numpy array of integers, got {_actual(lengths)}"
+    )
 
 
 def _check_arrays(where: str, what: str, samples: object, labels: object, form: str, axes: tuple[int, ...]) -> None:
@@ -144,9 +151,8 @@ def _check_arrays(where: str, what: str, samples: object, labels: object, form: 
 
     `form` describes the arrays with these numbers of `axes`, for the message.
     """
-    if not isinstance(samples, np.ndarray) or samples.dtype != np.uint8 or samples.ndim not in axes:
-        actual = f"{samples.dtype} {list(samples.shape)}" if isinstance(samples, np.ndarray) else shown(samples)
-        raise DataError(f"{where}: {what} must be a numpy array of uint8, {form}, got {actual}")
+    if not _is_array(samples) or samples.dtype != np.uint8 or samples.ndim not in axes:
+        raise DataError(f"{where}: {what} must be a numpy array of uint8, {form}, got {_actual(samples)}")
     _check_labels(f"{where}: labels", labels, len(samples))
 
 
@@ -305,11 +311,10 @@ class FrameSplit:
             DataError: the frames are no such array of integers, or have values other than 0 and 1 (`binary`), or than 0
                 to 255.
         """
-        if not isinstance(frames, np.ndarray) or frames.dtype.kind not in "biu" or frames.ndim not in (3, 5):
-            actual = f"{frames.dtype} {list(frames.shape)}" if isinstance(frames, np.ndarray) else shown(frames)
+        if not _is_array(frames) or frames.dtype.kind not in "biu" or frames.ndim not in (3, 5):
             raise DataError(
                 "FrameSplit.store: frames must be a numpy array of integers, [n, T, N] or [n, T, C, H, W], got "
-                f"{actual}"
+                f"{_actual(frames)}"
             )
         low, high = (int(frames.min()), int(frames.max())) if frames.size else (0, 0)
         if low < 0 or high > (1 if binary else 255):
@@ -463,6 +468,8 @@ class Dataset:
     skipped: tuple[Skipped, ...] = ()
     neurons: int = 0
     """Number of neurons of a target raster; 0 if labels are classes."""
+    input_max: int = 1
+    """The largest spike count of an entry of a frame or raster, from 1 to 255; 1 for spikes, and for images."""
 
     def __post_init__(self) -> None:
         # A run whose checkpoint contains other values cannot be read (`stsbp.records.InputsRecord`).
@@ -489,6 +496,7 @@ class Dataset:
                 f"{self.name}: there must be classes, or else neurons, the number of target spike trains, got "
                 f"{len(self.classes)} classes and neurons = {self.neurons}"
             )
+        whole(f"{self.name}: input_max", self.input_max, 1, 255 if self.coding == "events" else 1)
         notes: object = self.notes
         if not (isinstance(notes, (tuple, list)) and all(isinstance(note, str) for note in notes)):
             raise DataError(f"{self.name}: notes must be a tuple of texts, for example ('a note',), got {shown(notes)}")
@@ -509,6 +517,16 @@ class Dataset:
             )
         if (lengths := lengths_of(split)) is not None:
             _check_lengths(f"{self.name}: {what}", lengths, len(split))
+        while isinstance(split, Subset):
+            split = split.split
+        # Counts in a mapped file, or in a split of another class, are checked when they are read.
+        if isinstance(split, FrameSplit) and not split.binary and not isinstance(split.frames, np.memmap):
+            most = int(split.frames.max(initial=0))
+            if most > self.input_max:
+                raise DataError(
+                    f"{self.name}: {what} has frames with counts up to {most}, but input_max is {self.input_max}; give "
+                    "the Dataset the largest count that its samples may have"
+                )
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class DatasetInfo:
         licence: the licence of the data, in a few words.
 
     Raises:
-        DataError: `load` is no function, or `defaults` or `options` are no mapping.
+        DataError: `load` is no function, or `defaults` or `options` are no mapping from names.
     """
 
     name: str
@@ -84,6 +84,8 @@ class DatasetInfo:
         for what in ("defaults", "options"):
             if not isinstance(value := getattr(self, what), Mapping):
                 raise DataError(f"{self.name}: {what} must be a dict, got {shown(value)}")
+            if wrong := [key for key in value if not isinstance(key, str)]:
+                raise DataError(f"{self.name}: the keys of {what} must be names, got {shown(wrong[0])}")
 
     @property
     def module(self) -> str:

@@ -83,13 +83,15 @@ TOLERANCE = 1
 class Inputs:
     """Properties of the data that a network needs: shape and coding of an input, and the classes.
 
-    If labels are spike trains, there are no classes, but `neurons` in a target raster.
+    If labels are spike trains, there are no classes, but `neurons` in a target raster. `input_max` is the largest spike
+    count of an entry.
     """
 
     shape: Shape
     coding: Coding
     classes: tuple[str, ...]
     neurons: int = 0
+    input_max: int = 1
 
     @property
     def outputs(self) -> int:
@@ -104,7 +106,8 @@ class Inputs:
     def __str__(self) -> str:
         labels = f"{self.neurons} target spike trains" if self.sequences else f"{len(self.classes)} classes"
         kind = "images" if self.coding == "direct" else "events"
-        return f"{kind} of shape {list(self.shape)} with {labels}"
+        counts = f" and counts up to {self.input_max}" if self.input_max > 1 else ""
+        return f"{kind} of shape {list(self.shape)}{counts} with {labels}"
 
     def unlike(self, other: Inputs) -> str:
         """These properties as text. If `other` has the same inputs, the text says that the classes have other names."""
@@ -113,17 +116,18 @@ class Inputs:
     @classmethod
     def of(cls, dataset: Dataset) -> Inputs:
         """The properties of a data set."""
-        return cls(dataset.input_shape, dataset.coding, dataset.classes, dataset.neurons)
+        return cls(dataset.input_shape, dataset.coding, dataset.classes, dataset.neurons, dataset.input_max)
 
     def to_json(self) -> dict[str, Any]:
         """The form that a checkpoint stores."""
-        values = {"shape": list(self.shape), "coding": self.coding, "classes": list(self.classes)}
-        return {**values, "neurons": self.neurons} if self.sequences else values
+        values: dict[str, Any] = {"shape": list(self.shape), "coding": self.coding, "classes": list(self.classes)}
+        values |= {"neurons": self.neurons} if self.sequences else {}
+        return values | ({"input_max": self.input_max} if self.input_max > 1 else {})
 
     @classmethod
     def of_record(cls, record: InputsRecord) -> Inputs:
         """The properties from a checkpoint."""
-        return cls(tuple(record.shape), record.coding, tuple(record.classes), record.neurons)
+        return cls(tuple(record.shape), record.coding, tuple(record.classes), record.neurons, record.input_max)
 
 
 @dataclass(frozen=True)
@@ -539,6 +543,7 @@ def build_network(config: RunConfig, inputs: Inputs) -> NetworkSpec:
         weight_bits=config.weight_bits,
         dropout=0.0 if by_nodes else config.dropout,
         input_psp=PSP(config.input_tau_s, gain=config.psp_gain) if filtered else None,
+        input_max=inputs.input_max,
     )
 
 

@@ -129,7 +129,9 @@ def by_noise(
     @cache
     def measured(name: str, amount: float) -> dict[str, Any]:
         told = None if between is None else partial(between, name, amount)
-        return evaluate(task, state, DisturbedSplit(split, name, amount, seed), batch_size, told).means()
+        return evaluate(
+            task, state, DisturbedSplit(split, name, amount, seed, task.inputs.input_max), batch_size, told
+        ).means()
 
     # An amount of 0 is the same for all disturbances, and measured once.
     first = next(iter(asked))

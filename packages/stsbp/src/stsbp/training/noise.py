@@ -106,12 +106,14 @@ class DisturbedSplit:
         split: the samples.
         name, amount: name and amount of the disturbance, one of `KINDS`.
         seed: seed of the random numbers.
+        input_max: the largest count that an entry may have.
     """
 
     split: Split
     name: str
     amount: float
     seed: int = 0
+    input_max: int = 255
 
     @property
     def labels(self) -> Int64:
@@ -130,7 +132,8 @@ class DisturbedSplit:
 
     def stored(self, indices: Int64) -> Inputs:
         lengths = None if self.lengths is None else self.lengths[indices]
-        return disturbed(self.split.stored(indices), indices, self.name, self.amount, self.seed, lengths)
+        inputs = self.split.stored(indices)
+        return disturbed(inputs, indices, self.name, self.amount, self.seed, lengths, self.input_max)
 
     def targets(self, indices: Int64) -> UInt8:
         """Target spike trains `[T, B, N]`, if the split has them (`SequenceLabels`)."""
@@ -140,7 +143,13 @@ class DisturbedSplit:
 
 
 def disturbed(
-    inputs: Inputs, indices: Int64, name: str, amount: float, seed: int = 0, lengths: Int64 | None = None
+    inputs: Inputs,
+    indices: Int64,
+    name: str,
+    amount: float,
+    seed: int = 0,
+    lengths: Int64 | None = None,
+    input_max: int = 255,
 ) -> Inputs:
     """Inputs with a disturbance.
 
@@ -150,11 +159,12 @@ def disturbed(
         name, amount: name and amount of the disturbance, one of `KINDS`.
         seed: seed of the random numbers.
         lengths: number of steps of each sample, `[B]`. Events stay within them. None: all steps.
+        input_max: the largest count that an entry may have.
 
     Returns:
         New inputs of the same form; `inputs` itself if the amount is 0. Events that would move before the first step or
         after the last one stay at that step. In frames of bits, events at the same place become one. Counts are added,
-        up to 255, and all events of a pixel at a step move together.
+        up to `input_max`, and all events of a pixel at a step move together.
     """
     if amount == 0:
         return inputs
@@ -189,7 +199,7 @@ def disturbed(
         return PackedFrames.of(result.reshape(frames.shape))
     sums = np.zeros(flat.shape, np.int64)
     np.add.at(sums, (t, sample, pixel), count)
-    counts: UInt8 = np.minimum(sums, 255).astype(np.uint8).reshape(frames.shape)
+    counts: UInt8 = np.minimum(sums, input_max).astype(np.uint8).reshape(frames.shape)
     return counts
 
 
