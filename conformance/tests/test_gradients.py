@@ -6,7 +6,7 @@ from stsbp_conformance import adversarial, reference
 from stsbp_conformance.adversarial import AdversarialCase
 from stsbp_conformance.cases import NetworkCase
 from stsbp_conformance.check import SPREADS, Compared, Mismatch, largest_ratio
-from stsbp_conformance.faults import WiderSurrogate
+from stsbp_conformance.faults import BACKENDS
 from stsbp_conformance.oracles.roundoff import Near, Potentials
 from stsbp_conformance.reference import NUMPY
 from stsbp_conformance.search import drawn_case, ratios
@@ -128,7 +128,7 @@ def test_spreads_see_what_wide_sums_hide_from_the_bound() -> None:
     """A surrogate wider by one part in a million: within the bound of long sums, outside of what roundings give."""
     case = bits.SMALL[1]
     near = gradients.near_gradients(case, "van-rossum")["conv2"]
-    got = gradients.computed(WiderSurrogate(), case, "van-rossum")["conv2"]
+    got = gradients.computed(BACKENDS["WiderSurrogate"](), case, "van-rossum")["conv2"]
     distance = np.abs(got.astype(np.float64) - near.value)
     assert largest_ratio(distance, near.bound)[0] <= 1
     assert largest_ratio(distance, near.spread)[0] > SPREADS

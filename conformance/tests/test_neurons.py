@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from stsbp_conformance import faults
 from stsbp_conformance.cases import normal
 from stsbp_conformance.check import Check, Mismatch
+from stsbp_conformance.faults import BACKENDS
 from stsbp_conformance.reference import NUMPY
 from stsbp_conformance.tiers import neurons
 from stsbp_spec.equations import neuron_equations
@@ -158,7 +158,7 @@ def test_silence_and_tiny_numbers_reach_the_floor(neuron: NeuronModel) -> None:
         kept = NUMPY.neuron_forward(neuron, filter, z, len(ds), learned)[1].kept
         for name, x in kept.items():
             assert not ((x != 0) & (np.abs(x) < FLOOR)).any(), name
-    for wrong, (_, z, ds) in ((faults.NoFloorForward(), small[0]), (faults.NoFloorBackward(), small[1])):
+    for wrong, (_, z, ds) in ((BACKENDS["NoFloorForward"](), small[0]), (BACKENDS["NoFloorBackward"](), small[1])):
         learned = neurons.learned_numbers(neuron, filter, z.shape[2:])
         residuals, other = (b.neuron_forward(neuron, filter, z, len(ds), learned)[1] for b in (NUMPY, wrong))
         dz, without = (b.neuron_backward(neuron, filter, residuals, ds)[0] for b in (NUMPY, wrong))

@@ -87,7 +87,8 @@ def test_quick_leaves_out_the_large_checks_and_nothing_else(tmp_path: Path) -> N
 
 
 def test_a_wrong_backend_fails(tmp_path: Path) -> None:
-    site = _installed(tmp_path, "wrong", "stsbp_conformance.faults:StrictThreshold")
+    module = 'from stsbp_conformance.faults import BACKENDS\n\nBackend = BACKENDS["StrictThreshold"]\n'
+    site = _installed(tmp_path, "wrong", "wrong_module:Backend", module)
     chosen = ["--backend", "wrong", "--backend", "numpy", "-k", "tier2 and equal"]
     run = _run(tmp_path, *chosen, "--conformance-json", "results.json", site=site)
     assert run.returncode == 1

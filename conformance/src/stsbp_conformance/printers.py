@@ -1,6 +1,6 @@
 """Tests of the suite with faulty printers of the backends. Each fault changes the printed code, and a check must fail.
 
-`faults.py` changes the printer for numpy. This module applies the same faults to the code that each other backend
+`faults` changes the printer for numpy. This module applies the same faults to the code that each other backend
 prints and compiles in its own language. Compiled code stays as long as the process, so each fault needs its own
 process. `python -m stsbp_conformance.printers torch PrinterFuses` prints the check that fails, and ends with an error
 if none does.
@@ -19,8 +19,8 @@ from stsbp_spec.expr import Recurrence
 from stsbp_spec.printers import Language
 from stsbp_spec.registry import open_backend
 
-from stsbp_conformance import faults
 from stsbp_conformance.check import Check, Mismatch
+from stsbp_conformance.faults import BACKENDS
 from stsbp_conformance.tiers import neurons
 
 __all__ = ["PRINTERS", "RULES", "Printer", "checks", "seen_by"]
@@ -48,23 +48,24 @@ PRINTERS = {
     "jax": Printer("cpu:xla", "stsbp_jax.recurrence", ("compiled",), None),
     "cupy": Printer("host", "stsbp_cupy.recurrence", ("lines",), "__builtin_fmaf({0}, {1}, {2})"),
 }
-"""Printers by backend. numpy's printer is tested in `faults.py`."""
+"""Printers by backend. numpy's printer is tested in `faults`."""
 
-RULES = (faults.PrinterFuses, faults.PrinterDropsASnap, faults.PrinterSwapsOperands)
-"""The faults of printers."""
+RULES = ("PrinterFuses", "PrinterDropsASnap", "PrinterSwapsOperands")
+"""The faults of printers, by name."""
 
 
-def _spoil(printer: Printer, rule: type[Any]) -> None:
+def _spoil(printer: Printer, rule: str) -> None:
     """Make the printer faulty from now on."""
     module: Any = importlib.import_module(printer.module)
+    backend: Any = BACKENDS[rule]
 
     def spoilt(real: Any) -> Any:
         def wrong(recurrence: Recurrence, language: Language, *more: Any) -> Any:
-            if rule is faults.PrinterFuses and printer.fused is None:
+            if rule == "PrinterFuses" and printer.fused is None:
                 return real(recurrence, replace(language, around={**language.around, "mul": "{0}"}), *more)
             fused = {} if printer.fused is None else {"fma": printer.fused}
             language = replace(language, operations={**language.operations, **fused})
-            return real(rule().written(recurrence), language, *more)
+            return real(backend.written(recurrence), language, *more)
 
         return wrong
 
@@ -79,7 +80,7 @@ def checks() -> Iterator[Check]:
         yield from (check for check in neurons.checks(model) if not check.id.endswith("every surrogate"))
 
 
-def seen_by(backend: str, rule: type[Any]) -> str | None:
+def seen_by(backend: str, rule: str) -> str | None:
     """The first check that fails on a backend with a faulty printer; None: all pass. Call it once per process."""
     printer = PRINTERS[backend]
     opened = open_backend(backend, printer.device)
@@ -95,7 +96,7 @@ def seen_by(backend: str, rule: type[Any]) -> str | None:
 def main() -> None:
     """Make the printer of a backend faulty. Backend and fault are arguments."""
     backend, name = sys.argv[1:]
-    found = seen_by(backend, {rule.__name__: rule for rule in RULES}[name])
+    found = seen_by(backend, name)
     print(found or "NOT SEEN")
     sys.exit(found is None)
 
