@@ -5,10 +5,11 @@ import pytest
 from stsbp_conformance import reference
 from stsbp_conformance.cases import NetworkCase, normal
 from stsbp_conformance.check import Unavailable
-from stsbp_conformance.tiers import bits, pairs, rational, reproducible, trainer
+from stsbp_conformance.tiers import bits, neurons, pairs, rational, reproducible, trainer
 from stsbp_spec.grid import FLOOR, MIN_WEIGHT_BITS
 from stsbp_spec.losses import LOSSES
 from stsbp_spec.neurons import LIF
+from stsbp_spec.synapses import PSP
 
 CASES = (*bits.CASES, *reproducible.SMALL, reproducible.NMNIST, reproducible.CIFAR10)
 
@@ -58,12 +59,10 @@ def test_a_grid_ends_as_coarse_as_it_may_be() -> None:
 
 
 def test_lif_pair_decays_into_the_floor_in_both_directions() -> None:
-    neuron, filter, z, steps = pairs.floor_case()
-    _, residuals = reference.NUMPY.neuron_forward(neuron, filter, z, steps)
+    (z, ds), neuron, filter = neurons.silent(), LIF(3, 2, 0.5), PSP(5 / 3).filter()
+    _, residuals = reference.NUMPY.neuron_forward(neuron, filter, z, len(ds))
     u = residuals.kept["u"]
     assert (u[-1] == 0).any()
-    ds = np.zeros_like(u)
-    ds[-1] = 1
     dz = reference.NUMPY.neuron_backward(neuron, filter, residuals, ds)[0]
     assert (dz[0] == 0).any()
     assert (dz[-1] != 0).any()

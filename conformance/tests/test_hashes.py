@@ -15,7 +15,7 @@ from stsbp_conformance.faults import BACKENDS
 from stsbp_conformance.hashes import CASES, Case, HashesDiffer
 from stsbp_conformance.process import Trained
 from stsbp_conformance.reference import NUMPY
-from stsbp_conformance.tiers import parts
+from stsbp_conformance.tiers import elementwise, parts
 from stsbp_conformance.tiers.reproducible import OPTIMIZER
 from stsbp_spec.backend import AbstractBackend, RunResult
 from stsbp_spec.grid import CONTRACT_VERSION, FLOOR
@@ -62,6 +62,12 @@ def test_the_file_has_every_case_and_no_other() -> None:
     assert set(stored.backends) == {"numpy", "torch=cpu", "torch=cpu:eager", "cupy=host", "jax"}
 
 
+def test_cases_of_single_operations_are_checks_of_tier_5() -> None:
+    single = {case.id for case in CASES if case not in NETWORKS}
+    assert len(single) == 61
+    assert single <= {check.id for check in elementwise.CHECKS}
+
+
 def test_every_exact_surrogate_loss_and_time_constant_is_there() -> None:
     networks = [case.id for case in NETWORKS]
     neurons = [case.id for case in CASES if case.id.startswith("neuron")]
@@ -76,8 +82,8 @@ def test_every_exact_surrogate_loss_and_time_constant_is_there() -> None:
 @pytest.mark.parametrize("static", [False, True], ids=["stepped", "static"])
 @pytest.mark.parametrize(("tau_m", "tau_s"), TAUS)
 def test_neuron_inputs_meet_the_threshold_and_the_floor(tau_m: float, tau_s: float, static: bool) -> None:
-    neuron, filter = LIF(tau_m, tau_s, 0.5), hashes.first_order(tau_s, 1.25)
-    z, ds = hashes.neuron_inputs(neuron, filter, 3, steps=10, static=static, shape=(3, 43))
+    neuron, filter = LIF(tau_m, tau_s, 0.5), elementwise.first_order(tau_s, 1.25)
+    z, ds = elementwise.neuron_inputs(neuron, filter, 3, steps=10, static=static, shape=(3, 43))
     s, residuals = NUMPY.neuron_forward(neuron, filter, z, 10)
     dz = NUMPY.neuron_backward(neuron, filter, residuals, ds)[0]
     threshold = np.float32(0.5)
@@ -94,18 +100,18 @@ def test_neuron_inputs_meet_the_threshold_and_the_floor(tau_m: float, tau_s: flo
 
 
 def test_states_and_errors_meet_the_floor_itself() -> None:
-    filter = hashes.first_order(1)
-    z, ds = hashes.neuron_inputs(hashes.HALVING, filter, 3, steps=10, static=False, shape=(3, 43))
-    _, residuals = NUMPY.neuron_forward(hashes.HALVING, filter, z, 10)
-    for x in (NUMPY.neuron_potentials(residuals), NUMPY.neuron_backward(hashes.HALVING, filter, residuals, ds)[0]):
+    filter = elementwise.first_order(1)
+    z, ds = elementwise.neuron_inputs(elementwise.HALVING, filter, 3, steps=10, static=False, shape=(3, 43))
+    _, residuals = NUMPY.neuron_forward(elementwise.HALVING, filter, z, 10)
+    for x in (NUMPY.neuron_potentials(residuals), NUMPY.neuron_backward(elementwise.HALVING, filter, residuals, ds)[0]):
         assert (np.abs(x) == FLOOR).any()
 
 
 def test_potentials_meet_the_edges_of_the_surrogate() -> None:
-    filter = hashes.first_order(1)
-    z, _ = hashes.neuron_inputs(hashes.HALVING, filter, 3, steps=10, static=False, shape=(3, 43), quantum=3)
-    _, residuals = NUMPY.neuron_forward(hashes.HALVING, filter, z, 10)
-    x = NUMPY.neuron_potentials(residuals) - np.float32(hashes.HALVING.threshold)
+    filter = elementwise.first_order(1)
+    z, _ = elementwise.neuron_inputs(elementwise.HALVING, filter, 3, steps=10, static=False, shape=(3, 43), quantum=3)
+    _, residuals = NUMPY.neuron_forward(elementwise.HALVING, filter, z, 10)
+    x = NUMPY.neuron_potentials(residuals) - np.float32(elementwise.HALVING.threshold)
     assert (x == 1).any()
     assert (x == -1).any()
 

@@ -6,9 +6,8 @@
 The suite compares a backend with the current numpy reference. These hashes (`hashes.json`) compare all of them,
 including the reference, with the results at the time when the hashes were written. For networks, they cover spikes,
 membrane potentials, losses, gradients in `reproducible` precision, and weights and moments after 20 updates. For single
-elementwise pairs, they cover neurons, synaptic filter, the errors of losses, and AdamW. The arrays of the latter reach
-thresholds exactly, decay to below the floor, and contain zeros of either sign. Inputs are drawn from the spec's
-generator without `log` or `cos`, whose last bits differ between machines.
+pairs, they cover the stored cases of tier 5 (`tiers/elementwise.py`): neurons, synaptic filter, the errors of losses,
+and AdamW. Inputs are drawn from the spec's generator without `log` or `cos`, whose last bits differ between machines.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 import os
 import secrets
 import sys
@@ -30,25 +28,25 @@ import numpy as np
 import stsbp_spec
 from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.errors import StsbpError
-from stsbp_spec.grid import CONTRACT_VERSION, FLOOR, round_to_grid, unsigned_zeros
-from stsbp_spec.losses import LOSSES, Loss
+from stsbp_spec.grid import CONTRACT_VERSION, unsigned_zeros
+from stsbp_spec.losses import LOSSES
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import LIF, PLIF
-from stsbp_spec.optim.adamw import AdamW, AdamWScalars
-from stsbp_spec.random import Stream, uniform
+from stsbp_spec.optim.adamw import AdamW
 from stsbp_spec.registry import installed_backends, load_backend
-from stsbp_spec.surrogates import Arctan, FastSigmoid, Rectangle, Surrogate, Triangle
-from stsbp_spec.synapses import IDENTITY, PSP, Filter
-from stsbp_spec.typing import AnyArray, Float32, Memory, Shape, UInt8
+from stsbp_spec.surrogates import FastSigmoid, Triangle
+from stsbp_spec.synapses import PSP
+from stsbp_spec.typing import AnyArray, Memory
 from stsbp_spec.values import listed, shown
 
 from stsbp_conformance import reference
-from stsbp_conformance.cases import NetworkCase, spikes
+from stsbp_conformance.cases import NetworkCase
+from stsbp_conformance.tiers import elementwise
+from stsbp_conformance.tiers.elementwise import PairCase
 from stsbp_conformance.tiers.trainer import open_usable
 
 __all__ = [
     "CASES",
-    "HALVING",
     "STORED",
     "Case",
     "Hashes",
@@ -56,9 +54,7 @@ __all__ = [
     "Stored",
     "compare",
     "compute",
-    "first_order",
     "main",
-    "neuron_inputs",
     "read",
     "write",
 ]
@@ -78,34 +74,6 @@ _SHOWN = 12
 
 class HashesDiffer(StsbpError):
     """A result does not have the expected hash. The message names case, result, layer and backend."""
-
-
-# The only calls of backend methods. Each function returns numpy arrays by the name of the result.
-def _neuron(
-    backend: AbstractBackend, neuron: LIF, filter: Filter, z: Float32, ds: Float32
-) -> tuple[UInt8, Float32, Float32]:
-    """Spikes, potentials `[T, B, ...]`, and `dL/dz`, the shape of `z`."""
-    s, residuals = backend.neuron_forward(neuron, filter, backend.asarray(z.copy()), len(ds))
-    fired, u = backend.numpy(s).astype(np.uint8), backend.numpy(backend.neuron_potentials(residuals)).copy()
-    dz = backend.numpy(backend.neuron_backward(neuron, filter, residuals, backend.asarray(ds.copy()))[0])
-    return fired, u, dz
-
-
-def _filter(backend: AbstractBackend, psp: PSP, s: UInt8, da: Float32) -> tuple[Float32, Float32]:
-    a = backend.numpy(backend.psp_forward(psp, backend.asarray(s.copy())))
-    return a, backend.numpy(backend.psp_backward(psp, backend.asarray(da.copy())))
-
-
-def _loss_error(backend: AbstractBackend, loss: Loss, psp: PSP, s: UInt8, targets: UInt8) -> Float32:
-    error: Float32 = backend.numpy(
-        backend.loss_error(loss, psp, backend.asarray(s.copy()), backend.asarray(targets.copy()))
-    )
-    return error
-
-
-def _update(backend: AbstractBackend, scalars: AdamWScalars, arrays: Sequence[Float32]) -> list[Float32]:
-    """New `[w, m, v]` from `[w, g, m, v]`."""
-    return [backend.numpy(x) for x in backend.adamw(scalars, *(backend.asarray(x.copy()) for x in arrays))]
 
 
 @dataclass(frozen=True)
@@ -129,9 +97,16 @@ def digest(x: AnyArray) -> str:
     return hashlib.sha256(f"{canonical.dtype.str}{list(x.shape)}".encode() + canonical.tobytes()).hexdigest()
 
 
-def _pair_digest(x: Float32) -> str:
-    """The digest of an array of a pair, in which zeros of either sign are equal."""
-    return digest(unsigned_zeros(x.astype(np.float32, casting="no")))
+def _pair(case: PairCase) -> Case:
+    """A case of tier 5, in whose results zeros of either sign are equal."""
+
+    def compute(backend: AbstractBackend) -> Hashes:
+        return {
+            name: digest(x if x.dtype == np.uint8 else unsigned_zeros(x.astype(np.float32, casting="no")))
+            for name, x in case.compute(backend).items()
+        }
+
+    return Case(case.id, compute, case.quick)
 
 
 def _text_digest(values: Iterable[object]) -> str:
@@ -171,11 +146,10 @@ def _network(case: NetworkCase, loss: str, *, memory: Memory = "full", quick: bo
     return Case(case.id, compute, quick)
 
 
-_SURROGATES: tuple[Surrogate, ...] = (Arctan(), FastSigmoid(3.0), Triangle(0.7), Rectangle(0.8))
 _NEURONS = tuple(
     LIF(tau_m, tau_s, threshold, surrogate)
     for surrogate, (tau_m, tau_s, threshold) in zip(
-        _SURROGATES, ((5 / 3, 3.0, 0.5), (8.0, 5 / 3, 0.4), (3.0, 5.0, 0.7), (5.0, 4.0, 0.3)), strict=True
+        elementwise.EXACT, ((5 / 3, 3.0, 0.5), (8.0, 5 / 3, 0.4), (3.0, 5.0, 0.7), (5.0, 4.0, 0.3)), strict=True
     )
 )
 _NETWORKS: dict[str, tuple[str, dict[str, Any], int, float]] = {
@@ -221,7 +195,7 @@ def _network_cases() -> Iterable[Case]:
         input_psp=PSP(3),
         input_max=90,
         weight_bits=6,
-        neuron=LIF(5, 1, 0.7, _SURROGATES[1]),
+        neuron=LIF(5, 1, 0.7, elementwise.EXACT[1]),
     )
     yield _network(NetworkCase("event counts after an input filter", counts, 9, 3, seed=130), "hamming")
     hits = NetworkSpec.parse("30-30", input_shape=(30,), outputs=10, weight_bits=4, neuron=LIF(2, 1, 1.0))
@@ -253,177 +227,7 @@ def _network_cases() -> Iterable[Case]:
     yield _network(case, "van-rossum")
 
 
-# Pairs.
-def bell(shape: Shape, seed: int) -> Float32:
-    """Random numbers of `shape` with mean 0 and width about 1: sums of uniform numbers, equal on every machine."""
-    n = math.prod(shape)
-    a, b, c, d = (uniform(seed, Stream.ENCODER, n, substream=k) for k in range(4, 8))
-    drawn: Float32 = (1.75 * (a + b + c + d - 2)).astype(np.float32).reshape(shape)
-    return drawn
-
-
-_MEETS, _TINY, _ZEROS, _HUGE, _BURST = slice(0, 4), slice(4, 12), slice(12, 14), slice(14, 16), slice(16, 24)
-"""Neurons with certain kinds of inputs. All later neurons have random inputs."""
-
-
-def first_order(tau_s: float, gain: float = 1.0) -> Filter:
-    """The synaptic filter with one time constant."""
-    found = PSP(tau_s).filter(gain)
-    assert isinstance(found, Filter)
-    return found
-
-
-def neuron_inputs(
-    neuron: LIF, filter: Filter, seed: int, *, steps: int, static: bool, shape: Shape, quantum: int | None = None
-) -> tuple[Float32, Float32]:
-    """`z` `[1 or T, B, ...]` and output errors `[T, B, ...]` for the pair of a neuron. `shape` is `[B, ...]`.
-
-    Four neurons begin just below the threshold, on it, and just above it. Eight stay near the floor, where filter,
-    potential and error snap to zero. Two have zeros of either sign, and two have potentials far from the threshold.
-    Eight get powers of two at the first step (as errors at the last step), which reach the floor itself with `HALVING`.
-    If `quantum` is given, random inputs are multiples of `2^-quantum`. With `HALVING`, potentials then reach the
-    surrogate's edges exactly.
-    """
-    batch, lead = shape[0], 1 if static else steps
-    z = bell((lead, batch, math.prod(shape[1:])), seed) * np.float32(1.5 * neuron.threshold) / filter.gain
-    ds = bell((steps, *z.shape[1:]), seed + 1)
-    if quantum is not None:
-        z = round_to_grid(z, quantum)
-    z[0, :, _MEETS] = _meeting(neuron, filter)
-    z[..., _TINY] = bell(z[..., _TINY].shape, seed + 2) * np.float32(4 * FLOOR)
-    ds[..., _TINY] = bell(ds[..., _TINY].shape, seed + 3) * np.float32(4 * FLOOR)
-    z[..., _ZEROS] = np.copysign(np.float32(0), z[..., _ZEROS])
-    ds[..., _ZEROS] = np.where(ds[..., _ZEROS] < 0, np.float32(-0.0), ds[..., _ZEROS])
-    z[..., _HUGE] *= np.float32(1e6)
-    powers = np.ldexp(np.resize(np.array([1, -1], np.float32), 8), np.arange(8) // 2 - 98)
-    z[..., _BURST], ds[..., _BURST] = 0, 0
-    z[0, :, _BURST], ds[-1, :, _BURST] = powers, powers
-    return z.reshape(lead, *shape), ds.reshape(steps, *shape)
-
-
-def _meeting(neuron: LIF, filter: Filter) -> Float32:
-    """Inputs `[4]` with which the first potential is one unit below the threshold, on it (twice), and one unit
-    above."""
-    threshold = np.float32(neuron.threshold)
-    wanted = (np.nextafter(threshold, np.float32(0)), threshold, threshold, np.nextafter(threshold, np.float32(np.inf)))
-    found = np.array([w / filter.gain for w in wanted], np.float32)
-    for place, u in enumerate(wanted):
-        near = found[place]
-        for _ in range(4):
-            product = filter.gain * near
-            if product != u:
-                near = np.nextafter(near, np.float32(np.inf if product < u else -np.inf))
-        found[place] = near
-    return found
-
-
-_TAUS_S = {"1": 1.0, "5/3": 5 / 3, "3": 3.0, "4": 4.0, "5": 5.0}
-_TAUS_M = {"1": 1.0, "5/3": 5 / 3, "2": 2.0, "8": 8.0}
-_QUICK_TAUS = (("3", "2"), ("4", "2"), ("5/3", "5/3"), ("5", "8"))
-"""One pair of time constants for each surrogate."""
-HALVING = LIF(2.0, 1.0, 0.5, Rectangle(2.0))
-_PAIR_STEPS = 10
-
-
-def _neuron_case(
-    neuron: LIF, filter: Filter, seed: int, identifier: str, *, static: bool, quick: bool, quantum: int | None = None
-) -> Case:
-    shape = (3, 4, 3, 4) if seed % 3 else (3, 43)
-
-    def compute(backend: AbstractBackend) -> Hashes:
-        z, ds = neuron_inputs(neuron, filter, seed, steps=_PAIR_STEPS, static=static, shape=shape, quantum=quantum)
-        s, u, dz = _neuron(backend, neuron, filter, z, ds)
-        return {"spikes": digest(s), "potentials": _pair_digest(u), "dL/dz": _pair_digest(dz)}
-
-    return Case(identifier, compute, quick)
-
-
-def _neuron_cases() -> Iterable[Case]:
-    """All pairs of time constants with all surrogates, with an input for each step, and with one for all steps."""
-    for row, (name_s, tau_s) in enumerate(_TAUS_S.items()):
-        for column, (name_m, tau_m) in enumerate(_TAUS_M.items()):
-            surrogate = _SURROGATES[(row + column) % 4]
-            neuron = LIF(tau_m, tau_s, (0.5, 1.0, 0.3)[(row + column) % 3], surrogate)
-            filter = first_order(tau_s, 1.25 if column % 2 else 1.0)
-            for static in (False, True):
-                seed = 200 + 8 * (4 * row + column) + 4 * static
-                kind = "static input" if static else "stepped input"
-                identifier = f"neuron, tau_s {name_s}, tau_m {name_m}, {surrogate}, {kind}"
-                quick = (name_s, name_m) in _QUICK_TAUS
-                yield _neuron_case(neuron, filter, seed, identifier, static=static, quick=quick)
-    for static in (False, True):
-        kind = "static input" if static else "stepped input"
-        neuron, identifier = LIF(3.0, 5.0, 0.5, Arctan()), f"neuron without a filter, {kind}"
-        yield _neuron_case(neuron, IDENTITY, 400 + 4 * static, identifier, static=static, quick=False)
-        identifier = f"neuron, states and errors halve to the floor, {kind}"
-        yield _neuron_case(HALVING, first_order(1), 408 + 4 * static, identifier, static=static, quick=True)
-        identifier = f"neuron, potentials on the surrogate's edges, {kind}"
-        yield _neuron_case(HALVING, first_order(1), 416 + 4 * static, identifier, static=static, quick=True, quantum=3)
-
-
-def _filter_case(name: str, tau: float, seed: int) -> Case:
-    def compute(backend: AbstractBackend) -> Hashes:
-        # Long enough to decay from 1 to below the floor at tau 5, after the burst in the first two steps.
-        shape = (330, 2, 17)
-        s, da = spikes(shape, 0.3, seed), bell(shape, seed + 1)
-        s[2:, 0], da[:-2, 0] = 0, 0
-        da[:, 1, :4] *= np.float32(4 * FLOOR)
-        da[:, 1, 4:6] = np.copysign(np.float32(0), da[:, 1, 4:6])
-        a, back = _filter(backend, PSP(tau), s, da)
-        return {"potentials": _pair_digest(a), "dL/do": _pair_digest(back)}
-
-    return Case(f"synaptic filter, tau_s {name}", compute, quick=name == "5/3")
-
-
-def _loss_case(loss: str, name: str, tau: float, seed: int) -> Case:
-    def compute(backend: AbstractBackend) -> Hashes:
-        shape = (330, 3, 10)
-        s, targets = spikes(shape, 0.4, seed), spikes(shape, 0.3, seed + 1)
-        s[3:, 0], targets[3:, 0] = 0, 0  # decays below the floor
-        return {"dL/do": _pair_digest(_loss_error(backend, LOSSES[loss], PSP(tau), s, targets))}
-
-    return Case(f"error of {loss}, tau_s {name}", compute, quick=name == "5/3")
-
-
-_UPDATE_RULES = {
-    "plain": (AdamW(), 0, 1.0),
-    "decay, clipping": (AdamW(lr=0.01, weight_decay=0.1), 3, 0.37),
-    "warm-up": (AdamW(lr=0.1, warmup_steps=10), 7, 0.9),
-    "moments that halve to the floor": (AdamW(beta1=0.5, beta2=0.5), 4, 1.0),
-}
-
-
-def _update_case(name: str, seed: int) -> Case:
-    optimizer, step, clip = _UPDATE_RULES[name]
-
-    def compute(backend: AbstractBackend) -> Hashes:
-        w, g, m = (bell((9, 7, 3, 3), seed + i) for i in range(3))
-        v = np.square(bell(w.shape, seed + 3))
-        tiny = np.float32(2 * FLOOR)
-        g[0], m[0], v[0] = 0, 0, 0
-        g[1], m[1], v[1] = np.float32(-0.0), m[1] * tiny, v[1] * tiny
-        g[2], v[2] = g[2] * np.float32(2.0**-50), v[2] * tiny
-        g[3], m[3], v[3] = 0, tiny, tiny
-        g[4], m[4] = g[4] * tiny, np.float32(-0.0)
-        for number in range(3):
-            scalars = optimizer.scalars(step + number, np.float32(clip))
-            w, m, v = _update(backend, scalars, (w, g, m, v))
-        return {"weights": _pair_digest(w), "m": _pair_digest(m), "v": _pair_digest(v)}
-
-    return Case(f"AdamW, {name}", compute, quick=name == "decay, clipping")
-
-
-CASES = (
-    *_neuron_cases(),
-    *(_filter_case(name, tau, 500 + 4 * i) for i, (name, tau) in enumerate(_TAUS_S.items())),
-    *(
-        _loss_case(loss, name, _TAUS_S[name], 530 + 4 * i + 2 * j)
-        for i, loss in enumerate(LOSSES)
-        for j, name in enumerate(("5/3", "5"))
-    ),
-    *(_update_case(name, 560 + 4 * i) for i, name in enumerate(_UPDATE_RULES)),
-    *_network_cases(),
-)
+CASES = (*(_pair(case) for case in elementwise.CASES if case.stored), *_network_cases())
 """All cases."""
 
 

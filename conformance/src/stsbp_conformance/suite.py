@@ -13,6 +13,7 @@ import pytest
 from stsbp_conformance.check import Check
 from stsbp_conformance.tiers import (
     bits,
+    elementwise,
     errors,
     expressions,
     gradients,
@@ -66,7 +67,7 @@ def test_tier4_reproducible(check: Check, run_check: Run) -> None:
     run_check(check)
 
 
-@_cases((*pairs.CHECKS, *expressions.CHECKS, *neurons.CHECKS))
+@_cases((*pairs.CHECKS, *elementwise.CHECKS, *expressions.CHECKS, *neurons.CHECKS))
 def test_tier5_pairs(check: Check, run_check: Run) -> None:
     """Each operation's forward and backward pair alone."""
     run_check(check)

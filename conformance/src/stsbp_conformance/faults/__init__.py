@@ -26,6 +26,7 @@ from stsbp_conformance.faults import connections, equations, operations, trainin
 from stsbp_conformance.faults.changes import Fault, Miswritten
 from stsbp_conformance.tiers import (
     bits,
+    elementwise,
     errors,
     expressions,
     gradients,
@@ -45,7 +46,7 @@ FAULTS: tuple[Fault, ...] = (*_MOST, *training.FAULTS)
 BACKENDS: Mapping[str, type[NumpyBackend]] = {fault.name: fault.backend for fault in FAULTS}
 """The faulty backends by the names of their faults."""
 
-_TIERS = (rational, bits, gradients, reproducible, pairs, expressions, neurons, trainer, errors, parts)
+_TIERS = (rational, bits, gradients, reproducible, pairs, elementwise, expressions, neurons, trainer, errors, parts)
 
 
 def quick_checks() -> tuple[Check, ...]:

@@ -226,7 +226,7 @@ FAULTS = (
               NUMPY.psp_forward(psp, s.astype(np.float32) - targets) * np.float32(1 / s.shape[1])))),
     Fault("SpikeCountByT", "The error of the spike count is divided by T only once.",
           loss(SpikeCount, lambda correct, loss, psp, s, *rest: correct(loss, psp, s, *rest) * np.float32(len(s)))),
-    Fault("BytesWrapAround", "The spike count's difference is taken in bytes: output minus target wraps around.",
+    Fault("BytesWrapAround", "Output minus target is taken in bytes, except by the spike count: it wraps around.",
           method(loss_error=lambda correct, loss, psp, s, targets, *rest: (
               correct(loss, psp, s, targets, *rest) if isinstance(loss, SpikeCount) else
               correct(loss, psp, (s - targets).astype(np.float32), np.zeros_like(targets), *rest)))),

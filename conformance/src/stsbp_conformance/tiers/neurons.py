@@ -36,6 +36,7 @@ __all__ = [
     "CHECKS",
     "MODELS",
     "checks",
+    "compare",
     "meeting_the_threshold",
     "models",
     "near_the_floor",
@@ -82,7 +83,7 @@ def learned_numbers(neuron: NeuronModel, filter: SynapticFilter, output: Shape) 
     return {name: learned(x, x.shape(output)[0], 84, number) for number, (name, x) in each}
 
 
-def _compare(
+def compare(
     backend: AbstractBackend,
     compared: Compared,
     what: str,
@@ -91,6 +92,10 @@ def _compare(
     z: Float32,
     ds: Float32,
 ) -> None:
+    """Compare both passes of a neuron with the reference. Gradients that may differ are compared with their bound.
+
+    `z` `[1 or T, B, ...]` are inputs of the filter, and `ds` `[T, B, ...]` errors of the spikes.
+    """
     numbers = learned_numbers(neuron, filter, z.shape[2:])
     s, residuals = NUMPY.neuron_forward(neuron, filter, z, len(ds), numbers)
     given = {name: backend.asarray(x) for name, x in numbers.items()}
@@ -130,7 +135,7 @@ def _stepped(neuron: NeuronModel) -> Body:
         for number, surrogate in enumerate(surrogates):
             filter = filters[number % len(filters)]
             z, ds = normal((11, 2, 37), 50 + number), normal((11, 2, 37), 60 + number)
-            _compare(backend, compared, str(surrogate), with_surrogate(neuron, surrogate), filter, z, ds)
+            compare(backend, compared, str(surrogate), with_surrogate(neuron, surrogate), filter, z, ds)
 
     return body
 
@@ -144,10 +149,10 @@ def _shapes(neuron: NeuronModel) -> Body:
             ("maps", 4, (4, 2, 3, 5, 7)),
         ):
             z, ds = normal(shape, 70), normal((steps, *shape[1:]), 71)
-            _compare(backend, compared, what, neuron, filter, z, ds)
+            compare(backend, compared, what, neuron, filter, z, ds)
         static = ("static", IDENTITY), ("static, filtered", PSP(3.0).filter(1 / 0.7))
         for what, filter in (*static, ("static, with a bias", Biased(IDENTITY, np.float32(1 / 0.7)))):
-            _compare(backend, compared, what, neuron, filter, normal((1, 2, 41), 72), normal((12, 2, 41), 73))
+            compare(backend, compared, what, neuron, filter, normal((1, 2, 41), 72), normal((12, 2, 41), 73))
 
     return body
 
@@ -185,7 +190,7 @@ def _at_the_threshold(neuron: NeuronModel) -> Body:
         z, _ = meeting_the_threshold(neuron)
         for surrogate in (Rectangle(), Triangle()):
             model = with_surrogate(neuron, surrogate)
-            _compare(backend, compared, str(surrogate), model, IDENTITY, z, normal(z.shape, 75))
+            compare(backend, compared, str(surrogate), model, IDENTITY, z, normal(z.shape, 75))
 
     return body
 
@@ -199,7 +204,7 @@ def silent(steps: int = 240) -> tuple[Float32, Float32]:
 
 def _silence(neuron: NeuronModel) -> Body:
     def body(backend: AbstractBackend, compared: Compared) -> None:
-        _compare(backend, compared, "silence", neuron, PSP(5 / 3).filter(), *silent())
+        compare(backend, compared, "silence", neuron, PSP(5 / 3).filter(), *silent())
 
     return body
 
@@ -228,7 +233,7 @@ def _floor(neuron: NeuronModel) -> Body:
                 (Rectangle(0.25), IDENTITY),
             ):
                 model = with_surrogate(neuron, surrogate)
-                _compare(backend, compared, f"{what}, {surrogate}", model, filter, z, ds)
+                compare(backend, compared, f"{what}, {surrogate}", model, filter, z, ds)
 
     return body
 
