@@ -28,7 +28,7 @@ from stsbp_spec.typing import AnyArray
 from stsbp_conformance import reference
 from stsbp_conformance.cases import NetworkCase
 from stsbp_conformance.check import Mismatch
-from stsbp_conformance.tiers.bits import GEOMETRY, LENGTHS, NORMALISED_DIRECT
+from stsbp_conformance.tiers.bits import CONCATENATED, GEOMETRY, LENGTHS, NORMALISED_DIRECT
 
 __all__ = ["CASES", "NORMALISED", "RECURRENT", "UPDATES", "Trained", "main", "started"]
 
@@ -74,8 +74,9 @@ CASES = (
     NORMALISED_DIRECT,
     RECURRENT,
     GEOMETRY,
+    CONCATENATED,
 )
-_LOSSES = ("van-rossum", "hamming", "spike-count", "van-rossum", "hamming", "van-rossum", "hamming")
+_LOSSES = ("van-rossum", "hamming", "spike-count", "van-rossum", "hamming", "van-rossum", "hamming", "van-rossum")
 UPDATES = {case.id: loss for case, loss in zip(CASES, _LOSSES, strict=True)}
 """The loss with which each case is trained."""
 

@@ -26,6 +26,7 @@ from stsbp_spec.synapses import (
     Add,
     AvgPool2d,
     BatchNorm,
+    Concat,
     Conv2d,
     Dropout,
     Flatten,
@@ -356,7 +357,7 @@ class _Nodes:
         return Edge(source, self.draw.one_of(1, 2, 5) if delayed else 0)
 
     def add_node(self) -> None:
-        """Draw a layer without weights, a sum, or a population with its weights."""
+        """Draw a layer without weights, a sum, a concatenation, or a population with its weights."""
         kind = self.draw.rng.random() if self.nodes or self.draw.chance(0.4) else 1.0
         source = self.draw.one_of(*self.shapes)
         if kind < 0.25:
@@ -370,6 +371,13 @@ class _Nodes:
             name, terms = self.name("sum"), self.draw.shuffled(alike)[:3]
             self.nodes.append(Node(name, Add(), tuple(map(self.edge, terms))))
             self.shapes[name] = self.shapes[source]
+            self.still |= {name} if terms[0] in self.still else set()
+            return
+        beside = [other for other, shape in self.shapes.items() if Concat().fits(shape, self.shapes[source])]
+        if kind < 0.5 and len(beside) > 1:
+            name, terms = self.name("both"), self.draw.shuffled(beside)[: self.draw.one_of(2, 3)]
+            self.nodes.append(Node(name, Concat(), tuple(map(self.edge, terms))))
+            self.shapes[name] = Concat().output_shape(*(self.shapes[term] for term in terms))
             self.still |= {name} if terms[0] in self.still else set()
             return
         first = _weights(self.draw, self.shapes[source])
@@ -576,6 +584,7 @@ _LAYERS: dict[type[Any], str] = {
     Flatten: "flattening",
     Dropout: "dropout",
     Add: "sum",
+    Concat: "concatenation",
 }
 
 

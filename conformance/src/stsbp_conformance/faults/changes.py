@@ -17,10 +17,11 @@ from stsbp_spec.equations import Constants, NeuronEquations, neuron_equations
 from stsbp_spec.expr import Expr, Recurrence, ordered
 from stsbp_spec.graph import Op
 from stsbp_spec.neurons import NeuronModel
+from stsbp_spec.plan import rule_of
 from stsbp_spec.printers import LANGUAGES, compiled
 from stsbp_spec.reference.backend import NumpyBackend, recur
 from stsbp_spec.rules import Rule
-from stsbp_spec.synapses import batchnorm
+from stsbp_spec.synapses import MERGES, batchnorm
 from stsbp_spec.trainer import Trainer
 from stsbp_spec.typing import AnyArray
 
@@ -76,12 +77,13 @@ def _replaced(name: str, function: Change) -> Any:
 
 
 def rule(kind: type[Any], *, forward: Change | None = None, backward: Change | None = None) -> type[NumpyBackend]:
-    """Other rules of all operations of a kind."""
+    """Other rules of all operations of a kind, also of merged branches, for which backends need no rule."""
+    derived = {op: rule_of(NumpyBackend(), op()) for op in MERGES.values() if issubclass(op, kind)}
 
     def changed(rules: Mapping[type[Op], Rule[AnyArray]]) -> Mapping[type[Op], Rule[AnyArray]]:
         return {
             op: Rule(_before(forward, own.forward), _before(backward, own.backward)) if issubclass(op, kind) else own
-            for op, own in rules.items()
+            for op, own in (*rules.items(), *derived.items())
         }
 
     return method(rules=changed)

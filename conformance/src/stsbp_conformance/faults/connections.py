@@ -1,4 +1,4 @@
-"""Faults in what neurons read: recurrences, delays, sums of branches, several projections, biases; and in learned
+"""Faults in what neurons read: recurrences, delays, merged branches, several projections, biases; and in learned
 parameters."""
 
 from __future__ import annotations
@@ -11,16 +11,14 @@ import numpy as np
 from stsbp_spec.equations import NeuronEquations, neuron_equations
 from stsbp_spec.expr import Expr, Names, snap
 from stsbp_spec.grid import CEILING
-from stsbp_spec.plan import Chain, Sum
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.rules import BackwardResult, ForwardResult, Run, Step
-from stsbp_spec.synapses import Filter
+from stsbp_spec.synapses import Add, Concat, Filter
 from stsbp_spec.synapses.bias import Biased
 from stsbp_spec.synapses.one_to_one import PRODUCT
 from stsbp_spec.synapses.psp import FilterAdjoint, FilterStep, SecondOrderFilter, SynapticFilter
-from stsbp_spec.typing import AnyArray, Float32, Precision
+from stsbp_spec.typing import AnyArray, Float32
 
-from stsbp_conformance.faults.changes import Change, Fault, equation, method, neuron
+from stsbp_conformance.faults.changes import Change, Fault, equation, method, neuron, rule
 from stsbp_conformance.reference import NUMPY
 
 __all__ = ["FAULTS"]
@@ -57,31 +55,6 @@ def _step_late(correct: Change, step: Change, carried: Carried, *rest: Any, **op
 
     (_, *last), outputs = correct(later, (carried[0], *carried), *rest, **options)
     return tuple(last), outputs
-
-
-class _FirstBranches(Sum[AnyArray]):
-    def forward_slice(self, run: Run[AnyArray], *inputs: AnyArray) -> ForwardResult[AnyArray]:
-        return super().forward_slice(run, *inputs[:-1])
-
-
-class _FirstError(Sum[AnyArray]):
-    def backward_slice(
-        self, run: Run[AnyArray], saved: Any, grad: Any, precision: Precision
-    ) -> BackwardResult[AnyArray]:
-        return BackwardResult((grad, *(None for _ in self.needed[1:])))
-
-
-def _sum(kind: type[Sum[AnyArray]]) -> type[NumpyBackend]:
-    """Sums of branches are computed by another step of the plan."""
-
-    def fused(chain: tuple[Step[AnyArray], ...]) -> Step[AnyArray] | None:
-        first, *rest = chain
-        if not isinstance(first, Sum):
-            return None
-        parts = (kind(first.places, first.needed), *rest)
-        return Chain(tuple(part.places[0] for part in parts), first.needed, parts)
-
-    return method(fusions=lambda correct: (fused,))
 
 
 def _added_from_the_last(x: Expr) -> Expr | None:
@@ -152,8 +125,19 @@ FAULTS = (
           method(shifted=lambda correct, x, steps: np.roll(x, steps, axis=0))),
     Fault("DelayedErrorNotMovedBack", "The error of a delayed edge stays at the step in which it was read.",
           method(shifted=lambda correct, x, steps: x if steps < 0 else correct(x, steps))),
-    Fault("LastBranchDropped", "A sum leaves out its last branch.", _sum(_FirstBranches)),
-    Fault("ErrorOfOneBranch", "The error of a sum goes to its first branch alone.", _sum(_FirstError)),
+    Fault("LastBranchDropped", "A sum leaves out its last branch.",
+          rule(Add, forward=lambda correct, op, *xs: (correct(op, *xs[:-1])[0], correct(op, *xs)[1]))),
+    Fault("ErrorOfOneBranch", "The error of a sum goes to its first branch alone.",
+          rule(Add, backward=lambda correct, op, count, error: (error, *[None] * (count - 1)))),
+    Fault("BranchesConcatenatedFromTheLast", "A concatenation begins with the channels of its last branch.",
+          rule(Concat, forward=lambda correct, op, *xs: (correct(op, *xs[::-1])[0], correct(op, *xs)[1]))),
+    Fault("ErrorsOfOtherChannels",
+          "The branches of a concatenation get the errors of channels in the order from the last branch to the first.",
+          rule(Concat, backward=lambda correct, op, counts, error: correct(op, counts[::-1], error)[::-1])),
+    Fault("ConcatenatedInTheTypeOfTheFirst",
+          "A concatenation of spikes and means keeps bytes, so that the means become zero.",
+          rule(Concat, forward=lambda correct, op, *xs: (
+              correct(op, *xs)[0].astype(xs[0].dtype), correct(op, *xs)[1]))),
     Fault("ProjectionsSwapped", "The filters of several projections are used in reverse order.",
           method(population_forward=lambda correct, equations, zs, *rest: correct(equations, zs[::-1], *rest))),
     Fault("CurrentsAddedFromTheLast", "The currents of three projections are added from the last to the first.",

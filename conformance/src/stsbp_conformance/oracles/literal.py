@@ -24,6 +24,7 @@ from stsbp_spec.synapses import (
     Add,
     AvgPool2d,
     BatchNorm,
+    Concat,
     Conv2d,
     Dropout,
     Flatten,
@@ -519,6 +520,8 @@ class Literal:
         """The output of an operation without weights in one step."""
         if isinstance(op, Add):
             return sum(x[1:], x[0])
+        if isinstance(op, Concat):
+            return np.concatenate(x, axis=1)
         (s,) = x
         if isinstance(op, Passing):
             op = op.at(s.shape[1:])
@@ -549,6 +552,9 @@ class Literal:
             op = op.at(x[0].shape[1:])
         if isinstance(op, Flatten):
             return [d.reshape(x[0].shape)]
+        if isinstance(op, Concat):
+            ends = np.cumsum([own.shape[1] for own in x])
+            return [d[:, end - own.shape[1] : end] for own, end in zip(x, ends, strict=True)]
         below = self.array(np.zeros(x[0].shape))
         if isinstance(op, Upsample2d):
             rows, columns = op.factors

@@ -24,6 +24,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
+from stsbp_spec.arrays import NUMPY
 from stsbp_spec.backend import LayerRun
 from stsbp_spec.equations import NeuronEquations, neuron_equations
 from stsbp_spec.expr import Expr, Recurrence, ordered
@@ -45,8 +46,8 @@ from stsbp_spec.reference.backend import (
     weight_rows,
 )
 from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Triangle
-from stsbp_spec.synapses import IDENTITY, PSP, Add, AvgPool2d, Conv2d, Dropout, Linear, OneToOne, Upsample2d, batchnorm
-from stsbp_spec.synapses.base import Passing, Values
+from stsbp_spec.synapses import IDENTITY, PSP, AvgPool2d, Conv2d, Dropout, Linear, OneToOne, Upsample2d, batchnorm
+from stsbp_spec.synapses.base import Merge, Passing, Values
 from stsbp_spec.synapses.bias import Biased
 from stsbp_spec.synapses.dropout import substream
 from stsbp_spec.synapses.psp import SynapticFilter
@@ -825,6 +826,7 @@ class _Walk:
         read: the input of each of the weights.
         kept: the values of each population that the backward pass reads.
         back: for each node without weights, the function from the error of its output to that of its input.
+        merged: for each node that merges branches, what its backward pass needs.
     """
 
     def __init__(
@@ -843,6 +845,7 @@ class _Walk:
         self.norms: dict[str, _Normalised] = {}
         self.kept: dict[str, dict[str, Near]] = {}
         self.back: dict[str, Callable[[Near], Near]] = {}
+        self.merged: dict[str, Any] = {}
 
     @property
     def training(self) -> bool:
@@ -864,8 +867,8 @@ class _Walk:
                     self._meet(name, _shifted(self.runs[node.name].spikes, 1))
                 self.kept[node.name] = self._keep(place)
                 self.values[node.name] = self.runs[node.name].spikes
-            elif isinstance(op, Add):
-                self.values[node.name] = reduce(np.add, read)
+            elif isinstance(op, Merge):
+                self.values[node.name], self.merged[node.name] = op.forward(NUMPY, *read)
             else:
                 (s,) = read
                 self.values[node.name], self.back[node.name] = self._passed(place, s)
@@ -946,8 +949,8 @@ class _Walk:
                 below = self._through_neurons(place, d, found)
             elif isinstance(op, Weighted):
                 below = [self._through_weights(node.name, d, found, need_input=trained[edges[0].source])]
-            elif isinstance(op, Add):
-                below = [d] * len(edges)
+            elif isinstance(op, Merge):
+                below = self._unmerged(op, self.merged[node.name], d, len(edges))
             else:
                 below = [self.back[node.name](d)]
             for edge, each in reversed([*zip(edges, below, strict=True)]):
@@ -957,6 +960,16 @@ class _Walk:
         for name, projection in self.projections.items():
             uses.setdefault(projection.parameter, []).append(name)
         return found | {owner: reduce(_add, [found.pop(name) for name in names]) for owner, names in uses.items()}
+
+    @staticmethod
+    def _unmerged(op: Merge, residuals: Any, d: Near, count: int) -> list[Near]:
+        """The errors of `count` merged branches. The operation rounds no error; it only passes errors on."""
+
+        def of_branch(i: int, x: AnyArray) -> AnyArray:
+            errors: Sequence[AnyArray] = op.backward(NUMPY, residuals, x)
+            return errors[i]
+
+        return [d.each(partial(of_branch, i)) for i in range(count)]
 
     def _trained(self) -> dict[str, bool]:
         """For each node, whether it has weights or comes after weights."""

@@ -289,6 +289,153 @@ RECURRENT_DIRECT = NetworkCase(
     gain=3.0,
 )
 
+# Branches of different units, one of them late and one of them twice, before dropout and pooling; a recurrence, and a
+# concatenation of neurons. The strides make a layer without sparse kernels.
+_CONCATENATED = """
+[[node]]
+name = "conv1"
+weights = "3C3p1"
+from = "input"
+[[node]]
+name = "below"
+neurons = ""
+from = "conv1"
+[[node]]
+name = "means"
+layer = "P2x1"
+from = "below"
+[[node]]
+name = "conv2"
+weights = "4C3s2x1p1"
+from = "below"
+[[node]]
+name = "coarse"
+neurons = "tau_m=5"
+from = "conv2"
+[[node]]
+name = "both"
+concat = true
+from = ["coarse", {node = "means", delay = 2}, "coarse"]
+[[node]]
+name = "drop"
+layer = "D0.25"
+from = "both"
+[[node]]
+name = "conv3"
+weights = "5C3p1b"
+from = "drop"
+[[node]]
+name = "above"
+neurons = ""
+from = "conv3"
+[[node]]
+name = "spikes"
+concat = true
+from = ["above", "coarse"]
+[[node]]
+name = "pool"
+layer = "P2"
+from = "spikes"
+[[node]]
+name = "linear4"
+weights = "6"
+from = "pool"
+[[node]]
+name = "loop"
+weights = "one-to-one"
+from = {node = "late", delay = 1}
+[[node]]
+name = "late"
+neurons = ""
+from = ["linear4", "loop"]
+[[node]]
+name = "linear5"
+weights = "5"
+from = "pool"
+[[node]]
+name = "five"
+neurons = ""
+from = "linear5"
+[[node]]
+name = "eleven"
+concat = true
+from = ["five", "late"]
+[[node]]
+name = "linear6"
+weights = "4"
+from = "eleven"
+[[node]]
+name = "output"
+neurons = ""
+from = "linear6"
+"""
+CONCATENATED = NetworkCase(
+    "concatenations, a delay, a recurrence",
+    NetworkSpec.parse(_CONCATENATED, input_shape=(2, 8, 5), neuron=LIF(3, 5 / 3, 0.4)),
+    steps=8,
+    batch=3,
+    gain=3.0,
+    density=0.3,
+)
+# An image beside its means: both are the same at all steps. Then a convolution with sparse kernels reads two populations.
+_CONCATENATED_DIRECT = """
+[[node]]
+name = "means"
+layer = "P2"
+from = "input"
+[[node]]
+name = "large"
+layer = "U2"
+from = "means"
+[[node]]
+name = "both"
+concat = true
+from = ["large", "input"]
+[[node]]
+name = "conv1"
+weights = "3C3p1"
+from = "both"
+[[node]]
+name = "one"
+neurons = ""
+from = "conv1"
+[[node]]
+name = "conv2"
+weights = "2C3p1bn"
+from = "both"
+[[node]]
+name = "two"
+neurons = "tau_m=5"
+from = "conv2"
+[[node]]
+name = "five"
+concat = true
+from = ["one", "two"]
+[[node]]
+name = "conv3"
+weights = "4C3"
+from = "five"
+[[node]]
+name = "three"
+neurons = ""
+from = "conv3"
+[[node]]
+name = "linear4"
+weights = "4"
+from = "three"
+[[node]]
+name = "output"
+neurons = ""
+from = "linear4"
+"""
+CONCATENATED_DIRECT = NetworkCase(
+    "direct, concatenations",
+    NetworkSpec.parse(_CONCATENATED_DIRECT, input_shape=(2, 6, 8), coding="direct", neuron=LIF(3, 5 / 3, 0.4)),
+    steps=6,
+    batch=3,
+    gain=3.0,
+)
+
 _QUICK = (
     *SMALL,
     GEOMETRY,
@@ -304,6 +451,8 @@ _QUICK = (
     HUGE,
     NORMALISED,
     RECURRENT,
+    CONCATENATED,
+    CONCATENATED_DIRECT,
 )
 LENGTHS = NetworkCase(
     "samples of 9, 2 and 6 steps",
@@ -376,9 +525,19 @@ def _stepwise(case: NetworkCase) -> Check:
             stream.reset()
         return compared.verdict()
 
-    return Check(2, f"{case.id}, step by step", run, quick=case in (RECURRENT, LEARNED))
+    return Check(2, f"{case.id}, step by step", run, quick=case in (RECURRENT, LEARNED, CONCATENATED))
 
 
-_STEPWISE = (RECURRENT, RECURRENT_DIRECT, GEOMETRY, MODELS, LEARNED, NORMALISED, READOUT)
+_STEPWISE = (
+    RECURRENT,
+    RECURRENT_DIRECT,
+    CONCATENATED,
+    CONCATENATED_DIRECT,
+    GEOMETRY,
+    MODELS,
+    LEARNED,
+    NORMALISED,
+    READOUT,
+)
 
 CHECKS = (*(_check(case) for case in (*CASES, READOUT)), *map(_stepwise, _STEPWISE))

@@ -200,6 +200,9 @@ CHECKS = (
     *(_check(case, quick=case is bits.MODELS_DIRECT[-1]) for case in bits.MODELS_DIRECT),
     _check(bits.RECURRENT, "van-rossum", quick=True, dropout=(3, 5)),
     _check(bits.RECURRENT, quick=False),
+    _check(bits.CONCATENATED, quick=True),
+    _check(bits.CONCATENATED, "van-rossum", quick=False, dropout=(3, 5)),
+    _check(bits.CONCATENATED_DIRECT, "hamming", quick=True),
     *(_check(bits.RECURRENT_DIRECT, quick=False, potentials=kind) for kind in ("float32", "float64")),
     *(
         _check(case, loss, quick=True, potentials=potentials)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,14 @@ from stsbp_spec.lengths import inside
 from stsbp_spec.losses import LOSSES, OF_POTENTIALS
 from stsbp_spec.network import Block, NetworkSpec, SpikingLayer
 from stsbp_spec.neurons import ALIF, LIF, PLIF, NeuronModel
-from stsbp_spec.plan import Sum, rule_of
+from stsbp_spec.plan import rule_of
 from stsbp_spec.synapses import (
     IDENTITY,
     PSP,
+    Add,
     AvgPool2d,
     BatchNorm,
+    Concat,
     Conv2d,
     Flatten,
     Linear,
@@ -383,7 +385,7 @@ def _over_time(shape: Shape) -> Body:
 
 def _sum_of_branches(backend: AbstractBackend, compared: Compared) -> None:
     """Sums of spikes, and of means of spikes, which have another type."""
-    shape = (5, 2, 3, 4, 3)
+    shape, rule = (5, 2, 3, 4, 3), rule_of(backend, Add())
     a, b = spikes(shape, 0.4, 63), spikes(shape, 0.6, 64) * np.uint8(127)
     means = round_to_grid(np.abs(normal(shape, 65)) % np.float32(1), 4)
     for what, branches in {
@@ -393,9 +395,48 @@ def _sum_of_branches(backend: AbstractBackend, compared: Compared) -> None:
         "means first": (means, b, a),
     }.items():
         arrays = (backend.asarray(x.copy()) for x in branches)
-        found, _ = Sum((), ()).forward_slice(None, *arrays)  # type: ignore[arg-type]
+        found, residuals = rule.forward(Add(), *arrays)
         expected = np.add.reduce([x.astype(np.float32) for x in branches])
         compared.equal(what, values(backend, found, np.float32), expected)
+        error = normal(shape, 90)
+        errors = rule.backward(Add(), residuals, backend.asarray(error.copy()))
+        compared.same(f"{what}: number of errors", len(errors), len(branches))
+        for i, got in enumerate(errors):
+            compared.equal(f"{what}: error of branch {i + 1}", backend.numpy(got), error)
+
+
+def _concatenation(rest: Shape) -> Body:
+    """The channels of spikes, counts and means. All branches have `rest`, `(H, W)` or `()`, but other channels."""
+
+    def body(backend: AbstractBackend, compared: Compared) -> None:
+        rule, lead = rule_of(backend, Concat()), (5, 2)
+        a = spikes((*lead, 3, *rest), 0.4, 91)
+        b = spikes((*lead, 1, *rest), 0.6, 92) * np.uint8(127)
+        means = round_to_grid(np.abs(normal((*lead, 4, *rest), 93)) % np.float32(1), 4)
+        for what, branches in {
+            "two": (a, b),
+            "three, one of them twice": (b, a, b),
+            "means": (a, means),
+            "means first": (means, b, a),
+            "one step": (a[:1], b[:1]),
+        }.items():
+            native = [backend.asarray(x.copy()) for x in branches]
+            found, residuals = rule.forward(Concat(), *native)
+            expected = np.concatenate([x.astype(np.float32) for x in branches], axis=2)
+            compared.equal(what, values(backend, found, np.float32), expected)
+            compared.true(f"{what}: inputs stay as they are", _unchanged(backend, native, branches))
+            error = normal(expected.shape, 94)
+            errors = rule.backward(Concat(), residuals, backend.asarray(error.copy()))
+            ends = np.cumsum([x.shape[2] for x in branches])
+            for i, (got, own) in enumerate(zip(errors, np.split(error, ends[:-1], axis=2), strict=True)):
+                compared.equal(f"{what}: error of branch {i + 1}", backend.numpy(got), own)
+
+    return body
+
+
+def _unchanged(backend: AbstractBackend[Array], native: Sequence[Array], branches: Sequence[AnyArray]) -> bool:
+    pairs = zip(native, branches, strict=True)
+    return all(np.array_equal(values(backend, x, y.dtype.type), y) for x, y in pairs)
 
 
 def _one_to_one(backend: AbstractBackend, compared: Compared) -> None:
@@ -640,6 +681,8 @@ CHECKS = (
     pair_check("time, spikes of neurons", _over_time((5, 3, 7))),
     pair_check("time, spikes of channels", _over_time((6, 2, 3, 4, 5))),
     pair_check("sum of branches", _sum_of_branches),
+    pair_check("concatenation of channels", _concatenation((4, 3))),
+    pair_check("concatenation of neurons", _concatenation(())),
     pair_check("one weight a neuron", _one_to_one),
     pair_check(
         "three synapses",

@@ -17,7 +17,7 @@ from stsbp_conformance import process, reference
 from stsbp_conformance.cases import NetworkCase
 from stsbp_conformance.check import Check, Compared, Unavailable, Verdict
 from stsbp_conformance.process import CASES, NORMALISED, RECURRENT, UPDATES
-from stsbp_conformance.tiers.bits import GEOMETRY, LENGTHS, NORMALISED_DIRECT
+from stsbp_conformance.tiers.bits import CONCATENATED, GEOMETRY, LENGTHS, NORMALISED_DIRECT
 from stsbp_conformance.tiers.reproducible import OPTIMIZER
 
 __all__ = ["BEFORE", "CASES", "CHECKS", "UPDATES"]
@@ -74,7 +74,7 @@ def _processes(size: int, updates: int, *, quick: bool) -> Check:
 
 _IN_MICRO_BATCHES = (
     (CASES[0], 3), (CASES[0], 1), (CASES[1], 1), (LENGTHS, 2), (NORMALISED, 3), (NORMALISED, 1), (NORMALISED_DIRECT, 1),
-    (RECURRENT, 3), (RECURRENT, 1), (GEOMETRY, 2),
+    (RECURRENT, 3), (RECURRENT, 1), (GEOMETRY, 2), (CONCATENATED, 2),
 )  # fmt: skip
 
 CHECKS = (

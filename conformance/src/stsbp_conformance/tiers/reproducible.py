@@ -141,6 +141,8 @@ CHECKS = (
         for case, loss in ((bits.RECURRENT, "hamming"), (bits.RECURRENT_DIRECT, "van-rossum"))
         for dropout in (None, (3, 5))
     ),
+    _gradient_check(bits.CONCATENATED, "van-rossum", (3, 5), quick=True),
+    _gradient_check(bits.CONCATENATED_DIRECT, "hamming", (3, 5), quick=True),
     *(_gradient_check(case, "van-rossum", None, quick=case is bits.MODELS_DIRECT[-1]) for case in bits.MODELS_DIRECT),
     _gradient_check(bits.COUNTS, "van-rossum", None, quick=True),
     _gradient_check(SATURATED, "van-rossum", None, quick=True),
@@ -157,6 +159,8 @@ CHECKS = (
     _training_check(bits.NORMALISED, "van-rossum", quick=True),
     _training_check(bits.NORMALISED_DIRECT, "hamming", quick=False),
     *(_training_check(bits.RECURRENT, "van-rossum", quick=m == "low", memory=m) for m in ("full", "low")),
+    _training_check(bits.CONCATENATED, "van-rossum", quick=True, memory="low"),
+    _training_check(bits.CONCATENATED_DIRECT, "spike-count", quick=False),
     *(_training_check(bits.RECURRENT_DIRECT, "spike-count", quick=False, memory=m) for m in ("full", "low")),
     _training_check(bits.NORMALISED, "van-rossum", quick=False, memory="low"),
     *(_training_check(bits.LENGTHS, loss, quick=loss == "spike-count") for loss in LOSSES),

@@ -232,6 +232,23 @@ class ArrayArithmetic(Generic[Array]):
         """Sums of the elements of each channel, `[count]`, from `by_channel`."""
         return self.xp.sum(x, axis=0 if self.channel_axis < 0 else 1, dtype=dtype)
 
+    def channels_joined(self, arrays: Sequence[Any]) -> Array:
+        """Arrays `[T, B, C, ...]` concatenated along their channels. Numbers of a mixture of types become float32."""
+        # The channels come last, because backends whose native axis is another one keep them last in memory, and
+        # libraries write the result in the order of the axes they are given.
+        last = [self.xp.moveaxis(x, self.channel_axis, -1) for x in arrays]
+        return self.xp.moveaxis(self.xp.concat(last, axis=-1), -1, self.channel_axis)
+
+    def channels_split(self, x: Any, counts: Sequence[int]) -> tuple[Array, ...]:
+        """The inverse of `channels_joined`: arrays of their own with `counts` channels each."""
+        last, first, parts = self.xp.moveaxis(x, self.channel_axis, -1), 0, list[Array]()
+        for count in counts:
+            # One array, concatenated with nothing, is a copy whose memory has no gaps.
+            part = self.xp.concat([last[..., first : first + count]], axis=-1)
+            parts.append(self.xp.moveaxis(part, -1, self.channel_axis))
+            first += count
+        return tuple(parts)
+
     def totals(self, x: Any, count: int) -> Array:
         """`Pairs.totals`: float64 sums `[count]` of all elements of each channel; of all elements if `count` is 1."""
         return self.channel_sums(self.by_channel(x, count), self.xp.float64)

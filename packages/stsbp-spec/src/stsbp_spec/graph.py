@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import ClassVar
 
 from stsbp_spec.equations import learned_name
 from stsbp_spec.errors import NetworkError, SpecError
@@ -49,6 +50,8 @@ class Input(Op):
         largest: the largest event count of a pixel in a frame.
     """
 
+    makes_spikes: ClassVar[bool] = True
+
     shape: Shape
     coding: Coding = "events"
     psp: PSP | None = None
@@ -69,6 +72,8 @@ class Neurons(Op):
 
     The currents of several projections are added in the order of the inputs.
     """
+
+    makes_spikes: ClassVar[bool] = True
 
     model: NeuronModel
 

@@ -10,8 +10,8 @@
     neurons = "neuron=alif,tau_m=5"   # as between the notation's braces; "" is the default neuron of the network
     from = ["conv1", "skip"]
 
-A node has exactly one of `weights`, `neurons`, `layer` (a layer without neurons in the notation: `P2`, `D0.2`) and
-`add = true`. `from` names the nodes that it reads, in order. `{node = "fires", delay = 1}` reads that node with a delay
+A node has exactly one of `weights`, `neurons`, `layer` (a layer without neurons in the notation: `P2`, `D0.2`), and an
+operation that merges branches (`synapses.MERGES`): `add = true`, `concat = true`. `from` names the nodes that it reads, in order. `{node = "fires", delay = 1}` reads that node with a delay
 of 1 step. `weights_of` names a node whose weights this node also uses. The input is called `input`. The last node is
 the output.
 """
@@ -35,12 +35,13 @@ from stsbp_spec.notation import (
     written_neurons,
     written_weights,
 )
-from stsbp_spec.synapses.add import Add
+from stsbp_spec.synapses import MERGES
+from stsbp_spec.synapses.base import Merge
 from stsbp_spec.values import listed, shown
 
 __all__ = ["check_name", "described", "is_nodes", "parse_nodes", "written_nodes"]
 
-_KINDS = ("weights", "neurons", "layer", "add")
+_KINDS = ("weights", "neurons", "layer", *MERGES)
 _KEYS = ("name", *_KINDS, "from", "weights_of")
 _MOST_CHARACTERS = 1 << 20
 _MOST_DOTS = 100
@@ -105,9 +106,9 @@ def _node(name: str, table: Mapping[str, Any], padding: str, neuron: NeuronModel
     if len(kinds) != 1:
         raise SpecError(f"a node has one of {', '.join(_KINDS)}, got {listed(kinds) or 'none'}")
     kind, text = kinds[0], table[kinds[0]]
-    if kind == "add":
+    if kind in MERGES:
         if text is not True:
-            raise SpecError(f"add = true, got {shown(text)}")
+            raise SpecError(f"{kind} = true, got {shown(text)}")
     elif not isinstance(text, str):
         raise SpecError(f"{kind} is a text, got {shown(text)}")
     op: Op
@@ -115,8 +116,8 @@ def _node(name: str, table: Mapping[str, Any], padding: str, neuron: NeuronModel
         op = parse_weights(text, padding=padding, weight_bits=weight_bits)
     elif kind == "neurons":
         op = Neurons(parse_neurons(text, neuron))
-    elif kind == "add":
-        op = Add()
+    elif kind in MERGES:
+        op = MERGES[kind]()
     else:
         options: dict[str, Any] = {"padding": padding, "neuron": neuron, "weight_bits": weight_bits, "dropout": 0.0}
         layers, _ = parse_layers(text, outputs=None, **options)
@@ -154,10 +155,9 @@ def written_nodes(nodes: Iterable[Node]) -> str:
 
 def described(node: Node) -> tuple[str, str]:
     """The description of a node and of the nodes it reads, for tables."""
-    kind, _, text = _what(node).partition(" = ")
-    text = text.strip('"')
+    what = node.op.symbol if isinstance(node.op, Merge) else _what(node).partition(" = ")[2].strip('"')
     reads = ", ".join(f"{e.source}@-{e.delay}" if e.delay else e.source for e in node.inputs)
-    return ("+" if kind == "add" else text), reads
+    return what, reads
 
 
 def _written(node: Node) -> str:
@@ -173,8 +173,8 @@ def _what(node: Node) -> str:
         return f'weights = "{written_weights(op)}"'
     if isinstance(op, Neurons):
         return f'neurons = "{written_neurons(op.model)}"'
-    if isinstance(op, Add):
-        return "add = true"
+    if isinstance(op, Merge):
+        return f"{op.key} = true"
     if isinstance(op, _PLAIN):
         return f'layer = "{written(op)}"'
     raise NetworkError(f"there is no text for {shown(op)}", node=node.name)

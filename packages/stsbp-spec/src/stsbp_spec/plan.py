@@ -17,15 +17,14 @@ from stsbp_spec.pairs import Pairs
 from stsbp_spec.results import NeuronResiduals, Resumed
 from stsbp_spec.rules import BackwardResult, Deferred, ForwardResult, Rule, Run, Step
 from stsbp_spec.synapses import batchnorm
-from stsbp_spec.synapses.add import Add
-from stsbp_spec.synapses.base import Passing
+from stsbp_spec.synapses.base import Derived, Passing
 from stsbp_spec.synapses.batchnorm import BatchNorm, Coefficients
 from stsbp_spec.synapses.dropout import Dropout, substream
 from stsbp_spec.synapses.one_to_one import PRODUCT, OneToOne
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import Array, Precision, Shape
 
-__all__ = ["Chain", "Plan", "Segment", "Stage", "Sum", "all_reduce_max", "all_reduce_sum", "plan", "rule_of"]
+__all__ = ["Chain", "Plan", "Segment", "Stage", "all_reduce_max", "all_reduce_sum", "plan", "rule_of"]
 
 
 def all_reduce_max(backend: Pairs[Array], runs: Sequence[Run[Array]], values: Iterable[Array]) -> Array:
@@ -233,6 +232,18 @@ def _one_to_one(backend: Pairs[Array]) -> Rule[Array]:
     return Rule(forward, backward)
 
 
+def _derived(backend: Pairs[Array]) -> Rule[Array]:
+    """The rule of `Derived` operations."""
+
+    def forward(op: Derived, *inputs: Array) -> tuple[Array, Any]:
+        return op.forward(backend.arithmetic, *inputs)
+
+    def backward(op: Derived, residuals: Any, error: Array) -> Any:
+        return op.backward(backend.arithmetic, residuals, error)
+
+    return Rule(forward, backward)
+
+
 @dataclass(frozen=True, eq=False)
 class Drops(Step[Array]):
     """Dropout with the backend's masks: synapses/dropout.py."""
@@ -256,20 +267,6 @@ class Drops(Step[Array]):
 
     def backward_slice(self, run: Run[Array], saved: Any, grad: Any, precision: Precision) -> BackwardResult[Array]:
         return BackwardResult((grad if saved is None else self.backend.dropout(saved, grad),))
-
-
-@dataclass(frozen=True, eq=False)
-class Sum(Step[Array]):
-    """The sum of several branches: synapses/add.py."""
-
-    def forward_slice(self, run: Run[Array], *inputs: Array) -> ForwardResult[Array]:
-        total = inputs[0]
-        for x in inputs[1:]:
-            total = total + x
-        return ForwardResult(total, None)
-
-    def backward_slice(self, run: Run[Array], saved: Any, grad: Any, precision: Precision) -> BackwardResult[Array]:
-        return BackwardResult((grad,) * len(self.needed))
 
 
 @dataclass(frozen=True, eq=False)
@@ -733,8 +730,6 @@ def _single(backend: Pairs[Any], place: Place, needed: tuple[bool, ...], project
         return Population((place,), needed, backend, op)
     if type(op) is Dropout:
         return Drops((place,), needed, backend, op)
-    if type(op) is Add:
-        return Sum((place,), needed)
     if isinstance(op, Passing):
         (values,) = place.inputs
         op = op.at(values.shape)
@@ -747,12 +742,16 @@ def _single(backend: Pairs[Any], place: Place, needed: tuple[bool, ...], project
 
 
 def rule_of(backend: Pairs[Any], op: Op) -> Rule[Any]:
-    """The rule of an operation: the backend's own, or one that uses equations which every backend runs.
+    """The rule of an operation: the backend's own, or one that every backend can compute.
 
     Raises:
         BackendError: there is no rule.
     """
-    return _one_to_one(backend) if type(op) is OneToOne else backend.rule(op)
+    if type(op) is OneToOne:
+        return _one_to_one(backend)
+    if isinstance(op, Derived) and type(op) not in backend.rules:
+        return _derived(backend)
+    return backend.rule(op)
 
 
 def _chain(

@@ -28,9 +28,7 @@ from stsbp_spec.neurons.stored import as_text
 from stsbp_spec.passes import Trace, after, backward_segment, forward_segment
 from stsbp_spec.plan import Population, Segment, plan
 from stsbp_spec.rules import Deferred, Run
-from stsbp_spec.synapses.add import Add
 from stsbp_spec.synapses.batchnorm import STATISTICS, moved
-from stsbp_spec.synapses.dropout import Dropout
 from stsbp_spec.typing import Shape
 from torch.utils import _pytree as pytree
 
@@ -411,7 +409,7 @@ def _state(
 def _is_bytes(network: Network, name: str) -> bool:
     """Whether the steps take the output of a node, spikes or counts, as bytes."""
     node, values = next(node for node in network.nodes if node.name == name), network.values[name]
-    if isinstance(node.op, (Add, Dropout)):
+    if node.op.keeps_bytes:
         return all(_is_bytes(network, edge.source) for edge in node.inputs)
     known = isinstance(node.op, (Input, Neurons)) and not values.weighted
     return known and values.exponent == 0 and values.maximum <= 255

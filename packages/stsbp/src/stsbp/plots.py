@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stsbp_spec.graph import Edge, Input, Neurons, Node, Weighted
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.nodes import described
-from stsbp_spec.synapses import Add
+from stsbp_spec.synapses.base import Merge
 
 from stsbp.errors import ConfigError
 from stsbp.files import OutputKind, atomic_writer
@@ -74,7 +74,7 @@ class Box:
     """A node in the drawing, or a population together with weights that only it reads.
 
     Attributes:
-        kind: `input`, `neurons`, `add` or `other`.
+        kind: `input`, `neurons`, `merge` or `other`.
         text: lines of text.
         links: arrows from the boxes that it reads. A recurrence links a box to itself.
         depth: number of boxes on the longest path from the input.
@@ -109,7 +109,8 @@ def boxes(network: NetworkSpec) -> dict[str, Box]:
         links = [*_links(weights, own, several), *(_link(e) for e in node.inputs if e.source not in within)]
         lines = [node.name if not weights else weights[0].name, *_lines(node, weights, own)]
         lines.append("x".join(map(str, graph.values[node.name].shape)))
-        box = Box(_kind(node), "+" if isinstance(node.op, Add) else "\n".join(line for line in lines if line), links)
+        text = node.op.symbol if isinstance(node.op, Merge) else "\n".join(line for line in lines if line)
+        box = Box(_kind(node), text, links)
         box.depth = max((found[link.source].depth + 1 for link in links if link.source != node.name), default=0)
         found[node.name] = box
     for depth in range(1 + max(box.depth for box in found.values())):
@@ -135,7 +136,7 @@ def _link(edge: Edge) -> Link:
 def _kind(node: Node) -> str:
     if isinstance(node.op, Neurons):
         return "neurons"
-    return "input" if isinstance(node.op, Input) else "add" if isinstance(node.op, Add) else "other"
+    return "input" if isinstance(node.op, Input) else "merge" if isinstance(node.op, Merge) else "other"
 
 
 def _lines(node: Node, weights: Sequence[Node], own: set[str]) -> list[str]:
@@ -148,7 +149,7 @@ def _lines(node: Node, weights: Sequence[Node], own: set[str]) -> list[str]:
     return [described(node)[0].partition("{")[0]]
 
 
-_COLOURS = {"input": "0.85", "neurons": "#cfe2f3", "add": "#fce5cd", "other": "white"}
+_COLOURS = {"input": "0.85", "neurons": "#cfe2f3", "merge": "#fce5cd", "other": "white"}
 _WIDE, _HIGH = 2.6, 1.05
 """Distances between boxes in inches."""
 
@@ -179,7 +180,7 @@ def plot_network(network: NetworkSpec, path: Path) -> None:
 
 
 def _box(axes: Axes, box: Box) -> Text:
-    style = "circle" if box.kind == "add" else "round,pad=0.35"
+    style = "circle" if box.kind == "merge" else "round,pad=0.35"
     face = {"boxstyle": style, "facecolor": _COLOURS[box.kind], "edgecolor": "0.3", "linewidth": 0.8}
     x, y = _WIDE * box.place, -_HIGH * box.depth
     return axes.text(x, y, box.text, ha="center", va="center", fontsize=8, bbox=face, zorder=3)

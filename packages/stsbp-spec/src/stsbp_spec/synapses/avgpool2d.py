@@ -11,12 +11,15 @@ divided by the size of the window.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from stsbp_spec.errors import SpecError
 from stsbp_spec.synapses.axes import PerAxis, both, per_axis
 from stsbp_spec.synapses.base import Passing, Values
-from stsbp_spec.typing import Shape
+from stsbp_spec.typing import Int64, Shape
 
 __all__ = ["AvgPool2d", "GlobalAvgPool", "Pool2d"]
 
@@ -73,6 +76,15 @@ class AvgPool2d(Pool2d):
             maximum=values.maximum * self.divisor,
             divisor=values.divisor * self.divisor,
         )
+
+    def reached(self, counts: Int64, shapes: Sequence[Shape]) -> tuple[Int64, ...]:
+        """Each place of a window reaches what the window reaches."""
+        rows, columns = self.sizes
+        whole = counts.repeat(rows, axis=1).repeat(columns, axis=2)
+        # Rows and columns that fill no window reach no output.
+        below = np.zeros(shapes[0], np.int64)
+        below[:, : whole.shape[1], : whole.shape[2]] = whole
+        return (below,)
 
     @property
     def divisor(self) -> int:

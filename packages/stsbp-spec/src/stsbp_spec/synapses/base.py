@@ -9,17 +9,22 @@ from __future__ import annotations
 import math
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
+import numpy as np
+
+from stsbp_spec.arrays import NUMPY, ArrayArithmetic
 from stsbp_spec.errors import ExactnessError, SpecError
 from stsbp_spec.grid import EXACT_LIMIT_BITS, MAX_WEIGHT_BITS, MIN_WEIGHT_BITS
 from stsbp_spec.synapses.batchnorm import BatchNorm
 from stsbp_spec.synapses.bias import Biased
 from stsbp_spec.synapses.psp import IDENTITY, PSP, SynapticFilter
-from stsbp_spec.typing import Shape
+from stsbp_spec.typing import Array, Int64, Shape
 from stsbp_spec.values import integer, shown
 
-__all__ = ["Op", "Passing", "Values", "Weighted", "normalisation", "weight_bits"]
+__all__ = ["Derived", "Merge", "Op", "Passing", "Values", "Weighted", "normalisation", "weight_bits"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,15 @@ class Values:
 
 
 class Op(ABC):
-    """An operation of a network: a frozen dataclass of its parameters."""
+    """An operation of a network: a frozen dataclass of its parameters.
+
+    Attributes:
+        makes_spikes: whether its output is spikes that no input had: a spike of it is counted by itself.
+        keeps_bytes: whether its output is bytes if all its inputs are bytes.
+    """
+
+    makes_spikes: ClassVar[bool] = False
+    keeps_bytes: ClassVar[bool] = False
 
     @abstractmethod
     def infer(self, *inputs: Values) -> Values:
@@ -79,6 +92,15 @@ class Op(ABC):
         Raises:
             SpecError: the inputs do not fit.
         """
+
+    def reached(self, counts: Int64, shapes: Sequence[Shape]) -> tuple[Int64, ...]:
+        """Numbers of weights that a spike at each place of the inputs reaches, from the `counts` of the output.
+
+        Args:
+            counts: number of weights that each value of the output reaches, in the shape of the output.
+            shapes: shapes of the inputs.
+        """
+        return tuple(counts.reshape(shape) for shape in shapes)
 
     def one(self, inputs: tuple[Values, ...]) -> Values:
         """The only input. Raises `SpecError` unless there is exactly one."""
@@ -106,6 +128,94 @@ class Passing(Op):
     def at(self, shape: Shape) -> Passing:
         """The operation in the form that backends use, for an input of `shape`."""
         return self
+
+
+class Derived(Op):
+    """An operation that every backend computes from the arithmetic of its arrays, without a rule of its own for it.
+
+    A backend that has a rule for the operation nevertheless (`Pairs.rules`) uses the rule.
+    """
+
+    @abstractmethod
+    def forward(self, arithmetic: ArrayArithmetic[Array], *inputs: Array) -> tuple[Array, Any]:
+        """`rules.Rule.forward`: the output for native arrays `[1 or T, B, ...]`, and what `backward` needs."""
+
+    @abstractmethod
+    def backward(self, arithmetic: ArrayArithmetic[Array], residuals: Any, error: Array) -> Any:
+        """`rules.Rule.backward`: the error of the input, or a tuple of errors for several inputs."""
+
+
+class Merge(Derived):
+    """An operation on the spikes of two or more branches, without weights and neurons.
+
+    The weights above apply one synaptic filter, one gain of training and one divisor to its output. So these must be
+    the same for all inputs.
+
+    Attributes:
+        key: its name in a network that is written node by node (nodes.py).
+        symbol: its name in tables and drawings.
+        outcome: what its output is called in messages, in the plural.
+        alike: what the shapes of the inputs must have in common, in words.
+    """
+
+    key: ClassVar[str]
+    symbol: ClassVar[str]
+    outcome: ClassVar[str]
+    alike: ClassVar[str] = "shape"
+    keeps_bytes: ClassVar[bool] = True
+
+    @abstractmethod
+    def output_shape(self, *shapes: Shape) -> Shape:
+        """Shape of the output for inputs whose shapes fit."""
+
+    @abstractmethod
+    def largest(self, *maxima: float) -> float:
+        """The largest value of the output for inputs with these largest values."""
+
+    def fits(self, one: Shape, other: Shape) -> bool:
+        """Whether inputs of these shapes can be merged."""
+        return one == other
+
+    def infer(self, *inputs: Values) -> Values:
+        """The output, in the finest unit of the inputs."""
+        first = self._checked(inputs)
+        merged = replace(
+            first,
+            shape=self.output_shape(*(values.shape for values in inputs)),
+            exponent=max(values.exponent for values in inputs),
+            maximum=self.largest(*(values.maximum for values in inputs)),
+        )
+        if merged.bits > EXACT_LIMIT_BITS:
+            raise ExactnessError(
+                f"the {self.outcome} have {merged.bits} bits, but float32 holds only {EXACT_LIMIT_BITS}"
+            )
+        return merged
+
+    def _checked(self, inputs: Sequence[Values]) -> Values:
+        """The first input. Raises `SpecError` unless the inputs fit each other."""
+        name = type(self).__name__
+        if len(inputs) < 2:
+            raise SpecError(f"{name} takes two inputs or more, got {len(inputs)}")
+        first = inputs[0]
+        for values in inputs:
+            if values.weighted:
+                raise SpecError(f"{name} takes spikes, but one of its inputs is weighted sums; put Neurons between them")
+            for what, one, other, fit in (
+                (self.alike, first.shape, values.shape, self.fits(first.shape, values.shape)),
+                ("synapse", first.pending, values.pending, first.pending == values.pending),
+                ("factor of dropout", first.gain, values.gain, first.gain == values.gain),
+                ("divisor of pooled sums", first.divisor, values.divisor, first.divisor == values.divisor),
+            ):
+                if not fit:
+                    raise SpecError(f"the inputs of {name} must have the same {what}, got {one} and {other}")
+            if values.static != first.static:
+                raise SpecError(f"{name} takes inputs that change with time, or images, not both")
+        return first
+
+    def reached(self, counts: Int64, shapes: Sequence[Shape]) -> tuple[Int64, ...]:
+        # The adjoint of the operation, on one sample and step.
+        _, residuals = self.forward(NUMPY, *(np.zeros((1, 1, *shape), np.int64) for shape in shapes))
+        return tuple(below[0, 0] for below in self.backward(NUMPY, residuals, counts[None, None]))
 
 
 class Weighted(Op):

@@ -8,6 +8,7 @@ filter of the next layer (`Values.filter`). In evaluation, there is neither mask
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from stsbp_spec.errors import SpecError
 from stsbp_spec.synapses.base import Passing, Values
@@ -27,6 +28,8 @@ class Dropout(Passing):
     Args:
         rate: probability that a neuron's spikes are dropped, in [0, 1).
     """
+
+    keeps_bytes: ClassVar[bool] = True
 
     rate: float
 

@@ -10,6 +10,7 @@ a silent window, the first maximum is its first input.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from stsbp_spec.synapses.avgpool2d import Pool2d
 from stsbp_spec.synapses.base import Values
@@ -24,6 +25,8 @@ class MaxPool2d(Pool2d):
     Args:
         size: rows and columns of the window, an integer or a pair.
     """
+
+    makes_spikes: ClassVar[bool] = True
 
     def infer(self, *inputs: Values) -> Values:
         """The same kind of values as the input."""

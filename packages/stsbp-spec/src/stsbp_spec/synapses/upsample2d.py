@@ -5,12 +5,13 @@ Backward: each input receives the sum of its block's errors, row by row. Each ad
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from stsbp_spec.errors import SpecError
 from stsbp_spec.synapses.axes import PerAxis, both, per_axis
 from stsbp_spec.synapses.base import Passing, Values
-from stsbp_spec.typing import Shape
+from stsbp_spec.typing import Int64, Shape
 
 __all__ = ["Upsample2d"]
 
@@ -44,3 +45,9 @@ class Upsample2d(Passing):
             raise SpecError(f"upsampling needs an input (C, H, W), got {shape}")
         (c, h, w), (rows, columns) = shape, self.factors
         return (c, h * rows, w * columns)
+
+    def reached(self, counts: Int64, shapes: Sequence[Shape]) -> tuple[Int64, ...]:
+        """An input reaches what its block reaches."""
+        ((c, h, w),), (rows, columns) = shapes, self.factors
+        below: Int64 = counts.reshape(c, h, rows, w, columns).sum(axis=(2, 4))
+        return (below,)

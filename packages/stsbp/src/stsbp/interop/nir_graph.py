@@ -32,6 +32,7 @@ from stsbp_spec.neurons import ALIF, IF, LIF, PLIF, Readout
 from stsbp_spec.synapses import (
     Add,
     AvgPool2d,
+    Concat,
     Conv2d,
     Dropout,
     Flatten,
@@ -196,6 +197,8 @@ class _Writer:
     def passing(self, place: Place) -> None:
         """Add pooling, flattening, dropout and sums of branches."""
         name, op, edges = place.node.name, place.node.op, place.node.inputs
+        if type(op) in _REFUSED:
+            raise ConfigError(f"{name} cannot be written: {_REFUSED[type(op)]}")
         sources = tuple(end for edge in edges for end in self.read(place, edge))
         exponents = {self.exponents[edge.source] for edge in edges}
         if len(exponents) > 1:
@@ -211,7 +214,7 @@ class _Writer:
         elif isinstance(op, Flatten):
             sources = self.flat(self.names[name], shape, sources)
         elif not isinstance(op, (Add, Dropout)):
-            raise ConfigError(f"{name} cannot be written: {_REFUSED.get(type(op), 'NIR has no such node')}")
+            raise ConfigError(f"{name} cannot be written: NIR has no such node")
         self.ends[name], self.exponents[name] = sources, exponent
 
     def flat(self, name: str, shape: Shape, sources: tuple[str, ...]) -> tuple[str, ...]:
@@ -433,7 +436,9 @@ _RESERVED = ("input", "output")
 _REFUSED: Mapping[type[Op], str] = {
     MaxPool2d: "NIR has no maximum of a window; pool by means",
     Upsample2d: "NIR has no upsampling",
+    Concat: "NIR has no concatenation; let the neurons above read each branch through weights of its own",
 }
+"""Operations that no node of NIR computes, with the reason and advice."""
 
 
 def _names(names: Iterable[str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,19 @@ from stsbp_spec import CONTRACT_VERSION
 from stsbp_spec.expr import Recurrence, constant, where
 from stsbp_spec.graph import Edge, Input, Neurons, Op, Place
 from stsbp_spec.printers import LANGUAGES, definition
-from stsbp_spec.synapses import Add, AvgPool2d, Conv2d, Dropout, Flatten, Linear, MaxPool2d, OneToOne, Upsample2d
+from stsbp_spec.synapses import (
+    Add,
+    AvgPool2d,
+    Concat,
+    Conv2d,
+    Dropout,
+    Flatten,
+    Linear,
+    MaxPool2d,
+    OneToOne,
+    Upsample2d,
+)
+from stsbp_spec.synapses.avgpool2d import Pool2d
 from stsbp_spec.synapses.base import Passing, Weighted
 from stsbp_spec.synapses.batchnorm import FORWARD
 from stsbp_spec.typing import Float32, Shape
@@ -160,14 +173,8 @@ class _Exporter:
         made = _Value(node.name, place.output.shape, read[0].static)
         if isinstance(op, Weighted):
             self._weighted(made, op, read[0], self.program.weights[node.name])
-        elif type(op) is Add:
-            made.frames = self.nodes.add("Sum", [self._frames(each) for each in read], made.name, f"{made.name}/values")
-        elif type(op) is Flatten:
-            made.frames = self._flat(read[0])
-        elif isinstance(op, Passing):
-            made.rows = self._window(made.name, op.at(read[0].shape), read[0])
         else:
-            raise _unknown(made.name, op)
+            self._passed(made, op, read)
         return made
 
     def _input(self, place: Place) -> _Value:
@@ -207,23 +214,48 @@ class _Exporter:
             return nodes.add("Mul", [x, nodes.constant(f"{name}/weights", values.reshape(-1))], name, output, **said)
         raise _unknown(name, op)
 
-    def _window(self, name: str, op: Passing, read: _Value) -> str:
-        """The result of an operation on windows or pixels of `[n, C, H, W]`."""
-        x, output, said = self._rows(read), f"{name}/values", {"doc_string": str(op)}
-        if type(op) is Upsample2d:
-            scales = self.nodes.constant(f"{name}/scales", np.array([1, 1, *op.factors], np.float32))
-            said |= {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor", "mode": "nearest"}
-            return self.nodes.add("Resize", [x, "", scales], name, output, **said)
-        if type(op) is not AvgPool2d and type(op) is not MaxPool2d:
-            raise _unknown(name, op)
-        sizes = {"kernel_shape": op.sizes, "strides": op.sizes}
-        if isinstance(op, MaxPool2d):
-            return self.nodes.add("MaxPool", [x], name, output, **sizes, **said)
+    # Operations without weights: `_PASSES` names the method of each.
+
+    def _passed(self, made: _Value, op: Op, read: list[_Value]) -> None:
+        if isinstance(op, Passing):
+            op = op.at(read[0].shape)
+        if type(op) not in _PASSES:
+            raise _unknown(made.name, op)
+        _PASSES[type(op)](self, made, op, read)
+
+    def _added(self, made: _Value, op: Add, read: list[_Value]) -> None:
+        made.frames = self.nodes.add("Sum", [self._frames(each) for each in read], made.name, f"{made.name}/values")
+
+    def _concatenated(self, made: _Value, op: Concat, read: list[_Value]) -> None:
+        # From the end, because frames of images that are the same at all steps have no axis of time.
+        given, axis = [self._frames(each) for each in read], -len(made.shape)
+        made.frames = self.nodes.add("Concat", given, made.name, f"{made.name}/values", axis=axis)
+
+    def _flattened(self, made: _Value, op: Flatten, read: list[_Value]) -> None:
+        made.frames = self._flat(read[0])
+
+    def _upsampled(self, made: _Value, op: Upsample2d, read: list[_Value]) -> None:
+        name, scales = made.name, np.array([1, 1, *op.factors], np.float32)
+        nearest = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor", "mode": "nearest"}
+        given = [self._rows(read[0]), "", self.nodes.constant(f"{name}/scales", scales)]
+        made.rows = self.nodes.add("Resize", given, name, f"{name}/values", doc_string=str(op), **nearest)
+
+    def _largest(self, made: _Value, op: MaxPool2d, read: list[_Value]) -> None:
+        self._windows("MaxPool", made, op, [self._rows(read[0])])
+
+    def _averaged(self, made: _Value, op: AvgPool2d, read: list[_Value]) -> None:
+        (value,) = read
         if op.divisor == 1:
-            return self.nodes.add("AveragePool", [x], name, output, **sizes, **said)
+            self._windows("AveragePool", made, op, [self._rows(value)])
+            return
         # Use sums, which are divided after the weights. The mean of such windows would be rounded.
-        ones = self.nodes.constant(f"{name}/ones", np.ones((read.shape[0], 1, *op.sizes), np.float32))
-        return self.nodes.add("Conv", [x, ones], name, output, group=read.shape[0], **sizes, **said)
+        ones = self.nodes.constant(f"{made.name}/ones", np.ones((value.shape[0], 1, *op.sizes), np.float32))
+        self._windows("Conv", made, op, [self._rows(value), ones], group=value.shape[0])
+
+    def _windows(self, operator: str, made: _Value, op: Pool2d, given: list[str], **said: Any) -> None:
+        """An operator on windows of `[n, C, H, W]`."""
+        said |= {"kernel_shape": op.sizes, "strides": op.sizes, "doc_string": str(op)}
+        made.rows = self.nodes.add(operator, given, made.name, f"{made.name}/values", **said)
 
     # Neurons: a loop over the steps.
 
@@ -385,6 +417,17 @@ class _Exporter:
         """`value[start:end]`."""
         ends = [self.nodes.integers(f"/slice/{x}", x) for x in (start, end)]
         return self.nodes.add("Slice", [value, *ends], name)
+
+
+_PASSES: Mapping[type[Op], Callable[[_Exporter, _Value, Any, list[_Value]], None]] = {
+    Add: _Exporter._added,
+    Concat: _Exporter._concatenated,
+    Flatten: _Exporter._flattened,
+    Upsample2d: _Exporter._upsampled,
+    MaxPool2d: _Exporter._largest,
+    AvgPool2d: _Exporter._averaged,
+}
+"""For each operation without weights, the method that adds its operators to the model."""
 
 
 def _by(shape: Shape) -> str:

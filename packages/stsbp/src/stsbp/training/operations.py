@@ -13,14 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from stsbp_spec.encoders.packed import unpacked
-from stsbp_spec.graph import Edge, Input, Neurons, Projection
+from stsbp_spec.graph import Edge, Projection
 from stsbp_spec.lengths import without_padding
 from stsbp_spec.network import Block, NetworkSpec
-from stsbp_spec.reference.backend import RULES
-from stsbp_spec.synapses import Add, AvgPool2d, Conv2d, Dropout, Linear, MaxPool2d, Upsample2d
-from stsbp_spec.synapses.base import Op, Passing
+from stsbp_spec.plan import rule_of
+from stsbp_spec.reference.backend import NumpyBackend
+from stsbp_spec.synapses import Conv2d, Dropout, Linear
+from stsbp_spec.synapses.base import Passing
 from stsbp_spec.trainer import TrainState
-from stsbp_spec.typing import AnyArray, Float64, Int64, Shape
+from stsbp_spec.typing import AnyArray, Float64, Int64
 
 from stsbp.datasets import Split
 from stsbp.training.build import Task
@@ -29,26 +30,29 @@ __all__ = ["MOST_SAMPLES", "Activity", "activity", "fan_out", "spikes_of", "syna
 
 MOST_SAMPLES = 200
 _BATCH = 10
+_NUMPY = NumpyBackend()
 
 
 def fan_out(network: NetworkSpec, block: Block) -> dict[Edge, Int64]:
     """Number of a block's weights that a spike of each neuron meets, by the populations (or input) it reads.
 
-    Each is `[C, H, W]` or `[N]`. Pooling, dropout and sums in between pass spikes on, and the delay of an edge is that
-    of the whole way. Max pooling makes new spikes, so its own node is listed instead of the nodes it reads. Weights
-    that read pixels are left out.
+    Each is `[C, H, W]` or `[N]`. Pooling, dropout and merged branches in between pass spikes on, and the delay of an
+    edge is that of the whole way. Max pooling makes new spikes, so its own node is listed instead of the nodes it
+    reads. Weights that read pixels are left out.
     """
     graph, found = network.graph, dict[Edge, Int64]()
     nodes = {node.name: node for node in graph.nodes}
 
     def back(name: str, delay: int, reached: Int64) -> None:
         node = nodes[name]
-        if isinstance(node.op, (Input, Neurons, MaxPool2d)):
+        if node.op.makes_spikes:
             edge = Edge(name, delay)
             found[edge] = found.get(edge, 0) + reached
             return
-        for edge in node.inputs:
-            back(edge.source, delay + edge.delay, _below(node.op, graph.values[edge.source].shape, reached))
+        shapes = [graph.values[edge.source].shape for edge in node.inputs]
+        op = node.op.at(*shapes) if isinstance(node.op, Passing) else node.op
+        for edge, below in zip(node.inputs, op.reached(reached, shapes), strict=True):
+            back(edge.source, delay + edge.delay, below)
 
     for projection in graph.projections_to(block.population):
         if not projection.input.static:
@@ -57,36 +61,16 @@ def fan_out(network: NetworkSpec, block: Block) -> dict[Edge, Int64]:
     return found
 
 
-def _below(op: Op, shape: Shape, reached: Int64) -> Int64:
-    """Numbers of weights that each input of an operation, `shape`, reaches, from the numbers `reached` of each
-    output."""
-    if isinstance(op, Passing):
-        op = op.at(shape)
-    if isinstance(op, AvgPool2d):
-        rows, columns = op.sizes
-        whole = reached.repeat(rows, axis=1).repeat(columns, axis=2)
-        # Rows and columns that fill no window reach no output.
-        below = np.zeros(shape, dtype=np.int64)
-        below[:, : whole.shape[1], : whole.shape[2]] = whole
-        return below
-    if isinstance(op, Upsample2d):
-        rows, columns = op.factors
-        blocks = reached.reshape(shape[0], shape[1], rows, shape[2], columns)
-        return np.asarray(blocks.sum(axis=(2, 4)), np.int64)
-    return reached.reshape(shape)
-
-
 def spikes_of(network: NetworkSpec, name: str, fired: Mapping[str, AnyArray]) -> AnyArray:
     """The values of a node of `fan_out`, `[T, B, ...]`, from spikes of populations and the input, without dropout."""
     if name in fired:
         return fired[name]
     (node,) = (node for node in network.graph.nodes if node.name == name)
     inputs = [_delayed(spikes_of(network, edge.source, fired), edge.delay) for edge in node.inputs]
-    if isinstance(node.op, (Add, Dropout)):
-        return sum(inputs[1:], inputs[0])
-    assert isinstance(node.op, Passing)
-    op = node.op.at(inputs[0].shape[2:])
-    passed: AnyArray = RULES[type(op)].forward(op, *inputs)[0]
+    if isinstance(node.op, Dropout):
+        return inputs[0]
+    op = node.op.at(inputs[0].shape[2:]) if isinstance(node.op, Passing) else node.op
+    passed: AnyArray = rule_of(_NUMPY, op).forward(op, *inputs)[0]
     return passed
 
 

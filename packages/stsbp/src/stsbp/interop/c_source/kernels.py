@@ -1,4 +1,4 @@
-"""C functions for the operations between populations: weights, pooling, upsampling, sums of branches.
+"""C functions for the operations between populations: weights, pooling, upsampling, merged branches.
 
 Weights are only added for non-zero values, so a silent input costs one comparison. Weights are stored in the order of
 the outputs that an input reaches, and sums of a convolution are channels-last. Additions then run over contiguous
@@ -8,13 +8,14 @@ memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from stsbp_spec.graph import Op
-from stsbp_spec.synapses import Add, AvgPool2d, Conv2d, Flatten, GlobalAvgPool, Linear, MaxPool2d, Upsample2d
+from stsbp_spec.synapses import Add, AvgPool2d, Concat, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
 from stsbp_spec.synapses.avgpool2d import Pool2d
+from stsbp_spec.synapses.base import Passing
 from stsbp_spec.synapses.one_to_one import OneToOne
 from stsbp_spec.typing import Shape
 
@@ -145,38 +146,75 @@ def passes(op: Op, name: str, sources: Sequence[Array], out: Array) -> list[str]
     """A function for an operation without weights; None: the operation is not supported.
 
     Args:
-        op: pooling, upsampling, flattening or a sum.
+        op: an operation of `_PASSES`.
         name: name of the function.
         sources: its inputs.
         out: its output.
     """
-    first = sources[0]
-    if isinstance(op, GlobalAvgPool):
-        op = op.at(first.shape)
-    if isinstance(op, AvgPool2d):
-        # The mean of a window is its sum in a finer unit.
-        rows = _pooled(op, first, out, "v += one;")
-    elif isinstance(op, MaxPool2d):
-        rows = _pooled(op, first, out, "v = (one > v) ? one : v;")
-    elif isinstance(op, Upsample2d):
-        down, across = op.factors
-        rows = out.loop(f"const int32_t v = {first.read('in', first.index(y=over('y', down), x=over('x', across)))};")
-    elif isinstance(op, Flatten):
-        _, height, width = first.shape
-        place = f"{times('c', height * width)} + {times('y', width)} + x"
-        value = f"const int32_t v = {first.read('in', first.index())};"
-        rows = loops(first.axes, [value, f"out[{place}] = ({out.type})v;"])
-    elif isinstance(op, Add):
-        terms = [
-            times(f"({each.read(f'in{i}', each.index())})", 2 ** (out.exponent - each.exponent))
-            for i, each in enumerate(sources)
-        ]
-        rows = out.loop(f"const int32_t v = {' + '.join(terms)};")
-    else:
+    if isinstance(op, Passing):
+        op = op.at(sources[0].shape)
+    if type(op) not in _PASSES:
         return None
-    names = [f"in{i}" for i in range(len(sources))] if isinstance(op, Add) else ["in"]
+    rows = _PASSES[type(op)](op, sources, out)
+    names = [f"in{i}" for i in range(len(sources))] if len(sources) > 1 else ["in"]
     given = [f"const {each.type} *{text}" for each, text in zip(sources, names, strict=True)]
     return function(f"static void {name}({', '.join(given)}, {out.type} *out)", rows)
+
+
+def _average(op: AvgPool2d, sources: Sequence[Array], out: Array) -> list[str]:
+    # The mean of a window is its sum in a finer unit.
+    return _pooled(op, sources[0], out, "v += one;")
+
+
+def _largest(op: MaxPool2d, sources: Sequence[Array], out: Array) -> list[str]:
+    return _pooled(op, sources[0], out, "v = (one > v) ? one : v;")
+
+
+def _upsampled(op: Upsample2d, sources: Sequence[Array], out: Array) -> list[str]:
+    (source,), (down, across) = sources, op.factors
+    at = source.index(y=over("y", down), x=over("x", across))
+    return out.loop(f"const int32_t v = {source.read('in', at)};")
+
+
+def _flattened(op: Flatten, sources: Sequence[Array], out: Array) -> list[str]:
+    (source,) = sources
+    _, height, width = source.shape
+    place = f"{times('c', height * width)} + {times('y', width)} + x"
+    return loops(source.axes, [f"const int32_t v = {source.read('in', source.index())};", _stored(out, place)])
+
+
+def _added(op: Add, sources: Sequence[Array], out: Array) -> list[str]:
+    terms = [_in_units(f"in{i}", source, out) for i, source in enumerate(sources)]
+    return out.loop(f"const int32_t v = {' + '.join(terms)};")
+
+
+def _concatenated(op: Concat, sources: Sequence[Array], out: Array) -> list[str]:
+    rows, first = list[str](), 0
+    for i, source in enumerate(sources):
+        place = out.index(c=f"({plus('c', first)})")
+        rows += loops(source.axes, [f"const int32_t v = {_in_units(f'in{i}', source, out)};", _stored(out, place)])
+        first += source.shape[0]
+    return rows
+
+
+_PASSES: Mapping[type[Op], Callable[[Any, Sequence[Array], Array], list[str]]] = {
+    AvgPool2d: _average,
+    MaxPool2d: _largest,
+    Upsample2d: _upsampled,
+    Flatten: _flattened,
+    Add: _added,
+    Concat: _concatenated,
+}
+"""The statements of each operation without weights, from the operation, its inputs and its output."""
+
+
+def _in_units(pointer: str, source: Array, out: Array) -> str:
+    """A value of `source` in the unit of `out`."""
+    return times(f"({source.read(pointer, source.index())})", 2 ** (out.exponent - source.exponent))
+
+
+def _stored(out: Array, place: str) -> str:
+    return f"out[{place}] = ({out.type})v;"
 
 
 def _pooled(op: Pool2d, source: Array, out: Array, step: str) -> list[str]:
