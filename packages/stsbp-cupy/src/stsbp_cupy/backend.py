@@ -29,7 +29,7 @@ from stsbp_cupy import cuda, grid, host, tensor_cores
 from stsbp_cupy.graphs import CupyGraphs
 from stsbp_cupy.optim import gradient_squares
 from stsbp_cupy.recurrence import recur
-from stsbp_cupy.runtime import Array, Runtime, logical, memory, rounded
+from stsbp_cupy.runtime import Array, Runtime, joined, logical, memory, rounded
 from stsbp_cupy.synapses import avgpool2d, batchnorm, conv2d, dropout, flatten, linear, maxpool2d, upsample2d
 
 __all__ = ["CupyBackend"]
@@ -106,7 +106,9 @@ class CupyBackend(AbstractBackend[Array]):
 
     @cached_property
     def arithmetic(self) -> ArrayArithmetic[Array]:
-        return ArrayArithmetic(NumpyNames(self.rt.xp), lambda x, dtype: x.view(dtype))
+        names = NumpyNames(self.rt.xp)
+        names.concat = partial(joined, self.rt)
+        return ArrayArithmetic(names, lambda x, dtype: x.view(dtype))
 
     def asarray(self, x: AnyArray) -> Array:
         native: Array = self.rt.xp.asarray(x)
@@ -170,13 +172,7 @@ class CupyBackend(AbstractBackend[Array]):
         return logical(self.rt, self.rt.xp.zeros(last, dtype))
 
     def joined(self, arrays: Sequence[Array]) -> Array:
-        # CuPy's own function sends a table of addresses to the device, which a graph cannot record.
-        parts = [memory(self.rt, x) for x in arrays]
-        found, first = self.rt.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype), 0
-        for part in parts:
-            found[first : first + len(part)] = part
-            first += len(part)
-        return logical(self.rt, found)
+        return logical(self.rt, joined(self.rt, [memory(self.rt, x) for x in arrays]))
 
     def moments(self, z: Array, exponent: Array) -> Array:
         return batchnorm.moments(self.rt, z, exponent)

@@ -7,7 +7,7 @@ channels-last in memory, but have the logical shapes of the spec. `memory` and `
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -15,7 +15,7 @@ from stsbp_spec.typing import AnyArray, Shape
 
 from stsbp_cupy.source import Entry, Source, source_files
 
-__all__ = ["Array", "Runtime", "lanes_of", "logical", "memory", "rounded"]
+__all__ = ["Array", "Runtime", "joined", "lanes_of", "logical", "memory", "rounded"]
 
 Array: TypeAlias = AnyArray
 """numpy's array on the device `host`, else CuPy's array. The latter has the same methods but no type annotations."""
@@ -96,6 +96,21 @@ def logical(rt: Runtime, x: Array) -> Array:
     """Inverse of `memory`. Returns a view."""
     view: Array = rt.xp.moveaxis(x, -1, -3) if x.ndim >= 4 else x
     return view
+
+
+def joined(rt: Runtime, arrays: Sequence[Array], axis: int = 0) -> Array:
+    """Arrays concatenated along an axis.
+
+    CuPy's own function sends a table of addresses to the device, which a graph cannot record.
+    """
+    shape, at = [*arrays[0].shape], [slice(None)] * arrays[0].ndim
+    shape[axis], first = sum(x.shape[axis] for x in arrays), 0
+    found = rt.empty(tuple(shape), np.result_type(*(x.dtype for x in arrays)))
+    for x in arrays:
+        at[axis] = slice(first, first + x.shape[axis])
+        found[tuple(at)] = x
+        first += x.shape[axis]
+    return found
 
 
 def rounded(rt: Runtime, x: Array) -> Array:
