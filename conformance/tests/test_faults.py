@@ -15,10 +15,11 @@ from stsbp_conformance.tiers import elementwise, pairs
 from stsbp_spec.equations import NeuronEquations
 from stsbp_spec.graph import Op
 from stsbp_spec.losses import LOSSES, Loss
+from stsbp_spec.plan import rule_of
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.rules import Rule
 from stsbp_spec.surrogates import SURROGATES
-from stsbp_spec.synapses import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
+from stsbp_spec.synapses import MERGES, Add, AvgPool2d, Concat, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
 from stsbp_spec.trainer import Trainer
 from stsbp_spec.typing import AnyArray, Coding, UInt8
 
@@ -28,6 +29,8 @@ _KINDS: dict[type[Op], str] = {
     MaxPool2d: "max pooling",
     Upsample2d: "upsampling",
     Flatten: "flattening",
+    Add: "sum",
+    Concat: "concatenation",
 }
 
 
@@ -43,7 +46,9 @@ class Recorder(NumpyBackend):
 
     @property
     def rules(self) -> Mapping[type[Op], Rule[AnyArray]]:
-        return {op: replace(rule, forward=partial(self._forward, rule)) for op, rule in super().rules.items()}
+        merging = {kind: rule_of(NumpyBackend(), kind()) for kind in MERGES.values()}
+        every = {**super().rules, **merging}
+        return {op: replace(rule, forward=partial(self._forward, rule)) for op, rule in every.items()}
 
     def _forward(self, rule: Rule[AnyArray], op: Op, *inputs: AnyArray) -> Any:
         self._saw(f"convolution, stride {min(*op.strides, 2)}" if isinstance(op, Conv2d) else _KINDS[type(op)])
@@ -95,7 +100,7 @@ def test_backend_without_a_fault_passes_and_the_quick_checks_leave_nothing_out()
         with contextlib.suppress(Unavailable):  # processes, which open a backend by its name
             check.run(backend)
     layers = {"convolution, stride 1", "convolution, stride 2", "linear", "pooling", "events", "direct"}
-    passing = {"max pooling", "upsampling", "flattening"}
+    passing = {"max pooling", "upsampling", "flattening", "sum", "concatenation"}
     exact = {name for name, surrogate in SURROGATES.items() if surrogate().exact}
     expected = {
         1: {*layers, *passing, *LOSSES},

@@ -28,7 +28,7 @@ from stsbp_spec.neurons import ALIF, IF, LIF, PLIF
 from stsbp_spec.random import Stream, bits, uniform
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
-from stsbp_spec.synapses import PSP, Add, AvgPool2d, Conv2d, Flatten, MaxPool2d, OneToOne, Upsample2d
+from stsbp_spec.synapses import PSP, Add, AvgPool2d, Concat, Conv2d, Flatten, MaxPool2d, OneToOne, Upsample2d
 from stsbp_spec.synapses.base import Passing
 from stsbp_spec.typing import AnyArray, Coding, Float32, Float64, UInt8
 
@@ -45,6 +45,69 @@ _CHAINS = [
     "biased",
     "biased images",
 ]
+# Spikes, late means and spikes of another layer; then the neurons of two populations.
+_CONCATENATION = """
+[[node]]
+name = "conv1"
+weights = "4C3p1"
+from = "input"
+[[node]]
+name = "one"
+neurons = ""
+from = "conv1"
+[[node]]
+name = "pool"
+layer = "P2"
+from = "one"
+[[node]]
+name = "conv2"
+weights = "3C3s2"
+from = "input"
+[[node]]
+name = "two"
+neurons = ""
+from = "conv2"
+[[node]]
+name = "conv3"
+weights = "2C1x1"
+from = "pool"
+[[node]]
+name = "three"
+neurons = ""
+from = "conv3"
+[[node]]
+name = "channels"
+concat = true
+from = ["three", {node = "pool", delay = 1}, "three"]
+[[node]]
+name = "linear4"
+weights = "8"
+from = "channels"
+[[node]]
+name = "four"
+neurons = ""
+from = "linear4"
+[[node]]
+name = "linear5"
+weights = "5"
+from = "two"
+[[node]]
+name = "five"
+neurons = ""
+from = "linear5"
+[[node]]
+name = "neurons"
+concat = true
+from = ["five", "four"]
+[[node]]
+name = "linear6"
+weights = "5"
+from = "neurons"
+[[node]]
+name = "output"
+neurons = ""
+from = "linear6"
+"""
 # After a convolution on frames or images come a population whose two projections share a filter, and one that has two.
 _GRAPHS = {
     "recurrent": "4C3R3p1-P2-8R-7R{tau_s=4}-5",
@@ -55,6 +118,7 @@ _GRAPHS = {
     ),
     "branches": "4C3p1-[4C3p1-4C3p1]+-P2-[8|7-8]+-5",
     "delays": "4C3p1{delay=2}-[4C3p1|4C1{delay=1}-4C3p1]+-P2-8R{delay=3}-5",
+    "concatenation": _CONCATENATION,
 }
 _KINDS = [*_CHAINS, *_GRAPHS]
 _STEPS, _BATCH = 9, 2
@@ -421,6 +485,8 @@ def _torch_gradients(
             values[node.name] = [passed(op.at(place.inputs[0].shape), x) for x in read[0]]
         elif isinstance(op, Add):
             values[node.name] = [sum(x) for x in zip(*read, strict=True)]
+        elif isinstance(op, Concat):
+            values[node.name] = [torch.cat(x, dim=1) for x in zip(*read, strict=True)]
     spikes = values[network.graph.nodes[-1].name]
     wanted = [torch.from_numpy(x) for x in targets]
     batch = len(targets[0])

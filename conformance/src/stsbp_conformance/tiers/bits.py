@@ -377,7 +377,8 @@ CONCATENATED = NetworkCase(
     gain=3.0,
     density=0.3,
 )
-# An image beside its means: both are the same at all steps. Then a convolution with sparse kernels reads two populations.
+# An image beside its means: both are the same at all steps. Then a convolution with sparse kernels reads two
+# populations.
 _CONCATENATED_DIRECT = """
 [[node]]
 name = "means"

@@ -128,6 +128,57 @@ def _parse(notation: str, neuron: NeuronModel, **options: Any) -> NetworkSpec:
 
 _WIDE = LIF(2, 2, 0.5, Rectangle(2))
 _TRIANGLE = LIF(2, 2, 0.5, Triangle(1))
+# Means beside late spikes, along the channels; and all neurons of two populations.
+_CONCATENATED = """
+[[node]]
+name = "conv1"
+weights = "2C2"
+from = "input"
+[[node]]
+name = "below"
+neurons = ""
+from = "conv1"
+[[node]]
+name = "means"
+layer = "P2"
+from = "below"
+[[node]]
+name = "conv2"
+weights = "1C2s2"
+from = "below"
+[[node]]
+name = "coarse"
+neurons = ""
+from = "conv2"
+[[node]]
+name = "both"
+concat = true
+from = ["means", {node = "coarse", delay = 1}]
+[[node]]
+name = "linear3"
+weights = "4"
+from = "both"
+[[node]]
+name = "four"
+neurons = ""
+from = "linear3"
+[[node]]
+name = "flat"
+layer = "F"
+from = "coarse"
+[[node]]
+name = "eight"
+concat = true
+from = ["four", "flat"]
+[[node]]
+name = "linear4"
+weights = "3"
+from = "eight"
+[[node]]
+name = "output"
+neurons = ""
+from = "linear4"
+"""
 _NETWORKS = {
     "two linear layers": _parse("5-3", LIF(2, 2, 0.5, Triangle(2)), input_shape=(6,)),
     "rectangle": _parse("5-3", _WIDE, input_shape=(6,)),
@@ -162,6 +213,7 @@ _NETWORKS = {
     ),
     "recurrent convolution, direct coding": _parse("2C3R1s2b-3", _WIDE, input_shape=(2, 5, 5), coding="direct"),
     "branches, delays, recurrence": _parse("4-[4{delay=1}]+-3R{delay=1}", _WIDE, input_shape=(6,)),
+    "concatenation": _parse(_CONCATENATED, _WIDE, input_shape=(1, 5, 5)),
 }
 
 # Steps and seed of each loss. Seeds were chosen such that every layer spikes in 10 to 90 % of its possible steps, at
@@ -192,6 +244,7 @@ _CHOSEN = {
     "recurrence": {"van-rossum": (4, 16), "hamming": (4, 4), "spike-count": (4, 4)},
     "recurrent convolution, direct coding": {"van-rossum": (4, 40), "hamming": (4, 1), "spike-count": (4, 40)},
     "branches, delays, recurrence": {"van-rossum": (4, 16), "hamming": (4, 16), "spike-count": (4, 16)},
+    "concatenation": {"van-rossum": (3, 94), "hamming": (4, 7), "spike-count": (2, 82)},
 }
 
 CASES = tuple(

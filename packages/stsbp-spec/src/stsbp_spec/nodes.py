@@ -11,9 +11,9 @@
     from = ["conv1", "skip"]
 
 A node has exactly one of `weights`, `neurons`, `layer` (a layer without neurons in the notation: `P2`, `D0.2`), and an
-operation that merges branches (`synapses.MERGES`): `add = true`, `concat = true`. `from` names the nodes that it reads, in order. `{node = "fires", delay = 1}` reads that node with a delay
-of 1 step. `weights_of` names a node whose weights this node also uses. The input is called `input`. The last node is
-the output.
+operation that merges branches (`synapses.MERGES`): `add = true`, `concat = true`. `from` names the nodes that it reads,
+in order. `{node = "fires", delay = 1}` reads that node with a delay of 1 step. `weights_of` names a node whose weights
+this node also uses. The input is called `input`. The last node is the output.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -199,18 +199,25 @@ class Merge(Derived):
         first = inputs[0]
         for values in inputs:
             if values.weighted:
-                raise SpecError(f"{name} takes spikes, but one of its inputs is weighted sums; put Neurons between them")
-            for what, one, other, fit in (
-                (self.alike, first.shape, values.shape, self.fits(first.shape, values.shape)),
-                ("synapse", first.pending, values.pending, first.pending == values.pending),
-                ("factor of dropout", first.gain, values.gain, first.gain == values.gain),
-                ("divisor of pooled sums", first.divisor, values.divisor, first.divisor == values.divisor),
-            ):
-                if not fit:
-                    raise SpecError(f"the inputs of {name} must have the same {what}, got {one} and {other}")
+                message = "takes spikes, but one of its inputs is weighted sums; put Neurons between them"
+                raise SpecError(f"{name} {message}")
+            for what, one, other in self._unlike(first, values):
+                raise SpecError(f"the inputs of {name} must have the same {what}, got {one} and {other}")
             if values.static != first.static:
                 raise SpecError(f"{name} takes inputs that change with time, or images, not both")
         return first
+
+    def _unlike(self, first: Values, values: Values) -> Iterator[tuple[str, object, object]]:
+        """What must be the same for two inputs but is not: in words, and for each of them."""
+        if not self.fits(first.shape, values.shape):
+            yield self.alike, first.shape, values.shape
+        for what, one, other in (
+            ("synapse", first.pending, values.pending),
+            ("factor of dropout", first.gain, values.gain),
+            ("divisor of pooled sums", first.divisor, values.divisor),
+        ):
+            if one != other:
+                yield what, one, other
 
     def reached(self, counts: Int64, shapes: Sequence[Shape]) -> tuple[Int64, ...]:
         # The adjoint of the operation, on one sample and step.
