@@ -20,7 +20,7 @@ from stsbp_spec.results import RunResult
 from stsbp_spec.typing import Coding, Float32, Shape, UInt8
 
 SEED = 1
-NUMBERS = (30, 0, 37, 11, 29)
+NUMBERS = (30, 0, 37, 11, 29, 19)
 """Small networks that together contain nearly every feature."""
 
 
@@ -96,7 +96,16 @@ def test_a_network_is_drawn_again() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["FusedMembrane", "FusedAdjoint", "FusedAdamW", "RecurrenceStepLate", "DelayStepLonger"]
+    "name",
+    [
+        "FusedMembrane",
+        "FusedAdjoint",
+        "FusedAdamW",
+        "RecurrenceStepLate",
+        "DelayStepLonger",
+        "BranchesConcatenatedFromTheLast",
+        "ErrorsOfOtherChannels",
+    ],
 )
 def test_a_fault_is_found(name: str) -> None:
     """Within the first networks, and not without the fault."""

@@ -373,9 +373,10 @@ class _Nodes:
             self.shapes[name] = self.shapes[source]
             self.still |= {name} if terms[0] in self.still else set()
             return
-        beside = [other for other, shape in self.shapes.items() if Concat().fits(shape, self.shapes[source])]
-        if kind < 0.5 and len(beside) > 1:
-            name, terms = self.name("both"), self.draw.shuffled(beside)[: self.draw.one_of(2, 3)]
+        if kind < 0.5:
+            # The same spikes may be there twice, with another delay or with the same one.
+            beside = [other for other, shape in self.shapes.items() if Concat().fits(shape, self.shapes[source])]
+            name, terms = self.name("both"), [self.draw.one_of(*beside) for _ in range(self.draw.one_of(2, 3))]
             self.nodes.append(Node(name, Concat(), tuple(map(self.edge, terms))))
             self.shapes[name] = Concat().output_shape(*(self.shapes[term] for term in terms))
             self.still |= {name} if terms[0] in self.still else set()

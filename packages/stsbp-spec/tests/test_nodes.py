@@ -193,13 +193,13 @@ REFUSED = [
     (changed('name = "pool"', 'name = "h"'), "node h: the name is given twice"),
     (
         changed('layer = "P2"', 'layer = "P2"\nweights = "3"'),
-        "node pool: a node has one of weights, neurons, layer, add",
+        "node pool: a node has one of weights, neurons, layer, add, concat",
     ),
     (
         changed('layer = "P2"', 'size = "P2"'),
         "node pool: unknown key 'size'; known: name, weights, neurons",
     ),
-    (changed('layer = "P2"', ""), "node pool: a node has one of weights, neurons, layer, add, got none"),
+    (changed('layer = "P2"', ""), "node pool: a node has one of weights, neurons, layer, add, concat, got none"),
     (changed('layer = "P2"', "layer = 2"), "node pool: layer is a text, got 2"),
     (changed('layer = "P2"', "add = false"), "node pool: add = true, got False"),
     (

@@ -32,6 +32,8 @@ REFUSED = {
     "second order": ("linear2", "tau_rise=1.5"),
     "max pooling": ("maxpool2.0", "pool by means"),
     "upsampling": ("upsample2.1", "no upsampling"),
+    "concatenation": ("maps", "NIR has no concatenation; let the neurons above read each branch through weights of"),
+    "image, concatenation": ("large", "no upsampling"),
     "recurrent": ("neurons1", "linear1 and linear1.recurrent", "tau_s"),
     "one to one": ("neurons1", "linear1 and linear1.recurrent", "tau_s"),
     "recurrent convolution": ("neurons1", "conv1 and conv1.recurrent", "tau_s"),

@@ -54,7 +54,7 @@ def test_a_population_is_drawn_with_its_weights_and_branches_beside_each_other()
         ("neurons2", "neurons", 2, -0.5),
         ("neurons3", "neurons", 3, 0),
         ("neurons4", "neurons", 2, 0.5),
-        ("add5.0", "add", 4, 0),
+        ("add5.0", "merge", 4, 0),
         ("pool5.1", "other", 5, 0),
         ("neurons5", "neurons", 6, 0),
         ("neurons6", "neurons", 7, 0),

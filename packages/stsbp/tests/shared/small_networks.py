@@ -105,6 +105,115 @@ neurons = ""
 from = "out"
 """
 
+CONCATENATED = """\
+[[node]]
+name = "a"
+weights = "3C3p1"
+from = "input"
+
+[[node]]
+name = "below"
+neurons = ""
+from = "a"
+
+[[node]]
+name = "means"
+layer = "P2"
+from = "below"
+
+[[node]]
+name = "b"
+weights = "2C3s2p1"
+from = "input"
+
+[[node]]
+name = "beside"
+neurons = "neuron=if"
+from = "b"
+
+[[node]]
+name = "maps"
+concat = true
+from = ["beside", {node = "means", delay = 2}, {node = "beside", delay = 1}]
+
+[[node]]
+name = "c"
+weights = "5C2"
+from = "maps"
+
+[[node]]
+name = "above"
+neurons = ""
+from = "c"
+
+[[node]]
+name = "flat"
+layer = "F"
+from = "above"
+
+[[node]]
+name = "d"
+weights = "6b"
+from = "means"
+
+[[node]]
+name = "six"
+neurons = ""
+from = "d"
+
+[[node]]
+name = "vector"
+concat = true
+from = ["six", "flat"]
+
+[[node]]
+name = "out"
+weights = "4"
+from = "vector"
+
+[[node]]
+name = "output"
+neurons = ""
+from = "out"
+"""
+
+IMAGES_CONCATENATED = """\
+[[node]]
+name = "means"
+layer = "P2"
+from = "input"
+
+[[node]]
+name = "large"
+layer = "U2"
+from = "means"
+
+[[node]]
+name = "maps"
+concat = true
+from = ["large", "input"]
+
+[[node]]
+name = "a"
+weights = "4C3"
+from = "maps"
+
+[[node]]
+name = "fires"
+neurons = ""
+from = "a"
+
+[[node]]
+name = "out"
+weights = "4"
+from = "fires"
+
+[[node]]
+name = "output"
+neurons = ""
+from = "out"
+"""
+
 SMALL: dict[str, Small] = {
     "full": Small("10"),
     "bias": Small("10b-8"),
@@ -135,6 +244,8 @@ SMALL: dict[str, Small] = {
     "nodes": Small(NODES),
     "one source, several delays": Small(TWICE),
     "readout": Small("10-4{neuron=readout}"),
+    "concatenation": Small(CONCATENATED, IMAGE),
+    "image, concatenation": Small(IMAGES_CONCATENATED, (2, 8, 8), "direct"),
 }
 
 
