@@ -173,7 +173,7 @@ def _what(node: Node) -> str:
         return f'weights = "{written_weights(op)}"'
     if isinstance(op, Neurons):
         return f'neurons = "{written_neurons(op.model)}"'
-    if isinstance(op, Merge):
+    if isinstance(op, Merge) and MERGES.get(op.key) is type(op):
         return f"{op.key} = true"
     if isinstance(op, _PLAIN):
         return f'layer = "{written(op)}"'
