@@ -24,7 +24,9 @@ from stsbp_cupy.source import Source
 from stsbp_spec import LIF, AdamW, Batch, Linear, NetworkSpec, VanRossum, initial_weights, open_backend
 from stsbp_spec.arrays import NAMES
 from stsbp_spec.errors import BackendError
+from stsbp_spec.plan import rule_of
 from stsbp_spec.reference.backend import NumpyBackend
+from stsbp_spec.synapses import Concat
 from stsbp_spec.typing import Memory
 
 
@@ -229,6 +231,27 @@ def test_stand_in_opens_and_proves_tensor_cores() -> None:
     first, second = CupyBackend.devices()
     assert (first.name, first.description, first.problem) == ("cuda", "Stand-in, 8 GiB, sm_90", None)
     assert second.name == "host"
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("rest", [(4, 3), ()])
+def test_channels_are_concatenated_without_a_function_that_graphs_cannot_record(
+    rest: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def recorded(*_: Any, **__: Any) -> Any:
+        raise AssertionError("CuPy's concatenate sends a table of addresses")
+
+    monkeypatch.setattr(sys.modules["cupy"], "concatenate", recorded)
+    backend, rng = CupyBackend(), np.random.default_rng(0)
+    s = (rng.random((5, 2, 3, *rest)) < 0.4).astype(np.uint8)
+    means = rng.integers(0, 16, (5, 2, 4, *rest)).astype(np.float32) / np.float32(16)
+    rule = rule_of(backend, Concat())
+    found, residuals = rule.forward(Concat(), backend.asarray(s), backend.asarray(means))
+    expected = np.concatenate([s.astype(np.float32), means], axis=2)
+    assert np.array_equal(backend.numpy(found), expected)
+    one, other = rule.backward(Concat(), residuals, backend.asarray(expected))
+    assert np.array_equal(backend.numpy(one), expected[:, :, :3])
+    assert np.array_equal(backend.numpy(other), means)
 
 
 def test_machine_code_is_kept_under_compiler_and_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

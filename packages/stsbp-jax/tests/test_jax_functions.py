@@ -628,7 +628,22 @@ def chained(uses: int) -> str:
     return "\n".join(nodes)
 
 
-@pytest.mark.parametrize("notation", ["12-[9|9|9]+", "12-[12|12|]+", "12-D0.3-[9|9|9]+", chained(4)])
+CONCATENATED = "\n".join(
+    f'[[node]]\nname = "{name}"\n{what}\nfrom = {sources}'
+    for name, what, sources in (
+        ("w", 'weights = "12"', '"input"'),
+        ("n", 'neurons = ""', '"w"'),
+        ("a", 'weights = "9"', '"n"'),
+        ("na", 'neurons = ""', '"a"'),
+        ("both", "concat = true", '["na", {node = "n", delay = 1}, "na", "n"]'),
+        ("out", 'weights = "4"', '"both"'),
+        ("end", 'neurons = ""', '"out"'),
+    )
+)
+"""Two populations, each of them twice, once with a delay."""
+
+
+@pytest.mark.parametrize("notation", ["12-[9|9|9]+", "12-[12|12|]+", "12-D0.3-[9|9|9]+", chained(4), CONCATENATED])
 def test_errors_of_several_readers_and_gradients_of_several_uses_are_added_in_order(notation: str) -> None:
     outputs = None if "node" in notation else 4
     network = NetworkSpec.parse(notation, input_shape=(7,), outputs=outputs, neuron=LIF(3, 5 / 3, 0.4))

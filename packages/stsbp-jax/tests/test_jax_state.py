@@ -26,11 +26,68 @@ STEPS, BATCH, GAIN = 5, 3, 6.0
 NOTATIONS = {
     "recurrent and delayed": "5R{delay=2,neuron=plif}",
     "residual and normalised": "3C3p1bn-[3C3p1]+",
+    "concatenated": """
+        [[node]]
+        name = "conv1"
+        weights = "3C3p1"
+        from = "input"
+
+        [[node]]
+        name = "one"
+        neurons = ""
+        from = "conv1"
+
+        [[node]]
+        name = "means"
+        layer = "P2"
+        from = "one"
+
+        [[node]]
+        name = "conv2"
+        weights = "3C2s2"
+        from = "one"
+
+        [[node]]
+        name = "two"
+        neurons = ""
+        from = "conv2"
+
+        [[node]]
+        name = "both"
+        concat = true
+        from = ["two", {node = "means", delay = 1}, {node = "two", delay = 2}]
+
+        [[node]]
+        name = "conv3"
+        weights = "4C2"
+        from = "both"
+
+        [[node]]
+        name = "three"
+        neurons = ""
+        from = "conv3"
+
+        [[node]]
+        name = "spikes"
+        concat = true
+        from = ["three", "three"]
+
+        [[node]]
+        name = "out"
+        weights = "3"
+        from = "spikes"
+
+        [[node]]
+        name = "last"
+        neurons = ""
+        from = "out"
+    """,
 }
 
 
 def example(name: str) -> tuple[NetworkSpec, dict[str, Any], Any, Any]:
-    network = NetworkSpec.parse(NOTATIONS[name], input_shape=(2, 4, 4), outputs=3, neuron=LIF(3, 5 / 3))
+    outputs = None if "[[node]]" in NOTATIONS[name] else 3
+    network = NetworkSpec.parse(NOTATIONS[name], input_shape=(2, 4, 4), outputs=outputs, neuron=LIF(3, 5 / 3))
     rng = np.random.default_rng(1)
     x = (rng.random((STEPS, BATCH, 2, 4, 4)) < 0.4).astype(np.uint8)
     return network, dict(initial_weights(network, 1, GAIN)), x, (rng.random((STEPS, BATCH, 3)) < 0.4).astype(np.uint8)

@@ -799,10 +799,26 @@ def test_arguments_that_describe_no_inputs_are_refused(given: dict[str, Any]) ->
         Sequential(SpikingAvgPool2d(2), input_shape=(1, 4, 4), **given)
 
 
+CONCATENATED = "\n".join(
+    f'[[node]]\nname = "{name}"\n{what}\nfrom = {sources}'
+    for name, what, sources in (
+        ("w", 'weights = "12"', '"input"'),
+        ("n", 'neurons = ""', '"w"'),
+        ("a", 'weights = "9"', '"n"'),
+        ("na", 'neurons = ""', '"a"'),
+        ("both", "concat = true", '["na", {node = "n", delay = 1}, "na", "n"]'),
+        ("out", 'weights = "4"', '"both"'),
+        ("end", 'neurons = ""', '"out"'),
+    )
+)
+"""Two populations, each of them twice, once with a delay."""
+
+
 @pytest.mark.parametrize("transformed", [False, True], ids=["autograd", "func"])
-@pytest.mark.parametrize("notation", ["12-[9|9|9]+", "12-[12|12|]+", "12-D0.3-[9|9|9]+"])
+@pytest.mark.parametrize("notation", ["12-[9|9|9]+", "12-[12|12|]+", "12-D0.3-[9|9|9]+", CONCATENATED])
 def test_errors_of_several_readers_are_added_in_order(notation: str, transformed: bool) -> None:
-    network = NetworkSpec.parse(notation, input_shape=(7,), outputs=4, neuron=LIFSpec(3, 5 / 3, 0.4))
+    outputs = None if "node" in notation else 4
+    network = NetworkSpec.parse(notation, input_shape=(7,), outputs=outputs, neuron=LIFSpec(3, 5 / 3, 0.4))
     rng = np.random.default_rng(0)
     x, y = ((rng.random((7, 3, n)) < 0.4).astype(np.uint8) for n in (7, 4))
     weights = initial_weights(network, 1, 3.0)

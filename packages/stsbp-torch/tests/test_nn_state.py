@@ -65,11 +65,67 @@ NOTATIONS = {
         neurons = ""
         from = "out"
     """,
+    "concatenated": """
+        [[node]]
+        name = "conv1"
+        weights = "3C3p1"
+        from = "input"
+
+        [[node]]
+        name = "one"
+        neurons = ""
+        from = "conv1"
+
+        [[node]]
+        name = "means"
+        layer = "P2"
+        from = "one"
+
+        [[node]]
+        name = "conv2"
+        weights = "3C2s2"
+        from = "one"
+
+        [[node]]
+        name = "two"
+        neurons = ""
+        from = "conv2"
+
+        [[node]]
+        name = "both"
+        concat = true
+        from = ["two", {node = "means", delay = 1}, {node = "two", delay = 2}]
+
+        [[node]]
+        name = "conv3"
+        weights = "4C2"
+        from = "both"
+
+        [[node]]
+        name = "three"
+        neurons = ""
+        from = "conv3"
+
+        [[node]]
+        name = "spikes"
+        concat = true
+        from = ["three", "three"]
+
+        [[node]]
+        name = "out"
+        weights = "3"
+        from = "spikes"
+
+        [[node]]
+        name = "last"
+        neurons = ""
+        from = "out"
+    """,
 }
 
 
 def spec_of(name: str) -> NetworkSpec:
-    outputs = None if name == "nodes" else 3
+    outputs = None if "[[node]]" in NOTATIONS[name] else 3
     return NetworkSpec.parse(NOTATIONS[name], input_shape=(2, 6, 6), outputs=outputs, neuron=LIFSpec(3, 5 / 3))
 
 
