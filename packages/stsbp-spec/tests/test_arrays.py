@@ -17,7 +17,7 @@ from stsbp_spec.equations import Constants
 from stsbp_spec.errors import NumericError
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.grid import FINEST_ERROR_EXPONENT, FLOOR, SMALLEST_NORMAL
-from stsbp_spec.losses import Hamming, VanRossum
+from stsbp_spec.losses import Hamming, SpikeCount, VanRossum
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.losses.cross_entropy import CrossEntropy, CrossEntropyOfMaximum
 from stsbp_spec.network import NetworkSpec
@@ -195,6 +195,23 @@ def test_the_remote_backend_implements_the_abstract_members_alone() -> None:
             read(REMOTE.zeros((1,)))
 
 
+CONCATENATED = "\n".join(
+    f'[[node]]\nname = "{name}"\n{what}\nfrom = {sources}'
+    for name, what, sources in (
+        ("conv1", 'weights = "3C3p1"', '"input"'),
+        ("one", 'neurons = ""', '"conv1"'),
+        ("means", 'layer = "P2"', '"one"'),
+        ("conv2", 'weights = "2C2s2"', '"one"'),
+        ("two", 'neurons = ""', '"conv2"'),
+        ("both", "concat = true", '["two", {node = "means", delay = 1}, "two"]'),
+        ("linear3", 'weights = "5"', '"both"'),
+        ("three", 'neurons = ""', '"linear3"'),
+        ("eight", "concat = true", '["three", {node = "three", delay = 2}]'),
+        ("linear4", 'weights = "3"', '"eight"'),
+        ("output", 'neurons = ""', '"linear4"'),
+    )
+)
+
 BACKENDS: tuple[AbstractBackend[Any], ...] = (NumpyBackend(), RemoteBackend())
 NETWORKS: dict[str, tuple[NetworkSpec, Loss]] = {
     "convolutions": (
@@ -211,6 +228,9 @@ NETWORKS: dict[str, tuple[NetworkSpec, Loss]] = {
             input_shape=(3, 4, 4), outputs=3, coding="direct", neuron=LIF(3, 5 / 3, 0.4),
         ),
         VanRossum(),
+    ),
+    "concatenations": (
+        NetworkSpec.parse(CONCATENATED, input_shape=(2, 6, 8), neuron=LIF(3, 5 / 3, 0.4)), SpikeCount(),
     ),
     "readout": (
         NetworkSpec.parse("7", input_shape=(2, 4, 4), outputs=3, neuron=LIF(3, 5 / 3, 0.4), output_neuron=Readout(5)),

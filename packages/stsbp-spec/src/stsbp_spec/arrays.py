@@ -233,7 +233,9 @@ class ArrayArithmetic(Generic[Array]):
         return self.xp.sum(x, axis=0 if self.channel_axis < 0 else 1, dtype=dtype)
 
     def channels_joined(self, arrays: Sequence[Any]) -> Array:
-        """Arrays `[T, B, C, ...]` concatenated along their channels. Numbers of a mixture of types become float32."""
+        """Arrays `[T, B, C, ...]` concatenated along their channels. Arrays of several types become float32."""
+        if len({x.dtype for x in arrays}) > 1:
+            arrays = [self.float32(x) for x in arrays]
         # The channels come last, because backends whose native axis is another one keep them last in memory, and
         # libraries write the result in the order of the axes they are given.
         last = [self.xp.moveaxis(x, self.channel_axis, -1) for x in arrays]
