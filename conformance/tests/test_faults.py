@@ -46,8 +46,8 @@ class Recorder(NumpyBackend):
 
     @property
     def rules(self) -> Mapping[type[Op], Rule[AnyArray]]:
-        merging = {kind: rule_of(NumpyBackend(), kind()) for kind in MERGES.values()}
-        every = {**super().rules, **merging}
+        every = dict(super().rules)
+        every.update((kind, rule_of(NumpyBackend(), kind())) for kind in MERGES.values())
         return {op: replace(rule, forward=partial(self._forward, rule)) for op, rule in every.items()}
 
     def _forward(self, rule: Rule[AnyArray], op: Op, *inputs: AnyArray) -> Any:

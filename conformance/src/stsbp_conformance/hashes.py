@@ -165,6 +165,29 @@ _NETWORKS: dict[str, tuple[str, dict[str, Any], int, float]] = {
 """Notation, options, steps and gain of the initial weights. Each is combined with every neuron of `_NEURONS`."""
 
 
+_CONCATENATED = "\n".join(
+    f'[[node]]\nname = "{name}"\n{what}\nfrom = {sources}'
+    for name, what, sources in (
+        ("conv1", 'weights = "3C3p1"', '"input"'),
+        ("fine", 'neurons = ""', '"conv1"'),
+        ("means", 'layer = "P2"', '"fine"'),
+        ("conv2", 'weights = "4C2s2"', '"input"'),
+        ("coarse", 'neurons = "tau_m=3"', '"conv2"'),
+        ("maps", "concat = true", '["coarse", {node = "means", delay = 2}, "coarse"]'),
+        ("drop", 'layer = "D0.2"', '"maps"'),
+        ("conv3", 'weights = "5C2b"', '"drop"'),
+        ("above", 'neurons = ""', '"conv3"'),
+        ("linear4", 'weights = "6"', '"above"'),
+        ("six", 'neurons = ""', '"linear4"'),
+        ("flat", 'layer = "F"', '"coarse"'),
+        ("vector", "concat = true", '["six", "flat"]'),
+        ("linear5", 'weights = "4"', '"vector"'),
+        ("output", 'neurons = ""', '"linear5"'),
+    )
+)
+"""Spikes, late means and the same spikes again, along the channels; and the neurons of two populations."""
+
+
 def _network_cases() -> Iterable[Case]:
     losses = list(LOSSES)
     for row, (name, (notation, options, steps, gain)) in enumerate(_NETWORKS.items()):
@@ -224,6 +247,9 @@ def _network_cases() -> Iterable[Case]:
         neuron=LIF(5, 5 / 3, 0.4, FastSigmoid(3.0)),
     )
     case = NetworkCase("recurrence, branches, delays", recurrent, 8, 3, gain=3.0, density=0.3, seed=134)
+    yield _network(case, "van-rossum")
+    concatenated = NetworkSpec.parse(_CONCATENATED, input_shape=(2, 6, 6), neuron=LIF(5, 5 / 3, 0.4, FastSigmoid(3.0)))
+    case = NetworkCase("concatenations", concatenated, 8, 3, gain=3.0, density=0.3, seed=135)
     yield _network(case, "van-rossum")
 
 

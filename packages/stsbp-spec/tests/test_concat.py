@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from stsbp_spec import LIF, LOSSES, Batch, NetworkSpec, initial_weights
+from stsbp_spec.arrays import ArrayArithmetic
 from stsbp_spec.errors import NetworkError, SpecError
 from stsbp_spec.graph import Edge, Node, Values
 from stsbp_spec.nodes import described, written_nodes
@@ -17,7 +18,7 @@ from stsbp_spec.results import ValueAndGrad
 from stsbp_spec.rules import Rule
 from stsbp_spec.synapses import MERGES, PSP, Add, Concat
 from stsbp_spec.synapses.base import Merge, Op
-from stsbp_spec.typing import AnyArray, Float32
+from stsbp_spec.typing import AnyArray, Array, Float32
 
 SPIKES = Values((2, 8, 7), pending=PSP(3))
 MEANS = replace(SPIKES, exponent=4)
@@ -179,7 +180,7 @@ def test_weights_of_a_concatenation_are_those_of_its_branches_side_by_side() -> 
     )
     weights, batch = _problem(network)
     # The same grid for both parts: a multiple of 1/64 of each magnitude.
-    weights["conv3"] = np.rint(weights["conv3"] * 64) / np.float32(64)
+    weights["conv3"] = (np.rint(weights["conv3"] * 64) / 64).astype(np.float32)
     split = {**weights, "first": weights["conv3"][:, :2].copy(), "second": weights["conv3"][:, 2:].copy()}
     del split["conv3"]
     whole, parts = _gradients(network, weights, batch), _gradients(spec(apart), split, batch)
@@ -238,10 +239,10 @@ class Unwritten(Merge):
     def largest(self, *maxima: float) -> float:
         return max(maxima)
 
-    def forward(self, arithmetic: Any, *inputs: AnyArray) -> tuple[AnyArray, Any]:
+    def forward(self, arithmetic: ArrayArithmetic[Array], *inputs: Array) -> tuple[Array, Any]:
         return inputs[0], None
 
-    def backward(self, arithmetic: Any, residuals: Any, error: AnyArray) -> Any:
+    def backward(self, arithmetic: ArrayArithmetic[Array], residuals: Any, error: Array) -> Any:
         return error, None
 
 
