@@ -16,11 +16,11 @@ from stsbp_spec.expr import Recurrence
 from stsbp_spec.losses import VanRossum
 from stsbp_spec.network import Block, NetworkSpec
 from stsbp_spec.neurons.lif import LIF
-from stsbp_spec.plan import plan
+from stsbp_spec.plan import plan, rule_of
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.rules import Run
 from stsbp_spec.surrogates import Rectangle, Surrogate, Triangle
-from stsbp_spec.synapses import Conv2d
+from stsbp_spec.synapses import Concat, Conv2d
 from stsbp_spec.typing import Float32, Precision
 from stsbp_torch.backend import TorchBackend
 from stsbp_torch.layout import TENSORS
@@ -239,6 +239,44 @@ def test_errors_that_wait_are_added_where_several_convolutions_read(notation: st
         assert np.abs(found.gradients[name] - gradient).max() <= 2e-6 * np.abs(gradient).max(), name
 
 
+CONCATENATED = "\n".join(
+    f'[[node]]\nname = "{name}"\n{what}\nfrom = {sources}'
+    for name, what, sources in (
+        ("a", 'weights = "5C3p1"', '"input"'),
+        ("one", 'neurons = ""', '"a"'),
+        ("b", 'weights = "16C3p1"', '"one"'),
+        ("two", 'neurons = ""', '"b"'),
+        ("both", "concat = true", '["one", {node = "two", delay = 1}, "one"]'),
+        ("c", 'weights = "16C3p1"', '"both"'),
+        ("three", 'neurons = ""', '"c"'),
+        ("out", 'weights = "3"', '"three"'),
+        ("output", 'neurons = ""', '"out"'),
+    )
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_convolution_of_concatenated_bytes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sparse kernels read the concatenation, and the error that their block defers is applied before it is split."""
+    _choose(monkeypatch, kind)
+    applied, array = list[int](), sparse.DeferredError.array
+
+    def noted(error: sparse.DeferredError[torch.Tensor]) -> torch.Tensor:
+        applied.append(error.given.s.shape[2])
+        return array(error)
+
+    monkeypatch.setattr(sparse.DeferredError, "array", noted)
+    network, weights, batch = _case(CONCATENATED, "valid", (2, 8, 8), LIF(3, 5 / 3, 0.5, surrogate=Triangle()))
+    expected = NumpyBackend().value_and_grad(network, VanRossum(), weights, batch)
+    found = TorchBackend("cpu").value_and_grad(network, VanRossum(), weights, batch)
+    assert found.spikes.any()
+    assert np.array_equal(found.spikes, expected.spikes)
+    for name, gradient in expected.gradients.items():
+        assert np.abs(gradient).max() > 0
+        assert np.abs(found.gradients[name] - gradient).max() <= 2e-6 * np.abs(gradient).max(), name
+    assert applied[:1] == [26]
+
+
 @pytest.mark.parametrize("precision", ["fast", "reproducible"])
 def test_the_step_below_applies_the_adjoint_of_the_pooling_before_a_block(
     precision: Precision, monkeypatch: pytest.MonkeyPatch
@@ -255,3 +293,17 @@ def test_the_step_below_applies_the_adjoint_of_the_pooling_before_a_block(
     TorchBackend("cpu").value_and_grad(network, VanRossum(), weights, batch, precision=precision)
     # In `fast` precision, the sparse kernels read the error signal of a window.
     assert applied == ([] if precision == "fast" else [2, 4])
+
+
+@pytest.mark.parametrize(
+    "shapes", [((3, 4, 5), (4, 4, 5)), ((1, 4, 5), (1, 4, 5)), ((2, 1, 4), (16, 1, 4)), ((5,), (3,))]
+)
+def test_concatenated_channels_and_their_errors_have_the_layout_of_the_kernels(shapes: tuple[Any, ...]) -> None:
+    """Otherwise, each kernel that reads them would copy them first."""
+    backend, rng = TorchBackend("cpu"), np.random.default_rng(0)
+    inputs = [backend.asarray(rng.random((3, 2, *shape)).astype(np.float32)) for shape in shapes]
+    rule = rule_of(backend, Concat())
+    output, residuals = rule.forward(Concat(), *inputs)
+    for x in (output, *rule.backward(Concat(), residuals, output)):
+        assert TENSORS.view(x).flags.c_contiguous
+        assert TENSORS.laid_out(x).data_ptr() == x.data_ptr()
