@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ from stsbp_spec.neurons import LIF
 from stsbp_spec.optim import AdamW
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
 from stsbp_spec.synapses.base import Merge
-from stsbp_spec.typing import AnyArray, Array, Float32, Memory, Shape
+from stsbp_spec.typing import AnyArray, Array, Float32, Int64, Memory, Shape
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ class Larger(Merge):
     def backward(self, arithmetic: ArrayArithmetic[Array], residuals: Any, error: Array) -> tuple[Array, ...]:
         nothing = arithmetic.xp.zeros_like(error)
         return arithmetic.xp.where(residuals, error, nothing), arithmetic.xp.where(residuals, nothing, error)
+
+    def reached(self, counts: Int64, shapes: Sequence[Shape]) -> tuple[Int64, ...]:
+        """A spike of either branch reaches all weights, since it can be the larger value."""
+        return (counts,) * len(shapes)
 
 
 NEURONS = Neurons(LIF(3, 5 / 3, 0.4))

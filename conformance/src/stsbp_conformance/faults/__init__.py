@@ -40,8 +40,13 @@ from stsbp_conformance.tiers import (
 
 __all__ = ["BACKENDS", "FAULTS", "Fault", "caught", "caught_by", "quick_checks"]
 
-_MOST = (*equations.NEURONS, *connections.FAULTS, *equations.PRINTED, *operations.FAULTS)
-FAULTS: tuple[Fault, ...] = (*_MOST, *training.FAULTS)
+FAULTS: tuple[Fault, ...] = (
+    *equations.NEURONS,
+    *connections.FAULTS,
+    *equations.PRINTED,
+    *operations.FAULTS,
+    *training.FAULTS,
+)
 
 BACKENDS: Mapping[str, type[NumpyBackend]] = {fault.name: fault.backend for fault in FAULTS}
 """The faulty backends by the names of their faults."""
@@ -64,7 +69,7 @@ def _fails(check: Check, backend: NumpyBackend) -> bool:
         return False
     except Exception as error:  # a mismatch, or an error instead of a result: either fails the suite
         if isinstance(backend, Miswritten) and not isinstance(error, (Mismatch, NumericError)):
-            raise  # wrong numbers are what these are to give
+            raise  # such a fault gives wrong numbers, and no other errors
         return True
     return False
 

@@ -94,9 +94,9 @@ def neuron_inputs(
     z[..., _ZEROS] = np.copysign(np.float32(0), z[..., _ZEROS])
     ds[..., _ZEROS] = np.where(ds[..., _ZEROS] < 0, np.float32(-0.0), ds[..., _ZEROS])
     z[..., _HUGE] *= np.float32(1e6)
-    powers = np.ldexp(np.resize(np.array([1, -1], np.float32), 8), np.arange(8) // 2 - 98)
+    bursts = np.ldexp(np.resize(np.array([1, -1], np.float32), 8), np.arange(8) // 2 - 98)
     z[..., _BURST], ds[..., _BURST] = 0, 0
-    z[0, :, _BURST], ds[-1, :, _BURST] = powers, powers
+    z[0, :, _BURST], ds[-1, :, _BURST] = bursts, bursts
     return z.reshape(lead, *shape), ds.reshape(steps, *shape)
 
 

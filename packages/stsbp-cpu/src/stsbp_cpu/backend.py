@@ -8,7 +8,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numba
@@ -38,8 +37,6 @@ from stsbp_cpu.settings import settings_problem
 from stsbp_cpu.synapses import batchnorm, conv2d, dropout, linear
 
 __all__ = ["CpuBackend"]
-
-_NONE: Mapping[str, AnyArray] = MappingProxyType({})
 
 
 class _Dense(block.Dense[AnyArray]):

@@ -15,7 +15,6 @@ import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property, partial
-from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias, TypeVar, cast
 
 import jax
@@ -70,8 +69,6 @@ _XLA = "cpu:xla"
 
 _SMALL = 2**16
 """Arrays of at most so many elements become channels last on the host, where no program is compiled for each shape."""
-
-_NONE: Mapping[str, Array] = MappingProxyType({})
 
 _Program: TypeAlias = Compiled | OneByOne | SpreadGradients | SpreadOutput
 
@@ -362,10 +359,6 @@ class JaxBackend(AbstractBackend[Array]):
     ) -> Array:
         error: Array = loss.error(u, targets, batch, inside, ARITHMETIC)
         return error
-
-    def weight_grid(self, projection: Projection, w: Array) -> tuple[Array, WeightGrid]:
-        (found,) = self.weight_grids((projection,), (w,))
-        return found
 
     def choose_grid(self, projection: Projection, w: Array) -> tuple[Array, GridChoice]:
         """Weights on their grid, and the grid as a program can compute it: `grid.weight_grid`."""

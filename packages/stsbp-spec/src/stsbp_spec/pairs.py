@@ -182,7 +182,7 @@ class Pairs(ABC, Generic[Array]):
         ]
 
     def weight_grid(self, projection: Projection, w: Array) -> tuple[Array, WeightGrid]:
-        """`weight_grids` of one layer."""
+        """`weight_grids` of one layer. Training calls `weight_grids`: override both, or only that."""
         (on_grid,) = self.weight_grids((projection,), (w,))
         return on_grid
 
@@ -397,13 +397,13 @@ class Pairs(ABC, Generic[Array]):
         steps: int,
         learned: Mapping[str, Array] = _NONE,
     ) -> tuple[Array, NeuronResiduals[Array]]:
-        """`population_forward` of neurons with one input, which is what backends override."""
+        """`population_forward` of neurons with one input. Backends override `population_forward`, not this."""
         return self.population_forward(neuron_equations(filter, neuron), (z,), steps, learned)
 
     def neuron_backward(
         self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals[Array], ds: Array
     ) -> tuple[Array, dict[str, Array]]:
-        """`population_backward` of neurons with one input, which is what backends override."""
+        """`population_backward` of neurons with one input. Backends override `population_backward`, not this."""
         equations = neuron_equations(filter, neuron)
         (dz,), terms = self.population_backward(equations, residuals, ds, (residuals.static,))
         return dz, terms

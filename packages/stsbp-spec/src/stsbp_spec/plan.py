@@ -548,7 +548,8 @@ class Chain(Step[Array]):
         return ForwardResult(inputs[0], saved)
 
     def backward_slice(self, run: Run[Array], saved: Any, grad: Any, precision: Precision) -> BackwardResult[Array]:
-        gradients, zeroed, whole = dict[str, Array](), dict[str, Array](), dict[str, Array]()
+        # A part with sums over the batch (`zeroed`, `whole`) exchanges numbers, so the chain is computed by parts.
+        gradients = dict[str, Array]()
         # The lists lose what a part takes, so that it is free before the next part.
         grads: list[Any] = [self.received(saved, grad)]
         del grad
@@ -556,19 +557,18 @@ class Chain(Step[Array]):
             result = next(part.backward([run], (saved.pop() for _ in [run]), (grads.pop() for _ in [run]), precision))
             grads = [*result.grad_inputs]
             gradients.update(result.gradients)
-            zeroed.update(result.zeroed)
-            whole.update(result.whole)
             del result
             if not any(part.needed):
-                return BackwardResult((None,) * len(self.needed), gradients, zeroed, whole)
-        return BackwardResult(tuple(grads), gradients, zeroed, whole)
+                return BackwardResult((None,) * len(self.needed), gradients)
+        return BackwardResult(tuple(grads), gradients)
 
     def received(self, saved: Any, grad: Any) -> Any:
         """The gradient of the output as the last part takes it."""
         return grad.array() if isinstance(grad, Deferred) else grad
 
     def by_parts(self, saved: Any) -> Sequence[Any]:
-        """What the parts would have saved, from what the chain saved."""
+        """What the parts would have saved, from what the chain saved; or `saved`, if the parts were computed one by
+        one."""
         parts: Sequence[Any] = saved
         return parts
 
@@ -747,10 +747,11 @@ def rule_of(backend: Pairs[Any], op: Op) -> Rule[Any]:
     Raises:
         BackendError: there is no rule.
     """
-    if type(op) is OneToOne:
-        return _one_to_one(backend)
-    if isinstance(op, Derived) and type(op) not in backend.rules:
-        return _derived(backend)
+    if type(op) not in backend.rules:
+        if type(op) is OneToOne:
+            return _one_to_one(backend)
+        if isinstance(op, Derived):
+            return _derived(backend)
     return backend.rule(op)
 
 

@@ -1,4 +1,4 @@
-"""How a backend computes the nodes of a network: a rule for each operation, and steps that use the rules.
+"""How a backend computes the nodes of a network: rules of operations, and steps that use the rules.
 
 A rule is a pair of functions of a backend's arrays. plan.py makes a step for each node from the rule of its operation.
 If the backend has a fusion for several nodes, they become one step. passes.py walks through the steps.
@@ -239,8 +239,8 @@ class Step(ABC, Generic[Array]):
 
     @cached_property
     def normalises(self) -> bool:
-        """Whether the step normalises weighted sums. In training, its forward pass then needs numbers of the whole
-        batch."""
+        """Whether the step normalises weighted sums. Its forward pass then gets all slices of the batch, because it
+        needs their numbers in training."""
         ops = (place.node.op for place in self.places)
         return any(isinstance(op, Weighted) and op.norm is not None for op in ops)
 

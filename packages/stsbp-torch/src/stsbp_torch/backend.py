@@ -10,7 +10,6 @@ import os
 import platform
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property, partial
-from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -46,8 +45,6 @@ from stsbp_torch.recurrence import recur, recur_often, sent, sent_once
 from stsbp_torch.synapses import avgpool2d, batchnorm, conv2d, dropout, flatten, linear, maxpool2d, upsample2d
 
 __all__ = ["TorchBackend"]
-
-_NONE: Mapping[str, torch.Tensor] = MappingProxyType({})
 
 Result = TypeVar("Result")
 
@@ -352,7 +349,7 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
     def spike_count(self, s: torch.Tensor) -> torch.Tensor:
         if s.device.type == "cpu":
             return torch.tensor(reductions.count(rows(s).reshape(-1).numpy()), dtype=torch.int64, device="cpu")
-        return torch.count_nonzero(s)
+        return super().spike_count(s)
 
     def join(self, rendezvous: Rendezvous) -> Collective[torch.Tensor]:
         from stsbp_torch.collective import TorchCollective

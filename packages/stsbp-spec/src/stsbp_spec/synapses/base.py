@@ -220,7 +220,7 @@ class Merge(Derived):
                 yield what, one, other
 
     def reached(self, counts: Int64, shapes: Sequence[Shape]) -> tuple[Int64, ...]:
-        # The adjoint of the operation, on one sample and step.
+        # The adjoint of a linear operation, on one sample and step. Other operations override this.
         _, residuals = self.forward(NUMPY, *(np.zeros((1, 1, *shape), np.int64) for shape in shapes))
         return tuple(below[0, 0] for below in self.backward(NUMPY, residuals, counts[None, None]))
 
