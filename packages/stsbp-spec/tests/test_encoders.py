@@ -266,6 +266,50 @@ def test_a_stream_wants_a_window() -> None:
     assert EventBinning(steps=2**20, window_us=2**40).step_of(2**70) == 2**50
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64])
+def test_the_step_of_times_of_a_small_type_does_not_wrap(dtype: type[np.signedinteger[Any]]) -> None:
+    binning, limits = EventBinning(steps=2000, window_us=3000, start_us=40), np.iinfo(dtype)
+    times = [max(limits.min, -(2**62) + 1), 7, 100, min(limits.max, 2**62 - 1)]
+    expected = [(t - 40) * 2000 // 3000 for t in times]
+    steps = binning.step_of(np.array(times, dtype).reshape(2, 2))
+    assert steps.dtype == np.int64
+    assert steps.tolist() == [expected[:2], expected[2:]]
+    assert [binning.step_of(dtype(t)) for t in times] == expected  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    "wrong", [1.5, True, "3", None, [3], np.array([1.5]), np.array([True]), np.ma.masked_array([3], [False])], ids=repr
+)
+def test_the_step_of_what_is_no_time_is_refused(wrong: Any) -> None:
+    with pytest.raises(ShapeError, match="expected times t, an integer or a numpy array of integers, got"):
+        EventBinning().step_of(wrong)
+    with pytest.raises(SpecError, match="t is out of range: expected less than 2\\^62"):
+        EventBinning().step_of(np.array([2**62]))
+
+
+@pytest.mark.parametrize("wrong", [[3], (3,), None, "3", 3, np.zeros((2, 2), int), np.array([1.5])], ids=repr)
+def test_the_length_of_what_is_no_column_of_times_is_refused(wrong: Any) -> None:
+    for binning in (EventBinning(), EventBinning(window_us=None)):
+        with pytest.raises(ShapeError, match="expected integers"):
+            binning.length(wrong)
+
+
+def test_masked_arrays_are_refused_as_events_and_as_labels() -> None:
+    zeros, frame = np.zeros(2, np.int64), np.zeros((2, 34, 34), np.uint8)
+    masked = np.ma.masked_array([3, 4], [False, True])
+    for call in (
+        lambda: EventBinning().frames(masked, zeros, zeros, zeros),
+        lambda: EventBinning().frames(zeros, zeros, zeros, masked),
+        lambda: EventBinning().add(frame, zeros, masked, zeros, zeros),
+        lambda: EventBinning().length(masked),
+        lambda: bin_events(zeros, zeros, masked, zeros),
+        lambda: stabilise_events(zeros, masked, zeros),
+        lambda: encode_repeat(masked, 10, 5),
+    ):
+        with pytest.raises(ShapeError, match="a masked array"):
+            call()
+
+
 def test_event_binning_takes_what_is_as_large_as_it_may_be() -> None:
     largest = {"height": 2**14, "width": 2**14, "window_us": 2**40, "start_us": 2**40, "saccade_us": 2**40}
     binning = replace(EventBinning(), steps=2**20, **largest)  # type: ignore[arg-type]

@@ -266,10 +266,19 @@ def test_subnormal_weights_and_negative_zeros_count_as_zero_where_they_enter_and
     assert trainer.export_state(state)["weight/linear2"].flat[:1].tobytes() == bytes(4)
 
 
+class _Unreadable:
+    """An array that its library cannot copy to numpy."""
+
+    def __array__(self, *_: object, **__: object) -> AnyArray:
+        raise MemoryError
+
+
 @pytest.mark.parametrize(
     ("name", "value", "error"),
     [
         ("step", None, ShapeError),
+        ("step", _Unreadable(), ShapeError),
+        ("step", np.ma.masked_array(3, True), ShapeError),
         ("step", np.asarray(-1), ShapeError),
         ("step", np.asarray(2**32), ShapeError),
         ("step", np.asarray(1.5), ShapeError),

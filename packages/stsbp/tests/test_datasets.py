@@ -17,7 +17,7 @@ from stsbp.datasets.saccades import SaccadeCamera, enlarge
 from stsbp.errors import DataError
 from stsbp_spec.encoders import EventBinning
 from stsbp_spec.errors import SpecError, StsbpError
-from stsbp_spec.typing import Float64, Int64, UInt8
+from stsbp_spec.typing import AnyArray, Float64, Int64, UInt8
 
 
 def _split(labels: Int64) -> ArraySplit:
@@ -120,6 +120,44 @@ def test_subset_of_a_mask_are_the_samples_for_which_it_is_true() -> None:
     assert Subset(split, []).indices.dtype == np.int64  # type: ignore[arg-type]
 
 
+class _Unreadable:
+    """An array that its library does not pass on, as torch does not a tensor with a gradient."""
+
+    def __array__(self, *_: object, **__: object) -> AnyArray:
+        raise RuntimeError("detach it first")
+
+    def __index__(self) -> int:
+        raise RuntimeError("detach it first")
+
+    def __repr__(self) -> str:
+        return "an array that stays away"
+
+
+_INDICES: tuple[tuple[Any, str], ...] = (
+    (np.array([0.5]), r"float64 \[1\]"),
+    (np.array([3, 10]), r"int64 \[2\] from 3 to 10"),
+    ("all", "'all'"),
+    (np.array(["1"]), r"<U1 \[1\]"),
+    (np.ma.masked_array([1, 2], [False, True]), "a masked array; fill in its masked values"),
+    (_Unreadable(), "an array that stays away"),
+)
+
+
+@pytest.mark.parametrize(("indices", "got"), _INDICES)
+def test_splits_refuse_what_are_no_numbers_of_their_samples(indices: Any, got: str) -> None:
+    images = _split(np.arange(10))
+    frames = FrameSplit(FrameSplit.store(np.zeros((10, 3, 4), np.uint8)), np.arange(10), 3)
+    for call in (images.inputs, images.stored, frames.inputs, frames.stored, Subset(images, np.arange(10)).inputs):
+        with pytest.raises(DataError, match=f"samples have numbers from 0 to 9, an array of integers .k., got {got}"):
+            call(indices)
+
+
+def test_the_path_of_a_folder_has_no_zero_byte() -> None:
+    for option in ("cache_dir", "data_dir"):
+        with pytest.raises(DataError, match=f"{option} is the path of a folder, which has no zero byte, got 'a"):
+            load("digits-events", **{option: "a\0b"})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("indices", "got"),
     [
@@ -130,6 +168,8 @@ def test_subset_of_a_mask_are_the_samples_for_which_it_is_true() -> None:
         (np.array(["1"]), r"got <U1 \[1\]"),
         (None, "got None"),
         ([[1, 2], [3]], r"got \[\[1, 2\], \[3\]\]"),
+        (np.ma.masked_array([1, 2], [False, True]), "got a masked array; fill in its masked values"),
+        (_Unreadable(), "got an array that stays away"),
     ],
 )
 def test_subset_refuses_what_is_neither_indices_nor_a_mask(indices: Any, got: str) -> None:

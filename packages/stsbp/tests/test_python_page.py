@@ -179,7 +179,7 @@ def test_decode_refuses_what_is_no_spike_train(train_tiny: Callable[..., Result]
         decoded = run.decode(spikes)
         assert decoded.spikes.dtype == np.uint8
         assert np.array_equal(decoded.distances, found.distances)  # type: ignore[arg-type]
-    for wrong in (None, "a", 3, found.spikes * np.nan, found.spikes + 7):
+    for wrong in (None, "a", 3, found.spikes * np.nan, found.spikes + 7, found.spikes.view([("spike", np.uint8)])):
         with pytest.raises(ShapeError):
             run.decode(wrong)
     for first in ("1", 1.5, -1, True, None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
@@ -41,7 +42,7 @@ from stsbp_spec.random import check_seed, check_step
 from stsbp_spec.results import Batch, LayerRun, Prediction, RunResult, StepResult, TrainState, ValueAndGrad
 from stsbp_spec.synapses.batchnorm import running
 from stsbp_spec.typing import AnyArray, Array, Float32, Int64, Memory, Precision, UInt8
-from stsbp_spec.values import integer, shown
+from stsbp_spec.values import array_of, integer, shown
 
 __all__ = [
     "Prediction",
@@ -236,9 +237,7 @@ class Trainer(Generic[Array]):
         """
         if not isinstance(exported, Mapping):
             raise ShapeError(f"a state must be numpy arrays by name, got {type(exported).__name__}")
-        step = np.asarray(exported.get("step"))
-        if step.shape != () or step.dtype.kind not in "iu" or not 0 <= step < 2**32:
-            raise ShapeError(f"the step of a state must be an integer from 0 to 2**32 - 1, got {shown(step.tolist())}")
+        step = _step(exported.get("step"))
         parts: list[dict[str, Array]] = []
         for prefix in ("weight", "adamw.m", "adamw.v"):
             named = {k.removeprefix(prefix + "/"): x for k, x in exported.items() if str(k).startswith(prefix + "/")}
@@ -252,7 +251,16 @@ class Trainer(Generic[Array]):
             m, v = (exported[f"adamw.{moment}/{name}"] for moment in "mv")
             if (np.abs(m) > self.optimizer.largest_moment(v)).any():
                 raise NumericError(f"adamw.m of {name} holds a value that no update can produce with its adamw.v")
-        return TrainState(int(step), *parts)
+        return TrainState(step, *parts)
+
+
+def _step(given: object) -> int:
+    """The step of an exported state. Raises `ShapeError` if it is not an integer from 0 to 2^32 - 1."""
+    with contextlib.suppress(ShapeError):
+        step = array_of(given)
+        if step.shape == () and step.dtype.kind in "iu" and 0 <= step < 2**32:
+            return int(step)
+    raise ShapeError(f"the step of a state must be an integer from 0 to 2**32 - 1, got {shown(given)}")
 
 
 class Predictor(Generic[Array]):

@@ -29,14 +29,17 @@ def array_of(x: Any) -> AnyArray:
     """`x` as a numpy array: an array unchanged, a tensor of any framework with its values on the host, a list copied.
 
     Raises:
-        ShapeError: `x` does not hold real numbers.
+        ShapeError: `x` does not hold real numbers, or is a masked array, whose masked values would be taken for others.
     """
+    if isinstance(x, np.ma.MaskedArray):
+        raise ShapeError("expected an array of numbers, got a masked array; fill in its masked values")
     try:
         # `__array__` of a torch tensor refuses a gradient and other devices.
         found = np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
     except Exception as error:  # of whatever library `x` comes from
         raise ShapeError(f"expected an array of numbers, got {_kind(x)}") from error
-    if found.dtype.kind in "OSUTMmc":
+    # The additional types of numbers of ml_dtypes are also of kind V, but have no fields.
+    if found.dtype.kind in "OSUTMmc" or found.dtype.names is not None:
         raise ShapeError(f"expected an array of numbers, got {_kind(x)}")
     return found
 

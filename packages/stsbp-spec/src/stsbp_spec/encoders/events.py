@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 
@@ -27,6 +28,8 @@ SACCADE_US = 105_000
 """Length of a saccade of N-MNIST in microseconds."""
 _LARGEST = {"steps": 2**20, "height": 2**14, "width": 2**14, "window_us": 2**40, "start_us": 2**40, "saccade_us": 2**40}
 """Up to these limits, products of times and numbers of steps are exact in 64 bits."""
+_LARGEST_TIME = 2**62
+"""Times below it in magnitude, less a `start_us`, fit into 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,11 @@ class EventBinning:
 
         Args:
             t: time of each event as in `bin_events`, `[n]`. Without a fixed window, every recording has all steps.
+
+        Raises:
+            ShapeError: `t` is no array of integers `[n]`.
         """
+        _check_columns({"t": t})
         if self.window_us is None:
             return self.steps
         since_start = t.astype(np.int64) - self.start_us
@@ -95,17 +102,42 @@ class EventBinning:
             binary=self.binary,
         )
 
-    def step_of(self, t: int) -> int:
+    @overload
+    def step_of(self, t: int) -> int: ...
+
+    @overload
+    def step_of(self, t: AnyArray) -> Int64: ...
+
+    def step_of(self, t: int | AnyArray) -> int | Int64:
         """The step of an event at time `t` of a stream. Steps continue after the window, and are negative before it.
 
+        Args:
+            t: an integer of any size, or a numpy array of integers below 2^62 in magnitude, of any shape and type.
+
+        Returns:
+            An integer, or an int64 array of the shape of `t`.
+
         Raises:
-            SpecError: the window ends with the last event, which is unknown in a stream.
+            ShapeError: `t` is neither an integer nor such an array.
+            SpecError: the window ends with the last event, which is unknown in a stream; or a time of an array is out
+                of range.
         """
         if self.window_us is None:
             raise SpecError(
                 "event binning: a stream has no end, so its window cannot end with the last event; give a window_us"
             )
-        return (t - self.start_us) * self.steps // self.window_us
+        if not _is_masked(t) and (number := integer(t)) is not None:
+            return (number - self.start_us) * self.steps // self.window_us
+        if not isinstance(t, np.ndarray) or _is_masked(t) or t.dtype.kind not in "iu":
+            raise ShapeError(f"expected times t, an integer or a numpy array of integers, got {_kind(t)}")
+        if t.size and not -_LARGEST_TIME < int(t.min()) <= int(t.max()) < _LARGEST_TIME:
+            raise SpecError(
+                f"an event's t is out of range: expected less than 2^62 in magnitude, got {t.min()} to {t.max()}"
+            )
+        # The product of the time and the number of steps might not fit into 64 bits.
+        windows, rest = np.divmod(t.astype(np.int64) - self.start_us, self.window_us)
+        steps: Int64 = windows * self.steps + rest * self.steps // self.window_us
+        return steps
 
     def add(self, frame: UInt8, x: AnyArray, y: AnyArray, p: AnyArray, t: AnyArray) -> None:
         """Add events to the frame `[C, H, W]` of their step, in place. All events together give the frame of
@@ -234,13 +266,27 @@ def _check_events(x: AnyArray, y: AnyArray, p: AnyArray, t: AnyArray, shape: tup
 
 
 def _check_columns(columns: Mapping[str, AnyArray]) -> None:
-    """Raise `ShapeError` unless columns of events are integers `[n]` as `x` is."""
-    x = columns["x"]
+    """Raise `ShapeError` unless columns of events are integers `[n]` as the first is."""
     for values in columns.values():
-        if not isinstance(values, np.ndarray) or values.ndim != 1:
-            raise ShapeError(f"expected integers of shape [n], one for each event, got {shown(values)}")
+        if not isinstance(values, np.ndarray) or _is_masked(values) or values.ndim != 1:
+            raise ShapeError(f"expected integers of shape [n], one for each event, got {_kind(values)}")
+    first, *_ = columns.values()
     for name, values in columns.items():
-        if values.shape != x.shape or values.dtype.kind not in "iub":
+        if values.shape != first.shape or values.dtype.kind not in "iub":
+            like = f" as {next(iter(columns))}" if len(columns) > 1 else ""
             raise ShapeError(
-                f"expected integers {name} of shape [{len(x)}] as x, got {values.dtype} of shape {list(values.shape)}"
+                f"expected integers {name} of shape [{len(first)}]{like}, got {values.dtype} of shape "
+                f"{list(values.shape)}"
             )
+
+
+def _is_masked(values: object) -> bool:
+    """Whether `values` is an array with masked values, which would be read as if they were there."""
+    return isinstance(values, np.ma.MaskedArray)
+
+
+def _kind(values: object) -> str:
+    """`values` for a message."""
+    if _is_masked(values):
+        return "a masked array; leave the masked events out"
+    return f"{values.dtype} of shape {list(values.shape)}" if isinstance(values, np.ndarray) else shown(values)

@@ -6,6 +6,7 @@ backend and on every machine. Its seed is not the training seed, so runs with di
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -18,10 +19,11 @@ from typing import Any, BinaryIO, NamedTuple, Protocol, TypeGuard, runtime_check
 import numpy as np
 from stsbp_spec.encoders import EventBinning, PackedFrames
 from stsbp_spec.encoders.packed import Inputs, unpacked
+from stsbp_spec.errors import ShapeError
 from stsbp_spec.foreign import calling
 from stsbp_spec.random import Stream, permutation
 from stsbp_spec.typing import AnyArray, Coding, Int64, Shape, UInt8
-from stsbp_spec.values import shown, whole
+from stsbp_spec.values import array_of, shown, whole
 
 from stsbp.errors import DataError
 
@@ -129,6 +131,25 @@ def _actual(x: object) -> str:
     return f"{x.dtype} {list(x.shape)}" if isinstance(x, np.ndarray) else shown(x)
 
 
+def _at(samples: AnyArray, indices: Any) -> AnyArray:
+    """The entries of `samples` `[n, ...]` with these numbers. Raises `DataError` for what are no numbers of samples."""
+    if not isinstance(indices, np.ma.MaskedArray):
+        # Tensors of other libraries, and text, have errors of their own.
+        with contextlib.suppress(IndexError, TypeError, ValueError, RuntimeError):
+            chosen: AnyArray = samples[indices]
+            return chosen
+    raise DataError(
+        f"samples have numbers from 0 to {len(samples) - 1}, an array of integers [k], got {_told(indices)}"
+    )
+
+
+def _told(indices: object) -> str:
+    """Indices for a message: type, shape and range of an array of numbers."""
+    if _is_array(indices) and indices.size and indices.dtype.kind in "iu":
+        return f"{indices.dtype} {list(indices.shape)} from {indices.min()} to {indices.max()}"
+    return _actual(indices)
+
+
 def _check_labels(what: str, labels: object, samples: int | None = None) -> None:
     """Raise `DataError`, which begins with `what`, unless `labels` are integers `[n]`, one for each sample."""
     if _is_array(labels) and labels.dtype.kind in "iu" and labels.ndim == 1 and samples in (None, len(labels)):
@@ -189,7 +210,7 @@ class ArraySplit:
         return (channels, height, width)
 
     def inputs(self, indices: Int64) -> UInt8:
-        return np.moveaxis(np.asarray(self.images[indices]), -1, 1)
+        return np.moveaxis(np.asarray(_at(self.images, indices)), -1, 1)
 
     stored = inputs
 
@@ -296,7 +317,7 @@ class FrameSplit:
         return unpacked(self.stored(indices))
 
     def stored(self, indices: Int64) -> Inputs:
-        chosen = np.ascontiguousarray(np.swapaxes(self.frames[indices], 0, 1))
+        chosen = np.ascontiguousarray(np.swapaxes(_at(self.frames, indices), 0, 1))
         return PackedFrames(chosen, self.steps) if self.binary else np.moveaxis(chosen, -1, 2)
 
     def content(self) -> str:
@@ -351,10 +372,10 @@ class Subset:
         return len(self.indices)
 
     def inputs(self, indices: Int64) -> UInt8:
-        return self.split.inputs(self.indices[indices])
+        return self.split.inputs(_at(self.indices, indices))
 
     def stored(self, indices: Int64) -> Inputs:
-        return self.split.stored(self.indices[indices])
+        return self.split.stored(_at(self.indices, indices))
 
     def content(self) -> str:
         """SHA-256 of the split, and of the numbers of the samples in it (`content_of`)."""
@@ -364,7 +385,7 @@ class Subset:
         """Target spike trains `[T, B, N]`, if the split has them (`SequenceLabels`)."""
         if not isinstance(self.split, SequenceLabels):
             raise DataError(_CLASSES)
-        return self.split.targets(self.indices[indices])
+        return self.split.targets(_at(self.indices, indices))
 
 
 class GuardedSplit:
@@ -420,8 +441,8 @@ class GuardedSplit:
 def _numbers(indices: object, count: int) -> Int64:
     """Numbers of some of `count` samples, `[k]`, from such numbers or from a mask `[count]`."""
     try:
-        array = np.asarray(indices)
-    except ValueError:  # lists of different lengths
+        array = array_of(indices)
+    except ShapeError:
         array = np.asarray(None)
     if array.dtype == np.bool_ and array.shape == (count,):
         return np.flatnonzero(array)
@@ -429,7 +450,7 @@ def _numbers(indices: object, count: int) -> Int64:
     if array.ndim != 1 or (array.size and (array.dtype.kind not in "iu" or array.min() < 0 or array.max() >= count)):
         raise DataError(
             f"a subset of {count} samples needs indices from 0 to {count - 1} on one axis, or a mask of {count} bools, "
-            f"got {shown(indices) if array.dtype == object else f'{array.dtype} {list(array.shape)}'}"
+            f"got {_actual(indices if array.dtype == object else array)}"
         )
     return array.astype(np.int64)
 

@@ -194,9 +194,12 @@ def _read(name: str) -> tuple[DatasetInfo, str, dict[str, str]]:
 
 def _folder(option: str, path: Path | str | None) -> Path | None:
     try:
-        return None if path is None else Path(path)
+        folder = None if path is None else Path(path)
     except TypeError as error:
         raise DataError(f"{option} is the path of a folder, got {shown(path)}") from error
+    if "\0" in str(folder):
+        raise DataError(f"{option} is the path of a folder, which has no zero byte, got {shown(path)}")
+    return folder
 
 
 def load(
