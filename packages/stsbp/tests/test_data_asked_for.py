@@ -13,7 +13,7 @@ from stsbp.cli.predict import _array
 from stsbp.config import RunConfig
 from stsbp.datasets import DATASETS
 from stsbp.errors import ConfigError, DataError
-from stsbp.training.build import load_dataset
+from stsbp.training.build import load_dataset, load_test_set
 from stsbp.training.overlap import _is_own
 
 
@@ -44,6 +44,14 @@ def test_image_size_is_refused_for_data_that_are_not_resized(given: dict[str, An
 def test_image_size_is_for_the_other_data_set_too() -> None:
     with pytest.raises(DataError, match="nowhere"):
         load_dataset(_config(dataset="digits", test_on="folder:nowhere", image_size=8))
+    # Only the folder is resized: the images of digits are not, and need not be.
+    with pytest.raises(DataError, match="nowhere"):
+        load_dataset(_config(dataset="folder:nowhere", test_on="digits", image_size=8))
+    assert load_test_set(_config(dataset="folder:nowhere", test_on="digits", image_size=8), "digits").input_shape == (
+        1,
+        8,
+        8,
+    )
 
 
 @pytest.mark.parametrize(

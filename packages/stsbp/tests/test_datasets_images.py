@@ -318,7 +318,9 @@ class TestCifar10:
             for k, name in enumerate(cifar10.CLASSES):
                 _save(tmp_path / split / name / "0.png", _pixels(k, 32, 32))
         (tmp_path / "train" / "airplane" / ".hidden.jpg").touch()
-        dataset = load("cifar10", data_dir=tmp_path, cache_dir=tmp_path / "cache", image_size=8)
+        with pytest.raises(DataError, match="image_size resizes the images of a folder; leave it out for cifar10"):
+            load("cifar10", data_dir=tmp_path, cache_dir=tmp_path / "cache", image_size=8)
+        dataset = load("cifar10", data_dir=tmp_path, cache_dir=tmp_path / "cache")
         assert dataset.input_shape == (3, 32, 32)
         assert np.array_equal(dataset.test.inputs(np.array([4]))[0], np.stack([_pixels(4, 32, 32)] * 3))
         assert "JPEG" not in " ".join(dataset.notes)

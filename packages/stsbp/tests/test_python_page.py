@@ -163,6 +163,12 @@ def test_load_refuses_what_is_no_name(name: Any) -> None:
         *((name, value) for name in ("limit", "holdout", "image_size") for value in (1.5, "a", True)),
         *(("seed", value) for value in (1.5, "a", None)),
         *((name, 3) for name in ("data_dir", "cache_dir", "binning")),
+        *(("image_size", value) for value in (8, 2**70)),
+        *(
+            (name, value)
+            for name in ("download", "skip_malformed", "own_lengths", "only_test", "train_only")
+            for value in ("no", float("nan"), 1, [3], None)
+        ),
     ],
 )
 def test_load_refuses_an_option_of_another_type(option: str, value: Any) -> None:

@@ -7,7 +7,6 @@ read. The binary version has the same images: `data_batch_1.bin` to `data_batch_
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +144,7 @@ def _dataset(request: Request, root: Path, found: list[str]) -> Dataset:
         if (root / _BATCHES["train"][0]).is_file():
             stored = _load_binary(root, _BATCHES[name], request)
         else:
-            own = replace(request, image_size=None)
-            stored = load_image_folder("cifar10", root / name, CLASSES, own, channels=SHAPE[0])
+            stored = load_image_folder("cifar10", root / name, CLASSES, request, channels=SHAPE[0])
         images = stored.images()
         if images.shape != SHAPE:
             raise DataError(f"{root}: expected {name} images of shape {SHAPE}, got {images.shape}")

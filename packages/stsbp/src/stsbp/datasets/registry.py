@@ -20,7 +20,7 @@ import numpy as np
 from stsbp_spec.encoders import EventBinning
 from stsbp_spec.foreign import calling
 from stsbp_spec.random import check_seed
-from stsbp_spec.values import integer, shown
+from stsbp_spec.values import integer, shown, truth
 
 from stsbp.datasets.base import Dataset, GuardedSplit, ProgressCallback, Request, Subset, lengths_of, select_balanced
 from stsbp.datasets.cache import default_cache_dir, expanded
@@ -236,14 +236,22 @@ def load(
         progress: function that is called with the current task, the number of finished items and their total.
         binning: how recordings become frames, by default 300 ms in two polarities; its `steps` is replaced.
         own_lengths: whether each recording ends at its own last step, and later steps are padding.
-        image_size: resize the images of an image folder to this many pixels square.
+        image_size: resize the images of an image folder to this many pixels square; refused for other data sets.
         only_test: load only the test set; if the source has none, all samples are the test set.
         train_only: load no test set; if the source has none, all samples are training samples.
 
     Raises:
         DataError: the name is unknown, or the data are missing or malformed. The message says what to do.
-        SpecError: `steps` or `seed` is outside its domain.
+        SpecError: `steps` or `seed` is outside its domain, or a flag is neither True nor False.
     """
+    flags = {
+        "download": download,
+        "skip_malformed": skip_malformed,
+        "own_lengths": own_lengths,
+        "only_test": only_test,
+        "train_only": train_only,
+    }
+    flags = {option: truth(option, value) for option, value in flags.items()}
     data_dir, cache_dir = _folder("data_dir", data_dir), _folder("cache_dir", cache_dir)
     check_seed(seed)
     if not (binning is None or isinstance(binning, EventBinning)):
@@ -265,6 +273,8 @@ def load(
             raise DataError(f"{option} must be an integer, got {shown(value)}")
         if number < 1 and option != "holdout":  # which each data set checks
             raise DataError(f"{option} must be at least 1, got {number}")
+    if image_size is not None and not info.resizable:
+        raise DataError(f"image_size resizes the images of a folder; leave it out for {info.name}")
     if data_dir is None and info.needs_data_dir and (given := os.environ.get("STSBP_DATA")):
         data_dir = Path(given)
     request = Request(
@@ -274,16 +284,12 @@ def load(
         data_dir=None if data_dir is None else expanded(data_dir),
         cache_dir=default_cache_dir() if cache_dir is None else expanded(cache_dir),
         binning=replace(EventBinning() if binning is None else binning, steps=steps),
-        own_lengths=own_lengths,
         seed=seed,
         limit=limit,
         holdout=holdout,
-        download=download,
-        skip_malformed=skip_malformed,
         image_size=image_size,
-        only_test=only_test,
-        train_only=train_only,
         progress=progress,
+        **flags,
     )
     with _code_of(info, info.load, "loader"):
         dataset: object = info.load(request)

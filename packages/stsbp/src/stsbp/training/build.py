@@ -337,7 +337,8 @@ def _load(config: RunConfig, name: str, data_dir: str, progress: ProgressCallbac
         seed=config.split_seed,
         download=config.download,
         skip_malformed=config.skip_malformed,
-        image_size=config.image_size or None,
+        # One of the data sets that are trained and tested on may have samples of a fixed size.
+        image_size=config.image_size or None if info_of(name).resizable else None,
         progress=progress,
         **which,
     )
