@@ -509,6 +509,36 @@ def test_compare_shows_sample_counts_and_marks_what_is_not_comparable(
     assert "test samples" in same
 
 
+def test_compare_marks_what_was_measured_on_data_that_changed(
+    stsbp: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STSBP_CACHE", str(tmp_path / "cache"))
+    n = np.arange(24)
+
+    def train(name: str, shift: int, *words: object) -> None:
+        np.savez(tmp_path / "data.npz", sample=n, x=(n + shift) % 4, t=n * 0, labels=n % 2, sensor=[4])
+        more = ("--net", 3, "--epochs", 1, "--holdout", 8, "--validation", 4, "--window-ms", 20, *words)
+        result = stsbp(
+            "--backend", "numpy", "train", f"events:{tmp_path / 'data.npz'}", *more, "--out", tmp_path / name
+        )
+        assert result.exit_code == 0, result.output
+
+    train("a", 0, "--steps", 4)
+    train("b", 1, "--steps", 4)
+    train("c", 0, "--steps", 4)
+    train("d", 0, "--steps", 5)
+    changed = stsbp("compare", "a", "b").stdout
+    for split in ("training", "validation", "test"):
+        assert f"{split} accuracy *" in changed
+    assert changed.splitlines()[-1].startswith("* not comparable: of other samples")
+    assert "*" not in stsbp("compare", "a", "c").stdout
+    # The same samples in more steps are other inputs.
+    assert "test accuracy *" not in stsbp("compare", "a", "d").stdout
+    # Checkpoints of earlier versions do not describe their data.
+    monkeypatch.setattr(compare, "_contents", lambda _: {})
+    assert "*" not in stsbp("compare", "a", "b").stdout
+
+
 @pytest.mark.parametrize(
     ("option", "marked"),
     [

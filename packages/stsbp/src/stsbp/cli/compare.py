@@ -17,8 +17,9 @@ from stsbp.cli import COMMANDS
 from stsbp.cli.common import say
 from stsbp.config import OWN, PATHS, RunConfig
 from stsbp.datasets.registry import named_path
-from stsbp.errors import printable
+from stsbp.errors import CheckpointError, printable
 from stsbp.files import real
+from stsbp.training import checkpoint
 from stsbp.training.build import build_loss, decoders
 from stsbp.training.metrics import read_records
 from stsbp.training.run_folder import RunFolder
@@ -32,6 +33,10 @@ _FIGURES = (
 _SAMPLES = ("dataset", "holdout", "split_seed", "image_size", "skip_malformed")
 """Settings that determine the samples of all splits. Test samples also depend on `test_on`, and the others on `limit`
 and `validation`, which only choose among the samples that are not held out for the test."""
+_ENCODING = ("steps", "window_ms", "bin_ms", "own_lengths", "saccades", "stabilise", "input_tau_s")
+"""Settings with which the same samples are other inputs. Accuracies of such runs can be compared."""
+_NAMES = {"training": "train"}
+"""Names of splits in checkpoints, where they differ from those of figures."""
 _STORED = {**{own.model: setting for setting, own in OWN.items()}, "init_sha256": "init_from"}
 """Texts that a run stores for a setting: the equations of a class, or the digest of a checkpoint."""
 _LABELS = ("label_pattern", "undesired_pattern", "steps")
@@ -82,7 +87,10 @@ def _warn(text: str) -> None:
 
 
 def facts(run: Path) -> dict[str, Any]:
-    """The facts about a run: `run`, `settings`, `epochs`, `seconds`, `training`, `validation`, `test`, `backend`.
+    """The facts about a run: `run`, `settings`, `contents`, `epochs`, `seconds`, `training`, `validation`, `test`,
+    `backend`.
+
+    `contents` are the digests of the data in the last checkpoint. It is empty if that has none, or is damaged.
 
     `decoders` are the names of `accuracy` and `accuracy_spike_count`. It is empty if the run has no classes.
 
@@ -96,6 +104,7 @@ def facts(run: Path) -> dict[str, Any]:
     result: dict[str, Any] = {
         "run": str(run),
         "settings": config.model_dump(),
+        "contents": _contents(folder.path),
         "epochs": len(epochs),
         "seconds": round(sum(r["seconds"] for r in epochs), 1),
         "backend": f"{starts[-1].get('backend')} on {starts[-1].get('device')}" if starts else None,
@@ -107,6 +116,16 @@ def facts(run: Path) -> dict[str, Any]:
     classes = any("accuracy" in record for record in records)
     result["decoders"] = list(decoders(build_loss(config).of_potentials)) if classes else []
     return result
+
+
+def _contents(folder: Path) -> dict[str, str]:
+    """The digests of the data in the last checkpoint (`stsbp.training.build.Data.contents`)."""
+    try:
+        contents = checkpoint.described(folder, "last").get("contents", {})
+    except CheckpointError:
+        # Reading the records has already told it.
+        return {}
+    return {str(name): str(digest) for name, digest in contents.items()} if isinstance(contents, dict) else {}
 
 
 def _label(figure: str, found: Sequence[dict[str, Any]]) -> str:
@@ -121,7 +140,19 @@ def _are_comparable(found: Sequence[dict[str, Any]], split: str, figure: str) ->
     of_split = ("test_on",) if split == "test" else ("limit", "validation")
     keys = (*_SAMPLES, *of_split, *_MEASURED.get(figure, ()))
     said = {(fact[split]["samples"], *(fact["settings"][key] for key in keys)) for fact in found}
-    return len(said) <= 1
+    return len(said) <= 1 and not _have_other_samples(found, split)
+
+
+def _have_other_samples(found: Sequence[dict[str, Any]], split: str) -> bool:
+    """Whether the checkpoints of two runs say that the samples of a split differ."""
+    samples = f"of the {_NAMES.get(split, split)} samples"
+    digests: dict[tuple[Any, ...], set[str]] = {}
+    for fact in found:
+        encoding = tuple(fact["settings"][key] for key in _ENCODING)
+        for name, of in (("labels", ()), ("inputs", encoding), ("targets", encoding)):
+            if (digest := fact["contents"].get(f"{name} {samples}")) is not None:
+                digests.setdefault((name, *of), set()).add(digest)
+    return any(len(different) > 1 for different in digests.values())
 
 
 def _short(values: list[str]) -> list[str]:
