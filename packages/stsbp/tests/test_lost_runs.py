@@ -109,6 +109,85 @@ def test_stop_request_does_not_make_a_removed_folder_again(
     assert not run.exists()
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.toml"])
+@pytest.mark.parametrize("how", ["removed", "moved"])
+def test_run_whose_records_or_settings_vanish_stops_and_writes_them_again(
+    name: str,
+    how: str,
+    train_tiny: Train,
+    stsbp: Train,
+    tmp_path: Path,
+    after_first_epoch: Callable[[Step], None],
+    same_run: Callable[[Path, Path], None],
+    refused: Callable[..., None],
+) -> None:
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    assert train_tiny(whole).exit_code == 0
+    after_first_epoch((run / name).unlink if how == "removed" else lambda: (run / name).rename(tmp_path / name))
+    result = train_tiny(run)
+    refused(result, str(run / name), "removed, replaced or changed", f"has written {name} again", "train --resume")
+    assert "saved" not in result.output
+    # The second epoch is not lost.
+    assert len([line for line in (run / "metrics.jsonl").read_text().splitlines() if '"kind": "epoch"' in line]) == 2
+    assert stsbp("train", "--resume", run).exit_code == 0
+    assert (run / "config.toml").read_bytes() == (whole / "config.toml").read_bytes()
+    same_run(run, whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        *(("metrics.jsonl", how) for how in ("emptied", "replaced")),
+        *(("config.toml", how) for how in ("emptied", "replaced", "lengthened")),
+    ],
+)
+def test_run_whose_records_or_settings_change_stops_and_leaves_them(
+    name: str,
+    how: str,
+    train_tiny: Train,
+    stsbp: Train,
+    tmp_path: Path,
+    after_first_epoch: Callable[[Step], None],
+    same_run: Callable[[Path, Path], None],
+    refused: Callable[..., None],
+) -> None:
+    run, whole, kept = tmp_path / "run", tmp_path / "whole", list[bytes]()
+    assert train_tiny(whole).exit_code == 0
+
+    def change() -> None:
+        kept.append((run / name).read_bytes())
+        if how == "replaced":
+            (run / name).unlink()
+        (run / name).write_bytes(kept[0] + b"# more\n" if how == "lengthened" else b"")
+
+    after_first_epoch(change)
+    result = train_tiny(run)
+    refused(result, str(run / name), "removed, replaced or changed", f"Put {name} of this run back", "train --resume")
+    if name == "config.toml":
+        assert (run / name).read_bytes() == (kept[0] + b"# more\n" if how == "lengthened" else b"")
+        (run / name).write_bytes(kept[0])
+    else:
+        (run / name).unlink()
+    resumed = stsbp("train", "--resume", run)
+    assert resumed.exit_code == 0, resumed.output
+    if name == "config.toml":
+        same_run(run, whole)
+
+
+def test_settings_that_are_copied_back_while_a_run_trains_are_the_same(
+    train_tiny: Train, tmp_path: Path, after_first_epoch: Callable[[Step], None]
+) -> None:
+    config = tmp_path / "run" / "config.toml"
+
+    def copy() -> None:
+        content = config.read_bytes()
+        config.unlink()
+        config.write_bytes(content)
+
+    after_first_epoch(copy)
+    assert train_tiny(tmp_path / "run").exit_code == 0
+
+
 def test_moved_folder_goes_on_where_it_is(
     train_tiny: Train,
     stsbp: Train,

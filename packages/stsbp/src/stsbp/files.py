@@ -248,6 +248,13 @@ class OpenFolder:
             # `read` allocates the requested memory at once, so request no more than the size of the file.
             return whole.read(min(most, os.fstat(file.fileno()).st_size))
 
+    def status(self, name: str) -> os.stat_result | None:
+        """Status of an entry of the folder, following links. None if it does not exist or is not accessible."""
+        try:
+            return os.stat(self._name(name), dir_fd=self.descriptor)
+        except OSError:
+            return None
+
     def names(self) -> list[str]:
         """Names of the entries of the folder, in order. Empty if the folder was removed."""
         return sorted(os.listdir(self.path if self.descriptor is None else self.descriptor))

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import shlex
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -31,7 +32,8 @@ from stsbp_spec.values import listed
 
 from stsbp import records
 from stsbp.config import RunConfig
-from stsbp.errors import CheckpointError
+from stsbp.errors import CheckpointError, FileError
+from stsbp.files import as_argument
 from stsbp.interrupts import PATIENCE, WATCH, handled_by
 from stsbp.processes.group import Group
 from stsbp.threads import thread_count
@@ -324,6 +326,7 @@ class _Loop:
         """Open the files of metrics, and keep their first `keep` bytes. Returns whether some of these are lost."""
         folder, reporter = self.folder, self.reporter
         self.metrics = MetricsFile(folder.files, keep)
+        self.settings = folder.settings()
         self.board = None
         if self.config.tensorboard:
             self.board = TensorBoard(folder.files, read_records(folder.path, self.config, reporter.warn))
@@ -628,6 +631,35 @@ class _Loop:
             step=self.step,
         )
         self.saved_at = time.monotonic()
+        self.watch_files()
+
+    def watch_files(self) -> None:
+        """Stop if another program has removed or changed the records or the settings of the run.
+
+        A file that was removed is written again.
+
+        Raises:
+            FileError: it has.
+        """
+        folder, lost = self.folder, dict[str, bool]()
+        if not self.metrics.is_kept:
+            lost[folder.metrics.name] = self.metrics.restore()
+        if self.settings is not None and folder.settings() != self.settings:
+            lost[folder.config.name] = is_missing = folder.files.status(folder.config.name) is None
+            if is_missing:
+                folder.files.write(folder.config.name, self.settings)
+        if lost:
+            what = " and ".join(str(folder.path / name) for name in lost)
+            again = [name for name, is_again in lost.items() if is_again]
+            back = [name for name, is_again in lost.items() if not is_again]
+            raise FileError(
+                f"{what} {'were' if len(lost) > 1 else 'was'} removed, replaced or changed while the run trained. The "
+                f"run stops after the checkpoint of update {self.step}. "
+                + (f"It has written {' and '.join(again)} again. " if again else "")
+                + (f"Put {' and '.join(back)} of this run back. " if back else "")
+                + "Then continue with: "
+                + shlex.join(["stsbp", "train", "--resume", as_argument(folder.path)])
+            )
 
     def overdue(self) -> bool:
         return time.monotonic() - self.saved_at >= self.config.checkpoint_every

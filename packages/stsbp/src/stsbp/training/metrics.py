@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -409,6 +410,7 @@ class MetricsFile:
             folder.write(name, content[: self.size])
             self._file = folder.open(name, os.O_RDWR)
             self._file.seek(self.size)
+            self._is_cut = False
         except OSError as error:
             raise _unwritable(self.path, error) from error
 
@@ -420,6 +422,8 @@ class MetricsFile:
         """
         data = json.dumps(line, allow_nan=False).encode() + b"\n"
         self._folder.check()
+        # If another program cut the file, zeros take the place of what it cut, and the size is again as it was.
+        self._is_cut |= os.fstat(self._file.fileno()).st_size < self.size
         try:
             rest = memoryview(data)
             while rest:
@@ -445,6 +449,29 @@ class MetricsFile:
         except OSError as error:
             raise _unwritable(self.path, error) from error
         return self.size
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the folder still has the file, with all lines and nothing else."""
+        there = self._folder.status(self.path.name)
+        return there is not None and os.path.samestat(os.fstat(self._file.fileno()), there) and self._is_complete
+
+    @property
+    def _is_complete(self) -> bool:
+        return not self._is_cut and os.fstat(self._file.fileno()).st_size == self.size
+
+    def restore(self) -> bool:
+        """Write all lines again if the file was removed. Returns whether it was, and is complete.
+
+        Raises:
+            FileError: the system refused.
+        """
+        if self._folder.status(self.path.name) is not None or not self._is_complete:
+            return False
+        self._file.seek(0)
+        with self._folder.writer(self.path.name) as file:
+            shutil.copyfileobj(self._file, file)
+        return True
 
     def close(self) -> None:
         """Close the file."""

@@ -227,6 +227,13 @@ class RunFolder:
         self.check_settings()
         self.files.write(self.config.name, text)
 
+    def settings(self) -> bytes | None:
+        """Content of the file of the settings; None if it cannot be read. Requires `lock`."""
+        try:
+            return self.files.read(self.config.name, MEGABYTE)
+        except OSError:
+            return None
+
     def note_start(self, backend: AbstractBackend, command: list[str], step: int, processes: int = 1) -> bool:
         """Add a start to the environment file: versions, backend, device, machine, command, time. Requires `lock`.
 
