@@ -875,6 +875,31 @@ def test_too_many_classes_are_refused_before_anything_is_read(tmp_path: Path) ->
         _load("tonic:NCALTECH101", tmp_path, holdout=1)
 
 
+@pytest.mark.parametrize("other", ["13", "copy of 1"])
+def test_a_folder_of_nmnist_has_the_name_of_a_class(tmp_path: Path, other: str) -> None:
+    """tonic sees the last character only."""
+    for part in ("Train", "Test"):
+        for name in ("0", "1", other):
+            path = tmp_path / "NMNIST" / part / name / "0.bin"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(bytes([3, 5, 0x80, 0, 1]))
+    with pytest.raises(DataError, match=f"Train/{other} has samples, but its name is none .* of NMNIST: 0, 1, .*, 9;"):
+        _load("tonic:NMNIST", tmp_path)
+    for part in ("Train", "Test"):
+        (tmp_path / "NMNIST" / part / other / "0.bin").rename(tmp_path / "NMNIST" / part / "1" / "1.bin")
+    assert _load("tonic:NMNIST", tmp_path).train.labels.tolist() == [0, 1, 1]
+
+
+def test_a_folder_of_pokerdvs_has_the_name_of_a_class(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for name in ("sp", "old sp"):
+            folder = tmp_path / "POKERDVS" / f"pips_{part}" / name
+            folder.mkdir(parents=True)
+            np.save(folder / "0.npy", np.ones((4, 4), np.int64))
+    with pytest.raises(DataError, match="pips_train/old sp has samples, but its name is none of the classes of POKER"):
+        _load("tonic:POKERDVS", tmp_path)
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_events_in_arrays_of_matlab(tmp_path: Path, axis: int) -> None:
     matlab = pytest.importorskip("scipy.io")
@@ -885,5 +910,11 @@ def test_events_in_arrays_of_matlab(tmp_path: Path, axis: int) -> None:
             n: AnyArray = np.arange(4)
             columns: dict[str, AnyArray] = {"ts": 1000 * n, "x": n + 10, "y": 0 * n + 179 - 20, "pol": n % 2}
             matlab.savemat(path, {name: np.expand_dims(column, axis) for name, column in columns.items()})
+    (tmp_path / "ASLDVS" / "b").rename(tmp_path / "ASLDVS" / "old b")
+    with pytest.raises(
+        DataError, match="ASLDVS/old b has samples, but its name is none of the classes of ASLDVS: a, b"
+    ):
+        _load("tonic:ASLDVS", tmp_path, holdout=1)
+    (tmp_path / "ASLDVS" / "old b").rename(tmp_path / "ASLDVS" / "b")
     frames = _load("tonic:ASLDVS", tmp_path, holdout=1).train.inputs(np.arange(3))
     assert {tuple(place[2:]) for place in np.argwhere(frames).tolist()} == {(k % 2, 20, 10 + k) for k in range(4)}

@@ -53,6 +53,8 @@ _FOLDERS = {"SMNIST": "smnist"}
 """Folders for classes of tonic that do not read from a folder with their own name."""
 _LIKE_NMNIST = ("NMNIST", "NCALTECH101")
 """Classes of tonic whose files have the format of N-MNIST."""
+_BY_LAST_CHARACTERS = {"NMNIST": ".bin", "ASLDVS": ".mat", "POKERDVS": ".npy"}
+"""Classes of tonic that take the last characters of a folder for the class of its files, and the suffixes of these."""
 _BYTES_OF_EVENT = 5
 _OVERFLOW = 240
 """The row of an entry that only advances the clock."""
@@ -318,6 +320,19 @@ def _quiet(kind: str) -> Iterator[None]:
         os.close(kept)
 
 
+def _check_folders(kind: Any, source: Any, folder: Path) -> None:
+    """Raise `DataError` if a folder with samples does not have exactly the name of a class. tonic sees its end only."""
+    if (suffix := _BY_LAST_CHARACTERS.get(kind.__name__)) is None:
+        return
+    names = [str(name) for name in getattr(source, "int_classes", range(10))]
+    for parent in sorted({path.parent for path in _files(folder) if path.suffix == suffix}):
+        if parent.name not in names:
+            raise DataError(
+                f"{parent} has samples, but its name is none of the classes of {kind.__name__}: {', '.join(names)}; "
+                "rename it, or move it away"
+            )
+
+
 class _Part(NamedTuple):
     """The samples of a part as frames."""
 
@@ -346,6 +361,7 @@ def _load_part(kind: Any, part: str, request: Request) -> _Part:
     binning = dataclasses.replace(request.binning, width=width, height=height, polarities=polarities)
     shape = (width,) if flat else binning.shape
     folder = Path(source.location_on_system, source.folder_name)
+    _check_folders(kind, source, folder)
     named = {str(path) for path in getattr(source, "data", []) if isinstance(path, str)}
     single = getattr(source, "data_filename", None)
     paths = [Path(path) for path in named] or ([folder / single] if isinstance(single, str) else list(_files(folder)))
