@@ -53,6 +53,14 @@ def test_a_budget_that_is_none_is_refused(text: str, tmp_path: Path, monkeypatch
         assert len(read_arrays(tmp_path / "own.npz")) == 1
 
 
+@pytest.mark.parametrize("text", ["nan", "inf"])
+def test_an_option_that_is_no_budget_is_refused_by_its_name(text: str, stsbp: Callable[..., Result]) -> None:
+    result = stsbp("--file-budget", text, "datasets")
+    assert result.exit_code == 2
+    assert "Invalid value for '--file-budget': " in result.output
+    assert "environment variable" not in result.output
+
+
 def test_samples_that_are_compressed_to_nothing_count(tmp_path: Path) -> None:
     path, n = tmp_path / "own.npz", 2**20 + 1
     np.savez_compressed(path, inputs=np.zeros((n, 2, 1), np.uint8), labels=np.zeros(n, np.uint8))

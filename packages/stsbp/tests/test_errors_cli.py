@@ -60,6 +60,35 @@ def test_backend_and_device_after_the_command(
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("train", "digits", "--out", ""), "'--out'"),
+        (("train", "digits", "--overwrite", "--out="), "'--out'"),
+        (("train", "--config", ""), "'--config'"),
+        (("evaluate", ""), "'RUN'"),
+        (("compare", "run", ""), "'RUN...'"),
+        (("curves", "run", "--plot", ""), "'--plot'"),
+        (("export", "", "--out", "a.nir"), "'RUN'"),
+        (("export", "run", "--out", ""), "'--out'"),
+        (("convert", "run", "--out", ""), "'--out'"),
+        (("import", "", "--out", "run"), "'FILE'"),
+        (("report", "run", "--out", ""), "'--out'"),
+        (("predict", "run", ""), "'[FILE...]'"),
+        (("predict", "run", "--draw", ""), "'--draw'"),
+        (("nir-check", ""), "'FILE'"),
+        (("networks", "--plot", ""), "'--plot'"),
+        (("experiment", "digits", "--out", ""), "'--out'"),
+        (("benchmark", "--json", ""), "'--json'"),
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(
+    words: tuple[str, ...], named: str, stsbp: Callable[..., Result], tmp_path: Path, refused: Callable[..., None]
+) -> None:
+    refused(stsbp(*words), f"Invalid value for {named}: it is empty", code=2)
+    nothing_made(tmp_path)
+
+
 def test_unknown_device(stsbp: Callable[..., Result], tmp_path: Path, refused: Callable[..., None]) -> None:
     refused(stsbp("--device", "tpu", "train", "digits"), "has the device cpu only, got 'tpu'")
     nothing_made(tmp_path)

@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import io
 import keyword
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ import click
 
 from stsbp.interrupts import EXIT_CODE, INTERRUPTED, install
 
-__all__ = ["COMMANDS", "TYPED", "Globals", "cli", "main"]
+__all__ = ["COMMANDS", "TYPED", "Finite", "Globals", "PathName", "cli", "main"]
 
 COMMANDS = {
     "train": "Train a network on a data set.",
@@ -49,6 +50,27 @@ _BEFORE = ("--backend", "--device", "--file-budget")
 """Options of `stsbp` itself."""
 _SHORT = 1000
 """Largest length in characters of a message that is not shortened."""
+
+
+class Finite(click.FloatRange):
+    """A range of floats without NaN. Comparisons with NaN would not refuse it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+class PathName(click.Path):
+    """A path that is not empty. An empty one would be the current folder, for example for a variable that is unset."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
+        if not os.fspath(value):
+            self.fail("it is empty; the current folder is named by a dot.", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 @dataclass(frozen=True)
@@ -216,7 +238,7 @@ def _complete_backend(_ctx: click.Context, _param: click.Parameter, incomplete: 
 @click.option(
     "--file-budget",
     metavar="GIB",
-    type=click.FloatRange(0, 2**20, min_open=True),
+    type=Finite(0, 2**20, min_open=True),
     help="Let the contents of a file take this many GiB in memory and in the cache. Files that would take more, and "
     "much more than their own size, are refused.  [default: 1]",
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from stsbp.cli import COMMANDS
+from stsbp.cli import COMMANDS, PathName
 from stsbp.cli.common import Choice, Finite, choose_backend, limit_threads, threads_option
 from stsbp.errors import ConfigError
 from stsbp.files import real
@@ -30,13 +30,13 @@ _GROUPS = {"surrogate": ("step",), "data_dir": ("step", "data")}
 @click.option("--rounds", default=7, show_default=True, type=click.IntRange(1, 10**6), help="Number of timed rounds.")
 @click.option(
     "--data-dir",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=PathName(exists=True, file_okay=False, path_type=Path),
     help="Folder of N-MNIST and CIFAR-10.",
 )
 @click.option("--surrogate", help='Replace the surrogate derivative of the networks in the group "step".')
 @threads_option("Number of processor threads. 0 lets the numerical libraries choose.", default=0, show_default=True)
-@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the report as JSON.")
-@click.option("--plot", "plot_file", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the report.")
+@click.option("--json", "json_file", type=PathName(path_type=Path), metavar="FILE", help="Write the report as JSON.")
+@click.option("--plot", "plot_file", type=PathName(path_type=Path), metavar="FILE.png", help="Draw the report.")
 @click.pass_context
 def command(
     ctx: click.Context,

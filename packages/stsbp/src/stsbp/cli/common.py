@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import re
 import shutil
@@ -22,7 +21,7 @@ from stsbp_spec.rendezvous import found
 from stsbp_spec.typing import Float64
 from stsbp_spec.values import shown
 
-from stsbp.cli import TYPED, Globals
+from stsbp.cli import TYPED, Finite, Globals
 from stsbp.errors import ConfigError, did_you_mean, printable
 from stsbp.processes.launcher import THREADS, launch, parent
 from stsbp.threads import MOST_THREADS, cores
@@ -92,16 +91,6 @@ class OptionalPaths(click.Command):
         # In `--resume=-RUN`, click takes -RUN for another option, because --resume can stand alone.
         at_dash = re.compile("^(--resume|--stream)=(?=-.)")
         return super().parse_args(ctx, [at_dash.sub(rf"\1={os.curdir}/", word) for word in args])
-
-
-class Finite(click.FloatRange):
-    """A range of floats without NaN. Comparisons with NaN would not refuse it."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return number
 
 
 class Choice(click.Choice[str]):

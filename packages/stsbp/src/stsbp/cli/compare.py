@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from stsbp.cli import COMMANDS
+from stsbp.cli import COMMANDS, PathName
 from stsbp.cli.common import say
 from stsbp.config import OWN, PATHS, RunConfig
 from stsbp.datasets.registry import named_path
@@ -50,7 +50,7 @@ _MEASURED = {
 
 
 @click.command("compare", short_help=COMMANDS["compare"])
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@click.argument("runs", nargs=-1, required=True, type=PathName(path_type=Path), metavar="RUN...")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for each run.")
 def command(runs: tuple[Path, ...], as_json: bool) -> None:
     """Show RUNs side by side: results, spike rates, times, and the settings that differ.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from stsbp.cli import COMMANDS
+from stsbp.cli import COMMANDS, PathName
 from stsbp.cli.common import Choice, checkpoint_option, say, say_warning
 from stsbp.errors import ConfigError
 from stsbp.interop.gain import with_gain
@@ -34,14 +34,14 @@ _OF_FILE = ("format", "file", "sha256", "tensors", "step")
 
 
 @click.command("convert", short_help=COMMANDS["convert"])
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PathName(path_type=Path))
 @click.option(
     "--psp-gain",
     required=True,
     type=Choice(["normalised", "unit"]),
     help="Scale of the postsynaptic potential: area 1 (normalised) or height 1 (unit).",
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the new run.")
+@click.option("--out", required=True, type=PathName(path_type=Path), help="Folder of the new run.")
 @checkpoint_option("name")
 def command(run: Path, psp_gain: str, out: Path, name: str) -> None:
     """Copy the run in the folder RUN, and change the gain of the synapses in the copy.

@@ -12,7 +12,7 @@ import click
 import numpy as np
 from stsbp_spec.typing import Coding
 
-from stsbp.cli import COMMANDS, Globals
+from stsbp.cli import COMMANDS, Globals, PathName
 from stsbp.cli.common import (
     batch_size_option,
     check_on,
@@ -41,7 +41,7 @@ __all__ = ["command"]
 
 
 @click.command("curves", short_help=COMMANDS["curves"])
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@click.argument("runs", nargs=-1, required=True, type=PathName(path_type=Path), metavar="RUN...")
 @checkpoint_option()
 @split_option()
 @click.option(
@@ -66,7 +66,7 @@ __all__ = ["command"]
 @batch_size_option
 @threads_option("Number of processor threads.  [default: that of the first run]")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for each run.")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw all curves into this file.")
+@click.option("--plot", type=PathName(path_type=Path), metavar="FILE.png", help="Draw all curves into this file.")
 @click.pass_obj
 def command(
     options: Globals,

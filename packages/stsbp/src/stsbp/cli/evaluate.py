@@ -10,7 +10,7 @@ from typing import Any
 import click
 from stsbp_spec.network import NetworkSpec
 
-from stsbp.cli import COMMANDS, Globals
+from stsbp.cli import COMMANDS, Globals, PathName
 from stsbp.cli.common import (
     batch_size_option,
     check_on,
@@ -41,7 +41,7 @@ _MOST_SHOWN = 200
 
 
 @click.command("evaluate", short_help=COMMANDS["evaluate"])
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PathName(path_type=Path))
 @checkpoint_option()
 @split_option()
 @click.option("--data-dir", help="Folder of the data set.  [default: the folder that the run used]")

@@ -13,7 +13,7 @@ from typing import Any
 import click
 from stsbp_spec.backend import AbstractBackend
 
-from stsbp.cli import COMMANDS, Globals
+from stsbp.cli import COMMANDS, Globals, PathName
 from stsbp.cli.common import (
     MOST_PROCESSES,
     choose_backend,
@@ -58,7 +58,7 @@ __all__ = ["command"]
 @click.option(
     "--dataset", help="Use this data set instead of the data set of the preset.", shell_complete=complete_data_set
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the experiment.  [default: runs/NAME-seeds]")
+@click.option("--out", type=PathName(path_type=Path), help="Folder of the experiment.  [default: runs/NAME-seeds]")
 @click.option("--overwrite", is_flag=True, help="Replace the runs of an earlier experiment in --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 @click.option(

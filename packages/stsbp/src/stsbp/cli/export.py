@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from stsbp.cli import COMMANDS
+from stsbp.cli import COMMANDS, PathName
 from stsbp.cli.common import Choice, Finite, checkpoint_option, say, say_warning
 from stsbp.errors import ConfigError
 from stsbp.interop.program import About, program
@@ -31,10 +31,10 @@ OPTIONS = {
 
 
 @click.command("export", short_help=COMMANDS["export"])
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PathName(path_type=Path))
 @click.option("--to", "form", required=True, type=Choice(list(FORMS)), help="Format to write.")
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="File to write. For --to c, a folder to write."
+    "--out", required=True, type=PathName(path_type=Path), help="File to write. For --to c, a folder to write."
 )
 @checkpoint_option()
 @click.option(

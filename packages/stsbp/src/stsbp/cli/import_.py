@@ -20,7 +20,7 @@ from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.trainer import on_grid
 from stsbp_spec.values import listed, shown
 
-from stsbp.cli import COMMANDS
+from stsbp.cli import COMMANDS, PathName
 from stsbp.cli.common import Choice, Finite, program, say
 from stsbp.cli.settings import SettingsCommand, allow_imports, complete_data_set, given_settings, settings
 from stsbp.config import RunConfig, Source, absolute, check_imports, read_toml, resolve
@@ -45,8 +45,8 @@ OF_THE_FILE = (
 
 
 @click.command("import", cls=SettingsCommand, short_help=COMMANDS["import"])
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
+@click.argument("file", type=PathName(path_type=Path))
+@click.option("--out", required=True, type=PathName(path_type=Path), help="Folder of the run.")
 @click.option(
     "--dataset",
     metavar="DATASET",
@@ -74,7 +74,7 @@ OF_THE_FILE = (
     "threshold, not at it.",
 )
 @click.option(
-    "--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="Read settings from a TOML file."
+    "--config", "config_file", type=PathName(path_type=Path), metavar="FILE", help="Read settings from a TOML file."
 )
 @allow_imports
 @partial(settings, hidden=OF_THE_FILE)

@@ -8,7 +8,7 @@ import click
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.typing import Coding
 
-from stsbp.cli import COMMANDS
+from stsbp.cli import COMMANDS, PathName
 from stsbp.cli.common import Choice, parse_shape, say
 from stsbp.config import network_text
 
@@ -38,7 +38,7 @@ __all__ = ["command"]
 @click.option("--weight-bits", default=12, show_default=True, type=int, help="Number of bits of the weight grid.")
 @click.option("--dropout", default=0.0, show_default=True, type=float, help="Dropout rate after every hidden layer.")
 @click.option(
-    "--plot", "plot_file", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the network as a graph."
+    "--plot", "plot_file", type=PathName(path_type=Path), metavar="FILE.png", help="Draw the network as a graph."
 )
 def command(
     notation: str,

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 from stsbp_spec.values import listed
 
-from stsbp.cli import COMMANDS
+from stsbp.cli import COMMANDS, PathName
 from stsbp.cli.common import Choice, Finite, say
 from stsbp.cli.import_ import said_step
 from stsbp.errors import DataError
@@ -28,7 +28,7 @@ _LONGEST = 24
 
 
 @click.command("nir-check", short_help=COMMANDS["nir-check"])
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=PathName(path_type=Path))
 @click.option(
     "--dt",
     type=Finite(0, 1e9, min_open=True),

@@ -20,7 +20,7 @@ from stsbp_spec.errors import SpecError
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.typing import AnyArray, Int64, UInt8
 
-from stsbp.cli import COMMANDS, Globals
+from stsbp.cli import COMMANDS, Globals, PathName
 from stsbp.cli.common import (
     Choice,
     OptionalPaths,
@@ -56,8 +56,8 @@ _MOST = {".npy": GIGABYTE, ".bin": MOST_OF_RECORDING, ".wav": MOST_OF_SOUND}
 
 
 @click.command("predict", cls=OptionalPaths, short_help=COMMANDS["predict"])
-@click.argument("run", type=click.Path(path_type=Path))
-@click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE...]")
+@click.argument("run", type=PathName(path_type=Path))
+@click.argument("files", nargs=-1, type=PathName(path_type=Path), metavar="[FILE...]")
 @click.option(
     "--sample",
     "numbers",
@@ -71,7 +71,7 @@ _MOST = {".npy": GIGABYTE, ".bin": MOST_OF_RECORDING, ".wav": MOST_OF_SOUND}
 @checkpoint_option()
 @click.option(
     "--draw",
-    type=click.Path(path_type=Path),
+    type=PathName(path_type=Path),
     metavar="HTML",
     help="Write an HTML page that shows the input, the output spikes, the distances and the membrane potentials of "
     "each file.",

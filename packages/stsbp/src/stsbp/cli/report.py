@@ -8,7 +8,7 @@ import click
 import numpy as np
 from stsbp_spec.encoders.packed import unpacked
 
-from stsbp.cli import COMMANDS, Globals
+from stsbp.cli import COMMANDS, Globals, PathName
 from stsbp.cli.common import Choice, checkpoint_option, choose_backend, limit_threads, say, say_warning, threads_option
 from stsbp.errors import ConfigError, DataError
 from stsbp.files import real
@@ -24,8 +24,8 @@ __all__ = ["command"]
 
 
 @click.command("report", short_help=COMMANDS["report"])
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="File to write.  [default: RUN.html]")
+@click.argument("run", type=PathName(path_type=Path))
+@click.option("--out", type=PathName(path_type=Path), metavar="FILE", help="File to write.  [default: RUN.html]")
 @checkpoint_option()
 @click.option(
     "--split",

@@ -16,7 +16,7 @@ import click
 from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.network import NetworkSpec
 
-from stsbp.cli import COMMANDS, Globals
+from stsbp.cli import COMMANDS, Globals, PathName
 from stsbp.cli.common import (
     OptionalPaths,
     choose_backend,
@@ -85,7 +85,7 @@ class _Train(OptionalPaths, SettingsCommand):
 
 @click.command("train", cls=_Train, short_help=COMMANDS["train"])
 @click.argument("dataset", required=False, shell_complete=complete_data_set)
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/DATASET-DATE-TIME]")
+@click.option("--out", type=PathName(path_type=Path), help="Folder of the run.  [default: runs/DATASET-DATE-TIME]")
 @click.option(
     "--resume",
     is_flag=False,
@@ -101,9 +101,7 @@ class _Train(OptionalPaths, SettingsCommand):
     help="Use the settings of a published experiment. `stsbp presets` lists the names.",
     shell_complete=complete_preset,
 )
-@click.option(
-    "--config", "file", type=click.Path(path_type=Path), metavar="FILE", help="Read settings from a TOML file."
-)
+@click.option("--config", "file", type=PathName(path_type=Path), metavar="FILE", help="Read settings from a TOML file.")
 @allow_imports
 @click.option("--show-config", is_flag=True, help="Print the resulting settings as TOML, without training.")
 @stop_after
