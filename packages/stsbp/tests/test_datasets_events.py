@@ -210,3 +210,18 @@ def test_training_and_evaluating_say_that_classes_of_the_test_are_untrained(
     some = own(labels=np.where(split, np.arange(SAMPLES) % 2, 0), split=split)
     result = stsbp("train", f"events:{some}", *tiny, *small, "--out", "other")
     assert "2 of the 3 test samples are of classes without training samples" in result.stderr, result.stderr
+
+
+def test_events_after_the_window_are_told_of(own: Callable[..., Path]) -> None:
+    times = _arrays()["t"]
+    path = own(t=times)
+    assert not any("after the window" in note for note in _load(path).notes)
+    late = int((times >= 100_000).sum())
+    assert 0 < late < EVENTS
+    binning = EventBinning(window_us=100_000)
+    message = f"{late} of 400 events lie after the window of 100 ms (--window-ms) and are dropped"
+    assert message in _load(path, binning=binning).notes
+    with pytest.raises(
+        DataError, match=r"all of its 400 events lie after the window of 300 ms \(--window-ms\)\. Times"
+    ):
+        _load(own(t=times + 10**9))

@@ -157,6 +157,23 @@ def _frames(path: Path, recordings: Recordings, binning: EventBinning, request: 
     return stored.frames(binning.steps, binary=binning.binary)
 
 
+def _dropped(path: Path, times: AnyArray, binning: EventBinning) -> tuple[str, ...]:
+    """A note about events after the window.
+
+    Raises:
+        DataError: there are no others.
+    """
+    if binning.window_us is None or not (late := int(np.count_nonzero(times >= binning.start_us + binning.window_us))):
+        return ()
+    window = f"the window of {binning.window_us / 1000:g} ms (--window-ms)"
+    if late == len(times):
+        raise DataError(
+            f"{path}: all of its {late:,} events lie after {window}. Times are in microseconds since the beginning of "
+            "each sample; convert them, or give a longer window"
+        )
+    return (f"{late:,} of {len(times):,} events lie after {window} and are dropped",)
+
+
 @names_unreadable
 def load(request: Request) -> Dataset:
     """The recordings of a file. Without `split`, a fifth of them is held out as the test set.
@@ -173,9 +190,10 @@ def load(request: Request) -> Dataset:
     recordings = read_recordings(path, arrays)
     polarities, rows, columns = recordings.sensor
     binning = dataclasses.replace(request.binning, height=rows, width=columns, polarities=polarities)
+    notes = _dropped(path, recordings.columns["t"], binning)
     samples = _frames(path, recordings, binning, request)
     train, test, note = cut(samples, arrays, path, request)
-    return Dataset("events", "events", recordings.shape, recordings.classes, train, test, (note,))
+    return Dataset("events", "events", recordings.shape, recordings.classes, train, test, (note, *notes))
 
 
 EVENTS = DatasetInfo(
