@@ -415,3 +415,13 @@ def test_of_a_trace_the_spikes_are_left() -> None:
         assert np.array_equal(u >= np.float32(NEURON.threshold), trace.spikes[name] != 0)
     backward_pass(trace, _error(), "fast")
     assert all(not trace.residuals(segment) for segment in trace.plan.segments)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_pass_before_no_backward_pass_frees_what_earlier_segments_saved(keeps: bool) -> None:
+    network = NetworkSpec.parse("4C3-P2-5", input_shape=(2, 8, 8), outputs=3).graph
+    backend = NumpyBackend()
+    trace = forward_pass(backend, network, _weights(network), _inputs(network), STEPS, None, keeps=keeps)
+    names = [*trace.residuals(plan(backend, network).segments[-1])]
+    assert names[-2:] == ["linear3", "neurons3"]
+    assert (len(names) == 2) == (not keeps)

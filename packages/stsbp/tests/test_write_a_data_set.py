@@ -135,6 +135,10 @@ def test_a_data_set_of_counts_is_trained_and_used(site: Path, stsbp: Call) -> No
     (site / "events.txt").write_text(lines)
     streamed = stsbp("predict", run, "--stream", site / "events.txt", "--json").stdout.splitlines()
     assert json.loads(streamed[-1])["distances"] == predicted["distances"]
+    (site / "many.txt").write_text("0 1\n" * 13 + "2 1\n")
+    many = stsbp("predict", run, "--stream", site / "many.txt")
+    assert many.exit_code == 1
+    assert "many.txt, line 14: more than 12 events of one neuron in step 0, but the network reads counts" in many.stderr
     for form in ("c", "onnx", "nir"):
         assert stsbp("export", run, "--to", form, "--out", site / f"net.{form}").exit_code == 0
 

@@ -217,8 +217,24 @@ class _Live:
             t, *place = np.array(self._events, np.int64).T
             # A spike train has the form of one row of a picture.
             x, y, p = place if len(place) == 3 else (place[0], np.zeros_like(t), np.zeros_like(t))
+            before = int(self._frame.sum())
             self._binning.add(self._frame, x, y, p, t)
             self._events.clear()
+            self._check_counts(before + len(t))
+
+    def _check_counts(self, events: int) -> None:
+        """Raise `DataError` if the current frame, of this number of events, has a count that the network cannot
+        read."""
+        most = self._run.network.input_max
+        if most == 1:
+            return
+        # Frames hold counts up to 255. Without stabilisation, no event is dropped for another reason.
+        is_cut = not self._binning.stabilise and int(self._frame.sum()) < events
+        if is_cut or int(self._frame.max()) > most:
+            raise DataError(
+                f"{self._source.where}: more than {most} events of one neuron in step {self.steps}, but the network "
+                f"reads counts of at most {most}"
+            )
 
     def _end(self, step: int) -> int:
         """The first microsecond after a step."""
