@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
@@ -45,6 +46,13 @@ def _install_words(site: Path, text: str) -> None:
     (site / "words_of_others.py").write_text(text)
     _install(site, "words", _words())
     sys.modules.pop("words_of_others", None)
+
+
+def _install_words_again(site: Path, text: str) -> None:
+    """Replace the text of the installed module, and forget it."""
+    (site / "words_of_others.py").write_text(text)
+    sys.modules.pop("words_of_others", None)
+    importlib.invalidate_caches()
 
 
 @pytest.fixture
@@ -135,6 +143,11 @@ def test_a_data_set_of_counts_is_trained_and_used(site: Path, stsbp: Call) -> No
     (site / "events.txt").write_text(lines)
     streamed = stsbp("predict", run, "--stream", site / "events.txt", "--json").stdout.splitlines()
     assert json.loads(streamed[-1])["distances"] == predicted["distances"]
+    for most in ("9", "255"):
+        _install_words_again(site, COUNTS.replace("classes, train, test)", f"classes, train, test, input_max={most})"))
+        resumed = stsbp("train", "--resume", run, "--epochs", 2)
+        assert resumed.exit_code == 1
+        assert "different: largest count of the inputs" in resumed.stderr
     (site / "many.txt").write_text("0 1\n" * 13 + "2 1\n")
     many = stsbp("predict", run, "--stream", site / "many.txt")
     assert many.exit_code == 1

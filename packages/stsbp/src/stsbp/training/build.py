@@ -159,8 +159,8 @@ class Data:
     def contents(self) -> dict[str, str]:
         """All that training depends on, by name, each as a short text or a SHA-256. It names what differs.
 
-        It covers shape and coding of the inputs, names and order of the classes, and of each split the number and order
-        of the samples, their inputs, labels, lengths and target rasters.
+        It covers shape, coding and largest count of the inputs, names and order of the classes, and of each split the
+        number and order of the samples, their inputs, labels, lengths and target rasters.
         """
         dataset = self.dataset
         found = {
@@ -169,6 +169,8 @@ class Data:
             "classes": hashlib.sha256(repr(dataset.classes).encode()).hexdigest(),
             "number of target trains": str(dataset.neurons),
         }
+        if dataset.input_max > 1:
+            found["largest count of the inputs"] = str(dataset.input_max)
         for name, split in self.splits().items():
             samples = f"of the {name} samples"
             found[f"number {samples}"] = str(len(split))
