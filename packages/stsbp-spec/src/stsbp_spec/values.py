@@ -17,12 +17,17 @@ import numpy as np
 from stsbp_spec.errors import ShapeError, SpecError
 from stsbp_spec.typing import AnyArray
 
-__all__ = ["MAX_SIZE", "array_of", "integer", "listed", "read_number", "real", "shown", "truth", "whole"]
+__all__ = ["MAX_SIZE", "array_of", "integer", "is_masked", "listed", "read_number", "real", "shown", "truth", "whole"]
 
 MAX_SIZE = 10**9 - 1
 """The largest size of a layer or an axis. It has nine digits, as in the notation."""
 
 _LONGEST = 100
+
+
+def is_masked(x: object) -> bool:
+    """Whether `x` is an array with masked values, which would be read as if they were there."""
+    return isinstance(x, np.ma.MaskedArray)
 
 
 def array_of(x: Any) -> AnyArray:
@@ -31,7 +36,7 @@ def array_of(x: Any) -> AnyArray:
     Raises:
         ShapeError: `x` does not hold real numbers, or is a masked array, whose masked values would be taken for others.
     """
-    if isinstance(x, np.ma.MaskedArray):
+    if is_masked(x):
         raise ShapeError("expected an array of numbers, got a masked array; fill in its masked values")
     try:
         # `__array__` of a torch tensor refuses a gradient and other devices.

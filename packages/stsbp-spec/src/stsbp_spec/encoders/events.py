@@ -20,7 +20,7 @@ import numpy as np
 
 from stsbp_spec.errors import ShapeError, SpecError
 from stsbp_spec.typing import AnyArray, Int64, Shape, UInt8
-from stsbp_spec.values import array_of, integer, shown, truth, whole
+from stsbp_spec.values import array_of, integer, is_masked, shown, truth, whole
 
 __all__ = ["SACCADE_US", "EventBinning", "bin_events", "stabilise_events"]
 
@@ -126,9 +126,9 @@ class EventBinning:
             raise SpecError(
                 "event binning: a stream has no end, so its window cannot end with the last event; give a window_us"
             )
-        if not _is_masked(t) and (number := integer(t)) is not None:
+        if not is_masked(t) and (number := integer(t)) is not None:
             return (number - self.start_us) * self.steps // self.window_us
-        if not isinstance(t, np.ndarray) or _is_masked(t) or t.dtype.kind not in "iu":
+        if not isinstance(t, np.ndarray) or is_masked(t) or t.dtype.kind not in "iu":
             raise ShapeError(f"expected times t, an integer or a numpy array of integers, got {_kind(t)}")
         if t.size and not -_LARGEST_TIME < int(t.min()) <= int(t.max()) < _LARGEST_TIME:
             raise SpecError(
@@ -268,7 +268,7 @@ def _check_events(x: AnyArray, y: AnyArray, p: AnyArray, t: AnyArray, shape: tup
 def _check_columns(columns: Mapping[str, AnyArray]) -> None:
     """Raise `ShapeError` unless columns of events are integers `[n]` as the first is."""
     for values in columns.values():
-        if not isinstance(values, np.ndarray) or _is_masked(values) or values.ndim != 1:
+        if not isinstance(values, np.ndarray) or is_masked(values) or values.ndim != 1:
             raise ShapeError(f"expected integers of shape [n], one for each event, got {_kind(values)}")
     first, *_ = columns.values()
     for name, values in columns.items():
@@ -280,13 +280,8 @@ def _check_columns(columns: Mapping[str, AnyArray]) -> None:
             )
 
 
-def _is_masked(values: object) -> bool:
-    """Whether `values` is an array with masked values, which would be read as if they were there."""
-    return isinstance(values, np.ma.MaskedArray)
-
-
 def _kind(values: object) -> str:
     """`values` for a message."""
-    if _is_masked(values):
+    if is_masked(values):
         return "a masked array; leave the masked events out"
     return f"{values.dtype} of shape {list(values.shape)}" if isinstance(values, np.ndarray) else shown(values)

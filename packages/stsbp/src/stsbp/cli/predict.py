@@ -8,7 +8,6 @@ import json
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +16,6 @@ import numpy as np
 from stsbp_spec.encoders import EventBinning
 from stsbp_spec.encoders.packed import unpacked
 from stsbp_spec.errors import SpecError
-from stsbp_spec.network import NetworkSpec
 from stsbp_spec.typing import AnyArray, Int64, UInt8
 
 from stsbp.cli import COMMANDS, Globals, PathName
@@ -179,8 +177,6 @@ def command(
     trained = load_trained(folder, checkpoint, choose_backend(options), warn=say_warning)
     inputs = trained.task.inputs
     arrays = read_inputs(files, inputs, config.binning, config.own_lengths)
-    for path, frames in zip(files, arrays, strict=True):
-        _check_counts(frames, path, trained.network)
     samples = [
         _Sample({"file": str(path)}, str(path), x, _label(path, inputs.classes))
         for path, x in zip(files, arrays, strict=True)
@@ -356,7 +352,7 @@ def read_inputs(paths: Sequence[Path], inputs: Inputs, binning: EventBinning, ow
         spikes = hear(list(sounds.values()), inputs.shape[0], binning, own_lengths)
         read.update(zip(sounds, spikes, strict=True))
     for k, path in enumerate(paths):
-        _check_shape(read[k], path, inputs, binning)
+        _check_sample(read[k], path, inputs, binning)
     return [read[k] for k in range(len(paths))]
 
 
@@ -366,9 +362,7 @@ def _read_one(content: bytes, path: Path, inputs: Inputs, binning: EventBinning,
         sample = _array(content, path, spikes=events)
         return sample[None] if not events and (1, *sample.shape) == inputs.shape else sample
     if kind == ".bin" and events and len(inputs.shape) == 3:
-        polarities, height, width = inputs.shape
-        counted = inputs.input_max > 1
-        fitting = replace(binning, polarities=polarities, height=height, width=width, binary=not counted)
+        fitting = inputs.fitted(binning)
         recording = read_recording(content, path)
         try:
             return fitting.frames(*recording)[: fitting.length(recording[-1]) if own_lengths else None]
@@ -384,19 +378,16 @@ def _read_one(content: bytes, path: Path, inputs: Inputs, binning: EventBinning,
     raise DataError(f"{path}: the network reads {'events' if events else 'images'}, so the file must end in {wanted}")
 
 
-def _check_shape(sample: UInt8, path: Path, inputs: Inputs, binning: EventBinning) -> None:
+def _check_sample(sample: UInt8, path: Path, inputs: Inputs, binning: EventBinning) -> None:
     events = inputs.coding == "events"
     expected = (binning.steps, *inputs.shape) if events else inputs.shape
     fewer = events and sample.shape[1:] == inputs.shape and 0 < len(sample) < binning.steps
     if sample.shape != expected and not fewer:
         axes = ("[T, C, H, W]" if len(inputs.shape) == 3 else "[T, N]") if events else "[C, H, W]"
         raise DataError(f"{path} has shape {list(sample.shape)}, but the network reads {axes} = {list(expected)}")
-
-
-def _check_counts(sample: UInt8, path: Path, network: NetworkSpec) -> None:
-    if network.coding == "events" and (most := int(sample.max(initial=0))) > network.input_max:
+    if events and (most := int(sample.max(initial=0))) > inputs.input_max:
         raise DataError(
-            f"{path} has an entry of {most}, but the network reads spike counts of at most {network.input_max} for "
+            f"{path} has an entry of {most}, but the network reads spike counts of at most {inputs.input_max} for "
             "each step and neuron"
         )
 

@@ -217,17 +217,16 @@ class _Live:
             t, *place = np.array(self._events, np.int64).T
             # A spike train has the form of one row of a picture.
             x, y, p = place if len(place) == 3 else (place[0], np.zeros_like(t), np.zeros_like(t))
-            before = int(self._frame.sum())
+            before = 0 if self._binning.binary else int(self._frame.sum())
             self._binning.add(self._frame, x, y, p, t)
             self._events.clear()
-            self._check_counts(before + len(t))
+            if not self._binning.binary:
+                self._check_counts(before + len(t))
 
     def _check_counts(self, events: int) -> None:
         """Raise `DataError` if the current frame, of this number of events, has a count that the network cannot
         read."""
         most = self._run.network.input_max
-        if most == 1:
-            return
         # Frames hold counts up to 255. Without stabilisation, no event is dropped for another reason.
         is_cut = not self._binning.stabilise and int(self._frame.sum()) < events
         if is_cut or int(self._frame.max()) > most:
@@ -350,9 +349,7 @@ def follow(run: Trained, asked: Asked) -> int:
     """
     shape, config, unit = run.network.input_shape, run.settings, _unit(run, asked)
     camera = len(shape) == 3
-    polarities, height, width = shape if camera else (1, 1, *shape)
-    counted = run.network.input_max > 1
-    binning = replace(config.binning, polarities=polarities, height=height, width=width, binary=not counted)
+    binning = run.task.inputs.fitted(config.binning)
     if unit == "step":
         binning = replace(binning, window_us=binning.steps)
     assert binning.window_us is not None
@@ -366,7 +363,7 @@ def follow(run: Trained, asked: Asked) -> int:
             limit = least = asked.steps or (binning.length(source.times) if config.own_lengths else config.steps)
         else:
             name = "standard input" if asked.source == "-" else asked.source
-            sizes = {"x": width, "y": height, "p": 2} if camera else {"n": width}
+            sizes = {"x": binning.width, "y": binning.height, "p": 2} if camera else {"n": binning.width}
             lasts = f"; a step is {1000 * step_s:g} ms" if step_s is not None else ""
             say(f"{name}: lines of t {' '.join(sizes)}, time in {unit}{lasts}", err=True)
             source = Pipe(asked.source, EventLines(sizes, UNITS[unit], name), stop)

@@ -23,7 +23,7 @@ from stsbp_spec.errors import ShapeError
 from stsbp_spec.foreign import calling
 from stsbp_spec.random import Stream, permutation
 from stsbp_spec.typing import AnyArray, Coding, Int64, Shape, UInt8
-from stsbp_spec.values import array_of, shown, whole
+from stsbp_spec.values import array_of, is_masked, shown, whole
 
 from stsbp.errors import DataError
 
@@ -119,21 +119,27 @@ def _content(split: Split) -> str:
     return digest.hexdigest()
 
 
+def check_class_count(name: str, count: int) -> None:
+    """Raise `DataError` if the data set `name` has too many classes."""
+    if count > MOST_CLASSES:
+        raise DataError(f"{name}: a data set has at most {MOST_CLASSES:,} classes, got {count:,}")
+
+
 def _is_array(x: object) -> TypeGuard[AnyArray]:
     """Whether `x` is an array of numpy without masked values, which would be read as if they were there."""
-    return isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray)
+    return isinstance(x, np.ndarray) and not is_masked(x)
 
 
 def _actual(x: object) -> str:
     """`x` for a message: type and shape of an array."""
-    if isinstance(x, np.ma.MaskedArray):
+    if is_masked(x):
         return "a masked array; fill in its masked values"
     return f"{x.dtype} {list(x.shape)}" if isinstance(x, np.ndarray) else shown(x)
 
 
 def _at(samples: AnyArray, indices: Any) -> AnyArray:
     """The entries of `samples` `[n, ...]` with these numbers. Raises `DataError` for what are no numbers of samples."""
-    if not isinstance(indices, np.ma.MaskedArray):
+    if not is_masked(indices):
         # Tensors of other libraries, and text, have errors of their own.
         with contextlib.suppress(IndexError, TypeError, ValueError, RuntimeError):
             chosen: AnyArray = samples[indices]
@@ -502,8 +508,7 @@ class Dataset:
         names: object = self.classes
         if not (isinstance(names, tuple) and all(isinstance(name, str) for name in names)):
             raise DataError(f"{self.name}: classes must be a tuple of the names of the classes, got {shown(names)}")
-        if len(self.classes) > MOST_CLASSES:
-            raise DataError(f"{self.name}: a data set has at most {MOST_CLASSES:,} classes, got {len(self.classes):,}")
+        check_class_count(self.name, len(self.classes))
         if len({*self.classes}) < len(self.classes):
             twice = next(name for name in self.classes if self.classes.count(name) > 1)
             raise DataError(f"{self.name}: classes must have different names, got {shown(twice)} twice")

@@ -37,7 +37,7 @@ from stsbp.datasets.info import ByLoss, DatasetInfo
 from stsbp.errors import DataError
 from stsbp.files import MEGABYTE
 
-__all__ = ["DEFAULT_HOLDOUT", "MOST", "NMNIST", "SENSOR", "load", "read_recording", "tested_digits"]
+__all__ = ["DEFAULT_HOLDOUT", "MOST", "NMNIST", "OVERFLOW_ROW", "SENSOR", "load", "read_recording", "tested_digits"]
 
 SENSOR = 34
 """Width and height of the part of the sensor that N-MNIST uses."""
@@ -48,7 +48,8 @@ PUBLISHED = {"Train": 60_000, "Test": 10_000}
 
 _HOME = "https://www.garrickorchard.com/datasets/n-mnist"
 _INSTALL = 'pip install "stsbp[nmnist]"'
-_OVERFLOW_ROW = 240
+OVERFLOW_ROW = 240
+"""The row of an entry that only advances the clock."""
 _OVERFLOW_US = 1 << 13
 _MOST_OVERFLOWS = 1024
 """Number of overflows that covers the clock's range once. A file with more is not a recording (and takes tonic
@@ -73,9 +74,9 @@ def _complaint(content: bytes) -> str | None:
         return f"its length, {len(content)} bytes, is not a multiple of the 5 bytes of an event; it may be cut off"
     raw = np.frombuffer(content, dtype=np.uint8).reshape(-1, 5).astype(np.int64)
     x, y = raw[:, 0], raw[:, 1]
-    overflow = y == _OVERFLOW_ROW
+    overflow = y == OVERFLOW_ROW
     if overflow.all() or int(overflow.sum()) > _MOST_OVERFLOWS:
-        return f"{int(overflow.sum())} of its {len(raw)} events are clock overflows (y = {_OVERFLOW_ROW})"
+        return f"{int(overflow.sum())} of its {len(raw)} events are clock overflows (y = {OVERFLOW_ROW})"
     outside = np.flatnonzero(~overflow & ((x >= SENSOR) | (y >= SENSOR)))
     if outside.size:
         k = int(outside[0])

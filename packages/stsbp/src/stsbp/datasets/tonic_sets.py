@@ -25,19 +25,20 @@ from stsbp_spec.typing import AnyArray
 
 from stsbp import budget
 from stsbp.datasets.base import (
-    MOST_CLASSES,
     Dataset,
     FrameSplit,
     Progress,
     Request,
     Skipped,
     Split,
+    check_class_count,
     cut_test,
     left_out,
     names_unreadable,
 )
 from stsbp.datasets.cache import CacheWriter, Source, cached, combine_digests, digest_files
 from stsbp.datasets.info import DatasetInfo
+from stsbp.datasets.nmnist import OVERFLOW_ROW
 from stsbp.datasets.spoken import SpokenFile
 from stsbp.errors import DataError, did_you_mean
 from stsbp.files import GIGABYTE, check_regular
@@ -56,8 +57,6 @@ _LIKE_NMNIST = ("NMNIST", "NCALTECH101")
 _BY_LAST_CHARACTERS = {"NMNIST": ".bin", "ASLDVS": ".mat", "POKERDVS": ".npy"}
 """Classes of tonic that take the last characters of a folder for the class of its files, and the suffixes of these."""
 _BYTES_OF_EVENT = 5
-_OVERFLOW = 240
-"""The row of an entry that only advances the clock."""
 _ARCHIVES = (".zip", ".gz", ".tar", ".md5")
 _MOST = 16 * GIGABYTE
 """Largest size of a file in bytes. The largest file of SSC has 3 GB."""
@@ -258,7 +257,7 @@ def _check_bytes(path: str) -> None:
     content = np.fromfile(path, np.uint8)
     if len(content) % _BYTES_OF_EVENT:
         raise DataError(f"its {len(content):,} bytes are no whole number of events, of {_BYTES_OF_EVENT} bytes each")
-    if (content[1::_BYTES_OF_EVENT] == _OVERFLOW).all():
+    if (content[1::_BYTES_OF_EVENT] == OVERFLOW_ROW).all():
         raise DataError("it has no events")
 
 
@@ -355,8 +354,7 @@ def _load_part(kind: Any, part: str, request: Request) -> _Part:
             pass
     source = _open(kind, request.data_dir, _parts(kind)[part], request)
     classes, (width, height, polarities) = _classes(kind, source), _sensor(kind, source)
-    if len(classes) > MOST_CLASSES:
-        raise DataError(f"{request.name}: a data set has at most {MOST_CLASSES:,} classes, got {len(classes):,}")
+    check_class_count(request.name, len(classes))
     flat = height == 1
     binning = dataclasses.replace(request.binning, width=width, height=height, polarities=polarities)
     shape = (width,) if flat else binning.shape

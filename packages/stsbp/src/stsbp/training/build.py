@@ -16,7 +16,7 @@ import numpy as np
 from stsbp_spec.backend import AbstractBackend, Batch
 from stsbp_spec.collective import Part
 from stsbp_spec.decoders import nearest_sequence, spike_count
-from stsbp_spec.encoders import LabelCode, encode_repeat, packed
+from stsbp_spec.encoders import EventBinning, LabelCode, encode_repeat, packed
 from stsbp_spec.errors import NetworkError
 from stsbp_spec.losses import LOSSES, CrossEntropy
 from stsbp_spec.losses.base import Loss
@@ -112,6 +112,12 @@ class Inputs:
     def unlike(self, other: Inputs) -> str:
         """These properties as text. If `other` has the same inputs, the text says that the classes have other names."""
         return f"{self} of other names" if str(self) == str(other) else str(self)
+
+    def fitted(self, binning: EventBinning) -> EventBinning:
+        """The binning for frames of this shape. A spike train has the form of one row of a picture."""
+        polarities, height, width = self.shape if len(self.shape) == 3 else (1, 1, *self.shape)
+        binary = self.input_max == 1
+        return dataclasses.replace(binning, polarities=polarities, height=height, width=width, binary=binary)
 
     @classmethod
     def of(cls, dataset: Dataset) -> Inputs:
