@@ -43,9 +43,9 @@ def walk(
 ) -> tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]:
     """One block of a network forward, and back from what that returned and the error of its spikes."""
     try:
-        from stsbp_spec.collective import Part
-        from stsbp_spec.plan import plan
-        from stsbp_spec.rules import Run
+        from stsbp_spec.distributed.collective import Part
+        from stsbp_spec.engine.plan import plan
+        from stsbp_spec.engine.rules import Run
     except ImportError:  # a checkout from before the plans
         ahead, back = method(backend, "block_forward"), method(backend, "block_backward")
         return (
@@ -117,12 +117,12 @@ class Training:
     """Updates of a small network through the public trainer, on the same batch again and again."""
 
     def __init__(self, backend: Any, name: str) -> None:
-        from stsbp_spec.backend import Batch
-        from stsbp_spec.init import initial_weights
-        from stsbp_spec.losses import LOSSES
-        from stsbp_spec.network import NetworkSpec
-        from stsbp_spec.neurons import LIF
-        from stsbp_spec.optim import AdamW
+        from stsbp_spec.engine.backend import Batch
+        from stsbp_spec.models.losses import LOSSES
+        from stsbp_spec.models.neurons import LIF
+        from stsbp_spec.models.optim import AdamW
+        from stsbp_spec.networks.initial_weights import initial_weights
+        from stsbp_spec.networks.spec import NetworkSpec
 
         notation, options, neuron, steps, batch, gain = STEPS[name]
         network = NetworkSpec.parse(notation, outputs=10, neuron=LIF(**neuron), **options)
@@ -142,11 +142,11 @@ class Training:
 
 def works(backend: Any, names: list[str]) -> dict[str, Work]:
     """What this checkout can time, of `names` (empty: of everything)."""
-    from stsbp_spec.network import NetworkSpec
-    from stsbp_spec.neurons import LIF
-    from stsbp_spec.optim import AdamW
-    from stsbp_spec.surrogates import Arctan, Triangle
-    from stsbp_spec.synapses import PSP
+    from stsbp_spec.models.neurons import LIF
+    from stsbp_spec.models.optim import AdamW
+    from stsbp_spec.models.surrogates import Arctan, Triangle
+    from stsbp_spec.networks.ops import PSP
+    from stsbp_spec.networks.spec import NetworkSpec
 
     def neuron(static: bool, backward: bool) -> Work:
         steps, cells = 20, 400_000

@@ -27,9 +27,9 @@ from stsbp.benchmarks.cases import CASES, EVERY, Case
 from stsbp.benchmarks.device import describe
 from stsbp.benchmarks.step import folder_of
 from stsbp.benchmarks.timing import Timing
-from stsbp_spec.init import initial_weights
+from stsbp_spec.networks.initial_weights import initial_weights
+from stsbp_spec.networks.ops import AvgPool2d, Conv2d
 from stsbp_spec.registry import open_backend
-from stsbp_spec.synapses import AvgPool2d, Conv2d
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "peers"))

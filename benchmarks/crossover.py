@@ -20,14 +20,14 @@ from stsbp.benchmarks.cases import CASES, Case
 from stsbp.benchmarks.device import describe
 from stsbp.benchmarks.timing import interleaved
 from stsbp.training.build import build_network
-from stsbp_cpu import block as sparse
-from stsbp_spec.collective import Part
-from stsbp_spec.init import initial_weights
-from stsbp_spec.plan import plan
+from stsbp_cpu.engine import block as sparse
+from stsbp_spec.distributed.collective import Part
+from stsbp_spec.engine.plan import plan
+from stsbp_spec.engine.rules import Run
+from stsbp_spec.networks.initial_weights import initial_weights
+from stsbp_spec.networks.ops import AvgPool2d
 from stsbp_spec.registry import open_backend
-from stsbp_spec.rules import Run
-from stsbp_spec.synapses import AvgPool2d
-from stsbp_torch.synapses import conv2d, conv2d_bytes
+from stsbp_torch.ops import conv2d, conv2d_bytes
 
 PAIRS = (
     ("forward", "sparse", "bytes"),

@@ -17,7 +17,7 @@ import numpy as np
 from options import guarded, parser_of, write_report
 from stsbp.benchmarks.device import describe
 from stsbp.benchmarks.timing import Timing, interleaved
-from stsbp_jax.hosted import host_call
+from stsbp_jax.engine.host_callback import host_call
 from stsbp_spec.registry import open_backend
 from stsbp_spec.typing import AnyArray
 

@@ -35,7 +35,7 @@ from stsbp.interop.program import About, program
 from stsbp.training.build import load_data
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import Trained, load_trained
-from stsbp_spec.decoders import nearest_sequence
+from stsbp_spec.models.decoders import nearest_sequence
 from stsbp_spec.registry import open_backend
 from stsbp_spec.typing import Int64, UInt8
 

@@ -26,7 +26,7 @@ from stsbp.interop.nir_graph import Form, graph_of
 from stsbp.interop.program import About, Program, program
 from stsbp.training.build import load_data
 from stsbp_spec import open_backend
-from stsbp_spec.graph import Neurons
+from stsbp_spec.networks.graph import Neurons
 from stsbp_spec.typing import AnyArray, Float32, UInt8
 
 HERE = Path(__file__).parent

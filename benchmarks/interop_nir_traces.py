@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import numpy as np
 from stsbp_spec import NetworkSpec, open_backend
-from stsbp_spec.neurons import LIF
+from stsbp_spec.models.neurons import LIF
 from stsbp_spec.typing import Float32, Float64, UInt8
 
 THRESHOLDS = {

@@ -27,8 +27,8 @@ from stsbp.interop.program import About, program
 from stsbp.training.build import load_data
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import Trained, load_trained
+from stsbp_spec.engine.results import LayerRun
 from stsbp_spec.registry import open_backend
-from stsbp_spec.results import LayerRun
 from stsbp_spec.typing import AnyArray
 
 LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL")

@@ -21,10 +21,10 @@ from options import guarded, parser_of
 from stsbp.benchmarks.cases import CASES, EVERY, Step, prepare
 from stsbp.benchmarks.device import synchronise
 from stsbp.benchmarks.step import folder_of
-from stsbp_spec.pairs import Pairs
-from stsbp_spec.plan import Chain, plan
+from stsbp_spec.engine.pairs import Pairs
+from stsbp_spec.engine.plan import Chain, plan
+from stsbp_spec.engine.trainer import Trainer
 from stsbp_spec.registry import open_backend
-from stsbp_spec.trainer import Trainer
 from stsbp_spec.typing import Precision
 
 __all__ = ["PARTS", "main", "measure"]

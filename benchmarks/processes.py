@@ -19,7 +19,7 @@ from options import count, guarded, parser_of, write_report
 from stsbp.benchmarks.cases import CASES
 from stsbp.benchmarks.device import describe
 from stsbp.errors import StsbpError
-from stsbp_spec.meeting import free_port
+from stsbp_spec.distributed.rendezvous import free_port
 from stsbp_spec.registry import open_backend
 
 __all__ = ["Group", "main", "summary"]

@@ -16,9 +16,9 @@ from typing import Any
 
 from stsbp.benchmarks.cases import CASES, Step, prepare
 from stsbp.benchmarks.step import folder_of
-from stsbp_spec.backend import Batch
-from stsbp_spec.collective import Alone, Collective, Rendezvous
-from stsbp_spec.encoders.packed import Inputs, of_part
+from stsbp_spec.distributed.collective import Alone, Collective, Rendezvous
+from stsbp_spec.engine.backend import Batch
+from stsbp_spec.models.encoders.packed import Inputs, of_part
 from stsbp_spec.registry import load_backend
 
 

@@ -22,8 +22,8 @@ from compare import compare, table
 from options import count, guarded, parser_of, write_report
 from problem import Problem
 from stsbp.benchmarks.device import describe
-from stsbp_spec.init import initial_weights
-from stsbp_spec.network import NetworkSpec
+from stsbp_spec.networks.initial_weights import initial_weights
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.registry import open_backend
 
 __all__ = ["main", "make_problem"]

@@ -35,7 +35,7 @@ from stsbp.errors import StsbpError
 from stsbp.training.augment import Augmentation, augment
 from stsbp.training.build import build_augmentation, load_data
 from stsbp.training.progress import time_text
-from stsbp_spec.random import Stream, permutation
+from stsbp_spec.contract.random import Stream, permutation
 from stsbp_spec.registry import open_backend
 from stsbp_spec.typing import Int64, UInt8
 

@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 
 from options import factor, guarded, parser_of
-from stsbp_spec.network import NetworkSpec
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import Coding, Shape
 
 __all__ = ["Link", "Load", "load_of", "main", "times"]

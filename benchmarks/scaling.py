@@ -29,11 +29,11 @@ from stsbp.config import Source, resolve
 from stsbp.errors import StsbpError
 from stsbp.training.build import Inputs, build_task
 from stsbp.training.initial import scaled_to_rate
-from stsbp_spec.backend import AbstractBackend, Batch
-from stsbp_spec.encoders import encode_repeat
-from stsbp_spec.encoders.packed import unpacked
-from stsbp_spec.init import initial_weights
-from stsbp_spec.memory import kept_bytes
+from stsbp_spec.engine.backend import AbstractBackend, Batch
+from stsbp_spec.engine.memory import kept_bytes
+from stsbp_spec.models.encoders import encode_repeat
+from stsbp_spec.models.encoders.packed import unpacked
+from stsbp_spec.networks.initial_weights import initial_weights
 from stsbp_spec.registry import open_backend
 
 __all__ = ["AXES", "LARGE", "exponent", "main", "measure", "measure_large"]

@@ -20,12 +20,12 @@ from unittest import mock
 import click
 import numpy as np
 import torch
-from stsbp_cpu.synapses import conv2d as cpu_conv2d
-from stsbp_spec.synapses.conv2d import Conv2d
+from stsbp_cpu.ops import conv2d as cpu_conv2d
+from stsbp_spec.networks.ops.conv2d import Conv2d
 from stsbp_spec.typing import AnyArray, Precision
-from stsbp_torch.dense import DENSE
-from stsbp_torch.layout import laid_out
-from stsbp_torch.synapses import conv2d, conv2d_bytes
+from stsbp_torch.engine.layout import laid_out
+from stsbp_torch.ops import conv2d, conv2d_bytes
+from stsbp_torch.ops.dense import DENSE
 
 from campaigns.calls import aligned, progress_line
 

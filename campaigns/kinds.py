@@ -42,22 +42,22 @@ from stsbp.training.checkpoint import load, progress_of
 from stsbp.training.metrics import read_records
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import load_trained
-from stsbp_spec import surrogates
-from stsbp_spec.backend import AbstractBackend
-from stsbp_spec.encoders import EventBinning
-from stsbp_spec.equations import loss_equations, neuron_equations
-from stsbp_spec.expr import CONDITIONS, OPERATIONS, Expr, Names, Recurrence
-from stsbp_spec.losses import LOSSES, Loss
-from stsbp_spec.losses import stored as losses
-from stsbp_spec.losses.base import LossStep
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import LIF, NEURONS, parameters
-from stsbp_spec.neurons import stored as neurons
-from stsbp_spec.printers import LANGUAGES, definition, function
-from stsbp_spec.ranges import flushes_of
+from stsbp_spec.engine.backend import AbstractBackend
+from stsbp_spec.equations.assembly import loss_equations, neuron_equations
+from stsbp_spec.equations.expressions import CONDITIONS, OPERATIONS, Expr, Names, Recurrence
+from stsbp_spec.equations.printers import LANGUAGES, definition, function
+from stsbp_spec.equations.ranges import flushes_of
+from stsbp_spec.models import surrogates
+from stsbp_spec.models.encoders import EventBinning
+from stsbp_spec.models.losses import LOSSES, Loss
+from stsbp_spec.models.losses import stored as losses
+from stsbp_spec.models.losses.base import LossStep
+from stsbp_spec.models.neurons import LIF, NEURONS, parameters
+from stsbp_spec.models.neurons import stored as neurons
+from stsbp_spec.models.surrogates import SURROGATES, Rectangle, StoredSurrogate, Surrogate, equation
+from stsbp_spec.networks.ops import PSP
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.registry import installed_backends, open_backend
-from stsbp_spec.surrogates import SURROGATES, Rectangle, StoredSurrogate, Surrogate, equation
-from stsbp_spec.synapses import PSP
 
 from campaigns import mutate
 from campaigns.calls import Complaint
@@ -478,7 +478,7 @@ def _neuron(rng: random.Random) -> str:
     pairs = [f"{key}={_parameter(rng, key)}" for key in rng.sample(own, rng.randrange(3))]
     whole = ":".join([name, *pairs])
     if rng.random() < 0.05:
-        return rng.choice(("gone:Model", "gone:Model:a=1", "os:system", "stsbp_spec.neurons:LIF:tau_m=3"))
+        return rng.choice(("gone:Model", "gone:Model:a=1", "os:system", "stsbp_spec.models.neurons:LIF:tau_m=3"))
     return whole if rng.random() < 0.8 else mutated_text(rng, whole)
 
 
@@ -1153,7 +1153,7 @@ class Operations(Models):
         for recurrence in self.equations(found):
             self.check_c(definition(recurrence, LANGUAGES["c"])) if case.how["compiled"] else None
             if case.how["compiled"]:
-                from stsbp_cpu.recurrence import step_of
+                from stsbp_cpu.equations.recurrence import step_of
 
                 step_of(recurrence)
 

@@ -28,7 +28,7 @@ from pathlib import Path
 import click
 import stsbp
 import stsbp_spec
-from stsbp_spec.meeting import free_port
+from stsbp_spec.distributed.rendezvous import free_port
 
 from campaigns.calls import Complaint, aligned
 from campaigns.worlds import recording, scratch_folder

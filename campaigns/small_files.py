@@ -34,7 +34,7 @@ from stsbp.training import checkpoint
 from stsbp.training.loop import import_checkpoint
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import load_trained
-from stsbp_spec.encoders import EventBinning
+from stsbp_spec.models.encoders import EventBinning
 from stsbp_spec.registry import open_backend
 
 from campaigns.calls import Complaint

@@ -16,9 +16,9 @@ from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
-from stsbp_cupy import cuda, host
-from stsbp_cupy.runtime import Array, Runtime
-from stsbp_cupy.source import Entry, Source
+from stsbp_cupy.engine import cuda, host
+from stsbp_cupy.engine.runtime import Array, Runtime
+from stsbp_cupy.engine.source import Entry, Source
 from stsbp_spec.typing import AnyArray, Shape
 
 from emulator.mutants import changed

@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from stsbp_cupy.source import KERNELS, Source
+from stsbp_cupy.engine.source import KERNELS, Source
 
 __all__ = ["MUTANTS", "Mutant", "changed"]
 

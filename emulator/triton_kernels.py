@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import triton
-from stsbp_spec.equations import Constants
-from stsbp_spec.expr import Recurrence
-from stsbp_spec.random import Stream, check_seed
+from stsbp_spec.contract.random import Stream, check_seed
+from stsbp_spec.equations.assembly import Constants
+from stsbp_spec.equations.expressions import Recurrence
 from stsbp_spec.typing import AnyArray, Shape
-from stsbp_torch import fused_cuda
+from stsbp_torch.equations import fused_cuda
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 

@@ -30,7 +30,7 @@ from stsbp.datasets import mnist
 from stsbp.datasets.nmnist import read_recording
 from stsbp.datasets.nmnist_sim import CAMERA
 from stsbp.datasets.saccades import Place, Recording, SaccadeCamera
-from stsbp_spec.encoders import EventBinning
+from stsbp_spec.models.encoders import EventBinning
 
 FITTED = 700
 """Pairs that the numbers are fitted on; the others are reported."""

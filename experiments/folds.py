@@ -27,9 +27,9 @@ from stsbp.training.build import Data, Task, build_task, load_data
 from stsbp.training.loop import Stopped, import_checkpoint, stop_on_signals, train
 from stsbp.training.progress import reporter
 from stsbp.training.run_folder import RunFolder
-from stsbp_spec.decoders import nearest_sequence
+from stsbp_spec.engine.trainer import TrainState
+from stsbp_spec.models.decoders import nearest_sequence
 from stsbp_spec.registry import open_backend
-from stsbp_spec.trainer import TrainState
 from stsbp_spec.typing import AnyArray, Int64
 
 FOLDS = 5

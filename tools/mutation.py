@@ -2,8 +2,8 @@
 
     python tools/mutation.py --named                            the places that tests once missed
     python tools/mutation.py --seed 1 --random 60 --subtle 20   drawn over the packages in turn
-    python tools/mutation.py --only packages/stsbp-spec/src/stsbp_spec/grid.py
-    python tools/mutation.py --only packages/stsbp-spec/src/stsbp_spec/grid.py:204 --list
+    python tools/mutation.py --only packages/stsbp-spec/src/stsbp_spec/contract/grid.py
+    python tools/mutation.py --only packages/stsbp-spec/src/stsbp_spec/contract/grid.py:204 --list
     python tools/mutation.py --files 'packages/stsbp/*' --random 100 --stages 1 --minutes 30 --resume
     python tools/mutation.py --files 'packages/stsbp-spec/*' --random 60 --warm --nearest 20 --stages 0
 

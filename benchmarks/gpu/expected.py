@@ -24,9 +24,9 @@ from options import guarded, parser_of, write_report  # noqa: E402
 from stsbp.benchmarks.cases import CASES, Case  # noqa: E402
 from stsbp.benchmarks.kernels import BACKWARD_BYTES, COPIED, FORWARD_BYTES, SIZES  # noqa: E402
 from stsbp.training.build import build_network  # noqa: E402
-from stsbp_spec.layers import Block  # noqa: E402
-from stsbp_spec.network import NetworkSpec  # noqa: E402
-from stsbp_spec.synapses import AvgPool2d, Conv2d  # noqa: E402
+from stsbp_spec.networks.layers import Block  # noqa: E402
+from stsbp_spec.networks.ops import AvgPool2d, Conv2d  # noqa: E402
+from stsbp_spec.networks.spec import NetworkSpec  # noqa: E402
 
 __all__ = ["BACKENDS", "GPUS", "Expectation", "Gpu", "Host", "Work", "kernels", "main", "step", "table", "verdict"]
 

@@ -21,9 +21,9 @@ from stsbp.benchmarks.floor import dense_floor  # noqa: E402
 from stsbp.benchmarks.result import Report, Row  # noqa: E402
 from stsbp.benchmarks.timing import interleaved  # noqa: E402
 from stsbp.training.build import build_task  # noqa: E402
-from stsbp_spec.backend import AbstractBackend  # noqa: E402
+from stsbp_spec.engine.backend import AbstractBackend  # noqa: E402
+from stsbp_spec.engine.replay import SWITCH  # noqa: E402
 from stsbp_spec.registry import open_backend  # noqa: E402
-from stsbp_spec.replay import SWITCH  # noqa: E402
 
 __all__ = ["main", "measure"]
 

@@ -17,13 +17,13 @@ from problem import Problem
 from stsbp.benchmarks.cases import EVERY, Step
 from stsbp.benchmarks.floor import dense_floor
 from stsbp.training.build import build_task
-from stsbp_spec.backend import Batch
-from stsbp_spec.decoders import spike_count
-from stsbp_spec.encoders import encode_repeat
-from stsbp_spec.losses import VanRossum
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import LIF
-from stsbp_spec.optim import AdamW
+from stsbp_spec.engine.backend import Batch
+from stsbp_spec.models.decoders import spike_count
+from stsbp_spec.models.encoders import encode_repeat
+from stsbp_spec.models.losses import VanRossum
+from stsbp_spec.models.neurons import LIF
+from stsbp_spec.models.optim import AdamW
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.registry import open_backend
 
 __all__ = ["build"]

@@ -20,8 +20,8 @@ from stsbp.benchmarks.result import Report
 from stsbp.cli import cli
 from stsbp.errors import StsbpError
 from stsbp.training.build import Inputs
-from stsbp_spec.collective import Alone
-from stsbp_spec.kernel_cache import cache_root
+from stsbp_spec.distributed.collective import Alone
+from stsbp_spec.engine.kernel_cache import cache_root
 from stsbp_spec.registry import open_backend
 
 BENCHMARKS = Path(__file__).parents[1]

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from stsbp.datasets.nmnist import read_recording
 from stsbp.errors import DataError
-from stsbp_spec.neurons import ALIF
-from stsbp_spec.neurons.stored import as_text
+from stsbp_spec.models.neurons import ALIF
+from stsbp_spec.models.neurons.stored import as_text
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT)]

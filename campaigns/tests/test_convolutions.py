@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 # The campaigns are found on the path above, and import torch.
 from click.testing import CliRunner  # noqa: E402
-from stsbp_torch.synapses import conv2d  # noqa: E402
+from stsbp_torch.ops import conv2d  # noqa: E402
 
 from campaigns import convolutions  # noqa: E402
 

@@ -6,10 +6,10 @@ from stsbp_conformance import reference
 from stsbp_conformance.cases import NetworkCase, normal
 from stsbp_conformance.check import Unavailable
 from stsbp_conformance.tiers import bits, neurons, pairs, rational, reproducible, trainer
-from stsbp_spec.grid import FLOOR, MIN_WEIGHT_BITS
-from stsbp_spec.losses import LOSSES
-from stsbp_spec.neurons import LIF
-from stsbp_spec.synapses import PSP
+from stsbp_spec.contract.grid import FLOOR, MIN_WEIGHT_BITS
+from stsbp_spec.models.losses import LOSSES
+from stsbp_spec.models.neurons import LIF
+from stsbp_spec.networks.ops import PSP
 
 CASES = (*bits.CASES, *reproducible.SMALL, reproducible.NMNIST, reproducible.CIFAR10)
 

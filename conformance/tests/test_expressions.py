@@ -11,9 +11,9 @@ import pytest
 from stsbp_conformance.check import Mismatch
 from stsbp_conformance.reference import NUMPY
 from stsbp_conformance.tiers.expressions import CHECKS, HOSTILE, OPERATIONS, drawn
-from stsbp_spec import expr
-from stsbp_spec.expr import ordered
-from stsbp_spec.ranges import shown_flushes
+from stsbp_spec.equations import expressions
+from stsbp_spec.equations.expressions import ordered
+from stsbp_spec.equations.ranges import shown_flushes
 from stsbp_spec.reference.backend import NumpyBackend
 
 PAGE = Path(__file__).parents[2] / "docs" / "expressions.md"
@@ -21,7 +21,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "expressions.md"
 
 def test_every_operation_is_tried_on_every_hostile_number() -> None:
     tried = {x.op for each in OPERATIONS.values() for x in ordered([each])} - {"variable", "constant"}
-    assert tried == set(expr.OPERATIONS) - {"exp", "unsnapped"}
+    assert tried == set(expressions.OPERATIONS) - {"exp", "unsnapped"}
     assert np.isnan(HOSTILE).any()
     assert {np.inf, -np.inf, 2.0**-149, 2.0**-126, 2.0**-100, float(np.finfo(np.float32).max)} <= set(HOSTILE.tolist())
     assert np.signbit(HOSTILE[HOSTILE == 0]).tolist() == [False, True]
@@ -33,7 +33,9 @@ def test_equations_are_drawn_the_same_again_and_use_every_operation() -> None:
     used = {x.op for each in found for x in ordered(each.values())}
     assert used >= {"add", "sub", "mul", "div", "neg", "abs", "sqrt", "snap", "lt", "ge", "where"}
     for each in found:
-        step = expr.Recurrence("drawn", (), ("x", "y"), {"m": expr.variable("m") * 0.5 + expr.variable("x")}, each)
+        step = expressions.Recurrence(
+            "drawn", (), ("x", "y"), {"m": expressions.variable("m") * 0.5 + expressions.variable("x")}, each
+        )
         assert shown_flushes(step, {}) == ()
 
 
@@ -41,7 +43,7 @@ def test_equations_are_drawn_the_same_again_and_use_every_operation() -> None:
 def test_the_page_names_every_operation() -> None:
     rows = " ".join(re.findall(r"^\| (`.*?) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
     words = {"add": "x + y", "sub": "x - y", "mul": "x * y", "div": "x / y", "neg": "-x", "lt": "x < y", "ge": "x >= y"}
-    for op in expr.OPERATIONS:
+    for op in expressions.OPERATIONS:
         assert words.get(op, f"{op}(") in rows, op
 
 

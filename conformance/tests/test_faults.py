@@ -12,15 +12,15 @@ import pytest
 from stsbp_conformance.check import Unavailable
 from stsbp_conformance.faults import FAULTS, Fault, caught_by, quick_checks
 from stsbp_conformance.tiers import elementwise, pairs
-from stsbp_spec.equations import NeuronEquations
-from stsbp_spec.graph import Op
-from stsbp_spec.losses import LOSSES, Loss
-from stsbp_spec.plan import rule_of
+from stsbp_spec.engine.plan import rule_of
+from stsbp_spec.engine.rules import Rule
+from stsbp_spec.engine.trainer import Trainer
+from stsbp_spec.equations.assembly import NeuronEquations
+from stsbp_spec.models.losses import LOSSES, Loss
+from stsbp_spec.models.surrogates import SURROGATES
+from stsbp_spec.networks.graph import Op
+from stsbp_spec.networks.ops import MERGES, Add, AvgPool2d, Concat, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.rules import Rule
-from stsbp_spec.surrogates import SURROGATES
-from stsbp_spec.synapses import MERGES, Add, AvgPool2d, Concat, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
-from stsbp_spec.trainer import Trainer
 from stsbp_spec.typing import AnyArray, Coding, UInt8
 
 _KINDS: dict[type[Op], str] = {

@@ -11,10 +11,10 @@ from stsbp_conformance.oracles.roundoff import Near, Potentials
 from stsbp_conformance.reference import NUMPY
 from stsbp_conformance.search import drawn_case, ratios
 from stsbp_conformance.tiers import bits, gradients
-from stsbp_spec.losses import LOSSES
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import LIF
-from stsbp_spec.surrogates import Rectangle
+from stsbp_spec.models.losses import LOSSES
+from stsbp_spec.models.neurons import LIF
+from stsbp_spec.models.surrogates import Rectangle
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import AnyArray
 
 _CASES = {f"{case.id}, {loss}": (case, loss) for case, loss in adversarial.CASES}

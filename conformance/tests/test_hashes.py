@@ -17,13 +17,13 @@ from stsbp_conformance.process import Trained
 from stsbp_conformance.reference import NUMPY
 from stsbp_conformance.tiers import elementwise, parts
 from stsbp_conformance.tiers.reproducible import OPTIMIZER
-from stsbp_spec.backend import AbstractBackend, RunResult
-from stsbp_spec.grid import CONTRACT_VERSION, FLOOR
-from stsbp_spec.neurons import LIF
+from stsbp_spec.contract.grid import CONTRACT_VERSION, FLOOR
+from stsbp_spec.engine.backend import AbstractBackend, RunResult
+from stsbp_spec.models.neurons import LIF
+from stsbp_spec.models.surrogates import SURROGATES
+from stsbp_spec.networks.ops import PSP
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.registry import load_backend
-from stsbp_spec.surrogates import SURROGATES
-from stsbp_spec.synapses import PSP
 
 QUICK = [case for case in CASES if case.quick]
 NETWORKS = [case for case in CASES if case.id.split()[0].strip(",") not in ("neuron", "synaptic", "error", "AdamW")]
@@ -41,7 +41,7 @@ def test_stored_hashes(stsbp_backend: AbstractBackend) -> None:
 
 def test_kernels_are_compiled_ahead_for_the_arguments_they_get() -> None:
     """What `stsbp backends --compile` leaves out, a first run would compile."""
-    ahead = pytest.importorskip("stsbp_cpu.ahead")
+    ahead = pytest.importorskip("stsbp_cpu.engine.precompile")
     from stsbp_cpu.backend import CpuBackend
 
     # Tests before this one have called kernels too, some for arguments that no network has.

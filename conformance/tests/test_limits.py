@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stsbp_spec.backend import AbstractBackend
-from stsbp_spec.collective import Alone, Part
-from stsbp_spec.graph import Edge, Input, Network, Neurons, Node
-from stsbp_spec.grid import ceil_log2
-from stsbp_spec.neurons import LIF
-from stsbp_spec.passes import backward_pass, backward_passes, forward_pass, forward_passes
-from stsbp_spec.surrogates import Rectangle
-from stsbp_spec.synapses import BatchNorm, Linear, OneToOne
+from stsbp_spec.contract.grid import ceil_log2
+from stsbp_spec.distributed.collective import Alone, Part
+from stsbp_spec.engine.backend import AbstractBackend
+from stsbp_spec.engine.passes import backward_pass, backward_passes, forward_pass, forward_passes
+from stsbp_spec.models.neurons import LIF
+from stsbp_spec.models.surrogates import Rectangle
+from stsbp_spec.networks.graph import Edge, Input, Network, Neurons, Node
+from stsbp_spec.networks.ops import BatchNorm, Linear, OneToOne
 from stsbp_spec.typing import AnyArray, Float32
 
 BATCH = 8

@@ -18,15 +18,15 @@ from stsbp_conformance.check import Check, Mismatch
 from stsbp_conformance.faults import BACKENDS
 from stsbp_conformance.reference import NUMPY
 from stsbp_conformance.tiers import neurons
-from stsbp_spec.equations import neuron_equations
-from stsbp_spec.expr import Expr, Names, Recurrence, named, snap, spike, sqrt, where
-from stsbp_spec.grid import FLOOR
-from stsbp_spec.neurons import NEURONS, NeuronModel
-from stsbp_spec.neurons.base import Learned, Step, above_zero, parameter, steps
-from stsbp_spec.neurons.plif import PLIF
-from stsbp_spec.printers import numpy_function
-from stsbp_spec.surrogates import SURROGATES, Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
-from stsbp_spec.synapses import IDENTITY, PSP
+from stsbp_spec.contract.grid import FLOOR
+from stsbp_spec.equations.assembly import neuron_equations
+from stsbp_spec.equations.expressions import Expr, Names, Recurrence, named, snap, spike, sqrt, where
+from stsbp_spec.equations.printers import numpy_function
+from stsbp_spec.models.neurons import NEURONS, NeuronModel
+from stsbp_spec.models.neurons.base import Learned, Step, above_zero, parameter, steps
+from stsbp_spec.models.neurons.plif import PLIF
+from stsbp_spec.models.surrogates import SURROGATES, Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
+from stsbp_spec.networks.ops import IDENTITY, PSP
 from stsbp_spec.typing import AnyArray, Float64
 
 

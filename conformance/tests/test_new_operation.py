@@ -9,16 +9,16 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from stsbp_conformance.reference import NUMPY
-from stsbp_spec.arrays import ArrayArithmetic
-from stsbp_spec.backend import AbstractBackend, Batch
-from stsbp_spec.graph import Edge, Neurons, Node
-from stsbp_spec.init import initial_weights
-from stsbp_spec.losses import VanRossum
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import LIF
-from stsbp_spec.optim import AdamW
-from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
-from stsbp_spec.synapses.base import Merge
+from stsbp_spec.contract.arrays import ArrayArithmetic
+from stsbp_spec.engine.backend import AbstractBackend, Batch
+from stsbp_spec.models.losses import VanRossum
+from stsbp_spec.models.neurons import LIF
+from stsbp_spec.models.optim import AdamW
+from stsbp_spec.networks.graph import Edge, Neurons, Node
+from stsbp_spec.networks.initial_weights import initial_weights
+from stsbp_spec.networks.ops import AvgPool2d, Conv2d, Linear
+from stsbp_spec.networks.ops.base import Merge
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import AnyArray, Array, Float32, Int64, Memory, Shape
 
 

@@ -18,18 +18,18 @@ import numpy as np
 import pytest
 from stsbp_conformance.oracles import roundoff
 from stsbp_conformance.oracles.literal import Literal, LiteralRun
-from stsbp_spec.backend import Batch
+from stsbp_spec.contract.random import Stream, bits, uniform
+from stsbp_spec.engine.backend import Batch
 from stsbp_spec.errors import NetworkError
-from stsbp_spec.graph import Neurons, Op, Place, Weighted
-from stsbp_spec.init import initial_weights
-from stsbp_spec.losses import LOSSES, Hamming, Loss
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import ALIF, IF, LIF, PLIF
-from stsbp_spec.random import Stream, bits, uniform
+from stsbp_spec.models.losses import LOSSES, Hamming, Loss
+from stsbp_spec.models.neurons import ALIF, IF, LIF, PLIF
+from stsbp_spec.models.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
+from stsbp_spec.networks.graph import Neurons, Op, Place, Weighted
+from stsbp_spec.networks.initial_weights import initial_weights
+from stsbp_spec.networks.ops import PSP, Add, AvgPool2d, Concat, Conv2d, Flatten, MaxPool2d, OneToOne, Upsample2d
+from stsbp_spec.networks.ops.base import Passing
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
-from stsbp_spec.synapses import PSP, Add, AvgPool2d, Concat, Conv2d, Flatten, MaxPool2d, OneToOne, Upsample2d
-from stsbp_spec.synapses.base import Passing
 from stsbp_spec.typing import AnyArray, Coding, Float32, Float64, UInt8
 
 NUMPY = NumpyBackend()

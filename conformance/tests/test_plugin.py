@@ -120,7 +120,7 @@ def test_a_device_that_cannot_run_fails_when_asked_for(tmp_path: Path) -> None:
 
 
 _NO_DEVICE = """
-from stsbp_spec.backend import Device
+from stsbp_spec.engine.backend import Device
 from stsbp_spec.errors import BackendError
 from stsbp_spec.reference.backend import NumpyBackend
 

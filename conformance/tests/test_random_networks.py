@@ -11,12 +11,12 @@ from stsbp_conformance import compare_networks
 from stsbp_conformance.compare_networks import CHECKS, Reference, compare, computable, first_difference, main, shrunk
 from stsbp_conformance.faults import FAULTS
 from stsbp_conformance.random_networks import FEATURES, RandomCase, features, random_case, smaller
-from stsbp_spec.backend import AbstractBackend
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import LIF
-from stsbp_spec.nodes import is_nodes
+from stsbp_spec.engine.backend import AbstractBackend
+from stsbp_spec.engine.results import RunResult
+from stsbp_spec.models.neurons import LIF
+from stsbp_spec.networks.nodes import is_nodes
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.results import RunResult
 from stsbp_spec.typing import Coding, Float32, Shape, UInt8
 
 SEED = 1

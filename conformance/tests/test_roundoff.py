@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stsbp_conformance.oracles import roundoff
 from stsbp_conformance.oracles.roundoff import TINY, Near, U
-from stsbp_spec.backend import NeuronResiduals
-from stsbp_spec.grid import FLOOR
-from stsbp_spec.losses import LOSSES
-from stsbp_spec.neurons import LIF, PLIF
+from stsbp_spec.contract.grid import FLOOR
+from stsbp_spec.engine.backend import NeuronResiduals
+from stsbp_spec.models.losses import LOSSES
+from stsbp_spec.models.neurons import LIF, PLIF
+from stsbp_spec.models.surrogates import SURROGATES, Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
+from stsbp_spec.networks.ops import PSP, Conv2d, Linear
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.surrogates import SURROGATES, Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
-from stsbp_spec.synapses import PSP, Conv2d, Linear
 from stsbp_spec.typing import AnyArray, Float64
 
 NUMPY = NumpyBackend()

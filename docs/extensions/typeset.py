@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from latex2mathml.converter import convert
-from stsbp_spec.equations import filter_equations, loss_equations, neuron_equations
-from stsbp_spec.expr import Expr, Recurrence, merged
-from stsbp_spec.losses import Loss
-from stsbp_spec.neurons import NeuronModel
-from stsbp_spec.surrogates import Surrogate, equation
-from stsbp_spec.synapses import PSP
+from stsbp_spec.equations.assembly import filter_equations, loss_equations, neuron_equations
+from stsbp_spec.equations.expressions import Expr, Recurrence, merged
+from stsbp_spec.models.losses import Loss
+from stsbp_spec.models.neurons import NeuronModel
+from stsbp_spec.models.surrogates import Surrogate, equation
+from stsbp_spec.networks.ops import PSP
 
 __all__ = ["mathml", "recurrences", "typeset"]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from stsbp.datasets import SequenceSplit, load
 from stsbp_spec import LIF, AdamW, Batch, NetworkSpec, VanRossum, initial_weights, installed_backends, open_backend
-from stsbp_spec.metrics import f1, match_spikes
+from stsbp_spec.models.metrics import f1, match_spikes
 from stsbp_spec.typing import AnyArray, UInt8
 
 STEPS = 50

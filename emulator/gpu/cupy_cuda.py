@@ -13,7 +13,8 @@ import pytest
 
 from emulator.gpu import device  # isort: skip  # it must be there before CuPy calls it
 import cupy
-from stsbp_cupy import backend, cuda
+from stsbp_cupy import backend
+from stsbp_cupy.engine import cuda
 
 __all__ = ["install"]
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stsbp_cupy import cuda
-from stsbp_cupy.recurrence import kernel
-from stsbp_cupy.source import Source, source_files
+from stsbp_cupy.engine import cuda
+from stsbp_cupy.engine.source import Source, source_files
+from stsbp_cupy.equations.recurrence import kernel
 from stsbp_spec import LIF, PSP
-from stsbp_spec.equations import neuron_equations
-from stsbp_spec.random import threefry2x32
+from stsbp_spec.contract.random import threefry2x32
+from stsbp_spec.equations.assembly import neuron_equations
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.typing import AnyArray
 

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stsbp_spec.equations import COUNT, Constants, loss_equations, neuron_equations
-from stsbp_spec.expr import Recurrence
-from stsbp_spec.losses import LOSSES
-from stsbp_spec.neurons import ALIF, LIF, PLIF
-from stsbp_spec.neurons.base import NeuronModel
-from stsbp_spec.optim.adamw import UPDATE, AdamW
-from stsbp_spec.random import keep_mask
+from stsbp_spec.contract.random import keep_mask
+from stsbp_spec.equations.assembly import COUNT, Constants, loss_equations, neuron_equations
+from stsbp_spec.equations.expressions import Recurrence
+from stsbp_spec.models.losses import LOSSES
+from stsbp_spec.models.neurons import ALIF, LIF, PLIF
+from stsbp_spec.models.neurons.base import NeuronModel
+from stsbp_spec.models.optim.adamw import UPDATE, AdamW
+from stsbp_spec.models.surrogates import Arctan, FastSigmoid, Rectangle, Triangle
+from stsbp_spec.networks.ops import PSP
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.surrogates import Arctan, FastSigmoid, Rectangle, Triangle
-from stsbp_spec.synapses import PSP
 from stsbp_spec.typing import AnyArray
 
 pytest.importorskip("triton", reason="Triton is not installed")

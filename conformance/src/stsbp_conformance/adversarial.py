@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from stsbp_spec.losses import LOSSES
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import LIF
-from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate
+from stsbp_spec.models.losses import LOSSES
+from stsbp_spec.models.neurons import LIF
+from stsbp_spec.models.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import Float32, UInt8
 
 from stsbp_conformance.cases import NetworkCase

@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from stsbp_spec.backend import Batch
-from stsbp_spec.init import initial_weights
-from stsbp_spec.learned import Learned
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import LIF
-from stsbp_spec.random import Stream, uniform
-from stsbp_spec.surrogates import Arctan, Surrogate
-from stsbp_spec.synapses.batchnorm import SCALE, SHIFT
-from stsbp_spec.synapses.bias import BIAS
+from stsbp_spec.contract.random import Stream, uniform
+from stsbp_spec.engine.backend import Batch
+from stsbp_spec.models.learned import Learned
+from stsbp_spec.models.neurons import LIF
+from stsbp_spec.models.surrogates import Arctan, Surrogate
+from stsbp_spec.networks.initial_weights import initial_weights
+from stsbp_spec.networks.ops.batchnorm import SCALE, SHIFT
+from stsbp_spec.networks.ops.bias import BIAS
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import Float32, Shape, UInt8
 
 from stsbp_conformance.data import nmnist_frames

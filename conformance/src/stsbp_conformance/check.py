@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from stsbp_spec.backend import AbstractBackend
+from stsbp_spec.engine.backend import AbstractBackend
 from stsbp_spec.typing import AnyArray
 
 from stsbp_conformance.oracles.roundoff import Near

@@ -24,15 +24,15 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from stsbp_spec.backend import AbstractBackend, Batch, LayerRun, RunResult, ValueAndGrad
+from stsbp_spec.engine.backend import AbstractBackend, Batch, LayerRun, RunResult, ValueAndGrad
+from stsbp_spec.engine.passes import Trace, backward_pass, forward_pass
+from stsbp_spec.engine.results import Prediction, StepResult
+from stsbp_spec.engine.trainer import Trainer, on_grid
 from stsbp_spec.errors import StsbpError
-from stsbp_spec.graph import Network, Neurons
-from stsbp_spec.neurons import ALIF
-from stsbp_spec.optim import AdamW
-from stsbp_spec.passes import Trace, backward_pass, forward_pass
+from stsbp_spec.models.neurons import ALIF
+from stsbp_spec.models.optim import AdamW
+from stsbp_spec.networks.graph import Network, Neurons
 from stsbp_spec.registry import installed_backends, load_backend
-from stsbp_spec.results import Prediction, StepResult
-from stsbp_spec.trainer import Trainer, on_grid
 from stsbp_spec.typing import AnyArray, Float32, Int64, Memory, Precision, UInt8
 
 from stsbp_conformance.check import Compared, Mismatch

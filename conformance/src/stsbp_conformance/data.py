@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from stsbp_spec.encoders import bin_events
+from stsbp_spec.models.encoders import bin_events
 from stsbp_spec.typing import UInt8
 
 from stsbp_conformance.check import Unavailable

@@ -26,18 +26,18 @@ from typing import Any
 
 import numpy as np
 import stsbp_spec
-from stsbp_spec.backend import AbstractBackend
+from stsbp_spec.contract.grid import CONTRACT_VERSION, unsigned_zeros
+from stsbp_spec.engine.backend import AbstractBackend
 from stsbp_spec.errors import StsbpError
-from stsbp_spec.grid import CONTRACT_VERSION, unsigned_zeros
-from stsbp_spec.losses import LOSSES
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import LIF, PLIF
-from stsbp_spec.optim.adamw import AdamW
+from stsbp_spec.models.losses import LOSSES
+from stsbp_spec.models.neurons import LIF, PLIF
+from stsbp_spec.models.optim.adamw import AdamW
+from stsbp_spec.models.surrogates import FastSigmoid, Triangle
+from stsbp_spec.networks.ops import PSP
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.registry import installed_backends, load_backend
-from stsbp_spec.surrogates import FastSigmoid, Triangle
-from stsbp_spec.synapses import PSP
 from stsbp_spec.typing import AnyArray, Memory
-from stsbp_spec.values import listed, shown
+from stsbp_spec.validation import listed, shown
 
 from stsbp_conformance import reference
 from stsbp_conformance.cases import NetworkCase

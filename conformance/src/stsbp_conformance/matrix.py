@@ -8,7 +8,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from stsbp_spec.grid import CONTRACT_VERSION
+from stsbp_spec.contract.grid import CONTRACT_VERSION
 
 from stsbp_conformance import __version__
 

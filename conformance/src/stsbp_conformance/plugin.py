@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from stsbp_spec.backend import AbstractBackend
+    from stsbp_spec.engine.backend import AbstractBackend
 
     from stsbp_conformance.check import Check
 

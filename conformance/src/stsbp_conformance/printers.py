@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from stsbp_spec.equations.expressions import Recurrence
+from stsbp_spec.equations.printers import Language
 from stsbp_spec.errors import StsbpError
-from stsbp_spec.expr import Recurrence
-from stsbp_spec.printers import Language
 from stsbp_spec.registry import open_backend
 
 from stsbp_conformance.check import Check, Mismatch
@@ -44,9 +44,11 @@ class Printer(NamedTuple):
 
 PRINTERS = {
     # For numba: in double precision, which holds the exact product of two float32 numbers.
-    "torch": Printer("cpu", "stsbp_cpu.printed", ("lines", "function"), "float32({0} * 1.0 * {1} + {2} * 1.0)"),
-    "jax": Printer("cpu:xla", "stsbp_jax.recurrence", ("compiled",), None),
-    "cupy": Printer("host", "stsbp_cupy.recurrence", ("lines",), "__builtin_fmaf({0}, {1}, {2})"),
+    "torch": Printer(
+        "cpu", "stsbp_cpu.equations.printers", ("lines", "function"), "float32({0} * 1.0 * {1} + {2} * 1.0)"
+    ),
+    "jax": Printer("cpu:xla", "stsbp_jax.equations.recurrence", ("compiled",), None),
+    "cupy": Printer("host", "stsbp_cupy.equations.recurrence", ("lines",), "__builtin_fmaf({0}, {1}, {2})"),
 }
 """Printers by backend. numpy's printer is tested in `faults`."""
 

@@ -14,15 +14,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
-from stsbp_spec.backend import AbstractBackend, Batch
-from stsbp_spec.collective import Collective, Rendezvous
-from stsbp_spec.encoders import packed
-from stsbp_spec.losses import LOSSES
-from stsbp_spec.meeting import free_port
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import LIF, PLIF
+from stsbp_spec.distributed.collective import Collective, Rendezvous
+from stsbp_spec.distributed.rendezvous import free_port
+from stsbp_spec.engine.backend import AbstractBackend, Batch
+from stsbp_spec.engine.trainer import StepResult
+from stsbp_spec.models.encoders import packed
+from stsbp_spec.models.losses import LOSSES
+from stsbp_spec.models.neurons import LIF, PLIF
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.registry import load_backend
-from stsbp_spec.trainer import StepResult
 from stsbp_spec.typing import AnyArray
 
 from stsbp_conformance import reference

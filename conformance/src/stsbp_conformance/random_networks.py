@@ -15,13 +15,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 from stsbp_spec.errors import SpecError, StsbpError
-from stsbp_spec.graph import Edge, Neurons, Node
-from stsbp_spec.layers import Branches, Layer, SpikingLayer
-from stsbp_spec.losses import LOSSES, OF_POTENTIALS, Loss
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import ALIF, IF, LIF, PLIF, NeuronModel, Readout
-from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
-from stsbp_spec.synapses import (
+from stsbp_spec.models.losses import LOSSES, OF_POTENTIALS, Loss
+from stsbp_spec.models.neurons import ALIF, IF, LIF, PLIF, NeuronModel, Readout
+from stsbp_spec.models.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
+from stsbp_spec.networks.graph import Edge, Neurons, Node
+from stsbp_spec.networks.layers import Branches, Layer, SpikingLayer
+from stsbp_spec.networks.ops import (
     PSP,
     Add,
     AvgPool2d,
@@ -37,7 +36,8 @@ from stsbp_spec.synapses import (
     Upsample2d,
     axes,
 )
-from stsbp_spec.synapses.base import Passing, Weighted
+from stsbp_spec.networks.ops.base import Passing, Weighted
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import Memory, Shape, UInt8
 
 from stsbp_conformance.cases import NetworkCase

@@ -6,11 +6,11 @@ import hashlib
 from functools import cache, lru_cache
 
 import numpy as np
-from stsbp_spec.backend import Batch, RunResult, ValueAndGrad
-from stsbp_spec.losses import LOSSES
-from stsbp_spec.optim import AdamW
+from stsbp_spec.engine.backend import Batch, RunResult, ValueAndGrad
+from stsbp_spec.engine.trainer import StepResult, Trainer
+from stsbp_spec.models.losses import LOSSES
+from stsbp_spec.models.optim import AdamW
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.trainer import StepResult, Trainer
 from stsbp_spec.typing import AnyArray, Float32, Precision
 
 from stsbp_conformance.cases import NetworkCase

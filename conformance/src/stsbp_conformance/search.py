@@ -18,14 +18,14 @@ from dataclasses import fields
 from typing import Any
 
 import numpy as np
-from stsbp_spec.backend import AbstractBackend
+from stsbp_spec.engine.backend import AbstractBackend
 from stsbp_spec.errors import NumericError, SpecError
-from stsbp_spec.losses import LOSSES
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import LIF
+from stsbp_spec.models.losses import LOSSES
+from stsbp_spec.models.neurons import LIF
+from stsbp_spec.models.surrogates import SURROGATES, parse_surrogate
+from stsbp_spec.networks.ops import PSP
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.registry import load_backend
-from stsbp_spec.surrogates import SURROGATES, parse_surrogate
-from stsbp_spec.synapses import PSP
 from stsbp_spec.typing import AnyArray
 
 from stsbp_conformance import reference

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 import numba
 import numpy as np
 import pytest
-from stsbp_cpu import block
 from stsbp_cpu.backend import CpuBackend
-from stsbp_cpu.sparse import chosen, kernels
-from stsbp_spec.init import initial_weights
-from stsbp_spec.losses import VanRossum
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.optim import AdamW
-from stsbp_spec.plan import plan
+from stsbp_cpu.engine import block
+from stsbp_cpu.ops.sparse import integer_conv, kernels
+from stsbp_spec.engine.plan import plan
+from stsbp_spec.models.losses import VanRossum
+from stsbp_spec.models.optim import AdamW
+from stsbp_spec.networks.initial_weights import initial_weights
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
 
 STEPS = 4
@@ -86,7 +86,7 @@ def test_chosen_weights_are_integers_of_twelve_bits() -> None:
     rng = np.random.default_rng(0)
     whole = rng.integers(-2047, 2048, (40, 3, 5, 2)).astype(np.float32)
     whole[0, 0, 0, 0] = 2047
-    found = chosen.chosen(whole * np.float32(2.0**-9), (5, 2))
+    found = integer_conv.chosen(whole * np.float32(2.0**-9), (5, 2))
     rows = found.w.reshape(-1, 64)
     assert found.unit == 2.0**-9
     assert np.array_equal(rows[:-1, :40].reshape(5, 2, 3, 40), whole.transpose(2, 3, 1, 0))
@@ -99,7 +99,7 @@ def test_chosen_weights_of_a_coarse_grid_are_in_its_units(spare: int) -> None:
     """In units of 12 bits, sums of many such weights would not fit in 32 bits."""
     whole = np.random.default_rng(1).integers(-(2047 >> spare), (2047 >> spare) + 1, (33, 40)).astype(np.float32)
     whole[0, 0] = 2047 >> spare
-    found = chosen.chosen(whole * np.float32(0.25), (2, 5))
+    found = integer_conv.chosen(whole * np.float32(0.25), (2, 5))
     assert found.unit == 0.25
     assert np.abs(found.w).max() == 2047 >> spare
     assert np.array_equal(
@@ -108,7 +108,7 @@ def test_chosen_weights_of_a_coarse_grid_are_in_its_units(spare: int) -> None:
 
 
 def test_chosen_weights_that_are_all_zero() -> None:
-    assert not chosen.chosen(np.zeros((3, 4), np.float32), (1, 1)).w.any()
+    assert not integer_conv.chosen(np.zeros((3, 4), np.float32), (1, 1)).w.any()
 
 
 def test_sixteen_of_the_largest_weights_add_up() -> None:

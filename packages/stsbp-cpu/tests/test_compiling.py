@@ -24,18 +24,18 @@ import stsbp_cpu
 from numba.core import config
 from numba.core.dispatcher import Dispatcher
 from numba.extending import _Intrinsic
-from stsbp_cpu import compiling
-from stsbp_spec.kernel_cache import KernelFolder
+from stsbp_cpu.engine import compiling
+from stsbp_spec.engine.kernel_cache import KernelFolder
 
 GRADIENTS = """
 import sys
 import numpy as np
 from numba.core import event
-from stsbp_spec.equations import neuron_equations
-from stsbp_spec.neurons import LIF
-from stsbp_spec.surrogates import Rectangle
-from stsbp_spec.synapses import PSP, Conv2d
-from stsbp_cpu.sparse.kernels import Given, backward
+from stsbp_spec.equations.assembly import neuron_equations
+from stsbp_spec.models.neurons import LIF
+from stsbp_spec.models.surrogates import Rectangle
+from stsbp_spec.networks.ops import PSP, Conv2d
+from stsbp_cpu.ops.sparse.kernels import Given, backward
 
 compiled = []
 
@@ -128,7 +128,7 @@ def test_every_module_that_kernels_take_in_is_part_of_the_key() -> None:
             elif isinstance(node, ast.Import):
                 assert not any(alias.name.startswith("stsbp_") for alias in node.names)
     # How kernels are compiled is part of the key as well.
-    assert found == set(compiling.SOURCES) - {"stsbp_cpu.compiling"}
+    assert found == set(compiling.SOURCES) - {"stsbp_cpu.engine.compiling"}
 
 
 def test_no_kernel_is_left_to_the_cache_of_numba() -> None:
@@ -144,7 +144,7 @@ def _add(x: float, y: float) -> float:
 def _kernel(**options: Any) -> Any:
     """A kernel of this package that no other test has compiled, as a process meets it that has just begun."""
     function = FunctionType(_add.__code__, {}, "add")
-    function.__module__ = "stsbp_cpu.vectors"
+    function.__module__ = "stsbp_cpu.equations.vectors"
     return compiling.cached_njit(**options)(function)
 
 
@@ -228,7 +228,7 @@ def test_code_with_addresses_of_its_process_is_not_kept(cache: Path) -> None:
 
     # numba puts an array of this size into the code by its address.
     function = FunctionType(look.__code__, {"table": np.arange(200_000)}, "look")
-    function.__module__ = "stsbp_cpu.vectors"
+    function.__module__ = "stsbp_cpu.equations.vectors"
     assert compiling.cached_njit()(function)(7) == 7
     assert _files(cache) == []
 
@@ -274,7 +274,7 @@ def test_the_key_depends_on_the_processor(cache: Path) -> None:
 
 def test_two_processes_compile_at_once(tmp_path: Path) -> None:
     program = (
-        "import numpy as np; from stsbp_cpu.synapses.dropout import _rotate as k\n"
+        "import numpy as np; from stsbp_cpu.ops.dropout import _rotate as k\n"
         "print(k(np.uint32(3), 1), len(k.stats.cache_hits))\n"
     )
     environment = {**os.environ, "STSBP_CACHE": str(tmp_path)}
@@ -292,7 +292,7 @@ def test_two_processes_compile_at_once(tmp_path: Path) -> None:
 def test_where_nothing_can_be_kept_kernels_are_compiled_with_one_warning(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     program = (
-        "import numpy as np; from stsbp_cpu import compiling; from stsbp_cpu.synapses.dropout import _rotate\n"
+        "import numpy as np; from stsbp_cpu import compiling; from stsbp_cpu.ops.dropout import _rotate\n"
         "compiling.announce()\n"
         "print(_rotate(np.uint32(3), 1), _rotate(np.uint64(3), 1))\n"
     )
@@ -311,7 +311,7 @@ def test_machine_code_is_made_of_a_parallel_kernel_and_not_of_its_parts(cache: P
         for i in numba.prange(len(x)):
             x[i] = i * 0.5
 
-    filled.__module__ = "stsbp_cpu.vectors"
+    filled.__module__ = "stsbp_cpu.equations.vectors"
     kernel: Any = compiling.cached_njit(parallel=True)(filled)
     x = np.zeros(1000)
     engine = kernel.targetctx.codegen()._engine
@@ -333,7 +333,7 @@ def test_a_kernel_that_failed_is_not_waited_for(cache: Path) -> None:
 
 
 def test_without_compiling_kernels_are_plain_functions() -> None:
-    program = "import numpy as np; from stsbp_cpu.synapses.dropout import _rotate; print(_rotate(np.uint32(3), 1))"
+    program = "import numpy as np; from stsbp_cpu.ops.dropout import _rotate; print(_rotate(np.uint32(3), 1))"
     environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.split() == ["6"]
@@ -350,7 +350,7 @@ def test_a_closure_is_refused() -> None:
     def shifted(x: float) -> float:
         return x + offset
 
-    shifted.__module__ = "stsbp_cpu.vectors"
+    shifted.__module__ = "stsbp_cpu.equations.vectors"
     with pytest.raises(TypeError, match=r"shifted is not covered"):
         compiling.cached_njit()(shifted)
 
@@ -361,12 +361,12 @@ def _closed(inner: Any) -> Any:
     def closed(x: float) -> float:
         return inner(x)  # type: ignore[no-any-return]
 
-    closed.__module__ = "stsbp_cpu.vectors"
+    closed.__module__ = "stsbp_cpu.equations.vectors"
     return compiling.cached_njit()(closed)
 
 
 def _printed(text: str) -> Any:
-    return compiling.printed_njit(f"def f(x):\n    return {text}\n", "f", {"__name__": "stsbp_cpu.vectors"})
+    return compiling.printed_njit(f"def f(x):\n    return {text}\n", "f", {"__name__": "stsbp_cpu.equations.vectors"})
 
 
 def test_kernels_closed_over_others_are_found_again_and_not_mixed(cache: Path) -> None:
@@ -383,7 +383,7 @@ def test_a_kernel_that_calls_a_printed_one_by_name_is_told_from_others(cache: Pa
 
     for text, expected in (("x + 1", 4.0), ("x - 1", 2.0)):
         function = FunctionType(calls.__code__, {"inner": _printed(text)}, "calls")
-        function.__module__ = "stsbp_cpu.vectors"
+        function.__module__ = "stsbp_cpu.equations.vectors"
         assert compiling.cached_njit()(function)(3.0) == expected
 
 
@@ -397,11 +397,11 @@ def test_printed_lines_stand_in_tracebacks() -> None:
 MIXED = """
 import sys, numpy as np
 from numba.core import event
-from stsbp_spec.equations import neuron_equations
-from stsbp_spec.neurons import ALIF, LIF
+from stsbp_spec.equations.assembly import neuron_equations
+from stsbp_spec.models.neurons import ALIF, LIF
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.surrogates import Rectangle, Triangle
-from stsbp_spec.synapses import PSP
+from stsbp_spec.models.surrogates import Rectangle, Triangle
+from stsbp_spec.networks.ops import PSP
 from stsbp_cpu import neurons as kernels
 
 compiled = []

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stsbp_cpu import dense
-from stsbp_cpu.layout import NUMPY
-from stsbp_cpu.synapses import conv2d
+from stsbp_cpu.engine.layout import NUMPY
+from stsbp_cpu.ops import conv2d, dense
+from stsbp_spec.networks.ops import Conv2d
 from stsbp_spec.reference import backend as reference
-from stsbp_spec.synapses import Conv2d
 from stsbp_spec.typing import AnyArray, Precision
 
 GEOMETRIES: dict[str, tuple[Conv2d, tuple[int, int, int]]] = {

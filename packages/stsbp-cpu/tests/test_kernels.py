@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numba import get_num_threads, set_num_threads
-from stsbp_cpu.sparse import kernels
-from stsbp_cpu.sparse.spikes import NO_MASK, density
-from stsbp_cpu.vectors import LANES
-from stsbp_spec.equations import neuron_equations
-from stsbp_spec.neurons import ALIF, LIF, NeuronModel
-from stsbp_spec.neurons.plif import PLIF
+from stsbp_cpu.equations.vectors import LANES
+from stsbp_cpu.ops.sparse import kernels
+from stsbp_cpu.ops.sparse.spikes import NO_MASK, density
+from stsbp_spec.equations.assembly import neuron_equations
+from stsbp_spec.models.neurons import ALIF, LIF, NeuronModel
+from stsbp_spec.models.neurons.plif import PLIF
+from stsbp_spec.models.surrogates import Rectangle
+from stsbp_spec.networks.ops import PSP, AvgPool2d, Conv2d
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.surrogates import Rectangle
-from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d
 from stsbp_spec.typing import AnyArray
 
 REFERENCE = NumpyBackend()

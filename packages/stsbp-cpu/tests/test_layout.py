@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import numpy as np
-from stsbp_cpu.layout import NUMPY, empty_memory, numbers, wanted
+from stsbp_cpu.engine.layout import NUMPY, empty_memory, numbers, wanted
 
 
 def test_new_arrays_begin_at_a_cache_line() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numba import config, set_num_threads
-from stsbp_cpu.sparse import linear
+from stsbp_cpu.ops.sparse import linear
 
 
 @pytest.mark.parametrize("threads", sorted({1, config.NUMBA_NUM_THREADS}))

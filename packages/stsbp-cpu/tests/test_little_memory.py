@@ -8,13 +8,13 @@ import tracemalloc
 import numpy as np
 import pytest
 from stsbp_cpu.backend import CpuBackend
-from stsbp_spec import memory as rules
-from stsbp_spec.init import initial_weights
-from stsbp_spec.losses import VanRossum
-from stsbp_spec.memory import kept_bytes
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.optim import AdamW
-from stsbp_spec.results import Batch
+from stsbp_spec.engine import memory as rules
+from stsbp_spec.engine.memory import kept_bytes
+from stsbp_spec.engine.results import Batch
+from stsbp_spec.models.losses import VanRossum
+from stsbp_spec.models.optim import AdamW
+from stsbp_spec.networks.initial_weights import initial_weights
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import Memory, Precision
 
 STEPS, BATCH = 8, 24

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numba import get_num_threads
-from stsbp_cpu import manner, neurons
-from stsbp_cpu.compiling import own_folder
-from stsbp_cpu.manner import CHOICES, TRIED_FROM, Manner, in_best_manner
-from stsbp_spec.equations import neuron_equations
-from stsbp_spec.neurons import ALIF, LIF
-from stsbp_spec.neurons.base import NeuronModel
-from stsbp_spec.synapses.psp import PSP
+from stsbp_cpu.engine import tuning
+from stsbp_cpu.engine.compiling import own_folder
+from stsbp_cpu.engine.tuning import CHOICES, TRIED_FROM, Manner, in_best_manner
+from stsbp_cpu.models import neurons
+from stsbp_spec.equations.assembly import neuron_equations
+from stsbp_spec.models.neurons import ALIF, LIF
+from stsbp_spec.models.neurons.base import NeuronModel
+from stsbp_spec.networks.ops.psp import PSP
 
 FAVOURITE = CHOICES[2]
 
@@ -24,7 +25,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing was tried before."""
     monkeypatch.setenv("STSBP_CACHE", str(tmp_path))
     monkeypatch.delenv("STSBP_TUNE", raising=False)
-    monkeypatch.setattr(manner, "_chosen", {})
+    monkeypatch.setattr(tuning, "_chosen", {})
 
 
 class Work:
@@ -46,7 +47,7 @@ def test_the_fastest_is_taken_and_found_again_by_the_next_process(monkeypatch: p
     assert set(work.done) == set(CHOICES)
     later = Work()
     in_best_manner("forward", TRIED_FROM, 10**6, later)
-    monkeypatch.setattr(manner, "_chosen", {})
+    monkeypatch.setattr(tuning, "_chosen", {})
     in_best_manner("forward", TRIED_FROM, 10**6, later)
     assert later.done == [FAVOURITE, FAVOURITE]
     # Another kind of work, and another size, are tried by themselves.
@@ -64,7 +65,7 @@ def test_a_damaged_choice_is_made_again(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert folder is not None
     for damaged in (b"[1, true", b"[7, true, true]", b'{"a": 1}'):
         folder.write(file.name, damaged)
-        monkeypatch.setattr(manner, "_chosen", {})
+        monkeypatch.setattr(tuning, "_chosen", {})
         work = Work()
         in_best_manner("forward", TRIED_FROM, 10**6, work)
         assert set(work.done) == set(CHOICES)

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stsbp_cpu.sparse import needed
-from stsbp_spec.neurons import ALIF, LIF
+from stsbp_cpu.ops.sparse import needed
+from stsbp_spec.models.neurons import ALIF, LIF
+from stsbp_spec.models.surrogates import Arctan, Rectangle, Triangle
+from stsbp_spec.networks.ops import Conv2d
 from stsbp_spec.reference.backend import Residuals, conv_backward
-from stsbp_spec.surrogates import Arctan, Rectangle, Triangle
-from stsbp_spec.synapses import Conv2d
 
 
 def test_errors_wait_only_for_thresholds_that_are_one_number_and_surrogates_that_end() -> None:

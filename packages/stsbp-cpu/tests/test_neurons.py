@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from stsbp_cpu import neurons
-from stsbp_spec.equations import neuron_equations
-from stsbp_spec.neurons import ALIF, LIF, NeuronModel
-from stsbp_spec.neurons.plif import PLIF
+from stsbp_cpu.models import neurons
+from stsbp_spec.equations.assembly import neuron_equations
+from stsbp_spec.models.neurons import ALIF, LIF, NeuronModel
+from stsbp_spec.models.neurons.plif import PLIF
+from stsbp_spec.models.surrogates import Rectangle
+from stsbp_spec.networks.ops import PSP
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.surrogates import Rectangle
-from stsbp_spec.synapses import PSP
 
 REFERENCE = NumpyBackend()
 FILTER = PSP(4, 2).filter(1.25)  # two states

@@ -9,7 +9,7 @@ from ctypes.util import find_library
 from pathlib import Path
 
 import pytest
-from stsbp_cpu import openmp
+from stsbp_cpu.engine import openmp
 
 _POLICIES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 _SCRIPT = """\
@@ -32,7 +32,7 @@ for _ in range(100):
 print(time.process_time() - begin)
 """
 """Prints the processor time of a process that hardly ever has work."""
-_CALL = "from stsbp_cpu.openmp import let_waiting_threads_sleep; "
+_CALL = "from stsbp_cpu.engine.openmp import let_waiting_threads_sleep; "
 
 
 def _seconds(before: str = "", **variables: str) -> float:

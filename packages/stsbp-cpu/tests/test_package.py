@@ -23,9 +23,9 @@ import stsbp_cpu
 for module in pkgutil.walk_packages(stsbp_cpu.__path__, "stsbp_cpu."):
     importlib.import_module(module.name)
 from stsbp_cpu import neurons
-from stsbp_spec.equations import neuron_equations
-from stsbp_spec.neurons import LIF
-from stsbp_spec.synapses import IDENTITY
+from stsbp_spec.equations.assembly import neuron_equations
+from stsbp_spec.models.neurons import LIF
+from stsbp_spec.networks.ops import IDENTITY
 
 equations = neuron_equations(IDENTITY, LIF(4))
 z = np.full((3, 1), 2, np.float32)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from stsbp_cpu import block
 from stsbp_cpu.backend import CpuBackend
-from stsbp_spec.init import initial_weights
-from stsbp_spec.losses import VanRossum
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import ALIF, LIF
-from stsbp_spec.neurons.base import NeuronModel
-from stsbp_spec.optim import AdamW
-from stsbp_spec.passes import forward_pass
+from stsbp_cpu.engine import block
+from stsbp_spec.engine.passes import forward_pass
+from stsbp_spec.engine.trainer import on_grid
+from stsbp_spec.models.losses import VanRossum
+from stsbp_spec.models.neurons import ALIF, LIF
+from stsbp_spec.models.neurons.base import NeuronModel
+from stsbp_spec.models.optim import AdamW
+from stsbp_spec.networks.initial_weights import initial_weights
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.trainer import on_grid
 from stsbp_spec.typing import UInt8
 
 STEPS = 6

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from numba import njit
 from numba.core.errors import TypingError
-from stsbp_cpu.neurons import fire, fired
-from stsbp_spec.equations import neuron_equations
-from stsbp_spec.neurons import LIF
-from stsbp_spec.synapses import PSP
+from stsbp_cpu.models.neurons import fire, fired
+from stsbp_spec.equations.assembly import neuron_equations
+from stsbp_spec.models.neurons import LIF
+from stsbp_spec.networks.ops import PSP
 from stsbp_spec.typing import AnyArray
 
 EQUATIONS = neuron_equations(PSP(3).filter(), LIF(4))

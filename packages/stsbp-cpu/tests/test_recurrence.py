@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from stsbp_cpu.recurrence import recur
-from stsbp_spec.expr import Recurrence, variable, where
+from stsbp_cpu.equations.recurrence import recur
+from stsbp_spec.equations.expressions import Recurrence, variable, where
 from stsbp_spec.reference.backend import NumpyBackend
 
 X, W, S, D, A = (variable(name) for name in ("x", "w", "s", "d", "a"))

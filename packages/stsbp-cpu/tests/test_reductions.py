@@ -6,15 +6,15 @@ import math
 
 import numpy as np
 import pytest
-from stsbp_cpu import reductions
-from stsbp_cpu.optim import adamw
-from stsbp_cpu.synapses import avgpool2d, conv2d_bytes, dropout, maxpool2d
-from stsbp_spec.arrays import NUMPY
-from stsbp_spec.optim.adamw import UPDATE, AdamWScalars, gradient_norm, gradient_squares, norm_of
-from stsbp_spec.random import keep_mask
+from stsbp_cpu.contract import reductions
+from stsbp_cpu.models.optim import adamw
+from stsbp_cpu.ops import avgpool2d, conv2d_bytes, dropout, maxpool2d
+from stsbp_spec.contract.arrays import NUMPY
+from stsbp_spec.contract.random import keep_mask
+from stsbp_spec.models.optim.adamw import UPDATE, AdamWScalars, gradient_norm, gradient_squares, norm_of
+from stsbp_spec.networks.ops import AvgPool2d, MaxPool2d
+from stsbp_spec.networks.ops.axes import PerAxis
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.synapses import AvgPool2d, MaxPool2d
-from stsbp_spec.synapses.axes import PerAxis
 from stsbp_spec.typing import AnyArray, Float32
 
 REFERENCE = NumpyBackend()

@@ -8,8 +8,8 @@ import sys
 
 import numba
 import pytest
-from stsbp_cpu import ahead
 from stsbp_cpu.backend import CpuBackend
+from stsbp_cpu.engine import precompile
 from stsbp_spec.errors import BackendError
 
 OPEN = """
@@ -50,4 +50,4 @@ def test_devices_and_fill_without_the_compiler_of_numba(monkeypatch: pytest.Monk
     monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
     assert "NUMBA_DISABLE_JIT" in str(CpuBackend.devices()[0].problem)
     with pytest.raises(BackendError, match="NUMBA_DISABLE_JIT"):
-        ahead.fill()
+        precompile.fill()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from stsbp_cpu.sparse.kernels import _unpool
-from stsbp_cpu.sparse.spikes import list_by_channel, list_present, list_spikes, row_places
-from stsbp_cpu.vectors import LANES, ROOM
+from stsbp_cpu.equations.vectors import LANES, ROOM
+from stsbp_cpu.ops.sparse.kernels import _unpool
+from stsbp_cpu.ops.sparse.spikes import list_by_channel, list_present, list_spikes, row_places
 from stsbp_spec.typing import AnyArray, Float32, UInt8
 
 FRAMES = {"two channels": (9, 34, 2), "twelve": (7, 15, 12), "whole words": (4, 6, 64), "one pixel": (3, 3, 1)}

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numba import config, get_num_threads, set_num_threads
-from stsbp_cpu.threads import threads_for
+from stsbp_cpu.engine.threads import threads_for
 
 
 @pytest.mark.parametrize("chosen", sorted({1, config.NUMBA_NUM_THREADS}))

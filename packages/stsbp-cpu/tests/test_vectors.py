@@ -5,7 +5,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 import pytest
-from stsbp_cpu.vectors import LANES, ROOM, add_scaled, copied, dot, list_set, stream, sum_scaled, widened
+from stsbp_cpu.equations.vectors import LANES, ROOM, add_scaled, copied, dot, list_set, stream, sum_scaled, widened
 from stsbp_spec.typing import AnyArray, Float32, Int32, UInt8
 
 

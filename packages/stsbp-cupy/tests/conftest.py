@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stsbp_cupy import CupyBackend, host
-from stsbp_cupy.host import compiler
+from stsbp_cupy import CupyBackend
+from stsbp_cupy.engine import host
+from stsbp_cupy.engine.host import compiler
 from stsbp_spec.errors import BackendError
 from stsbp_spec.reference.backend import NumpyBackend
 

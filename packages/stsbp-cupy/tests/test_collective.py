@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stsbp_cupy.collective import HostCollective, NcclCollective
-from stsbp_cupy.host import HostRuntime
-from stsbp_spec.collective import Collective, Rendezvous
+from stsbp_cupy.distributed.collective import HostCollective, NcclCollective
+from stsbp_cupy.engine.host import HostRuntime
+from stsbp_spec.distributed.collective import Collective, Rendezvous
 from stsbp_spec.errors import BackendError
 from stsbp_spec.typing import AnyArray
 
@@ -223,7 +223,7 @@ def test_without_nccl_the_package_is_named_before_the_processes_meet(
         raise RuntimeError("NCCL is not available")
 
     cupyx(monkeypatch, start, nccl=False)
-    monkeypatch.setattr("stsbp_cupy.collective.meet", lambda *_: None)
+    monkeypatch.setattr("stsbp_cupy.distributed.collective.meet", lambda *_: None)
     with pytest.raises(BackendError, match=r"^rank 1 of 2: CuPy finds no NCCL.*pip install nvidia-nccl-cu12"):
         NcclCollective(Rendezvous(1, 2, 1, "node", launcher="torchrun"), runtime)
 
@@ -242,6 +242,6 @@ def test_what_cupyx_raises_is_told(
         raise error("Invalid length for message")
 
     cupyx(monkeypatch, start)
-    monkeypatch.setattr("stsbp_cupy.collective.meet", lambda *_: None)
+    monkeypatch.setattr("stsbp_cupy.distributed.collective.meet", lambda *_: None)
     with pytest.raises(BackendError, match=r"^rank 1 of 2 did not meet the others at node:29501: Invalid length"):
         NcclCollective(Rendezvous(1, 2, 1, "node", launcher="torchrun"), runtime)

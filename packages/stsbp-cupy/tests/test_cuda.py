@@ -17,16 +17,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stsbp_cupy import CupyBackend, cuda, graphs
-from stsbp_cupy.cuda import choose_architecture, gemm_layout
-from stsbp_cupy.host import HostRuntime
-from stsbp_cupy.source import Source
+from stsbp_cupy import CupyBackend
+from stsbp_cupy.engine import cuda, graphs
+from stsbp_cupy.engine.cuda import choose_architecture, gemm_layout
+from stsbp_cupy.engine.host import HostRuntime
+from stsbp_cupy.engine.source import Source
 from stsbp_spec import LIF, AdamW, Batch, Linear, NetworkSpec, VanRossum, initial_weights, open_backend
-from stsbp_spec.arrays import NAMES
+from stsbp_spec.contract.arrays import NAMES
+from stsbp_spec.engine.plan import rule_of
 from stsbp_spec.errors import BackendError
-from stsbp_spec.plan import rule_of
+from stsbp_spec.networks.ops import Concat
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.synapses import Concat
 from stsbp_spec.typing import Memory
 
 

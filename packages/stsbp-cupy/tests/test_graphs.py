@@ -12,14 +12,14 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from stsbp_cupy import CupyBackend
-from stsbp_cupy.recurrence import recur
+from stsbp_cupy.equations.recurrence import recur
 from stsbp_spec import LIF, AdamW, Batch, NetworkSpec, VanRossum, initial_weights
-from stsbp_spec.expr import Recurrence
-from stsbp_spec.losses.cross_entropy import CrossEntropy, CrossEntropyOfMaximum
-from stsbp_spec.neurons import PLIF
-from stsbp_spec.optim.adamw import LEARNED_UPDATE, UPDATE
+from stsbp_spec.engine.replay import Graphs, _arrays
+from stsbp_spec.equations.expressions import Recurrence
+from stsbp_spec.models.losses.cross_entropy import CrossEntropy, CrossEntropyOfMaximum
+from stsbp_spec.models.neurons import PLIF
+from stsbp_spec.models.optim.adamw import LEARNED_UPDATE, UPDATE
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.replay import Graphs, _arrays
 from stsbp_spec.typing import Memory, Precision
 
 
@@ -143,7 +143,7 @@ def test_the_error_of_a_readout_is_the_references(
 
 @pytest.mark.parametrize("name", CASES)
 def test_on_a_gpu_recorded_steps_have_the_bits_of_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stsbp_cupy import cuda
+    from stsbp_cupy.engine import cuda
 
     if problem := cuda.problem():
         pytest.skip(problem)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stsbp_cupy import CupyBackend, host
-from stsbp_cupy.source import KERNELS, fingerprint, source_files
+from stsbp_cupy import CupyBackend
+from stsbp_cupy.engine import host
+from stsbp_cupy.engine.source import KERNELS, fingerprint, source_files
 from stsbp_spec.errors import BackendError
 
 
@@ -44,8 +45,8 @@ def test_rebuilds_a_damaged_library(own_cache: Path, compiler_path: str) -> None
 
 BUILD = """
 import sys
-from stsbp_cupy.host import build
-from stsbp_cupy.source import Source
+from stsbp_cupy.engine.host import build
+from stsbp_cupy.engine.source import Source
 
 name = sys.argv[1]
 print(build(Source(name, f'extern "C" __global__ void {name}(float* x) {{ x[0] = 1; }}')))

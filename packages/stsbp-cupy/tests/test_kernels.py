@@ -18,18 +18,18 @@ from glob import glob
 from pathlib import Path
 
 import pytest
-from stsbp_cupy import cuda
-from stsbp_cupy.cuda import compile_kernels
-from stsbp_cupy.recurrence import kernel
-from stsbp_cupy.source import Source, source_files
+from stsbp_cupy.engine import cuda
+from stsbp_cupy.engine.cuda import compile_kernels
+from stsbp_cupy.engine.source import Source, source_files
+from stsbp_cupy.equations.recurrence import kernel
 from stsbp_spec import LIF, PSP
-from stsbp_spec.equations import COUNT, filter_equations, loss_equations, neuron_equations
+from stsbp_spec.equations.assembly import COUNT, filter_equations, loss_equations, neuron_equations
+from stsbp_spec.equations.expressions import Recurrence
 from stsbp_spec.errors import BackendError
-from stsbp_spec.expr import Recurrence
-from stsbp_spec.losses import LOSSES
-from stsbp_spec.neurons.alif import ALIF
-from stsbp_spec.optim.adamw import UPDATE
-from stsbp_spec.surrogates import SURROGATES
+from stsbp_spec.models.losses import LOSSES
+from stsbp_spec.models.neurons.alif import ALIF
+from stsbp_spec.models.optim.adamw import UPDATE
+from stsbp_spec.models.surrogates import SURROGATES
 
 ARCHITECTURES = (
     "sm_75",

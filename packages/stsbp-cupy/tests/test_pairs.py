@@ -9,18 +9,19 @@ import numpy as np
 import pytest
 from stsbp_conformance.oracles import roundoff
 from stsbp_cupy import CupyBackend
-from stsbp_cupy.synapses import conv2d
-from stsbp_spec import LIF, PSP, AvgPool2d, Conv2d, Linear, NetworkSpec, random
+from stsbp_cupy.ops import conv2d
+from stsbp_spec import LIF, PSP, AvgPool2d, Conv2d, Linear, NetworkSpec
+from stsbp_spec.contract import random
+from stsbp_spec.contract.grid import round_to_grid
 from stsbp_spec.errors import BackendError, ExactnessError, NumericError
-from stsbp_spec.grid import round_to_grid
-from stsbp_spec.network import Block
-from stsbp_spec.optim import AdamW
+from stsbp_spec.models.optim import AdamW
+from stsbp_spec.models.surrogates import Arctan, FastSigmoid, Rectangle, Surrogate, Triangle
+from stsbp_spec.networks.ops import IDENTITY, MaxPool2d
+from stsbp_spec.networks.ops.avgpool2d import Pool2d
+from stsbp_spec.networks.ops.axes import PerAxis
+from stsbp_spec.networks.ops.psp import SynapticFilter
+from stsbp_spec.networks.spec import Block
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.surrogates import Arctan, FastSigmoid, Rectangle, Surrogate, Triangle
-from stsbp_spec.synapses import IDENTITY, MaxPool2d
-from stsbp_spec.synapses.avgpool2d import Pool2d
-from stsbp_spec.synapses.axes import PerAxis
-from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import AnyArray, Float32
 
 TAUS = (3.0, 5 / 3)

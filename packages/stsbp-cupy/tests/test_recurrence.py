@@ -10,23 +10,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stsbp_cupy import CupyBackend, host
-from stsbp_cupy.host import HostRuntime
-from stsbp_cupy.recurrence import kernel
-from stsbp_cupy.source import KERNELS
+from stsbp_cupy import CupyBackend
+from stsbp_cupy.engine import host
+from stsbp_cupy.engine.host import HostRuntime
+from stsbp_cupy.engine.source import KERNELS
+from stsbp_cupy.equations.recurrence import kernel
 from stsbp_spec import LIF, PSP, AdamW
-from stsbp_spec.equations import COUNT, loss_equations, neuron_equations
-from stsbp_spec.expr import Expr, Names, Recurrence, named, snap, spike, unsnapped, variable, where
-from stsbp_spec.losses import LOSSES, Loss
-from stsbp_spec.neurons.alif import ALIF
-from stsbp_spec.neurons.base import NeuronModel, Step
-from stsbp_spec.neurons.integrate_and_fire import IF
-from stsbp_spec.optim.adamw import UPDATE
-from stsbp_spec.printers import LANGUAGES, definition, numpy_function
+from stsbp_spec.equations.assembly import COUNT, loss_equations, neuron_equations
+from stsbp_spec.equations.expressions import Expr, Names, Recurrence, named, snap, spike, unsnapped, variable, where
+from stsbp_spec.equations.printers import LANGUAGES, definition, numpy_function
+from stsbp_spec.models.losses import LOSSES, Loss
+from stsbp_spec.models.neurons.alif import ALIF
+from stsbp_spec.models.neurons.base import NeuronModel, Step
+from stsbp_spec.models.neurons.integrate_and_fire import IF
+from stsbp_spec.models.optim.adamw import UPDATE
+from stsbp_spec.models.surrogates import Rectangle, Surrogate
+from stsbp_spec.networks.ops import IDENTITY
+from stsbp_spec.networks.ops.psp import SynapticFilter
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.surrogates import Rectangle, Surrogate
-from stsbp_spec.synapses import IDENTITY
-from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import AnyArray
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stsbp_cupy import source
-from stsbp_cupy.source import KERNELS, Entry, built, fingerprint, source_files
-from stsbp_spec.kernel_cache import digest
+from stsbp_cupy.engine import source
+from stsbp_cupy.engine.source import KERNELS, Entry, built, fingerprint, source_files
+from stsbp_spec.engine.kernel_cache import digest
 
 
 def entries() -> dict[str, Entry]:

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stsbp_cupy import CupyBackend, tensor_cores
-from stsbp_cupy.host import HostRuntime
-from stsbp_spec import NetworkSpec, initial_weights, random
+from stsbp_cupy import CupyBackend
+from stsbp_cupy.engine.host import HostRuntime
+from stsbp_cupy.ops import tensor_cores
+from stsbp_spec import NetworkSpec, initial_weights
+from stsbp_spec.contract import random
 from stsbp_spec.reference.backend import NumpyBackend
 
 

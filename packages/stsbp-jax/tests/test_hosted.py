@@ -21,11 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from stsbp_cpu.layout import empty_memory as empty
-from stsbp_cpu.layout import wanted
-from stsbp_jax import entry, hosted
-from stsbp_jax.grid import wide
-from stsbp_jax.hosted import Making, host_call, original_errors
+from stsbp_cpu.engine.layout import empty_memory as empty
+from stsbp_cpu.engine.layout import wanted
+from stsbp_jax.contract.grid import wide
+from stsbp_jax.engine import ffi, host_callback
+from stsbp_jax.engine.host_callback import Making, host_call, original_errors
 from stsbp_spec.errors import BackendError, NumericError, ShapeError
 from stsbp_spec.typing import AnyArray
 
@@ -234,18 +234,18 @@ def test_equal_functions_have_one_number() -> None:
     for number in (1, 2):
         (y,) = host_call(Adding(number), [struct(3)], x)
         assert np.asarray(y).tobytes() == (np.asarray(x) + np.float32(number)).tobytes()
-    before = len(hosted._sites)
+    before = len(host_callback._sites)
     for _ in range(5):
         jax.jit(lambda x: host_call(Adding(1), [struct(3)], *host_call(scaled, [struct(3)], x, fixed=(3.0,))))(x)
-    assert len(hosted._sites) == before
+    assert len(host_callback._sites) == before
     jax.jit(lambda x: host_call(Adding(1), [struct(4)], x))(numbers(4))
-    assert len(hosted._sites) == before + 1
+    assert len(host_callback._sites) == before + 1
 
 
 def test_numbers_of_other_functions_and_shapes_are_others() -> None:
     places = [(scaled, 3, 0), (copied, 3, 0), (scaled, 4, 0), (scaled, 3, 1), (Adding(1), 3, 0)]
-    assert len({hosted._number_of(*place) for place in places}) == len(places)
-    assert hosted._number_of(scaled, 3, 0) == hosted._number_of(scaled, 3, 0)
+    assert len({host_callback._number_of(*place) for place in places}) == len(places)
+    assert host_callback._number_of(scaled, 3, 0) == host_callback._number_of(scaled, 3, 0)
 
 
 def test_arguments_and_results_are_not_kept() -> None:
@@ -330,7 +330,7 @@ def test_other_errors_pass_and_old_ones_are_forgotten() -> None:
     for _ in range(40):
         with pytest.raises(jax.errors.JaxRuntimeError):
             program(numbers(2)).block_until_ready()
-    assert len(hosted._errors) == 16
+    assert len(host_callback._errors) == 16
 
 
 def test_a_program_stops_at_the_first_error() -> None:
@@ -352,13 +352,13 @@ def test_a_program_stops_at_the_first_error() -> None:
 def test_a_program_of_another_process_is_refused() -> None:
     program = jax.jit(lambda x: host_call(scaled, [struct(3)], x, fixed=(5.0,)))
     done(program(numbers(3)))
-    kept = dict(hosted._sites)
-    hosted._sites.clear()
+    kept = dict(host_callback._sites)
+    host_callback._sites.clear()
     try:
         with pytest.raises(BackendError, match="that another process compiled"), original_errors():
             done(program(numbers(3)))
     finally:
-        hosted._sites.update(kept)
+        host_callback._sites.update(kept)
 
 
 @pytest.mark.parametrize(
@@ -377,9 +377,9 @@ def test_a_program_of_another_process_is_refused() -> None:
 def test_arrays_that_a_site_was_not_made_for_are_not_touched(
     result: Any, arguments: list[Any], more: dict[str, Any], message: str
 ) -> None:
-    (memory,) = memories = (entry.Memory((3,), np.dtype(np.float32)),)
+    (memory,) = memories = (ffi.Memory((3,), np.dtype(np.float32)),)
     assert host_call(scaled, [struct(*memory.shape)], numbers(3), fixed=(7.0,))
-    attributes = {"number": np.int64(hosted._numbers[scaled, (7.0,), memories, memories]), **more}
+    attributes = {"number": np.int64(host_callback._numbers[scaled, (7.0,), memories, memories]), **more}
     call: Any = jax.ffi.ffi_call("stsbp_host", result)
     with pytest.raises(BackendError, match=message), original_errors():
         done(call(*arguments, **attributes))
@@ -473,17 +473,17 @@ def test_a_function_that_makes_its_results(function: Callable[[AnyArray], list[A
     with wanted(out):
         found = function(x)
     assert sum(a is not b for a, b in zip(found, out, strict=True)) == copies
-    hosted._put(found, out)
+    host_callback._put(found, out)
     assert [y.tolist() for y in out] == [(x + 1).tolist(), (x + 2).tolist()]
 
 
 def test_results_are_copied_only_where_they_lie_otherwise() -> None:
     x = np.arange(9, dtype=np.float32).reshape(3, 3)
     target = x.copy()
-    hosted._put([target.T], [target])
+    host_callback._put([target.T], [target])
     assert (target == x.T).all()
     target.flags.writeable = False
-    hosted._put([target[:].reshape(9).reshape(3, 3)], [target])
+    host_callback._put([target[:].reshape(9).reshape(3, 3)], [target])
 
 
 def test_results_of_other_shapes_are_refused() -> None:
@@ -500,16 +500,16 @@ def test_equal_makers_have_one_number() -> None:
     x = numbers(6)
     results = [struct(6), struct(6)]
     host_call(Making(in_order), results, x)
-    before = len(hosted._sites)
+    before = len(host_callback._sites)
     jax.jit(lambda x: host_call(Making(in_order), results, x))(x)
-    assert len(hosted._sites) == before
+    assert len(host_callback._sites) == before
 
 
 HEADER = (Path(jax.ffi.include_dir()) / "xla/ffi/api/c_api.h").read_text()
 
 
 def test_this_jaxlib_has_the_structures_that_are_read() -> None:
-    major, minor = entry.interface(HEADER)
+    major, minor = ffi.interface(HEADER)
     assert major == 0
     assert minor >= 1
 
@@ -532,16 +532,16 @@ def test_a_jaxlib_with_other_structures_is_refused(old: str, new: str, message: 
     changed = re.sub(old, new, HEADER)
     assert changed != HEADER
     with pytest.raises(BackendError, match=rf"^jaxlib \d.* does not know: {message}"):
-        entry.interface(changed)
+        ffi.interface(changed)
 
 
 def test_further_fields_do_no_harm() -> None:
-    assert entry.interface(re.sub(r"(int64_t\* dims;)", r"\1 int more;", HEADER)) == entry.interface(HEADER)
+    assert ffi.interface(re.sub(r"(int64_t\* dims;)", r"\1 int more;", HEADER)) == ffi.interface(HEADER)
 
 
 @pytest.mark.parametrize("name", ["_FRAME", "_ARGS", "_RETS", "_ATTRS", "_BUFFER_SIZE"])
 def test_structures_that_are_smaller_than_their_fields_are_not_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entry, name, 1000)
+    monkeypatch.setattr(ffi, name, 1000)
     with pytest.raises(BackendError, match=r"interface .* that stsbp-jax does not know: .* bytes"), original_errors():
         done(called(numbers(3), numbers(3)))
 
@@ -552,8 +552,8 @@ def test_a_callback_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyP
 
     lost: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda found: lost.append(found.exc_type))
-    memory = entry.Memory((3,), np.dtype(np.float32))
-    entry.open_door("stsbp_test", {5: entry.Site(fails, (), (memory,))}, fails)
+    memory = ffi.Memory((3,), np.dtype(np.float32))
+    ffi.open_door("stsbp_test", {5: ffi.Site(fails, (), (memory,))}, fails)
     with pytest.raises(jax.errors.JaxRuntimeError, match="the call was interrupted"):
         done(jax.ffi.ffi_call("stsbp_test", struct(3))(number=np.int64(5)))
     assert lost == [KeyboardInterrupt]
@@ -562,7 +562,7 @@ def test_a_callback_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyP
 BEGIN = """
 import atexit, os, signal, sys, threading, time
 import jax, jax.numpy as jnp, numpy as np
-from stsbp_jax.hosted import host_call, original_errors
+from stsbp_jax.engine.host_callback import host_call, original_errors
 S = [jax.ShapeDtypeStruct((100, 100), np.float32)]
 x = jnp.ones((100, 100), np.float32)
 calls = 0
@@ -637,7 +637,7 @@ def last():
     except jax.errors.JaxRuntimeError as error:
         print(str(error).count("the interpreter ends"))
 atexit.register(last)
-import stsbp_jax.hosted
+import stsbp_jax.engine.host_callback
 y = jax.jit(long)(x)
 while calls < 3: time.sleep(0.01)
 """
@@ -652,7 +652,7 @@ warnings.simplefilter("ignore")
 closing = []
 register = atexit.register
 def registered(function, *arguments):
-    if function.__module__ == "stsbp_jax.entry":
+    if function.__module__ == "stsbp_jax.engine.ffi":
         closing.append(function)
     return register(function, *arguments)
 atexit.register = registered
@@ -739,7 +739,7 @@ for by in ({0}):
 
 KERNELS = """
 import contextlib, numba
-from stsbp_jax.hosted import one_at_a_time
+from stsbp_jax.engine.host_callback import one_at_a_time
 @numba.njit(parallel=True)
 def summed(x, y):
     for i in numba.prange(x.shape[0]):
@@ -784,7 +784,7 @@ def test_threads_with_calls_and_kernels_do_not_meet(layer: str) -> None:
 def test_devices_of_shard_map_each_call_the_host() -> None:
     text = """
 from jax.sharding import Mesh, PartitionSpec as P
-from stsbp_jax.varying import _axes
+from stsbp_jax.distributed.replication import _axes
 mesh = Mesh(np.array(jax.devices()), ("d",))
 def each(x, w, out):
     np.multiply(x, w, out=out[0])

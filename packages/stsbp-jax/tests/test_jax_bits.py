@@ -13,18 +13,31 @@ import numpy.typing as npt
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from stsbp_jax import grid, lif, psp, recurrence
+from stsbp_jax import lif, psp
 from stsbp_jax.backend import JaxBackend
-from stsbp_jax.synapses import conv2d
+from stsbp_jax.contract import grid
+from stsbp_jax.equations import recurrence
+from stsbp_jax.ops import conv2d
 from stsbp_spec import LIF, PSP, AbstractBackend, AdamW, Batch, NetworkSpec, VanRossum, initial_weights
-from stsbp_spec.equations import neuron_equations
-from stsbp_spec.expr import Expr, Names, Recurrence, constant, named, snap, spike, sqrt, variable, where
-from stsbp_spec.neurons import NeuronModel
-from stsbp_spec.neurons.base import Step
-from stsbp_spec.ranges import flushes_of
+from stsbp_spec.equations.assembly import neuron_equations
+from stsbp_spec.equations.expressions import (
+    Expr,
+    Names,
+    Recurrence,
+    constant,
+    named,
+    snap,
+    spike,
+    sqrt,
+    variable,
+    where,
+)
+from stsbp_spec.equations.ranges import flushes_of
+from stsbp_spec.models.neurons import NeuronModel
+from stsbp_spec.models.neurons.base import Step
+from stsbp_spec.models.surrogates import FastSigmoid, Surrogate
+from stsbp_spec.networks.ops import IDENTITY, Conv2d
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.surrogates import FastSigmoid, Surrogate
-from stsbp_spec.synapses import IDENTITY, Conv2d
 
 NEURON = LIF(tau_m=3.0, tau_s=5 / 3)
 NUMPY = NumpyBackend()

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import stsbp_jax
 from jax.experimental.sparse import BCOO
-from stsbp_jax import apply, avgpool2d, checks, clip_to_domain, conv2d, distance, lif, linear, snap_weights
+from stsbp_jax import apply, avgpool2d, clip_to_domain, conv2d, distance, lif, linear, snap_weights
+from stsbp_jax.engine import checks
 from stsbp_spec import (
     LIF,
     PSP,
@@ -31,13 +32,13 @@ from stsbp_spec import (
     VanRossum,
     initial_weights,
 )
-from stsbp_spec.equations import loss_padding
+from stsbp_spec.equations.assembly import loss_padding
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
-from stsbp_spec.neurons import Readout
-from stsbp_spec.neurons.plif import PLIF
+from stsbp_spec.models.neurons import Readout
+from stsbp_spec.models.neurons.plif import PLIF
+from stsbp_spec.networks.ops.maxpool2d import MaxPool2d
+from stsbp_spec.networks.ops.upsample2d import Upsample2d
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.synapses.maxpool2d import MaxPool2d
-from stsbp_spec.synapses.upsample2d import Upsample2d
 from stsbp_spec.typing import Coding, Precision
 
 STEPS, BATCH = 7, 3

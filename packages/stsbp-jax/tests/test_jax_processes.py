@@ -21,14 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from stsbp_jax.backend import JaxBackend
-from stsbp_jax.collective import _on_stderr
-from stsbp_jax.random import keep_mask
-from stsbp_jax.sharding import pieces_of_all
+from stsbp_jax.contract.random import keep_mask
+from stsbp_jax.distributed.collective import _on_stderr
+from stsbp_jax.distributed.sharding import pieces_of_all
 from stsbp_spec import LIF, AbstractBackend, AdamW, Batch, NetworkSpec, VanRossum, initial_weights
-from stsbp_spec import random as spec_random
-from stsbp_spec.collective import Alone, Collective, Part, Rendezvous
+from stsbp_spec.contract import random as spec_random
+from stsbp_spec.distributed.collective import Alone, Collective, Part, Rendezvous
+from stsbp_spec.distributed.rendezvous import free_port
 from stsbp_spec.errors import BackendError, NumericError
-from stsbp_spec.meeting import free_port
 from stsbp_spec.reference.backend import NumpyBackend
 
 STEPS = 6

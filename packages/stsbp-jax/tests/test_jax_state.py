@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from stsbp_jax import Output, apply, distance
 from stsbp_spec import LIF, Batch, NetworkSpec, VanRossum, initial_weights
-from stsbp_spec.collective import Part
+from stsbp_spec.distributed.collective import Part
+from stsbp_spec.engine.passes import Trace, backward_segment, forward_segment
+from stsbp_spec.engine.plan import plan
+from stsbp_spec.engine.rules import Run
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
-from stsbp_spec.losses.cross_entropy import CrossEntropy
-from stsbp_spec.passes import Trace, backward_segment, forward_segment
-from stsbp_spec.plan import plan
+from stsbp_spec.models.losses.cross_entropy import CrossEntropy
+from stsbp_spec.networks.ops.batchnorm import running
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.rules import Run
-from stsbp_spec.synapses.batchnorm import running
 
 STEPS, BATCH, GAIN = 5, 3, 6.0
 NOTATIONS = {
@@ -271,7 +271,7 @@ from functools import partial
 from jax.sharding import Mesh, PartitionSpec as P
 from stsbp_jax import apply, avgpool2d, conv2d, distance, lif, linear, psp, snap_weights
 from stsbp_spec import LIF, PSP, AvgPool2d, Conv2d, Linear, NetworkSpec, VanRossum, initial_weights
-from stsbp_spec.neurons.plif import PLIF
+from stsbp_spec.models.neurons.plif import PLIF
 
 mesh, whole, split = Mesh(np.array(jax.devices()), ("d",)), P(), P(None, "d")
 rng = np.random.default_rng(0)

@@ -19,12 +19,12 @@ import pytest
 from stsbp_jax import distance
 from stsbp_jax.backend import JaxBackend
 from stsbp_spec import LIF, AbstractBackend, AdamW, Batch, Loss, NetworkSpec, VanRossum, initial_weights
+from stsbp_spec.equations.expressions import Names, snap
 from stsbp_spec.errors import BackendError, NumericError, ShapeError, SpecError
-from stsbp_spec.expr import Names, snap
-from stsbp_spec.losses.base import LossStep
+from stsbp_spec.models.losses.base import LossStep
+from stsbp_spec.models.surrogates import Logistic
+from stsbp_spec.networks.ops import PSP
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.surrogates import Logistic
-from stsbp_spec.synapses import PSP
 from stsbp_spec.typing import Float64, UInt8
 
 JAX = JaxBackend()

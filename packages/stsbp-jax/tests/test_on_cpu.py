@@ -12,18 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from stsbp_cpu.threads import get_num_threads, set_num_threads
-from stsbp_jax import apply, on_cpu
+from stsbp_cpu.engine.threads import get_num_threads, set_num_threads
+from stsbp_jax import apply
 from stsbp_jax.backend import PAIRS, JaxBackend
-from stsbp_jax.compiling import as_one
-from stsbp_jax.grid import describe_grid
+from stsbp_jax.contract.grid import describe_grid
+from stsbp_jax.engine import on_cpu
+from stsbp_jax.engine.compiling import as_one
 from stsbp_spec import LIF, Batch, NetworkSpec, VanRossum, initial_weights
-from stsbp_spec import plan as plans
-from stsbp_spec.neurons import PLIF
-from stsbp_spec.optim.adamw import AdamW
-from stsbp_spec.rules import Deferred
-from stsbp_spec.surrogates import Triangle
-from stsbp_spec.synapses import batchnorm
+from stsbp_spec.engine import plan as plans
+from stsbp_spec.engine.rules import Deferred
+from stsbp_spec.models.neurons import PLIF
+from stsbp_spec.models.optim.adamw import AdamW
+from stsbp_spec.models.surrogates import Triangle
+from stsbp_spec.networks.ops import batchnorm
 from stsbp_spec.typing import AnyArray, Coding, Precision
 
 KERNELS, XLA = JaxBackend("cpu"), JaxBackend("cpu:xla")

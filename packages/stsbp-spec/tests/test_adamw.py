@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from stsbp_spec.contract.grid import FINEST_ERROR_EXPONENT
 from stsbp_spec.errors import SpecError
-from stsbp_spec.grid import FINEST_ERROR_EXPONENT
-from stsbp_spec.optim.adamw import AdamW, AdamWScalars, clip_factor, gradient_norm, norm_bits
+from stsbp_spec.models.optim.adamw import AdamW, AdamWScalars, clip_factor, gradient_norm, norm_bits
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.typing import Float32, Float64
 

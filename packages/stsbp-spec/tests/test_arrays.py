@@ -9,23 +9,24 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from stsbp_spec import initial_weights, random
-from stsbp_spec.arrays import NAMES, NUMPY, ArrayArithmetic, NumpyNames
-from stsbp_spec.backend import AbstractBackend, Batch, Device
-from stsbp_spec.encoders.packed import PackedFrames
-from stsbp_spec.equations import Constants
+from stsbp_spec import initial_weights
+from stsbp_spec.contract import random
+from stsbp_spec.contract.arrays import NAMES, NUMPY, ArrayArithmetic, NumpyNames
+from stsbp_spec.contract.grid import FINEST_ERROR_EXPONENT, FLOOR, SMALLEST_NORMAL
+from stsbp_spec.engine.backend import AbstractBackend, Batch, Device
+from stsbp_spec.engine.rules import Rule
+from stsbp_spec.equations.assembly import Constants
+from stsbp_spec.equations.expressions import Recurrence
 from stsbp_spec.errors import NumericError
-from stsbp_spec.expr import Recurrence
-from stsbp_spec.grid import FINEST_ERROR_EXPONENT, FLOOR, SMALLEST_NORMAL
-from stsbp_spec.losses import Hamming, SpikeCount, VanRossum
-from stsbp_spec.losses.base import Loss
-from stsbp_spec.losses.cross_entropy import CrossEntropy, CrossEntropyOfMaximum
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import LIF, PLIF, Readout
-from stsbp_spec.optim.adamw import AdamW, gradient_squares, norm_bits
+from stsbp_spec.models.encoders.packed import PackedFrames
+from stsbp_spec.models.losses import Hamming, SpikeCount, VanRossum
+from stsbp_spec.models.losses.base import Loss
+from stsbp_spec.models.losses.cross_entropy import CrossEntropy, CrossEntropyOfMaximum
+from stsbp_spec.models.neurons import LIF, PLIF, Readout
+from stsbp_spec.models.optim.adamw import AdamW, gradient_squares, norm_bits
+from stsbp_spec.networks.ops import batchnorm
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import RULES, NumpyBackend, recur
-from stsbp_spec.rules import Rule
-from stsbp_spec.synapses import batchnorm
 from stsbp_spec.typing import AnyArray, Coding, Float32, Memory, Precision, Shape, UInt8
 
 
@@ -355,10 +356,10 @@ class Library:
         self.wrap: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda f: f
         self.arithmetic: ArrayArithmetic[Any] = REMOTE if name == "remote" else NUMPY
         if name == "torch":
-            torch, arrays = pytest.importorskip("torch"), pytest.importorskip("stsbp_torch.arrays")
+            torch, arrays = pytest.importorskip("torch"), pytest.importorskip("stsbp_torch.contract.arrays")
             self.make, self.arithmetic = torch.tensor, arrays.arithmetic(torch.device("cpu"))
         if name.startswith("jax"):
-            jax, grid = pytest.importorskip("jax"), pytest.importorskip("stsbp_jax.grid")
+            jax, grid = pytest.importorskip("jax"), pytest.importorskip("stsbp_jax.contract.grid")
             self.make, self.arithmetic = jax.numpy.asarray, grid.ARITHMETIC
             compiled = jax.jit if name == "jax, compiled" else lambda f: f
             self.wrap = lambda f: compiled(grid.in_float64(f))

@@ -9,23 +9,23 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from stsbp_conformance.oracles.literal import Literal
-from stsbp_spec.backend import Batch
+from stsbp_spec.contract.random import keep_mask
+from stsbp_spec.engine.backend import Batch
+from stsbp_spec.engine.passes import forward_pass
+from stsbp_spec.engine.trainer import Trainer, on_grid
 from stsbp_spec.errors import ExactnessError, NetworkError, NumericError, ShapeError, SpecError
-from stsbp_spec.graph import Edge, Input, Network, Neurons, Node
-from stsbp_spec.init import initial_weights
-from stsbp_spec.layers import SpikingLayer
-from stsbp_spec.losses import Hamming, VanRossum
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import LIF
-from stsbp_spec.optim.adamw import AdamW
-from stsbp_spec.passes import forward_pass
-from stsbp_spec.random import keep_mask
+from stsbp_spec.models.losses import Hamming, VanRossum
+from stsbp_spec.models.neurons import LIF
+from stsbp_spec.models.optim.adamw import AdamW
+from stsbp_spec.models.surrogates import Arctan
+from stsbp_spec.networks.graph import Edge, Input, Network, Neurons, Node
+from stsbp_spec.networks.initial_weights import initial_weights
+from stsbp_spec.networks.layers import SpikingLayer
+from stsbp_spec.networks.ops import AvgPool2d, BatchNorm, Conv2d, Linear
+from stsbp_spec.networks.ops import batchnorm as spec
+from stsbp_spec.networks.ops.dropout import substream
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.surrogates import Arctan
-from stsbp_spec.synapses import AvgPool2d, BatchNorm, Conv2d, Linear
-from stsbp_spec.synapses import batchnorm as spec
-from stsbp_spec.synapses.dropout import substream
-from stsbp_spec.trainer import Trainer, on_grid
 from stsbp_spec.typing import AnyArray, Float64, Int64, Memory, Precision
 
 NUMPY = NumpyBackend()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from stsbp_spec.equations import neuron_equations
-from stsbp_spec.init import initial_weights
-from stsbp_spec.losses import VanRossum
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import LIF
-from stsbp_spec.optim import AdamW
+from stsbp_spec.engine.results import Batch
+from stsbp_spec.equations.assembly import neuron_equations
+from stsbp_spec.models.losses import VanRossum
+from stsbp_spec.models.neurons import LIF
+from stsbp_spec.models.optim import AdamW
+from stsbp_spec.networks.initial_weights import initial_weights
+from stsbp_spec.networks.ops import IDENTITY, PSP
+from stsbp_spec.networks.ops.bias import Biased
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.results import Batch
-from stsbp_spec.synapses import IDENTITY, PSP
-from stsbp_spec.synapses.bias import Biased
 from stsbp_spec.typing import Float32
 
 NUMPY = NumpyBackend()

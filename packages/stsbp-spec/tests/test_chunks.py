@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from stsbp_spec.networks.ops import Conv2d
 from stsbp_spec.reference import backend
-from stsbp_spec.synapses import Conv2d
 
 _CONV, _FRAME = Conv2d(4, 3, padding=1), (2, 5, 6)
 _WINDOWS = 5 * 6 * 2 * 9  # values of one frame, unfolded

@@ -12,20 +12,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stsbp_spec import meeting
-from stsbp_spec.collective import Alone, Collective, Part, parts_of
-from stsbp_spec.encoders.packed import PackedFrames, of_part
+from stsbp_spec.contract.random import Stream, bits, keep_mask
+from stsbp_spec.distributed import rendezvous
+from stsbp_spec.distributed.collective import Alone, Collective, Part, parts_of
+from stsbp_spec.engine.pairs import Pairs
+from stsbp_spec.engine.results import Batch, TrainState
+from stsbp_spec.engine.trainer import Prediction, StepResult, Trainer
 from stsbp_spec.errors import BackendError, NumericError, ShapeError, SpecError
-from stsbp_spec.init import initial_weights
-from stsbp_spec.losses import VanRossum
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import PLIF
-from stsbp_spec.optim import AdamW
-from stsbp_spec.pairs import Pairs
-from stsbp_spec.random import Stream, bits, keep_mask
+from stsbp_spec.models.encoders.packed import PackedFrames, of_part
+from stsbp_spec.models.losses import VanRossum
+from stsbp_spec.models.neurons import PLIF
+from stsbp_spec.models.optim import AdamW
+from stsbp_spec.networks.initial_weights import initial_weights
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.results import Batch, TrainState
-from stsbp_spec.trainer import Prediction, StepResult, Trainer
 from stsbp_spec.typing import AnyArray, Coding, Int64, Precision
 
 NETWORK = NetworkSpec.parse("6d0.3-5d0.4", input_shape=(9,), outputs=3, neuron=PLIF(3.0, 5 / 3, 0.4))
@@ -51,7 +51,7 @@ class Threads(Collective[AnyArray]):
     """One thread of several, as a process; keeps how large what it sent was."""
 
     def __init__(self, meeting: Meeting, rank: int) -> None:
-        self.rank, self.size, self._meeting = rank, meeting.size, meeting
+        self.rank, self.size, self._meeting = rank, rendezvous.size, meeting
         self.sums: list[AnyArray] = []
 
     def largest(self, x: AnyArray) -> AnyArray:
@@ -316,8 +316,8 @@ def test_a_backend_without_a_collective_says_so() -> None:
 ENGINE = """
 import sys
 import numpy as np
-from stsbp_spec.collective import Rendezvous
-from stsbp_spec.host import Gloo
+from stsbp_spec.distributed.collective import Rendezvous
+from stsbp_spec.distributed.host import Gloo
 rank, port = int(sys.argv[1]), int(sys.argv[2])
 gloo = Gloo(Rendezvous(rank, 3, rank, "127.0.0.1", port, timeout=60))
 assert gloo.largest(np.array([rank, 5 - rank], np.int32)).tolist() == [2, 5]
@@ -337,7 +337,7 @@ gloo.close()
 
 @pytest.fixture
 def free_port() -> int:
-    return meeting.free_port()
+    return rendezvous.free_port()
 
 
 def _engines(text: str, port: int, size: int = 3) -> list[tuple[int, str]]:

@@ -8,16 +8,16 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from stsbp_spec import LIF, LOSSES, Batch, NetworkSpec, initial_weights
-from stsbp_spec.arrays import ArrayArithmetic
+from stsbp_spec.contract.arrays import ArrayArithmetic
+from stsbp_spec.engine.plan import ByRule, plan, rule_of
+from stsbp_spec.engine.results import ValueAndGrad
+from stsbp_spec.engine.rules import Rule
 from stsbp_spec.errors import NetworkError, SpecError
-from stsbp_spec.graph import Edge, Node, Values
-from stsbp_spec.nodes import described, written_nodes
-from stsbp_spec.plan import ByRule, plan, rule_of
+from stsbp_spec.networks.graph import Edge, Node, Values
+from stsbp_spec.networks.nodes import described, written_nodes
+from stsbp_spec.networks.ops import MERGES, PSP, Add, Concat
+from stsbp_spec.networks.ops.base import Merge, Op
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.results import ValueAndGrad
-from stsbp_spec.rules import Rule
-from stsbp_spec.synapses import MERGES, PSP, Add, Concat
-from stsbp_spec.synapses.base import Merge, Op
 from stsbp_spec.typing import AnyArray, Array, Float32
 
 SPIKES = Values((2, 8, 7), pending=PSP(3))

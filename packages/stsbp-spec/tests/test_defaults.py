@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 from stsbp_spec.errors import ExactnessError, NetworkError, SpecError
-from stsbp_spec.network import NetworkSpec, SpikingLayer
-from stsbp_spec.neurons import ALIF, IF, LIF, PLIF
-from stsbp_spec.neurons.stored import as_text, from_text
-from stsbp_spec.optim import AdamW
-from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
-from stsbp_spec.synapses import PSP, Conv2d, Dropout, Linear
+from stsbp_spec.models.neurons import ALIF, IF, LIF, PLIF
+from stsbp_spec.models.neurons.stored import as_text, from_text
+from stsbp_spec.models.optim import AdamW
+from stsbp_spec.models.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
+from stsbp_spec.networks.ops import PSP, Conv2d, Dropout, Linear
+from stsbp_spec.networks.spec import NetworkSpec, SpikingLayer
 
 DEFAULTS: dict[type, dict[str, object]] = {
     LIF: {
@@ -81,7 +81,7 @@ def test_inputs_of_up_to_nine_digits() -> None:
 
 
 def test_as_many_layers_as_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stsbp_spec.network.MAX_LAYERS", 3)
+    monkeypatch.setattr("stsbp_spec.networks.spec.MAX_LAYERS", 3)
     assert len(NetworkSpec((3,), (SpikingLayer(Linear(2)),) * 3).layers) == 3
     with pytest.raises(NetworkError, match=r"^a network has at most 3 layers, got 4"):
         NetworkSpec((3,), (SpikingLayer(Linear(2)),) * 4)

@@ -1,4 +1,4 @@
-"""`stsbp_spec.elementary` against exact fractions that are rounded once, also where glibc's `pow` and `cos` are not."""
+"""`stsbp_spec.contract.elementary` against exact fractions that are rounded once, also where glibc's `pow` and `cos` are not."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 from fractions import Fraction
 
 import pytest
-from stsbp_spec.elementary import cosine, power
-from stsbp_spec.optim.adamw import AdamW
+from stsbp_spec.contract.elementary import cosine, power
+from stsbp_spec.models.optim.adamw import AdamW
 
 
 def _cosine(x: float) -> Fraction:

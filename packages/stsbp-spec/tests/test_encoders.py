@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stsbp_spec.encoders import (
+from stsbp_spec.errors import ShapeError, SpecError
+from stsbp_spec.models.encoders import (
     EventBinning,
     LabelCode,
     PackedFrames,
@@ -19,7 +20,6 @@ from stsbp_spec.encoders import (
     repeat,
     stabilise_events,
 )
-from stsbp_spec.errors import ShapeError, SpecError
 from stsbp_spec.typing import AnyArray, Int64, UInt8
 
 
@@ -469,7 +469,7 @@ def test_latency_refuses_bad_parameters() -> None:
 def test_poisson_fires_where_the_word_is_below_the_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 2^32 words as many as the threshold says: none for a black pixel, all but the last 2^24 for a white one."""
     words = np.array([0, 2**31 - 1, 2**31, 2**32 - 2**24 - 1, 2**32 - 2**24, 2**32 - 1], np.uint32)
-    monkeypatch.setattr("stsbp_spec.encoders.poisson.bits", lambda *_, **__: np.repeat(words, 3))
+    monkeypatch.setattr("stsbp_spec.models.encoders.poisson.bits", lambda *_, **__: np.repeat(words, 3))
     spikes = encode_poisson(np.array([[0, 128, 255]], np.uint8), 6, seed=0)
     assert spikes[:, 0].T.tolist() == [[0] * 6, [1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0]]
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stsbp_spec.adjoint import derive, free_variables, kept_values, simplified
-from stsbp_spec.equations import neuron_equations
-from stsbp_spec.errors import SpecError
-from stsbp_spec.expr import (
+from stsbp_spec.equations.adjoint import derive, free_variables, kept_values, simplified
+from stsbp_spec.equations.assembly import neuron_equations
+from stsbp_spec.equations.expressions import (
     Expr,
     Names,
     Recurrence,
@@ -27,10 +26,11 @@ from stsbp_spec.expr import (
     variable,
     where,
 )
-from stsbp_spec.neurons import LIF
-from stsbp_spec.printers import LANGUAGES, Language, evaluate, function, lines, numpy_function
-from stsbp_spec.surrogates import SURROGATES
-from stsbp_spec.synapses import PSP
+from stsbp_spec.equations.printers import LANGUAGES, Language, evaluate, function, lines, numpy_function
+from stsbp_spec.errors import SpecError
+from stsbp_spec.models.neurons import LIF
+from stsbp_spec.models.surrogates import SURROGATES
+from stsbp_spec.networks.ops import PSP
 
 A, B, C = (variable(name) for name in "abc")
 

@@ -12,21 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 from stsbp_spec import AdamW, Batch, NetworkSpec, initial_weights, open_backend
+from stsbp_spec.equations.expressions import spike, where
 from stsbp_spec.errors import ShapeError, SpecError
-from stsbp_spec.expr import spike, where
-from stsbp_spec.foreign import calling, imported, names_a_class, read_pairs, read_values, split
-from stsbp_spec.losses import LOSSES
-from stsbp_spec.losses.base import Loss, LossStep
-from stsbp_spec.losses.stored import as_text as loss_text
-from stsbp_spec.neurons import LIF
-from stsbp_spec.neurons.base import Adjoint, NeuronModel, Step
-from stsbp_spec.neurons.stored import as_text as neuron_text
-from stsbp_spec.surrogates import Surrogate
+from stsbp_spec.models.losses import LOSSES
+from stsbp_spec.models.losses.base import Loss, LossStep
+from stsbp_spec.models.losses.stored import as_text as loss_text
+from stsbp_spec.models.neurons import LIF
+from stsbp_spec.models.neurons.base import Adjoint, NeuronModel, Step
+from stsbp_spec.models.neurons.stored import as_text as neuron_text
+from stsbp_spec.models.surrogates import Surrogate
+from stsbp_spec.models.user_classes import calling, imported, names_a_class, read_pairs, read_values, split
 
 MODULE = """
 from dataclasses import dataclass
 
-from stsbp_spec.neurons import LIF
+from stsbp_spec.models.neurons import LIF
 
 
 @dataclass(frozen=True)

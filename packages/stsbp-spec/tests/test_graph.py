@@ -10,16 +10,16 @@ from typing import ClassVar
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from stsbp_spec.equations.expressions import Expr, Names, spike
 from stsbp_spec.errors import ExactnessError, NetworkError, SpecError
-from stsbp_spec.expr import Expr, Names, spike
-from stsbp_spec.graph import Edge, Input, Network, Neurons, Node, Op, Projection, Values
-from stsbp_spec.learned import Learned
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import LIF, PLIF, NeuronModel
-from stsbp_spec.neurons.base import Step, parameter
-from stsbp_spec.synapses import IDENTITY, PSP, Add, AvgPool2d, Conv2d, Dropout, Linear, OneToOne
-from stsbp_spec.synapses.batchnorm import BatchNorm
-from stsbp_spec.synapses.dropout import substream
+from stsbp_spec.models.learned import Learned
+from stsbp_spec.models.neurons import LIF, PLIF, NeuronModel
+from stsbp_spec.models.neurons.base import Step, parameter
+from stsbp_spec.networks.graph import Edge, Input, Network, Neurons, Node, Op, Projection, Values
+from stsbp_spec.networks.ops import IDENTITY, PSP, Add, AvgPool2d, Conv2d, Dropout, Linear, OneToOne
+from stsbp_spec.networks.ops.batchnorm import BatchNorm
+from stsbp_spec.networks.ops.dropout import substream
+from stsbp_spec.networks.spec import NetworkSpec
 
 INPUT = Node("input", Input((2, 9, 9)))
 SPIKES = Values((2, 8, 8), pending=PSP(3))

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from stsbp_spec.arrays import NUMPY, snap
-from stsbp_spec.errors import ExactnessError, NumericError
-from stsbp_spec.grid import (
+from stsbp_spec.contract.arrays import NUMPY, snap
+from stsbp_spec.contract.grid import (
     CEILING,
     EXACT_LIMIT_BITS,
     FINEST_ERROR_EXPONENT,
@@ -27,7 +26,8 @@ from stsbp_spec.grid import (
     unsigned_zeros,
     weight_grid,
 )
-from stsbp_spec.network import NetworkSpec
+from stsbp_spec.errors import ExactnessError, NumericError
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import Float32
 
 _SEED = st.integers(0, 2**32 - 1)

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from stsbp_spec.engine.kernel_cache import KernelFolder, cache_root, digest, kernel_file, kernel_folder, source_digest
 from stsbp_spec.errors import BackendError
-from stsbp_spec.kernel_cache import KernelFolder, cache_root, digest, kernel_file, kernel_folder, source_digest
 
 POSIX = pytest.mark.skipif(os.name == "nt", reason="modes and owners of files are those of POSIX")
 DATA = bytes(range(256)) * 40
@@ -302,7 +302,7 @@ def test_the_temporary_folder_ends_with_its_process(root: Path, tmp_path: Path) 
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     program = (
-        "from stsbp_spec.kernel_cache import kernel_folder\n"
+        "from stsbp_spec.engine.kernel_cache import kernel_folder\n"
         "for kind in 'ab':\n"
         "    folder = kernel_folder(kind, 'key'); folder.write('name', b'data')\n"
         "    print(folder.read('name'), folder.built('library', lambda path: path.write_bytes(b'x')))\n"
@@ -432,7 +432,7 @@ def test_many_threads_write_one_file(root: Path) -> None:
 WRITE_AND_READ = """
 import sys
 from pathlib import Path
-from stsbp_spec.kernel_cache import KernelFolder
+from stsbp_spec.engine.kernel_cache import KernelFolder
 
 folder = KernelFolder(Path(sys.argv[1]), "kind", "key")
 data = bytes([int(sys.argv[2])]) * 300_000
@@ -489,7 +489,7 @@ def test_a_claim_that_another_process_ends_is_not_taken_twice(root: Path, monkey
 CLAIM = """
 import sys, time
 from pathlib import Path
-from stsbp_spec.kernel_cache import KernelFolder
+from stsbp_spec.engine.kernel_cache import KernelFolder
 
 claim = KernelFolder(Path(sys.argv[1]), "kind", "key").claim("name")
 print(claim is not None, flush=True)

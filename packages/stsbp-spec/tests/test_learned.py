@@ -8,22 +8,22 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from stsbp_spec.backend import Batch
-from stsbp_spec.equations import neuron_equations
+from stsbp_spec.contract.grid import sum_bits
+from stsbp_spec.engine.backend import Batch
+from stsbp_spec.equations.assembly import neuron_equations
+from stsbp_spec.equations.expressions import Expr, Names, Recurrence, named, snap, spike, variable
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
-from stsbp_spec.expr import Expr, Names, Recurrence, named, snap, spike, variable
-from stsbp_spec.grid import sum_bits
-from stsbp_spec.init import initial_weights
-from stsbp_spec.losses import LOSSES
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import LIF, NeuronModel
-from stsbp_spec.neurons.base import Adjoint, Learned, Step
-from stsbp_spec.neurons.plif import PLIF
-from stsbp_spec.neurons.stored import as_text, from_text
-from stsbp_spec.optim.adamw import AdamW
+from stsbp_spec.models.losses import LOSSES
+from stsbp_spec.models.neurons import LIF, NeuronModel
+from stsbp_spec.models.neurons.base import Adjoint, Learned, Step
+from stsbp_spec.models.neurons.plif import PLIF
+from stsbp_spec.models.neurons.stored import as_text, from_text
+from stsbp_spec.models.optim.adamw import AdamW
+from stsbp_spec.models.surrogates import Triangle
+from stsbp_spec.networks.initial_weights import initial_weights
+from stsbp_spec.networks.ops import IDENTITY, PSP
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.surrogates import Triangle
-from stsbp_spec.synapses import IDENTITY, PSP
 from stsbp_spec.typing import Memory
 
 NUMPY = NumpyBackend()

@@ -10,26 +10,26 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stsbp_spec.collective import Alone, Part
-from stsbp_spec.decoders import distances, spike_count
-from stsbp_spec.encoders.packed import PackedFrames
-from stsbp_spec.equations import loss_padding, padded_loss_equations
+from stsbp_spec.distributed.collective import Alone, Part
+from stsbp_spec.engine.passes import backward_passes, forward_passes
+from stsbp_spec.engine.results import Batch
+from stsbp_spec.equations.assembly import loss_padding, padded_loss_equations
+from stsbp_spec.equations.expressions import Expr, Names, snap, unsnapped
 from stsbp_spec.errors import ShapeError
-from stsbp_spec.expr import Expr, Names, snap, unsnapped
-from stsbp_spec.graph import Projection
-from stsbp_spec.init import initial_weights
-from stsbp_spec.lengths import inside, without_padding
-from stsbp_spec.losses import LOSSES, Hamming, Loss, SpikeCount, VanRossum
-from stsbp_spec.losses.base import LossStep
-from stsbp_spec.losses.stored import as_text, from_text
-from stsbp_spec.metrics import match_spikes
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import ALIF, LIF, PLIF
-from stsbp_spec.optim import AdamW
-from stsbp_spec.passes import backward_passes, forward_passes
+from stsbp_spec.models.decoders import distances, spike_count
+from stsbp_spec.models.encoders.packed import PackedFrames
+from stsbp_spec.models.lengths import inside, without_padding
+from stsbp_spec.models.losses import LOSSES, Hamming, Loss, SpikeCount, VanRossum
+from stsbp_spec.models.losses.base import LossStep
+from stsbp_spec.models.losses.stored import as_text, from_text
+from stsbp_spec.models.metrics import match_spikes
+from stsbp_spec.models.neurons import ALIF, LIF, PLIF
+from stsbp_spec.models.optim import AdamW
+from stsbp_spec.networks.graph import Projection
+from stsbp_spec.networks.initial_weights import initial_weights
+from stsbp_spec.networks.ops import PSP
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.results import Batch
-from stsbp_spec.synapses import PSP
 from stsbp_spec.typing import AnyArray, Float32, Float64, Int64, UInt8
 
 NUMPY = NumpyBackend()

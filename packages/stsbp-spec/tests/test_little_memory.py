@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stsbp_spec import memory as rules
-from stsbp_spec import trainer as trainer_module
-from stsbp_spec.collective import Alone
-from stsbp_spec.init import initial_weights
-from stsbp_spec.losses import VanRossum
-from stsbp_spec.memory import is_much, kept_bytes, samples_at_once
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import PLIF
-from stsbp_spec.optim import AdamW
+from stsbp_spec.distributed.collective import Alone
+from stsbp_spec.engine import memory as rules
+from stsbp_spec.engine import trainer as trainer_module
+from stsbp_spec.engine.memory import is_much, kept_bytes, samples_at_once
+from stsbp_spec.engine.results import Batch
+from stsbp_spec.engine.trainer import Trainer
+from stsbp_spec.models.losses import VanRossum
+from stsbp_spec.models.neurons import PLIF
+from stsbp_spec.models.optim import AdamW
+from stsbp_spec.networks.initial_weights import initial_weights
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.results import Batch
-from stsbp_spec.trainer import Trainer
 from stsbp_spec.typing import AnyArray, Memory, Precision
 
 STEPS, BATCH = 6, 7

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stsbp_spec.decoders import distances, nearest_sequence, spike_count
-from stsbp_spec.encoders import LabelCode, encode_repeat
-from stsbp_spec.losses import LOSSES, Hamming, SpikeCount, VanRossum
+from stsbp_spec.models.decoders import distances, nearest_sequence, spike_count
+from stsbp_spec.models.encoders import LabelCode, encode_repeat
+from stsbp_spec.models.losses import LOSSES, Hamming, SpikeCount, VanRossum
+from stsbp_spec.networks.ops import PSP
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.synapses import PSP
 from stsbp_spec.typing import Float64, UInt8
 
 NUMPY = NumpyBackend()

@@ -13,10 +13,10 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from stsbp_spec import meeting
-from stsbp_spec.collective import Rendezvous
+from stsbp_spec.distributed import rendezvous
+from stsbp_spec.distributed.collective import Rendezvous
+from stsbp_spec.distributed.rendezvous import meet, port_of
 from stsbp_spec.errors import BackendError
-from stsbp_spec.meeting import meet, port_of
 
 
 def refusal(rendezvous: Rendezvous) -> str:
@@ -45,14 +45,14 @@ def test_all_meet_and_the_port_is_free_again(address: str) -> None:
      ("10.0.0.3", ""), ("node1", ""), ("127.example.org", "")],
 )  # fmt: skip
 def test_no_other_machine_reaches_a_meeting_on_one(address: str, host: str) -> None:
-    assert meeting._loopback(address) == host
+    assert rendezvous._loopback(address) == host
 
 
 def test_rank_0_listens_where_it_is_looked_for() -> None:
     (first,) = processes([0], 2, 5.0)
-    with meeting._listener(first, first.port) as server:
+    with rendezvous._listener(first, first.port) as server:
         assert server.getsockname() == ("127.0.0.1", first.port)
-    with meeting._listener(replace(first, address="node1"), first.port) as server:
+    with rendezvous._listener(replace(first, address="node1"), first.port) as server:
         assert server.getsockname()[0] in ("::", "0.0.0.0")
 
 
@@ -117,13 +117,13 @@ def test_strangers_do_not_disturb_a_meeting() -> None:
 
 
 def test_an_answer_without_end_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meeting, "_LAST_WORD", 0.1)
+    monkeypatch.setattr(rendezvous, "_LAST_WORD", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:
             guest, _ = server.accept()
             with guest, suppress(OSError):
-                guest.sendall(meeting._ANSWER.pack(meeting._MAGIC, 2**32 - 1))
+                guest.sendall(rendezvous._ANSWER.pack(rendezvous._MAGIC, 2**32 - 1))
                 guest.recv(64)
                 guest.recv(1)  # until it leaves
 
@@ -146,7 +146,7 @@ def test_who_sends_byte_by_byte_has_no_more_time() -> None:
     slow = Thread(target=drip)
     slow.start()
     began = time.monotonic()
-    assert meeting._read(ours, 10**6, began + 0.2) is None
+    assert rendezvous._read(ours, 10**6, began + 0.2) is None
     took = time.monotonic() - began
     ours.close()
     slow.join()

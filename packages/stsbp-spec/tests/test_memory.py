@@ -9,11 +9,11 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from stsbp_spec.memory import keep_freed_memory, release_freed_memory
+from stsbp_spec.engine.memory import keep_freed_memory, release_freed_memory
 
 FAULTS = """
 import resource
-from stsbp_spec.memory import keep_freed_memory
+from stsbp_spec.engine.memory import keep_freed_memory
 
 kept = keep_freed_memory()
 for _ in range(4):
@@ -26,7 +26,7 @@ print(kept, faults)
 
 RELEASED = """
 from pathlib import Path
-from stsbp_spec.memory import keep_freed_memory, release_freed_memory
+from stsbp_spec.engine.memory import keep_freed_memory, release_freed_memory
 
 def resident():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -72,8 +72,8 @@ def test_what_is_set_has_the_numbers_of_malloc_h(one_pool: bool, monkeypatch: py
             calls.append((parameter, value))
             return 1
 
-    monkeypatch.setattr("stsbp_spec.memory.ctypes.CDLL", lambda name: Library)
-    monkeypatch.setattr("stsbp_spec.memory.sys.platform", "linux")
+    monkeypatch.setattr("stsbp_spec.engine.memory.ctypes.CDLL", lambda name: Library)
+    monkeypatch.setattr("stsbp_spec.engine.memory.sys.platform", "linux")
     monkeypatch.delenv("STSBP_KEEP_MEMORY", raising=False)
     assert keep_freed_memory(one_pool=one_pool)
     m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8
@@ -83,13 +83,13 @@ def test_what_is_set_has_the_numbers_of_malloc_h(one_pool: bool, monkeypatch: py
 
 
 def test_an_allocator_that_refuses_a_setting_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stsbp_spec.memory.sys.platform", "linux")
+    monkeypatch.setattr("stsbp_spec.engine.memory.sys.platform", "linux")
     monkeypatch.delenv("STSBP_KEEP_MEMORY", raising=False)
-    monkeypatch.setattr("stsbp_spec.memory.ctypes.CDLL", lambda name: SimpleNamespace(mallopt=lambda *_: 0))
+    monkeypatch.setattr("stsbp_spec.engine.memory.ctypes.CDLL", lambda name: SimpleNamespace(mallopt=lambda *_: 0))
     assert not keep_freed_memory()
-    monkeypatch.setattr("stsbp_spec.memory.ctypes.CDLL", lambda name: SimpleNamespace())
+    monkeypatch.setattr("stsbp_spec.engine.memory.ctypes.CDLL", lambda name: SimpleNamespace())
     assert not keep_freed_memory()
     assert not release_freed_memory()
-    monkeypatch.setattr("stsbp_spec.memory.sys.platform", "darwin")
+    monkeypatch.setattr("stsbp_spec.engine.memory.sys.platform", "darwin")
     assert not keep_freed_memory()
     assert not release_freed_memory()

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stsbp_spec.decoders import distances, equally_near, nearest_sequence, spike_count
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
-from stsbp_spec.losses import VanRossum
-from stsbp_spec.metrics import f1, match_spikes, precision, recall
-from stsbp_spec.synapses.psp import PSP
+from stsbp_spec.models.decoders import distances, equally_near, nearest_sequence, spike_count
+from stsbp_spec.models.losses import VanRossum
+from stsbp_spec.models.metrics import f1, match_spikes, precision, recall
+from stsbp_spec.networks.ops.psp import PSP
 from stsbp_spec.typing import AnyArray, UInt8
 
 TRAINS = st.lists(st.integers(0, 1), min_size=9, max_size=9)

@@ -15,14 +15,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from stsbp_spec.contract.random import Stream, check_seed, keep_mask
 from stsbp_spec.errors import ExactnessError, NetworkError, SpecError
-from stsbp_spec.init import initial_weights
-from stsbp_spec.network import MAX_LAYERS, Branches, Layer, NetworkSpec, SpikingLayer
-from stsbp_spec.neurons import LIF
-from stsbp_spec.optim import AdamW
-from stsbp_spec.random import Stream, check_seed, keep_mask
-from stsbp_spec.surrogates import SURROGATES, Triangle
-from stsbp_spec.synapses import (
+from stsbp_spec.models.neurons import LIF
+from stsbp_spec.models.optim import AdamW
+from stsbp_spec.models.surrogates import SURROGATES, Triangle
+from stsbp_spec.networks.initial_weights import initial_weights
+from stsbp_spec.networks.ops import (
     IDENTITY,
     PSP,
     Add,
@@ -34,8 +33,9 @@ from stsbp_spec.synapses import (
     OneToOne,
     Upsample2d,
 )
-from stsbp_spec.synapses.batchnorm import BatchNorm
-from stsbp_spec.synapses.dropout import substream
+from stsbp_spec.networks.ops.batchnorm import BatchNorm
+from stsbp_spec.networks.ops.dropout import substream
+from stsbp_spec.networks.spec import MAX_LAYERS, Branches, Layer, NetworkSpec, SpikingLayer
 
 _NMNIST = {"input_shape": (2, 34, 34), "outputs": 10}
 

@@ -11,22 +11,22 @@ import numpy as np
 import pytest
 from stsbp_conformance.oracles import roundoff
 from stsbp_conformance.oracles.literal import Literal
-from stsbp_spec.backend import Batch
-from stsbp_spec.equations import neuron_equations
+from stsbp_spec.engine.backend import Batch
+from stsbp_spec.equations.assembly import neuron_equations
+from stsbp_spec.equations.expressions import Expr, Names, named, snap, spike, where
+from stsbp_spec.equations.printers import numpy_function
 from stsbp_spec.errors import NetworkError, SpecError
-from stsbp_spec.expr import Expr, Names, named, snap, spike, where
-from stsbp_spec.init import initial_weights
-from stsbp_spec.learned import Learned
-from stsbp_spec.losses import LOSSES
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import ALIF, IF, LIF, NEURONS, PLIF, NeuronModel, parse_neuron
-from stsbp_spec.neurons.base import Step, parameter, steps
-from stsbp_spec.neurons.stored import as_text, from_text
-from stsbp_spec.printers import numpy_function
+from stsbp_spec.models.learned import Learned
+from stsbp_spec.models.losses import LOSSES
+from stsbp_spec.models.neurons import ALIF, IF, LIF, NEURONS, PLIF, NeuronModel, parse_neuron
+from stsbp_spec.models.neurons.base import Step, parameter, steps
+from stsbp_spec.models.neurons.stored import as_text, from_text
+from stsbp_spec.models.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Triangle
+from stsbp_spec.networks.initial_weights import initial_weights
+from stsbp_spec.networks.ops import PSP
+from stsbp_spec.networks.ops.psp import FilterStep, SynapticFilter
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Triangle
-from stsbp_spec.synapses import PSP
-from stsbp_spec.synapses.psp import FilterStep, SynapticFilter
 from stsbp_spec.typing import AnyArray
 
 NUMPY = NumpyBackend()

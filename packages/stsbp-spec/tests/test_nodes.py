@@ -10,13 +10,13 @@ import pytest
 from stsbp_conformance.oracles import roundoff
 from stsbp_conformance.oracles.literal import Literal
 from stsbp_spec import ALIF, IF, LIF, LOSSES, Batch, Linear, NetworkSpec, OneToOne, SpikingLayer, initial_weights
+from stsbp_spec.engine.trainer import on_grid
 from stsbp_spec.errors import NetworkError, SpecError
-from stsbp_spec.graph import Edge, Neurons, Node, Projection
-from stsbp_spec.neurons import NeuronModel
-from stsbp_spec.nodes import is_nodes, parse_nodes, written_nodes
+from stsbp_spec.models.neurons import NeuronModel
+from stsbp_spec.networks.graph import Edge, Neurons, Node, Projection
+from stsbp_spec.networks.nodes import is_nodes, parse_nodes, written_nodes
+from stsbp_spec.networks.ops import AvgPool2d, Conv2d
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.synapses import AvgPool2d, Conv2d
-from stsbp_spec.trainer import on_grid
 from stsbp_spec.typing import Float32
 
 NUMPY = NumpyBackend()

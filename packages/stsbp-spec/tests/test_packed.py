@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stsbp_spec.checks import check_inputs
-from stsbp_spec.encoders import PackedFrames
+from stsbp_spec.engine.checks import check_inputs
 from stsbp_spec.errors import ShapeError
-from stsbp_spec.network import NetworkSpec
+from stsbp_spec.models.encoders import PackedFrames
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import Shape
 
 

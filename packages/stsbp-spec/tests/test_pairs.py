@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from stsbp_spec.collective import Rendezvous
+from stsbp_spec.contract.grid import sum_bits
+from stsbp_spec.distributed.collective import Rendezvous
+from stsbp_spec.engine.pairs import Pairs
 from stsbp_spec.errors import BackendError
-from stsbp_spec.grid import sum_bits
-from stsbp_spec.optim.adamw import gradient_squares
-from stsbp_spec.pairs import Pairs
+from stsbp_spec.models.optim.adamw import gradient_squares
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.typing import AnyArray, Float32
 

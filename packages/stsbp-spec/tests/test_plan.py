@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stsbp_spec.engine.passes import Trace, backward_pass, forward_pass
+from stsbp_spec.engine.plan import Chain, plan
+from stsbp_spec.engine.results import Batch
+from stsbp_spec.engine.rules import BackwardResult, Deferred, Fusion, Rule, Run, Step
 from stsbp_spec.errors import BackendError
-from stsbp_spec.graph import Edge, Input, Network, Neurons, Node, Op, Values
-from stsbp_spec.init import initial_weights
-from stsbp_spec.losses import VanRossum
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import LIF
-from stsbp_spec.optim import AdamW
-from stsbp_spec.passes import Trace, backward_pass, forward_pass
-from stsbp_spec.plan import Chain, plan
+from stsbp_spec.models.losses import VanRossum
+from stsbp_spec.models.neurons import LIF
+from stsbp_spec.models.optim import AdamW
+from stsbp_spec.networks.graph import Edge, Input, Network, Neurons, Node, Op, Values
+from stsbp_spec.networks.initial_weights import initial_weights
+from stsbp_spec.networks.ops import PSP, Add, AvgPool2d, Conv2d, Linear
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.results import Batch
-from stsbp_spec.rules import BackwardResult, Deferred, Fusion, Rule, Run, Step
-from stsbp_spec.synapses import PSP, Add, AvgPool2d, Conv2d, Linear
 from stsbp_spec.typing import AnyArray, Float32, Memory, Precision
 
 STEPS, BATCH = 6, 3

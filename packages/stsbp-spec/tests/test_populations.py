@@ -15,18 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stsbp_conformance.oracles import roundoff
 from stsbp_conformance.oracles.literal import Literal, LiteralRun
-from stsbp_spec.backend import LayerRun
-from stsbp_spec.equations import NeuronEquations, neuron_equations
-from stsbp_spec.graph import Edge, Input, Network, Neurons, Node
-from stsbp_spec.losses import Hamming
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import ALIF, IF, LIF, PLIF, NeuronModel
-from stsbp_spec.passes import Trace, backward_pass, forward_pass
+from stsbp_spec.engine.backend import LayerRun
+from stsbp_spec.engine.passes import Trace, backward_pass, forward_pass
+from stsbp_spec.equations.assembly import NeuronEquations, neuron_equations
+from stsbp_spec.models.losses import Hamming
+from stsbp_spec.models.neurons import ALIF, IF, LIF, PLIF, NeuronModel
+from stsbp_spec.models.surrogates import Arctan, Rectangle
+from stsbp_spec.networks.graph import Edge, Input, Network, Neurons, Node
+from stsbp_spec.networks.ops import PSP, Add, AvgPool2d, Conv2d, Dropout, Linear, OneToOne
+from stsbp_spec.networks.ops.bias import Biased
+from stsbp_spec.networks.ops.psp import SynapticFilter
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.surrogates import Arctan, Rectangle
-from stsbp_spec.synapses import PSP, Add, AvgPool2d, Conv2d, Dropout, Linear, OneToOne
-from stsbp_spec.synapses.bias import Biased
-from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import AnyArray, Coding, Float32, Float64, Memory, Precision
 
 NUMPY = NumpyBackend()

@@ -10,14 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from stsbp_spec.equations import filter_equations, loss_equations, neuron_equations
-from stsbp_spec.expr import Recurrence
-from stsbp_spec.losses import LOSSES
-from stsbp_spec.neurons import ALIF, IF, LIF, NEURONS, PLIF
-from stsbp_spec.optim.adamw import LEARNED_UPDATE, UPDATE
-from stsbp_spec.printers import LANGUAGES, definition
-from stsbp_spec.surrogates import SURROGATES
-from stsbp_spec.synapses import IDENTITY, PSP
+from stsbp_spec.equations.assembly import filter_equations, loss_equations, neuron_equations
+from stsbp_spec.equations.expressions import Recurrence
+from stsbp_spec.equations.printers import LANGUAGES, definition
+from stsbp_spec.models.losses import LOSSES
+from stsbp_spec.models.neurons import ALIF, IF, LIF, NEURONS, PLIF
+from stsbp_spec.models.optim.adamw import LEARNED_UPDATE, UPDATE
+from stsbp_spec.models.surrogates import SURROGATES
+from stsbp_spec.networks.ops import IDENTITY, PSP
 
 FILES = Path(__file__).parent / "printed"
 NEURON_MODELS = [kind(reset=reset) for kind in (LIF, IF, ALIF, PLIF) for reset in ("zero", "subtract")]

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stsbp_spec.equations import filter_equations, loss_equations, neuron_equations
-from stsbp_spec.expr import Recurrence, variable
-from stsbp_spec.losses import LOSSES
-from stsbp_spec.neurons import NEURONS, parse_neuron
-from stsbp_spec.optim.adamw import LEARNED_UPDATE, UPDATE
-from stsbp_spec.printers import LANGUAGES, definition, numpy_function
-from stsbp_spec.surrogates import SURROGATES
-from stsbp_spec.synapses import PSP
+from stsbp_spec.equations.assembly import filter_equations, loss_equations, neuron_equations
+from stsbp_spec.equations.expressions import Recurrence, variable
+from stsbp_spec.equations.printers import LANGUAGES, definition, numpy_function
+from stsbp_spec.models.losses import LOSSES
+from stsbp_spec.models.neurons import NEURONS, parse_neuron
+from stsbp_spec.models.optim.adamw import LEARNED_UPDATE, UPDATE
+from stsbp_spec.models.surrogates import SURROGATES
+from stsbp_spec.networks.ops import PSP
 
 GCC = shutil.which("gcc") or ""
 HEAD = """\

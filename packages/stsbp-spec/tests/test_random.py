@@ -7,9 +7,9 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stsbp_spec import random
+from stsbp_spec.contract import random
+from stsbp_spec.contract.random import Stream, bits, keep_mask, permutation, threefry2x32, uniform
 from stsbp_spec.errors import SpecError
-from stsbp_spec.random import Stream, bits, keep_mask, permutation, threefry2x32, uniform
 
 _ONES = 0xFFFFFFFF
 _SEEDS = st.integers(0, 2**32 - 1)

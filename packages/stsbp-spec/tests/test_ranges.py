@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stsbp_spec.expr import (
+from stsbp_spec.equations.expressions import (
     Expr,
     Names,
     Recurrence,
@@ -24,14 +24,14 @@ from stsbp_spec.expr import (
     variable,
     where,
 )
-from stsbp_spec.losses import LOSSES
-from stsbp_spec.losses.base import Loss, LossStep
-from stsbp_spec.neurons import ALIF, IF, LIF, NEURONS, NeuronModel
-from stsbp_spec.neurons.base import Step
-from stsbp_spec.neurons.plif import PLIF
-from stsbp_spec.ranges import LARGEST, Range, flushes_of, shown_flushes
-from stsbp_spec.surrogates import SURROGATES, Surrogate
-from stsbp_spec.synapses import IDENTITY, PSP
+from stsbp_spec.equations.ranges import LARGEST, Range, flushes_of, shown_flushes
+from stsbp_spec.models.losses import LOSSES
+from stsbp_spec.models.losses.base import Loss, LossStep
+from stsbp_spec.models.neurons import ALIF, IF, LIF, NEURONS, NeuronModel
+from stsbp_spec.models.neurons.base import Step
+from stsbp_spec.models.neurons.plif import PLIF
+from stsbp_spec.models.surrogates import SURROGATES, Surrogate
+from stsbp_spec.networks.ops import IDENTITY, PSP
 from stsbp_spec.typing import AnyArray
 
 X, Y, P = variable("x"), variable("y"), variable("p")

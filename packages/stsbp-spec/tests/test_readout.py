@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stsbp_spec.collective import Alone, Part
-from stsbp_spec.decoders import spike_count
-from stsbp_spec.encoders import encode_repeat
+from stsbp_spec.distributed.collective import Alone, Part
+from stsbp_spec.engine.results import Batch
 from stsbp_spec.errors import NetworkError, ShapeError, SpecError
-from stsbp_spec.init import initial_weights
-from stsbp_spec.lengths import inside
-from stsbp_spec.losses import OF_POTENTIALS, CrossEntropy, Hamming, Loss, parse_loss
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import LIF, Readout, parse_neuron
-from stsbp_spec.optim import AdamW
+from stsbp_spec.models.decoders import spike_count
+from stsbp_spec.models.encoders import encode_repeat
+from stsbp_spec.models.lengths import inside
+from stsbp_spec.models.losses import OF_POTENTIALS, CrossEntropy, Hamming, Loss, parse_loss
+from stsbp_spec.models.neurons import LIF, Readout, parse_neuron
+from stsbp_spec.models.optim import AdamW
+from stsbp_spec.networks.initial_weights import initial_weights
+from stsbp_spec.networks.ops import PSP
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.results import Batch
-from stsbp_spec.synapses import PSP
 from stsbp_spec.typing import AnyArray, Float64, Int64, Precision
 
 NUMPY = NumpyBackend()

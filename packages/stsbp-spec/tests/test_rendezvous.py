@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from stsbp_spec.collective import Rendezvous
+from stsbp_spec.distributed.collective import Rendezvous
+from stsbp_spec.distributed.launcher import DEFAULT_PORT, first_host, found
 from stsbp_spec.errors import BackendError
-from stsbp_spec.rendezvous import DEFAULT_PORT, first_host, found
 
 TORCHRUN = {
     "RANK": "5",

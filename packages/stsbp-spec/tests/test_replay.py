@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from stsbp_spec import LIF, AdamW, Batch, NetworkSpec, VanRossum, initial_weights
+from stsbp_spec.engine.replay import SWITCH, Graphs, Tape, _arrays, _form, _with, wanted
 from stsbp_spec.errors import BackendError
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.replay import SWITCH, Graphs, Tape, _arrays, _form, _with, wanted
 
 NETWORK = NetworkSpec.parse("6-5", input_shape=(4,), outputs=3, neuron=LIF(3, 5 / 3))
 

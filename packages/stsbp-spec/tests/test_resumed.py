@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 from stsbp_spec import ALIF, LIF, NetworkSpec, NeuronModel, initial_weights
-from stsbp_spec.collective import Part
-from stsbp_spec.equations import resumable_equations
-from stsbp_spec.neurons.plif import PLIF
-from stsbp_spec.passes import Trace, after, backward_segment, forward_segment
-from stsbp_spec.plan import Segment, plan
+from stsbp_spec.distributed.collective import Part
+from stsbp_spec.engine.passes import Trace, after, backward_segment, forward_segment
+from stsbp_spec.engine.plan import Segment, plan
+from stsbp_spec.engine.rules import Run
+from stsbp_spec.equations.assembly import resumable_equations
+from stsbp_spec.models.neurons.plif import PLIF
+from stsbp_spec.networks.ops import PSP
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.rules import Run
-from stsbp_spec.synapses import PSP
 from stsbp_spec.typing import AnyArray
 
 STEPS, BATCH = 6, 2

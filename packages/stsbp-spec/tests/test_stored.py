@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stsbp_spec.equations import neuron_equations
+from stsbp_spec.equations.assembly import neuron_equations
+from stsbp_spec.equations.printers import LANGUAGES, function
 from stsbp_spec.errors import SpecError
-from stsbp_spec.neurons import ALIF, IF, LIF, NeuronModel
-from stsbp_spec.neurons.stored import StoredNeuron, as_text, from_text
-from stsbp_spec.printers import LANGUAGES, function
+from stsbp_spec.models.neurons import ALIF, IF, LIF, NeuronModel
+from stsbp_spec.models.neurons.stored import StoredNeuron, as_text, from_text
+from stsbp_spec.models.surrogates import Logistic, Rectangle, Triangle
+from stsbp_spec.networks.ops import PSP
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.surrogates import Logistic, Rectangle, Triangle
-from stsbp_spec.synapses import PSP
 
 MODELS: list[NeuronModel] = [
     LIF(3, 2, 0.7),

@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stsbp_spec.equations import loss_equations, neuron_equations
+from stsbp_spec.equations.assembly import loss_equations, neuron_equations
+from stsbp_spec.equations.expressions import Expr, Names, exp, where
 from stsbp_spec.errors import NumericError, SpecError
-from stsbp_spec.expr import Expr, Names, exp, where
-from stsbp_spec.losses import Hamming, Loss, SpikeCount, VanRossum
-from stsbp_spec.losses.base import LossStep
-from stsbp_spec.losses.stored import as_text, from_text
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import ALIF, LIF, NeuronModel
-from stsbp_spec.neurons import stored as neurons
-from stsbp_spec.optim.adamw import AdamW
+from stsbp_spec.models.losses import Hamming, Loss, SpikeCount, VanRossum
+from stsbp_spec.models.losses.base import LossStep
+from stsbp_spec.models.losses.stored import as_text, from_text
+from stsbp_spec.models.neurons import ALIF, LIF, NeuronModel
+from stsbp_spec.models.neurons import stored as neurons
+from stsbp_spec.models.optim.adamw import AdamW
+from stsbp_spec.models.surrogates import SURROGATES, StoredSurrogate, Surrogate, equation
+from stsbp_spec.models.surrogates import as_text as surrogate_text
+from stsbp_spec.networks.ops import PSP
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.surrogates import SURROGATES, StoredSurrogate, Surrogate, equation
-from stsbp_spec.surrogates import as_text as surrogate_text
-from stsbp_spec.synapses import PSP
 from stsbp_spec.typing import Float64, UInt8
 
 

@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from stsbp_spec.errors import SpecError
-from stsbp_spec.surrogates import (
+from stsbp_spec.models.surrogates import (
     SURROGATES,
     Arctan,
     FastSigmoid,

@@ -9,17 +9,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from stsbp_spec.backend import Batch
+from stsbp_spec.contract.random import Stream, uniform
+from stsbp_spec.engine.backend import Batch
 from stsbp_spec.errors import BackendError, NumericError, ShapeError, SpecError
-from stsbp_spec.init import initial_weights
-from stsbp_spec.losses import LOSSES, VanRossum
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import LIF, PLIF
-from stsbp_spec.optim import AdamW, clip_factor, gradient_norm
-from stsbp_spec.random import Stream, uniform
+from stsbp_spec.models.losses import LOSSES, VanRossum
+from stsbp_spec.models.neurons import LIF, PLIF
+from stsbp_spec.models.optim import AdamW, clip_factor, gradient_norm
+from stsbp_spec.models.surrogates import Logistic
+from stsbp_spec.networks.initial_weights import initial_weights
+from stsbp_spec.networks.ops import Conv2d, Linear
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.surrogates import Logistic
-from stsbp_spec.synapses import Conv2d, Linear
 from stsbp_spec.typing import AnyArray, Precision, UInt8
 
 NUMPY = NumpyBackend()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from stsbp_spec.arrays import NUMPY
-from stsbp_spec.backend import Batch, ValueAndGrad
-from stsbp_spec.grid import SMALLEST_NORMAL, ZeroedErrors, error_exponent
-from stsbp_spec.init import initial_weights
-from stsbp_spec.losses import VanRossum
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons.lif import LIF
-from stsbp_spec.optim.adamw import AdamW
+from stsbp_spec.contract.arrays import NUMPY
+from stsbp_spec.contract.grid import SMALLEST_NORMAL, ZeroedErrors, error_exponent
+from stsbp_spec.engine.backend import Batch, ValueAndGrad
+from stsbp_spec.models.losses import VanRossum
+from stsbp_spec.models.neurons.lif import LIF
+from stsbp_spec.models.optim.adamw import AdamW
+from stsbp_spec.models.surrogates import FastSigmoid
+from stsbp_spec.networks.initial_weights import initial_weights
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.surrogates import FastSigmoid
 from stsbp_spec.typing import AnyArray, Float32, Int64, Memory, Precision
 
 STEPS = 4

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from stsbp_spec import LIF, AbstractBackend, AdamW, Batch, NetworkSpec, VanRossum, initial_weights
+from stsbp_spec.networks.ops.conv2d import Conv2d
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.typing import Shape
 from stsbp_torch.backend import TorchBackend
-from stsbp_torch.synapses import conv2d
+from stsbp_torch.ops import conv2d
 
 
 def batch_of(net: NetworkSpec, steps: int, samples: int) -> Batch:

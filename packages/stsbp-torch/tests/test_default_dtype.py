@@ -12,9 +12,9 @@ import pytest
 import stsbp_torch
 import torch
 from stsbp_spec import ALIF, LIF, AdamW, Batch, NetworkSpec, VanRossum, initial_weights
-from stsbp_spec.losses import Loss
-from stsbp_spec.losses.cross_entropy import CrossEntropy
-from stsbp_spec.neurons import PLIF
+from stsbp_spec.models.losses import Loss
+from stsbp_spec.models.losses.cross_entropy import CrossEntropy
+from stsbp_spec.models.neurons import PLIF
 from stsbp_spec.typing import AnyArray
 from stsbp_torch import Network, SpikingConv2d, SpikingLinear, spike_loss
 from stsbp_torch.backend import TorchBackend
@@ -88,7 +88,7 @@ def test_backend_has_the_same_bits_under_another_default_dtype(
     name: str, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # On `cpu`, torch computes filters and losses only until they have run a few times.
-    monkeypatch.setattr("stsbp_cpu.recurrence.pays", lambda _: False)
+    monkeypatch.setattr("stsbp_cpu.equations.recurrence.pays", lambda _: False)
     expected = computed(device, *CASES[name])
     with default_dtype(torch.float64):
         found = computed(device, *CASES[name])

@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 import torch
 from stsbp_spec import LIF, AdamW, Batch, NetworkSpec, VanRossum, initial_weights
-from stsbp_spec.arrays import NUMPY
-from stsbp_spec.equations import Constants
+from stsbp_spec.contract.arrays import NUMPY
+from stsbp_spec.engine.pairs import Pairs, first_grids
+from stsbp_spec.engine.replay import SWITCH, Graphs, wanted
+from stsbp_spec.equations.assembly import Constants
+from stsbp_spec.equations.expressions import Recurrence
 from stsbp_spec.errors import BackendError
-from stsbp_spec.expr import Recurrence
-from stsbp_spec.losses.cross_entropy import CrossEntropy, CrossEntropyOfMaximum
-from stsbp_spec.neurons import PLIF
-from stsbp_spec.pairs import Pairs, first_grids
-from stsbp_spec.replay import SWITCH, Graphs, wanted
+from stsbp_spec.models.losses.cross_entropy import CrossEntropy, CrossEntropyOfMaximum
+from stsbp_spec.models.neurons import PLIF
 from stsbp_spec.typing import Coding, Memory, Precision
-from stsbp_torch import graphs, recurrence
 from stsbp_torch.backend import TorchBackend
-from stsbp_torch.synapses import batchnorm, conv2d
+from stsbp_torch.engine import graphs
+from stsbp_torch.equations import recurrence
+from stsbp_torch.ops import batchnorm, conv2d
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -274,8 +275,8 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         first = inputs[recurrence_.inputs[0]]
         return recurrence.outputs_of(recurrence_, steps, first.shape[1:], first.device, summed)
 
-    monkeypatch.setitem(sys.modules, "stsbp_torch.fused_cuda", SimpleNamespace(recur=recur))
-    monkeypatch.setattr("stsbp_torch.fused_cuda", SimpleNamespace(recur=recur), raising=False)
+    monkeypatch.setitem(sys.modules, "stsbp_torch.equations.fused_cuda", SimpleNamespace(recur=recur))
+    monkeypatch.setattr("stsbp_torch.equations.fused_cuda", SimpleNamespace(recur=recur), raising=False)
     monkeypatch.setattr(recurrence, "_sent", lambda numbers, device: torch.empty(len(numbers) // 4, device=device))
     monkeypatch.setattr(recurrence, "_sent_once", lambda numbers, device: torch.empty(len(numbers) // 4, device=device))
     monkeypatch.setattr(WithoutMemory, "WARM", 0)
@@ -287,11 +288,11 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_recorded_step_keeps_to_the_device(
     name: str, inexact: bool, launches: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stsbp_spec.collective import Alone, Part
-    from stsbp_spec.equations import loss_padding
-    from stsbp_spec.lengths import inside
-    from stsbp_spec.programs import gradients, update
-    from stsbp_torch.synapses import dropout
+    from stsbp_spec.distributed.collective import Alone, Part
+    from stsbp_spec.engine.programs import gradients, update
+    from stsbp_spec.equations.assembly import loss_padding
+    from stsbp_spec.models.lengths import inside
+    from stsbp_torch.ops import dropout
 
     monkeypatch.setattr(conv2d, "_cudnn_is_inexact", lambda *_: inexact)
     case = CASES[name]
@@ -358,7 +359,7 @@ def test_what_reads_the_device_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_several_processes_are_refused() -> None:
-    from stsbp_spec.collective import Through
+    from stsbp_spec.distributed.collective import Through
 
     class Two(Through[torch.Tensor]):
         def __init__(self) -> None:

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from stsbp_spec.meeting import free_port
+from stsbp_spec.distributed.rendezvous import free_port
 
 RANK = """
 import json, sys

@@ -9,21 +9,21 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from stsbp_cpu import block as sparse
-from stsbp_spec.backend import AbstractBackend
-from stsbp_spec.collective import Part
-from stsbp_spec.equations import COUNT, neuron_equations
-from stsbp_spec.expr import Expr, Names, Recurrence, named, snap, spike, variable, where
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import ALIF, LIF, PLIF, NeuronModel
-from stsbp_spec.neurons.base import Step
-from stsbp_spec.plan import plan
+from stsbp_cpu.engine import block as sparse
+from stsbp_spec.distributed.collective import Part
+from stsbp_spec.engine.backend import AbstractBackend
+from stsbp_spec.engine.plan import plan
+from stsbp_spec.engine.rules import Run
+from stsbp_spec.equations.assembly import COUNT, neuron_equations
+from stsbp_spec.equations.expressions import Expr, Names, Recurrence, named, snap, spike, variable, where
+from stsbp_spec.models.neurons import ALIF, LIF, PLIF, NeuronModel
+from stsbp_spec.models.neurons.base import Step
+from stsbp_spec.models.surrogates import Rectangle, Surrogate, Triangle
+from stsbp_spec.networks.ops import PSP, AvgPool2d
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.rules import Run
-from stsbp_spec.surrogates import Rectangle, Surrogate, Triangle
-from stsbp_spec.synapses import PSP, AvgPool2d
 from stsbp_torch.backend import TorchBackend
-from stsbp_torch.layout import TENSORS, rows
+from stsbp_torch.engine.layout import TENSORS, rows
 from stsbp_torch.nn import Neurons
 
 REFERENCE = NumpyBackend()

@@ -13,10 +13,10 @@ import torch
 from stsbp_spec import LIF as LIFSpec
 from stsbp_spec import PSP, Batch, Hamming, Loss, NetworkSpec, SpikeCount, VanRossum, initial_weights, open_backend
 from stsbp_spec.errors import BackendError, NetworkError, NumericError, ShapeError, SpecError, StsbpError
-from stsbp_spec.losses.cross_entropy import CrossEntropy
-from stsbp_spec.neurons import NeuronModel
-from stsbp_spec.neurons.alif import ALIF
-from stsbp_spec.neurons.plif import PLIF
+from stsbp_spec.models.losses.cross_entropy import CrossEntropy
+from stsbp_spec.models.neurons import NeuronModel
+from stsbp_spec.models.neurons.alif import ALIF
+from stsbp_spec.models.neurons.plif import PLIF
 from stsbp_spec.typing import AnyArray, Precision
 from stsbp_torch.nn import (
     LIF,

@@ -11,8 +11,8 @@ import torch
 from stsbp_spec import LIF as LIFSpec
 from stsbp_spec import Batch, VanRossum, initial_weights, open_backend
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
-from stsbp_spec.losses.cross_entropy import CrossEntropy
-from stsbp_spec.synapses import batchnorm
+from stsbp_spec.models.losses.cross_entropy import CrossEntropy
+from stsbp_spec.networks.ops import batchnorm
 from stsbp_spec.typing import Precision
 from stsbp_torch import (
     ALIF,

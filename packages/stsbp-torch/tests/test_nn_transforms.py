@@ -14,7 +14,7 @@ import pytest
 import stsbp_torch
 import torch
 from stsbp_spec import Hamming, Loss, SpikeCount, initial_weights
-from stsbp_spec.equations import loss_padding
+from stsbp_spec.equations.assembly import loss_padding
 from stsbp_spec.errors import NetworkError, ShapeError, SpecError
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_torch import (
@@ -32,7 +32,7 @@ from stsbp_torch import (
     VanRossum,
     spike_loss,
 )
-from stsbp_torch.segments import known
+from stsbp_torch.engine.segments import known
 from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
 

@@ -8,22 +8,22 @@ import numpy as np
 import pytest
 import torch
 from numba import config, set_num_threads
-from stsbp_cpu import recurrence as kernel
-from stsbp_cpu.recurrence import OFTEN
-from stsbp_cpu.recurrent import FusedRecurrent
-from stsbp_cpu.sparse import linear as sparse
+from stsbp_cpu.engine.recurrent import FusedRecurrent
+from stsbp_cpu.equations import recurrence as kernel
+from stsbp_cpu.equations.recurrence import OFTEN
+from stsbp_cpu.ops.sparse import linear as sparse
 from stsbp_spec import Batch, NetworkSpec, VanRossum, initial_weights
-from stsbp_spec.equations import neuron_equations
-from stsbp_spec.expr import Recurrence, exp, variable
-from stsbp_spec.neurons import ALIF, LIF, PLIF, NeuronModel
-from stsbp_spec.plan import Recurrent, plan
-from stsbp_spec.surrogates import Triangle
-from stsbp_spec.synapses import Linear
-from stsbp_spec.synapses.bias import Biased
-from stsbp_spec.synapses.psp import PSP
+from stsbp_spec.engine.plan import Recurrent, plan
+from stsbp_spec.equations.assembly import neuron_equations
+from stsbp_spec.equations.expressions import Recurrence, exp, variable
+from stsbp_spec.models.neurons import ALIF, LIF, PLIF, NeuronModel
+from stsbp_spec.models.surrogates import Triangle
+from stsbp_spec.networks.ops import Linear
+from stsbp_spec.networks.ops.bias import Biased
+from stsbp_spec.networks.ops.psp import PSP
 from stsbp_spec.typing import AnyArray, Coding
 from stsbp_torch.backend import TorchBackend
-from stsbp_torch.synapses import linear
+from stsbp_torch.ops import linear
 
 FUSED, PLAIN = TorchBackend("cpu"), TorchBackend("cpu:eager")
 LIF_ = LIF(3, 5 / 3, 0.4)

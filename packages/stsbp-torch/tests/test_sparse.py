@@ -8,23 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stsbp_cpu import block as sparse
-from stsbp_cpu.sparse import needed
-from stsbp_spec.backend import Batch, ValueAndGrad
-from stsbp_spec.collective import Part
-from stsbp_spec.expr import Recurrence
-from stsbp_spec.losses import VanRossum
-from stsbp_spec.network import Block, NetworkSpec
-from stsbp_spec.neurons.lif import LIF
-from stsbp_spec.plan import plan, rule_of
+from stsbp_cpu.engine import block as sparse
+from stsbp_cpu.ops.sparse import needed
+from stsbp_spec.distributed.collective import Part
+from stsbp_spec.engine.backend import Batch, ValueAndGrad
+from stsbp_spec.engine.plan import plan, rule_of
+from stsbp_spec.engine.rules import Run
+from stsbp_spec.equations.expressions import Recurrence
+from stsbp_spec.models.losses import VanRossum
+from stsbp_spec.models.neurons.lif import LIF
+from stsbp_spec.models.surrogates import Rectangle, Surrogate, Triangle
+from stsbp_spec.networks.ops import Concat, Conv2d
+from stsbp_spec.networks.spec import Block, NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.rules import Run
-from stsbp_spec.surrogates import Rectangle, Surrogate, Triangle
-from stsbp_spec.synapses import Concat, Conv2d
 from stsbp_spec.typing import Float32, Precision
 from stsbp_torch.backend import TorchBackend
-from stsbp_torch.layout import TENSORS
-from stsbp_torch.synapses import conv2d, conv2d_bytes
+from stsbp_torch.engine.layout import TENSORS
+from stsbp_torch.ops import conv2d, conv2d_bytes
 
 KINDS = {
     "dense": (0.0, 0.0, False),

@@ -21,15 +21,15 @@ from stsbp_spec import (
     initial_weights,
     parse_surrogate,
 )
-from stsbp_spec.encoders import PackedFrames
+from stsbp_spec.engine.pairs import Pairs
 from stsbp_spec.errors import BackendError, NumericError
-from stsbp_spec.pairs import Pairs
+from stsbp_spec.models.encoders import PackedFrames
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.typing import Precision
 from stsbp_torch import Network
 from stsbp_torch.backend import TorchBackend
-from stsbp_torch.layout import laid_out
-from stsbp_torch.synapses.conv2d import exact_math
+from stsbp_torch.engine.layout import laid_out
+from stsbp_torch.ops.conv2d import exact_math
 from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICES = ["cpu", "cpu:eager"] + (["cuda"] if torch.cuda.is_available() else [])

@@ -13,12 +13,12 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 EQUATIONS = """
 import numpy as np
-from stsbp_spec.equations import COUNT, loss_equations, neuron_equations
-from stsbp_spec.losses import LOSSES
-from stsbp_spec.neurons import ALIF, LIF, PLIF
-from stsbp_spec.optim.adamw import UPDATE, AdamW
-from stsbp_spec.surrogates import Arctan, FastSigmoid, Rectangle, Triangle
-from stsbp_spec.synapses import PSP
+from stsbp_spec.equations.assembly import COUNT, loss_equations, neuron_equations
+from stsbp_spec.models.losses import LOSSES
+from stsbp_spec.models.neurons import ALIF, LIF, PLIF
+from stsbp_spec.models.optim.adamw import UPDATE, AdamW
+from stsbp_spec.models.surrogates import Arctan, FastSigmoid, Rectangle, Triangle
+from stsbp_spec.networks.ops import PSP
 from stsbp_torch import fused_cuda
 
 neurons = [LIF(5 / 3, surrogate=s) for s in (Rectangle(0.7), Triangle(0.6), FastSigmoid(3.0), Arctan(2.3))]
@@ -66,7 +66,7 @@ for loss in LOSSES.values():
 
 MASKS = """
 import torch
-from stsbp_spec.random import keep_mask
+from stsbp_spec.contract.random import keep_mask
 
 shapes = [(3, 5, 4, 6), (2, 1, 3, 3), (7, 11), (1, 300), (4, 3, 7)]
 numbers = [(0, 0, 0), (1, 1, 1), (2**32 - 1, 70, 2**31), (2**31 + 5, 1000, 2**32 - 1)]

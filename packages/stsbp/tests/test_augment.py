@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from stsbp.training.augment import Augmentation, augment
-from stsbp_spec.encoders import PackedFrames
+from stsbp_spec.models.encoders import PackedFrames
 
 EVERYTHING = Augmentation(shift=2, flip=True, rotate=15.0, scale=0.2, shear=0.2, elastic=2.0, cutout=3)
 

@@ -24,7 +24,7 @@ from stsbp.benchmarks.show import remarks
 from stsbp.benchmarks.timing import Timing, interleaved
 from stsbp.errors import StsbpError
 from stsbp.training.build import Inputs
-from stsbp_spec.encoders.packed import unpacked
+from stsbp_spec.models.encoders.packed import unpacked
 from stsbp_spec.registry import open_backend
 
 TINY = (

@@ -14,7 +14,7 @@ from stsbp.datasets import load
 from stsbp.datasets.cache import CacheWriter, Source, cached
 from stsbp.datasets.npz import read_arrays
 from stsbp.errors import ConfigError, DataError
-from stsbp_spec.encoders import EventBinning
+from stsbp_spec.models.encoders import EventBinning
 
 GIB = 2**30
 

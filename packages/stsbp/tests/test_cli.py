@@ -32,10 +32,10 @@ from stsbp.records import Recorded
 from stsbp.training.evaluate import Evaluation
 from stsbp.training.metrics import LabelDistances, MetricsFile, Sums, check_records
 from stsbp_spec import LOSSES, PSP, NetworkSpec, VanRossum, registry
-from stsbp_spec.decoders import distances
-from stsbp_spec.encoders import LabelCode, encode_repeat
 from stsbp_spec.errors import BackendError
-from stsbp_spec.metrics import match_spikes
+from stsbp_spec.models.decoders import distances
+from stsbp_spec.models.encoders import LabelCode, encode_repeat
+from stsbp_spec.models.metrics import match_spikes
 from stsbp_spec.registry import KNOWN_BACKENDS, installed_backends
 
 
@@ -618,7 +618,7 @@ def test_predict_reads_recordings_and_frames(stsbp: Callable[..., Result], tmp_p
     from stsbp.datasets.nmnist import read_recording
     from stsbp.errors import DataError
     from stsbp.training.build import Inputs
-    from stsbp_spec.encoders import EventBinning
+    from stsbp_spec.models.encoders import EventBinning
 
     monkeypatch.setenv("STSBP_CACHE", str(tmp_path / "cache"))
     run = tmp_path / "run"

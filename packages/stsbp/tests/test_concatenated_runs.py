@@ -14,8 +14,8 @@ from stsbp import load_run
 from stsbp.plots import Link, boxes
 from stsbp.training.operations import fan_out, spikes_of
 from stsbp_spec import NetworkSpec
-from stsbp_spec.graph import Edge
-from stsbp_spec.synapses import Concat
+from stsbp_spec.networks.graph import Edge
+from stsbp_spec.networks.ops import Concat
 from stsbp_spec.typing import AnyArray
 
 NET = """\

@@ -14,15 +14,16 @@ from stsbp.datasets import DATASETS
 from stsbp.errors import ConfigError
 from stsbp.presets import PRESETS, defaults
 from stsbp.training.initial import pinned
-from stsbp_spec import LOSSES, surrogates
-from stsbp_spec.encoders import SACCADE_US
-from stsbp_spec.expr import Expr, Names
-from stsbp_spec.losses import stored as losses
-from stsbp_spec.losses.base import Loss, LossStep
-from stsbp_spec.neurons import NEURONS
-from stsbp_spec.neurons import stored as neurons
-from stsbp_spec.surrogates import SURROGATES
-from stsbp_spec.synapses.psp import PSP
+from stsbp_spec import LOSSES
+from stsbp_spec.equations.expressions import Expr, Names
+from stsbp_spec.models import surrogates
+from stsbp_spec.models.encoders import SACCADE_US
+from stsbp_spec.models.losses import stored as losses
+from stsbp_spec.models.losses.base import Loss, LossStep
+from stsbp_spec.models.neurons import NEURONS
+from stsbp_spec.models.neurons import stored as neurons
+from stsbp_spec.models.surrogates import SURROGATES
+from stsbp_spec.networks.ops.psp import PSP
 
 DIGITS = Source("command line", {"dataset": "digits"})
 

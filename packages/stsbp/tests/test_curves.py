@@ -23,7 +23,7 @@ from stsbp.training.noise import KINDS, DisturbedSplit, disturbed, parse_noise
 from stsbp.training.operations import activity, synaptic_operations
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import load_trained
-from stsbp_spec.encoders.packed import PackedFrames, unpacked
+from stsbp_spec.models.encoders.packed import PackedFrames, unpacked
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.typing import Int64, UInt8
 

@@ -15,8 +15,8 @@ from stsbp.datasets.base import ArraySplit, FrameSplit, Progress, Request, cut_t
 from stsbp.datasets.digits import read_digits
 from stsbp.datasets.saccades import SaccadeCamera, enlarge
 from stsbp.errors import DataError
-from stsbp_spec.encoders import EventBinning
 from stsbp_spec.errors import SpecError, StsbpError
+from stsbp_spec.models.encoders import EventBinning
 from stsbp_spec.typing import AnyArray, Float64, Int64, UInt8
 
 

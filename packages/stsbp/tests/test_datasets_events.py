@@ -13,7 +13,7 @@ from click.testing import Result
 from stsbp.datasets import Dataset, load
 from stsbp.datasets.base import lengths_of
 from stsbp.errors import DataError
-from stsbp_spec.encoders import EventBinning
+from stsbp_spec.models.encoders import EventBinning
 from stsbp_spec.typing import AnyArray
 
 SAMPLES, EVENTS = 10, 400

@@ -20,9 +20,9 @@ from stsbp.datasets.base import lengths_of
 from stsbp.datasets.cache import digest_files
 from stsbp.datasets.cochlea import Cochlea
 from stsbp.errors import DataError
-from stsbp_spec.encoders import EventBinning
-from stsbp_spec.lengths import inside
-from stsbp_spec.random import Stream, uniform
+from stsbp_spec.contract.random import Stream, uniform
+from stsbp_spec.models.encoders import EventBinning
+from stsbp_spec.models.lengths import inside
 from stsbp_spec.typing import AnyArray, UInt8
 
 SPEAKERS = ("ada", "bo", "cy")

@@ -16,7 +16,7 @@ from click.testing import Result
 from stsbp.datasets import Dataset, load, nmnist
 from stsbp.datasets.nmnist import read_recording
 from stsbp.errors import DataError
-from stsbp_spec.encoders import EventBinning
+from stsbp_spec.models.encoders import EventBinning
 from stsbp_spec.typing import Int64
 
 pytest.importorskip("tonic")

@@ -21,7 +21,7 @@ from stsbp.datasets.nmnist_sim import CAMERA
 from stsbp.datasets.saccades import Place, SaccadeCamera
 from stsbp.errors import ConfigError, DataError
 from stsbp.training.build import Data, load_data
-from stsbp_spec.encoders import EventBinning
+from stsbp_spec.models.encoders import EventBinning
 from stsbp_spec.typing import UInt8
 
 BINNING = EventBinning(steps=5)

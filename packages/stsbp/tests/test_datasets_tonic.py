@@ -21,7 +21,7 @@ from click.testing import Result
 from stsbp.datasets import Dataset, load, spoken, spoken_child
 from stsbp.datasets.base import MOST_CLASSES, lengths_of
 from stsbp.errors import DataError
-from stsbp_spec.encoders import EventBinning
+from stsbp_spec.models.encoders import EventBinning
 from stsbp_spec.typing import AnyArray, UInt8
 
 pytest.importorskip("tonic")

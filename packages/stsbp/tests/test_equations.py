@@ -48,8 +48,8 @@ def test_the_language_is_the_one_asked_for(stsbp: Callable[..., Result], languag
 
 LOUD = """
 from dataclasses import dataclass
-from stsbp_spec.expr import named, spike, where
-from stsbp_spec.neurons.base import NeuronModel, Step
+from stsbp_spec.equations.expressions import named, spike, where
+from stsbp_spec.models.neurons.base import NeuronModel, Step
 
 @dataclass(frozen=True)
 class Loud(NeuronModel):

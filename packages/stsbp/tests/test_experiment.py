@@ -29,10 +29,10 @@ from stsbp.training.build import load_data
 from stsbp.training.operations import activity, fan_out, spikes_of
 from stsbp.training.run_folder import RunFolder
 from stsbp_spec import NetworkSpec
-from stsbp_spec.graph import Edge
-from stsbp_spec.network import Block
+from stsbp_spec.networks.graph import Edge
+from stsbp_spec.networks.ops import AvgPool2d, Conv2d, Dropout
+from stsbp_spec.networks.spec import Block
 from stsbp_spec.reference.backend import RULES
-from stsbp_spec.synapses import AvgPool2d, Conv2d, Dropout
 from stsbp_spec.typing import Int64, Shape
 
 ROOT = Path(__file__).parents[3]

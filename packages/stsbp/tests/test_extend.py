@@ -22,7 +22,7 @@ from stsbp.training import checkpoint, loop
 from stsbp.training.build import load_dataset
 from stsbp.training.initial import first_weights
 from stsbp_spec import AdamW
-from stsbp_spec.trainer import Trainer
+from stsbp_spec.engine.trainer import Trainer
 
 Call = Callable[..., Result]
 Records = Callable[[Path], list[dict[str, Any]]]

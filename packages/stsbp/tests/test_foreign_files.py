@@ -32,9 +32,9 @@ from stsbp.report.page import PAGE, page
 from stsbp.training.build import Inputs
 from stsbp.training.metrics import read_records
 from stsbp.training.run_folder import RunFolder
-from stsbp_spec.encoders import EventBinning
-from stsbp_spec.neurons import LIF
-from stsbp_spec.neurons import stored as neurons
+from stsbp_spec.models.encoders import EventBinning
+from stsbp_spec.models.neurons import LIF
+from stsbp_spec.models.neurons import stored as neurons
 
 Stsbp = Callable[..., Result]
 

@@ -22,8 +22,8 @@ from stsbp.datasets.sequences import read_sequences
 from stsbp.training import checkpoint
 from stsbp.training.progress import TerminalReporter, reporter
 from stsbp.training.run_folder import RunFolder
+from stsbp_spec.engine.trainer import Trainer
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.trainer import Trainer
 
 
 def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -28,10 +28,10 @@ from stsbp.interop.c_source.steps import batchnorm
 from stsbp.interop.c_source.texts import C, identifier, string
 from stsbp.interop.program import About, program
 from stsbp_spec import NetworkSpec, open_backend
-from stsbp_spec.expr import Expr, Names, exp, named, snap, spike, sqrt, where
-from stsbp_spec.neurons import IF, LIF
-from stsbp_spec.neurons.base import NeuronModel, Step
-from stsbp_spec.synapses import PSP
+from stsbp_spec.equations.expressions import Expr, Names, exp, named, snap, spike, sqrt, where
+from stsbp_spec.models.neurons import IF, LIF
+from stsbp_spec.models.neurons.base import NeuronModel, Step
+from stsbp_spec.networks.ops import PSP
 from stsbp_spec.typing import UInt8
 
 GCC = shutil.which("gcc") or ""

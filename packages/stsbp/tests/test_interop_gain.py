@@ -15,7 +15,7 @@ from small_networks import SMALL, Case, Small, case_of
 from stsbp.errors import ConfigError
 from stsbp.interop.gain import with_gain
 from stsbp_spec import NetworkSpec, open_backend
-from stsbp_spec.neurons import parse_neuron
+from stsbp_spec.models.neurons import parse_neuron
 from stsbp_spec.typing import Float32
 
 

@@ -22,7 +22,7 @@ from stsbp.interop.nir_graph import NO_LEAK
 from stsbp.interop.nir_readings import READINGS
 from stsbp.interop.program import About, program
 from stsbp_spec import initial_weights, open_backend
-from stsbp_spec.network import NetworkSpec
+from stsbp_spec.networks.spec import NetworkSpec
 
 nir = pytest.importorskip("nir", reason="files of NIR need the library nir")
 

@@ -17,11 +17,11 @@ from stsbp.interop.nir_nodes import KINDS as NODES
 from stsbp.interop.nir_nodes import Choices
 from stsbp.interop.nir_reader import Graph
 from stsbp_spec import NetworkSpec, open_backend
+from stsbp_spec.engine.results import RunResult
 from stsbp_spec.errors import NetworkError
-from stsbp_spec.graph import Neurons
-from stsbp_spec.nodes import written_nodes
-from stsbp_spec.results import RunResult
-from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, OneToOne
+from stsbp_spec.networks.graph import Neurons
+from stsbp_spec.networks.nodes import written_nodes
+from stsbp_spec.networks.ops import PSP, AvgPool2d, Conv2d, OneToOne
 from stsbp_spec.typing import Float64, Shape, UInt8
 
 STEP, STEPS, SAMPLES = 1e-3, 12, 3

@@ -20,9 +20,9 @@ from stsbp.interop.nir_nodes import Choices
 from stsbp.interop.nir_reader import read_graph
 from stsbp.interop.program import About, program
 from stsbp_spec import NetworkSpec, initial_weights, open_backend
-from stsbp_spec.neurons import parse_neuron
-from stsbp_spec.results import RunResult
-from stsbp_spec.synapses import PSP
+from stsbp_spec.engine.results import RunResult
+from stsbp_spec.models.neurons import parse_neuron
+from stsbp_spec.networks.ops import PSP
 
 pytest.importorskip("nir")
 

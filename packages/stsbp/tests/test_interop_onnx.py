@@ -24,12 +24,12 @@ from stsbp.errors import ConfigError, FileError
 from stsbp.interop.onnx_file import write
 from stsbp.interop.program import About, program
 from stsbp_spec import CONTRACT_VERSION, PSP, NetworkSpec, initial_weights, open_backend
-from stsbp_spec.expr import OPERATIONS, Expr, Names, exp, ordered, spike, sqrt, unsnapped, where
-from stsbp_spec.graph import Edge, Neurons, Node
-from stsbp_spec.neurons import LIF
-from stsbp_spec.neurons.base import NeuronModel, Step
-from stsbp_spec.results import RunResult
-from stsbp_spec.synapses import Flatten, Linear
+from stsbp_spec.engine.results import RunResult
+from stsbp_spec.equations.expressions import OPERATIONS, Expr, Names, exp, ordered, spike, sqrt, unsnapped, where
+from stsbp_spec.models.neurons import LIF
+from stsbp_spec.models.neurons.base import NeuronModel, Step
+from stsbp_spec.networks.graph import Edge, Neurons, Node
+from stsbp_spec.networks.ops import Flatten, Linear
 from stsbp_spec.typing import AnyArray
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small_networks import SMALL, case
 from stsbp.interop.program import program
-from stsbp_spec.grid import EXACT_LIMIT_BITS
+from stsbp_spec.contract.grid import EXACT_LIMIT_BITS
 
 
 @pytest.mark.parametrize("name", SMALL)

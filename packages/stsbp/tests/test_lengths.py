@@ -20,12 +20,12 @@ from stsbp.training.build import Inputs, build_task
 from stsbp.training.metrics import LabelDistances
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import load_trained
-from stsbp_spec.collective import Part
-from stsbp_spec.decoders import distances, nearest_sequence, spike_count
-from stsbp_spec.encoders import EventBinning, LabelCode, encode_repeat
-from stsbp_spec.lengths import inside
-from stsbp_spec.losses import LOSSES
-from stsbp_spec.metrics import match_spikes
+from stsbp_spec.distributed.collective import Part
+from stsbp_spec.models.decoders import distances, nearest_sequence, spike_count
+from stsbp_spec.models.encoders import EventBinning, LabelCode, encode_repeat
+from stsbp_spec.models.lengths import inside
+from stsbp_spec.models.losses import LOSSES
+from stsbp_spec.models.metrics import match_spikes
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.typing import AnyArray, Int64, UInt8
 

@@ -24,14 +24,14 @@ from stsbp.training import checkpoint, loop
 from stsbp.training.metrics import Sums
 from stsbp.training.prefetch import prefetched
 from stsbp_spec import LOSSES, AdamW, Batch, initial_weights, open_backend
-from stsbp_spec.decoders import distances, nearest_sequence, spike_count
-from stsbp_spec.encoders import LabelCode, encode_repeat
-from stsbp_spec.grid import CONTRACT_VERSION, ZeroedErrors
-from stsbp_spec.losses import VanRossum
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons.lif import LIF
-from stsbp_spec.random import Stream, permutation
-from stsbp_spec.trainer import Trainer
+from stsbp_spec.contract.grid import CONTRACT_VERSION, ZeroedErrors
+from stsbp_spec.contract.random import Stream, permutation
+from stsbp_spec.engine.trainer import Trainer
+from stsbp_spec.models.decoders import distances, nearest_sequence, spike_count
+from stsbp_spec.models.encoders import LabelCode, encode_repeat
+from stsbp_spec.models.losses import VanRossum
+from stsbp_spec.models.neurons.lif import LIF
+from stsbp_spec.networks.spec import NetworkSpec
 
 Records = Callable[[Path], list[dict[str, Any]]]
 

@@ -14,8 +14,8 @@ from stsbp.training import build
 HEARD = """
 from dataclasses import dataclass
 
-from stsbp_spec.expr import named, spike, where
-from stsbp_spec.neurons.base import Learned, NeuronModel, Step
+from stsbp_spec.equations.expressions import named, spike, where
+from stsbp_spec.models.neurons.base import Learned, NeuronModel, Step
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pytest
 from click.testing import Result
 from stsbp.errors import FileError
 from stsbp.plots import Link, boxes, plot_network
-from stsbp_spec.network import NetworkSpec
+from stsbp_spec.networks.spec import NetworkSpec
 
 NODES = """
 [[node]]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 from stsbp.presets import PRESETS, defaults
-from stsbp_spec.losses import LOSSES
+from stsbp_spec.models.losses import LOSSES
 
 
 def test_settings_are_those_of_the_documented_results() -> None:

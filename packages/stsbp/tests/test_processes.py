@@ -25,8 +25,8 @@ from stsbp.processes.monitor import Verdict
 from stsbp.training.loop import StopRequest, stop_together
 from stsbp.training.metrics import Workload
 from stsbp.training.progress import Course
-from stsbp_spec.backend import Device
-from stsbp_spec.collective import Rendezvous
+from stsbp_spec.distributed.collective import Rendezvous
+from stsbp_spec.engine.backend import Device
 from stsbp_spec.errors import BackendError
 from stsbp_spec.registry import installed_backends, open_backend
 

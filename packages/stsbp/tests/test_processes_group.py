@@ -14,7 +14,7 @@ from stsbp.errors import ConfigError, DataError, FileError, understood
 from stsbp.processes import identity
 from stsbp.processes.group import ExchangeError, Group, Watch, _Joined
 from stsbp.processes.monitor import Member, Monitor, Pulse, Verdict
-from stsbp_spec.collective import Collective
+from stsbp_spec.distributed.collective import Collective
 from stsbp_spec.errors import BackendError
 from stsbp_spec.registry import open_backend
 from stsbp_spec.typing import AnyArray

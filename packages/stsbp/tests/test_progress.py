@@ -15,7 +15,7 @@ import pytest
 from click.testing import Result
 from stsbp.training import loop, progress
 from stsbp.training.progress import Course, Pace, PlainReporter, TerminalReporter, fitted, reporter
-from stsbp_spec.trainer import Trainer
+from stsbp_spec.engine.trainer import Trainer
 
 Call = Callable[..., Result]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from stsbp.presets import PRESETS
 from stsbp_spec import LOSSES, Batch, NetworkSpec, ValueAndGrad, initial_weights, open_backend
-from stsbp_spec.neurons import parse_neuron
+from stsbp_spec.models.neurons import parse_neuron
 from stsbp_spec.typing import Coding, Float32, Shape
 
 # Input shape and coding; a stride or a pooling for each halving of the image.

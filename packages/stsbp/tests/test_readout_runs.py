@@ -12,7 +12,7 @@ import pytest
 from click.testing import Result
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import load_trained
-from stsbp_spec.losses import CrossEntropy
+from stsbp_spec.models.losses import CrossEntropy
 from stsbp_spec.reference.backend import NumpyBackend
 
 TINY = ("--net", "12", "--steps", 4, "--epochs", 2, "--limit", 60, "--holdout", 40, "--batch-size", 20, "--lr", 0.02)

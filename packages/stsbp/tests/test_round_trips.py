@@ -30,11 +30,11 @@ from stsbp.training.loop import begin_with
 from stsbp.training.progress import reporter
 from stsbp.training.run_folder import RunFolder
 from stsbp_spec import ALIF, IF, LIF, PSP, NetworkSpec, initial_weights, open_backend
-from stsbp_spec.neurons import NeuronModel
-from stsbp_spec.nodes import written_nodes
-from stsbp_spec.results import LayerRun
-from stsbp_spec.surrogates import Triangle
-from stsbp_spec.synapses.base import Weighted
+from stsbp_spec.engine.results import LayerRun
+from stsbp_spec.models.neurons import NeuronModel
+from stsbp_spec.models.surrogates import Triangle
+from stsbp_spec.networks.nodes import written_nodes
+from stsbp_spec.networks.ops.base import Weighted
 
 random_networks = pytest.importorskip("stsbp_conformance.random_networks")
 

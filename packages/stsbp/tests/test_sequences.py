@@ -22,8 +22,8 @@ from stsbp.datasets.sequences import SequenceSplit
 from stsbp.errors import ConfigError, DataError
 from stsbp.training.build import build_network, build_task, load_data
 from stsbp_spec.errors import BackendError
-from stsbp_spec.init import initial_weights
-from stsbp_spec.metrics import match_spikes
+from stsbp_spec.models.metrics import match_spikes
+from stsbp_spec.networks.initial_weights import initial_weights
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.registry import installed_backends, load_backend, open_backend
 from stsbp_spec.typing import AnyArray, UInt8

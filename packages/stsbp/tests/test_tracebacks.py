@@ -215,7 +215,7 @@ def test_too_little_memory_is_one_message(
     def parse(*_: Any, **__: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("stsbp_spec.network.NetworkSpec.parse", parse)
+    monkeypatch.setattr("stsbp_spec.networks.spec.NetworkSpec.parse", parse)
     refused(stsbp("networks", "12"), "there is not enough memory")
 
 
@@ -229,7 +229,7 @@ def test_too_little_memory_of_a_library_is_one_message(
         # More than the address space, so that no setting of the system grants it.
         arrays.zeros((2**25, 2**25), dtype=arrays.float32)
 
-    monkeypatch.setattr("stsbp_spec.network.NetworkSpec.parse", parse)
+    monkeypatch.setattr("stsbp_spec.networks.spec.NetworkSpec.parse", parse)
     refused(stsbp("networks", "12"), "there is not enough memory")
 
 
@@ -266,7 +266,7 @@ COMPILING = """
 import hashlib, os, signal, sys, threading, time
 import stsbp.interrupts
 from stsbp.__main__ import main
-from stsbp_spec.trainer import Trainer
+from stsbp_spec.engine.trainer import Trainer
 where, number, times, *sys.argv[1:] = sys.argv[1:]
 signal.signal(signal.SIGINT, signal.default_int_handler)
 stsbp.interrupts.PATIENCE, stsbp.interrupts.GRACE = 0.1, 0.5

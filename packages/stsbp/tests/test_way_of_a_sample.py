@@ -27,7 +27,7 @@ from click.testing import Result
 from stsbp.datasets import load
 from stsbp.training import loop
 from stsbp_spec import LOSSES, AdamW, Batch, NetworkSpec, initial_weights, open_backend
-from stsbp_spec.trainer import Trainer
+from stsbp_spec.engine.trainer import Trainer
 from stsbp_spec.typing import Precision
 
 ROOT = Path(__file__).parents[3]
@@ -199,9 +199,9 @@ def _step(name: str) -> dict[str, set[str]]:
 
 def _follow_into_threads_of_xla(patch: pytest.MonkeyPatch) -> None:
     """XLA calls kernels in its own threads, which Python does not trace by itself."""
-    from stsbp_jax import hosted
+    from stsbp_jax.engine import host_callback
 
-    run, look = hosted._run, sys.getprofile()
+    run, look = host_callback._run, sys.getprofile()
 
     def followed(*arguments: Any) -> None:
         before = sys.getprofile()
@@ -211,7 +211,7 @@ def _follow_into_threads_of_xla(patch: pytest.MonkeyPatch) -> None:
         finally:
             sys.setprofile(before)
 
-    patch.setattr(hosted, "_run", followed)
+    patch.setattr(host_callback, "_run", followed)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from stsbp.datasets import DATASETS, load
 from stsbp.datasets.base import GuardedSplit, content_of
 from stsbp.datasets.registry import GROUP, info_of
 from stsbp.errors import DataError
-from stsbp_spec.encoders import PackedFrames
+from stsbp_spec.models.encoders import PackedFrames
 
 PAGE = Path(__file__).parents[3] / "docs" / "write_a_data_set.md"
 TEXT = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
-from stsbp_spec.losses import VanRossum
+from stsbp_spec.models.losses import VanRossum
+from stsbp_spec.networks.ops import PSP
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.registry import installed_backends, open_backend
-from stsbp_spec.synapses import PSP
 
 PAGE = Path(__file__).parents[3] / "docs" / "write_a_loss.md"
 TEXT = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
@@ -155,7 +155,7 @@ def _refused(stsbp: Callable[..., Result], message: str, *arguments: str) -> Non
 BROKEN = """
 from dataclasses import dataclass
 from my_losses import Missed
-from stsbp_spec.losses.base import LossStep
+from stsbp_spec.models.losses.base import LossStep
 
 class Plain(Missed): pass
 

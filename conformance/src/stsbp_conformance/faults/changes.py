@@ -12,17 +12,17 @@ from functools import cache, partial
 from typing import Any, ClassVar
 
 import numpy as np
-from stsbp_spec import arrays
-from stsbp_spec.equations import Constants, NeuronEquations, neuron_equations
-from stsbp_spec.expr import Expr, Recurrence, ordered
-from stsbp_spec.graph import Op
-from stsbp_spec.neurons import NeuronModel
-from stsbp_spec.plan import rule_of
-from stsbp_spec.printers import LANGUAGES, compiled
+from stsbp_spec.contract import arrays
+from stsbp_spec.engine.plan import rule_of
+from stsbp_spec.engine.rules import Rule
+from stsbp_spec.engine.trainer import Trainer
+from stsbp_spec.equations.assembly import Constants, NeuronEquations, neuron_equations
+from stsbp_spec.equations.expressions import Expr, Recurrence, ordered
+from stsbp_spec.equations.printers import LANGUAGES, compiled
+from stsbp_spec.models.neurons import NeuronModel
+from stsbp_spec.networks.graph import Op
+from stsbp_spec.networks.ops import MERGES, batchnorm
 from stsbp_spec.reference.backend import NumpyBackend, recur
-from stsbp_spec.rules import Rule
-from stsbp_spec.synapses import MERGES, batchnorm
-from stsbp_spec.trainer import Trainer
 from stsbp_spec.typing import AnyArray
 
 __all__ = [

@@ -8,14 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from stsbp_spec.equations import NeuronEquations, neuron_equations
-from stsbp_spec.expr import Expr, Names, snap
-from stsbp_spec.grid import CEILING
+from stsbp_spec.contract.grid import CEILING
+from stsbp_spec.equations.assembly import NeuronEquations, neuron_equations
+from stsbp_spec.equations.expressions import Expr, Names, snap
+from stsbp_spec.networks.ops import Add, Concat, Filter
+from stsbp_spec.networks.ops.bias import Biased
+from stsbp_spec.networks.ops.one_to_one import PRODUCT
+from stsbp_spec.networks.ops.psp import FilterAdjoint, FilterStep, SecondOrderFilter, SynapticFilter
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.synapses import Add, Concat, Filter
-from stsbp_spec.synapses.bias import Biased
-from stsbp_spec.synapses.one_to_one import PRODUCT
-from stsbp_spec.synapses.psp import FilterAdjoint, FilterStep, SecondOrderFilter, SynapticFilter
 from stsbp_spec.typing import AnyArray, Float32
 
 from stsbp_conformance.faults.changes import Change, Fault, equation, method, neuron, rule

@@ -10,11 +10,11 @@ from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
-from stsbp_spec.adjoint import substituted
-from stsbp_spec.equations import Constants, NeuronEquations
-from stsbp_spec.expr import Expr, Recurrence, constant, ordered, variable, where
-from stsbp_spec.grid import FLOOR
-from stsbp_spec.neurons import LIF
+from stsbp_spec.contract.grid import FLOOR
+from stsbp_spec.equations.adjoint import substituted
+from stsbp_spec.equations.assembly import Constants, NeuronEquations
+from stsbp_spec.equations.expressions import Expr, Recurrence, constant, ordered, variable, where
+from stsbp_spec.models.neurons import LIF
 from stsbp_spec.typing import AnyArray
 
 from stsbp_conformance.faults import changes

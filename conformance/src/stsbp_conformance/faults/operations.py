@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from stsbp_spec import grid
-from stsbp_spec.backend import ValueAndGrad
-from stsbp_spec.graph import Op, Projection
-from stsbp_spec.grid import WeightGrid
+from stsbp_spec.contract import grid
+from stsbp_spec.contract.grid import WeightGrid
+from stsbp_spec.engine.backend import ValueAndGrad
+from stsbp_spec.networks.graph import Op, Projection
+from stsbp_spec.networks.ops import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
+from stsbp_spec.networks.ops.base import Weighted
 from stsbp_spec.reference.backend import NumpyBackend, of_windows, pool_windows
-from stsbp_spec.synapses import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
-from stsbp_spec.synapses.base import Weighted
 from stsbp_spec.typing import AnyArray, Float32, Int64
 
 from stsbp_conformance.faults.changes import Change, Fault, method, rule

@@ -12,19 +12,19 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from stsbp_spec.backend import Batch
-from stsbp_spec.encoders.packed import PackedFrames
-from stsbp_spec.equations import NeuronEquations
-from stsbp_spec.expr import sqrt
-from stsbp_spec.graph import Projection
-from stsbp_spec.grid import CEILING
-from stsbp_spec.losses import LOSSES, Hamming, Loss, SpikeCount, VanRossum
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.optim.adamw import AdamWScalars, norm_exponent
+from stsbp_spec.contract.grid import CEILING
+from stsbp_spec.engine.backend import Batch
+from stsbp_spec.engine.trainer import TrainState
+from stsbp_spec.equations.assembly import NeuronEquations
+from stsbp_spec.equations.expressions import sqrt
+from stsbp_spec.models.encoders.packed import PackedFrames
+from stsbp_spec.models.losses import LOSSES, Hamming, Loss, SpikeCount, VanRossum
+from stsbp_spec.models.optim.adamw import AdamWScalars, norm_exponent
+from stsbp_spec.models.surrogates import SURROGATES, Triangle
+from stsbp_spec.networks.graph import Projection
+from stsbp_spec.networks.ops import PSP, Conv2d, batchnorm
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import RULES, NumpyBackend
-from stsbp_spec.surrogates import SURROGATES, Triangle
-from stsbp_spec.synapses import PSP, Conv2d, batchnorm
-from stsbp_spec.trainer import TrainState
 from stsbp_spec.typing import AnyArray, Float32, UInt8
 
 from stsbp_conformance.faults import changes

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from stsbp_spec.graph import Input, Network, Neurons, Op, Place, Weighted
-from stsbp_spec.losses import Hamming, Loss, SpikeCount, VanRossum
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import ALIF, IF, LIF
-from stsbp_spec.neurons.plif import PLIF
-from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
-from stsbp_spec.synapses import (
+from stsbp_spec.models.losses import Hamming, Loss, SpikeCount, VanRossum
+from stsbp_spec.models.neurons import ALIF, IF, LIF
+from stsbp_spec.models.neurons.plif import PLIF
+from stsbp_spec.models.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
+from stsbp_spec.networks.graph import Input, Network, Neurons, Op, Place, Weighted
+from stsbp_spec.networks.ops import (
     PSP,
     Add,
     AvgPool2d,
@@ -32,8 +31,9 @@ from stsbp_spec.synapses import (
     OneToOne,
     Upsample2d,
 )
-from stsbp_spec.synapses.avgpool2d import Pool2d
-from stsbp_spec.synapses.base import Passing
+from stsbp_spec.networks.ops.avgpool2d import Pool2d
+from stsbp_spec.networks.ops.base import Passing
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import AnyArray, Shape
 
 __all__ = ["Literal", "LiteralRun"]

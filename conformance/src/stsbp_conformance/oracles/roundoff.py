@@ -24,16 +24,22 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-from stsbp_spec.arrays import NUMPY
-from stsbp_spec.backend import LayerRun
-from stsbp_spec.equations import NeuronEquations, neuron_equations
-from stsbp_spec.expr import Expr, Recurrence, ordered
-from stsbp_spec.graph import Input, Network, Neurons, Place, Projection, Weighted
-from stsbp_spec.grid import FLOOR
-from stsbp_spec.losses import Hamming, Loss, SpikeCount, VanRossum
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import LIF, NeuronModel
-from stsbp_spec.random import keep_mask
+from stsbp_spec.contract.arrays import NUMPY
+from stsbp_spec.contract.grid import FLOOR
+from stsbp_spec.contract.random import keep_mask
+from stsbp_spec.engine.backend import LayerRun
+from stsbp_spec.equations.assembly import NeuronEquations, neuron_equations
+from stsbp_spec.equations.expressions import Expr, Recurrence, ordered
+from stsbp_spec.models.losses import Hamming, Loss, SpikeCount, VanRossum
+from stsbp_spec.models.neurons import LIF, NeuronModel
+from stsbp_spec.models.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Triangle
+from stsbp_spec.networks.graph import Input, Network, Neurons, Place, Projection, Weighted
+from stsbp_spec.networks.ops import IDENTITY, PSP, AvgPool2d, Conv2d, Dropout, Linear, OneToOne, Upsample2d, batchnorm
+from stsbp_spec.networks.ops.base import Merge, Passing, Values
+from stsbp_spec.networks.ops.bias import Biased
+from stsbp_spec.networks.ops.dropout import substream
+from stsbp_spec.networks.ops.psp import SynapticFilter
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import (
     RULES,
     NumpyBackend,
@@ -45,12 +51,6 @@ from stsbp_spec.reference.backend import (
     unfold,
     weight_rows,
 )
-from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Triangle
-from stsbp_spec.synapses import IDENTITY, PSP, AvgPool2d, Conv2d, Dropout, Linear, OneToOne, Upsample2d, batchnorm
-from stsbp_spec.synapses.base import Merge, Passing, Values
-from stsbp_spec.synapses.bias import Biased
-from stsbp_spec.synapses.dropout import substream
-from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import AnyArray, Float32, Float64, UInt8
 
 __all__ = [

@@ -7,10 +7,10 @@ reach the threshold exactly, which reveals `>`. Some inputs fall silent, and the
 from __future__ import annotations
 
 import numpy as np
-from stsbp_spec.backend import AbstractBackend
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import LIF, PLIF, Readout
-from stsbp_spec.synapses import PSP
+from stsbp_spec.engine.backend import AbstractBackend
+from stsbp_spec.models.neurons import LIF, PLIF, Readout
+from stsbp_spec.networks.ops import PSP
+from stsbp_spec.networks.spec import NetworkSpec
 
 from stsbp_conformance import reference
 from stsbp_conformance.cases import NetworkCase, cifar10, nmnist

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from functools import cache, partial
 
 import numpy as np
-from stsbp_spec.backend import AbstractBackend
-from stsbp_spec.grid import FLOOR, round_to_grid
-from stsbp_spec.losses import LOSSES
-from stsbp_spec.neurons import LIF
-from stsbp_spec.optim import AdamW
-from stsbp_spec.random import Stream, uniform
-from stsbp_spec.surrogates import SURROGATES, Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
-from stsbp_spec.synapses import IDENTITY, PSP, Filter
+from stsbp_spec.contract.grid import FLOOR, round_to_grid
+from stsbp_spec.contract.random import Stream, uniform
+from stsbp_spec.engine.backend import AbstractBackend
+from stsbp_spec.models.losses import LOSSES
+from stsbp_spec.models.neurons import LIF
+from stsbp_spec.models.optim import AdamW
+from stsbp_spec.models.surrogates import SURROGATES, Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
+from stsbp_spec.networks.ops import IDENTITY, PSP, Filter
 from stsbp_spec.typing import AnyArray, Float32, Shape, UInt8
 
 from stsbp_conformance.cases import normal, spikes

@@ -12,20 +12,20 @@ from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
-from stsbp_spec.backend import AbstractBackend, Batch, ValueAndGrad
-from stsbp_spec.encoders import PackedFrames
+from stsbp_spec.engine.backend import AbstractBackend, Batch, ValueAndGrad
+from stsbp_spec.engine.plan import plan
+from stsbp_spec.equations.expressions import Expr, Names, snap, where
 from stsbp_spec.errors import BackendError, NumericError, ShapeError, SpecError
-from stsbp_spec.expr import Expr, Names, snap, where
-from stsbp_spec.graph import Edge, Input, Network, Neurons, Node, Op, Values
-from stsbp_spec.init import initial_weights
-from stsbp_spec.losses import LOSSES, Hamming, Loss
-from stsbp_spec.losses.base import LossStep
-from stsbp_spec.network import NetworkSpec, SpikingLayer
-from stsbp_spec.neurons import LIF
-from stsbp_spec.optim import AdamW
-from stsbp_spec.plan import plan
-from stsbp_spec.surrogates import FastSigmoid, Logistic, Surrogate, Triangle
-from stsbp_spec.synapses import PSP, Conv2d, Linear
+from stsbp_spec.models.encoders import PackedFrames
+from stsbp_spec.models.losses import LOSSES, Hamming, Loss
+from stsbp_spec.models.losses.base import LossStep
+from stsbp_spec.models.neurons import LIF
+from stsbp_spec.models.optim import AdamW
+from stsbp_spec.models.surrogates import FastSigmoid, Logistic, Surrogate, Triangle
+from stsbp_spec.networks.graph import Edge, Input, Network, Neurons, Node, Op, Values
+from stsbp_spec.networks.initial_weights import initial_weights
+from stsbp_spec.networks.ops import PSP, Conv2d, Linear
+from stsbp_spec.networks.spec import NetworkSpec, SpikingLayer
 from stsbp_spec.typing import AnyArray, Float64, UInt8
 
 from stsbp_conformance import reference

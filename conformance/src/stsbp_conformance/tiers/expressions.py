@@ -10,10 +10,22 @@ import random
 from collections.abc import Mapping
 
 import numpy as np
-from stsbp_spec.backend import AbstractBackend
-from stsbp_spec.expr import Expr, Recurrence, constant, exp, named, snap, spike, sqrt, unsnapped, variable, where
-from stsbp_spec.printers import numpy_function
-from stsbp_spec.ranges import shown_flushes
+from stsbp_spec.engine.backend import AbstractBackend
+from stsbp_spec.equations.expressions import (
+    Expr,
+    Recurrence,
+    constant,
+    exp,
+    named,
+    snap,
+    spike,
+    sqrt,
+    unsnapped,
+    variable,
+    where,
+)
+from stsbp_spec.equations.printers import numpy_function
+from stsbp_spec.equations.ranges import shown_flushes
 from stsbp_spec.typing import AnyArray, Float32
 
 from stsbp_conformance.check import Check, Compared

@@ -19,14 +19,14 @@ from dataclasses import replace
 from functools import cache
 
 import numpy as np
-from stsbp_spec.backend import AbstractBackend, LayerRun
-from stsbp_spec.equations import neuron_equations
-from stsbp_spec.losses import LOSSES, Hamming
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import LIF
-from stsbp_spec.passes import backward_pass, forward_pass
-from stsbp_spec.surrogates import SURROGATES
-from stsbp_spec.trainer import on_grid
+from stsbp_spec.engine.backend import AbstractBackend, LayerRun
+from stsbp_spec.engine.passes import backward_pass, forward_pass
+from stsbp_spec.engine.trainer import on_grid
+from stsbp_spec.equations.assembly import neuron_equations
+from stsbp_spec.models.losses import LOSSES, Hamming
+from stsbp_spec.models.neurons import LIF
+from stsbp_spec.models.surrogates import SURROGATES
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import AnyArray, Float32, Float64
 
 from stsbp_conformance import adversarial, reference

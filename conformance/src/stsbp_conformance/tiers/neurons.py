@@ -13,17 +13,17 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from stsbp_spec.backend import AbstractBackend
-from stsbp_spec.equations import neuron_equations
-from stsbp_spec.expr import Recurrence, unsnapped
-from stsbp_spec.neurons import NEURONS, NeuronModel, parameters
-from stsbp_spec.random import Stream, uniform
-from stsbp_spec.ranges import flushes_of
+from stsbp_spec.contract.random import Stream, uniform
+from stsbp_spec.engine.backend import AbstractBackend
+from stsbp_spec.equations.assembly import neuron_equations
+from stsbp_spec.equations.expressions import Recurrence, unsnapped
+from stsbp_spec.equations.ranges import flushes_of
+from stsbp_spec.models.neurons import NEURONS, NeuronModel, parameters
+from stsbp_spec.models.surrogates import SURROGATES, Rectangle, Surrogate, Triangle
+from stsbp_spec.networks.ops import IDENTITY, PSP
+from stsbp_spec.networks.ops.bias import Biased
+from stsbp_spec.networks.ops.psp import SynapticFilter
 from stsbp_spec.reference.backend import recur
-from stsbp_spec.surrogates import SURROGATES, Rectangle, Surrogate, Triangle
-from stsbp_spec.synapses import IDENTITY, PSP
-from stsbp_spec.synapses.bias import Biased
-from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import AnyArray, Float32, Precision, Shape
 
 from stsbp_conformance.cases import BIAS_DRAWN, learned, normal

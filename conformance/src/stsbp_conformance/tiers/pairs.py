@@ -13,16 +13,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from stsbp_spec.backend import AbstractBackend
-from stsbp_spec.encoders import PackedFrames
-from stsbp_spec.equations import loss_padding, neuron_equations
-from stsbp_spec.grid import CEILING, FLOOR, SMALLEST_NORMAL, round_to_grid
-from stsbp_spec.lengths import inside
-from stsbp_spec.losses import LOSSES, OF_POTENTIALS
-from stsbp_spec.network import Block, NetworkSpec, SpikingLayer
-from stsbp_spec.neurons import ALIF, LIF, PLIF, NeuronModel
-from stsbp_spec.plan import rule_of
-from stsbp_spec.synapses import (
+from stsbp_spec.contract.grid import CEILING, FLOOR, SMALLEST_NORMAL, round_to_grid
+from stsbp_spec.engine.backend import AbstractBackend
+from stsbp_spec.engine.plan import rule_of
+from stsbp_spec.engine.trainer import zeroed_numbers
+from stsbp_spec.equations.assembly import loss_padding, neuron_equations
+from stsbp_spec.models.encoders import PackedFrames
+from stsbp_spec.models.lengths import inside
+from stsbp_spec.models.losses import LOSSES, OF_POTENTIALS
+from stsbp_spec.models.neurons import ALIF, LIF, PLIF, NeuronModel
+from stsbp_spec.networks.ops import (
     IDENTITY,
     PSP,
     Add,
@@ -37,10 +37,10 @@ from stsbp_spec.synapses import (
     Upsample2d,
     batchnorm,
 )
-from stsbp_spec.synapses.base import Passing
-from stsbp_spec.synapses.bias import Biased
-from stsbp_spec.synapses.psp import SynapticFilter
-from stsbp_spec.trainer import zeroed_numbers
+from stsbp_spec.networks.ops.base import Passing
+from stsbp_spec.networks.ops.bias import Biased
+from stsbp_spec.networks.ops.psp import SynapticFilter
+from stsbp_spec.networks.spec import Block, NetworkSpec, SpikingLayer
 from stsbp_spec.typing import AnyArray, Array, Float32, Shape
 
 from stsbp_conformance.cases import normal, spikes

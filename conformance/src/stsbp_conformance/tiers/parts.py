@@ -8,9 +8,9 @@ the grids of a recurrence, which do not depend on the batch. Slices are even, un
 
 from __future__ import annotations
 
-from stsbp_spec.backend import AbstractBackend
-from stsbp_spec.losses import LOSSES
-from stsbp_spec.pairs import Pairs
+from stsbp_spec.engine.backend import AbstractBackend
+from stsbp_spec.engine.pairs import Pairs
+from stsbp_spec.models.losses import LOSSES
 from stsbp_spec.registry import installed_backends, load_backend
 
 from stsbp_conformance import process, reference

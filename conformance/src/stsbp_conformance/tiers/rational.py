@@ -13,13 +13,13 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from stsbp_spec.backend import AbstractBackend, Batch
-from stsbp_spec.losses import LOSSES
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import ALIF, IF, LIF, PLIF, NeuronModel
-from stsbp_spec.random import Stream, bits
-from stsbp_spec.surrogates import Rectangle, Triangle
-from stsbp_spec.synapses import PSP
+from stsbp_spec.contract.random import Stream, bits
+from stsbp_spec.engine.backend import AbstractBackend, Batch
+from stsbp_spec.models.losses import LOSSES
+from stsbp_spec.models.neurons import ALIF, IF, LIF, PLIF, NeuronModel
+from stsbp_spec.models.surrogates import Rectangle, Triangle
+from stsbp_spec.networks.ops import PSP
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import AnyArray, Float32
 
 from stsbp_conformance.cases import spikes

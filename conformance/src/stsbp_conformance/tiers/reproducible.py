@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from stsbp_spec.backend import AbstractBackend
-from stsbp_spec.losses import LOSSES
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import LIF
-from stsbp_spec.optim import AdamW
-from stsbp_spec.surrogates import FastSigmoid, Rectangle, Surrogate, Triangle
+from stsbp_spec.engine.backend import AbstractBackend
+from stsbp_spec.models.losses import LOSSES
+from stsbp_spec.models.neurons import LIF
+from stsbp_spec.models.optim import AdamW
+from stsbp_spec.models.surrogates import FastSigmoid, Rectangle, Surrogate, Triangle
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import Memory
 
 from stsbp_conformance import reference

@@ -6,15 +6,15 @@ import io
 from functools import cache
 
 import numpy as np
-from stsbp_spec.backend import AbstractBackend, Batch
-from stsbp_spec.encoders import PackedFrames
+from stsbp_spec.contract.random import Stream, permutation
+from stsbp_spec.engine.backend import AbstractBackend, Batch
+from stsbp_spec.engine.trainer import StepResult, Trainer, TrainState
 from stsbp_spec.errors import BackendError
-from stsbp_spec.losses import LOSSES
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import LIF
-from stsbp_spec.random import Stream, permutation
+from stsbp_spec.models.encoders import PackedFrames
+from stsbp_spec.models.losses import LOSSES
+from stsbp_spec.models.neurons import LIF
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.registry import installed_backends, load_backend
-from stsbp_spec.trainer import StepResult, Trainer, TrainState
 from stsbp_spec.typing import AnyArray, Precision
 
 from stsbp_conformance import reference

@@ -11,18 +11,19 @@ from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
-from stsbp_spec import host, random
-from stsbp_spec.arrays import ArrayArithmetic, NumpyNames, snap
-from stsbp_spec.backend import AbstractBackend, Device
-from stsbp_spec.collective import Collective, Rendezvous
-from stsbp_spec.equations import Constants
+from stsbp_spec.contract import random
+from stsbp_spec.contract.arrays import ArrayArithmetic, NumpyNames, snap
+from stsbp_spec.distributed import host
+from stsbp_spec.distributed.collective import Collective, Rendezvous
+from stsbp_spec.engine.backend import AbstractBackend, Device
+from stsbp_spec.engine.rules import Rule
+from stsbp_spec.equations.assembly import Constants
+from stsbp_spec.equations.expressions import Recurrence
+from stsbp_spec.equations.printers import LANGUAGES, compiled
 from stsbp_spec.errors import BackendError
-from stsbp_spec.expr import Recurrence
-from stsbp_spec.graph import Op
-from stsbp_spec.printers import LANGUAGES, compiled
-from stsbp_spec.rules import Rule
-from stsbp_spec.synapses import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
-from stsbp_spec.synapses.avgpool2d import Pool2d
+from stsbp_spec.networks.graph import Op
+from stsbp_spec.networks.ops import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
+from stsbp_spec.networks.ops.avgpool2d import Pool2d
 from stsbp_spec.typing import AnyArray, Coding, Float32, Precision, Shape, UInt8
 
 __all__ = ["EinsumBackend"]

@@ -12,35 +12,37 @@ from typing import Any, ClassVar
 
 import numba
 import numpy as np
-from stsbp_spec import arrays, grid, host
-from stsbp_spec.backend import AbstractBackend, Device, NeuronResiduals
-from stsbp_spec.collective import Collective, Rendezvous
-from stsbp_spec.encoders.packed import PackedFrames
-from stsbp_spec.equations import Constants, NeuronEquations
+from stsbp_spec.contract import arrays, grid
+from stsbp_spec.contract.grid import WeightGrid
+from stsbp_spec.distributed import host
+from stsbp_spec.distributed.collective import Collective, Rendezvous
+from stsbp_spec.engine.backend import AbstractBackend, Device, NeuronResiduals
+from stsbp_spec.engine.memory import keep_freed_memory
+from stsbp_spec.engine.rules import Frozen, Fusion, Rule
+from stsbp_spec.equations.assembly import Constants, NeuronEquations
+from stsbp_spec.equations.expressions import Recurrence
 from stsbp_spec.errors import BackendError
-from stsbp_spec.expr import Recurrence
-from stsbp_spec.graph import Op, Projection
-from stsbp_spec.grid import WeightGrid
-from stsbp_spec.memory import keep_freed_memory
-from stsbp_spec.optim.adamw import AdamWScalars
+from stsbp_spec.models.encoders.packed import PackedFrames
+from stsbp_spec.models.optim.adamw import AdamWScalars
+from stsbp_spec.networks.graph import Op, Projection
+from stsbp_spec.networks.ops import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
 from stsbp_spec.reference import backend as reference
-from stsbp_spec.rules import Frozen, Fusion, Rule
-from stsbp_spec.synapses import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
 from stsbp_spec.typing import AnyArray, Coding, Float32, Int32, Int64, Shape, UInt8
 
-from stsbp_cpu import ahead, block, fused, pooling, recurrent, reductions
-from stsbp_cpu import recurrence as over_time
-from stsbp_cpu.layout import NUMPY, empty_memory
-from stsbp_cpu.openmp import let_waiting_threads_sleep
-from stsbp_cpu.optim import adamw
-from stsbp_cpu.settings import settings_problem
-from stsbp_cpu.synapses import batchnorm, conv2d, dropout, linear
+from stsbp_cpu.contract import reductions
+from stsbp_cpu.engine import block, fused, precompile, recurrent
+from stsbp_cpu.engine.layout import NUMPY, empty_memory
+from stsbp_cpu.engine.openmp import let_waiting_threads_sleep
+from stsbp_cpu.engine.settings import settings_problem
+from stsbp_cpu.equations import recurrence as over_time
+from stsbp_cpu.models.optim import adamw
+from stsbp_cpu.ops import batchnorm, conv2d, dropout, linear, pooling
 
 __all__ = ["CpuBackend"]
 
 
 class _Dense(block.Dense[AnyArray]):
-    """Dense convolutions, computed by synapses/conv2d.py."""
+    """Dense convolutions, computed by ops/conv2d.py."""
 
     layout = NUMPY
 
@@ -77,14 +79,14 @@ class CpuBackend(AbstractBackend[AnyArray]):
 
     @classmethod
     def compile_ahead(cls) -> tuple[int, int]:
-        return ahead.fill()
+        return precompile.fill()
 
     def open(self, device: str | None) -> str:
         if device not in (None, "cpu"):
             raise BackendError(f"backend 'cpu' has the device cpu only, got {device!r}; use --device cpu")
         keep_freed_memory()
         let_waiting_threads_sleep()
-        ahead.prepare(dense=True)
+        precompile.prepare(dense=True)
         return "cpu"
 
     def asarray(self, x: AnyArray) -> AnyArray:

@@ -1,4 +1,4 @@
-"""The CuPy backend with the interface of stsbp_spec.backend."""
+"""The CuPy backend with the interface of stsbp_spec.engine.backend."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from functools import cached_property, partial
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
-from stsbp_spec.arrays import ArrayArithmetic, NumpyNames
-from stsbp_spec.backend import AbstractBackend, Device
-from stsbp_spec.collective import Collective, Rendezvous
-from stsbp_spec.encoders.packed import PackedFrames
-from stsbp_spec.equations import Constants
+from stsbp_spec.contract.arrays import ArrayArithmetic, NumpyNames
+from stsbp_spec.contract.grid import WeightGrid
+from stsbp_spec.distributed.collective import Collective, Rendezvous
+from stsbp_spec.engine.backend import AbstractBackend, Device
+from stsbp_spec.engine.replay import wanted
+from stsbp_spec.engine.rules import Rule
+from stsbp_spec.equations.assembly import Constants
+from stsbp_spec.equations.expressions import Recurrence
 from stsbp_spec.errors import BackendError
-from stsbp_spec.expr import Recurrence
-from stsbp_spec.graph import Op, Projection
-from stsbp_spec.grid import WeightGrid
-from stsbp_spec.replay import wanted
-from stsbp_spec.rules import Rule
-from stsbp_spec.synapses import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
+from stsbp_spec.models.encoders.packed import PackedFrames
+from stsbp_spec.networks.graph import Op, Projection
+from stsbp_spec.networks.ops import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
 from stsbp_spec.typing import AnyArray, Coding, Shape, UInt8
 
-from stsbp_cupy import cuda, grid, host, tensor_cores
-from stsbp_cupy.graphs import CupyGraphs
-from stsbp_cupy.optim import gradient_squares
-from stsbp_cupy.recurrence import recur
-from stsbp_cupy.runtime import Array, Runtime, joined, logical, memory, rounded
-from stsbp_cupy.synapses import avgpool2d, batchnorm, conv2d, dropout, flatten, linear, maxpool2d, upsample2d
+from stsbp_cupy.contract import grid
+from stsbp_cupy.engine import cuda, host
+from stsbp_cupy.engine.graphs import CupyGraphs
+from stsbp_cupy.engine.runtime import Array, Runtime, joined, logical, memory, rounded
+from stsbp_cupy.equations.recurrence import recur
+from stsbp_cupy.models.optim import gradient_squares
+from stsbp_cupy.ops import avgpool2d, batchnorm, conv2d, dropout, flatten, linear, maxpool2d, tensor_cores, upsample2d
 
 __all__ = ["CupyBackend"]
 
@@ -231,6 +232,6 @@ class CupyBackend(AbstractBackend[Array]):
         return spikes.astype(dtype, copy=False)
 
     def join(self, rendezvous: Rendezvous) -> Collective[Array]:
-        from stsbp_cupy.collective import join
+        from stsbp_cupy.distributed.collective import join
 
         return join(rendezvous, self.rt, self.device)

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stsbp_spec import ALIF, IF, LIF, PSP, Hamming, NetworkSpec, SpikeCount, VanRossum, initial_weights
-    from stsbp_spec.neurons import PLIF
+    from stsbp_spec.models.neurons import PLIF
 
     from stsbp_jax.backend import JaxBackend
-    from stsbp_jax.losses import distance
+    from stsbp_jax.contract.random import keep_mask
+    from stsbp_jax.models.losses import distance
+    from stsbp_jax.models.neurons.lif import lif
     from stsbp_jax.network import Output, apply, clip_to_domain, snap_weights
-    from stsbp_jax.neurons.lif import lif
-    from stsbp_jax.random import keep_mask
-    from stsbp_jax.synapses.avgpool2d import avgpool2d
-    from stsbp_jax.synapses.conv2d import conv2d
-    from stsbp_jax.synapses.flatten import flatten
-    from stsbp_jax.synapses.linear import linear
-    from stsbp_jax.synapses.maxpool2d import maxpool2d
-    from stsbp_jax.synapses.psp import psp
-    from stsbp_jax.synapses.upsample2d import upsample2d
+    from stsbp_jax.ops.avgpool2d import avgpool2d
+    from stsbp_jax.ops.conv2d import conv2d
+    from stsbp_jax.ops.flatten import flatten
+    from stsbp_jax.ops.linear import linear
+    from stsbp_jax.ops.maxpool2d import maxpool2d
+    from stsbp_jax.ops.psp import psp
+    from stsbp_jax.ops.upsample2d import upsample2d
 
 __version__ = version("stsbp-jax")
 
@@ -36,11 +36,11 @@ __all__ = [
 
 _HOMES = {
     "stsbp_jax.backend": ("JaxBackend",),
-    "stsbp_jax.losses": ("distance",),
+    "stsbp_jax.models.losses": ("distance",),
     "stsbp_jax.network": ("Output", "apply", "clip_to_domain", "snap_weights"),
-    "stsbp_jax.neurons.lif": ("lif",),
-    "stsbp_jax.random": ("keep_mask",),
-    "stsbp_spec.neurons": ("ALIF", "IF", "LIF", "PLIF"),
+    "stsbp_jax.models.neurons.lif": ("lif",),
+    "stsbp_jax.contract.random": ("keep_mask",),
+    "stsbp_spec.models.neurons": ("ALIF", "IF", "LIF", "PLIF"),
     "stsbp_spec": ("PSP", "Hamming", "NetworkSpec", "SpikeCount", "VanRossum", "initial_weights"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
@@ -50,7 +50,7 @@ def __getattr__(name: str) -> Any:
     """Import a public name from the module that defines it. The module of a synapse has the name of its function."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = globals()[name] = getattr(import_module(_HOME.get(name, f"stsbp_jax.synapses.{name}")), name)
+    found = globals()[name] = getattr(import_module(_HOME.get(name, f"stsbp_jax.ops.{name}")), name)
     return found
 
 

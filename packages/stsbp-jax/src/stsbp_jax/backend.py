@@ -21,31 +21,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from stsbp_cpu.ahead import fill, prepare
-from stsbp_cpu.openmp import let_waiting_threads_sleep
-from stsbp_cpu.settings import settings_problem
-from stsbp_spec.backend import AbstractBackend, Device
-from stsbp_spec.collective import Alone, Collective, Rendezvous
-from stsbp_spec.encoders.packed import PackedFrames
-from stsbp_spec.equations import Constants, NeuronEquations
+from stsbp_cpu.engine.openmp import let_waiting_threads_sleep
+from stsbp_cpu.engine.precompile import fill, prepare
+from stsbp_cpu.engine.settings import settings_problem
+from stsbp_spec.contract.grid import WeightGrid
+from stsbp_spec.distributed.collective import Alone, Collective, Rendezvous
+from stsbp_spec.engine.backend import AbstractBackend, Device
+from stsbp_spec.engine.memory import keep_freed_memory
+from stsbp_spec.engine.programs import gradients, output
+from stsbp_spec.engine.results import NeuronResiduals
+from stsbp_spec.engine.rules import Fusion, Rule
+from stsbp_spec.equations.assembly import Constants, NeuronEquations
+from stsbp_spec.equations.expressions import Recurrence
 from stsbp_spec.errors import BackendError
-from stsbp_spec.expr import Recurrence
-from stsbp_spec.graph import Op, Projection
-from stsbp_spec.grid import WeightGrid
-from stsbp_spec.losses.cross_entropy import CrossEntropy
-from stsbp_spec.memory import keep_freed_memory
-from stsbp_spec.optim.adamw import AdamWScalars, gradient_squares
-from stsbp_spec.programs import gradients, output
-from stsbp_spec.results import NeuronResiduals
-from stsbp_spec.rules import Fusion, Rule
-from stsbp_spec.synapses import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
-from stsbp_spec.synapses import batchnorm as spec_batchnorm
+from stsbp_spec.models.encoders.packed import PackedFrames
+from stsbp_spec.models.losses.cross_entropy import CrossEntropy
+from stsbp_spec.models.optim.adamw import AdamWScalars, gradient_squares
+from stsbp_spec.networks.graph import Op, Projection
+from stsbp_spec.networks.ops import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
+from stsbp_spec.networks.ops import batchnorm as spec_batchnorm
 from stsbp_spec.typing import AnyArray, Coding, Precision, Shape, UInt8
 
-from stsbp_jax import on_cpu
-from stsbp_jax.collective import JaxCollective, connect, together
-from stsbp_jax.compiling import Compiled, OneByOne
-from stsbp_jax.grid import (
+from stsbp_jax.contract.grid import (
     ARITHMETIC,
     GridChoice,
     describe_grid,
@@ -55,11 +52,14 @@ from stsbp_jax.grid import (
     weight_grid,
     wide,
 )
-from stsbp_jax.random import keep_mask
-from stsbp_jax.recurrence import recur
-from stsbp_jax.sharding import SpreadGradients, SpreadOutput, guarded
-from stsbp_jax.synapses import avgpool2d, batchnorm, conv2d, dropout, flatten, linear, maxpool2d, upsample2d
-from stsbp_jax.varying import alike
+from stsbp_jax.contract.random import keep_mask
+from stsbp_jax.distributed.collective import JaxCollective, connect, together
+from stsbp_jax.distributed.replication import alike
+from stsbp_jax.distributed.sharding import SpreadGradients, SpreadOutput, guarded
+from stsbp_jax.engine import on_cpu
+from stsbp_jax.engine.compiling import Compiled, OneByOne
+from stsbp_jax.equations.recurrence import recur
+from stsbp_jax.ops import avgpool2d, batchnorm, conv2d, dropout, flatten, linear, maxpool2d, upsample2d
 
 __all__ = ["PAIRS", "JaxBackend"]
 

@@ -16,17 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
-from stsbp_spec.checks import check_precision, samples_first
+from stsbp_spec.contract.grid import FLOOR
+from stsbp_spec.engine.checks import check_precision, samples_first
 from stsbp_spec.errors import ShapeError, SpecError
-from stsbp_spec.graph import Network, Projection
-from stsbp_spec.grid import FLOOR
-from stsbp_spec.network import Block, NetworkSpec
+from stsbp_spec.networks.graph import Network, Projection
+from stsbp_spec.networks.spec import Block, NetworkSpec
 from stsbp_spec.typing import Coding, Precision
-from stsbp_spec.values import integer, listed, shown
+from stsbp_spec.validation import integer, listed, shown
 
-from stsbp_jax import grid
 from stsbp_jax.backend import PAIRS
-from stsbp_jax.checks import (
+from stsbp_jax.contract import grid
+from stsbp_jax.engine.checks import (
     as_array,
     check_array,
     check_finite,
@@ -36,8 +36,8 @@ from stsbp_jax.checks import (
     on_grid,
     running_statistic,
 )
-from stsbp_jax.compiling import as_one, pair
-from stsbp_jax.segments import Settings, State, compute, fork, pieces
+from stsbp_jax.engine.compiling import as_one, pair
+from stsbp_jax.engine.segments import Settings, State, compute, fork, pieces
 
 __all__ = ["Output", "apply", "clip_to_domain", "snap_weights"]
 

@@ -2,16 +2,14 @@
 
 from importlib.metadata import version
 
-from stsbp_spec.backend import AbstractBackend, Batch, Device, LayerRun, RunResult, ValueAndGrad
-from stsbp_spec.grid import CONTRACT_VERSION
-from stsbp_spec.init import initial_weights
-from stsbp_spec.losses import LOSSES, Hamming, Loss, SpikeCount, VanRossum
-from stsbp_spec.network import Branches, NetworkSpec, SpikingLayer
-from stsbp_spec.neurons import ALIF, IF, LIF, NeuronModel
-from stsbp_spec.optim import AdamW
-from stsbp_spec.registry import installed_backends, load_backend, open_backend
-from stsbp_spec.surrogates import SURROGATES, Surrogate, parse_surrogate
-from stsbp_spec.synapses import (
+from stsbp_spec.contract.grid import CONTRACT_VERSION
+from stsbp_spec.engine.backend import AbstractBackend, Batch, Device, LayerRun, RunResult, ValueAndGrad
+from stsbp_spec.models.losses import LOSSES, Hamming, Loss, SpikeCount, VanRossum
+from stsbp_spec.models.neurons import ALIF, IF, LIF, NeuronModel
+from stsbp_spec.models.optim import AdamW
+from stsbp_spec.models.surrogates import SURROGATES, Surrogate, parse_surrogate
+from stsbp_spec.networks.initial_weights import initial_weights
+from stsbp_spec.networks.ops import (
     PSP,
     AvgPool2d,
     Conv2d,
@@ -23,6 +21,8 @@ from stsbp_spec.synapses import (
     OneToOne,
     Upsample2d,
 )
+from stsbp_spec.networks.spec import Branches, NetworkSpec, SpikingLayer
+from stsbp_spec.registry import installed_backends, load_backend, open_backend
 
 __version__ = version("stsbp-spec")
 

@@ -9,10 +9,10 @@ from importlib.metadata import entry_points, version
 from typing import TYPE_CHECKING
 
 from stsbp_spec.errors import BackendError, did_you_mean
-from stsbp_spec.values import shown
+from stsbp_spec.validation import shown
 
 if TYPE_CHECKING:
-    from stsbp_spec.backend import AbstractBackend
+    from stsbp_spec.engine.backend import AbstractBackend
 
 __all__ = ["API", "GROUP", "KNOWN_BACKENDS", "default_backend", "installed_backends", "load_backend", "open_backend"]
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from stsbp_spec import PSP, Hamming, NetworkSpec, SpikeCount, VanRossum
 
     from stsbp_torch.backend import TorchBackend
-    from stsbp_torch.losses import spike_loss
+    from stsbp_torch.models.losses import spike_loss
     from stsbp_torch.nn import (
         ALIF,
         IF,
@@ -39,7 +39,7 @@ __all__ = [
 _HOMES = {
     "stsbp_spec": ("PSP", "Hamming", "NetworkSpec", "SpikeCount", "VanRossum"),
     "stsbp_torch.backend": ("TorchBackend",),
-    "stsbp_torch.losses": ("spike_loss",),
+    "stsbp_torch.models.losses": ("spike_loss",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

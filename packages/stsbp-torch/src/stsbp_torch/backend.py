@@ -1,4 +1,4 @@
-"""The torch backend. It implements the interface of stsbp_spec.backend.
+"""The torch backend. It implements the interface of stsbp_spec.engine.backend.
 
 Its devices are `cpu` (fused numba kernels), `cpu:eager` (plain tensor expressions, for debugging), `cuda` and `cuda:N`
 (fused Triton kernels). On `cpu`, only filters and losses are plain tensor expressions, because they are small.
@@ -14,35 +14,36 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
-from stsbp_cpu import ahead, block, fused, recurrent, reductions
-from stsbp_cpu.forks import refuse_in_forks
-from stsbp_cpu.openmp import let_waiting_threads_sleep
-from stsbp_cpu.optim import adamw
-from stsbp_cpu.settings import settings_problem
-from stsbp_spec import grid
-from stsbp_spec.arrays import NUMPY, ArrayArithmetic
-from stsbp_spec.backend import AbstractBackend, Device, NeuronResiduals
-from stsbp_spec.collective import Collective, Rendezvous
-from stsbp_spec.encoders.packed import PackedFrames
-from stsbp_spec.equations import Constants, NeuronEquations
+from stsbp_cpu.contract import reductions
+from stsbp_cpu.engine import block, fused, precompile, recurrent
+from stsbp_cpu.engine.forks import refuse_in_forks
+from stsbp_cpu.engine.openmp import let_waiting_threads_sleep
+from stsbp_cpu.engine.settings import settings_problem
+from stsbp_cpu.models.optim import adamw
+from stsbp_spec.contract import grid
+from stsbp_spec.contract.arrays import NUMPY, ArrayArithmetic
+from stsbp_spec.contract.grid import WeightGrid
+from stsbp_spec.distributed.collective import Collective, Rendezvous
+from stsbp_spec.engine.backend import AbstractBackend, Device, NeuronResiduals
+from stsbp_spec.engine.memory import keep_freed_memory
+from stsbp_spec.engine.replay import wanted
+from stsbp_spec.engine.rules import Frozen, Fusion, Rule
+from stsbp_spec.equations.assembly import Constants, NeuronEquations
+from stsbp_spec.equations.expressions import Recurrence
 from stsbp_spec.errors import BackendError, printable
-from stsbp_spec.expr import Recurrence
-from stsbp_spec.graph import Op, Projection
-from stsbp_spec.grid import WeightGrid
-from stsbp_spec.losses.cross_entropy import CrossEntropy
-from stsbp_spec.memory import keep_freed_memory
-from stsbp_spec.optim.adamw import AdamWScalars
-from stsbp_spec.replay import wanted
-from stsbp_spec.rules import Frozen, Fusion, Rule
-from stsbp_spec.synapses import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
+from stsbp_spec.models.encoders.packed import PackedFrames
+from stsbp_spec.models.losses.cross_entropy import CrossEntropy
+from stsbp_spec.models.optim.adamw import AdamWScalars
+from stsbp_spec.networks.graph import Op, Projection
+from stsbp_spec.networks.ops import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
 from stsbp_spec.typing import AnyArray, Coding, Shape, UInt8
 
-from stsbp_torch.arrays import arithmetic
-from stsbp_torch.dense import DENSE
-from stsbp_torch.graphs import TorchGraphs
-from stsbp_torch.layout import TENSORS, empty, laid_out, logical, rows
-from stsbp_torch.recurrence import recur, recur_often, sent, sent_once
-from stsbp_torch.synapses import avgpool2d, batchnorm, conv2d, dropout, flatten, linear, maxpool2d, upsample2d
+from stsbp_torch.contract.arrays import arithmetic
+from stsbp_torch.engine.graphs import TorchGraphs
+from stsbp_torch.engine.layout import TENSORS, empty, laid_out, logical, rows
+from stsbp_torch.equations.recurrence import recur, recur_often, sent, sent_once
+from stsbp_torch.ops import avgpool2d, batchnorm, conv2d, dropout, flatten, linear, maxpool2d, upsample2d
+from stsbp_torch.ops.dense import DENSE
 
 __all__ = ["TorchBackend"]
 
@@ -76,7 +77,7 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
 
     @classmethod
     def compile_ahead(cls) -> tuple[int, int]:
-        return ahead.fill()
+        return precompile.fill()
 
     def open(self, device: str | None) -> str:
         name = device or "cpu"
@@ -88,7 +89,7 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
             keep_freed_memory()
             if self.fused:
                 let_waiting_threads_sleep()
-                ahead.prepare(dense=False)
+                precompile.prepare(dense=False)
             return name
         kind, _, index = name.partition(":")
         if kind != "cuda" or (index and not index.isdigit()):
@@ -201,7 +202,7 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         if self.torch_device.type == "cpu":
             run = recur_often if self.fused else recur
             return run(recurrence, constants, inputs, steps, summed=summed)
-        from stsbp_torch import fused_cuda
+        from stsbp_torch.equations import fused_cuda
 
         parameters = self._parameters(recurrence, constants)
         return fused_cuda.recur(recurrence, parameters, inputs, steps, summed=summed)
@@ -352,7 +353,7 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         return super().spike_count(s)
 
     def join(self, rendezvous: Rendezvous) -> Collective[torch.Tensor]:
-        from stsbp_torch.collective import TorchCollective
+        from stsbp_torch.distributed.collective import TorchCollective
 
         return TorchCollective(rendezvous, self.torch_device)
 

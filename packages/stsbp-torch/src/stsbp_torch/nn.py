@@ -21,32 +21,32 @@ from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
 import torch
-from stsbp_spec.checks import check_psp, check_weights
+from stsbp_spec.contract.grid import EXACT_LIMIT_BITS, FLOOR
+from stsbp_spec.contract.random import check_seed, check_step
+from stsbp_spec.engine.checks import check_psp, check_weights
+from stsbp_spec.engine.plan import plan
 from stsbp_spec.errors import NetworkError, NumericError, ShapeError, SpecError
-from stsbp_spec.graph import Edge, Input, Projection, Values
-from stsbp_spec.graph import Neurons as NeuronsOp
-from stsbp_spec.grid import EXACT_LIMIT_BITS, FLOOR
-from stsbp_spec.init import DEFAULT_GAIN, initial_weights
-from stsbp_spec.learned import Learned
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import ALIF as ALIFSpec
-from stsbp_spec.neurons import IF as IFSpec
-from stsbp_spec.neurons import LIF as LIFSpec
-from stsbp_spec.neurons import PLIF as PLIFSpec
-from stsbp_spec.neurons import NeuronModel
-from stsbp_spec.plan import plan
-from stsbp_spec.random import check_seed, check_step
-from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Dropout, GlobalAvgPool, Linear, MaxPool2d, Upsample2d
-from stsbp_spec.synapses.axes import PerAxis
-from stsbp_spec.synapses.base import Passing
+from stsbp_spec.models.learned import Learned
+from stsbp_spec.models.neurons import ALIF as ALIFSpec
+from stsbp_spec.models.neurons import IF as IFSpec
+from stsbp_spec.models.neurons import LIF as LIFSpec
+from stsbp_spec.models.neurons import PLIF as PLIFSpec
+from stsbp_spec.models.neurons import NeuronModel
+from stsbp_spec.networks.graph import Edge, Input, Projection, Values
+from stsbp_spec.networks.graph import Neurons as NeuronsOp
+from stsbp_spec.networks.initial_weights import DEFAULT_GAIN, initial_weights
+from stsbp_spec.networks.ops import PSP, AvgPool2d, Conv2d, Dropout, GlobalAvgPool, Linear, MaxPool2d, Upsample2d
+from stsbp_spec.networks.ops.axes import PerAxis
+from stsbp_spec.networks.ops.base import Passing
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import AnyArray, Precision, Shape
-from stsbp_spec.values import integer, real, shown, whole
+from stsbp_spec.validation import integer, real, shown, whole
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from stsbp_torch.checks import ONE_INPUT, RETURNED, check_axes, check_precision, check_steps, check_tensor
-from stsbp_torch.losses import spike_loss
-from stsbp_torch.segments import Handle, Layer, Made, Piece, Settings, backend_of, compute, handle_of
+from stsbp_torch.engine.checks import ONE_INPUT, RETURNED, check_axes, check_precision, check_steps, check_tensor
+from stsbp_torch.engine.segments import Handle, Layer, Made, Piece, Settings, backend_of, compute, handle_of
+from stsbp_torch.models.losses import spike_loss
 
 __all__ = [
     "ALIF",
@@ -212,7 +212,7 @@ _recorded = torch.inference_mode(False)
 
 
 class Neurons(torch.nn.Module):
-    """Neurons of any model with the synaptic filter before them, as in `stsbp_spec.neurons`.
+    """Neurons of any model with the synaptic filter before them, as in `stsbp_spec.models.neurons`.
 
     Learned parameters are in `learned`, by name. Call `clip_to_domain` after each step of an optimiser.
 
@@ -228,8 +228,8 @@ class Neurons(torch.nn.Module):
         super().__init__()
         if not (neuron is None or isinstance(neuron, NeuronModel)):
             raise SpecError(
-                f"neuron must be a neuron model, for example stsbp_torch.LIF() or stsbp_spec.neurons.LIF(), got "
-                f"{shown(neuron)}; stsbp_spec.neurons.parse_neuron reads the notation of the command line"
+                f"neuron must be a neuron model, for example stsbp_torch.LIF() or stsbp_spec.models.neurons.LIF(), got "
+                f"{shown(neuron)}; stsbp_spec.models.neurons.parse_neuron reads the notation of the command line"
             )
         if psp is not None:
             check_psp(psp)
@@ -617,7 +617,7 @@ class _Passing(torch.nn.Module):
 
 
 class SpikingAvgPool2d(_Passing):
-    """Average pooling of spikes (synapses/avgpool2d.py of the spec).
+    """Average pooling of spikes (ops/avgpool2d.py of the spec).
 
     If the number `n` of inputs in a window is not a power of two, the output is the sum. The next layer then needs an
     `input_max` that is `n` times as large, and `gain=1 / n` when it is called (`Sequential` does this).
@@ -628,7 +628,7 @@ class SpikingAvgPool2d(_Passing):
 
 
 class SpikingMaxPool2d(_Passing):
-    """Max pooling of spikes (synapses/maxpool2d.py of the spec)."""
+    """Max pooling of spikes (ops/maxpool2d.py of the spec)."""
 
     def __init__(self, size: PerAxis) -> None:
         super().__init__(MaxPool2d(size))
@@ -642,7 +642,7 @@ class SpikingGlobalAvgPool(_Passing):
 
 
 class SpikingUpsample2d(_Passing):
-    """Upsampling that repeats rows and columns of spikes (synapses/upsample2d.py of the spec)."""
+    """Upsampling that repeats rows and columns of spikes (ops/upsample2d.py of the spec)."""
 
     def __init__(self, factor: PerAxis) -> None:
         super().__init__(Upsample2d(factor))

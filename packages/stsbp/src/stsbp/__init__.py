@@ -51,7 +51,7 @@ def load_run(
     from pathlib import Path
 
     from stsbp_spec.registry import default_backend, open_backend
-    from stsbp_spec.values import shown
+    from stsbp_spec.validation import shown
 
     from stsbp.errors import CheckpointError
     from stsbp.training.run_folder import RunFolder

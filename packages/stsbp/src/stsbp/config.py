@@ -18,17 +18,17 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
-from stsbp_spec import surrogates
-from stsbp_spec.encoders import SACCADE_US, EventBinning, LabelCode
 from stsbp_spec.errors import SpecError
-from stsbp_spec.foreign import names_a_class
-from stsbp_spec.losses import LOSSES, OF_POTENTIALS, parse_loss
-from stsbp_spec.losses import stored as losses
-from stsbp_spec.neurons import NEURONS, parse_neuron
-from stsbp_spec.neurons import stored as neurons
-from stsbp_spec.nodes import is_nodes
-from stsbp_spec.surrogates import SURROGATES, parse_surrogate
-from stsbp_spec.values import shown
+from stsbp_spec.models import surrogates
+from stsbp_spec.models.encoders import SACCADE_US, EventBinning, LabelCode
+from stsbp_spec.models.losses import LOSSES, OF_POTENTIALS, parse_loss
+from stsbp_spec.models.losses import stored as losses
+from stsbp_spec.models.neurons import NEURONS, parse_neuron
+from stsbp_spec.models.neurons import stored as neurons
+from stsbp_spec.models.surrogates import SURROGATES, parse_surrogate
+from stsbp_spec.models.user_classes import names_a_class
+from stsbp_spec.networks.nodes import is_nodes
+from stsbp_spec.validation import shown
 
 from stsbp.datasets.registry import info_of, is_known, named_path, steps_of
 from stsbp.errors import ConfigError, did_you_mean

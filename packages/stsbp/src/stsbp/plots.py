@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stsbp_spec.graph import Edge, Input, Neurons, Node, Weighted
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.nodes import described
-from stsbp_spec.synapses.base import Merge
+from stsbp_spec.networks.graph import Edge, Input, Neurons, Node, Weighted
+from stsbp_spec.networks.nodes import described
+from stsbp_spec.networks.ops.base import Merge
+from stsbp_spec.networks.spec import NetworkSpec
 
 from stsbp.errors import ConfigError
 from stsbp.files import OutputKind, atomic_writer

@@ -7,8 +7,8 @@ from functools import cache
 
 import numpy as np
 from stsbp_spec import PSP, NetworkSpec, initial_weights, open_backend
-from stsbp_spec.neurons import parse_neuron
-from stsbp_spec.results import RunResult
+from stsbp_spec.engine.results import RunResult
+from stsbp_spec.models.neurons import parse_neuron
 from stsbp_spec.typing import Coding, Float32, Shape, UInt8
 
 STEPS, SAMPLES, OUTPUTS = 9, 3, 4

@@ -1,4 +1,4 @@
-// Average pooling over windows and its adjoint, channels-last: stsbp_spec/synapses/avgpool2d.py.
+// Average pooling over windows and its adjoint, channels-last: stsbp_spec/networks/ops/avgpool2d.py.
 // Both are exact: spikes add to small integers, and `scale` is a power of two.
 #include "contract.cuh"
 

@@ -1,4 +1,4 @@
-// Sums of batch normalisation over [rows, channels]: stsbp_spec/synapses/batchnorm.py.
+// Sums of batch normalisation over [rows, channels]: stsbp_spec/networks/ops/batchnorm.py.
 // A thread keeps to one channel and takes every so many rows; a channel's threads meet in atomics, whose sums are exact:
 // of integers, or in `reproducible` precision of doubles on one grid, so any order gives the same.
 #include "contract.cuh"

@@ -1,11 +1,11 @@
-// Dropout: the mask of stsbp_spec/random.py (Threefry-2x32-20) and its product with spikes or errors.
+// Dropout: the mask of stsbp_spec/contract/random.py (Threefry-2x32-20) and its product with spikes or errors.
 #include "contract.cuh"
 
 __device__ __forceinline__ unsigned int rotate(unsigned int x, int r) {
     return (x << r) | (x >> (32 - r));
 }
 
-// Both words of Threefry-2x32 with 20 rounds (Salmon et al. 2011); stsbp_spec.random.threefry2x32.
+// Both words of Threefry-2x32 with 20 rounds (Salmon et al. 2011); stsbp_spec.contract.random.threefry2x32.
 __device__ __forceinline__ void threefry2x32(unsigned int k0, unsigned int k1, unsigned int& x0, unsigned int& x1) {
     const unsigned int schedule[3] = {k0, k1, k0 ^ k1 ^ 0x1BD11BDAu};
     const int rotations[2][4] = {{13, 15, 26, 6}, {17, 29, 16, 24}};

@@ -1,4 +1,4 @@
-// The gradient norm: stsbp_spec/optim/adamw.py.
+// The gradient norm: stsbp_spec/models/optim/adamw.py.
 #include "contract.cuh"
 
 // Adds the squares of gradients rounded to `bits` below their maximum: integers, so any order gives the same.

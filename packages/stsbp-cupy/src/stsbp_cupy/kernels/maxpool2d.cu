@@ -1,4 +1,4 @@
-// Max pooling over windows and its adjoint, channels-last: stsbp_spec/synapses/maxpool2d.py.
+// Max pooling over windows and its adjoint, channels-last: stsbp_spec/networks/ops/maxpool2d.py.
 // `first` is the number, row by row, of the first largest input of a window.
 #include "contract.cuh"
 

@@ -1,4 +1,4 @@
-// The weight grid of the forward pass and the bound of its sums: stsbp_spec/grid.py, weight_grid.
+// The weight grid of the forward pass and the bound of its sums: stsbp_spec/contract/grid.py, weight_grid.
 #include "contract.cuh"
 
 // Exponent q of the finest grid with `weight_bits` bits, less `coarser`.

@@ -1,4 +1,4 @@
-"""The numpy backend: the float32 reference with the interface of stsbp_spec.backend, in one file.
+"""The numpy backend: the float32 reference with the interface of stsbp_spec.engine.backend, in one file.
 
 Convolutions are matrix products with unfolded windows. They are computed in chunks of frames, which limits the memory.
 Pooling adds up windows and multiplies by a power of two. Equations run one step after the other, as printed for numpy.
@@ -14,20 +14,21 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from stsbp_spec import grid, host, random
-from stsbp_spec.arrays import NUMPY
-from stsbp_spec.backend import AbstractBackend, Device
-from stsbp_spec.collective import Collective, Rendezvous
-from stsbp_spec.encoders.packed import PackedFrames
-from stsbp_spec.equations import Constants
+from stsbp_spec.contract import grid, random
+from stsbp_spec.contract.arrays import NUMPY
+from stsbp_spec.contract.grid import WeightGrid
+from stsbp_spec.distributed import host
+from stsbp_spec.distributed.collective import Collective, Rendezvous
+from stsbp_spec.engine.backend import AbstractBackend, Device
+from stsbp_spec.engine.rules import Rule
+from stsbp_spec.equations.assembly import Constants
+from stsbp_spec.equations.expressions import Recurrence
+from stsbp_spec.equations.printers import numpy_function
 from stsbp_spec.errors import BackendError
-from stsbp_spec.expr import Recurrence
-from stsbp_spec.graph import Op, Projection
-from stsbp_spec.grid import WeightGrid
-from stsbp_spec.printers import numpy_function
-from stsbp_spec.rules import Rule
-from stsbp_spec.synapses import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
-from stsbp_spec.synapses.avgpool2d import Pool2d
+from stsbp_spec.models.encoders.packed import PackedFrames
+from stsbp_spec.networks.graph import Op, Projection
+from stsbp_spec.networks.ops import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
+from stsbp_spec.networks.ops.avgpool2d import Pool2d
 from stsbp_spec.typing import AnyArray, Coding, Float32, Precision, Shape, UInt8
 
 __all__ = [

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stsbp_spec.backend import AbstractBackend, Batch
-from stsbp_spec.encoders import packed
-from stsbp_spec.init import initial_weights
-from stsbp_spec.trainer import StepResult
+from stsbp_spec.engine.backend import AbstractBackend, Batch
+from stsbp_spec.engine.trainer import StepResult
+from stsbp_spec.models.encoders import packed
+from stsbp_spec.networks.initial_weights import initial_weights
 from stsbp_spec.typing import Float32, Int64, Memory
 
 from stsbp.benchmarks.device import synchronise

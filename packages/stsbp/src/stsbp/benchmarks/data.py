@@ -14,8 +14,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
-from stsbp_spec.backend import AbstractBackend, Batch
-from stsbp_spec.encoders.packed import Inputs, PackedFrames
+from stsbp_spec.engine.backend import AbstractBackend, Batch
+from stsbp_spec.models.encoders.packed import Inputs, PackedFrames
 from stsbp_spec.typing import Int64
 
 from stsbp.benchmarks.cases import CASES, Step

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stsbp_spec.backend import AbstractBackend
-from stsbp_spec.memory import release_freed_memory
+from stsbp_spec.engine.backend import AbstractBackend
+from stsbp_spec.engine.memory import release_freed_memory
 from stsbp_spec.typing import Float32
 
 from stsbp.threads import cores, thread_count

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from stsbp_spec.backend import Batch
-from stsbp_spec.encoders.packed import Inputs, unpacked
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.synapses import AvgPool2d, Conv2d, Flatten, MaxPool2d, Upsample2d
+from stsbp_spec.engine.backend import Batch
+from stsbp_spec.models.encoders.packed import Inputs, unpacked
+from stsbp_spec.networks.ops import AvgPool2d, Conv2d, Flatten, MaxPool2d, Upsample2d
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import Float32
 
 if TYPE_CHECKING:

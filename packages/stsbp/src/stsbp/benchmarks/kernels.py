@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from stsbp_spec.backend import AbstractBackend
-from stsbp_spec.neurons.lif import LIF
-from stsbp_spec.synapses.psp import PSP
+from stsbp_spec.engine.backend import AbstractBackend
+from stsbp_spec.models.neurons.lif import LIF
+from stsbp_spec.networks.ops.psp import PSP
 from stsbp_spec.typing import Float32
 
 from stsbp.benchmarks.device import copier, queued, synchronise

@@ -10,8 +10,8 @@ import json
 import os
 import sys
 
-from stsbp_spec.backend import Batch
-from stsbp_spec.encoders.packed import unpacked
+from stsbp_spec.engine.backend import Batch
+from stsbp_spec.models.encoders.packed import unpacked
 from stsbp_spec.registry import open_backend
 from stsbp_spec.typing import Memory
 

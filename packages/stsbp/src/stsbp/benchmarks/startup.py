@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from stsbp_spec.backend import AbstractBackend
+from stsbp_spec.engine.backend import AbstractBackend
 
 from stsbp.benchmarks.result import Row, Tell
 from stsbp.benchmarks.timing import Timing, interleaved

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from stsbp_spec.backend import AbstractBackend
-from stsbp_spec.memory import kept_bytes
+from stsbp_spec.engine.backend import AbstractBackend
+from stsbp_spec.engine.memory import kept_bytes
 from stsbp_spec.typing import Memory
 
 from stsbp.benchmarks.cases import CASES, Case, Step, prepare

@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
-from stsbp_spec.backend import AbstractBackend
-from stsbp_spec.collective import Rendezvous
-from stsbp_spec.decoders import equally_near
+from stsbp_spec.distributed.collective import Rendezvous
+from stsbp_spec.distributed.launcher import found
+from stsbp_spec.engine.backend import AbstractBackend
 from stsbp_spec.errors import BackendError
+from stsbp_spec.models.decoders import equally_near
 from stsbp_spec.registry import default_backend, load_backend, open_backend
-from stsbp_spec.rendezvous import found
 from stsbp_spec.typing import Float64
-from stsbp_spec.values import shown
+from stsbp_spec.validation import shown
 
 from stsbp.cli import TYPED, Finite, Globals
 from stsbp.errors import ConfigError, did_you_mean, printable

@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from stsbp_spec.equations import filter_equations, loss_equations, neuron_equations
+from stsbp_spec.equations.assembly import filter_equations, loss_equations, neuron_equations
+from stsbp_spec.equations.expressions import Recurrence
+from stsbp_spec.equations.printers import LANGUAGES, definition
+from stsbp_spec.equations.ranges import flushes_of
 from stsbp_spec.errors import did_you_mean
-from stsbp_spec.expr import Recurrence
-from stsbp_spec.foreign import calling, imported, names_a_class
-from stsbp_spec.losses import LOSSES, Loss, parse_loss
-from stsbp_spec.neurons import NEURONS, NeuronModel, parse_neuron
-from stsbp_spec.optim.adamw import LEARNED_UPDATE, UPDATE
-from stsbp_spec.printers import LANGUAGES, definition
-from stsbp_spec.ranges import flushes_of
-from stsbp_spec.surrogates import SURROGATES, Surrogate, equation, parse_surrogate
-from stsbp_spec.synapses import PSP
-from stsbp_spec.values import shown
+from stsbp_spec.models.losses import LOSSES, Loss, parse_loss
+from stsbp_spec.models.neurons import NEURONS, NeuronModel, parse_neuron
+from stsbp_spec.models.optim.adamw import LEARNED_UPDATE, UPDATE
+from stsbp_spec.models.surrogates import SURROGATES, Surrogate, equation, parse_surrogate
+from stsbp_spec.models.user_classes import calling, imported, names_a_class
+from stsbp_spec.networks.ops import PSP
+from stsbp_spec.validation import shown
 
 from stsbp.cli import COMMANDS
 from stsbp.cli.common import Choice, completes, say

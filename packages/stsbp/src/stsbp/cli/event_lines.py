@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from stsbp_spec.values import shown
+from stsbp_spec.validation import shown
 
 from stsbp.errors import DataError
 

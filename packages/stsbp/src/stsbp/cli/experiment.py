@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from stsbp_spec.backend import AbstractBackend
+from stsbp_spec.engine.backend import AbstractBackend
 
 from stsbp.cli import COMMANDS, Globals, PathName
 from stsbp.cli.common import (

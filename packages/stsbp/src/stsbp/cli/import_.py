@@ -12,13 +12,13 @@ from typing import Any
 
 import click
 import numpy as np
+from stsbp_spec.contract.grid import CONTRACT_VERSION, FLOOR
+from stsbp_spec.engine.trainer import on_grid
 from stsbp_spec.errors import NetworkError
-from stsbp_spec.grid import CONTRACT_VERSION, FLOOR
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.nodes import written_nodes
+from stsbp_spec.networks.nodes import written_nodes
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.trainer import on_grid
-from stsbp_spec.values import listed, shown
+from stsbp_spec.validation import listed, shown
 
 from stsbp.cli import COMMANDS, PathName
 from stsbp.cli.common import Choice, Finite, program, say

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from stsbp_spec.network import NetworkSpec
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import Coding
 
 from stsbp.cli import COMMANDS, PathName

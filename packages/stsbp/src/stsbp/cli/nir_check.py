@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from stsbp_spec.values import listed
+from stsbp_spec.validation import listed
 
 from stsbp.cli import COMMANDS, PathName
 from stsbp.cli.common import Choice, Finite, say

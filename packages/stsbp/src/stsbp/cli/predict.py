@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import click
 import numpy as np
-from stsbp_spec.encoders import EventBinning
-from stsbp_spec.encoders.packed import unpacked
 from stsbp_spec.errors import SpecError
+from stsbp_spec.models.encoders import EventBinning
+from stsbp_spec.models.encoders.packed import unpacked
 from stsbp_spec.typing import AnyArray, Int64, UInt8
 
 from stsbp.cli import COMMANDS, Globals, PathName

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 import numpy as np
-from stsbp_spec.encoders.packed import unpacked
+from stsbp_spec.models.encoders.packed import unpacked
 
 from stsbp.cli import COMMANDS, Globals, PathName
 from stsbp.cli.common import Choice, checkpoint_option, choose_backend, limit_threads, say, say_warning, threads_option

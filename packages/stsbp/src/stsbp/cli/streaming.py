@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 import numpy as np
-from stsbp_spec.encoders import EventBinning
+from stsbp_spec.models.encoders import EventBinning
 from stsbp_spec.typing import AnyArray
 
 from stsbp.cli.common import say, say_distances

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from stsbp_spec.backend import AbstractBackend
-from stsbp_spec.network import NetworkSpec
+from stsbp_spec.engine.backend import AbstractBackend
+from stsbp_spec.networks.spec import NetworkSpec
 
 from stsbp.cli import COMMANDS, Globals, PathName
 from stsbp.cli.common import (

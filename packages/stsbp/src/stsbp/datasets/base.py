@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
-from stsbp_spec.encoders import EventBinning, PackedFrames
-from stsbp_spec.encoders.packed import Inputs, unpacked
+from stsbp_spec.contract.random import Stream, permutation
 from stsbp_spec.errors import ShapeError
-from stsbp_spec.foreign import calling
-from stsbp_spec.random import Stream, permutation
+from stsbp_spec.models.encoders import EventBinning, PackedFrames
+from stsbp_spec.models.encoders.packed import Inputs, unpacked
+from stsbp_spec.models.user_classes import calling
 from stsbp_spec.typing import AnyArray, Coding, Int64, Shape, UInt8
-from stsbp_spec.values import array_of, is_masked, shown, whole
+from stsbp_spec.validation import array_of, is_masked, shown, whole
 
 from stsbp.errors import DataError
 

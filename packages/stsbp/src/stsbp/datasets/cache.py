@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from stsbp_spec.kernel_cache import cache_root
+from stsbp_spec.engine.kernel_cache import cache_root
 from stsbp_spec.typing import Int64, UInt8
 
 from stsbp import budget, records

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from stsbp_spec.encoders import EventBinning
+from stsbp_spec.models.encoders import EventBinning
 from stsbp_spec.typing import AnyArray, Int64, Shape
-from stsbp_spec.values import listed
+from stsbp_spec.validation import listed
 
 from stsbp import budget
 from stsbp.datasets.base import Dataset, FrameSplit, Progress, Request, names_unreadable

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from stsbp_spec.typing import UInt8
-from stsbp_spec.values import listed
+from stsbp_spec.validation import listed
 
 from stsbp.datasets.base import (
     Dataset,

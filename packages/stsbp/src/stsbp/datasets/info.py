@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from stsbp_spec.typing import Coding
-from stsbp_spec.values import shown
+from stsbp_spec.validation import shown
 
 from stsbp.datasets.base import Dataset, Request
 from stsbp.errors import DataError

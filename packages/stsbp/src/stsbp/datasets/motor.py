@@ -15,7 +15,7 @@ gait (walk, trot or bound), of which one spikes steadily. No two samples have th
 from __future__ import annotations
 
 import numpy as np
-from stsbp_spec.random import Stream, uniform
+from stsbp_spec.contract.random import Stream, uniform
 from stsbp_spec.typing import Float64, Int64, UInt8
 
 from stsbp.datasets.base import Dataset, Request

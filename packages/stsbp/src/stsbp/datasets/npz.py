@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from stsbp_spec.typing import AnyArray, Int64, Shape
-from stsbp_spec.values import shown
+from stsbp_spec.validation import shown
 
 from stsbp import budget
 from stsbp.datasets.base import MOST_CLASSES, Request, Split, Subset, cut_test

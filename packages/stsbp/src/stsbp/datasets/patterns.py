@@ -7,7 +7,7 @@ pattern (`patterns-image`). The task tests memory and timing, so the test set is
 from __future__ import annotations
 
 import numpy as np
-from stsbp_spec.random import Stream, uniform
+from stsbp_spec.contract.random import Stream, uniform
 from stsbp_spec.typing import UInt8
 
 from stsbp.datasets.base import Dataset, Request, Subset

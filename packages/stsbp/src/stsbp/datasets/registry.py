@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stsbp_spec.encoders import EventBinning
-from stsbp_spec.foreign import calling
-from stsbp_spec.random import check_seed
-from stsbp_spec.values import integer, shown, truth
+from stsbp_spec.contract.random import check_seed
+from stsbp_spec.models.encoders import EventBinning
+from stsbp_spec.models.user_classes import calling
+from stsbp_spec.validation import integer, shown, truth
 
 from stsbp.datasets.base import Dataset, GuardedSplit, ProgressCallback, Request, Subset, lengths_of, select_balanced
 from stsbp.datasets.cache import default_cache_dir, expanded

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from stsbp_spec.random import Stream, bits, threefry2x32
+from stsbp_spec.contract.random import Stream, bits, threefry2x32
 from stsbp_spec.typing import AnyArray, Int64, UInt8, UInt32
 
 from stsbp.errors import DataError

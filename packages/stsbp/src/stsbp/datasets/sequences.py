@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from stsbp_spec.encoders.packed import Inputs
+from stsbp_spec.models.encoders.packed import Inputs
 from stsbp_spec.typing import AnyArray, Int64, Shape, UInt8
-from stsbp_spec.values import listed
+from stsbp_spec.validation import listed
 
 from stsbp.datasets.base import Dataset, FrameSplit, Request, names_unreadable
 from stsbp.datasets.info import DatasetInfo

@@ -29,7 +29,7 @@ __all__ = ["Lists", "SpokenFile"]
 
 _LARGEST = 2**62
 _LONGEST_US = 2**40
-"""Latest time of a spike in microseconds, as in `stsbp_spec.encoders.events`."""
+"""Latest time of a spike in microseconds, as in `stsbp_spec.models.encoders.events`."""
 _LONGEST_LINE = MEGABYTE
 """Largest size of a line that the other process writes, in bytes."""
 

@@ -2,7 +2,7 @@
 
 The files are in tonic's layout, in a subfolder of the data folder with the name of tonic's class, for example
 `SHD/shd_train.h5`. Users may also put them there by hand, with or without the archive that contained them. tonic opens
-them. Its results are checked, and binned like N-MNIST's recordings (`stsbp_spec.encoders.events`).
+them. Its results are checked, and binned like N-MNIST's recordings (`stsbp_spec.models.encoders.events`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from stsbp_spec.encoders import EventBinning
 from stsbp_spec.errors import SpecError
+from stsbp_spec.models.encoders import EventBinning
 from stsbp_spec.typing import AnyArray
 
 from stsbp import budget

@@ -21,9 +21,9 @@ from statistics import median
 from typing import Any
 
 import safetensors.numpy
-from stsbp_spec.backend import AbstractBackend
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.trainer import TrainState
+from stsbp_spec.engine.backend import AbstractBackend
+from stsbp_spec.engine.trainer import TrainState
+from stsbp_spec.networks.spec import NetworkSpec
 
 from stsbp import records
 from stsbp.config import RunConfig, differences, split_start

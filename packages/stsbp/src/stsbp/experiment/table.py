@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from stsbp_spec.network import NetworkSpec
+from stsbp_spec.networks.spec import NetworkSpec
 
 from stsbp.config import FREE, RunConfig, to_toml_value
 from stsbp.errors import printable

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from stsbp_spec.equations import Constants
-from stsbp_spec.graph import Place
-from stsbp_spec.network import NetworkSpec
+from stsbp_spec.engine.trainer import on_grid
+from stsbp_spec.equations.assembly import Constants
+from stsbp_spec.networks.graph import Place
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.trainer import on_grid
 from stsbp_spec.typing import Float32
 
 from stsbp.errors import ConfigError

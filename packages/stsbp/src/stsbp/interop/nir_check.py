@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 from stsbp_spec.errors import StsbpError
-from stsbp_spec.graph import Input, Network, Node
-from stsbp_spec.neurons import LIF, PLIF
+from stsbp_spec.models.neurons import LIF, PLIF
+from stsbp_spec.networks.graph import Input, Network, Node
 from stsbp_spec.typing import Float32, Float64
 
 from stsbp.errors import DataError

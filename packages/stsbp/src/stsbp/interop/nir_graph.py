@@ -26,10 +26,10 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
-from stsbp_spec.graph import Edge, Input, Neurons, Op, Place
-from stsbp_spec.grid import EXACT_LIMIT_BITS
-from stsbp_spec.neurons import ALIF, IF, LIF, PLIF, Readout
-from stsbp_spec.synapses import (
+from stsbp_spec.contract.grid import EXACT_LIMIT_BITS
+from stsbp_spec.models.neurons import ALIF, IF, LIF, PLIF, Readout
+from stsbp_spec.networks.graph import Edge, Input, Neurons, Op, Place
+from stsbp_spec.networks.ops import (
     Add,
     AvgPool2d,
     Concat,
@@ -41,8 +41,8 @@ from stsbp_spec.synapses import (
     OneToOne,
     Upsample2d,
 )
-from stsbp_spec.synapses.bias import Biased
-from stsbp_spec.synapses.psp import Filter, SynapticFilter
+from stsbp_spec.networks.ops.bias import Biased
+from stsbp_spec.networks.ops.psp import Filter, SynapticFilter
 from stsbp_spec.typing import AnyArray, Float32, Float64, Shape
 
 from stsbp.errors import ConfigError
@@ -358,7 +358,7 @@ class _Writer:
 
     def currents(self, place: Place) -> list[tuple[Filter, tuple[str, ...]]]:
         """The filters of a population, and for each the NIR nodes whose sum it filters, in the order of
-        equations.py."""
+        assembly.py."""
         found: dict[object, tuple[Filter, tuple[str, ...]]] = {}
         for number, (edge, values) in enumerate(zip(place.node.inputs, place.inputs, strict=True)):
             filter = values.filter(training=False)

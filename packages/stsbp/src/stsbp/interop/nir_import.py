@@ -16,14 +16,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from stsbp_spec.contract.grid import CEILING
 from stsbp_spec.errors import SpecError
-from stsbp_spec.graph import Edge, Neurons, Node
-from stsbp_spec.grid import CEILING
-from stsbp_spec.neurons import Readout
-from stsbp_spec.synapses import PSP, Add, Linear, OneToOne
-from stsbp_spec.synapses.base import Weighted
+from stsbp_spec.models.neurons import Readout
+from stsbp_spec.networks.graph import Edge, Neurons, Node
+from stsbp_spec.networks.ops import PSP, Add, Linear, OneToOne
+from stsbp_spec.networks.ops.base import Weighted
 from stsbp_spec.typing import Float32, Float64, Shape
-from stsbp_spec.values import MAX_SIZE
+from stsbp_spec.validation import MAX_SIZE
 
 from stsbp.errors import DataError
 from stsbp.interop.nir_nodes import (

@@ -17,7 +17,7 @@ from typing import Annotated, BinaryIO, TypeAlias
 import numpy as np
 from pydantic import Field
 from stsbp_spec.typing import AnyArray
-from stsbp_spec.values import shown
+from stsbp_spec.validation import shown
 
 from stsbp import budget, records
 from stsbp.errors import DataError

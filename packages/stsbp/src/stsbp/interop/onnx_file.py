@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stsbp_spec.expr import ordered
+from stsbp_spec.equations.expressions import ordered
 
 from stsbp.errors import ConfigError, printable
 from stsbp.files import OutputKind

@@ -18,10 +18,10 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 from stsbp_spec import CONTRACT_VERSION
-from stsbp_spec.expr import Recurrence, constant, where
-from stsbp_spec.graph import Edge, Input, Neurons, Op, Place
-from stsbp_spec.printers import LANGUAGES, definition
-from stsbp_spec.synapses import (
+from stsbp_spec.equations.expressions import Recurrence, constant, where
+from stsbp_spec.equations.printers import LANGUAGES, definition
+from stsbp_spec.networks.graph import Edge, Input, Neurons, Op, Place
+from stsbp_spec.networks.ops import (
     Add,
     AvgPool2d,
     Concat,
@@ -33,9 +33,9 @@ from stsbp_spec.synapses import (
     OneToOne,
     Upsample2d,
 )
-from stsbp_spec.synapses.avgpool2d import Pool2d
-from stsbp_spec.synapses.base import Passing, Weighted
-from stsbp_spec.synapses.batchnorm import FORWARD
+from stsbp_spec.networks.ops.avgpool2d import Pool2d
+from stsbp_spec.networks.ops.base import Passing, Weighted
+from stsbp_spec.networks.ops.batchnorm import FORWARD
 from stsbp_spec.typing import Float32, Shape
 
 import stsbp

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
-from stsbp_spec.expr import Expr, Recurrence, merged
-from stsbp_spec.grid import FLOOR
-from stsbp_spec.printers import new_state
+from stsbp_spec.contract.grid import FLOOR
+from stsbp_spec.equations.expressions import Expr, Recurrence, merged
+from stsbp_spec.equations.printers import new_state
 from stsbp_spec.typing import AnyArray
 
 __all__ = ["Nodes", "Step", "tensor"]

@@ -1,7 +1,7 @@
 """The computations of a trained network in evaluation, as data: weights on their grids, equations, and their constants.
 
 All exporters (c_source.py, onnx_file.py, nir_file.py) use this form, so they need not know any neuron model. The step
-of a population is an expression (stsbp_spec/expr.py), as for every backend. A network with float32 master weights
+of a population is an expression (stsbp_spec/equations/expressions.py), as for every backend. A network with float32 master weights
 computes with weights on a grid and with running statistics. Both have already been applied here.
 """
 
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from stsbp_spec.equations import Constants, neuron_equations
-from stsbp_spec.expr import Recurrence
-from stsbp_spec.graph import Neurons, Node, Place, Projection
-from stsbp_spec.network import NetworkSpec
+from stsbp_spec.engine.trainer import on_grid
+from stsbp_spec.equations.assembly import Constants, neuron_equations
+from stsbp_spec.equations.expressions import Recurrence
+from stsbp_spec.networks.graph import Neurons, Node, Place, Projection
+from stsbp_spec.networks.ops.batchnorm import Wide, of_running
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.synapses.batchnorm import Wide, of_running
-from stsbp_spec.trainer import on_grid
 from stsbp_spec.typing import Float32
 
 __all__ = ["About", "Normalised", "Population", "Program", "Weights", "program"]

@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import numpy as np
-from stsbp_spec.backend import AbstractBackend
-from stsbp_spec.collective import Collective, Part, Rendezvous, parts_of
+from stsbp_spec.distributed.collective import Collective, Part, Rendezvous, parts_of
+from stsbp_spec.engine.backend import AbstractBackend
 from stsbp_spec.errors import BackendError
 from stsbp_spec.typing import AnyArray
 

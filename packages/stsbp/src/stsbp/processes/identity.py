@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stsbp_spec.backend import AbstractBackend
-from stsbp_spec.grid import CONTRACT_VERSION
+from stsbp_spec.contract.grid import CONTRACT_VERSION
+from stsbp_spec.engine.backend import AbstractBackend
 
 from stsbp.config import to_toml_value
 from stsbp.errors import ConfigError

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 
 import click
-from stsbp_spec.meeting import free_port
+from stsbp_spec.distributed.rendezvous import free_port
 
 from stsbp.errors import ConfigError
 from stsbp.interrupts import INTERRUPTED, handled_by

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from stsbp_spec.meeting import listener
+from stsbp_spec.distributed.rendezvous import listener
 
 from stsbp.errors import legible
 from stsbp.interrupts import EXIT_CODE

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
-from stsbp_spec.decoders import nearest_sequence
-from stsbp_spec.metrics import f1, match_spikes
-from stsbp_spec.trainer import TrainState
+from stsbp_spec.engine.trainer import TrainState
+from stsbp_spec.models.decoders import nearest_sequence
+from stsbp_spec.models.metrics import f1, match_spikes
 from stsbp_spec.typing import AnyArray, Float32, Float64, Int64, UInt8
 
 from stsbp.datasets import Split

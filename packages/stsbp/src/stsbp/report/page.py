@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stsbp_spec.decoders import equally_near
-from stsbp_spec.network import NetworkSpec
+from stsbp_spec.models.decoders import equally_near
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import AnyArray, Float64, Int64
 
 from stsbp.config import RunConfig

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import overload
 
 import numpy as np
-from stsbp_spec.encoders.packed import Inputs, PackedFrames
-from stsbp_spec.random import Stream, threefry2x32
+from stsbp_spec.contract.random import Stream, threefry2x32
+from stsbp_spec.models.encoders.packed import Inputs, PackedFrames
 from stsbp_spec.typing import AnyArray, Float32, Int64, UInt8, UInt32
 
 __all__ = ["Augmentation", "augment"]

@@ -13,25 +13,25 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-from stsbp_spec.backend import AbstractBackend, Batch
-from stsbp_spec.collective import Part
-from stsbp_spec.decoders import nearest_sequence, spike_count
-from stsbp_spec.encoders import EventBinning, LabelCode, encode_repeat, packed
+from stsbp_spec.distributed.collective import Part
+from stsbp_spec.engine.backend import AbstractBackend, Batch
+from stsbp_spec.engine.trainer import Trainer
+from stsbp_spec.equations.ranges import flushes_of
 from stsbp_spec.errors import NetworkError
-from stsbp_spec.losses import LOSSES, CrossEntropy
-from stsbp_spec.losses.base import Loss
-from stsbp_spec.metrics import match_spikes
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import NEURONS, NeuronModel, Readout, parameters, parse_neuron
-from stsbp_spec.neurons.stored import from_text
-from stsbp_spec.nodes import is_nodes, parse_nodes
-from stsbp_spec.notation import parse_layers
-from stsbp_spec.optim.adamw import AdamW
-from stsbp_spec.ranges import flushes_of
-from stsbp_spec.synapses.psp import PSP
-from stsbp_spec.trainer import Trainer
+from stsbp_spec.models.decoders import nearest_sequence, spike_count
+from stsbp_spec.models.encoders import EventBinning, LabelCode, encode_repeat, packed
+from stsbp_spec.models.losses import LOSSES, CrossEntropy
+from stsbp_spec.models.losses.base import Loss
+from stsbp_spec.models.metrics import match_spikes
+from stsbp_spec.models.neurons import NEURONS, NeuronModel, Readout, parameters, parse_neuron
+from stsbp_spec.models.neurons.stored import from_text
+from stsbp_spec.models.optim.adamw import AdamW
+from stsbp_spec.networks.nodes import is_nodes, parse_nodes
+from stsbp_spec.networks.notation import parse_layers
+from stsbp_spec.networks.ops.psp import PSP
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import AnyArray, Coding, Float64, Int64, Shape, UInt8
-from stsbp_spec.values import listed, shown
+from stsbp_spec.validation import listed, shown
 
 from stsbp.config import OF_NEURONS, OWN, RECORDING_SETTINGS, RunConfig
 from stsbp.datasets import Dataset, Split, hold_out, load

@@ -8,8 +8,8 @@ from functools import cache, partial
 from typing import Any
 
 import numpy as np
-from stsbp_spec.decoders import nearest_sequence, spike_count
-from stsbp_spec.trainer import TrainState
+from stsbp_spec.engine.trainer import TrainState
+from stsbp_spec.models.decoders import nearest_sequence, spike_count
 from stsbp_spec.typing import AnyArray, Float64, Int64
 
 from stsbp.datasets import Split

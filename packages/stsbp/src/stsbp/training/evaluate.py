@@ -10,9 +10,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from stsbp_spec.backend import Batch
-from stsbp_spec.encoders.packed import Inputs
-from stsbp_spec.trainer import TrainState
+from stsbp_spec.engine.backend import Batch
+from stsbp_spec.engine.trainer import TrainState
+from stsbp_spec.models.encoders.packed import Inputs
 from stsbp_spec.typing import Int64
 
 from stsbp.datasets import Split

@@ -14,14 +14,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 import numpy as np
-from stsbp_spec.checks import check_weights
-from stsbp_spec.encoders.packed import Inputs
+from stsbp_spec.contract.grid import check_largest
+from stsbp_spec.contract.random import Stream, permutation
+from stsbp_spec.engine.checks import check_weights
 from stsbp_spec.errors import NumericError
-from stsbp_spec.foreign import calling
-from stsbp_spec.grid import check_largest
-from stsbp_spec.init import initial_weights
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.random import Stream, permutation
+from stsbp_spec.models.encoders.packed import Inputs
+from stsbp_spec.models.user_classes import calling
+from stsbp_spec.networks.initial_weights import initial_weights
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import AnyArray, Float32, Int64, Shape
 
 from stsbp.config import OWN, RunConfig, split_start, to_toml

@@ -20,15 +20,15 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
-from stsbp_spec.backend import Batch
-from stsbp_spec.encoders.packed import Inputs
+from stsbp_spec.contract.grid import CONTRACT_VERSION
+from stsbp_spec.contract.random import Stream, permutation
+from stsbp_spec.engine.backend import Batch
+from stsbp_spec.engine.trainer import StepResult, TrainState
 from stsbp_spec.errors import NumericError, ShapeError
-from stsbp_spec.grid import CONTRACT_VERSION
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.random import Stream, permutation
-from stsbp_spec.trainer import StepResult, TrainState
+from stsbp_spec.models.encoders.packed import Inputs
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import AnyArray, Float32, Int64
-from stsbp_spec.values import listed
+from stsbp_spec.validation import listed
 
 from stsbp import records
 from stsbp.config import RunConfig

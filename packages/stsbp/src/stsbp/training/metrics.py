@@ -19,12 +19,12 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 import numpy as np
-from stsbp_spec.encoders import LabelCode
-from stsbp_spec.grid import ZeroedErrors
-from stsbp_spec.losses import CrossEntropy
-from stsbp_spec.losses.base import Loss, joined
-from stsbp_spec.metrics import f1, precision, recall
-from stsbp_spec.synapses.psp import PSP
+from stsbp_spec.contract.grid import ZeroedErrors
+from stsbp_spec.models.encoders import LabelCode
+from stsbp_spec.models.losses import CrossEntropy
+from stsbp_spec.models.losses.base import Loss, joined
+from stsbp_spec.models.metrics import f1, precision, recall
+from stsbp_spec.networks.ops.psp import PSP
 from stsbp_spec.typing import AnyArray, Float64, Int64, UInt8
 
 from stsbp import records
@@ -48,7 +48,7 @@ __all__ = [
 class LabelDistances:
     """Distances `[B, K]` of output spike trains to the label sequence of every class.
 
-    The results equal those of `stsbp_spec.decoders.distances`, up to rounding, but the cost does not grow with the
+    The results equal those of `stsbp_spec.models.decoders.distances`, up to rounding, but the cost does not grow with the
     number of classes. A label code has only two patterns, so each neuron is compared with both. The distance to class
     `k` is that of the desired pattern at neuron `k`, plus that of the undesired pattern at all others. Outputs begin
     with step `first` of the sequences.
@@ -116,7 +116,7 @@ class ReadoutDistances:
 def spike_figures(sums: Mapping[str, float], samples: int) -> dict[str, float]:
     """How well outputs match target spike trains, from sums over `samples` samples.
 
-    `sums` has `matched`, `spikes` and `targets` (`stsbp_spec.metrics.SpikeMatches`) and the distances `van_rossum` and
+    `sums` has `matched`, `spikes` and `targets` (`stsbp_spec.models.metrics.SpikeMatches`) and the distances `van_rossum` and
     `hamming`. Returns `precision`, `recall` and `f1` over all spikes, and the means of both distances.
     """
     matches = _matches(sums)

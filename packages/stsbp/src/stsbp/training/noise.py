@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
-from stsbp_spec.encoders.packed import Inputs, PackedFrames, unpacked
-from stsbp_spec.random import Stream, threefry2x32
+from stsbp_spec.contract.random import Stream, threefry2x32
+from stsbp_spec.models.encoders.packed import Inputs, PackedFrames, unpacked
 from stsbp_spec.typing import AnyArray, Coding, Int64, UInt8, UInt32
 
 from stsbp.datasets.base import SequenceLabels, Split, lengths_of

@@ -12,15 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from stsbp_spec.encoders.packed import unpacked
-from stsbp_spec.graph import Edge, Projection
-from stsbp_spec.lengths import without_padding
-from stsbp_spec.network import Block, NetworkSpec
-from stsbp_spec.plan import rule_of
+from stsbp_spec.engine.plan import rule_of
+from stsbp_spec.engine.trainer import TrainState
+from stsbp_spec.models.encoders.packed import unpacked
+from stsbp_spec.models.lengths import without_padding
+from stsbp_spec.networks.graph import Edge, Projection
+from stsbp_spec.networks.ops import Conv2d, Dropout, Linear
+from stsbp_spec.networks.ops.base import Passing
+from stsbp_spec.networks.spec import Block, NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.synapses import Conv2d, Dropout, Linear
-from stsbp_spec.synapses.base import Passing
-from stsbp_spec.trainer import TrainState
 from stsbp_spec.typing import AnyArray, Float64, Int64
 
 from stsbp.datasets import Split

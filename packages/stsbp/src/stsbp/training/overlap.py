@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator
 
 import numpy as np
-from stsbp_spec.backend import AbstractBackend
+from stsbp_spec.engine.backend import AbstractBackend
 from stsbp_spec.typing import Coding
 
 from stsbp.config import RECORDING_SETTINGS, RunConfig, absolute, split_start

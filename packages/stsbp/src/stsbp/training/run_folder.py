@@ -23,8 +23,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from stsbp_spec.backend import AbstractBackend
-from stsbp_spec.grid import CONTRACT_VERSION
+from stsbp_spec.contract.grid import CONTRACT_VERSION
+from stsbp_spec.engine.backend import AbstractBackend
 
 from stsbp import records
 from stsbp.config import OWN, RunConfig, is_stored, read_toml, resolve, to_toml

@@ -9,18 +9,18 @@ from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
-from stsbp_spec.backend import AbstractBackend
-from stsbp_spec.checks import check_inputs, check_lengths, inputs_as_bytes
-from stsbp_spec.decoders import equally_near, nearest_sequence, spike_count
+from stsbp_spec.contract.grid import CONTRACT_VERSION
+from stsbp_spec.engine.backend import AbstractBackend
+from stsbp_spec.engine.checks import check_inputs, check_lengths, inputs_as_bytes
+from stsbp_spec.engine.stream import Stream
+from stsbp_spec.engine.trainer import TrainState
 from stsbp_spec.errors import NumericError, ShapeError
-from stsbp_spec.grid import CONTRACT_VERSION
-from stsbp_spec.lengths import without_padding
-from stsbp_spec.losses.base import Loss
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.stream import Stream
-from stsbp_spec.trainer import TrainState
+from stsbp_spec.models.decoders import equally_near, nearest_sequence, spike_count
+from stsbp_spec.models.lengths import without_padding
+from stsbp_spec.models.losses.base import Loss
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import Float32, Float64, Int64, UInt8
-from stsbp_spec.values import array_of, integer, shown
+from stsbp_spec.validation import array_of, integer, shown
 
 from stsbp import records
 from stsbp.config import RunConfig

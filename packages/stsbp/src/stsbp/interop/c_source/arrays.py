@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from stsbp_spec.graph import Values
+from stsbp_spec.networks.graph import Values
 from stsbp_spec.typing import Shape
 
 from stsbp.interop.c_source.texts import SIZES, loops, times

@@ -13,8 +13,8 @@ from string import Template
 from typing import BinaryIO
 
 import numpy as np
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.results import RunResult
+from stsbp_spec.engine.results import RunResult
+from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import UInt8
 
 from stsbp.interop.c_source.files import Source

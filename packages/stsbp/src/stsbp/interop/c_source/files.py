@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from stsbp_spec.graph import Input, Neurons
+from stsbp_spec.networks.graph import Input, Neurons
 
 import stsbp
 from stsbp.errors import FileError

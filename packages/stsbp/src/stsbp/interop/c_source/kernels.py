@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from stsbp_spec.graph import Op
-from stsbp_spec.synapses import Add, AvgPool2d, Concat, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
-from stsbp_spec.synapses.avgpool2d import Pool2d
-from stsbp_spec.synapses.base import Passing
-from stsbp_spec.synapses.one_to_one import OneToOne
+from stsbp_spec.networks.graph import Op
+from stsbp_spec.networks.ops import Add, AvgPool2d, Concat, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
+from stsbp_spec.networks.ops.avgpool2d import Pool2d
+from stsbp_spec.networks.ops.base import Passing
+from stsbp_spec.networks.ops.one_to_one import OneToOne
 from stsbp_spec.typing import Shape
 
 from stsbp.interop.c_source.arrays import Array

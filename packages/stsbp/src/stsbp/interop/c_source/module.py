@@ -9,9 +9,9 @@ from math import inf
 from typing import Any
 
 import numpy as np
-from stsbp_spec.graph import Edge, Input, Neurons, Node, Weighted
-from stsbp_spec.grid import EXACT_LIMIT_BITS
-from stsbp_spec.synapses import Dropout, Flatten
+from stsbp_spec.contract.grid import EXACT_LIMIT_BITS
+from stsbp_spec.networks.graph import Edge, Input, Neurons, Node, Weighted
+from stsbp_spec.networks.ops import Dropout, Flatten
 
 from stsbp.errors import ConfigError
 from stsbp.interop.c_source.arrays import Array

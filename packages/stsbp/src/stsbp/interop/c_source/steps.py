@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import inf
 
-from stsbp_spec.adjoint import free_variables, substituted
-from stsbp_spec.expr import Expr, Recurrence, named, ordered, snap
-from stsbp_spec.printers import Language, lines
-from stsbp_spec.synapses.batchnorm import FORWARD
+from stsbp_spec.equations.adjoint import free_variables, substituted
+from stsbp_spec.equations.expressions import Expr, Recurrence, named, ordered, snap
+from stsbp_spec.equations.printers import Language, lines
+from stsbp_spec.networks.ops.batchnorm import FORWARD
 from stsbp_spec.typing import Shape
 
 from stsbp.interop.c_source.arrays import Array

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from stsbp_spec.printers import LANGUAGES
+from stsbp_spec.equations.printers import LANGUAGES
 
 __all__ = ["SIZES", "C", "Names", "braced", "comment", "function", "identifier", "indented", "loops", "number_type",
            "over", "plus", "string", "table", "times"]  # fmt: skip

@@ -1,0 +1,1 @@
+"""Compilation, fusions, memory layout and threads."""

@@ -1,0 +1,1 @@
+"""Kernels of neurons and of the optimiser."""

@@ -1,0 +1,292 @@
+"""Neurons with several input projections, possibly with a recurrence. One kernel computes all steps.
+
+Recurrent connections do not cross samples. So a thread takes some samples and computes all steps of them, with their
+states in its cache. In the forward pass, the spikes of a step select the rows of the recurrent weights that are added.
+These sums are exact in any order. In the backward pass, the error signals of a few samples are multiplied by the
+weights together, so that the weights are loaded into the cache only once for these samples. Without a recurrence, the
+neurons are divided into runs of some hundred neurons instead. The step of the neurons is that of neurons.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numba import prange
+from stsbp_spec.contract.grid import FINEST_ERROR_EXPONENT, FLOOR
+from stsbp_spec.equations.assembly import NeuronEquations
+from stsbp_spec.typing import Float32, Float64, Int32, Int64, UInt8
+
+from stsbp_cpu.engine.compiling import cached_njit
+from stsbp_cpu.engine.threads import get_num_threads
+from stsbp_cpu.equations.vectors import LANES, NONE, ROOM, sum_scaled
+from stsbp_cpu.models.neurons import NOTHING, fire_all, fired_all, propagate_all, propagated_all
+from stsbp_cpu.ops.sparse.spikes import list_present
+
+__all__ = ["Loop", "backward", "forward"]
+
+_CHUNK = 512
+"""Number of neurons in a run if there is no recurrence."""
+_TOGETHER, _ROWS = 8, 16
+"""Maximum number of samples that are multiplied by the weights together, and number of rows of the weights at a time.
+
+These rows stay in the cache while all samples are multiplied by them.
+"""
+_ZERO = np.float32(0)
+_FLOOR_BITS = np.int32(np.float32(FLOOR).view(np.int32))
+_MAGNITUDE = np.int32(0x7FFFFFFF)
+_FINEST = FINEST_ERROR_EXPONENT
+
+
+class Loop(NamedTuple):
+    """A recurrence: weights through which neurons read their own spikes of the previous step.
+
+    Attributes:
+        at: index of the recurrence among the inputs of the equations.
+        weights: weights on their grid, `[N, N]`, or `[1, N]` for a one-to-one connection.
+    """
+
+    at: int
+    weights: Float32
+
+
+_NO_LOOP = Loop(-1, np.empty((0, 1), np.float32))
+
+
+def forward(
+    equations: NeuronEquations, zs: Sequence[Float32 | None], u: Float32, spikes: UInt8, kept: Float32,
+    learned: Float32 = NOTHING, loop: Loop | None = None,
+) -> None:  # fmt: skip
+    """Compute all steps of neurons and the filters before them.
+
+    Args:
+        equations: equations of the neurons and the filters.
+        zs: the inputs of `equations`, float32 `[1 or T, M]`. A single row is the input of every step. None stands for
+            the input of `loop`.
+        u, spikes, kept, learned: see `neurons.forward`. The `M` neurons are those of all samples, one sample after the
+            other.
+        loop: the recurrence; None: no recurrence.
+    """
+    equation, own = equations.forward, loop or _NO_LOOP
+    steps, neurons = u.shape
+    moving = [j for j, z in enumerate(zs) if z is not None and len(z) == steps]
+    still = [j for j, z in enumerate(zs) if z is not None and len(z) < steps]
+    order = np.full(len(zs), -1)
+    order[moving + still] = np.arange(len(moving) + len(still))
+    given = (_stacked([zs[j] for j in moving], neurons), _stacked([zs[j] for j in still], neurons)[:, 0])
+    of_spikes = _padded(own.weights.T if len(own.weights) > 1 else own.weights)
+    step, p = fire_all(equation, len(zs)), equations.forward_numbers
+    _forward(step, p, *given, order, own.at, of_spikes, _run(loop), len(equation.states), u, spikes, kept, learned)
+
+
+def backward(
+    equations: NeuronEquations, static: tuple[str, ...], u: Float32, kept: Float32, ds: Float32, dz: Float32,
+    sums: Float32, learned: Float32 = NOTHING, loop: Loop | None = None, bits: int = 0,
+) -> None:  # fmt: skip
+    """Compute the error signals of the weighted inputs.
+
+    Args:
+        equations: equations of the neurons and of the filters before them.
+        static: names in `equations.errors` whose error signals are summed over the steps, because their inputs are the
+            same at every step.
+        u, kept, ds, learned: see `neurons.backward`.
+        dz: filled with the other error signals, each once, in the order of `equations.errors`, float32 `[E, T, M]`.
+        sums: filled with the error signals of `static`, followed by each neuron's contribution to the gradients of the
+            learned parameters, `[S, M]`.
+        loop: the recurrence. Its weights carry error signals of a step to the spikes of the previous step.
+        bits: bits of `Pairs.sample_grid`. Error signals are rounded to this grid before they are multiplied by the
+            recurrent weights, and sums are float64. 0: no rounding, and sums are float32.
+    """
+    summed = (*static, *equations.terms.values())
+    equation = equations.backward.summing(summed) if loop is None else equations.recurrent(static)
+    own = loop or _NO_LOOP
+    row = -1 if loop is None else list(equation.outputs).index(equations.errors[loop.at])
+    chunks = -(-u.shape[1] // _run(loop))
+    together = 1 if loop is None else max(1, min(_TOGETHER, chunks // get_num_threads()))
+    step = propagate_all(equation, len(equations.terms), recurrent=loop is not None)
+    p, states = equations.backward_numbers, len(equation.states)
+    _backward(step, p, u, kept, ds, row, _padded(own.weights), bits, _run(loop), together, states, dz, sums, learned)
+
+
+def _stacked(arrays: Sequence[Float32 | None], neurons: int) -> Float32:
+    """The arrays as `[J, T, M]`. A single array is not copied."""
+    if not arrays:
+        return np.empty((0, 1, neurons), np.float32)
+    return np.stack(arrays) if len(arrays) > 1 else np.asarray(arrays[0])[None]  # type: ignore[arg-type]
+
+
+def _padded(w: Float32) -> Float32:
+    """A copy of `w` whose rows are padded with zeros to whole vectors."""
+    rows, columns = w.shape
+    padded = np.zeros((rows, -(-columns // LANES) * LANES), np.float32)
+    padded[:, :columns] = w
+    return padded
+
+
+def _run(loop: Loop | None) -> int:
+    """Number of neurons that a thread takes at a time."""
+    return _CHUNK if loop is None else loop.weights.shape[1]
+
+
+@cached_njit(parallel=True, error_model="numpy")
+def _forward(
+    step: int, p: Float32, moving: Float32, still: Float32, order: Int64, own: int, v: Float32, length: int,
+    states: int, u: Float32, spikes: UInt8, kept: Float32, learned: Float32,
+) -> None:  # fmt: skip
+    """Fill `u`, `spikes`, `[T, M]`, and `kept`, `[K, T, M]`.
+
+    Args:
+        step: the address that `fire_all` returns.
+        p: parameters of the equation.
+        moving, still: inputs that change over time, `[., T, M]`, and constant inputs, `[., M]`.
+        order: for each input of the equation, its index in `moving` followed by `still`. -1 stands for the recurrence,
+            which is input number `own`.
+        v: weights of the recurrence. Row `i` contains the weights of the spike of neuron `i`, padded to whole vectors.
+            A single row: one-to-one connection.
+        length: number of neurons in a run; with a recurrence, in a sample.
+        states: number of states of the equation.
+        learned: learned parameters, `[P, M]`.
+    """
+    steps, neurons = u.shape
+    wide = (length + LANES - 1) // LANES * LANES
+    weights = v.reshape(-1)
+    for chunk in prange((neurons + length - 1) // length):
+        low = chunk * length
+        n = min(length, neurons - low)
+        s = np.zeros((states, length), np.float32)
+        given = np.zeros((len(order), wide), np.float32)
+        places, ones = np.empty(length + 1, np.int32), np.ones(length + 1, np.float32)
+        count = 0
+        for t in range(steps):
+            for j in range(len(order)):
+                if order[j] >= 0:
+                    row = moving[order[j], t] if order[j] < len(moving) else still[order[j] - len(moving)]
+                    for i in range(n):
+                        given[j, i] = row[low + i]
+            if own >= 0 and t > 0:
+                given[own] = _ZERO
+                if len(v) == 1:
+                    for k in range(count):
+                        given[own, places[k]] = weights[places[k]]
+                else:
+                    sum_scaled(
+                        given.reshape(-1), own * wide, weights, places, wide, NONE, ones, NONE, count, wide // LANES
+                    )
+            fires = spikes[t, low : low + n]
+            fired_all(step, p, given, s, u[t, low : low + n], fires, kept, t * neurons + low, learned, low, n)
+            if own >= 0:
+                count = 0
+                for i in range(n):
+                    places[count] = i
+                    count += fires[i]
+
+
+@cached_njit(parallel=True, error_model="numpy")
+def _backward(
+    step: int, p: Float32, u: Float32, kept: Float32, ds: Float32, own: int, v: Float32, bits: int, length: int,
+    together: int, states: int, dz: Float32, sums: Float32, learned: Float32,
+) -> None:  # fmt: skip
+    """Fill `dz`, `[E, T, M]`, and `sums`, `[S, M]`. `sums` contains the last `S` states of the equation.
+
+    Args:
+        step: the address that `propagate_all` returns.
+        p: parameters of the equation.
+        u, kept, ds: see the public function.
+        own: index in `dz` of the error signal that goes back through the recurrence; -1: no recurrence.
+        v: weights of the recurrence, `[N, N]` or `[1, N]`, with rows padded to whole vectors.
+        bits: see the public function.
+        length: number of neurons in a run; with a recurrence, in a sample.
+        together: number of samples that are multiplied by the weights together.
+        states: number of states of the equation.
+        learned: learned parameters, `[P, M]`.
+    """
+    steps, neurons = u.shape
+    wide = (length + LANES - 1) // LANES * LANES
+    chunks = (neurons + length - 1) // length
+    for group in prange((chunks + together - 1) // together):
+        first = group * together
+        members = min(together, chunks - first)
+        s = np.zeros((together, states, length), np.float32)
+        above, below = np.zeros((2, length), np.float32), np.empty((max(1, len(dz)), length), np.float32)
+        back = np.zeros((together, wide), np.float32)
+        exact = np.zeros((together if bits > 0 else 0, length), np.float64)
+        places, scales = np.empty((together, length + ROOM), np.int32), np.empty((together, length), np.float32)
+        counts = np.zeros(together, np.int64)
+        for late in range(steps):
+            t = steps - 1 - late
+            for c in range(members):
+                low = (first + c) * length
+                n = min(length, neurons - low)
+                for i in range(n):
+                    above[0, i] = ds[t, low + i]
+                    above[1, i] = back[c, i]
+                at = t * neurons + low
+                propagated_all(step, p, u[t, low : low + n], above, s[c], kept, at, learned, low, below, n)
+                for e in range(len(dz)):
+                    for i in range(n):
+                        dz[e, t, low + i] = below[e, i]
+                if own >= 0 and t > 0:
+                    if bits > 0:
+                        _round(below[own], bits)
+                    counts[c] = list_present(below[own], places[c], scales[c])
+            if own >= 0 and t > 0:
+                _send_back(v, places, scales, counts, members, back, exact)
+        for c in range(members):
+            low = (first + c) * length
+            n = min(length, neurons - low)
+            for k in range(len(sums)):
+                for i in range(n):
+                    sums[k, low + i] = s[c, states - len(sums) + k, i]
+
+
+@cached_njit()
+def _round(x: Float32, bits: int) -> None:
+    """Round one sample `[N]` to `Pairs.sample_grid`, in place."""
+    magnitudes = x.view(np.int32)
+    most = np.int32(0)
+    for i in range(len(x)):
+        most = max(most, magnitudes[i] & _MAGNITUDE)
+    if most < _FLOOR_BITS:
+        x[:] = _ZERO
+        return
+    exponent = min(bits + 126 - int(most >> 23), _FINEST)
+    scale, unit = np.float32(math.ldexp(1.0, exponent)), np.float32(math.ldexp(1.0, -exponent))
+    for i in range(len(x)):
+        x[i] = np.rint(x[i] * scale) * unit
+
+
+@cached_njit()
+def _send_back(
+    v: Float32, places: Int32, scales: Float32, counts: Int64, members: int, back: Float32, exact: Float64
+) -> None:
+    """Fill `back`, `[samples, .]`, with the sums of the rows of `v` times the listed error signals, in list order.
+
+    If `exact` is not empty, the sums are taken in it, in float64, and then rounded.
+    """
+    wide, weights, rows = back.shape[1], v.reshape(-1), len(v)
+    back[:] = _ZERO
+    exact[:] = 0.0
+    if rows == 1:
+        for c in range(members):
+            for k in range(counts[c]):
+                back[c, places[c, k]] = scales[c, k] * weights[places[c, k]]
+        return
+    for low in range(0, rows, _ROWS):
+        for c in range(members):
+            high = min(low + _ROWS, counts[c])
+            if len(exact) == 0:
+                if low < high:
+                    sum_scaled(
+                        back.reshape(-1), c * wide, weights, places[c], wide, NONE, scales[c], low, high, wide // LANES
+                    )
+            else:
+                total = exact[c]
+                for k in range(low, high):
+                    row, scale = v[places[c, k]], np.float64(scales[c, k])
+                    for i in range(len(total)):
+                        total[i] += scale * np.float64(row[i])
+    for c in range(len(exact)):
+        for i in range(exact.shape[1]):
+            back[c, i] = np.float32(exact[c, i])

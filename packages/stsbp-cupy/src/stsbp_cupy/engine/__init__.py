@@ -1,0 +1,1 @@
+"""The devices `cuda` and `host`: compilation, launches, CUDA graphs."""

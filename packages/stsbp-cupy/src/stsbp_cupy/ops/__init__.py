@@ -1,0 +1,1 @@
+"""Launchers of stsbp_spec.networks.ops."""

@@ -1,1 +1,0 @@
-"""Launchers of stsbp_spec.synapses."""

@@ -1,0 +1,1 @@
+"""Compilation, segments of a network, and calls of the host."""

@@ -1,0 +1,224 @@
+"""Functions of numpy arrays as parts of JAX programs on the CPU. XLA calls them on its own memory, without a copy.
+
+`jax.pure_callback` does the same, but it copies arrays, and one call takes longer than many kernels. Here, a single
+handler of XLA, written in Python, runs all functions (ffi.py). It runs only one function at a time, because XLA may
+call from several threads at once. Parallel kernels of numba release the GIL, and two of them must not run at the same
+time if numba's threading layer is `workqueue`.
+
+A function runs on one of XLA's threads, or on the thread that called the program. It must not call JAX. It must not
+keep the arrays that it was given, because XLA reuses their memory when the function has returned.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from traceback import clear_frames
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from stsbp_cpu.engine.layout import wanted
+from stsbp_spec.engine.kernel_cache import digest
+from stsbp_spec.errors import ShapeError
+from stsbp_spec.typing import AnyArray, Shape
+
+from stsbp_jax.distributed.replication import alike, result_like
+from stsbp_jax.engine.ffi import CANCELLED, CODES, INTERNAL, RESOURCE_EXHAUSTED, Memory, Site, open_door
+
+__all__ = ["Making", "host_call", "one_at_a_time", "original_errors"]
+
+_NAME = "stsbp_host"
+_KEPT = 16
+"""Maximum number of errors that are kept."""
+
+one_at_a_time = threading.RLock()
+"""A lock that is held while a function of the host runs.
+
+If numba's threading layer is `workqueue`, other threads that run parallel kernels of numba must hold the lock, too.
+This layer ends the process if two parallel kernels run at the same time.
+"""
+
+_lock = threading.Lock()
+_sites: dict[int, Site] = {}
+_numbers: dict[Hashable, int] = {}
+_is_open = False
+
+_errors: dict[int, BaseException] = {}
+_next_error = count(1)
+_TICKET = re.compile(r"\[host call (\d+)\]")
+
+
+def host_call(
+    function: Callable[..., None],
+    results: Sequence[jax.ShapeDtypeStruct],
+    *arrays: Any,
+    fixed: tuple[Hashable, ...] = (),
+) -> tuple[Array, ...]:
+    """The arrays that `function(*fixed, *arrays, out=[...])` writes to `out`, on the CPU.
+
+    JAX assumes that the function has no other effect, and may call it any number of times. `vmap` calls it once for
+    each element.
+
+    Args:
+        function: function of numpy arrays, which are contiguous in the order of their axes. The arrays of `out` are
+            uninitialised. The function is kept until the process ends, because a program may call it whenever it runs.
+            Equal functions with equal `fixed` must do the same, because only one of them is kept.
+        results: shapes and dtypes (bool, uint8, int32, uint32, int64, float32, float64) of `out`.
+        arrays: arrays of the same dtypes. `function` must not write to them. They are not read-only, because numba
+            would compile every kernel again for read-only arrays.
+        fixed: arguments that are the same in each call of a program.
+
+    Raises:
+        BackendError: this version of jaxlib calls functions of the host in an unknown way.
+        ShapeError: a dtype is not in the list above.
+    """
+    _open()
+    given: tuple[Array, ...] = alike(tuple(x if isinstance(x, Array) else jnp.asarray(x) for x in arrays))
+    memories = tuple(tuple(Memory(tuple(x.shape), np.dtype(x.dtype)) for x in each) for each in (given, results))
+    for memory in (*memories[0], *memories[1]):
+        if memory.dtype not in CODES:
+            known = ", ".join(dtype.name for dtype in CODES)
+            raise ShapeError(f"a call of the host takes and returns arrays of {known}, not {memory.dtype}")
+    if not results:
+        return ()
+    types = [result_like(memory.shape, memory.dtype, given) for memory in memories[1]]
+    call: Any = jax.ffi.ffi_call(_NAME, types, vmap_method="sequential")
+    return tuple(call(*given, number=np.int64(_number(function, fixed, *memories))))
+
+
+def _open() -> None:
+    global _is_open
+    with _lock:
+        if not _is_open:
+            open_door(_NAME, _sites, _told)
+            _is_open = True
+
+
+def _number(
+    function: Callable[..., None],
+    fixed: tuple[Hashable, ...],
+    arguments: tuple[Memory, ...],
+    results: tuple[Memory, ...],
+) -> int:
+    key = (function, fixed, arguments, results)
+    with _lock:
+        if key not in _numbers:
+            number = _number_of(function, arguments, results, len(_numbers))
+            _sites[number] = Site(partial(_run, function, fixed), arguments, results)
+            _numbers[key] = number
+        return _numbers[key]
+
+
+def _number_of(function: Any, *place: Any) -> int:
+    """A number that is the same in every process that traces the same programs.
+
+    Because the number is the same, JAX finds these programs in its cache on the disk. A process that traces other
+    programs does not mistake the cached programs for its own.
+    """
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return int(digest(name, *map(repr, place))[:15], 16)
+
+
+def _run(
+    function: Callable[..., None], fixed: tuple[Hashable, ...], arrays: Sequence[AnyArray], out: Sequence[AnyArray]
+) -> None:
+    # The caller's errstate does not hold in a thread of XLA. An overflow later raises an error that names the layer.
+    with one_at_a_time, np.errstate(over="ignore", invalid="ignore"):
+        function(*fixed, *arrays, out=out)
+
+
+def _told(error: BaseException) -> tuple[str, int]:
+    """Message and code of an error for XLA. The error itself is kept for `original_errors`."""
+    number = next(_next_error)
+    _forget_arrays(error)
+    _errors[number] = error
+    for old in [*_errors][:-_KEPT]:
+        _errors.pop(old, None)
+    code = INTERNAL
+    if isinstance(error, MemoryError):
+        code = RESOURCE_EXHAUSTED
+    elif isinstance(error, KeyboardInterrupt):
+        code = CANCELLED
+    try:
+        text = str(error)
+    except Exception:
+        text = "(without a message)"
+    return f"[host call {number}] {type(error).__name__}: {text}", code
+
+
+def _forget_arrays(error: BaseException) -> None:
+    """Clear the frames of tracebacks, because XLA is about to reuse the memory of their arrays."""
+    seen: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        each = pending.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            clear_frames(each.__traceback__)
+            pending += [each.__cause__, each.__context__]
+
+
+@contextmanager
+def original_errors() -> Iterator[None]:
+    """Raise the error of a function of the host in place of JAX's JaxRuntimeError or ValueError.
+
+    JAX raises these errors when a program is called or when its results are waited for. So both must be inside this
+    context.
+    """
+    original = None
+    try:
+        yield
+    except Exception as error:
+        found = _TICKET.search(str(error))
+        original = _errors.get(int(found[1])) if found else None
+        if original is None:
+            raise
+    if original is not None:
+        raise original from original.__cause__
+
+
+@dataclass(frozen=True)
+class Making:
+    """Adapts a function that returns its results, so that `host_call` can call it.
+
+    If the function calls stsbp_cpu's `empty_memory`, it gets the memory of a result with the same shape and dtype.
+    Results in other memory are copied at the end.
+
+    Args:
+        function: function that returns a sequence of arrays.
+    """
+
+    function: Callable[..., Sequence[AnyArray]]
+
+    def __call__(self, *arguments: Any, out: Sequence[AnyArray]) -> None:
+        with wanted(out):
+            found = self.function(*arguments)
+        _put(found, out)
+
+
+def _put(found: Sequence[AnyArray], out: Sequence[AnyArray]) -> None:
+    """Copy arrays to `out`, except those that are there already. An array may overlap with any array of `out`."""
+    made, promised = [(x.shape, x.dtype) for x in found], [(x.shape, x.dtype) for x in out]
+    if made != promised:
+        raise ShapeError(f"a function of the host returned {_listed(made)} instead of {_listed(promised)}")
+    elsewhere = [(x, target) for x, target in zip(found, out, strict=True) if not _is_same(x, target)]
+    # All arrays are read before the first one is written.
+    safe = [x.copy() if any(np.may_share_memory(x, y) for y in out) else x for x, _ in elsewhere]
+    for x, (_, target) in zip(safe, elsewhere, strict=True):
+        target[...] = x
+
+
+def _is_same(x: AnyArray, target: AnyArray) -> bool:
+    return x is target or (x.strides == target.strides and x.ctypes.data == target.ctypes.data)
+
+
+def _listed(arrays: list[tuple[Shape, Any]]) -> str:
+    return ", ".join(f"{dtype}{list(shape)}" for shape, dtype in arrays) or "nothing"

@@ -1,0 +1,736 @@
+"""The operations of the JAX backend on the CPU: operations of stsbp_cpu that are called on JAX's memory (host_callback.py).
+
+In memory, arrays that are channels last in JAX, `[T, B, H, W, C]`, are the arrays that stsbp_cpu calls
+`[T, B, C, H, W]`. A sparse block is one call in the forward pass and one in the backward pass. Each call chooses from
+its input how to compute, as in every backend that uses these kernels.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from stsbp_cpu.backend import CpuBackend
+from stsbp_cpu.contract import reductions
+from stsbp_cpu.engine import block, recurrent
+from stsbp_cpu.engine.layout import NUMPY
+from stsbp_cpu.engine.recurrent import FusedRecurrent
+from stsbp_cpu.engine.threads import get_num_threads, set_num_threads
+from stsbp_cpu.ops import conv2d, dropout, linear
+from stsbp_spec.contract.grid import WeightGrid
+from stsbp_spec.distributed.collective import Part
+from stsbp_spec.engine.plan import Chain, Drops, Population, Recurrent, Weights, rule_of
+from stsbp_spec.engine.results import NeuronResiduals
+from stsbp_spec.engine.rules import BackwardResult, Deferred, ForwardResult, Rule, Run, Step
+from stsbp_spec.equations.assembly import Constants, NeuronEquations
+from stsbp_spec.equations.expressions import Recurrence
+from stsbp_spec.errors import ExactnessError, NumericError
+from stsbp_spec.models.optim.adamw import AdamWScalars
+from stsbp_spec.networks.graph import Op, Projection
+from stsbp_spec.networks.ops import AvgPool2d, Conv2d, Linear, MaxPool2d, batchnorm
+from stsbp_spec.typing import AnyArray, Precision, Shape
+
+from stsbp_jax.contract.grid import GridChoice, wide
+from stsbp_jax.engine.host_callback import Making, host_call, one_at_a_time
+
+__all__ = [
+    "RULES", "adamw", "channelwise", "dropout_mask", "error_grid", "error_moments", "fits", "fuse",
+    "gradient_squares",
+    "largest_error", "moments", "of_channels", "population_backward",
+    "population_forward", "recur", "sample_grid", "spike_count", "weight_grid",
+    "weight_grid_of_values",
+]  # fmt: skip
+
+_FLAT, _IMAGES = 3, 5
+
+
+def _cpu() -> CpuBackend:
+    global _opened
+    if _opened is None:
+        _opened = CpuBackend()
+    return _opened
+
+
+_opened: CpuBackend | None = None
+
+
+def _call(function: Callable[..., Any], results: Any, *arrays: Any, fixed: tuple[Hashable, ...] = ()) -> Any:
+    """Call `function(*fixed, *arrays)` with numpy arrays.
+
+    `arrays` and the results may be trees. `results` has the shapes and dtypes of the results.
+    """
+    given, of_given = jax.tree.flatten(arrays)
+    wanted, of_wanted = jax.tree.flatten(results)
+    with wide():
+        if (device := _where(given)) is not None:
+            memories = [_opened_memory(x) for x in given]
+            with one_at_a_time:
+                found = _make(function, fixed, of_given, *memories)
+            # A JAX array may take over the memory of a numpy array. This memory must not belong to another JAX array.
+            own = (x.copy() if any(np.may_share_memory(x, y) for y in memories) else x for x in found)
+            made = [jax.device_put(x, device[0]) for x in own]
+        else:
+            made = list(host_call(_MAKING, wanted, *given, fixed=(get_num_threads(), function, fixed, of_given)))
+    return jax.tree.unflatten(of_wanted, made)
+
+
+def _where(arrays: Sequence[Any]) -> tuple[Any] | None:
+    """The device, in a tuple, to which the results of an operation belong that runs on its own.
+
+    `(None,)`: the results are not tied to a certain device. None: the arguments are traced, or on several devices.
+    """
+    places: set[Any] = set()
+    committed = False
+    for x in arrays:
+        if isinstance(x, jax.core.Tracer):
+            return None
+        if isinstance(x, Array):
+            places |= x.devices()
+            committed |= x.committed
+    if len(places) != 1:
+        return None
+    return (places.pop() if committed else None,)
+
+
+def _opened_memory(x: Any) -> AnyArray:
+    """An array's memory as a writeable array. For a read-only array, numba would compile every kernel again."""
+    found = np.asarray(x)
+    if found.flags.writeable or not found.nbytes:
+        return found
+    memory: Any = (ctypes.c_char * found.nbytes).from_address(found.ctypes.data)
+    return np.ndarray(found.shape, found.dtype, memory)
+
+
+def _make_on(threads: int, *rest: Any) -> list[AnyArray]:
+    """`_make` on a thread of XLA, with the number of numba threads of the thread that made the program."""
+    set_num_threads(threads)
+    return _make(*rest)
+
+
+def _make(function: Callable[..., Any], fixed: tuple[Hashable, ...], tree: Any, *memories: AnyArray) -> list[AnyArray]:
+    found = function(*fixed, *jax.tree.unflatten(tree, [NUMPY.of(x) for x in memories]))
+    return [NUMPY.view(NUMPY.laid_out(x)) for x in jax.tree.leaves(found)]
+
+
+_MAKING = Making(_make_on)
+
+
+class _Same:
+    """Wraps equations, which have no hash, as an argument that is the same in each call. They equal only themselves."""
+
+    def __init__(self, value: NeuronEquations) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def _like(shape: Shape, dtype: Any = np.float32) -> Any:
+    kind: Any = jax.ShapeDtypeStruct
+    return kind(tuple(shape), dtype)
+
+
+def _logical(shape: Shape) -> Shape:
+    """The logical shape that an array of JAX has in stsbp_cpu."""
+    return (*shape[:2], shape[4], *shape[2:4]) if len(shape) == _IMAGES else tuple(shape)
+
+
+def _memory(shape: Shape) -> Shape:
+    """Inverse of `_logical`."""
+    return (*shape[:2], *shape[3:], shape[2]) if len(shape) == _IMAGES else tuple(shape)
+
+
+# Rules.
+def _wide_or_not(precision: Precision) -> type[np.floating]:
+    return np.float64 if precision == "reproducible" else np.float32
+
+
+def _forward_weights(op: Any, s: Array, wq: Array) -> tuple[Array, tuple[Array, Array]]:
+    shape = op.output_shape(_logical(s.shape)[2:])
+    z: Array = _call(_ahead, _like(_memory((*s.shape[:2], *shape))), s, wq, fixed=(op,))
+    return z, (s, wq)
+
+
+def _backward_weights(
+    op: Any, left: tuple[Array, Array], dz: Array, precision: Precision, need_input: bool, need_weights: bool = True
+) -> tuple[Array | None, Array | None]:
+    s, wq = left
+    ds = _like(s.shape) if need_input else None
+    dw = _like(wq.shape, _wide_or_not(precision)) if need_weights else None
+    found: tuple[Array | None, Array | None] = _call(
+        _back, (ds, dw), s, wq, dz, fixed=(op, precision, need_input, need_weights)
+    )
+    return found
+
+
+def _ahead(op: Op, *arrays: AnyArray) -> AnyArray:
+    found: AnyArray = _cpu().rule(op).forward(op, *arrays)[0]
+    return found
+
+
+def _back(
+    op: Op, precision: Precision, need_input: bool, need_weights: bool, s: AnyArray, wq: AnyArray, dz: AnyArray
+) -> tuple[AnyArray | None, AnyArray | None]:
+    left = _LEFT[type(op)](op, s, wq)
+    found: tuple[AnyArray | None, AnyArray | None] = (
+        _cpu().rule(op).backward(op, left, dz, precision=precision, need_input=need_input, need_weights=need_weights)
+    )
+    return found
+
+
+_LEFT: Mapping[type[Op], Callable[..., Any]] = {
+    Conv2d: lambda _, s, wq: conv2d.Residuals(s, wq),
+    Linear: linear.left,
+}
+"""The residuals of the forward pass with weights, made without its sums."""
+
+
+def _pooled(pool: AvgPool2d | MaxPool2d, s: Array) -> Shape:
+    return _memory((*s.shape[:2], *pool.output_shape(_logical(s.shape)[2:])))
+
+
+def _average(pool: AvgPool2d, s: Array) -> tuple[Array, Shape]:
+    return _call(_ahead, _like(_pooled(pool, s)), s, fixed=(pool,)), s.shape
+
+
+def _average_back(pool: AvgPool2d, shape: Shape, d: Array) -> Array:
+    found: Array = _call(_pool_back, _like(shape), d, fixed=(pool, _logical(shape)))
+    return found
+
+
+def _pool_back(pool: AvgPool2d, shape: Shape, d: AnyArray) -> AnyArray:
+    found: AnyArray = _cpu().rule(pool).backward(pool, shape, d)
+    return found
+
+
+def _largest(pool: MaxPool2d, s: Array) -> tuple[Array, tuple[Shape, Array]]:
+    shape = _pooled(pool, s)
+    largest, first = _call(_largest_ahead, (_like(shape, s.dtype), _like(shape, np.int32)), s, fixed=(pool,))
+    return largest, (s.shape, first)
+
+
+def _largest_ahead(pool: MaxPool2d, s: AnyArray) -> tuple[AnyArray, AnyArray]:
+    largest, (first, _) = _cpu().rule(pool).forward(pool, s)
+    return largest, first
+
+
+def _largest_back(pool: MaxPool2d, left: tuple[Shape, Array], d: Array) -> Array:
+    shape, first = left
+    found: Array = _call(_unmax, _like(shape), first, d, fixed=(pool, _logical(shape)))
+    return found
+
+
+def _unmax(pool: MaxPool2d, shape: Shape, first: AnyArray, d: AnyArray) -> AnyArray:
+    found: AnyArray = _cpu().rule(pool).backward(pool, (first, shape), d)
+    return found
+
+
+RULES: Mapping[type[Op], Rule[Array]] = {
+    Conv2d: Rule(_forward_weights, _backward_weights),
+    Linear: Rule(_forward_weights, _backward_weights),
+    AvgPool2d: Rule(_average, _average_back),
+    MaxPool2d: Rule(_largest, _largest_back),
+}
+"""The rules of the operations that have kernels."""
+
+
+# Equations.
+def recur(
+    recurrence: Recurrence, constants: Constants, inputs: Mapping[str, Array], steps: int, summed: tuple[str, ...]
+) -> dict[str, Array]:
+    """Implements `Pairs.recur`. The constants may be traced."""
+    given = {name: x if x.dtype == np.uint8 else x.astype(np.float32) for name, x in inputs.items()}
+    shape = given[recurrence.inputs[0]].shape[1:]
+    results = {
+        name: _like((1 if name in summed else steps, *shape), np.uint8 if x.is_condition else np.float32)
+        for name, x in recurrence.outputs.items()
+    }
+    own = {name: jnp.asarray(constants[name], np.float32) for name in recurrence.parameters}
+    read = {name: given[name] for name in recurrence.inputs}
+    found: dict[str, Array] = _call(_over_time, results, own, read, fixed=(recurrence, steps, summed))
+    return {name: found[name] for name in recurrence.outputs}
+
+
+def _over_time(
+    recurrence: Recurrence, steps: int, summed: tuple[str, ...], own: dict[str, AnyArray], inputs: dict[str, AnyArray]
+) -> dict[str, AnyArray]:
+    constants = {name: np.float32(x) for name, x in own.items()}
+    return _cpu().recur(recurrence, constants, inputs, steps, summed=summed)
+
+
+def fits(x: Array) -> bool:
+    """Whether `x` has axes that the kernels support: `[T, B, N]` or `[T, B, H, W, C]`."""
+    return x.ndim in (_FLAT, _IMAGES)
+
+
+def _fired(equations: NeuronEquations, shape: Shape) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """Types of the spikes of shape `[T, B, ...]`, of the kept values, and of the learned parameters of each element."""
+    kept = {name: _like(shape) for name in equations.kept}
+    each = {name: _like((1, *shape[1:])) for name in equations.learned.values()}
+    return _like(shape, np.uint8), kept, each
+
+
+def population_forward(
+    equations: NeuronEquations, zs: Sequence[Array], steps: int, learned: Mapping[str, Array]
+) -> tuple[Array, NeuronResiduals[Array]]:
+    """Implements `Pairs.population_forward`."""
+    results = _fired(equations, (steps, *zs[0].shape[1:]))
+    given = tuple(z.astype(np.float32) for z in zs)
+    spikes, kept, each = _call(_fire_all, results, given, dict(learned), fixed=(_Same(equations), steps))
+    return spikes, NeuronResiduals(kept, spikes, len(zs) == len(zs[0]) == 1 and steps > 1, each)
+
+
+def _fire_all(
+    equations: _Same, steps: int, zs: tuple[AnyArray, ...], learned: dict[str, AnyArray]
+) -> tuple[AnyArray, dict[str, AnyArray], dict[str, AnyArray]]:
+    spikes, left = _cpu().population_forward(equations.value, zs, steps, learned)
+    return spikes, left.kept, dict(left.learned)
+
+
+def population_backward(
+    equations: NeuronEquations, residuals: NeuronResiduals[Array], ds: Array, static: Sequence[bool]
+) -> tuple[tuple[Array, ...], dict[str, Array]]:
+    """Implements `Pairs.population_backward`."""
+    once = (1, *ds.shape[1:])
+    errors = tuple(_like(once if each else ds.shape) for each in static)
+    results = errors, {name: _like(once) for name in equations.terms}
+    arrays = (residuals.kept, dict(residuals.learned), ds.astype(np.float32))
+    found: tuple[tuple[Array, ...], dict[str, Array]] = _call(
+        _propagate_all, results, *arrays, fixed=(_Same(equations), tuple(static))
+    )
+    return found
+
+
+def _propagate_all(
+    equations: _Same, static: tuple[bool, ...], kept: dict[str, AnyArray], each: dict[str, AnyArray],
+    ds: AnyArray,
+) -> tuple[tuple[AnyArray, ...], dict[str, AnyArray]]:  # fmt: skip
+    return _cpu().population_backward(equations.value, NeuronResiduals(kept, ds, False, each), ds, static)
+
+
+# The contract, batch normalisation, dropout, the update.
+def weight_grid(projection: Projection, w: Array) -> tuple[Array, GridChoice]:
+    """Implements `grid.weight_grid`, whose loop XLA would compile for each layer."""
+    wq, numbers = _call(_weight_grid, (_like(w.shape), _like((4,), np.float64)), w, fixed=(projection,))
+    with wide():
+        q, coarser, bound, finite = (numbers[i] for i in range(4))
+        return wq, GridChoice(q.astype(np.int32), coarser.astype(np.int32), bound, finite > 0)
+
+
+def _weight_grid(projection: Projection, w: AnyArray) -> tuple[AnyArray, AnyArray]:
+    """Weights on their grid, and the numbers of a `GridChoice`, float64."""
+    bits = projection.synapse.weight_bits
+    try:
+        wq, made, bound = reductions.weight_grid_and_bound(projection, w)
+    except (NumericError, ExactnessError) as error:
+        nothing = np.full(w.shape, np.nan, np.float32)
+        return nothing, np.array([0, bits, 0, isinstance(error, ExactnessError)], np.float64)
+    return wq, np.array([made.exponent, bits - made.bits, bound * 2.0**made.exponent, True], np.float64)
+
+
+def weight_grid_of_values(projection: Projection, w: Array) -> tuple[Array, WeightGrid]:
+    """Implements `Pairs.weight_grid` for weights that are not traced, without a program, which XLA would compile."""
+    with one_at_a_time:
+        wq, grid = _cpu().weight_grid(projection, _opened_memory(w))
+    return jax.device_put(wq, w.sharding), grid
+
+
+def largest_error(dz: Array) -> Array:
+    """Implements `Pairs.largest_error`."""
+    found: Array = _call(_largest_error, _like((1,), np.int32), dz)
+    return found
+
+
+def _largest_error(dz: AnyArray) -> AnyArray:
+    return _cpu().largest_error(dz)
+
+
+def error_grid(dz: Array, bits: int, largest: Array | None) -> tuple[Array, Array]:
+    """Implements `Pairs.error_grid`. The numbers of zeroed and of non-zero elements are `[1, 2]`."""
+    found: tuple[Array, Array] = _call(
+        _error_grid, (_like(dz.shape), _like((1, 2), np.int32)), dz, largest, fixed=(bits,)
+    )
+    return found
+
+
+def _error_grid(bits: int, dz: AnyArray, largest: AnyArray | None) -> tuple[AnyArray, AnyArray]:
+    on_grid, counts = _cpu().error_grid(dz, bits, largest)
+    return on_grid, counts.sum(axis=0, dtype=np.int64).astype(np.int32)[None]
+
+
+def sample_grid(dz: Array, bits: int) -> Array:
+    """Implements `Pairs.sample_grid`."""
+    found: Array = _call(_sample_grid, _like(dz.shape), dz, fixed=(bits,))
+    return found
+
+
+def _sample_grid(bits: int, dz: AnyArray) -> AnyArray:
+    return _cpu().sample_grid(dz, bits)
+
+
+def gradient_squares(gradients: Sequence[Array]) -> Array:
+    """Implements `Pairs.gradient_squares`."""
+    found: Array = _call(_gradient_squares, _like((2,), np.int64), tuple(gradients))
+    return found
+
+
+def _gradient_squares(gradients: tuple[AnyArray, ...]) -> AnyArray:
+    return _cpu().gradient_squares(gradients)
+
+
+def spike_count(s: Array) -> Array:
+    """Implements `Pairs.spike_count`, with a count for each sample."""
+    found: Array = _call(_spike_count, _like((s.shape[1],), np.int32), s)
+    return found
+
+
+def _spike_count(s: AnyArray) -> AnyArray:
+    memory = NUMPY.view(s)
+    return reductions.counts(memory.reshape(*memory.shape[:2], -1))
+
+
+def moments(z: Array, exponent: Array) -> Array:
+    """Implements `Pairs.moments`."""
+    found: Array = _call(_moments, _like((3, z.shape[-1]), np.int64), z, exponent)
+    return found
+
+
+def _moments(z: AnyArray, exponent: AnyArray) -> AnyArray:
+    return _cpu().moments(z, exponent)
+
+
+def error_moments(dy: Array, z: Array, exponent: Array) -> Array:
+    """Implements `Pairs.error_moments`."""
+    found: Array = _call(_error_moments, _like((3, z.shape[-1]), np.float64), dy, z, exponent)
+    return found
+
+
+def _error_moments(dy: AnyArray, z: AnyArray, exponent: AnyArray) -> AnyArray:
+    return _cpu().error_moments(dy, z, exponent)
+
+
+def channelwise(recurrence: Recurrence, arrays: Mapping[str, Array], numbers: Mapping[str, Array]) -> Array:
+    """Implements `Pairs.channelwise`."""
+    (first, *_) = arrays.values()
+    found: Array = _call(_channelwise, _like(first.shape), dict(arrays), dict(numbers), fixed=(recurrence,))
+    return found
+
+
+def _channelwise(recurrence: Recurrence, arrays: dict[str, AnyArray], numbers: dict[str, AnyArray]) -> AnyArray:
+    return _cpu().channelwise(recurrence, arrays, numbers)
+
+
+def of_channels(function: Callable[..., Any], *arrays: Any, **fixed: Any) -> Any:
+    """Implements `Pairs.of_channels`."""
+    known = tuple(sorted(fixed.items()))
+    with np.errstate(all="ignore"):
+        # This call finds the shapes and dtypes of the results.
+        results = _channels(function, known, *jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), arrays))
+    return _call(_channels, jax.tree.map(lambda x: _like(x.shape, x.dtype), results), *arrays, fixed=(function, known))
+
+
+def _channels(function: Callable[..., Any], fixed: tuple[tuple[str, Any], ...], *arrays: Any) -> Any:
+    found = function(batchnorm.Wide(), *arrays, **dict(fixed))
+    return jax.tree.map(np.asarray, found)
+
+
+def dropout_mask(words: tuple[Any, ...], layer: int, shape: Shape, rate: float) -> Array:
+    """Implements `Pairs.dropout_mask`. `words` are seed, step and first sample, uint32, traced or not."""
+    kept = (shape[0], *shape[2:], shape[1])
+    given = tuple(jnp.asarray(x, np.uint32) for x in words)
+    made: Array = _call(_mask, _like(kept, np.uint8), given, fixed=(layer, shape, rate))
+    return jnp.moveaxis(made, -1, 1)
+
+
+def _mask(layer: int, shape: Shape, rate: float, words: tuple[AnyArray, ...]) -> AnyArray:
+    seed, step, first = map(int, words)
+    return dropout.mask(seed, layer, step, shape, rate, first)
+
+
+def adamw(scalars: AdamWScalars, w: Array, g: Array, m: Array, v: Array) -> tuple[Array, Array, Array]:
+    """Implements `Pairs.adamw`."""
+    found: tuple[Array, Array, Array] = _call(_update, (_like(w.shape),) * 3, scalars, w, g, m, v)
+    return found
+
+
+def _update(scalars: AdamWScalars, *arrays: AnyArray) -> tuple[AnyArray, ...]:
+    return _cpu().adamw(scalars, *arrays)
+
+
+# Fusions.
+def fuse(chain: tuple[Step[Array], ...]) -> Step[Array] | None:
+    """The fusion of a sparse block, or of a recurrence, as one step."""
+    own = tuple(_as_of_cpu(part) for part in chain)
+    step = chain[-1]
+    if type(step) is Recurrent:
+        fused = recurrent.fusion(NUMPY, linear.left)(own)
+        if fused is None:
+            return None
+        assert isinstance(fused, FusedRecurrent)
+        return _Recurrent(step.places, step.needed, step.backend, step.op, step.loops, cpu=fused)
+    made = block.fusion(_cpu().dense)(own)
+    if not isinstance(made, block.SparseBlock):
+        return None
+    known = chain[len(chain) - len(made.parts) :]
+    population = known[-1]
+    assert isinstance(population, Population)
+    return _Block(made.places, made.needed, known, made, population)
+
+
+def _as_of_cpu(step: Any) -> Any:
+    """The same step for stsbp_cpu's backend, in all parts that the fusions read."""
+    if isinstance(step, Weights):
+        return replace(step, backend=_cpu(), rule=rule_of(_cpu(), step.projection.synapse))
+    if isinstance(step, Population):
+        return replace(step, backend=_cpu(), loops=tuple(map(_as_of_cpu, step.loops)))
+    return replace(step, backend=_cpu()) if isinstance(step, Drops) else step
+
+
+@dataclass(frozen=True, eq=False)
+class _Recurrent(Recurrent[Array]):
+    """`plan.Recurrent`, computed by the step `cpu` of stsbp_cpu."""
+
+    cpu: Any = None
+
+    @cached_property
+    def _read(self) -> tuple[str, ...]:
+        """Names of the weights that the step reads."""
+        return (*(loop.name for loop in self.loops), *self.places[0].parameters.values())
+
+    def fire(self, run: Run[Array], inputs: Sequence[Array]) -> tuple[Array, NeuronResiduals[Array]]:
+        results = _fired(self.equations[run.training], (run.steps, *inputs[0].shape[1:]))
+        given = ({name: run.weights[name] for name in self._read}, tuple(z.astype(np.float32) for z in inputs))
+        spikes, kept, each = _call(_fire_loop, results, *given, fixed=(self.cpu, run.training, run.steps))
+        return spikes, NeuronResiduals(kept, spikes, static=False, learned=each)
+
+    def propagate(
+        self,
+        run: Run[Array],
+        residuals: NeuronResiduals[Array],
+        error: Array,
+        static: tuple[str, ...],
+        precision: Precision,
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        equations = self.way_back(run, residuals)
+        once = _like((1, *error.shape[1:]))
+        errors = {name: once if name in static else _like(error.shape) for name in equations.errors}
+        results = errors, dict.fromkeys(equations.terms, once)
+        weights = {name: run.weights[name] for name in self._read}
+        found: tuple[dict[str, Array], dict[str, Array]] = _call(
+            _propagate_loop, results, weights, residuals.kept, dict(residuals.learned), error,
+            fixed=(self.cpu, run.training, static, precision),
+        )  # fmt: skip
+        return found
+
+
+def _of_cpu(weights: Mapping[str, AnyArray], steps: int, training: bool, batch: int) -> Run[AnyArray]:
+    return Run(weights, steps, (0, 0) if training else None, Part(0, batch, batch))
+
+
+def _fire_loop(
+    step: FusedRecurrent[AnyArray], training: bool, steps: int, weights: dict[str, AnyArray],
+    inputs: tuple[AnyArray, ...],
+) -> tuple[AnyArray, dict[str, AnyArray], dict[str, AnyArray]]:  # fmt: skip
+    spikes, left = step.fire(_of_cpu(weights, steps, training, inputs[0].shape[1]), inputs)
+    return spikes, left.kept, dict(left.learned)
+
+
+def _propagate_loop(
+    step: FusedRecurrent[AnyArray], training: bool, static: tuple[str, ...], precision: Precision,
+    weights: dict[str, AnyArray], kept: dict[str, AnyArray], each: dict[str, AnyArray], error: AnyArray,
+) -> tuple[dict[str, AnyArray], dict[str, AnyArray]]:  # fmt: skip
+    run = _of_cpu(weights, len(error), training, error.shape[1])
+    residuals = NeuronResiduals(kept, error, static=False, learned=each)
+    return step.propagate(run, residuals, error, static, precision)
+
+
+class _Left(NamedTuple):
+    """The residuals of a block: input, dropout mask (None: no dropout), weights, and the residuals of its neurons."""
+
+    s: Array
+    mask: Array | None
+    wq: Array
+    neurons: NeuronResiduals[Array]
+
+
+@dataclass(frozen=True, eq=False)
+class _Pooled(Deferred[Array]):
+    """`block.PooledError` with JAX arrays."""
+
+    d: Array
+    pool: AvgPool2d
+    shape: Shape
+
+    def array(self) -> Array:
+        return _average_back(self.pool, self.shape, self.d)
+
+
+@dataclass(frozen=True, eq=False)
+class _Deferred(Deferred[Array]):
+    """`block.DeferredError` with JAX arrays, of the block `of`."""
+
+    of: _Block
+    s: Array
+    mask: Array | None
+    wq: Array
+    dz: Array
+
+    def array(self) -> Array:
+        found: Array = _call(
+            _deferred_array, _like(self.s.shape), self.s, self.mask, self.wq, self.dz, fixed=(self.of.cpu,)
+        )
+        return found
+
+
+def _deferred_array(
+    step: block.SparseBlock[AnyArray], s: AnyArray, mask: AnyArray | None, wq: AnyArray, dz: AnyArray
+) -> AnyArray:
+    return block.DeferredError(step, _entering(step, s, mask), wq, dz).array()
+
+
+def _entering(step: block.SparseBlock[AnyArray], s: AnyArray, mask: AnyArray | None) -> block.Input[AnyArray]:
+    kept = None if mask is None else mask.transpose(0, 3, 1, 2)
+    size, masked = step.window, step.masked
+    return block.Input(s, size, kept, 0 if kept is None else masked)
+
+
+@dataclass(frozen=True, eq=False)
+class _Block(Chain[Array]):
+    """`block.SparseBlock`: the forward pass and the backward pass are one call each of the step `cpu` of stsbp_cpu."""
+
+    takes_deferred: ClassVar[bool] = True
+
+    cpu: block.SparseBlock[AnyArray]
+    neurons: Population[Array]
+
+    @cached_property
+    def _read(self) -> tuple[str, ...]:
+        return (self.cpu.projection.name, *self.neurons.places[0].parameters.values())
+
+    def forward_slice(self, run: Run[Array], *inputs: Array) -> ForwardResult[Array]:
+        (s,) = inputs
+        if s.dtype != np.uint8:
+            return super().forward_slice(run, s)
+        conv, (steps, batch) = self.cpu.projection, (run.steps, s.shape[1])
+        shape = _memory((steps, batch, *conv.output_shape))
+        mask = None
+        for part in self.parts:
+            if isinstance(part, Drops) and (found := part.mask(run, batch)) is not None:
+                mask = jnp.moveaxis(found, 1, -1)
+        weights = {name: run.weights[name] for name in self._read}
+        fixed = (self.cpu, run.training, steps)
+        if not run.keeps:
+            return ForwardResult(_call(_block_spikes, _like(shape, np.uint8), weights, s, mask, fixed=fixed), None)
+        results = _fired(self.neurons.equations[run.training], shape)
+        spikes, kept, each = _call(_block_fired, results, weights, s, mask, fixed=fixed)
+        neurons = NeuronResiduals(kept, spikes, static=False, learned=each)
+        return ForwardResult(spikes, _Left(s, mask, run.weights[conv.name], neurons))
+
+    def backward_slice(self, run: Run[Array], saved: Any, grad: Any, precision: Precision) -> BackwardResult[Array]:
+        if not isinstance(saved, _Left):
+            return super().backward_slice(run, saved, grad, precision)
+        s, mask, wq, neurons = saved
+        (need_input,) = self.needed
+        defers, pools = need_input and self.cpu.may_defer, self.cpu.pool is not None and self.cpu.masked != 1
+        below: Any = None
+        if need_input:
+            below = _like(neurons.kept["u"].shape if defers else self._entering(s) if pools else s.shape)
+        found = {"dw": _like(wq.shape), "below": below}
+        learned = {name: _like(run.weights[name].shape) for name in self.neurons.places[0].parameters.values()}
+        kind, arrays = _taken_apart(grad)
+        given = ({name: run.weights[name] for name in self._read}, s, mask, neurons.kept, dict(neurons.learned))
+        made, gradients = _call(_block_back, (found, learned), *given, arrays, fixed=(self.cpu, run.training, kind))
+        back: Any = made["below"]
+        if defers:
+            back = _Deferred(self, s, mask, wq, back)
+        elif need_input and pools:
+            assert self.cpu.pool is not None
+            back = _Pooled(back, self.cpu.pool, s.shape)
+        return BackwardResult((back,), {self.cpu.projection.name: made["dw"], **gradients})
+
+    def population(self, saved: Any) -> NeuronResiduals[Array]:
+        return saved.neurons if isinstance(saved, _Left) else super().population(saved)
+
+    def _entering(self, s: Array) -> Shape:
+        """Shape of the input of the convolution, after pooling."""
+        return _memory((*s.shape[:2], *self.cpu.projection.input.shape))
+
+    def by_parts(self, saved: Any) -> Sequence[Any]:
+        if not isinstance(saved, _Left):
+            return super().by_parts(saved)
+        s, before = saved.s, list[Any]()
+        for part in self.parts[:-2]:
+            op = part.places[0].node.op
+            if isinstance(op, AvgPool2d):
+                s, residual = _average(op, s)
+                before.append(residual)
+            else:
+                mask = None if saved.mask is None else jnp.moveaxis(saved.mask, -1, 1)
+                s = s if mask is None else self.neurons.backend.dropout(mask, s)
+                before.append(mask)
+        return [*before, (s, saved.wq), saved.neurons]
+
+
+def _taken_apart(error: Any) -> tuple[tuple[Hashable, ...], Any]:
+    """The kind of an error signal, and its arrays."""
+    if isinstance(error, _Pooled):
+        return ("pooled", error.pool, _logical(error.shape)), error.d
+    if isinstance(error, _Deferred):
+        return ("deferred", error.of.cpu), (error.s, error.mask, error.wq, error.dz)
+    return ("plain",), error
+
+
+def _put_together(kind: tuple[Any, ...], arrays: Any) -> Any:
+    """Inverse of `_taken_apart`, on numpy arrays."""
+    if kind[0] == "pooled":
+        return block.PooledError(NUMPY, arrays, *kind[1:])
+    if kind[0] == "deferred":
+        s, mask, wq, dz = arrays
+        return block.DeferredError(kind[1], _entering(kind[1], s, mask), wq, dz)
+    return arrays
+
+
+def _block_fired(
+    step: block.SparseBlock[AnyArray], training: bool, steps: int, weights: dict[str, AnyArray], s: AnyArray,
+    mask: AnyArray | None,
+) -> tuple[AnyArray, dict[str, AnyArray], dict[str, AnyArray]]:  # fmt: skip
+    run = _of_cpu(weights, steps, training, s.shape[1])
+    spikes, left = step.fired(run, _entering(step, s, mask))
+    return spikes, left.neurons.kept, dict(left.neurons.learned)
+
+
+def _block_spikes(
+    step: block.SparseBlock[AnyArray], training: bool, steps: int, weights: dict[str, AnyArray], s: AnyArray,
+    mask: AnyArray | None,
+) -> AnyArray:  # fmt: skip
+    return step.spikes_alone(_of_cpu(weights, steps, training, s.shape[1]), _entering(step, s, mask))
+
+
+def _block_back(
+    step: block.SparseBlock[AnyArray], training: bool, kind: tuple[Any, ...], weights: dict[str, AnyArray], s: AnyArray,
+    mask: AnyArray | None, kept: dict[str, AnyArray], each: dict[str, AnyArray], arrays: Any,
+) -> tuple[dict[str, Any], dict[str, AnyArray]]:  # fmt: skip
+    given = _entering(step, s, mask)
+    run = _of_cpu(weights, len(kept["u"]), training, s.shape[1])
+    neurons = NeuronResiduals(kept, s, static=False, learned=each)
+    left = block.Residuals(given, weights[step.projection.name], step.is_sparse(given), neurons)
+    error = step.taken(left, _put_together(kind, arrays))
+    result = step.propagated(run, left, error)
+    (below,) = result.grad_inputs
+    if isinstance(below, block.DeferredError):
+        below = below.dz
+    elif isinstance(below, block.PooledError):
+        below = below.d
+    gradients = dict(result.gradients)
+    found = {"dw": gradients.pop(step.projection.name), "below": below}
+    return found, {name: x.astype(np.float32).reshape(-1) for name, x in gradients.items()}

@@ -1,0 +1,298 @@
+"""Segments of a network as differentiable functions, from which `apply` is built.
+
+A segment is a population with the operations before it (stsbp_spec.engine.plan). The steps of the backend compute it, so its
+bits and gradients are the same as in every backend. The residuals of the steps pass through JAX's transformations as
+arrays. Parts of the residuals that are not arrays are stored beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from stsbp_spec.distributed.collective import Part
+from stsbp_spec.engine.passes import Trace, after, backward_segment, forward_segment
+from stsbp_spec.engine.plan import Plan, Population, Segment, plan
+from stsbp_spec.engine.rules import Deferred, Run
+from stsbp_spec.networks.graph import Network, Neurons, Projection
+from stsbp_spec.networks.ops.batchnorm import STATISTICS, moved
+from stsbp_spec.typing import Precision, Shape
+
+from stsbp_jax.backend import PAIRS
+from stsbp_jax.distributed.replication import alike
+from stsbp_jax.engine.checks import in_domain, running_statistic
+from stsbp_jax.engine.compiling import pair
+
+__all__ = ["Made", "Piece", "Settings", "State", "compute", "fork", "pieces"]
+
+
+State: TypeAlias = dict[str, tuple[Array, ...]]
+"""The state after the steps of a call, by name, channels last. For each population, it contains the spikes of the last
+step and the states of filters and neurons, `[1, B, ...]`. For each delayed edge, it contains the spikes that have not
+arrived yet, `[delay, B, ...]`."""
+
+
+class Settings(NamedTuple):
+    """How a segment is computed.
+
+    Attributes:
+        steps: `T`.
+        training: whether dropout and the gains of training apply.
+        precision: precision of the backward pass.
+        full: whether the segment takes and returns a state, and returns potentials.
+    """
+
+    steps: int
+    training: bool
+    precision: Precision
+    full: bool
+
+
+class Made(NamedTuple):
+    """The results of a segment.
+
+    Attributes:
+        outputs: outputs of the nodes that other segments read, float32 by name: a copy for each edge that reads it, in
+            order. JAX adds the errors of several readers of one array in another order than the spec.
+        potentials: potentials of the segment's population, by its name, if `full`.
+        statistics: running statistics after the batch, by name, in training. No gradient flows through them.
+        state: the state of `passes.after`, if `full`. No gradient flows through it.
+    """
+
+    outputs: dict[str, tuple[Array, ...]]
+    potentials: dict[str, Array]
+    statistics: dict[str, Array]
+    state: State
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A segment of a network."""
+
+    network: Network
+    index: int
+
+    def walk(self, *, fused: bool = True) -> Plan[Array]:
+        """The steps through the whole network."""
+        return plan(PAIRS, self.network, of_input=True, fused=fused)
+
+    @property
+    def segment(self) -> Segment[Array]:
+        """The segment with its steps."""
+        return self.walk().segments[self.index]
+
+    @cached_property
+    def projections(self) -> tuple[Projection, ...]:
+        """Projections in the segment, including those of a recurrence."""
+        return self.segment.projections(self.network)
+
+    @cached_property
+    def reads(self) -> tuple[str, ...]:
+        """Names of the outputs of other segments that each edge into the segment reads, in order."""
+        segment = self.segment
+        return tuple(source for step in segment.steps for source in step.sources if source in segment.sources)
+
+    @cached_property
+    def copies(self) -> dict[str, int]:
+        """How many edges of later segments read each output. The output of the network has one reader more."""
+        walk = self.walk()
+        later = [name for i in range(self.index + 1, len(walk.segments)) for name in Piece(self.network, i).reads]
+        return {name: [*later, walk.output].count(name) for name in self.segment.left}
+
+    @cached_property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the weights, learned parameters and statistics in the segment. Weights have a name per use."""
+        found: list[str] = []
+        for projection in self.projections:
+            found.append(projection.name)
+            norm = projection.synapse.norm
+            if norm is not None:
+                found += [f"{projection.name}.{own}" for own in (*norm.learned(), *norm.initial(1))]
+        for place in self.segment.places:
+            if isinstance(place.node.op, Neurons):
+                found += place.parameters.values()
+        return tuple(dict.fromkeys(found))
+
+    @cached_property
+    def states(self) -> dict[str, tuple[int, int, Shape]]:
+        """The state that the segment returns: number of arrays by name, and their shape, `(steps, shape of a sample)`,
+        channels last."""
+        found: dict[str, tuple[int, int, Shape]] = {}
+        for step in self.walk(fused=False).segments[self.index].steps:
+            for (source, delay), edge in step.delayed.items():
+                found[edge] = 1, delay, self._shape(source)
+            if isinstance(step, Population):
+                found[step.name] = 1 + len(step.resumable[False].plain.forward.states), 1, self._shape(step.name)
+        return found
+
+    def _shape(self, name: str) -> Shape:
+        c, *rest = self.network.values[name].shape
+        return *rest, c
+
+
+def pieces(network: Network) -> list[Piece]:
+    """The segments of a network, in order."""
+    return [Piece(network, index) for index in range(len(plan(PAIRS, network, of_input=True).segments))]
+
+
+@jax.tree_util.register_pytree_node_class
+class _Left:
+    """Residuals of steps: arrays, and everything that is not an array."""
+
+    def __init__(self, arrays: list[Array], others: tuple[Any, ...], tree: Any) -> None:
+        self.arrays, self.others, self.tree = arrays, others, tree
+
+    @classmethod
+    def of(cls, left: Any) -> _Left:
+        leaves, tree = jax.tree.flatten(left)
+        others = tuple(None if isinstance(x, (Array, np.ndarray)) else (x,) for x in leaves)
+        return cls([x for x, other in zip(leaves, others, strict=True) if other is None], others, tree)
+
+    def whole(self) -> Any:
+        arrays = iter(self.arrays)
+        return jax.tree.unflatten(self.tree, [next(arrays) if other is None else other[0] for other in self.others])
+
+    def tree_flatten(self) -> tuple[Any, Any]:
+        return self.arrays, (self.others, self.tree)
+
+    @classmethod
+    def tree_unflatten(cls, rest: Any, arrays: Any) -> _Left:
+        return cls(list(arrays), *rest)
+
+
+def compute(
+    piece: Piece,
+    settings: Settings,
+    inputs: tuple[Array, ...],
+    weights: Mapping[str, Array],
+    masks: tuple[Array, Array],
+    state: State,
+) -> Made:
+    """Compute a segment. The results are differentiable in inputs and weights.
+
+    Args:
+        piece: the segment.
+        settings: how the segment is computed.
+        inputs: inputs in the order of `piece.reads`, `[1 or T, B, ...]`, channels last.
+        weights: master weights, learned parameters and running statistics by the names of `piece.parameters`.
+        masks: `(seed, step)` of the dropout masks, uint32.
+        state: state after the previous steps. If the state of a node is missing, the node starts at rest.
+    """
+    own = {name: state[name] for name in piece.states if name in state} if settings.full else {}
+    made: Made = _segment(piece, settings, *alike((inputs, dict(weights), masks, own)))
+    return made
+
+
+def _ahead(
+    piece: Piece,
+    settings: Settings,
+    inputs: tuple[Array, ...],
+    weights: dict[str, Array],
+    masks: tuple[Array, Array],
+    state: State,
+) -> tuple[Made, Any]:
+    segment, batch = piece.walk(fused=not settings.full).segments[piece.index], inputs[0].shape[1]
+    on_grid = _on_grid(piece, weights, training=settings.training)
+    run = _run(settings, on_grid, masks, batch, state)
+    values = dict(zip(piece.reads, inputs, strict=True))
+    made, residuals = forward_segment(PAIRS, segment, run, values)
+    potentials: dict[str, Array] = {}
+    if (name := segment.population) is not None:
+        # Inside a jit, no error can be raised. So if a potential is not finite, the spike becomes NaN.
+        u = PAIRS.neuron_potentials(segment.steps[-1].population(residuals[name]))
+        made[name] = jnp.where(jnp.isfinite(u), made[name].astype(np.float32), np.float32(np.nan))
+        potentials = {name: u} if settings.full else {}
+    outputs = {name: (x.astype(np.float32),) * piece.copies[name] for name, x in made.items()}
+    later = after(segment, residuals) if settings.full else {}
+    statistics = _moved(piece, segment, residuals, weights) if settings.training else {}
+    return Made(outputs, potentials, statistics, later), (_Left.of((residuals, on_grid)), masks)
+
+
+def _moved(
+    piece: Piece, segment: Segment[Array], residuals: Mapping[str, Any], before: Mapping[str, Array]
+) -> dict[str, Array]:
+    """The running statistics after a batch."""
+    norms = {projection.name: projection.synapse.norm for projection in piece.projections}
+    found: dict[str, Array] = {}
+    for step in segment.steps:
+        if step.normalises:
+            for name, x in step.statistics(residuals[step.name]).items():
+                found[name] = PAIRS.of_channels(moved, before[name], x, norm=norms[name.rpartition(".")[0]])
+    return found
+
+
+def _run(
+    settings: Settings, on_grid: Mapping[str, Array], masks: tuple[Array, Array], batch: int, state: State
+) -> Run[Array]:
+    # The backend also takes traced numbers for masks.
+    dropout: Any = masks if settings.training else None
+    before = state if settings.full else None
+    return Run(on_grid, settings.steps, dropout, Part(0, batch, batch), before=before)
+
+
+def _on_grid(piece: Piece, weights: Mapping[str, Array], *, training: bool) -> dict[str, Array]:
+    """Weights on their grids, learned parameters and running statistics. Values outside their domain become NaN."""
+    found = dict(weights)
+    for projection in piece.projections:
+        found[projection.name], choice = PAIRS.choose_grid(projection, weights[projection.name])
+        if projection.synapse.norm is not None:
+            unit = choice.exponent + np.int32(projection.input.exponent)
+            found[f"{projection.name}.exponent"] = unit.reshape(1)
+            # In training, batches are normalised by their own statistics.
+            for name in () if training else (f"{projection.name}.{own}" for own in STATISTICS):
+                found[name] = running_statistic(name, weights[name])
+    for name, parameter in piece.network.parameters.items():
+        if name in weights and (own := parameter.learned) is not None:
+            found[name] = in_domain(name, weights[name], own.low, own.high)
+    return found
+
+
+def _back(piece: Piece, settings: Settings, kept: Any, cotangents: Made) -> tuple[Any, ...]:
+    left, masks = kept
+    residuals, on_grid = left.whole()
+    walk = piece.walk(fused=not settings.full)
+    segment = walk.segments[piece.index]
+    waiting: dict[str, list[Any]] = {}
+    for name, errors in cotangents.outputs.items():
+        if reached := [x for x in reversed(errors) if x is not None]:
+            waiting[name] = reached
+    for name, x in cotangents.potentials.items():
+        if x is not None:
+            residuals[name] = residuals[name]._replace(error=x)
+            waiting.setdefault(name, [jnp.zeros_like(x)])
+    if not waiting:
+        return (None,) * len(piece.reads), dict.fromkeys(piece.parameters), (None, None), None
+    some = next(iter(waiting.values()))[0]
+    run = _run(settings, on_grid, masks, some.shape[1], {})
+    trace = Trace(PAIRS, walk, run, some, {}, lambda _: residuals, {})
+    gradients = backward_segment([trace], segment, [waiting], settings.precision)
+    found = {name: PAIRS.rounded(x) for name, x in {**gradients, **trace.whole}.items()}
+    return _below(piece.reads, waiting), {name: found.get(name) for name in piece.parameters}, (None, None), None
+
+
+_segment = pair(2, _ahead, _back, symbolic_zeros=True)
+
+
+def _below(reads: tuple[str, ...], waiting: Mapping[str, list[Any]]) -> tuple[Array | None, ...]:
+    """The error signal of each edge. `waiting` has those of each source, beginning with the last one.
+
+    An edge without an error has none in `waiting`, so the errors are given to the first edges. This keeps their order.
+    """
+    left = {name: list(errors) for name, errors in waiting.items()}
+    found = (errors.pop() if (errors := left.get(name)) else None for name in reads)
+    return tuple(error.array() if isinstance(error, Deferred) else error for error in found)
+
+
+def fork(count: int, x: Array) -> tuple[Array, ...]:
+    """Copies of `x` for `count` readers. Their error signals are added in the order of the readers, as in the spec."""
+    copies: tuple[Array, ...] = _fork(count, x) if count > 1 else (x,)
+    return copies
+
+
+_fork = pair(1, lambda count, x: ((x,) * count, None), lambda count, _, errors: (sum(errors[1:], errors[0]),))

@@ -1,0 +1,110 @@
+"""Recurrences in JAX: the printed step in a `lax.scan` over the time steps, or as one elementwise expression.
+
+The scan runs on flattened neurons, `[T, B * N]`, which vectorises. Spikes that depend only on the potentials are
+computed after the scan. This is cheaper than another array that the scan fills step by step.
+
+XLA rewrites float32 arithmetic as if numbers were real numbers. It fuses `a*b + c`. If two constants are added one
+after the other, it adds the constants to each other first. It replaces the division by a number with a multiplication
+by the reciprocal, and a quotient of quotients with another quotient. Therefore, the printed step passes every product,
+quotient and root, and all constants, through `Rounding`. `divide` handles the remaining cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from stsbp_spec.equations.adjoint import free_variables, substituted
+from stsbp_spec.equations.expressions import Recurrence, variable
+from stsbp_spec.equations.printers import LANGUAGES, compiled
+
+from stsbp_jax.contract.grid import ZERO, Rounding, divide, snap, square_root
+from stsbp_jax.distributed.replication import alike
+
+__all__ = ["recur"]
+
+
+def recur(
+    recurrence: Recurrence,
+    constants: Mapping[str, Any],
+    inputs: Mapping[str, Array],
+    steps: int,
+    *,
+    summed: tuple[str, ...] = (),
+) -> dict[str, Array]:
+    """Implements `AbstractBackend.recur`, to be traced. Constants are float32 numbers, traced or not."""
+    if not summed and (parts := _split(recurrence)) is not None:
+        within, after = parts
+        first = recur(within, constants, inputs, steps)
+        return first | recur(after, constants, {name: first[name] for name in after.inputs}, steps)
+    arrays = [inputs[name] for name in recurrence.inputs]
+    shape = arrays[0].shape[1:]
+    rounded = Rounding(arrays[0])
+
+    def number(value: float) -> Any:
+        return ZERO if value == 0 else rounded(np.float32(value))
+
+    helpers = {"snap": snap, "where": jnp.where, "abs": jnp.abs, "sqrt": square_root, "exp": jnp.exp,
+               "rounded": rounded, "divide": divide, "float32": number}  # fmt: skip
+    function = compiled(recurrence, LANGUAGES["jax"], helpers)
+    parameters = [rounded(constants[name]) for name in recurrence.parameters]
+    conditions = [x.is_condition for x in recurrence.outputs.values()]
+
+    def step(values: list[Array], states: tuple[Array, ...], shape: tuple[int, ...]) -> Any:
+        """New states and outputs, each of the whole shape, even if the equation gives a constant."""
+        new, outputs = function(*parameters, *(x.astype(np.float32) for x in values), *states)
+        types = (np.uint8 if condition else np.float32 for condition in conditions)
+        return (
+            tuple(jnp.broadcast_to(x, shape) for x in new),
+            tuple(jnp.broadcast_to(x, shape).astype(dtype) for x, dtype in zip(outputs, types, strict=True)),
+        )
+
+    if not recurrence.states and not summed:
+        _, outputs = step(arrays, (), (steps, *shape))
+        return dict(zip(recurrence.outputs, outputs, strict=True))
+
+    flat = [x.reshape(len(x), -1) for x in arrays]
+    moving = [None if len(x) == 1 else x for x in flat]
+    rest = alike(jnp.zeros(flat[0].shape[1:], np.float32), flat)
+
+    def at(carried: Any, values: list[Array | None]) -> Any:
+        states, totals = carried
+        read = [still[0] if x is None else x for x, still in zip(values, flat, strict=True)]
+        states, outputs = step(read, states, rest.shape)
+        made = dict(zip(recurrence.outputs, outputs, strict=True))
+        return (states, {name: made.pop(name) + total for name, total in totals.items()}), made
+
+    start = (rest,) * len(recurrence.states), dict.fromkeys(summed, rest)
+    (_, totals), found = lax.scan(at, start, moving, length=steps, reverse=recurrence.reverse)
+    return {
+        name: totals[name].reshape(1, *shape) if name in summed else found[name].reshape(steps, *shape)
+        for name in recurrence.outputs
+    }
+
+
+@cache
+def _split(recurrence: Recurrence) -> tuple[Recurrence, Recurrence] | None:
+    """Split off the conditions that depend only on the other outputs; None: there are no such conditions.
+
+    Returns the recurrence without these conditions, and a second recurrence that computes them.
+    """
+    taken = {*recurrence.parameters, *recurrence.inputs, *recurrence.states}
+    numbers = {k: x for k, x in recurrence.outputs.items() if not x.is_condition and k not in taken}
+    by = {id(x): variable(name) for name, x in numbers.items()}
+    follow = {}
+    for name, x in recurrence.outputs.items():
+        (written,) = substituted([x], by)
+        read = set(free_variables([written])) - {*recurrence.parameters}
+        if recurrence.states and x.is_condition and read and read <= set(numbers):
+            follow[name] = written
+    if not follow:
+        return None
+    rest = {name: x for name, x in recurrence.outputs.items() if name not in follow}
+    within = recurrence.changed(outputs=rest)
+    inputs = tuple(name for name in free_variables(follow.values()) if name in numbers)
+    parameters = tuple(name for name in free_variables(follow.values()) if name in recurrence.parameters)
+    return within, Recurrence(f"{recurrence.name}_after", parameters, inputs, {}, follow)

@@ -1,0 +1,19 @@
+"""Implements losses/van_rossum.py of the spec in JAX."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from stsbp_spec.models.losses.van_rossum import VanRossum
+from stsbp_spec.networks.ops.psp import PSP
+
+from stsbp_jax.backend import PAIRS
+
+__all__ = ["distance"]
+
+
+def distance(loss: VanRossum, psp: PSP, s: Array, targets: Array, inside: Array | None = None) -> Array:
+    """Distance of each sample, float32 `[B]`, over the steps where `inside`, `[T, B]`, is non-zero; None: all steps."""
+    parts = jnp.square(PAIRS.psp_forward(psp, s.astype(np.float32) - targets.astype(np.float32)))
+    return (parts if inside is None else PAIRS.within(parts, inside)).sum((0, 2)) * 0.5

@@ -1,0 +1,1 @@
+"""JAX pairs of stsbp_spec.models.neurons."""

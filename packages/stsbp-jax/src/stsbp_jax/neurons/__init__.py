@@ -1,1 +1,0 @@
-"""JAX pairs of stsbp_spec.neurons."""

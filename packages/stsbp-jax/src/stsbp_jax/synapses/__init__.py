@@ -1,1 +1,0 @@
-"""JAX pairs of stsbp_spec.synapses. Images are channels last, `[T, B, H, W, C]`. Weights have the spec's shapes."""

@@ -1,0 +1,1 @@
+"""The rules of exact arithmetic: grids, sums, random numbers, elementary functions."""

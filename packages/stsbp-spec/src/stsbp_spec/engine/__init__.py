@@ -1,0 +1,1 @@
+"""How a backend computes a network: the plan, the passes, the trainer."""

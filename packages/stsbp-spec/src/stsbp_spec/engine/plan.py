@@ -1,0 +1,792 @@
+"""The steps in which a backend computes a network, made once per backend and network from rules and fusions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, reduce
+from operator import methodcaller
+from typing import Any, Generic, NamedTuple, get_args
+
+from stsbp_spec.contract.grid import sum_bits
+from stsbp_spec.engine.pairs import Pairs
+from stsbp_spec.engine.results import NeuronResiduals, Resumed
+from stsbp_spec.engine.rules import BackwardResult, Deferred, ForwardResult, Rule, Run, Step
+from stsbp_spec.equations.assembly import NeuronEquations, ResumableEquations, neuron_equations, resumable_equations
+from stsbp_spec.equations.expressions import Recurrence
+from stsbp_spec.networks.graph import Edge, Input, Network, Neurons, Op, Place, Projection, Weighted
+from stsbp_spec.networks.ops import batchnorm
+from stsbp_spec.networks.ops.base import Derived, Passing
+from stsbp_spec.networks.ops.batchnorm import BatchNorm, Coefficients
+from stsbp_spec.networks.ops.dropout import Dropout, substream
+from stsbp_spec.networks.ops.one_to_one import PRODUCT, OneToOne
+from stsbp_spec.networks.ops.psp import SynapticFilter
+from stsbp_spec.typing import Array, Precision, Shape
+
+__all__ = ["Chain", "Plan", "Segment", "Stage", "all_reduce_max", "all_reduce_sum", "plan", "rule_of"]
+
+
+def all_reduce_max(backend: Pairs[Array], runs: Sequence[Run[Array]], values: Iterable[Array]) -> Array:
+    """Elementwise maximum of integers over the slices here and in all processes, such as `Pairs.largest_error`."""
+    return runs[0].collective.largest(backend.most([*values]))
+
+
+def all_reduce_sum(backend: Pairs[Array], runs: Sequence[Run[Array]], values: Iterable[Array]) -> Array:
+    """The sum of exact sums, float64 or int64, over the slices here and in all processes."""
+    return runs[0].collective.start_total(reduce(backend.plus, values))()
+
+
+@dataclass(frozen=True, eq=False)
+class ByRule(Step[Array]):
+    """A node that is computed by the rule of its operation."""
+
+    op: Op
+    rule: Rule[Array]
+
+    def forward_slice(self, run: Run[Array], *inputs: Array) -> ForwardResult[Array]:
+        return ForwardResult(*self.rule.forward(self.op, *inputs))
+
+    def backward_slice(self, run: Run[Array], saved: Any, grad: Any, precision: Precision) -> BackwardResult[Array]:
+        grads = self.rule.backward(self.op, saved, grad)
+        return BackwardResult(grads if len(self.needed) > 1 else (grads,))
+
+
+@dataclass(frozen=True, eq=False)
+class Weights(Step[Array]):
+    """Weights that are computed by the rule of their geometry. `reproducible` precision puts errors on the grid."""
+
+    backend: Pairs[Array]
+    rule: Rule[Array]
+    projection: Projection
+
+    def exchanges(self, precision: Precision) -> bool:
+        return precision == "reproducible"
+
+    def forward_slice(self, run: Run[Array], *inputs: Array) -> ForwardResult[Array]:
+        return ForwardResult(*self.rule.forward(self.projection.synapse, *inputs, run.weights[self.name]))
+
+    def backward(
+        self, runs: Sequence[Run[Array]], saved: Iterator[Any], grads: Iterator[Any], precision: Precision
+    ) -> Iterator[BackwardResult[Array]]:
+        grid: tuple[int, Array] | None = None
+        if precision == "reproducible":
+            errors = [*grads]
+            bits = self.projection.error_bits(frames=errors[0].shape[0] * runs[0].part.batch)
+            grid = bits, all_reduce_max(self.backend, runs, map(self.backend.largest_error, errors))
+            # The list loses each error when it is used, so that its memory is free.
+            grads = (errors.pop(0) for _ in runs)
+        for run in runs:
+            yield self._backward(run, next(saved), next(grads), precision, grid)
+
+    def _backward(
+        self, run: Run[Array], saved: Any, grad: Array, precision: Precision, grid: tuple[int, Array] | None
+    ) -> BackwardResult[Array]:
+        zeroed = dict[str, Array]()
+        if grid is not None:
+            grad, zeroed[self.name] = self.backend.error_grid(grad, *grid)
+        (need_input,) = self.needed
+        ds, dw = self.rule.backward(self.projection.synapse, saved, grad, precision=precision, need_input=need_input)
+        return BackwardResult((ds,), {self.name: dw}, zeroed)
+
+
+class _NormalisedSaved(NamedTuple, Generic[Array]):
+    """What normalised sums save: what their weights save, the sums, and the coefficients of the normalisation."""
+
+    weights: Any
+    z: Array
+    by: Coefficients[Array]
+
+
+@dataclass(frozen=True, eq=False)
+class Normalised(Step[Array]):
+    """Weights and the batch normalisation of their sums: ops/batchnorm.py."""
+
+    backend: Pairs[Array]
+    weights: Weights[Array]
+    norm: BatchNorm
+
+    def exchanges(self, precision: Precision) -> bool:
+        return True
+
+    def forward(
+        self, runs: Sequence[Run[Array]], inputs: Iterator[tuple[Array, ...]]
+    ) -> Iterator[ForwardResult[Array]]:
+        sums, run = self.weights.forward(runs, inputs), runs[0]
+        by: Coefficients[Array] | None = run.coefficients.get(self.name)
+        if not run.training:
+            statistics = (self._given(run, name) for name in ("mean", "variance", "scale"))
+            by = self.backend.of_channels(batchnorm.of_running, *statistics, norm=self.norm)
+        elif by is None:
+            results = list[ForwardResult[Array]]()
+            by = self._of_batch(runs, sums, results)
+            for run in runs:
+                run.coefficients[self.name] = by
+            sums = (results.pop(0) for _ in runs)
+        for run in runs:
+            yield self._normalised(run, by, *next(sums))
+
+    def _of_batch(
+        self, runs: Sequence[Run[Array]], sums: Iterator[ForwardResult[Array]], results: list[ForwardResult[Array]]
+    ) -> Coefficients[Array]:
+        """The coefficients from the weighted sums of all slices, which are appended to `results`."""
+        backend, run, exponent = self.backend, runs[0], self._given(runs[0], "exponent")
+        moments = list[Array]()
+        for of_slice in runs:
+            results.append(next(sums))
+            moments.append(backend.moments(self._own(of_slice, results[-1].output), exponent))
+        frames, n = self._frames(run, results[0].output)
+        total = all_reduce_sum(backend, runs, moments)
+        gain = self.places[0].inputs[0].gain
+        by: Coefficients[Array] = backend.of_channels(
+            batchnorm.of_batch, total, exponent, self._given(run, "scale"), *frames, norm=self.norm, n=n, gain=gain
+        )
+        return by
+
+    def _normalised(self, run: Run[Array], by: Coefficients[Array], z: Array, saved: Any) -> ForwardResult[Array]:
+        numbers = {"mean": by.mean, "a": by.a, "shift": self._given(run, "shift")}
+        y = self.backend.channelwise(batchnorm.FORWARD, {"z": z}, numbers)
+        return ForwardResult(y, _NormalisedSaved(saved, z, by))
+
+    def backward(
+        self, runs: Sequence[Run[Array]], saved: Iterator[Any], grads: Iterator[Any], precision: Precision
+    ) -> Iterator[BackwardResult[Array]]:
+        backend, run, exponent = self.backend, runs[0], self._given(runs[0], "exponent")
+        errors = [*grads]
+        of_weights, zs, (by, *_) = map(list, zip(*saved, strict=True))
+        frames, n = self._frames(run, zs[0])
+        if precision == "reproducible":
+            bits = batchnorm.norm_error_bits(self._summands(run, zs[0]))
+            largest = all_reduce_max(backend, runs, map(backend.largest_error, errors))
+            for i in range(len(errors)):
+                errors[i], _ = backend.error_grid(errors[i], bits, largest)
+        moments = (backend.error_moments(error, z, exponent) for error, z in zip(errors, zs, strict=True))
+        of_all, slope, of_scale, of_shift = backend.of_channels(
+            batchnorm.way_back, all_reduce_sum(backend, runs, moments), exponent, by, *frames, n=n,
+            training=run.training,
+        )  # fmt: skip
+        numbers = {"mean": by.mean, "a": by.a, "of_all": of_all, "slope": slope}
+        dzs = (self._dz(run, zs.pop(0), errors.pop(0), numbers) for run in runs)
+        results = self.weights.backward(runs, (of_weights.pop(0) for _ in runs), dzs, precision)
+        whole = {f"{self.name}.scale": of_scale, f"{self.name}.shift": of_shift}
+        for _ in runs:
+            yield next(results)._replace(whole=whole)
+
+    def _dz(self, run: Run[Array], z: Array, error: Array, numbers: Mapping[str, Array]) -> Array:
+        return self._own(run, self.backend.channelwise(batchnorm.BACKWARD, {"z": z, "dy": error}, numbers))
+
+    def statistics(self, saved: Any) -> Mapping[str, Array]:
+        mean, variance = saved.by.batch
+        return {f"{self.name}.mean": mean, f"{self.name}.variance": variance}
+
+    def _given(self, run: Run[Array], name: str) -> Array:
+        return run.weights[f"{self.name}.{name}"]
+
+    def _summands(self, run: Run[Array], z: Array) -> int:
+        """Number of weighted sums of a channel in the whole batch, including padding."""
+        return batchnorm.summands(len(z) * run.part.batch, self.places[0].output.shape)
+
+    def _frames(self, run: Run[Array], z: Array) -> tuple[tuple[Array, ...], int]:
+        """Number of sums that are normalised together. With lengths: the frames, and the number of sums per frame."""
+        n = self._summands(run, z)
+        if run.inside is None or self.places[0].output.static:
+            return (), n
+        return (self._given(run, "frames"),), batchnorm.summands(1, self.places[0].output.shape)
+
+    def _own(self, run: Run[Array], x: Array) -> Array:
+        """`x` `[T, B, ...]` with zeros at padded steps, and for samples that do not belong to the batch."""
+        x = self.backend.silenced(x, run.part.count)
+        if run.inside is None or self.places[0].output.static:
+            return x
+        return self.backend.within(x, run.inside)
+
+
+def _one_to_one(backend: Pairs[Array]) -> Rule[Array]:
+    """One weight per neuron, as equations that every backend runs: ops/one_to_one.py."""
+
+    def times(x: Array, w: Array) -> Array:
+        each = backend.spread(w.reshape(-1), x.shape[1:])
+        return backend.recur(PRODUCT, {}, {"x": x, "w": each}, len(x))["y"]
+
+    def forward(op: OneToOne, s: Array, wq: Array) -> tuple[Array, tuple[Array, Array]]:
+        return times(s, wq), (s, wq)
+
+    def backward(
+        op: OneToOne,
+        residuals: tuple[Array, Array],
+        dz: Array,
+        *,
+        precision: Precision,
+        need_input: bool,
+        need_weights: bool = True,
+    ) -> tuple[Array | None, Array | None]:
+        s, wq = residuals
+        ds = times(dz, wq) if need_input else None
+        if not need_weights:
+            return ds, None
+        # Spikes are 0 or 1, so the products are exact.
+        terms = backend.recur(PRODUCT, {}, {"x": s, "w": dz}, len(dz))["y"]
+        dw = backend.totals(terms.reshape(1, -1, wq.shape[0]), wq.shape[0])
+        return ds, dw.reshape(wq.shape)
+
+    return Rule(forward, backward)
+
+
+def _derived(backend: Pairs[Array]) -> Rule[Array]:
+    """The rule of `Derived` operations."""
+
+    def forward(op: Derived, *inputs: Array) -> tuple[Array, Any]:
+        return op.forward(backend.arithmetic, *inputs)
+
+    def backward(op: Derived, residuals: Any, error: Array) -> Any:
+        return op.backward(backend.arithmetic, residuals, error)
+
+    return Rule(forward, backward)
+
+
+@dataclass(frozen=True, eq=False)
+class Drops(Step[Array]):
+    """Dropout with the backend's masks: ops/dropout.py."""
+
+    backend: Pairs[Array]
+    op: Dropout
+
+    def mask(self, run: Run[Array], batch: int) -> Array | None:
+        """The mask of kept spikes, `[B, ...]`; None: all are kept."""
+        if run.dropout is None or self.op.rate == 0:
+            return None
+        (seed, step), place = run.dropout, self.places[0]
+        stream = substream(place.layer, place.position)
+        shape = (batch, *place.output.shape)
+        return self.backend.dropout_mask(seed, stream, step, shape, self.op.rate, first=run.part.first)
+
+    def forward_slice(self, run: Run[Array], *inputs: Array) -> ForwardResult[Array]:
+        (s,) = inputs
+        mask = self.mask(run, s.shape[1])
+        return ForwardResult(s if mask is None else self.backend.dropout(mask, s), mask)
+
+    def backward_slice(self, run: Run[Array], saved: Any, grad: Any, precision: Precision) -> BackwardResult[Array]:
+        return BackwardResult((grad if saved is None else self.backend.dropout(saved, grad),))
+
+
+@dataclass(frozen=True, eq=False)
+class Population(Step[Array]):
+    """Neurons, including the pending synapses of their inputs."""
+
+    backend: Pairs[Array]
+    op: Neurons
+    loops: tuple[Weights[Array], ...] = ()
+
+    @cached_property
+    def filters(self) -> tuple[SynapticFilter, SynapticFilter]:
+        """The filters of evaluation and of training, if there is one input."""
+        (values,) = self.places[0].inputs
+        return values.filter(training=False), values.filter(training=True)
+
+    @cached_property
+    def equations(self) -> tuple[NeuronEquations, NeuronEquations]:
+        """The equations of evaluation and of training."""
+        evaluation, training = (neuron_equations(each, self.op.model, self._static) for each in self._every)
+        return evaluation, training
+
+    @cached_property
+    def resumable(self) -> tuple[ResumableEquations, ResumableEquations]:
+        """The same equations for runs that start from given states and return the final states."""
+        evaluation, training = (resumable_equations(each, self.op.model, self._static) for each in self._every)
+        return evaluation, training
+
+    @property
+    def _every(self) -> Iterator[tuple[SynapticFilter, ...]]:
+        """The filters of all inputs, of evaluation and of training."""
+        inputs = self.places[0].inputs
+        return (tuple(values.filter(training=training) for values in inputs) for training in (False, True))
+
+    @property
+    def _static(self) -> tuple[bool, ...]:
+        return tuple(values.static for values in self.places[0].inputs)
+
+    def learned(self, run: Run[Array]) -> dict[str, Array]:
+        """The learned parameters of the neurons, by the model's names."""
+        (place,) = self.places
+        return {name: run.weights[parameter] for name, parameter in place.parameters.items()}
+
+    def gradients(
+        self, runs: Sequence[Run[Array]], terms: Sequence[Mapping[str, Array]], precision: Precision
+    ) -> list[dict[str, Array]]:
+        """Gradients of the neurons' learned parameters for each slice, by the network's names, from
+        `Pairs.population_backward`'s terms."""
+        (place,), gradients = self.places, [dict[str, Array]() for _ in runs]
+        for name in terms[0]:
+            (count,), xs = place.learned[name].shape(place.output.shape), [of_slice[name] for of_slice in terms]
+            if precision == "reproducible":
+                largest = all_reduce_max(self.backend, runs, map(self.backend.largest_error, xs))
+                bits = sum_bits(runs[0].part.batch * math.prod(place.output.shape) // count)
+                xs = [self.backend.error_grid(x, bits, largest)[0] for x in xs]
+            for of_slice, x in zip(gradients, xs, strict=True):
+                of_slice[place.parameters[name]] = self.backend.totals(x, count)
+        return gradients
+
+    def _stepwise(
+        self, run: Run[Array], one: Recurrence, start: tuple[Array, ...], inputs: Sequence[Array]
+    ) -> tuple[tuple[Array, ...], NeuronResiduals[Array]]:
+        """Compute one time step after the other with `one` (`Recurrence.single`), from `start` (`Resumed.after`)."""
+        backend, equations = self.backend, self.equations[run.training]
+        each = backend.spread_all(equations, self.learned(run), inputs[0].shape[1:])
+        elsewhere, own = self._at
+        states = tuple(equations.forward.states)
+        made = [*one.outputs]
+        outputs, news = made[: len(made) - len(states)], made[len(made) - len(states) :]
+
+        def step(carried: tuple[Array, ...], read: dict[str, Array]) -> tuple[tuple[Array, ...], dict[str, Array]]:
+            spikes, *before = carried
+            back = {
+                equations.inputs[j]: loop.rule.forward(loop.projection.synapse, spikes, run.weights[loop.name])[0]
+                for j, loop in zip(own, self.loops, strict=True)
+            }
+            given = {**read, **back, **each, **dict(zip(states, before, strict=True))}
+            found = backend.recur(one, equations.constants, given, 1)
+            return (found["o"], *(found[name] for name in news)), {name: found[name] for name in outputs}
+
+        given = {equations.inputs[j]: z for j, z in zip(elsewhere, inputs, strict=True)}
+        last, kept = backend.scan(step, start, given, run.steps)
+        spikes = kept.pop("o")
+        static = len(inputs) == 1 and len(inputs[0]) == 1 and run.steps > 1
+        return last, NeuronResiduals(kept, spikes, static and not own, each)
+
+    def _rest(self, run: Run[Array], shape: Shape) -> tuple[Array, ...]:
+        """The state of rest: no spikes, and all states zero. Their shape `shape` is `[1, B, ...]`."""
+        states = self.equations[run.training].forward.states
+        return self.backend.silence(shape), *(self.backend.zeros(shape) for _ in states)
+
+    @cached_property
+    def _at(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Which inputs of the equations come from other nodes, and which come from the recurrent weights."""
+        names, own = [edge.source for edge in self.places[0].node.inputs], [loop.name for loop in self.loops]
+        return tuple(j for j, name in enumerate(names) if name not in own), tuple(map(names.index, own))
+
+    def _resumed(self, run: Run[Array], inputs: Sequence[Array]) -> tuple[Array, Resumed[Array]]:
+        assert run.before is not None
+        start = run.before.get(self.name) or self._rest(run, (1, *inputs[0].shape[1:]))
+        last, found = self._stepwise(run, self.resumable[run.training].step, start, inputs)
+        return found.spikes, Resumed(found, start[0], last)
+
+    def _of(self, run: Run[Array], residuals: Any) -> tuple[NeuronEquations, NeuronResiduals[Array], Array | None]:
+        """The equations of the backward pass, the residuals it reads, and the spikes before the first step, if any."""
+        if not isinstance(residuals, Resumed):
+            return self.equations[run.training], residuals, None
+        both, (neurons, first, _, error) = self.resumable[run.training], residuals
+        equations = both.plain if error is None else both.of_potentials
+        kept = {name: neurons.kept[name] for name in equations.kept}
+        return equations, neurons._replace(kept=kept if error is None else {**kept, "gu": error}), first
+
+    def exchanges(self, precision: Precision) -> bool:
+        return precision == "reproducible" and bool(self.places[0].parameters)
+
+    def forward_slice(self, run: Run[Array], *inputs: Array) -> ForwardResult[Array]:
+        if run.before is not None:
+            return ForwardResult(*self._resumed(run, inputs))
+        equations, learned = self.equations[run.training], self.learned(run)
+        return ForwardResult(*self.backend.population_forward(equations, inputs, run.steps, learned))
+
+    def backward(
+        self, runs: Sequence[Run[Array]], saved: Iterator[Any], grads: Iterator[Any], precision: Precision
+    ) -> Iterator[BackwardResult[Array]]:
+        results = [self._propagated(run, next(saved), next(grads)) for run in runs]
+        for gradients in self.gradients(runs, [terms for _, terms in results], precision):
+            yield BackwardResult(results.pop(0)[0], gradients)
+
+    def _propagated(self, run: Run[Array], saved: Any, grad: Array) -> tuple[tuple[Array, ...], Mapping[str, Array]]:
+        """The gradients of the inputs, and the terms of those of learned parameters."""
+        equations, residuals, _ = self._of(run, saved)
+        static = [values.static and run.steps > 1 for values in self.places[0].inputs]
+        return self.backend.population_backward(equations, residuals, grad, static)
+
+    def population(self, saved: Any) -> NeuronResiduals[Array]:
+        found: NeuronResiduals[Array] = saved.neurons if isinstance(saved, Resumed) else saved
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Recurrent(Population[Array]):
+    """Neurons that read their own spikes of the previous step through weights. They compute one time step at a time.
+
+    Forward pass: `z'_t = V o_{t-1}` in addition to the other inputs. Backward pass, from the last step to the first:
+    `do_t` is the error from the layer above plus `V^T dz'_{t+1}`. In `reproducible` precision, `Pairs.sample_grid`
+    rounds `dz'` first, so that these sums are exact. The gradient of `V` is computed from all steps at once, as for any
+    other weights.
+
+    `loops` are the recurrent weights, in the order of the inputs.
+    """
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return tuple(edge.source for edge in self._edges)
+
+    @property
+    def delays(self) -> tuple[int, ...]:
+        return tuple(edge.delay for edge in self._edges)
+
+    @property
+    def _edges(self) -> tuple[Edge, ...]:
+        own = {loop.name for loop in self.loops}
+        return tuple(edge for edge in self.places[0].node.inputs if edge.source not in own)
+
+    def exchanges(self, precision: Precision) -> bool:
+        return precision == "reproducible"
+
+    def forward_slice(self, run: Run[Array], *inputs: Array) -> ForwardResult[Array]:
+        return ForwardResult(*(self.fire(run, inputs) if run.before is None else self._resumed(run, inputs)))
+
+    def backward(
+        self, runs: Sequence[Run[Array]], saved: Iterator[Any], grads: Iterator[Any], precision: Precision
+    ) -> Iterator[BackwardResult[Array]]:
+        elsewhere, own = self._at
+        names = self.equations[runs[0].training].errors
+        slices = [self._propagated_back(run, next(saved), next(grads), precision) for run in runs]
+        gradients = self.gradients(runs, [terms for _, terms, _ in slices], precision)
+        zeroed = [dict[str, Array]() for _ in runs]
+        for j, loop in zip(own, self.loops, strict=True):
+            residuals = (
+                self.left(loop, o, run.weights[loop.name]) for run, (_, _, o) in zip(runs, slices, strict=True)
+            )
+            errors = (of_inputs[names[j]] for of_inputs, _, _ in slices)
+            for i, result in enumerate(loop.backward(runs, residuals, errors, precision)):
+                gradients[i].update(result.gradients)
+                zeroed[i].update(result.zeroed)
+        for i in range(len(runs)):
+            of_inputs, _, _ = slices.pop(0)
+            yield BackwardResult(tuple(of_inputs[names[j]] for j in elsewhere), gradients[i], zeroed[i])
+
+    def _propagated_back(
+        self, run: Run[Array], saved: Any, grad: Array, precision: Precision
+    ) -> tuple[Mapping[str, Array], Mapping[str, Array], Array]:
+        """The results of `propagate`, and the spikes one step before each step."""
+        elsewhere, _ = self._at
+        equations, residuals, first = self._of(run, saved)
+        values = self.places[0].inputs
+        static = {equations.errors[j] for j in elsewhere if values[j].static and run.steps > 1}
+        errors, terms = self.propagate(run, residuals, grad, tuple(sorted(static)), precision)
+        spikes = residuals.spikes
+        earlier = self.backend.shifted(spikes, 1) if first is None else self.backend.joined([first, spikes[:-1]])
+        return errors, terms, earlier
+
+    def fire(self, run: Run[Array], inputs: Sequence[Array]) -> tuple[Array, NeuronResiduals[Array]]:
+        """The forward pass of all steps: returns the spikes, and what the backward pass reads."""
+        start = self._rest(run, (1, *inputs[0].shape[1:]))
+        _, found = self._stepwise(run, self.equations[run.training].forward_step, start, inputs)
+        return found.spikes, found
+
+    def propagate(
+        self,
+        run: Run[Array],
+        residuals: NeuronResiduals[Array],
+        error: Array,
+        static: tuple[str, ...],
+        precision: Precision,
+    ) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
+        """The backward pass of all steps: errors by the names of `equations.errors`, and those of learned parameters.
+
+        The errors of `static` inputs are sums over the steps.
+        """
+        backend, equations, (_, own) = self.backend, self.way_back(run, residuals), self._at
+        shape = error.shape[1:]
+        one, states = equations.backward_step(static)
+        moving = [name for name in dict.fromkeys(equations.errors) if name not in static]
+        silent = backend.silence((1, *shape))
+        left = [self.left(loop, silent, run.weights[loop.name]) for loop in self.loops]
+
+        def step(carried: tuple[Array, ...], read: dict[str, Array]) -> tuple[tuple[Array, ...], dict[str, Array]]:
+            back, *after = carried
+            given = {**read, **residuals.learned, "back": back, **dict(zip(states, after, strict=True))}
+            found = backend.recur(one, equations.constants, given, 1)
+            below = list[Array]()
+            for j, loop, own_left in zip(own, self.loops, left, strict=True):
+                dz, projection = found[equations.errors[j]], loop.projection
+                if precision == "reproducible":
+                    dz = backend.sample_grid(dz, projection.sample_error_bits)
+                ds, _ = loop.rule.backward(
+                    projection.synapse, own_left, dz, precision=precision, need_input=True, need_weights=False
+                )
+                below.append(ds)
+            total = reduce(backend.plus, below)
+            before = (found[name] for name in [*one.outputs][len(one.outputs) - len(states) :])
+            return (total, *before), {name: found[name] for name in moving}
+
+        start = (backend.zeros((1, *shape)),) * (1 + len(states))
+        last, errors = backend.scan(step, start, {**residuals.kept, "g": error}, len(error), reverse=True)
+        summed = (*static, *equations.terms)
+        sums = dict(zip(summed, last[len(last) - len(summed) :], strict=True))
+        return errors | {name: sums[name] for name in static}, {name: sums[name] for name in equations.terms}
+
+    def way_back(self, run: Run[Array], residuals: NeuronResiduals[Array]) -> NeuronEquations:
+        """The equations that `propagate` uses. They differ if there are errors of potentials."""
+        return self.resumable[run.training].of_potentials if "gu" in residuals.kept else self.equations[run.training]
+
+    def left(self, loop: Weights[Array], spikes: Array, w: Array) -> Any:
+        """The residuals of the recurrent weights for `spikes`."""
+        return loop.rule.forward(loop.projection.synapse, spikes, w)[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Chain(Step[Array]):
+    """Consecutive steps that are treated as one. Fusions are built on this class.
+
+    In a pass in which one of them needs numbers of the whole batch, they are computed one by one instead.
+    """
+
+    parts: tuple[Step[Array], ...]
+
+    def exchanges(self, precision: Precision) -> bool:
+        return any(part.exchanges(precision) for part in self.parts)
+
+    def forward_slice(self, run: Run[Array], *inputs: Array) -> ForwardResult[Array]:
+        saved: list[Any] = []
+        for part in self.parts:
+            output, residuals = next(part.forward([run], iter([inputs])))
+            inputs = (output,)
+            saved.append(residuals)
+        return ForwardResult(inputs[0], saved)
+
+    def backward_slice(self, run: Run[Array], saved: Any, grad: Any, precision: Precision) -> BackwardResult[Array]:
+        # A part with sums over the batch (`zeroed`, `whole`) exchanges numbers, so the chain is computed by parts.
+        gradients = dict[str, Array]()
+        # The lists lose what a part takes, so that it is free before the next part.
+        grads: list[Any] = [self.received(saved, grad)]
+        del grad
+        for part in reversed(self.parts):
+            result = next(part.backward([run], (saved.pop() for _ in [run]), (grads.pop() for _ in [run]), precision))
+            grads = [*result.grad_inputs]
+            gradients.update(result.gradients)
+            del result
+            if not any(part.needed):
+                return BackwardResult((None,) * len(self.needed), gradients)
+        return BackwardResult(tuple(grads), gradients)
+
+    def received(self, saved: Any, grad: Any) -> Any:
+        """The gradient of the output as the last part takes it."""
+        return grad.array() if isinstance(grad, Deferred) else grad
+
+    def by_parts(self, saved: Any) -> Sequence[Any]:
+        """What the parts would have saved, from what the chain saved; or `saved`, if the parts were computed one by
+        one."""
+        parts: Sequence[Any] = saved
+        return parts
+
+    def statistics(self, saved: Any) -> Mapping[str, Array]:
+        normalised = [(part, own) for part, own in zip(self.parts, saved, strict=True) if part.normalises]
+        return {name: x for part, own in normalised for name, x in part.statistics(own).items()}
+
+    def population(self, saved: Any) -> NeuronResiduals[Array]:
+        return self.parts[-1].population(saved[-1])
+
+
+class Stage(NamedTuple, Generic[Array]):
+    """Steps of a pass that are all computed for one slice of a batch before the next slice.
+
+    Attributes:
+        exchanges: whether the first step needs numbers of the whole batch. It then gets all slices.
+        steps: the steps in the order of the pass.
+    """
+
+    exchanges: bool
+    steps: list[Step[Array]]
+
+
+def _stages(
+    steps: Sequence[Step[Array]], exchanges: Callable[[Step[Array]], bool], *, reverse: bool = False
+) -> list[Stage[Array]]:
+    # A chain cannot compute several slices at once, but its parts can.
+    parts = [
+        part for step in steps for part in (step.parts if isinstance(step, Chain) and exchanges(step) else (step,))
+    ]
+    stages: list[Stage[Array]] = []
+    for step in reversed(parts) if reverse else parts:
+        if exchanges(step) or not stages:
+            stages.append(Stage(exchanges(step), []))
+        stages[-1].steps.append(step)
+    return stages
+
+
+@dataclass(frozen=True)
+class Segment(Generic[Array]):
+    """The steps after one population up to the next. They can be run again from their sources.
+
+    Attributes:
+        steps: the steps, in order.
+        sources: names of the outputs of other segments that they read.
+        done: names of those sources that no later segment reads.
+        left: names of the outputs that are kept: the population, what other segments read, the network's output.
+    """
+
+    steps: tuple[Step[Array], ...]
+    sources: tuple[str, ...]
+    done: tuple[str, ...]
+    left: tuple[str, ...]
+
+    @cached_property
+    def places(self) -> tuple[Place, ...]:
+        """The nodes of its steps, in order."""
+        return tuple(place for step in self.steps for place in step.places)
+
+    @cached_property
+    def backward_stages(self) -> Mapping[Precision, list[Stage[Array]]]:
+        """The backward pass through the segment in each precision."""
+        exchanges = {precision: methodcaller("exchanges", precision) for precision in get_args(Precision)}
+        return {precision: _stages(self.steps, asks, reverse=True) for precision, asks in exchanges.items()}
+
+    def projections(self, network: Network) -> tuple[Projection, ...]:
+        """The weights of `network` in this segment, including recurrent weights."""
+        names = {place.node.name for place in self.places}
+        names |= {loop for name in names for loop in network.recurrent.get(name, ())}
+        return tuple(projection for projection in network.projections if projection.name in names)
+
+    @property
+    def population(self) -> str | None:
+        """Name of its population; None: the segment ends with the network's output, which is not a population."""
+        return self.steps[-1].name if self.steps[-1].fires else None
+
+
+@dataclass(frozen=True, eq=False)
+class Plan(Generic[Array]):
+    """The steps through a network.
+
+    Attributes:
+        segments: the steps, in order.
+        input, output: names of the first and the last node.
+        uses: names of the nodes that use the same weights, in order, by the name of the node that owns the weights.
+    """
+
+    segments: tuple[Segment[Array], ...]
+    input: str
+    output: str
+    uses: Mapping[str, tuple[str, ...]]
+
+    @cached_property
+    def stages(self) -> list[Stage[Array]]:
+        """The forward pass."""
+        return _stages(self.steps, lambda step: step.normalises)
+
+    @property
+    def steps(self) -> tuple[Step[Array], ...]:
+        """All steps, in order."""
+        return tuple(step for segment in self.segments for step in segment.steps)
+
+
+def plan(backend: Pairs[Array], network: Network, *, of_input: bool = False, fused: bool = True) -> Plan[Array]:
+    """Make the plan of a backend for a network. The plan of each pair of both is made only once.
+
+    Args:
+        backend, network: the backend, and the graph of the network.
+        of_input: whether the backward pass also computes the error of the input.
+        fused: whether the backend may compute several nodes together. It may not if states are passed in and out.
+
+    Raises:
+        BackendError: the backend has no rule for an operation. The message names both.
+    """
+    return _plan(backend, network, of_input, fused)
+
+
+@lru_cache(maxsize=64)
+def _plan(backend: Pairs[Any], network: Network, of_input: bool, fused: bool) -> Plan[Any]:
+    trained, singles = dict[str, bool](), dict[str, Step[Any]]()
+    projections = {projection.name: projection for projection in network.projections}
+    loops = {name for names in network.recurrent.values() for name in names}
+    own = dict[str, Weights[Any]]()
+    for place in network.places:
+        node = place.node
+        if node.name in loops:
+            own[node.name] = Weights((place,), (False,), backend, rule_of(backend, node.op), projections[node.name])
+            continue
+        needed = tuple(trained[edge.source] for edge in node.inputs if edge.source not in loops)
+        trained[node.name] = isinstance(node.op, Weighted) or any(needed) or (of_input and isinstance(node.op, Input))
+        if node.name in network.recurrent:
+            assert isinstance(node.op, Neurons)
+            weights = tuple(own[name] for name in network.recurrent[node.name])
+            singles[node.name] = Recurrent((place,), needed, backend, node.op, weights)
+        elif not isinstance(node.op, Input):
+            singles[node.name] = _single(backend, place, needed, projections.get(node.name))
+    steps: list[Step[Any]] = []
+    done: set[str] = set()
+    fusions = backend.fusions if fused else ()
+    position = {place.node.name: number for number, place in enumerate(network.places)}
+    for name, single in reversed(singles.items()):
+        if name not in done:
+            chain = _chain(network, position, singles, name)
+            found = (step for fusion in fusions if (step := fusion(chain)) is not None)
+            steps.append(next(found, single))
+            done.update(place.node.name for place in steps[-1].places)
+    source = next(node.name for node in network.nodes if isinstance(node.op, Input))
+    return Plan(_segments(steps[::-1]), source, network.nodes[-1].name, _uses(network))
+
+
+def _uses(network: Network) -> dict[str, tuple[str, ...]]:
+    shared = {projection.shares for projection in network.projections} - {None}
+    return {str(owner): tuple(each.name for each in network.projections if each.parameter == owner) for owner in shared}
+
+
+def _single(backend: Pairs[Any], place: Place, needed: tuple[bool, ...], projection: Projection | None) -> Step[Any]:
+    op = place.node.op
+    if isinstance(op, Neurons):
+        return Population((place,), needed, backend, op)
+    if type(op) is Dropout:
+        return Drops((place,), needed, backend, op)
+    if isinstance(op, Passing):
+        (values,) = place.inputs
+        op = op.at(values.shape)
+    rule = rule_of(backend, op)
+    if projection is not None:
+        weights = Weights((place,), needed, backend, rule, projection)
+        norm = projection.synapse.norm
+        return weights if norm is None else Normalised((place,), needed, backend, weights, norm)
+    return ByRule((place,), needed, op, rule)
+
+
+def rule_of(backend: Pairs[Any], op: Op) -> Rule[Any]:
+    """The rule of an operation: the backend's own, or one that every backend can compute.
+
+    Raises:
+        BackendError: there is no rule.
+    """
+    if type(op) not in backend.rules:
+        if type(op) is OneToOne:
+            return _one_to_one(backend)
+        if isinstance(op, Derived):
+            return _derived(backend)
+    return backend.rule(op)
+
+
+def _chain(
+    network: Network, position: Mapping[str, int], singles: Mapping[str, Step[Any]], name: str
+) -> tuple[Step[Any], ...]:
+    """The longest chain up to a node, with no population before it, in which only the next step reads each step."""
+    chain = [singles[name]]
+    while len(sources := chain[0].sources) == 1:
+        below = singles.get(sources[0])
+        delayed = any(chain[0].delays)
+        if below is None or delayed or below.fires or network.readers[below.name] != (chain[0].name,):
+            break
+        chain.insert(0, below)
+    # A step that computes the chain stands where its last node stood. The readers of a source must keep the order of
+    # the nodes, because their errors are added in this order. So the chain must not pass another reader of its source.
+    first, last = position[chain[0].name], position[name]
+    if any(first < position[reader] < last for source in chain[0].sources for reader in network.readers[source]):
+        chain = chain[1:]
+    return tuple(chain)
+
+
+def _segments(steps: Sequence[Step[Any]]) -> tuple[Segment[Any], ...]:
+    parts: list[list[Step[Any]]] = [[]]
+    for step in steps:
+        parts[-1].append(step)
+        if step.fires and step is not steps[-1]:
+            parts.append([])
+    last_read = {source: i for i, part in enumerate(parts) for step in part for source in step.sources}
+    last_read[steps[-1].name] = len(parts)
+    segments = []
+    for i, part in enumerate(parts):
+        made = {step.name for step in part}
+        sources = dict.fromkeys(source for step in part for source in step.sources if source not in made)
+        done = tuple(source for source in sources if last_read[source] == i)
+        left = tuple(step.name for step in part if step.fires or last_read[step.name] > i)
+        segments.append(Segment(tuple(part), tuple(sources), done, left))
+    return tuple(segments)

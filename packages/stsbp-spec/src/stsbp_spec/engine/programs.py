@@ -1,0 +1,204 @@
+"""The functions that run on the device. Each takes native arrays, and a backend may compile it whole
+(`Pairs.compiled`).
+
+Between two of these functions, the host checks numbers and raises errors. Until then, no state has changed: trainer.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Generic, NamedTuple
+
+from stsbp_spec.distributed.collective import Collective, Part
+from stsbp_spec.engine.pairs import Pairs
+from stsbp_spec.engine.passes import Trace, backward_passes, backward_sums, forward_pass, forward_passes
+from stsbp_spec.equations.assembly import inside_name
+from stsbp_spec.models.losses.base import Loss
+from stsbp_spec.models.losses.cross_entropy import CrossEntropy
+from stsbp_spec.models.optim.adamw import AdamWScalars
+from stsbp_spec.networks.spec import NetworkSpec
+from stsbp_spec.typing import Array, Memory, Precision
+
+__all__ = ["Gradients", "apart", "gradients", "output", "resumed", "states", "update"]
+
+
+class Gradients(NamedTuple, Generic[Array]):
+    """The result of `gradients`.
+
+    Attributes:
+        values: gradients of the whole batch, by the names of `network.parameters`.
+        squares: `Pairs.gradient_squares` of these gradients.
+        spikes: output spikes `[T, B, N]` of each part in this process; for a readout, its potentials.
+        counts: `Pairs.spike_count` of each block, for each part.
+        zeroed: counts of `Pairs.error_grid` by layer, for each part. Empty without an error grid.
+        statistics: statistics of the whole batch, by the names of `network.statistics`.
+    """
+
+    values: dict[str, Array]
+    squares: Array
+    spikes: list[Array]
+    counts: list[list[Array]]
+    zeroed: list[dict[str, Array]]
+    statistics: dict[str, Array]
+
+
+def gradients(
+    backend: Pairs[Array],
+    network: NetworkSpec,
+    loss: Loss,
+    precision: Precision,
+    memory: Memory,
+    collective: Collective[Array],
+    parts: Sequence[Part],
+    wq: dict[str, Array],
+    inputs: Sequence[Array],
+    targets: Sequence[Array],
+    dropout: tuple[int, int] | None,
+    padding: Sequence[Mapping[str, Array]] | None = None,
+) -> Gradients[Array]:
+    """Forward pass, error of the loss, backward pass: lines 1-31 of the pseudo-code.
+
+    Args:
+        backend, network, loss, precision, memory: fixed when the function is compiled.
+        collective: the processes that have the other samples of the batch.
+        parts: which samples are in this process. Several parts go one after the other through both passes.
+        wq: weights on their grid, other learned parameters, running statistics: see `rules.Run`.
+        inputs: encoded inputs of each part, of at least one sample. Samples beyond the part's count are not in the
+            batch.
+        targets: `[T, B, N]` of each part.
+        dropout: `(seed, step)` of the masks; None: no dropout.
+        padding: `equations.loss_padding` of each part; None: all samples have `T` steps.
+    """
+    each: Sequence[Mapping[str, Array] | None] = [None] * len(parts) if padding is None else padding
+    groups = [slice(i, i + 1) for i in range(len(parts))] if apart(network, precision) else [slice(None)]
+    made, counts, zeroed, sums = list[Array](), list[list[Array]](), list[dict[str, Array]](), dict[str, Array]()
+    values, statistics = dict[str, Array](), dict[str, Array]()
+    for group in groups:
+        traces, errors, inside = _ahead(
+            backend, network, loss, memory, collective, parts[group], wq, inputs[group], targets[group], dropout,
+            each[group],
+        )  # fmt: skip
+        made += [_output(network, trace) for trace in traces]
+        counts += [_counts(backend, trace, own) for trace, own in zip(traces, inside, strict=True)]
+        if group is groups[-1]:
+            values = backward_passes(traces, errors, precision, sums)
+        else:
+            for name, own in backward_sums(traces, errors, precision):
+                sums[name] = backend.plus(sums[name], own) if name in sums else own
+        zeroed += [trace.zeroed for trace in traces]
+        statistics = dict(traces[0].statistics)
+        # Free their memory for the next parts.
+        del traces, errors
+    squares = backend.gradient_squares(list(values.values()))
+    return Gradients(values, squares, made, counts, zeroed, statistics)
+
+
+def apart(network: NetworkSpec, precision: Precision) -> bool:
+    """Whether parts of a batch depend on each other only in sums of gradients.
+
+    If so, each part can go through both passes before the next part starts. Error grids prevent this, because they
+    depend on the largest error of all samples. Normalised sums prevent it, because they depend on the sums of all
+    samples.
+    """
+    return precision == "fast" and not network.graph.normalised
+
+
+def _ahead(
+    backend: Pairs[Array],
+    network: NetworkSpec,
+    loss: Loss,
+    memory: Memory,
+    collective: Collective[Array],
+    parts: Sequence[Part],
+    wq: dict[str, Array],
+    inputs: Sequence[Array],
+    targets: Sequence[Array],
+    dropout: tuple[int, int] | None,
+    padding: Sequence[Mapping[str, Array] | None],
+) -> tuple[list[Trace[Array]], list[Array], list[Array | None]]:
+    """The traces of the parts, the errors of their outputs, and which of their steps are not padding."""
+    inside = [None if own is None else own[inside_name(loss)][..., 0] for own in padding]
+    steps, errors = len(targets[0]), list[Array]()
+    traces = forward_passes(backend, network.graph, wq, inputs, steps, dropout, parts, collective, memory, inside)
+    for part, trace, target, padded, own in zip(parts, traces, targets, padding, inside, strict=True):
+        if isinstance(loss, CrossEntropy):
+            error = backend.readout_error(loss, trace.potentials(), target, part.batch, own)
+        else:
+            error = backend.loss_error(loss, network.output_psp, trace.output, target, part.batch, padded)
+        errors.append(backend.silenced(error, part.count))
+    return traces, errors, inside
+
+
+def update(
+    backend: Pairs[Array],
+    network: NetworkSpec,
+    scalars: AdamWScalars,
+    weights: Mapping[str, Array],
+    gradients: Mapping[str, Array],
+    m: Mapping[str, Array],
+    v: Mapping[str, Array],
+) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
+    """New weights, learned parameters and moments: the end of the pseudo-code."""
+    new: tuple[dict[str, Array], ...] = ({}, {}, {})
+    for name, g in gradients.items():
+        arrays, learned = (weights[name], g, m[name], v[name]), network.parameters[name].learned
+        if learned is None:
+            found = backend.adamw(scalars, *arrays)
+        else:
+            found = backend.adamw_learned(scalars, (learned.low, learned.high), *arrays)
+        for part, x in zip(new, found, strict=True):
+            part[name] = x
+    return new[0], new[1], new[2]
+
+
+def output(
+    backend: Pairs[Array],
+    network: NetworkSpec,
+    steps: int,
+    wq: dict[str, Array],
+    x: Array,
+    inside: Array | None = None,
+) -> tuple[Array, list[Array]]:
+    """Output spikes `[T, B, N]` without dropout, and `Pairs.spike_count` of each block.
+
+    For a network that ends with a readout, potentials take the place of spikes. `inside`, uint8 `[T, B]`, is 0 at
+    padded steps, whose spikes do not count. None: no step is padded.
+    """
+    trace = forward_pass(backend, network.graph, wq, x, steps, None, keeps=False)
+    return _output(network, trace), _counts(backend, trace, inside)
+
+
+def states(
+    backend: Pairs[Array], network: NetworkSpec, steps: int, wq: dict[str, Array], x: Array
+) -> list[tuple[Array, Array]]:
+    """Spikes and membrane potentials of each block without dropout."""
+    return _states(forward_pass(backend, network.graph, wq, x, steps, None))
+
+
+def resumed(
+    backend: Pairs[Array],
+    network: NetworkSpec,
+    steps: int,
+    wq: dict[str, Array],
+    x: Array,
+    before: Mapping[str, tuple[Array, ...]],
+) -> tuple[list[tuple[Array, Array]], dict[str, tuple[Array, ...]]]:
+    """`states` for steps that follow earlier ones. `before` is what those left (empty: start at rest).
+
+    Also returns what these steps leave.
+    """
+    trace = forward_pass(backend, network.graph, wq, x, steps, None, before=before)
+    return _states(trace), trace.after()
+
+
+def _states(trace: Trace[Array]) -> list[tuple[Array, Array]]:
+    return [(trace.spikes[name], trace.backend.neuron_potentials(left)) for name, left in trace.populations()]
+
+
+def _output(network: NetworkSpec, trace: Trace[Array]) -> Array:
+    return trace.potentials() if network.has_readout else trace.output
+
+
+def _counts(backend: Pairs[Array], trace: Trace[Array], inside: Array | None) -> list[Array]:
+    found = trace.spikes.values()
+    return [backend.spike_count(s if inside is None else backend.within(s, inside)) for s in found]

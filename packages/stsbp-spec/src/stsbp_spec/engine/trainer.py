@@ -1,0 +1,589 @@
+"""Training state and training steps, built on the pairs of a backend. Callers see only batches, floats and numpy."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
+from functools import partial
+from typing import Generic, get_args, overload
+
+import numpy as np
+
+from stsbp_spec.contract.grid import SMALLEST_NORMAL, WeightGrid, ZeroedErrors, unsigned_zeros
+from stsbp_spec.contract.random import check_seed, check_step
+from stsbp_spec.distributed.collective import Alone, Collective, Part
+from stsbp_spec.engine.checks import (
+    batch_as_bytes,
+    check_batch,
+    check_classes,
+    check_dropout,
+    check_inputs,
+    check_lengths,
+    check_loss,
+    check_output,
+    check_part,
+    check_precision,
+    check_statistic,
+    check_weights,
+    inputs_as_bytes,
+)
+from stsbp_spec.engine.memory import is_much, samples_at_once
+from stsbp_spec.engine.pairs import Pairs
+from stsbp_spec.engine.programs import Gradients, apart, gradients, output, states, update
+from stsbp_spec.engine.results import Batch, LayerRun, Prediction, RunResult, StepResult, TrainState, ValueAndGrad
+from stsbp_spec.equations.assembly import loss_padding
+from stsbp_spec.errors import NumericError, ShapeError, SpecError
+from stsbp_spec.models.encoders.packed import Inputs, PackedFrames, cut
+from stsbp_spec.models.lengths import inside
+from stsbp_spec.models.losses.base import Loss
+from stsbp_spec.models.optim.adamw import AdamW, clip_factor, norm_of
+from stsbp_spec.networks.ops.batchnorm import running
+from stsbp_spec.networks.spec import NetworkSpec
+from stsbp_spec.typing import AnyArray, Array, Float32, Int64, Memory, Precision, UInt8
+from stsbp_spec.validation import array_of, integer, shown
+
+__all__ = [
+    "Prediction",
+    "Predictor",
+    "StepResult",
+    "TrainState",
+    "Trainer",
+    "on_grid",
+    "run",
+    "value_and_grad",
+    "zeroed_numbers",
+]
+
+
+class Trainer(Generic[Array]):
+    """Runs the forward pass, the loss, the backward pass and the update. One object serves a whole training run.
+
+    Args:
+        backend: the backend that computes.
+        network, loss, optimizer: the network to train, its loss and its optimiser.
+        precision: precision of the backward pass.
+        seed: seed of the dropout masks.
+        memory: `low` computes a batch in parts, as with `micro_batch`, also in `predict`. `memory.samples_at_once`
+            gives the size of the parts.
+        micro_batch: number of samples that are computed at a time. None: all samples, or the number that `memory`
+            determines. In `fast` precision without batch normalisation, each part goes through the forward and backward
+            pass before the next part starts. Only the memory of one part is then needed. If `memory` is `low` and a
+            single part needs much memory (`memory.is_much`), each of its layers is computed twice. In all other cases,
+            both passes go layer by layer over all parts. They store one bit per spike in between, and compute each
+            layer twice. In `reproducible` precision, the parts do not change any result. In `fast` precision, the
+            last bits of gradients depend on the parts.
+        collective: processes that train together, each on its part of every batch. None: `Pairs.alone`, which is only
+            this process.
+
+    Raises:
+        SpecError: `reproducible` precision with a surrogate that is not exact; a network, loss or optimiser of the
+            wrong type; a seed outside `[0, 2**32)`; or a micro-batch without samples.
+    """
+
+    def __init__(
+        self,
+        backend: Pairs[Array],
+        network: NetworkSpec,
+        loss: Loss,
+        optimizer: AdamW,
+        precision: Precision = "fast",
+        seed: int = 0,
+        memory: Memory = "full",
+        micro_batch: int | None = None,
+        collective: Collective[Array] | None = None,
+    ) -> None:
+        check_precision(network, precision)
+        backend.check_precision(precision)
+        if not isinstance(memory, str) or memory not in get_args(Memory):
+            raise SpecError(f"memory is 'full' or 'low', got {shown(memory)}")
+        check_loss(loss, precision)
+        check_output(network, loss)
+        if not isinstance(optimizer, AdamW):
+            raise SpecError(f"an optimiser is an AdamW(), got {shown(optimizer)}")
+        if micro_batch is not None and ((number := integer(micro_batch)) is None or number < 1):
+            raise SpecError(f"a micro-batch has at least 1 sample, got {shown(micro_batch)}")
+        self.backend = backend
+        self.network = network
+        self.loss = loss
+        self.optimizer = optimizer
+        self.precision: Precision = precision
+        self.seed = check_seed(seed)
+        self.memory: Memory = memory
+        self.micro_batch = micro_batch
+        self.collective: Collective[Array] = collective or backend.alone()
+
+    def init(self, weights: dict[str, Float32]) -> TrainState[Array]:
+        """State before the first update."""
+        check_weights(self.network, weights)
+        native = {name: self.backend.asarray(_without_subnormals(w)) for name, w in weights.items()}
+        m, v = (
+            {name: self.backend.asarray(np.zeros_like(weights[name])) for name in self.network.parameters}
+            for _ in range(2)
+        )
+        return TrainState(0, native, m, v)
+
+    @np.errstate(over="ignore", invalid="ignore")  # an overflow later raises an error that names the layer
+    def step(self, state: TrainState[Array], batch: Batch[Inputs]) -> tuple[TrainState[Array], StepResult]:
+        """Do one update on a batch. Do not use the passed state afterwards, because its arrays may be updated in place.
+
+        The host waits for the device twice: for the weight grids, and for all other numbers before the update.
+
+        Args:
+            state: state before the update. It must be the same in every process.
+            batch: inputs of this process's part of the batch (`Collective.parts`), and targets of the whole batch. If
+                the part is empty, the inputs are those of one silent sample. The result is that of the whole batch.
+
+        Raises:
+            SpecError: `state.step` is not an integer in `[0, 2**32)`.
+            NumericError: a gradient or a weight is not finite, a weight is too large, or a running statistic of batch
+                normalisation leaves its domain.
+        """
+        backend, network = self.backend, self.network
+        state, batch = _state(state), batch_as_bytes(network, batch)
+        check_batch(network, batch, self._part)
+        if self.loss.of_potentials:
+            check_classes(batch)
+        steps, samples, _ = batch.targets.shape
+        longest = self.collective.parts(samples)[0].count
+        at_once = self._at_once(steps, longest)
+        parts = self.collective.pieces(samples, at_once)
+        dropout = (self.seed, check_step(state.step))
+        between = self._between(len(parts), min(longest, at_once or longest), steps)
+        fixed = (network, self.loss, self.precision, between, self.collective)
+        found, grids = _gradients(backend, *fixed, parts, state.weights, batch, dropout)
+        spikes, norm, rates, zeroed, statistics = _looked_at(
+            backend, network, self.collective, parts, found, batch.lengths, f"step {state.step}: "
+        )
+        running = _running(backend, network, state.weights, statistics, f"step {state.step}: ")
+        scalars = self.optimizer.scalars(state.step, clip_factor(norm, self.optimizer.clip_norm))
+        new, m, v = backend.compiled(update, network)(scalars, state.weights, found.values, state.m, state.v)
+        result = StepResult(
+            spikes=spikes,
+            rates=rates,
+            grids=grids,
+            gradient_norm=norm,
+            learning_rate=self.optimizer.rate(state.step),
+            # Copies, because the loss is computed later, when the caller may have changed its arrays.
+            measure=partial(self.loss.mean, spikes, batch.targets.copy(), network.output_psp, copy(batch.lengths)),
+            zeroed=zeroed,
+        )
+        return TrainState(state.step + 1, new | running, m, v), result
+
+    def _at_once(self, steps: int, samples: int) -> int | None:
+        """Number of a process's samples that are computed at a time; None: all."""
+        if self.micro_batch is None and self.memory == "low":
+            return samples_at_once(self.network, steps, samples)
+        return self.micro_batch
+
+    def _between(self, parts: int, most: int, steps: int) -> Memory:
+        """`low` if only one bit per spike is kept between the forward and the backward pass.
+
+        `most` is the number of samples of the largest part of any process, because all must run the same program.
+        """
+        if apart(self.network, self.precision):
+            return "low" if self.memory == "low" and is_much(self.network, steps, most) else "full"
+        return "low" if parts > 1 else self.memory
+
+    def _part(self, batch: int) -> Part:
+        """This process's part of a batch of `batch` samples. Raises `ShapeError` if there are none."""
+        if (number := integer(batch)) is None or number < 1:
+            raise ShapeError(f"a batch has at least 1 sample, got {shown(batch)}")
+        return self.collective.parts(batch)[self.collective.rank]
+
+    def predict(
+        self,
+        state: TrainState[Array],
+        inputs: Inputs,
+        steps: int,
+        batch: int | None = None,
+        lengths: Int64 | None = None,
+    ) -> Prediction:
+        """Compute the output of the network without dropout. The state is not changed.
+
+        For several batches, make one `predictor`. It rounds the weights to their grid only once.
+
+        Args:
+            state: the state. It must be the same in every process.
+            inputs, steps, batch, lengths: see `Predictor.__call__`.
+        """
+        return self.predictor(state)(inputs, steps, batch, lengths)
+
+    def predictor(self, state: TrainState[Array]) -> Predictor[Array]:
+        """Make a predictor with the current weights of `state`.
+
+        Raises:
+            NumericError: a weight is not finite. The message names the layer.
+        """
+        return Predictor(self, _state(state).weights)
+
+    def export_state(self, state: TrainState[Array]) -> dict[str, AnyArray]:
+        """The state as numpy arrays: `weight/NAME`, `adamw.m/NAME`, `adamw.v/NAME`, `step`. Any backend can import
+        this."""
+        exported: dict[str, AnyArray] = {"step": np.asarray(_state(state).step, dtype=np.int64)}
+        for prefix, arrays in (("weight", state.weights), ("adamw.m", state.m), ("adamw.v", state.v)):
+            for name, x in arrays.items():
+                exported[f"{prefix}/{name}"] = _without_subnormals(self.backend.numpy(x))
+        return exported
+
+    def import_state(self, exported: dict[str, AnyArray]) -> TrainState[Array]:
+        """Make a state from the result of `export_state`.
+
+        Raises:
+            ShapeError: names or shapes do not fit this network, or the step is not an integer from 0 to 2^32 - 1.
+            NumericError: a moment of the optimiser is invalid: a NaN, a negative second moment, or a first moment
+                larger than `AdamW.largest_moment`.
+        """
+        if not isinstance(exported, Mapping):
+            raise ShapeError(f"a state must be numpy arrays by name, got {type(exported).__name__}")
+        step = _step(exported.get("step"))
+        parts: list[dict[str, Array]] = []
+        for prefix in ("weight", "adamw.m", "adamw.v"):
+            named = {k.removeprefix(prefix + "/"): x for k, x in exported.items() if str(k).startswith(prefix + "/")}
+            check_weights(self.network, named, what=prefix)
+            for name, x in named.items():
+                # Second moments may have overflowed. Weights are checked when they are rounded to their grid.
+                if prefix != "weight" and (np.isnan(x).any() or (prefix == "adamw.v" and (x < 0).any())):
+                    raise NumericError(f"{prefix} of {name} holds a value that no update can produce")
+            parts.append({name: self.backend.asarray(_without_subnormals(x)) for name, x in named.items()})
+        for name in self.network.parameters:
+            m, v = (exported[f"adamw.{moment}/{name}"] for moment in "mv")
+            if (np.abs(m) > self.optimizer.largest_moment(v)).any():
+                raise NumericError(f"adamw.m of {name} holds a value that no update can produce with its adamw.v")
+        return TrainState(step, *parts)
+
+
+def _step(given: object) -> int:
+    """The step of an exported state. Raises `ShapeError` if it is not an integer from 0 to 2^32 - 1."""
+    with contextlib.suppress(ShapeError):
+        step = array_of(given)
+        if step.shape == () and step.dtype.kind in "iu" and 0 <= step < 2**32:
+            return int(step)
+    raise ShapeError(f"the step of a state must be an integer from 0 to 2**32 - 1, got {shown(given)}")
+
+
+class Predictor(Generic[Array]):
+    """A network with a fixed copy of the weights of a state. Later changes of the state do not affect it.
+
+    The predictor owns the weights on their grid, and the backend's conversions of them for its kernels.
+
+    Args:
+        trainer: trainer whose network, backend, memory setting and processes are used.
+        weights: weights of a state.
+
+    Raises:
+        NumericError: a weight is not finite. The message names the layer.
+    """
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def __init__(self, trainer: Trainer[Array], weights: Mapping[str, Array]) -> None:
+        self._trainer = trainer
+        backend = trainer.backend
+        wq, _ = on_grid(backend, trainer.network, weights)
+        # Weights on their grid are new arrays. An update may change the other arrays in place, so copy them.
+        own = {
+            name: backend.asarray(backend.numpy(x).copy()) if x is weights.get(name) else x for name, x in wq.items()
+        }
+        self._weights = backend.frozen(own)
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def __call__(
+        self, inputs: Inputs, steps: int, batch: int | None = None, lengths: Int64 | None = None
+    ) -> Prediction:
+        """Compute the output of the network without dropout.
+
+        Args:
+            inputs: inputs of this process's part of a batch, as for `Trainer.step`.
+            steps: number of steps `T`.
+            batch: number of samples of the whole batch. Every process returns the output of all of them. None:
+                `inputs` are the whole batch.
+            lengths: lengths of all samples of the whole batch, as in `Batch`. Only the rates depend on them.
+
+        Raises:
+            ShapeError: the inputs do not fit the network.
+        """
+        trainer = self._trainer
+        backend, network = trainer.backend, trainer.network
+        inputs = inputs_as_bytes(network, inputs)
+        samples = check_inputs(network, inputs, steps)
+        collective: Collective[Array] = Alone() if batch is None else trainer.collective
+        part = Part(0, samples, samples) if batch is None else trainer._part(batch)
+        check_part(samples, part)
+        check_lengths(lengths, part.batch, steps)
+        own: list[AnyArray] = []
+        counts = np.zeros(len(network.blocks), np.int64)
+        for piece, x in _pieces(network, inputs, part.cut(trainer._at_once(steps, samples) or samples)):
+            made = _encoded(backend, network, x)
+            padding = () if lengths is None else (backend.asarray(_inside(lengths, piece, steps)),)
+            found, numbers = backend.compiled(output, network, int(steps))(self._weights, made, *padding)
+            spikes, *each = backend.read([found, *numbers])
+            own.append(_as_output(network, spikes[:, : piece.count]))
+            counts += _totals(each) * (piece.count > 0)
+        whole, totals = _from_all(collective, part.batch, np.concatenate(own, axis=1), counts)
+        return Prediction(whole, _rates(network, totals, whole, lengths))
+
+
+def _state(state: TrainState[Array]) -> TrainState[Array]:
+    if not isinstance(state, TrainState):
+        raise SpecError(f"a state is a TrainState, as trainer.init returns it, got {shown(state)}")
+    return state
+
+
+def _without_subnormals(x: Float32) -> Float32:
+    """A copy of `x` with +0 in place of zeros of either sign and of subnormal numbers, which some libraries flush."""
+    return np.where(np.abs(x) < np.float32(SMALLEST_NORMAL), np.float32(0), x)
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def value_and_grad(
+    backend: Pairs[Array],
+    network: NetworkSpec,
+    loss: Loss,
+    weights: dict[str, Float32],
+    batch: Batch,
+    precision: Precision,
+    dropout: tuple[int, int] | None,
+) -> ValueAndGrad:
+    """See `AbstractBackend.value_and_grad`."""
+    check_precision(network, precision)
+    backend.check_precision(precision)
+    check_loss(loss, precision)
+    check_output(network, loss)
+    check_dropout(dropout)
+    check_weights(network, weights)
+    batch = batch_as_bytes(network, batch)
+    check_batch(network, batch)
+    if loss.of_potentials:
+        check_classes(batch)
+    native = {name: backend.asarray(w) for name, w in weights.items()}
+    samples, alone = batch.targets.shape[1], Alone[Array]()
+    parts = (Part(0, samples, samples),)
+    found, _ = _gradients(backend, network, loss, precision, "full", alone, parts, native, batch, dropout)
+    spikes, _, _, zeroed, _ = _looked_at(backend, network, alone, parts, found, batch.lengths, "")
+    value = loss.mean(spikes, batch.targets, network.output_psp, batch.lengths)
+    named = {name: unsigned_zeros(backend.numpy(found.values[name])) for name in network.parameters}
+    return ValueAndGrad(value, spikes, named, zeroed)
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def run(
+    backend: Pairs[Array], network: NetworkSpec, weights: dict[str, Float32], inputs: UInt8, steps: int
+) -> RunResult:
+    """See `AbstractBackend.run`."""
+    check_weights(network, weights)
+    inputs = inputs_as_bytes(network, inputs)
+    check_inputs(network, inputs, steps)
+    wq, grids = on_grid(backend, network, {name: backend.asarray(w) for name, w in weights.items()})
+    found = backend.compiled(states, network, int(steps))(wq, _encoded(backend, network, inputs))
+    layers = {
+        block.name: LayerRun(backend.numpy(spikes).astype(np.uint8), unsigned_zeros(backend.numpy(potentials)))
+        for block, (spikes, potentials) in zip(network.blocks, found, strict=True)
+    }
+    return RunResult(layers, grids)
+
+
+def on_grid(
+    backend: Pairs[Array], network: NetworkSpec, weights: Mapping[str, Array]
+) -> tuple[dict[str, Array], dict[str, WeightGrid]]:
+    """Weights on their grids together with other learned parameters, statistics and exponents; and the grids, by name.
+
+    The first mapping has the form of `rules.Run.weights`.
+    """
+    projections = network.graph.projections
+    made = backend.weight_grids(projections, [weights[projection.parameter] for projection in projections])
+    found = {projection.name: pair for projection, pair in zip(projections, made, strict=True)}
+    wq = {**weights, **{name: on_grid for name, (on_grid, _) in found.items()}}
+    for projection in network.graph.normalised:
+        exponent = found[projection.name][1].exponent + projection.input.exponent
+        wq[f"{projection.name}.exponent"] = backend.asarray(np.array([exponent], np.int32))
+    return wq, {name: grid for name, (_, grid) in found.items()}
+
+
+def _running(
+    backend: Pairs[Array],
+    network: NetworkSpec,
+    weights: Mapping[str, Array],
+    batch: Mapping[str, Float32],
+    where: str,
+) -> dict[str, Array]:
+    """Running statistics after a batch, by name.
+
+    Raises:
+        NumericError: one is outside of its domain, so no network could use it.
+    """
+    found = dict[str, Array]()
+    for projection in network.graph.normalised:
+        norm = projection.synapse.norm
+        assert norm is not None
+        for name in (f"{projection.name}.{each}" for each in norm.initial(1)):
+            after = running(norm, backend.numpy(weights[name]), batch[name])
+            try:
+                check_statistic(name, after)
+            except NumericError as error:
+                raise NumericError(f"{where}{error}; lower the learning rate or clip gradients") from error
+            found[name] = backend.asarray(after)
+    return found
+
+
+def _encoded(backend: Pairs[Array], network: NetworkSpec, inputs: Inputs) -> Array:
+    return backend.unpack(inputs) if isinstance(inputs, PackedFrames) else backend.encode(inputs, network.coding)
+
+
+def _pieces(network: NetworkSpec, inputs: Inputs, parts: Sequence[Part]) -> Iterator[tuple[Part, Inputs]]:
+    """Each part with its inputs, taken from the inputs of all parts. An empty part gets a sample of another part."""
+    if len(parts) == 1:
+        yield parts[0], inputs
+        return
+    axis, samples = int(network.coding == "events"), sum(part.count for part in parts)
+    for part in parts:
+        start = min(part.first - parts[0].first, max(1, samples) - 1)
+        yield part, cut(inputs, slice(start, start + max(1, part.count)), axis)
+
+
+def _gradients(
+    backend: Pairs[Array],
+    network: NetworkSpec,
+    loss: Loss,
+    precision: Precision,
+    memory: Memory,
+    collective: Collective[Array],
+    parts: tuple[Part, ...],
+    weights: Mapping[str, Array],
+    batch: Batch[Inputs],
+    dropout: tuple[int, int] | None,
+) -> tuple[Gradients[Array], dict[str, WeightGrid]]:
+    wq, grids = on_grid(backend, network, weights)
+    if batch.lengths is not None:
+        frames = np.array([batch.lengths.sum()], np.int32)
+        wq |= {f"{projection.name}.frames": backend.asarray(frames) for projection in network.graph.normalised}
+    inputs: Sequence[Array] = _Encoded(backend, network, [x for _, x in _pieces(network, batch.inputs, parts)])
+    if len(parts) == 1 or not apart(network, precision):
+        inputs = list(inputs)
+    targets, padding = list[Array](), list[dict[str, Array]]()
+    for part in parts:
+        target = batch.targets[:, part.first : part.end] if part.count else np.zeros_like(batch.targets[:, :1])
+        targets.append(backend.asarray(target))
+        if batch.lengths is not None:
+            own = _of_part(batch.lengths, part, len(target))
+            found = loss_padding(loss, network.output_psp, own, part.batch, target.shape)
+            padding.append({name: backend.asarray(array) for name, array in found.items()})
+    fixed = (network, loss, precision, memory, collective, parts)
+    padded = () if batch.lengths is None else (padding,)
+    return backend.compiled(gradients, *fixed)(wq, inputs, targets, dropout, *padded), grids
+
+
+class _Encoded(Sequence[Array]):
+    """Inputs of the parts of a batch. Each part is encoded on access."""
+
+    def __init__(self, backend: Pairs[Array], network: NetworkSpec, inputs: Sequence[Inputs]) -> None:
+        self._backend, self._network, self._inputs = backend, network, inputs
+
+    @overload
+    def __getitem__(self, at: int) -> Array: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Array]: ...
+    def __getitem__(self, at: int | slice) -> Array | list[Array]:
+        if isinstance(at, slice):
+            return [_encoded(self._backend, self._network, x) for x in self._inputs[at]]
+        return _encoded(self._backend, self._network, self._inputs[at])
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+
+def _of_part(lengths: Int64, part: Part, steps: int) -> Int64:
+    """Lengths of the samples of a part of a batch. The silent sample of an empty part has all steps."""
+    return lengths[part.first : part.end] if part.count else np.array([steps])
+
+
+def _inside(lengths: Int64, part: Part, steps: int) -> UInt8:
+    """Which steps of the samples of a part are not padding, `[T, B]`."""
+    return inside(_of_part(lengths, part, steps), steps).astype(np.uint8)
+
+
+def _looked_at(
+    backend: Pairs[Array],
+    network: NetworkSpec,
+    collective: Collective[Array],
+    parts: Sequence[Part],
+    found: Gradients[Array],
+    lengths: Int64 | None,
+    where: str,
+) -> tuple[AnyArray, float, dict[str, float], dict[str, ZeroedErrors], dict[str, Float32]]:
+    """Output spikes, gradient norm, rates, counts of the error grids, and statistics, with one wait for the device.
+
+    Raises:
+        NumericError: a gradient is not finite.
+    """
+    names = list(found.zeroed[0])
+    numbers = list[Array]()
+    for counts, zeroed in zip(found.counts, found.zeroed, strict=True):
+        numbers += [*counts, *(zeroed[name] for name in names)]
+    squares, *read = backend.read([found.squares, *found.spikes, *numbers, *found.statistics.values()])
+    read, last = read[: len(read) - len(found.statistics)], read[len(read) - len(found.statistics) :]
+    statistics = dict(zip(found.statistics, last, strict=True))
+    norm = norm_of(squares, sum(math.prod(parameter.shape) for parameter in network.parameters.values()))
+    if not math.isfinite(norm):
+        # The backward pass starts at the output, so the bad gradients began in the last layer that has one.
+        last_first = reversed(list(network.parameters))
+        bad = next(name for name in last_first if not np.isfinite(backend.numpy(found.values[name])).all())
+        raise NumericError(
+            f"{where}the gradient of layer {bad} is not finite; lower the learning rate or clip gradients"
+        )
+    made, each, layers = read[: len(parts)], iter(read[len(parts) :]), len(network.blocks)
+    own = [_as_output(network, spikes[:, : part.count]) for spikes, part in zip(made, parts, strict=True)]
+    counted, taken = np.zeros(layers, np.int64), np.zeros((len(names), 2), np.int64)
+    for part in parts:
+        counted += _totals([next(each) for _ in range(layers)]) * (part.count > 0)
+        for row in taken:
+            row += zeroed_numbers(next(each))
+    whole, totals = _from_all(collective, parts[0].batch, np.concatenate(own, axis=1), np.append(counted, taken))
+    lost = {
+        name: ZeroedErrors(*map(int, pair)) for name, pair in zip(names, totals[layers:].reshape(-1, 2), strict=True)
+    }
+    # A compiled function may have sorted the names. Restore the order of the network.
+    ordered = {each.name: lost[each.name] for each in network.graph.projections if each.name in lost}
+    return whole, norm, _rates(network, totals[:layers], whole, lengths), ordered, statistics
+
+
+def _as_output(network: NetworkSpec, x: AnyArray) -> AnyArray:
+    """Output spikes, uint8, or the potentials of a readout, float32: `[T, B, N]`, in the form that is reported."""
+    return unsigned_zeros(x) if network.has_readout else x.astype(np.uint8)
+
+
+def _from_all(collective: Collective[Array], batch: int, spikes: AnyArray, numbers: Int64) -> tuple[AnyArray, Int64]:
+    """Outputs `[T, B, N]` of the whole batch, and the sums of `numbers`, collected from all processes."""
+    if collective.size == 1:
+        return spikes, numbers
+    bits = spikes.dtype == np.uint8
+    own = np.packbits(spikes) if bits else np.ascontiguousarray(spikes).reshape(-1).view(np.uint8)
+    messages = collective.gather(np.append(numbers.view(np.uint8), own))
+    steps, _, outputs = spikes.shape
+    whole, totals = np.empty((steps, batch, outputs), spikes.dtype), np.zeros_like(numbers)
+    for part, message in zip(collective.parts(batch), messages, strict=True):
+        totals += message[: numbers.nbytes].view(np.int64)
+        shape, rest = (steps, part.count, outputs), message[numbers.nbytes :]
+        values = np.unpackbits(rest, count=math.prod(shape)) if bits else rest.copy().view(spikes.dtype)
+        whole[:, part.first : part.end] = values.reshape(shape)
+    return whole, totals
+
+
+def zeroed_numbers(x: AnyArray) -> Int64:
+    """Counts of the error grid, `[2]`: the sum of the numbers of `Pairs.error_grid`, `[..., 2]`."""
+    numbers: Int64 = np.reshape(x, (-1, 2)).sum(axis=0, dtype=np.int64)
+    return numbers
+
+
+def _totals(counts: Sequence[AnyArray]) -> Int64:
+    """Sum of each array that `Pairs.spike_count` returned."""
+    return np.array([np.sum(count, dtype=np.int64) for count in counts], np.int64)
+
+
+def _rates(network: NetworkSpec, counts: Int64, spikes: AnyArray, lengths: Int64 | None) -> dict[str, float]:
+    """Spikes per neuron and step of each layer. Padded steps of the output do not count."""
+    frames = math.prod(spikes.shape[:2]) if lengths is None else int(lengths.sum())
+    return {
+        block.name: int(count) / (frames * math.prod(block.output_shape))
+        for block, count in zip(network.blocks, counts, strict=True)
+    }

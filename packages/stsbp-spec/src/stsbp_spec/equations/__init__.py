@@ -1,0 +1,1 @@
+"""Equations as data: expressions, their adjoints, how they are printed and stored."""

@@ -1,0 +1,340 @@
+"""Finds where an equation depends on whether subnormal numbers are kept, by interval analysis of its expressions.
+
+numpy and numba keep numbers below 2^-126, but XLA and CuPy treat them as zero. States, potentials, named values and all
+results of an equation are snapped to zero below 2^-100. This hides the difference. A sum with a large number hides it
+too. A product that its author did not snap does not hide it if it is multiplied with a large number, divided by a small
+one, or compared. `shown_flushes` follows every operation whose result may be subnormal through a step, and reports
+where the two kinds of library differ.
+
+For each number, the analysis knows the smallest and largest magnitude of its non-zero values, a power of two of which
+all values are multiples, its sign, and `differ`. `differ` says whether the two kinds of library agree, or else up to
+which magnitude the values can be that differ. Inputs and states are assumed to stay below `LARGEST`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from stsbp_spec.contract.grid import FLOOR
+from stsbp_spec.equations.assembly import loss_equations, neuron_equations
+from stsbp_spec.equations.expressions import Expr, Recurrence, merged
+from stsbp_spec.equations.printers import written_out
+from stsbp_spec.models.losses.base import Loss
+from stsbp_spec.models.neurons.base import NeuronModel
+from stsbp_spec.models.surrogates import Surrogate, equation
+from stsbp_spec.networks.ops.psp import PSP, SynapticFilter
+
+__all__ = ["LARGEST", "Flush", "Range", "flushes_of", "shown_flushes"]
+
+LARGEST = 2.0**40
+"""Inputs and states are assumed to be smaller. This is far above the values in any network that learns."""
+_COUNT = 2.0**24
+_NORMAL, _TINIEST, _FLOOR = 2.0**-126, 2.0**-149, float(FLOOR)
+_INFINITE = 2.0**128
+_ROUNDED_AWAY = 2.0**25
+"""If one operand of a sum is larger than the other by this factor, the sum equals the larger operand."""
+_MOST_ROUNDS = 8
+_MOST_VISITS = 2**15
+
+
+@dataclass(frozen=True)
+class Range:
+    """What is known about a number in an equation.
+
+    Attributes:
+        least, most: smallest and largest magnitude of its non-zero values.
+        unit: a power of two of which every value is a multiple.
+        zero: whether it may be zero.
+        negative, positive: whether it may be negative, or positive.
+        differ: libraries that keep subnormal numbers and libraries that flush them compute the same value, or both
+            compute values of at most this magnitude, or anything at all (2^128). For a condition: whether it may
+            differ.
+    """
+
+    least: float = _FLOOR
+    most: float = LARGEST
+    unit: float = _FLOOR * 2.0**-23
+    zero: bool = True
+    negative: bool = True
+    positive: bool = True
+    differ: float = 0.0
+
+    @classmethod
+    def of_number(cls, value: float) -> Range:
+        """The range of a constant."""
+        size = abs(value)
+        if not size:
+            return cls(_INFINITE, 0.0, _INFINITE, negative=False, positive=False)
+        numerator, denominator = size.as_integer_ratio()
+        unit = float(numerator & -numerator) / denominator
+        return cls(size, size, unit, zero=False, negative=value < 0, positive=value > 0)
+
+    @classmethod
+    def between(cls, low: float, high: float) -> Range:
+        """The range of 0 and of numbers from 2^-100 on."""
+        return cls(most=max(abs(low), abs(high)), negative=low < 0, positive=high > 0)
+
+    @classmethod
+    def whole(cls, most: float) -> Range:
+        """The range of a count."""
+        return cls(1.0, most, 1.0, negative=False)
+
+
+@dataclass(frozen=True)
+class Flush:
+    """An operation whose result may be subnormal, so that a library that flushes it gets different results.
+
+    Attributes:
+        equation: name of the equation.
+        expression: the operation, as text.
+        where: what then differs, as text.
+    """
+
+    equation: str
+    expression: str
+    where: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.equation}: {self.expression} may be below 2^-126, which some backends treat as "
+            f"zero, so that {self.where} differs; write snap({self.expression})"
+        )
+
+
+def shown_flushes(
+    recurrence: Recurrence, constants: Mapping[str, float | np.float32], inputs: Mapping[str, Range] | None = None
+) -> tuple[Flush, ...]:
+    """All operations of a step that show whether subnormal numbers are kept. Empty for equations that are not exact.
+
+    Args:
+        recurrence: the step.
+        constants: its parameters.
+        inputs: ranges of inputs. Other inputs and all states are 0, or from 2^-100 to `LARGEST`.
+    """
+    if not recurrence.exact:
+        return ()
+    nodes, of = merged(recurrence.roots)
+    known = {name: Range.of_number(float(np.float32(value))) for name, value in constants.items()}
+    known |= {name: Range() for name in recurrence.inputs} | dict(inputs or {})
+    analysis = _Analysis(recurrence, nodes, of, known)
+    every, origins = analysis.differing(None)
+    if every is None:
+        return ()
+    # Analyse each operation alone, as long as this does not take seconds.
+    tried = origins[: max(1, _MOST_VISITS // len(nodes))]
+    found = [(place, analysis.differing(place)[0]) for place in tried]
+    return tuple(
+        Flush(recurrence.name, written_out(nodes[place][0]), where) for place, where in found if where is not None
+    ) or (Flush(recurrence.name, written_out(nodes[origins[0]][0]), every),)
+
+
+class _Analysis:
+    def __init__(
+        self,
+        recurrence: Recurrence,
+        nodes: Sequence[tuple[Expr, tuple[int, ...]]],
+        of: Mapping[int, int],
+        known: Mapping[str, Range],
+    ) -> None:
+        self._nodes, self._known = nodes, known
+        self._states = {name: of[id(x)] for name, x in recurrence.states.items()}
+        self._results = self._states | {name: of[id(x)] for name, x in recurrence.outputs.items()}
+
+    def differing(self, only: int | None) -> tuple[str | None, list[int]]:
+        """Where libraries differ, depending on whether they keep subnormal results of the operation `only` (None: of
+        any operation); and the operations that may have such results."""
+        states = {name: Range() for name in self._states}
+        for _ in range(_MOST_ROUNDS):
+            ranges, origins = self._ranges({**self._known, **states}, only)
+            new = {name: _before(states[name], ranges[place]) for name, place in self._states.items()}
+            if new == states:
+                break
+            states = new
+        else:
+            states = {name: replace(x, least=_TINIEST, unit=_TINIEST) for name, x in states.items()}
+            ranges, origins = self._ranges({**self._known, **states}, only)
+        for place, x in enumerate(ranges):
+            node = self._nodes[place][0]
+            if node.is_condition and x.differ:
+                return f"whether {written_out(node)}", origins
+        for name, place in self._results.items():
+            # For values that are not snapped, the author guarantees that subnormal values have no effect.
+            if not self._nodes[place][0].is_condition and ranges[place].differ > _NORMAL:
+                return name, origins
+        return None, origins
+
+    def _ranges(self, known: Mapping[str, Range], only: int | None) -> tuple[list[Range], list[int]]:
+        ranges: list[Range] = []
+        origins: list[int] = []
+        for place, (x, operands) in enumerate(self._nodes):
+            if x.op == "variable":
+                found = known[str(x.name)]
+            elif x.op == "constant":
+                found = Range.of_number(x.value)
+            else:
+                found = _OPERATIONS[x.op](*(ranges[a] for a in operands), operands[0] == operands[-1])
+            if x.op in ("add", "sub", "mul", "div") and found.least < _NORMAL:
+                origins.append(place)
+                if only in (None, place):
+                    found = replace(found, differ=max(found.differ, _NORMAL))
+            ranges.append(found)
+        return ranges, origins
+
+
+def _before(old: Range, new: Range) -> Range:
+    """The range of a state before a step, from the range assumed so far and the range of the new state."""
+    return Range(
+        min(old.least, new.least), LARGEST, min(old.unit, new.unit), differ=max(old.differ, min(new.differ, LARGEST))
+    )
+
+
+def _spacing(least: float) -> float:
+    """A power of two of which every float32 of at least this magnitude is a multiple."""
+    return max(_TINIEST, 2.0 ** (math.frexp(least)[1] - 24)) if 0 < least < _INFINITE else _TINIEST
+
+
+def _rounded(x: Range) -> Range:
+    """The range after rounding to float32."""
+    vanishes = x.zero or x.least < _TINIEST
+    least, most = max(x.least, _TINIEST), min(x.most, _INFINITE)
+    return replace(x, least=least, most=most, unit=max(x.unit, _spacing(least)), zero=vanishes)
+
+
+def _add(a: Range, b: Range, same: bool) -> Range:
+    opposite = not same and ((a.negative and b.positive) or (a.positive and b.negative))
+    unit = min(a.unit, b.unit)
+    alike = (a.negative and b.negative) or (a.positive and b.positive)
+    least = [_INFINITE]
+    least += [max(a.least, b.least)] if alike or same else []
+    # If numbers cancel, each is at least half the other one, and both are multiples of the spacing there.
+    near = _spacing(max(a.least, b.least) / 2)
+    least += [max(unit, near, a.least - b.most, b.least - a.most)] if opposite else []
+    least += [b.least] if a.zero else []
+    least += [a.least] if b.zero else []
+    cancels = opposite and a.least <= b.most and b.least <= a.most
+    # A difference disappears in a sum with a far larger number. Otherwise the sum was with zero or a similar number.
+    differ = sum(
+        x.differ if y.least >= x.differ * _ROUNDED_AWAY else x.differ * (1 + _ROUNDED_AWAY) for x, y in ((a, b), (b, a))
+    )
+    differ = 0.0 if _gone(a, b) and _gone(b, a) else min(differ, _INFINITE)
+    zero = cancels or (a.zero and b.zero)
+    sum_of = Range(min(least), a.most + b.most, unit, zero, a.negative or b.negative, a.positive or b.positive, differ)
+    return _rounded(sum_of)
+
+
+def _gone(x: Range, beside: Range) -> bool:
+    """Whether the differing values of `x` have no effect on a sum with `beside`."""
+    return x.differ == 0 or (not beside.zero and beside.least >= x.differ * _ROUNDED_AWAY)
+
+
+def _neg(a: Range) -> Range:
+    return replace(a, negative=a.positive, positive=a.negative)
+
+
+def _sub(a: Range, b: Range, same: bool) -> Range:
+    if same:
+        return Range.of_number(0.0)
+    return _add(a, _neg(b), same=False)
+
+
+def _signs(a: Range, b: Range, same: bool) -> tuple[bool, bool]:
+    """Whether a product may be negative, and whether it may be positive."""
+    if same:
+        return False, True
+    return (
+        (a.negative and b.positive) or (a.positive and b.negative),
+        (a.negative and b.negative) or (a.positive and b.positive),
+    )
+
+
+def _times(x: float, y: float) -> float:
+    if x == 0 or y == 0:
+        return 0.0
+    return _INFINITE if max(x, y) >= _INFINITE else min(x * y, _INFINITE)
+
+
+def _spread(differ: float, most: float) -> float:
+    """The differing part of a product. If a factor may be infinite, it can be anything, as infinity times zero is
+    NaN."""
+    return _INFINITE if differ and max(differ, most) >= _INFINITE else _times(differ, most)
+
+
+def _mul(a: Range, b: Range, same: bool) -> Range:
+    differ = _times(a.differ, a.differ) if same else max(_spread(a.differ, b.most), _spread(b.differ, a.most))
+    unit = min(a.unit, _INFINITE) * min(b.unit, _INFINITE)
+    least = min(a.least * b.least, _INFINITE)
+    return _rounded(Range(least, _times(a.most, b.most), unit, a.zero or b.zero, *_signs(a, b, same), differ))
+
+
+def _div(a: Range, b: Range, same: bool) -> Range:
+    differ = _INFINITE if b.differ else _over(a.differ, b)
+    least, zero = a.least / max(b.most, _TINIEST), a.zero or b.most >= _INFINITE
+    return _rounded(Range(min(least, _INFINITE), _over(a.most, b), _TINIEST, zero, *_signs(a, b, same), differ))
+
+
+def _over(x: float, b: Range) -> float:
+    """The largest quotient."""
+    if x == 0:
+        return 0.0
+    return _INFINITE if b.zero or x >= _INFINITE else min(x / b.least, _INFINITE)
+
+
+def _abs(a: Range, same: bool) -> Range:
+    return replace(a, negative=False, positive=True)
+
+
+def _sqrt(a: Range, same: bool) -> Range:
+    most, differ = (math.sqrt(x) if x < _INFINITE else x for x in (a.most, a.differ))
+    return _rounded(Range(math.sqrt(a.least), most, _TINIEST, a.zero, negative=False, differ=differ))
+
+
+def _snap(a: Range, same: bool) -> Range:
+    hidden = 0.0 if a.differ < _FLOOR else a.differ
+    least = max(a.least, _FLOOR)
+    return replace(a, least=least, unit=max(a.unit, _spacing(least)), zero=a.zero or a.least < _FLOOR, differ=hidden)
+
+
+def _compared(a: Range, b: Range, same: bool) -> Range:
+    """A comparison of two numbers. A small difference in one cannot change it if the other number is far away."""
+    apart = not same and any(
+        x.differ and not (y.differ == 0 and not y.zero and y.least > x.differ) for x, y in ((a, b), (b, a))
+    )
+    return Range(differ=1.0 if apart else 0.0)
+
+
+def _where(condition: Range, a: Range, b: Range, same: bool) -> Range:
+    differ = max(a.differ, b.differ, _INFINITE if condition.differ else 0.0)
+    return Range(
+        min(a.least, b.least), max(a.most, b.most), min(a.unit, b.unit), a.zero or b.zero,
+        a.negative or b.negative, a.positive or b.positive, differ,
+    )  # fmt: skip
+
+
+_OPERATIONS: Mapping[str, Callable[..., Range]] = {
+    "add": _add, "sub": _sub, "mul": _mul, "div": _div, "neg": lambda a, same: _neg(a), "abs": _abs, "sqrt": _sqrt,
+    "snap": _snap, "lt": _compared, "ge": _compared, "spike": _compared, "where": _where,
+}  # fmt: skip
+
+
+def flushes_of(what: NeuronModel | Surrogate | Loss, filter: SynapticFilter | None = None) -> tuple[Flush, ...]:
+    """`shown_flushes` of both passes of a neuron model after a filter, of a surrogate, or of the passes of a loss."""
+    if isinstance(what, Surrogate):
+        # Inputs are potentials. Like their thresholds, they are multiples of 2^-123.
+        return shown_flushes(equation(what), what.constants(), {"x": Range(least=_spacing(_FLOOR))})
+    if isinstance(what, Loss):
+        counts = {"o": Range.whole(1.0), "target": Range.whole(1.0), "count": Range.whole(_COUNT)}
+        counts["target_count"] = counts["count"]
+        passes, constants = loss_equations(what), what.constants(PSP(), 100, 100)
+        every = [each for each in (passes.forward, passes.backward) if each is not None]
+        return tuple(found for each in every for found in shown_flushes(each, constants, counts))
+    both = neuron_equations(filter or what.psp.filter(), what)
+    # Sums of weights are multiples of a grid whose step is a normal number.
+    sums = {"z": Range(least=_NORMAL, unit=_TINIEST)}
+    own = what.learned()
+    learned = {free: Range.between(own[name].low, own[name].high) for name, free in both.learned.items()}
+    forward = shown_flushes(both.forward, both.constants, {**learned, **sums})
+    return forward + shown_flushes(both.backward, both.constants, learned)

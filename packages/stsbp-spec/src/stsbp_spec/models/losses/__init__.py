@@ -1,0 +1,53 @@
+"""Losses: distances between output spike trains and target spike trains."""
+
+from __future__ import annotations
+
+from stsbp_spec.errors import SpecError, did_you_mean
+from stsbp_spec.models.losses.base import Loss
+from stsbp_spec.models.losses.cross_entropy import CrossEntropy, CrossEntropyOfMaximum
+from stsbp_spec.models.losses.hamming import Hamming
+from stsbp_spec.models.losses.spike_count import SpikeCount
+from stsbp_spec.models.losses.van_rossum import VanRossum
+from stsbp_spec.models.user_classes import calling, imported, names_a_class, read_values, split
+from stsbp_spec.validation import shown
+
+LOSSES: dict[str, Loss] = {loss.name: loss for loss in (VanRossum(), Hamming(), SpikeCount())}
+"""All losses of spike trains by name."""
+
+OF_POTENTIALS: dict[str, CrossEntropy] = {loss.name: loss for loss in (CrossEntropy(), CrossEntropyOfMaximum())}
+"""All losses of a readout's potentials by name."""
+
+__all__ = [
+    "LOSSES",
+    "OF_POTENTIALS",
+    "CrossEntropy",
+    "CrossEntropyOfMaximum",
+    "Hamming",
+    "Loss",
+    "SpikeCount",
+    "VanRossum",
+    "parse_loss",
+]
+
+
+def parse_loss(text: str) -> Loss:
+    """Read `"hamming"`, or a class of another module, `"my_module:MyLoss:weight=5"`.
+
+    The module is imported. It may also be in the current folder.
+
+    Raises:
+        SpecError: the loss or a parameter is unknown, or a value is outside its domain; the module cannot be imported.
+    """
+    known = LOSSES | OF_POTENTIALS
+    if names_a_class(text, known):
+        cls: type[Loss] = imported(text, (Loss,), "loss")
+        module, name, pairs = split(text)
+        what = f"loss {shown(f'{module}:{name}')}"
+        values = read_values(cls, pairs, what)
+        with calling(f"the {what} cannot be made"):
+            return cls(**values)
+    if text in known:
+        return known[text]
+    *first, last = map(repr, known)
+    names = f"{', '.join(first)} or {last}"
+    raise SpecError(f"a loss is {names}, or a class of your own as module:Class{did_you_mean(text, known)}")

@@ -1,0 +1,53 @@
+"""Integrate-and-fire (IF) neurons: no leak.
+
+u_t = u_{t-1} (1 - o_{t-1}) + i_t              with reset="zero"
+u_t = u_{t-1} - V_th o_{t-1} + i_t             with reset="subtract"
+o_t = 1 if u_t >= V_th else 0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from stsbp_spec.equations.expressions import Expr, Names, named, snap, spike, where
+from stsbp_spec.models.neurons.base import NeuronModel, Step, choice, parameter
+from stsbp_spec.models.surrogates import Arctan, Surrogate
+
+__all__ = ["IF"]
+
+
+@dataclass(frozen=True)
+class IF(NeuronModel):
+    """Parameters of a layer of IF neurons.
+
+    Args:
+        tau_s: synaptic time constant of the layer's output spikes in steps, at least 1.
+        threshold: `V_th`, above 0; finite and at least 2^-100 in float32.
+        surrogate: derivative of the spike in the backward pass.
+        reset: reset after a spike: `zero` sets the potential to zero, `subtract` subtracts the threshold.
+        tau_rise: rise time constant of the synaptic filter in steps, from 1 to less than `tau_s`; 0: the rise is
+            immediate.
+        psp_gain: gain of the synaptic filter, `normalised` or `unit` (ops/psp.py).
+    """
+
+    name: ClassVar[str] = "if"
+    states: ClassVar[tuple[str, ...]] = ("m",)
+
+    tau_s: float = 4.0
+    threshold: float = 1.0
+    surrogate: Surrogate = field(default_factory=Arctan)
+    reset: str = parameter("zero", choice("zero", "subtract"))
+    tau_rise: float = 0.0
+    psp_gain: str = "normalised"
+
+    def constants(self) -> Mapping[str, float | np.float32]:
+        return {"vth": self.threshold}
+
+    def step(self, p: Names, s: Names, i: Expr) -> Step:
+        u = named("u", snap(s.m + i))
+        o = spike(u, p.vth)
+        return Step(u, o, {"m": where(o, 0, u) if self.reset == "zero" else u - where(o, p.vth, 0)})

@@ -1,0 +1,253 @@
+"""AdamW (Loshchilov and Hutter 2019) with warm-up, cosine schedule and gradient clipping, as one update rule.
+
+Order of operations (`UPDATE`), in float32. The scalars of `AdamW.scalars(step)` are rounded once from float64:
+
+    g = snap(g*clip)
+    m = snap(beta1*m + (1-beta1)*g)
+    v = snap(beta2*v + (1-beta2)*(g*g))
+    w = decay*w - rate*((m*c1) / (sqrt(v*c2) + eps))
+
+Learned parameters of neurons (`LEARNED_UPDATE`) do not decay, and are clipped to their domain:
+
+    w = w - rate*((m*c1) / (sqrt(v*c2) + eps))
+    w = snap(low if w < low, high if w > high, else w)
+
+`c1 = 1/(1-beta1^n)`, `c2 = 1/(1-beta2^n)` with `n = step + 1`, `decay = 1 - lr weight_decay`, `rate = lr`. The square
+root and the division are the correctly rounded operations of IEEE 754. Powers and the cosine of the schedule are also
+rounded once (`stsbp_spec.contract.elementary`), because those of a C library differ between processors.
+
+The norm for clipping must not depend on the order of its sum. Gradients are therefore rounded to `b` bits below the
+power of two above their maximum, and their squares are added as integers (`gradient_norm`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from functools import reduce
+from typing import Any
+
+import numpy as np
+
+from stsbp_spec.contract.arrays import NUMPY, ArrayArithmetic
+from stsbp_spec.contract.elementary import cosine, power
+from stsbp_spec.contract.grid import CEILING, FLOOR, ceil_log2, error_exponent, magnitude
+from stsbp_spec.equations.expressions import Names, Recurrence, named, snap, sqrt, unsnapped, variable, where
+from stsbp_spec.errors import SpecError
+from stsbp_spec.typing import AnyArray, Array, Float32
+from stsbp_spec.validation import integer, real, shown
+
+__all__ = [
+    "LEARNED_UPDATE",
+    "UPDATE",
+    "AdamW",
+    "AdamWScalars",
+    "clip_factor",
+    "gradient_norm",
+    "gradient_squares",
+    "norm_bits",
+    "norm_exponent",
+    "norm_of",
+]
+
+
+_LARGEST = float(np.finfo(np.float32).max)
+_ENDS = {"lr": "0, or from 2^-100 to the largest float32, 3.4e38", "clip_norm": "at least 2^-100"}
+
+
+@dataclass(frozen=True)
+class AdamWScalars:
+    """The float32 constants of one update."""
+
+    clip: np.float32
+    beta1: np.float32
+    one_minus_beta1: np.float32
+    beta2: np.float32
+    one_minus_beta2: np.float32
+    c1: np.float32
+    c2: np.float32
+    eps: np.float32
+    decay: np.float32
+    rate: np.float32
+
+
+def _update(*, learned: bool) -> Recurrence:
+    names = tuple(each.name for each in fields(AdamWScalars) if not (learned and each.name == "decay"))
+    names = (*names, "low", "high") if learned else names
+    c = Names("scalar of AdamW", {name: variable(name) for name in names})
+    w, g, m, v = (variable(name) for name in ("w", "g", "m", "v"))
+    g = named("clipped", snap(g * c.clip))
+    m = named("new_m", snap(c.beta1 * m + c.one_minus_beta1 * g))
+    v = named("new_v", snap(c.beta2 * v + c.one_minus_beta2 * (g * g)))
+    change = c.rate * ((m * c.c1) / (sqrt(v * c.c2) + c.eps))
+    if learned:
+        moved = named("moved", w - change)
+        new_w = snap(where(moved < c.low, c.low, where(moved > c.high, c.high, moved)))
+    else:
+        # Not snapped: weights below the floor become zero when they are rounded to their grid.
+        new_w = unsnapped(c.decay * w - change)
+    outputs = {"new_w": new_w, "new_m": m, "new_v": v}
+    return Recurrence("adamw_learned" if learned else "adamw", names, ("w", "g", "m", "v"), {}, outputs)
+
+
+UPDATE = _update(learned=False)
+"""One update of a weight: from `w`, its gradient `g` and the moments `m`, `v` to `new_w`, `new_m`, `new_v`."""
+
+LEARNED_UPDATE = _update(learned=True)
+"""The same for learned parameters of neurons: no decay, and the result is clipped to `low` and `high`."""
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Hyperparameters of the update.
+
+    Args:
+        lr: peak learning rate: 0, or from 2^-100 to the largest float32.
+        total_steps: length of the cosine schedule in updates. None keeps `lr` constant after the warm-up.
+        warmup_steps: number of updates over which the learning rate rises linearly from 0.
+        final_fraction: learning rate at the end of the schedule, as a fraction of `lr`.
+        beta1, beta2, eps, weight_decay: as in the literature. `eps` is from 2^-100 to 2^100.
+        clip_norm: largest global gradient norm, at least 2^-100; None: no clipping.
+    """
+
+    lr: float = 2e-3
+    total_steps: int | None = None
+    warmup_steps: int = 0
+    final_fraction: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if value is None and field.default is None:
+                continue
+            steps = name in ("warmup_steps", "total_steps")
+            number = integer(value) if steps else real(f"AdamW: {name}", value)
+            if number is None:
+                raise SpecError(f"AdamW: {name} must be an integer, got {shown(value)}")
+            object.__setattr__(self, name, number)
+        domain = {
+            # In float32, other values would be zero or infinite.
+            "lr": self.lr == 0 or FLOOR <= self.lr <= _LARGEST,
+            "beta1": 0 <= self.beta1 < 1,
+            "beta2": 0 <= self.beta2 < 1,
+            "eps": FLOOR <= self.eps <= CEILING,
+            "weight_decay": self.weight_decay >= 0,
+            "warmup_steps": self.warmup_steps >= 0,
+            "final_fraction": 0 <= self.final_fraction <= 1,
+            "total_steps": self.total_steps is None or self.total_steps > 0,
+            "clip_norm": self.clip_norm is None or self.clip_norm >= FLOOR,
+        }
+        for name, good in domain.items():
+            if not good:
+                ends = f"; it must be {_ENDS[name]}" if name in _ENDS else ""
+                raise SpecError(f"AdamW: {name} is outside its domain: {shown(getattr(self, name))}{ends}")
+
+    def rate(self, step: int) -> float:
+        """Learning rate of update `step = 0, 1, ...`, float64."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        if self.total_steps is None:
+            return self.lr
+        span = max(1, self.total_steps - self.warmup_steps)
+        progress = min(1.0, (step - self.warmup_steps) / span)
+        falling = 0.5 * (1 + cosine(math.pi * progress))
+        return self.lr * (self.final_fraction + (1 - self.final_fraction) * falling)
+
+    def largest_moment(self, v: Float32) -> AnyArray:
+        """Bound of the magnitude of the first moments beside second moments `v`, in any shape, float64.
+
+        Both moments are sums over the same gradients `g_k`, with weights `(1-beta1) beta1^k` for `g_k` and
+        `(1-beta2) beta2^k` for `g_k^2`. By the inequality of Cauchy and Schwarz, `m^2 <= v (1-beta1)^2 / ((1-beta2)
+        (1 - beta1^2/beta2))`. Snapping takes at most 2^-100 from `v` in each update. A factor of 2 covers all rounding.
+        The bound is infinite if `beta1^2` is not below `beta2`, or if `beta2` is so close to 1 that rounding adds up.
+        """
+        b1, b2 = self.beta1, self.beta2
+        if b1 * b1 > b2 * (1 - 1e-6) or 1 - b2 < 1e-6:
+            return np.full(v.shape, np.inf)
+        ratio = (1 - b1) ** 2 / ((1 - b2) * (1 - (b1 * b1 / b2 if b1 else 0)))
+        return np.sqrt(2 * ratio * (v.astype(np.float64) + FLOOR / (1 - b2)))
+
+    def scalars(self, step: int, clip: np.float32) -> AdamWScalars:
+        """The constants of update `step`, including the clipping factor."""
+        rate, n = self.rate(step), step + 1
+        return AdamWScalars(
+            clip=clip,
+            beta1=np.float32(self.beta1),
+            one_minus_beta1=np.float32(1 - self.beta1),
+            beta2=np.float32(self.beta2),
+            one_minus_beta2=np.float32(1 - self.beta2),
+            c1=np.float32(1 / (1 - power(self.beta1, n))),
+            c2=np.float32(1 / (1 - power(self.beta2, n))),
+            eps=np.float32(self.eps),
+            decay=np.float32(1 - rate * self.weight_decay),
+            rate=np.float32(rate),
+        )
+
+
+def norm_bits(n: int) -> int:
+    """Number of bits per gradient with which `n` squares fit in an int64 sum."""
+    return min(24, (62 - ceil_log2(max(1, n))) // 2)
+
+
+def gradient_norm(gradients: Iterable[Float32]) -> float:
+    """Global norm of the gradients. It is the same number on every backend, because squares are added as integers.
+
+    Elements below `2^-norm_bits` of the largest element count as zero. The norm is not finite if a gradient is not.
+    """
+    arrays = list(gradients)
+    return norm_of(gradient_squares(arrays), sum(g.size for g in arrays))
+
+
+def gradient_squares(gradients: Sequence[Array], arithmetic: ArrayArithmetic[Any] = NUMPY) -> Array:
+    """The two integers from which the global norm is computed, int64 `[2]`.
+
+    The first holds the bits of the largest magnitude as a float32. The second is the sum of the squares of the
+    gradients in units of `2^-norm_exponent`. The second is meaningless if `norm_exponent` is None.
+
+    Args:
+        gradients: float32 arrays of any shapes.
+        arithmetic: that of the arrays.
+    """
+    xp, arrays = arithmetic.xp, [g for g in gradients if math.prod(g.shape)]
+    if not arrays:
+        squares: Array = xp.zeros((2,), dtype=xp.int64)
+        return squares
+    largest = reduce(xp.maximum, map(arithmetic.largest_error, arrays))
+    scale, _ = arithmetic.scales(largest, norm_bits(sum(math.prod(g.shape) for g in arrays)))
+    scale = scale[0]  # without axes, numpy multiplies faster
+    with np.errstate(invalid="ignore"):  # numpy warns of gradients that are not finite: they have no integers
+        units = [arithmetic.int64(xp.round(g * scale)) for g in arrays]
+    total: Any = sum(xp.sum(x * x) for x in units)
+    squares = xp.concat([arithmetic.int64(largest), total.reshape((1,))])
+    return squares
+
+
+def norm_exponent(bits: int, count: int) -> int | None:
+    """Exponent of the grid of `count` gradients. `bits` are the float32 bits of their largest magnitude.
+
+    None if all gradients are zero, or if one of them is not finite.
+    """
+    largest = magnitude(bits)
+    return error_exponent(largest, norm_bits(count)) if math.isfinite(largest) else None
+
+
+def norm_of(squares: AnyArray, count: int) -> float:
+    """The global norm of `count` gradients from their `gradient_squares`. It is not finite if a gradient is not."""
+    bits, total = (int(x) for x in squares)
+    exponent = norm_exponent(bits, count)
+    if exponent is None:
+        return 0.0 if math.isfinite(magnitude(bits)) else magnitude(bits)
+    return math.sqrt(total) * 2.0**-exponent
+
+
+def clip_factor(norm: float, clip_norm: float | None) -> np.float32:
+    """`min(1, clip_norm / norm)`, rounded once; 1 without clipping."""
+    if clip_norm is None or norm <= clip_norm:
+        return np.float32(1)
+    return np.float32(clip_norm / norm)

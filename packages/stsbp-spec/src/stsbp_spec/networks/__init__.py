@@ -1,0 +1,1 @@
+"""Networks: their notations, their graph, and the operations at its nodes."""

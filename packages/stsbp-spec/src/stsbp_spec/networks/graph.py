@@ -1,0 +1,548 @@
+"""A network as a graph: operations at its nodes, and the values on its edges.
+
+A `Network` is checked when it is made, and all shapes are inferred then. spec.py makes a graph from a sequence of
+layers. rules.py defines how a backend computes a node. passes.py walks through all nodes.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import ClassVar
+
+from stsbp_spec.contract.grid import EXACT_LIMIT_BITS, ceil_log2, error_bits
+from stsbp_spec.equations.assembly import learned_name
+from stsbp_spec.errors import NetworkError, SpecError
+from stsbp_spec.models.learned import Learned
+from stsbp_spec.models.neurons import NeuronModel, Readout
+from stsbp_spec.networks.ops.base import Op, Values, Weighted
+from stsbp_spec.networks.ops.dropout import MAX_BEFORE, Dropout
+from stsbp_spec.networks.ops.psp import PSP
+from stsbp_spec.typing import Coding, Float32, Shape
+from stsbp_spec.validation import integer, listed, shown
+
+__all__ = [
+    "Edge",
+    "Input",
+    "Network",
+    "Neurons",
+    "Node",
+    "Op",
+    "Parameter",
+    "Place",
+    "Projection",
+    "Values",
+    "Weighted",
+]
+
+
+@dataclass(frozen=True)
+class Input(Op):
+    """The input of a network.
+
+    Args:
+        shape: `(C, H, W)` or `(N,)`.
+        coding: `direct` (one uint8 image for all steps, value `x / 256`) or `events` (uint8 frames).
+        psp: filter of the input; None: the input is not filtered.
+        largest: the largest event count of a pixel in a frame.
+    """
+
+    makes_spikes: ClassVar[bool] = True
+
+    shape: Shape
+    coding: Coding = "events"
+    psp: PSP | None = None
+    largest: int = 1
+
+    def infer(self, *inputs: Values) -> Values:
+        """Images that are the same at all steps, or frames."""
+        if inputs:
+            raise SpecError(f"Input takes no input, got {len(inputs)}")
+        if self.coding == "direct":
+            return Values(self.shape, 8, 255 / 256, static=True, pending=self.psp)
+        return Values(self.shape, 0, float(self.largest), pending=self.psp)
+
+
+@dataclass(frozen=True)
+class Neurons(Op):
+    """A population of neurons. It turns weighted sums, each with its pending synaptic filter, into spikes.
+
+    The currents of several projections are added in the order of the inputs.
+    """
+
+    makes_spikes: ClassVar[bool] = True
+
+    model: NeuronModel
+
+    def infer(self, *inputs: Values) -> Values:
+        """Spikes. Their synaptic filter is applied later."""
+        if not inputs:
+            self.one(inputs)
+        for values in inputs:
+            if not values.weighted:
+                raise SpecError(
+                    "Neurons takes weighted sums, but its input is spikes; put Conv2d or Linear between them"
+                )
+            if values.shape != inputs[0].shape:
+                raise SpecError(
+                    "all projections to one population must have the same shape, but these have "
+                    f"{inputs[0].shape} and {values.shape}"
+                )
+        # A network whose constants are refused must not be made, and no run of it begun.
+        for each in (self.model, self.model.surrogate):
+            each.constants()
+        return Values(inputs[0].shape, pending=self.model.psp)
+
+
+MAX_DELAY = 2**16
+"""Largest delay in steps."""
+
+MAX_VALUES = 2**40
+"""Largest number of values of a node's output for one sample and step."""
+
+
+@dataclass(frozen=True)
+class Edge:
+    """An input of a node: the output of `source`, delayed by `delay` steps. Before the first step it is zero.
+
+    A population may read itself with a delay of 1, through weights that no other node reads. This is a recurrence.
+    """
+
+    source: str
+    delay: int = 0
+
+
+@dataclass(frozen=True)
+class Node:
+    """An operation with a name and its inputs, in order.
+
+    Attributes:
+        shares: name of the node whose weights it also uses. Each of the two has its own grid. None: it has own weights.
+    """
+
+    name: str
+    op: Op
+    inputs: tuple[Edge, ...] = ()
+    shares: str | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """A node within its network, with its inputs and its output.
+
+    Attributes:
+        node: the node.
+        inputs: the values on its edges.
+        output: the values of its output.
+        layer: number of populations before it in the order of the nodes.
+        position: number of nodes since the last of these populations.
+    """
+
+    node: Node
+    inputs: tuple[Values, ...]
+    output: Values
+    layer: int
+    position: int
+
+    @cached_property
+    def learns(self) -> tuple[tuple[str, str, Learned], ...]:
+        """Learned parameters of a population's neurons and of the biases before them.
+
+        Each has the population's name for it (`equations.learned_name`), and its name in the network, which begins with
+        the node that the neurons read: `conv1.decay`, `conv1.bias`.
+        """
+        op, edges = self.node.op, self.node.inputs
+        assert isinstance(op, Neurons)
+        found = [
+            (learned_name(j, name), f"{edge.source}.{name}", learned)
+            for j, (edge, values) in enumerate(zip(edges, self.inputs, strict=True))
+            for name, learned in values.filter(training=False).learned().items()
+        ]
+        found += [(name, f"{edges[0].source}.{name}", learned) for name, learned in op.model.learned().items()]
+        return tuple(found)
+
+    @cached_property
+    def learned(self) -> Mapping[str, Learned]:
+        """The parameters of `learns`, by the population's names."""
+        return {own: learned for own, _, learned in self.learns}
+
+    @cached_property
+    def parameters(self) -> Mapping[str, str]:
+        """Names in the network of the parameters of `learns`, by the population's names."""
+        return {own: name for own, name, _ in self.learns}
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Weights within their network.
+
+    Attributes:
+        name: key of the weights: `conv1`, `conv2`, `linear3`, ...
+        index: position among the projections, from 0.
+        synapse: geometry and bits of the weights.
+        input: the values that the weights read.
+        shares: name of another projection whose weights this one uses, if any.
+    """
+
+    name: str
+    index: int
+    synapse: Weighted
+    input: Values
+    shares: str | None = field(default=None, kw_only=True)
+
+    @property
+    def parameter(self) -> str:
+        """Name of the weights among the network's parameters."""
+        return self.name if self.shares is None else self.shares
+
+    @property
+    def weight_shape(self) -> Shape:
+        """Shape of the weights, output axis first."""
+        return self.synapse.weight_shape(self.input.shape)
+
+    @property
+    def output_shape(self) -> Shape:
+        """Shape of the sums."""
+        return self.synapse.output_shape(self.input.shape)
+
+    @cached_property
+    def sums(self) -> Values:
+        """The weighted sums of the input."""
+        return self.synapse.infer(self.input)
+
+    @property
+    def fan_in(self) -> int:
+        """Number of summands of one output."""
+        return self.synapse.summands(self.input.shape)[0]
+
+    @property
+    def multiply_adds(self) -> int:
+        """Number of multiply-adds of the weights for one dense frame."""
+        return self.fan_in * math.prod(self.output_shape)
+
+    @property
+    def guaranteed_headroom(self) -> float:
+        """Headroom in bits if all weights had the largest magnitude and the same sign. Real weights have more."""
+        largest = 2 ** (self.synapse.weight_bits - 1) - 1
+        return EXACT_LIMIT_BITS - math.log2(self.fan_in * largest * self.input.maximum) - self.input.exponent
+
+    def error_bits(self, *, frames: int) -> int:
+        """Bits of the error grid if the weights are applied to `frames` frames: `grid.error_bits`."""
+        _, per_frame, data = self.synapse.summands(self.input.shape)
+        return error_bits(
+            input_bits=self.input.bits,
+            weight_bits=self.synapse.weight_bits,
+            weight_summands=frames * per_frame,
+            data_summands=data,
+        )
+
+    @property
+    def sample_error_bits(self) -> int:
+        """Bits of `Pairs.sample_grid`, for a recurrence that sends errors back through the weights."""
+        return 53 - self.synapse.weight_bits - ceil_log2(self.synapse.summands(self.input.shape)[2])
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """Trained parameters of a network.
+
+    Attributes:
+        shape: their shape.
+        learned: for a learned parameter of neurons, its initial value and its domain. None: weights, which are drawn at
+            random (initial_weights.py) and decay.
+    """
+
+    shape: Shape
+    learned: Learned | None = None
+
+
+@dataclass(frozen=True)
+class Network:
+    """Nodes in order, each after the nodes it reads. The last node is the output.
+
+    Args:
+        nodes: the nodes, in any order. Nodes whose order is not determined keep the given order.
+
+    Attributes:
+        values: the output of each node, by name.
+        recurrent: names of the weights of each recurrent population, by the population's name.
+
+    Raises:
+        NetworkError: the nodes do not form a network. `node` and `reason` of the error name the node and the reason.
+    """
+
+    nodes: tuple[Node, ...]
+    values: Mapping[str, Values] = field(init=False, repr=False, compare=False)
+    recurrent: Mapping[str, tuple[str, ...]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        nodes, recurrent = _ordered(self.nodes)
+        object.__setattr__(self, "nodes", nodes)
+        object.__setattr__(self, "recurrent", recurrent)
+        object.__setattr__(self, "values", self._inferred())
+        for place in self.places:
+            if place.position >= MAX_BEFORE and isinstance(place.node.op, Dropout):
+                message = f"dropout must be among the first {MAX_BEFORE} nodes after the input or a population, but it"
+                raise NetworkError(f"{message} is number {place.position + 1}; put it earlier", node=place.node.name)
+        unread = [
+            node.name
+            for node in self.nodes[:-1]
+            if set(self.readers[node.name]) <= {*self.recurrent.get(node.name, ())}
+        ]
+        if unread:
+            raise NetworkError("no node reads it, and it is not the output, which is the last node", node=unread[0])
+        for node in self.nodes:
+            if isinstance(node.op, Neurons) and isinstance(node.op.model, Readout) and self.readers[node.name]:
+                raise NetworkError(
+                    "a readout has no spikes that another node could read; it can only be the output", node=node.name
+                )
+        for projection in self.projections:
+            if projection.shares is not None:
+                self._check_shared(projection)
+        self._check_names()
+        inputs = [node.name for node in self.nodes if isinstance(node.op, Input)]
+        if len(inputs) != 1:
+            raise NetworkError(f"a network has one Input, got {listed(inputs) or 'none'}")
+
+    def _inferred(self) -> dict[str, Values]:
+        """The output of each node. Raises an error that names the first node whose inputs do not fit."""
+        values: dict[str, Values] = {}
+        loops = {name for names in self.recurrent.values() for name in names}
+        weights = {node.name: node for node in self.nodes if node.name in loops}
+        for node in self.nodes:
+            if node.name in loops:
+                continue
+            loop = self.recurrent.get(node.name, ())
+            try:
+                made = node.op.infer(*(self._read(values, edge) for edge in node.inputs if edge.source not in loop))
+                if math.prod(made.shape) > MAX_VALUES:
+                    raise SpecError(f"its output has the shape {made.shape}, more than 2^40 values for each step")
+                values[node.name] = made
+            except SpecError as error:
+                raise NetworkError.of(error, node=node.name) from None
+            # The values that its recurrent weights read are known only now.
+            for name in loop:
+                try:
+                    values[name] = weights[name].op.infer(made)
+                    node.op.infer(*(values[edge.source] for edge in node.inputs if edge.source in values))
+                except SpecError as error:
+                    raise NetworkError.of(error, node=name) from None
+        return values
+
+    def _check_shared(self, projection: Projection) -> None:
+        """Raise `NetworkError` unless the weights that a projection shares exist and have its shape."""
+        owners = {each.name: each for each in self.projections if each.shares is None}
+        owner = owners.get(str(projection.shares))
+        if owner is None:
+            known = listed(owners) or "none"
+            message = f"no node {shown(projection.shares)} has weights that it could share; nodes with weights: {known}"
+            raise NetworkError(message, node=projection.name)
+        if owner.weight_shape != projection.weight_shape:
+            message = f"the weights of {owner.name} have the shape {owner.weight_shape}, but it needs"
+            raise NetworkError(f"{message} {projection.weight_shape}", node=projection.name)
+
+    def _check_names(self) -> None:
+        """Raise `NetworkError` unless every parameter has a name of its own."""
+        owners: dict[str, Op] = {}
+        for place in self.places:
+            node = place.node
+            own = [name for name, _, _ in place.learns] if isinstance(node.op, Neurons) else []
+            for name in _names(place):
+                source, _, last = name.rpartition(".")
+                if name in self.values and name != node.name:
+                    raise NetworkError(f"{node.name} has a parameter of this name; rename the node", node=name)
+                if own.count(last) > 1 or isinstance(owners.get(name), Weighted):
+                    message = f"its neurons learn {last}, but the weights before them have a parameter of this name"
+                    raise NetworkError(f"{message}; rename that of the neurons", node=node.name)
+                if name in owners:
+                    message = f"{source} is read more than once, but only one reader can learn {name}; let this one"
+                    raise NetworkError(f"{message} read another node with the weights of {source}", node=node.name)
+                owners[name] = node.op
+
+    @staticmethod
+    def _read(values: Mapping[str, Values], edge: Edge) -> Values:
+        found = values[edge.source]
+        if edge.delay and found.static:
+            raise SpecError(f"{edge.source} is the same at every step, so it cannot be read with a delay")
+        return found
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.nodes)
+
+    @cached_property
+    def readers(self) -> Mapping[str, tuple[str, ...]]:
+        """Names of the nodes that read each node, in the order of the nodes."""
+        readers: dict[str, list[str]] = {node.name: [] for node in self.nodes}
+        for node in self.nodes:
+            for edge in node.inputs:
+                readers[edge.source].append(node.name)
+        return {name: tuple(names) for name, names in readers.items()}
+
+    @cached_property
+    def places(self) -> tuple[Place, ...]:
+        """The nodes within the network, in order."""
+        places, layer, position = [], 0, 0
+        for node in self.nodes:
+            inputs = tuple(self.values[edge.source] for edge in node.inputs)
+            places.append(Place(node, inputs, self.values[node.name], layer, position))
+            position += 1
+            if isinstance(node.op, (Input, Neurons)):
+                layer, position = layer + isinstance(node.op, Neurons), 0
+        return tuple(places)
+
+    @cached_property
+    def projections(self) -> tuple[Projection, ...]:
+        """All weights, in order."""
+        found: list[Projection] = []
+        for place in self.places:
+            if isinstance(place.node.op, Weighted):
+                node, (values,) = place.node, place.inputs
+                found.append(Projection(node.name, len(found), place.node.op, values, shares=node.shares))
+        return tuple(found)
+
+    def projections_to(self, population: str) -> tuple[Projection, ...]:
+        """All weights whose sums a population adds, including those of its recurrence."""
+        (node,) = (node for node in self.nodes if node.name == population)
+        read = {edge.source for edge in node.inputs}
+        return tuple(projection for projection in self.projections if projection.name in read)
+
+    @cached_property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """All trained parameters by name, in the order of the nodes.
+
+        Weights have the name of their node, `conv1`. Learned parameters of batch normalisation and of the neurons that
+        read this node begin with the same name: `conv1.scale`, `conv1.decay`.
+        """
+        found: dict[str, Parameter] = {}
+        for place in self.places:
+            op = place.node.op
+            if isinstance(op, Weighted):
+                if place.node.shares is None:
+                    found[place.node.name] = Parameter(op.weight_shape(place.inputs[0].shape))
+                for name, learned in ({} if op.norm is None else op.norm.learned()).items():
+                    found[f"{place.node.name}.{name}"] = Parameter(learned.shape(place.output.shape), learned)
+            elif isinstance(op, Neurons):
+                for _, name, learned in place.learns:
+                    found[name] = Parameter(learned.shape(place.output.shape), learned)
+        return found
+
+    @cached_property
+    def normalised(self) -> tuple[Projection, ...]:
+        """Projections whose sums are normalised."""
+        return tuple(projection for projection in self.projections if projection.synapse.norm is not None)
+
+    @cached_property
+    def statistics(self) -> Mapping[str, Float32]:
+        """Initial values of the running statistics, `[C]` by name: `conv1.mean`, `conv1.variance`.
+
+        They are stored with the parameters. The optimiser does not change them; they follow the batches.
+        """
+        found: dict[str, Float32] = {}
+        for projection in self.normalised:
+            assert projection.synapse.norm is not None
+            made = projection.synapse.norm.initial(projection.output_shape[0])
+            found |= {f"{projection.name}.{name}": x for name, x in made.items()}
+        return found
+
+
+def _names(place: Place) -> list[str]:
+    """Names of a node's arrays in `rules.Run.weights`."""
+    name, op = place.node.name, place.node.op
+    if isinstance(op, Neurons):
+        return [each for _, each, _ in place.learns]
+    if not isinstance(op, Weighted):
+        return []
+    own = () if op.norm is None else (*op.norm.learned(), *op.norm.initial(1), "exponent", "frames")
+    return [name, *(f"{name}.{each}" for each in own)]
+
+
+def _ordered(nodes: tuple[Node, ...]) -> tuple[tuple[Node, ...], dict[str, tuple[str, ...]]]:
+    """Sort the nodes so that each comes after the nodes it reads. Also returns `Network.recurrent`.
+
+    The next node is always the first given node that can come next. Recurrent weights come right before their
+    population. Raises `NetworkError`.
+    """
+    place = {node.name: i for i, node in enumerate(nodes)}
+    if len(place) != len(nodes):
+        twice = next(node for i, node in enumerate(nodes) if place[node.name] != i)
+        raise NetworkError("the name is given twice", node=twice.name)
+    for node in nodes:
+        if node.shares is not None and not isinstance(node.op, Weighted):
+            raise NetworkError("only weights can be shared", node=node.name)
+        for edge in node.inputs:
+            if edge.source not in place:
+                raise NetworkError(f"there is no node {shown(edge.source)} that it could read", node=node.name)
+            delay = integer(edge.delay)
+            if delay is None or not 0 <= delay <= MAX_DELAY:
+                message = f"it reads {edge.source} with a delay of {shown(edge.delay)}; a delay is 0 to {MAX_DELAY}"
+                raise NetworkError(f"{message} steps", node=node.name)
+    recurrent = _recurrent(nodes, place)
+    loops = {name: population for population, names in recurrent.items() for name in names}
+    waiting, readers = [0] * len(nodes), [list[int]() for _ in nodes]
+    for i, node in enumerate(nodes):
+        for edge in node.inputs if node.name not in loops else ():
+            if edge.source not in loops:
+                waiting[i] += 1
+                readers[place[edge.source]].append(i)
+    ready = [i for i, count in enumerate(waiting) if count == 0 and nodes[i].name not in loops]
+    found: list[Node] = []
+    while ready:
+        i = heapq.heappop(ready)
+        found += [nodes[place[name]] for name in recurrent.get(nodes[i].name, ())]
+        found.append(nodes[i])
+        for reader in readers[i]:
+            waiting[reader] -= 1
+            if waiting[reader] == 0:
+                heapq.heappush(ready, reader)
+    if len(found) < len(nodes):
+        loop = _loop({nodes[i].name: nodes[i] for i, count in enumerate(waiting) if count})
+        known = "only a population may read itself, with a delay of 1 and through weights of its own"
+        raise NetworkError(f"it reads itself through {listed(loop)}; {known}", node=loop[-1])
+    return tuple(found), recurrent
+
+
+def _recurrent(nodes: tuple[Node, ...], place: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+    """Compute `Network.recurrent`."""
+    found: dict[str, tuple[str, ...]] = {}
+    for node in nodes:
+        if isinstance(node.op, Neurons):
+            own = [
+                edge.source
+                for edge in node.inputs
+                if edge.delay == 0
+                and isinstance((weights := nodes[place[edge.source]]).op, Weighted)
+                and weights.inputs == (Edge(node.name, 1),)
+            ]
+            if own:
+                found[node.name] = tuple(own)
+    for population, names in found.items():
+        for name in names:
+            op = nodes[place[name]].op
+            if isinstance(op, Weighted) and op.norm is not None:
+                raise NetworkError("a recurrence cannot have batch normalisation", node=name)
+        for node in nodes:
+            for edge in node.inputs:
+                if edge.source in names and node.name != population:
+                    message = f"{edge.source} is the recurrence of {population}; no other node may read it"
+                    raise NetworkError(message, node=node.name)
+        if len(names) == len(nodes[place[population]].inputs):
+            raise NetworkError("it reads nothing but itself", node=population)
+    return found
+
+
+def _loop(waiting: Mapping[str, Node]) -> list[str]:
+    """Names of nodes that form a cycle: each reads the next, and the last reads the first. All of `waiting` are blocked
+    by such a cycle."""
+    name, path = next(iter(waiting)), dict[str, None]()
+    while name not in path:
+        path[name] = None
+        name = next(edge.source for edge in waiting[name].inputs if edge.source in waiting)
+    names = list(path)
+    return names[names.index(name) :]

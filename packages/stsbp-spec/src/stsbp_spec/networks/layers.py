@@ -1,0 +1,145 @@
+"""Layers of a network; and blocks, which group a spiking layer with the operations before it for reports and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from stsbp_spec.errors import SpecError
+from stsbp_spec.models.learned import Learned
+from stsbp_spec.models.neurons import LIF, NeuronModel
+from stsbp_spec.networks.graph import Projection
+from stsbp_spec.networks.ops.base import Passing
+from stsbp_spec.networks.ops.conv2d import Conv2d
+from stsbp_spec.networks.ops.linear import Linear
+from stsbp_spec.networks.ops.one_to_one import OneToOne
+from stsbp_spec.networks.ops.psp import PSP, SynapticFilter
+from stsbp_spec.typing import Shape
+from stsbp_spec.validation import shown, whole
+
+__all__ = ["MAX_LAYERS", "Block", "Branches", "Layer", "SpikingLayer"]
+
+MAX_LAYERS = 2**16
+"""Largest number of layers of a network."""
+
+
+@dataclass(frozen=True)
+class SpikingLayer:
+    """Weights and the neurons after them.
+
+    Args:
+        synapse: the connection from the layer below, and the bits of the weights.
+        neuron: neuron model and its parameters.
+        recurrent: the connection from the layer's own spikes of the previous step; None: there is none.
+        delay: number of steps by which the spikes of the layer below are delayed.
+    """
+
+    synapse: Conv2d | Linear
+    neuron: NeuronModel = field(default_factory=LIF)
+    recurrent: Conv2d | Linear | OneToOne | None = field(default=None, kw_only=True)
+    delay: int = field(default=0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.synapse, (Conv2d, Linear)):
+            raise SpecError(f"a spiking layer's synapse is Conv2d(...) or Linear(...), got {shown(self.synapse)}")
+        if not isinstance(self.neuron, NeuronModel):
+            raise SpecError(f"a spiking layer's neuron is LIF(...), IF(...) or ALIF(...), got {shown(self.neuron)}")
+        if self.recurrent is not None:
+            _check_recurrent(self.recurrent)
+        object.__setattr__(self, "delay", whole("a delay", self.delay, 0))
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Shape of the layer's spikes for an input of `shape`."""
+        return self.synapse.output_shape(shape)
+
+
+def _check_recurrent(own: object) -> None:
+    """Raise `SpecError` unless `own` is a valid recurrent connection of a layer."""
+    if not isinstance(own, (Conv2d, Linear, OneToOne)):
+        raise SpecError(
+            f"a spiking layer's recurrence is Linear(...), Conv2d(...), OneToOne() or None, got {shown(own)}"
+        )
+    if own.bias:
+        raise SpecError("a recurrence has no bias; give it to the layer's own weights")
+    if own.norm is not None:
+        raise SpecError("a recurrence has no batch normalisation; give it to the layer's own weights")
+    if isinstance(own, Conv2d):
+        rows, columns = own.kernels
+        plain = Conv2d(own.channels, own.kernel, padding=(rows // 2, columns // 2), weight_bits=own.weight_bits)
+        if rows % 2 == 0 or columns % 2 == 0 or own != plain:
+            raise SpecError(f"a recurrent convolution has an odd kernel k, stride 1 and padding k // 2, got {own}")
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Parallel branches that read the same input, and whose outputs are added (ops/add.py).
+
+    Args:
+        branches: two or more branches, each a sequence of layers. An empty branch passes its input on unchanged.
+    """
+
+    branches: tuple[tuple[Layer, ...], ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "branches", tuple(tuple(branch) for branch in self.branches))
+        if len(self.branches) < 2:
+            raise SpecError(f"branches are two or more, got {len(self.branches)}")
+
+
+Layer: TypeAlias = SpikingLayer | Passing | Branches
+
+
+@dataclass(frozen=True)
+class Block(Projection):
+    """One spiking layer: its projection, the operations before the weights, and the neurons after them.
+
+    Attributes:
+        synapse: geometry of the weights.
+        before: operations before the weights, such as pooling and dropout, of which only the next one reads each. They
+            come after the last spiking layer, or the last sum, of the branch.
+        neuron: the neuron model with its parameters.
+        population: name of the node of its neurons.
+        input_shape: shape of the incoming spikes (or image), `(C, H, W)` or `(N,)`.
+        recurrent: the projection from the neurons to themselves; None: there is none.
+    """
+
+    synapse: Conv2d | Linear
+    before: tuple[Passing, ...]
+    neuron: NeuronModel
+    population: str
+    input_shape: Shape
+    recurrent: Projection | None = None
+
+    @property
+    def entering(self) -> tuple[tuple[Passing, Shape], ...]:
+        """The operations before the weights, in the form that backends use, each with the shape of its input."""
+        found, shape = [], self.input_shape
+        for layer in self.before:
+            found.append((layer.at(shape), shape))
+            shape = layer.output_shape(shape)
+        return tuple(found)
+
+    @property
+    def synapse_shape(self) -> Shape:
+        """Shape of the input of the weights, after the operations `before`."""
+        return self.input.shape
+
+    @property
+    def static(self) -> bool:
+        """Whether the same input is used at all steps (direct coding, first block)."""
+        return self.input.static
+
+    @property
+    def psp(self) -> PSP | None:
+        """Synaptic filter of the layer below; None: inputs are not filtered."""
+        return self.input.pending
+
+    def filter(self, *, training: bool) -> SynapticFilter:
+        """Filter after the weights; in training, its gain includes the factor of dropout."""
+        return self.sums.filter(training=training)
+
+    @property
+    def learned(self) -> Mapping[str, Learned]:
+        """Learned parameters of the neurons and the bias, by name."""
+        return {**self.filter(training=False).learned(), **self.neuron.learned()}

@@ -1,0 +1,37 @@
+"""Numbers for the two axes of an image: one integer if both are the same, else a pair (rows, columns)."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from stsbp_spec.errors import SpecError
+from stsbp_spec.validation import shown, whole
+
+__all__ = ["PerAxis", "both", "per_axis", "written"]
+
+PerAxis: TypeAlias = int | tuple[int, int]
+"""One number for both rows and columns, or one for each."""
+
+
+def per_axis(what: str, value: object, least: int) -> PerAxis:
+    """`value`, an integer or a pair, in its stored form: an int if rows and columns have the same number.
+
+    Raises:
+        SpecError: a number is not an integer, or is below `least`. The message begins with `what`.
+    """
+    if not isinstance(value, (tuple, list)):
+        return whole(what, value, least)
+    if len(value) != 2:
+        raise SpecError(f"{what} is an integer or a pair (rows, columns), got {shown(value)}")
+    rows, columns = (whole(what, each, least) for each in value)
+    return rows if rows == columns else (rows, columns)
+
+
+def both(value: PerAxis) -> tuple[int, int]:
+    """The numbers of rows and columns."""
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def written(value: PerAxis) -> str:
+    """The value in the notation: `3`, or `3x5`."""
+    return "x".join(str(each) for each in value) if isinstance(value, tuple) else str(value)

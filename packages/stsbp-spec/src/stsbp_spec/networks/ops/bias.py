@@ -1,0 +1,65 @@
+"""Bias of a projection: `x_t = g z_t + b`, then the filter. `b` is one number per channel (dense layers: per neuron).
+
+`g` is the training gain, the `1/(1 - rate)` of dropout. Without a bias, the gain is part of the filter's constant
+(ops/psp.py). With a bias it is not, because it must not scale the bias. Order of operations:
+`x = snap(snap(g z) + b)`, without `g` if it is 1. Backward: `db = sum dx` over steps, samples and positions,
+`dz = g dx`.
+
+A bias starts at 0, does not decay, and stays between -2^100 and 2^100.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from stsbp_spec.contract.grid import CEILING
+from stsbp_spec.equations.expressions import Expr, Names, named, snap, unsnapped
+from stsbp_spec.models.learned import Learned
+from stsbp_spec.networks.ops.psp import FilterAdjoint, FilterStep, SynapticFilter
+
+__all__ = ["BIAS", "Biased"]
+
+BIAS = Learned(0.0, low=-CEILING, high=CEILING, per="channel")
+
+
+@dataclass(frozen=True)
+class Biased(SynapticFilter):
+    """A filter whose input is `gain z + bias`.
+
+    Args:
+        filter: the filter, without a gain of its own.
+        gain: training gain, float32.
+    """
+
+    filter: SynapticFilter
+    gain: np.float32
+
+    @property
+    def states(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.filter.states
+
+    @property
+    def carried(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.filter.carried
+
+    def constants(self) -> Mapping[str, float | np.float32]:
+        own = {"gain": self.gain} if self.gain != 1 else {}
+        return {**self.filter.constants(), **own}
+
+    def learned(self) -> Mapping[str, Learned]:
+        return {"bias": BIAS}
+
+    def step(self, p: Names, s: Names, z: Expr) -> FilterStep:
+        weighted = snap(p.gain * z) if self.gain != 1 else z
+        return self.filter.step(p, s, named("x", snap(weighted + p.bias)))
+
+    def adjoint(self, p: Names, d: Names, current: Expr) -> FilterAdjoint | None:
+        found = self.filter.adjoint(p, d, current)
+        if found is None:
+            return None
+        dx = found.dz.args[0] if found.dz.op == "unsnapped" else found.dz
+        dz = unsnapped(p.gain * dx) if self.gain != 1 else found.dz
+        return FilterAdjoint(found.carried, dz, {"bias": found.dz})

@@ -1,0 +1,162 @@
+"""Networks as text for people: one line per layer, and a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TypeAlias
+
+from stsbp_spec.networks.graph import Input, Network, Neurons, Place, Projection, Weighted
+from stsbp_spec.networks.layers import Block, Branches, Layer, SpikingLayer
+from stsbp_spec.networks.nodes import described as described_node
+from stsbp_spec.networks.notation import recurrence, written
+from stsbp_spec.typing import Shape
+
+__all__ = ["described", "table"]
+
+
+_Row: TypeAlias = tuple[str, str, str, str, str, str, str]
+
+
+class _Line(NamedTuple):
+    """A layer, or a bracket of branches, with the shapes before and after it.
+
+    Attributes:
+        block, loop: the block of a spiking layer, and its recurrent connection in notation.
+    """
+
+    text: str
+    full: str
+    before: Shape
+    after: Shape
+    block: Block | None = None
+    loop: str = ""
+
+
+def _lines(layers: Sequence[Layer], blocks: Iterator[Block], shape: Shape, indent: str = "") -> Iterator[_Line]:
+    for layer in layers:
+        if isinstance(layer, Branches):
+            after = shape
+            for number, branch in enumerate(layer.branches):
+                bracket = indent + ("|" if number else "[")
+                yield _Line(bracket, bracket, shape, shape)
+                for line in _lines(branch, blocks, shape, f"{indent}  "):
+                    yield line
+                    if number == 0:
+                        after = line.after
+            yield _Line(f"{indent}]+", f"{indent}]+", after, after)
+            shape = after
+            continue
+        before, shape = shape, layer.output_shape(shape)
+        line = _Line(indent + written(layer), indent + written(layer, full=True), before, shape)
+        if isinstance(layer, SpikingLayer):
+            line = line._replace(block=next(blocks), loop=indent + recurrence(layer))
+        yield line
+
+
+def _nodes(graph: Network, *, headroom: dict[str, float] | None) -> tuple[list[_Row], int, int]:
+    """One row per node, and the sums of parameters and multiply-adds."""
+    projections = {each.name: each for each in graph.projections}
+    rows, parameters, adds = list[_Row](), 0, 0
+    for place in graph.places:
+        node = place.node
+        if isinstance(node.op, Input):
+            continue
+        what, reads = described_node(node)
+        own = [name for name in (node.name, *_owned(place)) if name in graph.parameters]
+        size = sum(math.prod(graph.parameters[name].shape) for name in own)
+        cells = (f"{size:,}" if own else "", "", "", "")
+        if (each := projections.get(node.name)) is not None:
+            room = headroom[each.name] if headroom is not None else each.guaranteed_headroom
+            bits, adds = str(each.synapse.weight_bits), adds + each.multiply_adds
+            cells = (f"{size:,}" if own else f"of {each.parameter}", f"{each.multiply_adds:,}", bits, f"{room:+.1f}")
+        parameters += size
+        rows.append((node.name, f"{what} <- {reads}", _times(place.output.shape), *cells))
+    return rows, parameters, adds
+
+
+def _owned(place: Place) -> tuple[str, ...]:
+    """Parameters of a node other than its weights."""
+    op, name = place.node.op, place.node.name
+    if isinstance(op, Neurons):
+        return tuple(place.parameters.values())
+    norm = op.norm if isinstance(op, Weighted) else None
+    return () if norm is None else tuple(f"{name}.{own}" for own in norm.learned())
+
+
+def _times(shape: Shape) -> str:
+    return "x".join(str(n) for n in shape)
+
+
+def _learned(block: Block) -> dict[str, Shape]:
+    """Shapes of a block's learned parameters other than its weights, by name."""
+    norm = block.synapse.norm
+    learned = {**block.learned, **({} if norm is None else norm.learned())}
+    return {name: x.shape(block.output_shape) for name, x in learned.items()}
+
+
+def described(graph: Network, layers: Sequence[Layer], blocks: Sequence[Block]) -> str:
+    """`repr` of a network: each layer or node with the shape of its output."""
+    source = graph.nodes[0].op
+    assert isinstance(source, Input)
+    coding, input_shape = source.coding, source.shape
+    values = f", values up to {source.largest}" if source.largest > 1 else ""
+    filtered = f", filtered with {source.psp!r}" if source.psp is not None else ""
+    lines = [f"input: {coding} {_times(input_shape)}{values}{filtered}"]
+    if not layers:
+        for place in graph.places[1:]:
+            what, reads = described_node(place.node)
+            lines.append(f"{place.node.name}: {what} <- {reads}  {_times(place.output.shape)}")
+    for line in _lines(layers, iter(blocks), input_shape):
+        name, weights = "", ""
+        if (block := line.block) is not None:
+            name, weights = f"{block.name}: ", f", weights {_times(block.weight_shape)}"
+            if block.recurrent is not None:
+                weights += f", recurrent {_times(block.recurrent.weight_shape)}"
+            weights += "".join(f", {own} {_times(size)}" for own, size in _learned(block).items())
+        lines.append(f"{name}{line.full}  {_times(line.before)} -> {_times(line.after)}{weights}")
+    return "\n  ".join(["NetworkSpec(", *lines]) + "\n)"
+
+
+def table(
+    graph: Network,
+    layers: Sequence[Layer],
+    blocks: Sequence[Block],
+    headroom: dict[str, float] | None,
+) -> str:
+    """`NetworkSpec.table`. Without layers, it is a table of the graph's nodes."""
+    source = graph.nodes[0].op
+    assert isinstance(source, Input)
+    coding, input_shape = source.coding, source.shape
+    kind = "headroom" if headroom is not None else "guaranteed"
+    rows = [("layer", "", "output", "parameters", "mult-adds", "bits", kind)]
+    rows.append(("input", coding, _times(input_shape), "", "", "", ""))
+    parameters = adds = 0
+
+    def weights(text: str, each: Projection, learned: int) -> None:
+        nonlocal parameters, adds
+        size = math.prod(each.weight_shape) + learned
+        parameters += size
+        adds += each.multiply_adds
+        room = headroom[each.name] if headroom is not None else each.guaranteed_headroom
+        shape, bits = _times(each.output_shape), str(each.synapse.weight_bits)
+        rows.append((each.name, text, shape, f"{size:,}", f"{each.multiply_adds:,}", bits, f"{room:+.1f}"))
+
+    for line in _lines(layers, iter(blocks), input_shape):
+        if (block := line.block) is None:
+            shape = "" if line.text.strip() in ("[", "|") else _times(line.after)
+            rows.append(("", line.text, shape, "", "", "", ""))
+            continue
+        weights(line.text, block, sum(map(math.prod, _learned(block).values())))
+        if block.recurrent is not None:
+            weights(line.loop, block.recurrent, 0)
+    if not layers:
+        more, parameters, adds = _nodes(graph, headroom=headroom)
+        rows += more
+    rows.append(("total", "", "", f"{parameters:,}", f"{adds:,}", "", ""))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

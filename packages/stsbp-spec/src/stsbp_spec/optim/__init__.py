@@ -1,5 +1,0 @@
-"""The update rule."""
-
-from stsbp_spec.optim.adamw import AdamW, AdamWScalars, clip_factor, gradient_norm, gradient_squares, norm_bits, norm_of
-
-__all__ = ["AdamW", "AdamWScalars", "clip_factor", "gradient_norm", "gradient_squares", "norm_bits", "norm_of"]

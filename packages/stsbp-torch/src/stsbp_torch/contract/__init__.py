@@ -1,0 +1,1 @@
+"""The contract's arithmetic on tensors."""

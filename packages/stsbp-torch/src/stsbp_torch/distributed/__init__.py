@@ -1,0 +1,1 @@
+"""Processes that torch.distributed connects."""

@@ -1,0 +1,1 @@
+"""Segments of a network as differentiable functions, memory layout, CUDA graphs."""

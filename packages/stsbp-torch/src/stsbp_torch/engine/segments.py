@@ -1,0 +1,746 @@
+"""Segments of a network as differentiable functions of tensors, which the modules of nn.py call.
+
+A segment is a population with the operations before it (stsbp_spec.engine.plan). The steps of the backend compute it on the
+device of its inputs, so its bits and gradients are the same as in every backend. There are three forms of a segment:
+
+- In ordinary code, it is an `autograd.Function` that keeps the residuals of the steps.
+- For `torch.compile` and `torch.export`, it is a custom operator of `torch.library`. The operator appears unchanged in
+  the traced program. Its backward pass computes the steps of the forward pass again.
+- For `torch.func` (`vmap`, `grad`), it is a function that can be transformed. Its backward pass computes the steps of
+  the forward pass again, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property, lru_cache
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+import torch
+from stsbp_spec.distributed.collective import Part
+from stsbp_spec.engine.passes import Trace, after, backward_segment, forward_segment
+from stsbp_spec.engine.plan import Population, Segment, plan
+from stsbp_spec.engine.rules import Deferred, Run
+from stsbp_spec.equations.assembly import neuron_equations
+from stsbp_spec.errors import BackendError, NumericError, ShapeError, SpecError
+from stsbp_spec.models.learned import Learned
+from stsbp_spec.models.neurons.stored import as_text
+from stsbp_spec.networks.graph import Edge, Input, Network, Neurons, Node, Op, Projection, Values, Weighted
+from stsbp_spec.networks.ops.batchnorm import STATISTICS, moved
+from stsbp_spec.typing import Shape
+from torch.utils import _pytree as pytree
+
+from stsbp_torch.backend import TorchBackend
+from stsbp_torch.engine.checks import RETURNED, check_finite, check_inputs, check_state
+from stsbp_torch.engine.layout import empty, laid_out
+
+__all__ = [
+    "Handle",
+    "Layer",
+    "Made",
+    "Piece",
+    "Settings",
+    "backend_of",
+    "compute",
+    "handle_of",
+    "known",
+    "once",
+    "one_by_one",
+]
+
+Found = TypeVar("Found")
+States: TypeAlias = tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Entering(Input):
+    """The input of a layer that is used on its own."""
+
+    values: Values = field(default_factory=lambda: Values(()))
+
+    def infer(self, *inputs: Values) -> Values:
+        """The description of the input that was given to the layer."""
+        return self.values
+
+
+class Settings(NamedTuple):
+    """How a segment is computed.
+
+    Attributes:
+        steps: `T`.
+        training: whether dropout and the gains of training apply.
+        seed, step: seed and step of the dropout masks. The step may be a tensor, so that it is not a constant in a
+            traced program.
+        precision: precision of the backward pass.
+        full: whether the segment takes and returns a state, and returns potentials.
+        checked: name, for messages, of the module whose inputs are checked; empty: the inputs are not checked.
+        hint: end of such a message.
+        may_be_scaled: whether the check looks for pixels that were scaled to 0 to 1.
+    """
+
+    steps: int
+    training: bool = False
+    seed: int = 0
+    step: int | torch.Tensor = 0
+    precision: str = "fast"
+    full: bool = False
+    checked: str = ""
+    hint: str = ""
+    may_be_scaled: bool = False
+
+
+class Made(NamedTuple):
+    """The results of a segment.
+
+    Attributes:
+        outputs: outputs in the order of `Segment.left`, float32: each as often as edges read it, because
+            autograd adds the errors of several readers of one tensor in another order than the spec.
+        potentials: potentials of the segment's population, float32 `[T, B, ...]`, if `full`; None: `full` is false, or
+            there is no population.
+        statistics: running statistics after the batch, by the names of the network, in training.
+        state: state for the next steps, by the names of `passes.after`, float32, if `full`.
+    """
+
+    outputs: list[torch.Tensor]
+    potentials: torch.Tensor | None
+    statistics: dict[str, torch.Tensor]
+    state: dict[str, tuple[torch.Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A segment of a network."""
+
+    network: Network
+    index: int = 0
+
+    @cached_property
+    def segment(self) -> Segment[torch.Tensor]:
+        """The segment as the CPU computes it, node by node. Its inputs and outputs are the same on every device."""
+        return plan(_backend("cpu"), self.network, fused=False).segments[self.index]
+
+    @cached_property
+    def reads(self) -> tuple[str, ...]:
+        """Names of the outputs of other segments that each edge into the segment reads, in order."""
+        segment = self.segment
+        return tuple(source for step in segment.steps for source in step.sources if source in segment.sources)
+
+    @cached_property
+    def copies(self) -> tuple[int, ...]:
+        """How many edges of later segments read each output. The output of the network has one reader more."""
+        walk = plan(_backend("cpu"), self.network, fused=False)
+        later = [name for i in range(self.index + 1, len(walk.segments)) for name in Piece(self.network, i).reads]
+        return tuple([*later, walk.output].count(name) for name in self.segment.left)
+
+    @cached_property
+    def projections(self) -> tuple[Projection, ...]:
+        """Projections in the segment, including those of a recurrence."""
+        return self.segment.projections(self.network)
+
+    @cached_property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the network's parameters in the segment."""
+        found: list[str] = []
+        by_name = {projection.name: projection.parameter for projection in self.projections}
+        for place in self.segment.places:
+            name, op = place.node.name, place.node.op
+            if isinstance(op, Weighted):
+                found += [by_name[name], *(f"{name}.{own}" for own in ({} if op.norm is None else op.norm.learned()))]
+            elif isinstance(op, Neurons):
+                loops = self.network.recurrent.get(name, ())
+                found += [*(by_name[loop] for loop in loops), *place.parameters.values()]
+        return tuple(dict.fromkeys(found))
+
+    @cached_property
+    def statistics(self) -> tuple[str, ...]:
+        """Names of the segment's running statistics."""
+        names = {place.node.name for place in self.segment.places}
+        return tuple(name for name in self.network.statistics if name.rpartition(".")[0] in names)
+
+    @cached_property
+    def fires(self) -> bool:
+        """Whether it ends with a population."""
+        return self.segment.population is not None
+
+    @cached_property
+    def states(self) -> tuple[States, States]:
+        """Names in the states that the segment returns in evaluation and in training, with their numbers of arrays.
+
+        The numbers can differ, because filters with different gains have states of their own.
+        """
+        evaluation, training = (tuple(self._states(training)) for training in (False, True))
+        return evaluation, training
+
+    def _states(self, training: bool) -> Iterator[tuple[str, int]]:
+        for step in self.segment.steps:
+            yield from ((edge, 1) for edge in step.delayed.values())
+            if isinstance(step, Population):
+                yield step.name, 1 + len(step.equations[training].forward.states)
+
+    def shape_of_state(self, name: str) -> tuple[int, Shape]:
+        """Number of steps in an array of the state, and shape of the array for one sample."""
+        source, _, edge = name.partition(">")
+        return int(edge.rpartition("@")[2]) if edge else 1, self.network.values[source].shape
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A sequence of operations that is used on its own. The network that it forms depends on the shape of its input.
+
+    Args:
+        ops: the operations, with their names for messages.
+        values: description of the input; its shape is ignored.
+    """
+
+    ops: tuple[tuple[str, Op], ...]
+    values: Values
+
+    @property
+    def fires(self) -> bool:
+        """Whether it ends with a population."""
+        return isinstance(self.ops[-1][1], Neurons)
+
+    @property
+    def states(self) -> tuple[States, States]:
+        """See `Piece.states`."""
+        op = self.ops[-1][1]
+        if not isinstance(op, Neurons):
+            return (), ()
+        equations = neuron_equations(self.values.filter(training=False), op.model)
+        found = (("neurons", 1 + len(equations.forward.states)),)
+        return found, found
+
+    def at(self, inputs: Sequence[torch.Tensor], steps: int) -> Piece:
+        """The network for these inputs."""
+        (x,) = inputs
+        return _network_of(self, tuple(int(n) for n in x.shape[2:]), bool(len(x) == 1 and steps > 1))
+
+
+@lru_cache(maxsize=256)
+def _network_of(layer: Layer, shape: Shape, static: bool) -> Piece:
+    values = replace(layer.values, shape=shape, static=static)
+    # Learned parameters of neurons are named after the node that the neurons read.
+    source = layer.ops[0][0] if values.weighted else "input"
+    nodes = [Node(source, Entering(shape, values=values))]
+    for name, op in layer.ops:
+        name = "neurons" if isinstance(op, Neurons) else name
+        nodes.append(Node(name, op, (Edge(source),)))
+        source = name
+    return Piece(Network(tuple(nodes)))
+
+
+_MADE: dict[str, Piece | Layer] = {}
+
+
+class Handle(NamedTuple):
+    """A segment or a layer, in the form in which traced programs contain it.
+
+    Attributes:
+        key: unique key by which operators find the segment or layer.
+        copies: `Piece.copies`.
+        fires: whether it ends with a population, which has potentials.
+        statistics: `Piece.statistics`.
+        states: `Piece.states`.
+    """
+
+    key: str
+    copies: tuple[int, ...]
+    fires: bool
+    statistics: tuple[str, ...]
+    states: tuple[States, States]
+
+    def made(self, settings: Settings) -> tuple[int, int, int]:
+        """Number of outputs, of potentials and of statistics."""
+        statistics = len(self.statistics) if settings.training else 0
+        return sum(self.copies), int(settings.full and self.fires), statistics
+
+
+def handle_of(made: Piece | Layer) -> Handle:
+    """Register a segment or a layer in this process."""
+    ops = made.ops if isinstance(made, Layer) else [(node.name, node.op) for node in made.network.nodes]
+    edges = () if isinstance(made, Layer) else (made.index, [node.inputs for node in made.network.nodes])
+    texts = [(name, as_text(op.model) if isinstance(op, Neurons) else repr(op)) for name, op in ops]
+    text = repr((texts, edges, made.values if isinstance(made, Layer) else ()))
+    key = hashlib.sha256(text.encode()).hexdigest()[:24]
+    _MADE.setdefault(key, made)
+    if isinstance(made, Piece):
+        return Handle(key, made.copies, made.fires, made.statistics, made.states)
+    return Handle(key, (1,), made.fires, (), made.states)
+
+
+def _piece(key: str, inputs: Sequence[torch.Tensor], steps: int) -> Piece:
+    made = known(_MADE, key)
+    return made.at(inputs, steps) if isinstance(made, Layer) else made
+
+
+def known(made: Mapping[str, Found], key: str) -> Found:
+    """The object that this process registered under a key of a traced program; `SpecError` if there is none."""
+    if key not in made:
+        raise SpecError(
+            "this program uses a network or a loss that was not created in this process; before "
+            "running it, create the exported module, for example Network(spec), and call it once"
+        )
+    return made[key]
+
+
+@cache
+def _backend(device: str) -> TorchBackend:
+    return TorchBackend(device)
+
+
+def backend_of(x: torch.Tensor) -> TorchBackend:
+    """The backend for the device of `x`."""
+    if x.device.type not in ("cpu", "cuda"):
+        raise BackendError(f"the modules compute on cpu and cuda, got a tensor on the device {x.device}; move it there")
+    return _backend("cpu" if x.device.type == "cpu" else f"cuda:{x.device.index or 0}")
+
+
+def compute(
+    handle: Handle,
+    settings: Settings,
+    inputs: Sequence[torch.Tensor],
+    parameters: Sequence[torch.Tensor],
+    given: Sequence[torch.Tensor] = (),
+) -> Made:
+    """Compute a segment. Outputs and potentials are differentiable in `inputs` and `parameters`.
+
+    Args:
+        handle: the segment.
+        settings: how the segment is computed.
+        inputs: inputs in the order of `Piece.reads`, `[1 or T, B, ...]`.
+        parameters: parameters in the order of `Piece.parameters`. This function rounds weights to their grids.
+        given: running statistics in the order of `Piece.statistics` and, if `full`, the arrays of the state in the
+            order of `Piece.states`. Without these arrays, the segment starts at rest.
+    """
+    sizes, tensors = (len(inputs), len(parameters)), (*inputs, *parameters, *given)
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        steps, training, seed, step, *rest = settings
+        number = step if isinstance(step, torch.Tensor) else torch.tensor(step, dtype=torch.int64, device="cpu")
+        how = (handle.key, steps, training, seed, *rest)
+        made = list(_Computed.apply(handle, sizes, how, number, *tensors))  # type: ignore[no-untyped-call]
+    else:
+        made = list(_Kept.apply(handle, settings, sizes, *tensors))  # type: ignore[no-untyped-call]
+    outputs, potentials, statistics = handle.made(settings)
+    own = made[outputs + potentials : outputs + potentials + statistics]
+    left = made[outputs + potentials + statistics :]
+    state: dict[str, tuple[torch.Tensor, ...]] = {}
+    if settings.full:
+        for name, count in handle.states[settings.training]:
+            state[name], left = tuple(left[:count]), left[count:]
+    moved = dict(zip(handle.statistics, own, strict=True)) if settings.training else {}
+    return Made(made[:outputs], made[outputs] if potentials else None, moved, state)
+
+
+_NO_SECOND = (
+    "second derivatives are not defined, because stsbp defines no derivative of a surrogate "
+    "derivative; leave create_graph=True out"
+)
+
+
+def _forward(
+    piece: Piece,
+    settings: Settings,
+    inputs: Sequence[torch.Tensor],
+    weights: Sequence[torch.Tensor],
+    given: Sequence[torch.Tensor],
+    of_input: bool,
+) -> tuple[list[torch.Tensor], Trace[torch.Tensor]]:
+    """The results and the residuals of a segment. `of_input`: the backward pass is to reach the inputs as well."""
+    backend, batch = backend_of(inputs[0]), inputs[0].shape[1]
+    walk = plan(backend, piece.network, of_input=of_input, fused=not settings.full)
+    segment = walk.segments[piece.index]
+    values = {
+        name: _native(settings, piece.network, name, x.detach())
+        for name, x in dict(zip(piece.reads, inputs, strict=True)).items()
+    }
+    dropout = (settings.seed, int(settings.step)) if settings.training else None
+    statistics = {name: x.detach() for name, x in zip(piece.statistics, given, strict=False)}
+    # In training, batches are normalised by their own statistics.
+    for name, x in () if settings.training else statistics.items():
+        domain = STATISTICS[name.rpartition(".")[2]]
+        _check_domain(name, x, domain, "load running statistics of a network whose training stayed finite")
+    on_grid = _on_grid(piece, backend, dict(zip(piece.parameters, weights, strict=True))) | statistics
+    before = _state(piece, settings, given[len(statistics) :], batch) if settings.full else None
+    run = Run(on_grid, settings.steps, dropout, Part(0, batch, batch), before=before)
+    made, residuals = forward_segment(backend, segment, run, values)
+    found = [laid_out(made[name].float()) for name in segment.left]
+    if settings.full and piece.fires:
+        found.append(
+            laid_out(backend.neuron_potentials(segment.steps[-1].population(residuals[segment.steps[-1].name])))
+        )
+    if settings.training:
+        found += _moved(piece, backend, segment, residuals, statistics)
+    if settings.full:
+        found += [x.float() for arrays in after(segment, residuals).values() for x in arrays]
+    return found, Trace(backend, walk, run, found[0], {}, lambda _: dict(residuals), {})
+
+
+def _state(
+    piece: Piece, settings: Settings, arrays: Sequence[torch.Tensor], batch: int
+) -> dict[str, tuple[torch.Tensor, ...]]:
+    """The state by name, in the types that the steps take; empty if there are no arrays."""
+    if not arrays:
+        return {}
+    left, found = iter(arrays), dict[str, tuple[torch.Tensor, ...]]()
+    for name, count in piece.states[settings.training]:
+        length, shape = piece.shape_of_state(name)
+        own = [laid_out(next(left).detach()) for _ in range(count)]
+        for x in own:
+            if x.dtype != torch.float32 or tuple(x.shape) != (length, batch, *shape):
+                raise ShapeError(
+                    f"the arrays of {name} in the state must be float32 {[length, batch, *shape]}, got {x.dtype} "
+                    f"{list(x.shape)}; {RETURNED} for the same samples"
+                )
+            check_state(name, x)
+        if _is_bytes(piece.network, name.partition(">")[0]):
+            spikes = own[0].to(torch.uint8)
+            if not torch.equal(spikes.float(), own[0]):
+                raise ShapeError(f"the spikes of {name} in the state must be whole numbers from 0 to 255; {RETURNED}")
+            largest = piece.network.values[name.partition(">")[0]].maximum
+            if bool((spikes > largest).any()):
+                raise ShapeError(f"the spikes of {name} in the state are more than {largest:g}; {RETURNED}")
+            own[0] = spikes
+        found[name] = tuple(own)
+    return found
+
+
+def _is_bytes(network: Network, name: str) -> bool:
+    """Whether the steps take the output of a node, spikes or counts, as bytes."""
+    node, values = next(node for node in network.nodes if node.name == name), network.values[name]
+    if node.op.keeps_bytes:
+        return all(_is_bytes(network, edge.source) for edge in node.inputs)
+    known = isinstance(node.op, (Input, Neurons)) and not values.weighted
+    return known and values.exponent == 0 and values.maximum <= 255
+
+
+def _moved(
+    piece: Piece,
+    backend: TorchBackend,
+    segment: Segment[torch.Tensor],
+    residuals: Mapping[str, Any],
+    before: Mapping[str, torch.Tensor],
+) -> list[torch.Tensor]:
+    """The running statistics after a batch."""
+    batch: dict[str, torch.Tensor] = {}
+    for step in segment.steps:
+        if step.normalises:
+            batch.update(step.statistics(residuals[step.name]))
+    norms = {projection.name: projection.synapse.norm for projection in piece.network.normalised}
+    return [
+        backend.of_channels(moved, x, batch[name], norm=norms[name.rpartition(".")[0]]) for name, x in before.items()
+    ]
+
+
+def _native(settings: Settings, network: Network, name: str, x: torch.Tensor) -> torch.Tensor:
+    """An input in the type that the steps take: spikes and counts as bytes, everything else as float32."""
+    values = network.values[name]
+    if settings.checked and values.weighted:
+        check_finite(settings.checked, x)
+    elif settings.checked:
+        # For images at the input of a network, the message quotes whole numbers.
+        unit = 0 if isinstance(network.nodes[0].op, Entering) else values.exponent
+        largest = values.maximum * 2.0**unit
+        check_inputs(
+            settings.checked,
+            x * 2.0**unit if unit else x,
+            values.exponent - unit,
+            largest,
+            settings.hint,
+            may_be_scaled=settings.may_be_scaled,
+        )
+    return laid_out(x.to(torch.uint8) if _is_bytes(network, name) else x.float())
+
+
+def _on_grid(piece: Piece, backend: TorchBackend, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights on their grids, and learned parameters of neurons, which must be in their domains.
+
+    The function copies the parameters first. FSDP resizes the storage of parameters, and torch cannot resize storage
+    that numpy has used.
+    """
+    found = {name: x.detach().clone() for name, x in weights.items()}
+    for name, x in found.items():
+        expected = piece.network.parameters[name].shape
+        if tuple(x.shape) != expected:
+            raise ShapeError(f"{name} has the shape {list(expected)}, got {list(x.shape)}")
+    made = backend.weight_grids(piece.projections, [found[projection.parameter] for projection in piece.projections])
+    masters = {name: found[name] for name in weights}
+    for projection, (wq, chosen) in zip(piece.projections, made, strict=True):
+        found[projection.name] = wq
+        if projection.synapse.norm is not None:
+            unit = chosen.exponent + projection.input.exponent
+            found[f"{projection.name}.exponent"] = torch.tensor([unit], dtype=torch.int32, device=wq.device)
+    for name, x in masters.items():
+        if (learned := piece.network.parameters[name].learned) is not None:
+            _check_domain(name, x, learned, "call clip_to_domain() after each step of the optimiser")
+    return found
+
+
+def _check_domain(name: str, x: torch.Tensor, domain: Learned, remedy: str) -> None:
+    """Raise `NumericError` unless all elements of `x`, any shape, are in a domain."""
+    # One copy to the host, for which a GPU is waited for.
+    low, high = torch.stack(torch.aminmax(x)).tolist()
+    if not domain.low <= low <= high <= domain.high:
+        worst = high if high > domain.high else low
+        raise NumericError(
+            f"{name} is {worst:g}, outside of its domain from {domain.low:g} to {domain.high:g}; {remedy}"
+        )
+
+
+def _backward(
+    piece: Piece, trace: Trace[torch.Tensor], precision: Any, errors: Sequence[torch.Tensor | None]
+) -> list[torch.Tensor | None]:
+    """Error signals of the inputs, then gradients of the parameters, from the error signals of the results.
+
+    None stands for an input or parameter that no error signal reaches.
+    """
+    segment, population = trace.plan.segments[piece.index], trace.plan.segments[piece.index].population
+    waiting: dict[str, list[Any]] = {}
+    edges = [name for name, count in zip(segment.left, piece.copies, strict=True) for _ in range(count)]
+    for name, error in reversed([*zip(edges, errors, strict=False)]):
+        if error is not None:
+            waiting.setdefault(name, []).append(laid_out(error))
+    residuals = trace.residuals(segment)
+    error = errors[len(edges)] if trace.run.before is not None and population is not None else None
+    # Zeros are left out, because torch.func and torch.compile also give them where a loss reads no potentials.
+    if population is not None and error is not None and bool(error.any()):
+        waiting.setdefault(population, [torch.zeros_like(error)])
+        residuals[population] = residuals[population]._replace(error=laid_out(error))
+    trace.residuals = lambda _: residuals
+    found = backward_segment([trace], segment, [waiting], precision)
+    rounded = {name: trace.backend.rounded(x) for name, x in (*found.items(), *trace.whole.items())}
+    for projection in piece.projections:
+        if projection.shares is not None and (own := rounded.pop(projection.name, None)) is not None:
+            rounded[projection.shares] = rounded[projection.shares] + own if projection.shares in rounded else own
+    return [*_below(piece.reads, waiting), *map(rounded.get, piece.parameters)]
+
+
+def _below(reads: Sequence[str], waiting: Mapping[str, list[Any]]) -> Iterator[torch.Tensor | None]:
+    """The error signal of each edge. `waiting` has those of each source, beginning with the last one.
+
+    An edge without an error has none in `waiting`, so the errors are given to the first edges. This keeps their order.
+    """
+    for name in reads:
+        error = waiting[name].pop() if waiting.get(name) else None
+        array = error.array() if isinstance(error, Deferred) else error
+        yield None if array is None else laid_out(array)
+
+
+def _copied(handle: Handle, found: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """The results of a segment, with a view of each output for each of its readers."""
+    outputs = [
+        x if i == 0 else x.view_as(x) for x, count in zip(found, handle.copies, strict=False) for i in range(count)
+    ]
+    return (*outputs, *found[len(handle.copies) :])
+
+
+class _Kept(torch.autograd.Function):
+    """A segment that keeps the residuals of its steps for the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, handle: Handle, settings: Settings, sizes: tuple[int, int], *tensors: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        inputs, weights, given = _cut(tensors, sizes)
+        piece = _piece(handle.key, inputs, settings.steps)
+        of_input = any(ctx.needs_input_grad[3 : 3 + len(inputs)])
+        made, trace = _forward(piece, settings, inputs, weights, given, of_input)
+        found = _copied(handle, made)
+        outputs, potentials, _ = handle.made(settings)
+        ctx.mark_non_differentiable(*found[outputs + potentials :])
+        ctx.set_materialize_grads(False)
+        ctx.piece, ctx.precision, ctx.rest = piece, settings.precision, len(given)
+        ctx.types = [x.dtype for x in tensors[: sum(sizes)]]
+        if any(ctx.needs_input_grad):
+            left = trace.residuals(trace.plan.segments[piece.index]), dict(trace.run.weights)
+            leaves, ctx.spec = pytree.tree_flatten(left)
+            # Autograd frees the saved tensors after the backward pass.
+            ctx.save_for_backward(*(x for x in leaves if isinstance(x, torch.Tensor)))
+            ctx.others = [None if isinstance(x, torch.Tensor) else (x,) for x in leaves]
+            ctx.backend, ctx.walk, ctx.run = trace.backend, trace.plan, replace(trace.run, weights={}, coefficients={})
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *errors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise SpecError(_NO_SECOND)
+        tensors = iter(ctx.saved_tensors)
+        leaves = [next(tensors) if other is None else other[0] for other in ctx.others]
+        residuals, weights = pytree.tree_unflatten(leaves, ctx.spec)
+        run = replace(ctx.run, weights=weights)
+        trace = Trace(
+            ctx.backend, ctx.walk, run, torch.empty(0, dtype=torch.float32, device="cpu"), {}, lambda _: residuals, {}
+        )
+        found = _backward(ctx.piece, trace, ctx.precision, errors)
+        own = (x if x is None else x.to(t) for x, t in zip(found, ctx.types, strict=True))
+        return None, None, None, *own, *(None,) * ctx.rest
+
+
+def _cut(tensors: Sequence[torch.Tensor], sizes: tuple[int, int]) -> list[list[torch.Tensor]]:
+    inputs, weights = sizes
+    return [list(tensors[:inputs]), list(tensors[inputs : inputs + weights]), list(tensors[inputs + weights :])]
+
+
+@torch.library.custom_op("stsbp::segment", mutates_args=())
+def _segment(
+    inputs: list[torch.Tensor],
+    weights: list[torch.Tensor],
+    given: list[torch.Tensor],
+    number: torch.Tensor,
+    key: str,
+    steps: int,
+    training: bool,
+    seed: int,
+    precision: str,
+    full: bool,
+    checked: str,
+    hint: str,
+    may_be_scaled: bool,
+) -> list[torch.Tensor]:
+    settings = Settings(steps, training, seed, number, precision, full, checked, hint, may_be_scaled)
+    return _forward(_piece(key, inputs, steps), settings, inputs, weights, given, of_input=False)[0]
+
+
+@_segment.register_fake
+def _(
+    inputs: list[torch.Tensor],
+    weights: list[torch.Tensor],
+    given: list[torch.Tensor],
+    number: torch.Tensor,
+    key: str,
+    steps: int,
+    training: bool,
+    seed: int,
+    precision: str,
+    full: bool,
+    *rest: Any,
+) -> list[torch.Tensor]:
+    piece, batch = _piece(key, inputs, steps), inputs[0].shape[1]
+    every = [piece.network.values[name] for name in piece.segment.left]
+    shapes = [(1 if values.static else steps, batch, *values.shape) for values in every]
+    if full and (name := piece.segment.population) is not None:
+        shapes.append((steps, batch, *piece.network.values[name].shape))
+    if training:
+        shapes += [piece.network.statistics[name].shape for name in piece.statistics]
+    if full:
+        of_state = ((piece.shape_of_state(name), count) for name, count in piece.states[training])
+        shapes += [(length, batch, *shape) for (length, shape), count in of_state for _ in range(count)]
+    return [empty(shape, torch.float32, inputs[0].device) for shape in shapes]
+
+
+@torch.library.custom_op("stsbp::segment_back", mutates_args=())
+def _segment_back(
+    inputs: list[torch.Tensor],
+    weights: list[torch.Tensor],
+    given: list[torch.Tensor],
+    errors: list[torch.Tensor],
+    of_input: bool,
+    number: torch.Tensor,
+    key: str,
+    steps: int,
+    training: bool,
+    seed: int,
+    precision: str,
+    full: bool,
+) -> list[torch.Tensor]:
+    piece, settings = _piece(key, inputs, steps), Settings(steps, training, seed, number, precision, full)
+    _, trace = _forward(piece, settings, inputs, weights, given, of_input=of_input)
+    found = _backward(piece, trace, settings.precision, errors)
+    wanted = found if of_input else found[len(inputs) :]
+    tensors = [*(inputs if of_input else []), *weights]
+    made, used = list[torch.Tensor](), {x.untyped_storage().data_ptr() for x in errors}
+    for x, g in zip(tensors, wanted, strict=True):
+        own = torch.zeros_like(x) if g is None else g.to(x.dtype)
+        # Results of an operator must not share memory, but a sum gives all its inputs the same error.
+        made.append(own.clone() if own.untyped_storage().data_ptr() in used else own)
+        used.add(own.untyped_storage().data_ptr())
+    return made
+
+
+@_segment_back.register_fake
+def _(
+    inputs: list[torch.Tensor], weights: list[torch.Tensor], given: Any, errors: Any, of_input: bool, *rest: Any
+) -> list[torch.Tensor]:
+    below = [empty(x.shape, x.dtype, x.device) for x in inputs] if of_input else []
+    return below + [torch.empty_like(w) for w in weights]
+
+
+class _Once(torch.autograd.Function):
+    """A backward pass, which cannot be differentiated itself."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(call: Callable[..., list[torch.Tensor]], *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(call(*tensors))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *errors: Any) -> Any:
+        raise SpecError(_NO_SECOND)
+
+
+def once(call: Callable[..., list[torch.Tensor]], *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Call the operator of a backward pass. Differentiating the operator raises an error."""
+    if torch.compiler.is_compiling():
+        return tuple(call(*tensors))
+    found: tuple[torch.Tensor, ...] = _Once.apply(call, *tensors)  # type: ignore[no-untyped-call]
+    return found
+
+
+def one_by_one(op: Any) -> Any:
+    """The `vmap` rule of an operator: one call for each element."""
+
+    def at(i: int, x: Any, axis: Any) -> Any:
+        if isinstance(x, (list, tuple)):
+            return [at(i, each, own) for each, own in zip(x, axis or [None] * len(x), strict=True)]
+        return x if axis is None else x.select(axis, i)
+
+    def rule(info: Any, axes: Sequence[Any], *given: Any) -> tuple[list[torch.Tensor], list[int]]:
+        calls = [op(*(at(i, x, axis) for x, axis in zip(given, axes, strict=True))) for i in range(info.batch_size)]
+        stacked = [torch.stack(each) for each in zip(*calls, strict=True)]
+        return stacked, [0] * len(stacked)
+
+    return rule
+
+
+torch.library.register_vmap(_segment, one_by_one(torch.ops.stsbp.segment))
+torch.library.register_vmap(_segment_back, one_by_one(torch.ops.stsbp.segment_back))
+
+
+class _Computed(torch.autograd.Function):
+    """A segment that is computed by the operators. It keeps no residuals, so that it can be traced and mapped."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        handle: Handle, sizes: tuple[int, int], how: tuple[Any, ...], number: torch.Tensor, *tensors: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        return _copied(handle, torch.ops.stsbp.segment(*_cut(tensors, sizes), number, *how))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+        handle, ctx.sizes, ctx.how, number, *tensors = inputs
+        ctx.rest = len(tensors) - sum(ctx.sizes)
+        ctx.mark_non_differentiable(*output[sum(handle.copies) + (ctx.how[5] and handle.fires) :])
+        ctx.save_for_backward(number, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *errors: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        sizes, how, ends = ctx.sizes, ctx.how[:6], len(errors)
+        of_input = any(ctx.needs_input_grad[4 : 4 + sizes[0]])
+
+        def call(*all_of_them: torch.Tensor) -> list[torch.Tensor]:
+            errors, (number, *tensors) = list(all_of_them[:ends]), all_of_them[ends:]
+            inputs, weights, given = _cut(tensors, sizes)
+            return torch.ops.stsbp.segment_back(  # type: ignore[no-any-return]
+                inputs, weights, given, errors, of_input, number, *how
+            )
+
+        found = once(call, *errors, *ctx.saved_tensors)
+        return None, None, None, None, *([] if of_input else [None] * sizes[0]), *found, *(None,) * ctx.rest

@@ -1,0 +1,1 @@
+"""Equations of the spec over time, on tensors."""

@@ -1,0 +1,61 @@
+"""Dense convolutions for the blocks of stsbp_cpu/engine/block.py on the CPU: torch's convolutions of floats and of bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from stsbp_cpu.engine.block import Dense, Input
+from stsbp_cpu.engine.layout import NUMPY
+from stsbp_cpu.equations.vectors import LANES
+from stsbp_cpu.ops import conv2d as own
+from stsbp_cpu.ops.conv2d_bytes import doubled
+from stsbp_spec.networks.ops import Conv2d
+from stsbp_spec.typing import Shape
+
+from stsbp_torch.engine.layout import TENSORS, empty, laid_out, view
+from stsbp_torch.ops import conv2d, conv2d_bytes
+
+__all__ = ["DENSE"]
+
+
+class _Dense(Dense[torch.Tensor]):
+    """Convolutions by oneDNN, except for the error signal of few input channels."""
+
+    layout = TENSORS
+
+    @property
+    def bytes_by(self) -> str:
+        return "tiles" if torch.cpu._is_amx_tile_supported() else "bytes"
+
+    def forward(self, conv: Conv2d, s: torch.Tensor, wq: torch.Tensor) -> torch.Tensor:
+        return conv2d.forward(conv, s, wq)[0]
+
+    def backward(
+        self, conv: Conv2d, s: torch.Tensor, wq: torch.Tensor, dz: torch.Tensor, *, need_input: bool
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        below, dw = conv2d.backward(conv, self.left(s, wq), dz, precision="fast", need_input=need_input)
+        assert dw is not None
+        return below, dw
+
+    def input_error(self, conv: Conv2d, wq: torch.Tensor, dz: torch.Tensor, shape: Shape) -> torch.Tensor:
+        if shape[2] >= LANES or not own.is_plain(conv):
+            return conv2d.input_error(conv, wq, dz, shape)
+        # With few channels, oneDNN's vectors are partly empty. stsbp_cpu fills them with a whole row of the window.
+        memory, w = TENSORS.view(TENSORS.laid_out(dz)), np.ascontiguousarray(wq.detach().numpy())
+        return TENSORS.of(NUMPY.view(own.input_error(conv, w, NUMPY.of(memory), shape)))
+
+    def left(self, s: torch.Tensor, wq: torch.Tensor) -> conv2d.Residuals:
+        return conv2d.Residuals(laid_out(s.float()), wq)
+
+    def takes_bytes(self, conv: Conv2d, shape: Shape, largest: int) -> bool:
+        return conv2d_bytes.usable(conv, shape, largest)
+
+    def of_bytes(self, conv: Conv2d, given: Input[torch.Tensor], wq: torch.Tensor) -> torch.Tensor:
+        t, b, c, h, w = given.s.shape
+        bytes_ = empty((t, b, 2 * c, h // given.size, w // given.size), torch.uint8, given.s.device)
+        s, size, mask, masked = given.arrays(TENSORS)
+        doubled(s, mask, masked, size, view(bytes_))
+        return conv2d_bytes.forward(conv, bytes_, wq, 1 / given.size**2)
+
+
+DENSE = _Dense()
