@@ -51,7 +51,7 @@ class Threads(Collective[AnyArray]):
     """One thread of several, as a process; keeps how large what it sent was."""
 
     def __init__(self, meeting: Meeting, rank: int) -> None:
-        self.rank, self.size, self._meeting = rank, rendezvous.size, meeting
+        self.rank, self.size, self._meeting = rank, meeting.size, meeting
         self.sums: list[AnyArray] = []
 
     def largest(self, x: AnyArray) -> AnyArray:

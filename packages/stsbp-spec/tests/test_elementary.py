@@ -1,4 +1,4 @@
-"""`stsbp_spec.contract.elementary` against exact fractions that are rounded once, also where glibc's `pow` and `cos` are not."""
+"""`contract.elementary` against exact fractions that are rounded once, also where glibc's `pow` and `cos` are not."""
 
 from __future__ import annotations
 

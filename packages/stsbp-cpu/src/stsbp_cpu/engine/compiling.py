@@ -1,9 +1,9 @@
 """`cached_njit`, the decorator for all functions that numba compiles, and the cache that stores their machine code.
 
 numba's own cache only checks whether the file of a function has changed. It would keep using old code that was inlined
-from other files. The cache of this module is a folder (`stsbp_spec.engine.kernel_cache`). The folder's name is a hash of
-all `SOURCES`, of the versions of all packages that compile, and of the processor. The files have numba's own format, a
-pickle that contains machine code.
+from other files. The cache of this module is a folder (`stsbp_spec.engine.kernel_cache`). The folder's name is a hash
+of all `SOURCES`, of the versions of all packages that compile, and of the processor. The files have numba's own format,
+a pickle that contains machine code.
 
 A function that is printed from an equation (`printed_njit`) has a hash of its text in its name. The same holds for
 every kernel that is a closure over such a function. The hashes are necessary because numba identifies functions by

@@ -1,4 +1,4 @@
-"""The operations of the JAX backend on the CPU: operations of stsbp_cpu that are called on JAX's memory (host_callback.py).
+"""The operations of the JAX backend on the CPU: operations of stsbp_cpu, called on JAX's memory (host_callback.py).
 
 In memory, arrays that are channels last in JAX, `[T, B, H, W, C]`, are the arrays that stsbp_cpu calls
 `[T, B, C, H, W]`. A sparse block is one call in the forward pass and one in the backward pass. Each call chooses from

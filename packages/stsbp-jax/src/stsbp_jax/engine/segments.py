@@ -1,8 +1,8 @@
 """Segments of a network as differentiable functions, from which `apply` is built.
 
-A segment is a population with the operations before it (stsbp_spec.engine.plan). The steps of the backend compute it, so its
-bits and gradients are the same as in every backend. The residuals of the steps pass through JAX's transformations as
-arrays. Parts of the residuals that are not arrays are stored beside them.
+A segment is a population with the operations before it (stsbp_spec.engine.plan). The steps of the backend compute it,
+so its bits and gradients are the same as in every backend. The residuals of the steps pass through JAX's
+transformations as arrays. Parts of the residuals that are not arrays are stored beside them.
 """
 
 from __future__ import annotations

@@ -152,7 +152,8 @@ class Expr:
 
     def __float__(self) -> float:
         raise SpecError(
-            "an expression has no value yet; use the functions of stsbp_spec.equations.expressions, not those of math or numpy"
+            "an expression has no value yet; use the functions of stsbp_spec.equations.expressions, not those of math "
+            "or numpy"
         )
 
     __array_ufunc__ = None  # makes numpy scalars use the operators of this class

@@ -1,4 +1,4 @@
-"""CUDA graphs of a training step (stsbp_spec/engine/replay.py) by torch.cuda.CUDAGraph; off unless `STSBP_CUDA_GRAPHS=1`.
+"""CUDA graphs of a training step (the spec's replay.py) by torch.cuda.CUDAGraph; off unless `STSBP_CUDA_GRAPHS=1`.
 
 These graphs have not been seen running on a GPU yet. All recordings share one pool of memory, because they never run at
 the same time and the results of one recording are copied before another one runs.

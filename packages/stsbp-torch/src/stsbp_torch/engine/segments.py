@@ -1,7 +1,8 @@
 """Segments of a network as differentiable functions of tensors, which the modules of nn.py call.
 
-A segment is a population with the operations before it (stsbp_spec.engine.plan). The steps of the backend compute it on the
-device of its inputs, so its bits and gradients are the same as in every backend. There are three forms of a segment:
+A segment is a population with the operations before it (stsbp_spec.engine.plan). The steps of the backend compute it on
+the device of its inputs, so its bits and gradients are the same as in every backend. There are three forms of a
+segment:
 
 - In ordinary code, it is an `autograd.Function` that keeps the residuals of the steps.
 - For `torch.compile` and `torch.export`, it is a custom operator of `torch.library`. The operator appears unchanged in

@@ -1,4 +1,4 @@
-"""Dense convolutions for the blocks of stsbp_cpu/engine/block.py on the CPU: torch's convolutions of floats and of bytes."""
+"""Dense convolutions for the blocks of stsbp_cpu/engine/block.py: torch's convolutions of floats and of bytes."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Implements ops/linear.py of the spec as matrix products. The weights' columns are in the input's memory order.
 
 With `fused` on the CPU, if there are few spikes, they select the rows that are added instead
-(stsbp_cpu/ops/sparse/linear.py). The bits are then the same in the forward pass, and in the backward pass in `reproducible`
-precision.
+(stsbp_cpu/ops/sparse/linear.py). The bits are then the same in the forward pass, and in the backward pass in
+`reproducible` precision.
 """
 
 from __future__ import annotations

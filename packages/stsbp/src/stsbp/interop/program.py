@@ -1,8 +1,8 @@
 """The computations of a trained network in evaluation, as data: weights on their grids, equations, and their constants.
 
 All exporters (c_source.py, onnx_file.py, nir_file.py) use this form, so they need not know any neuron model. The step
-of a population is an expression (stsbp_spec/equations/expressions.py), as for every backend. A network with float32 master weights
-computes with weights on a grid and with running statistics. Both have already been applied here.
+of a population is an expression (the spec's equations/expressions.py), as for every backend. A network with float32
+master weights computes with weights on a grid and with running statistics. Both have already been applied here.
 """
 
 from __future__ import annotations

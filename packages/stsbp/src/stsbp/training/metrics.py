@@ -48,10 +48,10 @@ __all__ = [
 class LabelDistances:
     """Distances `[B, K]` of output spike trains to the label sequence of every class.
 
-    The results equal those of `stsbp_spec.models.decoders.distances`, up to rounding, but the cost does not grow with the
-    number of classes. A label code has only two patterns, so each neuron is compared with both. The distance to class
-    `k` is that of the desired pattern at neuron `k`, plus that of the undesired pattern at all others. Outputs begin
-    with step `first` of the sequences.
+    The results equal those of `stsbp_spec.models.decoders.distances`, up to rounding, but the cost does not grow with
+    the number of classes. A label code has only two patterns, so each neuron is compared with both. The distance to
+    class `k` is that of the desired pattern at neuron `k`, plus that of the undesired pattern at all others. Outputs
+    begin with step `first` of the sequences.
     """
 
     def __init__(self, code: LabelCode, classes: int, steps: int, loss: Loss, psp: PSP, first: int = 0) -> None:
@@ -116,8 +116,8 @@ class ReadoutDistances:
 def spike_figures(sums: Mapping[str, float], samples: int) -> dict[str, float]:
     """How well outputs match target spike trains, from sums over `samples` samples.
 
-    `sums` has `matched`, `spikes` and `targets` (`stsbp_spec.models.metrics.SpikeMatches`) and the distances `van_rossum` and
-    `hamming`. Returns `precision`, `recall` and `f1` over all spikes, and the means of both distances.
+    `sums` has `matched`, `spikes` and `targets` (`stsbp_spec.models.metrics.SpikeMatches`) and the distances
+    `van_rossum` and `hamming`. Returns `precision`, `recall` and `f1` over all spikes, and the means of both distances.
     """
     matches = _matches(sums)
     return {
