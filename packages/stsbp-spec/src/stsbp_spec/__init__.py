@@ -8,6 +8,7 @@ from stsbp_spec.models.losses import LOSSES, Hamming, Loss, SpikeCount, VanRossu
 from stsbp_spec.models.neurons import ALIF, IF, LIF, NeuronModel
 from stsbp_spec.models.optim import AdamW
 from stsbp_spec.models.surrogates import SURROGATES, Surrogate, parse_surrogate
+from stsbp_spec.moved import redirect
 from stsbp_spec.networks.initial_weights import initial_weights
 from stsbp_spec.networks.ops import (
     PSP,
@@ -24,6 +25,7 @@ from stsbp_spec.networks.ops import (
 from stsbp_spec.networks.spec import Branches, NetworkSpec, SpikingLayer
 from stsbp_spec.registry import installed_backends, load_backend, open_backend
 
+redirect()
 __version__ = version("stsbp-spec")
 
 __all__ = [
