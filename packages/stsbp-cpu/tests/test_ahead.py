@@ -50,7 +50,7 @@ def _files(cache: Path) -> set[str]:
 def _run(cache: Path, program: str) -> str:
     environment = {**os.environ, "STSBP_CACHE": str(cache)}
     environment.pop("STSBP_COMPILE_BESIDE", None)
-    command = [sys.executable, "-c", f"import os; from stsbp_cpu import ahead; SMALL = {SMALL}\n{program}"]
+    command = [sys.executable, "-c", f"import os; from stsbp_cpu.engine import precompile; SMALL = {SMALL}\n{program}"]
     return subprocess.run(command, env=environment, check=True, text=True, capture_output=True).stdout
 
 

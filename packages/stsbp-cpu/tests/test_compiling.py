@@ -76,7 +76,7 @@ def test_a_package_that_is_replaced_computes_with_its_new_code(tmp_path: Path) -
     *first, compiled = _run(GRADIENTS, tmp_path, STSBP_CACHE=cache)
     assert compiled > 1
     assert _run(GRADIENTS, tmp_path, STSBP_CACHE=cache) == [*first, 0]
-    filter = tmp_path / "stsbp_spec" / "synapses" / "psp.py"
+    filter = tmp_path / "stsbp_spec" / "networks" / "ops" / "psp.py"
     text = filter.read_text()
     changed = text.replace("snap(p.k * d.e + current)", "snap(p.k * d.e - current)")
     assert changed != text
@@ -292,7 +292,7 @@ def test_two_processes_compile_at_once(tmp_path: Path) -> None:
 def test_where_nothing_can_be_kept_kernels_are_compiled_with_one_warning(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     program = (
-        "import numpy as np; from stsbp_cpu import compiling; from stsbp_cpu.ops.dropout import _rotate\n"
+        "import numpy as np; from stsbp_cpu.engine import compiling; from stsbp_cpu.ops.dropout import _rotate\n"
         "compiling.announce()\n"
         "print(_rotate(np.uint32(3), 1), _rotate(np.uint64(3), 1))\n"
     )
@@ -340,7 +340,7 @@ def test_without_compiling_kernels_are_plain_functions() -> None:
 
 
 def test_a_kernel_outside_of_the_sources_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"test_compiling\._add is not covered by stsbp_cpu\.compiling\.SOURCES"):
+    with pytest.raises(TypeError, match=r"test_compiling\._add is not covered by stsbp_cpu\.engine\.compiling\.SOURCES"):
         compiling.cached_njit()(_add)
 
 
@@ -402,7 +402,7 @@ from stsbp_spec.models.neurons import ALIF, LIF
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.models.surrogates import Rectangle, Triangle
 from stsbp_spec.networks.ops import PSP
-from stsbp_cpu import neurons as kernels
+from stsbp_cpu.models import neurons as kernels
 
 compiled = []
 

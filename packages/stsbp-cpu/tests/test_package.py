@@ -22,7 +22,7 @@ import numpy as np
 import stsbp_cpu
 for module in pkgutil.walk_packages(stsbp_cpu.__path__, "stsbp_cpu."):
     importlib.import_module(module.name)
-from stsbp_cpu import neurons
+from stsbp_cpu.models import neurons
 from stsbp_spec.equations.assembly import neuron_equations
 from stsbp_spec.models.neurons import LIF
 from stsbp_spec.networks.ops import IDENTITY

@@ -19,7 +19,7 @@ from stsbp_spec.models.neurons import ALIF, LIF, PLIF
 from stsbp_spec.models.optim.adamw import UPDATE, AdamW
 from stsbp_spec.models.surrogates import Arctan, FastSigmoid, Rectangle, Triangle
 from stsbp_spec.networks.ops import PSP
-from stsbp_torch import fused_cuda
+from stsbp_torch.equations import fused_cuda
 
 neurons = [LIF(5 / 3, surrogate=s) for s in (Rectangle(0.7), Triangle(0.6), FastSigmoid(3.0), Arctan(2.3))]
 neurons += [ALIF(3, reset="subtract", tau_rise=2), PLIF(3)]
