@@ -340,7 +340,8 @@ def test_without_compiling_kernels_are_plain_functions() -> None:
 
 
 def test_a_kernel_outside_of_the_sources_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"test_compiling\._add is not covered by stsbp_cpu\.engine\.compiling\.SOURCES"):
+    refusal = r"test_compiling\._add is not covered by stsbp_cpu\.engine\.compiling\.SOURCES"
+    with pytest.raises(TypeError, match=refusal):
         compiling.cached_njit()(_add)
 
 
