@@ -444,6 +444,27 @@ def test_poisson_refuses_bad_parameters() -> None:
         encode_poisson(images.astype(np.int64), 4, seed=0)
 
 
+@pytest.mark.parametrize("wrong", [2**32, 2**70, -1, 1.5, True, None, "0"], ids=str)
+def test_poisson_refuses_what_is_no_epoch(wrong: Any) -> None:
+    """A number that is taken modulo 2^32 would give the draws of another epoch."""
+    with pytest.raises(SpecError, match=r"^epoch must be (an integer|at least 0|at most 4294967295), got"):
+        encode_poisson(_images(2, 3), 4, seed=0, epoch=wrong)
+
+
+def test_poisson_refuses_what_are_no_numbers_of_samples() -> None:
+    """Two samples whose numbers are rounded or taken modulo 2^24 to the same one would get the same draws."""
+    images = _images(2, 3)
+    for kind in (np.float64, np.float16, np.bool_):
+        with pytest.raises(ShapeError, match=f"expected integers as indices of samples, got {np.dtype(kind)}"):
+            encode_poisson(images, 4, seed=0, indices=np.array([0, 1], kind))
+    for indices in ([-1, 0], [0, 2**24], [2**63 - 1, 0]):
+        with pytest.raises(SpecError, match=f"must be 0 to 16777215, got {min(indices)} to {max(indices)}"):
+            encode_poisson(images, 4, seed=0, indices=np.array(indices))
+    last = encode_poisson(images, 40, seed=0, indices=np.array([0, 2**24 - 1], np.uint32), epoch=2**32 - 1)
+    assert np.array_equal(last[:, 0], encode_poisson(images[:1], 40, seed=0, epoch=2**32 - 1)[:, 0])
+    assert encode_poisson(images[:0], 4, seed=0, indices=[]).shape == (4, 0, 3)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("steps", [1, 4, 25, 255, 300])
 def test_latency_is_one_spike_a_pixel_brighter_first(steps: int) -> None:
     grey = np.arange(256, dtype=np.uint8)[np.newaxis]
@@ -530,3 +551,10 @@ def test_encoders_refuse_other_wrong_types() -> None:
     with pytest.raises(SpecError, match="event binning: binary is True or False, got 1"):
         EventBinning(binary=wrong)
     assert LabelCode("10", "0").sequences(2, 3, 10**12).tolist() == LabelCode("10", "0").sequences(2, 3).tolist()
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "abc", (2, 34), (2, 34, 3.5), (1, 2, "3"), (1, True, 2)], ids=str)
+def test_events_are_not_binned_into_what_is_no_shape(wrong: Any) -> None:
+    zero = np.zeros(1, np.int64)
+    with pytest.raises(SpecError, match=r"the shape of event frames must be three integers \(C, H, W\), got"):
+        bin_events(zero, zero, zero, zero, shape=wrong)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -97,7 +99,7 @@ def _drawing(words: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
         assert n == len(words)
         return np.array(words, np.uint32)
 
-    monkeypatch.setattr(random, "bits", drawn)
+    monkeypatch.setattr(random, "_bits", drawn)
 
 
 def test_keep_mask_keeps_a_word_that_equals_the_rounded_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,3 +119,31 @@ def test_permutation_is_the_stable_order_of_64_bit_keys(monkeypatch: pytest.Monk
 def test_a_seed_outside_32_bits_is_refused(seed: int) -> None:
     with pytest.raises(SpecError, match="seed must be an integer"):
         bits(seed, Stream.INIT, 3)
+
+
+_RANGES = {"stream": 2**8, "substream": 2**24, "step": 2**32, "n": 2**33 + 1, "first": 2**33 + 1}
+"""One more than the largest value of an argument of `bits`."""
+_BEYOND = _RANGES["substream"]
+
+
+@pytest.mark.parametrize("name", _RANGES)
+@pytest.mark.parametrize("wrong", ["beyond", -1, 2**70, 1.5, True, None, "1"], ids=str)
+def test_bits_refuses_what_would_be_another_draw(name: str, wrong: Any) -> None:
+    """Modulo 2^32, a number that is too large would give the words of another one."""
+    given = {"seed": 0, "stream": Stream.INIT, "n": 2} | {name: _RANGES[name] if wrong == "beyond" else wrong}
+    with pytest.raises(SpecError, match=r"must be (an integer|at least 0|at most \d+), got"):
+        bits(**given)
+
+
+def test_the_largest_numbers_of_a_draw_are_taken() -> None:
+    drawn = bits(0, 255, 2, substream=2**24 - 1, step=2**32 - 1, first=2**33 - 2)
+    assert tuple(drawn.tolist()) == _words((0, _ONES), (_ONES, _ONES))
+
+
+@pytest.mark.parametrize("wrong", [_BEYOND, -1, 2**70, 1.5, True, np.arange(5)], ids=str)
+def test_uniform_and_permutation_refuse_what_is_no_substream(wrong: Any) -> None:
+    for draw in (uniform, permutation):
+        with pytest.raises(SpecError, match=r"^substream must be"):
+            draw(0, Stream.SPLIT, 5, substream=wrong)
+        with pytest.raises(SpecError, match=r"^step must be"):
+            draw(0, Stream.SPLIT, 5, step=2**32 if wrong is _BEYOND else wrong)

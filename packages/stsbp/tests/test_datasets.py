@@ -59,6 +59,21 @@ def test_select_balanced_is_frozen() -> None:
     assert select_balanced(labels, 5, seed=1).tolist() == [1, 2, 7, 18, 26]
 
 
+@pytest.mark.parametrize("wrong", [2**24, 2**70, -1, 1.5, True, "2", np.arange(20)], ids=str)
+def test_samples_are_not_chosen_with_what_is_no_substream(wrong: Any) -> None:
+    labels = np.arange(20) % 4
+    with pytest.raises(SpecError, match=r"^substream must be"):
+        select_balanced(labels, 8, substream=wrong)
+    with pytest.raises(SpecError, match=r"^substream must be"):
+        hold_out(_split(labels), 8, substream=wrong)
+
+
+@pytest.mark.parametrize("wrong", ["8", None, 8.0, True], ids=str)
+def test_what_is_no_number_of_samples_cannot_be_held_out(wrong: Any) -> None:
+    with pytest.raises(SpecError, match="the number of samples to hold out must be an integer, got"):
+        hold_out(_split(np.arange(20) % 4), wrong)
+
+
 def test_hold_out_parts_are_disjoint_and_complete() -> None:
     labels = np.arange(20) % 4
     train, test = hold_out(_split(labels), 8)

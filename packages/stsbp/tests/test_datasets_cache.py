@@ -10,10 +10,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
+from stsbp.datasets import load
 from stsbp.datasets.base import Skipped, Subset
 from stsbp.datasets.cache import Cached, CacheWriter, cached, default_cache_dir, digest_files
 from stsbp.errors import DataError, FileError
@@ -222,7 +223,7 @@ def test_unwritable_cache_folder_is_named_with_advice(tmp_path: Path) -> None:
 _BUILD = """
 import sys
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 import numpy as np
 from stsbp.datasets.cache import cached
 
@@ -427,3 +428,80 @@ class TestAtomicFiles:
         with pytest.raises(FileError, match=r"cannot write .*folder"):
             write_atomically(tmp_path / "folder", b"")
         assert len(list(tmp_path.iterdir())) == 1
+
+
+def _described_anew(path: Path, **changed: Any) -> None:
+    """Change a cache's description and compute its checksum anew."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[-8:], "little")
+    text = json.dumps(json.loads(content[-40 - length : -40]) | changed).encode()
+    path.write_bytes(content[: -40 - length] + text + hashlib.sha256(text).digest() + len(text).to_bytes(8, "little"))
+
+
+@pytest.mark.parametrize("label", [2**63, -(2**63) - 1, 2**70], ids=str)
+def test_a_cache_with_a_label_of_more_than_64_bits_is_rebuilt(tmp_path: Path, label: int) -> None:
+    path, builder = _fill(tmp_path)
+    _described_anew(path, labels=[label, 1, 2, 2, 1, 0])
+    _check(cached("test", {"a": (1, 2)}, cache_dir=tmp_path, build=builder))
+    assert builder.calls == 2
+
+
+_LIES: dict[str, dict[str, Any]] = {
+    "large label": {"labels": [2**63, 1, 0, 1, 0, 1, 0, 1, 0, 1]},
+    "negative label": {"labels": [-1, 1, 0, 1, 0, 1, 0, 1, 0, 1]},
+    "label beyond the classes": {"labels": [0, 1, 0, 1, 0, 1, 0, 1, 0, 2]},
+    "length 0": {"lengths": [0, 6, 6, 6, 6, 6, 6, 6, 6, 6]},
+    "length beyond the steps": {"lengths": [10, 6, 6, 6, 6, 6, 6, 6, 6, 6]},
+    "no lengths": {"lengths": None},
+    "axes in another order": {"shape": [10, 8, 2]},
+    "one axis": {"shape": [10, 16]},
+}
+
+
+@pytest.mark.parametrize("lie", _LIES)
+@pytest.mark.parametrize("own_lengths", [False, True])
+def test_a_cache_that_does_not_fit_its_data_set_is_rebuilt(lie: str, own_lengths: bool, tmp_path: Path) -> None:
+    """Its checksum fits, as if a faulty program had written it. The file of the user is undamaged."""
+    rng = np.random.default_rng(0)
+    events: dict[str, Any] = {
+        "t": rng.integers(0, 9000, 200),
+        "x": rng.integers(0, 8, 200),
+        "sample": np.arange(200) // 20,
+    }
+    np.savez(tmp_path / "own.npz", labels=np.arange(10) % 2, sensor=np.array([8]), **events)
+    changed = dict(_LIES[lie])
+    if not own_lengths and "lengths" in changed:
+        changed = {"lengths": [6] * 10}
+    asked: dict[str, Any] = {"steps": 9, "own_lengths": own_lengths, "cache_dir": tmp_path / "cache"}
+    first = load(f"events:{tmp_path / 'own.npz'}", **asked).train
+    inputs = first.inputs(np.arange(8))
+    (path,) = (tmp_path / "cache").glob("events-*.cache")
+    content = path.read_bytes()
+    _described_anew(path, **changed)
+    assert path.read_bytes() != content
+    told: list[str] = []
+    again = load(f"events:{tmp_path / 'own.npz'}", **asked, progress=lambda what, *_: told.append(what))
+    assert path.read_bytes() == content
+    assert "binning events, because its cache is damaged or of another version" in told
+    assert np.array_equal(again.train.labels, first.labels)
+    assert np.array_equal(again.train.inputs(np.arange(8)), inputs)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"labels": [2] + [0, 1] * 3 + [1]}, {"labels": [-1] + [0, 1] * 3 + [1]}, {"shape": [8, 3, 6, 5]}],
+    ids=["label beyond", "negative label", "channels first"],
+)
+def test_a_cache_that_does_not_fit_its_images_is_rebuilt(changed: dict[str, Any], tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 6, 5, 3), dtype=np.uint8)
+    for k, picture in enumerate(pixels):
+        folder = tmp_path / "own" / "ab"[k % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        image.fromarray(picture).save(folder / f"{k}.png")
+    load(f"folder:{tmp_path / 'own'}", cache_dir=tmp_path / "cache")
+    (path,) = (tmp_path / "cache").glob("images-*.cache")
+    content = path.read_bytes()
+    _described_anew(path, **changed)
+    assert load(f"folder:{tmp_path / 'own'}", cache_dir=tmp_path / "cache").input_shape == (3, 6, 5)
+    assert path.read_bytes() == content

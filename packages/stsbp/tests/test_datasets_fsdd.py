@@ -345,6 +345,33 @@ def test_spoken_digits_are_trained_and_evaluated(stsbp: Callable[..., Result], t
     assert "stabilise apply only to recordings of saccades (digits-events" in refused.output
 
 
+def test_predict_hears_no_sound_with_a_network_of_other_data(stsbp: Callable[..., Result], tmp_path: Path) -> None:
+    """Its neurons are no places of an ear, and its steps have no known duration."""
+    rng = np.random.default_rng(0)
+    rasters = (rng.random((20, 12, 6)) < 0.3).astype(np.uint8)
+    np.savez(tmp_path / "own.npz", inputs=rasters, labels=np.arange(20) % 2)
+    events: dict[str, Any] = {
+        "t": rng.integers(0, 300_000, 200),
+        "x": rng.integers(0, 6, 200),
+        "sample": np.arange(200) // 10,
+    }
+    np.savez(tmp_path / "events.npz", labels=np.arange(20) % 2, **events)
+    _save(tmp_path / "0_ada_5.wav", _tone(300, 800))
+    np.save(tmp_path / "own.npy", rasters[0])
+    (tmp_path / "one.png").write_bytes(b"no sound")
+    for name in (f"sequences:{tmp_path / 'own.npz'}", f"events:{tmp_path / 'events.npz'}"):
+        run = tmp_path / name.partition(":")[0]
+        done = stsbp("train", name, "--net", "4", "--epochs", "1", "--steps", "12", "--out", run)
+        assert done.exit_code == 0, done.output
+        told = stsbp("predict", run, tmp_path / "own.npy", tmp_path / "0_ada_5.wav")
+        assert (told.exit_code, told.stdout) == (1, "")
+        assert f"{tmp_path / '0_ada_5.wav'} is a sound, but the network was trained on {name}, not on" in told.stderr
+        assert "give spike trains [T, N] like those that it was trained on (.npy)" in told.stderr
+        other = stsbp("predict", run, tmp_path / "one.png")
+        assert "the network reads events, so the file must end in .npy" in other.stderr
+        assert stsbp("predict", run, tmp_path / "own.npy").exit_code == 0
+
+
 def test_datasets_says_which_recordings_are_tested_on(stsbp: Callable[..., Result]) -> None:
     (line,) = (line for line in stsbp("datasets", "fsdd").stdout.splitlines() if "test set" in line)
     assert "recordings 0 to 4 of each speaker and digit; with without=SPEAKER, all recordings of that speaker" in line

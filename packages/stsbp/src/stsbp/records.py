@@ -266,7 +266,7 @@ class Cache(Record):
     key: dict[str, Any]
     shape: Annotated[list[Count], Field(min_length=1, max_length=8)]
     sha256: Digest
-    labels: list[int]
+    labels: list[Annotated[int, Field(ge=-(2**63), lt=2**63)]]
     skipped: list[Annotated[list[str], Field(min_length=2, max_length=2)]]
     lengths: list[Count] | None = None
 

@@ -16,11 +16,26 @@ import numpy as np
 
 from stsbp_spec.errors import SpecError
 from stsbp_spec.typing import Float64, Int64, Shape, UInt8, UInt32
-from stsbp_spec.validation import integer, shown
+from stsbp_spec.validation import integer, shown, whole
 
-__all__ = ["Stream", "bits", "check_seed", "check_step", "keep_mask", "permutation", "threefry2x32", "uniform"]
+__all__ = [
+    "LARGEST_SUBSTREAM",
+    "Stream",
+    "bits",
+    "check_seed",
+    "check_step",
+    "keep_mask",
+    "permutation",
+    "threefry2x32",
+    "uniform",
+]
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_LARGEST_WORD = 2**32 - 1
+_MOST_WORDS = 2**33
+"""Number of words of a draw. Each counter gives two."""
+LARGEST_SUBSTREAM = 2**24 - 1
+"""Up to it, `stream + 256 * substream` is below 2^32, so no two substreams share bits."""
 
 
 class Stream(IntEnum):
@@ -73,22 +88,43 @@ def threefry2x32(key: tuple[int | Int64, int | Int64], counter: tuple[UInt32, UI
 
 
 def bits(seed: int, stream: int, n: int, *, substream: int = 0, step: int = 0, first: int = 0) -> UInt32:
-    """`n` random 32-bit words from word number `first` on, `[n]`."""
+    """`n` random 32-bit words from word number `first` on, `[n]`.
+
+    Args:
+        seed: 0 to 2^32 - 1.
+        stream: purpose of the draw, a `Stream` or another number from 0 to 255.
+        n: number of words.
+        substream: part of the stream, 0 to 2^24 - 1.
+        step: 0 to 2^32 - 1.
+        first: number of the first word. A draw has at most 2^33 words.
+
+    Raises:
+        SpecError: an argument is not an integer in its range. `uniform` and `permutation` raise it too.
+    """
+    stream, substream = whole("stream", stream, 0, 255), whole("substream", substream, 0, LARGEST_SUBSTREAM)
+    first = whole("the number of the first random word", first, 0, _MOST_WORDS)
+    n, step = whole("the number of random words", n, 0, _MOST_WORDS - first), whole("step", step, 0, _LARGEST_WORD)
+    return _bits(seed, stream + 256 * substream, n, step=step, first=first)
+
+
+def _bits(seed: int, key: int, n: int, *, step: int, first: int) -> UInt32:
+    """The words of `bits` for the second word of a key, which is taken modulo 2^32, as `step` is."""
     odd = first % 2
     blocks = (odd + n + 1) // 2
     index = np.arange(first // 2, first // 2 + blocks, dtype=np.int64).astype(np.uint32)
-    key = (check_seed(seed), (int(stream) + 256 * substream) & 0xFFFFFFFF)
-    x0, x1 = threefry2x32(key, (index, np.full(blocks, step & 0xFFFFFFFF, dtype=np.uint32)))
+    words = np.full(blocks, step & _LARGEST_WORD, dtype=np.uint32)
+    x0, x1 = threefry2x32((check_seed(seed), key & _LARGEST_WORD), (index, words))
     return np.stack([x0, x1], axis=1).reshape(-1)[odd : odd + n]
 
 
 def uniform(seed: int, stream: int, n: int, *, substream: int = 0, step: int = 0) -> Float64:
-    """`n` uniform numbers `[n]` in the open interval (0, 1), spaced 2**-32 and centred in their cells."""
+    """`n` uniform numbers `[n]` in the open interval (0, 1), spaced 2**-32 and centred in their cells (`bits`)."""
     return (bits(seed, stream, n, substream=substream, step=step).astype(np.float64) + 0.5) * 2.0**-32
 
 
 def permutation(seed: int, stream: int, n: int, *, substream: int = 0, step: int = 0) -> Int64:
-    """A random order of `range(n)`, `[n]`, from the stable sort of `n` random 64-bit keys."""
+    """A random order of `range(n)`, `[n]`, from the stable sort of `n` random 64-bit keys (`bits`)."""
+    n = whole("the number of items", n, 0, _MOST_WORDS // 2)
     words = bits(seed, stream, 2 * n, substream=substream, step=step).astype(np.uint64).reshape(n, 2)
     return np.argsort((words[:, 0] << np.uint64(32)) | words[:, 1], kind="stable").astype(np.int64)
 
@@ -96,9 +132,10 @@ def permutation(seed: int, stream: int, n: int, *, substream: int = 0, step: int
 def keep_mask(seed: int, layer: int, step: int, shape: Shape, rate: float, first: int = 0) -> UInt8:
     """Dropout mask of `shape` `[B, ...]` (C order): 0 with probability `rate`, else 1.
 
-    `first` is the number of its first sample in the batch. Each element of the batch has its own random word.
+    `first` is the number of its first sample in the batch. Each element of the batch has its own random word. `step` is
+    taken modulo 2^32.
     """
     threshold = np.uint64(round(rate * 2**32))
     n = int(np.prod(shape))
-    words = bits(seed, Stream.DROPOUT, n, substream=layer, step=step, first=first * math.prod(shape[1:]))
+    words = _bits(seed, Stream.DROPOUT + 256 * layer, n, step=step, first=first * math.prod(shape[1:]))
     return (words.astype(np.uint64) >= threshold).astype(np.uint8).reshape(shape)

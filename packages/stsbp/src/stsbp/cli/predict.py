@@ -39,6 +39,7 @@ from stsbp.datasets.image_folder import MOST as MOST_OF_IMAGE
 from stsbp.datasets.image_folder import SUFFIXES, read_image
 from stsbp.datasets.nmnist import MOST as MOST_OF_RECORDING
 from stsbp.datasets.nmnist import read_recording
+from stsbp.datasets.registry import info_of, is_known
 from stsbp.errors import ConfigError, DataError, printable
 from stsbp.files import GIGABYTE, read_regular, real
 from stsbp.training.build import Inputs, decoders, load_data
@@ -132,7 +133,7 @@ def command(
     \b
     - an image (.jpg, .png, .bmp), resized if the network needs square images;
     - a recording in the format of N-MNIST (.bin);
-    - a sound like those in the data set fsdd (.wav);
+    - a sound like those in the data set fsdd (.wav), if the network was trained on fsdd;
     - a numpy array of uint8, or of bool for frames and spike trains (.npy).
 
     An array is an image [C, H, W] or [H, W], event frames [T, C, H, W], or spike trains [T, N]. Frames and spike trains
@@ -176,7 +177,7 @@ def command(
     limit_threads(config.threads if threads is None else threads)
     trained = load_trained(folder, checkpoint, choose_backend(options), warn=say_warning)
     inputs = trained.task.inputs
-    arrays = read_inputs(files, inputs, config.binning, config.own_lengths)
+    arrays = read_inputs(files, inputs, config.binning, config.own_lengths, config.dataset)
     samples = [
         _Sample({"file": str(path)}, str(path), x, _label(path, inputs.classes))
         for path, x in zip(files, arrays, strict=True)
@@ -321,17 +322,21 @@ def _batch(samples: list[UInt8], inputs: Inputs, steps: int) -> tuple[UInt8, Int
     return batch, None if (lengths == steps).all() else lengths
 
 
-def read_inputs(paths: Sequence[Path], inputs: Inputs, binning: EventBinning, own_lengths: bool = False) -> list[UInt8]:
+def read_inputs(
+    paths: Sequence[Path], inputs: Inputs, binning: EventBinning, own_lengths: bool = False, trained_on: str = "fsdd"
+) -> list[UInt8]:
     """The inputs of files, uint8: images `[C, H, W]`, or frames of at most `T` steps, `[..., C, H, W]`.
 
-    With `own_lengths`, the frames of a recording end with the recording.
+    With `own_lengths`, the frames of a recording end with the recording. `trained_on` is the data set of the network,
+    which must be one of sounds if a file is a sound.
 
     Raises:
         DataError: a file cannot be read, or does not fit the network.
     """
     read: dict[int, AnyArray] = {}
     sounds: dict[int, AnyArray] = {}
-    of_sounds = inputs.coding == "events" and len(inputs.shape) == 1
+    trains = inputs.coding == "events" and len(inputs.shape) == 1
+    of_sounds = trains and is_known(trained_on) and info_of(trained_on).sounds
     for k, path in enumerate(paths):
         kind = path.suffix.lower()
         try:
@@ -343,10 +348,15 @@ def read_inputs(paths: Sequence[Path], inputs: Inputs, binning: EventBinning, ow
                 else ""
             )
             raise DataError(f"cannot read {path}: {error.strerror or error}{remedy}") from error
+        if kind == ".wav" and trains and not of_sounds:
+            raise DataError(
+                f"{path} is a sound, but the network was trained on {trained_on}, not on sounds as in fsdd; give spike "
+                "trains [T, N] like those that it was trained on (.npy)"
+            )
         if kind == ".wav" and of_sounds:
             sounds[k] = read_sound(content, path)
         else:
-            read[k] = _read_one(content, path, inputs, binning, own_lengths)
+            read[k] = _read_one(content, path, inputs, binning, own_lengths, of_sounds)
     if sounds:
         # The ear hears several sounds in about the time of one.
         spikes = hear(list(sounds.values()), inputs.shape[0], binning, own_lengths)
@@ -356,7 +366,9 @@ def read_inputs(paths: Sequence[Path], inputs: Inputs, binning: EventBinning, ow
     return [read[k] for k in range(len(paths))]
 
 
-def _read_one(content: bytes, path: Path, inputs: Inputs, binning: EventBinning, own_lengths: bool) -> UInt8:
+def _read_one(
+    content: bytes, path: Path, inputs: Inputs, binning: EventBinning, own_lengths: bool, of_sounds: bool
+) -> UInt8:
     events, kind = inputs.coding == "events", path.suffix.lower()
     if kind == ".npy":
         sample = _array(content, path, spikes=events)
@@ -373,7 +385,7 @@ def _read_one(content: bytes, path: Path, inputs: Inputs, binning: EventBinning,
         return read_image(
             content, path, channels=3 if channels == 3 else None, size=height if height == width else None
         )
-    recordings = ".bin (N-MNIST) or " if len(inputs.shape) == 3 else ".wav (sounds, as fsdd) or "
+    recordings = ".bin (N-MNIST) or " if len(inputs.shape) == 3 else ".wav (sounds, as fsdd) or " if of_sounds else ""
     wanted = f"{recordings}.npy" if events else f"{', '.join(SUFFIXES)} or .npy"
     raise DataError(f"{path}: the network reads {'events' if events else 'images'}, so the file must end in {wanted}")
 

@@ -18,12 +18,12 @@ from typing import Any, BinaryIO, NamedTuple, Protocol, TypeGuard, runtime_check
 
 import numpy as np
 from stsbp_spec.contract.random import Stream, permutation
-from stsbp_spec.errors import ShapeError
+from stsbp_spec.errors import ShapeError, SpecError
 from stsbp_spec.models.encoders import EventBinning, PackedFrames
 from stsbp_spec.models.encoders.packed import Inputs, unpacked
 from stsbp_spec.models.user_classes import calling
 from stsbp_spec.typing import AnyArray, Coding, Int64, Shape, UInt8
-from stsbp_spec.validation import array_of, is_masked, shown, whole
+from stsbp_spec.validation import array_of, integer, is_masked, shown, whole
 
 from stsbp.errors import DataError
 
@@ -636,7 +636,8 @@ def select_balanced(labels: Int64, count: int, *, seed: int = 0, substream: int 
 
     Raises:
         DataError: `labels` are not integers `[n]`.
-        SpecError: `count` is not an integer of at least 0.
+        SpecError: `count` is not an integer of at least 0, or `seed` or `substream` none in its range
+            (`stsbp_spec.contract.random.bits`).
     """
     count = whole("the number of chosen samples", count, 0)
     _check_labels("labels", labels)
@@ -673,7 +674,10 @@ def hold_out(
 
     Raises:
         DataError: `count` is below 1 or leaves nothing.
+        SpecError: `count` is no integer, or `seed` or `substream` none in its range (`contract.random.bits`).
     """
+    if integer(count) is None:
+        raise SpecError(f"the number of samples to hold out must be an integer, got {shown(count)}")
     if not 1 <= count < len(split):
         possible = (
             f"expected 1 to {len(split) - 1}; choose another {option}" if len(split) > 1 else "none would be left"

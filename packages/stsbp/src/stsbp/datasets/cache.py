@@ -16,14 +16,14 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from stsbp_spec.engine.kernel_cache import cache_root
-from stsbp_spec.typing import Int64, UInt8
+from stsbp_spec.typing import Int64, Shape, UInt8
 
 from stsbp import budget, records
 from stsbp.datasets.base import ArraySplit, FrameSplit, MappedSamples, Progress, ProgressCallback, Skipped, stamp_of
@@ -34,6 +34,7 @@ __all__ = [
     "CacheWriter",
     "Cached",
     "Digests",
+    "Form",
     "Source",
     "cached",
     "combine_digests",
@@ -97,6 +98,37 @@ class Cached:
     def images(self) -> ArraySplit:
         """The samples as images."""
         return ArraySplit(self.data, self.labels, self.sha256)
+
+
+class Form(NamedTuple):
+    """What the cache of a data set holds, whatever its samples are. A file with other contents is damaged.
+
+    Attributes:
+        labels: all labels are below this number, and none is negative.
+        sizes: possible sizes of each axis of a sample as it is stored.
+        steps: largest number of steps of a sample; 0: the samples have no lengths of their own.
+    """
+
+    labels: int
+    sizes: tuple[Container[int], ...]
+    steps: int = 0
+
+    @classmethod
+    def of_frames(cls, labels: int, shape: Shape, steps: int, *, binary: bool = True, own_lengths: bool) -> Form:
+        """The form of frames `(C, H, W)` or `(N,)`, as `FrameSplit.store` returns them."""
+        stored = (-(-steps // 8) if binary else steps, *shape[1:], shape[0])
+        return cls(labels, tuple((size,) for size in stored), steps if own_lengths else 0)
+
+    def is_of(self, content: Cached) -> bool:
+        """Whether the content of a cache has this form."""
+        shape, labels, lengths = content.data.shape[1:], content.labels, content.lengths
+        return (
+            len(shape) == len(self.sizes)
+            and all(size in sizes for size, sizes in zip(shape, self.sizes, strict=True))
+            and 0 <= labels.min() <= labels.max() < self.labels
+            and (lengths is None) == (self.steps == 0)
+            and (lengths is None or 1 <= lengths.min() <= lengths.max() <= self.steps)
+        )
 
 
 class Source(NamedTuple):
@@ -222,6 +254,7 @@ def cached(
     build: Callable[[CacheWriter], None],
     root: Path | None = None,
     source: Source | None = None,
+    form: Form | None = None,
 ) -> Cached:
     """The cached data for `key`. If there is no matching file, `build` makes it.
 
@@ -233,6 +266,7 @@ def cached(
         root: folder to which the paths of left-out sources are relative. It is not part of the key, so that data can
             be moved.
         source: the files. If they are given, the cache must stay within their budget (`stsbp.budget`).
+        form: what the samples have in common. A file whose contents differ is built again, as a damaged one is.
 
     Raises:
         DataError: the cache folder cannot be written, the sources contain no samples, or the cache is larger than the
@@ -251,7 +285,7 @@ def cached(
             budget.check_disk(source.samples * sample, source.size, source.name, cache_dir)
 
     found = _read(path, full_key)
-    if found is None:
+    if found is None or not (form is None or form.is_of(found)):
         try:
             with atomic_writer(path, own=True) as file:
                 writer = CacheWriter(file, path.is_file() or first.is_file(), check)

@@ -24,7 +24,7 @@ from stsbp.datasets.base import (
     left_out,
     names_unreadable,
 )
-from stsbp.datasets.cache import Cached, CacheWriter, cached, combine_digests, digest_files, read_unchanged
+from stsbp.datasets.cache import Cached, CacheWriter, Form, cached, combine_digests, digest_files, read_unchanged
 from stsbp.datasets.image_folder import load_image_folder
 from stsbp.datasets.info import DatasetInfo
 from stsbp.errors import DataError
@@ -103,7 +103,10 @@ def _load_binary(root: Path, names: tuple[str, ...], request: Request) -> Cached
             writer.add(np.moveaxis(records[:, 1:].reshape(-1, *SHAPE), 1, -1), labels)
             report(done)
 
-    return cached("cifar10", {"source": combine_digests(digests)}, cache_dir=request.cache_dir, build=build)
+    key = {"source": combine_digests(digests)}
+    channels, height, width = SHAPE
+    form = Form(len(CLASSES), ((height,), (width,), (channels,)))
+    return cached("cifar10", key, cache_dir=request.cache_dir, build=build, form=form)
 
 
 @names_unreadable

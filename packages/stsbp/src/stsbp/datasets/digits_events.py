@@ -9,7 +9,7 @@ import hashlib
 import numpy as np
 
 from stsbp.datasets.base import Dataset, FrameSplit, Progress, Request, cut_test
-from stsbp.datasets.cache import CacheWriter, cached
+from stsbp.datasets.cache import CacheWriter, Form, cached
 from stsbp.datasets.digits import CLASSES, read_digits
 from stsbp.datasets.info import ByLoss, DatasetInfo
 from stsbp.datasets.saccades import SaccadeCamera, enlarge
@@ -47,7 +47,10 @@ def load(request: Request) -> Dataset:
         "binning": dataclasses.asdict(binning),
         **request.length_key,
     }
-    stored = cached("digits-events", key, cache_dir=request.cache_dir, build=build)
+    form = Form.of_frames(
+        len(CLASSES), binning.shape, binning.steps, binary=binning.binary, own_lengths=request.own_lengths
+    )
+    stored = cached("digits-events", key, cache_dir=request.cache_dir, build=build, form=form)
     samples = stored.frames(binning.steps, binary=binning.binary)
     train, test = cut_test(samples, round(_TEST_SHARE * len(labels)), request)
     cut = request.told_of_test(f"; {len(test)} of them held out as test samples (split seed {request.seed})")

@@ -23,7 +23,7 @@ from stsbp_spec.validation import listed
 
 from stsbp import budget
 from stsbp.datasets.base import Dataset, FrameSplit, Progress, Request, names_unreadable
-from stsbp.datasets.cache import CacheWriter, Source, cached
+from stsbp.datasets.cache import CacheWriter, Form, Source, cached
 from stsbp.datasets.info import DatasetInfo
 from stsbp.datasets.npz import class_labels, cut, read_arrays
 from stsbp.errors import DataError
@@ -153,7 +153,10 @@ def _frames(path: Path, recordings: Recordings, binning: EventBinning, request: 
     # The digest does not say where the labels end and each column begins.
     key = {"source": digest.hexdigest(), "sizes": [len(labels), len(sample)], "columns": names, **binned}
     source = Source(path, size, len(labels))
-    stored = cached("events", key, cache_dir=request.cache_dir, build=build, source=source)
+    form = Form.of_frames(
+        len(recordings.classes), recordings.shape, binning.steps, binary=binning.binary, own_lengths=request.own_lengths
+    )
+    stored = cached("events", key, cache_dir=request.cache_dir, build=build, source=source, form=form)
     return stored.frames(binning.steps, binary=binning.binary)
 
 

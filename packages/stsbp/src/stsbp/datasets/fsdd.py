@@ -30,7 +30,7 @@ from stsbp.datasets.base import (
     left_out,
     names_unreadable,
 )
-from stsbp.datasets.cache import CacheWriter, Source, cached, combine_digests, digest_files, read_unchanged
+from stsbp.datasets.cache import CacheWriter, Form, Source, cached, combine_digests, digest_files, read_unchanged
 from stsbp.datasets.cochlea import Cochlea
 from stsbp.datasets.digits import CLASSES
 from stsbp.datasets.info import DatasetInfo
@@ -213,7 +213,9 @@ def _spikes(
         **request.length_key,
     }
     source = Source(folder, digests.size, len(files))
-    found = cached("fsdd", key, cache_dir=request.cache_dir, build=build, root=folder, source=source)
+    # The labels in the cache are the positions of the recordings among the files.
+    form = Form.of_frames(len(files), (cochlea.places,), steps, own_lengths=request.own_lengths)
+    found = cached("fsdd", key, cache_dir=request.cache_dir, build=build, root=folder, source=source, form=form)
     labels = np.array([files[k][1].digit for k in found.labels], dtype=np.int64)
     return dataclasses.replace(found, labels=labels).frames(steps), found.labels, found.skipped
 
@@ -293,6 +295,7 @@ FSDD = DatasetInfo(
         "label_pattern": "1",
     },
     recordings=True,
+    sounds=True,
     test_set="recordings 0 to 4 of each speaker and digit; with without=SPEAKER, all recordings of that speaker; with "
     "test=all, all recordings",
     options={

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from stsbp_spec.typing import UInt8
-from stsbp_spec.validation import listed
+from stsbp_spec.validation import MAX_SIZE, listed
 
 from stsbp.datasets.base import (
     Dataset,
@@ -31,7 +31,16 @@ from stsbp.datasets.base import (
     left_out,
     names_unreadable,
 )
-from stsbp.datasets.cache import Cached, CacheWriter, Source, cached, combine_digests, digest_files, read_unchanged
+from stsbp.datasets.cache import (
+    Cached,
+    CacheWriter,
+    Form,
+    Source,
+    cached,
+    combine_digests,
+    digest_files,
+    read_unchanged,
+)
 from stsbp.datasets.info import DatasetInfo
 from stsbp.errors import DataError
 from stsbp.files import MEGABYTE
@@ -366,7 +375,9 @@ def load_image_folder(
         **({} if channels is None else {"channels": channels}),
     }
     source = Source(root, digests.size, len(files))
-    return cached(kind, key, cache_dir=request.cache_dir, build=build, root=root, source=source)
+    side = range(1, MAX_SIZE + 1) if request.image_size is None else (request.image_size,)
+    form = Form(len(classes), (side, side, (1, 3) if channels is None else (channels,)))
+    return cached(kind, key, cache_dir=request.cache_dir, build=build, root=root, source=source, form=form)
 
 
 @names_unreadable

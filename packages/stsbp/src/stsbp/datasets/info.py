@@ -49,6 +49,8 @@ class DatasetInfo:
         can_download: whether `Request.download` downloads missing files.
         recordings: whether samples are recordings of events, which `EventBinning` turns into frames.
         saccades: whether the recordings contain three saccades of a camera, like those of N-MNIST.
+        sounds: whether samples are sounds that the model of the ear of `fsdd` turns into spikes, so that `stsbp
+            predict` may do the same with a sound.
         resizable: whether `Request.image_size` resizes the samples.
         extra: the optional dependencies, `pip install "stsbp[extra]"`.
         argument: the text that must follow the name and a colon, for example `NAME`; empty: none.
@@ -71,6 +73,7 @@ class DatasetInfo:
     can_download: bool = False
     recordings: bool = False
     saccades: bool = False
+    sounds: bool = False
     resizable: bool = False
     extra: str | None = None
     argument: str = ""

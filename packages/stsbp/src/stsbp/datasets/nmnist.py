@@ -31,7 +31,7 @@ from stsbp.datasets.base import (
     left_out,
     names_unreadable,
 )
-from stsbp.datasets.cache import CacheWriter, Source, cached, combine_digests, digest_files, read_unchanged
+from stsbp.datasets.cache import CacheWriter, Form, Source, cached, combine_digests, digest_files, read_unchanged
 from stsbp.datasets.digits import CLASSES
 from stsbp.datasets.info import ByLoss, DatasetInfo
 from stsbp.errors import DataError
@@ -179,7 +179,10 @@ def _load_split(folder: Path, request: Request) -> tuple[FrameSplit, tuple[Skipp
         **request.length_key,
     }
     source = Source(folder, digests.size, len(files))
-    found = cached("nmnist", key, cache_dir=request.cache_dir, build=build, root=folder, source=source)
+    form = Form.of_frames(
+        len(CLASSES), binning.shape, binning.steps, binary=binning.binary, own_lengths=request.own_lengths
+    )
+    found = cached("nmnist", key, cache_dir=request.cache_dir, build=build, root=folder, source=source, form=form)
     return found.frames(binning.steps, binary=binning.binary), found.skipped
 
 

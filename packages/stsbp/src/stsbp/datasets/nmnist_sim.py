@@ -27,7 +27,7 @@ from stsbp.datasets.base import (
     names_unreadable,
     select_balanced,
 )
-from stsbp.datasets.cache import CacheWriter, cached
+from stsbp.datasets.cache import CacheWriter, Form, cached
 from stsbp.datasets.digits import CLASSES
 from stsbp.datasets.info import DatasetInfo
 from stsbp.datasets.saccades import Place, SaccadeCamera
@@ -104,7 +104,10 @@ def _simulate(digits: mnist.Digits, chosen: Int64, first: int, request: Request)
         "binning": dataclasses.asdict(binning),
         **request.length_key,
     }
-    stored = cached("nmnist-sim", key, cache_dir=request.cache_dir, build=build)
+    form = Form.of_frames(
+        len(CLASSES), binning.shape, binning.steps, binary=binning.binary, own_lengths=request.own_lengths
+    )
+    stored = cached("nmnist-sim", key, cache_dir=request.cache_dir, build=build, form=form)
     return stored.frames(binning.steps, binary=binning.binary)
 
 

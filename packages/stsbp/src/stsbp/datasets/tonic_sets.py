@@ -36,7 +36,7 @@ from stsbp.datasets.base import (
     left_out,
     names_unreadable,
 )
-from stsbp.datasets.cache import CacheWriter, Source, cached, combine_digests, digest_files
+from stsbp.datasets.cache import CacheWriter, Form, Source, cached, combine_digests, digest_files
 from stsbp.datasets.info import DatasetInfo
 from stsbp.datasets.nmnist import OVERFLOW_ROW
 from stsbp.datasets.spoken import SpokenFile
@@ -415,6 +415,7 @@ def _load_part(kind: Any, part: str, request: Request) -> _Part:
         "skip_malformed": request.skip_malformed,
         **request.length_key,
     }
+    form = Form.of_frames(len(classes), shape, binning.steps, binary=binning.binary, own_lengths=request.own_lengths)
     stored = cached(
         f"tonic-{name.lower()}",
         key,
@@ -422,6 +423,7 @@ def _load_part(kind: Any, part: str, request: Request) -> _Part:
         build=build,
         root=where,
         source=files,
+        form=form,
     )
     frames = stored.frames(binning.steps, binary=binning.binary)
     return _Part(frames, classes, binning, f"{part}: {len(frames):,} samples of {name}, from {where}", stored.skipped)

@@ -224,6 +224,8 @@ def bin_events(
         ShapeError: the four arrays are not integers (or bool polarities) of one shape `[n]`.
         SpecError: a coordinate or polarity lies outside `shape`, or a parameter outside its domain.
     """
+    if not isinstance(shape, (tuple, list)) or len(shape) != 3 or any(integer(size) is None for size in shape):
+        raise SpecError(f"the shape of event frames must be three integers (C, H, W), got {shown(shape)}")
     channels, height, width = shape
     if channels not in (1, 2):
         raise SpecError(f"event frames have 1 or 2 channels, got {channels}")
