@@ -31,7 +31,7 @@ from typing import Any
 
 import click
 
-# Imported once, so that a child begins at once.
+# Imported once, so that a child begins at once: a trial takes a tenth of a second, and imports would take seconds.
 from stsbp.cli import evaluate, experiment, predict, report, train  # noqa: F401
 from stsbp_spec.registry import open_backend
 
@@ -103,6 +103,8 @@ class Disk:
 
     def install(self) -> None:
         """Replace the functions, for the rest of this process."""
+        # A trace of system calls would also show what libraries write without Python's functions, but it needs a tool
+        # that not every machine has. stsbp writes all its files with these functions.
         for name in self.NAMES:
             if hasattr(os, name):
                 setattr(os, name, self.guarded(getattr(os, name), name))

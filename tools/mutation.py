@@ -101,6 +101,7 @@ class Rules:
 
         `{stem}` is the file's name; a run that names a file which is not there is left out.
         """
+        # cosmic-ray runs the same tests for every file.
         for rule in self.tests:
             if fnmatch(path, rule["file"]):
                 named = [[word.replace("{stem}", Path(path).stem) for word in stage] for stage in rule["stages"]]
@@ -123,6 +124,7 @@ def sources(rule: Rules) -> list[str]:
 
 def drawn(pool: dict[str, list[Mutant]], count: int, generator: random.Random) -> list[Mutant]:
     """`count` mutants, each package in turn giving one of its own."""
+    # There are 15,000 mutants, and each takes minutes to test. mutmut and cosmic-ray draw no sample.
     order = {name: generator.sample(mutants, len(mutants)) for name, mutants in sorted(pool.items())}
     turns = itertools.chain.from_iterable(itertools.zip_longest(*order.values()))
     return list(itertools.islice((m for m in turns if m is not None and _real(m)), count))
@@ -169,6 +171,8 @@ class Copy:
 
     def write(self, path: str, text: str) -> None:
         """Write a source; its time moves on, so that no bytecode of the text before is taken for it."""
+        # The file is changed, as by cosmic-ray. mutmut 3 chooses between the mutants of a function at run time, but
+        # numba, Triton and jax.jit compile a function only once.
         target = self.root / path
         target.write_bytes(text.encode())
         seconds = 1_000_000_000 + next(iter(self.ticks))

@@ -19,6 +19,8 @@ from typing import NamedTuple
 __all__ = ["SOURCE", "copies", "main", "problems", "read"]
 
 ROOT = Path(__file__).parents[1]
+# hatchling could read a version from a file when it builds, but an sdist holds only files of its own folder, and the
+# pins between the packages would need a build hook. Git's tags are missing in shallow clones and archives.
 SOURCE = "packages/stsbp-spec/pyproject.toml"
 _OWN = re.compile(r'^version = "(?P<version>[^"]+)"$', re.MULTILINE)
 _PIN = re.compile(r'"stsbp-[a-z]+(?:\[[a-z0-9,]+\])?==(?P<version>[^"]+)"')

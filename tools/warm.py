@@ -19,6 +19,7 @@ import traceback
 def main() -> None:
     """Import, then answer until standard input ends."""
     sys.path[0] = os.getcwd()  # as with `python -m pytest`
+    # Threads do not survive a fork, so nothing here may start one. The libraries are imported, the tested code is not.
     for name in ("pytest", *sys.argv[1:]):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)

@@ -84,6 +84,9 @@ Potentials: TypeAlias = Literal["float32", "float64"]
 """Which potentials the float64 gradients use: those of the float32 forward pass, or those of a float64 simulation."""
 
 
+# A closed formula would assume the largest potential, derivative and weight everywhere, and after a few steps its bound
+# would be useless. A limit of `4 u sqrt(n)` times the largest gradient of a layer, chosen from measurements, was
+# exceeded by correct backends: errors can grow over time, equal terms round in one direction, and large terms cancel.
 @dataclass(frozen=True)
 class Near:
     """Float64 values, and how far the float32 values can be from them; three arrays of one shape, or numbers.
@@ -506,6 +509,7 @@ def _lif_backward(neuron: LIF, filter: Filtering, u: Near, spikes: UInt8, g: Nea
         round_r = np.where((h.largest > 0) & (largest_w > 0), U * largest_r + TINY, 0)
         floor_r = _floor(r, largest_r - np.abs(r) + round_r)
         round_r = round_r + floor_r
+        # With `|1 - o| + |h u|`, which is above 1 for an ordinary silent neuron, the bound would grow without limit.
         factor = silent - h.value * ut.value
         value = r + silent * d1.value
         error = (
@@ -559,6 +563,7 @@ def synapse_backward(
     sums = _weight_sums(synapse, flat, [value, error, size])
     # Errors that one neuron sends back at several steps, and those of a window's neurons, are similar and do not
     # cancel: (sum of m terms)^2 is at most m times the sum of their squares.
+    # Before, the spread assumed a random order: torch's correct sums on an N-MNIST network had 11 times that spread.
     together = np.square(s.astype(np.float64)) * np.count_nonzero(s, axis=0) * alike
     sums += _weight_sums(synapse, together.reshape(flat.shape), [variance, squares])
     dw = _sum(n, *sums).each(lambda x: x.reshape(wq.shape))
@@ -588,6 +593,9 @@ def _sum(
     Partial sums in random order: after `k` products, the mean is `k/n` of the value, and the variance is at most
     `k/n (1 - k/n)` of the squares. Each partial sum rounds once.
     """
+    # The bound of a long sum is a thousand times the measured error, so it misses a surrogate that is wrong by 1e-6.
+    # The spread agrees with measured errors of random data within a factor of three. The bound of Higham and Mary
+    # (2019), `8 sqrt(n) u`, would help little: it covers sums, but not the growth of errors over time.
     tiny = np.where(largest > 0, 2 * np.asarray(n) * TINY, 0)
     partial = np.asarray(n) * (np.square(value) / 3 + squares / 6)
     return Near(value, error + gamma(n) * largest + tiny, np.sqrt(variance + U * U * partial) + tiny)

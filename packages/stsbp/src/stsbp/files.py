@@ -210,6 +210,8 @@ class OpenFolder:
     def __init__(self, path: Path, within: OpenFolder | None = None) -> None:
         self.path = path
         self._at: dict[str, int] = {}
+        # If a user renames the folder of a run and begins another run at the old path, files that are opened by path
+        # would overwrite the checkpoints of the second run.
         if _HAS_DESCRIPTORS:
             flags = os.O_RDONLY | os.O_DIRECTORY | _FLAGS
             where, name = ({}, str(path)) if within is None else (within._at, path.name)
@@ -328,6 +330,8 @@ class OpenFolder:
                         os.unlink(self._name(name))
                     continue
                 with contextlib.suppress(OSError), self.open(name, os.O_RDONLY) as file:
+                    # An age does not show whether a file is in use, and a process number in its name means nothing on
+                    # another machine. Unnamed files (O_TMPFILE) end with their process, but cannot replace a file.
                     if (held := _hold(file.fileno(), wait=False)) is not None:
                         try:
                             os.unlink(self._name(name), **self._at)

@@ -45,6 +45,7 @@ _FORMAT = "1"
 _PATIENCE = 60.0
 """Maximum number of seconds to wait for another process that compiles a kernel. That process may have been stopped."""
 
+# A list, because with all files of the package in the hash, every edit would cost half a minute of compiling.
 SOURCES = (
     "stsbp_spec.contract.grid",
     "stsbp_cpu.engine.compiling",
@@ -105,6 +106,9 @@ def own_folder() -> KernelFolder | None:
     return folder_for(cpu_target.target_context.codegen())
 
 
+# numba's own cache (`cache=True`) numbers the files of a function, so two processes that compile different signatures
+# at the same time can write the same file. It also missed an edit of `propagate`, which sparse/kernels.py inlined, and
+# gradients were wrong without any message.
 class _KernelCache(_Cache):  # type: ignore[misc]
     """Replaces numba's cache of one function.
 
@@ -196,6 +200,7 @@ class _Part(JITCodeLibrary):  # type: ignore[misc]
 
 def _library(codegen: Any, name: str) -> JITCodeLibrary:
     """Replaces numba's library class while numba compiles a parallel loop."""
+    # Optimising only the last library saves a third of the compile time.
     part = name.startswith("__numba_parfor_gufunc") or "_GufuncWrapper" in name or name == "parallelgufuncwrapper"
     return (_Part if part else JITCodeLibrary)(codegen, name)
 

@@ -23,6 +23,7 @@ from stsbp_cpu.models.neurons import NONE_KEPT, NOTHING
 __all__ = ["NUMPY", "Layout", "beside_u", "empty_memory", "learned_numbers", "numbers", "own_memory", "wanted"]
 
 _TO_MEMORY, _TO_LOGICAL = (0, 1, 3, 4, 2), (0, 1, 4, 2, 3)
+# Kernels write past the caches only into lines of the cache. torch's allocator aligns its memory in the same way.
 _LINE = 64
 
 

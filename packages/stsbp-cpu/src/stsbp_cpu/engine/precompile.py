@@ -130,6 +130,7 @@ def fill() -> tuple[int, int]:
         BackendError: the kernels cannot run with numba's settings.
     """
     check_settings()
+    # The wheel has no compiled kernels, because they fit one type of processor and one version of numba and numpy.
     folder, wanted = own_folder(), [kernel(line) for line in FIRST + OTHERS]
     missing = [each for each in wanted if folder is None or folder.read(each.file) is None]
     shared = missing and folder is not None and folder.kept
@@ -220,6 +221,7 @@ def main(parent: str, *share: str) -> None:
         begin = number * len(lines) // count
         _compile(map(kernel, lines[begin:] + lines[:begin]), alive)
     elif (folder := own_folder()) is not None and (claim := folder.claim("helper")):
+        # In reverse order, so that the two processes begin at opposite ends and rarely need the same kernel.
         lines = tuple(line for line in reversed(FIRST) if share == ("dense",) or not line.startswith("ops.dense."))
         _compile(map(kernel, lines), alive)
         claim.release()

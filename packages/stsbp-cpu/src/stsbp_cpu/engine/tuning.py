@@ -3,7 +3,7 @@
 A `Manner` sets the number of neurons in a chunk, whether a chunk's next step is prefetched, and whether results are
 written past the caches. The manner does not change any bit of the results, but it changes the time by up to a factor of
 two. The fastest manner depends on the processor. An Intel Xeon is fastest with short chunks and prefetching. An AMD
-EPYC is fastest with long chunks, without prefetching and without writing past the caches (docs/decisions/0025).
+EPYC is mostly fastest with long chunks, without prefetching and without writing past the caches.
 
 Therefore, the first large call of each kind runs three times in every manner of `CHOICES`, on the arrays of the call.
 Every run fills these arrays with the same values. The fastest manner is stored beside the compiled kernels, for the
@@ -42,6 +42,10 @@ class Manner(NamedTuple):
     past: bool
 
 
+# No single choice is best. On an AMD EPYC (Zen 5, 2 cores, 27 November 2026), the forward pass reached these shares of
+# the bandwidth of a copy, with the choice for the Xeon, with the second and with the last choice of this list: 0.40,
+# 0.40 and 0.88 at T = 4 and 2,000,000 neurons; 0.42, 0.81 and 0.63 at T = 100 and 250,000 neurons. A table of
+# processors would be wrong for new processors, and in virtual machines with other caches.
 CHOICES = (
     Manner(1024, ahead=True, past=True),
     Manner(512, ahead=True, past=False),
@@ -78,6 +82,7 @@ def in_best_manner(kind: str, size: int, neurons: int, run: Callable[[int, bool,
     if size < TRIED_FROM or os.environ.get("STSBP_TUNE", "1") == "0":
         run(*_shared(CHOICES[0 if size >= _PAST else 1], neurons, threads))
         return
+    # Kept on the disk, because a trial at each start would slow down every short run.
     key = f"{kind}-{threads}-{round(math.log2(size))}"
     if found := _chosen.get(key) or _read(key):
         run(*_shared(found, neurons, threads))

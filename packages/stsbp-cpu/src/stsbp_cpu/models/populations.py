@@ -127,6 +127,8 @@ def _padded(w: Float32) -> Float32:
 
 def _run(loop: Loop | None) -> int:
     """Number of neurons that a thread takes at a time."""
+    # With a recurrence a whole sample, because a step of a neuron needs the spikes of all neurons. Samples are
+    # independent.
     return _CHUNK if loop is None else loop.weights.shape[1]
 
 
@@ -179,6 +181,8 @@ def _forward(
             if own >= 0:
                 count = 0
                 for i in range(n):
+                    # Without a branch, which the processor would often predict wrongly. So `places` has one element
+                    # more.
                     places[count] = i
                     count += fires[i]
 

@@ -27,6 +27,8 @@ _BAND = 8192
 """Number of sums in a band of rows of a frame. The sums of a band stay in the first-level cache."""
 
 
+# Not numpy's BLAS, which is as fast, but whose threads keep the processor busy while they wait. On two cores, kernels
+# that ran after a call of BLAS took two to three times as long.
 def convolve(
     s: AnyArray, w: Float32, out: Float32, kernels: Shape, edges: Shape, strides: Shape, rows_apart: int
 ) -> None:

@@ -189,6 +189,7 @@ def interface(header: str) -> tuple[int, int]:
     for name, number in _NUMBERS.items():
         if numbers.get(name) != number:
             raise BackendError(_unknown(f"XLA_FFI_{name} is {numbers.get(name)} in place of {number}"))
+    # XLA's version number does not show whether the structures changed.
     for name, structure in _STRUCTURES.items():
         body = re.search(rf"\bstruct {name} {{(.*?)}}", text, re.DOTALL)
         fields = [_field(line) for line in (body[1] if body else "").split(";") if line.strip()]
@@ -456,4 +457,5 @@ def open_door(name: str, sites: Mapping[int, Site], told: Callable[[BaseExceptio
     if hasattr(os, "register_at_fork"):
         # The threads of the calls in progress do not exist in a child process.
         os.register_at_fork(after_in_child=alone)
+    # Daemon threads that still run JAX can crash the process at its end, also without calls of the host.
     atexit.register(close)

@@ -166,6 +166,9 @@ class ArrayArithmetic(Generic[Array]):
         different samples. With a grid per sample, the result does not depend on which process computes the other
         samples.
         """
+        # One grid for all steps would need room for errors that grow by 2^2 (small recurrent weights) to 2^20 (large
+        # ones). Too much room wastes bits of all errors; with too little, all processes would have to repeat the loop
+        # together.
         axes = (0, *range(2, len(dz.shape)))
         scale, back = self.scales(self.xp.max(self.magnitudes(dz), axis=axes, keepdims=True), bits)
         return self.xp.round(dz * scale) * back

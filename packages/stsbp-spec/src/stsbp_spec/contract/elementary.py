@@ -30,4 +30,5 @@ def cosine(x: float) -> float:
         k += 2
         term = term * square // (k * (k - 1)) >> _BITS
         total += term if k % 4 == 0 else -term
+    # Python rounds the quotient of two integers once.
     return total / (1 << _BITS)

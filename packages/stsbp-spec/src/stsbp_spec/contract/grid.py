@@ -134,6 +134,7 @@ def headroom_bits(bound: float, weight_exponent: int, input_exponent: int) -> fl
     """Bits between `bound` and 2^24 units of `2^-(weight_exponent + input_exponent)`; negative if it does not fit."""
     if bound == 0:
         return float(EXACT_LIMIT_BITS)
+    # In float64, the logarithms of 2^24 and of 2^24 + 1 units differ.
     return EXACT_LIMIT_BITS - (math.log2(bound) + weight_exponent + input_exponent)
 
 
@@ -207,6 +208,7 @@ def fit_weight_grid(
         return None, WeightGrid(exponent=0, bits=MIN_WEIGHT_BITS, headroom=float(EXACT_LIMIT_BITS))
     limit = 2 ** (weight_bits - 1) - 1
     q = weight_bits - 1 - math.frexp(largest)[1]
+    # Rounded up, the largest weight can need one more bit.
     if round(largest * 2.0**q) > limit:
         q -= 1
     for coarser in range(weight_bits - MIN_WEIGHT_BITS + 1):

@@ -153,6 +153,8 @@ class KernelFolder:
             return
         path = parent / f"{kind}-{key}"
         try:
+            # The folders above need no check. Who can move them still cannot make a file that belongs to this user, and
+            # no other file is loaded.
             _make_private(parent)
             new = not path.exists()
             _make_private(path)
@@ -235,6 +237,8 @@ class KernelFolder:
         for folder in self._places():
             data, checksum = _read(folder / name), _read(folder / f"{name}.sha256")
             if data is not None and checksum == _checksum(name, data).hex().encode():
+                # Unlike `read`, this gives a path: who can rename the user's folders could exchange the file before it
+                # is loaded.
                 _used(folder / name, folder / f"{name}.sha256")
                 return folder / name
         try:
@@ -316,6 +320,8 @@ def _unsafe(status: os.stat_result) -> str | None:
     # Windows uses access lists instead, which protect the user's profile.
     if not hasattr(os, "geteuid"):
         return None
+    # Nothing but owner and mode helps: another format would hold machine code too, and the key of a signature would be
+    # stored with the same permissions as the files.
     if status.st_uid != os.geteuid():
         return f"belongs to another user (number {status.st_uid})"
     if status.st_mode & 0o022:

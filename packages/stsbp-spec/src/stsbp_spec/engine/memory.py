@@ -21,6 +21,9 @@ from stsbp_spec.networks.spec import NetworkSpec
 
 __all__ = ["is_much", "keep_freed_memory", "kept_bytes", "release_freed_memory", "samples_at_once"]
 
+# Parts, and not an arena, in which every array has a planned place. An arena closes gaps, but the arrays of a step on
+# N-MNIST needed 150 MB without them, at one bit per spike. It cannot hold what oneDNN, BLAS and numpy allocate, and the
+# density of spikes decides which arrays there are.
 _AT_ONCE = 32 * 2**20
 """Bytes that samples which are computed together may store, if memory is `low`. Smaller parts take more time, because
 every part has its own calls and reads all weights (docs/benchmarks.md)."""
@@ -44,6 +47,8 @@ def keep_freed_memory(*, one_pool: bool = False) -> bool:
     except (OSError, AttributeError):  # another C library, musl for example
         return False
     settings = [(_M_ARENA_MAX, 1)] if one_pool else []
+    # A map of its own for each large block would leave no gaps, but the kernel would clear its pages in each step: 190
+    # ms instead of 110 ms (docs/torch.md).
     # -1: memory at the end of the heap is never returned either, however much it is.
     settings += [(_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)]
     return all(bool(mallopt(*setting)) for setting in settings)
@@ -78,4 +83,5 @@ def samples_at_once(network: NetworkSpec, steps: int, samples: int) -> int:
 
 def is_much(network: NetworkSpec, steps: int, samples: int) -> bool:
     """Whether samples store so much that it pays to keep only one bit per spike and to compute layers twice."""
+    # To compute layers twice takes 20 to 45 % more time.
     return samples * kept_bytes(network, steps) > _MUCH

@@ -164,6 +164,8 @@ class _Slice(ABC, Generic[Array]):
 def _compute(slices: Sequence[_Slice[Array]], stages: Sequence[Stage[Array]]) -> None:
     """Compute a pass for the slices of a batch. A step that needs numbers of the batch gets all slices, others get
     one."""
+    # As a generator that yields its requests, every step would have that form, although most request nothing (so it was
+    # until 1 December 2026). A thread per slice would need locks.
     for exchanges, (first, *others) in stages:
         for group in [slices] if exchanges else [[slice_] for slice_ in slices]:
             results = group[0].results(first, group)
@@ -439,6 +441,7 @@ def _total(step: Step[Array], errors: list[Array | Deferred[Array]]) -> Array | 
     """The error of a step's output: the sum of its readers' errors, which came from the last reader to the first."""
     if len(errors) == 1 and step.takes_deferred:
         return errors[0]
+    # Each addition rounds, so from three readers on, another order can give other bits.
     arrays = [_array(error) for error in reversed(errors)]
     total: Array = arrays[0]
     for error in arrays[1:]:

@@ -257,6 +257,7 @@ class Drops(Step[Array]):
             return None
         (seed, step), place = run.dropout, self.places[0]
         stream = substream(place.layer, place.position)
+        # One mask for all steps: a kept neuron keeps the timing of its spikes, and fewer random numbers are drawn.
         shape = (batch, *place.output.shape)
         return self.backend.dropout_mask(seed, stream, step, shape, self.op.rate, first=run.part.first)
 
@@ -318,6 +319,9 @@ class Population(Step[Array]):
         (place,), gradients = self.places, [dict[str, Array]() for _ in runs]
         for name in terms[0]:
             (count,), xs = place.learned[name].shape(place.output.shape), [of_slice[name] for of_slice in terms]
+            # A kernel adds the steps of a neuron in one register, from the last to the first. The grid comes after
+            # that, because it depends on the largest number: to round single steps, all of them would have to be
+            # stored.
             if precision == "reproducible":
                 largest = all_reduce_max(self.backend, runs, map(self.backend.largest_error, xs))
                 bits = sum_bits(runs[0].part.batch * math.prod(place.output.shape) // count)
@@ -445,6 +449,8 @@ class Recurrent(Population[Array]):
         slices = [self._propagated_back(run, next(saved), next(grads), precision) for run in runs]
         gradients = self.gradients(runs, [terms for _, terms, _ in slices], precision)
         zeroed = [dict[str, Array]() for _ in runs]
+        # The gradient of `V` is a sum over samples, so it needs the grid of the batch, which is known only after the
+        # loop.
         for j, loop in zip(own, self.loops, strict=True):
             residuals = (
                 self.left(loop, o, run.weights[loop.name]) for run, (_, _, o) in zip(runs, slices, strict=True)
@@ -503,6 +509,8 @@ class Recurrent(Population[Array]):
             for j, loop, own_left in zip(own, self.loops, left, strict=True):
                 dz, projection = found[equations.errors[j]], loop.projection
                 if precision == "reproducible":
+                    # With weights of 12 bits and 256 neurons, an error keeps 33 bits; float32 has 24, so large ones do
+                    # not round.
                     dz = backend.sample_grid(dz, projection.sample_error_bits)
                 ds, _ = loop.rule.backward(
                     projection.synapse, own_left, dz, precision=precision, need_input=True, need_weights=False

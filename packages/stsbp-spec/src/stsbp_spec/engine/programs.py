@@ -80,6 +80,7 @@ def gradients(
         )  # fmt: skip
         made += [_output(network, trace) for trace in traces]
         counts += [_counts(backend, trace, own) for trace, own in zip(traces, inside, strict=True)]
+        # The processes exchange their sums of all parts only here.
         if group is groups[-1]:
             values = backward_passes(traces, errors, precision, sums)
         else:

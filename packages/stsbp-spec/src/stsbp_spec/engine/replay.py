@@ -27,6 +27,8 @@ from stsbp_spec.typing import Array, Float32
 
 __all__ = ["SWITCH", "Graphs", "Tape", "wanted"]
 
+# Not a setting: a run would store it although no result depends on it, and it could never be removed. Off by default,
+# because no GPU has run a graph yet.
 SWITCH = "STSBP_CUDA_GRAPHS"
 """The environment variable. With 1, CUDA devices record; 0 is the default."""
 
@@ -81,6 +83,8 @@ class Tape(Generic[Array]):
     def numbers(self, recurrence: Recurrence, constants: Constants, send: Callable[[Float32], Array]) -> Array | None:
         """The parameters of `recurrence` on the device, refilled before each run. None: they do not belong to an
         update."""
+        # Kernels of CuPy take constants by value, and a graph would keep the learning rate of the step that was
+        # recorded.
         if not isinstance(self.now, AdamWScalars):
             return None
         own = {name: x for name, x in constants.items() if not hasattr(self.now, name)}
@@ -108,6 +112,9 @@ class Graphs(ABC, Generic[Array]):
         tape: tape of the recording that is being made; None: there is none.
     """
 
+    # Not the whole step: the host checks numbers at two points and may refuse the step, which a graph cannot do.
+    # `torch.compile` also makes graphs, but it traces Python code without torch, and when it records again is not in
+    # our hands.
     RECORDED: ClassVar[tuple[Callable[..., Any], ...]] = (gradients, update)
     """Functions that are recorded."""
     WARM: ClassVar[int] = 2

@@ -238,6 +238,8 @@ def _neuron_equations(
     edges = [_Edge(j, each, inputs, shared, taken) for j, each in enumerate(filters) if shared[j] == j]
     own, slope = neuron.constants(), surrogate.constants()
     own_p = _Part(f"constant of {what}", own, taken)
+    # Inputs, not constants, so that an update compiles nothing, and one kernel serves one number per layer and one per
+    # channel. The price is one more number to read per neuron and step.
     learned = _Part(f"learned number of {what}", neuron.learned(), taken)
     if twice := set(own) & set(learned.free):
         raise SpecError(f"{what}: {', '.join(sorted(twice))} is both a constant and learned")

@@ -28,6 +28,8 @@ class Learned:
         per: `layer`: one number for all neurons. `channel`: one per channel (in a full connection: one per neuron).
     """
 
+    # Clipped, and not the sigmoid or softplus of a free number: both need `exp`, whose last bits differ between
+    # libraries. A checkpoint then has the number that the equation uses.
     initial: float
     low: float
     high: float

@@ -119,6 +119,8 @@ def conv_forward(conv: Conv2d, s: AnyArray, wq: Float32) -> tuple[Float32, Resid
     z = np.empty((len(frames), *conv.output_shape(s.shape[2:])), np.float32)
     for chunk in chunks(conv, frames, 4):
         windows = unfold(conv, frames[chunk]).astype(np.float32)
+        # BLAS may add in any order and fuse operations: sums of multiples of one unit below 2^24 units are exact
+        # (grid.py).
         flat = by_group(conv, windows.reshape(-1, windows.shape[-1])) @ rows
         z[chunk] = of_groups(conv, flat).reshape(*windows.shape[:3], -1).transpose(0, 3, 1, 2)
     return z.reshape(*s.shape[:2], *z.shape[1:]), Residuals(s, wq)
@@ -273,6 +275,7 @@ def recur(
             states, outputs = step(*parameters, *values, *states)
         for (name, whole), output in zip(found.items(), outputs, strict=True):
             if name in summed:
+                # In the order of the loop, because these sums round.
                 whole[0] += output
             else:
                 whole[t] = output
@@ -312,6 +315,7 @@ class NumpyBackend(AbstractBackend[AnyArray]):
         return x
 
     def encode(self, inputs: UInt8, coding: Coding) -> AnyArray:
+        # Divided by 256 and not by 255, so that inputs are multiples of a power of two.
         return inputs if coding == "events" else inputs[None].astype(np.float32) * np.float32(2.0**-8)
 
     @property

@@ -132,6 +132,8 @@ def backward(
     return ds, dw.contiguous() if dw is not None and need_weights else None
 
 
+# Errors and weights as sums of two bf16 numbers (AMX, same machine and day as conv2d_bytes.py) took 18 ms in place of
+# 29 ms for conv2 of CIFAR-10, but 34 ms in place of 29 ms for that of N-MNIST, whose 12 channels do not fill a tile.
 def input_error(conv: Conv2d, wq: torch.Tensor, dz: torch.Tensor, shape: Shape) -> torch.Tensor:
     """Only `ds`, of shape `shape`, in `fast` precision."""
     t, b, c, h, width = shape

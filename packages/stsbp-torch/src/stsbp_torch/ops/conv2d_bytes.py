@@ -31,6 +31,8 @@ LARGEST = 15
 _agrees: dict[tuple[Conv2d, Shape], bool] = {}
 
 
+# Not bf16, which is exact for weights of 9 bits only. With AMX (Intel Xeon, 2 cores, 25 November 2026), conv2 of
+# N-MNIST took 37 ms in float32 and 32 ms in bf16, that of CIFAR-10 58 ms and 40 ms; bytes take a third of float32.
 def usable(conv: Conv2d, shape: Shape, largest: int) -> bool:
     """Whether `forward` is exact and fast on this processor.
 

@@ -400,6 +400,8 @@ def _extend(folder: RunFolder, own: RunConfig, config: RunConfig, show: Reporter
     for name in ("best", "last"):
         if (folder.path / f"{name}.json").exists():
             checkpoint.note_epochs(folder.files, name, own.epochs)
+    # config.toml and the two checkpoints cannot be replaced at one instant. The checkpoints are valid with the old and
+    # with the new number of epochs, so the rename of config.toml alone decides.
     folder.write_config(own.model_copy(update={"epochs": config.epochs}))
     rate = "; from here on the learning rate follows the longer schedule" if config.schedule == "cosine" else ""
     show.note(f"{config.epochs} epochs instead of {own.epochs}{rate}")

@@ -149,6 +149,8 @@ class Digests(dict[str, str]):
     size = 0
 
 
+# One file, so a set must fit on the disk. Shards would need an order of samples that depends on seed and epoch only. In
+# WebDataset and MosaicML streaming, it can depend on the number of workers, and so could the bits of a run.
 class CacheWriter:
     """Receives samples while a cache file is built."""
 

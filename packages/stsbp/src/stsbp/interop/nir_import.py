@@ -351,6 +351,8 @@ class _Import:
     def after_weights(self, node: GraphNode, entering: _Signal) -> _Signal:
         """Weights that multiply each channel of weighted sums by a number, and optionally add one."""
         parameters = read_weights(node)
+        # A diagonal matrix becomes a factor of the weights, so that an exported network does not come back with more
+        # layers.
         own = diagonal(parameters)
         if own is None or len(own) != entering.shape[0] or (len(entering.shape) == 1) != (node.kind in _FULL):
             raise fail(node, "it reads weighted sums; put neurons before it")

@@ -760,6 +760,9 @@ def build_task(
     per_epoch = updates_per_epoch(config, samples)
     optimizer = AdamW(
         lr=config.lr,
+        # An extended run follows the cosine of its new number of epochs, not a second cosine. So no setting is needed,
+        # two extensions without an update between them equal one, and config.toml gives the schedule. The price is that
+        # the rate rises at the extension, and that a run begun with all epochs gives another result.
         total_steps=config.epochs * per_epoch if config.schedule == "cosine" else None,
         warmup_steps=round(config.warmup * per_epoch),
         weight_decay=config.weight_decay,

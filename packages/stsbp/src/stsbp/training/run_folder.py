@@ -369,6 +369,7 @@ class _LockedFolder(OpenFolder):
         super().__init__(path, within)
         try:
             self._lock = self.open(LOCK, os.O_RDWR | os.O_CREAT)
+            # Every system can lock a file, but not every system a folder.
             locks = (self._lock.fileno(), *(() if self.descriptor is None else (self.descriptor,)))
             if not all(map(_try_lock, locks)):
                 self._lock.close()
@@ -380,6 +381,8 @@ class _LockedFolder(OpenFolder):
 
     def check(self) -> None:
         """Raise `FileError` if the folder or its lock file was removed, moved or replaced."""
+        # Without this check, a run would go on in a folder that nobody finds. Without the open folder, the path could
+        # lead elsewhere between the check and the write. Both together cost two system calls per write.
         if _identity_at(self.path / LOCK) == self._is:
             return
         if self.descriptor is not None and _identity_at(self.path) == _identity(os.fstat(self.descriptor)):

@@ -83,6 +83,7 @@ def _update(*, learned: bool) -> Recurrence:
     change = c.rate * ((m * c.c1) / (sqrt(v * c.c2) + c.eps))
     if learned:
         moved = named("moved", w - change)
+        # Decay pulls towards zero, and nothing speaks for time constants or thresholds near zero.
         new_w = snap(where(moved < c.low, c.low, where(moved > c.high, c.high, moved)))
     else:
         # Not snapped: weights below the floor become zero when they are rounded to their grid.

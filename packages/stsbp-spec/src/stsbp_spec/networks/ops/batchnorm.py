@@ -177,6 +177,7 @@ def moments(z: Array, exponent: Array, arithmetic: ArrayArithmetic[Any] = NUMPY)
     """
     total, k = arithmetic.channel_sums, _units(z, exponent, arithmetic)
     squares = k * k
+    # In float64 without the two pieces, even the sum of 33 large squares can be inexact.
     low = total(squares & (2**SQUARE_BITS - 1))
     high = total(squares >> SQUARE_BITS) + (low >> SQUARE_BITS)
     sums: Array = arithmetic.xp.stack([total(k), high, low & (2**SQUARE_BITS - 1)])
@@ -275,6 +276,7 @@ def statistics(wide: Wide, sums: Any, exponent: Any, n: Any) -> tuple[Any, Any]:
     """Mean and variance, float64 `[C]`, from `moments` of all `n` elements, an int or int64 `[C]`."""
     total, high, low = sums[0], sums[1], sums[2]
     # sum (k - m)^2 = sum k^2 - n m^2 - 2 m d with m the integer next to the mean, sum k = n m + d.
+    # Without m, n sum k^2 - (sum k)^2 would need integers of 106 bits, but a GPU has none above 64 bits.
     m = (2 * total + n) // (2 * n)
     d, square = total - n * m, m * m
     high = high - n * (square >> SQUARE_BITS)

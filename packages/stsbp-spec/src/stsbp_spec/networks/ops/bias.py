@@ -22,6 +22,7 @@ from stsbp_spec.networks.ops.psp import FilterAdjoint, FilterStep, SynapticFilte
 
 __all__ = ["BIAS", "Biased"]
 
+# Not on the weight grid, which makes sums independent of their order: a bias is added once, to an exact sum.
 BIAS = Learned(0.0, low=-CEILING, high=CEILING, per="channel")
 
 
@@ -53,6 +54,7 @@ class Biased(SynapticFilter):
         return {"bias": BIAS}
 
     def step(self, p: Names, s: Names, z: Expr) -> FilterStep:
+        # Other libraries also add the bias before the filter (NIR: `tau_syn i' = -i + W o + b`).
         weighted = snap(p.gain * z) if self.gain != 1 else z
         return self.filter.step(p, s, named("x", snap(weighted + p.bias)))
 
