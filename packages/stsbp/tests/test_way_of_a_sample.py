@@ -1,5 +1,5 @@
-"""docs/architecture.md names every file that a sample goes through on numpy, from the disk to the weights, and every
-file that a training step goes through on other backends.
+"""docs/way_of_a_sample.md names every file that a sample goes through on numpy, from the disk to the weights, and
+every file that a training step goes through on other backends.
 
 A function counts if one of its arguments is, or holds, an array or bytes of samples. Numbers of samples, steps and
 events are chosen so that nothing else (weights, labels, indices) has a size that they divide. Of a step, arrays of
@@ -31,7 +31,7 @@ from stsbp_spec.engine.trainer import Trainer
 from stsbp_spec.typing import Precision
 
 ROOT = Path(__file__).parents[3]
-PAGE = ROOT / "docs" / "architecture.md"
+PAGE = ROOT / "docs" / "way_of_a_sample.md"
 pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="the documentation is not beside the packages")
 
 BATCH, STEPS, EVENTS = 11, 13, 4 * 11 * 13
