@@ -52,8 +52,8 @@ class NumpyNames:
     # numpy's own functions of these names take several times as long as such an operation on a small array.
     def clip(self, x: Any, low: Any, high: Any) -> Any:
         """`x`, at least `low`, if there is one, and at most `high`."""
-        below = self._library.minimum(x, high)
-        return below if low is None else self._library.maximum(below, low)
+        smaller = self._library.minimum(x, high)
+        return smaller if low is None else self._library.maximum(smaller, low)
 
     def max(self, x: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
         """Largest elements along axes."""

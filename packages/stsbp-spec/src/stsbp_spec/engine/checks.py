@@ -85,8 +85,8 @@ def check_network(network: object) -> None:
 def check_loss(loss: object, precision: Precision = "fast") -> None:
     """Raise `SpecError` unless `loss` is a loss and, for `reproducible` precision, an exact one."""
     if not isinstance(loss, Loss):
-        known = ", ".join(f"{type(known).__name__}()" for known in LOSSES.values())
-        raise SpecError(f"a loss is one of {known}, got {shown(loss)}")
+        losses = ", ".join(f"{type(example).__name__}()" for example in LOSSES.values())
+        raise SpecError(f"a loss is one of {losses}, got {shown(loss)}")
     if loss.of_potentials and precision == "reproducible":
         raise SpecError(
             f"the loss {loss.name} uses exp, which differs between libraries; for reproducible precision take the loss "
@@ -95,7 +95,7 @@ def check_loss(loss: object, precision: Precision = "fast") -> None:
     if precision == "fast":
         return
     equations = loss_equations(loss)
-    if not all(each is None or each.exact for each in (equations.forward, equations.backward)):
+    if not all(recurrence is None or recurrence.exact for recurrence in (equations.forward, equations.backward)):
         raise SpecError(
             f"the loss {loss.name} uses exp, which differs between libraries; for reproducible precision write it with "
             "+ - * / and comparisons"
@@ -134,12 +134,12 @@ def check_dropout(dropout: object) -> None:
     check_step(step)
 
 
-def _array(what: str, x: object) -> None:
+def _array(label: str, x: object) -> None:
     if not isinstance(x, np.ndarray):
-        raise ShapeError(f"{what} must be a numpy array, got {type(x).__name__}")
+        raise ShapeError(f"{label} must be a numpy array, got {type(x).__name__}")
     if isinstance(x, (np.ma.MaskedArray, np.matrix)):
         raise ShapeError(
-            f"{what} must be a plain numpy array, got {type(x).__name__}; convert it with numpy.asarray(...)"
+            f"{label} must be a plain numpy array, got {type(x).__name__}; convert it with numpy.asarray(...)"
         )
 
 
@@ -223,8 +223,8 @@ def check_inputs(network: NetworkSpec, inputs: Inputs, steps: int) -> int:
     else:
         _array("inputs", inputs)
         if inputs.dtype != np.uint8:
-            what = "pixels from 0 to 255" if lead == 1 else "spikes"
-            raise ShapeError(f"inputs must be uint8, got {inputs.dtype}; convert {what} with inputs.astype(np.uint8)")
+            kind = "pixels from 0 to 255" if lead == 1 else "spikes"
+            raise ShapeError(f"inputs must be uint8, got {inputs.dtype}; convert {kind} with inputs.astype(np.uint8)")
     if len(inputs.shape) != lead + len(network.input_shape) or inputs.shape[lead:] != network.input_shape:
         raise ShapeError(
             f"inputs with {network.coding} coding must be {letters}, ... = {network.input_shape}, got {inputs.shape}"

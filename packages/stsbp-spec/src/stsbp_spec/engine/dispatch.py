@@ -27,6 +27,6 @@ def implementation(backend: str, table: Mapping[Any, T], parameters: object, wha
     """
     kind = type(parameters)
     if kind not in table:
-        known = ", ".join(other.__name__ for other in table)
-        raise BackendError(f"backend {backend!r} does not know the {what} {kind.__name__}; it knows {known}")
+        names = ", ".join(other.__name__ for other in table)
+        raise BackendError(f"backend {backend!r} does not know the {what} {kind.__name__}; it knows {names}")
     return table[kind]

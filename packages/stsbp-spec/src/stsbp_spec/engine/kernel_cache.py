@@ -62,8 +62,8 @@ def cache_root() -> Path:
     Raises:
         RuntimeError: the user does not exist or has no home directory.
     """
-    if own := os.environ.get("STSBP_CACHE"):
-        return Path(own).expanduser()
+    if folder := os.environ.get("STSBP_CACHE"):
+        return Path(folder).expanduser()
     shared = os.environ.get("XDG_CACHE_HOME")
     # The XDG specification says that relative paths must be ignored.
     base = Path(shared) if shared and os.path.isabs(shared) else Path("~/.cache").expanduser()
@@ -242,8 +242,8 @@ class KernelFolder:
                 _used(folder / name, folder / f"{name}.sha256")
                 return folder / name
         try:
-            with tempfile.TemporaryDirectory(prefix="stsbp-build-") as made:
-                scratch = Path(made) / name
+            with tempfile.TemporaryDirectory(prefix="stsbp-build-") as temporary:
+                scratch = Path(temporary) / name
                 scratch.touch()
                 build(scratch)
                 data = scratch.read_bytes()

@@ -256,9 +256,9 @@ class Pairs(ABC, Generic[Array]):
             numbers: one number per channel, `[C]`.
         """
         (first, *_) = arrays.values()
-        each = {name: self.spread(x, tuple(first.shape[1:])) for name, x in numbers.items()}
-        (found,) = self.recur(recurrence, {}, {**arrays, **each}, len(first)).values()
-        return found
+        channel_values = {name: self.spread(x, tuple(first.shape[1:])) for name, x in numbers.items()}
+        (output,) = self.recur(recurrence, {}, {**arrays, **channel_values}, len(first)).values()
+        return output
 
     def of_channels(self, function: Callable[..., Any], *arrays: Any, **fixed: Any) -> Any:
         """Apply a function of batchnorm.py to float64 and int64 numbers of channels. Each operation rounds once.
@@ -295,14 +295,14 @@ class Pairs(ABC, Generic[Array]):
             steps: number of steps.
             reverse: whether the steps run from the last to the first. Outputs are in the order of time in any case.
         """
-        made: list[dict[str, Array]] = []
+        step_outputs: list[dict[str, Array]] = []
         for t in reversed(range(steps)) if reverse else range(steps):
-            read = {name: x if len(x) == 1 else x[t : t + 1] for name, x in inputs.items()}
-            carried, outputs = step(carried, read)
-            made.append(outputs)
+            step_inputs = {name: x if len(x) == 1 else x[t : t + 1] for name, x in inputs.items()}
+            carried, outputs = step(carried, step_inputs)
+            step_outputs.append(outputs)
         if reverse:
-            made.reverse()
-        return carried, {name: self.joined([each[name] for each in made]) for name in made[0]}
+            step_outputs.reverse()
+        return carried, {name: self.joined([of_step[name] for of_step in step_outputs]) for name in step_outputs[0]}
 
     def zeros(self, shape: Shape) -> Array:
         """Float32 zeros of `shape`, which is in the layout of native arrays."""
@@ -325,8 +325,8 @@ class Pairs(ABC, Generic[Array]):
     # Several parts of a batch.
     def plus(self, a: Array, b: Array) -> Array:
         """The sum of two arrays of one type, float32, float64 or int64."""
-        found: Array = a + b
-        return found
+        total: Array = a + b
+        return total
 
     def most(self, arrays: Sequence[Array]) -> Array:
         """Elementwise maximum of arrays of integers."""
@@ -366,11 +366,11 @@ class Pairs(ABC, Generic[Array]):
             steps: `T`.
             learned: learned parameters of the model by name, each `[1]` or `[C]`.
         """
-        each = self.spread_all(equations, learned, zs[0].shape[1:])
-        inputs = {**dict(zip(equations.inputs, zs, strict=True)), **each}
-        found = self.recur(equations.forward, equations.constants, inputs, steps)
-        spikes = found.pop("o")
-        return spikes, NeuronResiduals(found, spikes, len(zs) == len(zs[0]) == 1 and steps > 1, each)
+        learned_values = self.spread_all(equations, learned, zs[0].shape[1:])
+        inputs = {**dict(zip(equations.inputs, zs, strict=True)), **learned_values}
+        outputs = self.recur(equations.forward, equations.constants, inputs, steps)
+        spikes = outputs.pop("o")
+        return spikes, NeuronResiduals(outputs, spikes, len(zs) == len(zs[0]) == 1 and steps > 1, learned_values)
 
     def population_backward(
         self, equations: NeuronEquations, residuals: NeuronResiduals[Array], ds: Array, static: Sequence[bool]
@@ -381,13 +381,13 @@ class Pairs(ABC, Generic[Array]):
         `static` states which inputs served all steps. Their errors, `[1, B, ...]`, are added over the steps from the
         last to the first, in float32. So are the contributions.
         """
-        summed = {error for error, each in zip(equations.errors, static, strict=True) if each}
+        summed = {error for error, is_static in zip(equations.errors, static, strict=True) if is_static}
         terms = equations.terms
         inputs = {**residuals.kept, **residuals.learned, "g": ds}
-        found = self.recur(
+        outputs = self.recur(
             equations.backward, equations.constants, inputs, len(ds), summed=(*sorted(summed), *terms.values())
         )
-        return tuple(found[error] for error in equations.errors), {name: found[x] for name, x in terms.items()}
+        return tuple(outputs[error] for error in equations.errors), {name: outputs[x] for name, x in terms.items()}
 
     def neuron_forward(
         self,

@@ -74,8 +74,8 @@ class Trace(Generic[Array]):
 
     def after(self) -> dict[str, tuple[Array, ...]]:
         """The states for the steps that follow, if the run has something `before`."""
-        left = (after(segment, self.residuals(segment)) for segment in self.plan.segments)
-        return {name: arrays for each in left for name, arrays in each.items()}
+        states = (after(segment, self.residuals(segment)) for segment in self.plan.segments)
+        return {name: arrays for segment_states in states for name, arrays in segment_states.items()}
 
     def populations(self) -> Iterator[tuple[str, NeuronResiduals[Array]]]:
         """The residuals of each population with the name of its node. Use it before a backward pass."""
@@ -201,10 +201,10 @@ class _SegmentForward(_Slice[Array]):
         return tuple(self._delayed(step, *edge) for edge in zip(step.sources, step.delays, strict=True))
 
     def _delayed(self, step: Step[Array], source: str, delay: int) -> Array:
-        x, before = self.outputs[source], self.run.before
-        if delay and before is not None:
+        x, states = self.outputs[source], self.run.before
+        if delay and states is not None:
             edge = step.delayed[source, delay]
-            (earlier,) = before.get(edge) or (self.backend.joined([x[:1] * 0] * delay),)
+            (earlier,) = states.get(edge) or (self.backend.joined([x[:1] * 0] * delay),)
             joined = self.backend.joined([earlier, x])
             x, self.saved[edge] = joined[: len(x)], joined[len(joined) - delay :]
         elif delay:
@@ -309,12 +309,12 @@ def after(segment: Segment[Array], residuals: Mapping[str, Any]) -> dict[str, tu
 
     By name: the last spikes and the states of its population, and the values that a delayed edge still holds.
     """
-    found: dict[str, tuple[Array, ...]] = {}
+    states: dict[str, tuple[Array, ...]] = {}
     for step in segment.steps:
-        found |= {edge: (residuals[edge],) for edge in step.delayed.values()}
+        states |= {edge: (residuals[edge],) for edge in step.delayed.values()}
         if step.fires:
-            found[step.name] = residuals[step.name].after
-    return found
+            states[step.name] = residuals[step.name].after
+    return states
 
 
 def backward_pass(trace: Trace[Array], ds: Array, precision: Precision) -> dict[str, Array]:
@@ -339,10 +339,12 @@ def backward_passes(
     """
     backend, walk, collective = traces[0].backend, traces[0].plan, traces[0].run.collective
     under_way = dict[str, Callable[[], Array]]()
-    for name, own in backward_sums(traces, errors, precision):
-        under_way[name] = collective.start_total(backend.plus(before[name], own) if name in before else own)
-    of_all = {name: wait() for name, wait in under_way.items()} | traces[0].whole
-    gradients = {name: backend.rounded(x) for name, x in of_all.items()}
+    for name, contribution in backward_sums(traces, errors, precision):
+        under_way[name] = collective.start_total(
+            backend.plus(before[name], contribution) if name in before else contribution
+        )
+    sums = {name: wait() for name, wait in under_way.items()} | traces[0].whole
+    gradients = {name: backend.rounded(x) for name, x in sums.items()}
     for owner, names in walk.uses.items():
         gradients[owner] = reduce(backend.plus, [gradients.pop(name) for name in names])
     return gradients
@@ -450,5 +452,5 @@ def _total(step: Step[Array], errors: list[Array | Deferred[Array]]) -> Array | 
 
 
 def _array(error: Array | Deferred[Array]) -> Array:
-    found: Array = error.array() if isinstance(error, Deferred) else error
-    return found
+    array: Array = error.array() if isinstance(error, Deferred) else error
+    return array

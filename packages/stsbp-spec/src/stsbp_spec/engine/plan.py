@@ -115,7 +115,7 @@ class Normalised(Step[Array]):
         sums, run = self.weights.forward(runs, inputs), runs[0]
         by: Coefficients[Array] | None = run.coefficients.get(self.name)
         if not run.training:
-            statistics = (self._given(run, name) for name in ("mean", "variance", "scale"))
+            statistics = (self._parameter(run, name) for name in ("mean", "variance", "scale"))
             by = self.backend.of_channels(batchnorm.of_running, *statistics, norm=self.norm)
         elif by is None:
             results = list[ForwardResult[Array]]()
@@ -130,28 +130,28 @@ class Normalised(Step[Array]):
         self, runs: Sequence[Run[Array]], sums: Iterator[ForwardResult[Array]], results: list[ForwardResult[Array]]
     ) -> Coefficients[Array]:
         """The coefficients from the weighted sums of all slices, which are appended to `results`."""
-        backend, run, exponent = self.backend, runs[0], self._given(runs[0], "exponent")
+        backend, run, exponent = self.backend, runs[0], self._parameter(runs[0], "exponent")
         moments = list[Array]()
         for of_slice in runs:
             results.append(next(sums))
-            moments.append(backend.moments(self._own(of_slice, results[-1].output), exponent))
+            moments.append(backend.moments(self._mask_padding(of_slice, results[-1].output), exponent))
         frames, n = self._frames(run, results[0].output)
         total = all_reduce_sum(backend, runs, moments)
         gain = self.places[0].inputs[0].gain
         by: Coefficients[Array] = backend.of_channels(
-            batchnorm.of_batch, total, exponent, self._given(run, "scale"), *frames, norm=self.norm, n=n, gain=gain
+            batchnorm.of_batch, total, exponent, self._parameter(run, "scale"), *frames, norm=self.norm, n=n, gain=gain
         )
         return by
 
     def _normalised(self, run: Run[Array], by: Coefficients[Array], z: Array, saved: Any) -> ForwardResult[Array]:
-        numbers = {"mean": by.mean, "a": by.a, "shift": self._given(run, "shift")}
+        numbers = {"mean": by.mean, "a": by.a, "shift": self._parameter(run, "shift")}
         y = self.backend.channelwise(batchnorm.FORWARD, {"z": z}, numbers)
         return ForwardResult(y, _NormalisedSaved(saved, z, by))
 
     def backward(
         self, runs: Sequence[Run[Array]], saved: Iterator[Any], grads: Iterator[Any], precision: Precision
     ) -> Iterator[BackwardResult[Array]]:
-        backend, run, exponent = self.backend, runs[0], self._given(runs[0], "exponent")
+        backend, run, exponent = self.backend, runs[0], self._parameter(runs[0], "exponent")
         errors = [*grads]
         of_weights, zs, (by, *_) = map(list, zip(*saved, strict=True))
         frames, n = self._frames(run, zs[0])
@@ -161,25 +161,25 @@ class Normalised(Step[Array]):
             for i in range(len(errors)):
                 errors[i], _ = backend.error_grid(errors[i], bits, largest)
         moments = (backend.error_moments(error, z, exponent) for error, z in zip(errors, zs, strict=True))
-        of_all, slope, of_scale, of_shift = backend.of_channels(
+        of_all, slope, grad_scale, grad_shift = backend.of_channels(
             batchnorm.way_back, all_reduce_sum(backend, runs, moments), exponent, by, *frames, n=n,
             training=run.training,
         )  # fmt: skip
         numbers = {"mean": by.mean, "a": by.a, "of_all": of_all, "slope": slope}
         dzs = (self._dz(run, zs.pop(0), errors.pop(0), numbers) for run in runs)
         results = self.weights.backward(runs, (of_weights.pop(0) for _ in runs), dzs, precision)
-        whole = {f"{self.name}.scale": of_scale, f"{self.name}.shift": of_shift}
+        batch_gradients = {f"{self.name}.scale": grad_scale, f"{self.name}.shift": grad_shift}
         for _ in runs:
-            yield next(results)._replace(whole=whole)
+            yield next(results)._replace(whole=batch_gradients)
 
     def _dz(self, run: Run[Array], z: Array, error: Array, numbers: Mapping[str, Array]) -> Array:
-        return self._own(run, self.backend.channelwise(batchnorm.BACKWARD, {"z": z, "dy": error}, numbers))
+        return self._mask_padding(run, self.backend.channelwise(batchnorm.BACKWARD, {"z": z, "dy": error}, numbers))
 
     def statistics(self, saved: Any) -> Mapping[str, Array]:
         mean, variance = saved.by.batch
         return {f"{self.name}.mean": mean, f"{self.name}.variance": variance}
 
-    def _given(self, run: Run[Array], name: str) -> Array:
+    def _parameter(self, run: Run[Array], name: str) -> Array:
         return run.weights[f"{self.name}.{name}"]
 
     def _summands(self, run: Run[Array], z: Array) -> int:
@@ -191,9 +191,9 @@ class Normalised(Step[Array]):
         n = self._summands(run, z)
         if run.inside is None or self.places[0].output.static:
             return (), n
-        return (self._given(run, "frames"),), batchnorm.summands(1, self.places[0].output.shape)
+        return (self._parameter(run, "frames"),), batchnorm.summands(1, self.places[0].output.shape)
 
-    def _own(self, run: Run[Array], x: Array) -> Array:
+    def _mask_padding(self, run: Run[Array], x: Array) -> Array:
         """`x` `[T, B, ...]` with zeros at padded steps, and for samples that do not belong to the batch."""
         x = self.backend.silenced(x, run.part.count)
         if run.inside is None or self.places[0].output.static:
@@ -205,8 +205,8 @@ def _one_to_one(backend: Pairs[Array]) -> Rule[Array]:
     """One weight per neuron, as equations that every backend runs: ops/one_to_one.py."""
 
     def times(x: Array, w: Array) -> Array:
-        each = backend.spread(w.reshape(-1), x.shape[1:])
-        return backend.recur(PRODUCT, {}, {"x": x, "w": each}, len(x))["y"]
+        weights = backend.spread(w.reshape(-1), x.shape[1:])
+        return backend.recur(PRODUCT, {}, {"x": x, "w": weights}, len(x))["y"]
 
     def forward(op: OneToOne, s: Array, wq: Array) -> tuple[Array, tuple[Array, Array]]:
         return times(s, wq), (s, wq)
@@ -287,17 +287,17 @@ class Population(Step[Array]):
     @cached_property
     def equations(self) -> tuple[NeuronEquations, NeuronEquations]:
         """The equations of evaluation and of training."""
-        evaluation, training = (neuron_equations(each, self.op.model, self._static) for each in self._every)
+        evaluation, training = (neuron_equations(filters, self.op.model, self._static) for filters in self._filters)
         return evaluation, training
 
     @cached_property
     def resumable(self) -> tuple[ResumableEquations, ResumableEquations]:
         """The same equations for runs that start from given states and return the final states."""
-        evaluation, training = (resumable_equations(each, self.op.model, self._static) for each in self._every)
+        evaluation, training = (resumable_equations(filters, self.op.model, self._static) for filters in self._filters)
         return evaluation, training
 
     @property
-    def _every(self) -> Iterator[tuple[SynapticFilter, ...]]:
+    def _filters(self) -> Iterator[tuple[SynapticFilter, ...]]:
         """The filters of all inputs, of evaluation and of training."""
         inputs = self.places[0].inputs
         return (tuple(values.filter(training=training) for values in inputs) for training in (False, True))
@@ -331,33 +331,38 @@ class Population(Step[Array]):
         return gradients
 
     def _stepwise(
-        self, run: Run[Array], one: Recurrence, start: tuple[Array, ...], inputs: Sequence[Array]
+        self, run: Run[Array], step_equations: Recurrence, start: tuple[Array, ...], inputs: Sequence[Array]
     ) -> tuple[tuple[Array, ...], NeuronResiduals[Array]]:
-        """Compute one time step after the other with `one` (`Recurrence.single`), from `start` (`Resumed.after`)."""
+        """Compute one time step after the other with `step_equations` (`Recurrence.single`), from `start`
+        (`Resumed.after`)."""
         backend, equations = self.backend, self.equations[run.training]
-        each = backend.spread_all(equations, self.learned(run), inputs[0].shape[1:])
-        elsewhere, own = self._at
+        learned = backend.spread_all(equations, self.learned(run), inputs[0].shape[1:])
+        outer_indices, loop_indices = self._at
         states = tuple(equations.forward.states)
-        made = [*one.outputs]
-        outputs, news = made[: len(made) - len(states)], made[len(made) - len(states) :]
+        names = [*step_equations.outputs]
+        outputs, state_names = names[: len(names) - len(states)], names[len(names) - len(states) :]
 
-        def step(carried: tuple[Array, ...], read: dict[str, Array]) -> tuple[tuple[Array, ...], dict[str, Array]]:
-            spikes, *before = carried
-            back = {
+        def step(
+            carried: tuple[Array, ...], step_inputs: dict[str, Array]
+        ) -> tuple[tuple[Array, ...], dict[str, Array]]:
+            spikes, *state_values = carried
+            loop_sums = {
                 equations.inputs[j]: loop.rule.forward(loop.projection.synapse, spikes, run.weights[loop.name])[0]
-                for j, loop in zip(own, self.loops, strict=True)
+                for j, loop in zip(loop_indices, self.loops, strict=True)
             }
-            given = {**read, **back, **each, **dict(zip(states, before, strict=True))}
-            found = backend.recur(one, equations.constants, given, 1)
-            return (found["o"], *(found[name] for name in news)), {name: found[name] for name in outputs}
+            values = {**step_inputs, **loop_sums, **learned, **dict(zip(states, state_values, strict=True))}
+            step_outputs = backend.recur(step_equations, equations.constants, values, 1)
+            return (step_outputs["o"], *(step_outputs[name] for name in state_names)), {
+                name: step_outputs[name] for name in outputs
+            }
 
-        given = {equations.inputs[j]: z for j, z in zip(elsewhere, inputs, strict=True)}
-        last, kept = backend.scan(step, start, given, run.steps)
-        spikes = kept.pop("o")
+        outer_sums = {equations.inputs[j]: z for j, z in zip(outer_indices, inputs, strict=True)}
+        final_state, saved = backend.scan(step, start, outer_sums, run.steps)
+        spikes = saved.pop("o")
         static = len(inputs) == 1 and len(inputs[0]) == 1 and run.steps > 1
-        return last, NeuronResiduals(kept, spikes, static and not own, each)
+        return final_state, NeuronResiduals(saved, spikes, static and not loop_indices, learned)
 
-    def _rest(self, run: Run[Array], shape: Shape) -> tuple[Array, ...]:
+    def _resting_state(self, run: Run[Array], shape: Shape) -> tuple[Array, ...]:
         """The state of rest: no spikes, and all states zero. Their shape `shape` is `[1, B, ...]`."""
         states = self.equations[run.training].forward.states
         return self.backend.silence(shape), *(self.backend.zeros(shape) for _ in states)
@@ -365,23 +370,25 @@ class Population(Step[Array]):
     @cached_property
     def _at(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Which inputs of the equations come from other nodes, and which come from the recurrent weights."""
-        names, own = [edge.source for edge in self.places[0].node.inputs], [loop.name for loop in self.loops]
-        return tuple(j for j, name in enumerate(names) if name not in own), tuple(map(names.index, own))
+        names, loop_names = [edge.source for edge in self.places[0].node.inputs], [loop.name for loop in self.loops]
+        return tuple(j for j, name in enumerate(names) if name not in loop_names), tuple(map(names.index, loop_names))
 
     def _resumed(self, run: Run[Array], inputs: Sequence[Array]) -> tuple[Array, Resumed[Array]]:
         assert run.before is not None
-        start = run.before.get(self.name) or self._rest(run, (1, *inputs[0].shape[1:]))
-        last, found = self._stepwise(run, self.resumable[run.training].step, start, inputs)
-        return found.spikes, Resumed(found, start[0], last)
+        start = run.before.get(self.name) or self._resting_state(run, (1, *inputs[0].shape[1:]))
+        final_state, residuals = self._stepwise(run, self.resumable[run.training].step, start, inputs)
+        return residuals.spikes, Resumed(residuals, start[0], final_state)
 
-    def _of(self, run: Run[Array], residuals: Any) -> tuple[NeuronEquations, NeuronResiduals[Array], Array | None]:
+    def _backward_inputs(
+        self, run: Run[Array], residuals: Any
+    ) -> tuple[NeuronEquations, NeuronResiduals[Array], Array | None]:
         """The equations of the backward pass, the residuals it reads, and the spikes before the first step, if any."""
         if not isinstance(residuals, Resumed):
             return self.equations[run.training], residuals, None
-        both, (neurons, first, _, error) = self.resumable[run.training], residuals
-        equations = both.plain if error is None else both.of_potentials
-        kept = {name: neurons.kept[name] for name in equations.kept}
-        return equations, neurons._replace(kept=kept if error is None else {**kept, "gu": error}), first
+        resumable, (neurons, first, _, error) = self.resumable[run.training], residuals
+        equations = resumable.plain if error is None else resumable.of_potentials
+        saved = {name: neurons.kept[name] for name in equations.kept}
+        return equations, neurons._replace(kept=saved if error is None else {**saved, "gu": error}), first
 
     def exchanges(self, precision: Precision) -> bool:
         return precision == "reproducible" and bool(self.places[0].parameters)
@@ -401,13 +408,13 @@ class Population(Step[Array]):
 
     def _propagated(self, run: Run[Array], saved: Any, grad: Array) -> tuple[tuple[Array, ...], Mapping[str, Array]]:
         """The gradients of the inputs, and the terms of those of learned parameters."""
-        equations, residuals, _ = self._of(run, saved)
+        equations, residuals, _ = self._backward_inputs(run, saved)
         static = [values.static and run.steps > 1 for values in self.places[0].inputs]
         return self.backend.population_backward(equations, residuals, grad, static)
 
     def population(self, saved: Any) -> NeuronResiduals[Array]:
-        found: NeuronResiduals[Array] = saved.neurons if isinstance(saved, Resumed) else saved
-        return found
+        residuals: NeuronResiduals[Array] = saved.neurons if isinstance(saved, Resumed) else saved
+        return residuals
 
 
 @dataclass(frozen=True, eq=False)
@@ -432,8 +439,8 @@ class Recurrent(Population[Array]):
 
     @property
     def _edges(self) -> tuple[Edge, ...]:
-        own = {loop.name for loop in self.loops}
-        return tuple(edge for edge in self.places[0].node.inputs if edge.source not in own)
+        loop_names = {loop.name for loop in self.loops}
+        return tuple(edge for edge in self.places[0].node.inputs if edge.source not in loop_names)
 
     def exchanges(self, precision: Precision) -> bool:
         return precision == "reproducible"
@@ -444,14 +451,14 @@ class Recurrent(Population[Array]):
     def backward(
         self, runs: Sequence[Run[Array]], saved: Iterator[Any], grads: Iterator[Any], precision: Precision
     ) -> Iterator[BackwardResult[Array]]:
-        elsewhere, own = self._at
+        outer_indices, loop_indices = self._at
         names = self.equations[runs[0].training].errors
         slices = [self._propagated_back(run, next(saved), next(grads), precision) for run in runs]
         gradients = self.gradients(runs, [terms for _, terms, _ in slices], precision)
         zeroed = [dict[str, Array]() for _ in runs]
         # The gradient of `V` is a sum over samples, so it needs the grid of the batch, which is known only after the
         # loop.
-        for j, loop in zip(own, self.loops, strict=True):
+        for j, loop in zip(loop_indices, self.loops, strict=True):
             residuals = (
                 self.left(loop, o, run.weights[loop.name]) for run, (_, _, o) in zip(runs, slices, strict=True)
             )
@@ -461,16 +468,16 @@ class Recurrent(Population[Array]):
                 zeroed[i].update(result.zeroed)
         for i in range(len(runs)):
             of_inputs, _, _ = slices.pop(0)
-            yield BackwardResult(tuple(of_inputs[names[j]] for j in elsewhere), gradients[i], zeroed[i])
+            yield BackwardResult(tuple(of_inputs[names[j]] for j in outer_indices), gradients[i], zeroed[i])
 
     def _propagated_back(
         self, run: Run[Array], saved: Any, grad: Array, precision: Precision
     ) -> tuple[Mapping[str, Array], Mapping[str, Array], Array]:
         """The results of `propagate`, and the spikes one step before each step."""
-        elsewhere, _ = self._at
-        equations, residuals, first = self._of(run, saved)
+        outer_indices, _ = self._at
+        equations, residuals, first = self._backward_inputs(run, saved)
         values = self.places[0].inputs
-        static = {equations.errors[j] for j in elsewhere if values[j].static and run.steps > 1}
+        static = {equations.errors[j] for j in outer_indices if values[j].static and run.steps > 1}
         errors, terms = self.propagate(run, residuals, grad, tuple(sorted(static)), precision)
         spikes = residuals.spikes
         earlier = self.backend.shifted(spikes, 1) if first is None else self.backend.joined([first, spikes[:-1]])
@@ -478,9 +485,9 @@ class Recurrent(Population[Array]):
 
     def fire(self, run: Run[Array], inputs: Sequence[Array]) -> tuple[Array, NeuronResiduals[Array]]:
         """The forward pass of all steps: returns the spikes, and what the backward pass reads."""
-        start = self._rest(run, (1, *inputs[0].shape[1:]))
-        _, found = self._stepwise(run, self.equations[run.training].forward_step, start, inputs)
-        return found.spikes, found
+        start = self._resting_state(run, (1, *inputs[0].shape[1:]))
+        _, residuals = self._stepwise(run, self.equations[run.training].forward_step, start, inputs)
+        return residuals.spikes, residuals
 
     def propagate(
         self,
@@ -494,36 +501,45 @@ class Recurrent(Population[Array]):
 
         The errors of `static` inputs are sums over the steps.
         """
-        backend, equations, (_, own) = self.backend, self.way_back(run, residuals), self._at
+        backend, equations, (_, loop_indices) = self.backend, self.way_back(run, residuals), self._at
         shape = error.shape[1:]
-        one, states = equations.backward_step(static)
-        moving = [name for name in dict.fromkeys(equations.errors) if name not in static]
+        step_equations, states = equations.backward_step(static)
+        varying = [name for name in dict.fromkeys(equations.errors) if name not in static]
         silent = backend.silence((1, *shape))
-        left = [self.left(loop, silent, run.weights[loop.name]) for loop in self.loops]
+        saved = [self.left(loop, silent, run.weights[loop.name]) for loop in self.loops]
 
-        def step(carried: tuple[Array, ...], read: dict[str, Array]) -> tuple[tuple[Array, ...], dict[str, Array]]:
-            back, *after = carried
-            given = {**read, **residuals.learned, "back": back, **dict(zip(states, after, strict=True))}
-            found = backend.recur(one, equations.constants, given, 1)
-            below = list[Array]()
-            for j, loop, own_left in zip(own, self.loops, left, strict=True):
-                dz, projection = found[equations.errors[j]], loop.projection
+        def step(
+            carried: tuple[Array, ...], step_inputs: dict[str, Array]
+        ) -> tuple[tuple[Array, ...], dict[str, Array]]:
+            loop_grads, *state_grads = carried
+            values = {
+                **step_inputs,
+                **residuals.learned,
+                "back": loop_grads,
+                **dict(zip(states, state_grads, strict=True)),
+            }
+            step_outputs = backend.recur(step_equations, equations.constants, values, 1)
+            grads = list[Array]()
+            for j, loop, loop_saved in zip(loop_indices, self.loops, saved, strict=True):
+                dz, projection = step_outputs[equations.errors[j]], loop.projection
                 if precision == "reproducible":
                     # With weights of 12 bits and 256 neurons, an error keeps 33 bits; float32 has 24, so large ones do
                     # not round.
                     dz = backend.sample_grid(dz, projection.sample_error_bits)
                 ds, _ = loop.rule.backward(
-                    projection.synapse, own_left, dz, precision=precision, need_input=True, need_weights=False
+                    projection.synapse, loop_saved, dz, precision=precision, need_input=True, need_weights=False
                 )
-                below.append(ds)
-            total = reduce(backend.plus, below)
-            before = (found[name] for name in [*one.outputs][len(one.outputs) - len(states) :])
-            return (total, *before), {name: found[name] for name in moving}
+                grads.append(ds)
+            new_loop_grads = reduce(backend.plus, grads)
+            new_states = (
+                step_outputs[name] for name in [*step_equations.outputs][len(step_equations.outputs) - len(states) :]
+            )
+            return (new_loop_grads, *new_states), {name: step_outputs[name] for name in varying}
 
         start = (backend.zeros((1, *shape)),) * (1 + len(states))
-        last, errors = backend.scan(step, start, {**residuals.kept, "g": error}, len(error), reverse=True)
+        final_state, errors = backend.scan(step, start, {**residuals.kept, "g": error}, len(error), reverse=True)
         summed = (*static, *equations.terms)
-        sums = dict(zip(summed, last[len(last) - len(summed) :], strict=True))
+        sums = dict(zip(summed, final_state[len(final_state) - len(summed) :], strict=True))
         return errors | {name: sums[name] for name in static}, {name: sums[name] for name in equations.terms}
 
     def way_back(self, run: Run[Array], residuals: NeuronResiduals[Array]) -> NeuronEquations:
@@ -581,8 +597,8 @@ class Chain(Step[Array]):
         return parts
 
     def statistics(self, saved: Any) -> Mapping[str, Array]:
-        normalised = [(part, own) for part, own in zip(self.parts, saved, strict=True) if part.normalises]
-        return {name: x for part, own in normalised for name, x in part.statistics(own).items()}
+        normalised = [(part, part_saved) for part, part_saved in zip(self.parts, saved, strict=True) if part.normalises]
+        return {name: x for part, part_saved in normalised for name, x in part.statistics(part_saved).items()}
 
     def population(self, saved: Any) -> NeuronResiduals[Array]:
         return self.parts[-1].population(saved[-1])
@@ -699,17 +715,19 @@ def _plan(backend: Pairs[Any], network: Network, of_input: bool, fused: bool) ->
     trained, singles = dict[str, bool](), dict[str, Step[Any]]()
     projections = {projection.name: projection for projection in network.projections}
     loops = {name for names in network.recurrent.values() for name in names}
-    own = dict[str, Weights[Any]]()
+    loop_weights = dict[str, Weights[Any]]()
     for place in network.places:
         node = place.node
         if node.name in loops:
-            own[node.name] = Weights((place,), (False,), backend, rule_of(backend, node.op), projections[node.name])
+            loop_weights[node.name] = Weights(
+                (place,), (False,), backend, rule_of(backend, node.op), projections[node.name]
+            )
             continue
         needed = tuple(trained[edge.source] for edge in node.inputs if edge.source not in loops)
         trained[node.name] = isinstance(node.op, Weighted) or any(needed) or (of_input and isinstance(node.op, Input))
         if node.name in network.recurrent:
             assert isinstance(node.op, Neurons)
-            weights = tuple(own[name] for name in network.recurrent[node.name])
+            weights = tuple(loop_weights[name] for name in network.recurrent[node.name])
             singles[node.name] = Recurrent((place,), needed, backend, node.op, weights)
         elif not isinstance(node.op, Input):
             singles[node.name] = _single(backend, place, needed, projections.get(node.name))
@@ -720,8 +738,8 @@ def _plan(backend: Pairs[Any], network: Network, of_input: bool, fused: bool) ->
     for name, single in reversed(singles.items()):
         if name not in done:
             chain = _chain(network, position, singles, name)
-            found = (step for fusion in fusions if (step := fusion(chain)) is not None)
-            steps.append(next(found, single))
+            fused_steps = (step for fusion in fusions if (step := fusion(chain)) is not None)
+            steps.append(next(fused_steps, single))
             done.update(place.node.name for place in steps[-1].places)
     source = next(node.name for node in network.nodes if isinstance(node.op, Input))
     return Plan(_segments(steps[::-1]), source, network.nodes[-1].name, _uses(network))
@@ -729,7 +747,10 @@ def _plan(backend: Pairs[Any], network: Network, of_input: bool, fused: bool) ->
 
 def _uses(network: Network) -> dict[str, tuple[str, ...]]:
     shared = {projection.shares for projection in network.projections} - {None}
-    return {str(owner): tuple(each.name for each in network.projections if each.parameter == owner) for owner in shared}
+    return {
+        str(owner): tuple(projection.name for projection in network.projections if projection.parameter == owner)
+        for owner in shared
+    }
 
 
 def _single(backend: Pairs[Any], place: Place, needed: tuple[bool, ...], projection: Projection | None) -> Step[Any]:
@@ -769,11 +790,11 @@ def _chain(
     """The longest chain up to a node, with no population before it, in which only the next step reads each step."""
     chain = [singles[name]]
     while len(sources := chain[0].sources) == 1:
-        below = singles.get(sources[0])
+        previous = singles.get(sources[0])
         delayed = any(chain[0].delays)
-        if below is None or delayed or below.fires or network.readers[below.name] != (chain[0].name,):
+        if previous is None or delayed or previous.fires or network.readers[previous.name] != (chain[0].name,):
             break
-        chain.insert(0, below)
+        chain.insert(0, previous)
     # A step that computes the chain stands where its last node stood. The readers of a source must keep the order of
     # the nodes, because their errors are added in this order. So the chain must not pass another reader of its source.
     first, last = position[chain[0].name], position[name]
@@ -792,9 +813,9 @@ def _segments(steps: Sequence[Step[Any]]) -> tuple[Segment[Any], ...]:
     last_read[steps[-1].name] = len(parts)
     segments = []
     for i, part in enumerate(parts):
-        made = {step.name for step in part}
-        sources = dict.fromkeys(source for step in part for source in step.sources if source not in made)
+        names = {step.name for step in part}
+        sources = dict.fromkeys(source for step in part for source in step.sources if source not in names)
         done = tuple(source for source in sources if last_read[source] == i)
-        left = tuple(step.name for step in part if step.fires or last_read[step.name] > i)
-        segments.append(Segment(tuple(part), tuple(sources), done, left))
+        outputs = tuple(step.name for step in part if step.fires or last_read[step.name] > i)
+        segments.append(Segment(tuple(part), tuple(sources), done, outputs))
     return tuple(segments)

@@ -69,29 +69,29 @@ def gradients(
         dropout: `(seed, step)` of the masks; None: no dropout.
         padding: `equations.loss_padding` of each part; None: all samples have `T` steps.
     """
-    each: Sequence[Mapping[str, Array] | None] = [None] * len(parts) if padding is None else padding
+    part_padding: Sequence[Mapping[str, Array] | None] = [None] * len(parts) if padding is None else padding
     groups = [slice(i, i + 1) for i in range(len(parts))] if apart(network, precision) else [slice(None)]
-    made, counts, zeroed, sums = list[Array](), list[list[Array]](), list[dict[str, Array]](), dict[str, Array]()
+    outputs, counts, zeroed, sums = list[Array](), list[list[Array]](), list[dict[str, Array]](), dict[str, Array]()
     values, statistics = dict[str, Array](), dict[str, Array]()
     for group in groups:
-        traces, errors, inside = _ahead(
+        traces, errors, inside = _forward(
             backend, network, loss, memory, collective, parts[group], wq, inputs[group], targets[group], dropout,
-            each[group],
+            part_padding[group],
         )  # fmt: skip
-        made += [_output(network, trace) for trace in traces]
-        counts += [_counts(backend, trace, own) for trace, own in zip(traces, inside, strict=True)]
+        outputs += [_output(network, trace) for trace in traces]
+        counts += [_counts(backend, trace, inside_part) for trace, inside_part in zip(traces, inside, strict=True)]
         # The processes exchange their sums of all parts only here.
         if group is groups[-1]:
             values = backward_passes(traces, errors, precision, sums)
         else:
-            for name, own in backward_sums(traces, errors, precision):
-                sums[name] = backend.plus(sums[name], own) if name in sums else own
+            for name, contribution in backward_sums(traces, errors, precision):
+                sums[name] = backend.plus(sums[name], contribution) if name in sums else contribution
         zeroed += [trace.zeroed for trace in traces]
         statistics = dict(traces[0].statistics)
         # Free their memory for the next parts.
         del traces, errors
     squares = backend.gradient_squares(list(values.values()))
-    return Gradients(values, squares, made, counts, zeroed, statistics)
+    return Gradients(values, squares, outputs, counts, zeroed, statistics)
 
 
 def apart(network: NetworkSpec, precision: Precision) -> bool:
@@ -104,7 +104,7 @@ def apart(network: NetworkSpec, precision: Precision) -> bool:
     return precision == "fast" and not network.graph.normalised
 
 
-def _ahead(
+def _forward(
     backend: Pairs[Array],
     network: NetworkSpec,
     loss: Loss,
@@ -118,12 +118,12 @@ def _ahead(
     padding: Sequence[Mapping[str, Array] | None],
 ) -> tuple[list[Trace[Array]], list[Array], list[Array | None]]:
     """The traces of the parts, the errors of their outputs, and which of their steps are not padding."""
-    inside = [None if own is None else own[inside_name(loss)][..., 0] for own in padding]
+    inside = [None if padded is None else padded[inside_name(loss)][..., 0] for padded in padding]
     steps, errors = len(targets[0]), list[Array]()
     traces = forward_passes(backend, network.graph, wq, inputs, steps, dropout, parts, collective, memory, inside)
-    for part, trace, target, padded, own in zip(parts, traces, targets, padding, inside, strict=True):
+    for part, trace, target, padded, inside_part in zip(parts, traces, targets, padding, inside, strict=True):
         if isinstance(loss, CrossEntropy):
-            error = backend.readout_error(loss, trace.potentials(), target, part.batch, own)
+            error = backend.readout_error(loss, trace.potentials(), target, part.batch, inside_part)
         else:
             error = backend.loss_error(loss, network.output_psp, trace.output, target, part.batch, padded)
         errors.append(backend.silenced(error, part.count))
@@ -144,10 +144,10 @@ def update(
     for name, g in gradients.items():
         arrays, learned = (weights[name], g, m[name], v[name]), network.parameters[name].learned
         if learned is None:
-            found = backend.adamw(scalars, *arrays)
+            updated = backend.adamw(scalars, *arrays)
         else:
-            found = backend.adamw_learned(scalars, (learned.low, learned.high), *arrays)
-        for part, x in zip(new, found, strict=True):
+            updated = backend.adamw_learned(scalars, (learned.low, learned.high), *arrays)
+        for part, x in zip(new, updated, strict=True):
             part[name] = x
     return new[0], new[1], new[2]
 
@@ -193,7 +193,7 @@ def resumed(
 
 
 def _states(trace: Trace[Array]) -> list[tuple[Array, Array]]:
-    return [(trace.spikes[name], trace.backend.neuron_potentials(left)) for name, left in trace.populations()]
+    return [(trace.spikes[name], trace.backend.neuron_potentials(residuals)) for name, residuals in trace.populations()]
 
 
 def _output(network: NetworkSpec, trace: Trace[Array]) -> Array:
@@ -201,5 +201,5 @@ def _output(network: NetworkSpec, trace: Trace[Array]) -> Array:
 
 
 def _counts(backend: Pairs[Array], trace: Trace[Array], inside: Array | None) -> list[Array]:
-    found = trace.spikes.values()
-    return [backend.spike_count(s if inside is None else backend.within(s, inside)) for s in found]
+    spikes = trace.spikes.values()
+    return [backend.spike_count(s if inside is None else backend.within(s, inside)) for s in spikes]

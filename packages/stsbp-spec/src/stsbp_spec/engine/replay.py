@@ -62,8 +62,8 @@ class Tape(Generic[Array]):
         self.now = now
         self.recording = False
         self._graphs = graphs
-        self._filled: dict[Hashable, tuple[Array, Callable[[Any], Array]]] = {}
-        self._kept: list[Any] = []
+        self._buffers: dict[Hashable, tuple[Array, Callable[[Any], Array]]] = {}
+        self._references: list[Any] = []
 
     def filled(self, key: Hashable, make: Callable[[Any], Array]) -> Array:
         """An array of the recording. Before each run, it is filled with the result of `make` for `now`.
@@ -71,14 +71,14 @@ class Tape(Generic[Array]):
         Raises:
             BackendError: during the recording, the function requests an array that it did not request before.
         """
-        if key not in self._filled:
+        if key not in self._buffers:
             if self.recording:
                 raise BackendError(f"CUDA graphs: {key} was not requested before the step was recorded")
-            made = make(self.now)
-            own = self._graphs.twin(made)
-            self._graphs.copy([(made, own)])
-            self._filled[key] = own, make
-        return self._filled[key][0]
+            array = make(self.now)
+            buffer = self._graphs.twin(array)
+            self._graphs.copy([(array, buffer)])
+            self._buffers[key] = buffer, make
+        return self._buffers[key][0]
 
     def numbers(self, recurrence: Recurrence, constants: Constants, send: Callable[[Float32], Array]) -> Array | None:
         """The parameters of `recurrence` on the device, refilled before each run. None: they do not belong to an
@@ -87,22 +87,25 @@ class Tape(Generic[Array]):
         # recorded.
         if not isinstance(self.now, AdamWScalars):
             return None
-        own = {name: x for name, x in constants.items() if not hasattr(self.now, name)}
+        constant_values = {name: x for name, x in constants.items() if not hasattr(self.now, name)}
 
-        def made(scalars: AdamWScalars) -> Array:
-            each = {name: own[name] if name in own else getattr(scalars, name) for name in recurrence.parameters}
-            return send(recurrence.numbers(each))
+        def send_numbers(scalars: AdamWScalars) -> Array:
+            values = {
+                name: constant_values[name] if name in constant_values else getattr(scalars, name)
+                for name in recurrence.parameters
+            }
+            return send(recurrence.numbers(values))
 
-        return self.filled((recurrence.name, *own.items()), made)
+        return self.filled((recurrence.name, *constant_values.items()), send_numbers)
 
     def keep(self, x: Any) -> None:
         """Keep `x` alive as long as the recording, which reads its memory."""
-        self._kept.append(x)
+        self._references.append(x)
 
     def fill(self, now: Any) -> None:
         """Compute all arrays of `filled` again."""
         self.now = now
-        self._graphs.copy([(make(now), own) for own, make in self._filled.values()])
+        self._graphs.copy([(make(now), buffer) for buffer, make in self._buffers.values()])
 
 
 class Graphs(ABC, Generic[Array]):
@@ -126,7 +129,7 @@ class Graphs(ABC, Generic[Array]):
         self.tape: Tape[Array] | None = None
         self.backend = backend
         self._calls = Counter[Hashable]()
-        self._made: OrderedDict[Hashable, _Recording[Array]] = OrderedDict()
+        self._recordings: OrderedDict[Hashable, _RecordedStep[Array]] = OrderedDict()
 
     @abstractmethod
     def twin(self, x: Array) -> Array:
@@ -140,62 +143,66 @@ class Graphs(ABC, Generic[Array]):
     def record(self, run: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
         """Record `run`. Returns a function that repeats its computation at the same addresses, and its result."""
 
-    def call(self, function: Callable[..., Result], fixed: tuple[Hashable, ...], given: tuple[Any, ...]) -> Result:
-        """Compute `function(backend, *fixed, *given)`, with a recording if there is one.
+    def call(self, function: Callable[..., Result], fixed: tuple[Hashable, ...], arguments: tuple[Any, ...]) -> Result:
+        """Compute `function(backend, *fixed, *arguments)`, with a recording if there is one.
 
         Raises:
             BackendError: the step cannot be recorded. The message gives the reason.
         """
         if function not in self.RECORDED:
-            return function(self.backend, *fixed, *given)
+            return function(self.backend, *fixed, *arguments)
         # A recording reads arrays of its own, so arrays cannot be made lazily.
-        given = tuple([*x] if isinstance(x, Sequence) and not isinstance(x, list | tuple) else x for x in given)
-        key = (function, tuple(map(_fixed, fixed)), _form(given))
-        found = self._made.get(key)
-        if found is None:
+        arguments = tuple([*x] if isinstance(x, Sequence) and not isinstance(x, list | tuple) else x for x in arguments)
+        key = (function, tuple(map(_fixed, fixed)), _form(arguments))
+        recording = self._recordings.get(key)
+        if recording is None:
             self._calls[key] += 1
             if self._calls[key] <= self.WARM:
-                return function(self.backend, *fixed, *given)
-            found = self._made[key] = _Recording(self, function, fixed, given)
-            if len(self._made) > self.LIMIT:
+                return function(self.backend, *fixed, *arguments)
+            recording = self._recordings[key] = _RecordedStep(self, function, fixed, arguments)
+            if len(self._recordings) > self.LIMIT:
                 # The function must be called several times again before it is recorded again.
-                self._calls.pop(self._made.popitem(last=False)[0])
-        self._made.move_to_end(key)
-        result: Result = found(given)
+                self._calls.pop(self._recordings.popitem(last=False)[0])
+        self._recordings.move_to_end(key)
+        result: Result = recording(arguments)
         return result
 
     def forget(self) -> None:
         """Free the memory of all recordings."""
-        self._made.clear()
+        self._recordings.clear()
         self._calls.clear()
 
     @property
     def count(self) -> int:
         """Number of recordings."""
-        return len(self._made)
+        return len(self._recordings)
 
 
-class _Recording(Generic[Array]):
+class _RecordedStep(Generic[Array]):
     """A recorded function with its own arrays."""
 
     def __init__(
-        self, graphs: Graphs[Array], function: Callable[..., Any], fixed: tuple[Hashable, ...], given: tuple[Any, ...]
+        self,
+        graphs: Graphs[Array],
+        function: Callable[..., Any],
+        fixed: tuple[Hashable, ...],
+        arguments: tuple[Any, ...],
     ) -> None:
         self._graphs, self._function = graphs, function
-        self._own = [graphs.twin(x) for x in _arrays(given)]
-        self._tape = Tape(graphs, self._now(given))
-        self._take(given)
-        arrays = iter(self._own)
-        arguments = _with(given, lambda _: next(arrays))
+        self._arguments = [graphs.twin(x) for x in _arrays(arguments)]
+        self._tape = Tape(graphs, self._now(arguments))
+        self._take(arguments)
+        arrays = iter(self._arguments)
+        buffers = _with(arguments, lambda _: next(arrays))
 
         def run() -> Any:
-            return function(graphs.backend, *fixed, *arguments)
+            return function(graphs.backend, *fixed, *buffers)
 
         graphs.tape = self._tape
         try:
             run()  # so that the tape gets all requests
             self._tape.recording = True
-            self._replay, self._made = self._recorded(run)
+            self._replay, self._results = self._recorded(run)
         finally:
             graphs.tape = None
 
@@ -210,27 +217,27 @@ class _Recording(Generic[Array]):
                 f"the step cannot be recorded as a CUDA graph ({type(error).__name__}: {message}); unset {SWITCH}"
             ) from error
 
-    def __call__(self, given: tuple[Any, ...]) -> Any:
-        self._take(given)
-        self._tape.fill(self._now(given))
+    def __call__(self, arguments: tuple[Any, ...]) -> Any:
+        self._take(arguments)
+        self._tape.fill(self._now(arguments))
         self._replay()
         copied = list[tuple[Array, Array]]()
 
         def copy(x: Array) -> Array:
-            own = self._graphs.twin(x)
-            copied.append((x, own))
-            return own
+            twin = self._graphs.twin(x)
+            copied.append((x, twin))
+            return twin
 
-        found = _with(self._made, copy)
+        results = _with(self._results, copy)
         self._graphs.copy(copied)
-        return found
+        return results
 
-    def _now(self, given: tuple[Any, ...]) -> Any:
+    def _now(self, arguments: tuple[Any, ...]) -> Any:
         place = _CHANGES.get(self._function)
-        return None if place is None else given[place]
+        return None if place is None else arguments[place]
 
-    def _take(self, given: tuple[Any, ...]) -> None:
-        self._graphs.copy(list(zip(_arrays(given), self._own, strict=True)))
+    def _take(self, arguments: tuple[Any, ...]) -> None:
+        self._graphs.copy(list(zip(_arrays(arguments), self._arguments, strict=True)))
 
 
 def _fixed(x: Hashable) -> Hashable:

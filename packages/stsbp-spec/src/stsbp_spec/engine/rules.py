@@ -29,7 +29,7 @@ __all__ = [
     "Step",
 ]
 
-Made = TypeVar("Made")
+Conversion = TypeVar("Conversion")
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ class Frozen(dict[str, Array]):
 
     def __init__(self, weights: Mapping[str, Array]) -> None:
         super().__init__(weights)
-        self._made: dict[Hashable, Any] = {}
+        self._conversions: dict[Hashable, Any] = {}
 
-    def made(self, key: Hashable, make: Callable[[], Made]) -> Made:
+    def made(self, key: Hashable, make: Callable[[], Conversion]) -> Conversion:
         """The result of the first call of `make` with this key."""
-        if key not in self._made:
-            self._made[key] = make()
-        found: Made = self._made[key]
-        return found
+        if key not in self._conversions:
+            self._conversions[key] = make()
+        conversion: Conversion = self._conversions[key]
+        return conversion
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Run(Generic[Array]):
         """Whether gains for training apply."""
         return self.dropout is not None
 
-    def made(self, key: Hashable, make: Callable[[], Made]) -> Made:
+    def made(self, key: Hashable, make: Callable[[], Conversion]) -> Conversion:
         """The result of `make` for the weights. If the weights are frozen, the first result for this key is reused."""
         return self.weights.made(key, make) if isinstance(self.weights, Frozen) else make()
 

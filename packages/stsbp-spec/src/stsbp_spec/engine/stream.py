@@ -55,8 +55,8 @@ class Stream(Generic[Array]):
     def reset(self) -> None:
         """Start again. All neurons are at rest, delays are empty, and there is no image."""
         self.steps = 0
-        self._before: dict[str, tuple[Array, ...]] = {}
-        self._made: list[tuple[Array, Array]] = []
+        self._carried: dict[str, tuple[Array, ...]] = {}
+        self._layer_states: list[tuple[Array, Array]] = []
         self._image: Array | None = None
 
     @np.errstate(over="ignore", invalid="ignore")
@@ -74,11 +74,11 @@ class Stream(Generic[Array]):
             ShapeError: the inputs do not fit the network, or there has not been an image yet.
         """
         x = self._encoded(inputs)
-        made, before = self._go_on(x, self._before)
-        spikes, potentials = made[-1]
+        layer_states, carried = self._go_on(x, self._carried)
+        spikes, potentials = layer_states[-1]
         # Computations on the device may fail only when their result is read.
         output = self._potentials(potentials) if self._network.has_readout else self._spikes(spikes)
-        self._made, self._before = made, before
+        self._layer_states, self._carried = layer_states, carried
         self._image = x if self._network.coding == "direct" else None
         self.steps += 1
         return output
@@ -88,7 +88,7 @@ class Stream(Generic[Array]):
         """Spikes and potentials of every layer at the last step, `[B, ...]` by name; empty before the first step."""
         return {
             block.name: LayerRun(self._spikes(spikes), self._potentials(potentials))
-            for block, (spikes, potentials) in zip(self._network.blocks, self._made, strict=False)
+            for block, (spikes, potentials) in zip(self._network.blocks, self._layer_states, strict=False)
         }
 
     def _encoded(self, inputs: UInt8 | None) -> Array:
@@ -97,14 +97,14 @@ class Stream(Generic[Array]):
             if self._image is None:
                 raise ShapeError(f"the first step of a network that reads images needs an image, uint8 {shape}")
             return self._image
-        given = np.zeros(shape, np.uint8) if inputs is None else inputs
-        if not isinstance(given, np.ndarray) or given.shape != shape:
-            found = given.shape if isinstance(given, np.ndarray) else type(given).__name__
-            raise ShapeError(f"a step of this stream takes uint8 [B, ...] = {shape}, got {found}")
-        given = inputs_as_bytes(network, given)
-        whole = given[np.newaxis] if network.coding == "events" else given
-        check_inputs(network, whole, 1)
-        return self._backend.encode(whole, network.coding)
+        frame = np.zeros(shape, np.uint8) if inputs is None else inputs
+        if not isinstance(frame, np.ndarray) or frame.shape != shape:
+            kind = frame.shape if isinstance(frame, np.ndarray) else type(frame).__name__
+            raise ShapeError(f"a step of this stream takes uint8 [B, ...] = {shape}, got {kind}")
+        frame = inputs_as_bytes(network, frame)
+        frames = frame[np.newaxis] if network.coding == "events" else frame
+        check_inputs(network, frames, 1)
+        return self._backend.encode(frames, network.coding)
 
     def _spikes(self, x: Array) -> UInt8:
         spikes: UInt8 = self._backend.numpy(x)[0].astype(np.uint8)

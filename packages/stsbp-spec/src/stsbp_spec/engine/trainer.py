@@ -152,16 +152,16 @@ class Trainer(Generic[Array]):
         dropout = (self.seed, check_step(state.step))
         between = self._between(len(parts), min(longest, at_once or longest), steps)
         fixed = (network, self.loss, self.precision, between, self.collective)
-        found, grids = _gradients(backend, *fixed, parts, state.weights, batch, dropout)
-        spikes, norm, rates, zeroed, statistics = _looked_at(
-            backend, network, self.collective, parts, found, batch.lengths, f"step {state.step}: "
+        grads, grids = _gradients(backend, *fixed, parts, state.weights, batch, dropout)
+        spikes, norm, rates, zeroed, statistics = _read_results(
+            backend, network, self.collective, parts, grads, batch.lengths, f"step {state.step}: "
         )
         # The step is divided here because weights cannot change before the norm is known. One program would have to
         # hold all gradients until then, too, and takes as long: 106 to 109 ms with one, two or three (N-MNIST, jax
         # 0.10.2).
         running = _running(backend, network, state.weights, statistics, f"step {state.step}: ")
         scalars = self.optimizer.scalars(state.step, clip_factor(norm, self.optimizer.clip_norm))
-        new, m, v = backend.compiled(update, network)(scalars, state.weights, found.values, state.m, state.v)
+        new_weights, m, v = backend.compiled(update, network)(scalars, state.weights, grads.values, state.m, state.v)
         result = StepResult(
             spikes=spikes,
             rates=rates,
@@ -172,7 +172,7 @@ class Trainer(Generic[Array]):
             measure=partial(self.loss.mean, spikes, batch.targets.copy(), network.output_psp, copy(batch.lengths)),
             zeroed=zeroed,
         )
-        return TrainState(state.step + 1, new | running, m, v), result
+        return TrainState(state.step + 1, new_weights | running, m, v), result
 
     def _at_once(self, steps: int, samples: int) -> int | None:
         """Number of a process's samples that are computed at a time; None: all."""
@@ -257,13 +257,13 @@ class Trainer(Generic[Array]):
         return TrainState(step, *parts)
 
 
-def _step(given: object) -> int:
+def _step(exported: object) -> int:
     """The step of an exported state. Raises `ShapeError` if it is not an integer from 0 to 2^32 - 1."""
     with contextlib.suppress(ShapeError):
-        step = array_of(given)
+        step = array_of(exported)
         if step.shape == () and step.dtype.kind in "iu" and 0 <= step < 2**32:
             return int(step)
-    raise ShapeError(f"the step of a state must be an integer from 0 to 2**32 - 1, got {shown(given)}")
+    raise ShapeError(f"the step of a state must be an integer from 0 to 2**32 - 1, got {shown(exported)}")
 
 
 class Predictor(Generic[Array]):
@@ -285,10 +285,10 @@ class Predictor(Generic[Array]):
         backend = trainer.backend
         wq, _ = on_grid(backend, trainer.network, weights)
         # Weights on their grid are new arrays. An update may change the other arrays in place, so copy them.
-        own = {
+        copies = {
             name: backend.asarray(backend.numpy(x).copy()) if x is weights.get(name) else x for name, x in wq.items()
         }
-        self._weights = backend.frozen(own)
+        self._weights = backend.frozen(copies)
 
     @np.errstate(over="ignore", invalid="ignore")
     def __call__(
@@ -314,17 +314,17 @@ class Predictor(Generic[Array]):
         part = Part(0, samples, samples) if batch is None else trainer._part(batch)
         check_part(samples, part)
         check_lengths(lengths, part.batch, steps)
-        own: list[AnyArray] = []
+        part_outputs: list[AnyArray] = []
         counts = np.zeros(len(network.blocks), np.int64)
         for piece, x in _pieces(network, inputs, part.cut(trainer._at_once(steps, samples) or samples)):
-            made = _encoded(backend, network, x)
+            encoded = _encoded(backend, network, x)
             padding = () if lengths is None else (backend.asarray(_inside(lengths, piece, steps)),)
-            found, numbers = backend.compiled(output, network, int(steps))(self._weights, made, *padding)
-            spikes, *each = backend.read([found, *numbers])
-            own.append(_as_output(network, spikes[:, : piece.count]))
-            counts += _totals(each) * (piece.count > 0)
-        whole, totals = _from_all(collective, part.batch, np.concatenate(own, axis=1), counts)
-        return Prediction(whole, _rates(network, totals, whole, lengths))
+            device_output, numbers = backend.compiled(output, network, int(steps))(self._weights, encoded, *padding)
+            spikes, *part_counts = backend.read([device_output, *numbers])
+            part_outputs.append(_as_output(network, spikes[:, : piece.count]))
+            counts += _totals(part_counts) * (piece.count > 0)
+        spike_trains, totals = _from_all(collective, part.batch, np.concatenate(part_outputs, axis=1), counts)
+        return Prediction(spike_trains, _rates(network, totals, spike_trains, lengths))
 
 
 def _state(state: TrainState[Array]) -> TrainState[Array]:
@@ -362,11 +362,11 @@ def value_and_grad(
     native = {name: backend.asarray(w) for name, w in weights.items()}
     samples, alone = batch.targets.shape[1], Alone[Array]()
     parts = (Part(0, samples, samples),)
-    found, _ = _gradients(backend, network, loss, precision, "full", alone, parts, native, batch, dropout)
-    spikes, _, _, zeroed, _ = _looked_at(backend, network, alone, parts, found, batch.lengths, "")
+    grads, _ = _gradients(backend, network, loss, precision, "full", alone, parts, native, batch, dropout)
+    spikes, _, _, zeroed, _ = _read_results(backend, network, alone, parts, grads, batch.lengths, "")
     value = loss.mean(spikes, batch.targets, network.output_psp, batch.lengths)
-    named = {name: unsigned_zeros(backend.numpy(found.values[name])) for name in network.parameters}
-    return ValueAndGrad(value, spikes, named, zeroed)
+    grads_by_name = {name: unsigned_zeros(backend.numpy(grads.values[name])) for name in network.parameters}
+    return ValueAndGrad(value, spikes, grads_by_name, zeroed)
 
 
 @np.errstate(over="ignore", invalid="ignore")
@@ -378,10 +378,10 @@ def run(
     inputs = inputs_as_bytes(network, inputs)
     check_inputs(network, inputs, steps)
     wq, grids = on_grid(backend, network, {name: backend.asarray(w) for name, w in weights.items()})
-    found = backend.compiled(states, network, int(steps))(wq, _encoded(backend, network, inputs))
+    block_states = backend.compiled(states, network, int(steps))(wq, _encoded(backend, network, inputs))
     layers = {
         block.name: LayerRun(backend.numpy(spikes).astype(np.uint8), unsigned_zeros(backend.numpy(potentials)))
-        for block, (spikes, potentials) in zip(network.blocks, found, strict=True)
+        for block, (spikes, potentials) in zip(network.blocks, block_states, strict=True)
     }
     return RunResult(layers, grids)
 
@@ -394,13 +394,13 @@ def on_grid(
     The first mapping has the form of `rules.Run.weights`.
     """
     projections = network.graph.projections
-    made = backend.weight_grids(projections, [weights[projection.parameter] for projection in projections])
-    found = {projection.name: pair for projection, pair in zip(projections, made, strict=True)}
-    wq = {**weights, **{name: on_grid for name, (on_grid, _) in found.items()}}
+    rounded = backend.weight_grids(projections, [weights[projection.parameter] for projection in projections])
+    rounded_by_name = {projection.name: pair for projection, pair in zip(projections, rounded, strict=True)}
+    wq = {**weights, **{name: on_grid for name, (on_grid, _) in rounded_by_name.items()}}
     for projection in network.graph.normalised:
-        exponent = found[projection.name][1].exponent + projection.input.exponent
+        exponent = rounded_by_name[projection.name][1].exponent + projection.input.exponent
         wq[f"{projection.name}.exponent"] = backend.asarray(np.array([exponent], np.int32))
-    return wq, {name: grid for name, (_, grid) in found.items()}
+    return wq, {name: grid for name, (_, grid) in rounded_by_name.items()}
 
 
 def _running(
@@ -408,25 +408,25 @@ def _running(
     network: NetworkSpec,
     weights: Mapping[str, Array],
     batch: Mapping[str, Float32],
-    where: str,
+    prefix: str,
 ) -> dict[str, Array]:
     """Running statistics after a batch, by name.
 
     Raises:
         NumericError: one is outside of its domain, so no network could use it.
     """
-    found = dict[str, Array]()
+    statistics = dict[str, Array]()
     for projection in network.graph.normalised:
         norm = projection.synapse.norm
         assert norm is not None
-        for name in (f"{projection.name}.{each}" for each in norm.initial(1)):
-            after = running(norm, backend.numpy(weights[name]), batch[name])
+        for name in (f"{projection.name}.{statistic}" for statistic in norm.initial(1)):
+            updated = running(norm, backend.numpy(weights[name]), batch[name])
             try:
-                check_statistic(name, after)
+                check_statistic(name, updated)
             except NumericError as error:
-                raise NumericError(f"{where}{error}; lower the learning rate or clip gradients") from error
-            found[name] = backend.asarray(after)
-    return found
+                raise NumericError(f"{prefix}{error}; lower the learning rate or clip gradients") from error
+            statistics[name] = backend.asarray(updated)
+    return statistics
 
 
 def _encoded(backend: Pairs[Array], network: NetworkSpec, inputs: Inputs) -> Array:
@@ -468,9 +468,9 @@ def _gradients(
         target = batch.targets[:, part.first : part.end] if part.count else np.zeros_like(batch.targets[:, :1])
         targets.append(backend.asarray(target))
         if batch.lengths is not None:
-            own = _of_part(batch.lengths, part, len(target))
-            found = loss_padding(loss, network.output_psp, own, part.batch, target.shape)
-            padding.append({name: backend.asarray(array) for name, array in found.items()})
+            part_lengths = _of_part(batch.lengths, part, len(target))
+            arrays = loss_padding(loss, network.output_psp, part_lengths, part.batch, target.shape)
+            padding.append({name: backend.asarray(array) for name, array in arrays.items()})
     fixed = (network, loss, precision, memory, collective, parts)
     padded = () if batch.lengths is None else (padding,)
     return backend.compiled(gradients, *fixed)(wq, inputs, targets, dropout, *padded), grids
@@ -505,49 +505,52 @@ def _inside(lengths: Int64, part: Part, steps: int) -> UInt8:
     return inside(_of_part(lengths, part, steps), steps).astype(np.uint8)
 
 
-def _looked_at(
+def _read_results(
     backend: Pairs[Array],
     network: NetworkSpec,
     collective: Collective[Array],
     parts: Sequence[Part],
-    found: Gradients[Array],
+    grads: Gradients[Array],
     lengths: Int64 | None,
-    where: str,
+    prefix: str,
 ) -> tuple[AnyArray, float, dict[str, float], dict[str, ZeroedErrors], dict[str, Float32]]:
     """Output spikes, gradient norm, rates, counts of the error grids, and statistics, with one wait for the device.
 
     Raises:
         NumericError: a gradient is not finite.
     """
-    names = list(found.zeroed[0])
+    names = list(grads.zeroed[0])
     numbers = list[Array]()
-    for counts, zeroed in zip(found.counts, found.zeroed, strict=True):
+    for counts, zeroed in zip(grads.counts, grads.zeroed, strict=True):
         numbers += [*counts, *(zeroed[name] for name in names)]
-    squares, *read = backend.read([found.squares, *found.spikes, *numbers, *found.statistics.values()])
-    read, last = read[: len(read) - len(found.statistics)], read[len(read) - len(found.statistics) :]
-    statistics = dict(zip(found.statistics, last, strict=True))
+    squares, *read = backend.read([grads.squares, *grads.spikes, *numbers, *grads.statistics.values()])
+    read, last = read[: len(read) - len(grads.statistics)], read[len(read) - len(grads.statistics) :]
+    statistics = dict(zip(grads.statistics, last, strict=True))
     norm = norm_of(squares, sum(math.prod(parameter.shape) for parameter in network.parameters.values()))
     if not math.isfinite(norm):
         # The backward pass starts at the output, so the bad gradients began in the last layer that has one.
         last_first = reversed(list(network.parameters))
-        bad = next(name for name in last_first if not np.isfinite(backend.numpy(found.values[name])).all())
+        bad = next(name for name in last_first if not np.isfinite(backend.numpy(grads.values[name])).all())
         raise NumericError(
-            f"{where}the gradient of layer {bad} is not finite; lower the learning rate or clip gradients"
+            f"{prefix}the gradient of layer {bad} is not finite; lower the learning rate or clip gradients"
         )
-    made, each, layers = read[: len(parts)], iter(read[len(parts) :]), len(network.blocks)
-    own = [_as_output(network, spikes[:, : part.count]) for spikes, part in zip(made, parts, strict=True)]
-    counted, taken = np.zeros(layers, np.int64), np.zeros((len(names), 2), np.int64)
+    part_outputs, part_numbers, layers = read[: len(parts)], iter(read[len(parts) :]), len(network.blocks)
+    outputs = [_as_output(network, spikes[:, : part.count]) for spikes, part in zip(part_outputs, parts, strict=True)]
+    spike_counts, zeroed_counts = np.zeros(layers, np.int64), np.zeros((len(names), 2), np.int64)
     for part in parts:
-        counted += _totals([next(each) for _ in range(layers)]) * (part.count > 0)
-        for row in taken:
-            row += zeroed_numbers(next(each))
-    whole, totals = _from_all(collective, parts[0].batch, np.concatenate(own, axis=1), np.append(counted, taken))
+        spike_counts += _totals([next(part_numbers) for _ in range(layers)]) * (part.count > 0)
+        for row in zeroed_counts:
+            row += zeroed_numbers(next(part_numbers))
+    batch_outputs, totals = _from_all(
+        collective, parts[0].batch, np.concatenate(outputs, axis=1), np.append(spike_counts, zeroed_counts)
+    )
     lost = {
         name: ZeroedErrors(*map(int, pair)) for name, pair in zip(names, totals[layers:].reshape(-1, 2), strict=True)
     }
     # A compiled function may have sorted the names. Restore the order of the network.
-    ordered = {each.name: lost[each.name] for each in network.graph.projections if each.name in lost}
-    return whole, norm, _rates(network, totals[:layers], whole, lengths), ordered, statistics
+    layer_names = [projection.name for projection in network.graph.projections]
+    ordered = {name: lost[name] for name in layer_names if name in lost}
+    return batch_outputs, norm, _rates(network, totals[:layers], batch_outputs, lengths), ordered, statistics
 
 
 def _as_output(network: NetworkSpec, x: AnyArray) -> AnyArray:
@@ -560,16 +563,16 @@ def _from_all(collective: Collective[Array], batch: int, spikes: AnyArray, numbe
     if collective.size == 1:
         return spikes, numbers
     bits = spikes.dtype == np.uint8
-    own = np.packbits(spikes) if bits else np.ascontiguousarray(spikes).reshape(-1).view(np.uint8)
-    messages = collective.gather(np.append(numbers.view(np.uint8), own))
+    payload = np.packbits(spikes) if bits else np.ascontiguousarray(spikes).reshape(-1).view(np.uint8)
+    messages = collective.gather(np.append(numbers.view(np.uint8), payload))
     steps, _, outputs = spikes.shape
-    whole, totals = np.empty((steps, batch, outputs), spikes.dtype), np.zeros_like(numbers)
+    batch_outputs, totals = np.empty((steps, batch, outputs), spikes.dtype), np.zeros_like(numbers)
     for part, message in zip(collective.parts(batch), messages, strict=True):
         totals += message[: numbers.nbytes].view(np.int64)
-        shape, rest = (steps, part.count, outputs), message[numbers.nbytes :]
-        values = np.unpackbits(rest, count=math.prod(shape)) if bits else rest.copy().view(spikes.dtype)
-        whole[:, part.first : part.end] = values.reshape(shape)
-    return whole, totals
+        shape, body = (steps, part.count, outputs), message[numbers.nbytes :]
+        values = np.unpackbits(body, count=math.prod(shape)) if bits else body.copy().view(spikes.dtype)
+        batch_outputs[:, part.first : part.end] = values.reshape(shape)
+    return batch_outputs, totals
 
 
 def zeroed_numbers(x: AnyArray) -> Int64:

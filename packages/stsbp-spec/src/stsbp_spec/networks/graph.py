@@ -92,8 +92,8 @@ class Neurons(Op):
                     f"{inputs[0].shape} and {values.shape}"
                 )
         # A network whose constants are refused must not be made, and no run of it begun.
-        for each in (self.model, self.model.surrogate):
-            each.constants()
+        for described in (self.model, self.model.surrogate):
+            described.constants()
         return Values(inputs[0].shape, pending=self.model.psp)
 
 
@@ -156,23 +156,25 @@ class Place:
         """
         op, edges = self.node.op, self.node.inputs
         assert isinstance(op, Neurons)
-        found = [
+        learned_parameters = [
             (learned_name(j, name), f"{edge.source}.{name}", learned)
             for j, (edge, values) in enumerate(zip(edges, self.inputs, strict=True))
             for name, learned in values.filter(training=False).learned().items()
         ]
-        found += [(name, f"{edges[0].source}.{name}", learned) for name, learned in op.model.learned().items()]
-        return tuple(found)
+        learned_parameters += [
+            (name, f"{edges[0].source}.{name}", learned) for name, learned in op.model.learned().items()
+        ]
+        return tuple(learned_parameters)
 
     @cached_property
     def learned(self) -> Mapping[str, Learned]:
         """The parameters of `learns`, by the population's names."""
-        return {own: learned for own, _, learned in self.learns}
+        return {name: learned for name, _, learned in self.learns}
 
     @cached_property
     def parameters(self) -> Mapping[str, str]:
         """Names in the network of the parameters of `learns`, by the population's names."""
-        return {own: name for own, name, _ in self.learns}
+        return {model_name: name for model_name, name, _ in self.learns}
 
 
 @dataclass(frozen=True)
@@ -317,16 +319,16 @@ class Network:
                 continue
             loop = self.recurrent.get(node.name, ())
             try:
-                made = node.op.infer(*(self._read(values, edge) for edge in node.inputs if edge.source not in loop))
-                if math.prod(made.shape) > MAX_VALUES:
-                    raise SpecError(f"its output has the shape {made.shape}, more than 2^40 values for each step")
-                values[node.name] = made
+                output = node.op.infer(*(self._read(values, edge) for edge in node.inputs if edge.source not in loop))
+                if math.prod(output.shape) > MAX_VALUES:
+                    raise SpecError(f"its output has the shape {output.shape}, more than 2^40 values for each step")
+                values[node.name] = output
             except SpecError as error:
                 raise NetworkError.of(error, node=node.name) from None
             # The values that its recurrent weights read are known only now.
             for name in loop:
                 try:
-                    values[name] = weights[name].op.infer(made)
+                    values[name] = weights[name].op.infer(output)
                     node.op.infer(*(values[edge.source] for edge in node.inputs if edge.source in values))
                 except SpecError as error:
                     raise NetworkError.of(error, node=name) from None
@@ -334,11 +336,11 @@ class Network:
 
     def _check_shared(self, projection: Projection) -> None:
         """Raise `NetworkError` unless the weights that a projection shares exist and have its shape."""
-        owners = {each.name: each for each in self.projections if each.shares is None}
+        owners = {other.name: other for other in self.projections if other.shares is None}
         owner = owners.get(str(projection.shares))
         if owner is None:
-            known = listed(owners) or "none"
-            message = f"no node {shown(projection.shares)} has weights that it could share; nodes with weights: {known}"
+            names = listed(owners) or "none"
+            message = f"no node {shown(projection.shares)} has weights that it could share; nodes with weights: {names}"
             raise NetworkError(message, node=projection.name)
         if owner.weight_shape != projection.weight_shape:
             message = f"the weights of {owner.name} have the shape {owner.weight_shape}, but it needs"
@@ -349,13 +351,15 @@ class Network:
         owners: dict[str, Op] = {}
         for place in self.places:
             node = place.node
-            own = [name for name, _, _ in place.learns] if isinstance(node.op, Neurons) else []
+            learned_names = [name for name, _, _ in place.learns] if isinstance(node.op, Neurons) else []
             for name in _names(place):
-                source, _, last = name.rpartition(".")
+                source, _, parameter = name.rpartition(".")
                 if name in self.values and name != node.name:
                     raise NetworkError(f"{node.name} has a parameter of this name; rename the node", node=name)
-                if own.count(last) > 1 or isinstance(owners.get(name), Weighted):
-                    message = f"its neurons learn {last}, but the weights before them have a parameter of this name"
+                if learned_names.count(parameter) > 1 or isinstance(owners.get(name), Weighted):
+                    message = (
+                        f"its neurons learn {parameter}, but the weights before them have a parameter of this name"
+                    )
                     raise NetworkError(f"{message}; rename that of the neurons", node=node.name)
                 if name in owners:
                     message = f"{source} is read more than once, but only one reader can learn {name}; let this one"
@@ -364,10 +368,10 @@ class Network:
 
     @staticmethod
     def _read(values: Mapping[str, Values], edge: Edge) -> Values:
-        found = values[edge.source]
-        if edge.delay and found.static:
+        output = values[edge.source]
+        if edge.delay and output.static:
             raise SpecError(f"{edge.source} is the same at every step, so it cannot be read with a delay")
-        return found
+        return output
 
     def __hash__(self) -> int:
         return self._hash
@@ -400,12 +404,12 @@ class Network:
     @cached_property
     def projections(self) -> tuple[Projection, ...]:
         """All weights, in order."""
-        found: list[Projection] = []
+        projections: list[Projection] = []
         for place in self.places:
             if isinstance(place.node.op, Weighted):
                 node, (values,) = place.node, place.inputs
-                found.append(Projection(node.name, len(found), place.node.op, values, shares=node.shares))
-        return tuple(found)
+                projections.append(Projection(node.name, len(projections), place.node.op, values, shares=node.shares))
+        return tuple(projections)
 
     def projections_to(self, population: str) -> tuple[Projection, ...]:
         """All weights whose sums a population adds, including those of its recurrence."""
@@ -420,18 +424,18 @@ class Network:
         Weights have the name of their node, `conv1`. Learned parameters of batch normalisation and of the neurons that
         read this node begin with the same name: `conv1.scale`, `conv1.decay`.
         """
-        found: dict[str, Parameter] = {}
+        parameters: dict[str, Parameter] = {}
         for place in self.places:
             op = place.node.op
             if isinstance(op, Weighted):
                 if place.node.shares is None:
-                    found[place.node.name] = Parameter(op.weight_shape(place.inputs[0].shape))
+                    parameters[place.node.name] = Parameter(op.weight_shape(place.inputs[0].shape))
                 for name, learned in ({} if op.norm is None else op.norm.learned()).items():
-                    found[f"{place.node.name}.{name}"] = Parameter(learned.shape(place.output.shape), learned)
+                    parameters[f"{place.node.name}.{name}"] = Parameter(learned.shape(place.output.shape), learned)
             elif isinstance(op, Neurons):
                 for _, name, learned in place.learns:
-                    found[name] = Parameter(learned.shape(place.output.shape), learned)
-        return found
+                    parameters[name] = Parameter(learned.shape(place.output.shape), learned)
+        return parameters
 
     @cached_property
     def normalised(self) -> tuple[Projection, ...]:
@@ -444,23 +448,23 @@ class Network:
 
         They are stored with the parameters. The optimiser does not change them; they follow the batches.
         """
-        found: dict[str, Float32] = {}
+        statistics: dict[str, Float32] = {}
         for projection in self.normalised:
             assert projection.synapse.norm is not None
-            made = projection.synapse.norm.initial(projection.output_shape[0])
-            found |= {f"{projection.name}.{name}": x for name, x in made.items()}
-        return found
+            initial = projection.synapse.norm.initial(projection.output_shape[0])
+            statistics |= {f"{projection.name}.{name}": x for name, x in initial.items()}
+        return statistics
 
 
 def _names(place: Place) -> list[str]:
     """Names of a node's arrays in `rules.Run.weights`."""
     name, op = place.node.name, place.node.op
     if isinstance(op, Neurons):
-        return [each for _, each, _ in place.learns]
+        return [parameter for _, parameter, _ in place.learns]
     if not isinstance(op, Weighted):
         return []
-    own = () if op.norm is None else (*op.norm.learned(), *op.norm.initial(1), "exponent", "frames")
-    return [name, *(f"{name}.{each}" for each in own)]
+    norm_names = () if op.norm is None else (*op.norm.learned(), *op.norm.initial(1), "exponent", "frames")
+    return [name, *(f"{name}.{norm_name}" for norm_name in norm_names)]
 
 
 def _ordered(nodes: tuple[Node, ...]) -> tuple[tuple[Node, ...], dict[str, tuple[str, ...]]]:
@@ -469,62 +473,62 @@ def _ordered(nodes: tuple[Node, ...]) -> tuple[tuple[Node, ...], dict[str, tuple
     The next node is always the first given node that can come next. Recurrent weights come right before their
     population. Raises `NetworkError`.
     """
-    place = {node.name: i for i, node in enumerate(nodes)}
-    if len(place) != len(nodes):
-        twice = next(node for i, node in enumerate(nodes) if place[node.name] != i)
+    positions = {node.name: i for i, node in enumerate(nodes)}
+    if len(positions) != len(nodes):
+        twice = next(node for i, node in enumerate(nodes) if positions[node.name] != i)
         raise NetworkError("the name is given twice", node=twice.name)
     for node in nodes:
         if node.shares is not None and not isinstance(node.op, Weighted):
             raise NetworkError("only weights can be shared", node=node.name)
         for edge in node.inputs:
-            if edge.source not in place:
+            if edge.source not in positions:
                 raise NetworkError(f"there is no node {shown(edge.source)} that it could read", node=node.name)
             delay = integer(edge.delay)
             if delay is None or not 0 <= delay <= MAX_DELAY:
                 message = f"it reads {edge.source} with a delay of {shown(edge.delay)}; a delay is 0 to {MAX_DELAY}"
                 raise NetworkError(f"{message} steps", node=node.name)
-    recurrent = _recurrent(nodes, place)
+    recurrent = _recurrent(nodes, positions)
     loops = {name: population for population, names in recurrent.items() for name in names}
     waiting, readers = [0] * len(nodes), [list[int]() for _ in nodes]
     for i, node in enumerate(nodes):
         for edge in node.inputs if node.name not in loops else ():
             if edge.source not in loops:
                 waiting[i] += 1
-                readers[place[edge.source]].append(i)
+                readers[positions[edge.source]].append(i)
     ready = [i for i, count in enumerate(waiting) if count == 0 and nodes[i].name not in loops]
-    found: list[Node] = []
+    ordered: list[Node] = []
     while ready:
         i = heapq.heappop(ready)
-        found += [nodes[place[name]] for name in recurrent.get(nodes[i].name, ())]
-        found.append(nodes[i])
+        ordered += [nodes[positions[name]] for name in recurrent.get(nodes[i].name, ())]
+        ordered.append(nodes[i])
         for reader in readers[i]:
             waiting[reader] -= 1
             if waiting[reader] == 0:
                 heapq.heappush(ready, reader)
-    if len(found) < len(nodes):
+    if len(ordered) < len(nodes):
         loop = _loop({nodes[i].name: nodes[i] for i, count in enumerate(waiting) if count})
-        known = "only a population may read itself, with a delay of 1 and through weights of its own"
-        raise NetworkError(f"it reads itself through {listed(loop)}; {known}", node=loop[-1])
-    return tuple(found), recurrent
+        rule = "only a population may read itself, with a delay of 1 and through weights of its own"
+        raise NetworkError(f"it reads itself through {listed(loop)}; {rule}", node=loop[-1])
+    return tuple(ordered), recurrent
 
 
-def _recurrent(nodes: tuple[Node, ...], place: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+def _recurrent(nodes: tuple[Node, ...], positions: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
     """Compute `Network.recurrent`."""
-    found: dict[str, tuple[str, ...]] = {}
+    recurrent: dict[str, tuple[str, ...]] = {}
     for node in nodes:
         if isinstance(node.op, Neurons):
-            own = [
+            loop_names = [
                 edge.source
                 for edge in node.inputs
                 if edge.delay == 0
-                and isinstance((weights := nodes[place[edge.source]]).op, Weighted)
+                and isinstance((weights := nodes[positions[edge.source]]).op, Weighted)
                 and weights.inputs == (Edge(node.name, 1),)
             ]
-            if own:
-                found[node.name] = tuple(own)
-    for population, names in found.items():
+            if loop_names:
+                recurrent[node.name] = tuple(loop_names)
+    for population, names in recurrent.items():
         for name in names:
-            op = nodes[place[name]].op
+            op = nodes[positions[name]].op
             if isinstance(op, Weighted) and op.norm is not None:
                 raise NetworkError("a recurrence cannot have batch normalisation", node=name)
         for node in nodes:
@@ -532,9 +536,9 @@ def _recurrent(nodes: tuple[Node, ...], place: Mapping[str, int]) -> dict[str, t
                 if edge.source in names and node.name != population:
                     message = f"{edge.source} is the recurrence of {population}; no other node may read it"
                     raise NetworkError(message, node=node.name)
-        if len(names) == len(nodes[place[population]].inputs):
+        if len(names) == len(nodes[positions[population]].inputs):
             raise NetworkError("it reads nothing but itself", node=population)
-    return found
+    return recurrent
 
 
 def _loop(waiting: Mapping[str, Node]) -> list[str]:

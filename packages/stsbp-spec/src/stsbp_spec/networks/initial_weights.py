@@ -38,18 +38,20 @@ def initial_weights(network: NetworkSpec, seed: int, gain: float = DEFAULT_GAIN)
     """
     check_network(network)
     gain = real("gain", gain)
-    weights, own = {}, {name for names in network.graph.recurrent.values() for name in names}
-    for each in (each for each in network.graph.projections if each.shares is None):
-        v = uniform(seed, Stream.INIT, math.prod(each.weight_shape), substream=each.index)
-        bound = gain * math.sqrt(6 / each.fan_in) * (RECURRENT_GAIN if each.name in own else 1.0)
-        if each.input.pending is not None and each.synapse.norm is None:
-            bound /= each.input.pending.area
+    weights, recurrent = {}, {name for names in network.graph.recurrent.values() for name in names}
+    for projection in network.graph.projections:
+        if projection.shares is not None:
+            continue
+        v = uniform(seed, Stream.INIT, math.prod(projection.weight_shape), substream=projection.index)
+        bound = gain * math.sqrt(6 / projection.fan_in) * (RECURRENT_GAIN if projection.name in recurrent else 1.0)
+        if projection.input.pending is not None and projection.synapse.norm is None:
+            bound /= projection.input.pending.area
         if not bound < CEILING:
             raise SpecError(
-                f"the initial weights of layer {each.name} must be below 2^100, and init_gain {gain:g} makes them "
+                f"the initial weights of layer {projection.name} must be below 2^100, and init_gain {gain:g} makes them "
                 "larger; give a smaller init_gain"
             )
-        weights[each.name] = (bound * (2 * v - 1)).astype(np.float32).reshape(each.weight_shape)
+        weights[projection.name] = (bound * (2 * v - 1)).astype(np.float32).reshape(projection.weight_shape)
     for name, parameter in network.parameters.items():
         if parameter.learned is not None:
             weights[name] = np.full(parameter.shape, parameter.learned.initial, np.float32)

@@ -54,21 +54,23 @@ class SpikingLayer:
         return self.synapse.output_shape(shape)
 
 
-def _check_recurrent(own: object) -> None:
-    """Raise `SpecError` unless `own` is a valid recurrent connection of a layer."""
-    if not isinstance(own, (Conv2d, Linear, OneToOne)):
+def _check_recurrent(synapse: object) -> None:
+    """Raise `SpecError` unless `synapse` is a valid recurrent connection of a layer."""
+    if not isinstance(synapse, (Conv2d, Linear, OneToOne)):
         raise SpecError(
-            f"a spiking layer's recurrence is Linear(...), Conv2d(...), OneToOne() or None, got {shown(own)}"
+            f"a spiking layer's recurrence is Linear(...), Conv2d(...), OneToOne() or None, got {shown(synapse)}"
         )
-    if own.bias:
+    if synapse.bias:
         raise SpecError("a recurrence has no bias; give it to the layer's own weights")
-    if own.norm is not None:
+    if synapse.norm is not None:
         raise SpecError("a recurrence has no batch normalisation; give it to the layer's own weights")
-    if isinstance(own, Conv2d):
-        rows, columns = own.kernels
-        plain = Conv2d(own.channels, own.kernel, padding=(rows // 2, columns // 2), weight_bits=own.weight_bits)
-        if rows % 2 == 0 or columns % 2 == 0 or own != plain:
-            raise SpecError(f"a recurrent convolution has an odd kernel k, stride 1 and padding k // 2, got {own}")
+    if isinstance(synapse, Conv2d):
+        rows, columns = synapse.kernels
+        plain = Conv2d(
+            synapse.channels, synapse.kernel, padding=(rows // 2, columns // 2), weight_bits=synapse.weight_bits
+        )
+        if rows % 2 == 0 or columns % 2 == 0 or synapse != plain:
+            raise SpecError(f"a recurrent convolution has an odd kernel k, stride 1 and padding k // 2, got {synapse}")
 
 
 @dataclass(frozen=True)
@@ -114,11 +116,11 @@ class Block(Projection):
     @property
     def entering(self) -> tuple[tuple[Passing, Shape], ...]:
         """The operations before the weights, in the form that backends use, each with the shape of its input."""
-        found, shape = [], self.input_shape
+        operations, shape = [], self.input_shape
         for layer in self.before:
-            found.append((layer.at(shape), shape))
+            operations.append((layer.at(shape), shape))
             shape = layer.output_shape(shape)
-        return tuple(found)
+        return tuple(operations)
 
     @property
     def synapse_shape(self) -> Shape:

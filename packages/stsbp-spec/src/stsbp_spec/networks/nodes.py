@@ -70,14 +70,14 @@ def parse_nodes(text: str, *, padding: str, neuron: NeuronModel | None, weight_b
         if re.match(r"\s*\[\s*node\s*\]", line):
             raise NetworkError(f"line {number} is [node]; write [[node]], with two brackets, before every node")
     try:
-        found = tomllib.loads(text)
+        document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         # For an integer of more than 4,300 digits, Python raises another error, with advice for programmers.
         reason = "a number is too long" if "integer string conversion" in str(error) else str(error)
         raise NetworkError(f"the network is not valid TOML: {reason}") from None
-    if set(found) != {"node"}:
-        raise NetworkError(f"a network consists of [[node]] tables, got {listed(map(shown, found)) or 'nothing'}")
-    tables = found["node"]
+    if set(document) != {"node"}:
+        raise NetworkError(f"a network consists of [[node]] tables, got {listed(map(shown, document)) or 'nothing'}")
+    tables = document["node"]
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise NetworkError("node is an array of tables: write [[node]]")
     if len(tables) > MAX_LAYERS:
@@ -130,17 +130,17 @@ def _node(name: str, table: Mapping[str, Any], padding: str, neuron: NeuronModel
     return Node(name, op, tuple(_edges(table.get("from"))), shares)
 
 
-def _edges(given: object) -> Iterable[Edge]:
-    if given is None:
+def _edges(sources: object) -> Iterable[Edge]:
+    if sources is None:
         raise SpecError("from is missing; it names what the node reads")
-    for each in given if isinstance(given, list) else [given]:
-        if isinstance(each, str):
-            yield Edge(each)
-        elif isinstance(each, dict) and set(each) == {"node", "delay"} and isinstance(each["node"], str):
-            yield Edge(each["node"], each["delay"])
+    for source in sources if isinstance(sources, list) else [sources]:
+        if isinstance(source, str):
+            yield Edge(source)
+        elif isinstance(source, dict) and set(source) == {"node", "delay"} and isinstance(source["node"], str):
+            yield Edge(source["node"], source["delay"])
         else:
             raise SpecError(
-                f'from is the name of a node or {{node = "name", delay = 1}}, or several, got {shown(each)}'
+                f'from is the name of a node or {{node = "name", delay = 1}}, or several, got {shown(source)}'
             )
 
 
@@ -155,19 +155,19 @@ def written_nodes(nodes: Iterable[Node]) -> str:
 
 def described(node: Node) -> tuple[str, str]:
     """The description of a node and of the nodes it reads, for tables."""
-    what = node.op.symbol if isinstance(node.op, Merge) else _what(node).partition(" = ")[2].strip('"')
+    operation = node.op.symbol if isinstance(node.op, Merge) else _operation_text(node).partition(" = ")[2].strip('"')
     reads = ", ".join(f"{e.source}@-{e.delay}" if e.delay else e.source for e in node.inputs)
-    return what, reads
+    return operation, reads
 
 
 def _written(node: Node) -> str:
     edges = [f'"{e.source}"' if not e.delay else f'{{node = "{e.source}", delay = {e.delay}}}' for e in node.inputs]
-    lines = ["[[node]]", f'name = "{node.name}"', _what(node), f"from = [{', '.join(edges)}]"]
+    lines = ["[[node]]", f'name = "{node.name}"', _operation_text(node), f"from = [{', '.join(edges)}]"]
     lines += [f'weights_of = "{node.shares}"'] if node.shares is not None else []
     return "\n".join(lines) + "\n"
 
 
-def _what(node: Node) -> str:
+def _operation_text(node: Node) -> str:
     op = node.op
     if isinstance(op, Weighted):
         return f'weights = "{written_weights(op)}"'

@@ -136,8 +136,8 @@ def parse_weights(text: str, *, padding: str, weight_bits: int) -> Conv2d | Line
 
 def _weights(text: str, padding: str, weight_bits: int) -> Conv2d | Linear:
     parser = _Parser(text, padding, LIF(), weight_bits, 0.0)
-    made = parser.layer(text.strip(), 0)
-    if not isinstance(layer := made[0], SpikingLayer) or len(made) > 1 or layer != SpikingLayer(layer.synapse):
+    layers = parser.layer(text.strip(), 0)
+    if not isinstance(layer := layers[0], SpikingLayer) or len(layers) > 1 or layer != SpikingLayer(layer.synapse):
         raise parser.fail("expected weights without neurons, such as 64C3p1 or 256b", 0, len(text))
     return layer.synapse
 
@@ -155,10 +155,10 @@ def parse_neurons(text: str, neuron: NeuronModel) -> NeuronModel:
     """Parse a neuron model, `neuron=alif,tau_m=5`. Missing parameters are those of `neuron`. Raises `NetworkError`."""
     keys = _Keys(neuron, MAX_WEIGHT_BITS)
     parser = _Parser(text, "valid", neuron, MAX_WEIGHT_BITS, 0.0)
-    found = parser.keys(text, 0, keys, set(), _Given(None, None)) if text.strip() else keys
-    if found != replace(keys, neuron=found.neuron):
+    parsed = parser.keys(text, 0, keys, set(), _LayerKeys(None, None)) if text.strip() else keys
+    if parsed != replace(keys, neuron=parsed.neuron):
         raise parser.fail("expected a neuron model and its parameters, and nothing else", 0, len(text))
-    return found.neuron
+    return parsed.neuron
 
 
 def written_neurons(neuron: NeuronModel) -> str:
@@ -169,7 +169,7 @@ def written_neurons(neuron: NeuronModel) -> str:
 def written(layer: Layer, *, full: bool = False) -> str:
     """A layer in notation. `full`: with all parameters of the neurons and the bits of the weights."""
     if isinstance(layer, Branches):
-        *branches, last = ("-".join(written(each, full=full) for each in branch) for branch in layer.branches)
+        *branches, last = ("-".join(written(sublayer, full=full) for sublayer in branch) for branch in layer.branches)
         return f"[{'|'.join(branches if not last and len(branches) == 1 else [*branches, last])}]+"
     if isinstance(layer, Dropout):
         # Positional, because the sign of an exponent would be read as the separator of the next layer.
@@ -183,14 +183,14 @@ def written(layer: Layer, *, full: bool = False) -> str:
     if isinstance(layer, Passing):
         raise SpecError(f"there is no notation for {shown(layer)}")
     synapse, neuron = layer.synapse, layer.neuron
-    text, own = _written_synapse(synapse, recurrence(layer), full=full)
-    own += [f"recurrent={_ONE_TO_ONE}"] if isinstance(layer.recurrent, OneToOne) else []
-    own += [f"delay={layer.delay}"] if layer.delay else []
+    text, keys = _written_synapse(synapse, recurrence(layer), full=full)
+    keys += [f"recurrent={_ONE_TO_ONE}"] if isinstance(layer.recurrent, OneToOne) else []
+    keys += [f"delay={layer.delay}"] if layer.delay else []
     if layer.recurrent is not None and layer.recurrent.weight_bits != synapse.weight_bits:
-        own.append(f"recurrent_bits={layer.recurrent.weight_bits}")
+        keys.append(f"recurrent_bits={layer.recurrent.weight_bits}")
     if full:
-        own += [written_neurons(neuron), f"bits={synapse.weight_bits}"]
-    return text + (f"{{{','.join(own)}}}" if own else "")
+        keys += [written_neurons(neuron), f"bits={synapse.weight_bits}"]
+    return text + (f"{{{','.join(keys)}}}" if keys else "")
 
 
 def _written_synapse(synapse: Conv2d | Linear, recurrent: str, *, full: bool) -> tuple[str, list[str]]:
@@ -224,10 +224,10 @@ def _geometry_keys(conv: Conv2d) -> list[str]:
 
 def _norm_keys(norm: BatchNorm) -> list[str]:
     """The keys of batch normalisation in notation, without those that have their default values."""
-    found = {name: getattr(norm, name) for name in _NORM}
+    values = {name: getattr(norm, name) for name in _NORM}
     return [
         f"{name}={np.format_float_positional(value, trim='-')}"
-        for name, value in found.items()
+        for name, value in values.items()
         if value != getattr(BatchNorm(), name)
     ]
 
@@ -268,19 +268,19 @@ def _axes(text: str) -> axes.PerAxis:
     return (int(rows), int(columns)) if by else int(rows)
 
 
-def _passing(found: Mapping[str, Any]) -> Passing:
+def _passing(groups: Mapping[str, Any]) -> Passing:
     """The layer without weights that the groups of `_Parser._LAYER` describe."""
-    if found["rate"] is not None:
-        return Dropout(float(found["rate"]))
-    if found["bare"] is not None:
-        return GlobalAvgPool() if found["bare"] == "G" else Flatten()
-    size = _axes(found["size"])
-    if found["kind"] == "U":
+    if groups["rate"] is not None:
+        return Dropout(float(groups["rate"]))
+    if groups["bare"] is not None:
+        return GlobalAvgPool() if groups["bare"] == "G" else Flatten()
+    size = _axes(groups["size"])
+    if groups["kind"] == "U":
         return Upsample2d(size)
-    return MaxPool2d(size) if found["kind"] == "M" else AvgPool2d(size)
+    return MaxPool2d(size) if groups["kind"] == "M" else AvgPool2d(size)
 
 
-def _whole(key: str, value: str) -> int:
+def _integer(key: str, value: str) -> int:
     """The integer value of a key, of at most 9 digits. Raises `ValueError` if it is not an integer."""
     if len(value) > _MAX_DIGITS:
         raise SpecError(f"{key} has at most {_MAX_DIGITS} digits, got {len(value)}")
@@ -290,14 +290,14 @@ def _whole(key: str, value: str) -> int:
 
 
 @dataclass(frozen=True)
-class _Given:
+class _LayerKeys:
     """Keys of a convolution and of batch normalisation. None: the layer does not have one."""
 
     geometry: dict[str, Any] | None
     norm: dict[str, float] | None
 
     @property
-    def known(self) -> tuple[str, ...]:
+    def names(self) -> tuple[str, ...]:
         return (*(() if self.geometry is None else _GEOMETRY), *(() if self.norm is None else _NORM))
 
 
@@ -340,14 +340,14 @@ class _Parser:
     def split(self, separator: str, missing: str, start: int, end: int) -> list[tuple[int, str]]:
         """Split from `start` to `end`, except inside braces and brackets. An empty part raises the message
         `missing`."""
-        tokens, braces, brackets, before = [], 0, 0, separator
+        tokens, braces, brackets, previous = [], 0, 0, separator
         for i in range(start, end + 1):
             character = self.notation[i] if i < end else separator
             braces += {"{": 1, "}": -1}.get(character, 0)
             # A bracket can only open at the start of a layer or branch.
-            if braces <= 0 and (brackets > 0 or (character == "[" and before in "-|")):
+            if braces <= 0 and (brackets > 0 or (character == "[" and previous in "-|")):
                 brackets += {"[": 1, "]": -1}.get(character, 0)
-            before = before if character.isspace() else character
+            previous = previous if character.isspace() else character
             if i == end and braces > 0:
                 raise self.fail("a brace is not closed", start, i - start)
             if i == end and brackets > 0:
@@ -373,8 +373,8 @@ class _Parser:
             raise self.fail(
                 "a branch is missing; only the last one may be empty (it is the input itself)", start, len(token)
             )
-        made = [self.branch(at, at + len(text), depth + 1) for at, text in parts]
-        return Branches((*made, ()) if len(made) == 1 else tuple(made))
+        branches = [self.branch(at, at + len(text), depth + 1) for at, text in parts]
+        return Branches((*branches, ()) if len(branches) == 1 else tuple(branches))
 
     def branch(self, start: int, end: int, depth: int) -> tuple[Layer, ...]:
         tokens = self.tokens(start, end) if start < end else []
@@ -395,38 +395,40 @@ class _Parser:
             return [self.branches(token, start, depth)]
         match = self._LAYER.match(token)
         if match is None:
-            known = (
+            forms = (
                 "16C3 (convolution), 256 (full connection), P2, M2, G (pooling), U2 (upsampling), F (flattening), "
                 "D0.2 (dropout), [16C3]+ (branches)"
             )
-            raise self.fail(f"unknown layer {shown(token)}; known forms: {known}", start, len(token))
+            raise self.fail(f"unknown layer {shown(token)}; known forms: {forms}", start, len(token))
         self.check_digits(match, start)
         values = match.groupdict()
-        rest, at = token[match.end() :], start + match.end()
+        options, at = token[match.end() :], start + match.end()
         place = (start, len(token))
         if values["channels"] is None and values["units"] is None:
-            if rest:
+            if options:
                 kinds = "upsampling and flattening" if match.group()[0] in "UF" else "pooling and dropout"
-                raise self.fail(f"{kinds} take no option, got {shown(rest)}", at, len(rest))
+                raise self.fail(f"{kinds} take no option, got {shown(options)}", at, len(options))
             return [checked(lambda: _passing(values), self.notation, *place)]
-        conv = values["channels"] is not None
+        is_conv = values["channels"] is not None
         geometry: dict[str, Any] = {}
-        given: set[str] = set()
+        option_keys: set[str] = set()
         keys, rate, bias = _Keys(self.neuron, self.weight_bits), None, False
         norm: dict[str, float] | None = None
-        while rest:
-            option = self._OPTION.match(rest)
+        while options:
+            option = self._OPTION.match(options)
             if option is None:
-                raise self.fail(f"unknown option {shown(rest)}; known: p1, s2, d0.2, b, bn, {{tau_m=5}}", at, len(rest))
+                raise self.fail(
+                    f"unknown option {shown(options)}; known: p1, s2, d0.2, b, bn, {{tau_m=5}}", at, len(options)
+                )
             self.check_digits(option, at)
-            found = {k: v for k, v in option.groupdict().items() if v is not None}
-            ((key, value),) = found.items()
-            if key in given:
+            named_groups = {k: v for k, v in option.groupdict().items() if v is not None}
+            ((key, value),) = named_groups.items()
+            if key in option_keys:
                 raise self.fail(f"{key} is given twice", at, option.end())
             if key != "keys":
-                given.add(key)
+                option_keys.add(key)
             if key in ("padding", "stride"):
-                if not conv:
+                if not is_conv:
                     raise self.fail(f"a full connection has no {key}", at, option.end())
                 geometry[key] = _axes(value)
             elif key == "dropout":
@@ -436,24 +438,26 @@ class _Parser:
             elif key == "norm":
                 norm = {}
             else:
-                given_to = _Given(geometry if conv else None, norm)
-                keys = self.keys(value, at + 1, keys, given, given_to)
-            rest, at = rest[option.end() :], at + option.end()
-        made = None if norm is None else checked(lambda: BatchNorm(**norm), self.notation, *place)
-        if conv:
+                layer_keys = _LayerKeys(geometry if is_conv else None, norm)
+                keys = self.keys(value, at + 1, keys, option_keys, layer_keys)
+            options, at = options[option.end() :], at + option.end()
+        batch_norm = None if norm is None else checked(lambda: BatchNorm(**norm), self.notation, *place)
+        if is_conv:
             kernel, channels = _axes(values["kernel"]), int(values["channels"])
-            conv_ = checked(
-                lambda: Conv2d(channels, kernel, **geometry, weight_bits=keys.bits, bias=bias, norm=made),
+            conv = checked(
+                lambda: Conv2d(channels, kernel, **geometry, weight_bits=keys.bits, bias=bias, norm=batch_norm),
                 self.notation,
                 *place,
             )
             if "padding" not in geometry and self.padding == "same":
-                conv_ = replace(conv_, padding=self.same(conv_, *place))
-            synapse: Conv2d | Linear = conv_
+                conv = replace(conv, padding=self.same(conv, *place))
+            synapse: Conv2d | Linear = conv
         else:
             units = int(values["units"])
-            synapse = checked(lambda: Linear(units, weight_bits=keys.bits, bias=bias, norm=made), self.notation, *place)
-        own_bits = keys.bits if keys.recurrent_bits is None else keys.recurrent_bits
+            synapse = checked(
+                lambda: Linear(units, weight_bits=keys.bits, bias=bias, norm=batch_norm), self.notation, *place
+            )
+        recurrent_bits = keys.bits if keys.recurrent_bits is None else keys.recurrent_bits
         recurrent: Conv2d | Linear | OneToOne | None = None
         if keys.recurrent and (values["recurrent"] or values["around"]):
             raise self.fail(f"R and recurrent={_ONE_TO_ONE} are two kinds of recurrence; give only one", *place)
@@ -461,15 +465,15 @@ class _Parser:
             message = f"recurrent_bits needs a recurrence: R, or recurrent={_ONE_TO_ONE}"
             raise self.fail(message, *place)
         if keys.recurrent:
-            recurrent = checked(lambda: OneToOne(weight_bits=own_bits), self.notation, *place)
+            recurrent = checked(lambda: OneToOne(weight_bits=recurrent_bits), self.notation, *place)
         elif values["recurrent"]:
-            recurrent = checked(lambda: Linear(units, weight_bits=own_bits), self.notation, *place)
+            recurrent = checked(lambda: Linear(units, weight_bits=recurrent_bits), self.notation, *place)
         elif values["around"]:
-            around = checked(
-                lambda: Conv2d(channels, _axes(values["around"]), weight_bits=own_bits), self.notation, *place
+            recurrent_conv = checked(
+                lambda: Conv2d(channels, _axes(values["around"]), weight_bits=recurrent_bits), self.notation, *place
             )
-            rows, columns = around.kernels
-            recurrent = replace(around, padding=(rows // 2, columns // 2))
+            rows, columns = recurrent_conv.kernels
+            recurrent = replace(recurrent_conv, padding=(rows // 2, columns // 2))
         layers: list[Layer] = [
             checked(
                 lambda: SpikingLayer(synapse, keys.neuron, recurrent=recurrent, delay=keys.delay), self.notation, *place
@@ -492,44 +496,44 @@ class _Parser:
             raise self.fail(message, start, length)
         return rows // 2, columns // 2
 
-    def keys(self, text: str, at: int, keys: _Keys, given: set[str], others: _Given) -> _Keys:
-        """Read `tau_m=5,threshold=0.8`. `given` holds the options that were read before, and gets the new ones.
+    def keys(self, text: str, at: int, keys: _Keys, option_keys: set[str], others: _LayerKeys) -> _Keys:
+        """Read `tau_m=5,threshold=0.8`. `option_keys` holds the options that were read before, and gets the new ones.
 
         `others` receives the keys that are not the neuron's.
         """
         place = at, len(text)
         pairs = text.split(",")
         starts = list(accumulate((len(pair) + 1 for pair in pairs), initial=at))
-        own: dict[str, str] = {}
+        neuron_values: dict[str, str] = {}
         places: dict[str, tuple[int, int]] = {}
         # Read the model first, because the other allowed keys depend on it.
-        order = sorted(zip(starts, pairs, strict=False), key=lambda each: not each[1].strip().startswith("neuron="))
+        order = sorted(zip(starts, pairs, strict=False), key=lambda entry: not entry[1].strip().startswith("neuron="))
         for at, pair in order:
             key, equals, value = pair.partition("=")
             key, value = key.strip(), value.strip()
             try:
                 if not equals or not value:
                     raise SpecError(f"expected key=value, got {shown(pair)}")
-                if key in given:
+                if key in option_keys:
                     raise SpecError(f"{key} is given twice")
-                given.add(key)
+                option_keys.add(key)
                 if key in _GEOMETRY and others.geometry is not None:
-                    numbers = [_whole(key, each) for each in value.split("x", maxsplit=key == "dilation")]
+                    numbers = [_integer(key, number) for number in value.split("x", maxsplit=key == "dilation")]
                     others.geometry[key] = numbers[0] if len(numbers) == 1 else tuple(numbers)
                 elif key in _NORM and others.norm is not None:
                     others.norm[key] = read_number(value)
                 elif key in keys.neuron.written() and key not in ("neuron", "recurrent", *_INTEGERS):
-                    own[key], places[key] = value, (at, len(pair))
+                    neuron_values[key], places[key] = value, (at, len(pair))
                 else:
-                    keys = _with_key(keys, key, value, others.known)
+                    keys = _with_key(keys, key, value, others.names)
             except ValueError as error:
                 kind = "an integer" if key in (*_GEOMETRY, *_INTEGERS) else "a number"
                 message = str(error) if isinstance(error, SpecError) else f"{key} must be {kind}, got {shown(value)}"
                 raise self.fail(message, at, len(pair)) from None
         try:
-            return replace(keys, neuron=with_parameters(keys.neuron, own))
+            return replace(keys, neuron=with_parameters(keys.neuron, neuron_values))
         except SpecError as error:
-            wrong = (key for key, value in own.items() if not _can_be_set(keys.neuron, key, value))
+            wrong = (key for key, value in neuron_values.items() if not _can_be_set(keys.neuron, key, value))
             raise self.fail(str(error), *places.get(next(wrong, ""), place)) from None
 
 
@@ -558,13 +562,13 @@ def _with_key(keys: _Keys, key: str, value: str, others: tuple[str, ...]) -> _Ke
     if key == "neuron":
         if value == neuron.written()["neuron"]:
             return keys
-        return replace(keys, neuron=as_model(value, {each: getattr(neuron, each) for each in parameters(neuron)}))
+        return replace(keys, neuron=as_model(value, {name: getattr(neuron, name) for name in parameters(neuron)}))
     if key in _INTEGERS:
-        numbers: dict[str, Any] = {key: _whole(key, value)}
+        numbers: dict[str, Any] = {key: _integer(key, value)}
         return replace(keys, **numbers)
     if key == "recurrent":
         if value != _ONE_TO_ONE:
             raise SpecError(f"recurrent is {_ONE_TO_ONE}, got {shown(value)}; write 128R or 16C3R3 for others")
         return replace(keys, recurrent=True)
-    known = ", ".join((*neuron.written(), "bits", "delay", "recurrent", "recurrent_bits", *others))
-    raise SpecError(f"unknown parameter {shown(key)}; known: {known}")
+    allowed = ", ".join((*neuron.written(), "bits", "delay", "recurrent", "recurrent_bits", *others))
+    raise SpecError(f"unknown parameter {shown(key)}; known: {allowed}")

@@ -163,15 +163,15 @@ class NetworkSpec:
         """
         if is_nodes(notation):
             if dropout != 0 or output_neuron is not None:
-                what = "dropout" if dropout != 0 else "output_neuron"
-                message = f"{what} is not used for a network written node by node; write it at its node"
+                option = "dropout" if dropout != 0 else "output_neuron"
+                message = f"{option} is not used for a network written node by node; write it at its node"
                 raise SpecError(message)
             nodes = parse_nodes(notation, padding=padding, neuron=neuron, weight_bits=weight_bits)
-            made = cls(input_shape, (), coding, input_psp, input_max, nodes=nodes)
-            if outputs is not None and made.outputs != outputs:
-                message = f"the network has {made.outputs} outputs, but the data need {outputs}"
-                raise NetworkError(message, node=made.graph.nodes[-1].name)
-            return made
+            spec = cls(input_shape, (), coding, input_psp, input_max, nodes=nodes)
+            if outputs is not None and spec.outputs != outputs:
+                message = f"the network has {spec.outputs} outputs, but the data need {outputs}"
+                raise NetworkError(message, node=spec.graph.nodes[-1].name)
+            return spec
         layers, places = parse_layers(
             notation,
             outputs=outputs,
@@ -231,7 +231,11 @@ class NetworkSpec:
     @property
     def weight_shapes(self) -> dict[str, Shape]:
         """Shapes of all weights by name."""
-        return {each.name: each.weight_shape for each in self.graph.projections if each.shares is None}
+        return {
+            projection.name: projection.weight_shape
+            for projection in self.graph.projections
+            if projection.shares is None
+        }
 
     @property
     def parameters(self) -> Mapping[str, Parameter]:
@@ -302,16 +306,16 @@ class _Builder:
             if layer.recurrent is None:
                 self.node(population, Neurons(layer.neuron))
             else:
-                own = f"{weights}.recurrent"
-                self.node(own, layer.recurrent, Edge(population, 1))
-                self.node(population, Neurons(layer.neuron), Edge(weights), Edge(own))
+                loop = f"{weights}.recurrent"
+                self.node(loop, layer.recurrent, Edge(population, 1))
+                self.node(population, Neurons(layer.neuron), Edge(weights), Edge(loop))
             self.number, self.since = self.number + 1, 0
         elif isinstance(layer, Branches):
             start, ends = self.source, list[str]()
             for branch in layer.branches:
                 self.source = start
-                for each in branch:
-                    self.put(each)
+                for sublayer in branch:
+                    self.put(sublayer)
                 ends.append(self.source)
             self.node(f"add{self.number}.{self.since}", Add(), *map(Edge, ends))
             self.since += 1
@@ -337,17 +341,17 @@ def _blocks(graph: Network) -> Iterator[Block]:
         # If several populations read the same sums, the sums give their name to the first population.
         name, shares = (node.name, first.parameter) if first.name in names else (first.name, first.shares)
         names.add(name)
-        before = list[Passing]()
+        preceding = list[Passing]()
         source = nodes[nodes[first.name].inputs[0].source]
         while isinstance(source.op, Passing) and len(graph.readers[source.name]) == 1 and not source.inputs[0].delay:
-            before.insert(0, source.op)
+            preceding.insert(0, source.op)
             source = nodes[source.inputs[0].source]
         yield Block(
             name,
             index,
             synapse,
             first.input,
-            tuple(before),
+            tuple(preceding),
             node.op.model,
             node.name,
             graph.values[source.name].shape,
@@ -369,10 +373,10 @@ def _layers(layers: object) -> tuple[Layer, ...]:
     """`layers` as a tuple. Raises an error that names the first element that is not a layer."""
     if not isinstance(layers, Iterable) or isinstance(layers, str):
         raise SpecError(f"the layers of a network are a sequence (NetworkSpec.parse reads text), got {shown(layers)}")
-    found = tuple(layers)
-    if len(found) > MAX_LAYERS:
-        raise NetworkError(f"a network has at most {MAX_LAYERS:,} layers, got {len(found):,}")
-    for i, layer in enumerate(found):
+    sequence = tuple(layers)
+    if len(sequence) > MAX_LAYERS:
+        raise NetworkError(f"a network has at most {MAX_LAYERS:,} layers, got {len(sequence):,}")
+    for i, layer in enumerate(sequence):
         if isinstance(layer, (Conv2d, Linear)):
             instead = f"SpikingLayer({type(layer).__name__}(...))"
             raise NetworkError(f"layers[{i}] is {shown(layer)}, weights without neurons; write {instead}")
@@ -381,6 +385,6 @@ def _layers(layers: object) -> tuple[Layer, ...]:
                 _layers(branch)
         elif not isinstance(layer, (SpikingLayer, *_KINDS)):
             others = ", ".join(f"{cls.__name__}(...)" for cls in _KINDS)
-            known = f"SpikingLayer(Conv2d(...)), SpikingLayer(Linear(...)), {others} or Branches(...)"
-            raise NetworkError(f"layers[{i}] is {shown(layer)}; a layer is {known}")
-    return found
+            kinds = f"SpikingLayer(Conv2d(...)), SpikingLayer(Linear(...)), {others} or Branches(...)"
+            raise NetworkError(f"layers[{i}] is {shown(layer)}; a layer is {kinds}")
+    return sequence

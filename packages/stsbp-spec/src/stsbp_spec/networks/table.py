@@ -18,7 +18,7 @@ __all__ = ["described", "table"]
 _Row: TypeAlias = tuple[str, str, str, str, str, str, str]
 
 
-class _Line(NamedTuple):
+class _LayerLine(NamedTuple):
     """A layer, or a bracket of branches, with the shapes before and after it.
 
     Attributes:
@@ -33,22 +33,22 @@ class _Line(NamedTuple):
     loop: str = ""
 
 
-def _lines(layers: Sequence[Layer], blocks: Iterator[Block], shape: Shape, indent: str = "") -> Iterator[_Line]:
+def _lines(layers: Sequence[Layer], blocks: Iterator[Block], shape: Shape, indent: str = "") -> Iterator[_LayerLine]:
     for layer in layers:
         if isinstance(layer, Branches):
-            after = shape
+            merged_shape = shape
             for number, branch in enumerate(layer.branches):
                 bracket = indent + ("|" if number else "[")
-                yield _Line(bracket, bracket, shape, shape)
+                yield _LayerLine(bracket, bracket, shape, shape)
                 for line in _lines(branch, blocks, shape, f"{indent}  "):
                     yield line
                     if number == 0:
-                        after = line.after
-            yield _Line(f"{indent}]+", f"{indent}]+", after, after)
-            shape = after
+                        merged_shape = line.after
+            yield _LayerLine(f"{indent}]+", f"{indent}]+", merged_shape, merged_shape)
+            shape = merged_shape
             continue
-        before, shape = shape, layer.output_shape(shape)
-        line = _Line(indent + written(layer), indent + written(layer, full=True), before, shape)
+        input_shape, shape = shape, layer.output_shape(shape)
+        line = _LayerLine(indent + written(layer), indent + written(layer, full=True), input_shape, shape)
         if isinstance(layer, SpikingLayer):
             line = line._replace(block=next(blocks), loop=indent + recurrence(layer))
         yield line
@@ -56,22 +56,27 @@ def _lines(layers: Sequence[Layer], blocks: Iterator[Block], shape: Shape, inden
 
 def _nodes(graph: Network, *, headroom: dict[str, float] | None) -> tuple[list[_Row], int, int]:
     """One row per node, and the sums of parameters and multiply-adds."""
-    projections = {each.name: each for each in graph.projections}
+    projections = {projection.name: projection for projection in graph.projections}
     rows, parameters, adds = list[_Row](), 0, 0
     for place in graph.places:
         node = place.node
         if isinstance(node.op, Input):
             continue
-        what, reads = described_node(node)
-        own = [name for name in (node.name, *_owned(place)) if name in graph.parameters]
-        size = sum(math.prod(graph.parameters[name].shape) for name in own)
-        cells = (f"{size:,}" if own else "", "", "", "")
-        if (each := projections.get(node.name)) is not None:
-            room = headroom[each.name] if headroom is not None else each.guaranteed_headroom
-            bits, adds = str(each.synapse.weight_bits), adds + each.multiply_adds
-            cells = (f"{size:,}" if own else f"of {each.parameter}", f"{each.multiply_adds:,}", bits, f"{room:+.1f}")
+        operation, reads = described_node(node)
+        names = [name for name in (node.name, *_owned(place)) if name in graph.parameters]
+        size = sum(math.prod(graph.parameters[name].shape) for name in names)
+        cells = (f"{size:,}" if names else "", "", "", "")
+        if (projection := projections.get(node.name)) is not None:
+            room = headroom[projection.name] if headroom is not None else projection.guaranteed_headroom
+            bits, adds = str(projection.synapse.weight_bits), adds + projection.multiply_adds
+            cells = (
+                f"{size:,}" if names else f"of {projection.parameter}",
+                f"{projection.multiply_adds:,}",
+                bits,
+                f"{room:+.1f}",
+            )
         parameters += size
-        rows.append((node.name, f"{what} <- {reads}", _times(place.output.shape), *cells))
+        rows.append((node.name, f"{operation} <- {reads}", _times(place.output.shape), *cells))
     return rows, parameters, adds
 
 
@@ -81,7 +86,7 @@ def _owned(place: Place) -> tuple[str, ...]:
     if isinstance(op, Neurons):
         return tuple(place.parameters.values())
     norm = op.norm if isinstance(op, Weighted) else None
-    return () if norm is None else tuple(f"{name}.{own}" for own in norm.learned())
+    return () if norm is None else tuple(f"{name}.{parameter}" for parameter in norm.learned())
 
 
 def _times(shape: Shape) -> str:
@@ -105,15 +110,15 @@ def described(graph: Network, layers: Sequence[Layer], blocks: Sequence[Block]) 
     lines = [f"input: {coding} {_times(input_shape)}{values}{filtered}"]
     if not layers:
         for place in graph.places[1:]:
-            what, reads = described_node(place.node)
-            lines.append(f"{place.node.name}: {what} <- {reads}  {_times(place.output.shape)}")
+            operation, reads = described_node(place.node)
+            lines.append(f"{place.node.name}: {operation} <- {reads}  {_times(place.output.shape)}")
     for line in _lines(layers, iter(blocks), input_shape):
         name, weights = "", ""
         if (block := line.block) is not None:
             name, weights = f"{block.name}: ", f", weights {_times(block.weight_shape)}"
             if block.recurrent is not None:
                 weights += f", recurrent {_times(block.recurrent.weight_shape)}"
-            weights += "".join(f", {own} {_times(size)}" for own, size in _learned(block).items())
+            weights += "".join(f", {parameter} {_times(size)}" for parameter, size in _learned(block).items())
         lines.append(f"{name}{line.full}  {_times(line.before)} -> {_times(line.after)}{weights}")
     return "\n  ".join(["NetworkSpec(", *lines]) + "\n)"
 
@@ -133,14 +138,14 @@ def table(
     rows.append(("input", coding, _times(input_shape), "", "", "", ""))
     parameters = adds = 0
 
-    def weights(text: str, each: Projection, learned: int) -> None:
+    def weights(text: str, projection: Projection, learned: int) -> None:
         nonlocal parameters, adds
-        size = math.prod(each.weight_shape) + learned
+        size = math.prod(projection.weight_shape) + learned
         parameters += size
-        adds += each.multiply_adds
-        room = headroom[each.name] if headroom is not None else each.guaranteed_headroom
-        shape, bits = _times(each.output_shape), str(each.synapse.weight_bits)
-        rows.append((each.name, text, shape, f"{size:,}", f"{each.multiply_adds:,}", bits, f"{room:+.1f}"))
+        adds += projection.multiply_adds
+        room = headroom[projection.name] if headroom is not None else projection.guaranteed_headroom
+        shape, bits = _times(projection.output_shape), str(projection.synapse.weight_bits)
+        rows.append((projection.name, text, shape, f"{size:,}", f"{projection.multiply_adds:,}", bits, f"{room:+.1f}"))
 
     for line in _lines(layers, iter(blocks), input_shape):
         if (block := line.block) is None:
