@@ -48,8 +48,8 @@ def initial_weights(network: NetworkSpec, seed: int, gain: float = DEFAULT_GAIN)
             bound /= projection.input.pending.area
         if not bound < CEILING:
             raise SpecError(
-                f"the initial weights of layer {projection.name} must be below 2^100, and init_gain {gain:g} makes them "
-                "larger; give a smaller init_gain"
+                f"the initial weights of layer {projection.name} must be below 2^100, and init_gain {gain:g} makes "
+                "them larger; give a smaller init_gain"
             )
         weights[projection.name] = (bound * (2 * v - 1)).astype(np.float32).reshape(projection.weight_shape)
     for name, parameter in network.parameters.items():
