@@ -39,8 +39,8 @@ def printable(text: str, *, lines: bool = False) -> str:
     Control characters become escapes such as `\\x1b`. With `lines`, line ends are kept.
     """
 
-    def escape(found: re.Match[str]) -> str:
-        character = found[0]
+    def escape(match: re.Match[str]) -> str:
+        character = match[0]
         if lines and character == "\n":
             return character
         number = ord(character)
@@ -51,9 +51,9 @@ def printable(text: str, *, lines: bool = False) -> str:
     return _CONTROL.sub(escape, text)
 
 
-def did_you_mean(given: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
     """` (did you mean NAME?)` for a message, if a known name is similar to the given one; otherwise an empty text."""
-    close = get_close_matches(given, known, n=1) if len(given) <= _LONGEST_NAME else []
+    close = get_close_matches(name, names, n=1) if len(name) <= _LONGEST_NAME else []
     return f" (did you mean {close[0]}?)" if close else ""
 
 

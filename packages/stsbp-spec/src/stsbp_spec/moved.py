@@ -38,9 +38,9 @@ _MOVED = {
 
 def present_name(module: str) -> str | None:
     """The present name of a module that has moved, or of a module in a folder that has moved; None for all others."""
-    top, _, rest = module.removeprefix("stsbp_spec.").partition(".")
+    top, _, submodule = module.removeprefix("stsbp_spec.").partition(".")
     folder = _MOVED.get(f"stsbp_spec.{top}") if module.startswith("stsbp_spec.") else None
-    return None if folder is None else f"{folder}.{rest}" if rest else folder
+    return None if folder is None else f"{folder}.{submodule}" if submodule else folder
 
 
 class _MovedModules(MetaPathFinder, Loader):

@@ -55,9 +55,9 @@ def load_backend(name: str) -> type[AbstractBackend]:
     points = {point.name: point for point in entry_points(group=GROUP)}
     if name not in points:
         hint = f"; install it with: python -m pip install {KNOWN_BACKENDS[name]}" if name in KNOWN_BACKENDS else ""
-        known = ", ".join(sorted(points)) or "none"
+        names = ", ".join(sorted(points)) or "none"
         near = did_you_mean(name, {*points, *KNOWN_BACKENDS} - {name})
-        raise BackendError(f"no backend {name!r} is installed{near if not hint else ''}; installed: {known}{hint}")
+        raise BackendError(f"no backend {name!r} is installed{near if not hint else ''}; installed: {names}{hint}")
     distribution = points[name].dist
     package = KNOWN_BACKENDS.get(name, distribution.name if distribution is not None else name)
     try:

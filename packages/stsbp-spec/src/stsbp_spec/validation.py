@@ -40,13 +40,13 @@ def array_of(x: Any) -> AnyArray:
         raise ShapeError("expected an array of numbers, got a masked array; fill in its masked values")
     try:
         # `__array__` of a torch tensor refuses a gradient and other devices.
-        found = np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
+        array = np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
     except Exception as error:  # of whatever library `x` comes from
         raise ShapeError(f"expected an array of numbers, got {_kind(x)}") from error
     # The additional types of numbers of ml_dtypes are also of kind V, but have no fields.
-    if found.dtype.kind in "OSUTMmc" or found.dtype.names is not None:
+    if array.dtype.kind in "OSUTMmc" or array.dtype.names is not None:
         raise ShapeError(f"expected an array of numbers, got {_kind(x)}")
-    return found
+    return array
 
 
 def _kind(x: Any) -> str:
@@ -91,22 +91,22 @@ def integer(value: object) -> int | None:
         return None
 
 
-def whole(what: str, value: object, least: int, most: int = MAX_SIZE) -> int:
-    """`value` as an int from `least` to `most`. Otherwise raises `SpecError`, which begins with `what` ("a kernel")."""
+def whole(label: str, value: object, least: int, most: int = MAX_SIZE) -> int:
+    """`value` as an int from `least` to `most`. Otherwise raises `SpecError`, which begins with `label`: "a kernel"."""
     number = integer(value)
     if number is None:
-        raise SpecError(f"{what} must be an integer, got {shown(value)}")
+        raise SpecError(f"{label} must be an integer, got {shown(value)}")
     if number < least:
-        raise SpecError(f"{what} must be at least {least}, got {shown(number)}")
+        raise SpecError(f"{label} must be at least {least}, got {shown(number)}")
     if number > most:
-        raise SpecError(f"{what} must be at most {most}, got {shown(number)}")
+        raise SpecError(f"{label} must be at most {most}, got {shown(number)}")
     return number
 
 
-def real(what: str, value: object) -> float:
+def real(label: str, value: object) -> float:
     """`value` as a float (of any size, also infinity and NaN). Raises `SpecError` if it is not a real number."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Real, np.floating, np.integer)):
-        raise SpecError(f"{what} must be a number, got {shown(value)}")
+        raise SpecError(f"{label} must be a number, got {shown(value)}")
     number: Any = value
     try:
         return float(number)

@@ -153,10 +153,10 @@ class ArrayArithmetic(Generic[Array]):
         most = xp.where(most < _INFINITY_BITS, most, 126 << _MANTISSA_BITS)
         # numpy multiplies by numbers without axes in place. Integers keep their axis, because numpy 1 makes int64 of
         # an int32 without axes to which it adds a Python number.
-        scale, back = self.scales(most, bits)
-        on_grid = xp.round(dz * scale[0]) * back[0]
-        before = xp.abs(dz) >= SMALLEST_NORMAL
-        zeroed, nonzero = xp.count_nonzero(before & (on_grid == 0)), xp.count_nonzero(before)
+        scale, inverse_scale = self.scales(most, bits)
+        on_grid = xp.round(dz * scale[0]) * inverse_scale[0]
+        normal = xp.abs(dz) >= SMALLEST_NORMAL
+        zeroed, nonzero = xp.count_nonzero(normal & (on_grid == 0)), xp.count_nonzero(normal)
         return on_grid, xp.concat([zeroed.reshape((1,)), nonzero.reshape((1,))])
 
     def sample_grid(self, dz: Any, bits: int) -> Array:
@@ -170,8 +170,8 @@ class ArrayArithmetic(Generic[Array]):
         # ones). Too much room wastes bits of all errors; with too little, all processes would have to repeat the loop
         # together.
         axes = (0, *range(2, len(dz.shape)))
-        scale, back = self.scales(self.xp.max(self.magnitudes(dz), axis=axes, keepdims=True), bits)
-        return self.xp.round(dz * scale) * back
+        scale, inverse_scale = self.scales(self.xp.max(self.magnitudes(dz), axis=axes, keepdims=True), bits)
+        return self.xp.round(dz * scale) * inverse_scale
 
     def weight_exponent(self, largest: Any, bits: int) -> Any:
         """`q` of the finest grid that `bits` bits allow, int32, from bits of the largest magnitude of weights.
@@ -195,7 +195,7 @@ class ArrayArithmetic(Generic[Array]):
         wq, bound = self.round_weights(w, self.power_of_two(q), self.power_of_two(-q))
         return wq, self.xp.concat([self.float64(largest), bound.reshape((1,))])
 
-    def round_weights(self, w: Any, scale: Any, back: Any) -> tuple[Array, Array]:
+    def round_weights(self, w: Any, scale: Any, inverse_scale: Any) -> tuple[Array, Array]:
         """Weights `[out, ...]` on a grid, and the largest partial sum of a row in units of the grid, float64."""
         xp = self.xp
         units = xp.round(w * scale)
@@ -203,7 +203,7 @@ class ArrayArithmetic(Generic[Array]):
         # The sum of the positive weights, or that of the negative ones: half the sum of magnitudes, plus or minus half
         # the sum. All of these are exact.
         bound = xp.max(xp.sum(xp.abs(rows), axis=1) + xp.abs(xp.sum(rows, axis=1))) / 2
-        return units * back, bound
+        return units * inverse_scale, bound
 
     # Steps and samples that do not count.
     def within(self, x: Any, inside: Any) -> Array:
@@ -219,8 +219,8 @@ class ArrayArithmetic(Generic[Array]):
     # Channels.
     def spread(self, values: Any, shape: Shape) -> Array:
         """`values` `[C]` or `[1]`, repeated for each element of `shape`, which is the native shape of `[B, C, ...]`."""
-        after = len(shape) - self.channel_axis if self.channel_axis > 0 else 0
-        return self.xp.broadcast_to(values.reshape((-1, *(1,) * after)), (1, *shape))
+        trailing_axes = len(shape) - self.channel_axis if self.channel_axis > 0 else 0
+        return self.xp.broadcast_to(values.reshape((-1, *(1,) * trailing_axes)), (1, *shape))
 
     def by_channel(self, x: Any, count: int) -> Array:
         """`x` `[T, B, C, ...]` as `[count, n]`, or `[n, count]` if native arrays are channels-last.

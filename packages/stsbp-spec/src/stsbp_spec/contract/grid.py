@@ -114,8 +114,8 @@ def unsigned_zeros(x: Float32) -> Float32:
 
 def round_to_grid(x: npt.NDArray[_F], exponent: int) -> npt.NDArray[_F]:
     """`round(x 2^q) / 2^q`, with ties to even. The scalings are exact."""
-    scale, back = x.dtype.type(2.0**exponent), x.dtype.type(2.0**-exponent)
-    result: npt.NDArray[_F] = np.rint(x * scale) * back
+    scale, inverse_scale = x.dtype.type(2.0**exponent), x.dtype.type(2.0**-exponent)
+    result: npt.NDArray[_F] = np.rint(x * scale) * inverse_scale
     return result
 
 
@@ -158,7 +158,7 @@ def weight_grid(
         ExactnessError: the bound fails even with weights of `MIN_WEIGHT_BITS` bits.
     """
     largest = float(np.max(np.abs(w))) if w.size else 0.0
-    wq, made = fit_weight_grid(
+    wq, grid = fit_weight_grid(
         largest,
         lambda q: _rounded(w, q),
         summands=w[0].size if w.size else 0,
@@ -167,7 +167,7 @@ def weight_grid(
         input_max=input_max,
         layer=layer,
     )
-    return (np.zeros_like(w) if wq is None else wq), made
+    return (np.zeros_like(w) if wq is None else wq), grid
 
 
 def check_largest(largest: float, layer: str) -> None:

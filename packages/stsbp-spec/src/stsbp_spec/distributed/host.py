@@ -66,8 +66,10 @@ def process_group(rendezvous: Rendezvous, engines: str = "gloo") -> Any:
         # All processes are here. From now on, allow longer waits, for example for compilation.
         _set_pg_timeout(later)
     except (RuntimeError, ValueError, OSError) as error:
-        taken = "EADDRINUSE" in str(error)
-        reason = "another program has taken that port; name a free one (MASTER_PORT)" if taken else first_line(error)
+        port_in_use = "EADDRINUSE" in str(error)
+        reason = (
+            "another program has taken that port; name a free one (MASTER_PORT)" if port_in_use else first_line(error)
+        )
         raise BackendError(
             f"rank {rendezvous.rank} of {rendezvous.size} did not meet the others at {rendezvous.address}:"
             f"{rendezvous.port}: {reason}"
@@ -95,17 +97,17 @@ def connection(collective: Collective[Any]) -> Iterator[None]:
 def gather_padded(x: AnyArray, gather: Callable[[AnyArray], Sequence[AnyArray]]) -> list[AnyArray]:
     """`Collective.gather` with an engine whose `gather` requires arrays of equal length."""
     lengths = [int(n[0]) for n in gather(np.array([len(x)], np.int64))]
-    own = np.zeros(max(lengths), x.dtype)
-    own[: len(x)] = x
-    return [each[:n] for each, n in zip(gather(own), lengths, strict=True)]
+    padded = np.zeros(max(lengths), x.dtype)
+    padded[: len(x)] = x
+    return [row[:n] for row, n in zip(gather(padded), lengths, strict=True)]
 
 
 def broadcast_message(message: bytes | None, broadcast: Callable[[AnyArray], AnyArray]) -> bytes:
     """`Collective.broadcast` with an engine whose `broadcast` gives every process the array of rank 0."""
-    sent = np.frombuffer(message or b"", np.uint8)
-    whole = np.zeros(int(broadcast(np.array([len(sent)], np.int64))[0]), np.uint8)
-    whole[: len(sent)] = sent
-    return broadcast(whole).tobytes()
+    payload = np.frombuffer(message or b"", np.uint8)
+    padded = np.zeros(int(broadcast(np.array([len(payload)], np.int64))[0]), np.uint8)
+    padded[: len(payload)] = payload
+    return broadcast(padded).tobytes()
 
 
 class Gloo(Collective[AnyArray]):
@@ -129,8 +131,8 @@ class Gloo(Collective[AnyArray]):
     def largest(self, x: AnyArray) -> AnyArray:
         import torch
 
-        found: AnyArray = self.largest_tensor(torch.from_numpy(x.copy())).numpy()
-        return found
+        maximum: AnyArray = self.largest_tensor(torch.from_numpy(x.copy())).numpy()
+        return maximum
 
     def largest_tensor(self, x: Any) -> Any:
         """`largest` of a tensor, in place."""
@@ -148,17 +150,17 @@ class Gloo(Collective[AnyArray]):
         """`start_total` of a tensor."""
         if self._waiting and self._waiting[0].x.dtype != x.dtype:
             self._send()
-        mine = _Sum(x)
-        self._waiting.append(mine)
-        if sum(each.x.nbytes for each in self._waiting) >= self.bucket:
+        pending = _Sum(x)
+        self._waiting.append(pending)
+        if sum(waiting_sum.x.nbytes for waiting_sum in self._waiting) >= self.bucket:
             self._send()
 
         def wait() -> Any:
-            if mine.work is None:
+            if pending.work is None:
                 self._send()
             with connection(self):
-                mine.work.wait()
-            return mine.total.view(x.shape)
+                pending.work.wait()
+            return pending.total.view(x.shape)
 
         return wait
 
@@ -166,23 +168,23 @@ class Gloo(Collective[AnyArray]):
         """Start adding up the waiting sums, in one message."""
         import torch
 
-        together = torch.cat([each.x.reshape(-1) for each in self._waiting])
+        together = torch.cat([waiting_sum.x.reshape(-1) for waiting_sum in self._waiting])
         with connection(self):
             work = self._dist.all_reduce(together, async_op=True)
         begin = 0
-        for each in self._waiting:
-            end = begin + each.x.numel()
-            each.work, each.total, begin = work, together[begin:end], end
+        for waiting_sum in self._waiting:
+            end = begin + waiting_sum.x.numel()
+            waiting_sum.work, waiting_sum.total, begin = work, together[begin:end], end
         self._waiting.clear()
 
     def gather(self, x: AnyArray) -> list[AnyArray]:
         import torch
 
-        def of_all(own: AnyArray) -> list[AnyArray]:
-            found = [torch.empty_like(torch.from_numpy(own)) for _ in range(self.size)]
+        def of_all(padded: AnyArray) -> list[AnyArray]:
+            tensors = [torch.empty_like(torch.from_numpy(padded)) for _ in range(self.size)]
             with connection(self):
-                self._dist.all_gather(found, torch.from_numpy(own))
-            return [each.numpy() for each in found]
+                self._dist.all_gather(tensors, torch.from_numpy(padded))
+            return [tensor.numpy() for tensor in tensors]
 
         return gather_padded(x, of_all)
 
@@ -226,21 +228,21 @@ class Mpi(Collective[AnyArray]):
             )
 
     def largest(self, x: AnyArray) -> AnyArray:
-        found = x.copy()
+        maximum = x.copy()
         with connection(self):
-            self._world.Allreduce(self._mpi.IN_PLACE, found, op=self._mpi.MAX)
-        return found
+            self._world.Allreduce(self._mpi.IN_PLACE, maximum, op=self._mpi.MAX)
+        return maximum
 
     def start_total(self, x: AnyArray) -> Callable[[], AnyArray]:
-        own = np.ascontiguousarray(x)
-        found = np.empty_like(own)
+        summand = np.ascontiguousarray(x)
+        total = np.empty_like(summand)
         with connection(self):
-            request = self._world.Iallreduce(own, found, op=self._mpi.SUM)
+            request = self._world.Iallreduce(summand, total, op=self._mpi.SUM)
 
         def wait() -> AnyArray:
             with connection(self):
                 request.Wait()
-            return found if own.size else own  # `own` must not be freed before this point
+            return total if summand.size else summand  # `summand` must not be freed before this point
 
         return wait
 
@@ -248,9 +250,9 @@ class Mpi(Collective[AnyArray]):
         lengths: Int64 = np.empty(self.size, np.int64)
         with connection(self):
             self._world.Allgather(np.array([len(x)], np.int64), lengths)
-            whole = np.empty(lengths.sum(), x.dtype)
-            self._world.Allgatherv(np.ascontiguousarray(x), (whole, lengths))
-        return np.split(whole, np.cumsum(lengths)[:-1])
+            gathered = np.empty(lengths.sum(), x.dtype)
+            self._world.Allgatherv(np.ascontiguousarray(x), (gathered, lengths))
+        return np.split(gathered, np.cumsum(lengths)[:-1])
 
     def broadcast(self, message: bytes | None) -> bytes:
         def send(x: AnyArray) -> AnyArray:

@@ -63,30 +63,31 @@ def found(environ: Environment, timeout: float = 60.0) -> Rendezvous | None:
             f"RANK and WORLD_SIZE say rank {of_torchrun.rank} of {of_torchrun.size}, JAX_PROCESS_ID and "
             f"JAX_NUM_PROCESSES rank {of_jax.rank} of {of_jax.size}: unset the wrong ones"
         )
-    said = of_torchrun or of_jax or _open_mpi(environ) or _mpich(environ) or _slurm(environ)
+    ranks = of_torchrun or of_jax or _open_mpi(environ) or _mpich(environ) or _slurm(environ)
     # A process that srun or mpirun starts alone is an ordinary single process.
-    return None if said is None or said.size == 1 else _joined(environ, said, timeout)
+    return None if ranks is None or ranks.size == 1 else _joined(environ, ranks, timeout)
 
 
-def _joined(environ: Environment, said: _Found, timeout: float) -> Rendezvous:
-    if not 0 <= said.rank < said.size:
+def _joined(environ: Environment, ranks: _Found, timeout: float) -> Rendezvous:
+    if not 0 <= ranks.rank < ranks.size:
         raise BackendError(
-            f"{said.names} say that this is rank {said.rank} of {said.size} processes: ranks are 0 to {said.size - 1}"
+            f"{ranks.names} say that this is rank {ranks.rank} of {ranks.size} processes: "
+            f"ranks are 0 to {ranks.size - 1}"
         )
-    if said.local_rank is not None and said.local_rank > said.rank:
+    if ranks.local_rank is not None and ranks.local_rank > ranks.rank:
         raise BackendError(
-            f"{said.names} say rank {said.rank}, but number {said.local_rank} among the processes of this machine"
+            f"{ranks.names} say rank {ranks.rank}, but number {ranks.local_rank} among the processes of this machine"
         )
-    address = environ.get("MASTER_ADDR") or said.address
+    address = environ.get("MASTER_ADDR") or ranks.address
     if address is None:
         raise BackendError(
-            f"{said.launcher} started processes on several machines but does not say where rank 0 "
+            f"{ranks.launcher} started processes on several machines but does not say where rank 0 "
             "runs; for all processes, set MASTER_ADDR to the name of its machine and MASTER_PORT to "
             "a free port there"
         )
-    port = _port(environ, "MASTER_PORT") if environ.get("MASTER_PORT") else said.port
-    local = said.rank if said.local_rank is None else said.local_rank
-    return Rendezvous(said.rank, said.size, local, address, port, said.launcher, timeout)
+    port = _port(environ, "MASTER_PORT") if environ.get("MASTER_PORT") else ranks.port
+    local = ranks.rank if ranks.local_rank is None else ranks.local_rank
+    return Rendezvous(ranks.rank, ranks.size, local, address, port, ranks.launcher, timeout)
 
 
 def _torchrun(environ: Environment) -> _Found | None:
@@ -101,9 +102,9 @@ def _torchrun(environ: Environment) -> _Found | None:
             f"RANK and WORLD_SIZE are set, but {missing} is not; set all of them, as torchrun does, "
             "or unset RANK and WORLD_SIZE to run one process"
         )
-    own = "STSBP_LAUNCHER" in environ
+    by_stsbp = "STSBP_LAUNCHER" in environ
     by_torchrun = any(name.startswith("TORCHELASTIC_") for name in environ)
-    name = "stsbp --processes" if own else "torchrun" if by_torchrun else "RANK and WORLD_SIZE"
+    name = "stsbp --processes" if by_stsbp else "torchrun" if by_torchrun else "RANK and WORLD_SIZE"
     rank, local_rank = _integer(environ, "RANK"), _optional(environ, "LOCAL_RANK")
     return _Found(name, rank, size, local_rank, address, DEFAULT_PORT, "RANK and WORLD_SIZE")
 
@@ -111,10 +112,12 @@ def _torchrun(environ: Environment) -> _Found | None:
 def _jax(environ: Environment) -> _Found | None:
     if not _all_or_none(environ, "JAX_COORDINATOR_ADDRESS", "JAX_PROCESS_ID", "JAX_NUM_PROCESSES"):
         return None
-    where = environ["JAX_COORDINATOR_ADDRESS"]
-    address, colon, port = where.rpartition(":")
+    coordinator = environ["JAX_COORDINATOR_ADDRESS"]
+    address, colon, port = coordinator.rpartition(":")
     if not colon or not address or not _is_port(port):
-        raise BackendError(f"JAX_COORDINATOR_ADDRESS is {shown(where)}: expected HOST:PORT, for example node01:29500")
+        raise BackendError(
+            f"JAX_COORDINATOR_ADDRESS is {shown(coordinator)}: expected HOST:PORT, for example node01:29500"
+        )
     rank, size = _integer(environ, "JAX_PROCESS_ID"), _integer(environ, "JAX_NUM_PROCESSES")
     local_rank, names = _optional(environ, "LOCAL_RANK"), "JAX_PROCESS_ID and JAX_NUM_PROCESSES"
     return _Found("JAX's variables", rank, size, local_rank, address, int(port), names)
@@ -197,11 +200,11 @@ def _all_or_none(environ: Environment, *names: str) -> bool:
     """
     missing = [name for name in names if not environ.get(name)]
     if missing and len(missing) < len(names):
-        there = " and ".join(name for name in names if name not in missing)
+        present = " and ".join(name for name in names if name not in missing)
         one = len(names) - len(missing) == 1
         raise BackendError(
-            f"{there} {'is' if one else 'are'} set and {missing[0]} is not: set {'both' if len(names) == 2 else 'all'} "
-            "for several processes, none for one"
+            f"{present} {'is' if one else 'are'} set and {missing[0]} is not: "
+            f"set {'both' if len(names) == 2 else 'all'} for several processes, none for one"
         )
     return not missing
 

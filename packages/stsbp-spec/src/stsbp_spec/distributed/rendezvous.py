@@ -44,9 +44,9 @@ def port_of(rendezvous: Rendezvous) -> int:
     """
     port = rendezvous.port + (rendezvous.launcher == "torchrun")
     if not 0 < port < 2**16:
-        after = ", which is the one after torchrun's" if port != rendezvous.port else ""
+        note = ", which is the one after torchrun's" if port != rendezvous.port else ""
         raise BackendError(
-            f"processes cannot meet at port {port}{after}: ports are 1 to 65535; give the run another port"
+            f"processes cannot meet at port {port}{note}: ports are 1 to 65535; give the run another port"
         )
     return port
 
@@ -66,10 +66,10 @@ def meet(rendezvous: Rendezvous, port: int) -> None:
 
 def _receive(rendezvous: Rendezvous, port: int) -> None:
     """Rank 0 waits for all other ranks, and tells them the result."""
-    deadline, guests, came = time.monotonic() + rendezvous.timeout, list[socket.socket](), list[tuple[int, int]]()
+    deadline, guests, arrivals = time.monotonic() + rendezvous.timeout, list[socket.socket](), list[tuple[int, int]]()
     with _listener(rendezvous, port) as server:
-        while len(came) < rendezvous.size - 1 and (left := deadline - time.monotonic()) > 0:
-            server.settimeout(left)
+        while len(arrivals) < rendezvous.size - 1 and (remaining := deadline - time.monotonic()) > 0:
+            server.settimeout(remaining)
             try:
                 guest, _ = server.accept()
             except TimeoutError:
@@ -82,29 +82,29 @@ def _receive(rendezvous: Rendezvous, port: int) -> None:
                 continue
             _, rank, size = _HELLO.unpack(hello)
             guests.append(guest)
-            came.append((rank, size))
-        problem = _problem(rendezvous, port, came)
-        said = problem.encode()[:_LONGEST]
+            arrivals.append((rank, size))
+        problem = _problem(rendezvous, port, arrivals)
+        message = problem.encode()[:_LONGEST]
         for guest in guests:
             with guest, suppress(OSError):
                 guest.settimeout(_LAST_WORD)
-                guest.sendall(_ANSWER.pack(_MAGIC, len(said)) + said)
+                guest.sendall(_ANSWER.pack(_MAGIC, len(message)) + message)
                 guest.recv(1)  # the side that closes first keeps the port busy, so let the guest close first
     if problem:
         raise BackendError(problem)
 
 
-def _problem(rendezvous: Rendezvous, port: int, came: list[tuple[int, int]]) -> str:
+def _problem(rendezvous: Rendezvous, port: int, arrivals: list[tuple[int, int]]) -> str:
     """What is wrong with the guests that came. Each guest has a rank and the number of processes that it expects."""
     address = f"{rendezvous.address}:{port}"
-    for rank, size in came:
-        if size != rendezvous.size or not 0 < rank < size or came.count((rank, size)) > 1:
-            twice = "two processes say" if came.count((rank, size)) > 1 else "a process says"
+    for rank, size in arrivals:
+        if size != rendezvous.size or not 0 < rank < size or arrivals.count((rank, size)) > 1:
+            twice = "two processes say" if arrivals.count((rank, size)) > 1 else "a process says"
             return (
                 f"{twice} at {address} to be rank {rank} of {size}; rank 0 waits for {rendezvous.size} "
                 "processes, each with a different rank"
             )
-    missing = sorted({*range(1, rendezvous.size)} - {rank for rank, _ in came})
+    missing = sorted({*range(1, rendezvous.size)} - {rank for rank, _ in arrivals})
     if not missing:
         return ""
     return (
@@ -146,18 +146,18 @@ def _visit(rendezvous: Rendezvous, port: int) -> None:
     """Another rank connects to rank 0 and waits for its answer."""
     address, deadline = (rendezvous.address, port), time.monotonic() + rendezvous.timeout
     last, stranger = "nobody listens there", ""
-    while (left := deadline - time.monotonic()) > 0:
+    while (remaining := deadline - time.monotonic()) > 0:
         try:
-            with socket.create_connection(address, timeout=left) as host:
+            with socket.create_connection(address, timeout=remaining) as host:
                 host.sendall(_HELLO.pack(_MAGIC, rendezvous.rank, rendezvous.size))
                 last = "a process listens there, but does not answer"
                 answer = _read(host, _ANSWER.size, deadline + _LAST_WORD)
                 length = _ANSWER.unpack(answer)[1] if answer and answer.startswith(_MAGIC) else _LONGEST + 1
                 if length <= _LONGEST:
-                    said = _read(host, length, deadline + _LAST_WORD)
-                    if said == b"":
+                    message = _read(host, length, deadline + _LAST_WORD)
+                    if message == b"":
                         return
-                    raise BackendError((said or b"rank 0 gave up").decode(errors="replace"))
+                    raise BackendError((message or b"rank 0 gave up").decode(errors="replace"))
                 if answer:
                     stranger = f"the process that listens there is not rank 0 of this run: it answers {answer!r}"
         except OSError as error:
@@ -172,15 +172,15 @@ def _visit(rendezvous: Rendezvous, port: int) -> None:
 
 def _read(from_: socket.socket, count: int, deadline: float) -> bytes | None:
     """Read `count` bytes. None: the other side closed the connection, or `deadline` passed."""
-    found = b""
+    data = b""
     try:
-        while len(found) < count:
-            if (left := deadline - time.monotonic()) <= 0:
+        while len(data) < count:
+            if (remaining := deadline - time.monotonic()) <= 0:
                 return None
-            from_.settimeout(left)
-            if not (more := from_.recv(count - len(found))):
+            from_.settimeout(remaining)
+            if not (more := from_.recv(count - len(data))):
                 return None
-            found += more
+            data += more
     except OSError:
         return None
-    return found
+    return data

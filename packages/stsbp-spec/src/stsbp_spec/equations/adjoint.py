@@ -106,19 +106,19 @@ class _Simplifier:
 
     def __init__(self) -> None:
         # Keep the nodes themselves alive, so that no new node can get the `id` of a deleted one.
-        self._made: dict[int, tuple[Expr, Expr]] = {}
+        self._results: dict[int, tuple[Expr, Expr]] = {}
 
     def __call__(self, x: Expr) -> Expr:
         waiting = [x]
         while waiting:
             now = waiting[-1]
-            if missing := [a for a in now.args if id(a) not in self._made] if id(now) not in self._made else []:
+            if missing := [a for a in now.args if id(a) not in self._results] if id(now) not in self._results else []:
                 waiting += missing
                 continue
             waiting.pop()
-            if id(now) not in self._made:
-                self._made[id(now)] = now, _simple(now, tuple(self._made[id(a)][1] for a in now.args))
-        return self._made[id(x)][1]
+            if id(now) not in self._results:
+                self._results[id(now)] = now, _simple(now, tuple(self._results[id(a)][1] for a in now.args))
+        return self._results[id(x)][1]
 
 
 def _simple(x: Expr, a: tuple[Expr, ...]) -> Expr:
@@ -156,21 +156,21 @@ def free_variables(roots: Iterable[Expr]) -> list[str]:
 
 def substituted(roots: Sequence[Expr], by: Mapping[int, Expr]) -> list[Expr]:
     """`roots` with replacements for the nodes whose `id` is in `by`. Nodes that only these contain are not visited."""
-    made: dict[int, Expr] = dict(by)
+    replaced: dict[int, Expr] = dict(by)
     waiting = [*roots]
     while waiting:
         x = waiting[-1]
-        if missing := [operand for operand in x.args if id(operand) not in made] if id(x) not in made else []:
+        if missing := [operand for operand in x.args if id(operand) not in replaced] if id(x) not in replaced else []:
             waiting += missing
             continue
         waiting.pop()
-        if id(x) not in made:
-            made[id(x)] = x.of(tuple(made[id(operand)] for operand in x.args))
-    return [made[id(x)] for x in roots]
+        if id(x) not in replaced:
+            replaced[id(x)] = x.of(tuple(replaced[id(operand)] for operand in x.args))
+    return [replaced[id(x)] for x in roots]
 
 
 def kept_values(
-    roots: Sequence[Expr], known: Iterable[str], free: Mapping[str, Expr], candidates: Mapping[str, Expr]
+    roots: Sequence[Expr], available: Iterable[str], free: Mapping[str, Expr], candidates: Mapping[str, Expr]
 ) -> tuple[dict[str, Expr], list[Expr]]:
     """The smallest set of values that a forward step must keep so that the backward pass can be computed.
 
@@ -187,14 +187,14 @@ def kept_values(
     Raises:
         SpecError: the candidates do not suffice.
     """
-    there = set(known)
+    available_names = set(available)
     subsets = (chosen for count in range(len(candidates) + 1) for chosen in combinations(candidates, count))
     # If the search would take too long, keep all values that are read.
     most = _MOST_VISITS // (1 + len(ordered(roots)))
     for chosen in chain(islice(subsets, most), [tuple(candidates)]):
         values = {**free, **{name: candidates[name] for name in chosen}}
         replaced = substituted(roots, {id(x): variable(name) for name, x in values.items()})
-        asked = [name for name in free_variables(replaced) if name not in there]
-        if all(name in values for name in asked):
-            return {name: x for name, x in values.items() if name in asked}, replaced
+        read_names = [name for name in free_variables(replaced) if name not in available_names]
+        if all(name in values for name in read_names):
+            return {name: x for name, x in values.items() if name in read_names}, replaced
     raise SpecError("the backward pass needs values of the step that have no name; name them with named(...)")

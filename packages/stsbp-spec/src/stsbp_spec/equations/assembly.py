@@ -119,8 +119,8 @@ class NeuronEquations:
         The error that reaches the step's own spikes through a recurrent connection, `back`, is added to `g`. The last
         states are the sums over the steps of the errors `summed` and of `terms`.
         """
-        whole = self.recurrent(summed)
-        return _single(whole), tuple(whole.states)
+        recurrence = self.recurrent(summed)
+        return _single(recurrence), tuple(recurrence.states)
 
     def recurrent(self, summed: tuple[str, ...] = ()) -> Recurrence:
         """`backward_step` over time: `backward` with the additional input `back`, and its sums as its last states."""
@@ -147,8 +147,8 @@ class ResumableEquations:
     @cached_property
     def step(self) -> Recurrence:
         """One step of the forward pass (`Recurrence.single`)."""
-        found = {**self.of_potentials.forward.outputs, **self.plain.forward.outputs}
-        outputs = {name: found[name] for name in (*self.kept, "o")}
+        all_outputs = {**self.of_potentials.forward.outputs, **self.plain.forward.outputs}
+        outputs = {name: all_outputs[name] for name in (*self.kept, "o")}
         return self.plain.forward.changed(outputs=outputs).single()
 
 
@@ -178,26 +178,28 @@ class LossEquations:
     inside: str | None = None
 
 
-class _Part:
+class _UniqueNames:
     """The constants, states or carried values of one part of a step. Their names are unique among all parts."""
 
-    def __init__(self, what: str, names: Iterable[str], taken: set[str]) -> None:
+    def __init__(self, kind: str, names: Iterable[str], used_names: set[str]) -> None:
         self.free: dict[str, str] = {}
         for name in names:
-            self.free[name] = free_name(name, taken)
-            taken.add(self.free[name])
+            self.free[name] = free_name(name, used_names)
+            used_names.add(self.free[name])
         self.expressions = {name: variable(free) for name, free in self.free.items()}
-        self.names = Names(what, self.expressions)
+        self.names = Names(kind, self.expressions)
 
-    def renamed(self, given: Mapping[str, Expr], what: str) -> dict[str, Expr]:
-        """Expressions by their unique names. Raises `SpecError` unless `given` has exactly the expected names."""
-        if set(given) != set(self.free):
-            raise SpecError(f"{what}: expected {', '.join(self.free) or 'none'}, got {', '.join(given) or 'none'}")
-        return {free: given[name] for name, free in self.free.items()}
+    def renamed(self, expressions: Mapping[str, Expr], title: str) -> dict[str, Expr]:
+        """Expressions by their unique names. Raises `SpecError` unless `expressions` has exactly the expected names."""
+        if set(expressions) != set(self.free):
+            raise SpecError(
+                f"{title}: expected {', '.join(self.free) or 'none'}, got {', '.join(expressions) or 'none'}"
+            )
+        return {free: expressions[name] for name, free in self.free.items()}
 
-    def values(self, given: Mapping[str, float | np.float32]) -> dict[str, float]:
+    def values(self, numbers: Mapping[str, float | np.float32]) -> dict[str, float]:
         """Numbers by their unique names."""
-        return {self.free[name]: float(value) for name, value in given.items()}
+        return {self.free[name]: float(value) for name, value in numbers.items()}
 
 
 def neuron_equations(
@@ -227,90 +229,110 @@ def _neuron_equations(
     filters: tuple[SynapticFilter, ...], neuron: NeuronModel, static: tuple[bool, ...], of_potentials: bool
 ) -> NeuronEquations:
     name = neuron.written()["neuron"]
-    what, surrogate = f"the neuron {name}", neuron.surrogate
+    title, surrogate = f"the neuron {name}", neuron.surrogate
     if not filters:
-        raise SpecError(f"{what} has no input")
+        raise SpecError(f"{title} has no input")
     inputs = tuple("z" if j == 0 else f"z{j + 1}" for j in range(len(filters)))
     kinds = [*zip(filters, static, strict=True)]
-    shared = [j if each.learned() else kinds.index(kinds[j]) for j, each in enumerate(filters)]
+    shared = [j if edge_filter.learned() else kinds.index(kinds[j]) for j, edge_filter in enumerate(filters)]
     errors = tuple(f"d{inputs[j]}" for j in shared)
-    taken = {*inputs, *errors, "u", "o", "g", "gu", "h", "current", "back"}
-    edges = [_Edge(j, each, inputs, shared, taken) for j, each in enumerate(filters) if shared[j] == j]
-    own, slope = neuron.constants(), surrogate.constants()
-    own_p = _Part(f"constant of {what}", own, taken)
+    used_names = {*inputs, *errors, "u", "o", "g", "gu", "h", "current", "back"}
+    edges = [
+        _EdgeFilter(j, edge_filter, inputs, shared, used_names)
+        for j, edge_filter in enumerate(filters)
+        if shared[j] == j
+    ]
+    neuron_constants, slope_constants = neuron.constants(), surrogate.constants()
+    constant_names = _UniqueNames(f"constant of {title}", neuron_constants, used_names)
     # Inputs, not constants, so that an update compiles nothing, and one kernel serves one number per layer and one per
     # channel. The price is one more number to read per neuron and step.
-    learned = _Part(f"learned number of {what}", neuron.learned(), taken)
-    if twice := set(own) & set(learned.free):
-        raise SpecError(f"{what}: {', '.join(sorted(twice))} is both a constant and learned")
+    learned = _UniqueNames(f"learned number of {title}", neuron.learned(), used_names)
+    if twice := set(neuron_constants) & set(learned.free):
+        raise SpecError(f"{title}: {', '.join(sorted(twice))} is both a constant and learned")
     for edge in edges:
-        edge.name_learned(taken)
-    p = Names(f"constant of {what}", own_p.expressions | learned.expressions)
-    slope_p = _Part(f"constant of the surrogate {surrogate.name}", slope, taken)
-    of_edges = {k: value for edge in edges for k, value in edge.constants.values(edge.filter.constants()).items()}
-    wide = of_edges | own_p.values(own) | slope_p.values(slope)
+        edge.name_learned(used_names)
+    p = Names(f"constant of {title}", constant_names.expressions | learned.expressions)
+    slope_names = _UniqueNames(f"constant of the surrogate {surrogate.name}", slope_constants, used_names)
+    edge_constants = {k: value for edge in edges for k, value in edge.constants.values(edge.filter.constants()).items()}
+    wide = edge_constants | constant_names.values(neuron_constants) | slope_names.values(slope_constants)
     constants = _rounded(wide)
-    taken_back = set(taken)
+    used_names_back = set(used_names)
     for edge in edges:
-        edge.name_states(taken)
-    own_s = _Part(f"state of {what}", neuron.states, taken)
+        edge.name_states(used_names)
+    state_names = _UniqueNames(f"state of {title}", neuron.states, used_names)
 
     filtered = [edge.step() for edge in edges]
     current = variable("current")
-    step = _floored(neuron.step(p, own_s.names, current))
-    states = own_s.renamed(step.states, f"the states of {what}")
+    step = _floored(neuron.step(p, state_names.names, current))
+    states = state_names.renamed(step.states, f"the states of {title}")
     if step.spike.op != "spike" or step.u.is_condition:
-        raise SpecError(f"{what}: a step must return spike(u, threshold) as its spike and a number as its potential")
+        raise SpecError(f"{title}: a step must return spike(u, threshold) as its spike and a number as its potential")
 
     def h(x: Expr) -> Expr:
-        return named("h", surrogate.expression(slope_p.names, x))
+        return named("h", surrogate.expression(slope_names.names, x))
 
-    above = ("gu", "g") if of_potentials else ("g",)
-    known = {*constants, *learned.free.values(), *above}
-    own_d = _Part(f"carried value of {what}", neuron.carried, taken_back)
-    back = None if of_potentials else neuron.adjoint(p, own_d.names, variable("u"), variable("g"), h)
-    kept = {"u": step.u}
-    if back is None:
-        own_d = _Part(f"carried value of {what}", [f"d_{name}" for name in neuron.states], taken_back)
-        known |= {*own_d.free.values()}
-        back, kept = _derived(
-            step, own_s, own_d, learned, current, known, taken | taken_back, h, of_potentials=of_potentials
+    grad_inputs = ("gu", "g") if of_potentials else ("g",)
+    known_names = {*constants, *learned.free.values(), *grad_inputs}
+    carried_names = _UniqueNames(f"carried value of {title}", neuron.carried, used_names_back)
+    adjoint = None if of_potentials else neuron.adjoint(p, carried_names.names, variable("u"), variable("g"), h)
+    saved = {"u": step.u}
+    if adjoint is None:
+        carried_names = _UniqueNames(
+            f"carried value of {title}", [f"d_{name}" for name in neuron.states], used_names_back
         )
-        taken_back |= {*kept}
-    carried = own_d.renamed(back.carried, f"the carried values of {what}")
-    own_terms = learned.renamed(back.learned, f"the gradients of the learned numbers of {what}")
+        known_names |= {*carried_names.free.values()}
+        adjoint, saved = _derived(
+            step,
+            state_names,
+            carried_names,
+            learned,
+            current,
+            known_names,
+            used_names | used_names_back,
+            h,
+            of_potentials=of_potentials,
+        )
+        used_names_back |= {*saved}
+    carried = carried_names.renamed(adjoint.carried, f"the carried values of {title}")
+    neuron_terms = learned.renamed(adjoint.learned, f"the gradients of the learned numbers of {title}")
 
-    backs = [edge.back(back.current, taken_back) for edge in edges]
-    edge_terms = {k: x for edge, (found, _) in zip(edges, backs, strict=True) for k, x in edge.terms(found).items()}
+    edge_adjoints = [edge.adjoint(adjoint.current, used_names_back) for edge in edges]
+    edge_terms = {
+        k: x
+        for edge, (edge_adjoint, _) in zip(edges, edge_adjoints, strict=True)
+        for k, x in edge.terms(edge_adjoint).items()
+    }
     free_names = [name for edge in edges for name in edge.learned.free.values()] + [*learned.free.values()]
-    terms = _Part("gradient", [f"d_{free}" for free in free_names], taken_back)
+    terms = _UniqueNames("gradient", [f"d_{free}" for free in free_names], used_names_back)
     total = filtered[0].current
-    for each in filtered[1:]:
-        total = snap(total + each.current)
-    roots = substituted([*states.values(), *kept.values(), step.spike], {id(current): total})
-    made = dict(zip([*states, *kept, "o"], roots, strict=True))
-    edge_states = {k: x for edge, each in zip(edges, filtered, strict=True) for k, x in edge.renamed(each).items()}
+    for filter_step in filtered[1:]:
+        total = snap(total + filter_step.current)
+    roots = substituted([*states.values(), *saved.values(), step.spike], {id(current): total})
+    forward_values = dict(zip([*states, *saved, "o"], roots, strict=True))
+    edge_states = {
+        k: x for edge, filter_step in zip(edges, filtered, strict=True) for k, x in edge.renamed(filter_step).items()
+    }
     forward = Recurrence(
         f"{name}_forward",
-        (*(free for edge in edges for free in edge.constants.free.values()), *own_p.free.values()),
+        (*(free for edge in edges for free in edge.constants.free.values()), *constant_names.free.values()),
         (*inputs, *free_names),
-        edge_states | {name: made[name] for name in states},
-        {name: made[name] for name in (*kept, "o")},
+        edge_states | {name: forward_values[name] for name in states},
+        {name: forward_values[name] for name in (*saved, "o")},
     )
     backward = Recurrence(
         f"{name}_backward{'_of_potentials' if of_potentials else ''}",
         tuple(constants),
-        (*kept, *above, *free_names),
-        carried | {k: x for _, each in backs for k, x in each.items()},
-        {f"d{edge.input}": found.dz for edge, (found, _) in zip(edges, backs, strict=True)}
-        | {terms.free[f"d_{free}"]: x for free, x in (edge_terms | own_terms).items()},
+        (*saved, *grad_inputs, *free_names),
+        carried | {k: x for _, edge_carried in edge_adjoints for k, x in edge_carried.items()},
+        {f"d{edge.input}": edge_adjoint.dz for edge, (edge_adjoint, _) in zip(edges, edge_adjoints, strict=True)}
+        | {terms.free[f"d_{free}"]: x for free, x in (edge_terms | neuron_terms).items()},
         reverse=True,
     )
-    every = {k: free for edge in edges for k, free in edge.learned_names().items()} | learned.free
-    names = {name: terms.free[f"d_{free}"] for name, free in every.items()}
-    of_learned = MappingProxyType(every), MappingProxyType(names)
+    learned_inputs = {k: free for edge in edges for k, free in edge.learned_names().items()} | learned.free
+    names = {name: terms.free[f"d_{free}"] for name, free in learned_inputs.items()}
+    of_learned = MappingProxyType(learned_inputs), MappingProxyType(names)
     return NeuronEquations(
-        forward, backward, inputs, errors, tuple(kept), constants, wide, *of_learned, filters, neuron
+        forward, backward, inputs, errors, tuple(saved), constants, wide, *of_learned, filters, neuron
     )
 
 
@@ -324,26 +346,26 @@ def resumable_equations(
     )
 
 
-class _Edge:
+class _EdgeFilter:
     """A filter between projections and neurons. Its names are unique in the equations."""
 
     def __init__(
-        self, place: int, filter: SynapticFilter, inputs: tuple[str, ...], shared: list[int], taken: set[str]
+        self, place: int, filter: SynapticFilter, inputs: tuple[str, ...], shared: list[int], used_names: set[str]
     ) -> None:
         self.place, self.filter, self.input = place, filter, inputs[place]
         self.reads = [inputs[j] for j, first in enumerate(shared) if first == place]
-        self.constants = _Part("constant of the filter", filter.constants(), taken)
+        self.constants = _UniqueNames("constant of the filter", filter.constants(), used_names)
 
-    def name_learned(self, taken: set[str]) -> None:
-        self.learned = _Part("learned number of the filter", self.filter.learned(), taken)
+    def name_learned(self, used_names: set[str]) -> None:
+        self.learned = _UniqueNames("learned number of the filter", self.filter.learned(), used_names)
 
     def learned_names(self) -> dict[str, str]:
         """Unique names by a population's names for learned parameters: `bias`, and `bias2` for the second
         projection."""
         return {learned_name(self.place, name): free for name, free in self.learned.free.items()}
 
-    def name_states(self, taken: set[str]) -> None:
-        self.states = _Part("state of the filter", self.filter.states, taken)
+    def name_states(self, used_names: set[str]) -> None:
+        self.states = _UniqueNames("state of the filter", self.filter.states, used_names)
 
     def step(self) -> FilterStep:
         z = variable(self.reads[0])
@@ -355,11 +377,11 @@ class _Edge:
     def renamed(self, step: FilterStep) -> dict[str, Expr]:
         return self.states.renamed(step.states, "the states of the filter")
 
-    def back(self, error: Expr, taken: set[str]) -> tuple[FilterAdjoint, dict[str, Expr]]:
-        return _filter_back(self.filter, self.constants, self.learned, error, taken)
+    def adjoint(self, error: Expr, used_names: set[str]) -> tuple[FilterAdjoint, dict[str, Expr]]:
+        return _filter_adjoint(self.filter, self.constants, self.learned, error, used_names)
 
-    def terms(self, back: FilterAdjoint) -> dict[str, Expr]:
-        return self.learned.renamed(back.learned, "the gradients of the learned numbers of the filter")
+    def terms(self, adjoint: FilterAdjoint) -> dict[str, Expr]:
+        return self.learned.renamed(adjoint.learned, "the gradients of the learned numbers of the filter")
 
 
 def learned_name(place: int, name: str) -> str:
@@ -371,8 +393,10 @@ def _with_added(recurrence: Recurrence, name: str, other: str) -> Recurrence:
     """The recurrence with the sum of the input `name` and an additional input `other` in place of the input `name`."""
     roots = [*recurrence.states.values(), *recurrence.outputs.values()]
     total = snap(variable(name) + variable(other))
-    made = iter(substituted(roots, {id(x): total for x in ordered(roots) if x.op == "variable" and x.name == name}))
-    states, outputs = ({k: next(made) for k in each} for each in (recurrence.states, recurrence.outputs))
+    replaced = iter(substituted(roots, {id(x): total for x in ordered(roots) if x.op == "variable" and x.name == name}))
+    states, outputs = (
+        {k: next(replaced) for k in expressions} for expressions in (recurrence.states, recurrence.outputs)
+    )
     return recurrence.changed(inputs=(*recurrence.inputs, other), states=states, outputs=outputs)
 
 
@@ -396,73 +420,77 @@ def _floored(step: Step) -> Step:
     states, spike = [*step.states.values()], step.spike
     u = step.u if step.u.name is not None else Expr(step.u.op, step.u.args, step.u.value, "u")
     roots = substituted([*states, spike, u], {id(step.u): u})
-    made: dict[int, Expr] = {}
+    floored: dict[int, Expr] = {}
     for x in ordered(roots):
-        new = x.of(tuple(made[id(operand)] for operand in x.args))
+        new = x.of(tuple(floored[id(operand)] for operand in x.args))
         plain = x.op in ("variable", "constant", "snap", "unsnapped") or x.is_condition or x.name is None
-        made[id(x)] = new if plain else Expr("snap", (Expr(new.op, new.args, new.value),), name=x.name)
-    *states, spike, u = (made[id(x)] for x in roots)
+        floored[id(x)] = new if plain else Expr("snap", (Expr(new.op, new.args, new.value),), name=x.name)
+    *states, spike, u = (floored[id(x)] for x in roots)
     return Step(u, spike, dict(zip(step.states, states, strict=True)))
 
 
 def _derived(
     step: Step,
-    states: _Part,
-    carried: _Part,
-    learned: _Part,
+    states: _UniqueNames,
+    carried: _UniqueNames,
+    learned: _UniqueNames,
     current: Expr,
-    known: set[str],
-    taken: set[str],
+    known_names: set[str],
+    used_names: set[str],
     h: object,
     *,
     of_potentials: bool,
 ) -> tuple[Adjoint, dict[str, Expr]]:
     """The derived backward pass of a neuron's step, and the values of the step that it reads, `u` first.
 
-    The names of these values are not in `taken`, except `u` and `current`.
+    The names of these values are not in `used_names`, except `u` and `current`.
     """
     seeds = [(step.states[name], carried.expressions[f"d_{name}"]) for name in states.free]
     seeds.append((step.spike, variable("g")))
     if of_potentials:
         seeds.append((step.u, variable("gu")))
-    before = [states.expressions[name] for name in states.free]
-    wanted = [current, *before, *learned.expressions.values()]
-    found = [finished(x) for x in derive(seeds, wanted, h)]  # type: ignore[arg-type]
-    every = ordered([*step.states.values(), step.u, step.spike])
-    inner = [x for x in every if x.op not in ("variable", "constant", "unsnapped") and not x.is_condition]
+    state_variables = [states.expressions[name] for name in states.free]
+    sources = [current, *state_variables, *learned.expressions.values()]
+    gradients = [finished(x) for x in derive(seeds, sources, h)]  # type: ignore[arg-type]
+    nodes = ordered([*step.states.values(), step.u, step.spike])
+    inner = [x for x in nodes if x.op not in ("variable", "constant", "unsnapped") and not x.is_condition]
     names = [(str(x.name), x) for x in inner if x.name is not None and x is not step.u]
-    names += [(f"{name}_before", x) for name, x in zip(states.free, before, strict=True)]
+    names += [(f"{name}_before", x) for name, x in zip(states.free, state_variables, strict=True)]
     candidates: dict[str, Expr] = {}
     for name, x in names:
-        candidates[free_name(name, taken | candidates.keys())] = x
+        candidates[free_name(name, used_names | candidates.keys())] = x
     candidates["current"] = current
-    kept, replaced = kept_values(found, known, {"u": step.u}, candidates)
-    at, ends = replaced[0], iter(replaced[1:])
-    back = Adjoint(at, {f"d_{name}": next(ends) for name in states.free}, {name: next(ends) for name in learned.free})
-    return back, {"u": step.u} | kept
+    saved, replaced = kept_values(gradients, known_names, {"u": step.u}, candidates)
+    grad_current, other_grads = replaced[0], iter(replaced[1:])
+    adjoint = Adjoint(
+        grad_current,
+        {f"d_{name}": next(other_grads) for name in states.free},
+        {name: next(other_grads) for name in learned.free},
+    )
+    return adjoint, {"u": step.u} | saved
 
 
-def _filter_back(
-    filter: SynapticFilter, constants: _Part, learned: _Part, error: Expr, taken: set[str]
+def _filter_adjoint(
+    filter: SynapticFilter, constants: _UniqueNames, learned: _UniqueNames, error: Expr, used_names: set[str]
 ) -> tuple[FilterAdjoint, dict[str, Expr]]:
     """The backward pass of a filter from the error of its current, and the values it carries, under unique names."""
-    d = _Part("carried value of the filter", filter.carried, taken)
+    d = _UniqueNames("carried value of the filter", filter.carried, used_names)
     p = Names("constant of the filter", constants.expressions | learned.expressions)
     written = filter.adjoint(p, d.names, error)
     if written is not None:
         return written, d.renamed(written.carried, "the carried values of the filter")
-    s = _Part("state of the filter", filter.states, set(taken))
-    d = _Part("carried value of the filter", [f"d_{name}" for name in filter.states], taken)
+    s = _UniqueNames("state of the filter", filter.states, set(used_names))
+    d = _UniqueNames("carried value of the filter", [f"d_{name}" for name in filter.states], used_names)
     z = variable("z")
     step = filter.step(p, s.names, z)
     seeds = [(step.states[name], d.expressions[f"d_{name}"]) for name in filter.states]
     # First the error of the current, then the values that come from the following step.
-    wanted = [z, *s.expressions.values(), *learned.expressions.values()]
-    at, *rest = (finished(x) for x in derive([(step.current, error), *seeds], wanted, _no_spike))
-    ends = iter(rest)
-    carried = {f"d_{name}": next(ends) for name in filter.states}
-    back = FilterAdjoint(carried, at, {name: next(ends) for name in learned.free})
-    return back, d.renamed(back.carried, "the filter")
+    sources = [z, *s.expressions.values(), *learned.expressions.values()]
+    grad_input, *other_grads = (finished(x) for x in derive([(step.current, error), *seeds], sources, _no_spike))
+    grads = iter(other_grads)
+    carried = {f"d_{name}": next(grads) for name in filter.states}
+    adjoint = FilterAdjoint(carried, grad_input, {name: next(grads) for name in learned.free})
+    return adjoint, d.renamed(adjoint.carried, "the filter")
 
 
 def _no_spike(x: Expr) -> Expr:
@@ -472,17 +500,19 @@ def _no_spike(x: Expr) -> Expr:
 @cache
 def filter_equations(filter: SynapticFilter) -> FilterEquations:
     """The recurrences of a filter alone, and its constants."""
-    taken = {"o", "a", "da", "do"}
-    given = filter.constants()
-    p = _Part("constant of the filter", given, taken)
-    s = _Part("state of the filter", filter.states, set(taken))
+    used_names = {"o", "a", "da", "do"}
+    constants = filter.constants()
+    p = _UniqueNames("constant of the filter", constants, used_names)
+    s = _UniqueNames("state of the filter", filter.states, set(used_names))
     step = filter.step(p.names, s.names, variable("o"))
     states = s.renamed(step.states, "the states of the filter")
     forward = Recurrence("filter_forward", tuple(p.free.values()), ("o",), states, {"a": step.current})
-    back, carried = _filter_back(filter, p, _Part("learned number of the filter", (), set()), variable("da"), taken)
-    parameters, outputs = tuple(p.free.values()), {"do": back.dz}
+    adjoint, carried = _filter_adjoint(
+        filter, p, _UniqueNames("learned number of the filter", (), set()), variable("da"), used_names
+    )
+    parameters, outputs = tuple(p.free.values()), {"do": adjoint.dz}
     backward = Recurrence("filter_backward", parameters, ("da",), carried, outputs, reverse=True)
-    return FilterEquations(forward, backward, _rounded(p.values(given)))
+    return FilterEquations(forward, backward, _rounded(p.values(constants)))
 
 
 @cache
@@ -494,37 +524,39 @@ def loss_equations(loss: Loss) -> LossEquations:
     def states(which: tuple[str, ...]) -> Names:
         return Names(f"state of the loss {loss.name}", {name: variable(name) for name in which})
 
-    ahead = loss.ahead(p, states(loss.states), Names("value of a step", {k: variable(k) for k in AHEAD}))
-    back = loss.back(p, states(loss.back_states), step_names(ahead))
-    forward = None if ahead is None else _pass(loss, "forward", ahead, AHEAD, "r")
-    return LossEquations(forward, _pass(loss, "backward", back, STEP, "do"))
+    forward_step = loss.ahead(p, states(loss.states), Names("value of a step", {k: variable(k) for k in AHEAD}))
+    backward_step = loss.back(p, states(loss.back_states), step_names(forward_step))
+    forward = None if forward_step is None else _pass(loss, "forward", forward_step, AHEAD, "r")
+    return LossEquations(forward, _pass(loss, "backward", backward_step, STEP, "do"))
 
 
 @cache
 def padded_loss_equations(loss: Loss) -> LossEquations:
     """`loss_equations` for samples with lengths. At padded steps, the error and all states of `backward` are zero."""
     plain = loss_equations(loss)
-    taken = {*loss.parameters, *loss.states, *loss.back_states, *STEP}
+    used_names = {*loss.parameters, *loss.states, *loss.back_states, *STEP}
     name = "inside"
-    while name in taken:
+    while name in used_names:
         name += "_"
 
-    def kept(x: Expr) -> Expr:
+    def mask_padding(x: Expr) -> Expr:
         # The selected values were snapped before, and the selection does not change that.
         return unsnapped(where(variable(name) > 0, x, 0))
 
-    back, ahead = plain.backward, plain.forward
+    plain_backward, forward = plain.backward, plain.forward
     backward = Recurrence(
-        f"{back.name}_padded",
+        f"{plain_backward.name}_padded",
         (),
-        (*back.inputs, *back.parameters, name),
-        {state: kept(x) for state, x in back.states.items()},
-        {output: kept(x) for output, x in back.outputs.items()},
+        (*plain_backward.inputs, *plain_backward.parameters, name),
+        {state: mask_padding(x) for state, x in plain_backward.states.items()},
+        {output: mask_padding(x) for output, x in plain_backward.outputs.items()},
         reverse=True,
     )
-    if ahead is not None:
-        ahead = ahead.changed(name=f"{ahead.name}_padded", parameters=(), inputs=(*ahead.inputs, *ahead.parameters))
-    return LossEquations(ahead, backward, name)
+    if forward is not None:
+        forward = forward.changed(
+            name=f"{forward.name}_padded", parameters=(), inputs=(*forward.inputs, *forward.parameters)
+        )
+    return LossEquations(forward, backward, name)
 
 
 def loss_padding(loss: Loss, psp: PSP, lengths: Int64, batch: int, shape: Shape) -> dict[str, AnyArray]:
@@ -541,12 +573,12 @@ def loss_padding(loss: Loss, psp: PSP, lengths: Int64, batch: int, shape: Shape)
     """
     steps, samples, neurons = shape
     constants = loss.constants_of(psp, lengths, batch)
-    found: dict[str, AnyArray] = {
+    arrays: dict[str, AnyArray] = {
         name: np.broadcast_to(x.astype(np.float32)[None, :, None], (1, samples, neurons)).copy()
         for name, x in constants.items()
     }
     within = inside(lengths, steps)[..., None]
-    return found | {inside_name(loss): np.broadcast_to(within, shape).astype(np.uint8)}
+    return arrays | {inside_name(loss): np.broadcast_to(within, shape).astype(np.uint8)}
 
 
 def inside_name(loss: Loss) -> str:
@@ -554,11 +586,16 @@ def inside_name(loss: Loss) -> str:
     return "inside" if loss.of_potentials else str(padded_loss_equations(loss).inside)
 
 
-def _pass(loss: Loss, way: str, step: LossStep, inputs: tuple[str, ...], output: str) -> Recurrence:
+def _pass(loss: Loss, direction: str, step: LossStep, inputs: tuple[str, ...], output: str) -> Recurrence:
     read = free_variables([*step.states.values(), step.value])
-    parameters, inputs = (tuple(n for n in each if n in read) for each in (loss.parameters, inputs))
+    parameters, inputs = (tuple(n for n in names if n in read) for names in (loss.parameters, inputs))
     if not inputs:
-        raise SpecError(f"the loss {loss.name}: a step of its {way} pass reads neither outputs nor targets")
+        raise SpecError(f"the loss {loss.name}: a step of its {direction} pass reads neither outputs nor targets")
     return Recurrence(
-        f"{loss.name}_{way}", parameters, inputs, step.states, {output: step.value}, reverse=way == "backward"
+        f"{loss.name}_{direction}",
+        parameters,
+        inputs,
+        step.states,
+        {output: step.value},
+        reverse=direction == "backward",
     )

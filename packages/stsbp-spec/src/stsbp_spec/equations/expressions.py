@@ -159,11 +159,11 @@ class Expr:
     __array_ufunc__ = None  # makes numpy scalars use the operators of this class
 
 
-def as_expr(x: object, what: str = "a number in an expression") -> Expr:
-    """`x`, or a number as a constant. Raises `SpecError`, which begins with `what`, for anything else."""
+def as_expr(x: object, label: str = "a number in an expression") -> Expr:
+    """`x`, or a number as a constant. Raises `SpecError`, which begins with `label`, for anything else."""
     if isinstance(x, Expr):
         return x
-    number = real(what, x)
+    number = real(label, x)
     with np.errstate(over="ignore"):
         rounded = float(np.float32(number))
     if not math.isfinite(rounded):
@@ -171,11 +171,11 @@ def as_expr(x: object, what: str = "a number in an expression") -> Expr:
     return Expr("constant", value=rounded)
 
 
-def as_exprs(what: str, values: object) -> dict[str, Expr]:
+def as_exprs(label: str, values: object) -> dict[str, Expr]:
     """`as_expr` of each value of a dict."""
     if not isinstance(values, Mapping):
-        raise SpecError(f"{what} must be a dict of expressions by name, got {shown(values)}")
-    return {name: as_expr(x, f"{what}: {name}") for name, x in values.items()}
+        raise SpecError(f"{label} must be a dict of expressions by name, got {shown(values)}")
+    return {name: as_expr(x, f"{label}: {name}") for name, x in values.items()}
 
 
 def _operation(op: str, *args: object) -> Expr:
@@ -251,19 +251,19 @@ def finished(x: Number) -> Expr:
 
 def ordered(roots: Iterable[Expr]) -> list[Expr]:
     """Every node in the expressions `roots` once, operands before the operations that use them."""
-    seen: set[int] = set()
-    found: list[Expr] = []
+    visited: set[int] = set()
+    nodes: list[Expr] = []
     # Use a stack instead of recursion, because an expression may be deeper than Python's recursion limit.
     waiting = [(x, False) for x in reversed([*roots])]
     while waiting:
         x, is_done = waiting.pop()
         if is_done:
-            found.append(x)
-        elif id(x) not in seen:
-            seen.add(id(x))
+            nodes.append(x)
+        elif id(x) not in visited:
+            visited.add(id(x))
             waiting.append((x, True))
             waiting += [(operand, False) for operand in reversed(x.args)]
-    return found
+    return nodes
 
 
 def merged(roots: Iterable[Expr]) -> tuple[list[tuple[Expr, tuple[int, ...]]], dict[int, int]]:
@@ -286,8 +286,8 @@ def merged(roots: Iterable[Expr]) -> tuple[list[tuple[Expr, tuple[int, ...]]], d
 class Names:
     """Expressions by name, as attributes: `p.threshold`, `s.m`."""
 
-    def __init__(self, what: str, values: Mapping[str, Expr]) -> None:
-        self._what, self._values = what, dict(values)
+    def __init__(self, kind: str, values: Mapping[str, Expr]) -> None:
+        self._kind, self._values = kind, dict(values)
 
     def __getattr__(self, name: str) -> Expr:
         if name.startswith("_"):
@@ -295,8 +295,8 @@ class Names:
         try:
             return self._values[name]
         except KeyError:
-            known = ", ".join(self._values) or "none"
-            raise SpecError(f"there is no {self._what} {name!r}; there are: {known}") from None
+            names = ", ".join(self._values) or "none"
+            raise SpecError(f"there is no {self._kind} {name!r}; there are: {names}") from None
 
 
 _WORDS = frozenset(
@@ -319,9 +319,9 @@ def checked_name(name: str) -> str:
     return name
 
 
-def free_name(name: str, taken: Container[str]) -> str:
-    """`name`, with as many `_` appended as are needed so that it is not in `taken`."""
-    while name in taken:
+def free_name(name: str, used_names: Container[str]) -> str:
+    """`name`, with as many `_` appended as are needed so that it is not in `used_names`."""
+    while name in used_names:
         name += "_"
     return name
 
@@ -384,27 +384,27 @@ class Recurrence:
 
     def changed(self, **fields: Any) -> Recurrence:
         """A copy with other fields, which are used as they are. `dataclasses.replace` would snap them again."""
-        given: dict[str, Any] = {"states": self.states, "outputs": self.outputs, **fields}
+        changes: dict[str, Any] = {"states": self.states, "outputs": self.outputs, **fields}
         for name in ("states", "outputs"):
-            given[name] = {k: x if x.is_condition else unsnapped(x) for k, x in given[name].items()}
-        return replace(self, **given)
+            changes[name] = {k: x if x.is_condition else unsnapped(x) for k, x in changes[name].items()}
+        return replace(self, **changes)
 
     def summing(self, names: Iterable[str]) -> Recurrence:
         """A copy with sums over the steps of the outputs `names` as its last states, instead of these outputs."""
         states, outputs = dict(self.states), dict(self.outputs)
-        taken = {*self.parameters, *self.inputs, *states, *outputs}
+        used_names = {*self.parameters, *self.inputs, *states, *outputs}
         for output in names:
-            name = free_name(f"sum_{output}", taken)
-            taken.add(name)
+            name = free_name(f"sum_{output}", used_names)
+            used_names.add(name)
             states[name] = variable(name) + outputs.pop(output)
         return self.changed(states=states, outputs=outputs)
 
     def single(self) -> Recurrence:
         """One step without time: the states become further inputs, and their new values become further outputs."""
-        taken, outputs = {*self.outputs}, dict(self.outputs)
+        used_names, outputs = {*self.outputs}, dict(self.outputs)
         for name, x in self.states.items():
-            new = free_name(f"new_{name}", taken)
-            taken.add(new)
+            new = free_name(f"new_{name}", used_names)
+            used_names.add(new)
             outputs[new] = x
         return self.changed(
             name=f"{self.name}_step", inputs=(*self.inputs, *self.states), states={}, outputs=outputs, reverse=False

@@ -20,7 +20,7 @@ from stsbp_spec.contract.arrays import snap
 from stsbp_spec.equations.expressions import Expr, Recurrence, merged
 from stsbp_spec.typing import AnyArray
 
-__all__ = ["LANGUAGES", "Braces", "Language", "Line", "definition", "evaluate", "function", "lines", "new_state",
+__all__ = ["LANGUAGES", "Braces", "Language", "Statement", "definition", "evaluate", "function", "lines", "new_state",
            "numpy_function", "written_out"]  # fmt: skip
 
 _SUM, _PRODUCT, _SIGN, _ATOM = 1, 2, 3, 4  # how tightly an operation binds
@@ -138,7 +138,7 @@ LANGUAGES: Mapping[str, Language] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Line:
+class Statement:
     """One statement: the name of a value, and the statement as text."""
 
     name: str
@@ -151,18 +151,18 @@ def new_state(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Program:
+class PrintedStep:
     """A step as statements, and the name that stands for each new state and each output."""
 
-    lines: tuple[Line, ...]
+    lines: tuple[Statement, ...]
     states: Mapping[str, str]
     outputs: Mapping[str, str]
 
 
 @cache
-def lines(recurrence: Recurrence, language: Language) -> Program:
+def lines(recurrence: Recurrence, language: Language) -> PrintedStep:
     """The statements of a step. A value gets a name if it already has one, is a result, is used twice, or is deep."""
-    taken = {*recurrence.parameters, *recurrence.inputs, *recurrence.states}
+    used_names = {*recurrence.parameters, *recurrence.inputs, *recurrence.states}
     results: dict[int, str] = {}
     nodes, of = merged(recurrence.roots)
     for name, x in recurrence.outputs.items():
@@ -173,7 +173,7 @@ def lines(recurrence: Recurrence, language: Language) -> Program:
     for _, operands in nodes:
         for operand in operands:
             uses[operand] += 1
-    made: list[Line] = []
+    statements: list[Statement] = []
     text: dict[int, tuple[str, int]] = {}
     depth: dict[int, int] = {}
     counter = 0
@@ -189,20 +189,20 @@ def lines(recurrence: Recurrence, language: Language) -> Program:
         if x.name is None and number not in results and uses[number] < 2 and depth[number] < _DEEPEST_LINE:
             continue
         depth[number] = 0
-        if (found := x.name or results.get(number)) is None:
+        if (base_name := x.name or results.get(number)) is None:
             counter += 1
-            found = f"x{counter}"
-        name = found
-        while name in taken:
+            base_name = f"x{counter}"
+        name = base_name
+        while name in used_names:
             name = new_state(name) if name in recurrence.states else f"{name}_"
-        taken.add(name)
+        used_names.add(name)
         pattern = language.condition if x.is_condition else language.number
         word = language.word.format(name)
-        made.append(Line(name, pattern.format(word, text[number][0])))
+        statements.append(Statement(name, pattern.format(word, text[number][0])))
         text[number] = (word, _ATOM)
     states = {name: text[of[id(x)]][0] for name, x in recurrence.states.items()}
     outputs = {name: text[of[id(x)]][0] for name, x in recurrence.outputs.items()}
-    return Program(tuple(made), MappingProxyType(states), MappingProxyType(outputs))
+    return PrintedStep(tuple(statements), MappingProxyType(states), MappingProxyType(outputs))
 
 
 def _constant(language: Language, value: float) -> tuple[str, int]:
@@ -250,8 +250,8 @@ def definition(recurrence: Recurrence, language: Language) -> str:
     for name, x in recurrence.outputs.items():
         fields.append(f"{'bool' if x.is_condition else 'float'} {word(name)};")
     groups = {"parameters": recurrence.parameters, "inputs": recurrence.inputs, "states": tuple(recurrence.states)}
-    rows = [(", ".join(f"float {word(name)}" for name in names), what) for what, names in groups.items() if names]
-    arguments = [f"{row}{')' if i == len(rows) else ','}  // {what}" for i, (row, what) in enumerate(rows, 1)]
+    rows = [(", ".join(f"float {word(name)}" for name in names), comment) for comment, names in groups.items() if names]
+    arguments = [f"{row}{')' if i == len(rows) else ','}  // {comment}" for i, (row, comment) in enumerate(rows, 1)]
     values = ", ".join([*program.states.values(), *program.outputs.values()])
     body = [*(line.text for line in program.lines), braces.result.format(result, values)]
     opened, closed, head = (x.format(result) for x in (braces.opened, braces.closed, braces.head))
@@ -282,16 +282,16 @@ def written_out(x: Expr) -> str:
             return "...", _ATOM
         return _written(_PLAIN, x.op, [text(a, depth + 1) for a in x.args])
 
-    found, _ = text(x, 0)
-    return found if len(found) <= _LONGEST else f"{found[:_LONGEST]}..."
+    line, _ = text(x, 0)
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 
 
 def compiled(recurrence: Recurrence, language: Language, helpers: Mapping[str, Any]) -> Callable[..., Any]:
     """`function` as a callable. `helpers` defines the words of the language."""
     scope = dict(helpers)
     exec(compile(function(recurrence, language), f"<stsbp {recurrence.name} in {language.name}>", "exec"), scope)
-    made: Callable[..., Any] = scope[recurrence.name]
-    return made
+    step_function: Callable[..., Any] = scope[recurrence.name]
+    return step_function
 
 
 # numpy, in any number type.

@@ -118,17 +118,19 @@ def shown_flushes(
     if not recurrence.exact:
         return ()
     nodes, of = merged(recurrence.roots)
-    known = {name: Range.of_number(float(np.float32(value))) for name, value in constants.items()}
-    known |= {name: Range() for name in recurrence.inputs} | dict(inputs or {})
-    analysis = _Analysis(recurrence, nodes, of, known)
+    input_ranges = {name: Range.of_number(float(np.float32(value))) for name, value in constants.items()}
+    input_ranges |= {name: Range() for name in recurrence.inputs} | dict(inputs or {})
+    analysis = _Analysis(recurrence, nodes, of, input_ranges)
     every, origins = analysis.differing(None)
     if every is None:
         return ()
     # Analyse each operation alone, as long as this does not take seconds.
     tried = origins[: max(1, _MOST_VISITS // len(nodes))]
-    found = [(place, analysis.differing(place)[0]) for place in tried]
+    differences = [(place, analysis.differing(place)[0]) for place in tried]
     return tuple(
-        Flush(recurrence.name, written_out(nodes[place][0]), where) for place, where in found if where is not None
+        Flush(recurrence.name, written_out(nodes[place][0]), difference)
+        for place, difference in differences
+        if difference is not None
     ) or (Flush(recurrence.name, written_out(nodes[origins[0]][0]), every),)
 
 
@@ -138,9 +140,9 @@ class _Analysis:
         recurrence: Recurrence,
         nodes: Sequence[tuple[Expr, tuple[int, ...]]],
         of: Mapping[int, int],
-        known: Mapping[str, Range],
+        input_ranges: Mapping[str, Range],
     ) -> None:
-        self._nodes, self._known = nodes, known
+        self._nodes, self._input_ranges = nodes, input_ranges
         self._states = {name: of[id(x)] for name, x in recurrence.states.items()}
         self._results = self._states | {name: of[id(x)] for name, x in recurrence.outputs.items()}
 
@@ -149,14 +151,14 @@ class _Analysis:
         any operation); and the operations that may have such results."""
         states = {name: Range() for name in self._states}
         for _ in range(_MOST_ROUNDS):
-            ranges, origins = self._ranges({**self._known, **states}, only)
-            new = {name: _before(states[name], ranges[place]) for name, place in self._states.items()}
+            ranges, origins = self._ranges({**self._input_ranges, **states}, only)
+            new = {name: _state_range(states[name], ranges[place]) for name, place in self._states.items()}
             if new == states:
                 break
             states = new
         else:
             states = {name: replace(x, least=_TINIEST, unit=_TINIEST) for name, x in states.items()}
-            ranges, origins = self._ranges({**self._known, **states}, only)
+            ranges, origins = self._ranges({**self._input_ranges, **states}, only)
         for place, x in enumerate(ranges):
             node = self._nodes[place][0]
             if node.is_condition and x.differ:
@@ -167,25 +169,25 @@ class _Analysis:
                 return name, origins
         return None, origins
 
-    def _ranges(self, known: Mapping[str, Range], only: int | None) -> tuple[list[Range], list[int]]:
+    def _ranges(self, variables: Mapping[str, Range], only: int | None) -> tuple[list[Range], list[int]]:
         ranges: list[Range] = []
         origins: list[int] = []
         for place, (x, operands) in enumerate(self._nodes):
             if x.op == "variable":
-                found = known[str(x.name)]
+                result_range = variables[str(x.name)]
             elif x.op == "constant":
-                found = Range.of_number(x.value)
+                result_range = Range.of_number(x.value)
             else:
-                found = _OPERATIONS[x.op](*(ranges[a] for a in operands), operands[0] == operands[-1])
-            if x.op in ("add", "sub", "mul", "div") and found.least < _NORMAL:
+                result_range = _OPERATIONS[x.op](*(ranges[a] for a in operands), operands[0] == operands[-1])
+            if x.op in ("add", "sub", "mul", "div") and result_range.least < _NORMAL:
                 origins.append(place)
                 if only in (None, place):
-                    found = replace(found, differ=max(found.differ, _NORMAL))
-            ranges.append(found)
+                    result_range = replace(result_range, differ=max(result_range.differ, _NORMAL))
+            ranges.append(result_range)
         return ranges, origins
 
 
-def _before(old: Range, new: Range) -> Range:
+def _state_range(old: Range, new: Range) -> Range:
     """The range of a state before a step, from the range assumed so far and the range of the new state."""
     return Range(
         min(old.least, new.least), LARGEST, min(old.unit, new.unit), differ=max(old.differ, min(new.differ, LARGEST))
@@ -220,15 +222,15 @@ def _add(a: Range, b: Range, same: bool) -> Range:
     differ = sum(
         x.differ if y.least >= x.differ * _ROUNDED_AWAY else x.differ * (1 + _ROUNDED_AWAY) for x, y in ((a, b), (b, a))
     )
-    differ = 0.0 if _gone(a, b) and _gone(b, a) else min(differ, _INFINITE)
+    differ = 0.0 if _is_rounded_away(a, b) and _is_rounded_away(b, a) else min(differ, _INFINITE)
     zero = cancels or (a.zero and b.zero)
     sum_of = Range(min(least), a.most + b.most, unit, zero, a.negative or b.negative, a.positive or b.positive, differ)
     return _rounded(sum_of)
 
 
-def _gone(x: Range, beside: Range) -> bool:
+def _is_rounded_away(x: Range, other: Range) -> bool:
     """Whether the differing values of `x` have no effect on a sum with `beside`."""
-    return x.differ == 0 or (not beside.zero and beside.least >= x.differ * _ROUNDED_AWAY)
+    return x.differ == 0 or (not other.zero and other.least >= x.differ * _ROUNDED_AWAY)
 
 
 def _neg(a: Range) -> Range:
@@ -320,21 +322,21 @@ _OPERATIONS: Mapping[str, Callable[..., Range]] = {
 }  # fmt: skip
 
 
-def flushes_of(what: NeuronModel | Surrogate | Loss, filter: SynapticFilter | None = None) -> tuple[Flush, ...]:
+def flushes_of(model: NeuronModel | Surrogate | Loss, filter: SynapticFilter | None = None) -> tuple[Flush, ...]:
     """`shown_flushes` of both passes of a neuron model after a filter, of a surrogate, or of the passes of a loss."""
-    if isinstance(what, Surrogate):
+    if isinstance(model, Surrogate):
         # Inputs are potentials. Like their thresholds, they are multiples of 2^-123.
-        return shown_flushes(equation(what), what.constants(), {"x": Range(least=_spacing(_FLOOR))})
-    if isinstance(what, Loss):
+        return shown_flushes(equation(model), model.constants(), {"x": Range(least=_spacing(_FLOOR))})
+    if isinstance(model, Loss):
         counts = {"o": Range.whole(1.0), "target": Range.whole(1.0), "count": Range.whole(_COUNT)}
         counts["target_count"] = counts["count"]
-        passes, constants = loss_equations(what), what.constants(PSP(), 100, 100)
-        every = [each for each in (passes.forward, passes.backward) if each is not None]
-        return tuple(found for each in every for found in shown_flushes(each, constants, counts))
-    both = neuron_equations(filter or what.psp.filter(), what)
+        passes, constants = loss_equations(model), model.constants(PSP(), 100, 100)
+        recurrences = [recurrence for recurrence in (passes.forward, passes.backward) if recurrence is not None]
+        return tuple(flush for recurrence in recurrences for flush in shown_flushes(recurrence, constants, counts))
+    both = neuron_equations(filter or model.psp.filter(), model)
     # Sums of weights are multiples of a grid whose step is a normal number.
     sums = {"z": Range(least=_NORMAL, unit=_TINIEST)}
-    own = what.learned()
-    learned = {free: Range.between(own[name].low, own[name].high) for name, free in both.learned.items()}
+    parameters = model.learned()
+    learned = {free: Range.between(parameters[name].low, parameters[name].high) for name, free in both.learned.items()}
     forward = shown_flushes(both.forward, both.constants, {**learned, **sums})
     return forward + shown_flushes(both.backward, both.constants, learned)

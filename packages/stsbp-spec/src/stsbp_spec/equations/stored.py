@@ -22,8 +22,8 @@ from stsbp_spec.equations.expressions import CONDITIONS, OPERATIONS, Expr, Names
 from stsbp_spec.errors import SpecError
 from stsbp_spec.validation import shown
 
-__all__ = ["Graph", "Stored", "dashed_word", "dumped", "loaded", "nodes_of", "number", "numbers", "placeholders",
-           "refusing", "texts", "word", "words", "written"]  # fmt: skip
+__all__ = ["Stored", "StoredExpressions", "dashed_word", "dumped", "loaded", "nodes_of", "number", "numbers",
+           "placeholders", "refusing", "texts", "word", "words", "written"]  # fmt: skip
 
 Contents = TypeVar("Contents")
 
@@ -39,14 +39,14 @@ def placeholders(kind: str, names: Iterable[str]) -> Names:
 
 
 def nodes_of(results: Mapping[str, Number]) -> dict[str, Any]:
-    """The expressions of some results as JSON values, which `Graph` reads."""
+    """The expressions of some results as JSON values, which `StoredExpressions` reads."""
     places: dict[int, int] = {}
     nodes: list[list[Any]] = []
     roots = {name: as_expr(x) for name, x in results.items()}
     for x in ordered(roots.values()):
         places[id(x)] = len(nodes)
-        what = x.value.hex() if x.op == "constant" else x.name
-        nodes.append([x.op, what, *(places[id(a)] for a in x.args)])
+        label = x.value.hex() if x.op == "constant" else x.name
+        nodes.append([x.op, label, *(places[id(a)] for a in x.args)])
     return {"nodes": nodes, "roots": {name: places[id(x)] for name, x in roots.items()}}
 
 
@@ -56,72 +56,72 @@ def dumped(data: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def refusing(what: str) -> Iterator[None]:
+def refusing(kind: str) -> Iterator[None]:
     """Turn any error in values from a text into a `SpecError` that says what is damaged."""
     try:
         yield
     except SpecError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
-        raise SpecError(f"the stored {what} is damaged: {shown(error)}") from error
+        raise SpecError(f"the stored {kind} is damaged: {shown(error)}") from error
 
 
-def loaded(text: str, what: str) -> dict[str, Any]:
+def loaded(text: str, kind: str) -> dict[str, Any]:
     """The JSON values of a text that `dumped` wrote.
 
     Raises:
         SpecError: the text is too long, is not JSON, or has another format.
     """
     if len(text) > _LONGEST:
-        raise SpecError(f"a {what} has at most {_LONGEST:,} characters, got {len(text):,}")
-    with refusing(what):
+        raise SpecError(f"a {kind} has at most {_LONGEST:,} characters, got {len(text):,}")
+    with refusing(kind):
         try:
             data = json.loads(text)
         except ValueError as error:
             raise SpecError(
-                f"the stored {what} is damaged: it is not JSON: {shown(text)}. stsbp writes this text itself"
+                f"the stored {kind} is damaged: it is not JSON: {shown(text)}. stsbp writes this text itself"
             ) from error
         if data["format"] != _FORMAT:
-            raise SpecError(f"a {what} of format {shown(data['format'])}; this version reads {_FORMAT}")
+            raise SpecError(f"a {kind} of format {shown(data['format'])}; this version reads {_FORMAT}")
         return dict(data)
 
 
-class Graph:
+class StoredExpressions:
     """Nodes and results from a text, checked.
 
     Args:
-        what: the kind of the text, for messages.
+        kind: the kind of the text, for messages.
         data: JSON values with `nodes` and `roots`.
         roots: names of the required results.
         conditions: names of those results that are conditions. All others are numbers.
     """
 
     def __init__(
-        self, what: str, data: Mapping[str, Any], roots: Iterable[str], conditions: Iterable[str] = ()
+        self, kind: str, data: Mapping[str, Any], roots: Iterable[str], conditions: Iterable[str] = ()
     ) -> None:
-        self._what = what
-        with refusing(what):
+        self._kind = kind
+        with refusing(kind):
             self.nodes = list(data["nodes"])
             self.roots = {str(k): v for k, v in data["roots"].items()}
             if len(self.nodes) > _MOST_NODES:
-                raise SpecError(f"a {what} has at most {_MOST_NODES:,} operations, got {len(self.nodes):,}")
+                raise SpecError(f"a {kind} has at most {_MOST_NODES:,} operations, got {len(self.nodes):,}")
             self._check(set(roots), set(conditions))
 
-    def _check(self, wanted: set[str], conditions: set[str]) -> None:
+    def _check(self, required: set[str], conditions: set[str]) -> None:
         kinds: list[bool] = []
-        for place, (op, what, *args) in enumerate(self.nodes):
+        for place, (op, label, *args) in enumerate(self.nodes):
             if any(type(a) is not int or not 0 <= a < place for a in args):
                 raise ValueError(f"operation {place} reads a later one")
             if op in ("variable", "constant"):
                 count = 0
                 if op == "constant":
-                    number(what)
+                    number(label)
                 else:
-                    words(what.split(".", 1))
+                    words(label.split(".", 1))
             else:
                 count = 1 if op == "surrogate" else OPERATIONS[op]
-                if what is not None:
-                    checked_name(word(what))
+                if label is not None:
+                    checked_name(word(label))
                 if any(kinds[a] != (op == "where" and i == 0) for i, a in enumerate(args)):
                     raise ValueError(
                         f"operation {place} reads a condition in place of a number, or a number in place of a condition"
@@ -130,43 +130,43 @@ class Graph:
                 raise ValueError(f"operation {place}, {op}, takes {count} operands")
             kinds.append(op in CONDITIONS)
         places = self.roots.values()
-        if set(self.roots) != wanted or any(type(n) is not int or not 0 <= n < len(self.nodes) for n in places):
+        if set(self.roots) != required or any(type(n) is not int or not 0 <= n < len(self.nodes) for n in places):
             raise ValueError("its results do not match its states")
         if any(kinds[n] != (root in conditions) for root, n in self.roots.items()):
             raise ValueError("a spike must be a condition and every other result a number")
 
     def built(
-        self, known: Mapping[str, Expr], roots: Iterable[str], h: Callable[[Expr], Expr] | None = None
+        self, variables: Mapping[str, Expr], roots: Iterable[str], h: Callable[[Expr], Expr] | None = None
     ) -> list[Expr]:
-        """The expressions of some results, in terms of the `known` variables. `h`: the surrogate derivative."""
+        """The expressions of some results, in terms of `variables`. `h`: the surrogate derivative."""
         roots = tuple(roots)
-        made: dict[int, Expr] = {}
+        expressions: dict[int, Expr] = {}
         for place in sorted(self._under(roots)):
-            op, what, *args = self.nodes[place]
-            operands = tuple(made[a] for a in args)
+            op, label, *args = self.nodes[place]
+            operands = tuple(expressions[a] for a in args)
             if op == "variable":
-                if what not in known:
-                    raise SpecError(f"the stored {self._what} is damaged: there is no {shown(what)}")
-                made[place] = known[what]
+                if label not in variables:
+                    raise SpecError(f"the stored {self._kind} is damaged: there is no {shown(label)}")
+                expressions[place] = variables[label]
             elif op == "constant":
-                made[place] = Expr("constant", value=float(np.float32(number(what))))
+                expressions[place] = Expr("constant", value=float(np.float32(number(label))))
             elif op == "surrogate":
                 if h is None:
-                    raise SpecError(f"the stored {self._what} is damaged: its forward pass uses a surrogate derivative")
-                made[place] = h(operands[0])
+                    raise SpecError(f"the stored {self._kind} is damaged: its forward pass uses a surrogate derivative")
+                expressions[place] = h(operands[0])
             else:
-                made[place] = Expr(op, operands, name=what)
-        return [made[self.roots[root]] for root in roots]
+                expressions[place] = Expr(op, operands, name=label)
+        return [expressions[self.roots[root]] for root in roots]
 
     def _under(self, roots: Iterable[str]) -> set[int]:
-        found: set[int] = set()
+        reached: set[int] = set()
         waiting = [self.roots[root] for root in roots]
         while waiting:
             place = waiting.pop()
-            if place not in found:
-                found.add(place)
+            if place not in reached:
+                reached.add(place)
                 waiting += self.nodes[place][2:]
-        return found
+        return reached
 
 
 @dataclass(frozen=True, repr=False)
@@ -210,7 +210,7 @@ def word(x: Any) -> str:
 
 def words(x: Any) -> tuple[str, ...]:
     """Names in a text."""
-    return tuple(word(each) for each in x)
+    return tuple(word(name) for name in x)
 
 
 def number(x: Any) -> float:

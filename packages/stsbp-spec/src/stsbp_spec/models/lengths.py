@@ -15,8 +15,8 @@ __all__ = ["inside", "without_padding"]
 
 def inside(lengths: AnyArray, steps: int) -> AnyArray:
     """Which of `steps` steps belong to samples of `lengths` `[...B]`, bool `[T, ...B]`."""
-    found: AnyArray = np.arange(steps).reshape(-1, *(1,) * np.ndim(lengths)) < lengths
-    return found
+    mask: AnyArray = np.arange(steps).reshape(-1, *(1,) * np.ndim(lengths)) < lengths
+    return mask
 
 
 def without_padding(trains: AnyArray, lengths: Int64 | None) -> AnyArray:

@@ -59,15 +59,15 @@ def match_spikes(spikes: Any, targets: Any, tolerance: int = 1, lengths: Any = N
     matched = np.zeros(spikes.shape[1:], dtype=np.int64)
     for t, both in enumerate(zip(spikes, targets, strict=True)):
         waiting[:, t % slots] = False
-        for own, come in enumerate(both):
-            free = come.copy()
+        for side, spiking in enumerate(both):
+            free = spiking.copy()
             for age in range(slots - 1, -1, -1):
-                partner = waiting[1 - own, (t - age) % slots]
+                partner = waiting[1 - side, (t - age) % slots]
                 hit = free & partner
                 matched += hit
                 partner &= ~hit
                 free &= ~hit
-            waiting[own, t % slots] = free
+            waiting[side, t % slots] = free
     sums = (x.sum(axis=(0, 2), dtype=np.int64) for x in (spikes, targets))
     return SpikeMatches(matched.sum(axis=1), *sums)
 

@@ -22,8 +22,8 @@ import numpy as np
 from stsbp_spec.equations.expressions import Expr, Names, Recurrence, as_expr, exp, named, unsnapped, variable, where
 from stsbp_spec.equations.printers import evaluate
 from stsbp_spec.equations.stored import (
-    Graph,
     Stored,
+    StoredExpressions,
     dashed_word,
     dumped,
     loaded,
@@ -74,7 +74,9 @@ class Surrogate(metaclass=Guarded):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        Guarded.guard(cls, {"constants": constants_by_name, "expression": lambda name, _, found: as_expr(found, name)})
+        Guarded.guard(
+            cls, {"constants": constants_by_name, "expression": lambda name, _, returned: as_expr(returned, name)}
+        )
 
     def __post_init__(self) -> None:
         declared(self, name=str)
@@ -111,7 +113,7 @@ class Surrogate(metaclass=Guarded):
 
     def shown_parameters(self) -> dict[str, str]:
         """The parameters by name, as in the notation."""
-        return {each.name: repr(getattr(self, each.name)) for each in fields(self)}
+        return {field.name: repr(getattr(self, field.name)) for field in fields(self)}
 
     def written(self) -> str:
         """The name and the parameters, as in the notation."""
@@ -252,13 +254,13 @@ def parse_surrogate(text: str, *, foreign: bool = False) -> Surrogate:
     else:
         name, *pairs = text.strip().split(":")
         if name not in SURROGATES:
-            own = ", and classes of your own as module:Class" if foreign else ""
-            known = ", ".join(SURROGATES)
-            raise SpecError(f"unknown surrogate {shown(name)}{did_you_mean(name, SURROGATES)}; known: {known}{own}")
+            hint = ", and classes of your own as module:Class" if foreign else ""
+            names = ", ".join(SURROGATES)
+            raise SpecError(f"unknown surrogate {shown(name)}{did_you_mean(name, SURROGATES)}; known: {names}{hint}")
         cls = SURROGATES[name]
-    what = f"surrogate {name!r}"
-    values = read_values(cls, pairs, what)
-    with calling(f"the {what} cannot be made"):
+    title = f"surrogate {name!r}"
+    values = read_values(cls, pairs, title)
+    with calling(f"the {title} cannot be made"):
         return cls(**values)
 
 
@@ -284,7 +286,7 @@ def described(surrogate: Surrogate) -> dict[str, Any]:
     }
 
 
-class _Data:
+class _SurrogateContents:
     """The contents of the text of a surrogate, checked."""
 
     def __init__(self, text: str) -> None:
@@ -294,14 +296,14 @@ class _Data:
             self.parameters = texts(data["parameters"])
             self.constants = numbers(data["constants"])
             self.compact = data["compact"] is True
-        self.graph = Graph("surrogate", data, {"slope"})
+        self.graph = StoredExpressions("surrogate", data, {"slope"})
 
 
 @dataclass(frozen=True, repr=False)
-class StoredSurrogate(Stored[_Data], Surrogate):
+class StoredSurrogate(Stored[_SurrogateContents], Surrogate):
     """A surrogate that was loaded from its text."""
 
-    contents = _Data
+    contents = _SurrogateContents
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -317,8 +319,8 @@ class StoredSurrogate(Stored[_Data], Surrogate):
         return self.data.constants
 
     def expression(self, p: Names, x: Expr) -> Expr:
-        known = {f"q.{name}": getattr(p, name) for name in self.data.constants}
-        return self.data.graph.built({**known, "x": x}, ("slope",))[0]
+        variables = {f"q.{name}": getattr(p, name) for name in self.data.constants}
+        return self.data.graph.built({**variables, "x": x}, ("slope",))[0]
 
     def primitive(self, x: AnyArray) -> AnyArray:
         raise NotImplementedError("a stored surrogate has no primitive, which is for tests of the model itself")

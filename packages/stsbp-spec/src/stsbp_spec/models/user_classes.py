@@ -37,10 +37,10 @@ Check = Callable[[str, Any, Any], Any]
 """Returns the result of a method in the expected form, given its name for messages, its object and the result."""
 
 
-def names_a_class(text: str, known: Container[str]) -> bool:
-    """Whether a text names a class of a module, rather than one of the `known` names with its parameters."""
+def names_a_class(text: str, names: Container[str]) -> bool:
+    """Whether a text names a class of a module, rather than one of the `names` with its parameters."""
     name, *pairs = text.strip().split(":")
-    return bool(pairs) and "=" not in pairs[0] and name not in known
+    return bool(pairs) and "=" not in pairs[0] and name not in names
 
 
 def split(text: str) -> tuple[str, str, list[str]]:
@@ -50,13 +50,13 @@ def split(text: str) -> tuple[str, str, list[str]]:
 
 
 @contextmanager
-def calling(what: str, kind: type[StsbpError] = SpecError) -> Iterator[None]:
+def calling(action: str, kind: type[StsbpError] = SpecError) -> Iterator[None]:
     """Turn errors of the user's code into a `StsbpError` with the file and the line of the user's that raised them.
 
     A call of `sys.exit` is such an error too. Otherwise it would end the command with the exit code of that call.
 
     Args:
-        what: the action that fails because of the error, for the message.
+        action: the action that fails because of the error, for the message.
         kind: the class of the error that is raised.
     """
     try:
@@ -67,7 +67,7 @@ def calling(what: str, kind: type[StsbpError] = SpecError) -> Iterator[None]:
         reason = f"{type(error).__name__}: {error}"
         if isinstance(error, SystemExit):
             reason = f"it calls sys.exit({error.code!r})"
-        raise kind(f"{what}: {reason}{_place(error)}") from error
+        raise kind(f"{action}: {reason}{_place(error)}") from error
 
 
 def _place(error: BaseException) -> str:
@@ -77,17 +77,17 @@ def _place(error: BaseException) -> str:
 
     paths = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     libraries = ("<", *(os.path.join(path, "") for path in paths))
-    places, own = [], []
+    places, user_places = [], []
     for frame, line in walk_tb(error.__traceback__):
         places.append(f" ({(file := frame.f_code.co_filename)}:{line})")
         if not (file.startswith(libraries) or str(frame.f_globals.get("__name__")).startswith("stsbp")):
-            own.append(places[-1])
+            user_places.append(places[-1])
     # The caller notices a missing method or argument: the first places are those of `calling` and its caller. Messages
     # of syntax errors contain the place.
     if isinstance(error, SyntaxError) or (isinstance(error, TypeError) and len(places) <= 2):
         return ""
     # The import of a module that does not exist fails in Python's own code.
-    return own[-1] if own else "" if isinstance(error, ImportError) else places[-1]
+    return user_places[-1] if user_places else "" if isinstance(error, ImportError) else places[-1]
 
 
 class Guarded(ABCMeta):
@@ -119,8 +119,8 @@ def _guarded(method: Any, name: str, check: Check) -> Callable[..., Any]:
     def call(self: object, *arguments: Any, **named: Any) -> Any:
         with calling(f"{name} fails"):
             bound = method.__get__(self, type(self)) if hasattr(method, "__get__") else method
-            found = bound(*arguments, **named)
-        return check(name, self, found)
+            returned = bound(*arguments, **named)
+        return check(name, self, returned)
 
     return call
 
@@ -133,26 +133,26 @@ def declared(model: object, **kinds: type | tuple[type, ...]) -> None:
     """
     for name, kind in kinds.items():
         if not isinstance(value := getattr(model, name, None), kind):
-            what = "a text" if kind is str else "a tuple of texts"
-            raise SpecError(f"the class {type(model).__name__} must define {name}, {what}, got {shown(value)}")
+            expected = "a text" if kind is str else "a tuple of texts"
+            raise SpecError(f"the class {type(model).__name__} must define {name}, {expected}, got {shown(value)}")
 
 
 def returns(*kinds: type) -> Check:
     """Check for a result of one of these classes."""
 
-    def check(name: str, _: object, found: object) -> object:
-        if not isinstance(found, kinds):
-            raise SpecError(f"{name} must return a {kinds[0].__name__}, got {shown(found)}")
-        return found
+    def check(name: str, _: object, returned: object) -> object:
+        if not isinstance(returned, kinds):
+            raise SpecError(f"{name} must return a {kinds[0].__name__}, got {shown(returned)}")
+        return returned
 
     return check
 
 
-def constants_by_name(name: str, model: object, found: object) -> object:
+def constants_by_name(name: str, model: object, constants: object) -> object:
     """Check for a dict of numbers that are finite in float32."""
-    if not isinstance(found, Mapping):
-        raise SpecError(f"{name} must return a dict of numbers by name, got {shown(found)}")
-    for key, value in found.items():
+    if not isinstance(constants, Mapping):
+        raise SpecError(f"{name} must return a dict of numbers by name, got {shown(constants)}")
+    for key, value in constants.items():
         try:
             number = float(value)
         except SpecError:
@@ -164,10 +164,10 @@ def constants_by_name(name: str, model: object, found: object) -> object:
             rounded = np.float32(number)
         if not np.isfinite(rounded):
             raise SpecError(f"{name}: {key} must be finite in float32, got {number:g} for {shown(model)}")
-    return found
+    return constants
 
 
-def imported(text: str, bases: tuple[type[T], ...], what: str) -> type[T]:
+def imported(text: str, bases: tuple[type[T], ...], kind: str) -> type[T]:
     """The class that `module:Class` names: a dataclass derived from `bases`. The module may be in the current folder.
 
     Raises:
@@ -177,56 +177,56 @@ def imported(text: str, bases: tuple[type[T], ...], what: str) -> type[T]:
     title, folder = shown(f"{module}:{name}"), os.getcwd()
     sys.path.insert(0, folder)
     try:
-        with calling(f"the {what} {title} cannot be imported"):
+        with calling(f"the {kind} {title} cannot be imported"):
             names = vars(importlib.import_module(module))
     finally:
         sys.path.remove(folder)
     if name not in names:
         raise SpecError(f"there is no {title}: the module has no {shown(name)}{did_you_mean(name, names)}")
-    found = names[name]
-    if not isinstance(found, type) or not issubclass(found, bases):
+    cls = names[name]
+    if not isinstance(cls, type) or not issubclass(cls, bases):
         raise SpecError(
-            f"{title} is not a {what}; it must be a class that derives from {' or '.join(b.__name__ for b in bases)}"
+            f"{title} is not a {kind}; it must be a class that derives from {' or '.join(b.__name__ for b in bases)}"
         )
-    if "__dataclass_fields__" not in vars(found):
+    if "__dataclass_fields__" not in vars(cls):
         raise SpecError(f"{title} is not a dataclass; write @dataclass(frozen=True) above the class")
-    return found
+    return cls
 
 
-def read_pairs(pairs: Iterable[str], what: str) -> Iterator[tuple[str, str]]:
+def read_pairs(pairs: Iterable[str], title: str) -> Iterator[tuple[str, str]]:
     """The names and texts of `key=value` pairs, one after the other.
 
     Raises:
         SpecError: there is something else, or a name is given twice.
     """
-    given = set[str]()
+    used_keys = set[str]()
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not value:
-            raise SpecError(f"{what}: expected key=value, got {shown(pair)}")
-        if key in given:
-            raise SpecError(f"{what}: {shown(key)} is given twice; leave one of them out")
-        given.add(key)
+            raise SpecError(f"{title}: expected key=value, got {shown(pair)}")
+        if key in used_keys:
+            raise SpecError(f"{title}: {shown(key)} is given twice; leave one of them out")
+        used_keys.add(key)
         yield key, value
 
 
-def read_values(cls: type[Any], pairs: list[str], what: str) -> dict[str, Any]:
+def read_values(cls: type[Any], pairs: list[str], title: str) -> dict[str, Any]:
     """Fields of a dataclass from `key=value` pairs: numbers, or text if the default of the field is text.
 
     Raises:
         SpecError: there is no such field, or a value is not a number.
     """
-    known = {field.name: field for field in fields(cls) if field.init}
+    parameters = {field.name: field for field in fields(cls) if field.init}
     values: dict[str, Any] = {}
-    for key, value in read_pairs(pairs, what):
-        if key not in known:
-            raise SpecError(f"{what} has no parameter {shown(key)}; it has: {', '.join(known) or 'none'}")
-        default = known[key].default
+    for key, value in read_pairs(pairs, title):
+        if key not in parameters:
+            raise SpecError(f"{title} has no parameter {shown(key)}; it has: {', '.join(parameters) or 'none'}")
+        default = parameters[key].default
         if default is not MISSING and isinstance(default, str):
             values[key] = value
             continue
         try:
             values[key] = read_number(value)
         except ValueError:
-            raise SpecError(f"{what}: {key} must be a number, got {shown(value)}") from None
+            raise SpecError(f"{title}: {key} must be a number, got {shown(value)}") from None
     return values

@@ -76,8 +76,8 @@ def fold(conv: Conv2d, windows: AnyArray, shape: Shape) -> AnyArray:
     n, c, h, w = shape
     _, *sizes = conv.output_shape(shape[1:])
     windows = windows.reshape(n, *sizes, c, *conv.kernels)
-    above, left = conv.paddings
-    padded = np.zeros((n, c, h + 2 * above, w + 2 * left), windows.dtype)
+    top, left = conv.paddings
+    padded = np.zeros((n, c, h + 2 * top, w + 2 * left), windows.dtype)
     axes = list(zip(sizes, conv.strides, conv.dilations, strict=True))
     for tap in np.ndindex(conv.kernels):
         down, across = (
@@ -85,7 +85,7 @@ def fold(conv: Conv2d, windows: AnyArray, shape: Shape) -> AnyArray:
             for at, (size, stride, apart) in zip(tap, axes, strict=True)
         )
         padded[:, :, down, across] += windows[..., *tap].transpose(0, 3, 1, 2)
-    return padded[:, :, above : above + h, left : left + w]
+    return padded[:, :, top : top + h, left : left + w]
 
 
 def by_group(conv: Conv2d, rows: AnyArray) -> AnyArray:
@@ -151,8 +151,8 @@ def conv_backward(
             dw += flat.swapaxes(-1, -2) @ by_group(conv, unfolded.reshape(-1, unfolded.shape[-1]))
         if ds is not None:
             ds[chunk] = fold(conv, of_groups(conv, flat @ rows), (len(error), *s.shape[2:]))
-    back = None if ds is None else ds.reshape(s.shape)
-    return back, dw.reshape(wq.shape) if need_weights else None
+    grad_input = None if ds is None else ds.reshape(s.shape)
+    return grad_input, dw.reshape(wq.shape) if need_weights else None
 
 
 def linear_forward(linear: Linear, s: AnyArray, wq: Float32) -> tuple[Float32, Residuals]:
@@ -182,16 +182,16 @@ def linear_backward(
 def pool_windows(pool: Pool2d, s: AnyArray) -> AnyArray:
     """Windows `[..., H // rows, W // columns, rows, columns]` of `[..., H, W]`."""
     (*lead, h, w), (rows, columns) = s.shape, pool.sizes
-    whole = s[..., : h // rows * rows, : w // columns * columns]
-    return whole.reshape(*lead, h // rows, rows, w // columns, columns).swapaxes(-3, -2)
+    cropped = s[..., : h // rows * rows, : w // columns * columns]
+    return cropped.reshape(*lead, h // rows, rows, w // columns, columns).swapaxes(-3, -2)
 
 
 def of_windows(windows: AnyArray, shape: Shape) -> AnyArray:
     """Adjoint of `pool_windows`, of `shape` `[..., H, W]`. Inputs that were in no window are zero."""
     *lead, height, width, rows, columns = windows.shape
-    whole = windows.swapaxes(-3, -2).reshape(*lead, height * rows, width * columns)
+    covered = windows.swapaxes(-3, -2).reshape(*lead, height * rows, width * columns)
     out = np.zeros(shape, windows.dtype)
-    out[..., : whole.shape[-2], : whole.shape[-1]] = whole
+    out[..., : covered.shape[-2], : covered.shape[-1]] = covered
     return out
 
 
@@ -221,8 +221,8 @@ def max_forward(pool: MaxPool2d, s: AnyArray) -> tuple[AnyArray, tuple[Shape, An
 def max_backward(pool: MaxPool2d, residuals: tuple[Shape, AnyArray], d: Float32) -> Float32:
     """The first maximum of a window gets the window's error."""
     shape, first = residuals
-    each = np.where(np.arange(pool.area) == first, d[..., None], np.float32(0))
-    return of_windows(each.reshape(*d.shape, *pool.sizes), shape)
+    window_errors = np.where(np.arange(pool.area) == first, d[..., None], np.float32(0))
+    return of_windows(window_errors.reshape(*d.shape, *pool.sizes), shape)
 
 
 def up_forward(up: Upsample2d, s: AnyArray) -> tuple[AnyArray, None]:
@@ -264,7 +264,7 @@ def recur(
     arrays = [inputs[name] for name in recurrence.inputs]
     shape = arrays[0].shape[1:]
     states = [np.zeros(shape, np.float32) for _ in recurrence.states]
-    found: dict[str, AnyArray] = {
+    arrays_by_name: dict[str, AnyArray] = {
         name: np.zeros((1 if name in summed else steps, *shape), np.uint8 if x.is_condition else np.float32)
         for name, x in recurrence.outputs.items()
     }
@@ -273,13 +273,13 @@ def recur(
         # Far from the threshold, 1/inf correctly gives 0. 0/0 gives a NaN, which later checks of the results find.
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             states, outputs = step(*parameters, *values, *states)
-        for (name, whole), output in zip(found.items(), outputs, strict=True):
+        for (name, sequence), output in zip(arrays_by_name.items(), outputs, strict=True):
             if name in summed:
                 # In the order of the loop, because these sums round.
-                whole[0] += output
+                sequence[0] += output
             else:
-                whole[t] = output
-    return found
+                sequence[t] = output
+    return arrays_by_name
 
 
 RULES: Mapping[type[Op], Rule[AnyArray]] = {

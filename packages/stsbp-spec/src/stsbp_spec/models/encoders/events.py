@@ -135,8 +135,8 @@ class EventBinning:
                 f"an event's t is out of range: expected less than 2^62 in magnitude, got {t.min()} to {t.max()}"
             )
         # The product of the time and the number of steps might not fit into 64 bits.
-        windows, rest = np.divmod(t.astype(np.int64) - self.start_us, self.window_us)
-        steps: Int64 = windows * self.steps + rest * self.steps // self.window_us
+        windows, remainder = np.divmod(t.astype(np.int64) - self.start_us, self.window_us)
+        steps: Int64 = windows * self.steps + remainder * self.steps // self.window_us
         return steps
 
     def add(self, frame: UInt8, x: AnyArray, y: AnyArray, p: AnyArray, t: AnyArray) -> None:
@@ -152,12 +152,12 @@ class EventBinning:
         """The events that are not dropped, at their final positions."""
         _check_events(x, y, p, t, (self.polarities, self.height, self.width))
         if self.first_saccade:
-            kept = t < self.saccade_us
-            x, y, p, t = x[kept], y[kept], p[kept], t[kept]
+            selected = t < self.saccade_us
+            x, y, p, t = x[selected], y[selected], p[selected], t[selected]
         if self.stabilise:
             x, y = stabilise_events(x, y, t, saccade_us=self.saccade_us)
-            kept = (x >= 0) & (x < self.width) & (y >= 0) & (y < self.height)
-            x, y, p, t = x[kept], y[kept], p[kept], t[kept]
+            selected = (x >= 0) & (x < self.width) & (y >= 0) & (y < self.height)
+            x, y, p, t = x[selected], y[selected], p[selected], t[selected]
         return x, y, p, t
 
 

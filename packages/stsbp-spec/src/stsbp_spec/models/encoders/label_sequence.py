@@ -71,7 +71,7 @@ class LabelCode:
     def trains(self, steps: int, first: int = 0) -> tuple[UInt8, UInt8]:
         """The spike trains `[T]` of the labelled neuron and of all others: see `sequences`."""
         steps, first = whole("the number of steps", steps, 1), whole("the first step", first, 0, most=2**63)
-        desired, undesired = (_train(each, steps, first) for each in (self.desired, self.undesired))
+        desired, undesired = (_train(pattern, steps, first) for pattern in (self.desired, self.undesired))
         if first == 0 and np.array_equal(desired, undesired):
             raise SpecError(
                 f"label code: the patterns {self.desired!r} and {self.undesired!r} do not differ within {steps} steps; "

@@ -44,8 +44,8 @@ class PackedFrames:
     @property
     def shape(self) -> Shape:
         """Shape of the frames, `(T, B, C, H, W)` or `(T, B, N)`."""
-        _, batch, *rest = self.bits.shape
-        return (self.steps, batch, *rest[-1:], *rest[:-1])
+        _, batch, *frame_axes = self.bits.shape
+        return (self.steps, batch, *frame_axes[-1:], *frame_axes[:-1])
 
     def unpacked(self) -> UInt8:
         """The frames, `[T, B, C, H, W]` or `[T, B, N]`. The former are channels-last in memory."""

@@ -38,16 +38,16 @@ def parse_loss(text: str) -> Loss:
     Raises:
         SpecError: the loss or a parameter is unknown, or a value is outside its domain; the module cannot be imported.
     """
-    known = LOSSES | OF_POTENTIALS
-    if names_a_class(text, known):
+    losses = LOSSES | OF_POTENTIALS
+    if names_a_class(text, losses):
         cls: type[Loss] = imported(text, (Loss,), "loss")
         module, name, pairs = split(text)
-        what = f"loss {shown(f'{module}:{name}')}"
-        values = read_values(cls, pairs, what)
-        with calling(f"the {what} cannot be made"):
+        title = f"loss {shown(f'{module}:{name}')}"
+        values = read_values(cls, pairs, title)
+        with calling(f"the {title} cannot be made"):
             return cls(**values)
-    if text in known:
-        return known[text]
-    *first, last = map(repr, known)
+    if text in losses:
+        return losses[text]
+    *first, last = map(repr, losses)
     names = f"{', '.join(first)} or {last}"
-    raise SpecError(f"a loss is {names}, or a class of your own as module:Class{did_you_mean(text, known)}")
+    raise SpecError(f"a loss is {names}, or a class of your own as module:Class{did_you_mean(text, losses)}")

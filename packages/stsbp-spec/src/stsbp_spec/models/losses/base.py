@@ -71,9 +71,9 @@ class Loss(metaclass=Guarded):
 
     def __post_init__(self) -> None:
         declared(self, name=str, parameters=(tuple, list, str))
-        for each in fields(self):
-            check = each.metadata.get("check", _plain)
-            object.__setattr__(self, each.name, check(each.name, getattr(self, each.name)))
+        for field in fields(self):
+            check = field.metadata.get("check", _plain)
+            object.__setattr__(self, field.name, check(field.name, getattr(self, field.name)))
 
     def distance(self, spikes: UInt8, targets: UInt8, psp: PSP) -> Float64:
         """Distance of each sample, float64.
@@ -109,11 +109,11 @@ class Loss(metaclass=Guarded):
             return joined(parts)
         shape = np.broadcast_shapes(spikes.shape, targets.shape)
         o, target = (np.broadcast_to(x, shape) for x in (spikes, targets))
-        found, each = np.empty(shape[1:-1]), np.broadcast_to(lengths, shape[1:-1])
-        for length in np.unique(each):
-            which = each == length
-            found[which] = self.distance(o[:length, which], target[:length, which], psp)
-        return found
+        distances, sample_lengths = np.empty(shape[1:-1]), np.broadcast_to(lengths, shape[1:-1])
+        for length in np.unique(sample_lengths):
+            which = sample_lengths == length
+            distances[which] = self.distance(o[:length, which], target[:length, which], psp)
+        return distances
 
     def measure(self, p: Names, x: Names) -> Expr | None:
         """Contribution of one neuron at one step to the distance, float64. `x` has the same values as in `back`, and
@@ -129,24 +129,24 @@ class Loss(metaclass=Guarded):
         """
         if (measuring := _measuring(self)) is None:
             return None
-        ahead, measured = measuring
+        forward, measured = measuring
         shape = np.broadcast_shapes(spikes.shape, targets.shape)
         o, target = (np.broadcast_to(x, shape).astype(np.float64) for x in (spikes, targets))
         if lengths is None:
             p: tuple[Any, ...] = tuple(np.float64(x) for x in _by_name(self, self.constants(psp, len(spikes), 1)))
         else:
-            each = np.broadcast_to(lengths, shape[1:-1])
-            within = inside(each, shape[0])[..., None]
+            sample_lengths = np.broadcast_to(lengths, shape[1:-1])
+            within = inside(sample_lengths, shape[0])[..., None]
             o, target = o * within, target * within
-            p = tuple(x[..., None] for x in self.constants_of(psp, each, 1).values())
+            p = tuple(x[..., None] for x in self.constants_of(psp, sample_lengths, 1).values())
         count, target_count = o.sum(axis=0), target.sum(axis=0)
         states: tuple[Any, ...] = tuple(np.zeros(shape[1:]) for _ in self.states)
         r = np.zeros(shape[1:])
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            for now, wanted in zip(o, target, strict=True):
-                if ahead is not None:
-                    states, (r,) = ahead(*p, now, wanted, *states)
-                _, (now[...],) = measured(*p, now, wanted, count, target_count, r)
+            for step_outputs, step_targets in zip(o, target, strict=True):
+                if forward is not None:
+                    states, (r,) = forward(*p, step_outputs, step_targets, *states)
+                _, (step_outputs[...],) = measured(*p, step_outputs, step_targets, count, target_count, r)
         if lengths is not None:
             o = np.where(within, o, 0.0)
         if not np.isfinite(o).all():
@@ -173,8 +173,8 @@ class Loss(metaclass=Guarded):
         different, which = np.unique(lengths, return_inverse=True)
         rows = [_by_name(self, self.constants(psp, int(length), batch)) for length in different]
         columns = np.array(rows, np.float64).reshape(len(different), len(self.parameters)).T
-        each = which.reshape(np.shape(lengths))
-        return {name: column[each] for name, column in zip(self.parameters, columns, strict=True)}
+        row_indices = which.reshape(np.shape(lengths))
+        return {name: column[row_indices] for name, column in zip(self.parameters, columns, strict=True)}
 
     def ahead(self, p: Names, s: Names, x: Names) -> LossStep | None:
         """One step of the forward pass, from `x.o` and `x.target`. `p`: constants, `s`: states. None: no such pass."""
@@ -205,15 +205,15 @@ def _plain(name: str, value: object) -> float | str:
     return number
 
 
-def _constants(name: str, loss: Loss, found: object) -> object:
-    constants: Any = constants_by_name(name, loss, found)
+def _constants(name: str, loss: Loss, returned: object) -> object:
+    constants: Any = constants_by_name(name, loss, returned)
     if missing := [name for name in loss.parameters if name not in constants]:
         raise SpecError(f"the loss {loss.name}: its constants lack {', '.join(missing)}, which `parameters` names")
     return constants
 
 
-def _measured(name: str, _: object, found: object) -> Expr | None:
-    return None if found is None else as_expr(found, name)
+def _measured(name: str, _: object, returned: object) -> Expr | None:
+    return None if returned is None else as_expr(returned, name)
 
 
 _GUARDS = {
@@ -228,9 +228,9 @@ def _by_name(loss: Loss, constants: Mapping[str, float]) -> list[float]:
     return [constants[name] for name in loss.parameters]
 
 
-def step_names(ahead: LossStep | None) -> Names:
-    """What the backward pass and the distance may use. Without a pass `ahead`, there is no `r`."""
-    return Names("value of a step", {name: variable(name) for name in STEP if name != "r" or ahead is not None})
+def step_names(forward_step: LossStep | None) -> Names:
+    """What the backward pass and the distance may use. Without a forward pass, there is no `r`."""
+    return Names("value of a step", {name: variable(name) for name in STEP if name != "r" or forward_step is not None})
 
 
 @cache
@@ -245,9 +245,9 @@ def _measuring(loss: Loss) -> tuple[Any, Any] | None:
     value = loss.measure(p, step_names(step))
     if value is None:
         return None
-    ahead = None
+    forward = None
     if step is not None:
         outputs = {"r": unsnapped(step.value)}
-        ahead = numpy_function(Recurrence("ahead", loss.parameters, AHEAD, step.states, outputs), np.float64)
+        forward = numpy_function(Recurrence("ahead", loss.parameters, AHEAD, step.states, outputs), np.float64)
     measured = Recurrence("distance", loss.parameters, STEP, {}, {"distance": unsnapped(value)})
-    return ahead, numpy_function(measured, np.float64)
+    return forward, numpy_function(measured, np.float64)

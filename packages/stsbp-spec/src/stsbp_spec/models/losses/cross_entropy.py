@@ -67,15 +67,15 @@ class CrossEntropy(Loss):
         v = self.evidence(u, within, xp)
         p = xp.exp(v - xp.max(v, axis=-1, keepdims=True))
         p = p / xp.sum(p, axis=-1, keepdims=True)
-        own = _classes(targets, within, xp)[:, None] == xp.arange(p.shape[-1])
-        return self.spread((p - xp.astype(own, p.dtype)) / batch, u, within, xp)
+        is_label = _classes(targets, within, xp)[:, None] == xp.arange(p.shape[-1])
+        return self.spread((p - xp.astype(is_label, p.dtype)) / batch, u, within, xp)
 
     def of_classes(self, potentials: AnyArray, lengths: Int64 | None = None) -> Float64:
         """The loss that each sample would have for each class, `[B, N]`, from potentials `[T, B, N]`."""
         v: Float64 = self.evidence(potentials.astype(np.float64), inside_of(potentials, lengths), NUMPY.xp)
         most = v.max(axis=-1, keepdims=True)
-        found: Float64 = most + np.log(np.exp(v - most).sum(axis=-1, keepdims=True)) - v
-        return found
+        losses: Float64 = most + np.log(np.exp(v - most).sum(axis=-1, keepdims=True)) - v
+        return losses
 
     def distance(self, spikes: AnyArray, targets: UInt8, psp: PSP) -> Float64:
         return self.distances(spikes, targets, psp)
@@ -85,8 +85,8 @@ class CrossEntropy(Loss):
         spikes, targets = array_of(spikes), array_of(targets)
         lengths = None if lengths is None else array_of(lengths)
         labels: Int64 = _classes(targets, inside_of(targets, lengths), NUMPY.xp)
-        found: Float64 = np.take_along_axis(self.of_classes(spikes, lengths), labels[:, None], axis=-1)[:, 0]
-        return found
+        losses: Float64 = np.take_along_axis(self.of_classes(spikes, lengths), labels[:, None], axis=-1)[:, 0]
+        return losses
 
     def constants(self, psp: PSP, steps: int, batch: int) -> Mapping[str, float]:
         return {}

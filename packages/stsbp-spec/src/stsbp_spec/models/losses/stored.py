@@ -15,8 +15,8 @@ import numpy as np
 
 from stsbp_spec.equations.expressions import Expr, Names, constant, variable, where
 from stsbp_spec.equations.stored import (
-    Graph,
     Stored,
+    StoredExpressions,
     dashed_word,
     dumped,
     loaded,
@@ -157,22 +157,22 @@ class _Constants:
             raise ValueError("a constant refers to an operation that does not exist")
 
     def values(self, psp: PSP, steps: int, batch: int) -> dict[str, float]:
-        given = {"tau_s": psp.tau_s, "tau_rise": psp.tau_rise, "steps": steps, "batch": batch}
-        made: list[Any] = []
+        inputs = {"tau_s": psp.tau_s, "tau_rise": psp.tau_rise, "steps": steps, "batch": batch}
+        values: list[Any] = []
         for op, *args in self.nodes:
             if op in _OPERATIONS:
-                x = _OPERATIONS[op](*(made[a] for a in args))
+                x = _OPERATIONS[op](*(values[a] for a in args))
             elif op == "number":
                 x = float.fromhex(args[0])
             else:
-                x = int(args[0]) if op == "integer" else given[op]
+                x = int(args[0]) if op == "integer" else inputs[op]
             if isinstance(x, int) and x.bit_length() > _MOST_BITS:
                 raise OverflowError("an integer of its constants is too large")
-            made.append(x)
-        found = {name: float(made[n]) for name, n in self.roots.items()}
-        if wrong := [name for name, x in found.items() if not math.isfinite(x)]:
+            values.append(x)
+        constants = {name: float(values[n]) for name, n in self.roots.items()}
+        if wrong := [name for name, x in constants.items() if not math.isfinite(x)]:
             raise OverflowError(f"the constant {wrong[0]} is not finite")
-        return found
+        return constants
 
 
 def as_text(loss: Loss) -> str:
@@ -190,19 +190,19 @@ def as_text(loss: Loss) -> str:
             "the distance as an expression in `measure`"
         )
     p, s, b = placeholders("p", loss.parameters), placeholders("s", loss.states), placeholders("b", loss.back_states)
-    ahead = loss.ahead(p, s, Names("value of a step", {name: variable(name) for name in AHEAD}))
-    x = step_names(ahead)
-    measured, back = loss.measure(p, x), loss.back(p, b, x)
+    forward_step = loss.ahead(p, s, Names("value of a step", {name: variable(name) for name in AHEAD}))
+    x = step_names(forward_step)
+    measured, backward_step = loss.measure(p, x), loss.back(p, b, x)
     if measured is None:
         raise SpecError(f"the loss {loss.name} has no distance: write `measure`")
-    roots = {"distance": measured, "error": back.value}
-    for kind, step, states in (("s", ahead, loss.states), ("b", back, loss.back_states)):
+    roots = {"distance": measured, "error": backward_step.value}
+    for kind, step, states in (("s", forward_step, loss.states), ("b", backward_step, loss.back_states)):
         if step is not None and set(step.states) != set(states):
             raise SpecError(
                 f"the loss {loss.name}: its states are {', '.join(states) or 'none'}, but a step returns others"
             )
         roots |= {} if step is None else {f"{kind}.{name}": value for name, value in step.states.items()}
-    roots |= {} if ahead is None else {"r": ahead.value}
+    roots |= {} if forward_step is None else {"r": forward_step.value}
     psp: Any = _SymbolicPSP()
     constants = loss.constants(psp, _Symbol("steps"), _Symbol("batch"))  # type: ignore[arg-type]
     if set(constants) != set(loss.parameters):
@@ -210,10 +210,10 @@ def as_text(loss: Loss) -> str:
     text = dumped(
         {
             "name": loss.name,
-            "parameters": {each.name: str(getattr(loss, each.name)) for each in fields(loss)},
+            "parameters": {parameter.name: str(getattr(loss, parameter.name)) for parameter in fields(loss)},
             "constants": _program({name: constants[name] for name in loss.parameters}),
-            "ahead": ahead is not None,
-            "states": list(loss.states) if ahead is not None else [],
+            "ahead": forward_step is not None,
+            "states": list(loss.states) if forward_step is not None else [],
             "back_states": list(loss.back_states),
             **nodes_of({name: _number(x) for name, x in roots.items()}),
         }
@@ -237,7 +237,7 @@ def _number(x: Any) -> Expr:
     return where(x, 1, 0) if x.is_condition else x
 
 
-class _Data:
+class _LossContents:
     """The contents of a text, checked."""
 
     def __init__(self, text: str) -> None:
@@ -250,14 +250,14 @@ class _Data:
             self.states, self.back_states = words(data["states"]), words(data["back_states"])
             roots = {"distance", "error", *(f"b.{name}" for name in self.back_states)}
             roots |= {"r", *(f"s.{name}" for name in self.states)} if self.ahead else set()
-            self.graph = Graph("loss", data, roots)
+            self.graph = StoredExpressions("loss", data, roots)
 
 
 @dataclass(frozen=True, repr=False)
-class StoredLoss(Stored[_Data], Loss):
+class StoredLoss(Stored[_LossContents], Loss):
     """A loss that was loaded from its text."""
 
-    contents = _Data
+    contents = _LossContents
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -284,29 +284,29 @@ class StoredLoss(Stored[_Data], Loss):
             return self.data.constants.values(psp, steps, batch)
 
     def measure(self, p: Names, x: Names) -> Expr:
-        return self._built(("distance",), self._known(p, x, self._step))[0]
+        return self._built(("distance",), self._variables(p, x, self._step))[0]
 
     def ahead(self, p: Names, s: Names, x: Names) -> LossStep | None:
         if not self.data.ahead:
             return None
-        known = self._known(p, x, AHEAD) | {f"s.{name}": getattr(s, name) for name in self.states}
-        value, *states = self._built(("r", *(f"s.{name}" for name in self.states)), known)
+        variables = self._variables(p, x, AHEAD) | {f"s.{name}": getattr(s, name) for name in self.states}
+        value, *states = self._built(("r", *(f"s.{name}" for name in self.states)), variables)
         return LossStep(dict(zip(self.states, states, strict=True)), value)
 
     def back(self, p: Names, s: Names, x: Names) -> LossStep:
-        known = self._known(p, x, self._step) | {f"b.{name}": getattr(s, name) for name in self.back_states}
-        value, *states = self._built(("error", *(f"b.{name}" for name in self.back_states)), known)
+        variables = self._variables(p, x, self._step) | {f"b.{name}": getattr(s, name) for name in self.back_states}
+        value, *states = self._built(("error", *(f"b.{name}" for name in self.back_states)), variables)
         return LossStep(dict(zip(self.back_states, states, strict=True)), value)
 
     @property
     def _step(self) -> tuple[str, ...]:
         return STEP if self.data.ahead else tuple(name for name in STEP if name != "r")
 
-    def _known(self, p: Names, x: Names, inputs: tuple[str, ...]) -> dict[str, Expr]:
+    def _variables(self, p: Names, x: Names, inputs: tuple[str, ...]) -> dict[str, Expr]:
         return {f"p.{name}": getattr(p, name) for name in self.parameters} | {name: getattr(x, name) for name in inputs}
 
-    def _built(self, roots: tuple[str, ...], known: Mapping[str, Expr]) -> list[Expr]:
-        return self.data.graph.built(known, roots)
+    def _built(self, roots: tuple[str, ...], variables: Mapping[str, Expr]) -> list[Expr]:
+        return self.data.graph.built(variables, roots)
 
 
 def from_text(text: str) -> StoredLoss:

@@ -40,24 +40,24 @@ __all__ = [
 
 def parameters(neuron: NeuronModel | type[NeuronModel]) -> tuple[str, ...]:
     """Names of the parameters of a model."""
-    return tuple(each.name for each in fields(neuron))  # type: ignore[arg-type]
+    return tuple(field.name for field in fields(neuron))  # type: ignore[arg-type]
 
 
-def as_model(name: str, given: Mapping[str, Any]) -> NeuronModel:
-    """A neuron of the model `name`. Those of the `given` parameters that the model has are set.
+def as_model(name: str, values: Mapping[str, Any]) -> NeuronModel:
+    """A neuron of the model `name`. Those of the parameters in `values` that the model has are set.
 
     Raises:
         SpecError: there is no such model, or a value is outside its domain.
     """
-    known = _IN_NOTATION
-    if name not in known:
-        raise SpecError(f"unknown neuron {shown(name)}{did_you_mean(name, known)}; known: {', '.join(known)}")
-    return _made(known[name], given)
+    models = _IN_NOTATION
+    if name not in models:
+        raise SpecError(f"unknown neuron {shown(name)}{did_you_mean(name, models)}; known: {', '.join(models)}")
+    return _with_values(models[name], values)
 
 
-def _made(model: type[NeuronModel], given: Mapping[str, Any]) -> NeuronModel:
-    known = parameters(model)
-    return model(**{key: value for key, value in given.items() if key in known})
+def _with_values(model: type[NeuronModel], values: Mapping[str, Any]) -> NeuronModel:
+    names = parameters(model)
+    return model(**{key: value for key, value in values.items() if key in names})
 
 
 def with_parameters(neuron: NeuronModel, texts: Mapping[str, str]) -> NeuronModel:
@@ -71,7 +71,7 @@ def with_parameters(neuron: NeuronModel, texts: Mapping[str, str]) -> NeuronMode
     values = {key: _read(neuron, key, text) for key, text in texts.items() if written.get(key) != text}
     if not values:
         return neuron
-    return _made(type(neuron), {**{each: getattr(neuron, each) for each in parameters(neuron)}, **values})
+    return _with_values(type(neuron), {**{name: getattr(neuron, name) for name in parameters(neuron)}, **values})
 
 
 def _read(neuron: NeuronModel, key: str, text: str) -> Any:
@@ -81,8 +81,8 @@ def _read(neuron: NeuronModel, key: str, text: str) -> Any:
             f"the parameters of {neuron} cannot be changed in a network; give them after its class: :{key}=..."
         )
     if key not in parameters(neuron):
-        known = ", ".join(parameters(neuron))
-        raise SpecError(f"the neuron {neuron.name!r} has no parameter {shown(key)}; it has: {known}")
+        names = ", ".join(parameters(neuron))
+        raise SpecError(f"the neuron {neuron.name!r} has no parameter {shown(key)}; it has: {names}")
     if key == "surrogate":
         return parse_surrogate(text)
     if isinstance(getattr(neuron, key), str):
@@ -93,10 +93,10 @@ def _read(neuron: NeuronModel, key: str, text: str) -> Any:
         raise SpecError(f"{key} must be a number, got {shown(text)}") from None
 
 
-def parse_neuron(text: str, given: Mapping[str, Any]) -> NeuronModel:
+def parse_neuron(text: str, defaults: Mapping[str, Any]) -> NeuronModel:
     """Read `"alif"`, `"alif:beta=1.8:reset=subtract"`, or a class of another module, `"my_module:MyNeuron:tau_m=5"`.
 
-    Parameters that are not named get the values in `given`. The module may also be in the current folder.
+    Parameters that are not named get the values in `defaults`. The module may also be in the current folder.
 
     Raises:
         SpecError: the model or a parameter is unknown, or a value is outside its domain; the module cannot be imported.
@@ -113,5 +113,5 @@ def parse_neuron(text: str, given: Mapping[str, Any]) -> NeuronModel:
             "your own as module:Class"
         )
     with calling(f"the neuron {shown(name)} cannot be made"):
-        neuron = _made(model, given)
+        neuron = _with_values(model, defaults)
     return with_parameters(neuron, dict(read_pairs(pairs, f"neuron {name!r}")))

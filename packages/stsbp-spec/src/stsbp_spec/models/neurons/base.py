@@ -104,22 +104,22 @@ class NeuronModel(metaclass=Guarded):
         Guarded.guard(cls, _GUARDS)
         if any(issubclass(base, NeuronModel) and base is not NeuronModel for base in cls.__bases__):
             return
-        own = dict(vars(cls).get("__annotations__", {}))
+        annotations = dict(vars(cls).get("__annotations__", {}))
         for name in _EVERY:
-            if name not in own:
-                own[name] = NeuronModel.__annotations__[name]
+            if name not in annotations:
+                annotations[name] = NeuronModel.__annotations__[name]
                 setattr(cls, name, vars(cls).get(name, getattr(NeuronModel, name)))
-        cls.__annotations__ = own
+        cls.__annotations__ = annotations
 
     def __post_init__(self) -> None:
         declared(self, name=str, states=(tuple, list, str))
-        for each in fields(self):  # type: ignore[arg-type]
-            check = each.metadata.get("check", _CHECKS.get(each.name, real))
-            object.__setattr__(self, each.name, check(each.name, getattr(self, each.name)))
+        for parameter in fields(self):  # type: ignore[arg-type]
+            check = parameter.metadata.get("check", _CHECKS.get(parameter.name, real))
+            object.__setattr__(self, parameter.name, check(parameter.name, getattr(self, parameter.name)))
         _ = self.psp
         if unread := self._unread():
-            what = f"the neuron {self.name} learns {', '.join(unread)}"
-            raise SpecError(f"{what}, which its step never reads; leave it out of `learned`")
+            problem = f"the neuron {self.name} learns {', '.join(unread)}"
+            raise SpecError(f"{problem}, which its step never reads; leave it out of `learned`")
 
     def _unread(self) -> list[str]:
         """Learned parameters that `step` does not read."""
@@ -157,7 +157,7 @@ class NeuronModel(metaclass=Guarded):
 
     def written(self) -> dict[str, str]:
         """The model's name under the key `neuron`, and its parameters, as in the notation."""
-        return {"neuron": self.name, **{each.name: _written(getattr(self, each.name)) for each in fields(self)}}  # type: ignore[arg-type]
+        return {"neuron": self.name, **{field.name: _written(getattr(self, field.name)) for field in fields(self)}}  # type: ignore[arg-type]
 
     @cached_property
     def psp(self) -> PSP:
@@ -193,12 +193,12 @@ def above_zero(name: str, value: object) -> float:
     return number
 
 
-def choice(*known: str) -> Check:
+def choice(*allowed: str) -> Check:
     """Check for one of several words."""
 
     def check(name: str, value: object) -> str:
-        if value not in known:
-            raise SpecError(f"{name} is {' or '.join(map(repr, known))}, got {shown(value)}")
+        if value not in allowed:
+            raise SpecError(f"{name} is {' or '.join(map(repr, allowed))}, got {shown(value)}")
         return str(value)
 
     return check
@@ -206,15 +206,15 @@ def choice(*known: str) -> Check:
 
 def _surrogate(name: str, value: object) -> Surrogate:
     if not isinstance(value, Surrogate):
-        known = ", ".join(f"{cls.__name__}()" for cls in SURROGATES.values())
-        raise SpecError(f"a neuron's surrogate is one of {known}, got {shown(value)}")
+        names = ", ".join(f"{cls.__name__}()" for cls in SURROGATES.values())
+        raise SpecError(f"a neuron's surrogate is one of {names}, got {shown(value)}")
     return value
 
 
-def _learned(name: str, _: object, found: object) -> object:
-    if not isinstance(found, Mapping) or not all(isinstance(value, Learned) for value in found.values()):
-        raise SpecError(f"{name} must return a dict of Learned(...) by name, got {shown(found)}")
-    return found
+def _learned(name: str, _: object, returned: object) -> object:
+    if not isinstance(returned, Mapping) or not all(isinstance(value, Learned) for value in returned.values()):
+        raise SpecError(f"{name} must return a dict of Learned(...) by name, got {shown(returned)}")
+    return returned
 
 
 _GUARDS = {

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from stsbp_spec.equations.expressions import Expr, Names, variable
 from stsbp_spec.equations.stored import (
-    Graph,
     Stored,
+    StoredExpressions,
     dumped,
     loaded,
     nodes_of,
@@ -53,30 +53,31 @@ def as_text(neuron: NeuronModel) -> str:
     def h(x: Expr) -> Expr:
         return Expr("surrogate", (x,))
 
-    back = neuron.adjoint(p, d, variable("u"), variable("g"), h)
+    adjoint = neuron.adjoint(p, d, variable("u"), variable("g"), h)
     roots = {"u": step.u, "spike": step.spike, "slope": slope}
     roots |= {f"s.{name}": x for name, x in step.states.items()}
-    if back is not None:
-        roots |= {"current": back.current, **{f"d.{name}": x for name, x in back.carried.items()}}
-        roots |= {f"l.{name}": x for name, x in back.learned.items()}
+    if adjoint is not None:
+        roots |= {"current": adjoint.current, **{f"d.{name}": x for name, x in adjoint.carried.items()}}
+        roots |= {f"l.{name}": x for name, x in adjoint.learned.items()}
     # Older texts have no gain. A text without one means the gain `normalised`.
     plain = ("psp_gain",) if neuron.psp_gain == "normalised" else ()
+    parameters = [parameter.name for parameter in fields(neuron)]  # type: ignore[arg-type]
     data = {
         "name": neuron.name,
         "states": list(neuron.states),
-        "carried": list(neuron.carried) if back is not None else [],
+        "carried": list(neuron.carried) if adjoint is not None else [],
         "constants": written(neuron.constants()),
         "learned": {name: [x.initial.hex(), x.low.hex(), x.high.hex(), x.per] for name, x in neuron.learned().items()},
         "surrogate": described(surrogate),
         **written({"tau_s": neuron.tau_s, "tau_rise": neuron.tau_rise, "threshold": neuron.threshold}),
-        "parameters": {each.name: str(getattr(neuron, each.name)) for each in fields(neuron) if each.name not in plain},  # type: ignore[arg-type]
+        "parameters": {name: str(getattr(neuron, name)) for name in parameters if name not in plain},
         **({} if plain else {"psp_gain": neuron.psp_gain}),
         **nodes_of(roots),
     }
     return dumped(data)
 
 
-class _Data:
+class _NeuronContents:
     """The contents of a text, checked."""
 
     def __init__(self, text: str) -> None:
@@ -96,11 +97,11 @@ class _Data:
             roots = {"u", "spike", "slope", *(f"s.{name}" for name in self.states)}
             if self.carried:
                 roots |= {"current", *(f"d.{name}" for name in self.carried), *(f"l.{name}" for name in self.learned)}
-            self.graph = Graph("neuron model", data, roots, {"spike"})
+            self.graph = StoredExpressions("neuron model", data, roots, {"spike"})
             # Make a text of the surrogate alone, so that surrogates with the same equation are equal.
-            own = {"parameters": {}, "compact": False, **data["surrogate"]}
+            surrogate_data = {"parameters": {}, "compact": False, **data["surrogate"]}
             slope = self.graph.built(_Any(), ("slope",), _no_surrogate)[0]
-            self.surrogate = StoredSurrogate(dumped({**own, **nodes_of({"slope": slope})}))
+            self.surrogate = StoredSurrogate(dumped({**surrogate_data, **nodes_of({"slope": slope})}))
 
 
 class _Any(dict[str, Expr]):
@@ -118,10 +119,10 @@ def _no_surrogate(x: Expr) -> Expr:
 
 
 @dataclass(frozen=True, repr=False)
-class StoredNeuron(Stored[_Data], NeuronModel):
+class StoredNeuron(Stored[_NeuronContents], NeuronModel):
     """A neuron model that was loaded from its text."""
 
-    contents = _Data
+    contents = _NeuronContents
     name: ClassVar[str] = "stored"
     tau_s: float = field(default=4.0, init=False, compare=False)
     tau_rise: float = field(default=0.0, init=False, compare=False)
@@ -155,19 +156,19 @@ class StoredNeuron(Stored[_Data], NeuronModel):
         return self.data.learned
 
     def step(self, p: Names, s: Names, i: Expr) -> Step:
-        known = {**self._constants(p), **{f"s.{name}": getattr(s, name) for name in self.states}, "i": i}
-        u, spike, *states = self.data.graph.built(known, ("u", "spike", *(f"s.{name}" for name in self.states)))
+        variables = {**self._constants(p), **{f"s.{name}": getattr(s, name) for name in self.states}, "i": i}
+        u, spike, *states = self.data.graph.built(variables, ("u", "spike", *(f"s.{name}" for name in self.states)))
         return Step(u, spike, dict(zip(self.states, states, strict=True)))
 
     def adjoint(self, p: Names, d: Names, u: Expr, g: Expr, h: Callable[[Expr], Expr]) -> Adjoint | None:
         if not self.carried:
             return None
-        known = {**self._constants(p), **{f"d.{name}": getattr(d, name) for name in self.carried}, "u": u, "g": g}
+        variables = {**self._constants(p), **{f"d.{name}": getattr(d, name) for name in self.carried}, "u": u, "g": g}
         roots = ("current", *(f"d.{name}" for name in self.carried), *(f"l.{name}" for name in self.data.learned))
-        current, *found = self.data.graph.built(known, roots, h)
-        ends = iter(found)
-        carried = {name: next(ends) for name in self.carried}
-        return Adjoint(current, carried, {name: next(ends) for name in self.data.learned})
+        current, *other_results = self.data.graph.built(variables, roots, h)
+        results = iter(other_results)
+        carried = {name: next(results) for name in self.carried}
+        return Adjoint(current, carried, {name: next(results) for name in self.data.learned})
 
     def _constants(self, p: Names) -> dict[str, Expr]:
         return {f"p.{name}": getattr(p, name) for name in (*self.data.constants, *self.data.learned)}

@@ -73,7 +73,7 @@ class AdamWScalars:
 
 
 def _update(*, learned: bool) -> Recurrence:
-    names = tuple(each.name for each in fields(AdamWScalars) if not (learned and each.name == "decay"))
+    names = tuple(field.name for field in fields(AdamWScalars) if not (learned and field.name == "decay"))
     names = (*names, "low", "high") if learned else names
     c = Names("scalar of AdamW", {name: variable(name) for name in names})
     w, g, m, v = (variable(name) for name in ("w", "g", "m", "v"))

@@ -80,11 +80,11 @@ class AvgPool2d(Pool2d):
     def reached(self, counts: Int64, shapes: Sequence[Shape]) -> tuple[Int64, ...]:
         """Each place of a window reaches what the window reaches."""
         rows, columns = self.sizes
-        whole = counts.repeat(rows, axis=1).repeat(columns, axis=2)
+        window_counts = counts.repeat(rows, axis=1).repeat(columns, axis=2)
         # Rows and columns that fill no window reach no output.
-        below = np.zeros(shapes[0], np.int64)
-        below[:, : whole.shape[1], : whole.shape[2]] = whole
-        return (below,)
+        input_counts = np.zeros(shapes[0], np.int64)
+        input_counts[:, : window_counts.shape[1], : window_counts.shape[2]] = window_counts
+        return (input_counts,)
 
     @property
     def divisor(self) -> int:

@@ -13,17 +13,17 @@ PerAxis: TypeAlias = int | tuple[int, int]
 """One number for both rows and columns, or one for each."""
 
 
-def per_axis(what: str, value: object, least: int) -> PerAxis:
+def per_axis(label: str, value: object, least: int) -> PerAxis:
     """`value`, an integer or a pair, in its stored form: an int if rows and columns have the same number.
 
     Raises:
-        SpecError: a number is not an integer, or is below `least`. The message begins with `what`.
+        SpecError: a number is not an integer, or is below `least`. The message begins with `label`.
     """
     if not isinstance(value, (tuple, list)):
-        return whole(what, value, least)
+        return whole(label, value, least)
     if len(value) != 2:
-        raise SpecError(f"{what} is an integer or a pair (rows, columns), got {shown(value)}")
-    rows, columns = (whole(what, each, least) for each in value)
+        raise SpecError(f"{label} is an integer or a pair (rows, columns), got {shown(value)}")
+    rows, columns = (whole(label, size, least) for size in value)
     return rows if rows == columns else (rows, columns)
 
 
@@ -34,4 +34,4 @@ def both(value: PerAxis) -> tuple[int, int]:
 
 def written(value: PerAxis) -> str:
     """The value in the notation: `3`, or `3x5`."""
-    return "x".join(str(each) for each in value) if isinstance(value, tuple) else str(value)
+    return "x".join(str(size) for size in value) if isinstance(value, tuple) else str(value)

@@ -201,8 +201,8 @@ class Merge(Derived):
             if values.weighted:
                 message = "takes spikes, but one of its inputs is weighted sums; put Neurons between them"
                 raise SpecError(f"{name} {message}")
-            for what, one, other in self._unlike(first, values):
-                raise SpecError(f"the inputs of {name} must have the same {what}, got {one} and {other}")
+            for property_name, one, other in self._unlike(first, values):
+                raise SpecError(f"the inputs of {name} must have the same {property_name}, got {one} and {other}")
             if values.static != first.static:
                 raise SpecError(f"{name} takes inputs that change with time, or images, not both")
         return first
@@ -211,18 +211,18 @@ class Merge(Derived):
         """What must be the same for two inputs but is not: in words, and for each of them."""
         if not self.fits(first.shape, values.shape):
             yield self.alike, first.shape, values.shape
-        for what, one, other in (
+        for property_name, one, other in (
             ("synapse", first.pending, values.pending),
             ("factor of dropout", first.gain, values.gain),
             ("divisor of pooled sums", first.divisor, values.divisor),
         ):
             if one != other:
-                yield what, one, other
+                yield property_name, one, other
 
     def reached(self, counts: Int64, shapes: Sequence[Shape]) -> tuple[Int64, ...]:
         # The adjoint of a linear operation, on one sample and step. Other operations override this.
         _, residuals = self.forward(NUMPY, *(np.zeros((1, 1, *shape), np.int64) for shape in shapes))
-        return tuple(below[0, 0] for below in self.backward(NUMPY, residuals, counts[None, None]))
+        return tuple(input_counts[0, 0] for input_counts in self.backward(NUMPY, residuals, counts[None, None]))
 
 
 class Weighted(Op):
@@ -255,9 +255,9 @@ class Weighted(Op):
         summands = self.summands(values.shape)[0]
         bound = summands * (2 ** (MIN_WEIGHT_BITS - 1) - 1) * values.maximum
         if math.log2(bound) + values.exponent > EXACT_LIMIT_BITS:
-            what = f"inputs with {values.bits}-bit values" if values.bits > 0 else "spikes (0 or 1)"
+            summand_kind = f"inputs with {values.bits}-bit values" if values.bits > 0 else "spikes (0 or 1)"
             raise ExactnessError(
-                f"the sums of {summands} {what} cannot be exact in float32, "
+                f"the sums of {summands} {summand_kind} cannot be exact in float32, "
                 f"even with {MIN_WEIGHT_BITS}-bit weights; pool or convolve first"
             )
         sums = replace(values, shape=shape, weighted=True, biased=self.bias)

@@ -282,10 +282,10 @@ def statistics(wide: Wide, sums: Any, exponent: Any, n: Any) -> tuple[Any, Any]:
     high = high - n * (square >> SQUARE_BITS)
     low = low - n * (square & (2**SQUARE_BITS - 1)) - 2 * m * d
     high, low = high + (low >> SQUARE_BITS), low & (2**SQUARE_BITS - 1)
-    around = wide.times(wide.float64(high), 2.0**SQUARE_BITS) + wide.float64(low)
+    centred_squares = wide.times(wide.float64(high), 2.0**SQUARE_BITS) + wide.float64(low)
     count = float(n) if isinstance(n, int) else wide.float64(n)
     off = wide.over(wide.float64(d), count)
-    variance = wide.over(around, count) - wide.times(off, off)
+    variance = wide.over(centred_squares, count) - wide.times(off, off)
     return (
         wide.scaled(wide.over(wide.float64(total), count), -exponent),
         wide.scaled(variance, -2 * exponent),
@@ -307,7 +307,7 @@ def coefficients(
 
 
 def way_back(
-    wide: Wide, sums: Any, exponent: Any, found: Coefficients[Array], frames: Any = None, *, n: int, training: bool
+    wide: Wide, sums: Any, exponent: Any, by: Coefficients[Array], frames: Any = None, *, n: int, training: bool
 ) -> tuple[Array, Array, Array, Array]:
     """`S/n` and `r`, float32 `[C]`, and the gradients of scale and shift, float64 `[C]`, from all `error_moments`.
 
@@ -315,23 +315,23 @@ def way_back(
     """
     total, high, low = sums[0], sums[1], sums[2]
     with_z = wide.scaled(wide.times(high, 2.0**PIECE_BITS) + low, -exponent)
-    around = with_z - wide.times(found.wide_mean, total)
-    gradients = wide.times(around, found.stretch), total
+    centred_products = with_z - wide.times(by.wide_mean, total)
+    gradients = wide.times(centred_products, by.stretch), total
     if not training:
         zeros = wide.float32(wide.times(total, 0.0))
         return zeros, zeros, *gradients
     count = float(n) if frames is None else wide.float64(frames * n)
-    slope = wide.times(wide.over(around, count), found.narrowing)
+    slope = wide.times(wide.over(centred_products, count), by.narrowing)
     return wide.float32(wide.over(total, count)), wide.float32(slope), *gradients
 
 
-def moved(wide: Wide, before: Array, batch: Array, *, norm: BatchNorm) -> Array:
+def moved(wide: Wide, statistic: Array, batch: Array, *, norm: BatchNorm) -> Array:
     """A running statistic `[C]` after a batch: computed in float64, rounded once, and 0 below the floor."""
-    kept = wide.times(wide.float64(before), 1 - norm.momentum)
-    found: Array = wide.float32(kept + wide.times(wide.float64(batch), norm.momentum))
-    return found
+    decayed = wide.times(wide.float64(statistic), 1 - norm.momentum)
+    updated: Array = wide.float32(decayed + wide.times(wide.float64(batch), norm.momentum))
+    return updated
 
 
-def running(norm: BatchNorm, before: Float32, batch: Float32) -> Float32:
+def running(norm: BatchNorm, statistic: Float32, batch: Float32) -> Float32:
     """`moved` for numpy arrays."""
-    return moved(Wide(), before, batch, norm=norm)
+    return moved(Wide(), statistic, batch, norm=norm)

@@ -47,8 +47,8 @@ class Biased(SynapticFilter):
         return self.filter.carried
 
     def constants(self) -> Mapping[str, float | np.float32]:
-        own = {"gain": self.gain} if self.gain != 1 else {}
-        return {**self.filter.constants(), **own}
+        gain = {"gain": self.gain} if self.gain != 1 else {}
+        return {**self.filter.constants(), **gain}
 
     def learned(self) -> Mapping[str, Learned]:
         return {"bias": BIAS}
@@ -59,9 +59,9 @@ class Biased(SynapticFilter):
         return self.filter.step(p, s, named("x", snap(weighted + p.bias)))
 
     def adjoint(self, p: Names, d: Names, current: Expr) -> FilterAdjoint | None:
-        found = self.filter.adjoint(p, d, current)
-        if found is None:
+        adjoint = self.filter.adjoint(p, d, current)
+        if adjoint is None:
             return None
-        dx = found.dz.args[0] if found.dz.op == "unsnapped" else found.dz
-        dz = unsnapped(p.gain * dx) if self.gain != 1 else found.dz
-        return FilterAdjoint(found.carried, dz, {"bias": found.dz})
+        dx = adjoint.dz.args[0] if adjoint.dz.op == "unsnapped" else adjoint.dz
+        dz = unsnapped(p.gain * dx) if self.gain != 1 else adjoint.dz
+        return FilterAdjoint(adjoint.carried, dz, {"bias": adjoint.dz})

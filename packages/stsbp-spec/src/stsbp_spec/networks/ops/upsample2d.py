@@ -49,5 +49,5 @@ class Upsample2d(Passing):
     def reached(self, counts: Int64, shapes: Sequence[Shape]) -> tuple[Int64, ...]:
         """An input reaches what its block reaches."""
         ((c, h, w),), (rows, columns) = shapes, self.factors
-        below: Int64 = counts.reshape(c, h, rows, w, columns).sum(axis=(2, 4))
-        return (below,)
+        input_counts: Int64 = counts.reshape(c, h, rows, w, columns).sum(axis=(2, 4))
+        return (input_counts,)
