@@ -59,8 +59,8 @@ class Remote:
     def combined(self, apply: Callable[[Any, Any], Any], other: Any) -> Remote:
         # As in numpy 1, an int32 without axes becomes int64 together with a Python number.
         widened = type(other) is int and self.held.shape == () and self.held.dtype == np.int32
-        left = self.held.astype(np.int64) if widened else self.held
-        return Remote(apply(left, other.held if isinstance(other, Remote) else other))
+        operand = self.held.astype(np.int64) if widened else self.held
+        return Remote(apply(operand, other.held if isinstance(other, Remote) else other))
 
     def __add__(self, other: Any) -> Remote:
         return self.combined(operator.add, other)
@@ -91,7 +91,7 @@ def held(x: Any) -> Any:
     if isinstance(x, Remote):
         return x.held
     if isinstance(x, Mapping):
-        return {name: held(each) for name, each in x.items()}
+        return {name: held(remote) for name, remote in x.items()}
     return type(x)(map(held, x)) if type(x) in (tuple, list) else x
 
 
@@ -101,8 +101,8 @@ class RemoteNames:
     def __init__(self) -> None:
         names = NumpyNames(np)
         for name in NAMES:
-            found = getattr(names, name)
-            setattr(self, name, found if isinstance(found, type) else self._own(found))
+            member = getattr(names, name)
+            setattr(self, name, member if isinstance(member, type) else self._own(member))
 
     @staticmethod
     def _own(function: Callable[..., Any]) -> Callable[..., Remote]:
@@ -123,8 +123,8 @@ def on_device(rule: Rule[AnyArray]) -> Rule[Remote]:
         return Remote(output), residuals
 
     def backward(op: Any, residuals: Any, error: Remote, **options: Any) -> Any:
-        found = rule.backward(op, residuals, error.held, **options)
-        return tuple(None if x is None else Remote(x) for x in found) if options else Remote(found)
+        grads = rule.backward(op, residuals, error.held, **options)
+        return tuple(None if x is None else Remote(x) for x in grads) if options else Remote(grads)
 
     return Rule(forward, backward)
 
@@ -184,13 +184,13 @@ class RemoteBackend(AbstractBackend[Remote]):
         *,
         summed: tuple[str, ...] = (),
     ) -> dict[str, Remote]:
-        found = recur(recurrence, constants, held(inputs), steps, summed=summed)
-        return {name: Remote(x) for name, x in found.items()}
+        outputs = recur(recurrence, constants, held(inputs), steps, summed=summed)
+        return {name: Remote(x) for name, x in outputs.items()}
 
 
 def test_the_remote_backend_implements_the_abstract_members_alone() -> None:
-    own = {name for name in vars(RemoteBackend) if not name.startswith("_")} - {"name", "api", "in_program"}
-    assert own - {"compiled"} == AbstractBackend.__abstractmethods__
+    members = {name for name in vars(RemoteBackend) if not name.startswith("_")} - {"name", "api", "in_program"}
+    assert members - {"compiled"} == AbstractBackend.__abstractmethods__
     for read in (np.asarray, float, list, bool, memoryview):
         with pytest.raises((AssertionError, TypeError)):
             read(REMOTE.zeros((1,)))
@@ -277,13 +277,13 @@ def test_a_training_step_of_a_backend_with_the_abstract_members_stays_on_its_dev
         optimizer = AdamW(lr=0.01, clip_norm=0.1)
         trainer = backend.trainer(network, loss, optimizer, precision=precision, memory=memory, micro_batch=micro_batch)
         state = trainer.init({name: w.copy() for name, w in weights.items()})
-        batch, told = _batch(network, packed=micro_batch is None, padded=padded), []
+        batch, reported = _batch(network, packed=micro_batch is None, padded=padded), []
         for _ in range(2):
             state, result = trainer.step(state, batch)
-            told += [result.spikes.tobytes(), result.gradient_norm, result.loss, result.rates, result.zeroed]
+            reported += [result.spikes.tobytes(), result.gradient_norm, result.loss, result.rates, result.zeroed]
         predicted = trainer.predict(state, batch.inputs, 6)
         exported = {name: x.tobytes() for name, x in trainer.export_state(state).items()}
-        results.append((told, predicted.spikes.tobytes(), exported))
+        results.append((reported, predicted.spikes.tobytes(), exported))
     assert results[0] == results[1]
 
 
@@ -312,23 +312,23 @@ def _exponent(x: Float32, bits: int) -> int | None:
 def error_grid(dz: Float32, bits: int) -> tuple[Float32, list[int]]:
     q = _exponent(dz, bits)
     on_grid = np.zeros_like(dz) if q is None else _rounded(dz, q)
-    before = np.abs(dz) >= np.float32(SMALLEST_NORMAL)
-    return on_grid, [int(np.count_nonzero(before & (on_grid == 0))), int(np.count_nonzero(before))]
+    normal = np.abs(dz) >= np.float32(SMALLEST_NORMAL)
+    return on_grid, [int(np.count_nonzero(normal & (on_grid == 0))), int(np.count_nonzero(normal))]
 
 
 def sample_grid(dz: Float32, bits: int) -> Float32:
     most = np.abs(dz).reshape(len(dz[0]), -1).view(np.int32).max(axis=1)
     exponent = np.minimum(bits + 126 - (most >> 23), FINEST_ERROR_EXPONENT).reshape(1, -1, *(1,) * (dz.ndim - 2))
-    scale, back = np.ldexp(np.float32(1), exponent), np.ldexp(np.float32(1), -exponent)
+    scale, inverse_scale = np.ldexp(np.float32(1), exponent), np.ldexp(np.float32(1), -exponent)
     silent = most.view(np.float32).reshape(exponent.shape) < np.float32(FLOOR)
-    return np.where(silent, np.float32(0), np.rint(dz * scale) * back)
+    return np.where(silent, np.float32(0), np.rint(dz * scale) * inverse_scale)
 
 
 def squares(gradients: Sequence[Float32]) -> list[int]:
-    whole = np.concatenate([g.reshape(-1) for g in gradients])
-    q = _exponent(whole, norm_bits(whole.size))
-    units = [] if q is None else np.rint(whole * np.float32(2.0**q)).astype(np.int64).tolist()
-    return [int(np.abs(whole).view(np.int32).max()), sum(x * x for x in units)]
+    joined = np.concatenate([g.reshape(-1) for g in gradients])
+    q = _exponent(joined, norm_bits(joined.size))
+    units = [] if q is None else np.rint(joined * np.float32(2.0**q)).astype(np.int64).tolist()
+    return [int(np.abs(joined).view(np.int32).max()), sum(x * x for x in units)]
 
 
 def channel_sums(x: Float32, count: int) -> list[float]:
@@ -369,8 +369,8 @@ class Library:
         wrapped = self.wrap(function)
 
         def called(*arrays: AnyArray) -> list[AnyArray]:
-            found = wrapped(*map(self.make, arrays))
-            return [self.read(x) for x in (found if isinstance(found, (tuple, list)) else [found])]
+            outputs = wrapped(*map(self.make, arrays))
+            return [self.read(x) for x in (outputs if isinstance(outputs, (tuple, list)) else [outputs])]
 
         return called
 
@@ -399,9 +399,9 @@ def draws() -> Iterator[Float32]:
         yield x
 
 
-def same(found: AnyArray, expected: AnyArray) -> bool:
+def same(computed: AnyArray, expected: AnyArray) -> bool:
     """Whether all values are equal. The sign of a zero, and the bits of a NaN, have no meaning."""
-    return found.dtype.itemsize >= expected.dtype.itemsize and np.array_equal(found, expected, equal_nan=True)
+    return computed.dtype.itemsize >= expected.dtype.itemsize and np.array_equal(computed, expected, equal_nan=True)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
@@ -428,11 +428,11 @@ def test_squares_of_gradients_are_those_of_the_first_form(library: Library) -> N
     run = library(lambda *gradients: gradient_squares(gradients, library.arithmetic))
     for x in draws():
         parts = x[0, 0], x[0, 1:]
-        (found,) = run(*parts)
-        assert found.dtype == np.int64
-        expected = squares(parts) if np.isfinite(x).all() else [found[0], found[1]]
-        assert found.tolist() == expected
-        assert found[0] == np.abs(x).view(np.int32).max()
+        (computed,) = run(*parts)
+        assert computed.dtype == np.int64
+        expected = squares(parts) if np.isfinite(x).all() else [computed[0], computed[1]]
+        assert computed.tolist() == expected
+        assert computed[0] == np.abs(x).view(np.int32).max()
 
 
 def test_channels_are_those_of_the_first_form(library: Library) -> None:
@@ -444,16 +444,16 @@ def test_channels_are_those_of_the_first_form(library: Library) -> None:
         dy = np.rint(draw.normal(size=z.shape) * 2**12).astype(np.float32)
         sums, error_sums = moments(z, exponent, dy)
         native, e = [library.laid_out(x) for x in (z, dy)], np.array([exponent], np.int32)
-        found, error_found = run(native[0], e, native[1])
-        assert found.tolist() == sums.tolist()
-        assert error_found.tolist() == error_sums.tolist()
+        computed, computed_errors = run(native[0], e, native[1])
+        assert computed.tolist() == sums.tolist()
+        assert computed_errors.tolist() == error_sums.tolist()
         for count in (1, 2):
-            (found,) = totals[count](native[1][:1])
-            assert found.tolist() == channel_sums(dy[:1], count)
+            (computed,) = totals[count](native[1][:1])
+            assert computed.tolist() == channel_sums(dy[:1], count)
     values = draw.normal(size=2).astype(np.float32)
     shape = library.laid_out(np.empty((1, 4, 2, 5, 3))).shape[1:]
-    (found,) = library(lambda x: of.spread(x, shape))(values)
-    assert np.array_equal(found, library.laid_out(np.broadcast_to(values[:, None, None], (1, 4, 2, 5, 3))))
+    (computed,) = library(lambda x: of.spread(x, shape))(values)
+    assert np.array_equal(computed, library.laid_out(np.broadcast_to(values[:, None, None], (1, 4, 2, 5, 3))))
 
 
 def test_steps_samples_and_bits_are_those_of_the_first_form(library: Library) -> None:
@@ -462,14 +462,16 @@ def test_steps_samples_and_bits_are_those_of_the_first_form(library: Library) ->
     s = (x > 0).astype(np.uint8)
 
     def results(x: Any, s: Any, inside: Any, bits: Any, steps: Any) -> list[Any]:
-        masked = [each for values in (x, s) for each in (of.within(values, inside), of.silenced(values, 2))]
+        masked = [array for values in (x, s) for array in (of.within(values, inside), of.silenced(values, 2))]
         return [*masked, of.pack(s), of.unpack(bits, 9 * 4 * 3), of.unpacked(steps, 9)]
 
-    found = library(results)(x, s, inside, np.packbits(s), np.packbits(s, axis=0, bitorder="little"))
+    computed = library(results)(x, s, inside, np.packbits(s), np.packbits(s, axis=0, bitorder="little"))
     first = (np.arange(4) < 2)[:, None]
-    masked = [each for values in (x, s) for each in (values * inside[..., None], values * first)]
+    masked = [array for values in (x, s) for array in (values * inside[..., None], values * first)]
     expected = [*masked, np.packbits(s), s.reshape(-1), s]
-    assert [(each.tolist(), each.dtype) for each in found] == [(each.tolist(), each.dtype) for each in expected]
+    assert [(array.tolist(), array.dtype) for array in computed] == [
+        (array.tolist(), array.dtype) for array in expected
+    ]
 
 
 def test_weights_are_on_the_grid_of_the_spec() -> None:
@@ -482,8 +484,8 @@ def test_weights_are_on_the_grid_of_the_spec() -> None:
             for projection in network.graph.projections:
                 w = ((draw.normal(size=projection.weight_shape) + skew) * scale).astype(np.float32)
                 expected, grid = numpy.weight_grid(projection, w)
-                ((found, other),) = remote.weight_grids([projection], [Remote(w)])
-                assert found.held.tobytes() == (expected + np.float32(0)).tobytes() or same(found.held, expected)
+                ((rounded, other),) = remote.weight_grids([projection], [Remote(w)])
+                assert rounded.held.tobytes() == (expected + np.float32(0)).tobytes() or same(rounded.held, expected)
                 assert other == grid
     first = network.graph.projections[0]
     for bad in (np.nan, np.inf, -np.inf, 2.0**100):

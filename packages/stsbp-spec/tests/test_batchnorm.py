@@ -57,17 +57,17 @@ def _wild(channels: int, n: int, seed: int) -> tuple[Int64, AnyArray, AnyArray]:
 
 def test_moments_are_those_of_integers_and_add_up_over_any_parts() -> None:
     k, z, exponent = _wild(6, 999, 0)
-    whole = spec.moments(z, exponent)
-    for row, (total, high, low) in zip(k.tolist(), whole.T.tolist(), strict=True):
+    undivided = spec.moments(z, exponent)
+    for row, (total, high, low) in zip(k.tolist(), undivided.T.tolist(), strict=True):
         assert total == sum(row)
         assert (high << 24) + low == sum(x * x for x in row)
     order = np.random.default_rng(1).permutation(999)
     parts: Any = sum(spec.moments(z[:, part], exponent) for part in np.split(order, [1, 400, 700]))
-    assert np.array_equal(parts[0], whole[0])
-    assert np.array_equal((parts[1] << 24) + parts[2], (whole[1] << 24) + whole[2])
+    assert np.array_equal(parts[0], undivided[0])
+    assert np.array_equal((parts[1] << 24) + parts[2], (undivided[1] << 24) + undivided[2])
     wide = spec.Wide()
-    each = [spec.statistics(wide, sums, exponent, 999) for sums in (parts, whole)]
-    assert all(np.array_equal(x, y) for x, y in zip(*each, strict=True))
+    statistics = [spec.statistics(wide, sums, exponent, 999) for sums in (parts, undivided)]
+    assert all(np.array_equal(x, y) for x, y in zip(*statistics, strict=True))
 
 
 @pytest.mark.parametrize("exponent", [-90, -3, 0, 14, 127, 149])
@@ -76,8 +76,8 @@ def test_sums_of_any_unit_are_read(exponent: int) -> None:
     z = np.ldexp(k.astype(np.float64), -exponent).astype(np.float32).reshape(1, 4, 1)
     if exponent > 126:
         k[2] = z[0, 2, 0] = 0  # a subnormal number
-    found = spec.moments(z, np.array([exponent], np.int32))
-    assert found[0, 0] == k.sum()
+    moments = spec.moments(z, np.array([exponent], np.int32))
+    assert moments[0, 0] == k.sum()
 
 
 def test_mean_and_variance_against_fractions() -> None:
@@ -85,10 +85,10 @@ def test_mean_and_variance_against_fractions() -> None:
     n = 1003
     k, z, exponent = _wild(6, n, 2)
     mean, variance = spec.statistics(spec.Wide(), spec.moments(z, exponent), exponent, n)
-    for row, found, spread in zip(k.tolist(), mean.tolist(), variance.tolist(), strict=True):
+    for row, mean_of_row, spread in zip(k.tolist(), mean.tolist(), variance.tolist(), strict=True):
         exact = Fraction(sum(row), n)
         square = Fraction(sum(x * x for x in row), n) - exact * exact
-        assert abs(Fraction(found) * 2**14 - exact) <= abs(exact) * Fraction(2) ** -52
+        assert abs(Fraction(mean_of_row) * 2**14 - exact) <= abs(exact) * Fraction(2) ** -52
         assert abs(Fraction(spread) * 2**28 - square) <= square * Fraction(2) ** -50
     assert variance[1] == 0
     assert variance[0] > 0
@@ -102,11 +102,11 @@ def test_sums_of_errors_on_their_grid_do_not_hang_on_the_order() -> None:
     bits = spec.norm_error_bits(n)
     assert bits == 53 - 12 - 12
     on_grid, _ = NUMPY.error_grid(dy, bits)
-    whole = spec.error_moments(on_grid, z, exponent)
+    undivided = spec.error_moments(on_grid, z, exponent)
     for seed in range(5):
         order = np.random.default_rng(seed).permutation(n)
         parts = [spec.error_moments(on_grid[:, part], z[:, part], exponent) for part in np.split(order, [5, 1000])]
-        assert np.array_equal(sum(parts), whole)
+        assert np.array_equal(sum(parts), undivided)
     # One bit finer, and order shows.
     finer, _ = NUMPY.error_grid(dy, bits + 12)
     sums = [
@@ -133,8 +133,8 @@ def test_gradients_against_finite_differences(training: bool, gain: float) -> No
             m, v = gain * z.mean((0, 1)), gain * gain * z.var((0, 1))
         else:
             m, v, z = mean.astype(float), variance.astype(float), z / gain
-        found: Float64 = scale * 0.7 * (gain * z - m) / np.sqrt(v + 0.01) + shift
-        return found
+        computed: Float64 = scale * 0.7 * (gain * z - m) / np.sqrt(v + 0.01) + shift
+        return computed
 
     wide = spec.Wide()
     if training:
@@ -142,31 +142,31 @@ def test_gradients_against_finite_differences(training: bool, gain: float) -> No
     else:
         by = spec.of_running(wide, mean, variance, scale, norm=norm)
     numbers = {"mean": by.mean, "a": by.a, "shift": shift}
-    found = NUMPY.recur(spec.FORWARD, {}, {"z": z, **{k: v.reshape(1, 1, -1) + 0 * z for k, v in numbers.items()}}, 1)[
-        "y"
-    ]
-    assert np.abs(found - y(z.astype(float), scale, shift)).max() <= 2e-6
+    computed = NUMPY.recur(
+        spec.FORWARD, {}, {"z": z, **{k: v.reshape(1, 1, -1) + 0 * z for k, v in numbers.items()}}, 1
+    )["y"]
+    assert np.abs(computed - y(z.astype(float), scale, shift)).max() <= 2e-6
     dy = cotangents.astype(np.float32)
     of_all, slope, d_scale, d_shift = spec.way_back(
         wide, spec.error_moments(dy, z, exponent), exponent, by, n=n, training=training
     )
     numbers = {"mean": by.mean, "a": by.a, "of_all": of_all, "slope": slope}
-    each = {k: v.reshape(1, 1, -1) + 0 * z for k, v in numbers.items()}
-    dz = NUMPY.recur(spec.BACKWARD, {}, {"z": z, "dy": dy, **each}, 1)["dz"]
+    broadcast = {k: v.reshape(1, 1, -1) + 0 * z for k, v in numbers.items()}
+    dz = NUMPY.recur(spec.BACKWARD, {}, {"z": z, "dy": dy, **broadcast}, 1)["dz"]
 
     def value(at: Any) -> float:
         return float((y(*at) * dy).sum())
 
     at = [x.astype(np.float64) for x in (z, scale, shift)]
     for _ in range(5):
-        way = [random.normal(size=x.shape) for x in at]
+        direction = [random.normal(size=x.shape) for x in at]
         h = 1e-5
         slopes = (
-            value([x + h * d for x, d in zip(at, way, strict=True)]),
-            value([x - h * d for x, d in zip(at, way, strict=True)]),
+            value([x + h * d for x, d in zip(at, direction, strict=True)]),
+            value([x - h * d for x, d in zip(at, direction, strict=True)]),
         )
         expected = (slopes[0] - slopes[1]) / (2 * h)
-        got = sum(float((g * d).sum()) for g, d in zip((dz.astype(float), d_scale, d_shift), way, strict=True))
+        got = sum(float((g * d).sum()) for g, d in zip((dz.astype(float), d_scale, d_shift), direction, strict=True))
         size = math.sqrt(sum(float((g**2).sum()) for g in (dz.astype(float), d_scale, d_shift)))
         assert abs(got - expected) <= 1e-5 * size
 
@@ -186,10 +186,10 @@ def _trained(
 
 @pytest.mark.parametrize(("micro_batch", "memory"), [(None, "low"), (1, "full"), (3, "full")])
 def test_parts_of_a_batch_and_little_memory_give_the_same_state(micro_batch: int | None, memory: Memory) -> None:
-    whole, found = _trained(None)[0], _trained(micro_batch, memory)[0]
-    assert list(found) == list(whole)
-    for name, x in whole.items():
-        assert found[name].tobytes() == x.tobytes(), name
+    undivided, in_parts = _trained(None)[0], _trained(micro_batch, memory)[0]
+    assert list(in_parts) == list(undivided)
+    for name, x in undivided.items():
+        assert in_parts[name].tobytes() == x.tobytes(), name
 
 
 def test_running_statistics_follow_the_batches_once_a_step() -> None:
@@ -215,11 +215,11 @@ def test_evaluation_takes_running_statistics_and_changes_nothing() -> None:
     state = trainer.import_state(exported)
     first = trainer.predict(state, _batch(9).inputs, STEPS)
     weights = {name.removeprefix("weight/"): x for name, x in exported.items() if name.startswith("weight/")}
-    found = NUMPY.run(NETWORK, weights, _batch(9).inputs, STEPS)
-    assert (found.layers["linear3"].spikes == first.spikes).all()
+    evaluated = NUMPY.run(NETWORK, weights, _batch(9).inputs, STEPS)
+    assert (evaluated.layers["linear3"].spikes == first.spikes).all()
     moved = {**weights, "conv1.mean": weights["conv1.mean"] + np.float32(0.5)}
     other = NUMPY.run(NETWORK, moved, _batch(9).inputs, STEPS)
-    assert (other.layers["conv1"].potentials != found.layers["conv1"].potentials).any()
+    assert (other.layers["conv1"].potentials != evaluated.layers["conv1"].potentials).any()
     assert trainer.export_state(state)["weight/conv1.mean"].tobytes() == exported["weight/conv1.mean"].tobytes()
     # One sample at a time: nothing of another sample is in it.
     one = trainer.predict(state, _batch(9).inputs[:, 1:2], STEPS)
@@ -321,8 +321,8 @@ def test_padded_steps_are_in_no_statistic(micro_batch: int | None) -> None:
 
     def state(batch: Batch) -> dict[str, AnyArray]:
         trainer = NUMPY.trainer(NETWORK, VanRossum(), AdamW(lr=0.01), precision="reproducible", micro_batch=micro_batch)
-        found, _ = trainer.step(trainer.init(initial_weights(NETWORK, 2)), batch)
-        return trainer.export_state(found)
+        trained, _ = trainer.step(trainer.init(initial_weights(NETWORK, 2)), batch)
+        return trainer.export_state(trained)
 
     lengths = np.array([5, 2, 4, 1])
     inside = np.arange(STEPS)[:, None] < lengths
@@ -332,9 +332,9 @@ def test_padded_steps_are_in_no_statistic(micro_batch: int | None) -> None:
     for name, x in padded.items():
         assert other[name].tobytes() == x.tobytes(), name
     assert padded["weight/conv1.mean"].tobytes() != plain["weight/conv1.mean"].tobytes()
-    whole = state(_batch(0)._replace(lengths=np.full(SAMPLES, STEPS)))
+    unpadded = state(_batch(0)._replace(lengths=np.full(SAMPLES, STEPS)))
     for name, x in plain.items():
-        assert whole[name].tobytes() == x.tobytes(), name
+        assert unpadded[name].tobytes() == x.tobytes(), name
     wq, _ = NUMPY.weight_grid(NETWORK.blocks[0], initial_weights(NETWORK, 2)["conv1"])
     conv = NETWORK.blocks[0].synapse
     z = NUMPY.rule(conv).forward(conv, first.inputs, wq)[0].astype(float)[inside]
@@ -352,8 +352,8 @@ def test_an_image_is_normalised_once_however_long_its_sample_is(micro_batch: int
 
     def state(batch: Batch) -> dict[str, AnyArray]:
         trainer = NUMPY.trainer(network, VanRossum(), AdamW(lr=0.01), precision="reproducible", micro_batch=micro_batch)
-        found, _ = trainer.step(trainer.init(initial_weights(network, 2, 3.0)), batch)
-        return trainer.export_state(found)
+        trained, _ = trainer.step(trainer.init(initial_weights(network, 2, 3.0)), batch)
+        return trainer.export_state(trained)
 
     padded, plain = state(batch), state(batch._replace(lengths=None))
     for name in ("mean", "variance"):
@@ -377,10 +377,10 @@ def test_the_factor_of_dropout_is_in_the_statistics_and_in_the_normalised_sums()
     trainer = NUMPY.trainer(network, VanRossum(), AdamW(), precision="reproducible", seed=3)
     batch, weights = _batch(1, network), initial_weights(network, 2, 3.0)
     state, _ = trainer.step(trainer.init(weights), batch)
-    kept = keep_mask(3, substream(0, 0), 0, (SAMPLES, 3), rate)
+    mask = keep_mask(3, substream(0, 0), 0, (SAMPLES, 3), rate)
     wq, _ = NUMPY.weight_grid(network.blocks[0], weights["linear1"])
-    z = ((batch.inputs * kept) @ wq.T).astype(float)
-    assert 0 < kept.mean() < 1
+    z = ((batch.inputs * mask) @ wq.T).astype(float)
+    assert 0 < mask.mean() < 1
     mean, variance = gain * z.mean((0, 1)), gain**2 * z.var((0, 1))
     assert state.weights["linear1.mean"] == pytest.approx(0.1 * mean, rel=1e-6)
     assert state.weights["linear1.variance"] == pytest.approx(0.9 + 0.1 * variance, rel=1e-6)
@@ -413,13 +413,13 @@ def _literal(
     for name in weights:
         if name.rpartition(".")[2] in ("scale", "shift", "mean"):
             weights[name] += random.normal(0, 0.2, weights[name].shape).astype(np.float32)
-    given = weights if not training else {k: w for k, w in weights.items() if k not in network.statistics}
+    names = weights if not training else {k: w for k, w in weights.items() if k not in network.statistics}
     wq, _ = on_grid(NUMPY, network, weights)
     literal = Literal(network, smooth=smooth, training=training)
     if network.coding == "direct":
         batch = Batch(np.random.default_rng(2).integers(0, 256, (SAMPLES, 2, 5, 6)).astype(np.uint8), batch.targets)
     frames = [batch.inputs / 256] * STEPS if network.coding == "direct" else list(batch.inputs.astype(float))
-    return literal, {name: wq[name].astype(float) for name in given}, frames, batch, weights
+    return literal, {name: wq[name].astype(float) for name in names}, frames, batch, weights
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -438,13 +438,13 @@ def test_literal_gradient_against_finite_differences(kind: str, training: bool) 
         return float(literal.loss(Hamming(), literal.forward(moved, frames), targets))
 
     size = math.sqrt(sum(float((g**2).sum()) for g in gradients.values()))
-    ways = [{name: random.normal(size=g.shape) for name, g in gradients.items()} for _ in range(3)]
-    ways += [{name: random.normal(size=g.shape)} for name, g in gradients.items()]
-    for way in ways:
+    weight_directions = [{name: random.normal(size=g.shape) for name, g in gradients.items()} for _ in range(3)]
+    weight_directions += [{name: random.normal(size=g.shape)} for name, g in gradients.items()]
+    for weight_direction in weight_directions:
         h = 1e-4
-        slopes = [(value(e, way) - value(-e, way)) / (2 * e) for e in (h, h / 2)]
-        expected = sum(float((gradients[name] * d).sum()) for name, d in way.items())
-        length = math.sqrt(sum(float((d**2).sum()) for d in way.values()))
+        slopes = [(value(e, weight_direction) - value(-e, weight_direction)) / (2 * e) for e in (h, h / 2)]
+        expected = sum(float((gradients[name] * d).sum()) for name, d in weight_direction.items())
+        length = math.sqrt(sum(float((d**2).sum()) for d in weight_direction.values()))
         assert abs((4 * slopes[1] - slopes[0]) / 3 - expected) <= 1e-8 * size * max(1.0, length)
 
 
@@ -504,15 +504,17 @@ def test_literal_gradient_against_torch_autograd(kind: str) -> None:
 @pytest.mark.parametrize("precision", ["fast", "reproducible"])
 @pytest.mark.parametrize("kind", _KINDS)
 def test_float32_against_the_literal_form(kind: str, precision: Precision, training: bool) -> None:
-    literal, weights, frames, batch, given = _literal(kind, smooth=False, training=training)
+    literal, weights, frames, batch, master_weights = _literal(kind, smooth=False, training=training)
     run = literal.forward(weights, frames)
     dropout = (0, 0) if training else None  # nothing is dropped
-    found = NUMPY.value_and_grad(_KINDS[kind], Hamming(), given, batch, precision=precision, dropout=dropout)
-    assert np.array_equal(found.spikes, np.stack([*run.o.values()][-1]))
+    computed = NUMPY.value_and_grad(
+        _KINDS[kind], Hamming(), master_weights, batch, precision=precision, dropout=dropout
+    )
+    assert np.array_equal(computed.spikes, np.stack([*run.o.values()][-1]))
     gradients = literal.backward(Hamming(), weights, run, list(batch.targets.astype(float)))
     for name, gradient in gradients.items():
         assert np.abs(gradient).max() > 0
-        assert np.abs(found.gradients[name] - gradient).max() <= 1e-5 * np.abs(gradient).max(), name
+        assert np.abs(computed.gradients[name] - gradient).max() <= 1e-5 * np.abs(gradient).max(), name
 
 
 def test_recurrent_weights_are_refused() -> None:
@@ -536,14 +538,14 @@ def test_residual_blocks_are_normalised_in_parts_as_whole() -> None:
 
     def state(micro_batch: int | None) -> dict[str, AnyArray]:
         trainer = NUMPY.trainer(network, VanRossum(), AdamW(lr=0.01), precision="reproducible", micro_batch=micro_batch)
-        found = trainer.init(initial_weights(network, 1))
+        trained = trainer.init(initial_weights(network, 1))
         for step in range(2):
-            found, _ = trainer.step(found, _batch(step, network))
-        return trainer.export_state(found)
+            trained, _ = trainer.step(trained, _batch(step, network))
+        return trainer.export_state(trained)
 
-    whole, parts = state(None), state(1)
-    assert {name for name in whole if name.endswith(".variance")} == {
+    undivided, parts = state(None), state(1)
+    assert {name for name in undivided if name.endswith(".variance")} == {
         f"weight/{name}.variance" for name in ("conv1", "conv2", "conv3", "conv4", "conv5", "linear6")
     }
-    for name, x in whole.items():
+    for name, x in undivided.items():
         assert parts[name].tobytes() == x.tobytes(), name

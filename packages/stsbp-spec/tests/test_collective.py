@@ -42,9 +42,9 @@ class Meeting:
     def exchanged(self, rank: int, x: Any) -> list[Any]:
         self.given[rank] = x
         self.barrier.wait()
-        found = list(self.given)
+        messages = list(self.given)
         self.barrier.wait()
-        return found
+        return messages
 
 
 class Threads(Collective[AnyArray]):
@@ -55,8 +55,8 @@ class Threads(Collective[AnyArray]):
         self.sums: list[AnyArray] = []
 
     def largest(self, x: AnyArray) -> AnyArray:
-        found: AnyArray = np.maximum.reduce(self._meeting.exchanged(self.rank, x))
-        return found
+        maximum: AnyArray = np.maximum.reduce(self._meeting.exchanged(self.rank, x))
+        return maximum
 
     def start_total(self, x: AnyArray) -> Callable[[], AnyArray]:
         self.sums.append(x)
@@ -67,8 +67,8 @@ class Threads(Collective[AnyArray]):
         return self._meeting.exchanged(self.rank, x)
 
     def broadcast(self, message: bytes | None) -> bytes:
-        found: bytes = self._meeting.exchanged(self.rank, message)[0]
-        return found
+        received: bytes = self._meeting.exchanged(self.rank, message)[0]
+        return received
 
 
 LENGTHS = np.array([6, 2, 5, 1, 4])
@@ -82,20 +82,20 @@ def _batch(seed: int = 0, lengths: Int64 | None = None) -> Batch:
 
 def _together(size: int, work: Callable[[Threads], Any]) -> list[Any]:
     """What each of several threads found, or raised."""
-    meeting, found = Meeting(size), [None] * size
+    meeting, outcomes = Meeting(size), [None] * size
 
     def run(rank: int) -> None:
         try:
-            found[rank] = work(Threads(meeting, rank))
+            outcomes[rank] = work(Threads(meeting, rank))
         except Exception as error:
-            found[rank] = error  # type: ignore[call-overload]
+            outcomes[rank] = error  # type: ignore[call-overload]
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return found
+    return outcomes
 
 
 def _own(collective: Collective, batch: Batch, *, packed: bool = False) -> Batch[Any]:
@@ -123,15 +123,19 @@ def _trained(
     return trainer.export_state(state), results, trainer.predict(state, batch.inputs, STEPS, BATCH, lengths)
 
 
-def _same(found: Any, expected: Any) -> None:
-    (state, results, own), (whole, one, predicted) = found, expected
-    assert all(state[name].tobytes() == whole[name].tobytes() for name in whole)
-    for got, wanted in zip(results, one, strict=True):
-        assert np.array_equal(got.spikes, wanted.spikes)
-        assert (got.rates, got.zeroed, got.gradient_norm) == (wanted.rates, wanted.zeroed, wanted.gradient_norm)
-        assert got.loss == wanted.loss
-    assert np.array_equal(own.spikes, predicted.spikes)
-    assert own.rates == predicted.rates
+def _same(trained: Any, expected: Any) -> None:
+    (state, results, prediction), (expected_state, one, predicted) = trained, expected
+    assert all(state[name].tobytes() == expected_state[name].tobytes() for name in expected_state)
+    for got, reference in zip(results, one, strict=True):
+        assert np.array_equal(got.spikes, reference.spikes)
+        assert (got.rates, got.zeroed, got.gradient_norm) == (
+            reference.rates,
+            reference.zeroed,
+            reference.gradient_norm,
+        )
+        assert got.loss == reference.loss
+    assert np.array_equal(prediction.spikes, predicted.spikes)
+    assert prediction.rates == predicted.rates
 
 
 def test_a_batch_is_cut_into_parts_that_differ_by_one_sample_at_most() -> None:
@@ -150,8 +154,8 @@ def test_a_part_is_cut_into_pieces_and_a_part_of_none_is_one_piece() -> None:
 
 @pytest.mark.parametrize("first", [0, 1, 2, 7])
 def test_random_words_and_masks_begin_anywhere(first: int) -> None:
-    whole = bits(5, Stream.DROPOUT, 20, step=3)
-    assert np.array_equal(bits(5, Stream.DROPOUT, 9, step=3, first=first), whole[first : first + 9])
+    words = bits(5, Stream.DROPOUT, 20, step=3)
+    assert np.array_equal(bits(5, Stream.DROPOUT, 9, step=3, first=first), words[first : first + 9])
     mask = keep_mask(5, 1, 2, (10, 3, 5), 0.5)
     assert np.array_equal(keep_mask(5, 1, 2, (3, 3, 5), 0.5, first), mask[first : first + 3])
 
@@ -160,10 +164,10 @@ def test_random_words_and_masks_begin_anywhere(first: int) -> None:
 @pytest.mark.parametrize("micro_batch", [None, 1])
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["all steps", "lengths"])
 def test_slices_have_the_bits_of_the_whole_batch(size: int, micro_batch: int | None, lengths: Int64 | None) -> None:
-    whole = _trained(lengths=lengths)
-    assert all(lost.nonzero > 0 for lost in whole[1][0].zeroed.values())
-    for found in _together(size, lambda collective: _trained(collective, micro_batch, lengths=lengths)):
-        _same(found, whole)
+    undivided = _trained(lengths=lengths)
+    assert all(lost.nonzero > 0 for lost in undivided[1][0].zeroed.values())
+    for trained in _together(size, lambda collective: _trained(collective, micro_batch, lengths=lengths)):
+        _same(trained, undivided)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["frames", "bits"])
@@ -173,9 +177,9 @@ def test_micro_batches_have_the_bits_of_the_whole_batch(micro_batch: int, packed
 
 
 def test_micro_batches_of_samples_with_lengths_have_the_bits_of_the_whole_batch() -> None:
-    whole = _trained(lengths=LENGTHS)
-    _same(_trained(micro_batch=2, packed=True, lengths=LENGTHS), whole)
-    assert any(whole[0][name].tobytes() != x.tobytes() for name, x in _trained()[0].items())
+    undivided = _trained(lengths=LENGTHS)
+    _same(_trained(micro_batch=2, packed=True, lengths=LENGTHS), undivided)
+    assert any(undivided[0][name].tobytes() != x.tobytes() for name, x in _trained()[0].items())
 
 
 @pytest.mark.parametrize("coding", ["events", "direct"])
@@ -200,15 +204,15 @@ def test_a_process_without_samples_adds_nothing_where_silence_makes_neurons_fire
             results.append(result)
         return trainer.export_state(state), results, trainer.predict(state, inputs, STEPS, BATCH, LENGTHS)
 
-    whole = work(Alone())
+    undivided = work(Alone())
     silent = Trainer(NumpyBackend(), network, VanRossum(), AdamW(), "reproducible").predict(
         TrainState(0, weights, {}, {}),
         np.zeros_like(_batch().inputs if coding == "events" else _batch().inputs[0]),
         STEPS,
     )
     assert all(rate > 0 for rate in silent.rates.values())
-    for found in _together(size, work):
-        _same(found, whole)
+    for trained in _together(size, work):
+        _same(trained, undivided)
 
 
 @pytest.mark.parametrize("precision", ["fast", "reproducible"])
@@ -230,15 +234,15 @@ def test_a_piece_without_samples_changes_nothing(coding: Coding, precision: Prec
     weights |= {name: x + np.float32(2) for name, x in weights.items() if name.endswith(".shift")}
     batch = _batch(0, LENGTHS)
     batch = batch._replace(inputs=batch.inputs if coding == "events" else batch.inputs[0])
-    found = []
+    runs = []
     for counts in ((2, 3), (2, 3, 0), (2, 3, 0, 0)):
         trainer = Trainer(NumpyBackend(), network, VanRossum(), AdamW(), precision, 3, collective=Pieces(*counts))
         state, result = trainer.step(trainer.init(weights), batch)
-        found.append((trainer.export_state(state), result.spikes, result.rates, result.zeroed, result.gradient_norm))
-    for exported, spikes, *rest in found[1:]:
-        assert all(exported[name].tobytes() == x.tobytes() for name, x in found[0][0].items())
-        assert np.array_equal(spikes, found[0][1])
-        assert rest == list(found[0][2:])
+        runs.append((trainer.export_state(state), result.spikes, result.rates, result.zeroed, result.gradient_norm))
+    for exported, spikes, *numbers in runs[1:]:
+        assert all(exported[name].tobytes() == x.tobytes() for name, x in runs[0][0].items())
+        assert np.array_equal(spikes, runs[0][1])
+        assert numbers == list(runs[0][2:])
 
 
 def test_sums_that_are_exchanged_are_float64_and_not_rounded() -> None:
@@ -260,12 +264,12 @@ def test_parts_that_go_both_ways_by_themselves_exchange_their_sum_once() -> None
         assert len(sums) == len(NETWORK.parameters) * (collective.size > 1)
         return trainer.export_state(state)
 
-    whole = work(Alone(), [])
-    for found in _together(2, lambda collective: work(collective, collective.sums)):
+    undivided = work(Alone(), [])
+    for trained in _together(2, lambda collective: work(collective, collective.sums)):
         for name in NETWORK.parameters:
-            moment = whole[f"adamw.m/{name}"]
+            moment = undivided[f"adamw.m/{name}"]
             assert moment.any()
-            np.testing.assert_allclose(found[f"adamw.m/{name}"], moment, rtol=1e-4, atol=1e-6 * np.abs(moment).max())
+            np.testing.assert_allclose(trained[f"adamw.m/{name}"], moment, rtol=1e-4, atol=1e-6 * np.abs(moment).max())
 
 
 def test_a_gradient_that_is_not_finite_is_every_rank_s_error() -> None:
@@ -280,9 +284,9 @@ def test_a_gradient_that_is_not_finite_is_every_rank_s_error() -> None:
         batch.inputs[:, 3:] = 0  # the last rank is silent: its own numbers are finite
         trainer.step(trainer.init(initial_weights(NETWORK, 1, 2.0)), _own(collective, batch))
 
-    found = _together(2, work)
-    assert all(isinstance(error, NumericError) for error in found), found
-    assert len({str(error) for error in found}) == 1
+    errors = _together(2, work)
+    assert all(isinstance(error, NumericError) for error in errors), errors
+    assert len({str(error) for error in errors}) == 1
 
 
 def test_inputs_of_other_samples_than_the_part_s_are_refused() -> None:
@@ -345,8 +349,8 @@ def _engines(text: str, port: int, size: int = 3) -> list[tuple[int, str]]:
         subprocess.Popen([sys.executable, "-c", text, str(rank), str(port)], stderr=subprocess.PIPE, text=True)
         for rank in range(size)
     ]
-    ended = [each.communicate(timeout=240)[1] for each in running]
-    return [(each.returncode, error) for each, error in zip(running, ended, strict=True)]
+    ended = [process.communicate(timeout=240)[1] for process in running]
+    return [(process.returncode, error) for process, error in zip(running, ended, strict=True)]
 
 
 def test_gloo_between_three_processes(free_port: int) -> None:
@@ -360,8 +364,8 @@ def test_processes_that_do_not_come_are_waited_for_so_long(free_port: int) -> No
     text = ENGINE.replace("timeout=60", "timeout=2")
     ((code, error),) = _engines(text, free_port, 1)
     assert code == 1
-    said = f"rank 0 waited 2 s at 127.0.0.1:{free_port} for 3 processes; missing: rank 1, 2"
-    assert said in error.splitlines()[-1]
+    message = f"rank 0 waited 2 s at 127.0.0.1:{free_port} for 3 processes; missing: rank 1, 2"
+    assert message in error.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ SPIKES = Values((2, 8, 8), pending=PSP(3))
 def chain(*nodes: tuple[str, Op]) -> tuple[Node, ...]:
     """Nodes of which each reads the one before it, from `INPUT` on."""
     names = ["input", *(name for name, _ in nodes)]
-    return (INPUT, *(Node(name, op, (Edge(below),)) for (name, op), below in zip(nodes, names, strict=False)))
+    return (INPUT, *(Node(name, op, (Edge(source),)) for (name, op), source in zip(nodes, names, strict=False)))
 
 
 HIDDEN = chain(("w1", Conv2d(4, 3)), ("n1", Neurons(LIF(tau_s=5))), ("w2", Linear(3)), ("n2", Neurons(LIF())))
@@ -164,8 +164,8 @@ def test_nodes_that_could_stand_in_several_places_keep_their_order() -> None:
 
 
 def test_places_count_populations_and_what_stands_since_the_last() -> None:
-    found = [(place.layer, place.position) for place in Network(fork()).places]
-    assert found == [(0, 0), (0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (1, 3), (2, 0), (3, 0), (3, 1), (3, 2)]
+    places = [(place.layer, place.position) for place in Network(fork()).places]
+    assert places == [(0, 0), (0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (1, 3), (2, 0), (3, 0), (3, 1), (3, 2)]
 
 
 def test_a_chain_has_the_streams_of_its_blocks() -> None:
@@ -182,8 +182,8 @@ def test_a_chain_has_the_streams_of_its_blocks() -> None:
 
 def recurrent(op: Op) -> tuple[Node, ...]:
     """A population that reads itself through `op`."""
-    own, both = Node("own", op, (Edge("n1", 1),)), (Edge("w1"), Edge("own"))
-    return (INPUT, Node("w1", Conv2d(4, 3), (Edge("input"),)), own, Node("n1", Neurons(LIF(tau_s=5)), both))
+    loop, both = Node("own", op, (Edge("n1", 1),)), (Edge("w1"), Edge("own"))
+    return (INPUT, Node("w1", Conv2d(4, 3), (Edge("input"),)), loop, Node("n1", Neurons(LIF(tau_s=5)), both))
 
 
 def test_a_population_may_read_itself_a_step_later() -> None:
@@ -363,7 +363,7 @@ def test_what_is_no_network_is_refused_at_its_node(nodes: tuple[Node, ...], at: 
 def test_the_first_sixteen_nodes_may_be_dropout_and_pooling_may_stand_anywhere() -> None:
     pools = [Node(f"p{i}", AvgPool2d(1), (Edge("input"),)) for i in range(20)]
     weights = [Node(f"w{i}", Linear(3), (Edge(pool.name),)) for i, pool in enumerate(pools)]
-    Network((INPUT, *pools, *weights, Node("n", Neurons(LIF()), tuple(Edge(each.name) for each in weights))))
+    Network((INPUT, *pools, *weights, Node("n", Neurons(LIF()), tuple(Edge(node.name) for node in weights))))
     network = Network(chain(*((f"d{i}", Dropout(0.5)) for i in range(16)), ("w", Linear(3)), ("n", Neurons(LIF()))))
     assert network.places[16].position == 15
 
@@ -371,8 +371,8 @@ def test_the_first_sixteen_nodes_may_be_dropout_and_pooling_may_stand_anywhere()
 def test_a_network_has_one_input() -> None:
     second = Node("second", Input((2, 9, 9)))
     both = (INPUT, second, Node("sum", Sum(), (Edge("input"), Edge("second"))))
-    for nodes, found in (((), "none"), (both, "input, second")):
-        with pytest.raises(NetworkError, match=f"a network has one Input, got {found}"):
+    for nodes, names in (((), "none"), (both, "input, second")):
+        with pytest.raises(NetworkError, match=f"a network has one Input, got {names}"):
             Network(nodes)
 
 
@@ -460,8 +460,8 @@ def test_bits_of_the_errors_that_a_recurrence_sends_back() -> None:
     for op, shape, terms in ((Linear(5), (5,), 5), (Conv2d(3, 3, padding=1), (3, 4, 4), 27), (OneToOne(), (5,), 1)):
         for bits in (12, 5):
             projection = Projection("own", 0, replace(op, weight_bits=bits), Values(shape, pending=PSP(2)))
-            found = projection.sample_error_bits
-            assert 2 ** (found + bits) * terms <= 2**53 < 2 ** (found + 1 + bits) * terms
+            error_bits = projection.sample_error_bits
+            assert 2 ** (error_bits + bits) * terms <= 2**53 < 2 ** (error_bits + 1 + bits) * terms
 
 
 def test_a_network_is_shown_as_its_nodes() -> None:

@@ -237,11 +237,11 @@ def test_the_largest_sums_of_errors_reach_53_bits_and_no_more(input_bits: int, l
 
 def test_an_error_grid_of_24_bits_or_more_leaves_the_largest_errors_as_they_are() -> None:
     errors = (np.random.default_rng(0).uniform(0.5, 1, 100) * 2.0 ** np.arange(-100, 0)).astype(np.float32)
-    for bits, kept in ((24, 1), (31, 8), (40, 17)):
+    for bits, unchanged in ((24, 1), (31, 8), (40, 17)):
         q = error_exponent(float(errors.max()), bits)
         assert q is not None
         same = round_to_grid(errors, q) == errors
-        assert same[-kept:].all()
+        assert same[-unchanged:].all()
         # Up to half a unit becomes zero: more than `bits` bits below the power of two above the largest.
         assert not round_to_grid(errors, q)[: -bits - 1].any()
         assert round_to_grid(errors, q)[-bits - 1 :].all()
@@ -295,25 +295,27 @@ def test_each_sample_of_a_step_has_an_error_grid_of_its_own(
 ) -> None:
     """That of `error_grid` on the sample alone, whatever else is in the batch."""
     rng = np.random.default_rng(seed)
-    each = (1, shape[1], *(1,) * (len(shape) - 2))
+    per_sample = (1, shape[1], *(1,) * (len(shape) - 2))
     with np.errstate(over="ignore", under="ignore"):
-        drawn = rng.normal(size=shape) * np.exp(wide * rng.normal(size=shape)) * np.exp2(30.0 * rng.normal(size=each))
+        drawn = (
+            rng.normal(size=shape) * np.exp(wide * rng.normal(size=shape)) * np.exp2(30.0 * rng.normal(size=per_sample))
+        )
         dz = np.clip(drawn * 2.0**scale, -(2.0**127), 2.0**127).astype(np.float32)
     dz *= rng.random(shape) < 0.8
-    found = NUMPY.sample_grid(dz, bits)
-    assert (found.shape, found.dtype) == (dz.shape, dz.dtype)
+    rounded = NUMPY.sample_grid(dz, bits)
+    assert (rounded.shape, rounded.dtype) == (dz.shape, dz.dtype)
     for b in range(shape[1]):
         alone, _ = NUMPY.error_grid(dz[:, b : b + 1], bits)
-        assert np.array_equal(found[:, b : b + 1], alone)
+        assert np.array_equal(rounded[:, b : b + 1], alone)
         assert np.array_equal(NUMPY.sample_grid(dz[:, b : b + 1], bits), alone)
 
 
 def test_a_sample_grid_zeroes_what_is_below_the_floor_and_keeps_what_is_no_number() -> None:
-    floor, below = np.float32(FLOOR), np.nextafter(np.float32(FLOOR), np.float32(0))
-    dz = np.array([[[floor, -floor, 0], [below, -below, 0], [1, np.nan, 0], [np.inf, 1, 0]]], np.float32)
+    floor, under_floor = np.float32(FLOOR), np.nextafter(np.float32(FLOOR), np.float32(0))
+    dz = np.array([[[floor, -floor, 0], [under_floor, -under_floor, 0], [1, np.nan, 0], [np.inf, 1, 0]]], np.float32)
     with np.errstate(invalid="ignore"):
-        found = NUMPY.sample_grid(dz, 30)[0]
-    assert np.array_equal(found[0], dz[0, 0])
-    assert not found[1].any()
-    assert np.isnan(found[2]).any()
-    assert not np.isfinite(found[3]).all()
+        rounded = NUMPY.sample_grid(dz, 30)[0]
+    assert np.array_equal(rounded[0], dz[0, 0])
+    assert not rounded[1].any()
+    assert np.isnan(rounded[2]).any()
+    assert not np.isfinite(rounded[3]).all()

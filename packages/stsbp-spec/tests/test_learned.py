@@ -124,7 +124,7 @@ def test_a_stored_model_learns_the_same(neuron: NeuronModel) -> None:
     stored = from_text(as_text(neuron))
     assert dict(stored.learned()) == dict(neuron.learned())
     assert as_text(stored) == as_text(neuron)
-    one, two = (neuron_equations(PSP(3).filter(), each) for each in (neuron, stored))
+    one, two = (neuron_equations(PSP(3).filter(), model) for model in (neuron, stored))
     assert (one.forward, one.backward, one.terms) == (two.forward, two.backward, two.terms)
 
 
@@ -150,20 +150,20 @@ def test_sums_over_the_steps_may_be_states() -> None:
         rng = np.random.default_rng(0)
         inputs = {name: rng.normal(size=(9, 2, 30)).astype(np.float32) for name in equations.backward.inputs}
         inputs["decay"] = rng.random((1, 2, 30)).astype(np.float32)
-        found = NUMPY.recur(equations.backward, equations.constants, inputs, 9, summed=("d_decay",))
+        summed = NUMPY.recur(equations.backward, equations.constants, inputs, 9, summed=("d_decay",))
         states = equations.summing.states
         assert [*states][-1] == "sum_d_decay"
         assert [*equations.summing.outputs] == ["dz"]
         shown = equations.summing.changed(outputs={"total": states["sum_d_decay"]})
-        each = NUMPY.recur(shown, equations.constants, inputs, 9)["total"]
-        assert np.array_equal(each[:1], found["d_decay"])
-        assert found["dz"].shape == (9, 2, 30)
+        totals = NUMPY.recur(shown, equations.constants, inputs, 9)["total"]
+        assert np.array_equal(totals[:1], summed["d_decay"])
+        assert summed["dz"].shape == (9, 2, 30)
 
 
 def test_a_sum_gets_a_name_that_is_free() -> None:
     x = variable("x")
-    taken = Recurrence("r", (), ("x", "sum_y"), {}, {"y": x * x, "z": x + variable("sum_y")})
-    assert [*taken.summing(["y"]).states] == ["sum_y_"]
+    recurrence = Recurrence("r", (), ("x", "sum_y"), {}, {"y": x * x, "z": x + variable("sum_y")})
+    assert [*recurrence.summing(["y"]).states] == ["sum_y_"]
 
 
 def test_gradients_add_on_the_grid_in_any_order() -> None:
@@ -194,8 +194,8 @@ def test_the_grid_of_the_sum_takes_its_bits_from_the_number_of_summands() -> Non
     assert wide == np.float32(1 + (n - 1) * unit)
     lost = np.full((1, n, 1), unit * 0.49, np.float32)
     lost[0, 0] = 2.0**-20
-    kept = NUMPY.learned_gradient(lost, 1, "reproducible").item()
-    assert kept == np.float32(2.0**-20 + (n - 1) * np.float64(lost[0, 1, 0]))
+    gradient = NUMPY.learned_gradient(lost, 1, "reproducible").item()
+    assert gradient == np.float32(2.0**-20 + (n - 1) * np.float64(lost[0, 1, 0]))
     lost[0, 0] = 1
     assert NUMPY.learned_gradient(lost, 1, "reproducible").item() == 1
     assert NUMPY.learned_gradient(lost, 1, "fast").item() == np.float32(1 + (n - 1) * np.float64(lost[0, 1, 0]))
@@ -256,16 +256,16 @@ def test_an_update_neither_decays_nor_leaves_the_domain() -> None:
     v = np.abs(rng.normal(size=40)).astype(np.float32)
     v[0] = 1
     scalars = AdamW(lr=0.3, weight_decay=0.5).scalars(2, np.float32(0.7))
-    found = NUMPY.adamw_learned(scalars, (-0.5, 0.75), w, g, m, v)
+    updated = NUMPY.adamw_learned(scalars, (-0.5, 0.75), w, g, m, v)
     plain = NUMPY.adamw(replace(scalars, decay=np.float32(1)), w, g, m, v)
     expected = np.clip(plain[0], np.float32(-0.5), np.float32(0.75))
     expected[np.abs(expected) < 2.0**-100] = 0
-    assert found[0].tobytes() == expected.tobytes()
-    assert (found[0] == -0.5).any()
-    assert (found[0] == 0.75).any()
+    assert updated[0].tobytes() == expected.tobytes()
+    assert (updated[0] == -0.5).any()
+    assert (updated[0] == 0.75).any()
     assert (np.abs(plain[0]) > 0.76).any()
-    for got, wanted in zip(found[1:], plain[1:], strict=True):
-        assert got.tobytes() == wanted.tobytes()
+    for got, reference in zip(updated[1:], plain[1:], strict=True):
+        assert got.tobytes() == reference.tobytes()
     tiny = np.array([2.0**-101, -(2.0**-101), 2.0**-100], np.float32)
     still = np.zeros(3, np.float32)
     assert NUMPY.adamw_learned(scalars, (-0.5, 0.75), tiny, still, still, still)[0].tolist() == [0, 0, 2.0**-100]
@@ -290,7 +290,7 @@ def test_training_moves_what_is_learned_and_exports_it(memory: Memory) -> None:
         expected = np.clip(weights[name] - 0.4 * np.sign(gradient.gradients[name]), 0, 1)
         assert np.abs(x - expected).max() < 1e-3
         assert gradient.gradients[name].all()
-    assert all(((each >= 0) & (each <= 1)).all() for step in moved for each in step.values())
+    assert all(((values >= 0) & (values <= 1)).all() for step in moved for values in step.values())
     exported = trainer.export_state(state)
     names = {f"{part}/{name}" for part in ("weight", "adamw.m", "adamw.v") for name in NETWORK.parameters}
     assert set(exported) == {"step", *names}
@@ -301,10 +301,10 @@ def test_training_moves_what_is_learned_and_exports_it(memory: Memory) -> None:
 
 def test_the_gradient_norm_has_what_is_learned_in_it() -> None:
     batch, loss = _batch(), LOSSES["van-rossum"]
-    found = NUMPY.value_and_grad(NETWORK, loss, initial_weights(NETWORK, 1, 3.0), batch, precision="reproducible")
+    computed = NUMPY.value_and_grad(NETWORK, loss, initial_weights(NETWORK, 1, 3.0), batch, precision="reproducible")
     trainer = NUMPY.trainer(NETWORK, loss, AdamW(), precision="reproducible")
     _, result = trainer.step(trainer.init(initial_weights(NETWORK, 1, 3.0)), batch)
-    squares = {name: float((g.astype(np.float64) ** 2).sum()) for name, g in found.gradients.items()}
+    squares = {name: float((g.astype(np.float64) ** 2).sum()) for name, g in computed.gradients.items()}
     assert result.gradient_norm == pytest.approx(sum(squares.values()) ** 0.5, rel=1e-5)
     assert sum(x for name, x in squares.items() if "." in name) > 1e-3 * sum(squares.values())
 

@@ -72,8 +72,8 @@ class InNumpy(Everything):
         return None
 
     def distance(self, spikes: UInt8, targets: UInt8, psp: PSP) -> Float64:
-        found: Float64 = (spikes[1:] + targets[1:]).sum(axis=(0, -1)) / float(len(spikes))
-        return found
+        distances: Float64 = (spikes[1:] + targets[1:]).sum(axis=(0, -1)) / float(len(spikes))
+        return distances
 
 
 OWN: tuple[Loss, ...] = (*LOSSES.values(), Everything(), from_text(as_text(Everything())), InNumpy())
@@ -103,15 +103,15 @@ def test_a_sample_has_the_error_and_the_distance_that_it_has_alone(
 ) -> None:
     psp, batch = PSP(tau), len(lengths)
     o, target = _trains(seed, batch)
-    error, found = _error(loss, o, target, lengths, psp), loss.distances(o, target, psp, lengths)
+    error, distances = _error(loss, o, target, lengths, psp), loss.distances(o, target, psp, lengths)
     for b, length in enumerate(lengths):
-        own, wanted = o[:length, b : b + 1], target[:length, b : b + 1]
-        alone = NUMPY.loss_error(loss, psp, own, wanted, batch)
+        spikes, targets = o[:length, b : b + 1], target[:length, b : b + 1]
+        alone = NUMPY.loss_error(loss, psp, spikes, targets, batch)
         assert alone.tobytes() == np.ascontiguousarray(error[:length, b : b + 1]).tobytes()
         assert not error[length:, b].any()
-        assert found[b] == loss.distance(own, wanted, psp)[0]
+        assert distances[b] == loss.distance(spikes, targets, psp)[0]
     exact = loss.mean(o, target, psp, lengths)
-    assert exact == pytest.approx(found.mean(), rel=1e-14)
+    assert exact == pytest.approx(distances.mean(), rel=1e-14)
 
 
 @KINDS
@@ -125,14 +125,14 @@ def test_samples_of_all_steps_have_the_bits_of_a_batch_without_lengths(loss: Los
 
 @KINDS
 def test_outputs_and_targets_at_padded_steps_do_not_matter(loss: Loss) -> None:
-    (o, target), (other, wanted) = _trains(2), _trains(3)
+    (o, target), (other, other_target) = _trains(2), _trains(3)
     lengths, psp = np.array([9, 1, 4, 8, 4]), PSP(5 / 3)
     padded = ~inside(lengths, STEPS)
-    other, wanted = (np.where(padded[..., None], x, y) for x, y in ((other, o), (wanted, target)))
+    other, other_target = (np.where(padded[..., None], x, y) for x, y in ((other, o), (other_target, target)))
     assert (other != o).any()
-    assert (wanted != target).any()
-    assert _error(loss, o, target, lengths, psp).tobytes() == _error(loss, other, wanted, lengths, psp).tobytes()
-    assert np.array_equal(loss.distances(o, target, psp, lengths), loss.distances(other, wanted, psp, lengths))
+    assert (other_target != target).any()
+    assert _error(loss, o, target, lengths, psp).tobytes() == _error(loss, other, other_target, lengths, psp).tobytes()
+    assert np.array_equal(loss.distances(o, target, psp, lengths), loss.distances(other, other_target, psp, lengths))
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -189,7 +189,7 @@ def test_a_padded_batch_has_the_gradients_of_its_samples_without_padding(
     network, batch, dropout = NETWORKS[name], len(lengths), (7, 1)
     weights = initial_weights(network, seed % 100, 2.0)
     inputs, (_, targets) = _inputs(network, seed, batch), _trains(seed, batch, 3)
-    found = NUMPY.value_and_grad(
+    padded = NUMPY.value_and_grad(
         network, loss, weights, Batch(inputs, targets, lengths), precision="reproducible", dropout=dropout
     )
     wq = dict(weights)
@@ -197,13 +197,13 @@ def test_a_padded_batch_has_the_gradients_of_its_samples_without_padding(
         wq[projection.name] = NUMPY.weight_grid(projection, weights[projection.name])[0]
     traces, errors = [], []
     for b, length in enumerate(lengths):
-        own = inputs[b : b + 1] if network.coding == "direct" else inputs[:length, b : b + 1]
-        x = NUMPY.encode(own, network.coding)
+        unpadded_input = inputs[b : b + 1] if network.coding == "direct" else inputs[:length, b : b + 1]
+        x = NUMPY.encode(unpadded_input, network.coding)
         part = Part(b, 1, batch)
         (trace,) = forward_passes(NUMPY, network.graph, wq, [x], int(length), dropout, [part], Alone(), "full")
         errors.append(NUMPY.loss_error(loss, network.output_psp, trace.output, targets[:length, b : b + 1], batch))
         traces.append(trace)
-        assert np.array_equal(trace.output, found.spikes[:length, b : b + 1])
+        assert np.array_equal(trace.output, padded.spikes[:length, b : b + 1])
     bits = Projection.error_bits
     with pytest.MonkeyPatch.context() as patch:
         # Bits of the grid count the steps of the batch, padded ones as well; a static input has one frame.
@@ -213,7 +213,7 @@ def test_a_padded_batch_has_the_gradients_of_its_samples_without_padding(
         patch.setattr(Projection, "error_bits", of_the_batch)
         expected = backward_passes(traces, errors, "reproducible")
     for parameter in network.parameters:
-        assert found.gradients[parameter].tobytes() == (expected[parameter] + 0).tobytes(), parameter
+        assert padded.gradients[parameter].tobytes() == (expected[parameter] + 0).tobytes(), parameter
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -280,9 +280,9 @@ def test_decoders_and_matches_leave_padded_steps_out() -> None:
     counted = spike_count(o, lengths)
     matches = match_spikes(o, target, 1, lengths)
     for b, length in enumerate(lengths):
-        own, wanted = o[:length, b : b + 1], target[:length, b : b + 1]
-        assert counted[b] == spike_count(own)[0]
-        assert [x[b] for x in matches] == [x[0] for x in match_spikes(own, wanted, 1)]
+        spikes, targets = o[:length, b : b + 1], target[:length, b : b + 1]
+        assert counted[b] == spike_count(spikes)[0]
+        assert [x[b] for x in matches] == [x[0] for x in match_spikes(spikes, targets, 1)]
     assert np.array_equal(without_padding(o, None), o)
     assert without_padding(o, lengths).sum() == o[inside(lengths, STEPS)].sum()
 
@@ -325,10 +325,10 @@ def test_lengths_of_any_integer_type_and_any_memory_count_the_same() -> None:
     network = NETWORKS["dense, learned, dropout"]
     inputs, (_, targets) = _inputs(network, 8, BATCH), _trains(8, BATCH, 3)
     weights, lengths = initial_weights(network, 3), np.array([9, 1, 4, 8, 4])
-    found: list[AnyArray] = []
+    gradients: list[AnyArray] = []
     for dtype in (np.int64, np.uint8, np.int32):
         result = NUMPY.value_and_grad(
             network, SpikeCount(), weights, Batch(inputs, targets, lengths.astype(dtype)), precision="reproducible"
         )
-        found.append(np.concatenate([x.ravel() for x in result.gradients.values()]))
-    assert all(x.tobytes() == found[0].tobytes() for x in found)
+        gradients.append(np.concatenate([x.ravel() for x in result.gradients.values()]))
+    assert all(x.tobytes() == gradients[0].tobytes() for x in gradients)

@@ -55,9 +55,9 @@ def _problem(neuron: NeuronModel, seed: int = 0) -> tuple[NetworkSpec, dict[str,
         name: (rng.integers(-190, 256, shape) / 2**8).astype(np.float32) * np.float32(0.5)
         for name, shape in network.weight_shapes.items()
     }
-    for name, own in network.parameters.items():
-        if own.learned is not None:
-            weights[name] = (rng.integers(16, 240, own.shape) / 2**8).astype(np.float32)
+    for name, trained in network.parameters.items():
+        if trained.learned is not None:
+            weights[name] = (rng.integers(16, 240, trained.shape) / 2**8).astype(np.float32)
     inputs = (rng.random((6, 2, 2, 8, 8)) < 0.3).astype(np.uint8)
     return network, weights, Batch(inputs, (rng.random((6, 2, 4)) < 0.4).astype(np.uint8))
 
@@ -77,35 +77,35 @@ def test_gradients_against_the_literal_form(neuron: Any, loss: str, surrogate: A
     for o, (name, layer) in zip(run.o.values(), layers.items(), strict=True):
         assert np.array_equal(np.stack(o), layer.spikes)
         assert 0.02 < layer.spikes.mean() < 0.98, name
-    found = NUMPY.value_and_grad(network, LOSSES[loss], weights, batch)
-    error = roundoff.loss_error(LOSSES[loss], network.output_psp, found.spikes, batch.targets)
+    computed = NUMPY.value_and_grad(network, LOSSES[loss], weights, batch)
+    error = roundoff.loss_error(LOSSES[loss], network.output_psp, computed.spikes, batch.targets)
     near = roundoff.gradients(network, weights, batch.inputs, layers, error, potentials="float64")
     close = roundoff.gradients(network, weights, batch.inputs, layers, error)
     for name, gradient in expected.items():
         size = np.abs(gradient).max()
         assert np.count_nonzero(gradient) > gradient.size // 3
         assert np.abs(near[name].value - gradient).max() <= 1e-12 * size
-        assert (np.abs(found.gradients[name] - near[name].value) <= near[name].bound).all()
-        assert (np.abs(found.gradients[name] - close[name].value) <= close[name].bound).all()
-        assert np.abs(found.gradients[name] - gradient).max() <= 1e-5 * size
+        assert (np.abs(computed.gradients[name] - near[name].value) <= near[name].bound).all()
+        assert (np.abs(computed.gradients[name] - close[name].value) <= close[name].bound).all()
+        assert np.abs(computed.gradients[name] - gradient).max() <= 1e-5 * size
 
 
 @each_model
 def test_the_literal_form_is_the_derivative_of_its_smooth_loss(neuron: Any) -> None:
     network, weights, batch = _problem(replace(neuron, surrogate=FastSigmoid(2.0)), seed=3)
     literal = Literal(network, smooth=True)
-    inputs, targets = ([literal.array(x) for x in each] for each in (batch.inputs, batch.targets))
+    inputs, targets = ([literal.array(x) for x in arrays] for arrays in (batch.inputs, batch.targets))
     wide = {name: w.astype(np.float64) for name, w in weights.items()}
     gradients = literal.backward(LOSSES["van-rossum"], wide, literal.forward(wide, inputs), targets)
     rng = np.random.default_rng(4)
     for name in wide:
-        way = rng.normal(size=wide[name].shape)
+        direction = rng.normal(size=wide[name].shape)
         both = []
         for sign in (1, -1):
-            moved = {**wide, name: wide[name] + sign * 1e-5 * way}
+            moved = {**wide, name: wide[name] + sign * 1e-5 * direction}
             both.append(literal.loss(LOSSES["van-rossum"], literal.forward(moved, inputs), targets))
         slope = (both[0] - both[1]) / 2e-5
-        assert slope == pytest.approx((gradients[name] * way).sum(), rel=1e-6, abs=1e-9)
+        assert slope == pytest.approx((gradients[name] * direction).sum(), rel=1e-6, abs=1e-9)
 
 
 @each_model
@@ -118,9 +118,9 @@ def test_spikes_are_those_of_exact_fractions(neuron: Any) -> None:
     network = NetworkSpec.parse("5", input_shape=(8,), outputs=3, neuron=exact)
     rng = np.random.default_rng(1)
     weights = {n: (rng.integers(-8, 9, s) / 8).astype(np.float32) for n, s in network.weight_shapes.items()}
-    for n, own in network.parameters.items():
-        if own.learned is not None:
-            weights[n] = (rng.integers(1, 4, own.shape) / 4).astype(np.float32)
+    for n, trained in network.parameters.items():
+        if trained.learned is not None:
+            weights[n] = (rng.integers(1, 4, trained.shape) / 4).astype(np.float32)
     inputs = (rng.random((5, 3, 8)) < 0.5).astype(np.uint8)
     literal = Literal(network, Fraction)
     run = literal.forward({n: literal.array(w) for n, w in weights.items()}, [literal.array(x) for x in inputs])
@@ -142,18 +142,18 @@ class Derived(LIF):
 def test_lifs_own_order_is_the_derived_one_but_for_roundings(surrogate: Any) -> None:
     rng = np.random.default_rng(2)
     u, g = rng.normal(0.5, 1, (30, 50)), rng.normal(size=(30, 50))
-    found = []
+    grads = []
     for kind in (LIF, Derived):
         equations = neuron_equations(PSP(3).filter(), kind(4, 3, 0.5, surrogate))
-        back = equations.backward
-        step = numpy_function(back, np.float64)
-        states = [np.zeros(50) for _ in back.states]
+        backward = equations.backward
+        step = numpy_function(backward, np.float64)
+        states = [np.zeros(50) for _ in backward.states]
         dz = []
         for ut, gt in zip(u[::-1], g[::-1], strict=True):
-            states, (x,) = step(*(np.float64(equations.constants[n]) for n in back.parameters), ut, gt, *states)
+            states, (x,) = step(*(np.float64(equations.constants[n]) for n in backward.parameters), ut, gt, *states)
             dz.append(x)
-        found.append(np.stack(dz))
-    assert np.abs(found[0] - found[1]).max() <= 1e-13 * np.abs(found[0]).max()
+        grads.append(np.stack(dz))
+    assert np.abs(grads[0] - grads[1]).max() <= 1e-13 * np.abs(grads[0]).max()
     assert neuron_equations(PSP(3).filter(), Derived()).kept == ("u",)
 
 
@@ -249,17 +249,17 @@ _TAKEN = ["threshold", "jump", "k", "scale", "u", "o", "g", "gu", "h", "z", "i",
 @pytest.mark.parametrize("value", _TAKEN)
 @pytest.mark.parametrize("stored", [False, True])
 def test_gradients_do_not_depend_on_the_name_of_a_kept_value(value: str, stored: bool) -> None:
-    found = []
+    results = []
     for name in ("moved", value):
         model: NeuronModel = Moving(value=name)
         network, weights, batch = _problem(from_text(as_text(model)) if stored else model)
-        found.append(NUMPY.value_and_grad(network, LOSSES["van-rossum"], weights, batch))
+        results.append(NUMPY.value_and_grad(network, LOSSES["van-rossum"], weights, batch))
         assert all(
             len(neuron_equations(PSP(3).filter(), model, (), potentials).kept) == 2 for potentials in (False, True)
         )
-    for name, gradient in found[0].gradients.items():
+    for name, gradient in results[0].gradients.items():
         assert gradient.any(), name
-        np.testing.assert_array_equal(gradient, found[1].gradients[name])
+        np.testing.assert_array_equal(gradient, results[1].gradients[name])
 
 
 def snap_of(x: AnyArray) -> AnyArray:
@@ -391,8 +391,8 @@ def test_the_adjoint_of_the_filter_is_its_transpose() -> None:
     rng = np.random.default_rng(7)
     s, da = (rng.random((30, 4)) < 0.3).astype(np.uint8), rng.normal(size=(30, 4)).astype(np.float32)
     for psp in (PSP(5), PSP(5, 2), PSP(4, 1)):
-        there, back = NUMPY.psp_forward(psp, s), NUMPY.psp_backward(psp, da)
-        assert (there.astype(float) * da).sum() == pytest.approx((s * back.astype(float)).sum(), rel=1e-5)
+        filtered, adjoint = NUMPY.psp_forward(psp, s), NUMPY.psp_backward(psp, da)
+        assert (filtered.astype(float) * da).sum() == pytest.approx((s * adjoint.astype(float)).sum(), rel=1e-5)
 
 
 @dataclass(frozen=True)

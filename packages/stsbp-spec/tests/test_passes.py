@@ -39,8 +39,8 @@ class Noting(Alone[AnyArray]):
         self.sent.append(("total", x.shape))
         return lambda: x
 
-    def beat(self, what: str) -> None:
-        self.steps.append(what)
+    def beat(self, label: str) -> None:
+        self.steps.append(label)
 
 
 class Living(NumpyBackend):
@@ -91,9 +91,9 @@ def _step(
 @pytest.mark.parametrize("precision", ["fast", "reproducible"])
 def test_a_step_sends_the_messages_of_one_slice(precision: Precision, memory: Memory, micro_batch: int | None) -> None:
     """However many slices there are, and although memory `low` computes each step twice."""
-    whole, state = _step(EVERYTHING, precision, "full", None)
+    undivided, state = _step(EVERYTHING, precision, "full", None)
     slices, other = _step(EVERYTHING, precision, memory, micro_batch)
-    assert slices.sent == whole.sent
+    assert slices.sent == undivided.sent
     if precision == "reproducible":
         assert all(other[name].tobytes() == x.tobytes() for name, x in state.items())
 
@@ -105,21 +105,21 @@ def test_each_step_asks_once_for_what_it_needs() -> None:
     decays = [name for name in EVERYTHING.parameters if name.endswith(".decay")]
     assert len(decays) == 3
     assert len(EVERYTHING.graph.projections) == 4
-    assert [what for what, _ in collective.sent].count("largest") == 4 + 1 + len(decays)
+    assert [kind for kind, _ in collective.sent].count("largest") == 4 + 1 + len(decays)
     # The gradients of the normalisation's scale and shift are computed from its sums, and need no message.
-    assert [what for what, _ in collective.sent].count("total") == 2 + len(EVERYTHING.parameters) - 2
+    assert [kind for kind, _ in collective.sent].count("total") == 2 + len(EVERYTHING.parameters) - 2
     assert collective.sent[0] == ("total", (3, 3))
 
 
 def test_steps_between_two_exchanges_are_computed_for_one_slice_after_the_other() -> None:
     collective, _ = _step(CHAIN, "fast", "full", 3)
-    before, after = ["conv1", "neurons1", "pool2.0"], ["neurons2", "linear3", "neurons3"]
-    ahead = [*before, *before, "conv2", "conv2", *after, *after]
-    assert collective.steps[: len(ahead)] == ahead
+    first, last_segment = ["conv1", "neurons1", "pool2.0"], ["neurons2", "linear3", "neurons3"]
+    forward = [*first, *first, "conv2", "conv2", *last_segment, *last_segment]
+    assert collective.steps[: len(forward)] == forward
     # Then back, each segment again before its slice goes back.
     last, middle = ["linear3", "neurons3"], ["pool2.0", "conv2", "neurons2"]
-    back = [*last, *last[::-1]] * 2 + [*middle, "neurons2"] * 2 + ["conv2"] * 2 + ["pool2.0"] * 2
-    assert collective.steps[len(ahead) :] == back + ["conv1", "neurons1", "neurons1", "conv1"] * 2
+    backward = [*last, *last[::-1]] * 2 + [*middle, "neurons2"] * 2 + ["conv2"] * 2 + ["pool2.0"] * 2
+    assert collective.steps[len(forward) :] == backward + ["conv1", "neurons1", "neurons1", "conv1"] * 2
 
 
 @pytest.mark.parametrize("network", [CHAIN, EVERYTHING], ids=["chain", "everything"])

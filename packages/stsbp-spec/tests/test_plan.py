@@ -87,14 +87,14 @@ def _error() -> Float32:
 
 def test_the_steps_of_a_chain() -> None:
     network = NetworkSpec.parse("P2-4C3-P2-D0.5-5", input_shape=(2, 12, 12), outputs=3).graph
-    found = plan(NumpyBackend(), network)
+    steps_of = plan(NumpyBackend(), network)
     names = ["pool1.0", "conv1", "neurons1", "pool2.0", "dropout2.1", "linear2", "neurons2", "linear3", "neurons3"]
-    assert [step.name for step in found.steps] == names
-    assert [step.sources for step in found.steps] == [(name,) for name in ["input", *names[:-1]]]
-    assert [step.needed for step in found.steps] == [(False,)] * 2 + [(True,)] * 7
-    assert (found.input, found.output) == ("input", "neurons3")
-    assert [segment.population for segment in found.segments] == ["neurons1", "neurons2", "neurons3"]
-    assert [segment.sources for segment in found.segments] == [("input",), ("neurons1",), ("neurons2",)]
+    assert [step.name for step in steps_of.steps] == names
+    assert [step.sources for step in steps_of.steps] == [(name,) for name in ["input", *names[:-1]]]
+    assert [step.needed for step in steps_of.steps] == [(False,)] * 2 + [(True,)] * 7
+    assert (steps_of.input, steps_of.output) == ("input", "neurons3")
+    assert [segment.population for segment in steps_of.segments] == ["neurons1", "neurons2", "neurons3"]
+    assert [segment.sources for segment in steps_of.segments] == [("input",), ("neurons1",), ("neurons2",)]
 
 
 def _segments(network: Network) -> list[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]]:
@@ -177,7 +177,7 @@ def _by_hand(backend: Adding, wq: Mapping[str, Float32]) -> tuple[AnyArray, dict
 
     gradients: dict[str, Float32] = {}
 
-    def back(weighted: str, fires: str, error: AnyArray, need_input: bool = True) -> Any:
+    def backward(weighted: str, fires: str, error: AnyArray, need_input: bool = True) -> Any:
         filter = FORK.values[weighted].filter(training=False)
         dz, _ = backend.neuron_backward(NEURON, filter, residuals[fires], error)
         op = FORK.nodes[[node.name for node in FORK.nodes].index(weighted)].op
@@ -186,24 +186,26 @@ def _by_hand(backend: Adding, wq: Mapping[str, Float32]) -> tuple[AnyArray, dict
         )
         return ds
 
-    each = back("w2", "n2", _error())
-    from_third, from_right, from_left = (back(name, f"fires {name}", each) for name in ("third", "right", "left"))
-    errors = [from_right + from_third, from_left, each]
-    back("w1", "n1", errors[0] + errors[1] + errors[2], need_input=False)
+    grad_sum = backward("w2", "n2", _error())
+    from_third, from_right, from_left = (
+        backward(name, f"fires {name}", grad_sum) for name in ("third", "right", "left")
+    )
+    errors = [from_right + from_third, from_left, grad_sum]
+    backward("w1", "n1", errors[0] + errors[1] + errors[2], need_input=False)
     return output, gradients, errors
 
 
 def test_errors_of_several_readers_are_added_in_the_order_of_the_nodes() -> None:
     backend, wq = Adding(), _weights(FORK)
-    output, gradients, (shared, left, each) = _by_hand(backend, wq)
+    output, gradients, (shared, first, last) = _by_hand(backend, wq)
     assert 0.05 < output.mean() < 0.95
-    assert not np.array_equal(shared + left + each, each + left + shared)
+    assert not np.array_equal(shared + first + last, last + first + shared)
     trace = forward_pass(backend, FORK, wq, _inputs(FORK), STEPS, None)
     assert np.array_equal(trace.output, output)
-    found = backward_pass(trace, _error(), "fast")
-    assert list(found) == ["w2", "third", "right", "left", "w1"]
+    computed = backward_pass(trace, _error(), "fast")
+    assert list(computed) == ["w2", "third", "right", "left", "w1"]
     for name, gradient in gradients.items():
-        assert found[name].tobytes() == gradient.tobytes(), name
+        assert computed[name].tobytes() == gradient.tobytes(), name
 
 
 def test_errors_of_one_reader_are_added_in_the_order_of_its_edges() -> None:
@@ -221,23 +223,23 @@ def test_errors_of_one_reader_are_added_in_the_order_of_its_edges() -> None:
     )
     backend, wq = NumpyBackend(), _weights(network)
     trace = forward_pass(backend, network, wq, _inputs(network), STEPS, None)
-    found = backward_pass(trace, _error(), "fast")
+    computed = backward_pass(trace, _error(), "fast")
 
-    def back(weights: str, residuals: Any, s: AnyArray, error: AnyArray, need_input: bool) -> Any:
+    def backward(weights: str, residuals: Any, s: AnyArray, error: AnyArray, need_input: bool) -> Any:
         dz, _ = backend.neuron_backward(NEURON, network.values[weights].filter(training=False), residuals, error)
         op = next(node.op for node in network.nodes if node.name == weights)
-        _, left = backend.rule(op).forward(op, s, wq[weights])
-        return backend.rule(op).backward(op, left, dz, precision="fast", need_input=need_input)
+        _, saved = backend.rule(op).forward(op, s, wq[weights])
+        return backend.rule(op).backward(op, saved, dz, precision="fast", need_input=need_input)
 
     again = forward_pass(backend, network, wq, _inputs(network), STEPS, None)
     (_, first), (_, second) = again.populations()
     total: AnyArray = sum((backend.shifted(first.spikes, delay) for delay in delays), np.zeros_like(first.spikes))
-    error, _ = back("w2", second, total, _error(), True)
-    each = [backend.shifted(error, -delay) for delay in delays]
-    in_order, reversed_ = each[0] + each[1] + each[2], each[2] + each[1] + each[0]
-    gradients = [back("w1", first, _inputs(network), e, False)[1] for e in (in_order, reversed_)]
+    error, _ = backward("w2", second, total, _error(), True)
+    shifted = [backend.shifted(error, -delay) for delay in delays]
+    in_order, reversed_ = shifted[0] + shifted[1] + shifted[2], shifted[2] + shifted[1] + shifted[0]
+    gradients = [backward("w1", first, _inputs(network), e, False)[1] for e in (in_order, reversed_)]
     assert not np.array_equal(*gradients)
-    assert found["w1"].tobytes() == gradients[0].tobytes()
+    assert computed["w1"].tobytes() == gradients[0].tobytes()
 
 
 def test_gradients_of_shared_weights_are_added_in_the_order_of_their_uses() -> None:
@@ -278,12 +280,12 @@ def test_little_memory_gives_the_same_numbers_where_nodes_are_shared(precision: 
         trace = forward_pass(Adding(), FORK, _weights(FORK), _inputs(FORK), STEPS, None, memory)
         return trace, backward_pass(trace, _error(), precision)
 
-    (full, expected), (low, found) = numbers("full"), numbers("low")
+    (full, expected), (low, computed) = numbers("full"), numbers("low")
     assert list(low.spikes) == list(full.spikes) == ["n1", "fires left", "fires right", "fires third", "n2"]
     assert len(low.spikes) == 5
     for name, spikes in full.spikes.items():
         assert np.array_equal(low.spikes[name], spikes), name
-    assert {name: x.tobytes() for name, x in found.items()} == {name: x.tobytes() for name, x in expected.items()}
+    assert {name: x.tobytes() for name, x in computed.items()} == {name: x.tobytes() for name, x in expected.items()}
     layers = ["w1", "left", "right", "third", "w2"] if precision == "reproducible" else []
     assert list(low.zeroed) == list(full.zeroed) == layers
     assert all(np.array_equal(low.zeroed[name], full.zeroed[name]) for name in layers)
@@ -313,9 +315,11 @@ class Putting(Chain[AnyArray]):
     ) -> BackwardResult[AnyArray]:
         grad = grad.error if isinstance(grad, Later) else grad
         result = super().backward_slice(run, saved, grad, precision)
-        (below,) = result.grad_inputs
-        assert not isinstance(below, Deferred)
-        return result if below is None else result._replace(grad_inputs=(Later(self.name, below, self.became),))
+        (grad_input,) = result.grad_inputs
+        assert not isinstance(grad_input, Deferred)
+        return (
+            result if grad_input is None else result._replace(grad_inputs=(Later(self.name, grad_input, self.became),))
+        )
 
 
 class Taking(Putting):
@@ -369,9 +373,9 @@ def test_an_error_of_a_backends_own_form_goes_where_it_is_taken(
 ) -> None:
     backend, wq, x = Fusing(kind), _weights(CHAIN), _inputs(CHAIN)
     trace = forward_pass(backend, CHAIN, wq, x, STEPS, None, memory)
-    found = backward_pass(trace, _error(), "fast")
+    computed = backward_pass(trace, _error(), "fast")
     expected = backward_pass(forward_pass(NumpyBackend(), CHAIN, wq, x, STEPS, None), _error(), "fast")
-    assert {name: g.tobytes() for name, g in found.items()} == {name: g.tobytes() for name, g in expected.items()}
+    assert {name: g.tobytes() for name, g in computed.items()} == {name: g.tobytes() for name, g in expected.items()}
     assert backend.became == became
 
 
@@ -395,13 +399,13 @@ def test_an_error_is_an_array_where_several_nodes_read() -> None:
         """Leaves the sum out of the fusion, which has several inputs."""
 
         def fuse(self, chain: tuple[Step[AnyArray], ...]) -> Step[AnyArray] | None:
-            rest = tuple(step for step in chain if step.name != "sum")
-            return super().fuse(rest) if rest else None
+            steps = tuple(step for step in chain if step.name != "sum")
+            return super().fuse(steps) if steps else None
 
     backend, wq = Summing(Taking), _weights(FORK)
-    found = backward_pass(forward_pass(backend, FORK, wq, _inputs(FORK), STEPS, None), _error(), "fast")
+    computed = backward_pass(forward_pass(backend, FORK, wq, _inputs(FORK), STEPS, None), _error(), "fast")
     _, expected, _ = _by_hand(Adding(), wq)
-    assert {name: g.tobytes() for name, g in found.items()} == {name: g.tobytes() for name, g in expected.items()}
+    assert {name: g.tobytes() for name, g in computed.items()} == {name: g.tobytes() for name, g in expected.items()}
     # The sum takes no other form, and two or three read `shared` and `n1`.
     assert sorted(backend.became) == ["fires left", "fires right", "fires third", "n2"]
 
@@ -409,7 +413,7 @@ def test_an_error_is_an_array_where_several_nodes_read() -> None:
 def test_of_a_trace_the_spikes_are_left() -> None:
     backend, wq = NumpyBackend(), _weights(CHAIN)
     trace = forward_pass(backend, CHAIN, wq, _inputs(CHAIN), STEPS, None)
-    potentials = {name: left.kept["u"] for name, left in trace.populations()}
+    potentials = {name: residuals.kept["u"] for name, residuals in trace.populations()}
     assert list(potentials) == list(trace.spikes) == ["neurons1", "neurons2", "neurons3"]
     for name, u in potentials.items():
         assert np.array_equal(u >= np.float32(NEURON.threshold), trace.spikes[name] != 0)

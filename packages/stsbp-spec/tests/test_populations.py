@@ -38,11 +38,11 @@ def graph(
     *nodes: tuple[str, Any, str], shape: tuple[int, ...] = (6,), coding: Coding = "events", psp: PSP | None = None
 ) -> Network:
     """Nodes with the names of what they read: `"w1 own@1"` reads `own` a step later."""
-    found = [Node("input", Input(shape, coding, psp))]
+    with_input = [Node("input", Input(shape, coding, psp))]
     for name, op, reads in nodes:
         edges = (read.partition("@") for read in reads.split())
-        found.append(Node(name, op, tuple(Edge(source, int(delay or 0)) for source, _, delay in edges)))
-    return Network(tuple(found))
+        with_input.append(Node(name, op, tuple(Edge(source, int(delay or 0)) for source, _, delay in edges)))
+    return Network(tuple(with_input))
 
 
 def several(kind: str, model: Callable[..., Any]) -> Network:
@@ -100,15 +100,15 @@ MODELS: Mapping[str, Callable[[float], NeuronModel]] = {
 
 def parameters(network: Network, seed: int = 1, scale: float = 1.2) -> dict[str, Float32]:
     """Weights on their grids, and numbers inside the domains of what neurons learn."""
-    rng, found = np.random.default_rng(seed), dict[str, Float32]()
+    rng, values = np.random.default_rng(seed), dict[str, Float32]()
     for projection in network.projections:
         drawn = rng.normal(0.15, 1, projection.weight_shape) * scale / projection.fan_in**0.5
-        found[projection.name] = NUMPY.weight_grid(projection, drawn.astype(np.float32))[0]
+        values[projection.name] = NUMPY.weight_grid(projection, drawn.astype(np.float32))[0]
     for name, parameter in network.parameters.items():
         if parameter.learned is not None:
             low, high = (-0.2, 0.3) if name.endswith(".bias") else (0.4, 0.8)
-            found[name] = rng.uniform(low, high, parameter.shape).astype(np.float32)
-    return found
+            values[name] = rng.uniform(low, high, parameter.shape).astype(np.float32)
+    return values
 
 
 def inputs(network: Network, seed: int = 2, steps: int = STEPS) -> AnyArray:
@@ -135,20 +135,20 @@ def walked(
 ) -> tuple[Trace[AnyArray], dict[str, Float32], dict[str, AnyArray]]:
     """Both ways: what the passes leave, potentials of each population, and the gradients."""
     trace = forward_pass(NUMPY, network, weights, x, len(error), dropout, memory)
-    potentials = {name: left.kept["u"] for name, left in trace.populations()}
+    potentials = {name: residuals.kept["u"] for name, residuals in trace.populations()}
     return trace, potentials, backward_pass(trace, error, precision)
 
 
-def same(found: Mapping[str, AnyArray], expected: Mapping[str, AnyArray]) -> None:
-    assert {name: x.tobytes() for name, x in found.items()} == {name: x.tobytes() for name, x in expected.items()}
+def same(arrays: Mapping[str, AnyArray], expected: Mapping[str, AnyArray]) -> None:
+    assert {name: x.tobytes() for name, x in arrays.items()} == {name: x.tobytes() for name, x in expected.items()}
 
 
 def literally(
     literal: Literal, network: Network, weights: Mapping[str, Float32], x: AnyArray
 ) -> tuple[dict[str, AnyArray], list[AnyArray], LiteralRun]:
-    given = {name: literal.array(w) for name, w in weights.items()}
+    literal_weights = {name: literal.array(w) for name, w in weights.items()}
     frames = [literal.array(x[t % len(x)]) for t in range(STEPS)]
-    return given, frames, literal.forward(given, frames)
+    return literal_weights, frames, literal.forward(literal_weights, frames)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -158,9 +158,9 @@ def test_float32_against_literal_float64(kind: str, model: str) -> None:
     network = several(kind, MODELS[model])
     weights, x, error = parameters(network), inputs(network), cotangents(network)
     literal = Literal(network)
-    given, _, run = literally(literal, network, weights, x)
-    wanted = [o - BATCH * e for o, e in zip(run.values[network.nodes[-1].name], error.astype(np.float64), strict=True)]
-    expected = literal.backward(Hamming(), given, run, wanted)
+    literal_weights, _, run = literally(literal, network, weights, x)
+    targets = [o - BATCH * e for o, e in zip(run.values[network.nodes[-1].name], error.astype(np.float64), strict=True)]
+    expected = literal.backward(Hamming(), literal_weights, run, targets)
     trace, potentials, gradients = walked(network, weights, x, error)
     layers = {name: LayerRun(trace.spikes[name], u) for name, u in potentials.items()}
     frames = np.rint(x[0] * 256).astype(np.uint8) if len(x) == 1 else x
@@ -177,13 +177,13 @@ def test_float32_against_literal_float64(kind: str, model: str) -> None:
     for name, gradient in expected.items():
         assert np.count_nonzero(gradient) > 0.3 * gradient.size
         agree(near[name].value, gradient)
-        for found in (gradients, reproducible):
-            assert (np.abs(found[name] - gradient) <= near[name].bound).all(), name
+        for computed in (gradients, reproducible):
+            assert (np.abs(computed[name] - gradient) <= near[name].bound).all(), name
 
 
-def agree(found: Float64, literal: Float64) -> None:
+def agree(computed: Float64, literal: Float64) -> None:
     """Two orders of one sum in float64."""
-    assert np.abs(found - literal).max() <= 1e-13 * np.abs(literal).max()
+    assert np.abs(computed - literal).max() <= 1e-13 * np.abs(literal).max()
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -194,12 +194,12 @@ def test_literal_gradients_against_finite_differences(kind: str, model: str) -> 
     literal = Literal(network, smooth=True)
     weights, frames, run = literally(literal, network, parameters(network), inputs(network))
     error = cotangents(network).astype(np.float64)
-    wanted = [o - e for o, e in zip(run.values[network.nodes[-1].name], error, strict=True)]
-    gradients = literal.backward(Hamming(), weights, run, wanted)
+    targets = [o - e for o, e in zip(run.values[network.nodes[-1].name], error, strict=True)]
+    gradients = literal.backward(Hamming(), weights, run, targets)
 
     def value(direction: Mapping[str, Float64], step: float) -> float:
         moved = {name: w + step * direction[name] for name, w in weights.items()}
-        return float(literal.loss(Hamming(), literal.forward(moved, frames), wanted))
+        return float(literal.loss(Hamming(), literal.forward(moved, frames), targets))
 
     def slope(direction: Mapping[str, Float64], step: float) -> float:
         return (value(direction, step) - value(direction, -step)) / (2 * step)
@@ -211,8 +211,8 @@ def test_literal_gradients_against_finite_differences(kind: str, model: str) -> 
     for direction in directions:
         expected = sum(float((gradients[name] * direction[name]).sum()) for name in weights)
         length = np.sqrt(sum(float((x**2).sum()) for x in direction.values()))
-        found = (4 * slope(direction, 5e-6) - slope(direction, 1e-5)) / 3
-        assert abs(found - expected) <= 1e-9 * size * max(1.0, length)
+        difference_quotient = (4 * slope(direction, 5e-6) - slope(direction, 1e-5)) / 3
+        assert abs(difference_quotient - expected) <= 1e-9 * size * max(1.0, length)
 
 
 # Seeds were searched for cases in which every population fires, gradients are not zero, and no intermediate result
@@ -225,9 +225,9 @@ EXACT = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_float32_against_fractions_tolerance_zero(kind: str) -> None:
-    found = exactly(kind, 4, EXACT[kind])
-    assert found is not None
-    for name, (got, fractions) in found.items():
+    pairs = exactly(kind, 4, EXACT[kind])
+    assert pairs is not None
+    for name, (got, fractions) in pairs.items():
         assert [Fraction(x) for x in got.reshape(-1).tolist()] == list(fractions.reshape(-1)), name
 
 
@@ -248,10 +248,10 @@ def exactly(kind: str, steps: int, seed: int) -> dict[str, tuple[AnyArray, AnyAr
         x = rng.integers(0, 2, (steps, *shape)).astype(np.uint8)
     error = rng.integers(-2, 3, (steps, 2, *network.values[network.nodes[-1].name].shape)).astype(np.float32)
     literal = Literal(network, Fraction)
-    given = {name: literal.array(w) for name, w in weights.items()}
-    run = literal.forward(given, [literal.array(x[t % len(x)]) for t in range(steps)])
-    wanted = [o - 2 * literal.array(e) for o, e in zip(run.values[network.nodes[-1].name], error, strict=True)]
-    gradients = literal.backward(Hamming(), given, run, wanted)
+    literal_weights = {name: literal.array(w) for name, w in weights.items()}
+    run = literal.forward(literal_weights, [literal.array(x[t % len(x)]) for t in range(steps)])
+    targets = [o - 2 * literal.array(e) for o, e in zip(run.values[network.nodes[-1].name], error, strict=True)]
+    gradients = literal.backward(Hamming(), literal_weights, run, targets)
     trace, potentials, got = walked(network, weights, x, error, "reproducible")
     if not all(0.1 <= s.mean() <= 0.9 for s in trace.spikes.values()):
         return None
@@ -296,9 +296,9 @@ def population(
     filters: tuple[SynapticFilter, ...], zs: list[Float32], error: Float32, static: tuple[bool, ...] = ()
 ) -> tuple[NeuronEquations, AnyArray, Float32, tuple[AnyArray, ...]]:
     equations = neuron_equations(filters, NEURON, static)
-    spikes, left = NUMPY.population_forward(equations, zs, len(error), {})
-    errors, _ = NUMPY.population_backward(equations, left, error, static or (False,) * len(zs))
-    return equations, spikes, left.kept["u"], errors
+    spikes, residuals = NUMPY.population_forward(equations, zs, len(error), {})
+    errors, _ = NUMPY.population_backward(equations, residuals, error, static or (False,) * len(zs))
+    return equations, spikes, residuals.kept["u"], errors
 
 
 @given(seed=SEED, psps=st.lists(st.sampled_from(sorted(FILTERS)), min_size=2, max_size=4, unique=True))
@@ -311,15 +311,15 @@ def test_currents_of_different_synapses_are_added_in_the_order_of_the_inputs(see
     names = ["z", *(f"z{j + 2}" for j in range(len(psps) - 1))]
     assert equations.inputs == tuple(names)
     assert equations.errors == tuple(f"d{name}" for name in names)
-    total, *rest = (NUMPY.psp_forward(FILTERS[name], z) for name, z in zip(psps, zs, strict=True))
-    for current in rest:
+    total, *other_currents = (NUMPY.psp_forward(FILTERS[name], z) for name, z in zip(psps, zs, strict=True))
+    for current in other_currents:
         total = plus(total, current)
-    expected, left = NUMPY.neuron_forward(NEURON, PSP(1.0).filter(), total, STEPS)
+    expected, residuals = NUMPY.neuron_forward(NEURON, PSP(1.0).filter(), total, STEPS)
     assert spikes.tobytes() == expected.tobytes()
-    assert np.array_equal(u, left.kept["u"])
-    back, _ = NUMPY.neuron_backward(NEURON, PSP(1.0).filter(), left, error)
-    for name, found in zip(psps, errors, strict=True):
-        assert np.array_equal(found, NUMPY.psp_backward(FILTERS[name], back))
+    assert np.array_equal(u, residuals.kept["u"])
+    grad_current, _ = NUMPY.neuron_backward(NEURON, PSP(1.0).filter(), residuals, error)
+    for name, grad in zip(psps, errors, strict=True):
+        assert np.array_equal(grad, NUMPY.psp_backward(FILTERS[name], grad_current))
 
 
 def test_the_order_of_the_inputs_shows() -> None:
@@ -341,11 +341,11 @@ def test_equal_synapses_are_one_that_takes_the_sum_in_the_order_of_the_inputs(se
     total = zs[0]
     for z in zs[1:]:
         total = plus(total, z)
-    expected, left = NUMPY.neuron_forward(NEURON, filter, total, STEPS)
+    expected, residuals = NUMPY.neuron_forward(NEURON, filter, total, STEPS)
     assert spikes.tobytes() == expected.tobytes()
-    assert np.array_equal(u, left.kept["u"])
-    back, _ = NUMPY.neuron_backward(NEURON, filter, left, error)
-    assert all(np.array_equal(found, back) for found in errors)
+    assert np.array_equal(u, residuals.kept["u"])
+    grad_input, _ = NUMPY.neuron_backward(NEURON, filter, residuals, error)
+    assert all(np.array_equal(grad, grad_input) for grad in errors)
 
 
 def test_what_shares_no_filter() -> None:
@@ -371,19 +371,19 @@ def test_an_image_is_read_at_every_step_and_gets_the_sum_of_the_errors(seed: int
     filters = FILTERS[psp].filter(), FILTERS[psp].filter()
     _, spikes, u, errors = population(filters, [image[:1], z], error, (True, False))
     repeated = np.repeat(image[:1], STEPS, axis=0)
-    _, expected, potentials, (each, other) = population(filters, [repeated, z], error, (True, False))
+    _, expected, potentials, (image_error, frames_error) = population(filters, [repeated, z], error, (True, False))
     assert spikes.tobytes() == expected.tobytes()
     assert u.tobytes() == potentials.tobytes()
     equations = neuron_equations(filters, NEURON, (True, False))
-    _, left = NUMPY.population_forward(equations, [repeated, z], STEPS, {})
-    stepped = NUMPY.recur(equations.backward, equations.constants, {**left.kept, "g": error}, STEPS)
+    _, residuals = NUMPY.population_forward(equations, [repeated, z], STEPS, {})
+    stepped = NUMPY.recur(equations.backward, equations.constants, {**residuals.kept, "g": error}, STEPS)
     total = np.zeros((1, *SHAPE), np.float32)
     for t in reversed(range(STEPS)):
         total = total + stepped["dz"][t]
     assert np.array_equal(errors[0], total)
-    assert np.array_equal(each, total)
+    assert np.array_equal(image_error, total)
     assert np.array_equal(errors[1], stepped["dz2"])
-    assert np.array_equal(other, stepped["dz2"])
+    assert np.array_equal(frames_error, stepped["dz2"])
 
 
 # Recurrence, delays and sums.
@@ -409,17 +409,17 @@ def recurrent(precision: Precision, coding: Coding = "events", memory: Memory = 
     z, of_input = product("linear1", x)
     spikes = np.zeros((STEPS, BATCH, 5), np.uint8)
     for _ in range(STEPS):
-        own, of_own = product("linear1.recurrent", np.concatenate([np.zeros_like(spikes[:1]), spikes[:-1]]))
-        spikes, left = NUMPY.population_forward(equations, [z, own], STEPS, learned)
+        loop_sums, of_loop = product("linear1.recurrent", np.concatenate([np.zeros_like(spikes[:1]), spikes[:-1]]))
+        spikes, residuals = NUMPY.population_forward(equations, [z, loop_sums], STEPS, learned)
     assert spikes.tobytes() == trace.spikes["neurons1"].tobytes()
-    assert np.array_equal(left.kept["u"], potentials["neurons1"])
+    assert np.array_equal(residuals.kept["u"], potentials["neurons1"])
     assert 0.05 < spikes.mean() < 0.95
 
-    above, of_above = product("linear2", spikes)
+    output_sums, of_output = product("linear2", spikes)
     _, top = NUMPY.neuron_forward(
         ops["neurons2"].model,
         network.values["linear2"].filter(training=False),
-        above,
+        output_sums,
         STEPS,
         {"decay": weights["linear2.decay"]},
     )
@@ -430,29 +430,29 @@ def recurrent(precision: Precision, coding: Coding = "events", memory: Memory = 
     def on_grid(name: str, dz: AnyArray) -> AnyArray:
         if precision == "fast":
             return dz
-        found, zeroed[name] = NUMPY.error_grid(dz, projections[name].error_bits(frames=len(dz) * BATCH))
-        return found
+        rounded, zeroed[name] = NUMPY.error_grid(dz, projections[name].error_bits(frames=len(dz) * BATCH))
+        return rounded
 
     def gradient(name: str, of: Any, dz: AnyArray) -> tuple[AnyArray, AnyArray]:
         ds, dw = rule.backward(ops[name], of, on_grid(name, dz), precision=precision, need_input=True)
         return ds, dw.astype(np.float32)
 
-    g, found = gradient("linear2", of_above, dz)
-    assert found.tobytes() == gradients["linear2"].tobytes()
-    back, static = np.zeros_like(g), (coding == "direct", False)
+    g, output_gradient = gradient("linear2", of_output, dz)
+    assert output_gradient.tobytes() == gradients["linear2"].tobytes()
+    loop_errors, static = np.zeros_like(g), (coding == "direct", False)
     for t in reversed(range(STEPS)):
-        (_, errors), _ = NUMPY.population_backward(equations, left, plus(g, back), static)
+        (_, errors), _ = NUMPY.population_backward(equations, residuals, plus(g, loop_errors), static)
         if t:
-            own_error = errors[t : t + 1]
+            loop_error = errors[t : t + 1]
             if precision == "reproducible":
                 bits = projections["linear1.recurrent"].sample_error_bits
-                samples = [NUMPY.error_grid(own_error[:, [b]], bits)[0] for b in range(BATCH)]
-                own_error = np.concatenate(samples, axis=1)
+                samples = [NUMPY.error_grid(loop_error[:, [b]], bits)[0] for b in range(BATCH)]
+                loop_error = np.concatenate(samples, axis=1)
             _, step = product("linear1.recurrent", spikes[:1])
-            ds, _ = rule.backward(ops["linear1.recurrent"], step, own_error, precision=precision, need_input=True)
-            back[t - 1] = ds[0]
-    (of_z, errors), terms = NUMPY.population_backward(equations, left, plus(g, back), static)
-    for name, of, each in (("linear1", of_input, of_z), ("linear1.recurrent", of_own, errors)):
+            ds, _ = rule.backward(ops["linear1.recurrent"], step, loop_error, precision=precision, need_input=True)
+            loop_errors[t - 1] = ds[0]
+    (of_z, errors), terms = NUMPY.population_backward(equations, residuals, plus(g, loop_errors), static)
+    for name, of, each in (("linear1", of_input, of_z), ("linear1.recurrent", of_loop, errors)):
         assert gradient(name, of, each)[1].tobytes() == gradients[name].tobytes(), name
     same(trace.zeroed, zeroed)
     for name, x in terms.items():
@@ -472,16 +472,16 @@ def test_a_recurrence_step_by_step(precision: Precision, coding: Coding) -> None
 def test_a_recurrence_without_weights_is_none(notation: str, precision: Precision) -> None:
     """Its own gradient is that of what it would have read."""
     shape = (1, 3, 3) if "C" in notation else (6,)
-    with_own, without = (
+    with_loop, without = (
         NetworkSpec.parse(text, input_shape=shape, neuron=LIF(3, 2, 0.4)).graph
         for text in (notation, notation.replace("R1", "").replace("R", "").replace("{recurrent=one-to-one}", ""))
     )
-    weights, x, error = parameters(with_own), inputs(with_own), cotangents(with_own)
-    (own,) = (name for name in weights if name.endswith(".recurrent"))
-    weights[own] = np.zeros_like(weights[own])
-    trace, potentials, gradients = walked(with_own, weights, x, error, precision)
+    weights, x, error = parameters(with_loop), inputs(with_loop), cotangents(with_loop)
+    (loop,) = (name for name in weights if name.endswith(".recurrent"))
+    weights[loop] = np.zeros_like(weights[loop])
+    trace, potentials, gradients = walked(with_loop, weights, x, error, precision)
     expected, same_potentials, plain = walked(without, weights, x, error, precision)
-    assert gradients.pop(own).any()
+    assert gradients.pop(loop).any()
     assert np.array_equal(trace.output, expected.output)
     assert all(np.array_equal(u, same_potentials[name]) for name, u in potentials.items())
     assert all(np.array_equal(g, plain[name]) for name, g in gradients.items())
@@ -523,12 +523,12 @@ def test_a_delay_is_an_input_that_comes_later(delay: int, precision: Precision) 
 def test_shifted_is_its_own_adjoint_the_other_way(seed: int, steps: int, length: int, dtype: type[Any]) -> None:
     rng = np.random.default_rng(seed)
     x, y = (rng.integers(0, 9, (length, 2, 3)).astype(dtype) for _ in range(2))
-    found = NUMPY.shifted(x, steps)
-    assert (found.shape, found.dtype) == (x.shape, x.dtype)
+    later = NUMPY.shifted(x, steps)
+    assert (later.shape, later.dtype) == (x.shape, x.dtype)
     for t in range(length):
-        assert np.array_equal(found[t], x[t - steps] if 0 <= t - steps < length else np.zeros((2, 3)))
-    back = NUMPY.shifted(y, -steps)
-    assert (found.astype(float) * y).sum() == (x.astype(float) * back).sum()
+        assert np.array_equal(later[t], x[t - steps] if 0 <= t - steps < length else np.zeros((2, 3)))
+    earlier = NUMPY.shifted(y, -steps)
+    assert (later.astype(float) * y).sum() == (x.astype(float) * earlier).sum()
 
 
 @given(seed=SEED, steps=st.integers(1, 6), reverse=st.booleans())
@@ -537,49 +537,49 @@ def test_a_scan_carries_and_keeps_the_order_of_time(seed: int, steps: int, rever
     moving, still = rng.normal(size=(steps, 2, 3)), rng.normal(size=(1, 2, 3))
 
     def step(
-        carried: tuple[AnyArray, ...], read: dict[str, AnyArray]
+        carried: tuple[AnyArray, ...], step_inputs: dict[str, AnyArray]
     ) -> tuple[tuple[AnyArray, ...], dict[str, AnyArray]]:
-        assert [x.shape for x in (*carried, *read.values())] == [(1, 2, 3)] * 3
-        total = carried[0] * 2 + read["moving"] - read["still"]
+        assert [x.shape for x in (*carried, *step_inputs.values())] == [(1, 2, 3)] * 3
+        total = carried[0] * 2 + step_inputs["moving"] - step_inputs["still"]
         return (total,), {"total": total, "before": carried[0]}
 
     start = np.ones((1, 2, 3))
-    last, made = NUMPY.scan(step, (start,), {"moving": moving, "still": still}, steps, reverse=reverse)
+    last, outputs = NUMPY.scan(step, (start,), {"moving": moving, "still": still}, steps, reverse=reverse)
     state = start[0]
     for t in reversed(range(steps)) if reverse else range(steps):
-        assert np.array_equal(made["before"][t], state)
+        assert np.array_equal(outputs["before"][t], state)
         state = state * 2 + moving[t] - still[0]
-        assert np.array_equal(made["total"][t], state)
+        assert np.array_equal(outputs["total"][t], state)
     assert np.array_equal(last[0][0], state)
 
 
 def test_one_step_of_an_equation_is_the_whole_one_step_at_a_time() -> None:
     """`Recurrence.single`, and the way back with the error of the step's own spikes beside that from above."""
     filters = FILTERS["3"].filter(), FILTERS["rises"].filter()
-    z, other, error, back = sums(3, 4)
+    z, other, error, loop_error = sums(3, 4)
     equations, _, _, _ = population(filters, [z, other], error)
-    whole = NUMPY.recur(equations.forward, equations.constants, {"z": z, "z2": other}, STEPS)
+    over_time = NUMPY.recur(equations.forward, equations.constants, {"z": z, "z2": other}, STEPS)
     states = {name: np.zeros((1, *SHAPE), np.float32) for name in equations.forward.states}
     one = equations.forward_step
     for t in range(STEPS):
-        found = NUMPY.recur(one, equations.constants, {"z": z[[t]], "z2": other[[t]], **states}, 1)
-        after = [found[name] for name in [*one.outputs][len(equations.kept) + 1 :]]
-        states = dict(zip(states, after, strict=True))
+        step_outputs = NUMPY.recur(one, equations.constants, {"z": z[[t]], "z2": other[[t]], **states}, 1)
+        new_states = [step_outputs[name] for name in [*one.outputs][len(equations.kept) + 1 :]]
+        states = dict(zip(states, new_states, strict=True))
         for name in (*equations.kept, "o"):
-            assert np.array_equal(found[name][0], whole[name][t])
+            assert np.array_equal(step_outputs[name][0], over_time[name][t])
     one, names = equations.backward_step(("dz2",))
-    kept = {name: whole[name] for name in equations.kept}
+    saved = {name: over_time[name] for name in equations.kept}
     expected = NUMPY.recur(
-        equations.backward, equations.constants, {**kept, "g": plus(error, back)}, STEPS, summed=("dz2",)
+        equations.backward, equations.constants, {**saved, "g": plus(error, loop_error)}, STEPS, summed=("dz2",)
     )
     states = {name: np.zeros((1, *SHAPE), np.float32) for name in names}
     for t in reversed(range(STEPS)):
-        given = {**{name: x[[t]] for name, x in kept.items()}, "g": error[[t]], "back": back[[t]]}
-        found = NUMPY.recur(one, equations.constants, {**given, **states}, 1)
+        step_inputs = {**{name: x[[t]] for name, x in saved.items()}, "g": error[[t]], "back": loop_error[[t]]}
+        step_outputs = NUMPY.recur(one, equations.constants, {**step_inputs, **states}, 1)
         states = dict(
-            zip(states, [found[name] for name in [*one.outputs][len(one.outputs) - len(names) :]], strict=True)
+            zip(states, [step_outputs[name] for name in [*one.outputs][len(one.outputs) - len(names) :]], strict=True)
         )
-        assert np.array_equal(found["dz"][0], expected["dz"][t])
+        assert np.array_equal(step_outputs["dz"][0], expected["dz"][t])
     assert np.array_equal(states[names[-1]], expected["dz2"])
 
 
@@ -601,15 +601,15 @@ def test_a_sum_adds_its_branches_and_gives_each_the_error() -> None:
     apart = {name: w for name, w in weights.items() if name != "w3"} | dict.fromkeys("abcd", weights["w3"])
     assert network.values["sum"].maximum == 4
     trace, potentials, gradients = walked(network, weights, x, error)
-    other, same_potentials, each = walked(alone, apart, x, error)
+    other, same_potentials, branch_gradients = walked(alone, apart, x, error)
     # Sums of weighted spikes are exact, and the projections of one synapse are one.
     same({**trace.spikes}, {**other.spikes})
     same(potentials, same_potentials)
     assert trace.output.any()
-    total = sum(each[name] for name in "abcd")
+    total = sum(branch_gradients[name] for name in "abcd")
     assert np.abs(gradients["w3"] - total).max() <= 1e-6 * np.abs(total).max()
     for name in ("w1", "w2"):
-        assert np.abs(gradients[name] - each[name]).max() <= 1e-6 * np.abs(each[name]).max()
+        assert np.abs(gradients[name] - branch_gradients[name]).max() <= 1e-6 * np.abs(branch_gradients[name]).max()
 
 
 def test_factors_of_dropout_belong_to_their_projections() -> None:
@@ -628,23 +628,23 @@ def test_factors_of_dropout_belong_to_their_projections() -> None:
         NUMPY.rules[Linear].forward(Linear(4), s, weights[name])[0] for name, s in (("w2", fired * mask), ("w3", fired))
     ]
     filters = PSP(2).filter(2.0), PSP(2).filter()
-    _, left = NUMPY.population_forward(neuron_equations(filters, LIF(3, 2, 0.3)), zs, STEPS, {})
-    assert np.array_equal(potentials["n2"], left.kept["u"])
+    _, residuals = NUMPY.population_forward(neuron_equations(filters, LIF(3, 2, 0.3)), zs, STEPS, {})
+    assert np.array_equal(potentials["n2"], residuals.kept["u"])
     # In evaluation nothing is dropped, and no filter makes up for it.
     _, evaluated, _ = walked(network, weights, x, error, dropout=None)
     zs = [NUMPY.rules[Linear].forward(Linear(4), fired, weights[name])[0] for name in ("w2", "w3")]
-    _, left = NUMPY.population_forward(neuron_equations(filters[1:] * 2, LIF(3, 2, 0.3)), zs, STEPS, {})
-    assert np.array_equal(evaluated["n2"], left.kept["u"])
+    _, residuals = NUMPY.population_forward(neuron_equations(filters[1:] * 2, LIF(3, 2, 0.3)), zs, STEPS, {})
+    assert np.array_equal(evaluated["n2"], residuals.kept["u"])
 
 
 @given(order=st.permutations(range(8)))
 def test_weights_of_a_recurrence_stand_before_their_population_whatever_the_order(order: list[int]) -> None:
     nodes = several("recurrent twice", MODELS["LIF"]).nodes
-    found = Network(tuple(nodes[i] for i in order))
-    names = [node.name for node in found.nodes]
-    assert found.recurrent == {"n1": ("own", "all")}
+    network = Network(tuple(nodes[i] for i in order))
+    names = [node.name for node in network.nodes]
+    assert network.recurrent == {"n1": ("own", "all")}
     at = names.index("n1")
     assert names[at - 2 : at] == ["own", "all"]
     assert {*names[: at - 2]} == {"input", "w1", "w2"}
     assert names[at + 1 :] == ["w3", "n2"]
-    assert [p.name for p in found.projections if p.name in ("own", "all")] == ["own", "all"]
+    assert [p.name for p in network.projections if p.name in ("own", "all")] == ["own", "all"]

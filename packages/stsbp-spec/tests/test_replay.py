@@ -26,8 +26,8 @@ class Again(Graphs[Any]):
             target[...] = source
 
     def record(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        made = run()
-        return lambda: self.copy([*zip(_arrays(run()), _arrays(made), strict=True)]), made
+        results = run()
+        return lambda: self.copy([*zip(_arrays(run()), _arrays(results), strict=True)]), results
 
 
 class Recording(NumpyBackend):
@@ -39,9 +39,9 @@ class Recording(NumpyBackend):
         self.called: list[str] = []
 
     def compiled(self, function: Callable[..., Any], *fixed: Hashable) -> Callable[..., Any]:
-        def counted(*given: Any) -> Any:
+        def counted(*arguments: Any) -> Any:
             self.called.append(function.__name__)
-            return self.graphs.call(function, fixed, given)
+            return self.graphs.call(function, fixed, arguments)
 
         return counted
 
@@ -64,10 +64,10 @@ def train(backend: NumpyBackend, given: list[Batch], **how: Any) -> dict[str, by
 
 
 def test_what_is_recorded_takes_new_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
-    backend, given = Recording(), batches(2, 2, 2, 3, 2, 2)
+    backend, data = Recording(), batches(2, 2, 2, 3, 2, 2)
     # The stand-in computes an update with the scalars of the step that it kept: gradients alone are recorded here.
     monkeypatch.setattr(Again, "RECORDED", (Graphs.RECORDED[0],))
-    assert train(backend, given) == train(NumpyBackend(), given)
+    assert train(backend, data) == train(NumpyBackend(), data)
     assert backend.graphs.count == 1, "batches of 3 came once"
     assert backend.called.count("gradients") == 6
     backend.graphs.forget()
@@ -87,21 +87,21 @@ def test_what_is_forgotten_must_be_called_often_again(monkeypatch: pytest.Monkey
     monkeypatch.setattr(Again, "LIMIT", 1)
     monkeypatch.setattr(Again, "WARM", 1)
     monkeypatch.setattr(Again, "RECORDED", (Graphs.RECORDED[0],))
-    own = backend.graphs.record
+    original_record = backend.graphs.record
 
     def record(run: Callable[[], Any]) -> Any:
         recorded.append(len(recorded))
-        return own(run)
+        return original_record(run)
 
     monkeypatch.setattr(backend.graphs, "record", record)
-    given = batches(2, 2, 3, 3, 2, 2, 2)
-    found = []
+    data = batches(2, 2, 3, 3, 2, 2, 2)
+    counts = []
     trainer = backend.trainer(NETWORK, VanRossum(), AdamW(lr=0.01), precision="reproducible")
     state = trainer.init(initial_weights(NETWORK, 1, 2.0))
-    for batch in given:
+    for batch in data:
         state, _ = trainer.step(state, batch)
-        found.append(len(recorded))
-    assert found == [0, 1, 1, 2, 2, 3, 3]
+        counts.append(len(recorded))
+    assert counts == [0, 1, 1, 2, 2, 3, 3]
     assert backend.graphs.count == 1
 
 
@@ -116,13 +116,13 @@ def test_other_functions_run_as_they_are() -> None:
 
 def test_a_tape_fills_its_arrays_anew_and_refuses_new_ones_while_recording() -> None:
     tape = Tape(Again(NumpyBackend()), 2)
-    made = tape.filled("twice", lambda now: np.array([2 * now]))
-    assert made.tolist() == [4]
-    assert tape.filled("twice", lambda now: np.array([0])) is made
+    filled = tape.filled("twice", lambda now: np.array([2 * now]))
+    assert filled.tolist() == [4]
+    assert tape.filled("twice", lambda now: np.array([0])) is filled
     tape.fill(5)
-    assert made.tolist() == [10]
+    assert filled.tolist() == [10]
     tape.recording = True
-    assert tape.filled("twice", lambda now: np.array([0])) is made
+    assert tape.filled("twice", lambda now: np.array([0])) is filled
     with pytest.raises(BackendError, match="CUDA graphs: thrice was not requested before the step was recorded"):
         tape.filled("thrice", lambda now: np.array([0]))
 
@@ -130,9 +130,9 @@ def test_a_tape_fills_its_arrays_anew_and_refuses_new_ones_while_recording() -> 
 def test_arrays_are_found_in_what_holds_them() -> None:
     a, b, c = (np.full(n, n) for n in (1, 2, 3))
     x = ({"a": a, "none": None}, [(b, 4)], c)
-    assert [each.size for each in _arrays(x)] == [1, 2, 3]
-    doubled = _with(x, lambda each: 2 * each)
-    assert [each.tolist() for each in _arrays(doubled)] == [[2], [4, 4], [6, 6, 6]]
+    assert [array.size for array in _arrays(x)] == [1, 2, 3]
+    doubled = _with(x, lambda array: 2 * array)
+    assert [array.tolist() for array in _arrays(doubled)] == [[2], [4, 4], [6, 6, 6]]
     assert doubled[0]["none"] is None
     assert doubled[1][0][1] == 4
     same = ({"none": None, "a": a + 1}, [(b, 9)], c)

@@ -34,11 +34,11 @@ def walked(
     run = Run(wq, len(x), None, Part(0, BATCH, BATCH), before=before)
     values, residuals, later = {walk.input: x}, dict[str, Any](), dict[str, Any]()
     for segment in walk.segments:
-        made, found = forward_segment(NUMPY, segment, run, values)
-        values |= made
-        residuals |= found
+        outputs, saved = forward_segment(NUMPY, segment, run, values)
+        values |= outputs
+        residuals |= saved
         if before is not None:
-            later |= after(segment, found)
+            later |= after(segment, saved)
     return values, residuals, later
 
 
@@ -50,15 +50,15 @@ def test_passes_over_chunks_of_time_have_the_bits_of_one(notation: str, neuron: 
     for projection in spec.graph.projections:
         wq[projection.name] = NUMPY.weight_grid(projection, wq[projection.parameter])[0]
     x = (np.random.default_rng(0).random((STEPS, BATCH, 2, 4, 4)) < 0.4).astype(np.uint8)
-    whole, _, _ = walked(spec, wq, x, None)
+    undivided, _, _ = walked(spec, wq, x, None)
     for chunks in ([x[t : t + 1] for t in range(STEPS)], [x[:2], x[2:3], x[3:]]):
-        state, made = dict[str, Any](), list[dict[str, AnyArray]]()
+        state, chunk_outputs = dict[str, Any](), list[dict[str, AnyArray]]()
         for chunk in chunks:
             values, _, state = walked(spec, wq, chunk, state)
-            made.append(values)
-        for name, expected in whole.items():
-            assert np.array_equal(np.concatenate([values[name] for values in made]), expected), name
-    fired = {name: x.any() for name, x in whole.items() if name.startswith("neurons")}
+            chunk_outputs.append(values)
+        for name, expected in undivided.items():
+            assert np.array_equal(np.concatenate([values[name] for values in chunk_outputs]), expected), name
+    fired = {name: x.any() for name, x in undivided.items() if name.startswith("neurons")}
     assert all(fired.values()), fired
 
 
@@ -85,21 +85,21 @@ def test_errors_of_potentials_go_back_as_those_of_spikes_do(neuron: NeuronModel)
     z, g = (rng.normal(1, 2, (STEPS, 9)).astype(np.float32) for _ in range(2))
     learned = {free: np.full((1, 9), 0.7, np.float32) for free in both.plain.learned.values()}
     outputs = NUMPY.recur(both.of_potentials.forward, both.plain.constants, {"z": z, **learned}, STEPS)
-    kept = {name: outputs[name] for name in both.of_potentials.kept}
+    saved = {name: outputs[name] for name in both.of_potentials.kept}
     nothing = np.zeros_like(g)
 
-    def back(gu: AnyArray, g: AnyArray) -> AnyArray:
-        given = {**kept, "gu": gu, "g": g, **learned}
-        return NUMPY.recur(both.of_potentials.backward, both.plain.constants, given, STEPS)["dz"]
+    def backward(gu: AnyArray, g: AnyArray) -> AnyArray:
+        inputs = {**saved, "gu": gu, "g": g, **learned}
+        return NUMPY.recur(both.of_potentials.backward, both.plain.constants, inputs, STEPS)["dz"]
 
     plain_outputs = NUMPY.recur(both.plain.forward, both.plain.constants, {"z": z, **learned}, STEPS)
     plain = {name: plain_outputs[name] for name in both.plain.kept}
     expected = NUMPY.recur(both.plain.backward, both.plain.constants, {**plain, "g": g, **learned}, STEPS)["dz"]
-    assert np.abs(back(nothing, g) - expected).max() <= 1e-6 * np.abs(expected).max()
+    assert np.abs(backward(nothing, g) - expected).max() <= 1e-6 * np.abs(expected).max()
     # At the last step nothing comes from later ones.
     last = np.zeros_like(g)
     last[-1] = g[-1]
-    of_spike, of_u = back(nothing, last), back(last, nothing)
+    of_spike, of_u = backward(nothing, last), backward(last, nothing)
     if neuron.name != "alif":
         slope = 1 / (1 + (np.pi * (outputs["u"][-1] - 1)) ** 2)
         assert np.allclose(of_spike[-1], slope * of_u[-1], rtol=1e-5)

@@ -99,19 +99,19 @@ def test_a_step_reports_the_state_before_it() -> None:
     batch, weights = _batch(_NETWORK), initial_weights(_NETWORK, 1, 2.0)
     optimizer = AdamW(lr=0.01, total_steps=10, clip_norm=1e-3)
     trainer = NUMPY.trainer(_NETWORK, VanRossum(), optimizer)
-    before = {name: w.copy() for name, w in weights.items()}
+    old_weights = {name: w.copy() for name, w in weights.items()}
     state, result = trainer.step(trainer.init(weights), batch)
-    direct = NUMPY.value_and_grad(_NETWORK, VanRossum(), before, batch, dropout=(0, 0))
+    direct = NUMPY.value_and_grad(_NETWORK, VanRossum(), old_weights, batch, dropout=(0, 0))
     assert (result.loss, result.learning_rate) == (direct.loss, 0.01)
     assert np.array_equal(result.spikes, direct.spikes)
     assert result.gradient_norm == gradient_norm(direct.gradients.values())
-    layers = NUMPY.run(_NETWORK, before, batch.inputs, 10).layers
+    layers = NUMPY.run(_NETWORK, old_weights, batch.inputs, 10).layers
     assert result.rates == {name: layer.spikes.mean() for name, layer in layers.items()}
     assert result.loss == pytest.approx(VanRossum().distance(direct.spikes, batch.targets, _NETWORK.output_psp).mean())
     scalars = optimizer.scalars(0, clip_factor(result.gradient_norm, 1e-3))
     for name, g in direct.gradients.items():
         zero = np.zeros_like(g)
-        expected = NUMPY.adamw(scalars, before[name], g, zero, zero)
+        expected = NUMPY.adamw(scalars, old_weights[name], g, zero, zero)
         assert np.array_equal(trainer.export_state(state)[f"weight/{name}"], expected[0])
         assert np.array_equal(trainer.export_state(state)[f"adamw.v/{name}"], expected[2])
 
@@ -375,14 +375,14 @@ def test_a_batch_without_samples_is_refused() -> None:
 def test_the_loss_of_a_step_does_not_change_with_the_arrays_of_its_batch() -> None:
     trainer, batch = NUMPY.trainer(_NETWORK, VanRossum(), AdamW()), _batch(_NETWORK)
     lengths = np.full(batch.targets.shape[1], 7)
-    found = []
+    losses = []
     for change in (False, True):
-        own = Batch(batch.inputs, batch.targets.copy(), lengths.copy())
-        _, result = trainer.step(trainer.init(initial_weights(_NETWORK, 1)), own)
+        copied = Batch(batch.inputs, batch.targets.copy(), lengths.copy())
+        _, result = trainer.step(trainer.init(initial_weights(_NETWORK, 1)), copied)
         if change:
-            own.targets[:], own.lengths[:] = 1 - own.targets, 3  # type: ignore[index]
-        found.append(result.loss)
-    assert found[0] == found[1]
+            copied.targets[:], copied.lengths[:] = 1 - copied.targets, 3  # type: ignore[index]
+        losses.append(result.loss)
+    assert losses[0] == losses[1]
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:
@@ -535,13 +535,13 @@ def test_a_precision_that_the_device_lacks_is_refused_before_anything_is_compute
 @pytest.mark.parametrize("notation", ["6-4", "6bn-4"])
 def test_a_predictor_keeps_its_weights_when_an_update_works_in_place(notation: str) -> None:
     class InPlace(NumpyBackend):
-        def adamw(self, scalars: Any, w: AnyArray, *rest: AnyArray) -> tuple[AnyArray, AnyArray, AnyArray]:
-            new, m, v = super().adamw(scalars, w, *rest)
+        def adamw(self, scalars: Any, w: AnyArray, *arrays: AnyArray) -> tuple[AnyArray, AnyArray, AnyArray]:
+            new, m, v = super().adamw(scalars, w, *arrays)
             w[...] = new
             return w, m, v
 
-        def adamw_learned(self, scalars: Any, domain: Any, w: AnyArray, *rest: AnyArray) -> Any:
-            new, m, v = super().adamw_learned(scalars, domain, w, *rest)
+        def adamw_learned(self, scalars: Any, domain: Any, w: AnyArray, *arrays: AnyArray) -> Any:
+            new, m, v = super().adamw_learned(scalars, domain, w, *arrays)
             w[...] = new
             return w, m, v
 
@@ -550,17 +550,17 @@ def test_a_predictor_keeps_its_weights_when_an_update_works_in_place(notation: s
     trainer = InPlace().trainer(network, VanRossum(), AdamW(lr=0.5))
     state = trainer.init(initial_weights(network, 1, 2.0))
     predict = trainer.predictor(state)
-    before = predict(batch.inputs, 10)
+    first = predict(batch.inputs, 10)
     state, _ = trainer.step(state, batch)
-    assert not np.array_equal(trainer.predict(state, batch.inputs, 10).spikes, before.spikes)
-    assert np.array_equal(predict(batch.inputs, 10).spikes, before.spikes)
+    assert not np.array_equal(trainer.predict(state, batch.inputs, 10).spikes, first.spikes)
+    assert np.array_equal(predict(batch.inputs, 10).spikes, first.spikes)
 
 
 def test_one_step_is_enough() -> None:
     network = NetworkSpec.parse("4", input_shape=(3,), outputs=2)
     weights = {name: np.ones(shape, np.float32) for name, shape in network.weight_shapes.items()}
     batch = Batch(np.ones((1, 2, 3), np.uint8), np.zeros((1, 2, 2), np.uint8))
-    found = NumpyBackend().value_and_grad(network, LOSSES["hamming"], weights, batch)
-    assert found.spikes.shape == (1, 2, 2)
-    assert found.spikes.all()
-    assert found.loss == 2  # both neurons spike, where none should
+    computed = NumpyBackend().value_and_grad(network, LOSSES["hamming"], weights, batch)
+    assert computed.spikes.shape == (1, 2, 2)
+    assert computed.spikes.all()
+    assert computed.loss == 2  # both neurons spike, where none should
