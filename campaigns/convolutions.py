@@ -153,7 +153,7 @@ def results_of_stsbp(case: Case, rng: np.random.Generator) -> Iterator[Result]:
             with mock.patch.object(conv2d, "_CHUNK_BYTES", 8 ** int(rng.integers(9))):
                 ds, dw = conv2d.backward(
                     conv,
-                    conv2d.Residuals(laid_out(s.float()), w),
+                    conv2d.Conv2dSavedTensors(laid_out(s.float()), w),
                     dz,
                     precision=precision,
                     need_input=need_input,
@@ -181,7 +181,7 @@ def results_of_stsbp(case: Case, rng: np.random.Generator) -> Iterator[Result]:
     arrays = tuple(x.numpy() for x in operands())
     yield "cpu forward", cpu_conv2d.forward(conv, arrays[0], arrays[1])[0], "z"
     below, gradient = cpu_conv2d.backward(
-        conv, cpu_conv2d.Residuals(arrays[0], arrays[1]), arrays[2], precision="fast", need_input=True
+        conv, cpu_conv2d.Conv2dSaved(arrays[0], arrays[1]), arrays[2], precision="fast", need_input=True
     )
     yield "cpu backward", below, "ds"
     yield "cpu backward", gradient, "dW"

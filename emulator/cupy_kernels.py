@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 from stsbp_cupy.engine import cuda, host
 from stsbp_cupy.engine.runtime import Array, Runtime
-from stsbp_cupy.engine.source import Entry, Source
+from stsbp_cupy.engine.source import CudaSource, KernelEntry
 from stsbp_spec.typing import AnyArray, Shape
 
 from emulator.mutants import changed
@@ -36,7 +36,7 @@ class PtxFinding(AssertionError):
 
 
 @cache
-def module_of(source: Source, architecture: str) -> Module:
+def module_of(source: CudaSource, architecture: str) -> Module:
     """The kernels of a source, compiled by NVRTC with the flags of the device `cuda`."""
     source, flags = changed(source, cuda.FLAGS)
     _, ptx, _ = cuda.compile_kernels(source, architecture, (*flags, "-lineinfo"))
@@ -67,7 +67,7 @@ class PtxRuntime(Runtime):
         self._uninitialised: dict[int, weakref.ref[Any]] = {}
         super().__init__()
 
-    def compiled(self, *sources: Source) -> Iterator[tuple[Entry, Any]]:
+    def compiled(self, *sources: CudaSource) -> Iterator[tuple[KernelEntry, Any]]:
         for source in sources:
             module = module_of(source, self.architecture)
             for entry in source.entries:

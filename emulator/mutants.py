@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from stsbp_cupy.engine.source import KERNELS, Source
+from stsbp_cupy.engine.source import KERNELS, CudaSource
 
 __all__ = ["MUTANTS", "Mutant", "changed"]
 
@@ -86,7 +86,7 @@ BARRIER = "emulator/tests/test_interpreter.py::test_barriers_order_and_their_abs
 """No kernel of the project has a barrier; this test leaves out those of one that has."""
 
 
-def changed(source: Source, flags: tuple[str, ...]) -> tuple[Source, tuple[str, ...]]:
+def changed(source: CudaSource, flags: tuple[str, ...]) -> tuple[CudaSource, tuple[str, ...]]:
     """A source and flags with the change of `$PTX_MUTANT`, if there is one and it is of this source."""
     mutant = MUTANTS.get(os.environ.get("PTX_MUTANT", ""))
     if mutant is None or mutant.source not in ("", source.name):
@@ -98,7 +98,7 @@ def changed(source: Source, flags: tuple[str, ...]) -> tuple[Source, tuple[str, 
         text = text.replace(_CONTRACT, _CONTRACT if mutant.old == _CONTRACT else header)
     text = text.replace(mutant.old, mutant.new)
     old, new = mutant.flags
-    return Source(source.name, text), tuple(new if flag == old else flag for flag in flags)
+    return CudaSource(source.name, text), tuple(new if flag == old else flag for flag in flags)
 
 
 def _passes(test: str, name: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from stsbp_cupy.engine import cuda
-from stsbp_cupy.engine.source import Source, source_files
+from stsbp_cupy.engine.source import CudaSource, source_files
 from stsbp_cupy.equations.recurrence import kernel
 from stsbp_spec import LIF, PSP
 from stsbp_spec.contract.random import threefry2x32
@@ -46,11 +46,11 @@ def sparse(count: int, dtype: Any) -> AnyArray:
     return np.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE), dtype)
 
 
-def source_of(name: str) -> Source:
+def source_of(name: str) -> CudaSource:
     return next(source for source in source_files() if source.name == name)
 
 
-def run(source: Source, entry: str, threads: int, arguments: list[Any], blocks: list[int], **options: Any) -> None:
+def run(source: CudaSource, entry: str, threads: int, arguments: list[Any], blocks: list[int], **options: Any) -> None:
     """Some blocks of a launch; nothing is wrong with them."""
     function = module_of(source, PtxRuntime.architecture).kernels[entry]
     grid = -(-threads // cuda.BLOCK)

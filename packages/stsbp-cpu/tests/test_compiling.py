@@ -35,7 +35,7 @@ from stsbp_spec.equations.assembly import neuron_equations
 from stsbp_spec.models.neurons import LIF
 from stsbp_spec.models.surrogates import Rectangle
 from stsbp_spec.networks.ops import PSP, Conv2d
-from stsbp_cpu.ops.sparse.kernels import Given, backward
+from stsbp_cpu.ops.sparse.kernels import KernelInput, backward
 
 compiled = []
 
@@ -49,7 +49,7 @@ event.register("numba:compile", Listener())
 f, shape = np.float32, (3, 1, 2, 2, 1)
 u = (np.arange(12, dtype=f) / 8).reshape(shape)
 ds, dz = np.ones(shape, f), np.zeros(shape, f)
-given = Given(np.ones(shape, np.uint8), 1, np.ones((1, 1, 1, 1), np.uint8), 0)
+given = KernelInput(np.ones(shape, np.uint8), 1, np.ones((1, 1, 1, 1), np.uint8), 0)
 equations = neuron_equations(PSP(2).filter(), LIF(4, surrogate=Rectangle()))
 kept = np.zeros((0, 1, 1), f)
 dw = backward(Conv2d(1, 1), equations, given, u, kept, ds, 1, dz, need_weights=True)

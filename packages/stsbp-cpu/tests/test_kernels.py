@@ -60,7 +60,7 @@ def test_bits_are_those_of_one_pair_after_the_other(
     assert 0.05 < expected.mean() < 0.95
 
     equations = neuron_equations(FILTER, neuron)
-    given = kernels.Given(_last(s), size, _last(mask) if masked else NO_MASK[None], masked)
+    given = kernels.KernelInput(_last(s), size, _last(mask) if masked else NO_MASK[None], masked)
     memory = _last(expected).shape
     u, spikes = np.full(memory, np.nan, np.float32), np.full(memory, 9, np.uint8)
     kept = np.full((len(equations.kept) - 1, STEPS, u[0].size), np.nan, np.float32)

@@ -21,7 +21,7 @@ from stsbp_cupy import CupyBackend
 from stsbp_cupy.engine import cuda, graphs
 from stsbp_cupy.engine.cuda import choose_architecture, gemm_layout
 from stsbp_cupy.engine.host import HostRuntime
-from stsbp_cupy.engine.source import Source
+from stsbp_cupy.engine.source import CudaSource
 from stsbp_spec import LIF, AdamW, Batch, Linear, NetworkSpec, VanRossum, initial_weights, open_backend
 from stsbp_spec.contract.arrays import NAMES
 from stsbp_spec.engine.plan import rule_of
@@ -94,7 +94,7 @@ def _gemm_ex(
     out[...] = scaled + kept * out if kept else scaled  # BLAS: with beta 0 the old C is not read
 
 
-def _stand_in(count: Callable[[], int]) -> tuple[dict[str, ModuleType], Callable[[Source, str], str]]:
+def _stand_in(count: Callable[[], int]) -> tuple[dict[str, ModuleType], Callable[[CudaSource, str], str]]:
     """Modules in CuPy's place, and what takes the place of `cuda._compiled`."""
     host = HostRuntime()
     streams: list[SimpleNamespace] = []
@@ -118,7 +118,7 @@ def _stand_in(count: Callable[[], int]) -> tuple[dict[str, ModuleType], Callable
             host.start(function, grid[0] * block[0], list(arguments))
             assert all(map(Guarded.intact, arguments)), f"{self.name} wrote after the last element"
 
-    def compiled(source: Source, capability: str) -> str:
+    def compiled(source: CudaSource, capability: str) -> str:
         assert capability == "90"
         host.load(source)
         return source.name
@@ -258,7 +258,7 @@ def test_channels_are_concatenated_without_a_function_that_graphs_cannot_record(
 def test_machine_code_is_kept_under_compiler_and_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, str]] = []
 
-    def compile_kernels(source: Source, architecture: str) -> tuple[bytes, bytes, str]:
+    def compile_kernels(source: CudaSource, architecture: str) -> tuple[bytes, bytes, str]:
         calls.append((source.name, architecture))
         return b"machine code" if architecture.startswith("sm_") else b"", b"PTX", ""
 
@@ -268,13 +268,13 @@ def test_machine_code_is_kept_under_compiler_and_architecture(tmp_path: Path, mo
     monkeypatch.setenv("STSBP_CACHE", str(tmp_path))
     monkeypatch.setattr(cuda, "compile_kernels", compile_kernels)
     found = cuda._compiled.__wrapped__
-    source = Source("dropout", "a text")
+    source = CudaSource("dropout", "a text")
     path = found(source, "90")
     assert path.read_bytes() == b"machine code"
     assert found(source, "90") == path
     assert calls == [("dropout", "sm_90")]
     assert found(source, "120").read_bytes() == b"PTX"
-    assert found(Source("dropout", "another text"), "90") != path
+    assert found(CudaSource("dropout", "another text"), "90") != path
     nvrtc.getVersion = lambda: (13, 0)
     assert found(source, "90") != path
     assert len(calls) == 4

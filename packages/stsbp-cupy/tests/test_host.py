@@ -46,10 +46,10 @@ def test_rebuilds_a_damaged_library(own_cache: Path, compiler_path: str) -> None
 BUILD = """
 import sys
 from stsbp_cupy.engine.host import build
-from stsbp_cupy.engine.source import Source
+from stsbp_cupy.engine.source import CudaSource
 
 name = sys.argv[1]
-print(build(Source(name, f'extern "C" __global__ void {name}(float* x) {{ x[0] = 1; }}')))
+print(build(CudaSource(name, f'extern "C" __global__ void {name}(float* x) {{ x[0] = 1; }}')))
 """
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from stsbp_cupy.engine import cuda
 from stsbp_cupy.engine.cuda import compile_kernels
-from stsbp_cupy.engine.source import Source, source_files
+from stsbp_cupy.engine.source import CudaSource, source_files
 from stsbp_cupy.equations.recurrence import kernel
 from stsbp_spec import LIF, PSP
 from stsbp_spec.equations.assembly import COUNT, filter_equations, loss_equations, neuron_equations
@@ -39,12 +39,12 @@ ARCHITECTURES = (
 """The oldest, the newest, and two between them."""
 
 
-def _printed(recurrence: Recurrence, *, summed: tuple[str, ...] = (), in_memory: bool = False) -> Source:
+def _printed(recurrence: Recurrence, *, summed: tuple[str, ...] = (), in_memory: bool = False) -> CudaSource:
     dtypes = tuple("uint8" if name in ("o", "target") else "float32" for name in recurrence.inputs)
     return kernel(recurrence, dtypes, summed, in_memory)
 
 
-def _sources() -> dict[str, Source]:
+def _sources() -> dict[str, CudaSource]:
     found = {source.name: source for source in source_files()}
     first, second = PSP(3).filter(), PSP(3, 2).filter()
     for name, surrogate in SURROGATES.items():
@@ -144,7 +144,7 @@ def test_printed_neurons_take_at_most_four_registers_more_than_those_by_hand(sou
 
 def test_these_checks_see_a_fused_multiply_add() -> None:
     source = 'extern "C" __global__ void fused(float* x) { x[0] = x[1] * x[2] + x[3]; x[4] = x[5] * x[6]; }'
-    _, ptx, _ = compile_kernels(Source("fused", source), "sm_80", ("-fmad=true",))
+    _, ptx, _ = compile_kernels(CudaSource("fused", source), "sm_80", ("-fmad=true",))
     body = functions(ptx.decode())["fused"]
     assert re.findall(r"\bfma\.\S*f32", body)
     assert re.findall(r"\bmul\.f32\b", body)
@@ -167,7 +167,7 @@ def test_moves_four_neurons_at_once() -> None:
 
 def test_syntax_error_is_reported_with_its_file_and_line() -> None:
     with pytest.raises(BackendError, match=r"(?s)cannot compile broken\.cu for sm_80.*broken\.cu\(2\): error"):
-        compile_kernels(Source("broken", "\nvoid f( {"), "sm_80")
+        compile_kernels(CudaSource("broken", "\nvoid f( {"), "sm_80")
 
 
 def test_portable_code_compiles() -> None:
@@ -215,5 +215,5 @@ def test_machine_code_neither_fuses_nor_flushes(source: str, architecture: str, 
 
 def test_machine_code_of_a_fused_multiply_add_shows(tmp_path: Path) -> None:
     text = 'extern "C" __global__ void fused(float* x) { x[0] = x[1] * x[2] + x[3]; x[4] = x[5] * x[6]; }'
-    code, _, _ = compile_kernels(Source("fused", text), "sm_80", ("-fmad=true", "-ftz=true"))
+    code, _, _ = compile_kernels(CudaSource("fused", text), "sm_80", ("-fmad=true", "-ftz=true"))
     assert set(machine_code(code, tmp_path / "fused.cubin")["fused"]) >= {"FFMA.FTZ", "FMUL.FTZ"}

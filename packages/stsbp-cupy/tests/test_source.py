@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from stsbp_cupy.engine import source
-from stsbp_cupy.engine.source import KERNELS, Entry, built, fingerprint, source_files
+from stsbp_cupy.engine.source import KERNELS, KernelEntry, built, fingerprint, source_files
 from stsbp_spec.engine.kernel_cache import digest
 
 
-def entries() -> dict[str, Entry]:
+def entries() -> dict[str, KernelEntry]:
     return {entry.name: entry for source in source_files() for entry in source.entries}
 
 

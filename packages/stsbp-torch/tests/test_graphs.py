@@ -88,7 +88,7 @@ def by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the device `cpu:eager` does in numpy is done by torch."""
     monkeypatch.setattr(TorchBackend, "_pack", lambda self, s: self.arithmetic.pack(s))
     monkeypatch.setattr(TorchBackend, "_unpack", lambda self, packed, count: self.arithmetic.unpack(packed, count))
-    monkeypatch.setattr(batchnorm.Wide, "root", lambda self, a: torch.sqrt(a))
+    monkeypatch.setattr(batchnorm.TorchFloat64, "root", lambda self, a: torch.sqrt(a))
 
 
 @dataclass(frozen=True)

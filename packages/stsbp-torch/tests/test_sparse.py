@@ -207,8 +207,8 @@ def test_density_counts_what_is_left_behind_the_pooling() -> None:
     s[1, 1, 2, 0, 1] = 3
     s[1, 1, 2, 1, 0] = 1
     s[2, 0, 0, 4, 4] = 1  # a row that a window of 2 does not reach
-    assert sparse.Input(s, 1, None, 0).density(TENSORS) == 3 / s.numel()
-    assert sparse.Input(s, 2, None, 0).density(TENSORS) == 1 / (3 * 2 * 4 * 2 * 3)
+    assert sparse.ConvInput(s, 1, None, 0).density(TENSORS) == 3 / s.numel()
+    assert sparse.ConvInput(s, 2, None, 0).density(TENSORS) == 1 / (3 * 2 * 4 * 2 * 3)
 
 
 def test_the_share_of_spikes_chooses_the_kernels() -> None:
@@ -220,7 +220,7 @@ def test_the_share_of_spikes_chooses_the_kernels() -> None:
     for frames, taken in ((batch.inputs * 0, True), (batch.inputs | 1, False)):
         run = Run({block.name: wq}, 6, None, Part(0, frames.shape[1], frames.shape[1]))
         _, residuals = step.forward_slice(run, backend.asarray(frames))
-        assert (isinstance(residuals, sparse.Residuals) and residuals.sparse) is taken
+        assert (isinstance(residuals, sparse.SparseBlockSaved) and residuals.sparse) is taken
 
 
 @pytest.mark.parametrize(

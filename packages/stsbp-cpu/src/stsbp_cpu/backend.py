@@ -41,7 +41,7 @@ from stsbp_cpu.ops import batchnorm, conv2d, dropout, linear, pooling
 __all__ = ["CpuBackend"]
 
 
-class _Dense(block.Dense[AnyArray]):
+class _NumbaConvolution(block.DenseConvolution[AnyArray]):
     """Dense convolutions, computed by ops/conv2d.py."""
 
     layout = NUMPY
@@ -52,15 +52,15 @@ class _Dense(block.Dense[AnyArray]):
     def backward(
         self, conv: Conv2d, s: AnyArray, wq: AnyArray, dz: AnyArray, *, need_input: bool
     ) -> tuple[AnyArray | None, AnyArray]:
-        below, dw = conv2d.backward(conv, conv2d.Residuals(s, wq), dz, precision="fast", need_input=need_input)
+        below, dw = conv2d.backward(conv, conv2d.Conv2dSaved(s, wq), dz, precision="fast", need_input=need_input)
         assert dw is not None
         return below, dw
 
     def input_error(self, conv: Conv2d, wq: AnyArray, dz: AnyArray, shape: Shape) -> AnyArray:
         return conv2d.input_error(conv, wq, dz, shape)
 
-    def left(self, s: AnyArray, wq: AnyArray) -> conv2d.Residuals:
-        return conv2d.Residuals(s, wq)
+    def left(self, s: AnyArray, wq: AnyArray) -> conv2d.Conv2dSaved:
+        return conv2d.Conv2dSaved(s, wq)
 
 
 class CpuBackend(AbstractBackend[AnyArray]):
@@ -128,9 +128,9 @@ class CpuBackend(AbstractBackend[AnyArray]):
         }
 
     @cached_property
-    def dense(self) -> block.Dense[AnyArray]:
+    def dense(self) -> block.DenseConvolution[AnyArray]:
         """Convolutions of inputs that are not sparse."""
-        return _Dense()
+        return _NumbaConvolution()
 
     @cached_property
     def fusions(self) -> Sequence[Fusion[AnyArray]]:

@@ -510,7 +510,7 @@ def _dropout_mask(seed: Array, step: Array, layer: int, shape: Shape, rate: floa
 def _channels(function: Callable[..., Any], fixed: tuple[tuple[str, Any], ...], *arrays: Any) -> Any:
     # From the last argument, whose values the compiler cannot know.
     some = jax.tree.leaves(arrays)[-1]
-    return function(batchnorm.Wide(some), *arrays, **dict(fixed))
+    return function(batchnorm.JaxFloat64(some), *arrays, **dict(fixed))
 
 
 @_jit()

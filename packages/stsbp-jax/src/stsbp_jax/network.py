@@ -37,7 +37,7 @@ from stsbp_jax.engine.checks import (
     running_statistic,
 )
 from stsbp_jax.engine.compiling import as_one, pair
-from stsbp_jax.engine.segments import Settings, State, compute, fork, pieces
+from stsbp_jax.engine.segments import JaxSegmentSettings, State, compute, fork, pieces
 
 __all__ = ["Output", "apply", "clip_to_domain", "snap_weights"]
 
@@ -172,7 +172,7 @@ def apply(
     words = dropout_words(dropout)
     arrays = _checked_arrays(network, weights, training=dropout is not None)
     before = _checked_state(graph, state, shape[lead - 1])
-    settings = Settings(steps, dropout is not None, precision, full or state is not None)
+    settings = JaxSegmentSettings(steps, dropout is not None, precision, full or state is not None)
     output: Any = _output(network, settings, full, s, arrays, words, before)
     if not full:
         return output.spikes
@@ -183,7 +183,7 @@ def apply(
 @as_one(3)
 def _output(
     network: NetworkSpec,
-    settings: Settings,
+    settings: JaxSegmentSettings,
     full: bool,
     s: Array,
     weights: dict[str, Array],

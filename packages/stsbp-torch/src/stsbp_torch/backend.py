@@ -264,7 +264,7 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         return batchnorm.normalised(recurrence, arrays, numbers)
 
     def of_channels(self, function: Callable[..., Any], *arrays: Any, **fixed: Any) -> Any:
-        return function(batchnorm.Wide(self.arithmetic), *arrays, **fixed)
+        return function(batchnorm.TorchFloat64(self.arithmetic), *arrays, **fixed)
 
     def weight_grid(self, projection: Projection, w: torch.Tensor) -> tuple[torch.Tensor, WeightGrid]:
         if not self._on_cpu:

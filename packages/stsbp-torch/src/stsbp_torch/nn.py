@@ -45,7 +45,16 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from stsbp_torch.engine.checks import ONE_INPUT, RETURNED, check_axes, check_precision, check_steps, check_tensor
-from stsbp_torch.engine.segments import Handle, Layer, Made, Piece, Settings, backend_of, compute, handle_of
+from stsbp_torch.engine.segments import (
+    SegmentKey,
+    StandaloneLayer,
+    TorchSegment,
+    TorchSegmentOutput,
+    TorchSegmentSettings,
+    backend_of,
+    compute,
+    segment_key_of,
+)
 from stsbp_torch.models.losses import spike_loss
 
 __all__ = [
@@ -129,7 +138,7 @@ def _arrays(states: Sequence[tuple[str, int]], state: State | None) -> list[torc
     return found
 
 
-def _given(made: Made, name: str, full: bool) -> Any:
+def _given(made: TorchSegmentOutput, name: str, full: bool) -> Any:
     """The return value of a layer that is used on its own."""
     if not full:
         return made.outputs[0]
@@ -243,14 +252,16 @@ class Neurons(torch.nn.Module):
         self.learned: torch.nn.ParameterDict | dict[str, torch.Tensor] = (
             torch.nn.ParameterDict(values) if values else {}
         )
-        self._handles: dict[tuple[float, bool], Handle] = {}
+        self._handles: dict[tuple[float, bool], SegmentKey] = {}
         for biased in (False, True):
             self._handle(1.0, biased)
 
-    def _handle(self, gain: float, biased: bool) -> Handle:
+    def _handle(self, gain: float, biased: bool) -> SegmentKey:
         if (gain, biased) not in self._handles:
             values = Values((), pending=self.psp, gain=gain, weighted=True, biased=biased)
-            self._handles[gain, biased] = handle_of(Layer(((self.neuron.name, NeuronsOp(self.neuron)),), values))
+            self._handles[gain, biased] = segment_key_of(
+                StandaloneLayer(((self.neuron.name, NeuronsOp(self.neuron)),), values)
+            )
         return self._handles[gain, biased]
 
     def clip_to_domain(self) -> None:
@@ -313,7 +324,9 @@ class Neurons(torch.nn.Module):
         biased = bias is not None
         handle = self._handle(gain, biased)
         checked_by = "" if checked else self._get_name()
-        settings = Settings(steps, True, precision=precision, full=full or state is not None, checked=checked_by)
+        settings = TorchSegmentSettings(
+            steps, True, precision=precision, full=full or state is not None, checked=checked_by
+        )
         made = compute(handle, settings, [z], own, _arrays(handle.states[True], state))
         _mark(made.outputs[0], self.neuron.psp)
         return _given(made, "neurons", full)
@@ -389,7 +402,7 @@ class _Spiking(torch.nn.Module):
         if isinstance(neuron, Neurons):
             self._take_over(neuron)
         self.input_exponent, self.input_max = _input_range(input_exponent, input_max)
-        self._handles: dict[float, Handle] = {}
+        self._handles: dict[float, SegmentKey] = {}
         self._handle(1.0)
 
     def _take_over(self, neurons: Neurons) -> None:
@@ -409,11 +422,11 @@ class _Spiking(torch.nn.Module):
             with torch.no_grad():
                 own.copy_(x)
 
-    def _handle(self, gain: float) -> Handle:
+    def _handle(self, gain: float) -> SegmentKey:
         if gain not in self._handles:
             values = Values((), self.input_exponent, self.input_max, pending=self.lif.psp, gain=gain)
             ops = (type(self.synapse).__name__, self.synapse), (self.lif.neuron.name, NeuronsOp(self.lif.neuron))
-            self._handles[gain] = handle_of(Layer(ops, values))
+            self._handles[gain] = segment_key_of(StandaloneLayer(ops, values))
         return self._handles[gain]
 
     def _get_name(self) -> str:
@@ -499,7 +512,7 @@ class _Spiking(torch.nn.Module):
         handle = self._handle(gain)
         checked_by = "" if checked else self._get_name()
         more = full or state is not None
-        settings = Settings(steps, True, precision=precision, full=more, checked=checked_by, hint=_HOW_FINE)
+        settings = TorchSegmentSettings(steps, True, precision=precision, full=more, checked=checked_by, hint=_HOW_FINE)
         made = compute(handle, settings, [s], self._ordered, _arrays(handle.states[True], state))
         _mark(made.outputs[0], self.lif.neuron.psp)
         return _given(made, "neurons", full)
@@ -589,17 +602,17 @@ class SpikingLinear(_Spiking):
         super().__init__(synapse, _kaiming((units, inputs)), neuron, psp, input_exponent, input_max)
 
 
-class _Passing(torch.nn.Module):
+class _SpikeOperation(torch.nn.Module):
     """An operation on spikes, without weights or neurons."""
 
     def __init__(self, op: Passing) -> None:
         super().__init__()
         self.op = op
-        self._own = handle_of(Layer((("layer", op),), Values((), maximum=_ANY)))
+        self._own = segment_key_of(StandaloneLayer((("layer", op),), Values((), maximum=_ANY)))
 
-    def checking(self, values: Values) -> Handle:
+    def checking(self, values: Values) -> SegmentKey:
         """A handle whose inputs can be checked against their description."""
-        return handle_of(Layer((("layer", self.op),), values))
+        return segment_key_of(StandaloneLayer((("layer", self.op),), values))
 
     def extra_repr(self) -> str:
         return ", ".join(f"{f.name}={getattr(self.op, f.name)}" for f in fields(self.op))  # type: ignore[arg-type]
@@ -611,12 +624,12 @@ class _Passing(torch.nn.Module):
     def forward(self, s: torch.Tensor) -> torch.Tensor:
         """Spikes `[T, B, C, H, W]` to `[T, B, C, H', W']`."""
         check_tensor(s)
-        passed = compute(self._own, Settings(len(s)), [s], []).outputs[0]
+        passed = compute(self._own, TorchSegmentSettings(len(s)), [s], []).outputs[0]
         _mark(passed, _missing(s))
         return passed
 
 
-class SpikingAvgPool2d(_Passing):
+class SpikingAvgPool2d(_SpikeOperation):
     """Average pooling of spikes (ops/avgpool2d.py of the spec).
 
     If the number `n` of inputs in a window is not a power of two, the output is the sum. The next layer then needs an
@@ -627,21 +640,21 @@ class SpikingAvgPool2d(_Passing):
         super().__init__(AvgPool2d(size))
 
 
-class SpikingMaxPool2d(_Passing):
+class SpikingMaxPool2d(_SpikeOperation):
     """Max pooling of spikes (ops/maxpool2d.py of the spec)."""
 
     def __init__(self, size: PerAxis) -> None:
         super().__init__(MaxPool2d(size))
 
 
-class SpikingGlobalAvgPool(_Passing):
+class SpikingGlobalAvgPool(_SpikeOperation):
     """Average pooling over all rows and columns, like `SpikingAvgPool2d` with a window of that size."""
 
     def __init__(self) -> None:
         super().__init__(GlobalAvgPool())
 
 
-class SpikingUpsample2d(_Passing):
+class SpikingUpsample2d(_SpikeOperation):
     """Upsampling that repeats rows and columns of spikes (ops/upsample2d.py of the spec)."""
 
     def __init__(self, factor: PerAxis) -> None:
@@ -693,7 +706,7 @@ class Sequential(torch.nn.Sequential):
         super().__init__(*layers)
         values = Values(tuple(input_shape), *_input_range(input_exponent, input_max), pending=psp)
         self._input_shape = values.shape
-        self._first = layers[0].checking(values) if layers and isinstance(layers[0], _Passing) else None
+        self._first = layers[0].checking(values) if layers and isinstance(layers[0], _SpikeOperation) else None
         self._divisors: list[int] = []
         dropped = ""
         for place, layer in enumerate(layers):
@@ -704,7 +717,7 @@ class Sequential(torch.nn.Sequential):
             elif isinstance(layer, _Spiking):
                 dropped = ""
             try:
-                if isinstance(layer, (_Spiking, Neurons, _Passing)):
+                if isinstance(layer, (_Spiking, Neurons, _SpikeOperation)):
                     values = layer.infer(values)
                 else:
                     values = _of_torch(layer, values)
@@ -763,9 +776,9 @@ class Sequential(torch.nn.Sequential):
             if isinstance(layer, _PLAIN):
                 s = layer(s)
                 continue
-            if isinstance(layer, _Passing):
+            if isinstance(layer, _SpikeOperation):
                 if place == 0 and self._first is not None:
-                    settings = Settings(len(s), checked="Sequential", hint=_HOW_FINE)
+                    settings = TorchSegmentSettings(len(s), checked="Sequential", hint=_HOW_FINE)
                     s = compute(self._first, settings, [s], []).outputs[0]
                 else:
                     s = layer(s)
@@ -815,14 +828,14 @@ def _of_torch(layer: torch.nn.Module, values: Values) -> Values:
 
 def _check_caller(name: str, settings: object) -> None:
     """Raise `NetworkError` unless a `Network` calls its child of this name: only a network gives `settings`."""
-    if not isinstance(settings, Settings):
+    if not isinstance(settings, TorchSegmentSettings):
         raise NetworkError(
             f"{name} is a layer of a Network and cannot be called on its own; call the network with full=True, whose "
             "Output has layer_spikes and potentials of every layer, or create a layer, for example SpikingLinear"
         )
 
 
-class _Layer(torch.nn.Module):
+class _NetworkLayer(torch.nn.Module):
     """A layer of a `Network`, `_place` its name there. The network is one graph, whose edges carry no plain tensors."""
 
     _place: str
@@ -838,10 +851,12 @@ class _Layer(torch.nn.Module):
     register_backward_hook = register_full_backward_hook = register_full_backward_pre_hook = _refuse_hook
 
 
-class _Block(_Layer, _Spiking):
+class _ProjectionLayer(_NetworkLayer, _Spiking):
     """A segment of a network that consists of one projection and its neurons. `name` is its name in the network."""
 
-    def __init__(self, name: str, piece: Piece, projection: Projection, parameters: Mapping[str, torch.Tensor]) -> None:
+    def __init__(
+        self, name: str, piece: TorchSegment, projection: Projection, parameters: Mapping[str, torch.Tensor]
+    ) -> None:
         neurons = piece.segment.steps[-1].places[-1].node.op
         synapse, values = projection.synapse, projection.input
         assert isinstance(neurons, NeuronsOp)
@@ -852,9 +867,11 @@ class _Block(_Layer, _Spiking):
             for own, x in zip(self._ordered[1:], list(parameters.values())[1:], strict=True):
                 own.copy_(x)
         self._place = name
-        self.handle = handle_of(piece)
+        self.handle = segment_key_of(piece)
 
-    def forward(self, settings: Any = None, inputs: Any = (), state: State | None = None, **_: Any) -> Made:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, settings: Any = None, inputs: Any = (), state: State | None = None, **_: Any
+    ) -> TorchSegmentOutput:
         """The results of the segment. Other callers than its network get an error, whatever they give."""
         _check_caller(self._place, settings)
         _check_types(self._get_name(), self._ordered)
@@ -898,15 +915,19 @@ def _free(module: torch.nn.Module, name: str) -> str:
     return name
 
 
-class _Population(_Layer):
+class _SegmentLayer(_NetworkLayer):
     """Any other segment of a network. Parameters are grouped by the projection after which they are named."""
 
     def __init__(
-        self, name: str, piece: Piece, parameters: Mapping[str, torch.Tensor], statistics: Mapping[str, torch.Tensor]
+        self,
+        name: str,
+        piece: TorchSegment,
+        parameters: Mapping[str, torch.Tensor],
+        statistics: Mapping[str, torch.Tensor],
     ) -> None:
         super().__init__()
         self._place = name
-        self.handle = handle_of(piece)
+        self.handle = segment_key_of(piece)
         self._names: list[tuple[str, str]] = []
         self._statistics: dict[str, str] = {}
         weights, modules = {projection.parameter for projection in piece.projections}, dict[str, str]()
@@ -938,7 +959,9 @@ class _Population(_Layer):
         """Running statistics by their names in the network."""
         return {name: self.get_buffer(own) for name, own in self._statistics.items()}
 
-    def forward(self, settings: Any = None, inputs: Any = (), state: State | None = None, **_: Any) -> Made:
+    def forward(
+        self, settings: Any = None, inputs: Any = (), state: State | None = None, **_: Any
+    ) -> TorchSegmentOutput:
         """The results of the segment. Updates the running statistics."""
         _check_caller(self._place, settings)
         _check_types(self._get_name(), self._ordered)
@@ -956,7 +979,7 @@ class _Population(_Layer):
 
 
 def _is_segment(module: object, key: str) -> bool:
-    return isinstance(module, (_Block, _Population)) and module.handle.key == key
+    return isinstance(module, (_ProjectionLayer, _SegmentLayer)) and module.handle.key == key
 
 
 class Network(torch.nn.Module):
@@ -1017,20 +1040,20 @@ class Network(torch.nn.Module):
         self._names = {block.population: block.name for block in spec.blocks}
         self._keys: dict[str, str] = {}
         for index in range(len(plan(backend_of(self.step), graph, fused=False).segments)):
-            piece = Piece(graph, index)
+            piece = TorchSegment(graph, index)
             segment = piece.segment
             name = self._add(piece, own)
             left = tuple(zip(segment.left, piece.copies, strict=True))
             self._walk.append((name, piece.reads, left, segment.population))
 
-    def _add(self, piece: Piece, given: Mapping[str, torch.Tensor]) -> str:
+    def _add(self, piece: TorchSegment, given: Mapping[str, torch.Tensor]) -> str:
         """Add the module of a segment; returns its name."""
         last = piece.segment.steps[-1]
         parameters = {key: given[key] for key in piece.parameters}
         projections = piece.projections
         first, inputs = projections[0] if projections else None, last.places[-1].node.inputs
         name = _free(self, first.name if first is not None and len(projections) == 1 else last.name)
-        layer: _Block | _Population
+        layer: _ProjectionLayer | _SegmentLayer
         if (
             first is not None
             and isinstance(first.synapse, (Conv2d, Linear))
@@ -1039,9 +1062,9 @@ class Network(torch.nn.Module):
             and inputs == (Edge(first.name),)
             and len(projections) == 1
         ):
-            layer = _Block(name, piece, first, parameters)
+            layer = _ProjectionLayer(name, piece, first, parameters)
         else:
-            layer = _Population(name, piece, parameters, {key: given[key] for key in piece.statistics})
+            layer = _SegmentLayer(name, piece, parameters, {key: given[key] for key in piece.statistics})
         self.add_module(name, layer)
         self._keys[name] = layer.handle.key
         return name
@@ -1060,10 +1083,10 @@ class Network(torch.nn.Module):
                 )
         return child
 
-    def _layers(self) -> Iterator[tuple[Piece, _Block | _Population]]:
+    def _layers(self) -> Iterator[tuple[TorchSegment, _ProjectionLayer | _SegmentLayer]]:
         for index, (name, *_) in enumerate(self._walk):
-            layers = (x for x in self._child(name).modules() if isinstance(x, (_Block, _Population)))
-            yield Piece(self.spec.graph, index), next(layers)
+            layers = (x for x in self._child(name).modules() if isinstance(x, (_ProjectionLayer, _SegmentLayer)))
+            yield TorchSegment(self.spec.graph, index), next(layers)
 
     def named(self) -> dict[str, torch.Tensor]:
         """Parameters and running statistics by their names in the spec: `conv1`, `conv1.decay`, `conv1.mean`."""
@@ -1158,7 +1181,9 @@ class Network(torch.nn.Module):
         for place, (name, sources, left, population) in enumerate(self._walk):
             checked = "Network" if place == 0 else ""
             scaled = images and inputs.is_floating_point()
-            settings = Settings(steps, self.training, self.seed, masks, self.precision, more, checked, "", scaled)
+            settings = TorchSegmentSettings(
+                steps, self.training, self.seed, masks, self.precision, more, checked, "", scaled
+            )
             made = self._child(name)(settings, [values[source].pop(0) for source in sources], state)
             outputs = list(made.outputs)
             for own, count in left:

@@ -7,7 +7,7 @@ inputs is estimated from a fixed sample of the frames, so the same data always l
 Error signals are passed from step to step before the adjoint of a pooling (`PooledError`) or of a whole convolution
 (`DeferredError`) is applied. The step below applies the adjoint, or skips it where it needs no error signal.
 
-A library with arrays in the CPU's memory implements `Dense`, which convolves inputs that are not sparse.
+A library with arrays in the CPU's memory implements `DenseConvolution`, which convolves inputs that are not sparse.
 """
 
 from __future__ import annotations
@@ -37,7 +37,16 @@ from stsbp_cpu.ops import pooling
 from stsbp_cpu.ops.sparse import integer_conv, kernels, needed
 from stsbp_cpu.ops.sparse.spikes import NO_MASK, density
 
-__all__ = ["Block", "DeferredError", "Dense", "Input", "PooledError", "Residuals", "SparseBlock", "fusion"]
+__all__ = [
+    "ConvInput",
+    "DeferredError",
+    "DenseConvolution",
+    "FusedBlock",
+    "PooledError",
+    "SparseBlock",
+    "SparseBlockSaved",
+    "fusion",
+]
 
 FORWARD_BELOW = {
     ("choose", "tiles"): 0.1,
@@ -56,7 +65,7 @@ ERROR_BELOW = {"narrow": 0.4, "wide": 0.18}
 _SAMPLED = 32
 
 
-class Dense(ABC, Generic[Array]):
+class DenseConvolution(ABC, Generic[Array]):
     """Convolutions of a library on its own arrays, for inputs that are not sparse.
 
     `layout` is the layout of these arrays.
@@ -89,7 +98,7 @@ class Dense(ABC, Generic[Array]):
         """Whether `of_bytes` is exact and fast for frames of `shape` `(C, H, W)` with inputs up to `largest`."""
         return False
 
-    def of_bytes(self, conv: Conv2d, given: Input[Array], wq: Array) -> Array:
+    def of_bytes(self, conv: Conv2d, given: ConvInput[Array], wq: Array) -> Array:
         """`z`, computed by a convolution of bytes.
 
         This method is called only if `takes_bytes` returned true. A class that overrides `takes_bytes` must override
@@ -98,7 +107,7 @@ class Dense(ABC, Generic[Array]):
         raise NotImplementedError
 
 
-class Input(NamedTuple, Generic[Array]):
+class ConvInput(NamedTuple, Generic[Array]):
     """The input of a convolution before pooling and dropout. The kernels apply these when they read the input.
 
     Attributes:
@@ -113,10 +122,10 @@ class Input(NamedTuple, Generic[Array]):
     mask: Array | None
     masked: int
 
-    def arrays(self, layout: Layout[Array]) -> kernels.Given:
+    def arrays(self, layout: Layout[Array]) -> kernels.KernelInput:
         """The input in the form that the kernels take."""
         kept = NO_MASK[None] if self.mask is None else layout.view(self.mask[None])[0]
-        return kernels.Given(layout.view(self.s), self.size, kept, self.masked)
+        return kernels.KernelInput(layout.view(self.s), self.size, kept, self.masked)
 
     def density(self, layout: Layout[Array]) -> float:
         """Share of non-zero values after the pooling, without dropout, estimated from a sample of frames."""
@@ -129,10 +138,10 @@ class Input(NamedTuple, Generic[Array]):
         return self.size**2 * float(density(frames, 1, max(1, len(frames) // _SAMPLED)))
 
 
-class Residuals(NamedTuple, Generic[Array]):
+class SparseBlockSaved(NamedTuple, Generic[Array]):
     """What the backward pass of a block reads, and whether the input is sparse enough for the sparse kernels."""
 
-    given: Input[Array]
+    given: ConvInput[Array]
     wq: Array
     sparse: bool
     neurons: NeuronResiduals[Array]
@@ -162,7 +171,7 @@ class DeferredError(Deferred[Array]):
     """
 
     block: SparseBlock[Array]
-    given: Input[Array]
+    given: ConvInput[Array]
     wq: Array
     dz: Array
 
@@ -202,12 +211,12 @@ class DeferredError(Deferred[Array]):
         return (*self.given.s.shape[:2], *self.block.projection.input.shape)
 
 
-def fusion(dense: Dense[Array]) -> Callable[[tuple[Step[Array], ...]], Step[Array] | None]:
+def fusion(dense: DenseConvolution[Array]) -> Callable[[tuple[Step[Array], ...]], Step[Array] | None]:
     """The fusion for a library's backend (`Pairs.fusions`): a population and all operations before it as one step."""
     return partial(_fuse, dense)
 
 
-def _fuse(dense: Dense[Array], chain: tuple[Step[Array], ...]) -> Step[Array] | None:
+def _fuse(dense: DenseConvolution[Array], chain: tuple[Step[Array], ...]) -> Step[Array] | None:
     population, weights = chain[-1], chain[-2] if len(chain) > 1 else None
     if not (isinstance(weights, Weights) and type(population) is Population):
         return None
@@ -223,7 +232,7 @@ def _fuse(dense: Dense[Array], chain: tuple[Step[Array], ...]) -> Step[Array] | 
             ops.pop()
         if not ops or (len(ops) == 1 and _halves(ops[0])):
             return ConnectedBlock(*_parts(dense, chain), dense, weights.projection, population)
-    return Block(*_parts(dense, chain), dense, weights.projection, population)
+    return FusedBlock(*_parts(dense, chain), dense, weights.projection, population)
 
 
 def _known_from(before: tuple[Step[Array], ...]) -> int:
@@ -238,7 +247,7 @@ def _halves(op: Op) -> bool:
 
 
 def _parts(
-    dense: Dense[Array], chain: tuple[Step[Array], ...]
+    dense: DenseConvolution[Array], chain: tuple[Step[Array], ...]
 ) -> tuple[tuple[Place, ...], tuple[bool, ...], tuple[Step[Array], ...]]:
     """The nodes of a block, which of its inputs need an error signal, and its parts."""
     first, *others = chain
@@ -260,12 +269,12 @@ class FirstPooling(ByRule[Array]):
 
 
 @dataclass(frozen=True, eq=False)
-class Block(Chain[Array]):
+class FusedBlock(Chain[Array]):
     """A population and the operations before it, computed one after the other."""
 
     takes_deferred: ClassVar[bool] = True
 
-    dense: Dense[Array]
+    dense: DenseConvolution[Array]
     projection: Projection
     neurons: Population[Array]
 
@@ -298,8 +307,8 @@ class Block(Chain[Array]):
 
 
 @dataclass(frozen=True, eq=False)
-class ConnectedBlock(Block[Array]):
-    """A `Block` with a full connection whose inputs are spikes.
+class ConnectedBlock(FusedBlock[Array]):
+    """A `FusedBlock` with a full connection whose inputs are spikes.
 
     If no backward pass follows, the spikes select the weights that are added. Potentials are stored nevertheless,
     because the block may be the last one of the network.
@@ -322,7 +331,7 @@ class ConnectedBlock(Block[Array]):
         weights = run.made(self.name, lambda: integer_conv.chosen(layout.view(wq), kernels_))
         u, fired = (layout.view(x)[:, :, None, None] for x in (kept["u"], spikes))
         integer_conv.forward(
-            kernels.Given(frames, size, NO_MASK[None], 0), weights, (0, 0), equations, u, fired,
+            kernels.KernelInput(frames, size, NO_MASK[None], 0), weights, (0, 0), equations, u, fired,
             beside_u(layout, equations, kept), learned_numbers(layout, equations, learned),
         )  # fmt: skip
         residuals = [None] * (len(self.parts) - 1)
@@ -330,8 +339,8 @@ class ConnectedBlock(Block[Array]):
 
 
 @dataclass(frozen=True, eq=False)
-class SparseBlock(Block[Array]):
-    """A `Block` with a convolution that the sparse kernels support."""
+class SparseBlock(FusedBlock[Array]):
+    """A `FusedBlock` with a convolution that the sparse kernels support."""
 
     conv: Conv2d
 
@@ -342,7 +351,7 @@ class SparseBlock(Block[Array]):
         given = self.given(run, s)
         return self.fired(run, given) if run.keeps else ForwardResult(self.spikes_alone(run, given), None)
 
-    def fired(self, run: Run[Array], given: Input[Array]) -> ForwardResult[Array]:
+    def fired(self, run: Run[Array], given: ConvInput[Array]) -> ForwardResult[Array]:
         """`forward_slice` if a backward pass may follow."""
         wq = run.weights[self.projection.name]
         density = self.density(given)
@@ -353,9 +362,9 @@ class SparseBlock(Block[Array]):
         else:
             z = self.sums(given, wq, of_bytes=kind != "floats")
             spikes, neurons = self.neurons.forward_slice(run, z)
-        return ForwardResult(spikes, Residuals(given, wq, density < GRADIENT_BELOW, neurons))
+        return ForwardResult(spikes, SparseBlockSaved(given, wq, density < GRADIENT_BELOW, neurons))
 
-    def spikes_alone(self, run: Run[Array], given: Input[Array]) -> Array:
+    def spikes_alone(self, run: Run[Array], given: ConvInput[Array]) -> Array:
         """The spikes of `fired` if no backward pass follows. Potentials are not stored."""
         wq, layout, equations = run.weights[self.projection.name], self.dense.layout, self.equations(run)
         kind = self.kind(given, self.work(given))
@@ -376,31 +385,31 @@ class SparseBlock(Block[Array]):
         w: Float32 = self.dense.layout.view(wq)
         return integer_conv.chosen(w, self.conv.kernels) if self.chooses else w
 
-    def density(self, given: Input[Array]) -> float:
-        """`Input.density`, multiplied by the number of threads per sample if there are more threads than samples.
+    def density(self, given: ConvInput[Array]) -> float:
+        """`ConvInput.density`, multiplied by the number of threads per sample if there are more threads than samples.
 
         The sparse kernels divide the samples among the threads, so some threads would have no work.
         """
         spread: float = max(1, get_num_threads() / given.s.shape[1])
         return spread * given.density(self.dense.layout)
 
-    def work(self, given: Input[Array], density: float | None = None) -> float:
+    def work(self, given: ConvInput[Array], density: float | None = None) -> float:
         """Work of the sparse forward pass per input: the number of spikes if these select weights, else the density."""
         if self.chooses:
             return given.spikes(self.dense.layout)
         return self.density(given) if density is None else density
 
-    def is_sparse(self, given: Input[Array]) -> bool:
-        """The value of `Residuals.sparse` for this input."""
+    def is_sparse(self, given: ConvInput[Array]) -> bool:
+        """The value of `SparseBlockSaved.sparse` for this input."""
         return self.density(given) < GRADIENT_BELOW
 
     def backward_slice(self, run: Run[Array], saved: Any, grad: Any, precision: Precision) -> BackwardResult[Array]:
-        if not isinstance(saved, Residuals):
+        if not isinstance(saved, SparseBlockSaved):
             return super().backward_slice(run, saved, grad, precision)
         return self.propagated(run, saved, self.taken(saved, grad))
 
     def propagated(
-        self, run: Run[Array], residuals: Residuals[Array], error: Array | PooledError[Array]
+        self, run: Run[Array], residuals: SparseBlockSaved[Array], error: Array | PooledError[Array]
     ) -> BackwardResult[Array]:
         """`backward_slice` in `fast` precision, from the error signal that `taken` returns."""
         given, wq, sparse, neurons = residuals
@@ -424,15 +433,15 @@ class SparseBlock(Block[Array]):
         return BackwardResult((found,), {self.projection.name: dw, **learned})
 
     def population(self, saved: Any) -> NeuronResiduals[Array]:
-        return saved.neurons if isinstance(saved, Residuals) else super().population(saved)
+        return saved.neurons if isinstance(saved, SparseBlockSaved) else super().population(saved)
 
     @property
     def may_defer(self) -> bool:
         """Whether neurons may ignore parts of the error signal, and the kernel for this supports the convolution."""
         return needed.support(self.neurons.op.model) is not None and self.conv.channels % LANES == 0
 
-    def kind(self, given: Input[Array], density: float) -> str:
-        """How the block is computed: `sparse`, `floats`, or the value of `Dense.bytes_by` (a convolution of bytes)."""
+    def kind(self, given: ConvInput[Array], density: float) -> str:
+        """How the block is computed: `sparse`, `floats`, or `DenseConvolution.bytes_by` (a convolution of bytes)."""
         largest = int(self.projection.input.maximum * given.size**2)
         of_bytes = self.dense.takes_bytes(self.conv, self.projection.input.shape, largest)
         order = "choose" if self.chooses else "gather" if kernels.gathers(self.conv) else "scatter"
@@ -454,27 +463,27 @@ class SparseBlock(Block[Array]):
 
     @cached_property
     def masked(self) -> int:
-        """Where dropout is applied: see `Input`."""
+        """Where dropout is applied: see `ConvInput`."""
         for place in self.places[:-2]:
             if isinstance(place.node.op, Dropout):
                 return 1 if place is self.places[0] else 2
         return 0
 
-    def given(self, run: Run[Array], s: Array) -> Input[Array]:
+    def given(self, run: Run[Array], s: Array) -> ConvInput[Array]:
         """The input of the block's convolution, from the spikes of the block below."""
         mask = None
         for part in self.parts:
             if isinstance(part, Drops):
                 mask = part.mask(run, s.shape[1])
-        return Input(self.dense.layout.laid_out(s), self.window, mask, 0 if mask is None else self.masked)
+        return ConvInput(self.dense.layout.laid_out(s), self.window, mask, 0 if mask is None else self.masked)
 
-    def sums(self, given: Input[Array], wq: Array, *, of_bytes: bool) -> Array:
+    def sums(self, given: ConvInput[Array], wq: Array, *, of_bytes: bool) -> Array:
         """Weighted sums, computed by a convolution of bytes or of floats."""
         if of_bytes:
             return self.dense.of_bytes(self.conv, given, wq)
         return self.dense.forward(self.conv, self.floats(given)[0], wq)
 
-    def floats(self, given: Input[Array]) -> tuple[Array, list[Any]]:
+    def floats(self, given: ConvInput[Array]) -> tuple[Array, list[Any]]:
         """The input of the convolution after pooling and dropout, and the residuals of pooling and dropout."""
         s, before = given.s, list[Any]()
         for place in self.places[:-2]:
@@ -488,12 +497,12 @@ class SparseBlock(Block[Array]):
         return s, before
 
     def by_parts(self, saved: Any) -> Sequence[Any]:
-        if not isinstance(saved, Residuals):
+        if not isinstance(saved, SparseBlockSaved):
             return super().by_parts(saved)
         s, before = self.floats(saved.given)
         return [*before, self.dense.left(s, saved.wq), saved.neurons]
 
-    def below(self, given: Input[Array], below: Array) -> Array | PooledError[Array]:
+    def below(self, given: ConvInput[Array], below: Array) -> Array | PooledError[Array]:
         """The error signal of the spikes below, from the error signal of the convolution's input."""
         if given.mask is not None and given.masked == 2:
             below = self._dropped(given.mask, below)
@@ -509,7 +518,7 @@ class SparseBlock(Block[Array]):
         return self.neurons.backend.dropout(mask, x)
 
     def fire(
-        self, given: Input[Array], wq: Array, filter: SynapticFilter, steps: int, learned: Mapping[str, Array]
+        self, given: ConvInput[Array], wq: Array, filter: SynapticFilter, steps: int, learned: Mapping[str, Array]
     ) -> tuple[Array, NeuronResiduals[Array]]:
         """Spikes and residuals, computed by the sparse kernels."""
         equations, layout = neuron_equations(filter, self.neurons.op.model), self.dense.layout
@@ -519,7 +528,7 @@ class SparseBlock(Block[Array]):
         return spikes, NeuronResiduals(kept, spikes, static=False, learned=each)
 
     def _fired(
-        self, given: Input[Array], weights: Float32 | integer_conv.Chosen, equations: NeuronEquations, steps: int,
+        self, given: ConvInput[Array], weights: Float32 | integer_conv.Chosen, equations: NeuronEquations, steps: int,
         learned: Mapping[str, Array], u: Float32, kept: Float32,
     ) -> tuple[Array, dict[str, Array]]:  # fmt: skip
         """Spikes, computed by the sparse kernels, and the learned parameters of each neuron. Fills `u` and `kept`."""
@@ -535,7 +544,7 @@ class SparseBlock(Block[Array]):
 
     def propagate(
         self,
-        given: Input[Array],
+        given: ConvInput[Array],
         residuals: NeuronResiduals[Array],
         ds: Array | PooledError[Array],
         filter: SynapticFilter,

@@ -148,7 +148,7 @@ class _KernelCache(_Cache):  # type: ignore[misc]
         parts = data._asdict()
         library = parts["library"]
         kept = not library.has_dynamic_globals and all(lifted.can_cache for lifted in parts["lifted"])
-        kept &= not isinstance(library, _Part)
+        kept &= not isinstance(library, _LinkedLibrary)
         folder = folder_for(data.codegen) if kept else None
         # If a package was replaced while this process ran, the code may come from the old or from the new package.
         if folder is not None and _sources_now() == _sources():
@@ -172,7 +172,7 @@ class _KernelCache(_Cache):  # type: ignore[misc]
         """Do nothing. Files are written immediately."""
 
 
-class _Part(JITCodeLibrary):  # type: ignore[misc]
+class _LinkedLibrary(JITCodeLibrary):  # type: ignore[misc]
     """Code that is linked into a kernel and never called on its own.
 
     numba makes four libraries for a parallel loop: the body of the loop, two functions around it, and the kernel. Each
@@ -202,12 +202,12 @@ def _library(codegen: Any, name: str) -> JITCodeLibrary:
     """Replaces numba's library class while numba compiles a parallel loop."""
     # Optimising only the last library saves a third of the compile time.
     part = name.startswith("__numba_parfor_gufunc") or "_GufuncWrapper" in name or name == "parallelgufuncwrapper"
-    return (_Part if part else JITCodeLibrary)(codegen, name)
+    return (_LinkedLibrary if part else JITCodeLibrary)(codegen, name)
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)
 class _ParallelLowering(NativeParforLowering):  # type: ignore[misc]
-    """numba's compiler pass for parallel loops, except that the parts of a kernel become a `_Part`."""
+    """numba's compiler pass for parallel loops, except that the parts of a kernel become a `_LinkedLibrary`."""
 
     _name = "stsbp_parallel_lowering"
 
@@ -232,7 +232,7 @@ def _uncalled(flags: Any) -> Any:
     return flags
 
 
-class _Kernel(Compiler):  # type: ignore[misc]
+class _KernelCompiler(Compiler):  # type: ignore[misc]
     """The compiler for functions that Python or other kernels call, but C does not."""
 
     def __init__(self, typing_context: Any, target_context: Any, library: Any, args: Any, result: Any, flags: Any,
@@ -262,7 +262,7 @@ class _Kernel(Compiler):  # type: ignore[misc]
         return pipelines
 
 
-class _Inner(_Kernel):
+class _InnerCompiler(_KernelCompiler):
     """The compiler for functions that only kernels call. It makes no function for Python."""
 
     noalias: ClassVar[bool] = False
@@ -274,17 +274,17 @@ class _Inner(_Kernel):
         super().__init__(typing_context, target_context, library, args, result, flags, locals)
 
 
-class _Distinct(_Inner):
+class _DistinctCompiler(_InnerCompiler):
     """The compiler for functions that only kernels call, and whose arguments do not share memory.
 
-    The loops of such functions become vector code without a check for overlapping memory. They are a `_Part` of the
-    kernels that call them.
+    The loops of such functions become vector code without a check for overlapping memory. They are a `_LinkedLibrary`
+    of the kernels that call them.
     """
 
     noalias = True
 
     def compile_extra(self, function: Any) -> Any:
-        self.state.library = _Part(self.state.targetctx.codegen(), function.__qualname__)
+        self.state.library = _LinkedLibrary(self.state.targetctx.codegen(), function.__qualname__)
         return super().compile_extra(function)
 
 
@@ -313,7 +313,7 @@ def cached_njit(
         if used:
             _rename(function, f"{function.__name__}_{_short(function.__qualname__, used)}")
         _sources()
-        compiler = _Distinct if distinct else _Inner if inner else _Kernel
+        compiler = _DistinctCompiler if distinct else _InnerCompiler if inner else _KernelCompiler
         made: Any = numba.njit(**options, pipeline_class=compiler)(function)
         vars(made)["_cache"] = _KernelCache(function)
         if options.get("parallel"):

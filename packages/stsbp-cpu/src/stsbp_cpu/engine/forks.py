@@ -45,7 +45,7 @@ def refuse_in_forks() -> None:
     _torch_process = _torch_process or os.getpid()
 
 
-class _Refused(CPUDispatcher):  # type: ignore[misc]
+class _ForkedKernel(CPUDispatcher):  # type: ignore[misc]
     def __call__(self, *_: Any, **__: Any) -> Any:
         raise BackendError(_REASON)
 
@@ -62,7 +62,7 @@ def _has_gnu_threads() -> bool:
 def _refuse() -> None:
     if _has_gnu_threads():
         for kernel in _KERNELS:
-            kernel.__class__ = _Refused
+            kernel.__class__ = _ForkedKernel
 
 
 if hasattr(os, "register_at_fork"):

@@ -13,7 +13,7 @@ from stsbp_spec.typing import Array, Float32, Shape
 from stsbp_cpu.engine.layout import Layout, beside_u, learned_numbers, numbers
 from stsbp_cpu.models import neurons, populations
 from stsbp_cpu.models.neurons import NOTHING
-from stsbp_cpu.models.populations import Loop
+from stsbp_cpu.models.populations import RecurrentWeights
 
 __all__ = [
     "backward_all", "forward_all", "kept_arrays", "nothing_kept", "population_backward", "population_forward",
@@ -109,7 +109,7 @@ def forward_all(
     zs: Sequence[Array | None],
     steps: int,
     learned: Mapping[str, Array],
-    loop: Loop | None = None,
+    loop: RecurrentWeights | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Compute all steps of neurons with several inputs. None in `zs` stands for the input of `loop`."""
     first = next(z for z in zs if z is not None)
@@ -136,7 +136,7 @@ def backward_all(
     residuals: NeuronResiduals[Array],
     ds: Array,
     static: Sequence[str],
-    loop: Loop | None = None,
+    loop: RecurrentWeights | None = None,
     bits: int = 0,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Error signals of the inputs, by the names of `equations.errors`, and the terms of `population_backward`.

@@ -18,7 +18,7 @@ from stsbp_spec.typing import Array, Precision
 
 from stsbp_cpu.engine.fused import backward_all, forward_all
 from stsbp_cpu.engine.layout import Layout
-from stsbp_cpu.models.populations import Loop
+from stsbp_cpu.models.populations import RecurrentWeights
 
 __all__ = ["FusedRecurrent", "fusion"]
 
@@ -78,7 +78,7 @@ class FusedRecurrent(Recurrent[Array]):
         synapse = loop.projection.synapse
         return self.of_linear(synapse, spikes, w) if type(synapse) is Linear else super().left(loop, spikes, w)
 
-    def _loop(self, run: Run[Array]) -> Loop:
+    def _loop(self, run: Run[Array]) -> RecurrentWeights:
         (loop,), (_, (at,)) = self.loops, self._at
         w = self.layout.view(run.weights[loop.name])
-        return Loop(at, w if type(loop.projection.synapse) is Linear else w.T)
+        return RecurrentWeights(at, w if type(loop.projection.synapse) is Linear else w.T)

@@ -25,7 +25,7 @@ from stsbp_cpu.equations.vectors import LANES, NONE, ROOM, sum_scaled
 from stsbp_cpu.models.neurons import NOTHING, fire_all, fired_all, propagate_all, propagated_all
 from stsbp_cpu.ops.sparse.spikes import list_present
 
-__all__ = ["Loop", "backward", "forward"]
+__all__ = ["RecurrentWeights", "backward", "forward"]
 
 _CHUNK = 512
 """Number of neurons in a run if there is no recurrence."""
@@ -40,7 +40,7 @@ _MAGNITUDE = np.int32(0x7FFFFFFF)
 _FINEST = FINEST_ERROR_EXPONENT
 
 
-class Loop(NamedTuple):
+class RecurrentWeights(NamedTuple):
     """A recurrence: weights through which neurons read their own spikes of the previous step.
 
     Attributes:
@@ -52,12 +52,12 @@ class Loop(NamedTuple):
     weights: Float32
 
 
-_NO_LOOP = Loop(-1, np.empty((0, 1), np.float32))
+_NO_RECURRENCE = RecurrentWeights(-1, np.empty((0, 1), np.float32))
 
 
 def forward(
     equations: NeuronEquations, zs: Sequence[Float32 | None], u: Float32, spikes: UInt8, kept: Float32,
-    learned: Float32 = NOTHING, loop: Loop | None = None,
+    learned: Float32 = NOTHING, loop: RecurrentWeights | None = None,
 ) -> None:  # fmt: skip
     """Compute all steps of neurons and the filters before them.
 
@@ -69,7 +69,7 @@ def forward(
             other.
         loop: the recurrence; None: no recurrence.
     """
-    equation, own = equations.forward, loop or _NO_LOOP
+    equation, own = equations.forward, loop or _NO_RECURRENCE
     steps, neurons = u.shape
     moving = [j for j, z in enumerate(zs) if z is not None and len(z) == steps]
     still = [j for j, z in enumerate(zs) if z is not None and len(z) < steps]
@@ -83,7 +83,7 @@ def forward(
 
 def backward(
     equations: NeuronEquations, static: tuple[str, ...], u: Float32, kept: Float32, ds: Float32, dz: Float32,
-    sums: Float32, learned: Float32 = NOTHING, loop: Loop | None = None, bits: int = 0,
+    sums: Float32, learned: Float32 = NOTHING, loop: RecurrentWeights | None = None, bits: int = 0,
 ) -> None:  # fmt: skip
     """Compute the error signals of the weighted inputs.
 
@@ -101,7 +101,7 @@ def backward(
     """
     summed = (*static, *equations.terms.values())
     equation = equations.backward.summing(summed) if loop is None else equations.recurrent(static)
-    own = loop or _NO_LOOP
+    own = loop or _NO_RECURRENCE
     row = -1 if loop is None else list(equation.outputs).index(equations.errors[loop.at])
     chunks = -(-u.shape[1] // _run(loop))
     together = 1 if loop is None else max(1, min(_TOGETHER, chunks // get_num_threads()))
@@ -125,7 +125,7 @@ def _padded(w: Float32) -> Float32:
     return padded
 
 
-def _run(loop: Loop | None) -> int:
+def _run(loop: RecurrentWeights | None) -> int:
     """Number of neurons that a thread takes at a time."""
     # With a recurrence a whole sample, because a step of a neuron needs the spikes of all neurons. Samples are
     # independent.

@@ -20,37 +20,37 @@ from stsbp_cpu.engine.compiling import cached_njit
 from stsbp_cpu.engine.layout import NUMPY
 from stsbp_cpu.ops import dense
 
-__all__ = ["Residuals", "backward", "forward", "input_error", "is_plain"]
+__all__ = ["Conv2dSaved", "backward", "forward", "input_error", "is_plain"]
 
 _CHUNK_BYTES = 4 * 2**20
 """Bytes of unfolded windows in a chunk. They stay in a second-level cache or close to it."""
 
 
-class Residuals(NamedTuple):
+class Conv2dSaved(NamedTuple):
     """The input, `[T, B, C, H, W]`, and the weights on their grid."""
 
     s: AnyArray
     wq: Float32
 
 
-def forward(conv: Conv2d, s: AnyArray, wq: Float32) -> tuple[Float32, Residuals]:
+def forward(conv: Conv2d, s: AnyArray, wq: Float32) -> tuple[Float32, Conv2dSaved]:
     """`z = W * s`, `[T, B, C', H', W']`."""
     s = NUMPY.laid_out(s)
     z = NUMPY.empty((*s.shape[:2], *conv.output_shape(s.shape[2:])), np.float32)
     frames, sums = NUMPY.frames(s), NUMPY.frames(z)
     if is_plain(conv):
         dense.convolve(frames, wq.transpose(2, 3, 1, 0).reshape(conv.kernels[0], -1, len(wq)), sums, *_geometry(conv))
-        return z, Residuals(s, wq)
+        return z, Conv2dSaved(s, wq)
     rows = _weight_rows(conv, wq).swapaxes(-1, -2)
     for chunk in _chunks(conv, frames, 4):
         windows, out = _by_group(conv, _windows(conv, frames[chunk], np.float32)), sums[chunk]
         out[...] = _of_groups(conv, windows @ rows, 1).reshape(out.shape)
-    return z, Residuals(s, wq)
+    return z, Conv2dSaved(s, wq)
 
 
 def backward(
     conv: Conv2d,
-    residuals: Residuals,
+    residuals: Conv2dSaved,
     dz: Float32,
     *,
     precision: Precision,
@@ -88,7 +88,7 @@ def input_error(conv: Conv2d, wq: Float32, dz: Float32, shape: Shape) -> Float32
     """Only `ds`, of shape `shape`, in `fast` precision."""
     if not is_plain(conv):
         nothing = np.broadcast_to(np.float32(0), shape)
-        ds, _ = backward(conv, Residuals(nothing, wq), dz, precision="fast", need_input=True, need_weights=False)
+        ds, _ = backward(conv, Conv2dSaved(nothing, wq), dz, precision="fast", need_input=True, need_weights=False)
         assert ds is not None
         return ds
     return _input_error(conv, wq, dz, shape, np.float32)

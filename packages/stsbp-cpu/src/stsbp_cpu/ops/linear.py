@@ -16,10 +16,10 @@ from stsbp_cpu.engine.layout import NUMPY, empty_memory
 from stsbp_cpu.ops import dense
 from stsbp_cpu.ops.sparse import linear as sparse
 
-__all__ = ["Residuals", "backward", "forward", "left"]
+__all__ = ["LinearSaved", "backward", "forward", "left"]
 
 
-class Residuals(NamedTuple):
+class LinearSaved(NamedTuple):
     """Input rows `[T B, inputs]` and weights `[N, inputs]`, both in memory order, and the input's shape.
 
     The rows are float32, or uint8 if they contain few spikes. In the latter case, `sparse.rows_of` has transposed the
@@ -31,7 +31,7 @@ class Residuals(NamedTuple):
     shape: Shape
 
 
-def forward(linear: Linear, s: AnyArray, wq: Float32) -> tuple[Float32, Residuals]:
+def forward(linear: Linear, s: AnyArray, wq: Float32) -> tuple[Float32, LinearSaved]:
     """`z = W s`, `[T, B, N]`."""
     residuals = left(linear, s, wq)
     flat, w, _ = residuals
@@ -43,18 +43,18 @@ def forward(linear: Linear, s: AnyArray, wq: Float32) -> tuple[Float32, Residual
     return z.reshape(*s.shape[:2], linear.units), residuals
 
 
-def left(linear: Linear, s: AnyArray, wq: Float32) -> Residuals:
+def left(linear: Linear, s: AnyArray, wq: Float32) -> LinearSaved:
     """The residuals that the backward pass reads."""
     s = NUMPY.laid_out(s)
     flat = NUMPY.view(s).reshape(s.shape[0] * s.shape[1], -1)
     if flat.dtype == np.uint8 and sparse.pays(flat, linear.units):
-        return Residuals(flat, sparse.rows_of(wq, s.shape), s.shape)
-    return Residuals(flat.astype(np.float32, copy=False), _memory_order(wq, s.shape), s.shape)
+        return LinearSaved(flat, sparse.rows_of(wq, s.shape), s.shape)
+    return LinearSaved(flat.astype(np.float32, copy=False), _memory_order(wq, s.shape), s.shape)
 
 
 def backward(
     linear: Linear,
-    residuals: Residuals,
+    residuals: LinearSaved,
     dz: Float32,
     *,
     precision: Precision,

@@ -13,7 +13,7 @@ from stsbp_spec.errors import BackendError
 from stsbp_spec.typing import AnyArray
 
 from stsbp_cupy.engine.runtime import Array, Runtime
-from stsbp_cupy.engine.source import KERNELS, Entry, Source, built
+from stsbp_cupy.engine.source import KERNELS, CudaSource, KernelEntry, built
 
 __all__ = ["CudaRuntime", "Gemm", "compile_kernels", "gemm_layout", "problem"]
 
@@ -71,7 +71,7 @@ def _line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0]
 
 
-def compile_kernels(source: Source, architecture: str, options: Sequence[str] = FLAGS) -> tuple[bytes, bytes, str]:
+def compile_kernels(source: CudaSource, architecture: str, options: Sequence[str] = FLAGS) -> tuple[bytes, bytes, str]:
     """Compile a source with NVRTC. This needs neither a device nor a driver.
 
     Args:
@@ -177,7 +177,7 @@ class CudaRuntime(Runtime):
     def cublas_library(self) -> str:
         return f"libcublas.so.{self._cublas.getVersion(self._handle()) // 10000}"
 
-    def compiled(self, *sources: Source) -> Iterator[tuple[Entry, Any]]:
+    def compiled(self, *sources: CudaSource) -> Iterator[tuple[KernelEntry, Any]]:
         for source in sources:
             module = self.xp.RawModule(path=str(_compiled(source, self._capability)))
             for entry in source.entries:
@@ -217,7 +217,7 @@ _CUDA_TYPES = {"f": 0, "d": 1, "e": 2}
 
 
 @cache
-def _compiled(source: Source, capability: str) -> Path:
+def _compiled(source: CudaSource, capability: str) -> Path:
     from cupy.cuda import nvrtc
 
     architecture = choose_architecture(capability, nvrtc.getSupportedArchs())

@@ -19,7 +19,7 @@ from stsbp_spec.errors import BackendError
 from stsbp_spec.typing import AnyArray
 
 from stsbp_cupy.engine.runtime import Array, Runtime
-from stsbp_cupy.engine.source import KERNELS, Entry, Source, built
+from stsbp_cupy.engine.source import KERNELS, CudaSource, KernelEntry, built
 
 __all__ = ["HostRuntime", "compiler"]
 
@@ -55,7 +55,7 @@ def compiler() -> tuple[str, ...]:
     raise BackendError(MISSING)
 
 
-def host_source(*sources: Source) -> str:
+def host_source(*sources: CudaSource) -> str:
     """One translation unit with the shim, every source in its own namespace, and one C entry point for each kernel."""
     lines = ['#include "host_shim.h"', '#include "contract.cuh"']
     for source in sources:
@@ -66,7 +66,7 @@ def host_source(*sources: Source) -> str:
     return "\n".join(lines) + "\n"
 
 
-def build(*sources: Source) -> Path:
+def build(*sources: CudaSource) -> Path:
     """The shared library of sources, which is built if necessary.
 
     Raises:
@@ -105,7 +105,7 @@ def _run(command: list[str], given: str = "") -> subprocess.CompletedProcess[str
 
 
 @cache
-def _library(*sources: Source) -> ctypes.CDLL:
+def _library(*sources: CudaSource) -> ctypes.CDLL:
     path = build(*sources)
     try:
         return ctypes.CDLL(str(path))
@@ -129,7 +129,7 @@ class HostRuntime(Runtime):
     element_threads: ClassVar[int] = 1
     chunk_bytes: ClassVar[int] = 32 * 2**20
 
-    def compiled(self, *sources: Source) -> Iterator[tuple[Entry, Any]]:
+    def compiled(self, *sources: CudaSource) -> Iterator[tuple[KernelEntry, Any]]:
         library = _library(*sources)
         for entry in (entry for source in sources for entry in source.entries):
             yield entry, getattr(library, f"host_{entry.name}")

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 from stsbp_spec.typing import AnyArray, Shape
 
-from stsbp_cupy.engine.source import Entry, Source, source_files
+from stsbp_cupy.engine.source import CudaSource, KernelEntry, source_files
 
 __all__ = ["Array", "Runtime", "joined", "lanes_of", "logical", "memory", "rounded"]
 
@@ -37,11 +37,11 @@ class Runtime(ABC):
     """Whether half-precision products with float32 sums were proved to be exact on this device."""
 
     def __init__(self) -> None:
-        self._kernels: dict[str, tuple[Entry, Any]] = {}
+        self._kernels: dict[str, tuple[KernelEntry, Any]] = {}
         self._loaded: set[str] = set()
         self.load(*source_files())
 
-    def load(self, *sources: Source) -> None:
+    def load(self, *sources: CudaSource) -> None:
         """Make kernels available to `launch`. Compiles them if necessary. A source with one kernel has the kernel's
         name.
 
@@ -58,7 +58,7 @@ class Runtime(ABC):
         self.start(function, threads, entry.arguments(arguments))
 
     @abstractmethod
-    def compiled(self, *sources: Source) -> Iterator[tuple[Entry, Any]]:
+    def compiled(self, *sources: CudaSource) -> Iterator[tuple[KernelEntry, Any]]:
         """The kernels of sources, each with the function that `start` runs."""
 
     @abstractmethod

@@ -1,7 +1,7 @@
 """Kernels as text: the .cu files and text printed at run time, with their entry points and parameter types.
 
-A launcher passes arrays and Python numbers. `Entry.arguments` compares the arrays with the parameter types that the
-text declares, and converts the numbers. Both devices use it in the same way.
+A launcher passes arrays and Python numbers. `KernelEntry.arguments` compares the arrays with the parameter types that
+the text declares, and converts the numbers. Both devices use it in the same way.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from stsbp_spec.engine.kernel_cache import digest, kernel_file, kernel_folder
 
-__all__ = ["KERNELS", "Entry", "Source", "built", "fingerprint", "source_files"]
+__all__ = ["KERNELS", "CudaSource", "KernelEntry", "built", "fingerprint", "source_files"]
 
 KERNELS = Path(__file__).parents[1] / "kernels"
 """The folder of the .cu files."""
@@ -35,7 +35,7 @@ _NUMBERS: dict[str, type[np.generic]] = {
 
 
 @dataclass(frozen=True)
-class Parameter:
+class KernelParameter:
     """One parameter of a kernel."""
 
     name: str
@@ -44,11 +44,11 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Entry:
+class KernelEntry:
     """One kernel: its name and its parameters."""
 
     name: str
-    parameters: tuple[Parameter, ...]
+    parameters: tuple[KernelParameter, ...]
 
     def arguments(self, values: tuple[Any, ...]) -> list[Any]:
         """`values` in the types of the parameters: contiguous arrays unchanged, numbers as numpy scalars.
@@ -72,29 +72,29 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Source:
+class CudaSource:
     """CUDA C++ text that is compiled as one module, and its name, which is that of the file without suffix."""
 
     name: str
     text: str
 
     @cached_property
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self) -> tuple[KernelEntry, ...]:
         """The kernels of this source."""
         found = _ENTRY.findall(self.text)
-        return tuple(Entry(name, tuple(map(_parameter, parameters.split(",")))) for name, parameters in found)
+        return tuple(KernelEntry(name, tuple(map(_parameter, parameters.split(",")))) for name, parameters in found)
 
 
 @cache
-def source_files() -> tuple[Source, ...]:
+def source_files() -> tuple[CudaSource, ...]:
     """The .cu files, sorted by name."""
-    return tuple(Source(path.stem, path.read_text()) for path in sorted(KERNELS.glob("*.cu")))
+    return tuple(CudaSource(path.stem, path.read_text()) for path in sorted(KERNELS.glob("*.cu")))
 
 
-def _parameter(text: str) -> Parameter:
+def _parameter(text: str) -> KernelParameter:
     words = text.replace("__restrict__", " ").replace("const ", " ").split()
     pointer = "*" in text
-    return Parameter(words[-1].strip("*"), np.dtype(_NUMBERS[" ".join(words[:-1]).rstrip("* ")]), pointer)
+    return KernelParameter(words[-1].strip("*"), np.dtype(_NUMBERS[" ".join(words[:-1]).rstrip("* ")]), pointer)
 
 
 def fingerprint() -> str:

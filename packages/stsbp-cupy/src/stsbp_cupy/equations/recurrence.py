@@ -19,7 +19,7 @@ from stsbp_spec.equations.expressions import Recurrence, ordered
 from stsbp_spec.equations.printers import LANGUAGES, lines
 
 from stsbp_cupy.engine.runtime import Array, Runtime, lanes_of, logical, memory
-from stsbp_cupy.engine.source import Source
+from stsbp_cupy.engine.source import CudaSource
 
 __all__ = ["kernel", "recur"]
 
@@ -59,7 +59,9 @@ _C_TYPES = {"float32": "float", "uint8": "unsigned char"}
 
 
 @cache
-def kernel(recurrence: Recurrence, dtypes: tuple[str, ...], summed: tuple[str, ...], in_memory: bool = False) -> Source:
+def kernel(
+    recurrence: Recurrence, dtypes: tuple[str, ...], summed: tuple[str, ...], in_memory: bool = False
+) -> CudaSource:
     """A recurrence as a source with one kernel, which has the source's name.
 
     Parameters of the kernel: the number of elements and of steps; for each input its array, and its number of elements
@@ -114,7 +116,7 @@ def kernel(recurrence: Recurrence, dtypes: tuple[str, ...], summed: tuple[str, .
         after=_block(after, 8),
     ).replace(f"{_NOTHING}\n", "")
     name = f"recur_{recurrence.name}_{digest(text)[:16]}"
-    return Source(name, Template(text).substitute(name=name))
+    return CudaSource(name, Template(text).substitute(name=name))
 
 
 _NOTHING = "// nothing"

@@ -13,14 +13,14 @@ from stsbp_spec.typing import Precision, Shape
 from stsbp_cupy.engine.runtime import Array, Runtime, lanes_of, logical, memory
 from stsbp_cupy.ops.weights import channels_first, channels_last_rows
 
-__all__ = ["Residuals", "backward", "forward"]
+__all__ = ["Conv2dSavedRows", "backward", "forward"]
 
 _LARGEST_COUNT = 2**32 - 1
 """im2col.cu counts the values of frames and windows in 32 bits, whose divisions take a fraction of the time of 64."""
 _LETTERS = {np.dtype(np.float16): "f16", np.dtype(np.float32): "f32", np.dtype(np.float64): "f64"}
 
 
-class Residuals(NamedTuple):
+class Conv2dSavedRows(NamedTuple):
     """Input frames `[T, B, H, W, C]`, and weights as rows `[C', fan-in]`; of groups `[groups, C' / groups, fan-in]`."""
 
     s: Array
@@ -91,7 +91,7 @@ def _fold(rt: Runtime, conv: Conv2d, windows: Array, ds: Array) -> None:
     rt.launch(f"col2im_{letter}", ds.size // lanes, windows, ds, ds.size, *_geometry(conv, ds), lanes)
 
 
-def forward(rt: Runtime, conv: Conv2d, s: Array, wq: Array) -> tuple[Array, Residuals]:
+def forward(rt: Runtime, conv: Conv2d, s: Array, wq: Array) -> tuple[Array, Conv2dSavedRows]:
     """`z = W * s`, `[T, B, C', H', W']`. If `wq` is in half precision, tensor cores compute it."""
     s = memory(rt, s if s.dtype == np.uint8 else s.astype(np.float32, copy=False))
     steps, batch, height, width, channels = s.shape
@@ -109,13 +109,13 @@ def forward(rt: Runtime, conv: Conv2d, s: Array, wq: Array) -> tuple[Array, Resi
             sums = rt.empty((*windows.shape[:2], rows.shape[1]), np.float32)
             rt.gemm(windows, rows.swapaxes(1, 2), sums)
             z[part] = sums.swapaxes(0, 1).reshape(-1, conv.channels)
-    return logical(rt, z.reshape(steps, batch, out_height, out_width, conv.channels)), Residuals(s, rows)
+    return logical(rt, z.reshape(steps, batch, out_height, out_width, conv.channels)), Conv2dSavedRows(s, rows)
 
 
 def backward(
     rt: Runtime,
     conv: Conv2d,
-    residuals: Residuals,
+    residuals: Conv2dSavedRows,
     dz: Array,
     *,
     precision: Precision,

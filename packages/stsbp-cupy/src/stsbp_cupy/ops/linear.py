@@ -11,30 +11,30 @@ from stsbp_spec.typing import Precision
 from stsbp_cupy.engine.runtime import Array, Runtime, logical, memory, rounded
 from stsbp_cupy.ops.weights import channels_first, channels_last_rows
 
-__all__ = ["Residuals", "backward", "forward"]
+__all__ = ["LinearSavedRows", "backward", "forward"]
 
 
-class Residuals(NamedTuple):
+class LinearSavedRows(NamedTuple):
     """Input `[T, B, N]` or `[T, B, H, W, C]` in memory order, and weights as rows in the order of a sample's input."""
 
     s: Array
     rows: Array
 
 
-def forward(rt: Runtime, linear: Linear, s: Array, wq: Array) -> tuple[Array, Residuals]:
+def forward(rt: Runtime, linear: Linear, s: Array, wq: Array) -> tuple[Array, LinearSavedRows]:
     """`z = W s`, `[T, B, N]`. If `wq` is in half precision, tensor cores compute it."""
     rows = channels_last_rows(rt, wq, s.shape[2:]) if s.ndim == 5 else rt.xp.ascontiguousarray(wq)
     s = memory(rt, s)
     flat = s.reshape(s.shape[0] * s.shape[1], -1)
     z = rt.empty((len(flat), linear.units), np.float32)
     rt.gemm(flat.astype(rows.dtype, copy=False), rows.T, z)
-    return z.reshape(*s.shape[:2], linear.units), Residuals(s, rows)
+    return z.reshape(*s.shape[:2], linear.units), LinearSavedRows(s, rows)
 
 
 def backward(
     rt: Runtime,
     linear: Linear,
-    residuals: Residuals,
+    residuals: LinearSavedRows,
     dz: Array,
     *,
     precision: Precision,

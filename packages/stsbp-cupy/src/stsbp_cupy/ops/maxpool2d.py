@@ -10,17 +10,17 @@ from stsbp_spec.typing import Shape
 
 from stsbp_cupy.engine.runtime import Array, Runtime, lanes_of, logical, memory
 
-__all__ = ["Residuals", "backward", "forward"]
+__all__ = ["MaxPoolSavedIndices", "backward", "forward"]
 
 
-class Residuals(NamedTuple):
+class MaxPoolSavedIndices(NamedTuple):
     """The index of each window's first maximum, int32, and the shape of the input, both in memory order."""
 
     first: Array
     shape: Shape
 
 
-def forward(rt: Runtime, pool: MaxPool2d, s: Array) -> tuple[Array, Residuals]:
+def forward(rt: Runtime, pool: MaxPool2d, s: Array) -> tuple[Array, MaxPoolSavedIndices]:
     """The maximum of each window, `[T, B, C, H // rows, W // columns]`, uint8 if the input is uint8."""
     s = memory(rt, s if s.dtype == np.uint8 else s.astype(np.float32))
     *lead, height, width, channels = s.shape
@@ -30,10 +30,10 @@ def forward(rt: Runtime, pool: MaxPool2d, s: Array) -> tuple[Array, Residuals]:
     lanes = lanes_of(channels, s, out, first)
     name = "maxpool2d_u8" if s.dtype == np.uint8 else "maxpool2d_f32"
     rt.launch(name, out.size // lanes, s, out, first, out.size, channels, height, width, rows, columns, lanes)
-    return logical(rt, out), Residuals(first, s.shape)
+    return logical(rt, out), MaxPoolSavedIndices(first, s.shape)
 
 
-def backward(rt: Runtime, pool: MaxPool2d, residuals: Residuals, d: Array) -> Array:
+def backward(rt: Runtime, pool: MaxPool2d, residuals: MaxPoolSavedIndices, d: Array) -> Array:
     """The first maximum of a window gets the window's error. All other inputs get zero."""
     d, first = memory(rt, d), residuals.first
     ds = rt.empty(residuals.shape, np.float32)

@@ -189,7 +189,7 @@ def _back(
 
 
 _LEFT: Mapping[type[Op], Callable[..., Any]] = {
-    Conv2d: lambda _, s, wq: conv2d.Residuals(s, wq),
+    Conv2d: lambda _, s, wq: conv2d.Conv2dSaved(s, wq),
     Linear: linear.left,
 }
 """The residuals of the forward pass with weights, made without its sums."""
@@ -477,14 +477,14 @@ def fuse(chain: tuple[Step[Array], ...]) -> Step[Array] | None:
         if fused is None:
             return None
         assert isinstance(fused, FusedRecurrent)
-        return _Recurrent(step.places, step.needed, step.backend, step.op, step.loops, cpu=fused)
+        return _HostRecurrent(step.places, step.needed, step.backend, step.op, step.loops, cpu=fused)
     made = block.fusion(_cpu().dense)(own)
     if not isinstance(made, block.SparseBlock):
         return None
     known = chain[len(chain) - len(made.parts) :]
     population = known[-1]
     assert isinstance(population, Population)
-    return _Block(made.places, made.needed, known, made, population)
+    return _HostBlock(made.places, made.needed, known, made, population)
 
 
 def _as_of_cpu(step: Any) -> Any:
@@ -497,7 +497,7 @@ def _as_of_cpu(step: Any) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class _Recurrent(Recurrent[Array]):
+class _HostRecurrent(Recurrent[Array]):
     """`plan.Recurrent`, computed by the step `cpu` of stsbp_cpu."""
 
     cpu: Any = None
@@ -554,7 +554,7 @@ def _propagate_loop(
     return step.propagate(run, residuals, error, static, precision)
 
 
-class _Left(NamedTuple):
+class _HostBlockSaved(NamedTuple):
     """The residuals of a block: input, dropout mask (None: no dropout), weights, and the residuals of its neurons."""
 
     s: Array
@@ -564,7 +564,7 @@ class _Left(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class _Pooled(Deferred[Array]):
+class _PooledHostError(Deferred[Array]):
     """`block.PooledError` with JAX arrays."""
 
     d: Array
@@ -576,10 +576,10 @@ class _Pooled(Deferred[Array]):
 
 
 @dataclass(frozen=True, eq=False)
-class _Deferred(Deferred[Array]):
+class _DeferredHostError(Deferred[Array]):
     """`block.DeferredError` with JAX arrays, of the block `of`."""
 
-    of: _Block
+    of: _HostBlock
     s: Array
     mask: Array | None
     wq: Array
@@ -598,14 +598,14 @@ def _deferred_array(
     return block.DeferredError(step, _entering(step, s, mask), wq, dz).array()
 
 
-def _entering(step: block.SparseBlock[AnyArray], s: AnyArray, mask: AnyArray | None) -> block.Input[AnyArray]:
+def _entering(step: block.SparseBlock[AnyArray], s: AnyArray, mask: AnyArray | None) -> block.ConvInput[AnyArray]:
     kept = None if mask is None else mask.transpose(0, 3, 1, 2)
     size, masked = step.window, step.masked
-    return block.Input(s, size, kept, 0 if kept is None else masked)
+    return block.ConvInput(s, size, kept, 0 if kept is None else masked)
 
 
 @dataclass(frozen=True, eq=False)
-class _Block(Chain[Array]):
+class _HostBlock(Chain[Array]):
     """`block.SparseBlock`: the forward pass and the backward pass are one call each of the step `cpu` of stsbp_cpu."""
 
     takes_deferred: ClassVar[bool] = True
@@ -634,10 +634,10 @@ class _Block(Chain[Array]):
         results = _fired(self.neurons.equations[run.training], shape)
         spikes, kept, each = _call(_block_fired, results, weights, s, mask, fixed=fixed)
         neurons = NeuronResiduals(kept, spikes, static=False, learned=each)
-        return ForwardResult(spikes, _Left(s, mask, run.weights[conv.name], neurons))
+        return ForwardResult(spikes, _HostBlockSaved(s, mask, run.weights[conv.name], neurons))
 
     def backward_slice(self, run: Run[Array], saved: Any, grad: Any, precision: Precision) -> BackwardResult[Array]:
-        if not isinstance(saved, _Left):
+        if not isinstance(saved, _HostBlockSaved):
             return super().backward_slice(run, saved, grad, precision)
         s, mask, wq, neurons = saved
         (need_input,) = self.needed
@@ -652,21 +652,21 @@ class _Block(Chain[Array]):
         made, gradients = _call(_block_back, (found, learned), *given, arrays, fixed=(self.cpu, run.training, kind))
         back: Any = made["below"]
         if defers:
-            back = _Deferred(self, s, mask, wq, back)
+            back = _DeferredHostError(self, s, mask, wq, back)
         elif need_input and pools:
             assert self.cpu.pool is not None
-            back = _Pooled(back, self.cpu.pool, s.shape)
+            back = _PooledHostError(back, self.cpu.pool, s.shape)
         return BackwardResult((back,), {self.cpu.projection.name: made["dw"], **gradients})
 
     def population(self, saved: Any) -> NeuronResiduals[Array]:
-        return saved.neurons if isinstance(saved, _Left) else super().population(saved)
+        return saved.neurons if isinstance(saved, _HostBlockSaved) else super().population(saved)
 
     def _entering(self, s: Array) -> Shape:
         """Shape of the input of the convolution, after pooling."""
         return _memory((*s.shape[:2], *self.cpu.projection.input.shape))
 
     def by_parts(self, saved: Any) -> Sequence[Any]:
-        if not isinstance(saved, _Left):
+        if not isinstance(saved, _HostBlockSaved):
             return super().by_parts(saved)
         s, before = saved.s, list[Any]()
         for part in self.parts[:-2]:
@@ -683,9 +683,9 @@ class _Block(Chain[Array]):
 
 def _taken_apart(error: Any) -> tuple[tuple[Hashable, ...], Any]:
     """The kind of an error signal, and its arrays."""
-    if isinstance(error, _Pooled):
+    if isinstance(error, _PooledHostError):
         return ("pooled", error.pool, _logical(error.shape)), error.d
-    if isinstance(error, _Deferred):
+    if isinstance(error, _DeferredHostError):
         return ("deferred", error.of.cpu), (error.s, error.mask, error.wq, error.dz)
     return ("plain",), error
 
@@ -723,7 +723,7 @@ def _block_back(
     given = _entering(step, s, mask)
     run = _of_cpu(weights, len(kept["u"]), training, s.shape[1])
     neurons = NeuronResiduals(kept, s, static=False, learned=each)
-    left = block.Residuals(given, weights[step.projection.name], step.is_sparse(given), neurons)
+    left = block.SparseBlockSaved(given, weights[step.projection.name], step.is_sparse(given), neurons)
     error = step.taken(left, _put_together(kind, arrays))
     result = step.propagated(run, left, error)
     (below,) = result.grad_inputs

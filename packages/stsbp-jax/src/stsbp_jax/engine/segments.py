@@ -29,7 +29,7 @@ from stsbp_jax.distributed.replication import alike
 from stsbp_jax.engine.checks import in_domain, running_statistic
 from stsbp_jax.engine.compiling import pair
 
-__all__ = ["Made", "Piece", "Settings", "State", "compute", "fork", "pieces"]
+__all__ = ["JaxSegment", "JaxSegmentOutput", "JaxSegmentSettings", "State", "compute", "fork", "pieces"]
 
 
 State: TypeAlias = dict[str, tuple[Array, ...]]
@@ -38,7 +38,7 @@ step and the states of filters and neurons, `[1, B, ...]`. For each delayed edge
 arrived yet, `[delay, B, ...]`."""
 
 
-class Settings(NamedTuple):
+class JaxSegmentSettings(NamedTuple):
     """How a segment is computed.
 
     Attributes:
@@ -54,7 +54,7 @@ class Settings(NamedTuple):
     full: bool
 
 
-class Made(NamedTuple):
+class JaxSegmentOutput(NamedTuple):
     """The results of a segment.
 
     Attributes:
@@ -72,7 +72,7 @@ class Made(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Piece:
+class JaxSegment:
     """A segment of a network."""
 
     network: Network
@@ -102,7 +102,7 @@ class Piece:
     def copies(self) -> dict[str, int]:
         """How many edges of later segments read each output. The output of the network has one reader more."""
         walk = self.walk()
-        later = [name for i in range(self.index + 1, len(walk.segments)) for name in Piece(self.network, i).reads]
+        later = [name for i in range(self.index + 1, len(walk.segments)) for name in JaxSegment(self.network, i).reads]
         return {name: [*later, walk.output].count(name) for name in self.segment.left}
 
     @cached_property
@@ -136,20 +136,20 @@ class Piece:
         return *rest, c
 
 
-def pieces(network: Network) -> list[Piece]:
+def pieces(network: Network) -> list[JaxSegment]:
     """The segments of a network, in order."""
-    return [Piece(network, index) for index in range(len(plan(PAIRS, network, of_input=True).segments))]
+    return [JaxSegment(network, index) for index in range(len(plan(PAIRS, network, of_input=True).segments))]
 
 
 @jax.tree_util.register_pytree_node_class
-class _Left:
+class _SavedTree:
     """Residuals of steps: arrays, and everything that is not an array."""
 
     def __init__(self, arrays: list[Array], others: tuple[Any, ...], tree: Any) -> None:
         self.arrays, self.others, self.tree = arrays, others, tree
 
     @classmethod
-    def of(cls, left: Any) -> _Left:
+    def of(cls, left: Any) -> _SavedTree:
         leaves, tree = jax.tree.flatten(left)
         others = tuple(None if isinstance(x, (Array, np.ndarray)) else (x,) for x in leaves)
         return cls([x for x, other in zip(leaves, others, strict=True) if other is None], others, tree)
@@ -162,18 +162,18 @@ class _Left:
         return self.arrays, (self.others, self.tree)
 
     @classmethod
-    def tree_unflatten(cls, rest: Any, arrays: Any) -> _Left:
+    def tree_unflatten(cls, rest: Any, arrays: Any) -> _SavedTree:
         return cls(list(arrays), *rest)
 
 
 def compute(
-    piece: Piece,
-    settings: Settings,
+    piece: JaxSegment,
+    settings: JaxSegmentSettings,
     inputs: tuple[Array, ...],
     weights: Mapping[str, Array],
     masks: tuple[Array, Array],
     state: State,
-) -> Made:
+) -> JaxSegmentOutput:
     """Compute a segment. The results are differentiable in inputs and weights.
 
     Args:
@@ -185,18 +185,18 @@ def compute(
         state: state after the previous steps. If the state of a node is missing, the node starts at rest.
     """
     own = {name: state[name] for name in piece.states if name in state} if settings.full else {}
-    made: Made = _segment(piece, settings, *alike((inputs, dict(weights), masks, own)))
+    made: JaxSegmentOutput = _segment(piece, settings, *alike((inputs, dict(weights), masks, own)))
     return made
 
 
 def _ahead(
-    piece: Piece,
-    settings: Settings,
+    piece: JaxSegment,
+    settings: JaxSegmentSettings,
     inputs: tuple[Array, ...],
     weights: dict[str, Array],
     masks: tuple[Array, Array],
     state: State,
-) -> tuple[Made, Any]:
+) -> tuple[JaxSegmentOutput, Any]:
     segment, batch = piece.walk(fused=not settings.full).segments[piece.index], inputs[0].shape[1]
     on_grid = _on_grid(piece, weights, training=settings.training)
     run = _run(settings, on_grid, masks, batch, state)
@@ -211,11 +211,11 @@ def _ahead(
     outputs = {name: (x.astype(np.float32),) * piece.copies[name] for name, x in made.items()}
     later = after(segment, residuals) if settings.full else {}
     statistics = _moved(piece, segment, residuals, weights) if settings.training else {}
-    return Made(outputs, potentials, statistics, later), (_Left.of((residuals, on_grid)), masks)
+    return JaxSegmentOutput(outputs, potentials, statistics, later), (_SavedTree.of((residuals, on_grid)), masks)
 
 
 def _moved(
-    piece: Piece, segment: Segment[Array], residuals: Mapping[str, Any], before: Mapping[str, Array]
+    piece: JaxSegment, segment: Segment[Array], residuals: Mapping[str, Any], before: Mapping[str, Array]
 ) -> dict[str, Array]:
     """The running statistics after a batch."""
     norms = {projection.name: projection.synapse.norm for projection in piece.projections}
@@ -228,7 +228,7 @@ def _moved(
 
 
 def _run(
-    settings: Settings, on_grid: Mapping[str, Array], masks: tuple[Array, Array], batch: int, state: State
+    settings: JaxSegmentSettings, on_grid: Mapping[str, Array], masks: tuple[Array, Array], batch: int, state: State
 ) -> Run[Array]:
     # The backend also takes traced numbers for masks.
     dropout: Any = masks if settings.training else None
@@ -236,7 +236,7 @@ def _run(
     return Run(on_grid, settings.steps, dropout, Part(0, batch, batch), before=before)
 
 
-def _on_grid(piece: Piece, weights: Mapping[str, Array], *, training: bool) -> dict[str, Array]:
+def _on_grid(piece: JaxSegment, weights: Mapping[str, Array], *, training: bool) -> dict[str, Array]:
     """Weights on their grids, learned parameters and running statistics. Values outside their domain become NaN."""
     found = dict(weights)
     for projection in piece.projections:
@@ -253,7 +253,7 @@ def _on_grid(piece: Piece, weights: Mapping[str, Array], *, training: bool) -> d
     return found
 
 
-def _back(piece: Piece, settings: Settings, kept: Any, cotangents: Made) -> tuple[Any, ...]:
+def _back(piece: JaxSegment, settings: JaxSegmentSettings, kept: Any, cotangents: JaxSegmentOutput) -> tuple[Any, ...]:
     left, masks = kept
     residuals, on_grid = left.whole()
     walk = piece.walk(fused=not settings.full)

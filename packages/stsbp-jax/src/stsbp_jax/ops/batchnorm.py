@@ -11,10 +11,10 @@ from stsbp_spec.networks.ops import batchnorm
 
 from stsbp_jax.contract.grid import ARITHMETIC
 
-__all__ = ["Wide"]
+__all__ = ["JaxFloat64"]
 
 
-class Wide(batchnorm.Wide):
+class JaxFloat64(batchnorm.Wide):
     """Float64 arithmetic in which XLA fuses and replaces nothing.
 
     An exclusive-or with zero is applied to products, quotients and roots: see `grid.Rounding`. Otherwise, XLA would

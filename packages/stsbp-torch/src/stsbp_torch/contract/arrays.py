@@ -6,10 +6,10 @@ import torch
 from stsbp_spec.contract.arrays import NAMES, ArrayArithmetic
 from stsbp_spec.typing import Shape
 
-__all__ = ["Names", "arithmetic"]
+__all__ = ["TorchNamespace", "arithmetic"]
 
 
-class Names:
+class TorchNamespace:
     """torch's functions with the names and arguments of the array API standard.
 
     Args:
@@ -38,4 +38,4 @@ class Names:
 
 def arithmetic(device: torch.device) -> ArrayArithmetic[torch.Tensor]:
     """The arithmetic of tensors on a device."""
-    return ArrayArithmetic(Names(device), torch.Tensor.view)
+    return ArrayArithmetic(TorchNamespace(device), torch.Tensor.view)

@@ -38,17 +38,17 @@ from stsbp_torch.engine.checks import RETURNED, check_finite, check_inputs, chec
 from stsbp_torch.engine.layout import empty, laid_out
 
 __all__ = [
-    "Handle",
-    "Layer",
-    "Made",
-    "Piece",
-    "Settings",
+    "SegmentKey",
+    "StandaloneLayer",
+    "TorchSegment",
+    "TorchSegmentOutput",
+    "TorchSegmentSettings",
     "backend_of",
     "compute",
-    "handle_of",
     "known",
     "once",
     "one_by_one",
+    "segment_key_of",
 ]
 
 Found = TypeVar("Found")
@@ -56,7 +56,7 @@ States: TypeAlias = tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
-class Entering(Input):
+class LayerInput(Input):
     """The input of a layer that is used on its own."""
 
     values: Values = field(default_factory=lambda: Values(()))
@@ -66,7 +66,7 @@ class Entering(Input):
         return self.values
 
 
-class Settings(NamedTuple):
+class TorchSegmentSettings(NamedTuple):
     """How a segment is computed.
 
     Attributes:
@@ -92,7 +92,7 @@ class Settings(NamedTuple):
     may_be_scaled: bool = False
 
 
-class Made(NamedTuple):
+class TorchSegmentOutput(NamedTuple):
     """The results of a segment.
 
     Attributes:
@@ -111,7 +111,7 @@ class Made(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Piece:
+class TorchSegment:
     """A segment of a network."""
 
     network: Network
@@ -132,7 +132,9 @@ class Piece:
     def copies(self) -> tuple[int, ...]:
         """How many edges of later segments read each output. The output of the network has one reader more."""
         walk = plan(_backend("cpu"), self.network, fused=False)
-        later = [name for i in range(self.index + 1, len(walk.segments)) for name in Piece(self.network, i).reads]
+        later = [
+            name for i in range(self.index + 1, len(walk.segments)) for name in TorchSegment(self.network, i).reads
+        ]
         return tuple([*later, walk.output].count(name) for name in self.segment.left)
 
     @cached_property
@@ -187,7 +189,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Layer:
+class StandaloneLayer:
     """A sequence of operations that is used on its own. The network that it forms depends on the shape of its input.
 
     Args:
@@ -205,7 +207,7 @@ class Layer:
 
     @property
     def states(self) -> tuple[States, States]:
-        """See `Piece.states`."""
+        """See `TorchSegment.states`."""
         op = self.ops[-1][1]
         if not isinstance(op, Neurons):
             return (), ()
@@ -213,37 +215,37 @@ class Layer:
         found = (("neurons", 1 + len(equations.forward.states)),)
         return found, found
 
-    def at(self, inputs: Sequence[torch.Tensor], steps: int) -> Piece:
+    def at(self, inputs: Sequence[torch.Tensor], steps: int) -> TorchSegment:
         """The network for these inputs."""
         (x,) = inputs
         return _network_of(self, tuple(int(n) for n in x.shape[2:]), bool(len(x) == 1 and steps > 1))
 
 
 @lru_cache(maxsize=256)
-def _network_of(layer: Layer, shape: Shape, static: bool) -> Piece:
+def _network_of(layer: StandaloneLayer, shape: Shape, static: bool) -> TorchSegment:
     values = replace(layer.values, shape=shape, static=static)
     # Learned parameters of neurons are named after the node that the neurons read.
     source = layer.ops[0][0] if values.weighted else "input"
-    nodes = [Node(source, Entering(shape, values=values))]
+    nodes = [Node(source, LayerInput(shape, values=values))]
     for name, op in layer.ops:
         name = "neurons" if isinstance(op, Neurons) else name
         nodes.append(Node(name, op, (Edge(source),)))
         source = name
-    return Piece(Network(tuple(nodes)))
+    return TorchSegment(Network(tuple(nodes)))
 
 
-_MADE: dict[str, Piece | Layer] = {}
+_MADE: dict[str, TorchSegment | StandaloneLayer] = {}
 
 
-class Handle(NamedTuple):
+class SegmentKey(NamedTuple):
     """A segment or a layer, in the form in which traced programs contain it.
 
     Attributes:
         key: unique key by which operators find the segment or layer.
-        copies: `Piece.copies`.
+        copies: `TorchSegment.copies`.
         fires: whether it ends with a population, which has potentials.
-        statistics: `Piece.statistics`.
-        states: `Piece.states`.
+        statistics: `TorchSegment.statistics`.
+        states: `TorchSegment.states`.
     """
 
     key: str
@@ -252,28 +254,28 @@ class Handle(NamedTuple):
     statistics: tuple[str, ...]
     states: tuple[States, States]
 
-    def made(self, settings: Settings) -> tuple[int, int, int]:
+    def made(self, settings: TorchSegmentSettings) -> tuple[int, int, int]:
         """Number of outputs, of potentials and of statistics."""
         statistics = len(self.statistics) if settings.training else 0
         return sum(self.copies), int(settings.full and self.fires), statistics
 
 
-def handle_of(made: Piece | Layer) -> Handle:
+def segment_key_of(made: TorchSegment | StandaloneLayer) -> SegmentKey:
     """Register a segment or a layer in this process."""
-    ops = made.ops if isinstance(made, Layer) else [(node.name, node.op) for node in made.network.nodes]
-    edges = () if isinstance(made, Layer) else (made.index, [node.inputs for node in made.network.nodes])
+    ops = made.ops if isinstance(made, StandaloneLayer) else [(node.name, node.op) for node in made.network.nodes]
+    edges = () if isinstance(made, StandaloneLayer) else (made.index, [node.inputs for node in made.network.nodes])
     texts = [(name, as_text(op.model) if isinstance(op, Neurons) else repr(op)) for name, op in ops]
-    text = repr((texts, edges, made.values if isinstance(made, Layer) else ()))
+    text = repr((texts, edges, made.values if isinstance(made, StandaloneLayer) else ()))
     key = hashlib.sha256(text.encode()).hexdigest()[:24]
     _MADE.setdefault(key, made)
-    if isinstance(made, Piece):
-        return Handle(key, made.copies, made.fires, made.statistics, made.states)
-    return Handle(key, (1,), made.fires, (), made.states)
+    if isinstance(made, TorchSegment):
+        return SegmentKey(key, made.copies, made.fires, made.statistics, made.states)
+    return SegmentKey(key, (1,), made.fires, (), made.states)
 
 
-def _piece(key: str, inputs: Sequence[torch.Tensor], steps: int) -> Piece:
+def _piece(key: str, inputs: Sequence[torch.Tensor], steps: int) -> TorchSegment:
     made = known(_MADE, key)
-    return made.at(inputs, steps) if isinstance(made, Layer) else made
+    return made.at(inputs, steps) if isinstance(made, StandaloneLayer) else made
 
 
 def known(made: Mapping[str, Found], key: str) -> Found:
@@ -299,21 +301,21 @@ def backend_of(x: torch.Tensor) -> TorchBackend:
 
 
 def compute(
-    handle: Handle,
-    settings: Settings,
+    handle: SegmentKey,
+    settings: TorchSegmentSettings,
     inputs: Sequence[torch.Tensor],
     parameters: Sequence[torch.Tensor],
     given: Sequence[torch.Tensor] = (),
-) -> Made:
+) -> TorchSegmentOutput:
     """Compute a segment. Outputs and potentials are differentiable in `inputs` and `parameters`.
 
     Args:
         handle: the segment.
         settings: how the segment is computed.
-        inputs: inputs in the order of `Piece.reads`, `[1 or T, B, ...]`.
-        parameters: parameters in the order of `Piece.parameters`. This function rounds weights to their grids.
-        given: running statistics in the order of `Piece.statistics` and, if `full`, the arrays of the state in the
-            order of `Piece.states`. Without these arrays, the segment starts at rest.
+        inputs: inputs in the order of `TorchSegment.reads`, `[1 or T, B, ...]`.
+        parameters: parameters in the order of `TorchSegment.parameters`. This function rounds weights to their grids.
+        given: running statistics in the order of `TorchSegment.statistics` and, if `full`, the arrays of the state in
+            the order of `TorchSegment.states`. Without these arrays, the segment starts at rest.
     """
     sizes, tensors = (len(inputs), len(parameters)), (*inputs, *parameters, *given)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
@@ -331,7 +333,7 @@ def compute(
         for name, count in handle.states[settings.training]:
             state[name], left = tuple(left[:count]), left[count:]
     moved = dict(zip(handle.statistics, own, strict=True)) if settings.training else {}
-    return Made(made[:outputs], made[outputs] if potentials else None, moved, state)
+    return TorchSegmentOutput(made[:outputs], made[outputs] if potentials else None, moved, state)
 
 
 _NO_SECOND = (
@@ -341,8 +343,8 @@ _NO_SECOND = (
 
 
 def _forward(
-    piece: Piece,
-    settings: Settings,
+    piece: TorchSegment,
+    settings: TorchSegmentSettings,
     inputs: Sequence[torch.Tensor],
     weights: Sequence[torch.Tensor],
     given: Sequence[torch.Tensor],
@@ -379,7 +381,7 @@ def _forward(
 
 
 def _state(
-    piece: Piece, settings: Settings, arrays: Sequence[torch.Tensor], batch: int
+    piece: TorchSegment, settings: TorchSegmentSettings, arrays: Sequence[torch.Tensor], batch: int
 ) -> dict[str, tuple[torch.Tensor, ...]]:
     """The state by name, in the types that the steps take; empty if there are no arrays."""
     if not arrays:
@@ -417,7 +419,7 @@ def _is_bytes(network: Network, name: str) -> bool:
 
 
 def _moved(
-    piece: Piece,
+    piece: TorchSegment,
     backend: TorchBackend,
     segment: Segment[torch.Tensor],
     residuals: Mapping[str, Any],
@@ -434,14 +436,14 @@ def _moved(
     ]
 
 
-def _native(settings: Settings, network: Network, name: str, x: torch.Tensor) -> torch.Tensor:
+def _native(settings: TorchSegmentSettings, network: Network, name: str, x: torch.Tensor) -> torch.Tensor:
     """An input in the type that the steps take: spikes and counts as bytes, everything else as float32."""
     values = network.values[name]
     if settings.checked and values.weighted:
         check_finite(settings.checked, x)
     elif settings.checked:
         # For images at the input of a network, the message quotes whole numbers.
-        unit = 0 if isinstance(network.nodes[0].op, Entering) else values.exponent
+        unit = 0 if isinstance(network.nodes[0].op, LayerInput) else values.exponent
         largest = values.maximum * 2.0**unit
         check_inputs(
             settings.checked,
@@ -454,7 +456,9 @@ def _native(settings: Settings, network: Network, name: str, x: torch.Tensor) ->
     return laid_out(x.to(torch.uint8) if _is_bytes(network, name) else x.float())
 
 
-def _on_grid(piece: Piece, backend: TorchBackend, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _on_grid(
+    piece: TorchSegment, backend: TorchBackend, weights: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
     """Weights on their grids, and learned parameters of neurons, which must be in their domains.
 
     The function copies the parameters first. FSDP resizes the storage of parameters, and torch cannot resize storage
@@ -490,7 +494,7 @@ def _check_domain(name: str, x: torch.Tensor, domain: Learned, remedy: str) -> N
 
 
 def _backward(
-    piece: Piece, trace: Trace[torch.Tensor], precision: Any, errors: Sequence[torch.Tensor | None]
+    piece: TorchSegment, trace: Trace[torch.Tensor], precision: Any, errors: Sequence[torch.Tensor | None]
 ) -> list[torch.Tensor | None]:
     """Error signals of the inputs, then gradients of the parameters, from the error signals of the results.
 
@@ -528,7 +532,7 @@ def _below(reads: Sequence[str], waiting: Mapping[str, list[Any]]) -> Iterator[t
         yield None if array is None else laid_out(array)
 
 
-def _copied(handle: Handle, found: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+def _copied(handle: SegmentKey, found: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """The results of a segment, with a view of each output for each of its readers."""
     outputs = [
         x if i == 0 else x.view_as(x) for x, count in zip(found, handle.copies, strict=False) for i in range(count)
@@ -541,7 +545,7 @@ class _Kept(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, handle: Handle, settings: Settings, sizes: tuple[int, int], *tensors: torch.Tensor
+        ctx: Any, handle: SegmentKey, settings: TorchSegmentSettings, sizes: tuple[int, int], *tensors: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         inputs, weights, given = _cut(tensors, sizes)
         piece = _piece(handle.key, inputs, settings.steps)
@@ -599,7 +603,7 @@ def _segment(
     hint: str,
     may_be_scaled: bool,
 ) -> list[torch.Tensor]:
-    settings = Settings(steps, training, seed, number, precision, full, checked, hint, may_be_scaled)
+    settings = TorchSegmentSettings(steps, training, seed, number, precision, full, checked, hint, may_be_scaled)
     return _forward(_piece(key, inputs, steps), settings, inputs, weights, given, of_input=False)[0]
 
 
@@ -645,7 +649,7 @@ def _segment_back(
     precision: str,
     full: bool,
 ) -> list[torch.Tensor]:
-    piece, settings = _piece(key, inputs, steps), Settings(steps, training, seed, number, precision, full)
+    piece, settings = _piece(key, inputs, steps), TorchSegmentSettings(steps, training, seed, number, precision, full)
     _, trace = _forward(piece, settings, inputs, weights, given, of_input=of_input)
     found = _backward(piece, trace, settings.precision, errors)
     wanted = found if of_input else found[len(inputs) :]
@@ -720,7 +724,7 @@ class _Computed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        handle: Handle, sizes: tuple[int, int], how: tuple[Any, ...], number: torch.Tensor, *tensors: torch.Tensor
+        handle: SegmentKey, sizes: tuple[int, int], how: tuple[Any, ...], number: torch.Tensor, *tensors: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         return _copied(handle, torch.ops.stsbp.segment(*_cut(tensors, sizes), number, *how))
 

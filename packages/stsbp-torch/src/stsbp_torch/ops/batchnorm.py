@@ -14,10 +14,10 @@ from stsbp_spec.typing import AnyArray
 
 from stsbp_torch.engine.layout import laid_out, view
 
-__all__ = ["Wide", "error_moments", "moments", "normalised"]
+__all__ = ["TorchFloat64", "error_moments", "moments", "normalised"]
 
 
-class Wide(batchnorm.Wide):
+class TorchFloat64(batchnorm.Wide):
     """Float64 tensors; no operation waits for the device."""
 
     def over(self, a: Any, b: Any) -> torch.Tensor:

@@ -25,13 +25,13 @@ from stsbp_spec.typing import Precision, Shape
 
 from stsbp_torch.engine.layout import channels_last, frames, laid_out
 
-__all__ = ["Residuals", "backward", "exact_math", "forward", "input_error"]
+__all__ = ["Conv2dSavedTensors", "backward", "exact_math", "forward", "input_error"]
 
 _CHUNK_BYTES = 64 * 2**20
 _cudnn_differs: dict[tuple[Conv2d, Shape, str], bool] = {}
 
 
-class Residuals(NamedTuple):
+class Conv2dSavedTensors(NamedTuple):
     """The input, `[T, B, C, H, W]`, float32, and the weights on their grid."""
 
     s: torch.Tensor
@@ -98,7 +98,7 @@ def exact_math() -> Iterator[None]:
             _here.exact = False
 
 
-def forward(conv: Conv2d, s: torch.Tensor, wq: torch.Tensor) -> tuple[torch.Tensor, Residuals]:
+def forward(conv: Conv2d, s: torch.Tensor, wq: torch.Tensor) -> tuple[torch.Tensor, Conv2dSavedTensors]:
     """`z = W * s`, `[T, B, C', H', W']`."""
     s = laid_out(s.float())
     x, w = frames(s), channels_last(wq)
@@ -109,12 +109,12 @@ def forward(conv: Conv2d, s: torch.Tensor, wq: torch.Tensor) -> tuple[torch.Tens
             z = _convolve(conv, x, w)
     z = z.permute(0, 2, 3, 1).contiguous()
     z = z.view(*s.shape[:2], *z.shape[1:]).permute(0, 1, 4, 2, 3)
-    return z, Residuals(s, w)
+    return z, Conv2dSavedTensors(s, w)
 
 
 def backward(
     conv: Conv2d,
-    residuals: Residuals,
+    residuals: Conv2dSavedTensors,
     dz: torch.Tensor,
     *,
     precision: Precision,

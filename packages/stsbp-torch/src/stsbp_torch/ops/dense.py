@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from stsbp_cpu.engine.block import Dense, Input
+from stsbp_cpu.engine.block import ConvInput, DenseConvolution
 from stsbp_cpu.engine.layout import NUMPY
 from stsbp_cpu.equations.vectors import LANES
 from stsbp_cpu.ops import conv2d as own
@@ -18,7 +18,7 @@ from stsbp_torch.ops import conv2d, conv2d_bytes
 __all__ = ["DENSE"]
 
 
-class _Dense(Dense[torch.Tensor]):
+class _OneDnnConvolution(DenseConvolution[torch.Tensor]):
     """Convolutions by oneDNN, except for the error signal of few input channels."""
 
     layout = TENSORS
@@ -46,13 +46,13 @@ class _Dense(Dense[torch.Tensor]):
         memory, w = TENSORS.view(TENSORS.laid_out(dz)), np.ascontiguousarray(wq.detach().numpy())
         return TENSORS.of(NUMPY.view(own.input_error(conv, w, NUMPY.of(memory), shape)))
 
-    def left(self, s: torch.Tensor, wq: torch.Tensor) -> conv2d.Residuals:
-        return conv2d.Residuals(laid_out(s.float()), wq)
+    def left(self, s: torch.Tensor, wq: torch.Tensor) -> conv2d.Conv2dSavedTensors:
+        return conv2d.Conv2dSavedTensors(laid_out(s.float()), wq)
 
     def takes_bytes(self, conv: Conv2d, shape: Shape, largest: int) -> bool:
         return conv2d_bytes.usable(conv, shape, largest)
 
-    def of_bytes(self, conv: Conv2d, given: Input[torch.Tensor], wq: torch.Tensor) -> torch.Tensor:
+    def of_bytes(self, conv: Conv2d, given: ConvInput[torch.Tensor], wq: torch.Tensor) -> torch.Tensor:
         t, b, c, h, w = given.s.shape
         bytes_ = empty((t, b, 2 * c, h // given.size, w // given.size), torch.uint8, given.s.device)
         s, size, mask, masked = given.arrays(TENSORS)
@@ -60,4 +60,4 @@ class _Dense(Dense[torch.Tensor]):
         return conv2d_bytes.forward(conv, bytes_, wq, 1 / given.size**2)
 
 
-DENSE = _Dense()
+DENSE = _OneDnnConvolution()

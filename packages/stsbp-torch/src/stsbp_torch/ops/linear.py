@@ -17,10 +17,10 @@ from stsbp_spec.typing import Precision, Shape
 from stsbp_torch.engine.layout import laid_out, rows
 from stsbp_torch.ops.conv2d import exact_math
 
-__all__ = ["Residuals", "backward", "forward", "left"]
+__all__ = ["LinearSavedTensors", "backward", "forward", "left"]
 
 
-class Residuals(NamedTuple):
+class LinearSavedTensors(NamedTuple):
     """Input rows `[T B, inputs]` and weights `[N, inputs]`, both in memory order, and the input's shape.
 
     The rows are float32, or uint8 if they contain few spikes. In the latter case, `sparse.rows_of` has transposed the
@@ -47,7 +47,9 @@ def _spec_order(w: torch.Tensor, shape: Shape) -> torch.Tensor:
     return w.view(len(w), h, width, c).permute(0, 3, 1, 2).reshape(len(w), -1)
 
 
-def forward(linear: Linear, s: torch.Tensor, wq: torch.Tensor, *, fused: bool) -> tuple[torch.Tensor, Residuals]:
+def forward(
+    linear: Linear, s: torch.Tensor, wq: torch.Tensor, *, fused: bool
+) -> tuple[torch.Tensor, LinearSavedTensors]:
     """`z = W s`, `[T, B, N]`."""
     residuals = left(linear, s, wq, fused=fused)
     if residuals.flat.dtype is torch.uint8:
@@ -59,20 +61,20 @@ def forward(linear: Linear, s: torch.Tensor, wq: torch.Tensor, *, fused: bool) -
     return z.view(*s.shape[:2], linear.units), residuals
 
 
-def left(linear: Linear, s: torch.Tensor, wq: torch.Tensor, *, fused: bool) -> Residuals:
+def left(linear: Linear, s: torch.Tensor, wq: torch.Tensor, *, fused: bool) -> LinearSavedTensors:
     """The residuals that the backward pass reads."""
     shape = tuple(s.shape)
     frames = shape[0] * shape[1]
     if fused and s.dtype is torch.uint8:
         flat = rows(laid_out(s)).view(frames, -1)
         if sparse.pays(flat.numpy(), linear.units):
-            return Residuals(flat, torch.from_numpy(sparse.rows_of(wq.detach().numpy(), shape)), shape)
-    return Residuals(rows(laid_out(s.float())).view(frames, -1), _memory_order(wq, shape), shape)
+            return LinearSavedTensors(flat, torch.from_numpy(sparse.rows_of(wq.detach().numpy(), shape)), shape)
+    return LinearSavedTensors(rows(laid_out(s.float())).view(frames, -1), _memory_order(wq, shape), shape)
 
 
 def backward(
     linear: Linear,
-    residuals: Residuals,
+    residuals: LinearSavedTensors,
     dz: torch.Tensor,
     *,
     precision: Precision,

@@ -12,33 +12,33 @@ from stsbp_spec.typing import Shape
 
 from stsbp_torch.engine.layout import TENSORS, empty, laid_out
 
-__all__ = ["Residuals", "backward", "forward"]
+__all__ = ["MaxPoolSavedTensors", "backward", "forward"]
 
 
-class Residuals(NamedTuple):
+class MaxPoolSavedTensors(NamedTuple):
     """The index of the first largest input in each window (row by row, int32), and the input's shape."""
 
     first: torch.Tensor
     shape: Shape
 
 
-def forward(pool: MaxPool2d, s: torch.Tensor, *, fused: bool) -> tuple[torch.Tensor, Residuals]:
+def forward(pool: MaxPool2d, s: torch.Tensor, *, fused: bool) -> tuple[torch.Tensor, MaxPoolSavedTensors]:
     """The largest input of each window, in the type of `s`."""
     s = laid_out(s)
     shape = (*s.shape[:2], *pool.output_shape(tuple(s.shape[2:])))
     first = empty(shape, torch.int32, s.device)
     if fused:
-        return pooling.largest(TENSORS, pool, s, first), Residuals(first, tuple(s.shape))
+        return pooling.largest(TENSORS, pool, s, first), MaxPoolSavedTensors(first, tuple(s.shape))
     views = _views(pool, s)
     largest = next(views).clone()
     first.zero_()
     for number, view in enumerate(views, start=1):
         larger = view > largest
         largest, first = torch.where(larger, view, largest), torch.where(larger, number, first)
-    return laid_out(largest), Residuals(first, tuple(s.shape))
+    return laid_out(largest), MaxPoolSavedTensors(first, tuple(s.shape))
 
 
-def backward(pool: MaxPool2d, residuals: Residuals, d: torch.Tensor, *, fused: bool) -> torch.Tensor:
+def backward(pool: MaxPool2d, residuals: MaxPoolSavedTensors, d: torch.Tensor, *, fused: bool) -> torch.Tensor:
     """The first largest input of a window receives the window's error signal. All other inputs receive zero."""
     if fused:
         return pooling.largest_backward(TENSORS, pool, residuals.first, residuals.shape, d)

@@ -88,7 +88,7 @@ def forward(
     """Compute a population and the pooling, dropout and convolution before it.
 
     Args:
-        given: `kernels.Given` with an input of zeros and ones.
+        given: `kernels.KernelInput` with an input of zeros and ones.
         weights: weights of a convolution of stride 1.
         paddings: number of rows and of columns of zeros on each side.
         equations, u, spikes, kept, learned: see `kernels.forward`.
@@ -113,7 +113,7 @@ def _forward(
 
     Args:
         step: the address that `fire` returns.
-        s, size, mask, masked: see `kernels.Given`.
+        s, size, mask, masked: see `kernels.KernelInput`.
         w, unit, tall, broad: see `Chosen`. `unit` is the value of the integer 1 in a sum.
         above, beside: number of rows and of columns of zeros on each side.
         u, spikes, kept: the arrays that are filled.

@@ -30,7 +30,7 @@ from stsbp_cpu.equations.vectors import LANES, NONE, add_scaled, at_a_line, copi
 from stsbp_cpu.models.neurons import NOTHING, fire, fire_run, propagate, propagated
 from stsbp_cpu.ops.sparse.spikes import list_by_channel, list_spikes, row_places
 
-__all__ = ["GATHER_CHANNELS", "Given", "backward", "bands_of", "forward", "gathers", "mirrored"]
+__all__ = ["GATHER_CHANNELS", "KernelInput", "backward", "bands_of", "forward", "gathers", "mirrored"]
 
 GATHER_CHANNELS = 32
 """Number of output channels from which on the forward pass gathers."""
@@ -41,7 +41,7 @@ _IN_CACHE = 2**20
 """Bytes of states and sums that stay in a core's own cache. Larger frames are computed in bands of rows."""
 
 
-class Given(NamedTuple):
+class KernelInput(NamedTuple):
     """The input of a convolution before pooling and dropout. The kernels apply these when they read the input.
 
     Attributes:
@@ -58,7 +58,7 @@ class Given(NamedTuple):
 
 
 def forward(
-    conv: Conv2d, equations: NeuronEquations, given: Given, wq: Float32, u: Float32, spikes: UInt8, kept: Float32,
+    conv: Conv2d, equations: NeuronEquations, given: KernelInput, wq: Float32, u: Float32, spikes: UInt8, kept: Float32,
     learned: Float32 = NOTHING,
 ) -> None:  # fmt: skip
     """Compute a block.
@@ -83,7 +83,7 @@ def forward(
 
 
 def backward(
-    conv: Conv2d, equations: NeuronEquations, given: Given, u: Float32, kept: Float32, ds: Float32, pooled: int,
+    conv: Conv2d, equations: NeuronEquations, given: KernelInput, u: Float32, kept: Float32, ds: Float32, pooled: int,
     dz: Float32, learned: Float32 = NOTHING, terms: Float32 = NOTHING, *, need_weights: bool,
 ) -> Float32 | None:  # fmt: skip
     """The gradient of a block's weights, `[C', C, kernel, kernel]`, or None if it is not needed.
@@ -163,7 +163,7 @@ def _forward(
 
     Args:
         step: the address that `fire` returns.
-        s, size, mask, masked: see `Given`.
+        s, size, mask, masked: see `KernelInput`.
         w: weights, 1-d: `[kernel, kernel, C, C']` if `gathered`, else `[C, kernel, run]`. A run is `kernel C'` values,
             padded with zeros to whole vectors.
         gathered: whether to gather.
@@ -248,7 +248,7 @@ def _backward(
 
     Args:
         step: the address that `propagate` returns.
-        s, size, mask, masked: see `Given`.
+        s, size, mask, masked: see `KernelInput`.
         kernel, padding: size of the kernel, and padding of the convolution.
         u, kept, ds, pooled, dz: see the public function.
         dw: gradient of the weights, `[threads, C kernel run]`: one sum for each thread, in the layout of scattered
