@@ -62,7 +62,7 @@ def operations(
     s = backend.asarray(frames)
     wq, _ = backend.weight_grid(step.projection, backend.asarray(weights))
     run = Run({step.projection.name: wq}, steps, (0, 0), Part(0, batch, batch))
-    given, filter = step.given(run, s), step.neurons.filters[run.training]
+    given, filter = step.conv_input(run, s), step.neurons.filters[run.training]
     floats = step.dense.left(step.floats(given)[0], wq)
     learned = step.neurons.learned(run)
     spikes, neurons = step.fire(given, wq, filter, steps, learned)

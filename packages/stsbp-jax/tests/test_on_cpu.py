@@ -162,13 +162,13 @@ def test_blocks_are_one_call_each_way_and_hand_errors_on_undone(monkeypatch: pyt
 
     monkeypatch.setattr(on_cpu, "_call", counted)
     handed: list[Any] = []
-    apart = on_cpu._taken_apart
+    apart = on_cpu._split_error
 
     def noted(error: Any) -> Any:
         handed.append(error)
         return apart(error)
 
-    monkeypatch.setattr(on_cpu, "_taken_apart", noted)
+    monkeypatch.setattr(on_cpu, "_split_error", noted)
     fresh = JaxBackend("cpu")
     fresh.value_and_grad(network, VanRossum(), weights, batch, precision="fast", dropout=None)
     assert calls.count("_block_fired") == calls.count("_block_back") == 3

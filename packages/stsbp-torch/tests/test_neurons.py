@@ -111,7 +111,7 @@ def test_sparse_blocks_fire_and_propagate_the_same_bits(neuron: NeuronModel, cha
     wq, _ = backend.weight_grid(block, backend.asarray(rng.standard_normal((channels, 2, 3, 3)).astype(np.float32)))
     step = plan(backend, net.graph).steps[0]
     assert isinstance(step, sparse.SparseBlock)
-    given = step.given(Run({}, 7, None, Part(0, s.shape[1], s.shape[1])), s)
+    given = step.conv_input(Run({}, 7, None, Part(0, s.shape[1], s.shape[1])), s)
     learned = {name: torch.rand(channels) for name in neuron.learned()}
     spikes, residuals = step.fire(given, wq, FILTER, 7, learned)
     z, _ = backend.rule(block.synapse).forward(block.synapse, s.float(), wq)

@@ -32,7 +32,7 @@ from stsbp_torch import (
     VanRossum,
     spike_loss,
 )
-from stsbp_torch.engine.segments import known
+from stsbp_torch.engine.segments import registered
 from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
 
@@ -99,7 +99,7 @@ def test_a_program_of_a_network_that_nobody_made_is_refused() -> None:
     with pytest.raises(
         SpecError, match="was not created in this process; before running it, create the exported module"
     ):
-        known({}, "0123")
+        registered({}, "0123")
     code = torch.export.export(Network(SPEC).eval(), (samples(5, 2)[0],)).graph_module.code
     assert code.count("torch.ops.stsbp.segment.default") == 3
 

@@ -262,7 +262,7 @@ def test_a_convolution_of_concatenated_bytes(kind: str, monkeypatch: pytest.Monk
     applied, array = list[int](), sparse.DeferredError.array
 
     def noted(error: sparse.DeferredError[torch.Tensor]) -> torch.Tensor:
-        applied.append(error.given.s.shape[2])
+        applied.append(error.conv_input.s.shape[2])
         return array(error)
 
     monkeypatch.setattr(sparse.DeferredError, "array", noted)

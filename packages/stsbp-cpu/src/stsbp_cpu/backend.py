@@ -52,9 +52,9 @@ class _NumbaConvolution(block.DenseConvolution[AnyArray]):
     def backward(
         self, conv: Conv2d, s: AnyArray, wq: AnyArray, dz: AnyArray, *, need_input: bool
     ) -> tuple[AnyArray | None, AnyArray]:
-        below, dw = conv2d.backward(conv, conv2d.Conv2dSaved(s, wq), dz, precision="fast", need_input=need_input)
+        grad_input, dw = conv2d.backward(conv, conv2d.Conv2dSaved(s, wq), dz, precision="fast", need_input=need_input)
         assert dw is not None
-        return below, dw
+        return grad_input, dw
 
     def input_error(self, conv: Conv2d, wq: AnyArray, dz: AnyArray, shape: Shape) -> AnyArray:
         return conv2d.input_error(conv, wq, dz, shape)
@@ -122,7 +122,9 @@ class CpuBackend(AbstractBackend[AnyArray]):
                 lambda pool, s: (pooling.average(NUMPY, pool, s), s.shape),
                 lambda pool, shape, d: pooling.average_backward(NUMPY, pool, shape, d),
             ),
-            MaxPool2d: Rule(_largest, lambda pool, left, d: pooling.largest_backward(NUMPY, pool, left[0], left[1], d)),
+            MaxPool2d: Rule(
+                _largest, lambda pool, saved, d: pooling.largest_backward(NUMPY, pool, saved[0], saved[1], d)
+            ),
             Upsample2d: reference.RULES[Upsample2d],
             Flatten: reference.RULES[Flatten],
         }
@@ -140,8 +142,8 @@ class CpuBackend(AbstractBackend[AnyArray]):
         return Frozen(weights)
 
     def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float, first: int = 0) -> AnyArray:
-        made = dropout.mask(seed, layer, step, shape, rate, first)
-        return made.transpose(0, 3, 1, 2) if made.ndim == 4 else made
+        mask = dropout.mask(seed, layer, step, shape, rate, first)
+        return mask.transpose(0, 3, 1, 2) if mask.ndim == 4 else mask
 
     def dropout(self, mask: AnyArray, s: AnyArray) -> AnyArray:
         return s * mask
@@ -157,8 +159,10 @@ class CpuBackend(AbstractBackend[AnyArray]):
     ) -> dict[str, AnyArray]:
         if not over_time.pays(recurrence):
             return reference.recur(recurrence, constants, inputs, steps, summed=summed)
-        given = {name: x if x.dtype == np.uint8 else x.astype(np.float32, copy=False) for name, x in inputs.items()}
-        return over_time.recur_of(NUMPY, recurrence, constants, given, steps, summed)
+        kernel_inputs = {
+            name: x if x.dtype == np.uint8 else x.astype(np.float32, copy=False) for name, x in inputs.items()
+        }
+        return over_time.recur_of(NUMPY, recurrence, constants, kernel_inputs, steps, summed)
 
     def population_forward(
         self, equations: NeuronEquations, zs: Sequence[AnyArray], steps: int, learned: Mapping[str, AnyArray]
@@ -237,9 +241,9 @@ def _largest(pool: MaxPool2d, s: AnyArray) -> tuple[AnyArray, tuple[AnyArray, Sh
 
 
 def _filled(shape: Shape, dtype: type[np.generic]) -> AnyArray:
-    made = NUMPY.empty(shape, dtype)
-    made.fill(0)
-    return made
+    array = NUMPY.empty(shape, dtype)
+    array.fill(0)
+    return array
 
 
 def _flat(x: AnyArray) -> AnyArray:

@@ -58,8 +58,8 @@ class CupyBackend(AbstractBackend[Array]):
     @classmethod
     def devices(cls) -> tuple[Device, ...]:
         problem = cuda.problem()
-        found = [] if problem else cuda.descriptions()
-        gpus = [Device(f"cuda:{i}" if i else "cuda", text) for i, text in enumerate(found)]
+        texts = [] if problem else cuda.descriptions()
+        gpus = [Device(f"cuda:{i}" if i else "cuda", text) for i, text in enumerate(texts)]
         compiler, none = "a C++ compiler", None
         try:
             compiler = shlex.join(host.compiler())
@@ -135,7 +135,7 @@ class CupyBackend(AbstractBackend[Array]):
             (Upsample2d, upsample2d),
             (Flatten, flatten),
         )
-        return {op: Rule(partial(each.forward, self.rt), partial(each.backward, self.rt)) for op, each in every}
+        return {op: Rule(partial(module.forward, self.rt), partial(module.backward, self.rt)) for op, module in every}
 
     def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float, first: int = 0) -> Array:
         def drawn(now: tuple[int, int]) -> Array:
@@ -189,8 +189,8 @@ class CupyBackend(AbstractBackend[Array]):
     ) -> list[tuple[Array, WeightGrid]]:
         grids = grid.weight_grids(self.rt, projections, weights)
         return [
-            (tensor_cores.stored(self.rt, projection, wq, found), found)
-            for projection, (wq, found) in zip(projections, grids, strict=True)
+            (tensor_cores.stored(self.rt, projection, wq, chosen_grid), chosen_grid)
+            for projection, (wq, chosen_grid) in zip(projections, grids, strict=True)
         ]
 
     def largest_error(self, dz: Array) -> Array:
@@ -206,7 +206,7 @@ class CupyBackend(AbstractBackend[Array]):
         if self.graphs is None:
             return super().compiled(function, *fixed)
         graphs = self.graphs
-        return lambda *given: graphs.call(function, fixed, given)
+        return lambda *arguments: graphs.call(function, fixed, arguments)
 
     def forget(self) -> None:
         if self.graphs is not None:
@@ -217,11 +217,11 @@ class CupyBackend(AbstractBackend[Array]):
         alike: dict[tuple[Any, ...], list[int]] = {}
         for place, x in enumerate(arrays):
             alike.setdefault((x.shape, x.dtype), []).append(place)
-        found: dict[int, AnyArray] = {}
+        host_arrays: dict[int, AnyArray] = {}
         for places in alike.values():
             one = self.rt.xp.stack([arrays[place] for place in places]) if len(places) > 1 else arrays[places[0]][None]
-            found.update(zip(places, self.numpy(one), strict=True))
-        return [found[place] for place in range(len(arrays))]
+            host_arrays.update(zip(places, self.numpy(one), strict=True))
+        return [host_arrays[place] for place in range(len(arrays))]
 
     def pack_spikes(self, s: Array) -> Any:
         return self.rt.xp.packbits(s.astype(np.uint8, copy=False).ravel()), s.shape, s.dtype

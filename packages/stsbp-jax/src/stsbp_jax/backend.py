@@ -102,23 +102,23 @@ class JaxBackend(AbstractBackend[Array]):
 
     @classmethod
     def devices(cls) -> tuple[Device, ...]:
-        found: list[Device] = []
+        listed: list[Device] = []
         for platform in _PLATFORMS:
             try:
                 present = jax.local_devices(backend=platform)
             except RuntimeError as error:
-                found.append(Device(platform, f"jax {jax.__version__}", problem=_why(platform, error)))
+                listed.append(Device(platform, f"jax {jax.__version__}", problem=_why(platform, error)))
                 continue
             kernels = ", stsbp_cpu's kernels" if platform == "cpu" else ""
             for i, device in enumerate(present):
                 name = platform if i == 0 else f"{platform}:{i}"
                 problem = settings_problem() if platform == "cpu" else None
-                found.append(Device(name, f"jax {jax.__version__} on {device.device_kind}{kernels}", problem))
+                listed.append(Device(name, f"jax {jax.__version__} on {device.device_kind}{kernels}", problem))
             if platform == "cpu":
-                found.append(Device(_XLA, f"jax {jax.__version__}, XLA's own code"))
+                listed.append(Device(_XLA, f"jax {jax.__version__}, XLA's own code"))
             if len(present) > 1:
-                found.append(Device(platform + _ALL, f"jax {jax.__version__} on these {len(present)} together"))
-        return tuple(found)
+                listed.append(Device(platform + _ALL, f"jax {jax.__version__} on these {len(present)} together"))
+        return tuple(listed)
 
     @classmethod
     def compile_ahead(cls) -> tuple[int, int]:
@@ -129,8 +129,8 @@ class JaxBackend(AbstractBackend[Array]):
             # XLA's worker threads allocate the memory.
             keep_freed_memory(one_pool=True)
         try:
-            found = "cpu" if device == _XLA else device
-            self._devices: list[Any] = jax.local_devices()[:1] if found is None else _find(found)
+            jax_device = "cpu" if device == _XLA else device
+            self._devices: list[Any] = jax.local_devices()[:1] if jax_device is None else _find(jax_device)
         except (RuntimeError, LookupError) as error:
             usable = ", ".join(d.name for d in self.devices() if d.problem is None) or "none"
             raise BackendError(
@@ -211,8 +211,8 @@ class JaxBackend(AbstractBackend[Array]):
 
     def numpy(self, x: Array) -> AnyArray:
         with guarded(self._collective):
-            found = np.asarray(x)
-        return np.moveaxis(found, -1, 2) if found.ndim == 5 else found
+            memory = np.asarray(x)
+        return np.moveaxis(memory, -1, 2) if memory.ndim == 5 else memory
 
     def read(self, arrays: Sequence[Array]) -> list[AnyArray]:
         """Copy arrays to the host. All copies are started before the first one is waited for."""
@@ -246,8 +246,8 @@ class JaxBackend(AbstractBackend[Array]):
         first: int | Array = 0,
     ) -> Array:
         if self._on_cpu:
-            given = (x if isinstance(x, Array) else np.uint32(int(x) & 0xFFFFFFFF) for x in (seed, step, first))
-            return on_cpu.dropout_mask(tuple(given), layer, tuple(shape), rate)
+            host_words = (x if isinstance(x, Array) else np.uint32(int(x) & 0xFFFFFFFF) for x in (seed, step, first))
+            return on_cpu.dropout_mask(tuple(host_words), layer, tuple(shape), rate)
         # Inside a compiled function, these are traced words already.
         words = (x if isinstance(x, Array) else np.uint32(int(x) & 0xFFFFFFFF) for x in (seed, step))
         if isinstance(first, int) and first == 0:
@@ -272,8 +272,8 @@ class JaxBackend(AbstractBackend[Array]):
     ) -> dict[str, Array]:
         if self._on_cpu:
             return on_cpu.recur(recurrence, constants, inputs, steps, summed)
-        found: dict[str, Array] = _recur(recurrence, dict(constants), dict(inputs), steps, summed=summed)
-        return found
+        outputs: dict[str, Array] = _recur(recurrence, dict(constants), dict(inputs), steps, summed=summed)
+        return outputs
 
     def population_forward(
         self, equations: NeuronEquations, zs: Sequence[Array], steps: int, learned: Mapping[str, Array]
@@ -311,14 +311,14 @@ class JaxBackend(AbstractBackend[Array]):
         still = {name: x for name, x in inputs.items() if len(x) == 1}
         moving = {name: x for name, x in inputs.items() if name not in still}
 
-        def at(before: tuple[Array, ...], read: dict[str, Array]) -> tuple[tuple[Array, ...], dict[str, Array]]:
-            after, made = step(before, {**still, **{name: x[None] for name, x in read.items()}})
-            return after, {name: x[0] for name, x in made.items()}
+        def at(states: tuple[Array, ...], read: dict[str, Array]) -> tuple[tuple[Array, ...], dict[str, Array]]:
+            new_states, outputs = step(states, {**still, **{name: x[None] for name, x in read.items()}})
+            return new_states, {name: x[0] for name, x in outputs.items()}
 
-        found: tuple[tuple[Array, ...], dict[str, Array]] = jax.lax.scan(
+        results: tuple[tuple[Array, ...], dict[str, Array]] = jax.lax.scan(
             at, alike(carried, inputs), moving, length=steps, reverse=reverse
         )
-        return found
+        return results
 
     def sample_grid(self, dz: Array, bits: int) -> Array:
         if self._on_cpu:
@@ -368,12 +368,12 @@ class JaxBackend(AbstractBackend[Array]):
         self, projections: Sequence[Projection], weights: Sequence[Array]
     ) -> list[tuple[Array, WeightGrid]]:
         if self._on_cpu and not isinstance(self._collective, JaxCollective):
-            return [on_cpu.weight_grid_of_values(*each) for each in zip(projections, weights, strict=True)]
-        found = self.compiled(weight_grids, tuple(projections))(tuple(weights))
-        choices = jax.device_get([choice for _, choice in found])
+            return [on_cpu.weight_grid_of_values(*arguments) for arguments in zip(projections, weights, strict=True)]
+        grids = self.compiled(weight_grids, tuple(projections))(tuple(weights))
+        choices = jax.device_get([choice for _, choice in grids])
         return [
             (wq, _checked_grid(projection, choice, w))
-            for projection, w, (wq, _), choice in zip(projections, weights, found, choices, strict=True)
+            for projection, w, (wq, _), choice in zip(projections, weights, grids, choices, strict=True)
         ]
 
     def largest_error(self, dz: Array) -> Array:
@@ -519,24 +519,24 @@ def _spike_count(s: Array) -> Array:
     return s.astype(np.int32).sum(0, dtype=np.int32).reshape(s.shape[1], -1).sum(1)
 
 
-def _of_weights(each: Any) -> Rule[Array]:
+def _of_weights(module: Any) -> Rule[Array]:
     """The rule of an operation with weights. It is traced if the caller is traced."""
 
     def back(
-        op: Op, left: Any, dz: Array, precision: Precision, need_input: bool, need_weights: bool = True
+        op: Op, saved: Any, dz: Array, precision: Precision, need_input: bool, need_weights: bool = True
     ) -> tuple[Array | None, Array | None]:
-        found: tuple[Array | None, Array | None] = each.backward(
-            op, *left, dz, precision=precision, need_input=need_input, need_weights=need_weights
+        gradients: tuple[Array | None, Array | None] = module.backward(
+            op, *saved, dz, precision=precision, need_input=need_input, need_weights=need_weights
         )
-        return found
+        return gradients
 
-    return Rule(lambda op, s, wq: (each.forward(op, s, wq), (s, wq)), back)
+    return Rule(lambda op, s, wq: (module.forward(op, s, wq), (s, wq)), back)
 
 
 def _compiled(rule: Rule[Array]) -> Rule[Array]:
-    ahead = _jit("op")(lambda op, s, wq: rule.forward(op, s, wq)[0])
-    back = _jit("op", "precision", "need_input", "need_weights")(rule.backward)
-    return Rule(lambda op, s, wq: (ahead(op, s, wq), (s, wq)), back)
+    forward = _jit("op")(lambda op, s, wq: rule.forward(op, s, wq)[0])
+    backward = _jit("op", "precision", "need_input", "need_weights")(rule.backward)
+    return Rule(lambda op, s, wq: (forward(op, s, wq), (s, wq)), backward)
 
 
 def _max_pooling(
@@ -550,7 +550,7 @@ _TRACED_RULES: Mapping[type[Op], Rule[Array]] = {
     Conv2d: _of_weights(conv2d),
     Linear: _of_weights(linear),
     AvgPool2d: Rule(lambda pool, s: (avgpool2d.forward(pool, s), s.shape), avgpool2d.backward),
-    MaxPool2d: Rule(_max_pooling, lambda pool, left, d: maxpool2d.backward(pool, left[0], left[1], d)),
+    MaxPool2d: Rule(_max_pooling, lambda pool, saved, d: maxpool2d.backward(pool, saved[0], saved[1], d)),
     Upsample2d: Rule(lambda up, s: (upsample2d.forward(up, s), None), lambda up, _, d: upsample2d.backward(up, d)),
     Flatten: Rule(lambda _, s: (flatten.flatten(s), s.shape), lambda _, shape, d: flatten.backward(shape, d)),
 }
@@ -562,7 +562,7 @@ _RULES: Mapping[type[Op], Rule[Array]] = {
     Conv2d: _compiled(_TRACED_RULES[Conv2d]),
     Linear: _compiled(_TRACED_RULES[Linear]),
     AvgPool2d: Rule(lambda pool, s: (_pool(pool, s), s.shape), _unpool),
-    MaxPool2d: Rule(partial(_max_pooling, forward=_max), lambda pool, left, d: _unmax(pool, *left, d)),
+    MaxPool2d: Rule(partial(_max_pooling, forward=_max), lambda pool, saved, d: _unmax(pool, *saved, d)),
     Upsample2d: Rule(lambda up, s: (_up(up, s), None), lambda up, _, d: _down(up, d)),
     Flatten: Rule(lambda _, s: (_flat(s), s.shape), lambda _, shape, d: _unflat(shape, d)),
 }

@@ -69,8 +69,8 @@ def clip_to_domain(network: NetworkSpec, weights: Mapping[str, Array]) -> dict[s
     """`weights`, with the learned parameters of neurons clipped to their domains, as in the spec's update."""
     clipped = dict(weights)
     for name, parameter in network.parameters.items():
-        if (own := parameter.learned) is not None:
-            clipped[name] = _clip(own.low, own.high, weights[name])
+        if (domain := parameter.learned) is not None:
+            clipped[name] = _clip(domain.low, domain.high, weights[name])
     return clipped
 
 
@@ -171,9 +171,9 @@ def apply(
         s = on_grid("apply", inputs, 8, entering.maximum)
     words = dropout_words(dropout)
     arrays = _checked_arrays(network, weights, training=dropout is not None)
-    before = _checked_state(graph, state, shape[lead - 1])
+    initial_state = _checked_state(graph, state, shape[lead - 1])
     settings = JaxSegmentSettings(steps, dropout is not None, precision, full or state is not None)
-    output: Any = _output(network, settings, full, s, arrays, words, before)
+    output: Any = _output(network, settings, full, s, arrays, words, initial_state)
     if not full:
         return output.spikes
     spikes, *others = output
@@ -202,16 +202,18 @@ def _output(
     output = Output(x, OrderedDict(), OrderedDict(), OrderedDict(), OrderedDict())
     readout = graph.nodes[-1].name if network.has_readout else ""
     for piece in walk:
-        own = {name: arrays[name] for name in piece.parameters}
+        segment_arrays = {name: arrays[name] for name in piece.parameters}
         read = tuple(next(values[name]) for name in piece.reads)
-        made = compute(piece, settings, read, own, words, {name: state[name] for name in piece.states if state})
-        values |= {name: iter(copies) for name, copies in made.outputs.items()}
+        results = compute(
+            piece, settings, read, segment_arrays, words, {name: state[name] for name in piece.states if state}
+        )
+        values |= {name: iter(copies) for name, copies in results.outputs.items()}
         if full:
-            fired = {name: copies[0] for name, copies in made.outputs.items() if name in names and name != readout}
+            fired = {name: copies[0] for name, copies in results.outputs.items() if name in names and name != readout}
             output.layer_spikes.update({names[name]: _channels_first(s) for name, s in fired.items()})
-            output.potentials.update({names[name]: _channels_first(u) for name, u in made.potentials.items()})
-            output.state.update(made.state)
-            output.statistics.update(made.statistics)
+            output.potentials.update({names[name]: _channels_first(u) for name, u in results.potentials.items()})
+            output.state.update(results.state)
+            output.statistics.update(results.statistics)
     return output._replace(spikes=next(values[graph.nodes[-1].name]))
 
 
@@ -232,18 +234,18 @@ def _checked_arrays(network: NetworkSpec, weights: Mapping[str, ArrayLike], *, t
         raise ShapeError(f"weights must be a dict of arrays by name, got {type(weights).__name__}")
     if missing := [name for name in shapes if name not in weights]:
         raise ShapeError(f"weights must have the layers {listed(shapes)}, but they lack {listed(missing)}")
-    found = {name: checked_weights(weights[name], name, shape) for name, shape in shapes.items()}
+    checked = {name: checked_weights(weights[name], name, shape) for name, shape in shapes.items()}
     for projection in network.graph.projections:
         _check_grid(projection, weights[projection.parameter])
     for name, parameter in network.parameters.items():
         # Those of a tracer become NaN in the segment.
-        if (own := parameter.learned) is not None and not isinstance(weights[name], jax.core.Tracer):
-            in_domain(name, found[name], own.low, own.high)
+        if (domain := parameter.learned) is not None and not isinstance(weights[name], jax.core.Tracer):
+            in_domain(name, checked[name], domain.low, domain.high)
     # In training, batches are normalised by their own statistics.
     for name in () if training else network.statistics:
         if not isinstance(weights[name], jax.core.Tracer):
-            running_statistic(name, found[name])
-    return found
+            running_statistic(name, checked[name])
+    return checked
 
 
 def _by_use(network: NetworkSpec, arrays: dict[str, Array]) -> dict[str, Array]:
@@ -265,9 +267,9 @@ def _channels_first(x: Array) -> Array:
 
 def _checked_state(graph: Network, state: State | None, batch: int) -> State:
     """A state of the network; empty for None."""
-    found: State = {}
+    checked: State = {}
     if state is None:
-        return found
+        return checked
     expected_of = {name: x for piece in pieces(graph) for name, x in piece.states.items()}
     for name, (count, steps, shape) in expected_of.items():
         if name not in state:
@@ -280,5 +282,5 @@ def _checked_state(graph: Network, state: State | None, batch: int) -> State:
             )
         for x in state[name]:
             check_finite(f"the state of {name}", x)
-        found[name] = tuple(as_array(x) for x in state[name])
-    return found
+        checked[name] = tuple(as_array(x) for x in state[name])
+    return checked

@@ -48,8 +48,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name from the module that defines it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = globals()[name] = getattr(import_module(_HOME.get(name, "stsbp_torch.nn")), name)
-    return found
+    exported = globals()[name] = getattr(import_module(_HOME.get(name, "stsbp_torch.nn")), name)
+    return exported
 
 
 def __dir__() -> list[str]:

@@ -65,15 +65,15 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
     def devices(cls) -> tuple[Device, ...]:
         cpu = f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}"
         problem = _cpu_problem()
-        found = [
+        cpu_devices = [
             Device("cpu", f"fused numba kernels, {cpu}", problem),
             Device("cpu:eager", "plain tensor expressions", problem),
         ]
         problem = _cuda_problem()
         if problem is not None:
-            return (*found, Device("cuda", "fused Triton kernels", problem))
+            return (*cpu_devices, Device("cuda", "fused Triton kernels", problem))
         count = torch.cuda.device_count()
-        return (*found, *(Device(f"cuda:{i}", torch.cuda.get_device_name(i)) for i in range(count)))
+        return (*cpu_devices, *(Device(f"cuda:{i}", torch.cuda.get_device_name(i)) for i in range(count)))
 
     @classmethod
     def compile_ahead(cls) -> tuple[int, int]:
@@ -140,9 +140,9 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         return self._pack(rows(s).reshape(-1)), tuple(s.shape)
 
     def unpack_spikes(self, packed: Any) -> torch.Tensor:
-        kept, shape = packed
-        s = empty(shape, torch.uint8, kept.device)
-        rows(s).reshape(-1).copy_(self._unpack(kept, s.numel()))
+        packed_bits, shape = packed
+        s = empty(shape, torch.uint8, packed_bits.device)
+        rows(s).reshape(-1).copy_(self._unpack(packed_bits, s.numel()))
         return s
 
     # On the CPU, numpy is faster than shifts.
@@ -244,8 +244,8 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         return empty(shape, torch.uint8, self.torch_device).zero_()
 
     def joined(self, arrays: Sequence[torch.Tensor]) -> torch.Tensor:
-        found = empty((sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype, self.torch_device)
-        return torch.cat(list(arrays), out=found)
+        target = empty((sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype, self.torch_device)
+        return torch.cat(list(arrays), out=target)
 
     def spread(self, values: torch.Tensor, shape: Shape) -> torch.Tensor:
         return laid_out(super().spread(values, shape))
@@ -269,8 +269,8 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
     def weight_grid(self, projection: Projection, w: torch.Tensor) -> tuple[torch.Tensor, WeightGrid]:
         if not self._on_cpu:
             return super().weight_grid(projection, w)
-        wq, made = reductions.weight_grid(projection, w.detach().numpy())
-        return torch.from_numpy(wq), made
+        wq, chosen_grid = reductions.weight_grid(projection, w.detach().numpy())
+        return torch.from_numpy(wq), chosen_grid
 
     def weight_grids(
         self, projections: Sequence[Projection], weights: Sequence[torch.Tensor]
@@ -309,9 +309,9 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         """Copy arrays to the host. All copies are started before the first one is waited for."""
         if self.torch_device.type == "cpu":
             return super().read(arrays)
-        found = [x.detach().to("cpu", non_blocking=True) for x in arrays]
+        host_copies = [x.detach().to("cpu", non_blocking=True) for x in arrays]
         torch.cuda.synchronize(self.torch_device)
-        return [x.numpy() for x in found]
+        return [x.numpy() for x in host_copies]
 
     def readout_error(
         self, loss: CrossEntropy, u: torch.Tensor, targets: torch.Tensor, batch: int, inside: torch.Tensor | None = None
@@ -332,11 +332,11 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         return new_w, new_m, new_v
 
     def compiled(self, function: Callable[..., Result], *fixed: Hashable) -> Callable[..., Result]:
-        def run(*given: Any) -> Result:
+        def run(*arguments: Any) -> Result:
             with conv2d.exact_math():
                 if self.graphs is not None:
-                    return self.graphs.call(function, fixed, given)
-                return function(self, *fixed, *given)
+                    return self.graphs.call(function, fixed, arguments)
+                return function(self, *fixed, *arguments)
 
         return run
 

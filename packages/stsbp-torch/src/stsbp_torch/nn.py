@@ -119,7 +119,7 @@ def _arrays(states: Sequence[tuple[str, int]], state: State | None) -> list[torc
         return []
     if not isinstance(state, Mapping):
         raise ShapeError(f"a state must be a dict of arrays by name, got {type(state).__name__}; {RETURNED}")
-    found: list[torch.Tensor] = []
+    tensors: list[torch.Tensor] = []
     for name, count in states:
         arrays = state.get(name, ())
         if not isinstance(arrays, (tuple, list)) or not all(isinstance(x, torch.Tensor) for x in arrays):
@@ -129,21 +129,21 @@ def _arrays(states: Sequence[tuple[str, int]], state: State | None) -> list[torc
                 f"the state has {len(arrays)} arrays of {name}, not {count}; it belongs to another module, or to the "
                 "other mode (training or evaluation)"
             )
-        found += arrays
-    for x in found:
+        tensors += arrays
+    for x in tensors:
         if x.requires_grad:
             raise SpecError("gradients do not flow into earlier calls; give a detached state, as modules return it")
         if x.is_meta:
             raise ShapeError(f"an array of the state is on the device meta, which stores no values; {RETURNED}")
-    return found
+    return tensors
 
 
-def _given(made: TorchSegmentOutput, name: str, full: bool) -> Any:
+def _return_value(results: TorchSegmentOutput, name: str, full: bool) -> Any:
     """The return value of a layer that is used on its own."""
     if not full:
-        return made.outputs[0]
-    assert made.potentials is not None
-    return Output(made.outputs[0], {name: made.potentials}, made.state, {name: made.outputs[0]})
+        return results.outputs[0]
+    assert results.potentials is not None
+    return Output(results.outputs[0], {name: results.potentials}, results.state, {name: results.outputs[0]})
 
 
 _UNFILTERED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -162,8 +162,8 @@ def _memory(x: torch.Tensor) -> torch.Tensor:
 
 
 def _metadata(node: Any) -> dict[str, tuple[int, int, PSP | None]]:
-    found: dict[str, tuple[int, int, PSP | None]] = node.metadata
-    return found
+    metadata: dict[str, tuple[int, int, PSP | None]] = node.metadata
+    return metadata
 
 
 def _mark(spikes: torch.Tensor, psp: PSP | None) -> None:
@@ -202,16 +202,16 @@ def _is_traced() -> bool:
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
-def _check_types(what: str, parameters: Iterable[torch.Tensor]) -> None:
+def _check_types(module: str, parameters: Iterable[torch.Tensor]) -> None:
     for x in parameters:
         if x.is_meta:
             raise SpecError(
-                f"the parameters of {what} are on the device meta, which holds no values; call .to_empty(device=...) "
+                f"the parameters of {module} are on the device meta, which holds no values; call .to_empty(device=...) "
                 "and load them with load_state_dict"
             )
         if x.dtype != torch.float32:
             raise SpecError(
-                f"the parameters of {what} must be float32, in which their sums are exact, got {x.dtype}; "
+                f"the parameters of {module} must be float32, in which their sums are exact, got {x.dtype}; "
                 "do not call .double(), .half() and the like"
             )
 
@@ -273,8 +273,8 @@ class Neurons(torch.nn.Module):
         return type(self.neuron).__name__ if type(self) is Neurons else type(self).__name__
 
     def extra_repr(self) -> str:
-        given = ((f.name, getattr(self.neuron, f.name)) for f in fields(self.neuron))  # type: ignore[arg-type]
-        values = (f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in given)
+        parameters = ((f.name, getattr(self.neuron, f.name)) for f in fields(self.neuron))  # type: ignore[arg-type]
+        values = (f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in parameters)
         return ", ".join([*values, f"psp={self.psp}"])
 
     def infer(self, values: Values) -> Values:
@@ -319,17 +319,17 @@ class Neurons(torch.nn.Module):
             raise NumericError(f"the gain of {self._get_name()} is not finite: {gain}")
         if z.dtype == torch.float64:
             raise SpecError(f"{self._get_name()} computes in float32 and would round sums in float64: give .float()")
-        own = [*([] if bias is None else [bias]), *self.learned.values()]
-        _check_types(self._get_name(), own)
+        parameters = [*([] if bias is None else [bias]), *self.learned.values()]
+        _check_types(self._get_name(), parameters)
         biased = bias is not None
         handle = self._handle(gain, biased)
         checked_by = "" if checked else self._get_name()
         settings = TorchSegmentSettings(
             steps, True, precision=precision, full=full or state is not None, checked=checked_by
         )
-        made = compute(handle, settings, [z], own, _arrays(handle.states[True], state))
-        _mark(made.outputs[0], self.neuron.psp)
-        return _given(made, "neurons", full)
+        results = compute(handle, settings, [z], parameters, _arrays(handle.states[True], state))
+        _mark(results.outputs[0], self.neuron.psp)
+        return _return_value(results, "neurons", full)
 
 
 class LIF(Neurons):
@@ -375,10 +375,10 @@ class PLIF(Neurons):
 
 def _input_range(exponent: object, largest: object) -> tuple[int, float]:
     """`input_exponent` and `input_max`; `SpecError` if they describe no inputs."""
-    found = real("input_max", largest)
-    if not 0 < found < math.inf:
+    maximum = real("input_max", largest)
+    if not 0 < maximum < math.inf:
         raise SpecError(f"input_max must be a number above 0, got {shown(largest)}")
-    return whole("input_exponent", exponent, 0, EXACT_LIMIT_BITS), found
+    return whole("input_exponent", exponent, 0, EXACT_LIMIT_BITS), maximum
 
 
 class _Spiking(torch.nn.Module):
@@ -413,14 +413,14 @@ class _Spiking(torch.nn.Module):
                 f"psp={self.lif.psp}; give psp={neurons.psp} to the {self._get_name()}"
             )
         for name, x in neurons.learned.items():
-            own = self.lif.learned[name]
-            if x.shape != own.shape:
+            target = self.lif.learned[name]
+            if x.shape != target.shape:
                 raise SpecError(
                     f"the given {neurons._get_name()} has channels={len(x)}, but the {self._get_name()} needs "
-                    f"channels={len(own)}"
+                    f"channels={len(target)}"
                 )
             with torch.no_grad():
-                own.copy_(x)
+                target.copy_(x)
 
     def _handle(self, gain: float) -> SegmentKey:
         if gain not in self._handles:
@@ -513,9 +513,9 @@ class _Spiking(torch.nn.Module):
         checked_by = "" if checked else self._get_name()
         more = full or state is not None
         settings = TorchSegmentSettings(steps, True, precision=precision, full=more, checked=checked_by, hint=_HOW_FINE)
-        made = compute(handle, settings, [s], self._ordered, _arrays(handle.states[True], state))
-        _mark(made.outputs[0], self.lif.neuron.psp)
-        return _given(made, "neurons", full)
+        results = compute(handle, settings, [s], self._ordered, _arrays(handle.states[True], state))
+        _mark(results.outputs[0], self.lif.neuron.psp)
+        return _return_value(results, "neurons", full)
 
     def _check_shape(self, s: torch.Tensor) -> None:
         inputs = self.weight.shape[1]
@@ -710,10 +710,10 @@ class Sequential(torch.nn.Sequential):
         self._divisors: list[int] = []
         dropped = ""
         for place, layer in enumerate(layers):
-            what = f"layer {place}, {str(layer).partition('(')[0]}"
+            layer_name = f"layer {place}, {str(layer).partition('(')[0]}"
             self._divisors.append(values.divisor)
             if isinstance(layer, torch.nn.Dropout):
-                dropped = what
+                dropped = layer_name
             elif isinstance(layer, _Spiking):
                 dropped = ""
             try:
@@ -722,7 +722,7 @@ class Sequential(torch.nn.Sequential):
                 else:
                     values = _of_torch(layer, values)
             except SpecError as error:
-                raise NetworkError(f"{what}: {error}") from None
+                raise NetworkError(f"{layer_name}: {error}") from None
         if dropped:
             raise NetworkError(f"{dropped}: the weights after a dropout apply its factor, but there are none")
         self.makes = values
@@ -759,11 +759,11 @@ class Sequential(torch.nn.Sequential):
         """
         steps = check_steps(s, steps)
         if s.shape[2:] != self._input_shape:
-            wanted = ", ".join(map(str, self._input_shape))
-            raise ShapeError(f"the inputs of this Sequential must be [T, B, {wanted}], got {list(s.shape)}")
+            expected = ", ".join(map(str, self._input_shape))
+            raise ShapeError(f"the inputs of this Sequential must be [T, B, {expected}], got {list(s.shape)}")
         potentials: dict[str, torch.Tensor] = {}
         fired: dict[str, torch.Tensor] = {}
-        after: State = {}
+        next_state: State = {}
         passing = 1.0
         # For its check that the state is one.
         _arrays((), state)
@@ -783,15 +783,15 @@ class Sequential(torch.nn.Sequential):
                 else:
                     s = layer(s)
                 continue
-            own = None if state is None else {"neurons": state.get(f"{place}.neurons", ())}
+            layer_state = None if state is None else {"neurons": state.get(f"{place}.neurons", ())}
             gain, passing = 1 / (passing * self._divisors[place]), 1.0
-            found = layer(s, steps, gain=gain, precision=precision, checked=place > 0, state=own, full=full)
-            s = found.spikes if full else found
+            output = layer(s, steps, gain=gain, precision=precision, checked=place > 0, state=layer_state, full=full)
+            s = output.spikes if full else output
             if full:
-                potentials |= {f"{place}.{name}": u for name, u in found.potentials.items()}
-                fired |= {f"{place}.{name}": x for name, x in found.layer_spikes.items()}
-                after |= {f"{place}.{name}": arrays for name, arrays in found.state.items()}
-        return Output(s, potentials, after, fired) if full else s
+                potentials |= {f"{place}.{name}": u for name, u in output.potentials.items()}
+                fired |= {f"{place}.{name}": x for name, x in output.layer_spikes.items()}
+                next_state |= {f"{place}.{name}": arrays for name, arrays in output.state.items()}
+        return Output(s, potentials, next_state, fired) if full else s
 
 
 _PLAIN = (torch.nn.Flatten, torch.nn.Identity)
@@ -864,8 +864,8 @@ class _ProjectionLayer(_NetworkLayer, _Spiking):
         weight = parameters[projection.parameter]
         super().__init__(synapse, weight, neurons.model, values.pending, values.exponent, values.maximum)
         with torch.no_grad():
-            for own, x in zip(self._ordered[1:], list(parameters.values())[1:], strict=True):
-                own.copy_(x)
+            for parameter, x in zip(self._ordered[1:], list(parameters.values())[1:], strict=True):
+                parameter.copy_(x)
         self._place = name
         self.handle = segment_key_of(piece)
 
@@ -932,20 +932,20 @@ class _SegmentLayer(_NetworkLayer):
         self._statistics: dict[str, str] = {}
         weights, modules = {projection.parameter for projection in piece.projections}, dict[str, str]()
         for name, x in parameters.items():
-            owner, _, own = (name, "", "weight") if name in weights else name.rpartition(".")
+            owner, _, local_name = (name, "", "weight") if name in weights else name.rpartition(".")
             if owner not in modules:
                 modules[owner] = _free(self, owner)
                 self.add_module(modules[owner], torch.nn.ParameterDict())
-            self._names.append((modules[owner], own))
-            self._of(modules[owner])[own] = x
+            self._names.append((modules[owner], local_name))
+            self._of(modules[owner])[local_name] = x
         for name, x in statistics.items():
             self._statistics[name] = _free(self, name)
             self.register_buffer(self._statistics[name], x)
 
     def _of(self, module: str) -> torch.nn.ParameterDict:
-        found = self.get_submodule(module)
-        assert isinstance(found, torch.nn.ParameterDict)
-        return found
+        parameters = self.get_submodule(module)
+        assert isinstance(parameters, torch.nn.ParameterDict)
+        return parameters
 
     def _get_name(self) -> str:
         return "Population"
@@ -953,11 +953,11 @@ class _SegmentLayer(_NetworkLayer):
     @property
     def _ordered(self) -> list[torch.Tensor]:
         """Parameters in the order in which a segment takes them."""
-        return [self._of(module)[own] for module, own in self._names]
+        return [self._of(module)[local_name] for module, local_name in self._names]
 
     def statistics(self) -> dict[str, torch.Tensor]:
         """Running statistics by their names in the network."""
-        return {name: self.get_buffer(own) for name, own in self._statistics.items()}
+        return {name: self.get_buffer(buffer_name) for name, buffer_name in self._statistics.items()}
 
     def forward(
         self, settings: Any = None, inputs: Any = (), state: State | None = None, **_: Any
@@ -966,16 +966,16 @@ class _SegmentLayer(_NetworkLayer):
         _check_caller(self._place, settings)
         _check_types(self._get_name(), self._ordered)
         arrays = _arrays(self.handle.states[settings.training], state)
-        made = compute(self.handle, settings, inputs, self._ordered, [*self.statistics().values(), *arrays])
-        for name, x in made.statistics.items():
-            own = self._statistics[name]
-            if _is_wrapped(x) and not _is_wrapped(self.get_buffer(own)):
+        results = compute(self.handle, settings, inputs, self._ordered, [*self.statistics().values(), *arrays])
+        for name, x in results.statistics.items():
+            buffer_name = self._statistics[name]
+            if _is_wrapped(x) and not _is_wrapped(self.get_buffer(buffer_name)):
                 raise SpecError(
                     f"in training mode, batch normalisation cannot update {name} under a transformation of torch.func; "
                     "call net.eval(), or give the buffers to functional_call as an argument of the transformed function"
                 )
-            setattr(self, own, _readable(x))
-        return made
+            setattr(self, buffer_name, _readable(x))
+        return results
 
 
 def _is_segment(module: object, key: str) -> bool:
@@ -1024,11 +1024,11 @@ class Network(torch.nn.Module):
         self.seed = check_seed(seed)
         self.precision: Precision = precision
         self.register_buffer("step", torch.zeros((), dtype=torch.int64, device="cpu"), persistent=False)
-        given: Any = initial_weights(spec, seed, gain) if weights is None else weights
-        check_weights(spec, given)
-        own = {name: torch.from_numpy(x.copy()) for name, x in given.items()}
+        initial: Any = initial_weights(spec, seed, gain) if weights is None else weights
+        check_weights(spec, initial)
+        tensors = {name: torch.from_numpy(x.copy()) for name, x in initial.items()}
         # Weights that several projections share are one parameter.
-        own |= {name: torch.nn.Parameter(own[name]) for name in spec.parameters}
+        tensors |= {name: torch.nn.Parameter(tensors[name]) for name in spec.parameters}
         graph = spec.graph
         self._input = next(node.name for node in graph.nodes if isinstance(node.op, Input))
         self._output = graph.nodes[-1].name
@@ -1042,14 +1042,14 @@ class Network(torch.nn.Module):
         for index in range(len(plan(backend_of(self.step), graph, fused=False).segments)):
             piece = TorchSegment(graph, index)
             segment = piece.segment
-            name = self._add(piece, own)
-            left = tuple(zip(segment.left, piece.copies, strict=True))
-            self._walk.append((name, piece.reads, left, segment.population))
+            name = self._add(piece, tensors)
+            outputs = tuple(zip(segment.left, piece.copies, strict=True))
+            self._walk.append((name, piece.reads, outputs, segment.population))
 
-    def _add(self, piece: TorchSegment, given: Mapping[str, torch.Tensor]) -> str:
+    def _add(self, piece: TorchSegment, tensors: Mapping[str, torch.Tensor]) -> str:
         """Add the module of a segment; returns its name."""
         last = piece.segment.steps[-1]
-        parameters = {key: given[key] for key in piece.parameters}
+        parameters = {key: tensors[key] for key in piece.parameters}
         projections = piece.projections
         first, inputs = projections[0] if projections else None, last.places[-1].node.inputs
         name = _free(self, first.name if first is not None and len(projections) == 1 else last.name)
@@ -1064,7 +1064,7 @@ class Network(torch.nn.Module):
         ):
             layer = _ProjectionLayer(name, piece, first, parameters)
         else:
-            layer = _SegmentLayer(name, piece, parameters, {key: given[key] for key in piece.statistics})
+            layer = _SegmentLayer(name, piece, parameters, {key: tensors[key] for key in piece.statistics})
         self.add_module(name, layer)
         self._keys[name] = layer.handle.key
         return name
@@ -1090,11 +1090,11 @@ class Network(torch.nn.Module):
 
     def named(self) -> dict[str, torch.Tensor]:
         """Parameters and running statistics by their names in the spec: `conv1`, `conv1.decay`, `conv1.mean`."""
-        found: dict[str, torch.Tensor] = {}
+        tensors: dict[str, torch.Tensor] = {}
         for piece, layer in self._layers():
-            found.update(zip(piece.parameters, layer._ordered, strict=True))
-            found.update(layer.statistics())
-        return {name: found[name] for name in (*self.spec.parameters, *self.spec.statistics)}
+            tensors.update(zip(piece.parameters, layer._ordered, strict=True))
+            tensors.update(layer.statistics())
+        return {name: tensors[name] for name in (*self.spec.parameters, *self.spec.statistics)}
 
     def clip_to_domain(self) -> None:
         """Clip every learned parameter of the neurons to its domain."""
@@ -1176,37 +1176,37 @@ class Network(torch.nn.Module):
         values = {self._input: [s] * sum(sources.count(self._input) for _, sources, *_ in self._walk)}
         potentials: dict[str, torch.Tensor] = {}
         fired: dict[str, torch.Tensor] = {}
-        after: State = {self._number: (number,)}
+        next_state: State = {self._number: (number,)}
         more = full or state is not None
-        for place, (name, sources, left, population) in enumerate(self._walk):
+        for place, (name, sources, output_copies, population) in enumerate(self._walk):
             checked = "Network" if place == 0 else ""
             scaled = images and inputs.is_floating_point()
             settings = TorchSegmentSettings(
                 steps, self.training, self.seed, masks, self.precision, more, checked, "", scaled
             )
-            made = self._child(name)(settings, [values[source].pop(0) for source in sources], state)
-            outputs = list(made.outputs)
-            for own, count in left:
-                values[own], outputs = outputs[:count], outputs[count:]
-            if made.potentials is not None and population is not None:
-                potentials[self._names[population]] = made.potentials
+            results = self._child(name)(settings, [values[source].pop(0) for source in sources], state)
+            outputs = list(results.outputs)
+            for output_name, count in output_copies:
+                values[output_name], outputs = outputs[:count], outputs[count:]
+            if results.potentials is not None and population is not None:
+                potentials[self._names[population]] = results.potentials
                 if not (self.spec.has_readout and population == self._output):
                     fired[self._names[population]] = values[population][0]
-            after |= made.state
+            next_state |= results.state
         if counts:
             self.step = _counted(self.step)
         (spikes,) = values[self._output]
         if not self.spec.has_readout:
             _mark(spikes, self.spec.output_psp)
-        return Output(spikes, potentials, after, fired) if full else spikes
+        return Output(spikes, potentials, next_state, fired) if full else spikes
 
     def _check_shape(self, inputs: torch.Tensor, steps: int) -> None:
         images, shape = self.spec.coding == "direct", self.spec.input_shape
         axes = ["B"] if images else ["T", "B"]
         if inputs.shape[len(axes) :] != shape:
-            wanted = ", ".join(map(str, (*axes, *shape)))
+            expected = ", ".join(map(str, (*axes, *shape)))
             raise ShapeError(
-                f"the inputs of a Network with {self.spec.coding} coding must be [{wanted}], got {list(inputs.shape)}"
+                f"the inputs of a Network with {self.spec.coding} coding must be [{expected}], got {list(inputs.shape)}"
             )
         if not images and len(inputs) != steps:
             raise ShapeError(f"the inputs have {len(inputs)} steps, but steps is {steps}; leave steps out")

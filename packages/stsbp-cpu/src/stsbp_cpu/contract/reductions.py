@@ -34,8 +34,8 @@ _MAGNITUDE = np.int32(0x7FFFFFFF)
 
 @cached_njit(parallel=True)
 def _count(spikes: UInt8) -> int:
-    whole = spikes.size // 8 * 8
-    words = spikes[:whole].view(np.uint64)
+    aligned = spikes.size // 8 * 8
+    words = spikes[:aligned].view(np.uint64)
     total = 0
     for chunk in prange((words.size + _CHUNK - 1) // _CHUNK):
         part = words[chunk * _CHUNK : (chunk + 1) * _CHUNK]
@@ -47,7 +47,7 @@ def _count(spikes: UInt8) -> int:
             for _ in range(8):
                 total += int(sums & _BYTE)
                 sums >>= _EIGHT
-    for j in range(whole, spikes.size):
+    for j in range(aligned, spikes.size):
         total += spikes[j]
     return total
 
@@ -59,36 +59,36 @@ def count(spikes: UInt8) -> int:
 
 
 @cached_njit(parallel=True)
-def _counts(spikes: UInt8, found: Int32) -> None:
-    for b in prange(len(found)):
+def _counts(spikes: UInt8, sums: Int32) -> None:
+    for b in prange(len(sums)):
         total = np.int32(0)
         for t in range(len(spikes)):
             row = spikes[t, b]
             for j in range(len(row)):
                 total += row[j]
-        found[b] = total
+        sums[b] = total
 
 
 def counts(spikes: UInt8) -> Int32:
     """Number of spikes of each sample, int32 `[B]`, in an array `[T, B, M]` of zeros and ones."""
-    found = np.empty(spikes.shape[1], np.int32)
+    sums = np.empty(spikes.shape[1], np.int32)
     with threads_for(spikes.size // 8):
-        _counts(spikes, found)
-    return found
+        _counts(spikes, sums)
+    return sums
 
 
 @cached_njit(parallel=True)
 def _largest_bits(bits: Int32) -> int:
     chunks = (bits.size + _CHUNK - 1) // _CHUNK
-    found = np.zeros(chunks, np.int32)
+    maxima = np.zeros(chunks, np.int32)
     for chunk in prange(chunks):
         part = bits[chunk * _CHUNK : (chunk + 1) * _CHUNK]
         most = np.int32(0)
         for j in range(part.size):
             most = max(most, part[j] & _MAGNITUDE)
-        found[chunk] = most
+        maxima[chunk] = most
     largest = np.int32(0)
-    for most in found:
+    for most in maxima:
         largest = max(largest, most)
     return int(largest)
 
@@ -111,8 +111,8 @@ def _squares(x: Float32, scale: np.float32) -> int:
         part = x[chunk * _CHUNK : (chunk + 1) * _CHUNK]
         n = 0
         for j in range(part.size):
-            whole = int(np.rint(part[j] * scale))
-            n += whole * whole
+            rounded = int(np.rint(part[j] * scale))
+            n += rounded * rounded
         total += n
     return total
 
@@ -131,16 +131,18 @@ def gradient_squares(gradients: Sequence[Float32]) -> Int64:
 
 
 @cached_njit(parallel=True)
-def _round_rows(w: Float32, scale: np.float32, back: np.float32, wq: Float32, above: Int64, below: Int64) -> None:
+def _round_rows(
+    w: Float32, scale: np.float32, unit: np.float32, wq: Float32, positive_sums: Int64, negative_sums: Int64
+) -> None:
     for row in prange(len(w)):
         positive, negative = 0, 0
         for j in range(w.shape[1]):
             rounded = np.rint(w[row, j] * scale)
-            wq[row, j] = rounded * back
+            wq[row, j] = rounded * unit
             units = int(rounded)
             positive += units if units > 0 else 0
             negative += units if units < 0 else 0
-        above[row], below[row] = positive, negative
+        positive_sums[row], negative_sums[row] = positive, negative
 
 
 def round_rows(w: Float32, exponent: int) -> tuple[Float32, float]:
@@ -149,10 +151,10 @@ def round_rows(w: Float32, exponent: int) -> tuple[Float32, float]:
     Returns the rounded weights and the largest partial sum of a row for inputs in [0, 1].
     """
     wq = np.empty_like(w)
-    above, below = np.empty(len(w), np.int64), np.empty(len(w), np.int64)
+    positive_sums, negative_sums = np.empty(len(w), np.int64), np.empty(len(w), np.int64)
     with threads_for(w.size):
-        _round_rows(w, np.float32(2.0**exponent), np.float32(2.0**-exponent), wq, above, below)
-    return wq, math.ldexp(float(max(above.max(), -below.min())), -exponent)
+        _round_rows(w, np.float32(2.0**exponent), np.float32(2.0**-exponent), wq, positive_sums, negative_sums)
+    return wq, math.ldexp(float(max(positive_sums.max(), -negative_sums.min())), -exponent)
 
 
 def weight_grid(projection: Projection, w: Float32) -> tuple[Float32, WeightGrid]:
@@ -182,15 +184,15 @@ def weight_grid_and_bound(projection: Projection, w: Float32) -> tuple[Float32, 
 
 
 @cached_njit(parallel=True)
-def _round_errors(x: Float32, scale: np.float32, back: np.float32, tiny: np.float32, out: Float32, n: Int64) -> None:
+def _round_errors(x: Float32, scale: np.float32, unit: np.float32, tiny: np.float32, out: Float32, n: Int64) -> None:
     for chunk in prange(len(n)):
         low, high = chunk * _CHUNK, min(x.size, (chunk + 1) * _CHUNK)
         zeroed, nonzero = np.int32(0), np.int32(0)
         for j in range(low, high):
-            value = np.rint(x[j] * scale) * back
-            before = abs(x[j]) >= tiny
-            nonzero += np.int32(before)
-            zeroed += np.int32(before & (value == 0))
+            value = np.rint(x[j] * scale) * unit
+            is_nonzero = abs(x[j]) >= tiny
+            nonzero += np.int32(is_nonzero)
+            zeroed += np.int32(is_nonzero & (value == 0))
             out[j] = value
         n[chunk, 0], n[chunk, 1] = zeroed, nonzero
 
@@ -201,8 +203,8 @@ def round_errors(dz: Float32, bits: int, most: float, out: Float32) -> Int64:
     Returns the numbers of zeroed and of non-zero elements in each chunk, `[..., 2]`.
     """
     q = error_exponent(most, bits)
-    scale, back = (0.0, 0.0) if q is None else (2.0**q, 2.0**-q)
-    found = np.empty((-(-dz.size // _CHUNK), 2), np.int64)
+    scale, unit = (0.0, 0.0) if q is None else (2.0**q, 2.0**-q)
+    zeroed_and_nonzero = np.empty((-(-dz.size // _CHUNK), 2), np.int64)
     with threads_for(dz.size):
-        _round_errors(dz, np.float32(scale), np.float32(back), np.float32(SMALLEST_NORMAL), out, found)
-    return found
+        _round_errors(dz, np.float32(scale), np.float32(unit), np.float32(SMALLEST_NORMAL), out, zeroed_and_nonzero)
+    return zeroed_and_nonzero

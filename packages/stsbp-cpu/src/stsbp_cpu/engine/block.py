@@ -98,7 +98,7 @@ class DenseConvolution(ABC, Generic[Array]):
         """Whether `of_bytes` is exact and fast for frames of `shape` `(C, H, W)` with inputs up to `largest`."""
         return False
 
-    def of_bytes(self, conv: Conv2d, given: ConvInput[Array], wq: Array) -> Array:
+    def of_bytes(self, conv: Conv2d, conv_input: ConvInput[Array], wq: Array) -> Array:
         """`z`, computed by a convolution of bytes.
 
         This method is called only if `takes_bytes` returned true. A class that overrides `takes_bytes` must override
@@ -124,8 +124,8 @@ class ConvInput(NamedTuple, Generic[Array]):
 
     def arrays(self, layout: Layout[Array]) -> kernels.KernelInput:
         """The input in the form that the kernels take."""
-        kept = NO_MASK[None] if self.mask is None else layout.view(self.mask[None])[0]
-        return kernels.KernelInput(layout.view(self.s), self.size, kept, self.masked)
+        mask_memory = NO_MASK[None] if self.mask is None else layout.view(self.mask[None])[0]
+        return kernels.KernelInput(layout.view(self.s), self.size, mask_memory, self.masked)
 
     def density(self, layout: Layout[Array]) -> float:
         """Share of non-zero values after the pooling, without dropout, estimated from a sample of frames."""
@@ -141,7 +141,7 @@ class ConvInput(NamedTuple, Generic[Array]):
 class SparseBlockSaved(NamedTuple, Generic[Array]):
     """What the backward pass of a block reads, and whether the input is sparse enough for the sparse kernels."""
 
-    given: ConvInput[Array]
+    conv_input: ConvInput[Array]
     wq: Array
     sparse: bool
     neurons: NeuronResiduals[Array]
@@ -167,24 +167,24 @@ class PooledError(Deferred[Array]):
 class DeferredError(Deferred[Array]):
     """An error signal after a convolution, until the layer below says where it uses the error signal.
 
-    `dz` is the error signal of the weighted sums of `block`, which were computed from `given` and `wq`.
+    `dz` is the error signal of the weighted sums of `block`, which were computed from `conv_input` and `wq`.
     """
 
     block: SparseBlock[Array]
-    given: ConvInput[Array]
+    conv_input: ConvInput[Array]
     wq: Array
     dz: Array
 
     def array(self) -> Array:
-        below = self.block.below(self.given, self.all())
-        return below.array() if isinstance(below, PooledError) else below
+        grad_input = self.block.spike_error_below(self.conv_input, self.all())
+        return grad_input.array() if isinstance(grad_input, PooledError) else grad_input
 
-    def taken(self, u: Array, neuron: NeuronModel) -> Array | PooledError[Array]:
+    def spike_error(self, u: Array, neuron: NeuronModel) -> Array | PooledError[Array]:
         """The error signal of the spikes of the layer below, whose potentials are `u`."""
         # With few input channels, the vectors of the dense product are partly empty.
         width = "narrow" if self.block.projection.input.shape[0] < LANES else "wide"
-        below = self.needed(u, neuron) if self.share(u, neuron) < ERROR_BELOW[width] else self.all()
-        return self.block.below(self.given, below)
+        grad_input = self.needed(u, neuron) if self.share(u, neuron) < ERROR_BELOW[width] else self.all()
+        return self.block.spike_error_below(self.conv_input, grad_input)
 
     def share(self, u: Array, neuron: NeuronModel) -> float:
         """The share of the error signal that the layer below uses, estimated from a sample of frames."""
@@ -192,23 +192,23 @@ class DeferredError(Deferred[Array]):
         if support is None:
             return 1.0
         frames = self.block.dense.layout.frames(u)
-        return needed.share(support, frames, self.given.size, max(1, len(frames) // _SAMPLED))
+        return needed.share(support, frames, self.conv_input.size, max(1, len(frames) // _SAMPLED))
 
     def needed(self, u: Array, neuron: NeuronModel) -> Array:
         """The error signal of the convolution's input, zero where the layer below does not use it."""
         support, layout = needed.support(neuron), self.block.dense.layout
         assert support is not None
-        below = layout.empty(self._shape(), np.float32)
+        grad_input = layout.empty(self._shape(), np.float32)
         wq, frames = layout.view(self.wq), layout.frames
-        needed.error(support, self.block.conv, wq, frames(u), self.given.size, frames(self.dz), frames(below))
-        return below
+        needed.error(support, self.block.conv, wq, frames(u), self.conv_input.size, frames(self.dz), frames(grad_input))
+        return grad_input
 
     def all(self) -> Array:
         """The whole error signal of the convolution's input."""
         return self.block.dense.input_error(self.block.conv, self.wq, self.dz, self._shape())
 
     def _shape(self) -> Shape:
-        return (*self.given.s.shape[:2], *self.block.projection.input.shape)
+        return (*self.conv_input.s.shape[:2], *self.block.projection.input.shape)
 
 
 def fusion(dense: DenseConvolution[Array]) -> Callable[[tuple[Step[Array], ...]], Step[Array] | None]:
@@ -221,11 +221,11 @@ def _fuse(dense: DenseConvolution[Array], chain: tuple[Step[Array], ...]) -> Ste
     if not (isinstance(weights, Weights) and type(population) is Population):
         return None
     conv, static = weights.projection.synapse, weights.projection.input.static
-    known = chain[_known_from(chain[:-2]) :]
-    kinds = [type(part.places[0].node.op) for part in known[:-2]]
+    supported = chain[_supported_from(chain[:-2]) :]
+    kinds = [type(part.places[0].node.op) for part in supported[:-2]]
     simple = sorted(kinds, key=str) in ([], [AvgPool2d], [Dropout], [AvgPool2d, Dropout])
     if simple and not static and type(conv) is Conv2d and conv.square and conv.stride == 1:
-        return SparseBlock(*_parts(dense, known), dense, weights.projection, population, conv)
+        return SparseBlock(*_parts(dense, supported), dense, weights.projection, population, conv)
     if type(conv) is Linear and not static and weights.projection.input.maximum == 1:
         ops = [part.places[0].node.op for part in chain[:-2]]
         if ops and type(ops[-1]) is Flatten:
@@ -235,9 +235,9 @@ def _fuse(dense: DenseConvolution[Array], chain: tuple[Step[Array], ...]) -> Ste
     return FusedBlock(*_parts(dense, chain), dense, weights.projection, population)
 
 
-def _known_from(before: tuple[Step[Array], ...]) -> int:
-    """Index from which on `before` contains only pooling and dropout that the kernels apply themselves."""
-    others = (i for i, part in enumerate(before, 1) if not (isinstance(part, Drops) or _halves(part.places[0].node.op)))
+def _supported_from(steps: tuple[Step[Array], ...]) -> int:
+    """Index from which on `steps` contains only pooling and dropout that the kernels apply themselves."""
+    others = (i for i, part in enumerate(steps, 1) if not (isinstance(part, Drops) or _halves(part.places[0].node.op)))
     return max(others, default=0)
 
 
@@ -296,14 +296,14 @@ class FusedBlock(Chain[Array]):
         return fused.spikes_alone(backend, self.dense.layout, self.equations(run), z, run.steps, learned)
 
     def received(self, saved: Any, grad: Any) -> Any:
-        return super().received(saved, self.taken(saved, grad))
+        return super().received(saved, self.spike_error(saved, grad))
 
-    def taken(self, residuals: Any, error: Any) -> Array | PooledError[Array]:
+    def spike_error(self, residuals: Any, error: Any) -> Array | PooledError[Array]:
         """The error signal of the block's spikes. Elements that the block does not use may be zero."""
         if isinstance(error, DeferredError):
-            return error.taken(self.population(residuals).kept["u"], self.neurons.op.model)
-        kept: Array | PooledError[Array] = error
-        return kept
+            return error.spike_error(self.population(residuals).kept["u"], self.neurons.op.model)
+        plain_error: Array | PooledError[Array] = error
+        return plain_error
 
 
 @dataclass(frozen=True, eq=False)
@@ -321,7 +321,7 @@ class ConnectedBlock(FusedBlock[Array]):
         neurons, wq = self.neurons, run.weights[self.projection.name]
         equations = self.equations(run)
         shape = (run.steps, s.shape[1], *self.projection.output_shape)
-        kept, spikes = fused.kept_arrays(layout, equations, shape), layout.empty(shape, np.uint8)
+        saved, spikes = fused.kept_arrays(layout, equations, shape), layout.empty(shape, np.uint8)
         learned = neurons.backend.spread_all(equations, neurons.learned(run), shape[1:])
         pool = self.places[0].node.op
         size = pool.sizes[0] if isinstance(pool, AvgPool2d) else 1
@@ -329,13 +329,13 @@ class ConnectedBlock(FusedBlock[Array]):
         frames = frames if frames.ndim == 5 else frames[:, :, None, None]
         kernels_ = (frames.shape[2] // size, frames.shape[3] // size)
         weights = run.made(self.name, lambda: integer_conv.chosen(layout.view(wq), kernels_))
-        u, fired = (layout.view(x)[:, :, None, None] for x in (kept["u"], spikes))
+        u, fired = (layout.view(x)[:, :, None, None] for x in (saved["u"], spikes))
         integer_conv.forward(
             kernels.KernelInput(frames, size, NO_MASK[None], 0), weights, (0, 0), equations, u, fired,
-            beside_u(layout, equations, kept), learned_numbers(layout, equations, learned),
+            beside_u(layout, equations, saved), learned_numbers(layout, equations, learned),
         )  # fmt: skip
         residuals = [None] * (len(self.parts) - 1)
-        return ForwardResult(spikes, [*residuals, NeuronResiduals(kept, spikes, static=False, learned=learned)])
+        return ForwardResult(spikes, [*residuals, NeuronResiduals(saved, spikes, static=False, learned=learned)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -348,32 +348,34 @@ class SparseBlock(FusedBlock[Array]):
         (s,) = inputs
         if not self.dense.layout.is_bytes(s):
             return super().forward_slice(run, s)
-        given = self.given(run, s)
-        return self.fired(run, given) if run.keeps else ForwardResult(self.spikes_alone(run, given), None)
+        conv_input = self.conv_input(run, s)
+        return self.fired(run, conv_input) if run.keeps else ForwardResult(self.spikes_alone(run, conv_input), None)
 
-    def fired(self, run: Run[Array], given: ConvInput[Array]) -> ForwardResult[Array]:
+    def fired(self, run: Run[Array], conv_input: ConvInput[Array]) -> ForwardResult[Array]:
         """`forward_slice` if a backward pass may follow."""
         wq = run.weights[self.projection.name]
-        density = self.density(given)
-        kind = self.kind(given, self.work(given, density))
+        density = self.density(conv_input)
+        kind = self.kind(conv_input, self.work(conv_input, density))
         if kind == "sparse":
             filter, learned = self.neurons.filters[run.training], self.neurons.learned(run)
-            spikes, neurons = self.fire(given, wq, filter, run.steps, learned)
+            spikes, neurons = self.fire(conv_input, wq, filter, run.steps, learned)
         else:
-            z = self.sums(given, wq, of_bytes=kind != "floats")
+            z = self.sums(conv_input, wq, of_bytes=kind != "floats")
             spikes, neurons = self.neurons.forward_slice(run, z)
-        return ForwardResult(spikes, SparseBlockSaved(given, wq, density < GRADIENT_BELOW, neurons))
+        return ForwardResult(spikes, SparseBlockSaved(conv_input, wq, density < GRADIENT_BELOW, neurons))
 
-    def spikes_alone(self, run: Run[Array], given: ConvInput[Array]) -> Array:
+    def spikes_alone(self, run: Run[Array], conv_input: ConvInput[Array]) -> Array:
         """The spikes of `fired` if no backward pass follows. Potentials are not stored."""
         wq, layout, equations = run.weights[self.projection.name], self.dense.layout, self.equations(run)
-        kind = self.kind(given, self.work(given))
+        kind = self.kind(conv_input, self.work(conv_input))
         if kind != "sparse":
-            return self.spikes_of(run, self.sums(given, wq, of_bytes=kind != "floats"))
-        none = layout.empty((0, given.s.shape[1], *self.projection.output_shape), np.float32)
-        kept = fused.nothing_kept(equations)
+            return self.spikes_of(run, self.sums(conv_input, wq, of_bytes=kind != "floats"))
+        none = layout.empty((0, conv_input.s.shape[1], *self.projection.output_shape), np.float32)
+        saved = fused.nothing_kept(equations)
         weights = run.made(self.name, lambda: self.ready(wq))
-        return self._fired(given, weights, equations, run.steps, self.neurons.learned(run), layout.view(none), kept)[0]
+        return self._fired(
+            conv_input, weights, equations, run.steps, self.neurons.learned(run), layout.view(none), saved
+        )[0]
 
     @cached_property
     def chooses(self) -> bool:
@@ -385,52 +387,52 @@ class SparseBlock(FusedBlock[Array]):
         w: Float32 = self.dense.layout.view(wq)
         return integer_conv.chosen(w, self.conv.kernels) if self.chooses else w
 
-    def density(self, given: ConvInput[Array]) -> float:
+    def density(self, conv_input: ConvInput[Array]) -> float:
         """`ConvInput.density`, multiplied by the number of threads per sample if there are more threads than samples.
 
         The sparse kernels divide the samples among the threads, so some threads would have no work.
         """
-        spread: float = max(1, get_num_threads() / given.s.shape[1])
-        return spread * given.density(self.dense.layout)
+        spread: float = max(1, get_num_threads() / conv_input.s.shape[1])
+        return spread * conv_input.density(self.dense.layout)
 
-    def work(self, given: ConvInput[Array], density: float | None = None) -> float:
+    def work(self, conv_input: ConvInput[Array], density: float | None = None) -> float:
         """Work of the sparse forward pass per input: the number of spikes if these select weights, else the density."""
         if self.chooses:
-            return given.spikes(self.dense.layout)
-        return self.density(given) if density is None else density
+            return conv_input.spikes(self.dense.layout)
+        return self.density(conv_input) if density is None else density
 
-    def is_sparse(self, given: ConvInput[Array]) -> bool:
+    def is_sparse(self, conv_input: ConvInput[Array]) -> bool:
         """The value of `SparseBlockSaved.sparse` for this input."""
-        return self.density(given) < GRADIENT_BELOW
+        return self.density(conv_input) < GRADIENT_BELOW
 
     def backward_slice(self, run: Run[Array], saved: Any, grad: Any, precision: Precision) -> BackwardResult[Array]:
         if not isinstance(saved, SparseBlockSaved):
             return super().backward_slice(run, saved, grad, precision)
-        return self.propagated(run, saved, self.taken(saved, grad))
+        return self.propagated(run, saved, self.spike_error(saved, grad))
 
     def propagated(
         self, run: Run[Array], residuals: SparseBlockSaved[Array], error: Array | PooledError[Array]
     ) -> BackwardResult[Array]:
-        """`backward_slice` in `fast` precision, from the error signal that `taken` returns."""
-        given, wq, sparse, neurons = residuals
+        """`backward_slice` in `fast` precision, from the error signal that `spike_error` returns."""
+        conv_input, wq, sparse, neurons = residuals
         filter, (need_input,) = self.neurons.filters[run.training], self.needed
         need_below = need_input and not self.may_defer
-        below = None
+        grad_input = None
         if sparse:
-            dz, dw, terms = self.propagate(given, neurons, error, filter, need_error=need_input, need_weights=True)
+            dz, dw, terms = self.propagate(conv_input, neurons, error, filter, need_error=need_input, need_weights=True)
             if need_below:
-                below = DeferredError(self, given, wq, dz).all()
+                grad_input = DeferredError(self, conv_input, wq, dz).all()
         else:
-            dz, _, terms = self.propagate(given, neurons, error, filter, need_error=True, need_weights=False)
-            s, _ = self.floats(given)
-            below, dw = self.dense.backward(self.conv, s, wq, dz, need_input=need_below)
-        found: Array | Deferred[Array] | None = None
-        if below is not None:
-            found = self.below(given, below)
+            dz, _, terms = self.propagate(conv_input, neurons, error, filter, need_error=True, need_weights=False)
+            s, _ = self.floats(conv_input)
+            grad_input, dw = self.dense.backward(self.conv, s, wq, dz, need_input=need_below)
+        grad_below: Array | Deferred[Array] | None = None
+        if grad_input is not None:
+            grad_below = self.spike_error_below(conv_input, grad_input)
         elif need_input:
-            found = DeferredError(self, given, wq, dz)
+            grad_below = DeferredError(self, conv_input, wq, dz)
         (learned,) = self.neurons.gradients([run], [terms], "fast")
-        return BackwardResult((found,), {self.projection.name: dw, **learned})
+        return BackwardResult((grad_below,), {self.projection.name: dw, **learned})
 
     def population(self, saved: Any) -> NeuronResiduals[Array]:
         return saved.neurons if isinstance(saved, SparseBlockSaved) else super().population(saved)
@@ -440,9 +442,9 @@ class SparseBlock(FusedBlock[Array]):
         """Whether neurons may ignore parts of the error signal, and the kernel for this supports the convolution."""
         return needed.support(self.neurons.op.model) is not None and self.conv.channels % LANES == 0
 
-    def kind(self, given: ConvInput[Array], density: float) -> str:
+    def kind(self, conv_input: ConvInput[Array], density: float) -> str:
         """How the block is computed: `sparse`, `floats`, or `DenseConvolution.bytes_by` (a convolution of bytes)."""
-        largest = int(self.projection.input.maximum * given.size**2)
+        largest = int(self.projection.input.maximum * conv_input.size**2)
         of_bytes = self.dense.takes_bytes(self.conv, self.projection.input.shape, largest)
         order = "choose" if self.chooses else "gather" if kernels.gathers(self.conv) else "scatter"
         dense = self.dense.bytes_by if of_bytes else "floats"
@@ -469,7 +471,7 @@ class SparseBlock(FusedBlock[Array]):
                 return 1 if place is self.places[0] else 2
         return 0
 
-    def given(self, run: Run[Array], s: Array) -> ConvInput[Array]:
+    def conv_input(self, run: Run[Array], s: Array) -> ConvInput[Array]:
         """The input of the block's convolution, from the spikes of the block below."""
         mask = None
         for part in self.parts:
@@ -477,74 +479,81 @@ class SparseBlock(FusedBlock[Array]):
                 mask = part.mask(run, s.shape[1])
         return ConvInput(self.dense.layout.laid_out(s), self.window, mask, 0 if mask is None else self.masked)
 
-    def sums(self, given: ConvInput[Array], wq: Array, *, of_bytes: bool) -> Array:
+    def sums(self, conv_input: ConvInput[Array], wq: Array, *, of_bytes: bool) -> Array:
         """Weighted sums, computed by a convolution of bytes or of floats."""
         if of_bytes:
-            return self.dense.of_bytes(self.conv, given, wq)
-        return self.dense.forward(self.conv, self.floats(given)[0], wq)
+            return self.dense.of_bytes(self.conv, conv_input, wq)
+        return self.dense.forward(self.conv, self.floats(conv_input)[0], wq)
 
-    def floats(self, given: ConvInput[Array]) -> tuple[Array, list[Any]]:
+    def floats(self, conv_input: ConvInput[Array]) -> tuple[Array, list[Any]]:
         """The input of the convolution after pooling and dropout, and the residuals of pooling and dropout."""
-        s, before = given.s, list[Any]()
+        s, residuals = conv_input.s, list[Any]()
         for place in self.places[:-2]:
-            residual: Any = given.mask
+            residual: Any = conv_input.mask
             if isinstance(place.node.op, AvgPool2d):
                 residual = tuple(s.shape)
                 s = pooling.average(self.dense.layout, place.node.op, s)
-            elif given.mask is not None:
-                s = self._dropped(given.mask, s)
-            before.append(residual)
-        return s, before
+            elif conv_input.mask is not None:
+                s = self._dropped(conv_input.mask, s)
+            residuals.append(residual)
+        return s, residuals
 
     def by_parts(self, saved: Any) -> Sequence[Any]:
         if not isinstance(saved, SparseBlockSaved):
             return super().by_parts(saved)
-        s, before = self.floats(saved.given)
-        return [*before, self.dense.left(s, saved.wq), saved.neurons]
+        s, residuals = self.floats(saved.conv_input)
+        return [*residuals, self.dense.left(s, saved.wq), saved.neurons]
 
-    def below(self, given: ConvInput[Array], below: Array) -> Array | PooledError[Array]:
+    def spike_error_below(self, conv_input: ConvInput[Array], grad_input: Array) -> Array | PooledError[Array]:
         """The error signal of the spikes below, from the error signal of the convolution's input."""
-        if given.mask is not None and given.masked == 2:
-            below = self._dropped(given.mask, below)
+        if conv_input.mask is not None and conv_input.masked == 2:
+            grad_input = self._dropped(conv_input.mask, grad_input)
         if self.pool is None:
-            return below if given.mask is None else self._dropped(given.mask, below)
-        pooled = PooledError(self.dense.layout, below, self.pool, tuple(given.s.shape))
-        if given.masked != 1:
+            return grad_input if conv_input.mask is None else self._dropped(conv_input.mask, grad_input)
+        pooled = PooledError(self.dense.layout, grad_input, self.pool, tuple(conv_input.s.shape))
+        if conv_input.masked != 1:
             return pooled
-        assert given.mask is not None
-        return self._dropped(given.mask, pooled.array())
+        assert conv_input.mask is not None
+        return self._dropped(conv_input.mask, pooled.array())
 
     def _dropped(self, mask: Array, x: Array) -> Array:
         return self.neurons.backend.dropout(mask, x)
 
     def fire(
-        self, given: ConvInput[Array], wq: Array, filter: SynapticFilter, steps: int, learned: Mapping[str, Array]
+        self, conv_input: ConvInput[Array], wq: Array, filter: SynapticFilter, steps: int, learned: Mapping[str, Array]
     ) -> tuple[Array, NeuronResiduals[Array]]:
         """Spikes and residuals, computed by the sparse kernels."""
         equations, layout = neuron_equations(filter, self.neurons.op.model), self.dense.layout
-        kept = fused.kept_arrays(layout, equations, (steps, given.s.shape[1], *self.projection.output_shape))
-        beside = beside_u(layout, equations, kept)
-        spikes, each = self._fired(given, self.ready(wq), equations, steps, learned, layout.view(kept["u"]), beside)
-        return spikes, NeuronResiduals(kept, spikes, static=False, learned=each)
+        saved = fused.kept_arrays(layout, equations, (steps, conv_input.s.shape[1], *self.projection.output_shape))
+        saved_besides_u = beside_u(layout, equations, saved)
+        spikes, neuron_parameters = self._fired(
+            conv_input, self.ready(wq), equations, steps, learned, layout.view(saved["u"]), saved_besides_u
+        )
+        return spikes, NeuronResiduals(saved, spikes, static=False, learned=neuron_parameters)
 
     def _fired(
-        self, given: ConvInput[Array], weights: Float32 | integer_conv.Chosen, equations: NeuronEquations, steps: int,
-        learned: Mapping[str, Array], u: Float32, kept: Float32,
+        self, conv_input: ConvInput[Array], weights: Float32 | integer_conv.Chosen, equations: NeuronEquations,
+        steps: int, learned: Mapping[str, Array], u: Float32, saved_besides_u: Float32,
     ) -> tuple[Array, dict[str, Array]]:  # fmt: skip
-        """Spikes, computed by the sparse kernels, and the learned parameters of each neuron. Fills `u` and `kept`."""
-        layout, shape = self.dense.layout, (steps, given.s.shape[1], *self.projection.output_shape)
+        """Spikes, computed by the sparse kernels, and the learned parameters of each neuron.
+
+        Fills `u` and `saved_besides_u`.
+        """
+        layout, shape = self.dense.layout, (steps, conv_input.s.shape[1], *self.projection.output_shape)
         spikes = layout.empty(shape, np.uint8)
-        each = self.neurons.backend.spread_all(equations, learned, shape[1:])
-        arrays, numbers_ = given.arrays(layout), learned_numbers(layout, equations, each)
+        neuron_parameters = self.neurons.backend.spread_all(equations, learned, shape[1:])
+        arrays, numbers_ = conv_input.arrays(layout), learned_numbers(layout, equations, neuron_parameters)
         if isinstance(weights, integer_conv.Chosen):
-            integer_conv.forward(arrays, weights, self.conv.paddings, equations, u, layout.view(spikes), kept, numbers_)
+            integer_conv.forward(
+                arrays, weights, self.conv.paddings, equations, u, layout.view(spikes), saved_besides_u, numbers_
+            )
         else:
-            kernels.forward(self.conv, equations, arrays, weights, u, layout.view(spikes), kept, numbers_)
-        return spikes, each
+            kernels.forward(self.conv, equations, arrays, weights, u, layout.view(spikes), saved_besides_u, numbers_)
+        return spikes, neuron_parameters
 
     def propagate(
         self,
-        given: ConvInput[Array],
+        conv_input: ConvInput[Array],
         residuals: NeuronResiduals[Array],
         ds: Array | PooledError[Array],
         filter: SynapticFilter,
@@ -559,12 +568,13 @@ class SparseBlock(FusedBlock[Array]):
         """
         equations, u = neuron_equations(filter, self.neurons.op.model), residuals.kept["u"]
         layout, shape = self.dense.layout, tuple(u.shape)
-        above, pooled = (ds.d, ds.pool.sizes[0]) if isinstance(ds, PooledError) else (ds, 1)
+        spike_error, pooled = (ds.d, ds.pool.sizes[0]) if isinstance(ds, PooledError) else (ds, 1)
         dz = layout.empty(shape if need_error else (0,) * 5, np.float32)
         terms = dict(zip(equations.terms, layout.end_to_end(len(equations.terms), (1, *shape[1:])), strict=True))
         dw = kernels.backward(
-            self.conv, equations, given.arrays(layout), layout.view(u), beside_u(layout, equations, residuals.kept),
-            layout.view(layout.laid_out(above)), pooled, layout.view(dz),
+            self.conv, equations, conv_input.arrays(layout), layout.view(u),
+            beside_u(layout, equations, residuals.kept), layout.view(layout.laid_out(spike_error)),
+            pooled, layout.view(dz),
             learned_numbers(layout, equations, residuals.learned), numbers(layout, equations.terms, terms),
             need_weights=need_weights,
         )  # fmt: skip

@@ -130,26 +130,26 @@ class _KernelCache(_Cache):  # type: ignore[misc]
         if folder is None:
             return None
         name = self._file(sig)
-        found = folder.read(name)
-        if found is None:
+        stored = folder.read(name)
+        if stored is None:
             # If several processes need a kernel, only one of them compiles it.
             self._release(name)
             self._claims[name] = folder.claim(name, _PATIENCE)
-            found = folder.read(name)
-            if found is None:
+            stored = folder.read(name)
+            if stored is None:
                 return None
             self._release(name)
         # Unpickling is as safe as running the machine code inside. `kernel_cache` explains who can write the files.
-        kept, parts = pickle.loads(found)
-        return CompileResult._rebuild(target_context, *parts) if kept == sig else None
+        stored_sig, parts = pickle.loads(stored)
+        return CompileResult._rebuild(target_context, *parts) if stored_sig == sig else None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         # Code that contains addresses of this process is useless in another process. A part has no code of its own.
         parts = data._asdict()
         library = parts["library"]
-        kept = not library.has_dynamic_globals and all(lifted.can_cache for lifted in parts["lifted"])
-        kept &= not isinstance(library, _LinkedLibrary)
-        folder = folder_for(data.codegen) if kept else None
+        storable = not library.has_dynamic_globals and all(lifted.can_cache for lifted in parts["lifted"])
+        storable &= not isinstance(library, _LinkedLibrary)
+        folder = folder_for(data.codegen) if storable else None
         # If a package was replaced while this process ran, the code may come from the old or from the new package.
         if folder is not None and _sources_now() == _sources():
             folder.write(self._file(sig), dumps((sig, data._reduce())))
@@ -187,8 +187,8 @@ class _LinkedLibrary(JITCodeLibrary):  # type: ignore[misc]
             self._final_module.link_in(library._get_module_for_linking(), preserve=True)
         self._finalize_dynamic_globals()
         # numba immediately sets the loop's own variable for Python objects, so this variable must have an address.
-        own = [x for x in self._final_module.global_variables if x.name.startswith("_ZN08NumbaEnv")]
-        self._codegen._add_module(llvmlite.binding.parse_assembly("\n".join(map(str, own))))
+        loop_variables = [x for x in self._final_module.global_variables if x.name.startswith("_ZN08NumbaEnv")]
+        self._codegen._add_module(llvmlite.binding.parse_assembly("\n".join(map(str, loop_variables))))
         self._codegen._engine.finalize_object()
         self._finalized = True
 
@@ -314,11 +314,11 @@ def cached_njit(
             _rename(function, f"{function.__name__}_{_short(function.__qualname__, used)}")
         _sources()
         compiler = _DistinctCompiler if distinct else _InnerCompiler if inner else _KernelCompiler
-        made: Any = numba.njit(**options, pipeline_class=compiler)(function)
-        vars(made)["_cache"] = _KernelCache(function)
+        dispatcher: Any = numba.njit(**options, pipeline_class=compiler)(function)
+        vars(dispatcher)["_cache"] = _KernelCache(function)
         if options.get("parallel"):
-            refused_after_fork(made)
-        result: Callable[..., R] = made
+            refused_after_fork(dispatcher)
+        result: Callable[..., R] = dispatcher
         return result
 
     return compiled
@@ -348,12 +348,12 @@ def printed_njit(text: str, name: str, words: Mapping[str, Any], **options: Any)
 
 def _kernel_name(x: object) -> str | None:
     """The name of a function made by `cached_njit`, or None for any other object."""
-    kept = getattr(x, "_cache", None)
-    return kept.name if isinstance(kept, _KernelCache) else None
+    cache = getattr(x, "_cache", None)
+    return cache.name if isinstance(cache, _KernelCache) else None
 
 
-def _short(first: str, rest: Iterable[str | None]) -> str:
-    return digest(first, *map(str, rest))[:16]
+def _short(first: str, others: Iterable[str | None]) -> str:
+    return digest(first, *map(str, others))[:16]
 
 
 def _rename(function: Callable[..., Any], name: str) -> None:

@@ -30,8 +30,8 @@ def spikes_alone(
     learned: Mapping[str, Array],
 ) -> Array:
     """The spikes of `population_forward` with one input if no backward pass follows."""
-    each = backend.spread_all(equations, learned, tuple(z.shape[1:]))
-    return _fire(layout, equations, z, NOTHING, nothing_kept(equations), steps, each)
+    neuron_parameters = backend.spread_all(equations, learned, tuple(z.shape[1:]))
+    return _fire(layout, equations, z, NOTHING, nothing_kept(equations), steps, neuron_parameters)
 
 
 def kept_arrays(layout: Layout[Array], equations: NeuronEquations, shape: Shape) -> dict[str, Array]:
@@ -53,14 +53,16 @@ def population_forward(
     learned: Mapping[str, Array],
 ) -> tuple[Array, NeuronResiduals[Array]]:
     """Implements `Pairs.population_forward` for `backend`."""
-    each = backend.spread_all(equations, learned, tuple(zs[0].shape[1:]))
+    neuron_parameters = backend.spread_all(equations, learned, tuple(zs[0].shape[1:]))
     if len(zs) > 1:
-        spikes, kept = forward_all(layout, equations, zs, steps, each)
-        return spikes, NeuronResiduals(kept, spikes, static=False, learned=each)
+        spikes, saved = forward_all(layout, equations, zs, steps, neuron_parameters)
+        return spikes, NeuronResiduals(saved, spikes, static=False, learned=neuron_parameters)
     (z,) = zs
-    kept = kept_arrays(layout, equations, (steps, *z.shape[1:]))
-    spikes = _fire(layout, equations, z, layout.rows(kept["u"]), beside_u(layout, equations, kept), steps, each)
-    return spikes, NeuronResiduals(kept, spikes, len(z) == 1 and steps > 1, each)
+    saved = kept_arrays(layout, equations, (steps, *z.shape[1:]))
+    spikes = _fire(
+        layout, equations, z, layout.rows(saved["u"]), beside_u(layout, equations, saved), steps, neuron_parameters
+    )
+    return spikes, NeuronResiduals(saved, spikes, len(z) == 1 and steps > 1, neuron_parameters)
 
 
 def population_backward(
@@ -72,15 +74,17 @@ def population_backward(
 ) -> tuple[tuple[Array, ...], dict[str, Array]]:
     """Implements `Pairs.population_backward`."""
     if len(static) > 1 or "gu" in residuals.kept:
-        summed = sorted({error for error, each in zip(equations.errors, static, strict=True) if each})
+        summed = sorted({error for error, is_static in zip(equations.errors, static, strict=True) if is_static})
         errors, terms = backward_all(layout, equations, residuals, ds, summed)
         return tuple(errors[name] for name in equations.errors), terms
-    kept, (steps, *shape) = residuals.kept, ds.shape
+    saved, (steps, *shape) = residuals.kept, ds.shape
     dz = layout.empty((1 if static[0] else steps, *shape), np.float32)
     terms = dict(zip(equations.terms, layout.end_to_end(len(equations.terms), (1, *shape)), strict=True))
-    error, below = layout.rows(layout.laid_out(ds)), layout.rows(dz)
+    error, dz_rows = layout.rows(layout.laid_out(ds)), layout.rows(dz)
     of_learned = learned_numbers(layout, equations, residuals.learned), numbers(layout, equations.terms, terms)
-    neurons.backward(equations, layout.rows(kept["u"]), beside_u(layout, equations, kept), error, below, *of_learned)
+    neurons.backward(
+        equations, layout.rows(saved["u"]), beside_u(layout, equations, saved), error, dz_rows, *of_learned
+    )
     return (dz,), terms
 
 
@@ -89,17 +93,17 @@ def _fire(
     equations: NeuronEquations,
     z: Array,
     u: Float32,
-    kept: Float32,
+    saved_besides_u: Float32,
     steps: int,
     learned: Mapping[str, Array],
 ) -> Array:
-    """Spikes `[T, ...]` from `z`, `[1 or T, ...]`. Fills `u` and `kept` in the same way as `neurons.forward`.
+    """Spikes `[T, ...]` from `z`, `[1 or T, ...]`. `learned` is `NeuronResiduals.learned`.
 
-    `learned` is `NeuronResiduals.learned`.
+    Fills `u` and `saved_besides_u` in the same way as `neurons.forward`.
     """
     spikes = layout.empty((steps, *z.shape[1:]), np.uint8)
     of_learned = learned_numbers(layout, equations, learned)
-    neurons.forward(equations, layout.rows(layout.laid_out(z)), u, layout.rows(spikes), kept, of_learned)
+    neurons.forward(equations, layout.rows(layout.laid_out(z)), u, layout.rows(spikes), saved_besides_u, of_learned)
     return spikes
 
 
@@ -114,20 +118,20 @@ def forward_all(
     """Compute all steps of neurons with several inputs. None in `zs` stands for the input of `loop`."""
     first = next(z for z in zs if z is not None)
     shape = (steps, *first.shape[1:])
-    kept = kept_arrays(layout, equations, shape)
+    saved = kept_arrays(layout, equations, shape)
     spikes = layout.empty(shape, np.uint8)
-    given = [None if z is None else layout.rows(layout.laid_out(z)) for z in zs]
-    u, fired = layout.rows(kept["u"]), layout.rows(spikes)
+    z_rows = [None if z is None else layout.rows(layout.laid_out(z)) for z in zs]
+    u, fired = layout.rows(saved["u"]), layout.rows(spikes)
     populations.forward(
         equations,
-        given,
+        z_rows,
         u,
         fired,
-        beside_u(layout, equations, kept),
+        beside_u(layout, equations, saved),
         learned_numbers(layout, equations, learned),
         loop,
     )
-    return spikes, kept
+    return spikes, saved
 
 
 def backward_all(
@@ -143,13 +147,13 @@ def backward_all(
 
     The error signals named in `static` are summed over the steps. For `loop` and `bits`, see `populations.backward`.
     """
-    kept, shape = residuals.kept, tuple(ds.shape)
+    saved, shape = residuals.kept, tuple(ds.shape)
     moving = [name for name in dict.fromkeys(equations.errors) if name not in static]
     summed = [*static, *equations.terms]
     of_steps = dict(zip(moving, layout.end_to_end(len(moving), shape), strict=True))
     sums = dict(zip(summed, layout.end_to_end(len(summed), (1, *shape[1:])), strict=True))
     populations.backward(
-        equations, tuple(static), layout.rows(kept["u"]), beside_u(layout, equations, kept),
+        equations, tuple(static), layout.rows(saved["u"]), beside_u(layout, equations, saved),
         layout.rows(layout.laid_out(ds)), layout.joined([*of_steps.values()]), numbers(layout, summed, sums),
         learned_numbers(layout, equations, residuals.learned), loop, bits,
     )  # fmt: skip

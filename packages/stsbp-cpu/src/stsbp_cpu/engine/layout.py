@@ -101,12 +101,12 @@ def wanted(arrays: Sequence[AnyArray]) -> Iterator[None]:
 
     In a nested context, it returns only the arrays of the nested context.
     """
-    before = _wanted.arrays
+    outer_arrays = _wanted.arrays
     _wanted.arrays = list(arrays)
     try:
         yield
     finally:
-        _wanted.arrays = before
+        _wanted.arrays = outer_arrays
 
 
 def empty_memory(shape: Shape, dtype: type[np.generic]) -> AnyArray:
@@ -155,20 +155,20 @@ NUMPY = _Numpy()
 """The layout of numpy arrays."""
 
 
-def beside_u(layout: Layout[Array], equations: NeuronEquations, kept: Mapping[str, Array]) -> Float32:
+def beside_u(layout: Layout[Array], equations: NeuronEquations, saved: Mapping[str, Array]) -> Float32:
     """The values that are kept besides the potential, `[K, T, M]`.
 
     If the backward pass reads an error signal of the potential, this error signal is included. The order is that of the
     inputs of the backward equation.
     """
-    return layout.joined([kept[name] for name in equations.backward.inputs if name != "u" and name in kept])
+    return layout.joined([saved[name] for name in equations.backward.inputs if name != "u" and name in saved])
 
 
-def learned_numbers(layout: Layout[Array], equations: NeuronEquations, each: Mapping[str, Array]) -> Float32:
+def learned_numbers(layout: Layout[Array], equations: NeuronEquations, learned: Mapping[str, Array]) -> Float32:
     """`NeuronResiduals.learned` as `[P, M]`, in the order of the equations."""
-    return numbers(layout, equations.learned.values(), each)
+    return numbers(layout, equations.learned.values(), learned)
 
 
-def numbers(layout: Layout[Array], names: Iterable[str], each: Mapping[str, Array]) -> Float32:
-    """The laid-out arrays `[1, ...]` of `each` as `[P, M]`, in the order of `names`."""
-    return layout.joined([each[name] for name in names])[:, 0] if each else NOTHING
+def numbers(layout: Layout[Array], names: Iterable[str], arrays: Mapping[str, Array]) -> Float32:
+    """The laid-out arrays `[1, ...]` of `arrays` as `[P, M]`, in the order of `names`."""
+    return layout.joined([arrays[name] for name in names])[:, 0] if arrays else NOTHING

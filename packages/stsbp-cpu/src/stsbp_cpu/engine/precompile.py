@@ -131,8 +131,8 @@ def fill() -> tuple[int, int]:
     """
     check_settings()
     # The wheel has no compiled kernels, because they fit one type of processor and one version of numba and numpy.
-    folder, wanted = own_folder(), [kernel(line) for line in FIRST + OTHERS]
-    missing = [each for each in wanted if folder is None or folder.read(each.file) is None]
+    folder, kernels = own_folder(), [kernel(line) for line in FIRST + OTHERS]
+    missing = [candidate for candidate in kernels if folder is None or folder.read(candidate.file) is None]
     shared = missing and folder is not None and folder.kept
     helpers = [_start(str(i), str(_cores())) for i in range(1, _cores())] if shared else []
     _compile(missing)
@@ -147,7 +147,7 @@ def fill() -> tuple[int, int]:
     adamw.step_of_update()
     for helper in helpers:
         helper.wait()
-    return len(missing), len(wanted)
+    return len(missing), len(kernels)
 
 
 def prepare(*, dense: bool) -> None:
@@ -193,14 +193,14 @@ def _start(*share: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def _compile(wanted: Iterable[Kernel], going_on: Callable[[], bool] = lambda: True) -> None:
+def _compile(kernels: Iterable[Kernel], going_on: Callable[[], bool] = lambda: True) -> None:
     """Compile the missing kernels that no other process is compiling, until `going_on` returns false."""
     folder = own_folder()
-    for each in wanted:
+    for candidate in kernels:
         if not going_on():
             return
-        if folder is None or (folder.read(each.file) is None and folder.is_free(each.file)):
-            each.dispatcher.compile(each.types)
+        if folder is None or (folder.read(candidate.file) is None and folder.is_free(candidate.file)):
+            candidate.dispatcher.compile(candidate.types)
 
 
 def main(parent: str, *share: str) -> None:

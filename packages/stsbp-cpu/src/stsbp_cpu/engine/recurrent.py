@@ -24,19 +24,19 @@ __all__ = ["FusedRecurrent", "fusion"]
 
 
 def fusion(
-    layout: Layout[Array], left: Callable[[Linear, Array, Array], Any]
+    layout: Layout[Array], save_linear: Callable[[Linear, Array, Array], Any]
 ) -> Callable[[tuple[Step[Array], ...]], Step[Array] | None]:
     """The fusion for a library's backend (`Pairs.fusions`).
 
     Args:
         layout: layout of the library's arrays.
-        left: function from spikes and weights to the residuals of the library's rule for full connections.
+        save_linear: function from spikes and weights to the residuals of the library's rule for full connections.
     """
-    return partial(_fuse, layout, left)
+    return partial(_fuse, layout, save_linear)
 
 
 def _fuse(
-    layout: Layout[Array], left: Callable[[Linear, Array, Array], Any], chain: tuple[Step[Array], ...]
+    layout: Layout[Array], save_linear: Callable[[Linear, Array, Array], Any], chain: tuple[Step[Array], ...]
 ) -> Step[Array] | None:
     """Fuse a population with a single recurrence if there is a kernel for this recurrence."""
     step = chain[-1]
@@ -44,7 +44,9 @@ def _fuse(
         return None
     if type(step.loops[0].projection.synapse) not in (Linear, OneToOne):
         return None
-    return FusedRecurrent(step.places, step.needed, step.backend, step.op, step.loops, layout=layout, of_linear=left)
+    return FusedRecurrent(
+        step.places, step.needed, step.backend, step.op, step.loops, layout=layout, of_linear=save_linear
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,11 +58,11 @@ class FusedRecurrent(Recurrent[Array]):
 
     def fire(self, run: Run[Array], inputs: Sequence[Array]) -> tuple[Array, NeuronResiduals[Array]]:
         equations, loop = self.equations[run.training], self._loop(run)
-        each = self.backend.spread_all(equations, self.learned(run), inputs[0].shape[1:])
+        neuron_parameters = self.backend.spread_all(equations, self.learned(run), inputs[0].shape[1:])
         zs: list[Array | None] = [*inputs]
         zs.insert(loop.at, None)
-        spikes, kept = forward_all(self.layout, equations, zs, run.steps, each, loop)
-        return spikes, NeuronResiduals(kept, spikes, static=False, learned=each)
+        spikes, saved = forward_all(self.layout, equations, zs, run.steps, neuron_parameters, loop)
+        return spikes, NeuronResiduals(saved, spikes, static=False, learned=neuron_parameters)
 
     def propagate(
         self,

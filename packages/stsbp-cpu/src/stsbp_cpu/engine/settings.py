@@ -31,12 +31,12 @@ def settings_problem() -> str | None:
     try:
         get_num_threads()
     except ValueError:
-        asked = " and ".join(
+        variables = " and ".join(
             f"{name}={printable(value if isinstance(value, str) else ' '.join(value))}"
             for name, value in chosen.items()
         )
         return (
-            f"with the environment variable {asked}, numba finds no library for its threads (tbb needs the package "
+            f"with the environment variable {variables}, numba finds no library for its threads (tbb needs the package "
             "tbb); unset it, or set NUMBA_THREADING_LAYER to omp or workqueue, before Python starts"
         )
     return None

@@ -33,12 +33,12 @@ class Manner(NamedTuple):
 
     Attributes:
         chunk: number of neurons in a chunk. Their states stay in a cache during all steps.
-        ahead: whether a chunk's next step is prefetched before the current step is computed.
+        prefetch: whether a chunk's next step is prefetched before the current step is computed.
         past: whether results are written past the caches.
     """
 
     chunk: int
-    ahead: bool
+    prefetch: bool
     past: bool
 
 
@@ -47,10 +47,10 @@ class Manner(NamedTuple):
 # 0.40 and 0.88 at T = 4 and 2,000,000 neurons; 0.42, 0.81 and 0.63 at T = 100 and 250,000 neurons. A table of
 # processors would be wrong for new processors, and in virtual machines with other caches.
 CHOICES = (
-    Manner(1024, ahead=True, past=True),
-    Manner(512, ahead=True, past=False),
-    Manner(4096, ahead=False, past=False),
-    Manner(16384, ahead=False, past=False),
+    Manner(1024, prefetch=True, past=True),
+    Manner(512, prefetch=True, past=False),
+    Manner(4096, prefetch=False, past=False),
+    Manner(16384, prefetch=False, past=False),
 )
 TRIED_FROM = 2**21
 """Number of potentials (8 MB) from which on there is a trial. Smaller arrays stay in a cache."""
@@ -84,12 +84,12 @@ def in_best_manner(kind: str, size: int, neurons: int, run: Callable[[int, bool,
         return
     # Kept on the disk, because a trial at each start would slow down every short run.
     key = f"{kind}-{threads}-{round(math.log2(size))}"
-    if found := _chosen.get(key) or _read(key):
-        run(*_shared(found, neurons, threads))
+    if manner := _chosen.get(key) or _read(key):
+        run(*_shared(manner, neurons, threads))
     else:
-        found = _fastest(neurons, threads, run)
-        _write(key, found)
-    _chosen[key] = found
+        manner = _fastest(neurons, threads, run)
+        _write(key, manner)
+    _chosen[key] = manner
 
 
 def _fastest(neurons: int, threads: int, run: Callable[[int, bool, bool], None]) -> Manner:
@@ -105,18 +105,18 @@ def _fastest(neurons: int, threads: int, run: Callable[[int, bool, bool], None])
 
 def _shared(manner: Manner, neurons: int, threads: int) -> Manner:
     """`manner` with chunks that are short enough for every thread to get some."""
-    each = -(-neurons // (4 * threads))
-    return manner._replace(chunk=min(manner.chunk, max(CHOICES[1].chunk, -(-each // 64) * 64)))
+    share = -(-neurons // (4 * threads))
+    return manner._replace(chunk=min(manner.chunk, max(CHOICES[1].chunk, -(-share // 64) * 64)))
 
 
 def _read(key: str) -> Manner | None:
     folder = own_folder()
-    kept = None if folder is None else folder.read(_FILE.format(key))
+    stored = None if folder is None else folder.read(_FILE.format(key))
     try:
-        found = Manner(*json.loads(kept)) if kept is not None else None
+        manner = Manner(*json.loads(stored)) if stored is not None else None
     except (ValueError, TypeError):
         return None
-    return found if found in CHOICES else None
+    return manner if manner in CHOICES else None
 
 
 def _write(key: str, manner: Manner) -> None:

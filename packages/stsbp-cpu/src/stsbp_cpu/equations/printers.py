@@ -88,11 +88,11 @@ def step(recurrence: Recurrence, signature: Mapping[str, types.Type], values: Se
         states: name of the argument with the states, `[states, n]`.
     """
     count = len(recurrence.inputs)
-    given = [f"p[{i}]" for i in range(len(recurrence.parameters))]
-    given += [*values[:count], *(run(states, i) for i in range(len(recurrence.states))), *values[count:]]
+    arguments = [f"p[{i}]" for i in range(len(recurrence.parameters))]
+    arguments += [*values[:count], *(run(states, i) for i in range(len(recurrence.states))), *values[count:]]
     passed = _passed(signature)
     name = f"{recurrence.name}_rows"
-    text = f"def {name}({', '.join(passed)}):\n    loop({', '.join(given)}, n)\n"
+    text = f"def {name}({', '.join(passed)}):\n    loop({', '.join(arguments)}, n)\n"
     words = {"__name__": __name__, "loop": loop(recurrence), "pointer": pointer}
     function: Any = printed_njit(text, name, words, inner=True, error_model="numpy")
     kinds = tuple(passed.values())
@@ -136,9 +136,9 @@ def called(signature: Mapping[str, types.Type]) -> Callable[..., None]:
     """
     native = types.void(*_passed(signature).values())
 
-    def typed(_: Any, address: Any, *given: Any) -> Any:
+    def typed(_: Any, address: Any, *argument_types: Any) -> Any:
         kinds = []
-        for declared, kind in zip(signature.values(), given, strict=True):
+        for declared, kind in zip(signature.values(), argument_types, strict=True):
             is_array = isinstance(declared, types.Array)
             # numba has a different type for read-only arrays.
             if is_array and (kind.dtype, kind.ndim, kind.layout) != (declared.dtype, declared.ndim, declared.layout):
@@ -157,8 +157,8 @@ def called(signature: Mapping[str, types.Type]) -> Callable[..., None]:
                 else:
                     flat.append(value)
             conventions = context.call_conv
-            made = conventions.get_function_type(native.return_type, native.args)
-            function = builder.inttoptr(args[0], made.as_pointer())
+            function_type = conventions.get_function_type(native.return_type, native.args)
+            function = builder.inttoptr(args[0], function_type.as_pointer())
             status, _ = conventions.call_function(builder, function, native.return_type, native.args, flat)
             with cgutils.if_unlikely(builder, status.is_error):
                 conventions.return_status_propagate(builder, status)
@@ -167,9 +167,9 @@ def called(signature: Mapping[str, types.Type]) -> Callable[..., None]:
         return types.void(types.intp, *kinds), generated
 
     # numba inspects how many arguments the function has.
-    given = ", ".join(signature)
+    parameters = ", ".join(signature)
     scope: dict[str, Any] = {"typed": typed}
-    exec(f"def called(typing, address, {given}):\n    return typed(typing, address, {given})", scope)
+    exec(f"def called(typing, address, {parameters}):\n    return typed(typing, address, {parameters})", scope)
     intrinsic_: Callable[..., None] = intrinsic(scope["called"])
     return intrinsic_
 
@@ -177,8 +177,8 @@ def called(signature: Mapping[str, types.Type]) -> Callable[..., None]:
 @cache
 def condition(recurrence: Recurrence) -> Callable[..., bool]:
     """A function `f(p, x)`: whether the single output for the input `x`, with the parameters `p`, is non-zero."""
-    given = ", ".join([*(f"p[{i}]" for i in range(len(recurrence.parameters))), "x"])
+    arguments = ", ".join([*(f"p[{i}]" for i in range(len(recurrence.parameters))), "x"])
     value = printed_njit(function(recurrence, LANGUAGES["numba"]), recurrence.name, _WORDS, error_model="numpy")
-    text = f"def {recurrence.name}_there(p, x):\n    return value({given})[1][0] != 0\n"
+    text = f"def {recurrence.name}_there(p, x):\n    return value({arguments})[1][0] != 0\n"
     words: dict[str, Any] = {"__name__": __name__, "value": value}
     return printed_njit(text, f"{recurrence.name}_there", words, error_model="numpy")

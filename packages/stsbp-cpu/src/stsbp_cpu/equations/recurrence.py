@@ -61,13 +61,13 @@ def recur_of(
     """Implements `AbstractBackend.recur` for a library's own arrays, float32 or uint8."""
     arrays = [layout.laid_out(inputs[name]) for name in recurrence.inputs]
     shape = tuple(arrays[0].shape[1:])
-    found = {
+    outputs = {
         name: layout.empty((1 if name in summed else steps, *shape), np.uint8 if x.is_condition else np.float32)
         for name, x in recurrence.outputs.items()
     }
-    made = {name: layout.rows(x) for name, x in found.items()}
-    recur(recurrence, constants, [layout.rows(x) for x in arrays], made, steps, summed)
-    return found
+    output_rows = {name: layout.rows(x) for name, x in outputs.items()}
+    recur(recurrence, constants, [layout.rows(x) for x in arrays], output_rows, steps, summed)
+    return outputs
 
 
 def recur(
@@ -88,19 +88,19 @@ def recur(
     """
     added = np.array([name in summed for name in recurrence.outputs])
     p = recurrence.numbers(constants)
-    made = [outputs[name] for name in recurrence.outputs]
+    targets = [outputs[name] for name in recurrence.outputs]
     size = inputs[0].shape[1]
     with threads_for(size * steps):
         _recur(
-            step_of(recurrence), p, _table(inputs), _table(made), added, len(recurrence.states), steps, size,
+            step_of(recurrence), p, _table(inputs), _table(targets), added, len(recurrence.states), steps, size,
             recurrence.reverse,
         )  # fmt: skip
 
 
 def _table(arrays: Sequence[AnyArray]) -> Int64:
     """For each array its address, the distance between steps in bytes, and the size of an element, `[., 3]`."""
-    each = [(x.ctypes.data, x.strides[0] if len(x) > 1 else 0, x.itemsize) for x in arrays]
-    return np.array(each, np.int64).reshape(-1, 3)
+    entries = [(x.ctypes.data, x.strides[0] if len(x) > 1 else 0, x.itemsize) for x in arrays]
+    return np.array(entries, np.int64).reshape(-1, 3)
 
 
 @cache
@@ -139,7 +139,7 @@ def _recur(
         low = chunk * _CHUNK
         n = min(_CHUNK, size - low)
         s = np.zeros((states, n), np.float32)
-        given, made = np.zeros((len(sources), n), np.float32), np.zeros((len(targets), n), np.float32)
+        step_inputs, step_outputs = np.zeros((len(sources), n), np.float32), np.zeros((len(targets), n), np.float32)
         totals = np.zeros((len(targets), n), np.float32)
         for number in range(steps):
             t = steps - 1 - number if reverse else number
@@ -148,25 +148,25 @@ def _recur(
                 if sources[i, 2] == 1:
                     spikes = carray(_bytes(at), n)
                     for j in range(n):
-                        given[i, j] = spikes[j]
+                        step_inputs[i, j] = spikes[j]
                 elif number == 0 or sources[i, 1] != 0:
                     values = carray(_floats(at), n)
                     for j in range(n):
-                        given[i, j] = values[j]
-            stepped(step, p, given, s, made, n)
+                        step_inputs[i, j] = values[j]
+            stepped(step, p, step_inputs, s, step_outputs, n)
             for k in range(len(targets)):
                 at = targets[k, 0] + t * targets[k, 1] + low * targets[k, 2]
                 if added[k]:
                     for j in range(n):
-                        totals[k, j] += made[k, j]
+                        totals[k, j] += step_outputs[k, j]
                 elif targets[k, 2] == 1:
                     spikes = carray(_bytes(at), n)
                     for j in range(n):
-                        spikes[j] = np.uint8(made[k, j])
+                        spikes[j] = np.uint8(step_outputs[k, j])
                 else:
                     values = carray(_floats(at), n)
                     for j in range(n):
-                        values[j] = made[k, j]
+                        values[j] = step_outputs[k, j]
         for k in range(len(targets)):
             if added[k]:
                 values = carray(_floats(targets[k, 0] + low * targets[k, 2]), n)

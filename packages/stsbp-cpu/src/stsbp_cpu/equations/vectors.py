@@ -85,15 +85,15 @@ def at_a_line(count: int) -> Float32:
     return memory[first : first + count]
 
 
-def _inside(context: Any, builder: Any, kind: Any, made: Any, given: Any, at: Any, shape: Sequence[Any]) -> Any:
-    """An array of type `made` inside an array of type `kind`. It does not keep this array alive."""
-    whole = context.make_array(kind)(context, builder, given)
-    view = context.make_array(made)(context, builder)
+def _inside(context: Any, builder: Any, kind: Any, view_type: Any, array: Any, at: Any, shape: Sequence[Any]) -> Any:
+    """An array of type `view_type` inside an array of type `kind`. It does not keep this array alive."""
+    parent = context.make_array(kind)(context, builder, array)
+    view = context.make_array(view_type)(context, builder)
     size = context.get_abi_sizeof(context.get_data_type(kind.dtype))
     strides = [ir.Constant(at.type, size)]
     for length in reversed(shape[1:]):
         strides.insert(0, builder.mul(strides[0], length))
-    data = builder.gep(whole.data, [at])
+    data = builder.gep(parent.data, [at])
     populate_array(view, data=data, shape=shape, strides=strides, itemsize=ir.Constant(at.type, size), meminfo=None)
     return view._getvalue()
 
@@ -105,23 +105,23 @@ def view(typing_context: Any, x: Any, at: Any, count: Any) -> Any:
     numba counts the references to an array. A slice of an array that a kernel made changes the count twice, which takes
     longer than a step of a few neurons. This view is not counted, and its bounds are not checked.
     """
-    made = types.Array(x.dtype, 1, "C")
+    view_type = types.Array(x.dtype, 1, "C")
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _inside(context, builder, signature.args[0], made, arguments[0], arguments[1], [arguments[2]])
+        return _inside(context, builder, signature.args[0], view_type, arguments[0], arguments[1], [arguments[2]])
 
-    return made(x, types.intp, types.intp), generate
+    return view_type(x, types.intp, types.intp), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def view_of_rows(typing_context: Any, x: Any, at: Any, rows: Any, count: Any) -> Any:
     """`view` as `[rows, count]`."""
-    made = types.Array(x.dtype, 2, "C")
+    view_type = types.Array(x.dtype, 2, "C")
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _inside(context, builder, signature.args[0], made, arguments[0], arguments[1], arguments[2:])
+        return _inside(context, builder, signature.args[0], view_type, arguments[0], arguments[1], arguments[2:])
 
-    return made(x, types.intp, types.intp, types.intp), generate
+    return view_type(x, types.intp, types.intp, types.intp), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -166,9 +166,9 @@ def widened(typing_context: Any, y: Any, x: Any, vectors: Any, add: Any) -> Any:
         yp = _pointer(context, builder, signature.args[0], arguments[0])
         xp = _pointer(context, builder, signature.args[1], arguments[1])
         bytes_ = ir.VectorType(ir.IntType(8), LANES).as_pointer()
-        with builder.if_else(arguments[3]) as ways:
-            for way, adding in zip(ways, (True, False), strict=True):
-                with way, cgutils.for_range(builder, arguments[2]) as loop:
+        with builder.if_else(arguments[3]) as branches:
+            for branch, adding in zip(branches, (True, False), strict=True):
+                with branch, cgutils.for_range(builder, arguments[2]) as loop:
                     offset = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
                     source = builder.load(builder.bitcast(builder.gep(xp, [offset]), bytes_), align=1)
                     # Converted to int32 first, because every processor has an instruction for this.
@@ -330,15 +330,15 @@ def _sum_scaled(
 
         def loop(start: Any, end: Any, sums: list[list[Any]]) -> tuple[Any, list[list[Any]]]:
             """Add as many entries at a time as `sums` has rows, until fewer entries are left before `end`."""
-            before = builder.block
+            entry_block = builder.block
             head, body, done = (builder.append_basic_block(name) for name in ("head", "body", "done"))
             builder.branch(head)
             builder.position_at_end(head)
             n = builder.phi(word)
-            n.add_incoming(start, before)
+            n.add_incoming(start, entry_block)
             totals = [[builder.phi(_VECTOR) for _ in row] for row in sums]
             for phi, value in zip(chain(*totals), chain(*sums), strict=True):
-                phi.add_incoming(value, before)
+                phi.add_incoming(value, entry_block)
             next_n = builder.add(n, ir.Constant(word, len(sums)))
             builder.cbranch(builder.icmp_signed("<=", next_n, end), body, done)
             builder.position_at_end(body)
@@ -430,8 +430,8 @@ def _products(
             for place in (builder.add(at, builder.mul(y_place, ir.Constant(word, p))) for p in range(places))
         ]
         sums = [[cgutils.alloca_once(builder, kind) for _ in range(count)] for _ in range(places)]
-        for own, into in zip(sums, targets, strict=True):
-            for total, target in zip(own, into, strict=True):
+        for pixel_sums, into in zip(sums, targets, strict=True):
+            for total, target in zip(pixel_sums, into, strict=True):
                 builder.store(builder.load(target, align=4), total)
         shifts = [builder.mul(x_place, ir.Constant(word, p)) for p in range(places)]
         with cgutils.for_range(builder, rows) as row:
@@ -442,12 +442,12 @@ def _products(
                 w_now = builder.add(w_at, builder.mul(column.index, w_column))
                 x_now = builder.mul(column.index, x_column)
                 loaded = [builder.load(run(wp, w_now, v), align=4) for v in range(count)]
-                for begin, own in zip(starts, sums, strict=True):
+                for begin, pixel_sums in zip(starts, sums, strict=True):
                     factor = _spread(builder, builder.load(builder.gep(begin, [x_now])), lanes)
-                    for source, total in zip(loaded, own, strict=True):
+                    for source, total in zip(loaded, pixel_sums, strict=True):
                         builder.store(_multiply_add(builder, factor, source, builder.load(total)), total)
-        for own, into in zip(sums, targets, strict=True):
-            for total, target in zip(own, into, strict=True):
+        for pixel_sums, into in zip(sums, targets, strict=True):
+            for total, target in zip(pixel_sums, into, strict=True):
                 builder.store(builder.load(total), target, align=4)
         return context.get_dummy_value()
 
@@ -472,31 +472,31 @@ def products(
         width = 4 if vectors - v >= 4 else (2 if vectors - v >= 2 else 1)
         p = 0
         while p < places:
-            to, of, by, left = at + p * y_place + lanes * v, start + p * x_place, first + lanes * v, places - p
+            to, of, by, pixels_left = at + p * y_place + lanes * v, start + p * x_place, first + lanes * v, places - p
             if width == 4:
-                if left >= 6:
+                if pixels_left >= 6:
                     _products(y, to, y_place, x, of, x_row, x_step, x_place, w, by, w_row, w_step, rows, steps, 6, 4)
                     p += 6
-                elif left >= 2:
+                elif pixels_left >= 2:
                     _products(y, to, y_place, x, of, x_row, x_step, x_place, w, by, w_row, w_step, rows, steps, 2, 4)
                     p += 2
                 else:
                     _products(y, to, y_place, x, of, x_row, x_step, x_place, w, by, w_row, w_step, rows, steps, 1, 4)
                     p += 1
             elif width == 2:
-                if left >= 8:
+                if pixels_left >= 8:
                     _products(y, to, y_place, x, of, x_row, x_step, x_place, w, by, w_row, w_step, rows, steps, 8, 2)
                     p += 8
-                elif left >= 2:
+                elif pixels_left >= 2:
                     _products(y, to, y_place, x, of, x_row, x_step, x_place, w, by, w_row, w_step, rows, steps, 2, 2)
                     p += 2
                 else:
                     _products(y, to, y_place, x, of, x_row, x_step, x_place, w, by, w_row, w_step, rows, steps, 1, 2)
                     p += 1
-            elif left >= 8:
+            elif pixels_left >= 8:
                 _products(y, to, y_place, x, of, x_row, x_step, x_place, w, by, w_row, w_step, rows, steps, 8, 1)
                 p += 8
-            elif left >= 4:
+            elif pixels_left >= 4:
                 _products(y, to, y_place, x, of, x_row, x_step, x_place, w, by, w_row, w_step, rows, steps, 4, 1)
                 p += 4
             else:
@@ -534,49 +534,49 @@ def list_set(
             if inside is None:
                 x = builder.load(place, align=1)
             else:
-                made = ir.FunctionType(lanes, [lanes.as_pointer(), small, flags, lanes])
+                load_type = ir.FunctionType(lanes, [lanes.as_pointer(), small, flags, lanes])
                 name = f"llvm.masked.load.v{_LOOKED}{'f' if isinstance(kind, types.Float) else 'i'}{kind.bitwidth}.p0"
-                careful = cgutils.get_or_insert_function(builder.module, made, name)
+                careful = cgutils.get_or_insert_function(builder.module, load_type, name)
                 x = builder.call(careful, [place, ir.Constant(small, 1), inside, silent])
             unequal = builder.fcmp_unordered if isinstance(kind, types.Float) else builder.icmp_unsigned
             return builder.bitcast(unequal("!=", x, silent), bits)
 
         end = cgutils.alloca_once_value(builder, n)
-        left = cgutils.alloca_once(builder, bits)
+        remaining = cgutils.alloca_once(builder, bits)
 
         def take(begin: Any, inside: Any) -> None:
             """List the non-zero elements of the 32 elements from `begin` on."""
-            found = present(xp, x.dtype, builder.add(at, begin), inside)
-            chosen = cgutils.alloca_once_value(builder, found)
+            non_zero = present(xp, x.dtype, builder.add(at, begin), inside)
+            chosen = cgutils.alloca_once_value(builder, non_zero)
             with builder.if_then(builder.icmp_signed("!=", masked, ir.Constant(word, 0))):
-                kept = present(mp, mask.dtype, builder.add(mask_at, begin), inside)
-                builder.store(builder.and_(found, kept), chosen)
-            found = builder.load(chosen)
-            builder.store(found, left)
+                unmasked = present(mp, mask.dtype, builder.add(mask_at, begin), inside)
+                builder.store(builder.and_(non_zero, unmasked), chosen)
+            non_zero = builder.load(chosen)
+            builder.store(non_zero, remaining)
             start = builder.load(end)
             base = builder.add(first, builder.mul(begin, step))
-            number = builder.zext(builder.ctpop(found), word)
+            number = builder.zext(builder.ctpop(non_zero), word)
             for low in range(0, _LOOKED, _TOGETHER):
                 # All of these are written, even if fewer are present.
                 more = builder.icmp_signed(">", number, ir.Constant(word, low))
                 with builder.if_then(more):
-                    now = builder.load(left)
+                    now = builder.load(remaining)
                     for i in range(low, low + _TOGETHER):
                         lowest = builder.zext(builder.cttz(now, ir.Constant(ir.IntType(1), 0)), word)
                         place = builder.trunc(builder.add(base, builder.mul(lowest, step)), small)
                         builder.store(place, builder.gep(pp, [builder.add(start, ir.Constant(word, i))]))
                         now = builder.and_(now, builder.sub(now, ir.Constant(bits, 1)))
-                    builder.store(now, left)
+                    builder.store(now, remaining)
             builder.store(builder.add(start, number), end)
 
-        whole = builder.sdiv(count, ir.Constant(word, _LOOKED))
-        with cgutils.for_range(builder, whole) as loop:
+        full_vectors = builder.sdiv(count, ir.Constant(word, _LOOKED))
+        with cgutils.for_range(builder, full_vectors) as loop:
             take(builder.mul(loop.index, ir.Constant(word, _LOOKED)), None)
-        done = builder.mul(whole, ir.Constant(word, _LOOKED))
+        done = builder.mul(full_vectors, ir.Constant(word, _LOOKED))
         with builder.if_then(builder.icmp_signed("<", done, count)):
             order = ir.Constant(ir.VectorType(small, _LOOKED), list(range(_LOOKED)))
-            rest = _spread(builder, builder.trunc(builder.sub(count, done), small), _LOOKED)
-            take(done, builder.icmp_signed("<", order, rest))
+            tail_length = _spread(builder, builder.trunc(builder.sub(count, done), small), _LOOKED)
+            take(done, builder.icmp_signed("<", order, tail_length))
         return builder.load(end)
 
     n64 = types.intp
@@ -585,14 +585,14 @@ def list_set(
 
 @intrinsic  # type: ignore[untyped-decorator]
 def join_lists(
-    typing_context: Any, own: Any, places: Any, starts: Any, first: Any, across: Any, apart: Any, shift: Any, step: Any,
-    rows: Any, silent: Any,
+    typing_context: Any, joined: Any, places: Any, starts: Any, first: Any, across: Any, apart: Any, shift: Any,
+    step: Any, rows: Any, silent: Any,
 ) -> Any:  # fmt: skip
-    """Join parts of a list in `own`, padded with `silent` to a multiple of eight entries; returns the padded length.
+    """Join parts of a list in `joined`, padded with `silent` to a multiple of eight entries; returns the padded length.
 
     Row `r < rows` contributes `places[n] + shift + r step`, for `n` from `starts[first + r apart]` to
-    `starts[first + r apart + across]`. All arrays are 1-d and contiguous, and contain int32. `own` has room for 32 more
-    entries.
+    `starts[first + r apart + across]`. All arrays are 1-d and contiguous, and contain int32. `joined` has room for 32
+    more entries.
     """
     vector = ir.VectorType(ir.IntType(32), LANES)
 
@@ -623,7 +623,7 @@ def join_lists(
         return builder.and_(builder.add(end, ir.Constant(word, 7)), ir.Constant(word, -8))
 
     n = types.intp
-    return types.intp(own, places, starts, n, n, n, n, n, n, n), generate
+    return types.intp(joined, places, starts, n, n, n, n, n, n, n), generate
 
 
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
@@ -632,29 +632,29 @@ def _sum_chosen(
 ) -> Any:
     """`sum_chosen` over a constant number of `vectors`, whose sums stay in registers."""
     number = vectors.literal_value
-    short, whole = ir.VectorType(ir.IntType(16), SHORT_LANES), ir.VectorType(ir.IntType(32), LANES)
+    short, wide = ir.VectorType(ir.IntType(16), SHORT_LANES), ir.VectorType(ir.IntType(32), LANES)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         zp, wp, pp = (_pointer(context, builder, signature.args[i], arguments[i]) for i in (0, 2, 4))
         _, at, _, shift, _, count, scale, _ = arguments
         word = at.type
-        nothing = ir.Constant(whole, [0] * LANES)
+        nothing = ir.Constant(wide, [0] * LANES)
         sums = [[cgutils.alloca_once_value(builder, nothing) for _ in range(2)] for _ in range(number)]
 
         def add(first: Any, few: int) -> None:
             """Add `few` entries of the list. There are so few of them that their sum fits in 16 bits."""
-            own: list[Any] = [ir.Constant(short, [0] * SHORT_LANES)] * number
+            short_sums: list[Any] = [ir.Constant(short, [0] * SHORT_LANES)] * number
             for i in range(few):
                 entry = builder.add(first, ir.Constant(word, i))
                 begin = builder.add(builder.sext(builder.load(builder.gep(pp, [entry])), word), shift)
                 for v in range(number):
                     place = builder.gep(wp, [builder.add(begin, ir.Constant(word, SHORT_LANES * v))])
                     source = builder.load(builder.bitcast(place, short.as_pointer()), align=2)
-                    own[v] = builder.add(own[v], source)
-            for total, halves in zip(own, sums, strict=True):
+                    short_sums[v] = builder.add(short_sums[v], source)
+            for total, halves in zip(short_sums, sums, strict=True):
                 for half, place in enumerate(halves):
                     order = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [LANES * half + i for i in range(LANES)])
-                    part = builder.sext(builder.shuffle_vector(total, total, order), whole)
+                    part = builder.sext(builder.shuffle_vector(total, total, order), wide)
                     builder.store(builder.add(builder.load(place), part), place)
 
         sixteens = builder.ashr(count, ir.Constant(word, 4))

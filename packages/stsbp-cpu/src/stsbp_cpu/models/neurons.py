@@ -58,8 +58,8 @@ def fire(equation: Recurrence) -> int:
     these `K` values, the function fills `n`, from index `at` on. The learned parameters of the neurons are
     `learned[:, place : place + n]` of the array `learned`, `[P, M]`.
     """
-    kept = (run("kept", i, "at") for i in range(len(equation.outputs) - 2))
-    arrays = (run("z"), *_learned(len(equation.inputs) - 1), run("u"), *kept, run("spikes"))
+    saved_runs = (run("kept", i, "at") for i in range(len(equation.outputs) - 2))
+    arrays = (run("z"), *_learned(len(equation.inputs) - 1), run("u"), *saved_runs, run("spikes"))
     return step(equation, _FIRE, arrays, "states")
 
 
@@ -74,16 +74,16 @@ def propagate(equation: Recurrence, count: int) -> int:
         equation: `NeuronEquations.summing`.
         count: number of learned parameters.
     """
-    kept = (run("kept", i, "at") for i in range(len(equation.inputs) - 2 - count))
-    return step(equation, _PROPAGATE, (run("u"), *kept, run("ds"), *_learned(count), run("dz")), "states")
+    saved_runs = (run("kept", i, "at") for i in range(len(equation.inputs) - 2 - count))
+    return step(equation, _PROPAGATE, (run("u"), *saved_runs, run("ds"), *_learned(count), run("dz")), "states")
 
 
 @cache
 def fire_all(equation: Recurrence, inputs: int) -> int:
     """`fire` for neurons with several inputs: `z` is `[inputs, n]`."""
-    given = (run("z", i) for i in range(inputs))
-    kept = (run("kept", i, "at") for i in range(len(equation.outputs) - 2))
-    arrays = (*given, *_learned(len(equation.inputs) - inputs), run("u"), *kept, run("spikes"))
+    z_runs = (run("z", i) for i in range(inputs))
+    saved_runs = (run("kept", i, "at") for i in range(len(equation.outputs) - 2))
+    arrays = (*z_runs, *_learned(len(equation.inputs) - inputs), run("u"), *saved_runs, run("spikes"))
     return step(equation, _FIRE_ALL, arrays, "states")
 
 
@@ -93,30 +93,30 @@ def propagate_all(equation: Recurrence, count: int, *, recurrent: bool) -> int:
 
     `ds` is `[1, n]`. For `recurrent` neurons, `ds` is `[2, n]`, and the second row is the input `back` of the equation.
     """
-    kept = (run("kept", i, "at") for i in range(len(equation.inputs) - 2 - count - recurrent))
-    back = (run("ds", 1),) if recurrent else ()
+    saved_runs = (run("kept", i, "at") for i in range(len(equation.inputs) - 2 - count - recurrent))
+    recurrent_runs = (run("ds", 1),) if recurrent else ()
     errors = (run("dz", i) for i in range(len(equation.outputs)))
-    arrays = (run("u"), *kept, run("ds", 0), *_learned(count), *back, *errors)
+    arrays = (run("u"), *saved_runs, run("ds", 0), *_learned(count), *recurrent_runs, *errors)
     return step(equation, _PROPAGATE_ALL, arrays, "states")
 
 
 @cached_njit(inline="always")
 def fire_run(
-    step: int, p: Float32, z: Float32, states: Float32, u: Float32, spikes: UInt8, kept: Float32, own_u: Float32,
-    own_kept: Float32, learned: Float32, neurons: int, t: int, place: int,
+    step: int, p: Float32, z: Float32, states: Float32, u: Float32, spikes: UInt8, kept: Float32, u_buffer: Float32,
+    kept_buffer: Float32, learned: Float32, neurons: int, t: int, place: int,
 ) -> None:  # fmt: skip
     """For use in kernels: compute step `t` of `len(z)` neurons, from neuron `place` on.
 
-    `u` and `spikes` are 1-d, `[T neurons]`. If `u` is empty, the potentials are written to `own_u`, and the other kept
-    values to `own_kept`, `[K, 1, n]`. This function is inlined into the kernel. A call with so many arrays would make
-    the forward pass an eighth slower.
+    `u` and `spikes` are 1-d, `[T neurons]`. If `u` is empty, the potentials are written to `u_buffer`, and the other
+    kept values to `kept_buffer`, `[K, 1, n]`. This function is inlined into the kernel. A call with so many arrays
+    would make the forward pass an eighth slower.
     """
     n = len(z)
     at = t * neurons + place
     if len(u) > 0:
         fired(step, p, z, states, view(u, at, n), view(spikes, at, n), kept, at, learned, place, n)
     else:
-        fired(step, p, z, states, own_u, view(spikes, at, n), own_kept, 0, learned, place, n)
+        fired(step, p, z, states, u_buffer, view(spikes, at, n), kept_buffer, 0, learned, place, n)
 
 
 def _learned(count: int) -> tuple[str, ...]:
@@ -139,8 +139,8 @@ def forward(
         learned: learned parameters of the neurons, in the order of `equations.learned`, float32 `[P, M]`.
     """
     equation = equations.forward
-    given = fire(equation), equations.forward_numbers, z, len(equation.states), u, spikes, kept, learned
-    in_best_manner("forward", u.size, spikes.shape[1], partial(_forward, *given))
+    arguments = fire(equation), equations.forward_numbers, z, len(equation.states), u, spikes, kept, learned
+    in_best_manner("forward", u.size, spikes.shape[1], partial(_forward, *arguments))
 
 
 def backward(
@@ -165,49 +165,49 @@ def backward(
     """
     equation = equations.summing
     step, states = propagate(equation, len(equations.terms)), len(equation.states)
-    given = step, equations.backward_numbers, u, kept, ds, states, dz, learned, terms
-    in_best_manner("backward", u.size, u.shape[1], partial(_backward, *given))
+    arguments = step, equations.backward_numbers, u, kept, ds, states, dz, learned, terms
+    in_best_manner("backward", u.size, u.shape[1], partial(_backward, *arguments))
 
 
 @cached_njit(parallel=True, error_model="numpy")
 def _forward(
     step: int, p: Float32, z: Float32, states: int, u: Float32, spikes: UInt8, kept: Float32, learned: Float32,
-    length: int, ahead: bool, past: bool,
+    length: int, prefetch: bool, past: bool,
 ) -> None:  # fmt: skip
     """Fill `u`, `spikes`, `[T, M]`, and `kept`, `[K, T, M]`, from `z`, `[1 or T, M]`, and `learned`, `[P, M]`."""
     steps, neurons = spikes.shape
-    wanted = len(u) > 0
-    beside = past or not wanted
+    stores_u = len(u) > 0
+    buffered = past or not stores_u
     chunks = (neurons + length - 1) // length
     for chunk in prange(chunks):
         low = chunk * length
         high = min(neurons, low + length)
         s = np.zeros((states, high - low), np.float32)
-        own = np.empty(high - low, np.float32)
-        own_kept = np.empty((len(kept), 1, high - low), np.float32)
+        u_buffer = np.empty(high - low, np.float32)
+        kept_buffer = np.empty((len(kept), 1, high - low), np.float32)
         for t in range(steps):
-            if ahead and t + 1 < steps:
+            if prefetch and t + 1 < steps:
                 if z.shape[0] > 1:
                     fetch(z[t + 1, low:high])
-                if not beside:
+                if not buffered:
                     fetch_to_write(u[t + 1, low:high])
                     for k in range(len(kept)):
                         fetch_to_write(kept[k, t + 1, low:high])
                 fetch_to_write(spikes[t + 1, low:high])
             zt = z[t if z.shape[0] > 1 else 0, low:high]
-            u_t, kept_t = (own, own_kept) if beside else (u[t, low:high], kept)
-            at = 0 if beside else t * neurons + low
+            u_t, kept_t = (u_buffer, kept_buffer) if buffered else (u[t, low:high], kept)
+            at = 0 if buffered else t * neurons + low
             fired(step, p, zt, s, u_t, spikes[t, low:high], kept_t, at, learned, low, high - low)
-            if beside and wanted:
-                stream(u[t, low:high], own)
+            if buffered and stores_u:
+                stream(u[t, low:high], u_buffer)
                 for k in range(len(kept)):
-                    stream(kept[k, t, low:high], own_kept[k, 0])
+                    stream(kept[k, t, low:high], kept_buffer[k, 0])
 
 
 @cached_njit(parallel=True, error_model="numpy")
 def _backward(
     step: int, p: Float32, u: Float32, kept: Float32, ds: Float32, states: int, dz: Float32, learned: Float32,
-    terms: Float32, length: int, ahead: bool, past: bool,
+    terms: Float32, length: int, prefetch: bool, past: bool,
 ) -> None:  # fmt: skip
     """Fill `dz`, `[1 or T, M]`, and `terms`, `[P, M]`.
 
@@ -220,23 +220,23 @@ def _backward(
         low = chunk * length
         high = min(neurons, low + length)
         s = np.zeros((states, high - low), np.float32)
-        own = np.empty(high - low, np.float32)
+        dz_buffer = np.empty(high - low, np.float32)
         total = np.zeros(high - low, np.float32)
-        for back in range(steps):
-            t = steps - 1 - back
-            if ahead and t > 0:
+        for steps_done in range(steps):
+            t = steps - 1 - steps_done
+            if prefetch and t > 0:
                 fetch(u[t - 1, low:high])
                 fetch(ds[t - 1, low:high])
                 for k in range(len(kept)):
                     fetch(kept[k, t - 1, low:high])
             at = t * neurons + low
-            out = own if static or past else dz[t, low:high]
+            out = dz_buffer if static or past else dz[t, low:high]
             propagated(step, p, u[t, low:high], ds[t, low:high], s, kept, at, learned, low, out, high - low)
             if static:
                 for j in range(high - low):
-                    total[j] += own[j]
+                    total[j] += dz_buffer[j]
             elif past:
-                stream(dz[t, low:high], own)
+                stream(dz[t, low:high], dz_buffer)
         if static:
             dz[0, low:high] = total
         for k in range(len(terms)):

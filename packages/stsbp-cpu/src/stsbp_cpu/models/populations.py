@@ -69,16 +69,18 @@ def forward(
             other.
         loop: the recurrence; None: no recurrence.
     """
-    equation, own = equations.forward, loop or _NO_RECURRENCE
+    equation, recurrence = equations.forward, loop or _NO_RECURRENCE
     steps, neurons = u.shape
     moving = [j for j, z in enumerate(zs) if z is not None and len(z) == steps]
     still = [j for j, z in enumerate(zs) if z is not None and len(z) < steps]
     order = np.full(len(zs), -1)
     order[moving + still] = np.arange(len(moving) + len(still))
-    given = (_stacked([zs[j] for j in moving], neurons), _stacked([zs[j] for j in still], neurons)[:, 0])
-    of_spikes = _padded(own.weights.T if len(own.weights) > 1 else own.weights)
+    stacked = (_stacked([zs[j] for j in moving], neurons), _stacked([zs[j] for j in still], neurons)[:, 0])
+    of_spikes = _padded(recurrence.weights.T if len(recurrence.weights) > 1 else recurrence.weights)
     step, p = fire_all(equation, len(zs)), equations.forward_numbers
-    _forward(step, p, *given, order, own.at, of_spikes, _run(loop), len(equation.states), u, spikes, kept, learned)
+    _forward(
+        step, p, *stacked, order, recurrence.at, of_spikes, _run(loop), len(equation.states), u, spikes, kept, learned
+    )
 
 
 def backward(
@@ -101,13 +103,15 @@ def backward(
     """
     summed = (*static, *equations.terms.values())
     equation = equations.backward.summing(summed) if loop is None else equations.recurrent(static)
-    own = loop or _NO_RECURRENCE
+    recurrence = loop or _NO_RECURRENCE
     row = -1 if loop is None else list(equation.outputs).index(equations.errors[loop.at])
     chunks = -(-u.shape[1] // _run(loop))
     together = 1 if loop is None else max(1, min(_TOGETHER, chunks // get_num_threads()))
     step = propagate_all(equation, len(equations.terms), recurrent=loop is not None)
     p, states = equations.backward_numbers, len(equation.states)
-    _backward(step, p, u, kept, ds, row, _padded(own.weights), bits, _run(loop), together, states, dz, sums, learned)
+    _backward(
+        step, p, u, kept, ds, row, _padded(recurrence.weights), bits, _run(loop), together, states, dz, sums, learned
+    )
 
 
 def _stacked(arrays: Sequence[Float32 | None], neurons: int) -> Float32:
@@ -134,7 +138,7 @@ def _run(loop: RecurrentWeights | None) -> int:
 
 @cached_njit(parallel=True, error_model="numpy")
 def _forward(
-    step: int, p: Float32, moving: Float32, still: Float32, order: Int64, own: int, v: Float32, length: int,
+    step: int, p: Float32, moving: Float32, still: Float32, order: Int64, recurrent_input: int, v: Float32, length: int,
     states: int, u: Float32, spikes: UInt8, kept: Float32, learned: Float32,
 ) -> None:  # fmt: skip
     """Fill `u`, `spikes`, `[T, M]`, and `kept`, `[K, T, M]`.
@@ -144,7 +148,7 @@ def _forward(
         p: parameters of the equation.
         moving, still: inputs that change over time, `[., T, M]`, and constant inputs, `[., M]`.
         order: for each input of the equation, its index in `moving` followed by `still`. -1 stands for the recurrence,
-            which is input number `own`.
+            which is input number `recurrent_input`.
         v: weights of the recurrence. Row `i` contains the weights of the spike of neuron `i`, padded to whole vectors.
             A single row: one-to-one connection.
         length: number of neurons in a run; with a recurrence, in a sample.
@@ -158,7 +162,7 @@ def _forward(
         low = chunk * length
         n = min(length, neurons - low)
         s = np.zeros((states, length), np.float32)
-        given = np.zeros((len(order), wide), np.float32)
+        inputs = np.zeros((len(order), wide), np.float32)
         places, ones = np.empty(length + 1, np.int32), np.ones(length + 1, np.float32)
         count = 0
         for t in range(steps):
@@ -166,19 +170,28 @@ def _forward(
                 if order[j] >= 0:
                     row = moving[order[j], t] if order[j] < len(moving) else still[order[j] - len(moving)]
                     for i in range(n):
-                        given[j, i] = row[low + i]
-            if own >= 0 and t > 0:
-                given[own] = _ZERO
+                        inputs[j, i] = row[low + i]
+            if recurrent_input >= 0 and t > 0:
+                inputs[recurrent_input] = _ZERO
                 if len(v) == 1:
                     for k in range(count):
-                        given[own, places[k]] = weights[places[k]]
+                        inputs[recurrent_input, places[k]] = weights[places[k]]
                 else:
                     sum_scaled(
-                        given.reshape(-1), own * wide, weights, places, wide, NONE, ones, NONE, count, wide // LANES
+                        inputs.reshape(-1),
+                        recurrent_input * wide,
+                        weights,
+                        places,
+                        wide,
+                        NONE,
+                        ones,
+                        NONE,
+                        count,
+                        wide // LANES,
                     )
             fires = spikes[t, low : low + n]
-            fired_all(step, p, given, s, u[t, low : low + n], fires, kept, t * neurons + low, learned, low, n)
-            if own >= 0:
+            fired_all(step, p, inputs, s, u[t, low : low + n], fires, kept, t * neurons + low, learned, low, n)
+            if recurrent_input >= 0:
                 count = 0
                 for i in range(n):
                     # Without a branch, which the processor would often predict wrongly. So `places` has one element
@@ -189,8 +202,8 @@ def _forward(
 
 @cached_njit(parallel=True, error_model="numpy")
 def _backward(
-    step: int, p: Float32, u: Float32, kept: Float32, ds: Float32, own: int, v: Float32, bits: int, length: int,
-    together: int, states: int, dz: Float32, sums: Float32, learned: Float32,
+    step: int, p: Float32, u: Float32, kept: Float32, ds: Float32, recurrent_error: int, v: Float32, bits: int,
+    length: int, together: int, states: int, dz: Float32, sums: Float32, learned: Float32,
 ) -> None:  # fmt: skip
     """Fill `dz`, `[E, T, M]`, and `sums`, `[S, M]`. `sums` contains the last `S` states of the equation.
 
@@ -198,7 +211,7 @@ def _backward(
         step: the address that `propagate_all` returns.
         p: parameters of the equation.
         u, kept, ds: see the public function.
-        own: index in `dz` of the error signal that goes back through the recurrence; -1: no recurrence.
+        recurrent_error: index in `dz` of the error signal that goes back through the recurrence; -1: no recurrence.
         v: weights of the recurrence, `[N, N]` or `[1, N]`, with rows padded to whole vectors.
         bits: see the public function.
         length: number of neurons in a run; with a recurrence, in a sample.
@@ -213,8 +226,8 @@ def _backward(
         first = group * together
         members = min(together, chunks - first)
         s = np.zeros((together, states, length), np.float32)
-        above, below = np.zeros((2, length), np.float32), np.empty((max(1, len(dz)), length), np.float32)
-        back = np.zeros((together, wide), np.float32)
+        spike_errors, input_errors = np.zeros((2, length), np.float32), np.empty((max(1, len(dz)), length), np.float32)
+        recurrent_errors = np.zeros((together, wide), np.float32)
         exact = np.zeros((together if bits > 0 else 0, length), np.float64)
         places, scales = np.empty((together, length + ROOM), np.int32), np.empty((together, length), np.float32)
         counts = np.zeros(together, np.int64)
@@ -224,19 +237,21 @@ def _backward(
                 low = (first + c) * length
                 n = min(length, neurons - low)
                 for i in range(n):
-                    above[0, i] = ds[t, low + i]
-                    above[1, i] = back[c, i]
+                    spike_errors[0, i] = ds[t, low + i]
+                    spike_errors[1, i] = recurrent_errors[c, i]
                 at = t * neurons + low
-                propagated_all(step, p, u[t, low : low + n], above, s[c], kept, at, learned, low, below, n)
+                propagated_all(
+                    step, p, u[t, low : low + n], spike_errors, s[c], kept, at, learned, low, input_errors, n
+                )
                 for e in range(len(dz)):
                     for i in range(n):
-                        dz[e, t, low + i] = below[e, i]
-                if own >= 0 and t > 0:
+                        dz[e, t, low + i] = input_errors[e, i]
+                if recurrent_error >= 0 and t > 0:
                     if bits > 0:
-                        _round(below[own], bits)
-                    counts[c] = list_present(below[own], places[c], scales[c])
-            if own >= 0 and t > 0:
-                _send_back(v, places, scales, counts, members, back, exact)
+                        _round(input_errors[recurrent_error], bits)
+                    counts[c] = list_present(input_errors[recurrent_error], places[c], scales[c])
+            if recurrent_error >= 0 and t > 0:
+                _send_back(v, places, scales, counts, members, recurrent_errors, exact)
         for c in range(members):
             low = (first + c) * length
             n = min(length, neurons - low)
@@ -263,19 +278,19 @@ def _round(x: Float32, bits: int) -> None:
 
 @cached_njit()
 def _send_back(
-    v: Float32, places: Int32, scales: Float32, counts: Int64, members: int, back: Float32, exact: Float64
+    v: Float32, places: Int32, scales: Float32, counts: Int64, members: int, recurrent_errors: Float32, exact: Float64
 ) -> None:
-    """Fill `back`, `[samples, .]`, with the sums of the rows of `v` times the listed error signals, in list order.
+    """Fill `recurrent_errors`, `[samples, .]`, with the sums of the rows of `v` times the listed error signals.
 
-    If `exact` is not empty, the sums are taken in it, in float64, and then rounded.
+    The terms are added in list order. If `exact` is not empty, the sums are taken in it, in float64, and then rounded.
     """
-    wide, weights, rows = back.shape[1], v.reshape(-1), len(v)
-    back[:] = _ZERO
+    wide, weights, rows = recurrent_errors.shape[1], v.reshape(-1), len(v)
+    recurrent_errors[:] = _ZERO
     exact[:] = 0.0
     if rows == 1:
         for c in range(members):
             for k in range(counts[c]):
-                back[c, places[c, k]] = scales[c, k] * weights[places[c, k]]
+                recurrent_errors[c, places[c, k]] = scales[c, k] * weights[places[c, k]]
         return
     for low in range(0, rows, _ROWS):
         for c in range(members):
@@ -283,7 +298,16 @@ def _send_back(
             if len(exact) == 0:
                 if low < high:
                     sum_scaled(
-                        back.reshape(-1), c * wide, weights, places[c], wide, NONE, scales[c], low, high, wide // LANES
+                        recurrent_errors.reshape(-1),
+                        c * wide,
+                        weights,
+                        places[c],
+                        wide,
+                        NONE,
+                        scales[c],
+                        low,
+                        high,
+                        wide // LANES,
                     )
             else:
                 total = exact[c]
@@ -293,4 +317,4 @@ def _send_back(
                         total[i] += scale * np.float64(row[i])
     for c in range(len(exact)):
         for i in range(exact.shape[1]):
-            back[c, i] = np.float32(exact[c, i])
+            recurrent_errors[c, i] = np.float32(exact[c, i])

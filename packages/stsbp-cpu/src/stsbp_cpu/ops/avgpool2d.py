@@ -42,11 +42,11 @@ def backward(d: Float32, out: Float32, rows: int, columns: int, scale: np.float3
     down, across = d.shape[1], d.shape[2]
     for f in prange(frames):
         for y in range(height):
-            above = y // rows
+            window_row = y // rows
             for x in range(width):
-                row, left = out[f, y, x], x // columns
-                if above < down and left < across:
-                    error = d[f, above, left]
+                row, window_column = out[f, y, x], x // columns
+                if window_row < down and window_column < across:
+                    error = d[f, window_row, window_column]
                     for c in range(channels):
                         row[c] = error[c] * scale
                 else:

@@ -38,15 +38,15 @@ def _scales(exponent: int) -> tuple[np.float32, np.float32]:
 
 
 @cached_njit(parallel=True)
-def _moments(z: Float32, first: np.float32, second: np.float32, size: int, found: Int64) -> None:
-    for chunk in prange(len(found)):
-        total, squares = found[chunk, 0], found[chunk, 1]
+def _moments(z: Float32, first: np.float32, second: np.float32, size: int, partial_sums: Int64) -> None:
+    for chunk in prange(len(partial_sums)):
+        total, squares = partial_sums[chunk, 0], partial_sums[chunk, 1]
         for row in z[chunk * size : (chunk + 1) * size]:
             for c in range(len(row)):
                 k = np.int64(np.int32(row[c] * first * second))
                 total[c] += k
                 squares[c] += k * k
-        low = found[chunk, 2]
+        low = partial_sums[chunk, 2]
         for c in range(len(low)):
             low[c] = squares[c] & _SQUARE
             squares[c] >>= 24
@@ -55,19 +55,21 @@ def _moments(z: Float32, first: np.float32, second: np.float32, size: int, found
 def moments(z: Float32, exponent: int) -> Int64:
     """Implements `batchnorm.moments` for rows `[n, C]`; int64 `[3, C]`."""
     chunks, size = _chunks(*z.shape)
-    found = np.zeros((chunks, 3, z.shape[1]), np.int64)
+    partial_sums = np.zeros((chunks, 3, z.shape[1]), np.int64)
     with threads_for(z.size):
-        _moments(z, *_scales(exponent), size, found)
-    sums: Int64 = found.sum(axis=0)
+        _moments(z, *_scales(exponent), size, partial_sums)
+    sums: Int64 = partial_sums.sum(axis=0)
     sums[1] += sums[2] >> 24
     sums[2] &= _SQUARE
     return sums
 
 
 @cached_njit(parallel=True)
-def _error_moments(dy: Float32, z: Float32, first: np.float32, second: np.float32, size: int, found: Float64) -> None:
-    for chunk in prange(len(found)):
-        total, high, low = found[chunk, 0], found[chunk, 1], found[chunk, 2]
+def _error_moments(
+    dy: Float32, z: Float32, first: np.float32, second: np.float32, size: int, partial_sums: Float64
+) -> None:
+    for chunk in prange(len(partial_sums)):
+        total, high, low = partial_sums[chunk, 0], partial_sums[chunk, 1], partial_sums[chunk, 2]
         for r in range(chunk * size, min(len(z), (chunk + 1) * size)):
             row, errors = z[r], dy[r]
             for c in range(len(row)):
@@ -80,10 +82,10 @@ def _error_moments(dy: Float32, z: Float32, first: np.float32, second: np.float3
 def error_moments(dy: Float32, z: Float32, exponent: int) -> Float64:
     """Implements `batchnorm.error_moments` for rows `[n, C]`; float64 `[3, C]`."""
     chunks, size = _chunks(*z.shape)
-    found = np.zeros((chunks, 3, z.shape[1]))
+    partial_sums = np.zeros((chunks, 3, z.shape[1]))
     with threads_for(z.size):
-        _error_moments(dy, z, *_scales(exponent), size, found)
-    sums: Float64 = found.sum(axis=0)
+        _error_moments(dy, z, *_scales(exponent), size, partial_sums)
+    sums: Float64 = partial_sums.sum(axis=0)
     return sums
 
 
@@ -112,12 +114,12 @@ def normalised(
     recurrence: Recurrence, arrays: Mapping[str, Float32], numbers: Mapping[str, Float32], out: Float32
 ) -> None:
     """Apply an equation of the spec to `arrays` `[n, C]` and `numbers` `[C]`, by name, and fill `out` `[n, C]`."""
-    given = [arrays[name] for name in recurrence.inputs if name in arrays]
-    each = [numbers[name] for name in recurrence.inputs if name in numbers]
+    columns = [arrays[name] for name in recurrence.inputs if name in arrays]
+    channel_numbers = [numbers[name] for name in recurrence.inputs if name in numbers]
     # Short rows are joined, so that the loop over them becomes vector code.
     rows, channels = out.shape
     if channels < _WIDE and rows % (joined := -(-_WIDE // channels)) == 0:
-        given = [x.reshape(-1, joined * channels) for x in given]
-        out, each = out.reshape(-1, joined * channels), [np.tile(x, joined) for x in each]
+        columns = [x.reshape(-1, joined * channels) for x in columns]
+        out, channel_numbers = out.reshape(-1, joined * channels), [np.tile(x, joined) for x in channel_numbers]
     with threads_for(out.size):
-        _rows(recurrence, len(given))(_chunks(*out.shape)[1], *given, *each, out)
+        _rows(recurrence, len(columns))(_chunks(*out.shape)[1], *columns, *channel_numbers, out)

@@ -65,10 +65,10 @@ def backward(
         ds = _input_error(conv, wq, dz, s.shape, dtype) if need_input else None
         if not need_weights:
             return ds, None
-        found = dense.gradient(frames, errors.astype(dtype, copy=False), *_geometry(conv)).reshape(
+        gradient = dense.gradient(frames, errors.astype(dtype, copy=False), *_geometry(conv)).reshape(
             *conv.kernels, -1, len(wq)
         )
-        return ds, np.ascontiguousarray(found.transpose(3, 2, 0, 1))
+        return ds, np.ascontiguousarray(gradient.transpose(3, 2, 0, 1))
     rows = _weight_rows(conv, wq).astype(dtype)
     total = np.zeros(rows.shape, dtype)
     ds = NUMPY.empty(s.shape, np.float32) if need_input else None
@@ -157,7 +157,14 @@ def _fold(conv: Conv2d, windows: AnyArray, sizes: Shape, out: Float32) -> None:
 
 @cached_njit(parallel=True)
 def _unfold(
-    s: AnyArray, out: AnyArray, above: int, left: int, down: int, across: int, rows_apart: int, columns_apart: int
+    s: AnyArray,
+    out: AnyArray,
+    top_padding: int,
+    left_padding: int,
+    down: int,
+    across: int,
+    rows_apart: int,
+    columns_apart: int,
 ) -> None:
     """Fill `out` `[n, H', W', rows, columns, C]` with the windows of `s` `[n, H, W, C]`, zeros beyond its edges."""
     frames, height, width, rows, columns, channels = out.shape
@@ -165,14 +172,14 @@ def _unfold(
         for y in range(height):
             for x in range(width):
                 for i in range(rows):
-                    row = y * down - above + i * rows_apart
+                    row = y * down - top_padding + i * rows_apart
                     for j in range(columns):
-                        column = x * across - left + j * columns_apart
+                        column = x * across - left_padding + j * columns_apart
                         to = out[f, y, x, i, j]
                         if 0 <= row < s.shape[1] and 0 <= column < s.shape[2]:
-                            given = s[f, row, column]
+                            pixel = s[f, row, column]
                             for c in range(channels):
-                                to[c] = given[c]
+                                to[c] = pixel[c]
                         else:
                             for c in range(channels):
                                 to[c] = 0
@@ -180,7 +187,7 @@ def _unfold(
 
 @cached_njit(parallel=True)
 def _add_windows(
-    windows: AnyArray, out: Float32, above: int, left: int, down: int, across: int, rows_apart: int,
+    windows: AnyArray, out: Float32, top_padding: int, left_padding: int, down: int, across: int, rows_apart: int,
     columns_apart: int,
 ) -> None:  # fmt: skip
     """Adjoint of `_unfold`. Sums have the type of `windows`, `[n, H', W', rows, columns, C]`, and are rounded once."""
@@ -190,11 +197,11 @@ def _add_windows(
         for y in range(height):
             for x in range(width):
                 for i in range(rows):
-                    row = y * down - above + i * rows_apart
+                    row = y * down - top_padding + i * rows_apart
                     for j in range(columns):
-                        column = x * across - left + j * columns_apart
+                        column = x * across - left_padding + j * columns_apart
                         if 0 <= row < out.shape[1] and 0 <= column < out.shape[2]:
-                            to, given = total[row, column], windows[f, y, x, i, j]
+                            to, pixel = total[row, column], windows[f, y, x, i, j]
                             for c in range(channels):
-                                to[c] += given[c]
+                                to[c] += pixel[c]
         out[f] = total

@@ -26,13 +26,13 @@ def doubled(s: UInt8, mask: UInt8, masked: int, size: int, out: UInt8) -> None:
     channels = s.shape[4]
     for frame in prange(steps * batch):
         t, b = frame // batch, frame % batch
-        kept = mask[b % len(mask)]
+        sample_mask = mask[b % len(mask)]
         sums = np.empty(width * channels, np.uint8)
         for y in range(height):
             sums[:] = 0
             for i in range(size):
                 row = s[t, b, y * size + i].reshape(-1)
-                keep = kept[y * size + i].reshape(-1) if masked == 1 else row
+                keep = sample_mask[y * size + i].reshape(-1) if masked == 1 else row
                 for x in range(width):
                     for j in range(size):
                         first = (x * size + j) * channels
@@ -40,7 +40,7 @@ def doubled(s: UInt8, mask: UInt8, masked: int, size: int, out: UInt8) -> None:
                             spikes = row[first + c]
                             sums[x * channels + c] += spikes * keep[first + c] if masked == 1 else spikes
             if masked == 2:
-                keep = kept[y].reshape(-1)
+                keep = sample_mask[y].reshape(-1)
                 for j in range(width * channels):
                     sums[j] *= keep[j]
             to = out[t, b, y].reshape(-1)

@@ -110,15 +110,15 @@ def _product(a: AnyArray, b: AnyArray, out: AnyArray) -> None:
     for block in prange((n + _ROWS - 1) // _ROWS):
         low = block * _ROWS
         rows = min(_ROWS, n - low)
-        own = np.zeros((rows, wide), a.dtype)
+        block_sums = np.zeros((rows, wide), a.dtype)
         for k in range(0, depth, _DEPTH):
             products(
-                own.reshape(-1), NONE, wide, source, low * depth + k, NONE, ONE, depth, flat, k * wide, NONE, wide, ONE,
-                min(_DEPTH, depth - k), rows, wide // lanes,
+                block_sums.reshape(-1), NONE, wide, source, low * depth + k, NONE, ONE, depth, flat, k * wide, NONE,
+                wide, ONE, min(_DEPTH, depth - k), rows, wide // lanes,
             )  # fmt: skip
         for i in range(rows):
             for c in range(columns):
-                out[low + i, c] = own[i, c]
+                out[low + i, c] = block_sums[i, c]
 
 
 @cached_njit(parallel=True, error_model="numpy")
@@ -139,19 +139,27 @@ def _product_of_rows(a: AnyArray, b: AnyArray, sums: AnyArray) -> None:
 
 @cached_njit(parallel=True, error_model="numpy")
 def _convolve(
-    s: AnyArray, w: Float32, out: Float32, columns: int, above: int, left: int, down: int, across: int, apart: int
+    s: AnyArray,
+    w: Float32,
+    out: Float32,
+    columns: int,
+    top_padding: int,
+    left_padding: int,
+    down: int,
+    across: int,
+    apart: int,
 ) -> None:
     frames, height, width, channels = out.shape
     rows, run, wide = w.shape
     lanes = 64 // w.itemsize
     size, flat = s.shape[3], w.reshape(-1)
-    line = (s.shape[2] + 2 * left) * size
+    line = (s.shape[2] + 2 * left_padding) * size
     for f in prange(frames):
-        source, own = _with_sides(s[f], left, w).reshape(-1), np.zeros((height, width, wide), w.dtype)
-        target = own.reshape(-1)
+        source, frame_sums = _with_sides(s[f], left_padding, w).reshape(-1), np.zeros((height, width, wide), w.dtype)
+        target = frame_sums.reshape(-1)
         for i in range(rows):
             for y in range(height):
-                row = y * down - above + i * apart
+                row = y * down - top_padding + i * apart
                 if 0 <= row < s.shape[1]:
                     products(
                         target, y * width * wide, wide, source, row * line, NONE, ONE, across * size, flat,
@@ -160,32 +168,32 @@ def _convolve(
         for y in range(height):
             for x in range(width):
                 for c in range(channels):
-                    out[f, y, x, c] = own[y, x, c]
+                    out[f, y, x, c] = frame_sums[y, x, c]
 
 
 @cached_njit(parallel=True, error_model="numpy")
 def _gradient(
-    s: AnyArray, dz: AnyArray, sums: AnyArray, above: int, left: int, down: int, across: int, apart: int
+    s: AnyArray, dz: AnyArray, sums: AnyArray, top_padding: int, left_padding: int, down: int, across: int, apart: int
 ) -> None:
     """Add to `sums` `[threads, rows, columns C, C' in whole vectors]`."""
     frames, height, width, channels = dz.shape
     threads, rows, run, wide = sums.shape
     lanes = 64 // sums.itemsize
     size = s.shape[3]
-    line = (s.shape[2] + 2 * left) * size
+    line = (s.shape[2] + 2 * left_padding) * size
     for thread in prange(threads):
         error, total = np.zeros((height, width, wide), dz.dtype), sums[thread].reshape(-1)
         for f in range(thread * frames // threads, (thread + 1) * frames // threads):
-            source = _with_sides(s[f], left, dz).reshape(-1)
+            source = _with_sides(s[f], left_padding, dz).reshape(-1)
             for y in range(height):
                 for x in range(width):
                     for c in range(channels):
                         error[y, x, c] = dz[f, y, x, c]
             for i in range(rows):
                 # Output rows for which row `i` of the window is inside the frame.
-                first = max(0, (above - i * apart + down - 1) // down)
-                last = min(height, (s.shape[1] + above - i * apart + down - 1) // down)
-                row = first * down - above + i * apart
+                first = max(0, (top_padding - i * apart + down - 1) // down)
+                last = min(height, (s.shape[1] + top_padding - i * apart + down - 1) // down)
+                row = first * down - top_padding + i * apart
                 products(
                     total, i * run * wide, wide, source, row * line, down * line, across * size, ONE, error.reshape(-1),
                     first * width * wide, width * wide, wide, max(0, last - first), width, run, wide // lanes,
@@ -194,7 +202,15 @@ def _gradient(
 
 @cached_njit(parallel=True, error_model="numpy")
 def _input_error(
-    dz: AnyArray, w: AnyArray, ds: Float32, columns: int, above: int, left: int, down: int, across: int, apart: int
+    dz: AnyArray,
+    w: AnyArray,
+    ds: Float32,
+    columns: int,
+    top_padding: int,
+    left_padding: int,
+    down: int,
+    across: int,
+    apart: int,
 ) -> None:
     frames, height, width, channels = dz.shape
     rows, _, wide = w.shape
@@ -203,35 +219,35 @@ def _input_error(
     run = columns * size
     band = max(1, min(height, _BAND // (width * wide)))
     for f in prange(frames):
-        source, own = dz[f].reshape(-1), np.empty((band * width, wide), dz.dtype)
-        total = np.zeros((ds.shape[1], (ds.shape[2] + 2 * left) * size), dz.dtype)
+        source, band_sums = dz[f].reshape(-1), np.empty((band * width, wide), dz.dtype)
+        total = np.zeros((ds.shape[1], (ds.shape[2] + 2 * left_padding) * size), dz.dtype)
         for low in range(0, height, band):
             count = min(band, height - low)
             for i in range(rows):
-                own[:] = 0
+                band_sums[:] = 0
                 products(
-                    own.reshape(-1), NONE, wide, source, low * width * channels, NONE, ONE, channels, flat,
+                    band_sums.reshape(-1), NONE, wide, source, low * width * channels, NONE, ONE, channels, flat,
                     i * channels * wide, NONE, wide, ONE, channels, count * width, wide // lanes,
                 )  # fmt: skip
                 for y in range(count):
-                    row = (low + y) * down - above + i * apart
+                    row = (low + y) * down - top_padding + i * apart
                     if 0 <= row < ds.shape[1]:
                         line = total[row]
                         for x in range(width):
-                            to, part = line[x * across * size :], own[y * width + x]
+                            to, part = line[x * across * size :], band_sums[y * width + x]
                             for q in range(run):
                                 to[q] += part[q]
         for y in range(ds.shape[1]):
-            ds[f, y].reshape(-1)[:] = total[y, left * size : (left + ds.shape[2]) * size]
+            ds[f, y].reshape(-1)[:] = total[y, left_padding * size : (left_padding + ds.shape[2]) * size]
 
 
 @cached_njit()
-def _with_sides(s: AnyArray, left: int, like: AnyArray) -> AnyArray:
+def _with_sides(s: AnyArray, side: int, like: AnyArray) -> AnyArray:
     """A frame `[H, W, C]` in the type of `like`, with columns of zeros on both sides."""
     height, width, channels = s.shape
-    x = np.zeros((height, width + 2 * left, channels), like.dtype)
+    x = np.zeros((height, width + 2 * side, channels), like.dtype)
     for y in range(height):
         for place in range(width):
             for c in range(channels):
-                x[y, place + left, c] = s[y, place, c]
+                x[y, place + side, c] = s[y, place, c]
     return x

@@ -32,11 +32,11 @@ def _rotate(x: np.uint32, r: int) -> np.uint32:
 
 
 @cached_njit(parallel=True)
-def _keep_mask(k0: int, k1: int, step: int, threshold: int, channels: int, before: int, out: UInt8) -> None:
+def _keep_mask(k0: int, k1: int, step: int, threshold: int, channels: int, rows_before: int, out: UInt8) -> None:
     """Write `random.keep_mask` (Threefry-2x32-20) to `out` `[B, area, C]`.
 
-    The elements are counted in the order `[B, C, area]`. `before` is the number of rows `[area]` of the samples before
-    the first one.
+    The elements are counted in the order `[B, C, area]`. `rows_before` is the number of rows `[area]` of the samples
+    before the first one.
     """
     batch, area, _ = out.shape
     a0, a1 = np.uint32(k0), np.uint32(k1)
@@ -44,7 +44,7 @@ def _keep_mask(k0: int, k1: int, step: int, threshold: int, channels: int, befor
     limit = np.uint64(threshold)
     for row in prange(batch * channels):
         b, c = row // channels, row % channels
-        base = (before + row) * area
+        base = (rows_before + row) * area
         for j in range(area):
             index = base + j
             x0 = np.uint32(np.uint32(index >> 1) + a0)

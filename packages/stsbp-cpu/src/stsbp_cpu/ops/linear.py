@@ -73,9 +73,12 @@ def backward(
         dw = _spec_order(dense.product_of_rows(flat.astype(dtype, copy=False), error), shape)
     if need_input:
         w = w[:, : linear.units].T if few else w
-        below = dense.product(error, w.astype(dtype, copy=False)).astype(np.float32, copy=False)
-        (steps, batch), each = shape[:2], NUMPY.view(np.broadcast_to(np.float32(0), (1, 1, *shape[2:]))).shape[2:]
-        ds = NUMPY.of(below.reshape(steps, batch, *each))
+        grad_rows = dense.product(error, w.astype(dtype, copy=False)).astype(np.float32, copy=False)
+        (steps, batch), sample_shape = (
+            shape[:2],
+            NUMPY.view(np.broadcast_to(np.float32(0), (1, 1, *shape[2:]))).shape[2:],
+        )
+        ds = NUMPY.of(grad_rows.reshape(steps, batch, *sample_shape))
     return ds, dw
 
 

@@ -39,12 +39,12 @@ def backward(d: Float32, first: Int32, out: Float32, rows: int, columns: int) ->
     down, across = d.shape[1], d.shape[2]
     for f in prange(frames):
         for y in range(height):
-            above = y // rows
+            window_row = y // rows
             for x in range(width):
-                row, left = out[f, y, x], x // columns
-                if above < down and left < across:
-                    error, number = d[f, above, left], first[f, above, left]
-                    place = (y - above * rows) * columns + x - left * columns
+                row, window_column = out[f, y, x], x // columns
+                if window_row < down and window_column < across:
+                    error, number = d[f, window_row, window_column], first[f, window_row, window_column]
+                    place = (y - window_row * rows) * columns + x - window_column * columns
                     for c in range(channels):
                         row[c] = error[c] if number[c] == place else _ZERO
                 else:

@@ -49,10 +49,10 @@ def weight_grids(
         NumericError: a weight is not finite, or too large.
         ExactnessError: the bound fails even with weights of `MIN_WEIGHT_BITS` bits.
     """
-    found = rt.xp.zeros((len(projections), 2), np.uint64)
+    pairs = rt.xp.zeros((len(projections), 2), np.uint64)
     masters = [rt.xp.ascontiguousarray(w) for w in weights]
     first = []
-    for projection, w, pair in zip(projections, masters, found, strict=True):
+    for projection, w, pair in zip(projections, masters, pairs, strict=True):
         launch_max_abs(rt, w, pair[:1])
         first.append(_round(rt, projection, w, pair, 0))
 
@@ -63,7 +63,7 @@ def weight_grids(
 
     return [
         fit_first_grid(projection, wq, numbers, partial(rounded, projection, w, pair), rt.xp.zeros_like)
-        for projection, w, wq, numbers, pair in zip(projections, masters, first, rt.numpy(found), found, strict=True)
+        for projection, w, wq, numbers, pair in zip(projections, masters, first, rt.numpy(pairs), pairs, strict=True)
     ]
 
 

@@ -23,8 +23,8 @@ class HostCollective(Through[Array]):
     def largest(self, x: Array) -> Array:
         # Bits of float32 magnitudes. No engine supports the maximum of uint64. The sign bit is never set, so int64
         # works.
-        found: Array = self.others.largest(x.view(np.int64)).view(np.uint64)
-        return found
+        largest: Array = self.others.largest(x.view(np.int64)).view(np.uint64)
+        return largest
 
     def start_total(self, x: Array) -> Callable[[], Array]:
         return self.others.start_total(x)
@@ -44,27 +44,27 @@ class NcclCollective(Collective[Array]):
         self._group = _group(rendezvous) if group is None else group
 
     def largest(self, x: Array) -> Array:
-        found: Array = self._rt.xp.empty_like(x)
+        largest: Array = self._rt.xp.empty_like(x)
         with host.connection(self):
-            self._group.all_reduce(x, found, op="max")
-        return found
+            self._group.all_reduce(x, largest, op="max")
+        return largest
 
     def start_total(self, x: Array) -> Callable[[], Array]:
-        own = self._rt.xp.ascontiguousarray(x)
-        found = self._rt.xp.empty_like(own)
+        addend = self._rt.xp.ascontiguousarray(x)
+        total = self._rt.xp.empty_like(addend)
         with host.connection(self):
-            self._group.all_reduce(own, found, op="sum")  # on the stream, so the host does not wait here
-        return lambda: found
+            self._group.all_reduce(addend, total, op="sum")  # on the stream, so the host does not wait here
+        return lambda: total
 
     def gather(self, x: AnyArray) -> list[AnyArray]:
         return host.gather_padded(x, self._all)
 
     def _all(self, x: AnyArray) -> list[AnyArray]:
-        own = self._rt.xp.asarray(x)
-        found = self._rt.xp.empty(self.size * x.size, x.dtype)
+        row = self._rt.xp.asarray(x)
+        gathered = self._rt.xp.empty(self.size * x.size, x.dtype)
         with host.connection(self):
-            self._group.all_gather(own, found, x.size)
-            return list(self._rt.numpy(found).reshape(self.size, -1))
+            self._group.all_gather(row, gathered, x.size)
+            return list(self._rt.numpy(gathered).reshape(self.size, -1))
 
     def broadcast(self, message: bytes | None) -> bytes:
         return host.broadcast_message(message, self._of_rank_0)

@@ -59,12 +59,12 @@ def descriptions() -> list[str]:
     """Name and memory of every GPU."""
     import cupy
 
-    found = []
+    texts = []
     for index in range(cupy.cuda.runtime.getDeviceCount()):
         properties = cupy.cuda.runtime.getDeviceProperties(index)
         name, gib = properties["name"].decode(), properties["totalGlobalMem"] / 2**30
-        found.append(f"{name}, {gib:.0f} GiB, sm_{properties['major']}{properties['minor']}")
-    return found
+        texts.append(f"{name}, {gib:.0f} GiB, sm_{properties['major']}{properties['minor']}")
+    return texts
 
 
 def _line(error: BaseException) -> str:
@@ -188,8 +188,8 @@ class CudaRuntime(Runtime):
 
     def gemm(self, a: Any, b: Any, out: Any, *, accumulate: bool = False) -> None:
         if out.ndim == 3:
-            for each in zip(a, b, out, strict=True):
-                self.gemm(*each, accumulate=accumulate)
+            for matrices in zip(a, b, out, strict=True):
+                self.gemm(*matrices, accumulate=accumulate)
             return
         # gemmEx with an explicit precision, so that neither CUPY_TF32 nor a math mode can select TF32.
         blas, layout = self._cublas, gemm_layout(a, b, out)

@@ -54,8 +54,8 @@ class Blas:
 
     def gemm_ex(self, *arguments: int) -> None:
         """Call `cublasGemmEx` without its handle: transposes, sizes, and address, type and stride of each matrix."""
-        given = zip(_GEMM, arguments, strict=True)
-        self._call("cublasGemmEx", self._handle, *(kind(value) for kind, value in given))
+        typed = zip(_GEMM, arguments, strict=True)
+        self._call("cublasGemmEx", self._handle, *(kind(value) for kind, value in typed))
 
     def _call(self, name: str, *arguments: Any) -> None:
         status = getattr(self._library, name)(*arguments)
@@ -82,8 +82,8 @@ class CupyGraphs(Graphs[Array]):
         self._blas = Blas(rt.cublas_library, self._stream.ptr, self._workspace.ptr)
 
     def twin(self, x: Array) -> Array:
-        made: Array = self._rt.xp.empty_like(x)
-        return made
+        empty: Array = self._rt.xp.empty_like(x)
+        return empty
 
     def copy(self, pairs: Sequence[tuple[Array, Array]]) -> None:
         for source, target in pairs:
@@ -97,7 +97,7 @@ class CupyGraphs(Graphs[Array]):
             self._stream.begin_capture()
             self._rt.recorded_gemm = self._blas.gemm_ex
             try:
-                made = run()
+                results = run()
             except BaseException:
                 self._rt.recorded_gemm = None
                 self._end_quietly()
@@ -105,7 +105,7 @@ class CupyGraphs(Graphs[Array]):
             self._rt.recorded_gemm = None
             graph = self._stream.end_capture()
         # On the current stream, like everything else.
-        return graph.launch, made
+        return graph.launch, results
 
     def _end_quietly(self) -> None:
         """End a capture after an error. Errors of the end itself are ignored."""

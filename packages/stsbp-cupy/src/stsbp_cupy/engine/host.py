@@ -41,16 +41,16 @@ def compiler() -> tuple[str, ...]:
     """
     chosen = os.environ.get("CXX", "").strip()
     try:
-        own = shlex.split(chosen)
+        words = shlex.split(chosen)
     except ValueError as error:
         raise BackendError(f"device host: the environment variable CXX is {chosen!r}: {error}; correct it") from None
-    for name, *arguments in [own] if own else [["c++"], ["g++"], ["clang++"]]:
+    for name, *arguments in [words] if words else [["c++"], ["g++"], ["clang++"]]:
         if path := shutil.which(name):
             return path, *arguments
-    if own:
+    if words:
         raise BackendError(
-            f"device host: the environment variable CXX is {chosen!r}, but there is no program {own[0]!r}; set CXX to "
-            "a C++ compiler, or unset it"
+            f"device host: the environment variable CXX is {chosen!r}, but there is no program {words[0]!r}; set CXX "
+            "to a C++ compiler, or unset it"
         )
     raise BackendError(MISSING)
 
@@ -94,9 +94,9 @@ def _version(chosen: tuple[str, ...]) -> str:
     return f"{shlex.join(chosen)}\n{_run([*chosen, '--version']).stdout}"
 
 
-def _run(command: list[str], given: str = "") -> subprocess.CompletedProcess[str]:
+def _run(command: list[str], text: str = "") -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+        return subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     except OSError as error:
         raise BackendError(
             f"device host: the C++ compiler {command[0]} cannot be run: {error.strerror}; choose another one with the "

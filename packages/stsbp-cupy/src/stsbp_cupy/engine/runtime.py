@@ -78,8 +78,8 @@ class Runtime(ABC):
 
     def empty(self, shape: Shape, dtype: Any) -> Array:
         """An uninitialised array."""
-        made: Array = self.xp.empty(shape, dtype)
-        return made
+        array: Array = self.xp.empty(shape, dtype)
+        return array
 
     def empty_like(self, x: Array, dtype: Any = None) -> Array:
         """An uninitialised contiguous array of the shape of `x`."""
@@ -105,12 +105,12 @@ def joined(rt: Runtime, arrays: Sequence[Array], axis: int = 0) -> Array:
     """
     shape, at = [*arrays[0].shape], [slice(None)] * arrays[0].ndim
     shape[axis], first = sum(x.shape[axis] for x in arrays), 0
-    found = rt.empty(tuple(shape), np.result_type(*(x.dtype for x in arrays)))
+    target = rt.empty(tuple(shape), np.result_type(*(x.dtype for x in arrays)))
     for x in arrays:
         at[axis] = slice(first, first + x.shape[axis])
-        found[tuple(at)] = x
+        target[tuple(at)] = x
         first += x.shape[axis]
-    return found
+    return target
 
 
 def rounded(rt: Runtime, x: Array) -> Array:

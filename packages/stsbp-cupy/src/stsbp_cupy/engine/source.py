@@ -81,8 +81,10 @@ class CudaSource:
     @cached_property
     def entries(self) -> tuple[KernelEntry, ...]:
         """The kernels of this source."""
-        found = _ENTRY.findall(self.text)
-        return tuple(KernelEntry(name, tuple(map(_parameter, parameters.split(",")))) for name, parameters in found)
+        declarations = _ENTRY.findall(self.text)
+        return tuple(
+            KernelEntry(name, tuple(map(_parameter, parameters.split(",")))) for name, parameters in declarations
+        )
 
 
 @cache

@@ -76,44 +76,44 @@ def kernel(
     """
     program = lines(recurrence, LANGUAGES["cuda"])
     types = {name: _C_TYPES[dtype] for name, dtype in zip(recurrence.inputs, dtypes, strict=True)}
-    made = {name: _C_TYPES[_dtype(recurrence, name)] for name in recurrence.outputs}
+    output_types = {name: _C_TYPES[_dtype(recurrence, name)] for name in recurrence.outputs}
     read = {x.name for x in ordered(recurrence.roots) if x.op == "variable"}
     inputs, states = ([name for name in names if name in read] for names in (recurrence.inputs, recurrence.states))
 
     parameters = ["long long n", "int steps"]
     for name, ctype in types.items():
         parameters += [f"const {ctype}* __restrict__ {name}_in", f"long long {name}_step"]
-    parameters += [f"{ctype}* __restrict__ {name}_out" for name, ctype in made.items()]
+    parameters += [f"{ctype}* __restrict__ {name}_out" for name, ctype in output_types.items()]
     numbers = [f"float {name}_" for name in recurrence.parameters]
     parameters += ["const float* __restrict__ numbers"] if in_memory else numbers
 
-    before = [f"const {each} = numbers[{i}];" for i, each in enumerate(numbers)] if in_memory else []
-    before += [f"float {name}_state[W] = {{}};" for name in states]
+    prologue = [f"const {declaration} = numbers[{i}];" for i, declaration in enumerate(numbers)] if in_memory else []
+    prologue += [f"float {name}_state[W] = {{}};" for name in states]
     loads = [f"const auto {name}_read = load<W>({name}_in + t * {name}_step + first);" for name in inputs]
-    written = {name: f"Lanes<{ctype}, W> {name}_written" for name, ctype in made.items()}
+    written = {name: f"Lanes<{ctype}, W> {name}_written" for name, ctype in output_types.items()}
     step = [f"const float {name}_ = {name}_read.x[lane];" for name in inputs]
     step += [f"const float {name}_ = {name}_state[lane];" for name in states]
     step += [line.text for line in program.lines]
-    before += [f"{written[name]} = {{}};" for name in made if name in summed]
-    loads += [f"{written[name]};" for name in made if name not in summed]
+    prologue += [f"{written[name]} = {{}};" for name in output_types if name in summed]
+    loads += [f"{written[name]};" for name in output_types if name not in summed]
     for name, x in program.outputs.items():
         new = f"__fadd_rn({name}_written.x[lane], {x})" if name in summed else x
         step.append(f"{name}_written.x[lane] = {new};")
-    stores = [f"store({name}_out + t * n + first, {name}_written);" for name in made if name not in summed]
-    after = [f"store({name}_out + first, {name}_written);" for name in made if name in summed]
+    stores = [f"store({name}_out + t * n + first, {name}_written);" for name in output_types if name not in summed]
+    epilogue = [f"store({name}_out + first, {name}_written);" for name in output_types if name in summed]
     step += [f"{name}_state[lane] = {program.states[name]};" for name in states]
 
     text = _FRAME.substitute(
         name="$name",
         parameters=indent(",\n".join(parameters), " " * 4),
-        arguments=", ".join(each.split()[-1] for each in parameters),
+        arguments=", ".join(declaration.split()[-1] for declaration in parameters),
         loop="int t = steps - 1; t >= 0; --t" if recurrence.reverse else "int t = 0; t < steps; ++t",
         unroll=(2 if recurrence.reverse else 4) if states else 1,
-        before=_block(before, 8),
+        before=_block(prologue, 8),
         loads=_block(loads, 12),
         step=_block(step, 16),
         stores=_block(stores, 12),
-        after=_block(after, 8),
+        after=_block(epilogue, 8),
     ).replace(f"{_NOTHING}\n", "")
     name = f"recur_{recurrence.name}_{digest(text)[:16]}"
     return CudaSource(name, Template(text).substitute(name=name))

@@ -17,9 +17,9 @@ def gradient_squares(rt: Runtime, gradients: Sequence[Array]) -> Array:
     """`optim.gradient_squares`, uint64 `[2]`, without a transfer from the device."""
     arrays = [rt.xp.ascontiguousarray(g) for g in gradients if g.size]
     bits = norm_bits(sum(g.size for g in arrays))
-    found: Array = rt.xp.zeros(2, np.uint64)
+    squares: Array = rt.xp.zeros(2, np.uint64)
     for g in arrays:
-        launch_max_abs(rt, g, found[:1])
+        launch_max_abs(rt, g, squares[:1])
     for g in arrays:
-        rt.launch("sum_squares", min(rt.reduction_threads, g.size), g, found[:1], found[1:], g.size, bits)
-    return found
+        rt.launch("sum_squares", min(rt.reduction_threads, g.size), g, squares[:1], squares[1:], g.size, bits)
+    return squares

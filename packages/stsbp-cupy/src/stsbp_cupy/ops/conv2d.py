@@ -58,9 +58,9 @@ def _chunks(rt: Runtime, conv: Conv2d, frames: Array, itemsize: int) -> Iterator
 
 def _unfold(rt: Runtime, conv: Conv2d, frames: Array, dtype: Any) -> Array:
     """`[n, H, W, C]` to windows `[n H' W', rows columns C]`; groups: `[groups, n H' W', rows columns C / groups]`."""
-    own = frames.shape[-1] // conv.groups
+    group_channels = frames.shape[-1] // conv.groups
     windows = _empty_windows(rt, conv, frames, dtype)
-    lanes = 4 if lanes_of(own, frames, windows) == 4 else lanes_of(own, frames, windows, most=2)
+    lanes = 4 if lanes_of(group_channels, frames, windows) == 4 else lanes_of(group_channels, frames, windows, most=2)
     source = "u8" if frames.dtype == np.uint8 else "f32"
     stored = windows.view(np.uint16) if windows.dtype == np.float16 else windows
     rt.launch(
@@ -140,8 +140,8 @@ def backward(
         if ds is not None:
             rt.gemm(error, rows, windows)
             _fold(rt, conv, windows, ds[chunk])
-    back = None if ds is None else logical(rt, ds.reshape(s.shape))
+    grad_input = None if ds is None else logical(rt, ds.reshape(s.shape))
     if not need_weights:
-        return back, None
+        return grad_input, None
     kernel: Shape = (s.shape[-1] // conv.groups, *conv.kernels)
-    return back, channels_first(rt, dw.reshape(conv.channels, -1), kernel, (conv.channels, *kernel))
+    return grad_input, channels_first(rt, dw.reshape(conv.channels, -1), kernel, (conv.channels, *kernel))

@@ -18,10 +18,10 @@ def keep_mask(rt: Runtime, seed: int, layer: int, step: int, shape: Shape, rate:
     spatial = len(shape) >= 4
     channels, area = (shape[-3], shape[-2] * shape[-1]) if spatial else (1, math.prod(shape))
     mask = rt.empty((*shape[:-3], *shape[-2:], channels) if spatial else shape, np.uint8)
-    before = first * math.prod(shape[1:])
+    elements_before = first * math.prod(shape[1:])
     key = (int(Stream.DROPOUT) + 256 * layer) & 0xFFFFFFFF
     rt.launch(
-        "keep_mask", (before % 2 + mask.size + 1) // 2, mask, mask.size, before, area, channels,
+        "keep_mask", (elements_before % 2 + mask.size + 1) // 2, mask, mask.size, elements_before, area, channels,
         check_seed(seed), key, step & 0xFFFFFFFF, round(rate * 2**32),
     )  # fmt: skip
     return logical(rt, mask)

@@ -177,9 +177,9 @@ def weight_grid(projection: Projection, w: Array) -> tuple[Array, GridChoice]:
     q = ARITHMETIC.weight_exponent(jnp.where(finite & ~silent, largest, _bits(1)), bits)
 
     def on_grid(coarser: Array) -> tuple[Array, Array]:
-        scale, back = ARITHMETIC.power_of_two(q - coarser), ARITHMETIC.power_of_two(coarser - q)
+        scale, unit = ARITHMETIC.power_of_two(q - coarser), ARITHMETIC.power_of_two(coarser - q)
         with wide():
-            return ARITHMETIC.round_weights(w, scale, back)
+            return ARITHMETIC.round_weights(w, scale, unit)
 
     def too_fine(state: tuple[Array, Array]) -> Array:
         coarser, n = state

@@ -59,8 +59,8 @@ class JaxCollective(Collective[Array]):
     def largest(self, x: Array) -> Array:
         if not isinstance(x, jax.core.Tracer):
             return self._now("pmax", x)
-        found: Array = lax.pmax(x, AXES)  # type: ignore[no-untyped-call]
-        return found
+        largest: Array = lax.pmax(x, AXES)  # type: ignore[no-untyped-call]
+        return largest
 
     def start_total(self, x: Array) -> Callable[[], Array]:
         if not isinstance(x, jax.core.Tracer):
@@ -119,8 +119,8 @@ def _reduced(mesh: Mesh, reduce: str, axes: tuple[str, ...]) -> Callable[[Array]
     """A compiled sum or maximum of rows `[processes, ...]`."""
 
     def program(rows: Array) -> Array:
-        found: Array = getattr(lax, reduce)(rows[0], axes)
-        return found
+        reduced: Array = getattr(lax, reduce)(rows[0], axes)
+        return reduced
 
     compiled: Callable[[Array], Array] = jax.jit(
         jax.shard_map(program, mesh=mesh, in_specs=PROCESSES, out_specs=EVERYWHERE, check_vma=False)
@@ -136,13 +136,13 @@ def _on_stderr() -> Iterator[None]:
         yield
         return
     sys.stdout.flush()
-    own = os.dup(1)
+    stdout_copy = os.dup(1)
     os.dup2(2, 1)
     try:
         yield
     finally:
-        os.dup2(own, 1)
-        os.close(own)
+        os.dup2(stdout_copy, 1)
+        os.close(stdout_copy)
 
 
 def connect(rendezvous: Rendezvous, *, all_devices: bool) -> None:
@@ -158,8 +158,8 @@ def connect(rendezvous: Rendezvous, *, all_devices: bool) -> None:
         return
     port = port_of(rendezvous)
     meet(rendezvous, port)
-    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    bound = bool(given) and len(given.split(",")) <= rendezvous.local_rank
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    bound = bool(visible) and len(visible.split(",")) <= rendezvous.local_rank
     limit = max(1, math.ceil(rendezvous.timeout))
     if hasattr(jax.config, _PREEMPTION):
         jax.config.update(_PREEMPTION, False)  # type: ignore[no-untyped-call]
@@ -192,15 +192,17 @@ def together(rendezvous: Rendezvous, local: Sequence[Any]) -> JaxCollective:
         )
     platform = local[0].platform
     present = [jax.local_devices(process, platform) for process in range(processes)]
-    if len({len(each) for each in present}) > 1:
-        said = ", ".join(f"rank {process}: {len(each)}" for process, each in enumerate(present))
-        raise BackendError(f"processes have different numbers of {platform} devices ({said}); give all the same number")
+    if len({len(devices) for devices in present}) > 1:
+        sizes = ", ".join(f"rank {process}: {len(devices)}" for process, devices in enumerate(present))
+        raise BackendError(
+            f"processes have different numbers of {platform} devices ({sizes}); give all the same number"
+        )
     places = [present[rank].index(device) for device in local]
-    found = JaxCollective([[each[place] for place in places] for each in present], rank)
-    found.begin()
+    collective = JaxCollective([[devices[place] for place in places] for devices in present], rank)
+    collective.begin()
     if platform == "cpu" and rendezvous in _started:
         # JAX aborts a process as soon as another one is missing. A process that ends with an error would have to wait
         # for all others. Once gloo has connected the processes, it does not need JAX's service any more. Without the
         # service, a lost connection raises an exception.
         jax.distributed.shutdown()  # type: ignore[no-untyped-call]
-    return found
+    return collective

@@ -29,8 +29,8 @@ def alike(tree: Tree, *others: Any) -> Tree:
     every: frozenset[Any] = frozenset().union(*(_axes(x) for x in jax.tree.leaves((tree, others))))
     if not every:
         return tree
-    found: Tree = jax.tree.map(lambda x: _spread(x, every - _axes(x)), tree)
-    return found
+    converted: Tree = jax.tree.map(lambda x: _spread(x, every - _axes(x)), tree)
+    return converted
 
 
 def result_like(shape: Shape, dtype: np.dtype[Any], arrays: tuple[jax.Array, ...]) -> jax.ShapeDtypeStruct:
@@ -52,10 +52,10 @@ def _axes(x: Any) -> frozenset[Any]:
         return frozenset()
     # In jax 0.10, `manual_axis_type.varying` contains what was `vma` before.
     kind: Any = jax.typeof(x)
-    found: frozenset[Any] = getattr(
+    axes: frozenset[Any] = getattr(
         getattr(kind, "manual_axis_type", kind), "varying", getattr(kind, "vma", frozenset())
     )
-    return found
+    return axes
 
 
 def _spread(x: Any, axes: frozenset[Any]) -> Any:

@@ -86,9 +86,9 @@ class Spread:
     def shards(self, x: Array, shard: int) -> Array:
         """`x` `[T, B, ...]`, padded with zeros and divided along `B` into a shard for each device of all processes."""
         samples = shard * len(self.local)
-        whole = x if x.shape[1] == samples else _lengthened(x, samples)
+        padded = x if x.shape[1] == samples else _lengthened(x, samples)
         parts = [
-            jax.device_put(whole if len(self.local) == 1 else whole[:, i * shard : (i + 1) * shard], device)
+            jax.device_put(padded if len(self.local) == 1 else padded[:, i * shard : (i + 1) * shard], device)
             for i, device in enumerate(self.local)
         ]
         shape = (len(x), shard * self.mesh.size, *x.shape[2:])
@@ -96,15 +96,15 @@ class Spread:
 
     def here(self, x: Array) -> Array:
         """This process's copy of an array that all devices have."""
-        found: list[Array] = [each.data for each in x.addressable_shards if each.device == self.local[0]]
-        return found[0]
+        copies: list[Array] = [shard.data for shard in x.addressable_shards if shard.device == self.local[0]]
+        return copies[0]
 
     def joined(self, x: Array, axis: int, count: int | None = None) -> Array:
         """This process's part of an array that is divided along `axis`, or the first `count` elements of this part."""
-        own = {each.device: each.data for each in x.addressable_shards}
-        parts = [jax.device_put(own[device], self.local[0]) for device in self.local]
-        whole = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis)
-        return whole if count in (None, whole.shape[axis]) else lax.slice_in_dim(whole, 0, count, axis=axis)
+        by_device = {shard.device: shard.data for shard in x.addressable_shards}
+        parts = [jax.device_put(by_device[device], self.local[0]) for device in self.local]
+        array = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis)
+        return array if count in (None, array.shape[axis]) else lax.slice_in_dim(array, 0, count, axis=axis)
 
 
 class SpreadGradients:
@@ -119,8 +119,8 @@ class SpreadGradients:
         self._shards = [-(-max(1, *(part.count for part in piece)) // devices) for piece in pieces]
 
         def program(*args: Any) -> Gradients[Array]:
-            own = [_own(piece, shard, devices) for piece, shard in zip(pieces, self._shards, strict=True)]
-            return gradients(backend, network, loss, precision, memory, collective, own, *args)
+            device_parts = [_own(piece, shard, devices) for piece, shard in zip(pieces, self._shards, strict=True)]
+            return gradients(backend, network, loss, precision, memory, collective, device_parts, *args)
 
         takes = (EVERYWHERE, SECOND, SECOND, EVERYWHERE, SECOND)
         gives: Any = Gradients(EVERYWHERE, EVERYWHERE, SECOND, FIRST, FIRST, EVERYWHERE)
@@ -136,24 +136,24 @@ class SpreadGradients:
         spread = self._spread
         # The inputs may be encoded only when they are read.
         inputs = list(inputs)
-        cut = [list(map(spread.shards, each, self._shards)) for each in (inputs, targets)]
+        cut = [list(map(spread.shards, group, self._shards)) for group in (inputs, targets)]
         padded = None
         if padding is not None:
             padded = [
-                {name: spread.shards(x, shard) for name, x in each.items()}
-                for each, shard in zip(padding, self._shards, strict=True)
+                {name: spread.shards(x, shard) for name, x in group.items()}
+                for group, shard in zip(padding, self._shards, strict=True)
             ]
         self._collective.beat("gradients")
         with guarded(self._collective):
-            found = self._compiled(jax.tree.map(spread.copies, wq), *cut, dropout, padded)
+            results = self._compiled(jax.tree.map(spread.copies, wq), *cut, dropout, padded)
         counts = [x.shape[1] for x in inputs]
         return Gradients(
-            jax.tree.map(spread.here, found.values),
-            spread.here(found.squares),
-            [spread.joined(x, 1, count) for x, count in zip(found.spikes, counts, strict=True)],
-            [[spread.joined(x, 0, n) for x in each] for each, n in zip(found.counts, counts, strict=True)],
-            jax.tree.map(partial(spread.joined, axis=0), found.zeroed),
-            jax.tree.map(spread.here, found.statistics),
+            jax.tree.map(spread.here, results.values),
+            spread.here(results.squares),
+            [spread.joined(x, 1, count) for x, count in zip(results.spikes, counts, strict=True)],
+            [[spread.joined(x, 0, n) for x in group] for group, n in zip(results.counts, counts, strict=True)],
+            jax.tree.map(partial(spread.joined, axis=0), results.zeroed),
+            jax.tree.map(spread.here, results.statistics),
         )
 
 
@@ -174,8 +174,8 @@ class SpreadOutput:
         spread, count = self._spread, x.shape[1]
         shard = -(-count // len(spread.local))
         within = None if inside is None else spread.shards(inside, shard)
-        found, counts = self._compiled(jax.tree.map(spread.copies, wq), spread.shards(x, shard), within)
-        return spread.joined(found, 1, count), [spread.joined(each, 0, count) for each in counts]
+        spikes, counts = self._compiled(jax.tree.map(spread.copies, wq), spread.shards(x, shard), within)
+        return spread.joined(spikes, 1, count), [spread.joined(sample_counts, 0, count) for sample_counts in counts]
 
 
 def _on(mesh: Mesh, program: Callable[..., Any], takes: Any, gives: Any) -> Callable[..., Any]:

@@ -73,8 +73,8 @@ def _is_on_host(x: Any) -> bool:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _all_on_device(good: Callable[..., Any], limits: tuple[float, ...], x: Array) -> Array:
-    found: Array = good(jnp, x, *limits).all()
-    return found
+    all_good: Array = good(jnp, x, *limits).all()
+    return all_good
 
 
 @partial(jax.jit, static_argnums=(0, 1), inline=True)
@@ -103,15 +103,15 @@ def _values(x: Any) -> AnyArray:
         return values.astype(jnp.result_type(values), copy=False)
 
 
-def check_array(what: str, x: object) -> None:
-    """Raise `ShapeError` unless `x` is a dense array of real numbers. `what` names it."""
+def check_array(name: str, x: object) -> None:
+    """Raise `ShapeError` unless `x` is a dense array of real numbers. `name` names it."""
     if isinstance(x, (jax.Array, np.ndarray, np.generic)) and not isinstance(x, np.ma.MaskedArray):
         if any(jnp.issubdtype(x.dtype, kind) for kind in (np.integer, np.floating, np.bool_)):
             return
-        raise ShapeError(f"{what} must be an array of real numbers, got an array of {x.dtype}")
+        raise ShapeError(f"{name} must be an array of real numbers, got an array of {x.dtype}")
     # Python's numbers are arrays without axes.
     if not isinstance(x, (bool, int, float)):
-        got = f"{what} must be a dense array of real numbers, got {type(x).__name__}"
+        got = f"{name} must be a dense array of real numbers, got {type(x).__name__}"
         raise ShapeError(f"{got}; convert it with jax.numpy.asarray(...), and a sparse array with .todense()")
 
 
@@ -147,13 +147,13 @@ def check_operation(operation: Passing | Weighted, s: Any, w: Any = None) -> Non
             )
 
 
-def check_finite(what: str, x: ArrayLike) -> None:
-    """Raise `NumericError` if a value of `x`, any shape, is not finite. `what` names it. Tracers are not checked."""
-    check_array(what, x)
+def check_finite(name: str, x: ArrayLike) -> None:
+    """Raise `NumericError` if a value of `x`, any shape, is not finite. `name` names it. Tracers are not checked."""
+    check_array(name, x)
     if isinstance(x, jax.core.Tracer):
         return
     if jnp.issubdtype(jnp.result_type(x), np.floating) and not _all(_finite, x):
-        raise NumericError(f"{what} holds a value that is not finite")
+        raise NumericError(f"{name} holds a value that is not finite")
 
 
 def checked_weights(weights: Any, name: str, shape: Shape) -> Array:
@@ -190,7 +190,7 @@ def dropout_words(dropout: tuple[ArrayLike, ArrayLike] | None) -> tuple[Any, Any
     return seed, step
 
 
-def in_domain(what: str, x: Any, low: float, high: float, remedy: str = "call clip_to_domain after each update") -> Any:
+def in_domain(name: str, x: Any, low: float, high: float, remedy: str = "call clip_to_domain after each update") -> Any:
     """`x`, any shape, whose elements must be from `low` to `high`. `remedy` is the end of the message.
 
     Raises:
@@ -200,7 +200,7 @@ def in_domain(what: str, x: Any, low: float, high: float, remedy: str = "call cl
         return _or_nan(_inside, (low, high), x)
     if not _all(_inside, x, low, high):
         wrong = _first_wrong(_inside, x, low, high)
-        raise NumericError(f"{what} is {wrong:g}, outside of its domain from {low:g} to {high:g}; {remedy}")
+        raise NumericError(f"{name} is {wrong:g}, outside of its domain from {low:g} to {high:g}; {remedy}")
     return x
 
 
@@ -211,7 +211,7 @@ def running_statistic(name: str, x: Any) -> Any:
     return in_domain(name, x, domain.low, domain.high, remedy)
 
 
-def on_grid(what: str, inputs: ArrayLike, exponent: int, largest: float) -> Any:
+def on_grid(layer: str, inputs: ArrayLike, exponent: int, largest: float) -> Any:
     """`inputs`, any shape, as float32 if they are traced. The elements must be multiples of `2^-exponent` in
     `[0, largest]`.
 
@@ -221,11 +221,11 @@ def on_grid(what: str, inputs: ArrayLike, exponent: int, largest: float) -> Any:
     """
     if isinstance(inputs, jax.core.Tracer):
         return _or_nan(_good, (exponent, largest), inputs)
-    check_array(f"the input of {what}", inputs)
+    check_array(f"the input of {layer}", inputs)
     if _all(_good, inputs, exponent, largest):
         return as_array(inputs)
-    check_finite(f"the input of {what}", inputs)
+    check_finite(f"the input of {layer}", inputs)
     wrong = _first_wrong(_good, inputs, exponent, largest)
     unit = "whole numbers" if exponent == 0 else f"multiples of 2^-{exponent}"
-    wanted = "spikes, 0 or 1" if (exponent, largest) == (0, 1) else f"{unit} from 0 to {largest:g}"
-    raise ShapeError(f"the inputs of {what} must be {wanted}, got {wrong:g}")
+    expected = "spikes, 0 or 1" if (exponent, largest) == (0, 1) else f"{unit} from 0 to {largest:g}"
+    raise ShapeError(f"the inputs of {layer} must be {expected}, got {wrong:g}")

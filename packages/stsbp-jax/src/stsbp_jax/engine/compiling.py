@@ -29,9 +29,9 @@ class Compiled:
         what: name of the function in the log.
     """
 
-    def __init__(self, function: Callable[..., Any], what: str) -> None:
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
         self._jit = jax.jit(function)
-        self._what = what
+        self._what = name
         self._programs: dict[Any, Callable[..., Any]] = {}
         self.seconds = 0.0
 
@@ -119,7 +119,7 @@ def pair(
         static: number of arguments that are no arrays. They are the first arguments of both functions.
         symbolic_zeros: True: a cotangent is None if it is zero because nothing depends on the output.
     """
-    ahead, back = as_one(static)(forward), as_one(static)(backward)
+    forward_program, backward_program = as_one(static)(forward), as_one(static)(backward)
 
     @as_one(static)
     @wraps(forward)
@@ -128,19 +128,19 @@ def pair(
 
     def ahead_of_values(*arguments: Any) -> Any:
         arrays = arguments[static:]
-        return ahead(
+        return forward_program(
             *arguments[:static],
             *jax.tree.map(lambda x: x.value, arrays, is_leaf=lambda x: isinstance(x, CustomVJPPrimal)),
         )
 
     def back_of_some(*arguments: Any) -> Any:
         some = jax.tree.map(lambda x: None if isinstance(x, SymbolicZero) else x, arguments[-1])
-        return back(*arguments[:-1], some)
+        return backward_program(*arguments[:-1], some)
 
     function: Any = jax.custom_vjp(outputs, nondiff_argnums=tuple(range(static)))
     if symbolic_zeros:
         function.defvjp(ahead_of_values, back_of_some, symbolic_zeros=True)
     else:
-        function.defvjp(ahead, back)
+        function.defvjp(forward_program, backward_program)
     differentiable: Callable[..., Any] = function
     return differentiable

@@ -182,9 +182,9 @@ def interface(header: str) -> tuple[int, int]:
     """
     text = re.sub(r"//.*", "", header)
     versions = dict(re.findall(r"^#define XLA_FFI_API_(MAJOR|MINOR) (\d+)\s*$", text, re.MULTILINE))
-    found = int(versions.get("MAJOR", -1)), int(versions.get("MINOR", -1))
-    if found[0] != _MAJOR:
-        raise BackendError(_unknown(f"its version is {found[0]}.{found[1]} in place of {_MAJOR}.*"))
+    api_version = int(versions.get("MAJOR", -1)), int(versions.get("MINOR", -1))
+    if api_version[0] != _MAJOR:
+        raise BackendError(_unknown(f"its version is {api_version[0]}.{api_version[1]} in place of {_MAJOR}.*"))
     numbers = {name: int(number) for name, number in re.findall(r"\bXLA_FFI_(\w+) = (\d+)", text)}
     for name, number in _NUMBERS.items():
         if numbers.get(name) != number:
@@ -195,7 +195,7 @@ def interface(header: str) -> tuple[int, int]:
         fields = [_field(line) for line in (body[1] if body else "").split(";") if line.strip()]
         if fields[: len(structure._fields_)] != structure._fields_:
             raise BackendError(_unknown(f"{name} is {' '.join(field for field, _ in fields) or 'not there'}"))
-    return found
+    return api_version
 
 
 def _field(line: str) -> tuple[str, Any]:
@@ -206,10 +206,10 @@ def _field(line: str) -> tuple[str, Any]:
     return name, c_size_t if "*" in kind else _TYPES.get(" ".join(kind))
 
 
-def _unknown(what: str) -> str:
+def _unknown(difference: str) -> str:
     return (
-        f"jaxlib {version('jaxlib')} has an interface to functions of the host that stsbp-jax does not know: {what}; "
-        "jaxlib 0.7.2 to 0.12.0 are known to work"
+        f"jaxlib {version('jaxlib')} has an interface to functions of the host that stsbp-jax does not know: "
+        f"{difference}; jaxlib 0.7.2 to 0.12.0 are known to work"
     )
 
 
@@ -236,7 +236,7 @@ class _Buffers:
         """The arrays, as views of XLA's memory."""
         if size != len(self._each):
             raise BackendError(_unknown(f"{size} arrays in place of {len(self._each)}"))
-        found: list[AnyArray] = []
+        arrays: list[AnyArray] = []
         pointers: Any = self._pointers.from_address(addresses)
         for pointer, (shape, dtype, code, axes, dims, memory) in zip(pointers, self._each, strict=True):
             buffer = Buffer.from_address(pointer)
@@ -247,8 +247,8 @@ class _Buffers:
                 raise BackendError(_unknown(f"axes {dims.from_address(buffer.dims)[:]} in place of {axes}"))
             place: Any = memory.from_address(buffer.data)
             x: AnyArray = np.ndarray(shape, dtype, place)
-            found.append(x)
-        return found
+            arrays.append(x)
+        return arrays
 
 
 class Site:
@@ -287,9 +287,9 @@ class _Door:
     """
 
     def __init__(
-        self, sites: Mapping[int, Site], told: Callable[[BaseException], tuple[str, int]], version: tuple[int, int]
+        self, sites: Mapping[int, Site], report: Callable[[BaseException], tuple[str, int]], version: tuple[int, int]
     ) -> None:
-        self._sites, self._told, self._version = sites, told, version
+        self._sites, self._report, self._version = sites, report, version
 
     def enter(self, address: int, status: int) -> None:
         """Answer a call from XLA. `address` is the address of the frame, `status` the address of the outcome."""
@@ -303,16 +303,16 @@ class _Door:
                 self._site(frame.attrs).run(frame)
             outcome = _DONE
         except BaseException as error:
-            outcome = _error(frame, *self._told(error))
+            outcome = _error(frame, *self._report(error))
         c_size_t.from_address(status).value = outcome
 
     def _introduce(self, frame: CallFrame) -> None:
         """Report for which version this handler was made. XLA asks for it before it accepts the handler."""
         extension = MetadataExtension.from_address(frame.extension_start)
         if extension.extension_base.type == _METADATA:
-            said = Metadata.from_address(extension.metadata)
-            said.api_version.major_version, said.api_version.minor_version = self._version
-            said.traits = 0
+            metadata = Metadata.from_address(extension.metadata)
+            metadata.api_version.major_version, metadata.api_version.minor_version = self._version
+            metadata.traits = 0
 
     def _site(self, attrs: Attrs) -> Site:
         if attrs.struct_size < _ATTRS:
@@ -359,9 +359,9 @@ def _compiled(callback: int) -> _Native:
     module.triple = binding.get_process_triple()
 
     def variable(name: str, initial: Any) -> ir.GlobalVariable:
-        made = ir.GlobalVariable(module, initial.type, name)
-        made.initializer = initial
-        return made
+        global_variable = ir.GlobalVariable(module, initial.type, name)
+        global_variable.initializer = initial
+        return global_variable
 
     inside, shut = variable("inside", word(0)), variable("shut", word(0))
     text = variable("text", ir.Constant(ir.ArrayType(byte, len(_SHUT) + 1), bytearray(_SHUT + b"\0")))
@@ -410,39 +410,39 @@ def _compiled(callback: int) -> _Native:
     machine = binding.Target.from_default_triple().create_target_machine()
     engine = binding.create_mcjit_compiler(binding.parse_assembly(str(module)), machine)
     engine.finalize_object()
-    found = _Native(
+    native = _Native(
         engine.get_function_address("handler"),
         engine.get_global_value_address("inside"),
         engine.get_global_value_address("shut"),
     )
     engine.detach()
-    return found
+    return native
 
 
-_kept: list[Any] = []
+_registered: list[Any] = []
 """Objects that XLA may call until the process ends."""
 
 
-def open_door(name: str, sites: Mapping[int, Site], told: Callable[[BaseException], tuple[str, int]]) -> None:
+def open_door(name: str, sites: Mapping[int, Site], report: Callable[[BaseException], tuple[str, int]]) -> None:
     """Register the target `name` with XLA.
 
     Args:
         name: name of a target that no other call has registered.
         sites: sites by their numbers. The number is the only attribute of a call.
-        told: function from an exception to the message and the code for XLA. It must not raise.
+        report: function from an exception to the message and the code for XLA. It must not raise.
 
     Raises:
         BackendError: this version of jaxlib calls handlers in an unknown way.
     """
     header = Path(ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
     try:
-        known = interface(header.read_text(encoding="utf-8"))
+        api_version = interface(header.read_text(encoding="utf-8"))
     except OSError as error:
         raise BackendError(_unknown(f"its header cannot be read ({error})")) from error
-    door = _Door(sites, told, known)
+    door = _Door(sites, report, api_version)
     callback = ctypes.CFUNCTYPE(None, c_size_t, c_size_t)(door.enter)
     native = _compiled(ctypes.cast(callback, ctypes.c_void_p).value or 0)
-    _kept.append(callback)
+    _registered.append(callback)
     inside, shut = c_int64.from_address(native.inside), c_int64.from_address(native.shut)
     ffi.register_ffi_target(name, ffi.pycapsule(native.handler), platform="cpu")  # type: ignore[no-untyped-call]
 

@@ -36,7 +36,7 @@ from stsbp_jax.engine.ffi import CANCELLED, CODES, INTERNAL, RESOURCE_EXHAUSTED,
 __all__ = ["Making", "host_call", "one_at_a_time", "original_errors"]
 
 _NAME = "stsbp_host"
-_KEPT = 16
+_MOST_ERRORS = 16
 """Maximum number of errors that are kept."""
 
 # Each kernel uses all cores, so running one at a time costs little.
@@ -83,26 +83,26 @@ def host_call(
         ShapeError: a dtype is not in the list above.
     """
     _open()
-    given: tuple[Array, ...] = alike(tuple(x if isinstance(x, Array) else jnp.asarray(x) for x in arrays))
-    memories = tuple(tuple(Memory(tuple(x.shape), np.dtype(x.dtype)) for x in each) for each in (given, results))
+    jax_arrays: tuple[Array, ...] = alike(tuple(x if isinstance(x, Array) else jnp.asarray(x) for x in arrays))
+    memories = tuple(tuple(Memory(tuple(x.shape), np.dtype(x.dtype)) for x in group) for group in (jax_arrays, results))
     for memory in (*memories[0], *memories[1]):
         if memory.dtype not in CODES:
-            known = ", ".join(dtype.name for dtype in CODES)
-            raise ShapeError(f"a call of the host takes and returns arrays of {known}, not {memory.dtype}")
+            supported = ", ".join(dtype.name for dtype in CODES)
+            raise ShapeError(f"a call of the host takes and returns arrays of {supported}, not {memory.dtype}")
     if not results:
         return ()
-    types = [result_like(memory.shape, memory.dtype, given) for memory in memories[1]]
+    types = [result_like(memory.shape, memory.dtype, jax_arrays) for memory in memories[1]]
     # In `lax.scan`, a small call takes 12 us, and with `jax.pure_callback` 199 us; one that reads and writes 100 MB
     # each takes 27 ms and 77 ms (benchmarks/host_calls.py, jax 0.10.2, a shared Intel Xeon, 2 cores, 27 November 2026).
     call: Any = jax.ffi.ffi_call(_NAME, types, vmap_method="sequential")
-    return tuple(call(*given, number=np.int64(_number(function, fixed, *memories))))
+    return tuple(call(*jax_arrays, number=np.int64(_number(function, fixed, *memories))))
 
 
 def _open() -> None:
     global _is_open
     with _lock:
         if not _is_open:
-            open_door(_NAME, _sites, _told)
+            open_door(_NAME, _sites, _error_report)
             _is_open = True
 
 
@@ -143,12 +143,12 @@ def _run(
         function(*fixed, *arrays, out=out)
 
 
-def _told(error: BaseException) -> tuple[str, int]:
+def _error_report(error: BaseException) -> tuple[str, int]:
     """Message and code of an error for XLA. The error itself is kept for `original_errors`."""
     number = next(_next_error)
     _forget_arrays(error)
     _errors[number] = error
-    for old in [*_errors][:-_KEPT]:
+    for old in [*_errors][:-_MOST_ERRORS]:
         _errors.pop(old, None)
     code = INTERNAL
     if isinstance(error, MemoryError):
@@ -164,14 +164,14 @@ def _told(error: BaseException) -> tuple[str, int]:
 
 def _forget_arrays(error: BaseException) -> None:
     """Clear the frames of tracebacks, because XLA is about to reuse the memory of their arrays."""
-    seen: set[int] = set()
+    cleared: set[int] = set()
     pending: list[BaseException | None] = [error]
     while pending:
-        each = pending.pop()
-        if each is not None and id(each) not in seen:
-            seen.add(id(each))
-            clear_frames(each.__traceback__)
-            pending += [each.__cause__, each.__context__]
+        exception = pending.pop()
+        if exception is not None and id(exception) not in cleared:
+            cleared.add(id(exception))
+            clear_frames(exception.__traceback__)
+            pending += [exception.__cause__, exception.__context__]
 
 
 @contextmanager
@@ -185,8 +185,8 @@ def original_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        found = _TICKET.search(str(error))
-        original = _errors.get(int(found[1])) if found else None
+        ticket = _TICKET.search(str(error))
+        original = _errors.get(int(ticket[1])) if ticket else None
         if original is None:
             raise
     if original is not None:
@@ -208,16 +208,16 @@ class Making:
 
     def __call__(self, *arguments: Any, out: Sequence[AnyArray]) -> None:
         with wanted(out):
-            found = self.function(*arguments)
-        _put(found, out)
+            results = self.function(*arguments)
+        _put(results, out)
 
 
-def _put(found: Sequence[AnyArray], out: Sequence[AnyArray]) -> None:
+def _put(results: Sequence[AnyArray], out: Sequence[AnyArray]) -> None:
     """Copy arrays to `out`, except those that are there already. An array may overlap with any array of `out`."""
-    made, promised = [(x.shape, x.dtype) for x in found], [(x.shape, x.dtype) for x in out]
-    if made != promised:
-        raise ShapeError(f"a function of the host returned {_listed(made)} instead of {_listed(promised)}")
-    elsewhere = [(x, target) for x, target in zip(found, out, strict=True) if not _is_same(x, target)]
+    returned, promised = [(x.shape, x.dtype) for x in results], [(x.shape, x.dtype) for x in out]
+    if returned != promised:
+        raise ShapeError(f"a function of the host returned {_listed(returned)} instead of {_listed(promised)}")
+    elsewhere = [(x, target) for x, target in zip(results, out, strict=True) if not _is_same(x, target)]
     # All arrays are read before the first one is written.
     safe = [x.copy() if any(np.may_share_memory(x, y) for y in out) else x for x, _ in elsewhere]
     for x, (_, target) in zip(safe, elsewhere, strict=True):

@@ -66,19 +66,21 @@ def _call(function: Callable[..., Any], results: Any, *arrays: Any, fixed: tuple
 
     `arrays` and the results may be trees. `results` has the shapes and dtypes of the results.
     """
-    given, of_given = jax.tree.flatten(arrays)
-    wanted, of_wanted = jax.tree.flatten(results)
+    leaves, of_given = jax.tree.flatten(arrays)
+    result_types, of_wanted = jax.tree.flatten(results)
     with wide():
-        if (device := _where(given)) is not None:
-            memories = [_opened_memory(x) for x in given]
+        if (device := _where(leaves)) is not None:
+            memories = [_opened_memory(x) for x in leaves]
             with one_at_a_time:
-                found = _make(function, fixed, of_given, *memories)
+                outputs = _run_numpy(function, fixed, of_given, *memories)
             # A JAX array may take over the memory of a numpy array. This memory must not belong to another JAX array.
-            own = (x.copy() if any(np.may_share_memory(x, y) for y in memories) else x for x in found)
-            made = [jax.device_put(x, device[0]) for x in own]
+            unshared = (x.copy() if any(np.may_share_memory(x, y) for y in memories) else x for x in outputs)
+            jax_arrays = [jax.device_put(x, device[0]) for x in unshared]
         else:
-            made = list(host_call(_MAKING, wanted, *given, fixed=(get_num_threads(), function, fixed, of_given)))
-    return jax.tree.unflatten(of_wanted, made)
+            jax_arrays = list(
+                host_call(_NUMPY_CALL, result_types, *leaves, fixed=(get_num_threads(), function, fixed, of_given))
+            )
+    return jax.tree.unflatten(of_wanted, jax_arrays)
 
 
 def _where(arrays: Sequence[Any]) -> tuple[Any] | None:
@@ -101,25 +103,27 @@ def _where(arrays: Sequence[Any]) -> tuple[Any] | None:
 
 def _opened_memory(x: Any) -> AnyArray:
     """An array's memory as a writeable array. For a read-only array, numba would compile every kernel again."""
-    found = np.asarray(x)
-    if found.flags.writeable or not found.nbytes:
-        return found
-    memory: Any = (ctypes.c_char * found.nbytes).from_address(found.ctypes.data)
-    return np.ndarray(found.shape, found.dtype, memory)
+    array = np.asarray(x)
+    if array.flags.writeable or not array.nbytes:
+        return array
+    memory: Any = (ctypes.c_char * array.nbytes).from_address(array.ctypes.data)
+    return np.ndarray(array.shape, array.dtype, memory)
 
 
-def _make_on(threads: int, *rest: Any) -> list[AnyArray]:
-    """`_make` on a thread of XLA, with the number of numba threads of the thread that made the program."""
+def _run_on_threads(threads: int, *arguments: Any) -> list[AnyArray]:
+    """`_run_numpy` on a thread of XLA, with the number of numba threads of the thread that made the program."""
     set_num_threads(threads)
-    return _make(*rest)
+    return _run_numpy(*arguments)
 
 
-def _make(function: Callable[..., Any], fixed: tuple[Hashable, ...], tree: Any, *memories: AnyArray) -> list[AnyArray]:
-    found = function(*fixed, *jax.tree.unflatten(tree, [NUMPY.of(x) for x in memories]))
-    return [NUMPY.view(NUMPY.laid_out(x)) for x in jax.tree.leaves(found)]
+def _run_numpy(
+    function: Callable[..., Any], fixed: tuple[Hashable, ...], tree: Any, *memories: AnyArray
+) -> list[AnyArray]:
+    results = function(*fixed, *jax.tree.unflatten(tree, [NUMPY.of(x) for x in memories]))
+    return [NUMPY.view(NUMPY.laid_out(x)) for x in jax.tree.leaves(results)]
 
 
-_MAKING = Making(_make_on)
+_NUMPY_CALL = Making(_run_on_threads)
 
 
 class _Same:
@@ -157,38 +161,38 @@ def _wide_or_not(precision: Precision) -> type[np.floating]:
 
 def _forward_weights(op: Any, s: Array, wq: Array) -> tuple[Array, tuple[Array, Array]]:
     shape = op.output_shape(_logical(s.shape)[2:])
-    z: Array = _call(_ahead, _like(_memory((*s.shape[:2], *shape))), s, wq, fixed=(op,))
+    z: Array = _call(_forward_rule, _like(_memory((*s.shape[:2], *shape))), s, wq, fixed=(op,))
     return z, (s, wq)
 
 
 def _backward_weights(
-    op: Any, left: tuple[Array, Array], dz: Array, precision: Precision, need_input: bool, need_weights: bool = True
+    op: Any, saved: tuple[Array, Array], dz: Array, precision: Precision, need_input: bool, need_weights: bool = True
 ) -> tuple[Array | None, Array | None]:
-    s, wq = left
+    s, wq = saved
     ds = _like(s.shape) if need_input else None
     dw = _like(wq.shape, _wide_or_not(precision)) if need_weights else None
-    found: tuple[Array | None, Array | None] = _call(
-        _back, (ds, dw), s, wq, dz, fixed=(op, precision, need_input, need_weights)
+    gradients: tuple[Array | None, Array | None] = _call(
+        _backward_rule, (ds, dw), s, wq, dz, fixed=(op, precision, need_input, need_weights)
     )
-    return found
+    return gradients
 
 
-def _ahead(op: Op, *arrays: AnyArray) -> AnyArray:
-    found: AnyArray = _cpu().rule(op).forward(op, *arrays)[0]
-    return found
+def _forward_rule(op: Op, *arrays: AnyArray) -> AnyArray:
+    output: AnyArray = _cpu().rule(op).forward(op, *arrays)[0]
+    return output
 
 
-def _back(
+def _backward_rule(
     op: Op, precision: Precision, need_input: bool, need_weights: bool, s: AnyArray, wq: AnyArray, dz: AnyArray
 ) -> tuple[AnyArray | None, AnyArray | None]:
-    left = _LEFT[type(op)](op, s, wq)
-    found: tuple[AnyArray | None, AnyArray | None] = (
-        _cpu().rule(op).backward(op, left, dz, precision=precision, need_input=need_input, need_weights=need_weights)
+    saved = _SAVED[type(op)](op, s, wq)
+    gradients: tuple[AnyArray | None, AnyArray | None] = (
+        _cpu().rule(op).backward(op, saved, dz, precision=precision, need_input=need_input, need_weights=need_weights)
     )
-    return found
+    return gradients
 
 
-_LEFT: Mapping[type[Op], Callable[..., Any]] = {
+_SAVED: Mapping[type[Op], Callable[..., Any]] = {
     Conv2d: lambda _, s, wq: conv2d.Conv2dSaved(s, wq),
     Linear: linear.left,
 }
@@ -200,46 +204,46 @@ def _pooled(pool: AvgPool2d | MaxPool2d, s: Array) -> Shape:
 
 
 def _average(pool: AvgPool2d, s: Array) -> tuple[Array, Shape]:
-    return _call(_ahead, _like(_pooled(pool, s)), s, fixed=(pool,)), s.shape
+    return _call(_forward_rule, _like(_pooled(pool, s)), s, fixed=(pool,)), s.shape
 
 
-def _average_back(pool: AvgPool2d, shape: Shape, d: Array) -> Array:
-    found: Array = _call(_pool_back, _like(shape), d, fixed=(pool, _logical(shape)))
-    return found
+def _average_backward(pool: AvgPool2d, shape: Shape, d: Array) -> Array:
+    grad_input: Array = _call(_pool_backward, _like(shape), d, fixed=(pool, _logical(shape)))
+    return grad_input
 
 
-def _pool_back(pool: AvgPool2d, shape: Shape, d: AnyArray) -> AnyArray:
-    found: AnyArray = _cpu().rule(pool).backward(pool, shape, d)
-    return found
+def _pool_backward(pool: AvgPool2d, shape: Shape, d: AnyArray) -> AnyArray:
+    grad_input: AnyArray = _cpu().rule(pool).backward(pool, shape, d)
+    return grad_input
 
 
 def _largest(pool: MaxPool2d, s: Array) -> tuple[Array, tuple[Shape, Array]]:
     shape = _pooled(pool, s)
-    largest, first = _call(_largest_ahead, (_like(shape, s.dtype), _like(shape, np.int32)), s, fixed=(pool,))
+    largest, first = _call(_largest_forward, (_like(shape, s.dtype), _like(shape, np.int32)), s, fixed=(pool,))
     return largest, (s.shape, first)
 
 
-def _largest_ahead(pool: MaxPool2d, s: AnyArray) -> tuple[AnyArray, AnyArray]:
+def _largest_forward(pool: MaxPool2d, s: AnyArray) -> tuple[AnyArray, AnyArray]:
     largest, (first, _) = _cpu().rule(pool).forward(pool, s)
     return largest, first
 
 
-def _largest_back(pool: MaxPool2d, left: tuple[Shape, Array], d: Array) -> Array:
-    shape, first = left
-    found: Array = _call(_unmax, _like(shape), first, d, fixed=(pool, _logical(shape)))
-    return found
+def _largest_backward(pool: MaxPool2d, saved: tuple[Shape, Array], d: Array) -> Array:
+    shape, first = saved
+    grad_input: Array = _call(_max_pool_backward, _like(shape), first, d, fixed=(pool, _logical(shape)))
+    return grad_input
 
 
-def _unmax(pool: MaxPool2d, shape: Shape, first: AnyArray, d: AnyArray) -> AnyArray:
-    found: AnyArray = _cpu().rule(pool).backward(pool, (first, shape), d)
-    return found
+def _max_pool_backward(pool: MaxPool2d, shape: Shape, first: AnyArray, d: AnyArray) -> AnyArray:
+    grad_input: AnyArray = _cpu().rule(pool).backward(pool, (first, shape), d)
+    return grad_input
 
 
 RULES: Mapping[type[Op], Rule[Array]] = {
     Conv2d: Rule(_forward_weights, _backward_weights),
     Linear: Rule(_forward_weights, _backward_weights),
-    AvgPool2d: Rule(_average, _average_back),
-    MaxPool2d: Rule(_largest, _largest_back),
+    AvgPool2d: Rule(_average, _average_backward),
+    MaxPool2d: Rule(_largest, _largest_backward),
 }
 """The rules of the operations that have kernels."""
 
@@ -249,22 +253,26 @@ def recur(
     recurrence: Recurrence, constants: Constants, inputs: Mapping[str, Array], steps: int, summed: tuple[str, ...]
 ) -> dict[str, Array]:
     """Implements `Pairs.recur`. The constants may be traced."""
-    given = {name: x if x.dtype == np.uint8 else x.astype(np.float32) for name, x in inputs.items()}
-    shape = given[recurrence.inputs[0]].shape[1:]
+    kernel_inputs = {name: x if x.dtype == np.uint8 else x.astype(np.float32) for name, x in inputs.items()}
+    shape = kernel_inputs[recurrence.inputs[0]].shape[1:]
     results = {
         name: _like((1 if name in summed else steps, *shape), np.uint8 if x.is_condition else np.float32)
         for name, x in recurrence.outputs.items()
     }
-    own = {name: jnp.asarray(constants[name], np.float32) for name in recurrence.parameters}
-    read = {name: given[name] for name in recurrence.inputs}
-    found: dict[str, Array] = _call(_over_time, results, own, read, fixed=(recurrence, steps, summed))
-    return {name: found[name] for name in recurrence.outputs}
+    parameters = {name: jnp.asarray(constants[name], np.float32) for name in recurrence.parameters}
+    read = {name: kernel_inputs[name] for name in recurrence.inputs}
+    outputs: dict[str, Array] = _call(_over_time, results, parameters, read, fixed=(recurrence, steps, summed))
+    return {name: outputs[name] for name in recurrence.outputs}
 
 
 def _over_time(
-    recurrence: Recurrence, steps: int, summed: tuple[str, ...], own: dict[str, AnyArray], inputs: dict[str, AnyArray]
+    recurrence: Recurrence,
+    steps: int,
+    summed: tuple[str, ...],
+    parameters: dict[str, AnyArray],
+    inputs: dict[str, AnyArray],
 ) -> dict[str, AnyArray]:
-    constants = {name: np.float32(x) for name, x in own.items()}
+    constants = {name: np.float32(x) for name, x in parameters.items()}
     return _cpu().recur(recurrence, constants, inputs, steps, summed=summed)
 
 
@@ -275,9 +283,9 @@ def fits(x: Array) -> bool:
 
 def _fired(equations: NeuronEquations, shape: Shape) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """Types of the spikes of shape `[T, B, ...]`, of the kept values, and of the learned parameters of each element."""
-    kept = {name: _like(shape) for name in equations.kept}
-    each = {name: _like((1, *shape[1:])) for name in equations.learned.values()}
-    return _like(shape, np.uint8), kept, each
+    saved = {name: _like(shape) for name in equations.kept}
+    neuron_parameters = {name: _like((1, *shape[1:])) for name in equations.learned.values()}
+    return _like(shape, np.uint8), saved, neuron_parameters
 
 
 def population_forward(
@@ -285,16 +293,18 @@ def population_forward(
 ) -> tuple[Array, NeuronResiduals[Array]]:
     """Implements `Pairs.population_forward`."""
     results = _fired(equations, (steps, *zs[0].shape[1:]))
-    given = tuple(z.astype(np.float32) for z in zs)
-    spikes, kept, each = _call(_fire_all, results, given, dict(learned), fixed=(_Same(equations), steps))
-    return spikes, NeuronResiduals(kept, spikes, len(zs) == len(zs[0]) == 1 and steps > 1, each)
+    float_zs = tuple(z.astype(np.float32) for z in zs)
+    spikes, saved, neuron_parameters = _call(
+        _fire_all, results, float_zs, dict(learned), fixed=(_Same(equations), steps)
+    )
+    return spikes, NeuronResiduals(saved, spikes, len(zs) == len(zs[0]) == 1 and steps > 1, neuron_parameters)
 
 
 def _fire_all(
     equations: _Same, steps: int, zs: tuple[AnyArray, ...], learned: dict[str, AnyArray]
 ) -> tuple[AnyArray, dict[str, AnyArray], dict[str, AnyArray]]:
-    spikes, left = _cpu().population_forward(equations.value, zs, steps, learned)
-    return spikes, left.kept, dict(left.learned)
+    spikes, residuals = _cpu().population_forward(equations.value, zs, steps, learned)
+    return spikes, residuals.kept, dict(residuals.learned)
 
 
 def population_backward(
@@ -302,20 +312,20 @@ def population_backward(
 ) -> tuple[tuple[Array, ...], dict[str, Array]]:
     """Implements `Pairs.population_backward`."""
     once = (1, *ds.shape[1:])
-    errors = tuple(_like(once if each else ds.shape) for each in static)
+    errors = tuple(_like(once if is_static else ds.shape) for is_static in static)
     results = errors, {name: _like(once) for name in equations.terms}
     arrays = (residuals.kept, dict(residuals.learned), ds.astype(np.float32))
-    found: tuple[tuple[Array, ...], dict[str, Array]] = _call(
+    gradients: tuple[tuple[Array, ...], dict[str, Array]] = _call(
         _propagate_all, results, *arrays, fixed=(_Same(equations), tuple(static))
     )
-    return found
+    return gradients
 
 
 def _propagate_all(
-    equations: _Same, static: tuple[bool, ...], kept: dict[str, AnyArray], each: dict[str, AnyArray],
+    equations: _Same, static: tuple[bool, ...], saved: dict[str, AnyArray], neuron_parameters: dict[str, AnyArray],
     ds: AnyArray,
 ) -> tuple[tuple[AnyArray, ...], dict[str, AnyArray]]:  # fmt: skip
-    return _cpu().population_backward(equations.value, NeuronResiduals(kept, ds, False, each), ds, static)
+    return _cpu().population_backward(equations.value, NeuronResiduals(saved, ds, False, neuron_parameters), ds, static)
 
 
 # The contract, batch normalisation, dropout, the update.
@@ -331,11 +341,11 @@ def _weight_grid(projection: Projection, w: AnyArray) -> tuple[AnyArray, AnyArra
     """Weights on their grid, and the numbers of a `GridChoice`, float64."""
     bits = projection.synapse.weight_bits
     try:
-        wq, made, bound = reductions.weight_grid_and_bound(projection, w)
+        wq, chosen, bound = reductions.weight_grid_and_bound(projection, w)
     except (NumericError, ExactnessError) as error:
         nothing = np.full(w.shape, np.nan, np.float32)
         return nothing, np.array([0, bits, 0, isinstance(error, ExactnessError)], np.float64)
-    return wq, np.array([made.exponent, bits - made.bits, bound * 2.0**made.exponent, True], np.float64)
+    return wq, np.array([chosen.exponent, bits - chosen.bits, bound * 2.0**chosen.exponent, True], np.float64)
 
 
 def weight_grid_of_values(projection: Projection, w: Array) -> tuple[Array, WeightGrid]:
@@ -347,8 +357,8 @@ def weight_grid_of_values(projection: Projection, w: Array) -> tuple[Array, Weig
 
 def largest_error(dz: Array) -> Array:
     """Implements `Pairs.largest_error`."""
-    found: Array = _call(_largest_error, _like((1,), np.int32), dz)
-    return found
+    largest: Array = _call(_largest_error, _like((1,), np.int32), dz)
+    return largest
 
 
 def _largest_error(dz: AnyArray) -> AnyArray:
@@ -357,10 +367,10 @@ def _largest_error(dz: AnyArray) -> AnyArray:
 
 def error_grid(dz: Array, bits: int, largest: Array | None) -> tuple[Array, Array]:
     """Implements `Pairs.error_grid`. The numbers of zeroed and of non-zero elements are `[1, 2]`."""
-    found: tuple[Array, Array] = _call(
+    rounded: tuple[Array, Array] = _call(
         _error_grid, (_like(dz.shape), _like((1, 2), np.int32)), dz, largest, fixed=(bits,)
     )
-    return found
+    return rounded
 
 
 def _error_grid(bits: int, dz: AnyArray, largest: AnyArray | None) -> tuple[AnyArray, AnyArray]:
@@ -370,8 +380,8 @@ def _error_grid(bits: int, dz: AnyArray, largest: AnyArray | None) -> tuple[AnyA
 
 def sample_grid(dz: Array, bits: int) -> Array:
     """Implements `Pairs.sample_grid`."""
-    found: Array = _call(_sample_grid, _like(dz.shape), dz, fixed=(bits,))
-    return found
+    rounded: Array = _call(_sample_grid, _like(dz.shape), dz, fixed=(bits,))
+    return rounded
 
 
 def _sample_grid(bits: int, dz: AnyArray) -> AnyArray:
@@ -380,8 +390,8 @@ def _sample_grid(bits: int, dz: AnyArray) -> AnyArray:
 
 def gradient_squares(gradients: Sequence[Array]) -> Array:
     """Implements `Pairs.gradient_squares`."""
-    found: Array = _call(_gradient_squares, _like((2,), np.int64), tuple(gradients))
-    return found
+    squares: Array = _call(_gradient_squares, _like((2,), np.int64), tuple(gradients))
+    return squares
 
 
 def _gradient_squares(gradients: tuple[AnyArray, ...]) -> AnyArray:
@@ -390,8 +400,8 @@ def _gradient_squares(gradients: tuple[AnyArray, ...]) -> AnyArray:
 
 def spike_count(s: Array) -> Array:
     """Implements `Pairs.spike_count`, with a count for each sample."""
-    found: Array = _call(_spike_count, _like((s.shape[1],), np.int32), s)
-    return found
+    counts: Array = _call(_spike_count, _like((s.shape[1],), np.int32), s)
+    return counts
 
 
 def _spike_count(s: AnyArray) -> AnyArray:
@@ -401,8 +411,8 @@ def _spike_count(s: AnyArray) -> AnyArray:
 
 def moments(z: Array, exponent: Array) -> Array:
     """Implements `Pairs.moments`."""
-    found: Array = _call(_moments, _like((3, z.shape[-1]), np.int64), z, exponent)
-    return found
+    sums: Array = _call(_moments, _like((3, z.shape[-1]), np.int64), z, exponent)
+    return sums
 
 
 def _moments(z: AnyArray, exponent: AnyArray) -> AnyArray:
@@ -411,8 +421,8 @@ def _moments(z: AnyArray, exponent: AnyArray) -> AnyArray:
 
 def error_moments(dy: Array, z: Array, exponent: Array) -> Array:
     """Implements `Pairs.error_moments`."""
-    found: Array = _call(_error_moments, _like((3, z.shape[-1]), np.float64), dy, z, exponent)
-    return found
+    sums: Array = _call(_error_moments, _like((3, z.shape[-1]), np.float64), dy, z, exponent)
+    return sums
 
 
 def _error_moments(dy: AnyArray, z: AnyArray, exponent: AnyArray) -> AnyArray:
@@ -422,8 +432,8 @@ def _error_moments(dy: AnyArray, z: AnyArray, exponent: AnyArray) -> AnyArray:
 def channelwise(recurrence: Recurrence, arrays: Mapping[str, Array], numbers: Mapping[str, Array]) -> Array:
     """Implements `Pairs.channelwise`."""
     (first, *_) = arrays.values()
-    found: Array = _call(_channelwise, _like(first.shape), dict(arrays), dict(numbers), fixed=(recurrence,))
-    return found
+    normalised: Array = _call(_channelwise, _like(first.shape), dict(arrays), dict(numbers), fixed=(recurrence,))
+    return normalised
 
 
 def _channelwise(recurrence: Recurrence, arrays: dict[str, AnyArray], numbers: dict[str, AnyArray]) -> AnyArray:
@@ -432,24 +442,26 @@ def _channelwise(recurrence: Recurrence, arrays: dict[str, AnyArray], numbers: d
 
 def of_channels(function: Callable[..., Any], *arrays: Any, **fixed: Any) -> Any:
     """Implements `Pairs.of_channels`."""
-    known = tuple(sorted(fixed.items()))
+    keywords = tuple(sorted(fixed.items()))
     with np.errstate(all="ignore"):
         # This call finds the shapes and dtypes of the results.
-        results = _channels(function, known, *jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), arrays))
-    return _call(_channels, jax.tree.map(lambda x: _like(x.shape, x.dtype), results), *arrays, fixed=(function, known))
+        results = _channels(function, keywords, *jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), arrays))
+    return _call(
+        _channels, jax.tree.map(lambda x: _like(x.shape, x.dtype), results), *arrays, fixed=(function, keywords)
+    )
 
 
 def _channels(function: Callable[..., Any], fixed: tuple[tuple[str, Any], ...], *arrays: Any) -> Any:
-    found = function(batchnorm.Wide(), *arrays, **dict(fixed))
-    return jax.tree.map(np.asarray, found)
+    numbers = function(batchnorm.Wide(), *arrays, **dict(fixed))
+    return jax.tree.map(np.asarray, numbers)
 
 
 def dropout_mask(words: tuple[Any, ...], layer: int, shape: Shape, rate: float) -> Array:
     """Implements `Pairs.dropout_mask`. `words` are seed, step and first sample, uint32, traced or not."""
-    kept = (shape[0], *shape[2:], shape[1])
-    given = tuple(jnp.asarray(x, np.uint32) for x in words)
-    made: Array = _call(_mask, _like(kept, np.uint8), given, fixed=(layer, shape, rate))
-    return jnp.moveaxis(made, -1, 1)
+    memory_shape = (shape[0], *shape[2:], shape[1])
+    word_arrays = tuple(jnp.asarray(x, np.uint32) for x in words)
+    mask: Array = _call(_mask, _like(memory_shape, np.uint8), word_arrays, fixed=(layer, shape, rate))
+    return jnp.moveaxis(mask, -1, 1)
 
 
 def _mask(layer: int, shape: Shape, rate: float, words: tuple[AnyArray, ...]) -> AnyArray:
@@ -459,8 +471,8 @@ def _mask(layer: int, shape: Shape, rate: float, words: tuple[AnyArray, ...]) ->
 
 def adamw(scalars: AdamWScalars, w: Array, g: Array, m: Array, v: Array) -> tuple[Array, Array, Array]:
     """Implements `Pairs.adamw`."""
-    found: tuple[Array, Array, Array] = _call(_update, (_like(w.shape),) * 3, scalars, w, g, m, v)
-    return found
+    updated: tuple[Array, Array, Array] = _call(_update, (_like(w.shape),) * 3, scalars, w, g, m, v)
+    return updated
 
 
 def _update(scalars: AdamWScalars, *arrays: AnyArray) -> tuple[AnyArray, ...]:
@@ -470,21 +482,21 @@ def _update(scalars: AdamWScalars, *arrays: AnyArray) -> tuple[AnyArray, ...]:
 # Fusions.
 def fuse(chain: tuple[Step[Array], ...]) -> Step[Array] | None:
     """The fusion of a sparse block, or of a recurrence, as one step."""
-    own = tuple(_as_of_cpu(part) for part in chain)
+    cpu_chain = tuple(_as_of_cpu(part) for part in chain)
     step = chain[-1]
     if type(step) is Recurrent:
-        fused = recurrent.fusion(NUMPY, linear.left)(own)
+        fused = recurrent.fusion(NUMPY, linear.left)(cpu_chain)
         if fused is None:
             return None
         assert isinstance(fused, FusedRecurrent)
         return _HostRecurrent(step.places, step.needed, step.backend, step.op, step.loops, cpu=fused)
-    made = block.fusion(_cpu().dense)(own)
-    if not isinstance(made, block.SparseBlock):
+    cpu_block = block.fusion(_cpu().dense)(cpu_chain)
+    if not isinstance(cpu_block, block.SparseBlock):
         return None
-    known = chain[len(chain) - len(made.parts) :]
-    population = known[-1]
+    covered = chain[len(chain) - len(cpu_block.parts) :]
+    population = covered[-1]
     assert isinstance(population, Population)
-    return _HostBlock(made.places, made.needed, known, made, population)
+    return _HostBlock(cpu_block.places, cpu_block.needed, covered, cpu_block, population)
 
 
 def _as_of_cpu(step: Any) -> Any:
@@ -509,9 +521,11 @@ class _HostRecurrent(Recurrent[Array]):
 
     def fire(self, run: Run[Array], inputs: Sequence[Array]) -> tuple[Array, NeuronResiduals[Array]]:
         results = _fired(self.equations[run.training], (run.steps, *inputs[0].shape[1:]))
-        given = ({name: run.weights[name] for name in self._read}, tuple(z.astype(np.float32) for z in inputs))
-        spikes, kept, each = _call(_fire_loop, results, *given, fixed=(self.cpu, run.training, run.steps))
-        return spikes, NeuronResiduals(kept, spikes, static=False, learned=each)
+        arguments = ({name: run.weights[name] for name in self._read}, tuple(z.astype(np.float32) for z in inputs))
+        spikes, saved, neuron_parameters = _call(
+            _fire_loop, results, *arguments, fixed=(self.cpu, run.training, run.steps)
+        )
+        return spikes, NeuronResiduals(saved, spikes, static=False, learned=neuron_parameters)
 
     def propagate(
         self,
@@ -526,11 +540,11 @@ class _HostRecurrent(Recurrent[Array]):
         errors = {name: once if name in static else _like(error.shape) for name in equations.errors}
         results = errors, dict.fromkeys(equations.terms, once)
         weights = {name: run.weights[name] for name in self._read}
-        found: tuple[dict[str, Array], dict[str, Array]] = _call(
+        gradients: tuple[dict[str, Array], dict[str, Array]] = _call(
             _propagate_loop, results, weights, residuals.kept, dict(residuals.learned), error,
             fixed=(self.cpu, run.training, static, precision),
         )  # fmt: skip
-        return found
+        return gradients
 
 
 def _of_cpu(weights: Mapping[str, AnyArray], steps: int, training: bool, batch: int) -> Run[AnyArray]:
@@ -541,16 +555,16 @@ def _fire_loop(
     step: FusedRecurrent[AnyArray], training: bool, steps: int, weights: dict[str, AnyArray],
     inputs: tuple[AnyArray, ...],
 ) -> tuple[AnyArray, dict[str, AnyArray], dict[str, AnyArray]]:  # fmt: skip
-    spikes, left = step.fire(_of_cpu(weights, steps, training, inputs[0].shape[1]), inputs)
-    return spikes, left.kept, dict(left.learned)
+    spikes, residuals = step.fire(_of_cpu(weights, steps, training, inputs[0].shape[1]), inputs)
+    return spikes, residuals.kept, dict(residuals.learned)
 
 
 def _propagate_loop(
     step: FusedRecurrent[AnyArray], training: bool, static: tuple[str, ...], precision: Precision,
-    weights: dict[str, AnyArray], kept: dict[str, AnyArray], each: dict[str, AnyArray], error: AnyArray,
+    weights: dict[str, AnyArray], saved: dict[str, AnyArray], neuron_parameters: dict[str, AnyArray], error: AnyArray,
 ) -> tuple[dict[str, AnyArray], dict[str, AnyArray]]:  # fmt: skip
     run = _of_cpu(weights, len(error), training, error.shape[1])
-    residuals = NeuronResiduals(kept, error, static=False, learned=each)
+    residuals = NeuronResiduals(saved, error, static=False, learned=neuron_parameters)
     return step.propagate(run, residuals, error, static, precision)
 
 
@@ -572,7 +586,7 @@ class _PooledHostError(Deferred[Array]):
     shape: Shape
 
     def array(self) -> Array:
-        return _average_back(self.pool, self.shape, self.d)
+        return _average_backward(self.pool, self.shape, self.d)
 
 
 @dataclass(frozen=True, eq=False)
@@ -586,10 +600,10 @@ class _DeferredHostError(Deferred[Array]):
     dz: Array
 
     def array(self) -> Array:
-        found: Array = _call(
+        grad_input: Array = _call(
             _deferred_array, _like(self.s.shape), self.s, self.mask, self.wq, self.dz, fixed=(self.of.cpu,)
         )
-        return found
+        return grad_input
 
 
 def _deferred_array(
@@ -599,9 +613,9 @@ def _deferred_array(
 
 
 def _entering(step: block.SparseBlock[AnyArray], s: AnyArray, mask: AnyArray | None) -> block.ConvInput[AnyArray]:
-    kept = None if mask is None else mask.transpose(0, 3, 1, 2)
+    logical_mask = None if mask is None else mask.transpose(0, 3, 1, 2)
     size, masked = step.window, step.masked
-    return block.ConvInput(s, size, kept, 0 if kept is None else masked)
+    return block.ConvInput(s, size, logical_mask, 0 if logical_mask is None else masked)
 
 
 @dataclass(frozen=True, eq=False)
@@ -625,15 +639,15 @@ class _HostBlock(Chain[Array]):
         shape = _memory((steps, batch, *conv.output_shape))
         mask = None
         for part in self.parts:
-            if isinstance(part, Drops) and (found := part.mask(run, batch)) is not None:
-                mask = jnp.moveaxis(found, 1, -1)
+            if isinstance(part, Drops) and (drop_mask := part.mask(run, batch)) is not None:
+                mask = jnp.moveaxis(drop_mask, 1, -1)
         weights = {name: run.weights[name] for name in self._read}
         fixed = (self.cpu, run.training, steps)
         if not run.keeps:
             return ForwardResult(_call(_block_spikes, _like(shape, np.uint8), weights, s, mask, fixed=fixed), None)
         results = _fired(self.neurons.equations[run.training], shape)
-        spikes, kept, each = _call(_block_fired, results, weights, s, mask, fixed=fixed)
-        neurons = NeuronResiduals(kept, spikes, static=False, learned=each)
+        spikes, saved, neuron_parameters = _call(_block_fired, results, weights, s, mask, fixed=fixed)
+        neurons = NeuronResiduals(saved, spikes, static=False, learned=neuron_parameters)
         return ForwardResult(spikes, _HostBlockSaved(s, mask, run.weights[conv.name], neurons))
 
     def backward_slice(self, run: Run[Array], saved: Any, grad: Any, precision: Precision) -> BackwardResult[Array]:
@@ -642,21 +656,23 @@ class _HostBlock(Chain[Array]):
         s, mask, wq, neurons = saved
         (need_input,) = self.needed
         defers, pools = need_input and self.cpu.may_defer, self.cpu.pool is not None and self.cpu.masked != 1
-        below: Any = None
+        below_type: Any = None
         if need_input:
-            below = _like(neurons.kept["u"].shape if defers else self._entering(s) if pools else s.shape)
-        found = {"dw": _like(wq.shape), "below": below}
+            below_type = _like(neurons.kept["u"].shape if defers else self._entering(s) if pools else s.shape)
+        gradient_types = {"dw": _like(wq.shape), "below": below_type}
         learned = {name: _like(run.weights[name].shape) for name in self.neurons.places[0].parameters.values()}
-        kind, arrays = _taken_apart(grad)
-        given = ({name: run.weights[name] for name in self._read}, s, mask, neurons.kept, dict(neurons.learned))
-        made, gradients = _call(_block_back, (found, learned), *given, arrays, fixed=(self.cpu, run.training, kind))
-        back: Any = made["below"]
+        kind, arrays = _split_error(grad)
+        arguments = ({name: run.weights[name] for name in self._read}, s, mask, neurons.kept, dict(neurons.learned))
+        computed, gradients = _call(
+            _block_backward, (gradient_types, learned), *arguments, arrays, fixed=(self.cpu, run.training, kind)
+        )
+        grad_below: Any = computed["below"]
         if defers:
-            back = _DeferredHostError(self, s, mask, wq, back)
+            grad_below = _DeferredHostError(self, s, mask, wq, grad_below)
         elif need_input and pools:
             assert self.cpu.pool is not None
-            back = _PooledHostError(back, self.cpu.pool, s.shape)
-        return BackwardResult((back,), {self.cpu.projection.name: made["dw"], **gradients})
+            grad_below = _PooledHostError(grad_below, self.cpu.pool, s.shape)
+        return BackwardResult((grad_below,), {self.cpu.projection.name: computed["dw"], **gradients})
 
     def population(self, saved: Any) -> NeuronResiduals[Array]:
         return saved.neurons if isinstance(saved, _HostBlockSaved) else super().population(saved)
@@ -668,20 +684,20 @@ class _HostBlock(Chain[Array]):
     def by_parts(self, saved: Any) -> Sequence[Any]:
         if not isinstance(saved, _HostBlockSaved):
             return super().by_parts(saved)
-        s, before = saved.s, list[Any]()
+        s, residuals = saved.s, list[Any]()
         for part in self.parts[:-2]:
             op = part.places[0].node.op
             if isinstance(op, AvgPool2d):
                 s, residual = _average(op, s)
-                before.append(residual)
+                residuals.append(residual)
             else:
                 mask = None if saved.mask is None else jnp.moveaxis(saved.mask, -1, 1)
                 s = s if mask is None else self.neurons.backend.dropout(mask, s)
-                before.append(mask)
-        return [*before, (s, saved.wq), saved.neurons]
+                residuals.append(mask)
+        return [*residuals, (s, saved.wq), saved.neurons]
 
 
-def _taken_apart(error: Any) -> tuple[tuple[Hashable, ...], Any]:
+def _split_error(error: Any) -> tuple[tuple[Hashable, ...], Any]:
     """The kind of an error signal, and its arrays."""
     if isinstance(error, _PooledHostError):
         return ("pooled", error.pool, _logical(error.shape)), error.d
@@ -690,8 +706,8 @@ def _taken_apart(error: Any) -> tuple[tuple[Hashable, ...], Any]:
     return ("plain",), error
 
 
-def _put_together(kind: tuple[Any, ...], arrays: Any) -> Any:
-    """Inverse of `_taken_apart`, on numpy arrays."""
+def _joined_error(kind: tuple[Any, ...], arrays: Any) -> Any:
+    """Inverse of `_split_error`, on numpy arrays."""
     if kind[0] == "pooled":
         return block.PooledError(NUMPY, arrays, *kind[1:])
     if kind[0] == "deferred":
@@ -705,8 +721,8 @@ def _block_fired(
     mask: AnyArray | None,
 ) -> tuple[AnyArray, dict[str, AnyArray], dict[str, AnyArray]]:  # fmt: skip
     run = _of_cpu(weights, steps, training, s.shape[1])
-    spikes, left = step.fired(run, _entering(step, s, mask))
-    return spikes, left.neurons.kept, dict(left.neurons.learned)
+    spikes, block_saved = step.fired(run, _entering(step, s, mask))
+    return spikes, block_saved.neurons.kept, dict(block_saved.neurons.learned)
 
 
 def _block_spikes(
@@ -716,21 +732,21 @@ def _block_spikes(
     return step.spikes_alone(_of_cpu(weights, steps, training, s.shape[1]), _entering(step, s, mask))
 
 
-def _block_back(
+def _block_backward(
     step: block.SparseBlock[AnyArray], training: bool, kind: tuple[Any, ...], weights: dict[str, AnyArray], s: AnyArray,
-    mask: AnyArray | None, kept: dict[str, AnyArray], each: dict[str, AnyArray], arrays: Any,
+    mask: AnyArray | None, saved: dict[str, AnyArray], neuron_parameters: dict[str, AnyArray], arrays: Any,
 ) -> tuple[dict[str, Any], dict[str, AnyArray]]:  # fmt: skip
-    given = _entering(step, s, mask)
-    run = _of_cpu(weights, len(kept["u"]), training, s.shape[1])
-    neurons = NeuronResiduals(kept, s, static=False, learned=each)
-    left = block.SparseBlockSaved(given, weights[step.projection.name], step.is_sparse(given), neurons)
-    error = step.taken(left, _put_together(kind, arrays))
-    result = step.propagated(run, left, error)
-    (below,) = result.grad_inputs
-    if isinstance(below, block.DeferredError):
-        below = below.dz
-    elif isinstance(below, block.PooledError):
-        below = below.d
+    conv_input = _entering(step, s, mask)
+    run = _of_cpu(weights, len(saved["u"]), training, s.shape[1])
+    neurons = NeuronResiduals(saved, s, static=False, learned=neuron_parameters)
+    block_saved = block.SparseBlockSaved(conv_input, weights[step.projection.name], step.is_sparse(conv_input), neurons)
+    error = step.spike_error(block_saved, _joined_error(kind, arrays))
+    result = step.propagated(run, block_saved, error)
+    (grad_below,) = result.grad_inputs
+    if isinstance(grad_below, block.DeferredError):
+        grad_below = grad_below.dz
+    elif isinstance(grad_below, block.PooledError):
+        grad_below = grad_below.d
     gradients = dict(result.gradients)
-    found = {"dw": gradients.pop(step.projection.name), "below": below}
-    return found, {name: x.astype(np.float32).reshape(-1) for name, x in gradients.items()}
+    results = {"dw": gradients.pop(step.projection.name), "below": grad_below}
+    return results, {name: x.astype(np.float32).reshape(-1) for name, x in gradients.items()}

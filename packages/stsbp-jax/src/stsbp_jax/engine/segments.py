@@ -108,32 +108,32 @@ class JaxSegment:
     @cached_property
     def parameters(self) -> tuple[str, ...]:
         """Names of the weights, learned parameters and statistics in the segment. Weights have a name per use."""
-        found: list[str] = []
+        names: list[str] = []
         for projection in self.projections:
-            found.append(projection.name)
+            names.append(projection.name)
             norm = projection.synapse.norm
             if norm is not None:
-                found += [f"{projection.name}.{own}" for own in (*norm.learned(), *norm.initial(1))]
+                names += [f"{projection.name}.{suffix}" for suffix in (*norm.learned(), *norm.initial(1))]
         for place in self.segment.places:
             if isinstance(place.node.op, Neurons):
-                found += place.parameters.values()
-        return tuple(dict.fromkeys(found))
+                names += place.parameters.values()
+        return tuple(dict.fromkeys(names))
 
     @cached_property
     def states(self) -> dict[str, tuple[int, int, Shape]]:
         """The state that the segment returns: number of arrays by name, and their shape, `(steps, shape of a sample)`,
         channels last."""
-        found: dict[str, tuple[int, int, Shape]] = {}
+        shapes: dict[str, tuple[int, int, Shape]] = {}
         for step in self.walk(fused=False).segments[self.index].steps:
             for (source, delay), edge in step.delayed.items():
-                found[edge] = 1, delay, self._shape(source)
+                shapes[edge] = 1, delay, self._shape(source)
             if isinstance(step, Population):
-                found[step.name] = 1 + len(step.resumable[False].plain.forward.states), 1, self._shape(step.name)
-        return found
+                shapes[step.name] = 1 + len(step.resumable[False].plain.forward.states), 1, self._shape(step.name)
+        return shapes
 
     def _shape(self, name: str) -> Shape:
-        c, *rest = self.network.values[name].shape
-        return *rest, c
+        c, *spatial = self.network.values[name].shape
+        return *spatial, c
 
 
 def pieces(network: Network) -> list[JaxSegment]:
@@ -149,12 +149,12 @@ class _SavedTree:
         self.arrays, self.others, self.tree = arrays, others, tree
 
     @classmethod
-    def of(cls, left: Any) -> _SavedTree:
-        leaves, tree = jax.tree.flatten(left)
+    def of(cls, saved: Any) -> _SavedTree:
+        leaves, tree = jax.tree.flatten(saved)
         others = tuple(None if isinstance(x, (Array, np.ndarray)) else (x,) for x in leaves)
         return cls([x for x, other in zip(leaves, others, strict=True) if other is None], others, tree)
 
-    def whole(self) -> Any:
+    def merged(self) -> Any:
         arrays = iter(self.arrays)
         return jax.tree.unflatten(self.tree, [next(arrays) if other is None else other[0] for other in self.others])
 
@@ -162,8 +162,8 @@ class _SavedTree:
         return self.arrays, (self.others, self.tree)
 
     @classmethod
-    def tree_unflatten(cls, rest: Any, arrays: Any) -> _SavedTree:
-        return cls(list(arrays), *rest)
+    def tree_unflatten(cls, structure: Any, arrays: Any) -> _SavedTree:
+        return cls(list(arrays), *structure)
 
 
 def compute(
@@ -184,12 +184,12 @@ def compute(
         masks: `(seed, step)` of the dropout masks, uint32.
         state: state after the previous steps. If the state of a node is missing, the node starts at rest.
     """
-    own = {name: state[name] for name in piece.states if name in state} if settings.full else {}
-    made: JaxSegmentOutput = _segment(piece, settings, *alike((inputs, dict(weights), masks, own)))
-    return made
+    segment_state = {name: state[name] for name in piece.states if name in state} if settings.full else {}
+    output: JaxSegmentOutput = _segment(piece, settings, *alike((inputs, dict(weights), masks, segment_state)))
+    return output
 
 
-def _ahead(
+def _forward(
     piece: JaxSegment,
     settings: JaxSegmentSettings,
     inputs: tuple[Array, ...],
@@ -201,30 +201,30 @@ def _ahead(
     on_grid = _on_grid(piece, weights, training=settings.training)
     run = _run(settings, on_grid, masks, batch, state)
     values = dict(zip(piece.reads, inputs, strict=True))
-    made, residuals = forward_segment(PAIRS, segment, run, values)
+    node_outputs, residuals = forward_segment(PAIRS, segment, run, values)
     potentials: dict[str, Array] = {}
     if (name := segment.population) is not None:
         # Inside a jit, no error can be raised. So if a potential is not finite, the spike becomes NaN.
         u = PAIRS.neuron_potentials(segment.steps[-1].population(residuals[name]))
-        made[name] = jnp.where(jnp.isfinite(u), made[name].astype(np.float32), np.float32(np.nan))
+        node_outputs[name] = jnp.where(jnp.isfinite(u), node_outputs[name].astype(np.float32), np.float32(np.nan))
         potentials = {name: u} if settings.full else {}
-    outputs = {name: (x.astype(np.float32),) * piece.copies[name] for name, x in made.items()}
+    outputs = {name: (x.astype(np.float32),) * piece.copies[name] for name, x in node_outputs.items()}
     later = after(segment, residuals) if settings.full else {}
     statistics = _moved(piece, segment, residuals, weights) if settings.training else {}
     return JaxSegmentOutput(outputs, potentials, statistics, later), (_SavedTree.of((residuals, on_grid)), masks)
 
 
 def _moved(
-    piece: JaxSegment, segment: Segment[Array], residuals: Mapping[str, Any], before: Mapping[str, Array]
+    piece: JaxSegment, segment: Segment[Array], residuals: Mapping[str, Any], previous: Mapping[str, Array]
 ) -> dict[str, Array]:
     """The running statistics after a batch."""
     norms = {projection.name: projection.synapse.norm for projection in piece.projections}
-    found: dict[str, Array] = {}
+    statistics: dict[str, Array] = {}
     for step in segment.steps:
         if step.normalises:
             for name, x in step.statistics(residuals[step.name]).items():
-                found[name] = PAIRS.of_channels(moved, before[name], x, norm=norms[name.rpartition(".")[0]])
-    return found
+                statistics[name] = PAIRS.of_channels(moved, previous[name], x, norm=norms[name.rpartition(".")[0]])
+    return statistics
 
 
 def _run(
@@ -232,30 +232,32 @@ def _run(
 ) -> Run[Array]:
     # The backend also takes traced numbers for masks.
     dropout: Any = masks if settings.training else None
-    before = state if settings.full else None
-    return Run(on_grid, settings.steps, dropout, Part(0, batch, batch), before=before)
+    initial_state = state if settings.full else None
+    return Run(on_grid, settings.steps, dropout, Part(0, batch, batch), before=initial_state)
 
 
 def _on_grid(piece: JaxSegment, weights: Mapping[str, Array], *, training: bool) -> dict[str, Array]:
     """Weights on their grids, learned parameters and running statistics. Values outside their domain become NaN."""
-    found = dict(weights)
+    on_grid = dict(weights)
     for projection in piece.projections:
-        found[projection.name], choice = PAIRS.choose_grid(projection, weights[projection.name])
+        on_grid[projection.name], choice = PAIRS.choose_grid(projection, weights[projection.name])
         if projection.synapse.norm is not None:
             unit = choice.exponent + np.int32(projection.input.exponent)
-            found[f"{projection.name}.exponent"] = unit.reshape(1)
+            on_grid[f"{projection.name}.exponent"] = unit.reshape(1)
             # In training, batches are normalised by their own statistics.
-            for name in () if training else (f"{projection.name}.{own}" for own in STATISTICS):
-                found[name] = running_statistic(name, weights[name])
+            for name in () if training else (f"{projection.name}.{statistic}" for statistic in STATISTICS):
+                on_grid[name] = running_statistic(name, weights[name])
     for name, parameter in piece.network.parameters.items():
-        if name in weights and (own := parameter.learned) is not None:
-            found[name] = in_domain(name, weights[name], own.low, own.high)
-    return found
+        if name in weights and (domain := parameter.learned) is not None:
+            on_grid[name] = in_domain(name, weights[name], domain.low, domain.high)
+    return on_grid
 
 
-def _back(piece: JaxSegment, settings: JaxSegmentSettings, kept: Any, cotangents: JaxSegmentOutput) -> tuple[Any, ...]:
-    left, masks = kept
-    residuals, on_grid = left.whole()
+def _backward(
+    piece: JaxSegment, settings: JaxSegmentSettings, saved: Any, cotangents: JaxSegmentOutput
+) -> tuple[Any, ...]:
+    tree, masks = saved
+    residuals, on_grid = tree.merged()
     walk = piece.walk(fused=not settings.full)
     segment = walk.segments[piece.index]
     waiting: dict[str, list[Any]] = {}
@@ -272,21 +274,26 @@ def _back(piece: JaxSegment, settings: JaxSegmentSettings, kept: Any, cotangents
     run = _run(settings, on_grid, masks, some.shape[1], {})
     trace = Trace(PAIRS, walk, run, some, {}, lambda _: residuals, {})
     gradients = backward_segment([trace], segment, [waiting], settings.precision)
-    found = {name: PAIRS.rounded(x) for name, x in {**gradients, **trace.whole}.items()}
-    return _below(piece.reads, waiting), {name: found.get(name) for name in piece.parameters}, (None, None), None
+    rounded = {name: PAIRS.rounded(x) for name, x in {**gradients, **trace.whole}.items()}
+    return (
+        _input_gradients(piece.reads, waiting),
+        {name: rounded.get(name) for name in piece.parameters},
+        (None, None),
+        None,
+    )
 
 
-_segment = pair(2, _ahead, _back, symbolic_zeros=True)
+_segment = pair(2, _forward, _backward, symbolic_zeros=True)
 
 
-def _below(reads: tuple[str, ...], waiting: Mapping[str, list[Any]]) -> tuple[Array | None, ...]:
+def _input_gradients(reads: tuple[str, ...], waiting: Mapping[str, list[Any]]) -> tuple[Array | None, ...]:
     """The error signal of each edge. `waiting` has those of each source, beginning with the last one.
 
     An edge without an error has none in `waiting`, so the errors are given to the first edges. This keeps their order.
     """
-    left = {name: list(errors) for name, errors in waiting.items()}
-    found = (errors.pop() if (errors := left.get(name)) else None for name in reads)
-    return tuple(error.array() if isinstance(error, Deferred) else error for error in found)
+    remaining = {name: list(errors) for name, errors in waiting.items()}
+    received = (errors.pop() if (errors := remaining.get(name)) else None for name in reads)
+    return tuple(error.array() if isinstance(error, Deferred) else error for error in received)
 
 
 def fork(count: int, x: Array) -> tuple[Array, ...]:

@@ -38,9 +38,9 @@ def recur(
 ) -> dict[str, Array]:
     """Implements `AbstractBackend.recur`, to be traced. Constants are float32 numbers, traced or not."""
     if not summed and (parts := _split(recurrence)) is not None:
-        within, after = parts
+        within, later = parts
         first = recur(within, constants, inputs, steps)
-        return first | recur(after, constants, {name: first[name] for name in after.inputs}, steps)
+        return first | recur(later, constants, {name: first[name] for name in later.inputs}, steps)
     arrays = [inputs[name] for name in recurrence.inputs]
     shape = arrays[0].shape[1:]
     rounded = Rounding(arrays[0])
@@ -69,19 +69,19 @@ def recur(
 
     flat = [x.reshape(len(x), -1) for x in arrays]
     moving = [None if len(x) == 1 else x for x in flat]
-    rest = alike(jnp.zeros(flat[0].shape[1:], np.float32), flat)
+    zeros = alike(jnp.zeros(flat[0].shape[1:], np.float32), flat)
 
     def at(carried: Any, values: list[Array | None]) -> Any:
         states, totals = carried
         read = [still[0] if x is None else x for x, still in zip(values, flat, strict=True)]
-        states, outputs = step(read, states, rest.shape)
-        made = dict(zip(recurrence.outputs, outputs, strict=True))
-        return (states, {name: made.pop(name) + total for name, total in totals.items()}), made
+        states, outputs = step(read, states, zeros.shape)
+        step_outputs = dict(zip(recurrence.outputs, outputs, strict=True))
+        return (states, {name: step_outputs.pop(name) + total for name, total in totals.items()}), step_outputs
 
-    start = (rest,) * len(recurrence.states), dict.fromkeys(summed, rest)
-    (_, totals), found = lax.scan(at, start, moving, length=steps, reverse=recurrence.reverse)
+    start = (zeros,) * len(recurrence.states), dict.fromkeys(summed, zeros)
+    (_, totals), scanned = lax.scan(at, start, moving, length=steps, reverse=recurrence.reverse)
     return {
-        name: totals[name].reshape(1, *shape) if name in summed else found[name].reshape(steps, *shape)
+        name: totals[name].reshape(1, *shape) if name in summed else scanned[name].reshape(steps, *shape)
         for name in recurrence.outputs
     }
 
@@ -92,8 +92,8 @@ def _split(recurrence: Recurrence) -> tuple[Recurrence, Recurrence] | None:
 
     Returns the recurrence without these conditions, and a second recurrence that computes them.
     """
-    taken = {*recurrence.parameters, *recurrence.inputs, *recurrence.states}
-    numbers = {k: x for k, x in recurrence.outputs.items() if not x.is_condition and k not in taken}
+    read_names = {*recurrence.parameters, *recurrence.inputs, *recurrence.states}
+    numbers = {k: x for k, x in recurrence.outputs.items() if not x.is_condition and k not in read_names}
     by = {id(x): variable(name) for name, x in numbers.items()}
     follow = {}
     for name, x in recurrence.outputs.items():
@@ -103,8 +103,8 @@ def _split(recurrence: Recurrence) -> tuple[Recurrence, Recurrence] | None:
             follow[name] = written
     if not follow:
         return None
-    rest = {name: x for name, x in recurrence.outputs.items() if name not in follow}
-    within = recurrence.changed(outputs=rest)
+    others = {name: x for name, x in recurrence.outputs.items() if name not in follow}
+    within = recurrence.changed(outputs=others)
     inputs = tuple(name for name in free_variables(follow.values()) if name in numbers)
     parameters = tuple(name for name in free_variables(follow.values()) if name in recurrence.parameters)
     return within, Recurrence(f"{recurrence.name}_after", parameters, inputs, {}, follow)

@@ -37,8 +37,8 @@ def forward(pool: AvgPool2d, s: Array) -> Array:
 def backward(pool: AvgPool2d, shape: Shape, d: Array) -> Array:
     """Each input of `shape`, `[T, B, H, W, C]`, receives its window's error signal, divided as in the forward pass."""
     rows, columns = pool.sizes
-    each = d * np.float32(2.0**-pool.exponent)
-    return of_windows(shape, jnp.repeat(jnp.repeat(each, rows, axis=2), columns, axis=3))
+    shares = d * np.float32(2.0**-pool.exponent)
+    return of_windows(shape, jnp.repeat(jnp.repeat(shares, rows, axis=2), columns, axis=3))
 
 
 def avgpool2d(pool: AvgPool2d, s: Array) -> Array:

@@ -25,10 +25,10 @@ _CHUNK_BYTES = 4 * 2**20
 
 def _unfold(conv: Conv2d, frames: Array) -> Array:
     """Unfold frames `[n, H, W, C]` to windows `[n, H', W', rows * columns * C]`."""
-    (above, left), (down, across) = conv.paddings, conv.strides
+    (top_padding, left_padding), (down, across) = conv.paddings, conv.strides
     n, h, w, c = frames.shape
     _, rows, columns = conv.output_shape((c, h, w))
-    padded = jnp.pad(frames, ((0, 0), (above, above), (left, left), (0, 0)))
+    padded = jnp.pad(frames, ((0, 0), (top_padding, top_padding), (left_padding, left_padding), (0, 0)))
     ends = (n, down * (rows - 1) + 1, across * (columns - 1) + 1, c)
     windows = [
         lax.slice(padded, (0, i, j, 0), (n, i + ends[1], j + ends[2], c), (1, down, across, 1))
@@ -45,17 +45,20 @@ def _places(conv: Conv2d) -> list[tuple[int, int]]:
 
 def _fold(conv: Conv2d, windows: Array, shape: Shape) -> Array:
     """Adjoint of `_unfold`: sums windows `[n, H', W', rows * columns * C]` to `[n, *shape]`; `shape` is (H, W, C)."""
-    (above, left), (down, across) = conv.paddings, conv.strides
+    (top_padding, left_padding), (down, across) = conv.paddings, conv.strides
     n, rows, columns, _ = windows.shape
     h, w, c = shape
-    total = jnp.zeros((n, h + 2 * above, w + 2 * left, c), windows.dtype)
+    total = jnp.zeros((n, h + 2 * top_padding, w + 2 * left_padding, c), windows.dtype)
     zero = np.zeros((), windows.dtype)
     for number, (i, j) in enumerate(_places(conv)):
         window = windows[..., number * c : (number + 1) * c]
-        after = (h + 2 * above - i - down * (rows - 1) - 1, w + 2 * left - j - across * (columns - 1) - 1)
-        config = ((0, 0, 0), (i, after[0], down - 1), (j, after[1], across - 1), (0, 0, 0))
+        end_padding = (
+            h + 2 * top_padding - i - down * (rows - 1) - 1,
+            w + 2 * left_padding - j - across * (columns - 1) - 1,
+        )
+        config = ((0, 0, 0), (i, end_padding[0], down - 1), (j, end_padding[1], across - 1), (0, 0, 0))
         total = total + lax.pad(window, zero, config)
-    return total[:, above : above + h, left : left + w]
+    return total[:, top_padding : top_padding + h, left_padding : left_padding + w]
 
 
 def _rows(conv: Conv2d, w: Array) -> Array:
@@ -144,8 +147,8 @@ def _backward(
             dw = dw + jnp.matmul(flat.mT, windows, precision=lax.Precision.HIGHEST)
         if not need_input:
             return dw, None
-        back = _of_groups(conv, jnp.matmul(flat, rows.mT, precision=lax.Precision.HIGHEST), conv.area)
-        return dw, _fold(conv, back.reshape(-1, height, width, conv.area * c), (h, w, c)).astype(np.float32)
+        grad_windows = _of_groups(conv, jnp.matmul(flat, rows.mT, precision=lax.Precision.HIGHEST), conv.area)
+        return dw, _fold(conv, grad_windows.reshape(-1, height, width, conv.area * c), (h, w, c)).astype(np.float32)
 
     n = _chunks(steps * batch, np.dtype(dtype).itemsize * height * width * conv.area * c)
     at = (s.reshape(n, -1, h, w, c), dz.reshape(n, -1, height, width, channels))

@@ -30,8 +30,8 @@ def backward(pool: MaxPool2d, shape: Shape, first: Array, d: Array) -> Array:
     rows, columns = pool.sizes
     t, b, h, w, c = d.shape
     numbers = np.arange(pool.area, dtype=np.int32).reshape(rows, 1, columns, 1)
-    each = jnp.where(first[:, :, :, None, :, None] == numbers, d[:, :, :, None, :, None], np.float32(0))
-    return of_windows(shape, each.reshape(t, b, h * rows, w * columns, c))
+    input_errors = jnp.where(first[:, :, :, None, :, None] == numbers, d[:, :, :, None, :, None], np.float32(0))
+    return of_windows(shape, input_errors.reshape(t, b, h * rows, w * columns, c))
 
 
 def maxpool2d(pool: MaxPool2d, s: Array) -> Array:

@@ -38,19 +38,19 @@ _NO_ARITHMETIC = frozenset(
 """Types of which torch stores numbers, but does not compute with them."""
 
 
-def _extremes(what: str, x: torch.Tensor) -> tuple[float, float]:
+def _extremes(module: str, x: torch.Tensor) -> tuple[float, float]:
     """Smallest and largest element, found in one pass; raises `NumericError` if an element is not finite."""
     if x.numel() == 0:
-        raise ShapeError(f"the input of {what} is empty: {tuple(x.shape)}")
+        raise ShapeError(f"the input of {module} is empty: {tuple(x.shape)}")
     low, high = (float(end) for end in torch.aminmax(x))
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise NumericError(f"the input of {what} holds a value that is not finite")
+        raise NumericError(f"the input of {module} holds a value that is not finite")
     return low, high
 
 
-def check_finite(what: str, z: torch.Tensor) -> None:
+def check_finite(module: str, z: torch.Tensor) -> None:
     """Raise `NumericError` unless every element of `z`, any shape, is finite."""
-    _extremes(what, z.detach())
+    _extremes(module, z.detach())
 
 
 def check_state(name: str, x: torch.Tensor) -> None:
@@ -67,7 +67,7 @@ _DROPPED = (
 
 
 def check_inputs(
-    what: str, s: torch.Tensor, exponent: int, largest: float, hint: str = "", *, may_be_scaled: bool = False
+    module: str, s: torch.Tensor, exponent: int, largest: float, hint: str = "", *, may_be_scaled: bool = False
 ) -> None:
     """Raise `ShapeError` unless every element of `s`, any shape, is a multiple of `2^-exponent` in `[0, largest]`.
 
@@ -76,7 +76,7 @@ def check_inputs(
     s = s.detach()
     if s.dtype in _NO_ARITHMETIC:
         s = s.double()
-    low, high = _extremes(what, s)
+    low, high = _extremes(module, s)
     wrong = low if low < 0 else high if high > largest else None
     if wrong is None and s.is_floating_point():
         parts = (s * 2.0**exponent).frac_() if exponent else s.frac()
@@ -84,23 +84,26 @@ def check_inputs(
             wrong = float(s[parts != 0][0])
     if wrong is None and may_be_scaled and high == 1:
         raise ShapeError(
-            f"the inputs of {what} must be pixels from 0 to 255, got floating-point values of which the largest is 1; "
-            f"{_UNSCALED}; if 0 and 1 are the pixels, give images.to(torch.uint8)"
+            f"the inputs of {module} must be pixels from 0 to 255, got floating-point values of which the largest is 1"
+            f"; {_UNSCALED}; if 0 and 1 are the pixels, give images.to(torch.uint8)"
         )
     if wrong is None:
         return
     unit = "whole numbers" if exponent == 0 else f"multiples of 2^-{exponent}"
-    wanted = "spikes, 0 or 1" if (exponent, largest) == (0, 1) else f"{unit} from 0 to {largest:g}"
+    expected = "spikes, 0 or 1" if (exponent, largest) == (0, 1) else f"{unit} from 0 to {largest:g}"
     scaled = (exponent, largest) == (0, 255) and 0 < wrong < 1
     remedy = f"; {_UNSCALED}" if scaled else ""
     # Dropout leaves zeros and one value above 1.
     if hint and exponent == 0 and wrong > 1 and bool(((s == 0) | (s == wrong)).all()):
         remedy = _DROPPED
-    raise ShapeError(f"the inputs of {what} must be {wanted}, got {wrong:g}{remedy}{hint}")
+    raise ShapeError(f"the inputs of {module} must be {expected}, got {wrong:g}{remedy}{hint}")
 
 
-def check_tensor(x: object, what: str = "an input") -> None:
-    """Raise `ShapeError` unless `x` is a dense tensor of real numbers, on a device that computes. `what` names it."""
+def check_tensor(x: object, subject: str = "an input") -> None:
+    """Raise `ShapeError` unless `x` is a dense tensor of real numbers, on a device that computes.
+
+    `subject` names it.
+    """
     remedy = ""
     if not isinstance(x, torch.Tensor):
         kind, remedy = type(x).__name__, "; convert it with torch.as_tensor(...)"
@@ -112,7 +115,7 @@ def check_tensor(x: object, what: str = "an input") -> None:
         remedy = "; convert it with .dequantize()" if x.is_quantized else "; take its real part"
     else:
         return
-    raise ShapeError(f"{what} must be a dense tensor of real numbers, got {kind}{remedy}")
+    raise ShapeError(f"{subject} must be a dense tensor of real numbers, got {kind}{remedy}")
 
 
 def check_steps(x: torch.Tensor, steps: int | None) -> int:
@@ -129,11 +132,11 @@ def check_steps(x: torch.Tensor, steps: int | None) -> int:
     return number
 
 
-def check_axes(what: str, z: torch.Tensor) -> None:
+def check_axes(module: str, z: torch.Tensor) -> None:
     """Raise `ShapeError` unless `z` is `[T, B, N]` or `[T, B, C, H, W]`. Other tensors mostly lack the axis of time."""
     if z.dim() not in (3, 5):
         raise ShapeError(
-            f"an input of {what} must be [T, B, N] or [T, B, C, H, W], got {list(z.shape)}{ONE_INPUT}; if axis 0 is "
+            f"an input of {module} must be [T, B, N] or [T, B, C, H, W], got {list(z.shape)}{ONE_INPUT}; if axis 0 is "
             "time, insert axes of length 1 with x.unsqueeze(-1), or combine axes with x.flatten(2)"
         )
 

@@ -46,5 +46,5 @@ class TorchGraphs(Graphs[torch.Tensor]):
             torch.cuda.device(self._device),
             torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
         ):
-            made = run()
-        return graph.replay, made
+            results = run()
+        return graph.replay, results

@@ -45,13 +45,13 @@ __all__ = [
     "TorchSegmentSettings",
     "backend_of",
     "compute",
-    "known",
     "once",
     "one_by_one",
+    "registered",
     "segment_key_of",
 ]
 
-Found = TypeVar("Found")
+Registered = TypeVar("Registered")
 States: TypeAlias = tuple[tuple[str, int], ...]
 
 
@@ -145,16 +145,19 @@ class TorchSegment:
     @cached_property
     def parameters(self) -> tuple[str, ...]:
         """Names of the network's parameters in the segment."""
-        found: list[str] = []
+        names: list[str] = []
         by_name = {projection.name: projection.parameter for projection in self.projections}
         for place in self.segment.places:
             name, op = place.node.name, place.node.op
             if isinstance(op, Weighted):
-                found += [by_name[name], *(f"{name}.{own}" for own in ({} if op.norm is None else op.norm.learned()))]
+                names += [
+                    by_name[name],
+                    *(f"{name}.{parameter}" for parameter in ({} if op.norm is None else op.norm.learned())),
+                ]
             elif isinstance(op, Neurons):
                 loops = self.network.recurrent.get(name, ())
-                found += [*(by_name[loop] for loop in loops), *place.parameters.values()]
-        return tuple(dict.fromkeys(found))
+                names += [*(by_name[loop] for loop in loops), *place.parameters.values()]
+        return tuple(dict.fromkeys(names))
 
     @cached_property
     def statistics(self) -> tuple[str, ...]:
@@ -212,8 +215,8 @@ class StandaloneLayer:
         if not isinstance(op, Neurons):
             return (), ()
         equations = neuron_equations(self.values.filter(training=False), op.model)
-        found = (("neurons", 1 + len(equations.forward.states)),)
-        return found, found
+        neuron_states = (("neurons", 1 + len(equations.forward.states)),)
+        return neuron_states, neuron_states
 
     def at(self, inputs: Sequence[torch.Tensor], steps: int) -> TorchSegment:
         """The network for these inputs."""
@@ -234,7 +237,7 @@ def _network_of(layer: StandaloneLayer, shape: Shape, static: bool) -> TorchSegm
     return TorchSegment(Network(tuple(nodes)))
 
 
-_MADE: dict[str, TorchSegment | StandaloneLayer] = {}
+_REGISTRY: dict[str, TorchSegment | StandaloneLayer] = {}
 
 
 class SegmentKey(NamedTuple):
@@ -254,38 +257,44 @@ class SegmentKey(NamedTuple):
     statistics: tuple[str, ...]
     states: tuple[States, States]
 
-    def made(self, settings: TorchSegmentSettings) -> tuple[int, int, int]:
+    def result_counts(self, settings: TorchSegmentSettings) -> tuple[int, int, int]:
         """Number of outputs, of potentials and of statistics."""
         statistics = len(self.statistics) if settings.training else 0
         return sum(self.copies), int(settings.full and self.fires), statistics
 
 
-def segment_key_of(made: TorchSegment | StandaloneLayer) -> SegmentKey:
+def segment_key_of(segment: TorchSegment | StandaloneLayer) -> SegmentKey:
     """Register a segment or a layer in this process."""
-    ops = made.ops if isinstance(made, StandaloneLayer) else [(node.name, node.op) for node in made.network.nodes]
-    edges = () if isinstance(made, StandaloneLayer) else (made.index, [node.inputs for node in made.network.nodes])
+    ops = (
+        segment.ops
+        if isinstance(segment, StandaloneLayer)
+        else [(node.name, node.op) for node in segment.network.nodes]
+    )
+    edges = (
+        () if isinstance(segment, StandaloneLayer) else (segment.index, [node.inputs for node in segment.network.nodes])
+    )
     texts = [(name, as_text(op.model) if isinstance(op, Neurons) else repr(op)) for name, op in ops]
-    text = repr((texts, edges, made.values if isinstance(made, StandaloneLayer) else ()))
+    text = repr((texts, edges, segment.values if isinstance(segment, StandaloneLayer) else ()))
     key = hashlib.sha256(text.encode()).hexdigest()[:24]
-    _MADE.setdefault(key, made)
-    if isinstance(made, TorchSegment):
-        return SegmentKey(key, made.copies, made.fires, made.statistics, made.states)
-    return SegmentKey(key, (1,), made.fires, (), made.states)
+    _REGISTRY.setdefault(key, segment)
+    if isinstance(segment, TorchSegment):
+        return SegmentKey(key, segment.copies, segment.fires, segment.statistics, segment.states)
+    return SegmentKey(key, (1,), segment.fires, (), segment.states)
 
 
 def _piece(key: str, inputs: Sequence[torch.Tensor], steps: int) -> TorchSegment:
-    made = known(_MADE, key)
-    return made.at(inputs, steps) if isinstance(made, StandaloneLayer) else made
+    segment = registered(_REGISTRY, key)
+    return segment.at(inputs, steps) if isinstance(segment, StandaloneLayer) else segment
 
 
-def known(made: Mapping[str, Found], key: str) -> Found:
+def registered(registry: Mapping[str, Registered], key: str) -> Registered:
     """The object that this process registered under a key of a traced program; `SpecError` if there is none."""
-    if key not in made:
+    if key not in registry:
         raise SpecError(
             "this program uses a network or a loss that was not created in this process; before "
             "running it, create the exported module, for example Network(spec), and call it once"
         )
-    return made[key]
+    return registry[key]
 
 
 @cache
@@ -305,7 +314,7 @@ def compute(
     settings: TorchSegmentSettings,
     inputs: Sequence[torch.Tensor],
     parameters: Sequence[torch.Tensor],
-    given: Sequence[torch.Tensor] = (),
+    carried: Sequence[torch.Tensor] = (),
 ) -> TorchSegmentOutput:
     """Compute a segment. Outputs and potentials are differentiable in `inputs` and `parameters`.
 
@@ -314,26 +323,26 @@ def compute(
         settings: how the segment is computed.
         inputs: inputs in the order of `TorchSegment.reads`, `[1 or T, B, ...]`.
         parameters: parameters in the order of `TorchSegment.parameters`. This function rounds weights to their grids.
-        given: running statistics in the order of `TorchSegment.statistics` and, if `full`, the arrays of the state in
+        carried: running statistics in the order of `TorchSegment.statistics` and, if `full`, the arrays of the state in
             the order of `TorchSegment.states`. Without these arrays, the segment starts at rest.
     """
-    sizes, tensors = (len(inputs), len(parameters)), (*inputs, *parameters, *given)
+    sizes, tensors = (len(inputs), len(parameters)), (*inputs, *parameters, *carried)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        steps, training, seed, step, *rest = settings
+        steps, training, seed, step, *options = settings
         number = step if isinstance(step, torch.Tensor) else torch.tensor(step, dtype=torch.int64, device="cpu")
-        how = (handle.key, steps, training, seed, *rest)
-        made = list(_Computed.apply(handle, sizes, how, number, *tensors))  # type: ignore[no-untyped-call]
+        operator_options = (handle.key, steps, training, seed, *options)
+        results = list(_Computed.apply(handle, sizes, operator_options, number, *tensors))  # type: ignore[no-untyped-call]
     else:
-        made = list(_Kept.apply(handle, settings, sizes, *tensors))  # type: ignore[no-untyped-call]
-    outputs, potentials, statistics = handle.made(settings)
-    own = made[outputs + potentials : outputs + potentials + statistics]
-    left = made[outputs + potentials + statistics :]
+        results = list(_Kept.apply(handle, settings, sizes, *tensors))  # type: ignore[no-untyped-call]
+    outputs, potentials, statistics = handle.result_counts(settings)
+    new_statistics = results[outputs + potentials : outputs + potentials + statistics]
+    state_arrays = results[outputs + potentials + statistics :]
     state: dict[str, tuple[torch.Tensor, ...]] = {}
     if settings.full:
         for name, count in handle.states[settings.training]:
-            state[name], left = tuple(left[:count]), left[count:]
-    moved = dict(zip(handle.statistics, own, strict=True)) if settings.training else {}
-    return TorchSegmentOutput(made[:outputs], made[outputs] if potentials else None, moved, state)
+            state[name], state_arrays = tuple(state_arrays[:count]), state_arrays[count:]
+    moved = dict(zip(handle.statistics, new_statistics, strict=True)) if settings.training else {}
+    return TorchSegmentOutput(results[:outputs], results[outputs] if potentials else None, moved, state)
 
 
 _NO_SECOND = (
@@ -347,7 +356,7 @@ def _forward(
     settings: TorchSegmentSettings,
     inputs: Sequence[torch.Tensor],
     weights: Sequence[torch.Tensor],
-    given: Sequence[torch.Tensor],
+    carried: Sequence[torch.Tensor],
     of_input: bool,
 ) -> tuple[list[torch.Tensor], Trace[torch.Tensor]]:
     """The results and the residuals of a segment. `of_input`: the backward pass is to reach the inputs as well."""
@@ -359,25 +368,25 @@ def _forward(
         for name, x in dict(zip(piece.reads, inputs, strict=True)).items()
     }
     dropout = (settings.seed, int(settings.step)) if settings.training else None
-    statistics = {name: x.detach() for name, x in zip(piece.statistics, given, strict=False)}
+    statistics = {name: x.detach() for name, x in zip(piece.statistics, carried, strict=False)}
     # In training, batches are normalised by their own statistics.
     for name, x in () if settings.training else statistics.items():
         domain = STATISTICS[name.rpartition(".")[2]]
         _check_domain(name, x, domain, "load running statistics of a network whose training stayed finite")
     on_grid = _on_grid(piece, backend, dict(zip(piece.parameters, weights, strict=True))) | statistics
-    before = _state(piece, settings, given[len(statistics) :], batch) if settings.full else None
-    run = Run(on_grid, settings.steps, dropout, Part(0, batch, batch), before=before)
-    made, residuals = forward_segment(backend, segment, run, values)
-    found = [laid_out(made[name].float()) for name in segment.left]
+    initial_state = _state(piece, settings, carried[len(statistics) :], batch) if settings.full else None
+    run = Run(on_grid, settings.steps, dropout, Part(0, batch, batch), before=initial_state)
+    outputs, residuals = forward_segment(backend, segment, run, values)
+    results = [laid_out(outputs[name].float()) for name in segment.left]
     if settings.full and piece.fires:
-        found.append(
+        results.append(
             laid_out(backend.neuron_potentials(segment.steps[-1].population(residuals[segment.steps[-1].name])))
         )
     if settings.training:
-        found += _moved(piece, backend, segment, residuals, statistics)
+        results += _moved(piece, backend, segment, residuals, statistics)
     if settings.full:
-        found += [x.float() for arrays in after(segment, residuals).values() for x in arrays]
-    return found, Trace(backend, walk, run, found[0], {}, lambda _: dict(residuals), {})
+        results += [x.float() for arrays in after(segment, residuals).values() for x in arrays]
+    return results, Trace(backend, walk, run, results[0], {}, lambda _: dict(residuals), {})
 
 
 def _state(
@@ -386,11 +395,11 @@ def _state(
     """The state by name, in the types that the steps take; empty if there are no arrays."""
     if not arrays:
         return {}
-    left, found = iter(arrays), dict[str, tuple[torch.Tensor, ...]]()
+    remaining, state = iter(arrays), dict[str, tuple[torch.Tensor, ...]]()
     for name, count in piece.states[settings.training]:
         length, shape = piece.shape_of_state(name)
-        own = [laid_out(next(left).detach()) for _ in range(count)]
-        for x in own:
+        state_arrays = [laid_out(next(remaining).detach()) for _ in range(count)]
+        for x in state_arrays:
             if x.dtype != torch.float32 or tuple(x.shape) != (length, batch, *shape):
                 raise ShapeError(
                     f"the arrays of {name} in the state must be float32 {[length, batch, *shape]}, got {x.dtype} "
@@ -398,15 +407,15 @@ def _state(
                 )
             check_state(name, x)
         if _is_bytes(piece.network, name.partition(">")[0]):
-            spikes = own[0].to(torch.uint8)
-            if not torch.equal(spikes.float(), own[0]):
+            spikes = state_arrays[0].to(torch.uint8)
+            if not torch.equal(spikes.float(), state_arrays[0]):
                 raise ShapeError(f"the spikes of {name} in the state must be whole numbers from 0 to 255; {RETURNED}")
             largest = piece.network.values[name.partition(">")[0]].maximum
             if bool((spikes > largest).any()):
                 raise ShapeError(f"the spikes of {name} in the state are more than {largest:g}; {RETURNED}")
-            own[0] = spikes
-        found[name] = tuple(own)
-    return found
+            state_arrays[0] = spikes
+        state[name] = tuple(state_arrays)
+    return state
 
 
 def _is_bytes(network: Network, name: str) -> bool:
@@ -414,8 +423,8 @@ def _is_bytes(network: Network, name: str) -> bool:
     node, values = next(node for node in network.nodes if node.name == name), network.values[name]
     if node.op.keeps_bytes:
         return all(_is_bytes(network, edge.source) for edge in node.inputs)
-    known = isinstance(node.op, (Input, Neurons)) and not values.weighted
-    return known and values.exponent == 0 and values.maximum <= 255
+    is_count = isinstance(node.op, (Input, Neurons)) and not values.weighted
+    return is_count and values.exponent == 0 and values.maximum <= 255
 
 
 def _moved(
@@ -423,7 +432,7 @@ def _moved(
     backend: TorchBackend,
     segment: Segment[torch.Tensor],
     residuals: Mapping[str, Any],
-    before: Mapping[str, torch.Tensor],
+    previous: Mapping[str, torch.Tensor],
 ) -> list[torch.Tensor]:
     """The running statistics after a batch."""
     batch: dict[str, torch.Tensor] = {}
@@ -432,7 +441,7 @@ def _moved(
             batch.update(step.statistics(residuals[step.name]))
     norms = {projection.name: projection.synapse.norm for projection in piece.network.normalised}
     return [
-        backend.of_channels(moved, x, batch[name], norm=norms[name.rpartition(".")[0]]) for name, x in before.items()
+        backend.of_channels(moved, x, batch[name], norm=norms[name.rpartition(".")[0]]) for name, x in previous.items()
     ]
 
 
@@ -464,22 +473,24 @@ def _on_grid(
     The function copies the parameters first. FSDP resizes the storage of parameters, and torch cannot resize storage
     that numpy has used.
     """
-    found = {name: x.detach().clone() for name, x in weights.items()}
-    for name, x in found.items():
+    on_grid = {name: x.detach().clone() for name, x in weights.items()}
+    for name, x in on_grid.items():
         expected = piece.network.parameters[name].shape
         if tuple(x.shape) != expected:
             raise ShapeError(f"{name} has the shape {list(expected)}, got {list(x.shape)}")
-    made = backend.weight_grids(piece.projections, [found[projection.parameter] for projection in piece.projections])
-    masters = {name: found[name] for name in weights}
-    for projection, (wq, chosen) in zip(piece.projections, made, strict=True):
-        found[projection.name] = wq
+    rounded = backend.weight_grids(
+        piece.projections, [on_grid[projection.parameter] for projection in piece.projections]
+    )
+    masters = {name: on_grid[name] for name in weights}
+    for projection, (wq, chosen) in zip(piece.projections, rounded, strict=True):
+        on_grid[projection.name] = wq
         if projection.synapse.norm is not None:
             unit = chosen.exponent + projection.input.exponent
-            found[f"{projection.name}.exponent"] = torch.tensor([unit], dtype=torch.int32, device=wq.device)
+            on_grid[f"{projection.name}.exponent"] = torch.tensor([unit], dtype=torch.int32, device=wq.device)
     for name, x in masters.items():
         if (learned := piece.network.parameters[name].learned) is not None:
             _check_domain(name, x, learned, "call clip_to_domain() after each step of the optimiser")
-    return found
+    return on_grid
 
 
 def _check_domain(name: str, x: torch.Tensor, domain: Learned, remedy: str) -> None:
@@ -513,15 +524,17 @@ def _backward(
         waiting.setdefault(population, [torch.zeros_like(error)])
         residuals[population] = residuals[population]._replace(error=laid_out(error))
     trace.residuals = lambda _: residuals
-    found = backward_segment([trace], segment, [waiting], precision)
-    rounded = {name: trace.backend.rounded(x) for name, x in (*found.items(), *trace.whole.items())}
+    gradients = backward_segment([trace], segment, [waiting], precision)
+    rounded = {name: trace.backend.rounded(x) for name, x in (*gradients.items(), *trace.whole.items())}
     for projection in piece.projections:
-        if projection.shares is not None and (own := rounded.pop(projection.name, None)) is not None:
-            rounded[projection.shares] = rounded[projection.shares] + own if projection.shares in rounded else own
-    return [*_below(piece.reads, waiting), *map(rounded.get, piece.parameters)]
+        if projection.shares is not None and (gradient := rounded.pop(projection.name, None)) is not None:
+            rounded[projection.shares] = (
+                rounded[projection.shares] + gradient if projection.shares in rounded else gradient
+            )
+    return [*_input_gradients(piece.reads, waiting), *map(rounded.get, piece.parameters)]
 
 
-def _below(reads: Sequence[str], waiting: Mapping[str, list[Any]]) -> Iterator[torch.Tensor | None]:
+def _input_gradients(reads: Sequence[str], waiting: Mapping[str, list[Any]]) -> Iterator[torch.Tensor | None]:
     """The error signal of each edge. `waiting` has those of each source, beginning with the last one.
 
     An edge without an error has none in `waiting`, so the errors are given to the first edges. This keeps their order.
@@ -532,12 +545,12 @@ def _below(reads: Sequence[str], waiting: Mapping[str, list[Any]]) -> Iterator[t
         yield None if array is None else laid_out(array)
 
 
-def _copied(handle: SegmentKey, found: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+def _copied(handle: SegmentKey, results: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """The results of a segment, with a view of each output for each of its readers."""
     outputs = [
-        x if i == 0 else x.view_as(x) for x, count in zip(found, handle.copies, strict=False) for i in range(count)
+        x if i == 0 else x.view_as(x) for x, count in zip(results, handle.copies, strict=False) for i in range(count)
     ]
-    return (*outputs, *found[len(handle.copies) :])
+    return (*outputs, *results[len(handle.copies) :])
 
 
 class _Kept(torch.autograd.Function):
@@ -547,24 +560,24 @@ class _Kept(torch.autograd.Function):
     def forward(
         ctx: Any, handle: SegmentKey, settings: TorchSegmentSettings, sizes: tuple[int, int], *tensors: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        inputs, weights, given = _cut(tensors, sizes)
+        inputs, weights, carried = _cut(tensors, sizes)
         piece = _piece(handle.key, inputs, settings.steps)
         of_input = any(ctx.needs_input_grad[3 : 3 + len(inputs)])
-        made, trace = _forward(piece, settings, inputs, weights, given, of_input)
-        found = _copied(handle, made)
-        outputs, potentials, _ = handle.made(settings)
-        ctx.mark_non_differentiable(*found[outputs + potentials :])
+        results, trace = _forward(piece, settings, inputs, weights, carried, of_input)
+        copies = _copied(handle, results)
+        outputs, potentials, _ = handle.result_counts(settings)
+        ctx.mark_non_differentiable(*copies[outputs + potentials :])
         ctx.set_materialize_grads(False)
-        ctx.piece, ctx.precision, ctx.rest = piece, settings.precision, len(given)
+        ctx.piece, ctx.precision, ctx.rest = piece, settings.precision, len(carried)
         ctx.types = [x.dtype for x in tensors[: sum(sizes)]]
         if any(ctx.needs_input_grad):
-            left = trace.residuals(trace.plan.segments[piece.index]), dict(trace.run.weights)
-            leaves, ctx.spec = pytree.tree_flatten(left)
+            saved = trace.residuals(trace.plan.segments[piece.index]), dict(trace.run.weights)
+            leaves, ctx.spec = pytree.tree_flatten(saved)
             # Autograd frees the saved tensors after the backward pass.
             ctx.save_for_backward(*(x for x in leaves if isinstance(x, torch.Tensor)))
             ctx.others = [None if isinstance(x, torch.Tensor) else (x,) for x in leaves]
             ctx.backend, ctx.walk, ctx.run = trace.backend, trace.plan, replace(trace.run, weights={}, coefficients={})
-        return found
+        return copies
 
     @staticmethod
     def backward(ctx: Any, *errors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
@@ -577,9 +590,9 @@ class _Kept(torch.autograd.Function):
         trace = Trace(
             ctx.backend, ctx.walk, run, torch.empty(0, dtype=torch.float32, device="cpu"), {}, lambda _: residuals, {}
         )
-        found = _backward(ctx.piece, trace, ctx.precision, errors)
-        own = (x if x is None else x.to(t) for x, t in zip(found, ctx.types, strict=True))
-        return None, None, None, *own, *(None,) * ctx.rest
+        gradients = _backward(ctx.piece, trace, ctx.precision, errors)
+        typed = (x if x is None else x.to(t) for x, t in zip(gradients, ctx.types, strict=True))
+        return None, None, None, *typed, *(None,) * ctx.rest
 
 
 def _cut(tensors: Sequence[torch.Tensor], sizes: tuple[int, int]) -> list[list[torch.Tensor]]:
@@ -619,7 +632,7 @@ def _(
     seed: int,
     precision: str,
     full: bool,
-    *rest: Any,
+    *unused: Any,
 ) -> list[torch.Tensor]:
     piece, batch = _piece(key, inputs, steps), inputs[0].shape[1]
     every = [piece.network.values[name] for name in piece.segment.left]
@@ -651,24 +664,24 @@ def _segment_back(
 ) -> list[torch.Tensor]:
     piece, settings = _piece(key, inputs, steps), TorchSegmentSettings(steps, training, seed, number, precision, full)
     _, trace = _forward(piece, settings, inputs, weights, given, of_input=of_input)
-    found = _backward(piece, trace, settings.precision, errors)
-    wanted = found if of_input else found[len(inputs) :]
+    gradients = _backward(piece, trace, settings.precision, errors)
+    requested = gradients if of_input else gradients[len(inputs) :]
     tensors = [*(inputs if of_input else []), *weights]
-    made, used = list[torch.Tensor](), {x.untyped_storage().data_ptr() for x in errors}
-    for x, g in zip(tensors, wanted, strict=True):
-        own = torch.zeros_like(x) if g is None else g.to(x.dtype)
+    results, used = list[torch.Tensor](), {x.untyped_storage().data_ptr() for x in errors}
+    for x, g in zip(tensors, requested, strict=True):
+        gradient = torch.zeros_like(x) if g is None else g.to(x.dtype)
         # Results of an operator must not share memory, but a sum gives all its inputs the same error.
-        made.append(own.clone() if own.untyped_storage().data_ptr() in used else own)
-        used.add(own.untyped_storage().data_ptr())
-    return made
+        results.append(gradient.clone() if gradient.untyped_storage().data_ptr() in used else gradient)
+        used.add(gradient.untyped_storage().data_ptr())
+    return results
 
 
 @_segment_back.register_fake
 def _(
-    inputs: list[torch.Tensor], weights: list[torch.Tensor], given: Any, errors: Any, of_input: bool, *rest: Any
+    inputs: list[torch.Tensor], weights: list[torch.Tensor], given: Any, errors: Any, of_input: bool, *unused: Any
 ) -> list[torch.Tensor]:
-    below = [empty(x.shape, x.dtype, x.device) for x in inputs] if of_input else []
-    return below + [torch.empty_like(w) for w in weights]
+    grad_inputs = [empty(x.shape, x.dtype, x.device) for x in inputs] if of_input else []
+    return grad_inputs + [torch.empty_like(w) for w in weights]
 
 
 class _Once(torch.autograd.Function):
@@ -693,8 +706,8 @@ def once(call: Callable[..., list[torch.Tensor]], *tensors: torch.Tensor) -> tup
     """Call the operator of a backward pass. Differentiating the operator raises an error."""
     if torch.compiler.is_compiling():
         return tuple(call(*tensors))
-    found: tuple[torch.Tensor, ...] = _Once.apply(call, *tensors)  # type: ignore[no-untyped-call]
-    return found
+    results: tuple[torch.Tensor, ...] = _Once.apply(call, *tensors)  # type: ignore[no-untyped-call]
+    return results
 
 
 def one_by_one(op: Any) -> Any:
@@ -702,12 +715,14 @@ def one_by_one(op: Any) -> Any:
 
     def at(i: int, x: Any, axis: Any) -> Any:
         if isinstance(x, (list, tuple)):
-            return [at(i, each, own) for each, own in zip(x, axis or [None] * len(x), strict=True)]
+            return [
+                at(i, element, element_axis) for element, element_axis in zip(x, axis or [None] * len(x), strict=True)
+            ]
         return x if axis is None else x.select(axis, i)
 
-    def rule(info: Any, axes: Sequence[Any], *given: Any) -> tuple[list[torch.Tensor], list[int]]:
-        calls = [op(*(at(i, x, axis) for x, axis in zip(given, axes, strict=True))) for i in range(info.batch_size)]
-        stacked = [torch.stack(each) for each in zip(*calls, strict=True)]
+    def rule(info: Any, axes: Sequence[Any], *arguments: Any) -> tuple[list[torch.Tensor], list[int]]:
+        calls = [op(*(at(i, x, axis) for x, axis in zip(arguments, axes, strict=True))) for i in range(info.batch_size)]
+        stacked = [torch.stack(results) for results in zip(*calls, strict=True)]
         return stacked, [0] * len(stacked)
 
     return rule
@@ -724,9 +739,13 @@ class _Computed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        handle: SegmentKey, sizes: tuple[int, int], how: tuple[Any, ...], number: torch.Tensor, *tensors: torch.Tensor
+        handle: SegmentKey,
+        sizes: tuple[int, int],
+        options: tuple[Any, ...],
+        number: torch.Tensor,
+        *tensors: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        return _copied(handle, torch.ops.stsbp.segment(*_cut(tensors, sizes), number, *how))
+        return _copied(handle, torch.ops.stsbp.segment(*_cut(tensors, sizes), number, *options))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
@@ -737,15 +756,15 @@ class _Computed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *errors: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        sizes, how, ends = ctx.sizes, ctx.how[:6], len(errors)
+        sizes, options, ends = ctx.sizes, ctx.how[:6], len(errors)
         of_input = any(ctx.needs_input_grad[4 : 4 + sizes[0]])
 
         def call(*all_of_them: torch.Tensor) -> list[torch.Tensor]:
             errors, (number, *tensors) = list(all_of_them[:ends]), all_of_them[ends:]
-            inputs, weights, given = _cut(tensors, sizes)
+            inputs, weights, carried = _cut(tensors, sizes)
             return torch.ops.stsbp.segment_back(  # type: ignore[no-any-return]
-                inputs, weights, given, errors, of_input, number, *how
+                inputs, weights, carried, errors, of_input, number, *options
             )
 
-        found = once(call, *errors, *ctx.saved_tensors)
-        return None, None, None, None, *([] if of_input else [None] * sizes[0]), *found, *(None,) * ctx.rest
+        gradients = once(call, *errors, *ctx.saved_tensors)
+        return None, None, None, None, *([] if of_input else [None] * sizes[0]), *gradients, *(None,) * ctx.rest

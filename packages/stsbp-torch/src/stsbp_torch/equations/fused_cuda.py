@@ -49,15 +49,15 @@ def text(recurrence: Recurrence, static: frozenset[str], summed: tuple[str, ...]
         summed: outputs that are summed over the steps.
     """
     program = lines(recurrence, LANGUAGES["triton"])
-    made = program.outputs
-    arrays = (*(f"_of_{x}" for x in recurrence.inputs), *(f"_to_{x}" for x in made))
+    outputs = program.outputs
+    arrays = (*(f"_of_{x}" for x in recurrence.inputs), *(f"_to_{x}" for x in outputs))
     zero = [*recurrence.states, *(f"_sum_{x}" for x in summed)]
     body = [
         f"{x} = tl.load(_of_{x} + {'_at' if x in static else '_row + _at'}, mask=_inside, other=0).to(tl.float32)"
         for x in recurrence.inputs
     ]
     body += [line.text for line in program.lines]
-    for x, value in made.items():
+    for x, value in outputs.items():
         stored = f"{value}.to(tl.uint8)" if recurrence.outputs[x].is_condition else value
         body.append(
             f"_sum_{x} += {value}" if x in summed else f"tl.store(_to_{x} + _row + _at, {stored}, mask=_inside)"
@@ -101,16 +101,16 @@ def recur(
     """Implements `AbstractBackend.recur`. `parameters` are the values of the constants on the device."""
     arrays = {name: laid_out(inputs[name]) for name in recurrence.inputs}
     shape, device = next(iter(arrays.values())).shape[1:], next(iter(arrays.values())).device
-    found = outputs_of(recurrence, steps, shape, device, summed)
+    outputs = outputs_of(recurrence, steps, shape, device, summed)
     count = shape.numel()
     static = frozenset(name for name, x in arrays.items() if len(x) == 1)
     # Triton launches on torch's current device.
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         kernel(recurrence, static, summed)[(triton.cdiv(count, BLOCK),)](
-            parameters, count, steps, *(rows(x) for x in (*arrays.values(), *found.values())),
+            parameters, count, steps, *(rows(x) for x in (*arrays.values(), *outputs.values())),
             _BLOCK=BLOCK, enable_fp_fusion=False,
         )  # fmt: skip
-    return found
+    return outputs
 
 
 @triton.jit

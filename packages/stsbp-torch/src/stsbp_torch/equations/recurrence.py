@@ -55,8 +55,8 @@ def sent_once(numbers: Float32, device: torch.device) -> torch.Tensor:
 
 
 def _sent(numbers: bytes, device: torch.device) -> torch.Tensor:
-    found = torch.from_numpy(np.frombuffer(numbers, np.float32).copy())
-    return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found
+    host_tensor = torch.from_numpy(np.frombuffer(numbers, np.float32).copy())
+    return host_tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host_tensor
 
 
 _sent_once = lru_cache(maxsize=512)(_sent)
@@ -98,17 +98,17 @@ def recur_with(
     arrays = [inputs[name] for name in recurrence.inputs]
     shape, device = arrays[0].shape[1:], arrays[0].device
     states: Any = [torch.zeros((), dtype=torch.float32, device=device).expand(shape) for _ in recurrence.states]
-    found = outputs_of(recurrence, steps, shape, device, summed)
+    results = outputs_of(recurrence, steps, shape, device, summed)
     for name in summed:
-        found[name].zero_()
+        results[name].zero_()
     for t in reversed(range(steps)) if recurrence.reverse else range(steps):
         states, outputs = step(*parameters, *(x[t % len(x)].float() for x in arrays), *states)
-        for (name, whole), output in zip(found.items(), outputs, strict=True):
+        for (name, target), output in zip(results.items(), outputs, strict=True):
             if name in summed:
-                whole[0] += output
+                target[0] += output
             else:
-                whole[t] = output
-    return found
+                target[t] = output
+    return results
 
 
 def recur_often(
@@ -125,6 +125,6 @@ def recur_often(
     """
     if not kernel.pays(recurrence):
         return recur(recurrence, constants, inputs, steps, summed=summed)
-    given = {name: inputs[name].detach() for name in recurrence.inputs}
-    arrays = {name: x if x.dtype is torch.uint8 else x.float() for name, x in given.items()}
+    detached = {name: inputs[name].detach() for name in recurrence.inputs}
+    arrays = {name: x if x.dtype is torch.uint8 else x.float() for name, x in detached.items()}
     return kernel.recur_of(TENSORS, recurrence, constants, arrays, steps, summed)

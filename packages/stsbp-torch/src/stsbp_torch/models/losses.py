@@ -15,7 +15,7 @@ from stsbp_spec.models.losses import Loss
 from stsbp_spec.networks.ops import PSP
 
 from stsbp_torch.engine.checks import check_inputs, check_tensor
-from stsbp_torch.engine.segments import backend_of, known, once, one_by_one
+from stsbp_torch.engine.segments import backend_of, once, one_by_one, registered
 
 __all__ = ["spike_loss"]
 
@@ -58,8 +58,8 @@ def spike_loss(
         swapped = spikes.dim() == 3 and shapes[1] == (shapes[0][1], shapes[0][0], shapes[0][2])
         remedy = "; one of them is [B, T, N]: swap its axes 0 and 1, because time is the first axis" if swapped else ""
         raise ShapeError(f"spikes and targets must be [T, B, N], got {shapes[0]} and {shapes[1]}{remedy}")
-    given = _key(loss, psp), spikes, targets, lengths
-    result: torch.Tensor = _Distance.apply(*given)  # type: ignore[no-untyped-call]
+    arguments = _key(loss, psp), spikes, targets, lengths
+    result: torch.Tensor = _Distance.apply(*arguments)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -75,13 +75,15 @@ def _key(loss: Loss, psp: PSP) -> str:
 def _distance(
     key: str, spikes: torch.Tensor, targets: torch.Tensor, lengths: torch.Tensor | None
 ) -> list[torch.Tensor]:
-    loss, psp = known(_LOSSES, key)
+    loss, psp = registered(_LOSSES, key)
     for x in (spikes, targets):
         check_inputs("a loss", x, 0, 1)
-    outputs, wanted = (x.detach().cpu().numpy().astype(np.uint8) for x in (spikes, targets))
-    each = None if lengths is None else lengths.cpu().numpy()
-    check_lengths(each, spikes.shape[1], len(spikes))
-    return [torch.tensor(loss.mean(outputs, wanted, psp, each), dtype=torch.float32, device=spikes.device)]
+    outputs, target_spikes = (x.detach().cpu().numpy().astype(np.uint8) for x in (spikes, targets))
+    sample_lengths = None if lengths is None else lengths.cpu().numpy()
+    check_lengths(sample_lengths, spikes.shape[1], len(spikes))
+    return [
+        torch.tensor(loss.mean(outputs, target_spikes, psp, sample_lengths), dtype=torch.float32, device=spikes.device)
+    ]
 
 
 @_distance.register_fake
@@ -93,11 +95,11 @@ def _(key: str, spikes: torch.Tensor, targets: torch.Tensor, lengths: torch.Tens
 def _distance_back(
     key: str, spikes: torch.Tensor, targets: torch.Tensor, lengths: torch.Tensor | None
 ) -> list[torch.Tensor]:
-    (loss, psp), backend, batch = known(_LOSSES, key), backend_of(spikes), spikes.shape[1]
+    (loss, psp), backend, batch = registered(_LOSSES, key), backend_of(spikes), spikes.shape[1]
     padding = None
     if lengths is not None:
-        found = loss_padding(loss, psp, lengths.cpu().numpy(), batch, tuple(spikes.shape))
-        padding = {name: backend.asarray(x) for name, x in found.items()}
+        arrays = loss_padding(loss, psp, lengths.cpu().numpy(), batch, tuple(spikes.shape))
+        padding = {name: backend.asarray(x) for name, x in arrays.items()}
     return [backend.loss_error(loss, psp, spikes.contiguous(), targets.contiguous(), batch, padding)]
 
 
@@ -115,8 +117,8 @@ class _Distance(torch.autograd.Function):
 
     @staticmethod
     def forward(key: str, spikes: torch.Tensor, targets: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
-        found: torch.Tensor = torch.ops.stsbp.distance(key, spikes, targets, lengths)[0]
-        return found
+        distance: torch.Tensor = torch.ops.stsbp.distance(key, spikes, targets, lengths)[0]
+        return distance
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:

@@ -50,8 +50,8 @@ def normalised(
     recurrence: Recurrence, arrays: Mapping[str, torch.Tensor], numbers: Mapping[str, torch.Tensor]
 ) -> torch.Tensor:
     """`Pairs.channelwise` by the kernels for the CPU."""
-    given = {name: laid_out(x) for name, x in arrays.items()}
-    out = torch.empty_like(next(iter(given.values())))
-    rows = {name: _rows(x) for name, x in given.items()}
+    memory_arrays = {name: laid_out(x) for name, x in arrays.items()}
+    out = torch.empty_like(next(iter(memory_arrays.values())))
+    rows = {name: _rows(x) for name, x in memory_arrays.items()}
     fused.normalised(recurrence, rows, {name: x.numpy() for name, x in numbers.items()}, _rows(out))
     return out

@@ -88,8 +88,8 @@ def exact_math() -> Iterator[None]:
         return
     casting = [torch.autocast(kind, enabled=False) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
     with ExitStack() as off:
-        for each in casting:
-            off.enter_context(each)
+        for context in casting:
+            off.enter_context(context)
         off.enter_context(_switches)
         _here.exact = True
         try:
@@ -161,10 +161,10 @@ def _adjoint(
     conv: Conv2d, error: torch.Tensor, x: torch.Tensor, w: torch.Tensor, need_input: bool, need_weights: bool
 ) -> Any:
     mask = [need_input, need_weights, False]
-    rest = (conv.strides, conv.paddings, conv.dilations, False, [0, 0], conv.groups, mask)
+    geometry = (conv.strides, conv.paddings, conv.dilations, False, [0, 0], conv.groups, mask)
     operands = (channels_last(operand) for operand in (error, x, w))
     with exact_math():
-        return torch.ops.aten.convolution_backward(*operands, None, *rest)[:2]
+        return torch.ops.aten.convolution_backward(*operands, None, *geometry)[:2]
 
 
 def _from_frames(x: torch.Tensor, shape: Shape) -> torch.Tensor:
@@ -174,8 +174,10 @@ def _from_frames(x: torch.Tensor, shape: Shape) -> torch.Tensor:
 
 def _windows(conv: Conv2d, x: torch.Tensor) -> torch.Tensor:
     """Unfold `[n, C, H, W]` (channels last) to `[n H' W', rows columns C]`, or by group."""
-    (above, left), (down, across), apart = conv.paddings, conv.strides, conv.dilations
-    memory = torch.nn.functional.pad(x.permute(0, 2, 3, 1), (0, 0, left, left, above, above))
+    (top_padding, left_padding), (down, across), apart = conv.paddings, conv.strides, conv.dilations
+    memory = torch.nn.functional.pad(
+        x.permute(0, 2, 3, 1), (0, 0, left_padding, left_padding, top_padding, top_padding)
+    )
     view = memory.unfold(1, conv.extents[0], down).unfold(2, conv.extents[1], across)
     view = view[..., :: apart[0], :: apart[1]].permute(0, 1, 2, 4, 5, 3)
     n, height, width, *_, channels = view.shape
@@ -233,7 +235,7 @@ def _backward_float64(
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
     """Both products in float64 and in chunks of frames. They are exact because `error` is on its grid."""
     rows = _weight_rows(conv, w).double()
-    (above, left), (down, across), apart = conv.paddings, conv.strides, conv.dilations
+    (top_padding, left_padding), (down, across), apart = conv.paddings, conv.strides, conv.dilations
     n, c, h, width_in = x.shape
     dw = torch.zeros_like(rows)
     dx = torch.empty((n, h, width_in, c), dtype=torch.float32, device=x.device) if need_input else None
@@ -246,7 +248,7 @@ def _backward_float64(
             dw += flat.mT @ _windows(conv, part).double()
         if dx is not None:
             windows = _of_groups(conv, flat @ rows, conv.area).view(frames_, height, width, *conv.kernels, c)
-            sizes = (frames_, h + 2 * above, width_in + 2 * left, c)
+            sizes = (frames_, h + 2 * top_padding, width_in + 2 * left_padding, c)
             padded = torch.zeros(sizes, dtype=torch.float64, device=x.device)
             for i in range(conv.kernels[0]):
                 for j in range(conv.kernels[1]):
@@ -254,6 +256,6 @@ def _backward_float64(
                     rows_of = slice(first_row, first_row + (height - 1) * down + 1, down)
                     columns_of = slice(first_column, first_column + (width - 1) * across + 1, across)
                     padded[:, rows_of, columns_of] += windows[:, :, :, i, j]
-            dx[start : start + size] = padded[:, above : above + h, left : left + width_in]
+            dx[start : start + size] = padded[:, top_padding : top_padding + h, left_padding : left_padding + width_in]
     gradient = dw.view(len(w), *conv.kernels, -1).permute(0, 3, 1, 2)
     return (None if dx is None else dx.permute(0, 3, 1, 2)), gradient

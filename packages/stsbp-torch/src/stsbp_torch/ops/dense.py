@@ -33,9 +33,9 @@ class _OneDnnConvolution(DenseConvolution[torch.Tensor]):
     def backward(
         self, conv: Conv2d, s: torch.Tensor, wq: torch.Tensor, dz: torch.Tensor, *, need_input: bool
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        below, dw = conv2d.backward(conv, self.left(s, wq), dz, precision="fast", need_input=need_input)
+        grad_input, dw = conv2d.backward(conv, self.left(s, wq), dz, precision="fast", need_input=need_input)
         assert dw is not None
-        return below, dw
+        return grad_input, dw
 
     # Processor time of a training step on one thread (Intel Xeon, 27 November 2026): 224 ms with either kernel on
     # N-MNIST, and on CIFAR-10 541 ms with stsbp's and 502 ms with oneDNN's.
@@ -52,12 +52,12 @@ class _OneDnnConvolution(DenseConvolution[torch.Tensor]):
     def takes_bytes(self, conv: Conv2d, shape: Shape, largest: int) -> bool:
         return conv2d_bytes.usable(conv, shape, largest)
 
-    def of_bytes(self, conv: Conv2d, given: ConvInput[torch.Tensor], wq: torch.Tensor) -> torch.Tensor:
-        t, b, c, h, w = given.s.shape
-        bytes_ = empty((t, b, 2 * c, h // given.size, w // given.size), torch.uint8, given.s.device)
-        s, size, mask, masked = given.arrays(TENSORS)
+    def of_bytes(self, conv: Conv2d, conv_input: ConvInput[torch.Tensor], wq: torch.Tensor) -> torch.Tensor:
+        t, b, c, h, w = conv_input.s.shape
+        bytes_ = empty((t, b, 2 * c, h // conv_input.size, w // conv_input.size), torch.uint8, conv_input.s.device)
+        s, size, mask, masked = conv_input.arrays(TENSORS)
         doubled(s, mask, masked, size, view(bytes_))
-        return conv2d_bytes.forward(conv, bytes_, wq, 1 / given.size**2)
+        return conv2d_bytes.forward(conv, bytes_, wq, 1 / conv_input.size**2)
 
 
 DENSE = _OneDnnConvolution()

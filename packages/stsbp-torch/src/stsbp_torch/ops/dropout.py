@@ -15,10 +15,10 @@ def mask(seed: int, layer: int, step: int, shape: Shape, rate: float, first: int
         from stsbp_torch.equations import fused_cuda
 
         return fused_cuda.keep_mask(seed, layer, step, shape, rate, first, device)
-    made = torch.from_numpy(dropout.mask(seed, layer, step, shape, rate, first))
-    return made.permute(0, 3, 1, 2) if made.ndim == 4 else made
+    cpu_mask = torch.from_numpy(dropout.mask(seed, layer, step, shape, rate, first))
+    return cpu_mask.permute(0, 3, 1, 2) if cpu_mask.ndim == 4 else cpu_mask
 
 
-def apply(kept: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+def apply(keep_mask: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
     """`s * mask`, with the same mask at every step. This operation is its own adjoint."""
-    return s * kept
+    return s * keep_mask

@@ -86,22 +86,22 @@ def backward(
     error = dz.reshape(-1, linear.units)
     if precision == "reproducible":
         error = error.double()
-    dw = below = None
+    dw = grad_rows = None
     few = flat.dtype is torch.uint8
     with exact_math():
         if need_weights and few:
-            found = sparse.gradient(flat.numpy(), error.detach().numpy())
-            dw = torch.from_numpy(sparse.weights_of(found, linear.units, shape))
+            row_gradient = sparse.gradient(flat.numpy(), error.detach().numpy())
+            dw = torch.from_numpy(sparse.weights_of(row_gradient, linear.units, shape))
         elif need_weights:
             dw = _spec_order(error.T @ flat.to(error.dtype), shape)
         if need_input:
             w = w[:, : linear.units].T if few else w
-            below = (error @ w.to(error.dtype)).float()
+            grad_rows = (error @ w.to(error.dtype)).float()
     ds = None
-    if below is not None:
+    if grad_rows is not None:
         if len(shape) == 5:
             t, b, c, h, width = shape
-            ds = below.view(t, b, h, width, c).permute(0, 1, 4, 2, 3)
+            ds = grad_rows.view(t, b, h, width, c).permute(0, 1, 4, 2, 3)
         else:
-            ds = below.view(shape)
+            ds = grad_rows.view(shape)
     return ds, dw

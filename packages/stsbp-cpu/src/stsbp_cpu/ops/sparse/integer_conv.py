@@ -82,23 +82,23 @@ def spare_bits(w: Int16) -> int:
 
 
 def forward(
-    given: tuple[UInt8, int, UInt8, int], weights: Chosen, paddings: Shape, equations: NeuronEquations, u: Float32,
+    conv_input: tuple[UInt8, int, UInt8, int], weights: Chosen, paddings: Shape, equations: NeuronEquations, u: Float32,
     spikes: UInt8, kept: Float32, learned: Float32 = NOTHING,
 ) -> None:  # fmt: skip
     """Compute a population and the pooling, dropout and convolution before it.
 
     Args:
-        given: `kernels.KernelInput` with an input of zeros and ones.
+        conv_input: `kernels.KernelInput` with an input of zeros and ones.
         weights: weights of a convolution of stride 1.
         paddings: number of rows and of columns of zeros on each side.
         equations, u, spikes, kept, learned: see `kernels.forward`.
     """
-    equation, threads, batch = equations.forward, get_num_threads(), given[0].shape[1]
+    equation, threads, batch = equations.forward, get_num_threads(), conv_input[0].shape[1]
     bands = 1 if batch >= _ENOUGH * threads else min(threads // math.gcd(threads, batch), spikes.shape[2])
     bands = max(bands, bands_of(spikes.shape, len(equation.states)))
-    unit = np.float32(weights.unit / given[1] ** 2)
+    unit = np.float32(weights.unit / conv_input[1] ** 2)
     _forward(
-        fire(equation), *given, weights.w, unit, *weights.kernels, *paddings, u, spikes, kept,
+        fire(equation), *conv_input, weights.w, unit, *weights.kernels, *paddings, u, spikes, kept,
         equations.forward_numbers, len(equation.states), learned, bands, min(threads, batch * bands),
     )  # fmt: skip
 
@@ -106,8 +106,8 @@ def forward(
 @cached_njit(parallel=True, error_model="numpy")
 def _forward(
     step: int, s: UInt8, size: int, mask: UInt8, masked: int, w: Int16, unit: np.float32, tall: int, broad: int,
-    above: int, beside: int, u: Float32, spikes: UInt8, kept: Float32, p: Float32, states: int, learned: Float32,
-    bands: int, threads: int,
+    top_padding: int, left_padding: int, u: Float32, spikes: UInt8, kept: Float32, p: Float32, states: int,
+    learned: Float32, bands: int, threads: int,
 ) -> None:  # fmt: skip
     """Fill `spikes` and, unless it is empty, `u`, `[T, B, H', W', C']`, and `kept`, `[K, T, B H' W' C']`, from `s`.
 
@@ -115,7 +115,7 @@ def _forward(
         step: the address that `fire` returns.
         s, size, mask, masked: see `kernels.KernelInput`.
         w, unit, tall, broad: see `Chosen`. `unit` is the value of the integer 1 in a sum.
-        above, beside: number of rows and of columns of zeros on each side.
+        top_padding, left_padding: number of rows and of columns of zeros on each side.
         u, spikes, kept: the arrays that are filled.
         p, states, learned: parameters and number of states of the equation, and learned parameters, `[P, M]`.
         bands: number of bands into which the rows of a sample are divided.
@@ -133,31 +133,31 @@ def _forward(
     for thread in prange(threads):
         z = at_a_line(line + wide)
         state = np.empty((most, states, line), np.float32)
-        own_u, own_kept = np.empty(line, np.float32), np.empty((len(kept), 1, line), np.float32)
+        u_buffer, kept_buffer = np.empty(line, np.float32), np.empty((len(kept), 1, line), np.float32)
         places = np.empty(entering * size * size * columns * channels + ROOM, np.int32)
-        own_places = np.empty(min(tall, rows) * size * size * min(broad, columns) * channels + ROOM, np.int32)
+        window_places = np.empty(min(tall, rows) * size * size * min(broad, columns) * channels + ROOM, np.int32)
         starts = np.empty(entering * columns + 1, np.int32)
         for task in range(thread * batch * bands // threads, (thread + 1) * batch * bands // threads):
             b, band = task // bands, task % bands
             low, high = band * rows_out // bands, (band + 1) * rows_out // bands
-            first_in, last_in = max(0, low - above), min(rows, high - above + tall - 1)
-            own = mask[b % len(mask)]
+            first_in, last_in = max(0, low - top_padding), min(rows, high - top_padding + tall - 1)
+            sample_mask = mask[b % len(mask)]
             state[:] = _ZERO
             for t in range(steps):
-                _list(s[t, b], size, own, masked, first_in, last_in, wide, places, starts)
+                _list(s[t, b], size, sample_mask, masked, first_in, last_in, wide, places, starts)
                 for y in range(low, high):
-                    top, bottom = max(0, above - y), min(tall, rows + above - y)
+                    top, bottom = max(0, top_padding - y), min(tall, rows + top_padding - y)
                     for x in range(columns_out):
-                        left, right = max(0, x - beside), min(columns, x - beside + broad)
+                        left_column, right = max(0, x - left_padding), min(columns, x - left_padding + broad)
                         count = join_lists(
-                            own_places, places, starts, (y - above + top - first_in) * columns + left,
-                            np.intp(right - left), columns, (top * broad + beside - x) * channels * wide,
+                            window_places, places, starts, (y - top_padding + top - first_in) * columns + left_column,
+                            np.intp(right - left_column), columns, (top * broad + left_padding - x) * channels * wide,
                             broad * channels * wide, np.intp(bottom - top), len(w) - wide,
                         )  # fmt: skip
-                        sum_chosen(z, x * channels_out, w, own_places, count, unit, wide // SHORT_LANES)
+                        sum_chosen(z, x * channels_out, w, window_places, count, unit, wide // SHORT_LANES)
                     fire_run(
                         step, p, view(z, NONE, line), view_of_rows(state, (y - low) * states * line, states, line),
-                        all_u, all_spikes, kept, own_u, own_kept, learned, neurons, t, (b * rows_out + y) * line,
+                        all_u, all_spikes, kept, u_buffer, kept_buffer, learned, neurons, t, (b * rows_out + y) * line,
                     )  # fmt: skip
 
 
@@ -172,7 +172,7 @@ def _list(
     """
     _, width, channels = frame.shape
     columns, run = width // size, size * channels
-    pixels, kept = frame.reshape(-1), mask.reshape(-1)
+    pixels, flat_mask = frame.reshape(-1), mask.reshape(-1)
     n = NONE
     for y in range(low, high):
         for x in range(columns):
@@ -183,7 +183,7 @@ def _list(
                 for j in range(size):
                     of = at + j * channels if masked == 1 else (y * columns + x) * channels
                     n = list_set(
-                        pixels, np.intp(at + j * channels), channels, kept, np.intp(of), np.intp(masked),
+                        pixels, np.intp(at + j * channels), channels, flat_mask, np.intp(of), np.intp(masked),
                         np.intp(x * channels * wide), np.intp(wide), places, n,
                     )  # fmt: skip
     starts[(high - low) * columns] = n

@@ -58,15 +58,15 @@ class KernelInput(NamedTuple):
 
 
 def forward(
-    conv: Conv2d, equations: NeuronEquations, given: KernelInput, wq: Float32, u: Float32, spikes: UInt8, kept: Float32,
-    learned: Float32 = NOTHING,
+    conv: Conv2d, equations: NeuronEquations, conv_input: KernelInput, wq: Float32, u: Float32, spikes: UInt8,
+    kept: Float32, learned: Float32 = NOTHING,
 ) -> None:  # fmt: skip
     """Compute a block.
 
     Args:
         conv: convolution of stride 1.
         equations: equations of the neurons and of the filter before them.
-        given: input of the block.
+        conv_input: input of the block.
         wq: weights on their grid, `[C', C, kernel, kernel]`.
         u: filled with the potentials, float32 `[T, B, H', W', C']`. If it is `[0, B, H', W', C']`, the potentials and
             the other kept values are not stored.
@@ -76,20 +76,20 @@ def forward(
     """
     equation = equations.forward
     _forward(
-        fire(equation), *given, _packed(conv, wq), gathers(conv), conv.kernels[0], conv.paddings[0], u, spikes, kept,
-        equations.forward_numbers, len(equation.states), learned, bands_of(spikes.shape, len(equation.states) + 1),
-        min(get_num_threads(), given.s.shape[1]),
+        fire(equation), *conv_input, _packed(conv, wq), gathers(conv), conv.kernels[0], conv.paddings[0], u, spikes,
+        kept, equations.forward_numbers, len(equation.states), learned,
+        bands_of(spikes.shape, len(equation.states) + 1), min(get_num_threads(), conv_input.s.shape[1]),
     )  # fmt: skip
 
 
 def backward(
-    conv: Conv2d, equations: NeuronEquations, given: KernelInput, u: Float32, kept: Float32, ds: Float32, pooled: int,
-    dz: Float32, learned: Float32 = NOTHING, terms: Float32 = NOTHING, *, need_weights: bool,
+    conv: Conv2d, equations: NeuronEquations, conv_input: KernelInput, u: Float32, kept: Float32, ds: Float32,
+    pooled: int, dz: Float32, learned: Float32 = NOTHING, terms: Float32 = NOTHING, *, need_weights: bool,
 ) -> Float32 | None:  # fmt: skip
     """The gradient of a block's weights, `[C', C, kernel, kernel]`, or None if it is not needed.
 
     Args:
-        conv, equations, given: see `forward`.
+        conv, equations, conv_input: see `forward`.
         u, kept: the arrays that `forward` filled.
         ds: error signal of the spikes after a pooling of size `pooled`, `[T, B, H' // pooled, W' // pooled, C']`. The
             adjoint of this pooling has not been applied yet.
@@ -99,12 +99,12 @@ def backward(
             `[P, B H' W' C']`.
         need_weights: whether the gradient is needed.
     """
-    equation, channels, run = equations.summing, given.s.shape[4], _run(conv)
-    threads = min(get_num_threads(), given.s.shape[1])
+    equation, channels, run = equations.summing, conv_input.s.shape[4], _run(conv)
+    threads = min(get_num_threads(), conv_input.s.shape[1])
     (kernel, _), (padding, _) = conv.kernels, conv.paddings
     sums = np.empty((threads if need_weights else 0, channels * kernel * run), np.float32)
     _backward(
-        propagate(equation, len(equations.terms)), *given, kernel, padding, u, kept, ds, pooled, dz, sums,
+        propagate(equation, len(equations.terms)), *conv_input, kernel, padding, u, kept, ds, pooled, dz, sums,
         equations.backward_numbers, len(equation.states), learned, terms,
         bands_of(u.shape, len(equation.states) + 1), threads,
     )  # fmt: skip
@@ -189,7 +189,7 @@ def _forward(
     for thread in prange(threads):
         z = at_a_line(most * wide * channels_out + LANES)
         state = np.empty((most, states, line), np.float32)
-        own_u, own_kept = np.empty(line, np.float32), np.empty((len(kept), 1, line), np.float32)
+        u_buffer, kept_buffer = np.empty(line, np.float32), np.empty((len(kept), 1, line), np.float32)
         tables = row_places(width, channels, size)
         places = np.empty(entering * columns * channels, np.int32)
         values = np.empty(entering * columns * channels, np.float32)
@@ -198,10 +198,10 @@ def _forward(
             b, band = task // bands, task % bands
             low, high = band * rows_out // bands, (band + 1) * rows_out // bands
             first_in, last_in = max(0, low - padding), min(rows, high - padding + kernel - 1)
-            own = mask[b % len(mask)]
+            sample_mask = mask[b % len(mask)]
             state[:] = _ZERO
             for t in range(steps):
-                list_spikes(s[t, b], size, own, masked, tables, first_in, last_in, places, values, starts)
+                list_spikes(s[t, b], size, sample_mask, masked, tables, first_in, last_in, places, values, starts)
                 for j in range(len(z)):
                     z[j] = _ZERO
                 if gathered:
@@ -234,7 +234,7 @@ def _forward(
                     at = (y - low) * wide * channels_out + margin
                     fire_run(
                         step, p, view(z, at, line), view_of_rows(state, (y - low) * states * line, states, line), all_u,
-                        all_spikes, kept, own_u, own_kept, learned, neurons, t, (b * rows_out + y) * line,
+                        all_spikes, kept, u_buffer, kept_buffer, learned, neurons, t, (b * rows_out + y) * line,
                     )  # fmt: skip
 
 
@@ -275,7 +275,7 @@ def _backward(
         error = at_a_line(most * wide * channels_out + LANES)
         error[:] = _ZERO
         state = np.empty((most, states, line), np.float32)
-        above, scaled = np.zeros(line + LANES, np.float32), np.zeros(above_row + LANES, np.float32)
+        unpooled, scaled = np.zeros(line + LANES, np.float32), np.zeros(above_row + LANES, np.float32)
         tables = row_places(width, channels, size)
         cells = np.empty(channels * room, np.int32)
         values = np.empty(channels * room, np.float32)
@@ -287,11 +287,11 @@ def _backward(
             b, band = task // bands, task % bands
             low, high = band * rows_out // bands, (band + 1) * rows_out // bands
             first_in, last_in = max(0, low - padding), min(rows, high - padding + kernel - 1)
-            chosen = mask[b % len(mask)]
+            sample_mask = mask[b % len(mask)]
             state[:] = _ZERO
             part[:] = _ZERO
-            for back in range(steps):
-                t = steps - 1 - back
+            for steps_done in range(steps):
+                t = steps - 1 - steps_done
                 for y in range(low, high):
                     place = (b * rows_out + y) * line
                     at = t * neurons + place
@@ -299,19 +299,23 @@ def _backward(
                     if pooled == 1:
                         errors = view(all_ds, at, line)
                     else:
-                        errors = view(above, NONE, line)
+                        errors = view(unpooled, NONE, line)
                         if y % pooled == 0 or y == low:
                             row = y // pooled
                             first = ((t * batch + b) * rows_above + row) * above_row
                             source = view(all_ds, first, above_row if row < rows_above else 0)
-                            _unpool(source, pooled, channels_out, scaled, above)
-                    own = view_of_rows(state, (y - low) * states * line, states, line)
-                    propagated(step, p, view(all_u, at, line), errors, own, kept, at, learned, place, out, line)
+                            _unpool(source, pooled, channels_out, scaled, unpooled)
+                    neuron_states = view_of_rows(state, (y - low) * states * line, states, line)
+                    propagated(
+                        step, p, view(all_u, at, line), errors, neuron_states, kept, at, learned, place, out, line
+                    )
                     if len(all_dz) > 0:
                         all_dz[at : at + line] = out
                 if len(dw) == 0:
                     continue
-                list_by_channel(s[t, b], size, chosen, masked, tables, wide, first_in, last_in, cells, values, ends)
+                list_by_channel(
+                    s[t, b], size, sample_mask, masked, tables, wide, first_in, last_in, cells, values, ends
+                )
                 for q in range(kernel):
                     # Spikes whose output row y + padding - q is in the band. As many rows are taken at a time as stay
                     # in a near cache while all channels read the error signals.
@@ -336,11 +340,11 @@ def _backward(
 
 
 @cached_njit()
-def _unpool(source: Float32, size: int, channels: int, scaled: Float32, above: Float32) -> None:
-    """Apply the adjoint of a pooling to one row of error signals `[W // size C]`, and write the result to `above`.
+def _unpool(source: Float32, size: int, channels: int, scaled: Float32, unpooled: Float32) -> None:
+    """Apply the adjoint of a pooling to one row of error signals `[W // size C]`, and write the result to `unpooled`.
 
-    If the row is empty, `above` is filled with zeros. `scaled` is scratch memory. `scaled` and `above` are one vector
-    longer than their rows.
+    If the row is empty, `unpooled` is filled with zeros. `scaled` is scratch memory. `scaled` and `unpooled` are one
+    vector longer than their rows.
     """
     scale, vectors = np.float32(1 / (size * size)), (channels + LANES - 1) // LANES
     for j in range(len(source)):
@@ -348,5 +352,5 @@ def _unpool(source: Float32, size: int, channels: int, scaled: Float32, above: F
     for x in range(len(source) // channels):
         for j in range(size):
             # Whole vectors are copied. Values beyond these channels are overwritten with the next channels.
-            copied(above, (x * size + j) * channels, scaled, x * channels, vectors)
-    above[len(source) * size :] = _ZERO
+            copied(unpooled, (x * size + j) * channels, scaled, x * channels, vectors)
+    unpooled[len(source) * size :] = _ZERO

@@ -80,10 +80,10 @@ def gradient(s: UInt8, dz: AnyArray) -> AnyArray:
 
 
 @cached_njit(parallel=True, error_model="numpy")
-def turn(w: AnyArray, rows: AnyArray, area: int, back: bool, scale: np.float32) -> None:
+def turn(w: AnyArray, rows: AnyArray, area: int, inverse: bool, scale: np.float32) -> None:
     """Fill `rows`, `[inputs, at least units]`, with the transpose of `scale` times `w`, `[units, inputs]`.
 
-    If `back` is true, fill `w` with the transpose of `rows` instead. The input has `area` pixels. If `rows` contains
+    If `inverse` is true, fill `w` with the transpose of `rows` instead. The input has `area` pixels. If `rows` contains
     integers, the values are truncated.
     """
     units, inputs = w.shape
@@ -93,7 +93,7 @@ def turn(w: AnyArray, rows: AnyArray, area: int, back: bool, scale: np.float32) 
             for i in range(block * LANES, min(inputs, (block + 1) * LANES)):
                 row = rows[i % area * channels + i // area]
                 for j in range(low, min(units, low + _TURNED)):
-                    if back:
+                    if inverse:
                         w[j, i] = row[j]
                     else:
                         row[j] = w[j, i] * scale
@@ -106,13 +106,13 @@ def _forward(s: UInt8, rows: Float32, z: Float32, threads: int) -> None:
     flat = rows.reshape(-1)
     for thread in prange(threads):
         places, values = np.empty(inputs + ROOM, np.int32), np.empty(inputs, np.float32)
-        own = np.empty(wide, np.float32)
+        frame_sums = np.empty(wide, np.float32)
         for f in range(thread * frames // threads, (thread + 1) * frames // threads):
             count = list_present(s[f], places, values)
-            own[:] = _ZERO
-            sum_scaled(own, NONE, flat, places, wide, NONE, values, NONE, count, wide // LANES)
+            frame_sums[:] = _ZERO
+            sum_scaled(frame_sums, NONE, flat, places, wide, NONE, values, NONE, count, wide // LANES)
             for j in range(units):
-                z[f, j] = own[j]
+                z[f, j] = frame_sums[j]
 
 
 @cached_njit(parallel=True, error_model="numpy")
@@ -154,6 +154,6 @@ def _exact_gradient(s: UInt8, dz: AnyArray, rows: AnyArray, threads: int) -> Non
             count = list_present(s[f, begin:end], places, values)
             error = dz[f]
             for k in range(count):
-                own, value = total[places[k]], np.float64(values[k])
+                input_gradient, value = total[places[k]], np.float64(values[k])
                 for j in range(units):
-                    own[j] += value * error[j]
+                    input_gradient[j] += value * error[j]

@@ -148,15 +148,15 @@ def kernels(surrogate: Recurrence) -> Kernels:
         frames, height, width, channels = u.shape
         rows, columns = height // size, width // size
         looked = (frames + every - 1) // every
-        found = 0
+        used = 0
         for f in prange(looked):
             row = np.empty(width * channels, np.float32)
             places, ends = np.empty(columns * channels + 1, np.int32), np.empty(columns, np.int32)
             n = 0
             for y in range(rows):
                 n += list_used(u[f * every], y, size, vth, p, row, places, ends)
-            found += n
-        return float(found / (looked * rows * columns * channels))
+            used += n
+        return float(used / (looked * rows * columns * channels))
 
     @cached_njit(parallel=True, error_model="numpy")
     def needed_error(
@@ -182,24 +182,25 @@ def kernels(surrogate: Recurrence) -> Kernels:
             row = np.empty(u.shape[2] * channels, np.float32)
             places, ends = np.empty(columns * channels + 1, np.int32), np.empty(columns, np.int32)
             for f in range(thread * frames // threads, (thread + 1) * frames // threads):
-                above = dz[f].reshape(-1)
+                frame_error = dz[f].reshape(-1)
                 for y in range(rows):
-                    # Output rows and columns whose windows contain the pixel, from row `top` and column `left` on.
+                    # Output rows and columns whose windows contain the pixel, from `top` and `first_column` on.
                     top = y + padding - kernel + 1
                     first, last = max(0, top), min(rows_out - 1, y + padding)
                     ds[f, y] = _ZERO
                     list_used(u[f], y, size, vth, p, row, places, ends)
                     listed = 0
                     for x in range(columns):
-                        left = x + padding - kernel + 1
-                        begin, end = max(0, left), min(columns_out - 1, x + padding)
+                        first_column = x + padding - kernel + 1
+                        begin, end = max(0, first_column), min(columns_out - 1, x + padding)
                         vectors = max(0, end - begin + 1) * channels_out // LANES
                         for n in range(listed, ends[x]):
                             channel = places[n]
                             ds[f, y, x, channel] = dot(
-                                above, first * line + begin * channels_out, line,
-                                w, (channel * kernel + y + padding - first) * run + (begin - left) * channels_out, -run,
-                                last - first + 1, vectors,
+                                frame_error, first * line + begin * channels_out, line,
+                                w,
+                                (channel * kernel + y + padding - first) * run + (begin - first_column) * channels_out,
+                                -run, last - first + 1, vectors,
                             )  # fmt: skip
                         listed = ends[x]
 

@@ -74,16 +74,16 @@ def list_spikes(
     """
     _, width, channels = frame.shape
     columns = width // size
-    valid, columns_of, channels_of, row, found = tables
-    scale, whole, kept = np.float32(1 / (size * size)), frame.reshape(-1), mask.reshape(-1)
+    valid, columns_of, channels_of, row, elements = tables
+    scale, flat_frame, flat_mask = np.float32(1 / (size * size)), frame.reshape(-1), mask.reshape(-1)
     n = np.uint64(0)
     starts[0] = 0
     for y in range(low, high):
-        _entering_row(whole, y, width * channels, channels, size, kept, masked, row)
+        _entering_row(flat_frame, y, width * channels, channels, size, flat_mask, masked, row)
         ends = view(starts, (y - low) * columns + 1, columns)
         ends[:] = n
-        for k in range(list_set(row, NONE, len(valid), valid, NONE, size - 1, NONE, ONE, found, NONE)):
-            j = np.uint32(found[k])
+        for k in range(list_set(row, NONE, len(valid), valid, NONE, size - 1, NONE, ONE, elements, NONE)):
+            j = np.uint32(elements[k])
             x = columns_of[j]
             places[n] = x * channels + channels_of[j]
             values[n] = row[j] * scale
@@ -111,21 +111,21 @@ def list_by_channel(
         ends: filled with the end of each channel's list after each of these rows, `[H // size, C]`.
     """
     channels = ends.shape[1]
-    valid, columns_of, channels_of, row, found = tables
-    scale, whole, kept = np.float32(1 / (size * size)), frame.reshape(-1), mask.reshape(-1)
+    valid, columns_of, channels_of, row, elements = tables
+    scale, flat_frame, flat_mask = np.float32(1 / (size * size)), frame.reshape(-1), mask.reshape(-1)
     room = len(cells) // channels
     for y in range(low, high):
-        _entering_row(whole, y, frame.shape[1] * channels, channels, size, kept, masked, row)
-        own = ends[y]
+        _entering_row(flat_frame, y, frame.shape[1] * channels, channels, size, flat_mask, masked, row)
+        channel_ends = ends[y]
         for c in range(channels):
-            own[c] = ends[y - 1, c] if y > low else c * room
-        for k in range(list_set(row, NONE, len(valid), valid, NONE, size - 1, NONE, ONE, found, NONE)):
-            j = np.uint32(found[k])
+            channel_ends[c] = ends[y - 1, c] if y > low else c * room
+        for k in range(list_set(row, NONE, len(valid), valid, NONE, size - 1, NONE, ONE, elements, NONE)):
+            j = np.uint32(elements[k])
             c = channels_of[j]
-            n = np.uint32(own[c])
+            n = np.uint32(channel_ends[c])
             cells[n] = y * wide + columns_of[j]
             values[n] = row[j] * scale
-            own[c] = n + _ONE
+            channel_ends[c] = n + _ONE
 
 
 @cached_njit()
@@ -146,9 +146,9 @@ def _entering_row(
         low = (y * size + i) * run
         pixels = view(frame, low, run)
         if masked == 1:
-            kept = view(mask, low, run)
+            mask_row = view(mask, low, run)
             for j in range(run):
-                row[j] = np.float32(pixels[j] * kept[j]) + (row[j] if i > 0 else _ZERO)
+                row[j] = np.float32(pixels[j] * mask_row[j]) + (row[j] if i > 0 else _ZERO)
         else:
             widened(row, pixels, run // LANES, i > 0)
             for j in range(run // LANES * LANES, run):
@@ -164,21 +164,21 @@ def _entering_row(
                 for c in range(channels):
                     row[x * size * channels + c] += row[(x * size + i) * channels + c]
     if masked == 2:
-        kept = view(mask, y * columns * channels, columns * channels)
+        mask_row = view(mask, y * columns * channels, columns * channels)
         for x in range(columns):
             for c in range(channels):
-                row[x * size * channels + c] *= np.float32(kept[x * channels + c])
+                row[x * size * channels + c] *= np.float32(mask_row[x * channels + c])
 
 
 @cached_njit()
 def _present(frame: UInt8, size: int) -> int:
     """Number of non-zero inputs of `[H, W, C]` after a pooling of `size`."""
-    found = 0
+    count = 0
     if size == 1:
         flat = frame.reshape(-1)
         for j in range(len(flat)):
-            found += flat[j] != 0
-        return found
+            count += flat[j] != 0
+        return count
     height, width, channels = frame.shape
     for y in range(height // size):
         for x in range(width // size):
@@ -187,8 +187,8 @@ def _present(frame: UInt8, size: int) -> int:
                 for i in range(size):
                     for j in range(size):
                         spiked |= frame[y * size + i, x * size + j, c]
-                found += spiked != 0
-    return found
+                count += spiked != 0
+    return count
 
 
 @cached_njit(parallel=True)
@@ -196,7 +196,7 @@ def density(s: UInt8, size: int, every: int) -> float:
     """Share of non-zero inputs after a pooling of `size`, in every `every`-th frame of `[T B, H, W, C]`."""
     frames, height, width, channels = s.shape
     looked = (frames + every - 1) // every
-    found = 0
+    present = 0
     for f in prange(looked):
-        found += _present(s[f * every], size)
-    return float(found / (looked * (height // size) * (width // size) * channels))
+        present += _present(s[f * every], size)
+    return float(present / (looked * (height // size) * (width // size) * channels))

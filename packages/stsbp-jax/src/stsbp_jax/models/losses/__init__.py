@@ -82,12 +82,12 @@ def _padding(loss: Loss, psp: PSP, shape: Shape, lengths: ArrayLike) -> tuple[Ar
     good = (numbers >= 1) & (numbers <= steps)
     # Constants are Python numbers. They are computed for every possible length, and each sample selects its own.
     every = loss.constants_of(psp, np.arange(1, steps + 1), batch)
-    own = jnp.clip(numbers, 1, steps) - 1
+    last_steps = jnp.clip(numbers, 1, steps) - 1
     padding = {
-        name: jnp.broadcast_to(jnp.asarray(x, np.float32)[own][None, :, None], (1, *shape[1:]))
+        name: jnp.broadcast_to(jnp.asarray(x, np.float32)[last_steps][None, :, None], (1, *shape[1:]))
         for name, x in every.items()
     }
-    inside = (np.arange(steps, dtype=np.int32)[:, None] <= own).astype(np.uint8)
+    inside = (np.arange(steps, dtype=np.int32)[:, None] <= last_steps).astype(np.uint8)
     padding[str(padded_loss_equations(loss).inside)] = jnp.broadcast_to(inside[..., None], shape)
     return good[:, None], padding
 

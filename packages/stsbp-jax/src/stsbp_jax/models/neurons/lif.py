@@ -61,19 +61,21 @@ def lif(
         raise ShapeError(f"z must be [T, B, ...] or [1, B, ...] with T = steps = {steps}, got {z.shape}")
     check_finite("the input of lif", z)
     ends = {**filter.learned(), **neuron.learned()}
-    expected = {name: each.values((z.shape[-1],)) for name, each in ends.items()}
-    given = {name: as_array(x) for name, x in (expected if learned is None else learned).items()}
-    shapes, wanted = ({name: (x.shape, x.dtype.name) for name, x in each.items()} for each in (given, expected))
-    if shapes != wanted:
-        raise ShapeError(f"the learned parameters of {neuron.name} are {wanted}, got {shapes}")
-    given = {
-        name: in_domain(f"{name} of {neuron.name}", x, ends[name].low, ends[name].high) for name, x in given.items()
+    expected = {name: parameter.values((z.shape[-1],)) for name, parameter in ends.items()}
+    values = {name: as_array(x) for name, x in (expected if learned is None else learned).items()}
+    shapes, expected_shapes = (
+        {name: (x.shape, x.dtype.name) for name, x in arrays.items()} for arrays in (values, expected)
+    )
+    if shapes != expected_shapes:
+        raise ShapeError(f"the learned parameters of {neuron.name} are {expected_shapes}, got {shapes}")
+    values = {
+        name: in_domain(f"{name} of {neuron.name}", x, ends[name].low, ends[name].high) for name, x in values.items()
     }
-    spikes: Array = _lif(neuron, filter, steps, z.shape[0] == 1 and steps > 1, precision, *alike((z, given)))
+    spikes: Array = _lif(neuron, filter, steps, z.shape[0] == 1 and steps > 1, precision, *alike((z, values)))
     return spikes
 
 
-def _ahead(
+def _forward(
     neuron: NeuronModel,
     filter: SynapticFilter,
     steps: int,
@@ -88,13 +90,13 @@ def _ahead(
     return fired, (residuals.kept, dict(residuals.learned), learned)
 
 
-def _back(
-    neuron: NeuronModel, filter: SynapticFilter, steps: int, static: bool, precision: Precision, kept: Any, ds: Array
+def _backward(
+    neuron: NeuronModel, filter: SynapticFilter, steps: int, static: bool, precision: Precision, saved: Any, ds: Array
 ) -> tuple[Array, dict[str, Array]]:
     # The backward pass reads the kept values, not the spikes, so any array can take the place of the spikes.
-    values, each, learned = kept
-    dz, terms = PAIRS.neuron_backward(neuron, filter, NeuronResiduals(values, ds, static, each), ds)
+    values, neuron_parameters, learned = saved
+    dz, terms = PAIRS.neuron_backward(neuron, filter, NeuronResiduals(values, ds, static, neuron_parameters), ds)
     return dz, {name: PAIRS.learned_gradient(x, len(learned[name]), precision) for name, x in terms.items()}
 
 
-_lif = pair(5, _ahead, _back)
+_lif = pair(5, _forward, _backward)
