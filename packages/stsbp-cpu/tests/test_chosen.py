@@ -31,10 +31,10 @@ NETWORKS = {
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     if request.param > numba.config.NUMBA_NUM_THREADS:
         pytest.skip("there is one thread")
-    before = numba.get_num_threads()
+    count = numba.get_num_threads()
     numba.set_num_threads(request.param)
     yield request.param
-    numba.set_num_threads(before)
+    numba.set_num_threads(count)
 
 
 @pytest.mark.parametrize("near", [kernels._IN_CACHE, 200], ids=["", "bands of few rows"])
@@ -53,9 +53,9 @@ def test_predictor(name: str, batch: int, near: int, threads: int, monkeypatch: 
         expected = reference.run(network, weights, inputs, STEPS).layers
         rates = {key: float(layer.spikes.mean()) for key, layer in expected.items()}
         assert ([*rates.values()][-2] > 0) is (density > 0)
-        found = predict(inputs, STEPS)
-        assert np.array_equal(found.spikes, [*expected.values()][-1].spikes)
-        assert found.rates == pytest.approx(rates)
+        prediction = predict(inputs, STEPS)
+        assert np.array_equal(prediction.spikes, [*expected.values()][-1].spikes)
+        assert prediction.rates == pytest.approx(rates)
 
 
 @pytest.mark.parametrize("notation", ["8C3-10", "8C3-F-10", "8C3-P2-10", "8C3-P2-F-10"])
@@ -71,25 +71,25 @@ def test_predictor_has_the_weights_of_when_it_was_made() -> None:
     state = trainer.init(weights)
     inputs = (np.random.default_rng(0).random((STEPS, 2, 2, 9, 8)) < 0.4).astype(np.uint8)
     predict = trainer.predictor(state)
-    before = predict(inputs, STEPS).spikes
-    assert before.any()
+    spikes = predict(inputs, STEPS).spikes
+    assert spikes.any()
     for w in state.weights.values():
         w[...] = -w
-    assert np.array_equal(predict(inputs, STEPS).spikes, before)
+    assert np.array_equal(predict(inputs, STEPS).spikes, spikes)
     changed = trainer.predict(state, inputs, STEPS).spikes
     expected = NumpyBackend().run(network, {name: -w for name, w in weights.items()}, inputs, STEPS).layers
     assert np.array_equal(changed, expected["linear4"].spikes)
-    assert not np.array_equal(changed, before)
+    assert not np.array_equal(changed, spikes)
 
 
 def test_chosen_weights_are_integers_of_twelve_bits() -> None:
     rng = np.random.default_rng(0)
-    whole = rng.integers(-2047, 2048, (40, 3, 5, 2)).astype(np.float32)
-    whole[0, 0, 0, 0] = 2047
-    found = integer_conv.chosen(whole * np.float32(2.0**-9), (5, 2))
-    rows = found.w.reshape(-1, 64)
-    assert found.unit == 2.0**-9
-    assert np.array_equal(rows[:-1, :40].reshape(5, 2, 3, 40), whole.transpose(2, 3, 1, 0))
+    integers = rng.integers(-2047, 2048, (40, 3, 5, 2)).astype(np.float32)
+    integers[0, 0, 0, 0] = 2047
+    weights = integer_conv.chosen(integers * np.float32(2.0**-9), (5, 2))
+    rows = weights.w.reshape(-1, 64)
+    assert weights.unit == 2.0**-9
+    assert np.array_equal(rows[:-1, :40].reshape(5, 2, 3, 40), integers.transpose(2, 3, 1, 0))
     assert not rows[-1].any()
     assert not rows[:, 40:].any()
 
@@ -97,13 +97,13 @@ def test_chosen_weights_are_integers_of_twelve_bits() -> None:
 @pytest.mark.parametrize("spare", range(11))
 def test_chosen_weights_of_a_coarse_grid_are_in_its_units(spare: int) -> None:
     """In units of 12 bits, sums of many such weights would not fit in 32 bits."""
-    whole = np.random.default_rng(1).integers(-(2047 >> spare), (2047 >> spare) + 1, (33, 40)).astype(np.float32)
-    whole[0, 0] = 2047 >> spare
-    found = integer_conv.chosen(whole * np.float32(0.25), (2, 5))
-    assert found.unit == 0.25
-    assert np.abs(found.w).max() == 2047 >> spare
+    integers = np.random.default_rng(1).integers(-(2047 >> spare), (2047 >> spare) + 1, (33, 40)).astype(np.float32)
+    integers[0, 0] = 2047 >> spare
+    weights = integer_conv.chosen(integers * np.float32(0.25), (2, 5))
+    assert weights.unit == 0.25
+    assert np.abs(weights.w).max() == 2047 >> spare
     assert np.array_equal(
-        found.w.reshape(-1, 64)[:-1, :33], whole.reshape(33, 4, 10).transpose(2, 1, 0).reshape(40, 33)
+        weights.w.reshape(-1, 64)[:-1, :33], integers.reshape(33, 4, 10).transpose(2, 1, 0).reshape(40, 33)
     )
 
 
@@ -116,5 +116,5 @@ def test_sixteen_of_the_largest_weights_add_up() -> None:
     weights = {name: np.full_like(w, 0.5) for name, w in initial_weights(network, 0).items()}
     inputs = np.ones((STEPS, 1, 4, 6, 6), np.uint8)
     backends = (CpuBackend(), NumpyBackend())
-    found, expected = (backend.run(network, weights, inputs, STEPS).layers for backend in backends)
-    assert all(found[name].potentials.tobytes() == layer.potentials.tobytes() for name, layer in expected.items())
+    layers, expected = (backend.run(network, weights, inputs, STEPS).layers for backend in backends)
+    assert all(layers[name].potentials.tobytes() == layer.potentials.tobytes() for name, layer in expected.items())

@@ -109,9 +109,9 @@ def test_bits_are_those_of_one_pair_after_the_other(
 def test_errors_above_a_pooling_are_spread_over_a_row_and_one_vector(channels: int) -> None:
     errors = np.random.default_rng(0).standard_normal((3, channels)).astype(np.float32)
     scaled = np.full(errors.size + 2 * LANES, np.nan, np.float32)
-    above = np.full(2 * errors.size + 2 * LANES, 7, np.float32)
-    row, margin = np.split(above, [2 * errors.size])
-    kernels._unpool(errors.ravel(), 2, channels, scaled[:-LANES], above[:-LANES])
+    unpooled = np.full(2 * errors.size + 2 * LANES, 7, np.float32)
+    row, margin = np.split(unpooled, [2 * errors.size])
+    kernels._unpool(errors.ravel(), 2, channels, scaled[:-LANES], unpooled[:-LANES])
     assert np.array_equal(row, np.repeat(errors / 4, 2, axis=0).ravel())
     assert not margin[:LANES].any()
     assert (margin[LANES:] == 7).all(), "written beyond the array"

@@ -56,29 +56,29 @@ def test_what_is_read_may_be_closed_to_writing() -> None:
     """As JAX's arrays are, seen from numpy."""
     equations, rng = neuron_equations(FILTER, NEURONS["alif"]), np.random.default_rng(3)
     z, ds = (rng.standard_normal((4, 77)).astype(np.float32) for _ in range(2))
-    found = []
+    results = []
     for closed in (False, True):
         for x in (z, ds):
             x.flags.writeable = not closed
         u, spikes, dz = np.empty((4, 77), np.float32), np.empty((4, 77), np.uint8), np.empty((4, 77), np.float32)
-        kept = np.empty((len(equations.kept) - 1, 4, 77), np.float32)
-        neurons.forward(equations, z, u, spikes, kept)
-        for x in (u, kept):
+        saved = np.empty((len(equations.kept) - 1, 4, 77), np.float32)
+        neurons.forward(equations, z, u, spikes, saved)
+        for x in (u, saved):
             x.flags.writeable = not closed
-        neurons.backward(equations, u, kept, ds, dz)
-        found.append((u.tobytes(), spikes.tobytes(), dz.tobytes()))
-    assert found[0] == found[1]
+        neurons.backward(equations, u, saved, ds, dz)
+        results.append((u.tobytes(), spikes.tobytes(), dz.tobytes()))
+    assert results[0] == results[1]
 
 
 def test_the_loops_are_compiled_once_for_all_equations() -> None:
     """What another equation adds is its steps: a second of compiling instead of seven."""
     loops = (neurons._forward, neurons._backward)
-    found = []
+    signatures = []
     for neuron in (NEURONS["lif"], ALIF(2, surrogate=Rectangle(0.3), reset="subtract"), LIF(7)):
         equations = neuron_equations(FILTER, neuron)
         z, ds, u, dz = (np.ones((2, 5), np.float32) for _ in range(4))
-        kept = np.empty((len(equations.kept) - 1, 2, 5), np.float32)
-        neurons.forward(equations, z, u, np.empty((2, 5), np.uint8), kept)
-        neurons.backward(equations, u, kept, ds, dz)
-        found.append([set(loop.signatures) for loop in loops])  # type: ignore[attr-defined]
-    assert found[0] == found[1] == found[2]
+        saved = np.empty((len(equations.kept) - 1, 2, 5), np.float32)
+        neurons.forward(equations, z, u, np.empty((2, 5), np.uint8), saved)
+        neurons.backward(equations, u, saved, ds, dz)
+        signatures.append([set(loop.signatures) for loop in loops])  # type: ignore[attr-defined]
+    assert signatures[0] == signatures[1] == signatures[2]

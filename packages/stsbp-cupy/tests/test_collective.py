@@ -27,16 +27,16 @@ SIZE = 3
 class Group:
     """A thread of several with the methods of CuPy's process groups: what comes out is written into an argument."""
 
-    def __init__(self, rank: int, barrier: threading.Barrier, given: list[AnyArray]) -> None:
-        self.rank, self._barrier, self._given, self.stopped = rank, barrier, given, 0
+    def __init__(self, rank: int, barrier: threading.Barrier, messages: list[AnyArray]) -> None:
+        self.rank, self._barrier, self._messages, self.stopped = rank, barrier, messages, 0
 
     def _of_all(self, x: AnyArray) -> list[AnyArray]:
-        self._given[self.rank] = x.copy()
+        self._messages[self.rank] = x.copy()
         self._barrier.wait()
-        found = list(self._given)
+        messages = list(self._messages)
         self._barrier.wait()
-        assert len({(each.shape, each.dtype) for each in found}) == 1
-        return found
+        assert len({(row.shape, row.dtype) for row in messages}) == 1
+        return messages
 
     def all_reduce(self, x: AnyArray, out: AnyArray, op: str) -> None:
         out[...] = {"max": np.maximum, "sum": np.add}[op].reduce(self._of_all(x))
@@ -57,12 +57,12 @@ def runtime() -> HostRuntime:
     return HostRuntime.__new__(HostRuntime)  # exchanges need no kernels, and so no compiler
 
 
-def each(runtime: HostRuntime, work: Callable[[NcclCollective], Any]) -> list[Any]:
-    """What each of the processes found."""
-    barrier, given = threading.Barrier(SIZE, timeout=60), [np.zeros(0)] * SIZE
+def results_of_all(runtime: HostRuntime, work: Callable[[NcclCollective], Any]) -> list[Any]:
+    """The result of each process."""
+    barrier, messages = threading.Barrier(SIZE, timeout=60), [np.zeros(0)] * SIZE
 
     def run(rank: int) -> Any:
-        return work(NcclCollective(Rendezvous(rank, SIZE), runtime, Group(rank, barrier, given)))
+        return work(NcclCollective(Rendezvous(rank, SIZE), runtime, Group(rank, barrier, messages)))
 
     with ThreadPoolExecutor(SIZE) as pool:
         return list(pool.map(run, range(SIZE)))
@@ -70,34 +70,37 @@ def each(runtime: HostRuntime, work: Callable[[NcclCollective], Any]) -> list[An
 
 def test_the_largest_of_all(runtime: HostRuntime) -> None:
     values = np.array([[1, 2**63, 5], [7, 2, 5], [0, 3, 2**64 - 1]], np.uint64)
-    for found in each(runtime, lambda own: own.largest(values[own.rank])):
-        assert found.dtype == np.uint64
-        assert found.tolist() == [7, 2**63, 2**64 - 1]
+    for largest in results_of_all(runtime, lambda collective: collective.largest(values[collective.rank])):
+        assert largest.dtype == np.uint64
+        assert largest.tolist() == [7, 2**63, 2**64 - 1]
 
 
 def test_a_total_leaves_what_it_was_given(runtime: HostRuntime) -> None:
     values = np.arange(SIZE * 8.0).reshape(SIZE, 4, 2)
 
-    def work(own: NcclCollective) -> AnyArray:
-        x = values[own.rank].T  # not contiguous, which NCCL refuses
-        wait = own.start_total(x)
-        assert np.array_equal(x, values[own.rank].T)
+    def work(collective: NcclCollective) -> AnyArray:
+        x = values[collective.rank].T  # not contiguous, which NCCL refuses
+        wait = collective.start_total(x)
+        assert np.array_equal(x, values[collective.rank].T)
         return wait()
 
-    for found in each(runtime, work):
-        assert np.array_equal(found, values.sum(0).T)
+    for total in results_of_all(runtime, work):
+        assert np.array_equal(total, values.sum(0).T)
 
 
 def test_arrays_of_different_lengths_are_gathered(runtime: HostRuntime) -> None:
     rows = [np.arange(n, dtype=np.float32) + 10 * n for n in (2, 0, 5)]
-    for found in each(runtime, lambda own: own.gather(rows[own.rank])):
-        assert [row.dtype for row in found] == [np.float32] * SIZE
-        assert [row.tolist() for row in found] == [row.tolist() for row in rows]
+    for gathered in results_of_all(runtime, lambda collective: collective.gather(rows[collective.rank])):
+        assert [row.dtype for row in gathered] == [np.float32] * SIZE
+        assert [row.tolist() for row in gathered] == [row.tolist() for row in rows]
 
 
 @pytest.mark.parametrize("message", [b"", b"\x00said by rank 0\xff"])
 def test_all_are_told_what_rank_0_says(runtime: HostRuntime, message: bytes) -> None:
-    assert each(runtime, lambda own: own.broadcast(message if own.rank == 0 else None)) == [message] * SIZE
+    assert (
+        results_of_all(runtime, lambda collective: collective.broadcast(message if collective.rank == 0 else None))
+        == [message] * SIZE
+    )
 
 
 def test_the_group_is_closed(runtime: HostRuntime) -> None:
@@ -118,17 +121,17 @@ class Lost:
 @pytest.mark.parametrize(
     "work",
     [
-        lambda own: own.largest(np.zeros(2, np.uint64)),
-        lambda own: own.start_total(np.zeros(2)),
-        lambda own: own.gather(np.zeros(2)),
-        lambda own: own.broadcast(None),
+        lambda collective: collective.largest(np.zeros(2, np.uint64)),
+        lambda collective: collective.start_total(np.zeros(2)),
+        lambda collective: collective.gather(np.zeros(2)),
+        lambda collective: collective.broadcast(None),
     ],
     ids=["largest", "start_total", "gather", "broadcast"],
 )
 def test_a_connection_that_is_lost_is_told(runtime: HostRuntime, work: Callable[[NcclCollective], Any]) -> None:
-    own = NcclCollective(Rendezvous(1, SIZE), runtime, Lost())
+    collective = NcclCollective(Rendezvous(1, SIZE), runtime, Lost())
     with pytest.raises(BackendError, match=r"^rank 1 of 3 lost its connection to the others: NCCL_ERROR_REMOTE"):
-        work(own)
+        work(collective)
 
 
 class Signed(Collective[AnyArray]):
@@ -151,11 +154,11 @@ class Signed(Collective[AnyArray]):
 
 def test_the_largest_bits_of_float32_on_the_host() -> None:
     """Two magnitudes in a uint64, as the grid is asked for."""
-    own = np.array([0x7F80_0000, 0x3F80_0000, 0, 0x7FFF_FFFF_0000_0000], np.uint64)
+    bits = np.array([0x7F80_0000, 0x3F80_0000, 0, 0x7FFF_FFFF_0000_0000], np.uint64)
     other = np.array([0x7F7F_FFFF, 0x4000_0000, 1, 0x7FFF_FFFF_0000_0001], np.uint64)
-    found = HostCollective(Signed(other)).largest(own)
-    assert found.dtype == np.uint64
-    assert found.tolist() == np.maximum(own, other).tolist()
+    largest = HostCollective(Signed(other)).largest(bits)
+    assert largest.dtype == np.uint64
+    assert largest.tolist() == np.maximum(bits, other).tolist()
 
 
 class Store:
@@ -190,20 +193,20 @@ def free_port() -> int:
 
 @pytest.mark.parametrize("launcher", ["", "torchrun"])
 def test_processes_meet_beside_torchrun(monkeypatch: pytest.MonkeyPatch, runtime: HostRuntime, launcher: str) -> None:
-    asked, stores = set[tuple[Any, ...]](), [Store(), Store()]
+    started, stores = set[tuple[Any, ...]](), [Store(), Store()]
 
     def start(size: int, rank: int, *, backend: str, host: str, port: int) -> Any:
-        asked.add((size, rank, backend, host, port))
+        started.add((size, rank, backend, host, port))
         return SimpleNamespace(_store=stores[0], stop=stores[0].stop) if rank == 0 else SimpleNamespace()
 
     cupyx(monkeypatch, start)
     port = free_port()
     named = port - (launcher == "torchrun")
     with socket.create_server(("127.0.0.1", named)) if named != port else socket.socket():  # torchrun's own store
-        made = [Rendezvous(rank, 2, rank, "127.0.0.1", named, launcher, 20.0) for rank in range(2)]
+        meetings = [Rendezvous(rank, 2, rank, "127.0.0.1", named, launcher, 20.0) for rank in range(2)]
         with ThreadPoolExecutor(2) as pool:
-            first, _ = pool.map(lambda rendezvous: NcclCollective(rendezvous, runtime), made)
-    assert asked == {(2, rank, "nccl", "127.0.0.1", port) for rank in range(2)}
+            first, _ = pool.map(lambda rendezvous: NcclCollective(rendezvous, runtime), meetings)
+    assert started == {(2, rank, "nccl", "127.0.0.1", port) for rank in range(2)}
     assert (stores[0].stopped, stores[0]._process) == (1, None)
     first.close()
     assert stores[0].stopped == 1

@@ -171,7 +171,7 @@ def test_blocks_are_one_call_each_way_and_hand_errors_on_undone(monkeypatch: pyt
     monkeypatch.setattr(on_cpu, "_split_error", noted)
     fresh = JaxBackend("cpu")
     fresh.value_and_grad(network, VanRossum(), weights, batch, precision="fast", dropout=None)
-    assert calls.count("_block_fired") == calls.count("_block_back") == 3
+    assert calls.count("_block_fired") == calls.count("_block_backward") == 3
     assert sum(isinstance(error, Deferred) for error in handed) == 2
 
 

@@ -36,14 +36,14 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.operations: list[tuple[Any, Any, Any, Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        self.operations.append((func, args, kwargs or {}, made))
-        return made
+        results = func(*args, **(kwargs or {}))
+        self.operations.append((func, args, kwargs or {}, results))
+        return results
 
     def replay(self) -> None:
-        for func, args, kwargs, made in self.operations:
+        for func, args, kwargs, results in self.operations:
             again = func(*args, **kwargs)
-            for x, y in zip(tree_leaves(made), tree_leaves(again), strict=True):
+            for x, y in zip(tree_leaves(results), tree_leaves(again), strict=True):
                 if isinstance(x, torch.Tensor) and x.untyped_storage().data_ptr() != y.untyped_storage().data_ptr():
                     x.copy_(y)
 
@@ -230,11 +230,11 @@ class NoHost(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Refuses operations that read or make tensors of the CPU, but for numbers."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for x in tree_leaves((args, kwargs, made)):
+        results = func(*args, **(kwargs or {}))
+        for x in tree_leaves((args, kwargs, results)):
             if isinstance(x, torch.Tensor) and x.device.type == "cpu" and x.ndim > 0:
                 raise AssertionError(f"{func} touches the CPU: {tuple(x.shape)} {x.dtype}")
-        return made
+        return results
 
 
 class WithoutMemory(StandIn):

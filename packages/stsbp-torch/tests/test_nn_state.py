@@ -138,11 +138,11 @@ def samples() -> tuple[torch.Tensor, torch.Tensor]:
 def in_chunks(net: torch.nn.Module, frames: torch.Tensor, lengths: tuple[int, ...]) -> Any:
     state, spikes, potentials = None, [], list[list[torch.Tensor]]()
     for chunk in torch.split(frames, list(lengths)):
-        made = net(chunk, state=state, full=True)
-        state = made.state
-        spikes.append(made.spikes)
-        potentials.append(list(made.potentials.values()))
-    return torch.cat(spikes), [torch.cat(each) for each in zip(*potentials, strict=True)]
+        output = net(chunk, state=state, full=True)
+        state = output.state
+        spikes.append(output.spikes)
+        potentials.append(list(output.potentials.values()))
+    return torch.cat(spikes), [torch.cat(chunks) for chunks in zip(*potentials, strict=True)]
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
@@ -180,12 +180,12 @@ def test_layers_go_on_from_their_state() -> None:
         SpikingLinear(16, 3, psp=PSP(4), input_exponent=2, neuron=LIF(3, 2)),
         input_shape=(2, 6, 6),
     )
-    whole = net(frames, full=True)
-    assert list(whole.potentials) == ["0.neurons", "2.neurons"]
-    assert torch.equal(whole.spikes, net(frames))
+    output = net(frames, full=True)
+    assert list(output.potentials) == ["0.neurons", "2.neurons"]
+    assert torch.equal(output.spikes, net(frames))
     spikes, potentials = in_chunks(net, frames, (2, 1, 4))
-    assert torch.equal(spikes, whole.spikes)
-    assert torch.equal(potentials[0], whole.potentials["0.neurons"])
+    assert torch.equal(spikes, output.spikes)
+    assert torch.equal(potentials[0], output.potentials["0.neurons"])
     neurons, z = Neurons(psp=PSP(3)), 3 * torch.rand(STEPS, 2, 5)
     assert torch.equal(in_chunks(neurons, z, (1, 6))[0], neurons(z))
 
@@ -226,8 +226,8 @@ def test_losses_of_potentials_have_the_gradients_of_autograd(reset: str, recurre
     generator = torch.Generator().manual_seed(3)
     frames = (torch.rand(STEPS, BATCH, 4, generator=generator) < 0.5).float()
     of_u, of_o = torch.randn(STEPS, BATCH, 5, generator=generator), torch.randn(STEPS, BATCH, 3, generator=generator)
-    made = net(frames, full=True)
-    ((made.potentials["linear1"] * of_u).sum() + (made.spikes * of_o).sum()).backward()
+    output = net(frames, full=True)
+    ((output.potentials["linear1"] * of_u).sum() + (output.spikes * of_o).sum()).backward()
     with torch.no_grad():
         grids = {key: x.clone() for key, x in net.named().items()}
         for projection in spec.graph.projections:
@@ -236,8 +236,8 @@ def test_losses_of_potentials_have_the_gradients_of_autograd(reset: str, recurre
     wide = {key: x.double().requires_grad_() for key, x in grids.items()}
     threshold, km, ks, cs = (float(np.float32(x)) for x in (0.6, 1 - 1 / 3, 1 - 3 / 5, 3 / 5))
     names = [projection.name for projection in spec.graph.projections]
-    own = next(iter(spec.graph.recurrent.values()))[0] if recurrent else ""
-    m, o, back = (torch.zeros(BATCH, 5, dtype=torch.float64) for _ in range(3))
+    loop = next(iter(spec.graph.recurrent.values()))[0] if recurrent else ""
+    m, o, loop_input = (torch.zeros(BATCH, 5, dtype=torch.float64) for _ in range(3))
     m2, i2 = (torch.zeros(BATCH, 3, dtype=torch.float64) for _ in range(2))
     loss = torch.zeros((), dtype=torch.float64)
 
@@ -249,13 +249,13 @@ def test_losses_of_potentials_have_the_gradients_of_autograd(reset: str, recurre
     for t in range(STEPS):
         current = frames[t].double() @ wide[names[0]].T
         if recurrent:
-            back = ks * back + cs * (o @ wide[own].T)
-            current = current + back
+            loop_input = ks * loop_input + cs * (o @ wide[loop].T)
+            current = current + loop_input
         u, o, m = fired(m, current)
         i2 = ks * i2 + cs * (o @ wide[names[-1]].T)
         _, o2, m2 = fired(m2, i2)
         loss = loss + (u * of_u[t]).sum() + (o2 * of_o[t]).sum()
-        assert (made.potentials["linear1"][t] - u).abs().max() < 1e-5
+        assert (output.potentials["linear1"][t] - u).abs().max() < 1e-5
     expected = torch.autograd.grad(loss, list(wide.values()))
     for (key, x), g in zip(net.named().items(), expected, strict=True):
         assert x.grad is not None
@@ -291,17 +291,17 @@ def test_running_statistics_follow_the_batches_of_training() -> None:
     net = Network(spec, gain=GAIN)
     norm = spec.graph.normalised[0].synapse.norm
     assert norm is not None
-    before = {key: net.named()[key].numpy().copy() for key in spec.statistics}
+    initial = {key: net.named()[key].numpy().copy() for key in spec.statistics}
     net(frames)
     z = torch.nn.functional.conv2d(frames.flatten(0, 1).double(), _on_grid(net, spec, "conv1").double())
     mean, variance = (x.numpy() for x in (z.mean((0, 2, 3)), z.var((0, 2, 3), unbiased=False)))
     for key, of_batch in (("conv1.mean", mean), ("conv1.variance", variance)):
-        moved = batchnorm.running(norm, before[key], of_batch.astype(np.float32))
+        moved = batchnorm.running(norm, initial[key], of_batch.astype(np.float32))
         assert np.allclose(net.named()[key].numpy(), moved, rtol=1e-6)
-        assert not np.array_equal(moved, before[key])
-    after = {key: net.named()[key].clone() for key in spec.statistics}
+        assert not np.array_equal(moved, initial[key])
+    trained = {key: net.named()[key].clone() for key in spec.statistics}
     net.eval()(frames)
-    assert all(torch.equal(net.named()[key], x) for key, x in after.items())
+    assert all(torch.equal(net.named()[key], x) for key, x in trained.items())
     assert {key for key in net.state_dict() if "mean" in key} == {"conv1.conv1_mean", "linear2.linear2_mean"}
 
 
@@ -440,9 +440,9 @@ def test_states_that_are_not_finite_are_refused(value: float) -> None:
 def test_spikes_of_a_state_that_are_no_numbers_of_spikes_are_refused(value: float) -> None:
     net, (frames, _) = Network(spec_of("chain")), samples()
     state = net(frames, full=True).state
-    spikes, *rest = state["neurons1"]
+    spikes, *others = state["neurons1"]
     with pytest.raises(ShapeError, match="spikes of neurons1 in the state must be whole numbers from 0 to 255"):
-        net(frames, state={**state, "neurons1": (torch.full_like(spikes, value), *rest)})
+        net(frames, state={**state, "neurons1": (torch.full_like(spikes, value), *others)})
 
 
 @pytest.mark.parametrize("step", [-1, 2**32, 2**40, 2**64, 0.5, True, "1"])
