@@ -29,7 +29,7 @@ from stsbp.benchmarks.device import describe
 from stsbp.cli.common import limit_threads
 from stsbp.cli.export import FORMS
 from stsbp.errors import ConfigError
-from stsbp.interop.c_source import Source, source
+from stsbp.interop.c_source import CSource, source
 from stsbp.interop.c_source.check import Compared, compared, driver, macros, recorded
 from stsbp.interop.program import About, program
 from stsbp.training.build import load_data
@@ -70,7 +70,7 @@ class Target:
         wanted = [self.compiler, *self.runner[:1], *(["qemu-system-arm"] if self.board else [])]
         return next((name for name in wanted if shutil.which(name) is None), None)
 
-    def compile(self, folder: Path, sources: list[Source]) -> None:
+    def compile(self, folder: Path, sources: list[CSource]) -> None:
         """Make the program `check` in the folder."""
         files = ["main.c", *(f"{each.stem}.c" for each in sources), "-o", "check", "-lm"]
         if self.board:
@@ -134,7 +134,7 @@ class Checked:
         targets: layers by target.
     """
 
-    source: Source
+    source: CSource
     samples: int
     accuracy: float | None
     targets: dict[str, list[Compared]]
@@ -179,7 +179,7 @@ def _record(trained: Trained, inputs: UInt8, labels: Int64, path: Path) -> int |
     return None if trained.task.inputs.sequences else right
 
 
-def sizes(made: Source, folder: Path) -> Iterator[str]:
+def sizes(made: CSource, folder: Path) -> Iterator[str]:
     """What compilers make of a network: code and tables in bytes, beside what the header says."""
     for target in TARGETS:
         size = target.compiler.removesuffix("gcc") + "size"
@@ -191,7 +191,7 @@ def sizes(made: Source, folder: Path) -> Iterator[str]:
 
 
 def timed(
-    run: Path, trained: Trained, made: Source, inputs: UInt8, folder: Path, rounds: int, beside: Sequence[str]
+    run: Path, trained: Trained, made: CSource, inputs: UInt8, folder: Path, rounds: int, beside: Sequence[str]
 ) -> dict[str, float]:
     """Milliseconds of CPU time a sample, in turn: compiled C, and backends or onnxruntime beside it."""
     steps, axis = trained.settings.steps, 1 if trained.network.coding == "events" else 0
@@ -218,7 +218,7 @@ def timed(
     return {name: median(each) for name, each in found.items()}
 
 
-def _called(library: Path, made: Source, steps: int, outputs: int) -> Callable[[UInt8], object]:
+def _called(library: Path, made: CSource, steps: int, outputs: int) -> Callable[[UInt8], object]:
     whole = getattr(ctypes.CDLL(str(library)), f"{made.stem}_run")
     state, spikes = np.zeros(made.ram // 4, np.float32), np.zeros((steps, outputs), np.uint8)
 

@@ -23,7 +23,7 @@ from stsbp.errors import ConfigError
 from stsbp.interop import nir_readings
 from stsbp.interop.nir_file import write
 from stsbp.interop.nir_graph import Form, graph_of
-from stsbp.interop.program import About, Program, program
+from stsbp.interop.program import About, NetworkProgram, program
 from stsbp.training.build import load_data
 from stsbp_spec import open_backend
 from stsbp_spec.networks.graph import Neurons
@@ -72,7 +72,7 @@ def small_cases() -> dict[str, Small]:
     return found
 
 
-def reference(made: Program, weights: dict[str, Float32], inputs: UInt8, steps: int) -> dict[str, AnyArray]:
+def reference(made: NetworkProgram, weights: dict[str, Float32], inputs: UInt8, steps: int) -> dict[str, AnyArray]:
     """Spikes and potentials after each reset of every population, by the names that NIR has for them.
 
     And how many potentials met the threshold exactly.
@@ -96,7 +96,12 @@ def reference(made: Program, weights: dict[str, Float32], inputs: UInt8, steps: 
 
 
 def prepare(
-    folder: Path, about: About, made: Program, weights: dict[str, Float32], inputs: UInt8, labels: AnyArray | None
+    folder: Path,
+    about: About,
+    made: NetworkProgram,
+    weights: dict[str, Float32],
+    inputs: UInt8,
+    labels: AnyArray | None,
 ) -> str | None:
     """Files of a case, and what our reference makes of it; a reason where NIR cannot say it."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from options import guarded, parser_of
-from stsbp.benchmarks.cases import CASES, EVERY, Step, prepare
+from stsbp.benchmarks.cases import CASES, EVERY, BenchmarkRun, prepare
 from stsbp.benchmarks.device import synchronise
 from stsbp.benchmarks.step import folder_of
 from stsbp_spec.engine.pairs import Pairs
@@ -102,9 +102,9 @@ def measure(
     chosen = EVERY[case]
     folder = folder_of(chosen, data_dir)
     task, data = prepare(chosen, backend, scale=scale, surrogate=None, data_dir=folder)
-    whole = Step(task, data.batches)
+    whole = BenchmarkRun(task, data.batches)
     own = task.trainer
-    step = Step(task, data.batches)
+    step = BenchmarkRun(task, data.batches)
     watched: Any = open_backend(name, device)
     watched.compiled = partial(Pairs.compiled, watched)
     parted = Trainer(watched, own.network, own.loss, own.optimizer, own.precision, own.seed, own.memory)

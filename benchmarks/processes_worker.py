@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stsbp.benchmarks.cases import CASES, Step, prepare
+from stsbp.benchmarks.cases import CASES, BenchmarkRun, prepare
 from stsbp.benchmarks.step import folder_of
 from stsbp_spec.distributed.collective import Alone, Collective, Rendezvous
 from stsbp_spec.engine.backend import Batch
@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> None:
     )
     task = replace(task, trainer=trainer)
     axis = int(task.network.coding == "events")
-    step = Step(task, [_own(batch, collective, axis) for batch in resident.batches])
+    step = BenchmarkRun(task, [_own(batch, collective, axis) for batch in resident.batches])
     for _ in range(4):
         step()
     print(json.dumps({"ready": True}), flush=True)

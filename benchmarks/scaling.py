@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 from options import guarded, parser_of, write_report
-from stsbp.benchmarks.cases import Step
+from stsbp.benchmarks.cases import BenchmarkRun
 from stsbp.benchmarks.device import describe, peak_memory, reset_peak_memory
 from stsbp.benchmarks.timing import Timing, interleaved
-from stsbp.config import Source, resolve
+from stsbp.config import SettingsSource, resolve
 from stsbp.errors import StsbpError
 from stsbp.training.build import Inputs, build_task
 from stsbp.training.initial import scaled_to_rate
@@ -61,7 +61,7 @@ RATE = 0.05
 """Spikes per neuron and step of every layer, at least: silent layers would cost next to nothing."""
 
 
-def make_step(backend: AbstractBackend, size: dict[str, float], memory: str = "full") -> Step:
+def make_step(backend: AbstractBackend, size: dict[str, float], memory: str = "full") -> BenchmarkRun:
     """A training step on random event frames: `depth` layers of `C` channels, 3 x 3.
 
     They have `SIDE` x `SIDE` pixels, or so many that all layers have about `N` neurons where `size` says so. Weights
@@ -73,7 +73,7 @@ def make_step(backend: AbstractBackend, size: dict[str, float], memory: str = "f
     net = "-".join([f"{channels}C3p1"] * int(size["depth"]) + ["P4"])
     inputs = Inputs((2, side, side), "events", tuple("0123456789"))
     chosen = {"dataset": "nmnist", "net": net, "steps": steps, "batch_size": batch, "lr": 1e-9, "memory": memory}
-    task = build_task(resolve([Source("benchmark", chosen)]), inputs, backend)
+    task = build_task(resolve([SettingsSource("benchmark", chosen)]), inputs, backend)
     random = np.random.default_rng(0)
     shape = (batch, 2, side, side)
     frames = np.stack([random.random(shape, np.float32) < size["density"] for _ in range(steps)]).view(np.uint8)
@@ -81,7 +81,7 @@ def make_step(backend: AbstractBackend, size: dict[str, float], memory: str = "f
     targets = encode_repeat(labels, 10, steps, task.config.label_code)
     weights = initial_weights(task.network, task.config.seed, task.config.init_gain)
     scaled = scaled_to_rate(task, weights, frames[:, :_SAMPLES], RATE)
-    return Step(task, [Batch(frames, targets)], scaled)
+    return BenchmarkRun(task, [Batch(frames, targets)], scaled)
 
 
 def one(backend: AbstractBackend, size: dict[str, float], memory: str, *, rounds: int) -> dict[str, Any]:

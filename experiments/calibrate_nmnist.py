@@ -29,7 +29,7 @@ import numpy as np
 from stsbp.datasets import mnist
 from stsbp.datasets.nmnist import read_recording
 from stsbp.datasets.nmnist_sim import CAMERA
-from stsbp.datasets.saccades import Place, Recording, SaccadeCamera
+from stsbp.datasets.saccades import ImagePosition, SaccadeCamera, SaccadeEvents
 from stsbp_spec.models.encoders import EventBinning
 
 FITTED = 700
@@ -46,7 +46,7 @@ class Pairs(NamedTuple):
 
     images: Any
     numbers: Any
-    recordings: list[Recording]
+    recordings: list[SaccadeEvents]
 
     def some(self, chosen: slice) -> Pairs:
         """A part of the pairs."""
@@ -65,20 +65,20 @@ def read_pairs(data_dir: Path) -> Pairs:
     ]
     if wrong:
         raise SystemExit(f"{wrong[0]} does not show the digit of its number; are these MNIST and N-MNIST?")
-    return Pairs(digits.images[numbers], numbers, [Recording(*read_recording(p.read_bytes(), p)) for p in paths])
+    return Pairs(digits.images[numbers], numbers, [SaccadeEvents(*read_recording(p.read_bytes(), p)) for p in paths])
 
 
-def simulate(camera: SaccadeCamera, pairs: Pairs) -> list[Recording]:
+def simulate(camera: SaccadeCamera, pairs: Pairs) -> list[SaccadeEvents]:
     """The simulated recordings of the pairs' digits."""
     return camera.record(pairs.images, pairs.numbers)
 
 
-def frames(recordings: Sequence[Recording]) -> Any:
+def frames(recordings: Sequence[SaccadeEvents]) -> Any:
     """Binary frames `[n, T, 2, H, W]`, bool."""
     return np.stack([BINNING.frames(*recording) for recording in recordings]).astype(bool)
 
 
-def events(recordings: Sequence[Recording], *bins: int) -> Any:
+def events(recordings: Sequence[SaccadeEvents], *bins: int) -> Any:
     """Events of each recording, `[n, ...]`, by what `bins` keeps: 1 polarity, 2 saccade, 3 row, 4 column."""
     counts = np.zeros((len(recordings), 2, 3, 34, 34))
     for own, (x, y, p, t) in zip(counts, recordings, strict=True):
@@ -86,7 +86,7 @@ def events(recordings: Sequence[Recording], *bins: int) -> Any:
     return counts.sum(axis=tuple(axis for axis in (1, 2, 3, 4) if axis not in bins))
 
 
-def profile(recordings: Sequence[Recording]) -> Any:
+def profile(recordings: Sequence[SaccadeEvents]) -> Any:
     """Events of a recording by polarity and 5 ms, `[2, 64]`."""
     total = np.zeros((2, KNOTS))
     for _, _, p, t in recordings:
@@ -114,7 +114,7 @@ def alone(active: Any) -> float:
     return float((active & ~beside).sum() / active.sum())
 
 
-def speckle(recordings: Sequence[Recording]) -> float:
+def speckle(recordings: Sequence[SaccadeEvents]) -> float:
     """How far a pixel's mean events are from the mean of its neighbours, in shares; the median where there are many."""
     mean = events(recordings, 3, 4).mean(axis=0)
     around = sum(np.roll(mean, shift, (0, 1)) for shift in ((0, 1), (1, 0), (0, -1), (-1, 0))) / 4
@@ -122,7 +122,7 @@ def speckle(recordings: Sequence[Recording]) -> float:
     return float(np.median(np.abs(mean[many] / around[many] - 1)))
 
 
-def intervals(recordings: Sequence[Recording]) -> tuple[float, float, float]:
+def intervals(recordings: Sequence[SaccadeEvents]) -> tuple[float, float, float]:
     """Milliseconds: what 1 % of the intervals between a pixel's events are below, and the median time from a pixel's
     first to its last event in a saccade where there are three or more, OFF and ON."""
     between: list[Any] = []
@@ -143,7 +143,7 @@ def intervals(recordings: Sequence[Recording]) -> tuple[float, float, float]:
     return float(np.percentile(np.concatenate(between), 1)) / 1000, off / 1000, on / 1000
 
 
-def table(real: list[Recording], simulated: dict[str, list[Recording]]) -> list[str]:
+def table(real: list[SaccadeEvents], simulated: dict[str, list[SaccadeEvents]]) -> list[str]:
     """Real and simulated recordings of the same digits, as the lines of a Markdown table."""
     sets = {"real": real, **simulated}
     rows: dict[str, list[str]] = {"": list(sets)}
@@ -184,7 +184,7 @@ def table(real: list[Recording], simulated: dict[str, list[Recording]]) -> list[
     return [lines[0], "|---" * (len(sets) + 1) + "|", *lines[1:]]
 
 
-def draw(path: Path, pairs: Pairs, simulated: dict[str, list[Recording]]) -> None:
+def draw(path: Path, pairs: Pairs, simulated: dict[str, list[SaccadeEvents]]) -> None:
     """Temporal profiles, spatial profiles, and frames of one digit, real and simulated, as a picture."""
     import matplotlib
 
@@ -275,7 +275,9 @@ def fit_optics(pairs: Pairs, iterations: int) -> SaccadeCamera:
         if iteration % 100 == 99 or iteration == iterations - 1:
             print(f"iteration {iteration + 1}: unexplained {loss.item():.4f}", flush=True)
     blur, log_gain, log_floor, exponent, scale, angle = (float(value.detach()) for value in others)
-    path = [Place(k * KNOT_US, round(64 * r) / 64, round(64 * c) / 64) for k, (r, c) in enumerate(knots.tolist())]
+    path = [
+        ImagePosition(k * KNOT_US, round(64 * r) / 64, round(64 * c) / 64) for k, (r, c) in enumerate(knots.tolist())
+    ]
     return dataclasses.replace(
         CAMERA,
         path=tuple(path),

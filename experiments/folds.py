@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from stsbp.config import RunConfig, Source, resolve
+from stsbp.config import RunConfig, SettingsSource, resolve
 from stsbp.datasets import Split, Subset, hold_out
 from stsbp.errors import ConfigError, StsbpError
 from stsbp.training import checkpoint
@@ -83,7 +83,7 @@ def main() -> None:
         parser.error(f"settings are NAME=VALUE as in TOML, for example loss='\"hamming\"': {error}")
     values = {"dataset": given.dataset, "data_dir": given.data_dir, "test_every": 0, "threads": 1, **asked}
     try:
-        config = resolve([Source("command line", values)])
+        config = resolve([SettingsSource("command line", values)])
     except ConfigError as error:
         parser.error(str(error))
     try:

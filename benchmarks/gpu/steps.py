@@ -15,7 +15,7 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
 from options import guarded, parser_of  # noqa: E402
-from stsbp.benchmarks.cases import CASES, Case, Step, prepare  # noqa: E402
+from stsbp.benchmarks.cases import CASES, BenchmarkRun, Case, prepare  # noqa: E402
 from stsbp.benchmarks.device import describe  # noqa: E402
 from stsbp.benchmarks.floor import dense_floor  # noqa: E402
 from stsbp.benchmarks.result import Report, Row  # noqa: E402
@@ -28,14 +28,14 @@ from stsbp_spec.registry import open_backend  # noqa: E402
 __all__ = ["main", "measure"]
 
 
-def measure(name: str, device: str | None, case: Case, *, scale: float, rounds: int) -> tuple[list[Row], Step]:
+def measure(name: str, device: str | None, case: Case, *, scale: float, rounds: int) -> tuple[list[Row], BenchmarkRun]:
     """Rows of a case, and a step that is warm."""
     apart, recording = opened(name, device, "0"), opened(name, device, "1")
     task, data = prepare(case, apart, scale=scale, surrogate=None, data_dir=None)
-    step = Step(task, data.batches)
+    step = BenchmarkRun(task, data.batches)
     work: dict[str, Callable[[], object]] = {"training step": step}
     if getattr(recording, "graphs", None) is not None:
-        work["training step, recorded"] = Step(build_task(task.config, case.inputs, recording), data.batches)
+        work["training step, recorded"] = BenchmarkRun(build_task(task.config, case.inputs, recording), data.batches)
     if name == "torch":
         where = "cuda" if apart.device.startswith("cuda") else "cpu"
         work["dense floor"] = dense_floor(task.network, step.weights, data.batches[0], where)
@@ -63,7 +63,7 @@ def opened(name: str, device: str | None, switch: str) -> AbstractBackend:
             os.environ[SWITCH] = before
 
 
-def traced(step: Step) -> str:
+def traced(step: BenchmarkRun) -> str:
     """What torch's profiler says of three steps."""
     import torch
     from torch.profiler import profile
@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--trace", action="store_true", help="print a table of kernels as well")
     options = parser.parse_args(arguments)
     rows: list[Row] = []
-    warm: list[Step] = []
+    warm: list[BenchmarkRun] = []
     for case in CASES.values():
         found, step = measure(options.backend, options.device, case, scale=options.scale, rounds=options.rounds)
         for row in found:

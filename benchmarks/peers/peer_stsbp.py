@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from problem import Problem
-from stsbp.benchmarks.cases import EVERY, Step
+from stsbp.benchmarks.cases import EVERY, BenchmarkRun
 from stsbp.benchmarks.floor import dense_floor
 from stsbp.training.build import build_task
 from stsbp_spec.engine.backend import Batch
@@ -41,7 +41,7 @@ class Own:
         self.task = task
         self.load(problem.inputs, problem.labels)
         batch = self.batch
-        self.run = run = Step(task, [batch], problem.weights)
+        self.run = run = BenchmarkRun(task, [batch], problem.weights)
         on = "cuda" if backend.device.startswith(("cuda", "gpu")) else "cpu"
         floor = dense_floor(task.network, run.weights, batch, on) if name == "floor" else None
         self.step: Callable[[], Any] = floor or self.update

@@ -18,7 +18,7 @@ import pytest
 from click.testing import Result
 from rich.console import Console
 from stsbp.benchmarks import cases, data, device, floor, kernels, memory, show, startup, step
-from stsbp.benchmarks.cases import Case, Step, prepare
+from stsbp.benchmarks.cases import BenchmarkRun, Case, prepare
 from stsbp.benchmarks.result import Report, Row
 from stsbp.benchmarks.show import remarks
 from stsbp.benchmarks.timing import Timing, interleaved
@@ -120,7 +120,7 @@ def test_a_step_learns_on_inputs_that_spike(tiny_cases: dict[str, Case], name: s
     backend = open_backend("numpy")
     task, resident = prepare(tiny_cases[name], backend, scale=1.0, surrogate=None, data_dir=None)
     assert len({unpacked(batch.inputs).tobytes() for batch in resident.batches}) == 4
-    run = Step(task, resident.batches)
+    run = BenchmarkRun(task, resident.batches)
     before = run.task.trainer.export_state(run.state)
     run()
     after = run.task.trainer.export_state(run.state)
@@ -195,7 +195,7 @@ def test_the_dense_floor_is_the_network_without_neurons(
     torch = pytest.importorskip("torch")
     for case in tiny_cases.values():
         task, resident = prepare(case, open_backend("numpy"), scale=1.0, surrogate=None, data_dir=None)
-        weights = Step(task, resident.batches).weights
+        weights = BenchmarkRun(task, resident.batches).weights
         batch = resident.batches[0]
         seen: list[Any] = []
         monkeypatch.setattr(torch.autograd, "backward", lambda x, _, seen=seen: seen.append(x))

@@ -11,7 +11,7 @@ import pytest
 from click.testing import Result
 from stsbp import budget
 from stsbp.datasets import load
-from stsbp.datasets.cache import CacheWriter, Source, cached
+from stsbp.datasets.cache import CacheWriter, SourceFiles, cached
 from stsbp.datasets.npz import read_arrays
 from stsbp.errors import ConfigError, DataError
 from stsbp_spec.models.encoders import EventBinning
@@ -126,7 +126,7 @@ def test_file_budget_is_an_option_of_every_command(
 
 
 def test_a_cache_that_is_there_is_read_without_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = Source("own", 10, 4)
+    source = SourceFiles("own", 10, 4)
 
     def build(writer: CacheWriter) -> None:
         writer.add(np.zeros((4, 1000), np.uint8), np.zeros(4, np.int64))

@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stsbp.config import FREE, RunConfig, Source, absolute, differences, named_preset, read_toml, resolve, to_toml
+from stsbp.config import (
+    FREE,
+    RunConfig,
+    SettingsSource,
+    absolute,
+    differences,
+    named_preset,
+    read_toml,
+    resolve,
+    to_toml,
+)
 from stsbp.datasets import DATASETS
 from stsbp.errors import ConfigError
 from stsbp.presets import PRESETS, defaults
@@ -25,7 +35,7 @@ from stsbp_spec.models.neurons import stored as neurons
 from stsbp_spec.models.surrogates import SURROGATES
 from stsbp_spec.networks.ops.psp import PSP
 
-DIGITS = Source("command line", {"dataset": "digits"})
+DIGITS = SettingsSource("command line", {"dataset": "digits"})
 
 
 @dataclass(frozen=True)
@@ -44,8 +54,8 @@ class _Miss(Loss):
 
 
 def test_later_sources_win() -> None:
-    file = Source("a.toml", {"epochs": 3, "lr": 0.5})
-    flags = Source("command line", {"dataset": "digits", "lr": 0.25})
+    file = SettingsSource("a.toml", {"epochs": 3, "lr": 0.5})
+    flags = SettingsSource("command line", {"dataset": "digits", "lr": 0.25})
     config = resolve([file, flags])
     assert config.net == defaults("digits", "van-rossum")["net"]
     assert (config.epochs, config.lr) == (3, 0.25)
@@ -73,8 +83,8 @@ def test_what_was_computed_from_an_overridden_setting_is_gone(asked: dict[str, A
         "init_sha256": "0" * 64,
     }
     named = {"loss": "my:Loss", "neuron": "my:Neuron", "surrogate": "my:Surrogate", "init_from": "start"}
-    run = Source("run/config.toml", {"dataset": "digits", **named, **stored})
-    config = resolve([run, Source("command line", asked)])
+    run = SettingsSource("run/config.toml", {"dataset": "digits", **named, **stored})
+    config = resolve([run, SettingsSource("command line", asked)])
     assert {name for name in stored if not getattr(config, name)} == gone
     assert config.model_dump().items() >= asked.items()
 
@@ -82,19 +92,19 @@ def test_what_was_computed_from_an_overridden_setting_is_gone(asked: dict[str, A
 @pytest.mark.parametrize("setting", ["neuron", "surrogate", "loss"])
 @pytest.mark.parametrize("typed", [{}, {"neuron": "lif", "surrogate": "arctan", "loss": "hamming"}])
 def test_class_as_data_that_no_setting_names_is_refused(setting: str, typed: dict[str, str]) -> None:
-    own = Source("own.toml", {"dataset": "digits", f"{setting}_model": "x"}, is_file=True)
+    own = SettingsSource("own.toml", {"dataset": "digits", f"{setting}_model": "x"}, is_file=True)
     message = f"own.toml: {setting}_model stores a class, but {setting} does not name one; leave {setting}_model out"
     with pytest.raises(ConfigError, match=message):
-        resolve([own, Source("command line", typed)])
+        resolve([own, SettingsSource("command line", typed)])
 
 
 def test_data_set_from_the_file_chooses_the_preset() -> None:
-    assert resolve([Source("a.toml", {"dataset": "nmnist"})]).steps == defaults("nmnist", "van-rossum")["steps"]
+    assert resolve([SettingsSource("a.toml", {"dataset": "nmnist"})]).steps == defaults("nmnist", "van-rossum")["steps"]
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_every_preset_is_valid(dataset: str) -> None:
-    config = resolve([Source("command line", {"dataset": dataset})])
+    config = resolve([SettingsSource("command line", {"dataset": dataset})])
     assert config.model_dump().items() >= defaults(dataset, "van-rossum").items()
 
 
@@ -115,7 +125,7 @@ def test_presets_and_data_sets_have_the_same_names() -> None:
     ],
 )
 def test_window_of_a_recording(settings: dict[str, Any], window: int) -> None:
-    config = resolve([Source("command line", {"dataset": "nmnist", **settings})])
+    config = resolve([SettingsSource("command line", {"dataset": "nmnist", **settings})])
     assert config.binning.window_us == window
     assert config.binning.first_saccade == (config.saccades == "first")
 
@@ -129,30 +139,30 @@ def test_window_of_a_recording(settings: dict[str, Any], window: int) -> None:
 )
 def test_impossible_window_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        resolve([Source("command line", {"dataset": "nmnist", **settings})])
+        resolve([SettingsSource("command line", {"dataset": "nmnist", **settings})])
 
 
 def test_later_settings_count_in_the_digest_only_while_they_are_on() -> None:
-    config = resolve([Source("command line", {"dataset": "nmnist"})])
+    config = resolve([SettingsSource("command line", {"dataset": "nmnist"})])
     assert config.model_copy(update={"stabilise": True}).digest() != config.digest()
     assert config.model_copy(update={"bin_ms": 3.0}).digest() != config.digest()
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_losses_are_those_of_the_spec(loss: str) -> None:
-    assert resolve([DIGITS, Source("command line", {"loss": loss})]).loss == loss
+    assert resolve([DIGITS, SettingsSource("command line", {"loss": loss})]).loss == loss
 
 
 def test_unknown_key_names_file_key_and_the_known_ones() -> None:
     with pytest.raises(
         ConfigError, match=r"a\.toml: unknown setting 'epoch' \(did you mean epochs\?\)\nknown settings: .*tau_m"
     ):
-        resolve([Source("a.toml", {"epoch": 3}), DIGITS])
+        resolve([SettingsSource("a.toml", {"epoch": 3}), DIGITS])
 
 
 def test_known_settings_are_listed_once_however_many_are_unknown() -> None:
     with pytest.raises(ConfigError) as caught:
-        resolve([Source("a.toml", {"epoch": 3, "losss": "hamming"}), DIGITS])
+        resolve([SettingsSource("a.toml", {"epoch": 3, "losss": "hamming"}), DIGITS])
     first, second, known = str(caught.value).splitlines()
     assert first.endswith("unknown setting 'epoch' (did you mean epochs?)")
     assert second.endswith("unknown setting 'losss' (did you mean loss?)")
@@ -184,17 +194,17 @@ def test_known_settings_are_listed_once_however_many_are_unknown() -> None:
 )
 def test_bad_value_names_source_key_and_what_is_allowed(key: str, value: Any, allowed: str) -> None:
     with pytest.raises(ConfigError) as file_error:
-        resolve([Source("a.toml", {key: value}), DIGITS])
+        resolve([SettingsSource("a.toml", {key: value}), DIGITS])
     assert str(file_error.value).startswith(f"a.toml: {key} = ")
     assert allowed in str(file_error.value)
     with pytest.raises(ConfigError) as flag_error:
-        resolve([DIGITS, Source("command line", {key: value})])
+        resolve([DIGITS, SettingsSource("command line", {key: value})])
     assert str(flag_error.value).startswith(f"--{key.replace('_', '-')} {value}: ")
 
 
 def test_all_problems_are_named_at_once() -> None:
     with pytest.raises(ConfigError) as error:
-        resolve([Source("a.toml", {"epochs": 0, "batch_size": 0, "nets": "5"}), DIGITS])
+        resolve([SettingsSource("a.toml", {"epochs": 0, "batch_size": 0, "nets": "5"}), DIGITS])
     *problems, known = str(error.value).splitlines()
     assert [line.split(" = ")[0] for line in problems[:2]] == ["a.toml: epochs", "a.toml: batch_size"]
     assert [line.split(" (")[0] for line in problems[2:]] == ["a.toml: unknown setting 'nets'"]
@@ -203,14 +213,16 @@ def test_all_problems_are_named_at_once() -> None:
 
 def test_patterns_that_do_not_differ() -> None:
     with pytest.raises(ConfigError, match="repeat to the same spike train"):
-        resolve([DIGITS, Source("command line", {"label_pattern": "01", "undesired_pattern": "0101"})])
+        resolve([DIGITS, SettingsSource("command line", {"label_pattern": "01", "undesired_pattern": "0101"})])
     with pytest.raises(ConfigError, match="do not differ within 2 steps"):
-        resolve([DIGITS, Source("command line", {"label_pattern": "001", "undesired_pattern": "0", "steps": 2})])
+        resolve(
+            [DIGITS, SettingsSource("command line", {"label_pattern": "001", "undesired_pattern": "0", "steps": 2})]
+        )
 
 
 def test_no_data_set() -> None:
     with pytest.raises(ConfigError, match="no data set is named"):
-        resolve([Source("command line", {"epochs": 3})])
+        resolve([SettingsSource("command line", {"epochs": 3})])
 
 
 @pytest.mark.parametrize(
@@ -246,7 +258,7 @@ def test_toml_reads_back(
 ) -> None:
     path = tmp_path_factory.mktemp("config") / "config.toml"
     values = {"dataset": "digits", "data_dir": data_dir, "lr": lr, "seed": seed, "download": download}
-    config = resolve([Source("command line", values)])
+    config = resolve([SettingsSource("command line", values)])
     path.write_text(to_toml(config), encoding="utf-8", newline="")
     assert resolve([read_toml(path)], with_preset=False) == config
 
@@ -262,7 +274,7 @@ def test_settings_that_no_file_can_hold_are_refused_before_a_run_begins() -> Non
     ("setting", "value"), [("data_dir", "a\udcff"), ("test_on", "folder:a\udcff"), ("init_from", "a\udcff:best")]
 )
 def test_settings_that_are_not_utf_8_are_refused(setting: str, value: str) -> None:
-    config = resolve([DIGITS, Source("command line", {setting: value})])
+    config = resolve([DIGITS, SettingsSource("command line", {setting: value})])
     with pytest.raises(ConfigError, match=rf"{setting} is not valid UTF-8: .*a\\xff.*; rename the file or folder"):
         to_toml(absolute(config))
 
@@ -294,7 +306,7 @@ def test_differences_name_both_values() -> None:
 )
 def test_the_loss_chooses_within_the_preset(dataset: str, labels: tuple[str, ...]) -> None:
     losses = ("hamming", "van-rossum", "spike-count")
-    configs = [resolve([Source("flags", {"dataset": dataset, "loss": loss})]) for loss in losses]
+    configs = [resolve([SettingsSource("flags", {"dataset": dataset, "loss": loss})]) for loss in losses]
     assert tuple(config.label_pattern for config in configs) == tuple(labels)
 
 
@@ -317,8 +329,11 @@ def test_every_named_preset_is_valid_and_lies_over_that_of_its_data_set(name: st
 
 
 def test_named_preset_yields_to_file_and_flags() -> None:
-    sources = [named_preset("nmnist-stbp", "digits-events"), Source("command line", {"dataset": "digits-events"})]
-    config = resolve([*sources, Source("command line", {"epochs": 2})])
+    sources = [
+        named_preset("nmnist-stbp", "digits-events"),
+        SettingsSource("command line", {"dataset": "digits-events"}),
+    ]
+    config = resolve([*sources, SettingsSource("command line", {"epochs": 2})])
     assert (config.dataset, config.epochs, config.loss, config.tau_s) == ("digits-events", 2, "spike-count", 1.0)
 
 

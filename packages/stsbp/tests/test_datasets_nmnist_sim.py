@@ -18,7 +18,7 @@ from stsbp.config import RunConfig
 from stsbp.datasets import Dataset, Split, load, mnist, nmnist_sim
 from stsbp.datasets.mnist import read
 from stsbp.datasets.nmnist_sim import CAMERA
-from stsbp.datasets.saccades import Place, SaccadeCamera
+from stsbp.datasets.saccades import ImagePosition, SaccadeCamera
 from stsbp.errors import ConfigError, DataError
 from stsbp.training.build import Data, load_data
 from stsbp_spec.models.encoders import EventBinning
@@ -361,7 +361,7 @@ class TestCamera:
         """A bar that comes makes a pixel darker: OFF events first, as many as its share of light and threshold say."""
         image = np.zeros((1, 28, 28), np.uint8)
         image[0, :14] = 255
-        path = (Place(0, -14.0, 3.0), Place(100_000, 3.0, 3.0))
+        path = (ImagePosition(0, -14.0, 3.0), ImagePosition(100_000, 3.0, 3.0))
         camera = SaccadeCamera(threshold=0.2, off_threshold=off, floor=0.1, path=path)
         for inverted in (False, True):
             p = dataclasses.replace(camera, inverted=inverted).record(image)[0].p

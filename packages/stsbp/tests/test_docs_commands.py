@@ -12,7 +12,7 @@ import pytest
 from click.core import ParameterSource
 from stsbp.cli import COMMANDS, cli
 from stsbp.cli.experiment import _configs
-from stsbp.config import RunConfig, Source, named_preset, resolve
+from stsbp.config import RunConfig, SettingsSource, named_preset, resolve
 
 ROOT = Path(__file__).parents[3]
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
@@ -72,7 +72,7 @@ def test_command_line_of_a_page_parses(page: str, line: str, tmp_path: Path, mon
         if key in RunConfig.model_fields and context.get_parameter_source(key) != ParameterSource.DEFAULT
     }
     if name == "train" and context.params["resume"] is None:
-        sources = [Source("command line", {k: v for k, v in given.items() if v is not None})]
+        sources = [SettingsSource("command line", {k: v for k, v in given.items() if v is not None})]
         preset = context.params["preset_name"]
         if preset is not None:
             sources.insert(0, named_preset(preset, context.params["dataset"]))

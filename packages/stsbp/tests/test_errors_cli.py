@@ -413,7 +413,7 @@ def test_full_disk_loses_nothing(
 
     whole, run, filler = tmp_path / "whole", small_disk / "run", small_disk / "filler"
     assert train_tiny(whole).exit_code == 0
-    original = loop._Loop.end_epoch
+    original = loop._TrainingLoop.end_epoch
 
     def fill(self: Any) -> Any:
         if self.next.epoch == 1:
@@ -426,7 +426,7 @@ def test_full_disk_loses_nothing(
         return original(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Loop, "end_epoch", fill)
+        patch.setattr(loop._TrainingLoop, "end_epoch", fill)
         refused(train_tiny(run), "cannot write", str(run))
     before = json.loads((run / "last.json").read_text())
     assert before["epoch"] == 1

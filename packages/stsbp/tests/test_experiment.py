@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from click.testing import Result
 from stsbp import load_run
-from stsbp.config import Source, resolve
+from stsbp.config import SettingsSource, resolve
 from stsbp.datasets import load
 from stsbp.experiment import jobs
 from stsbp.experiment import run as experiment_run
@@ -734,5 +734,5 @@ def test_gpu_script_goes_on_until_it_is_done(tmp_path: Path) -> None:
 
 def test_a_tenth_of_the_training_samples_is_kept_for_validation() -> None:
     data = load("digits")
-    config = with_validation(resolve([Source("command line", {"dataset": "digits"})]), data)
+    config = with_validation(resolve([SettingsSource("command line", {"dataset": "digits"})]), data)
     assert config.validation == len(data.train) // 10 == 143

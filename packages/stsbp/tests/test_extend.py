@@ -253,7 +253,7 @@ def test_run_from_other_weights_has_a_fresh_optimiser(
     def stop(*arguments: Any) -> None:
         raise _Killed
 
-    monkeypatch.setattr(loop._Loop, "update", stop)
+    monkeypatch.setattr(loop._TrainingLoop, "update", stop)
     with pytest.raises(_Killed):
         train_tiny(tmp_path / "b", "--init-from", tmp_path / "a")
     saved = checkpoint.load(tmp_path / "b", "last").tensors
@@ -269,7 +269,7 @@ def test_run_from_other_weights_does_not_need_them_any_more(
     train_tiny(tmp_path / "a")
     start = ("--init-from", "a", "--seed", 3)
     assert train_tiny(tmp_path / "whole", *start).exit_code == 0
-    monkeypatch.setattr(loop._Loop, "end_epoch", lambda self: (_ for _ in ()).throw(_Killed))
+    monkeypatch.setattr(loop._TrainingLoop, "end_epoch", lambda self: (_ for _ in ()).throw(_Killed))
     with pytest.raises(_Killed):
         train_tiny(tmp_path / "b", *start, "--checkpoint-every", 0)
     monkeypatch.undo()

@@ -618,4 +618,4 @@ def test_zeroed_errors_are_a_part_of_the_errors(errors: dict[str, int], zeroed: 
     )
     sums = {**numbers, "rates": {}, "sequence": {}, "errors": errors, "zeroed": zeroed}
     with contextlib.nullcontext() if fits else pytest.raises(ValueError, match="are not a part of the errors"):
-        records.Sums.model_validate(sums)
+        records.SumsRecord.model_validate(sums)

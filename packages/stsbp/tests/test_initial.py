@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
-from stsbp.config import Source, resolve
+from stsbp.config import SettingsSource, resolve
 from stsbp.training.build import Data, Task, build_task, load_data
 from stsbp.training.initial import GAINS, first_weights, scaled_to_rate
 from stsbp_spec import initial_weights, open_backend
@@ -18,7 +18,7 @@ DEEP = {"dataset": "digits", "net": "8C3-8C3-P2-8C3-8C3-16", "steps": 3, "holdou
 
 
 def deep(**settings: Any) -> tuple[Task, Data]:
-    config = resolve([Source("test", {**DEEP, **settings})])
+    config = resolve([SettingsSource("test", {**DEEP, **settings})])
     data = load_data(config)
     return build_task(config, data.inputs, open_backend("numpy"), len(data.train)), data
 

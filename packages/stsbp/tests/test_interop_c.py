@@ -22,7 +22,7 @@ from click.testing import Result
 from small_networks import SMALL, Case, case, drawn
 from stsbp import load_run
 from stsbp.errors import ConfigError, FileError
-from stsbp.interop.c_source import Source, source, write
+from stsbp.interop.c_source import CSource, source, write
 from stsbp.interop.c_source.check import Compared, compared, driver, macros, recorded
 from stsbp.interop.c_source.steps import batchnorm
 from stsbp.interop.c_source.texts import C, identifier, string
@@ -158,7 +158,7 @@ def made(name: str) -> Case:
     return case(name) if name in SMALL else alone(name)
 
 
-def exported(name: str) -> Source:
+def exported(name: str) -> CSource:
     each = made(name)
     return source(program(each.network, each.weights), replace(LIKE_THIS, name=name, steps=9))
 
@@ -169,7 +169,7 @@ class Built:
 
     folder: Path
     names: list[str]
-    sources: list[Source] = field(default_factory=list)
+    sources: list[CSource] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name in self.names:
@@ -346,7 +346,7 @@ def test_bytes_that_are_too_large_count_as_the_largest(tmp_path: Path) -> None:
     assert np.array_equal(Library(tmp_path, "few counts").run(beyond[:, 0], 9), last[:, 0])
 
 
-def exported_as(network_name: str, name: str, **more: Any) -> Source:
+def exported_as(network_name: str, name: str, **more: Any) -> CSource:
     each = made(network_name)
     return source(program(each.network, each.weights), replace(LIKE_THIS, name=name, **more))
 

@@ -15,7 +15,7 @@ from stsbp.interop.nir_check import check
 from stsbp.interop.nir_import import Imported, import_graph, likely_step
 from stsbp.interop.nir_nodes import KINDS as NODES
 from stsbp.interop.nir_nodes import Choices
-from stsbp.interop.nir_reader import Graph
+from stsbp.interop.nir_reader import NirGraph
 from stsbp_spec import NetworkSpec, open_backend
 from stsbp_spec.engine.results import RunResult
 from stsbp_spec.errors import NetworkError
@@ -32,7 +32,7 @@ def ends(inputs: Shape, outputs: int) -> dict[str, Any]:
     return {"input": {"type": "Input", "shape": inputs}, "output": {"type": "Output", "shape": [outputs]}}
 
 
-def simple(neurons: dict[str, Any], inputs: int = 5, outputs: int = 4, **between: Any) -> Graph:
+def simple(neurons: dict[str, Any], inputs: int = 5, outputs: int = 4, **between: Any) -> NirGraph:
     """Weights, what is between, neurons; and weights and LIF neurons after them."""
     nodes = {**ends((inputs,), 3), "a": {"type": "Linear", "weight": full(outputs, inputs)}, **between, "n": neurons}
     nodes |= {"b": {"type": "Linear", "weight": full(3, outputs, 1)}, "last": lif(3)}
@@ -47,7 +47,7 @@ def frames(shape: Shape) -> UInt8:
     return (np.random.default_rng(5).random((STEPS, SAMPLES, *shape)) < 0.5).astype(np.uint8)
 
 
-def run(made: Graph, shape: Shape, choices: Choices = CHOICES) -> tuple[Imported, RunResult]:
+def run(made: NirGraph, shape: Shape, choices: Choices = CHOICES) -> tuple[Imported, RunResult]:
     """The network of a graph, run on the reference backend."""
     found = import_graph(made, shape, choices)
     network = network_of(found, shape)
@@ -95,7 +95,7 @@ class Interpreter:
 
     neurons = ("LIF", "CubaLIF", "IF", "Threshold", "LI", "CubaLI", "I")
 
-    def __init__(self, made: Graph, reset: str = "zero") -> None:
+    def __init__(self, made: NirGraph, reset: str = "zero") -> None:
         self.graph, self.reset = made, reset
         self.state: dict[str, Any] = {}
         self.before: dict[str, Float64] = {}
@@ -178,14 +178,14 @@ def pool(kind: str, *size: int) -> dict[str, Any]:
     return {"type": kind, "kernel_size": np.array(size), "stride": np.array(size), "padding": np.array([0, 0])}
 
 
-def picture(first: dict[str, Any], neurons: dict[str, Any], size: int, **after: Any) -> Graph:
+def picture(first: dict[str, Any], neurons: dict[str, Any], size: int, **after: Any) -> NirGraph:
     """A convolution, its neurons, what comes after them, and three LIF neurons."""
     nodes = {**ends(IMAGE, 3), "conv": first, "n": neurons, **after, "flat": {"type": "Flatten"}}
     nodes |= {"b": {"type": "Linear", "weight": full(3, size, 1)}, "last": lif(3)}
     return graph(nodes, chain("input", "conv", "n", *after, "flat", "b", "last", "output"))
 
 
-def recurrent(neurons: dict[str, Any], **own: Any) -> Graph:
+def recurrent(neurons: dict[str, Any], **own: Any) -> NirGraph:
     """Neurons that read themselves, the edge back before the others."""
     nodes = {**ends((5,), 3), "a": {"type": "Affine", "weight": full(4, 5), "bias": full(4, 1)[:, 0]}, "n": neurons}
     nodes |= {"r": {"type": "Linear", "weight": full(4, 4, 7), **own}}
@@ -194,7 +194,7 @@ def recurrent(neurons: dict[str, Any], **own: Any) -> Graph:
     return graph(nodes, [("r", "n"), ("n", "r"), *chain("input", "a", "n", "b", "last", "output")])
 
 
-def branches() -> Graph:
+def branches() -> NirGraph:
     """Two populations whose spikes are added, one of them late, and weights of both."""
     nodes = {**ends((5,), 3), "a": {"type": "Linear", "weight": full(4, 5)}, "n": lif(4), "m": lif(4, 4.0)}
     nodes |= {"c": {"type": "Linear", "weight": full(4, 4, 2)}, "b": {"type": "Linear", "weight": full(3, 4, 1)}}
@@ -203,7 +203,7 @@ def branches() -> Graph:
     return graph(nodes, edges)
 
 
-def with_input() -> Graph:
+def with_input() -> NirGraph:
     """Weights that read the input and the spikes of neurons that read it."""
     nodes = {**ends((4,), 3), "a": {"type": "Linear", "weight": full(4, 4)}, "n": lif(4)}
     nodes |= {"b": {"type": "Linear", "weight": full(3, 4, 1)}, "last": lif(3)}
@@ -215,7 +215,7 @@ def varied(shape: Shape, low: int = 1) -> Any:
     return 2.0 ** (np.arange(int(np.prod(shape))).reshape(shape) % 3 + low - 1)
 
 
-SAME: dict[str, tuple[Graph, Shape]] = {
+SAME: dict[str, tuple[NirGraph, Shape]] = {
     "LIF, r = tau/dt": (simple(lif(4)), (5,)),
     "LIF, r = 1": (simple(lif(4, r=np.ones(4))), (5,)),
     "LIF, numbers that are none of an array": (simple(lif(())), (5,)),
@@ -351,10 +351,10 @@ def test_each_synapse_has_a_gain_of_its_own() -> None:
 def test_spikes_that_are_added_go_through_one_synapse() -> None:
     made = branches()
     nodes = {**made.nodes, **graph({"last": cuba(3), "m": cuba(4)}, []).nodes}
-    found, result = run(Graph(nodes, made.edges), (5,))
+    found, result = run(NirGraph(nodes, made.edges), (5,))
     models = {node.name: node.op.model for node in found.nodes if isinstance(node.op, Neurons)}
     assert models["n"].psp == models["m"].psp == PSP(4.0, gain="unit")
-    spikes, _ = Interpreter(Graph(nodes, made.edges)).run(frames((5,)))
+    spikes, _ = Interpreter(NirGraph(nodes, made.edges)).run(frames((5,)))
     assert np.array_equal(result.layers["b"].spikes, spikes["last"])
 
 
@@ -389,7 +389,7 @@ def test_the_threshold_may_be_the_next_number_above() -> None:
     (_, last) = (node.op.model for node in found.nodes if isinstance(node.op, Neurons))
     assert np.float32(last.threshold) == np.nextafter(np.float32(1), np.float32(2))
     quarters = graph({"a": {"type": "Linear", "weight": np.ones((4, 5)) / 4}}, []).nodes
-    ties = Graph({**made.nodes, **quarters}, made.edges)
+    ties = NirGraph({**made.nodes, **quarters}, made.edges)
     spikes = [run(ties, shape, choices)[1].layers["a"].spikes for choices in (CHOICES, replace(CHOICES, above=True))]
     assert spikes[1].sum() < spikes[0].sum()
 
@@ -494,7 +494,7 @@ def test_names_are_such_that_a_network_takes_them() -> None:
     made, shape = SAME["LIF, r = tau/dt"]
     names = {"a": "a.bias", "n": "né\x1b[31m", "b": "b" * 200, "last": "né\x1b[32m", "input": "x", "output": "input"}
     nodes = {names[name]: replace(node, name=names[name]) for name, node in made.nodes.items()}
-    found = import_graph(Graph(nodes, tuple((names[a], names[b]) for a, b in made.edges)), shape, CHOICES)
+    found = import_graph(NirGraph(nodes, tuple((names[a], names[b]) for a, b in made.edges)), shape, CHOICES)
     assert [node.name for node in found.nodes] == ["a_bias", "n___31m", "b" * 80, "n___32m"]
     assert network_of(found, shape).parameters.keys() == found.weights.keys()
 
@@ -563,48 +563,48 @@ def test_step_that_a_graph_points_to() -> None:
     assert likely_step(simple(lif(4, 3.0, r=np.full(4, 6.0)))) is None
 
 
-def changed(name: str, **values: Any) -> Callable[[], Graph]:
+def changed(name: str, **values: Any) -> Callable[[], NirGraph]:
     """The simple graph with other values of a node; None takes one away."""
 
-    def make() -> Graph:
+    def make() -> NirGraph:
         made = simple(cuba(4))
         node = made.nodes[name]
         new = {**node.values, **{key: np.asarray(x) if not isinstance(x, str) else x for key, x in values.items()}}
         kept = {key: x for key, x in new.items() if values.get(key, 0) is not None}
-        return Graph({**made.nodes, name: replace(node, values=kept)}, made.edges)
+        return NirGraph({**made.nodes, name: replace(node, values=kept)}, made.edges)
 
     return make
 
 
-def made_of(kind: str, name: str = "n", **values: Any) -> Callable[[], Graph]:
-    def make() -> Graph:
+def made_of(kind: str, name: str = "n", **values: Any) -> Callable[[], NirGraph]:
+    def make() -> NirGraph:
         made = simple(cuba(4))
         node = graph({name: {"type": kind, **values}}, []).nodes[name]
-        return Graph({**made.nodes, name: node}, made.edges)
+        return NirGraph({**made.nodes, name: node}, made.edges)
 
     return make
 
 
-def connected(*edges: tuple[str, str], **more: Any) -> Callable[[], Graph]:
-    def make() -> Graph:
+def connected(*edges: tuple[str, str], **more: Any) -> Callable[[], NirGraph]:
+    def make() -> NirGraph:
         made = simple(lif(4))
-        return Graph({**made.nodes, **graph(more, []).nodes}, (*made.edges, *edges))
+        return NirGraph({**made.nodes, **graph(more, []).nodes}, (*made.edges, *edges))
 
     return make
 
 
-def between(first: str, second: str, *names: str, **nodes: Any) -> Callable[[], Graph]:
+def between(first: str, second: str, *names: str, **nodes: Any) -> Callable[[], NirGraph]:
     """The simple graph with nodes between two others."""
 
-    def make() -> Graph:
+    def make() -> NirGraph:
         made = simple(lif(4))
         edges = [*(edge for edge in made.edges if edge != (first, second)), *chain(first, *nodes, second)]
-        return Graph({**made.nodes, **graph(nodes, []).nodes}, tuple(edges))
+        return NirGraph({**made.nodes, **graph(nodes, []).nodes}, tuple(edges))
 
     return make
 
 
-REFUSED: dict[str, tuple[Callable[[], Graph], str]] = {
+REFUSED: dict[str, tuple[Callable[[], NirGraph], str]] = {
     "v_leak": (changed("n", v_leak=[0, 0, 1.5, 0]), r"node n \(CubaLIF\): v_leak is 1.5, but must be 0"),
     "v_reset": (changed("n", v_reset=np.full(4, -0.5)), r"node n \(CubaLIF\): v_reset is -0.5, but must be 0"),
     "v_threshold": (changed("n", v_threshold=[1, 1, 0, 1]), "a threshold is 0, but must be above 0"),
@@ -727,10 +727,10 @@ def test_synapses_that_differ_are_refused() -> None:
     }
     message = r"node last \(CubaLIF\): it reads the spikes of n through a synapse of 2 steps, but n through one of 4"
     with pytest.raises(DataError, match=message):
-        import_graph(Graph(nodes, made.edges), (5,), CHOICES)
+        import_graph(NirGraph(nodes, made.edges), (5,), CHOICES)
 
 
-PICTURES: dict[str, tuple[Graph, str]] = {
+PICTURES: dict[str, tuple[NirGraph, str]] = {
     "pooling that overlaps": (
         picture(conv(4, 2), lif(()), 36, pool={**pool("AvgPool2d", 2, 2), "stride": np.array([1, 1])}),
         r"node pool \(AvgPool2d\): stride is not kernel_size",

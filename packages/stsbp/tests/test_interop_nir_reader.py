@@ -268,14 +268,14 @@ def test_graphs_may_stand_in_others(depth: int, file: Path) -> None:
 
 def test_a_file_may_have_so_many_objects(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with h5py.File(file, "r") as opened:
-        nir_child._Reader(h5py, np, 10**6).file(opened)
+        nir_child._NirReader(h5py, np, 10**6).file(opened)
         monkeypatch.setattr(nir_child, "MOST_OBJECTS", 10)
-        with pytest.raises(nir_child.Refused, match="more than 10 groups and arrays"):
-            nir_child._Reader(h5py, np, 10**6).file(opened)
+        with pytest.raises(nir_child.NirFileRefused, match="more than 10 groups and arrays"):
+            nir_child._NirReader(h5py, np, 10**6).file(opened)
         monkeypatch.setattr(nir_child, "MOST_OBJECTS", 100)
         monkeypatch.setattr(nir_child, "MOST_EDGES", 2)
-        with pytest.raises(nir_child.Refused, match="the edges of the graph are 3, more than 2"):
-            nir_child._Reader(h5py, np, 10**6).file(opened)
+        with pytest.raises(nir_child.NirFileRefused, match="the edges of the graph are 3, more than 2"):
+            nir_child._NirReader(h5py, np, 10**6).file(opened)
 
 
 def budgeted(monkeypatch: pytest.MonkeyPatch, arrays: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
-from stsbp.config import Source, resolve
+from stsbp.config import SettingsSource, resolve
 from stsbp.datasets import Subset, load
 from stsbp.datasets.base import FrameSplit, lengths_of
 from stsbp.datasets.cache import CacheWriter, cached
@@ -122,7 +122,7 @@ def test_a_file_with_other_lengths_is_refused(lengths: AnyArray, message: str, t
 
 def test_a_file_gives_its_lengths_to_batches_whatever_their_type(tmp_path: Path) -> None:
     file = _write(tmp_path / "own.npz", _arrays() | {"lengths": LENGTHS.astype(np.uint8)})
-    config = resolve([Source("test", {"dataset": f"sequences:{file}", "steps": STEPS, "net": "5"})])
+    config = resolve([SettingsSource("test", {"dataset": f"sequences:{file}", "steps": STEPS, "net": "5"})])
     data = load(f"sequences:{file}", steps=STEPS)
     task = build_task(config, Inputs.of(data), NumpyBackend())
     some = np.array([3, 0, 2])
@@ -259,7 +259,9 @@ def test_classes_are_decoded_from_each_samples_own_steps(loss: Any, code: LabelC
     labels = rng.integers(0, classes, 5)
     spikes: UInt8 = (rng.random((STEPS, 5, classes)) < 0.4).astype(np.uint8)
     patterns = {"label_pattern": code.desired, "undesired_pattern": code.undesired}
-    config = resolve([Source("test", {"dataset": "motor", "net": "5", "steps": STEPS, "loss": loss.name, **patterns})])
+    config = resolve(
+        [SettingsSource("test", {"dataset": "motor", "net": "5", "steps": STEPS, "loss": loss.name, **patterns})]
+    )
     task = build_task(config, Inputs((7,), "events", tuple("abcd")), NumpyBackend())
     targets, psp = encode_repeat(labels, classes, STEPS, code), task.network.output_psp
     measure = LabelDistances(code, classes, STEPS, loss, psp)

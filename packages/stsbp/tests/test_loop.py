@@ -179,12 +179,12 @@ SIGNALLED = """
 import os, signal
 from stsbp.__main__ import main
 from stsbp.training import loop
-update = loop._Loop.update
+update = loop._TrainingLoop.update
 def signalled(self, *arguments):
     if self.step == 2:
         os.kill(os.getpid(), getattr(signal, os.environ["SIGNAL"]))
     update(self, *arguments)
-loop._Loop.update = signalled
+loop._TrainingLoop.update = signalled
 # nohup, under which the tests may run, ignores it.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 main()
@@ -222,15 +222,15 @@ def test_interrupted_after_any_update(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original = loop._Loop.update
+    original = loop._TrainingLoop.update
 
-    def interrupt(self: loop._Loop, *arguments: Any) -> None:
+    def interrupt(self: loop._TrainingLoop, *arguments: Any) -> None:
         original(self, *arguments)
         if self.step == update:
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Loop, "update", interrupt)
+        patch.setattr(loop._TrainingLoop, "update", interrupt)
         result = train_tiny(tmp_path / "run")
     assert result.exit_code == 130
     assert json.loads((tmp_path / "run" / "last.json").read_text())["step"] == update
@@ -245,9 +245,9 @@ def test_second_interrupt_leaves_at_once_and_keeps_the_checkpoint(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original = loop._Loop.update
+    original = loop._TrainingLoop.update
 
-    def interrupt(self: loop._Loop, *arguments: Any) -> None:
+    def interrupt(self: loop._TrainingLoop, *arguments: Any) -> None:
         original(self, *arguments)
         if self.step == 4:
             os.kill(os.getpid(), signal.SIGINT)
@@ -255,7 +255,7 @@ def test_second_interrupt_leaves_at_once_and_keeps_the_checkpoint(
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "PATIENCE", 0)
-        patch.setattr(loop._Loop, "update", interrupt)
+        patch.setattr(loop._TrainingLoop, "update", interrupt)
         assert train_tiny(tmp_path / "run").exit_code != 0
     assert json.loads((tmp_path / "run" / "last.json").read_text())["step"] == 2
     assert train_tiny(tmp_path / "run", "--resume").exit_code == 0
@@ -269,15 +269,15 @@ def test_interrupted_during_evaluation(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original = loop._Loop.evaluate
+    original = loop._TrainingLoop.evaluate
 
-    def interrupt(self: loop._Loop, name: str) -> Any:
+    def interrupt(self: loop._TrainingLoop, name: str) -> Any:
         if name == "test" and self.next.epoch == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Loop, "evaluate", interrupt)
+        patch.setattr(loop._TrainingLoop, "evaluate", interrupt)
         assert train_tiny(tmp_path / "run").exit_code == 143
     saved = json.loads((tmp_path / "run" / "last.json").read_text())
     assert (saved["epoch"], saved["batch"], saved["step"]) == (1, 2, 4)
@@ -290,16 +290,16 @@ def test_run_begun_on_torch_ends_on_numpy_with_the_same_bits(
 ) -> None:
     pytest.importorskip("stsbp_torch", reason="needs a second backend")
     settings = ("train", "digits", *tiny, "--precision", "reproducible", "--dropout", 0.2)
-    original = loop._Loop.update
+    original = loop._TrainingLoop.update
 
-    def interrupt(self: loop._Loop, *arguments: Any) -> None:
+    def interrupt(self: loop._TrainingLoop, *arguments: Any) -> None:
         original(self, *arguments)
         if self.step == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
     run = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop._Loop, "update", interrupt)
+        patch.setattr(loop._TrainingLoop, "update", interrupt)
         begun = CliRunner().invoke(cli, ["--backend", "torch", *map(str, settings), "--out", str(run)])
     assert begun.exit_code == 130, begun.output
     assert stsbp(*settings, "--out", run, "--resume").exit_code == 0

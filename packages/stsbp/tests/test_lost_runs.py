@@ -48,7 +48,7 @@ def after_first_epoch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Step], None]
     """Let something happen once, after the first epoch of the next run."""
 
     def plan(step: Step) -> None:
-        original, left = loop._Loop.end_epoch, [step]
+        original, left = loop._TrainingLoop.end_epoch, [step]
 
         def end_epoch(self: Any) -> Any:
             found = original(self)
@@ -56,7 +56,7 @@ def after_first_epoch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Step], None]
                 left.pop()()
             return found
 
-        monkeypatch.setattr(loop._Loop, "end_epoch", end_epoch)
+        monkeypatch.setattr(loop._TrainingLoop, "end_epoch", end_epoch)
 
     return plan
 
@@ -101,7 +101,7 @@ def test_stop_request_does_not_make_a_removed_folder_again(
             asked.append(signal.SIGINT)
             return signal.SIGINT
 
-        monkeypatch.setattr(loop.StopRequest, "asked", ask)
+        monkeypatch.setattr(loop.StopRequest, "requested", ask)
 
     after_first_epoch(remove)
     stopped(train_tiny(run), "was removed, moved or replaced")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from click.testing import Result
 from stsbp.cli import train as train_command
-from stsbp.config import Source, resolve
+from stsbp.config import SettingsSource, resolve
 from stsbp.datasets import base, cache, load
 from stsbp.datasets.base import FrameSplit, Subset
 from stsbp.training import build, overlap
@@ -286,7 +286,9 @@ def test_testing_on_samples_that_the_start_was_trained_on_is_warned_of(
 
 
 def _test_samples(images: Path, seed: int) -> set[bytes]:
-    data = build.load_data(resolve([Source("test", {"dataset": f"folder:{images}", "holdout": 4, "split_seed": seed})]))
+    data = build.load_data(
+        resolve([SettingsSource("test", {"dataset": f"folder:{images}", "holdout": 4, "split_seed": seed})])
+    )
     return set(overlap.contents(data.test, "direct"))
 
 

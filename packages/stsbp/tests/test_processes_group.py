@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from stsbp.errors import ConfigError, DataError, FileError, understood
 from stsbp.processes import identity
-from stsbp.processes.group import ExchangeError, Group, Watch, _Joined
+from stsbp.processes.group import ExchangeError, ExchangeMonitor, Group, _Joined
 from stsbp.processes.monitor import Member, Monitor, Pulse, Verdict
 from stsbp_spec.distributed.collective import Collective
 from stsbp_spec.errors import BackendError
@@ -219,7 +219,7 @@ class Slow(Meeting):
 
 def test_a_watch_counts_exchanges_and_takes_the_time() -> None:
     pulse, slow = Pulse(), Slow()
-    watch = Watch(slow, pulse)
+    watch = ExchangeMonitor(slow, pulse)
     slow.largest(np.zeros(1))
     assert (pulse.exchange, pulse.waits) == (1, False)
     assert 0.02 <= watch.seconds < 1.0
@@ -245,7 +245,7 @@ def test_a_watch_counts_exchanges_and_takes_the_time() -> None:
 
 def test_what_breaks_an_exchange_is_known_as_such() -> None:
     pulse, slow = Pulse(), Slow()
-    Watch(slow, pulse)
+    ExchangeMonitor(slow, pulse)
     slow.fails = True
     with pytest.raises(ExchangeError, match="nobody answers"):
         slow.gather(np.zeros(1))

@@ -32,7 +32,7 @@ class Watcher(PlainReporter):
         self.course = course
 
     def step(self, epoch: int, means: Mapping[str, Any], doing: str = "") -> None:
-        self.seen.append((doing, self.course.share, self.course.left))
+        self.seen.append((doing, self.course.share, self.course.remaining))
 
 
 @pytest.mark.parametrize("test_every", [0, 1, 2])
@@ -133,14 +133,14 @@ def test_first_batches_that_are_hardly_slower_are_not_told_of() -> None:
 def test_time_left_counts_updates_and_evaluations() -> None:
     course = Course(10, 5, 300, done=4, evaluated=100)
     assert course.share == pytest.approx((4 * 5 + 100 / 3) / (50 + 100))
-    assert course.left is None
+    assert course.remaining is None
     for _ in range(2):
         course.update(5, 1.0)
     # 4 updates of a second, 200 samples at a third of a fifth of a second.
-    assert course.left == pytest.approx(4 + 200 * 0.2 / 3)
+    assert course.remaining == pytest.approx(4 + 200 * 0.2 / 3)
     for _ in range(2):
         course.evaluate(50, 2.0)
-    assert course.left == pytest.approx(4 + 100 * 0.04)
+    assert course.remaining == pytest.approx(4 + 100 * 0.04)
     assert course.rate == 5
 
 
@@ -228,7 +228,7 @@ def test_evaluations_are_those_of_every_epoch_and_of_the_last(every: int, sample
     run: Any = SimpleNamespace(
         data=SimpleNamespace(splits=lambda: splits), config=SimpleNamespace(test_every=every, epochs=4)
     )
-    assert [loop._Loop.evaluations(run, epochs) for epochs in range(5)] == samples
+    assert [loop._TrainingLoop.evaluations(run, epochs) for epochs in range(5)] == samples
 
 
 class _Terminal(io.StringIO):

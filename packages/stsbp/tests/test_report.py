@@ -758,7 +758,7 @@ def test_ticks_are_round_and_inside(low: float, high: float) -> None:
     assert low - 1e-9 * abs(low) <= ticks[0]
     assert ticks[-1] <= high + 1e-9 * abs(high)
     assert np.allclose(np.diff(ticks), ticks[1] - ticks[0])
-    enclosing = svg._ticks(low, high, around=True)
+    enclosing = svg._ticks(low, high, enclosing=True)
     assert enclosing[0] <= low + 1e-9 * abs(low)
     assert high - 1e-9 * abs(high) <= enclosing[-1]
     assert len(ticks) <= len(enclosing) <= len(ticks) + 2

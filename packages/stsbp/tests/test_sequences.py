@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from stsbp.cli import cli
-from stsbp.config import Source, resolve
+from stsbp.config import SettingsSource, resolve
 from stsbp.datasets import Dataset, Subset, load
 from stsbp.datasets.base import ArraySplit, SequenceLabels, lengths_of
 from stsbp.datasets.motor import CLOCKS, OUTPUT_NAMES
@@ -448,7 +448,7 @@ def test_too_few_steps_are_refused(name: str) -> None:
 
 
 def test_spike_trains_cannot_be_shifted() -> None:
-    config = resolve([Source("test", {"dataset": "patterns", "augment_shift": 1})])
+    config = resolve([SettingsSource("test", {"dataset": "patterns", "augment_shift": 1})])
     with pytest.raises(ConfigError, match="leave augment_"):
         build_task(config, load_data(config).inputs, NumpyBackend())
 
@@ -517,7 +517,7 @@ def test_resumed_run_ends_with_the_same_bits(
 
     options = ("train", "patterns", *TINY, "--checkpoint-every", 0)
     stsbp(*options, "--out", tmp_path / "whole")
-    update = loop._Loop.update
+    update = loop._TrainingLoop.update
 
     def fail(self: Any, *arguments: Any) -> None:
         if self.step == 4:
@@ -525,7 +525,7 @@ def test_resumed_run_ends_with_the_same_bits(
         update(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Loop, "update", fail)
+        patch.setattr(loop._TrainingLoop, "update", fail)
         assert isinstance(stsbp(*options, "--out", tmp_path / "cut").exception, RuntimeError)
     assert stsbp("train", "--resume", tmp_path / "cut").exit_code == 0
     same_run(tmp_path / "cut", tmp_path / "whole")
@@ -540,7 +540,7 @@ def test_every_backend_gives_the_same_rasters(name: str) -> None:
         pytest.skip(str(error))
     if device is None:
         pytest.skip(f"no device of {name} can run here")
-    config = resolve([Source("test", {"dataset": "motor", "net": "24"})])
+    config = resolve([SettingsSource("test", {"dataset": "motor", "net": "24"})])
     data = load_data(config)
     network = build_network(config, data.inputs)
     weights = initial_weights(network, 3, 2.0)

@@ -322,9 +322,9 @@ def test_signals_end_a_compilation(
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize("module", ["stsbp.__main__", "stsbp.cli"])
 def test_interrupt_while_its_handler_is_installed_leaves_without_a_traceback(module: str) -> None:
-    code = f"import os, signal\nfrom {module} import main\nfrom stsbp.interrupts import Watch\n"
+    code = f"import os, signal\nfrom {module} import main\nfrom stsbp.interrupts import Watchdog\n"
     code += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    done = python(code + "Watch.start = lambda self: os.kill(os.getpid(), signal.SIGINT)\nmain()", "--help")
+    done = python(code + "Watchdog.start = lambda self: os.kill(os.getpid(), signal.SIGINT)\nmain()", "--help")
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted.\n")
 
 

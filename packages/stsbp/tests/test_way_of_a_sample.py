@@ -133,7 +133,7 @@ def test_samples_reach_the_weights_through_the_files_of_the_page(
     monkeypatch.setenv("STSBP_CACHE", str(recordings / "cache"))
     seen: dict[str, set[str]] = {}
     updates: list[int] = []
-    epochs, step = loop._Loop.epochs, Trainer.step
+    epochs, step = loop._TrainingLoop.epochs, Trainer.step
 
     def traced_epochs(self: Any) -> Any:
         with _traced(seen) as end:
@@ -148,7 +148,7 @@ def test_samples_reach_the_weights_through_the_files_of_the_page(
             monkeypatch.setattr(Trainer, "step", traced_step)
             return epochs(self)
 
-    monkeypatch.setattr(loop._Loop, "epochs", traced_epochs)
+    monkeypatch.setattr(loop._TrainingLoop, "epochs", traced_epochs)
     common = ("--steps", STEPS, "--batch-size", BATCH, "--epochs", 1, "--no-test", "--limit", BATCH, "--dropout", 0.2)
     events = ("nmnist", "--data-dir", recordings, "--net", "2C5-P2-4C5-P2")
     images = ("digits", "--net", "2C3-P2-8")

@@ -94,9 +94,9 @@ def check_disk(needed: int, size: int, what: object, folder: Path) -> None:
     """
     if needed > (most := disk(size)):
         raise DataError(f"{what}: its decoded samples take {_shown(needed)} on disk, {_too_much(most, size)}")
-    there = next((parent for parent in (folder, *folder.parents) if parent.is_dir()), None)
+    existing_folder = next((parent for parent in (folder, *folder.parents) if parent.is_dir()), None)
     try:
-        free = needed if there is None else shutil.disk_usage(there).free
+        free = needed if existing_folder is None else shutil.disk_usage(existing_folder).free
     except OSError:
         return
     if needed > free:

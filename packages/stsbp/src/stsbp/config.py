@@ -44,7 +44,7 @@ __all__ = [
     "RECORDING_SETTINGS",
     "SECTIONS",
     "RunConfig",
-    "Source",
+    "SettingsSource",
     "absolute",
     "check_imports",
     "differences",
@@ -351,11 +351,11 @@ class RunConfig(BaseModel):
 
     @field_validator(*OWN)
     @classmethod
-    def _known(cls, text: str, info: ValidationInfo) -> str:
-        own = OWN[str(info.field_name)]
+    def _check_name(cls, text: str, info: ValidationInfo) -> str:
+        user_class = OWN[str(info.field_name)]
         # A class is imported when a run begins, not when its settings are read.
-        if not own.names_a_class(text):
-            own.parse(text)
+        if not user_class.names_a_class(text):
+            user_class.parse(text)
         return text
 
     @field_validator(*(own.model for own in OWN.values()))
@@ -436,11 +436,11 @@ def _absolute(key: str, value: str) -> str:
         return value
     prefix, path = named if named is not None and key != "data_dir" else ("", Path(value))
     try:
-        found = prefix + os.path.abspath(path.expanduser())
+        absolute_path = prefix + os.path.abspath(path.expanduser())
     except RuntimeError as error:
         raise ConfigError(f"cannot find {path}: {error}") from error
     # A relative path can be stored even if the name of the working folder is not valid UTF-8 and cannot.
-    return found if _is_unicode(found) else value
+    return absolute_path if _is_unicode(absolute_path) else value
 
 
 def split_start(text: str) -> tuple[Path, Literal["last", "best"]]:
@@ -515,7 +515,7 @@ _LATER = frozenset(
 continue."""
 
 
-class Source(NamedTuple):
+class SettingsSource(NamedTuple):
     """Settings, and where they come from: the name of a file, `preset NAME` or `command line`."""
 
     name: str
@@ -548,7 +548,7 @@ def _read_text(path: Path | str, kind: str) -> str:
         raise ConfigError(f"{path} is not a text file in UTF-8: {error}") from error
 
 
-def read_toml(path: Path) -> Source:
+def read_toml(path: Path) -> SettingsSource:
     """Settings of a TOML file.
 
     Raises:
@@ -566,7 +566,7 @@ def read_toml(path: Path) -> Source:
     if sum(line.count("[") + line.count("{") for line in bare) > _MOST_BRACKETS:
         raise ConfigError(f"{path} is not a file of settings: it has more than {_MOST_BRACKETS} lists and tables")
     try:
-        return Source(str(path), tomllib.loads(text), is_file=True)
+        return SettingsSource(str(path), tomllib.loads(text), is_file=True)
     except (ValueError, RecursionError) as error:
         # For an integer of more than 4,300 digits, Python raises another error, with advice for programmers.
         reason = "a number is too long" if "integer string conversion" in str(error) else str(error)
@@ -588,7 +588,7 @@ def network_text(net: str) -> str:
     return text
 
 
-def named_preset(name: str, dataset: str | None) -> Source:
+def named_preset(name: str, dataset: str | None) -> SettingsSource:
     """The settings of a named preset. If `dataset` is None, they include its own data set.
 
     Raises:
@@ -596,14 +596,14 @@ def named_preset(name: str, dataset: str | None) -> Source:
     """
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)}; known: {', '.join(PRESETS)}")
-    found = PRESETS[name]
-    if dataset is not None and info_of(dataset).name not in (found.dataset, *found.similar):
-        fitting = ", ".join((found.dataset, *found.similar))
+    preset = PRESETS[name]
+    if dataset is not None and info_of(dataset).name not in (preset.dataset, *preset.similar):
+        fitting = ", ".join((preset.dataset, *preset.similar))
         raise ConfigError(f"the preset {name} is for {fitting}, not for {dataset}")
-    return Source(f"preset {name}", {"dataset": found.dataset, **found.settings})
+    return SettingsSource(f"preset {name}", {"dataset": preset.dataset, **preset.settings})
 
 
-def resolve(sources: Sequence[Source], *, with_preset: bool = True) -> RunConfig:
+def resolve(sources: Sequence[SettingsSource], *, with_preset: bool = True) -> RunConfig:
     """Merge settings with the default settings of the data set that they name. Later sources override earlier ones.
 
     A later source also removes what an earlier one, such as the settings of another run, computed from the old value:
@@ -620,11 +620,11 @@ def resolve(sources: Sequence[Source], *, with_preset: bool = True) -> RunConfig
             next((s.values[key] for s in reversed(sources) if key in s.values), RunConfig.model_fields[key].default)
             for key in ("dataset", "loss")
         )
-        lowest = Source(f"default settings of {dataset}", defaults(str(dataset), str(loss)))
+        lowest = SettingsSource(f"default settings of {dataset}", defaults(str(dataset), str(loss)))
         if not any("steps" in source.values for source in sources) and is_known(str(dataset)):
             data_dir = next((str(s.values["data_dir"]) for s in reversed(sources) if "data_dir" in s.values), "")
             steps = steps_of(str(dataset), data_dir)
-            lowest = lowest if steps is None else Source(lowest.name, {**lowest.values, "steps": steps})
+            lowest = lowest if steps is None else SettingsSource(lowest.name, {**lowest.values, "steps": steps})
         sources = [lowest, *sources]
     merged: dict[str, Any] = {}
     origin: dict[str, str] = {}
@@ -635,11 +635,12 @@ def resolve(sources: Sequence[Source], *, with_preset: bool = True) -> RunConfig
         for key, value in source.values.items():
             merged[key], origin[key] = value, source.name
         # A later source may remove the class, so it would never be read.
-        for setting, own in OWN.items():
+        for setting, user_class in OWN.items():
             named = merged.get(setting, RunConfig.model_fields[setting].default)
-            if source.values.get(own.model) and isinstance(named, str) and not own.names_a_class(named):
+            if source.values.get(user_class.model) and isinstance(named, str) and not user_class.names_a_class(named):
                 raise ConfigError(
-                    f"{source.name}: {own.model} stores a class, but {setting} does not name one; leave {own.model} out"
+                    f"{source.name}: {user_class.model} stores a class, but {setting} does not name one; leave "
+                    f"{user_class.model} out"
                 )
     try:
         config = RunConfig(**merged)
@@ -660,7 +661,7 @@ def resolve(sources: Sequence[Source], *, with_preset: bool = True) -> RunConfig
     return config
 
 
-def check_imports(config: RunConfig, sources: Sequence[Source]) -> None:
+def check_imports(config: RunConfig, sources: Sequence[SettingsSource]) -> None:
     """Refuse a class that only a file of settings names, because its module would be imported, and would run.
 
     A class whose equations the settings contain (`neuron_model`) is not imported.
@@ -672,10 +673,15 @@ def check_imports(config: RunConfig, sources: Sequence[Source]) -> None:
     Raises:
         ConfigError: a file names the class of a setting. The message names the file and the module.
     """
-    for setting, own in OWN.items():
+    for setting, user_class in OWN.items():
         named = getattr(config, setting)
         source = next((source for source in reversed(sources) if setting in source.values), None)
-        if source is None or not source.is_file or not own.names_a_class(named) or getattr(config, own.model):
+        if (
+            source is None
+            or not source.is_file
+            or not user_class.names_a_class(named)
+            or getattr(config, user_class.model)
+        ):
             continue
         flag, module = f"--{setting}", shown(named.strip().partition(":")[0])
         raise ConfigError(
@@ -687,40 +693,40 @@ def check_imports(config: RunConfig, sources: Sequence[Source]) -> None:
 
 def _explain(problem: Any, origin: Mapping[str, str]) -> str:
     key = str(problem["loc"][0])
-    where, given = origin.get(key, "settings"), problem["input"]
+    source_name, input_value = origin.get(key, "settings"), problem["input"]
     flag = "--" + key.replace("_", "-")
     if problem["type"] == "extra_forbidden":
         hint = did_you_mean(_ALIASES.get(key, key).replace("-", "_"), RunConfig.model_fields)
-        return f"{where}: unknown setting {key!r}{hint}"
+        return f"{source_name}: unknown setting {key!r}{hint}"
     cause = problem.get("ctx", {}).get("error")
     allowed = str(cause) if cause is not None else str(problem["msg"])
     allowed = allowed[:1].lower() + allowed[1:].replace("Input should", "input should")
-    if problem["type"] == "literal_error" and isinstance(given, str):
-        allowed += did_you_mean(given, get_args(RunConfig.model_fields[key].annotation))
+    if problem["type"] == "literal_error" and isinstance(input_value, str):
+        allowed += did_you_mean(input_value, get_args(RunConfig.model_fields[key].annotation))
     # Show an empty text in a visible form.
     try:
-        written = to_toml_value(given)
+        written = to_toml_value(input_value)
     except (ValueError, RecursionError):
         # An integer with too many digits.
-        written = shown(given)
-    text = (given if str(given).strip() else repr(given)) if where == "command line" else ""
-    named = f"{flag} {text}" if where == "command line" else f"{where}: {key} = {written}"
+        written = shown(input_value)
+    text = (input_value if str(input_value).strip() else repr(input_value)) if source_name == "command line" else ""
+    named = f"{flag} {text}" if source_name == "command line" else f"{source_name}: {key} = {written}"
     return f"{named}: {allowed}"
 
 
-def differences(config: RunConfig, asked: Mapping[str, Any]) -> list[str]:
-    """The changes that `asked` would make to a run's result, as texts: `lr: 0.002 in the run, 0.01 asked`."""
-    own = config.model_dump()
+def differences(config: RunConfig, changes: Mapping[str, Any]) -> list[str]:
+    """The changes that `changes` would make to a run's result, as texts: `lr: 0.002 in the run, 0.01 asked`."""
+    run_values = config.model_dump()
     return [
-        f"{key}: {to_toml_value(own[key])} in the run, {to_toml_value(value)} asked"
-        for key, value in asked.items()
-        if key not in FREE and own[key] != value and not _is_same_path(key, own[key], value)
+        f"{key}: {to_toml_value(run_values[key])} in the run, {to_toml_value(value)} asked"
+        for key, value in changes.items()
+        if key not in FREE and run_values[key] != value and not _is_same_path(key, run_values[key], value)
     ]
 
 
-def _is_same_path(key: str, own: Any, asked: Any) -> bool:
+def _is_same_path(key: str, run_path: Any, other_path: Any) -> bool:
     """Older runs stored paths as they were typed."""
-    return key in PATHS and isinstance(asked, str) and _absolute(key, own) == _absolute(key, asked)
+    return key in PATHS and isinstance(other_path, str) and _absolute(key, run_path) == _absolute(key, other_path)
 
 
 def to_toml(config: RunConfig) -> str:
@@ -768,5 +774,5 @@ def to_toml_value(value: Any) -> str:
     if isinstance(value, str):
         # TOML basic strings have the escapes of JSON. JSON does not escape DEL and other control characters.
         text = json.dumps(value, ensure_ascii=False)
-        return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+        return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
     return json.dumps(value, default=str)

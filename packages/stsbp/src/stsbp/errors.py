@@ -47,6 +47,6 @@ def understood(error: BaseException) -> StsbpError | None:
         return StsbpError("there is not enough memory; try smaller batches or sizes")
     if isinstance(error, OSError):
         # An error without a file name comes from writing the output.
-        what = error.filename if error.filename is not None else "cannot write the output"
-        return FileError(f"{what}: {error.strerror or error}")
+        subject = error.filename if error.filename is not None else "cannot write the output"
+        return FileError(f"{subject}: {error.strerror or error}")
     return None

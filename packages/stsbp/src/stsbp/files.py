@@ -214,8 +214,8 @@ class OpenFolder:
         # would overwrite the checkpoints of the second run.
         if _HAS_DESCRIPTORS:
             flags = os.O_RDONLY | os.O_DIRECTORY | _FLAGS
-            where, name = ({}, str(path)) if within is None else (within._at, path.name)
-            self._at = {"dir_fd": os.open(name, flags, **where)}
+            parent_fd, name = ({}, str(path)) if within is None else (within._at, path.name)
+            self._at = {"dir_fd": os.open(name, flags, **parent_fd)}
 
     @property
     def descriptor(self) -> int | None:
@@ -246,9 +246,9 @@ class OpenFolder:
         Raises:
             OSError: the system refused, or it is not a regular file.
         """
-        with self.open(name, os.O_RDONLY) as file, io.BufferedReader(file) as whole:
+        with self.open(name, os.O_RDONLY) as file, io.BufferedReader(file) as buffered:
             # `read` allocates the requested memory at once, so request no more than the size of the file.
-            return whole.read(min(most, os.fstat(file.fileno()).st_size))
+            return buffered.read(min(most, os.fstat(file.fileno()).st_size))
 
     def status(self, name: str) -> os.stat_result | None:
         """Status of an entry of the folder, following links. None if it does not exist or is not accessible."""

@@ -82,8 +82,8 @@ class Hdf5Process:
         ended = -min(self._process.wait(), 0)
         if self.is_late:
             return f"it takes more than {self._seconds:.3g} seconds to read"
-        how = f" ({signal.Signals(ended).name})" if ended in set(signal.Signals) else ""
-        return f"the process that read it ended without a message{how}"
+        signal_text = f" ({signal.Signals(ended).name})" if ended in set(signal.Signals) else ""
+        return f"the process that read it ended without a message{signal_text}"
 
     @property
     def is_late(self) -> bool:

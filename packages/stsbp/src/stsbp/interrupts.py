@@ -2,8 +2,8 @@
 
 A terminal, a shell and a batch system may each pass the signal on, so that it arrives twice within milliseconds. Python
 runs handlers only between its own instructions, and a compiler (LLVM, XLA) may not return for minutes. Therefore, a
-thread watches the signals too (`Watch`). This module imports nothing heavy, because it must be loaded before all other
-modules.
+thread watches the signals too (`Watchdog`). This module imports nothing heavy, because it must be loaded before all
+other modules.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-__all__ = ["EXIT_CODE", "GRACE", "INTERRUPTED", "PATIENCE", "WATCH", "Interrupts", "Watch", "handled_by", "install"]
+__all__ = ["EXIT_CODE", "GRACE", "INTERRUPTED", "PATIENCE", "WATCH", "Interrupts", "Watchdog", "handled_by", "install"]
 
 EXIT_CODE = 130
 """Exit code: 128 plus the number of SIGINT."""
@@ -41,7 +41,7 @@ def _above_standard_streams(descriptor: int) -> int:
         os.close(descriptor)
 
 
-class Watch:
+class Watchdog:
     """A thread that ends the process if it does not react to a signal.
 
     Attributes:
@@ -51,7 +51,7 @@ class Watch:
     def __init__(self) -> None:
         self.needed: float = 1
         self._owner = 0
-        self._heard: list[float] = []
+        self._signal_times: list[float] = []
         self._until: float | None = None
 
     def start(self) -> None:
@@ -61,17 +61,17 @@ class Watch:
         reader, writer = map(_above_standard_streams, os.pipe())
         for end in (reader, writer):
             os.set_blocking(end, False)
-        before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        if before != -1:
+        former_descriptor = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        if former_descriptor != -1:
             # Another library of the process needs the signals.
-            signal.set_wakeup_fd(before)
+            signal.set_wakeup_fd(former_descriptor)
             os.close(reader)
             os.close(writer)
             return
         if not self._owner:
             # A forked process shares the pipe, but its signals are its own.
             os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1) and None)
-        self._owner, self._heard, self._until = os.getpid(), [], None
+        self._owner, self._signal_times, self._until = os.getpid(), [], None
         threading.Thread(target=self._run, args=(reader,), name="stsbp-signals", daemon=True).start()
 
     def stop(self) -> None:
@@ -84,22 +84,22 @@ class Watch:
             until = self._until
             timeout = None if until is None else max(0.0, until - time.monotonic())
             if select.select([reader], [], [], timeout)[0]:
-                for heard in os.read(reader, 64):
-                    number = self._hear(heard) or number
+                for signal_byte in os.read(reader, 64):
+                    number = self._hear(signal_byte) or number
             elif self._until is not None:
                 _end(128 + number)
 
     def _hear(self, number: int) -> signal.Signals | None:
         now = time.monotonic()
-        if number not in _numbers() or (self._heard and now - self._heard[-1] < PATIENCE):
+        if number not in _numbers() or (self._signal_times and now - self._signal_times[-1] < PATIENCE):
             return None
-        self._heard.append(now)
-        if len(self._heard) >= self.needed and self._until is None:
+        self._signal_times.append(now)
+        if len(self._signal_times) >= self.needed and self._until is None:
             self._until = now + GRACE
         return signal.Signals(number)
 
 
-WATCH = Watch()
+WATCH = Watchdog()
 """The watch of this process."""
 
 
@@ -123,15 +123,15 @@ def handled_by(handler: Callable[[int, FrameType | None], object]) -> Iterator[N
     A signal that the parent process ignores stays ignored: SIGHUP under nohup, Ctrl-C in the background of a script.
     The handler may finish its work after the first signal. After the second one, the process must end (`WATCH`).
     """
-    heard = [number for number in _numbers() if signal.getsignal(number) is not signal.SIG_IGN]
+    handled_numbers = [number for number in _numbers() if signal.getsignal(number) is not signal.SIG_IGN]
     needed, WATCH.needed = WATCH.needed, 2
-    before = {number: signal.signal(number, handler) for number in heard}
+    former_handlers = {number: signal.signal(number, handler) for number in handled_numbers}
     try:
         yield
     finally:
         WATCH.needed = needed
-        for number, own in before.items():
-            signal.signal(number, own)
+        for number, former_handler in former_handlers.items():
+            signal.signal(number, former_handler)
 
 
 class Interrupts:
@@ -172,12 +172,12 @@ class Interrupts:
 
 def install() -> Interrupts:
     """Handle SIGINT, unless it is ignored by the parent process. Repeated calls return the existing handler."""
-    found = signal.getsignal(signal.SIGINT)
-    if isinstance(found, Interrupts):
-        return found
+    current_handler = signal.getsignal(signal.SIGINT)
+    if isinstance(current_handler, Interrupts):
+        return current_handler
     interrupts = Interrupts()
     try:
-        if found is signal.default_int_handler:
+        if current_handler is signal.default_int_handler:
             signal.signal(signal.SIGINT, interrupts)
             sys.unraisablehook = interrupts.unraisable
         WATCH.needed = 1

@@ -92,7 +92,7 @@ def boxes(network: NetworkSpec) -> dict[str, Box]:
     """The boxes of a network by the names of nodes, in the order of the nodes."""
     graph = network.graph
     nodes = {node.name: node for node in graph.nodes}
-    own = {name for names in graph.recurrent.values() for name in names}
+    recurrent_names = {name for names in graph.recurrent.values() for name in names}
     within = {
         edge.source: node.name
         for node in graph.nodes
@@ -100,32 +100,32 @@ def boxes(network: NetworkSpec) -> dict[str, Box]:
         for edge in node.inputs
         if isinstance(nodes[edge.source].op, Weighted) and len(graph.readers[edge.source]) == 1 and not edge.delay
     }
-    found: dict[str, Box] = {}
+    boxes_by_name: dict[str, Box] = {}
     for node in graph.nodes:
         if node.name in within:
             continue
         weights = [nodes[edge.source] for edge in node.inputs if edge.source in within]
-        several = sum(each.name not in own for each in weights) > 1
-        links = [*_links(weights, own, several), *(_link(e) for e in node.inputs if e.source not in within)]
-        lines = [node.name if not weights else weights[0].name, *_lines(node, weights, own)]
+        several = sum(projection.name not in recurrent_names for projection in weights) > 1
+        links = [*_links(weights, recurrent_names, several), *(_link(e) for e in node.inputs if e.source not in within)]
+        lines = [node.name if not weights else weights[0].name, *_lines(node, weights, recurrent_names)]
         lines.append("x".join(map(str, graph.values[node.name].shape)))
         text = node.op.symbol if isinstance(node.op, Merge) else "\n".join(line for line in lines if line)
         box = Box(_kind(node), text, links)
-        box.depth = max((found[link.source].depth + 1 for link in links if link.source != node.name), default=0)
-        found[node.name] = box
-    for depth in range(1 + max(box.depth for box in found.values())):
-        row = [box for box in found.values() if box.depth == depth]
+        box.depth = max((boxes_by_name[link.source].depth + 1 for link in links if link.source != node.name), default=0)
+        boxes_by_name[node.name] = box
+    for depth in range(1 + max(box.depth for box in boxes_by_name.values())):
+        row = [box for box in boxes_by_name.values() if box.depth == depth]
         for place, box in enumerate(row):
             box.place = place - (len(row) - 1) / 2
-    return found
+    return boxes_by_name
 
 
-def _links(weights: Sequence[Node], own: set[str], several: bool) -> list[Link]:
+def _links(weights: Sequence[Node], recurrent_names: set[str], several: bool) -> list[Link]:
     links = []
-    for each in weights:
-        (edge,) = each.inputs
-        text = described(each)[0].partition("{")[0] if several and each.name not in own else ""
-        links.append(Link(edge.source, 0 if each.name in own else edge.delay, text))
+    for projection in weights:
+        (edge,) = projection.inputs
+        text = described(projection)[0].partition("{")[0] if several and projection.name not in recurrent_names else ""
+        links.append(Link(edge.source, 0 if projection.name in recurrent_names else edge.delay, text))
     return links
 
 
@@ -139,13 +139,17 @@ def _kind(node: Node) -> str:
     return "input" if isinstance(node.op, Input) else "merge" if isinstance(node.op, Merge) else "other"
 
 
-def _lines(node: Node, weights: Sequence[Node], own: set[str]) -> list[str]:
+def _lines(node: Node, weights: Sequence[Node], recurrent_names: set[str]) -> list[str]:
     """The text of a box: its weights and its neuron model."""
     if isinstance(node.op, Input):
         return [node.op.coding]
     if isinstance(node.op, Neurons):
-        first = [described(each)[0].partition("{")[0] for each in weights[:1]]
-        return [" ".join([*first, node.op.model.name, *(["recurrent"] if own & {w.name for w in weights} else [])])]
+        first = [described(projection)[0].partition("{")[0] for projection in weights[:1]]
+        return [
+            " ".join(
+                [*first, node.op.model.name, *(["recurrent"] if recurrent_names & {w.name for w in weights} else [])]
+            )
+        ]
     return [described(node)[0].partition("{")[0]]
 
 
@@ -201,11 +205,11 @@ def _arrow(axes: Axes, shown: dict[str, Text], drawn: dict[str, Box], link: Link
     arrow |= {"patchA": shown[link.source].get_bbox_patch(), "patchB": shown[name].get_bbox_patch()}
     axes.annotate("", (x, y), (x0, y0), arrowprops=arrow, zorder=2)
     later = f"{link.delay} step{'s' * (link.delay > 1)} later" if link.delay else ""
-    if said := ", ".join(each for each in (link.text, later) if each):
-        middle, left = ((x + x0 + bend * (y - y0)) / 2, (y + y0 - bend * (x - x0)) / 2), link.text and not bend
-        where: dict[str, Any] = {
-            "xytext": (-4 if left else 4, 0),
+    if caption := ", ".join(text for text in (link.text, later) if text):
+        middle, is_left = ((x + x0 + bend * (y - y0)) / 2, (y + y0 - bend * (x - x0)) / 2), link.text and not bend
+        placement: dict[str, Any] = {
+            "xytext": (-4 if is_left else 4, 0),
             "textcoords": "offset points",
-            "ha": "right" if left else "left",
+            "ha": "right" if is_left else "left",
         }
-        axes.annotate(said, middle, fontsize=7, color="0.3", va="center", zorder=4, **where)
+        axes.annotate(caption, middle, fontsize=7, color="0.3", va="center", zorder=4, **placement)

@@ -18,17 +18,17 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 __all__ = [
     "Best",
     "Cache",
+    "CheckpointRecord",
     "Description",
     "Figures",
     "InputsRecord",
     "Manifest",
-    "Progress",
+    "ProgressRecord",
     "Record",
     "Recorded",
     "Seed",
     "Start",
-    "Sums",
-    "Trained",
+    "SumsRecord",
     "digest_of",
     "metrics_line",
     "parse",
@@ -68,7 +68,7 @@ class Description(Record):
     step: Place
 
 
-class Sums(Record):
+class SumsRecord(Record):
     """Running sums: the fields of `stsbp.training.metrics.Sums`."""
 
     model_config = ConfigDict(extra="forbid")
@@ -88,7 +88,7 @@ class Sums(Record):
     padded: Amount = 0.0
 
     @model_validator(mode="after")
-    def _fits(self) -> Sums:
+    def _fits(self) -> SumsRecord:
         if self.padded > self.samples:
             raise ValueError("there is more padding than samples")
         if self.zeroed.keys() != self.errors.keys() or any(n > self.errors[name] for name, n in self.zeroed.items()):
@@ -115,15 +115,15 @@ class Recorded(Record):
     metrics_sha256: Digest | None = None
 
 
-class Progress(Recorded):
+class ProgressRecord(Recorded):
     """Further contents of `last.json`, from which a run can continue: position, sums, and the best epoch so far."""
 
     config: str
     data: str
     contents: dict[str, str] = Field(default_factory=dict)
     batch: Place
-    sums: Sums
-    window: Sums
+    sums: SumsRecord
+    window: SumsRecord
     best: Best | None
     epochs: Place | None = None
     contract: Count = 1
@@ -149,7 +149,7 @@ class InputsRecord(Record):
         return self
 
 
-class Trained(Record):
+class CheckpointRecord(Record):
     """Further contents of a checkpoint, with which its network can be used and trained."""
 
     config: str
@@ -188,13 +188,13 @@ class Figures(Record):
     def _how_good(self) -> Figures:
         of_classes = ("accuracy", "accuracy_spike_count")
         of_spikes = ("precision", "recall", "f1", "van_rossum", "hamming")
-        there = [names for names in (of_classes, of_spikes) if self.model_fields_set.intersection(names)]
-        if not there or any(getattr(self, name) is None for names in there for name in names):
+        present = [names for names in (of_classes, of_spikes) if self.model_fields_set.intersection(names)]
+        if not present or any(getattr(self, name) is None for names in present for name in names):
             raise ValueError("it has neither all accuracies nor all figures of spike times")
         return self
 
 
-class _Training(Figures):
+class _TrainingLine(Figures):
     step: Place
     epoch: Place
     gradient_norm: Number
@@ -205,16 +205,16 @@ class _Training(Figures):
     zeroed: dict[str, Share] = Field(default_factory=dict)
 
 
-class _Step(_Training):
+class _StepLine(_TrainingLine):
     kind: Literal["step"]
     grids: Annotated[dict[str, _Grid], Field(min_length=1)]
 
 
-class _Epoch(_Training):
+class _EpochLine(_TrainingLine):
     kind: Literal["epoch"]
 
 
-class _Evaluation(Figures):
+class _EvaluationLine(Figures):
     kind: Literal["evaluation"]
     split: str
     step: Place
@@ -222,8 +222,8 @@ class _Evaluation(Figures):
     seconds: Number
 
 
-_LINE: TypeAdapter[_Step | _Epoch | _Evaluation] = TypeAdapter(
-    Annotated[_Step | _Epoch | _Evaluation, Field(discriminator="kind")]
+_LINE: TypeAdapter[_StepLine | _EpochLine | _EvaluationLine] = TypeAdapter(
+    Annotated[_StepLine | _EpochLine | _EvaluationLine, Field(discriminator="kind")]
 )
 
 
@@ -375,10 +375,10 @@ def _undamaged(kind: type[Record], text: bytes, key: str, version: int | None = 
     """The entries of the list `key` that are valid records. Empty if there is no list, or for another version."""
     try:
         content = parse(text)
-        found = content[key] if version in (None, content.get("format")) else []
+        entries = content[key] if version in (None, content.get("format")) else []
     except (ValueError, KeyError, TypeError, AttributeError):
         return []
-    return [value for value in found if _is(kind, value)] if isinstance(found, list) else []
+    return [value for value in entries if _is(kind, value)] if isinstance(entries, list) else []
 
 
 def _is(kind: type[Record], value: Any) -> bool:

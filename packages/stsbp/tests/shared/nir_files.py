@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stsbp.interop.nir_reader import Graph, GraphNode
+from stsbp.interop.nir_reader import GraphNode, NirGraph
 
 __all__ = ["chain", "cuba", "full", "graph", "inputs", "lif", "readers", "write", "written"]
 
@@ -16,13 +16,13 @@ Nodes = Mapping[str, Mapping[str, Any]]
 Edges = Sequence[tuple[str, str]]
 
 
-def graph(nodes: Nodes, edges: Edges) -> Graph:
+def graph(nodes: Nodes, edges: Edges) -> NirGraph:
     """A graph in memory, as a file of it is read."""
     made = {
         name: GraphNode(name, node["type"], {key: _value(value) for key, value in node.items() if key != "type"})
         for name, node in nodes.items()
     }
-    return Graph(made, tuple(edges))
+    return NirGraph(made, tuple(edges))
 
 
 def _value(value: Any) -> Any:
@@ -60,12 +60,12 @@ def chain(*names: str) -> list[tuple[str, str]]:
     return list(itertools.pairwise(names))
 
 
-def inputs(made: Graph, name: str) -> list[str]:
+def inputs(made: NirGraph, name: str) -> list[str]:
     """What a node reads."""
     return [source for source, reader in made.edges if reader == name]
 
 
-def readers(made: Graph, name: str) -> list[str]:
+def readers(made: NirGraph, name: str) -> list[str]:
     """What reads a node."""
     return [reader for source, reader in made.edges if source == name]
 

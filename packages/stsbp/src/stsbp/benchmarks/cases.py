@@ -22,12 +22,12 @@ from stsbp_spec.networks.initial_weights import initial_weights
 from stsbp_spec.typing import Float32, Int64, Memory
 
 from stsbp.benchmarks.device import synchronise
-from stsbp.config import RunConfig, Source, resolve
+from stsbp.config import RunConfig, SettingsSource, resolve
 from stsbp.datasets import Split, load
 from stsbp.datasets.base import ArraySplit
 from stsbp.training.build import Inputs, Task, build_task
 
-__all__ = ["CASES", "EVERY", "LARGE", "Case", "Resident", "Step", "prepare"]
+__all__ = ["CASES", "EVERY", "LARGE", "BenchmarkRun", "Case", "Resident", "prepare"]
 
 _BATCHES = 4
 
@@ -56,13 +56,13 @@ class Case:
         chosen: dict[str, Any] = {"dataset": self.dataset, "net": self.net, "steps": self.steps}
         chosen["batch_size"] = max(1, round(self.batch * scale))
         chosen |= {"surrogate": surrogate or self.surrogate, "init_gain": self.init_gain, "init_rate": 0.0}
-        return resolve([Source("benchmark", chosen)])
+        return resolve([SettingsSource("benchmark", chosen)])
 
     def split(self, data_dir: Path | None, count: int) -> tuple[Split, str]:
         """At least `count` samples, and where they come from."""
         if data_dir is not None:
-            found = load(self.dataset, data_dir=data_dir, steps=self.steps, limit=count)
-            return found.train, self.dataset
+            dataset = load(self.dataset, data_dir=data_dir, steps=self.steps, limit=count)
+            return dataset.train, self.dataset
         embedded = load(self.stand_in, steps=self.steps, limit=count)
         if self.inputs.coding == "events":
             return embedded.train, self.stand_in
@@ -137,7 +137,7 @@ class Resident:
         return cls([task.batch(split, part)[0] for part in np.split(numbers, _BATCHES)], source)
 
 
-class Step:
+class BenchmarkRun:
     """A training run in memory. Each call does one update on the next batch, and waits until it is done.
 
     Args:

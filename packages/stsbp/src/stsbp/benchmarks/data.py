@@ -18,11 +18,11 @@ from stsbp_spec.engine.backend import AbstractBackend, Batch
 from stsbp_spec.models.encoders.packed import Inputs, PackedFrames
 from stsbp_spec.typing import Int64
 
-from stsbp.benchmarks.cases import CASES, Step
+from stsbp.benchmarks.cases import CASES, BenchmarkRun
 from stsbp.benchmarks.result import Row, Tell
 from stsbp.benchmarks.step import folder_of
 from stsbp.benchmarks.timing import Timing, interleaved
-from stsbp.config import Source, resolve
+from stsbp.config import SettingsSource, resolve
 from stsbp.training.augment import augment
 from stsbp.training.build import build_task, load_data
 from stsbp.training.prefetch import prefetched
@@ -57,7 +57,7 @@ def measure(backend: AbstractBackend, *, scale: float, rounds: int, data_dir: Pa
     if folder is not None:
         # There are at least 1,000 recordings, and some of them are held out.
         chosen["limit"] = min(limit, 900)
-    config = resolve([Source("benchmark", chosen)])
+    config = resolve([SettingsSource("benchmark", chosen)])
     with _empty_cache() as cache:
         tell("loading, first time")
         began = time.perf_counter()
@@ -79,7 +79,7 @@ def measure(backend: AbstractBackend, *, scale: float, rounds: int, data_dir: Pa
             return batch._replace(inputs=moved)
 
         resident = [fetch(key) for key in keys]
-        step = Step(task, resident)
+        step = BenchmarkRun(task, resident)
 
         def in_memory() -> None:
             for batch in resident:
@@ -115,13 +115,13 @@ def measure(backend: AbstractBackend, *, scale: float, rounds: int, data_dir: Pa
 @contextmanager
 def _empty_cache() -> Iterator[Path]:
     """A cache folder for decoded samples that is removed at the end."""
-    before = os.environ.get("STSBP_CACHE")
+    former_folder = os.environ.get("STSBP_CACHE")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         os.environ["STSBP_CACHE"] = folder
         try:
             yield Path(folder)
         finally:
-            if before is None:
+            if former_folder is None:
                 del os.environ["STSBP_CACHE"]
             else:
-                os.environ["STSBP_CACHE"] = before
+                os.environ["STSBP_CACHE"] = former_folder

@@ -63,12 +63,12 @@ def describe(backend: AbstractBackend, settings: dict[str, Any]) -> dict[str, An
     for package in _PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    found = {device.name: device.description for device in type(backend).devices()}
+    descriptions = {device.name: device.description for device in type(backend).devices()}
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     return {
         "backend": backend.name,
         "device": backend.device,
-        "device_description": found.get(backend.device, ""),
+        "device_description": descriptions.get(backend.device, ""),
         "processor": processor(),
         "system": platform.platform(),
         "load_average": load,

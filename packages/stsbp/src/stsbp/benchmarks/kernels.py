@@ -46,9 +46,9 @@ def measure(backend: AbstractBackend, *, scale: float, rounds: int, tell: Tell) 
         tell(f"LIF neurons, {case}")
         copy, copied = copier(backend, max(1, round(COPIED * scale)))
         forward, backward, density = _pair(backend, steps, neurons)
-        taken = interleaved({"copy": copy, "forward": forward, "backward": backward}, rounds=rounds)
+        timings = interleaved({"copy": copy, "forward": forward, "backward": backward}, rounds=rounds)
         calls = queued(backend)
-        times = {name: Timing(tuple(x / calls for x in timing.seconds)) for name, timing in taken.items()}
+        times = {name: Timing(tuple(x / calls for x in timing.seconds)) for name, timing in timings.items()}
         bandwidth = copied / times["copy"].median
         rows.append(Row("kernels", case, "copy", times["copy"], detail=_moved(copied, times["copy"].median)))
         for name, per_step in (("forward", FORWARD_BYTES), ("backward", BACKWARD_BYTES)):

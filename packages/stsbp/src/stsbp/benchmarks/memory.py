@@ -15,7 +15,7 @@ from stsbp_spec.models.encoders.packed import unpacked
 from stsbp_spec.registry import open_backend
 from stsbp_spec.typing import Memory
 
-from stsbp.benchmarks.cases import CASES, Step, prepare
+from stsbp.benchmarks.cases import CASES, BenchmarkRun, prepare
 from stsbp.benchmarks.device import peak_memory, reset_peak_memory
 
 __all__ = ["main"]
@@ -33,20 +33,20 @@ def main(name: str, device: str, case: str, scale: str, surrogate: str, mode: Me
     first = data.batches[0]
     inputs = unpacked(first.inputs)
     one = inputs[:, :1] if inputs.ndim == 5 else inputs[:1]
-    step = Step(task, data.batches)
+    step = BenchmarkRun(task, data.batches)
     step(Batch(one.copy(), first.targets[:, :1].copy()))
     watched = next(iter(step.state.weights.values()))
-    before = reset_peak_memory(watched)
+    initial_bytes = reset_peak_memory(watched)
     for _ in range(_STEPS):
         step()
     peak = peak_memory(watched)
     for _ in range(_MORE):
         step()
     later = peak_memory(watched)
-    found: dict[str, int | None] = {"before_bytes": before, "peak_bytes": None, "growth_bytes": None}
-    if before is not None and peak is not None and later is not None:
-        found |= {"peak_bytes": peak - before, "growth_bytes": later - peak}
-    print(json.dumps(found))
+    figures: dict[str, int | None] = {"before_bytes": initial_bytes, "peak_bytes": None, "growth_bytes": None}
+    if initial_bytes is not None and peak is not None and later is not None:
+        figures |= {"peak_bytes": peak - initial_bytes, "growth_bytes": later - peak}
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

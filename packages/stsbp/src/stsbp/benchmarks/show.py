@@ -41,23 +41,23 @@ def _verdict(row: Row) -> str:
 
 def remarks(detail: dict[str, Any]) -> str:
     """Further information about a row."""
-    said: list[str] = []
+    texts: list[str] = []
     if "bytes_per_second" in detail:
-        said.append(f"{detail['bytes_per_second'] / 1e9:.1f} GB/s")
+        texts.append(f"{detail['bytes_per_second'] / 1e9:.1f} GB/s")
     if "samples_per_second" in detail:
-        said.append(f"{detail['samples_per_second']:.0f} samples/s of {detail['data']}")
+        texts.append(f"{detail['samples_per_second']:.0f} samples/s of {detail['data']}")
     if "spike_rates" in detail:
-        said.append("rates " + " ".join(f"{rate:.3f}" for rate in detail["spike_rates"].values()))
+        texts.append("rates " + " ".join(f"{rate:.3f}" for rate in detail["spike_rates"].values()))
     if detail.get("peak_bytes") is not None:
-        said.append(f"peak {detail['peak_bytes'] / 1e6:.0f} MB (kept: {detail['kept_bytes'] / 1e6:.0f} MB)")
-        said.append(f"{detail['growth_bytes'] / 1e6:+.1f} MB in 24 more steps")
+        texts.append(f"peak {detail['peak_bytes'] / 1e6:.0f} MB (kept: {detail['kept_bytes'] / 1e6:.0f} MB)")
+        texts.append(f"{detail['growth_bytes'] / 1e6:+.1f} MB in 24 more steps")
     if "cache_bytes" in detail:
-        said.append(f"{detail['cache_bytes'] / 1e6:.1f} MB on disk for {detail['samples']} samples")
+        texts.append(f"{detail['cache_bytes'] / 1e6:.1f} MB on disk for {detail['samples']} samples")
     if "batch_bytes" in detail:
-        said.append(f"{detail['batch_bytes'] / 1e6:.2f} MB per batch")
+        texts.append(f"{detail['batch_bytes'] / 1e6:.2f} MB per batch")
     if "empty_caches" in detail:
-        said.append(f"{detail['empty_caches']:.1f} s with empty caches")
-    return ", ".join(said)
+        texts.append(f"{detail['empty_caches']:.1f} s with empty caches")
+    return ", ".join(texts)
 
 
 def print_report(report: Report, console: Console | None = None) -> None:

@@ -62,5 +62,5 @@ def _first_update(command: list[str], environment: dict[str, str]) -> float:
                 time.sleep(0.01)
         finally:
             child.kill()
-            said = child.communicate()[1]
-        raise StsbpError(f"`{' '.join(command)}` did not reach its first update: {said.strip()[-300:]}")
+            error_output = child.communicate()[1]
+        raise StsbpError(f"`{' '.join(command)}` did not reach its first update: {error_output.strip()[-300:]}")

@@ -15,7 +15,7 @@ from stsbp_spec.engine.backend import AbstractBackend
 from stsbp_spec.engine.memory import kept_bytes
 from stsbp_spec.typing import Memory
 
-from stsbp.benchmarks.cases import CASES, Case, Step, prepare
+from stsbp.benchmarks.cases import CASES, BenchmarkRun, Case, prepare
 from stsbp.benchmarks.floor import dense_floor
 from stsbp.benchmarks.result import Row, Tell
 from stsbp.benchmarks.timing import interleaved
@@ -48,14 +48,14 @@ def measure(
     for case in CASES.values():
         tell(f"training step, {case.name} network")
         task, data = prepare(case, backend, scale=scale, surrogate=surrogate, data_dir=folder_of(case, data_dir))
-        step = Step(task, data.batches)
+        step = BenchmarkRun(task, data.batches)
         work: dict[str, Any] = {"step": step}
         # The bound is written in torch, and no framework other than the backend's own is imported.
         if backend.name == "torch":
             device = "cuda" if backend.device.startswith("cuda") else "cpu"
             work["floor"] = dense_floor(task.network, step.weights, data.batches[0], device)
         lean = task.config.model_copy(update={"memory": "low"})
-        work["low"] = Step(build_task(lean, case.inputs, backend), data.batches)
+        work["low"] = BenchmarkRun(build_task(lean, case.inputs, backend), data.batches)
         times = interleaved(work, rounds=rounds, warmup=5)
         size = f"{case.net}-{task.network.outputs} T={case.steps} B={task.config.batch_size}"
         detail: dict[str, Any] = {
@@ -71,14 +71,14 @@ def measure(
             rows.append(Row("step", size, "dense floor", floor))
         low = times["low"]
         rows.append(Row("step", size, "step in little memory", low, "step", low.median / times["step"].median))
-        kept = task.config.batch_size * kept_bytes(task.network, case.steps)
+        saved_bytes = task.config.batch_size * kept_bytes(task.network, case.steps)
         modes: tuple[tuple[Memory, str], ...] = (("full", "memory"), ("low", "little memory"))
         for mode, name in modes:
             tell(f"{name}, {case.name} network")
             memory = _memory(backend, case, scale, surrogate, mode)
-            memory["kept_bytes"] = kept
+            memory["kept_bytes"] = saved_bytes
             peak = memory["peak_bytes"]
-            rows.append(Row("step", size, name, None, "kept", peak / kept if peak else None, detail=memory))
+            rows.append(Row("step", size, name, None, "kept", peak / saved_bytes if peak else None, detail=memory))
     return rows
 
 
@@ -99,5 +99,5 @@ def _memory(backend: AbstractBackend, case: Case, scale: float, surrogate: str |
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise StsbpError(f"the process that measures memory failed: {last[0]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures

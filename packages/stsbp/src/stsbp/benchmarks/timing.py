@@ -58,12 +58,12 @@ def interleaved(work: Mapping[str, Callable[[], object]], *, rounds: int, warmup
     """
     if rounds < 1:
         raise ValueError(f"at least one round is needed, got {rounds}")
-    taken: dict[str, list[float]] = {name: [] for name in work}
+    durations: dict[str, list[float]] = {name: [] for name in work}
     for number in range(warmup + rounds):
         for name, run in work.items():
             began = time.perf_counter()
             run()
             seconds = time.perf_counter() - began
             if number >= warmup:
-                taken[name].append(seconds)
-    return {name: Timing(tuple(seconds)) for name, seconds in taken.items()}
+                durations[name].append(seconds)
+    return {name: Timing(tuple(seconds)) for name, seconds in durations.items()}

@@ -145,8 +145,8 @@ class _Commands(click.Group):
             # Imported here, because it also imports numpy.
             from stsbp.errors import understood
 
-            if (known := understood(error)) is not None:
-                raise _Failure(known) from error
+            if (user_error := understood(error)) is not None:
+                raise _Failure(user_error) from error
             raise
 
 
@@ -158,8 +158,8 @@ def _legible() -> Iterator[None]:
     except click.ClickException as error:
         if isinstance(error, click.NoSuchOption) and error.option_name in _BEFORE and error.ctx is not None:
             name = error.option_name
-            how = f"stsbp {name} NAME {error.ctx.info_name} ..."
-            raise click.UsageError(f"{name} must be written before the command: {how}", error.ctx) from None
+            usage = f"stsbp {name} NAME {error.ctx.info_name} ..."
+            raise click.UsageError(f"{name} must be written before the command: {usage}", error.ctx) from None
         if len(error.message) > _SHORT or not error.message.isprintable():
             # Imported here, because it also imports numpy.
             from stsbp.errors import legible
@@ -209,14 +209,14 @@ def _budgeted(gib: float) -> Iterator[None]:
     # Imported here, because it also imports numpy.
     from stsbp.budget import VARIABLE
 
-    before = os.environ.get(VARIABLE)
+    former_budget = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = f"{gib:g}"
     try:
         yield
     finally:
         del os.environ[VARIABLE]
-        if before is not None:
-            os.environ[VARIABLE] = before
+        if former_budget is not None:
+            os.environ[VARIABLE] = former_budget
 
 
 def _complete_backend(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:

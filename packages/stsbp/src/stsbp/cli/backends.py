@@ -60,12 +60,12 @@ def _compile() -> None:
     for name in installed_backends():
         began = time.monotonic()
         try:
-            compiled, there = load_backend(name).compile_ahead()
+            compiled, kernel_count = load_backend(name).compile_ahead()
         except BackendError as error:
             click.echo(f"{name}: cannot run: {error}")
             continue
-        if there:
+        if kernel_count:
             took = f" in {time.monotonic() - began:.0f} s" if compiled else ""
-            click.echo(f"{name}: {there} kernels, {compiled} of them compiled{took}")
+            click.echo(f"{name}: {kernel_count} kernels, {compiled} of them compiled{took}")
         else:
             click.echo(f"{name}: this backend has no kernels to compile in advance")

@@ -67,15 +67,15 @@ def command(
     from stsbp.benchmarks import data, kernels, show, startup, step
     from stsbp.benchmarks.device import describe, threads_used
     from stsbp.benchmarks.result import JSON, Report, Row
-    from stsbp.config import Source, resolve
+    from stsbp.config import SettingsSource, resolve
 
     for name, groups in _GROUPS.items():
         if ctx.params[name] is not None and group not in (*groups, "all"):
-            flag, those = "--" + name.replace("_", "-"), " and ".join(groups)
-            raise ConfigError(f"{flag} applies only to {those}, not to {group}; leave it out")
+            flag, groups_with_it = "--" + name.replace("_", "-"), " and ".join(groups)
+            raise ConfigError(f"{flag} applies only to {groups_with_it}, not to {group}; leave it out")
     if surrogate is not None:
         # This checks it before anything is measured.
-        resolve([Source("command line", {"dataset": "digits", "surrogate": surrogate})])
+        resolve([SettingsSource("command line", {"dataset": "digits", "surrogate": surrogate})])
     if json_file is not None:
         JSON.place(json_file)
     if plot_file is not None:
@@ -92,8 +92,8 @@ def command(
     machine = describe(backend, settings)
     rows: list[Row] = []
 
-    def tell(what: str) -> None:
-        click.echo(what, err=True)
+    def tell(measured: str) -> None:
+        click.echo(measured, err=True)
 
     if group in ("kernels", "all"):
         rows += kernels.measure(backend, scale=scale, rounds=rounds, tell=tell)

@@ -80,8 +80,8 @@ def say_distances(names: Iterable[str], distances: Float64) -> None:
 
 def program() -> str:
     """The word with which a shell starts this command line: `stsbp`, or its path if it is not on the PATH."""
-    beside = shutil.which("stsbp", path=os.path.dirname(sys.executable))
-    return "stsbp" if beside is None or shutil.which("stsbp") is not None else beside
+    path_beside_python = shutil.which("stsbp", path=os.path.dirname(sys.executable))
+    return "stsbp" if path_beside_python is None or shutil.which("stsbp") is not None else path_beside_python
 
 
 class OptionalPaths(click.Command):
@@ -174,17 +174,17 @@ def _own_gpu(kind: type[AbstractBackend], rendezvous: Rendezvous) -> str:
     Raises:
         BackendError: there are fewer GPUs than processes on this machine.
     """
-    there = [found.name for found in kind.devices() if found.problem is None and found.name.startswith("cuda")]
-    own = f"cuda:{rendezvous.local_rank}"
-    if own in there:
-        return own
-    left = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    if not there or rendezvous.local_rank == 0 or (left != [""] and len(left) == 1):
+    gpu_names = [gpu.name for gpu in kind.devices() if gpu.problem is None and gpu.name.startswith("cuda")]
+    local_gpu = f"cuda:{rendezvous.local_rank}"
+    if local_gpu in gpu_names:
+        return local_gpu
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if not gpu_names or rendezvous.local_rank == 0 or (visible != [""] and len(visible) == 1):
         return "cuda"
     raise BackendError(
         f"rank {rendezvous.rank} of {rendezvous.size} has no GPU of its own. --device cuda needs "
         f"one GPU for each process, but this is process {rendezvous.local_rank} (counted from 0) "
-        f"on a machine with {len(there)} GPUs. If the launcher does not number the processes of "
+        f"on a machine with {len(gpu_names)} GPUs. If the launcher does not number the processes of "
         "each machine, set LOCAL_RANK"
     )
 
@@ -256,12 +256,14 @@ def meeting(count: int | None, timeout: float, threads: int) -> Rendezvous | Non
             f"are {rendezvous.size} already. Leave --processes out, or unset the variables of the "
             "launcher"
         )
-    if rendezvous is None and (above := parent()) is not None:
-        above.follow()
+    if rendezvous is None and (launcher_process := parent()) is not None:
+        launcher_process.follow()
     if rendezvous is None and count is not None and count > 1:
         if count > cores():
-            said = f"{count} processes share {cores()} cores, and each process loads its own copy of the libraries"
-            click.echo(f"{said}; more processes than cores are no faster", err=True)
+            oversubscription = (
+                f"{count} processes share {cores()} cores, and each process loads its own copy of the libraries"
+            )
+            click.echo(f"{oversubscription}; more processes than cores are no faster", err=True)
         sys.exit(launch(click.get_current_context().find_root().meta[TYPED], count, threads))
     # Lost connections are reported in one line, so silence the library's own long messages.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")

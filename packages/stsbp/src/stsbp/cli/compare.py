@@ -61,12 +61,12 @@ def command(runs: tuple[Path, ...], as_json: bool) -> None:
     In a terminal, a table that is too wide is split into several tables. In a file or a pipe, the command writes one
     table with full paths.
     """
-    found = [facts(run) for run in _chosen(runs)]
+    run_facts = [facts(run) for run in _chosen(runs)]
     if as_json:
-        for fact in found:
+        for fact in run_facts:
             click.echo(json.dumps(fact))
         return
-    say(_table(found, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
+    say(_table(run_facts, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
 
 
 def _chosen(runs: Sequence[Path]) -> list[Path]:
@@ -76,9 +76,9 @@ def _chosen(runs: Sequence[Path]) -> list[Path]:
         return list(runs)
     for path in others:
         seeds = any(path.glob("seed-*/config.toml"))
-        what = "an experiment: its runs are " + click.format_filename(path / "seed-*") if seeds else "no run"
+        kind = "an experiment: its runs are " + click.format_filename(path / "seed-*") if seeds else "no run"
         with contextlib.suppress(OSError):
-            click.echo(f"{click.format_filename(path)} is left out: it is {what}", err=True)
+            click.echo(f"{click.format_filename(path)} is left out: it is {kind}", err=True)
     return [run for run in runs if run not in others]
 
 
@@ -128,26 +128,26 @@ def _contents(folder: Path) -> dict[str, str]:
     return {str(name): str(digest) for name, digest in contents.items()} if isinstance(contents, dict) else {}
 
 
-def _label(figure: str, found: Sequence[dict[str, Any]]) -> str:
+def _label(figure: str, run_facts: Sequence[dict[str, Any]]) -> str:
     """What a figure of these runs is called."""
     if figure != "accuracy_spike_count":
         return figure.replace("_", " ")
-    return "accuracy " + " or ".join(dict.fromkeys(fact["decoders"][1] for fact in found))
+    return "accuracy " + " or ".join(dict.fromkeys(fact["decoders"][1] for fact in run_facts))
 
 
-def _are_comparable(found: Sequence[dict[str, Any]], split: str, figure: str) -> bool:
+def _are_comparable(run_facts: Sequence[dict[str, Any]], split: str, figure: str) -> bool:
     """Whether a result of these runs was measured on the same samples and in the same way."""
     of_split = ("test_on",) if split == "test" else ("limit", "validation")
     keys = (*_SAMPLES, *of_split, *_MEASURED.get(figure, ()))
-    said = {(fact[split]["samples"], *(fact["settings"][key] for key in keys)) for fact in found}
-    return len(said) <= 1 and not _have_other_samples(found, split)
+    conditions = {(fact[split]["samples"], *(fact["settings"][key] for key in keys)) for fact in run_facts}
+    return len(conditions) <= 1 and not _have_other_samples(run_facts, split)
 
 
-def _have_other_samples(found: Sequence[dict[str, Any]], split: str) -> bool:
+def _have_other_samples(run_facts: Sequence[dict[str, Any]], split: str) -> bool:
     """Whether the checkpoints of two runs say that the samples of a split differ."""
     samples = f"of the {_NAMES.get(split, split)} samples"
     digests: dict[tuple[Any, ...], set[str]] = {}
-    for fact in found:
+    for fact in run_facts:
         encoding = tuple(fact["settings"][key] for key in _ENCODING)
         for name, of in (("labels", ()), ("inputs", encoding), ("targets", encoding)):
             if (digest := fact["contents"].get(f"{name} {samples}")) is not None:
@@ -168,39 +168,39 @@ def _short(values: list[str]) -> list[str]:
 def _side_by_side(widths: list[int], room: int | None) -> list[list[int]]:
     """The columns for each table: as many as fit into `room` characters, but at least one."""
     groups: list[list[int]] = []
-    left = 0
+    remaining_width = 0
     for number, width in enumerate(widths):
-        if not groups or (room is not None and left < width + 2):
+        if not groups or (room is not None and remaining_width < width + 2):
             groups.append([])
-            left = room or 0
+            remaining_width = room or 0
         groups[-1].append(number)
-        left -= width + 2
+        remaining_width -= width + 2
     return groups
 
 
-def _are_told_apart(found: Sequence[dict[str, Any]], key: str) -> bool:
+def _are_told_apart(run_facts: Sequence[dict[str, Any]], key: str) -> bool:
     """Whether the setting to which the text `key` belongs has another value wherever the text is another one."""
-    pairs = {(fact["settings"][_STORED[key]], fact["settings"][key]) for fact in found}
+    pairs = {(fact["settings"][_STORED[key]], fact["settings"][key]) for fact in run_facts}
     return len({named for named, _ in pairs}) == len(pairs)
 
 
-def _numbered(what: str, texts: Sequence[str]) -> list[str]:
+def _numbered(prefix: str, texts: Sequence[str]) -> list[str]:
     """Names for long texts: `version 1`, `version 2`, ... in their order. Empty texts stay empty."""
     numbers = {text: number for number, text in enumerate(dict.fromkeys(filter(None, texts)), 1)}
-    return [f"{what} version {numbers[text]}".strip() if text else "" for text in texts]
+    return [f"{prefix} version {numbers[text]}".strip() if text else "" for text in texts]
 
 
-def _table(found: list[dict[str, Any]], columns: int | None) -> str:
+def _table(run_facts: list[dict[str, Any]], columns: int | None) -> str:
     """The runs side by side, as many as fit into the width of a terminal. The other runs follow below."""
-    names = [real(Path(fact["run"])).name for fact in found]
+    names = [real(Path(fact["run"])).name for fact in run_facts]
     # Runs of two experiments may have the same names.
-    names = names if len({*names}) == len(names) else [fact["run"] for fact in found]
+    names = names if len({*names}) == len(names) else [fact["run"] for fact in run_facts]
     rows: list[tuple[str, list[str]]] = [("run", names)]
     for key in RunConfig.model_fields:
-        values = [fact["settings"][key] for fact in found]
+        values = [fact["settings"][key] for fact in run_facts]
         if key == "dataset" or any(value != values[0] for value in values):
             if key in _STORED:
-                if _are_told_apart(found, key):
+                if _are_told_apart(run_facts, key):
                     continue
                 cells = _numbered("", values)
             elif key == "net":
@@ -209,10 +209,10 @@ def _table(found: list[dict[str, Any]], columns: int | None) -> str:
             else:
                 cells = [str(value) for value in values]
             rows.append((key, _short(cells) if key in PATHS and columns is not None else cells))
-    rows.append(("epochs done", [f"{fact['epochs']} of {fact['settings']['epochs']}" for fact in found]))
+    rows.append(("epochs done", [f"{fact['epochs']} of {fact['settings']['epochs']}" for fact in run_facts]))
     marked = False
     for split in ("training", "validation", "test"):
-        records = [fact[split] or {} for fact in found]
+        records = [fact[split] or {} for fact in run_facts]
         counts = [record.get("samples") for record in records]
         if any(counts):
             rows.append((f"{split} samples", [str(count or "-") for count in counts]))
@@ -220,18 +220,18 @@ def _table(found: list[dict[str, Any]], columns: int | None) -> str:
             if any(key in record for record in records):
                 shown = ".4f" if key in ("van_rossum", "hamming", "loss") else ".2%"
                 cells = [format(record[key], shown) if key in record else "-" for record in records]
-                there = [fact for fact, record in zip(found, records, strict=True) if key in record]
-                mark = "" if _are_comparable(there, split, key) else " *"
+                measured = [fact for fact, record in zip(run_facts, records, strict=True) if key in record]
+                mark = "" if _are_comparable(measured, split, key) else " *"
                 marked |= bool(mark)
-                rows.append((f"{split} {_label(key, there)}{mark}", cells))
-    trained = [fact["training"] or {} for fact in found]
+                rows.append((f"{split} {_label(key, measured)}{mark}", cells))
+    trained = [fact["training"] or {} for fact in run_facts]
     for layer in dict.fromkeys(name for record in trained for name in record.get("rates", {})):
         cells = [f"{r['rates'][layer]:.4f}" if layer in r.get("rates", {}) else "-" for r in trained]
         rows.append((f"spike rate {layer}", cells))
-    rows.append(("training seconds", [f"{fact['seconds']:.0f}" for fact in found]))
-    rows.append(("backend", [fact["backend"] or "-" for fact in found]))
+    rows.append(("training seconds", [f"{fact['seconds']:.0f}" for fact in run_facts]))
+    rows.append(("backend", [fact["backend"] or "-" for fact in run_facts]))
     rows = [(name, [printable(cell) for cell in cells]) for name, cells in rows]
-    widths = [max(len(row[1][i]) for row in rows) for i in range(len(found))]
+    widths = [max(len(row[1][i]) for row in rows) for i in range(len(run_facts))]
     first = max(len(name) for name, _ in rows)
     lines: list[str] = []
     for group in _side_by_side(widths, None if columns is None else columns - first):

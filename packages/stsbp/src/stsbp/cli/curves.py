@@ -102,17 +102,17 @@ def command(
     backend = choose_backend(options)
     loaded = [load_trained(folder, checkpoint, backend, warn=say_warning) for folder in folders]
     amounts = [_amounts(noises, trained.task.inputs.coding) for trained in loaded]
-    show, found = reporter(), []
+    show, curve_records = reporter(), []
     try:
-        for run, config, trained, asked in zip(runs, configs, loaded, amounts, strict=True):
+        for run, config, trained, noise_amounts in zip(runs, configs, loaded, amounts, strict=True):
             task, coding = trained.task, trained.task.inputs.coding
             if on is None:
                 with names_on(config, data_dir):
-                    every = trained.samples(load_data(config, show.loading, data_dir, True), split)
+                    split_samples = trained.samples(load_data(config, show.loading, data_dir, True), split)
             else:
-                every = trained.other_samples(load_test_set(config, on, show.loading, data_dir))
-            chosen = _some(every, samples)
-            seen = None if on is None else warn_of_seen(trained, on, chosen, show, str(run))
+                split_samples = trained.other_samples(load_test_set(config, on, show.loading, data_dir))
+            chosen = _subset(split_samples, samples)
+            shared_count = None if on is None else warn_of_seen(trained, on, chosen, show, str(run))
             size, total = batch_size or config.batch_size, len(chosen)
             record: dict[str, Any] = {"run": str(run), "checkpoint": checkpoint, "step": trained.info["step"]}
             record |= {
@@ -122,39 +122,39 @@ def command(
                 "coding": coding,
                 "seed": seed,
             }
-            record |= {} if seen is None else {"seen_in_training": seen}
-            told = _teller(show.loading, str(run), total)
+            record |= {} if shared_count is None else {"seen_in_training": shared_count}
+            report = _teller(show.loading, str(run), total)
             record["decoders"] = [] if task.inputs.sequences else list(decoders(task.network.has_readout))
             if not task.inputs.sequences:
-                curve = over_time(task, trained.state, chosen, size, partial(told, "time", 0))
+                curve = over_time(task, trained.state, chosen, size, partial(report, "time", 0))
                 record |= {"settled": curve.settled, "time": curve.record()}
-            record["noise"] = by_noise(task, trained.state, chosen, size, asked, seed, told)
-            found.append(record)
+            record["noise"] = by_noise(task, trained.state, chosen, size, noise_amounts, seed, report)
+            curve_records.append(record)
     finally:
         show.close()
     if as_json:
-        for record in found:
+        for record in curve_records:
             click.echo(json.dumps(record))
     else:
-        say(_text(found))
+        say(_text(curve_records))
     if plot is not None:
-        _plot(found, [config.loss for config in configs], plot)
+        _plot(curve_records, [config.loss for config in configs], plot)
 
 
 def _amounts(noises: Sequence[str], coding: Coding) -> dict[str, list[float]]:
     """The amounts of each kind of noise, ascending, from all the times that it is named. By default all kinds."""
-    asked: dict[str, list[float]] = {}
+    amounts_by_kind: dict[str, list[float]] = {}
     for name, amounts in (parse_noise(text, coding) for text in noises or KINDS[coding]):
-        asked[name] = sorted({*asked.get(name, ()), *amounts})
-    return asked
+        amounts_by_kind[name] = sorted({*amounts_by_kind.get(name, ()), *amounts})
+    return amounts_by_kind
 
 
 def _teller(loading: Callable[[str, int, int], None], run: str, total: int) -> Callable[[str, float, int], None]:
     """A function that reports what is measured, the current amount of noise and the number of finished samples."""
-    return lambda what, amount, done: loading(f"{run}: {what} {amount:g}" if amount else f"{run}: {what}", done, total)
+    return lambda kind, amount, done: loading(f"{run}: {kind} {amount:g}" if amount else f"{run}: {kind}", done, total)
 
 
-def _some(samples: Split, count: int | None) -> Split:
+def _subset(samples: Split, count: int | None) -> Split:
     """`count` of the samples, spread evenly; all of them if there are no more.
 
     Raises:
@@ -175,10 +175,10 @@ def _figure(record: dict[str, Any]) -> str:
 _NAMES = {"accuracy": "accuracy", "f1": "F1"}
 
 
-def _by_noise(found: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+def _by_noise(curve_records: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
     """The runs that share a table and a panel: those with the same kind of noise and the same quality measure."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for record in found:
+    for record in curve_records:
         for name in record["noise"]:
             groups.setdefault((name, _figure(record)), []).append(record)
     return groups
@@ -189,16 +189,17 @@ def _meaning(name: str, records: Sequence[dict[str, Any]]) -> str:
     return "; ".join(dict.fromkeys(KINDS[record["coding"]][name].text for record in records))
 
 
-def _text(found: Sequence[dict[str, Any]]) -> str:
-    names = [record["run"] for record in found]
+def _text(curve_records: Sequence[dict[str, Any]]) -> str:
+    names = [record["run"] for record in curve_records]
     parts = [
-        f"{r['run']}: {r['samples']} {r['split']} samples of {r['dataset']}, after update {r['step']}" for r in found
+        f"{r['run']}: {r['samples']} {r['split']} samples of {r['dataset']}, after update {r['step']}"
+        for r in curve_records
     ]
-    timed = [record for record in found if "time" in record]
+    timed = [record for record in curve_records if "time" in record]
     if timed:
         for decoder, key in enumerate(("accuracy", "accuracy_spike_count")):
-            said = "/".join(dict.fromkeys(record["decoders"][decoder] for record in timed))
-            parts += ["", f"accuracy after so many steps, {said}:"]
+            rules = "/".join(dict.fromkeys(record["decoders"][decoder] for record in timed))
+            parts += ["", f"accuracy after so many steps, {rules}:"]
             parts += _table("step", [(r["run"], {m["step"]: f"{m[key]:.2%}" for m in r["time"]}) for r in timed])
         parts += ["", "synaptic operations of a sample up to then (spikes of all neurons):"]
         shown = [
@@ -208,7 +209,7 @@ def _text(found: Sequence[dict[str, Any]]) -> str:
         parts += ["", "step from which on the answer stays the same, mean:"]
         width = max(map(len, names))
         parts += [f"  {record['run']:<{width}}  {record['settled']:.2f}" for record in timed]
-    for (name, key), having in _by_noise(found).items():
+    for (name, key), having in _by_noise(curve_records).items():
         parts += ["", f"{_NAMES[key]} by {name} ({_meaning(name, having)}):"]
         parts += _table(name, [(r["run"], {e["amount"]: f"{e[key]:.2%}" for e in r["noise"][name]}) for r in having])
     return "\n".join(parts)
@@ -217,42 +218,42 @@ def _text(found: Sequence[dict[str, Any]]) -> str:
 def _table(first: str, columns: Sequence[tuple[str, dict[Any, str]]]) -> list[str]:
     """A table with a row for each key in any of the columns, and a column for each name."""
     keys = sorted({key for _, cells in columns for key in cells})
-    left = [first, *(f"{key:g}" for key in keys)]
+    row_names = [first, *(f"{key:g}" for key in keys)]
     rows = [[name, *(cells.get(key, "-") for key in keys)] for name, cells in columns]
-    widths = [max(map(len, column)) for column in (left, *rows)]
+    widths = [max(map(len, column)) for column in (row_names, *rows)]
     return [
         "  " + "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        for line in zip(left, *rows, strict=True)
+        for line in zip(row_names, *rows, strict=True)
     ]
 
 
-def _plot(found: Sequence[dict[str, Any]], losses: Sequence[str], path: Path) -> None:
+def _plot(curve_records: Sequence[dict[str, Any]], losses: Sequence[str], path: Path) -> None:
     """Draw one panel per curve, with one line per run."""
-    timed = any("time" in record for record in found)
+    timed = any("time" in record for record in curve_records)
     panels = [("time", "step", "accuracy", "steps until the decision")] if timed else []
     panels += [("time", "operations", "accuracy", "synaptic operations until the decision")] if timed else []
-    for (name, key), having in _by_noise(found).items():
+    for (name, key), having in _by_noise(curve_records).items():
         panels.append((name, "amount", key, f"{name}: {_meaning(name, having)}"))
     columns = min(3, len(panels))
     figure = new_figure(4 * columns, 0.4 + 3 * -(-len(panels) // columns))
     axes = figure.subplots(-(-len(panels) // columns), columns, squeeze=False).ravel()
-    short = [Path(record["run"]).name for record in found]
+    short = [Path(record["run"]).name for record in curve_records]
     # Seeds of two experiments may have the same names.
-    runs = short if len({*short}) == len(short) else [record["run"] for record in found]
+    runs = short if len({*short}) == len(short) else [record["run"] for record in curve_records]
     # Legends leave out names that begin with an underscore, as that of a folder may.
     names = [plain(f"{loss}, {run}") for run, loss in zip(runs, losses, strict=True)]
     lines: dict[str, Any] = {}
     for panel in axes[len(panels) :]:
         panel.set_axis_off()
-    for panel, (what, x, key, said) in zip(axes, panels, strict=False):
-        for number, (record, name) in enumerate(zip(found, names, strict=True)):
-            rows = record["noise"].get(what, []) if x == "amount" else record.get(what, [])
+    for panel, (curve, x, key, axis_text) in zip(axes, panels, strict=False):
+        for number, (record, name) in enumerate(zip(curve_records, names, strict=True)):
+            rows = record["noise"].get(curve, []) if x == "amount" else record.get(curve, [])
             if rows and _figure(record) == key:
                 y = [100 * row[key] for row in rows]
                 (lines[name],) = panel.plot([row[x] for row in rows], y, marker=".", color=f"C{number}")
-        if x == "step" or what == "jitter":
+        if x == "step" or curve == "jitter":
             panel.xaxis.get_major_locator().set_params(integer=True)
-        panel.set_xlabel(said, fontsize=7)
+        panel.set_xlabel(axis_text, fontsize=7)
         panel.set_ylabel(f"{_NAMES[key]}, %", fontsize=8)
         panel.tick_params(labelsize=7)
         panel.grid(color="0.9")

@@ -32,30 +32,36 @@ def command(name: str | None, as_json: bool) -> None:
         info = info_of(name)
         say(json.dumps(_facts(info)) if as_json else _text(info))
         return
-    found: dict[str, DatasetInfo | DataError] = {}
-    for own in DATASETS:
+    infos: dict[str, DatasetInfo | DataError] = {}
+    for data_set_name in DATASETS:
         try:
-            found[own] = DATASETS[own]
+            infos[data_set_name] = DATASETS[data_set_name]
         except DataError as error:
             # A broken data set must not hide the others.
-            found[own] = error
-    width = max(map(len, found))
-    for own, info_or_error in found.items():
+            infos[data_set_name] = error
+    width = max(map(len, infos))
+    for data_set_name, info_or_error in infos.items():
         if isinstance(info_or_error, DataError):
             say(
-                json.dumps({"name": own, "problem": str(info_or_error)})
+                json.dumps({"name": data_set_name, "problem": str(info_or_error)})
                 if as_json
-                else f"{own:<{width}}  cannot be read: {info_or_error}"
+                else f"{data_set_name:<{width}}  cannot be read: {info_or_error}"
             )
         else:
-            say(json.dumps(_facts(info_or_error)) if as_json else f"{own:<{width}}  {info_or_error.description}")
+            say(
+                json.dumps(_facts(info_or_error))
+                if as_json
+                else f"{data_set_name:<{width}}  {info_or_error.description}"
+            )
 
 
 def _facts(info: DatasetInfo) -> dict[str, Any]:
     fields = (field.name for field in dataclasses.fields(info) if field.name not in ("load", "steps"))
     values = {name: getattr(info, name) for name in fields}
-    own = {key: value._asdict() if isinstance(value, ByLoss) else value for key, value in info.defaults.items()}
-    return {**values, "module": info.module, "options": dict(info.options), "defaults": own}
+    default_settings = {
+        key: value._asdict() if isinstance(value, ByLoss) else value for key, value in info.defaults.items()
+    }
+    return {**values, "module": info.module, "options": dict(info.options), "defaults": default_settings}
 
 
 def _text(info: DatasetInfo) -> str:

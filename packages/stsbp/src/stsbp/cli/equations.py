@@ -59,11 +59,11 @@ def command(name: str, language: str) -> None:
     - cuda: kernels of CuPy
     - c: exported C
     """
-    what = _named(name)
+    subject = _named(name)
     # The code of a user-defined class may fail.
     with calling(f"the equations of {shown(name)} cannot be written"):
-        recurrences = _recurrences(what)
-        flushes = () if isinstance(what, list) else flushes_of(what)
+        recurrences = _recurrences(subject)
+        flushes = () if isinstance(subject, list) else flushes_of(subject)
     say("\n".join(definition(recurrence, LANGUAGES[language]) for recurrence in recurrences))
     for flush in flushes:
         say(f"warning: {flush}", err=True)
@@ -88,17 +88,19 @@ def _named(name: str) -> NeuronModel | Surrogate | Loss | list[Recurrence]:
         return [alone.forward, alone.backward]
     if name == "adamw":
         return [UPDATE, LEARNED_UPDATE]
-    known = (*NEURONS, *_OTHERS)
-    raise ConfigError(f"no equation is called {shown(name)}{did_you_mean(name, known)}; there are: {', '.join(known)}")
+    known_names = (*NEURONS, *_OTHERS)
+    raise ConfigError(
+        f"no equation is called {shown(name)}{did_you_mean(name, known_names)}; there are: {', '.join(known_names)}"
+    )
 
 
-def _recurrences(what: NeuronModel | Surrogate | Loss | list[Recurrence]) -> list[Recurrence]:
-    if isinstance(what, list):
-        return what
-    if isinstance(what, Surrogate):
-        return [equation(what)]
-    if isinstance(what, NeuronModel):
-        both = neuron_equations(PSP().filter(), what)
+def _recurrences(subject: NeuronModel | Surrogate | Loss | list[Recurrence]) -> list[Recurrence]:
+    if isinstance(subject, list):
+        return subject
+    if isinstance(subject, Surrogate):
+        return [equation(subject)]
+    if isinstance(subject, NeuronModel):
+        both = neuron_equations(PSP().filter(), subject)
         return [both.forward, both.backward]
-    passes = loss_equations(what)
+    passes = loss_equations(subject)
     return [passes.backward] if passes.forward is None else [passes.forward, passes.backward]

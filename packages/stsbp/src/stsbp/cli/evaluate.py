@@ -97,8 +97,16 @@ def command(
     limit_threads(config.threads if threads is None and rendezvous is None else threads or 0)
     backend = choose_backend(options, rendezvous)
     with join(backend, rendezvous, rank_timeout) as group:
-        asked = {"run": str(run), "checkpoint": checkpoint, "split": split, "on": on, "tolerance": tolerance}
-        group.compare_settings({**asked, "batch_size": batch_size or config.batch_size, "config": config.digest()})
+        options_of_command = {
+            "run": str(run),
+            "checkpoint": checkpoint,
+            "split": split,
+            "on": on,
+            "tolerance": tolerance,
+        }
+        group.compare_settings(
+            {**options_of_command, "batch_size": batch_size or config.batch_size, "config": config.digest()}
+        )
         trained = load_trained(folder, checkpoint, backend, group, warn=say_warning)
         group.compare_settings({"sha256": trained.info["sha256"]})
         inputs = trained.task.inputs
@@ -107,7 +115,7 @@ def command(
                 "--tolerance applies to output spikes, but the readout of this run has none; leave --tolerance out"
             )
         tolerance = TOLERANCE if tolerance is None else tolerance
-        show, seen = shown_by(group), None
+        show, shared_count = shown_by(group), None
         try:
             if on is None:
                 with names_on(config, data_dir):
@@ -119,8 +127,8 @@ def command(
                 samples = trained.other_samples(dataset)
                 group.compare_data(Data(dataset, samples, None, samples).contents)
                 if group.leads:
-                    seen = warn_of_seen(trained, on, samples, show)
-            found = evaluate(
+                    shared_count = warn_of_seen(trained, on, samples, show)
+            evaluation = evaluate(
                 trained.task,
                 trained.state,
                 samples,
@@ -135,30 +143,31 @@ def command(
     if not group.leads:
         return
     if as_json:
-        record = found.record(split)
-        extra: dict[str, Any] = {"confusion": found.confusion.tolist(), "classes": list(inputs.classes)}
+        record = evaluation.record(split)
+        extra: dict[str, Any] = {"confusion": evaluation.confusion.tolist(), "classes": list(inputs.classes)}
         if inputs.sequences:
             extra = {}
         if not trained.network.has_readout:
             extra["tolerance"] = tolerance
         name = on or (config.test_on if split == "test" else "") or config.dataset
         of = {"run": str(run), "checkpoint": checkpoint, "step": trained.info["step"], "dataset": name}
-        extra |= {} if seen is None else {"seen_in_training": seen}
+        extra |= {} if shared_count is None else {"seen_in_training": shared_count}
         click.echo(json.dumps({**of, **record, **extra}))
     else:
         title = split if on is None else on
         if inputs.sequences:
-            say(_sequence_text(found, title, tolerance))
+            say(_sequence_text(evaluation, title, tolerance))
         else:
-            say(_text(found, title, inputs.classes, trained.network, tolerance))
+            say(_text(evaluation, title, inputs.classes, trained.network, tolerance))
 
 
-def _sequence_text(found: Evaluation, split: str, tolerance: int) -> str:
-    means = found.means()
+def _sequence_text(evaluation: Evaluation, split: str, tolerance: int) -> str:
+    means = evaluation.means()
     return "\n".join(
         [
-            f"{split}: {means['samples']} samples, {means['samples'] / max(1e-9, found.sums.seconds):.0f} a second",
-            *_followed(means, found.sums.sequence, tolerance),
+            f"{split}: {means['samples']} samples, {means['samples'] / max(1e-9, evaluation.sums.seconds):.0f} a "
+            "second",
+            *_followed(means, evaluation.sums.sequence, tolerance),
             f"loss        {means['loss']:.4f}",
             *_rates(means),
         ]
@@ -184,19 +193,19 @@ def _rates(means: dict[str, Any]) -> list[str]:
     return ["spikes per neuron and step:", *rows]
 
 
-def _text(found: Evaluation, split: str, classes: tuple[str, ...], network: NetworkSpec, tolerance: int) -> str:
-    means, (nearest, counted) = found.means(), decoders(network.has_readout)
+def _text(evaluation: Evaluation, split: str, classes: tuple[str, ...], network: NetworkSpec, tolerance: int) -> str:
+    means, (nearest, counted) = evaluation.means(), decoders(network.has_readout)
     names = [name if len(name) <= 10 else name[:9] + "." for name in map(printable, classes)]
-    width = max(5, *(len(name) for name in names), len(str(int(found.confusion.max()))))
+    width = max(5, *(len(name) for name in names), len(str(int(evaluation.confusion.max()))))
     lines = [
-        f"{split}: {means['samples']} samples, {means['samples'] / max(1e-9, found.sums.seconds):.0f} a second",
+        f"{split}: {means['samples']} samples, {means['samples'] / max(1e-9, evaluation.sums.seconds):.0f} a second",
         f"accuracy  {means['accuracy']:.2%}  {nearest}",
         f"          {means['accuracy_spike_count']:.2%}  {counted}",
         f"loss      {means['loss']:.4f}",
     ]
-    if found.followed:
+    if evaluation.followed:
         lines.append("outputs and the label sequences of their classes:")
-        lines += (f"  {line}" for line in _followed(means, found.followed, tolerance))
+        lines += (f"  {line}" for line in _followed(means, evaluation.followed, tolerance))
     lines += _rates(means)
     if len(classes) > _MOST_SHOWN:
         return "\n".join([*lines, f"The confusion matrix of {len(classes):,} classes is in the output of --json."])
@@ -204,7 +213,7 @@ def _text(found: Evaluation, split: str, classes: tuple[str, ...], network: Netw
         f"confusion matrix (row: true class, column: {nearest}, last column: recall):",
         "  " + " " * width + "".join(f" {name:>{width}}" for name in names),
     ]
-    for k, (name, row) in enumerate(zip(names, found.confusion.tolist(), strict=True)):
+    for k, (name, row) in enumerate(zip(names, evaluation.confusion.tolist(), strict=True)):
         cells = "".join(f" {count or '.':>{width}}" for count in row)
         recall = f"{row[k] / sum(row):.1%}" if any(row) else "-"
         lines.append(f"  {name:>{width}}{cells}  {recall:>6}")

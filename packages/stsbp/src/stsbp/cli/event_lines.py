@@ -36,7 +36,7 @@ class EventLines:
     def __init__(self, sizes: Mapping[str, int], digits: int, name: str) -> None:
         self._sizes, self._digits, self.name = dict(sizes), digits, name
         self._order = self._columns = ["t", *sizes]
-        self._rest, self._number, self._begun = b"", 0, False
+        self._unfinished, self._number, self._begun = b"", 0, False
         self._last, self._last_word = 0, b""
 
     @property
@@ -51,16 +51,16 @@ class EventLines:
             DataError: a line is not an event, or its time is before that of the previous line. The lines before it are
                 processed.
         """
-        *lines, self._rest = (self._rest + data).split(b"\n")
+        *lines, self._unfinished = (self._unfinished + data).split(b"\n")
         for line in lines:
             yield from self._event(line)
-        if len(self._rest) > LONGEST_LINE:
-            yield from self._event(self._rest)
+        if len(self._unfinished) > LONGEST_LINE:
+            yield from self._event(self._unfinished)
 
     def end(self) -> Iterator[Event]:
         """The event of an unfinished last line. Raises the same errors as `events`."""
-        rest, self._rest = self._rest, b""
-        yield from self._event(rest)
+        unfinished, self._unfinished = self._unfinished, b""
+        yield from self._event(unfinished)
 
     def _event(self, line: bytes) -> Iterator[Event]:
         self._number += 1
@@ -77,19 +77,19 @@ class EventLines:
                 return
         if len(words) != len(self._columns):
             raise self._no_event(line)
-        found = dict(zip(self._order, words, strict=True))
-        t = self._time(line, found["t"])
+        word_of = dict(zip(self._order, words, strict=True))
+        t = self._time(line, word_of["t"])
         if t < self._last:
-            before, after = (word.decode() for word in (self._last_word, found["t"]))
-            raise DataError(f"{self.where}: time runs backwards, from {before} to {after}")
-        self._last, self._last_word = t, found["t"]
-        yield t, *(self._place(line, name, found[name]) for name in self._sizes)
+            last_time, new_time = (word.decode() for word in (self._last_word, word_of["t"]))
+            raise DataError(f"{self.where}: time runs backwards, from {last_time} to {new_time}")
+        self._last, self._last_word = t, word_of["t"]
+        yield t, *(self._place(line, name, word_of[name]) for name in self._sizes)
 
     def _time(self, line: bytes, word: bytes) -> int:
         if (parts := _TIME.fullmatch(word)) is None:
             raise self._no_event(line)
-        whole, after = parts.groups(b"")
-        t = int(whole + after[: self._digits].ljust(self._digits, b"0"))
+        integer_digits, fraction_digits = parts.groups(b"")
+        t = int(integer_digits + fraction_digits[: self._digits].ljust(self._digits, b"0"))
         if t >= LATEST:
             raise DataError(f"{self.where}: the time {word.decode()} is too large")
         return t
@@ -106,8 +106,8 @@ class EventLines:
         return value
 
     def _name_columns(self, line: bytes, words: list[bytes]) -> None:
-        given = [word.decode(errors="backslashreplace").lower() for word in words]
-        self._order = [_NAMES.get(name, name) for name in given]
+        column_names = [word.decode(errors="backslashreplace").lower() for word in words]
+        self._order = [_NAMES.get(name, name) for name in column_names]
         if sorted(self._order) != sorted(self._columns):
             raise self._no_event(line)
 

@@ -21,7 +21,7 @@ from stsbp.errors import DataError
 from stsbp.files import read_regular
 from stsbp.interrupts import PATIENCE
 
-__all__ = ["Pipe", "Recording", "Sink", "Source", "Stop"]
+__all__ = ["EventSource", "Pipe", "RecordingSource", "Sink", "Stop"]
 
 _PIECE = 4096
 """Number of bytes to read at once."""
@@ -37,13 +37,13 @@ class Stop:
 
     def __init__(self) -> None:
         self.number = 0
-        self._heard, self._waits = -PATIENCE, False
+        self._read_at, self._waits = -PATIENCE, False
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
-        if now - self._heard < PATIENCE:
+        if now - self._read_at < PATIENCE:
             return
-        self._heard = now
+        self._read_at = now
         again, self.number = self.number != 0, self.number or number
         if self._waits or again:
             raise KeyboardInterrupt
@@ -80,7 +80,7 @@ class Sink(Protocol):
         """Report that there was nothing to do between these times."""
 
 
-class Source(Protocol):
+class EventSource(Protocol):
     """Gives events until there are no more, or the sink is done."""
 
     @property
@@ -91,7 +91,7 @@ class Source(Protocol):
         """Pass the events to `sink`. Raises `DataError` if an event cannot be read."""
 
 
-class Recording:
+class RecordingSource:
     """A recording in the format of N-MNIST.
 
     Args:

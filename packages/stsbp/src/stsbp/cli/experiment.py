@@ -26,7 +26,7 @@ from stsbp.cli.common import (
     stop_after,
 )
 from stsbp.cli.settings import SettingsCommand, complete_data_set, complete_experiment, given_settings, settings
-from stsbp.config import RunConfig, Source, absolute, named_preset, resolve
+from stsbp.config import RunConfig, SettingsSource, absolute, named_preset, resolve
 from stsbp.datasets import DATASETS, Dataset
 from stsbp.datasets.registry import is_known
 from stsbp.errors import ConfigError, did_you_mean
@@ -99,8 +99,8 @@ def command(
     """
     options: Globals = click.get_current_context().obj
     deadline = deadline_in(stop_after)
-    given = given_settings(flags)
-    base, config = map(absolute, _configs(name, dataset, given))
+    given_options = given_settings(flags)
+    base, config = map(absolute, _configs(name, dataset, given_options))
     if not config.test:
         raise ConfigError(
             "the table of an experiment shows results on test samples; leave test = false (--no-test) out"
@@ -111,7 +111,7 @@ def command(
             f"possible seed is {2**32 - 1}; give a smaller --seed or --seeds"
         )
     config = pinned(config)
-    check_typed(config, given)
+    check_typed(config, given_options)
     path = out or _default_folder(name)
     if config.tensorboard:
         require()
@@ -126,13 +126,19 @@ def command(
     limit_threads(config.threads)
     backend = choose_backend(options, rendezvous)
     with join(backend, rendezvous, rank_timeout) as group:
-        asked = {"name": name, "seeds": seeds, "out": str(path), "overwrite": overwrite, **config.model_dump()}
-        group.compare_settings(asked)
+        experiment_options = {
+            "name": name,
+            "seeds": seeds,
+            "out": str(path),
+            "overwrite": overwrite,
+            **config.model_dump(),
+        }
+        group.compare_settings(experiment_options)
         for flush in own_flushes(config) if group.leads else ():
             say(f"warning: {flush}", err=True)
         data = group.one_by_one(lambda: _load(config, group))
-        check_typed_labels(config, Inputs.of(data), given)
-        if "validation" not in given:
+        check_typed_labels(config, Inputs.of(data), given_options)
+        if "validation" not in given_options:
             config = with_validation(config, data)
         chosen = tuple(range(config.seed, config.seed + seeds))
         if group.leads:
@@ -147,7 +153,7 @@ def command(
             first_state(task, experiment.data)
         overlaps = _overlaps(experiment, backend, group) if group.leads else []
         results: list[dict[str, Any]] = []
-        found: dict[str, Any] = {}
+        summary: dict[str, Any] = {}
         folder = RunFolder(path)
         held = folder.lock() if group.leads else contextlib.nullcontext()
         with held, stop_on_signals(deadline if group.leads else None) as stop:
@@ -160,15 +166,15 @@ def command(
                     side_by_side.train(experiment, stop)
                 for result in experiment.results(backend, stop, within, group):
                     results.append(result)
-                    found = document(name, PRESETS.get(name), base, experiment, network, results, _typed(), overlaps)
-                    folder.files.write(experiment.json.name, _json(found).encode())
-                    folder.files.write(experiment.table.name, markdown(found).encode())
+                    summary = document(name, PRESETS.get(name), base, experiment, network, results, _typed(), overlaps)
+                    folder.files.write(experiment.json.name, _json(summary).encode())
+                    folder.files.write(experiment.table.name, markdown(summary).encode())
             except Stopped as stopped:
                 if group.leads:
                     _tell(stopped, experiment, None if jobs > 1 else len(results))
                 sys.exit(stopped.exit_code)
     if group.leads:
-        say(_json(found) if as_json else markdown(found), nl=False)
+        say(_json(summary) if as_json else markdown(summary), nl=False)
         with contextlib.suppress(OSError):
             say(f"written to {experiment.table} and {experiment.json}", err=True)
 
@@ -178,18 +184,18 @@ def _default_folder(name: str) -> Path:
 
     An older experiment in `runs/NAME` continues there.
     """
-    before = Path("runs") / name.replace("/", "-").replace(":", "-")
-    path = before.with_name(f"{before.name}-seeds")
-    return before if not path.exists() and any(before.glob("seed-*/config.toml")) else path
+    former_folder = Path("runs") / name.replace("/", "-").replace(":", "-")
+    path = former_folder.with_name(f"{former_folder.name}-seeds")
+    return former_folder if not path.exists() and any(former_folder.glob("seed-*/config.toml")) else path
 
 
-def _configs(name: str, dataset: str | None, given: dict[str, Any]) -> tuple[RunConfig, RunConfig]:
+def _configs(name: str, dataset: str | None, given_options: dict[str, Any]) -> tuple[RunConfig, RunConfig]:
     """The settings of the preset, and the settings of the runs."""
     named = _named(name, dataset)
     other = {} if dataset is None else {"dataset": dataset}
     # Test samples are only used after a run is over.
-    rule = Source("experiment", {"test_every": 0})
-    return resolve([named]), resolve([named, rule, Source("command line", {**other, **given})])
+    rule = SettingsSource("experiment", {"test_every": 0})
+    return resolve([named]), resolve([named, rule, SettingsSource("command line", {**other, **given_options})])
 
 
 def _load(config: RunConfig, group: Group) -> Dataset:
@@ -212,8 +218,8 @@ def _overlaps(experiment: Experiment, backend: AbstractBackend, group: Group) ->
         show.close()
 
 
-def _json(found: dict[str, Any]) -> str:
-    return json.dumps(found, indent=1, allow_nan=False) + "\n"
+def _json(summary: dict[str, Any]) -> str:
+    return json.dumps(summary, indent=1, allow_nan=False) + "\n"
 
 
 def _typed() -> list[str]:
@@ -233,14 +239,14 @@ def _tell(stopped: Stopped, experiment: Experiment, done: int | None) -> None:
     seeds = experiment.seeds
     if done is None:
         trained = sum(experiment.reported(experiment.folder(seed)) is not None for seed in seeds)
-        where = f"{stopped} and saved everything; {trained} of {len(seeds)} seeds are trained"
+        progress = f"{stopped} and saved everything; {trained} of {len(seeds)} seeds are trained"
     else:
-        where = f"{stopped} in seed {seeds[done]} and saved everything; {done} of {len(seeds)} seeds are done"
+        progress = f"{stopped} in seed {seeds[done]} and saved everything; {done} of {len(seeds)} seeds are done"
     with contextlib.suppress(OSError):
-        say(f"{where}. Continue with: {again}", err=True)
+        say(f"{progress}. Continue with: {again}", err=True)
 
 
-def _named(name: str, dataset: str | None) -> Source:
+def _named(name: str, dataset: str | None) -> SettingsSource:
     """The settings of the preset or data set with this name.
 
     Raises:
@@ -250,10 +256,11 @@ def _named(name: str, dataset: str | None) -> Source:
         named_preset(name, dataset)
         return named_preset(name, None)
     if not is_known(name):
-        known = [*PRESETS, *DATASETS]
+        known_names = [*PRESETS, *DATASETS]
         raise ConfigError(
-            f"unknown experiment {name!r}{did_you_mean(name, known)}; presets and data sets: {', '.join(known)}"
+            f"unknown experiment {name!r}{did_you_mean(name, known_names)}; presets and data sets: "
+            f"{', '.join(known_names)}"
         )
     if dataset not in (None, name):
         raise ConfigError(f"{name} is a data set: leave --dataset {dataset} out, or name a preset")
-    return Source(f"preset {name}", {"dataset": name})
+    return SettingsSource(f"preset {name}", {"dataset": name})

@@ -80,8 +80,8 @@ def command(run: Path, form: str, out: Path, checkpoint: str, **options: Any) ->
     Unless a message says otherwise, the exported network gives the same spikes as stsbp, bit for bit. If a format
     cannot express a part of the network, an error names the part.
     """
-    given = {name: value for name, value in options.items() if value is not None}
-    for name in given:
+    given_options = {name: value for name, value in options.items() if value is not None}
+    for name in given_options:
         if OPTIONS[name] != form:
             raise ConfigError(f"--{name.replace('_', '-')} is for --to {OPTIONS[name]} alone, got --to {form}")
     # Imported here, because the help page does not need the code for training.
@@ -91,6 +91,6 @@ def command(run: Path, form: str, out: Path, checkpoint: str, **options: Any) ->
 
     trained = load_trained(RunFolder(run), checkpoint, NumpyBackend(), warn=say_warning)
     about = About(run.absolute().name, trained.info["sha256"], trained.settings.steps, trained.names)
-    made = program(trained.network, trained.weights)
-    for line in importlib.import_module(FORMS[form]).write(made, about, out, **given):
+    exported = program(trained.network, trained.weights)
+    for line in importlib.import_module(FORMS[form]).write(exported, about, out, **given_options):
         say(line)

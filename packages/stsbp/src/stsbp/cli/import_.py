@@ -23,12 +23,12 @@ from stsbp_spec.validation import listed, shown
 from stsbp.cli import COMMANDS, PathName
 from stsbp.cli.common import Choice, Finite, program, say
 from stsbp.cli.settings import SettingsCommand, allow_imports, complete_data_set, given_settings, settings
-from stsbp.config import RunConfig, Source, absolute, check_imports, read_toml, resolve
+from stsbp.config import RunConfig, SettingsSource, absolute, check_imports, read_toml, resolve
 from stsbp.errors import ConfigError, DataError
 from stsbp.files import as_argument
 from stsbp.interop.nir_import import Imported, import_graph, likely_step
 from stsbp.interop.nir_nodes import Choices
-from stsbp.interop.nir_reader import Graph, read_graph
+from stsbp.interop.nir_reader import NirGraph, read_graph
 from stsbp.training.build import Data, build_loss, build_neuron, build_task, check_typed_labels, load_data
 from stsbp.training.initial import pinned
 from stsbp.training.loop import begin_with
@@ -100,18 +100,20 @@ def command(
     """
     if dataset is None and config_file is None:
         raise ConfigError("no data set is named: give --dataset, for example --dataset digits, or --config")
-    given = given_settings(flags)
-    if typed := [f"--{name.replace('_', '-')}" for name in OF_THE_FILE if name in given]:
+    given_options = given_settings(flags)
+    if typed := [f"--{name.replace('_', '-')}" for name in OF_THE_FILE if name in given_options]:
         raise ConfigError(f"{', '.join(typed)}: {file} already defines the network and its weights; leave this out")
     if dataset is not None:
-        given["dataset"] = dataset
-    sources = ([read_toml(config_file)] if config_file is not None else []) + [Source("command line", given)]
+        given_options["dataset"] = dataset
+    sources = ([read_toml(config_file)] if config_file is not None else []) + [
+        SettingsSource("command line", given_options)
+    ]
     folder = RunFolder(out)
     folder.check_new()
     graph = read_graph(file)
     of_run, noted = _of_a_run(graph, file)
-    own = {name: RunConfig.model_fields[name].default for name in OF_THE_FILE}
-    config = resolve([Source(str(file), of_run), *sources]).model_copy(update=own)
+    network_defaults = {name: RunConfig.model_fields[name].default for name in OF_THE_FILE}
+    config = resolve([SettingsSource(str(file), of_run), *sources]).model_copy(update=network_defaults)
     if not allow_imports:
         check_imports(config, sources)
     config = pinned(absolute(config))
@@ -122,11 +124,11 @@ def command(
         data = load_data(config, show.loading)
         for note in data.dataset.notes:
             show.note(note)
-        check_typed_labels(config, data.inputs, given)
+        check_typed_labels(config, data.inputs, given_options)
         noted += _other_classes(graph, file, data)
         built = _built(file, graph, config, data, choices)
         task = build_task(built.config, data.inputs, NumpyBackend(), len(data.train))
-        lines = [*noted, *_said(built.imported, task.network)]
+        lines = [*noted, *_import_messages(built.imported, task.network)]
         with folder.begun(built.config, task.backend):
             begin_with(built.imported.weights, task, data, folder, show)
     finally:
@@ -146,35 +148,35 @@ class _Built:
     config: RunConfig
 
 
-def said_step(graph: Graph) -> float | None:
+def said_step(graph: NirGraph) -> float | None:
     """Length of a step in seconds from the file's own metadata; None if they do not contain it."""
-    said = graph.metadata.get("dt")
-    known = isinstance(said, np.ndarray) and said.size == 1 and 0 < said.flat[0] < 1e9
-    return float(said.flat[0]) if isinstance(said, np.ndarray) and known else None
+    step = graph.metadata.get("dt")
+    is_step = isinstance(step, np.ndarray) and step.size == 1 and 0 < step.flat[0] < 1e9
+    return float(step.flat[0]) if isinstance(step, np.ndarray) and is_step else None
 
 
-def _of_a_run(graph: Graph, file: Path) -> tuple[dict[str, Any], list[str]]:
+def _of_a_run(graph: NirGraph, file: Path) -> tuple[dict[str, Any], list[str]]:
     """The number of steps with which the run was trained, from a file of `stsbp export`, as a setting; and messages."""
     steps, run = graph.metadata.get("steps"), graph.metadata.get("run")
     if not (isinstance(steps, np.ndarray) and steps.size == 1 and steps.dtype.kind in "iu"):
         return {}, []
     name = shown(run) if isinstance(run, str) else "without a name"
     contract = graph.metadata.get("contract")
-    known = isinstance(contract, np.ndarray) and contract.size == 1 and contract.dtype.kind in "iu"
-    version = int(contract.flat[0]) if isinstance(contract, np.ndarray) and known else 0
-    later = (
+    has_contract = isinstance(contract, np.ndarray) and contract.size == 1 and contract.dtype.kind in "iu"
+    version = int(contract.flat[0]) if isinstance(contract, np.ndarray) and has_contract else 0
+    contract_warning = (
         f"warning: {file} was exported under version {version} of the exact-arithmetic contract, but this stsbp "
         f"computes under version {CONTRACT_VERSION}, so spikes may differ from those of the run. Update stsbp"
     )
     return {"steps": int(steps.flat[0])}, [
-        *([later] if version > CONTRACT_VERSION else []),
+        *([contract_warning] if version > CONTRACT_VERSION else []),
         f"{file} was exported from the stsbp run {name}, trained with {int(steps.flat[0])} steps; "
         "to use its label sequences, loss and --tau-s, give --config with the config.toml of "
         "that run",
     ]
 
 
-def _other_classes(graph: Graph, file: Path, data: Data) -> list[str]:
+def _other_classes(graph: NirGraph, file: Path, data: Data) -> list[str]:
     """A warning if the run that was exported had classes of other names than the data.
 
     Raises:
@@ -199,7 +201,7 @@ def _other_classes(graph: Graph, file: Path, data: Data) -> list[str]:
     return [f"warning: the outputs in {file} were trained as {theirs}, but {dataset} has {ours}"]
 
 
-def _step_of(graph: Graph, file: Path, dt: float | None) -> float:
+def _step_of(graph: NirGraph, file: Path, dt: float | None) -> float:
     """Length of a step in seconds: the given one, or the one in the file's own metadata.
 
     Raises:
@@ -207,14 +209,14 @@ def _step_of(graph: Graph, file: Path, dt: float | None) -> float:
     """
     if dt is not None:
         return dt
-    if (said := said_step(graph)) is not None:
-        return said
+    if (file_step := said_step(graph)) is not None:
+        return file_step
     likely = likely_step(graph)
     hint = "" if likely is None else f"; its neurons have r = tau/dt with --dt {likely:g}"
     raise ConfigError(f"{file} does not say how long a step is: give --dt SECONDS{hint}")
 
 
-def _built(file: Path, graph: Graph, config: RunConfig, data: Data, choices: Choices) -> _Built:
+def _built(file: Path, graph: NirGraph, config: RunConfig, data: Data, choices: Choices) -> _Built:
     """The network of a graph for certain data, and the settings of a run with it.
 
     Raises:
@@ -223,32 +225,34 @@ def _built(file: Path, graph: Graph, config: RunConfig, data: Data, choices: Cho
     """
     inputs = data.inputs
     try:
-        found = import_graph(graph, inputs.shape, choices)
-        if found.input_psp is not None and inputs.coding == "direct":
-            synapse = f"a synapse of {found.input_psp.tau_s:g} steps"
+        imported = import_graph(graph, inputs.shape, choices)
+        if imported.input_psp is not None and inputs.coding == "direct":
+            synapse = f"a synapse of {imported.input_psp.tau_s:g} steps"
             raise DataError(
                 f"its neurons read the input through {synapse}, but images have no synapse; use a data set of events"
             )
-        network = NetworkSpec(inputs.shape, (), inputs.coding, found.input_psp, nodes=found.nodes)
+        network = NetworkSpec(inputs.shape, (), inputs.coding, imported.input_psp, nodes=imported.nodes)
     except (DataError, NetworkError) as error:
         raise DataError(f"{file}: {error}") from error
     if network.outputs != inputs.outputs:
         raise ConfigError(f"{file} has {network.outputs} outputs, but {config.dataset} has {inputs}")
     if network.has_readout != build_loss(config).of_potentials:
-        what = "potentials, for --loss cross-entropy" if network.has_readout else "spikes, for a loss of spikes"
-        raise ConfigError(f"{file} ends with {what}; --loss {config.loss} does not fit")
-    own: dict[str, Any] = {"net": written_nodes(network.graph.nodes)}
-    if found.input_psp is not None:
-        own |= {"input_tau_s": found.input_psp.tau_s, "psp_gain": found.input_psp.gain}
+        output_kind = "potentials, for --loss cross-entropy" if network.has_readout else "spikes, for a loss of spikes"
+        raise ConfigError(f"{file} ends with {output_kind}; --loss {config.loss} does not fit")
+    network_settings: dict[str, Any] = {"net": written_nodes(network.graph.nodes)}
+    if imported.input_psp is not None:
+        network_settings |= {"input_tau_s": imported.input_psp.tau_s, "psp_gain": imported.input_psp.gain}
     # Checked as if they were typed: a time constant of a file can be longer than that of a setting.
-    return _Built(found, resolve([Source(str(file), config.model_dump() | own)], with_preset=False))
+    return _Built(
+        imported, resolve([SettingsSource(str(file), config.model_dump() | network_settings)], with_preset=False)
+    )
 
 
-def _said(imported: Imported, network: NetworkSpec) -> Iterator[str]:
+def _import_messages(imported: Imported, network: NetworkSpec) -> Iterator[str]:
     """Messages about an import, including the distance of the weights that the network of the run computes with from
     those in the file."""
-    for name, what in imported.notes:
-        yield f"{name}: {what}"
+    for name, change in imported.notes:
+        yield f"{name}: {change}"
     weights = imported.weights
     rounded, _ = on_grid(NumpyBackend(), network, dict(weights))
     moved = {
@@ -256,7 +260,7 @@ def _said(imported: Imported, network: NetworkSpec) -> Iterator[str]:
         for projection in network.graph.projections
         for w in [weights[projection.parameter]]
     }
-    name = max(moved, key=lambda each: moved[each])
+    name = max(moved, key=lambda projection_name: moved[projection_name])
     if moved[name]:
         yield (
             f"rounding to {network.graph.projections[0].synapse.weight_bits} bits moves weights by up to "

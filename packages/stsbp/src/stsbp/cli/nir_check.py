@@ -17,7 +17,7 @@ from stsbp.errors import DataError
 from stsbp.interop.nir_check import IMPORTERS, OWN, Check, check
 from stsbp.interop.nir_import import likely_step
 from stsbp.interop.nir_nodes import Choices
-from stsbp.interop.nir_reader import Graph, read_graph
+from stsbp.interop.nir_reader import NirGraph, read_graph
 from stsbp.interop.nir_readings import READINGS
 
 __all__ = ["command"]
@@ -59,82 +59,83 @@ def command(file: Path, dt: float | None, expect: tuple[str, ...], notes: bool, 
     - left out: the program has no node of this kind
     """
     graph = read_graph(file)
-    step, why = _step(graph, dt)
-    found = check(graph, Choices(step))
+    step, step_origin = _step(graph, dt)
+    checked = check(graph, Choices(step))
     if as_json:
-        click.echo(json.dumps(_record(file, graph, found)))
+        click.echo(json.dumps(_record(file, graph, checked)))
     else:
-        for line in _lines(file, graph, found, why, notes=notes):
+        for line in _lines(file, graph, checked, step_origin, notes=notes):
             say(line)
-    if failed := [name for name in expect if not found.faithful(name)]:
+    if failed := [name for name in expect if not checked.faithful(name)]:
         raise DataError(f"{file}: not read as the file says by {', '.join(failed)}")
 
 
-def _step(graph: Graph, dt: float | None) -> tuple[float, str]:
+def _step(graph: NirGraph, dt: float | None) -> tuple[float, str]:
     """Length of a step in seconds, and where it comes from."""
     if dt is not None:
         return dt, "as asked for"
-    if (said := said_step(graph)) is not None:
-        return said, "as the file says"
+    if (file_step := said_step(graph)) is not None:
+        return file_step, "as the file says"
     likely = likely_step(graph)
     return (1e-4, "which is usual; the file does not say it") if likely is None else (likely, "with which r = tau/dt")
 
 
-def _record(file: Path, graph: Graph, found: Check) -> dict[str, object]:
+def _record(file: Path, graph: NirGraph, checked: Check) -> dict[str, object]:
     nodes = [
         {
             "name": name,
             "kind": graph.nodes[name].kind,
-            "importers": {each: vars(verdict) for each, verdict in verdicts.items()},
+            "importers": {importer: vars(verdict) for importer, verdict in verdicts.items()},
         }
-        for name, verdicts in found.nodes.items()
+        for name, verdicts in checked.nodes.items()
     ]
     return {
         "file": str(file),
         "version": graph.version,
-        "dt": found.dt,
+        "dt": checked.dt,
         "nodes": nodes,
         "edges": graph.edges,
-        "refused_as_a_whole": found.whole,
-        "faithful": [name for name in IMPORTERS if found.faithful(name)],
+        "refused_as_a_whole": checked.refusal,
+        "faithful": [name for name in IMPORTERS if checked.faithful(name)],
     }
 
 
-def _lines(file: Path, graph: Graph, found: Check, why: str, *, notes: bool) -> Iterator[str]:
+def _lines(file: Path, graph: NirGraph, checked: Check, step_origin: str, *, notes: bool) -> Iterator[str]:
     version = f", written by nir {graph.version}" if graph.version else ""
-    yield f"{file}: {len(graph.nodes):,} nodes and {len(graph.edges):,} edges{version}; a step of {found.dt:g} s, {why}"
+    nodes = f"{len(graph.nodes):,} nodes and {len(graph.edges):,} edges"
+    yield f"{file}: {nodes}{version}; a step of {checked.dt:g} s, {step_origin}"
     rows = [("node", "kind", *IMPORTERS)]
-    for name, verdicts in list(found.nodes.items())[:_MOST_ROWS]:
+    for name, verdicts in list(checked.nodes.items())[:_MOST_ROWS]:
         shown = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."
-        rows.append((shown, graph.nodes[name].kind[:_LONGEST], *(verdicts[each].word for each in IMPORTERS)))
+        rows.append((shown, graph.nodes[name].kind[:_LONGEST], *(verdicts[importer].word for importer in IMPORTERS)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-    if len(found.nodes) > _MOST_ROWS:
-        yield f"... and {len(found.nodes) - _MOST_ROWS:,} nodes more"
+    if len(checked.nodes) > _MOST_ROWS:
+        yield f"... and {len(checked.nodes) - _MOST_ROWS:,} nodes more"
     for importer in IMPORTERS:
         yield ""
-        yield from _about(importer, found, notes=notes)
+        yield from _about(importer, checked, notes=notes)
 
 
-def _about(importer: str, found: Check, *, notes: bool) -> Iterator[str]:
+def _about(importer: str, checked: Check, *, notes: bool) -> Iterator[str]:
     """Name of an importer, and the reasons for its results: each reason once, with its nodes."""
     reasons: dict[str, list[str]] = {}
-    for name, verdict in ((name, verdicts[importer]) for name, verdicts in found.nodes.items()):
+    for name, verdict in ((name, verdicts[importer]) for name, verdicts in checked.nodes.items()):
         if not verdict.faithful:
             much = f" ({verdict.much})" if verdict.much else ""
             reasons.setdefault(f"{verdict.word}: {verdict.why}", []).append(f"{name}{much}")
     if importer == OWN:
-        yield f"{OWN}: stsbp import, a step of {found.dt:g} s"
+        yield f"{OWN}: stsbp import, a step of {checked.dt:g} s"
         yield "  spikes where v >= v_threshold, and NIR says v > v_threshold, which differs where a potential meets it:"
         yield "  import with --threshold-above, and export with --threshold-below for snntorch and norse"
-        if found.whole:
-            reasons[f"refused: {found.whole}"] = ["the graph"]
+        if checked.refusal:
+            reasons[f"refused: {checked.refusal}"] = ["the graph"]
     else:
         reading = READINGS[importer]
-        own = found.dt if reading.dt_given else reading.dt
-        step = "a step of its own" if math.isnan(own) else f"a step of {own:g} s"
-        call = reading.call.replace("dt=1e-4", f"dt={own:g}")
+        step_length = checked.dt if reading.dt_given else reading.dt
+        step = "a step of its own" if math.isnan(step_length) else f"a step of {step_length:g} s"
+        call = reading.call.replace("dt=1e-4", f"dt={step_length:g}")
         yield f"{importer} {reading.version}: {call}, {step}"
     if not reasons:
         yield "  does all that the file says"

@@ -31,7 +31,7 @@ from stsbp.cli.common import (
     split_option,
     threads_option,
 )
-from stsbp.cli.streaming import UNITS, Asked, follow
+from stsbp.cli.streaming import UNITS, StreamOptions, follow
 from stsbp.datasets.fsdd import MOST as MOST_OF_SOUND
 from stsbp.datasets.fsdd import digit_of, hear
 from stsbp.datasets.fsdd import read_recording as read_sound
@@ -156,14 +156,14 @@ def command(
     if stream is not None:
         if numbers:
             raise ConfigError("--stream cannot be combined with --sample; give only one of them")
-        _follow(options, run, checkpoint, threads, files, draw, Asked(stream, as_json=as_json, **of_stream))
+        _follow(options, run, checkpoint, threads, files, draw, StreamOptions(stream, as_json=as_json, **of_stream))
         return
     if not numbers and (data_dir is not None or split != "test"):
         raise ConfigError("--split and --data-dir are for samples of the data set; give --sample as well")
     if not files and not numbers:
         raise click.UsageError("Missing argument 'FILE...', or the option '--stream' or '--sample'.")
-    if given := [name for name, value in of_stream.items() if value]:
-        listed = ", ".join("--" + name.replace("_", "-") for name in given)
+    if stream_options := [name for name, value in of_stream.items() if value]:
+        listed = ", ".join("--" + name.replace("_", "-") for name in stream_options)
         raise ConfigError(f"{listed}: only for a stream; give --stream as well")
     if draw is not None and any(real(draw) == real(path) for path in files):
         raise ConfigError(f"--draw {draw} would replace the file that it reads; choose another name")
@@ -179,7 +179,7 @@ def command(
     inputs = trained.task.inputs
     arrays = read_inputs(files, inputs, config.binning, config.own_lengths, config.dataset)
     samples = [
-        _Sample({"file": str(path)}, str(path), x, _label(path, inputs.classes))
+        _InputSample({"file": str(path)}, str(path), x, _label(path, inputs.classes))
         for path, x in zip(files, arrays, strict=True)
     ]
     samples += _of_data_set(trained, split, numbers, data_dir) if numbers else []
@@ -189,11 +189,11 @@ def command(
         from stsbp.report.page import page, samples_section, threshold_of
 
         titles = [path.name for path in files] + [sample.title for sample in samples[len(files) :]]
-        seen = look(trained.task, trained.state, titles, batch, lengths=lengths)
+        views = look(trained.task, trained.state, titles, batch, lengths=lengths)
         names = inputs.classes or [str(n) for n in range(inputs.outputs)]
         threshold = threshold_of(trained.task.network)
         title = f"Read by the network in {run.name}"
-        section = samples_section(title, seen, names, threshold, of_classes=not inputs.sequences)
+        section = samples_section(title, views, names, threshold, of_classes=not inputs.sequences)
         PAGE.write(draw, page(title, [section]).encode())
     predicted = trained.predict(batch, lengths)
     if inputs.sequences:
@@ -202,7 +202,7 @@ def command(
         _say_classes(samples, predicted, decoders(trained.network.has_readout), as_json=as_json)
 
 
-class _Sample(NamedTuple):
+class _InputSample(NamedTuple):
     """A sample to predict.
 
     Attributes:
@@ -225,7 +225,7 @@ def _label(path: Path, classes: Sequence[str]) -> str | None:
     return next((name for name in (digit_of(path), path.parent.name) if name in classes), None)
 
 
-def _of_data_set(trained: Trained, split: str, numbers: Sequence[int], data_dir: str | None) -> list[_Sample]:
+def _of_data_set(trained: Trained, split: str, numbers: Sequence[int], data_dir: str | None) -> list[_InputSample]:
     """Samples of the data set of the run.
 
     Raises:
@@ -247,13 +247,13 @@ def _of_data_set(trained: Trained, split: str, numbers: Sequence[int], data_dir:
         origin, title = {"split": split, "sample": number}, f"{split} sample {number}"
         if trained.task.inputs.sequences:
             targets = [np.flatnonzero(train).tolist() for train in batch.targets[:length, b].T]
-            samples.append(_Sample(origin, title, x, targets=targets))
+            samples.append(_InputSample(origin, title, x, targets=targets))
         else:
-            samples.append(_Sample(origin, title, x, trained.names[labels[b]]))
+            samples.append(_InputSample(origin, title, x, trained.names[labels[b]]))
     return samples
 
 
-def _say_spikes(samples: Sequence[_Sample], predicted: Predicted, *, as_json: bool) -> None:
+def _say_spikes(samples: Sequence[_InputSample], predicted: Predicted, *, as_json: bool) -> None:
     for sample, trains in zip(samples, predicted.sequences, strict=True):
         targets = {} if sample.targets is None else {"targets": sample.targets}
         if as_json:
@@ -271,7 +271,9 @@ def _listed(times: Sequence[int]) -> str:
     return " ".join(map(str, times)) or "-"
 
 
-def _say_classes(samples: Sequence[_Sample], predicted: Predicted, rules: tuple[str, str], *, as_json: bool) -> None:
+def _say_classes(
+    samples: Sequence[_InputSample], predicted: Predicted, rules: tuple[str, str], *, as_json: bool
+) -> None:
     assert predicted.distances is not None
     correct = [0, 0]
     for b, sample in enumerate(samples):
@@ -283,8 +285,8 @@ def _say_classes(samples: Sequence[_Sample], predicted: Predicted, rules: tuple[
         if as_json:
             click.echo(json.dumps({**sample.origin, **record}))
             continue
-        known = "" if sample.label is None else f", label {printable(sample.label)}"
-        say(f"{printable(sample.title)}: {printable(read)} (by {rules[1]} {printable(counted)}){known}")
+        label_text = "" if sample.label is None else f", label {printable(sample.label)}"
+        say(f"{printable(sample.title)}: {printable(read)} (by {rules[1]} {printable(counted)}){label_text}")
         say_distances(predicted.names, predicted.distances[b])
     labelled = sum(sample.label is not None for sample in samples)
     if labelled and not as_json:
@@ -299,14 +301,14 @@ def _follow(
     threads: int | None,
     files: tuple[Path, ...],
     draw: Path | None,
-    asked: Asked,
+    stream_options: StreamOptions,
 ) -> None:
     if files or draw is not None:
         raise ConfigError("--stream cannot be combined with FILEs or --draw; give only one of them")
     folder = RunFolder(run)
     config = folder.read_config()
     limit_threads(config.threads if threads is None else threads)
-    code = follow(load_trained(folder, checkpoint, choose_backend(options), warn=say_warning), asked)
+    code = follow(load_trained(folder, checkpoint, choose_backend(options), warn=say_warning), stream_options)
     if code:
         click.get_current_context().exit(code)
 
@@ -386,8 +388,8 @@ def _read_one(
             content, path, channels=3 if channels == 3 else None, size=height if height == width else None
         )
     recordings = ".bin (N-MNIST) or " if len(inputs.shape) == 3 else ".wav (sounds, as fsdd) or " if of_sounds else ""
-    wanted = f"{recordings}.npy" if events else f"{', '.join(SUFFIXES)} or .npy"
-    raise DataError(f"{path}: the network reads {'events' if events else 'images'}, so the file must end in {wanted}")
+    suffixes = f"{recordings}.npy" if events else f"{', '.join(SUFFIXES)} or .npy"
+    raise DataError(f"{path}: the network reads {'events' if events else 'images'}, so the file must end in {suffixes}")
 
 
 def _check_sample(sample: UInt8, path: Path, inputs: Inputs, binning: EventBinning) -> None:

@@ -28,34 +28,34 @@ def command(name: str | None, as_json: bool) -> None:
         named_preset(name, None)
     chosen = list(PRESETS.values()) if name is None else [PRESETS[name]]
     if as_json:
-        for found in chosen:
-            click.echo(json.dumps(_facts(found)))
+        for preset in chosen:
+            click.echo(json.dumps(_facts(preset)))
     elif name is None:
         width, sets = (max(map(len, names)) for names in zip(*((f.name, f.dataset) for f in chosen), strict=True))
-        for found in chosen:
-            published = f"{found.published.accuracy:.2f} %" if found.published else "-"
-            click.echo(f"{found.name:<{width}}  {found.dataset:<{sets}}  {published:>7}  {found.source}")
+        for preset in chosen:
+            published = f"{preset.published.accuracy:.2f} %" if preset.published else "-"
+            click.echo(f"{preset.name:<{width}}  {preset.dataset:<{sets}}  {published:>7}  {preset.source}")
     else:
         click.echo(_text(chosen[0]))
 
 
-def _facts(found: NamedPreset) -> dict[str, Any]:
+def _facts(preset: NamedPreset) -> dict[str, Any]:
     return {
-        "name": found.name,
-        "dataset": found.dataset,
-        "similar": list(found.similar),
-        "source": found.source,
-        "settings": dict(found.settings),
-        "published": None if found.published is None else found.published._asdict(),
-        "remark": found.remark,
+        "name": preset.name,
+        "dataset": preset.dataset,
+        "similar": list(preset.similar),
+        "source": preset.source,
+        "settings": dict(preset.settings),
+        "published": None if preset.published is None else preset.published._asdict(),
+        "remark": preset.remark,
     }
 
 
-def _text(found: NamedPreset) -> str:
-    lines = [found.name, f"  source     {found.source}"]
-    if found.published is not None:
-        lines.append(f"  published  {found.published.accuracy:.2f} % ({found.published.conditions})")
-    fits = ", ".join((found.dataset, *found.similar))
-    lines += [f"  data sets  {fits}", f"  remark     {found.remark}", "  settings added to those of the data set:"]
-    width = max(map(len, found.settings))
-    return "\n".join([*lines, *(f"    {key:<{width}} = {to_toml_value(v)}" for key, v in found.settings.items())])
+def _text(preset: NamedPreset) -> str:
+    lines = [preset.name, f"  source     {preset.source}"]
+    if preset.published is not None:
+        lines.append(f"  published  {preset.published.accuracy:.2f} % ({preset.published.conditions})")
+    fits = ", ".join((preset.dataset, *preset.similar))
+    lines += [f"  data sets  {fits}", f"  remark     {preset.remark}", "  settings added to those of the data set:"]
+    width = max(map(len, preset.settings))
+    return "\n".join([*lines, *(f"    {key:<{width}} = {to_toml_value(v)}" for key, v in preset.settings.items())])

@@ -57,8 +57,8 @@ def command(
     make a report while the run is still training.
     """
     if not samples:
-        for flag, given in (("--split", split), ("--data-dir", data_dir)):
-            if given is not None:
+        for flag, option_value in (("--split", split), ("--data-dir", data_dir)):
+            if option_value is not None:
                 raise ConfigError(f"{flag} chooses samples, but --no-samples leaves them out; leave {flag} out")
     place = run if run.name not in ("", "..") else real(run)
     path = place.parent / f"{place.name}.html" if out is None else out
@@ -74,11 +74,15 @@ def command(
     lines = read_records(folder.path, config, show.warn)
     content = Content(run, config, task.network, lines, folder.starts(), classes)
     projections = task.network.graph.projections
-    grids = (task.backend.weight_grid(each, trained.state.weights[each.parameter])[1] for each in projections)
+    grids = (
+        task.backend.weight_grid(projection, trained.state.weights[projection.parameter])[1]
+        for projection in projections
+    )
     info = trained.info
     content.checkpoint = f"checkpoint {checkpoint} ({info['epoch']} complete epochs, update {info['step']})"
     content.grids = {
-        each.name: {"bits": grid.bits, "headroom": grid.headroom} for each, grid in zip(projections, grids, strict=True)
+        projection.name: {"bits": grid.bits, "headroom": grid.headroom}
+        for projection, grid in zip(projections, grids, strict=True)
     }
     content.learned = {
         name: task.backend.numpy(trained.state.weights[name])
@@ -92,7 +96,7 @@ def command(
             except DataError as error:
                 raise DataError(f"{error}\n(--no-samples makes the report without the data set)") from error
             chosen = trained.samples(data, split)
-            seen = survey(
+            outputs_of_split = survey(
                 task,
                 trained.state,
                 chosen,
@@ -100,9 +104,9 @@ def command(
                 lambda done: show.loading(f"running {split}", done, len(chosen)),
             )
             content.split, content.notes = split, data.dataset.notes
-            content.confusion = seen.confusion(len(classes)) if classes else None
+            content.confusion = outputs_of_split.confusion(len(classes)) if classes else None
             kinds: list[list[Sample]] = []
-            for numbers in choose(seen):
+            for numbers in choose(outputs_of_split):
                 if not numbers:
                     kinds.append([])
                     continue

@@ -46,7 +46,7 @@ _COMPLETE: dict[str, Callable[..., Iterable[Any]]] = {
 }
 
 
-class _Loss(Choice):
+class _LossType(Choice):
     """A known loss, or a user-defined class."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -91,21 +91,21 @@ def settings(
 
     `defaults` are the defaults that the help page shows for settings whose default is another one in this command.
     """
-    own = defaults or {}
+    command_defaults = defaults or {}
     for name in reversed([name for names in SECTIONS.values() for name in names]):
         field = RunConfig.model_fields[name]
         flag, kind = "--" + name.replace("_", "-"), field.annotation
         flags = (flag, *_ALSO.get(name, ()))
-        default = own.get(name, field.default)
+        default = command_defaults.get(name, field.default)
         shown = f"{field.description}  [default: {default}]" if default != "" else field.description
-        known: dict[str, Any] = {"help": shown, "hidden": name in hidden}
+        attributes: dict[str, Any] = {"help": shown, "hidden": name in hidden}
         if kind is bool:
-            option = click.option(f"{flag}/--no-{flag[2:]}", name, default=None, **known)
+            option = click.option(f"{flag}/--no-{flag[2:]}", name, default=None, **attributes)
         elif name == "loss":
-            option = click.option(flag, name, type=_Loss(list(OWN[name].known)), **known)
+            option = click.option(flag, name, type=_LossType(list(OWN[name].known)), **attributes)
         elif choices := get_args(kind):
-            option = click.option(flag, name, type=Choice(choices), **known)
+            option = click.option(flag, name, type=Choice(choices), **attributes)
         else:
-            option = click.option(*flags, name, type=kind, shell_complete=_COMPLETE.get(name), **known)
+            option = click.option(*flags, name, type=kind, shell_complete=_COMPLETE.get(name), **attributes)
         function = option(function)
     return function

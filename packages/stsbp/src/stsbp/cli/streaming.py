@@ -18,14 +18,14 @@ from stsbp_spec.typing import AnyArray
 
 from stsbp.cli.common import say, say_distances
 from stsbp.cli.event_lines import Event, EventLines
-from stsbp.cli.event_sources import Pipe, Recording, Source, Stop
+from stsbp.cli.event_sources import EventSource, Pipe, RecordingSource, Stop
 from stsbp.datasets.registry import info_of, is_known
 from stsbp.errors import ConfigError, DataError, printable
 from stsbp.interrupts import handled_by
 from stsbp.training.build import decoders
 from stsbp.training.trained import Predicted, Trained
 
-__all__ = ["UNITS", "Asked", "follow"]
+__all__ = ["UNITS", "StreamOptions", "follow"]
 
 UNITS = {"us": 0, "ms": 3, "s": 6, "step": 0}
 """Units of time, each as a power of ten in microseconds. `step` is a step of the network."""
@@ -40,7 +40,7 @@ _WARM_UP = 8
 
 
 @dataclass(frozen=True)
-class Asked:
+class StreamOptions:
     """The options of a stream.
 
     Attributes:
@@ -66,17 +66,17 @@ class _Times:
     """Durations in seconds, one per step: quantiles of the last 10,000, and the largest of all."""
 
     def __init__(self) -> None:
-        self._kept, self._largest = deque[float](maxlen=_KEPT), 0.0
+        self._recent_seconds, self._largest = deque[float](maxlen=_KEPT), 0.0
 
     def add(self, seconds: float) -> None:
-        self._kept.append(seconds)
+        self._recent_seconds.append(seconds)
         self._largest = max(self._largest, seconds)
 
     def figures(self) -> dict[str, float] | None:
         """The durations in milliseconds; None: there are none."""
-        if not self._kept:
+        if not self._recent_seconds:
             return None
-        median, most = np.quantile(np.array(self._kept), [0.5, 0.95]).tolist()
+        median, most = np.quantile(np.array(self._recent_seconds), [0.5, 0.95]).tolist()
         values = {"median": median, "p95": most, "max": self._largest}
         return {name: round(1000 * seconds, 3) for name, seconds in values.items()}
 
@@ -99,12 +99,12 @@ class _Live:
         run: Trained,
         binning: EventBinning,
         step_s: float | None,
-        asked: Asked,
+        options: StreamOptions,
         limit: int | None,
-        source: Source,
+        source: EventSource,
         stop: Stop,
     ) -> None:
-        self._run, self._binning, self._step_s, self._asked = run, binning, step_s, asked
+        self._run, self._binning, self._step_s, self._options = run, binning, step_s, options
         self._limit, self._source, self._stop = limit, source, stop
         self._stream = run.stream()
         for _ in range(_WARM_UP):
@@ -137,12 +137,12 @@ class _Live:
 
     @property
     def deadline(self) -> float | None:
-        return None if self._origin is None or not self._asked.clock else self._zero + self._end(self.steps) / 1e6
+        return None if self._origin is None or not self._options.clock else self._zero + self._end(self.steps) / 1e6
 
     def take(self, event: Event, read: float) -> None:
         t, *place = event
         if self._origin is None:
-            self._origin = t if self._asked.from_first else 0
+            self._origin = t if self._options.from_first else 0
             self._zero = read - (t - self._origin) / 1e6
         t -= self._origin
         step = self._binning.step_of(t)
@@ -183,33 +183,33 @@ class _Live:
     def _report(self) -> None:
         """Print the class from the last steps, as many as in training, and the timings."""
         self._reported = self.steps
-        figures, found = self._figures(), self._decoded()
-        record = {} if found is None else found.record(0)
-        if self._asked.as_json:
+        figures, predicted = self._figures(), self._decoded()
+        record = {} if predicted is None else predicted.record(0)
+        if self._options.as_json:
             click.echo(json.dumps({"steps": self.steps, **record, **figures}))
             return
-        if found is not None and found.distances is not None:
+        if predicted is not None and predicted.distances is not None:
             by, by_count = decoders(self._run.network.has_readout)
             nearest, counted = printable(record["class"]), printable(record["class_spike_count"])
             say(f"{nearest} by {by}, {counted} by {by_count}, of the last {len(self._recent)} steps")
-            say_distances(found.names, found.distances[0])
-        click.echo(_told(self.steps, self._step_s, figures))
+            say_distances(predicted.names, predicted.distances[0])
+        click.echo(_timing_text(self.steps, self._step_s, figures))
 
     def _end_step(self) -> None:
         number, begin = self.steps, time.perf_counter()
         self._bin()
         frame = self._frame.reshape(1, *self._run.network.input_shape)
-        (made,) = self._stream.step(frame)
+        (output,) = self._stream.step(frame)
         self._compute.add(time.perf_counter() - begin)
-        self._recent.append(made)
-        self._print(number, made)
+        self._recent.append(output)
+        self._print(number, output)
         printed = time.perf_counter()
         if self._read is not None:
             self._latency.add(printed - self._read)
         self._slow += self._step_s is not None and printed - begin > self._step_s
         self._frame[...] = 0
         self._read = None
-        if self._asked.every is not None and self.steps % self._asked.every == 0:
+        if self._options.every is not None and self.steps % self._options.every == 0:
             self._report()
 
     def _bin(self) -> None:
@@ -217,11 +217,11 @@ class _Live:
             t, *place = np.array(self._events, np.int64).T
             # A spike train has the form of one row of a picture.
             x, y, p = place if len(place) == 3 else (place[0], np.zeros_like(t), np.zeros_like(t))
-            before = 0 if self._binning.binary else int(self._frame.sum())
+            former_count = 0 if self._binning.binary else int(self._frame.sum())
             self._binning.add(self._frame, x, y, p, t)
             self._events.clear()
             if not self._binning.binary:
-                self._check_counts(before + len(t))
+                self._check_counts(former_count + len(t))
 
     def _check_counts(self, events: int) -> None:
         """Raise `DataError` if the current frame, of this number of events, has a count that the network cannot
@@ -240,21 +240,21 @@ class _Live:
         assert self._binning.window_us is not None
         return -(-(step + 1) * self._binning.window_us // self._binning.steps)
 
-    def _print(self, number: int, made: AnyArray) -> None:
+    def _print(self, number: int, output: AnyArray) -> None:
         readout = self._run.network.has_readout
-        fired = [] if readout else np.flatnonzero(made).tolist()
-        if self._asked.as_json:
+        fired = [] if readout else np.flatnonzero(output).tolist()
+        if self._options.as_json:
             line: dict[str, Any] = {"step": number}
             if self._step_s is not None:
                 line["time_us"] = self._end(number)
-            line |= {"potentials": made.tolist()} if readout else {"spikes": fired}
+            line |= {"potentials": output.tolist()} if readout else {"spikes": fired}
             if self._run.names and not readout:
                 line["classes"] = [self._run.names[n] for n in fired]
             click.echo(json.dumps(line))
         elif readout or fired:
             at = "" if self._step_s is None else f"{self._end(number) / 1000:>14.3f} ms"
-            most = int(made.argmax())
-            text = f"{self._shown[most]} {made[most]:.3f}" if readout else ", ".join(self._shown[n] for n in fired)
+            most = int(output.argmax())
+            text = f"{self._shown[most]} {output[most]:.3f}" if readout else ", ".join(self._shown[n] for n in fired)
             say(f"{number:>6}{at}  {text}")
 
     def _decoded(self) -> Predicted | None:
@@ -266,17 +266,17 @@ class _Live:
     def _figures(self) -> dict[str, Any]:
         now = time.perf_counter()
         busy = max(1e-9, now - (now if self._begun is None else self._begun) - self._idle)
-        found: dict[str, Any] = {
+        figures: dict[str, Any] = {
             "latency_ms": self._latency.figures(),
             "compute_ms": self._compute.figures(),
             "steps_per_second": round(self.steps / busy, 1),
         }
         if self._step_s is not None:
-            found |= {"times_real_time": round(self.steps * self._step_s / busy, 2), "slow_steps": self._slow}
-        return found | {"late_events": self._late}
+            figures |= {"times_real_time": round(self.steps * self._step_s / busy, 2), "slow_steps": self._slow}
+        return figures | {"late_events": self._late}
 
 
-def _told(steps: int, step_s: float | None, figures: dict[str, Any]) -> str:
+def _timing_text(steps: int, step_s: float | None, figures: dict[str, Any]) -> str:
     """The timings as lines of text."""
     if steps == 0:
         return "0 steps"
@@ -286,10 +286,13 @@ def _told(steps: int, step_s: float | None, figures: dict[str, Any]) -> str:
         lines[0] += f": {kept_up} with real time ({figures['times_real_time']:g} times as fast)"
         if figures["slow_steps"]:
             lines.append(f"  {figures['slow_steps']:,} steps took longer than the {1000 * step_s:g} ms that one lasts")
-    for name, what in (("latency_ms", "from a step's last event to its spikes"), ("compute_ms", "to compute a step")):
+    for name, quantity in (
+        ("latency_ms", "from a step's last event to its spikes"),
+        ("compute_ms", "to compute a step"),
+    ):
         if figures[name] is not None:
             median, most, largest = figures[name].values()
-            lines.append(f"  {what}: median {median:.3f}, 95 % {most:.3f}, max {largest:.3f} ms")
+            lines.append(f"  {quantity}: median {median:.3f}, 95 % {most:.3f}, max {largest:.3f} ms")
     if figures["late_events"]:
         lines.append(
             f"  {figures['late_events']:,} events arrived after the end of their step and were put into a later one"
@@ -297,7 +300,7 @@ def _told(steps: int, step_s: float | None, figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _unit(run: Trained, asked: Asked) -> str:
+def _unit(run: Trained, options: StreamOptions) -> str:
     """The unit of time.
 
     Raises:
@@ -308,36 +311,36 @@ def _unit(run: Trained, asked: Asked) -> str:
             "--stream reads events, but this run reads images; name image files (stsbp predict RUN "
             "FILE...), or give images one by one in Python (run.stream())"
         )
-    name, known = run.settings.dataset, is_known(run.settings.dataset)
-    if not known and asked.time_unit is None:
+    name, is_installed = run.settings.dataset, is_known(run.settings.dataset)
+    if not is_installed and options.time_unit is None:
         raise ConfigError(
             f"--stream: the data set {name} of the run is not installed, so the unit of its time is not known; install "
             "its package, or give --time-unit: step, or a unit of time if the data are recordings"
         )
-    timed = known and info_of(name).recordings
-    unit = asked.time_unit or ("us" if timed else "step")
-    if unit != "step" and known and not timed:
+    timed = is_installed and info_of(name).recordings
+    unit = options.time_unit or ("us" if timed else "step")
+    if unit != "step" and is_installed and not timed:
         raise ConfigError(f"--time-unit {unit}: the steps of {name} have no duration; leave it out")
     if unit == "step" and (run.settings.stabilise or run.settings.saccades == "first"):
         raise ConfigError(
             "--time-unit step: this run stabilises or selects saccades, which needs times in microseconds"
         )
-    if unit == "step" and asked.clock:
+    if unit == "step" and options.clock:
         raise ConfigError("--clock: a step has no duration if time is counted in steps")
-    if asked.clock and sys.platform == "win32":
+    if options.clock and sys.platform == "win32":
         raise ConfigError("--clock: this system cannot wait for a pipe and a time at once")
     return unit
 
 
-def _check_recording(asked: Asked, unit: str, *, camera: bool) -> None:
+def _check_recording(options: StreamOptions, unit: str, *, camera: bool) -> None:
     """Raise `ConfigError` if a recording in the format of N-MNIST does not fit the run or the options."""
     if not camera:
-        raise ConfigError(f"{asked.source}: only networks that read events of a camera can read a recording")
-    if asked.clock or unit != "us":
-        raise ConfigError(f"{asked.source}: a recording contains its own times; leave --clock and --time-unit out")
+        raise ConfigError(f"{options.source}: only networks that read events of a camera can read a recording")
+    if options.clock or unit != "us":
+        raise ConfigError(f"{options.source}: a recording contains its own times; leave --clock and --time-unit out")
 
 
-def follow(run: Trained, asked: Asked) -> int:
+def follow(run: Trained, options: StreamOptions) -> int:
     """Read events until they end. Prints spikes as they come, then the class and the timings.
 
     Returns:
@@ -347,27 +350,27 @@ def follow(run: Trained, asked: Asked) -> int:
         ConfigError: the run does not read events, or the options do not fit it.
         DataError: the source cannot be read, or contains something else than events. Earlier steps are printed.
     """
-    shape, config, unit = run.network.input_shape, run.settings, _unit(run, asked)
+    shape, config, unit = run.network.input_shape, run.settings, _unit(run, options)
     camera = len(shape) == 3
     binning = run.task.inputs.fitted(config.binning)
     if unit == "step":
         binning = replace(binning, window_us=binning.steps)
     assert binning.window_us is not None
     step_s = None if unit == "step" else binning.window_us / binning.steps / 1e6
-    least, limit, stop = asked.steps or (1 if config.own_lengths else config.steps), asked.steps, Stop()
+    least, limit, stop = options.steps or (1 if config.own_lengths else config.steps), options.steps, Stop()
     with handled_by(stop):
-        source: Source
-        if Path(asked.source).suffix.lower() == ".bin":
-            _check_recording(asked, unit, camera=camera)
-            source = Recording(asked.source)
-            limit = least = asked.steps or (binning.length(source.times) if config.own_lengths else config.steps)
+        source: EventSource
+        if Path(options.source).suffix.lower() == ".bin":
+            _check_recording(options, unit, camera=camera)
+            source = RecordingSource(options.source)
+            limit = least = options.steps or (binning.length(source.times) if config.own_lengths else config.steps)
         else:
-            name = "standard input" if asked.source == "-" else asked.source
+            name = "standard input" if options.source == "-" else options.source
             sizes = {"x": binning.width, "y": binning.height, "p": 2} if camera else {"n": binning.width}
             lasts = f"; a step is {1000 * step_s:g} ms" if step_s is not None else ""
             say(f"{name}: lines of t {' '.join(sizes)}, time in {unit}{lasts}", err=True)
-            source = Pipe(asked.source, EventLines(sizes, UNITS[unit], name), stop)
-        live = _Live(run, binning, step_s, asked, limit, source, stop)
+            source = Pipe(options.source, EventLines(sizes, UNITS[unit], name), stop)
+        live = _Live(run, binning, step_s, options, limit, source, stop)
         source.feed(live)
         live.close(least)
         # Print this while the handler is active. A terminal and a shell may both send a signal; the second is ignored.

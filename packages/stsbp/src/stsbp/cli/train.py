@@ -39,7 +39,7 @@ from stsbp.cli.settings import (
 from stsbp.config import (
     FREE,
     RunConfig,
-    Source,
+    SettingsSource,
     absolute,
     check_imports,
     differences,
@@ -134,10 +134,10 @@ def command(
     if resume is not None and is_known(resume) and dataset is None and out is not None:
         # `--resume digits --out RUN`: the name of the data set was taken for a folder.
         dataset, resume = resume, _HERE
-    given = given_settings(flags)
+    given_options = given_settings(flags)
     if dataset is not None:
-        given["dataset"] = dataset
-    sources = ([read_toml(file)] if file is not None else []) + [Source("command line", given)]
+        given_options["dataset"] = dataset
+    sources = ([read_toml(file)] if file is not None else []) + [SettingsSource("command line", given_options)]
     if preset_name is not None:
         named = next((str(s.values["dataset"]) for s in reversed(sources) if "dataset" in s.values), None)
         sources.insert(0, named_preset(preset_name, named))
@@ -156,7 +156,7 @@ def command(
     limit_threads(_threads(sources) if plan is None else plan.config.threads)
     backend = choose_backend(options, rendezvous)
     with join(backend, rendezvous, rank_timeout) as group:
-        group.compare_settings({**_asked(sources), **{name: x for name, x in typed.items() if x is not None}})
+        group.compare_settings({**_typed_settings(sources), **{name: x for name, x in typed.items() if x is not None}})
         if plan is None and group.leads:
             plan = begin()
         plan = _shared(plan, group, sources)
@@ -167,7 +167,7 @@ def command(
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _RunPlan:
     """What to do: the settings, the folder of the run, and its previous content.
 
     Attributes:
@@ -185,14 +185,14 @@ class _Plan:
 
 
 def _plan(
-    sources: list[Source],
+    sources: list[SettingsSource],
     out: Path | None,
     resume: str | None,
     overwrite: bool,
     *,
     allow_imports: bool,
     show_config: bool = False,
-) -> _Plan:
+) -> _RunPlan:
     """The plan for the options, unless something prevents it."""
     folder, saved = None, None
     if resume is not None:
@@ -207,7 +207,7 @@ def _plan(
         check_typed(config, sources[-1].values)
         folder = folder or RunFolder(out or _new_folder(config.dataset))
     if show_config:
-        return _Plan(config, folder)
+        return _RunPlan(config, folder)
     if saved is None and not folder.is_free:
         if overwrite:
             folder.own_files()
@@ -221,9 +221,9 @@ def _plan(
         raise ConfigError(f"--overwrite would remove the run that --init-from {config.init_from} begins with")
     if config.tensorboard:
         require()
-    begun, there = _begun(folder), folder.path.exists()
+    begun, exists = _begun(folder), folder.path.exists()
     folder.check_writable()
-    return _Plan(config, folder, saved, saved is not None, there, begun)
+    return _RunPlan(config, folder, saved, saved is not None, exists, begun)
 
 
 def _begun(folder: RunFolder) -> tuple[bool, bool]:
@@ -231,7 +231,7 @@ def _begun(folder: RunFolder) -> tuple[bool, bool]:
     return folder.is_free, (folder.path / "last.json").exists()
 
 
-def _shared(plan: _Plan | None, group: Group, sources: list[Source]) -> _Plan:
+def _shared(plan: _RunPlan | None, group: Group, sources: list[SettingsSource]) -> _RunPlan:
     """The plan of rank 0 in every process, together with the options of that process."""
     if group.size == 1:
         assert plan is not None
@@ -240,13 +240,13 @@ def _shared(plan: _Plan | None, group: Group, sources: list[Source]) -> _Plan:
     config, path, goes_on = group.share(values)
     if plan is not None:
         return plan
-    own = {key: value for key, value in _asked(sources).items() if key in PER_PROCESS}
-    return _Plan(absolute(RunConfig(**{**config, **own})), RunFolder(Path(path)), goes_on=goes_on)
+    own_settings = {key: value for key, value in _typed_settings(sources).items() if key in PER_PROCESS}
+    return _RunPlan(absolute(RunConfig(**{**config, **own_settings})), RunFolder(Path(path)), goes_on=goes_on)
 
 
-def _threads(sources: list[Source]) -> int:
+def _threads(sources: list[SettingsSource]) -> int:
     """The requested number of threads; 0: not requested."""
-    threads = _asked(sources).get("threads", 0)
+    threads = _typed_settings(sources).get("threads", 0)
     return threads if isinstance(threads, int) else 0
 
 
@@ -271,8 +271,8 @@ def _count(name: str) -> int:
 
 
 def _train(
-    plan: _Plan,
-    sources: list[Source],
+    plan: _RunPlan,
+    sources: list[SettingsSource],
     backend: AbstractBackend,
     group: Group,
     deadline: float | None,
@@ -283,7 +283,7 @@ def _train(
     config, folder, saved = plan.config, plan.folder, plan.saved
     show = shown_by(group)
     try:
-        moved = _asked(sources).get("data_dir") if plan.goes_on else None
+        moved = _typed_settings(sources).get("data_dir") if plan.goes_on else None
         data = group.one_by_one(lambda: load_data(config, show.loading, moved, plan.goes_on))
         group.compare_data(data.contents)
         for note in data.dataset.notes:
@@ -306,14 +306,14 @@ def _train(
         with held, stop_on_signals(deadline if group.leads else None) as stop:
             if group.leads:
                 saved = _begin(plan, task, data, show, overwrite=overwrite)
-            group.advise(f"; the last checkpoint is untouched. Continue with: {_again(folder)}")
+            group.advise(f"; the last checkpoint is untouched. Continue with: {_resume_command(folder)}")
             try:
                 outcome = train(task, data, folder, show, stop, saved, first)
             except Stopped as stopped:
                 show.close()
                 if group.leads:
                     with contextlib.suppress(OSError):
-                        say(f"{stopped} and saved. Continue with: {_again(folder)}", err=True)
+                        say(f"{stopped} and saved. Continue with: {_resume_command(folder)}", err=True)
                 sys.exit(stopped.exit_code)
     finally:
         show.close()
@@ -321,16 +321,16 @@ def _train(
         _result(folder, outcome, task.network, show)
 
 
-def _begin(plan: _Plan, task: Task, data: Data, show: Reporter, *, overwrite: bool) -> Checkpoint | None:
+def _begin(plan: _RunPlan, task: Task, data: Data, show: Reporter, *, overwrite: bool) -> Checkpoint | None:
     """Begin or continue the run in its folder, which is locked. Returns the checkpoint to continue from."""
     config, folder, saved = plan.config, plan.folder, plan.saved
     # Loading takes time, and another process may have trained here meanwhile.
     if saved is not None:
-        own = folder.read_config()
+        run_config = folder.read_config()
         # A checkpoint that is refused must leave all files as they are.
-        resumed(own, task, data, checkpoint.load(folder.path, "last"), folder)
-        if config.epochs != own.epochs:
-            _extend(folder, own, config, show)
+        resumed(run_config, task, data, checkpoint.load(folder.path, "last"), folder)
+        if config.epochs != run_config.epochs:
+            _extend(folder, run_config, config, show)
         saved = checkpoint.load(folder.path, "last")
     elif plan.begun != _begun(folder):
         raise FileError(f"another process has begun a run in {folder.path} meanwhile; choose another --out")
@@ -372,46 +372,49 @@ def _run_to_resume(resume: str, out: Path | None) -> tuple[RunFolder, Checkpoint
     return folder, checkpoint.load(folder.path, "last")
 
 
-def _resumed(folder: RunFolder, sources: list[Source]) -> RunConfig:
+def _resumed(folder: RunFolder, sources: list[SettingsSource]) -> RunConfig:
     """The settings of a run, with those settings of `sources` that do not change its result.
 
     Raises:
         ConfigError: settings would change the result. The message names all of them.
     """
     config = folder.read_config()
-    own = Source(str(folder.config), config.model_dump())
+    run_settings = SettingsSource(str(folder.config), config.model_dump())
     # This checks names and domains of the requested settings, and reads the file that `net` may name.
-    meant = resolve([own, *sources], with_preset=False)
+    meant = resolve([run_settings, *sources], with_preset=False)
     epochs = max(config.epochs, meant.epochs)
     extended = config.model_copy(update={"epochs": epochs})
-    asked = {key: value for key, value in _asked(sources).items() if getattr(meant, key) != getattr(extended, key)}
-    if changed := differences(extended, asked):
+    changes = {
+        key: value for key, value in _typed_settings(sources).items() if getattr(meant, key) != getattr(extended, key)
+    }
+    if changed := differences(extended, changes):
         raise ConfigError(
             f"the run in {folder.path} was begun with other settings; to continue it, leave these out "
             "(only --epochs may grow), or begin a new run:\n" + "\n".join(f"  {line}" for line in changed)
         )
-    free = Source("command line", {key: value for key, value in asked.items() if key in FREE})
-    return resolve([own, Source("command line", {"epochs": epochs}), free], with_preset=False)
+    free = SettingsSource("command line", {key: value for key, value in changes.items() if key in FREE})
+    return resolve([run_settings, SettingsSource("command line", {"epochs": epochs}), free], with_preset=False)
 
 
-def _extend(folder: RunFolder, own: RunConfig, config: RunConfig, show: Reporter) -> None:
-    """Give the run with the settings `own` as many epochs as `config` has, by changing the file of its settings."""
+def _extend(folder: RunFolder, run_config: RunConfig, config: RunConfig, show: Reporter) -> None:
+    """Give the run with the settings `run_config` as many epochs as `config` has, by changing the file of its "
+    "settings."""
     # Before the number of epochs grows, checkpoints must record the number for which they were written.
     for name in ("best", "last"):
         if (folder.path / f"{name}.json").exists():
-            checkpoint.note_epochs(folder.files, name, own.epochs)
+            checkpoint.note_epochs(folder.files, name, run_config.epochs)
     # config.toml and the two checkpoints cannot be replaced at one instant. The checkpoints are valid with the old and
     # with the new number of epochs, so the rename of config.toml alone decides.
-    folder.write_config(own.model_copy(update={"epochs": config.epochs}))
+    folder.write_config(run_config.model_copy(update={"epochs": config.epochs}))
     rate = "; from here on the learning rate follows the longer schedule" if config.schedule == "cosine" else ""
-    show.note(f"{config.epochs} epochs instead of {own.epochs}{rate}")
+    show.note(f"{config.epochs} epochs instead of {run_config.epochs}{rate}")
 
 
-def _asked(sources: list[Source]) -> dict[str, Any]:
+def _typed_settings(sources: list[SettingsSource]) -> dict[str, Any]:
     return {key: value for source in sources for key, value in source.values.items()}
 
 
-def _again(folder: RunFolder) -> str:
+def _resume_command(folder: RunFolder) -> str:
     """The command that continues the run."""
     chosen: Globals = click.get_current_context().obj
     return shlex.join([program(), *chosen.words, "train", "--resume", click.format_filename(as_argument(folder.path))])

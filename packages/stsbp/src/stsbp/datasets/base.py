@@ -88,8 +88,8 @@ def lengths_of(split: Split) -> Int64 | None:
 
     None: every sample has T steps.
     """
-    found: Int64 | None = getattr(split, "lengths", None)
-    return found
+    lengths: Int64 | None = getattr(split, "lengths", None)
+    return lengths
 
 
 LONGEST_NAME = 255
@@ -107,8 +107,8 @@ def content_of(split: Split) -> str:
     A split may have a method `content`, which is quicker than reading the inputs. The cache knows the digest of its
     bytes, for example.
     """
-    own: Callable[[], str] | None = getattr(split, "content", None)
-    return _content(split) if own is None else own()
+    content_method: Callable[[], str] | None = getattr(split, "content", None)
+    return _content(split) if content_method is None else content_method()
 
 
 def _content(split: Split) -> str:
@@ -145,48 +145,51 @@ def _at(samples: AnyArray, indices: Any) -> AnyArray:
             chosen: AnyArray = samples[indices]
             return chosen
     raise DataError(
-        f"samples have numbers from 0 to {len(samples) - 1}, an array of integers [k], got {_told(indices)}"
+        f"samples have numbers from 0 to {len(samples) - 1}, an array of integers [k], got {_index_text(indices)}"
     )
 
 
-def _told(indices: object) -> str:
+def _index_text(indices: object) -> str:
     """Indices for a message: type, shape and range of an array of numbers."""
     if _is_array(indices) and indices.size and indices.dtype.kind in "iu":
         return f"{indices.dtype} {list(indices.shape)} from {indices.min()} to {indices.max()}"
     return _actual(indices)
 
 
-def _check_labels(what: str, labels: object, samples: int | None = None) -> None:
-    """Raise `DataError`, which begins with `what`, unless `labels` are integers `[n]`, one for each sample."""
+def _check_labels(name: str, labels: object, samples: int | None = None) -> None:
+    """Raise `DataError`, which begins with `name`, unless `labels` are integers `[n]`, one for each sample."""
     if _is_array(labels) and labels.dtype.kind in "iu" and labels.ndim == 1 and samples in (None, len(labels)):
         return
-    each = "" if samples is None else f", one for each of {samples} samples"
-    raise DataError(f"{what} must be a numpy array of integers [n]{each}, got {_actual(labels)}")
+    count_text = "" if samples is None else f", one for each of {samples} samples"
+    raise DataError(f"{name} must be a numpy array of integers [n]{count_text}, got {_actual(labels)}")
 
 
-def _check_lengths(what: str, lengths: object, samples: int) -> None:
-    """Raise `DataError`, which begins with `what`, unless `lengths` are integers, one for each of the samples."""
+def _check_lengths(name: str, lengths: object, samples: int) -> None:
+    """Raise `DataError`, which begins with `name`, unless `lengths` are integers, one for each of the samples."""
     if _is_array(lengths) and lengths.dtype.kind in "iu" and lengths.shape == (samples,):
         return
     raise DataError(
-        f"{what}: {samples} samples need as many lengths, a numpy array of integers, got {_actual(lengths)}"
+        f"{name}: {samples} samples need as many lengths, a numpy array of integers, got {_actual(lengths)}"
     )
 
 
-def _check_arrays(where: str, what: str, samples: object, labels: object, form: str, axes: tuple[int, ...]) -> None:
-    """Raise `DataError` unless the samples `[n, ...]`, named `what`, and their labels `[n]` are such arrays.
+def _check_arrays(location: str, kind: str, samples: object, labels: object, form: str, axes: tuple[int, ...]) -> None:
+    """Raise `DataError` unless the samples `[n, ...]`, named `kind`, and their labels `[n]` are such arrays.
 
     `form` describes the arrays with these numbers of `axes`, for the message.
     """
     if not _is_array(samples) or samples.dtype != np.uint8 or samples.ndim not in axes:
-        raise DataError(f"{where}: {what} must be a numpy array of uint8, {form}, got {_actual(samples)}")
-    _check_labels(f"{where}: labels", labels, len(samples))
+        raise DataError(f"{location}: {kind} must be a numpy array of uint8, {form}, got {_actual(samples)}")
+    _check_labels(f"{location}: labels", labels, len(samples))
 
 
-def _digest(form: object, array: UInt8, known: str = "") -> str:
-    """SHA-256 of an array and of the form of its samples. `known` is the SHA-256 of its bytes, if it was computed."""
-    known = known or hashlib.sha256(np.ascontiguousarray(array).data.cast("B") if array.size else b"").hexdigest()
-    return hashlib.sha256(repr((form, array.shape, known)).encode()).hexdigest()
+def _digest(form: object, array: UInt8, array_digest: str = "") -> str:
+    """SHA-256 of an array and of the form of its samples. `array_digest` is the SHA-256 of its bytes, if it was "
+    "computed."""
+    array_digest = (
+        array_digest or hashlib.sha256(np.ascontiguousarray(array).data.cast("B") if array.size else b"").hexdigest()
+    )
+    return hashlib.sha256(repr((form, array.shape, array_digest)).encode()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,9 +256,9 @@ class MappedSamples(np.memmap[Any, np.dtype[np.uint8]]):
     def __getitem__(self, index: Any) -> Any:
         # Views have no path.
         if self._path is not None and (stamp := stamp_of(self._file)) != self._stamp:
-            what = "cut" if stamp[0] < self._stamp[0] else "changed"
+            change = "cut" if stamp[0] < self._stamp[0] else "changed"
             raise DataError(
-                f"{self._path}, the cache of decoded samples, was {what} while it was in use. Run the command again, "
+                f"{self._path}, the cache of decoded samples, was {change} while it was in use. Run the command again, "
                 "which builds it anew; a run in training continues with --resume"
             )
         return super().__getitem__(index)
@@ -436,11 +439,11 @@ class GuardedSplit:
             return content_of(self.split)
 
     def _array(self, method: str, indices: Int64, *kinds: type) -> Any:
-        what = f"{type(self.split).__name__}.{method} of the data set {self.name!r}"
-        with calling(f"{what} fails", DataError):
+        method_name = f"{type(self.split).__name__}.{method} of the data set {self.name!r}"
+        with calling(f"{method_name} fails", DataError):
             array = getattr(self.split, method)(indices)
         if not isinstance(array, kinds):
-            raise DataError(f"{what} must return a numpy array, got {shown(array)}")
+            raise DataError(f"{method_name} must return a numpy array, got {shown(array)}")
         return array
 
 
@@ -468,9 +471,9 @@ class Skipped(NamedTuple):
     reason: str
 
 
-def left_out(skipped: Sequence[Skipped], what: str) -> list[str]:
-    """A note about samples that were left out, `what` in the plural; none if there are none."""
-    return [f"left out {len(skipped)} malformed {what}, the first {path}: {reason}" for path, reason in skipped[:1]]
+def left_out(skipped: Sequence[Skipped], plural: str) -> list[str]:
+    """A note about samples that were left out, `plural` in the plural; none if there are none."""
+    return [f"left out {len(skipped)} malformed {plural}, the first {path}: {reason}" for path, reason in skipped[:1]]
 
 
 @dataclass(frozen=True)
@@ -526,23 +529,23 @@ class Dataset:
         notes: object = self.notes
         if not (isinstance(notes, (tuple, list)) and all(isinstance(note, str) for note in notes)):
             raise DataError(f"{self.name}: notes must be a tuple of texts, for example ('a note',), got {shown(notes)}")
-        for what, split in (("train", self.train), ("test", self.test)):
-            self._check_split(what, split)
+        for split_name, split in (("train", self.train), ("test", self.test)):
+            self._check_split(split_name, split)
 
-    def _check_split(self, what: str, split: object) -> None:
+    def _check_split(self, split_name: str, split: object) -> None:
         if not isinstance(split, Split):
             raise DataError(
-                f"{self.name}: {what} must be a split, which has labels, a length and the methods inputs(indices) and "
-                f"stored(indices), got a {type(split).__name__}"
+                f"{self.name}: {split_name} must be a split, which has labels, a length and the methods "
+                f"inputs(indices) and stored(indices), got a {type(split).__name__}"
             )
-        _check_labels(f"{self.name}: the labels of {what}", split.labels, len(split))
+        _check_labels(f"{self.name}: the labels of {split_name}", split.labels, len(split))
         if self.classes and len(split) and not 0 <= split.labels.min() <= split.labels.max() < len(self.classes):
             raise DataError(
-                f"{self.name}: the labels of {what} must be 0 to {len(self.classes) - 1}, the numbers of its classes, "
-                f"got {split.labels.min()} to {split.labels.max()}"
+                f"{self.name}: the labels of {split_name} must be 0 to {len(self.classes) - 1}, the numbers of its "
+                f"classes, got {split.labels.min()} to {split.labels.max()}"
             )
         if (lengths := lengths_of(split)) is not None:
-            _check_lengths(f"{self.name}: {what}", lengths, len(split))
+            _check_lengths(f"{self.name}: {split_name}", lengths, len(split))
         while isinstance(split, Subset):
             split = split.split
         # Counts in a mapped file, or in a split of another class, are checked when they are read.
@@ -550,8 +553,8 @@ class Dataset:
             most = int(split.frames.max(initial=0))
             if most > self.input_max:
                 raise DataError(
-                    f"{self.name}: {what} has frames with counts up to {most}, but input_max is {self.input_max}; give "
-                    "the Dataset the largest count that its samples may have"
+                    f"{self.name}: {split_name} has frames with counts up to {most}, but input_max is "
+                    f"{self.input_max}; give the Dataset the largest count that its samples may have"
                 )
 
 
@@ -615,9 +618,9 @@ def names_unreadable(load: Callable[[Request], Dataset]) -> Callable[[Request], 
 class Progress:
     """Tells a callback how far a piece of work is, at most ten times a second and once at its end."""
 
-    def __init__(self, callback: ProgressCallback | None, what: str, total: int) -> None:
+    def __init__(self, callback: ProgressCallback | None, activity: str, total: int) -> None:
         self._callback = callback
-        self._what = what
+        self._activity = activity
         self._total = total
         self._last = -1.0
 
@@ -625,7 +628,7 @@ class Progress:
         now = time.monotonic()
         if self._callback is not None and (done == self._total or now - self._last >= 0.1):
             self._last = now
-            self._callback(self._what, done, self._total)
+            self._callback(self._activity, done, self._total)
 
 
 def select_balanced(labels: Int64, count: int, *, seed: int = 0, substream: int = 0) -> Int64:
@@ -684,5 +687,5 @@ def hold_out(
         )
         raise DataError(f"cannot hold out {count} of {len(split)} samples: {possible}")
     held = select_balanced(split.labels, count, seed=seed, substream=substream)
-    kept = np.setdiff1d(np.arange(len(split)), held, assume_unique=True)
-    return Subset(split, kept), Subset(split, held)
+    remaining = np.setdiff1d(np.arange(len(split)), held, assume_unique=True)
+    return Subset(split, remaining), Subset(split, held)

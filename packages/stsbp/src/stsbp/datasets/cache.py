@@ -31,11 +31,11 @@ from stsbp.errors import DataError, FileError
 from stsbp.files import GIGABYTE, MEGABYTE, atomic_writer, open_regular, read_regular, real, write_atomically
 
 __all__ = [
+    "CacheForm",
     "CacheWriter",
     "Cached",
     "Digests",
-    "Form",
-    "Source",
+    "SourceFiles",
     "cached",
     "combine_digests",
     "default_cache_dir",
@@ -100,7 +100,7 @@ class Cached:
         return ArraySplit(self.data, self.labels, self.sha256)
 
 
-class Form(NamedTuple):
+class CacheForm(NamedTuple):
     """What the cache of a data set holds, whatever its samples are. A file with other contents is damaged.
 
     Attributes:
@@ -114,7 +114,7 @@ class Form(NamedTuple):
     steps: int = 0
 
     @classmethod
-    def of_frames(cls, labels: int, shape: Shape, steps: int, *, binary: bool = True, own_lengths: bool) -> Form:
+    def of_frames(cls, labels: int, shape: Shape, steps: int, *, binary: bool = True, own_lengths: bool) -> CacheForm:
         """The form of frames `(C, H, W)` or `(N,)`, as `FrameSplit.store` returns them."""
         stored = (-(-steps // 8) if binary else steps, *shape[1:], shape[0])
         return cls(labels, tuple((size,) for size in stored), steps if own_lengths else 0)
@@ -131,7 +131,7 @@ class Form(NamedTuple):
         )
 
 
-class Source(NamedTuple):
+class SourceFiles(NamedTuple):
     """The files of a data set, for the budget: a name for messages, their size in bytes, and the number of samples."""
 
     name: object
@@ -232,13 +232,13 @@ def _read(path: Path, key: Mapping[str, Any]) -> Cached | None:
             shape = tuple(description.shape)
             if description.key != key or end - len(_MAGIC) != math.prod(shape) or shape[0] == 0:
                 return None
-            digest, left = hashlib.sha256(), math.prod(shape)
+            digest, remaining = hashlib.sha256(), math.prod(shape)
             file.seek(len(_MAGIC))
             # Read instead of mapped, because the file may be cut meanwhile.
-            while left and (piece := file.read(min(left, MEGABYTE))):
+            while remaining and (piece := file.read(min(remaining, MEGABYTE))):
                 digest.update(piece)
-                left -= len(piece)
-            if left or digest.hexdigest() != description.sha256:
+                remaining -= len(piece)
+            if remaining or digest.hexdigest() != description.sha256:
                 return None
             data = MappedSamples.of(path, file, len(_MAGIC), shape, stamp)
     except (OSError, ValueError):
@@ -255,8 +255,8 @@ def cached(
     cache_dir: Path,
     build: Callable[[CacheWriter], None],
     root: Path | None = None,
-    source: Source | None = None,
-    form: Form | None = None,
+    source: SourceFiles | None = None,
+    form: CacheForm | None = None,
 ) -> Cached:
     """The cached data for `key`. If there is no matching file, `build` makes it.
 
@@ -286,8 +286,8 @@ def cached(
         if source is not None:
             budget.check_disk(source.samples * sample, source.size, source.name, cache_dir)
 
-    found = _read(path, full_key)
-    if found is None or not (form is None or form.is_of(found)):
+    content = _read(path, full_key)
+    if content is None or not (form is None or form.is_of(content)):
         try:
             with atomic_writer(path, own=True) as file:
                 writer = CacheWriter(file, path.is_file() or first.is_file(), check)
@@ -295,15 +295,15 @@ def cached(
                 writer.finish(full_key)
         except FileError as error:
             raise _unwritable(error) from error
-        found = _read(path, full_key)
-        if found is not None:
+        content = _read(path, full_key)
+        if content is not None:
             with contextlib.suppress(OSError):
                 first.unlink(missing_ok=True)
-    if found is None:
+    if content is None:
         raise DataError(f"{kind}: no usable samples were found, or {path} cannot be read back")
     if root is None:
-        return found
-    return replace(found, skipped=tuple(Skipped(str(root / s.path), s.reason) for s in found.skipped))
+        return content
+    return replace(content, skipped=tuple(Skipped(str(root / s.path), s.reason) for s in content.skipped))
 
 
 def _unwritable(error: FileError) -> DataError:
@@ -331,10 +331,12 @@ def digest_files(
     # The name of a folder may not be valid UTF-8.
     name = hashlib.sha256(str(real(root)).encode(errors="surrogatepass")).hexdigest()[:32]
     manifest = cache_dir / f"manifest-{name}.json"
-    known = _read_manifest(manifest)
+    known_entries = _read_manifest(manifest)
     digests = Digests()
-    asked = set(files)
-    entries = {other: entry for other, entry in known.items() if other not in asked and (root / other).is_file()}
+    requested = set(files)
+    entries = {
+        other: entry for other, entry in known_entries.items() if other not in requested and (root / other).is_file()
+    }
     report = Progress(progress, f"checking {root}", len(files))
     for done, relative in enumerate(files, 1):
         path = root / relative
@@ -342,7 +344,7 @@ def digest_files(
             status = path.stat()
             digests.size += status.st_size
             stamp: list[int | str] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-            entry = known.get(relative)
+            entry = known_entries.get(relative)
             if entry is not None and entry[:3] == stamp:
                 digests[relative] = str(entry[3])
                 entries[relative] = entry
@@ -359,7 +361,7 @@ def digest_files(
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror or error}") from error
         report(done)
-    if entries != known:
+    if entries != known_entries:
         try:
             content = {"format": _MANIFEST_FORMAT, "files": entries, "sha256": _digest_entries(entries)}
             write_atomically(manifest, json.dumps(content).encode(), own=True)
@@ -370,11 +372,11 @@ def digest_files(
 
 def _read_manifest(path: Path) -> dict[str, list[int | str]]:
     try:
-        found = records.read(records.Manifest, records.parse(read_regular(path, GIGABYTE)))
+        stored = records.read(records.Manifest, records.parse(read_regular(path, GIGABYTE)))
     except (OSError, ValueError):
         return {}
     # Ignore a damaged manifest. With a wrong digest in it, unchanged files would seem to have changed.
-    return found.files if found.format == _MANIFEST_FORMAT and found.sha256 == _digest_entries(found.files) else {}
+    return stored.files if stored.format == _MANIFEST_FORMAT and stored.sha256 == _digest_entries(stored.files) else {}
 
 
 def _digest_entries(entries: dict[str, list[int | str]]) -> str:

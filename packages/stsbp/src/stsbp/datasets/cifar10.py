@@ -24,7 +24,7 @@ from stsbp.datasets.base import (
     left_out,
     names_unreadable,
 )
-from stsbp.datasets.cache import Cached, CacheWriter, Form, cached, combine_digests, digest_files, read_unchanged
+from stsbp.datasets.cache import Cached, CacheForm, CacheWriter, cached, combine_digests, digest_files, read_unchanged
 from stsbp.datasets.image_folder import load_image_folder
 from stsbp.datasets.info import DatasetInfo
 from stsbp.errors import DataError
@@ -61,8 +61,8 @@ def _download(data_dir: Path) -> None:
             f"could not download CIFAR-10: {error}\nFetch {_ARCHIVE} (md5 {MD5}) from {URL}, put it into {data_dir} "
             "and run the same command again: it is checked and unpacked there"
         ) from error
-    wanted = [f"{_FOLDER}/{name}" for names in _BATCHES.values() for name in names]
-    extract_files(data_dir / _ARCHIVE, data_dir, wanted, largest=10_000 * _RECORD)
+    file_names = [f"{_FOLDER}/{name}" for names in _BATCHES.values() for name in names]
+    extract_files(data_dir / _ARCHIVE, data_dir, file_names, largest=10_000 * _RECORD)
 
 
 def _binary_root(data_dir: Path) -> Path | None:
@@ -105,7 +105,7 @@ def _load_binary(root: Path, names: tuple[str, ...], request: Request) -> Cached
 
     key = {"source": combine_digests(digests)}
     channels, height, width = SHAPE
-    form = Form(len(CLASSES), ((height,), (width,), (channels,)))
+    form = CacheForm(len(CLASSES), ((height,), (width,), (channels,)))
     return cached("cifar10", key, cache_dir=request.cache_dir, build=build, form=form)
 
 
@@ -138,7 +138,7 @@ def load(request: Request) -> Dataset:
     )
 
 
-def _dataset(request: Request, root: Path, found: list[str]) -> Dataset:
+def _dataset(request: Request, root: Path, splits: list[str]) -> Dataset:
     notes: list[str] = []
     skipped: tuple[Skipped, ...] = ()
 
@@ -157,7 +157,7 @@ def _dataset(request: Request, root: Path, found: list[str]) -> Dataset:
 
     train: Split = read("train")
     test: Split
-    if "test" in found and request.wants_own_test:
+    if "test" in splits and request.wants_own_test:
         test = read("test")
     else:
         train, test = cut_test(train, DEFAULT_HOLDOUT, request)

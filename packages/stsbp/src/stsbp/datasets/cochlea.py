@@ -86,8 +86,8 @@ class Cochlea:
 
     def length(self, samples: int, steps: int, window_us: int) -> int:
         """Number of steps until the last of `samples` samples within the window, which has `steps` steps."""
-        heard = min(samples, -(-window_us * self.rate // 1_000_000))
-        return max(0, heard - 1) * 1_000_000 * steps // (self.rate * window_us) + 1
+        window_samples = min(samples, -(-window_us * self.rate // 1_000_000))
+        return max(0, window_samples - 1) * 1_000_000 * steps // (self.rate * window_us) + 1
 
     def spikes(self, sounds: Sequence[AnyArray], steps: int, window_us: int) -> UInt8:
         """The steps in which each fibre spikes.
@@ -112,8 +112,8 @@ class Cochlea:
         alive = np.arange(longest)[:, None] < np.array(lengths, dtype=np.int64)
 
         shape = (count, self.places)
-        before: Float32 = np.zeros((_ORDER, *shape), dtype=np.float32)
-        earlier: Float32 = np.zeros((_ORDER, *shape), dtype=np.float32)
+        previous: Float32 = np.zeros((_ORDER, *shape), dtype=np.float32)
+        oldest: Float32 = np.zeros((_ORDER, *shape), dtype=np.float32)
         v: Float32 = np.zeros(shape, dtype=np.float32)
         frames: UInt8 = np.zeros((count, steps, self.places), dtype=np.uint8)
         product: Float32 = np.empty(shape, dtype=np.float32)
@@ -121,14 +121,14 @@ class Cochlea:
             y: Float32 = x[n]
             for stage in range(_ORDER):
                 # Reuse the memory of the oldest state for the newest.
-                new = earlier[stage]
+                new = oldest[stage]
                 np.multiply(b, new, out=new)
-                np.multiply(a, before[stage], out=product)
+                np.multiply(a, previous[stage], out=product)
                 np.subtract(product, new, out=new)
                 np.multiply(g, y, out=product)
                 np.add(product, new, out=new)
                 y = new
-            before, earlier = earlier, before
+            previous, oldest = oldest, previous
             np.maximum(y, 0, out=product)
             np.sqrt(product, out=product)
             np.multiply(v, decay, out=v)
@@ -143,9 +143,9 @@ class Cochlea:
     @staticmethod
     def _scaled(sound: AnyArray) -> Float32:
         """A recording as input of the ear, scaled to root mean square 1. Silence stays unchanged."""
-        heard: Int64 = 32 * sound.astype(np.int64)
-        samples = heard.copy()
-        samples[1:] -= heard[:-1] // 32 * 31
+        scaled_sound: Int64 = 32 * sound.astype(np.int64)
+        samples = scaled_sound.copy()
+        samples[1:] -= scaled_sound[:-1] // 32 * 31
         power = int((samples * samples).sum())
         scale = 1 / math.sqrt(power / len(samples)) if power else 0.0
         return samples.astype(np.float32) * np.float32(scale)

@@ -25,11 +25,11 @@ _TEST_SHARE = 0.2
 
 def _table() -> AnyArray:
     """Pixels and label of each digit, `[n, 65]`."""
-    found = importlib.util.find_spec("sklearn")
-    if found is None:
+    module_spec = importlib.util.find_spec("sklearn")
+    if module_spec is None:
         raise DataError('the digits come with scikit-learn, which is not installed: pip install "stsbp[digits]"')
-    if found.origin is not None:
-        path = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    if module_spec.origin is not None:
+        path = Path(module_spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
         if path.is_file():
             with gzip.open(path, "rt", encoding="ascii") as file:
                 return np.loadtxt(file, delimiter=",")

@@ -9,7 +9,7 @@ import hashlib
 import numpy as np
 
 from stsbp.datasets.base import Dataset, FrameSplit, Progress, Request, cut_test
-from stsbp.datasets.cache import CacheWriter, Form, cached
+from stsbp.datasets.cache import CacheForm, CacheWriter, cached
 from stsbp.datasets.digits import CLASSES, read_digits
 from stsbp.datasets.info import ByLoss, DatasetInfo
 from stsbp.datasets.saccades import SaccadeCamera, enlarge
@@ -47,7 +47,7 @@ def load(request: Request) -> Dataset:
         "binning": dataclasses.asdict(binning),
         **request.length_key,
     }
-    form = Form.of_frames(
+    form = CacheForm.of_frames(
         len(CLASSES), binning.shape, binning.steps, binary=binning.binary, own_lengths=request.own_lengths
     )
     stored = cached("digits-events", key, cache_dir=request.cache_dir, build=build, form=form)

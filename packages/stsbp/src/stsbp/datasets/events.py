@@ -23,7 +23,7 @@ from stsbp_spec.validation import listed
 
 from stsbp import budget
 from stsbp.datasets.base import Dataset, FrameSplit, Progress, Request, names_unreadable
-from stsbp.datasets.cache import CacheWriter, Form, Source, cached
+from stsbp.datasets.cache import CacheForm, CacheWriter, SourceFiles, cached
 from stsbp.datasets.info import DatasetInfo
 from stsbp.datasets.npz import class_labels, cut, read_arrays
 from stsbp.errors import DataError
@@ -111,18 +111,18 @@ def _check(arrays: Mapping[str, AnyArray], names: tuple[str, ...], samples: int,
 def _sensor(arrays: Mapping[str, AnyArray], names: tuple[str, ...], path: Path) -> tuple[int, int]:
     """Rows and columns. A row of neurons has one row."""
     axes = [name for name in ("y", "x") if name in names]
-    seen = [int(arrays[name].max(initial=0)) + 1 for name in axes]
-    given = arrays.get("sensor")
-    if given is not None:
-        fits = given.shape == (len(axes),) and given.dtype.kind in "iu"
-        if not fits or any(int(size) < least for size, least in zip(given, seen, strict=True)):
-            what = "rows and columns" if len(axes) == 2 else "neurons"
-            got = given.tolist() if given.size < 4 else list(given.shape)
-            raise DataError(f"{path}: sensor must be {what}, at least {seen}, got {given.dtype} {got}")
-        seen = [int(size) for size in given]
-    rows, columns = seen if len(seen) == 2 else (1, *seen)
+    extent = [int(arrays[name].max(initial=0)) + 1 for name in axes]
+    sensor = arrays.get("sensor")
+    if sensor is not None:
+        fits = sensor.shape == (len(axes),) and sensor.dtype.kind in "iu"
+        if not fits or any(int(size) < least for size, least in zip(sensor, extent, strict=True)):
+            expected = "rows and columns" if len(axes) == 2 else "neurons"
+            got = sensor.tolist() if sensor.size < 4 else list(sensor.shape)
+            raise DataError(f"{path}: sensor must be {expected}, at least {extent}, got {sensor.dtype} {got}")
+        extent = [int(size) for size in sensor]
+    rows, columns = extent if len(extent) == 2 else (1, *extent)
     if rows * columns * (2 if "p" in names else 1) > _MOST_PIXELS or max(rows, columns) > _LARGEST["x"] + 1:
-        raise DataError(f"{path}: a sensor of {seen} is too large; frames may have {_MOST_PIXELS:,} pixels")
+        raise DataError(f"{path}: a sensor of {extent} is too large; frames may have {_MOST_PIXELS:,} pixels")
     return rows, columns
 
 
@@ -152,8 +152,8 @@ def _frames(path: Path, recordings: Recordings, binning: EventBinning, request: 
     binned = {"binning": dataclasses.asdict(binning), **request.length_key}
     # The digest does not say where the labels end and each column begins.
     key = {"source": digest.hexdigest(), "sizes": [len(labels), len(sample)], "columns": names, **binned}
-    source = Source(path, size, len(labels))
-    form = Form.of_frames(
+    source = SourceFiles(path, size, len(labels))
+    form = CacheForm.of_frames(
         len(recordings.classes), recordings.shape, binning.steps, binary=binning.binary, own_lengths=request.own_lengths
     )
     stored = cached("events", key, cache_dir=request.cache_dir, build=build, source=source, form=form)

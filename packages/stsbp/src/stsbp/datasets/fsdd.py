@@ -30,7 +30,15 @@ from stsbp.datasets.base import (
     left_out,
     names_unreadable,
 )
-from stsbp.datasets.cache import CacheWriter, Form, Source, cached, combine_digests, digest_files, read_unchanged
+from stsbp.datasets.cache import (
+    CacheForm,
+    CacheWriter,
+    SourceFiles,
+    cached,
+    combine_digests,
+    digest_files,
+    read_unchanged,
+)
 from stsbp.datasets.cochlea import Cochlea
 from stsbp.datasets.digits import CLASSES
 from stsbp.datasets.info import DatasetInfo
@@ -60,8 +68,8 @@ class _Name(NamedTuple):
 
 
 def _name(path: Path) -> _Name | None:
-    found = re.fullmatch(r"([0-9])_([A-Za-z]{1,40})_([0-9]{1,6})\.wav", path.name)
-    return None if found is None else _Name(int(found[1]), found[2], int(found[3]))
+    match = re.fullmatch(r"([0-9])_([A-Za-z]{1,40})_([0-9]{1,6})\.wav", path.name)
+    return None if match is None else _Name(int(match[1]), match[2], int(match[3]))
 
 
 def _files(data_dir: Path | None) -> tuple[Path, list[tuple[str, _Name]]]:
@@ -79,20 +87,20 @@ def _files(data_dir: Path | None) -> tuple[Path, list[tuple[str, _Name]]]:
     ]
     for folder in places:
         named = [(path.name, _name(path)) for path in folder.iterdir()] if folder.is_dir() else []
-        found = [(file, name) for file, name in named if name is not None]
-        if found:
-            return folder, sorted(found, key=lambda pair: (pair[1].speaker, pair[1].digit, pair[1].number))
+        recordings = [(file, name) for file, name in named if name is not None]
+        if recordings:
+            return folder, sorted(recordings, key=lambda pair: (pair[1].speaker, pair[1].digit, pair[1].number))
     packed = data_dir / "fsdd.tar.xz"
-    there = f"; unpack {packed} there" if packed.is_file() else f"; fetch the recordings from {_HOME}"
+    advice = f"; unpack {packed} there" if packed.is_file() else f"; fetch the recordings from {_HOME}"
     sounds = (path for pattern in ("*.wav", "*/*.wav") for path in data_dir.glob(pattern))
     if (other := next(sounds, None)) is not None:
-        there = (
+        advice = (
             f"; the name of {other} does not tell digit, speaker and number: rename such sounds. stsbp predict RUN "
             f"{other.parent}/*.wav classifies sounds of any name"
         )
     raise DataError(
         f"no spoken digits at {data_dir}: expected {data_dir}/<digit>_<speaker>_<number>.wav or "
-        f"{places[0]}/<digit>_<speaker>_<number>.wav{there}"
+        f"{places[0]}/<digit>_<speaker>_<number>.wav{advice}"
     )
 
 
@@ -167,10 +175,15 @@ def _window_us(binning: EventBinning) -> int:
 
 
 def _channels(request: Request) -> int:
-    given = request.options.get("channels", str(Cochlea.places))
-    if not (given.isascii() and given.isdigit() and len(given) < 5 and 1 <= int(given) <= MOST_CHANNELS):
-        raise DataError(f"{request.name}: channels must be a number from 1 to {MOST_CHANNELS}, got {given!r}")
-    return int(given)
+    channel_text = request.options.get("channels", str(Cochlea.places))
+    if not (
+        channel_text.isascii()
+        and channel_text.isdigit()
+        and len(channel_text) < 5
+        and 1 <= int(channel_text) <= MOST_CHANNELS
+    ):
+        raise DataError(f"{request.name}: channels must be a number from 1 to {MOST_CHANNELS}, got {channel_text!r}")
+    return int(channel_text)
 
 
 def _spikes(
@@ -194,14 +207,14 @@ def _spikes(
             else:
                 numbers.append(k)
         report = Progress(request.progress, f"listening to {folder}{writer.why}", len(sounds))
-        heard: dict[int, UInt8] = {}
+        encoded: dict[int, UInt8] = {}
         for block in _blocks(sounds):
             frames = FrameSplit.store(cochlea.spikes([sounds[i] for i in block], steps, window_us))
-            heard.update(zip(block, frames, strict=True))
-            report(len(heard))
+            encoded.update(zip(block, frames, strict=True))
+            report(len(encoded))
         for i, (k, sound) in enumerate(zip(numbers, sounds, strict=True)):
             lengths = [cochlea.length(len(sound), steps, window_us)] if request.own_lengths else None
-            writer.add(heard[i][np.newaxis], [k], lengths)
+            writer.add(encoded[i][np.newaxis], [k], lengths)
 
     key = {
         "source": combine_digests(digests),
@@ -212,12 +225,12 @@ def _spikes(
         "skip_malformed": request.skip_malformed,
         **request.length_key,
     }
-    source = Source(folder, digests.size, len(files))
+    source = SourceFiles(folder, digests.size, len(files))
     # The labels in the cache are the positions of the recordings among the files.
-    form = Form.of_frames(len(files), (cochlea.places,), steps, own_lengths=request.own_lengths)
-    found = cached("fsdd", key, cache_dir=request.cache_dir, build=build, root=folder, source=source, form=form)
-    labels = np.array([files[k][1].digit for k in found.labels], dtype=np.int64)
-    return dataclasses.replace(found, labels=labels).frames(steps), found.labels, found.skipped
+    form = CacheForm.of_frames(len(files), (cochlea.places,), steps, own_lengths=request.own_lengths)
+    stored = cached("fsdd", key, cache_dir=request.cache_dir, build=build, root=folder, source=source, form=form)
+    labels = np.array([files[k][1].digit for k in stored.labels], dtype=np.int64)
+    return dataclasses.replace(stored, labels=labels).frames(steps), stored.labels, stored.skipped
 
 
 @names_unreadable
@@ -244,12 +257,12 @@ def load(request: Request) -> Dataset:
         raise DataError(f"{request.name}: test=all and without={without} name two test sets; leave one of them out")
     samples, numbers, skipped = _spikes(folder, files, cochlea, request)
     names = [files[k][1] for k in numbers]
-    own = np.array(
+    is_test = np.array(
         [bool(test_set) or (name.number in TEST if without is None else name.speaker == without) for name in names]
     )
     notes = [f"{len(samples):,} recordings of {len(speakers)} speakers, from {folder}"]
-    train, test = (Subset(samples, np.flatnonzero(mask)) for mask in (~own, own))
-    told = (
+    train, test = (Subset(samples, np.flatnonzero(mask)) for mask in (~is_test, is_test))
+    test_description = (
         f"recordings {TEST[0]} to {TEST[-1]} of each speaker and digit"
         if without is None
         else f"all recordings of {without}"
@@ -258,15 +271,15 @@ def load(request: Request) -> Dataset:
         if 0 < len(test) < len(samples):
             others = [word for word in request.name.split(":") if not word.startswith("without=")]
             notes.append(
-                f"{len(test)} of the {len(samples):,} recordings are evaluated, {told}; {':'.join(others)}:test=all "
-                "evaluates all"
+                f"{len(test)} of the {len(samples):,} recordings are evaluated, {test_description}; "
+                f"{':'.join(others)}:test=all evaluates all"
             )
         train = test = test if len(test) else Subset(samples, np.arange(len(samples)))
     elif request.train_only:
         # A speaker who is left out stays left out.
         pass
     elif request.wants_own_test and len(test):
-        notes.append(f"{len(test)} test samples: {told}, none of which is trained on")
+        notes.append(f"{len(test)} test samples: {test_description}, none of which is trained on")
     else:
         train, test = cut_test(train, max(1, len(train) // 5), request)
         notes.append(f"{len(test)} of the others are held out as test samples (split seed {request.seed})")

@@ -33,9 +33,9 @@ from stsbp.datasets.base import (
 )
 from stsbp.datasets.cache import (
     Cached,
+    CacheForm,
     CacheWriter,
-    Form,
-    Source,
+    SourceFiles,
     cached,
     combine_digests,
     digest_files,
@@ -76,11 +76,11 @@ def _complete() -> Iterator[None]:
     """Let Pillow refuse images that are cut off, even if another part of the program lets it accept them."""
     import PIL.ImageFile
 
-    before, PIL.ImageFile.LOAD_TRUNCATED_IMAGES = PIL.ImageFile.LOAD_TRUNCATED_IMAGES, False
+    former_setting, PIL.ImageFile.LOAD_TRUNCATED_IMAGES = PIL.ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
         yield
     finally:
-        PIL.ImageFile.LOAD_TRUNCATED_IMAGES = before
+        PIL.ImageFile.LOAD_TRUNCATED_IMAGES = former_setting
 
 
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -113,20 +113,20 @@ def _check_png(content: bytes, path: Path) -> None:
         expected += high * (1 + -(-wide * bits * _PNG_CHANNELS.get(colour, 1) // 8)) * (wide > 0)
     # Some programs write a little more than the pixels. Pillow would unpack all of it.
     most = 2 * expected + (1 << 16)
-    unpacked, found, at = zlib.decompressobj(), 0, 8
-    while at + 12 <= len(content) and found <= most:
+    unpacked, unpacked_size, at = zlib.decompressobj(), 0, 8
+    while at + 12 <= len(content) and unpacked_size <= most:
         size = int.from_bytes(content[at : at + 4], "big")
         piece = content[at + 8 : at + 8 + size] if content[at + 4 : at + 8] == b"IDAT" else b""
-        while piece and not unpacked.eof and found <= most:
-            found += len(unpacked.decompress(piece, _AT_ONCE))
+        while piece and not unpacked.eof and unpacked_size <= most:
+            unpacked_size += len(unpacked.decompress(piece, _AT_ONCE))
             piece = unpacked.unconsumed_tail
         at += 12 + size
-    if found < expected:
+    if unpacked_size < expected:
         raise DataError(
-            f"{path} cannot be read as an image: its pixels end after {found:,} of {expected:,} bytes; it may be cut "
-            "off"
+            f"{path} cannot be read as an image: its pixels end after {unpacked_size:,} of {expected:,} bytes; it "
+            "may be cut off"
         )
-    if found > most:
+    if unpacked_size > most:
         raise DataError(
             f"{path} cannot be read as an image: its data unpack to more than {most:,} bytes, but its pixels are "
             f"{expected:,}"
@@ -152,13 +152,13 @@ def _check_jpeg(content: bytes, path: Path, image: Any) -> None:
     Raises:
         DataError: its pixels end early, or it has too many scans.
     """
-    at, end, left, scans, is_arithmetic = 2, 0, dict[tuple[int, int], int](), 0, False
+    at, end, missing_bits, scans, is_arithmetic = 2, 0, dict[tuple[int, int], int](), 0, False
     while (marker := _JPEG_MARKER.search(content, at)) and content[marker.end() - 1] != 0xD9:
         kind, at = content[marker.end() - 1], marker.end()
         body = content[at + 2 : at + int.from_bytes(content[at : at + 2], "big")]
         if kind in _JPEG_FRAMES:
             is_arithmetic = kind > 0xC8
-            left = dict.fromkeys(((body[6 + 3 * i], k) for i in range(body[5]) for k in range(64)), 16)
+            missing_bits = dict.fromkeys(((body[6 + 3 * i], k) for i in range(body[5]) for k in range(64)), 16)
         at += len(body) + 2
         if kind == 0xDA and body and len(body) >= 4 + 2 * body[0]:
             scans += body[0]
@@ -168,14 +168,14 @@ def _check_jpeg(content: bytes, path: Path, image: Any) -> None:
                     "all of them, where each channel counts; save it with fewer scans, for example as PNG"
                 )
             first, last, bits = body[1 + 2 * body[0] :][:3]
-            left |= {
+            missing_bits |= {
                 (channel, k): bits & 15 for channel in body[1 : 1 + 2 * body[0] : 2] for k in range(first, last + 1)
             }
             following = _JPEG_MARKER.search(content, at)
             end = len(content) if following is None else following.start()
     if is_arithmetic:
         return
-    complete = end > 0 and not any(left.values())
+    complete = end > 0 and not any(missing_bits.values())
     if complete:
         with _pillow().open(io.BytesIO(content[:end] + _MORE_PIXELS + content[end:]), formats=("JPEG",)) as longer:
             complete = np.array_equal(np.asarray(image), np.asarray(longer))
@@ -350,8 +350,8 @@ def load_image_folder(
             path = root / relative
             content = read_unchanged(path, digests[relative])
             try:
-                how = channels if first is None else len(first)
-                image = read_image(content, path, channels=how, size=request.image_size)
+                channel_count = channels if first is None else len(first)
+                image = read_image(content, path, channels=channel_count, size=request.image_size)
                 if first is not None and image.shape != first.shape:
                     raise DataError(
                         f"{path} has {image.shape[1]} x {image.shape[2]} pixels (rows x columns), but the first image "
@@ -374,9 +374,9 @@ def load_image_folder(
         "reading": _READING,
         **({} if channels is None else {"channels": channels}),
     }
-    source = Source(root, digests.size, len(files))
+    source = SourceFiles(root, digests.size, len(files))
     side = range(1, MAX_SIZE + 1) if request.image_size is None else (request.image_size,)
-    form = Form(len(classes), (side, side, (1, 3) if channels is None else (channels,)))
+    form = CacheForm(len(classes), (side, side, (1, 3) if channels is None else (channels,)))
     return cached(kind, key, cache_dir=request.cache_dir, build=build, root=root, source=source, form=form)
 
 

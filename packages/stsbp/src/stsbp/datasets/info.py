@@ -84,11 +84,11 @@ class DatasetInfo:
         load: object = self.load
         if not callable(load):
             raise DataError(f"{self.name}: load must be a function that receives a Request, got {shown(load)}")
-        for what in ("defaults", "options"):
-            if not isinstance(value := getattr(self, what), Mapping):
-                raise DataError(f"{self.name}: {what} must be a dict, got {shown(value)}")
+        for field_name in ("defaults", "options"):
+            if not isinstance(value := getattr(self, field_name), Mapping):
+                raise DataError(f"{self.name}: {field_name} must be a dict, got {shown(value)}")
             if wrong := [key for key in value if not isinstance(key, str)]:
-                raise DataError(f"{self.name}: the keys of {what} must be names, got {shown(wrong[0])}")
+                raise DataError(f"{self.name}: the keys of {field_name} must be names, got {shown(wrong[0])}")
 
     @property
     def module(self) -> str:

@@ -77,8 +77,8 @@ class IdxFiles(NamedTuple):
 
     def places(self, data_dir: Path | None) -> list[Path]:
         """Folders that may contain the files."""
-        own = [] if data_dir is None else [data_dir / folder for folder in self.folders]
-        return own if self.system is None else [*own, self.system]
+        user_folders = [] if data_dir is None else [data_dir / folder for folder in self.folders]
+        return user_folders if self.system is None else [*user_folders, self.system]
 
     def alike(self, data_dir: Path | None) -> tuple[str, ...]:
         """A note if the files that are read may be those of another data set."""
@@ -171,9 +171,9 @@ def download(data_dir: Path, files: IdxFiles = DIGIT_FILES) -> None:
             for name, md5 in source.resources:
                 download_url(source.mirrors[0] + name, str(folder), name, md5)
     except (OSError, RuntimeError, RecursionError) as error:
-        wanted = ", ".join(f"{name} (md5 {md5})" for name, md5 in source.resources)
+        file_list = ", ".join(f"{name} (md5 {md5})" for name, md5 in source.resources)
         raise DataError(
-            f"could not download {files.title}: {error}\nFetch {wanted} from {source.mirrors[0]}, put them into "
+            f"could not download {files.title}: {error}\nFetch {file_list} from {source.mirrors[0]}, put them into "
             f"{folder} and run the same command again"
         ) from error
 
@@ -216,8 +216,8 @@ def read(data_dir: Path | None, split: str, files: IdxFiles = DIGIT_FILES) -> Di
     Raises:
         DataError: the files are missing or malformed, or do not belong together.
     """
-    found = find(data_dir, split, files)
-    if found is None:
+    paths = find(data_dir, split, files)
+    if paths is None:
         expected = " and ".join(f"{name}.gz" for name in _names(split))
         places = ", ".join(str(place) for place in files.places(data_dir))
         named = "" if data_dir is not None else "; name the data folder with --data-dir or STSBP_DATA"
@@ -225,18 +225,20 @@ def read(data_dir: Path | None, split: str, files: IdxFiles = DIGIT_FILES) -> Di
             f"no {files.title} found: expected {expected} (or unpacked) in one of {places or 'a data folder'}{named}; "
             f"fetch them with --download, or from {files.home}"
         )
-    images, labels = (_array(_content(path), path, dimensions) for path, dimensions in zip(found, (3, 1), strict=True))
+    images, labels = (_array(_content(path), path, dimensions) for path, dimensions in zip(paths, (3, 1), strict=True))
     if images.shape[1:] != (_SIDE, _SIDE) or len(images) == 0:
-        raise DataError(f"{found[0]}: expected digits of 28 x 28 pixels, got an array {list(images.shape)}")
+        raise DataError(f"{paths[0]}: expected digits of 28 x 28 pixels, got an array {list(images.shape)}")
     if len(labels) != len(images):
-        raise DataError(f"{found[0]} holds {len(images)} digits, but {found[1].name} {len(labels)} labels")
+        raise DataError(f"{paths[0]} holds {len(images)} digits, but {paths[1].name} {len(labels)} labels")
     if labels.max() > 9:
-        raise DataError(f"{found[1]}: label {int(labels.argmax())} is {labels.max()}, not 0 to 9")
+        raise DataError(f"{paths[1]}: label {int(labels.argmax())} is {labels.max()}, not 0 to 9")
     return Digits(images, labels.astype(np.int64))
 
 
-def images(request: Request, files: IdxFiles, made: Callable[[Digits], Split]) -> tuple[Split, Split, tuple[str, ...]]:
-    """Training samples, test samples and notes. `made` makes the samples from the digits of a split.
+def images(
+    request: Request, files: IdxFiles, split_of: Callable[[Digits], Split]
+) -> tuple[Split, Split, tuple[str, ...]]:
+    """Training samples, test samples and notes. `split_of` makes the samples from the digits of a split.
 
     Raises:
         DataError: the files are missing or malformed, or the download failed.
@@ -250,15 +252,19 @@ def images(request: Request, files: IdxFiles, made: Callable[[Digits], Split]) -
     source = f"of {files.title}, from {folder}"
     alike = files.alike(request.data_dir)
     if request.only_test and find(request.data_dir, "t10k", files) is not None:
-        test = made(read(request.data_dir, "t10k", files))
+        test = split_of(read(request.data_dir, "t10k", files))
         return test, test, (f"{len(test):,} test images {source}", *alike)
-    every = made(read(request.data_dir, "train", files))
+    training_images = split_of(read(request.data_dir, "train", files))
     if request.wants_own_test and find(request.data_dir, "t10k", files) is not None:
-        test = made(read(request.data_dir, "t10k", files))
-        return every, test, (f"{len(every):,} training and {len(test):,} test images {source}", *alike)
-    train, held = cut_test(every, DEFAULT_HOLDOUT, request)
+        test = split_of(read(request.data_dir, "t10k", files))
+        return (
+            training_images,
+            test,
+            (f"{len(training_images):,} training and {len(test):,} test images {source}", *alike),
+        )
+    train, held = cut_test(training_images, DEFAULT_HOLDOUT, request)
     cut = request.told_of_test(f"; {len(held):,} of them held out as test samples (split seed {request.seed})")
-    return train, held, (f"{len(every):,} training images {source}{cut}", *alike)
+    return train, held, (f"{len(training_images):,} training images {source}{cut}", *alike)
 
 
 @names_unreadable
@@ -270,7 +276,7 @@ def load(request: Request) -> Dataset:
     """
     fashion = request.name == "fashion-mnist"
     files = FASHION_FILES if fashion else DIGIT_FILES
-    train, test, notes = images(request, files, lambda found: ArraySplit(found.images[..., np.newaxis], found.labels))
+    train, test, notes = images(request, files, lambda idx: ArraySplit(idx.images[..., np.newaxis], idx.labels))
     classes = _FASHION_CLASSES if fashion else CLASSES
     return Dataset(request.name, "direct", (1, _SIDE, _SIDE), classes, train, test, notes)
 

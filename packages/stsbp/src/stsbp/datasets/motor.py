@@ -67,9 +67,9 @@ def _simulate(speed: Float64, first: Float64, gait: Int64, steps: int) -> tuple[
     angle = 2 * np.pi * (phase[..., None] + _OFFSETS[gait][:, None, :])
     amplitude = (0.5 + 0.5 * speed)[:, None, None]
     joints = np.stack([amplitude * np.sin(angle), amplitude * np.maximum(0, np.cos(angle))], axis=-1)
-    above = joints[..., None] > LEVELS
-    up = (above[:, 1:] & ~above[:, :-1]).any(axis=-1)
-    down = (~above[:, 1:] & above[:, :-1]).any(axis=-1)
+    exceeds_level = joints[..., None] > LEVELS
+    up = (exceeds_level[:, 1:] & ~exceeds_level[:, :-1]).any(axis=-1)
+    down = (~exceeds_level[:, 1:] & exceeds_level[:, :-1]).any(axis=-1)
     targets = np.stack([up, down], axis=-1).reshape(n, steps, len(OUTPUT_NAMES)).astype(np.uint8)
     targets[:, :QUIET] = 0
     return inputs, targets

@@ -31,7 +31,15 @@ from stsbp.datasets.base import (
     left_out,
     names_unreadable,
 )
-from stsbp.datasets.cache import CacheWriter, Form, Source, cached, combine_digests, digest_files, read_unchanged
+from stsbp.datasets.cache import (
+    CacheForm,
+    CacheWriter,
+    SourceFiles,
+    cached,
+    combine_digests,
+    digest_files,
+    read_unchanged,
+)
 from stsbp.datasets.digits import CLASSES
 from stsbp.datasets.info import ByLoss, DatasetInfo
 from stsbp.errors import DataError
@@ -178,12 +186,12 @@ def _load_split(folder: Path, request: Request) -> tuple[FrameSplit, tuple[Skipp
         "skip_malformed": request.skip_malformed,
         **request.length_key,
     }
-    source = Source(folder, digests.size, len(files))
-    form = Form.of_frames(
+    source = SourceFiles(folder, digests.size, len(files))
+    form = CacheForm.of_frames(
         len(CLASSES), binning.shape, binning.steps, binary=binning.binary, own_lengths=request.own_lengths
     )
-    found = cached("nmnist", key, cache_dir=request.cache_dir, build=build, root=folder, source=source, form=form)
-    return found.frames(binning.steps, binary=binning.binary), found.skipped
+    recordings = cached("nmnist", key, cache_dir=request.cache_dir, build=build, root=folder, source=source, form=form)
+    return recordings.frames(binning.steps, binary=binning.binary), recordings.skipped
 
 
 @names_unreadable
@@ -215,15 +223,15 @@ def load(request: Request) -> Dataset:
         )
     if request.only_test and (root / "Test").is_dir():
         test, skipped = _load_split(root / "Test", request)
-        notes = [_found("Test", len(test), root), *left_out(skipped, "recordings")]
+        notes = [_count_note("Test", len(test), root), *left_out(skipped, "recordings")]
         return Dataset("nmnist", "events", request.binning.shape, CLASSES, test, test, tuple(notes), skipped)
     everything, skipped = _load_split(root / "Train", request)
-    notes = [_found("Train", len(everything), root)]
+    notes = [_count_note("Train", len(everything), root)]
     train: Split = everything
     if (root / "Test").is_dir() and request.wants_own_test:
         test, its = _load_split(root / "Test", request)
         skipped += its
-        notes.append(_found("Test", len(test), root))
+        notes.append(_count_note("Test", len(test), root))
     else:
         train, test = cut_test(everything, DEFAULT_HOLDOUT, request)
         why = "as asked" if not request.wants_own_test else "there is no Test folder"
@@ -236,7 +244,7 @@ def load(request: Request) -> Dataset:
     return Dataset("nmnist", "events", request.binning.shape, CLASSES, train, test, tuple(notes), skipped)
 
 
-def _found(name: str, count: int, root: Path) -> str:
+def _count_note(name: str, count: int, root: Path) -> str:
     return f"{name}: {count} of the {PUBLISHED[name]} published recordings, from {root / name}"
 
 

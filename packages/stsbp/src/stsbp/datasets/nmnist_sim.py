@@ -27,10 +27,10 @@ from stsbp.datasets.base import (
     names_unreadable,
     select_balanced,
 )
-from stsbp.datasets.cache import CacheWriter, Form, cached
+from stsbp.datasets.cache import CacheForm, CacheWriter, cached
 from stsbp.datasets.digits import CLASSES
 from stsbp.datasets.info import DatasetInfo
-from stsbp.datasets.saccades import Place, SaccadeCamera
+from stsbp.datasets.saccades import ImagePosition, SaccadeCamera
 from stsbp.errors import DataError
 
 __all__ = ["CALIBRATED_ON", "CAMERA", "NMNIST_SIM", "load"]
@@ -60,7 +60,8 @@ CAMERA = SaccadeCamera(
     off_threshold=0.224,
     floor=0.254,
     path=tuple(
-        Place(k * _KNOT_US, row / 64, column / 64) for k, (row, column) in enumerate(zip(_ROWS, _COLUMNS, strict=True))
+        ImagePosition(k * _KNOT_US, row / 64, column / 64)
+        for k, (row, column) in enumerate(zip(_ROWS, _COLUMNS, strict=True))
     ),
     inverted=True,
     gamma=1.033,
@@ -104,14 +105,14 @@ def _simulate(digits: mnist.Digits, chosen: Int64, first: int, request: Request)
         "binning": dataclasses.asdict(binning),
         **request.length_key,
     }
-    form = Form.of_frames(
+    form = CacheForm.of_frames(
         len(CLASSES), binning.shape, binning.steps, binary=binning.binary, own_lengths=request.own_lengths
     )
     stored = cached("nmnist-sim", key, cache_dir=request.cache_dir, build=build, form=form)
     return stored.frames(binning.steps, binary=binning.binary)
 
 
-def _kept(digits: mnist.Digits, data_dir: Path) -> Int64:
+def _usable_digits(digits: mnist.Digits, data_dir: Path) -> Int64:
     """Numbers of the training digits that no test recording shows."""
     shown = np.union1d(np.arange(CALIBRATED_ON), nmnist.tested_digits(data_dir))
     return np.setdiff1d(np.arange(len(digits.labels)), shown)
@@ -135,30 +136,30 @@ def load(request: Request) -> Dataset:
     if request.download and None in (mnist.find(data_dir, "train"), mnist.find(data_dir, "t10k")):
         mnist.download(data_dir)
     digits = mnist.read(data_dir, "train")
-    kept = _kept(digits, data_dir)
-    if len(kept) == 0:
+    usable = _usable_digits(digits, data_dir)
+    if len(usable) == 0:
         raise DataError(
             f"{data_dir}: nothing is left to train on, because all {len(digits.labels)} training digits {_LEFT_OUT}"
         )
     notes = [
         f"the recordings of MNIST, from {mnist.DIGIT_FILES.folder(data_dir)}, are simulated, not made by a camera; "
-        f"{len(digits.labels) - len(kept)} of the {len(digits.labels)} training digits {_LEFT_OUT}"
+        f"{len(digits.labels) - len(usable)} of the {len(digits.labels)} training digits {_LEFT_OUT}"
     ]
     test: Split
     if request.wants_own_test and mnist.find(data_dir, "t10k") is not None:
-        own = mnist.read(data_dir, "t10k")
-        test = _simulate(own, np.arange(len(own.labels)), mnist.PUBLISHED["train"], request)
+        test_digits = mnist.read(data_dir, "t10k")
+        test = _simulate(test_digits, np.arange(len(test_digits.labels)), mnist.PUBLISHED["train"], request)
     else:
-        every = ArraySplit(digits.images[..., np.newaxis], digits.labels)
-        rest, held = cut_test(Subset(every, kept), DEFAULT_HOLDOUT, request)
-        test = _simulate(digits, kept[held.indices], 0, request) if len(held) else held
-        kept = kept[rest.indices]
+        all_digits = ArraySplit(digits.images[..., np.newaxis], digits.labels)
+        training, held = cut_test(Subset(all_digits, usable), DEFAULT_HOLDOUT, request)
+        test = _simulate(digits, usable[held.indices], 0, request) if len(held) else held
+        usable = usable[training.indices]
     if request.only_test:
         return Dataset("nmnist-sim", "events", request.binning.shape, CLASSES, test, test, tuple(notes))
-    if request.limit is not None and request.limit < len(kept):
-        notes.append(f"limited to {request.limit} of {len(kept)} training digits (split seed {request.seed})")
-        kept = kept[select_balanced(digits.labels[kept], request.limit, seed=request.seed, substream=1)]
-    train = _simulate(digits, kept, 0, request)
+    if request.limit is not None and request.limit < len(usable):
+        notes.append(f"limited to {request.limit} of {len(usable)} training digits (split seed {request.seed})")
+        usable = usable[select_balanced(digits.labels[usable], request.limit, seed=request.seed, substream=1)]
+    train = _simulate(digits, usable, 0, request)
     return Dataset("nmnist-sim", "events", request.binning.shape, CLASSES, train, test, tuple(notes))
 
 

@@ -104,13 +104,13 @@ def _of_package(point: EntryPoint) -> DatasetInfo:
     return info
 
 
-def _code_of(info: DatasetInfo, function: Callable[..., Any], what: str) -> AbstractContextManager[None]:
+def _code_of(info: DatasetInfo, function: Callable[..., Any], role: str) -> AbstractContextManager[None]:
     """Name `function`, and the line that failed, in errors of a data set of another package."""
     if info.name in _BUILT_IN:
         return nullcontext()
     name = getattr(function, "__qualname__", type(function).__name__)
-    own = f"{getattr(function, '__module__', '')}.{name}".removeprefix(".")
-    return calling(f"{own}, the {what} of the data set {info.name!r}, fails", DataError)
+    function_name = f"{getattr(function, '__module__', '')}.{name}".removeprefix(".")
+    return calling(f"{function_name}, the {role} of the data set {info.name!r}, fails", DataError)
 
 
 DATASETS: Mapping[str, DatasetInfo] = _Datasets()
@@ -171,12 +171,12 @@ def _read(name: str) -> tuple[DatasetInfo, str, dict[str, str]]:
     named = named_path(name)
     if named is not None:
         return DATASETS[_PREFIXES[named[0]]], "", {}
-    own, *words = name.split(":")
-    if own not in DATASETS:
-        known = ", ".join([*DATASETS, *(f"{prefix}PATH" for prefix in _PREFIXES)])
+    dataset_name, *words = name.split(":")
+    if dataset_name not in DATASETS:
+        known_names = ", ".join([*DATASETS, *(f"{prefix}PATH" for prefix in _PREFIXES)])
         file = f"; a file is named sequences:{name} or events:{name}" if name.endswith(".npz") else ""
-        raise DataError(f"unknown data set {name!r}{did_you_mean(own, DATASETS)}{file}; known: {known}")
-    info = DATASETS[own]
+        raise DataError(f"unknown data set {name!r}{did_you_mean(dataset_name, DATASETS)}{file}; known: {known_names}")
+    info = DATASETS[dataset_name]
     argument = words.pop(0) if info.argument and words else ""
     options: dict[str, str] = {}
     for word in words:
@@ -184,10 +184,10 @@ def _read(name: str) -> tuple[DatasetInfo, str, dict[str, str]]:
         if key not in info.options or not sign or not value:
             can = ", ".join(f"{name}=... ({meaning})" for name, meaning in info.options.items()) or "none"
             raise DataError(
-                f"{own} has no option {word!r}{did_you_mean(key, info.options)}; options after a colon: {can}"
+                f"{dataset_name} has no option {word!r}{did_you_mean(key, info.options)}; options after a colon: {can}"
             )
         if key in options:
-            raise DataError(f"the option {key} of {own} is given twice in {name!r}")
+            raise DataError(f"the option {key} of {dataset_name} is given twice in {name!r}")
         options[key] = value
     return info, argument, options
 
@@ -260,11 +260,11 @@ def load(
     if info.argument and not argument:
         raise DataError(f"{name} needs a name after a colon: {info.synopsis}")
     named = named_path(name)
-    said: tuple[str, ...] = ()
+    path_notes: tuple[str, ...] = ()
     if named is not None:
         prefix, path = named
         if data_dir is not None and data_dir.absolute() != path.absolute():
-            said = (f"read from {path}, as {prefix}PATH says, not from the data folder {data_dir}",)
+            path_notes = (f"read from {path}, as {prefix}PATH says, not from the data folder {data_dir}",)
         data_dir = path
     for option, value in (("limit", limit), ("holdout", holdout), ("image_size", image_size)):
         if value is None:
@@ -275,8 +275,8 @@ def load(
             raise DataError(f"{option} must be at least 1, got {number}")
     if image_size is not None and not info.resizable:
         raise DataError(f"image_size resizes the images of a folder; leave it out for {info.name}")
-    if data_dir is None and info.needs_data_dir and (given := os.environ.get("STSBP_DATA")):
-        data_dir = Path(given)
+    if data_dir is None and info.needs_data_dir and (environment_folder := os.environ.get("STSBP_DATA")):
+        data_dir = Path(environment_folder)
     request = Request(
         name=name,
         argument=argument,
@@ -302,7 +302,7 @@ def load(
         raise DataError(f"{info.name} has no training samples: its loader must return some as train")
     if own_lengths and lengths_of(dataset.train) is None:
         raise DataError(f"the samples of {name} have no lengths of their own: leave own_lengths (--own-lengths) out")
-    dataset = replace(dataset, notes=(*said, *dataset.notes))
+    dataset = replace(dataset, notes=(*path_notes, *dataset.notes))
     if train_only:
         dataset = replace(dataset, test=Subset(dataset.test, np.arange(0)))
     if limit is not None and len(dataset.train) < limit:

@@ -25,7 +25,7 @@ from stsbp_spec.typing import AnyArray, Int64, UInt8, UInt32
 
 from stsbp.errors import DataError
 
-__all__ = ["Place", "Recording", "SaccadeCamera", "enlarge"]
+__all__ = ["ImagePosition", "SaccadeCamera", "SaccadeEvents", "enlarge"]
 
 _SACCADES = ((3.5, 7.0), (3.5, -7.0), (-7.0, 0.0))
 _STEPS = 100
@@ -45,7 +45,7 @@ _SENSOR, _MISMATCH, _START, _JITTER, _NOISE = range(5)
 """Substreams of the random numbers: two for the sensor, and three for a recording."""
 
 
-class Recording(NamedTuple):
+class SaccadeEvents(NamedTuple):
     """Events of one recording in order of time: column, row, polarity (1 ON) and microseconds, each `[n]` int64."""
 
     x: Int64
@@ -54,7 +54,7 @@ class Recording(NamedTuple):
     t: Int64
 
 
-class Place(NamedTuple):
+class ImagePosition(NamedTuple):
     """Position of the image's upper left corner in the field in pixels, and the time in microseconds."""
 
     t: int
@@ -91,7 +91,7 @@ class SaccadeCamera:
     off_threshold: float = 0.0
     floor: float = 0.1
     saccade_us: int = 100_000
-    path: tuple[Place, ...] = ()
+    path: tuple[ImagePosition, ...] = ()
     stride: float = 0.25
     inverted: bool = False
     gamma: float = 1.0
@@ -105,7 +105,7 @@ class SaccadeCamera:
     noise_off: float = 0.0
     seed: int = 0
 
-    def record(self, images: UInt8, numbers: Int64 | None = None) -> list[Recording]:
+    def record(self, images: UInt8, numbers: Int64 | None = None) -> list[SaccadeEvents]:
         """Record images `[B, H, W]` uint8, one after the other.
 
         Random properties of a recording depend on `seed` and on the image's number in `numbers` `[B]`, by default its
@@ -123,20 +123,20 @@ class SaccadeCamera:
         chunks = (slice(first, first + _CHUNK) for first in range(0, len(images), _CHUNK))
         return [recording for chunk in chunks for recording in self._record_chunk(images[chunk], numbers[chunk])]
 
-    def _triangle(self, height: int, width: int) -> list[Place]:
+    def _triangle(self, height: int, width: int) -> list[ImagePosition]:
         """The positions at all steps of the triangle, centred in the field."""
         row, column = (self.field - height - _REACH) / 2, (self.field - width - _REACH) / 2
-        places = [Place(0, row, column)]
+        places = [ImagePosition(0, row, column)]
         for saccade, (right, down) in enumerate(_SACCADES):
             for step in range(1, _STEPS + 1):
                 u = step / _STEPS
                 moved = u - math.sin(2 * math.pi * u) / (2 * math.pi)
                 time = saccade * self.saccade_us + step * self.saccade_us // _STEPS
-                places.append(Place(time, row + moved * down, column + moved * right))
+                places.append(ImagePosition(time, row + moved * down, column + moved * right))
             row, column = row + down, column + right
         return places
 
-    def _places(self, height: int, width: int) -> list[Place]:
+    def _places(self, height: int, width: int) -> list[ImagePosition]:
         """The positions of images of this size at all steps."""
         if not self.path:
             return self._triangle(height, width)
@@ -148,7 +148,7 @@ class SaccadeCamera:
                 u = step / steps
                 time = old.t + (new.t - old.t) * step // steps
                 row, column = old.row + u * (new.row - old.row), old.column + u * (new.column - old.column)
-                places.append(Place(time, row, column))
+                places.append(ImagePosition(time, row, column))
         return places
 
     def _words(self, substream: int, number: int | None = None) -> UInt32:
@@ -174,8 +174,8 @@ class SaccadeCamera:
         threshold = self.threshold * _LOG_UNIT
         offsets = np.tile(_spread(self._words(_SENSOR), threshold)[:, np.newaxis], len(numbers))
         if self.start:
-            own = [_spread(self._words(_START, int(k)), 2 * self.start * threshold) for k in numbers]
-            offsets += np.stack(own, axis=1)
+            start_offsets = [_spread(self._words(_START, int(k)), 2 * self.start * threshold) for k in numbers]
+            offsets += np.stack(start_offsets, axis=1)
         return offsets
 
     def _noise(self, numbers: Int64, start: int, end: int) -> Int64:
@@ -183,10 +183,10 @@ class SaccadeCamera:
         pixels = self.field * self.field
         off, on = (round(rate * pixels * (end - start) / 1e6) for rate in (self.noise_off, self.noise_on))
         drawn = [bits(self.seed, Stream.SIMULATION, 2 * (off + on), substream=_NOISE, step=int(k)) for k in numbers]
-        where, when = np.array(drawn, dtype=np.int64).reshape(len(numbers), 2, off + on).transpose(1, 0, 2)
-        pixel = (where * pixels >> 32) * len(numbers) + np.arange(len(numbers))[:, np.newaxis]
-        polarity = np.broadcast_to(np.arange(off + on) >= off, where.shape)
-        return np.stack([pixel, polarity, start + (when * (end - start) >> 32)]).reshape(3, -1)
+        position_word, time_word = np.array(drawn, dtype=np.int64).reshape(len(numbers), 2, off + on).transpose(1, 0, 2)
+        pixel = (position_word * pixels >> 32) * len(numbers) + np.arange(len(numbers))[:, np.newaxis]
+        polarity = np.broadcast_to(np.arange(off + on) >= off, position_word.shape)
+        return np.stack([pixel, polarity, start + (time_word * (end - start) >> 32)]).reshape(3, -1)
 
     def _jitter(self, numbers: Int64, pixel: Int64, time: int) -> AnyArray:
         """Change of the references of some pixels after the events of a step, `[n]` int32."""
@@ -197,32 +197,32 @@ class SaccadeCamera:
         counter = (time * self.field * self.field + place).astype(np.uint32), numbers[sample].astype(np.uint32)
         return _spread(threefry2x32(key, counter)[0], 2 * self.jitter * self.threshold * _LOG_UNIT)
 
-    def _record_chunk(self, images: UInt8, numbers: Int64) -> list[Recording]:
+    def _record_chunk(self, images: UInt8, numbers: Int64) -> list[SaccadeEvents]:
         """Record images. Pixels are numbered with the images last: pixel p of image k is `p * B + k`."""
         view = _View(self, images)
         places = self._places(*images.shape[1:])
-        start, before = places[0].t, view(places[0].row, places[0].column)
+        start, light = places[0].t, view(places[0].row, places[0].column)
         off, on = (np.repeat(threshold, len(images)) for threshold in self._thresholds())
-        reference = before + self._offsets(numbers).reshape(-1)
-        below, above = reference - off, reference + on
+        reference = light + self._offsets(numbers).reshape(-1)
+        lower_bound, upper_bound = reference - off, reference + on
         events = [self._noise(numbers, start, places[-1].t)]
         for end, *place in places[1:]:
-            after = view(*place)
-            pixel = np.flatnonzero((after <= below) | (after >= above))
+            moved_light = view(*place)
+            pixel = np.flatnonzero((moved_light <= lower_bound) | (moved_light >= upper_bound))
             if pixel.size:
-                now, old = after[pixel], before[pixel]
-                reference = above[pixel] - on[pixel]
+                now, old = moved_light[pixel], light[pixel]
+                reference = upper_bound[pixel] - on[pixel]
                 size = np.where(now > reference, on[pixel], -off[pixel])
                 count = (now - reference) // size
-                each, share, whole = _passed(old, now, reference, size, count)
-                time = start + share * (end - start) // whole
-                events.append(np.stack([pixel[each], size[each] > 0, time]))
+                event_pixel, share, distance = _passed(old, now, reference, size, count)
+                time = start + share * (end - start) // distance
+                events.append(np.stack([pixel[event_pixel], size[event_pixel] > 0, time]))
                 reference += count * size + self._jitter(numbers, pixel, end)
-                below[pixel], above[pixel] = reference - off[pixel], reference + on[pixel]
-            start, before = end, after
+                lower_bound[pixel], upper_bound[pixel] = reference - off[pixel], reference + on[pixel]
+            start, light = end, moved_light
         return self._sorted(np.concatenate(events, axis=1), len(images))
 
-    def _sorted(self, events: Int64, count: int) -> list[Recording]:
+    def _sorted(self, events: Int64, count: int) -> list[SaccadeEvents]:
         """Pixel, polarity and time `[3, n]` of the events of `count` images, as sorted recordings."""
         pixel, p, t = events
         place, sample = np.divmod(pixel, count)
@@ -230,7 +230,7 @@ class SaccadeCamera:
         y, x = np.divmod(place[order], self.field)
         ends = np.searchsorted(sample[order], np.arange(1, count))
         columns = [np.split(column, ends) for column in (x, y, p[order], t[order])]
-        return [Recording(*own) for own in zip(*columns, strict=True)]
+        return [SaccadeEvents(*sample_columns) for sample_columns in zip(*columns, strict=True)]
 
 
 class _View:
@@ -259,13 +259,13 @@ class _View:
         """Log intensity `[field^2 * B]`, with the images moved by `row` and `column` pixels."""
         moved = np.rint(_SUBPIXEL * (self._turn @ (row, column))).astype(np.int64)
         sources = self._sources - moved[:, np.newaxis]
-        (top, left), (down, right) = sources >> _SUBPIXEL_BITS, sources & (_SUBPIXEL - 1)
-        top, left = (
-            np.clip(whole, -_BORDER, size + _BORDER - 2) + _BORDER
-            for whole, size in ((top, self._height), (left, self._width))
+        (first_row, first_column), (down, right) = sources >> _SUBPIXEL_BITS, sources & (_SUBPIXEL - 1)
+        first_row, first_column = (
+            np.clip(offset, -_BORDER, size + _BORDER - 2) + _BORDER
+            for offset, size in ((first_row, self._height), (first_column, self._width))
         )
         stride = self._width + 2 * _BORDER
-        corner = top * stride + left
+        corner = first_row * stride + first_column
         shares = (
             (0, (_SUBPIXEL - down) * (_SUBPIXEL - right)),
             (1, (_SUBPIXEL - down) * right),
@@ -285,17 +285,17 @@ def _passed(
     Returns:
         For every event the index of its pixel in the arguments, the distance from `old`, and the whole distance.
     """
-    each = np.repeat(np.arange(count.size), count)
-    nth = np.arange(each.size) - np.repeat(np.cumsum(count) - count, count) + 1
-    part = np.sign(size)[each] * ((reference - old)[each] + size[each] * nth)
-    whole = np.maximum(1, np.abs(now - old))[each].astype(np.int64)
-    return each, np.clip(part, 0, whole), whole
+    event_pixel = np.repeat(np.arange(count.size), count)
+    nth = np.arange(event_pixel.size) - np.repeat(np.cumsum(count) - count, count) + 1
+    part = np.sign(size)[event_pixel] * ((reference - old)[event_pixel] + size[event_pixel] * nth)
+    distance = np.maximum(1, np.abs(now - old))[event_pixel].astype(np.int64)
+    return event_pixel, np.clip(part, 0, distance), distance
 
 
 def _spread(words: UInt32, width: float) -> AnyArray:
     """Random words as integers from -width/2 up to width/2, int32."""
-    whole = round(width)
-    return ((words.astype(np.int64) * whole >> 32) - whole // 2).astype(np.int32)
+    levels = round(width)
+    return ((words.astype(np.int64) * levels >> 32) - levels // 2).astype(np.int32)
 
 
 def enlarge(images: UInt8, factor: int) -> UInt8:

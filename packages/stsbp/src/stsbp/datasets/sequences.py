@@ -47,7 +47,7 @@ class SequenceSplit:
             )
         self.labels, self.lengths = labels, lengths
         self._rasters, self._targets = (
-            _part(what, x, labels, lengths) for what, x in (("rasters", rasters), ("targets", targets))
+            _part(array_name, x, labels, lengths) for array_name, x in (("rasters", rasters), ("targets", targets))
         )
 
     def __len__(self) -> int:
@@ -68,12 +68,12 @@ class SequenceSplit:
         return self._targets.inputs(indices)
 
 
-def _part(what: str, frames: UInt8, labels: Int64, lengths: Int64 | None) -> FrameSplit:
-    """The rasters or the targets of a `SequenceSplit`. `what` names them in messages."""
+def _part(array_name: str, frames: UInt8, labels: Int64, lengths: Int64 | None) -> FrameSplit:
+    """The rasters or the targets of a `SequenceSplit`. `array_name` names them in messages."""
     try:
         return FrameSplit(FrameSplit.store(frames), labels, frames.shape[1], lengths=lengths)
     except DataError as error:
-        raise DataError(f"SequenceSplit, {what}: {error}") from error
+        raise DataError(f"SequenceSplit, {array_name}: {error}") from error
 
 
 class Sequences(NamedTuple):
@@ -175,13 +175,13 @@ def _if_time_first(shape: Shape, samples: int) -> str:
     return f"; time seems to be the first axis, and must be the second: {_SWAP}"
 
 
-def _may_be_time_first(by_name: Mapping[str, Shape], asked: int | None = None) -> bool:
+def _may_be_time_first(by_name: Mapping[str, Shape], requested_steps: int | None = None) -> bool:
     """Whether time may be the first axis of all rasters: no array confirms that they are `[n, T, ...]`, and there are
     more steps than samples, or the first axis has the number of steps that was asked for."""
     n, steps = by_name["inputs"][:2]
     if by_name.get("targets", (n, steps))[:2] != (n, steps):
         return False
-    return not {"labels", "split", "lengths"} & {*by_name} and (n < steps or n == asked)
+    return not {"labels", "split", "lengths"} & {*by_name} and (n < steps or n == requested_steps)
 
 
 def steps_of(path: Path) -> int | None:
@@ -210,11 +210,11 @@ def _unclear(path: Path, shape: Shape) -> DataError:
     )
 
 
-def _of_other_steps(path: Path, arrays: Mapping[str, AnyArray], asked: int) -> DataError:
-    if _may_be_time_first({name: array.shape for name, array in arrays.items()}, asked):
+def _of_other_steps(path: Path, arrays: Mapping[str, AnyArray], requested_steps: int) -> DataError:
+    if _may_be_time_first({name: array.shape for name, array in arrays.items()}, requested_steps):
         return _unclear(path, arrays["inputs"].shape)
     steps = arrays["inputs"].shape[1]
-    return DataError(f"the samples of {path} have {steps} steps, not {asked}: give --steps {steps}")
+    return DataError(f"the samples of {path} have {steps} steps, not {requested_steps}: give --steps {steps}")
 
 
 @names_unreadable

@@ -37,10 +37,12 @@ def _spikes(pictures: UInt8, levels: int, *, by_pixel: bool) -> UInt8:
 
 
 def _levels(request: Request, default: int) -> int:
-    given = request.options.get("levels", str(default))
-    if not (given.isascii() and given.isdigit() and len(given) < 4 and 1 <= int(given) <= _MOST_LEVELS):
-        raise DataError(f"{request.name}: levels must be a number from 1 to {_MOST_LEVELS}, got {given!r}")
-    return int(given)
+    level_text = request.options.get("levels", str(default))
+    if not (
+        level_text.isascii() and level_text.isdigit() and len(level_text) < 4 and 1 <= int(level_text) <= _MOST_LEVELS
+    ):
+        raise DataError(f"{request.name}: levels must be a number from 1 to {_MOST_LEVELS}, got {level_text!r}")
+    return int(level_text)
 
 
 @names_unreadable
@@ -54,13 +56,13 @@ def load(request: Request) -> Dataset:
     levels = _levels(request, 16 if by_pixel else 1)
     steps, neurons = (_SIDE * _SIDE, levels) if by_pixel else (_SIDE, _SIDE * levels)
     if request.binning.steps != steps:
-        what = "pixels" if by_pixel else "rows"
-        raise DataError(f"a digit has {steps} {what}, one a step, not {request.binning.steps}: give --steps {steps}")
+        unit = "pixels" if by_pixel else "rows"
+        raise DataError(f"a digit has {steps} {unit}, one a step, not {request.binning.steps}: give --steps {steps}")
 
-    def made(digits: Digits) -> FrameSplit:
+    def split_of(digits: Digits) -> FrameSplit:
         return FrameSplit(_spikes(digits.images, levels, by_pixel=by_pixel), digits.labels, steps)
 
-    train, test, notes = images(request, DIGIT_FILES, made)
+    train, test, notes = images(request, DIGIT_FILES, split_of)
     return Dataset(request.name, "events", (neurons,), CLASSES, train, test, notes)
 
 

@@ -45,17 +45,17 @@ class _Header(records.Record):
     classes: _Count
 
 
-class _Entry(records.Record):
+class _SpikeListRecord(records.Record):
     error: str | None = None
     times: _Count = 0
     units: _Count = 0
 
 
-class _Batch(records.Record):
-    lists: Annotated[list[_Entry], Field(min_length=1, max_length=spoken_child.MOST_LISTS)]
+class _SpikeListsRecord(records.Record):
+    lists: Annotated[list[_SpikeListRecord], Field(min_length=1, max_length=spoken_child.MOST_LISTS)]
 
 
-class _TooLarge(records.Record):
+class _TooLargeRecord(records.Record):
     what: str
     needed: int
 
@@ -109,13 +109,13 @@ class SpokenFile:
         try:
             with self._process.answer() as output:
                 line = output.readline(_LONGEST_LINE)
-                said = records.parse(line) if line.endswith(b"\n") else None
-                if isinstance(said, dict) and isinstance(said.get("refused"), str):
-                    raise DataError(f"{self.path}: {said['refused']}")
-                if isinstance(said, dict) and "needed" in said:
-                    large = records.read(_TooLarge, said)
+                answer = records.parse(line) if line.endswith(b"\n") else None
+                if isinstance(answer, dict) and isinstance(answer.get("refused"), str):
+                    raise DataError(f"{self.path}: {answer['refused']}")
+                if isinstance(answer, dict) and "needed" in answer:
+                    large = records.read(_TooLargeRecord, answer)
                     budget.check_memory(large.needed, self._size, f"{self.path}: {large.what}")
-                record, data = records.read(kind, said), []
+                record, data = records.read(kind, answer), []
                 for dtype, count in arrays(record):
                     size = count * np.dtype(dtype).itemsize
                     budget.check_memory(COPIES * size, self._size, f"{self.path}: a list of {count:,} entries")
@@ -133,7 +133,7 @@ class SpokenFile:
         if not self._waiting:
             types = self._header.times, self._header.units
             batch, lists = self._answer(
-                _Batch,
+                _SpikeListsRecord,
                 lambda batch: [
                     pair
                     for entry in batch.lists
@@ -148,7 +148,7 @@ class SpokenFile:
             )
         return self._waiting.popleft()
 
-    def _integers(self, numbers: AnyArray, name: str, what: str, most: int) -> Int64:
+    def _integers(self, numbers: AnyArray, name: str, column: str, most: int) -> Int64:
         """Numbers of any type as integers, each from 0 to `most`."""
         if numbers.dtype.kind == "f":
             # float16 ends below `most`.
@@ -156,7 +156,7 @@ class SpokenFile:
         bad = np.flatnonzero(~((numbers >= 0) & (numbers <= most) & (numbers == np.floor(numbers))))
         if bad.size:
             k = int(bad[0])
-            raise DataError(f"{self.path}: {name}, {what} {k}: {numbers[k]} is no whole number from 0 to {most}")
+            raise DataError(f"{self.path}: {name}, {column} {k}: {numbers[k]} is no whole number from 0 to {most}")
         return numbers.astype(np.int64)
 
     def recording(self, index: int, lists: Lists | DataError, units: int) -> tuple[list[AnyArray], int]:

@@ -24,11 +24,11 @@ _LONGEST_TEXT = 400
 """Largest length of a message in characters."""
 
 
-class Refused(Exception):
+class SpokenFileRefused(Exception):
     """The reason why a file is not read, in words that follow the name of the file."""
 
 
-class TooLarge(Exception):
+class SpokenFileTooLarge(Exception):
     """Reading takes more memory than is allowed.
 
     Args:
@@ -36,9 +36,9 @@ class TooLarge(Exception):
         needed: memory that reading it takes, in bytes.
     """
 
-    def __init__(self, what: str, needed: int) -> None:
-        super().__init__(what, needed)
-        self.what, self.needed = what, needed
+    def __init__(self, array_name: str, needed: int) -> None:
+        super().__init__(array_name, needed)
+        self.what, self.needed = array_name, needed
 
 
 def main(most: int) -> None:
@@ -55,14 +55,14 @@ def main(most: int) -> None:
         with _named("it is not a readable HDF5 file"):
             file = h5py.File(sys.stdin.buffer, "r")
         with file:
-            reader = _Reader(h5py, np, file)
+            reader = _SpokenReader(h5py, np, file)
             header, labels = reader.header(most)
             _write(output, header, [labels])
             for batch, lists in reader.recordings():
                 _write(output, batch, lists)
-    except Refused as error:
+    except SpokenFileRefused as error:
         _write(output, {"refused": str(error)[:_LONGEST_TEXT]}, [])
-    except TooLarge as error:
+    except SpokenFileTooLarge as error:
         _write(output, {"what": error.what, "needed": error.needed}, [])
 
 
@@ -74,17 +74,17 @@ def _write(output: BinaryIO, line: dict[str, Any], arrays: list[Any]) -> None:
 
 
 @contextlib.contextmanager
-def _named(what: str) -> Iterator[None]:
+def _named(array_name: str) -> Iterator[None]:
     """Let errors of HDF5 say what could not be read. For damaged files, HDF5 raises almost any error."""
     try:
         yield
-    except (Refused, TooLarge):
+    except (SpokenFileRefused, SpokenFileTooLarge):
         raise
     except Exception as error:
-        raise Refused(f"{what}: {str(error) or type(error).__name__}"[:_LONGEST_TEXT]) from error
+        raise SpokenFileRefused(f"{array_name}: {str(error) or type(error).__name__}"[:_LONGEST_TEXT]) from error
 
 
-class _Reader:
+class _SpokenReader:
     """The contents of a file as JSON values and arrays."""
 
     def __init__(self, h5py: Any, np: Any, file: Any) -> None:
@@ -99,19 +99,21 @@ class _Reader:
                 least = 64 if dataset.dtype.hasobject or name == KEYS else 1
                 needed = COPIES * int(dataset.size) * max(int(dataset.dtype.itemsize), least)
                 if needed > most:
-                    raise TooLarge(f"{name} of {dataset.size:,} entries", needed)
+                    raise SpokenFileTooLarge(f"{name} of {dataset.size:,} entries", needed)
         count = len(sets[TIMES])
         if len(sets[UNITS]) != count or len(sets[LABELS]) != count or not count:
             counts = ", ".join(f"{name} {len(sets[name])}" for name in (TIMES, UNITS, LABELS))
-            raise Refused(f"these must have an entry for each recording, but they have: {counts}")
+            raise SpokenFileRefused(f"these must have an entry for each recording, but they have: {counts}")
         kinds = {}
         for name in (TIMES, UNITS):
             kind = self.h5py.check_vlen_dtype(sets[name].dtype)
             if kind is None or not self.is_number(self.np.dtype(kind)):
-                raise Refused(f"{name} must be lists of numbers, got {sets[name].dtype}")
+                raise SpokenFileRefused(f"{name} must be lists of numbers, got {sets[name].dtype}")
             if not self.np.dtype(kind).isnative:
                 # h5py hands over the bytes of such lists as they are, but calls them native.
-                raise Refused(f"{name} must be stored in the byte order of this processor, got lists of {kind}")
+                raise SpokenFileRefused(
+                    f"{name} must be stored in the byte order of this processor, got lists of {kind}"
+                )
             kinds[name] = self.np.dtype(kind).newbyteorder("<")
         self.sets, self.kinds = sets, kinds
         arrays = {}
@@ -120,7 +122,7 @@ class _Reader:
                 arrays[name] = self.np.asarray(sets[name][()])
         labels = arrays[LABELS]
         if not self.is_number(labels.dtype):
-            raise Refused(f"{LABELS} must be integers, got {labels.dtype}")
+            raise SpokenFileRefused(f"{LABELS} must be integers, got {labels.dtype}")
         labels = labels.astype(labels.dtype.newbyteorder("<"))
         types = {"labels": labels.dtype, "times": kinds[TIMES], "units": kinds[UNITS]}
         shown = {name: dtype.str.replace("|", "<") for name, dtype in types.items()}
@@ -138,16 +140,18 @@ class _Reader:
             with _named(f"{name} cannot be read"):
                 link = member.get(part, getlink=True) if isinstance(member, self.h5py.Group) else None
                 if link is None:
-                    raise Refused(f"there is no dataset {name}")
+                    raise SpokenFileRefused(f"there is no dataset {name}")
                 if not isinstance(link, self.h5py.HardLink):
-                    raise Refused(f"{name} is a link; copy the data themselves into the file")
+                    raise SpokenFileRefused(f"{name} is a link; copy the data themselves into the file")
                 member = member[part]
         with _named(f"{name} cannot be read"):
             if not isinstance(member, self.h5py.Dataset) or member.shape is None or len(member.shape) != 1:
                 kind = f"of shape {list(member.shape or ())}" if isinstance(member, self.h5py.Dataset) else "a group"
-                raise Refused(f"{name} must be a list, one entry for each recording or class, but it is {kind}")
+                raise SpokenFileRefused(
+                    f"{name} must be a list, one entry for each recording or class, but it is {kind}"
+                )
             if member.external is not None or member.is_virtual:
-                raise Refused(
+                raise SpokenFileRefused(
                     f"{name} lies in another file, whose changes would not be noticed; copy the data into this file"
                 )
         return member
@@ -159,7 +163,7 @@ class _Reader:
         for k in range(len(self.sets[TIMES])):
             try:
                 read = [self.list_of(name, k) for name in (TIMES, UNITS)]
-            except Refused as error:
+            except SpokenFileRefused as error:
                 entries.append({"error": str(error)})
             else:
                 lists += read

@@ -36,7 +36,7 @@ from stsbp.datasets.base import (
     left_out,
     names_unreadable,
 )
-from stsbp.datasets.cache import CacheWriter, Form, Source, cached, combine_digests, digest_files
+from stsbp.datasets.cache import CacheForm, CacheWriter, SourceFiles, cached, combine_digests, digest_files
 from stsbp.datasets.info import DatasetInfo
 from stsbp.datasets.nmnist import OVERFLOW_ROW
 from stsbp.datasets.spoken import SpokenFile
@@ -73,11 +73,15 @@ def _tonic() -> Any:
 def _class_of(name: str) -> Any:
     """tonic's class of a name. Upper and lower case do not matter."""
     module = _tonic()
-    known = [own for own in module.__all__ if hasattr(getattr(module, own), "__getitem__")]
-    found = [own for own in known if own.casefold() == name.casefold()]
-    if not found:
-        raise DataError(f"tonic has no data set {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
-    return getattr(module, found[0])
+    data_set_names = [
+        class_name for class_name in module.__all__ if hasattr(getattr(module, class_name), "__getitem__")
+    ]
+    matches = [class_name for class_name in data_set_names if class_name.casefold() == name.casefold()]
+    if not matches:
+        raise DataError(
+            f"tonic has no data set {name!r}{did_you_mean(name, data_set_names)}; known: {', '.join(data_set_names)}"
+        )
+    return getattr(module, matches[0])
 
 
 def _folder(kind: Any, data_dir: Path) -> Path:
@@ -122,7 +126,7 @@ def _open(kind: Any, data_dir: Path, part: Mapping[str, Any], request: Request) 
     Raises:
         DataError: the files do not exist or cannot be read, or the download failed.
     """
-    name, where = kind.__name__, _folder(kind, data_dir)
+    name, folder = kind.__name__, _folder(kind, data_dir)
     try:
         # Standard output is only for the results of the command.
         with contextlib.redirect_stdout(sys.stderr):
@@ -131,25 +135,25 @@ def _open(kind: Any, data_dir: Path, part: Mapping[str, Any], request: Request) 
         raise DataError(f"{name} needs another library ({error}): {_INSTALL}") from error
     except SystemExit as error:
         # tonic ends the program if it cannot download the files, for example because they need a browser.
-        raise DataError(f"no {name} at {where}, and tonic cannot download it. {_by_hand(kind, where)}") from error
+        raise DataError(f"no {name} at {folder}, and tonic cannot download it. {_by_hand(kind, folder)}") from error
     except Exception as error:
         # For truncated or forged files, tonic and its libraries can raise almost any error.
         if request.download:
-            raise DataError(f"could not download {name}: {error}\n{_by_hand(kind, where)}") from error
-        if not where.is_dir() or isinstance(error, FileNotFoundError):
+            raise DataError(f"could not download {name}: {error}\n{_by_hand(kind, folder)}") from error
+        if not folder.is_dir() or isinstance(error, FileNotFoundError):
             raise DataError(
-                f"no {name} at {where}: fetch it with --download, or by hand. {_by_hand(kind, where)}"
+                f"no {name} at {folder}: fetch it with --download, or by hand. {_by_hand(kind, folder)}"
             ) from error
-        raise DataError(f"{where} cannot be read as {name}: {type(error).__name__}: {error}") from error
+        raise DataError(f"{folder} cannot be read as {name}: {type(error).__name__}: {error}") from error
 
 
-def _spoken(kind: Any, where: Path, part: str) -> Path | None:
+def _spoken(kind: Any, folder: Path, part: str) -> Path | None:
     """The file of SHD or SSC with some samples; None for other data sets."""
     archive = getattr(kind, f"{part}_zip", None)
-    return where / archive.removesuffix(".zip") if kind.__name__ in ("SHD", "SSC") and archive else None
+    return folder / archive.removesuffix(".zip") if kind.__name__ in ("SHD", "SSC") and archive else None
 
 
-def _by_hand(kind: Any, where: Path) -> str:
+def _by_hand(kind: Any, folder: Path) -> str:
     """Which files to download from where, and where to put them, if tonic's class contains this information."""
     fetched = []
     for prefix in ("", "train_", "test_", "valid_"):
@@ -159,8 +163,8 @@ def _by_hand(kind: Any, where: Path) -> str:
         md5 = getattr(kind, f"{prefix}md5", None) or getattr(kind, "file_md5", None)
         if file and url:
             fetched.append(f"{file} (md5 {md5}, {url})")
-    said = f"Fetch {', '.join(fetched)}, u" if fetched else "U"
-    return f"{said}npack what you fetched into {where} and run the same command again"
+    beginning = f"Fetch {', '.join(fetched)}, u" if fetched else "U"
+    return f"{beginning}npack what you fetched into {folder} and run the same command again"
 
 
 def _ordered(source: Any) -> list[int]:
@@ -175,11 +179,11 @@ def _ordered(source: Any) -> list[int]:
 
 def _classes(kind: Any, source: Any) -> tuple[str, ...]:
     """Names of the classes: those of tonic, else the labels of the samples."""
-    given = getattr(source, "classes", None)
-    if isinstance(given, Mapping):
-        return tuple(str(name) for name, _ in sorted(given.items(), key=lambda pair: pair[1]))
-    if given is not None:
-        return tuple(name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in given)
+    class_names = getattr(source, "classes", None)
+    if isinstance(class_names, Mapping):
+        return tuple(str(name) for name, _ in sorted(class_names.items(), key=lambda pair: pair[1]))
+    if class_names is not None:
+        return tuple(name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in class_names)
     targets = list(getattr(source, "targets", []))
     if targets and all(isinstance(target, str) for target in targets):
         return tuple(sorted({*targets}))
@@ -209,7 +213,7 @@ def _gesture(path: str) -> AnyArray:
     _check_numbers(rows.T)
     times = rows[:, 3] if rows.dtype.kind == "f" else rows[:, 3].astype(np.int64)
     # As in tonic, in the type of the file.
-    return _whole(dict(zip("xyp", rows.T, strict=False)) | {"t": np.trunc(times * times.dtype.type(1000))})
+    return _as_integers(dict(zip("xyp", rows.T, strict=False)) | {"t": np.trunc(times * times.dtype.type(1000))})
 
 
 def _lip(path: str) -> AnyArray:
@@ -224,7 +228,7 @@ def _lip(path: str) -> AnyArray:
         raise DataError(f"expected events with x, y, p and t, got {rows.dtype} of shape {list(rows.shape)}")
     columns = {name: rows[name] for name in "xypt"}
     _check_numbers([*columns.values()])
-    return _whole(columns)
+    return _as_integers(columns)
 
 
 def _check_numbers(columns: Sequence[AnyArray]) -> None:
@@ -235,7 +239,7 @@ def _check_numbers(columns: Sequence[AnyArray]) -> None:
         raise DataError(f"event {wrong[0]} has a number that is no position, polarity or time: {event}")
 
 
-def _whole(columns: Mapping[str, AnyArray]) -> AnyArray:
+def _as_integers(columns: Mapping[str, AnyArray]) -> AnyArray:
     """Events with these columns as integers. Raises `DataError` if one of them is not a whole number."""
     events = np.empty(len(columns["t"]), [(name, np.int64) for name in columns])
     for name, column in columns.items():
@@ -279,10 +283,10 @@ def _recording(source: Any, k: int, classes: tuple[str, ...], flat: bool) -> tup
         # Arrays in MATLAB's files have two axes.
         events = events.ravel()
     names = getattr(getattr(events, "dtype", None), "names", None) or ()
-    wanted = {"x", "t"} if flat else {"x", "y", "t"}
-    if not wanted <= {*names} or np.ndim(events) != 1:
+    required_columns = {"x", "t"} if flat else {"x", "y", "t"}
+    if not required_columns <= {*names} or np.ndim(events) != 1:
         actual = f"{', '.join(names)} of shape {list(events.shape)}" if names else type(events).__name__
-        raise DataError(f"expected events with {', '.join(sorted(wanted))}, got {actual}")
+        raise DataError(f"expected events with {', '.join(sorted(required_columns))}, got {actual}")
     # Some of tonic's integers are unsigned and cannot be subtracted.
     x, t = (events[name].astype(np.int64) for name in ("x", "t"))
     y, p = (events[name].astype(np.int64) if name in names and not flat else np.zeros_like(x) for name in ("y", "p"))
@@ -304,10 +308,10 @@ def _is_of_reader(error: BaseException) -> bool:
 def _quiet(kind: str) -> Iterator[None]:
     """Hide what the reader of .aedat4 files, in tonic's class `kind`, prints about a damaged file before its error."""
     try:
-        kept = os.dup(2) if kind == "CIFAR10DVS" else None
+        standard_error = os.dup(2) if kind == "CIFAR10DVS" else None
     except OSError:  # Standard error is closed.
-        kept = None
-    if kept is None:
+        standard_error = None
+    if standard_error is None:
         yield
         return
     try:
@@ -315,8 +319,8 @@ def _quiet(kind: str) -> Iterator[None]:
             os.dup2(nothing.fileno(), 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(standard_error, 2)
+        os.close(standard_error)
 
 
 def _check_folders(kind: Any, source: Any, folder: Path) -> None:
@@ -332,7 +336,7 @@ def _check_folders(kind: Any, source: Any, folder: Path) -> None:
             )
 
 
-class _Part(NamedTuple):
+class _PartFrames(NamedTuple):
     """The samples of a part as frames."""
 
     frames: FrameSplit
@@ -342,12 +346,12 @@ class _Part(NamedTuple):
     skipped: tuple[Skipped, ...]
 
 
-def _load_part(kind: Any, part: str, request: Request) -> _Part:
+def _load_part(kind: Any, part: str, request: Request) -> _PartFrames:
     assert request.data_dir is not None
-    name, where = kind.__name__, _folder(kind, request.data_dir)
-    for path in where.rglob("*"):
+    name, data_folder = kind.__name__, _folder(kind, request.data_dir)
+    for path in data_folder.rglob("*"):
         check_regular(path)
-    spoken = _spoken(kind, where, part)
+    spoken = _spoken(kind, data_folder, part)
     if spoken is not None and spoken.exists():
         # tonic reads some of its arrays whole, in this process.
         with SpokenFile(spoken):
@@ -363,10 +367,12 @@ def _load_part(kind: Any, part: str, request: Request) -> _Part:
     named = {str(path) for path in getattr(source, "data", []) if isinstance(path, str)}
     single = getattr(source, "data_filename", None)
     paths = [Path(path) for path in named] or ([folder / single] if isinstance(single, str) else list(_files(folder)))
-    relative = sorted(str(path.relative_to(where)) for path in paths)
-    digest = partial(digest_files, where, relative, most=_MOST, cache_dir=request.cache_dir, progress=request.progress)
+    relative = sorted(str(path.relative_to(data_folder)) for path in paths)
+    digest = partial(
+        digest_files, data_folder, relative, most=_MOST, cache_dir=request.cache_dir, progress=request.progress
+    )
     digests = digest()
-    source_key, files = combine_digests(digests), Source(folder, digests.size, len(source))
+    source_key, files = combine_digests(digests), SourceFiles(folder, digests.size, len(source))
     # The order of samples that are only declared would already take much memory.
     sample = math.prod(shape) * (-(-binning.steps // 8) if binning.binary else binning.steps)
     budget.check_disk(len(source) * sample, files.size, folder, request.cache_dir)
@@ -376,7 +382,7 @@ def _load_part(kind: Any, part: str, request: Request) -> _Part:
         with contextlib.nullcontext() if spoken is None else SpokenFile(spoken) as file:
             read_all(writer, file)
         if combine_digests(digest()) != source_key:
-            raise DataError(f"{where} changed while it was read; run again when nothing writes to it")
+            raise DataError(f"{data_folder} changed while it was read; run again when nothing writes to it")
 
     def read_all(writer: CacheWriter, file: SpokenFile | None) -> None:
         report = Progress(request.progress, f"reading {folder}{writer.why}", len(order))
@@ -396,11 +402,11 @@ def _load_part(kind: Any, part: str, request: Request) -> _Part:
             except BaseException as error:
                 if not _is_of_reader(error):
                     raise
-                at = str(Path(source.data[k]).relative_to(where)) if named else f"{part} sample {k}"
+                sample_name = str(Path(source.data[k]).relative_to(data_folder)) if named else f"{part} sample {k}"
                 reason = f"{error}" if isinstance(error, DataError | SpecError) else f"{type(error).__name__}: {error}"
                 if not request.skip_malformed:
-                    raise DataError(f"{where / at}: {reason}") from error
-                writer.skip(at, reason)
+                    raise DataError(f"{data_folder / sample_name}: {reason}") from error
+                writer.skip(sample_name, reason)
             else:
                 lengths = [binning.length(columns[-1])] if request.own_lengths else None
                 writer.add(FrameSplit.store(frames, binary=binning.binary), [label], lengths)
@@ -415,18 +421,22 @@ def _load_part(kind: Any, part: str, request: Request) -> _Part:
         "skip_malformed": request.skip_malformed,
         **request.length_key,
     }
-    form = Form.of_frames(len(classes), shape, binning.steps, binary=binning.binary, own_lengths=request.own_lengths)
+    form = CacheForm.of_frames(
+        len(classes), shape, binning.steps, binary=binning.binary, own_lengths=request.own_lengths
+    )
     stored = cached(
         f"tonic-{name.lower()}",
         key,
         cache_dir=request.cache_dir,
         build=build,
-        root=where,
+        root=data_folder,
         source=files,
         form=form,
     )
     frames = stored.frames(binning.steps, binary=binning.binary)
-    return _Part(frames, classes, binning, f"{part}: {len(frames):,} samples of {name}, from {where}", stored.skipped)
+    return _PartFrames(
+        frames, classes, binning, f"{part}: {len(frames):,} samples of {name}, from {data_folder}", stored.skipped
+    )
 
 
 @names_unreadable

@@ -60,9 +60,9 @@ class SideBySide:
                     config = experiment.config.model_copy(update={"seed": seed})
                     running.append(self._begun(config, experiment.folder(seed).path, Path(settings)))
                 time.sleep(_PAUSE)
-                if asked := stop.asked():
-                    _end(running, max(asked, 0) or _SIGTERM)
-                    stop.obey(asked)
+                if stop_signal := stop.requested():
+                    _end(running, max(stop_signal, 0) or _SIGTERM)
+                    stop.obey(stop_signal)
                 for job in running:
                     if job.process.poll() is None and job.was_stopped():
                         process = job.process.pid
@@ -76,7 +76,7 @@ class SideBySide:
                     if job.process.returncode != 0:
                         raise StsbpError(
                             f"the training of seed {job.seed} ended with exit code {job.process.returncode}. To "
-                            f"continue, run {same_command(sys.argv)} again. Its last output:\n{job.said()}"
+                            f"continue, run {same_command(sys.argv)} again. Its last output:\n{job.last_output()}"
                         )
 
     def _begun(self, config: RunConfig, path: Path, settings: Path) -> _Job:
@@ -85,8 +85,8 @@ class SideBySide:
         several = [] if self.processes is None else ["--processes", str(self.processes)]
         timeout = ["--rank-timeout", str(self.rank_timeout)]
         train = ["train", "--config", str(file), "--out", str(path), *several, *timeout, "--resume"]
-        each = config.threads or max(1, thread_count() // self.jobs)
-        return _Job(config.seed, [*self.options, *train], each, self.tell)
+        threads_each = config.threads or max(1, thread_count() // self.jobs)
+        return _Job(config.seed, [*self.options, *train], threads_each, self.tell)
 
 
 class _Job(Started):
@@ -98,7 +98,7 @@ class _Job(Started):
         variables = {**dict.fromkeys(THREADS, threads), "MASTER_PORT": None}
         super().__init__(arguments, variables, _LINES, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
-    def heard(self, line: str) -> None:
+    def on_line(self, line: str) -> None:
         self._tell(f"seed {self.seed}: {line}")
 
     def wait(self) -> None:

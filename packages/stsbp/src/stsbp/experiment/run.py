@@ -121,13 +121,14 @@ class Experiment:
                     f"{run.path} is not empty but has no {run.config.name}; put it back, replace the runs with "
                     "--overwrite, or choose another --out"
                 )
-            own = run.read_config()
-            if run.path.name != f"seed-{own.seed}":
+            run_config = run.read_config()
+            if run.path.name != f"seed-{run_config.seed}":
                 raise CheckpointError(
-                    f"{run.path} holds the run of seed {own.seed}; rename it back, or remove it to train that seed anew"
+                    f"{run.path} holds the run of seed {run_config.seed}; rename it back, or remove it to train that "
+                    "seed anew"
                 )
-            asked = config.model_copy(update={"seed": own.seed}).model_dump()
-            if changed := differences(own, asked):
+            requested = config.model_copy(update={"seed": run_config.seed}).model_dump()
+            if changed := differences(run_config, requested):
                 raise ConfigError(
                     f"the runs in {path} were begun with other settings; give the same settings to continue, "
                     "replace the runs with --overwrite, or choose another --out:"
@@ -139,7 +140,9 @@ class Experiment:
     def _folders(path: Path) -> list[RunFolder]:
         """The folders of the existing seeds."""
         return [
-            RunFolder(found) for found in sorted(path.glob("seed-*")) if _SEED.fullmatch(found.name) and found.is_dir()
+            RunFolder(path_of_seed)
+            for path_of_seed in sorted(path.glob("seed-*"))
+            if _SEED.fullmatch(path_of_seed.name) and path_of_seed.is_dir()
         ]
 
     def clear(self, within: OpenFolder) -> None:
@@ -203,7 +206,7 @@ class Experiment:
         """
         group = Group() if group is None else group
         network = build_network(self.config, self.data.inputs)
-        known = _known(self.json, network, self.data.inputs) if within is not None else {}
+        stored_results = _stored_results(self.json, network, self.data.inputs) if within is not None else {}
         for number, seed in enumerate(self.seeds, 1):
             folder = self.folder(seed)
             reported = None if within is None else self.reported(folder)
@@ -212,14 +215,16 @@ class Experiment:
                 with folder.lock(within, make=False):
                     for name in ("last", "best"):
                         checkpoint.remove_leftovers(folder.files, name)
-            is_known = reported is not None and known.get(seed, {}).get("checkpoint") == reported.info["sha256"]
-            is_changed = is_known and not _is_intact(known[seed])
+            is_known = (
+                reported is not None and stored_results.get(seed, {}).get("checkpoint") == reported.info["sha256"]
+            )
+            is_changed = is_known and not _is_intact(stored_results[seed])
             is_known, is_over = group.share(
                 (is_known and not is_changed, reported is not None) if group.leads else None
             )
             if is_known:
                 if group.leads:
-                    yield known[seed]
+                    yield stored_results[seed]
                 continue
             # Each seed gets a new reporter, so that its bar starts again.
             show, task = shown_by(group), self.task(seed, backend, group)
@@ -241,10 +246,10 @@ class Experiment:
                             f"{folder.path} was removed or replaced just after its run ended; put it back, or run "
                             f"{same_command(sys.argv)} again to train that seed anew"
                         )
-                found = _figures(task, self.data, folder, reported, show, stop)
-                if found is not None:
-                    found = {"seed": seed, **found}
-                    yield {**found, "digest": records.digest_of(found)}
+                figures = _figures(task, self.data, folder, reported, show, stop)
+                if figures is not None:
+                    figures = {"seed": seed, **figures}
+                    yield {**figures, "digest": records.digest_of(figures)}
             finally:
                 show.close()
 
@@ -271,28 +276,32 @@ class Experiment:
         return last if self.data.validation is None else checkpoint.load_of(config, folder.path, "best")
 
 
-def _known(path: Path, network: NetworkSpec, inputs: Inputs) -> dict[int, dict[str, Any]]:
+def _stored_results(path: Path, network: NetworkSpec, inputs: Inputs) -> dict[int, dict[str, Any]]:
     """The results of the seeds in `experiment.json`. Empty if it is missing, damaged or of another version."""
     try:
-        found = records.seeds(read_regular(path, _MOST), FORMAT)
+        stored_seeds = records.seeds(read_regular(path, _MOST), FORMAT)
     except OSError:
         return {}
-    return {seed["seed"]: seed for seed in found if _of_network(seed, network, inputs)}
+    return {seed["seed"]: seed for seed in stored_seeds if _of_network(seed, network, inputs)}
 
 
-def _is_intact(found: dict[str, Any]) -> bool:
+def _is_intact(seed_results: dict[str, Any]) -> bool:
     """Whether the results of a seed are those that were written."""
-    return bool(found["digest"] == records.digest_of({key: x for key, x in found.items() if key != "digest"}))
+    return bool(
+        seed_results["digest"] == records.digest_of({key: x for key, x in seed_results.items() if key != "digest"})
+    )
 
 
-def _of_network(found: dict[str, Any], network: NetworkSpec, inputs: Inputs) -> bool:
+def _of_network(seed_results: dict[str, Any], network: NetworkSpec, inputs: Inputs) -> bool:
     """Whether the results of a seed belong to a network with these layers and labels."""
-    parts = [found[name] for name in ("test", "last", "validation", "best_tested") if found[name] is not None]
+    parts = [
+        seed_results[name] for name in ("test", "last", "validation", "best_tested") if seed_results[name] is not None
+    ]
     operations = {block.name for block in network.blocks if not block.static}
-    return all(_fits(part, network, inputs) for part in parts) and set(found["operations"]) == operations
+    return all(_has_layers(part, network, inputs) for part in parts) and set(seed_results["operations"]) == operations
 
 
-def _fits(figures: dict[str, Any], network: NetworkSpec, inputs: Inputs) -> bool:
+def _has_layers(figures: dict[str, Any], network: NetworkSpec, inputs: Inputs) -> bool:
     """Whether an evaluation belongs to a network with these layers and labels."""
     layers = {block.name for block in network.blocks}
     return set(figures["rates"]) == layers and ("accuracy" in figures) != inputs.sequences
@@ -331,7 +340,7 @@ def _figures(
     if reported is None:
         return None
     lines = read_records(folder.path, task.config, show.warn)
-    evaluations = [r for r in lines if r["kind"] == "evaluation" and _fits(r, task.network, task.inputs)]
+    evaluations = [r for r in lines if r["kind"] == "evaluation" and _has_layers(r, task.network, task.inputs)]
     tests = [r for r in evaluations if r["split"] == "test"]
     seconds = [r["seconds"] for r in lines if r["kind"] == "epoch"]
     if not tests or tests[-1]["epoch"] != task.config.epochs or not seconds:

@@ -55,10 +55,10 @@ def document(
         command: the typed command.
         overlaps: warnings of test samples that the networks were trained on.
     """
-    own, plain, data = experiment.config.model_dump(), base.model_dump(), experiment.data
+    settings, preset_settings, data = experiment.config.model_dump(), base.model_dump(), experiment.data
     starts = [start for seed in experiment.seeds for start in experiment.folder(seed).starts()]
     read = {block.name: network.graph.projections_to(block.population) for block in network.blocks}
-    changed = [key for key in own if key not in _NOT_SHOWN and own[key] != plain[key]]
+    changed = [key for key in settings if key not in _NOT_SHOWN and settings[key] != preset_settings[key]]
     return {
         "format": FORMAT,
         "stsbp": importlib.metadata.version("stsbp"),
@@ -68,18 +68,20 @@ def document(
         "remark": "" if preset is None else preset.remark,
         "command": list(command),
         "asked": list(experiment.seeds),
-        "settings": {key: value for key, value in own.items() if key != "seed"},
-        "changed": [{"setting": key, "preset": plain[key], "here": own[key]} for key in changed],
+        "settings": {key: value for key, value in settings.items() if key != "seed"},
+        "changed": [{"setting": key, "preset": preset_settings[key], "here": settings[key]} for key in changed],
         "notes": [*data.dataset.notes, *overlaps],
         "samples": {split: len(samples) for split, samples in data.splits().items()},
         "decoders": [] if data.inputs.sequences else list(decoders(network.has_readout)),
         "network": {
             "notation": str(network),
-            "multiply_adds": {name: sum(each.multiply_adds for each in weights) for name, weights in read.items()},
+            "multiply_adds": {
+                name: sum(projection.multiply_adds for projection in weights) for name, weights in read.items()
+            },
             "pixels": {
-                name: sum(each.multiply_adds for each in weights if each.input.static)
+                name: sum(projection.multiply_adds for projection in weights if projection.input.static)
                 for name, weights in read.items()
-                if any(each.input.static for each in weights)
+                if any(projection.input.static for projection in weights)
             },
         },
         "machines": _machines(starts),
@@ -96,8 +98,8 @@ def _machines(starts: Iterable[dict[str, Any]]) -> list[str]:
         versions = start.get("versions", {})
         backend, device = str(start.get("backend")), str(start.get("device_description") or start.get("device"))
         used = [f"{k} {v}" for k, v in versions.items() if k.partition("-")[0] == backend and str(v) not in device]
-        where = f"{start.get('processors')} processors, {start.get('platform')}, Python {start.get('python')}"
-        texts.append(", ".join([f"{backend} on {device}", *used, where]))
+        machine = f"{start.get('processors')} processors, {start.get('platform')}, Python {start.get('python')}"
+        texts.append(", ".join([f"{backend} on {device}", *used, machine]))
     return list(dict.fromkeys(texts))
 
 
@@ -105,19 +107,22 @@ def _summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Mean, spread and range over the seeds, for the reported epoch (`test`) and the last epoch (`last`). If each epoch
     was tested, also for the epoch with the best test result (`best_tested`)."""
     summary: dict[str, Any] = {"seeds": len(results)}
-    for where in ("test", "last", "best_tested"):
-        if any(result[where] is None for result in results):
+    for epoch_kind in ("test", "last", "best_tested"):
+        if any(result[epoch_kind] is None for result in results):
             continue
-        every = (*_PERCENT, "van_rossum", "hamming", "loss")
-        names = [name for name in every if all(name in result[where] for result in results)]
-        summary[where] = {name: _spread([r[where][name] for r in results]) for name in names}
-    for key, found in (("rates", [r["test"]["rates"] for r in results]), ("operations", _of(results, "operations"))):
-        summary[key] = {layer: fmean(values[layer] for values in found) for layer in found[0]}
-    summary["seconds_per_epoch"] = _spread(_of(results, "seconds_per_epoch"))
+        figures = (*_PERCENT, "van_rossum", "hamming", "loss")
+        names = [name for name in figures if all(name in result[epoch_kind] for result in results)]
+        summary[epoch_kind] = {name: _spread([r[epoch_kind][name] for r in results]) for name in names}
+    for key, layer_values in (
+        ("rates", [r["test"]["rates"] for r in results]),
+        ("operations", _values_of(results, "operations")),
+    ):
+        summary[key] = {layer: fmean(values[layer] for values in layer_values) for layer in layer_values[0]}
+    summary["seconds_per_epoch"] = _spread(_values_of(results, "seconds_per_epoch"))
     return summary
 
 
-def _of(results: Sequence[dict[str, Any]], key: str) -> list[Any]:
+def _values_of(results: Sequence[dict[str, Any]], key: str) -> list[Any]:
     return [result[key] for result in results]
 
 
@@ -126,18 +131,18 @@ def _spread(values: Sequence[float]) -> dict[str, float | None]:
     return {"mean": fmean(values), "deviation": deviation, "least": min(values), "most": max(values)}
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(experiment: dict[str, Any]) -> str:
     """A result of `document` as Markdown text."""
-    parts = [f"# {found['experiment']} on {found['settings']['dataset']}"]
-    done, asked = {result["seed"] for result in found["seeds"]}, found["asked"]
-    if missing := [seed for seed in asked if seed not in done]:
+    parts = [f"# {experiment['experiment']} on {experiment['settings']['dataset']}"]
+    done, requested_seeds = {result["seed"] for result in experiment["seeds"]}, experiment["asked"]
+    if missing := [seed for seed in requested_seeds if seed not in done]:
         parts.append(
-            f"**{len(done)} of {len(asked)} seeds are done**, {', '.join(map(str, missing))} not yet. "
-            f"Run {same_command(found['command'])} to continue."
+            f"**{len(done)} of {len(requested_seeds)} seeds are done**, {', '.join(map(str, missing))} not yet. "
+            f"Run {same_command(experiment['command'])} to continue."
         )
-    if found["summary"] is not None:
-        parts += [_main_table(found), _selection(found), _seed_table(found), _layer_table(found)]
-    parts += [_conditions(found), f"Made by `{shlex.join(found['command'])}`, stsbp {found['stsbp']}."]
+    if experiment["summary"] is not None:
+        parts += [_main_table(experiment), _selection(experiment), _seed_table(experiment), _layer_table(experiment)]
+    parts += [_conditions(experiment), f"Made by `{shlex.join(experiment['command'])}`, stsbp {experiment['stsbp']}."]
     return printable("\n\n".join(parts) + "\n", lines=True)
 
 
@@ -155,37 +160,37 @@ def _shown(spread: dict[str, Any], *, percent: bool) -> str:
     return f"{mean} ± {scale * spread['deviation']:.{digits}f}{unit} ({least} to {most})"
 
 
-def _text(found: dict[str, Any], name: str) -> str:
+def _text(experiment: dict[str, Any], name: str) -> str:
     """A figure in words."""
-    return _PERCENT.get(name, name.replace("_", " ")).format(*found["decoders"])
+    return _PERCENT.get(name, name.replace("_", " ")).format(*experiment["decoders"])
 
 
-def _main_table(found: dict[str, Any]) -> str:
-    summary, published = found["summary"], found["published"]
+def _main_table(experiment: dict[str, Any]) -> str:
+    summary, published = experiment["summary"], experiment["published"]
     rows = []
     for name, spread in summary["test"].items():
         if name != "loss":
-            text = f"test {_text(found, name)}"
+            text = f"test {_text(experiment, name)}"
             if name in _FOLLOWS and "accuracy" in summary["test"]:
                 text += ", outputs against label sequences"
             figure = f"{published['accuracy']:.2f} %" if published and name == "accuracy" else ""
             rows.append([text, _shown(spread, percent=name in _PERCENT), figure])
     if "best_tested" in summary:
         name = next(name for name in ("accuracy", "f1") if name in summary["best_tested"])
-        text = f"test {_text(found, name)}, best epoch of each seed by the test set itself"
+        text = f"test {_text(experiment, name)}, best epoch of each seed by the test set itself"
         rows.append([text, _shown(summary["best_tested"][name], percent=True), ""])
-    settings, samples = found["settings"], found["samples"]
+    settings, samples = experiment["settings"], experiment["samples"]
     split = (
         f"{samples['train']:,} training, {samples.get('validation', 0):,} validation, {samples['test']:,} test samples"
     )
     counts = ", ".join(
-        f"{n} {what}{'s' * (n != 1)}" for n, what in ((settings["epochs"], "epoch"), (summary["seeds"], "seed"))
+        f"{n} {unit}{'s' * (n != 1)}" for n, unit in ((settings["epochs"], "epoch"), (summary["seeds"], "seed"))
     )
-    here = f"{split}, T = {settings['steps']}, {counts}"
-    rows.append(["conditions", here, published["conditions"] if published else ""])
+    conditions = f"{split}, T = {settings['steps']}, {counts}"
+    rows.append(["conditions", conditions, published["conditions"] if published else ""])
     rows.append(["seconds per epoch, training alone", f"{summary['seconds_per_epoch']['mean']:.2f}", ""])
-    operations, adds = sum(summary["operations"].values()), found["network"]["multiply_adds"]
-    pixels = sum(found["network"]["pixels"].values())
+    operations, adds = sum(summary["operations"].values()), experiment["network"]["multiply_adds"]
+    pixels = sum(experiment["network"]["pixels"].values())
     text = f"{operations:,.0f} additions" + (f" and {pixels:,} multiply-adds on pixels" if pixels else "")
     total = sum(adds.values())
     rows.append(["synaptic operations a sample", text, ""])
@@ -194,9 +199,9 @@ def _main_table(found: dict[str, Any]) -> str:
     return _rows(["figure", "here, mean ± standard deviation (range)", "published"], rows)
 
 
-def _selection(found: dict[str, Any]) -> str:
-    validation = found["samples"].get("validation", 0)
-    but = ", but for the row of its best epochs" if "best_tested" in found["summary"] else ""
+def _selection(experiment: dict[str, Any]) -> str:
+    validation = experiment["samples"].get("validation", 0)
+    but = ", but for the row of its best epochs" if "best_tested" in experiment["summary"] else ""
     chose = f"the test set chose nothing{but}"
     if not validation:
         return f"Model selection: none. The last epoch of each seed is reported; {chose}."
@@ -206,48 +211,50 @@ def _selection(found: dict[str, Any]) -> str:
     )
 
 
-def _seed_table(found: dict[str, Any]) -> str:
-    figures = found["summary"]["test"]
+def _seed_table(experiment: dict[str, Any]) -> str:
+    figures = experiment["summary"]["test"]
     names = [name for name in figures if name in _PERCENT and not (name in _FOLLOWS and "accuracy" in figures)]
-    short = [f"by {found['decoders'][1]}" if name == "accuracy_spike_count" else name for name in names]
+    short = [f"by {experiment['decoders'][1]}" if name == "accuracy_spike_count" else name for name in names]
     header = ["seed", "epoch", "validation", *(f"test {name}" for name in short), *(f"{name}, last" for name in short)]
     rows = []
-    for result in found["seeds"]:
+    for result in experiment["seeds"]:
         validation = result["validation"]
         shown = "-" if validation is None else f"{validation['accuracy' if 'accuracy' in validation else 'f1']:.2%}"
-        cells = [f"{result[where][name]:.2%}" for where in ("test", "last") for name in names]
+        cells = [f"{result[epoch_kind][name]:.2%}" for epoch_kind in ("test", "last") for name in names]
         rows.append([str(result["seed"]), str(result["epoch"]), shown, *cells])
     return _rows(header, rows) + '\n\n"last" is the last epoch.'
 
 
-def _layer_table(found: dict[str, Any]) -> str:
-    summary, adds = found["summary"], found["network"]["multiply_adds"]
+def _layer_table(experiment: dict[str, Any]) -> str:
+    summary, adds = experiment["summary"], experiment["network"]["multiply_adds"]
     rows = []
     for layer, rate in summary["rates"].items():
         operations = summary["operations"].get(layer)
         shown = "pixels" if operations is None else f"{operations:,.0f}"
         rows.append([layer, f"{rate:.4f}", shown, f"{adds[layer]:,}"])
     header = ["layer", "spikes per neuron and step", "synaptic operations a sample", "multiply-adds of the ANN"]
-    samples = min(MOST_SAMPLES, found["samples"]["test"])
+    samples = min(MOST_SAMPLES, experiment["samples"]["test"])
     return _rows(header, rows) + (
         f"\n\nA synaptic operation is a spike that meets a weight, counted on {samples} test samples; an ANN's layer "
         "multiplies and adds once for every weight and place. Updates of neurons are not counted."
     )
 
 
-def _conditions(found: dict[str, Any]) -> str:
+def _conditions(experiment: dict[str, Any]) -> str:
     lines = []
-    if found["source"]:
-        lines.append(f"Settings: {found['source']}." + (f" Remark: {found['remark']}." if found["remark"] else ""))
-    if found["changed"]:
+    if experiment["source"]:
+        lines.append(
+            f"Settings: {experiment['source']}." + (f" Remark: {experiment['remark']}." if experiment["remark"] else "")
+        )
+    if experiment["changed"]:
         changed = (
             f"`{c['setting']}` {to_toml_value(c['here'])} instead of {to_toml_value(c['preset'])}"
-            for c in found["changed"]
+            for c in experiment["changed"]
         )
         lines.append(f"Changed: {', '.join(changed)}.")
-    lines.append(f"Network: {found['network']['notation']}.")
-    lines += [f"Data: {note}." for note in found["notes"]]
-    lines += [f"Machine: {machine}." for machine in found["machines"]]
-    if found["dates"]:
-        lines.append(f"Date: {' to '.join(dict.fromkeys((found['dates'][0], found['dates'][-1])))}.")
+    lines.append(f"Network: {experiment['network']['notation']}.")
+    lines += [f"Data: {note}." for note in experiment["notes"]]
+    lines += [f"Machine: {machine}." for machine in experiment["machines"]]
+    if experiment["dates"]:
+        lines.append(f"Date: {' to '.join(dict.fromkeys((experiment['dates'][0], experiment['dates'][-1])))}.")
     return "\n".join(f"- {line}" for line in lines)

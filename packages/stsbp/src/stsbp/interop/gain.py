@@ -62,10 +62,10 @@ def with_gain(
     Raises:
         ConfigError: a projection shares its weights with one that needs them multiplied by another factor.
     """
-    found, ratios, factors = dict(weights), dict[str, float](), dict[str, float]()
+    rescaled, ratios, factors = dict(weights), dict[str, float](), dict[str, float]()
     for projection in new.graph.projections:
-        before, after = (_gain(_place(each, projection.name)) for each in (old, new))
-        ratio = ratios[projection.name] = float(before) / float(after)
+        old_gain, new_gain = (_gain(_place(network, projection.name)) for network in (old, new))
+        ratio = ratios[projection.name] = float(old_gain) / float(new_gain)
         factors[projection.name] = 1.0 if projection.synapse.norm is not None else ratio
     for projection in new.graph.projections:
         ratio, owner = ratios[projection.name], projection.parameter
@@ -75,20 +75,20 @@ def with_gain(
                 f"{projection.name} shares the weights of {owner}, but needs them multiplied by "
                 f"{factors[projection.name]:.9g}, and {owner} by {factors[owner]:.9g}: this network keeps its gain"
             )
-        names = [f"{projection.name}.{each}" for each in (("scale", "shift") if norm else ("bias",))]
+        names = [f"{projection.name}.{part}" for part in (("scale", "shift") if norm else ("bias",))]
         for name in [*([] if norm else [owner]), *names]:
             if name in weights:
-                found[name] = (weights[name].astype(np.float64) * ratio).astype(np.float32)
-    grids = [on_grid(NumpyBackend(), network, dict(x))[0] for network, x in ((old, weights), (new, found))]
+                rescaled[name] = (weights[name].astype(np.float64) * ratio).astype(np.float32)
+    grids = [on_grid(NumpyBackend(), network, dict(x))[0] for network, x in ((old, weights), (new, rescaled))]
     changes = []
     for projection in new.graph.projections:
         ratio = ratios[projection.name]
         normed = projection.synapse.norm is not None
-        own = [f"{projection.name}.{each}" for each in (("scale", "shift") if normed else ("bias",))]
-        names = [name for name in ([] if normed else [projection.name]) + own if name in grids[0]]
-        moved = max(_moved(grids[0][name], grids[1][name], ratio) for name in names)
-        changes.append(Change(projection.name, ratio, moved))
-    return found, changes
+        normalised_names = [f"{projection.name}.{part}" for part in (("scale", "shift") if normed else ("bias",))]
+        names = [name for name in ([] if normed else [projection.name]) + normalised_names if name in grids[0]]
+        change = max(_moved(grids[0][name], grids[1][name], ratio) for name in names)
+        changes.append(Change(projection.name, ratio, change))
+    return rescaled, changes
 
 
 def _place(network: NetworkSpec, name: str) -> Place:
@@ -102,7 +102,7 @@ def _gain(place: Place) -> np.float32:
     return np.float32(constants["c"])
 
 
-def _moved(before: Float32, after: Float32, ratio: float) -> float:
-    wanted = before.astype(np.float64) * ratio
-    largest = np.abs(wanted).max(initial=0)
-    return float(np.abs(after - wanted).max(initial=0) / largest) if largest else 0.0
+def _moved(old_weights: Float32, new_weights: Float32, ratio: float) -> float:
+    exact = old_weights.astype(np.float64) * ratio
+    largest = np.abs(exact).max(initial=0)
+    return float(np.abs(new_weights - exact).max(initial=0) / largest) if largest else 0.0

@@ -20,10 +20,10 @@ from stsbp_spec.typing import Float32, Float64
 from stsbp.errors import DataError
 from stsbp.interop.nir_import import import_graph
 from stsbp.interop.nir_nodes import Choices, NeuronParameters, fail, numbers, one_of_them, read_neurons, read_node
-from stsbp.interop.nir_reader import Graph, GraphNode
+from stsbp.interop.nir_reader import GraphNode, NirGraph
 from stsbp.interop.nir_readings import READINGS, NeuronReading, simulate
 
-__all__ = ["IMPORTERS", "OWN", "Check", "Verdict", "check"]
+__all__ = ["IMPORTERS", "OWN", "Check", "Interpretation", "check"]
 
 OWN = "stsbp"
 IMPORTERS = (OWN, *READINGS)
@@ -41,7 +41,7 @@ _SCALED = 1e-3
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Interpretation:
     """The interpretation of a node by an importer.
 
     Attributes:
@@ -67,82 +67,87 @@ class Check:
     Attributes:
         dt: length of a step in seconds.
         nodes: for each node by name, from the input on, a verdict for each importer.
-        whole: why stsbp does not read the graph although it reads every node; empty: it reads the graph.
+        refusal: why stsbp does not read the graph although it reads every node; empty: it reads the graph.
     """
 
     dt: float
-    nodes: Mapping[str, Mapping[str, Verdict]]
-    whole: str
+    nodes: Mapping[str, Mapping[str, Interpretation]]
+    refusal: str
 
     def faithful(self, importer: str) -> bool:
         """Whether an importer reads every node as in NIR's equations."""
         return all(verdicts[importer].faithful for verdicts in self.nodes.values()) and not (
-            importer == OWN and self.whole
+            importer == OWN and self.refusal
         )
 
 
-def check(graph: Graph, choices: Choices) -> Check:
+def check(graph: NirGraph, choices: Choices) -> Check:
     """Interpret a graph as each importer does. Steps have the length `choices.dt`, if the importer lets users choose
     it."""
     # Numbers in foreign files may overflow. The results are compared nevertheless.
     with np.errstate(all="ignore"):
         nodes = {name: dict(_verdicts(graph.nodes[name], choices)) for name in _from_the_input(graph)}
-    whole = ""
+    refusal = ""
     if all(verdicts[OWN].faithful for verdicts in nodes.values()):
         try:
-            found = import_graph(graph, None, choices)
-            Network((Node("input", Input(found.input_shape, "events", found.input_psp)), *found.nodes))
+            imported = import_graph(graph, None, choices)
+            Network((Node("input", Input(imported.input_shape, "events", imported.input_psp)), *imported.nodes))
         except StsbpError as error:
-            whole = str(error)
-    return Check(choices.dt, nodes, whole)
+            refusal = str(error)
+    return Check(choices.dt, nodes, refusal)
 
 
-def _from_the_input(graph: Graph) -> Iterator[str]:
+def _from_the_input(graph: NirGraph) -> Iterator[str]:
     """Names of nodes, each after a node that leads to it from an input; then all other names."""
     readers: dict[str, list[str]] = {}
     for source, reader in graph.edges:
         readers.setdefault(source, []).append(reader)
-    found = {name: None for name, node in graph.nodes.items() if node.kind == "Input"}
-    waiting = deque(found)
+    ordered = {name: None for name, node in graph.nodes.items() if node.kind == "Input"}
+    waiting = deque(ordered)
     while waiting:
         for name in readers.get(waiting.popleft(), ()):
-            if name not in found:
-                found[name] = None
+            if name not in ordered:
+                ordered[name] = None
                 waiting.append(name)
-    yield from (found | dict.fromkeys(graph.nodes))
+    yield from (ordered | dict.fromkeys(graph.nodes))
 
 
-def _verdicts(node: GraphNode, choices: Choices) -> Iterator[tuple[str, Verdict]]:
+def _verdicts(node: GraphNode, choices: Choices) -> Iterator[tuple[str, Interpretation]]:
     """The verdict of each importer on a node."""
     if node.kind not in _NUMBERS:
         yield OWN, _own_verdict(node, choices)
         for name, reading in READINGS.items():
             if node.kind in reading.not_simulated:
-                yield name, Verdict(UNKNOWN, reading.not_simulated[node.kind])
+                yield name, Interpretation(UNKNOWN, reading.not_simulated[node.kind])
             else:
-                yield name, Verdict(READ) if node.kind in reading.layers else Verdict(LEFT_OUT, reading.otherwise)
+                yield (
+                    name,
+                    Interpretation(READ)
+                    if node.kind in reading.layers
+                    else Interpretation(LEFT_OUT, reading.otherwise),
+                )
         return
     try:
         driven = _Driven(node, choices.dt)
     except DataError as error:
-        yield from ((name, Verdict(REFUSED, _reason(error))) for name in IMPORTERS)
+        yield from ((name, Interpretation(REFUSED, _reason(error))) for name in IMPORTERS)
         return
     yield OWN, _own_verdict(node, choices, driven)
     for name, reading in READINGS.items():
         if node.kind in reading.neurons:
             yield name, _simulated(reading.neurons[node.kind], driven)
         else:
-            yield name, Verdict(LEFT_OUT, reading.otherwise)
+            yield name, Interpretation(LEFT_OUT, reading.otherwise)
 
 
-def _own_verdict(node: GraphNode, choices: Choices, driven: _Driven | None = None) -> Verdict:
+def _own_verdict(node: GraphNode, choices: Choices, driven: _Driven | None = None) -> Interpretation:
     try:
         read_node(node, choices)
     except DataError as error:
-        return Verdict(REFUSED, _reason(error))
+        return Interpretation(REFUSED, _reason(error))
     if driven is None:
-        return Verdict(READ)
-    return driven.compare(*_own_run(read_neurons(driven.some(node), choices), driven.x), "")
+        return Interpretation(READ)
+    return driven.compare(*_own_run(read_neurons(driven.sampled(node), choices), driven.x), "")
 
 
 def _reason(error: DataError) -> str:
@@ -150,14 +155,16 @@ def _reason(error: DataError) -> str:
     return str(error).partition("): ")[2] or str(error)
 
 
-def _simulated(reading: NeuronReading, driven: _Driven) -> Verdict:
+def _simulated(reading: NeuronReading, driven: _Driven) -> Interpretation:
     """The verdict of an importer on neurons: first its requirements, then their spikes."""
     unmet = [ask.text for ask in reading.asks if not ask.holds(driven.numbers, driven.dt)]
     if unmet:
-        return Verdict(REFUSED, f"it asks for {'; '.join(unmet)}")
+        return Interpretation(REFUSED, f"it asks for {'; '.join(unmet)}")
     u, spikes = simulate(reading, driven.few, driven.dt, driven.x)
-    how = f"{reading.update}; a spike where {reading.spike}; then {reading.reset}"
-    return driven.compare(u, spikes, how if not reading.ignores else f"{how}; ignores {', '.join(reading.ignores)}")
+    description = f"{reading.update}; a spike where {reading.spike}; then {reading.reset}"
+    return driven.compare(
+        u, spikes, description if not reading.ignores else f"{description}; ignores {', '.join(reading.ignores)}"
+    )
 
 
 _NUMBERS: Mapping[str, tuple[str, ...]] = {
@@ -182,28 +189,28 @@ class _Driven:
 
     def __init__(self, node: GraphNode, dt: float) -> None:
         self.dt = dt
-        given = {key: self.given(node, key) for key in _NUMBERS[node.kind]}
-        if all(not any(values.strides) or (values == values.flat[0]).all() for values in given.values()):
-            self.numbers = {key: values.reshape(-1)[:1].copy() for key, values in given.items()}
+        parameters = {key: self.parameter(node, key) for key in _NUMBERS[node.kind]}
+        if all(not any(values.strides) or (values == values.flat[0]).all() for values in parameters.values()):
+            self.numbers = {key: values.reshape(-1)[:1].copy() for key, values in parameters.items()}
             self.picked = np.zeros(_MOST_NEURONS // 4, np.int64)
         else:
-            if not one_of_them([values.shape for values in given.values()]):
+            if not one_of_them([values.shape for values in parameters.values()]):
                 raise fail(node, "its parameters have different shapes")
-            self.numbers = given
-            size = max(values.size for values in given.values())
+            self.numbers = parameters
+            size = max(values.size for values in parameters.values())
             self.picked = np.unique(np.linspace(0, size - 1, _MOST_NEURONS).astype(np.int64))
         # The arrays may be huge, so they are not copied as a whole.
         full = np.broadcast_arrays(*self.numbers.values())
-        self.few = {key: values.flat[self.picked] for key, values in zip(given, full, strict=True)}
+        self.few = {key: values.flat[self.picked] for key, values in zip(parameters, full, strict=True)}
         self.x = self.currents()
         self.u, self.spikes = self.run()
 
     @staticmethod
-    def given(node: GraphNode, key: str) -> Float64:
+    def parameter(node: GraphNode, key: str) -> Float64:
         """A parameter, or its default if it is left out."""
         return numbers(node, key) if key in node.values or key not in _DEFAULTS else np.array(_DEFAULTS[key])
 
-    def some(self, node: GraphNode) -> GraphNode:
+    def sampled(self, node: GraphNode) -> GraphNode:
         """The neurons that are run, as a separate node."""
         return replace(node, values=dict(self.few))
 
@@ -246,15 +253,17 @@ class _Driven:
             spikes.append(o)
         return np.stack(potentials), np.stack(spikes).astype(np.float64)
 
-    def compare(self, u: Float32, spikes: Float32, how: str) -> Verdict:
+    def compare(self, u: Float32, spikes: Float32, description: str) -> Interpretation:
         """The verdict on an importer's potentials and spikes."""
         differ, fired = int((spikes != self.spikes).sum()), int(self.spikes.sum())
         if not fired:
-            return Verdict(UNKNOWN, "they do not spike here")
+            return Interpretation(UNKNOWN, "they do not spike here")
         if differ:
-            return Verdict(OTHERS, how, f"{differ} of {self.spikes.size:,} steps differ, {fired} have a spike")
-        away = float(np.abs((u - self.u) / self.few["v_threshold"]).max())
-        return Verdict(SAME, how) if away <= _SCALED else Verdict(SCALED, how)
+            return Interpretation(
+                OTHERS, description, f"{differ} of {self.spikes.size:,} steps differ, {fired} have a spike"
+            )
+        deviation = float(np.abs((u - self.u) / self.few["v_threshold"]).max())
+        return Interpretation(SAME, description) if deviation <= _SCALED else Interpretation(SCALED, description)
 
 
 def _own_run(p: NeuronParameters, x: Float32) -> tuple[Float32, Float32]:

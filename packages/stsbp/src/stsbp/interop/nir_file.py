@@ -13,9 +13,9 @@ from stsbp_spec.contract.grid import CONTRACT_VERSION
 import stsbp
 from stsbp.errors import ConfigError, DataError, FileError, printable
 from stsbp.files import OutputKind
-from stsbp.interop.nir_graph import Form, Graph, graph_of
+from stsbp.interop.nir_graph import ExportedGraph, Form, graph_of
 from stsbp.interop.nir_reader import read_graph
-from stsbp.interop.program import About, Program
+from stsbp.interop.program import About, NetworkProgram
 
 __all__ = ["NIR_FILE", "write"]
 
@@ -24,7 +24,7 @@ _WRITER = "stsbp "
 
 
 def write(
-    program: Program,
+    program: NetworkProgram,
     about: About,
     out: Path,
     *,
@@ -49,7 +49,7 @@ def write(
     nir = library()
     _check_own(out)
     graph = graph_of(program, form)
-    nodes = {name: getattr(nir, made.kind)(**made.numbers) for name, made in graph.nodes.items()}
+    nodes = {name: getattr(nir, node.kind)(**node.numbers) for name, node in graph.nodes.items()}
     metadata = {
         "writer": f"{_WRITER}{stsbp.__version__}",
         "contract": CONTRACT_VERSION,
@@ -60,11 +60,11 @@ def write(
         "dt": dt,
         "notes": "\n".join((*graph.rounded, *graph.notes)),
     }
-    made = nir.NIRGraph(nodes, list(graph.edges), metadata=metadata, type_check=graph.typed)
+    node = nir.NIRGraph(nodes, list(graph.edges), metadata=metadata, type_check=graph.typed)
     file = io.BytesIO()
-    nir.write(file, made)
+    nir.write(file, node)
     NIR_FILE.write(out, file.getvalue())
-    return _said(out, form, graph)
+    return _messages(out, form, graph)
 
 
 def _check_own(out: Path) -> None:
@@ -98,7 +98,7 @@ def library() -> Any:
     return nir
 
 
-def _said(out: Path, form: Form, graph: Graph) -> list[str]:
+def _messages(out: Path, form: Form, graph: ExportedGraph) -> list[str]:
     lines = [f"{out}: {len(graph.nodes)} nodes and {len(graph.edges)} edges, a step of {form.dt:g} s", *graph.notes]
     if graph.rounded:
         return [*lines, *graph.rounded, "so spikes can differ from those of the run"]

@@ -46,9 +46,9 @@ from stsbp_spec.networks.ops.psp import Filter, SynapticFilter
 from stsbp_spec.typing import AnyArray, Float32, Float64, Shape
 
 from stsbp.errors import ConfigError
-from stsbp.interop.program import Population, Program, Weights
+from stsbp.interop.program import GridWeights, NetworkProgram, PopulationStep
 
-__all__ = ["NO_LEAK", "Form", "Graph", "Made", "graph_of"]
+__all__ = ["NO_LEAK", "ExportedGraph", "ExportedNode", "Form", "graph_of"]
 
 NO_LEAK = 2.0**60
 """Time constant in steps for neurons without leak. It is finite, as NIR requires, and `1 - 1/tau` is 1 in float64."""
@@ -74,7 +74,7 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Made:
+class ExportedNode:
     """A node: the name of its class in NIR, and its parameters."""
 
     kind: str
@@ -82,7 +82,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Graph:
+class ExportedGraph:
     """Nodes by name, edges, and messages about them.
 
     Attributes:
@@ -92,24 +92,24 @@ class Graph:
         notes: further information that readers of the graph need.
     """
 
-    nodes: Mapping[str, Made]
+    nodes: Mapping[str, ExportedNode]
     edges: tuple[tuple[str, str], ...]
     typed: bool
     rounded: tuple[str, ...]
     notes: tuple[str, ...]
 
 
-def graph_of(program: Program, form: Form) -> Graph:
+def graph_of(program: NetworkProgram, form: Form) -> ExportedGraph:
     """A network as a NIR graph.
 
     Raises:
         ConfigError: NIR cannot express a part of it. The message names the part and its parameter.
     """
-    return _Writer(program, form).graph()
+    return _NirExporter(program, form).graph()
 
 
 @dataclass(frozen=True)
-class _Stage:
+class _ChannelAffine:
     """`x multiply + add` for each channel, float32 `[C]`. None: no multiplication, or no addition."""
 
     name: str
@@ -117,20 +117,20 @@ class _Stage:
     add: Float32 | None = None
 
 
-class _Writer:
+class _NirExporter:
     """Writes the nodes of NIR, for one node of the network after the other."""
 
-    def __init__(self, program: Program, form: Form) -> None:
+    def __init__(self, program: NetworkProgram, form: Form) -> None:
         self.program, self.form = program, form
         self.places = {place.node.name: place for place in program.network.graph.places}
         self.learned = {
             parameter: values
-            for each in program.populations.values()
-            for parameter, values in zip(each.place.parameters.values(), each.learned.values(), strict=True)
+            for population in program.populations.values()
+            for parameter, values in zip(population.place.parameters.values(), population.learned.values(), strict=True)
         }
         self.names = _names(self.places)
-        self.taken = {*_RESERVED, *self.names.values()}
-        self.nodes: dict[str, Made] = {}
+        self.used_names = {*_RESERVED, *self.names.values()}
+        self.nodes: dict[str, ExportedNode] = {}
         self.edges: list[tuple[str, str]] = []
         self.ends: dict[str, tuple[str, ...]] = {}
         """The NIR nodes whose sum is the output of a node of the network."""
@@ -140,7 +140,7 @@ class _Writer:
         self.rounded: list[str] = []
         self.notes: list[str] = []
 
-    def graph(self) -> Graph:
+    def graph(self) -> ExportedGraph:
         for name, place in self.places.items():
             op = place.node.op
             if name in self.program.recurrent:
@@ -153,31 +153,31 @@ class _Writer:
                 self.weights(place)
             else:
                 self.passing(place)
-        self.add("output", Made("Output", {"output_type": np.array(place.output.shape)}), self.ends[name])
+        self.add("output", ExportedNode("Output", {"output_type": np.array(place.output.shape)}), self.ends[name])
         notes = tuple(dict.fromkeys(self.notes))
-        return Graph(self.nodes, tuple(self.edges), self.typed, tuple(self.rounded), notes)
+        return ExportedGraph(self.nodes, tuple(self.edges), self.typed, tuple(self.rounded), notes)
 
-    def add(self, name: str, made: Made, sources: Sequence[str]) -> str:
+    def add(self, name: str, node: ExportedNode, sources: Sequence[str]) -> str:
         """Add a node and its edges. Returns its name."""
         if len(set(sources)) < len(sources):
-            twice = next(each for each in sources if sources.count(each) > 1)
+            twice = next(name_of_source for name_of_source in sources if sources.count(name_of_source) > 1)
             raise ConfigError(
                 f"{name} cannot be written: it reads {twice} twice, but NIR allows only one edge between two nodes"
             )
-        self.nodes[name] = made
+        self.nodes[name] = node
         self.edges += [(source, name) for source in sources]
         return name
 
-    def add_beside(self, name: str, made: Made, sources: Sequence[str]) -> str:
+    def add_beside(self, name: str, node: ExportedNode, sources: Sequence[str]) -> str:
         """Add a node that the network does not have, under a new name."""
-        while name in self.nodes or name in self.taken:
+        while name in self.nodes or name in self.used_names:
             name += "_"
-        return self.add(name, made, sources)
+        return self.add(name, node, sources)
 
     def input(self, place: Place) -> None:
         op = place.node.op
         assert isinstance(op, Input)
-        name = self.add("input", Made("Input", {"input_type": np.array(op.shape)}), ())
+        name = self.add("input", ExportedNode("Input", {"input_type": np.array(op.shape)}), ())
         self.ends[place.node.name], self.exponents[place.node.name] = (name,), 0
         if op.coding == "direct":
             self.notes.append("input: the bytes of an image / 256, the same ones at every step")
@@ -192,8 +192,8 @@ class _Writer:
             return ends
         self.notes.append("no importer in the table of docs/nir.md reads Delay")
         shape = self.places[edge.source].output.shape
-        made = Made("Delay", {"delay": np.full(shape, edge.delay * self.form.dt)})
-        return tuple(self.add_beside(f"{end}_delay{edge.delay}", made, (end,)) for end in ends)
+        delay_node = ExportedNode("Delay", {"delay": np.full(shape, edge.delay * self.form.dt)})
+        return tuple(self.add_beside(f"{end}_delay{edge.delay}", delay_node, (end,)) for end in ends)
 
     def passing(self, place: Place) -> None:
         """Add pooling, flattening, dropout and sums of branches."""
@@ -210,7 +210,9 @@ class _Writer:
         if isinstance(op, AvgPool2d):
             sums = op.divisor != 1 or self.form.pooling == "sum"
             numbers = {"kernel_size": np.array(op.sizes), "stride": np.array(op.sizes), "padding": np.array((0, 0))}
-            sources = (self.add(self.names[name], Made("SumPool2d" if sums else "AvgPool2d", numbers), sources),)
+            sources = (
+                self.add(self.names[name], ExportedNode("SumPool2d" if sums else "AvgPool2d", numbers), sources),
+            )
             exponent += op.exponent if sums else 0
         elif isinstance(op, Flatten):
             sources = self.flat(self.names[name], shape, sources)
@@ -223,44 +225,44 @@ class _Writer:
         if len(shape) == 1:
             return sources
         numbers = {"input_type": {"input": np.array(shape)}, "start_dim": 0, "end_dim": -1}
-        return (self.add_beside(name, Made("Flatten", numbers), sources),)
+        return (self.add_beside(name, ExportedNode("Flatten", numbers), sources),)
 
     def weights(self, place: Place) -> None:
         """Add a projection: its weights, and the normalisation or bias of their sums."""
         name, (edge,) = place.node.name, place.node.inputs
-        own, shape, op = self.names[name], place.output.shape, place.node.op
+        nir_name, shape, op = self.names[name], place.output.shape, place.node.op
         sources = self.read(place, edge)
         first, *stages = self.stages(place, self.program.weights[name], self.exponents[edge.source])
         if isinstance(op, Conv2d):
-            made = self.convolution(name, op, place.inputs[0].shape, first)
+            node = self.convolution(name, op, place.inputs[0].shape, first)
         else:
-            sources = self.flat(f"{own}_flatten", place.inputs[0].shape, sources)
-            made = Made("Affine", {"weight": first.multiply, "bias": _numbers(first.add, shape[0], 0)})
-        end = self.add(own, made, sources)
+            sources = self.flat(f"{nir_name}_flatten", place.inputs[0].shape, sources)
+            node = ExportedNode("Affine", {"weight": first.multiply, "bias": _numbers(first.add, shape[0], 0)})
+        end = self.add(nir_name, node, sources)
         for stage in stages:
-            end = self.add_beside(f"{own}_{stage.name}", _diagonal(stage, shape), (end,))
+            end = self.add_beside(f"{nir_name}_{stage.name}", _diagonal(stage, shape), (end,))
         self.ends[name] = (end,)
 
-    def stages(self, place: Place, found: Weights, exponent: int) -> list[_Stage]:
+    def stages(self, place: Place, weights: GridWeights, exponent: int) -> list[_ChannelAffine]:
         """The weights, and the operations on each channel of their sums, with as few stages as rounding allows."""
         channels = place.output.shape[0]
-        values = np.diag(found.values[:, 0]) if isinstance(place.node.op, OneToOne) else found.values
-        stages = [_Stage("weights", np.ldexp(values, -exponent))]
-        if found.norm is not None:
+        values = np.diag(weights.values[:, 0]) if isinstance(place.node.op, OneToOne) else weights.values
+        stages = [_ChannelAffine("weights", np.ldexp(values, -exponent))]
+        if weights.norm is not None:
             stages += [
-                _Stage("mean", add=-found.norm.mean),
-                _Stage("scale", found.norm.a),
-                _Stage("shift", add=found.norm.shift),
+                _ChannelAffine("mean", add=-weights.norm.mean),
+                _ChannelAffine("scale", weights.norm.a),
+                _ChannelAffine("shift", add=weights.norm.shift),
             ]
         filter = place.output.filter(training=False)
         if isinstance(filter, Biased):
             stages += [
-                _Stage("division", np.full(channels, filter.gain)),
-                _Stage("bias", add=self.learned[f"{place.node.name}.bias"]),
+                _ChannelAffine("division", np.full(channels, filter.gain)),
+                _ChannelAffine("bias", add=self.learned[f"{place.node.name}.bias"]),
             ]
         gain = self.gain(place, filter)
         if self.form.fold or _is_power_of_two(gain):
-            stages.append(_Stage("gain", np.full(channels, gain)))
+            stages.append(_ChannelAffine("gain", np.full(channels, gain)))
         merged = reduce(_merged, stages[1:], stages[:1])
         return self.folded(place.node.name, merged) if self.form.fold else merged
 
@@ -275,7 +277,7 @@ class _Writer:
             )
         return filter.gain
 
-    def folded(self, name: str, stages: list[_Stage]) -> list[_Stage]:
+    def folded(self, name: str, stages: list[_ChannelAffine]) -> list[_ChannelAffine]:
         """All stages as weights and a bias, each rounded once."""
         if len(stages) == 1:
             return stages
@@ -294,9 +296,9 @@ class _Writer:
             f"{name}: {', '.join(stage.name for stage in stages[1:])} folded into weights and bias; sums round, and "
             f"weights are rounded by up to {off:.2g}, the largest of them is {np.abs(exact).max(initial=0):.3g}"
         )
-        return [_Stage("weights", values, added.astype(np.float32))]
+        return [_ChannelAffine("weights", values, added.astype(np.float32))]
 
-    def convolution(self, name: str, op: Conv2d, shape: Shape, stage: _Stage) -> Made:
+    def convolution(self, name: str, op: Conv2d, shape: Shape, stage: _ChannelAffine) -> ExportedNode:
         """A convolution without groups. The kernel is square if rows and columns are both odd or both even."""
         assert stage.multiply is not None
         values, paddings = _without_groups(stage.multiply, op.groups), op.paddings
@@ -317,14 +319,14 @@ class _Writer:
             "groups": 1,
             "bias": _numbers(stage.add, len(values), 0),
         }
-        return Made("Conv2d", numbers)
+        return ExportedNode("Conv2d", numbers)
 
-    def population(self, found: Population) -> None:
+    def population(self, population: PopulationStep) -> None:
         """Add neurons, and the gain of their inputs if it is not included in the weights."""
-        place = found.place
+        place = population.place
         name, edges = place.node.name, place.node.inputs
-        own, shape = self.names[name], place.output.shape
-        self.ends[name], self.exponents[name] = (own,), 0
+        nir_name, shape = self.names[name], place.output.shape
+        self.ends[name], self.exponents[name] = (nir_name,), 0
         for edge in edges:
             if edge.source in self.program.recurrent:
                 self.weights(self.places[edge.source])
@@ -336,33 +338,35 @@ class _Writer:
                 "tau_s, but a neuron of NIR has only one; use one tau_s for all, also for the input "
                 "filter (input_tau_s), or tau_s=1"
             )
-        apart = len(currents) > 1
+        is_split = len(currents) > 1
         # A synapse without memory has the same effect on a sum and on its parts.
-        if apart and any(decays):
+        if is_split and any(decays):
             self.rounds(f"{name}: the currents of {_listed(edges)} are added before the synapse, not after it")
         sources: list[str] = []
         for number, (filter, ends) in enumerate(currents, start=1):
             if len(ends) > 2 and not self.adds_exactly(place):
                 self.rounds(f"{name}: its inputs may be added in any order")
             if not (self.form.fold or _is_power_of_two(filter.gain)):
-                gain = _diagonal(_Stage("gain", np.full(shape[0], filter.gain)), shape)
-                ends = (self.add_beside(f"{own}_gain{number if apart else ''}", gain, ends),)
+                gain = _diagonal(_ChannelAffine("gain", np.full(shape[0], filter.gain)), shape)
+                ends = (self.add_beside(f"{nir_name}_gain{number if is_split else ''}", gain, ends),)
             sources += ends
-        if apart and len(sources) > 2:
+        if is_split and len(sources) > 2:
             self.rounds(f"{name}: its currents may be added in any order")
-        self.add(own, self.neurons(found, decays.pop()), sources)
+        self.add(nir_name, self.neurons(population, decays.pop()), sources)
 
-    def rounds(self, what: str) -> None:
+    def rounds(self, operation: str) -> None:
         """Record that something is rounded differently from the network. Without `fold`, it is refused."""
         # Otherwise nobody could tell this rounding from a fault of the importer.
         if not self.form.fold:
-            raise ConfigError(f"{what}; this rounds differently, so spikes can differ. To write it anyway, give --fold")
-        self.rounded.append(what)
+            raise ConfigError(
+                f"{operation}; this rounds differently, so spikes can differ. To write it anyway, give --fold"
+            )
+        self.rounded.append(operation)
 
     def currents(self, place: Place) -> list[tuple[Filter, tuple[str, ...]]]:
         """The filters of a population, and for each the NIR nodes whose sum it filters, in the order of
         assembly.py."""
-        found: dict[object, tuple[Filter, tuple[str, ...]]] = {}
+        currents: dict[object, tuple[Filter, tuple[str, ...]]] = {}
         for number, (edge, values) in enumerate(zip(place.node.inputs, place.inputs, strict=True)):
             filter = values.filter(training=False)
             if edge.delay and filter.learned() and edge.source not in self.program.recurrent:
@@ -371,24 +375,24 @@ class _Writer:
                     "and NIR would delay the bias too"
                 )
             key: object = number if filter.learned() else (filter, values.static)
-            plain = filter.filter if isinstance(filter, Biased) else filter
-            assert isinstance(plain, Filter)
-            found[key] = plain, (*found.get(key, (plain, ()))[1], *self.read(place, edge))
-        return [*found.values()]
+            unbiased = filter.filter if isinstance(filter, Biased) else filter
+            assert isinstance(unbiased, Filter)
+            currents[key] = unbiased, (*currents.get(key, (unbiased, ()))[1], *self.read(place, edge))
+        return [*currents.values()]
 
     def adds_exactly(self, place: Place) -> bool:
         """Whether the sums that a population reads are integers in one unit, which add exactly in any order."""
         read = [self.program.weights[edge.source] for edge in place.node.inputs]
-        if any(each.norm is not None or each.projection.sums.biased for each in read):
+        if any(weights.norm is not None or weights.projection.sums.biased for weights in read):
             return False
-        exponent = max(each.sum_exponent for each in read)
-        sums = [np.abs(each.values.astype(np.float64)).reshape(len(each.values), -1).sum(1) for each in read]
-        largest = sum(rows * each.projection.input.maximum for rows, each in zip(sums, read, strict=True))
+        exponent = max(weights.sum_exponent for weights in read)
+        sums = [np.abs(weights.values.astype(np.float64)).reshape(len(weights.values), -1).sum(1) for weights in read]
+        largest = sum(rows * weights.projection.input.maximum for rows, weights in zip(sums, read, strict=True))
         return bool(np.ldexp(largest, exponent).max(initial=0) < 2.0**EXACT_LIMIT_BITS)
 
-    def neurons(self, found: Population, decay: np.float32) -> Made:
+    def neurons(self, population: PopulationStep, decay: np.float32) -> ExportedNode:
         """A population of neurons whose synapses all have the decay `decay`."""
-        place, form = found.place, self.form
+        place, form = population.place, self.form
         op, name, shape = place.node.op, place.node.name, place.output.shape
         assert isinstance(op, Neurons)
         model = op.model
@@ -404,8 +408,8 @@ class _Writer:
         threshold = np.nextafter(threshold, np.float32(0)) if form.threshold_below else threshold
         spiking = {"v_threshold": np.full(shape, np.float64(threshold)), "v_reset": np.zeros(shape)}
         if isinstance(model, IF) and decay == 0:
-            return Made("IF", {"r": np.full(shape, 1 / form.dt), **spiking})
-        leaks = self.leaks(found)
+            return ExportedNode("IF", {"r": np.full(shape, 1 / form.dt), **spiking})
+        leaks = self.leaks(population)
         tau_mem = np.broadcast_to(_seconds(leaks, form.dt, f"{name}, tau_m"), shape).copy()
         tau_syn = np.full(shape, _seconds(np.array([decay]), form.dt, f"{name}, tau_s"))
         numbers = {
@@ -417,14 +421,14 @@ class _Writer:
         }
         if isinstance(model, Readout):
             self.notes.append("no importer in the table of docs/nir.md reads CubaLI")
-            return Made("CubaLI", numbers)
+            return ExportedNode("CubaLI", numbers)
         if np.unique(leaks).size > 1:
             self.notes.append(f"{name}: its neurons differ in tau_mem, which spikingjelly refuses")
-        return Made("CubaLIF", {**numbers, **spiking})
+        return ExportedNode("CubaLIF", {**numbers, **spiking})
 
-    def leaks(self, found: Population) -> Float32:
+    def leaks(self, population: PopulationStep) -> Float32:
         """The decay of the potentials of a population per step, with the shape of its neurons or `[1, ...]`."""
-        place = found.place
+        place = population.place
         assert isinstance(place.node.op, Neurons)
         model = place.node.op.model
         if isinstance(model, PLIF):
@@ -447,24 +451,24 @@ _REFUSED: Mapping[type[Op], str] = {
 def _names(names: Iterable[str]) -> dict[str, str]:
     """Names of the network's nodes for NIR. They have no dots, which nirtorch replaces by underscores, and are
     unique."""
-    found: dict[str, str] = {}
-    taken = {*_RESERVED}
+    nir_names: dict[str, str] = {}
+    used_names = {*_RESERVED}
     for name in names:
-        own = name.replace(".", "_")
-        while own in taken:
-            own += "_"
-        taken.add(own)
-        found[name] = own
-    return found
+        nir_name = name.replace(".", "_")
+        while nir_name in used_names:
+            nir_name += "_"
+        used_names.add(nir_name)
+        nir_names[name] = nir_name
+    return nir_names
 
 
 def _listed(edges: Iterable[Edge]) -> str:
     return " and ".join(edge.source for edge in edges)
 
 
-def _numbers(given: Float32 | None, channels: int, value: float) -> Float32:
+def _numbers(stage_values: Float32 | None, channels: int, value: float) -> Float32:
     """The values of a stage for each channel."""
-    return np.full(channels, value, np.float32) if given is None else given
+    return np.full(channels, value, np.float32) if stage_values is None else stage_values
 
 
 def _along(channels: AnyArray, values: AnyArray) -> AnyArray:
@@ -476,7 +480,7 @@ def _is_power_of_two(x: AnyArray | np.float32) -> bool:
     return bool((np.abs(np.frexp(x)[0]) == 0.5).all())
 
 
-def _merged(stages: list[_Stage], stage: _Stage) -> list[_Stage]:
+def _merged(stages: list[_ChannelAffine], stage: _ChannelAffine) -> list[_ChannelAffine]:
     """Stages and a further one. It is merged into the last of them if this causes no rounding."""
     if stage.multiply is None:
         return [*stages, stage] if stage.add is not None and stage.add.any() else stages
@@ -495,7 +499,7 @@ def _is_normal(scaled: Float32, values: Float32) -> bool:
     return np.array_equal(np.abs(scaled) >= np.finfo(np.float32).tiny, values != 0)
 
 
-def _diagonal(stage: _Stage, shape: Shape) -> Made:
+def _diagonal(stage: _ChannelAffine, shape: Shape) -> ExportedNode:
     """A stage as weights: a fully connected layer, or a convolution with a kernel of one pixel."""
     channels = shape[0]
     # Not nir.Scale, which spikingjelly, snntorch, norse and spyx do not read. The price is `N x N` products per step,
@@ -504,18 +508,18 @@ def _diagonal(stage: _Stage, shape: Shape) -> Made:
     numbers: dict[str, Any] = {"weight": weight, "bias": _numbers(stage.add, channels, 0)}
     numbers["metadata"] = {"stsbp": stage.name}
     if len(shape) == 1:
-        return Made("Affine", numbers)
+        return ExportedNode("Affine", numbers)
     ones = {"stride": (1, 1), "dilation": (1, 1), "padding": (0, 0), "groups": 1}
-    return Made("Conv2d", {**numbers, **ones, "input_shape": shape[1:], "weight": weight[..., None, None]})
+    return ExportedNode("Conv2d", {**numbers, **ones, "input_shape": shape[1:], "weight": weight[..., None, None]})
 
 
 def _without_groups(values: Float32, groups: int) -> Float32:
     """A convolution with groups as one convolution with zeros between the groups."""
     outputs, inputs, *kernel = values.shape
-    found = np.zeros((groups, outputs // groups, groups, inputs, *kernel), np.float32)
-    each = np.arange(groups)
-    found[each, :, each] = values.reshape(groups, outputs // groups, inputs, *kernel)
-    return found.reshape(outputs, groups * inputs, *kernel)
+    dense = np.zeros((groups, outputs // groups, groups, inputs, *kernel), np.float32)
+    group = np.arange(groups)
+    dense[group, :, group] = values.reshape(groups, outputs // groups, inputs, *kernel)
+    return dense.reshape(outputs, groups * inputs, *kernel)
 
 
 def _square(values: Float32, op: Conv2d) -> tuple[Float32, tuple[int, int]]:
@@ -525,7 +529,7 @@ def _square(values: Float32, op: Conv2d) -> tuple[Float32, tuple[int, int]]:
     return np.pad(values, [(0, 0), (0, 0), *((extra, extra) for extra in more)]), (paddings[0], paddings[1])
 
 
-def _seconds(decays: Float32, dt: float, what: str) -> Float64:
+def _seconds(decays: Float32, dt: float, parameter: str) -> Float64:
     """Time constants in seconds for which `1 - dt / tau`, computed in float64 and rounded once, equals `decays`.
 
     Raises:
@@ -534,10 +538,10 @@ def _seconds(decays: Float32, dt: float, what: str) -> Float64:
     with np.errstate(divide="ignore"):
         steps = np.minimum(1 / (1 - decays.astype(np.float64)), NO_LEAK)
     seconds = steps * dt
-    off = (1 - dt / seconds).astype(np.float32) != decays
-    if off.any():
+    differs = (1 - dt / seconds).astype(np.float32) != decays
+    if differs.any():
         raise ConfigError(
-            f"{what} cannot be written: no time constant in float64 has the decay {decays[off].flat[0]:.9g}, which is "
-            "too near 0"
+            f"{parameter} cannot be written: no time constant in float64 has the decay "
+            f"{decays[differs].flat[0]:.9g}, which is too near 0"
         )
     return seconds

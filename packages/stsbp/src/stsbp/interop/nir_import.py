@@ -45,7 +45,7 @@ from stsbp.interop.nir_nodes import (
     read_scale,
     read_weights,
 )
-from stsbp.interop.nir_reader import Graph, GraphNode
+from stsbp.interop.nir_reader import GraphNode, NirGraph
 
 __all__ = ["Imported", "import_graph", "likely_step"]
 
@@ -118,7 +118,7 @@ class _Signal:
 
 
 @dataclass(frozen=True)
-class _Projection:
+class _ImportedProjection:
     """Weights of the graph, and their input: an edge, and a factor with the shape of the input."""
 
     node: GraphNode
@@ -129,7 +129,7 @@ class _Projection:
 
 
 @dataclass(frozen=True)
-class _Population:
+class _ImportedPopulation:
     """Neurons of the graph, and the weighted sums that they read."""
 
     node: GraphNode
@@ -137,7 +137,7 @@ class _Population:
     signal: _Signal
 
 
-def import_graph(graph: Graph, shape: Shape | None, choices: Choices) -> Imported:
+def import_graph(graph: NirGraph, shape: Shape | None, choices: Choices) -> Imported:
     """Read a graph for inputs of `shape`, `(C, H, W)` or `(N,)`; None: the shape that the graph declares.
 
     Raises:
@@ -148,32 +148,32 @@ def import_graph(graph: Graph, shape: Shape | None, choices: Choices) -> Importe
         return _Import(graph, shape, choices).run()
 
 
-def likely_step(graph: Graph) -> float | None:
+def likely_step(graph: NirGraph) -> float | None:
     """The `dt` with which all currents are added to potentials unchanged, `r = tau/dt`; None if there is none."""
-    found: set[float] = set()
+    steps: set[float] = set()
     for node in graph.nodes.values():
         tau, r = node.values.get("tau_mem", node.values.get("tau")), node.values.get("r")
         if isinstance(tau, np.ndarray) and isinstance(r, np.ndarray) and tau.size and r.size and not is_one(r):
             with np.errstate(all="ignore"):
-                found.add(float(f"{np.float64(tau.flat[0]) / np.float64(r.flat[0]):.5g}"))
-    only = found.pop() if len(found) == 1 else math.nan
-    return only if math.isfinite(only) and only > 0 else None
+                steps.add(float(f"{np.float64(tau.flat[0]) / np.float64(r.flat[0]):.5g}"))
+    step = steps.pop() if len(steps) == 1 else math.nan
+    return step if math.isfinite(step) and step > 0 else None
 
 
 class _Import:
-    def __init__(self, graph: Graph, shape: Shape | None, choices: Choices) -> None:
+    def __init__(self, graph: NirGraph, shape: Shape | None, choices: Choices) -> None:
         self.graph, self.data_shape, self.choices = graph, shape, choices
         self.inputs: dict[str, list[str]] = {name: [] for name in graph.nodes}
         self.readers: dict[str, list[str]] = {name: [] for name in graph.nodes}
         for source, reader in graph.edges:
             self.inputs[reader].append(source)
             self.readers[source].append(reader)
-        self.taken = {"input": 1}
+        self.used_names = {"input": 1}
         """Names of nodes, with the last number that was appended to each."""
-        self.names = {name: self.free(_plain(name)) for name, node in graph.nodes.items() if node.kind != "Input"}
+        self.names = {name: self.free(_node_name(name)) for name, node in graph.nodes.items() if node.kind != "Input"}
         self.signals: dict[str, _Signal] = {}
-        self.projections: dict[str, _Projection] = {}
-        self.populations: dict[str, _Population] = {}
+        self.projections: dict[str, _ImportedProjection] = {}
+        self.populations: dict[str, _ImportedPopulation] = {}
         self.origins = {"input": "input"}
         """For each node, one of the populations whose spikes it carries, through pooling and sums."""
         self.likes = {"input": "input"}
@@ -202,10 +202,10 @@ class _Import:
 
     def only(self, kind: str) -> GraphNode:
         """The only node of a kind."""
-        found = [node for node in self.graph.nodes.values() if node.kind == kind]
-        if len(found) != 1:
-            raise DataError(f"a graph must have one {kind} to be imported, but this one has {len(found)}")
-        return found[0]
+        nodes = [node for node in self.graph.nodes.values() if node.kind == kind]
+        if len(nodes) != 1:
+            raise DataError(f"a graph must have one {kind} to be imported, but this one has {len(nodes)}")
+        return nodes[0]
 
     def walk(self, start: GraphNode) -> None:
         """Walk from the input through all nodes: first to find the shapes of all neurons, then with known spikes."""
@@ -222,9 +222,9 @@ class _Import:
         neurons = [name for name in shapes if self.graph.nodes[name].kind in NEURONS]
         self.signals[start.name] = _Signal((_Term("input"),), shapes[start.name])
         for name in neurons:
-            own = self.names[name]
-            self.signals[name] = _Signal((_Term(own),), shapes[name])
-            self.origins[own] = self.likes[own] = own
+            population = self.names[name]
+            self.signals[name] = _Signal((_Term(population),), shapes[name])
+            self.origins[population] = self.likes[population] = population
         waiting = {name: len(sources) for name, sources in self.inputs.items()}
         ready = deque(reader for name in self.signals for reader in self.readers[name])
         while ready:
@@ -233,51 +233,56 @@ class _Import:
             if not waiting[name] and name in shapes and name not in self.signals:
                 self.signals[name] = self.signal(self.graph.nodes[name])
                 ready.extend(self.readers[name])
-        late, path = next((name for name in shapes if name not in self.signals), None), set[str]()
-        while late is not None:
-            if late in path:
-                raise fail(self.graph.nodes[late], "it reads itself with no neurons in between")
-            path.add(late)
-            late = next(name for name in self.inputs[late] if name not in self.signals)
+        unread, path = next((name for name in shapes if name not in self.signals), None), set[str]()
+        while unread is not None:
+            if unread in path:
+                raise fail(self.graph.nodes[unread], "it reads itself with no neurons in between")
+            path.add(unread)
+            unread = next(name for name in self.inputs[unread] if name not in self.signals)
         for name in neurons:
-            node, signal = self.graph.nodes[name], self.entering(self.graph.nodes[name])
+            node, signal = self.graph.nodes[name], self.summed_input(self.graph.nodes[name])
             if not signal.weighted:
                 raise fail(node, "it reads spikes with no weights in between; put Linear or Affine before it")
-            self.populations[name] = _Population(node, read_neurons(node, self.choices), signal)
+            self.populations[name] = _ImportedPopulation(node, read_neurons(node, self.choices), signal)
 
     def shapes(self, start: GraphNode) -> dict[str, Shape]:
         """The output shape of each node that the input leads to, except outputs."""
-        found = {start.name: self.input_shape(start)}
+        shapes = {start.name: self.input_shape(start)}
         ready = deque([start.name])
         while ready:
             source = ready.popleft()
             for name in self.readers[source]:
                 node = self.graph.nodes[name]
-                if name not in found and node.kind != "Output":
-                    found[name] = _shape_after(node, found[source])
+                if name not in shapes and node.kind != "Output":
+                    shapes[name] = _shape_after(node, shapes[source])
                     ready.append(name)
-        return found
+        return shapes
 
     def input_shape(self, node: GraphNode) -> Shape:
         """The shape of the inputs. If it differs, the shape of the data counts."""
-        found = node.values.get("shape")
-        if not isinstance(found, np.ndarray) or found.ndim > 1 or found.dtype.kind not in "iu" or found.size > 8:
+        shape_values = node.values.get("shape")
+        if (
+            not isinstance(shape_values, np.ndarray)
+            or shape_values.ndim > 1
+            or shape_values.dtype.kind not in "iu"
+            or shape_values.size > 8
+        ):
             raise fail(node, "shape is not a list of whole numbers")
-        declared = tuple(int(each) for each in found.reshape(-1))
-        if any(not 1 <= each <= MAX_SIZE for each in declared):
+        declared = tuple(int(size) for size in shape_values.reshape(-1))
+        if any(not 1 <= size <= MAX_SIZE for size in declared):
             raise fail(node, f"shape is {list(declared)}, but its numbers must be from 1 to {MAX_SIZE:,}")
         data, sizes = self.data_shape, _squeezed(declared)
         if data is None:
-            line = any(self.graph.nodes[name].kind == "Conv1d" for name in self.readers[node.name])
-            plain = {1: sizes, 2: (sizes[0], 1, sizes[-1]) if line else (1, *sizes), 3: sizes}
-            shape = declared if len(declared) in (1, 3) else plain.get(len(sizes))
+            is_row = any(self.graph.nodes[name].kind == "Conv1d" for name in self.readers[node.name])
+            shape_by_rank = {1: sizes, 2: (sizes[0], 1, sizes[-1]) if is_row else (1, *sizes), 3: sizes}
+            shape = declared if len(declared) in (1, 3) else shape_by_rank.get(len(sizes))
             if shape is None:
                 raise fail(
                     node, f"shape is {list(declared)}, which is neither the shape of a picture nor that of a row"
                 )
             if math.prod(shape) > _MOST_NUMBERS:
-                most = f"{math.prod(shape):,} numbers, more than {_MOST_NUMBERS:,}"
-                raise fail(node, f"shape is {list(declared)}, which is {most}")
+                excess = f"{math.prod(shape):,} numbers, more than {_MOST_NUMBERS:,}"
+                raise fail(node, f"shape is {list(declared)}, which is {excess}")
             return shape
         if sizes == _squeezed(data):
             return data
@@ -286,19 +291,19 @@ class _Import:
             return flat
         for shape in (data, flat):
             if declared[-len(shape) :] == shape:
-                many = list(declared[: -len(shape)])
-                self.notes.append((node.name, f"shape is {list(declared)}: {many} are treated as samples or steps"))
+                leading = list(declared[: -len(shape)])
+                self.notes.append((node.name, f"shape is {list(declared)}: {leading} are treated as samples or steps"))
                 return shape
         raise fail(node, f"shape is {list(declared)}, but the data have the shape {list(data)}")
 
-    def entering(self, node: GraphNode) -> _Signal:
+    def summed_input(self, node: GraphNode) -> _Signal:
         """The sum of all inputs of a node."""
         signals = [self.signals[name] for name in self.inputs[node.name]]
         first = signals[0]
-        for each in signals:
-            if each.shape != first.shape:
-                raise fail(node, f"its inputs have different shapes, {list(first.shape)} and {list(each.shape)}")
-            if each.weighted != first.weighted:
+        for other in signals:
+            if other.shape != first.shape:
+                raise fail(node, f"its inputs have different shapes, {list(first.shape)} and {list(other.shape)}")
+            if other.weighted != first.weighted:
                 raise fail(node, "it reads both spikes and weighted sums")
         # The number of terms can double wherever two paths meet.
         if (number := sum(len(signal.terms) for signal in signals)) > _MOST_TERMS:
@@ -307,73 +312,80 @@ class _Import:
 
     def signal(self, node: GraphNode) -> _Signal:
         """The output of a node for its inputs."""
-        entering = self.entering(node)
+        summed_input = self.summed_input(node)
         if node.kind == "Identity":
-            return entering
+            return summed_input
         if node.kind == "Scale":
-            factor = _spread(node, "scale", read_scale(node), entering.shape)
-            return replace(entering, terms=tuple(term.times(factor) for term in entering.terms))
+            factor = _spread(node, "scale", read_scale(node), summed_input.shape)
+            return replace(summed_input, terms=tuple(term.times(factor) for term in summed_input.terms))
         if node.kind == "Delay":
             steps = read_delay(node, self.choices)
-            if any(np.any(term.bias) for term in entering.terms):
+            if any(np.any(term.bias) for term in summed_input.terms):
                 raise fail(node, "its input has a bias, which stsbp would not delay")
-            return replace(entering, terms=tuple(replace(term, delay=term.delay + steps) for term in entering.terms))
-        if entering.weighted and node.kind in WEIGHTS:
-            return self.after_weights(node, entering)
-        if entering.weighted and len(entering.shape) > 1:
+            return replace(
+                summed_input, terms=tuple(replace(term, delay=term.delay + steps) for term in summed_input.terms)
+            )
+        if summed_input.weighted and node.kind in WEIGHTS:
+            return self.after_weights(node, summed_input)
+        if summed_input.weighted and len(summed_input.shape) > 1:
             raise fail(node, "it reads weighted sums; put neurons before it")
         if node.kind == "Flatten":
-            flat = (math.prod(entering.shape),)
-            if entering.weighted:
-                return entering
-            factors = [_flattened(node, term.both, entering.shape) for term in entering.terms]
-            terms = (replace(each, factor=x, after=1.0) for each, x in zip(entering.terms, factors, strict=True))
-            return replace(entering, terms=tuple(terms), shape=flat)
-        edge, factor = self.edge(node, entering)
+            flat = (math.prod(summed_input.shape),)
+            if summed_input.weighted:
+                return summed_input
+            factors = [_flattened(node, term.both, summed_input.shape) for term in summed_input.terms]
+            scaled = zip(summed_input.terms, factors, strict=True)
+            terms = (replace(term, factor=factor, after=1.0) for term, factor in scaled)
+            return replace(summed_input, terms=tuple(terms), shape=flat)
+        edge, factor = self.edge(node, summed_input)
         if node.kind in POOLS:
-            return self.pooled(node, entering.shape, edge, factor)
+            return self.pooled(node, summed_input.shape, edge, factor)
         parameters = read_weights(node)
-        shape = _line(entering.shape, node) if node.kind == "Conv1d" else entering.shape
+        shape = _line(summed_input.shape, node) if node.kind == "Conv1d" else summed_input.shape
         if isinstance(parameters.op, Linear) and len(_squeezed(shape)) > 1:
             raise fail(node, f"its input has the shape {list(shape)}; put Flatten before it")
-        self.projections[node.name] = _Projection(node, parameters, edge, factor, shape)
+        self.projections[node.name] = _ImportedProjection(node, parameters, edge, factor, shape)
         output = _shape_after(node, shape)
         needs = parameters.op.weight_shape(shape)
         if needs != parameters.values.shape:
             has = f"weight has the shape {list(parameters.values.shape)}"
             raise fail(node, f"{has}, but an input of shape {list(shape)} needs {list(needs)}")
-        if isinstance(given := node.values.get("input_shape"), np.ndarray):
-            declared = given.reshape(-1)[:3].tolist()
-            if declared != [*shape[-given.size :]] or not given.size:
+        if isinstance(declared_shape := node.values.get("input_shape"), np.ndarray):
+            declared = declared_shape.reshape(-1)[:3].tolist()
+            if declared != [*shape[-declared_shape.size :]] or not declared_shape.size:
                 raise fail(node, f"input_shape is {declared}, but its input has the shape {list(shape)}")
         return _Signal((_Term(node.name, bias=_biases(node, parameters, output)),), output, weighted=True)
 
-    def after_weights(self, node: GraphNode, entering: _Signal) -> _Signal:
+    def after_weights(self, node: GraphNode, summed_input: _Signal) -> _Signal:
         """Weights that multiply each channel of weighted sums by a number, and optionally add one."""
         parameters = read_weights(node)
         # A diagonal matrix becomes a factor of the weights, so that an exported network does not come back with more
         # layers.
-        own = diagonal(parameters)
-        if own is None or len(own) != entering.shape[0] or (len(entering.shape) == 1) != (node.kind in _FULL):
+        channel_factors = diagonal(parameters)
+        if (
+            channel_factors is None
+            or len(channel_factors) != summed_input.shape[0]
+            or (len(summed_input.shape) == 1) != (node.kind in _FULL)
+        ):
             raise fail(node, "it reads weighted sums; put neurons before it")
-        factor = _spread(node, "weight", own, entering.shape)
-        first, *others = (term.times(factor) for term in entering.terms)
+        factor = _spread(node, "weight", channel_factors, summed_input.shape)
+        first, *others = (term.times(factor) for term in summed_input.terms)
         if parameters.bias is not None:
-            first = first.plus(_biases(node, parameters, entering.shape))
-        return replace(entering, terms=(first, *others))
+            first = first.plus(_biases(node, parameters, summed_input.shape))
+        return replace(summed_input, terms=(first, *others))
 
     def edge(self, node: GraphNode, signal: _Signal) -> tuple[Edge, Factor]:
         """The edge from some spikes. Several spikes are added, and must all have the same factor."""
         first, *others = signal.terms
         if not others:
             return Edge(first.source, first.delay), first.both
-        if not all(np.array_equal(each.both, first.both) for each in others):
+        if not all(np.array_equal(term.both, first.both) for term in others):
             raise fail(node, "it adds spikes that are scaled by different factors")
         name = self.free(f"{self.names[node.name]}.sum")
-        self.nodes.append(Node(name, Add(), tuple(Edge(each.source, each.delay) for each in signal.terms)))
+        self.nodes.append(Node(name, Add(), tuple(Edge(term.source, term.delay) for term in signal.terms)))
         self.origins[name] = self.origins[first.source]
-        for each in others:
-            self.likes[self.like(each.source)] = self.like(first.source)
+        for term in others:
+            self.likes[self.like(term.source)] = self.like(first.source)
         self.divisors[name] = self.divisors.get(first.source, 1)
         return Edge(name), first.both
 
@@ -393,15 +405,15 @@ class _Import:
         """Raise `DataError` unless the output is neurons. If it reads weighted sums, they become a readout."""
         if not self.inputs[node.name]:
             raise fail(node, "it reads nothing")
-        signal = self.entering(node)
+        signal = self.summed_input(node)
         if not signal.weighted:
             (term, *others) = signal.terms
             if others or term.delay or not is_one(term.both) or term.source not in self.population_names:
                 raise fail(node, "it must read the unchanged spikes of one population")
             return
-        own, model = self.names[node.name], Readout(1.0, surrogate=self.choices.surrogate)
-        self.origins[own] = self.likes[own] = own
-        self.populations[node.name] = _Population(node, NeuronParameters(model, None, 1.0, 1.0, 1.0), signal)
+        name, model = self.names[node.name], Readout(1.0, surrogate=self.choices.surrogate)
+        self.origins[name] = self.likes[name] = name
+        self.populations[node.name] = _ImportedPopulation(node, NeuronParameters(model, None, 1.0, 1.0, 1.0), signal)
         self.notes.append((node.name, "it reads weighted sums, so a readout without leak was added"))
 
     @property
@@ -419,37 +431,37 @@ class _Import:
 
     def synapses(self) -> dict[str, PSP | None]:
         """The synaptic filters of the input and of the spikes of each population, by their names here."""
-        reads: dict[str, _Population] = {}
+        reads: dict[str, _ImportedPopulation] = {}
         gains: dict[str, set[tuple[float, int]]] = {}
         changed: set[str] = set()
         for population in self.populations.values():
-            own = population.parameters.tau_s
+            own_tau_s = population.parameters.tau_s
             for term in population.signal.terms:
                 source, times = self.projections[term.source].edge.source, self.times(population, term)
                 origin, divisor = self.like(source), self.divisors.get(source, 1)
                 other = reads.setdefault(origin, population)
-                if abs(own - (its := other.parameters.tau_s)) > NEAR * its:
-                    through = f"a synapse of {own:g} steps, but {other.node.name} through one of {its:g}"
+                if abs(own_tau_s - (other_tau_s := other.parameters.tau_s)) > NEAR * other_tau_s:
+                    through = f"a synapse of {own_tau_s:g} steps, but {other.node.name} through one of {other_tau_s:g}"
                     why = "in stsbp the neurons that send the spikes determine the synapse"
                     raise fail(population.node, f"it reads the spikes of {origin} through {through}; {why}")
                 times = times / self.moved(term)
                 # All gains are equal if the smallest and the largest are.
-                ends = np.array([np.min(times), np.max(times)]) / own / divisor
+                ends = np.array([np.min(times), np.max(times)]) / own_tau_s / divisor
                 gains.setdefault(origin, set()).update((float(gain), divisor) for gain in ends.astype(np.float32))
-                if own > 1 and not is_one(times):
+                if own_tau_s > 1 and not is_one(times):
                     changed.add(origin)
-        found: dict[str, PSP | None] = {}
+        synapses: dict[str, PSP | None] = {}
         for name in ("input", *self.population_names):
             origin = self.like(name)
             tau_s = reads[origin].parameters.tau_s if origin in reads else self.choices.tau_s
             # The exact gains decide: at a large tau_s, a decay in float32 determines tau_s only roughly.
             exact = _with_gain(tau_s, gains.get(origin, set()))
             if exact is None and origin in changed:
-                found[name] = PSP(tau_s, gain="unit")
+                synapses[name] = PSP(tau_s, gain="unit")
             else:
-                found[name] = PSP(exact or tau_s)
+                synapses[name] = PSP(exact or tau_s)
         alone = [name for name in self.likes if self.like(name) == self.like("input")] == ["input"]
-        return found | ({"input": None} if alone and found["input"] == PSP(1.0) else {})
+        return synapses | ({"input": None} if alone and synapses["input"] == PSP(1.0) else {})
 
     def moved(self, term: _Term) -> float:
         """The power of two in the factor before the weights of a term, which is exact in the weights; 1: none.
@@ -462,47 +474,49 @@ class _Import:
         factor = projection.columns / self.divisors.get(projection.edge.source, 1)
         return factor if np.frexp(factor)[0] == 0.5 else 1.0
 
-    def times(self, population: _Population, term: _Term, *, bias: bool = False) -> Factor:
+    def times(self, population: _ImportedPopulation, term: _Term, *, bias: bool = False) -> Factor:
         """The factor of weights, or of the bias after them, apart from the gain `1/tau_s` of a synapse."""
         node, shape, parameters = population.node, population.signal.shape, population.parameters
         gain = _spread(node, "r, tau or v_threshold", parameters.gain, shape)
         w_in = _spread(node, "w_in", parameters.w_in, shape)
         columns = self.projections[term.source].columns
-        before = term.factor * columns if isinstance(columns, float) else term.factor
-        return term.after * gain * w_in * (1.0 if bias else before)
+        input_factor = term.factor * columns if isinstance(columns, float) else term.factor
+        return term.after * gain * w_in * (1.0 if bias else input_factor)
 
-    def emit(self, name: str, population: _Population, synapses: Mapping[str, PSP | None]) -> None:
+    def emit(self, name: str, population: _ImportedPopulation, synapses: Mapping[str, PSP | None]) -> None:
         """Add the nodes of a population and of the weights before it, and their parameters."""
-        own, parameters = self.names[name], population.parameters
-        plain: list[Edge] = []
-        back: list[Edge] = []
+        own_name, parameters = self.names[name], population.parameters
+        forward: list[Edge] = []
+        recurrent: list[Edge] = []
         for term in population.signal.terms:
             projection = self.projections[term.source]
             edge = replace(projection.edge, delay=projection.edge.delay + term.delay)
-            itself = edge.source == own
-            if itself and edge.delay:
+            is_recurrent = edge.source == own_name
+            if is_recurrent and edge.delay:
                 raise fail(population.node, f"it reads itself through {term.source} with an additional delay")
             psp = synapses[self.origins[edge.source]]
             gain = 1.0 if psp is None or psp.gain == "unit" else 1 / psp.tau_s
-            if itself:
-                back.append(self.put(projection, replace(edge, delay=1), term, population, gain))
+            if is_recurrent:
+                recurrent.append(self.put(projection, replace(edge, delay=1), term, population, gain))
             else:
-                plain.append(self.put(projection, edge, term, population, gain))
-        if not plain:
+                forward.append(self.put(projection, edge, term, population, gain))
+        if not forward:
             raise fail(population.node, "it reads nothing but itself")
         # Recurrent inputs come last.
-        inputs = (*plain, *back)
+        inputs = (*forward, *recurrent)
         model: Any = parameters.model
-        psp = synapses[own]
+        psp = synapses[own_name]
         assert psp is not None
         model = replace(model, tau_s=psp.tau_s, psp_gain=psp.gain)
         if parameters.decay is not None:
             decay = _per_channel(population.node, "tau", parameters.decay, population.signal.shape)
             shape = population.signal.shape[:1]
             self.weights[f"{inputs[0].source}.decay"] = np.broadcast_to(decay, shape).astype(np.float32)
-        self.nodes.append(Node(own, Neurons(model), inputs))
+        self.nodes.append(Node(own_name, Neurons(model), inputs))
 
-    def put(self, projection: _Projection, edge: Edge, term: _Term, population: _Population, gain: float) -> Edge:
+    def put(
+        self, projection: _ImportedProjection, edge: Edge, term: _Term, population: _ImportedPopulation, gain: float
+    ) -> Edge:
         """Add a node with weights, and its parameters. The synapse that reads them has the gain `gain`."""
         node, parameters, shape = projection.node, projection.parameters, population.signal.shape
         divisor = population.parameters.tau_s * gain
@@ -510,31 +524,36 @@ class _Import:
         op: Weighted = replace(parameters.op, bias=bool(np.any(term.bias)), weight_bits=self.choices.weight_bits)
         self.unfolded += projection.parameters.values.size
         if self.unfolded > _MOST_WEIGHTS:
-            many = f"{self.unfolded:,} with those of this node, more than {_MOST_WEIGHTS:,}"
-            raise fail(projection.node, f"the network has too many weights, {many}")
+            excess = f"{self.unfolded:,} with those of this node, more than {_MOST_WEIGHTS:,}"
+            raise fail(projection.node, f"the network has too many weights, {excess}")
         values = _scaled(projection, rows)
-        own = diagonal(parameters)
-        if own is not None and edge.source == self.names[population.node.name] and len(shape) == 1 and not op.bias:
+        diagonal_weights = diagonal(parameters)
+        if (
+            diagonal_weights is not None
+            and edge.source == self.names[population.node.name]
+            and len(shape) == 1
+            and not op.bias
+        ):
             op = OneToOne(weight_bits=self.choices.weight_bits)
             values = np.diagonal(values)[:, None].copy()
-        first = self.names[node.name]
-        again = first in self.weights
-        name = self.free(first) if again else first
-        shares = first if again and np.array_equal(values, self.weights[first]) else None
+        shared_name = self.names[node.name]
+        is_repeated = shared_name in self.weights
+        name = self.free(shared_name) if is_repeated else shared_name
+        shares = shared_name if is_repeated and np.array_equal(values, self.weights[shared_name]) else None
         if shares is None:
             self.weights[name] = values
         if op.bias:
-            found = term.bias * _exact(self.times(population, term, bias=True) / divisor)
-            bias = np.broadcast_to(_per_channel(node, "bias", found, shape), shape[:1]).astype(np.float32)
+            bias_values = term.bias * _exact(self.times(population, term, bias=True) / divisor)
+            bias = np.broadcast_to(_per_channel(node, "bias", bias_values, shape), shape[:1]).astype(np.float32)
             if not (np.abs(bias) < CEILING).all():
                 raise fail(node, "bias is too large, 2^100 or more")
             self.weights[f"{name}.bias"] = bias
         self.nodes.append(Node(name, op, (edge,), shares))
         columns = 1.0 if isinstance(projection.columns, float) else projection.columns
-        for factor, where in ((rows, f"between it and {population.node.name}"), (columns, "before it")):
+        for factor, location in ((rows, f"between it and {population.node.name}"), (columns, "before it")):
             if not is_one(factor):
                 self.notes.append(
-                    (node.name, f"its weights are multiplied by {_range(factor)}, because of nodes {where}")
+                    (node.name, f"its weights are multiplied by {_range(factor)}, because of nodes {location}")
                 )
         if "bias" in node.values and not op.bias:
             self.notes.append((node.name, "its bias is zero everywhere and was left out"))
@@ -542,12 +561,12 @@ class _Import:
 
     def free(self, name: str) -> str:
         """A new name that is as similar to `name` as possible. It is then taken."""
-        found = name
-        while found in self.taken:
-            self.taken[name] += 1
-            found = f"{name}_{self.taken[name]}"
-        self.taken[found] = 1
-        return found
+        candidate = name
+        while candidate in self.used_names:
+            self.used_names[name] += 1
+            candidate = f"{name}_{self.used_names[name]}"
+        self.used_names[candidate] = 1
+        return candidate
 
 
 def _with_gain(tau_s: float, gains: set[tuple[float, int]]) -> float | None:
@@ -558,8 +577,8 @@ def _with_gain(tau_s: float, gains: set[tuple[float, int]]) -> float | None:
     """
     decay = np.float32(1 - 1 / tau_s)
 
-    def fits(found: float) -> bool:
-        return np.float32(1 - 1 / found) == decay and all(np.float32(1 / d / found) == gain for gain, d in gains)
+    def fits(tau: float) -> bool:
+        return np.float32(1 - 1 / tau) == decay and all(np.float32(1 / d / tau) == gain for gain, d in gains)
 
     if fits(tau_s):
         return tau_s
@@ -580,15 +599,15 @@ def _between(x: np.float32, to: float) -> float:
     return (float(x) + float(np.nextafter(x, np.float32(to)))) / 2
 
 
-def _plain(name: str) -> str:
+def _node_name(name: str) -> str:
     """A name of letters, digits, _ and . that cannot be confused with a parameter's name, such as `conv1.bias`."""
-    found = re.sub(r"[^A-Za-z0-9_.]", "_", name)[:_LONGEST_NAME] or "node"
-    before, dot, last = found.rpartition(".")
-    return f"{before}_{last}" if dot and last in _OF_PARAMETERS else found
+    name_text = re.sub(r"[^A-Za-z0-9_.]", "_", name)[:_LONGEST_NAME] or "node"
+    stem, dot, last = name_text.rpartition(".")
+    return f"{stem}_{last}" if dot and last in _OF_PARAMETERS else name_text
 
 
 def _squeezed(shape: Shape) -> Shape:
-    return tuple(each for each in shape if each > 1) or (1,)
+    return tuple(size for size in shape if size > 1) or (1,)
 
 
 def _shape_after(node: GraphNode, shape: Shape) -> Shape:
@@ -623,52 +642,52 @@ def _biases(node: GraphNode, parameters: WeightParameters, shape: Shape) -> Fact
     return 0.0 if parameters.bias is None else _spread(node, "bias", parameters.bias, shape)
 
 
-def _spread(node: GraphNode, what: str, values: Factor, shape: Shape) -> Factor:
+def _spread(node: GraphNode, parameter: str, values: Factor, shape: Shape) -> Factor:
     """One number, or an array that broadcasts to `shape`, with one number for each element of a signal."""
-    found = np.asarray(values, np.float64)
-    if (found == found.flat[0]).all():
-        return float(found.flat[0])
-    if found.size == math.prod(shape):
-        return found.reshape(shape)
-    kept = found.reshape(found.shape[next(i for i, size in enumerate(found.shape) if size > 1) :])
-    if kept.shape == shape[:1]:
-        kept = kept.reshape(-1, *(1,) * (len(shape) - 1))
+    array = np.asarray(values, np.float64)
+    if (array == array.flat[0]).all():
+        return float(array.flat[0])
+    if array.size == math.prod(shape):
+        return array.reshape(shape)
+    squeezed = array.reshape(array.shape[next(i for i, size in enumerate(array.shape) if size > 1) :])
+    if squeezed.shape == shape[:1]:
+        squeezed = squeezed.reshape(-1, *(1,) * (len(shape) - 1))
     try:
-        np.broadcast_to(kept, shape)
+        np.broadcast_to(squeezed, shape)
     except ValueError:
         raise fail(
-            node, f"{what} has the shape {list(found.shape)}, but the neurons have the shape {list(shape)}"
+            node, f"{parameter} has the shape {list(array.shape)}, but the neurons have the shape {list(shape)}"
         ) from None
-    return kept
+    return squeezed
 
 
-def _per_channel(node: GraphNode, what: str, values: Factor, shape: Shape) -> Factor:
+def _per_channel(node: GraphNode, parameter: str, values: Factor, shape: Shape) -> Factor:
     """One number, or one per channel, `[C]`. In a row of neurons, each neuron is a channel."""
-    found = _spread(node, what, values, shape)
-    if isinstance(found, float):
-        return found
-    rows = found.reshape(len(found) if found.ndim == len(shape) else 1, -1)
+    array = _spread(node, parameter, values, shape)
+    if isinstance(array, float):
+        return array
+    rows = array.reshape(len(array) if array.ndim == len(shape) else 1, -1)
     if not (rows == rows[:, :1]).all():
-        raise fail(node, f"{what} differs within a channel, but the neurons of a channel share their weights")
+        raise fail(node, f"{parameter} differs within a channel, but the neurons of a channel share their weights")
     return np.broadcast_to(rows[:, 0], shape[:1])
 
 
-def _scaled(projection: _Projection, rows: Factor) -> Float32:
+def _scaled(projection: _ImportedProjection, rows: Factor) -> Float32:
     """Weights multiplied by the factors of their rows and columns."""
     node, parameters, columns = projection.node, projection.parameters, projection.columns
-    found = parameters.values
+    scaled = parameters.values
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         if not isinstance(columns, float):
-            found = found * _of_columns(projection)
+            scaled = scaled * _of_columns(projection)
         if not is_one(rows):
-            found = found * np.reshape(rows, (-1, *(1,) * (found.ndim - 1)))
-        made: Float32 = np.ascontiguousarray(found, np.float32)
-    if not (np.abs(made) < CEILING).all():
+            scaled = scaled * np.reshape(rows, (-1, *(1,) * (scaled.ndim - 1)))
+        weights: Float32 = np.ascontiguousarray(scaled, np.float32)
+    if not (np.abs(weights) < CEILING).all():
         raise fail(node, "weight is too large, 2^100 or more")
-    return made
+    return weights
 
 
-def _of_columns(projection: _Projection) -> Float64:
+def _of_columns(projection: _ImportedProjection) -> Float64:
     """The factors of the inputs in the order of the weights, `[out, in, ...]`."""
     op, shape, columns = projection.parameters.op, projection.shape, projection.columns
     if isinstance(op, Linear):

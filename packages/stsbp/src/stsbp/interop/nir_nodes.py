@@ -181,22 +181,22 @@ def read_neurons(node: GraphNode, choices: Choices) -> NeuronParameters:
     Raises:
         DataError: they cannot be read.
     """
-    known = KINDS[node.kind]
+    parameter_names = KINDS[node.kind]
     for key in ("v_leak", "v_reset"):
-        if key in known and not (key == "v_reset" and key not in node.values):
+        if key in parameter_names and not (key == "v_reset" and key not in node.values):
             _check_zero(node, key)
     tau_s: float = 1.0
     w_in: Factor = 1.0
-    if "tau_syn" in known:
+    if "tau_syn" in parameter_names:
         tau_s = _only(node, "tau_syn", _steps(node, "tau_syn", choices))
         w_in = numbers(node, "w_in") if "w_in" in node.values else 1.0
-    gain: Factor = numbers(node, "r") if "r" in known else 1.0
-    membrane = next((key for key in ("tau", "tau_mem") if key in known), None)
+    gain: Factor = numbers(node, "r") if "r" in parameter_names else 1.0
+    membrane = next((key for key in ("tau", "tau_mem") if key in parameter_names), None)
     tau = _steps(node, membrane, choices) if membrane is not None else np.ones(1)
     gain = gain * choices.dt if node.kind in ("IF", "I") else _product(node, gain, 1 / tau)
     if node.kind in ("LI", "CubaLI", "I"):
         tau_m = _ENDLESS if membrane is None else _only(node, membrane, tau)
-        return NeuronParameters(_made(node, lambda: Readout(tau_m)), None, tau_s, w_in, gain)
+        return NeuronParameters(_checked_op(node, lambda: Readout(tau_m)), None, tau_s, w_in, gain)
     threshold = numbers(node, "threshold" if node.kind == "Threshold" else "v_threshold")
     if not (threshold > 0).all():
         raise fail(node, f"a threshold is {threshold.min():g}, but must be above 0, the resting potential")
@@ -208,11 +208,11 @@ def read_neurons(node: GraphNode, choices: Choices) -> NeuronParameters:
     common: dict[str, Any] = {"threshold": level, "surrogate": choices.surrogate, "reset": choices.reset}
     tau_m, decay = float(tau.flat[0]), None
     if node.kind == "IF" or (tau >= _LEAKLESS).all():
-        model: NeuronModel = _made(node, lambda: IF(**common))
+        model: NeuronModel = _checked_op(node, lambda: IF(**common))
     elif _is_uniform(tau):
-        model = _made(node, lambda: LIF(tau_m, **common))
+        model = _checked_op(node, lambda: LIF(tau_m, **common))
     else:
-        model, decay = _made(node, lambda: PLIF(tau_m, per="channel", **common)), 1 - 1 / tau
+        model, decay = _checked_op(node, lambda: PLIF(tau_m, per="channel", **common)), 1 - 1 / tau
     return NeuronParameters(model, decay, tau_s, w_in, gain)
 
 
@@ -228,12 +228,12 @@ def read_weights(node: GraphNode) -> WeightParameters:
         raise fail(node, f"weight has the shape {list(values.shape)}, but must have {axes} axes, none of them empty")
     bias = numbers(node, "bias") if "bias" in KINDS[node.kind] else None
     if bias is not None:
-        given = _array(node, "bias").shape
-        if given not in ((len(values),), ()):
-            raise fail(node, f"bias has the shape {list(given)}, but weight has {len(values)} outputs")
+        bias_shape = _array(node, "bias").shape
+        if bias_shape not in ((len(values),), ()):
+            raise fail(node, f"bias has the shape {list(bias_shape)}, but weight has {len(values)} outputs")
         bias = np.broadcast_to(bias, len(values)) if bias.any() else None
     if axes == 2:
-        return WeightParameters(_made(node, lambda: Linear(len(values), bias=bias is not None)), values, bias)
+        return WeightParameters(_checked_op(node, lambda: Linear(len(values), bias=bias is not None)), values, bias)
     if axes == 3:
         values = values[:, :, None, :]
     kernels = values.shape[2:]
@@ -242,10 +242,10 @@ def read_weights(node: GraphNode) -> WeightParameters:
     padding = _padding(node, kernels, stride, dilation, axes == 3)
 
     def made() -> Conv2d:
-        how: dict[str, Any] = {"dilation": dilation, "groups": groups, "bias": bias is not None}
-        return Conv2d(len(values), kernels, stride, padding, **how)
+        options: dict[str, Any] = {"dilation": dilation, "groups": groups, "bias": bias is not None}
+        return Conv2d(len(values), kernels, stride, padding, **options)
 
-    return WeightParameters(_made(node, made), values, bias)
+    return WeightParameters(_checked_op(node, made), values, bias)
 
 
 def diagonal(parameters: WeightParameters) -> Float64 | None:
@@ -257,8 +257,8 @@ def diagonal(parameters: WeightParameters) -> Float64 | None:
         values = values[:, :, 0, 0]
     if values.shape[0] != values.shape[1]:
         return None
-    found = np.diagonal(values)
-    return found.astype(np.float64) if np.count_nonzero(values) == np.count_nonzero(found) else None
+    factors = np.diagonal(values)
+    return factors.astype(np.float64) if np.count_nonzero(values) == np.count_nonzero(factors) else None
 
 
 def read_pool(node: GraphNode) -> tuple[AvgPool2d, float]:
@@ -276,7 +276,7 @@ def read_pool(node: GraphNode) -> tuple[AvgPool2d, float]:
         )
     if any(_pair(node, "padding", 0)):
         raise fail(node, "padding is not 0, but stsbp pools without padding")
-    pool = _made(node, lambda: AvgPool2d(size))
+    pool = _checked_op(node, lambda: AvgPool2d(size))
     return pool, float(pool.area) if node.kind == "SumPool2d" else 1.0
 
 
@@ -323,13 +323,13 @@ def _array(node: GraphNode, key: str) -> AnyArray:
     """A numeric parameter, as it is in the file, with all numbers finite."""
     if key not in node.values:
         raise fail(node, f"it has no {key}")
-    found = node.values[key]
-    if not isinstance(found, np.ndarray) or not found.size:
-        raise fail(node, f"{key} is {shown(found) if isinstance(found, str) else 'empty'}, but must be numbers")
+    values = node.values[key]
+    if not isinstance(values, np.ndarray) or not values.size:
+        raise fail(node, f"{key} is {shown(values) if isinstance(values, str) else 'empty'}, but must be numbers")
     # If all elements of an array are the same, check only one of them, because the array may be huge.
-    if not np.isfinite(found if any(found.strides) else found.flat[:1]).all():
+    if not np.isfinite(values if any(values.strides) else values.flat[:1]).all():
         raise fail(node, f"{key} is not finite")
-    return found
+    return values
 
 
 def numbers(node: GraphNode, key: str) -> Float64:
@@ -338,14 +338,14 @@ def numbers(node: GraphNode, key: str) -> Float64:
     Raises:
         DataError: it is missing or not finite.
     """
-    found = _array(node, key)
-    return (found if any(found.strides) else found.flat[:1].reshape(())).astype(np.float64, copy=False)
+    values = _array(node, key)
+    return (values if any(values.strides) else values.flat[:1].reshape(())).astype(np.float64, copy=False)
 
 
 def _check_zero(node: GraphNode, key: str) -> None:
-    found = numbers(node, key)
-    if found.any():
-        other = found.flat[int(np.argmax(found != 0))]
+    values = numbers(node, key)
+    if values.any():
+        other = values.flat[int(np.argmax(values != 0))]
         raise fail(node, f"{key} is {other:g}, but must be 0: in stsbp, potentials rest at 0 and are reset to 0")
 
 
@@ -384,26 +384,26 @@ def one_of_them(shapes: list[tuple[int, ...]]) -> bool:
 
 
 def _product(node: GraphNode, first: Factor, second: Factor) -> Factor:
-    shapes = [np.shape(each) for each in (first, second)]
+    shapes = [np.shape(factor) for factor in (first, second)]
     if not one_of_them(shapes):
         raise fail(node, "its parameters have different shapes")
     return first * second
 
 
-def _count(node: GraphNode, key: str, found: AnyArray, least: int) -> int:
-    number = float(found.flat[0])
-    if found.size != 1 or number != round(number) or not least <= number <= MAX_SIZE:
-        given = f"{number:g}" if found.size == 1 else f"{found.size:,} numbers"
-        raise fail(node, f"{key} is {given}, but must be a whole number from {least} to {MAX_SIZE:,}")
+def _count(node: GraphNode, key: str, values: AnyArray, least: int) -> int:
+    number = float(values.flat[0])
+    if values.size != 1 or number != round(number) or not least <= number <= MAX_SIZE:
+        value_text = f"{number:g}" if values.size == 1 else f"{values.size:,} numbers"
+        raise fail(node, f"{key} is {value_text}, but must be a whole number from {least} to {MAX_SIZE:,}")
     return round(number)
 
 
 def _pair(node: GraphNode, key: str, least: int, line: bool = False) -> tuple[int, int]:
     """Numbers for rows and columns. For a 1-d convolution, only the latter are given."""
-    found = _array(node, key).reshape(-1)
-    if found.size not in (1, 1 if line else 2):
-        raise fail(node, f"{key} has {found.size:,} numbers")
-    sizes = [_count(node, key, each, least) for each in np.split(found, found.size)]
+    sizes_array = _array(node, key).reshape(-1)
+    if sizes_array.size not in (1, 1 if line else 2):
+        raise fail(node, f"{key} has {sizes_array.size:,} numbers")
+    sizes = [_count(node, key, size, least) for size in np.split(sizes_array, sizes_array.size)]
     return (least, sizes[0]) if line else (sizes[0], sizes[-1])
 
 
@@ -416,13 +416,13 @@ def _padding(
     if text == "valid":
         return (0, 0)
     reach = [down * (kernel - 1) for down, kernel in zip(dilation, kernels, strict=True)]
-    if text != "same" or stride != (1, 1) or any(each % 2 for each in reach):
-        what = "with odd kernels and a stride of 1" if text == "same" else "'same', 'valid' or numbers"
-        raise fail(node, f"padding is {shown(text)}, which is read {what} only")
+    if text != "same" or stride != (1, 1) or any(extent % 2 for extent in reach):
+        condition = "with odd kernels and a stride of 1" if text == "same" else "'same', 'valid' or numbers"
+        raise fail(node, f"padding is {shown(text)}, which is read {condition} only")
     return (reach[0] // 2, reach[1] // 2)
 
 
-def _made(node: GraphNode, make: Callable[[], _Made]) -> _Made:
+def _checked_op(node: GraphNode, make: Callable[[], _Made]) -> _Made:
     try:
         return make()
     except SpecError as error:

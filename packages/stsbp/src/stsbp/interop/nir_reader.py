@@ -25,7 +25,7 @@ from stsbp.files import GIGABYTE, MEGABYTE, open_regular
 from stsbp.hdf5_process import SECONDS, Hdf5Process
 from stsbp.interop import nir_child
 
-__all__ = ["Graph", "GraphNode", "Limits", "read_graph"]
+__all__ = ["GraphNode", "Limits", "NirGraph", "read_graph"]
 
 _IDENTITY = "Identity"
 """Kind of a node that was the input or the output of a nested graph."""
@@ -65,7 +65,7 @@ class GraphNode:
 
 
 @dataclass(frozen=True)
-class Graph:
+class NirGraph:
     """A graph without nested graphs.
 
     Attributes:
@@ -86,7 +86,7 @@ _Name = Annotated[str, Field(max_length=nir_child.LONGEST_TEXT)]
 _Count = Annotated[int, Field(ge=0, lt=2**40)]
 
 
-class _Value(records.Record):
+class _ValueRecord(records.Record):
     text: Annotated[str, Field(max_length=nir_child.LONGEST_METADATA)] | None = None
     dtype: Annotated[str, Field(pattern="^<[biuf][1248]$")] = "<f4"
     shape: Annotated[list[_Count], Field(max_length=32)] = Field(default_factory=list)
@@ -94,25 +94,25 @@ class _Value(records.Record):
     at: Annotated[int, Field(ge=0, lt=2**40, multiple_of=nir_child.ALIGNED)] = 0
 
 
-class _Node(records.Record):
+class _NodeRecord(records.Record):
     path: Annotated[list[_Name], Field(min_length=1, max_length=nir_child.DEEPEST + 1)]
     kind: _Name
-    values: dict[_Name, _Value]
+    values: dict[_Name, _ValueRecord]
 
 
-class _Graph(records.Record):
+class _GraphRecord(records.Record):
     path: Annotated[list[_Name], Field(max_length=nir_child.DEEPEST)]
     edges: list[Annotated[list[_Name], Field(min_length=2, max_length=2)]]
-    metadata: dict[_Name, _Value]
+    metadata: dict[_Name, _ValueRecord]
 
 
-class _File(records.Record):
+class _FileRecord(records.Record):
     version: _Name
-    nodes: list[_Node]
-    graphs: Annotated[list[_Graph], Field(min_length=1)]
+    nodes: list[_NodeRecord]
+    graphs: Annotated[list[_GraphRecord], Field(min_length=1)]
 
 
-def read_graph(path: Path, limits: Limits | None = None) -> Graph:
+def read_graph(path: Path, limits: Limits | None = None) -> NirGraph:
     """Read a file, and dissolve nested graphs.
 
     Raises:
@@ -127,15 +127,15 @@ def read_graph(path: Path, limits: Limits | None = None) -> Graph:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     try:
-        found = records.parse(header)
-        if isinstance(found, dict) and set(found) == {"refused"}:
-            raise DataError(f"not read as a NIR graph: {found['refused']}")
-        return _flattened(records.read(_File, found), data)
+        values = records.parse(header)
+        if isinstance(values, dict) and set(values) == {"refused"}:
+            raise DataError(f"not read as a NIR graph: {values['refused']}")
+        return _flattened(records.read(_FileRecord, values), data)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     except (ValueError, LookupError) as error:
-        why = records.why(error) if isinstance(error, ValueError) else "its parts do not fit together"
-        raise DataError(f"{path} is not read as a NIR graph: {why}") from error
+        reason = records.why(error) if isinstance(error, ValueError) else "its parts do not fit together"
+        raise DataError(f"{path} is not read as a NIR graph: {reason}") from error
 
 
 def _handed_back(path: Path, file: BinaryIO, limits: Limits) -> tuple[bytes, bytes]:
@@ -157,7 +157,7 @@ def _handed_back(path: Path, file: BinaryIO, limits: Limits) -> tuple[bytes, byt
 _MOST_HEADER = 256 * MEGABYTE
 
 
-def _value(value: _Value, data: bytes) -> AnyArray | str:
+def _value(value: _ValueRecord, data: bytes) -> AnyArray | str:
     """A text, or an array whose bytes are in `data`."""
     if value.text is not None:
         return value.text
@@ -166,11 +166,11 @@ def _value(value: _Value, data: bytes) -> AnyArray | str:
         raise ValueError("an array has another size than its shape")
     if value.at + value.count * dtype.itemsize > len(data):
         raise ValueError("an array is missing")
-    found = np.frombuffer(data, dtype, value.count, value.at)
-    return found.reshape(value.shape) if value.count == size else np.broadcast_to(found, value.shape)
+    array = np.frombuffer(data, dtype, value.count, value.at)
+    return array.reshape(value.shape) if value.count == size else np.broadcast_to(array, value.shape)
 
 
-def _flattened(file: _File, data: bytes) -> Graph:
+def _flattened(file: _FileRecord, data: bytes) -> NirGraph:
     """All nodes in one graph. An edge to a nested graph leads to its input, and an edge from it begins at its
     output."""
     graphs = {tuple(graph.path): graph for graph in file.graphs}
@@ -192,19 +192,19 @@ def _flattened(file: _File, data: bytes) -> Graph:
     def end(path: _Path, which: str, edge: str) -> str:
         if path in names:
             return names[path]
-        found = ends[path][which] if path in graphs else []
-        if len(found) != 1:
-            what = f"is a graph with {len(found)} nodes {which}" if path in graphs else "is not there"
-            raise DataError(f"{edge}: {'.'.join(path)} {what}")
-        return names[found[0]]
+        members = ends[path][which] if path in graphs else []
+        if len(members) != 1:
+            problem = f"is a graph with {len(members)} nodes {which}" if path in graphs else "is not there"
+            raise DataError(f"{edge}: {'.'.join(path)} {problem}")
+        return names[members[0]]
 
     edges: dict[tuple[str, str], None] = {}
     for outer, graph in graphs.items():
         for source, reader in graph.edges:
-            said = f"the edge from {shown(source)} to {shown(reader)}"
-            edge = end((*outer, source), "Output", said), end((*outer, reader), "Input", said)
+            edge_text = f"the edge from {shown(source)} to {shown(reader)}"
+            edge = end((*outer, source), "Output", edge_text), end((*outer, reader), "Input", edge_text)
             if edge in edges:
-                raise DataError(f"{said} is there twice")
+                raise DataError(f"{edge_text} is there twice")
             edges[edge] = None
     metadata = {key: _value(value, data) for key, value in graphs[()].metadata.items()}
-    return Graph(nodes, tuple(edges), file.version, metadata)
+    return NirGraph(nodes, tuple(edges), file.version, metadata)

@@ -109,10 +109,10 @@ def simulate(reading: NeuronReading, numbers: Numbers, dt: float, x: Float32) ->
     """Potentials before each reset and spikes, `[T, ...]`, of a population with the input `x`, float32 `[T, ...]`."""
     i = v = np.zeros(x.shape[1:], np.float32)
     steps = []
-    for now in x:
-        steps.append(reading.step(numbers, dt, i, v, now))
+    for current in x:
+        steps.append(reading.step(numbers, dt, i, v, current))
         i, v = steps[-1].i, steps[-1].v
-    return np.stack([each.u for each in steps]), np.stack([each.spikes for each in steps])
+    return np.stack([stepped.u for stepped in steps]), np.stack([stepped.spikes for stepped in steps])
 
 
 def _float32(x: Float64 | float) -> Float32:
@@ -151,9 +151,9 @@ def _spikingjelly_cubalif(p: Numbers, dt: float, i: Float32, v: Float32, x: Floa
 
 
 def _spikingjelly_lif(p: Numbers, dt: float, i: Float32, v: Float32, x: Float32) -> Stepped:
-    tau, rest = _float32(p["tau"] / dt), _float32(p["v_reset"])
+    tau, v_reset = _float32(p["tau"] / dt), _float32(p["v_reset"])
     decays_input = _close(p["r"], 1.0)
-    u = _float32(v + (x - (v - rest)) / tau if decays_input else v - (v - rest) / tau + x)
+    u = _float32(v + (x - (v - v_reset)) / tau if decays_input else v - (v - v_reset) / tau + x)
     return _spikingjelly_reset(p, i, u)
 
 
@@ -500,10 +500,10 @@ _SINABS = Reading(
 
 # rockpool 3.1.0: nn/modules/torch/nir.py, nn/modules/torch/lif_torch.py
 def _rockpool_cubalif(p: Numbers, dt: float, i: Float32, v: Float32, x: Float32) -> Stepped:
-    own = np.min(_float32(p["tau_mem"] / (1 + p["r"])))
+    dt_of_import = np.min(_float32(p["tau_mem"] / (1 + p["r"])))
     threshold = _float32(p["v_threshold"])
-    i = (i + x) * np.exp(-own / _float32(p["tau_syn"]))
-    u = v * np.exp(-own / _float32(p["tau_mem"])) + i + _float32(p["v_leak"])
+    i = (i + x) * np.exp(-dt_of_import / _float32(p["tau_syn"]))
+    u = v * np.exp(-dt_of_import / _float32(p["tau_mem"])) + i + _float32(p["v_leak"])
     o = (u >= threshold) * np.floor(u / threshold)
     return Stepped(i, u - o * threshold, u, o.astype(np.float32))
 

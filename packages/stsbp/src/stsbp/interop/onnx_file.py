@@ -15,7 +15,7 @@ from stsbp_spec.equations.expressions import ordered
 
 from stsbp.errors import ConfigError, printable
 from stsbp.files import OutputKind
-from stsbp.interop.program import About, Program
+from stsbp.interop.program import About, NetworkProgram
 
 if TYPE_CHECKING:
     from onnx import ValueInfoProto
@@ -33,7 +33,7 @@ _INEXACT = {
 """Messages about operations."""
 
 
-def write(program: Program, about: About, out: Path, *, layers: bool = False, states: bool = False) -> list[str]:
+def write(program: NetworkProgram, about: About, out: Path, *, layers: bool = False, states: bool = False) -> list[str]:
     """Write the network as an ONNX model. Returns the messages to print.
 
     Args:
@@ -51,15 +51,15 @@ def write(program: Program, about: About, out: Path, *, layers: bool = False, st
     # Imported here, because it needs onnx.
     from stsbp.interop.onnx_model import OPSET, model
 
-    made = model(program, about, layers=layers, states=states)
-    data = made.SerializeToString()
+    onnx_model = model(program, about, layers=layers, states=states)
+    data = onnx_model.SerializeToString()
     MODEL.write(out, data)
     lines = [f"{printable(str(out))}: {len(data):,} bytes, standard operators of opset {OPSET}"]
-    for what, values in (("reads", made.graph.input), ("gives", made.graph.output)):
-        lines += [f"{what} {_typed(each)}" for each in values]
+    for verb, values in (("reads", onnx_model.graph.input), ("gives", onnx_model.graph.output)):
+        lines += [f"{verb} {_typed(value_info)}" for value_info in values]
     for name, population in program.populations.items():
         used = {x.op for x in ordered(population.step.roots)}
-        lines += [f"{name}: {said}" for op, said in _INEXACT.items() if op in used]
+        lines += [f"{name}: {inexact_text}" for op, inexact_text in _INEXACT.items() if op in used]
     return lines
 
 

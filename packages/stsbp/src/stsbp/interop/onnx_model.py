@@ -40,8 +40,8 @@ from stsbp_spec.typing import Float32, Shape
 
 import stsbp
 from stsbp.errors import ConfigError, printable
-from stsbp.interop.onnx_nodes import Nodes, Step, tensor
-from stsbp.interop.program import About, Population, Program, Weights
+from stsbp.interop.onnx_nodes import EquationStep, Nodes, tensor
+from stsbp.interop.program import About, GridWeights, NetworkProgram, PopulationStep
 
 __all__ = ["OPSET", "model"]
 
@@ -61,7 +61,7 @@ _TIME = "/t"
 """Name of the step number, for loops without any other sequence. No name in an equation is like it."""
 
 
-def model(program: Program, about: About, *, layers: bool = False, states: bool = False) -> ModelProto:
+def model(program: NetworkProgram, about: About, *, layers: bool = False, states: bool = False) -> ModelProto:
     """The network as a checked model, with the shapes of all values.
 
     Args:
@@ -79,14 +79,14 @@ def model(program: Program, about: About, *, layers: bool = False, states: bool 
             f"the weights of the network have {sum(sizes.values()):,} bytes, {largest} alone {sizes[largest]:,}, and "
             f"an ONNX file holds {_MOST_BYTES:,}"
         )
-    made = helper.make_model(
+    onnx_model = helper.make_model(
         _Exporter(program, layers, states).graph(),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=_IR_VERSION,
         producer_name="stsbp",
         producer_version=stsbp.__version__,
     )
-    said = {
+    metadata = {
         "run": printable(about.name),
         "checkpoint_sha256": about.checkpoint,
         "classes": json.dumps(about.classes),
@@ -95,14 +95,14 @@ def model(program: Program, about: About, *, layers: bool = False, states: bool 
         "network": program.network.notation,
         "input_max": str(255 if program.network.coding == "direct" else program.network.input_max),
     }
-    helper.set_model_props(made, said)
-    made = onnx.shape_inference.infer_shapes(made, check_type=True, strict_mode=True, data_prop=True)
-    onnx.checker.check_model(made, full_check=True)
-    return made
+    helper.set_model_props(onnx_model, metadata)
+    onnx_model = onnx.shape_inference.infer_shapes(onnx_model, check_type=True, strict_mode=True, data_prop=True)
+    onnx.checker.check_model(onnx_model, full_check=True)
+    return onnx_model
 
 
 @dataclass
-class _Value:
+class _NodeOutput:
     """The output of a node, float32, and its names in the model.
 
     Attributes:
@@ -121,7 +121,7 @@ class _Value:
 
 
 @dataclass
-class _Entering:
+class _LoopInputs:
     """The inputs of a population's loop, by their names in the equation.
 
     Attributes:
@@ -139,11 +139,11 @@ class _Entering:
 class _Exporter:
     """Makes the graph of a network, node by node."""
 
-    def __init__(self, program: Program, layers: bool, states: bool) -> None:
+    def __init__(self, program: NetworkProgram, layers: bool, states: bool) -> None:
         self.program, self.layers, self.states = program, layers, states
         self.direct = program.network.coding == "direct"
         self.nodes = Nodes()
-        self.values: dict[str, _Value] = {}
+        self.values: dict[str, _NodeOutput] = {}
         self.inputs: list[ValueInfoProto] = []
         self.outputs: list[ValueInfoProto] = []
         self.shapes: dict[str, ValueInfoProto] = {}
@@ -157,11 +157,11 @@ class _Exporter:
             if place.node.name not in self.program.recurrent:
                 self.values[place.node.name] = self._value(place)
         doc = "Spikes and potentials are those of stsbp, bit for bit."
-        made = self.nodes.graph("stsbp", [*self.inputs, *self.before], [*self.outputs, *self.after], doc)
-        made.value_info.extend(self.shapes.values())
-        return made
+        graph = self.nodes.graph("stsbp", [*self.inputs, *self.before], [*self.outputs, *self.after], doc)
+        graph.value_info.extend(self.shapes.values())
+        return graph
 
-    def _value(self, place: Place) -> _Value:
+    def _value(self, place: Place) -> _NodeOutput:
         node, op = place.node, place.node.op
         if isinstance(op, Input):
             return self._input(place)
@@ -170,164 +170,181 @@ class _Exporter:
         read = [self._read(edge) for edge in node.inputs]
         if type(op) is Dropout:
             return read[0]
-        made = _Value(node.name, place.output.shape, read[0].static)
+        output = _NodeOutput(node.name, place.output.shape, read[0].static)
         if isinstance(op, Weighted):
-            self._weighted(made, op, read[0], self.program.weights[node.name])
+            self._weighted(output, op, read[0], self.program.weights[node.name])
         else:
-            self._passed(made, op, read)
-        return made
+            self._passed(output, op, read)
+        return output
 
-    def _input(self, place: Place) -> _Value:
+    def _input(self, place: Place) -> _NodeOutput:
         name, shape, values = place.node.name, place.output.shape, f"{place.node.name}/values"
         if not self.direct:
             self.inputs.append(tensor("frames", _UINT8, "T", "B", *shape))
-            return _Value(name, shape, False, self.nodes.add("Cast", ["frames"], name, values, to=_FLOAT))
+            return _NodeOutput(name, shape, False, self.nodes.add("Cast", ["frames"], name, values, to=_FLOAT))
         self.inputs += [tensor("images", _UINT8, "B", *shape), tensor("steps", _INT64)]
         pixels = self.nodes.add("Cast", ["images"], f"{name}/pixels", to=_FLOAT)
         unit = self.nodes.constant(f"{name}/unit", np.array(2.0**-place.output.exponent, np.float32))
-        return _Value(name, shape, True, self.nodes.add("Mul", [pixels, unit], name, values))
+        return _NodeOutput(name, shape, True, self.nodes.add("Mul", [pixels, unit], name, values))
 
-    def _weighted(self, made: _Value, op: Weighted, read: _Value, weights: Weights) -> None:
-        name = made.name
+    def _weighted(self, output: _NodeOutput, op: Weighted, read: _NodeOutput, weights: GridWeights) -> None:
+        name = output.name
         if type(op) is Conv2d:
-            made.rows = self._sums(self.nodes, weights, self._rows(read), f"{name}/sums")
+            output.rows = self._sums(self.nodes, weights, self._rows(read), f"{name}/sums")
         else:
             x = self._flat(read) if type(op) is Linear else self._frames(read)
-            made.frames = self._sums(self.nodes, weights, x, f"{name}/sums")
+            output.frames = self._sums(self.nodes, weights, x, f"{name}/sums")
         if (norm := weights.norm) is not None:
-            z, prefix = self._frames(made), f"{name}/norm."
+            z, prefix = self._frames(output), f"{name}/norm."
             numbers = {"mean": norm.mean, "a": norm.a, "shift": norm.shift}
-            given = {k: self.nodes.constant(f"{prefix}{k}", _spread(x, made.shape)) for k, x in numbers.items()}
-            made.frames = Step(self.nodes, prefix, FORWARD, {"z": z, **given}, given.values()).outputs["y"]
+            norm_constants = {
+                k: self.nodes.constant(f"{prefix}{k}", _spread(x, output.shape)) for k, x in numbers.items()
+            }
+            output.frames = EquationStep(
+                self.nodes, prefix, FORWARD, {"z": z, **norm_constants}, norm_constants.values()
+            ).outputs["y"]
 
-    def _sums(self, nodes: Nodes, weights: Weights, x: str, output: str) -> str:
+    def _sums(self, nodes: Nodes, weights: GridWeights, x: str, output: str) -> str:
         """Weighted sums of `x`. They are exact, so the order of addition does not matter."""
         name, op, values = weights.projection.name, weights.projection.synapse, weights.values
-        said: dict[str, Any] = {"doc_string": f"{op}, multiples of 2^-{weights.exponent}"}
+        attributes: dict[str, Any] = {"doc_string": f"{op}, multiples of 2^-{weights.exponent}"}
         if type(op) is Conv2d:
-            w, (above, left) = nodes.constant(f"{name}/weights", values), op.paddings
-            said |= {"kernel_shape": op.kernels, "strides": op.strides, "pads": (above, left, above, left)}
-            return nodes.add("Conv", [x, w], name, output, dilations=op.dilations, group=op.groups, **said)
+            w, (padding_rows, padding_columns) = nodes.constant(f"{name}/weights", values), op.paddings
+            attributes |= {
+                "kernel_shape": op.kernels,
+                "strides": op.strides,
+                "pads": (padding_rows, padding_columns, padding_rows, padding_columns),
+            }
+            return nodes.add("Conv", [x, w], name, output, dilations=op.dilations, group=op.groups, **attributes)
         if type(op) is Linear:
-            return nodes.add("MatMul", [x, nodes.constant(f"{name}/weights", values.T)], name, output, **said)
+            return nodes.add("MatMul", [x, nodes.constant(f"{name}/weights", values.T)], name, output, **attributes)
         if type(op) is OneToOne:
-            return nodes.add("Mul", [x, nodes.constant(f"{name}/weights", values.reshape(-1))], name, output, **said)
+            return nodes.add(
+                "Mul", [x, nodes.constant(f"{name}/weights", values.reshape(-1))], name, output, **attributes
+            )
         raise _unknown(name, op)
 
     # Operations without weights: `_PASSES` names the method of each.
 
-    def _passed(self, made: _Value, op: Op, read: list[_Value]) -> None:
+    def _passed(self, output: _NodeOutput, op: Op, read: list[_NodeOutput]) -> None:
         if isinstance(op, Passing):
             op = op.at(read[0].shape)
         if type(op) not in _PASSES:
-            raise _unknown(made.name, op)
-        _PASSES[type(op)](self, made, op, read)
+            raise _unknown(output.name, op)
+        _PASSES[type(op)](self, output, op, read)
 
-    def _added(self, made: _Value, op: Add, read: list[_Value]) -> None:
-        made.frames = self.nodes.add("Sum", [self._frames(each) for each in read], made.name, f"{made.name}/values")
+    def _added(self, output: _NodeOutput, op: Add, read: list[_NodeOutput]) -> None:
+        output.frames = self.nodes.add(
+            "Sum", [self._frames(value) for value in read], output.name, f"{output.name}/values"
+        )
 
-    def _concatenated(self, made: _Value, op: Concat, read: list[_Value]) -> None:
+    def _concatenated(self, output: _NodeOutput, op: Concat, read: list[_NodeOutput]) -> None:
         # From the end, because frames of images that are the same at all steps have no axis of time.
-        given, axis = [self._frames(each) for each in read], -len(made.shape)
-        made.frames = self.nodes.add("Concat", given, made.name, f"{made.name}/values", axis=axis)
+        frames, axis = [self._frames(value) for value in read], -len(output.shape)
+        output.frames = self.nodes.add("Concat", frames, output.name, f"{output.name}/values", axis=axis)
 
-    def _flattened(self, made: _Value, op: Flatten, read: list[_Value]) -> None:
-        made.frames = self._flat(read[0])
+    def _flattened(self, output: _NodeOutput, op: Flatten, read: list[_NodeOutput]) -> None:
+        output.frames = self._flat(read[0])
 
-    def _upsampled(self, made: _Value, op: Upsample2d, read: list[_Value]) -> None:
-        name, scales = made.name, np.array([1, 1, *op.factors], np.float32)
+    def _upsampled(self, output: _NodeOutput, op: Upsample2d, read: list[_NodeOutput]) -> None:
+        name, scales = output.name, np.array([1, 1, *op.factors], np.float32)
         nearest = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor", "mode": "nearest"}
-        given = [self._rows(read[0]), "", self.nodes.constant(f"{name}/scales", scales)]
-        made.rows = self.nodes.add("Resize", given, name, f"{name}/values", doc_string=str(op), **nearest)
+        operands = [self._rows(read[0]), "", self.nodes.constant(f"{name}/scales", scales)]
+        output.rows = self.nodes.add("Resize", operands, name, f"{name}/values", doc_string=str(op), **nearest)
 
-    def _largest(self, made: _Value, op: MaxPool2d, read: list[_Value]) -> None:
-        self._windows("MaxPool", made, op, [self._rows(read[0])])
+    def _largest(self, output: _NodeOutput, op: MaxPool2d, read: list[_NodeOutput]) -> None:
+        self._windows("MaxPool", output, op, [self._rows(read[0])])
 
-    def _averaged(self, made: _Value, op: AvgPool2d, read: list[_Value]) -> None:
+    def _averaged(self, output: _NodeOutput, op: AvgPool2d, read: list[_NodeOutput]) -> None:
         (value,) = read
         if op.divisor == 1:
-            self._windows("AveragePool", made, op, [self._rows(value)])
+            self._windows("AveragePool", output, op, [self._rows(value)])
             return
         # Use sums, which are divided after the weights. The mean of such windows would be rounded.
-        ones = self.nodes.constant(f"{made.name}/ones", np.ones((value.shape[0], 1, *op.sizes), np.float32))
-        self._windows("Conv", made, op, [self._rows(value), ones], group=value.shape[0])
+        ones = self.nodes.constant(f"{output.name}/ones", np.ones((value.shape[0], 1, *op.sizes), np.float32))
+        self._windows("Conv", output, op, [self._rows(value), ones], group=value.shape[0])
 
-    def _windows(self, operator: str, made: _Value, op: Pool2d, given: list[str], **said: Any) -> None:
+    def _windows(self, operator: str, output: _NodeOutput, op: Pool2d, operands: list[str], **attributes: Any) -> None:
         """An operator on windows of `[n, C, H, W]`."""
-        said |= {"kernel_shape": op.sizes, "strides": op.sizes, "doc_string": str(op)}
-        made.rows = self.nodes.add(operator, given, made.name, f"{made.name}/values", **said)
+        attributes |= {"kernel_shape": op.sizes, "strides": op.sizes, "doc_string": str(op)}
+        output.rows = self.nodes.add(operator, operands, output.name, f"{output.name}/values", **attributes)
 
     # Neurons: a loop over the steps.
 
-    def _population(self, place: Place, population: Population) -> _Value:
+    def _population(self, place: Place, population: PopulationStep) -> _NodeOutput:
         name, shape, last = place.node.name, place.output.shape, place.node is self.program.network.graph.nodes[-1]
-        made = _Value(name, shape, False, self._shaped(f"{name}/frames", shape, static=False))
-        entering, is_output = self._entering(place, population), last or self.layers
-        before = [self._carried(state, shape) for state in entering.carried.values()]
-        after = [*(f"{state}/after" for state in entering.carried.values()), *(f"{name}/{z}" for z in entering.fixed)]
+        output = _NodeOutput(name, shape, False, self._shaped(f"{name}/frames", shape, static=False))
+        loop_inputs, is_output = self._loop_inputs(place, population), last or self.layers
+        carried_inputs = [self._carried(state, shape) for state in loop_inputs.carried.values()]
+        carried_outputs = [
+            *(f"{state}/after" for state in loop_inputs.carried.values()),
+            *(f"{name}/{z}" for z in loop_inputs.fixed),
+        ]
         spikes, potentials = ("spikes", "potentials") if last else (f"{name}/spikes", f"{name}/potentials")
         self.nodes.add(
             "Scan",
-            [*before, *entering.fixed.values(), *entering.sequences.values()],
+            [*carried_inputs, *loop_inputs.fixed.values(), *loop_inputs.sequences.values()],
             name,
-            *[*after, made.frames, potentials][: None if is_output else -1],
-            body=self._body(place, population, entering, potentials=is_output),
-            num_scan_inputs=len(entering.sequences),
+            *[*carried_outputs, output.frames, potentials][: None if is_output else -1],
+            body=self._body(place, population, loop_inputs, potentials=is_output),
+            num_scan_inputs=len(loop_inputs.sequences),
             doc_string=definition(population.step, LANGUAGES["numpy"]),
         )
         if is_output:
-            self.nodes.add("Cast", [made.frames], f"{name}/uint8", spikes, to=_UINT8)
+            self.nodes.add("Cast", [output.frames], f"{name}/uint8", spikes, to=_UINT8)
             self.outputs.append(tensor(spikes, _UINT8, "T", "B", *shape))
             self.outputs.append(tensor(potentials, _FLOAT, "T", "B", *shape))
-        return made
+        return output
 
-    def _entering(self, place: Place, population: Population) -> _Entering:
+    def _loop_inputs(self, place: Place, population: PopulationStep) -> _LoopInputs:
         """The inputs of a population, and where they come from."""
         name = place.node.name
-        found = _Entering({}, {state: f"{name}/{state}" for state in population.step.states}, {})
+        loop_inputs = _LoopInputs({}, {state: f"{name}/{state}" for state in population.step.states}, {})
         for z, edge in zip(population.sums, place.node.inputs, strict=True):
             if edge.source in self.program.recurrent:
-                found.carried[z] = edge.source
+                loop_inputs.carried[z] = edge.source
             elif (read := self._read(edge)).static:
-                found.fixed[z] = self._frames(read)
+                loop_inputs.fixed[z] = self._frames(read)
             else:
-                found.sequences[z] = self._frames(read)
-        if not found.sequences:
-            found.sequences[_TIME] = self._time()
-        return found
+                loop_inputs.sequences[z] = self._frames(read)
+        if not loop_inputs.sequences:
+            loop_inputs.sequences[_TIME] = self._time()
+        return loop_inputs
 
-    def _body(self, place: Place, population: Population, entering: _Entering, *, potentials: bool) -> GraphProto:
+    def _body(
+        self, place: Place, population: PopulationStep, loop_inputs: _LoopInputs, *, potentials: bool
+    ) -> GraphProto:
         """One step: from carried values and elements of sequences to carried values, spikes and potentials."""
         name, shape, nodes = place.node.name, place.output.shape, Nodes()
         prefix = f"{name}."
         constants = {k: nodes.constant(f"{prefix}{k}", np.array(x)) for k, x in population.constants.items()}
         constants |= {k: nodes.constant(f"{prefix}{k}", _spread(x, shape)) for k, x in population.learned.items()}
-        read = (*entering.carried, *entering.fixed, *entering.sequences)
-        given = {k: f"{prefix}{k}" for k in read}
-        step = Step(nodes, prefix, _unsigned(population.step), given | constants, constants.values())
-        like = given[population.sums[0]]
+        read = (*loop_inputs.carried, *loop_inputs.fixed, *loop_inputs.sequences)
+        input_names = {k: f"{prefix}{k}" for k in read}
+        step = EquationStep(nodes, prefix, _unsigned(population.step), input_names | constants, constants.values())
+        like = input_names[population.sums[0]]
         spikes = step.spread(step.outputs["o"], like, f"{prefix}o/spread")
         spikes = nodes.add("Cast", [spikes], f"{prefix}o/float", to=_FLOAT)
         results = {k: step.states[k] for k in population.step.states}
-        for z in [k for k in entering.carried if k not in results]:
-            source = entering.carried[z]
+        for z in [k for k in loop_inputs.carried if k not in results]:
+            source = loop_inputs.carried[z]
             results[z] = self._sums(nodes, self.program.weights[source], spikes, f"{source}/sums")
-        results |= {z: given[z] for z in entering.fixed} | {"o": spikes}
+        results |= {z: input_names[z] for z in loop_inputs.fixed} | {"o": spikes}
         if potentials:
             results["u"] = step.outputs["u"]
         leaving = [step.result(value, like, f"{prefix}{k}/next") for k, value in results.items()]
-        enter = [tensor(given[k], _FLOAT, "B", *shape) for k in read if k != _TIME]
-        if _TIME in given:
-            enter.append(tensor(given[_TIME], _INT64))
+        enter = [tensor(input_names[k], _FLOAT, "B", *shape) for k in read if k != _TIME]
+        if _TIME in input_names:
+            enter.append(tensor(input_names[_TIME], _INT64))
         return nodes.graph(f"{name}/step", enter, [tensor(value, _FLOAT, "B", *shape) for value in leaving], "")
 
     def _carried(self, state: str, shape: Shape) -> str:
         """A state before the first step: zeros, unless states are inputs."""
         if self.states:
-            return self._given(state, "B", *shape)
-        return self.nodes.add("ConstantOfShape", [self._whole(shape, static=True)], f"/zeros/{_by(shape)}")
+            return self._state_input(state, "B", *shape)
+        return self.nodes.add("ConstantOfShape", [self._shape_with_batch(shape, static=True)], f"/zeros/{_by(shape)}")
 
-    def _given(self, state: str, *dims: int | str) -> str:
+    def _state_input(self, state: str, *dims: int | str) -> str:
         """A value that is an input before the first step, and an output after the last step."""
         self.before.append(tensor(f"{state}/before", _FLOAT, *dims))
         self.after.append(tensor(f"{state}/after", _FLOAT, *dims))
@@ -340,37 +357,37 @@ class _Exporter:
 
     # Inputs of a node, in the form that it needs.
 
-    def _read(self, edge: Edge) -> _Value:
+    def _read(self, edge: Edge) -> _NodeOutput:
         read = self.values[edge.source]
         return self._delayed(read, edge.delay) if edge.delay else read
 
-    def _delayed(self, read: _Value, delay: int) -> _Value:
+    def _delayed(self, read: _NodeOutput, delay: int) -> _NodeOutput:
         """Zeros or given values, followed by all frames except the last `delay`."""
         name, add, integers = f"{read.name}@-{delay}", self.nodes.add, self.nodes.integers
-        made = _Value(name, read.shape, False, f"{name}/frames")
+        delayed = _NodeOutput(name, read.shape, False, f"{name}/frames")
         if name in self.nodes.nodes:
-            return made
+            return delayed
         frames, axis, since = self._frames(read), integers("/axis", 0), integers(f"{name}/since", -delay)
         if self.states:
-            whole = add("Concat", [self._given(name, delay, "B", *read.shape), frames], f"{name}/whole", axis=0)
-            add("Slice", [whole, since, integers("/end", _END), axis], f"{name}/rest", f"{name}/after")
+            padded = add("Concat", [self._state_input(name, delay, "B", *read.shape), frames], f"{name}/whole", axis=0)
+            add("Slice", [padded, since, integers("/end", _END), axis], f"{name}/rest", f"{name}/after")
         else:
             pads = integers(f"{name}/pads", delay, *[0] * (2 * len(read.shape) + 3))
-            whole = add("Pad", [frames, pads], f"{name}/whole")
-        add("Slice", [whole, integers("/start", 0), since, axis], name, made.frames)
-        self._shaped(made.frames, read.shape, static=False)
-        return made
+            padded = add("Pad", [frames, pads], f"{name}/whole")
+        add("Slice", [padded, integers("/start", 0), since, axis], name, delayed.frames)
+        self._shaped(delayed.frames, read.shape, static=False)
+        return delayed
 
-    def _frames(self, value: _Value) -> str:
+    def _frames(self, value: _NodeOutput) -> str:
         if not value.frames and value.static:
             value.frames = value.rows
         elif not value.frames:
-            shape = self._whole(value.shape, static=False)
+            shape = self._shape_with_batch(value.shape, static=False)
             frames = self.nodes.add("Reshape", [value.rows, shape], f"{value.name}/frames")
             value.frames = self._shaped(frames, value.shape, static=False)
         return value.frames
 
-    def _rows(self, value: _Value) -> str:
+    def _rows(self, value: _NodeOutput) -> str:
         if not value.rows and value.static:
             value.rows = value.frames
         elif not value.rows:
@@ -378,14 +395,14 @@ class _Exporter:
             value.rows = self.nodes.add("Reshape", [value.frames, shape], f"{value.name}/rows")
         return value.rows
 
-    def _flat(self, value: _Value) -> str:
+    def _flat(self, value: _NodeOutput) -> str:
         """`[T, B, N]`, static `[B, N]`."""
         if len(value.shape) == 1:
             return self._frames(value)
-        whole = (math.prod(value.shape),)
-        shape = self._whole(whole, static=value.static)
+        flat_shape = (math.prod(value.shape),)
+        shape = self._shape_with_batch(flat_shape, static=value.static)
         flat = self.nodes.add("Reshape", [value.frames or value.rows, shape], f"{value.name}/flat")
-        return self._shaped(flat, whole, static=value.static)
+        return self._shaped(flat, flat_shape, static=value.static)
 
     def _shaped(self, name: str, shape: Shape, *, static: bool) -> str:
         """`name`, with a description of its value as `[T, B, ...]`, static `[B, ...]`."""
@@ -394,11 +411,11 @@ class _Exporter:
 
     # Shapes. T and B are only known when the model runs.
 
-    def _whole(self, shape: Shape, *, static: bool) -> str:
+    def _shape_with_batch(self, shape: Shape, *, static: bool) -> str:
         """`[T, B, ...]`, static `[B, ...]`, as a value of the model."""
-        rest = self.nodes.integers(f"/shape/{_by(shape)}", *shape)
+        sizes = self.nodes.integers(f"/shape/{_by(shape)}", *shape)
         lead, name = (self._batch(), "B") if static else (self._steps_and_batch(), "TxB")
-        return self.nodes.add("Concat", [lead, rest], f"/shape/{name}x{_by(shape)}", axis=0)
+        return self.nodes.add("Concat", [lead, sizes], f"/shape/{name}x{_by(shape)}", axis=0)
 
     def _batch(self) -> str:
         """`[B]`."""
@@ -419,7 +436,7 @@ class _Exporter:
         return self.nodes.add("Slice", [value, *ends], name)
 
 
-_PASSES: Mapping[type[Op], Callable[[_Exporter, _Value, Any, list[_Value]], None]] = {
+_PASSES: Mapping[type[Op], Callable[[_Exporter, _NodeOutput, Any, list[_NodeOutput]], None]] = {
     Add: _Exporter._added,
     Concat: _Exporter._concatenated,
     Flatten: _Exporter._flattened,

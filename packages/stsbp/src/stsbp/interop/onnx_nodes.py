@@ -17,7 +17,7 @@ from stsbp_spec.equations.expressions import Expr, Recurrence, merged
 from stsbp_spec.equations.printers import new_state
 from stsbp_spec.typing import AnyArray
 
-__all__ = ["Nodes", "Step", "tensor"]
+__all__ = ["EquationStep", "Nodes", "tensor"]
 
 _OPERATORS = {
     "add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "neg": "Neg", "abs": "Abs", "sqrt": "Sqrt", "exp": "Exp",
@@ -52,9 +52,9 @@ class Nodes:
         """Add a node, unless it exists. Its output has its name, unless `outputs` are given. Returns the first
         output."""
         outputs = outputs or (name,)
-        made = helper.make_node(op, inputs, outputs, name=name, **attributes)
-        there = self.nodes.setdefault(name, made)
-        assert there == made, name
+        node = helper.make_node(op, inputs, outputs, name=name, **attributes)
+        existing = self.nodes.setdefault(name, node)
+        assert existing == node, name
         return outputs[0]
 
     def graph(
@@ -65,7 +65,7 @@ class Nodes:
         return helper.make_graph([*self.nodes.values()], name, inputs, outputs, constants, doc_string=doc)
 
 
-class Step:
+class EquationStep:
     """One step of an equation among the nodes of a graph.
 
     Args:
@@ -83,13 +83,15 @@ class Step:
         self, nodes: Nodes, prefix: str, equation: Recurrence, values: Mapping[str, str], constants: Iterable[str]
     ) -> None:
         self._nodes, self._prefix, self._states = nodes, prefix, equation.states
-        self._constants, self._taken = {*constants}, {*values.values()}
-        found: list[str] = []
+        self._constants, self._used_names = {*constants}, {*values.values()}
+        value_names: list[str] = []
         operations, of = merged(equation.roots)
         for x, operands in operations:
-            found.append(values[str(x.name)] if x.op == "variable" else self._value(x, [found[i] for i in operands]))
-        self.states = {name: found[of[id(x)]] for name, x in equation.states.items()}
-        self.outputs = {name: found[of[id(x)]] for name, x in equation.outputs.items()}
+            value_names.append(
+                values[str(x.name)] if x.op == "variable" else self._value(x, [value_names[i] for i in operands])
+            )
+        self.states = {name: value_names[of[id(x)]] for name, x in equation.states.items()}
+        self.outputs = {name: value_names[of[id(x)]] for name, x in equation.outputs.items()}
 
     def _value(self, x: Expr, operands: Sequence[str]) -> str:
         if x.op == "constant":
@@ -112,18 +114,18 @@ class Step:
         return add(_OPERATORS[op], operands, name)
 
     def _number(self, value: float) -> str:
-        said = "floor" if value == FLOOR else repr(value)
-        name = self._nodes.constant(f"{self._prefix}{said}", np.array(value, np.float32))
+        number_text = "floor" if value == FLOOR else repr(value)
+        name = self._nodes.constant(f"{self._prefix}{number_text}", np.array(value, np.float32))
         self._constants.add(name)
         return name
 
-    def _free(self, wanted: str) -> str:
-        wanted = new_state(wanted) if wanted in self._states else wanted
-        name, number = f"{self._prefix}{wanted}", 1
-        while name in self._taken:
+    def _free(self, base: str) -> str:
+        base = new_state(base) if base in self._states else base
+        name, number = f"{self._prefix}{base}", 1
+        while name in self._used_names:
             number += 1
-            name = f"{self._prefix}{wanted}{number}"
-        self._taken.add(name)
+            name = f"{self._prefix}{base}{number}"
+        self._used_names.add(name)
         return name
 
     def result(self, value: str, like: str, name: str) -> str:

@@ -21,7 +21,7 @@ from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.typing import Float32
 
-__all__ = ["About", "Normalised", "Population", "Program", "Weights", "program"]
+__all__ = ["About", "GridWeights", "NetworkProgram", "PopulationStep", "RunningNorm", "program"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class About:
 
 
 @dataclass(frozen=True)
-class Normalised:
+class RunningNorm:
     """Batch normalisation by running statistics: `synapses.batchnorm.FORWARD` with these numbers.
 
     Attributes:
@@ -55,7 +55,7 @@ class Normalised:
 
 
 @dataclass(frozen=True)
-class Weights:
+class GridWeights:
     """A node with weights.
 
     Attributes:
@@ -68,7 +68,7 @@ class Weights:
     projection: Projection
     values: Float32
     exponent: int
-    norm: Normalised | None
+    norm: RunningNorm | None
 
     @property
     def integers(self) -> np.ndarray[tuple[int, ...], np.dtype[np.int16]]:
@@ -82,7 +82,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Population:
+class PopulationStep:
     """A node of neurons: one step of the synaptic filters before them and of the neurons themselves.
 
     Attributes:
@@ -102,7 +102,7 @@ class Population:
 
 
 @dataclass(frozen=True)
-class Program:
+class NetworkProgram:
     """A trained network.
 
     Attributes:
@@ -112,8 +112,8 @@ class Program:
     """
 
     network: NetworkSpec
-    weights: Mapping[str, Weights]
-    populations: Mapping[str, Population]
+    weights: Mapping[str, GridWeights]
+    populations: Mapping[str, PopulationStep]
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -126,7 +126,7 @@ class Program:
         return frozenset(name for names in self.network.graph.recurrent.values() for name in names)
 
 
-def program(network: NetworkSpec, weights: Mapping[str, Float32]) -> Program:
+def program(network: NetworkSpec, weights: Mapping[str, Float32]) -> NetworkProgram:
     """The computations of a network with these master weights, learned parameters and statistics (`Trained.weights`).
 
     Raises:
@@ -134,24 +134,28 @@ def program(network: NetworkSpec, weights: Mapping[str, Float32]) -> Program:
         ExactnessError: the sums of a layer cannot be exact.
     """
     backend = NumpyBackend()
-    found, grids = on_grid(backend, network, weights)
+    grid_parameters, grids = on_grid(backend, network, weights)
     graph = network.graph
-    nodes: dict[str, Weights] = {}
+    nodes: dict[str, GridWeights] = {}
     for projection in graph.projections:
         name, norm = projection.name, projection.synapse.norm
         normalised = None
         if norm is not None:
-            mean, variance, scale, shift = (found[f"{name}.{each}"] for each in ("mean", "variance", "scale", "shift"))
+            mean, variance, scale, shift = (
+                grid_parameters[f"{name}.{part}"] for part in ("mean", "variance", "scale", "shift")
+            )
             by = of_running(Wide(), mean, variance, scale, norm=norm)
-            normalised = Normalised(by.mean, by.a, shift)
-        nodes[name] = Weights(projection, found[name], grids[name].exponent, normalised)
+            normalised = RunningNorm(by.mean, by.a, shift)
+        nodes[name] = GridWeights(projection, grid_parameters[name], grids[name].exponent, normalised)
     populations = {
-        place.node.name: _population(place, found) for place in graph.places if isinstance(place.node.op, Neurons)
+        place.node.name: _population(place, grid_parameters)
+        for place in graph.places
+        if isinstance(place.node.op, Neurons)
     }
-    return Program(network, nodes, populations)
+    return NetworkProgram(network, nodes, populations)
 
 
-def _population(place: Place, weights: Mapping[str, Float32]) -> Population:
+def _population(place: Place, weights: Mapping[str, Float32]) -> PopulationStep:
     op = place.node.op
     assert isinstance(op, Neurons)
     filters = tuple(values.filter(training=False) for values in place.inputs)
@@ -160,4 +164,4 @@ def _population(place: Place, weights: Mapping[str, Float32]) -> Population:
     step = forward.changed(outputs={name: forward.outputs[name] for name in ("u", "o")})
     constants = {name: equations.constants[name] for name in step.parameters}
     learned = {free: weights[place.parameters[name]] for name, free in equations.learned.items()}
-    return Population(place, step, constants, equations.inputs, learned)
+    return PopulationStep(place, step, constants, equations.inputs, learned)

@@ -51,7 +51,7 @@ class Channel:
         if not data:
             return None
         self._buffer += data
-        found: list[dict[str, Any]] = []
+        messages: list[dict[str, Any]] = []
         while len(self._buffer) >= _HEAD:
             end = _HEAD + int.from_bytes(self._buffer[:_HEAD], "big")
             if end > _HEAD + MOST:
@@ -64,9 +64,9 @@ class Channel:
                 raise ValueError("a message is nested too deeply") from None
             if not isinstance(message, dict):
                 raise ValueError("a message is an object")
-            found.append(message)
+            messages.append(message)
             del self._buffer[:end]
-        return found
+        return messages
 
     def close(self) -> None:
         """Close the connection."""

@@ -26,7 +26,7 @@ from stsbp.processes.identity import compare, compare_data, compare_settings, ow
 from stsbp.processes.launcher import Parent, parent
 from stsbp.processes.monitor import Member, Monitor, Pulse, Verdict
 
-__all__ = ["PER_PROCESS", "ExchangeError", "Group", "Watch", "join"]
+__all__ = ["PER_PROCESS", "ExchangeError", "ExchangeMonitor", "Group", "join"]
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ class ExchangeError(BackendError):
 _EXCHANGES = ("largest", "start_total", "gather", "broadcast")
 
 
-class Watch:
+class ExchangeMonitor:
     """Makes a collective report to a pulse when it waits, and measures the time.
 
     It replaces methods of the object, and not its class, because a backend recognises its own collective by the type.
@@ -62,9 +62,9 @@ class Watch:
         @functools.wraps(method)
         def exchange(*arguments: Any) -> Any:
             with self.exchange():
-                found = method(*arguments)
+                output = method(*arguments)
             # The function that `start_total` returns waits.
-            return self._watched(found) if callable(found) else found
+            return self._watched(output) if callable(output) else output
 
         return exchange
 
@@ -115,7 +115,7 @@ class Group:
     def advise(self, text: str) -> None:
         """Set additional text for the message about a lost process."""
 
-    def beat(self, what: str) -> None:
+    def beat(self, activity: str) -> None:
         """Report that something new begins, for example a file."""
 
     def stepping(self) -> contextlib.AbstractContextManager[None]:
@@ -143,29 +143,29 @@ class Group:
 
     def gather(self, numbers: Sequence[float]) -> AnyArray:
         """The numbers of every process, `[size, ...]` float64."""
-        own = np.array(numbers, np.float64)
-        return own[None] if self.collective is None else np.stack(self.collective.gather(own))
+        local_numbers = np.array(numbers, np.float64)
+        return local_numbers[None] if self.collective is None else np.stack(self.collective.gather(local_numbers))
 
     def gather_values(self, value: T) -> list[T]:
         """The JSON values of every process."""
         if self.collective is None:
             return [value]
-        found = self.collective.gather(np.frombuffer(json.dumps(value).encode(), np.uint8))
-        return [json.loads(np.asarray(x, np.uint8).tobytes()) for x in found]
+        encoded_values = self.collective.gather(np.frombuffer(json.dumps(value).encode(), np.uint8))
+        return [json.loads(np.asarray(encoded, np.uint8).tobytes()) for encoded in encoded_values]
 
     def barrier(self) -> None:
         """Wait until every process has called this method."""
         if self.collective is not None:
             self.collective.barrier()
 
-    def compare_settings(self, asked: Mapping[str, Any]) -> None:
+    def compare_settings(self, settings: Mapping[str, Any]) -> None:
         """Check that all processes have the same settings, except those that may differ.
 
         Raises:
             ConfigError: a process has other settings.
         """
         if self.size > 1:
-            shown = {name: value for name, value in asked.items() if name not in PER_PROCESS}
+            shown = {name: value for name, value in settings.items() if name not in PER_PROCESS}
             compare_settings(self.members, self.gather_values(shown))
 
     def compare_data(self, contents: Mapping[str, str]) -> None:
@@ -184,12 +184,12 @@ class Group:
         hosts = [member.host for member in self.members]
         first = hosts.index(hosts[self.rank]) == self.rank
         turn = 0 if self.leads else 1 if first else 2
-        found: list[T] = []
+        outputs: list[T] = []
         for number in range(3):
             if number == turn:
-                found.append(work())
+                outputs.append(work())
             self.barrier()
-        return found[0]
+        return outputs[0]
 
     def __enter__(self) -> Self:
         return self
@@ -203,7 +203,7 @@ class Group:
 class _Joined(Group):
     def __init__(self, collective: Collective[Any], monitor: Monitor, pulse: Pulse) -> None:
         self.rank, self.size, self.collective = collective.rank, collective.size, collective
-        self._monitor, self._pulse, self._watch = monitor, pulse, Watch(collective, pulse)
+        self._monitor, self._pulse, self._watch = monitor, pulse, ExchangeMonitor(collective, pulse)
         self._parent: Parent | None = None
         self._trace, self._failed = "", ""
 
@@ -212,9 +212,12 @@ class _Joined(Group):
         assert self.collective is not None
         me = self._monitor.me
         engine = self.collective.engine or type(self.collective).__name__
-        own: dict[str, Any] = {"host": me.host, "pid": me.pid, "identity": own_identity(backend, engine)}
-        found = self.gather_values(own)
-        self.members = [Member(rank, self.size, its["host"], its["pid"]) for rank, its in enumerate(found)]
+        description: dict[str, Any] = {"host": me.host, "pid": me.pid, "identity": own_identity(backend, engine)}
+        descriptions = self.gather_values(description)
+        self.members = [
+            Member(rank, self.size, member_description["host"], member_description["pid"])
+            for rank, member_description in enumerate(descriptions)
+        ]
         self._parent = parent()
         if self._parent is not None:
             self._parent.follow()
@@ -227,7 +230,7 @@ class _Joined(Group):
             self._connect((rendezvous.address, self.members[0].host), port, word)
         # No process continues before all are monitored.
         self.barrier()
-        compare(self.members, [its["identity"] for its in found])
+        compare(self.members, [member_description["identity"] for member_description in descriptions])
 
     def _connect(self, addresses: Sequence[str], port: int, word: str) -> None:
         for address in addresses:
@@ -248,8 +251,8 @@ class _Joined(Group):
     def waited(self) -> float:
         return self._watch.seconds
 
-    def beat(self, what: str) -> None:
-        self._pulse.beat(what)
+    def beat(self, activity: str) -> None:
+        self._pulse.beat(activity)
 
     def stepping(self) -> contextlib.AbstractContextManager[None]:
         fused = getattr(self.collective, "in_programs", False)
@@ -259,13 +262,13 @@ class _Joined(Group):
         """End this process. It is called in the monitor's thread. Every file is either complete or unchanged."""
         with contextlib.suppress(OSError, ValueError):
             # The traceback of an exchange that another process broke is of no use.
-            own = str(self._monitor.me) in verdict.message or (self.leads and verdict.message == self._failed)
-            trace = self._trace if own else ""
+            is_own_error = str(self._monitor.me) in verdict.message or (self.leads and verdict.message == self._failed)
+            trace = self._trace if is_own_error else ""
             if sys.stderr.isatty():
                 # A progress bar may have hidden the cursor.
                 sys.stderr.write("\x1b[?25h\n")
-            told = self._parent is not None and self._parent.tell(verdict, self._monitor.advice, trace)
-            if (text := str(verdict)) and not told:
+            is_told = self._parent is not None and self._parent.tell(verdict, self._monitor.advice, trace)
+            if (text := str(verdict)) and not is_told:
                 sys.stderr.write(f"{trace}{text}\n")
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
@@ -285,8 +288,8 @@ class _Joined(Group):
             self._monitor.fail("", _CLOSED_PIPE)
         elif isinstance(error, KeyboardInterrupt):
             self._monitor.fail(INTERRUPTED, EXIT_CODE)
-        elif (known := understood(error)) is not None:
-            self._monitor.fail(str(known), known.exit_code, broken=isinstance(error, ExchangeError))
+        elif (user_error := understood(error)) is not None:
+            self._monitor.fail(str(user_error), user_error.exit_code, broken=isinstance(error, ExchangeError))
         else:
             self._trace = "".join(traceback.format_exception(kind, error, trace))
             self._failed = f"{type(error).__name__}: {error}"

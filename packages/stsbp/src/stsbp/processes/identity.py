@@ -25,29 +25,29 @@ _SUFFIXES = {".py", ".cu", ".cuh", ".h", ".hpp", ".cpp"}
 
 def sources(package: str) -> str:
     """SHA-256 of the names and contents of a package's sources; empty if the package is not installed."""
-    found = importlib.util.find_spec(package)
+    spec = importlib.util.find_spec(package)
     digest = hashlib.sha256()
-    for folder in (found.submodule_search_locations or ()) if found is not None else ():
+    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
         for path in sorted(Path(folder).rglob("*")):
             if path.suffix in _SUFFIXES and path.is_file():
                 content = path.read_bytes()
                 digest.update(f"{path.relative_to(folder).as_posix()} {len(content)}\n".encode())
                 digest.update(content)
-    return digest.hexdigest() if found is not None else ""
+    return digest.hexdigest() if spec is not None else ""
 
 
 def own_identity(backend: AbstractBackend, engine: str) -> dict[str, Any]:
     """Versions and settings of this process, by name, in a form that fits in a message."""
-    found: dict[str, Any] = {"contract": CONTRACT_VERSION, "engine": engine}
+    identity: dict[str, Any] = {"contract": CONTRACT_VERSION, "engine": engine}
     for package in dict.fromkeys((*_ALWAYS, type(backend).__module__.partition(".")[0])):
         if digest := sources(package):
-            found[f"sources of {package}"] = digest
+            identity[f"sources of {package}"] = digest
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-                found[f"version of {package}"] = importlib.metadata.version(package)
-    return found
+                identity[f"version of {package}"] = importlib.metadata.version(package)
+    return identity
 
 
-def compare(members: Sequence[Member], found: Sequence[Mapping[str, Any]]) -> None:
+def compare(members: Sequence[Member], identities: Sequence[Mapping[str, Any]]) -> None:
     """Compare the software and backends of all processes.
 
     Raises:
@@ -55,31 +55,33 @@ def compare(members: Sequence[Member], found: Sequence[Mapping[str, Any]]) -> No
     """
     # Each backend has its own packages, so not every process has every name.
     first: dict[str, tuple[Member, Any]] = {}
-    for member, its in zip(members, found, strict=True):
-        for name, value in its.items():
-            other, own = first.setdefault(name, (member, value))
-            if value != own:
-                raise ConfigError(_differs(member, name, value, f"rank {other.rank}", own))
+    for member, identity in zip(members, identities, strict=True):
+        for name, value in identity.items():
+            other, first_value = first.setdefault(name, (member, value))
+            if value != first_value:
+                raise ConfigError(_differs(member, name, value, f"rank {other.rank}", first_value))
 
 
-def _differs(member: Member, name: str, its: Any, other: str, own: Any) -> str:
+def _differs(member: Member, name: str, value: Any, other: str, other_value: Any) -> str:
     if name == "contract":
-        what = f"uses version {its} of the exact-arithmetic contract, but {other} uses version {own}"
-        return f"{member} {what}: install the same version everywhere"
+        difference = f"uses version {value} of the exact-arithmetic contract, but {other} uses version {other_value}"
+        return f"{member} {difference}: install the same version everywhere"
     if name == "engine":
-        what = f"communicates through {its}, but {other} through {own}"
-        return f"{member} {what}: use backends that communicate in the same way, or the same backend everywhere"
+        difference = f"communicates through {value}, but {other} through {other_value}"
+        return f"{member} {difference}: use backends that communicate in the same way, or the same backend everywhere"
     if name.startswith("sources"):
         return (
-            f"{member} has different {name} from {other} (SHA-256 {its[:12]} and {own[:12]}): install "
+            f"{member} has different {name} from {other} (SHA-256 {value[:12]} and {other_value[:12]}): install "
             "the same version everywhere"
         )
-    return f"{member}: the {name} is {its}, but that of {other} is {own}: install the same version everywhere"
+    return f"{member}: the {name} is {value}, but that of {other} is {other_value}: install the same version everywhere"
 
 
-def differing(known: Mapping[str, str], found: Mapping[str, str]) -> str:
+def differing(contents: Mapping[str, str], other_contents: Mapping[str, str]) -> str:
     """The names of what differs between two descriptions of data (`stsbp.training.build.Data.contents`)."""
-    return ", ".join(name for name in dict.fromkeys((*known, *found)) if known.get(name) != found.get(name))
+    return ", ".join(
+        name for name in dict.fromkeys((*contents, *other_contents)) if contents.get(name) != other_contents.get(name)
+    )
 
 
 def compare_data(members: Sequence[Member], contents: Sequence[Mapping[str, str]]) -> None:
@@ -97,18 +99,18 @@ def compare_data(members: Sequence[Member], contents: Sequence[Mapping[str, str]
         raise ConfigError("\n".join((*lines, "give all processes the same data set, --data-dir and files")))
 
 
-def compare_settings(members: Sequence[Member], asked: Sequence[Mapping[str, Any]]) -> None:
+def compare_settings(members: Sequence[Member], settings: Sequence[Mapping[str, Any]]) -> None:
     """Compare the settings of all processes.
 
     Raises:
         ConfigError: there is a difference. The message names the process and each setting.
     """
-    for member, its in zip(members, asked, strict=True):
-        names = dict.fromkeys((*asked[0], *its))
+    for member, member_settings in zip(members, settings, strict=True):
+        names = dict.fromkeys((*settings[0], *member_settings))
         lines = [
-            f"  {name}: {_shown(asked[0], name)} on rank 0, {_shown(its, name)} there"
+            f"  {name}: {_shown(settings[0], name)} on rank 0, {_shown(member_settings, name)} there"
             for name in names
-            if asked[0].get(name) != its.get(name)
+            if settings[0].get(name) != member_settings.get(name)
         ]
         if lines:
             raise ConfigError(f"{member} was given different settings from rank 0:\n" + "\n".join(lines))

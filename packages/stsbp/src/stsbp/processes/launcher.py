@@ -52,34 +52,34 @@ class Started:
     """
 
     def __init__(self, arguments: Sequence[str], variables: Mapping[str, object], lines: int, **output: int) -> None:
-        self.here, there = socket.socketpair()
-        environment = {**os.environ, **variables, LAUNCHER: there.fileno()}
+        self.here, child_end = socket.socketpair()
+        environment = {**os.environ, **variables, LAUNCHER: child_end.fileno()}
         self._lines: deque[str] = deque(maxlen=lines)
         self.process: subprocess.Popen[str] = subprocess.Popen(
             # Without -P, Python would import modules of the current folder in place of its own and of libraries.
             [sys.executable, "-P", "-m", "stsbp", *arguments],
             stdin=subprocess.DEVNULL,
             env={name: str(value) for name, value in environment.items() if value is not None},
-            pass_fds=(there.fileno(),),
+            pass_fds=(child_end.fileno(),),
             # Only this process receives Ctrl-C, and passes it on once.
             start_new_session=True,
             text=True,
             errors="backslashreplace",
             **output,  # type: ignore[call-overload]
         )
-        there.close()
+        child_end.close()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
         for line in self.process.stdout or self.process.stderr or ():
             self._lines.append(line.rstrip("\n"))
-            self.heard(line.rstrip())
+            self.on_line(line.rstrip())
 
-    def heard(self, line: str) -> None:
+    def on_line(self, line: str) -> None:
         """Called for each line, in another thread."""
 
-    def said(self) -> str:
+    def last_output(self) -> str:
         """The last lines that it printed."""
         self._reader.join(1.0)
         return "\n".join(self._lines)
@@ -148,13 +148,13 @@ def launch(arguments: Sequence[str], size: int, threads: int = 0) -> int:
     """
     if sys.platform == "win32":
         raise ConfigError("--processes starts processes on Linux and macOS; elsewhere start them with torchrun")
-    each = threads or max(1, thread_count() // size)
-    port = int(own) if (own := os.environ.get("MASTER_PORT", "")).isdecimal() else free_port()
+    threads_each = threads or max(1, thread_count() // size)
+    port = int(master_port) if (master_port := os.environ.get("MASTER_PORT", "")).isdecimal() else free_port()
     children: list[_Child] = []
     with _passing_signals_on(children) as passed:
         try:
             for rank in range(size):
-                children.append(_Child(arguments, rank, size, port, each))
+                children.append(_Child(arguments, rank, size, port, threads_each))
             _supervise(children)
         finally:
             for child in children:
@@ -248,7 +248,7 @@ def _outcome(children: list[_Child], passed: set[int]) -> Verdict:
     for child in children:
         if child.code is not None and child.code > 0:
             who = f"rank {child.rank} of {size} (pid {child.process.pid})"
-            return Verdict(f"{who} ended with exit code {child.code}\n{child.said()}".rstrip(), child.code)
+            return Verdict(f"{who} ended with exit code {child.code}\n{child.last_output()}".rstrip(), child.code)
     return Verdict("", LOST if any(child.killed for child in children) else 0)
 
 
@@ -263,8 +263,8 @@ class Parent:
     def tell(self, verdict: Verdict, advice: str, trace: str = "") -> bool:
         """Send a verdict, and the traceback of a bug in this process. False: nobody receives it."""
         try:
-            said = {"end": verdict.message, "code": verdict.code, "advice": advice, "trace": trace[-_LONGEST_TRACE:]}
-            self._channel.send(said)
+            message = {"end": verdict.message, "code": verdict.code, "advice": advice, "trace": trace[-_LONGEST_TRACE:]}
+            self._channel.send(message)
         except OSError:
             return False
         return True

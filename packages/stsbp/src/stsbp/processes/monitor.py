@@ -136,7 +136,7 @@ class Pulse:
 
 
 @dataclass
-class _Heard:
+class _MemberState:
     """The last sign of a member, and the times of this sign, of the last progress and of the last computation."""
 
     sign: Sign
@@ -169,25 +169,25 @@ class Judge:
     timeout: float
     clock: Callable[[], float] = time.monotonic
     advice: str = ""
-    _heard: dict[int, _Heard] = field(default_factory=dict)
-    _gone: dict[int, float] = field(default_factory=dict)
+    _states: dict[int, _MemberState] = field(default_factory=dict)
+    _lost_ranks: dict[int, float] = field(default_factory=dict)
     _faults: list[_Fault] = field(default_factory=list)
     _done: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         now = self.clock()
         for member in self.members:
-            self._heard[member.rank] = _Heard(Sign(0, "starting", False, 0, 0.0), now, now, now)
+            self._states[member.rank] = _MemberState(Sign(0, "starting", False, 0, 0.0), now, now, now)
 
     def hear(self, rank: int, sign: Sign) -> None:
         """A sign has arrived."""
-        now, known = self.clock(), self._heard[rank]
-        before = known.sign
-        if (sign.moved, sign.exchange, sign.waits) != (before.moved, before.exchange, before.waits):
-            known.moved = known.busy = now
-        elif sign.cpu - before.cpu >= _BUSY * (now - known.at):
-            known.busy = now
-        known.sign, known.at = sign, now
+        now, member_state = self.clock(), self._states[rank]
+        last_sign = member_state.sign
+        if (sign.moved, sign.exchange, sign.waits) != (last_sign.moved, last_sign.exchange, last_sign.waits):
+            member_state.moved = member_state.busy = now
+        elif sign.cpu - last_sign.cpu >= _BUSY * (now - member_state.at):
+            member_state.busy = now
+        member_state.sign, member_state.at = sign, now
 
     def fail(self, rank: int, text: str, code: int, *, broken: bool = False) -> None:
         """A member ends with an error. `broken`: an exchange failed, possibly because of another member."""
@@ -196,7 +196,7 @@ class Judge:
     def lose(self, rank: int) -> None:
         """The connection of a member was closed."""
         if rank not in self._done:
-            self._gone.setdefault(rank, self.clock())
+            self._lost_ranks.setdefault(rank, self.clock())
 
     def finish(self, rank: int) -> None:
         """A member is finished."""
@@ -210,7 +210,7 @@ class Judge:
     def verdict(self) -> Verdict | None:
         """Why all members must end now; None: they need not end."""
         now = self.clock()
-        told = {fault.rank for fault in self._faults}
+        failed_ranks = {fault.rank for fault in self._faults}
         errors = [fault for fault in self._faults if not fault.broken]
         if errors:
             same = len({fault.text for fault in errors}) == 1
@@ -218,12 +218,12 @@ class Judge:
             if not (same and len(errors) == len(self.members)) and now - errors[0].at < _SETTLES:
                 return None
             return self._error(errors)
-        if lost := [rank for rank in self._gone if rank not in told]:
+        if lost := [rank for rank in self._lost_ranks if rank not in failed_ranks]:
             return self._lost(lost[0], _GONE)
-        for rank, known in self._heard.items():
-            if rank not in self._done and rank not in told and now - known.at > self.timeout:
-                where = f" (it was last heard at {self._place(known.sign)})"
-                return self._lost(rank, _silent(now - known.at) + where + _allowed(self.timeout))
+        for rank, member_state in self._states.items():
+            if rank not in self._done and rank not in failed_ranks and now - member_state.at > self.timeout:
+                last_place = f" (it was last heard at {self._place(member_state.sign)})"
+                return self._lost(rank, _silent(now - member_state.at) + last_place + _allowed(self.timeout))
         if self._faults and now - self._faults[0].at >= _BREAKS:
             return self._error(self._faults)
         return None if self._faults else self._stuck(now)
@@ -235,24 +235,27 @@ class Judge:
 
     def _stuck(self, now: float) -> Verdict | None:
         """A member without progress. If there are several, the one with the longest time without progress."""
-        working = {rank: known for rank, known in self._heard.items() if rank not in self._done}
+        working = {rank: member_state for rank, member_state in self._states.items() if rank not in self._done}
         idle = {
-            rank: known
-            for rank, known in working.items()
-            if now - known.busy > self.timeout or now - known.moved > COMPILING * self.timeout
+            rank: member_state
+            for rank, member_state in working.items()
+            if now - member_state.busy > self.timeout or now - member_state.moved > COMPILING * self.timeout
         }
-        own = {rank: known for rank, known in idle.items() if not known.sign.waits}
-        if own:
-            rank = min(own, key=lambda rank: own[rank].moved)
-            how = f"did nothing new for {now - own[rank].moved:.0f} s: {self._place(own[rank].sign)}"
-            return self._lost(rank, how + _allowed(self.timeout))
+        not_waiting = {rank: member_state for rank, member_state in idle.items() if not member_state.sign.waits}
+        if not_waiting:
+            rank = min(not_waiting, key=lambda rank: not_waiting[rank].moved)
+            reason = f"did nothing new for {now - not_waiting[rank].moved:.0f} s: {self._place(not_waiting[rank].sign)}"
+            return self._lost(rank, reason + _allowed(self.timeout))
         if working and len(idle) == len(working):
             # All wait for each other, so a message is lost. The slowest member has not reached the last exchange.
             last = min(working, key=lambda rank: (working[rank].sign.exchange, working[rank].moved))
-            behind, furthest = working[last].sign.exchange, max(known.sign.exchange for known in working.values())
+            behind, furthest = (
+                working[last].sign.exchange,
+                max(member_state.sign.exchange for member_state in working.values()),
+            )
             others = "as all others do" if behind == furthest else f"others in {furthest}"
-            what = f"waits in exchange {behind} for {self.timeout:g} s, {others}"
-            return self._lost(last, f"{what}: a connection between the processes is lost{_allowed(self.timeout)}")
+            stall = f"waits in exchange {behind} for {self.timeout:g} s, {others}"
+            return self._lost(last, f"{stall}: a connection between the processes is lost{_allowed(self.timeout)}")
         return None
 
     @staticmethod
@@ -261,8 +264,8 @@ class Judge:
             f"exchange {sign.exchange}, {sign.doing}" if sign.waits else f"{sign.doing}, after exchange {sign.exchange}"
         )
 
-    def _lost(self, rank: int, how: str) -> Verdict:
-        return Verdict(f"{self.members[rank]} {how}{self.advice}", LOST)
+    def _lost(self, rank: int, reason: str) -> Verdict:
+        return Verdict(f"{self.members[rank]} {reason}{self.advice}", LOST)
 
 
 class Monitor:
@@ -281,7 +284,7 @@ class Monitor:
         self.interval = min(1.0, timeout / 8)
         self._leaving = threading.Event()
         self._over = threading.Event()
-        self._told: list[dict[str, Any]] = []
+        self._outbox: list[dict[str, Any]] = []
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -322,7 +325,7 @@ class Monitor:
             # There is no connection yet.
             return
         with self._lock:
-            self._told.append({"failed": text, "code": code, "broken": broken})
+            self._outbox.append({"failed": text, "code": code, "broken": broken})
         self._over.wait(self.timeout + 2 * _BREAKS)
         self.end(Verdict(f"{self.me}: {text}", code))
 
@@ -336,10 +339,10 @@ class Monitor:
         self._thread = threading.Thread(target=work, name="stsbp-monitor", daemon=True)
         self._thread.start()
 
-    def _take_told(self) -> list[dict[str, Any]]:
+    def _take_messages(self) -> list[dict[str, Any]]:
         with self._lock:
-            told, self._told = self._told, []
-        return told
+            messages, self._outbox = self._outbox, []
+        return messages
 
     def _judge(self, judge: Judge) -> None:
         with selectors.DefaultSelector() as selector, self._server:
@@ -347,7 +350,7 @@ class Monitor:
             channels: dict[Channel, int] = {}
             strangers: dict[Channel, float] = {}
             others: dict[int, Channel] = {}
-            heard = 0.0
+            last_sign_at = 0.0
 
             def drop(channel: Channel) -> None:
                 selector.unregister(channel)
@@ -373,12 +376,12 @@ class Monitor:
                 for channel in self._unwelcome(strangers):
                     drop(channel)
                 judge.advice = self.advice
-                for told in self._take_told():
-                    judge.fail(0, told["failed"], told["code"], broken=told["broken"])
+                for failure in self._take_messages():
+                    judge.fail(0, failure["failed"], failure["code"], broken=failure["broken"])
                 if self._leaving.is_set():
                     judge.finish(0)
-                if (now := time.monotonic()) - heard >= self.interval:
-                    heard = now
+                if (now := time.monotonic()) - last_sign_at >= self.interval:
+                    last_sign_at = now
                     judge.hear(0, self.pulse.sign())
                     self._send(others, {"here": True})
                 if judge.all_done:
@@ -395,8 +398,8 @@ class Monitor:
         now, surplus = time.monotonic(), len(strangers) - self.me.size - _STRANGERS
         return [
             channel
-            for number, (channel, came) in enumerate(strangers.items())
-            if number < surplus or now - came > _GREETS
+            for number, (channel, connected_at) in enumerate(strangers.items())
+            if number < surplus or now - connected_at > _GREETS
         ]
 
     def _listen_to(
@@ -410,11 +413,11 @@ class Monitor:
             messages = None
         for message in messages or ():
             if rank < 0:
-                known = hmac.compare_digest(_encoded(message.get("word")), _encoded(self._word))
-                asked = message.get("rank")
-                if not known or not isinstance(asked, int) or not 0 < asked < self.me.size:
+                is_member = hmac.compare_digest(_encoded(message.get("word")), _encoded(self._word))
+                claimed_rank = message.get("rank")
+                if not is_member or not isinstance(claimed_rank, int) or not 0 < claimed_rank < self.me.size:
                     return False
-                rank = channels[channel] = asked
+                rank = channels[channel] = claimed_rank
                 others[rank] = channel
             elif "sign" in message:
                 judge.hear(rank, Sign(*message["sign"]))
@@ -435,37 +438,37 @@ class Monitor:
                 channel.send(message)
 
     def _tell(self, channel: Channel, leader: Member) -> None:
-        heard = told = time.monotonic()
-        left = False
+        received_at = sent_at = time.monotonic()
+        has_left = False
         try:
             with selectors.DefaultSelector() as selector:
                 selector.register(channel, selectors.EVENT_READ)
                 while True:
                     ready = selector.select(min(0.1, self.interval))
                     for message in self._arrived(channel) if ready else ():
-                        heard = time.monotonic()
+                        received_at = time.monotonic()
                         if "end" in message:
                             self.end(Verdict(message["end"], message["code"]))
                             return
                         if "done" in message:
                             return
                     now = time.monotonic()
-                    if now - told >= self.interval and not left:
-                        told = now
+                    if now - sent_at >= self.interval and not has_left:
+                        sent_at = now
                         sign = self.pulse.sign()
                         channel.send({"sign": [sign.moved, sign.doing, sign.waits, sign.exchange, sign.cpu]})
-                    for message in self._take_told():
+                    for message in self._take_messages():
                         channel.send(message)
-                    if self._leaving.is_set() and not left:
-                        left = True
+                    if self._leaving.is_set() and not has_left:
+                        has_left = True
                         channel.send({"done": True})
-                    if now - heard > self.timeout:
-                        how = _silent(now - heard) + _allowed(self.timeout)
-                        self.end(Verdict(f"{leader} {how}{self.advice}", LOST))
+                    if now - received_at > self.timeout:
+                        reason = _silent(now - received_at) + _allowed(self.timeout)
+                        self.end(Verdict(f"{leader} {reason}{self.advice}", LOST))
                         return
         except OSError:
             # Rank 0 may leave as soon as it knows that all are finished.
-            if not left:
+            if not has_left:
                 self.end(Verdict(f"{leader} {_GONE}{self.advice}", LOST))
         finally:
             self._over.set()
@@ -474,9 +477,9 @@ class Monitor:
     @staticmethod
     def _arrived(channel: Channel) -> list[dict[str, Any]]:
         try:
-            found = channel.arrived()
+            messages = channel.arrived()
         except ValueError as error:
             raise ConnectionError(str(error)) from error
-        if found is None:
+        if messages is None:
             raise ConnectionError("closed")
-        return found
+        return messages

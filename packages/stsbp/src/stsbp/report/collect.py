@@ -67,21 +67,21 @@ def survey(
     return Survey(split.labels[:], None if task.inputs.sequences else nearest, scores)
 
 
-def choose(found: Survey, count: int = SHOWN) -> tuple[list[int], list[int]]:
+def choose(surveyed: Survey, count: int = SHOWN) -> tuple[list[int], list[int]]:
     """Samples to show: wrong and correct ones, from as many classes as possible; or those with the worst and best
     F1."""
-    n = len(found.scores)
-    if found.nearest is None:
-        order = np.argsort(found.scores, kind="stable").tolist()
+    n = len(surveyed.scores)
+    if surveyed.nearest is None:
+        order = np.argsort(surveyed.scores, kind="stable").tolist()
         worst = order[: min(count, (n + 1) // 2)]
         return worst, [i for i in order[::-1] if i not in worst][:count]
-    pairs = list(zip(found.labels.tolist(), found.nearest.tolist(), strict=True))
+    pairs = list(zip(surveyed.labels.tolist(), surveyed.nearest.tolist(), strict=True))
     chosen = []
     for right in (False, True):
-        there = [i for i in range(n) if (pairs[i][0] == pairs[i][1]) == right]
-        first = {pairs[i]: i for i in reversed(there)}
-        own = set(first.values())
-        chosen.append([*sorted(own), *islice((i for i in there if i not in own), count)][:count])
+        candidates = [i for i in range(n) if (pairs[i][0] == pairs[i][1]) == right]
+        first = {pairs[i]: i for i in reversed(candidates)}
+        firsts = set(first.values())
+        chosen.append([*sorted(firsts), *islice((i for i in candidates if i not in firsts), count)][:count])
     return chosen[0], chosen[1]
 
 
@@ -139,17 +139,17 @@ def look(
     nearest = None if distances is None else nearest_sequence(distances)
     samples = []
     for i, name in enumerate(names):
-        score, own = None, slice(None if lengths is None else int(lengths[i]))
+        score, own_steps = None, slice(None if lengths is None else int(lengths[i]))
         if task.inputs.sequences and targets is not None:
-            matches = match_spikes(outputs[own, i : i + 1], targets[own, i : i + 1], TOLERANCE)
+            matches = match_spikes(outputs[own_steps, i : i + 1], targets[own_steps, i : i + 1], TOLERANCE)
             score = f1(*(int(x[0]) for x in matches))
         samples.append(
             Sample(
                 name,
-                inputs[own, i] if events else inputs[i],
-                outputs[own, i],
-                None if targets is None else targets[own, i],
-                potentials[own, i],
+                inputs[own_steps, i] if events else inputs[i],
+                outputs[own_steps, i],
+                None if targets is None else targets[own_steps, i],
+                potentials[own_steps, i],
                 None if labels is None or task.inputs.sequences else int(labels[i]),
                 None if nearest is None else int(nearest[i]),
                 None if distances is None else distances[i],

@@ -98,7 +98,7 @@ class Content:
         self.starts, self.classes = starts, classes
         # Lines for another network or task can only come from a damaged file.
         layers, key = {block.name for block in network.blocks}, self.figure[0]
-        weights = {each.name for each in network.graph.projections}
+        weights = {projection.name for projection in network.graph.projections}
         self.records = [
             r for r in records if layers == set(r["rates"]) and weights == set(r.get("grids", weights)) and key in r
         ]
@@ -207,7 +207,7 @@ def _curves(content: Content) -> str:
     if not content.of_kind("epoch"):
         return '<h2>Learning</h2><p class="muted">No epoch is complete yet.</p>'
     key, name = content.figure
-    loss, how_good = _over_epochs(content, "loss"), _over_epochs(content, key)
+    loss, quality = _over_epochs(content, "loss"), _over_epochs(content, key)
     epochs = content.of_kind("epoch")
     norm = [Series("mean", [r["epoch"] for r in epochs], [r["gradient_norm"] for r in epochs])]
     norm.append(Series("largest", [r["epoch"] for r in epochs], [r["largest_gradient_norm"] for r in epochs]))
@@ -220,29 +220,31 @@ def _curves(content: Content) -> str:
         ),
         _figure(
             escape(name[:1].upper() + name[1:]),
-            svg.lines(name, "epoch", how_good, percent=True, zero=False),
-            svg.legend(how_good),
+            svg.lines(name, "epoch", quality, percent=True, zero=False),
+            svg.legend(quality),
         ),
         _figure("Gradient norm before clipping", svg.lines("gradient norm", "epoch", norm), svg.legend(norm)),
         _figure("Learning rate at the end of the epoch", svg.lines("learning rate", "epoch", rate)),
     ]
     config = content.config
-    ways = [
+    disturbances = [
         *(["dropout"] if config.dropout else []),
         *(["augmentation"] if any(value for key, value in config if key.startswith("augment_")) else []),
     ]
-    how = "Training figures are taken before each update" + (f", with {' and '.join(ways)}" if ways else "")
-    how += "; evaluations after the epoch" + (", without." if ways else ".")
-    return f'<h2>Learning</h2><p class="muted">{how}</p><div class="row">{"".join(figures)}</div>'
+    explanation = "Training figures are taken before each update" + (
+        f", with {' and '.join(disturbances)}" if disturbances else ""
+    )
+    explanation += "; evaluations after the epoch" + (", without." if disturbances else ".")
+    return f'<h2>Learning</h2><p class="muted">{explanation}</p><div class="row">{"".join(figures)}</div>'
 
 
 def _confusion(content: Content, counts: Int64) -> str:
-    found = np.argwhere(counts).tolist()
-    off = [(int(counts[i, j]), content.classes[i], content.classes[j]) for i, j in found if i != j]
-    most = sorted(off, key=lambda entry: -entry[0])[:8]
+    cells = np.argwhere(counts).tolist()
+    mistakes = [(int(counts[i, j]), content.classes[i], content.classes[j]) for i, j in cells if i != j]
+    most = sorted(mistakes, key=lambda entry: -entry[0])[:8]
     rows = "".join(f'<tr><td>{escape(a)}</td><td>{escape(b)}</td><td class="n">{n}</td></tr>' for n, a, b in most)
     table = f"<table><tr><th>class</th><th>read as</th><th>samples</th></tr>{rows}</table>" if rows else "<p>None.</p>"
-    total, wrong = int(counts.sum()), sum(n for n, _, _ in off)
+    total, wrong = int(counts.sum()), sum(n for n, _, _ in mistakes)
     return (
         f"<h2>Confusion matrix</h2><p>{escape(content.split)} split, {escape(content.checkpoint)}: {wrong} of {total} "
         "samples read wrong. A row is a true class, a column the class of the "
@@ -267,15 +269,23 @@ def samples_section(
     cards = [_card(sample, names, threshold) for sample in samples]
     labelled = samples[0].targets is not None
     if threshold is None:
-        how = "The class of the least loss is the answer, blue in the losses and in the potentials of the readout"
-        how += "; the true class is yellow where it is another one." if labelled else "."
-        return f'<h2>{escape(title)}</h2><p class="muted">{how}</p>' + "".join(cards)
-    how = "Wide yellow bars are target spikes, and the narrow bars on top are output spikes. " if labelled else ""
+        explanation = (
+            "The class of the least loss is the answer, blue in the losses and in the potentials of the readout"
+        )
+        explanation += "; the true class is yellow where it is another one." if labelled else "."
+        return f'<h2>{escape(title)}</h2><p class="muted">{explanation}</p>' + "".join(cards)
+    explanation = (
+        "Wide yellow bars are target spikes, and the narrow bars on top are output spikes. " if labelled else ""
+    )
     if of_classes:
-        how += "Each class is a label sequence; the nearest one is the answer, blue in the distances and the membrane "
-        how += "potentials" + ("; the true class is yellow where it is another one. " if labelled else ". ")
-    how += "In the membrane potentials, the dashed line is the threshold, the thin line is zero, and dots are spikes."
-    return f'<h2>{escape(title)}</h2><p class="muted">{how}</p>' + "".join(cards)
+        explanation += (
+            "Each class is a label sequence; the nearest one is the answer, blue in the distances and the membrane "
+        )
+        explanation += "potentials" + ("; the true class is yellow where it is another one. " if labelled else ". ")
+    explanation += (
+        "In the membrane potentials, the dashed line is the threshold, the thin line is zero, and dots are spikes."
+    )
+    return f'<h2>{escape(title)}</h2><p class="muted">{explanation}</p>' + "".join(cards)
 
 
 def _card(sample: Sample, names: Sequence[str], threshold: float | None) -> str:
@@ -365,12 +375,12 @@ def _story(sample: Sample, names: Sequence[str]) -> tuple[str, str]:
     text += f", the neuron of {names[read]} spikes {_times(counts[read])}"
     if sample.targets is not None:
         text += f" ({int(sample.targets[:, read].sum())} wanted)"
-    own, other = float(distances[label]), float(distances[read])
+    label_distance, read_distance = float(distances[label]), float(distances[read])
     if equally_near(distances[None])[0, label]:
-        text += f". Both label sequences are equally far ({own:.4g}); then the lowest class is the answer."
+        text += f". Both label sequences are equally far ({label_distance:.4g}); then the lowest class is the answer."
     else:
-        text += f". So the output is nearer to the sequence of {names[read]} ({other:.4g}) than to that of "
-        text += f"{names[label]} ({own:.4g})."
+        text += f". So the output is nearer to the sequence of {names[read]} ({read_distance:.4g}) than to that of "
+        text += f"{names[label]} ({label_distance:.4g})."
     return f"{sample.name}: {names[label]}, read as {names[read]}", text
 
 
@@ -413,8 +423,8 @@ def _input(sample: Sample) -> str:
     if len(counts) == 2:
         picture = np.minimum(255, counts).astype(np.uint8)
         return _figure("Input (red: ON, blue: OFF)", svg.image(picture, "input events, summed over time"))
-    whole = counts.sum(axis=0, keepdims=True)
-    picture = (255 * whole // max(1, int(whole.max()))).astype(np.uint8)
+    summed = counts.sum(axis=0, keepdims=True)
+    picture = (255 * summed // max(1, int(summed.max()))).astype(np.uint8)
     return _figure("Input spikes, summed (white: most)", svg.image(picture, "input spikes, summed over time"))
 
 
@@ -433,13 +443,15 @@ def _layers(content: Content) -> str:
         caption = "Share of each layer's errors that the error grid of reproducible precision zeroed"
         figures.append(_figure(caption, chart, svg.legend(shares)))
     grids = dict(content.grids)
-    known = [r for r in steps if all(np.isfinite(r["grids"][name]["headroom"]) for name in layers)]
-    if known:
-        rooms = [Series(n, [r["step"] for r in known], [r["grids"][n]["headroom"] for r in known]) for n in layers]
+    measured = [r for r in steps if all(np.isfinite(r["grids"][name]["headroom"]) for name in layers)]
+    if measured:
+        rooms = [
+            Series(n, [r["step"] for r in measured], [r["grids"][n]["headroom"] for r in measured]) for n in layers
+        ]
         chart = svg.lines("exactness headroom", "update", rooms, floor=0.0)
         caption = "Exactness headroom in bits: at 0 or above, sums are exact"
         figures.append(_figure(caption, chart, svg.legend(rooms)))
-        grids = grids or dict(known[-1]["grids"])
+        grids = grids or dict(measured[-1]["grids"])
     rows = []
     for block in content.network.blocks:
         grid = grids.get(block.name)
@@ -447,10 +459,10 @@ def _layers(content: Content) -> str:
         room = f"{grid['headroom']:+.2f}" if grid else f"at least {block.guaranteed_headroom:+.2f}"
         shape = " x ".join(map(str, block.output_shape))
         read = content.network.graph.projections_to(block.population)
-        names = {block.name, *(each.name for each in read)}
-        own = [p for name, p in content.network.parameters.items() if name.split(".")[0] in names]
-        adds = sum(each.multiply_adds for each in read)
-        cells = [f"{sum(int(np.prod(p.shape)) for p in own):,}", f"{adds:,}", bits, room]
+        names = {block.name, *(projection.name for projection in read)}
+        layer_parameters = [p for name, p in content.network.parameters.items() if name.split(".")[0] in names]
+        adds = sum(projection.multiply_adds for projection in read)
+        cells = [f"{sum(int(np.prod(p.shape)) for p in layer_parameters):,}", f"{adds:,}", bits, room]
         cells += [_learned(content, block.name)] if content.learned else []
         rows.append(
             f"<tr><td>{block.name}</td><td>{shape}</td>" + "".join(f'<td class="n">{c}</td>' for c in cells) + "</tr>"
@@ -463,38 +475,38 @@ def _layers(content: Content) -> str:
 
 def _learned(content: Content, layer: str) -> str:
     """Learned parameters of the neurons in a layer: one number, or the smallest and the largest one."""
-    found = []
+    ranges = []
     for name, x in content.learned.items():
         if name.split(".")[0] == layer:
             low, high = float(x.min()), float(x.max())
-            found.append(f"{name.split('.')[1]} {low:.4g}" + ("" if x.size == 1 else f" to {high:.4g}"))
-    return escape(", ".join(found))
+            ranges.append(f"{name.split('.')[1]} {low:.4g}" + ("" if x.size == 1 else f" to {high:.4g}"))
+    return escape(", ".join(ranges))
 
 
 def _settings(content: Content) -> str:
     rows = []
     for key, value in content.config.model_dump().items():
         default = RunConfig.model_fields[key].default
-        own = value != default
-        was = escape(str(default)) if own and key != "dataset" else ""
-        mark = ' class="own"' if own else ""
-        rows.append(f"<tr{mark}><td>{key}</td><td>{escape(str(value))}</td><td>{was}</td></tr>")
-    how, commands = _again(content)
+        is_changed = value != default
+        default_text = escape(str(default)) if is_changed and key != "dataset" else ""
+        mark = ' class="own"' if is_changed else ""
+        rows.append(f"<tr{mark}><td>{key}</td><td>{escape(str(value))}</td><td>{default_text}</td></tr>")
+    explanation, commands = _repetition(content)
     return (
-        f"<h2>Settings</h2><p>{how}:</p><pre>{escape(commands)}</pre>"
+        f"<h2>Settings</h2><p>{explanation}:</p><pre>{escape(commands)}</pre>"
         "<table><tr><th>setting</th><th>value</th><th>default, where it differs</th></tr>" + "".join(rows) + "</table>"
     )
 
 
-def _again(content: Content) -> tuple[str, str]:
+def _repetition(content: Content) -> tuple[str, str]:
     """How to repeat the run, and the commands. The backend is that of its last start."""
     backend = content.starts[-1].get("backend") if content.starts else None
     train = ["stsbp", *(["--backend", str(backend)] if backend else []), "train"]
-    made = content.starts[0].get("command") if content.starts else None
-    if made and next((word for word in made[1:] if word in _MAKES), "") in ("import", "convert"):
+    first_command = content.starts[0].get("command") if content.starts else None
+    if first_command and next((word for word in first_command[1:] if word in _MAKES), "") in ("import", "convert"):
         # The settings do not contain the weights that the run began with.
         later = [*train, "--resume", as_argument(content.folder), "--epochs", str(content.config.epochs)]
-        commands = [command_text(made), *([shlex.join(later)] if len(content.starts) > 1 else [])]
+        commands = [command_text(first_command), *([shlex.join(later)] if len(content.starts) > 1 else [])]
         return "To repeat the run, replace its folder by a new one here", "\n".join(commands)
     return "To repeat the run", shlex.join([*train, "--config", str(content.folder / "config.toml")])
 

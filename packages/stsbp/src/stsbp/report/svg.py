@@ -49,12 +49,12 @@ def _shortened(names: Sequence[str], most: int = _LONGEST_NAME) -> list[str]:
     return [name if len(name) <= most else name[: most - 1] + "." for name in names]
 
 
-def _ticks(low: float, high: float, count: int = 5, *, around: bool = False) -> list[float]:
-    """About `count` round numbers: those from `low` to `high`; or the fewest that include both, with `around`."""
+def _ticks(low: float, high: float, count: int = 5, *, enclosing: bool = False) -> list[float]:
+    """About `count` round numbers: those from `low` to `high`; or the fewest that include both, with `enclosing`."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * (1 - 1e-9))
-    if around:
+    if enclosing:
         first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     else:
         first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
@@ -99,29 +99,29 @@ def lines(
     size = max(1.0, abs(low), abs(high))
     if high - low < 1e-12 * size:
         low, high = (low, low + size) if low >= 0 else (low - size, low)
-    left, right = min(xs), max(xs)
-    if right == left:
-        left, right = left - 0.5, right + 0.5
+    x_min, x_max = min(xs), max(xs)
+    if x_max == x_min:
+        x_min, x_max = x_min - 0.5, x_max + 0.5
     wide, tall = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
-    ticks = _ticks(low, high, around=True)
+    ticks = _ticks(low, high, enclosing=True)
     low, high = ticks[0], ticks[-1]
 
     def at(x: float, y: float) -> tuple[float, float]:
-        return _LEFT + (x - left) / (right - left) * wide, _TOP + (high - y) / (high - low) * tall
+        return _LEFT + (x - x_min) / (x_max - x_min) * wide, _TOP + (high - y) / (high - low) * tall
 
     body = []
     for tick in ticks:
-        y = at(left, tick)[1]
+        y = at(x_min, tick)[1]
         body.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         body.append(_text(_LEFT - 6, y + 3.5, _number(tick, percent), "end"))
-    for tick in _ticks(left, right, 6):
+    for tick in _ticks(x_min, x_max, 6):
         if tick == int(tick):
             x = at(tick, low)[0]
             text = f"{tick:g}" if tick < 1e5 else f"{tick:.1e}"
             body.append(_text(x, _HEIGHT - 20, text, "middle"))
     body.append(_text(_LEFT + wide / 2, _HEIGHT - 4, x_label, "middle"))
     if floor is not None:
-        y = at(left, floor)[1]
+        y = at(x_min, floor)[1]
         body.append(f'<line class="limit" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
     for i, s in enumerate(series):
         points = [at(x, y) for x, y in zip(s.x, s.y, strict=True)]
@@ -130,8 +130,8 @@ def lines(
         body.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
         if len(points) <= 40:
             radius = 4 if len(points) == 1 else 2.4
-            for (x, y), value, where in zip(points, s.y, s.x, strict=True):
-                title = f"{escape(s.name)}, {escape(x_label)} {where:g}: {_number(value, percent)}"
+            for (x, y), value, x_value in zip(points, s.y, s.x, strict=True):
+                title = f"{escape(s.name)}, {escape(x_label)} {x_value:g}: {_number(value, percent)}"
                 body.append(
                     f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{colour}"><title>{title}</title></circle>'
                 )
@@ -178,12 +178,12 @@ def matrix(counts: Int64, names: Sequence[str]) -> str:
     return _svg(edge + 4, tall + k * size + 2, "confusion matrix", body)
 
 
-def _marks(train: UInt8, left: float, top: float, wide: float, tall: float) -> str:
+def _marks(train: UInt8, x_start: float, y_start: float, wide: float, tall: float) -> str:
     """A path of vertical bars, one per spike, of trains `[T, N]` in rows of height `tall`."""
     times, neurons = np.nonzero(train)
-    middle = left + (times + 0.5) * wide
+    middle = x_start + (times + 0.5) * wide
     return "".join(
-        f"M{x:.1f} {top + n * tall + tall * 0.1:.1f}v{tall * 0.8:.1f}" for x, n in zip(middle, neurons, strict=True)
+        f"M{x:.1f} {y_start + n * tall + tall * 0.1:.1f}v{tall * 0.8:.1f}" for x, n in zip(middle, neurons, strict=True)
     )
 
 

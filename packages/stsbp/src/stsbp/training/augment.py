@@ -103,11 +103,11 @@ def _moved(pixels: UInt8, source: Int64, inside: AnyArray) -> UInt8:
     The bytes of a pixel move together. They move faster as one number, if there is a type with this number of bytes.
     """
     batch, *field, channels = pixels.shape[1:]
-    whole = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}.get(channels)
+    pixel_type = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}.get(channels)
     planes = np.ascontiguousarray(pixels).reshape(len(pixels), batch, -1, channels)
     outside = np.flatnonzero(~inside.reshape(batch, -1))
-    if whole is not None:
-        planes = planes.view(whole)[..., 0]
+    if pixel_type is not None:
+        planes = planes.view(pixel_type)[..., 0]
     moved = np.empty_like(planes)
     for sample in range(batch):
         np.take(planes[:, sample], source[sample], axis=1, mode="clip", out=moved[:, sample])
@@ -122,7 +122,7 @@ def _words(indices: Int64, seed: int, epoch: int, substream: int | Int64) -> tup
     return threefry2x32(key, (counter, np.full_like(counter, epoch)))
 
 
-def _below(word: UInt32, n: int, bits: int = 32) -> Int64:
+def _random_below(word: UInt32, n: int, bits: int = 32) -> Int64:
     """An integer in `[0, n)` from the lowest `bits` bits of each word."""
     low = word.astype(np.uint64) & np.uint64((1 << bits) - 1)
     return (low * np.uint64(n) >> np.uint64(bits)).astype(np.int64)
@@ -138,28 +138,30 @@ def _from_centre(n: int, moved: Int64) -> Float32:
     return ((np.arange(n) - (n - 1) / 2) - moved[:, None]).astype(np.float32)
 
 
-def _sources(indices: Int64, seed: int, epoch: int, how: Augmentation, height: int, width: int) -> tuple[Int64, Int64]:
+def _sources(
+    indices: Int64, seed: int, epoch: int, augmentation: Augmentation, height: int, width: int
+) -> tuple[Int64, Int64]:
     """Row and column of the source of each pixel of each result, `[B, H, W]`. They may be outside the field."""
     a, b = _words(indices, seed, epoch, 0)
-    sides = 2 * how.shift + 1
+    sides = 2 * augmentation.shift + 1
     # The low half of the second word shifts to the right, and its highest bit reflects, so both draws are independent.
-    down, right = _below(a, sides) - how.shift, _below(b, sides, bits=16) - how.shift
+    down, right = _random_below(a, sides) - augmentation.shift, _random_below(b, sides, bits=16) - augmentation.shift
     # Coordinates from the centre of the field, in which rotation, scale and shear are linear.
     y, x = _from_centre(height, down)[:, :, None], _from_centre(width, right)[:, None, :]
-    if how.scale:
-        tall, wide = (1 + how.scale * _signed(word) for word in _words(indices, seed, epoch, _SCALE))
+    if augmentation.scale:
+        tall, wide = (1 + augmentation.scale * _signed(word) for word in _words(indices, seed, epoch, _SCALE))
         y, x = y * tall, x * wide
-    if how.rotate or how.shear:
+    if augmentation.rotate or augmentation.shear:
         turn, slant = (_signed(word) for word in _words(indices, seed, epoch, _LINEAR))
-        x = x + how.shear * slant * y
+        x = x + augmentation.shear * slant * y
         # With half angles, sine and cosine are rational. Rounding hides differences in the tangent between libraries.
-        half = round(math.tan(math.radians(how.rotate) / 2), 9) * turn
+        half = round(math.tan(math.radians(augmentation.rotate) / 2), 9) * turn
         cosine, sine = (1 - half * half) / (1 + half * half), 2 * half / (1 + half * half)
         y, x = cosine * y - sine * x, sine * y + cosine * x
-    if how.elastic:
+    if augmentation.elastic:
         up, along = _displacements(indices, seed, epoch, height, width)
-        y, x = y + how.elastic * up, x + how.elastic * along
-    if how.flip:
+        y, x = y + augmentation.elastic * up, x + augmentation.elastic * along
+    if augmentation.flip:
         x = np.where((b >> np.uint32(31)).astype(bool)[:, None, None], -x, x)
     shape = (len(indices), height, width)
     rows, columns = (np.floor(v + n / 2).astype(np.int64) for v, n in ((y, height), (x, width)))
@@ -179,16 +181,18 @@ def _displacements(indices: Int64, seed: int, epoch: int, height: int, width: in
 def _interpolated(nodes: Float32, n: int, axis: int) -> Float32:
     """`n` equally spaced values between the first and the last node along an axis of three."""
     place = np.arange(n) * ((_NODES - 1) / max(1, n - 1))
-    left = np.minimum(place.astype(np.int64), _NODES - 2)
-    weight = np.expand_dims((place - left).astype(np.float32), tuple(range(1, 3 - axis)))
-    between: Float32 = nodes.take(left, axis) * (1 - weight) + nodes.take(left + 1, axis) * weight
+    lower_node = np.minimum(place.astype(np.int64), _NODES - 2)
+    weight = np.expand_dims((place - lower_node).astype(np.float32), tuple(range(1, 3 - axis)))
+    between: Float32 = nodes.take(lower_node, axis) * (1 - weight) + nodes.take(lower_node + 1, axis) * weight
     return between
 
 
 def _hole(indices: Int64, seed: int, epoch: int, side: int, height: int, width: int) -> AnyArray:
     """The area of a square, `[B, H, W]`. A part of it may be outside the field."""
     a, b = _words(indices, seed, epoch, _CUTOUT)
-    top, left = (_below(word, n)[:, None, None] - side // 2 for word, n in ((a, height), (b, width)))
+    first_row, first_column = (
+        _random_below(word, n)[:, None, None] - side // 2 for word, n in ((a, height), (b, width))
+    )
     y, x = np.arange(height)[None, :, None], np.arange(width)[None, None, :]
-    hole: AnyArray = (y >= top) & (y < top + side) & (x >= left) & (x < left + side)
+    hole: AnyArray = (y >= first_row) & (y < first_row + side) & (x >= first_column) & (x < first_column + side)
     return hole

@@ -40,7 +40,7 @@ from stsbp.datasets.registry import info_of, known_infos, named_path
 from stsbp.errors import ConfigError, DataError
 from stsbp.processes.group import Group
 from stsbp.processes.identity import differing
-from stsbp.records import InputsRecord, Progress, Trained
+from stsbp.records import CheckpointRecord, InputsRecord, ProgressRecord
 from stsbp.training.augment import Augmentation
 from stsbp.training.metrics import LabelDistances, ReadoutDistances
 
@@ -169,26 +169,26 @@ class Data:
         number and order of the samples, their inputs, labels, lengths and target rasters.
         """
         dataset = self.dataset
-        found = {
+        contents = {
             "shape of the inputs": "x".join(map(str, dataset.input_shape)),
             "coding of the inputs": dataset.coding,
             "classes": hashlib.sha256(repr(dataset.classes).encode()).hexdigest(),
             "number of target trains": str(dataset.neurons),
         }
         if dataset.input_max > 1:
-            found["largest count of the inputs"] = str(dataset.input_max)
+            contents["largest count of the inputs"] = str(dataset.input_max)
         for name, split in self.splits().items():
             samples = f"of the {name} samples"
-            found[f"number {samples}"] = str(len(split))
-            found[f"labels {samples}"] = hashlib.sha256(split.labels.astype("<i8").tobytes()).hexdigest()
+            contents[f"number {samples}"] = str(len(split))
+            contents[f"labels {samples}"] = hashlib.sha256(split.labels.astype("<i8").tobytes()).hexdigest()
             if (lengths := lengths_of(split)) is not None:
-                found[f"lengths {samples}"] = hashlib.sha256(lengths.astype("<i8").tobytes()).hexdigest()
-            found[f"inputs {samples}"] = content_of(split)
+                contents[f"lengths {samples}"] = hashlib.sha256(lengths.astype("<i8").tobytes()).hexdigest()
+            contents[f"inputs {samples}"] = content_of(split)
             if self.inputs.sequences:
-                found[f"targets {samples}"] = _digest_of_targets(split)
-        return found
+                contents[f"targets {samples}"] = _digest_of_targets(split)
+        return contents
 
-    def unlike(self, saved: Progress | Trained) -> str:
+    def unlike(self, saved: ProgressRecord | CheckpointRecord) -> str:
         """The names of what differs from the data of a checkpoint; empty if nothing does.
 
         A checkpoint of an earlier version has no `contents`. Its `fingerprint` of some samples is compared.
@@ -232,12 +232,12 @@ def load_data(
         ConfigError: settings define how recordings are binned or images are resized, but the data are others.
     """
     if moved is None:
-        return cut_validation(_load_own(config, progress, begun), config)
+        return cut_validation(_load_of_run(config, progress, begun), config)
     named = _named_to_move(config)
     if named is None:
         return cut_validation(load_dataset(config.model_copy(update={"data_dir": moved}), progress), config)
-    there = config.model_copy(update={"data_dir": "", "dataset": named[0] + moved})
-    dataset = load_dataset(there, progress)
+    moved_config = config.model_copy(update={"data_dir": "", "dataset": named[0] + moved})
+    dataset = load_dataset(moved_config, progress)
     note = f"read from {moved} instead of {named[1]}"
     return cut_validation(dataclasses.replace(dataset, notes=(note, *dataset.notes)), config)
 
@@ -247,25 +247,29 @@ def _named_to_move(config: RunConfig) -> tuple[str, Path] | None:
     return None if config.test_on and named_path(config.test_on) is None else named_path(config.dataset)
 
 
-def _load_own(config: RunConfig, progress: ProgressCallback | None, begun: bool) -> Dataset:
+def _load_of_run(config: RunConfig, progress: ProgressCallback | None, begun: bool) -> Dataset:
     """Load the data set of a run from the place in its settings. An error says what to do about a lost path."""
     try:
         return load_dataset(config, progress)
     except DataError as error:
         paths = [
             Path(config.data_dir),
-            *(found[1] for found in map(named_path, (config.dataset, config.test_on)) if found),
+            *(
+                prefix_and_path[1]
+                for prefix_and_path in map(named_path, (config.dataset, config.test_on))
+                if prefix_and_path
+            ),
         ]
         lost = next(
             (path for path in paths if path.parts and not path.expanduser().is_absolute() and not path.exists()), None
         )
         if lost is None:
             named = _named_to_move(config)
-            own = Path(config.data_dir) if named is None else named[1]
-            if not begun or not own.parts or own.expanduser().exists():
+            data_path = Path(config.data_dir) if named is None else named[1]
+            if not begun or not data_path.parts or data_path.expanduser().exists():
                 raise
             raise DataError(
-                f"{error}\nWhen the run began, its data were in {own}. If they have moved, give their new "
+                f"{error}\nWhen the run began, its data were in {data_path}. If they have moved, give their new "
                 "folder with --data-dir"
             ) from error
         raise DataError(
@@ -291,13 +295,17 @@ def load_dataset(config: RunConfig, progress: ProgressCallback | None = None) ->
         if not getattr(info, kind) and getattr(config, key) != RunConfig.model_fields[key].default
     ]
     if changed:
-        kind, what = ("saccades", "recordings of saccades") if info.recordings else ("recordings", "recordings")
-        of = ", ".join(other.name for other in known_infos() if getattr(other, kind))
-        raise ConfigError(f"{', '.join(changed)} apply only to {what} ({of}), not to {config.dataset}")
+        kind, recording_kind = (
+            ("saccades", "recordings of saccades") if info.recordings else ("recordings", "recordings")
+        )
+        applicable = ", ".join(other.name for other in known_infos() if getattr(other, kind))
+        raise ConfigError(
+            f"{', '.join(changed)} apply only to {recording_kind} ({applicable}), not to {config.dataset}"
+        )
     names = [config.dataset, *([config.test_on] if config.test_on else [])]
     if config.image_size and not any(info_of(name).resizable for name in names):
-        of = ", ".join(other.name for other in known_infos() if other.resizable)
-        raise ConfigError(f"image_size applies only to folders of images ({of}), not to {' or '.join(names)}")
+        applicable = ", ".join(other.name for other in known_infos() if other.resizable)
+        raise ConfigError(f"image_size applies only to folders of images ({applicable}), not to {' or '.join(names)}")
     if not config.test and (config.test_on or config.holdout):
         raise ConfigError("test = false (--no-test) means that there is no test set: leave out test_on and holdout")
     if config.test_on and (config.holdout or config.test_on == config.dataset):
@@ -306,10 +314,10 @@ def load_dataset(config: RunConfig, progress: ProgressCallback | None = None) ->
         )
     # If only the data set for the test needs the data folder, the folder is meant for it.
     of_other = bool(config.test_on) and named_path(config.test_on) is None and named_path(config.dataset) is not None
-    own = "" if of_other else config.data_dir
+    data_dir = "" if of_other else config.data_dir
     train_only = not config.test or bool(config.test_on)
-    which = {"limit": config.limit or None, "holdout": config.holdout or None, "train_only": train_only}
-    dataset = _load(config, config.dataset, own, progress, **which)
+    selection = {"limit": config.limit or None, "holdout": config.holdout or None, "train_only": train_only}
+    dataset = _load(config, config.dataset, data_dir, progress, **selection)
     if config.test_on:
         return _tested_on(dataset, load_test_set(config, config.test_on, progress))
     note = () if config.test else ("no test set is used, as requested, so nothing is tested",)
@@ -395,14 +403,14 @@ def _noted(data: Data) -> Data:
             "check its labels, or that its folder contains the folders of all classes"
         )
     trained = set(np.unique(data.train.labels).tolist()) if classes else set()
-    for what, split in (("validation", data.validation), ("test", data.test)):
+    for purpose, split in (("validation", data.validation), ("test", data.test)):
         labels = np.unique(split.labels).tolist() if split is not None and classes else []
         if missing := [label for label in labels if label not in trained]:
             assert split is not None
-            many = int(np.isin(split.labels, missing).sum())
+            count = int(np.isin(split.labels, missing).sum())
             notes.append(
-                f"{many} of the {len(split)} {what} samples are of classes without training samples, which the network "
-                f"cannot know: {listed(shown(classes[label]) for label in missing)}"
+                f"{count} of the {len(split)} {purpose} samples are of classes without training samples, which the "
+                f"network cannot know: {listed(shown(classes[label]) for label in missing)}"
             )
     return dataclasses.replace(data, dataset=dataclasses.replace(data.dataset, notes=(*data.dataset.notes, *notes)))
 
@@ -414,10 +422,11 @@ def has_test_of_training(name: str) -> bool:
 
 def _tested_on(dataset: Dataset, other: Dataset) -> Dataset:
     """`dataset` with the samples of another data set as its test set."""
-    own, its = Inputs.of(dataset), Inputs.of(other)
-    if own != its:
+    inputs, test_inputs = Inputs.of(dataset), Inputs.of(other)
+    if inputs != test_inputs:
         raise ConfigError(
-            f"{dataset.name} cannot be tested on {other.name}: it has {own}, but the other has {its.unlike(own)}"
+            f"{dataset.name} cannot be tested on {other.name}: it has {inputs}, but the other has "
+            f"{test_inputs.unlike(inputs)}"
         )
     skipped = f", {len(other.skipped)} malformed ones left out" if other.skipped else ""
     note = f"tested on {len(other.test)} samples of {other.name}{skipped}"
@@ -434,8 +443,8 @@ def build_neuron(config: RunConfig) -> NeuronModel:
     """
     if config.neuron_model:
         return from_text(config.neuron_model)
-    given = {name: getattr(config, name) for name in OF_NEURONS}
-    return parse_neuron(config.neuron, {**given, "surrogate": _own(config, "surrogate")})
+    neuron_settings = {name: getattr(config, name) for name in OF_NEURONS}
+    return parse_neuron(config.neuron, {**neuron_settings, "surrogate": _user_class(config, "surrogate")})
 
 
 def check_typed(config: RunConfig, typed: Mapping[str, Any]) -> None:
@@ -464,9 +473,11 @@ def check_typed(config: RunConfig, typed: Mapping[str, Any]) -> None:
             )
     for name in OF_NEURONS:
         if name in typed and name not in build_neuron(config).written():
-            having = ", ".join(known for known, model in NEURONS.items() if name in parameters(model))
+            models_with_it = ", ".join(
+                neuron_name for neuron_name, model in NEURONS.items() if name in parameters(model)
+            )
             raise ConfigError(
-                f"--{name.replace('_', '-')} is a parameter of the neurons {having}, but not of "
+                f"--{name.replace('_', '-')} is a parameter of the neurons {models_with_it}, but not of "
                 f"{config.neuron}; leave it out"
             )
 
@@ -507,26 +518,26 @@ def build_loss(config: RunConfig) -> Loss:
     Raises:
         SpecError: a user-defined class cannot be imported.
     """
-    loss: Loss = _own(config, "loss")
+    loss: Loss = _user_class(config, "loss")
     return loss
 
 
-def _own(config: RunConfig, setting: str) -> Any:
-    own = OWN[setting]
-    model: str = getattr(config, own.model)
-    return own.from_text(model) if model else own.parse(getattr(config, setting))
+def _user_class(config: RunConfig, setting: str) -> Any:
+    user_class = OWN[setting]
+    model: str = getattr(config, user_class.model)
+    return user_class.from_text(model) if model else user_class.parse(getattr(config, setting))
 
 
 def own_flushes(config: RunConfig) -> tuple[str, ...]:
     """What to warn of in user-defined neurons, surrogates or losses: operations that show whether subnormal numbers are
     kept. Of many operations, the first ones and their number.
     """
-    made: list[NeuronModel | Loss] = []
+    user_defined: list[NeuronModel | Loss] = []
     if config.neuron_model or config.surrogate_model:
-        made.append(build_neuron(config))
+        user_defined.append(build_neuron(config))
     if config.loss_model:
-        made.append(build_loss(config))
-    warned = [str(flush) for each in made for flush in flushes_of(each)]
+        user_defined.append(build_loss(config))
+    warned = [str(flush) for definition in user_defined for flush in flushes_of(definition)]
     if (more := len(warned) - _MOST_FLUSHES) > 1:
         warned[_MOST_FLUSHES:] = [f"{more} more operations of the same kind; stsbp equations names all of them"]
     return tuple(warned)
@@ -608,8 +619,8 @@ class Task:
         With `part`, the inputs are only those of a part of the samples, for this process. If the part is empty, the
         input is one silent sample.
         """
-        own = indices if part is None else of_part(indices, part)
-        inputs = split.stored(own)
+        part_indices = indices if part is None else of_part(indices, part)
+        inputs = split.stored(part_indices)
         if part is not None and not part.count:
             inputs = packed.silent(inputs)
         lengths = lengths_of(split)
@@ -653,8 +664,8 @@ class Task:
             correct = {"correct": int((nearest == labels).sum()), "correct_by_count": int((counted == labels).sum())}
             return Score(nearest, correct, losses)
         followed, loss = self.followed(spikes, targets, tolerance, lengths), self.trainer.loss
-        known = [followed.distances[name] for name, metric in _METRICS.items() if metric == loss]
-        losses = known[0] if known else loss.distances(spikes, targets, self.network.output_psp, lengths)
+        known_losses = [followed.distances[name] for name, metric in _METRICS.items() if metric == loss]
+        losses = known_losses[0] if known_losses else loss.distances(spikes, targets, self.network.output_psp, lengths)
         return Score(None, {"sequence": followed.sums}, losses, followed.distances)
 
     def followed(
@@ -670,13 +681,13 @@ class Task:
         `losses` `[B]` are the losses of the samples, if they are already known.
         """
         matches = match_spikes(spikes, targets, tolerance, lengths)
-        known, psp = {} if losses is None else {self.trainer.loss: losses}, self.network.output_psp
-        found = {
-            name: known[metric] if metric in known else metric.distances(spikes, targets, psp, lengths)
+        known_losses, psp = {} if losses is None else {self.trainer.loss: losses}, self.network.output_psp
+        distances = {
+            name: known_losses[metric] if metric in known_losses else metric.distances(spikes, targets, psp, lengths)
             for name, metric in _METRICS.items()
         }
         sums = {name: float(x.sum()) for name, x in matches._asdict().items()}
-        return Followed(sums | {name: math.fsum(each) for name, each in found.items()}, found)
+        return Followed(sums | {name: math.fsum(distance) for name, distance in distances.items()}, distances)
 
 
 def padded(batch: Batch[packed.Inputs]) -> float:

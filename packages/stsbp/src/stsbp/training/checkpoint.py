@@ -122,8 +122,8 @@ def load(folder: Path, name: str) -> Checkpoint:
         arrays: dict[str, AnyArray] = safetensors.numpy.load(data)
     except (SafetensorError, ValueError, KeyError) as error:
         raise _damaged(tensor_path, f"it is not a safetensors file: {error}", name) from error
-    found = {key: [str(x.dtype), list(x.shape)] for key, x in arrays.items()}
-    if found != header.tensors:
+    tensor_forms = {key: [str(x.dtype), list(x.shape)] for key, x in arrays.items()}
+    if tensor_forms != header.tensors:
         raise _damaged(tensor_path, "its tensors are not those that the description lists", name)
     return Checkpoint(arrays, description)
 
@@ -204,13 +204,13 @@ def _write_description(folder: OpenFolder, name: str, description: Mapping[str, 
     folder.write(f"{name}.json", text)
 
 
-def progress_of(saved: Checkpoint, folder: Path) -> records.Progress:
+def progress_of(saved: Checkpoint, folder: Path) -> records.ProgressRecord:
     """The position of the run of the checkpoint `last` in `folder`.
 
     Raises:
         CheckpointError: the description does not contain it, or has invalid values.
     """
-    return _part(records.Progress, saved.info, folder, "last")
+    return _part(records.ProgressRecord, saved.info, folder, "last")
 
 
 def recorded_of(info: Mapping[str, Any], folder: Path) -> records.Recorded:
@@ -222,13 +222,13 @@ def recorded_of(info: Mapping[str, Any], folder: Path) -> records.Recorded:
     return _part(records.Recorded, info, folder, "last")
 
 
-def trained_of(saved: Checkpoint, folder: Path, name: str) -> records.Trained:
+def trained_of(saved: Checkpoint, folder: Path, name: str) -> records.CheckpointRecord:
     """The information about the network in the checkpoint `name` in `folder`, which is needed to use the network.
 
     Raises:
         CheckpointError: the description does not contain it, or has invalid values.
     """
-    return _part(records.Trained, saved.info, folder, name)
+    return _part(records.CheckpointRecord, saved.info, folder, name)
 
 
 def _part(kind: type[records.R], info: Mapping[str, Any], folder: Path, name: str) -> records.R:
@@ -257,13 +257,13 @@ def _encode(description: Mapping[str, Any]) -> bytes:
 def remove_leftovers(folder: OpenFolder, name: str) -> None:
     """Remove tensor files that the description does not name, and temporary files of processes that were killed."""
     # Users put copies beside them, such as best-for-paper.safetensors.
-    own = re.compile(rf"{name}{TENSOR_FILE}|\.{name}({TENSOR_FILE}|\.json){TEMPORARY}")
+    checkpoint_file = re.compile(rf"{name}{TENSOR_FILE}|\.{name}({TENSOR_FILE}|\.json){TEMPORARY}")
     # A file that cannot be removed only takes up space. A folder that no longer belongs to the run is not changed.
     with contextlib.suppress(OSError, FileError):
         try:
             current = records.parse(folder.read(f"{name}.json", MOST))["file"]
         except (ValueError, KeyError, TypeError):
             return
-        for found in folder.names():
-            if found != current and own.fullmatch(found):
-                folder.remove(found)
+        for file_name in folder.names():
+            if file_name != current and checkpoint_file.fullmatch(file_name):
+                folder.remove(file_name)

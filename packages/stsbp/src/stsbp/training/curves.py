@@ -70,21 +70,21 @@ def over_time(
     predict = task.trainer.predictor(state)
     for part, (batch, _) in prefetched(lambda part: task.batch(split, part), parts):
         outputs = predict(batch.inputs, total).spikes
-        own = np.full(len(part), total) if batch.lengths is None else batch.lengths
+        sample_steps = np.full(len(part), total) if batch.lengths is None else batch.lengths
         for k, step in enumerate(moments):
             # Shorter samples are decided at their own end.
-            lengths = np.minimum(own, step)
+            lengths = np.minimum(sample_steps, step)
             nearest[k, part] = nearest_sequence(task.distances(outputs, lengths))
             counted[k, part] = spike_count(outputs, lengths)
         if between is not None:
             between(int(part[-1]) + 1)
-    found = activity(task, state, split, MOST_SAMPLES)
+    mean_activity = activity(task, state, split, MOST_SAMPLES)
     return OverTime(
         moments,
         (nearest == split.labels).mean(axis=1),
         (counted == split.labels).mean(axis=1),
-        _up_to(moments, found.operations),
-        _up_to(moments, found.spikes),
+        _up_to(moments, mean_activity.operations),
+        _up_to(moments, mean_activity.spikes),
         float(moments[_settled(nearest)].mean()),
     )
 
@@ -128,9 +128,9 @@ def by_noise(
 
     @cache
     def measured(name: str, amount: float) -> dict[str, Any]:
-        told = None if between is None else partial(between, name, amount)
+        report_batch = None if between is None else partial(between, name, amount)
         return evaluate(
-            task, state, DisturbedSplit(split, name, amount, seed, task.inputs.input_max), batch_size, told
+            task, state, DisturbedSplit(split, name, amount, seed, task.inputs.input_max), batch_size, report_batch
         ).means()
 
     # An amount of 0 is the same for all disturbances, and measured once.

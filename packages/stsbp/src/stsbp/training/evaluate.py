@@ -83,20 +83,20 @@ def evaluate(
         score = task.score(prediction.spikes, batch.targets, labels, tolerance, batch.lengths)
         sums.add(samples=len(labels), loss=0.0, rates=prediction.rates, padded=padded(batch), **score.sums)
         losses.extend(score.losses)
-        each_distance = score.distances
+        batch_distances = score.distances
         if classes and not task.network.has_readout:
             # Training updates do not compute this, because they have the loss, and it takes time.
             follows = task.followed(prediction.spikes, batch.targets, tolerance, batch.lengths, score.losses)
-            each_distance = follows.distances
+            batch_distances = follows.distances
             followed = {name: followed.get(name, 0) + value for name, value in follows.sums.items()}
-        for name, each in each_distance.items():
-            distances.setdefault(name, []).extend(each)
+        for name, values in batch_distances.items():
+            distances.setdefault(name, []).extend(values)
         if score.nearest is not None:
             np.add.at(confusion, (labels, score.nearest), 1)
         if between is not None:
             between(sums.samples)
     sums.loss = math.fsum(losses)
-    exact = {name: math.fsum(each) for name, each in distances.items()}
+    exact = {name: math.fsum(values) for name, values in distances.items()}
     if followed:
         followed |= exact
     else:

@@ -63,12 +63,12 @@ def pinned(config: RunConfig) -> RunConfig:
         ConfigError: settings contradict each other, or are too long to be stored.
         CheckpointError: there is no such run, or its checkpoint is damaged or does not have the given SHA-256.
     """
-    for setting, own in OWN.items():
-        named, model = getattr(config, setting), getattr(config, own.model)
-        if own.names_a_class(named) and not model:
+    for setting, user_class in OWN.items():
+        named, model = getattr(config, setting), getattr(config, user_class.model)
+        if user_class.names_a_class(named) and not model:
             with calling(f"{setting} = {named} cannot be stored as data"):
-                found = build_neuron(config) if setting == "neuron" else own.parse(named)
-                config = config.model_copy(update={own.model: own.as_text(found)})
+                user_object = build_neuron(config) if setting == "neuron" else user_class.parse(named)
+                config = config.model_copy(update={user_class.model: user_class.as_text(user_object)})
     if config.init_from:
         config = config.model_copy(update={"init_sha256": _start(config).info["sha256"]})
     elif config.init_sha256:
@@ -100,20 +100,20 @@ def borrowed_weights(network: NetworkSpec, config: RunConfig) -> dict[str, Float
     """
     saved = _start(config)
     prefix = "weight/"
-    own = {f"{prefix}{name}": parameter.shape for name, parameter in network.parameters.items()}
-    own |= {f"{prefix}{name}": x.shape for name, x in network.statistics.items()}
-    its = {name: x.shape for name, x in saved.tensors.items() if name.startswith(prefix)}
+    shapes = {f"{prefix}{name}": parameter.shape for name, parameter in network.parameters.items()}
+    shapes |= {f"{prefix}{name}": x.shape for name, x in network.statistics.items()}
+    borrowed_shapes = {name: x.shape for name, x in saved.tensors.items() if name.startswith(prefix)}
     problems = [
-        f"  {name.removeprefix(prefix)}: {_shape(its.get(name))} there, {_shape(own.get(name))} here"
-        for name in dict.fromkeys((*own, *its))
-        if own.get(name) != its.get(name)
+        f"  {name.removeprefix(prefix)}: {_shape(borrowed_shapes.get(name))} there, {_shape(shapes.get(name))} here"
+        for name in dict.fromkeys((*shapes, *borrowed_shapes))
+        if shapes.get(name) != borrowed_shapes.get(name)
     ]
     if problems:
         raise CheckpointError(
             f"the weights of {config.init_from} do not fit the network {network}; layers that differ:\n"
             + "\n".join(problems)
         )
-    weights = {name.removeprefix(prefix): np.array(saved.tensors[name], np.float32) for name in own}
+    weights = {name.removeprefix(prefix): np.array(saved.tensors[name], np.float32) for name in shapes}
     try:
         check_trainable(network, weights)
     except NumericError as error:
@@ -159,16 +159,20 @@ def scaled_to_rate(
     done: set[str] = set()
     for block in blocks[:-1] if task.network.has_readout else blocks:
         recurrent = graph.recurrent.get(block.population, ())
-        read = {each.parameter for each in graph.projections_to(block.population) if each.name not in recurrent}
+        read = {
+            projection.parameter
+            for projection in graph.projections_to(block.population)
+            if projection.name not in recurrent
+        }
         # Weights that an earlier layer shares keep its factor.
-        own = read - done
-        done |= own
-        low, high = 0, len(GAINS) - 1 if own else 0
+        parameters = read - done
+        done |= parameters
+        low, high = 0, len(GAINS) - 1 if parameters else 0
         while low < high:
             middle = (low + high) // 2
-            scale(own, GAINS[middle])
+            scale(parameters, GAINS[middle])
             state = task.trainer.init(scaled)
             fired = task.trainer.predict(state, inputs, task.config.steps, lengths=lengths).rates[block.name]
             low, high = (low, middle) if fired >= rate else (middle + 1, high)
-        scale(own, GAINS[low])
+        scale(parameters, GAINS[low])
     return scaled

@@ -123,18 +123,18 @@ class StopRequest:
             return
         needed, WATCH.needed, self.abandons = WATCH.needed, 1, True
         try:
-            if self.asked(clock=False) > 0:
+            if self.requested(clock=False) > 0:
                 raise KeyboardInterrupt
             yield
         except BaseException:
             # Libraries may replace the error of an interrupt.
-            if (asked := self.asked(clock=False)) > 0:
-                raise Abandoned(signal.Signals(asked).name, 128 + asked) from None
+            if (signal_number := self.requested(clock=False)) > 0:
+                raise Abandoned(signal.Signals(signal_number).name, 128 + signal_number) from None
             raise
         finally:
             WATCH.needed, self.abandons = needed, False
 
-    def asked(self, *, clock: bool = True) -> int:
+    def requested(self, *, clock: bool = True) -> int:
         """The signal that requests a stop; `-TIME_IS_UP` for the clock; 0: no stop is requested.
 
         Without `clock`, only signals count.
@@ -144,17 +144,17 @@ class StopRequest:
         return -TIME_IS_UP if clock and self.deadline is not None and time.monotonic() >= self.deadline else 0
 
     @staticmethod
-    def obey(asked: int) -> None:
-        """Raise `Stopped` if `asked` requests it."""
-        if asked > 0:
-            raise Stopped(signal.Signals(asked).name, 128 + asked)
-        if asked < 0:
+    def obey(request: int) -> None:
+        """Raise `Stopped` if `request` requests it."""
+        if request > 0:
+            raise Stopped(signal.Signals(request).name, 128 + request)
+        if request < 0:
             raise Stopped("time is up", TIME_IS_UP)
 
 
 def stop_together(stop: StopRequest, group: Group, *, clock: bool = True) -> None:
     """Raise `Stopped` in all processes if a stop was requested in one of them."""
-    stop.obey(_first(group.gather([stop.asked(clock=clock)])[:, 0]))
+    stop.obey(_first(group.gather([stop.requested(clock=clock)])[:, 0]))
 
 
 @contextlib.contextmanager
@@ -164,19 +164,19 @@ def stop_on_signals(deadline: float | None = None) -> Iterator[StopRequest]:
     A third one ends the process. At `deadline`, a time of `time.monotonic`, the clock also requests a stop.
     """
     request = StopRequest(deadline)
-    heard: list[float] = []
+    signal_times: list[float] = []
 
     def ask(number: int, _frame: object) -> None:
         now = time.monotonic()
         # A terminal and a shell may both pass the signal on, so several at once count as one.
-        if heard and now - heard[-1] < PATIENCE:
+        if signal_times and now - signal_times[-1] < PATIENCE:
             return
-        heard.append(now)
-        if len(heard) == 1:
+        signal_times.append(now)
+        if len(signal_times) == 1:
             request.signal_number = number
             if request.abandons:
                 raise KeyboardInterrupt
-        elif len(heard) == 2:
+        elif len(signal_times) == 2:
             raise KeyboardInterrupt
         else:
             os._exit(128 + number)
@@ -227,7 +227,7 @@ def train(
         FileError: a file could not be written. Files that were saved before are unchanged.
         CheckpointError: the checkpoint does not belong to this run.
     """
-    kind = _Loop if task.group.leads else _Follower
+    kind = _TrainingLoop if task.group.leads else _Follower
     return kind(task, data, folder, reporter, stop, resume, first).run()
 
 
@@ -248,14 +248,14 @@ def begin_with(weights: Mapping[str, Float32], task: Task, data: Data, folder: R
     Raises:
         FileError: it could not be written.
     """
-    loop = _Loop(task, data, folder, reporter, StopRequest(), None, task.trainer.init(dict(weights)))
+    loop = _TrainingLoop(task, data, folder, reporter, StopRequest(), None, task.trainer.init(dict(weights)))
     try:
         loop.save()
     finally:
         loop.close_records()
 
 
-class _Loop:
+class _TrainingLoop:
     def __init__(
         self,
         task: Task,
@@ -271,7 +271,7 @@ class _Loop:
         self.batches = updates_per_epoch(self.config, len(data.train))
         self.has_test = "test" in data.splits()
         self.warned: set[tuple[str, str]] = set()
-        self.bits = {each.name: each.synapse.weight_bits for each in task.network.graph.projections}
+        self.bits = {projection.name: projection.synapse.weight_bits for projection in task.network.graph.projections}
         self.next = _Position()
         self.step, keep = self.begin(resume, first)
         self.begun = self.step
@@ -285,7 +285,7 @@ class _Loop:
         )
         self.load_of = {"window": Workload(task.group.size), "epoch": Workload(task.group.size)}
         self.has_lost = self.open_records(keep)
-        self.asked = 0
+        self.stop_code = 0
         self.saved_at = time.monotonic()
 
     def begin(self, resume: Checkpoint | None, first: TrainState | None) -> tuple[int, int]:
@@ -346,7 +346,7 @@ class _Loop:
         if self.board is not None:
             self.board.write(line)
 
-    def tell_changes(self, saved: records.Progress) -> None:
+    def tell_changes(self, saved: records.ProgressRecord) -> None:
         """Print why a resumed run may not end with the same bits as an uninterrupted one."""
         if self.config.precision == "reproducible" and saved.contract != CONTRACT_VERSION:
             self.reporter.warn(
@@ -381,9 +381,9 @@ class _Loop:
                     self.save()
                 raise Stopped(stopped.reason, stopped.exit_code, self.step) from None
             except NumericError as error:
-                what = str(error).removeprefix(f"step {self.step}: ")
+                cause = str(error).removeprefix(f"step {self.step}: ")
                 raise NumericError(
-                    f"update {self.step + 1} (epoch {self.next.epoch + 1}): {what}; the last checkpoint, from before, "
+                    f"update {self.step + 1} (epoch {self.next.epoch + 1}): {cause}; the last checkpoint, from before, "
                     f"is in {self.folder.path}"
                 ) from error
 
@@ -397,7 +397,7 @@ class _Loop:
                     assert (epoch, number) == (self.next.epoch, self.next.batch)
                     self.update(batch, labels, began)
                     began = time.perf_counter()
-                    self.stop.obey(self.asked or (self.stop.asked() if self.task.group.size == 1 else 0))
+                    self.stop.obey(self.stop_code or (self.stop.requested() if self.task.group.size == 1 else 0))
                     if self.next.batch < self.batches and self.overdue():
                         self.save()
                         began = time.perf_counter()
@@ -423,9 +423,9 @@ class _Loop:
         group.beat("reading samples")
         part = group.part(len(indices))
         batch, labels = self.task.batch(self.data.train, indices, part)
-        how, own = self.task.augmentation, of_part(indices, part)
-        moved = augment(batch.inputs, own, seed=self.config.seed, epoch=epoch, how=how)
-        return batch._replace(inputs=moved), labels
+        augmentation, part_indices = self.task.augmentation, of_part(indices, part)
+        inputs = augment(batch.inputs, part_indices, seed=self.config.seed, epoch=epoch, how=augmentation)
+        return batch._replace(inputs=inputs), labels
 
     def update(self, batch: Batch[Inputs], labels: Int64, began: float) -> None:
         group = self.task.group
@@ -477,10 +477,10 @@ class _Loop:
 
         All processes then stop after the same update.
         """
-        found = self.task.group.gather([self.stop.asked(), seconds - waited, waited])
-        self.asked = _first(found[:, 0])
+        gathered = self.task.group.gather([self.stop.requested(), seconds - waited, waited])
+        self.stop_code = _first(gathered[:, 0])
         for load in self.load_of.values():
-            load.add(found[:, 1], found[:, 2])
+            load.add(gathered[:, 1], gathered[:, 2])
         self.course.workload = self.load_of["epoch"]
 
     def show_course(self, doing: str = "") -> None:
@@ -503,7 +503,7 @@ class _Loop:
         """Evaluate, record, and keep the best. Returns the record of the test, empty if there was none."""
         config, position = self.config, self.next
         number = position.epoch + 1
-        where = {"step": self.step, "epoch": number}
+        step_and_epoch = {"step": self.step, "epoch": number}
         is_last = number == config.epochs
         validation = self.evaluate("validation") if self.data.validation is not None else None
         tested = self.has_test and (is_last or (config.test_every > 0 and number % config.test_every == 0))
@@ -517,10 +517,10 @@ class _Loop:
         lines: list[dict[str, Any]] = [training]
         lines += [e.record(name) for name, e in (("validation", validation), ("test", test)) if e is not None]
         for line in lines:
-            self.record({"kind": line["kind"], **where, **line})
+            self.record({"kind": line["kind"], **step_and_epoch, **line})
         self.report(number, position.sums, validation, test)
 
-        candidate = self.candidate(position.sums, validation, where)
+        candidate = self.candidate(position.sums, validation, step_and_epoch)
         if position.best is None or _is_better(candidate, position.best):
             position.best = candidate
             self.save_best(number, candidate)
@@ -539,24 +539,24 @@ class _Loop:
             step=self.step,
         )
 
-    def candidate(self, sums: Sums, validation: Evaluation | None, where: dict[str, int]) -> dict[str, Any]:
+    def candidate(self, sums: Sums, validation: Evaluation | None, step_and_epoch: dict[str, int]) -> dict[str, Any]:
         """What decides whether this epoch is the best so far, as `records.Best` reads it."""
         if validation is None:
             loss = sums.loss / sums.samples
-            return {**where, "by": "training loss", "value": loss, "loss": loss}
+            return {**step_and_epoch, "by": "training loss", "value": loss, "loss": loss}
         name, value = validation.sums.headline
-        return {**where, "by": f"validation {name}", "value": value, "loss": validation.sums.means()["loss"]}
+        return {**step_and_epoch, "by": f"validation {name}", "value": value, "loss": validation.sums.means()["loss"]}
 
     def evaluate(self, name: str) -> Evaluation:
         # An interrupted evaluation must start again. The clock may only do this after the run has made progress.
         clock = self.step > self.begun
-        before, began = 0, time.perf_counter()
+        evaluated, batch_start = 0, time.perf_counter()
 
         def between(done: int) -> None:
-            nonlocal before, began
+            nonlocal evaluated, batch_start
             now = time.perf_counter()
-            self.course.evaluate(done - before, now - began)
-            before, began = done, now
+            self.course.evaluate(done - evaluated, now - batch_start)
+            evaluated, batch_start = done, now
             self.show_course(name)
             stop_together(self.stop, self.task.group, clock=clock)
 
@@ -649,14 +649,14 @@ class _Loop:
             if is_missing:
                 folder.files.write(folder.config.name, self.settings)
         if lost:
-            what = " and ".join(str(folder.path / name) for name in lost)
-            again = [name for name, is_again in lost.items() if is_again]
-            back = [name for name, is_again in lost.items() if not is_again]
+            lost_paths = " and ".join(str(folder.path / name) for name in lost)
+            restored_names = [name for name, is_again in lost.items() if is_again]
+            missing_names = [name for name, is_again in lost.items() if not is_again]
             raise FileError(
-                f"{what} {'were' if len(lost) > 1 else 'was'} removed, replaced or changed while the run trained. The "
-                f"run stops after the checkpoint of update {self.step}. "
-                + (f"It has written {' and '.join(again)} again. " if again else "")
-                + (f"Put {' and '.join(back)} of this run back. " if back else "")
+                f"{lost_paths} {'were' if len(lost) > 1 else 'was'} removed, replaced or changed while the run "
+                f"trained. The run stops after the checkpoint of update {self.step}. "
+                + (f"It has written {' and '.join(restored_names)} again. " if restored_names else "")
+                + (f"Put {' and '.join(missing_names)} of this run back. " if missing_names else "")
                 + "Then continue with: "
                 + shlex.join(["stsbp", "train", "--resume", as_argument(folder.path)])
             )
@@ -666,7 +666,7 @@ class _Loop:
 
     def watch_grids(self, result: StepResult) -> None:
         # A layer whose weights are all zero needs no bits, so do not report it.
-        fell = {
+        reduced_bits = {
             name: grid.bits
             for name, grid in result.grids.items()
             if grid.bits < self.bits[name] and np.isfinite(grid.headroom) and grid.headroom < 24
@@ -675,7 +675,7 @@ class _Loop:
             {
                 (name, f"bits {bits}"): f"layer {name}: its weights fell to {bits} of {self.bits[name]} bits at update "
                 f"{self.step}, so that its sums stay exact; fewer inputs, pooling or weight decay keep more"
-                for name, bits in fell.items()
+                for name, bits in reduced_bits.items()
             }
         )
 
@@ -717,8 +717,8 @@ class _Loop:
         self.warned.update(new)
         for key in new[:_IN_FULL]:
             self.reporter.warn(texts[key])
-        if rest := new[_IN_FULL:]:
-            self.reporter.warn(f"the same holds for {listed(name for name, _ in rest)}")
+        if further_keys := new[_IN_FULL:]:
+            self.reporter.warn(f"the same holds for {listed(name for name, _ in further_keys)}")
 
 
 def _is_better(new: Mapping[str, Any], best: Mapping[str, Any]) -> bool:
@@ -731,14 +731,14 @@ def _is_better(new: Mapping[str, Any], best: Mapping[str, Any]) -> bool:
     return best["loss"] is not None and bool(new["loss"] < best["loss"])
 
 
-def _first(asked: AnyArray) -> int:
-    """The first request to stop among those of all processes (`StopRequest.asked`), else 0."""
-    return next((int(each) for each in asked if each), 0)
+def _first(requests: AnyArray) -> int:
+    """The first request to stop among those of all processes (`StopRequest.requested`), else 0."""
+    return next((int(request) for request in requests if request), 0)
 
 
 def resumed(
     config: RunConfig, task: Task, data: Data, saved: Checkpoint, folder: RunFolder
-) -> tuple[records.Progress, TrainState]:
+) -> tuple[records.ProgressRecord, TrainState]:
     """Position and state of the checkpoint from which a run continues. Nothing is written.
 
     Args:
@@ -763,7 +763,7 @@ def resumed(
     return progress, state
 
 
-def _check_position(config: RunConfig, saved: records.Progress, samples: int, folder: RunFolder) -> None:
+def _check_position(config: RunConfig, saved: records.ProgressRecord, samples: int, folder: RunFolder) -> None:
     """Raise `CheckpointError` if the parts of a checkpoint contradict each other or the run."""
     size, batches = config.batch_size, updates_per_epoch(config, samples)
     consistent = (
@@ -785,7 +785,7 @@ def _check_position(config: RunConfig, saved: records.Progress, samples: int, fo
         )
 
 
-class _Follower(_Loop):
+class _Follower(_TrainingLoop):
     """The loop in a process that is not rank 0. It computes the same, but writes nothing."""
 
     def begin(self, resume: Checkpoint | None, first: TrainState | None) -> tuple[int, int]:

@@ -76,8 +76,8 @@ class LabelDistances:
             losses = self._loss.distances(spikes, targets, self._psp, lengths)
             return self._distances(spikes, None, lengths), losses
         labelled = labels[:, None] == np.arange(spikes.shape[-1])
-        own = np.where(labelled, parts[:, 0], parts[:, 1])
-        return self._distances(spikes, parts, lengths), joined(own)
+        parts_of_label = np.where(labelled, parts[:, 0], parts[:, 1])
+        return self._distances(spikes, parts, lengths), joined(parts_of_label)
 
     def _parts(self, spikes: UInt8, lengths: Int64 | None) -> Float64 | None:
         """`Loss.parts` of each neuron's output with each of the two patterns, `[T, 2, B, N]`."""
@@ -86,11 +86,13 @@ class LabelDistances:
     def _distances(self, spikes: UInt8, parts: Float64 | None, lengths: Int64 | None) -> Float64:
         if parts is None:
             # Treat each neuron separately: [T, 2, B, N, 1] has patterns and neurons as batch axes.
-            each = None if lengths is None else lengths[:, None]
-            alone = self._loss.distances(spikes[:, None, ..., None], self._patterns[..., None], self._psp, each)
+            pattern_lengths = None if lengths is None else lengths[:, None]
+            neuron_distances = self._loss.distances(
+                spikes[:, None, ..., None], self._patterns[..., None], self._psp, pattern_lengths
+            )
         else:
-            alone = parts.sum(axis=0)
-        desired, undesired = alone
+            neuron_distances = parts.sum(axis=0)
+        desired, undesired = neuron_distances
         distances: Float64 = undesired.sum(axis=1, keepdims=True) + (desired - undesired)
         return distances
 
@@ -109,8 +111,8 @@ class ReadoutDistances:
         self, potentials: AnyArray, targets: UInt8, labels: Int64, lengths: Int64 | None = None
     ) -> tuple[Float64, Float64]:
         """The losses for all classes, and the loss of each sample's own class, `[B]`."""
-        found = self(potentials, lengths)
-        return found, np.take_along_axis(found, labels[:, None], axis=1)[:, 0]
+        losses = self(potentials, lengths)
+        return losses, np.take_along_axis(losses, labels[:, None], axis=1)[:, 0]
 
 
 def spike_figures(sums: Mapping[str, float], samples: int) -> dict[str, float]:
@@ -289,7 +291,7 @@ def read_records(
     Raises:
         CheckpointError: the file cannot be read, or is not that of the last checkpoint, or the settings are not.
     """
-    path, found, damaged = folder / _NAME, [], []
+    path, lines, damaged = folder / _NAME, [], []
     if (folder / "last.json").exists():
         try:
             info = checkpoint.described(folder, "last")
@@ -307,7 +309,7 @@ def read_records(
                 try:
                     if len(line) > _LONGEST_LINE:
                         raise ValueError(f"it has {len(line):,} bytes")
-                    found.append(records.metrics_line(line))
+                    lines.append(records.metrics_line(line))
                 except ValueError as error:
                     if line.endswith(b"\n"):
                         damaged.append((number, records.why(error)))
@@ -318,7 +320,7 @@ def read_records(
     if damaged:
         number, why = damaged[0]
         warn(f"{path}: damaged lines are left out: {len(damaged)}, the first line {number}: {why}")
-    return found
+    return lines
 
 
 def check_records(saved: records.Recorded, folder: Path) -> None:
@@ -350,16 +352,16 @@ def _contradiction(saved: records.Recorded, file: BinaryIO) -> str:
     """What contradicts that a file begins with the records of a checkpoint; "" if nothing."""
     size, digest = saved.metrics_bytes, hashlib.sha256()
     if saved.metrics_sha256 is not None and os.fstat(file.fileno()).st_size > 0:
-        left = size
-        while left > 0 and (part := file.read(min(left, MEGABYTE))):
+        remaining = size
+        while remaining > 0 and (part := file.read(min(remaining, MEGABYTE))):
             digest.update(part)
-            left -= len(part)
+            remaining -= len(part)
         if digest.hexdigest() != saved.metrics_sha256:
             return f"its first {size:,} bytes do not have the SHA-256 that the checkpoint says"
     file.seek(max(0, size - _LONGEST_LINE))
-    before = file.read(min(size, _LONGEST_LINE))
+    preceding = file.read(min(size, _LONGEST_LINE))
     line = file.readline(_LONGEST_LINE)
-    if line and before and not before.endswith(b"\n"):
+    if line and preceding and not preceding.endswith(b"\n"):
         return f"metrics_bytes is {size}, which is within a line"
     while line:
         if (place := _place(line)) is not None and (
@@ -367,18 +369,18 @@ def _contradiction(saved: records.Recorded, file: BinaryIO) -> str:
         ):
             return f"metrics_bytes is {size}, but update {place[0]} comes after it"
         line = file.readline(_LONGEST_LINE)
-    place = _place(before[:-1].rpartition(b"\n")[2])
+    place = _place(preceding[:-1].rpartition(b"\n")[2])
     return f"metrics_bytes is {size}, but update {place[0]} comes before it" if place and place[0] > saved.step else ""
 
 
 def _place(line: bytes) -> tuple[int, int] | None:
     """Numbers of updates and epochs after which a line was written; None for a damaged line."""
     try:
-        found = records.metrics_line(line)
+        record = records.metrics_line(line)
     except ValueError:
         return None
     # A line of updates is written within its epoch.
-    return found["step"], found["epoch"] - (found["kind"] == "step")
+    return record["step"], record["epoch"] - (record["kind"] == "step")
 
 
 class MetricsFile:
@@ -425,9 +427,9 @@ class MetricsFile:
         # If another program cut the file, zeros take the place of what it cut, and the size is again as it was.
         self._is_cut |= os.fstat(self._file.fileno()).st_size < self.size
         try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[self._file.write(rest) :]
+            unwritten = memoryview(data)
+            while unwritten:
+                unwritten = unwritten[self._file.write(unwritten) :]
         except OSError as error:
             with contextlib.suppress(OSError):
                 self._file.truncate(self.size)
@@ -453,8 +455,12 @@ class MetricsFile:
     @property
     def is_kept(self) -> bool:
         """Whether the folder still has the file, with all lines and nothing else."""
-        there = self._folder.status(self.path.name)
-        return there is not None and os.path.samestat(os.fstat(self._file.fileno()), there) and self._is_complete
+        folder_status = self._folder.status(self.path.name)
+        return (
+            folder_status is not None
+            and os.path.samestat(os.fstat(self._file.fileno()), folder_status)
+            and self._is_complete
+        )
 
     @property
     def _is_complete(self) -> bool:

@@ -34,13 +34,13 @@ class Kind:
         text: meaning of an amount.
         amounts: default amounts, ascending from 0.
         most: largest sensible amount.
-        whole: whether amounts are integers.
+        integral: whether amounts are integers.
     """
 
     text: str
     amounts: tuple[float, ...]
     most: float
-    whole: bool = False
+    integral: bool = False
 
 
 _LOST_EVENTS = Kind("share of the events that are lost", (0, 0.2, 0.4, 0.6, 0.8), 1)
@@ -83,16 +83,17 @@ def parse_noise(text: str, coding: Coding) -> tuple[str, tuple[float, ...]]:
     if not equals:
         return name, kind.amounts
     amounts = {0.0}
-    for each in listed.split(","):
+    for amount_text in listed.split(","):
         try:
-            amount = float(each)
+            amount = float(amount_text)
         except ValueError:
             amount = -1.0
         # This comparison is also false for NaN.
-        if not 0 <= amount <= kind.most or (kind.whole and amount != round(amount)):
-            numbers = "whole numbers" if kind.whole else "numbers"
+        if not 0 <= amount <= kind.most or (kind.integral and amount != round(amount)):
+            numbers = "whole numbers" if kind.integral else "numbers"
             raise ConfigError(
-                f"--noise {name}={listed}: amounts are {numbers} from 0 to {kind.most:g} ({kind.text}), got {each!r}"
+                f"--noise {name}={listed}: amounts are {numbers} from 0 to {kind.most:g} ({kind.text}), got "
+                f"{amount_text!r}"
             )
         amounts.add(amount)
     return name, tuple(sorted(amounts))
@@ -179,20 +180,20 @@ def disturbed(
     count = flat[t, sample, pixel]
     if name == "added":
         number = np.rint(amount * ends * pixels).astype(np.int64)
-        each = np.arange(number.max(initial=0))
-        word = _words(seed, _ADDED, each[None, :], indices[:, None])
-        place = _below(word, (ends * pixels)[:, None])
-        new, which = np.nonzero(each[None, :] < number[:, None])
+        event_number = np.arange(number.max(initial=0))
+        word = _words(seed, _ADDED, event_number[None, :], indices[:, None])
+        place = _random_below(word, (ends * pixels)[:, None])
+        new, which = np.nonzero(event_number[None, :] < number[:, None])
         place = place[new, which]
         t, sample, pixel = (np.concatenate(x) for x in ((t, place // pixels), (sample, new), (pixel, place % pixels)))
         count = np.concatenate([count, np.ones(len(new), np.uint8)])
     else:
         word = _words(seed, _LOST if name == "lost" else _MOVED, t * pixels + pixel, indices[sample])
         if name == "lost":
-            kept = _share(word) >= amount
-            t, sample, pixel, count = t[kept], sample[kept], pixel[kept], count[kept]
+            is_kept = _share(word) >= amount
+            t, sample, pixel, count = t[is_kept], sample[is_kept], pixel[is_kept], count[is_kept]
         else:
-            t = np.clip(t + _below(word, 2 * int(amount) + 1) - int(amount), 0, ends[sample] - 1)
+            t = np.clip(t + _random_below(word, 2 * int(amount) + 1) - int(amount), 0, ends[sample] - 1)
     if isinstance(inputs, PackedFrames):
         result = np.zeros(flat.shape, np.uint8)
         result[t, sample, pixel] = 1
@@ -208,7 +209,7 @@ def _images(images: UInt8, indices: Int64, name: str, amount: float, seed: int) 
     word = _words(seed, _LOST if name == "lost" else _PIXELS, pixels, indices[:, None]).reshape(images.shape)
     if name == "lost":
         return np.where(_share(word) < amount, 0, images).astype(np.uint8)
-    changed: UInt8 = np.clip(images + _below(word, 2 * int(amount) + 1) - int(amount), 0, 255).astype(np.uint8)
+    changed: UInt8 = np.clip(images + _random_below(word, 2 * int(amount) + 1) - int(amount), 0, 255).astype(np.uint8)
     return changed
 
 
@@ -224,6 +225,6 @@ def _share(word: UInt32) -> AnyArray:
     return (word.astype(np.float64) + 0.5) * 2.0**-32
 
 
-def _below(word: UInt32, n: int | Int64) -> Int64:
+def _random_below(word: UInt32, n: int | Int64) -> Int64:
     """An integer from 0 to n - 1 from each word."""
     return (word.astype(np.uint64) * np.asarray(n, np.uint64) >> np.uint64(32)).astype(np.int64)

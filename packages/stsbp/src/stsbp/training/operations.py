@@ -40,25 +40,25 @@ def fan_out(network: NetworkSpec, block: Block) -> dict[Edge, Int64]:
     edge is that of the whole way. Max pooling makes new spikes, so its own node is listed instead of the nodes it
     reads. Weights that read pixels are left out.
     """
-    graph, found = network.graph, dict[Edge, Int64]()
+    graph, fans = network.graph, dict[Edge, Int64]()
     nodes = {node.name: node for node in graph.nodes}
 
-    def back(name: str, delay: int, reached: Int64) -> None:
+    def trace(name: str, delay: int, reached: Int64) -> None:
         node = nodes[name]
         if node.op.makes_spikes:
             edge = Edge(name, delay)
-            found[edge] = found.get(edge, 0) + reached
+            fans[edge] = fans.get(edge, 0) + reached
             return
         shapes = [graph.values[edge.source].shape for edge in node.inputs]
         op = node.op.at(*shapes) if isinstance(node.op, Passing) else node.op
-        for edge, below in zip(node.inputs, op.reached(reached, shapes), strict=True):
-            back(edge.source, delay + edge.delay, below)
+        for edge, reached_source in zip(node.inputs, op.reached(reached, shapes), strict=True):
+            trace(edge.source, delay + edge.delay, reached_source)
 
     for projection in graph.projections_to(block.population):
         if not projection.input.static:
             (edge,) = nodes[projection.name].inputs
-            back(edge.source, edge.delay, _reached(projection))
-    return found
+            trace(edge.source, edge.delay, _reached(projection))
+    return fans
 
 
 def spikes_of(network: NetworkSpec, name: str, fired: Mapping[str, AnyArray]) -> AnyArray:
@@ -84,8 +84,8 @@ def _delayed(spikes: AnyArray, delay: int) -> AnyArray:
 def _per_step(spikes: AnyArray, lengths: Int64 | None) -> Float64:
     """Number of spikes of each neuron at each step, `[T, N]`, of all samples `[T, B, ...]`, without padded steps."""
     trains = spikes.reshape(*spikes.shape[:2], -1)
-    found: Float64 = without_padding(trains, lengths).sum(axis=1, dtype=np.float64)
-    return found
+    counts: Float64 = without_padding(trains, lengths).sum(axis=1, dtype=np.float64)
+    return counts
 
 
 def _reached(projection: Projection) -> Int64:
@@ -104,8 +104,8 @@ def _reached(projection: Projection) -> Int64:
                 strict=True,
             )
         )
-        found: Int64 = np.broadcast_to(synapse.channels // synapse.groups * np.outer(rows, columns), shape)
-        return found
+        reached: Int64 = np.broadcast_to(synapse.channels // synapse.groups * np.outer(rows, columns), shape)
+        return reached
     return np.full(shape, synapse.units if isinstance(synapse, Linear) else 1, dtype=np.int64)
 
 
@@ -134,7 +134,7 @@ def synaptic_operations(task: Task, state: TrainState, split: Split, most: int =
 
     Weights that read pixels (direct coding) are left out.
     """
-    return {name: float(each.sum()) for name, each in activity(task, state, split, most).operations.items()}
+    return {name: float(per_step.sum()) for name, per_step in activity(task, state, split, most).operations.items()}
 
 
 def activity(task: Task, state: TrainState, split: Split, most: int = MOST_SAMPLES) -> Activity:
@@ -158,7 +158,7 @@ def activity(task: Task, state: TrainState, split: Split, most: int = MOST_SAMPL
             for edge, fan in of_sources.items():
                 arriving = _delayed(spikes_of(network, edge.source, sources), edge.delay)
                 operations[name] += _per_step(arriving, batch.lengths) @ fan.reshape(-1).astype(np.float64)
-        for name, found in spikes.items():
-            found += _per_step(layers[name].spikes, batch.lengths).sum(axis=1)
+        for name, per_step in spikes.items():
+            per_step += _per_step(layers[name].spikes, batch.lengths).sum(axis=1)
     n = len(chosen)
-    return Activity(*({name: x / n for name, x in found.items()} for found in (operations, spikes)))
+    return Activity(*({name: x / n for name, x in per_step.items()} for per_step in (operations, spikes)))

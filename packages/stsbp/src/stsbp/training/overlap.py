@@ -64,12 +64,16 @@ def names_on(config: RunConfig, data_dir: str | None) -> Iterator[None]:
 
 def _is_own(config: RunConfig, name: str, data_dir: str | None) -> bool:
     """Whether this is the data on which the run was trained."""
-    own = absolute(config)
-    asked = absolute(config.model_copy(update={"dataset": name, "data_dir": data_dir or config.data_dir}))
-    if asked.dataset != own.dataset:
+    run_config = absolute(config)
+    sample_config = absolute(config.model_copy(update={"dataset": name, "data_dir": data_dir or config.data_dir}))
+    if sample_config.dataset != run_config.dataset:
         return False
     # Data sets that name or contain their data are the same for every data folder.
-    return named_path(name) is not None or not info_of(name).needs_data_dir or asked.data_dir == own.data_dir
+    return (
+        named_path(name) is not None
+        or not info_of(name).needs_data_dir
+        or sample_config.data_dir == run_config.data_dir
+    )
 
 
 def warn_of_seen(trained: Trained, name: str, samples: Split, show: Reporter, run: str = "the run") -> int | None:
@@ -77,13 +81,13 @@ def warn_of_seen(trained: Trained, name: str, samples: Split, show: Reporter, ru
 
     None if it cannot be determined (`_seen_in_training`).
     """
-    seen = _seen_in_training(trained, name, samples, show, run)
-    if seen:
+    shared_count = _seen_in_training(trained, name, samples, show, run)
+    if shared_count:
         show.warn(
-            f"{seen} of the {len(samples)} samples have the same content as samples that {run} was trained on or that "
-            "chose its best checkpoint, so they do not test it on anything new"
+            f"{shared_count} of the {len(samples)} samples have the same content as samples that {run} was trained "
+            "on or that chose its best checkpoint, so they do not test it on anything new"
         )
-    return seen
+    return shared_count
 
 
 def _seen_in_training(
@@ -98,13 +102,13 @@ def _seen_in_training(
     try:
         if not _are_comparable(trained.settings.dataset, name):
             return None
-        own = trained.settings.model_copy(update={"download": False})
-        data = load_data(own, show.loading)
+        run_config = trained.settings.model_copy(update={"download": False})
+        data = load_data(run_config, show.loading)
         # This raises an error if the data have changed.
         trained.samples(data, "train")
-        if like is not None and any(getattr(like, key) != getattr(own, key) for key in _FORM):
+        if like is not None and any(getattr(like, key) != getattr(run_config, key) for key in _FORM):
             form = {key: getattr(like, key) for key in _FORM}
-            data = load_data(own.model_copy(update=form), show.loading)
+            data = load_data(run_config.model_copy(update=form), show.loading)
     except (DataError, ConfigError) as error:
         reason = str(error).partition("\n")[0]
         show.note(f"cannot check whether {run} was trained on some of these samples: {reason}")
@@ -116,10 +120,10 @@ def warn_of_trained_tests(config: RunConfig, data: Data, show: Reporter) -> list
     """Warn if samples of the data set for the test are among the training samples of the run. Returns the warnings."""
     if not config.test_on or not _are_comparable(config.dataset, config.test_on):
         return []
-    if not (seen := _shared(data, data.test, show)):
+    if not (shared_count := _shared(data, data.test, show)):
         return []
     text = (
-        f"{seen} of the {len(data.test)} test samples of {config.test_on} have the same content "
+        f"{shared_count} of the {len(data.test)} test samples of {config.test_on} have the same content "
         "as samples that are used for training or to choose the best checkpoint"
     )
     show.warn(text)
@@ -138,19 +142,19 @@ def warn_of_borrowed_tests(config: RunConfig, data: Data, backend: AbstractBacke
         return []
     path, name = split_start(config.init_from)
     folder = RunFolder(path)
-    its = folder.read_config()
-    if all(getattr(config, key) == getattr(its, key) for key in _SAMPLES):
+    start_config = folder.read_config()
+    if all(getattr(config, key) == getattr(start_config, key) for key in _SAMPLES):
         return []
     try:
         start = load_trained(folder, name, backend)
     except CheckpointError as error:
         show.note(f"cannot check whether {config.init_from} was trained on some of the test samples: {error}")
         return []
-    if not (seen := _seen_in_training(start, tested, data.test, show, config.init_from, config)):
+    if not (shared_count := _seen_in_training(start, tested, data.test, show, config.init_from, config)):
         return []
     text = (
-        f"{seen} of the {len(data.test)} test samples have the same content as samples that {config.init_from} was "
-        "trained on or that chose its best checkpoint, and this run starts from its weights"
+        f"{shared_count} of the {len(data.test)} test samples have the same content as samples that "
+        f"{config.init_from} was trained on or that chose its best checkpoint, and this run starts from its weights"
     )
     show.warn(f"{text}. Give both runs the same --split-seed, --holdout and data set")
     return [text]
@@ -163,14 +167,14 @@ def _are_comparable(name: str, other: str) -> bool:
 
 def _shared(data: Data, samples: Split, show: Reporter) -> int:
     """Number of samples with the same content as a training or validation sample."""
-    own = [split for split in (data.train, data.validation) if split is not None]
-    coding, total = data.inputs.coding, sum(map(len, own))
-    known: set[bytes] = set()
-    for done, content in enumerate((content for split in own for content in contents(split, coding)), 1):
-        known.add(content)
+    training_splits = [split for split in (data.train, data.validation) if split is not None]
+    coding, total = data.inputs.coding, sum(map(len, training_splits))
+    trained_contents: set[bytes] = set()
+    for done, content in enumerate((content for split in training_splits for content in contents(split, coding)), 1):
+        trained_contents.add(content)
         if done % _BLOCK == 0:
             show.loading("comparing samples", done, total)
-    return sum(content in known for content in contents(samples, coding))
+    return sum(content in trained_contents for content in contents(samples, coding))
 
 
 def contents(split: Split, coding: Coding) -> Iterator[bytes]:

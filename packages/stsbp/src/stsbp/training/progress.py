@@ -77,10 +77,10 @@ class Pace:
         if self.seconds is None:
             return 0.0
         extra = sum(max(0.0, self._first[samples] - samples * self.seconds) for samples in self._untold)
-        told = extra >= _LEAST_COMPILING
-        if told or len(self._recent) >= _ENOUGH:
+        is_reported = extra >= _LEAST_COMPILING
+        if is_reported or len(self._recent) >= _ENOUGH:
             self._untold.clear()
-        return extra if told else 0.0
+        return extra if is_reported else 0.0
 
 
 class Course:
@@ -123,7 +123,7 @@ class Course:
         return 1 / max(1e-9, seconds) if (seconds := self._training.seconds) is not None else None
 
     @property
-    def left(self) -> float | None:
+    def remaining(self) -> float | None:
         """Remaining time in seconds, including evaluations; None before the rate is known."""
         training, testing = self._training.seconds, self._testing.seconds
         if training is None:
@@ -174,24 +174,24 @@ class Reporter(Protocol):
 
 def time_text(seconds: float) -> str:
     """`1:02:03` or `2:03`."""
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, seconds_part = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{hours}:{minutes:02}:{seconds_part:02}" if hours else f"{minutes}:{seconds_part:02}"
 
 
 def fitted(parts: Mapping[str, str], droppable: Sequence[str], width: int) -> str:
     """The non-empty parts in one line. Droppable parts are left out until it fits."""
-    kept = {name: part for name, part in parts.items() if part}
+    shown_parts = {name: part for name, part in parts.items() if part}
     for name in droppable:
-        if len("  ".join(kept.values())) <= width:
+        if len("  ".join(shown_parts.values())) <= width:
             break
-        kept.pop(name, None)
-    return "  ".join(kept.values())
+        shown_parts.pop(name, None)
+    return "  ".join(shown_parts.values())
 
 
 def _standing(epoch: str, course: Course, means: Mapping[str, Any], droppable: Sequence[str], width: int) -> str:
     """The progress of a run in one line."""
-    rate, left = course.rate, course.left
+    rate, remaining_time = course.rate, course.remaining
     parts = {
         "share": f"{int(100 * course.share)}%",
         "epoch": epoch,
@@ -199,7 +199,7 @@ def _standing(epoch: str, course: Course, means: Mapping[str, Any], droppable: S
         "figure": "  ".join(f"{shown} {means[name]:.2%}" for name, shown in SHOWN.items() if name in means),
         "rate": "" if rate is None else f"{rate:.0f} samples/s",
         "elapsed": f"elapsed {time_text(course.elapsed)}",
-        "left": "" if left is None else f"left {time_text(left)}",
+        "left": "" if remaining_time is None else f"left {time_text(remaining_time)}",
         "exchange": course.exchange,
     }
     return fitted(parts, droppable, width)
@@ -210,7 +210,7 @@ def _line(text: str, more: Sequence[str], width: int) -> str:
     return fitted(parts, list(parts)[:0:-1], width)
 
 
-class _Output:
+class _ClosableFile:
     """A text file that may be closed, such as a terminal. Writing then does nothing."""
 
     def __init__(self, file: IO[str] | None) -> None:
@@ -227,11 +227,11 @@ class _Output:
         self.write(printable(text, lines=True) + "\n")
         self.flush()
 
-    def _try(self, what: str, *arguments: str) -> None:
+    def _try(self, method: str, *arguments: str) -> None:
         if self._file is None:
             return
         try:
-            getattr(self._file, what)(*arguments)
+            getattr(self._file, method)(*arguments)
         except (OSError, ValueError):
             self._file = None
 
@@ -243,7 +243,7 @@ class PlainReporter:
     """Lines for a log, with at most one line on progress every ten seconds. If the file is None, nothing is printed."""
 
     def __init__(self, file: IO[str] | None) -> None:
-        self._output = _Output(file)
+        self._output = _ClosableFile(file)
         self._last = time.monotonic()
         self._epochs = 0
         self._course = Course(0, 0)
@@ -257,9 +257,9 @@ class PlainReporter:
 
     def step(self, epoch: int, means: Mapping[str, Any], doing: str = "") -> None:
         if self._due():
-            where = f"epoch {epoch + 1}/{self._epochs} {doing}".rstrip()
+            position = f"epoch {epoch + 1}/{self._epochs} {doing}".rstrip()
             self._output.line(
-                _standing(where, self._course, means, ("elapsed", "share", "exchange", "rate", "loss"), WIDTH)
+                _standing(position, self._course, means, ("elapsed", "share", "exchange", "rate", "loss"), WIDTH)
             )
 
     def note(self, text: str, *more: str) -> None:
@@ -290,17 +290,17 @@ class TerminalReporter:
 
         owner = self
 
-        class Line(ProgressColumn):
+        class LineColumn(ProgressColumn):
             """Drawn again at every refresh, so that times continue during a long update."""
 
             def render(self, task: Task) -> Text:
                 return Text(owner.line(), overflow="ellipsis")
 
         # Another thread also draws, so the file itself must not fail.
-        self._console = Console(file=cast(IO[str], _Output(file)), highlight=False)
+        self._console = Console(file=cast(IO[str], _ClosableFile(file)), highlight=False)
         self._progress = Progress(
             BarColumn(bar_width=_BAR),
-            Line(table_column=Column(no_wrap=True)),
+            LineColumn(table_column=Column(no_wrap=True)),
             console=self._console,
             refresh_per_second=4,
         )

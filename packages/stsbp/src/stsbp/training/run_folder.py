@@ -187,11 +187,11 @@ class RunFolder:
             CheckpointError: the folder is not a run, its settings are damaged, or they do not store a class.
         """
         try:
-            there = self.path.is_dir()
+            is_folder = self.path.is_dir()
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise CheckpointError(f"cannot read {self.path}: {reason}") from error
-        if not there:
+        if not is_folder:
             raise CheckpointError(f"there is no run folder {self.path}")
         if not self.is_run:
             if any(self.path.glob(f"seed-*/{self.config.name}")):
@@ -201,12 +201,12 @@ class RunFolder:
             config = resolve([read_toml(self.config)], with_preset=False)
         except ConfigError as error:
             raise CheckpointError(f"the settings of the run cannot be read: {error}") from error
-        for setting, own in OWN.items():
+        for setting, user_class in OWN.items():
             named = getattr(config, setting)
-            if own.names_a_class(named) and not getattr(config, own.model):
+            if user_class.names_a_class(named) and not getattr(config, user_class.model):
                 raise CheckpointError(
-                    f"{self.config}: {setting} names the class {named}, but {own.model} does not store it. stsbp does "
-                    f"not import modules that a run names; train with --{setting} again"
+                    f"{self.config}: {setting} names the class {named}, but {user_class.model} does not store it. "
+                    f"stsbp does not import modules that a run names; train with --{setting} again"
                 )
         return config
 
@@ -275,16 +275,16 @@ class RunFolder:
             FileError: the folder cannot be read, or it contains other files as well.
         """
         try:
-            there = set(self.path.iterdir())
-            own = {path for path in there if path.name == LOCK or _is_leftover(path)}
+            entries = set(self.path.iterdir())
+            run_files = {path for path in entries if path.name == LOCK or _is_leftover(path)}
             if self.has_traces:
-                own |= {path for path in there if _NAMES.fullmatch(path.name) and not path.is_dir()}
+                run_files |= {path for path in entries if _NAMES.fullmatch(path.name) and not path.is_dir()}
         except OSError as error:
             raise FileError(f"cannot clear {self.path}: {error.strerror or error}") from error
-        if foreign := sorted(path.name for path in there - own):
+        if foreign := sorted(path.name for path in entries - run_files):
             some = ", ".join(foreign[:3])
             raise FileError(f"{self.path} holds files that no run wrote ({some}); choose another --out")
-        return own
+        return run_files
 
     def clear(self) -> None:
         """Remove the files of an earlier run, and nothing else. The folder must be locked (`lock`).
@@ -294,10 +294,10 @@ class RunFolder:
         """
         # Remove descriptions first. Without a description, the other files of a checkpoint are not used. Remove what
         # only a run writes last: if the process is killed, the files that are left are still those of a run.
-        own = self.own_files()
-        traces = {path for path in own if path == self.environment or _MARKING.fullmatch(path.name)}
+        run_files = self.own_files()
+        traces = {path for path in run_files if path == self.environment or _MARKING.fullmatch(path.name)}
         try:
-            for path in sorted(own, key=lambda path: (path in traces, path.suffix != ".json", path.name)):
+            for path in sorted(run_files, key=lambda path: (path in traces, path.suffix != ".json", path.name)):
                 if path.name != LOCK:
                     self.files.remove(path.name)
         except OSError as error:

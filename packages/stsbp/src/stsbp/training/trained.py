@@ -193,11 +193,11 @@ class Trained:
                 raise ShapeError("the outputs of this network are spikes, 0 or 1, got other values")
             spikes = spikes.astype(np.uint8, copy=False)
         samples = spikes.shape[1]
-        whole = np.zeros((steps, samples, outputs), spikes.dtype)
-        whole[: len(spikes)] = spikes
+        padded = np.zeros((steps, samples, outputs), spikes.dtype)
+        padded[: len(spikes)] = spikes
         lengths = None if len(spikes) == steps else np.full(samples, len(spikes))
-        distances = None if self.task.inputs.sequences else self.task.distances_after(begin)(whole, lengths)
-        return Predicted(whole, self.names, distances, lengths)
+        distances = None if self.task.inputs.sequences else self.task.distances_after(begin)(padded, lengths)
+        return Predicted(padded, self.names, distances, lengths)
 
     def stream(self, samples: int = 1) -> Stream[Any]:
         """Run the network step by step, for `samples` inputs at once, with the bits of `predict`.
@@ -219,14 +219,14 @@ class Trained:
         if split not in ("train", "validation", "test"):
             raise ConfigError(f"there is no split {split!r}; name train, validation or test")
         if split not in data.splits():
-            how = "with --no-test" if split == "test" else "without --validation"
-            raise ConfigError(f"the run has no {split} split, because it was trained {how}; name another --split")
+            reason = "with --no-test" if split == "test" else "without --validation"
+            raise ConfigError(f"the run has no {split} split, because it was trained {reason}; name another --split")
         if data.inputs != self.task.inputs:
             raise ConfigError(
                 f"the data are {data.inputs.unlike(self.task.inputs)}, but the run was trained on {self.task.inputs}; "
                 "give the same --data-dir"
             )
-        if differs := data.unlike(records.read(records.Trained, self.info)):
+        if differs := data.unlike(records.read(records.CheckpointRecord, self.info)):
             raise ConfigError(
                 f"the data are not those that the run was trained on; different: {differs}. Samples of its {split} "
                 "split may have been trained on; give the same --data-dir"
@@ -263,14 +263,14 @@ def load_trained(
     """
     config = folder.read_config()
     saved = checkpoint.load_of(config, folder.path, name)
-    found = checkpoint.trained_of(saved, folder.path, name)
-    if found.contract > CONTRACT_VERSION and (group is None or group.leads):
+    record = checkpoint.trained_of(saved, folder.path, name)
+    if record.contract > CONTRACT_VERSION and (group is None or group.leads):
         warn(
-            f"{folder.path} was trained under version {found.contract} of the exact-arithmetic contract, but this "
+            f"{folder.path} was trained under version {record.contract} of the exact-arithmetic contract, but this "
             f"stsbp computes under version {CONTRACT_VERSION}, so spikes may differ from those of the training. Update "
             "stsbp (docs/exactness.md)"
         )
     # Older checkpoints lack the number of training samples. The updates of finished epochs then give the schedule.
-    samples = found.samples or (found.step - found.batch) // max(1, found.epoch) * config.batch_size
-    task = build_task(config, Inputs.of_record(found.inputs), backend, max(1, samples), group)
+    samples = record.samples or (record.step - record.batch) // max(1, record.epoch) * config.batch_size
+    task = build_task(config, Inputs.of_record(record.inputs), backend, max(1, samples), group)
     return Trained(config, task, import_checkpoint(task, saved, folder), saved.info)

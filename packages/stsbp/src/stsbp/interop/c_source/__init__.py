@@ -8,6 +8,6 @@ them to a network, and files.py makes the two files.
 
 from __future__ import annotations
 
-from stsbp.interop.c_source.files import Source, source, write
+from stsbp.interop.c_source.files import CSource, source, write
 
-__all__ = ["Source", "source", "write"]
+__all__ = ["CSource", "source", "write"]

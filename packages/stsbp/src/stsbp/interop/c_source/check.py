@@ -17,7 +17,7 @@ from stsbp_spec.engine.results import RunResult
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import UInt8
 
-from stsbp.interop.c_source.files import Source
+from stsbp.interop.c_source.files import CSource
 
 __all__ = ["Compared", "compared", "driver", "macros", "recorded"]
 
@@ -41,7 +41,7 @@ class Compared:
     potentials_differ: int
 
 
-def macros(sources: Sequence[Source]) -> list[str]:
+def macros(sources: Sequence[CSource]) -> list[str]:
     """Compiler options that make networks keep the values that the program compares."""
     return [f"-D{source.stem.upper()}_TRACE" for source in sources]
 
@@ -52,8 +52,8 @@ def recorded(file: BinaryIO, network: NetworkSpec, inputs: UInt8, run: RunResult
     steps, samples = layers[0].spikes.shape[:2]
     for b in range(samples):
         file.write(np.array([steps], np.int32).tobytes())
-        given = inputs[:, b] if network.coding == "events" else inputs[b]
-        file.write(np.ascontiguousarray(given).tobytes())
+        sample = inputs[:, b] if network.coding == "events" else inputs[b]
+        file.write(np.ascontiguousarray(sample).tobytes())
         for t in range(steps):
             for layer in layers:
                 file.write(layer.spikes[t, b].tobytes())
@@ -68,14 +68,14 @@ def compared(output: str) -> Iterator[Compared]:
             steps.
     """
     for line in output.splitlines():
-        found = json.loads(line)
-        if "layer" in found:
-            yield Compared(**found)
-        elif not found["exact"] or found["sequence_differs"]:
+        report = json.loads(line)
+        if "layer" in report:
+            yield Compared(**report)
+        elif not report["exact"] or report["sequence_differs"]:
             raise ValueError(line)
 
 
-def driver(sources: Sequence[Source]) -> str:
+def driver(sources: Sequence[CSource]) -> str:
     """The text of the program. It reads the files from its working folder, because bare devices have no arguments."""
     parts = [_HEAD.substitute(headers="\n".join(f'#include "{source.stem}.h"' for source in sources))]
     for source in sources:

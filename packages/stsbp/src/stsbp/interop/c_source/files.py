@@ -15,11 +15,11 @@ import stsbp
 from stsbp.errors import FileError
 from stsbp.files import OutputKind, atomic_writer, writing
 from stsbp.interop.c_source.arrays import sides
-from stsbp.interop.c_source.module import Layer, Module
+from stsbp.interop.c_source.module import ComparedLayer, Module
 from stsbp.interop.c_source.texts import braced, comment, function, identifier, indented, loops, string
-from stsbp.interop.program import About, Program
+from stsbp.interop.program import About, NetworkProgram
 
-__all__ = ["KIND", "Source", "source", "write"]
+__all__ = ["KIND", "CSource", "source", "write"]
 
 _MARK = "/* Written by stsbp export --to c"
 KIND = OutputKind("C source of stsbp export", re.compile(re.escape(_MARK).encode()))
@@ -27,7 +27,7 @@ KIND = OutputKind("C source of stsbp export", re.compile(re.escape(_MARK).encode
 
 
 @dataclass(frozen=True)
-class Source:
+class CSource:
     """A network in C.
 
     Attributes:
@@ -43,10 +43,10 @@ class Source:
     source: str
     flash: int
     ram: int
-    layers: tuple[Layer, ...]
+    layers: tuple[ComparedLayer, ...]
 
 
-def source(program: Program, about: About) -> Source:
+def source(program: NetworkProgram, about: About) -> CSource:
     """The files of a network.
 
     Raises:
@@ -54,7 +54,7 @@ def source(program: Program, about: About) -> Source:
     """
     stem = identifier(about.name)
     module = Module(program, stem, f"{stem.upper()}_TRACE")
-    writer = _Writer(program, about, stem, module)
+    writer = _CWriter(program, about, stem, module)
     header, body = writer.header(), writer.body()
     digest = hashlib.sha256("\n".join([*header, *body]).encode()).hexdigest()[:8]
     number, export = f"0x{digest}UL", f"{writer.macro}_EXPORT"
@@ -62,14 +62,14 @@ def source(program: Program, about: About) -> Source:
     wrong = f'#error "{stem}.h and {stem}.c are of two exports; take both from one"'
     body[body.index(_EXPORT)] = "\n".join([f"#if {export} != {number}", wrong, "#endif"])
     texts = ["\n".join([*rows, ""]) for rows in (header, body)]
-    return Source(stem, texts[0], texts[1], module.flash, module.ram, tuple(module.layers))
+    return CSource(stem, texts[0], texts[1], module.flash, module.ram, tuple(module.layers))
 
 
 _EXPORT = "<export>"
 """The placeholder for a line in both files that links them: a number that is computed from both."""
 
 
-def write(program: Program, about: About, out: Path) -> list[str]:
+def write(program: NetworkProgram, about: About, out: Path) -> list[str]:
     """Write `NAME.h` and `NAME.c` into the folder `out`, both or neither. Returns the messages to print.
 
     If the process is killed between the two, the files belong to two exports, and do not compile together.
@@ -78,13 +78,13 @@ def write(program: Program, about: About, out: Path) -> list[str]:
         ConfigError: a node cannot be written in C.
         FileError: the system refused, or an existing file is of another kind.
     """
-    made = source(program, about)
-    paths = [out / f"{made.stem}.{ending}" for ending in ("c", "h")]
+    c_source = source(program, about)
+    paths = [out / f"{c_source.stem}.{ending}" for ending in ("c", "h")]
     if out.exists() and not out.is_dir():
         raise FileError(f"{out} is a file, but C source consists of two files; give a folder")
     places = [KIND.place(path) for path in paths]
     with atomic_writer(places[0]) as first, atomic_writer(places[1]) as second:
-        for place, file, text in zip(places, (first, second), (made.source, made.header), strict=True):
+        for place, file, text in zip(places, (first, second), (c_source.source, c_source.header), strict=True):
             file.write(text.encode("ascii"))
             # Both files are on the disk before one of them replaces an old one.
             with writing(place):
@@ -93,15 +93,15 @@ def write(program: Program, about: About, out: Path) -> list[str]:
     return [
         f"{paths[0]}",
         f"{paths[1]}",
-        f"tables {made.flash:,} bytes (flash), state {made.ram:,} bytes (RAM)",
-        f"compile with: cc -std=c99 -O3 -ffp-contract=off -c {made.stem}.c",
+        f"tables {c_source.flash:,} bytes (flash), state {c_source.ram:,} bytes (RAM)",
+        f"compile with: cc -std=c99 -O3 -ffp-contract=off -c {c_source.stem}.c",
     ]
 
 
-class _Writer:
+class _CWriter:
     """The lines of both files."""
 
-    def __init__(self, program: Program, about: About, stem: str, module: Module) -> None:
+    def __init__(self, program: NetworkProgram, about: About, stem: str, module: Module) -> None:
         self._program, self._about, self._stem, self._module = program, about, stem, module
         self.macro = stem.upper()
         self._input = next(node.op for node in program.nodes if isinstance(node.op, Input))
@@ -182,14 +182,14 @@ class _Writer:
         numbers["INPUT_MAX"] = self._input.largest if self._events else 255
         numbers |= {"OUTPUTS": self._program.network.outputs, "LAYERS": len(self._module.layers)}
         numbers |= {"FLASH_BYTES": self._module.flash, "RAM_BYTES": self._module.ram}
-        found = [
+        definitions = [
             f"#define {self.macro}_{name} {value}{'u' if isinstance(value, int) else ''}"
             for name, value in numbers.items()
         ]
         if about.classes:
             names = [f"    {string(name)}, \\" for name in about.classes]
-            found += [f"#define {self.macro}_CLASS_NAMES {{ \\", *names, "}"]
-        return found
+            definitions += [f"#define {self.macro}_CLASS_NAMES {{ \\", *names, "}"]
+        return definitions
 
     def _state(self) -> list[str]:
         module = self._module
@@ -210,13 +210,13 @@ class _Writer:
             most = self._input.largest
             begin = ["/* Before the first step of a sample. */", f"{self._heads['reset']};"]
             step = f"frame: {macro}_INPUT_SIZE bytes, {shape}, 0 to {most}; more counts as {most}."
-            whole = f"frames: [steps]{shape}."
+            run_inputs = f"frames: [steps]{shape}."
         else:
             begin = [
                 f"/* Before the first step of a sample. image: {macro}_INPUT_SIZE bytes, {shape}; needed no longer. */",
                 f"{self._heads['begin']};",
             ]
-            step, whole = f"The image is that of {stem}_begin.", f"image: as for {stem}_begin."
+            step, run_inputs = f"The image is that of {stem}_begin.", f"image: as for {stem}_begin."
         return [
             *begin,
             "",
@@ -226,7 +226,7 @@ class _Writer:
             f"{self._heads['step']};",
             "",
             "/* A whole sample, from its first step on.",
-            f" * {whole}",
+            f" * {run_inputs}",
             f" * spikes, potentials: [steps][{macro}_OUTPUTS], each written where it is not NULL. */",
             f"{self._heads['run']};",
             "",
@@ -246,12 +246,12 @@ class _Writer:
     def _heads(self) -> dict[str, str]:
         stem = self._stem
         state, out = f"{stem}_state *state", "uint8_t *spikes, float *potentials"
-        frame, given = ("const uint8_t *frame, ", "frames") if self._events else ("", "image")
+        frame, input_name = ("const uint8_t *frame, ", "frames") if self._events else ("", "image")
         return {
             "reset": f"void {stem}_reset({state})",
             "begin": f"void {stem}_begin({state}, const uint8_t *image)",
             "step": f"void {stem}_step({state}, {frame}{out})",
-            "run": f"void {stem}_run({state}, const uint8_t *{given}, uint32_t steps, {out})",
+            "run": f"void {stem}_run({state}, const uint8_t *{input_name}, uint32_t steps, {out})",
             "check": f"int {stem}_check(void)",
             "trace": f"void {stem}_trace(const {state}, uint32_t layer, {out})",
         }
@@ -304,7 +304,7 @@ class _Writer:
         ]
 
 
-def _place(layer: Layer) -> str:
+def _place(layer: ComparedLayer) -> str:
     """The position of channel `c`, row `y`, column `x` in channels-first order."""
     _, rows, columns = sides(layer.array.shape)
     return "c" if len(layer.array.shape) == 1 else f"(c * {rows * columns}) + (y * {columns}) + x"

@@ -47,9 +47,9 @@ def ordered(op: Op, integers: Integers, source: Array) -> Integers | None:
     """Weights in the order in which `sums` reads them; None: the operation is not supported."""
     if isinstance(op, Conv2d):
         units, per_group, *kernels = integers.shape
-        found = integers.reshape(op.groups, units // op.groups, per_group, *kernels).transpose(0, 2, 3, 4, 1)
+        grouped = integers.reshape(op.groups, units // op.groups, per_group, *kernels).transpose(0, 2, 3, 4, 1)
         # An input reaches its first output through the last column of the kernel.
-        return found[:, :, :, ::-1] if _in_runs(op) else found
+        return grouped[:, :, :, ::-1] if _in_runs(op) else grouped
     if isinstance(op, Linear):
         return integers[:, source.order].T
     return integers if isinstance(op, OneToOne) else None
@@ -102,8 +102,8 @@ def _kernel_rows(conv: Conv2d, height: int, rows: Sequence[str]) -> list[str]:
 
 def _reaches(place: str, size: int, stride: int) -> str:
     """Whether a position before striding belongs to one of `size` outputs."""
-    whole = "" if stride == 1 else f" && (({place} % {stride}) == 0)"
-    return f"({place} >= 0) && ({place} < {size * stride}){whole}"
+    on_stride = "" if stride == 1 else f" && (({place} % {stride}) == 0)"
+    return f"({place} >= 0) && ({place} < {size * stride}){on_stride}"
 
 
 def _runs(conv: Conv2d, weights: Table, product: str, width: int) -> list[str]:
@@ -157,8 +157,8 @@ def passes(op: Op, name: str, sources: Sequence[Array], out: Array) -> list[str]
         return None
     rows = _PASSES[type(op)](op, sources, out)
     names = [f"in{i}" for i in range(len(sources))] if len(sources) > 1 else ["in"]
-    given = [f"const {each.type} *{text}" for each, text in zip(sources, names, strict=True)]
-    return function(f"static void {name}({', '.join(given)}, {out.type} *out)", rows)
+    parameters = [f"const {array.type} *{text}" for array, text in zip(sources, names, strict=True)]
+    return function(f"static void {name}({', '.join(parameters)}, {out.type} *out)", rows)
 
 
 def _average(op: AvgPool2d, sources: Sequence[Array], out: Array) -> list[str]:

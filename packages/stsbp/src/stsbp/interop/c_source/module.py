@@ -16,18 +16,18 @@ from stsbp_spec.networks.ops import Dropout, Flatten
 from stsbp.errors import ConfigError
 from stsbp.interop.c_source.arrays import Array
 from stsbp.interop.c_source.kernels import Table, ordered, passes, sums
-from stsbp.interop.c_source.steps import BATCHNORM, SNAP, Fire, Sums, elements, reduced
-from stsbp.interop.c_source.texts import SIZES, Names, comment, function, number_type, table
-from stsbp.interop.program import Population, Program
+from stsbp.interop.c_source.steps import BATCHNORM, SNAP, Fire, WeightedSums, elements, reduced
+from stsbp.interop.c_source.texts import SIZES, UniqueNames, comment, function, number_type, table
+from stsbp.interop.program import NetworkProgram, PopulationStep
 
-__all__ = ["Layer", "Member", "Module"]
+__all__ = ["ComparedLayer", "Module", "StateField"]
 
 _LARGEST = 2**29
 """Limit for the number of values in a table or a field of the state. An `int32_t` counts its bytes."""
 
 
 @dataclass(frozen=True)
-class Member:
+class StateField:
     """A field of the state: an array; with a count of 0, a single number."""
 
     name: str
@@ -47,7 +47,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Layer:
+class ComparedLayer:
     """A population, for programs that compare layer by layer.
 
     Attributes:
@@ -58,8 +58,8 @@ class Layer:
 
     name: str
     array: Array
-    spikes: Member
-    potentials: Member
+    spikes: StateField
+    potentials: StateField
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,15 @@ class _Added:
     """Weights that are applied right before the population that reads them: a call without the position of the sums."""
 
     call: str
-    sums: Sums
+    sums: WeightedSums
 
 
 @dataclass(frozen=True)
 class _Ring:
     """The memory of delayed edges: values of the last steps, and the position that is overwritten next."""
 
-    past: Member
-    at: Member
+    past: StateField
+    at: StateField
     length: int
 
     @property
@@ -105,26 +105,26 @@ class Module:
         ConfigError: a node cannot be written in C, or is too large. The message names it.
     """
 
-    def __init__(self, program: Program, stem: str, trace: str) -> None:
+    def __init__(self, program: NetworkProgram, stem: str, trace: str) -> None:
         self._program, self._graph, self._stem, self._trace = program, program.network.graph, stem, trace
         public = ("state", "reset", "begin", "step", "run", "check", "trace", "layer_sizes", "size")
-        self._names = Names(f"{stem}_{each}" for each in public)
-        self._fields, self.traced = list[Member](), list[Member]()
+        self._names = UniqueNames(f"{stem}_{suffix}" for suffix in public)
+        self._fields, self.traced = list[StateField](), list[StateField]()
         self.tables, self.functions = list[str](), list[list[str]]()
-        self.begin, self.step, self.layers = list[str](), list[str](), list[Layer]()
-        self.flash, self._known = 0, dict[tuple[str, bytes], str]()
+        self.begin, self.step, self.layers = list[str](), list[str](), list[ComparedLayer]()
+        self.flash, self._table_names = 0, dict[tuple[str, bytes], str]()
         self._arrays, self._pointers = dict[str, Array](), dict[str, str]()
-        self._added, self._rings = dict[str, _Added](), dict[str, _Ring]()
+        self._inlined, self._rings = dict[str, _Added](), dict[str, _Ring]()
         self._limits, self._scratch = dict[str, float](), 1
         self._add_layers()
         for node in program.nodes:
             self._add(node)
-        self._fields.append(Member("sums", "int32_t", self._scratch, "sums of weights"))
+        self._fields.append(StateField("sums", "int32_t", self._scratch, "sums of weights"))
         for source, ring in self._rings.items():
             self._remember(source, ring)
 
     @property
-    def state(self) -> list[Member]:
+    def state(self) -> list[StateField]:
         """Fields of the state, the largest types first, so that there is no padding between them."""
         return sorted(self._fields, key=lambda member: -SIZES[member.type])
 
@@ -146,9 +146,9 @@ class Module:
             yield function("static int32_t past(int32_t at, int32_t delay, int32_t length)", [earlier])
 
     # Memory.
-    def _member(self, node: str, what: str, type: str, count: int, text: str, *, traced: bool = False) -> Member:
+    def _member(self, node: str, suffix: str, type: str, count: int, text: str, *, traced: bool = False) -> StateField:
         self._check_size(node, count)
-        member = Member(self._names(node, what), type, count, text)
+        member = StateField(self._names(node, suffix), type, count, text)
         (self.traced if traced else self._fields).append(member)
         return member
 
@@ -158,27 +158,27 @@ class Module:
                 f"{node}: {count:,} numbers are too many for C source, which takes {_LARGEST - 1:,} at most"
             )
 
-    def _table(self, node: str, what: str, values: np.ndarray[Any, Any]) -> Table:
+    def _table(self, node: str, suffix: str, values: np.ndarray[Any, Any]) -> Table:
         """A constant table. If there is one with the same numbers, it is reused."""
         self._check_size(node, values.size)
         kind = number_type(values)
         key = (kind, values.astype(np.float32 if kind == "float" else np.int16, order="C").tobytes())
-        if key not in self._known:
-            self._known[key] = self._names(node, what)
+        if key not in self._table_names:
+            self._table_names[key] = self._names(node, suffix)
             self.flash += SIZES[kind] * values.size
-            self.tables += [*table(self._known[key], values), ""]
-        return Table(self._known[key], kind)
+            self.tables += [*table(self._table_names[key], values), ""]
+        return Table(self._table_names[key], kind)
 
     @cached_property
-    def _same(self) -> dict[str, Edge]:
+    def _aliases(self) -> dict[str, Edge]:
         """Nodes that only pass on their input in the same memory: dropout, and flattening without reordering."""
-        found = dict[str, Edge]()
+        aliases = dict[str, Edge]()
         for node in self._program.nodes:
             if isinstance(node.op, Dropout) or (isinstance(node.op, Flatten) and self._lies_flat(node)):
                 (edge,) = node.inputs
-                before = found.get(edge.source, Edge(edge.source))
-                found[node.name] = Edge(before.source, before.delay + edge.delay)
-        return found
+                source_edge = aliases.get(edge.source, Edge(edge.source))
+                aliases[node.name] = Edge(source_edge.source, source_edge.delay + edge.delay)
+        return aliases
 
     def _lies_flat(self, node: Node) -> bool:
         shape = self._graph.values[node.inputs[0].source].shape
@@ -186,8 +186,8 @@ class Module:
 
     def _read(self, edge: Edge) -> Edge:
         """The edge from the node in whose memory the values of an edge are."""
-        before = self._same.get(edge.source, Edge(edge.source))
-        return Edge(before.source, before.delay + edge.delay)
+        source_edge = self._aliases.get(edge.source, Edge(edge.source))
+        return Edge(source_edge.source, source_edge.delay + edge.delay)
 
     def _array(self, edge: Edge) -> Array:
         """The memory layout of the values on an edge."""
@@ -196,13 +196,13 @@ class Module:
     @cached_property
     def _delays(self) -> dict[str, int]:
         """The longest delay with which each node is read, apart from recurrences."""
-        found = dict[str, int]()
+        delays = dict[str, int]()
         for node in self._program.nodes:
             for edge in node.inputs if node.name not in self._program.recurrent else ():
                 read = self._read(edge)
                 if read.delay:
-                    found[read.source] = max(read.delay, found.get(read.source, 0))
-        return found
+                    delays[read.source] = max(read.delay, delays.get(read.source, 0))
+        return delays
 
     def _pointer(self, edge: Edge, reader: str) -> str:
         """A pointer to the values on an edge, in C."""
@@ -214,7 +214,7 @@ class Module:
         ring = self._rings[read.source]
         return f"&state->{ring.past.name}[past(state->{ring.at.name}, {read.delay}, {ring.length}) * {ring.size}]"
 
-    def _made(self, name: str, pointer: str, type: str, size: int) -> None:
+    def _remember_output(self, name: str, pointer: str, type: str, size: int) -> None:
         """Record where a node's values are, and keep those of earlier steps if an edge reads them."""
         self._pointers[name] = pointer
         if length := self._delays.get(name):
@@ -239,25 +239,25 @@ class Module:
         for name, population in self._program.populations.items():
             array = self._arrays[name] = Array(population.place.output.shape, 1, 0)
             spikes = self._member(name, "spikes", "uint8_t", array.size, f"{name}: whether each neuron spikes")
-            what = f"{name}: membrane potentials"
-            potentials = self._member(name, "u", "float", array.size, what, traced=name != last)
-            self.layers.append(Layer(blocks[name], array, spikes, potentials))
+            description = f"{name}: membrane potentials"
+            potentials = self._member(name, "u", "float", array.size, description, traced=name != last)
+            self.layers.append(ComparedLayer(blocks[name], array, spikes, potentials))
             self._pointers[name] = f"state->{spikes.name}"
 
     def _add(self, node: Node) -> None:
         if isinstance(node.op, Input):
             values = self._graph.values[node.name]
             array = self._arrays[node.name] = Array.of(values, given=True)
-            self._made(node.name, "image" if values.static else "frame", array.type, array.size)
+            self._remember_output(node.name, "image" if values.static else "frame", array.type, array.size)
         elif isinstance(node.op, Neurons):
             self._add_population(node, self._program.populations[node.name])
         elif isinstance(node.op, Weighted):
             self._add_weights(node, node.op)
-        elif node.name not in self._same:
+        elif node.name not in self._aliases:
             self._add_passing(node)
 
-    def _define(self, what: str, text: list[str]) -> None:
-        self.functions.append([f"/* {comment(what)} */", *text])
+    def _define(self, description: str, text: list[str]) -> None:
+        self.functions.append([f"/* {comment(description)} */", *text])
 
     def _calls(self, node: Node) -> list[str]:
         """The list of statements from which a node is called."""
@@ -269,11 +269,11 @@ class Module:
         if text is None:
             raise ConfigError(f"{node.name}: there is no C source for {type(node.op).__name__}")
         self._define(f"{node.name}: {type(node.op).__name__}", text)
-        made = self._member(node.name, "out", out.type, out.size, f"what {node.name} makes")
-        given = ", ".join(self._pointer(edge, node.name) for edge in node.inputs)
-        self._calls(node).append(f"{name}({given}, state->{made.name});")
+        output = self._member(node.name, "out", out.type, out.size, f"what {node.name} makes")
+        pointers = ", ".join(self._pointer(edge, node.name) for edge in node.inputs)
+        self._calls(node).append(f"{name}({pointers}, state->{output.name});")
         self._arrays[node.name] = out
-        self._made(node.name, f"state->{made.name}", out.type, out.size)
+        self._remember_output(node.name, f"state->{output.name}", out.type, out.size)
 
     def _add_weights(self, node: Node, op: Weighted) -> None:
         weights, (edge,) = self._program.weights[node.name], node.inputs
@@ -282,40 +282,45 @@ class Module:
         if integers is None:
             raise ConfigError(f"{node.name}: there is no C source for {type(op).__name__}")
         name = self._names(node.name, "sum")
-        made = sums(op, name, self._table(node.name, "weights", integers), source, values.shape)
-        self._define(f"{node.name}: sums of weights, in units of 2^-{weights.sum_exponent}", made)
-        norm = [] if weights.norm is None else [(what, getattr(weights.norm, what)) for what in ("mean", "a", "shift")]
-        tables = tuple(self._table(node.name, *each).name for each in norm)
+        sum_function = sums(op, name, self._table(node.name, "weights", integers), source, values.shape)
+        self._define(f"{node.name}: sums of weights, in units of 2^-{weights.sum_exponent}", sum_function)
+        norm = [] if weights.norm is None else [(key, getattr(weights.norm, key)) for key in ("mean", "a", "shift")]
+        tables = tuple(self._table(node.name, *named_values).name for named_values in norm)
         limit = inf if norm else 2.0 ** (EXACT_LIMIT_BITS - weights.sum_exponent)
-        found = Sums("state->sums", weights.sum_exponent, tables, limit)
-        added = _Added(f"{name}({self._pointer(edge, node.name)}, ", found)
-        readers = [each for every in self._program.nodes for each in every.inputs if each.source == node.name]
+        weighted_sums = WeightedSums("state->sums", weights.sum_exponent, tables, limit)
+        added = _Added(f"{name}({self._pointer(edge, node.name)}, ", weighted_sums)
+        readers = [
+            named_values
+            for every in self._program.nodes
+            for named_values in every.inputs
+            if named_values.source == node.name
+        ]
         if values.static or len(readers) > 1 or readers[0].delay:
             self._keep(node, added)
         else:
-            self._added[node.name] = added
+            self._inlined[node.name] = added
 
     def _keep(self, node: Node, added: _Added) -> None:
         """Keep weighted sums in the state: for all steps of a sample, for later steps, or for several populations."""
         shape = self._graph.values[node.name].shape
         size = Array(shape, 1, 0).size
         self._scratch = max(self._scratch, size)
-        made = self._member(node.name, "z", "float", size, f"sums of {node.name}")
+        stored_sums = self._member(node.name, "z", "float", size, f"sums of {node.name}")
         name = self._names(node.name, "keep")
         norm = bool(added.sums.norm)
         _, channel = elements(shape, norm, [])
         body, _ = elements(shape, norm, [f"out[n] = {added.sums.read('sum', channel)};"])
         text = function(f"static void {name}(const int32_t *sum, float *out)", body)
         self._define(f"{node.name}: its sums as they are kept", text)
-        pointer, self._limits[node.name] = f"state->{made.name}", added.sums.limit
+        pointer, self._limits[node.name] = f"state->{stored_sums.name}", added.sums.limit
         self._calls(node).extend([f"{added.call}state->sums);", f"{name}(state->sums, {pointer});"])
-        self._made(node.name, pointer, "float", size)
+        self._remember_output(node.name, pointer, "float", size)
 
-    def _add_population(self, node: Node, population: Population) -> None:
-        size, read, used = Array(population.place.output.shape, 1, 0).size, dict[str, Sums](), 0
+    def _add_population(self, node: Node, population: PopulationStep) -> None:
+        size, read, used = Array(population.place.output.shape, 1, 0).size, dict[str, WeightedSums](), 0
         for key, edge in zip(population.sums, node.inputs, strict=True):
-            if (added := self._added.get(edge.source)) is None:
-                read[key] = Sums(self._pointer(edge, node.name), limit=self._limits[edge.source])
+            if (added := self._inlined.get(edge.source)) is None:
+                read[key] = WeightedSums(self._pointer(edge, node.name), limit=self._limits[edge.source])
                 continue
             place = f"&state->sums[{used}]"
             self.step.append(f"{added.call}{place});")
@@ -341,4 +346,4 @@ class Module:
         name = self._names(node.name, "fire")
         self._define(f"{node.name}: a step of all neurons", fire.text(name, f"{self._stem}_state"))
         self.step.append(f"{name}(state);")
-        self._made(node.name, self._pointers[node.name], "uint8_t", size)
+        self._remember_output(node.name, self._pointers[node.name], "uint8_t", size)

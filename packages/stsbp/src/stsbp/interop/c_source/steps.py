@@ -16,9 +16,9 @@ from stsbp_spec.typing import Shape
 
 from stsbp.interop.c_source.arrays import Array
 from stsbp.interop.c_source.texts import C, function, loops, times
-from stsbp.interop.program import Population
+from stsbp.interop.program import PopulationStep
 
-__all__ = ["BATCHNORM", "SNAP", "Fire", "Sums", "batchnorm", "elements", "reduced"]
+__all__ = ["BATCHNORM", "SNAP", "Fire", "WeightedSums", "batchnorm", "elements", "reduced"]
 
 SNAP = ["static float snap(float x)", "{", "    return (fabsf(x) < 0x1p-100f) ? 0.0f : x;", "}"]
 
@@ -35,7 +35,7 @@ BATCHNORM = batchnorm(C)
 
 
 @dataclass(frozen=True)
-class Sums:
+class WeightedSums:
     """Weighted sums as an equation reads them.
 
     Attributes:
@@ -56,8 +56,8 @@ class Sums:
             return f"{name}[n]"
         # This is exact: fewer than 2^24 units, times a power of two.
         number = f"(float){name}[n] * {float(2.0**-self.exponent).hex()}f".replace(".0000000000000p", "p")
-        each = "".join(f", {table}[{channel}]" for table in self.norm)
-        return f"batchnorm({number}{each})" if self.norm else number
+        norm_arguments = "".join(f", {table}[{channel}]" for table in self.norm)
+        return f"batchnorm({number}{norm_arguments})" if self.norm else number
 
 
 def elements(shape: Shape, by_channel: bool, rows: Sequence[str]) -> tuple[list[str], str]:
@@ -69,7 +69,7 @@ def elements(shape: Shape, by_channel: bool, rows: Sequence[str]) -> tuple[list[
     return loops([("p", size // shape[0]), ("c", shape[0])], [number, *rows]), "c"
 
 
-def reduced(population: Population, sums: Mapping[str, Sums]) -> Recurrence:
+def reduced(population: PopulationStep, sums: Mapping[str, WeightedSums]) -> Recurrence:
     """The step without states that have no effect: those that nothing reads, and those of filters with a decay of 0.
 
     For such a filter, `i = snap(k i + c z)` becomes `snap(c z)`. `k i` is a zero as long as `i` is finite, which it is
@@ -78,25 +78,26 @@ def reduced(population: Population, sums: Mapping[str, Sums]) -> Recurrence:
     step = population.step
     for name, new in step.states.items():
         if (product := _fresh(new, name, population, sums)) is not None:
-            lone = snap(product) if new.name is None else named(new.name, snap(product))
-            roots = substituted(step.roots, {id(new): lone})
-            found = dict(zip([*step.states, *step.outputs], roots, strict=True))
+            unfiltered = snap(product) if new.name is None else named(new.name, snap(product))
+            roots = substituted(step.roots, {id(new): unfiltered})
+            reduced_roots = dict(zip([*step.states, *step.outputs], roots, strict=True))
             step = step.changed(
-                states={key: found[key] for key in step.states}, outputs={key: found[key] for key in step.outputs}
+                states={key: reduced_roots[key] for key in step.states},
+                outputs={key: reduced_roots[key] for key in step.outputs},
             )
     while unread := [name for name in step.states if name not in free_variables(step.roots)]:
         step = step.changed(states={key: x for key, x in step.states.items() if key not in unread})
     return step
 
 
-def _fresh(new: Expr, state: str, population: Population, sums: Mapping[str, Sums]) -> Expr | None:
+def _fresh(new: Expr, state: str, population: PopulationStep, sums: Mapping[str, WeightedSums]) -> Expr | None:
     """`c z` if the new value of a state is `snap(k state + c z)` with `k = 0`, and finite; else None."""
     if new.op != "snap" or new.args[0].op != "add":
         return None
-    kept, product = new.args[0].args
-    if (kept.op, product.op) != ("mul", "mul"):
+    decayed, product = new.args[0].args
+    if (decayed.op, product.op) != ("mul", "mul"):
         return None
-    (k, old), (c, z) = kept.args, product.args
+    (k, old), (c, z) = decayed.args, product.args
     constants = population.constants
     if old.name != state or constants.get(str(k.name)) != 0 or c.name not in constants or z.name not in sums:
         return None
@@ -118,9 +119,9 @@ class Fire:
         traced: the macro with which potentials are kept; None: they are always kept.
     """
 
-    population: Population
+    population: PopulationStep
     step: Recurrence
-    sums: Mapping[str, Sums]
+    sums: Mapping[str, WeightedSums]
     learned: Mapping[str, str]
     states: Mapping[str, str]
     spikes: str
@@ -136,29 +137,29 @@ class Fire:
         population, step, shape = self.population, self.step, self.population.place.output.shape
         numbers = {key: population.constants[key] for key in step.parameters if key in self._read}
         numbers |= {key: x.reshape(-1)[0] for key, x in population.learned.items() if x.size == 1}
-        before = [self._declared(key, C.constant(float(x))) for key, x in numbers.items()]
-        used = {key: each for key, each in self.sums.items() if key in self._read}
-        before += [
-            f"const {'float' if each.exponent is None else 'int32_t'} *{key} = {each.pointer};"
-            for key, each in used.items()
+        declarations = [self._declared(key, C.constant(float(x))) for key, x in numbers.items()]
+        used = {key: weighted_sums for key, weighted_sums in self.sums.items() if key in self._read}
+        declarations += [
+            f"const {'float' if weighted_sums.exponent is None else 'int32_t'} *{key} = {weighted_sums.pointer};"
+            for key, weighted_sums in used.items()
         ]
-        by_channel = bool(self.learned) or any(each.norm for each in self.sums.values())
+        by_channel = bool(self.learned) or any(weighted_sums.norm for weighted_sums in self.sums.values())
         _, channel = elements(shape, by_channel, [])
-        body = [self._declared(key, each.read(key, channel)) for key, each in used.items()]
+        body = [self._declared(key, weighted_sums.read(key, channel)) for key, weighted_sums in used.items()]
         body += [self._declared(key, f"{table}[{channel}]") for key, table in self.learned.items()]
         body += [self._declared(key, f"{pointer}[n]") for key, pointer in self.states.items()]
         printed = lines(step, C)
         body += [line.text for line in printed.lines]
         body += [f"{pointer}[n] = {printed.states[key]};" for key, pointer in self.states.items()]
         body += [f"{self.spikes}[n] = (uint8_t)({printed.outputs['o']} ? 1u : 0u);"]
-        body += self._kept(printed.outputs["u"], "\n".join(body))
-        whole, _ = elements(shape, by_channel, body)
-        return function(f"static void {name}({state} *state)", [*before, "", *whole])
+        body += self._trace_lines(printed.outputs["u"], "\n".join(body))
+        loop_lines, _ = elements(shape, by_channel, body)
+        return function(f"static void {name}({state} *state)", [*declarations, "", *loop_lines])
 
     def _declared(self, name: str, value: str) -> str:
         return C.number.format(C.word.format(name), value)
 
-    def _kept(self, u: str, body: str) -> list[str]:
+    def _trace_lines(self, u: str, body: str) -> list[str]:
         """Statements that keep the potential `u`."""
         stored = [f"{self.potentials}[n] = {u};"]
         if self.traced is None:

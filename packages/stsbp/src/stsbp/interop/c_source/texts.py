@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from stsbp_spec.equations.printers import LANGUAGES
 
-__all__ = ["SIZES", "C", "Names", "braced", "comment", "function", "identifier", "indented", "loops", "number_type",
-           "over", "plus", "string", "table", "times"]  # fmt: skip
+__all__ = ["SIZES", "C", "UniqueNames", "braced", "comment", "function", "identifier", "indented", "loops",
+           "number_type", "over", "plus", "string", "table", "times"]  # fmt: skip
 
 C = LANGUAGES["c"]
 """The language in which equations are printed."""
@@ -63,26 +63,26 @@ def identifier(text: str) -> str:
     return plain
 
 
-class Names:
+class UniqueNames:
     """Unique names within a file.
 
     Args:
         taken: names that already exist.
     """
 
-    def __init__(self, taken: Iterable[str]) -> None:
-        self._taken = set(taken)
+    def __init__(self, reserved: Iterable[str]) -> None:
+        self._used_names = set(reserved)
 
-    def __call__(self, node: str, what: str) -> str:
+    def __call__(self, node: str, suffix: str) -> str:
         """A name for something that belongs to a node."""
         stem = re.sub(r"[^A-Za-z0-9]+", "_", node).strip("_")[:_LONGEST_NAME]
         if not stem or stem[0].isdigit():
             stem = f"n{stem}"
-        name, number = f"{stem}_{what}", 1
-        while name in self._taken:
+        name, number = f"{stem}_{suffix}", 1
+        while name in self._used_names:
             number += 1
-            name = f"{stem}_{what}_{number}"
-        self._taken.add(name)
+            name = f"{stem}_{suffix}_{number}"
+        self._used_names.add(name)
         return name
 
 
@@ -115,10 +115,10 @@ def function(head: str, rows: Iterable[str]) -> list[str]:
 
 def loops(axes: Sequence[tuple[str, int]], rows: Iterable[str]) -> list[str]:
     """Loops over axes by their names and sizes, the first one outermost."""
-    found = list(rows)
+    text_lines = list(rows)
     for name, size in reversed(axes):
-        found = braced(f"for (int32_t {name} = 0; {name} < {size}; {name}++)", found)
-    return found
+        text_lines = braced(f"for (int32_t {name} = 0; {name} < {size}; {name}++)", text_lines)
+    return text_lines
 
 
 def times(text: str, factor: int) -> str:
@@ -147,6 +147,6 @@ def table(name: str, values: np.ndarray[Any, Any]) -> list[str]:
     """A constant table of float32 or of integers, flat."""
     flat = values.reshape(-1)
     written = C.constant if values.dtype == np.float32 else str
-    each = _IN_A_ROW // (2 if values.dtype == np.float32 else 1)
-    rows = [", ".join(map(written, flat[i : i + each].tolist())) + "," for i in range(0, len(flat), each)]
+    row_length = _IN_A_ROW // (2 if values.dtype == np.float32 else 1)
+    rows = [", ".join(map(written, flat[i : i + row_length].tolist())) + "," for i in range(0, len(flat), row_length)]
     return [*braced(f"static const {number_type(values)} {name}[{len(flat)}] =", rows)[:-1], "};"]
