@@ -1,225 +1,165 @@
-"""What launchers set, as plain dictionaries, and what is read from it."""
+"""Processes greet each other before a library connects them: who is missing, twice there, or a stranger."""
 
 from __future__ import annotations
 
+import re
+import socket
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from threading import Thread
+from typing import Any
+
 import pytest
+from stsbp_spec.distributed import rendezvous
 from stsbp_spec.distributed.collective import Rendezvous
-from stsbp_spec.distributed.launcher import DEFAULT_PORT, first_host, found
+from stsbp_spec.distributed.rendezvous import meet, port_of
 from stsbp_spec.errors import BackendError
 
-TORCHRUN = {
-    "RANK": "5",
-    "WORLD_SIZE": "8",
-    "LOCAL_RANK": "1",
-    "MASTER_ADDR": "node07",
-    "MASTER_PORT": "29611",
-    "TORCHELASTIC_RUN_ID": "none",
-}
-SLURM = {
-    "SLURM_PROCID": "3",
-    "SLURM_NTASKS": "4",
-    "SLURM_STEP_NUM_TASKS": "4",
-    "SLURM_LOCALID": "1",
-    "SLURM_STEP_NODELIST": "node[01-02]",
-    "SLURM_JOB_NODELIST": "login,node[01-03]",
-    "SLURM_JOB_ID": "1234567",
-    "SLURM_STEP_ID": "0",
-}
-OPEN_MPI = {
-    "OMPI_COMM_WORLD_RANK": "1",
-    "OMPI_COMM_WORLD_SIZE": "2",
-    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
-    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
-}
-MPICH = {"PMI_RANK": "1", "PMI_SIZE": "3", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "3"}
-JAX = {"JAX_COORDINATOR_ADDRESS": "host.example:1234", "JAX_PROCESS_ID": "2", "JAX_NUM_PROCESSES": "4"}
+
+def refusal(rendezvous: Rendezvous) -> str:
+    with pytest.raises(BackendError) as caught:
+        meet(rendezvous, rendezvous.port)
+    return str(caught.value)
 
 
-def seen(environ: dict[str, str]) -> Rendezvous:
-    """What is found where there are several processes."""
-    there = found(environ)
-    assert there is not None
-    return there
+def processes(ranks: Sequence[int], size: int, timeout: float, address: str = "127.0.0.1") -> list[Rendezvous]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    return [Rendezvous(rank, size, rank, address, port, timeout=timeout) for rank in ranks]
 
 
-def test_nothing_set_is_one_process() -> None:
-    assert found({}) is None
-    assert found({"PATH": "/usr/bin", "MASTER_ADDR": "node07", "MASTER_PORT": "x"}) is None
-
-
-def test_torchrun() -> None:
-    assert found(TORCHRUN, timeout=7.0) == Rendezvous(5, 8, 1, "node07", 29611, "torchrun", 7.0)
-
-
-def test_variables_of_torchrun_set_by_hand_and_by_the_command_itself() -> None:
-    by_hand = {name: value for name, value in TORCHRUN.items() if not name.startswith("TORCHELASTIC")}
-    del by_hand["LOCAL_RANK"]
-    assert found(by_hand) == Rendezvous(5, 8, 5, "node07", 29611, "RANK and WORLD_SIZE")
-    own = seen({**by_hand, "STSBP_LAUNCHER": "3"})
-    assert own.launcher == "stsbp --processes"
-
-
-@pytest.mark.parametrize("missing", ["RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"])
-def test_half_of_torchruns_variables(missing: str) -> None:
-    environ = {name: value for name, value in TORCHRUN.items() if name != missing}
-    with pytest.raises(BackendError, match=f"{missing} is not"):
-        found(environ)
+@pytest.mark.parametrize("address", ["127.0.0.1", "localhost"])
+def test_all_meet_and_the_port_is_free_again(address: str) -> None:
+    there = processes([0, 1, 2], 3, 20.0, address)
+    for _ in range(2):
+        with ThreadPoolExecutor() as pool:
+            assert list(pool.map(lambda each: meet(each, each.port), there)) == [None] * 3
 
 
 @pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"RANK": "8"}, "RANK and WORLD_SIZE say that this is rank 8 of 8"),
-        ({"RANK": "-1"}, "RANK is '-1'"),
-        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
-        ({"LOCAL_RANK": "6"}, "number 6 among the processes of this machine"),
-        ({"LOCAL_RANK": "1.0"}, "LOCAL_RANK is '1.0'"),
-        ({"MASTER_PORT": "65536"}, "MASTER_PORT is '65536'"),
-        ({"MASTER_PORT": "0"}, "MASTER_PORT is '0'"),
-        ({**JAX, "JAX_NUM_PROCESSES": "8"}, r"RANK and WORLD_SIZE say rank 5 of 8, JAX_PROCESS_ID .* rank 2 of 8"),
-    ],
-)
-def test_contradictions(changed: dict[str, str], message: str) -> None:
-    with pytest.raises(BackendError, match=message):
-        found({**TORCHRUN, **changed})
+    ("address", "host"),
+    [("127.0.0.1", "127.0.0.1"), ("localhost", "127.0.0.1"), ("127.0.1.1", "127.0.1.1"), ("::1", "::1"),
+     ("10.0.0.3", ""), ("node1", ""), ("127.example.org", "")],
+)  # fmt: skip
+def test_no_other_machine_reaches_a_meeting_on_one(address: str, host: str) -> None:
+    assert rendezvous._loopback(address) == host
 
 
-@pytest.mark.parametrize(
-    ("missing", "says"),
-    [
-        (("WORLD_SIZE",), "RANK is set and WORLD_SIZE is not: set both for several processes, none for one"),
-        (
-            ("JAX_NUM_PROCESSES",),
-            "JAX_COORDINATOR_ADDRESS and JAX_PROCESS_ID are set and JAX_NUM_PROCESSES is not: set all",
-        ),
-        (("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"), "JAX_COORDINATOR_ADDRESS is set and JAX_PROCESS_ID is not: set all"),
-    ],
-)
-def test_what_is_missing_is_said_in_words(missing: tuple[str, ...], says: str) -> None:
-    environ = {**(TORCHRUN if "WORLD_SIZE" in missing else JAX)}
-    with pytest.raises(BackendError) as error:
-        found({name: value for name, value in environ.items() if name not in missing})
-    assert says in str(error.value)
+def test_rank_0_listens_where_it_is_looked_for() -> None:
+    (first,) = processes([0], 2, 5.0)
+    with rendezvous._listener(first, first.port) as server:
+        assert server.getsockname() == ("127.0.0.1", first.port)
+    with rendezvous._listener(replace(first, address="node1"), first.port) as server:
+        assert server.getsockname()[0] in ("::", "0.0.0.0")
 
 
-def test_torchrun_and_jax_may_say_the_same() -> None:
-    assert seen({**TORCHRUN, **JAX, "JAX_PROCESS_ID": "5", "JAX_NUM_PROCESSES": "8"}) == found(TORCHRUN)
+def test_who_finds_nobody_says_where_it_looked() -> None:
+    (alone,) = processes([2], 3, 0.3)
+    assert refusal(alone).startswith(
+        f"rank 2 did not find rank 0 at 127.0.0.1:{alone.port} within 0.3 s: Connection refused"
+    )
 
 
-def test_torchrun_counts_within_a_job_of_slurm() -> None:
-    assert found({**SLURM, **TORCHRUN}) == seen(TORCHRUN)
+def test_all_who_are_there_say_who_is_missing() -> None:
+    there = processes([0, 2], 4, 1.0)
+    with ThreadPoolExecutor() as pool:
+        said = set(pool.map(refusal, there))
+    assert said == {f"rank 0 waited 1 s at 127.0.0.1:{there[0].port} for 4 processes; missing: rank 1, 3"}
 
 
-def test_slurm() -> None:
-    there = seen(SLURM)
-    assert (there.rank, there.size, there.local_rank, there.address, there.launcher) == (3, 4, 1, "node01", "Slurm")
-    other = seen({**SLURM, "SLURM_JOB_ID": "1234568"})
-    step = seen({**SLURM, "SLURM_STEP_ID": "1"})
-    assert len({there.port, other.port, step.port}) == 3
-    assert (there.port, step.port) == (20_000 + 1_234_567 * 31 % 12_000, 20_000 + (1_234_567 * 31 + 1) % 12_000)
+@pytest.mark.parametrize("size", [3, 4])
+def test_a_rank_that_comes_twice_or_from_another_run_ends_the_meeting(size: int) -> None:
+    first, second = processes([0, 1], 3, 5.0)
+    with ThreadPoolExecutor() as pool:
+        said = set(pool.map(refusal, (first, second, replace(second, size=size))))
+    (message,) = said
+    assert re.match(rf"(two processes say|a process says) at 127.0.0.1:{first.port} to be rank 1 of {size}; ", message)
 
 
-def test_slurm_takes_the_nodes_of_the_job_where_the_step_says_none() -> None:
-    environ = {name: value for name, value in SLURM.items() if name != "SLURM_STEP_NODELIST"}
-    there = seen(environ)
-    assert there.address == "login"
-    with pytest.raises(BackendError, match="SLURM_STEP_NODELIST, which says where rank 0 runs, is not set"):
-        found({name: value for name, value in environ.items() if name != "SLURM_JOB_NODELIST"})
+def test_a_port_that_others_use_is_told() -> None:
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = refusal(Rendezvous(0, 2, 0, "127.0.0.1", port, timeout=5.0))
+        assert said == f"rank 0 cannot listen on port {port}: the port is in use; give the run another port"
+        said = refusal(Rendezvous(1, 2, 1, "127.0.0.1", port, timeout=0.3))
+        assert said.startswith(f"rank 1 did not find rank 0 at 127.0.0.1:{port} within 0.3 s: ")
 
 
-def test_slurms_place_and_port_may_be_given() -> None:
-    there = seen({**SLURM, "MASTER_ADDR": "other", "MASTER_PORT": "999"})
-    assert (there.address, there.port) == ("other", 999)
+def test_who_leaves_before_it_is_heard_does_not_disturb_a_meeting(monkeypatch: pytest.MonkeyPatch) -> None:
+    accept = socket.socket.accept
+
+    def aborted(server: socket.socket) -> Any:
+        monkeypatch.setattr(socket.socket, "accept", accept)
+        raise ConnectionAbortedError
+
+    monkeypatch.setattr(socket.socket, "accept", aborted)
+    first, second = processes([0, 1], 2, 20.0)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(meet, first, first.port)
+        meet(second, second.port)
+        waiting.result()
 
 
-def test_a_batch_script_of_slurm_is_one_process() -> None:
-    script = {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0", "SLURM_JOB_NODELIST": "node[01-02]"}
-    assert found(script) is None
+def test_strangers_do_not_disturb_a_meeting() -> None:
+    first, second = processes([0, 1], 2, 20.0)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(meet, first, first.port)
+        for _ in range(200):
+            with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", first.port)) as stranger:
+                stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                break
+            time.sleep(0.01)
+        meet(second, second.port)
+        waiting.result()
 
 
-@pytest.mark.parametrize(
-    "environ",
-    [
-        {**SLURM, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"},
-        {**OPEN_MPI, "OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"},
-        {"PMI_RANK": "0", "PMI_SIZE": "1"},
-        {"RANK": "0", "WORLD_SIZE": "1"},
-    ],
-    ids=["srun -n 1", "mpirun -n 1", "mpiexec -n 1", "WORLD_SIZE=1"],
-)
-def test_one_of_one_is_one_process(environ: dict[str, str]) -> None:
-    assert found(environ) is None
+def test_an_answer_without_end_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendezvous, "_LAST_WORD", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            guest, _ = server.accept()
+            with guest, suppress(OSError):
+                guest.sendall(rendezvous._ANSWER.pack(rendezvous._MAGIC, 2**32 - 1))
+                guest.recv(64)
+                guest.recv(1)  # until it leaves
+
+        liar = Thread(target=answer)
+        liar.start()
+        said = refusal(Rendezvous(1, 2, 1, "127.0.0.1", server.getsockname()[1], timeout=0.3))
+        liar.join()
+    assert "the process that listens there is not rank 0 of this run: it answers b'stsbp-1" in said
 
 
-@pytest.mark.parametrize("missing", ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"])
-def test_half_of_slurms_variables(missing: str) -> None:
-    environ = {name: value for name, value in SLURM.items() if name != missing}
-    if missing == "SLURM_PROCID":
-        with pytest.raises(BackendError, match="SLURM_PROCID is not"):
-            found(environ)
-    else:
-        assert found(environ) == seen(SLURM)
+def test_who_sends_byte_by_byte_has_no_more_time() -> None:
+    ours, theirs = socket.socketpair()
+
+    def drip() -> None:
+        with suppress(OSError):
+            while True:
+                theirs.sendall(b"x")
+                time.sleep(0.02)
+
+    slow = Thread(target=drip)
+    slow.start()
+    began = time.monotonic()
+    assert rendezvous._read(ours, 10**6, began + 0.2) is None
+    took = time.monotonic() - began
+    ours.close()
+    slow.join()
+    theirs.close()
+    assert 0.15 < took < 10.0
 
 
-@pytest.mark.parametrize(
-    ("nodes", "host"),
-    [
-        ("node01", "node01"),
-        ("node01,node02", "node01"),
-        ("node[01-03,7]", "node01"),
-        ("node[7,01-03],other", "node7"),
-        ("rack[1-2]node[05-08]", "rack1node05"),
-        ("gpu[3-4].cluster.example,x[1-2]", "gpu3.cluster.example"),
-        ("a-b[001]", "a-b001"),
-    ],
-)
-def test_first_host(nodes: str, host: str) -> None:
-    assert first_host(nodes) == host
+@pytest.mark.parametrize(("launcher", "port", "found"), [("torchrun", 29500, 29501), ("Slurm", 65535, 65535)])
+def test_torchrun_listens_on_its_own_port(launcher: str, port: int, found: int) -> None:
+    assert port_of(Rendezvous(0, 2, port=port, launcher=launcher)) == found
 
 
-@pytest.mark.parametrize("nodes", ["", "node[", "node[]", "node[1-2", ",node", "no de", "]"])
-def test_no_list_of_hosts(nodes: str) -> None:
-    with pytest.raises(BackendError, match="SLURM_STEP_NODELIST is"):
-        first_host(nodes, "SLURM_STEP_NODELIST")
-
-
-def test_open_mpi() -> None:
-    assert found(OPEN_MPI) == Rendezvous(1, 2, 1, "127.0.0.1", DEFAULT_PORT, "Open MPI")
-    one, other = (seen({**OPEN_MPI, "PMIX_NAMESPACE": name}) for name in ("prterun-1@1", "prterun-2@1"))
-    assert one.port != other.port
-
-
-def test_open_mpi_on_several_machines_wants_to_know_where() -> None:
-    apart = {**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
-    with pytest.raises(BackendError, match="MASTER_ADDR"):
-        found(apart)
-    there = seen({**apart, "MASTER_ADDR": "node3"})
-    assert (there.address, there.local_rank) == ("node3", 0)
-    in_slurm = seen({**apart, "SLURM_JOB_NODELIST": "node[4-5]"})
-    assert (in_slurm.address, in_slurm.launcher) == ("node4", "Open MPI")
-
-
-def test_mpich() -> None:
-    assert found(MPICH) == Rendezvous(1, 3, 1, "127.0.0.1", DEFAULT_PORT, "MPICH")
-    with pytest.raises(BackendError, match="PMI_SIZE is not"):
-        found({"PMI_RANK": "1"})
-    # srun sets PMI's variables too; then its own count.
-    of_srun = seen({"PMI_RANK": "3", "PMI_SIZE": "4", **SLURM})
-    assert of_srun.launcher == "Slurm"
-
-
-def test_jax() -> None:
-    assert found(JAX) == Rendezvous(2, 4, 2, "host.example", 1234, "JAX's variables")
-    assert seen({**JAX, "LOCAL_RANK": "0"}).local_rank == 0
-
-
-@pytest.mark.parametrize("missing", list(JAX))
-def test_half_of_jaxs_variables(missing: str) -> None:
-    with pytest.raises(BackendError, match=f"{missing} is not"):
-        found({name: value for name, value in JAX.items() if name != missing})
-
-
-@pytest.mark.parametrize("where", ["host", "host:", ":1", "host:x", "host:70000"])
-def test_jax_without_a_port(where: str) -> None:
-    with pytest.raises(BackendError, match=r"JAX_COORDINATOR_ADDRESS is .*HOST:PORT"):
-        found({**JAX, "JAX_COORDINATOR_ADDRESS": where})
+@pytest.mark.parametrize(("launcher", "port", "told"), [("torchrun", 65535, "65536, which"), ("", 0, "0:")])
+def test_a_port_that_cannot_be_is_named(launcher: str, port: int, told: str) -> None:
+    with pytest.raises(BackendError, match=f"^processes cannot meet at port {told}"):
+        port_of(Rendezvous(0, 2, port=port, launcher=launcher))

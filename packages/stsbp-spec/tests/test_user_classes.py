@@ -93,7 +93,7 @@ def test_a_class_of_another_kind_is_refused() -> None:
 
 def test_what_code_of_others_raises_is_told_with_its_place() -> None:
     with (
-        pytest.raises(SpecError, match=r"^it fails: ZeroDivisionError: .* \(.*test_foreign\.py:\d+\)$"),
+        pytest.raises(SpecError, match=r"^it fails: ZeroDivisionError: .* \(.*test_user_classes\.py:\d+\)$"),
         calling("it fails"),
     ):
         1 / 0  # noqa: B018
@@ -104,7 +104,7 @@ def test_what_code_of_others_raises_is_told_with_its_place() -> None:
     with pytest.raises(MemoryError), calling("it fails"):
         raise MemoryError
     with (
-        pytest.raises(ShapeError, match=r"^it fails: ValueError: no \(.*test_foreign\.py"),
+        pytest.raises(ShapeError, match=r"^it fails: ValueError: no \(.*test_user_classes\.py"),
         calling("it fails", ShapeError),
     ):
         raise ValueError("no")
@@ -112,7 +112,7 @@ def test_what_code_of_others_raises_is_told_with_its_place() -> None:
 
 def test_place_is_that_of_the_users_line_and_not_of_a_library() -> None:
     line = sys._getframe().f_lineno + 2
-    with pytest.raises(SpecError, match=rf"FileNotFoundError: .*test_foreign\.py:{line}\)$"), calling("it fails"):
+    with pytest.raises(SpecError, match=rf"FileNotFoundError: .*test_user_classes\.py:{line}\)$"), calling("it fails"):
         np.load("nowhere.npy")
 
 
@@ -231,7 +231,7 @@ MISTAKES: dict[str, tuple[type[Any], dict[str, Any], str]] = {
     "numpy": (
         NeuronModel,
         {"step": lambda self, p, s, i: _step(np.exp(i))},
-        r"Own.step fails: TypeError: .*ufuncs.*test_foreign\.py:[0-9]+",
+        r"Own.step fails: TypeError: .*ufuncs.*test_user_classes\.py:[0-9]+",
     ),
     "item": (NeuronModel, {"step": lambda self, p, s, i: _step(s["m"])}, "Own.step fails: TypeError: 'Names' object"),
     "adjoint": (NeuronModel, {"adjoint": lambda self, *_: 1}, "Own.adjoint must return a Adjoint, got 1"),
