@@ -261,7 +261,7 @@ MISTAKES: dict[str, tuple[type[Any], dict[str, Any], str]] = {
     "zero": (
         Loss,
         {"constants": lambda self, *_: {"k": 1 / 0}},
-        "Own.constants fails: ZeroDivisionError: .*test_fo",
+        "Own.constants fails: ZeroDivisionError: .*test_user_classes",
     ),
     "missing": (Loss, {"constants": lambda self, *_: {}}, "its constants lack k, which `parameters` names"),
     "arrays": (Loss, {"constants": lambda self, *_: {"k": np.ones(3)}}, "Own.constants: k must be a number, got array"),
