@@ -124,7 +124,7 @@ class Collective(ABC, Generic[Array]):
         part = self.parts(batch)[self.rank]
         return part.cut(micro_batch or max(1, part.count))
 
-    def beat(self, label: str) -> None:
+    def beat(self, activity: str) -> None:
         """Report what is computed next, for a monitor that checks whether the process makes progress."""
 
     def close(self) -> None:

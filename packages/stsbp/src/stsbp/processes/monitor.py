@@ -111,10 +111,10 @@ class Pulse:
         self.moved, self.exchange, self.doing, self.waits = 0, 0, "starting", False
         self._entered: float | None = None
 
-    def beat(self, what: str) -> None:
-        """Report that something new begins."""
+    def beat(self, activity: str) -> None:
+        """Report that an activity begins."""
         self.moved += 1
-        self.doing = what
+        self.doing = activity
 
     def enter(self, *, computes: bool = False) -> None:
         """Report that an exchange begins. `computes`: it is part of a program that computes or is compiled."""
