@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,9 +44,10 @@ def walk(
 ) -> tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]:
     """One block of a network forward, and back from what that returned and the error of its spikes."""
     try:
-        from stsbp_spec.distributed.collective import Part
-        from stsbp_spec.engine.plan import plan
-        from stsbp_spec.engine.rules import Run
+        # By their former names, which older checkouts have too (stsbp_spec/moved.py).
+        Part = import_module("stsbp_spec.collective").Part
+        plan = import_module("stsbp_spec.plan").plan
+        Run = import_module("stsbp_spec.rules").Run
     except ImportError:  # a checkout from before the plans
         ahead, back = method(backend, "block_forward"), method(backend, "block_backward")
         return (
@@ -117,12 +119,7 @@ class Training:
     """Updates of a small network through the public trainer, on the same batch again and again."""
 
     def __init__(self, backend: Any, name: str) -> None:
-        from stsbp_spec.engine.backend import Batch
-        from stsbp_spec.models.losses import LOSSES
-        from stsbp_spec.models.neurons import LIF
-        from stsbp_spec.models.optim import AdamW
-        from stsbp_spec.networks.initial_weights import initial_weights
-        from stsbp_spec.networks.spec import NetworkSpec
+        from stsbp_spec import LIF, LOSSES, AdamW, Batch, NetworkSpec, initial_weights
 
         notation, options, neuron, steps, batch, gain = STEPS[name]
         network = NetworkSpec.parse(notation, outputs=10, neuron=LIF(**neuron), **options)
@@ -142,15 +139,11 @@ class Training:
 
 def works(backend: Any, names: list[str]) -> dict[str, Work]:
     """What this checkout can time, of `names` (empty: of everything)."""
-    from stsbp_spec.models.neurons import LIF
-    from stsbp_spec.models.optim import AdamW
-    from stsbp_spec.models.surrogates import Arctan, Triangle
-    from stsbp_spec.networks.ops import PSP
-    from stsbp_spec.networks.spec import NetworkSpec
+    from stsbp_spec import LIF, PSP, SURROGATES, AdamW, NetworkSpec
 
     def neuron(static: bool, backward: bool) -> Work:
         steps, cells = 20, 400_000
-        model, filter = LIF(tau_m=5.0, tau_s=3.0, surrogate=Arctan()), PSP(3.0).filter()
+        model, filter = LIF(tau_m=5.0, tau_s=3.0, surrogate=SURROGATES["arctan"]()), PSP(3.0).filter()
         z = backend.asarray(noise((1 if static else steps, 1, cells), 1, 0.3, 1.4))
         forward = method(backend, "neuron_forward")
         if not backward:
@@ -172,7 +165,7 @@ def works(backend: Any, names: list[str]) -> dict[str, Work]:
     def block(backward: bool) -> Work:
         """A convolution of sparse spikes with its neurons, as one step of the walk through a network."""
         spec = NetworkSpec.parse(
-            "16C3p1-16C3p1", input_shape=(16, 24, 24), outputs=4, neuron=LIF(5.0, 3.0, 0.5, Triangle())
+            "16C3p1-16C3p1", input_shape=(16, 24, 24), outputs=4, neuron=LIF(5.0, 3.0, 0.5, SURROGATES["triangle"]())
         )
         chosen, steps, batch = spec.blocks[1], 8, 8
         s = backend.asarray(spikes((steps, batch, 16, 24, 24), 0.05, 3))
