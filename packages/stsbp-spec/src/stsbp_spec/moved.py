@@ -21,26 +21,30 @@ _SAME_NAME = {
     ),
     "distributed": ("collective", "host"),
 }
-_MOVED = {
-    **{f"stsbp_spec.{name}": f"stsbp_spec.{folder}.{name}" for folder, names in _SAME_NAME.items() for name in names},
-    "stsbp_spec.expr": "stsbp_spec.equations.expressions",
-    "stsbp_spec.foreign": "stsbp_spec.models.user_classes",
-    "stsbp_spec.init": "stsbp_spec.networks.initial_weights",
-    "stsbp_spec.meeting": "stsbp_spec.distributed.rendezvous",
-    "stsbp_spec.network": "stsbp_spec.networks.spec",
-    "stsbp_spec.network_table": "stsbp_spec.networks.table",
-    "stsbp_spec.rendezvous": "stsbp_spec.distributed.launcher",
-    "stsbp_spec.synapses": "stsbp_spec.networks.ops",
-    "stsbp_spec.tables": "stsbp_spec.engine.dispatch",
-    "stsbp_spec.values": "stsbp_spec.validation",
+_PRESENT = {
+    **{name: f"stsbp_spec.{folder}.{name}" for folder, names in _SAME_NAME.items() for name in names},
+    "expr": "stsbp_spec.equations.expressions",
+    "foreign": "stsbp_spec.models.user_classes",
+    "init": "stsbp_spec.networks.initial_weights",
+    "meeting": "stsbp_spec.distributed.rendezvous",
+    "network": "stsbp_spec.networks.spec",
+    "network_table": "stsbp_spec.networks.table",
+    "rendezvous": "stsbp_spec.distributed.launcher",
+    "synapses": "stsbp_spec.networks.ops",
+    "tables": "stsbp_spec.engine.dispatch",
+    "values": "stsbp_spec.validation",
 }
 
 
 def present_name(module: str) -> str | None:
     """The present name of a module that has moved, or of a module in a folder that has moved; None for all others."""
-    top, _, submodule = module.removeprefix("stsbp_spec.").partition(".")
-    folder = _MOVED.get(f"stsbp_spec.{top}") if module.startswith("stsbp_spec.") else None
-    return None if folder is None else f"{folder}.{submodule}" if submodule else folder
+    package, _, path = module.partition(".")
+    # Python asks for every module that the process imports, so those of other packages are told apart first.
+    if package != "stsbp_spec":
+        return None
+    top, _, submodule = path.partition(".")
+    present = _PRESENT.get(top)
+    return f"{present}.{submodule}" if present and submodule else present
 
 
 class _MovedModules(MetaPathFinder, Loader):

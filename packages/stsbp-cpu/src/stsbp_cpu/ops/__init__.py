@@ -1,1 +1,1 @@
-"""Pooling and dropout."""
+"""Weights, pooling, dropout and normalisation, with kernels for sparse and for dense inputs."""
