@@ -16,7 +16,7 @@ from stsbp.interop.nir_import import import_graph
 from stsbp.interop.nir_nodes import KINDS as NODES
 from stsbp.interop.nir_nodes import Choices
 from stsbp.interop.nir_reader import Limits, read_graph
-from stsbp_spec.networks.nodes import written_nodes
+from stsbp_spec.networks.notation import written_nodes
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.registry import open_backend
 

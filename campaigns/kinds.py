@@ -54,7 +54,7 @@ from stsbp_spec.models.losses import stored as losses
 from stsbp_spec.models.losses.base import LossStep
 from stsbp_spec.models.neurons import LIF, NEURONS, parameters
 from stsbp_spec.models.neurons import stored as neurons
-from stsbp_spec.models.surrogates import SURROGATES, Rectangle, StoredSurrogate, Surrogate, equation
+from stsbp_spec.models.surrogates import SURROGATES, Rectangle, StoredSurrogate, Surrogate, derivative, equation
 from stsbp_spec.networks.ops import PSP
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.registry import installed_backends, open_backend
@@ -306,7 +306,7 @@ class Models(Kind):
             backend.loss_error(found, PSP(3), s, s[:, ::-1])
             found.mean(s, s[:, ::-1].copy(), PSP(3))
         elif isinstance(found, Surrogate):
-            found.derivative(z)
+            derivative(found, z)
         else:
             learned = {
                 name: np.full(4 if x.per == "channel" else 1, x.initial, np.float32)

@@ -23,7 +23,7 @@ from stsbp_spec.engine.backend import Batch
 from stsbp_spec.errors import NetworkError
 from stsbp_spec.models.losses import LOSSES, Hamming, Loss
 from stsbp_spec.models.neurons import ALIF, IF, LIF, PLIF
-from stsbp_spec.models.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
+from stsbp_spec.models.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle, derivative
 from stsbp_spec.networks.graph import Neurons, Op, Place, Weighted
 from stsbp_spec.networks.initial_weights import initial_weights
 from stsbp_spec.networks.ops import PSP, Add, AvgPool2d, Concat, Conv2d, Flatten, MaxPool2d, OneToOne, Upsample2d
@@ -402,7 +402,7 @@ def _torch_gradients(
     class Spike(torch.autograd.Function):  # type: ignore[misc]
         @staticmethod
         def forward(context: Any, x: Any, surrogate: Surrogate) -> Any:
-            context.h = torch.from_numpy(surrogate.derivative(x.detach().numpy()))
+            context.h = torch.from_numpy(derivative(surrogate, x.detach().numpy()))
             return (x >= 0).to(x.dtype)
 
         @staticmethod

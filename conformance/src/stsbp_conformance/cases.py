@@ -15,7 +15,7 @@ from stsbp_spec.models.neurons import LIF
 from stsbp_spec.models.surrogates import Arctan, Surrogate
 from stsbp_spec.networks.initial_weights import initial_weights
 from stsbp_spec.networks.ops.batchnorm import SCALE, SHIFT
-from stsbp_spec.networks.ops.bias import BIAS
+from stsbp_spec.networks.ops.psp import BIAS
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import Float32, Shape, UInt8
 

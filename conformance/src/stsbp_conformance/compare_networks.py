@@ -25,9 +25,10 @@ from typing import Any
 
 import numpy as np
 from stsbp_spec.engine.backend import AbstractBackend, Batch, LayerRun, RunResult, ValueAndGrad
+from stsbp_spec.engine.pairs import weights_on_grid
 from stsbp_spec.engine.passes import Trace, backward_pass, forward_pass
 from stsbp_spec.engine.results import Prediction, StepResult
-from stsbp_spec.engine.trainer import Trainer, on_grid
+from stsbp_spec.engine.trainer import Trainer
 from stsbp_spec.errors import StsbpError
 from stsbp_spec.models.neurons import ALIF
 from stsbp_spec.models.optim import AdamW
@@ -105,7 +106,7 @@ class Reference:
         """Spikes and potentials with dropout after the updates, and gradients with their bounds."""
         case, network = self.case, self.network
         weights = {name.removeprefix("weight/"): x for name, x in self.trained.state.items() if "weight/" in name}
-        wq, grids = on_grid(NUMPY, network, weights)
+        wq, grids = weights_on_grid(NUMPY, network.graph, weights)
         trace = forwarded(NUMPY, self, wq, "full")
         layers = {
             block.name: LayerRun(left.spikes, left.kept["u"])
@@ -282,7 +283,7 @@ def _late_gradients(
 ) -> None:
     """`fast` gradients with the weights that updates left, in whatever layout these have in memory."""
     expected, near = reference.late
-    wq, grids = on_grid(backend, reference.network, weights)
+    wq, grids = weights_on_grid(backend, reference.network.graph, weights)
     compared.same("after updates: weight grids", grids, expected.grids)
     trace = forwarded(backend, reference, wq, reference.case.memory)
     for block, (_, left) in zip(reference.network.blocks, trace.populations(), strict=True):

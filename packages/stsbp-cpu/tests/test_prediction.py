@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from stsbp_cpu.backend import CpuBackend
 from stsbp_cpu.engine import block
+from stsbp_spec.engine.pairs import weights_on_grid
 from stsbp_spec.engine.passes import forward_pass
-from stsbp_spec.engine.trainer import on_grid
 from stsbp_spec.models.losses import VanRossum
 from stsbp_spec.models.neurons import ALIF, LIF
 from stsbp_spec.models.neurons.base import NeuronModel
@@ -52,7 +52,7 @@ def test_a_prediction_has_the_spikes_and_rates_of_a_run(
 def test_nothing_is_kept_of_blocks_before_the_last(name: str) -> None:
     backend, network = CpuBackend(), _network(NEURONS[name])
     weights = {key: backend.asarray(w) for key, w in initial_weights(network, 0, gain=6.0).items()}
-    wq, _ = on_grid(backend, network, weights)
+    wq, _ = weights_on_grid(backend, network.graph, weights)
     x = backend.asarray(_inputs(3, 0.1))
     kept, lean = (forward_pass(backend, network.graph, wq, x, STEPS, None, keeps=keeps) for keeps in (True, False))
     assert np.array_equal(kept.potentials(), lean.potentials())

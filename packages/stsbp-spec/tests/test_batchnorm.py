@@ -11,13 +11,14 @@ import pytest
 from stsbp_conformance.oracles.literal import Literal
 from stsbp_spec.contract.random import keep_mask
 from stsbp_spec.engine.backend import Batch
+from stsbp_spec.engine.pairs import weights_on_grid
 from stsbp_spec.engine.passes import forward_pass
-from stsbp_spec.engine.trainer import Trainer, on_grid
+from stsbp_spec.engine.trainer import Trainer
 from stsbp_spec.errors import ExactnessError, NetworkError, NumericError, ShapeError, SpecError
 from stsbp_spec.models.losses import Hamming, VanRossum
 from stsbp_spec.models.neurons import LIF
 from stsbp_spec.models.optim.adamw import AdamW
-from stsbp_spec.models.surrogates import Arctan
+from stsbp_spec.models.surrogates import Arctan, derivative
 from stsbp_spec.networks.graph import Edge, Input, Network, Neurons, Node
 from stsbp_spec.networks.initial_weights import initial_weights
 from stsbp_spec.networks.layers import SpikingLayer
@@ -384,7 +385,7 @@ def test_the_factor_of_dropout_is_in_the_statistics_and_in_the_normalised_sums()
     mean, variance = gain * z.mean((0, 1)), gain**2 * z.var((0, 1))
     assert state.weights["linear1.mean"] == pytest.approx(0.1 * mean, rel=1e-6)
     assert state.weights["linear1.variance"] == pytest.approx(0.9 + 0.1 * variance, rel=1e-6)
-    wide, _ = on_grid(NUMPY, network, weights)
+    wide, _ = weights_on_grid(NUMPY, network.graph, weights)
     trace = forward_pass(NUMPY, network.graph, wide, batch.inputs, STEPS, (3, 0))
     by = trace.residuals(trace.plan.segments[0])["linear1"].by
     assert by.a == pytest.approx(0.5 * gain / np.sqrt(variance + 1e-5), rel=1e-6)
@@ -414,7 +415,7 @@ def _literal(
         if name.rpartition(".")[2] in ("scale", "shift", "mean"):
             weights[name] += random.normal(0, 0.2, weights[name].shape).astype(np.float32)
     names = weights if not training else {k: w for k, w in weights.items() if k not in network.statistics}
-    wq, _ = on_grid(NUMPY, network, weights)
+    wq, _ = weights_on_grid(NUMPY, network.graph, weights)
     literal = Literal(network, smooth=smooth, training=training)
     if network.coding == "direct":
         batch = Batch(np.random.default_rng(2).integers(0, 256, (SAMPLES, 2, 5, 6)).astype(np.uint8), batch.targets)
@@ -457,7 +458,7 @@ def test_literal_gradient_against_torch_autograd(kind: str) -> None:
     class Spike(torch.autograd.Function):  # type: ignore[misc]
         @staticmethod
         def forward(context: Any, x: Any) -> Any:
-            context.h = torch.from_numpy(Arctan().derivative(x.detach().numpy()))
+            context.h = torch.from_numpy(derivative(Arctan(), x.detach().numpy()))
             return (x >= 0).to(x.dtype)
 
         @staticmethod

@@ -11,7 +11,7 @@ from stsbp_spec.models.neurons import LIF
 from stsbp_spec.models.optim import AdamW
 from stsbp_spec.networks.initial_weights import initial_weights
 from stsbp_spec.networks.ops import IDENTITY, PSP
-from stsbp_spec.networks.ops.bias import Biased
+from stsbp_spec.networks.ops.psp import Biased
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.typing import Float32

@@ -14,7 +14,7 @@ from stsbp_spec.engine.results import ValueAndGrad
 from stsbp_spec.engine.rules import Rule
 from stsbp_spec.errors import NetworkError, SpecError
 from stsbp_spec.networks.graph import Edge, Node, Values
-from stsbp_spec.networks.nodes import described, written_nodes
+from stsbp_spec.networks.notation import described, written_nodes
 from stsbp_spec.networks.ops import MERGES, PSP, Add, Concat
 from stsbp_spec.networks.ops.base import Merge, Op
 from stsbp_spec.reference.backend import NumpyBackend

@@ -10,11 +10,12 @@ import pytest
 from stsbp_conformance.oracles import roundoff
 from stsbp_conformance.oracles.literal import Literal
 from stsbp_spec import ALIF, IF, LIF, LOSSES, Batch, Linear, NetworkSpec, OneToOne, SpikingLayer, initial_weights
-from stsbp_spec.engine.trainer import on_grid
+from stsbp_spec.engine.pairs import weights_on_grid
 from stsbp_spec.errors import NetworkError, SpecError
 from stsbp_spec.models.neurons import NeuronModel
 from stsbp_spec.networks.graph import Edge, Neurons, Node, Projection
-from stsbp_spec.networks.nodes import is_nodes, parse_nodes, written_nodes
+from stsbp_spec.networks.nodes import is_nodes
+from stsbp_spec.networks.notation import parse_nodes, written_nodes
 from stsbp_spec.networks.ops import AvgPool2d, Conv2d
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.typing import Float32
@@ -375,7 +376,7 @@ from = "last"
 def test_fast_gradients_of_weights_that_are_used_twice_are_within_their_bound(network: NetworkSpec) -> None:
     weights, batch = problem(network)
     layers = NUMPY.run(network, weights, batch.inputs, 6).layers
-    loss, wq = LOSSES["hamming"], on_grid(NUMPY, network, weights)[0]
+    loss, wq = LOSSES["hamming"], weights_on_grid(NUMPY, network.graph, weights)[0]
     error = roundoff.loss_error(loss, network.output_psp, layers[network.blocks[-1].name].spikes, batch.targets)
     near = roundoff.gradients(network, wq, batch.inputs, layers, error)
     gradients = NUMPY.value_and_grad(network, loss, weights, batch, precision="fast").gradients

@@ -23,8 +23,7 @@ from stsbp_spec.models.neurons import ALIF, IF, LIF, PLIF, NeuronModel
 from stsbp_spec.models.surrogates import Arctan, Rectangle
 from stsbp_spec.networks.graph import Edge, Input, Network, Neurons, Node
 from stsbp_spec.networks.ops import PSP, Add, AvgPool2d, Conv2d, Dropout, Linear, OneToOne
-from stsbp_spec.networks.ops.bias import Biased
-from stsbp_spec.networks.ops.psp import SynapticFilter
+from stsbp_spec.networks.ops.psp import Biased, SynapticFilter
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.typing import AnyArray, Coding, Float32, Float64, Memory, Precision

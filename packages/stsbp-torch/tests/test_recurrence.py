@@ -19,8 +19,7 @@ from stsbp_spec.equations.expressions import Recurrence, exp, variable
 from stsbp_spec.models.neurons import ALIF, LIF, PLIF, NeuronModel
 from stsbp_spec.models.surrogates import Triangle
 from stsbp_spec.networks.ops import Linear
-from stsbp_spec.networks.ops.bias import Biased
-from stsbp_spec.networks.ops.psp import PSP
+from stsbp_spec.networks.ops.psp import PSP, Biased
 from stsbp_spec.typing import AnyArray, Coding
 from stsbp_torch.backend import TorchBackend
 from stsbp_torch.ops import linear

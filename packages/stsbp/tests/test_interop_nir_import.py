@@ -20,7 +20,7 @@ from stsbp_spec import NetworkSpec, open_backend
 from stsbp_spec.engine.results import RunResult
 from stsbp_spec.errors import NetworkError
 from stsbp_spec.networks.graph import Neurons
-from stsbp_spec.networks.nodes import written_nodes
+from stsbp_spec.networks.notation import written_nodes
 from stsbp_spec.networks.ops import PSP, AvgPool2d, Conv2d, OneToOne
 from stsbp_spec.typing import Float64, Shape, UInt8
 

@@ -33,7 +33,7 @@ from stsbp_spec import ALIF, IF, LIF, PSP, NetworkSpec, initial_weights, open_ba
 from stsbp_spec.engine.results import LayerRun
 from stsbp_spec.models.neurons import NeuronModel
 from stsbp_spec.models.surrogates import Triangle
-from stsbp_spec.networks.nodes import written_nodes
+from stsbp_spec.networks.notation import written_nodes
 from stsbp_spec.networks.ops.base import Weighted
 
 random_networks = pytest.importorskip("stsbp_conformance.random_networks")

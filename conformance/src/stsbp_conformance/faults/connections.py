@@ -12,9 +12,8 @@ from stsbp_spec.contract.grid import CEILING
 from stsbp_spec.equations.assembly import NeuronEquations, neuron_equations
 from stsbp_spec.equations.expressions import Expr, Names, snap
 from stsbp_spec.networks.ops import Add, Concat, Filter
-from stsbp_spec.networks.ops.bias import Biased
 from stsbp_spec.networks.ops.one_to_one import PRODUCT
-from stsbp_spec.networks.ops.psp import FilterAdjoint, FilterStep, SecondOrderFilter, SynapticFilter
+from stsbp_spec.networks.ops.psp import Biased, FilterAdjoint, FilterStep, SecondOrderFilter, SynapticFilter
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.typing import AnyArray, Float32
 

@@ -36,9 +36,8 @@ from stsbp_spec.models.surrogates import Arctan, FastSigmoid, Logistic, Rectangl
 from stsbp_spec.networks.graph import Input, Network, Neurons, Place, Projection, Weighted
 from stsbp_spec.networks.ops import IDENTITY, PSP, AvgPool2d, Conv2d, Dropout, Linear, OneToOne, Upsample2d, batchnorm
 from stsbp_spec.networks.ops.base import Merge, Passing, Values
-from stsbp_spec.networks.ops.bias import Biased
 from stsbp_spec.networks.ops.dropout import substream
-from stsbp_spec.networks.ops.psp import SynapticFilter
+from stsbp_spec.networks.ops.psp import Biased, SynapticFilter
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import (
     RULES,
@@ -196,7 +195,7 @@ def _floor(value: Float64, error: Float64) -> Float64:
 
 
 def _derivative(neuron: LIF, u: Near) -> Near:
-    """`h(u - V_th)`, with the operations of surrogates.py."""
+    """`h(u - V_th)`, with the operations of surrogates/functions.py."""
     surrogate, vth = neuron.surrogate, _constant(neuron.threshold)
     # If float32 has exactly the same potential, the difference to the threshold is known exactly.
     known = u.error == 0

@@ -20,8 +20,8 @@ from functools import cache
 
 import numpy as np
 from stsbp_spec.engine.backend import AbstractBackend, LayerRun
+from stsbp_spec.engine.pairs import weights_on_grid
 from stsbp_spec.engine.passes import backward_pass, forward_pass
-from stsbp_spec.engine.trainer import on_grid
 from stsbp_spec.equations.assembly import neuron_equations
 from stsbp_spec.models.losses import LOSSES, Hamming
 from stsbp_spec.models.neurons import LIF
@@ -79,7 +79,7 @@ def _kept(case: NetworkCase) -> dict[str, dict[str, Float32]]:
 
 def _grids(case: NetworkCase) -> dict[str, Float32]:
     """Weights on their grids, other learned parameters, and statistics."""
-    return on_grid(NUMPY, case.network, reference.weights(case))[0]
+    return weights_on_grid(NUMPY, case.network.graph, reference.weights(case))[0]
 
 
 def _layers(case: NetworkCase, dropout: Dropout) -> dict[str, LayerRun]:
@@ -128,7 +128,7 @@ def computed(
         )
         return dict(result.gradients)
     native = {name: backend.asarray(x) for name, x in reference.weights(case).items()}
-    grids, _ = on_grid(backend, network, native)
+    grids, _ = weights_on_grid(backend, network.graph, native)
     trace = forward_pass(backend, network.graph, grids, backend.encode(inputs, network.coding), case.steps, dropout)
     gradients = backward_pass(trace, backend.asarray(case.cotangents()), "fast")
     return {name: backend.numpy(g) for name, g in gradients.items()}

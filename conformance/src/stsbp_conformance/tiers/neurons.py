@@ -21,8 +21,7 @@ from stsbp_spec.equations.ranges import flushes_of
 from stsbp_spec.models.neurons import NEURONS, NeuronModel, parameters
 from stsbp_spec.models.surrogates import SURROGATES, Rectangle, Surrogate, Triangle
 from stsbp_spec.networks.ops import IDENTITY, PSP
-from stsbp_spec.networks.ops.bias import Biased
-from stsbp_spec.networks.ops.psp import SynapticFilter
+from stsbp_spec.networks.ops.psp import Biased, SynapticFilter
 from stsbp_spec.reference.backend import recur
 from stsbp_spec.typing import AnyArray, Float32, Precision, Shape
 

@@ -38,8 +38,7 @@ from stsbp_spec.networks.ops import (
     batchnorm,
 )
 from stsbp_spec.networks.ops.base import Passing
-from stsbp_spec.networks.ops.bias import Biased
-from stsbp_spec.networks.ops.psp import SynapticFilter
+from stsbp_spec.networks.ops.psp import Biased, SynapticFilter
 from stsbp_spec.networks.spec import Block, NetworkSpec, SpikingLayer
 from stsbp_spec.typing import AnyArray, Array, Float32, Shape
 

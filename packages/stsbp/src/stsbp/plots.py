@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stsbp_spec.networks.graph import Edge, Input, Neurons, Node, Weighted
-from stsbp_spec.networks.nodes import described
+from stsbp_spec.networks.notation import described
 from stsbp_spec.networks.ops.base import Merge
 from stsbp_spec.networks.spec import NetworkSpec
 

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from stsbp_spec.networks.ops.avgpool2d import AvgPool2d, Pool2d
+from stsbp_spec.networks.ops.avgpool2d import AvgPool2d
+from stsbp_spec.networks.ops.base import Pool2d
 from stsbp_spec.typing import Shape
 
 from stsbp_jax.engine.checks import check_operation

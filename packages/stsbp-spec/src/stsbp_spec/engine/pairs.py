@@ -22,7 +22,6 @@ from stsbp_spec.contract.grid import WeightGrid, fit_weight_grid, magnitude, sum
 from stsbp_spec.distributed.collective import Alone, Collective, Rendezvous
 from stsbp_spec.engine.dispatch import implementation
 from stsbp_spec.engine.results import NeuronResiduals
-from stsbp_spec.engine.rules import Fusion, Rule
 from stsbp_spec.equations.assembly import (
     COUNT,
     COUNT_INSIDE,
@@ -40,13 +39,13 @@ from stsbp_spec.models.losses.base import Loss
 from stsbp_spec.models.losses.cross_entropy import CrossEntropy
 from stsbp_spec.models.neurons.base import NeuronModel
 from stsbp_spec.models.optim.adamw import LEARNED_UPDATE, UPDATE, AdamWScalars, gradient_squares, norm_of
-from stsbp_spec.networks.graph import Projection
-from stsbp_spec.networks.ops import batchnorm
-from stsbp_spec.networks.ops.base import Op
+from stsbp_spec.networks.graph import Network, Projection
+from stsbp_spec.networks.ops.base import Op, Rule
+from stsbp_spec.networks.ops.batchnorm import Wide, error_moments, moments
 from stsbp_spec.networks.ops.psp import PSP, SynapticFilter
 from stsbp_spec.typing import AnyArray, Array, Coding, Precision, Shape, UInt8
 
-__all__ = ["Pairs", "first_grids", "fit_first_grid"]
+__all__ = ["Pairs", "first_grids", "fit_first_grid", "weights_on_grid"]
 
 Result = TypeVar("Result")
 
@@ -94,8 +93,8 @@ class Pairs(ABC, Generic[Array]):
         return implementation(self.name, self.rules, op, "operation")
 
     @property
-    def fusions(self) -> Sequence[Fusion[Array]]:
-        """Fusions of nodes that are faster when computed together. plan.py tries them in this order."""
+    def fusions(self) -> Sequence[Callable[[tuple[Any, ...]], Any]]:
+        """Fusions (`rules.Fusion`) of nodes that are faster when computed together, in the order of their trials."""
         return ()
 
     @abstractmethod
@@ -240,12 +239,12 @@ class Pairs(ABC, Generic[Array]):
         return self.arithmetic.totals(x, count)
 
     def moments(self, z: Array, exponent: Array) -> Array:
-        """`batchnorm.moments`: integer sums from the weighted sums `z` to be normalised, int64 `[3, C]`."""
-        return batchnorm.moments(z, exponent, self.arithmetic)
+        """`moments` of batchnorm.py: integer sums from the weighted sums `z` to be normalised, int64 `[3, C]`."""
+        return moments(z, exponent, self.arithmetic)
 
     def error_moments(self, dy: Array, z: Array, exponent: Array) -> Array:
-        """`batchnorm.error_moments`, float64 `[3, C]`."""
-        return batchnorm.error_moments(dy, z, exponent, self.arithmetic)
+        """`error_moments` of batchnorm.py, float64 `[3, C]`."""
+        return error_moments(dy, z, exponent, self.arithmetic)
 
     def channelwise(self, recurrence: Recurrence, arrays: Mapping[str, Array], numbers: Mapping[str, Array]) -> Array:
         """The output of an equation of batchnorm.py.
@@ -264,12 +263,12 @@ class Pairs(ABC, Generic[Array]):
         """Apply a function of batchnorm.py to float64 and int64 numbers of channels. Each operation rounds once.
 
         Args:
-            function: takes `arrays` as `batchnorm.Wide` of the backend's arrays, and `fixed`. It returns arrays in
+            function: takes `arrays` as `Wide` of the backend's arrays, and `fixed`. It returns arrays in
                 tuples.
             arrays: small arrays, or tuples of them.
             fixed: numbers that are known when a network is compiled.
         """
-        return function(batchnorm.Wide(self.arithmetic), *arrays, **fixed)
+        return function(Wide(self.arithmetic), *arrays, **fixed)
 
     def rounded(self, x: Array) -> Array:
         """`x`, float64 or float32, as float32."""
@@ -560,3 +559,20 @@ def first_grids(
         backend.arithmetic.first_grid(w, projection.synapse.weight_bits)
         for projection, w in zip(projections, weights, strict=True)
     ]
+
+
+def weights_on_grid(
+    backend: Pairs[Array], network: Network, weights: Mapping[str, Array]
+) -> tuple[dict[str, Array], dict[str, WeightGrid]]:
+    """Weights on their grids together with other learned parameters, statistics and exponents; and the grids, by name.
+
+    The first mapping has the form of `rules.Run.weights`.
+    """
+    projections = network.projections
+    pairs = backend.weight_grids(projections, [weights[projection.parameter] for projection in projections])
+    by_name = {projection.name: pair for projection, pair in zip(projections, pairs, strict=True)}
+    wq = {**weights, **{name: rounded for name, (rounded, _) in by_name.items()}}
+    for projection in network.normalised:
+        exponent = by_name[projection.name][1].exponent + projection.input.exponent
+        wq[f"{projection.name}.exponent"] = backend.asarray(np.array([exponent], np.int32))
+    return wq, {name: grid for name, (_, grid) in by_name.items()}

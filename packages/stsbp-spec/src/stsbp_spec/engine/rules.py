@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
 from stsbp_spec.distributed.collective import Alone, Collective, Part
 from stsbp_spec.engine.results import NeuronResiduals
 from stsbp_spec.networks.graph import Neurons, Place, Weighted
+from stsbp_spec.networks.ops.base import Rule
 from stsbp_spec.typing import Array, Precision
 
 __all__ = [
@@ -30,24 +31,6 @@ __all__ = [
 ]
 
 Conversion = TypeVar("Conversion")
-
-
-@dataclass(frozen=True)
-class Rule(Generic[Array]):
-    """The two functions that compute an operation.
-
-    Attributes:
-        forward: `forward(op, *inputs) -> output, residuals`. For `Weighted` operations `forward(op, s, w)`, with the
-            weights on their grid.
-        backward: `backward(op, residuals, error) -> error of the input`, or a tuple of errors for several inputs. For
-            `Weighted` operations `backward(op, residuals, dz, precision=..., need_input=...,
-            need_weights=True) -> ds, dw`. Each of the two is None, and is not computed, if it is not needed. In
-            `reproducible` precision, `dz` is on its grid and sums are in float64. `ds` is rounded once. `dw` stays
-            float64, because the gradients of other samples may be added to it (`Pairs.rounded`).
-    """
-
-    forward: Callable[..., tuple[Array, Any]]
-    backward: Callable[..., Any]
 
 
 class Frozen(dict[str, Array]):

@@ -9,10 +9,9 @@ import numpy as np
 
 from stsbp_spec.contract.grid import unsigned_zeros
 from stsbp_spec.engine.checks import check_inputs, check_weights, inputs_as_bytes
-from stsbp_spec.engine.pairs import Pairs
+from stsbp_spec.engine.pairs import Pairs, weights_on_grid
 from stsbp_spec.engine.programs import resumed
 from stsbp_spec.engine.results import LayerRun
-from stsbp_spec.engine.trainer import on_grid
 from stsbp_spec.errors import ShapeError, SpecError
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import AnyArray, Array, Float32, UInt8
@@ -49,7 +48,7 @@ class Stream(Generic[Array]):
             raise SpecError(f"a stream has at least 1 sample, got {shown(samples)}")
         self._backend, self._network, self._samples = backend, network, number
         native = {name: backend.asarray(w.copy()) for name, w in weights.items()}
-        self._go_on = partial(backend.compiled(resumed, network, 1), on_grid(backend, network, native)[0])
+        self._go_on = partial(backend.compiled(resumed, network, 1), weights_on_grid(backend, network.graph, native)[0])
         self.reset()
 
     def reset(self) -> None:

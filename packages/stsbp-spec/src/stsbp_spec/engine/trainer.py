@@ -30,7 +30,7 @@ from stsbp_spec.engine.checks import (
     inputs_as_bytes,
 )
 from stsbp_spec.engine.memory import is_much, samples_at_once
-from stsbp_spec.engine.pairs import Pairs
+from stsbp_spec.engine.pairs import Pairs, weights_on_grid
 from stsbp_spec.engine.programs import Gradients, apart, gradients, output, states, update
 from stsbp_spec.engine.results import Batch, LayerRun, Prediction, RunResult, StepResult, TrainState, ValueAndGrad
 from stsbp_spec.equations.assembly import loss_padding
@@ -50,7 +50,6 @@ __all__ = [
     "StepResult",
     "TrainState",
     "Trainer",
-    "on_grid",
     "run",
     "value_and_grad",
     "zeroed_numbers",
@@ -283,7 +282,7 @@ class Predictor(Generic[Array]):
     def __init__(self, trainer: Trainer[Array], weights: Mapping[str, Array]) -> None:
         self._trainer = trainer
         backend = trainer.backend
-        wq, _ = on_grid(backend, trainer.network, weights)
+        wq, _ = weights_on_grid(backend, trainer.network.graph, weights)
         # Weights on their grid are new arrays. An update may change the other arrays in place, so copy them.
         copies = {
             name: backend.asarray(backend.numpy(x).copy()) if x is weights.get(name) else x for name, x in wq.items()
@@ -377,30 +376,13 @@ def run(
     check_weights(network, weights)
     inputs = inputs_as_bytes(network, inputs)
     check_inputs(network, inputs, steps)
-    wq, grids = on_grid(backend, network, {name: backend.asarray(w) for name, w in weights.items()})
+    wq, grids = weights_on_grid(backend, network.graph, {name: backend.asarray(w) for name, w in weights.items()})
     block_states = backend.compiled(states, network, int(steps))(wq, _encoded(backend, network, inputs))
     layers = {
         block.name: LayerRun(backend.numpy(spikes).astype(np.uint8), unsigned_zeros(backend.numpy(potentials)))
         for block, (spikes, potentials) in zip(network.blocks, block_states, strict=True)
     }
     return RunResult(layers, grids)
-
-
-def on_grid(
-    backend: Pairs[Array], network: NetworkSpec, weights: Mapping[str, Array]
-) -> tuple[dict[str, Array], dict[str, WeightGrid]]:
-    """Weights on their grids together with other learned parameters, statistics and exponents; and the grids, by name.
-
-    The first mapping has the form of `rules.Run.weights`.
-    """
-    projections = network.graph.projections
-    rounded = backend.weight_grids(projections, [weights[projection.parameter] for projection in projections])
-    rounded_by_name = {projection.name: pair for projection, pair in zip(projections, rounded, strict=True)}
-    wq = {**weights, **{name: on_grid for name, (on_grid, _) in rounded_by_name.items()}}
-    for projection in network.graph.normalised:
-        exponent = rounded_by_name[projection.name][1].exponent + projection.input.exponent
-        wq[f"{projection.name}.exponent"] = backend.asarray(np.array([exponent], np.int32))
-    return wq, {name: grid for name, (_, grid) in rounded_by_name.items()}
 
 
 def _running(
@@ -456,7 +438,7 @@ def _gradients(
     batch: Batch[Inputs],
     dropout: tuple[int, int] | None,
 ) -> tuple[Gradients[Array], dict[str, WeightGrid]]:
-    wq, grids = on_grid(backend, network, weights)
+    wq, grids = weights_on_grid(backend, network.graph, weights)
     if batch.lengths is not None:
         frames = np.array([batch.lengths.sum()], np.int32)
         wq |= {f"{projection.name}.frames": backend.asarray(frames) for projection in network.graph.normalised}

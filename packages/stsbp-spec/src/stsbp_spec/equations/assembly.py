@@ -1,7 +1,7 @@
 """The equations of a network as recurrences, which every backend prints and runs.
 
 The synaptic filter of an edge and the neurons after it form one step. So do a filter alone, the two passes of a loss,
-and the update of AdamW. The expressions are in ops/psp.py, neurons/, surrogates.py, losses/ and optim/adamw.py.
+and the update of AdamW. The expressions are in ops/psp.py, neurons/, surrogates/, losses/ and optim/adamw.py.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from stsbp_spec.equations.expressions import (
     where,
 )
 from stsbp_spec.errors import SpecError
+from stsbp_spec.models.learned import learned_name
 from stsbp_spec.models.lengths import inside
 from stsbp_spec.models.losses.base import AHEAD, STEP, Loss, LossStep, step_names
 from stsbp_spec.models.neurons.base import Adjoint, NeuronModel, Step
@@ -43,7 +44,6 @@ __all__ = [
     "NeuronEquations",
     "filter_equations",
     "inside_name",
-    "learned_name",
     "loss_equations",
     "loss_padding",
     "neuron_equations",
@@ -382,11 +382,6 @@ class _EdgeFilter:
 
     def terms(self, adjoint: FilterAdjoint) -> dict[str, Expr]:
         return self.learned.renamed(adjoint.learned, "the gradients of the learned numbers of the filter")
-
-
-def learned_name(place: int, name: str) -> str:
-    """A population's name for a learned parameter of the filter of its projection number `place`."""
-    return name if place == 0 else f"{name}{place + 1}"
 
 
 def _with_added(recurrence: Recurrence, name: str, other: str) -> Recurrence:

@@ -25,7 +25,7 @@ from stsbp_spec.equations.expressions import Expr, Recurrence, merged
 from stsbp_spec.equations.printers import written_out
 from stsbp_spec.models.losses.base import Loss
 from stsbp_spec.models.neurons.base import NeuronModel
-from stsbp_spec.models.surrogates import Surrogate, equation
+from stsbp_spec.models.surrogates.functions import Surrogate, equation
 from stsbp_spec.networks.ops.psp import PSP, SynapticFilter
 
 __all__ = ["LARGEST", "Flush", "Range", "flushes_of", "shown_flushes"]

@@ -3,7 +3,7 @@ them.
 
 The text is JSON. It contains names, numbers, and the nodes of all expressions, operands before the operations that use
 them. Only the printers turn it into code, and they know only the operations of expressions.py. neurons/stored.py,
-losses/stored.py and surrogates.py define which expressions a model, a loss and a surrogate have.
+losses/stored.py and surrogates/stored.py define which expressions a model, a loss and a surrogate have.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Learned parameters besides the weights: of neurons (neurons/) and of projections (ops/bias.py)."""
+"""Learned parameters besides the weights: of neurons (neurons/) and of projections (ops/psp.py)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stsbp_spec.errors import SpecError
 from stsbp_spec.typing import Float32, Shape
 from stsbp_spec.validation import real, shown
 
-__all__ = ["Learned"]
+__all__ = ["Learned", "learned_name"]
 
 
 @dataclass(frozen=True)
@@ -55,3 +55,8 @@ class Learned:
     def values(self, output: Shape) -> Float32:
         """The initial values."""
         return np.full(self.shape(output), self.initial, np.float32)
+
+
+def learned_name(place: int, name: str) -> str:
+    """A population's name for a learned parameter of the filter of its projection number `place`."""
+    return name if place == 0 else f"{name}{place + 1}"

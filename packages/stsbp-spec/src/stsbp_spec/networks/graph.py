@@ -14,17 +14,16 @@ from functools import cached_property
 from typing import ClassVar
 
 from stsbp_spec.contract.grid import EXACT_LIMIT_BITS, ceil_log2, error_bits
-from stsbp_spec.equations.assembly import learned_name
 from stsbp_spec.errors import NetworkError, SpecError
-from stsbp_spec.models.learned import Learned
-from stsbp_spec.models.neurons import NeuronModel, Readout
+from stsbp_spec.models.learned import Learned, learned_name
+from stsbp_spec.models.neurons.base import NeuronModel
 from stsbp_spec.networks.ops.base import Op, Values, Weighted
-from stsbp_spec.networks.ops.dropout import MAX_BEFORE, Dropout
 from stsbp_spec.networks.ops.psp import PSP
 from stsbp_spec.typing import Coding, Float32, Shape
 from stsbp_spec.validation import integer, listed, shown
 
 __all__ = [
+    "MAX_LAYERS",
     "Edge",
     "Input",
     "Network",
@@ -97,6 +96,9 @@ class Neurons(Op):
         return Values(inputs[0].shape, pending=self.model.psp)
 
 
+MAX_LAYERS = 2**16
+"""Largest number of layers or nodes of a network."""
+
 MAX_DELAY = 2**16
 """Largest delay in steps."""
 
@@ -151,8 +153,8 @@ class Place:
     def learns(self) -> tuple[tuple[str, str, Learned], ...]:
         """Learned parameters of a population's neurons and of the biases before them.
 
-        Each has the population's name for it (`equations.learned_name`), and its name in the network, which begins with
-        the node that the neurons read: `conv1.decay`, `conv1.bias`.
+        Each has the population's name for it (`learned_name`), and its name in the network, which begins with the node
+        that the neurons read: `conv1.decay`, `conv1.bias`.
         """
         op, edges = self.node.op, self.node.inputs
         assert isinstance(op, Neurons)
@@ -286,9 +288,10 @@ class Network:
         object.__setattr__(self, "recurrent", recurrent)
         object.__setattr__(self, "values", self._inferred())
         for place in self.places:
-            if place.position >= MAX_BEFORE and isinstance(place.node.op, Dropout):
-                message = f"dropout must be among the first {MAX_BEFORE} nodes after the input or a population, but it"
-                raise NetworkError(f"{message} is number {place.position + 1}; put it earlier", node=place.node.name)
+            try:
+                place.node.op.check_position(place.position)
+            except SpecError as error:
+                raise NetworkError.of(error, node=place.node.name) from None
         unread = [
             node.name
             for node in self.nodes[:-1]
@@ -297,7 +300,7 @@ class Network:
         if unread:
             raise NetworkError("no node reads it, and it is not the output, which is the last node", node=unread[0])
         for node in self.nodes:
-            if isinstance(node.op, Neurons) and isinstance(node.op.model, Readout) and self.readers[node.name]:
+            if isinstance(node.op, Neurons) and not node.op.model.makes_spikes and self.readers[node.name]:
                 raise NetworkError(
                     "a readout has no spikes that another node could read; it can only be the output", node=node.name
                 )

@@ -8,7 +8,8 @@ from typing import TypeAlias
 
 from stsbp_spec.errors import SpecError
 from stsbp_spec.models.learned import Learned
-from stsbp_spec.models.neurons import LIF, NeuronModel
+from stsbp_spec.models.neurons.base import NeuronModel
+from stsbp_spec.models.neurons.lif import LIF
 from stsbp_spec.networks.graph import Projection
 from stsbp_spec.networks.ops.base import Passing
 from stsbp_spec.networks.ops.conv2d import Conv2d
@@ -18,10 +19,7 @@ from stsbp_spec.networks.ops.psp import PSP, SynapticFilter
 from stsbp_spec.typing import Shape
 from stsbp_spec.validation import shown, whole
 
-__all__ = ["MAX_LAYERS", "Block", "Branches", "Layer", "SpikingLayer"]
-
-MAX_LAYERS = 2**16
-"""Largest number of layers of a network."""
+__all__ = ["Block", "Branches", "Layer", "SpikingLayer"]
 
 
 @dataclass(frozen=True)

@@ -20,33 +20,38 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
-from typing import Any, get_args
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from stsbp_spec.errors import NetworkError, SpecError
-from stsbp_spec.models.neurons import LIF, NeuronModel
-from stsbp_spec.networks.graph import Edge, Input, Neurons, Node, Op, Weighted
-from stsbp_spec.networks.layers import MAX_LAYERS, Branches, Layer, SpikingLayer
-from stsbp_spec.networks.notation import (
-    parse_layers,
-    parse_neurons,
-    parse_weights,
-    written,
-    written_neurons,
-    written_weights,
-)
-from stsbp_spec.networks.ops import MERGES
-from stsbp_spec.networks.ops.base import Merge
+from stsbp_spec.networks.graph import MAX_LAYERS, Edge
 from stsbp_spec.validation import listed, shown
 
-__all__ = ["check_name", "described", "is_nodes", "parse_nodes", "written_nodes"]
+__all__ = ["NodeTable", "check_name", "is_nodes", "node_tables", "written_table"]
 
-_KINDS = ("weights", "neurons", "layer", *MERGES)
-_KEYS = ("name", *_KINDS, "from", "weights_of")
 _MOST_CHARACTERS = 1 << 20
 _MOST_DOTS = 100
 """Largest number of dots in a line. Keys with many parts would make tomllib slow."""
-_PLAIN: tuple[type[Any], ...] = tuple(kind for kind in get_args(Layer) if kind not in (SpikingLayer, Branches))
+
+
+@dataclass(frozen=True)
+class NodeTable:
+    """The table of a node. notation.py has the texts of operations.
+
+    Attributes:
+        name: name of the node.
+        kind: the key of its operation, such as `weights` or `add`.
+        operation: the value of this key.
+        inputs: the nodes that it reads.
+        shares: name of the node whose weights it also uses; None: none.
+    """
+
+    name: str
+    kind: str
+    operation: Any
+    inputs: tuple[Edge, ...]
+    shares: str | None = None
 
 
 def is_nodes(text: object) -> bool:
@@ -54,11 +59,15 @@ def is_nodes(text: object) -> bool:
     return isinstance(text, str) and re.match(r"(\s*#[^\n]*\n)*\s*\[\[?\s*node\s*\]", text) is not None
 
 
-def parse_nodes(text: str, *, padding: str, neuron: NeuronModel | None, weight_bits: int) -> tuple[Node, ...]:
-    """The nodes of a text, without the input. Arguments: see `NetworkSpec.parse`.
+def node_tables(text: str, kinds: tuple[str, ...]) -> Iterator[NodeTable]:
+    """The tables of a text, one for each node.
+
+    Args:
+        text: the TOML text.
+        kinds: the keys that an operation may have. A table has exactly one of them.
 
     Raises:
-        NetworkError: the text is not TOML, or a node is malformed. The message names the node.
+        NetworkError: the text is not TOML, or a table is malformed. The message names the node.
     """
     if len(text) > _MOST_CHARACTERS:
         raise NetworkError(f"a network has at most {_MOST_CHARACTERS:,} characters, got {len(text):,}")
@@ -82,15 +91,13 @@ def parse_nodes(text: str, *, padding: str, neuron: NeuronModel | None, weight_b
         raise NetworkError("node is an array of tables: write [[node]]")
     if len(tables) > MAX_LAYERS:
         raise NetworkError(f"a network has at most {MAX_LAYERS:,} nodes, got {len(tables):,}")
-    nodes = []
     for number, table in enumerate(tables, start=1):
         name = table.get("name")
         check_name(name, number)
         try:
-            nodes.append(_node(name, table, padding, neuron or LIF(), weight_bits))
+            yield _node_table(name, table, kinds)
         except SpecError as error:
             raise NetworkError.of(error, node=name) from None
-    return tuple(nodes)
 
 
 def check_name(name: object, number: int) -> None:
@@ -99,35 +106,18 @@ def check_name(name: object, number: int) -> None:
         raise NetworkError(f"the name of node {number} is made of letters, digits, _ and ., got {shown(name)}")
 
 
-def _node(name: str, table: Mapping[str, Any], padding: str, neuron: NeuronModel, weight_bits: int) -> Node:
-    if unknown := [key for key in table if key not in _KEYS]:
-        raise SpecError(f"unknown key {shown(unknown[0])}; known: {', '.join(_KEYS)}")
-    kinds = [kind for kind in _KINDS if kind in table]
-    if len(kinds) != 1:
-        raise SpecError(f"a node has one of {', '.join(_KINDS)}, got {listed(kinds) or 'none'}")
-    kind, text = kinds[0], table[kinds[0]]
-    if kind in MERGES:
-        if text is not True:
-            raise SpecError(f"{kind} = true, got {shown(text)}")
-    elif not isinstance(text, str):
-        raise SpecError(f"{kind} is a text, got {shown(text)}")
-    op: Op
-    if kind == "weights":
-        op = parse_weights(text, padding=padding, weight_bits=weight_bits)
-    elif kind == "neurons":
-        op = Neurons(parse_neurons(text, neuron))
-    elif kind in MERGES:
-        op = MERGES[kind]()
-    else:
-        options: dict[str, Any] = {"padding": padding, "neuron": neuron, "weight_bits": weight_bits, "dropout": 0.0}
-        layers, _ = parse_layers(text, outputs=None, **options)
-        if len(layers) != 1 or not isinstance(layers[0], Op):
-            raise SpecError(f"layer is one layer without neurons, such as P2 or D0.2, got {shown(text)}")
-        op = layers[0]
+def _node_table(name: str, table: Mapping[str, Any], kinds: tuple[str, ...]) -> NodeTable:
+    keys = ("name", *kinds, "from", "weights_of")
+    if unknown := [key for key in table if key not in keys]:
+        raise SpecError(f"unknown key {shown(unknown[0])}; known: {', '.join(keys)}")
+    given_kinds = [kind for kind in kinds if kind in table]
+    if len(given_kinds) != 1:
+        raise SpecError(f"a node has one of {', '.join(kinds)}, got {listed(given_kinds) or 'none'}")
     shares = table.get("weights_of")
     if shares is not None and not isinstance(shares, str):
         raise SpecError(f"weights_of is the name of a node, got {shown(shares)}")
-    return Node(name, op, tuple(_edges(table.get("from"))), shares)
+    kind = given_kinds[0]
+    return NodeTable(name, kind, table[kind], tuple(_edges(table.get("from"))), shares)
 
 
 def _edges(sources: object) -> Iterable[Edge]:
@@ -144,37 +134,9 @@ def _edges(sources: object) -> Iterable[Edge]:
             )
 
 
-def written_nodes(nodes: Iterable[Node]) -> str:
-    """Inverse of `parse_nodes`. The result contains every parameter, so it is read alike with any default neuron.
-
-    Raises:
-        NetworkError: an operation has no text form.
-    """
-    return "\n".join(_written(node) for node in nodes if not isinstance(node.op, Input))
-
-
-def described(node: Node) -> tuple[str, str]:
-    """The description of a node and of the nodes it reads, for tables."""
-    operation = node.op.symbol if isinstance(node.op, Merge) else _operation_text(node).partition(" = ")[2].strip('"')
-    reads = ", ".join(f"{e.source}@-{e.delay}" if e.delay else e.source for e in node.inputs)
-    return operation, reads
-
-
-def _written(node: Node) -> str:
-    edges = [f'"{e.source}"' if not e.delay else f'{{node = "{e.source}", delay = {e.delay}}}' for e in node.inputs]
-    lines = ["[[node]]", f'name = "{node.name}"', _operation_text(node), f"from = [{', '.join(edges)}]"]
-    lines += [f'weights_of = "{node.shares}"'] if node.shares is not None else []
+def written_table(name: str, operation: str, inputs: Iterable[Edge], shares: str | None) -> str:
+    """The table of a node as TOML. `operation` is the line of its operation, such as `weights = "8C3"`."""
+    edges = [f'"{e.source}"' if not e.delay else f'{{node = "{e.source}", delay = {e.delay}}}' for e in inputs]
+    lines = ["[[node]]", f'name = "{name}"', operation, f"from = [{', '.join(edges)}]"]
+    lines += [f'weights_of = "{shares}"'] if shares is not None else []
     return "\n".join(lines) + "\n"
-
-
-def _operation_text(node: Node) -> str:
-    op = node.op
-    if isinstance(op, Weighted):
-        return f'weights = "{written_weights(op)}"'
-    if isinstance(op, Neurons):
-        return f'neurons = "{written_neurons(op.model)}"'
-    if isinstance(op, Merge) and MERGES.get(op.key) is type(op):
-        return f"{op.key} = true"
-    if isinstance(op, _PLAIN):
-        return f'layer = "{written(op)}"'
-    raise NetworkError(f"there is no text for {shown(op)}", node=node.name)

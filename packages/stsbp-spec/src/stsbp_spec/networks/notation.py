@@ -30,18 +30,21 @@ The neuron is `lif`, `if`, `alif` or `plif`. Its parameters are those of its cla
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 
 from stsbp_spec.contract.grid import MAX_WEIGHT_BITS
 from stsbp_spec.errors import NetworkError, SpecError
 from stsbp_spec.models.neurons import LIF, NeuronModel, as_model, parameters, with_parameters
-from stsbp_spec.networks.layers import MAX_LAYERS, Branches, Layer, SpikingLayer
+from stsbp_spec.networks.graph import MAX_LAYERS, Input, Neurons, Node
+from stsbp_spec.networks.layers import Branches, Layer, SpikingLayer
+from stsbp_spec.networks.nodes import node_tables, written_table
 from stsbp_spec.networks.ops import (
+    MERGES,
     AvgPool2d,
     BatchNorm,
     Conv2d,
@@ -54,23 +57,30 @@ from stsbp_spec.networks.ops import (
     Upsample2d,
     axes,
 )
-from stsbp_spec.networks.ops.avgpool2d import Pool2d
-from stsbp_spec.networks.ops.base import Passing, Weighted
+from stsbp_spec.networks.ops.base import Merge, Op, Passing, Pool2d, Weighted
 from stsbp_spec.validation import read_number, shown
 
 __all__ = [
     "checked",
+    "described",
     "layer_at",
     "parse_layers",
     "parse_neurons",
+    "parse_nodes",
     "parse_weights",
     "recurrence",
     "written",
     "written_neurons",
+    "written_nodes",
+    "written_operation",
     "written_weights",
 ]
 
 T = TypeVar("T")
+
+_OPERATIONS = ("weights", "neurons", "layer", *MERGES)
+"""Keys of the operation of a node (nodes.py)."""
+_PLAIN: tuple[type[Any], ...] = tuple(kind for kind in get_args(Layer) if kind not in (SpikingLayer, Branches))
 
 
 def parse_layers(
@@ -119,6 +129,72 @@ def parse_layers(
         layers.append(SpikingLayer(output, output_neuron or neuron))
         places.append((len(notation), 1))
     return layers, places
+
+
+def parse_nodes(text: str, *, padding: str, neuron: NeuronModel | None, weight_bits: int) -> tuple[Node, ...]:
+    """The nodes of a network that is written node by node (nodes.py), without the input.
+
+    Arguments: see `NetworkSpec.parse`.
+
+    Raises:
+        NetworkError: the text is not TOML, or a node is malformed. The message names the node.
+    """
+    nodes = list[Node]()
+    for table in node_tables(text, _OPERATIONS):
+        try:
+            op = _parse_operation(table.kind, table.operation, padding, neuron or LIF(), weight_bits)
+        except SpecError as error:
+            raise NetworkError.of(error, node=table.name) from None
+        nodes.append(Node(table.name, op, table.inputs, table.shares))
+    return tuple(nodes)
+
+
+def _parse_operation(kind: str, text: Any, padding: str, neuron: NeuronModel, weight_bits: int) -> Op:
+    if kind in MERGES:
+        if text is not True:
+            raise SpecError(f"{kind} = true, got {shown(text)}")
+        return MERGES[kind]()
+    if not isinstance(text, str):
+        raise SpecError(f"{kind} is a text, got {shown(text)}")
+    if kind == "weights":
+        return parse_weights(text, padding=padding, weight_bits=weight_bits)
+    if kind == "neurons":
+        return Neurons(parse_neurons(text, neuron))
+    layers, _ = parse_layers(text, outputs=None, padding=padding, neuron=neuron, weight_bits=weight_bits, dropout=0.0)
+    if len(layers) != 1 or not isinstance(layers[0], Op):
+        raise SpecError(f"layer is one layer without neurons, such as P2 or D0.2, got {shown(text)}")
+    return layers[0]
+
+
+def written_nodes(nodes: Iterable[Node]) -> str:
+    """Inverse of `parse_nodes`. The result contains every parameter, so it is read alike with any default neuron.
+
+    Raises:
+        NetworkError: an operation has no text form.
+    """
+    tables = (node for node in nodes if not isinstance(node.op, Input))
+    return "\n".join(written_table(node.name, written_operation(node), node.inputs, node.shares) for node in tables)
+
+
+def written_operation(node: Node) -> str:
+    """The line of a node's operation, such as `weights = "8C3p1{bits=12}"`. Raises `NetworkError`."""
+    op = node.op
+    if isinstance(op, Weighted):
+        return f'weights = "{written_weights(op)}"'
+    if isinstance(op, Neurons):
+        return f'neurons = "{written_neurons(op.model)}"'
+    if isinstance(op, Merge) and MERGES.get(op.key) is type(op):
+        return f"{op.key} = true"
+    if isinstance(op, _PLAIN):
+        return f'layer = "{written(op)}"'
+    raise NetworkError(f"there is no text for {shown(op)}", node=node.name)
+
+
+def described(node: Node) -> tuple[str, str]:
+    """The description of a node and of the nodes it reads, for tables."""
+    operation = node.op.symbol if isinstance(node.op, Merge) else written_operation(node).partition(" = ")[2].strip('"')
+    reads = ", ".join(f"{e.source}@-{e.delay}" if e.delay else e.source for e in node.inputs)
+    return operation, reads
 
 
 def _ends(layer: Layer, output: Linear) -> bool:

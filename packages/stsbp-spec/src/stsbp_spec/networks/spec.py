@@ -7,19 +7,27 @@ dropout), the weights, and the neurons.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 
 from stsbp_spec.contract.grid import MAX_WEIGHT_BITS
 from stsbp_spec.errors import NetworkError, SpecError
-from stsbp_spec.models.neurons import NeuronModel, Readout
+from stsbp_spec.models.neurons.base import NeuronModel
 from stsbp_spec.networks import table
-from stsbp_spec.networks.graph import Edge, Input, Network, Neurons, Node, Op, Parameter
-from stsbp_spec.networks.layers import MAX_LAYERS, Block, Branches, Layer, SpikingLayer
-from stsbp_spec.networks.nodes import check_name, is_nodes, parse_nodes, written_nodes
-from stsbp_spec.networks.notation import layer_at, parse_layers, written
+from stsbp_spec.networks.graph import MAX_LAYERS, Edge, Input, Network, Neurons, Node, Op, Parameter
+from stsbp_spec.networks.layers import Block, Branches, Layer, SpikingLayer
+from stsbp_spec.networks.nodes import check_name, is_nodes
+from stsbp_spec.networks.notation import (
+    described,
+    layer_at,
+    parse_layers,
+    parse_nodes,
+    recurrence,
+    written,
+    written_nodes,
+)
 from stsbp_spec.networks.ops import (
     PSP,
     Add,
@@ -33,6 +41,7 @@ from stsbp_spec.networks.ops import (
     Upsample2d,
 )
 from stsbp_spec.networks.ops.base import Passing
+from stsbp_spec.networks.table import LayerLine
 from stsbp_spec.typing import Coding, Float32, Shape
 from stsbp_spec.validation import MAX_SIZE, integer, shown
 
@@ -219,7 +228,7 @@ class NetworkSpec:
     def has_readout(self) -> bool:
         """Whether the network ends with a readout, so that potentials are its output (neurons/readout.py)."""
         op = self.graph.nodes[-1].op
-        return isinstance(op, Neurons) and isinstance(op.model, Readout)
+        return isinstance(op, Neurons) and not op.model.makes_spikes
 
     @property
     def output_psp(self) -> PSP:
@@ -263,7 +272,7 @@ class NetworkSpec:
         return "-".join(written(layer) for layer in self.layers)
 
     def __repr__(self) -> str:
-        return table.described(self.graph, self.layers, self.blocks)
+        return table.described(self.graph, self._lines, self._texts)
 
     def table(self, headroom: dict[str, float] | None = None) -> str:
         """Table of the network as text. Each layer has its shapes, parameters, multiply-adds per step and headroom.
@@ -272,7 +281,16 @@ class NetworkSpec:
             headroom: headroom in bits by layer name, measured on actual weights (`WeightGrid.headroom`). Without it,
                 the table shows the guaranteed headroom, which holds for any weights of `weight_bits` bits.
         """
-        return table.table(self.graph, self.layers, self.blocks, headroom)
+        return table.table(self.graph, self._lines, self._texts, headroom)
+
+    @property
+    def _lines(self) -> list[LayerLine]:
+        return list(_layer_lines(self.layers, iter(self.blocks), self.input_shape))
+
+    @property
+    def _texts(self) -> dict[str, tuple[str, str]]:
+        """Descriptions of the nodes, which a table shows if the network is written node by node."""
+        return {} if self.layers else {node.name: described(node) for node in self.nodes}
 
 
 class _Builder:
@@ -358,6 +376,30 @@ def _blocks(graph: Network) -> Iterator[Block]:
             projections[loops[0]] if loops else None,
             shares=shares,
         )
+
+
+def _layer_lines(
+    layers: Sequence[Layer], blocks: Iterator[Block], shape: Shape, indent: str = ""
+) -> Iterator[LayerLine]:
+    """A line for each layer, with the lines of branches between brackets."""
+    for layer in layers:
+        if isinstance(layer, Branches):
+            merged_shape = shape
+            for number, branch in enumerate(layer.branches):
+                bracket = indent + ("|" if number else "[")
+                yield LayerLine(bracket, bracket, shape, shape)
+                for line in _layer_lines(branch, blocks, shape, f"{indent}  "):
+                    yield line
+                    if number == 0:
+                        merged_shape = line.after
+            yield LayerLine(f"{indent}]+", f"{indent}]+", merged_shape, merged_shape)
+            shape = merged_shape
+            continue
+        input_shape, shape = shape, layer.output_shape(shape)
+        line = LayerLine(indent + written(layer), indent + written(layer, full=True), input_shape, shape)
+        if isinstance(layer, SpikingLayer):
+            line = line._replace(block=next(blocks), loop=indent + recurrence(layer))
+        yield line
 
 
 def _input_shape(shape: object) -> Shape:

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 from stsbp_spec.networks.graph import Input, Network, Neurons, Place, Projection, Weighted
-from stsbp_spec.networks.layers import Block, Branches, Layer, SpikingLayer
-from stsbp_spec.networks.nodes import described as described_node
-from stsbp_spec.networks.notation import recurrence, written
+from stsbp_spec.networks.layers import Block
 from stsbp_spec.typing import Shape
 
-__all__ = ["described", "table"]
+__all__ = ["LayerLine", "described", "table"]
 
 
 _Row: TypeAlias = tuple[str, str, str, str, str, str, str]
 
 
-class _LayerLine(NamedTuple):
+class LayerLine(NamedTuple):
     """A layer, or a bracket of branches, with the shapes before and after it.
 
     Attributes:
+        text, full: the layer in notation, without and with all parameters.
         block, loop: the block of a spiking layer, and its recurrent connection in notation.
     """
 
@@ -33,28 +32,9 @@ class _LayerLine(NamedTuple):
     loop: str = ""
 
 
-def _lines(layers: Sequence[Layer], blocks: Iterator[Block], shape: Shape, indent: str = "") -> Iterator[_LayerLine]:
-    for layer in layers:
-        if isinstance(layer, Branches):
-            merged_shape = shape
-            for number, branch in enumerate(layer.branches):
-                bracket = indent + ("|" if number else "[")
-                yield _LayerLine(bracket, bracket, shape, shape)
-                for line in _lines(branch, blocks, shape, f"{indent}  "):
-                    yield line
-                    if number == 0:
-                        merged_shape = line.after
-            yield _LayerLine(f"{indent}]+", f"{indent}]+", merged_shape, merged_shape)
-            shape = merged_shape
-            continue
-        input_shape, shape = shape, layer.output_shape(shape)
-        line = _LayerLine(indent + written(layer), indent + written(layer, full=True), input_shape, shape)
-        if isinstance(layer, SpikingLayer):
-            line = line._replace(block=next(blocks), loop=indent + recurrence(layer))
-        yield line
-
-
-def _nodes(graph: Network, *, headroom: dict[str, float] | None) -> tuple[list[_Row], int, int]:
+def _nodes(
+    graph: Network, texts: Mapping[str, tuple[str, str]], *, headroom: dict[str, float] | None
+) -> tuple[list[_Row], int, int]:
     """One row per node, and the sums of parameters and multiply-adds."""
     projections = {projection.name: projection for projection in graph.projections}
     rows, parameters, adds = list[_Row](), 0, 0
@@ -62,7 +42,7 @@ def _nodes(graph: Network, *, headroom: dict[str, float] | None) -> tuple[list[_
         node = place.node
         if isinstance(node.op, Input):
             continue
-        operation, reads = described_node(node)
+        operation, reads = texts[node.name]
         names = [name for name in (node.name, *_owned(place)) if name in graph.parameters]
         size = sum(math.prod(graph.parameters[name].shape) for name in names)
         cells = (f"{size:,}" if names else "", "", "", "")
@@ -100,36 +80,42 @@ def _learned(block: Block) -> dict[str, Shape]:
     return {name: x.shape(block.output_shape) for name, x in learned.items()}
 
 
-def described(graph: Network, layers: Sequence[Layer], blocks: Sequence[Block]) -> str:
-    """`repr` of a network: each layer or node with the shape of its output."""
+def described(graph: Network, lines: Sequence[LayerLine], texts: Mapping[str, tuple[str, str]]) -> str:
+    """`repr` of a network: each layer, or without `lines` each node, with the shape of its output.
+
+    Args:
+        graph: the network.
+        lines: its layers.
+        texts: descriptions of the nodes and of the nodes that they read, by name.
+    """
     source = graph.nodes[0].op
     assert isinstance(source, Input)
     coding, input_shape = source.coding, source.shape
     values = f", values up to {source.largest}" if source.largest > 1 else ""
     filtered = f", filtered with {source.psp!r}" if source.psp is not None else ""
-    lines = [f"input: {coding} {_times(input_shape)}{values}{filtered}"]
-    if not layers:
+    rows = [f"input: {coding} {_times(input_shape)}{values}{filtered}"]
+    if not lines:
         for place in graph.places[1:]:
-            operation, reads = described_node(place.node)
-            lines.append(f"{place.node.name}: {operation} <- {reads}  {_times(place.output.shape)}")
-    for line in _lines(layers, iter(blocks), input_shape):
+            operation, reads = texts[place.node.name]
+            rows.append(f"{place.node.name}: {operation} <- {reads}  {_times(place.output.shape)}")
+    for line in lines:
         name, weights = "", ""
         if (block := line.block) is not None:
             name, weights = f"{block.name}: ", f", weights {_times(block.weight_shape)}"
             if block.recurrent is not None:
                 weights += f", recurrent {_times(block.recurrent.weight_shape)}"
             weights += "".join(f", {parameter} {_times(size)}" for parameter, size in _learned(block).items())
-        lines.append(f"{name}{line.full}  {_times(line.before)} -> {_times(line.after)}{weights}")
-    return "\n  ".join(["NetworkSpec(", *lines]) + "\n)"
+        rows.append(f"{name}{line.full}  {_times(line.before)} -> {_times(line.after)}{weights}")
+    return "\n  ".join(["NetworkSpec(", *rows]) + "\n)"
 
 
 def table(
     graph: Network,
-    layers: Sequence[Layer],
-    blocks: Sequence[Block],
+    lines: Sequence[LayerLine],
+    texts: Mapping[str, tuple[str, str]],
     headroom: dict[str, float] | None,
 ) -> str:
-    """`NetworkSpec.table`. Without layers, it is a table of the graph's nodes."""
+    """`NetworkSpec.table`. Without `lines`, it is a table of the graph's nodes; `texts`: see `described`."""
     source = graph.nodes[0].op
     assert isinstance(source, Input)
     coding, input_shape = source.coding, source.shape
@@ -147,7 +133,7 @@ def table(
         shape, bits = _times(projection.output_shape), str(projection.synapse.weight_bits)
         rows.append((projection.name, text, shape, f"{size:,}", f"{projection.multiply_adds:,}", bits, f"{room:+.1f}"))
 
-    for line in _lines(layers, iter(blocks), input_shape):
+    for line in lines:
         if (block := line.block) is None:
             shape = "" if line.text.strip() in ("[", "|") else _times(line.after)
             rows.append(("", line.text, shape, "", "", "", ""))
@@ -155,13 +141,13 @@ def table(
         weights(line.text, block, sum(map(math.prod, _learned(block).values())))
         if block.recurrent is not None:
             weights(line.loop, block.recurrent, 0)
-    if not layers:
-        more, parameters, adds = _nodes(graph, headroom=headroom)
+    if not lines:
+        more, parameters, adds = _nodes(graph, texts, headroom=headroom)
         rows += more
     rows.append(("total", "", "", f"{parameters:,}", f"{adds:,}", "", ""))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
+    aligned = []
     for row in rows:
         cells = [c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+        aligned.append("  ".join(cells).rstrip())
+    return "\n".join(aligned)

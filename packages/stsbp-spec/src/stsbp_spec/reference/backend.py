@@ -28,7 +28,7 @@ from stsbp_spec.errors import BackendError
 from stsbp_spec.models.encoders.packed import PackedFrames
 from stsbp_spec.networks.graph import Op, Projection
 from stsbp_spec.networks.ops import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
-from stsbp_spec.networks.ops.avgpool2d import Pool2d
+from stsbp_spec.networks.ops.base import Pool2d
 from stsbp_spec.typing import AnyArray, Coding, Float32, Precision, Shape, UInt8
 
 __all__ = [

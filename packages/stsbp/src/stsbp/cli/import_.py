@@ -13,9 +13,9 @@ from typing import Any
 import click
 import numpy as np
 from stsbp_spec.contract.grid import CONTRACT_VERSION, FLOOR
-from stsbp_spec.engine.trainer import on_grid
+from stsbp_spec.engine.pairs import weights_on_grid
 from stsbp_spec.errors import NetworkError
-from stsbp_spec.networks.nodes import written_nodes
+from stsbp_spec.networks.notation import written_nodes
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.validation import listed, shown
@@ -254,7 +254,7 @@ def _import_messages(imported: Imported, network: NetworkSpec) -> Iterator[str]:
     for name, change in imported.notes:
         yield f"{name}: {change}"
     weights = imported.weights
-    rounded, _ = on_grid(NumpyBackend(), network, dict(weights))
+    rounded, _ = weights_on_grid(NumpyBackend(), network.graph, dict(weights))
     moved = {
         projection.name: float(np.abs(rounded[projection.name] - w).max(initial=0) / max(np.abs(w).max(), FLOOR))
         for projection in network.graph.projections

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from stsbp_spec.engine.trainer import on_grid
+from stsbp_spec.engine.pairs import weights_on_grid
 from stsbp_spec.equations.assembly import Constants
 from stsbp_spec.networks.graph import Place
 from stsbp_spec.networks.spec import NetworkSpec
@@ -79,7 +79,9 @@ def with_gain(
         for name in [*([] if norm else [owner]), *names]:
             if name in weights:
                 rescaled[name] = (weights[name].astype(np.float64) * ratio).astype(np.float32)
-    grids = [on_grid(NumpyBackend(), network, dict(x))[0] for network, x in ((old, weights), (new, rescaled))]
+    grids = [
+        weights_on_grid(NumpyBackend(), network.graph, dict(x))[0] for network, x in ((old, weights), (new, rescaled))
+    ]
     changes = []
     for projection in new.graph.projections:
         ratio = ratios[projection.name]

@@ -41,8 +41,7 @@ from stsbp_spec.networks.ops import (
     OneToOne,
     Upsample2d,
 )
-from stsbp_spec.networks.ops.bias import Biased
-from stsbp_spec.networks.ops.psp import Filter, SynapticFilter
+from stsbp_spec.networks.ops.psp import Biased, Filter, SynapticFilter
 from stsbp_spec.typing import AnyArray, Float32, Float64, Shape
 
 from stsbp.errors import ConfigError

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from stsbp_spec.engine.trainer import on_grid
+from stsbp_spec.engine.pairs import weights_on_grid
 from stsbp_spec.equations.assembly import Constants, neuron_equations
 from stsbp_spec.equations.expressions import Recurrence
 from stsbp_spec.networks.graph import Neurons, Node, Place, Projection
@@ -134,7 +134,7 @@ def program(network: NetworkSpec, weights: Mapping[str, Float32]) -> NetworkProg
         ExactnessError: the sums of a layer cannot be exact.
     """
     backend = NumpyBackend()
-    grid_parameters, grids = on_grid(backend, network, weights)
+    grid_parameters, grids = weights_on_grid(backend, network.graph, weights)
     graph = network.graph
     nodes: dict[str, GridWeights] = {}
     for projection in graph.projections:

@@ -26,8 +26,8 @@ from stsbp_spec.models.metrics import match_spikes
 from stsbp_spec.models.neurons import NEURONS, NeuronModel, Readout, parameters, parse_neuron
 from stsbp_spec.models.neurons.stored import from_text
 from stsbp_spec.models.optim.adamw import AdamW
-from stsbp_spec.networks.nodes import is_nodes, parse_nodes
-from stsbp_spec.networks.notation import parse_layers
+from stsbp_spec.networks.nodes import is_nodes
+from stsbp_spec.networks.notation import parse_layers, parse_nodes
 from stsbp_spec.networks.ops.psp import PSP
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import AnyArray, Coding, Float64, Int64, Shape, UInt8

@@ -17,7 +17,7 @@ from stsbp_spec.equations.expressions import Expr, Names, as_expr, as_exprs, var
 from stsbp_spec.equations.stored import placeholders
 from stsbp_spec.errors import SpecError
 from stsbp_spec.models.learned import Learned
-from stsbp_spec.models.surrogates import SURROGATES, Arctan, Surrogate
+from stsbp_spec.models.surrogates.functions import SURROGATES, Arctan, Surrogate
 from stsbp_spec.models.user_classes import Guarded, constants_by_name, declared, returns
 from stsbp_spec.networks.ops.psp import GAINS, PSP, rise_time, time_constant
 from stsbp_spec.validation import real, shown
@@ -79,6 +79,7 @@ class NeuronModel(metaclass=Guarded):
 
     Attributes:
         name: name in the notation, in settings and in messages.
+        makes_spikes: whether it makes spikes, which other nodes can read.
         states: names of the states. They are zero before the first step.
         tau_s: synaptic time constant of the layer's output spikes in steps, at least 1.
         tau_rise: rise time constant of the synaptic filter; 0: the rise is immediate.
@@ -88,6 +89,7 @@ class NeuronModel(metaclass=Guarded):
     """
 
     name: ClassVar[str]
+    makes_spikes: ClassVar[bool] = True
     states: ClassVar[tuple[str, ...]]
     carried: ClassVar[tuple[str, ...]] = ()
     """Names of the values that `adjoint`, if the model defines it, passes from step to step."""

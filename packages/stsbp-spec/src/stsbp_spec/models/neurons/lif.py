@@ -31,7 +31,7 @@ import numpy as np
 
 from stsbp_spec.equations.expressions import Expr, Names, named, snap, spike, unsnapped, where
 from stsbp_spec.models.neurons.base import Adjoint, NeuronModel, Step, choice, parameter, steps
-from stsbp_spec.models.surrogates import Arctan, Surrogate
+from stsbp_spec.models.surrogates.functions import Arctan, Surrogate
 
 __all__ = ["LIF"]
 

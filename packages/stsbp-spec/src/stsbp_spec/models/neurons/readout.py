@@ -19,7 +19,7 @@ import numpy as np
 
 from stsbp_spec.equations.expressions import Expr, Names, named, snap, spike, unsnapped
 from stsbp_spec.models.neurons.base import Adjoint, NeuronModel, Step, parameter, steps
-from stsbp_spec.models.surrogates import Arctan, Surrogate
+from stsbp_spec.models.surrogates.functions import Arctan, Surrogate
 
 __all__ = ["Readout"]
 
@@ -34,6 +34,7 @@ class Readout(NeuronModel):
     """
 
     name: ClassVar[str] = "readout"
+    makes_spikes: ClassVar[bool] = False
     states: ClassVar[tuple[str, ...]] = ("m",)
     carried: ClassVar[tuple[str, ...]] = ("d",)
 

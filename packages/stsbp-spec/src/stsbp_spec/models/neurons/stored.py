@@ -25,7 +25,8 @@ from stsbp_spec.equations.stored import (
 from stsbp_spec.errors import SpecError
 from stsbp_spec.models.learned import Learned
 from stsbp_spec.models.neurons.base import Adjoint, NeuronModel, Step, above_zero, steps
-from stsbp_spec.models.surrogates import StoredSurrogate, Surrogate, described
+from stsbp_spec.models.surrogates.functions import Surrogate
+from stsbp_spec.models.surrogates.stored import StoredSurrogate, described
 from stsbp_spec.networks.ops.psp import rise_time
 
 __all__ = ["StoredNeuron", "as_text", "from_text"]

@@ -17,45 +17,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from stsbp_spec.errors import SpecError
-from stsbp_spec.networks.ops.axes import PerAxis, both, per_axis
-from stsbp_spec.networks.ops.base import Passing, Values
+from stsbp_spec.networks.ops.base import Passing, Pool2d, Values
 from stsbp_spec.typing import Int64, Shape
 
 __all__ = ["AvgPool2d", "GlobalAvgPool", "Pool2d"]
-
-
-@dataclass(frozen=True)
-class Pool2d(Passing):
-    """Pooling with stride equal to the window.
-
-    Args:
-        size: rows and columns of the window, an integer or a pair.
-    """
-
-    size: PerAxis
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "size", per_axis("a pooling window", self.size, 1))
-
-    @property
-    def sizes(self) -> tuple[int, int]:
-        """Rows and columns of the window."""
-        return both(self.size)
-
-    @property
-    def area(self) -> int:
-        """Number of inputs of a window."""
-        rows, columns = self.sizes
-        return rows * columns
-
-    def output_shape(self, shape: Shape) -> Shape:
-        """`(C, H // rows, W // columns)`. Raises `SpecError` if the window does not fit."""
-        if len(shape) != 3:
-            raise SpecError(f"pooling needs an input (C, H, W), got {shape}")
-        (c, h, w), (rows, columns) = shape, self.sizes
-        if h < rows or w < columns:
-            raise SpecError(f"the window, {rows}x{columns}, is larger than its input, {h}x{w}")
-        return (c, h // rows, w // columns)
 
 
 @dataclass(frozen=True)

@@ -9,22 +9,22 @@ from __future__ import annotations
 import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic
 
 import numpy as np
 
 from stsbp_spec.contract.arrays import NUMPY, ArrayArithmetic
 from stsbp_spec.contract.grid import EXACT_LIMIT_BITS, MAX_WEIGHT_BITS, MIN_WEIGHT_BITS
 from stsbp_spec.errors import ExactnessError, SpecError
+from stsbp_spec.networks.ops.axes import PerAxis, both, per_axis
 from stsbp_spec.networks.ops.batchnorm import BatchNorm
-from stsbp_spec.networks.ops.bias import Biased
-from stsbp_spec.networks.ops.psp import IDENTITY, PSP, SynapticFilter
+from stsbp_spec.networks.ops.psp import IDENTITY, PSP, Biased, SynapticFilter
 from stsbp_spec.typing import Array, Int64, Shape
 from stsbp_spec.validation import integer, shown
 
-__all__ = ["Derived", "Merge", "Op", "Passing", "Values", "Weighted", "normalisation", "weight_bits"]
+__all__ = ["Derived", "Merge", "Op", "Passing", "Pool2d", "Rule", "Values", "Weighted", "normalisation", "weight_bits"]
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,9 @@ class Op(ABC):
         """
         return tuple(counts.reshape(shape) for shape in shapes)
 
+    def check_position(self, position: int) -> None:  # noqa: B027
+        """Raise `SpecError` unless the operation may stand at this position in a network (`graph.Place.position`)."""
+
     def one(self, inputs: tuple[Values, ...]) -> Values:
         """The only input. Raises `SpecError` unless there is exactly one."""
         if len(inputs) != 1:
@@ -130,6 +133,58 @@ class Passing(Op):
         return self
 
 
+@dataclass(frozen=True)
+class Pool2d(Passing):
+    """Pooling with stride equal to the window.
+
+    Args:
+        size: rows and columns of the window, an integer or a pair.
+    """
+
+    size: PerAxis
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", per_axis("a pooling window", self.size, 1))
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Rows and columns of the window."""
+        return both(self.size)
+
+    @property
+    def area(self) -> int:
+        """Number of inputs of a window."""
+        rows, columns = self.sizes
+        return rows * columns
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """`(C, H // rows, W // columns)`. Raises `SpecError` if the window does not fit."""
+        if len(shape) != 3:
+            raise SpecError(f"pooling needs an input (C, H, W), got {shape}")
+        (c, h, w), (rows, columns) = shape, self.sizes
+        if h < rows or w < columns:
+            raise SpecError(f"the window, {rows}x{columns}, is larger than its input, {h}x{w}")
+        return (c, h // rows, w // columns)
+
+
+@dataclass(frozen=True)
+class Rule(Generic[Array]):
+    """The two functions that compute an operation.
+
+    Attributes:
+        forward: `forward(op, *inputs) -> output, residuals`. For `Weighted` operations `forward(op, s, w)`, with the
+            weights on their grid.
+        backward: `backward(op, residuals, error) -> error of the input`, or a tuple of errors for several inputs. For
+            `Weighted` operations `backward(op, residuals, dz, precision=..., need_input=...,
+            need_weights=True) -> ds, dw`. Each of the two is None, and is not computed, if it is not needed. In
+            `reproducible` precision, `dz` is on its grid and sums are in float64. `ds` is rounded once. `dw` stays
+            float64, because the gradients of other samples may be added to it (`Pairs.rounded`).
+    """
+
+    forward: Callable[..., tuple[Array, Any]]
+    backward: Callable[..., Any]
+
+
 class Derived(Op):
     """An operation that every backend computes from the arithmetic of its arrays, without a rule of its own for it.
 
@@ -138,11 +193,11 @@ class Derived(Op):
 
     @abstractmethod
     def forward(self, arithmetic: ArrayArithmetic[Array], *inputs: Array) -> tuple[Array, Any]:
-        """`rules.Rule.forward`: the output for native arrays `[1 or T, B, ...]`, and what `backward` needs."""
+        """`Rule.forward`: the output for native arrays `[1 or T, B, ...]`, and what `backward` needs."""
 
     @abstractmethod
     def backward(self, arithmetic: ArrayArithmetic[Array], residuals: Any, error: Array) -> Any:
-        """`rules.Rule.backward`: the error of the input, or a tuple of errors for several inputs."""
+        """`Rule.backward`: the error of the input, or a tuple of errors for several inputs."""
 
 
 class Merge(Derived):

@@ -1,4 +1,4 @@
-"""Convolution of spikes with the weights of the layer: `z_t = W * o_t` (part of Eq. (4)). bias.py adds a bias.
+"""Convolution of spikes with the weights of the layer: `z_t = W * o_t` (part of Eq. (4)). psp.py adds a bias.
 
 Forward, for row y and column x, each axis with its own stride `s`, padding `p` and dilation `d`:
 `z[n, c, y, x] = sum_{e, i, j} W[c, e, i, j] o[n, g(c) + e, y s + i d - p, x s + j d - p]`.
@@ -38,7 +38,7 @@ class Conv2d(Weighted):
         dilation: distance on the input between neighbouring kernel elements.
         groups: number of parts of the channels that are connected only within themselves.
         weight_bits: bits of the weight grid, including the sign, 2 to 12.
-        bias: whether a learned bias per channel is added (bias.py).
+        bias: whether a learned bias per channel is added (psp.py).
         norm: batch normalisation of the sums (batchnorm.py); None: none.
     """
 

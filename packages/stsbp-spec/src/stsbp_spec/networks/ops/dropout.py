@@ -43,6 +43,14 @@ class Dropout(Passing):
         values = self.spikes(inputs)
         return replace(values, gain=values.gain * self.gain)
 
+    def check_position(self, position: int) -> None:
+        """Raise `SpecError` unless every dropout up to this position has a substream of its own."""
+        if position >= MAX_BEFORE:
+            raise SpecError(
+                f"dropout must be among the first {MAX_BEFORE} nodes after the input or a population, but it is number "
+                f"{position + 1}; put it earlier"
+            )
+
     def output_shape(self, shape: Shape) -> Shape:
         """The shape of the input."""
         return shape

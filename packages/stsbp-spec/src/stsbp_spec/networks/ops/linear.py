@@ -1,4 +1,4 @@
-"""Fully connected weights of a layer, applied to spikes: `z_t = W o_t` (part of Eq. (4)). bias.py adds a bias.
+"""Fully connected weights of a layer, applied to spikes: `z_t = W o_t` (part of Eq. (4)). psp.py adds a bias.
 
 Inputs `(C, H, W)` are flattened in this order. The forward pass is exact in any order, as for the convolution.
 Backward: `dW = sum dz s^T` (Eq. (18)), `ds = W^T dz`.
@@ -25,7 +25,7 @@ class Linear(Weighted):
     Args:
         units: number of output neurons `N`.
         weight_bits: bits of the weight grid, including the sign, 2 to 12.
-        bias: whether a learned bias per neuron is added (bias.py).
+        bias: whether a learned bias per neuron is added (psp.py).
         norm: batch normalisation of the sums (batchnorm.py); None: none.
     """
 

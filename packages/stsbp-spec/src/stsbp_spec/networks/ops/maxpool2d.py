@@ -12,8 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from stsbp_spec.networks.ops.avgpool2d import Pool2d
-from stsbp_spec.networks.ops.base import Values
+from stsbp_spec.networks.ops.base import Pool2d, Values
 
 __all__ = ["MaxPool2d"]
 

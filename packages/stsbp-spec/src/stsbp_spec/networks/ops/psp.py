@@ -13,6 +13,12 @@ fused into the neuron's loop (neurons/lif.py). The weights are then applied to b
 The operation of this file, the filter alone, is for the van Rossum distance and for users who need the potentials.
 
 Order of operations: `a = snap(k a + c o)`. Adjoint, Eq. (15), (11), from T-1 down: `e = snap(k e + da)`, `do = c e`.
+
+A projection may add a bias before the filter (`Biased`): `x_t = g z_t + b`, one number per channel (dense layers: per
+neuron). `g` is the training gain, the `1/(1 - rate)` of dropout. Without a bias, the gain is part of the filter's
+constant. With a bias it is not, because it must not scale the bias. Order of operations: `x = snap(snap(g z) + b)`,
+without `g` if it is 1. Backward: `db = sum dx` over steps, samples and positions, `dz = g dx`. A bias starts at 0, does
+not decay, and stays between -2^100 and 2^100.
 """
 
 from __future__ import annotations
@@ -25,13 +31,24 @@ from typing import ClassVar
 
 import numpy as np
 
-from stsbp_spec.contract.grid import FLOOR
+from stsbp_spec.contract.grid import CEILING, FLOOR
 from stsbp_spec.equations.expressions import Expr, Names, named, snap, unsnapped
 from stsbp_spec.errors import SpecError
 from stsbp_spec.models.learned import Learned
 from stsbp_spec.validation import real, shown
 
-__all__ = ["GAINS", "IDENTITY", "PSP", "Filter", "FilterAdjoint", "FilterStep", "SecondOrderFilter", "SynapticFilter"]
+__all__ = [
+    "BIAS",
+    "GAINS",
+    "IDENTITY",
+    "PSP",
+    "Biased",
+    "Filter",
+    "FilterAdjoint",
+    "FilterStep",
+    "SecondOrderFilter",
+    "SynapticFilter",
+]
 
 
 @dataclass(frozen=True)
@@ -200,3 +217,48 @@ def time_constant(name: str, value: object) -> float:
     if np.float32(1 / value) < FLOOR:
         raise SpecError(f"{name} must be at most 2^100, so that 1/{name} does not vanish in float32, got {value:g}")
     return value
+
+
+# Not on the weight grid, which makes sums independent of their order: a bias is added once, to an exact sum.
+BIAS = Learned(0.0, low=-CEILING, high=CEILING, per="channel")
+
+
+@dataclass(frozen=True)
+class Biased(SynapticFilter):
+    """A filter whose input is `gain z + bias`.
+
+    Args:
+        filter: the filter, without a gain of its own.
+        gain: training gain, float32.
+    """
+
+    filter: SynapticFilter
+    gain: np.float32
+
+    @property
+    def states(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.filter.states
+
+    @property
+    def carried(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.filter.carried
+
+    def constants(self) -> Mapping[str, float | np.float32]:
+        gain = {"gain": self.gain} if self.gain != 1 else {}
+        return {**self.filter.constants(), **gain}
+
+    def learned(self) -> Mapping[str, Learned]:
+        return {"bias": BIAS}
+
+    def step(self, p: Names, s: Names, z: Expr) -> FilterStep:
+        # Other libraries also add the bias before the filter (NIR: `tau_syn i' = -i + W o + b`).
+        weighted = snap(p.gain * z) if self.gain != 1 else z
+        return self.filter.step(p, s, named("x", snap(weighted + p.bias)))
+
+    def adjoint(self, p: Names, d: Names, current: Expr) -> FilterAdjoint | None:
+        adjoint = self.filter.adjoint(p, d, current)
+        if adjoint is None:
+            return None
+        dx = adjoint.dz.args[0] if adjoint.dz.op == "unsnapped" else adjoint.dz
+        dz = unsnapped(p.gain * dx) if self.gain != 1 else adjoint.dz
+        return FilterAdjoint(adjoint.carried, dz, {"bias": adjoint.dz})

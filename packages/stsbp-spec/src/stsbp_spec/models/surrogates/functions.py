@@ -13,40 +13,16 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from fractions import Fraction
 from functools import cache
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from stsbp_spec.equations.expressions import Expr, Names, Recurrence, as_expr, exp, named, unsnapped, variable, where
-from stsbp_spec.equations.printers import evaluate
-from stsbp_spec.equations.stored import (
-    Stored,
-    StoredExpressions,
-    dashed_word,
-    dumped,
-    loaded,
-    nodes_of,
-    numbers,
-    placeholders,
-    refusing,
-    texts,
-    written,
-)
-from stsbp_spec.errors import SpecError, did_you_mean
-from stsbp_spec.models.user_classes import (
-    Guarded,
-    calling,
-    constants_by_name,
-    declared,
-    imported,
-    names_a_class,
-    read_values,
-    split,
-)
+from stsbp_spec.errors import SpecError
+from stsbp_spec.models.user_classes import Guarded, constants_by_name, declared
 from stsbp_spec.typing import AnyArray
-from stsbp_spec.validation import real, shown
+from stsbp_spec.validation import real
 
 __all__ = [
     "SURROGATES",
@@ -54,13 +30,9 @@ __all__ = [
     "FastSigmoid",
     "Logistic",
     "Rectangle",
-    "StoredSurrogate",
     "Surrogate",
     "Triangle",
-    "as_text",
-    "described",
     "equation",
-    "parse_surrogate",
 ]
 
 
@@ -102,14 +74,6 @@ class Surrogate(metaclass=Guarded):
     def exact(self) -> bool:
         """Whether the derivative uses only correctly rounded operations, as `reproducible` precision requires."""
         return equation(self).exact
-
-    def derivative(self, x: AnyArray) -> AnyArray:
-        """`h(x)` of an array of any shape, in its own precision (float32, float64 or exact fractions)."""
-        number = Fraction if x.dtype == object else x.dtype.type
-        values = {name: number(value) for name, value in self.constants().items()}
-        # Far from the threshold, 1/inf correctly gives 0.
-        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            return evaluate(equation(self), {**values, "x": x}, number)["h"]
 
     def shown_parameters(self) -> dict[str, str]:
         """The parameters by name, as in the notation."""
@@ -234,101 +198,3 @@ class Logistic(Surrogate):
 
 SURROGATES: dict[str, type[Surrogate]] = {cls.name: cls for cls in (Rectangle, Triangle, FastSigmoid, Arctan, Logistic)}
 """All surrogates by name."""
-
-
-def parse_surrogate(text: str, *, foreign: bool = False) -> Surrogate:
-    """Read `"arctan"` or `"triangle:width=0.5"`, the form that `str(surrogate)` writes.
-
-    Args:
-        text: name of a surrogate, and its parameters.
-        foreign: whether the text may also name a class of another module, `"my_module:MySurrogate:a=2"`. The module is
-            imported. It may also be in the current folder.
-
-    Raises:
-        SpecError: the name or a parameter is unknown, a value is outside its domain, or the import fails.
-    """
-    if foreign and names_a_class(text, SURROGATES):
-        cls: type[Surrogate] = imported(text, (Surrogate,), "surrogate")
-        module, name, pairs = split(text)
-        name = f"{module}:{name}"
-    else:
-        name, *pairs = text.strip().split(":")
-        if name not in SURROGATES:
-            hint = ", and classes of your own as module:Class" if foreign else ""
-            names = ", ".join(SURROGATES)
-            raise SpecError(f"unknown surrogate {shown(name)}{did_you_mean(name, SURROGATES)}; known: {names}{hint}")
-        cls = SURROGATES[name]
-    title = f"surrogate {name!r}"
-    values = read_values(cls, pairs, title)
-    with calling(f"the {title} cannot be made"):
-        return cls(**values)
-
-
-def as_text(surrogate: Surrogate) -> str:
-    """The surrogate and its constants, as JSON (stored.py).
-
-    Raises:
-        SpecError: the surrogate is inconsistent, for example in the names of its constants.
-    """
-    if isinstance(surrogate, StoredSurrogate):
-        return surrogate.text
-    slope = surrogate.expression(placeholders("q", surrogate.constants()), variable("x"))
-    return dumped({**described(surrogate), **nodes_of({"slope": slope})})
-
-
-def described(surrogate: Surrogate) -> dict[str, Any]:
-    """What a stored text contains about a surrogate in addition to the expression of its derivative."""
-    return {
-        "name": surrogate.name,
-        "parameters": surrogate.shown_parameters(),
-        "constants": written(surrogate.constants()),
-        "compact": surrogate.compact,
-    }
-
-
-class _SurrogateContents:
-    """The contents of the text of a surrogate, checked."""
-
-    def __init__(self, text: str) -> None:
-        data = loaded(text, "surrogate")
-        with refusing("surrogate"):
-            self.name = dashed_word(data["name"])
-            self.parameters = texts(data["parameters"])
-            self.constants = numbers(data["constants"])
-            self.compact = data["compact"] is True
-        self.graph = StoredExpressions("surrogate", data, {"slope"})
-
-
-@dataclass(frozen=True, repr=False)
-class StoredSurrogate(Stored[_SurrogateContents], Surrogate):
-    """A surrogate that was loaded from its text."""
-
-    contents = _SurrogateContents
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """The name of the original surrogate."""
-        return self.data.name
-
-    @property
-    def compact(self) -> bool:  # type: ignore[override]
-        """Whether the original surrogate is declared compact."""
-        return self.data.compact
-
-    def constants(self) -> Mapping[str, float]:
-        return self.data.constants
-
-    def expression(self, p: Names, x: Expr) -> Expr:
-        variables = {f"q.{name}": getattr(p, name) for name in self.data.constants}
-        return self.data.graph.built({**variables, "x": x}, ("slope",))[0]
-
-    def primitive(self, x: AnyArray) -> AnyArray:
-        raise NotImplementedError("a stored surrogate has no primitive, which is for tests of the model itself")
-
-    def shown_parameters(self) -> dict[str, str]:
-        return self.data.parameters
-
-    def __str__(self) -> str:
-        return self.written()
-
-    __repr__ = __str__
