@@ -230,7 +230,7 @@ def kernels(session: nox.Session) -> None:
     tests = Path(BACKENDS["cupy"]) / "tests"
     compiled = () if quick else ("-m", "")
     session.run("python", "-m", "pytest", str(tests / "test_kernels.py"), "emulator/tests", *compiled, *arguments)
-    pairs = str(tests / "test_pairs.py")
+    pairs = str(tests / "test_operations.py")
     for order, names in (
         ({"PTX_ARCH": "sm_80"}, QUICK_PAIRS),
         ({"PTX_ARCH": "sm_90", "PTX_SEED": "1"}, QUICK_PAIRS_OF_WARPS),

@@ -21,15 +21,15 @@ from stsbp.benchmarks.device import describe
 from stsbp.benchmarks.timing import interleaved
 from stsbp.training.build import build_network
 from stsbp_cpu.engine import block as sparse
-from stsbp_spec.distributed.collective import Part
+from stsbp_spec.distributed.collective import BatchSlice
 from stsbp_spec.engine.plan import plan
-from stsbp_spec.engine.rules import Run
+from stsbp_spec.engine.rules import PassContext
 from stsbp_spec.networks.initial_weights import initial_weights
 from stsbp_spec.networks.ops import AvgPool2d
 from stsbp_spec.registry import open_backend
 from stsbp_torch.ops import conv2d, conv2d_bytes
 
-PAIRS = (
+OPERATIONS = (
     ("forward", "sparse", "bytes"),
     ("forward", "sparse", "floats"),
     ("gradient", "sparse", "dense"),
@@ -54,14 +54,16 @@ def operations(
     backend: Any, step: sparse.SparseBlock, weights: Any, steps: int, batch: int, density: float
 ) -> dict[str, Any]:
     """Pieces of work of one block on random spikes."""
-    conv, neuron, (entering,) = step.conv, step.neurons.op.model, step.places[0].inputs
-    area = next((place.node.op.area for place in step.places if isinstance(place.node.op, AvgPool2d)), 1)
+    conv, neuron, (entering,) = step.conv, step.neurons.op.model, step.bound_nodes[0].inputs
+    area = next(
+        (bound_node.node.op.area for bound_node in step.bound_nodes if isinstance(bound_node.node.op, AvgPool2d)), 1
+    )
     one = 1 - (1 - density) ** (1 / area)
     random = np.random.default_rng(1)
     frames = (random.random((steps, batch, *entering.shape), np.float32) < one).astype(np.uint8)
     s = backend.asarray(frames)
     wq, _ = backend.weight_grid(step.projection, backend.asarray(weights))
-    run = Run({step.projection.name: wq}, steps, (0, 0), Part(0, batch, batch))
+    run = PassContext({step.projection.name: wq}, steps, (0, 0), BatchSlice(0, batch, batch))
     given, filter = step.conv_input(run, s), step.neurons.filters[run.training]
     floats = step.dense.left(step.floats(given)[0], wq)
     learned = step.neurons.learned(run)
@@ -113,7 +115,7 @@ def measure(case: Case, *, rounds: int, scale: float) -> list[dict[str, Any]]:
                 times.setdefault(name, []).append(timing.median)
         crossings = {
             f"{operation} {fewer} / {dense}": crossing(list(DENSITIES), times[f"{operation} {fewer}"], times[key])
-            for operation, fewer, dense in PAIRS
+            for operation, fewer, dense in OPERATIONS
             if (key := f"{operation} {dense}") in times
         }
         records.append({"case": case.name, "block": name_of_weights, "seconds": times, "crossings": crossings})

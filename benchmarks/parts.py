@@ -21,7 +21,7 @@ from options import guarded, parser_of
 from stsbp.benchmarks.cases import CASES, EVERY, BenchmarkRun, prepare
 from stsbp.benchmarks.device import synchronise
 from stsbp.benchmarks.step import folder_of
-from stsbp_spec.engine.pairs import Pairs
+from stsbp_spec.engine.operations import Operations
 from stsbp_spec.engine.plan import Chain, plan
 from stsbp_spec.engine.trainer import Trainer
 from stsbp_spec.registry import open_backend
@@ -106,7 +106,7 @@ def measure(
     own = task.trainer
     step = BenchmarkRun(task, data.batches)
     watched: Any = open_backend(name, device)
-    watched.compiled = partial(Pairs.compiled, watched)
+    watched.compiled = partial(Operations.compiled, watched)
     parted = Trainer(watched, own.network, own.loss, own.optimizer, own.precision, own.seed, own.memory)
     spent: dict[str, float] = defaultdict(float)
     watch(watched, plan(watched, own.network.graph).steps, own.precision, spent)

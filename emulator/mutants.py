@@ -17,7 +17,7 @@ from stsbp_cupy.engine.source import KERNELS, CudaSource
 
 __all__ = ["MUTANTS", "Mutant", "changed"]
 
-PAIRS = "packages/stsbp-cupy/tests/test_pairs.py"
+OPERATIONS = "packages/stsbp-cupy/tests/test_operations.py"
 _CONTRACT = '#include "contract.cuh"'
 
 
@@ -45,36 +45,36 @@ class Mutant:
 MUTANTS = {
     "shuffle": Mutant(
         "a reduction starts its shuffles at a quarter of a warp", "offset = warpSize / 2", "offset = warpSize / 4",
-        f"{PAIRS}::test_gradient_squares", "gradient_norm",
+        f"{OPERATIONS}::test_gradient_squares", "gradient_norm",
     ),
     "threads": Mutant(
         "a stride of threads without the size of a block", "static_cast<long long>(gridDim.x) * blockDim.x",
-        "static_cast<long long>(gridDim.x)", f"{PAIRS}::test_gradient_squares",
+        "static_cast<long long>(gridDim.x)", f"{OPERATIONS}::test_gradient_squares",
     ),
     "alignment": Mutant(
         "vectors of bytes aligned to 16", "alignas(sizeof(T) * W < 16 ? sizeof(T) * W : 16)", "alignas(16)",
-        f"{PAIRS}::test_pooling",
+        f"{OPERATIONS}::test_pooling",
     ),
     "stride": Mutant(
         "windows ignore the stride of their rows", "(rest % g.rows) * g.stride_rows", "(rest % g.rows)",
-        f"{PAIRS}::test_conv2d", "im2col",
+        f"{OPERATIONS}::test_conv2d", "im2col",
     ),
     "lane": Mutant(
         "two lanes of a warp take the same weights", "int i = threadIdx.x % warpSize", "int i = threadIdx.x % 16",
-        f"{PAIRS}::test_weight_grid", "weight_grid",
+        f"{OPERATIONS}::test_weight_grid", "weight_grid",
     ),
     "atomic": Mutant(
         "warps store their sum where they should add it", "atomicAdd(total, sum)", "*total = sum",
-        f"{PAIRS}::test_gradient_squares", "gradient_norm",
+        f"{OPERATIONS}::test_gradient_squares", "gradient_norm",
     ),
     "fused": Mutant(
         "products and sums that the compiler may fuse", _CONTRACT,
         f"{_CONTRACT}\n#define __fmul_rn(a, b) ((a) * (b))\n#define __fadd_rn(a, b) ((a) + (b))",
-        f"{PAIRS}::test_lif", flags=("-fmad=false", "-fmad=true"),
+        f"{OPERATIONS}::test_lif", flags=("-fmad=false", "-fmad=true"),
     ),
     "flush": Mutant(
         "subnormal numbers are flushed", "static_cast<float>(x[i])", "static_cast<float>(x[i]) * 1.0f",
-        f"{PAIRS}::test_rounded_keeps_subnormal_numbers", "cast", ("-ftz=false", "-ftz=true"),
+        f"{OPERATIONS}::test_rounded_keeps_subnormal_numbers", "cast", ("-ftz=false", "-ftz=true"),
     ),
     "index": Mutant(
         "an index of 32 bits", "return static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x",

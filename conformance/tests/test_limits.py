@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from stsbp_spec.contract.grid import ceil_log2
-from stsbp_spec.distributed.collective import Alone, Part
+from stsbp_spec.distributed.collective import Alone, BatchSlice
 from stsbp_spec.engine.backend import AbstractBackend
 from stsbp_spec.engine.passes import backward_pass, backward_passes, forward_pass, forward_passes
 from stsbp_spec.models.neurons import LIF
@@ -62,7 +62,7 @@ def _gradients(
 ) -> dict[str, AnyArray]:
     """Gradients of one step whose sample `b` has an event in input `b`, computed in parts of these sizes."""
     firsts = np.cumsum([0, *sizes[:-1]])
-    parts = [Part(int(first), size, BATCH) for first, size in zip(firsts, sizes, strict=True)]
+    parts = [BatchSlice(int(first), size, BATCH) for first, size in zip(firsts, sizes, strict=True)]
     frames = np.eye(BATCH, dtype=np.uint8)[None]
     inputs = [backend.encode(frames[:, part.first : part.end], "events") for part in parts]
     native = {name: backend.asarray(x) for name, x in wq.items()}

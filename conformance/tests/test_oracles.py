@@ -24,7 +24,7 @@ from stsbp_spec.errors import NetworkError
 from stsbp_spec.models.losses import LOSSES, Hamming, Loss
 from stsbp_spec.models.neurons import ALIF, IF, LIF, PLIF
 from stsbp_spec.models.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle, derivative
-from stsbp_spec.networks.graph import Neurons, Op, Place, Weighted
+from stsbp_spec.networks.graph import BoundNode, Neurons, Op, Weighted
 from stsbp_spec.networks.initial_weights import initial_weights
 from stsbp_spec.networks.ops import PSP, Add, AvgPool2d, Concat, Conv2d, Flatten, MaxPool2d, OneToOne, Upsample2d
 from stsbp_spec.networks.ops.base import Passing
@@ -439,17 +439,17 @@ def _torch_gradients(
         assert isinstance(op, Flatten)
         return x.flatten(1)
 
-    def fire(place: Place, z: list[Any]) -> list[Any]:
-        op, shape = place.node.op, (1, -1, *(1,) * (z[0].ndim - 2))
+    def fire(bound_node: BoundNode, z: list[Any]) -> list[Any]:
+        op, shape = bound_node.node.op, (1, -1, *(1,) * (z[0].ndim - 2))
         assert isinstance(op, Neurons)
         model: Any = op.model
         decay = 1.0 if isinstance(model, IF) else 1 - 1 / model.tau_m
         if isinstance(model, PLIF):
-            decay = w[place.parameters["decay"]].view(shape)
+            decay = w[bound_node.parameters["decay"]].view(shape)
         u, o, v, a, spikes = (torch.zeros_like(z[0]), torch.zeros_like(z[0]), model.threshold, 0, list[Any]())
         for x in z:
             # The whole of a recurrence's filtered spikes anew, to share no step with what is tested.
-            for name in network.graph.recurrent.get(place.node.name, ()):
+            for name in network.graph.recurrent.get(bound_node.node.name, ()):
                 (own,) = (each.synapse for each in network.graph.projections if each.name == name)
                 x = x + product(own, w[name], psp(model.psp, [torch.zeros_like(u), *spikes])[-1])
             left = decay * (u - v * o) if model.reset == "subtract" else decay * u * (1 - o)
@@ -464,8 +464,8 @@ def _torch_gradients(
     w = {name: torch.tensor(x, requires_grad=True) for name, x in weights.items()}
     values = {"input": [torch.from_numpy(x) for x in frames]}
     ones = [torch.ones(1, dtype=torch.float64)] * len(frames)
-    for place in network.graph.places:
-        node, op = place.node, place.node.op
+    for bound_node in network.graph.bound_nodes:
+        node, op = bound_node.node, bound_node.node.op
         known = [edge for edge in node.inputs if edge.source in values]
         nothing = torch.zeros_like
         read = [
@@ -473,16 +473,16 @@ def _torch_gradients(
             for e in known
         ]
         if isinstance(op, Weighted) and known:
-            entered, response = psp(place.inputs[0].pending, read[0]), psp(place.inputs[0].pending, ones)
+            entered, response = psp(bound_node.inputs[0].pending, read[0]), psp(bound_node.inputs[0].pending, ones)
             values[node.name] = [product(op, w[node.name], x) for x in entered]
             if op.bias:
-                shape = (1, -1, *(1,) * (len(place.output.shape) - 1))
+                shape = (1, -1, *(1,) * (len(bound_node.output.shape) - 1))
                 each = zip(values[node.name], response, strict=True)
                 values[node.name] = [z + share * w[f"{node.name}.bias"].view(shape) for z, share in each]
         elif isinstance(op, Neurons):
-            values[node.name] = fire(place, [sum(x) for x in zip(*read, strict=True)])
+            values[node.name] = fire(bound_node, [sum(x) for x in zip(*read, strict=True)])
         elif isinstance(op, Passing):
-            values[node.name] = [passed(op.at(place.inputs[0].shape), x) for x in read[0]]
+            values[node.name] = [passed(op.at(bound_node.inputs[0].shape), x) for x in read[0]]
         elif isinstance(op, Add):
             values[node.name] = [sum(x) for x in zip(*read, strict=True)]
         elif isinstance(op, Concat):

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from stsbp_spec.engine.backend import AbstractBackend, Batch, LayerRun, RunResult, ValueAndGrad
-from stsbp_spec.engine.pairs import weights_on_grid
+from stsbp_spec.engine.operations import weights_on_grid
 from stsbp_spec.engine.passes import Trace, backward_pass, forward_pass
 from stsbp_spec.engine.results import Prediction, StepResult
 from stsbp_spec.engine.trainer import Trainer
@@ -121,9 +121,9 @@ class Reference:
 
 def _potentials(graph: Network) -> Potentials:
     """The potentials with which the error analysis can compute gradients."""
-    for place in graph.places:
-        op = place.node.op
-        reads_normalised = any(edge.source in {p.name for p in graph.normalised} for edge in place.node.inputs)
+    for bound_node in graph.bound_nodes:
+        op = bound_node.node.op
+        reads_normalised = any(edge.source in {p.name for p in graph.normalised} for edge in bound_node.node.inputs)
         if isinstance(op, Neurons) and isinstance(op.model, ALIF) and reads_normalised:
             return "float64"
     return "float32"

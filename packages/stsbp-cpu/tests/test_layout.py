@@ -33,12 +33,12 @@ def test_arrays_that_lie_one_after_the_other_are_joined_without_a_copy() -> None
         arrays = NUMPY.end_to_end(count, (2, 3, 4, 5, 6))
         for i, x in enumerate(arrays):
             x.fill(i)
-        whole = NUMPY.joined(arrays)
+        whole = NUMPY.concatenate(arrays)
         assert whole.shape == (count, 2, 360)
         assert whole.ctypes.data == arrays[0].ctypes.data
         assert [float(x.mean()) for x in whole] == [*range(count)]
     for apart in ([arrays[0], arrays[2]], [arrays[0], arrays[1].copy(order="K"), arrays[2]], arrays[::-1]):
-        assert np.array_equal(NUMPY.joined(apart), np.stack([NUMPY.rows(x) for x in apart]))
+        assert np.array_equal(NUMPY.concatenate(apart), np.stack([NUMPY.rows(x) for x in apart]))
 
 
 def test_wanted_arrays_are_given_once_and_only_where_they_fit() -> None:

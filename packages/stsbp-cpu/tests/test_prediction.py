@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from stsbp_cpu.backend import CpuBackend
 from stsbp_cpu.engine import block
-from stsbp_spec.engine.pairs import weights_on_grid
+from stsbp_spec.engine.operations import weights_on_grid
 from stsbp_spec.engine.passes import forward_pass
 from stsbp_spec.models.losses import VanRossum
 from stsbp_spec.models.neurons import ALIF, LIF

@@ -26,7 +26,7 @@ from stsbp_jax.distributed.collective import _on_stderr
 from stsbp_jax.distributed.sharding import pieces_of_all
 from stsbp_spec import LIF, AbstractBackend, AdamW, Batch, NetworkSpec, VanRossum, initial_weights
 from stsbp_spec.contract import random as spec_random
-from stsbp_spec.distributed.collective import Alone, Collective, Part, Rendezvous
+from stsbp_spec.distributed.collective import Alone, BatchSlice, Collective, Rendezvous
 from stsbp_spec.distributed.rendezvous import free_port
 from stsbp_spec.errors import BackendError, NumericError
 from stsbp_spec.reference.backend import NumpyBackend
@@ -291,11 +291,11 @@ def test_masks_of_some_samples_are_those_of_the_batch(device: str, shape: tuple[
 
 
 def test_pieces_that_a_process_has_no_samples_for_are_empty() -> None:
-    found = pieces_of_all([Part(0, 3, 5), Part(3, 2, 5), Part(5, 0, 5)], 2)
+    found = pieces_of_all([BatchSlice(0, 3, 5), BatchSlice(3, 2, 5), BatchSlice(5, 0, 5)], 2)
     assert found == [
-        (Part(0, 2, 5), Part(2, 1, 5)),
-        (Part(3, 2, 5), Part(5, 0, 5)),
-        (Part(5, 0, 5), Part(7, 0, 5)),
+        (BatchSlice(0, 2, 5), BatchSlice(2, 1, 5)),
+        (BatchSlice(3, 2, 5), BatchSlice(5, 0, 5)),
+        (BatchSlice(5, 0, 5), BatchSlice(7, 0, 5)),
     ]
 
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from stsbp_jax import Output, apply, distance
 from stsbp_spec import LIF, Batch, NetworkSpec, VanRossum, initial_weights
-from stsbp_spec.distributed.collective import Part
+from stsbp_spec.distributed.collective import BatchSlice
 from stsbp_spec.engine.passes import Trace, backward_segment, forward_segment
 from stsbp_spec.engine.plan import plan
-from stsbp_spec.engine.rules import Run
+from stsbp_spec.engine.rules import PassContext
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.models.losses.cross_entropy import CrossEntropy
 from stsbp_spec.networks.ops.batchnorm import running
@@ -208,7 +208,7 @@ def test_gradients_of_potentials_are_those_of_the_reference() -> None:
     walk = plan(numpy, network.graph, fused=False)
     (segment,) = walk.segments
     wq = {key: numpy.weight_grid(p, weights[key])[0] for p in network.graph.projections for key in [p.name]}
-    run = Run(wq, STEPS, None, Part(0, BATCH, BATCH), before={})
+    run = PassContext(wq, STEPS, None, BatchSlice(0, BATCH, BATCH), before={})
     _, residuals = forward_segment(numpy, segment, run, {walk.input: x})
     population = segment.steps[-1].name
     residuals[population] = residuals[population]._replace(error=of_u)

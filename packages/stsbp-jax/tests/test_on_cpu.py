@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from stsbp_cpu.engine.threads import get_num_threads, set_num_threads
 from stsbp_jax import apply
-from stsbp_jax.backend import PAIRS, JaxBackend
+from stsbp_jax.backend import OPERATIONS, JaxBackend
 from stsbp_jax.contract.grid import describe_grid
 from stsbp_jax.engine import on_cpu
 from stsbp_jax.engine.compiling import as_one
@@ -59,13 +59,13 @@ def _by(kernels: bool) -> Iterator[None]:
         plans._plan.cache_clear()
         jax.clear_caches()  # type: ignore[no-untyped-call]
 
-    before = PAIRS._on_cpu
-    vars(PAIRS)["_on_cpu"] = kernels
+    before = OPERATIONS._on_cpu
+    vars(OPERATIONS)["_on_cpu"] = kernels
     forget()
     try:
         yield
     finally:
-        vars(PAIRS)["_on_cpu"] = before
+        vars(OPERATIONS)["_on_cpu"] = before
         forget()
 
 
@@ -178,9 +178,9 @@ def test_blocks_are_one_call_each_way_and_hand_errors_on_undone(monkeypatch: pyt
 def test_operations_by_themselves_stay_where_their_arguments_are() -> None:
     device = jax.devices()[0]
     s = jnp.ones((2, 3, 4), jnp.uint8)
-    free = PAIRS.psp_forward(LIF(2).psp, s)
+    free = OPERATIONS.psp_forward(LIF(2).psp, s)
     assert not free.committed
-    bound = PAIRS.psp_forward(LIF(2).psp, jax.device_put(s, device))
+    bound = OPERATIONS.psp_forward(LIF(2).psp, jax.device_put(s, device))
     assert bound.committed
     assert bound.devices() == {device}
     assert np.array_equal(free, bound)

@@ -438,7 +438,7 @@ def test_squares_of_gradients_are_those_of_the_first_form(library: Library) -> N
 def test_channels_are_those_of_the_first_form(library: Library) -> None:
     of, draw = library.arithmetic, np.random.default_rng(1)
     run = library(lambda z, e, dy: (batchnorm.moments(z, e, of), batchnorm.error_moments(dy, z, e, of)))
-    totals = {count: library(lambda x, count=count: of.totals(x, count)) for count in (1, 2)}
+    totals = {count: library(lambda x, count=count: of.channel_totals(x, count)) for count in (1, 2)}
     for exponent in (-80, -3, 0, 7, 111, 134):
         z = np.ldexp(draw.integers(-(2**24), 2**24 + 1, (3, 4, 2, 5)), -exponent).astype(np.float32)
         dy = np.rint(draw.normal(size=z.shape) * 2**12).astype(np.float32)
@@ -452,7 +452,7 @@ def test_channels_are_those_of_the_first_form(library: Library) -> None:
             assert computed.tolist() == channel_sums(dy[:1], count)
     values = draw.normal(size=2).astype(np.float32)
     shape = library.laid_out(np.empty((1, 4, 2, 5, 3))).shape[1:]
-    (computed,) = library(lambda x: of.spread(x, shape))(values)
+    (computed,) = library(lambda x: of.broadcast(x, shape))(values)
     assert np.array_equal(computed, library.laid_out(np.broadcast_to(values[:, None, None], (1, 4, 2, 5, 3))))
 
 
@@ -462,7 +462,7 @@ def test_steps_samples_and_bits_are_those_of_the_first_form(library: Library) ->
     s = (x > 0).astype(np.uint8)
 
     def results(x: Any, s: Any, inside: Any, bits: Any, steps: Any) -> list[Any]:
-        masked = [array for values in (x, s) for array in (of.within(values, inside), of.silenced(values, 2))]
+        masked = [array for values in (x, s) for array in (of.mask_steps(values, inside), of.mask_samples(values, 2))]
         return [*masked, of.pack(s), of.unpack(bits, 9 * 4 * 3), of.unpacked(steps, 9)]
 
     computed = library(results)(x, s, inside, np.packbits(s), np.packbits(s, axis=0, bitorder="little"))

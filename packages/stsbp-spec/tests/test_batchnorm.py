@@ -11,7 +11,7 @@ import pytest
 from stsbp_conformance.oracles.literal import Literal
 from stsbp_spec.contract.random import keep_mask
 from stsbp_spec.engine.backend import Batch
-from stsbp_spec.engine.pairs import weights_on_grid
+from stsbp_spec.engine.operations import weights_on_grid
 from stsbp_spec.engine.passes import forward_pass
 from stsbp_spec.engine.trainer import Trainer
 from stsbp_spec.errors import ExactnessError, NetworkError, NumericError, ShapeError, SpecError

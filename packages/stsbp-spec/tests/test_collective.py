@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from stsbp_spec.contract.random import Stream, bits, keep_mask
 from stsbp_spec.distributed import rendezvous
-from stsbp_spec.distributed.collective import Alone, Collective, Part, parts_of
-from stsbp_spec.engine.pairs import Pairs
+from stsbp_spec.distributed.collective import Alone, BatchSlice, Collective, parts_of
+from stsbp_spec.engine.operations import Operations
 from stsbp_spec.engine.results import Batch, TrainState
 from stsbp_spec.engine.trainer import Prediction, StepResult, Trainer
 from stsbp_spec.errors import BackendError, NumericError, ShapeError, SpecError
@@ -147,9 +147,9 @@ def test_a_batch_is_cut_into_parts_that_differ_by_one_sample_at_most() -> None:
 
 
 def test_a_part_is_cut_into_pieces_and_a_part_of_none_is_one_piece() -> None:
-    assert Part(4, 5, 20).cut(2) == (Part(4, 2, 20), Part(6, 2, 20), Part(8, 1, 20))
-    assert Part(4, 5, 20).cut(9) == (Part(4, 5, 20),)
-    assert Part(4, 0, 20).cut(3) == (Part(4, 0, 20),)
+    assert BatchSlice(4, 5, 20).cut(2) == (BatchSlice(4, 2, 20), BatchSlice(6, 2, 20), BatchSlice(8, 1, 20))
+    assert BatchSlice(4, 5, 20).cut(9) == (BatchSlice(4, 5, 20),)
+    assert BatchSlice(4, 0, 20).cut(3) == (BatchSlice(4, 0, 20),)
 
 
 @pytest.mark.parametrize("first", [0, 1, 2, 7])
@@ -224,8 +224,8 @@ def test_a_piece_without_samples_changes_nothing(coding: Coding, precision: Prec
         def __init__(self, *counts: int) -> None:
             self.counts = counts
 
-        def pieces(self, batch: int, micro_batch: int | None) -> tuple[Part, ...]:
-            return tuple(Part(sum(self.counts[:i]), count, batch) for i, count in enumerate(self.counts))
+        def pieces(self, batch: int, micro_batch: int | None) -> tuple[BatchSlice, ...]:
+            return tuple(BatchSlice(sum(self.counts[:i]), count, batch) for i, count in enumerate(self.counts))
 
     network = NetworkSpec.parse("6bn-D0.3-5Rbn-3", input_shape=(9,), coding=coding, neuron=PLIF(3.0, 5 / 3, 0.4))
     if precision == "fast":
@@ -311,7 +311,7 @@ def test_a_micro_batch_of_no_samples_is_refused(size: Any) -> None:
 
 def test_a_backend_without_a_collective_says_so() -> None:
     class Lonely(NumpyBackend):
-        join = Pairs.join
+        join = Operations.join
 
     with pytest.raises(BackendError, match="backend 'numpy' computes in one process only"):
         Lonely().join(None)  # type: ignore[arg-type]

@@ -164,19 +164,19 @@ def test_nodes_that_could_stand_in_several_places_keep_their_order() -> None:
 
 
 def test_places_count_populations_and_what_stands_since_the_last() -> None:
-    places = [(place.layer, place.position) for place in Network(fork()).places]
-    assert places == [(0, 0), (0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (1, 3), (2, 0), (3, 0), (3, 1), (3, 2)]
+    bound_nodes = [(bound_node.layer, bound_node.position) for bound_node in Network(fork()).bound_nodes]
+    assert bound_nodes == [(0, 0), (0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (1, 3), (2, 0), (3, 0), (3, 1), (3, 2)]
 
 
 def test_a_chain_has_the_streams_of_its_blocks() -> None:
     network = NetworkSpec.parse("D0.1-8C3d0.2-P2-D0.3-16d0.5-D0.25-12-6", input_shape=(2, 12, 12), outputs=3)
-    drops = [place for place in network.graph.places if isinstance(place.node.op, Dropout)]
-    assert [substream(place.layer, place.position) for place in drops] == [0, 16, 18, 32, 33]
-    assert [place.node.name for place in drops] == [
+    drops = [bound_node for bound_node in network.graph.bound_nodes if isinstance(bound_node.node.op, Dropout)]
+    assert [substream(bound_node.layer, bound_node.position) for bound_node in drops] == [0, 16, 18, 32, 33]
+    assert [bound_node.node.name for bound_node in drops] == [
         "dropout1.0", "dropout2.0", "dropout2.2", "dropout3.0", "dropout3.1",
     ]  # fmt: skip
     assert [block.population for block in network.blocks] == [
-        place.node.name for place in network.graph.places if isinstance(place.node.op, Neurons)
+        bound_node.node.name for bound_node in network.graph.bound_nodes if isinstance(bound_node.node.op, Neurons)
     ]
 
 
@@ -365,7 +365,7 @@ def test_the_first_sixteen_nodes_may_be_dropout_and_pooling_may_stand_anywhere()
     weights = [Node(f"w{i}", Linear(3), (Edge(pool.name),)) for i, pool in enumerate(pools)]
     Network((INPUT, *pools, *weights, Node("n", Neurons(LIF()), tuple(Edge(node.name) for node in weights))))
     network = Network(chain(*((f"d{i}", Dropout(0.5)) for i in range(16)), ("w", Linear(3)), ("n", Neurons(LIF()))))
-    assert network.places[16].position == 15
+    assert network.bound_nodes[16].position == 15
 
 
 def test_a_network_has_one_input() -> None:

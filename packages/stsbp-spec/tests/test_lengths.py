@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stsbp_spec.distributed.collective import Alone, Part
+from stsbp_spec.distributed.collective import Alone, BatchSlice
 from stsbp_spec.engine.passes import backward_passes, forward_passes
 from stsbp_spec.engine.results import Batch
 from stsbp_spec.equations.assembly import loss_padding, padded_loss_equations
@@ -199,7 +199,7 @@ def test_a_padded_batch_has_the_gradients_of_its_samples_without_padding(
     for b, length in enumerate(lengths):
         unpadded_input = inputs[b : b + 1] if network.coding == "direct" else inputs[:length, b : b + 1]
         x = NUMPY.encode(unpadded_input, network.coding)
-        part = Part(b, 1, batch)
+        part = BatchSlice(b, 1, batch)
         (trace,) = forward_passes(NUMPY, network.graph, wq, [x], int(length), dropout, [part], Alone(), "full")
         errors.append(NUMPY.loss_error(loss, network.output_psp, trace.output, targets[:length, b : b + 1], batch))
         traces.append(trace)

@@ -10,7 +10,7 @@ import pytest
 from stsbp_conformance.oracles import roundoff
 from stsbp_conformance.oracles.literal import Literal
 from stsbp_spec import ALIF, IF, LIF, LOSSES, Batch, Linear, NetworkSpec, OneToOne, SpikingLayer, initial_weights
-from stsbp_spec.engine.pairs import weights_on_grid
+from stsbp_spec.engine.operations import weights_on_grid
 from stsbp_spec.errors import NetworkError, SpecError
 from stsbp_spec.models.neurons import NeuronModel
 from stsbp_spec.networks.graph import Edge, Neurons, Node, Projection

@@ -12,7 +12,7 @@ import pytest
 from stsbp_spec.engine.passes import Trace, backward_pass, forward_pass
 from stsbp_spec.engine.plan import Chain, plan
 from stsbp_spec.engine.results import Batch
-from stsbp_spec.engine.rules import BackwardResult, Deferred, Fusion, Rule, Run, Step
+from stsbp_spec.engine.rules import BackwardResult, Deferred, Fusion, PassContext, Rule, Step
 from stsbp_spec.errors import BackendError
 from stsbp_spec.models.losses import VanRossum
 from stsbp_spec.models.neurons import LIF
@@ -233,9 +233,9 @@ def test_errors_of_one_reader_are_added_in_the_order_of_its_edges() -> None:
 
     again = forward_pass(backend, network, wq, _inputs(network), STEPS, None)
     (_, first), (_, second) = again.populations()
-    total: AnyArray = sum((backend.shifted(first.spikes, delay) for delay in delays), np.zeros_like(first.spikes))
+    total: AnyArray = sum((backend.shift_time(first.spikes, delay) for delay in delays), np.zeros_like(first.spikes))
     error, _ = backward("w2", second, total, _error(), True)
-    shifted = [backend.shifted(error, -delay) for delay in delays]
+    shifted = [backend.shift_time(error, -delay) for delay in delays]
     in_order, reversed_ = shifted[0] + shifted[1] + shifted[2], shifted[2] + shifted[1] + shifted[0]
     gradients = [backward("w1", first, _inputs(network), e, False)[1] for e in (in_order, reversed_)]
     assert not np.array_equal(*gradients)
@@ -311,7 +311,7 @@ class Putting(Chain[AnyArray]):
     became: list[str] = field(default_factory=list)
 
     def backward_slice(
-        self, run: Run[AnyArray], saved: Any, grad: Any, precision: Precision
+        self, run: PassContext[AnyArray], saved: Any, grad: Any, precision: Precision
     ) -> BackwardResult[AnyArray]:
         grad = grad.error if isinstance(grad, Later) else grad
         result = super().backward_slice(run, saved, grad, precision)
@@ -345,7 +345,7 @@ class Fusing(Adding):
         self.chains.append(tuple(step.name for step in chain))
         if not chain[-1].fires:
             return None
-        return self.kind(tuple(step.places[0] for step in chain), chain[0].needed, chain, self.became)
+        return self.kind(tuple(step.bound_nodes[0] for step in chain), chain[0].needed, chain, self.became)
 
 
 def test_a_fusion_is_offered_chains_in_which_each_is_read_by_the_next_alone() -> None:

@@ -522,11 +522,11 @@ def test_a_delay_is_an_input_that_comes_later(delay: int, precision: Precision) 
 def test_shifted_is_its_own_adjoint_the_other_way(seed: int, steps: int, length: int, dtype: type[Any]) -> None:
     rng = np.random.default_rng(seed)
     x, y = (rng.integers(0, 9, (length, 2, 3)).astype(dtype) for _ in range(2))
-    later = NUMPY.shifted(x, steps)
+    later = NUMPY.shift_time(x, steps)
     assert (later.shape, later.dtype) == (x.shape, x.dtype)
     for t in range(length):
         assert np.array_equal(later[t], x[t - steps] if 0 <= t - steps < length else np.zeros((2, 3)))
-    earlier = NUMPY.shifted(y, -steps)
+    earlier = NUMPY.shift_time(y, -steps)
     assert (later.astype(float) * y).sum() == (x.astype(float) * earlier).sum()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stsbp_spec.distributed.collective import Alone, Part
+from stsbp_spec.distributed.collective import Alone, BatchSlice
 from stsbp_spec.engine.results import Batch
 from stsbp_spec.errors import NetworkError, ShapeError, SpecError
 from stsbp_spec.models.decoders import spike_count
@@ -149,8 +149,8 @@ def test_potentials_of_several_processes_come_together() -> None:
         def gather(self, x: AnyArray) -> list[AnyArray]:
             return [x, x]
 
-        def parts(self, batch: int) -> tuple[Part, ...]:
-            return Part(0, batch // 2, batch), Part(batch // 2, batch // 2, batch)
+        def parts(self, batch: int) -> tuple[BatchSlice, ...]:
+            return BatchSlice(0, batch // 2, batch), BatchSlice(batch // 2, batch // 2, batch)
 
     weights, inputs = initial_weights(NETWORK, 3, 3.0), _batch(2).inputs
     alone = NUMPY.trainer(NETWORK, CrossEntropy(), AdamW())

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from stsbp_spec import ALIF, LIF, NetworkSpec, NeuronModel, initial_weights
-from stsbp_spec.distributed.collective import Part
+from stsbp_spec.distributed.collective import BatchSlice
 from stsbp_spec.engine.passes import Trace, after, backward_segment, forward_segment
 from stsbp_spec.engine.plan import Segment, plan
-from stsbp_spec.engine.rules import Run
+from stsbp_spec.engine.rules import PassContext
 from stsbp_spec.equations.assembly import resumable_equations
 from stsbp_spec.models.neurons.plif import PLIF
 from stsbp_spec.networks.ops import PSP
@@ -31,7 +31,7 @@ def walked(
 ) -> tuple[dict[str, AnyArray], dict[str, Any], dict[str, Any]]:
     """What the nodes make, the residuals of all steps, and what enters the steps after these."""
     walk = plan(NUMPY, spec.graph, fused=False)
-    run = Run(wq, len(x), None, Part(0, BATCH, BATCH), before=before)
+    run = PassContext(wq, len(x), None, BatchSlice(0, BATCH, BATCH), before=before)
     values, residuals, later = {walk.input: x}, dict[str, Any](), dict[str, Any]()
     for segment in walk.segments:
         outputs, saved = forward_segment(NUMPY, segment, run, values)
@@ -120,7 +120,7 @@ def test_an_error_of_potentials_meets_that_of_spikes() -> None:
         segment: Segment[Any] = walk.segments[0]
         name = str(segment.population)
         residuals[name] = residuals[name]._replace(error=of_u)
-        run = Run(wq, STEPS, None, Part(0, BATCH, BATCH), before={})
+        run = PassContext(wq, STEPS, None, BatchSlice(0, BATCH, BATCH), before={})
         trace = Trace(NUMPY, walk, run, of_o, {}, lambda _: residuals, {})
         return backward_segment([trace], segment, [{name: [of_o]}], "fast")
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from stsbp_spec import LIF, AdamW, Batch, NetworkSpec, VanRossum, initial_weights
 from stsbp_spec.contract.arrays import NUMPY
-from stsbp_spec.engine.pairs import Pairs, first_grids
+from stsbp_spec.engine.operations import Operations, first_grids
 from stsbp_spec.engine.replay import SWITCH, Graphs, wanted
 from stsbp_spec.equations.assembly import Constants
 from stsbp_spec.equations.expressions import Recurrence
@@ -79,7 +79,7 @@ class Eager(TorchBackend):
         return torch.count_nonzero(s)
 
     def readout_error(self, *arguments: Any) -> torch.Tensor:
-        error: torch.Tensor = Pairs.readout_error(self, *arguments)
+        error: torch.Tensor = Operations.readout_error(self, *arguments)
         return error
 
 
@@ -288,7 +288,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_recorded_step_keeps_to_the_device(
     name: str, inexact: bool, launches: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stsbp_spec.distributed.collective import Alone, Part
+    from stsbp_spec.distributed.collective import Alone, BatchSlice
     from stsbp_spec.engine.programs import gradients, update
     from stsbp_spec.equations.assembly import loss_padding
     from stsbp_spec.models.lengths import inside
@@ -312,7 +312,7 @@ def test_a_recorded_step_keeps_to_the_device(
     wq |= {each.name: on_grid for each, (on_grid, _) in zip(projections, first, strict=True)}
     for projection in network.graph.normalised:
         wq[f"{projection.name}.exponent"] = backend.asarray(np.array([3], np.int32))
-    whole = Part(0, samples, samples)
+    whole = BatchSlice(0, samples, samples)
     parts = whole.cut(case.micro_batch or samples)
     inputs, targets, padding = [], [], []
     for part in parts:

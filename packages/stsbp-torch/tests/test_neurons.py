@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from stsbp_cpu.engine import block as sparse
-from stsbp_spec.distributed.collective import Part
+from stsbp_spec.distributed.collective import BatchSlice
 from stsbp_spec.engine.backend import AbstractBackend
 from stsbp_spec.engine.plan import plan
-from stsbp_spec.engine.rules import Run
+from stsbp_spec.engine.rules import PassContext
 from stsbp_spec.equations.assembly import COUNT, neuron_equations
 from stsbp_spec.equations.expressions import Expr, Names, Recurrence, named, snap, spike, variable, where
 from stsbp_spec.models.neurons import ALIF, LIF, PLIF, NeuronModel
@@ -111,7 +111,7 @@ def test_sparse_blocks_fire_and_propagate_the_same_bits(neuron: NeuronModel, cha
     wq, _ = backend.weight_grid(block, backend.asarray(rng.standard_normal((channels, 2, 3, 3)).astype(np.float32)))
     step = plan(backend, net.graph).steps[0]
     assert isinstance(step, sparse.SparseBlock)
-    given = step.conv_input(Run({}, 7, None, Part(0, s.shape[1], s.shape[1])), s)
+    given = step.conv_input(PassContext({}, 7, None, BatchSlice(0, s.shape[1], s.shape[1])), s)
     learned = {name: torch.rand(channels) for name in neuron.learned()}
     spikes, residuals = step.fire(given, wq, FILTER, 7, learned)
     z, _ = backend.rule(block.synapse).forward(block.synapse, s.float(), wq)
@@ -155,13 +155,13 @@ def test_kept_values_are_joined_without_a_copy_where_they_lie_together() -> None
     tensors = TENSORS.end_to_end(3, (2, 3, 4, 5, 6))
     for i, x in enumerate(tensors):
         x.fill_(i)
-    whole = TENSORS.joined(tensors)
+    whole = TENSORS.concatenate(tensors)
     assert whole.shape == (3, 2, 360)
     assert whole.ctypes.data == tensors[0].data_ptr()
     assert [float(x.mean()) for x in whole] == [0, 1, 2]
     for apart in ([tensors[0], tensors[2]], [tensors[0], tensors[1].clone(), tensors[2]], tensors[::-1]):
-        assert np.array_equal(TENSORS.joined(apart), np.stack([rows(x).numpy() for x in apart]))
-    assert TENSORS.joined([]).shape[0] == 0
+        assert np.array_equal(TENSORS.concatenate(apart), np.stack([rows(x).numpy() for x in apart]))
+    assert TENSORS.concatenate([]).shape[0] == 0
 
 
 def test_numbers_of_an_equation_that_meet_are_float32(backend: TorchBackend) -> None:

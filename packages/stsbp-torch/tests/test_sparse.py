@@ -10,10 +10,10 @@ import pytest
 import torch
 from stsbp_cpu.engine import block as sparse
 from stsbp_cpu.ops.sparse import needed
-from stsbp_spec.distributed.collective import Part
+from stsbp_spec.distributed.collective import BatchSlice
 from stsbp_spec.engine.backend import Batch, ValueAndGrad
 from stsbp_spec.engine.plan import plan, rule_of
-from stsbp_spec.engine.rules import Run
+from stsbp_spec.engine.rules import PassContext
 from stsbp_spec.equations.expressions import Recurrence
 from stsbp_spec.models.losses import VanRossum
 from stsbp_spec.models.neurons.lif import LIF
@@ -191,7 +191,11 @@ def test_reproducible_gradients_do_not_depend_on_the_kernels(kind: str, monkeypa
 def test_the_kernels_stand_behind_layers_that_they_do_not_know(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     network, weights, batch = _case("16C3-M2-D0.2-16C3p1-U1x2-P2-8C3p1-P3-12C1x2-3", "valid", (2, 14, 14))
     steps = plan(TorchBackend("cpu"), network.graph).steps
-    conv = [[place.node.name for place in step.places] for step in steps if isinstance(step, sparse.SparseBlock)]
+    conv = [
+        [bound_node.node.name for bound_node in step.bound_nodes]
+        for step in steps
+        if isinstance(step, sparse.SparseBlock)
+    ]
     assert conv == [["conv1", "neurons1"], ["dropout2.1", "conv2", "neurons2"], ["pool3.1", "conv3", "neurons3"]]
     _choose(monkeypatch, kind)
     got = _gradients(network, weights, batch, (1, 2), "reproducible")
@@ -218,7 +222,7 @@ def test_the_share_of_spikes_chooses_the_kernels() -> None:
     wq, _ = backend.weight_grid(block, backend.asarray(weights[block.name]))
     step = plan(backend, network.graph).steps[0]
     for frames, taken in ((batch.inputs * 0, True), (batch.inputs | 1, False)):
-        run = Run({block.name: wq}, 6, None, Part(0, frames.shape[1], frames.shape[1]))
+        run = PassContext({block.name: wq}, 6, None, BatchSlice(0, frames.shape[1], frames.shape[1]))
         _, residuals = step.forward_slice(run, backend.asarray(frames))
         assert (isinstance(residuals, sparse.SparseBlockSaved) and residuals.sparse) is taken
 

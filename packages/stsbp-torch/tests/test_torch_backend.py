@@ -21,7 +21,7 @@ from stsbp_spec import (
     initial_weights,
     parse_surrogate,
 )
-from stsbp_spec.engine.pairs import Pairs
+from stsbp_spec.engine.operations import Operations
 from stsbp_spec.errors import BackendError, NumericError
 from stsbp_spec.models.encoders import PackedFrames
 from stsbp_spec.reference.backend import NumpyBackend
@@ -160,7 +160,7 @@ def test_frames_of_a_batch_are_unpacked_on_any_device_alike(shape: tuple[int, ..
     frames = (np.random.default_rng(1).random(shape) < 0.4).astype(np.uint8)
     packed = PackedFrames.of(frames)
     backend = TorchBackend("cpu")
-    for found in (laid_out(Pairs.unpack(backend, packed)), backend.unpack(packed)):
+    for found in (laid_out(Operations.unpack(backend, packed)), backend.unpack(packed)):
         assert np.array_equal(found.numpy(), frames)
         assert found.data_ptr() == laid_out(found).data_ptr(), "it lies as the kernels read it"
 

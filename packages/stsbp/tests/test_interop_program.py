@@ -35,7 +35,7 @@ def test_weights_are_the_integers_that_they_say(name: str) -> None:
 def test_populations_say_where_each_input_comes_from() -> None:
     each = case("nodes")
     both = program(each.network, each.weights).populations["both"]
-    assert len(both.sums) == len(both.place.node.inputs) == 2
+    assert len(both.sums) == len(both.bound_node.node.inputs) == 2
     assert set(both.step.inputs) == {*both.sums, *both.learned}
     assert set(both.step.parameters) == set(both.constants)
     assert set(both.step.outputs) == {"u", "o"}

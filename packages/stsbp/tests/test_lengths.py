@@ -20,7 +20,7 @@ from stsbp.training.build import Inputs, build_task
 from stsbp.training.metrics import LabelDistances
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import load_trained
-from stsbp_spec.distributed.collective import Part
+from stsbp_spec.distributed.collective import BatchSlice
 from stsbp_spec.models.decoders import distances, nearest_sequence, spike_count
 from stsbp_spec.models.encoders import EventBinning, LabelCode, encode_repeat
 from stsbp_spec.models.lengths import inside
@@ -126,7 +126,7 @@ def test_a_file_gives_its_lengths_to_batches_whatever_their_type(tmp_path: Path)
     data = load(f"sequences:{file}", steps=STEPS)
     task = build_task(config, Inputs.of(data), NumpyBackend())
     some = np.array([3, 0, 2])
-    batch, _ = task.batch(data.test, some, Part(1, 1, 3))
+    batch, _ = task.batch(data.test, some, BatchSlice(1, 1, 3))
     assert batch.lengths is not None
     assert np.array_equal(batch.lengths, LENGTHS[12:][some])
     assert batch.lengths.dtype == np.int64

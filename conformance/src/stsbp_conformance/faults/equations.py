@@ -127,7 +127,7 @@ NEURONS = (
     Fault("NoPspGain", "The gain c_s of the synaptic filter left out.",
           equation("forward", constants=lambda constants: {**constants, "c": np.float32(1)})),
     Fault("TimeShifted", "The input of a layer arrives one step late.",
-          equation("forward", inputs=lambda x: {**x, "z": NUMPY.shifted(x["z"], 1) if len(x["z"]) > 1 else x["z"]})),
+          equation("forward", inputs=lambda x: {**x, "z": NUMPY.shift_time(x["z"], 1) if len(x["z"]) > 1 else x["z"]})),
     Fault("NoFloorForward", "No floor: states decay into subnormal numbers.",
           equation("forward", snap=lambda x: x.args[0])),
     Fault("NoFloorBackward", "No floor in the backward pass.",

@@ -17,7 +17,7 @@ from stsbp_spec.models.losses import Hamming, Loss, SpikeCount, VanRossum
 from stsbp_spec.models.neurons import ALIF, IF, LIF
 from stsbp_spec.models.neurons.plif import PLIF
 from stsbp_spec.models.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
-from stsbp_spec.networks.graph import Input, Network, Neurons, Op, Place, Weighted
+from stsbp_spec.networks.graph import BoundNode, Input, Network, Neurons, Op, Weighted
 from stsbp_spec.networks.ops import (
     PSP,
     Add,
@@ -69,8 +69,8 @@ class _Neuron:
     A learned decay is `km`, with one value per channel or one for all.
     """
 
-    def __init__(self, literal: Literal, place: Place, parameters: Mapping[str, AnyArray]) -> None:
-        op = place.node.op
+    def __init__(self, literal: Literal, bound_node: BoundNode, parameters: Mapping[str, AnyArray]) -> None:
+        op = bound_node.node.op
         assert isinstance(op, Neurons)
         number, neuron = literal.number, op.model
         self.one = number(1)
@@ -79,7 +79,7 @@ class _Neuron:
         self.subtracts = neuron.reset == "subtract"
         self.km: Any = self.one
         if isinstance(neuron, PLIF):
-            self.km = _of_channels(parameters[place.parameters["decay"]], place.output.shape)
+            self.km = _of_channels(parameters[bound_node.parameters["decay"]], bound_node.output.shape)
         elif not isinstance(neuron, IF):
             self.km = literal.decay(neuron.tau_m)[0]
         self.vth = number(neuron.threshold)
@@ -219,42 +219,42 @@ class Literal:
         """
         run, graph = LiteralRun({}, {}, {}, {}), self.graph
         own = {name for names in graph.recurrent.values() for name in names}
-        for place in graph.places:
-            node = place.node
+        for bound_node in graph.bound_nodes:
+            node = bound_node.node
             read = [self.delayed(run.values[e.source], e.delay) for e in node.inputs if e.source in run.values]
             if isinstance(node.op, Input):
                 run.values[node.name] = inputs
             elif node.name in own:
                 run.entered[node.name] = []
             elif isinstance(node.op, Weighted):
-                pending = place.inputs[0].pending
+                pending = bound_node.inputs[0].pending
                 entered = read[0] if pending is None else self.psp(pending, read[0])  # Eq. (3a)
                 run.entered[node.name] = entered
-                w = weights[node.shares or node.name] * self._undivided(place)
+                w = weights[node.shares or node.name] * self._undivided(bound_node)
                 run.values[node.name] = [self.product(node.op, w, x) for x in entered]
                 if node.op.norm is not None:
-                    run.values[node.name] = self._normalised(place, weights, w, read[0], entered).forward()
+                    run.values[node.name] = self._normalised(bound_node, weights, w, read[0], entered).forward()
             elif isinstance(node.op, Neurons):
-                self._fire(place, weights, read, run, None if seen is None else seen[node.name])
+                self._fire(bound_node, weights, read, run, None if seen is None else seen[node.name])
             else:
                 run.values[node.name] = [self.through(node.op, *each) for each in zip(*read, strict=True)]
         return run
 
-    def _undivided(self, place: Place) -> Any:
+    def _undivided(self, bound_node: BoundNode) -> Any:
         """The factor that undoes the division of a pooling. Sums that are normalised are sums of undivided spikes."""
-        assert isinstance(place.node.op, Weighted)
-        return self.number(1 if place.node.op.norm is None else place.inputs[0].divisor)
+        assert isinstance(bound_node.node.op, Weighted)
+        return self.number(1 if bound_node.node.op.norm is None else bound_node.inputs[0].divisor)
 
     def _normalised(
         self,
-        place: Place,
+        bound_node: BoundNode,
         weights: Mapping[str, AnyArray],
         w: AnyArray,
         raw: list[AnyArray],
         entered: list[AnyArray],
     ) -> _Normalised:
         """Batch normalisation of the sums of spikes `raw`. `entered` are the sums of filtered spikes."""
-        op, name, pending = place.node.op, place.node.name, place.inputs[0].pending
+        op, name, pending = bound_node.node.op, bound_node.node.name, bound_node.inputs[0].pending
         assert isinstance(op, Weighted)
         assert op.norm is not None
         if self.number is not float:
@@ -273,23 +273,23 @@ class Literal:
 
     def _fire(
         self,
-        place: Place,
+        bound_node: BoundNode,
         weights: Mapping[str, AnyArray],
         read: list[list[AnyArray]],
         run: LiteralRun,
         seen: tuple[list[AnyArray], list[AnyArray], list[AnyArray]] | None,
     ) -> None:
         """Potentials and spikes of a population, step by step."""
-        op, name = place.node.op, place.node.name
+        op, name = bound_node.node.op, bound_node.node.name
         assert isinstance(op, Neurons)
-        neuron, steps = _Neuron(self, place, weights), len(read[0])
+        neuron, steps = _Neuron(self, bound_node, weights), len(read[0])
         sums = [sum(each[1:], each[0]) for each in zip(*read, strict=True)]
-        for parameter, response in self._biases(place, steps):
-            each = _of_channels(weights[parameter], place.output.shape)
+        for parameter, response in self._biases(bound_node, steps):
+            each = _of_channels(weights[parameter], bound_node.output.shape)
             sums = [x + share * each for x, share in zip(sums, response, strict=True)]
         u_list, o_list, threshold = list[AnyArray](), list[AnyArray](), list[AnyArray]()
         run.u[name], run.values[name], run.threshold[name] = u_list, o_list, threshold
-        loops = self._loops(place)
+        loops = self._loops(bound_node)
         slow, quick = ([self.number(0)] * len(loops) for _ in range(2))
         a: Any = self.number(0)
         for t in range(steps):
@@ -314,23 +314,23 @@ class Literal:
             o_list.append(o)
             threshold.append(v)
 
-    def _loops(self, place: Place) -> list[tuple[str, Weighted]]:
+    def _loops(self, bound_node: BoundNode) -> list[tuple[str, Weighted]]:
         """The recurrent weights of a population."""
         ops = {node.name: node.op for node in self.graph.nodes}
         found = []
-        for name in self.graph.recurrent.get(place.node.name, ()):
+        for name in self.graph.recurrent.get(bound_node.node.name, ()):
             op = ops[name]
             assert isinstance(op, Weighted)
             found.append((name, op))
         return found
 
-    def _biases(self, place: Place, steps: int) -> list[tuple[str, list[Any]]]:
+    def _biases(self, bound_node: BoundNode, steps: int) -> list[tuple[str, list[Any]]]:
         """For each projection with a bias: the name of the bias, and its filter's response to a constant 1 over
         time."""
         ones = [self.array(np.ones(1))] * steps
         return [
             (f"{edge.source}.bias", ones if values.pending is None else self.psp(values.pending, ones))
-            for edge, values in zip(place.node.inputs, place.inputs, strict=True)
+            for edge, values in zip(bound_node.node.inputs, bound_node.inputs, strict=True)
             if values.biased
         ]
 
@@ -369,21 +369,21 @@ class Literal:
         errors = {graph.nodes[-1].name: self._at_output(loss, run, targets)}
         own = {name for names in graph.recurrent.values() for name in names}
         gradients: dict[str, AnyArray] = {}
-        for place in reversed(graph.places):
-            node = place.node
+        for bound_node in reversed(graph.bound_nodes):
+            node = bound_node.node
             if node.name in own or isinstance(node.op, Input):
                 continue
             above = errors.pop(node.name)
             if isinstance(node.op, Neurons):
-                each = self._back_through_neurons(place, weights, run, above, gradients)
+                each = self._back_through_neurons(bound_node, weights, run, above, gradients)
                 below = [each] * len(node.inputs)
             elif isinstance(node.op, Weighted):
-                w = weights[node.shares or node.name] * self._undivided(place)
-                entered, pending, direct = run.entered[node.name], place.inputs[0].pending, None
+                w = weights[node.shares or node.name] * self._undivided(bound_node)
+                entered, pending, direct = run.entered[node.name], bound_node.inputs[0].pending, None
                 if node.op.norm is not None:
                     (edge,) = node.inputs
                     raw = self.delayed(run.values[edge.source], edge.delay)
-                    norm = self._normalised(place, weights, w, raw, entered)
+                    norm = self._normalised(bound_node, weights, w, raw, entered)
                     above, direct = norm.backward(above, gradients)
                 found = [self.adjoint(node.op, w, x, d) for x, d in zip(entered, above, strict=True)]
                 total = sum((term for term, _ in found[1:]), found[0][0])  # Eq. (18)
@@ -393,7 +393,7 @@ class Literal:
                     found = [self.adjoint(node.op, w, x, d) for x, d in zip(raw, direct, strict=True)]
                     total = total + sum(term for term, _ in found)
                     entering = [d + more for d, (_, more) in zip(entering, found, strict=True)]
-                _more(gradients, node.shares or node.name, total * self._undivided(place))
+                _more(gradients, node.shares or node.name, total * self._undivided(bound_node))
                 below = [entering]
             else:
                 read = [self.delayed(run.values[e.source], e.delay) for e in node.inputs]
@@ -422,16 +422,16 @@ class Literal:
 
     def _back_through_neurons(
         self,
-        place: Place,
+        bound_node: BoundNode,
         weights: Mapping[str, AnyArray],
         run: LiteralRun,
         above: list[AnyArray],
         gradients: dict[str, AnyArray],
     ) -> list[AnyArray]:
         """`dL/du` of each step from `dL/do`, to which recurrent weights add, and gradients of the population itself."""
-        op, name = place.node.op, place.node.name
+        op, name = bound_node.node.op, bound_node.node.name
         assert isinstance(op, Neurons)
-        neuron, loops = _Neuron(self, place, weights), self._loops(place)
+        neuron, loops = _Neuron(self, bound_node, weights), self._loops(bound_node)
         u, o, v = run.u[name], run.values[name], run.threshold[name]
         zero = self.array(np.zeros(u[0].shape))
         membrane_factor, adaptation_factor, for_decay = zero, zero, zero
@@ -458,11 +458,11 @@ class Literal:
                 back = back + cs * (psp_factor[i] - rise_factor[i] if op.model.psp.tau_rise else psp_factor[i])
         for (weights_name, _), term in zip(loops, terms, strict=True):
             _more(gradients, self.parameters[weights_name], term)
-        for parameter, response in self._biases(place, len(u)):
+        for parameter, response in self._biases(bound_node, len(u)):
             total = sum(share * d for share, d in zip(response, found, strict=True))
             gradients[parameter] = _by_channel(total, len(weights[parameter]))
         if isinstance(op.model, PLIF):
-            parameter = place.parameters["decay"]
+            parameter = bound_node.parameters["decay"]
             gradients[parameter] = _by_channel(for_decay, len(weights[parameter]))
         return found
 

@@ -33,7 +33,7 @@ from stsbp_spec.equations.expressions import Expr, Recurrence, ordered
 from stsbp_spec.models.losses import Hamming, Loss, SpikeCount, VanRossum
 from stsbp_spec.models.neurons import LIF, NeuronModel
 from stsbp_spec.models.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Triangle
-from stsbp_spec.networks.graph import Input, Network, Neurons, Place, Projection, Weighted
+from stsbp_spec.networks.graph import BoundNode, Input, Network, Neurons, Projection, Weighted
 from stsbp_spec.networks.ops import IDENTITY, PSP, AvgPool2d, Conv2d, Dropout, Linear, OneToOne, Upsample2d, batchnorm
 from stsbp_spec.networks.ops.base import Merge, Passing, Values
 from stsbp_spec.networks.ops.dropout import substream
@@ -860,8 +860,8 @@ class _Walk:
 
     def forward(self, inputs: AnyArray) -> None:
         """Exact values of all nodes, from the spikes of the float32 forward pass."""
-        for place in self.graph.places:
-            node, op = place.node, place.node.op
+        for bound_node in self.graph.bound_nodes:
+            node, op = bound_node.node, bound_node.node.op
             if node.name in self.own:
                 continue
             read = [_shifted(self.values[e.source], e.delay) for e in node.inputs if e.source not in self.own]
@@ -872,13 +872,13 @@ class _Walk:
             elif isinstance(op, Neurons):
                 for name in self.graph.recurrent.get(node.name, ()):
                     self._meet(name, _shifted(self.runs[node.name].spikes, 1))
-                self.kept[node.name] = self._keep(place)
+                self.kept[node.name] = self._keep(bound_node)
                 self.values[node.name] = self.runs[node.name].spikes
             elif isinstance(op, Merge):
                 self.values[node.name], self.merged[node.name] = op.forward(NUMPY, *read)
             else:
                 (s,) = read
-                self.values[node.name], self.back[node.name] = self._passed(place, s)
+                self.values[node.name], self.back[node.name] = self._passed(bound_node, s)
 
     def _meet(self, name: str, s: AnyArray) -> None:
         """Compute weighted sums."""
@@ -893,27 +893,27 @@ class _Walk:
             self.norms[name] = norm
         self.values[name] = z
 
-    def _passed(self, place: Place, s: AnyArray) -> tuple[AnyArray, Callable[[Near], Near]]:
-        op = place.node.op
+    def _passed(self, bound_node: BoundNode, s: AnyArray) -> tuple[AnyArray, Callable[[Near], Near]]:
+        op = bound_node.node.op
         assert isinstance(op, Passing)
         if isinstance(op, Dropout):
             if self.dropout is None or op.rate == 0:
                 return s, _as_it_is
-            (seed, step), stream = self.dropout, substream(place.layer, place.position)
-            mask = keep_mask(seed, stream, step, (s.shape[1], *place.output.shape), op.rate)
+            (seed, step), stream = self.dropout, substream(bound_node.layer, bound_node.position)
+            mask = keep_mask(seed, stream, step, (s.shape[1], *bound_node.output.shape), op.rate)
             return s * mask, lambda d: _tiny(d.each(lambda x: x * mask))
-        known = op.at(place.inputs[0].shape)
+        known = op.at(bound_node.inputs[0].shape)
         made, residuals = RULES[type(known)].forward(known, s)
         return made, lambda d: _tiny(_undone(known, residuals, d))
 
-    def _keep(self, place: Place) -> dict[str, Near]:
+    def _keep(self, bound_node: BoundNode) -> dict[str, Near]:
         """The values of a population that the backward pass reads, from float32 potentials or a float64 simulation."""
-        op, run = place.node.op, self.runs[place.node.name]
+        op, run = bound_node.node.op, self.runs[bound_node.node.name]
         assert isinstance(op, Neurons)
-        sources = [edge.source for edge in place.node.inputs]
-        equations, constants = _of_population(place, training=self.training)
+        sources = [edge.source for edge in bound_node.node.inputs]
+        equations, constants = _of_population(bound_node, training=self.training)
         zs = [self.values[source] for source in sources]
-        learned = {name: self.wq[parameter] for name, parameter in place.parameters.items()}
+        learned = {name: self.wq[parameter] for name, parameter in bound_node.parameters.items()}
         each = {free: _spread(learned[name], run.spikes) for name, free in equations.learned.items()}
         if self.potentials == "float32":
             if equations.kept == ("u",):
@@ -931,7 +931,9 @@ class _Walk:
             for source, z in zip(sources, zs, strict=True)
         ]
         if len(near) == 1:
-            return neuron_forward(op.model, _filtering(place.inputs[0], self.training), near[0], run.spikes, learned)
+            return neuron_forward(
+                op.model, _filtering(bound_node.inputs[0], self.training), near[0], run.spikes, learned
+            )
         simulated = _run(
             equations.forward,
             constants,
@@ -944,8 +946,8 @@ class _Walk:
         """Gradients by name. If several nodes read an output, their errors are added in the order of the nodes."""
         waiting, found = {self.graph.nodes[-1].name: [error]}, dict[str, Near]()
         trained = self._trained()
-        for place in reversed(self.graph.places):
-            node, op = place.node, place.node.op
+        for bound_node in reversed(self.graph.bound_nodes):
+            node, op = bound_node.node, bound_node.node.op
             errors = waiting.pop(node.name, [])
             if not errors or isinstance(op, Input):
                 continue
@@ -953,7 +955,7 @@ class _Walk:
             edges = [edge for edge in node.inputs if edge.source not in self.own]
             below: Sequence[Near | None]
             if isinstance(op, Neurons):
-                below = self._through_neurons(place, d, found)
+                below = self._through_neurons(bound_node, d, found)
             elif isinstance(op, Weighted):
                 below = [self._through_weights(node.name, d, found, need_input=trained[edges[0].source])]
             elif isinstance(op, Merge):
@@ -981,10 +983,10 @@ class _Walk:
     def _trained(self) -> dict[str, bool]:
         """For each node, whether it has weights or comes after weights."""
         found = dict[str, bool]()
-        for place in self.graph.places:
-            name, edges = place.node.name, place.node.inputs
+        for bound_node in self.graph.bound_nodes:
+            name, edges = bound_node.node.name, bound_node.node.inputs
             below = any(found.get(edge.source, False) for edge in edges)
-            found[name] = isinstance(place.node.op, Weighted) or below
+            found[name] = isinstance(bound_node.node.op, Weighted) or below
         return found
 
     def _through_weights(self, name: str, dz: Near, found: dict[str, Near], *, need_input: bool) -> Near | None:
@@ -1006,26 +1008,26 @@ class _Walk:
         """Number of neighbours to which the pooling after a node sends nearly the same error."""
         most = 1
         for reader in self.graph.readers[name]:
-            (place,) = (each for each in self.graph.places if each.node.name == reader)
-            op = place.node.op
+            (bound_node,) = (each for each in self.graph.bound_nodes if each.node.name == reader)
+            op = bound_node.node.op
             if isinstance(op, Passing):
-                known = op.at(place.inputs[0].shape)
+                known = op.at(bound_node.inputs[0].shape)
                 area = known.area if isinstance(known, AvgPool2d) else 1
                 most = max(most, area * self._alike(reader))
         return most
 
-    def _through_neurons(self, place: Place, g: Near, found: dict[str, Near]) -> list[Near]:
+    def _through_neurons(self, bound_node: BoundNode, g: Near, found: dict[str, Near]) -> list[Near]:
         """The backward pass of a population: errors of its inputs, except those of its recurrent weights."""
-        op, spikes = place.node.op, self.runs[place.node.name].spikes
+        op, spikes = bound_node.node.op, self.runs[bound_node.node.name].spikes
         assert isinstance(op, Neurons)
-        kept, loops = self.kept.pop(place.node.name), self.graph.recurrent.get(place.node.name, ())
-        sources = [edge.source for edge in place.node.inputs]
-        static = [values.static and len(spikes) > 1 for values in place.inputs]
-        if len(place.inputs) == 1:
-            own = op.model, _filtering(place.inputs[0], self.training), kept, spikes, g
-            found |= {place.parameters[name]: x for name, x in learned_gradients(*own).items()}
+        kept, loops = self.kept.pop(bound_node.node.name), self.graph.recurrent.get(bound_node.node.name, ())
+        sources = [edge.source for edge in bound_node.node.inputs]
+        static = [values.static and len(spikes) > 1 for values in bound_node.inputs]
+        if len(bound_node.inputs) == 1:
+            own = op.model, _filtering(bound_node.inputs[0], self.training), kept, spikes, g
+            found |= {bound_node.parameters[name]: x for name, x in learned_gradients(*own).items()}
             return [neuron_backward(*own, static=static[0])]
-        equations, constants = _of_population(place, training=self.training)
+        equations, constants = _of_population(bound_node, training=self.training)
         summed = tuple(sorted({error for error, still in zip(equations.errors, static, strict=True) if still}))
         one, states = equations.backward_step(summed)
         none = exact(np.zeros((1, *spikes.shape[1:])))
@@ -1043,8 +1045,8 @@ class _Walk:
         names = (*summed, *equations.terms.values())
         totals = dict(zip(names, [*after.values()][len(after) - len(names) :], strict=True))
         for name, output in equations.terms.items():
-            (count,) = place.learned[name].shape(place.output.shape)
-            found[place.parameters[name]] = _total(totals[output][0], count)
+            (count,) = bound_node.learned[name].shape(bound_node.output.shape)
+            found[bound_node.parameters[name]] = _total(totals[output][0], count)
         each = {**moving, **{name: totals[name] for name in summed}}
         for name in loops:
             self._through_weights(name, each[equations.errors[sources.index(name)]], found, need_input=False)
@@ -1075,7 +1077,7 @@ def _tiny(d: Near) -> Near:
 
 
 def _shifted(x: AnyArray, steps: int) -> AnyArray:
-    """`Pairs.shifted`."""
+    """`Operations.shift_time`."""
     if steps == 0:
         return x
     found, count = np.zeros_like(x), max(0, len(x) - abs(steps))
@@ -1090,9 +1092,9 @@ def _filtering(values: Values, training: bool) -> Filtering:
     return exact_filter(values.pending, values.factor(training=training), biased=values.biased)
 
 
-def _of_population(place: Place, *, training: bool) -> tuple[NeuronEquations, dict[str, Near]]:
+def _of_population(bound_node: BoundNode, *, training: bool) -> tuple[NeuronEquations, dict[str, Near]]:
     """The equations of neurons that read several projections, and the errors of their float32 constants."""
-    op, inputs = place.node.op, place.inputs
+    op, inputs = bound_node.node.op, bound_node.inputs
     assert isinstance(op, Neurons)
     filters = tuple(values.filter(training=training) for values in inputs)
     equations = neuron_equations(filters, op.model, tuple(values.static for values in inputs))

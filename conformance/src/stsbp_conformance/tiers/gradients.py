@@ -20,7 +20,7 @@ from functools import cache
 
 import numpy as np
 from stsbp_spec.engine.backend import AbstractBackend, LayerRun
-from stsbp_spec.engine.pairs import weights_on_grid
+from stsbp_spec.engine.operations import weights_on_grid
 from stsbp_spec.engine.passes import backward_pass, forward_pass
 from stsbp_spec.equations.assembly import neuron_equations
 from stsbp_spec.models.losses import LOSSES, Hamming

@@ -169,7 +169,7 @@ def meeting_the_threshold(neuron: NeuronModel, steps: int = 8) -> tuple[Float32,
     below = np.broadcast_to(np.arange(66) % 3 == 1, z.shape[1:])
     left = np.zeros_like(z)
     numbers = learned_numbers(neuron, IDENTITY, z.shape[2:])
-    each = {free: NUMPY.spread(numbers[name], z.shape[1:]) for name, free in equations.learned.items()}
+    each = {free: NUMPY.broadcast(numbers[name], z.shape[1:]) for name, free in equations.learned.items()}
     for t in range(steps):
         for _ in range(3):
             found = recur(both, equations.constants, {"z": z, **each}, t + 1)

@@ -222,7 +222,7 @@ def _readout_error(name: str, lengths: tuple[int, ...] | None) -> Body:
 def _within(shape: Shape) -> Body:
     def body(backend: AbstractBackend, compared: Compared) -> None:
         s, inside = spikes(shape, 0.4, 17), spikes(shape[:2], 0.6, 18)
-        found = backend.within(backend.asarray(s), backend.asarray(inside))
+        found = backend.mask_steps(backend.asarray(s), backend.asarray(inside))
         expected = s * inside.reshape(*inside.shape, *(1,) * (s.ndim - 2))
         compared.equal("spikes", values(backend, found, np.uint8), expected)
         compared.same("their number", int(np.sum(backend.numpy(backend.spike_count(found)))), int(expected.sum()))
@@ -350,12 +350,12 @@ def _over_time(shape: Shape) -> Body:
     def body(backend: AbstractBackend, compared: Compared) -> None:
         s, x = spikes(shape, 0.4, 60), normal(shape, 61)
         for steps in (1, -2, len(s), -len(s) - 2):
-            found = backend.shifted(backend.asarray(s), steps)
-            compared.equal(f"spikes, {steps} steps", values(backend, found, np.uint8), NUMPY.shifted(s, steps))
-            found = backend.shifted(backend.asarray(x), steps)
-            compared.equal(f"errors, {steps} steps", backend.numpy(found), NUMPY.shifted(x, steps))
+            found = backend.shift_time(backend.asarray(s), steps)
+            compared.equal(f"spikes, {steps} steps", values(backend, found, np.uint8), NUMPY.shift_time(s, steps))
+            found = backend.shift_time(backend.asarray(x), steps)
+            compared.equal(f"errors, {steps} steps", backend.numpy(found), NUMPY.shift_time(x, steps))
         for what, array, dtype in (("spikes", s, np.uint8), ("errors", x, np.float32)):
-            found = backend.joined([backend.asarray(part.copy()) for part in (array[:2], array[2:3], array[3:])])
+            found = backend.concatenate([backend.asarray(part.copy()) for part in (array[:2], array[2:3], array[3:])])
             compared.equal(f"{what}, joined", values(backend, found, dtype), array)
         native = tuple(backend.asarray(x).shape)
         compared.equal("zeros", values(backend, backend.zeros(native), np.float32), np.zeros(shape, np.float32))
@@ -363,7 +363,7 @@ def _over_time(shape: Shape) -> Body:
         one = normal((1, *shape[1:]), 62)
 
         def step(carried: tuple[Any, ...], read: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            total = backend.plus(backend.plus(carried[0], read["x"]), read["one"])
+            total = backend.add(backend.add(carried[0], read["x"]), read["one"])
             return (total,), {"before": carried[0], "total": total}
 
         for reverse in (False, True):

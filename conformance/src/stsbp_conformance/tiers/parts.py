@@ -9,7 +9,7 @@ the grids of a recurrence, which do not depend on the batch. Slices are even, un
 from __future__ import annotations
 
 from stsbp_spec.engine.backend import AbstractBackend
-from stsbp_spec.engine.pairs import Pairs
+from stsbp_spec.engine.operations import Operations
 from stsbp_spec.models.losses import LOSSES
 from stsbp_spec.registry import installed_backends, load_backend
 
@@ -58,7 +58,7 @@ def _processes(size: int, updates: int, *, quick: bool) -> Check:
         # Processes open a backend by its name.
         if backend.name not in installed_backends() or load_backend(backend.name) is not type(backend):
             raise Unavailable(f"{type(backend).__name__} is not the installed backend {backend.name!r}")
-        if type(backend).join is Pairs.join:
+        if type(backend).join is Operations.join:
             raise Unavailable(f"backend {backend.name!r} computes in one process only")
         compared = Compared()
         for rank, found in enumerate(process.started(backend, size, updates, [case.id for case in cases])):

@@ -180,8 +180,8 @@ class CpuBackend(AbstractBackend[AnyArray]):
     def silence(self, shape: Shape) -> AnyArray:
         return _filled(shape, np.uint8)
 
-    def spread(self, values: AnyArray, shape: Shape) -> AnyArray:
-        return NUMPY.laid_out(super().spread(values, shape))
+    def broadcast(self, values: AnyArray, shape: Shape) -> AnyArray:
+        return NUMPY.laid_out(super().broadcast(values, shape))
 
     def moments(self, z: AnyArray, exponent: AnyArray) -> AnyArray:
         return batchnorm.moments(_channels_last(z), int(exponent[0]))

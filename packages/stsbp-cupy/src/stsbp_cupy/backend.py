@@ -172,7 +172,7 @@ class CupyBackend(AbstractBackend[Array]):
         last = (*shape[:-3], *shape[-2:], shape[-3]) if len(shape) >= 4 else shape
         return logical(self.rt, self.rt.xp.zeros(last, dtype))
 
-    def joined(self, arrays: Sequence[Array]) -> Array:
+    def concatenate(self, arrays: Sequence[Array]) -> Array:
         return logical(self.rt, joined(self.rt, [memory(self.rt, x) for x in arrays]))
 
     def moments(self, z: Array, exponent: Array) -> Array:

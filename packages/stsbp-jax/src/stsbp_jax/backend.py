@@ -61,7 +61,7 @@ from stsbp_jax.engine.compiling import Compiled, OneByOne
 from stsbp_jax.equations.recurrence import recur
 from stsbp_jax.ops import avgpool2d, batchnorm, conv2d, dropout, flatten, linear, maxpool2d, upsample2d
 
-__all__ = ["PAIRS", "JaxBackend"]
+__all__ = ["OPERATIONS", "JaxBackend"]
 
 _PLATFORMS = ("cpu", "gpu", "tpu")
 _ALL = ":all"
@@ -326,7 +326,7 @@ class JaxBackend(AbstractBackend[Array]):
         result: Array = _sample_grid(dz, bits)
         return result
 
-    def totals(self, x: Array, count: int) -> Array:
+    def channel_totals(self, x: Array, count: int) -> Array:
         return _totals(x, count)
 
     def moments(self, z: Array, exponent: Array) -> Array:
@@ -350,7 +350,7 @@ class JaxBackend(AbstractBackend[Array]):
     def rounded(self, x: Array) -> Array:
         return x if x.dtype == np.float32 else rounded(x)
 
-    def plus(self, a: Array, b: Array) -> Array:
+    def add(self, a: Array, b: Array) -> Array:
         with wide():
             return a + b
 
@@ -452,7 +452,7 @@ class _Operations(JaxBackend):
             return _channels(function, tuple(fixed.items()), *arrays)
 
 
-PAIRS = _Operations()
+OPERATIONS = _Operations()
 """The operations for functions of ordinary JAX code. They open no device and change no settings of the process."""
 
 
@@ -566,7 +566,7 @@ _RULES: Mapping[type[Op], Rule[Array]] = {
     Upsample2d: Rule(lambda up, s: (_up(up, s), None), lambda up, _, d: _down(up, d)),
     Flatten: Rule(lambda _, s: (_flat(s), s.shape), lambda _, shape, d: _unflat(shape, d)),
 }
-_totals = in_float64(ARITHMETIC.totals)
+_totals = in_float64(ARITHMETIC.channel_totals)
 _moments = in_float64(partial(spec_batchnorm.moments, arithmetic=ARITHMETIC))
 _error_moments = in_float64(partial(spec_batchnorm.error_moments, arithmetic=ARITHMETIC))
 _of_channels = partial(jax.jit, static_argnums=(0, 1), inline=True)(_channels)

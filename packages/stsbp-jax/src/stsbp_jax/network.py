@@ -24,7 +24,7 @@ from stsbp_spec.networks.spec import Block, NetworkSpec
 from stsbp_spec.typing import Coding, Precision
 from stsbp_spec.validation import integer, listed, shown
 
-from stsbp_jax.backend import PAIRS
+from stsbp_jax.backend import OPERATIONS
 from stsbp_jax.contract import grid
 from stsbp_jax.engine.checks import (
     as_array,
@@ -62,7 +62,7 @@ def snap_weights(block: Block, w: ArrayLike) -> Array:
     return snapped
 
 
-_snap = pair(1, lambda block, w: (PAIRS.choose_grid(block, w)[0], None), lambda block, _, dw: (dw,))
+_snap = pair(1, lambda block, w: (OPERATIONS.choose_grid(block, w)[0], None), lambda block, _, dw: (dw,))
 
 
 def clip_to_domain(network: NetworkSpec, weights: Mapping[str, Array]) -> dict[str, Array]:

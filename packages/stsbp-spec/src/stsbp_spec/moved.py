@@ -16,7 +16,7 @@ _SAME_NAME = {
     "networks": ("graph", "layers", "nodes", "notation"),
     "contract": ("arrays", "elementary", "grid", "random"),
     "engine": (
-        *("backend", "checks", "kernel_cache", "memory", "pairs", "passes", "plan", "programs", "replay", "results"),
+        *("backend", "checks", "kernel_cache", "memory", "passes", "plan", "programs", "replay", "results"),
         *("rules", "stream", "trainer"),
     ),
     "distributed": ("collective", "host"),
@@ -29,6 +29,7 @@ _PRESENT = {
     "meeting": "stsbp_spec.distributed.rendezvous",
     "network": "stsbp_spec.networks.spec",
     "network_table": "stsbp_spec.networks.table",
+    "pairs": "stsbp_spec.engine.operations",
     "rendezvous": "stsbp_spec.distributed.launcher",
     "synapses": "stsbp_spec.networks.ops",
     "tables": "stsbp_spec.engine.dispatch",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["API", "GROUP", "KNOWN_BACKENDS", "default_backend", "installed_backends", "load_backend", "open_backend"]
 
 API = 2
-"""Version of the backend interface (backend.py, pairs.py, rules.py). A backend's `api` is the version it implements."""
+"""Version of the backend interface (backend.py, operations.py, rules.py). A backend's `api` is the version it has."""
 _NEWEST_MEMBER = "arithmetic"
 """What version 2 demands beyond version 1."""
 GROUP = "stsbp.backends"

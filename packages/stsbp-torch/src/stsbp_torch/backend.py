@@ -243,12 +243,12 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
     def silence(self, shape: Shape) -> torch.Tensor:
         return empty(shape, torch.uint8, self.torch_device).zero_()
 
-    def joined(self, arrays: Sequence[torch.Tensor]) -> torch.Tensor:
+    def concatenate(self, arrays: Sequence[torch.Tensor]) -> torch.Tensor:
         target = empty((sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype, self.torch_device)
         return torch.cat(list(arrays), out=target)
 
-    def spread(self, values: torch.Tensor, shape: Shape) -> torch.Tensor:
-        return laid_out(super().spread(values, shape))
+    def broadcast(self, values: torch.Tensor, shape: Shape) -> torch.Tensor:
+        return laid_out(super().broadcast(values, shape))
 
     def moments(self, z: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
         return batchnorm.moments(z, exponent) if self._on_cpu else super().moments(z, exponent)
@@ -344,8 +344,8 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         if self.graphs is not None:
             self.graphs.forget()
 
-    def within(self, x: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-        return laid_out(super().within(x, inside))
+    def mask_steps(self, x: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+        return laid_out(super().mask_steps(x, inside))
 
     def spike_count(self, s: torch.Tensor) -> torch.Tensor:
         if s.device.type == "cpu":

@@ -857,7 +857,7 @@ class _ProjectionLayer(_NetworkLayer, _Spiking):
     def __init__(
         self, name: str, piece: TorchSegment, projection: Projection, parameters: Mapping[str, torch.Tensor]
     ) -> None:
-        neurons = piece.segment.steps[-1].places[-1].node.op
+        neurons = piece.segment.steps[-1].bound_nodes[-1].node.op
         synapse, values = projection.synapse, projection.input
         assert isinstance(neurons, NeuronsOp)
         assert isinstance(synapse, (Conv2d, Linear))
@@ -1051,7 +1051,7 @@ class Network(torch.nn.Module):
         last = piece.segment.steps[-1]
         parameters = {key: tensors[key] for key in piece.parameters}
         projections = piece.projections
-        first, inputs = projections[0] if projections else None, last.places[-1].node.inputs
+        first, inputs = projections[0] if projections else None, last.bound_nodes[-1].node.inputs
         name = _free(self, first.name if first is not None and len(projections) == 1 else last.name)
         layer: _ProjectionLayer | _SegmentLayer
         if (
@@ -1104,7 +1104,9 @@ class Network(torch.nn.Module):
                 _clip(x, parameter.learned)
 
     def extra_repr(self) -> str:
-        populations = [place for place in self.spec.graph.places if isinstance(place.node.op, NeuronsOp)]
+        populations = [
+            bound_node for bound_node in self.spec.graph.bound_nodes if isinstance(bound_node.node.op, NeuronsOp)
+        ]
         sizes = (f"{x.node.inputs[0].source} {'x'.join(map(str, x.output.shape))}" for x in populations)
         return f"{self.spec}, {self.spec.coding}, precision={self.precision}, seed={self.seed}\n" + " -> ".join(
             [f"input {'x'.join(map(str, self.spec.input_shape))}", *sizes]

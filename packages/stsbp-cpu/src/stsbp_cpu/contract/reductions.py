@@ -158,7 +158,7 @@ def round_rows(w: Float32, exponent: int) -> tuple[Float32, float]:
 
 
 def weight_grid(projection: Projection, w: Float32) -> tuple[Float32, WeightGrid]:
-    """Implements `Pairs.weight_grid` for weights `[out, ...]`."""
+    """Implements `Operations.weight_grid` for weights `[out, ...]`."""
     return weight_grid_and_bound(projection, w)[:2]
 
 
@@ -198,7 +198,7 @@ def _round_errors(x: Float32, scale: np.float32, unit: np.float32, tiny: np.floa
 
 
 def round_errors(dz: Float32, bits: int, most: float, out: Float32) -> Int64:
-    """Implements `Pairs.error_grid` for error signals `[M]` with the largest magnitude `most`. Fills `out`.
+    """Implements `Operations.error_grid` for error signals `[M]` with the largest magnitude `most`. Fills `out`.
 
     Returns the numbers of zeroed and of non-zero elements in each chunk, `[..., 2]`.
     """

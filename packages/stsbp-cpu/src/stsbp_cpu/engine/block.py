@@ -21,10 +21,10 @@ from typing import Any, ClassVar, Generic, NamedTuple
 import numpy as np
 from stsbp_spec.engine.plan import ByRule, Chain, Drops, Population, Weights
 from stsbp_spec.engine.results import NeuronResiduals
-from stsbp_spec.engine.rules import BackwardResult, Deferred, ForwardResult, Run, Step
+from stsbp_spec.engine.rules import BackwardResult, Deferred, ForwardResult, PassContext, Step
 from stsbp_spec.equations.assembly import NeuronEquations, neuron_equations
 from stsbp_spec.models.neurons.base import NeuronModel
-from stsbp_spec.networks.graph import Op, Place, Projection
+from stsbp_spec.networks.graph import BoundNode, Op, Projection
 from stsbp_spec.networks.ops import AvgPool2d, Conv2d, Dropout, Flatten, Linear
 from stsbp_spec.networks.ops.psp import SynapticFilter
 from stsbp_spec.typing import Array, Float32, Precision, Shape
@@ -212,7 +212,7 @@ class DeferredError(Deferred[Array]):
 
 
 def fusion(dense: DenseConvolution[Array]) -> Callable[[tuple[Step[Array], ...]], Step[Array] | None]:
-    """The fusion for a library's backend (`Pairs.fusions`): a population and all operations before it as one step."""
+    """The fusion for a backend (`Operations.fusions`): a population and all operations before it as one step."""
     return partial(_fuse, dense)
 
 
@@ -222,12 +222,12 @@ def _fuse(dense: DenseConvolution[Array], chain: tuple[Step[Array], ...]) -> Ste
         return None
     conv, static = weights.projection.synapse, weights.projection.input.static
     supported = chain[_supported_from(chain[:-2]) :]
-    kinds = [type(part.places[0].node.op) for part in supported[:-2]]
+    kinds = [type(part.bound_nodes[0].node.op) for part in supported[:-2]]
     simple = sorted(kinds, key=str) in ([], [AvgPool2d], [Dropout], [AvgPool2d, Dropout])
     if simple and not static and type(conv) is Conv2d and conv.square and conv.stride == 1:
         return SparseBlock(*_parts(dense, supported), dense, weights.projection, population, conv)
     if type(conv) is Linear and not static and weights.projection.input.maximum == 1:
-        ops = [part.places[0].node.op for part in chain[:-2]]
+        ops = [part.bound_nodes[0].node.op for part in chain[:-2]]
         if ops and type(ops[-1]) is Flatten:
             ops.pop()
         if not ops or (len(ops) == 1 and _halves(ops[0])):
@@ -237,7 +237,9 @@ def _fuse(dense: DenseConvolution[Array], chain: tuple[Step[Array], ...]) -> Ste
 
 def _supported_from(steps: tuple[Step[Array], ...]) -> int:
     """Index from which on `steps` contains only pooling and dropout that the kernels apply themselves."""
-    others = (i for i, part in enumerate(steps, 1) if not (isinstance(part, Drops) or _halves(part.places[0].node.op)))
+    others = (
+        i for i, part in enumerate(steps, 1) if not (isinstance(part, Drops) or _halves(part.bound_nodes[0].node.op))
+    )
     return max(others, default=0)
 
 
@@ -248,12 +250,12 @@ def _halves(op: Op) -> bool:
 
 def _parts(
     dense: DenseConvolution[Array], chain: tuple[Step[Array], ...]
-) -> tuple[tuple[Place, ...], tuple[bool, ...], tuple[Step[Array], ...]]:
+) -> tuple[tuple[BoundNode, ...], tuple[bool, ...], tuple[Step[Array], ...]]:
     """The nodes of a block, which of its inputs need an error signal, and its parts."""
     first, *others = chain
-    if isinstance(first, ByRule) and _halves(first.places[0].node.op):
-        first = FirstPooling(first.places, first.needed, first.op, first.rule, dense.layout)
-    return tuple(part.places[0] for part in chain), first.needed, (first, *others)
+    if isinstance(first, ByRule) and _halves(first.bound_nodes[0].node.op):
+        first = FirstPooling(first.bound_nodes, first.needed, first.op, first.rule, dense.layout)
+    return tuple(part.bound_nodes[0] for part in chain), first.needed, (first, *others)
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,8 +264,10 @@ class FirstPooling(ByRule[Array]):
 
     layout: Layout[Array]
 
-    def backward_slice(self, run: Run[Array], saved: Any, grad: Any, precision: Precision) -> BackwardResult[Array]:
-        pool = self.places[0].node.op
+    def backward_slice(
+        self, run: PassContext[Array], saved: Any, grad: Any, precision: Precision
+    ) -> BackwardResult[Array]:
+        pool = self.bound_nodes[0].node.op
         assert isinstance(pool, AvgPool2d)
         return BackwardResult((PooledError(self.layout, grad, pool, saved),))
 
@@ -278,7 +282,7 @@ class FusedBlock(Chain[Array]):
     projection: Projection
     neurons: Population[Array]
 
-    def forward_slice(self, run: Run[Array], *inputs: Array) -> ForwardResult[Array]:
+    def forward_slice(self, run: PassContext[Array], *inputs: Array) -> ForwardResult[Array]:
         if run.keeps or run.before is not None or not isinstance(self.projection.synapse, Conv2d):
             return super().forward_slice(run, *inputs)
         for part in self.parts[:-1]:
@@ -286,11 +290,11 @@ class FusedBlock(Chain[Array]):
         (z,) = inputs
         return ForwardResult(self.spikes_of(run, z), None)
 
-    def equations(self, run: Run[Array]) -> NeuronEquations:
+    def equations(self, run: PassContext[Array]) -> NeuronEquations:
         """The equations of the neurons and of the filter before them."""
         return self.neurons.equations[run.training]
 
-    def spikes_of(self, run: Run[Array], z: Array) -> Array:
+    def spikes_of(self, run: PassContext[Array], z: Array) -> Array:
         """The spikes for weighted sums `z` if no backward pass follows. Potentials are not stored."""
         backend, learned = self.neurons.backend, self.neurons.learned(run)
         return fused.spikes_alone(backend, self.dense.layout, self.equations(run), z, run.steps, learned)
@@ -314,7 +318,7 @@ class ConnectedBlock(FusedBlock[Array]):
     because the block may be the last one of the network.
     """
 
-    def forward_slice(self, run: Run[Array], *inputs: Array) -> ForwardResult[Array]:
+    def forward_slice(self, run: PassContext[Array], *inputs: Array) -> ForwardResult[Array]:
         (s,), layout = inputs, self.dense.layout
         if run.keeps or run.before is not None or not layout.is_bytes(s):
             return super().forward_slice(run, s)
@@ -322,8 +326,8 @@ class ConnectedBlock(FusedBlock[Array]):
         equations = self.equations(run)
         shape = (run.steps, s.shape[1], *self.projection.output_shape)
         saved, spikes = fused.kept_arrays(layout, equations, shape), layout.empty(shape, np.uint8)
-        learned = neurons.backend.spread_all(equations, neurons.learned(run), shape[1:])
-        pool = self.places[0].node.op
+        learned = neurons.backend.broadcast_all(equations, neurons.learned(run), shape[1:])
+        pool = self.bound_nodes[0].node.op
         size = pool.sizes[0] if isinstance(pool, AvgPool2d) else 1
         frames = layout.view(layout.laid_out(s))
         frames = frames if frames.ndim == 5 else frames[:, :, None, None]
@@ -344,14 +348,14 @@ class SparseBlock(FusedBlock[Array]):
 
     conv: Conv2d
 
-    def forward_slice(self, run: Run[Array], *inputs: Array) -> ForwardResult[Array]:
+    def forward_slice(self, run: PassContext[Array], *inputs: Array) -> ForwardResult[Array]:
         (s,) = inputs
         if not self.dense.layout.is_bytes(s):
             return super().forward_slice(run, s)
         conv_input = self.conv_input(run, s)
         return self.fired(run, conv_input) if run.keeps else ForwardResult(self.spikes_alone(run, conv_input), None)
 
-    def fired(self, run: Run[Array], conv_input: ConvInput[Array]) -> ForwardResult[Array]:
+    def fired(self, run: PassContext[Array], conv_input: ConvInput[Array]) -> ForwardResult[Array]:
         """`forward_slice` if a backward pass may follow."""
         wq = run.weights[self.projection.name]
         density = self.density(conv_input)
@@ -364,7 +368,7 @@ class SparseBlock(FusedBlock[Array]):
             spikes, neurons = self.neurons.forward_slice(run, z)
         return ForwardResult(spikes, SparseBlockSaved(conv_input, wq, density < GRADIENT_BELOW, neurons))
 
-    def spikes_alone(self, run: Run[Array], conv_input: ConvInput[Array]) -> Array:
+    def spikes_alone(self, run: PassContext[Array], conv_input: ConvInput[Array]) -> Array:
         """The spikes of `fired` if no backward pass follows. Potentials are not stored."""
         wq, layout, equations = run.weights[self.projection.name], self.dense.layout, self.equations(run)
         kind = self.kind(conv_input, self.work(conv_input))
@@ -405,13 +409,15 @@ class SparseBlock(FusedBlock[Array]):
         """The value of `SparseBlockSaved.sparse` for this input."""
         return self.density(conv_input) < GRADIENT_BELOW
 
-    def backward_slice(self, run: Run[Array], saved: Any, grad: Any, precision: Precision) -> BackwardResult[Array]:
+    def backward_slice(
+        self, run: PassContext[Array], saved: Any, grad: Any, precision: Precision
+    ) -> BackwardResult[Array]:
         if not isinstance(saved, SparseBlockSaved):
             return super().backward_slice(run, saved, grad, precision)
         return self.propagated(run, saved, self.spike_error(saved, grad))
 
     def propagated(
-        self, run: Run[Array], residuals: SparseBlockSaved[Array], error: Array | PooledError[Array]
+        self, run: PassContext[Array], residuals: SparseBlockSaved[Array], error: Array | PooledError[Array]
     ) -> BackwardResult[Array]:
         """`backward_slice` in `fast` precision, from the error signal that `spike_error` returns."""
         conv_input, wq, sparse, neurons = residuals
@@ -455,7 +461,7 @@ class SparseBlock(FusedBlock[Array]):
     @cached_property
     def pool(self) -> AvgPool2d | None:
         """The pooling before the convolution; None: no pooling."""
-        ops = (place.node.op for place in self.places)
+        ops = (bound_node.node.op for bound_node in self.bound_nodes)
         return next((op for op in ops if isinstance(op, AvgPool2d)), None)
 
     @cached_property
@@ -466,12 +472,12 @@ class SparseBlock(FusedBlock[Array]):
     @cached_property
     def masked(self) -> int:
         """Where dropout is applied: see `ConvInput`."""
-        for place in self.places[:-2]:
-            if isinstance(place.node.op, Dropout):
-                return 1 if place is self.places[0] else 2
+        for bound_node in self.bound_nodes[:-2]:
+            if isinstance(bound_node.node.op, Dropout):
+                return 1 if bound_node is self.bound_nodes[0] else 2
         return 0
 
-    def conv_input(self, run: Run[Array], s: Array) -> ConvInput[Array]:
+    def conv_input(self, run: PassContext[Array], s: Array) -> ConvInput[Array]:
         """The input of the block's convolution, from the spikes of the block below."""
         mask = None
         for part in self.parts:
@@ -488,11 +494,11 @@ class SparseBlock(FusedBlock[Array]):
     def floats(self, conv_input: ConvInput[Array]) -> tuple[Array, list[Any]]:
         """The input of the convolution after pooling and dropout, and the residuals of pooling and dropout."""
         s, residuals = conv_input.s, list[Any]()
-        for place in self.places[:-2]:
+        for bound_node in self.bound_nodes[:-2]:
             residual: Any = conv_input.mask
-            if isinstance(place.node.op, AvgPool2d):
+            if isinstance(bound_node.node.op, AvgPool2d):
                 residual = tuple(s.shape)
-                s = pooling.average(self.dense.layout, place.node.op, s)
+                s = pooling.average(self.dense.layout, bound_node.node.op, s)
             elif conv_input.mask is not None:
                 s = self._dropped(conv_input.mask, s)
             residuals.append(residual)
@@ -541,7 +547,7 @@ class SparseBlock(FusedBlock[Array]):
         """
         layout, shape = self.dense.layout, (steps, conv_input.s.shape[1], *self.projection.output_shape)
         spikes = layout.empty(shape, np.uint8)
-        neuron_parameters = self.neurons.backend.spread_all(equations, learned, shape[1:])
+        neuron_parameters = self.neurons.backend.broadcast_all(equations, learned, shape[1:])
         arrays, numbers_ = conv_input.arrays(layout), learned_numbers(layout, equations, neuron_parameters)
         if isinstance(weights, integer_conv.Chosen):
             integer_conv.forward(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from stsbp_spec.engine.pairs import Pairs
+from stsbp_spec.engine.operations import Operations
 from stsbp_spec.engine.results import NeuronResiduals
 from stsbp_spec.equations.assembly import NeuronEquations
 from stsbp_spec.typing import Array, Float32, Shape
@@ -22,7 +22,7 @@ __all__ = [
 
 
 def spikes_alone(
-    backend: Pairs[Array],
+    backend: Operations[Array],
     layout: Layout[Array],
     equations: NeuronEquations,
     z: Array,
@@ -30,7 +30,7 @@ def spikes_alone(
     learned: Mapping[str, Array],
 ) -> Array:
     """The spikes of `population_forward` with one input if no backward pass follows."""
-    neuron_parameters = backend.spread_all(equations, learned, tuple(z.shape[1:]))
+    neuron_parameters = backend.broadcast_all(equations, learned, tuple(z.shape[1:]))
     return _fire(layout, equations, z, NOTHING, nothing_kept(equations), steps, neuron_parameters)
 
 
@@ -45,15 +45,15 @@ def nothing_kept(equations: NeuronEquations) -> Float32:
 
 
 def population_forward(
-    backend: Pairs[Array],
+    backend: Operations[Array],
     layout: Layout[Array],
     equations: NeuronEquations,
     zs: Sequence[Array],
     steps: int,
     learned: Mapping[str, Array],
 ) -> tuple[Array, NeuronResiduals[Array]]:
-    """Implements `Pairs.population_forward` for `backend`."""
-    neuron_parameters = backend.spread_all(equations, learned, tuple(zs[0].shape[1:]))
+    """Implements `Operations.population_forward` for `backend`."""
+    neuron_parameters = backend.broadcast_all(equations, learned, tuple(zs[0].shape[1:]))
     if len(zs) > 1:
         spikes, saved = forward_all(layout, equations, zs, steps, neuron_parameters)
         return spikes, NeuronResiduals(saved, spikes, static=False, learned=neuron_parameters)
@@ -72,7 +72,7 @@ def population_backward(
     ds: Array,
     static: Sequence[bool],
 ) -> tuple[tuple[Array, ...], dict[str, Array]]:
-    """Implements `Pairs.population_backward`."""
+    """Implements `Operations.population_backward`."""
     if len(static) > 1 or "gu" in residuals.kept:
         summed = sorted({error for error, is_static in zip(equations.errors, static, strict=True) if is_static})
         errors, terms = backward_all(layout, equations, residuals, ds, summed)
@@ -154,7 +154,7 @@ def backward_all(
     sums = dict(zip(summed, layout.end_to_end(len(summed), (1, *shape[1:])), strict=True))
     populations.backward(
         equations, tuple(static), layout.rows(saved["u"]), beside_u(layout, equations, saved),
-        layout.rows(layout.laid_out(ds)), layout.joined([*of_steps.values()]), numbers(layout, summed, sums),
+        layout.rows(layout.laid_out(ds)), layout.concatenate([*of_steps.values()]), numbers(layout, summed, sums),
         learned_numbers(layout, equations, residuals.learned), loop, bits,
     )  # fmt: skip
     return of_steps | {name: sums[name] for name in static}, {name: sums[name] for name in equations.terms}

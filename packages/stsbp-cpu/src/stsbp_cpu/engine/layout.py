@@ -67,7 +67,7 @@ class Layout(ABC, Generic[Array]):
         memory: Any = self.empty((count * shape[0], *shape[1:]), np.float32)
         return [memory[i * shape[0] : (i + 1) * shape[0]] for i in range(count)]
 
-    def joined(self, arrays: Sequence[Array]) -> Float32:
+    def concatenate(self, arrays: Sequence[Array]) -> Float32:
         """Laid-out float32 arrays as `[K, T, M]`, without a copy if they follow each other in memory."""
         parts = [self.rows(x) for x in arrays]
         if not parts:
@@ -161,7 +161,7 @@ def beside_u(layout: Layout[Array], equations: NeuronEquations, saved: Mapping[s
     If the backward pass reads an error signal of the potential, this error signal is included. The order is that of the
     inputs of the backward equation.
     """
-    return layout.joined([saved[name] for name in equations.backward.inputs if name != "u" and name in saved])
+    return layout.concatenate([saved[name] for name in equations.backward.inputs if name != "u" and name in saved])
 
 
 def learned_numbers(layout: Layout[Array], equations: NeuronEquations, learned: Mapping[str, Array]) -> Float32:
@@ -171,4 +171,4 @@ def learned_numbers(layout: Layout[Array], equations: NeuronEquations, learned: 
 
 def numbers(layout: Layout[Array], names: Iterable[str], arrays: Mapping[str, Array]) -> Float32:
     """The laid-out arrays `[1, ...]` of `arrays` as `[P, M]`, in the order of `names`."""
-    return layout.joined([arrays[name] for name in names])[:, 0] if arrays else NOTHING
+    return layout.concatenate([arrays[name] for name in names])[:, 0] if arrays else NOTHING

@@ -12,7 +12,7 @@ from typing import Any
 
 from stsbp_spec.engine.plan import Recurrent, Weights
 from stsbp_spec.engine.results import NeuronResiduals
-from stsbp_spec.engine.rules import Run, Step
+from stsbp_spec.engine.rules import PassContext, Step
 from stsbp_spec.networks.ops import Linear, OneToOne
 from stsbp_spec.typing import Array, Precision
 
@@ -26,7 +26,7 @@ __all__ = ["FusedRecurrent", "fusion"]
 def fusion(
     layout: Layout[Array], save_linear: Callable[[Linear, Array, Array], Any]
 ) -> Callable[[tuple[Step[Array], ...]], Step[Array] | None]:
-    """The fusion for a library's backend (`Pairs.fusions`).
+    """The fusion for a library's backend (`Operations.fusions`).
 
     Args:
         layout: layout of the library's arrays.
@@ -45,7 +45,7 @@ def _fuse(
     if type(step.loops[0].projection.synapse) not in (Linear, OneToOne):
         return None
     return FusedRecurrent(
-        step.places, step.needed, step.backend, step.op, step.loops, layout=layout, of_linear=save_linear
+        step.bound_nodes, step.needed, step.backend, step.op, step.loops, layout=layout, of_linear=save_linear
     )
 
 
@@ -56,9 +56,9 @@ class FusedRecurrent(Recurrent[Array]):
     layout: Layout[Array] = field(kw_only=True)
     of_linear: Callable[[Linear, Array, Array], Any] = field(kw_only=True)
 
-    def fire(self, run: Run[Array], inputs: Sequence[Array]) -> tuple[Array, NeuronResiduals[Array]]:
+    def fire(self, run: PassContext[Array], inputs: Sequence[Array]) -> tuple[Array, NeuronResiduals[Array]]:
         equations, loop = self.equations[run.training], self._loop(run)
-        neuron_parameters = self.backend.spread_all(equations, self.learned(run), inputs[0].shape[1:])
+        neuron_parameters = self.backend.broadcast_all(equations, self.learned(run), inputs[0].shape[1:])
         zs: list[Array | None] = [*inputs]
         zs.insert(loop.at, None)
         spikes, saved = forward_all(self.layout, equations, zs, run.steps, neuron_parameters, loop)
@@ -66,7 +66,7 @@ class FusedRecurrent(Recurrent[Array]):
 
     def propagate(
         self,
-        run: Run[Array],
+        run: PassContext[Array],
         residuals: NeuronResiduals[Array],
         error: Array,
         static: tuple[str, ...],
@@ -80,7 +80,7 @@ class FusedRecurrent(Recurrent[Array]):
         synapse = loop.projection.synapse
         return self.of_linear(synapse, spikes, w) if type(synapse) is Linear else super().left(loop, spikes, w)
 
-    def _loop(self, run: Run[Array]) -> RecurrentWeights:
+    def _loop(self, run: PassContext[Array]) -> RecurrentWeights:
         (loop,), (_, (at,)) = self.loops, self._at
         w = self.layout.view(run.weights[loop.name])
         return RecurrentWeights(at, w if type(loop.projection.synapse) is Linear else w.T)

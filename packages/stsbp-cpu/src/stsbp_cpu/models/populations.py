@@ -98,7 +98,7 @@ def backward(
         sums: filled with the error signals of `static`, followed by each neuron's contribution to the gradients of the
             learned parameters, `[S, M]`.
         loop: the recurrence. Its weights carry error signals of a step to the spikes of the previous step.
-        bits: bits of `Pairs.sample_grid`. Error signals are rounded to this grid before they are multiplied by the
+        bits: bits of `Operations.sample_grid`. Error signals are rounded to this grid before they are multiplied by the
             recurrent weights, and sums are float64. 0: no rounding, and sums are float32.
     """
     summed = (*static, *equations.terms.values())
@@ -262,7 +262,7 @@ def _backward(
 
 @cached_njit()
 def _round(x: Float32, bits: int) -> None:
-    """Round one sample `[N]` to `Pairs.sample_grid`, in place."""
+    """Round one sample `[N]` to `Operations.sample_grid`, in place."""
     magnitudes = x.view(np.int32)
     most = np.int32(0)
     for i in range(len(x)):

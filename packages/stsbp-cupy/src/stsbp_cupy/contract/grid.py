@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 from stsbp_spec.contract.grid import WeightGrid
-from stsbp_spec.engine.pairs import fit_first_grid
+from stsbp_spec.engine.operations import fit_first_grid
 from stsbp_spec.networks.graph import Projection
 
 from stsbp_cupy.engine.runtime import Array, Runtime, lanes_of, logical, memory
@@ -22,7 +22,7 @@ def launch_max_abs(rt: Runtime, x: Array, largest: Array) -> None:
 
 
 def largest_error(rt: Runtime, dz: Array) -> Array:
-    """`Pairs.largest_error`, uint64 `[1]`, without a transfer from the device."""
+    """`Operations.largest_error`, uint64 `[1]`, without a transfer from the device."""
     largest: Array = rt.xp.zeros(1, np.uint64)
     launch_max_abs(rt, memory(rt, dz), largest)
     return largest
@@ -43,7 +43,7 @@ def error_grid(rt: Runtime, dz: Array, bits: int, largest: Array) -> tuple[Array
 def weight_grids(
     rt: Runtime, projections: Sequence[Projection], weights: Sequence[Array]
 ) -> list[tuple[Array, WeightGrid]]:
-    """`Pairs.weight_grids`. It needs one transfer from the device, and more only for coarser grids.
+    """`Operations.weight_grids`. It needs one transfer from the device, and more only for coarser grids.
 
     Raises:
         NumericError: a weight is not finite, or too large.

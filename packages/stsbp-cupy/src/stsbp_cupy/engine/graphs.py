@@ -13,7 +13,7 @@ import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from stsbp_spec.engine.pairs import Pairs
+from stsbp_spec.engine.operations import Operations
 from stsbp_spec.engine.replay import Graphs
 from stsbp_spec.errors import BackendError
 
@@ -73,7 +73,7 @@ _GEMM: tuple[Any, ...] = (
 class CupyGraphs(Graphs[Array]):
     """Recordings on a GPU."""
 
-    def __init__(self, backend: Pairs[Array], rt: CudaRuntime) -> None:
+    def __init__(self, backend: Operations[Array], rt: CudaRuntime) -> None:
         super().__init__(backend)
         self._rt, self._cuda = rt, rt.xp.cuda
         self._stream = self._cuda.Stream(non_blocking=True)

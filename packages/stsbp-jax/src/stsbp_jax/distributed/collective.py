@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
-from stsbp_spec.distributed.collective import Collective, Part, Rendezvous
+from stsbp_spec.distributed.collective import BatchSlice, Collective, Rendezvous
 from stsbp_spec.distributed.host import first_line
 from stsbp_spec.distributed.rendezvous import meet, port_of
 from stsbp_spec.errors import BackendError
@@ -82,7 +82,7 @@ class JaxCollective(Collective[Array]):
             raise BackendError("rank 0 must give the message to broadcast, and no other rank")
         return self.gather(np.frombuffer(message or b"", np.uint8))[0].tobytes()
 
-    def pieces(self, batch: int, micro_batch: int | None) -> tuple[Part, ...]:
+    def pieces(self, batch: int, micro_batch: int | None) -> tuple[BatchSlice, ...]:
         return pieces_of_all(self.parts(batch), micro_batch)[self.rank]
 
     def begin(self) -> None:

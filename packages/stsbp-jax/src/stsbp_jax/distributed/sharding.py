@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from stsbp_spec.distributed.collective import Collective, Part
+from stsbp_spec.distributed.collective import BatchSlice, Collective
 from stsbp_spec.distributed.host import connection
 from stsbp_spec.engine.programs import Gradients, gradients, output
 
@@ -53,7 +53,7 @@ def guarded(collective: Collective[Any]) -> Iterator[None]:
             raise RuntimeError(str(error)) from error
 
 
-def pieces_of_all(parts: Sequence[Part], micro_batch: int | None) -> list[tuple[Part, ...]]:
+def pieces_of_all(parts: Sequence[BatchSlice], micro_batch: int | None) -> list[tuple[BatchSlice, ...]]:
     """`Collective.pieces` of each process. All have the same number of pieces, because all run the same program.
 
     The last pieces may be empty.
@@ -62,7 +62,8 @@ def pieces_of_all(parts: Sequence[Part], micro_batch: int | None) -> list[tuple[
     size = micro_batch or longest
     starts = range(0, longest, size)
     return [
-        tuple(Part(part.first + i, min(size, max(0, part.count - i)), part.batch) for i in starts) for part in parts
+        tuple(BatchSlice(part.first + i, min(size, max(0, part.count - i)), part.batch) for i in starts)
+        for part in parts
     ]
 
 
@@ -182,8 +183,8 @@ def _on(mesh: Mesh, program: Callable[..., Any], takes: Any, gives: Any) -> Call
     return jax.shard_map(program, mesh=mesh, in_specs=takes, out_specs=gives, check_vma=False)
 
 
-def _own(piece: tuple[Part, ...], shard: int, devices: int) -> Any:
-    """The shard of the device that runs the program, as a `Part` of traced numbers.
+def _own(piece: tuple[BatchSlice, ...], shard: int, devices: int) -> Any:
+    """The shard of the device that runs the program, as a `BatchSlice` of traced numbers.
 
     `piece` contains a part for each process.
     """
@@ -192,7 +193,7 @@ def _own(piece: tuple[Part, ...], shard: int, devices: int) -> Any:
     counts = np.array([min(shard, max(0, part.count - start)) for part, start in places], np.int32)
     here = lax.axis_index(AXES)
     count: Any = shard if (counts == shard).all() else jnp.asarray(counts)[here]
-    return Part(jnp.asarray(firsts)[here], count, piece[0].batch)  # type: ignore[arg-type]
+    return BatchSlice(jnp.asarray(firsts)[here], count, piece[0].batch)  # type: ignore[arg-type]
 
 
 @partial(jax.jit, static_argnums=1)

@@ -25,10 +25,10 @@ from stsbp_cpu.engine.recurrent import FusedRecurrent
 from stsbp_cpu.engine.threads import get_num_threads, set_num_threads
 from stsbp_cpu.ops import conv2d, dropout, linear
 from stsbp_spec.contract.grid import WeightGrid
-from stsbp_spec.distributed.collective import Part
+from stsbp_spec.distributed.collective import BatchSlice
 from stsbp_spec.engine.plan import Chain, Drops, Population, Recurrent, Weights, rule_of
 from stsbp_spec.engine.results import NeuronResiduals
-from stsbp_spec.engine.rules import BackwardResult, Deferred, ForwardResult, Rule, Run, Step
+from stsbp_spec.engine.rules import BackwardResult, Deferred, ForwardResult, PassContext, Rule, Step
 from stsbp_spec.equations.assembly import Constants, NeuronEquations
 from stsbp_spec.equations.expressions import Recurrence
 from stsbp_spec.errors import ExactnessError, NumericError
@@ -252,7 +252,7 @@ RULES: Mapping[type[Op], Rule[Array]] = {
 def recur(
     recurrence: Recurrence, constants: Constants, inputs: Mapping[str, Array], steps: int, summed: tuple[str, ...]
 ) -> dict[str, Array]:
-    """Implements `Pairs.recur`. The constants may be traced."""
+    """Implements `Operations.recur`. The constants may be traced."""
     kernel_inputs = {name: x if x.dtype == np.uint8 else x.astype(np.float32) for name, x in inputs.items()}
     shape = kernel_inputs[recurrence.inputs[0]].shape[1:]
     results = {
@@ -291,7 +291,7 @@ def _fired(equations: NeuronEquations, shape: Shape) -> tuple[Any, dict[str, Any
 def population_forward(
     equations: NeuronEquations, zs: Sequence[Array], steps: int, learned: Mapping[str, Array]
 ) -> tuple[Array, NeuronResiduals[Array]]:
-    """Implements `Pairs.population_forward`."""
+    """Implements `Operations.population_forward`."""
     results = _fired(equations, (steps, *zs[0].shape[1:]))
     float_zs = tuple(z.astype(np.float32) for z in zs)
     spikes, saved, neuron_parameters = _call(
@@ -310,7 +310,7 @@ def _fire_all(
 def population_backward(
     equations: NeuronEquations, residuals: NeuronResiduals[Array], ds: Array, static: Sequence[bool]
 ) -> tuple[tuple[Array, ...], dict[str, Array]]:
-    """Implements `Pairs.population_backward`."""
+    """Implements `Operations.population_backward`."""
     once = (1, *ds.shape[1:])
     errors = tuple(_like(once if is_static else ds.shape) for is_static in static)
     results = errors, {name: _like(once) for name in equations.terms}
@@ -349,14 +349,14 @@ def _weight_grid(projection: Projection, w: AnyArray) -> tuple[AnyArray, AnyArra
 
 
 def weight_grid_of_values(projection: Projection, w: Array) -> tuple[Array, WeightGrid]:
-    """Implements `Pairs.weight_grid` for weights that are not traced, without a program, which XLA would compile."""
+    """Implements `Operations.weight_grid` for weights that are not traced. XLA need not compile a program for it."""
     with one_at_a_time:
         wq, grid = _cpu().weight_grid(projection, _opened_memory(w))
     return jax.device_put(wq, w.sharding), grid
 
 
 def largest_error(dz: Array) -> Array:
-    """Implements `Pairs.largest_error`."""
+    """Implements `Operations.largest_error`."""
     largest: Array = _call(_largest_error, _like((1,), np.int32), dz)
     return largest
 
@@ -366,7 +366,7 @@ def _largest_error(dz: AnyArray) -> AnyArray:
 
 
 def error_grid(dz: Array, bits: int, largest: Array | None) -> tuple[Array, Array]:
-    """Implements `Pairs.error_grid`. The numbers of zeroed and of non-zero elements are `[1, 2]`."""
+    """Implements `Operations.error_grid`. The numbers of zeroed and of non-zero elements are `[1, 2]`."""
     rounded: tuple[Array, Array] = _call(
         _error_grid, (_like(dz.shape), _like((1, 2), np.int32)), dz, largest, fixed=(bits,)
     )
@@ -379,7 +379,7 @@ def _error_grid(bits: int, dz: AnyArray, largest: AnyArray | None) -> tuple[AnyA
 
 
 def sample_grid(dz: Array, bits: int) -> Array:
-    """Implements `Pairs.sample_grid`."""
+    """Implements `Operations.sample_grid`."""
     rounded: Array = _call(_sample_grid, _like(dz.shape), dz, fixed=(bits,))
     return rounded
 
@@ -389,7 +389,7 @@ def _sample_grid(bits: int, dz: AnyArray) -> AnyArray:
 
 
 def gradient_squares(gradients: Sequence[Array]) -> Array:
-    """Implements `Pairs.gradient_squares`."""
+    """Implements `Operations.gradient_squares`."""
     squares: Array = _call(_gradient_squares, _like((2,), np.int64), tuple(gradients))
     return squares
 
@@ -399,7 +399,7 @@ def _gradient_squares(gradients: tuple[AnyArray, ...]) -> AnyArray:
 
 
 def spike_count(s: Array) -> Array:
-    """Implements `Pairs.spike_count`, with a count for each sample."""
+    """Implements `Operations.spike_count`, with a count for each sample."""
     counts: Array = _call(_spike_count, _like((s.shape[1],), np.int32), s)
     return counts
 
@@ -410,7 +410,7 @@ def _spike_count(s: AnyArray) -> AnyArray:
 
 
 def moments(z: Array, exponent: Array) -> Array:
-    """Implements `Pairs.moments`."""
+    """Implements `Operations.moments`."""
     sums: Array = _call(_moments, _like((3, z.shape[-1]), np.int64), z, exponent)
     return sums
 
@@ -420,7 +420,7 @@ def _moments(z: AnyArray, exponent: AnyArray) -> AnyArray:
 
 
 def error_moments(dy: Array, z: Array, exponent: Array) -> Array:
-    """Implements `Pairs.error_moments`."""
+    """Implements `Operations.error_moments`."""
     sums: Array = _call(_error_moments, _like((3, z.shape[-1]), np.float64), dy, z, exponent)
     return sums
 
@@ -430,7 +430,7 @@ def _error_moments(dy: AnyArray, z: AnyArray, exponent: AnyArray) -> AnyArray:
 
 
 def channelwise(recurrence: Recurrence, arrays: Mapping[str, Array], numbers: Mapping[str, Array]) -> Array:
-    """Implements `Pairs.channelwise`."""
+    """Implements `Operations.channelwise`."""
     (first, *_) = arrays.values()
     normalised: Array = _call(_channelwise, _like(first.shape), dict(arrays), dict(numbers), fixed=(recurrence,))
     return normalised
@@ -441,7 +441,7 @@ def _channelwise(recurrence: Recurrence, arrays: dict[str, AnyArray], numbers: d
 
 
 def of_channels(function: Callable[..., Any], *arrays: Any, **fixed: Any) -> Any:
-    """Implements `Pairs.of_channels`."""
+    """Implements `Operations.of_channels`."""
     keywords = tuple(sorted(fixed.items()))
     with np.errstate(all="ignore"):
         # This call finds the shapes and dtypes of the results.
@@ -457,7 +457,7 @@ def _channels(function: Callable[..., Any], fixed: tuple[tuple[str, Any], ...], 
 
 
 def dropout_mask(words: tuple[Any, ...], layer: int, shape: Shape, rate: float) -> Array:
-    """Implements `Pairs.dropout_mask`. `words` are seed, step and first sample, uint32, traced or not."""
+    """Implements `Operations.dropout_mask`. `words` are seed, step and first sample, uint32, traced or not."""
     memory_shape = (shape[0], *shape[2:], shape[1])
     word_arrays = tuple(jnp.asarray(x, np.uint32) for x in words)
     mask: Array = _call(_mask, _like(memory_shape, np.uint8), word_arrays, fixed=(layer, shape, rate))
@@ -470,7 +470,7 @@ def _mask(layer: int, shape: Shape, rate: float, words: tuple[AnyArray, ...]) ->
 
 
 def adamw(scalars: AdamWScalars, w: Array, g: Array, m: Array, v: Array) -> tuple[Array, Array, Array]:
-    """Implements `Pairs.adamw`."""
+    """Implements `Operations.adamw`."""
     updated: tuple[Array, Array, Array] = _call(_update, (_like(w.shape),) * 3, scalars, w, g, m, v)
     return updated
 
@@ -489,14 +489,14 @@ def fuse(chain: tuple[Step[Array], ...]) -> Step[Array] | None:
         if fused is None:
             return None
         assert isinstance(fused, FusedRecurrent)
-        return _HostRecurrent(step.places, step.needed, step.backend, step.op, step.loops, cpu=fused)
+        return _HostRecurrent(step.bound_nodes, step.needed, step.backend, step.op, step.loops, cpu=fused)
     cpu_block = block.fusion(_cpu().dense)(cpu_chain)
     if not isinstance(cpu_block, block.SparseBlock):
         return None
     covered = chain[len(chain) - len(cpu_block.parts) :]
     population = covered[-1]
     assert isinstance(population, Population)
-    return _HostBlock(cpu_block.places, cpu_block.needed, covered, cpu_block, population)
+    return _HostBlock(cpu_block.bound_nodes, cpu_block.needed, covered, cpu_block, population)
 
 
 def _as_of_cpu(step: Any) -> Any:
@@ -517,9 +517,9 @@ class _HostRecurrent(Recurrent[Array]):
     @cached_property
     def _read(self) -> tuple[str, ...]:
         """Names of the weights that the step reads."""
-        return (*(loop.name for loop in self.loops), *self.places[0].parameters.values())
+        return (*(loop.name for loop in self.loops), *self.bound_nodes[0].parameters.values())
 
-    def fire(self, run: Run[Array], inputs: Sequence[Array]) -> tuple[Array, NeuronResiduals[Array]]:
+    def fire(self, run: PassContext[Array], inputs: Sequence[Array]) -> tuple[Array, NeuronResiduals[Array]]:
         results = _fired(self.equations[run.training], (run.steps, *inputs[0].shape[1:]))
         arguments = ({name: run.weights[name] for name in self._read}, tuple(z.astype(np.float32) for z in inputs))
         spikes, saved, neuron_parameters = _call(
@@ -529,7 +529,7 @@ class _HostRecurrent(Recurrent[Array]):
 
     def propagate(
         self,
-        run: Run[Array],
+        run: PassContext[Array],
         residuals: NeuronResiduals[Array],
         error: Array,
         static: tuple[str, ...],
@@ -547,8 +547,8 @@ class _HostRecurrent(Recurrent[Array]):
         return gradients
 
 
-def _of_cpu(weights: Mapping[str, AnyArray], steps: int, training: bool, batch: int) -> Run[AnyArray]:
-    return Run(weights, steps, (0, 0) if training else None, Part(0, batch, batch))
+def _of_cpu(weights: Mapping[str, AnyArray], steps: int, training: bool, batch: int) -> PassContext[AnyArray]:
+    return PassContext(weights, steps, (0, 0) if training else None, BatchSlice(0, batch, batch))
 
 
 def _fire_loop(
@@ -629,9 +629,9 @@ class _HostBlock(Chain[Array]):
 
     @cached_property
     def _read(self) -> tuple[str, ...]:
-        return (self.cpu.projection.name, *self.neurons.places[0].parameters.values())
+        return (self.cpu.projection.name, *self.neurons.bound_nodes[0].parameters.values())
 
-    def forward_slice(self, run: Run[Array], *inputs: Array) -> ForwardResult[Array]:
+    def forward_slice(self, run: PassContext[Array], *inputs: Array) -> ForwardResult[Array]:
         (s,) = inputs
         if s.dtype != np.uint8:
             return super().forward_slice(run, s)
@@ -650,7 +650,9 @@ class _HostBlock(Chain[Array]):
         neurons = NeuronResiduals(saved, spikes, static=False, learned=neuron_parameters)
         return ForwardResult(spikes, _HostBlockSaved(s, mask, run.weights[conv.name], neurons))
 
-    def backward_slice(self, run: Run[Array], saved: Any, grad: Any, precision: Precision) -> BackwardResult[Array]:
+    def backward_slice(
+        self, run: PassContext[Array], saved: Any, grad: Any, precision: Precision
+    ) -> BackwardResult[Array]:
         if not isinstance(saved, _HostBlockSaved):
             return super().backward_slice(run, saved, grad, precision)
         s, mask, wq, neurons = saved
@@ -660,7 +662,7 @@ class _HostBlock(Chain[Array]):
         if need_input:
             below_type = _like(neurons.kept["u"].shape if defers else self._entering(s) if pools else s.shape)
         gradient_types = {"dw": _like(wq.shape), "below": below_type}
-        learned = {name: _like(run.weights[name].shape) for name in self.neurons.places[0].parameters.values()}
+        learned = {name: _like(run.weights[name].shape) for name in self.neurons.bound_nodes[0].parameters.values()}
         kind, arrays = _split_error(grad)
         arguments = ({name: run.weights[name] for name in self._read}, s, mask, neurons.kept, dict(neurons.learned))
         computed, gradients = _call(
@@ -686,7 +688,7 @@ class _HostBlock(Chain[Array]):
             return super().by_parts(saved)
         s, residuals = saved.s, list[Any]()
         for part in self.parts[:-2]:
-            op = part.places[0].node.op
+            op = part.bound_nodes[0].node.op
             if isinstance(op, AvgPool2d):
                 s, residual = _average(op, s)
                 residuals.append(residual)

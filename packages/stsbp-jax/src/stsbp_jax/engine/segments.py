@@ -16,15 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from stsbp_spec.distributed.collective import Part
+from stsbp_spec.distributed.collective import BatchSlice
 from stsbp_spec.engine.passes import Trace, after, backward_segment, forward_segment
 from stsbp_spec.engine.plan import Plan, Population, Segment, plan
-from stsbp_spec.engine.rules import Deferred, Run
+from stsbp_spec.engine.rules import Deferred, PassContext
 from stsbp_spec.networks.graph import Network, Neurons, Projection
 from stsbp_spec.networks.ops.batchnorm import STATISTICS, moved
 from stsbp_spec.typing import Precision, Shape
 
-from stsbp_jax.backend import PAIRS
+from stsbp_jax.backend import OPERATIONS
 from stsbp_jax.distributed.replication import alike
 from stsbp_jax.engine.checks import in_domain, running_statistic
 from stsbp_jax.engine.compiling import pair
@@ -80,7 +80,7 @@ class JaxSegment:
 
     def walk(self, *, fused: bool = True) -> Plan[Array]:
         """The steps through the whole network."""
-        return plan(PAIRS, self.network, of_input=True, fused=fused)
+        return plan(OPERATIONS, self.network, of_input=True, fused=fused)
 
     @property
     def segment(self) -> Segment[Array]:
@@ -114,9 +114,9 @@ class JaxSegment:
             norm = projection.synapse.norm
             if norm is not None:
                 names += [f"{projection.name}.{suffix}" for suffix in (*norm.learned(), *norm.initial(1))]
-        for place in self.segment.places:
-            if isinstance(place.node.op, Neurons):
-                names += place.parameters.values()
+        for bound_node in self.segment.bound_nodes:
+            if isinstance(bound_node.node.op, Neurons):
+                names += bound_node.parameters.values()
         return tuple(dict.fromkeys(names))
 
     @cached_property
@@ -138,7 +138,7 @@ class JaxSegment:
 
 def pieces(network: Network) -> list[JaxSegment]:
     """The segments of a network, in order."""
-    return [JaxSegment(network, index) for index in range(len(plan(PAIRS, network, of_input=True).segments))]
+    return [JaxSegment(network, index) for index in range(len(plan(OPERATIONS, network, of_input=True).segments))]
 
 
 @jax.tree_util.register_pytree_node_class
@@ -201,11 +201,11 @@ def _forward(
     on_grid = _on_grid(piece, weights, training=settings.training)
     run = _run(settings, on_grid, masks, batch, state)
     values = dict(zip(piece.reads, inputs, strict=True))
-    node_outputs, residuals = forward_segment(PAIRS, segment, run, values)
+    node_outputs, residuals = forward_segment(OPERATIONS, segment, run, values)
     potentials: dict[str, Array] = {}
     if (name := segment.population) is not None:
         # Inside a jit, no error can be raised. So if a potential is not finite, the spike becomes NaN.
-        u = PAIRS.neuron_potentials(segment.steps[-1].population(residuals[name]))
+        u = OPERATIONS.neuron_potentials(segment.steps[-1].population(residuals[name]))
         node_outputs[name] = jnp.where(jnp.isfinite(u), node_outputs[name].astype(np.float32), np.float32(np.nan))
         potentials = {name: u} if settings.full else {}
     outputs = {name: (x.astype(np.float32),) * piece.copies[name] for name, x in node_outputs.items()}
@@ -223,24 +223,24 @@ def _moved(
     for step in segment.steps:
         if step.normalises:
             for name, x in step.statistics(residuals[step.name]).items():
-                statistics[name] = PAIRS.of_channels(moved, previous[name], x, norm=norms[name.rpartition(".")[0]])
+                statistics[name] = OPERATIONS.of_channels(moved, previous[name], x, norm=norms[name.rpartition(".")[0]])
     return statistics
 
 
 def _run(
     settings: JaxSegmentSettings, on_grid: Mapping[str, Array], masks: tuple[Array, Array], batch: int, state: State
-) -> Run[Array]:
+) -> PassContext[Array]:
     # The backend also takes traced numbers for masks.
     dropout: Any = masks if settings.training else None
     initial_state = state if settings.full else None
-    return Run(on_grid, settings.steps, dropout, Part(0, batch, batch), before=initial_state)
+    return PassContext(on_grid, settings.steps, dropout, BatchSlice(0, batch, batch), before=initial_state)
 
 
 def _on_grid(piece: JaxSegment, weights: Mapping[str, Array], *, training: bool) -> dict[str, Array]:
     """Weights on their grids, learned parameters and running statistics. Values outside their domain become NaN."""
     on_grid = dict(weights)
     for projection in piece.projections:
-        on_grid[projection.name], choice = PAIRS.choose_grid(projection, weights[projection.name])
+        on_grid[projection.name], choice = OPERATIONS.choose_grid(projection, weights[projection.name])
         if projection.synapse.norm is not None:
             unit = choice.exponent + np.int32(projection.input.exponent)
             on_grid[f"{projection.name}.exponent"] = unit.reshape(1)
@@ -272,9 +272,9 @@ def _backward(
         return (None,) * len(piece.reads), dict.fromkeys(piece.parameters), (None, None), None
     some = next(iter(waiting.values()))[0]
     run = _run(settings, on_grid, masks, some.shape[1], {})
-    trace = Trace(PAIRS, walk, run, some, {}, lambda _: residuals, {})
+    trace = Trace(OPERATIONS, walk, run, some, {}, lambda _: residuals, {})
     gradients = backward_segment([trace], segment, [waiting], settings.precision)
-    rounded = {name: PAIRS.rounded(x) for name, x in {**gradients, **trace.whole}.items()}
+    rounded = {name: OPERATIONS.rounded(x) for name, x in {**gradients, **trace.whole}.items()}
     return (
         _input_gradients(piece.reads, waiting),
         {name: rounded.get(name) for name in piece.parameters},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jax import Array
 from stsbp_spec.networks.ops.psp import PSP
 
-from stsbp_jax.backend import PAIRS
+from stsbp_jax.backend import OPERATIONS
 from stsbp_jax.engine.compiling import pair
 
 __all__ = ["psp"]
@@ -17,4 +17,6 @@ def psp(psp: PSP, s: Array) -> Array:
     return potentials
 
 
-_psp = pair(1, lambda psp, s: (PAIRS.psp_forward(psp, s), None), lambda psp, _, da: (PAIRS.psp_backward(psp, da),))
+_psp = pair(
+    1, lambda psp, s: (OPERATIONS.psp_forward(psp, s), None), lambda psp, _, da: (OPERATIONS.psp_backward(psp, da),)
+)

@@ -73,7 +73,7 @@ class NumpyNames:
 
 
 class ArrayArithmetic(Generic[Array]):
-    """The contract's operations on the arrays of one library. Shapes are logical, as in `Pairs`.
+    """The contract's operations on the arrays of one library. Shapes are logical, as in `Operations`.
 
     Args:
         xp: namespace with the functions `NAMES` of the array API standard.
@@ -98,7 +98,7 @@ class ArrayArithmetic(Generic[Array]):
         """Spikes, all zero."""
         return self.xp.zeros(shape, dtype=self.spikes)
 
-    def joined(self, arrays: Sequence[Any]) -> Array:
+    def concatenate(self, arrays: Sequence[Any]) -> Array:
         """Arrays concatenated along the first axis."""
         return self.xp.concat(list(arrays))
 
@@ -128,7 +128,7 @@ class ArrayArithmetic(Generic[Array]):
         return self.view(x, self.xp.int32) & 0x7FFFFFFF
 
     def largest_error(self, dz: Any) -> Any:
-        """`Pairs.largest_error`: bits of the largest magnitude, int32 `[1]`."""
+        """`Operations.largest_error`: bits of the largest magnitude, int32 `[1]`."""
         return self.xp.max(self.magnitudes(dz)).reshape((1,))
 
     def scales(self, largest: Any, bits: int) -> tuple[Any, Any]:
@@ -140,7 +140,7 @@ class ArrayArithmetic(Generic[Array]):
         return scale, self.view((2 * _BIAS << _MANTISSA_BITS) - power, self.xp.float32)
 
     def error_grid(self, dz: Any, bits: int, largest: Any | None = None) -> tuple[Array, Array]:
-        """`Pairs.error_grid`: errors on their grid of `bits` bits, and the counts of `grid.ZeroedErrors`, `[2]`.
+        """`Operations.error_grid`: errors on their grid of `bits` bits, and the counts of `grid.ZeroedErrors`, `[2]`.
 
         Args:
             dz: errors of the whole batch, or of a part of it.
@@ -206,18 +206,18 @@ class ArrayArithmetic(Generic[Array]):
         return units * inverse_scale, bound
 
     # Steps and samples that do not count.
-    def within(self, x: Any, inside: Any) -> Array:
+    def mask_steps(self, x: Any, inside: Any) -> Array:
         """`x` `[T, B, ...]` with zeros where `inside`, `[1 or T, B]`, is not above 0."""
         mask = inside.reshape((*inside.shape, *(1,) * (len(x.shape) - 2))) > 0
         return self.xp.where(mask, x, 0)
 
-    def silenced(self, x: Any, count: Any) -> Array:
+    def mask_samples(self, x: Any, count: Any) -> Array:
         """`x` `[T, B, ...]` with zeros for all samples except the first `count`."""
         samples = self.xp.arange(x.shape[1], dtype=self.xp.int32)
-        return self.within(x, self.xp.astype(samples < count, self.xp.uint8).reshape((1, -1)))
+        return self.mask_steps(x, self.xp.astype(samples < count, self.xp.uint8).reshape((1, -1)))
 
     # Channels.
-    def spread(self, values: Any, shape: Shape) -> Array:
+    def broadcast(self, values: Any, shape: Shape) -> Array:
         """`values` `[C]` or `[1]`, repeated for each element of `shape`, which is the native shape of `[B, C, ...]`."""
         trailing_axes = len(shape) - self.channel_axis if self.channel_axis > 0 else 0
         return self.xp.broadcast_to(values.reshape((-1, *(1,) * trailing_axes)), (1, *shape))
@@ -254,8 +254,8 @@ class ArrayArithmetic(Generic[Array]):
             first += count
         return tuple(parts)
 
-    def totals(self, x: Any, count: int) -> Array:
-        """`Pairs.totals`: float64 sums `[count]` of all elements of each channel; of all elements if `count` is 1."""
+    def channel_totals(self, x: Any, count: int) -> Array:
+        """`Operations.channel_totals`: float64 sums `[count]` of the elements of each channel, or of all elements."""
         return self.channel_sums(self.by_channel(x, count), self.xp.float64)
 
     # Spikes as bits.

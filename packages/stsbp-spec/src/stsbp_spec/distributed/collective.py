@@ -18,7 +18,7 @@ from typing import Any, Generic
 from stsbp_spec.errors import BackendError, SpecError
 from stsbp_spec.typing import AnyArray, Array
 
-__all__ = ["Alone", "Collective", "Part", "Rendezvous", "Through", "parts_of"]
+__all__ = ["Alone", "BatchSlice", "Collective", "Rendezvous", "Through", "parts_of"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Rendezvous:
 
 
 @dataclass(frozen=True)
-class Part:
+class BatchSlice:
     """Consecutive samples of a batch.
 
     Attributes:
@@ -62,19 +62,19 @@ class Part:
         """Number of the sample after the last one."""
         return self.first + self.count
 
-    def cut(self, count: int) -> tuple[Part, ...]:
+    def cut(self, count: int) -> tuple[BatchSlice, ...]:
         """The part in pieces of `count` samples. The last piece may be smaller. An empty part is one empty piece."""
         firsts = range(self.first, max(self.end, self.first + 1), count)
-        return tuple(Part(first, min(count, self.end - first), self.batch) for first in firsts)
+        return tuple(BatchSlice(first, min(count, self.end - first), self.batch) for first in firsts)
 
 
-def parts_of(batch: int, size: int) -> tuple[Part, ...]:
+def parts_of(batch: int, size: int) -> tuple[BatchSlice, ...]:
     """Split a batch into `size` parts that differ by at most one sample. Parts without samples come last."""
     if size < 1:
         raise SpecError(f"a batch is cut into at least 1 part, got {size}")
     short, longer = divmod(batch, size)
     counts = [short + (rank < longer) for rank in range(size)]
-    return tuple(Part(sum(counts[:rank]), count, batch) for rank, count in enumerate(counts))
+    return tuple(BatchSlice(sum(counts[:rank]), count, batch) for rank, count in enumerate(counts))
 
 
 class Collective(ABC, Generic[Array]):
@@ -115,11 +115,11 @@ class Collective(ABC, Generic[Array]):
         """Wait until every process has called this method."""
         self.broadcast(b"" if self.rank == 0 else None)
 
-    def parts(self, batch: int) -> tuple[Part, ...]:
+    def parts(self, batch: int) -> tuple[BatchSlice, ...]:
         """The part of a batch that each process has, in the order of their ranks."""
         return parts_of(batch, self.size)
 
-    def pieces(self, batch: int, micro_batch: int | None) -> tuple[Part, ...]:
+    def pieces(self, batch: int, micro_batch: int | None) -> tuple[BatchSlice, ...]:
         """This process's part in pieces of up to `micro_batch` samples; None: one piece. A piece may be empty."""
         part = self.parts(batch)[self.rank]
         return part.cut(micro_batch or max(1, part.count))

@@ -1,7 +1,7 @@
 """The base class of backends.
 
-A backend implements the operations of pairs.py for arrays of its own library. It inherits everything else: the walk
-through a network (plan.py, passes.py), `value_and_grad`, `run` and the trainer (trainer.py).
+A backend implements the operations of operations.py for arrays of its own library. It inherits everything else: the
+walk through a network (plan.py, passes.py), `value_and_grad`, `run` and the trainer (trainer.py).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 
 from stsbp_spec.distributed.collective import Collective, Rendezvous
-from stsbp_spec.engine.pairs import Pairs
+from stsbp_spec.engine.operations import Operations
 from stsbp_spec.engine.results import Batch, Device, LayerRun, NeuronResiduals, RunResult, ValueAndGrad
 from stsbp_spec.engine.stream import Stream
 from stsbp_spec.engine.trainer import Trainer, run, value_and_grad
@@ -23,7 +23,7 @@ from stsbp_spec.validation import shown
 __all__ = ["AbstractBackend", "Batch", "Device", "LayerRun", "NeuronResiduals", "RunResult", "ValueAndGrad"]
 
 
-class AbstractBackend(Pairs[Array]):
+class AbstractBackend(Operations[Array]):
     """Base class of backends. Its public methods take and return numpy arrays."""
 
     def __init__(self, device: str | None = None) -> None:
@@ -38,7 +38,7 @@ class AbstractBackend(Pairs[Array]):
 
     @classmethod
     def connect(cls, rendezvous: Rendezvous, device: str | None) -> None:
-        """Connect several processes. It is called in each process before `device` is opened; `Pairs.join` is called
+        """Connect several processes. It is called in each process before `device` is opened, and `Operations.join`
         after that.
 
         Some libraries must know their processes before they look for devices. This method is for them.

@@ -9,7 +9,7 @@ import numpy as np
 
 from stsbp_spec.contract.grid import FLOOR
 from stsbp_spec.contract.random import check_seed, check_step
-from stsbp_spec.distributed.collective import Part
+from stsbp_spec.distributed.collective import BatchSlice
 from stsbp_spec.engine.results import Batch
 from stsbp_spec.equations.assembly import loss_equations, neuron_equations
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
@@ -242,7 +242,7 @@ def check_inputs(network: NetworkSpec, inputs: Inputs, steps: int) -> int:
     return int(inputs.shape[lead - 1])
 
 
-def check_part(samples: int, part: Part) -> None:
+def check_part(samples: int, part: BatchSlice) -> None:
     """Raise `ShapeError` unless the inputs have the samples of `part`, or one silent sample if `part` is empty."""
     if samples != max(1, part.count):
         which = (
@@ -253,7 +253,7 @@ def check_part(samples: int, part: Part) -> None:
         )
 
 
-def check_batch(network: NetworkSpec, batch: Batch[Inputs], own: Callable[[int], Part] | None = None) -> int:
+def check_batch(network: NetworkSpec, batch: Batch[Inputs], own: Callable[[int], BatchSlice] | None = None) -> int:
     """Raise `ShapeError` unless inputs and targets fit the network and each other. Returns `T`.
 
     If the targets are those of a whole batch, `own` returns the part of a batch of this size to which the inputs

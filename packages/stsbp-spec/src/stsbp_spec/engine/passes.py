@@ -20,11 +20,11 @@ from itertools import repeat
 from types import MappingProxyType
 from typing import Any, Generic
 
-from stsbp_spec.distributed.collective import Alone, Collective, Part
-from stsbp_spec.engine.pairs import Pairs
+from stsbp_spec.distributed.collective import Alone, BatchSlice, Collective
+from stsbp_spec.engine.operations import Operations
 from stsbp_spec.engine.plan import Chain, Plan, Segment, Stage, plan
 from stsbp_spec.engine.results import NeuronResiduals
-from stsbp_spec.engine.rules import BackwardResult, Deferred, ForwardResult, Run, Step
+from stsbp_spec.engine.rules import BackwardResult, Deferred, ForwardResult, PassContext, Step
 from stsbp_spec.networks.graph import Network
 from stsbp_spec.typing import Array, Memory, Precision
 
@@ -52,13 +52,13 @@ class Trace(Generic[Array]):
         residuals: function that returns the residuals of the steps of a segment, by name. The backward pass removes
             the residuals that it has used.
         statistics: statistics of the whole batch with which sums were normalised (`Step.statistics`).
-        zeroed: counts of `Pairs.error_grid` by layer, after a backward pass in `reproducible` precision.
+        zeroed: counts of `Operations.error_grid` by layer, after a backward pass in `reproducible` precision.
         whole: `BackwardResult.whole` of all steps, after a backward pass.
     """
 
-    backend: Pairs[Array]
+    backend: Operations[Array]
     plan: Plan[Array]
-    run: Run[Array]
+    run: PassContext[Array]
     output: Array
     spikes: Mapping[str, Array]
     residuals: Callable[[Segment[Array]], dict[str, Any]]
@@ -85,7 +85,7 @@ class Trace(Generic[Array]):
 
 
 def forward_pass(
-    backend: Pairs[Array],
+    backend: Operations[Array],
     network: Network,
     wq: Mapping[str, Array],
     x: Array,
@@ -97,7 +97,7 @@ def forward_pass(
     keeps: bool = True,
 ) -> Trace[Array]:
     """Run the network on encoded inputs of a whole batch, `[1 or T, B, ...]`. Arguments: see `forward_passes`."""
-    part = Part(0, x.shape[1], x.shape[1])
+    part = BatchSlice(0, x.shape[1], x.shape[1])
     (trace,) = forward_passes(
         backend, network, wq, [x], steps, dropout, [part], Alone(), memory, before=before, keeps=keeps
     )
@@ -105,13 +105,13 @@ def forward_pass(
 
 
 def forward_passes(
-    backend: Pairs[Array],
+    backend: Operations[Array],
     network: Network,
     wq: Mapping[str, Array],
     inputs: Sequence[Array],
     steps: int,
     dropout: tuple[int, int] | None,
-    parts: Sequence[Part],
+    parts: Sequence[BatchSlice],
     collective: Collective[Array],
     memory: Memory,
     inside: Sequence[Array | None] | None = None,
@@ -125,14 +125,14 @@ def forward_passes(
         backend: the backend, which computes the steps.
         network: the network.
         wq: weights on their grid, by name.
-        inputs: encoded inputs of each part, `[1 or T, B, ...]` (`Pairs.encode`).
+        inputs: encoded inputs of each part, `[1 or T, B, ...]` (`Operations.encode`).
         steps: `T`.
         dropout: `(seed, step)` of the masks; None: no dropout.
         parts: which samples of the batch each part has.
         collective: the processes that have the other samples.
         memory: `low`: keep only one bit per spike. The backward pass then runs each segment again.
-        inside: for each part, which steps of its samples are not padding: `rules.Run`.
-        before: what earlier steps left; only for one part, with memory `full`: `rules.Run`.
+        inside: for each part, which steps of its samples are not padding: `rules.PassContext`.
+        before: what earlier steps left; only for one part, with memory `full`: `rules.PassContext`.
         keeps: whether a backward pass may follow. If not, the traces only have the residuals of the last segment.
 
     Raises:
@@ -141,7 +141,7 @@ def forward_passes(
     walk = plan(backend, network, fused=before is None)
     forward: type[_Forward[Array]] = _LeanForward if memory == "low" else _Forward
     slices = [
-        forward(backend, walk, Run(wq, steps, dropout, part, collective, inside_part, before, keeps), x)
+        forward(backend, walk, PassContext(wq, steps, dropout, part, collective, inside_part, before, keeps), x)
         for part, inside_part, x in zip(parts, inside or [None] * len(parts), inputs, strict=True)
     ]
     _compute(slices, walk.stages)
@@ -184,7 +184,7 @@ class _SegmentForward(_Slice[Array]):
         saved: what the steps saved, by name.
     """
 
-    def __init__(self, backend: Pairs[Array], run: Run[Array], outputs: Mapping[str, Array]) -> None:
+    def __init__(self, backend: Operations[Array], run: PassContext[Array], outputs: Mapping[str, Array]) -> None:
         self.backend, self.run = backend, run
         self.outputs, self.saved = dict(outputs), dict[str, Any]()
 
@@ -204,16 +204,16 @@ class _SegmentForward(_Slice[Array]):
         x, states = self.outputs[source], self.run.before
         if delay and states is not None:
             edge = step.delayed[source, delay]
-            (earlier,) = states.get(edge) or (self.backend.joined([x[:1] * 0] * delay),)
-            joined = self.backend.joined([earlier, x])
+            (earlier,) = states.get(edge) or (self.backend.concatenate([x[:1] * 0] * delay),)
+            joined = self.backend.concatenate([earlier, x])
             x, self.saved[edge] = joined[: len(x)], joined[len(joined) - delay :]
         elif delay:
-            x = self.backend.shifted(x, delay)
+            x = self.backend.shift_time(x, delay)
         return x
 
 
 def forward_segment(
-    backend: Pairs[Array], segment: Segment[Array], run: Run[Array], values: Mapping[str, Array]
+    backend: Operations[Array], segment: Segment[Array], run: PassContext[Array], values: Mapping[str, Array]
 ) -> tuple[dict[str, Array], dict[str, Any]]:
     """Run a segment for a single slice. Returns the outputs that are kept, and what its steps saved, by name."""
     slice_ = _SegmentForward(backend, run, values)
@@ -224,7 +224,7 @@ def forward_segment(
 class _Forward(_SegmentForward[Array]):
     """The forward pass of a slice through a network, with the residuals of all segments."""
 
-    def __init__(self, backend: Pairs[Array], walk: Plan[Array], run: Run[Array], x: Array) -> None:
+    def __init__(self, backend: Operations[Array], walk: Plan[Array], run: PassContext[Array], x: Array) -> None:
         super().__init__(backend, run, {walk.input: x})
         self.walk, self.segments, self.statistics = walk, [*reversed(walk.segments)], dict[str, Array]()
         self.spikes, self.residuals = dict[str, Any](), dict[str, Any]()
@@ -243,7 +243,7 @@ class _Forward(_SegmentForward[Array]):
                     self.saved[step.name] = [self.saved.pop(part.name) for part in step.parts]
                 self.statistics |= step.statistics(self.saved[step.name])
         self.keep(segment)
-        done = {place.node.name for place in segment.places}.difference(segment.left).union(segment.done)
+        done = {bound_node.node.name for bound_node in segment.bound_nodes}.difference(segment.left).union(segment.done)
         self.outputs = {name: x for name, x in self.outputs.items() if name not in done}
 
     def keep(self, segment: Segment[Array]) -> None:
@@ -264,7 +264,7 @@ class _Forward(_SegmentForward[Array]):
 class _LeanForward(_Forward[Array]):
     """The same, with one bit per spike. The backward pass runs each segment again."""
 
-    def __init__(self, backend: Pairs[Array], walk: Plan[Array], run: Run[Array], x: Array) -> None:
+    def __init__(self, backend: Operations[Array], walk: Plan[Array], run: PassContext[Array], x: Array) -> None:
         super().__init__(backend, walk, run, x)
         self.recalled: dict[str, Callable[[], Array]] = {walk.input: lambda: x}
 
@@ -341,12 +341,12 @@ def backward_passes(
     under_way = dict[str, Callable[[], Array]]()
     for name, contribution in backward_sums(traces, errors, precision):
         under_way[name] = collective.start_total(
-            backend.plus(before[name], contribution) if name in before else contribution
+            backend.add(before[name], contribution) if name in before else contribution
         )
     sums = {name: wait() for name, wait in under_way.items()} | traces[0].whole
     gradients = {name: backend.rounded(x) for name, x in sums.items()}
     for owner, names in walk.uses.items():
-        gradients[owner] = reduce(backend.plus, [gradients.pop(name) for name in names])
+        gradients[owner] = reduce(backend.add, [gradients.pop(name) for name in names])
     return gradients
 
 
@@ -424,13 +424,13 @@ class _SegmentBackward(_Slice[Array]):
             return
         backend, gradients = self.trace.backend, self.gradients
         for name, gradient in result.gradients.items():
-            gradients[name] = backend.plus(gradients[name], gradient) if name in gradients else gradient
+            gradients[name] = backend.add(gradients[name], gradient) if name in gradients else gradient
         self.trace.zeroed.update(result.zeroed)
         self.trace.whole.update(result.whole)
         edges = zip(step.sources, step.delays, result.grad_inputs, step.needed, strict=True)
         for source, delay, grad, needed in reversed([*edges]):
             if needed and grad is not None:
-                grad = backend.shifted(_array(grad), -delay) if delay else grad
+                grad = backend.shift_time(_array(grad), -delay) if delay else grad
                 self.waiting.setdefault(source, []).append(grad)
 
     def grad(self, step: Step[Array]) -> Array | Deferred[Array]:

@@ -10,12 +10,12 @@ from operator import methodcaller
 from typing import Any, Generic, NamedTuple, get_args
 
 from stsbp_spec.contract.grid import sum_bits
-from stsbp_spec.engine.pairs import Pairs
+from stsbp_spec.engine.operations import Operations
 from stsbp_spec.engine.results import NeuronResiduals, Resumed
-from stsbp_spec.engine.rules import BackwardResult, Deferred, ForwardResult, Rule, Run, Step
+from stsbp_spec.engine.rules import BackwardResult, Deferred, ForwardResult, PassContext, Rule, Step
 from stsbp_spec.equations.assembly import NeuronEquations, ResumableEquations, neuron_equations, resumable_equations
 from stsbp_spec.equations.expressions import Recurrence
-from stsbp_spec.networks.graph import Edge, Input, Network, Neurons, Op, Place, Projection, Weighted
+from stsbp_spec.networks.graph import BoundNode, Edge, Input, Network, Neurons, Op, Projection, Weighted
 from stsbp_spec.networks.ops import batchnorm
 from stsbp_spec.networks.ops.base import Derived, Passing
 from stsbp_spec.networks.ops.batchnorm import BatchNorm, Coefficients
@@ -27,14 +27,14 @@ from stsbp_spec.typing import Array, Precision, Shape
 __all__ = ["Chain", "Plan", "Segment", "Stage", "all_reduce_max", "all_reduce_sum", "plan", "rule_of"]
 
 
-def all_reduce_max(backend: Pairs[Array], runs: Sequence[Run[Array]], values: Iterable[Array]) -> Array:
-    """Elementwise maximum of integers over the slices here and in all processes, such as `Pairs.largest_error`."""
-    return runs[0].collective.largest(backend.most([*values]))
+def all_reduce_max(backend: Operations[Array], runs: Sequence[PassContext[Array]], values: Iterable[Array]) -> Array:
+    """Elementwise maximum of integers over the slices here and in all processes, such as `Operations.largest_error`."""
+    return runs[0].collective.largest(backend.maximum([*values]))
 
 
-def all_reduce_sum(backend: Pairs[Array], runs: Sequence[Run[Array]], values: Iterable[Array]) -> Array:
+def all_reduce_sum(backend: Operations[Array], runs: Sequence[PassContext[Array]], values: Iterable[Array]) -> Array:
     """The sum of exact sums, float64 or int64, over the slices here and in all processes."""
-    return runs[0].collective.start_total(reduce(backend.plus, values))()
+    return runs[0].collective.start_total(reduce(backend.add, values))()
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +44,12 @@ class ByRule(Step[Array]):
     op: Op
     rule: Rule[Array]
 
-    def forward_slice(self, run: Run[Array], *inputs: Array) -> ForwardResult[Array]:
+    def forward_slice(self, run: PassContext[Array], *inputs: Array) -> ForwardResult[Array]:
         return ForwardResult(*self.rule.forward(self.op, *inputs))
 
-    def backward_slice(self, run: Run[Array], saved: Any, grad: Any, precision: Precision) -> BackwardResult[Array]:
+    def backward_slice(
+        self, run: PassContext[Array], saved: Any, grad: Any, precision: Precision
+    ) -> BackwardResult[Array]:
         grads = self.rule.backward(self.op, saved, grad)
         return BackwardResult(grads if len(self.needed) > 1 else (grads,))
 
@@ -56,18 +58,18 @@ class ByRule(Step[Array]):
 class Weights(Step[Array]):
     """Weights that are computed by the rule of their geometry. `reproducible` precision puts errors on the grid."""
 
-    backend: Pairs[Array]
+    backend: Operations[Array]
     rule: Rule[Array]
     projection: Projection
 
     def exchanges(self, precision: Precision) -> bool:
         return precision == "reproducible"
 
-    def forward_slice(self, run: Run[Array], *inputs: Array) -> ForwardResult[Array]:
+    def forward_slice(self, run: PassContext[Array], *inputs: Array) -> ForwardResult[Array]:
         return ForwardResult(*self.rule.forward(self.projection.synapse, *inputs, run.weights[self.name]))
 
     def backward(
-        self, runs: Sequence[Run[Array]], saved: Iterator[Any], grads: Iterator[Any], precision: Precision
+        self, runs: Sequence[PassContext[Array]], saved: Iterator[Any], grads: Iterator[Any], precision: Precision
     ) -> Iterator[BackwardResult[Array]]:
         grid: tuple[int, Array] | None = None
         if precision == "reproducible":
@@ -80,7 +82,7 @@ class Weights(Step[Array]):
             yield self._backward(run, next(saved), next(grads), precision, grid)
 
     def _backward(
-        self, run: Run[Array], saved: Any, grad: Array, precision: Precision, grid: tuple[int, Array] | None
+        self, run: PassContext[Array], saved: Any, grad: Array, precision: Precision, grid: tuple[int, Array] | None
     ) -> BackwardResult[Array]:
         zeroed = dict[str, Array]()
         if grid is not None:
@@ -102,7 +104,7 @@ class _NormalisedSaved(NamedTuple, Generic[Array]):
 class Normalised(Step[Array]):
     """Weights and the batch normalisation of their sums: ops/batchnorm.py."""
 
-    backend: Pairs[Array]
+    backend: Operations[Array]
     weights: Weights[Array]
     norm: BatchNorm
 
@@ -110,7 +112,7 @@ class Normalised(Step[Array]):
         return True
 
     def forward(
-        self, runs: Sequence[Run[Array]], inputs: Iterator[tuple[Array, ...]]
+        self, runs: Sequence[PassContext[Array]], inputs: Iterator[tuple[Array, ...]]
     ) -> Iterator[ForwardResult[Array]]:
         sums, run = self.weights.forward(runs, inputs), runs[0]
         by: Coefficients[Array] | None = run.coefficients.get(self.name)
@@ -127,7 +129,10 @@ class Normalised(Step[Array]):
             yield self._normalised(run, by, *next(sums))
 
     def _of_batch(
-        self, runs: Sequence[Run[Array]], sums: Iterator[ForwardResult[Array]], results: list[ForwardResult[Array]]
+        self,
+        runs: Sequence[PassContext[Array]],
+        sums: Iterator[ForwardResult[Array]],
+        results: list[ForwardResult[Array]],
     ) -> Coefficients[Array]:
         """The coefficients from the weighted sums of all slices, which are appended to `results`."""
         backend, run, exponent = self.backend, runs[0], self._parameter(runs[0], "exponent")
@@ -137,19 +142,21 @@ class Normalised(Step[Array]):
             moments.append(backend.moments(self._mask_padding(of_slice, results[-1].output), exponent))
         frames, n = self._frames(run, results[0].output)
         total = all_reduce_sum(backend, runs, moments)
-        gain = self.places[0].inputs[0].gain
+        gain = self.bound_nodes[0].inputs[0].gain
         by: Coefficients[Array] = backend.of_channels(
             batchnorm.of_batch, total, exponent, self._parameter(run, "scale"), *frames, norm=self.norm, n=n, gain=gain
         )
         return by
 
-    def _normalised(self, run: Run[Array], by: Coefficients[Array], z: Array, saved: Any) -> ForwardResult[Array]:
+    def _normalised(
+        self, run: PassContext[Array], by: Coefficients[Array], z: Array, saved: Any
+    ) -> ForwardResult[Array]:
         numbers = {"mean": by.mean, "a": by.a, "shift": self._parameter(run, "shift")}
         y = self.backend.channelwise(batchnorm.FORWARD, {"z": z}, numbers)
         return ForwardResult(y, _NormalisedSaved(saved, z, by))
 
     def backward(
-        self, runs: Sequence[Run[Array]], saved: Iterator[Any], grads: Iterator[Any], precision: Precision
+        self, runs: Sequence[PassContext[Array]], saved: Iterator[Any], grads: Iterator[Any], precision: Precision
     ) -> Iterator[BackwardResult[Array]]:
         backend, run, exponent = self.backend, runs[0], self._parameter(runs[0], "exponent")
         errors = [*grads]
@@ -172,40 +179,40 @@ class Normalised(Step[Array]):
         for _ in runs:
             yield next(results)._replace(whole=batch_gradients)
 
-    def _dz(self, run: Run[Array], z: Array, error: Array, numbers: Mapping[str, Array]) -> Array:
+    def _dz(self, run: PassContext[Array], z: Array, error: Array, numbers: Mapping[str, Array]) -> Array:
         return self._mask_padding(run, self.backend.channelwise(batchnorm.BACKWARD, {"z": z, "dy": error}, numbers))
 
     def statistics(self, saved: Any) -> Mapping[str, Array]:
         mean, variance = saved.by.batch
         return {f"{self.name}.mean": mean, f"{self.name}.variance": variance}
 
-    def _parameter(self, run: Run[Array], name: str) -> Array:
+    def _parameter(self, run: PassContext[Array], name: str) -> Array:
         return run.weights[f"{self.name}.{name}"]
 
-    def _summands(self, run: Run[Array], z: Array) -> int:
+    def _summands(self, run: PassContext[Array], z: Array) -> int:
         """Number of weighted sums of a channel in the whole batch, including padding."""
-        return batchnorm.summands(len(z) * run.part.batch, self.places[0].output.shape)
+        return batchnorm.summands(len(z) * run.part.batch, self.bound_nodes[0].output.shape)
 
-    def _frames(self, run: Run[Array], z: Array) -> tuple[tuple[Array, ...], int]:
+    def _frames(self, run: PassContext[Array], z: Array) -> tuple[tuple[Array, ...], int]:
         """Number of sums that are normalised together. With lengths: the frames, and the number of sums per frame."""
         n = self._summands(run, z)
-        if run.inside is None or self.places[0].output.static:
+        if run.inside is None or self.bound_nodes[0].output.static:
             return (), n
-        return (self._parameter(run, "frames"),), batchnorm.summands(1, self.places[0].output.shape)
+        return (self._parameter(run, "frames"),), batchnorm.summands(1, self.bound_nodes[0].output.shape)
 
-    def _mask_padding(self, run: Run[Array], x: Array) -> Array:
+    def _mask_padding(self, run: PassContext[Array], x: Array) -> Array:
         """`x` `[T, B, ...]` with zeros at padded steps, and for samples that do not belong to the batch."""
-        x = self.backend.silenced(x, run.part.count)
-        if run.inside is None or self.places[0].output.static:
+        x = self.backend.mask_samples(x, run.part.count)
+        if run.inside is None or self.bound_nodes[0].output.static:
             return x
-        return self.backend.within(x, run.inside)
+        return self.backend.mask_steps(x, run.inside)
 
 
-def _one_to_one(backend: Pairs[Array]) -> Rule[Array]:
+def _one_to_one(backend: Operations[Array]) -> Rule[Array]:
     """One weight per neuron, as equations that every backend runs: ops/one_to_one.py."""
 
     def times(x: Array, w: Array) -> Array:
-        weights = backend.spread(w.reshape(-1), x.shape[1:])
+        weights = backend.broadcast(w.reshape(-1), x.shape[1:])
         return backend.recur(PRODUCT, {}, {"x": x, "w": weights}, len(x))["y"]
 
     def forward(op: OneToOne, s: Array, wq: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -226,13 +233,13 @@ def _one_to_one(backend: Pairs[Array]) -> Rule[Array]:
             return ds, None
         # Spikes are 0 or 1, so the products are exact.
         terms = backend.recur(PRODUCT, {}, {"x": s, "w": dz}, len(dz))["y"]
-        dw = backend.totals(terms.reshape(1, -1, wq.shape[0]), wq.shape[0])
+        dw = backend.channel_totals(terms.reshape(1, -1, wq.shape[0]), wq.shape[0])
         return ds, dw.reshape(wq.shape)
 
     return Rule(forward, backward)
 
 
-def _derived(backend: Pairs[Array]) -> Rule[Array]:
+def _derived(backend: Operations[Array]) -> Rule[Array]:
     """The rule of `Derived` operations."""
 
     def forward(op: Derived, *inputs: Array) -> tuple[Array, Any]:
@@ -248,25 +255,27 @@ def _derived(backend: Pairs[Array]) -> Rule[Array]:
 class Drops(Step[Array]):
     """Dropout with the backend's masks: ops/dropout.py."""
 
-    backend: Pairs[Array]
+    backend: Operations[Array]
     op: Dropout
 
-    def mask(self, run: Run[Array], batch: int) -> Array | None:
+    def mask(self, run: PassContext[Array], batch: int) -> Array | None:
         """The mask of kept spikes, `[B, ...]`; None: all are kept."""
         if run.dropout is None or self.op.rate == 0:
             return None
-        (seed, step), place = run.dropout, self.places[0]
-        stream = substream(place.layer, place.position)
+        (seed, step), bound_node = run.dropout, self.bound_nodes[0]
+        stream = substream(bound_node.layer, bound_node.position)
         # One mask for all steps: a kept neuron keeps the timing of its spikes, and fewer random numbers are drawn.
-        shape = (batch, *place.output.shape)
+        shape = (batch, *bound_node.output.shape)
         return self.backend.dropout_mask(seed, stream, step, shape, self.op.rate, first=run.part.first)
 
-    def forward_slice(self, run: Run[Array], *inputs: Array) -> ForwardResult[Array]:
+    def forward_slice(self, run: PassContext[Array], *inputs: Array) -> ForwardResult[Array]:
         (s,) = inputs
         mask = self.mask(run, s.shape[1])
         return ForwardResult(s if mask is None else self.backend.dropout(mask, s), mask)
 
-    def backward_slice(self, run: Run[Array], saved: Any, grad: Any, precision: Precision) -> BackwardResult[Array]:
+    def backward_slice(
+        self, run: PassContext[Array], saved: Any, grad: Any, precision: Precision
+    ) -> BackwardResult[Array]:
         return BackwardResult((grad if saved is None else self.backend.dropout(saved, grad),))
 
 
@@ -274,14 +283,14 @@ class Drops(Step[Array]):
 class Population(Step[Array]):
     """Neurons, including the pending synapses of their inputs."""
 
-    backend: Pairs[Array]
+    backend: Operations[Array]
     op: Neurons
     loops: tuple[Weights[Array], ...] = ()
 
     @cached_property
     def filters(self) -> tuple[SynapticFilter, SynapticFilter]:
         """The filters of evaluation and of training, if there is one input."""
-        (values,) = self.places[0].inputs
+        (values,) = self.bound_nodes[0].inputs
         return values.filter(training=False), values.filter(training=True)
 
     @cached_property
@@ -299,44 +308,47 @@ class Population(Step[Array]):
     @property
     def _filters(self) -> Iterator[tuple[SynapticFilter, ...]]:
         """The filters of all inputs, of evaluation and of training."""
-        inputs = self.places[0].inputs
+        inputs = self.bound_nodes[0].inputs
         return (tuple(values.filter(training=training) for values in inputs) for training in (False, True))
 
     @property
     def _static(self) -> tuple[bool, ...]:
-        return tuple(values.static for values in self.places[0].inputs)
+        return tuple(values.static for values in self.bound_nodes[0].inputs)
 
-    def learned(self, run: Run[Array]) -> dict[str, Array]:
+    def learned(self, run: PassContext[Array]) -> dict[str, Array]:
         """The learned parameters of the neurons, by the model's names."""
-        (place,) = self.places
-        return {name: run.weights[parameter] for name, parameter in place.parameters.items()}
+        (bound_node,) = self.bound_nodes
+        return {name: run.weights[parameter] for name, parameter in bound_node.parameters.items()}
 
     def gradients(
-        self, runs: Sequence[Run[Array]], terms: Sequence[Mapping[str, Array]], precision: Precision
+        self, runs: Sequence[PassContext[Array]], terms: Sequence[Mapping[str, Array]], precision: Precision
     ) -> list[dict[str, Array]]:
         """Gradients of the neurons' learned parameters for each slice, by the network's names, from
-        `Pairs.population_backward`'s terms."""
-        (place,), gradients = self.places, [dict[str, Array]() for _ in runs]
+        `Operations.population_backward`'s terms."""
+        (bound_node,), gradients = self.bound_nodes, [dict[str, Array]() for _ in runs]
         for name in terms[0]:
-            (count,), xs = place.learned[name].shape(place.output.shape), [of_slice[name] for of_slice in terms]
+            (count,), xs = (
+                bound_node.learned[name].shape(bound_node.output.shape),
+                [of_slice[name] for of_slice in terms],
+            )
             # A kernel adds the steps of a neuron in one register, from the last to the first. The grid comes after
             # that, because it depends on the largest number: to round single steps, all of them would have to be
             # stored.
             if precision == "reproducible":
                 largest = all_reduce_max(self.backend, runs, map(self.backend.largest_error, xs))
-                bits = sum_bits(runs[0].part.batch * math.prod(place.output.shape) // count)
+                bits = sum_bits(runs[0].part.batch * math.prod(bound_node.output.shape) // count)
                 xs = [self.backend.error_grid(x, bits, largest)[0] for x in xs]
             for of_slice, x in zip(gradients, xs, strict=True):
-                of_slice[place.parameters[name]] = self.backend.totals(x, count)
+                of_slice[bound_node.parameters[name]] = self.backend.channel_totals(x, count)
         return gradients
 
     def _stepwise(
-        self, run: Run[Array], step_equations: Recurrence, start: tuple[Array, ...], inputs: Sequence[Array]
+        self, run: PassContext[Array], step_equations: Recurrence, start: tuple[Array, ...], inputs: Sequence[Array]
     ) -> tuple[tuple[Array, ...], NeuronResiduals[Array]]:
         """Compute one time step after the other with `step_equations` (`Recurrence.single`), from `start`
         (`Resumed.after`)."""
         backend, equations = self.backend, self.equations[run.training]
-        learned = backend.spread_all(equations, self.learned(run), inputs[0].shape[1:])
+        learned = backend.broadcast_all(equations, self.learned(run), inputs[0].shape[1:])
         outer_indices, loop_indices = self._at
         states = tuple(equations.forward.states)
         names = [*step_equations.outputs]
@@ -362,7 +374,7 @@ class Population(Step[Array]):
         static = len(inputs) == 1 and len(inputs[0]) == 1 and run.steps > 1
         return final_state, NeuronResiduals(saved, spikes, static and not loop_indices, learned)
 
-    def _resting_state(self, run: Run[Array], shape: Shape) -> tuple[Array, ...]:
+    def _resting_state(self, run: PassContext[Array], shape: Shape) -> tuple[Array, ...]:
         """The state of rest: no spikes, and all states zero. Their shape `shape` is `[1, B, ...]`."""
         states = self.equations[run.training].forward.states
         return self.backend.silence(shape), *(self.backend.zeros(shape) for _ in states)
@@ -370,17 +382,20 @@ class Population(Step[Array]):
     @cached_property
     def _at(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Which inputs of the equations come from other nodes, and which come from the recurrent weights."""
-        names, loop_names = [edge.source for edge in self.places[0].node.inputs], [loop.name for loop in self.loops]
+        names, loop_names = (
+            [edge.source for edge in self.bound_nodes[0].node.inputs],
+            [loop.name for loop in self.loops],
+        )
         return tuple(j for j, name in enumerate(names) if name not in loop_names), tuple(map(names.index, loop_names))
 
-    def _resumed(self, run: Run[Array], inputs: Sequence[Array]) -> tuple[Array, Resumed[Array]]:
+    def _resumed(self, run: PassContext[Array], inputs: Sequence[Array]) -> tuple[Array, Resumed[Array]]:
         assert run.before is not None
         start = run.before.get(self.name) or self._resting_state(run, (1, *inputs[0].shape[1:]))
         final_state, residuals = self._stepwise(run, self.resumable[run.training].step, start, inputs)
         return residuals.spikes, Resumed(residuals, start[0], final_state)
 
     def _backward_inputs(
-        self, run: Run[Array], residuals: Any
+        self, run: PassContext[Array], residuals: Any
     ) -> tuple[NeuronEquations, NeuronResiduals[Array], Array | None]:
         """The equations of the backward pass, the residuals it reads, and the spikes before the first step, if any."""
         if not isinstance(residuals, Resumed):
@@ -391,25 +406,27 @@ class Population(Step[Array]):
         return equations, neurons._replace(kept=saved if error is None else {**saved, "gu": error}), first
 
     def exchanges(self, precision: Precision) -> bool:
-        return precision == "reproducible" and bool(self.places[0].parameters)
+        return precision == "reproducible" and bool(self.bound_nodes[0].parameters)
 
-    def forward_slice(self, run: Run[Array], *inputs: Array) -> ForwardResult[Array]:
+    def forward_slice(self, run: PassContext[Array], *inputs: Array) -> ForwardResult[Array]:
         if run.before is not None:
             return ForwardResult(*self._resumed(run, inputs))
         equations, learned = self.equations[run.training], self.learned(run)
         return ForwardResult(*self.backend.population_forward(equations, inputs, run.steps, learned))
 
     def backward(
-        self, runs: Sequence[Run[Array]], saved: Iterator[Any], grads: Iterator[Any], precision: Precision
+        self, runs: Sequence[PassContext[Array]], saved: Iterator[Any], grads: Iterator[Any], precision: Precision
     ) -> Iterator[BackwardResult[Array]]:
         results = [self._propagated(run, next(saved), next(grads)) for run in runs]
         for gradients in self.gradients(runs, [terms for _, terms in results], precision):
             yield BackwardResult(results.pop(0)[0], gradients)
 
-    def _propagated(self, run: Run[Array], saved: Any, grad: Array) -> tuple[tuple[Array, ...], Mapping[str, Array]]:
+    def _propagated(
+        self, run: PassContext[Array], saved: Any, grad: Array
+    ) -> tuple[tuple[Array, ...], Mapping[str, Array]]:
         """The gradients of the inputs, and the terms of those of learned parameters."""
         equations, residuals, _ = self._backward_inputs(run, saved)
-        static = [values.static and run.steps > 1 for values in self.places[0].inputs]
+        static = [values.static and run.steps > 1 for values in self.bound_nodes[0].inputs]
         return self.backend.population_backward(equations, residuals, grad, static)
 
     def population(self, saved: Any) -> NeuronResiduals[Array]:
@@ -422,7 +439,7 @@ class Recurrent(Population[Array]):
     """Neurons that read their own spikes of the previous step through weights. They compute one time step at a time.
 
     Forward pass: `z'_t = V o_{t-1}` in addition to the other inputs. Backward pass, from the last step to the first:
-    `do_t` is the error from the layer above plus `V^T dz'_{t+1}`. In `reproducible` precision, `Pairs.sample_grid`
+    `do_t` is the error from the layer above plus `V^T dz'_{t+1}`. In `reproducible` precision, `Operations.sample_grid`
     rounds `dz'` first, so that these sums are exact. The gradient of `V` is computed from all steps at once, as for any
     other weights.
 
@@ -440,16 +457,16 @@ class Recurrent(Population[Array]):
     @property
     def _edges(self) -> tuple[Edge, ...]:
         loop_names = {loop.name for loop in self.loops}
-        return tuple(edge for edge in self.places[0].node.inputs if edge.source not in loop_names)
+        return tuple(edge for edge in self.bound_nodes[0].node.inputs if edge.source not in loop_names)
 
     def exchanges(self, precision: Precision) -> bool:
         return precision == "reproducible"
 
-    def forward_slice(self, run: Run[Array], *inputs: Array) -> ForwardResult[Array]:
+    def forward_slice(self, run: PassContext[Array], *inputs: Array) -> ForwardResult[Array]:
         return ForwardResult(*(self.fire(run, inputs) if run.before is None else self._resumed(run, inputs)))
 
     def backward(
-        self, runs: Sequence[Run[Array]], saved: Iterator[Any], grads: Iterator[Any], precision: Precision
+        self, runs: Sequence[PassContext[Array]], saved: Iterator[Any], grads: Iterator[Any], precision: Precision
     ) -> Iterator[BackwardResult[Array]]:
         outer_indices, loop_indices = self._at
         names = self.equations[runs[0].training].errors
@@ -471,19 +488,21 @@ class Recurrent(Population[Array]):
             yield BackwardResult(tuple(of_inputs[names[j]] for j in outer_indices), gradients[i], zeroed[i])
 
     def _propagated_back(
-        self, run: Run[Array], saved: Any, grad: Array, precision: Precision
+        self, run: PassContext[Array], saved: Any, grad: Array, precision: Precision
     ) -> tuple[Mapping[str, Array], Mapping[str, Array], Array]:
         """The results of `propagate`, and the spikes one step before each step."""
         outer_indices, _ = self._at
         equations, residuals, first = self._backward_inputs(run, saved)
-        values = self.places[0].inputs
+        values = self.bound_nodes[0].inputs
         static = {equations.errors[j] for j in outer_indices if values[j].static and run.steps > 1}
         errors, terms = self.propagate(run, residuals, grad, tuple(sorted(static)), precision)
         spikes = residuals.spikes
-        earlier = self.backend.shifted(spikes, 1) if first is None else self.backend.joined([first, spikes[:-1]])
+        earlier = (
+            self.backend.shift_time(spikes, 1) if first is None else self.backend.concatenate([first, spikes[:-1]])
+        )
         return errors, terms, earlier
 
-    def fire(self, run: Run[Array], inputs: Sequence[Array]) -> tuple[Array, NeuronResiduals[Array]]:
+    def fire(self, run: PassContext[Array], inputs: Sequence[Array]) -> tuple[Array, NeuronResiduals[Array]]:
         """The forward pass of all steps: returns the spikes, and what the backward pass reads."""
         start = self._resting_state(run, (1, *inputs[0].shape[1:]))
         _, residuals = self._stepwise(run, self.equations[run.training].forward_step, start, inputs)
@@ -491,7 +510,7 @@ class Recurrent(Population[Array]):
 
     def propagate(
         self,
-        run: Run[Array],
+        run: PassContext[Array],
         residuals: NeuronResiduals[Array],
         error: Array,
         static: tuple[str, ...],
@@ -530,7 +549,7 @@ class Recurrent(Population[Array]):
                     projection.synapse, loop_saved, dz, precision=precision, need_input=True, need_weights=False
                 )
                 grads.append(ds)
-            new_loop_grads = reduce(backend.plus, grads)
+            new_loop_grads = reduce(backend.add, grads)
             new_states = (
                 step_outputs[name] for name in [*step_equations.outputs][len(step_equations.outputs) - len(states) :]
             )
@@ -542,7 +561,7 @@ class Recurrent(Population[Array]):
         sums = dict(zip(summed, final_state[len(final_state) - len(summed) :], strict=True))
         return errors | {name: sums[name] for name in static}, {name: sums[name] for name in equations.terms}
 
-    def way_back(self, run: Run[Array], residuals: NeuronResiduals[Array]) -> NeuronEquations:
+    def way_back(self, run: PassContext[Array], residuals: NeuronResiduals[Array]) -> NeuronEquations:
         """The equations that `propagate` uses. They differ if there are errors of potentials."""
         return self.resumable[run.training].of_potentials if "gu" in residuals.kept else self.equations[run.training]
 
@@ -563,7 +582,7 @@ class Chain(Step[Array]):
     def exchanges(self, precision: Precision) -> bool:
         return any(part.exchanges(precision) for part in self.parts)
 
-    def forward_slice(self, run: Run[Array], *inputs: Array) -> ForwardResult[Array]:
+    def forward_slice(self, run: PassContext[Array], *inputs: Array) -> ForwardResult[Array]:
         saved: list[Any] = []
         for part in self.parts:
             output, residuals = next(part.forward([run], iter([inputs])))
@@ -571,7 +590,9 @@ class Chain(Step[Array]):
             saved.append(residuals)
         return ForwardResult(inputs[0], saved)
 
-    def backward_slice(self, run: Run[Array], saved: Any, grad: Any, precision: Precision) -> BackwardResult[Array]:
+    def backward_slice(
+        self, run: PassContext[Array], saved: Any, grad: Any, precision: Precision
+    ) -> BackwardResult[Array]:
         # A part with sums over the batch (`zeroed`, `whole`) exchanges numbers, so the chain is computed by parts.
         gradients = dict[str, Array]()
         # The lists lose what a part takes, so that it is free before the next part.
@@ -648,9 +669,9 @@ class Segment(Generic[Array]):
     left: tuple[str, ...]
 
     @cached_property
-    def places(self) -> tuple[Place, ...]:
+    def bound_nodes(self) -> tuple[BoundNode, ...]:
         """The nodes of its steps, in order."""
-        return tuple(place for step in self.steps for place in step.places)
+        return tuple(bound_node for step in self.steps for bound_node in step.bound_nodes)
 
     @cached_property
     def backward_stages(self) -> Mapping[Precision, list[Stage[Array]]]:
@@ -660,7 +681,7 @@ class Segment(Generic[Array]):
 
     def projections(self, network: Network) -> tuple[Projection, ...]:
         """The weights of `network` in this segment, including recurrent weights."""
-        names = {place.node.name for place in self.places}
+        names = {bound_node.node.name for bound_node in self.bound_nodes}
         names |= {loop for name in names for loop in network.recurrent.get(name, ())}
         return tuple(projection for projection in network.projections if projection.name in names)
 
@@ -696,7 +717,7 @@ class Plan(Generic[Array]):
         return tuple(step for segment in self.segments for step in segment.steps)
 
 
-def plan(backend: Pairs[Array], network: Network, *, of_input: bool = False, fused: bool = True) -> Plan[Array]:
+def plan(backend: Operations[Array], network: Network, *, of_input: bool = False, fused: bool = True) -> Plan[Array]:
     """Make the plan of a backend for a network. The plan of each pair of both is made only once.
 
     Args:
@@ -711,16 +732,16 @@ def plan(backend: Pairs[Array], network: Network, *, of_input: bool = False, fus
 
 
 @lru_cache(maxsize=64)
-def _plan(backend: Pairs[Any], network: Network, of_input: bool, fused: bool) -> Plan[Any]:
+def _plan(backend: Operations[Any], network: Network, of_input: bool, fused: bool) -> Plan[Any]:
     trained, singles = dict[str, bool](), dict[str, Step[Any]]()
     projections = {projection.name: projection for projection in network.projections}
     loops = {name for names in network.recurrent.values() for name in names}
     loop_weights = dict[str, Weights[Any]]()
-    for place in network.places:
-        node = place.node
+    for bound_node in network.bound_nodes:
+        node = bound_node.node
         if node.name in loops:
             loop_weights[node.name] = Weights(
-                (place,), (False,), backend, rule_of(backend, node.op), projections[node.name]
+                (bound_node,), (False,), backend, rule_of(backend, node.op), projections[node.name]
             )
             continue
         needed = tuple(trained[edge.source] for edge in node.inputs if edge.source not in loops)
@@ -728,19 +749,19 @@ def _plan(backend: Pairs[Any], network: Network, of_input: bool, fused: bool) ->
         if node.name in network.recurrent:
             assert isinstance(node.op, Neurons)
             weights = tuple(loop_weights[name] for name in network.recurrent[node.name])
-            singles[node.name] = Recurrent((place,), needed, backend, node.op, weights)
+            singles[node.name] = Recurrent((bound_node,), needed, backend, node.op, weights)
         elif not isinstance(node.op, Input):
-            singles[node.name] = _single(backend, place, needed, projections.get(node.name))
+            singles[node.name] = _single(backend, bound_node, needed, projections.get(node.name))
     steps: list[Step[Any]] = []
     done: set[str] = set()
     fusions = backend.fusions if fused else ()
-    position = {place.node.name: number for number, place in enumerate(network.places)}
+    position = {bound_node.node.name: number for number, bound_node in enumerate(network.bound_nodes)}
     for name, single in reversed(singles.items()):
         if name not in done:
             chain = _chain(network, position, singles, name)
             fused_steps = (step for fusion in fusions if (step := fusion(chain)) is not None)
             steps.append(next(fused_steps, single))
-            done.update(place.node.name for place in steps[-1].places)
+            done.update(bound_node.node.name for bound_node in steps[-1].bound_nodes)
     source = next(node.name for node in network.nodes if isinstance(node.op, Input))
     return Plan(_segments(steps[::-1]), source, network.nodes[-1].name, _uses(network))
 
@@ -753,24 +774,26 @@ def _uses(network: Network) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _single(backend: Pairs[Any], place: Place, needed: tuple[bool, ...], projection: Projection | None) -> Step[Any]:
-    op = place.node.op
+def _single(
+    backend: Operations[Any], bound_node: BoundNode, needed: tuple[bool, ...], projection: Projection | None
+) -> Step[Any]:
+    op = bound_node.node.op
     if isinstance(op, Neurons):
-        return Population((place,), needed, backend, op)
+        return Population((bound_node,), needed, backend, op)
     if type(op) is Dropout:
-        return Drops((place,), needed, backend, op)
+        return Drops((bound_node,), needed, backend, op)
     if isinstance(op, Passing):
-        (values,) = place.inputs
+        (values,) = bound_node.inputs
         op = op.at(values.shape)
     rule = rule_of(backend, op)
     if projection is not None:
-        weights = Weights((place,), needed, backend, rule, projection)
+        weights = Weights((bound_node,), needed, backend, rule, projection)
         norm = projection.synapse.norm
-        return weights if norm is None else Normalised((place,), needed, backend, weights, norm)
-    return ByRule((place,), needed, op, rule)
+        return weights if norm is None else Normalised((bound_node,), needed, backend, weights, norm)
+    return ByRule((bound_node,), needed, op, rule)
 
 
-def rule_of(backend: Pairs[Any], op: Op) -> Rule[Any]:
+def rule_of(backend: Operations[Any], op: Op) -> Rule[Any]:
     """The rule of an operation: the backend's own, or one that every backend can compute.
 
     Raises:

@@ -1,5 +1,5 @@
 """The functions that run on the device. Each takes native arrays, and a backend may compile it whole
-(`Pairs.compiled`).
+(`Operations.compiled`).
 
 Between two of these functions, the host checks numbers and raises errors. Until then, no state has changed: trainer.py.
 """
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Generic, NamedTuple
 
-from stsbp_spec.distributed.collective import Collective, Part
-from stsbp_spec.engine.pairs import Pairs
+from stsbp_spec.distributed.collective import BatchSlice, Collective
+from stsbp_spec.engine.operations import Operations
 from stsbp_spec.engine.passes import Trace, backward_passes, backward_sums, forward_pass, forward_passes
 from stsbp_spec.equations.assembly import inside_name
 from stsbp_spec.models.losses.base import Loss
@@ -27,10 +27,10 @@ class Gradients(NamedTuple, Generic[Array]):
 
     Attributes:
         values: gradients of the whole batch, by the names of `network.parameters`.
-        squares: `Pairs.gradient_squares` of these gradients.
+        squares: `Operations.gradient_squares` of these gradients.
         spikes: output spikes `[T, B, N]` of each part in this process; for a readout, its potentials.
-        counts: `Pairs.spike_count` of each block, for each part.
-        zeroed: counts of `Pairs.error_grid` by layer, for each part. Empty without an error grid.
+        counts: `Operations.spike_count` of each block, for each part.
+        zeroed: counts of `Operations.error_grid` by layer, for each part. Empty without an error grid.
         statistics: statistics of the whole batch, by the names of `network.statistics`.
     """
 
@@ -43,13 +43,13 @@ class Gradients(NamedTuple, Generic[Array]):
 
 
 def gradients(
-    backend: Pairs[Array],
+    backend: Operations[Array],
     network: NetworkSpec,
     loss: Loss,
     precision: Precision,
     memory: Memory,
     collective: Collective[Array],
-    parts: Sequence[Part],
+    parts: Sequence[BatchSlice],
     wq: dict[str, Array],
     inputs: Sequence[Array],
     targets: Sequence[Array],
@@ -62,7 +62,7 @@ def gradients(
         backend, network, loss, precision, memory: fixed when the function is compiled.
         collective: the processes that have the other samples of the batch.
         parts: which samples are in this process. Several parts go one after the other through both passes.
-        wq: weights on their grid, other learned parameters, running statistics: see `rules.Run`.
+        wq: weights on their grid, other learned parameters, running statistics: see `rules.PassContext`.
         inputs: encoded inputs of each part, of at least one sample. Samples beyond the part's count are not in the
             batch.
         targets: `[T, B, N]` of each part.
@@ -85,7 +85,7 @@ def gradients(
             values = backward_passes(traces, errors, precision, sums)
         else:
             for name, contribution in backward_sums(traces, errors, precision):
-                sums[name] = backend.plus(sums[name], contribution) if name in sums else contribution
+                sums[name] = backend.add(sums[name], contribution) if name in sums else contribution
         zeroed += [trace.zeroed for trace in traces]
         statistics = dict(traces[0].statistics)
         # Free their memory for the next parts.
@@ -105,12 +105,12 @@ def apart(network: NetworkSpec, precision: Precision) -> bool:
 
 
 def _forward(
-    backend: Pairs[Array],
+    backend: Operations[Array],
     network: NetworkSpec,
     loss: Loss,
     memory: Memory,
     collective: Collective[Array],
-    parts: Sequence[Part],
+    parts: Sequence[BatchSlice],
     wq: dict[str, Array],
     inputs: Sequence[Array],
     targets: Sequence[Array],
@@ -126,12 +126,12 @@ def _forward(
             error = backend.readout_error(loss, trace.potentials(), target, part.batch, inside_part)
         else:
             error = backend.loss_error(loss, network.output_psp, trace.output, target, part.batch, padded)
-        errors.append(backend.silenced(error, part.count))
+        errors.append(backend.mask_samples(error, part.count))
     return traces, errors, inside
 
 
 def update(
-    backend: Pairs[Array],
+    backend: Operations[Array],
     network: NetworkSpec,
     scalars: AdamWScalars,
     weights: Mapping[str, Array],
@@ -153,14 +153,14 @@ def update(
 
 
 def output(
-    backend: Pairs[Array],
+    backend: Operations[Array],
     network: NetworkSpec,
     steps: int,
     wq: dict[str, Array],
     x: Array,
     inside: Array | None = None,
 ) -> tuple[Array, list[Array]]:
-    """Output spikes `[T, B, N]` without dropout, and `Pairs.spike_count` of each block.
+    """Output spikes `[T, B, N]` without dropout, and `Operations.spike_count` of each block.
 
     For a network that ends with a readout, potentials take the place of spikes. `inside`, uint8 `[T, B]`, is 0 at
     padded steps, whose spikes do not count. None: no step is padded.
@@ -170,14 +170,14 @@ def output(
 
 
 def states(
-    backend: Pairs[Array], network: NetworkSpec, steps: int, wq: dict[str, Array], x: Array
+    backend: Operations[Array], network: NetworkSpec, steps: int, wq: dict[str, Array], x: Array
 ) -> list[tuple[Array, Array]]:
     """Spikes and membrane potentials of each block without dropout."""
     return _states(forward_pass(backend, network.graph, wq, x, steps, None))
 
 
 def resumed(
-    backend: Pairs[Array],
+    backend: Operations[Array],
     network: NetworkSpec,
     steps: int,
     wq: dict[str, Array],
@@ -200,6 +200,6 @@ def _output(network: NetworkSpec, trace: Trace[Array]) -> Array:
     return trace.potentials() if network.has_readout else trace.output
 
 
-def _counts(backend: Pairs[Array], trace: Trace[Array], inside: Array | None) -> list[Array]:
+def _counts(backend: Operations[Array], trace: Trace[Array], inside: Array | None) -> list[Array]:
     spikes = trace.spikes.values()
-    return [backend.spike_count(s if inside is None else backend.within(s, inside)) for s in spikes]
+    return [backend.spike_count(s if inside is None else backend.mask_steps(s, inside)) for s in spikes]

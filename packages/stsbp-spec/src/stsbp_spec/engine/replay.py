@@ -17,7 +17,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 from stsbp_spec.distributed.collective import Alone, Collective
-from stsbp_spec.engine.pairs import Pairs
+from stsbp_spec.engine.operations import Operations
 from stsbp_spec.engine.programs import gradients, update
 from stsbp_spec.equations.assembly import Constants
 from stsbp_spec.equations.expressions import Recurrence
@@ -125,7 +125,7 @@ class Graphs(ABC, Generic[Array]):
     LIMIT: ClassVar[int] = 8
     """Largest number of recordings, one per function and set of shapes. The least recently used one is removed."""
 
-    def __init__(self, backend: Pairs[Array]) -> None:
+    def __init__(self, backend: Operations[Array]) -> None:
         self.tape: Tape[Array] | None = None
         self.backend = backend
         self._calls = Counter[Hashable]()

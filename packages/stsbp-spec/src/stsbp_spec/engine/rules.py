@@ -13,9 +13,9 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
 
-from stsbp_spec.distributed.collective import Alone, Collective, Part
+from stsbp_spec.distributed.collective import Alone, BatchSlice, Collective
 from stsbp_spec.engine.results import NeuronResiduals
-from stsbp_spec.networks.graph import Neurons, Place, Weighted
+from stsbp_spec.networks.graph import BoundNode, Neurons, Weighted
 from stsbp_spec.networks.ops.base import Rule
 from stsbp_spec.typing import Array, Precision
 
@@ -25,8 +25,8 @@ __all__ = [
     "ForwardResult",
     "Frozen",
     "Fusion",
+    "PassContext",
     "Rule",
-    "Run",
     "Step",
 ]
 
@@ -34,7 +34,7 @@ Conversion = TypeVar("Conversion")
 
 
 class Frozen(dict[str, Array]):
-    """`Run.weights` that no longer change, together with the backend's conversions of them for its kernels."""
+    """`PassContext.weights` that no longer change, together with the backend's conversions of them for its kernels."""
 
     def __init__(self, weights: Mapping[str, Array]) -> None:
         super().__init__(weights)
@@ -49,7 +49,7 @@ class Frozen(dict[str, Array]):
 
 
 @dataclass(frozen=True)
-class Run(Generic[Array]):
+class PassContext(Generic[Array]):
     """What all nodes of one pass over some samples share.
 
     Attributes:
@@ -73,7 +73,7 @@ class Run(Generic[Array]):
     weights: Mapping[str, Array]
     steps: int
     dropout: tuple[int, int] | None
-    part: Part
+    part: BatchSlice
     collective: Collective[Array] = field(default_factory=Alone)
     inside: Array | None = None
     before: Mapping[str, tuple[Array, ...]] | None = None
@@ -117,7 +117,7 @@ class BackwardResult(NamedTuple, Generic[Array]):
         grad_inputs: gradients of its inputs; None: not needed.
         gradients: contributions of these samples to the gradients of its weights and of learned parameters of its
             neurons, by the names of `graph.Network.parameters`. They are not yet rounded if they are float64.
-        zeroed: counts of `Pairs.error_grid` by the same names, in `reproducible` precision.
+        zeroed: counts of `Operations.error_grid` by the same names, in `reproducible` precision.
         whole: gradients of the whole batch that are computed from sums over it. They are the same in all processes.
     """
 
@@ -137,44 +137,44 @@ class Step(ABC, Generic[Array]):
     `plan.all_reduce_sum` once for all slices, so that all processes send the same messages.
 
     Attributes:
-        places: the nodes, in order. Their output is the output of the last one.
+        bound_nodes: the nodes, in order. Their output is the output of the last one.
         needed: for each input, whether its error is needed. It is if there are weights at the input or before it.
         takes_deferred: whether the error of the output may be a `Deferred`.
     """
 
     takes_deferred: ClassVar[bool] = False
 
-    places: tuple[Place, ...]
+    bound_nodes: tuple[BoundNode, ...]
     needed: tuple[bool, ...]
 
     @property
     def name(self) -> str:
         """Name of the output: that of the last node."""
-        return self.places[-1].node.name
+        return self.bound_nodes[-1].node.name
 
     @property
     def sources(self) -> tuple[str, ...]:
         """Names of the nodes that the step reads."""
-        return tuple(edge.source for edge in self.places[0].node.inputs)
+        return tuple(edge.source for edge in self.bound_nodes[0].node.inputs)
 
     @property
     def delays(self) -> tuple[int, ...]:
         """The delay of each of `sources`, in steps."""
-        return tuple(edge.delay for edge in self.places[0].node.inputs)
+        return tuple(edge.delay for edge in self.bound_nodes[0].node.inputs)
 
     @cached_property
     def delayed(self) -> Mapping[tuple[str, int], str]:
-        """Names of the values that delayed edges still hold after a run (`Run.before`), by source and delay."""
+        """Names of the values that delayed edges still hold after a run (`PassContext.before`), by source and delay."""
         edges = zip(self.sources, self.delays, strict=True)
         return {(source, delay): f"{source}>{self.name}@{delay}" for source, delay in edges if delay}
 
     @property
     def fires(self) -> bool:
         """Whether the step ends with a population."""
-        return isinstance(self.places[-1].node.op, Neurons)
+        return isinstance(self.bound_nodes[-1].node.op, Neurons)
 
     def forward(
-        self, runs: Sequence[Run[Array]], inputs: Iterator[tuple[Array, ...]]
+        self, runs: Sequence[PassContext[Array]], inputs: Iterator[tuple[Array, ...]]
     ) -> Iterator[ForwardResult[Array]]:
         """The forward pass, slice by slice.
 
@@ -189,7 +189,7 @@ class Step(ABC, Generic[Array]):
 
     def backward(
         self,
-        runs: Sequence[Run[Array]],
+        runs: Sequence[PassContext[Array]],
         saved: Iterator[Any],
         grads: Iterator[Array | Deferred[Array]],
         precision: Precision,
@@ -206,12 +206,12 @@ class Step(ABC, Generic[Array]):
             # Keep no reference to what was saved and to gradients, so that a step can free them.
             yield self.backward_slice(run, next(saved), next(grads), precision)
 
-    def forward_slice(self, run: Run[Array], *inputs: Array) -> ForwardResult[Array]:
+    def forward_slice(self, run: PassContext[Array], *inputs: Array) -> ForwardResult[Array]:
         """The forward pass of one slice."""
         raise NotImplementedError
 
     def backward_slice(
-        self, run: Run[Array], saved: Any, grad: Array | Deferred[Array], precision: Precision
+        self, run: PassContext[Array], saved: Any, grad: Array | Deferred[Array], precision: Precision
     ) -> BackwardResult[Array]:
         """The backward pass of one slice."""
         raise NotImplementedError
@@ -224,7 +224,7 @@ class Step(ABC, Generic[Array]):
     def normalises(self) -> bool:
         """Whether the step normalises weighted sums. Its forward pass then gets all slices of the batch, because it
         needs their numbers in training."""
-        ops = (place.node.op for place in self.places)
+        ops = (bound_node.node.op for bound_node in self.bound_nodes)
         return any(isinstance(op, Weighted) and op.norm is not None for op in ops)
 
     def statistics(self, saved: Any) -> Mapping[str, Array]:

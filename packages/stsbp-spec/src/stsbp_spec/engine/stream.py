@@ -9,7 +9,7 @@ import numpy as np
 
 from stsbp_spec.contract.grid import unsigned_zeros
 from stsbp_spec.engine.checks import check_inputs, check_weights, inputs_as_bytes
-from stsbp_spec.engine.pairs import Pairs, weights_on_grid
+from stsbp_spec.engine.operations import Operations, weights_on_grid
 from stsbp_spec.engine.programs import resumed
 from stsbp_spec.engine.results import LayerRun
 from stsbp_spec.errors import ShapeError, SpecError
@@ -41,7 +41,7 @@ class Stream(Generic[Array]):
     """
 
     def __init__(
-        self, backend: Pairs[Array], network: NetworkSpec, weights: dict[str, Float32], samples: int = 1
+        self, backend: Operations[Array], network: NetworkSpec, weights: dict[str, Float32], samples: int = 1
     ) -> None:
         check_weights(network, weights)
         if (number := integer(samples)) is None or number < 1:

@@ -13,7 +13,7 @@ import numpy as np
 
 from stsbp_spec.contract.grid import SMALLEST_NORMAL, WeightGrid, ZeroedErrors, unsigned_zeros
 from stsbp_spec.contract.random import check_seed, check_step
-from stsbp_spec.distributed.collective import Alone, Collective, Part
+from stsbp_spec.distributed.collective import Alone, BatchSlice, Collective
 from stsbp_spec.engine.checks import (
     batch_as_bytes,
     check_batch,
@@ -30,7 +30,7 @@ from stsbp_spec.engine.checks import (
     inputs_as_bytes,
 )
 from stsbp_spec.engine.memory import is_much, samples_at_once
-from stsbp_spec.engine.pairs import Pairs, weights_on_grid
+from stsbp_spec.engine.operations import Operations, weights_on_grid
 from stsbp_spec.engine.programs import Gradients, apart, gradients, output, states, update
 from stsbp_spec.engine.results import Batch, LayerRun, Prediction, RunResult, StepResult, TrainState, ValueAndGrad
 from stsbp_spec.equations.assembly import loss_padding
@@ -73,8 +73,8 @@ class Trainer(Generic[Array]):
             both passes go layer by layer over all parts. They store one bit per spike in between, and compute each
             layer twice. In `reproducible` precision, the parts do not change any result. In `fast` precision, the
             last bits of gradients depend on the parts.
-        collective: processes that train together, each on its part of every batch. None: `Pairs.alone`, which is only
-            this process.
+        collective: processes that train together, each on its part of every batch. None: `Operations.alone`, which
+            is only this process.
 
     Raises:
         SpecError: `reproducible` precision with a surrogate that is not exact; a network, loss or optimiser of the
@@ -83,7 +83,7 @@ class Trainer(Generic[Array]):
 
     def __init__(
         self,
-        backend: Pairs[Array],
+        backend: Operations[Array],
         network: NetworkSpec,
         loss: Loss,
         optimizer: AdamW,
@@ -188,7 +188,7 @@ class Trainer(Generic[Array]):
             return "low" if self.memory == "low" and is_much(self.network, steps, most) else "full"
         return "low" if parts > 1 else self.memory
 
-    def _part(self, batch: int) -> Part:
+    def _part(self, batch: int) -> BatchSlice:
         """This process's part of a batch of `batch` samples. Raises `ShapeError` if there are none."""
         if (number := integer(batch)) is None or number < 1:
             raise ShapeError(f"a batch has at least 1 sample, got {shown(batch)}")
@@ -310,7 +310,7 @@ class Predictor(Generic[Array]):
         inputs = inputs_as_bytes(network, inputs)
         samples = check_inputs(network, inputs, steps)
         collective: Collective[Array] = Alone() if batch is None else trainer.collective
-        part = Part(0, samples, samples) if batch is None else trainer._part(batch)
+        part = BatchSlice(0, samples, samples) if batch is None else trainer._part(batch)
         check_part(samples, part)
         check_lengths(lengths, part.batch, steps)
         part_outputs: list[AnyArray] = []
@@ -339,7 +339,7 @@ def _without_subnormals(x: Float32) -> Float32:
 
 @np.errstate(over="ignore", invalid="ignore")
 def value_and_grad(
-    backend: Pairs[Array],
+    backend: Operations[Array],
     network: NetworkSpec,
     loss: Loss,
     weights: dict[str, Float32],
@@ -360,7 +360,7 @@ def value_and_grad(
         check_classes(batch)
     native = {name: backend.asarray(w) for name, w in weights.items()}
     samples, alone = batch.targets.shape[1], Alone[Array]()
-    parts = (Part(0, samples, samples),)
+    parts = (BatchSlice(0, samples, samples),)
     grads, _ = _gradients(backend, network, loss, precision, "full", alone, parts, native, batch, dropout)
     spikes, _, _, zeroed, _ = _read_results(backend, network, alone, parts, grads, batch.lengths, "")
     value = loss.mean(spikes, batch.targets, network.output_psp, batch.lengths)
@@ -370,7 +370,7 @@ def value_and_grad(
 
 @np.errstate(over="ignore", invalid="ignore")
 def run(
-    backend: Pairs[Array], network: NetworkSpec, weights: dict[str, Float32], inputs: UInt8, steps: int
+    backend: Operations[Array], network: NetworkSpec, weights: dict[str, Float32], inputs: UInt8, steps: int
 ) -> RunResult:
     """See `AbstractBackend.run`."""
     check_weights(network, weights)
@@ -386,7 +386,7 @@ def run(
 
 
 def _running(
-    backend: Pairs[Array],
+    backend: Operations[Array],
     network: NetworkSpec,
     weights: Mapping[str, Array],
     batch: Mapping[str, Float32],
@@ -411,11 +411,11 @@ def _running(
     return statistics
 
 
-def _encoded(backend: Pairs[Array], network: NetworkSpec, inputs: Inputs) -> Array:
+def _encoded(backend: Operations[Array], network: NetworkSpec, inputs: Inputs) -> Array:
     return backend.unpack(inputs) if isinstance(inputs, PackedFrames) else backend.encode(inputs, network.coding)
 
 
-def _pieces(network: NetworkSpec, inputs: Inputs, parts: Sequence[Part]) -> Iterator[tuple[Part, Inputs]]:
+def _pieces(network: NetworkSpec, inputs: Inputs, parts: Sequence[BatchSlice]) -> Iterator[tuple[BatchSlice, Inputs]]:
     """Each part with its inputs, taken from the inputs of all parts. An empty part gets a sample of another part."""
     if len(parts) == 1:
         yield parts[0], inputs
@@ -427,13 +427,13 @@ def _pieces(network: NetworkSpec, inputs: Inputs, parts: Sequence[Part]) -> Iter
 
 
 def _gradients(
-    backend: Pairs[Array],
+    backend: Operations[Array],
     network: NetworkSpec,
     loss: Loss,
     precision: Precision,
     memory: Memory,
     collective: Collective[Array],
-    parts: tuple[Part, ...],
+    parts: tuple[BatchSlice, ...],
     weights: Mapping[str, Array],
     batch: Batch[Inputs],
     dropout: tuple[int, int] | None,
@@ -461,7 +461,7 @@ def _gradients(
 class _Encoded(Sequence[Array]):
     """Inputs of the parts of a batch. Each part is encoded on access."""
 
-    def __init__(self, backend: Pairs[Array], network: NetworkSpec, inputs: Sequence[Inputs]) -> None:
+    def __init__(self, backend: Operations[Array], network: NetworkSpec, inputs: Sequence[Inputs]) -> None:
         self._backend, self._network, self._inputs = backend, network, inputs
 
     @overload
@@ -477,21 +477,21 @@ class _Encoded(Sequence[Array]):
         return len(self._inputs)
 
 
-def _of_part(lengths: Int64, part: Part, steps: int) -> Int64:
+def _of_part(lengths: Int64, part: BatchSlice, steps: int) -> Int64:
     """Lengths of the samples of a part of a batch. The silent sample of an empty part has all steps."""
     return lengths[part.first : part.end] if part.count else np.array([steps])
 
 
-def _inside(lengths: Int64, part: Part, steps: int) -> UInt8:
+def _inside(lengths: Int64, part: BatchSlice, steps: int) -> UInt8:
     """Which steps of the samples of a part are not padding, `[T, B]`."""
     return inside(_of_part(lengths, part, steps), steps).astype(np.uint8)
 
 
 def _read_results(
-    backend: Pairs[Array],
+    backend: Operations[Array],
     network: NetworkSpec,
     collective: Collective[Array],
-    parts: Sequence[Part],
+    parts: Sequence[BatchSlice],
     grads: Gradients[Array],
     lengths: Int64 | None,
     prefix: str,
@@ -558,13 +558,13 @@ def _from_all(collective: Collective[Array], batch: int, spikes: AnyArray, numbe
 
 
 def zeroed_numbers(x: AnyArray) -> Int64:
-    """Counts of the error grid, `[2]`: the sum of the numbers of `Pairs.error_grid`, `[..., 2]`."""
+    """Counts of the error grid, `[2]`: the sum of the numbers of `Operations.error_grid`, `[..., 2]`."""
     numbers: Int64 = np.reshape(x, (-1, 2)).sum(axis=0, dtype=np.int64)
     return numbers
 
 
 def _totals(counts: Sequence[AnyArray]) -> Int64:
-    """Sum of each array that `Pairs.spike_count` returned."""
+    """Sum of each array that `Operations.spike_count` returned."""
     return np.array([np.sum(count, dtype=np.int64) for count in counts], np.int64)
 
 

@@ -24,6 +24,7 @@ from stsbp_spec.validation import integer, listed, shown
 
 __all__ = [
     "MAX_LAYERS",
+    "BoundNode",
     "Edge",
     "Input",
     "Network",
@@ -31,7 +32,6 @@ __all__ = [
     "Node",
     "Op",
     "Parameter",
-    "Place",
     "Projection",
     "Values",
     "Weighted",
@@ -132,7 +132,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Place:
+class BoundNode:
     """A node within its network, with its inputs and its output.
 
     Attributes:
@@ -245,7 +245,7 @@ class Projection:
 
     @property
     def sample_error_bits(self) -> int:
-        """Bits of `Pairs.sample_grid`, for a recurrence that sends errors back through the weights."""
+        """Bits of `Operations.sample_grid`, for a recurrence that sends errors back through the weights."""
         return 53 - self.synapse.weight_bits - ceil_log2(self.synapse.summands(self.input.shape)[2])
 
 
@@ -287,11 +287,11 @@ class Network:
         object.__setattr__(self, "nodes", nodes)
         object.__setattr__(self, "recurrent", recurrent)
         object.__setattr__(self, "values", self._inferred())
-        for place in self.places:
+        for bound_node in self.bound_nodes:
             try:
-                place.node.op.check_position(place.position)
+                bound_node.node.op.check_position(bound_node.position)
             except SpecError as error:
-                raise NetworkError.of(error, node=place.node.name) from None
+                raise NetworkError.of(error, node=bound_node.node.name) from None
         unread = [
             node.name
             for node in self.nodes[:-1]
@@ -352,10 +352,10 @@ class Network:
     def _check_names(self) -> None:
         """Raise `NetworkError` unless every parameter has a name of its own."""
         owners: dict[str, Op] = {}
-        for place in self.places:
-            node = place.node
-            learned_names = [name for name, _, _ in place.learns] if isinstance(node.op, Neurons) else []
-            for name in _names(place):
+        for bound_node in self.bound_nodes:
+            node = bound_node.node
+            learned_names = [name for name, _, _ in bound_node.learns] if isinstance(node.op, Neurons) else []
+            for name in _names(bound_node):
                 source, _, parameter = name.rpartition(".")
                 if name in self.values and name != node.name:
                     raise NetworkError(f"{node.name} has a parameter of this name; rename the node", node=name)
@@ -393,25 +393,27 @@ class Network:
         return {name: tuple(names) for name, names in readers.items()}
 
     @cached_property
-    def places(self) -> tuple[Place, ...]:
+    def bound_nodes(self) -> tuple[BoundNode, ...]:
         """The nodes within the network, in order."""
-        places, layer, position = [], 0, 0
+        bound_nodes, layer, position = [], 0, 0
         for node in self.nodes:
             inputs = tuple(self.values[edge.source] for edge in node.inputs)
-            places.append(Place(node, inputs, self.values[node.name], layer, position))
+            bound_nodes.append(BoundNode(node, inputs, self.values[node.name], layer, position))
             position += 1
             if isinstance(node.op, (Input, Neurons)):
                 layer, position = layer + isinstance(node.op, Neurons), 0
-        return tuple(places)
+        return tuple(bound_nodes)
 
     @cached_property
     def projections(self) -> tuple[Projection, ...]:
         """All weights, in order."""
         projections: list[Projection] = []
-        for place in self.places:
-            if isinstance(place.node.op, Weighted):
-                node, (values,) = place.node, place.inputs
-                projections.append(Projection(node.name, len(projections), place.node.op, values, shares=node.shares))
+        for bound_node in self.bound_nodes:
+            if isinstance(bound_node.node.op, Weighted):
+                node, (values,) = bound_node.node, bound_node.inputs
+                projections.append(
+                    Projection(node.name, len(projections), bound_node.node.op, values, shares=node.shares)
+                )
         return tuple(projections)
 
     def projections_to(self, population: str) -> tuple[Projection, ...]:
@@ -428,16 +430,18 @@ class Network:
         read this node begin with the same name: `conv1.scale`, `conv1.decay`.
         """
         parameters: dict[str, Parameter] = {}
-        for place in self.places:
-            op = place.node.op
+        for bound_node in self.bound_nodes:
+            op = bound_node.node.op
             if isinstance(op, Weighted):
-                if place.node.shares is None:
-                    parameters[place.node.name] = Parameter(op.weight_shape(place.inputs[0].shape))
+                if bound_node.node.shares is None:
+                    parameters[bound_node.node.name] = Parameter(op.weight_shape(bound_node.inputs[0].shape))
                 for name, learned in ({} if op.norm is None else op.norm.learned()).items():
-                    parameters[f"{place.node.name}.{name}"] = Parameter(learned.shape(place.output.shape), learned)
+                    parameters[f"{bound_node.node.name}.{name}"] = Parameter(
+                        learned.shape(bound_node.output.shape), learned
+                    )
             elif isinstance(op, Neurons):
-                for _, name, learned in place.learns:
-                    parameters[name] = Parameter(learned.shape(place.output.shape), learned)
+                for _, name, learned in bound_node.learns:
+                    parameters[name] = Parameter(learned.shape(bound_node.output.shape), learned)
         return parameters
 
     @cached_property
@@ -459,11 +463,11 @@ class Network:
         return statistics
 
 
-def _names(place: Place) -> list[str]:
-    """Names of a node's arrays in `rules.Run.weights`."""
-    name, op = place.node.name, place.node.op
+def _names(bound_node: BoundNode) -> list[str]:
+    """Names of a node's arrays in `rules.PassContext.weights`."""
+    name, op = bound_node.node.name, bound_node.node.op
     if isinstance(op, Neurons):
-        return [parameter for _, parameter, _ in place.learns]
+        return [parameter for _, parameter, _ in bound_node.learns]
     if not isinstance(op, Weighted):
         return []
     norm_names = () if op.norm is None else (*op.norm.learned(), *op.norm.initial(1), "exponent", "frames")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
-from stsbp_spec.networks.graph import Input, Network, Neurons, Place, Projection, Weighted
+from stsbp_spec.networks.graph import BoundNode, Input, Network, Neurons, Projection, Weighted
 from stsbp_spec.networks.layers import Block
 from stsbp_spec.typing import Shape
 
@@ -38,12 +38,12 @@ def _nodes(
     """One row per node, and the sums of parameters and multiply-adds."""
     projections = {projection.name: projection for projection in graph.projections}
     rows, parameters, adds = list[_Row](), 0, 0
-    for place in graph.places:
-        node = place.node
+    for bound_node in graph.bound_nodes:
+        node = bound_node.node
         if isinstance(node.op, Input):
             continue
         operation, reads = texts[node.name]
-        names = [name for name in (node.name, *_owned(place)) if name in graph.parameters]
+        names = [name for name in (node.name, *_owned(bound_node)) if name in graph.parameters]
         size = sum(math.prod(graph.parameters[name].shape) for name in names)
         cells = (f"{size:,}" if names else "", "", "", "")
         if (projection := projections.get(node.name)) is not None:
@@ -56,15 +56,15 @@ def _nodes(
                 f"{room:+.1f}",
             )
         parameters += size
-        rows.append((node.name, f"{operation} <- {reads}", _times(place.output.shape), *cells))
+        rows.append((node.name, f"{operation} <- {reads}", _times(bound_node.output.shape), *cells))
     return rows, parameters, adds
 
 
-def _owned(place: Place) -> tuple[str, ...]:
+def _owned(bound_node: BoundNode) -> tuple[str, ...]:
     """Parameters of a node other than its weights."""
-    op, name = place.node.op, place.node.name
+    op, name = bound_node.node.op, bound_node.node.name
     if isinstance(op, Neurons):
-        return tuple(place.parameters.values())
+        return tuple(bound_node.parameters.values())
     norm = op.norm if isinstance(op, Weighted) else None
     return () if norm is None else tuple(f"{name}.{parameter}" for parameter in norm.learned())
 
@@ -95,9 +95,9 @@ def described(graph: Network, lines: Sequence[LayerLine], texts: Mapping[str, tu
     filtered = f", filtered with {source.psp!r}" if source.psp is not None else ""
     rows = [f"input: {coding} {_times(input_shape)}{values}{filtered}"]
     if not lines:
-        for place in graph.places[1:]:
-            operation, reads = texts[place.node.name]
-            rows.append(f"{place.node.name}: {operation} <- {reads}  {_times(place.output.shape)}")
+        for bound_node in graph.bound_nodes[1:]:
+            operation, reads = texts[bound_node.node.name]
+            rows.append(f"{bound_node.node.name}: {operation} <- {reads}  {_times(bound_node.output.shape)}")
     for line in lines:
         name, weights = "", ""
         if (block := line.block) is not None:

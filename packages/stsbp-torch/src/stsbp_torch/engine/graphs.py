@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
-from stsbp_spec.engine.pairs import Pairs, first_grids
+from stsbp_spec.engine.operations import Operations, first_grids
 from stsbp_spec.engine.programs import gradients, update
 from stsbp_spec.engine.replay import Graphs
 
@@ -24,7 +24,7 @@ class TorchGraphs(Graphs[torch.Tensor]):
 
     RECORDED = (gradients, update, first_grids)
 
-    def __init__(self, backend: Pairs[torch.Tensor], device: torch.device) -> None:
+    def __init__(self, backend: Operations[torch.Tensor], device: torch.device) -> None:
         super().__init__(backend)
         self._device = device
         with torch.cuda.device(device):

@@ -20,10 +20,10 @@ from functools import cache, cached_property, lru_cache
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
-from stsbp_spec.distributed.collective import Part
+from stsbp_spec.distributed.collective import BatchSlice
 from stsbp_spec.engine.passes import Trace, after, backward_segment, forward_segment
 from stsbp_spec.engine.plan import Population, Segment, plan
-from stsbp_spec.engine.rules import Deferred, Run
+from stsbp_spec.engine.rules import Deferred, PassContext
 from stsbp_spec.equations.assembly import neuron_equations
 from stsbp_spec.errors import BackendError, NumericError, ShapeError, SpecError
 from stsbp_spec.models.learned import Learned
@@ -147,8 +147,8 @@ class TorchSegment:
         """Names of the network's parameters in the segment."""
         names: list[str] = []
         by_name = {projection.name: projection.parameter for projection in self.projections}
-        for place in self.segment.places:
-            name, op = place.node.name, place.node.op
+        for bound_node in self.segment.bound_nodes:
+            name, op = bound_node.node.name, bound_node.node.op
             if isinstance(op, Weighted):
                 names += [
                     by_name[name],
@@ -156,13 +156,13 @@ class TorchSegment:
                 ]
             elif isinstance(op, Neurons):
                 loops = self.network.recurrent.get(name, ())
-                names += [*(by_name[loop] for loop in loops), *place.parameters.values()]
+                names += [*(by_name[loop] for loop in loops), *bound_node.parameters.values()]
         return tuple(dict.fromkeys(names))
 
     @cached_property
     def statistics(self) -> tuple[str, ...]:
         """Names of the segment's running statistics."""
-        names = {place.node.name for place in self.segment.places}
+        names = {bound_node.node.name for bound_node in self.segment.bound_nodes}
         return tuple(name for name in self.network.statistics if name.rpartition(".")[0] in names)
 
     @cached_property
@@ -375,7 +375,7 @@ def _forward(
         _check_domain(name, x, domain, "load running statistics of a network whose training stayed finite")
     on_grid = _on_grid(piece, backend, dict(zip(piece.parameters, weights, strict=True))) | statistics
     initial_state = _state(piece, settings, carried[len(statistics) :], batch) if settings.full else None
-    run = Run(on_grid, settings.steps, dropout, Part(0, batch, batch), before=initial_state)
+    run = PassContext(on_grid, settings.steps, dropout, BatchSlice(0, batch, batch), before=initial_state)
     outputs, residuals = forward_segment(backend, segment, run, values)
     results = [laid_out(outputs[name].float()) for name in segment.left]
     if settings.full and piece.fires:

@@ -37,19 +37,19 @@ def _rows(x: torch.Tensor) -> AnyArray:
 
 
 def moments(z: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
-    """`Pairs.moments` by the kernels for the CPU."""
+    """`Operations.moments` by the kernels for the CPU."""
     return torch.from_numpy(fused.moments(_rows(z), int(exponent)))
 
 
 def error_moments(dy: torch.Tensor, z: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
-    """`Pairs.error_moments` by the kernels for the CPU."""
+    """`Operations.error_moments` by the kernels for the CPU."""
     return torch.from_numpy(fused.error_moments(_rows(dy), _rows(z), int(exponent)))
 
 
 def normalised(
     recurrence: Recurrence, arrays: Mapping[str, torch.Tensor], numbers: Mapping[str, torch.Tensor]
 ) -> torch.Tensor:
-    """`Pairs.channelwise` by the kernels for the CPU."""
+    """`Operations.channelwise` by the kernels for the CPU."""
     memory_arrays = {name: laid_out(x) for name, x in arrays.items()}
     out = torch.empty_like(next(iter(memory_arrays.values())))
     rows = {name: _rows(x) for name, x in memory_arrays.items()}

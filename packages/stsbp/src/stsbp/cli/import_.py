@@ -13,7 +13,7 @@ from typing import Any
 import click
 import numpy as np
 from stsbp_spec.contract.grid import CONTRACT_VERSION, FLOOR
-from stsbp_spec.engine.pairs import weights_on_grid
+from stsbp_spec.engine.operations import weights_on_grid
 from stsbp_spec.errors import NetworkError
 from stsbp_spec.networks.notation import written_nodes
 from stsbp_spec.networks.spec import NetworkSpec

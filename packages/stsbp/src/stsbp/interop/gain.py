@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from stsbp_spec.engine.pairs import weights_on_grid
+from stsbp_spec.engine.operations import weights_on_grid
 from stsbp_spec.equations.assembly import Constants
-from stsbp_spec.networks.graph import Place
+from stsbp_spec.networks.graph import BoundNode
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.typing import Float32
@@ -93,13 +93,13 @@ def with_gain(
     return rescaled, changes
 
 
-def _place(network: NetworkSpec, name: str) -> Place:
-    return next(place for place in network.graph.places if place.node.name == name)
+def _place(network: NetworkSpec, name: str) -> BoundNode:
+    return next(bound_node for bound_node in network.graph.bound_nodes if bound_node.node.name == name)
 
 
-def _gain(place: Place) -> np.float32:
+def _gain(bound_node: BoundNode) -> np.float32:
     """The value that a spike adds, for a weight of 1."""
-    filter = place.output.filter(training=False)
+    filter = bound_node.output.filter(training=False)
     constants: Constants = filter.constants()  # type: ignore[assignment]
     return np.float32(constants["c"])
 

@@ -179,7 +179,7 @@ class _NirReader:
             )
 
     def edges(self, dataset: Any, location: str) -> list[list[str]]:
-        """Pairs of names."""
+        """Operations of names."""
         location = f"the edges of {location}"
         self.check(dataset, location)
         if dataset.size == 0:

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from stsbp_spec.contract.grid import EXACT_LIMIT_BITS
 from stsbp_spec.models.neurons import ALIF, IF, LIF, PLIF, Readout
-from stsbp_spec.networks.graph import Edge, Input, Neurons, Op, Place
+from stsbp_spec.networks.graph import BoundNode, Edge, Input, Neurons, Op
 from stsbp_spec.networks.ops import (
     Add,
     AvgPool2d,
@@ -121,13 +121,15 @@ class _NirExporter:
 
     def __init__(self, program: NetworkProgram, form: Form) -> None:
         self.program, self.form = program, form
-        self.places = {place.node.name: place for place in program.network.graph.places}
+        self.bound_nodes = {bound_node.node.name: bound_node for bound_node in program.network.graph.bound_nodes}
         self.learned = {
             parameter: values
             for population in program.populations.values()
-            for parameter, values in zip(population.place.parameters.values(), population.learned.values(), strict=True)
+            for parameter, values in zip(
+                population.bound_node.parameters.values(), population.learned.values(), strict=True
+            )
         }
-        self.names = _names(self.places)
+        self.names = _names(self.bound_nodes)
         self.used_names = {*_RESERVED, *self.names.values()}
         self.nodes: dict[str, ExportedNode] = {}
         self.edges: list[tuple[str, str]] = []
@@ -140,19 +142,19 @@ class _NirExporter:
         self.notes: list[str] = []
 
     def graph(self) -> ExportedGraph:
-        for name, place in self.places.items():
-            op = place.node.op
+        for name, bound_node in self.bound_nodes.items():
+            op = bound_node.node.op
             if name in self.program.recurrent:
                 continue
             if isinstance(op, Input):
-                self.input(place)
+                self.input(bound_node)
             elif name in self.program.populations:
                 self.population(self.program.populations[name])
             elif name in self.program.weights:
-                self.weights(place)
+                self.weights(bound_node)
             else:
-                self.passing(place)
-        self.add("output", ExportedNode("Output", {"output_type": np.array(place.output.shape)}), self.ends[name])
+                self.passing(bound_node)
+        self.add("output", ExportedNode("Output", {"output_type": np.array(bound_node.output.shape)}), self.ends[name])
         notes = tuple(dict.fromkeys(self.notes))
         return ExportedGraph(self.nodes, tuple(self.edges), self.typed, tuple(self.rounded), notes)
 
@@ -173,37 +175,37 @@ class _NirExporter:
             name += "_"
         return self.add(name, node, sources)
 
-    def input(self, place: Place) -> None:
-        op = place.node.op
+    def input(self, bound_node: BoundNode) -> None:
+        op = bound_node.node.op
         assert isinstance(op, Input)
         name = self.add("input", ExportedNode("Input", {"input_type": np.array(op.shape)}), ())
-        self.ends[place.node.name], self.exponents[place.node.name] = (name,), 0
+        self.ends[bound_node.node.name], self.exponents[bound_node.node.name] = (name,), 0
         if op.coding == "direct":
             self.notes.append("input: the bytes of an image / 256, the same ones at every step")
         else:
             counts = "spikes, 0 or 1" if op.largest == 1 else f"numbers of events, at most {op.largest}"
             self.notes.append(f"input: {counts}, a frame a step")
 
-    def read(self, place: Place, edge: Edge) -> tuple[str, ...]:
+    def read(self, bound_node: BoundNode, edge: Edge) -> tuple[str, ...]:
         """The NIR nodes whose sum an edge carries, with the delay of the edge."""
         ends = self.ends[edge.source]
-        if not edge.delay or place.node.name in self.program.recurrent:
+        if not edge.delay or bound_node.node.name in self.program.recurrent:
             return ends
         self.notes.append("no importer in the table of docs/nir.md reads Delay")
-        shape = self.places[edge.source].output.shape
+        shape = self.bound_nodes[edge.source].output.shape
         delay_node = ExportedNode("Delay", {"delay": np.full(shape, edge.delay * self.form.dt)})
         return tuple(self.add_beside(f"{end}_delay{edge.delay}", delay_node, (end,)) for end in ends)
 
-    def passing(self, place: Place) -> None:
+    def passing(self, bound_node: BoundNode) -> None:
         """Add pooling, flattening, dropout and sums of branches."""
-        name, op, edges = place.node.name, place.node.op, place.node.inputs
+        name, op, edges = bound_node.node.name, bound_node.node.op, bound_node.node.inputs
         if type(op) in _REFUSED:
             raise ConfigError(f"{name} cannot be written: {_REFUSED[type(op)]}")
-        sources = tuple(end for edge in edges for end in self.read(place, edge))
+        sources = tuple(end for edge in edges for end in self.read(bound_node, edge))
         exponents = {self.exponents[edge.source] for edge in edges}
         if len(exponents) > 1:
             raise ConfigError(f"{name} adds sums of windows of several sizes, with --pool sum; take --pool mean")
-        exponent, shape = exponents.pop(), place.inputs[0].shape
+        exponent, shape = exponents.pop(), bound_node.inputs[0].shape
         if isinstance(op, GlobalAvgPool):
             op = op.at(shape)
         if isinstance(op, AvgPool2d):
@@ -226,26 +228,26 @@ class _NirExporter:
         numbers = {"input_type": {"input": np.array(shape)}, "start_dim": 0, "end_dim": -1}
         return (self.add_beside(name, ExportedNode("Flatten", numbers), sources),)
 
-    def weights(self, place: Place) -> None:
+    def weights(self, bound_node: BoundNode) -> None:
         """Add a projection: its weights, and the normalisation or bias of their sums."""
-        name, (edge,) = place.node.name, place.node.inputs
-        nir_name, shape, op = self.names[name], place.output.shape, place.node.op
-        sources = self.read(place, edge)
-        first, *stages = self.stages(place, self.program.weights[name], self.exponents[edge.source])
+        name, (edge,) = bound_node.node.name, bound_node.node.inputs
+        nir_name, shape, op = self.names[name], bound_node.output.shape, bound_node.node.op
+        sources = self.read(bound_node, edge)
+        first, *stages = self.stages(bound_node, self.program.weights[name], self.exponents[edge.source])
         if isinstance(op, Conv2d):
-            node = self.convolution(name, op, place.inputs[0].shape, first)
+            node = self.convolution(name, op, bound_node.inputs[0].shape, first)
         else:
-            sources = self.flat(f"{nir_name}_flatten", place.inputs[0].shape, sources)
+            sources = self.flat(f"{nir_name}_flatten", bound_node.inputs[0].shape, sources)
             node = ExportedNode("Affine", {"weight": first.multiply, "bias": _numbers(first.add, shape[0], 0)})
         end = self.add(nir_name, node, sources)
         for stage in stages:
             end = self.add_beside(f"{nir_name}_{stage.name}", _diagonal(stage, shape), (end,))
         self.ends[name] = (end,)
 
-    def stages(self, place: Place, weights: GridWeights, exponent: int) -> list[_ChannelAffine]:
+    def stages(self, bound_node: BoundNode, weights: GridWeights, exponent: int) -> list[_ChannelAffine]:
         """The weights, and the operations on each channel of their sums, with as few stages as rounding allows."""
-        channels = place.output.shape[0]
-        values = np.diag(weights.values[:, 0]) if isinstance(place.node.op, OneToOne) else weights.values
+        channels = bound_node.output.shape[0]
+        values = np.diag(weights.values[:, 0]) if isinstance(bound_node.node.op, OneToOne) else weights.values
         stages = [_ChannelAffine("weights", np.ldexp(values, -exponent))]
         if weights.norm is not None:
             stages += [
@@ -253,26 +255,26 @@ class _NirExporter:
                 _ChannelAffine("scale", weights.norm.a),
                 _ChannelAffine("shift", add=weights.norm.shift),
             ]
-        filter = place.output.filter(training=False)
+        filter = bound_node.output.filter(training=False)
         if isinstance(filter, Biased):
             stages += [
                 _ChannelAffine("division", np.full(channels, filter.gain)),
-                _ChannelAffine("bias", add=self.learned[f"{place.node.name}.bias"]),
+                _ChannelAffine("bias", add=self.learned[f"{bound_node.node.name}.bias"]),
             ]
-        gain = self.gain(place, filter)
+        gain = self.gain(bound_node, filter)
         if self.form.fold or _is_power_of_two(gain):
             stages.append(_ChannelAffine("gain", np.full(channels, gain)))
         merged = reduce(_merged, stages[1:], stages[:1])
-        return self.folded(place.node.name, merged) if self.form.fold else merged
+        return self.folded(bound_node.node.name, merged) if self.form.fold else merged
 
-    def gain(self, place: Place, filter: SynapticFilter) -> np.float32:
+    def gain(self, bound_node: BoundNode, filter: SynapticFilter) -> np.float32:
         """The factor of the filter after weights. Raises `ConfigError` for a filter that NIR cannot express."""
         if isinstance(filter, Biased):
             filter = filter.filter
         if not isinstance(filter, Filter):
-            rise = "" if place.output.pending is None else f", tau_rise={place.output.pending.tau_rise:g}"
+            rise = "" if bound_node.output.pending is None else f", tau_rise={bound_node.output.pending.tau_rise:g}"
             raise ConfigError(
-                f"{place.node.name} cannot be written: the synapse of NIR's neurons must rise at once{rise}"
+                f"{bound_node.node.name} cannot be written: the synapse of NIR's neurons must rise at once{rise}"
             )
         return filter.gain
 
@@ -322,14 +324,14 @@ class _NirExporter:
 
     def population(self, population: PopulationStep) -> None:
         """Add neurons, and the gain of their inputs if it is not included in the weights."""
-        place = population.place
-        name, edges = place.node.name, place.node.inputs
-        nir_name, shape = self.names[name], place.output.shape
+        bound_node = population.bound_node
+        name, edges = bound_node.node.name, bound_node.node.inputs
+        nir_name, shape = self.names[name], bound_node.output.shape
         self.ends[name], self.exponents[name] = (nir_name,), 0
         for edge in edges:
             if edge.source in self.program.recurrent:
-                self.weights(self.places[edge.source])
-        currents = self.currents(place)
+                self.weights(self.bound_nodes[edge.source])
+        currents = self.currents(bound_node)
         decays = {filter.decay for filter, _ in currents}
         if len(decays) > 1:
             raise ConfigError(
@@ -343,7 +345,7 @@ class _NirExporter:
             self.rounds(f"{name}: the currents of {_listed(edges)} are added before the synapse, not after it")
         sources: list[str] = []
         for number, (filter, ends) in enumerate(currents, start=1):
-            if len(ends) > 2 and not self.adds_exactly(place):
+            if len(ends) > 2 and not self.adds_exactly(bound_node):
                 self.rounds(f"{name}: its inputs may be added in any order")
             if not (self.form.fold or _is_power_of_two(filter.gain)):
                 gain = _diagonal(_ChannelAffine("gain", np.full(shape[0], filter.gain)), shape)
@@ -362,26 +364,26 @@ class _NirExporter:
             )
         self.rounded.append(operation)
 
-    def currents(self, place: Place) -> list[tuple[Filter, tuple[str, ...]]]:
+    def currents(self, bound_node: BoundNode) -> list[tuple[Filter, tuple[str, ...]]]:
         """The filters of a population, and for each the NIR nodes whose sum it filters, in the order of
         assembly.py."""
         currents: dict[object, tuple[Filter, tuple[str, ...]]] = {}
-        for number, (edge, values) in enumerate(zip(place.node.inputs, place.inputs, strict=True)):
+        for number, (edge, values) in enumerate(zip(bound_node.node.inputs, bound_node.inputs, strict=True)):
             filter = values.filter(training=False)
             if edge.delay and filter.learned() and edge.source not in self.program.recurrent:
                 raise ConfigError(
-                    f"{place.node.name} cannot be written: it reads {edge.source} with a delay and a bias, "
+                    f"{bound_node.node.name} cannot be written: it reads {edge.source} with a delay and a bias, "
                     "and NIR would delay the bias too"
                 )
             key: object = number if filter.learned() else (filter, values.static)
             unbiased = filter.filter if isinstance(filter, Biased) else filter
             assert isinstance(unbiased, Filter)
-            currents[key] = unbiased, (*currents.get(key, (unbiased, ()))[1], *self.read(place, edge))
+            currents[key] = unbiased, (*currents.get(key, (unbiased, ()))[1], *self.read(bound_node, edge))
         return [*currents.values()]
 
-    def adds_exactly(self, place: Place) -> bool:
+    def adds_exactly(self, bound_node: BoundNode) -> bool:
         """Whether the sums that a population reads are integers in one unit, which add exactly in any order."""
-        read = [self.program.weights[edge.source] for edge in place.node.inputs]
+        read = [self.program.weights[edge.source] for edge in bound_node.node.inputs]
         if any(weights.norm is not None or weights.projection.sums.biased for weights in read):
             return False
         exponent = max(weights.sum_exponent for weights in read)
@@ -391,8 +393,8 @@ class _NirExporter:
 
     def neurons(self, population: PopulationStep, decay: np.float32) -> ExportedNode:
         """A population of neurons whose synapses all have the decay `decay`."""
-        place, form = population.place, self.form
-        op, name, shape = place.node.op, place.node.name, place.output.shape
+        bound_node, form = population.bound_node, self.form
+        op, name, shape = bound_node.node.op, bound_node.node.name, bound_node.output.shape
         assert isinstance(op, Neurons)
         model = op.model
         if type(model) not in (LIF, IF, PLIF, Readout):
@@ -427,12 +429,12 @@ class _NirExporter:
 
     def leaks(self, population: PopulationStep) -> Float32:
         """The decay of the potentials of a population per step, with the shape of its neurons or `[1, ...]`."""
-        place = population.place
-        assert isinstance(place.node.op, Neurons)
-        model = place.node.op.model
+        bound_node = population.bound_node
+        assert isinstance(bound_node.node.op, Neurons)
+        model = bound_node.node.op.model
         if isinstance(model, PLIF):
-            values = self.learned[place.parameters["decay"]]
-            return values.reshape(-1, *[1] * (len(place.output.shape) - 1))
+            values = self.learned[bound_node.parameters["decay"]]
+            return values.reshape(-1, *[1] * (len(bound_node.output.shape) - 1))
         return np.array([np.float32(1 - 1 / model.tau_m) if isinstance(model, (LIF, Readout)) else 1], np.float32)
 
 

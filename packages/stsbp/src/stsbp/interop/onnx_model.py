@@ -20,7 +20,7 @@ from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 from stsbp_spec import CONTRACT_VERSION
 from stsbp_spec.equations.expressions import Recurrence, constant, where
 from stsbp_spec.equations.printers import LANGUAGES, definition
-from stsbp_spec.networks.graph import Edge, Input, Neurons, Op, Place
+from stsbp_spec.networks.graph import BoundNode, Edge, Input, Neurons, Op
 from stsbp_spec.networks.ops import (
     Add,
     AvgPool2d,
@@ -153,38 +153,38 @@ class _Exporter:
 
     def graph(self) -> GraphProto:
         """The whole network."""
-        for place in self.program.network.graph.places:
-            if place.node.name not in self.program.recurrent:
-                self.values[place.node.name] = self._value(place)
+        for bound_node in self.program.network.graph.bound_nodes:
+            if bound_node.node.name not in self.program.recurrent:
+                self.values[bound_node.node.name] = self._value(bound_node)
         doc = "Spikes and potentials are those of stsbp, bit for bit."
         graph = self.nodes.graph("stsbp", [*self.inputs, *self.before], [*self.outputs, *self.after], doc)
         graph.value_info.extend(self.shapes.values())
         return graph
 
-    def _value(self, place: Place) -> _NodeOutput:
-        node, op = place.node, place.node.op
+    def _value(self, bound_node: BoundNode) -> _NodeOutput:
+        node, op = bound_node.node, bound_node.node.op
         if isinstance(op, Input):
-            return self._input(place)
+            return self._input(bound_node)
         if isinstance(op, Neurons):
-            return self._population(place, self.program.populations[node.name])
+            return self._population(bound_node, self.program.populations[node.name])
         read = [self._read(edge) for edge in node.inputs]
         if type(op) is Dropout:
             return read[0]
-        output = _NodeOutput(node.name, place.output.shape, read[0].static)
+        output = _NodeOutput(node.name, bound_node.output.shape, read[0].static)
         if isinstance(op, Weighted):
             self._weighted(output, op, read[0], self.program.weights[node.name])
         else:
             self._passed(output, op, read)
         return output
 
-    def _input(self, place: Place) -> _NodeOutput:
-        name, shape, values = place.node.name, place.output.shape, f"{place.node.name}/values"
+    def _input(self, bound_node: BoundNode) -> _NodeOutput:
+        name, shape, values = bound_node.node.name, bound_node.output.shape, f"{bound_node.node.name}/values"
         if not self.direct:
             self.inputs.append(tensor("frames", _UINT8, "T", "B", *shape))
             return _NodeOutput(name, shape, False, self.nodes.add("Cast", ["frames"], name, values, to=_FLOAT))
         self.inputs += [tensor("images", _UINT8, "B", *shape), tensor("steps", _INT64)]
         pixels = self.nodes.add("Cast", ["images"], f"{name}/pixels", to=_FLOAT)
-        unit = self.nodes.constant(f"{name}/unit", np.array(2.0**-place.output.exponent, np.float32))
+        unit = self.nodes.constant(f"{name}/unit", np.array(2.0**-bound_node.output.exponent, np.float32))
         return _NodeOutput(name, shape, True, self.nodes.add("Mul", [pixels, unit], name, values))
 
     def _weighted(self, output: _NodeOutput, op: Weighted, read: _NodeOutput, weights: GridWeights) -> None:
@@ -271,10 +271,14 @@ class _Exporter:
 
     # Neurons: a loop over the steps.
 
-    def _population(self, place: Place, population: PopulationStep) -> _NodeOutput:
-        name, shape, last = place.node.name, place.output.shape, place.node is self.program.network.graph.nodes[-1]
+    def _population(self, bound_node: BoundNode, population: PopulationStep) -> _NodeOutput:
+        name, shape, last = (
+            bound_node.node.name,
+            bound_node.output.shape,
+            bound_node.node is self.program.network.graph.nodes[-1],
+        )
         output = _NodeOutput(name, shape, False, self._shaped(f"{name}/frames", shape, static=False))
-        loop_inputs, is_output = self._loop_inputs(place, population), last or self.layers
+        loop_inputs, is_output = self._loop_inputs(bound_node, population), last or self.layers
         carried_inputs = [self._carried(state, shape) for state in loop_inputs.carried.values()]
         carried_outputs = [
             *(f"{state}/after" for state in loop_inputs.carried.values()),
@@ -286,7 +290,7 @@ class _Exporter:
             [*carried_inputs, *loop_inputs.fixed.values(), *loop_inputs.sequences.values()],
             name,
             *[*carried_outputs, output.frames, potentials][: None if is_output else -1],
-            body=self._body(place, population, loop_inputs, potentials=is_output),
+            body=self._body(bound_node, population, loop_inputs, potentials=is_output),
             num_scan_inputs=len(loop_inputs.sequences),
             doc_string=definition(population.step, LANGUAGES["numpy"]),
         )
@@ -296,11 +300,11 @@ class _Exporter:
             self.outputs.append(tensor(potentials, _FLOAT, "T", "B", *shape))
         return output
 
-    def _loop_inputs(self, place: Place, population: PopulationStep) -> _LoopInputs:
+    def _loop_inputs(self, bound_node: BoundNode, population: PopulationStep) -> _LoopInputs:
         """The inputs of a population, and where they come from."""
-        name = place.node.name
+        name = bound_node.node.name
         loop_inputs = _LoopInputs({}, {state: f"{name}/{state}" for state in population.step.states}, {})
-        for z, edge in zip(population.sums, place.node.inputs, strict=True):
+        for z, edge in zip(population.sums, bound_node.node.inputs, strict=True):
             if edge.source in self.program.recurrent:
                 loop_inputs.carried[z] = edge.source
             elif (read := self._read(edge)).static:
@@ -312,10 +316,10 @@ class _Exporter:
         return loop_inputs
 
     def _body(
-        self, place: Place, population: PopulationStep, loop_inputs: _LoopInputs, *, potentials: bool
+        self, bound_node: BoundNode, population: PopulationStep, loop_inputs: _LoopInputs, *, potentials: bool
     ) -> GraphProto:
         """One step: from carried values and elements of sequences to carried values, spikes and potentials."""
-        name, shape, nodes = place.node.name, place.output.shape, Nodes()
+        name, shape, nodes = bound_node.node.name, bound_node.output.shape, Nodes()
         prefix = f"{name}."
         constants = {k: nodes.constant(f"{prefix}{k}", np.array(x)) for k, x in population.constants.items()}
         constants |= {k: nodes.constant(f"{prefix}{k}", _spread(x, shape)) for k, x in population.learned.items()}

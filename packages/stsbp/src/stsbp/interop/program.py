@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from stsbp_spec.engine.pairs import weights_on_grid
+from stsbp_spec.engine.operations import weights_on_grid
 from stsbp_spec.equations.assembly import Constants, neuron_equations
 from stsbp_spec.equations.expressions import Recurrence
-from stsbp_spec.networks.graph import Neurons, Node, Place, Projection
+from stsbp_spec.networks.graph import BoundNode, Neurons, Node, Projection
 from stsbp_spec.networks.ops.batchnorm import Wide, of_running
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.reference.backend import NumpyBackend
@@ -94,7 +94,7 @@ class PopulationStep:
         learned: the other inputs of `step`: learned parameters, which are the same at every step, `[C]` or `[1]`.
     """
 
-    place: Place
+    bound_node: BoundNode
     step: Recurrence
     constants: Constants
     sums: tuple[str, ...]
@@ -148,20 +148,20 @@ def program(network: NetworkSpec, weights: Mapping[str, Float32]) -> NetworkProg
             normalised = RunningNorm(by.mean, by.a, shift)
         nodes[name] = GridWeights(projection, grid_parameters[name], grids[name].exponent, normalised)
     populations = {
-        place.node.name: _population(place, grid_parameters)
-        for place in graph.places
-        if isinstance(place.node.op, Neurons)
+        bound_node.node.name: _population(bound_node, grid_parameters)
+        for bound_node in graph.bound_nodes
+        if isinstance(bound_node.node.op, Neurons)
     }
     return NetworkProgram(network, nodes, populations)
 
 
-def _population(place: Place, weights: Mapping[str, Float32]) -> PopulationStep:
-    op = place.node.op
+def _population(bound_node: BoundNode, weights: Mapping[str, Float32]) -> PopulationStep:
+    op = bound_node.node.op
     assert isinstance(op, Neurons)
-    filters = tuple(values.filter(training=False) for values in place.inputs)
-    equations = neuron_equations(filters, op.model, tuple(values.static for values in place.inputs))
+    filters = tuple(values.filter(training=False) for values in bound_node.inputs)
+    equations = neuron_equations(filters, op.model, tuple(values.static for values in bound_node.inputs))
     forward = equations.forward
     step = forward.changed(outputs={name: forward.outputs[name] for name in ("u", "o")})
     constants = {name: equations.constants[name] for name in step.parameters}
-    learned = {free: weights[place.parameters[name]] for name, free in equations.learned.items()}
-    return PopulationStep(place, step, constants, equations.inputs, learned)
+    learned = {free: weights[bound_node.parameters[name]] for name, free in equations.learned.items()}
+    return PopulationStep(bound_node, step, constants, equations.inputs, learned)

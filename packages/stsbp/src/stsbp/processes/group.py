@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import numpy as np
-from stsbp_spec.distributed.collective import Collective, Part, Rendezvous, parts_of
+from stsbp_spec.distributed.collective import BatchSlice, Collective, Rendezvous, parts_of
 from stsbp_spec.engine.backend import AbstractBackend
 from stsbp_spec.errors import BackendError
 from stsbp_spec.typing import AnyArray
@@ -122,11 +122,11 @@ class Group:
         """Context of a step. Backends may have exchanges inside of compiled programs."""
         return contextlib.nullcontext()
 
-    def parts(self, batch: int) -> tuple[Part, ...]:
+    def parts(self, batch: int) -> tuple[BatchSlice, ...]:
         """The part of a batch that each process has."""
         return parts_of(batch, self.size) if self.collective is None else self.collective.parts(batch)
 
-    def part(self, batch: int) -> Part:
+    def part(self, batch: int) -> BatchSlice:
         """The part of a batch that this process has."""
         return self.parts(batch)[self.rank]
 

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-from stsbp_spec.distributed.collective import Part
+from stsbp_spec.distributed.collective import BatchSlice
 from stsbp_spec.engine.backend import AbstractBackend, Batch
 from stsbp_spec.engine.trainer import Trainer
 from stsbp_spec.equations.ranges import flushes_of
@@ -613,7 +613,7 @@ class Task:
     backend: AbstractBackend
     group: Group = field(default_factory=Group)
 
-    def batch(self, split: Split, indices: Int64, part: Part | None = None) -> tuple[Batch[packed.Inputs], Int64]:
+    def batch(self, split: Split, indices: Int64, part: BatchSlice | None = None) -> tuple[Batch[packed.Inputs], Int64]:
         """Inputs, target trains and lengths of some samples, and their labels.
 
         With `part`, the inputs are only those of a part of the samples, for this process. If the part is empty, the
@@ -697,7 +697,7 @@ def padded(batch: Batch[packed.Inputs]) -> float:
     return len(batch.lengths) - int(batch.lengths.sum()) / len(batch.targets)
 
 
-def of_part(indices: Int64, part: Part) -> Int64:
+def of_part(indices: Int64, part: BatchSlice) -> Int64:
     """The indices `[B]` of a batch's samples that are in a part of it. For an empty part, the first, to be silenced."""
     return indices[part.first : part.end] if part.count else indices[:1]
 

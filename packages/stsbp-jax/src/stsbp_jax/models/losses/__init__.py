@@ -15,7 +15,7 @@ from stsbp_spec.models.losses import Hamming, Loss, SpikeCount, VanRossum
 from stsbp_spec.networks.ops.psp import PSP
 from stsbp_spec.typing import Shape
 
-from stsbp_jax.backend import PAIRS
+from stsbp_jax.backend import OPERATIONS
 from stsbp_jax.engine.checks import check_array, on_grid
 from stsbp_jax.engine.compiling import as_one, pair
 from stsbp_jax.models.losses import hamming, spike_count, van_rossum
@@ -105,7 +105,7 @@ def _ahead(
 
 def _back(loss: Loss, psp: PSP, residuals: _Residuals, cotangent: Array) -> tuple[Array, None, None]:
     s, targets, padding = residuals
-    return PAIRS.loss_error(loss, psp, s, targets, None, padding) * cotangent, None, None
+    return OPERATIONS.loss_error(loss, psp, s, targets, None, padding) * cotangent, None, None
 
 
 _distance = pair(2, _ahead, _back)

@@ -8,12 +8,12 @@ from jax import Array
 from stsbp_spec.models.losses.van_rossum import VanRossum
 from stsbp_spec.networks.ops.psp import PSP
 
-from stsbp_jax.backend import PAIRS
+from stsbp_jax.backend import OPERATIONS
 
 __all__ = ["distance"]
 
 
 def distance(loss: VanRossum, psp: PSP, s: Array, targets: Array, inside: Array | None = None) -> Array:
     """Distance of each sample, float32 `[B]`, over the steps where `inside`, `[T, B]`, is non-zero; None: all steps."""
-    parts = jnp.square(PAIRS.psp_forward(psp, s.astype(np.float32) - targets.astype(np.float32)))
-    return (parts if inside is None else PAIRS.within(parts, inside)).sum((0, 2)) * 0.5
+    parts = jnp.square(OPERATIONS.psp_forward(psp, s.astype(np.float32) - targets.astype(np.float32)))
+    return (parts if inside is None else OPERATIONS.mask_steps(parts, inside)).sum((0, 2)) * 0.5

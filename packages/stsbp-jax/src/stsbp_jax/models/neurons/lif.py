@@ -15,7 +15,7 @@ from stsbp_spec.models.neurons.base import NeuronModel
 from stsbp_spec.networks.ops.psp import SynapticFilter
 from stsbp_spec.typing import Precision
 
-from stsbp_jax.backend import PAIRS
+from stsbp_jax.backend import OPERATIONS
 from stsbp_jax.distributed.replication import alike
 from stsbp_jax.engine.checks import as_array, check_finite, in_domain
 from stsbp_jax.engine.compiling import pair
@@ -84,8 +84,8 @@ def _forward(
     z: Array,
     learned: dict[str, Array],
 ) -> tuple[Array, Any]:
-    spikes, residuals = PAIRS.neuron_forward(neuron, filter, z, steps, learned)
-    finite = jnp.isfinite(PAIRS.neuron_potentials(residuals))
+    spikes, residuals = OPERATIONS.neuron_forward(neuron, filter, z, steps, learned)
+    finite = jnp.isfinite(OPERATIONS.neuron_potentials(residuals))
     fired = jnp.where(finite, spikes.astype(np.float32), np.float32(np.nan))
     return fired, (residuals.kept, dict(residuals.learned), learned)
 
@@ -95,8 +95,8 @@ def _backward(
 ) -> tuple[Array, dict[str, Array]]:
     # The backward pass reads the kept values, not the spikes, so any array can take the place of the spikes.
     values, neuron_parameters, learned = saved
-    dz, terms = PAIRS.neuron_backward(neuron, filter, NeuronResiduals(values, ds, static, neuron_parameters), ds)
-    return dz, {name: PAIRS.learned_gradient(x, len(learned[name]), precision) for name, x in terms.items()}
+    dz, terms = OPERATIONS.neuron_backward(neuron, filter, NeuronResiduals(values, ds, static, neuron_parameters), ds)
+    return dz, {name: OPERATIONS.learned_gradient(x, len(learned[name]), precision) for name, x in terms.items()}
 
 
 _lif = pair(5, _forward, _backward)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stsbp_spec.distributed.collective import Part
+from stsbp_spec.distributed.collective import BatchSlice
 from stsbp_spec.errors import ShapeError
 from stsbp_spec.typing import Shape, UInt8
 from stsbp_spec.validation import array_of, whole
@@ -89,7 +89,7 @@ def silent(inputs: Inputs) -> Inputs:
     return np.zeros_like(inputs)
 
 
-def of_part(inputs: Inputs, part: Part, axis: int) -> Inputs:
+def of_part(inputs: Inputs, part: BatchSlice, axis: int) -> Inputs:
     """The samples of a part of a batch, selected with `cut`. If the part is empty, one sample without spikes."""
     if part.count:
         return cut(inputs, slice(part.first, part.end), axis)

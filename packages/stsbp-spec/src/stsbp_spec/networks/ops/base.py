@@ -103,7 +103,7 @@ class Op(ABC):
         return tuple(counts.reshape(shape) for shape in shapes)
 
     def check_position(self, position: int) -> None:  # noqa: B027
-        """Raise `SpecError` unless the operation may stand at this position in a network (`graph.Place.position`)."""
+        """Raise `SpecError` unless the operation may stand at this position in a network (`BoundNode.position`)."""
 
     def one(self, inputs: tuple[Values, ...]) -> Values:
         """The only input. Raises `SpecError` unless there is exactly one."""
@@ -178,7 +178,7 @@ class Rule(Generic[Array]):
             `Weighted` operations `backward(op, residuals, dz, precision=..., need_input=...,
             need_weights=True) -> ds, dw`. Each of the two is None, and is not computed, if it is not needed. In
             `reproducible` precision, `dz` is on its grid and sums are in float64. `ds` is rounded once. `dw` stays
-            float64, because the gradients of other samples may be added to it (`Pairs.rounded`).
+            float64, because the gradients of other samples may be added to it (`Operations.rounded`).
     """
 
     forward: Callable[..., tuple[Array, Any]]
@@ -188,7 +188,7 @@ class Rule(Generic[Array]):
 class Derived(Op):
     """An operation that every backend computes from the arithmetic of its arrays, without a rule of its own for it.
 
-    A backend that has a rule for the operation nevertheless (`Pairs.rules`) uses the rule.
+    A backend that has a rule for the operation nevertheless (`Operations.rules`) uses the rule.
     """
 
     @abstractmethod

@@ -165,7 +165,7 @@ class _CWriter:
         for number, (layer, population) in enumerate(
             zip(self._module.layers, self._program.populations.values(), strict=True)
         ):
-            op = population.place.node.op
+            op = population.bound_node.node.op
             assert isinstance(op, Neurons)
             shape = " x ".join(map(str, layer.array.shape))
             settings = ", ".join(f"{key}={value}" for key, value in list(op.model.written().items())[1:])

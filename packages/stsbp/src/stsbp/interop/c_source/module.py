@@ -237,7 +237,7 @@ class Module:
         blocks = {block.population: block.name for block in self._program.network.blocks}
         last = self._program.nodes[-1].name
         for name, population in self._program.populations.items():
-            array = self._arrays[name] = Array(population.place.output.shape, 1, 0)
+            array = self._arrays[name] = Array(population.bound_node.output.shape, 1, 0)
             spikes = self._member(name, "spikes", "uint8_t", array.size, f"{name}: whether each neuron spikes")
             description = f"{name}: membrane potentials"
             potentials = self._member(name, "u", "float", array.size, description, traced=name != last)
@@ -317,7 +317,7 @@ class Module:
         self._remember_output(node.name, pointer, "float", size)
 
     def _add_population(self, node: Node, population: PopulationStep) -> None:
-        size, read, used = Array(population.place.output.shape, 1, 0).size, dict[str, WeightedSums](), 0
+        size, read, used = Array(population.bound_node.output.shape, 1, 0).size, dict[str, WeightedSums](), 0
         for key, edge in zip(population.sums, node.inputs, strict=True):
             if (added := self._inlined.get(edge.source)) is None:
                 read[key] = WeightedSums(self._pointer(edge, node.name), limit=self._limits[edge.source])

@@ -134,7 +134,7 @@ class Fire:
 
     def text(self, name: str, state: str) -> list[str]:
         """The text of the function `name`. `state` is the type of the state."""
-        population, step, shape = self.population, self.step, self.population.place.output.shape
+        population, step, shape = self.population, self.step, self.population.bound_node.output.shape
         numbers = {key: population.constants[key] for key in step.parameters if key in self._read}
         numbers |= {key: x.reshape(-1)[0] for key, x in population.learned.items() if x.size == 1}
         declarations = [self._declared(key, C.constant(float(x))) for key, x in numbers.items()]

@@ -45,7 +45,7 @@ from stsbp_spec.networks.ops.batchnorm import Wide, error_moments, moments
 from stsbp_spec.networks.ops.psp import PSP, SynapticFilter
 from stsbp_spec.typing import AnyArray, Array, Coding, Precision, Shape, UInt8
 
-__all__ = ["Pairs", "first_grids", "fit_first_grid", "weights_on_grid"]
+__all__ = ["Operations", "first_grids", "fit_first_grid", "weights_on_grid"]
 
 Result = TypeVar("Result")
 
@@ -53,7 +53,7 @@ Result = TypeVar("Result")
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
 
-class Pairs(ABC, Generic[Array]):
+class Operations(ABC, Generic[Array]):
     """Base class of everything that computes the spec, operation by operation."""
 
     name: ClassVar[str]
@@ -137,7 +137,7 @@ class Pairs(ABC, Generic[Array]):
         """Raise `BackendError` if the device cannot compute in `precision`."""
 
     def frozen(self, weights: dict[str, Array]) -> dict[str, Array]:
-        """`Run.weights` that no longer change, in the best form for this backend's passes: see `rules.Frozen`."""
+        """`PassContext.weights` that no longer change, in the best form for this backend: see `rules.Frozen`."""
         return weights
 
     def compiled(self, function: Callable[..., Result], *fixed: Hashable) -> Callable[..., Result]:
@@ -223,20 +223,20 @@ class Pairs(ABC, Generic[Array]):
         spikes: Array = xp.astype(unpacked, self.arithmetic.spikes, copy=False)
         return spikes
 
-    def spread(self, values: Array, shape: Shape) -> Array:
+    def broadcast(self, values: Array, shape: Shape) -> Array:
         """Learned parameters `[C]` or `[1]`, repeated for each element of `shape` `[B, C, ...]`: `[1, B, C, ...]`."""
-        return self.arithmetic.spread(values, shape)
+        return self.arithmetic.broadcast(values, shape)
 
-    def spread_all(self, equations: NeuronEquations, learned: Mapping[str, Array], shape: Shape) -> dict[str, Array]:
-        """`NeuronResiduals.learned`: the learned parameters that `equations` read, each `spread` over `shape`."""
-        return {free: self.spread(learned[name], shape) for name, free in equations.learned.items()}
+    def broadcast_all(self, equations: NeuronEquations, learned: Mapping[str, Array], shape: Shape) -> dict[str, Array]:
+        """`NeuronResiduals.learned`: the learned parameters that `equations` read, each `broadcast` over `shape`."""
+        return {free: self.broadcast(learned[name], shape) for name, free in equations.learned.items()}
 
-    def totals(self, x: Array, count: int) -> Array:
+    def channel_totals(self, x: Array, count: int) -> Array:
         """Sums of `x`, float32 `[1, B, C, ...]`, over all axes except `C`; over all axes if `count` is 1.
 
         Returns float64 `[count]`.
         """
-        return self.arithmetic.totals(x, count)
+        return self.arithmetic.channel_totals(x, count)
 
     def moments(self, z: Array, exponent: Array) -> Array:
         """`moments` of batchnorm.py: integer sums from the weighted sums `z` to be normalised, int64 `[3, C]`."""
@@ -255,7 +255,7 @@ class Pairs(ABC, Generic[Array]):
             numbers: one number per channel, `[C]`.
         """
         (first, *_) = arrays.values()
-        channel_values = {name: self.spread(x, tuple(first.shape[1:])) for name, x in numbers.items()}
+        channel_values = {name: self.broadcast(x, tuple(first.shape[1:])) for name, x in numbers.items()}
         (output,) = self.recur(recurrence, {}, {**arrays, **channel_values}, len(first)).values()
         return output
 
@@ -301,7 +301,9 @@ class Pairs(ABC, Generic[Array]):
             step_outputs.append(outputs)
         if reverse:
             step_outputs.reverse()
-        return carried, {name: self.joined([of_step[name] for of_step in step_outputs]) for name in step_outputs[0]}
+        return carried, {
+            name: self.concatenate([of_step[name] for of_step in step_outputs]) for name in step_outputs[0]
+        }
 
     def zeros(self, shape: Shape) -> Array:
         """Float32 zeros of `shape`, which is in the layout of native arrays."""
@@ -311,36 +313,36 @@ class Pairs(ABC, Generic[Array]):
         """Spikes, all zero, of `shape`, which is in the layout of native arrays."""
         return self.arithmetic.silence(shape)
 
-    def joined(self, arrays: Sequence[Array]) -> Array:
+    def concatenate(self, arrays: Sequence[Array]) -> Array:
         """Arrays `[..., B, ...]` concatenated along the first axis."""
-        return self.arithmetic.joined(arrays)
+        return self.arithmetic.concatenate(arrays)
 
-    def shifted(self, x: Array, steps: int) -> Array:
+    def shift_time(self, x: Array, steps: int) -> Array:
         """`x` `[T, ...]` shifted by `steps` to later times, or to earlier times if negative; the gap becomes zero."""
         count = min(abs(steps), len(x))
         gap = self.arithmetic.xp.zeros_like(x[:count])
-        return self.joined([gap, x[: len(x) - count]] if steps >= 0 else [x[count:], gap])
+        return self.concatenate([gap, x[: len(x) - count]] if steps >= 0 else [x[count:], gap])
 
     # Several parts of a batch.
-    def plus(self, a: Array, b: Array) -> Array:
+    def add(self, a: Array, b: Array) -> Array:
         """The sum of two arrays of one type, float32, float64 or int64."""
         total: Array = a + b
         return total
 
-    def most(self, arrays: Sequence[Array]) -> Array:
+    def maximum(self, arrays: Sequence[Array]) -> Array:
         """Elementwise maximum of arrays of integers."""
         return reduce(self.arithmetic.xp.maximum, arrays)
 
-    def silenced(self, error: Array, count: int) -> Array:
+    def mask_samples(self, error: Array, count: int) -> Array:
         """`error` `[T, B, ...]` with zeros for all samples except the first `count`."""
         # The count may be a number of the device.
         if isinstance(count, int) and count == error.shape[1]:
             return error
-        return self.arithmetic.silenced(error, count)
+        return self.arithmetic.mask_samples(error, count)
 
-    def within(self, x: Array, inside: Array) -> Array:
+    def mask_steps(self, x: Array, inside: Array) -> Array:
         """`x` `[T, B, ...]` with zeros where `inside`, uint8 `[T, B]`, is 0."""
-        return self.arithmetic.within(x, inside)
+        return self.arithmetic.mask_steps(x, inside)
 
     def alone(self) -> Collective[Array]:
         """A collective of only this process. A backend may spread each batch over several devices of its own."""
@@ -365,7 +367,7 @@ class Pairs(ABC, Generic[Array]):
             steps: `T`.
             learned: learned parameters of the model by name, each `[1]` or `[C]`.
         """
-        learned_values = self.spread_all(equations, learned, zs[0].shape[1:])
+        learned_values = self.broadcast_all(equations, learned, zs[0].shape[1:])
         inputs = {**dict(zip(equations.inputs, zs, strict=True)), **learned_values}
         outputs = self.recur(equations.forward, equations.constants, inputs, steps)
         spikes = outputs.pop("o")
@@ -415,7 +417,7 @@ class Pairs(ABC, Generic[Array]):
         if precision == "reproducible":
             bits = sum_bits(math.prod(terms.shape) // count)
             terms, _ = self.error_grid(terms, bits)
-        return self.rounded(self.totals(terms, count))
+        return self.rounded(self.channel_totals(terms, count))
 
     def neuron_potentials(self, residuals: NeuronResiduals[Array]) -> Array:
         """Membrane potentials `[T, B, ...]` of a forward pass."""
@@ -552,9 +554,9 @@ def fit_first_grid(
 
 
 def first_grids(
-    backend: Pairs[Array], projections: Sequence[Projection], weights: Sequence[Array]
+    backend: Operations[Array], projections: Sequence[Projection], weights: Sequence[Array]
 ) -> list[tuple[Array, Array]]:
-    """`ArrayArithmetic.first_grid` of several layers, as a function for `Pairs.compiled`."""
+    """`ArrayArithmetic.first_grid` of several layers, as a function for `Operations.compiled`."""
     return [
         backend.arithmetic.first_grid(w, projection.synapse.weight_bits)
         for projection, w in zip(projections, weights, strict=True)
@@ -562,11 +564,11 @@ def first_grids(
 
 
 def weights_on_grid(
-    backend: Pairs[Array], network: Network, weights: Mapping[str, Array]
+    backend: Operations[Array], network: Network, weights: Mapping[str, Array]
 ) -> tuple[dict[str, Array], dict[str, WeightGrid]]:
     """Weights on their grids together with other learned parameters, statistics and exponents; and the grids, by name.
 
-    The first mapping has the form of `rules.Run.weights`.
+    The first mapping has the form of `rules.PassContext.weights`.
     """
     projections = network.projections
     pairs = backend.weight_grids(projections, [weights[projection.parameter] for projection in projections])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from stsbp_spec.contract.grid import sum_bits
 from stsbp_spec.distributed.collective import Rendezvous
-from stsbp_spec.engine.pairs import Pairs
+from stsbp_spec.engine.operations import Operations
 from stsbp_spec.errors import BackendError
 from stsbp_spec.models.optim.adamw import gradient_squares
 from stsbp_spec.reference.backend import NumpyBackend
@@ -47,10 +47,12 @@ def test_gradients_are_rounded_to_units_of_the_largest_before_they_are_squared(u
 def test_samples_and_steps_that_do_not_count_are_zero(shape: tuple[int, ...]) -> None:
     x = np.random.default_rng(0).normal(size=(3, 4, *shape)).astype(np.float32)
     for count in range(5):
-        assert NUMPY.silenced(x, count).tobytes() == np.concatenate([x[:, :count], 0 * abs(x[:, count:])], 1).tobytes()
+        assert (
+            NUMPY.mask_samples(x, count).tobytes() == np.concatenate([x[:, :count], 0 * abs(x[:, count:])], 1).tobytes()
+        )
     inside = np.array([[1, 1, 1, 0], [1, 0, 1, 0], [1, 0, 0, 0]], np.uint8)
     for values in (x, (x > 0).astype(np.uint8)):
-        found = NUMPY.within(values, inside)
+        found = NUMPY.mask_steps(values, inside)
         assert found.dtype == values.dtype
         for t, b in np.ndindex(3, 4):
             assert np.array_equal(found[t, b], values[t, b] * inside[t, b])
@@ -60,7 +62,7 @@ def test_samples_and_steps_that_do_not_count_are_zero(shape: tuple[int, ...]) ->
 def test_a_shift_leaves_zeros_in_the_gap(steps: int) -> None:
     x = np.arange(1, 9, dtype=np.float32).reshape(4, 2)
     expected = [x[t - steps] if 0 <= t - steps < 4 else np.zeros(2, np.float32) for t in range(4)]
-    assert NUMPY.shifted(x, steps).tobytes() == np.array(expected).tobytes()
+    assert NUMPY.shift_time(x, steps).tobytes() == np.array(expected).tobytes()
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -85,13 +87,13 @@ def test_a_scan_carries_arrays_from_step_to_step(reverse: bool) -> None:
 def test_sums_of_elements_are_by_channel_or_of_all() -> None:
     x = np.random.default_rng(1).normal(size=(1, 2, 3, 4)).astype(np.float32)
     for count, axes in ((3, (0, 1, 3)), (1, (0, 1, 2, 3))):
-        found = NUMPY.totals(x, count)
+        found = NUMPY.channel_totals(x, count)
         assert found.dtype == np.float64
         assert found.shape == (count,)
         assert found == pytest.approx(x.astype(np.float64).sum(axis=axes).reshape(count), rel=1e-14)
     values = np.array([1, 2, 3], np.float32)
-    assert np.array_equal(NUMPY.spread(values, (2, 3, 4)), np.broadcast_to(values[:, None], (1, 2, 3, 4)))
-    assert np.array_equal(NUMPY.spread(values[:1], (2, 3)), np.ones((1, 2, 3)))
+    assert np.array_equal(NUMPY.broadcast(values, (2, 3, 4)), np.broadcast_to(values[:, None], (1, 2, 3, 4)))
+    assert np.array_equal(NUMPY.broadcast(values[:1], (2, 3)), np.ones((1, 2, 3)))
 
 
 def test_a_learned_gradient_is_of_errors_on_a_grid_in_reproducible_precision_alone() -> None:
@@ -112,8 +114,8 @@ def test_a_learned_gradient_is_of_errors_on_a_grid_in_reproducible_precision_alo
 
 def test_the_largest_of_several_arrays_is_taken_elementwise() -> None:
     a, b, c = np.array([[1, 5, 3], [4, 2, 6], [0, 9, 1]], np.int32)
-    assert NUMPY.most([a]) is a
-    assert NUMPY.most([a, b, c]).tolist() == [4, 9, 6]
+    assert NUMPY.maximum([a]) is a
+    assert NUMPY.maximum([a, b, c]).tolist() == [4, 9, 6]
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
@@ -128,9 +130,9 @@ def test_spikes_are_packed_into_bits_and_come_back(shape: tuple[int, ...], dtype
 
 def test_a_backend_of_one_process_says_so() -> None:
     class Lonely(NumpyBackend):
-        join = Pairs.join
+        join = Operations.join
 
     with pytest.raises(BackendError, match="backend 'numpy' computes in one process only"):
         Lonely().join(Rendezvous(0, 2))
-    assert (Pairs.alone(NUMPY).size, Pairs.alone(NUMPY).rank) == (1, 0)
-    assert Pairs.compile_seconds.fget(NUMPY) == 0  # type: ignore[attr-defined]
+    assert (Operations.alone(NUMPY).size, Operations.alone(NUMPY).rank) == (1, 0)
+    assert Operations.compile_seconds.fget(NUMPY) == 0  # type: ignore[attr-defined]
