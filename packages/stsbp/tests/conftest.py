@@ -141,11 +141,11 @@ def refused() -> Callable[..., None]:
 def forge() -> Callable[..., None]:
     """Change `last.json` (or `best.json`) and its digest with it, as an edit with this program's own means would."""
 
-    def change(run: Path, how: Callable[[dict[str, Any]], object], name: str = "last") -> None:
+    def change(run: Path, edit: Callable[[dict[str, Any]], object], name: str = "last") -> None:
         path = run / f"{name}.json"
         description = json.loads(path.read_text())
         del description["digest"]
-        how(description)
+        edit(description)
         digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
         path.write_text(json.dumps({**description, "digest": digest}))
 

@@ -21,7 +21,7 @@ def test_every_sample_is_one_shift_of_its_input(events: bool) -> None:
     x = inputs(events)
     y = augment(x, np.arange(40), seed=1, epoch=2, how=Augmentation(shift=2, flip=True))
     padded = np.pad(x, [(0, 0)] * (x.ndim - 2) + [(2, 2), (2, 2)])
-    seen = set()
+    shifts = set()
     for sample in range(40):
         at = (slice(None), sample) if events else (sample,)
         candidates = [
@@ -34,18 +34,18 @@ def test_every_sample_is_one_shift_of_its_input(events: bool) -> None:
             )
         ]
         assert len(candidates) == 1
-        seen.add(candidates[0])
-    assert len({(dy, dx) for dy, dx, _ in seen}) > 12
-    assert {flip for *_, flip in seen} == {False, True}
+        shifts.add(candidates[0])
+    assert len({(dy, dx) for dy, dx, _ in shifts}) > 12
+    assert {flip for *_, flip in shifts} == {False, True}
 
 
-@pytest.mark.parametrize("how", [Augmentation(shift=2), EVERYTHING], ids=["shift", "everything"])
-def test_a_sample_moves_the_same_way_in_any_batch_and_another_way_in_another_epoch(how: Augmentation) -> None:
+@pytest.mark.parametrize("augmentation", [Augmentation(shift=2), EVERYTHING], ids=["shift", "everything"])
+def test_a_sample_moves_the_same_way_in_any_batch_and_another_way_in_another_epoch(augmentation: Augmentation) -> None:
     x, order = inputs(True), np.random.default_rng(1).permutation(40)
-    whole = augment(x, np.arange(40), seed=1, epoch=0, how=how)
-    assert np.array_equal(augment(x[:, order], order, seed=1, epoch=0, how=how), whole[:, order])
-    assert not np.array_equal(augment(x, np.arange(40), seed=1, epoch=1, how=how), whole)
-    assert not np.array_equal(augment(x, np.arange(40), seed=2, epoch=0, how=how), whole)
+    augmented = augment(x, np.arange(40), seed=1, epoch=0, how=augmentation)
+    assert np.array_equal(augment(x[:, order], order, seed=1, epoch=0, how=augmentation), augmented[:, order])
+    assert not np.array_equal(augment(x, np.arange(40), seed=1, epoch=1, how=augmentation), augmented)
+    assert not np.array_equal(augment(x, np.arange(40), seed=2, epoch=0, how=augmentation), augmented)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
@@ -79,11 +79,11 @@ def test_nothing_to_do_returns_the_input() -> None:
     assert augment(x, np.arange(40), seed=1, epoch=0, how=Augmentation()) is x
 
 
-def moved(how: Augmentation, samples: int = 200) -> tuple[np.ndarray, np.ndarray]:
+def moved(augmentation: Augmentation, samples: int = 200) -> tuple[np.ndarray, np.ndarray]:
     """Where pixels of a 33 x 33 field come from: rows and columns from the centre, `[B, 33, 33]`; NaN: from outside."""
     rows, columns = np.mgrid[1:34, 1:34].astype(np.uint8)
     field = np.broadcast_to(np.stack([rows, columns]), (samples, 2, 33, 33)).copy()
-    y = augment(field, np.arange(samples), seed=3, epoch=0, how=how).astype(np.float64)
+    y = augment(field, np.arange(samples), seed=3, epoch=0, how=augmentation).astype(np.float64)
     y[y == 0] = np.nan
     return y[:, 0] - 17, y[:, 1] - 17
 
@@ -133,8 +133,8 @@ def test_pictures_of_one_row_or_column_bend_as_well(shape: tuple[int, int]) -> N
     y = augment(x, np.arange(20), seed=1, epoch=0, how=Augmentation(elastic=3.0))
     assert y.shape == x.shape
     assert not np.array_equal(x, y)
-    for before, after in zip(x, y, strict=True):
-        assert set(np.unique(after)) <= {0, *np.unique(before)}
+    for image, augmented in zip(x, y, strict=True):
+        assert set(np.unique(augmented)) <= {0, *np.unique(image)}
 
 
 def test_cutout_empties_one_square_anywhere() -> None:
@@ -149,21 +149,23 @@ def test_cutout_empties_one_square_anywhere() -> None:
 def test_values_are_moved_and_never_mixed() -> None:
     x = np.random.default_rng(0).integers(0, 256, (40, 3, 9, 8), dtype=np.uint8)
     y = augment(x, np.arange(40), seed=1, epoch=0, how=EVERYTHING)
-    for before, after in zip(x, y, strict=True):
-        colours = {tuple(c) for c in before.reshape(3, -1).T} | {(0, 0, 0)}
-        assert {tuple(c) for c in after.reshape(3, -1).T} <= colours
+    for image, augmented in zip(x, y, strict=True):
+        colours = {tuple(c) for c in image.reshape(3, -1).T} | {(0, 0, 0)}
+        assert {tuple(c) for c in augmented.reshape(3, -1).T} <= colours
 
 
 @pytest.mark.parametrize(
-    "how", [Augmentation(shift=2), Augmentation(rotate=20, scale=0.2, elastic=2.0, cutout=3)], ids=["shift", "bend"]
+    "augmentation",
+    [Augmentation(shift=2), Augmentation(rotate=20, scale=0.2, elastic=2.0, cutout=3)],
+    ids=["shift", "bend"],
 )
-def test_frames_of_a_row_of_neurons_move_as_a_picture_of_steps_and_neurons(how: Augmentation) -> None:
+def test_frames_of_a_row_of_neurons_move_as_a_picture_of_steps_and_neurons(augmentation: Augmentation) -> None:
     frames = (np.random.default_rng(4).random((11, 3, 9)) < 0.4).astype(np.uint8)
     numbers = np.array([5, 9, 2])
-    moved = augment(frames, numbers, seed=1, epoch=2, how=how)
-    pictures = augment(frames.transpose(1, 0, 2)[:, None], numbers, seed=1, epoch=2, how=how)
+    moved = augment(frames, numbers, seed=1, epoch=2, how=augmentation)
+    pictures = augment(frames.transpose(1, 0, 2)[:, None], numbers, seed=1, epoch=2, how=augmentation)
     assert np.array_equal(moved, pictures[:, 0].transpose(1, 0, 2))
     assert moved.shape == frames.shape
     assert not np.array_equal(moved, frames)
-    bits = augment(PackedFrames.of(frames), numbers, seed=1, epoch=2, how=how)
+    bits = augment(PackedFrames.of(frames), numbers, seed=1, epoch=2, how=augmentation)
     assert np.array_equal(bits.unpacked(), moved)

@@ -56,8 +56,8 @@ def test_work_is_taken_in_turn_after_the_warm_up() -> None:
 
 
 def test_a_timing_reports_median_and_quartiles() -> None:
-    found = Timing((5.0, 1.0, 2.0, 4.0, 3.0)).to_json()
-    assert found == {"median": 3.0, "low": 2.0, "high": 4.0, "least": 1.0, "runs": 5}
+    summary = Timing((5.0, 1.0, 2.0, 4.0, 3.0)).to_json()
+    assert summary == {"median": 3.0, "low": 2.0, "high": 4.0, "least": 1.0, "runs": 5}
     assert Timing((2.0,)).to_json() == {"median": 2.0, "low": 2.0, "high": 2.0, "least": 2.0, "runs": 1}
 
 
@@ -71,10 +71,10 @@ def test_calls_are_queued_on_a_device_that_works_by_itself(name: str, calls: int
 def test_a_queue_of_calls_is_timed_and_its_share_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     backend, called = open_backend("numpy"), list[str]()
 
-    def counted(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*given: Any) -> Any:
+    def counted(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
             called.append(name)
-            return own(*given)
+            return method(*arguments)
 
         return call
 
@@ -121,10 +121,12 @@ def test_a_step_learns_on_inputs_that_spike(tiny_cases: dict[str, Case], name: s
     task, resident = prepare(tiny_cases[name], backend, scale=1.0, surrogate=None, data_dir=None)
     assert len({unpacked(batch.inputs).tobytes() for batch in resident.batches}) == 4
     run = BenchmarkRun(task, resident.batches)
-    before = run.task.trainer.export_state(run.state)
+    first_state = run.task.trainer.export_state(run.state)
     run()
-    after = run.task.trainer.export_state(run.state)
-    assert any(not np.array_equal(before[key], after[key]) for key in before if key.startswith("weight/"))
+    last_state = run.task.trainer.export_state(run.state)
+    assert any(
+        not np.array_equal(first_state[key], last_state[key]) for key in first_state if key.startswith("weight/")
+    )
     assert next(iter(run.rates.values())) > 0.001
 
 
@@ -134,9 +136,9 @@ def test_the_step_is_measured(tiny_cases: dict[str, Case], monkeypatch: pytest.M
     timed = [row for row in rows if row.what == "training step"]
     assert [row.case for row in timed] == ["2C5-P2-10 T=3 B=4", "2C3-P4-8-10 T=2 B=4"]
     assert all(row.detail["surrogate"] == "triangle" for row in timed)
-    kept = [row.detail["kept_bytes"] for row in rows if row.what == "memory"]
+    saved_bytes = [row.detail["kept_bytes"] for row in rows if row.what == "memory"]
     # Inputs 3 x 4 x 2 x 34 x 34; u and spikes of 2 x 30 x 30 and 10 neurons.
-    assert kept[0] == 3 * 4 * 2 * 34 * 34 + 5 * 3 * 4 * (2 * 30 * 30 + 10)
+    assert saved_bytes[0] == 3 * 4 * 2 * 34 * 34 + 5 * 3 * 4 * (2 * 30 * 30 + 10)
     # numpy has no dense floor, since that is written in torch.
     assert all(row.what != "dense floor" and (row.what != "training step" or row.ratio is None) for row in rows)
 
@@ -197,8 +199,8 @@ def test_the_dense_floor_is_the_network_without_neurons(
         task, resident = prepare(case, open_backend("numpy"), scale=1.0, surrogate=None, data_dir=None)
         weights = BenchmarkRun(task, resident.batches).weights
         batch = resident.batches[0]
-        seen: list[Any] = []
-        monkeypatch.setattr(torch.autograd, "backward", lambda x, _, seen=seen: seen.append(x))
+        outputs: list[Any] = []
+        monkeypatch.setattr(torch.autograd, "backward", lambda x, _, outputs=outputs: outputs.append(x))
         floor.dense_floor(task.network, weights, batch)()
         # The reference's own convolution, pooling and product, one after another.
         reference = open_backend("numpy")
@@ -208,13 +210,13 @@ def test_the_dense_floor_is_the_network_without_neurons(
             for layer, _ in block.entering:
                 s, _ = reference.rule(layer).forward(layer, s)
             s, _ = reference.rule(block.synapse).forward(block.synapse, s, weights[block.name])
-        np.testing.assert_allclose(seen[0].detach().numpy(), s.reshape(-1, 10), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(outputs[0].detach().numpy(), s.reshape(-1, 10), rtol=1e-3, atol=1e-4)
 
 
 def test_data_compares_the_loader_with_memory(tiny_cases: dict[str, Case], few_recordings: int) -> None:
-    told: list[str] = []
-    rows = data.measure(open_backend("numpy"), scale=0.1, rounds=1, data_dir=None, tell=told.append)
-    assert told == ["loading, first time", "loading, from the cache", "updates with and without the loader"]
+    activities: list[str] = []
+    rows = data.measure(open_backend("numpy"), scale=0.1, rounds=1, data_dir=None, tell=activities.append)
+    assert activities == ["loading, first time", "loading, from the cache", "updates with and without the loader"]
     assert [row.what for row in rows] == [
         "load, first time",
         "load, from the cache",
@@ -229,18 +231,18 @@ def test_data_compares_the_loader_with_memory(tiny_cases: dict[str, Case], few_r
     recording = -(-tiny_cases["N-MNIST"].steps // 8) * 2 * 34 * 34
     assert 0 < rows[1].detail["cache_bytes"] - few_recordings * recording < 20_000
     assert rows[4].detail["batch_bytes"] % recording == 0
-    said = remarks(rows[1].detail), remarks(rows[4].detail)
-    assert "MB on disk for" in said[0]
-    assert said[1].endswith("MB per batch")
+    texts = remarks(rows[1].detail), remarks(rows[4].detail)
+    assert "MB on disk for" in texts[0]
+    assert texts[1].endswith("MB per batch")
 
 
 def test_memory_prints_a_line_of_json(tiny_cases: dict[str, Case], capsys: pytest.CaptureFixture[str]) -> None:
     memory.main("numpy", "cpu", "N-MNIST", "1", "", "low")
-    found = json.loads(capsys.readouterr().out)
-    assert set(found) == {"before_bytes", "peak_bytes", "growth_bytes"}
-    if found["peak_bytes"] is not None:
-        assert found["peak_bytes"] >= 0
-        assert found["growth_bytes"] >= 0
+    figures = json.loads(capsys.readouterr().out)
+    assert set(figures) == {"before_bytes", "peak_bytes", "growth_bytes"}
+    if figures["peak_bytes"] is not None:
+        assert figures["peak_bytes"] >= 0
+        assert figures["growth_bytes"] >= 0
 
 
 def test_a_failing_memory_process_is_an_error() -> None:
@@ -254,16 +256,16 @@ def test_the_command_prints_and_writes_its_report(stsbp: Callable[..., Result], 
     assert result.exit_code == 0, result.output
     assert "lif forward" in result.output
     assert "of copy" in result.output
-    found = json.loads((tmp_path / "k.json").read_text())
-    assert found["format"] == 1
-    assert len(found["rows"]) == 9
-    machine = found["machine"]
+    report = json.loads((tmp_path / "k.json").read_text())
+    assert report["format"] == 1
+    assert len(report["rows"]) == 9
+    machine = report["machine"]
     assert machine["backend"] == "numpy"
     assert machine["versions"]["numpy"]
     assert machine["date"]
     assert machine["settings"]["scale"] == 0.0001
     assert machine["settings"]["rounds"] == 2
-    assert found["rows"][1]["seconds"]["runs"] == 2
+    assert report["rows"][1]["seconds"]["runs"] == 2
 
 
 def test_a_plot_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,20 +47,20 @@ def tensor_file_of(folder: Path) -> str:
 
 
 def test_reads_back_the_same_bits(saved: Path) -> None:
-    found = checkpoint.load(saved, "last")
-    assert found.info["step"] == 7
-    assert found.info["sums"]["loss"] == 0.1 + 0.2
-    assert set(found.tensors) == set(TENSORS)
+    loaded = checkpoint.load(saved, "last")
+    assert loaded.info["step"] == 7
+    assert loaded.info["sums"]["loss"] == 0.1 + 0.2
+    assert set(loaded.tensors) == set(TENSORS)
     for name, x in TENSORS.items():
-        assert found.tensors[name].dtype == x.dtype
-        assert found.tensors[name].shape == x.shape
-        assert found.tensors[name].tobytes() == x.tobytes()
+        assert loaded.tensors[name].dtype == x.dtype
+        assert loaded.tensors[name].shape == x.shape
+        assert loaded.tensors[name].tobytes() == x.tobytes()
 
 
 def test_replaces_the_one_before(saved: Path) -> None:
-    before = tensor_file(saved)
+    first_file = tensor_file(saved)
     save(saved, "last", {**TENSORS, "step": np.asarray(8)}, {}, step=8)
-    assert not before.exists()
+    assert not first_file.exists()
     assert checkpoint.load(saved, "last").info["step"] == 8
 
 
@@ -83,10 +83,10 @@ def test_last_and_best_do_not_touch_each_other(saved: Path) -> None:
     assert checkpoint.load(saved, "last").info["step"] == 9
 
 
-@pytest.mark.parametrize("kept", [0, 1, 7, 8, 100, -1])
-def test_truncated_tensors(saved: Path, kept: int) -> None:
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 100, -1])
+def test_truncated_tensors(saved: Path, length: int) -> None:
     path = tensor_file(saved)
-    path.write_bytes(path.read_bytes()[:kept])
+    path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(CheckpointError, match=r"is damaged: its SHA-256"):
         checkpoint.load(saved, "last")
 
@@ -177,7 +177,7 @@ def test_nothing_is_unpickled(saved: Path, tmp_path: Path, forge: Callable[..., 
 def test_full_disk_keeps_the_one_before_and_leaves_nothing(
     saved: Path, call: str, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = sorted(path.name for path in saved.iterdir())
+    names = sorted(path.name for path in saved.iterdir())
     original = getattr(os, call)
     calls: list[Any] = []
 
@@ -192,7 +192,7 @@ def test_full_disk_keeps_the_one_before_and_leaves_nothing(
     with pytest.raises(FileError, match="the disk is full"):
         save(saved, "last", TENSORS, {}, step=8)
     monkeypatch.undo()
-    assert sorted(path.name for path in saved.iterdir()) == before
+    assert sorted(path.name for path in saved.iterdir()) == names
     assert checkpoint.load(saved, "last").info["step"] == 7
 
 
@@ -217,7 +217,7 @@ def test_save_removes_only_files_that_it_wrote(saved: Path) -> None:
 
 
 def test_damaged_description_does_not_cost_the_tensors(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = tensor_file(saved)
+    first_file = tensor_file(saved)
     (saved / "last.json").write_bytes(b"{")
 
     def full(*_: Any, **__: Any) -> Any:
@@ -226,13 +226,13 @@ def test_damaged_description_does_not_cost_the_tensors(saved: Path, monkeypatch:
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(FileError):
         save(saved, "last", TENSORS, {}, step=8)
-    assert before.exists()
+    assert first_file.exists()
 
 
 def test_description_larger_than_what_is_read_is_not_written(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = (saved / "last.json").read_bytes()
+    description = (saved / "last.json").read_bytes()
     monkeypatch.setattr(checkpoint, "MOST", 2000)
     with pytest.raises(FileError, match=r"last\.json is not written: it would have 2,\d+ bytes"):
         save(saved, "last", {"x": np.zeros(2, np.float32)}, {"classes": "a" * 2000}, step=2)
-    assert (saved / "last.json").read_bytes() == before
+    assert (saved / "last.json").read_bytes() == description
     checkpoint.load(saved, "last")

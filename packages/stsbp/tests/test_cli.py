@@ -271,9 +271,9 @@ def test_train_replaces_no_settings_that_no_run_wrote(
     settings = tmp_path / "exp" / "config.toml"
     settings.parent.mkdir()
     settings.write_text('# my notes\ndataset = "digits"\nepochs = 1\nlimit = 20\n')
-    before = settings.read_bytes()
+    content = settings.read_bytes()
     refused(stsbp("train", "--config", settings, "--out", "exp", *option), "exp", "no run", "choose another --out")
-    assert settings.read_bytes() == before
+    assert settings.read_bytes() == content
     assert stsbp("train", "--config", settings, "--out", "exp/run", "--net", 4).exit_code == 0
 
 
@@ -307,19 +307,19 @@ def test_overwrite_that_was_killed_can_be_repeated(
     config = tmp_path / "whole" / "config.toml"
     config.write_text(f"# edited\n{config.read_text()}")
     files = sorted(path.name for path in (tmp_path / "whole").iterdir() if path.name != ".lock")
-    remove, left = OpenFolder.remove, 0
+    remove, removals = OpenFolder.remove, 0
 
     def stopped(self: OpenFolder, name: str) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
+        nonlocal removals
+        removals -= 1
+        if removals < 0:
             raise KeyboardInterrupt
         remove(self, name)
 
     for count in range(len(files)):
         run = tmp_path / str(count)
         shutil.copytree(tmp_path / "whole", run)
-        left = count
+        removals = count
         with monkeypatch.context() as patched:
             patched.setattr(OpenFolder, "remove", stopped)
             assert train_tiny(run, "--overwrite").exit_code != 0
@@ -407,18 +407,18 @@ def test_evaluate_agrees_with_the_run(
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for split in ("test", "validation"):
         expected = [line for line in lines if line.get("split") == split][-1]
-        found = json.loads(stsbp("evaluate", run, "--split", split, "--batch-size", 7, "--json").stdout)
+        figures = json.loads(stsbp("evaluate", run, "--split", split, "--batch-size", 7, "--json").stdout)
         for key in ("loss", "accuracy", "accuracy_spike_count", "samples"):
-            assert found[key] == pytest.approx(expected[key], rel=1e-12)
-        assert found["rates"] == pytest.approx(expected["rates"], rel=1e-12)
-        confusion = np.array(found["confusion"])
-        assert confusion.sum() == found["samples"]
-        assert np.trace(confusion) / confusion.sum() == pytest.approx(found["accuracy"])
+            assert figures[key] == pytest.approx(expected[key], rel=1e-12)
+        assert figures["rates"] == pytest.approx(expected["rates"], rel=1e-12)
+        confusion = np.array(figures["confusion"])
+        assert confusion.sum() == figures["samples"]
+        assert np.trace(confusion) / confusion.sum() == pytest.approx(figures["accuracy"])
     data = load("digits", limit=50, holdout=30)
-    found = json.loads(stsbp("evaluate", run, "--json").stdout)
-    assert np.array(found["confusion"]).sum(axis=1).tolist() == np.bincount(data.test.labels, minlength=10).tolist()
+    figures = json.loads(stsbp("evaluate", run, "--json").stdout)
+    assert np.array(figures["confusion"]).sum(axis=1).tolist() == np.bincount(data.test.labels, minlength=10).tolist()
     text = stsbp("evaluate", run).stdout
-    assert f"{found['accuracy']:.2%}  nearest label sequence" in text
+    assert f"{figures['accuracy']:.2%}  nearest label sequence" in text
     assert "confusion matrix" in text
 
 
@@ -451,8 +451,8 @@ def test_an_early_end_of_a_file_is_no_interrupt(
     monkeypatch.setattr(module, "importlib", SimpleNamespace(import_module=damaged))
     monkeypatch.setattr(sys, "argv", ["stsbp", "backends"])
     assert module._run() == 1
-    said = capsys.readouterr().err
-    assert "Error: a compiled file of Python ended early (marshal data too short); remove the folders" in said
+    message = capsys.readouterr().err
+    assert "Error: a compiled file of Python ended early (marshal data too short); remove the folders" in message
 
 
 def test_evaluate_best_is_the_epoch_that_best_json_names(
@@ -461,20 +461,20 @@ def test_evaluate_best_is_the_epoch_that_best_json_names(
     run = tmp_path / "run"
     train_tiny(run, "--epochs", 8, "--lr", 0.05)
     best = json.loads((run / "best.json").read_text())["best"]
-    found = json.loads(stsbp("evaluate", run, "--checkpoint", "best", "--split", "validation", "--json").stdout)
-    assert found["accuracy"] == best["value"]
-    assert found["step"] == best["step"]
+    figures = json.loads(stsbp("evaluate", run, "--checkpoint", "best", "--split", "validation", "--json").stdout)
+    assert figures["accuracy"] == best["value"]
+    assert figures["step"] == best["step"]
 
 
 def test_printed_commands_name_a_run_whose_name_begins_with_a_dash(
     stsbp: Callable[..., Result], train_tiny: Callable[..., Result]
 ) -> None:
     stopped = train_tiny(Path("-run"), "--stop-after", 1e-9)
-    again = shlex.split(stopped.stderr.splitlines()[-1].partition("Continue with: ")[2])
-    assert again == ["stsbp", "--backend", "numpy", "train", "--resume", "./-run"]
+    resume_command = shlex.split(stopped.stderr.splitlines()[-1].partition("Continue with: ")[2])
+    assert resume_command == ["stsbp", "--backend", "numpy", "train", "--resume", "./-run"]
     stopped = stsbp("train", "--resume=-run", "--stop-after", 1e-9)
     assert stopped.exit_code == 75, stopped.output
-    evaluate = stsbp(*again[3:]).stdout.splitlines()[-1]
+    evaluate = stsbp(*resume_command[3:]).stdout.splitlines()[-1]
     assert evaluate == "run -run: stsbp evaluate ./-run"
     assert stsbp(*shlex.split(evaluate)[3:]).exit_code == 0
 
@@ -484,24 +484,24 @@ def test_printed_commands_are_on_the_path(
 ) -> None:
     """As after `nox -s train`, whose environment is on nobody's PATH."""
     (tmp_path / "bin").mkdir()
-    own = tmp_path / "bin" / "stsbp"
-    own.write_text("")
-    own.chmod(0o755)
+    script = tmp_path / "bin" / "stsbp"
+    script.write_text("")
+    script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
     printed = train_tiny(tmp_path / "a", "--epochs", 1).stdout.splitlines()[-1]
-    assert printed == f"run {tmp_path / 'a'}: {own} evaluate {tmp_path / 'a'}"
+    assert printed == f"run {tmp_path / 'a'}: {script} evaluate {tmp_path / 'a'}"
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    again = train_tiny(tmp_path / "b", "--epochs", 1).stdout.splitlines()[-1]
-    assert again == f"run {tmp_path / 'b'}: stsbp evaluate {tmp_path / 'b'}"
+    printed_on_path = train_tiny(tmp_path / "b", "--epochs", 1).stdout.splitlines()[-1]
+    assert printed_on_path == f"run {tmp_path / 'b'}: stsbp evaluate {tmp_path / 'b'}"
 
 
 def test_the_learning_rate_has_two_names(train_tiny: Callable[..., Result], tmp_path: Path) -> None:
     shown = train_tiny(tmp_path / "a", "--learning-rate", 0.5, "--show-config")
     assert "lr = 0.5\n" in shown.stdout
     (tmp_path / "a.toml").write_text("learning_rate = 0.5")
-    told = train_tiny(tmp_path / "a", "--config", tmp_path / "a.toml")
-    assert "unknown setting 'learning_rate' (did you mean lr?)" in told.stderr
+    refused_setting = train_tiny(tmp_path / "a", "--config", tmp_path / "a.toml")
+    assert "unknown setting 'learning_rate' (did you mean lr?)" in refused_setting.stderr
 
 
 def test_predict_reads_arrays_and_images(
@@ -522,8 +522,8 @@ def test_predict_reads_arrays_and_images(
         assert row["class"] == min(row["distances"], key=row["distances"].get)
     # The same sample by either door.
     np.save(tmp_path / "c.npy", images[2])
-    again = json.loads(stsbp("predict", run, tmp_path / "c.npy", "--json").stdout)
-    assert again["distances"] == rows[2]["distances"]
+    row_of_array = json.loads(stsbp("predict", run, tmp_path / "c.npy", "--json").stdout)
+    assert row_of_array["distances"] == rows[2]["distances"]
     text = stsbp("predict", run, paths[0]).stdout
     assert text.startswith(f"{paths[0]}: {rows[0]['class']} (by spike count {rows[0]['class_spike_count']})")
 
@@ -536,12 +536,12 @@ def test_predict_takes_samples_of_the_data_set_and_classes_from_folders(
     data = load("digits", limit=50, holdout=30)
     (tmp_path / "3").mkdir()
     np.save(tmp_path / "3" / "a.npy", data.test.inputs(np.array([4]))[0])
-    asked = ("predict", run, tmp_path / "3" / "a.npy", "--sample", 4, "--sample", 0)
-    file, fourth, first = (json.loads(line) for line in stsbp(*asked, "--json").stdout.splitlines())
+    arguments = ("predict", run, tmp_path / "3" / "a.npy", "--sample", 4, "--sample", 0)
+    file, fourth, first = (json.loads(line) for line in stsbp(*arguments, "--json").stdout.splitlines())
     assert (fourth["split"], fourth["sample"], first["sample"]) == ("test", 4, 0)
     assert fourth["distances"] == file["distances"]
     assert [row["label"] for row in (file, fourth, first)] == ["3", *map(str, data.test.labels[[4, 0]])]
-    text = stsbp(*asked, "--draw", tmp_path / "x.html").stdout
+    text = stsbp(*arguments, "--draw", tmp_path / "x.html").stdout
     assert f"test sample 4: {fourth['class']} (by spike count {fourth['class_spike_count']}), label" in text
     assert "of the 3 samples whose class is known" in text
     assert "test sample 4" in (tmp_path / "x.html").read_text()
@@ -556,14 +556,14 @@ def test_predict_takes_the_threads_of_the_run_unless_told(
     train_tiny: Callable[..., Result], stsbp: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    taken: list[int] = []
+    limits: list[int] = []
     assert train_tiny(run, "--epochs", 1, "--threads", 1).exit_code == 0
-    monkeypatch.setattr("stsbp.cli.predict.limit_threads", taken.append)
+    monkeypatch.setattr("stsbp.cli.predict.limit_threads", limits.append)
     np.save(tmp_path / "a.npy", np.zeros((1, 8, 8), np.uint8))
-    for asked in ((), ("--threads", 2)):
-        result = stsbp("predict", run, tmp_path / "a.npy", *asked)
+    for options in ((), ("--threads", 2)):
+        result = stsbp("predict", run, tmp_path / "a.npy", *options)
         assert result.exit_code == 0, result.output
-    assert taken == [1, 2]
+    assert limits == [1, 2]
 
 
 def test_outputs_are_held_against_their_label_sequences(
@@ -578,23 +578,23 @@ def test_outputs_are_held_against_their_label_sequences(
     targets = encode_repeat(test.labels, 10, 8, LabelCode("01"))
     psp = trained.network.output_psp
     for tolerance in (0, 1):
-        found = json.loads(stsbp("evaluate", run, "--tolerance", tolerance, "--json").stdout)
-        matched, spikes, wanted = (int(x.sum()) for x in match_spikes(outputs, targets, tolerance))
-        assert 0 < matched < wanted
-        assert (found["precision"], found["recall"]) == (matched / spikes, matched / wanted)
-        assert found["f1"] == 2 * matched / (spikes + wanted)
-        assert found["hamming"] == pytest.approx((outputs != targets).sum() / 30)
-        assert found["van_rossum"] == pytest.approx(VanRossum().distances(outputs, targets, psp).mean())
-        assert found["tolerance"] == tolerance
-    assert f"F1 {found['f1']:.2%} (spikes within 1 step), Hamming distance {found['hamming']:.4g}" in line
+        figures = json.loads(stsbp("evaluate", run, "--tolerance", tolerance, "--json").stdout)
+        matched, spikes, target_spikes = (int(x.sum()) for x in match_spikes(outputs, targets, tolerance))
+        assert 0 < matched < target_spikes
+        assert (figures["precision"], figures["recall"]) == (matched / spikes, matched / target_spikes)
+        assert figures["f1"] == 2 * matched / (spikes + target_spikes)
+        assert figures["hamming"] == pytest.approx((outputs != targets).sum() / 30)
+        assert figures["van_rossum"] == pytest.approx(VanRossum().distances(outputs, targets, psp).mean())
+        assert figures["tolerance"] == tolerance
+    assert f"F1 {figures['f1']:.2%} (spikes within 1 step), Hamming distance {figures['hamming']:.4g}" in line
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert lines[-1]["f1"] == found["f1"]
+    assert lines[-1]["f1"] == figures["f1"]
     assert all("f1" not in line for line in lines if line["kind"] != "evaluation")
     text = stsbp("evaluate", run).stdout
-    assert f"precision   {found['precision']:.2%}  spike times within 1 step, {matched} of {spikes} output" in text
+    assert f"precision   {figures['precision']:.2%}  spike times within 1 step, {matched} of {spikes} output" in text
     page = stsbp("report", run, "--no-samples")
     assert page.exit_code == 0, page.output
-    assert f"<b>{found['f1']:.2%}</b>F1 of test outputs" in run.with_suffix(".html").read_text()
+    assert f"<b>{figures['f1']:.2%}</b>F1 of test outputs" in run.with_suffix(".html").read_text()
 
 
 def test_a_tolerance_of_spike_times_is_refused_where_there_are_none(
@@ -685,8 +685,8 @@ def test_training_outlives_the_reader_of_its_progress(tmp_path: Path) -> None:
 def test_shell_completion(words: str, expected: list[str]) -> None:
     typed = words.split()
     completion = BashComplete(cli, {}, "stsbp", "_STSBP_COMPLETE")
-    found = completion.get_completions(typed[1:-1], typed[-1])
-    assert [item.value for item in found] == expected
+    completions = completion.get_completions(typed[1:-1], typed[-1])
+    assert [item.value for item in completions] == expected
 
 
 def test_shell_completion_of_folders() -> None:
@@ -742,15 +742,15 @@ def test_names_far_from_any_have_none(stsbp: Callable[..., Result]) -> None:
 
 def sections_of_help(name: str) -> dict[str, list[str]]:
     """Long options by the heading of their section on the help page."""
-    found: dict[str, list[str]] = {}
+    sections: dict[str, list[str]] = {}
     # The text above the first section may begin a line with an option.
     options: list[str] = []
     for line in CliRunner().invoke(cli, [name, "--help"], terminal_width=100).output.splitlines():
         if re.fullmatch(r"[A-Z][\w ]*:", line):
-            options = found.setdefault(line[:-1].lower(), [])
+            options = sections.setdefault(line[:-1].lower(), [])
         elif match := re.match(r"  (?:-\w, )?(--[\w-]+)", line):
             options.append(match[1])
-    return found
+    return sections
 
 
 def test_help_has_the_sections_of_the_documentation() -> None:

@@ -89,15 +89,15 @@ def test_a_run_learns_and_its_checkpoint_goes_on_elsewhere_and_in_parts(
 ) -> None:
     pytest.importorskip("stsbp_torch")
     trained("whole", "--epochs", 2)
-    whole = trained("whole", "--epochs", 4)
+    uninterrupted = trained("whole", "--epochs", 4)
     trained("half", "--epochs", 2, "--memory", "low", "--micro-batch", 20)
-    found = trained("half", "--epochs", 4, backend="torch")
-    assert found.keys() == whole.keys()
-    for name, x in whole.items():
-        assert found[name].tobytes() == x.tobytes(), name
+    continued = trained("half", "--epochs", 4, backend="torch")
+    assert continued.keys() == uninterrupted.keys()
+    for name, x in uninterrupted.items():
+        assert continued[name].tobytes() == x.tobytes(), name
     run = load_run(tmp_path / "half", backend="numpy")
     assert any(isinstance(node.op, Concat) for node in run.network.nodes)
-    assert run.weights["conv2"].tobytes() == whole["weight/conv2"].tobytes()
+    assert run.weights["conv2"].tobytes() == uninterrupted["weight/conv2"].tobytes()
     lines = (tmp_path / "half" / "metrics.jsonl").read_text().splitlines()
     losses = [row["loss"] for row in map(json.loads, lines) if "loss" in row]
     assert losses[-1] < 0.9 * losses[0]
@@ -141,9 +141,12 @@ def test_a_concatenation_is_drawn_and_listed(stsbp: Callable[..., Result], tmp_p
 def test_a_spike_before_a_concatenation_meets_the_weights_of_its_own_channels() -> None:
     network = NetworkSpec.parse(NET.replace('layer = "P2"', 'layer = "M2"'), input_shape=(1, 8, 8))
     block = network.blocks[-1]
-    found = fan_out(network, block)
-    assert {edge: fan.shape for edge, fan in found.items()} == {Edge("coarse"): (6, 4, 4), Edge("means", 1): (4, 4, 4)}
-    assert all((fan == 10).all() for fan in found.values())
+    fan_outs = fan_out(network, block)
+    assert {edge: fan.shape for edge, fan in fan_outs.items()} == {
+        Edge("coarse"): (6, 4, 4),
+        Edge("means", 1): (4, 4, 4),
+    }
+    assert all((fan == 10).all() for fan in fan_outs.values())
     fired = {name: np.zeros((3, 2, *network.graph.values[name].shape), np.uint8) for name in ("coarse", "below")}
     fired["coarse"][1], fired["below"][1, :, :, ::2, ::2] = 1, 1
     both = spikes_of(network, "both", fired)

@@ -63,7 +63,7 @@ def test_later_sources_win() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "gone"),
+    ("overrides", "removed"),
     [
         ({"loss": "my:Loss:weight=2"}, {"loss_model"}),
         ({"neuron": "lif"}, {"neuron_model"}),
@@ -75,7 +75,7 @@ def test_later_sources_win() -> None:
         ({"loss": "my:Loss", "loss_model": losses.as_text(_Miss())}, set()),
     ],
 )
-def test_what_was_computed_from_an_overridden_setting_is_gone(asked: dict[str, Any], gone: set[str]) -> None:
+def test_what_was_computed_from_an_overridden_setting_is_gone(overrides: dict[str, Any], removed: set[str]) -> None:
     stored = {
         "loss_model": losses.as_text(_Miss()),
         "neuron_model": neurons.as_text(NEURONS["lif"]()),
@@ -84,18 +84,18 @@ def test_what_was_computed_from_an_overridden_setting_is_gone(asked: dict[str, A
     }
     named = {"loss": "my:Loss", "neuron": "my:Neuron", "surrogate": "my:Surrogate", "init_from": "start"}
     run = SettingsSource("run/config.toml", {"dataset": "digits", **named, **stored})
-    config = resolve([run, SettingsSource("command line", asked)])
-    assert {name for name in stored if not getattr(config, name)} == gone
-    assert config.model_dump().items() >= asked.items()
+    config = resolve([run, SettingsSource("command line", overrides)])
+    assert {name for name in stored if not getattr(config, name)} == removed
+    assert config.model_dump().items() >= overrides.items()
 
 
 @pytest.mark.parametrize("setting", ["neuron", "surrogate", "loss"])
 @pytest.mark.parametrize("typed", [{}, {"neuron": "lif", "surrogate": "arctan", "loss": "hamming"}])
 def test_class_as_data_that_no_setting_names_is_refused(setting: str, typed: dict[str, str]) -> None:
-    own = SettingsSource("own.toml", {"dataset": "digits", f"{setting}_model": "x"}, is_file=True)
+    settings = SettingsSource("own.toml", {"dataset": "digits", f"{setting}_model": "x"}, is_file=True)
     message = f"own.toml: {setting}_model stores a class, but {setting} does not name one; leave {setting}_model out"
     with pytest.raises(ConfigError, match=message):
-        resolve([own, SettingsSource("command line", typed)])
+        resolve([settings, SettingsSource("command line", typed)])
 
 
 def test_data_set_from_the_file_chooses_the_preset() -> None:
@@ -163,10 +163,10 @@ def test_unknown_key_names_file_key_and_the_known_ones() -> None:
 def test_known_settings_are_listed_once_however_many_are_unknown() -> None:
     with pytest.raises(ConfigError) as caught:
         resolve([SettingsSource("a.toml", {"epoch": 3, "losss": "hamming"}), DIGITS])
-    first, second, known = str(caught.value).splitlines()
+    first, second, known_settings = str(caught.value).splitlines()
     assert first.endswith("unknown setting 'epoch' (did you mean epochs?)")
     assert second.endswith("unknown setting 'losss' (did you mean loss?)")
-    assert known.startswith("known settings: dataset, ")
+    assert known_settings.startswith("known settings: dataset, ")
 
 
 @pytest.mark.parametrize(
@@ -205,10 +205,10 @@ def test_bad_value_names_source_key_and_what_is_allowed(key: str, value: Any, al
 def test_all_problems_are_named_at_once() -> None:
     with pytest.raises(ConfigError) as error:
         resolve([SettingsSource("a.toml", {"epochs": 0, "batch_size": 0, "nets": "5"}), DIGITS])
-    *problems, known = str(error.value).splitlines()
+    *problems, known_settings = str(error.value).splitlines()
     assert [line.split(" = ")[0] for line in problems[:2]] == ["a.toml: epochs", "a.toml: batch_size"]
     assert [line.split(" (")[0] for line in problems[2:]] == ["a.toml: unknown setting 'nets'"]
-    assert known.startswith("known settings: dataset, net, ")
+    assert known_settings.startswith("known settings: dataset, net, ")
 
 
 def test_patterns_that_do_not_differ() -> None:
@@ -294,8 +294,8 @@ def test_digest_changes_with_what_changes_the_result_only() -> None:
 
 def test_differences_name_both_values() -> None:
     config = resolve([DIGITS])
-    asked = {"epochs": config.epochs + 1, "seed": config.seed, "data_dir": "/elsewhere", "loss": "hamming"}
-    assert differences(config, asked) == [
+    overrides = {"epochs": config.epochs + 1, "seed": config.seed, "data_dir": "/elsewhere", "loss": "hamming"}
+    assert differences(config, overrides) == [
         f"epochs: {config.epochs} in the run, {config.epochs + 1} asked",
         'loss: "van-rossum" in the run, "hamming" asked',
     ]
@@ -319,13 +319,16 @@ def test_labels_of_the_experiments_on_nmnist(name: str, label: str) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_named_preset_is_valid_and_lies_over_that_of_its_data_set(name: str) -> None:
-    found = PRESETS[name]
+    preset = PRESETS[name]
     config = resolve([named_preset(name, None)]).model_dump()
-    assert config.items() >= found.settings.items()
-    below = defaults(found.dataset, str(config["loss"]))
-    assert config.items() >= {key: value for key, value in below.items() if key not in found.settings}.items()
-    assert config["dataset"] == found.dataset
-    assert found.published is None or 50 < found.published.accuracy < 100
+    assert config.items() >= preset.settings.items()
+    preset_of_data_set = defaults(preset.dataset, str(config["loss"]))
+    assert (
+        config.items()
+        >= {key: value for key, value in preset_of_data_set.items() if key not in preset.settings}.items()
+    )
+    assert config["dataset"] == preset.dataset
+    assert preset.published is None or 50 < preset.published.accuracy < 100
 
 
 def test_named_preset_yields_to_file_and_flags() -> None:

@@ -53,20 +53,20 @@ def test_lost_events_are_a_part_of_those_that_were_there() -> None:
 def test_moved_events_stay_in_their_pixel_and_within_reach() -> None:
     alone = np.zeros_like(EVENTS)
     alone[6, :, 1, 2, 3] = 1
-    seen = set()
+    times = set()
     for seed in range(20):
         moved = unpacked(disturbed(PackedFrames.of(alone), NUMBERS, "jitter", 2, seed))
         t, _, *place = np.nonzero(moved)
         assert [set(x.tolist()) for x in place] == [{1}, {2}, {3}]
         assert len(t) == len(NUMBERS)
-        seen |= set(t.tolist())
-    assert seen == {4, 5, 6, 7, 8}
+        times |= set(t.tolist())
+    assert times == {4, 5, 6, 7, 8}
 
 
 def test_moved_events_stay_within_the_steps_of_their_sample() -> None:
     lengths: Int64 = np.array([12, 3, 1, 7, 5])
-    own = EVENTS * (np.arange(12)[:, None] < lengths)[:, :, None, None, None].astype(np.uint8)
-    moved = unpacked(disturbed(PackedFrames.of(own), NUMBERS, "jitter", 8, lengths=lengths))
+    inputs = EVENTS * (np.arange(12)[:, None] < lengths)[:, :, None, None, None].astype(np.uint8)
+    moved = unpacked(disturbed(PackedFrames.of(inputs), NUMBERS, "jitter", 8, lengths=lengths))
     for sample, length in enumerate(lengths):
         assert moved[length:, sample].sum() == 0
         assert moved[:, sample].sum() > 0
@@ -97,12 +97,12 @@ def test_events_that_meet_are_one_bit_and_counts_add_up() -> None:
 
 def test_a_draw_belongs_to_the_sample_and_not_to_its_batch() -> None:
     for name, amount in (("jitter", 2), ("lost", 0.5), ("added", 0.05)):
-        whole = events(name, amount)
+        batch = events(name, amount)
         for place in range(len(NUMBERS)):
             one = PackedFrames.of(EVENTS[:, place : place + 1])
             alone = unpacked(disturbed(one, NUMBERS[place : place + 1], name, amount))
-            assert np.array_equal(alone[:, 0], whole[:, place])
-        assert not np.array_equal(events(name, amount, seed=1), whole)
+            assert np.array_equal(alone[:, 0], batch[:, place])
+        assert not np.array_equal(events(name, amount, seed=1), batch)
 
 
 def test_pixels_change_by_no_more_than_asked_for_and_stay_bytes() -> None:
@@ -115,20 +115,20 @@ def test_pixels_change_by_no_more_than_asked_for_and_stay_bytes() -> None:
     assert (change < -20).any()
     lost = disturbed(IMAGES, numbers, "lost", 0.4)
     assert isinstance(lost, np.ndarray)
-    gone = lost != IMAGES
-    assert not lost[gone].any()
-    assert gone.mean() == pytest.approx(0.4, abs=0.06)
+    zeroed = lost != IMAGES
+    assert not lost[zeroed].any()
+    assert zeroed.mean() == pytest.approx(0.4, abs=0.06)
 
 
 def test_inputs_without_rows_are_disturbed_like_images() -> None:
     images = np.random.default_rng(0).integers(1, 256, (6, 10), np.uint8)
     for name, amount in (("lost", 0.5), ("noise", 40)):
-        found = disturbed(images, np.arange(6), name, amount)
+        disturbed_inputs = disturbed(images, np.arange(6), name, amount)
         as_images = disturbed(images.reshape(6, 1, 2, 5), np.arange(6), name, amount)
-        assert isinstance(found, np.ndarray)
+        assert isinstance(disturbed_inputs, np.ndarray)
         assert isinstance(as_images, np.ndarray)
-        assert np.array_equal(found, as_images.reshape(6, 10))
-        assert not np.array_equal(found, images)
+        assert np.array_equal(disturbed_inputs, as_images.reshape(6, 10))
+        assert not np.array_equal(disturbed_inputs, images)
 
 
 def test_a_disturbed_split_keeps_labels_lengths_and_targets() -> None:
@@ -181,25 +181,25 @@ def test_the_last_step_decides_like_an_evaluation(run: Path) -> None:
     from stsbp.training.build import load_data
 
     samples = trained.samples(load_data(trained.settings), "test")
-    found = over_time(trained.task, trained.state, samples, 7)
-    assert found.steps.tolist() == [1, 2, 3]
+    curve = over_time(trained.task, trained.state, samples, 7)
+    assert curve.steps.tolist() == [1, 2, 3]
     for step in (1, 2, 3):
         outputs = trained.predict(samples.inputs(np.arange(30))).spikes
         cut = outputs * (np.arange(3) < step)[:, None, None].astype(np.uint8)
         # Of a cut train the counts are those of its first steps.
         expected = (cut.sum(axis=0, dtype=int).argmax(axis=1) == samples.labels).mean()
-        assert found.accuracy_spike_count[step - 1] == expected
+        assert curve.accuracy_spike_count[step - 1] == expected
         nearest = trained.decode(outputs[:step]).nearest
-        assert found.accuracy[step - 1] == (nearest == samples.labels).mean()
-    assert found.operations[-1] == pytest.approx(
+        assert curve.accuracy[step - 1] == (nearest == samples.labels).mean()
+    assert curve.operations[-1] == pytest.approx(
         sum(synaptic_operations(trained.task, trained.state, samples).values())
     )
     spikes = activity(trained.task, trained.state, samples).spikes
-    assert found.spikes[-1] == pytest.approx(sum(x.sum() for x in spikes.values()))
-    assert np.all(np.diff(found.spikes) >= 0)
+    assert curve.spikes[-1] == pytest.approx(sum(x.sum() for x in spikes.values()))
+    assert np.all(np.diff(curve.spikes) >= 0)
     classes = np.stack([trained.decode(outputs[:step]).nearest for step in (1, 2, 3)])
     settled = [next(s for s in (1, 2, 3) if (classes[s - 1 :, i] == classes[-1, i]).all()) for i in range(30)]
-    assert found.settled == pytest.approx(np.mean(settled))
+    assert curve.settled == pytest.approx(np.mean(settled))
 
 
 def test_the_command_prints_draws_and_gives_json(stsbp: Callable[..., Result], run: Path, tmp_path: Path) -> None:
@@ -288,12 +288,12 @@ def test_amounts_of_a_noise_that_is_named_twice_are_added_and_none_is_measured_o
 
     monkeypatch.setattr(training_curves, "evaluate", noted)
     noises = ("--noise", "lost=0.1", "--noise", "noise=9", "--noise", "lost=0.5")
-    found = json.loads(stsbp("curves", "run", *noises, "--json").stdout)["noise"]
-    assert {name: [row["amount"] for row in rows] for name, rows in found.items()} == {
+    curves_of_noises = json.loads(stsbp("curves", "run", *noises, "--json").stdout)["noise"]
+    assert {name: [row["amount"] for row in rows] for name, rows in curves_of_noises.items()} == {
         "lost": [0, 0.1, 0.5],
         "noise": [0, 9],
     }
-    assert found["noise"][0] == found["lost"][0]
+    assert curves_of_noises["noise"][0] == curves_of_noises["lost"][0]
     assert measured == [("lost", 0), ("lost", 0.1), ("lost", 0.5), ("noise", 9)]
 
 
@@ -302,25 +302,27 @@ def test_the_command_takes_the_samples_of_other_data(stsbp: Callable[..., Result
     for name, count in (("own", 40), ("other", 23)):
         inputs = (random.random((count, 6, 8)) < 0.3).astype(np.uint8)
         np.savez(tmp_path / f"{name}.npz", inputs=inputs, labels=np.arange(count) % 3)
-    own = ("sequences:own.npz", "--steps", 6, "--epochs", 3, "--net", 12, "--out", "run")
-    assert stsbp("train", *own).exit_code == 0
+    training = ("sequences:own.npz", "--steps", 6, "--epochs", 3, "--net", 12, "--out", "run")
+    assert stsbp("train", *training).exit_code == 0
     result = stsbp("curves", "run", "--on", "sequences:other.npz", "--json", "--noise", "lost=1")
     assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
+    figures = json.loads(result.stdout)
     evaluated = json.loads(stsbp("evaluate", "run", "--on", "sequences:other.npz", "--json").stdout)
     assert (
-        (found["samples"], found["dataset"]) == (23, "sequences:other.npz") == (evaluated["samples"], found["dataset"])
+        (figures["samples"], figures["dataset"])
+        == (23, "sequences:other.npz")
+        == (evaluated["samples"], figures["dataset"])
     )
-    assert found["time"][-1]["accuracy"] == evaluated["accuracy"]
-    assert found["noise"]["lost"][1]["rates"]["linear1"] == 0
-    assert found["seen_in_training"] == 0
+    assert figures["time"][-1]["accuracy"] == evaluated["accuracy"]
+    assert figures["noise"]["lost"][1]["rates"]["linear1"] == 0
+    assert figures["seen_in_training"] == 0
     assert stsbp("curves", "run", "--on", "digits").exit_code == 1
     with np.load(tmp_path / "own.npz") as arrays:
         np.savez(tmp_path / "again.npz", **arrays)
     result = stsbp("curves", "run", "--on", "sequences:again.npz", "--json", "--samples", 20, "--noise", "lost=1")
-    seen = json.loads(result.stdout)["seen_in_training"]
-    assert 0 < seen <= 20
-    assert f"{seen} of the 20 samples have the same content as samples that run was trained on" in result.stderr
+    in_training = json.loads(result.stdout)["seen_in_training"]
+    assert 0 < in_training <= 20
+    assert f"{in_training} of the 20 samples have the same content as samples that run was trained on" in result.stderr
 
 
 def test_the_command_takes_other_data_where_those_of_the_run_are_not_installed(

@@ -17,27 +17,27 @@ from stsbp.training.build import load_dataset, load_test_set
 from stsbp.training.overlap import _is_own
 
 
-def _config(**given: Any) -> RunConfig:
-    return RunConfig(**{"dataset": "digits", **given})
+def _config(**settings: Any) -> RunConfig:
+    return RunConfig(**{"dataset": "digits", **settings})
 
 
 @pytest.mark.parametrize("dataset", ["digits", "images", "folder:somewhere", "sequences:somewhere.npz"])
 @pytest.mark.parametrize(
-    ("given", "named"),
+    ("settings", "named"),
     [({"window_ms": 5.0}, "window_ms"), ({"saccades": "first", "stabilise": True}, "saccades, stabilise")],
 )
-def test_settings_of_recordings_are_refused_for_other_data(dataset: str, given: dict[str, Any], named: str) -> None:
+def test_settings_of_recordings_are_refused_for_other_data(dataset: str, settings: dict[str, Any], named: str) -> None:
     recordings = ", ".join(name for name, info in DATASETS.items() if info.recordings)
     with pytest.raises(ConfigError) as caught:
-        load_dataset(_config(dataset=dataset, **given))
+        load_dataset(_config(dataset=dataset, **settings))
     assert str(caught.value) == f"{named} apply only to recordings ({recordings}), not to {dataset}"
 
 
-@pytest.mark.parametrize("given", [{"dataset": "digits"}, {"dataset": "cifar10", "test_on": "mnist"}])
-def test_image_size_is_refused_for_data_that_are_not_resized(given: dict[str, Any]) -> None:
+@pytest.mark.parametrize("settings", [{"dataset": "digits"}, {"dataset": "cifar10", "test_on": "mnist"}])
+def test_image_size_is_refused_for_data_that_are_not_resized(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_dataset(_config(**given, image_size=8))
-    named = " or ".join(given.values())
+        load_dataset(_config(**settings, image_size=8))
+    named = " or ".join(settings.values())
     assert str(caught.value) == f"image_size applies only to folders of images (images), not to {named}"
 
 
@@ -55,7 +55,7 @@ def test_image_size_is_for_the_other_data_set_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dataset", "own", "on", "asked", "same"),
+    ("dataset", "data_dir_of_run", "on", "data_dir", "same"),
     [
         ("nmnist", "/a", "nmnist", None, True),
         ("nmnist", "/a", "nmnist", "/a", True),
@@ -67,11 +67,11 @@ def test_image_size_is_for_the_other_data_set_too() -> None:
     ],
 )
 def test_data_are_the_runs_own_where_they_lie_in_the_same_place(
-    dataset: str, own: str, on: str, asked: str | None, same: bool
+    dataset: str, data_dir_of_run: str, on: str, data_dir: str | None, same: bool
 ) -> None:
     assert DATASETS["nmnist"].needs_data_dir
     assert not DATASETS["digits"].needs_data_dir
-    assert _is_own(_config(dataset=dataset, data_dir=own), on, asked) is same
+    assert _is_own(_config(dataset=dataset, data_dir=data_dir_of_run), on, data_dir) is same
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,10 @@ def test_the_header_of_an_array_fits_the_bytes_after_it(shape: str, fits: bool) 
 
 
 def test_what_is_said_of_the_samples_held_out_is_what_the_loaders_hold_out() -> None:
-    said = {name: info.default_holdout for name, info in DATASETS.items() if isinstance(info.default_holdout, int)}
-    held = {name: vars(import_module(DATASETS[name].module)) for name in said}
-    known = {name: names["DEFAULT_HOLDOUT"] for name, names in held.items() if "DEFAULT_HOLDOUT" in names}
-    assert known == {name: said[name] for name in known}
-    assert {"nmnist", "nmnist-sim"} <= set(known)
+    documented = {
+        name: info.default_holdout for name, info in DATASETS.items() if isinstance(info.default_holdout, int)
+    }
+    held = {name: vars(import_module(DATASETS[name].module)) for name in documented}
+    loaded = {name: names["DEFAULT_HOLDOUT"] for name, names in held.items() if "DEFAULT_HOLDOUT" in names}
+    assert loaded == {name: documented[name] for name in loaded}
+    assert {"nmnist", "nmnist-sim"} <= set(loaded)

@@ -33,9 +33,9 @@ def test_select_balanced_takes_as_many_of_each_class_as_there_are(count: int, se
     assert len(chosen) == min(count, 100)
     assert (np.diff(chosen) > 0).all()
     assert np.array_equal(chosen, select_balanced(labels, count, seed=seed))
-    taken, there = np.bincount(labels[chosen], minlength=3), np.bincount(labels, minlength=3)
+    selected, available = np.bincount(labels[chosen], minlength=3), np.bincount(labels, minlength=3)
     # A class that is not exhausted has at most one sample less than any other.
-    assert all(taken[k] == there[k] or taken[k] >= taken.max() - 1 for k in range(3))
+    assert all(selected[k] == available[k] or selected[k] >= selected.max() - 1 for k in range(3))
 
 
 @pytest.mark.parametrize(
@@ -84,21 +84,21 @@ def test_hold_out_parts_are_disjoint_and_complete() -> None:
     assert test.indices.tolist() != hold_out(_split(labels), 8, seed=1)[1].indices.tolist()
 
 
-@pytest.mark.parametrize(("asked", "held"), [(None, 8), (5, 5)])
-def test_as_many_are_cut_off_as_are_asked_for_or_else_the_default(asked: int | None, held: int) -> None:
-    request = Request("digits", Path("/data"), Path("/cache"), holdout=asked, seed=3)
+@pytest.mark.parametrize(("holdout", "held"), [(None, 8), (5, 5)])
+def test_as_many_are_cut_off_as_are_asked_for_or_else_the_default(holdout: int | None, held: int) -> None:
+    request = Request("digits", Path("/data"), Path("/cache"), holdout=holdout, seed=3)
     train, test = cut_test(_split(np.arange(20) % 4), 8, request)
     assert (len(train), len(test)) == (20 - held, held)
     assert test.indices.tolist() == hold_out(_split(np.arange(20) % 4), held, seed=3)[1].indices.tolist()
 
 
 def test_progress_is_told_ten_times_a_second_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, told = iter([0.0, 0.05, 0.1, 0.15, 0.25, 0.26]), []
+    now, reports = iter([0.0, 0.05, 0.1, 0.15, 0.25, 0.26]), []
     monkeypatch.setattr("stsbp.datasets.base.time.monotonic", lambda: next(now))
-    progress = Progress(lambda what, done, total: told.append((what, done, total)), "reading", 6)
+    progress = Progress(lambda activity, done, total: reports.append((activity, done, total)), "reading", 6)
     for done in (1, 2, 3, 4, 5, 6):
         progress(done)
-    assert told == [("reading", done, 6) for done in (1, 3, 5, 6)]
+    assert reports == [("reading", done, 6) for done in (1, 3, 5, 6)]
 
 
 @pytest.mark.parametrize("count", [1, 19])
@@ -378,8 +378,8 @@ def test_data_sets_are_described() -> None:
 
 
 def test_load_refuses_what_it_does_not_know() -> None:
-    known = r"unknown data set 'mnits' \(did you mean mnist\?\); known: digits, .*folder:PATH"
-    with pytest.raises(DataError, match=known):
+    message = r"unknown data set 'mnits' \(did you mean mnist\?\); known: digits, .*folder:PATH"
+    with pytest.raises(DataError, match=message):
         load("mnits")
     with pytest.raises(DataError, match="limit must be at least 1"):
         load("digits", limit=0)
@@ -420,12 +420,12 @@ class TestDigits:
         assert np.array_equal(labels, expected.target)
 
     def test_limit_is_balanced_and_part_of_the_training_samples(self) -> None:
-        whole, limited = load("digits"), load("digits", limit=50)
+        unlimited, limited = load("digits"), load("digits", limit=50)
         assert np.bincount(limited.train.labels).tolist() == [5] * 10
-        assert np.array_equal(whole.test.labels, limited.test.labels)
+        assert np.array_equal(unlimited.test.labels, limited.test.labels)
         assert "limited to 50 of 1438" in limited.notes[-1]
         assert len(load("digits", limit=1438).train) == 1438
-        assert load("digits", limit=1438).notes == whole.notes
+        assert load("digits", limit=1438).notes == unlimited.notes
 
     def test_a_limit_above_their_number_is_told_of(self) -> None:
         beyond = load("digits", limit=1439)
@@ -433,9 +433,9 @@ class TestDigits:
         assert beyond.notes[-1] == "limit 1,439 has no effect: there are only 1,438 training samples"
 
     def test_split_follows_its_seed(self) -> None:
-        first, again, other = (load("digits", seed=seed, holdout=100).test for seed in (0, 0, 1))
+        first, repeated, other = (load("digits", seed=seed, holdout=100).test for seed in (0, 0, 1))
         everything = np.arange(100)
-        assert np.array_equal(first.inputs(everything), again.inputs(everything))
+        assert np.array_equal(first.inputs(everything), repeated.inputs(everything))
         assert not np.array_equal(first.inputs(everything), other.inputs(everything))
 
     def test_need_scikit_learn(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -528,20 +528,20 @@ def test_digits_events_are_simulated_once(tmp_path: Path) -> None:
     calls: list[str] = []
 
     def load_watched() -> Dataset:
-        return load("digits-events", steps=5, cache_dir=tmp_path, progress=lambda what, *_: calls.append(what))
+        return load("digits-events", steps=5, cache_dir=tmp_path, progress=lambda activity, *_: calls.append(activity))
 
     first = load_watched()
     assert calls
     assert (first.coding, first.input_shape) == ("events", (2, 34, 34))
     assert (len(first.train), len(first.test)) == (96, 24)
     calls.clear()
-    again = load_watched()
+    reloaded = load_watched()
     assert not calls
     indices = np.arange(20)
     frames = first.train.inputs(indices)
     assert frames.shape == (5, 20, 2, 34, 34)
     assert set(np.unique(frames)) == {0, 1}
-    assert np.array_equal(frames, again.train.inputs(indices))
+    assert np.array_equal(frames, reloaded.train.inputs(indices))
     assert isinstance(first.train, Subset)
     number = int(first.train.indices[7])
     recording = SaccadeCamera().record(enlarge(images[number : number + 1], 3))[0]

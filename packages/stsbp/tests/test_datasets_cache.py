@@ -37,19 +37,19 @@ class _Builder:
         writer.add(SAMPLES[4:], LABELS[4:])
 
 
-def _check(found: Cached) -> None:
-    assert np.array_equal(found.data, SAMPLES)
-    assert np.array_equal(found.labels, LABELS)
-    assert isinstance(found.data, np.memmap)
-    assert not found.data.flags.writeable
-    assert found.labels.dtype == np.int64
+def _check(cache: Cached) -> None:
+    assert np.array_equal(cache.data, SAMPLES)
+    assert np.array_equal(cache.labels, LABELS)
+    assert isinstance(cache.data, np.memmap)
+    assert not cache.data.flags.writeable
+    assert cache.labels.dtype == np.int64
 
 
 def _fill(folder: Path) -> tuple[Path, _Builder]:
     builder = _Builder()
-    found = cached("test", {"a": (1, 2)}, cache_dir=folder, build=builder, root=Path("/data"))
-    _check(found)
-    assert found.skipped == (Skipped(str(Path("/data/2/bad.bin")), "is empty"),)
+    cache = cached("test", {"a": (1, 2)}, cache_dir=folder, build=builder, root=Path("/data"))
+    _check(cache)
+    assert cache.skipped == (Skipped(str(Path("/data/2/bad.bin")), "is empty"),)
     (path,) = folder.iterdir()
     return path, builder
 
@@ -88,25 +88,25 @@ def test_truncated_cache_is_rebuilt(tmp_path: Path) -> None:
 
 
 def test_a_cache_that_is_changed_in_place_while_it_is_used_is_an_error(tmp_path: Path) -> None:
-    found = cached("set", {"a": 1}, cache_dir=tmp_path, build=_Builder())
+    cache = cached("set", {"a": 1}, cache_dir=tmp_path, build=_Builder())
     (path,) = tmp_path.iterdir()
-    assert np.array_equal(found.data[:2], SAMPLES[:2])
+    assert np.array_equal(cache.data[:2], SAMPLES[:2])
     # File systems store times in ticks of some milliseconds.
     time.sleep(0.02)
     with path.open("r+b") as file:
         file.seek(64)
         file.write(b"garbage")
     with pytest.raises(DataError, match=rf"{path}, the cache of decoded samples, was changed while it was in use"):
-        found.data[0]
+        cache.data[0]
     _check(cached("set", {"a": 1}, cache_dir=tmp_path, build=_Builder()))
 
 
 def test_a_cache_that_another_process_replaces_stays_usable(tmp_path: Path) -> None:
-    found = cached("set", {"a": 1}, cache_dir=tmp_path, build=_Builder())
+    cache = cached("set", {"a": 1}, cache_dir=tmp_path, build=_Builder())
     (path,) = tmp_path.iterdir()
     time.sleep(0.02)
     write_atomically(path, path.read_bytes(), own=True)
-    _check(found)
+    _check(cache)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not cut a file that is mapped")
@@ -124,8 +124,8 @@ def test_a_cache_that_is_cut_while_it_is_used_is_an_error(tmp_path: Path) -> Non
         split.inputs(np.array([39]))
     with pytest.raises(DataError, match="was cut"):
         Subset(split, np.arange(30, 40)).stored(np.array([3, 4]))
-    again = cached("test", {}, cache_dir=tmp_path, build=build).frames(64)
-    assert again.inputs(np.array([39]))[0].all()
+    rebuilt = cached("test", {}, cache_dir=tmp_path, build=build).frames(64)
+    assert rebuilt.inputs(np.array([39]))[0].all()
 
 
 def test_any_flipped_bit_is_noticed(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def _in_format(number: int, content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("number", [1, 3])
-def test_a_cache_of_another_format_is_replaced_and_said(tmp_path: Path, number: int) -> None:
+def test_a_cache_of_another_format_is_replaced_with_its_reason(tmp_path: Path, number: int) -> None:
     path, builder = _fill(tmp_path)
     content = path.read_bytes()
     # The first format had its number in the file's name.
@@ -166,28 +166,28 @@ def test_a_cache_of_another_format_is_replaced_and_said(tmp_path: Path, number: 
     os.replace(path, other)
     other.write_bytes(_in_format(number, content))
     assert other.read_bytes() != content
-    said: list[str] = []
+    reasons: list[str] = []
 
-    def told(writer: CacheWriter) -> None:
-        said.append(writer.why)
+    def build(writer: CacheWriter) -> None:
+        reasons.append(writer.why)
         builder(writer)
 
     for _ in range(2):
-        _check(cached("test", {"a": (1, 2)}, cache_dir=tmp_path, build=told))
-    assert said == [", because its cache is damaged or of another version"]
+        _check(cached("test", {"a": (1, 2)}, cache_dir=tmp_path, build=build))
+    assert reasons == [", because its cache is damaged or of another version"]
     assert [file.name for file in tmp_path.iterdir()] == [_name({"a": [1, 2], "kind": "test"})]
     assert path.read_bytes() == content
 
 
 def test_a_first_cache_needs_no_reason(tmp_path: Path) -> None:
-    said: list[str] = []
+    reasons: list[str] = []
 
-    def told(writer: CacheWriter) -> None:
-        said.append(writer.why)
+    def build(writer: CacheWriter) -> None:
+        reasons.append(writer.why)
         writer.add(SAMPLES, LABELS)
 
-    cached("test", {}, cache_dir=tmp_path, build=told)
-    assert said == [""]
+    cached("test", {}, cache_dir=tmp_path, build=build)
+    assert reasons == [""]
 
 
 def test_cache_that_fails_to_build_leaves_nothing(tmp_path: Path) -> None:
@@ -472,19 +472,21 @@ def test_a_cache_that_does_not_fit_its_data_set_is_rebuilt(lie: str, own_lengths
     changed = dict(_LIES[lie])
     if not own_lengths and "lengths" in changed:
         changed = {"lengths": [6] * 10}
-    asked: dict[str, Any] = {"steps": 9, "own_lengths": own_lengths, "cache_dir": tmp_path / "cache"}
-    first = load(f"events:{tmp_path / 'own.npz'}", **asked).train
+    options: dict[str, Any] = {"steps": 9, "own_lengths": own_lengths, "cache_dir": tmp_path / "cache"}
+    first = load(f"events:{tmp_path / 'own.npz'}", **options).train
     inputs = first.inputs(np.arange(8))
     (path,) = (tmp_path / "cache").glob("events-*.cache")
     content = path.read_bytes()
     _described_anew(path, **changed)
     assert path.read_bytes() != content
-    told: list[str] = []
-    again = load(f"events:{tmp_path / 'own.npz'}", **asked, progress=lambda what, *_: told.append(what))
+    activities: list[str] = []
+    rebuilt = load(
+        f"events:{tmp_path / 'own.npz'}", **options, progress=lambda activity, *_: activities.append(activity)
+    )
     assert path.read_bytes() == content
-    assert "binning events, because its cache is damaged or of another version" in told
-    assert np.array_equal(again.train.labels, first.labels)
-    assert np.array_equal(again.train.inputs(np.arange(8)), inputs)
+    assert "binning events, because its cache is damaged or of another version" in activities
+    assert np.array_equal(rebuilt.train.labels, first.labels)
+    assert np.array_equal(rebuilt.train.inputs(np.arange(8)), inputs)
 
 
 @pytest.mark.parametrize(

@@ -40,9 +40,9 @@ def _tone(frequency: float, count: int = 2400, rate: int = 8000) -> AnyArray:
 
 def _literal(model: Cochlea, sound: AnyArray, steps: int, window_us: int) -> UInt8:
     """The model as its text says it, number by number."""
-    heard = [int(s) for s in sound]
-    heard = [32 * s - 31 * (heard[n - 1] if n else 0) for n, s in enumerate(heard)]
-    scale = F(1 / math.sqrt(sum(s * s for s in heard) / len(heard)))
+    samples = [int(s) for s in sound]
+    samples = [32 * s - 31 * (samples[n - 1] if n else 0) for n, s in enumerate(samples)]
+    scale = F(1 / math.sqrt(sum(s * s for s in samples) / len(samples)))
 
     def grid(value: float) -> np.float32:
         return F(round(value * 2**22) / 2**22)
@@ -57,7 +57,7 @@ def _literal(model: Cochlea, sound: AnyArray, steps: int, window_us: int) -> UIn
         g, a, b = grid(gain), grid(2 * r * math.cos(w)), grid(r * r)
         theta, v = F(model.thresholds[place % len(model.thresholds)]), F(0)
         states = [[F(0), F(0)] for _ in range(4)]
-        for n, s in enumerate(heard):
+        for n, s in enumerate(samples):
             if n * 1_000_000 >= window_us * model.rate:
                 break
             y = F(s) * scale
@@ -97,8 +97,8 @@ def test_a_tone_is_heard_at_its_place(frequency: float) -> None:
     model = Cochlea(places=60, thresholds=(7.0,))
     counts = model.spikes([_tone(frequency)], 100, 300_000)[0].sum(axis=0)
     loudest = np.flatnonzero(counts == counts.max())
-    heard = np.array(model.frequencies)[loudest]
-    assert abs(math.log2(float(np.median(heard)) / frequency)) < 1 / 6
+    loudest_frequencies = np.array(model.frequencies)[loudest]
+    assert abs(math.log2(float(np.median(loudest_frequencies)) / frequency)) < 1 / 6
     assert (counts == 0).sum() > 20
 
 
@@ -106,8 +106,8 @@ def test_sound_after_the_window_only_affects_the_scale() -> None:
     model, noise = Cochlea(places=40), _noise(2000, 3)
     loud = np.r_[noise[:1000], 3 * noise[1000:]]
     for sound in (noise, loud):
-        cut, whole = model.spikes([sound], 20, 125_000), model.spikes([sound], 40, 250_000)
-        assert np.array_equal(cut, whole[:, :20])
+        cut, full = model.spikes([sound], 20, 125_000), model.spikes([sound], 40, 250_000)
+        assert np.array_equal(cut, full[:, :20])
     assert model.spikes([loud], 20, 125_000).sum() < model.spikes([noise], 20, 125_000).sum()
 
 
@@ -137,13 +137,13 @@ def _write(root: Path, *, first: int = 3, count: int = 4, digits: int = 2) -> No
                 _save(root / f"{digit}_{speaker}_{number}.wav", tone)
 
 
-def _load(root: Path, name: str = "fsdd:channels=16", **asked: Any) -> Dataset:
-    return load(name, data_dir=root, cache_dir=root / "cache", steps=10, **asked)
+def _load(root: Path, name: str = "fsdd:channels=16", **options: Any) -> Dataset:
+    return load(name, data_dir=root, cache_dir=root / "cache", steps=10, **options)
 
 
-@pytest.mark.parametrize("where", ["fsdd", "recordings", "free-spoken-digit-dataset/recordings", "."])
-def test_recordings_are_found_and_cut_by_number(where: str, tmp_path: Path) -> None:
-    _write(tmp_path / where)
+@pytest.mark.parametrize("folder", ["fsdd", "recordings", "free-spoken-digit-dataset/recordings", "."])
+def test_recordings_are_found_and_cut_by_number(folder: str, tmp_path: Path) -> None:
+    _write(tmp_path / folder)
     dataset = _load(tmp_path)
     assert dataset.input_shape == (16,)
     # 3 and 4 are tested on, 5 and 6 trained on.
@@ -167,8 +167,8 @@ def test_a_speaker_is_left_out(tmp_path: Path) -> None:
 def test_which_samples_are_tested_on(tmp_path: Path) -> None:
     _write(tmp_path)
 
-    def sizes(name: str = "fsdd:channels=4", **asked: Any) -> tuple[int, int]:
-        dataset = _load(tmp_path, name, **asked)
+    def sizes(name: str = "fsdd:channels=4", **options: Any) -> tuple[int, int]:
+        dataset = _load(tmp_path, name, **options)
         return len(dataset.train), len(dataset.test)
 
     assert sizes(holdout=5) == (7, 5)
@@ -183,8 +183,8 @@ def test_which_samples_are_tested_on(tmp_path: Path) -> None:
 def test_all_recordings_of_a_folder_are_evaluated_if_asked_for(tmp_path: Path) -> None:
     _write(tmp_path)
 
-    def tested(name: str, **asked: Any) -> tuple[int, str]:
-        dataset = _load(tmp_path, name, only_test=True, **asked)
+    def tested(name: str, **options: Any) -> tuple[int, str]:
+        dataset = _load(tmp_path, name, only_test=True, **options)
         return len(dataset.test), " ".join(dataset.notes)
 
     count, notes = tested("fsdd:channels=4")
@@ -217,10 +217,10 @@ def test_folders_may_be_texts(tmp_path: Path) -> None:
     assert len(dataset.test) == 8
 
 
-@pytest.mark.parametrize("where", ["hello.wav", "3/one.wav"])
-def test_sounds_of_other_names_are_named(where: str, tmp_path: Path) -> None:
-    _save(tmp_path / where, _tone(300, 800))
-    other = tmp_path / where
+@pytest.mark.parametrize("name", ["hello.wav", "3/one.wav"])
+def test_sounds_of_other_names_are_named(name: str, tmp_path: Path) -> None:
+    _save(tmp_path / name, _tone(300, 800))
+    other = tmp_path / name
     with pytest.raises(DataError) as raised:
         _load(tmp_path)
     assert f"expected {tmp_path}/<digit>_<speaker>_<number>.wav or {tmp_path}/fsdd/<digit>" in str(raised.value)
@@ -232,18 +232,18 @@ def test_spikes_come_from_the_cache_and_change_with_what_they_are_made_of(tmp_pa
     _write(tmp_path)
     called: list[str] = []
 
-    def progress(what: str, _done: int, _total: int) -> None:
-        called.append(what)
+    def progress(activity: str, _done: int, _total: int) -> None:
+        called.append(activity)
 
     first = _load(tmp_path, progress=progress).train.inputs(np.arange(12))
-    assert any(what.startswith("listening") for what in called)
+    assert any(activity.startswith("listening") for activity in called)
     called.clear()
-    again = _load(tmp_path, progress=progress).train.inputs(np.arange(12))
-    assert np.array_equal(first, again)
-    assert not any(what.startswith("listening") for what in called)
+    cached = _load(tmp_path, progress=progress).train.inputs(np.arange(12))
+    assert np.array_equal(first, cached)
+    assert not any(activity.startswith("listening") for activity in called)
     _save(tmp_path / "0_ada_5.wav", _tone(1500, 850))
     _load(tmp_path, progress=progress)
-    assert any(what.startswith("listening") for what in called)
+    assert any(activity.startswith("listening") for activity in called)
 
 
 @pytest.mark.parametrize(
@@ -270,10 +270,10 @@ def test_malformed_recordings_are_named_or_left_out(fault: str, complaint: str, 
     elif fault == "silent":
         _save(path, tone[:0])
     else:
-        whole = path.read_bytes()
-        chunk = whole[:36] + b"LIST" + (5000).to_bytes(4, "little") + whole[36:]
-        bits = {f"{n} bits": whole[:34] + n.to_bytes(2, "little") + whole[36:] for n in (9, 12)}
-        path.write_bytes({"cut": whole[: 44 + 200], "text": b"hello", "empty": b"", "chunk": chunk, **bits}[fault])
+        content = path.read_bytes()
+        chunk = content[:36] + b"LIST" + (5000).to_bytes(4, "little") + content[36:]
+        bits = {f"{n} bits": content[:34] + n.to_bytes(2, "little") + content[36:] for n in (9, 12)}
+        path.write_bytes({"cut": content[: 44 + 200], "text": b"hello", "empty": b"", "chunk": chunk, **bits}[fault])
     with pytest.raises(DataError, match=f"{tmp_path}.*{complaint}"):
         _load(tmp_path)
     dataset = _load(tmp_path, skip_malformed=True)
@@ -287,10 +287,10 @@ def test_a_recording_that_changes_while_it_is_read_is_not_malformed(
 ) -> None:
     _write(tmp_path)
 
-    def digests(*args: Any, **asked: Any) -> dict[str, str]:
-        found = digest_files(*args, **asked)
+    def digests(*args: Any, **options: Any) -> dict[str, str]:
+        digests_of_files = digest_files(*args, **options)
         _save(tmp_path / "0_ada_5.wav", _tone(500, 850))
-        return found
+        return digests_of_files
 
     with monkeypatch.context() as patched:
         patched.setattr(fsdd, "digest_files", digests)
@@ -309,9 +309,9 @@ def test_what_is_missing_or_asked_wrongly(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(DataError, match=r"; unpack .*fsdd\.tar\.xz there"):
         _load(tmp_path)
     _write(tmp_path)
-    for given in ("0", "701", "many"):
-        with pytest.raises(DataError, match=f"channels must be a number from 1 to 700, got '{given}'"):
-            _load(tmp_path, f"fsdd:channels={given}")
+    for channels in ("0", "701", "many"):
+        with pytest.raises(DataError, match=f"channels must be a number from 1 to 700, got '{channels}'"):
+            _load(tmp_path, f"fsdd:channels={channels}")
     assert _load(tmp_path, "fsdd:channels=1").input_shape == (1,)
     for wrong in (EventBinning(window_us=None), EventBinning(start_us=5), EventBinning(binary=False)):
         with pytest.raises(DataError, match="the spikes of fsdd need a binning with a window_us"):
@@ -327,15 +327,15 @@ def test_spoken_digits_are_trained_and_evaluated(stsbp: Callable[..., Result], t
     assert stsbp("evaluate", tmp_path / "run").exit_code == 0
     # What is predicted of a file is what the network makes of the same recording in the data set.
     run = load_run(tmp_path / "run", backend="numpy")
-    asked: dict[str, Any] = {"steps": 12, "binning": run.settings.binning, "own_lengths": True}
-    data = load("fsdd:channels=20", data_dir=tmp_path, cache_dir=tmp_path / "cache", **asked).train
+    load_options: dict[str, Any] = {"steps": 12, "binning": run.settings.binning, "own_lengths": True}
+    data = load("fsdd:channels=20", data_dir=tmp_path, cache_dir=tmp_path / "cache", **load_options).train
     lengths = lengths_of(data)
     assert lengths is not None
     distances = run.predict(data.inputs(np.array([0])), lengths[:1]).distances
     assert distances is not None
-    said = stsbp("predict", tmp_path / "run", tmp_path / "fsdd" / "0_ada_5.wav", "--json")
-    assert said.exit_code == 0, said.output
-    assert list(json.loads(said.stdout)["distances"].values()) == pytest.approx(distances[0].tolist(), abs=1e-6)
+    predicted = stsbp("predict", tmp_path / "run", tmp_path / "fsdd" / "0_ada_5.wav", "--json")
+    assert predicted.exit_code == 0, predicted.output
+    assert list(json.loads(predicted.stdout)["distances"].values()) == pytest.approx(distances[0].tolist(), abs=1e-6)
     (tmp_path / "one.png").write_bytes(b"no sound")
     odd = stsbp("predict", tmp_path / "run", tmp_path / "one.png")
     assert odd.exit_code == 1
@@ -363,10 +363,12 @@ def test_predict_hears_no_sound_with_a_network_of_other_data(stsbp: Callable[...
         run = tmp_path / name.partition(":")[0]
         done = stsbp("train", name, "--net", "4", "--epochs", "1", "--steps", "12", "--out", run)
         assert done.exit_code == 0, done.output
-        told = stsbp("predict", run, tmp_path / "own.npy", tmp_path / "0_ada_5.wav")
-        assert (told.exit_code, told.stdout) == (1, "")
-        assert f"{tmp_path / '0_ada_5.wav'} is a sound, but the network was trained on {name}, not on" in told.stderr
-        assert "give spike trains [T, N] like those that it was trained on (.npy)" in told.stderr
+        predicted = stsbp("predict", run, tmp_path / "own.npy", tmp_path / "0_ada_5.wav")
+        assert (predicted.exit_code, predicted.stdout) == (1, "")
+        assert (
+            f"{tmp_path / '0_ada_5.wav'} is a sound, but the network was trained on {name}, not on" in predicted.stderr
+        )
+        assert "give spike trains [T, N] like those that it was trained on (.npy)" in predicted.stderr
         other = stsbp("predict", run, tmp_path / "one.png")
         assert "the network reads events, so the file must end in .npy" in other.stderr
         assert stsbp("predict", run, tmp_path / "own.npy").exit_code == 0
@@ -385,10 +387,10 @@ def test_evaluate_names_on_for_recordings_that_the_run_never_saw(stsbp: Callable
     options = ("--data-dir", tmp_path, "--net", "8", "--epochs", "1", "--steps", "12", "--out", run)
     assert stsbp("train", "fsdd:channels=20", *options).exit_code == 0
     for command in ("evaluate", "curves"):
-        told = stsbp(command, run, "--data-dir", tmp_path / "new")
-        assert told.exit_code == 1
-        assert "nothing is left to train on" in told.stderr
-        assert f"give --on fsdd:channels=20 --data-dir {tmp_path / 'new'}" in told.stderr
+        result = stsbp(command, run, "--data-dir", tmp_path / "new")
+        assert result.exit_code == 1
+        assert "nothing is left to train on" in result.stderr
+        assert f"give --on fsdd:channels=20 --data-dir {tmp_path / 'new'}" in result.stderr
     for path in sorted((tmp_path / "new" / "fsdd").iterdir()):
         path.rename(path.with_stem(path.stem + "7"))
     other = stsbp("evaluate", run, "--data-dir", tmp_path / "new")
@@ -414,16 +416,16 @@ def test_predict_hears_many_sounds_together_and_counts_the_right_ones(
     files = [*sorted((tmp_path / "fsdd").glob("*_5.wav")), tmp_path / "plain.wav"]
     _save(files[-1], _tone(300, 700))
     one_by_one = [json.loads(stsbp("predict", run, file, "--json").stdout) for file in files]
-    heard: list[int] = []
+    batch_sizes: list[int] = []
     spikes = Cochlea.spikes
 
     def counted(ear: Cochlea, sounds: Any, *args: Any) -> Any:
-        heard.append(len(sounds))
+        batch_sizes.append(len(sounds))
         return spikes(ear, sounds, *args)
 
     monkeypatch.setattr(Cochlea, "spikes", counted)
     rows = [json.loads(line) for line in stsbp("predict", run, *files, "--json").stdout.splitlines()]
-    assert heard == [7]
+    assert batch_sizes == [7]
     assert rows == one_by_one
     assert [row.get("label") for row in rows] == ["0", "0", "0", "1", "1", "1", None]
     right = [sum(row["label"] == row[kind] for row in rows[:6]) / 6 for kind in ("class", "class_spike_count")]
@@ -439,24 +441,24 @@ def test_recordings_of_their_own_lengths(tmp_path: Path) -> None:
     _write(tmp_path)
     _save(tmp_path / "0_ada_9.wav", _tone(300, 4000))
     binning = EventBinning(window_us=300_000)
-    whole, own = (_load(tmp_path, own_lengths=own, binning=binning) for own in (False, True))
-    assert lengths_of(whole.train) is None
-    lengths = lengths_of(own.train)
+    full, shortened = (_load(tmp_path, own_lengths=own_lengths, binning=binning) for own_lengths in (False, True))
+    assert lengths_of(full.train) is None
+    lengths = lengths_of(shortened.train)
     assert lengths is not None
     assert sorted(set(lengths.tolist())) == [4, 10]
-    frames = own.train.inputs(np.arange(len(own.train)))
-    assert np.array_equal(frames, whole.train.inputs(np.arange(len(own.train))))
+    frames = shortened.train.inputs(np.arange(len(shortened.train)))
+    assert np.array_equal(frames, full.train.inputs(np.arange(len(shortened.train))))
     assert not frames[~inside(lengths, 10)].any()
     cochlea = Cochlea()
     assert [cochlea.length(n, 12, 120_000) for n in (0, 1, 80, 81, 960, 961, 10_000)] == [1, 1, 1, 2, 12, 12, 12]
 
 
 def test_the_real_recordings(tmp_path: Path) -> None:
-    given = os.environ.get("STSBP_DATA", "")
-    if not (Path(given) / "fsdd" / "7_theo_5.wav").is_file():
+    data_folder = os.environ.get("STSBP_DATA", "")
+    if not (Path(data_folder) / "fsdd" / "7_theo_5.wav").is_file():
         pytest.skip("needs fsdd in STSBP_DATA")
     (tmp_path / "fsdd").mkdir()
-    for path in (Path(given) / "fsdd").glob("*_[2-5].wav"):
+    for path in (Path(data_folder) / "fsdd").glob("*_[2-5].wav"):
         (tmp_path / "fsdd" / path.name).symlink_to(path)
     dataset = load("fsdd:channels=32", data_dir=tmp_path, cache_dir=tmp_path / "cache", steps=30)
     assert (len(dataset.train), len(dataset.test)) == (60, 180)

@@ -134,19 +134,19 @@ class TestImageFolder:
         """Pillow fills missing rows with black, and drops the lower bits of 16."""
         header = struct.pack(">IIBBBBB", 8, 6, depth, 2, 0, 0, interlaced)
         sizes = [(1, 1), (1, 1), (1, 2), (2, 2), (1, 4), (3, 4), (3, 8)] if interlaced else [(6, 8)]
-        whole = b"".join(bytes(1 + 3 * columns * depth // 8) * rows for rows, columns in sizes)
-        for rows in (whole, whole[: 1 + 3 * 8]):
+        all_rows = b"".join(bytes(1 + 3 * columns * depth // 8) * rows for rows, columns in sizes)
+        for rows in (all_rows, all_rows[: 1 + 3 * 8]):
             chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
             png = b"\x89PNG\r\n\x1a\n" + b"".join(
                 struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
                 for name, data in chunks
             )
             path = tmp_path / "own.png"
-            if depth == 8 and rows is whole:
+            if depth == 8 and rows is all_rows:
                 assert read_image(png, path, channels=None, size=None).shape == (3, 6, 8)
             else:
-                said = "got 16" if depth == 16 else f"pixels end after {len(rows)} of {len(whole)} bytes"
-                with pytest.raises(DataError, match=rf"own\.png.*{said}"):
+                message = "got 16" if depth == 16 else f"pixels end after {len(rows)} of {len(all_rows)} bytes"
+                with pytest.raises(DataError, match=rf"own\.png.*{message}"):
                     read_image(png, path, channels=None, size=None)
 
     @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp"])
@@ -165,16 +165,16 @@ class TestImageFolder:
     def test_what_is_left_out_is_told_in_a_note(self, tmp_path: Path) -> None:
         root = tmp_path / "data"
         _tree(root)
-        before = _load(root, tmp_path).notes
+        notes = _load(root, tmp_path).notes
         for name in ("bird/0.gif", "bird/1.GIF", "cat/a.webp", "dog/9/0.png", "dog/README", "labels.csv", ".x/0.gif"):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).touch()
         (root / "cat" / ".DS_Store").touch()
-        left = (
+        note_of_left_out = (
             f"left out of {root}: files: 2 .gif, 1 .csv, 1 .webp, 1 without a suffix; folders without images: bird; "
             "folders inside of folders: 1; only files <class>/<image> ending in .jpg, .jpeg, .png, .bmp are read"
         )
-        assert _load(root, tmp_path).notes == (before[0], left, *before[1:])
+        assert _load(root, tmp_path).notes == (notes[0], note_of_left_out, *notes[1:])
         _tree(root / "train")
         _tree(root / "test")
         (root / "test" / "cat" / "0.tiff").touch()
@@ -226,9 +226,9 @@ def test_transparent_pixels_are_refused(kind: str, tmp_path: Path) -> None:
             with pytest.raises(DataError, match=rf"{path.name} has transparent pixels; flatten it onto a background"):
                 read_image(path.read_bytes(), path, channels=None, size=None)
         else:
-            found = read_image(path.read_bytes(), path, channels=None, size=None)
+            pixels_read = read_image(path.read_bytes(), path, channels=None, size=None)
             opaque = np.asarray(shown.convert("L" if kind == "LA" else "RGB"))
-            assert np.array_equal(np.atleast_3d(opaque).transpose(2, 0, 1), found)
+            assert np.array_equal(np.atleast_3d(opaque).transpose(2, 0, 1), pixels_read)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
@@ -427,7 +427,7 @@ class TestExtractFiles:
             extract_files(tmp_path / "a.tar.gz", tmp_path / "out", ["d/x"], largest=300_000)
 
 
-def _progressive(side: int, scans: int, before: bytes = b"", frame: int = 0xC2) -> bytes:
+def _progressive(side: int, scans: int, marker: bytes = b"", frame: int = 0xC2) -> bytes:
     """A grey JPEG of `side` x `side` pixels with zeros. Each scan has a few bytes, and `before` precedes it."""
 
     def segment(kind: int, body: bytes) -> bytes:
@@ -441,7 +441,7 @@ def _progressive(side: int, scans: int, before: bytes = b"", frame: int = 0xC2) 
     begin = segment(0xDB, bytes(1) + b"\x01" * 64) + segment(frame, b"\x08" + dimensions + b"\x01\x01\x11\x00")
     first = segment(0xDA, b"\x01\x01\x00\x00\x00\x00") + bytes(-(-blocks // 8))
     other = segment(0xDA, b"\x01\x01\x00\x01\x3f\x00") + bytes(2)
-    return b"\xff\xd8" + begin + b"".join(tables) + first + (before + other) * (scans - 1) + b"\xff\xd9"
+    return b"\xff\xd8" + begin + b"".join(tables) + first + (marker + other) * (scans - 1) + b"\xff\xd9"
 
 
 @pytest.mark.parametrize(("side", "most"), [(8, 1000), (1000, 1000), (1016, 968)])
@@ -466,13 +466,13 @@ _JPEGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("how", _JPEGS)
+@pytest.mark.parametrize("options", _JPEGS)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_jpeg_that_is_cut_but_has_an_end_is_refused(how: str, channels: int) -> None:
+def test_a_jpeg_that_is_cut_but_has_an_end_is_refused(options: str, channels: int) -> None:
     pillow = pytest.importorskip("PIL.Image")
     pixels = np.random.default_rng(0).integers(0, 256, (40, 56, channels), dtype=np.uint8)
     file = io.BytesIO()
-    pillow.fromarray(pixels.squeeze()).save(file, "JPEG", **_JPEGS[how])
+    pillow.fromarray(pixels.squeeze()).save(file, "JPEG", **_JPEGS[options])
     content = file.getvalue()
     assert read_image(content, Path("whole.jpg"), channels=channels, size=None).shape == (channels, 40, 56)
     for share in (0.5, 0.7, 0.9):
@@ -508,8 +508,8 @@ def test_a_png_that_unpacks_to_far_more_than_its_pixels_is_refused(monkeypatch: 
 
     def with_more(count: int) -> bytes:
         data = b"IDAT" + zlib.compress(rows + bytes(count))
-        whole = (len(data) - 4).to_bytes(4, "big") + data + zlib.crc32(data).to_bytes(4, "big")
-        return image[:start] + whole + image[start + 12 + size :]
+        chunk = (len(data) - 4).to_bytes(4, "big") + data + zlib.crc32(data).to_bytes(4, "big")
+        return image[:start] + chunk + image[start + 12 + size :]
 
     path = Path("image.png")
     assert np.array_equal(

@@ -44,8 +44,8 @@ def _write(folder: Path, seed: int = 0) -> None:
 @pytest.fixture(autouse=True)
 def _no_system_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What packages of this system have installed is not these tests' business."""
-    own = FASHION_FILES._replace(system=tmp_path / "system")
-    monkeypatch.setattr(mnist, "FASHION_FILES", own)
+    fashion_files = FASHION_FILES._replace(system=tmp_path / "system")
+    monkeypatch.setattr(mnist, "FASHION_FILES", fashion_files)
     monkeypatch.delenv("STSBP_DATA", raising=False)
 
 
@@ -114,8 +114,8 @@ def test_files_of_a_system_package_need_no_data_folder(tmp_path: Path) -> None:
 def test_test_images_are_the_published_or_held_out(name: str, tmp_path: Path) -> None:
     _write(tmp_path)
 
-    def sizes(**asked: Any) -> tuple[int, int]:
-        dataset = load(name, data_dir=tmp_path, steps=28, **asked)
+    def sizes(**options: Any) -> tuple[int, int]:
+        dataset = load(name, data_dir=tmp_path, steps=28, **options)
         return len(dataset.train), len(dataset.test)
 
     assert sizes() == (40, 20)

@@ -152,9 +152,9 @@ def test_without_test_folder_samples_are_held_out_and_the_note_says_so(tmp_path:
     dataset = _load(tmp_path, tmp_path)
     assert (len(dataset.train), len(dataset.test)) == (20, 100)
     assert "no Test folder: 100 of the Train recordings are held out" in dataset.notes[-1]
-    asked = _load(tmp_path, tmp_path, holdout=30, seed=4)
-    assert len(asked.test) == 30
-    assert "split seed 4" in asked.notes[-1]
+    divided = _load(tmp_path, tmp_path, holdout=30, seed=4)
+    assert len(divided.test) == 30
+    assert "split seed 4" in divided.notes[-1]
     with pytest.raises(DataError, match="cannot hold out 120 of 120"):
         _load(tmp_path, tmp_path, holdout=120)
 
@@ -181,14 +181,14 @@ def test_cache_is_used_until_a_source_or_the_binning_changes(tmp_path: Path) -> 
 
     def cold(**options: Any) -> Dataset:
         work.clear()
-        return _load(tmp_path, tmp_path, holdout=5, progress=lambda what, *_: work.append(what), **options)
+        return _load(tmp_path, tmp_path, holdout=5, progress=lambda activity, *_: work.append(activity), **options)
 
-    before = cold()
-    assert any("reading" in what for what in work)
+    first = cold()
+    assert any("reading" in activity for activity in work)
     cold()
-    assert not any("reading" in what for what in work)
+    assert not any("reading" in activity for activity in work)
     cold(steps=6)
-    assert any("reading" in what for what in work)
+    assert any("reading" in activity for activity in work)
     for binning in (
         EventBinning(window_us=90_000),
         EventBinning(first_saccade=True),
@@ -196,18 +196,18 @@ def test_cache_is_used_until_a_source_or_the_binning_changes(tmp_path: Path) -> 
         EventBinning(stabilise=True, saccade_us=100_000),
     ):
         frames = cold(binning=binning).train.inputs(np.arange(1))
-        assert any("reading" in what for what in work)
+        assert any("reading" in activity for activity in work)
         assert np.array_equal(frames, cold(binning=binning).train.inputs(np.arange(1)))
-        assert not any("reading" in what for what in work)
+        assert not any("reading" in activity for activity in work)
     # Same length and name, another event.
     path = tmp_path / "Train" / "0" / "00000.bin"
     path.write_bytes(_encode(*_recording(99)))
-    after = cold()
-    assert any("reading" in what for what in work)
+    changed = cold()
+    assert any("reading" in activity for activity in work)
     everything = np.arange(15)
     assert not np.array_equal(
-        np.concatenate([before.train.inputs(everything), before.test.inputs(np.arange(5))], axis=1),
-        np.concatenate([after.train.inputs(everything), after.test.inputs(np.arange(5))], axis=1),
+        np.concatenate([first.train.inputs(everything), first.test.inputs(np.arange(5))], axis=1),
+        np.concatenate([changed.train.inputs(everything), changed.test.inputs(np.arange(5))], axis=1),
     )
 
 
@@ -245,8 +245,8 @@ def test_download_stays_inside_its_folder(
 ) -> None:
     _serve(*server, monkeypatch, evil="../../../escaped.txt")
     _load(tmp_path / "a" / "b", tmp_path, download=True)
-    found = list(tmp_path.rglob("escaped.txt"))
-    assert all((tmp_path / "a" / "b" / "NMNIST") in path.parents for path in found)
+    escaped = list(tmp_path.rglob("escaped.txt"))
+    assert all((tmp_path / "a" / "b" / "NMNIST") in path.parents for path in escaped)
 
 
 @pytest.mark.parametrize("fault", ["refused", "corrupt"])
@@ -294,21 +294,23 @@ def test_run_is_evaluated_on_another_folder_of_recordings(
     done = stsbp("train", "nmnist", "--data-dir", tmp_path / "own", *TRAIN, "--out", "run")
     assert done.exit_code == 0, done.output
     on = ("evaluate", "run", "--on", "nmnist", "--json")
-    found = stsbp(*on, "--data-dir", tmp_path / "new")
-    assert found.exit_code == 0, found.output
-    record = json.loads(found.stdout)
+    evaluated = stsbp(*on, "--data-dir", tmp_path / "new")
+    assert evaluated.exit_code == 0, evaluated.output
+    record = json.loads(evaluated.stdout)
     assert (record["samples"], record["seen_in_training"]) == (30, 0)
-    assert "warning" not in found.stderr
-    found = stsbp(*on, "--data-dir", tmp_path / "mixed")
-    record = json.loads(found.stdout)
+    assert "warning" not in evaluated.stderr
+    evaluated = stsbp(*on, "--data-dir", tmp_path / "mixed")
+    record = json.loads(evaluated.stdout)
     # 5 of the run's 20 recordings were held out.
     assert (record["samples"], record["seen_in_training"]) == (30, 15)
-    assert "warning: 15 of the 30 samples have the same content as samples that the run was trained on" in found.stderr
+    assert (
+        "warning: 15 of the 30 samples have the same content as samples that the run was trained on" in evaluated.stderr
+    )
     (tmp_path / "own").rename(tmp_path / "gone")
-    found = stsbp(*on, "--data-dir", tmp_path / "mixed")
-    assert found.exit_code == 0, found.output
-    assert "seen_in_training" not in json.loads(found.stdout)
-    assert "cannot check whether the run was trained on some of these samples: no N-MNIST at" in found.stderr
+    evaluated = stsbp(*on, "--data-dir", tmp_path / "mixed")
+    assert evaluated.exit_code == 0, evaluated.output
+    assert "seen_in_training" not in json.loads(evaluated.stdout)
+    assert "cannot check whether the run was trained on some of these samples: no N-MNIST at" in evaluated.stderr
     (tmp_path / "gone").rename(tmp_path / "own")
     for same in ((), ("--data-dir", "own")):
         refused = stsbp(*on, *same)

@@ -64,10 +64,10 @@ def _load(data_dir: Path, tmp_path: Path, **options: Any) -> Dataset:
     return load("nmnist-sim", data_dir=data_dir, cache_dir=tmp_path / "cache", **{"steps": 5, **options})
 
 
-@pytest.mark.parametrize("where", [".", "mnist", "raw", "MNIST", "MNIST/raw"])
+@pytest.mark.parametrize("folder", [".", "mnist", "raw", "MNIST", "MNIST/raw"])
 @pytest.mark.parametrize("packed", [True, False], ids=["gz", "plain"])
-def test_digits_are_found_and_read(where: str, packed: bool, tmp_path: Path) -> None:
-    _write(tmp_path / where, packed=packed)
+def test_digits_are_found_and_read(folder: str, packed: bool, tmp_path: Path) -> None:
+    _write(tmp_path / folder, packed=packed)
     digits = read(tmp_path, "train")
     assert np.array_equal(digits.images, _images(24))
     assert digits.labels.tolist() == [k % 10 for k in range(24)]
@@ -149,8 +149,8 @@ def test_without_a_test_no_digit_is_held_out(test: int, tmp_path: Path) -> None:
 def test_a_limit_simulates_no_more_and_the_same_recordings(tmp_path: Path) -> None:
     _write(tmp_path)
     work: list[tuple[str, int]] = []
-    limited = _load(tmp_path, tmp_path, limit=6, progress=lambda what, _, total: work.append((what, total)))
-    assert {total for what, total in work if "simulating" in what} == {6, 11}
+    limited = _load(tmp_path, tmp_path, limit=6, progress=lambda activity, _, total: work.append((activity, total)))
+    assert {total for activity, total in work if "simulating" in activity} == {6, 11}
     assert limited.notes[1:] == ("limited to 6 of 20 training digits (split seed 0)",)
     everything = _load(tmp_path, tmp_path)
     frames = everything.train.inputs(np.arange(20))
@@ -185,8 +185,8 @@ class TestOnRealRecordings:
         _write(tmp_path)
 
     def _data(self, tmp_path: Path, **settings: Any) -> Data:
-        given = {"dataset": "nmnist-sim", "steps": 5, "test_on": "nmnist", "data_dir": str(tmp_path), **settings}
-        return load_data(RunConfig.model_validate(given))
+        values = {"dataset": "nmnist-sim", "steps": 5, "test_on": "nmnist", "data_dir": str(tmp_path), **settings}
+        return load_data(RunConfig.model_validate(values))
 
     def test_all_of_them_are_tested_and_their_digits_not_trained_on(self, tmp_path: Path) -> None:
         _record(tmp_path, "Train", [3, 10, 11, 20])
@@ -220,9 +220,9 @@ class TestOnRealRecordings:
         done = stsbp("train", "nmnist-sim", "--test-on", "nmnist", *settings)
         assert done.exit_code == 0, done.output
         assert "3 samples" in done.output
-        again = stsbp("evaluate", tmp_path / "run")
-        assert again.exit_code == 0, again.output
-        assert "test: 3 samples" in again.output
+        evaluated = stsbp("evaluate", tmp_path / "run")
+        assert evaluated.exit_code == 0, evaluated.output
+        assert "test: 3 samples" in evaluated.output
         real = json.loads(stsbp("evaluate", tmp_path / "run", "--json").stdout)
         other = json.loads(stsbp("evaluate", tmp_path / "run", "--on", "nmnist", "--json").stdout)
         assert {**other, "seconds": 0} == {**real, "seconds": 0}
@@ -243,9 +243,9 @@ class TestOnRealRecordings:
         simulated = []
         simulate = nmnist_sim._simulate
 
-        def counted(digits: Any, chosen: Any, *rest: Any) -> Split:
+        def counted(digits: Any, chosen: Any, *arguments: Any) -> Split:
             simulated.append(len(chosen))
-            return simulate(digits, chosen, *rest)
+            return simulate(digits, chosen, *arguments)
 
         monkeypatch.setattr(nmnist_sim, "_simulate", counted)
         done = stsbp("evaluate", tmp_path / "run", "--on", "nmnist-sim")

@@ -23,10 +23,10 @@ _MEMBER = re.compile(r"NMNIST/Train/[0-9]/[0-9]{5}\.bin")
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that holds NMNIST."""
-    if given := os.environ.get("STSBP_DATA"):
-        if not (Path(given) / "NMNIST").is_dir():
-            pytest.skip(f"{given} has no folder NMNIST")
-        return Path(given)
+    if folder := os.environ.get("STSBP_DATA"):
+        if not (Path(folder) / "NMNIST").is_dir():
+            pytest.skip(f"{folder} has no folder NMNIST")
+        return Path(folder)
     archive = _ARCHIVES / "nmnist-1k.tar.xz"
     if not archive.is_file():
         pytest.skip(f"needs STSBP_DATA or {archive}")

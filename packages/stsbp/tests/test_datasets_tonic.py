@@ -140,7 +140,9 @@ class Kind(NamedTuple):
         """Unpacked, by their paths in the data folder."""
         if self.cls in ("SHD", "SSC"):
             parts = {"train": self.train, "test": self.test}
-            return {f"{self.cls}/{self.cls.lower()}_{part}.h5": _shd(own, 20) for part, own in parts.items()}
+            return {
+                f"{self.cls}/{self.cls.lower()}_{part}.h5": _shd(recordings, 20) for part, recordings in parts.items()
+            }
         if self.cls == "CIFAR10DVS":
             return {
                 f"CIFAR10DVS/{CIFAR10[r.label]}/cifar10_{CIFAR10[r.label]}_{k}.aedat4": _aedat4(r)
@@ -148,8 +150,8 @@ class Kind(NamedTuple):
             }
         return {
             f"DVSGesture/ibmGesture{part}/user{k:02}_fluorescent/{r.label}.npy": _gesture(r)
-            for part, own in (("Train", self.train), ("Test", self.test))
-            for k, r in enumerate(own)
+            for part, recordings in (("Train", self.train), ("Test", self.test))
+            for k, r in enumerate(recordings)
         }
 
     def write(self, root: Path) -> None:
@@ -175,14 +177,16 @@ class Kind(NamedTuple):
                 part = name.split("_")[1].removesuffix(".h5")
                 put(f"{name}.zip", _zip({name: content}), **{f"{part}_md5": "md5"})
         elif self.cls == "CIFAR10DVS":
-            own = {name: {path: data for path, data in files.items() if path.startswith(name)} for name in CIFAR10}
-            packed = _zip({f"{name}.zip": _zip(paths) for name, paths in own.items()})
+            files_of_class = {
+                name: {path: data for path, data in files.items() if path.startswith(name)} for name in CIFAR10
+            }
+            packed = _zip({f"{name}.zip": _zip(paths) for name, paths in files_of_class.items()})
             put("CIFAR10DVS.zip", packed, url="url", file_md5="md5")
         else:
             for part in ("Train", "Test"):
-                own_files = {path: data for path, data in files.items() if path.startswith(f"ibmGesture{part}")}
+                files_of_part = {path: data for path, data in files.items() if path.startswith(f"ibmGesture{part}")}
                 lower = part.lower()
-                put(f"ibmGesture{part}.tar.gz", _tar(own_files), **{f"{lower}_url": "url", f"{lower}_md5": "md5"})
+                put(f"ibmGesture{part}.tar.gz", _tar(files_of_part), **{f"{lower}_url": "url", f"{lower}_md5": "md5"})
 
 
 def _kind(cls: str, size: int, labels: list[int]) -> Kind:
@@ -207,9 +211,9 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def _load(name: str, root: Path, **asked: Any) -> Dataset:
+def _load(name: str, root: Path, **options: Any) -> Dataset:
     binning = EventBinning(window_us=WINDOW_US)
-    return load(name, data_dir=root, binning=binning, **{"cache_dir": root / "cache", "steps": T, **asked})
+    return load(name, data_dir=root, binning=binning, **{"cache_dir": root / "cache", "steps": T, **options})
 
 
 def _everything(dataset: Dataset) -> tuple[list[Any], list[int]]:
@@ -228,8 +232,8 @@ def test_recordings_are_those_of_the_files(name: str, tmp_path: Path) -> None:
     # Those of CIFAR10-DVS are in the order of their classes' names.
     expected = sorted(kind.train, key=lambda r: CIFAR10[r.label]) if held else kind.train
     assert labels == [recording.label for recording in expected]
-    for found, recording in zip(frames, expected, strict=True):
-        assert np.array_equal(found, recording.frames(kind.shape))
+    for sample, recording in zip(frames, expected, strict=True):
+        assert np.array_equal(sample, recording.frames(kind.shape))
     if not held:
         tested = dataset.test.inputs(np.array([1]))[:, 0]
         assert np.array_equal(tested, kind.test[1].frames(kind.shape))
@@ -239,7 +243,7 @@ def test_recordings_are_those_of_the_files(name: str, tmp_path: Path) -> None:
 
 def test_the_same_set_by_its_name_in_tonic(tmp_path: Path) -> None:
     KINDS["dvs-gesture"].write(tmp_path)
-    first, second = (_load(own, tmp_path) for own in ("dvs-gesture", "tonic:dvsgesture"))
+    first, second = (_load(data_set, tmp_path) for data_set in ("dvs-gesture", "tonic:dvsgesture"))
     assert np.array_equal(first.train.inputs(np.arange(3)), second.train.inputs(np.arange(3)))
     assert first.classes == second.classes
 
@@ -252,8 +256,8 @@ def test_download_fetches_checks_and_unpacks(
     pytest.importorskip("tonic.datasets")
     kind.serve(folder, address, monkeypatch)
     target = tmp_path / "new"
-    asked = {"holdout": 1} if name == "cifar10-dvs" else {}
-    dataset = _load(name, target, download=True, **asked)
+    options = {"holdout": 1} if name == "cifar10-dvs" else {}
+    dataset = _load(name, target, download=True, **options)
     assert len(dataset.train) + len(dataset.test) == 5
     assert capsys.readouterr().out == ""
     for path in folder.iterdir():
@@ -261,8 +265,8 @@ def test_download_fetches_checks_and_unpacks(
     # What was fetched is found without the server, and without the archives.
     for path in [*target.rglob("*.zip"), *target.rglob("*.tar.gz")]:
         path.unlink()
-    again = _load(name, target, **asked)
-    assert np.array_equal(again.train.inputs(np.arange(2)), dataset.train.inputs(np.arange(2)))
+    reloaded = _load(name, target, **options)
+    assert np.array_equal(reloaded.train.inputs(np.arange(2)), dataset.train.inputs(np.arange(2)))
     with pytest.raises(DataError, match=rf"could not download {kind.cls}: .*\nFetch .*\(md5 [0-9a-f]{{32}}, http"):
         _load(name, tmp_path / "other", download=True)
 
@@ -293,14 +297,16 @@ def test_what_is_missing_says_what_to_fetch_and_nothing_is_fetched(
 
 def test_a_set_that_tonic_cannot_download(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """tonic would end the program, and would unpack and delete an archive that it finds."""
-    said = r"no DVSLip at .*DVSLip, and tonic cannot download it\. Fetch DVS-Lip\.zip \(md5 [0-9a-f]+, https:.*/view\)"
-    for asked in ({}, {"download": True}):
-        with pytest.raises(DataError, match=said):
-            _load("tonic:DVSLip", tmp_path, **asked)
+    message = (
+        r"no DVSLip at .*DVSLip, and tonic cannot download it\. Fetch DVS-Lip\.zip \(md5 [0-9a-f]+, https:.*/view\)"
+    )
+    for options in ({}, {"download": True}):
+        with pytest.raises(DataError, match=message):
+            _load("tonic:DVSLip", tmp_path, **options)
     archive = tmp_path / "DVSLip" / "DVS-Lip.zip"
     archive.parent.mkdir()
     archive.write_bytes(_zip({"DVS-Lip/train/accused/0.npy": b""}))
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         _load("tonic:DVSLip", tmp_path)
     assert list(archive.parent.iterdir()) == [archive]
     assert capsys.readouterr().out == ""
@@ -329,7 +335,7 @@ def test_the_order_of_samples_does_not_depend_on_the_disk(tmp_path: Path, monkey
             for n in range(2):
                 column = np.arange(10 + n + k)
                 np.save(folder / f"{n}.npy", np.stack([column * 1000, column, column, column % 2], axis=1))
-    walk, found = os.walk, []
+    walk, loaded = os.walk, []
     for turned in (False, True):
 
         def walked(top: str, turned: bool = turned) -> Iterator[tuple[str, list[str], list[str]]]:
@@ -338,8 +344,8 @@ def test_the_order_of_samples_does_not_depend_on_the_disk(tmp_path: Path, monkey
                 yield path, folders, files
 
         monkeypatch.setattr("os.walk", walked)
-        found.append(_everything(_load("tonic:POKERDVS", tmp_path, cache_dir=tmp_path / f"cache {turned}")))
-    (frames, labels), (others, their) = found
+        loaded.append(_everything(_load("tonic:POKERDVS", tmp_path, cache_dir=tmp_path / f"cache {turned}")))
+    (frames, labels), (others, their) = loaded
     assert labels == their == [0, 0, 1, 1, 2, 2, 3, 3]
     assert np.array_equal(frames, others)
 
@@ -380,7 +386,7 @@ def _fake(monkeypatch: pytest.MonkeyPatch, **attributes: Any) -> None:
     def begin(self: Any, save_to: str) -> None:
         self.location_on_system, self.folder_name = str(Path(save_to) / "Fake"), ""
 
-    own: dict[str, Any] = {
+    members: dict[str, Any] = {
         "__init__": begin,
         "__len__": lambda _self: 4,
         "__getitem__": lambda _self, _k: (events, 1),
@@ -389,7 +395,7 @@ def _fake(monkeypatch: pytest.MonkeyPatch, **attributes: Any) -> None:
         **attributes,
     }
     module = sys.modules["tonic.datasets"]
-    monkeypatch.setattr(module, "Fake", type("Fake", (), own), raising=False)
+    monkeypatch.setattr(module, "Fake", type("Fake", (), members), raising=False)
     monkeypatch.setattr(module, "__all__", [*module.__all__, "Fake"])
 
 
@@ -432,13 +438,13 @@ def test_a_recording_without_its_reader(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_which_samples_are_tested_on(tmp_path: Path) -> None:
     KINDS["ssc"].write(tmp_path)
-    for asked, sizes in (
+    for options, sizes in (
         ({}, (3, 2)),
         ({"holdout": 1}, (2, 1)),
         ({"train_only": True}, (3, 0)),
         ({"only_test": True}, (2, 2)),
     ):
-        dataset = _load("ssc", tmp_path, **asked)
+        dataset = _load("ssc", tmp_path, **options)
         assert (len(dataset.train), len(dataset.test)) == sizes
     (tmp_path / "SSC" / "ssc_train.h5").unlink()
     assert len(_load("ssc", tmp_path, only_test=True).test) == 2
@@ -450,8 +456,8 @@ def test_recordings_have_lengths_where_asked(tmp_path: Path) -> None:
     KINDS["shd"].write(tmp_path)
     lengths = lengths_of(_load("shd", tmp_path, own_lengths=True).train)
     assert lengths is not None
-    heard = [max(int(ms) for ms in r.ms if ms < 1000) * T // 1000 + 1 for r in KINDS["shd"].train]
-    assert lengths.tolist() == heard
+    expected = [max(int(ms) for ms in r.ms if ms < 1000) * T // 1000 + 1 for r in KINDS["shd"].train]
+    assert lengths.tolist() == expected
 
 
 @pytest.mark.parametrize("fault", ["pixel", "label", "cut", "text", "pickle"])
@@ -473,14 +479,14 @@ def test_malformed_recordings_are_named_or_left_out(fault: str, tmp_path: Path) 
         _load("dvs-gesture", tmp_path)
     dataset = _load("dvs-gesture", tmp_path, skip_malformed=True)
     assert dataset.train.labels.tolist() == [0, 3]
-    assert [each.path for each in dataset.skipped] == [str(path)]
+    assert [sample.path for sample in dataset.skipped] == [str(path)]
     assert dataset.notes[-1].startswith(f"left out 1 malformed samples, the first {path}: ")
     # The cache contains no path of the data.
     (tmp_path / "DVSGesture").rename(tmp_path / "moved")
     (tmp_path / "new").mkdir()
     (tmp_path / "moved").rename(tmp_path / "new" / "DVSGesture")
-    again = _load("dvs-gesture", tmp_path / "new", cache_dir=tmp_path / "cache", skip_malformed=True)
-    assert [each.path for each in again.skipped] == [str(tmp_path / "new" / path.relative_to(tmp_path))]
+    moved = _load("dvs-gesture", tmp_path / "new", cache_dir=tmp_path / "cache", skip_malformed=True)
+    assert [sample.path for sample in moved.skipped] == [str(tmp_path / "new" / path.relative_to(tmp_path))]
 
 
 @pytest.mark.parametrize("content", [b"no HDF5", b"\x89HDF\r\n\x1a\n" + bytes(100), b""])
@@ -491,11 +497,11 @@ def test_a_file_that_is_no_hdf5(content: bytes, tmp_path: Path) -> None:
         _load("shd", tmp_path)
 
 
-def _changed(path: Path, name: str, data: Any, **how: Any) -> None:
+def _changed(path: Path, name: str, data: Any, **options: Any) -> None:
     """Replace a dataset of a file."""
     with h5py.File(path, "a") as file:
         del file[name]
-        file.create_dataset(name, data=data, **how)
+        file.create_dataset(name, data=data, **options)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -0.5, 1e13, 1e308])
@@ -553,8 +559,8 @@ def test_times_of_small_integers_do_not_wrap(dtype: type[np.integer[Any]], tmp_p
     path = tmp_path / "DVSGesture/ibmGestureTrain/user01_fluorescent/10.npy"
     frames, _ = _everything(_load("dvs-gesture", tmp_path))
     np.save(path, np.load(path).astype(dtype))
-    again, _ = _everything(_load("dvs-gesture", tmp_path))
-    assert all(map(np.array_equal, frames, again))
+    converted, _ = _everything(_load("dvs-gesture", tmp_path))
+    assert all(map(np.array_equal, frames, converted))
 
 
 @pytest.mark.parametrize("value", [0.5, np.nan, -1, 700])
@@ -565,8 +571,8 @@ def test_spikes_of_impossible_units_are_named(value: float, tmp_path: Path) -> N
         lists = [file["spikes/units"][k].astype(np.float64) for k in range(len(file["labels"]))]
         del file["spikes/units"]
         units = file.create_dataset("spikes/units", (len(lists),), h5py.vlen_dtype(np.float64))
-        for k, own in enumerate(lists):
-            units[k] = np.append(own[:-1], value) if k == 1 else own
+        for k, values in enumerate(lists):
+            units[k] = np.append(values[:-1], value) if k == 1 else values
     with pytest.raises(DataError, match=r"spikes/units, recording 1, spike \d+: .* is no whole number from 0 to 699"):
         _load("shd", tmp_path)
 
@@ -579,14 +585,14 @@ def test_lists_in_another_byte_order_are_refused(name: str, tmp_path: Path) -> N
         kind = lists[0].dtype.newbyteorder()
         del file[name]
         file.create_dataset(name, (len(lists),), h5py.vlen_dtype(kind))
-        for k, own in enumerate(lists):
-            file[name][k] = own.astype(kind)
+        for k, values in enumerate(lists):
+            file[name][k] = values.astype(kind)
     with pytest.raises(DataError, match=rf"{name} must be stored in the byte order of this processor"):
         _load("shd", tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "said"),
+    ("name", "data", "message"),
     [
         ("labels", [0.0, 0.5, 0.0], r"labels, recording 1: 0\.5 is no whole number"),
         ("labels", [0, 0, -1], "labels, recording 2: -1 is no whole number"),
@@ -600,10 +606,12 @@ def test_lists_in_another_byte_order_are_refused(name: str, tmp_path: Path) -> N
         ("spikes/times", [0.5, 0.5, 0.5], "spikes/times must be lists of numbers"),
     ],
 )
-def test_datasets_that_are_not_those_of_recordings_are_named(name: str, data: Any, said: str, tmp_path: Path) -> None:
+def test_datasets_that_are_not_those_of_recordings_are_named(
+    name: str, data: Any, message: str, tmp_path: Path
+) -> None:
     KINDS["shd"].write(tmp_path)
     _changed(tmp_path / "SHD" / "shd_train.h5", name, data)
-    with pytest.raises(DataError, match=rf"shd_train\.h5: .*{said}"):
+    with pytest.raises(DataError, match=rf"shd_train\.h5: .*{message}"):
         _load("shd", tmp_path)
 
 
@@ -671,8 +679,8 @@ def test_lists_with_a_length_that_the_file_cannot_hold_take_no_memory(name: str,
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss - before)\n"
     )
     result = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
-    said, kilobytes = result.stdout.splitlines()
-    assert f"shd_train.h5: {name}, recording 0 cannot be read" in said
+    message, kilobytes = result.stdout.splitlines()
+    assert f"shd_train.h5: {name}, recording 0 cannot be read" in message
     assert int(kilobytes) < 128 * 1024
 
 
@@ -713,7 +721,7 @@ def test_types_that_are_unknown_are_named(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "message"),
     [
         ("import os\nos.kill(os.getpid(), 11)", r"cannot be read: .* ended without a message \(SIGSEGV\)"),
         ("print('[1]')", "ended without a message"),
@@ -725,17 +733,17 @@ def test_types_that_are_unknown_are_named(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_what_the_process_that_reads_hands_over_is_checked(
-    code: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    code: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     KINDS["shd"].write(tmp_path)
     (tmp_path / "child.py").write_text(code)
     monkeypatch.setattr(spoken_child, "__file__", str(tmp_path / "child.py"))
-    with pytest.raises(DataError, match=rf"shd_train\.h5.*{said}"):
+    with pytest.raises(DataError, match=rf"shd_train\.h5.*{message}"):
         _load("shd", tmp_path)
 
 
-@pytest.mark.parametrize("how", ["external", "virtual", "soft link", "loop", "external link", "missing"])
-def test_data_of_other_files_are_refused(how: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("link", ["external", "virtual", "soft link", "loop", "external link", "missing"])
+def test_data_of_other_files_are_refused(link: str, tmp_path: Path) -> None:
     """Their changes would not be noticed, and they could be anything."""
     KINDS["shd"].write(tmp_path)
     path, other = tmp_path / "SHD" / "shd_train.h5", tmp_path / "other.h5"
@@ -743,17 +751,17 @@ def test_data_of_other_files_are_refused(how: str, tmp_path: Path) -> None:
         file["labels"] = np.zeros(3, np.int64)
     with h5py.File(path, "a") as file:
         del file["labels"]
-        if how == "external":
+        if link == "external":
             file.create_dataset("labels", (3,), np.int64, external=[(str(tmp_path / "raw"), 0, 24)])
-        elif how == "virtual":
+        elif link == "virtual":
             layout = h5py.VirtualLayout((3,), np.int64)
             layout[:] = h5py.VirtualSource(str(other), "labels", (3,))
             file.create_virtual_dataset("labels", layout)
-        elif how != "missing":
+        elif link != "missing":
             links = {"soft link": h5py.SoftLink("/extra/speaker"), "loop": h5py.SoftLink("/labels")}
-            file["labels"] = links.get(how, h5py.ExternalLink(str(other), "labels"))
-    said = {"external": "lies in another file", "virtual": "lies in another file", "missing": "no dataset labels"}
-    with pytest.raises(DataError, match=rf"shd_train\.h5: .*{said.get(how, 'labels is a link')}"):
+            file["labels"] = links.get(link, h5py.ExternalLink(str(other), "labels"))
+    messages = {"external": "lies in another file", "virtual": "lies in another file", "missing": "no dataset labels"}
+    with pytest.raises(DataError, match=rf"shd_train\.h5: .*{messages.get(link, 'labels is a link')}"):
         _load("shd", tmp_path)
 
 
@@ -773,8 +781,8 @@ def test_frames_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     KINDS["dvs-gesture"].write(tmp_path)
     called: list[str] = []
 
-    def progress(what: str, _done: int, _total: int) -> None:
-        called.append(what.partition(" ")[0])
+    def progress(activity: str, _done: int, _total: int) -> None:
+        called.append(activity.partition(" ")[0])
 
     _load("dvs-gesture", tmp_path, progress=progress)
     assert "reading" in called
@@ -844,8 +852,8 @@ def test_events_of_lips_are_not_wrapped(tmp_path: Path, changed: dict[str, Any],
 def _caltech(root: Path, content: bytes) -> Path:
     """Recordings of NCALTECH101, one of which has `content`."""
     folder = root / "NCALTECH101/Caltech101"
-    whole = bytes([1, 2, 128, 0, 9] * 3)
-    for name, data in {"a/0.bin": whole, "b/0.bin": whole, "b/1.bin": content}.items():
+    events = bytes([1, 2, 128, 0, 9] * 3)
+    for name, data in {"a/0.bin": events, "b/0.bin": events, "b/1.bin": content}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
     return folder / "b/1.bin"

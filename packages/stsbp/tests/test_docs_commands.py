@@ -34,8 +34,8 @@ def mentioned() -> Iterator[tuple[str, str]]:
     for page in PAGES:
         text = page.read_text(encoding="utf-8") if page.is_file() else ""
         text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
-        for found in re.findall(r"`(?:python -m )?(stsbp [^`]+)`", text):
-            yield page.name, " ".join(found.replace("\\|", "|").split())
+        for command in re.findall(r"`(?:python -m )?(stsbp [^`]+)`", text):
+            yield page.name, " ".join(command.replace("\\|", "|").split())
 
 
 LINES, MENTIONS = list(written()), list(mentioned())
@@ -51,10 +51,10 @@ def test_there_are_command_lines() -> None:
 def words(line: str) -> list[str]:
     # A variable of the shell stands for one of the words that fit.
     line = line.replace("$loss", "hamming")
-    found = shlex.split(line, comments=True)
+    arguments = shlex.split(line, comments=True)
     for end in ("|", ">", "&&", ";"):
-        found = found[: found.index(end)] if end in found else found
-    return found[1:]
+        arguments = arguments[: arguments.index(end)] if end in arguments else arguments
+    return arguments[1:]
 
 
 @pytest.mark.parametrize(("page", "line"), LINES)
@@ -62,35 +62,35 @@ def test_command_line_of_a_page_parses(page: str, line: str, tmp_path: Path, mon
     (tmp_path / "D").mkdir()
     monkeypatch.chdir(tmp_path)
     group = cli.make_context("stsbp", words(line))
-    name, *rest = group._protected_args + group.args
+    name, *arguments = group._protected_args + group.args
     command = cli.get_command(group, name)
     assert command is not None, name
-    context = command.make_context(name, rest, parent=group)
-    given = {
+    context = command.make_context(name, arguments, parent=group)
+    options = {
         key: value
         for key, value in context.params.items()
         if key in RunConfig.model_fields and context.get_parameter_source(key) != ParameterSource.DEFAULT
     }
     if name == "train" and context.params["resume"] is None:
-        sources = [SettingsSource("command line", {k: v for k, v in given.items() if v is not None})]
+        sources = [SettingsSource("command line", {k: v for k, v in options.items() if v is not None})]
         preset = context.params["preset_name"]
         if preset is not None:
             sources.insert(0, named_preset(preset, context.params["dataset"]))
         if context.params["file"] is None:
             resolve(sources)
     elif name == "experiment":
-        given.pop("dataset", None)
-        _configs(context.params["name"], context.params["dataset"], given)
+        options.pop("dataset", None)
+        _configs(context.params["name"], context.params["dataset"], options)
 
 
 @pytest.mark.parametrize(("page", "line"), MENTIONS)
 def test_options_of_a_command_that_a_text_mentions_exist(page: str, line: str) -> None:
-    found = line.split()[1:]
-    names = [word for word in found if word in COMMANDS]
-    own = {option for parameter in cli.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    arguments = line.split()[1:]
+    names = [word for word in arguments if word in COMMANDS]
+    options = {option for parameter in cli.params for option in (*parameter.opts, *parameter.secondary_opts)}
     if names:
         command = cli.get_command(click.Context(cli), names[0])
         assert command is not None
-        own |= {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-    own |= {"--help", "--version"}
-    assert {word.partition("=")[0].rstrip(",.;:") for word in found if word.startswith("--")} <= own
+        options |= {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    options |= {"--help", "--version"}
+    assert {word.partition("=")[0].rstrip(",.;:") for word in arguments if word.startswith("--")} <= options

@@ -56,9 +56,9 @@ DRAWINGS: dict[str, Callable[[], str]] = {
 
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_a_drawing_is_drawn_as_before(name: str) -> None:
-    before = (FILES / f"{name}.html").read_text(encoding="utf-8")
+    stored = (FILES / f"{name}.html").read_text(encoding="utf-8")
     drawn = DRAWINGS[name]().replace("><", ">\n<") + "\n"
-    assert drawn == before, f"to write the files again: python {Path(__file__).name}"
+    assert drawn == stored, f"to write the files again: python {Path(__file__).name}"
 
 
 def test_every_drawing_is_there() -> None:
@@ -67,5 +67,5 @@ def test_every_drawing_is_there() -> None:
 
 if __name__ == "__main__":
     FILES.mkdir(exist_ok=True)
-    for each, draw in DRAWINGS.items():
-        (FILES / f"{each}.html").write_text(draw().replace("><", ">\n<") + "\n", encoding="utf-8")
+    for name, draw in DRAWINGS.items():
+        (FILES / f"{name}.html").write_text(draw().replace("><", ">\n<") + "\n", encoding="utf-8")

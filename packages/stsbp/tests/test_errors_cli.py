@@ -164,9 +164,9 @@ def test_existing_run_is_not_overwritten(
 ) -> None:
     run = tmp_path / "run"
     train_tiny(run)
-    before = tensors(run)
+    earlier_tensors = tensors(run)
     refused(train_tiny(run, "--seed", 5), "exists and is not empty", "--resume", "--overwrite")
-    assert tensors(run) == before
+    assert tensors(run) == earlier_tensors
 
 
 def test_resume_with_other_settings(
@@ -178,7 +178,7 @@ def test_resume_with_other_settings(
 ) -> None:
     run = tmp_path / "run"
     train_tiny(run)
-    before = tensors(run), (run / "config.toml").read_text()
+    earlier = tensors(run), (run / "config.toml").read_text()
     result = stsbp("train", "nmnist", "--resume", run, "--epochs", 2, "--seed", 0, "--tau-m", 4)
     refused(
         result, 'dataset: "digits" in the run, "nmnist" asked', "epochs: 3 in the run, 2 asked", "tau_m: 5.0 in the run"
@@ -186,7 +186,7 @@ def test_resume_with_other_settings(
     assert "seed" not in result.stderr
     (tmp_path / "other.toml").write_text("lr = 7.0")
     refused(stsbp("train", "--resume", run, "--config", tmp_path / "other.toml"), "lr: 0.01 in the run, 7.0 asked")
-    assert (tensors(run), (run / "config.toml").read_text()) == before
+    assert (tensors(run), (run / "config.toml").read_text()) == earlier
 
 
 def test_resume_of_nothing(stsbp: Callable[..., Result], tmp_path: Path, refused: Callable[..., None]) -> None:
@@ -238,9 +238,9 @@ def test_records_of_another_run(
     records = file.read_bytes()
     other = (tmp_path / "other" / "metrics.jsonl").read_bytes()
     file.write_bytes(records.replace(b'"loss": 0', b'"loss": 1') if length == "edited" else other)
-    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    contents = {path.name: path.read_bytes() for path in run.iterdir()}
     refused(stsbp(*command, run), f"{file} does not fit the checkpoint {run / 'last.json'}", f"move {file.name} away")
-    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == contents
     file.unlink()
     without = stsbp(*command, run)
     assert without.exit_code == 0
@@ -257,12 +257,12 @@ def test_records_of_a_run_of_an_earlier_version(
     run = tmp_path / "run"
     train_tiny(run)
     forge(run, lambda description: description.pop("metrics_sha256"))
-    before = records(run)
+    earlier_records = records(run)
     for command in (("compare",), ("report", "--no-samples"), ("train", "--epochs", 4, "--resume")):
         result = stsbp(*command, run)
         assert result.exit_code == 0
         assert "metrics.jsonl" not in result.stderr
-    assert records(run)[: len(before)] == before
+    assert records(run)[: len(earlier_records)] == earlier_records
     digest = hashlib.sha256((run / "metrics.jsonl").read_bytes()).hexdigest()
     assert json.loads((run / "last.json").read_text())["metrics_sha256"] == digest
 
@@ -411,8 +411,8 @@ def test_full_disk_loses_nothing(
 ) -> None:
     from stsbp.training import loop
 
-    whole, run, filler = tmp_path / "whole", small_disk / "run", small_disk / "filler"
-    assert train_tiny(whole).exit_code == 0
+    uninterrupted, run, filler = tmp_path / "whole", small_disk / "run", small_disk / "filler"
+    assert train_tiny(uninterrupted).exit_code == 0
     original = loop._TrainingLoop.end_epoch
 
     def fill(self: Any) -> Any:
@@ -428,15 +428,15 @@ def test_full_disk_loses_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(loop._TrainingLoop, "end_epoch", fill)
         refused(train_tiny(run), "cannot write", str(run))
-    before = json.loads((run / "last.json").read_text())
-    assert before["epoch"] == 1
+    description = json.loads((run / "last.json").read_text())
+    assert description["epoch"] == 1
     assert [path.name for path in run.iterdir() if path.name.endswith(".tmp")] == []
     # Still full: the same message, and the checkpoint is still there.
     refused(stsbp("train", "--resume", run), "cannot write", str(run))
     filler.unlink()
-    assert json.loads((run / "last.json").read_text()) == before
+    assert json.loads((run / "last.json").read_text()) == description
     assert stsbp("train", "--resume", run).exit_code == 0
-    same_run(run, whole)
+    same_run(run, uninterrupted)
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 5, 8, 13])

@@ -51,24 +51,24 @@ def experiment(stsbp: Callable[..., Result]) -> Callable[..., Result]:
 
 def figures(path: Path) -> dict[str, Any]:
     """`experiment.json` without what depends on time and command."""
-    found: dict[str, Any] = json.loads((path / "experiment.json").read_text())
-    found.pop("command")
-    found["summary"].pop("seconds_per_epoch")
-    for seed in found["seeds"]:
+    report: dict[str, Any] = json.loads((path / "experiment.json").read_text())
+    report.pop("command")
+    report["summary"].pop("seconds_per_epoch")
+    for seed in report["seeds"]:
         seed.pop("seconds_per_epoch")
         seed.pop("digest", None)
         for split in ("validation", "last"):
             (seed[split] or {}).pop("seconds", None)
-    return found
+    return report
 
 
 def test_experiment_reports_the_epoch_that_validation_chose(experiment: Callable[..., Result], tmp_path: Path) -> None:
     result = experiment()
     assert result.exit_code == 0, result.output
-    found = json.loads((tmp_path / "e" / "experiment.json").read_text())
-    assert found["samples"] == {"train": 45, "validation": 5, "test": 30}
-    assert [seed["seed"] for seed in found["seeds"]] == [0, 1]
-    for seed in found["seeds"]:
+    report = json.loads((tmp_path / "e" / "experiment.json").read_text())
+    assert report["samples"] == {"train": 45, "validation": 5, "test": 30}
+    assert [seed["seed"] for seed in report["seeds"]] == [0, 1]
+    for seed in report["seeds"]:
         records = [json.loads(s) for s in (tmp_path / "e" / seed["run"] / "metrics.jsonl").read_text().splitlines()]
         evaluations = [r for r in records if r["kind"] == "evaluation"]
         scores = {r["epoch"]: (r["accuracy"], -r["loss"]) for r in evaluations if r["split"] == "validation"}
@@ -83,9 +83,9 @@ def test_experiment_reports_the_epoch_that_validation_chose(experiment: Callable
         assert seed["seconds_per_epoch"] == median(r["seconds"] for r in records if r["kind"] == "epoch")
         best = json.loads((tmp_path / "e" / seed["run"] / "best.json").read_text())
         assert (seed["checkpoint"], seed["epoch"]) == (best["sha256"], best["epoch"])
-    accuracies = [seed["test"]["accuracy"] for seed in found["seeds"]]
-    assert found["summary"]["test"]["accuracy"]["deviation"] == pytest.approx(stdev(accuracies))
-    assert result.stdout == (tmp_path / "e" / "experiment.md").read_text() == markdown(found)
+    accuracies = [seed["test"]["accuracy"] for seed in report["seeds"]]
+    assert report["summary"]["test"]["accuracy"]["deviation"] == pytest.approx(stdev(accuracies))
+    assert result.stdout == (tmp_path / "e" / "experiment.md").read_text() == markdown(report)
     assert "best on 5 validation samples" in result.stdout
     assert "The test set chose nothing" in result.stdout
     assert '`net` "12" instead of "32C3-P2-64C3-128"' in result.stdout
@@ -96,17 +96,17 @@ def test_the_best_tested_epoch_is_named_where_every_epoch_is_tested(
 ) -> None:
     options = ("--test-every", 1, "--validation", 0, "--epochs", 8, "--lr", 0.1, "--schedule", "constant")
     text = experiment(*options).stdout
-    found = json.loads((tmp_path / "e" / "experiment.json").read_text())
-    for seed in found["seeds"]:
+    report = json.loads((tmp_path / "e" / "experiment.json").read_text())
+    for seed in report["seeds"]:
         records = [json.loads(s) for s in (tmp_path / "e" / seed["run"] / "metrics.jsonl").read_text().splitlines()]
         tests = [r for r in records if r["kind"] == "evaluation"]
         assert len(tests) == 8
         assert seed["best_tested"] == max(tests, key=lambda r: (r["accuracy"], -r["epoch"]))
         # Reported is the last epoch all the same.
         assert seed["test"]["accuracy"] == tests[-1]["accuracy"]
-    best = [seed["best_tested"]["accuracy"] for seed in found["seeds"]]
-    assert best != [seed["test"]["accuracy"] for seed in found["seeds"]]
-    assert found["summary"]["best_tested"]["accuracy"]["mean"] == pytest.approx(mean(best))
+    best = [seed["best_tested"]["accuracy"] for seed in report["seeds"]]
+    assert best != [seed["test"]["accuracy"] for seed in report["seeds"]]
+    assert report["summary"]["best_tested"]["accuracy"]["mean"] == pytest.approx(mean(best))
     assert f"best epoch of each seed by the test set itself | {100 * mean(best):.2f} " in text
     assert "the test set chose nothing, but for the row of its best epochs." in text
     assert "outputs against label sequences" in text
@@ -147,18 +147,18 @@ def test_finished_experiment_is_neither_trained_nor_measured_again(
     experiment: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment()
-    before = figures(tmp_path / "e")
+    first_figures = figures(tmp_path / "e")
     with monkeypatch.context() as patched:
         patched.setattr(experiment_run, "_figures", lambda *_: pytest.fail("measured again"))
         patched.setattr(experiment_run, "_train", lambda *_: pytest.fail("trained again"))
         assert experiment().exit_code == 0
-    assert figures(tmp_path / "e") == before
+    assert figures(tmp_path / "e") == first_figures
     # More seeds are added; the table can be made again from the runs.
     (tmp_path / "e" / "experiment.json").write_text(json.dumps({"format": 0, "seeds": [{"seed": 0}]}))
     assert experiment("--seeds", 3).exit_code == 0
-    found = figures(tmp_path / "e")
-    assert found["seeds"][:2] == before["seeds"]
-    assert len(found["seeds"]) == found["summary"]["seeds"] == 3
+    repeated = figures(tmp_path / "e")
+    assert repeated["seeds"][:2] == first_figures["seeds"]
+    assert len(repeated["seeds"]) == repeated["summary"]["seeds"] == 3
 
 
 @pytest.mark.parametrize("moved", ["e", "e/seed-0"])
@@ -236,11 +236,11 @@ def test_leftovers_of_a_run_that_was_killed_when_it_had_ended_go(
 ) -> None:
     experiment()
     run = tmp_path / "e" / "seed-1"
-    before = sorted(path.name for path in run.iterdir())
+    files_of_run = sorted(path.name for path in run.iterdir())
     for name in ("last-1-0123456789ab.safetensors", ".best.json.0123456789ab.tmp"):
         (run / name).touch()
     assert experiment().exit_code == 0
-    assert sorted(path.name for path in run.iterdir()) == before
+    assert sorted(path.name for path in run.iterdir()) == files_of_run
 
 
 @pytest.mark.parametrize(
@@ -263,12 +263,12 @@ def test_damaged_figures_are_measured_again(
     experiment: Callable[..., Result], tmp_path: Path, damage: Callable[[dict[str, Any]], Any]
 ) -> None:
     experiment("--seeds", 1)
-    before = figures(tmp_path / "e")
-    found = json.loads((tmp_path / "e" / "experiment.json").read_text())
-    damage(found["seeds"][0])
-    (tmp_path / "e" / "experiment.json").write_text(json.dumps(found))
+    first_figures = figures(tmp_path / "e")
+    report = json.loads((tmp_path / "e" / "experiment.json").read_text())
+    damage(report["seeds"][0])
+    (tmp_path / "e" / "experiment.json").write_text(json.dumps(report))
     assert experiment("--seeds", 1).exit_code == 0
-    assert figures(tmp_path / "e") == before
+    assert figures(tmp_path / "e") == first_figures
 
 
 @pytest.mark.parametrize(
@@ -284,40 +284,40 @@ def test_edited_figures_are_named_and_measured_again(
     experiment: Callable[..., Result], tmp_path: Path, edit: Callable[[dict[str, Any]], Any]
 ) -> None:
     shown = experiment("--seeds", 1).stdout
-    before = figures(tmp_path / "e")
+    first_figures = figures(tmp_path / "e")
     path = tmp_path / "e" / "experiment.json"
-    found = json.loads(path.read_text())
-    edit(found["seeds"][0])
-    path.write_text(json.dumps(found))
-    again = experiment("--seeds", 1)
-    assert again.exit_code == 0
-    assert "the results of seed 0 were edited or damaged, because they do not match their digest" in again.stderr
-    assert figures(tmp_path / "e") == before
-    assert again.stdout == shown
+    report = json.loads(path.read_text())
+    edit(report["seeds"][0])
+    path.write_text(json.dumps(report))
+    repeated = experiment("--seeds", 1)
+    assert repeated.exit_code == 0
+    assert "the results of seed 0 were edited or damaged, because they do not match their digest" in repeated.stderr
+    assert figures(tmp_path / "e") == first_figures
+    assert repeated.stdout == shown
     assert "do not match" not in experiment("--seeds", 1).stderr
 
 
 def test_figures_of_an_earlier_version_are_measured_again(experiment: Callable[..., Result], tmp_path: Path) -> None:
     experiment("--seeds", 1)
-    before = figures(tmp_path / "e")
+    first_figures = figures(tmp_path / "e")
     path = tmp_path / "e" / "experiment.json"
-    found = json.loads(path.read_text())
-    found["format"] = 2
-    found["seeds"][0].pop("digest", None)
-    found["seeds"][0]["test"]["accuracy"] = 0.99
-    path.write_text(json.dumps(found))
+    report = json.loads(path.read_text())
+    report["format"] = 2
+    report["seeds"][0].pop("digest", None)
+    report["seeds"][0]["test"]["accuracy"] = 0.99
+    path.write_text(json.dumps(report))
     assert experiment("--seeds", 1).exit_code == 0
-    assert figures(tmp_path / "e") == before
+    assert figures(tmp_path / "e") == first_figures
 
 
 def test_lost_files_of_a_seed_are_named(experiment: Callable[..., Result], tmp_path: Path) -> None:
     experiment("--seeds", 1)
-    kept = (tmp_path / "e" / "seed-0" / "config.toml").read_bytes()
+    config = (tmp_path / "e" / "seed-0" / "config.toml").read_bytes()
     (tmp_path / "e" / "seed-0" / "config.toml").unlink()
     failed = experiment("--seeds", 1, "--lr", 0.5)
     assert failed.exit_code == 1
     assert "seed-0 is not empty but has no config.toml" in failed.stderr
-    (tmp_path / "e" / "seed-0" / "config.toml").write_bytes(kept)
+    (tmp_path / "e" / "seed-0" / "config.toml").write_bytes(config)
     (tmp_path / "e" / "seed-0" / "metrics.jsonl").unlink()
     (tmp_path / "e" / "experiment.json").unlink()
     failed = experiment("--seeds", 1)
@@ -338,10 +338,10 @@ def test_overwrite_removes_all_runs_or_none(
     (tmp_path / "e" / "seed-1" / "mine.txt").unlink()
     # A copy of a seed is not a seed.
     shutil.copytree(tmp_path / "e" / "seed-1", tmp_path / "e" / "seed-1-copy")
-    kept = sorted((tmp_path / "e" / "seed-1-copy").iterdir())
+    files_of_copy = sorted((tmp_path / "e" / "seed-1-copy").iterdir())
     assert experiment("--lr", 0.02, "--overwrite").exit_code == 0
     assert (tmp_path / "e" / "seed-1.html").exists()
-    assert sorted((tmp_path / "e" / "seed-1-copy").iterdir()) == kept
+    assert sorted((tmp_path / "e" / "seed-1-copy").iterdir()) == files_of_copy
     assert experiment("--lr", 0.02).exit_code == 0
 
 
@@ -349,9 +349,9 @@ def test_overwrite_with_a_path_that_cannot_be_stored_removes_no_run(
     experiment: Callable[..., Result], tmp_path: Path, refused: Callable[..., None]
 ) -> None:
     experiment()
-    before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "e").rglob("*"))
+    files_and_times = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "e").rglob("*"))
     refused(experiment("--overwrite", "--data-dir", "a\udcff"), "data_dir is not valid UTF-8")
-    assert sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "e").rglob("*")) == before
+    assert sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "e").rglob("*")) == files_and_times
 
 
 @pytest.mark.parametrize("name", ["experiment.md", "experiment.json"])
@@ -388,20 +388,20 @@ def test_overwrite_keeps_a_seed_folder_that_is_no_run(experiment: Callable[..., 
 def test_experiment_of_the_former_default_folder_goes_on_there(
     stsbp: Callable[..., Result], tiny: tuple[str, ...], tmp_path: Path
 ) -> None:
-    given = ("experiment", "digits", *tiny, "--seeds", 1)
-    assert stsbp(*given, "--out", "runs/digits").exit_code == 0
-    assert stsbp(*given).exit_code == 0
+    arguments = ("experiment", "digits", *tiny, "--seeds", 1)
+    assert stsbp(*arguments, "--out", "runs/digits").exit_code == 0
+    assert stsbp(*arguments).exit_code == 0
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["digits"]
 
 
 def test_table_of_an_unfinished_experiment_says_so(experiment: Callable[..., Result], tmp_path: Path) -> None:
     experiment()
-    found = json.loads((tmp_path / "e" / "experiment.json").read_text())
-    found["asked"] = [0, 1, 2]
-    assert "**2 of 3 seeds are done**, 2 not yet. Run the same command to continue." in markdown(found)
+    report = json.loads((tmp_path / "e" / "experiment.json").read_text())
+    report["asked"] = [0, 1, 2]
+    assert "**2 of 3 seeds are done**, 2 not yet. Run the same command to continue." in markdown(report)
     # Repeated as it is, it would remove what is done.
-    found["command"].append("--overwrite")
-    assert "Run the same command without --overwrite to continue." in markdown(found)
+    report["command"].append("--overwrite")
+    assert "Run the same command without --overwrite to continue." in markdown(report)
 
 
 def test_jobs_that_end_early_tell_how_to_continue(
@@ -445,8 +445,8 @@ def test_jobs_whose_process_is_stopped_say_so_and_end(
     assert late.is_alive()
     late.cancel()
     assert result.exit_code == 128 + signal.SIGTERM, result.output
-    said = r"seed (\d): its process (\d+) was stopped by a signal, .* to continue it, run: kill -CONT \2\n"
-    assert sorted(seed for seed, _ in re.findall(said, result.stderr)) == ["0", "1"], result.stderr
+    message = r"seed (\d): its process (\d+) was stopped by a signal, .* to continue it, run: kill -CONT \2\n"
+    assert sorted(seed for seed, _ in re.findall(message, result.stderr)) == ["0", "1"], result.stderr
 
 
 def test_changed_settings_and_foreign_folders_are_refused(experiment: Callable[..., Result], tmp_path: Path) -> None:
@@ -524,10 +524,10 @@ def test_named_preset_stands_beside_the_published_figure(
 def test_spike_trains_as_labels_have_their_own_figures(stsbp: Callable[..., Result], tmp_path: Path) -> None:
     result = stsbp("experiment", "patterns", "--net", "8", "--steps", "20", "--epochs", "1", "--seeds", 1, "--json")
     assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
+    report = json.loads(result.stdout)
     # The test samples are those of training: nothing could be chosen on a part of them.
-    assert "validation" not in found["samples"]
-    assert set(found["summary"]["test"]) == {"precision", "recall", "f1", "van_rossum", "hamming", "loss"}
+    assert "validation" not in report["samples"]
+    assert set(report["summary"]["test"]) == {"precision", "recall", "f1", "van_rossum", "hamming", "loss"}
     assert "F1 of spike times" in (tmp_path / "runs" / "patterns-seeds" / "experiment.md").read_text()
 
 
@@ -548,8 +548,10 @@ def naive_fan_out(block: Block) -> Int64:
             continue
         for row, column in np.ndindex(*block.output_shape[1:]):
             first = np.array((row, column)) * synapse.strides - np.array(synapse.paddings)
-            seen = [first + np.array(tap) * synapse.dilations for tap in np.ndindex(*synapse.kernels)]
-            reached[place] += synapse.channels // synapse.groups * sum(tuple(at[1:]) == tuple(each) for each in seen)
+            window = [first + np.array(tap) * synapse.dilations for tap in np.ndindex(*synapse.kernels)]
+            reached[place] += (
+                synapse.channels // synapse.groups * sum(tuple(at[1:]) == tuple(position) for position in window)
+            )
     return reached
 
 
@@ -566,18 +568,18 @@ def naive_fan_out(block: Block) -> Int64:
 )
 def test_fan_out_is_that_of_a_naive_count(notation: str, shape: Shape) -> None:
     network = NetworkSpec.parse(notation, input_shape=shape, outputs=3)
-    below = "input"
+    source = "input"
     for block in network.blocks:
         ((edge, fan),) = fan_out(network, block).items()
-        assert edge == Edge(below)
+        assert edge == Edge(source)
         assert np.array_equal(fan, naive_fan_out(block))
-        below = block.population
+        source = block.population
 
 
 def test_a_spike_reaches_recurrent_weights_and_through_branches_what_stands_after_them() -> None:
     network = NetworkSpec.parse("4R-[5-4]+-6{recurrent=one-to-one}", input_shape=(3,), outputs=2)
-    found = [fan_out(network, block) for block in network.blocks]
-    assert [{edge: x.tolist() for edge, x in each.items()} for each in found] == [
+    fan_outs = [fan_out(network, block) for block in network.blocks]
+    assert [{edge: x.tolist() for edge, x in fans.items()} for fans in fan_outs] == [
         {Edge("input"): [4] * 3, Edge("neurons1", 1): [4] * 4},
         {Edge("neurons1"): [5] * 4},
         {Edge("neurons2"): [4] * 5},
@@ -635,21 +637,24 @@ def test_every_projection_to_a_population_is_counted_with_its_delay(
         done = stsbp("train", f"sequences:{tmp_path / 'seq.npz'}", *size, "--out", out)
         assert done.exit_code == 0, done.output
         run = load_run(out, backend="numpy")
-        found = activity(run.task, run.state, load_data(run.settings).train)
+        counted = activity(run.task, run.state, load_data(run.settings).train)
         # What the padded steps hold does not count.
         x = inputs[:, :6]
         at = [x.sum(axis=(0, 2), dtype=float) / 20] + [x[:, : 6 - d].sum(axis=(0, 2)) / 20 for d in range(1, 6)]
         layers = run.backend.run(run.network, run.weights, x.swapaxes(0, 1), 6).layers
         fired = {name: layer.spikes.sum(axis=(1, 2)) / 20 for name, layer in layers.items()}
         if net == "4R":
-            own = {"linear1": 4 * at[0].sum() + 4 * fired["linear1"][:-1].sum(), "linear2": 2 * fired["linear1"].sum()}
+            expected = {
+                "linear1": 4 * at[0].sum() + 4 * fired["linear1"][:-1].sum(),
+                "linear2": 2 * fired["linear1"].sum(),
+            }
         else:
-            own = {"b": 5 * (at[1].sum() + at[3].sum()), "a": 8 * at[0].sum() + 8 * fired["b"].sum()}
-            own["out"] = 2 * fired["a"].sum()
-            assert found.operations["b"][:3] == pytest.approx([0, 5 * at[0][0], 5 * at[0][1]])
-        assert {name: each.sum() for name, each in found.operations.items()} == pytest.approx(own)
-        assert {name: each.sum() for name, each in found.spikes.items()} == pytest.approx(
-            {name: each.sum() for name, each in fired.items()}
+            expected = {"b": 5 * (at[1].sum() + at[3].sum()), "a": 8 * at[0].sum() + 8 * fired["b"].sum()}
+            expected["out"] = 2 * fired["a"].sum()
+            assert counted.operations["b"][:3] == pytest.approx([0, 5 * at[0][0], 5 * at[0][1]])
+        assert {name: operations.sum() for name, operations in counted.operations.items()} == pytest.approx(expected)
+        assert {name: spikes.sum() for name, spikes in counted.spikes.items()} == pytest.approx(
+            {name: spikes.sum() for name, spikes in fired.items()}
         )
         assert min(map(sum, fired.values())) > 0
 
@@ -684,9 +689,9 @@ def test_dense_spikes_cost_as_much_as_the_ann_does_at_every_step() -> None:
 
 def test_synaptic_operations_follow_from_the_spikes(experiment: Callable[..., Result], tmp_path: Path) -> None:
     experiment("--seeds", 1, "--net", "12-9")
-    found = json.loads((tmp_path / "e" / "experiment.json").read_text())
-    (seed,) = found["seeds"]
-    assert found["network"]["pixels"] == {"linear1": 64 * 12}
+    report = json.loads((tmp_path / "e" / "experiment.json").read_text())
+    (seed,) = report["seeds"]
+    assert report["network"]["pixels"] == {"linear1": 64 * 12}
     # Full connections reach every neuron: spikes a sample times neurons of the next layer.
     rates = seed["test"]["rates"]
     expected = {"linear2": rates["linear1"] * 12 * 3 * 9, "linear3": rates["linear2"] * 9 * 3 * 10}

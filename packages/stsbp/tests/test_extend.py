@@ -95,21 +95,23 @@ def test_best_of_an_extended_run_is_that_of_all_its_epochs(
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("options", "message"),
     [
         (("--epochs", 2), "epochs: 3 in the run, 2 asked"),
         (("--epochs", 5, "--lr", 0.5), "lr: 0.01 in the run, 0.5 asked"),
     ],
 )
-def test_only_epochs_may_grow(stsbp: Call, train_tiny: Call, tmp_path: Path, asked: tuple[Any, ...], said: str) -> None:
+def test_only_epochs_may_grow(
+    stsbp: Call, train_tiny: Call, tmp_path: Path, options: tuple[Any, ...], message: str
+) -> None:
     run = tmp_path / "run"
     train_tiny(run)
-    before = {path.name: path.read_bytes() for path in run.iterdir()}
-    done = stsbp("train", "--resume", run, *asked)
+    contents = {path.name: path.read_bytes() for path in run.iterdir()}
+    done = stsbp("train", "--resume", run, *options)
     assert done.exit_code == 1
-    assert said in done.output
+    assert message in done.output
     assert "--epochs may grow" in done.output
-    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == contents
 
 
 def test_checkpoint_of_more_epochs_than_the_run_has_is_not_its_own(
@@ -215,10 +217,10 @@ def test_init_from_begins_with_the_weights_of_a_run(
     monkeypatch.setattr(loop, "first_weights", first)
     done = train_tiny(tmp_path / "b", "--init-from", f"a{suffix}", "--seed", 5)
     assert done.exit_code == 0, done.output
-    (own,) = begun
+    (initial,) = begun
     expected = weights(tmp_path / "a", name)
-    assert {f"weight/{key}" for key in own} == set(expected)
-    for key, x in own.items():
+    assert {f"weight/{key}" for key in initial} == set(expected)
+    for key, x in initial.items():
         assert np.array_equal(x, expected[f"weight/{key}"])
     config = resolve([read_toml(tmp_path / "b" / "config.toml")], with_preset=False)
     assert config.init_from == f"{tmp_path / 'a'}:{name}"
@@ -295,7 +297,7 @@ def test_config_of_a_run_from_other_weights_is_repeated_from_the_same_ones_only(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("--net", "13"), "linear1: [12, 64] there, [13, 64] here"),
         (("--net", "12-7"), "linear3: no such layer there, [10, 7] here"),
@@ -305,23 +307,23 @@ def test_config_of_a_run_from_other_weights_is_repeated_from_the_same_ones_only(
     ],
 )
 def test_weights_that_do_not_fit_leave_nothing_behind(
-    train_tiny: Call, tmp_path: Path, arguments: tuple[Any, ...], said: str
+    train_tiny: Call, tmp_path: Path, arguments: tuple[Any, ...], message: str
 ) -> None:
     train_tiny(tmp_path / "a")
     done = train_tiny(tmp_path / "b", "--init-from", "a", *arguments)
     assert done.exit_code == 1
-    assert said in done.output
+    assert message in done.output
     assert not (tmp_path / "b").exists()
 
 
 def test_overwrite_keeps_the_run_that_is_begun_with(train_tiny: Call, tmp_path: Path) -> None:
     run = tmp_path / "a"
     train_tiny(run)
-    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    contents = {path.name: path.read_bytes() for path in run.iterdir()}
     done = train_tiny(run, "--init-from", "a:best", "--overwrite")
     assert done.exit_code == 1
     assert "--overwrite would remove the run" in done.output
-    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == contents
 
 
 def test_sha256_without_a_run_is_refused(train_tiny: Call, tmp_path: Path) -> None:
@@ -334,8 +336,8 @@ def test_experiment_begins_every_seed_with_the_weights_of_a_run(
     stsbp: Call, train_tiny: Call, tiny: tuple[str, ...], tmp_path: Path
 ) -> None:
     train_tiny(tmp_path / "a")
-    given = ("experiment", "digits", *tiny, "--seeds", 2, "--out", "e", "--init-from", "a")
-    assert stsbp(*given).exit_code == 0
+    command = ("experiment", "digits", *tiny, "--seeds", 2, "--out", "e", "--init-from", "a")
+    assert stsbp(*command).exit_code == 0
     shas = {
         resolve([read_toml(tmp_path / "e" / f"seed-{seed}" / "config.toml")], with_preset=False).init_sha256
         for seed in (0, 1)
@@ -347,18 +349,18 @@ def test_experiment_refuses_a_start_before_it_writes_or_removes(
     stsbp: Call, train_tiny: Call, tiny: tuple[str, ...], tmp_path: Path
 ) -> None:
     train_tiny(tmp_path / "a")
-    given = ("experiment", "digits", *tiny, "--seeds", 1, "--out", "e")
-    refused = stsbp(*given, "--init-from", "a", "--net", 20)
+    command = ("experiment", "digits", *tiny, "--seeds", 1, "--out", "e")
+    refused = stsbp(*command, "--init-from", "a", "--net", 20)
     assert "do not fit the network" in refused.stderr
     assert not (tmp_path / "e").exists()
-    assert stsbp(*given).exit_code == 0
-    before = {path: path.read_bytes() for path in (tmp_path / "e").rglob("*") if path.is_file()}
+    assert stsbp(*command).exit_code == 0
+    contents = {path: path.read_bytes() for path in (tmp_path / "e").rglob("*") if path.is_file()}
     (tmp_path / "link").symlink_to("e/seed-0")
     for arguments in (("--init-from", "link:best"), ("--init-from", "a", "--net", 20)):
-        refused = stsbp(*given, *arguments, "--overwrite")
+        refused = stsbp(*command, *arguments, "--overwrite")
         assert refused.exit_code == 1
         assert "--overwrite would remove the run" in refused.stderr or "do not fit the network" in refused.stderr
-        assert {path: path.read_bytes() for path in (tmp_path / "e").rglob("*") if path.is_file()} == before
+        assert {path: path.read_bytes() for path in (tmp_path / "e").rglob("*") if path.is_file()} == contents
 
 
 # Weights beyond the grid, at once or after their layer is scaled to a rate.
@@ -370,25 +372,25 @@ HUGE = (("--init-gain", "1e308"), ("--init-gain", "1e30", "--threshold", "1e33",
 def test_overwrite_keeps_the_old_runs_if_the_first_weights_are_unusable(
     stsbp: Call, tiny: tuple[str, ...], tmp_path: Path, command: str, gain: tuple[Any, ...], refused: Call
 ) -> None:
-    given = (command, "digits", *tiny, "--out", "e", *(("--seeds", 1) if command == "experiment" else ()))
-    assert stsbp(*given).exit_code == 0
-    before = {path: path.read_bytes() for path in (tmp_path / "e").rglob("*") if path.is_file()}
-    refused(stsbp(*given, *gain, "--overwrite"), "linear1")
-    assert {path: path.read_bytes() for path in (tmp_path / "e").rglob("*") if path.is_file()} == before
+    command_line = (command, "digits", *tiny, "--out", "e", *(("--seeds", 1) if command == "experiment" else ()))
+    assert stsbp(*command_line).exit_code == 0
+    contents = {path: path.read_bytes() for path in (tmp_path / "e").rglob("*") if path.is_file()}
+    refused(stsbp(*command_line, *gain, "--overwrite"), "linear1")
+    assert {path: path.read_bytes() for path in (tmp_path / "e").rglob("*") if path.is_file()} == contents
 
 
 def test_first_state_that_memory_does_not_hold_leaves_the_old_run(
     train_tiny: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert train_tiny(tmp_path / "a").exit_code == 0
-    before = {path: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    contents = {path: path.read_bytes() for path in (tmp_path / "a").iterdir()}
 
     def full(*_: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr(Trainer, "init", full)
     assert train_tiny(tmp_path / "a", "--overwrite").exit_code != 0
-    assert {path: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
+    assert {path: path.read_bytes() for path in (tmp_path / "a").iterdir()} == contents
 
 
 NO_TEST = ("--holdout", 0, "--no-test")
@@ -426,11 +428,13 @@ def test_training_without_a_test_set(
 @pytest.mark.parametrize("name", ["digits", pytest.param("digits-events", marks=pytest.mark.long), "motor", "patterns"])
 def test_data_set_without_a_test_set_has_all_samples_to_train_on(name: str, tmp_path: Path) -> None:
     steps = 2 if DATASETS[name].extra or name == "digits-events" else 50
-    held, whole = (load(name, steps=steps, cache_dir=tmp_path, train_only=train_only) for train_only in (False, True))
-    assert len(whole.test) == 0
+    held, undivided = (
+        load(name, steps=steps, cache_dir=tmp_path, train_only=train_only) for train_only in (False, True)
+    )
+    assert len(undivided.test) == 0
     of_training = name == "patterns"
-    assert len(whole.train) == len(held.train) + (0 if of_training else len(held.test))
-    assert "held out" not in " ".join(whole.notes)
+    assert len(undivided.train) == len(held.train) + (0 if of_training else len(held.test))
+    assert "held out" not in " ".join(undivided.notes)
     config = RunConfig.model_validate({"dataset": name, "steps": steps, "test": False})
     assert load_dataset(config).notes[-1] == "no test set is used, as requested, so nothing is tested"
 
@@ -457,12 +461,12 @@ def test_experiment_needs_a_test_set(stsbp: Call, tiny: tuple[str, ...]) -> None
     assert "shows results on test samples" in done.output
 
 
-@pytest.mark.parametrize("where", [(), ("--data-dir", ".")])
+@pytest.mark.parametrize("folder_options", [(), ("--data-dir", ".")])
 def test_embedded_data_of_the_run_are_no_other_data(
-    stsbp: Call, train_tiny: Call, tmp_path: Path, where: tuple[str, ...]
+    stsbp: Call, train_tiny: Call, tmp_path: Path, folder_options: tuple[str, ...]
 ) -> None:
     train_tiny(tmp_path / "run")
-    done = stsbp("evaluate", "run", "--on", "digits", *where)
+    done = stsbp("evaluate", "run", "--on", "digits", *folder_options)
     assert done.exit_code == 1
     assert "leave --on out to test it on samples that it has not seen" in done.output
     assert "--data-dir" not in done.output  # which would change nothing

@@ -91,9 +91,9 @@ def settings(result: Result) -> dict[str, Any]:
     return tomllib.loads(result.stdout)
 
 
-def assert_keeps(shown: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+def assert_keeps(shown: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
     """Every setting of before is there and has its value. A later version may have more settings."""
-    assert {key: shown.get(key) for key in before} == before
+    assert {key: shown.get(key) for key in stored} == stored
 
 
 @every_run
@@ -159,22 +159,31 @@ def test_show_config_reads_settings_of_a_user_and_those_it_has_shown(name: str, 
 
 
 def test_train_reads_nodes_of_a_user(stsbp: Callable[..., Result]) -> None:
-    before = tomllib.loads((BEFORE / "nodes/config.toml").read_text())
-    options = [word for key in ("limit", "holdout", "steps", "lr", "precision") for word in (f"--{key}", before[key])]
-    options += ["--batch-size", before["batch_size"], "--init-gain", before["init_gain"], "--epochs", before["epochs"]]
+    stored_settings = tomllib.loads((BEFORE / "nodes/config.toml").read_text())
+    options = [
+        word for key in ("limit", "holdout", "steps", "lr", "precision") for word in (f"--{key}", stored_settings[key])
+    ]
+    options += [
+        "--batch-size",
+        stored_settings["batch_size"],
+        "--init-gain",
+        stored_settings["init_gain"],
+        "--epochs",
+        stored_settings["epochs"],
+    ]
     result = stsbp("train", "digits", "--net", BEFORE / "nodes.toml", *options, "--out", "again")
     assert result.exit_code == 0, result.output
-    stored, again = (json.loads((folder / "last.json").read_text()) for folder in (BEFORE / "nodes", Path("again")))
-    assert again["sha256"] == stored["sha256"]
+    stored, repeated = (json.loads((folder / "last.json").read_text()) for folder in (BEFORE / "nodes", Path("again")))
+    assert repeated["sha256"] == stored["sha256"]
 
 
 @pytest.mark.usefixtures("own_classes")
 def test_classes_of_a_user_give_the_equations_of_before(stsbp: Callable[..., Result]) -> None:
-    before = tomllib.loads((BEFORE / "own-classes/config.toml").read_text())
-    options = [word for key in OWN for word in (f"--{key}", before[key])]
+    stored_settings = tomllib.loads((BEFORE / "own-classes/config.toml").read_text())
+    options = [word for key in OWN for word in (f"--{key}", stored_settings[key])]
     shown = settings(stsbp("train", "digits", *options, "--show-config"))
     for key in (*OWN, *(f"{key}_model" for key in OWN)):
-        assert shown[key] == before[key], key
+        assert shown[key] == stored_settings[key], key
 
 
 @needs_nir
@@ -194,18 +203,18 @@ def test_programs_that_use_an_onnx_file_can_use_one_of_today(
     import onnxruntime
 
     assert stsbp("export", copied("stopped"), "--to", "onnx", "--out", "today.onnx").exit_code == 0
-    before, today = (
+    earlier, today = (
         onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         for path in (unpacked("stopped.onnx"), Path("today.onnx"))
     )
     for kind in ("get_inputs", "get_outputs"):
-        ports = [[(x.name, x.type, x.shape) for x in getattr(session, kind)()] for session in (before, today)]
+        ports = [[(x.name, x.type, x.shape) for x in getattr(session, kind)()] for session in (earlier, today)]
         assert ports[0] == ports[1], kind
-    known, written = (session.get_modelmeta().custom_metadata_map for session in (before, today))
-    assert known.keys() <= written.keys()
-    assert known["checkpoint_sha256"] == written["checkpoint_sha256"]
+    earlier_metadata, written = (session.get_modelmeta().custom_metadata_map for session in (earlier, today))
+    assert earlier_metadata.keys() <= written.keys()
+    assert earlier_metadata["checkpoint_sha256"] == written["checkpoint_sha256"]
     images = read_digits()[0][:8].reshape(8, 1, 8, 8)
-    outputs = [x.run(None, {"images": images, "steps": np.array(4, np.int64)}) for x in (before, today)]
+    outputs = [x.run(None, {"images": images, "steps": np.array(4, np.int64)}) for x in (earlier, today)]
     assert outputs[0][0].any()
     for old, new in zip(*outputs, strict=True):
         np.testing.assert_array_equal(old, new)

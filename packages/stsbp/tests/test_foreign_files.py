@@ -51,11 +51,11 @@ def no_waiting() -> Iterator[None]:
     def give_up(*_: object) -> None:
         raise TimeoutError("waited for a file")
 
-    before = signal.signal(signal.SIGALRM, give_up)
+    earlier_handler = signal.signal(signal.SIGALRM, give_up)
     signal.alarm(60)
     yield
     signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    signal.signal(signal.SIGALRM, earlier_handler)
 
 
 @pytest.fixture
@@ -80,8 +80,8 @@ def test_a_run_cannot_name_a_module_to_import(
     lines = [line for line in path.read_text().splitlines() if not line.startswith(f"{setting} =")]
     path.write_text("\n".join([f'{setting} = "{value}"', *lines]))
     for command in ("evaluate", "report", "train"):
-        given = ["--resume", str(run)] if command == "train" else [str(run)]
-        result = stsbp(command, *given)
+        arguments = ["--resume", str(run)] if command == "train" else [str(run)]
+        result = stsbp(command, *arguments)
         assert result.exit_code == 1
         assert f"{setting} names the class {value}, but {setting}_model does not store it" in result.output
     assert not touched.exists()
@@ -117,19 +117,19 @@ def test_train_imports_no_module_that_only_a_file_names(
     assert lurking.exists()
 
 
-@pytest.mark.parametrize(("setting", "value"), [each for each in SETTINGS_OF_A_CLASS if each[0] != "neuron"])
+@pytest.mark.parametrize(("setting", "value"), [setting for setting in SETTINGS_OF_A_CLASS if setting[0] != "neuron"])
 def test_import_imports_no_module_that_only_a_file_names(
     stsbp: Stsbp, lurking: Path, tmp_path: Path, run: Path, setting: str, value: str
 ) -> None:
     pytest.importorskip("h5py")
     assert stsbp("export", run, "--to", "nir", "--out", "run.nir", "--dt", "1e-3").exit_code == 0
     (tmp_path / "own.toml").write_text(f'dataset = "digits"\n{setting} = "{value}"\n')
-    given = ("import", "run.nir", "--out", "theirs", "--config", "own.toml", "--dt", "1e-3")
-    result = stsbp(*given)
+    arguments = ("import", "run.nir", "--out", "theirs", "--config", "own.toml", "--dt", "1e-3")
+    result = stsbp(*arguments)
     assert result.exit_code == 1
     assert f"own.toml: {setting} = \"{value}\" names a class of the module 'lurking'" in result.output
     assert not lurking.exists()
-    assert "the module has no 'Thing'" in stsbp(*given, "--allow-imports").output
+    assert "the module has no 'Thing'" in stsbp(*arguments, "--allow-imports").output
 
 
 def test_train_takes_the_class_that_a_file_stores_without_an_import(
@@ -209,17 +209,17 @@ class TestRegularFiles:
 def test_a_file_is_opened_with_the_flags_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Closed in processes that are begun, bytes as they are (on Windows), and without waiting."""
     (tmp_path / "a").write_bytes(b"\r\n\x1a")
-    given, opened = list[int](), os.open
+    flags_used, opened = list[int](), os.open
 
     def noted(path: str, flags: int) -> int:
-        given.append(flags)
+        flags_used.append(flags)
         return opened(path, flags)
 
     monkeypatch.setattr("stsbp.files.os.open", noted)
     with open_regular(tmp_path / "a", 100) as file:
         assert file.read() == b"\r\n\x1a"
-    wanted = [getattr(os, name, 0) for name in ("O_CLOEXEC", "O_BINARY", "O_NONBLOCK")]
-    assert given == [os.O_RDONLY | wanted[0] | wanted[1] | wanted[2]]
+    flag_values = [getattr(os, name, 0) for name in ("O_CLOEXEC", "O_BINARY", "O_NONBLOCK")]
+    assert flags_used == [os.O_RDONLY | flag_values[0] | flag_values[1] | flag_values[2]]
 
 
 @needs_pipes
@@ -281,20 +281,20 @@ class TestData:
         content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + b"\0"
         with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
             file.writestr("inputs.npy", content)
-        with warnings.catch_warnings(record=True) as told, pytest.raises(DataError, match=r"x\.npz"):
+        with warnings.catch_warnings(record=True) as warned, pytest.raises(DataError, match=r"x\.npz"):
             load("sequences", data_dir=tmp_path / "x.npz")
-        assert told == []
+        assert warned == []
 
     @pytest.mark.parametrize("packed", [True, False])
     def test_digits(self, tmp_path: Path, packed: bool) -> None:
         for name in mnist._names("train"):
             (tmp_path / f"{name}{'.gz' if packed else ''}").write_bytes(b"")
-        found = mnist.find(tmp_path, "train")
-        assert found is not None
-        found[0].unlink()
-        os.mkfifo(found[0])
+        paths = mnist.find(tmp_path, "train")
+        assert paths is not None
+        paths[0].unlink()
+        os.mkfifo(paths[0])
         with pytest.raises(DataError, match="it is a pipe, not a regular file"):
-            mnist._content(found[0])
+            mnist._content(paths[0])
 
     def test_packed_digits_that_are_too_many(self, tmp_path: Path) -> None:
         path = tmp_path / "train-images-idx3-ubyte.gz"
@@ -344,11 +344,11 @@ class TestData:
 
 @pytest.mark.filterwarnings("error")
 class TestImages:
-    def bytes(self, image: Any, **how: Any) -> bytes:
+    def bytes(self, image: Any, **options: Any) -> bytes:
         import io
 
         file = io.BytesIO()
-        image.save(file, **how)
+        image.save(file, **options)
         return file.getvalue()
 
     def test_too_many_pixels(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,10 +375,10 @@ class TestImages:
             self.bytes(image, format="JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff"),
             self.bytes(transparent, format="PNG", transparency=bytes([0, 128, 255])),
         ):
-            with warnings.catch_warnings(record=True) as told:
+            with warnings.catch_warnings(record=True) as warned:
                 warnings.simplefilter("always")
                 assert read_image(content, Path("x"), channels=None, size=None).shape[1:] == (4, 4)
-            assert told == []
+            assert warned == []
 
 
 WHOLE: dict[str, Any] = {"shape": [1, 8, 8], "coding": "direct", "classes": list("0123456789")}
@@ -472,11 +472,11 @@ class TestRecords:
         deep = b'{"kind": "epoch", "x": ' + b"[" * 500 + b"]" * 500 + b"}\n"
         huge = lines[1].replace(b'"loss": ', b'"loss": 1e999, "was": ')
         forge_records(run, b"".join([lines[0], b"{\n", deep, huge, b"\xff\n", b"\n", *lines[1:], lines[-1][:-9]]))
-        told: list[str] = []
-        found = read_records(run, RunFolder(run).read_config(), told.append)
-        assert found == [json.loads(line) for line in lines]
-        assert len(told) == 1
-        assert "damaged lines are left out: 5, the first line 2" in told[0]
+        messages: list[str] = []
+        read = read_records(run, RunFolder(run).read_config(), messages.append)
+        assert read == [json.loads(line) for line in lines]
+        assert len(messages) == 1
+        assert "damaged lines are left out: 5, the first line 2" in messages[0]
         for command in (("compare", run), ("report", run, "--no-samples")):
             result = stsbp(*command)
             assert result.exit_code == 0
@@ -502,10 +502,10 @@ class TestRecords:
 
     @pytest.mark.parametrize("change", [{"labels": []}, {"shape": []}, {"shape": [-1, 4]}, {"skipped": [["a"]]}])
     def test_cache_that_contradicts_itself(self, change: dict[str, Any]) -> None:
-        whole = {"key": {}, "shape": [2, 4], "sha256": "0" * 64, "labels": [0, 1], "skipped": [["a", "b"]]}
-        records.read(records.Cache, whole)
+        record = {"key": {}, "shape": [2, 4], "sha256": "0" * 64, "labels": [0, 1], "skipped": [["a", "b"]]}
+        records.read(records.Cache, record)
         with pytest.raises(ValueError, match="Cache"):
-            records.read(records.Cache, {**whole, **change})
+            records.read(records.Cache, {**record, **change})
 
 
 class TestOutputs:
@@ -523,12 +523,12 @@ class TestOutputs:
         self, run: Path, stsbp: Stsbp, precious: list[Path], refused: Callable[..., None]
     ) -> None:
         np.save(run.parent / "x.npy", np.zeros((8, 8), np.uint8))
-        before = {path: path.read_bytes() for path in precious}
+        contents = {path: path.read_bytes() for path in precious}
         assert any(path.suffix == ".safetensors" for path in precious)
         for path in precious:
             refused(stsbp("report", run, "--no-samples", "--out", path), str(path), "is not replaced")
             refused(stsbp("predict", run, "x.npy", "--draw", path), str(path), "is not replaced")
-        assert {path: path.read_bytes() for path in precious} == before
+        assert {path: path.read_bytes() for path in precious} == contents
 
     @needs_pipes
     def test_folders_pipes_and_devices(self, run: Path, stsbp: Stsbp, refused: Callable[..., None]) -> None:
@@ -541,8 +541,8 @@ class TestOutputs:
         assert PAGE.begins.match(page("title", ["body"]).encode())
         old = page("title", ["body"]).replace('<meta name="generator" content="stsbp">', "")
         assert old != page("title", ["body"])
-        for before in ("", page("a page", ["of another run"]), old):
-            out.write_text(before)
+        for content in ("", page("a page", ["of another run"]), old):
+            out.write_text(content)
             assert stsbp("report", run, "--no-samples", "--out", out).exit_code == 0
             assert "stsbp run run" in out.read_text()
 

@@ -34,7 +34,7 @@ def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full and a POSIX shell")
 @pytest.mark.parametrize(
-    ("redirection", "code", "said"),
+    ("redirection", "code", "message"),
     [
         (">&-", 0, ""),
         ("2>&-", 0, ""),
@@ -44,9 +44,9 @@ def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
         (">/dev/full 2>/dev/full", 1, ""),
     ],
 )
-def test_closed_and_full_streams(tmp_path: Path, redirection: str, code: int, said: str) -> None:
+def test_closed_and_full_streams(tmp_path: Path, redirection: str, code: int, message: str) -> None:
     result = shell(f"$S networks 8 {redirection}", tmp_path)
-    assert (result.returncode, result.stderr) == (code, said)
+    assert (result.returncode, result.stderr) == (code, message)
 
 
 def test_reporter_without_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,10 +120,10 @@ def test_more_zeroed_errors_than_errors(
 def test_forged_description(
     run: Path, stsbp: Stsbp, changes: dict[str, Any], refused: Callable[..., None], forge: Callable[..., None]
 ) -> None:
-    before = sorted(path.name for path in run.iterdir())
+    names = sorted(path.name for path in run.iterdir())
     forge(run, lambda description: description.update(changes))
     refused(stsbp("train", "--resume", run), str(run))
-    assert sorted(path.name for path in run.iterdir()) == before
+    assert sorted(path.name for path in run.iterdir()) == names
 
 
 def test_best_in_the_place_of_last(run: Path, stsbp: Stsbp, refused: Callable[..., None]) -> None:
@@ -169,9 +169,9 @@ def test_a_refused_extension_changes_no_settings(
     run: Path, stsbp: Stsbp, refused: Callable[..., None], forge: Callable[..., None]
 ) -> None:
     forge_tensor(run, "weight/linear1", np.full((12, 64), 1e38, np.float32), forge)
-    before = (run / "config.toml").read_bytes()
+    config = (run / "config.toml").read_bytes()
     refused(stsbp("train", "--resume", run, "--epochs", 4), "linear1: a weight of magnitude 1e+38 is too large")
-    assert (run / "config.toml").read_bytes() == before
+    assert (run / "config.toml").read_bytes() == config
 
 
 @pytest.mark.parametrize("epochs", [3, 4])
@@ -193,9 +193,9 @@ def test_a_refused_checkpoint_leaves_all_files(
     forge: Callable[..., None],
 ) -> None:
     forged(run, forge)
-    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    contents = {path.name: path.read_bytes() for path in run.iterdir()}
     refused(stsbp("train", "--resume", run, "--epochs", epochs), str(run))
-    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == contents
 
 
 @pytest.mark.parametrize("value", [np.nan, 1e38])
@@ -212,7 +212,7 @@ def test_an_unusable_start_leaves_the_run_that_it_would_replace(
 def test_a_state_that_cannot_be_read_back_is_not_saved(
     run: Path, stsbp: Stsbp, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., None]
 ) -> None:
-    export, before = Trainer.export_state, (run / "last.json").read_bytes()
+    export, earlier_description = Trainer.export_state, (run / "last.json").read_bytes()
 
     def overflowed(trainer: Any, state: Any) -> dict[str, Any]:
         tensors = export(trainer, state)
@@ -220,8 +220,8 @@ def test_a_state_that_cannot_be_read_back_is_not_saved(
 
     monkeypatch.setattr(Trainer, "export_state", overflowed)
     refused(stsbp("train", "--resume", run, "--epochs", 4), "is not saved, because its tensor adamw.v/linear1")
-    after = json.loads((run / "last.json").read_text())
-    assert after["file"] == json.loads(before)["file"]
+    description = json.loads((run / "last.json").read_text())
+    assert description["file"] == json.loads(earlier_description)["file"]
 
 
 def test_deeply_nested_files_of_a_run(run: Path, stsbp: Stsbp, refused: Callable[..., None]) -> None:

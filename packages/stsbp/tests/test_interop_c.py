@@ -115,9 +115,11 @@ def network(net: str, shape: tuple[int, ...] = (12,), **more: Any) -> NetworkSpe
 
 def silent_from(net: str, step: int, steps: int, neuron: NeuronModel) -> Case:
     """A network whose input falls silent, so that states fade below the floor."""
-    each = drawn(network(net, neuron=neuron), 3, steps, 1)
-    each.inputs[step:] = 0
-    return replace(each, run=open_backend("numpy").run(each.network, each.weights, each.inputs, steps))
+    drawn_case = drawn(network(net, neuron=neuron), 3, steps, 1)
+    drawn_case.inputs[step:] = 0
+    return replace(
+        drawn_case, run=open_backend("numpy").run(drawn_case.network, drawn_case.weights, drawn_case.inputs, steps)
+    )
 
 
 ALONE = {
@@ -154,13 +156,13 @@ def alone(name: str) -> Case:
     return ALONE[name]()
 
 
-def made(name: str) -> Case:
+def case_named(name: str) -> Case:
     return case(name) if name in SMALL else alone(name)
 
 
 def exported(name: str) -> CSource:
-    each = made(name)
-    return source(program(each.network, each.weights), replace(LIKE_THIS, name=name, steps=9))
+    exported_case = case_named(name)
+    return source(program(exported_case.network, exported_case.weights), replace(LIKE_THIS, name=name, steps=9))
 
 
 @dataclass
@@ -173,18 +175,18 @@ class Built:
 
     def __post_init__(self) -> None:
         for name in self.names:
-            each, found = made(name), exported(name)
-            self.sources.append(found)
-            (self.folder / f"{found.stem}.h").write_text(found.header)
-            (self.folder / f"{found.stem}.c").write_text(found.source)
-            with (self.folder / f"{found.stem}.bin").open("wb") as file:
-                recorded(file, each.network, each.inputs, each.run)
-        assert len({each.stem for each in self.sources}) == len(self.sources)
+            built_case, c_source = case_named(name), exported(name)
+            self.sources.append(c_source)
+            (self.folder / f"{c_source.stem}.h").write_text(c_source.header)
+            (self.folder / f"{c_source.stem}.c").write_text(c_source.source)
+            with (self.folder / f"{c_source.stem}.bin").open("wb") as file:
+                recorded(file, built_case.network, built_case.inputs, built_case.run)
+        assert len({c_source.stem for c_source in self.sources}) == len(self.sources)
         (self.folder / "main.c").write_text(driver(self.sources))
 
     def run(self, *options: str, compiler: str = GCC, program: str = "all") -> str:
         """What the program prints, compiled with some options."""
-        files = [f"{each.stem}.c" for each in self.sources]
+        files = [f"{c_source.stem}.c" for c_source in self.sources]
         command = [compiler, *options, *macros(self.sources), *files, "main.c", "-o", program, "-lm"]
         subprocess.run(command, cwd=self.folder, check=True)
         return subprocess.run([f"./{program}"], cwd=self.folder, check=True, capture_output=True, text=True).stdout
@@ -218,12 +220,12 @@ FMA = pytest.mark.skipif(not has_fused_multiply_add(), reason="this processor ha
     ],
 )
 def test_every_network_computes_what_the_reference_does(built: Built, options: tuple[str, ...]) -> None:
-    found = list(compared(built.run(*options)))
-    assert {each.network for each in found} == {each.stem for each in built.sources}
-    assert [each for each in found if each.spikes_differ or each.potentials_differ] == []
-    layers = [layer for name in built.names for layer in made(name).run.layers.values()]
-    assert [each.values for each in found] == [layer.spikes.size for layer in layers]
-    assert [each.spikes for each in found] == [layer.spikes.sum() for layer in layers]
+    layers_compared = list(compared(built.run(*options)))
+    assert {layer.network for layer in layers_compared} == {layer.stem for layer in built.sources}
+    assert [layer for layer in layers_compared if layer.spikes_differ or layer.potentials_differ] == []
+    layers = [layer for name in built.names for layer in case_named(name).run.layers.values()]
+    assert [layer.values for layer in layers_compared] == [layer.spikes.size for layer in layers]
+    assert [layer.spikes for layer in layers_compared] == [layer.spikes.sum() for layer in layers]
 
 
 @pytest.mark.parametrize(
@@ -238,26 +240,26 @@ def test_every_network_computes_what_the_reference_does(built: Built, options: t
 def test_an_equation_that_is_printed_wrongly_is_seen(
     wrong: dict[str, str], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not any(each.potentials_differ for each in compared(Built(tmp_path, [name]).run()))
+    assert not any(layer.potentials_differ for layer in compared(Built(tmp_path, [name]).run()))
     spoilt = replace(C, operations={**C.operations, **wrong})
     monkeypatch.setattr("stsbp.interop.c_source.steps.C", spoilt)
     monkeypatch.setattr("stsbp.interop.c_source.module.BATCHNORM", batchnorm(spoilt))
-    found = list(compared(Built(tmp_path, [name]).run()))
-    assert any(each.potentials_differ for each in found)
+    layers_compared = list(compared(Built(tmp_path, [name]).run()))
+    assert any(layer.potentials_differ for layer in layers_compared)
 
 
 @FMA
 def test_gcc_fuses_nothing_and_what_it_fuses_without_the_pragma_is_seen(few: Built) -> None:
     options = ("-O3", "-std=gnu11", "-mfma", "-ffp-contract=fast")
-    assert not any(each.potentials_differ for each in compared(few.run(*options)))
-    for each in few.sources:
-        path = few.folder / f"{each.stem}.c"
-        assert each.source.count('"fp-contract=off", ') == 1
-        path.write_text(each.source.replace('"fp-contract=off", ', ""))
+    assert not any(layer.potentials_differ for layer in compared(few.run(*options)))
+    for c_source in few.sources:
+        path = few.folder / f"{c_source.stem}.c"
+        assert c_source.source.count('"fp-contract=off", ') == 1
+        path.write_text(c_source.source.replace('"fp-contract=off", ', ""))
     printed = few.run(*options)
     assert printed.count('"exact": 0') == len(few.sources)
-    layers = [Compared(**each) for each in map(json.loads, printed.splitlines()) if "layer" in each]
-    assert any(each.potentials_differ for each in layers)
+    layers = [Compared(**record) for record in map(json.loads, printed.splitlines()) if "layer" in record]
+    assert any(layer.potentials_differ for layer in layers)
     with pytest.raises(ValueError, match='"exact": 0'):
         list(compared(printed))
 
@@ -265,7 +267,7 @@ def test_gcc_fuses_nothing_and_what_it_fuses_without_the_pragma_is_seen(few: Bui
 @FMA
 @pytest.mark.skipif(shutil.which("clang") is None, reason="there is no clang")
 def test_clang_fuses_nothing_unless_it_is_told_to_which_is_seen(few: Built) -> None:
-    assert not any(each.potentials_differ for each in compared(few.run("-O3", "-mfma", *WARNED, compiler="clang")))
+    assert not any(layer.potentials_differ for layer in compared(few.run("-O3", "-mfma", *WARNED, compiler="clang")))
     assert '"exact": 1' not in few.run("-O3", "-mfma", "-ffp-contract=fast", compiler="clang")
 
 
@@ -288,18 +290,24 @@ def test_header_and_source_of_two_exports_do_not_compile(few: Built) -> None:
 
 
 def test_tables_and_state_have_the_sizes_that_are_said(built: Built) -> None:
-    chosen = [each for each in built.sources if each.stem in ("residual", "nodes", "image_twice", "few_bits", "plif")]
-    subprocess.run([GCC, "-std=c99", "-c", *(f"{each.stem}.c" for each in chosen)], cwd=built.folder, check=True)
-    for each in chosen:
-        command = ["nm", "-S", "--defined-only", f"{each.stem}.o"]
+    chosen = [
+        c_source
+        for c_source in built.sources
+        if c_source.stem in ("residual", "nodes", "image_twice", "few_bits", "plif")
+    ]
+    subprocess.run(
+        [GCC, "-std=c99", "-c", *(f"{c_source.stem}.c" for c_source in chosen)], cwd=built.folder, check=True
+    )
+    for c_source in chosen:
+        command = ["nm", "-S", "--defined-only", f"{c_source.stem}.o"]
         printed = subprocess.run(command, cwd=built.folder, check=True, capture_output=True, text=True).stdout
         tables = [line.split()[1] for line in printed.splitlines() if line.split()[2] == "r"]
-        assert sum(int(size, 16) for size in tables) == each.flash
-        assert f"_FLASH_BYTES {each.flash}u" in each.header
-    lines = [f'#include "{each.stem}.h"' for each in built.sources]
+        assert sum(int(size, 16) for size in tables) == c_source.flash
+        assert f"_FLASH_BYTES {c_source.flash}u" in c_source.header
+    lines = [f'#include "{c_source.stem}.h"' for c_source in built.sources]
     checks = [
-        f"typedef char s{i}[(sizeof({each.stem}_state) == {each.ram}) ? 1 : -1];"
-        for i, each in enumerate(built.sources)
+        f"typedef char s{i}[(sizeof({c_source.stem}_state) == {c_source.ram}) ? 1 : -1];"
+        for i, c_source in enumerate(built.sources)
     ]
     text = "\n".join([*lines, *checks, ""])
     subprocess.run([GCC, "-fsyntax-only", "-x", "c", "-"], cwd=built.folder, input=text, text=True, check=True)
@@ -321,23 +329,23 @@ class Library:
     """A network as a shared library."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        found = exported(name)
-        (folder / f"{found.stem}.h").write_text(found.header)
-        (folder / f"{found.stem}.c").write_text(found.source)
-        command = [GCC, "-std=c99", "-O1", "-shared", "-fPIC", f"{found.stem}.c", "-o", f"{found.stem}.so", "-lm"]
+        c_source = exported(name)
+        (folder / f"{c_source.stem}.h").write_text(c_source.header)
+        (folder / f"{c_source.stem}.c").write_text(c_source.source)
+        command = [GCC, "-std=c99", "-O1", "-shared", "-fPIC", f"{c_source.stem}.c", "-o", f"{c_source.stem}.so", "-lm"]
         subprocess.run(command, cwd=folder, check=True)
-        self._whole = getattr(ctypes.CDLL(str(folder / f"{found.stem}.so")), f"{found.stem}_run")
-        self._state, self._outputs = np.empty(found.ram // 4, np.float32), made(name).network.outputs
+        self._run_all = getattr(ctypes.CDLL(str(folder / f"{c_source.stem}.so")), f"{c_source.stem}_run")
+        self._state, self._outputs = np.empty(c_source.ram // 4, np.float32), case_named(name).network.outputs
 
     def run(self, frames: UInt8, steps: int) -> UInt8:
         spikes, frames = np.empty((steps, self._outputs), np.uint8), np.ascontiguousarray(frames)
         pointers = [ctypes.c_void_p(x.ctypes.data) for x in (self._state, frames, spikes)]
-        self._whole(pointers[0], pointers[1], ctypes.c_uint32(steps), pointers[2], None)
+        self._run_all(pointers[0], pointers[1], ctypes.c_uint32(steps), pointers[2], None)
         return spikes
 
 
 def test_bytes_that_are_too_large_count_as_the_largest(tmp_path: Path) -> None:
-    full, few = made("full"), made("few counts")
+    full, few = case_named("full"), case_named("few counts")
     last = list(full.run.layers.values())[-1].spikes
     assert np.array_equal(Library(tmp_path, "full").run(full.inputs[:, 1] * np.uint8(77), 9), last[:, 1])
     beyond = np.where(few.inputs == 3, np.uint8(200), few.inputs)
@@ -347,8 +355,8 @@ def test_bytes_that_are_too_large_count_as_the_largest(tmp_path: Path) -> None:
 
 
 def exported_as(network_name: str, name: str, **more: Any) -> CSource:
-    each = made(network_name)
-    return source(program(each.network, each.weights), replace(LIKE_THIS, name=name, **more))
+    exported_case = case_named(network_name)
+    return source(program(exported_case.network, exported_case.weights), replace(LIKE_THIS, name=name, **more))
 
 
 @pytest.mark.parametrize(
@@ -376,9 +384,9 @@ def exported_as(network_name: str, name: str, **more: Any) -> CSource:
     ],
 )
 def test_names_of_runs_become_names_in_c(name: str, stem: str) -> None:
-    found = exported_as("no hidden layer", name)
-    assert found.stem == identifier(name) == stem
-    assert f"void {stem}_step(" in found.header
+    c_source = exported_as("no hidden layer", name)
+    assert c_source.stem == identifier(name) == stem
+    assert f"void {stem}_step(" in c_source.header
     assert len(f"{stem}_layer_sizes") <= 32
 
 
@@ -416,9 +424,9 @@ int main(void) {{ const char *const all[] = {hostile.stem.upper()}_CLASS_NAMES; 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
 def test_the_header_serves_c_plus_plus(tmp_path: Path) -> None:
-    found = exported("image")
-    (tmp_path / "image.h").write_text(found.header)
-    (tmp_path / "image.c").write_text(found.source)
+    c_source = exported("image")
+    (tmp_path / "image.h").write_text(c_source.header)
+    (tmp_path / "image.c").write_text(c_source.source)
     text = '#include "image.h"\nint main() { image_state s; image_begin(&s, nullptr); return image_check(); }\n'
     (tmp_path / "main.cpp").write_text(text)
     subprocess.run([GCC, "-std=c99", "-c", "image.c"], cwd=tmp_path, check=True)
@@ -426,9 +434,9 @@ def test_the_header_serves_c_plus_plus(tmp_path: Path) -> None:
 
 
 def test_a_step_with_an_exponential_is_refused_by_name() -> None:
-    each = drawn(network("6-5{tau_s=2}", neuron=Inexact()), 3)
+    drawn_case = drawn(network("6-5{tau_s=2}", neuron=Inexact()), 3)
     with pytest.raises(ConfigError, match=r"neurons1: the neuron's step has exp"):
-        source(program(each.network, each.weights), LIKE_THIS)
+        source(program(drawn_case.network, drawn_case.weights), LIKE_THIS)
 
 
 def test_what_no_index_reaches_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -438,43 +446,43 @@ def test_what_no_index_reaches_is_refused_by_name(monkeypatch: pytest.MonkeyPatc
 
 
 def test_both_files_are_written_or_none(tmp_path: Path) -> None:
-    each = made("full")
-    given = program(each.network, each.weights), LIKE_THIS
+    full_case = case_named("full")
+    arguments = program(full_case.network, full_case.weights), LIKE_THIS
     out = tmp_path / "there" / "new"
-    assert write(*given, out)[:2] == [str(out / "net.c"), str(out / "net.h")]
+    assert write(*arguments, out)[:2] == [str(out / "net.c"), str(out / "net.h")]
     assert sorted(path.name for path in out.iterdir()) == ["net.c", "net.h"]
-    before = (out / "net.c").read_bytes()
-    write(given[0], replace(LIKE_THIS, checkpoint="1" * 64), out)
-    assert (out / "net.c").read_bytes() != before
+    earlier_source = (out / "net.c").read_bytes()
+    write(arguments[0], replace(LIKE_THIS, checkpoint="1" * 64), out)
+    assert (out / "net.c").read_bytes() != earlier_source
     (out / "net.h").write_text("/* mine */")
-    before = (out / "net.c").read_bytes()
+    earlier_source = (out / "net.c").read_bytes()
     with pytest.raises(FileError, match=r"net\.h is there already and is not C source of stsbp export"):
-        write(*given, out)
-    assert (out / "net.c").read_bytes() == before
+        write(*arguments, out)
+    assert (out / "net.c").read_bytes() == earlier_source
     assert sorted(path.name for path in out.iterdir()) == ["net.c", "net.h"]
     with pytest.raises(FileError, match=r"net\.c is a file, but C source consists of two files"):
-        write(*given, out / "net.c")
+        write(*arguments, out / "net.c")
 
 
 def test_a_full_disk_leaves_the_earlier_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    each = made("full")
-    given = program(each.network, each.weights), LIKE_THIS
-    write(*given, tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    full_case = case_named("full")
+    arguments = program(full_case.network, full_case.weights), LIKE_THIS
+    write(*arguments, tmp_path)
+    earlier_files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     real = os.fsync
-    left = [1]
+    syncs_left = [1]
 
     def full(descriptor: int) -> None:
-        if not left[0]:
+        if not syncs_left[0]:
             raise OSError(errno.ENOSPC, "No space left on device")
-        left[0] -= 1
+        syncs_left[0] -= 1
         real(descriptor)
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(FileError, match="the disk is full"):
-        write(given[0], replace(LIKE_THIS, checkpoint="1" * 64), tmp_path)
+        write(arguments[0], replace(LIKE_THIS, checkpoint="1" * 64), tmp_path)
     monkeypatch.undo()
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == earlier_files
 
 
 def test_the_command_writes_what_the_page_shows_and_it_reads_digits(
@@ -492,11 +500,11 @@ def test_the_command_writes_what_the_page_shows_and_it_reads_digits(
     subprocess.run(command, cwd=tmp_path / "firmware", check=True)
     trained = load_run(tmp_path / "digits", backend="numpy")
     images = np.random.default_rng(0).choice(np.array([0, 255], np.uint8), (6, 1, 8, 8))
-    found = trained.predict(images)
-    for image, number in zip(images, found.counted, strict=True):
+    prediction = trained.predict(images)
+    for image, number in zip(images, prediction.counted, strict=True):
         ran = subprocess.run([tmp_path / "firmware" / "reads"], input=image.tobytes(), capture_output=True, check=True)
-        assert ran.stdout.decode().strip() == found.names[number]
-    assert len(set(found.counted.tolist())) > 1
+        assert ran.stdout.decode().strip() == prediction.names[number]
+    assert len(set(prediction.counted.tolist())) > 1
     (tmp_path / "firmware" / "digits.c").write_text("mine")
     refused(stsbp("export", "digits", "--to", "c", "--out", "firmware"), "digits.c", "is not C source of stsbp export")
     refused(stsbp("export", "digits", "--to", "c", "--out", "firmware/main.c"), "is a file")

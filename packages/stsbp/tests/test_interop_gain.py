@@ -19,18 +19,18 @@ from stsbp_spec.models.neurons import parse_neuron
 from stsbp_spec.typing import Float32
 
 
-def converted(each: Case, small: Small, gain: str) -> tuple[NetworkSpec, dict[str, Float32], list[str]]:
+def converted(network_case: Case, small: Small, gain: str) -> tuple[NetworkSpec, dict[str, Float32], list[str]]:
     """The same network with another gain, its weights, and what is said of it."""
     numbers = {"tau_m": small.tau_m, "tau_s": small.tau_s, "tau_rise": small.tau_rise, "psp_gain": gain}
     network = NetworkSpec.parse(
         small.net,
         input_shape=small.input_shape,
-        outputs=each.network.outputs,
+        outputs=network_case.network.outputs,
         coding=small.coding,
         padding=small.padding,
         neuron=parse_neuron(small.neuron, numbers),
     )
-    weights, changes = with_gain(each.network, network, each.weights)
+    weights, changes = with_gain(network_case.network, network, network_case.weights)
     return network, weights, [str(change) for change in changes]
 
 
@@ -79,28 +79,28 @@ OTHERS = {
 def test_powers_of_two_keep_every_bit(name: str) -> None:
     tau_s = 5.5 if name == "second order" else 4.0
     small = replace({**SMALL, **OTHERS}[name], tau_s=tau_s)
-    each = case_of(small, 3)
-    network, weights, said = converted(each, small, "unit")
-    found = open_backend("numpy").run(network, weights, each.inputs, 9)
-    for layer, own in each.run.layers.items():
-        assert np.array_equal(found.layers[layer].spikes, own.spikes), layer
-        assert np.array_equal(found.layers[layer].potentials, own.potentials), layer
-    assert any("times 0.25, exactly" in line for line in said)
-    assert all("rounded" not in line for line in said)
-    assert said[0].endswith("as it was")
+    network_case = case_of(small, 3)
+    network, weights, changes = converted(network_case, small, "unit")
+    run = open_backend("numpy").run(network, weights, network_case.inputs, 9)
+    for layer, layer_run in network_case.run.layers.items():
+        assert np.array_equal(run.layers[layer].spikes, layer_run.spikes), layer
+        assert np.array_equal(run.layers[layer].potentials, layer_run.potentials), layer
+    assert any("times 0.25, exactly" in line for line in changes)
+    assert all("rounded" not in line for line in changes)
+    assert changes[0].endswith("as it was")
 
 
 def test_other_factors_say_how_far_weights_move() -> None:
     small = SMALL["full"]
-    each = case_of(small, 3)
-    network, weights, said = converted(each, small, "unit")
-    assert said[0] == "linear1: as it was"
-    assert said[1].startswith("linear2: times 0.6")
-    assert "rounded by up to" in said[1]
-    assert np.allclose(weights["linear2"], each.weights["linear2"] * 0.6, rtol=1e-6)
-    found = open_backend("numpy").run(network, weights, each.inputs, 9)
-    own = each.run.layers["linear2"].potentials
-    assert 0 < np.abs(found.layers["linear2"].potentials - own).max() < 0.02
+    network_case = case_of(small, 3)
+    network, weights, changes = converted(network_case, small, "unit")
+    assert changes[0] == "linear1: as it was"
+    assert changes[1].startswith("linear2: times 0.6")
+    assert "rounded by up to" in changes[1]
+    assert np.allclose(weights["linear2"], network_case.weights["linear2"] * 0.6, rtol=1e-6)
+    run = open_backend("numpy").run(network, weights, network_case.inputs, 9)
+    potentials = network_case.run.layers["linear2"].potentials
+    assert 0 < np.abs(run.layers["linear2"].potentials - potentials).max() < 0.02
 
 
 def test_shared_weights_need_one_factor() -> None:
@@ -155,11 +155,11 @@ def test_settings_that_name_the_gain_themselves_are_refused(
 def test_a_bias_that_is_rounded_is_said_though_the_weights_are_not() -> None:
     """3/8 times weights of few bits is exact, and times a bias it is not."""
     small = Small("10b-4b", tau_s=8 / 3)
-    each = case_of(small, 3)
+    network_case = case_of(small, 3)
     rng = np.random.default_rng(0)
     weights = {
         name: x if name.endswith(".bias") else rng.choice([-1, 1, 0.5, -0.5], x.shape).astype(np.float32)
-        for name, x in each.weights.items()
+        for name, x in network_case.weights.items()
     }
-    _, _, said = converted(replace(each, weights=weights), small, "unit")
-    assert "rounded by up to" in said[1]
+    _, _, changes = converted(replace(network_case, weights=weights), small, "unit")
+    assert "rounded by up to" in changes[1]

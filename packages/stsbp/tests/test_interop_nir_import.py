@@ -39,23 +39,25 @@ def simple(neurons: dict[str, Any], inputs: int = 5, outputs: int = 4, **between
     return graph(nodes, chain("input", "a", *between, "n", "b", "last", "output"))
 
 
-def network_of(found: Imported, shape: Shape) -> NetworkSpec:
-    return NetworkSpec(shape, (), "events", found.input_psp, nodes=found.nodes)
+def network_of(imported: Imported, shape: Shape) -> NetworkSpec:
+    return NetworkSpec(shape, (), "events", imported.input_psp, nodes=imported.nodes)
 
 
 def frames(shape: Shape) -> UInt8:
     return (np.random.default_rng(5).random((STEPS, SAMPLES, *shape)) < 0.5).astype(np.uint8)
 
 
-def run(made: NirGraph, shape: Shape, choices: Choices = CHOICES) -> tuple[Imported, RunResult]:
+def run(nir_graph: NirGraph, shape: Shape, choices: Choices = CHOICES) -> tuple[Imported, RunResult]:
     """The network of a graph, run on the reference backend."""
-    found = import_graph(made, shape, choices)
-    network = network_of(found, shape)
-    read = NetworkSpec.parse(written_nodes(network.graph.nodes), input_shape=shape, input_psp=found.input_psp)
+    imported = import_graph(nir_graph, shape, choices)
+    network = network_of(imported, shape)
+    read = NetworkSpec.parse(written_nodes(network.graph.nodes), input_shape=shape, input_psp=imported.input_psp)
     assert read.graph == network.graph
-    assert {name: x.shape for name, x in found.weights.items()} == {n: p.shape for n, p in network.parameters.items()}
-    assert all(x.dtype == np.float32 for x in found.weights.values())
-    return found, open_backend("numpy").run(network, dict(found.weights), frames(shape), STEPS)
+    assert {name: x.shape for name, x in imported.weights.items()} == {
+        n: p.shape for n, p in network.parameters.items()
+    }
+    assert all(x.dtype == np.float32 for x in imported.weights.values())
+    return imported, open_backend("numpy").run(network, dict(imported.weights), frames(shape), STEPS)
 
 
 def convolved(x: Any, p: Mapping[str, Any]) -> Any:
@@ -63,17 +65,17 @@ def convolved(x: Any, p: Mapping[str, Any]) -> Any:
     w, groups = np.asarray(p["weight"], np.float64), int(p["groups"])
     (sy, sx), (py, px), (dy, dx) = (np.broadcast_to(p[key], 2) for key in ("stride", "padding", "dilation"))
     x = np.pad(x, ((0, 0), (0, 0), (py, py), (px, px)))
-    outputs, each, rows, columns = w.shape
+    outputs, channels, rows, columns = w.shape
     height = (x.shape[2] - dy * (rows - 1) - 1) // sy + 1
     width = (x.shape[3] - dx * (columns - 1) - 1) // sx + 1
-    found = np.zeros((len(x), outputs, height, width))
+    output = np.zeros((len(x), outputs, height, width))
     for c in range(outputs):
-        first = c // (outputs // groups) * each
+        first = c // (outputs // groups) * channels
         for i in range(rows):
             for j in range(columns):
-                part = x[:, first : first + each, i * dy :: sy, j * dx :: sx][:, :, :height, :width]
-                found[:, c] += (w[c, :, i, j, None, None] * part).sum(1)
-    return found + np.asarray(p["bias"]).reshape(1, -1, 1, 1)
+                part = x[:, first : first + channels, i * dy :: sy, j * dx :: sx][:, :, :height, :width]
+                output[:, c] += (w[c, :, i, j, None, None] * part).sum(1)
+    return output + np.asarray(p["bias"]).reshape(1, -1, 1, 1)
 
 
 def pooled(x: Any, p: Mapping[str, Any]) -> Any:
@@ -84,7 +86,7 @@ def pooled(x: Any, p: Mapping[str, Any]) -> Any:
 
 
 def _stacked(steps: list[dict[str, Float64]]) -> dict[str, Float64]:
-    return {name: np.stack([each[name] for each in steps]) for name in steps[0]}
+    return {name: np.stack([outputs[name] for outputs in steps]) for name in steps[0]}
 
 
 class Interpreter:
@@ -95,20 +97,20 @@ class Interpreter:
 
     neurons = ("LIF", "CubaLIF", "IF", "Threshold", "LI", "CubaLI", "I")
 
-    def __init__(self, made: NirGraph, reset: str = "zero") -> None:
-        self.graph, self.reset = made, reset
+    def __init__(self, nir_graph: NirGraph, reset: str = "zero") -> None:
+        self.graph, self.reset = nir_graph, reset
         self.state: dict[str, Any] = {}
-        self.before: dict[str, Float64] = {}
+        self.previous: dict[str, Float64] = {}
         self.late: dict[str, list[Float64]] = {}
         self.order: list[str] = []
-        waiting = list(made.nodes)
-        populations = {name for name, node in made.nodes.items() if node.kind in self.neurons}
+        waiting = list(nir_graph.nodes)
+        populations = {name for name, node in nir_graph.nodes.items() if node.kind in self.neurons}
         while waiting:
-            known = [n for n in waiting if all(each in self.order for each in inputs(made, n))]
-            missing = {n: {each for each in inputs(made, n) if each not in self.order} for n in waiting}
+            ready = [n for n in waiting if all(source in self.order for source in inputs(nir_graph, n))]
+            missing = {n: {source for source in inputs(nir_graph, n) if source not in self.order} for n in waiting}
             # Weights between neurons and themselves.
-            back = [n for n in waiting if missing[n] <= populations & {*readers(made, n)}]
-            self.order.append((known or back)[0])
+            recurrent_nodes = [n for n in waiting if missing[n] <= populations & {*readers(nir_graph, n)}]
+            self.order.append((ready or recurrent_nodes)[0])
             waiting.remove(self.order[-1])
 
     def run(self, x: UInt8) -> tuple[dict[str, Float64], dict[str, Float64]]:
@@ -119,9 +121,12 @@ class Interpreter:
             now: dict[str, Float64] = {}
             u: dict[str, Float64] = {}
             for name in self.order:
-                read = [now[each] if each in now else self.before.get(each, 0.0) for each in inputs(self.graph, name)]
+                read = [
+                    now[source] if source in now else self.previous.get(source, 0.0)
+                    for source in inputs(self.graph, name)
+                ]
                 now[name] = self.step(name, sum(read[1:], read[0]) if read else frame, u)
-            self.before = now
+            self.previous = now
             outputs.append(now)
             potentials.append(u)
         return _stacked(outputs), _stacked(potentials)
@@ -146,9 +151,9 @@ class Interpreter:
         if kind == "Scale":
             return x * p["scale"]
         if kind == "Delay":
-            kept = self.late.setdefault(name, [])
-            kept.append(x)
-            return kept[-1 - round(p["delay"].flat[0] / STEP)] if len(kept) > p["delay"].flat[0] / STEP else 0 * x
+            history = self.late.setdefault(name, [])
+            history.append(x)
+            return history[-1 - round(p["delay"].flat[0] / STEP)] if len(history) > p["delay"].flat[0] / STEP else 0 * x
         return self.neuron(name, kind, p, x, u)
 
     def neuron(self, name: str, kind: str, p: dict[str, Any], x: Any, u: dict[str, Float64]) -> Any:
@@ -178,17 +183,17 @@ def pool(kind: str, *size: int) -> dict[str, Any]:
     return {"type": kind, "kernel_size": np.array(size), "stride": np.array(size), "padding": np.array([0, 0])}
 
 
-def picture(first: dict[str, Any], neurons: dict[str, Any], size: int, **after: Any) -> NirGraph:
+def picture(first: dict[str, Any], neurons: dict[str, Any], size: int, **later: Any) -> NirGraph:
     """A convolution, its neurons, what comes after them, and three LIF neurons."""
-    nodes = {**ends(IMAGE, 3), "conv": first, "n": neurons, **after, "flat": {"type": "Flatten"}}
+    nodes = {**ends(IMAGE, 3), "conv": first, "n": neurons, **later, "flat": {"type": "Flatten"}}
     nodes |= {"b": {"type": "Linear", "weight": full(3, size, 1)}, "last": lif(3)}
-    return graph(nodes, chain("input", "conv", "n", *after, "flat", "b", "last", "output"))
+    return graph(nodes, chain("input", "conv", "n", *later, "flat", "b", "last", "output"))
 
 
-def recurrent(neurons: dict[str, Any], **own: Any) -> NirGraph:
+def recurrent(neurons: dict[str, Any], **parameters: Any) -> NirGraph:
     """Neurons that read themselves, the edge back before the others."""
     nodes = {**ends((5,), 3), "a": {"type": "Affine", "weight": full(4, 5), "bias": full(4, 1)[:, 0]}, "n": neurons}
-    nodes |= {"r": {"type": "Linear", "weight": full(4, 4, 7), **own}}
+    nodes |= {"r": {"type": "Linear", "weight": full(4, 4, 7), **parameters}}
     last = cuba(3) if neurons["type"] == "CubaLIF" else lif(3)
     nodes |= {"b": {"type": "Linear", "weight": full(3, 4, 1)}, "last": last}
     return graph(nodes, [("r", "n"), ("n", "r"), *chain("input", "a", "n", "b", "last", "output")])
@@ -286,25 +291,25 @@ SAME: dict[str, tuple[NirGraph, Shape]] = {
 
 @pytest.mark.parametrize("name", SAME)
 def test_spikes_and_potentials_are_those_of_the_equations(name: str) -> None:
-    made, shape = SAME[name]
-    found, result = run(made, shape)
-    spikes, potentials = Interpreter(made).run(frames(shape))
-    for node in found.nodes:
+    nir_graph, shape = SAME[name]
+    imported, result = run(nir_graph, shape)
+    spikes, potentials = Interpreter(nir_graph).run(frames(shape))
+    for node in imported.nodes:
         if isinstance(node.op, Neurons):
             layer, expected = result.layers[node.inputs[0].source], spikes[node.name]
             assert 0.02 < layer.spikes.mean() < 0.98, node.name
             assert np.array_equal(layer.spikes.reshape(expected.shape), expected), node.name
             # Where thresholds differ, potentials are counted in them.
-            level = np.asarray(made.nodes[node.name].values.get("v_threshold", 1.0))
+            level = np.asarray(nir_graph.nodes[node.name].values.get("v_threshold", 1.0))
             unit = 1.0 if (level == level.flat[0]).all() else level
-            own = layer.potentials.reshape(expected.shape)
-            np.testing.assert_allclose(own, potentials[node.name] / unit, rtol=1e-5, atol=1e-6)
+            layer_potentials = layer.potentials.reshape(expected.shape)
+            np.testing.assert_allclose(layer_potentials, potentials[node.name] / unit, rtol=1e-5, atol=1e-6)
 
 
 def test_neurons_are_the_models_that_they_are() -> None:
     of = {"IF": SAME["IF"], "PLIF": SAME["LIF, taus"], "LIF": SAME["Threshold"]}
-    for name, (made, shape) in of.items():
-        (neurons,) = (node for node in import_graph(made, shape, CHOICES).nodes if node.name == "n")
+    for name, (nir_graph, shape) in of.items():
+        (neurons,) = (node for node in import_graph(nir_graph, shape, CHOICES).nodes if node.name == "n")
         assert isinstance(neurons.op, Neurons)
         assert type(neurons.op.model).__name__ == name
     without = import_graph(SAME["CubaLIF, no leak"][0], (5,), CHOICES)
@@ -312,94 +317,96 @@ def test_neurons_are_the_models_that_they_are() -> None:
 
 
 def test_learned_decays_are_those_of_the_file() -> None:
-    found = import_graph(SAME["LIF, taus"][0], (5,), CHOICES)
-    assert found.weights["a.decay"].tolist() == [0, 0.5, 0.75, 0]
-    found = import_graph(SAME["taus of channels"][0], IMAGE, CHOICES)
-    assert found.weights["conv.decay"].tolist() == [0, 0.5, 0.75, 0]
+    imported = import_graph(SAME["LIF, taus"][0], (5,), CHOICES)
+    assert imported.weights["a.decay"].tolist() == [0, 0.5, 0.75, 0]
+    imported = import_graph(SAME["taus of channels"][0], IMAGE, CHOICES)
+    assert imported.weights["conv.decay"].tolist() == [0, 0.5, 0.75, 0]
 
 
 def test_the_gain_of_a_synapse_is_what_leaves_the_weights_as_they_are() -> None:
     for name, gain in (("CubaLIF, unit gain", "unit"), ("CubaLIF, w_in = 1", "normalised")):
-        made, shape = SAME[name]
-        found = import_graph(made, shape, CHOICES)
-        assert found.input_psp == PSP(4.0, gain=gain)
-        assert np.array_equal(found.weights["a"], made.nodes["a"].values["weight"])
-        assert not found.notes
+        nir_graph, shape = SAME[name]
+        imported = import_graph(nir_graph, shape, CHOICES)
+        assert imported.input_psp == PSP(4.0, gain=gain)
+        assert np.array_equal(imported.weights["a"], nir_graph.nodes["a"].values["weight"])
+        assert not imported.notes
 
 
 def test_a_normalised_synapse_has_decay_and_gain_of_the_file() -> None:
     """Both are rounded for themselves; 7/2 steps have the decay 5/7 and the gain 2/7."""
     decay, gain = np.float32(5 / 7), np.float32(2 / 7)
     neurons = cuba(4, tau_syn=1 / (1 - float(decay)))
-    made = simple(neurons, gain={"type": "Affine", "weight": np.eye(4, dtype=np.float32) * gain, "bias": np.zeros(4)})
-    found = import_graph(made, (5,), CHOICES)
-    assert found.input_psp is not None
-    assert found.input_psp.filter() == PSP(7 / 2).filter()
-    assert found.input_psp.filter() != PSP(1 / (1 - float(decay))).filter()
-    assert np.array_equal(found.weights["a"], full(4, 5))
+    nir_graph = simple(
+        neurons, gain={"type": "Affine", "weight": np.eye(4, dtype=np.float32) * gain, "bias": np.zeros(4)}
+    )
+    imported = import_graph(nir_graph, (5,), CHOICES)
+    assert imported.input_psp is not None
+    assert imported.input_psp.filter() == PSP(7 / 2).filter()
+    assert imported.input_psp.filter() != PSP(1 / (1 - float(decay))).filter()
+    assert np.array_equal(imported.weights["a"], full(4, 5))
 
 
 def test_each_synapse_has_a_gain_of_its_own() -> None:
     nodes = {**ends((5,), 3), "a": {"type": "Linear", "weight": full(4, 5)}, "n": cuba(4)}
     nodes |= {"b": {"type": "Linear", "weight": full(3, 4, 1)}, "last": cuba(3, tau_syn=3.0, w_in=np.ones(3))}
-    found = import_graph(graph(nodes, chain("input", "a", "n", "b", "last", "output")), (5,), CHOICES)
-    models = [node.op.model for node in found.nodes if isinstance(node.op, Neurons)]
-    assert found.input_psp == PSP(4.0, gain="unit")
+    imported = import_graph(graph(nodes, chain("input", "a", "n", "b", "last", "output")), (5,), CHOICES)
+    models = [node.op.model for node in imported.nodes if isinstance(node.op, Neurons)]
+    assert imported.input_psp == PSP(4.0, gain="unit")
     assert [model.psp for model in models] == [PSP(3.0), PSP(CHOICES.tau_s)]
 
 
 def test_spikes_that_are_added_go_through_one_synapse() -> None:
-    made = branches()
-    nodes = {**made.nodes, **graph({"last": cuba(3), "m": cuba(4)}, []).nodes}
-    found, result = run(NirGraph(nodes, made.edges), (5,))
-    models = {node.name: node.op.model for node in found.nodes if isinstance(node.op, Neurons)}
+    nir_graph = branches()
+    nodes = {**nir_graph.nodes, **graph({"last": cuba(3), "m": cuba(4)}, []).nodes}
+    imported, result = run(NirGraph(nodes, nir_graph.edges), (5,))
+    models = {node.name: node.op.model for node in imported.nodes if isinstance(node.op, Neurons)}
     assert models["n"].psp == models["m"].psp == PSP(4.0, gain="unit")
-    spikes, _ = Interpreter(NirGraph(nodes, made.edges)).run(frames((5,)))
+    spikes, _ = Interpreter(NirGraph(nodes, nir_graph.edges)).run(frames((5,)))
     assert np.array_equal(result.layers["b"].spikes, spikes["last"])
 
 
-def test_what_is_multiplied_is_said() -> None:
-    found = import_graph(SAME["LIF, r = 1"][0], (5,), CHOICES)
-    assert found.notes == (("a", "its weights are multiplied by 0.5, because of nodes between it and n"),)
-    assert np.array_equal(found.weights["a"], full(4, 5) / 2)
-    found = import_graph(SAME["scale of channels, pool"][0], IMAGE, CHOICES)
-    assert ("b", "its weights are multiplied by 4 to 16, because of nodes before it") in found.notes
-    found = import_graph(SAME["convolution"][0], IMAGE, CHOICES)
-    assert found.notes == (("conv", "its bias is zero everywhere and was left out"),)
+def test_factors_of_weights_are_noted() -> None:
+    imported = import_graph(SAME["LIF, r = 1"][0], (5,), CHOICES)
+    assert imported.notes == (("a", "its weights are multiplied by 0.5, because of nodes between it and n"),)
+    assert np.array_equal(imported.weights["a"], full(4, 5) / 2)
+    imported = import_graph(SAME["scale of channels, pool"][0], IMAGE, CHOICES)
+    assert ("b", "its weights are multiplied by 4 to 16, because of nodes before it") in imported.notes
+    imported = import_graph(SAME["convolution"][0], IMAGE, CHOICES)
+    assert imported.notes == (("conv", "its bias is zero everywhere and was left out"),)
 
 
-def test_what_is_one_but_for_rounding_multiplies_nothing() -> None:
+def test_a_factor_of_one_but_for_rounding_multiplies_nothing() -> None:
     bias = np.random.default_rng(0).normal(size=4).astype(np.float32)
-    made = simple(lif(4, r=np.full(4, 2 * (1 + 5e-7))), more={"type": "Affine", "weight": np.eye(4), "bias": bias})
-    found = import_graph(made, (5,), CHOICES)
-    assert found.weights["a"].tobytes() == full(4, 5).tobytes()
-    assert found.weights["a.bias"].tobytes() == bias.tobytes()
-    assert not found.notes
+    nir_graph = simple(lif(4, r=np.full(4, 2 * (1 + 5e-7))), more={"type": "Affine", "weight": np.eye(4), "bias": bias})
+    imported = import_graph(nir_graph, (5,), CHOICES)
+    assert imported.weights["a"].tobytes() == full(4, 5).tobytes()
+    assert imported.weights["a.bias"].tobytes() == bias.tobytes()
+    assert not imported.notes
 
 
 def test_sums_of_windows_are_means_and_larger_weights() -> None:
-    found = import_graph(SAME["sums of 3x2"][0], IMAGE, CHOICES)
-    assert np.array_equal(found.weights["b"], full(3, 24, 1) * 6)
-    assert next(node for node in found.nodes if node.name == "pool").op == AvgPool2d((3, 2))
+    imported = import_graph(SAME["sums of 3x2"][0], IMAGE, CHOICES)
+    assert np.array_equal(imported.weights["b"], full(3, 24, 1) * 6)
+    assert next(node for node in imported.nodes if node.name == "pool").op == AvgPool2d((3, 2))
 
 
 def test_the_threshold_may_be_the_next_number_above() -> None:
-    made, shape = SAME["LIF, r = tau/dt"]
-    found = import_graph(made, shape, replace(CHOICES, above=True))
-    (_, last) = (node.op.model for node in found.nodes if isinstance(node.op, Neurons))
+    nir_graph, shape = SAME["LIF, r = tau/dt"]
+    imported = import_graph(nir_graph, shape, replace(CHOICES, above=True))
+    (_, last) = (node.op.model for node in imported.nodes if isinstance(node.op, Neurons))
     assert np.float32(last.threshold) == np.nextafter(np.float32(1), np.float32(2))
     quarters = graph({"a": {"type": "Linear", "weight": np.ones((4, 5)) / 4}}, []).nodes
-    ties = NirGraph({**made.nodes, **quarters}, made.edges)
+    ties = NirGraph({**nir_graph.nodes, **quarters}, nir_graph.edges)
     spikes = [run(ties, shape, choices)[1].layers["a"].spikes for choices in (CHOICES, replace(CHOICES, above=True))]
     assert spikes[1].sum() < spikes[0].sum()
 
 
 def test_a_spike_may_take_the_threshold_off() -> None:
-    made, shape = SAME["LIF, r = tau/dt"]
-    _, result = run(made, shape, replace(CHOICES, reset="subtract"))
-    spikes, _ = Interpreter(made, "subtract").run(frames(shape))
+    nir_graph, shape = SAME["LIF, r = tau/dt"]
+    _, result = run(nir_graph, shape, replace(CHOICES, reset="subtract"))
+    spikes, _ = Interpreter(nir_graph, "subtract").run(frames(shape))
     assert np.array_equal(result.layers["a"].spikes, spikes["n"])
-    assert not np.array_equal(spikes["n"], Interpreter(made).run(frames(shape))[0]["n"])
+    assert not np.array_equal(spikes["n"], Interpreter(nir_graph).run(frames(shape))[0]["n"])
 
 
 READOUTS: dict[str, dict[str, Any]] = {
@@ -415,26 +422,26 @@ def test_integrators_at_the_end_are_a_readout(kind: str) -> None:
     nodes |= {"b": {"type": "Affine", "weight": full(3, 4, 1), "bias": full(3, 1, 2)[:, 0]}}
     nodes["n"] = cuba(4) if kind == "CubaLI" else lif(4)
     last = {"last": READOUTS[kind]} if kind != "none" else {}
-    made = graph({**nodes, **last}, chain("input", "a", "n", "b", *last, "output"))
-    found, result = run(made, (5,))
-    assert network_of(found, (5,)).has_readout
-    spikes, potentials = Interpreter(made).run(frames((5,)))
+    nir_graph = graph({**nodes, **last}, chain("input", "a", "n", "b", *last, "output"))
+    imported, result = run(nir_graph, (5,))
+    assert network_of(imported, (5,)).has_readout
+    spikes, potentials = Interpreter(nir_graph).run(frames((5,)))
     expected = spikes["b"] if kind == "none" else potentials["last"]
     np.testing.assert_allclose(result.layers["b"].potentials, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_one_to_one_recurrence_stays_one() -> None:
-    found = import_graph(SAME["recurrence, one to one"][0], (5,), CHOICES)
-    (node,) = (node for node in found.nodes if node.name == "r")
+    imported = import_graph(SAME["recurrence, one to one"][0], (5,), CHOICES)
+    (node,) = (node for node in imported.nodes if node.name == "r")
     assert isinstance(node.op, OneToOne)
-    assert np.array_equal(found.weights["r"], full(4, 1, 7))
+    assert np.array_equal(imported.weights["r"], full(4, 1, 7))
 
 
 def test_a_recurrence_comes_after_the_other_weights() -> None:
-    found = import_graph(SAME["recurrence"][0], (5,), CHOICES)
-    (node,) = (node for node in found.nodes if node.name == "n")
+    imported = import_graph(SAME["recurrence"][0], (5,), CHOICES)
+    (node,) = (node for node in imported.nodes if node.name == "n")
     assert [(edge.source, edge.delay) for edge in node.inputs] == [("a", 0), ("r", 0)]
-    assert [edge.delay for node in found.nodes if node.name == "r" for edge in node.inputs] == [1]
+    assert [edge.delay for node in imported.nodes if node.name == "r" for edge in node.inputs] == [1]
 
 
 def test_weights_that_two_populations_read_are_shared_or_apart() -> None:
@@ -442,27 +449,27 @@ def test_weights_that_two_populations_read_are_shared_or_apart() -> None:
     nodes |= {"b": {"type": "Linear", "weight": full(3, 4, 1)}, "c": {"type": "Linear", "weight": full(3, 4, 2)}}
     nodes["last"] = lif(3)
     edges = [*chain("input", "a", "n", "b", "last", "output"), ("a", "m"), *chain("m", "c", "last")]
-    found, result = run(graph(nodes, edges), (5,))
+    imported, result = run(graph(nodes, edges), (5,))
     spikes, _ = Interpreter(graph(nodes, edges)).run(frames((5,)))
     assert np.array_equal(result.layers["a_2"].spikes, spikes["m"])
-    assert [node.shares for node in found.nodes if node.name == "a_2"] == ["a"]
+    assert [node.shares for node in imported.nodes if node.name == "a_2"] == ["a"]
     nodes["m"] = lif(4, 4.0, r=np.full(4, 2.0))
-    found, result = run(graph(nodes, edges), (5,))
+    imported, result = run(graph(nodes, edges), (5,))
     spikes, _ = Interpreter(graph(nodes, edges)).run(frames((5,)))
     assert np.array_equal(result.layers["a_2"].spikes, spikes["m"])
-    assert [node.shares for node in found.nodes if node.name == "a_2"] == [None]
-    assert np.array_equal(found.weights["a_2"], full(4, 5) / 2)
+    assert [node.shares for node in imported.nodes if node.name == "a_2"] == [None]
+    assert np.array_equal(imported.weights["a_2"], full(4, 5) / 2)
 
 
 def test_shapes_that_take_no_room_in_a_file_take_none_here() -> None:
     scale = {"type": "Scale", "scale": np.array([1.0, 2]).reshape(2, 1, 1)}
     nodes = {**ends((2, 8192, 8192), 3), "scale": scale, "flat": {"type": "Flatten"}}
     nodes |= {"b": {"type": "Linear", "weight": full(3, 4)}, "last": lif(3)}
-    made = graph(nodes, chain("input", "scale", "flat", "b", "last", "output"))
+    nir_graph = graph(nodes, chain("input", "scale", "flat", "b", "last", "output"))
     with pytest.raises(DataError, match="it flattens 134,217,728 numbers, which are scaled by different factors"):
-        import_graph(made, (2, 8192, 8192), CHOICES)
+        import_graph(nir_graph, (2, 8192, 8192), CHOICES)
     with pytest.raises(DataError, match="which is 134,217,728 numbers, more than 67,108,864"):
-        import_graph(made, None, CHOICES)
+        import_graph(nir_graph, None, CHOICES)
 
 
 @pytest.mark.parametrize("number", [10**9, 2**62])
@@ -471,10 +478,10 @@ def test_numbers_beyond_the_limit_are_refused_by_the_limit(key: str, number: int
     limit = rf"node conv .*: {key} is .*, but must be a whole number from [01] to 999,999,999"
     with pytest.raises(DataError, match=limit):
         run(picture(conv(4, 2, **{key: np.full(1, number)}), lif(()), 144), IMAGE)
-    made = simple(lif(4))
-    made.nodes["input"].values["shape"][:] = number  # type: ignore[index]
+    nir_graph = simple(lif(4))
+    nir_graph.nodes["input"].values["shape"][:] = number  # type: ignore[index]
     with pytest.raises(DataError, match="but its numbers must be from 1 to 999,999,999"):
-        import_graph(made, None, CHOICES)
+        import_graph(nir_graph, None, CHOICES)
 
 
 def test_names_that_become_one_are_numbered_in_a_moment() -> None:
@@ -491,31 +498,34 @@ def test_names_that_become_one_are_numbered_in_a_moment() -> None:
 
 
 def test_names_are_such_that_a_network_takes_them() -> None:
-    made, shape = SAME["LIF, r = tau/dt"]
+    nir_graph, shape = SAME["LIF, r = tau/dt"]
     names = {"a": "a.bias", "n": "né\x1b[31m", "b": "b" * 200, "last": "né\x1b[32m", "input": "x", "output": "input"}
-    nodes = {names[name]: replace(node, name=names[name]) for name, node in made.nodes.items()}
-    found = import_graph(NirGraph(nodes, tuple((names[a], names[b]) for a, b in made.edges)), shape, CHOICES)
-    assert [node.name for node in found.nodes] == ["a_bias", "n___31m", "b" * 80, "n___32m"]
-    assert network_of(found, shape).parameters.keys() == found.weights.keys()
+    nodes = {names[name]: replace(node, name=names[name]) for name, node in nir_graph.nodes.items()}
+    imported = import_graph(NirGraph(nodes, tuple((names[a], names[b]) for a, b in nir_graph.edges)), shape, CHOICES)
+    assert [node.name for node in imported.nodes] == ["a_bias", "n___31m", "b" * 80, "n___32m"]
+    assert network_of(imported, shape).parameters.keys() == imported.weights.keys()
 
 
 def test_weights_before_a_convolution_in_one_dimension() -> None:
-    how = {"stride": 1, "padding": "same", "dilation": 1, "groups": 1, "bias": np.zeros(3)}
-    line = {"type": "Conv1d", "weight": full(3, 6).reshape(3, 2, 3), "input_shape": 7, **how}
+    options = {"stride": 1, "padding": "same", "dilation": 1, "groups": 1, "bias": np.zeros(3)}
+    line = {"type": "Conv1d", "weight": full(3, 6).reshape(3, 2, 3), "input_shape": 7, **options}
     nodes = {**ends((2, 7), 3), "conv": line, "n": lif((3, 7)), "flat": {"type": "Flatten"}}
     nodes |= {"b": {"type": "Linear", "weight": full(3, 21, 1)}, "last": lif(3)}
-    made = graph(nodes, chain("input", "conv", "n", "flat", "b", "last", "output"))
-    found, result = run(made, (2, 1, 7))
-    assert found.weights["conv"].shape == (3, 2, 1, 3)
-    as_numbers = graph({**nodes, "conv": {**line, "padding": 1}, "n": lif((3, 1, 7))}, made.edges)
+    nir_graph = graph(nodes, chain("input", "conv", "n", "flat", "b", "last", "output"))
+    imported, result = run(nir_graph, (2, 1, 7))
+    assert imported.weights["conv"].shape == (3, 2, 1, 3)
+    as_numbers = graph({**nodes, "conv": {**line, "padding": 1}, "n": lif((3, 1, 7))}, nir_graph.edges)
     spikes, _ = Interpreter(as_numbers).run(frames((2, 1, 7)))
     assert np.array_equal(result.layers["b"].spikes, spikes["last"])
-    assert import_graph(made, None, CHOICES).input_shape == (2, 1, 7)
+    assert import_graph(nir_graph, None, CHOICES).input_shape == (2, 1, 7)
     numbers = {**line, "padding": np.array([1]), "stride": np.array(2), "input_shape": np.array([7])}
     (node,) = (
         node
         for node in import_graph(
-            graph({**nodes, "conv": numbers, "n": lif(()), "b": {"type": "Linear", "weight": full(3, 12)}}, made.edges),
+            graph(
+                {**nodes, "conv": numbers, "n": lif(()), "b": {"type": "Linear", "weight": full(3, 12)}},
+                nir_graph.edges,
+            ),
             (2, 1, 7),
             CHOICES,
         ).nodes
@@ -544,16 +554,19 @@ def test_weights_before_a_convolution_in_one_dimension() -> None:
 def test_shape_of_inputs(declared: Shape, shape: Shape | None, read: Shape) -> None:
     units = int(np.prod(read))
     nodes = {**ends(declared, 3), "flat": {"type": "Flatten"}, "b": {"type": "Linear", "weight": full(3, units)}}
-    made = graph({**nodes, "last": lif(3)}, chain("input", "flat", "b", "last", "output"))
-    found = import_graph(made, shape, CHOICES)
-    assert found.input_shape == (read if shape is None else shape)
-    batch = [text for name, text in found.notes if name == "input"]
+    nir_graph = graph({**nodes, "last": lif(3)}, chain("input", "flat", "b", "last", "output"))
+    imported = import_graph(nir_graph, shape, CHOICES)
+    assert imported.input_shape == (read if shape is None else shape)
+    batch = [text for name, text in imported.notes if name == "input"]
     assert len(batch) == (len(declared) > 1 and declared[0] in (4, 7) and shape is not None)
 
 
 def test_a_time_constant_that_is_a_step_but_for_rounding_is_one() -> None:
-    found = import_graph(simple(lif(4, 1 - 5e-7)), (5,), CHOICES)
-    assert [node.op.model.written()["tau_m"] for node in found.nodes if isinstance(node.op, Neurons)] == ["1.0", "2.0"]
+    imported = import_graph(simple(lif(4, 1 - 5e-7)), (5,), CHOICES)
+    assert [node.op.model.written()["tau_m"] for node in imported.nodes if isinstance(node.op, Neurons)] == [
+        "1.0",
+        "2.0",
+    ]
 
 
 def test_step_that_a_graph_points_to() -> None:
@@ -567,28 +580,28 @@ def changed(name: str, **values: Any) -> Callable[[], NirGraph]:
     """The simple graph with other values of a node; None takes one away."""
 
     def make() -> NirGraph:
-        made = simple(cuba(4))
-        node = made.nodes[name]
+        nir_graph = simple(cuba(4))
+        node = nir_graph.nodes[name]
         new = {**node.values, **{key: np.asarray(x) if not isinstance(x, str) else x for key, x in values.items()}}
-        kept = {key: x for key, x in new.items() if values.get(key, 0) is not None}
-        return NirGraph({**made.nodes, name: replace(node, values=kept)}, made.edges)
+        remaining = {key: x for key, x in new.items() if values.get(key, 0) is not None}
+        return NirGraph({**nir_graph.nodes, name: replace(node, values=remaining)}, nir_graph.edges)
 
     return make
 
 
-def made_of(kind: str, name: str = "n", **values: Any) -> Callable[[], NirGraph]:
+def with_kind(kind: str, name: str = "n", **values: Any) -> Callable[[], NirGraph]:
     def make() -> NirGraph:
-        made = simple(cuba(4))
+        nir_graph = simple(cuba(4))
         node = graph({name: {"type": kind, **values}}, []).nodes[name]
-        return NirGraph({**made.nodes, name: node}, made.edges)
+        return NirGraph({**nir_graph.nodes, name: node}, nir_graph.edges)
 
     return make
 
 
 def connected(*edges: tuple[str, str], **more: Any) -> Callable[[], NirGraph]:
     def make() -> NirGraph:
-        made = simple(lif(4))
-        return NirGraph({**made.nodes, **graph(more, []).nodes}, (*made.edges, *edges))
+        nir_graph = simple(lif(4))
+        return NirGraph({**nir_graph.nodes, **graph(more, []).nodes}, (*nir_graph.edges, *edges))
 
     return make
 
@@ -597,9 +610,9 @@ def between(first: str, second: str, *names: str, **nodes: Any) -> Callable[[], 
     """The simple graph with nodes between two others."""
 
     def make() -> NirGraph:
-        made = simple(lif(4))
-        edges = [*(edge for edge in made.edges if edge != (first, second)), *chain(first, *nodes, second)]
-        return NirGraph({**made.nodes, **graph(nodes, []).nodes}, tuple(edges))
+        nir_graph = simple(lif(4))
+        edges = [*(edge for edge in nir_graph.edges if edge != (first, second)), *chain(first, *nodes, second)]
+        return NirGraph({**nir_graph.nodes, **graph(nodes, []).nodes}, tuple(edges))
 
     return make
 
@@ -618,11 +631,11 @@ REFUSED: dict[str, tuple[Callable[[], NirGraph], str]] = {
     "r of others": (changed("n", r=varied((3,))), "its parameters have different shapes"),
     "more": (changed("n", beta=1.0), "it has the parameter 'beta', which no CubaLIF has"),
     "other kind": (
-        made_of("ALIF", tau=1.0),
+        with_kind("ALIF", tau=1.0),
         r"node n \(ALIF\): this kind of node is unknown; known: Input, .*CubaLIF",
     ),
-    "missing": (made_of("LIF", tau=np.full(4, 1.0)), r"node n \(LIF\): it has no v_leak"),
-    "LI within": (made_of("LI", tau=np.ones(4), r=np.ones(4), v_leak=np.zeros(4)), "a readout has no spikes"),
+    "missing": (with_kind("LIF", tau=np.full(4, 1.0)), r"node n \(LIF\): it has no v_leak"),
+    "LI within": (with_kind("LI", tau=np.ones(4), r=np.ones(4), v_leak=np.zeros(4)), "a readout has no spikes"),
     "weights of another shape": (
         changed("a", weight=full(4, 7)),
         r"weight has the shape \[4, 7\], but an input .* \[4, 5\]",
@@ -633,8 +646,11 @@ REFUSED: dict[str, tuple[Callable[[], NirGraph], str]] = {
     ),
     "weights too large": (changed("a", weight=np.full((4, 5), 1e35)), "node a .*: weight is too large, 2.100 or more"),
     "weights beyond float32": (changed("a", weight=np.full((4, 5), 1e200)), "node a .*: weight is too large"),
-    "bias of another shape": (made_of("Affine", "a", weight=full(4, 5), bias=np.ones(3)), r"bias has the shape \[3\]"),
-    "bias too large": (made_of("Affine", "a", weight=full(4, 5), bias=np.full(4, 1e31)), "bias is too large"),
+    "bias of another shape": (
+        with_kind("Affine", "a", weight=full(4, 5), bias=np.ones(3)),
+        r"bias has the shape \[3\]",
+    ),
+    "bias too large": (with_kind("Affine", "a", weight=full(4, 5), bias=np.full(4, 1e31)), "bias is too large"),
     "delay of half a step": (
         between("a", "n", late={"type": "Delay", "delay": np.full(4, 1.5e-3)}),
         r"node late \(Delay\): delay is 1.5 steps of 0.001 s",
@@ -713,21 +729,23 @@ REFUSED: dict[str, tuple[Callable[[], NirGraph], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_read_is_refused_by_name(name: str) -> None:
+def test_unreadable_graphs_are_refused_by_name(name: str) -> None:
     make, message = REFUSED[name]
     with pytest.raises((DataError, NetworkError), match=message):
         network_of(import_graph(make(), (5,), CHOICES), (5,))
 
 
 def test_synapses_that_differ_are_refused() -> None:
-    made = recurrent(cuba(4))
+    nir_graph = recurrent(cuba(4))
     nodes = {
-        **made.nodes,
-        "last": replace(made.nodes["last"], values={**made.nodes["last"].values, "tau_syn": np.full(3, 2e-3)}),
+        **nir_graph.nodes,
+        "last": replace(
+            nir_graph.nodes["last"], values={**nir_graph.nodes["last"].values, "tau_syn": np.full(3, 2e-3)}
+        ),
     }
     message = r"node last \(CubaLIF\): it reads the spikes of n through a synapse of 2 steps, but n through one of 4"
     with pytest.raises(DataError, match=message):
-        import_graph(NirGraph(nodes, made.edges), (5,), CHOICES)
+        import_graph(NirGraph(nodes, nir_graph.edges), (5,), CHOICES)
 
 
 PICTURES: dict[str, tuple[NirGraph, str]] = {
@@ -801,10 +819,10 @@ PICTURES: dict[str, tuple[NirGraph, str]] = {
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_pictures_that_cannot_be_read_are_refused_by_name(name: str) -> None:
-    made, message = PICTURES[name]
+def test_unreadable_image_networks_are_refused_by_name(name: str) -> None:
+    nir_graph, message = PICTURES[name]
     with pytest.raises((DataError, NetworkError), match=message):
-        network_of(import_graph(made, IMAGE, CHOICES), IMAGE)
+        network_of(import_graph(nir_graph, IMAGE, CHOICES), IMAGE)
 
 
 @pytest.mark.parametrize(
@@ -828,17 +846,17 @@ def test_a_flatten_whose_axes_and_sizes_no_array_has_is_refused(key: str, value:
 
 @pytest.mark.parametrize("declared", [[7], [[5]], [0], [-1, 5], [2.5], [2, 3, 4, 6]])
 def test_shapes_of_inputs_that_do_not_fit_are_refused(declared: Any) -> None:
-    made = changed("input", shape=np.asarray(declared))()
+    nir_graph = changed("input", shape=np.asarray(declared))()
     for shape in ((5,), None):
         with pytest.raises(DataError, match=r"node (input|a) \("):
-            import_graph(made, shape, CHOICES)
+            import_graph(nir_graph, shape, CHOICES)
 
 
 def test_sums_do_not_double_without_end() -> None:
     nodes: dict[str, Any] = {"input": {"type": "Input", "shape": np.array([4])}}
     edges, last = list[tuple[str, str]](), "input"
     for k in range(40):
-        nodes |= {f"{each}{k}": {"type": "Scale", "scale": np.array(1.0)} for each in "abc"}
+        nodes |= {f"{letter}{k}": {"type": "Scale", "scale": np.array(1.0)} for letter in "abc"}
         edges += [(last, f"a{k}"), (last, f"b{k}"), (f"a{k}", f"c{k}"), (f"b{k}", f"c{k}")]
         last = f"c{k}"
     nodes |= {"w": {"type": "Linear", "weight": full(3, 4)}, "n": lif(3), "output": {"type": "Output", "shape": [3]}}
@@ -854,10 +872,10 @@ def test_parameters_of_two_shapes_make_no_larger_one() -> None:
         "n": outer,
         "output": {"type": "Output", "shape": np.array([3])},
     }
-    made = graph(nodes, chain("input", "w", "n", "output"))
+    nir_graph = graph(nodes, chain("input", "w", "n", "output"))
     with pytest.raises(DataError, match="its parameters have different shapes"):
-        import_graph(made, (4,), Choices(1e-3))
-    assert check(made, Choices(1e-3)).nodes["n"]["stsbp"].word == "refused"
+        import_graph(nir_graph, (4,), Choices(1e-3))
+    assert check(nir_graph, Choices(1e-3)).nodes["n"]["stsbp"].word == "refused"
 
 
 def test_a_network_has_so_many_weights_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,15 +35,15 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_nodes_edges_and_metadata_are_read(file: Path) -> None:
-    found = read_graph(file)
-    assert (found.version, found.edges) == ("1.0.8", tuple(EDGES))
-    assert {name: node.kind for name, node in found.nodes.items()} == {
+    nir_graph = read_graph(file)
+    assert (nir_graph.version, nir_graph.edges) == ("1.0.8", tuple(EDGES))
+    assert {name: node.kind for name, node in nir_graph.nodes.items()} == {
         name: node["type"] for name, node in NODES.items()
     }
-    assert found.metadata == {"dt": 1e-3, "by": "hand"}
+    assert nir_graph.metadata == {"dt": 1e-3, "by": "hand"}
     for name, node in NODES.items():
         for key, value in node.items():
-            read = found.nodes[name].values.get(key, node["type"])
+            read = nir_graph.nodes[name].values.get(key, node["type"])
             assert np.array_equal(read, value), (name, key)
             assert key == "type" or (
                 np.asarray(read).dtype == np.asarray(value).dtype and not np.asarray(read).flags.writeable
@@ -61,30 +61,30 @@ def test_what_nir_writes_is_read(tmp_path: Path) -> None:
     nodes = {"a": nir.Linear(weight), "b": nir.LIF(**neurons), "pool": pool, "conv": conv}
     nodes |= {"input": nir.Input({"input": np.array([4])}), "output": nir.Output({"output": np.array([2])})}
     nir.write(tmp_path / "graph.nir", nir.NIRGraph(nodes, EDGES, type_check=False))
-    found = read_graph(tmp_path / "graph.nir")
-    assert {name: node.kind for name, node in found.nodes.items()} == {
+    nir_graph = read_graph(tmp_path / "graph.nir")
+    assert {name: node.kind for name, node in nir_graph.nodes.items()} == {
         **{name: type(node).__name__ for name, node in nodes.items()}
     }
-    assert np.array_equal(found.nodes["a"].values["weight"], weight)
-    assert found.nodes["b"].values["v_reset"].tolist() == [0, 0]  # type: ignore[union-attr]
-    assert found.nodes["conv"].values["padding"] == "same"
+    assert np.array_equal(nir_graph.nodes["a"].values["weight"], weight)
+    assert nir_graph.nodes["b"].values["v_reset"].tolist() == [0, 0]  # type: ignore[union-attr]
+    assert nir_graph.nodes["conv"].values["padding"] == "same"
 
 
 def test_what_is_the_same_everywhere_takes_no_memory(tmp_path: Path) -> None:
     many = {**NODES, "b": lif((500, 500))}
-    found = read_graph(written(tmp_path / "graph.nir", many, EDGES)).nodes["b"].values["tau"]
-    assert isinstance(found, np.ndarray)
-    assert (found.shape, found.strides) == ((500, 500), (0, 0))
-    assert found[3, 4] == 2e-3
+    tau = read_graph(written(tmp_path / "graph.nir", many, EDGES)).nodes["b"].values["tau"]
+    assert isinstance(tau, np.ndarray)
+    assert (tau.shape, tau.strides) == ((500, 500), (0, 0))
+    assert tau[3, 4] == 2e-3
 
 
 def test_numbers_of_any_order_and_size_are_read(tmp_path: Path) -> None:
     kinds = (">f4", "<f2", ">i8", "u1", "?", "f8")
     values = {kind: np.arange(4).astype(kind) for kind in kinds}
     path = written(tmp_path / "graph.nir", {**NODES, "x": {"type": "Odd", **values}}, EDGES)
-    found = read_graph(path).nodes["x"].values
+    values_read = read_graph(path).nodes["x"].values
     for kind, value in values.items():
-        read = found[kind]
+        read = values_read[kind]
         assert isinstance(read, np.ndarray)
         assert np.array_equal(read, value)
         assert read.dtype == np.dtype(kind).newbyteorder("<")
@@ -99,11 +99,11 @@ def test_a_graph_in_a_graph_is_taken_apart(tmp_path: Path) -> None:
     }
     edges = [("in", "lif"), ("lif", "w"), ("w", "lif"), ("lif", "out")]
     nodes = {**NODES, "b": {"type": "NIRGraph", "nodes": inner, "edges": edges}}
-    found = read_graph(written(tmp_path / "graph.nir", nodes, EDGES))
+    nir_graph = read_graph(written(tmp_path / "graph.nir", nodes, EDGES))
     expected = [("input", "a"), ("a", "b.in"), ("b.out", "output")]
     expected += [("b.in", "b.lif"), ("b.lif", "b.w"), ("b.w", "b.lif"), ("b.lif", "b.out")]
-    assert set(found.edges) == set(expected)
-    assert {name: node.kind for name, node in found.nodes.items() if name.startswith("b.")} == {
+    assert set(nir_graph.edges) == set(expected)
+    assert {name: node.kind for name, node in nir_graph.nodes.items() if name.startswith("b.")} == {
         "b.in": "Identity",
         "b.lif": "LIF",
         "b.w": "Linear",
@@ -118,8 +118,8 @@ def test_names_that_come_to_one_are_told_apart(tmp_path: Path) -> None:
         "b": {"type": "NIRGraph", "nodes": inner, "edges": chain("in", "lif", "out")},
         "b.lif": lif(2),
     }
-    found = read_graph(written(tmp_path / "graph.nir", nodes, chain("input", "b", "b.lif", "output")))
-    assert sorted(name for name, node in found.nodes.items() if node.kind == "LIF") == ["b.lif", "b.lif_2"]
+    nir_graph = read_graph(written(tmp_path / "graph.nir", nodes, chain("input", "b", "b.lif", "output")))
+    assert sorted(name for name, node in nir_graph.nodes.items() if node.kind == "LIF") == ["b.lif", "b.lif_2"]
 
 
 def altered(change: Callable[[Any], None]) -> Callable[[Path], None]:
@@ -337,8 +337,8 @@ def test_pipes_devices_and_missing_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_without_h5py_the_extra_is_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "h5py" else found(name))
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "h5py" else find_spec(name))
     with pytest.raises(DataError, match=r'pip install "stsbp\[nir\]"'):
         read_graph(file)
 
@@ -363,8 +363,8 @@ def test_modules_beside_it_and_in_the_working_folder_are_not_imported(
 
 
 def test_hdf5_loads_no_filters(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = "import json, os\nprint(json.dumps({'refused': 'plugins ' + os.environ['HDF5_PLUGIN_PRELOAD']}))"
-    answered(monkeypatch, tmp_path, said)
+    program = "import json, os\nprint(json.dumps({'refused': 'plugins ' + os.environ['HDF5_PLUGIN_PRELOAD']}))"
+    answered(monkeypatch, tmp_path, program)
     with pytest.raises(DataError, match="plugins ::"):
         read_graph(file)
 
@@ -462,9 +462,9 @@ def test_no_process_and_no_file_are_left(file: Path, tmp_path: Path, monkeypatch
         return started[-1]
 
     monkeypatch.setattr(subprocess, "Popen", watched)
-    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    open_files = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     read_graph(file)
     with pytest.raises(DataError):
         read_graph(file, Limits(seconds=0.01))
     assert [process.returncode is not None for process in started] == [True, True]
-    assert not before or len(os.listdir("/proc/self/fd")) == before
+    assert not open_files or len(os.listdir("/proc/self/fd")) == open_files

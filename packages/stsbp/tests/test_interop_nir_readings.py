@@ -57,10 +57,10 @@ def met(importer: str, kind: str) -> tuple[Float32, Float32]:
 def test_a_potential_that_meets_the_threshold(importer: str, spikes: list[int]) -> None:
     kinds = [kind for kind in ("CubaLIF", "LIF") if kind in READINGS[importer].neurons]
     for kind in kinds:
-        found = met(importer, kind)[1][:, 0].tolist()
+        spikes_of_neuron = met(importer, kind)[1][:, 0].tolist()
         # spyx takes the threshold off what would have been forgotten, and stays above it for a step.
-        assert found[:2] == spikes[:2], kind
-        assert found[2] == spikes[2] or importer == "spyx"
+        assert spikes_of_neuron[:2] == spikes[:2], kind
+        assert spikes_of_neuron[2] == spikes[2] or importer == "spyx"
 
 
 def test_rockpool_guesses_its_step() -> None:

@@ -47,15 +47,15 @@ _STORED = {"input_type": "shape", "output_type": "shape"}
 """Parameters of nodes that have another name in a file."""
 
 
-def came_back(case: Case, path: Path, **how: Any) -> tuple[Imported, RunResult]:
+def round_trip(case: Case, path: Path, **options: Any) -> tuple[Imported, RunResult]:
     """A network that was written and read, run on the same inputs."""
-    write(program(case.network, case.weights), About("run", "0" * 64, STEPS), path, **how)
+    write(program(case.network, case.weights), About("run", "0" * 64, STEPS), path, **options)
     graph = read_graph(path)
     dt = graph.metadata["dt"]
     assert isinstance(dt, np.ndarray)
-    found = import_graph(graph, case.network.input_shape, Choices(float(dt)))
-    network = NetworkSpec(case.network.input_shape, (), case.network.coding, found.input_psp, nodes=found.nodes)
-    return found, open_backend("numpy").run(network, dict(found.weights), case.inputs, STEPS)
+    imported = import_graph(graph, case.network.input_shape, Choices(float(dt)))
+    network = NetworkSpec(case.network.input_shape, (), case.network.coding, imported.input_psp, nodes=imported.nodes)
+    return imported, open_backend("numpy").run(network, dict(imported.weights), case.inputs, STEPS)
 
 
 @pytest.mark.parametrize(
@@ -64,34 +64,34 @@ def came_back(case: Case, path: Path, **how: Any) -> tuple[Imported, RunResult]:
 )
 def test_weights_spikes_and_potentials_come_back(name: str, dt: float, tmp_path: Path) -> None:
     case = case_of(CASES[name], len(name))
-    found, result = came_back(case, tmp_path / "graph.nir", dt=dt)
-    for own, other in zip(case.run.layers.values(), result.layers.values(), strict=True):
-        assert np.array_equal(own.spikes, other.spikes)
-        assert own.potentials.tobytes() == other.potentials.tobytes()
+    imported, result = round_trip(case, tmp_path / "graph.nir", dt=dt)
+    for layer, other in zip(case.run.layers.values(), result.layers.values(), strict=True):
+        assert np.array_equal(layer.spikes, other.spikes)
+        assert layer.potentials.tobytes() == other.potentials.tobytes()
     assert any(layer.spikes.any() for layer in case.run.layers.values())
     for key, values in case.weights.items():
         if key.endswith((".bias", ".decay")) and np.unique(values).size > 1:
             same = key.replace(".", "_").replace("_bias", ".bias").replace("_decay", ".decay")
-            assert found.weights[same].tobytes() == values.tobytes(), key
+            assert imported.weights[same].tobytes() == values.tobytes(), key
     written = program(case.network, case.weights).weights
     for key, weights in written.items():
         # Kernels are made square, and groups are written with zeros between them.
         if name != "geometry":
-            back = found.weights[key.replace(".", "_")]
-            scale = np.unique(back[weights.values != 0] / weights.values[weights.values != 0])
+            weights_read = imported.weights[key.replace(".", "_")]
+            scale = np.unique(weights_read[weights.values != 0] / weights.values[weights.values != 0])
             assert scale.size == 1, key
             assert np.frexp(scale[0])[0] == 0.5, key
-            assert np.array_equal(back, weights.values * scale[0]), key
+            assert np.array_equal(weights_read, weights.values * scale[0]), key
 
 
 @pytest.mark.parametrize("gain", ["unit", "normalised"])
 def test_weights_come_back_as_they_are_but_for_a_gain_that_is_a_power_of_two(gain: str, tmp_path: Path) -> None:
     for tau_s, factor in ((2.0, 0.5), (3.5, 1.0)):
         case = case_of(CASES[f"{gain}, tau_s = {tau_s:.3g}"])
-        found, _ = came_back(case, tmp_path / "graph.nir")
+        imported, _ = round_trip(case, tmp_path / "graph.nir")
         for key, weights in program(case.network, case.weights).weights.items():
             expected = weights.values * (factor if gain == "normalised" else 1.0)
-            assert np.array_equal(found.weights[key], expected), key
+            assert np.array_equal(imported.weights[key], expected), key
 
 
 @pytest.mark.parametrize(("neuron", "stride"), [("lif", 1), ("plif:per=channel", 37)])
@@ -100,20 +100,20 @@ def test_the_gain_of_every_tau_s_comes_back(neuron: str, stride: int) -> None:
     for tau_s in (*map(float, range(1000, 1, -stride)), *np.random.default_rng(0).uniform(1.01, 2000, 200 // stride)):
         model = parse_neuron(neuron, {"tau_m": 5.0, "tau_s": tau_s})
         network = NetworkSpec.parse("2", input_shape=(3,), outputs=2, neuron=model, input_psp=PSP(tau_s))
-        made = program(network, initial_weights(network, 5))
-        file = graph_of(made, Form())
+        exported = program(network, initial_weights(network, 5))
+        file = graph_of(exported, Form())
         nodes = {
             name: {"type": node.kind, **{_STORED.get(k, k): x for k, x in node.numbers.items() if k != "metadata"}}
             for name, node in file.nodes.items()
         }
-        found = import_graph(graph(nodes, file.edges), network.input_shape, Choices(Form.dt))
-        psp = found.input_psp
+        imported = import_graph(graph(nodes, file.edges), network.input_shape, Choices(Form.dt))
+        psp = imported.input_psp
         assert psp is not None
         # Gains that are powers of two are read as part of the weights.
         moved = np.float32(1 / tau_s) if psp.gain == "unit" and np.log2(tau_s) % 1 == 0 else np.float32(1)
         same = moved != 1 or (psp.gain, np.float32(1 / psp.tau_s)) == ("normalised", np.float32(1 / tau_s))
         same &= np.float32(1 - 1 / psp.tau_s) == np.float32(1 - 1 / tau_s)
-        if not (same and np.array_equal(found.weights["linear1"], made.weights["linear1"].values * moved)):
+        if not (same and np.array_equal(imported.weights["linear1"], exported.weights["linear1"].values * moved)):
             wrong.append(tau_s)
     assert not wrong
 
@@ -122,20 +122,20 @@ def test_the_gain_of_every_tau_s_comes_back(neuron: str, stride: int) -> None:
 @pytest.mark.parametrize("net", ["4C3-P2-6C2", "4C3b-P2-P2-6b", "4C3-P3-6"])
 def test_sums_of_windows_come_back_as_means(net: str, gain: str, tau_s: float, tmp_path: Path) -> None:
     case = case_of(Small(net, IMAGE, neuron=f"lif:psp_gain={gain}", tau_s=tau_s, input_tau_s=tau_s))
-    _, result = came_back(case, tmp_path / "graph.nir", pool="sum")
-    for own, other in zip(case.run.layers.values(), result.layers.values(), strict=True):
-        assert np.array_equal(own.spikes, other.spikes)
-        assert own.potentials.tobytes() == other.potentials.tobytes()
+    _, result = round_trip(case, tmp_path / "graph.nir", pool="sum")
+    for layer, other in zip(case.run.layers.values(), result.layers.values(), strict=True):
+        assert np.array_equal(layer.spikes, other.spikes)
+        assert layer.potentials.tobytes() == other.potentials.tobytes()
 
 
 def test_twice_out_and_in_is_as_once(tmp_path: Path) -> None:
     case = case_of(CASES["bias"])
-    found, _ = came_back(case, tmp_path / "one.nir")
-    network = NetworkSpec(case.network.input_shape, (), "events", found.input_psp, nodes=found.nodes)
-    again = Case(network, dict(found.weights), case.inputs, case.run)
-    second, result = came_back(again, tmp_path / "two.nir")
-    assert second.weights.keys() == found.weights.keys()
-    assert all(np.array_equal(x, second.weights[name]) for name, x in found.weights.items())
+    imported, _ = round_trip(case, tmp_path / "one.nir")
+    network = NetworkSpec(case.network.input_shape, (), "events", imported.input_psp, nodes=imported.nodes)
+    imported_case = Case(network, dict(imported.weights), case.inputs, case.run)
+    second, result = round_trip(imported_case, tmp_path / "two.nir")
+    assert second.weights.keys() == imported.weights.keys()
+    assert all(np.array_equal(x, second.weights[name]) for name, x in imported.weights.items())
     assert [layer.spikes.tobytes() for layer in result.layers.values()] == [
         layer.spikes.tobytes() for layer in case.run.layers.values()
     ]
@@ -143,9 +143,9 @@ def test_twice_out_and_in_is_as_once(tmp_path: Path) -> None:
 
 def test_batch_normalisation_comes_back_as_weights(tmp_path: Path) -> None:
     case = case_of(SMALL["normalised"])
-    found, _ = came_back(case, tmp_path / "graph.nir")
-    assert "conv1.bias" in found.weights
-    assert any(name == "conv1" and "multiplied" in text for name, text in found.notes)
+    imported, _ = round_trip(case, tmp_path / "graph.nir")
+    assert "conv1.bias" in imported.weights
+    assert any(name == "conv1" and "multiplied" in text for name, text in imported.notes)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_run_goes_out_and_comes_in(
     assert result.exit_code == 0, result.output
     assert "the weights lie on the grid as they are" in result.stdout
     shown = [stsbp("evaluate", name, "--json") for name in ("run", "back")]
-    first, second = (json.loads(each.stdout) for each in shown)
+    first, second = (json.loads(evaluated.stdout) for evaluated in shown)
     for key in ("loss", "accuracy", "accuracy_spike_count", "confusion"):
         assert first[key] == second[key]
     shape = (5, 1, 8, 8) if data == "digits" else (3, 5, *load_run("run", backend="numpy").network.input_shape)
@@ -201,12 +201,12 @@ def test_a_file_of_others_is_not_replaced(
     assert train_tiny(tmp_path / "run").exit_code == 0
     for _ in range(2):
         assert stsbp("export", "run", "--to", "nir", "--out", "run.nir").exit_code == 0
-    own = Path("run.nir").read_bytes()
+    content = Path("run.nir").read_bytes()
     with h5py.File("run.nir", "a") as file:
         del file["node/metadata/writer"]
     theirs = Path("run.nir").read_bytes()
     result = stsbp("export", "run", "--to", "nir", "--out", "run.nir")
     assert (result.exit_code, "stsbp did not write it: it is not replaced" in result.stderr) == (1, True)
     assert Path("run.nir").read_bytes() == theirs
-    Path("run.nir").write_bytes(own[:2000])
+    Path("run.nir").write_bytes(content[:2000])
     assert stsbp("export", "run", "--to", "nir", "--out", "run.nir").exit_code == 1

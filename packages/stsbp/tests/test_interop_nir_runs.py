@@ -64,16 +64,16 @@ def test_a_run_is_evaluated_and_trained(stsbp: Callable[..., Result], imported: 
     assert "the weights lie on the grid as they are" in result.stdout
     assert "run run: stsbp evaluate run, stsbp train --resume run" in result.stdout
     assert "run -run: stsbp evaluate ./-run, stsbp train --resume ./-run" in imported("--out", "-run").stdout
-    before = weights_of(Path("run"))
-    assert np.array_equal(before["a"], full(5, 6))
-    assert np.array_equal(before["b"], full(3, 5, 1))
+    imported_weights = weights_of(Path("run"))
+    assert np.array_equal(imported_weights["a"], full(5, 6))
+    assert np.array_equal(imported_weights["b"], full(3, 5, 1))
     assert stsbp("evaluate", "run").exit_code == 0
     assert stsbp("train", "--config", "run/config.toml", "--init-from", "run", "--out", "other").exit_code == 0
     resumed = stsbp("train", "--resume", "run")
     assert resumed.exit_code == 0, resumed.output
     assert "continuing run after update 0" in resumed.stderr
     for name, x in weights_of(Path("run")).items():
-        assert not np.array_equal(x, before[name]), name
+        assert not np.array_equal(x, imported_weights[name]), name
         assert np.array_equal(x, weights_of(Path("other"))[name]), name
 
 
@@ -83,8 +83,8 @@ def test_the_network_computes_what_the_file_says(imported: Callable[..., Result]
     x = (np.random.default_rng(3).random((8, 2, 6)) < 0.4).astype(np.float32)
     reading, spikes = READINGS["spikingjelly"].neurons["LIF"], x
     for weights, neurons in ((full(5, 6), lif(5)), (full(3, 5, 1), lif(3))):
-        given = {key: np.asarray(value) for key, value in neurons.items() if key != "type"}
-        _, spikes = simulate(reading, given, 1e-3, spikes @ weights.T)
+        parameters = {key: np.asarray(value) for key, value in neurons.items() if key != "type"}
+        _, spikes = simulate(reading, parameters, 1e-3, spikes @ weights.T)
     assert np.array_equal(run.predict(x.astype(np.uint8)).spikes, spikes)
     assert 0 < spikes.mean() < 1
 
@@ -114,9 +114,9 @@ def test_the_synapse_of_the_input_is_a_setting(
 
 def test_images_have_no_synapse(stsbp: Callable[..., Result], tmp_path: Path) -> None:
     ends = {"input": {"type": "Input", "shape": [64]}, "output": {"type": "Output", "shape": [10]}}
-    made = {**ends, "a": {"type": "Linear", "weight": full(10, 64)}}
+    node_table = {**ends, "a": {"type": "Linear", "weight": full(10, 64)}}
     for neurons, code in ((lif(10, r=np.ones(10)), 0), (cuba(10), 1)):
-        file = written(tmp_path / "images.nir", {**made, "n": neurons}, chain("input", "a", "n", "output"))
+        file = written(tmp_path / "images.nir", {**node_table, "n": neurons}, chain("input", "a", "n", "output"))
         result = stsbp("import", file, "--dataset", "digits", "--dt", "1e-3", "--out", f"run{code}")
         assert result.exit_code == code, result.output
     assert (
@@ -128,14 +128,14 @@ def test_images_have_no_synapse(stsbp: Callable[..., Result], tmp_path: Path) ->
 
 def test_a_readout_is_for_a_loss_of_potentials(stsbp: Callable[..., Result], tmp_path: Path) -> None:
     ends = {"input": {"type": "Input", "shape": [64]}, "output": {"type": "Output", "shape": [10]}}
-    made = {**ends, "a": {"type": "Linear", "weight": full(10, 64)}}
-    file = written(tmp_path / "readout.nir", made, chain("input", "a", "output"))
+    node_table = {**ends, "a": {"type": "Linear", "weight": full(10, 64)}}
+    file = written(tmp_path / "readout.nir", node_table, chain("input", "a", "output"))
     command = ("import", file, "--dataset", "digits", "--dt", "1e-3", "--out", "run")
     result = stsbp(*command)
     assert result.exit_code == 1
     assert "ends with potentials, for --loss cross-entropy; --loss van-rossum does not fit" in result.stderr
     assert stsbp(*command, "--loss", "cross-entropy").exit_code == 0
-    spiking = written(tmp_path / "spiking.nir", {**made, "n": lif(10)}, chain("input", "a", "n", "output"))
+    spiking = written(tmp_path / "spiking.nir", {**node_table, "n": lif(10)}, chain("input", "a", "n", "output"))
     result = stsbp("import", spiking, *command[2:-1], "other", "--loss", "cross-entropy")
     assert result.exit_code == 1
     assert "ends with spikes" in result.stderr
@@ -162,8 +162,8 @@ def test_the_step_is_asked_for_where_the_file_does_not_say_it(imported: Callable
     result = imported(of=file)
     assert result.exit_code == 1
     assert "give --dt SECONDS; its neurons have r = tau/dt with --dt 0.001" in result.stderr
-    for said in (0.0, -1.0, np.nan, [1e-3, 1e-3], "x"):
-        file = written(tmp_path / "said.nir", nodes(), EDGES, metadata={"dt": said})
+    for dt in (0.0, -1.0, np.nan, [1e-3, 1e-3], "x"):
+        file = written(tmp_path / "said.nir", nodes(), EDGES, metadata={"dt": dt})
         assert "does not say how long a step is" in imported(of=file).stderr
     assert imported("--dt", "1e-3", of=file).exit_code == 0
 
@@ -225,10 +225,10 @@ def test_classes_in_another_order_are_refused_and_other_names_told(imported_for_
     assert not Path("run").exists()
     long = imported_for_abc('["b", "a", "c"' + " " * 2000 + "]")
     assert "in this order, but" in long.stderr
-    told = imported_for_abc('["x", "y", "z"]')
-    assert told.exit_code == 0, told.output
-    assert "warning: the outputs in" in told.stdout
-    assert "were trained as 'x', 'y', 'z', but" in told.stdout
+    renamed = imported_for_abc('["x", "y", "z"]')
+    assert renamed.exit_code == 0, renamed.output
+    assert "warning: the outputs in" in renamed.stdout
+    assert "were trained as 'x', 'y', 'z', but" in renamed.stdout
 
 
 @pytest.mark.parametrize("classes", ['["a", "b", "c"]', "[", "3", "[1]", "[]"])
@@ -285,8 +285,8 @@ CHOICES = Choices(1e-3)
 
 
 def words(neurons: dict[str, Any], choices: Choices = CHOICES) -> dict[str, str]:
-    found = check(graph({"n": neurons}, []), choices)
-    return {name: verdict.word for name, verdict in found.nodes["n"].items()}
+    checked = check(graph({"n": neurons}, []), choices)
+    return {name: verdict.word for name, verdict in checked.nodes["n"].items()}
 
 
 def test_neurons_are_compared_with_the_equations() -> None:
@@ -308,12 +308,12 @@ def test_neurons_are_compared_with_the_equations() -> None:
     assert {"stsbp": "refused", "norse": "same"}.items() <= words(lif(4, r=np.ones(4), v_leak=np.full(4, 0.25))).items()
 
 
-def test_why_is_said() -> None:
-    found = check(graph({"n": cuba(4, w_in=np.ones(4))}, []), CHOICES).nodes["n"]
-    assert found["spikingjelly"].why == "it asks for w_in = tau_syn / dt"
-    assert found["spyx"].why.endswith("ignores r, w_in, v_leak, v_reset")
-    assert " of 960 steps differ, " in found["spyx"].much
-    assert found["sinabs"].why == READINGS["sinabs"].otherwise
+def test_the_reason_of_a_verdict_is_given() -> None:
+    interpretations = check(graph({"n": cuba(4, w_in=np.ones(4))}, []), CHOICES).nodes["n"]
+    assert interpretations["spikingjelly"].why == "it asks for w_in = tau_syn / dt"
+    assert interpretations["spyx"].why.endswith("ignores r, w_in, v_leak, v_reset")
+    assert " of 960 steps differ, " in interpretations["spyx"].much
+    assert interpretations["sinabs"].why == READINGS["sinabs"].otherwise
 
 
 def test_neurons_that_nothing_makes_spike_are_not_judged() -> None:
@@ -321,37 +321,42 @@ def test_neurons_that_nothing_makes_spike_are_not_judged() -> None:
 
 
 def test_other_nodes_are_read_or_left_out() -> None:
-    made = graph({"a": {"type": "Linear", "weight": full(2, 2)}, "b": {"type": "Nothing"}, "c": {"type": "Linear"}}, [])
-    found = check(made, CHOICES).nodes
-    assert {name: each.word for name, each in found["a"].items()} == {
+    nir_graph = graph(
+        {"a": {"type": "Linear", "weight": full(2, 2)}, "b": {"type": "Nothing"}, "c": {"type": "Linear"}}, []
+    )
+    checked = check(nir_graph, CHOICES).nodes
+    assert {name: interpretation.word for name, interpretation in checked["a"].items()} == {
         name: "left out" if name == "sinabs" else "read" for name in IMPORTERS
     }
-    assert found["b"]["stsbp"].word == "refused"
-    assert {found["b"][name].word for name in READINGS} == {"left out"}
-    assert found["c"]["stsbp"].why == "it has no weight"
+    assert checked["b"]["stsbp"].word == "refused"
+    assert {checked["b"][name].word for name in READINGS} == {"left out"}
+    assert checked["c"]["stsbp"].why == "it has no weight"
 
 
 def test_nodes_that_are_read_but_not_simulated_are_unknown() -> None:
     node = {"type": "LI", **{name: np.ones(4) for name in ("tau", "r", "v_leak")}}
-    found = check(graph({"n": node}, []), CHOICES).nodes["n"]
+    interpretations = check(graph({"n": node}, []), CHOICES).nodes["n"]
     for name in ("sinabs", "rockpool", "spyx"):
-        assert (found[name].word, found[name].why) == ("unknown", READINGS[name].not_simulated["LI"])
-        assert not found[name].faithful
-    assert {found[name].word for name in ("spikingjelly", "snntorch", "norse")} == {"left out"}
+        assert (interpretations[name].word, interpretations[name].why) == (
+            "unknown",
+            READINGS[name].not_simulated["LI"],
+        )
+        assert not interpretations[name].faithful
+    assert {interpretations[name].word for name in ("spikingjelly", "snntorch", "norse")} == {"left out"}
 
 
 def test_parameters_that_are_the_same_for_all_neurons_take_no_memory() -> None:
     n = 1 << 20
     same = {key: np.broadcast_to(value.flat[0], n) for key, value in cuba(4).items() if key != "type"}
     tau = np.random.default_rng(0).uniform(1e-3, 2e-3, n)
-    made = graph({"n": {**cuba(4), **same, "tau_mem": tau}}, [])
+    nir_graph = graph({"n": {**cuba(4), **same, "tau_mem": tau}}, [])
     tracemalloc.start()
-    found = check(made, CHOICES).nodes["n"]
+    interpretations = check(nir_graph, CHOICES).nodes["n"]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     # Reading the node as stsbp does takes four such arrays. A copy of each parameter would take seven more.
     assert peak < 5 * tau.nbytes
-    assert found["spikingjelly"].why.endswith("; r = tau_mem / dt")
+    assert interpretations["spikingjelly"].why.endswith("; r = tau_mem / dt")
 
 
 def test_numbers_that_no_program_reads_are_refused_for_all() -> None:
@@ -360,10 +365,10 @@ def test_numbers_that_no_program_reads_are_refused_for_all() -> None:
 
 
 def test_a_graph_that_is_no_network_of_stsbp(file: Path) -> None:
-    made = graph(nodes(), [*EDGES, ("n", "a")])
-    found = check(made, CHOICES)
-    assert "node a (Linear)" in found.refusal
-    assert not found.faithful("stsbp")
+    nir_graph = graph(nodes(), [*EDGES, ("n", "a")])
+    checked = check(nir_graph, CHOICES)
+    assert "node a (Linear)" in checked.refusal
+    assert not checked.faithful("stsbp")
     assert check(graph(nodes(), EDGES), CHOICES).faithful("stsbp")
 
 
@@ -384,12 +389,12 @@ def test_the_table_of_programs(stsbp: Callable[..., Result], file: Path) -> None
 
 
 def test_the_table_as_json(stsbp: Callable[..., Result], file: Path) -> None:
-    found = json.loads(stsbp("nir-check", file, "--json").stdout)
-    assert (found["dt"], found["version"], found["refused_as_a_whole"]) == (1e-3, "1.0.8", "")
-    assert {"stsbp", "spikingjelly"} <= set(found["faithful"])
-    assert [node["name"] for node in found["nodes"]] == ["input", "a", "n", "b", "last", "output"]
-    assert found["nodes"][2]["importers"]["stsbp"]["word"] == "same"
-    assert found["edges"] == [list(edge) for edge in EDGES]
+    table = json.loads(stsbp("nir-check", file, "--json").stdout)
+    assert (table["dt"], table["version"], table["refused_as_a_whole"]) == (1e-3, "1.0.8", "")
+    assert {"stsbp", "spikingjelly"} <= set(table["faithful"])
+    assert [node["name"] for node in table["nodes"]] == ["input", "a", "n", "b", "last", "output"]
+    assert table["nodes"][2]["importers"]["stsbp"]["word"] == "same"
+    assert table["edges"] == [list(edge) for edge in EDGES]
 
 
 def test_a_program_may_be_expected_to_do_all(stsbp: Callable[..., Result], file: Path) -> None:
@@ -418,8 +423,8 @@ def test_the_step_of_a_check(
 
 def test_many_nodes_and_long_names_are_cut(stsbp: Callable[..., Result], tmp_path: Path) -> None:
     names = [f"{i}" + "x" * 900 for i in range(260)]
-    made: dict[str, Any] = {**ENDS, **{name: {"type": "Scale", "scale": 1.0} for name in names}}
-    file = written(tmp_path / "many.nir", made, chain("input", *names, "output"))
+    node_table: dict[str, Any] = {**ENDS, **{name: {"type": "Scale", "scale": 1.0} for name in names}}
+    file = written(tmp_path / "many.nir", node_table, chain("input", *names, "output"))
     result = stsbp("nir-check", file, "--dt", "1")
     assert result.exit_code == 0
     assert "... and 62 nodes more" in result.stdout

@@ -48,10 +48,10 @@ LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENA
 ABOUT = About("a run", "5a", STEPS, ("yes", "no"))
 
 
-def made(each: Case, **how: bool) -> ModelProto:
+def onnx_model(network_case: Case, **options: bool) -> ModelProto:
     from stsbp.interop.onnx_model import model
 
-    return model(program(each.network, each.weights), ABOUT, **how)
+    return model(program(network_case.network, network_case.weights), ABOUT, **options)
 
 
 def session(model: ModelProto, level: str = "ORT_ENABLE_ALL", threads: int = 1, optimised: Path | None = None) -> Any:
@@ -65,12 +65,12 @@ def session(model: ModelProto, level: str = "ORT_ENABLE_ALL", threads: int = 1, 
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def fed(network: NetworkSpec, inputs: AnyArray, steps: int) -> dict[str, AnyArray]:
+def model_inputs(network: NetworkSpec, inputs: AnyArray, steps: int) -> dict[str, AnyArray]:
     return {"frames": inputs} if network.coding == "events" else {"images": inputs, "steps": np.array(steps)}
 
 
-def ran(session: Any, feed: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
-    return dict(zip([each.name for each in session.get_outputs()], session.run(None, feed), strict=True))
+def run_session(session: Any, feed: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
+    return dict(zip([output.name for output in session.get_outputs()], session.run(None, feed), strict=True))
 
 
 def same(one: AnyArray, other: AnyArray) -> bool:
@@ -78,24 +78,24 @@ def same(one: AnyArray, other: AnyArray) -> bool:
     return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
 
 
-def differing(each: Case, found: Mapping[str, AnyArray], hidden: bool = True) -> list[str]:
+def differing(network_case: Case, outputs: Mapping[str, AnyArray], hidden: bool = True) -> list[str]:
     """Values of the model that are not the reference's, to the bit."""
-    wrong, blocks = [], each.network.blocks
+    wrong, blocks = [], network_case.network.blocks
     for block in blocks if hidden else blocks[-1:]:
-        run, before = each.run.layers[block.name], "" if block is blocks[-1] else f"{block.population}/"
+        run, prefix = network_case.run.layers[block.name], "" if block is blocks[-1] else f"{block.population}/"
         for name, expected in (("spikes", run.spikes), ("potentials", run.potentials)):
-            if not same(found[f"{before}{name}"], expected):
-                wrong.append(f"{before}{name}")
+            if not same(outputs[f"{prefix}{name}"], expected):
+                wrong.append(f"{prefix}{name}")
     return wrong
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_onnxruntime_gives_every_layers_bits_at_every_level_of_optimisation(name: str) -> None:
-    each = case(name)
-    model, feed = made(each, layers=True), fed(each.network, each.inputs, STEPS)
+    network_case = case(name)
+    model, feed = onnx_model(network_case, layers=True), model_inputs(network_case.network, network_case.inputs, STEPS)
     for level in LEVELS:
-        assert differing(each, ran(session(model, level), feed)) == [], level
-    assert differing(each, ran(session(model, threads=2), feed)) == []
+        assert differing(network_case, run_session(session(model, level), feed)) == [], level
+    assert differing(network_case, run_session(session(model, threads=2), feed)) == []
 
 
 @pytest.mark.skipif(not MISSING and installed("onnx") < (1, 22), reason="onnx before 1.22 loses states of a Scan")
@@ -103,10 +103,16 @@ def test_onnxruntime_gives_every_layers_bits_at_every_level_of_optimisation(name
 def test_the_reference_of_onnx_gives_the_same_bits(name: str) -> None:
     from onnx.reference import ReferenceEvaluator
 
-    each = case(name)
-    evaluator = ReferenceEvaluator(made(each, layers=True))
-    found = dict(zip(evaluator.output_names, evaluator.run(None, fed(each.network, each.inputs, STEPS)), strict=True))
-    assert differing(each, found) == []
+    network_case = case(name)
+    evaluator = ReferenceEvaluator(onnx_model(network_case, layers=True))
+    outputs = dict(
+        zip(
+            evaluator.output_names,
+            evaluator.run(None, model_inputs(network_case.network, network_case.inputs, STEPS)),
+            strict=True,
+        )
+    )
+    assert differing(network_case, outputs) == []
 
 
 def operators(graph: GraphProto) -> Iterator[Any]:
@@ -125,9 +131,9 @@ def constants(graph: GraphProto) -> Iterator[tuple[str, AnyArray]]:
     """Names and float32 constants of a graph and of the loops in it."""
     from onnx import TensorProto, numpy_helper
 
-    for each in graph.initializer:
-        if each.data_type == TensorProto.FLOAT:
-            yield each.name, numpy_helper.to_array(each)
+    for initializer in graph.initializer:
+        if initializer.data_type == TensorProto.FLOAT:
+            yield initializer.name, numpy_helper.to_array(initializer)
     for node in graph.node:
         for attribute in node.attribute:
             yield from constants(attribute.g)
@@ -147,60 +153,81 @@ def nonzero(values: AnyArray) -> bytes:
 def test_the_optimiser_leaves_weights_and_arithmetic_alone(name: str, level: str, tmp_path: Path) -> None:
     import onnx
 
-    each = case(name)
-    model = made(each)
+    network_case = case(name)
+    model = onnx_model(network_case)
     session(model, level, optimised=tmp_path / "optimised.onnx")
     optimised = onnx.load(tmp_path / "optimised.onnx").graph
-    before, after = kinds(model.graph), kinds(optimised)
+    operators_before, operators_after = kinds(model.graph), kinds(optimised)
     # Harmless: layouts, and names of results.
     for op in ("Conv", "AveragePool", "MaxPool"):
-        after[op] += after.pop(f"{LAYOUT}.{op}", 0)
+        operators_after[op] += operators_after.pop(f"{LAYOUT}.{op}", 0)
     for op in (f"{LAYOUT}.ReorderInput", f"{LAYOUT}.ReorderOutput"):
-        after.pop(op, None)
-    del before["Identity"]
-    after.pop("Identity", None)
+        operators_after.pop(op, None)
+    del operators_before["Identity"]
+    operators_after.pop("Identity", None)
     # So is a factor of 2^-8, of the bytes of an image, within a product of matrices.
     if fused := [node for node in operators(optimised) if node.op_type == "FusedMatMul"]:
-        assert each.network.coding == "direct"
+        assert network_case.network.coding == "direct"
         assert [a.f for node in fused for a in node.attribute if a.name == "alpha"] == [2.0**-8]
-        del after["com.microsoft.FusedMatMul"]
-        after.update(["MatMul", "Mul"])
+        del operators_after["com.microsoft.FusedMatMul"]
+        operators_after.update(["MatMul", "Mul"])
     # And factors of 1, which are left out.
     ones = {name for name, x in constants(model.graph) if x.size == 1 and x == 1}
     by_one = sum(node.op_type == "Mul" and not ones.isdisjoint(node.input) for node in operators(model.graph))
-    assert before["Mul"] - by_one <= after.pop("Mul") <= before.pop("Mul")
-    assert +after == +before
+    assert operators_before["Mul"] - by_one <= operators_after.pop("Mul") <= operators_before.pop("Mul")
+    assert +operators_after == +operators_before
     assert all(len(node.input) == 2 for node in operators(optimised) if node.op_type in ("Conv", "MatMul"))
-    there = {nonzero(x) for _, x in constants(optimised)}
-    assert {nonzero(weights.values) for weights in program(each.network, each.weights).weights.values()} <= there
+    constants_after = {nonzero(x) for _, x in constants(optimised)}
+    assert {
+        nonzero(weights.values) for weights in program(network_case.network, network_case.weights).weights.values()
+    } <= constants_after
 
 
 @pytest.mark.parametrize("name", ["delay", "recurrent", "residual", "image"])
 @pytest.mark.parametrize(("steps", "samples"), [(1, 1), (2, 5), (13, 1)])
 def test_steps_and_samples_are_free(name: str, steps: int, samples: int) -> None:
-    small, network = case(name), case(name).network
+    small_case, network = case(name), case(name).network
     rng = np.random.default_rng(3)
     lead = (samples,) if network.coding == "direct" else (steps, samples)
     inputs = rng.integers(0, 2 if network.coding == "events" else 256, (*lead, *network.input_shape), dtype=np.uint8)
-    run = open_backend("numpy").run(network, small.weights, inputs, steps)
-    each = Case(network, small.weights, inputs, run)
-    assert differing(each, ran(session(made(each)), fed(network, inputs, steps)), hidden=False) == []
+    run = open_backend("numpy").run(network, small_case.weights, inputs, steps)
+    resized_case = Case(network, small_case.weights, inputs, run)
+    assert (
+        differing(
+            resized_case,
+            run_session(session(onnx_model(resized_case)), model_inputs(network, inputs, steps)),
+            hidden=False,
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize("name", ["full", "second order", "normalised"])
 def test_what_fades_becomes_zero_as_soon(name: str) -> None:
-    each = case(name)
-    inputs = np.concatenate([each.inputs[:1], np.zeros((400, *each.inputs.shape[1:]), np.uint8)])
-    run = open_backend("numpy").run(each.network, each.weights, inputs, len(inputs))
-    faded = Case(each.network, each.weights, inputs, run)
+    network_case = case(name)
+    inputs = np.concatenate([network_case.inputs[:1], np.zeros((400, *network_case.inputs.shape[1:]), np.uint8)])
+    run = open_backend("numpy").run(network_case.network, network_case.weights, inputs, len(inputs))
+    faded = Case(network_case.network, network_case.weights, inputs, run)
     if name != "normalised":
         assert [np.abs(layer.potentials[-1]).max() for layer in run.layers.values()] == [0.0] * len(run.layers)
-    assert differing(faded, ran(session(made(faded, layers=True)), fed(each.network, inputs, len(inputs)))) == []
+    assert (
+        differing(
+            faded,
+            run_session(
+                session(onnx_model(faded, layers=True)), model_inputs(network_case.network, inputs, len(inputs))
+            ),
+        )
+        == []
+    )
 
 
 def zeros(session: Any, samples: int) -> dict[str, AnyArray]:
     """States before the first step."""
-    shapes = {each.name: each.shape for each in session.get_inputs() if each.name.endswith("/before")}
+    shapes = {
+        model_input.name: model_input.shape
+        for model_input in session.get_inputs()
+        if model_input.name.endswith("/before")
+    }
     return {
         name: np.zeros([samples if dim == "B" else dim for dim in shape], np.float32) for name, shape in shapes.items()
     }
@@ -209,15 +236,21 @@ def zeros(session: Any, samples: int) -> dict[str, AnyArray]:
 @pytest.mark.parametrize("length", [1, 4])
 @pytest.mark.parametrize("name", SMALL)
 def test_a_stream_gives_what_one_call_gives(name: str, length: int) -> None:
-    each = case(name)
-    stream = session(made(each, layers=True, states=True))
-    states, found = zeros(stream, SAMPLES), list[dict[str, AnyArray]]()
+    network_case = case(name)
+    stream = session(onnx_model(network_case, layers=True, states=True))
+    states, chunks = zeros(stream, SAMPLES), list[dict[str, AnyArray]]()
     for first in range(0, STEPS, length):
-        part = each.inputs if each.network.coding == "direct" else each.inputs[first : first + length]
-        found.append(ran(stream, {**fed(each.network, part, min(length, STEPS - first)), **states}))
-        states = {f"{k.removesuffix('/after')}/before": x for k, x in found[-1].items() if k.endswith("/after")}
-    whole = {k: np.concatenate([x[k] for x in found]) for k in found[0] if not k.endswith("/after")}
-    assert differing(each, whole) == []
+        part = (
+            network_case.inputs
+            if network_case.network.coding == "direct"
+            else network_case.inputs[first : first + length]
+        )
+        chunks.append(
+            run_session(stream, {**model_inputs(network_case.network, part, min(length, STEPS - first)), **states})
+        )
+        states = {f"{k.removesuffix('/after')}/before": x for k, x in chunks[-1].items() if k.endswith("/after")}
+    outputs = {k: np.concatenate([x[k] for x in chunks]) for k in chunks[0] if not k.endswith("/after")}
+    assert differing(network_case, outputs) == []
 
 
 # Networks that the small ones leave out.
@@ -303,11 +336,11 @@ MORE = {
 @pytest.mark.parametrize("name", MORE)
 def test_what_the_small_networks_leave_out(name: str, states: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SMALL, name, MORE[name])
-    each = case(name)
+    network_case = case(name)
     for level in LEVELS:
-        opened = session(made(each, layers=True, states=states), level)
-        feed = fed(each.network, each.inputs, STEPS) | zeros(opened, SAMPLES)
-        assert differing(each, ran(opened, feed)) == [], level
+        opened = session(onnx_model(network_case, layers=True, states=states), level)
+        feed = model_inputs(network_case.network, network_case.inputs, STEPS) | zeros(opened, SAMPLES)
+        assert differing(network_case, run_session(opened, feed)) == [], level
 
 
 # Neurons of one's own: every operation of an expression, and what optimisers might make of it.
@@ -369,67 +402,84 @@ def of_neuron(neuron: NeuronModel, net: str = "8C3p1-10") -> Case:
 
 
 def test_every_operation_of_an_expression_is_exact() -> None:
-    each = of_neuron(Odd())
+    network_case = of_neuron(Odd())
     used = {
         x.op
-        for population in program(each.network, each.weights).populations.values()
+        for population in program(network_case.network, network_case.weights).populations.values()
         for x in ordered(population.step.roots)
     }
     assert used >= {*OPERATIONS} - {"exp", "unsnapped"}
-    potentials = each.run.layers["conv1"].potentials
+    potentials = network_case.run.layers["conv1"].potentials
     assert 0.1 < (potentials[1:] == 0).mean() < 0.9, "zeros of either sign"
     for level in LEVELS:
         assert (
-            differing(each, ran(session(made(each, layers=True), level), fed(each.network, each.inputs, STEPS))) == []
+            differing(
+                network_case,
+                run_session(
+                    session(onnx_model(network_case, layers=True), level),
+                    model_inputs(network_case.network, network_case.inputs, STEPS),
+                ),
+            )
+            == []
         )
 
 
 @pytest.mark.parametrize("net", ["8C3p1-10", "10R"])
 def test_a_neuron_may_ignore_its_current(net: str) -> None:
-    each = of_neuron(Always(), net)
-    found = ran(session(made(each, layers=True)), fed(each.network, each.inputs, STEPS))
-    assert not differing(each, found)
+    network_case = of_neuron(Always(), net)
+    outputs = run_session(
+        session(onnx_model(network_case, layers=True)), model_inputs(network_case.network, network_case.inputs, STEPS)
+    )
+    assert not differing(network_case, outputs)
 
 
-def test_what_is_not_exact_is_said(tmp_path: Path) -> None:
-    def said(each: Case) -> list[str]:
-        lines = write(program(each.network, each.weights), ABOUT, tmp_path / "it.onnx")
+def test_inexact_functions_are_named(tmp_path: Path) -> None:
+    def inexact_lines(network_case: Case) -> list[str]:
+        lines = write(program(network_case.network, network_case.weights), ABOUT, tmp_path / "it.onnx")
         return [line for line in lines if line.startswith("neurons")]
 
     exponential = of_neuron(Exponential())
-    assert [line[:22] for line in said(exponential)] == [f"neurons{i}: exp is not e" for i in (1, 2, 3)]
-    assert [line[:23] for line in said(of_neuron(Odd()))] == [f"neurons{i}: sqrt is exact" for i in (1, 2, 3)]
-    assert said(case("full")) == []
-    found = ran(session(made(exponential)), fed(exponential.network, exponential.inputs, STEPS))
-    assert np.allclose(found["potentials"][0], exponential.run.layers["linear3"].potentials[0], atol=1e-5)
+    assert [line[:22] for line in inexact_lines(exponential)] == [f"neurons{i}: exp is not e" for i in (1, 2, 3)]
+    assert [line[:23] for line in inexact_lines(of_neuron(Odd()))] == [f"neurons{i}: sqrt is exact" for i in (1, 2, 3)]
+    assert inexact_lines(case("full")) == []
+    outputs = run_session(
+        session(onnx_model(exponential)), model_inputs(exponential.network, exponential.inputs, STEPS)
+    )
+    assert np.allclose(outputs["potentials"][0], exponential.run.layers["linear3"].potentials[0], atol=1e-5)
 
 
 def test_counts_of_events_and_a_filter_of_the_input() -> None:
     network = NetworkSpec.parse("10", input_shape=VECTOR, outputs=4, input_psp=PSP(3.0, 1.5), input_max=200)
     inputs = np.random.default_rng(2).integers(0, 201, (STEPS, SAMPLES, *VECTOR), dtype=np.uint8)
     weights = {name: x / np.float32(64) for name, x in initial_weights(network, 5, 3.0).items()}
-    each = Case(network, weights, inputs, open_backend("numpy").run(network, weights, inputs, STEPS))
-    assert 0.02 < each.run.layers["linear1"].spikes.mean() < 0.95
-    assert differing(each, ran(session(made(each, layers=True)), fed(network, inputs, STEPS))) == []
+    network_case = Case(network, weights, inputs, open_backend("numpy").run(network, weights, inputs, STEPS))
+    assert 0.02 < network_case.run.layers["linear1"].spikes.mean() < 0.95
+    assert (
+        differing(
+            network_case,
+            run_session(session(onnx_model(network_case, layers=True)), model_inputs(network, inputs, STEPS)),
+        )
+        == []
+    )
 
 
 # The file.
 
 
 def test_the_model_says_what_it_is() -> None:
-    each = case("recurrent convolution")
-    model = made(each, states=True)
+    network_case = case("recurrent convolution")
+    model = onnx_model(network_case, states=True)
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 13)]
     assert {node.domain for node in operators(model.graph)} == {""}
     assert model.ir_version == 7
     names = [node.name for node in operators(model.graph)]
     assert {"neurons1.new_i", "neurons1.u"} <= {*names}
     assert len({*names}) == len(names)
-    assert {node.name for node in each.network.graph.nodes} <= {*names}
-    said = {each.key: each.value for each in model.metadata_props}
-    assert NetworkSpec.parse(said.pop("network"), input_shape=IMAGE) == each.network
-    assert json.loads(said.pop("classes")) == ["yes", "no"]
-    assert said == {
+    assert {node.name for node in network_case.network.graph.nodes} <= {*names}
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert NetworkSpec.parse(metadata.pop("network"), input_shape=IMAGE) == network_case.network
+    assert json.loads(metadata.pop("classes")) == ["yes", "no"]
+    assert metadata == {
         "run": "a run",
         "checkpoint_sha256": "5a",
         "steps": str(STEPS),
@@ -439,21 +489,21 @@ def test_the_model_says_what_it_is() -> None:
     documents = {node.name: node.doc_string for node in operators(model.graph)}
     assert "i = snap(k * i + c * z)" in documents["neurons2"]
     assert documents["conv1.recurrent"].startswith("Conv2d(channels=4")
-    found = {each.name: each.type.tensor_type.shape.dim for each in model.graph.value_info}
-    shapes = {name: [dim.dim_param or dim.dim_value for dim in dims] for name, dims in found.items()}
+    dimensions = {info.name: info.type.tensor_type.shape.dim for info in model.graph.value_info}
+    shapes = {name: [dim.dim_param or dim.dim_value for dim in dims] for name, dims in dimensions.items()}
     assert shapes["conv1/sums"][1:] == [4, 8, 8]
     assert shapes["conv1/frames"] == shapes["neurons1/frames"] == ["T", "B", 4, 8, 8]
     assert shapes["linear2/sums"] == ["T", "B", 4]
 
 
 def test_names_of_others_do_no_harm(tmp_path: Path) -> None:
-    each, about = case("image"), About("a\udcff\x00\n", "5a", 3, ("\ud800", "'\""))
-    write(program(each.network, each.weights), about, tmp_path / "it.onnx")
+    network_case, about = case("image"), About("a\udcff\x00\n", "5a", 3, ("\ud800", "'\""))
+    write(program(network_case.network, network_case.weights), about, tmp_path / "it.onnx")
     import onnx
 
-    said = {each.key: each.value for each in onnx.load(tmp_path / "it.onnx").metadata_props}
-    assert said["run"] == "a\\xff\\x00\\x0a"
-    assert tuple(json.loads(said["classes"])) == about.classes
+    metadata = {entry.key: entry.value for entry in onnx.load(tmp_path / "it.onnx").metadata_props}
+    assert metadata["run"] == "a\\xff\\x00\\x0a"
+    assert tuple(json.loads(metadata["classes"])) == about.classes
 
 
 def test_an_unknown_layer_is_refused_by_name() -> None:
@@ -466,36 +516,36 @@ def test_an_unknown_layer_is_refused_by_name() -> None:
         Node("output", Neurons(LIF()), (Edge("out"),)),
     )
     network = NetworkSpec(IMAGE, nodes=nodes)
-    each = Case(network, initial_weights(network, 5, 3.0), np.zeros(1, np.uint8), RunResult({}, {}))
+    network_case = Case(network, initial_weights(network, 5, 3.0), np.zeros(1, np.uint8), RunResult({}, {}))
     with pytest.raises(ConfigError, match="mine: no ONNX operators are known for Own"):
-        made(each)
+        onnx_model(network_case)
 
 
 def test_weights_that_fill_no_file_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stsbp.interop.onnx_model._MOST_BYTES", 1000)
     with pytest.raises(ConfigError, match="linear2 alone 4,096, and an ONNX file holds 1,000"):
-        made(case("recurrent convolution"))
+        onnx_model(case("recurrent convolution"))
 
 
 def test_a_file_of_another_kind_is_not_replaced(tmp_path: Path) -> None:
-    each, out = case("full"), tmp_path / "it.onnx"
-    found = program(each.network, each.weights)
+    network_case, out = case("full"), tmp_path / "it.onnx"
+    exported = program(network_case.network, network_case.weights)
     out.write_bytes(b"\x08\x07\x12\x07pytorch")
     with pytest.raises(FileError, match="is there already and is not an ONNX model of stsbp"):
-        write(found, ABOUT, out)
+        write(exported, ABOUT, out)
     assert out.read_bytes() == b"\x08\x07\x12\x07pytorch"
     out.unlink()
-    write(found, ABOUT, out)
-    before = out.read_bytes()
-    write(found, ABOUT, out, states=True)
-    assert out.read_bytes() != before
+    write(exported, ABOUT, out)
+    stateless = out.read_bytes()
+    write(exported, ABOUT, out, states=True)
+    assert out.read_bytes() != stateless
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    each = case("full")
+    network_case = case("full")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r'pip install "stsbp\[onnx\]"'):
-        write(program(each.network, each.weights), ABOUT, tmp_path / "it.onnx")
+        write(program(network_case.network, network_case.weights), ABOUT, tmp_path / "it.onnx")
     assert not any(tmp_path.iterdir())
 
 
@@ -515,11 +565,11 @@ def test_the_command_exports_what_the_run_predicts(
     trained = package.load_run(run, backend="numpy")
     images = np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), dtype=np.uint8)
     opened = session(onnx.load(out))
-    found = ran(opened, {**fed(trained.network, images, 3), **zeros(opened, 5)})
-    assert same(found["spikes"], trained.predict(images).spikes)
-    said = {each.key: each.value for each in onnx.load(out).metadata_props}
-    assert (said["run"], said["checkpoint_sha256"]) == ("run", trained.info["sha256"])
-    assert json.loads(said["classes"]) == list("0123456789")
+    outputs = run_session(opened, {**model_inputs(trained.network, images, 3), **zeros(opened, 5)})
+    assert same(outputs["spikes"], trained.predict(images).spikes)
+    metadata = {entry.key: entry.value for entry in onnx.load(out).metadata_props}
+    assert (metadata["run"], metadata["checkpoint_sha256"]) == ("run", trained.info["sha256"])
+    assert json.loads(metadata["classes"]) == list("0123456789")
 
 
 def test_options_of_one_form_are_no_options_of_another(stsbp: Callable[..., Result]) -> None:

@@ -11,30 +11,30 @@ from stsbp_spec.contract.grid import EXACT_LIMIT_BITS
 
 @pytest.mark.parametrize("name", SMALL)
 def test_the_small_networks_fire_and_do_not_saturate(name: str) -> None:
-    each = case(name)
-    rates = [layer.spikes.mean() for layer in each.run.layers.values()]
-    if each.network.has_readout:
+    network_case = case(name)
+    rates = [layer.spikes.mean() for layer in network_case.run.layers.values()]
+    if network_case.network.has_readout:
         rates.pop()
     assert all(0.02 < rate < 0.95 for rate in rates), rates
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_weights_are_the_integers_that_they_say(name: str) -> None:
-    each = case(name)
-    found = program(each.network, each.weights)
-    assert list(found.weights) == [projection.name for projection in each.network.graph.projections]
-    for weights in found.weights.values():
-        whole = weights.integers
-        assert np.abs(whole).max() < 2 ** (weights.projection.synapse.weight_bits - 1)
-        assert np.array_equal(whole.astype(np.float32) * np.float32(2.0**-weights.exponent), weights.values)
-        rows = np.abs(whole.reshape(len(whole), -1).astype(np.int64)).sum(axis=1)
+    network_case = case(name)
+    exported = program(network_case.network, network_case.weights)
+    assert list(exported.weights) == [projection.name for projection in network_case.network.graph.projections]
+    for weights in exported.weights.values():
+        integers = weights.integers
+        assert np.abs(integers).max() < 2 ** (weights.projection.synapse.weight_bits - 1)
+        assert np.array_equal(integers.astype(np.float32) * np.float32(2.0**-weights.exponent), weights.values)
+        rows = np.abs(integers.reshape(len(integers), -1).astype(np.int64)).sum(axis=1)
         units = rows.max() * weights.projection.input.maximum * 2**weights.projection.input.exponent
         assert units < 2 ** (EXACT_LIMIT_BITS + 1)
 
 
 def test_populations_say_where_each_input_comes_from() -> None:
-    each = case("nodes")
-    both = program(each.network, each.weights).populations["both"]
+    network_case = case("nodes")
+    both = program(network_case.network, network_case.weights).populations["both"]
     assert len(both.sums) == len(both.bound_node.node.inputs) == 2
     assert set(both.step.inputs) == {*both.sums, *both.learned}
     assert set(both.step.parameters) == set(both.constants)

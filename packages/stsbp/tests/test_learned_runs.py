@@ -25,14 +25,14 @@ def test_a_checkpoint_holds_what_neurons_learned(
     stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path
 ) -> None:
     train_tiny(tmp_path / "run", *LEARNS, "--epochs", 1)
-    found = _tensors(tmp_path / "run")
-    assert {"weight/linear2.decay", "adamw.m/linear2.decay", "adamw.v/linear1.decay"} <= set(found)
-    assert (found["weight/linear1.decay"] != np.float32(0.8)).any()
+    tensors = _tensors(tmp_path / "run")
+    assert {"weight/linear2.decay", "adamw.m/linear2.decay", "adamw.v/linear1.decay"} <= set(tensors)
+    assert (tensors["weight/linear1.decay"] != np.float32(0.8)).any()
     result = stsbp("train", "--resume", tmp_path / "run", "--epochs", 2)
     assert result.exit_code == 0, result.output
     moved = _tensors(tmp_path / "run")
-    assert moved["step"] == 2 * found["step"]
-    assert (moved["weight/linear1.decay"] != found["weight/linear1.decay"]).any()
+    assert moved["step"] == 2 * tensors["step"]
+    assert (moved["weight/linear1.decay"] != tensors["weight/linear1.decay"]).any()
     result = stsbp("evaluate", tmp_path / "run")
     assert result.exit_code == 0, result.output
 
@@ -56,8 +56,8 @@ def test_a_run_begins_with_what_another_one_learned(
 
 def test_initial_weights_are_scaled_and_not_what_is_learned(train_tiny: Callable[..., Result], tmp_path: Path) -> None:
     train_tiny(tmp_path / "run", *LEARNS, "--epochs", 1, "--init-rate", 0.2, "--lr", 1e-12)
-    found = _tensors(tmp_path / "run")
-    assert np.abs(found["weight/linear1.decay"] - np.float32(0.8)).max() < 1e-6
+    tensors = _tensors(tmp_path / "run")
+    assert np.abs(tensors["weight/linear1.decay"] - np.float32(0.8)).max() < 1e-6
 
 
 def test_the_report_shows_what_neurons_learned(

@@ -43,23 +43,23 @@ def temporary(folder: Path) -> list[str]:
 
 
 def test_leftover_goes_when_its_file_is_written_again(writing: subprocess.Popen[str], tmp_path: Path) -> None:
-    (left,) = temporary(tmp_path)
+    (leftover,) = temporary(tmp_path)
     write_atomically(tmp_path / "page.html", b"other")
     # The process still writes it.
-    assert temporary(tmp_path) == [left]
+    assert temporary(tmp_path) == [leftover]
     writing.communicate("\n")
     assert writing.returncode == 9
     write_atomically(tmp_path / "other.html", b"another file")
-    assert temporary(tmp_path) == [left]
+    assert temporary(tmp_path) == [leftover]
     write_atomically(tmp_path / "page.html", b"whole")
     assert temporary(tmp_path) == []
     assert (tmp_path / "page.html").read_bytes() == b"whole"
 
 
 def test_every_leftover_goes_from_the_programs_own_folder(tmp_path: Path) -> None:
-    mine = (".page.html.0123456789ab.tmp", ".manifest-1.json.0123456789ab.tmp", ".new\nline.0123456789ab.tmp")
+    leftovers = (".page.html.0123456789ab.tmp", ".manifest-1.json.0123456789ab.tmp", ".new\nline.0123456789ab.tmp")
     others = (".page.html.0123456789.tmp", "page.html.0123456789ab.tmp", ".page.html.0123456789ab.tmp~", "data.tmp")
-    for name in (*mine, *others):
+    for name in (*leftovers, *others):
         (tmp_path / name).touch()
     write_atomically(tmp_path / "images.cache", b"", own=True)
     assert {path.name for path in tmp_path.iterdir()} == {"images.cache", *others}
@@ -68,12 +68,12 @@ def test_every_leftover_goes_from_the_programs_own_folder(tmp_path: Path) -> Non
 @pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="descriptors cannot be counted here")
 def test_sweeping_keeps_no_descriptor(tmp_path: Path) -> None:
     write_atomically(tmp_path / "page.html", b"", own=True)
-    before = len(os.listdir("/dev/fd"))
+    open_descriptors = len(os.listdir("/dev/fd"))
     for number in range(5):
         (tmp_path / f".page.html.{number:012x}.tmp").touch()
     write_atomically(tmp_path / "page.html", b"", own=True)
     assert temporary(tmp_path) == []
-    assert len(os.listdir("/dev/fd")) == before
+    assert len(os.listdir("/dev/fd")) == open_descriptors
 
 
 def test_a_file_that_is_swept_before_it_is_locked_is_begun_again(

@@ -63,17 +63,17 @@ def _train(stsbp: Callable[..., Result], file: Path, run: Path, *options: Any) -
 
 def test_the_cache_keeps_lengths(tmp_path: Path) -> None:
     samples, labels = np.arange(24, dtype=np.uint8).reshape(6, 4), np.arange(6)
-    given = [4, 1, 2, 4, 3, 3]
+    lengths = [4, 1, 2, 4, 3, 3]
 
     def build(writer: CacheWriter) -> None:
-        writer.add(samples[:2], labels[:2], given[:2])
-        writer.add(samples[2:], labels[2:], np.array(given[2:]))
+        writer.add(samples[:2], labels[:2], lengths[:2])
+        writer.add(samples[2:], labels[2:], np.array(lengths[2:]))
 
     for _ in range(2):
-        found = cached("test", {}, cache_dir=tmp_path, build=build)
-        assert found.lengths is not None
-        assert found.lengths.tolist() == given
-        assert found.lengths.dtype == np.int64
+        cache = cached("test", {}, cache_dir=tmp_path, build=build)
+        assert cache.lengths is not None
+        assert cache.lengths.tolist() == lengths
+        assert cache.lengths.dtype == np.int64
     plain = cached("other", {}, cache_dir=tmp_path, build=lambda writer: writer.add(samples, labels))
     assert plain.lengths is None
 
@@ -149,18 +149,18 @@ def test_a_run_does_not_see_what_is_padded_and_measures_each_sample_alone(
     trained = load_trained(RunFolder(runs[0]), "last", NumpyBackend())
     data = load(f"sequences:{tmp_path / 'ones.npz'}", steps=STEPS)
     inputs, targets = data.test.inputs(np.arange(8)), data.test.targets(np.arange(8))  # type: ignore[attr-defined]
-    found, totals = [], np.zeros(3, np.int64)
+    distances_alone, totals = [], np.zeros(3, np.int64)
     spiking = dict.fromkeys((b.name for b in trained.network.blocks), 0)
     for b, length in enumerate(LENGTHS[12:]):
         layers = trained.backend.run(trained.network, trained.weights, inputs[:length, b : b + 1], int(length)).layers
-        outputs, wanted = layers["linear2"].spikes, targets[:length, b : b + 1]
-        found.append(LOSSES["van-rossum"].distance(outputs, wanted, trained.network.output_psp)[0])
-        totals += [int(x[0]) for x in match_spikes(outputs, wanted, 1)]
+        outputs, target_spikes = layers["linear2"].spikes, targets[:length, b : b + 1]
+        distances_alone.append(LOSSES["van-rossum"].distance(outputs, target_spikes, trained.network.output_psp)[0])
+        totals += [int(x[0]) for x in match_spikes(outputs, target_spikes, 1)]
         for name, layer in layers.items():
             spiking[name] += int(layer.spikes.sum())
     test = lines[1][-1]
-    assert test["loss"] == pytest.approx(np.mean(found), rel=1e-13)
-    assert test["van_rossum"] == pytest.approx(np.mean(found), rel=1e-13)
+    assert test["loss"] == pytest.approx(np.mean(distances_alone), rel=1e-13)
+    assert test["van_rossum"] == pytest.approx(np.mean(distances_alone), rel=1e-13)
     assert test["precision"] == pytest.approx(totals[0] / totals[1])
     assert test["recall"] == pytest.approx(totals[0] / totals[2])
     evaluated = json.loads(stsbp("evaluate", runs[0], "--json", "--batch-size", 3).stdout)
@@ -215,16 +215,18 @@ def test_simulated_recordings_of_their_own_lengths(
     """They last 300 ms: of 8 steps of 50 ms the last two are padding, and often more."""
     monkeypatch.setenv("STSBP_CACHE", str(tmp_path))
     binning = EventBinning(window_us=400_000)
-    whole, own = (load("digits-events", steps=8, binning=binning, own_lengths=own) for own in (False, True))
+    full, shortened = (
+        load("digits-events", steps=8, binning=binning, own_lengths=own_lengths) for own_lengths in (False, True)
+    )
     # Each kind has a cache of its own, and the frames are the same.
     assert len(list(tmp_path.glob("digits-events-*.cache"))) == 2
-    lengths = lengths_of(own.train)
-    assert lengths_of(whole.train) is None
+    lengths = lengths_of(shortened.train)
+    assert lengths_of(full.train) is None
     assert lengths is not None
     assert lengths.max() == 6
     some = np.arange(40)
-    frames = own.train.inputs(some)
-    assert np.array_equal(frames, whole.train.inputs(some))
+    frames = shortened.train.inputs(some)
+    assert np.array_equal(frames, full.train.inputs(some))
     assert frames[lengths[:40] - 1, some].any(axis=(1, 2, 3)).all()
     assert not frames[~inside(lengths[:40], 8)].any()
     run = tmp_path / "run"
@@ -270,12 +272,12 @@ def test_classes_are_decoded_from_each_samples_own_steps(loss: Any, code: LabelC
     score = task.score(spikes, targets, labels, lengths=lengths)
     correct: dict[str, int] = {"correct": 0, "correct_by_count": 0}
     for b, length in enumerate(lengths):
-        own = spikes[:length, b : b + 1]
-        alone = distances(own, code.sequences(classes, length), loss, psp)
+        steps_of_sample = spikes[:length, b : b + 1]
+        alone = distances(steps_of_sample, code.sequences(classes, length), loss, psp)
         np.testing.assert_allclose(together[b], alone[0], rtol=1e-12, atol=1e-12)
-        assert losses[b] == loss.distance(own, targets[:length, b : b + 1], psp)[0]
+        assert losses[b] == loss.distance(steps_of_sample, targets[:length, b : b + 1], psp)[0]
         correct["correct"] += int(nearest_sequence(alone)[0] == labels[b])
-        correct["correct_by_count"] += int(spike_count(own)[0] == labels[b])
+        correct["correct_by_count"] += int(spike_count(steps_of_sample)[0] == labels[b])
     assert score.sums == correct
 
 
@@ -283,9 +285,9 @@ def test_a_batch_of_all_steps_has_no_lengths_that_change_it(stsbp: Callable[...,
     """Lengths that are all T end in the bits of a file without lengths."""
     arrays = _arrays()
     ends = []
-    every: dict[str, Int64 | None] = {"full": np.full(SAMPLES, STEPS), "none": None}
-    for name, lengths in every.items():
-        given = {k: v for k, v in (arrays | {"lengths": lengths}).items() if v is not None}
-        _train(stsbp, _write(tmp_path / f"{name}.npz", given), tmp_path / name)
+    lengths_of_file: dict[str, Int64 | None] = {"full": np.full(SAMPLES, STEPS), "none": None}
+    for name, lengths in lengths_of_file.items():
+        members = {k: v for k, v in (arrays | {"lengths": lengths}).items() if v is not None}
+        _train(stsbp, _write(tmp_path / f"{name}.npz", members), tmp_path / name)
         ends.append(json.loads((tmp_path / name / "last.json").read_text())["sha256"])
     assert ends[0] == ends[1]

@@ -72,17 +72,17 @@ def crash_everywhere(
     train_tiny: Callable[..., Result], same_run: Callable[[Path, Path], None], uninterrupted: Path, stride: int
 ) -> int:
     """Kill a run at every `stride`-th thing it does to the disk, resume it, compare; returns the number of kills."""
-    every = ("--checkpoint-every", 0)
+    checkpoint_options = ("--checkpoint-every", 0)
     with pytest.MonkeyPatch.context() as patch:
-        whole = Mortal(patch, None)
-        assert train_tiny(uninterrupted.parent / "counted", *every).exit_code == 0
-    places = range(1, whole.count + 1, stride)
+        counted = Mortal(patch, None)
+        assert train_tiny(uninterrupted.parent / "counted", *checkpoint_options).exit_code == 0
+    places = range(1, counted.count + 1, stride)
     for place in places:
         run = uninterrupted.parent / f"killed-{place}"
         with pytest.MonkeyPatch.context() as patch:
             Mortal(patch, place)
             with pytest.raises(Crash):
-                train_tiny(run, *every)
+                train_tiny(run, *checkpoint_options)
         result = train_tiny(run, "--resume")
         assert result.exit_code == 0, (place, result.output)
         same_run(run, uninterrupted)
@@ -136,9 +136,9 @@ def kill_and_resume(
 
     A moment is a share of the updates and the seconds after the checkpoint that has reached it.
     """
-    whole = process(*_KILLED, "--out", folder / "whole")
-    wait_for_checkpoint(folder / "whole", whole)
-    assert whole.wait(120) == 0
+    full_run = process(*_KILLED, "--out", folder / "whole")
+    wait_for_checkpoint(folder / "whole", full_run)
+    assert full_run.wait(120) == 0
     for number, (share, seconds) in enumerate(moments):
         for attempt in range(6):
             run = folder / f"run-{number}-{attempt}"
@@ -312,11 +312,11 @@ def test_run_begun_on_torch_ends_on_numpy_with_the_same_bits(
 def test_resume_of_a_finished_run_changes_nothing(
     stsbp: Callable[..., Result], uninterrupted: Path, records: Records, tensors: Callable[..., bytes]
 ) -> None:
-    before = records(uninterrupted), tensors(uninterrupted)
+    earlier = records(uninterrupted), tensors(uninterrupted)
     result = stsbp("train", "--resume", uninterrupted)
     assert result.exit_code == 0
-    assert (records(uninterrupted), tensors(uninterrupted)) == before
-    expected = [line for line in before[0] if line.get("split") == "test"][-1]
+    assert (records(uninterrupted), tensors(uninterrupted)) == earlier
+    expected = [line for line in earlier[0] if line.get("split") == "test"][-1]
     assert f"test accuracy {expected['accuracy']:.2%}" in result.stdout
     assert "is finished: all 3 epochs are done" in result.stderr
     assert "larger --epochs" in result.stderr
@@ -345,20 +345,20 @@ def test_records_agree_with_the_spec(uninterrupted: Path, records: Records) -> N
     window: list[tuple[float, int, dict[str, float], float]] = []
     step = 0
     for epoch in range(3):
-        seen: list[tuple[float, int, dict[str, float], float]] = []
+        batches: list[tuple[float, int, dict[str, float], float]] = []
         order = permutation(0, Stream.SHUFFLE, 40, step=epoch)
         for first in (0, 20):
             chosen = order[first : first + 20]
             labels = train.labels[chosen]
             state, result = trainer.step(state, Batch(train.inputs(chosen), encode_repeat(labels, 10, 3)))
             nearest = nearest_sequence(distances(result.spikes, code.sequences(10, 3), loss, network.output_psp))
-            seen.append((result.loss, int((nearest == labels).sum()), result.rates, result.gradient_norm))
-            window.append(seen[-1])
+            batches.append((result.loss, int((nearest == labels).sum()), result.rates, result.gradient_norm))
+            window.append(batches[-1])
             step += 1
             if step % 2 == 0:
                 expected.append({"kind": "step", "step": step, **means(window), "learning_rate": result.learning_rate})
                 window = []
-        expected.append({"kind": "epoch", "step": step, "epoch": epoch + 1, **means(seen)})
+        expected.append({"kind": "epoch", "step": step, "epoch": epoch + 1, **means(batches)})
         for name, split in (("validation", validation), ("test", data.test)):
             run = trainer.predict(state, split.inputs(np.arange(len(split))), 3)
             targets = encode_repeat(split.labels, 10, 3)
@@ -376,22 +376,22 @@ def test_records_agree_with_the_spec(uninterrupted: Path, records: Records) -> N
                     "rates": run.rates,
                 }
             )
-    found = records(uninterrupted)
-    assert [line["kind"] for line in found] == [line["kind"] for line in expected]
-    for line, wanted in zip(found, expected, strict=True):
-        assert {key: line[key] for key in wanted} == approximately(wanted)
-    assert all(set(line["grids"]) == {"linear1", "linear2"} for line in found if line["kind"] == "step")
+    recorded = records(uninterrupted)
+    assert [line["kind"] for line in recorded] == [line["kind"] for line in expected]
+    for line, expected_line in zip(recorded, expected, strict=True):
+        assert {key: line[key] for key in expected_line} == approximately(expected_line)
+    assert all(set(line["grids"]) == {"linear1", "linear2"} for line in recorded if line["kind"] == "step")
 
 
-def means(seen: list[tuple[float, int, dict[str, float], float]]) -> dict[str, Any]:
+def means(batches: list[tuple[float, int, dict[str, float], float]]) -> dict[str, Any]:
     """Of batches of 20 samples: loss, number right, rates, gradient norm."""
     return {
-        "samples": 20 * len(seen),
-        "loss": float(np.mean([loss for loss, _, _, _ in seen])),
-        "accuracy": sum(right for _, right, _, _ in seen) / (20 * len(seen)),
-        "rates": {name: float(np.mean([rates[name] for _, _, rates, _ in seen])) for name in seen[0][2]},
-        "gradient_norm": float(np.mean([norm for _, _, _, norm in seen])),
-        "largest_gradient_norm": max(norm for _, _, _, norm in seen),
+        "samples": 20 * len(batches),
+        "loss": float(np.mean([loss for loss, _, _, _ in batches])),
+        "accuracy": sum(right for _, right, _, _ in batches) / (20 * len(batches)),
+        "rates": {name: float(np.mean([rates[name] for _, _, rates, _ in batches])) for name in batches[0][2]},
+        "gradient_norm": float(np.mean([norm for _, _, _, norm in batches])),
+        "largest_gradient_norm": max(norm for _, _, _, norm in batches),
     }
 
 
@@ -524,14 +524,14 @@ def test_weights_that_lose_bits_are_reported(stsbp: Callable[..., Result], tmp_p
 
 
 @pytest.mark.parametrize(
-    ("every", "where"), [(0, "the state after update 1 is not saved, because "), (600, r"update 2 \(epoch 1\): ")]
+    ("updates", "place"), [(0, "the state after update 1 is not saved, because "), (600, r"update 2 \(epoch 1\): ")]
 )
 def test_not_finite_stops_with_update_and_layer(
-    train_tiny: Callable[..., Result], tmp_path: Path, every: int, where: str
+    train_tiny: Callable[..., Result], tmp_path: Path, updates: int, place: str
 ) -> None:
-    result = train_tiny(tmp_path / "run", "--lr", "1e38", "--epochs", 20, "--checkpoint-every", every)
+    result = train_tiny(tmp_path / "run", "--lr", "1e38", "--epochs", 20, "--checkpoint-every", updates)
     assert result.exit_code == 1
-    assert re.search(rf"{where}layer linear\d: a weight of magnitude 1e\+38 is too large", result.stderr), result.stderr
+    assert re.search(rf"{place}layer linear\d: a weight of magnitude 1e\+38 is too large", result.stderr), result.stderr
     assert result.stderr.count("Error") == 1
     # Update 1 computed this weight.
     assert checkpoint.load(tmp_path / "run", "last").info["step"] == 0
@@ -555,9 +555,9 @@ def test_prefetch_keeps_the_order_and_raises_what_loading_raises() -> None:
             raise ValueError("sample 3")
         return n
 
-    taken: list[tuple[int, int]] = []
+    loaded: list[tuple[int, int]] = []
     with pytest.raises(ValueError, match="sample 3"):
-        taken.extend(prefetched(fail, range(7)))
+        loaded.extend(prefetched(fail, range(7)))
     generator = prefetched(fail, range(7))
     assert next(generator) == (0, 0)
     generator.close()
@@ -715,11 +715,11 @@ def test_distances_of_an_evaluation_do_not_depend_on_its_batches(stsbp: Callable
         run = tmp_path / str(data[0])
         result = stsbp("train", *data, "--out", run)
         assert result.exit_code == 0, result.output
-        found = set()
+        distances_of_sizes = set()
         for size in (1, 3, 7, 50, 1000):
             figures = json.loads(stsbp("evaluate", run, "--json", "--batch-size", size).stdout)
-            found.add(tuple(figures[key] for key in keys))
-        assert len(found) == 1
+            distances_of_sizes.add(tuple(figures[key] for key in keys))
+        assert len(distances_of_sizes) == 1
 
 
 @pytest.mark.parametrize("precision", ["fast", "reproducible"])

@@ -48,13 +48,13 @@ def after_first_epoch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Step], None]
     """Let something happen once, after the first epoch of the next run."""
 
     def plan(step: Step) -> None:
-        original, left = loop._TrainingLoop.end_epoch, [step]
+        original, steps_left = loop._TrainingLoop.end_epoch, [step]
 
         def end_epoch(self: Any) -> Any:
-            found = original(self)
-            if left:
-                left.pop()()
-            return found
+            test_record = original(self)
+            if steps_left:
+                steps_left.pop()()
+            return test_record
 
         monkeypatch.setattr(loop._TrainingLoop, "end_epoch", end_epoch)
 
@@ -92,28 +92,28 @@ def test_stop_request_does_not_make_a_removed_folder_again(
     monkeypatch: pytest.MonkeyPatch,
     stopped: Callable[..., None],
 ) -> None:
-    run, asked = tmp_path / "run", list[int]()
+    run, signals = tmp_path / "run", list[int]()
 
     def remove() -> None:
         shutil.rmtree(run)
 
         def ask(self: Any, *, clock: bool = True) -> int:
-            asked.append(signal.SIGINT)
+            signals.append(signal.SIGINT)
             return signal.SIGINT
 
         monkeypatch.setattr(loop.StopRequest, "requested", ask)
 
     after_first_epoch(remove)
     stopped(train_tiny(run), "was removed, moved or replaced")
-    assert asked == [signal.SIGINT]
+    assert signals == [signal.SIGINT]
     assert not run.exists()
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "config.toml"])
-@pytest.mark.parametrize("how", ["removed", "moved"])
+@pytest.mark.parametrize("kind", ["removed", "moved"])
 def test_run_whose_records_or_settings_vanish_stops_and_writes_them_again(
     name: str,
-    how: str,
+    kind: str,
     train_tiny: Train,
     stsbp: Train,
     tmp_path: Path,
@@ -121,29 +121,29 @@ def test_run_whose_records_or_settings_vanish_stops_and_writes_them_again(
     same_run: Callable[[Path, Path], None],
     refused: Callable[..., None],
 ) -> None:
-    run, whole = tmp_path / "run", tmp_path / "whole"
-    assert train_tiny(whole).exit_code == 0
-    after_first_epoch((run / name).unlink if how == "removed" else lambda: (run / name).rename(tmp_path / name))
+    run, uninterrupted = tmp_path / "run", tmp_path / "whole"
+    assert train_tiny(uninterrupted).exit_code == 0
+    after_first_epoch((run / name).unlink if kind == "removed" else lambda: (run / name).rename(tmp_path / name))
     result = train_tiny(run)
     refused(result, str(run / name), "removed, replaced or changed", f"has written {name} again", "train --resume")
     assert "saved" not in result.output
     # The second epoch is not lost.
     assert len([line for line in (run / "metrics.jsonl").read_text().splitlines() if '"kind": "epoch"' in line]) == 2
     assert stsbp("train", "--resume", run).exit_code == 0
-    assert (run / "config.toml").read_bytes() == (whole / "config.toml").read_bytes()
-    same_run(run, whole)
+    assert (run / "config.toml").read_bytes() == (uninterrupted / "config.toml").read_bytes()
+    same_run(run, uninterrupted)
 
 
 @pytest.mark.parametrize(
-    ("name", "how"),
+    ("name", "kind"),
     [
-        *(("metrics.jsonl", how) for how in ("emptied", "replaced")),
-        *(("config.toml", how) for how in ("emptied", "replaced", "lengthened")),
+        *(("metrics.jsonl", kind) for kind in ("emptied", "replaced")),
+        *(("config.toml", kind) for kind in ("emptied", "replaced", "lengthened")),
     ],
 )
 def test_run_whose_records_or_settings_change_stops_and_leaves_them(
     name: str,
-    how: str,
+    kind: str,
     train_tiny: Train,
     stsbp: Train,
     tmp_path: Path,
@@ -151,27 +151,27 @@ def test_run_whose_records_or_settings_change_stops_and_leaves_them(
     same_run: Callable[[Path, Path], None],
     refused: Callable[..., None],
 ) -> None:
-    run, whole, kept = tmp_path / "run", tmp_path / "whole", list[bytes]()
-    assert train_tiny(whole).exit_code == 0
+    run, uninterrupted, contents = tmp_path / "run", tmp_path / "whole", list[bytes]()
+    assert train_tiny(uninterrupted).exit_code == 0
 
     def change() -> None:
-        kept.append((run / name).read_bytes())
-        if how == "replaced":
+        contents.append((run / name).read_bytes())
+        if kind == "replaced":
             (run / name).unlink()
-        (run / name).write_bytes(kept[0] + b"# more\n" if how == "lengthened" else b"")
+        (run / name).write_bytes(contents[0] + b"# more\n" if kind == "lengthened" else b"")
 
     after_first_epoch(change)
     result = train_tiny(run)
     refused(result, str(run / name), "removed, replaced or changed", f"Put {name} of this run back", "train --resume")
     if name == "config.toml":
-        assert (run / name).read_bytes() == (kept[0] + b"# more\n" if how == "lengthened" else b"")
-        (run / name).write_bytes(kept[0])
+        assert (run / name).read_bytes() == (contents[0] + b"# more\n" if kind == "lengthened" else b"")
+        (run / name).write_bytes(contents[0])
     else:
         (run / name).unlink()
     resumed = stsbp("train", "--resume", run)
     assert resumed.exit_code == 0, resumed.output
     if name == "config.toml":
-        same_run(run, whole)
+        same_run(run, uninterrupted)
 
 
 def test_settings_that_are_copied_back_while_a_run_trains_are_the_same(
@@ -205,14 +205,14 @@ def test_moved_folder_goes_on_where_it_is(
     same_run(moved, tmp_path / "whole")
 
 
-@pytest.mark.parametrize("how", ["removed", "moved"])
+@pytest.mark.parametrize("change", ["removed", "moved"])
 @pytest.mark.parametrize("noticed", [True, False], ids=["noticed", "between check and write"])
 def test_another_run_in_its_place_is_not_touched(
     train_tiny: Train,
     tmp_path: Path,
     after_first_epoch: Callable[[Step], None],
     monkeypatch: pytest.MonkeyPatch,
-    how: str,
+    change: str,
     noticed: bool,
     stopped: Callable[..., None],
 ) -> None:
@@ -220,7 +220,7 @@ def test_another_run_in_its_place_is_not_touched(
     second: list[dict[str, str]] = []
 
     def replace() -> None:
-        if how == "removed":
+        if change == "removed":
             shutil.rmtree(run)
         else:
             run.rename(tmp_path / "moved")
@@ -231,7 +231,7 @@ def test_another_run_in_its_place_is_not_touched(
 
     after_first_epoch(replace)
     result = train_tiny(run)
-    if noticed or how == "removed":
+    if noticed or change == "removed":
         stopped(result, str(run))
     assert second == [content(run)]
 
@@ -285,7 +285,7 @@ def test_every_write_checks_the_folder(train_tiny: Train, tmp_path: Path, write:
         metrics = MetricsFile(files, (run / "metrics.jsonl").stat().st_size)
         board = TensorBoard(files, []) if write == "tensorboard" else None
         run.rename(tmp_path / "moved")
-        before = content(tmp_path / "moved")
+        content_moved = content(tmp_path / "moved")
         calls: dict[str, Step] = {
             "config": lambda: folder.write_config(config),
             "environment": lambda: folder.note_start(NumpyBackend(), ["stsbp"], 0),
@@ -296,7 +296,7 @@ def test_every_write_checks_the_folder(train_tiny: Train, tmp_path: Path, write:
         with pytest.raises(FileError, match="was removed, moved or replaced"):
             calls[write]()
         metrics.close()
-        assert content(tmp_path / "moved") == before
+        assert content(tmp_path / "moved") == content_moved
     assert not run.exists()
 
 
@@ -384,12 +384,12 @@ def test_resume_does_not_change_a_snapshot_that_shares_its_files(train_tiny: Tra
     run, snapshot = tmp_path / "run", tmp_path / "snapshot"
     assert train_tiny(run, "--epochs", 1).exit_code == 0
     shutil.copytree(run, snapshot, copy_function=os.link)
-    before = content(snapshot)
+    content_of_snapshot = content(snapshot)
     assert train_tiny(run, "--resume", "--epochs", 2).exit_code == 0
-    assert content(snapshot) == before
-    after = content(run)
+    assert content(snapshot) == content_of_snapshot
+    content_of_run = content(run)
     assert train_tiny(snapshot, "--resume", "--epochs", 1).exit_code == 0
-    assert content(run) == after
+    assert content(run) == content_of_run
 
 
 @pytest.mark.parametrize("option", [("--data-dir", "a\udcff"), ("--test-on", "folder:a\udcff")])
@@ -399,9 +399,9 @@ def test_a_path_that_cannot_be_stored_leaves_the_run_as_it_is(
 ) -> None:
     if replace:
         assert train_tiny(tmp_path / "run").exit_code == 0
-    before = content(tmp_path)
+    earlier_content = content(tmp_path)
     stopped(train_tiny(tmp_path / "run", *replace, *option), "is not valid UTF-8")
-    assert content(tmp_path) == before
+    assert content(tmp_path) == earlier_content
 
 
 def test_a_resumed_run_reads_its_data_below_a_path_that_cannot_be_stored(

@@ -131,8 +131,8 @@ def test_a_run_finds_its_data_from_another_folder(
     stsbp: Call, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv("STSBP_CACHE", str(tmp_path / "cache"))
-    where = () if ":" in name else ("--data-dir", "images")
-    done = stsbp("train", name, *where, *OPTIONS, "--out", "run")
+    folder_options = () if ":" in name else ("--data-dir", "images")
+    done = stsbp("train", name, *folder_options, *OPTIONS, "--out", "run")
     assert done.exit_code == 0, done.output
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -140,7 +140,7 @@ def test_a_run_finds_its_data_from_another_folder(
     assert done.exit_code == 0, done.output
     # The line for a script that is restarted names the data as it did.
     monkeypatch.chdir(tmp_path)
-    assert stsbp("train", name, *where, *OPTIONS, "--out", "run", "--resume").exit_code == 0
+    assert stsbp("train", name, *folder_options, *OPTIONS, "--out", "run", "--resume").exit_code == 0
 
 
 @pytest.mark.parametrize("name", ["images", "folder:images"])
@@ -150,10 +150,10 @@ def test_a_run_with_a_relative_data_folder_is_read_from_there(
     # As runs were begun that kept the folder as it was typed.
     monkeypatch.setenv("STSBP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(train_command, "absolute", lambda config: config)
-    where = () if ":" in name else ("--data-dir", "images")
-    assert stsbp("train", name, *where, *OPTIONS, "--out", "run").exit_code == 0
+    folder_options = () if ":" in name else ("--data-dir", "images")
+    assert stsbp("train", name, *folder_options, *OPTIONS, "--out", "run").exit_code == 0
     assert stsbp("evaluate", "run").exit_code == 0
-    assert stsbp("train", name, *where, *OPTIONS, "--out", "run", "--resume").exit_code == 0
+    assert stsbp("train", name, *folder_options, *OPTIONS, "--out", "run", "--resume").exit_code == 0
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     done = stsbp("evaluate", tmp_path / "run")
@@ -168,18 +168,18 @@ def test_without_a_test_set_nothing_is_said_of_held_out_samples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv("STSBP_CACHE", str(tmp_path / "cache"))
-    where = tmp_path / "data.npz"
+    data_path = tmp_path / "data.npz"
     if name == "images":
-        where = draw(tmp_path / "images", 12)
+        data_path = draw(tmp_path / "images", 12)
     else:
         bits = np.random.default_rng(0).integers(0, 2, (10, 20, 6), dtype=np.uint8)
-        np.savez(where, inputs=bits, targets=bits)
-    found = {
-        train_only: load(name, data_dir=where, steps=20, limit=4, train_only=train_only).notes
+        np.savez(data_path, inputs=bits, targets=bits)
+    notes = {
+        train_only: load(name, data_dir=data_path, steps=20, limit=4, train_only=train_only).notes
         for train_only in (False, True)
     }
-    assert any("held out" in note for note in found[False])
-    assert not any("held out" in note for note in found[True])
+    assert any("held out" in note for note in notes[False])
+    assert not any("held out" in note for note in notes[True])
 
 
 def test_a_lost_data_folder_is_said_to_be_given_anew(stsbp: Call, images: Path, tmp_path: Path) -> None:
@@ -241,13 +241,13 @@ def test_experiment_warns_of_test_samples_that_were_trained_on(
 ) -> None:
     monkeypatch.setenv("STSBP_CACHE", str(tmp_path / "cache"))
     other = draw(tmp_path / "other", 6)
-    given = ("experiment", f"folder:{images}", *OPTIONS[:-2], "--seeds", 1, "--out", "e")
-    done = stsbp(*given, "--test-on", f"folder:{other}", "--init-from", run)
+    arguments = ("experiment", f"folder:{images}", *OPTIONS[:-2], "--seeds", 1, "--out", "e")
+    done = stsbp(*arguments, "--test-on", f"folder:{other}", "--init-from", run)
     assert done.exit_code == 0, done.output
     table = (tmp_path / "e" / "experiment.md").read_text()
-    for said in ("are used for training or to choose the best checkpoint", "and this run starts from its weights"):
-        assert re.search(rf"warning: \d of the 6 test samples .*{said}", done.stderr)
-        assert re.search(rf"- Data: \d of the 6 test samples .*{said}\.", table)
+    for warning in ("are used for training or to choose the best checkpoint", "and this run starts from its weights"):
+        assert re.search(rf"warning: \d of the 6 test samples .*{warning}", done.stderr)
+        assert re.search(rf"- Data: \d of the 6 test samples .*{warning}\.", table)
 
 
 def test_testing_on_samples_that_the_start_was_trained_on_is_warned_of(
@@ -334,7 +334,7 @@ def _swapped(array: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"inputs": _at(1, 0)}, "inputs of the train samples, inputs of the test samples"),
         ({"inputs": _swapped}, "inputs of the train samples"),
@@ -346,17 +346,19 @@ def _swapped(array: Any) -> Any:
     ids=["input", "order", "label", "length", "split", "class"],
 )
 def test_resume_refuses_data_that_changed_anywhere(
-    stsbp: Call, tmp_path: Path, change: dict[str, Any], said: str, refused: Callable[..., None]
+    stsbp: Call, tmp_path: Path, change: dict[str, Any], message: str, refused: Callable[..., None]
 ) -> None:
     path = _rasters(tmp_path / "own.npz")
     options = ("--net", 4, "--steps", 4, "--epochs", 1, "--out", "run")
     assert stsbp("train", f"sequences:{path}", *options).exit_code == 0
     _rasters(path, **change)
-    before = {entry.name: entry.read_bytes() for entry in Path("run").iterdir()}
-    refused(stsbp("train", "--resume", "run", "--epochs", 2), "are not those that the run in run was begun with", said)
-    refused(stsbp("evaluate", "run"), said)
-    del before["environment.json"]
-    assert {name: (Path("run") / name).read_bytes() for name in before} == before
+    contents = {entry.name: entry.read_bytes() for entry in Path("run").iterdir()}
+    refused(
+        stsbp("train", "--resume", "run", "--epochs", 2), "are not those that the run in run was begun with", message
+    )
+    refused(stsbp("evaluate", "run"), message)
+    del contents["environment.json"]
+    assert {name: (Path("run") / name).read_bytes() for name in contents} == contents
 
 
 def test_resume_continues_a_run_of_an_earlier_version_with_a_warning(
@@ -408,6 +410,6 @@ class OtherTarget:
 
 def test_another_target_of_any_sample_is_another_fingerprint() -> None:
     data = load("patterns")
-    kept = build.Data(data, data.train, None, data.test).fingerprint()
+    fingerprint = build.Data(data, data.train, None, data.test).fingerprint()
     for sample in (0, 63, 64, len(data.train) - 1):
-        assert build.Data(data, OtherTarget(data.train, sample), None, data.test).fingerprint() != kept
+        assert build.Data(data, OtherTarget(data.train, sample), None, data.test).fingerprint() != fingerprint

@@ -63,7 +63,7 @@ from = "a"
 
 @pytest.mark.parametrize("command", ["train", "experiment"])
 @pytest.mark.parametrize(
-    ("dataset", "given", "message"),
+    ("dataset", "options", "message"),
     [
         ("digits", ("--net", "nodes.toml", "--dropout", 0.5), "--dropout does not apply to a file of nodes; add"),
         ("digits", ("--input-tau-s", 4), "--input-tau-s filters event frames, but digits has images; leave it out"),
@@ -100,7 +100,7 @@ from = "a"
 def test_options_without_effect_are_refused(
     command: str,
     dataset: str,
-    given: tuple[object, ...],
+    options: tuple[object, ...],
     message: str,
     here: Path,
     stsbp: Callable[..., Result],
@@ -108,7 +108,7 @@ def test_options_without_effect_are_refused(
 ) -> None:
     (here / "nodes.toml").write_text(NODES.format(10))
     size = ("--epochs", 1, "--limit", 8, "--steps", 20, *(("--seeds", 1) if command == "experiment" else ()))
-    refused(stsbp(command, dataset, *size, *given, "--out", "run"), message)
+    refused(stsbp(command, dataset, *size, *options, "--out", "run"), message)
     assert not Path("run").exists()
 
 

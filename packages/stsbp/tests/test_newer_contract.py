@@ -45,7 +45,7 @@ def test_load_run_warns_of_a_newer_contract(run: Path, forge: Callable[..., None
     recwarn.clear()
     forge(run, lambda description: description.update(contract=CONTRACT_VERSION))
     load_run(run, backend="numpy")
-    assert [each for each in recwarn if "contract" in str(each.message)] == []
+    assert [warning for warning in recwarn if "contract" in str(warning.message)] == []
 
 
 def test_import_says_that_a_file_is_of_a_newer_contract(

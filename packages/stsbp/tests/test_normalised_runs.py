@@ -40,15 +40,15 @@ def test_another_backend_goes_on_with_a_run_to_the_same_bits(
 ) -> None:
     pytest.importorskip("stsbp_torch")
     trained("own", "--epochs", 1, "--out", tmp_path / "own", "--micro-batch", 7)
-    whole = trained("own", "--resume", tmp_path / "own", "--epochs", 2)
+    uninterrupted = trained("own", "--resume", tmp_path / "own", "--epochs", 2)
     half = trained("half", "--epochs", 1, "--out", tmp_path / "half")
     assert {"weight/linear1.mean", "weight/linear1.variance", "adamw.m/linear1.scale"} <= set(half)
     assert "adamw.m/linear1.mean" not in half
-    found = trained("half", "--resume", tmp_path / "half", "--epochs", 2, backend="torch")
-    assert set(found) == set(whole)
-    for name, x in whole.items():
-        assert found[name].tobytes() == x.tobytes(), name
-    assert (found["weight/linear1.variance"] != half["weight/linear1.variance"]).any()
+    continued = trained("half", "--resume", tmp_path / "half", "--epochs", 2, backend="torch")
+    assert set(continued) == set(uninterrupted)
+    for name, x in uninterrupted.items():
+        assert continued[name].tobytes() == x.tobytes(), name
+    assert (continued["weight/linear1.variance"] != half["weight/linear1.variance"]).any()
 
 
 def test_a_run_begins_with_the_statistics_of_another(

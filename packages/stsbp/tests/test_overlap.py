@@ -29,8 +29,10 @@ def test_samples_of_the_first_run_are_found_in_the_form_of_the_new_one(
     size = ("--net", 4, "--epochs", 1, "--limit", 20, "--holdout", 20)
     assert stsbp("train", "events:own.npz", *size, "--steps", 4, "--out", "first").exit_code == 0
     warnings = []
-    for number, how in enumerate((("--steps", 4), ("--steps", 5), ("--steps", 4, "--window-ms", 250))):
-        new = stsbp("train", "events:own.npz", *size, *how, "--init-from", "first", "--split-seed", 1, "--out", number)
+    for number, binning in enumerate((("--steps", 4), ("--steps", 5), ("--steps", 4, "--window-ms", 250))):
+        new = stsbp(
+            "train", "events:own.npz", *size, *binning, "--init-from", "first", "--split-seed", 1, "--out", number
+        )
         assert new.exit_code == 0, new.output
         warnings += re.findall(r"warning: (\d+) of the 20 test samples have the same content", new.stderr)
     assert len(warnings) == 3
@@ -41,11 +43,11 @@ def test_every_sample_has_a_digest_of_its_content_alone(monkeypatch: pytest.Monk
     monkeypatch.setattr("stsbp.training.overlap._BLOCK", 3)
     images = np.random.default_rng(0).integers(0, 256, (8, 2, 2, 1), np.uint8)
     images[6] = images[1]
-    found = list(contents(ArraySplit(images, np.zeros(8, np.int64)), "direct"))
-    assert len(found) == 8
-    assert [found.index(x) for x in found] == [0, 1, 2, 3, 4, 5, 1, 7]
+    digests = list(contents(ArraySplit(images, np.zeros(8, np.int64)), "direct"))
+    assert len(digests) == 8
+    assert [digests.index(x) for x in digests] == [0, 1, 2, 3, 4, 5, 1, 7]
     frames = FrameSplit(images[:, None], np.zeros(8, np.int64), 1, binary=False)
-    assert [found.index(x) for x in contents(frames, "events")] == [0, 1, 2, 3, 4, 5, 1, 7]
+    assert [digests.index(x) for x in contents(frames, "events")] == [0, 1, 2, 3, 4, 5, 1, 7]
 
 
 @pytest.mark.parametrize(
@@ -56,11 +58,11 @@ def test_nobody_looks_without_samples_or_where_those_to_test_on_are_those_to_tra
     dataset: str, tested: int, looks: bool, tmp_path: Any
 ) -> None:
     """Who looks reads the run that the weights come from, and there is none here."""
-    given: dict[str, Any] = {"dataset": dataset, "init_from": str(tmp_path / "nothing")}
+    settings: dict[str, Any] = {"dataset": dataset, "init_from": str(tmp_path / "nothing")}
     data: Any = SimpleNamespace(test=range(tested))
-    asked: Any = (RunConfig(**given), data, None, PlainReporter(None))
+    arguments: Any = (RunConfig(**settings), data, None, PlainReporter(None))
     if looks:
         with pytest.raises(StsbpError, match="there is no run folder"):
-            warn_of_borrowed_tests(*asked)
+            warn_of_borrowed_tests(*arguments)
     else:
-        warn_of_borrowed_tests(*asked)
+        warn_of_borrowed_tests(*arguments)

@@ -28,10 +28,10 @@ def test_settings_are_those_of_the_documented_results() -> None:
         "mnist",
         "fashion-mnist",
     )
-    own = {f"{name} {loss}": dict(defaults(name, loss)) for name in sets for loss in LOSSES}
-    published = {name: found for name, found in PRESETS.items() if found.published is not None}
-    named = {name: [found.dataset, dict(found.settings)] for name, found in published.items()}
-    digest = hashlib.sha256(json.dumps([own, named], sort_keys=True).encode()).hexdigest()
+    settings_of_sets = {f"{name} {loss}": dict(defaults(name, loss)) for name in sets for loss in LOSSES}
+    published = {name: preset for name, preset in PRESETS.items() if preset.published is not None}
+    named = {name: [preset.dataset, dict(preset.settings)] for name, preset in published.items()}
+    digest = hashlib.sha256(json.dumps([settings_of_sets, named], sort_keys=True).encode()).hexdigest()
     assert digest == "55a799cd29355e8b8a3c3541d96fbec732644c5aa320cc5e9ec8cb85abce3f21"
 
 

@@ -131,8 +131,8 @@ def test_evaluation_and_experiment_find_what_one_process_finds(several: Several,
         json.loads(several("evaluate", alone, "--json", *more)[0])
         for more in ((), ("--processes", 2, "--batch-size", 7))
     )
-    for found in (one, two):
-        del found["seconds"]
+    for figures in (one, two):
+        del figures["seconds"]
     assert one == two
     settings = ("experiment", "digits", *several.tiny, "--epochs", 1, "--seeds", 2, "--validation", 10)
     for name, more in (("one", ()), ("two", ("--processes", 2)), ("jobs", ("--jobs", 2))):
@@ -157,12 +157,12 @@ def test_micro_batches_change_nothing(
 
 def by_rank(process: subprocess.Popen[str]) -> dict[int, int]:
     """Process numbers of the ranks that a command has started."""
-    found: dict[int, int] = {}
+    process_ids: dict[int, int] = {}
     for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
         entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         variables = dict(entry.split(b"=", 1) for entry in entries if b"=" in entry)
-        found[int(variables[b"RANK"])] = int(pid)
-    return found
+        process_ids[int(variables[b"RANK"])] = int(pid)
+    return process_ids
 
 
 def begun(several: Several, run: Path, *settings: object) -> tuple[subprocess.Popen[str], dict[int, int]]:
@@ -242,7 +242,7 @@ def ranks(
     """Ranks that are started one by one, each with options of its own: exit code and what it said."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    where = {"WORLD_SIZE": str(len(changed)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    rendezvous = {"WORLD_SIZE": str(len(changed)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     started = [
         several.start(
             "train",
@@ -252,7 +252,7 @@ def ranks(
             out,
             *more,
             backend=backend,
-            environment={**where, "RANK": str(rank)},
+            environment={**rendezvous, "RANK": str(rank)},
         )
         for rank, (more, backend) in enumerate(zip(changed, backends, strict=True))
     ]
@@ -261,11 +261,11 @@ def ranks(
 
 @needs_torch
 def test_other_settings_are_refused_by_all(several: Several, tmp_path: Path) -> None:
-    found = ranks(several, tmp_path / "run", (), ("--lr", "0.03", "--threads", 1))
-    said = {err[err.index("Error: ") :] for _, err in found}
-    assert [code for code, _ in found] == [1, 1]
-    assert len(said) == 1
-    assert "was given different settings from rank 0:\n  lr: 0.01 on rank 0, 0.03 there" in said.pop()
+    ended = ranks(several, tmp_path / "run", (), ("--lr", "0.03", "--threads", 1))
+    messages = {err[err.index("Error: ") :] for _, err in ended}
+    assert [code for code, _ in ended] == [1, 1]
+    assert len(messages) == 1
+    assert "was given different settings from rank 0:\n  lr: 0.01 on rank 0, 0.03 there" in messages.pop()
     assert not (tmp_path / "run").exists()
 
 
@@ -274,9 +274,9 @@ def test_other_settings_are_refused_by_all(several: Several, tmp_path: Path) -> 
 def test_ranks_of_another_launcher_write_the_run_of_one(
     several: Several, alone: Path, same_run: Callable[[Path, Path], None], tmp_path: Path
 ) -> None:
-    found = ranks(several, tmp_path / "run", (), ("--threads", 1))
-    assert [code for code, _ in found] == [0, 0], found
-    assert found[1][1] == ""
+    ended = ranks(several, tmp_path / "run", (), ("--threads", 1))
+    assert [code for code, _ in ended] == [0, 0], ended
+    assert ended[1][1] == ""
     same_run(tmp_path / "run", alone)
 
 
@@ -302,8 +302,8 @@ def test_a_bug_in_one_keeps_its_traceback(rank: int, several: Several, tmp_path:
 def test_ranks_of_two_backends_write_the_run_of_one(
     several: Several, alone: Path, same_run: Callable[[Path, Path], None], tmp_path: Path
 ) -> None:
-    found = ranks(several, tmp_path / "run", (), (), backends=("numpy", "torch"))
-    assert [code for code, _ in found] == [0, 0], found
+    ended = ranks(several, tmp_path / "run", (), (), backends=("numpy", "torch"))
+    assert [code for code, _ in ended] == [0, 0], ended
     same_run(tmp_path / "run", alone)
 
 
@@ -391,8 +391,8 @@ def test_ranks_share_the_threads_and_know_their_numbers(tmp_path: Path, monkeypa
     (package / "__main__.py").write_text(program)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert launcher.launch(("a", "b"), 3) == 0
-    said = [(tmp_path / f"said-{rank}").read_text() for rank in range(3)]
-    assert said == [f"a b {rank} 3 {rank} 127.0.0.1 2 2" for rank in range(3)]
+    outputs = [(tmp_path / f"said-{rank}").read_text() for rank in range(3)]
+    assert outputs == [f"a b {rank} 3 {rank} 127.0.0.1 2 2" for rank in range(3)]
 
 
 @pytest.mark.parametrize(
@@ -441,7 +441,7 @@ def test_the_reason_of_ranks_that_end_at_once_is_read(monkeypatch: pytest.Monkey
         "there.sendall(len(said).to_bytes(4, 'big') + said)\n"
     )
     start = subprocess.Popen
-    monkeypatch.setattr("subprocess.Popen", lambda command, **how: start([command[0], "-c", program], **how))
+    monkeypatch.setattr("subprocess.Popen", lambda command, **options: start([command[0], "-c", program], **options))
     children = [launcher._Child((), rank, 2, 0, 1) for rank in range(2)]
     for child in children:
         child.process.wait(30)
@@ -491,8 +491,8 @@ def test_each_process_opens_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
     def opened(device: str | None, rendezvous: Rendezvous | None) -> str | None:
-        found = common.choose_backend(Globals("torch", device), rendezvous)
-        return found.device
+        backend = common.choose_backend(Globals("torch", device), rendezvous)
+        return backend.device
 
     ranks = [Rendezvous(4 + local, 8, local) for local in range(4)]
     assert [opened("cuda", rank) for rank in ranks[:2]] == ["cuda:0", "cuda:1"]
@@ -535,24 +535,24 @@ def test_a_run_that_goes_on_under_a_launcher_has_its_threads(
     train_tiny: Call, stsbp: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are known once the settings are shared. `evaluate` leaves those that the launcher divided."""
-    run, taken = tmp_path / "run", list[int]()
+    run, limits = tmp_path / "run", list[int]()
     assert train_tiny(run, "--epochs", 1, "--threads", 1).exit_code == 0
     for name in ("train", "evaluate"):
-        monkeypatch.setattr(f"stsbp.cli.{name}.limit_threads", taken.append)
+        monkeypatch.setattr(f"stsbp.cli.{name}.limit_threads", limits.append)
         monkeypatch.setattr(f"stsbp.cli.{name}.meeting", lambda *_: Rendezvous(0, 2, 0))
         monkeypatch.setattr(f"stsbp.cli.{name}.choose_backend", lambda *_: open_backend("numpy"))
         monkeypatch.setattr(f"stsbp.cli.{name}.join", lambda *_: Group())
     for command in (("train", "--resume", run), ("evaluate", run), ("evaluate", run, "--threads", 2)):
         result = stsbp(*command)
         assert result.exit_code == 0, result.output
-    assert taken == [0, 1, 0, 2]
+    assert limits == [0, 1, 0, 2]
 
 
 def test_who_saves_says_so_before_every_file(train_tiny: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(Group, "beat", lambda _group, what: said.append(what))
+    activities: list[str] = []
+    monkeypatch.setattr(Group, "beat", lambda _group, activity: activities.append(activity))
     assert train_tiny(tmp_path / "run", "--epochs", 1).exit_code == 0
-    saved = [what for what in said if what.startswith("saving")]
+    saved = [activity for activity in activities if activity.startswith("saving")]
     assert saved == ["saving metrics", "saving last", "saving best", "saving metrics", "saving last"]
 
 

@@ -30,9 +30,9 @@ class Threads:
     def of_all(self, rank: int, x: Any) -> list[Any]:
         self.given[rank] = x
         self.barrier.wait(10.0)
-        found = list(self.given)
+        inputs = list(self.given)
         self.barrier.wait(10.0)
-        return found
+        return inputs
 
 
 class Meeting(Collective[AnyArray]):
@@ -42,8 +42,8 @@ class Meeting(Collective[AnyArray]):
         self.threads, self.rank, self.size = threads, rank, threads.size
 
     def largest(self, x: AnyArray) -> AnyArray:
-        found: AnyArray = np.maximum.reduce(self.threads.of_all(self.rank, x))
-        return found
+        maximum: AnyArray = np.maximum.reduce(self.threads.of_all(self.rank, x))
+        return maximum
 
     def start_total(self, x: AnyArray) -> Callable[[], AnyArray]:
         return lambda: np.sum(self.threads.of_all(self.rank, x), axis=0)
@@ -52,8 +52,8 @@ class Meeting(Collective[AnyArray]):
         return self.threads.of_all(self.rank, x)
 
     def broadcast(self, message: bytes | None) -> bytes:
-        found: bytes = self.threads.of_all(self.rank, message)[0]
-        return found
+        content: bytes = self.threads.of_all(self.rank, message)[0]
+        return content
 
 
 class Of(Group):
@@ -61,25 +61,25 @@ class Of(Group):
 
     def __init__(self, threads: Threads, rank: int, hosts: str) -> None:
         self.rank, self.size, self.collective = rank, threads.size, Meeting(threads, rank)
-        self.members = [Member(each, threads.size, host, 100 + each) for each, host in enumerate(hosts)]
+        self.members = [Member(number, threads.size, host, 100 + number) for number, host in enumerate(hosts)]
 
 
 def together(work: Callable[[Group], Any], hosts: str = "abc") -> list[Any]:
     """What work gives, or raises, in each of several groups at once."""
-    threads, found = Threads(len(hosts)), list[Any]([None] * len(hosts))
+    threads, outcomes = Threads(len(hosts)), list[Any]([None] * len(hosts))
 
     def run(rank: int) -> None:
         try:
-            found[rank] = work(Of(threads, rank, hosts))
+            outcomes[rank] = work(Of(threads, rank, hosts))
         except Exception as error:
-            found[rank] = error
+            outcomes[rank] = error
 
     running = [threading.Thread(target=run, args=(rank,)) for rank in range(len(hosts))]
     for thread in running:
         thread.start()
     for thread in running:
         thread.join(20.0)
-    return found
+    return outcomes
 
 
 def test_what_rank_0_says_is_heard_by_all() -> None:
@@ -158,27 +158,30 @@ def test_data_are_compared() -> None:
     ],
 )
 def test_what_a_process_runs_is_compared(name: str, value: object, says: str) -> None:
-    own = identity.own_identity(open_backend("numpy"), "Gloo")
+    identity_of_rank_0 = identity.own_identity(open_backend("numpy"), "Gloo")
     members = [Member(rank, 2, "a", rank) for rank in range(2)]
-    identity.compare(members, [own, dict(own)])
+    identity.compare(members, [identity_of_rank_0, dict(identity_of_rank_0)])
     with pytest.raises(ConfigError) as error:
-        identity.compare(members, [own, {**own, name: value}])
+        identity.compare(members, [identity_of_rank_0, {**identity_of_rank_0, name: value}])
     assert says in str(error.value)
     assert str(error.value).startswith("rank 1 of 2 (host a, pid 1)")
 
 
 def test_another_backend_has_other_packages() -> None:
     members = [Member(rank, 2, "a", rank) for rank in range(2)]
-    own = identity.own_identity(open_backend("numpy"), "Gloo")
-    identity.compare(members, [{**own, "sources of stsbp_torch": "1"}, {**own, "sources of stsbp_jax": "2"}])
+    identity_of_rank_0 = identity.own_identity(open_backend("numpy"), "Gloo")
+    identity.compare(
+        members,
+        [{**identity_of_rank_0, "sources of stsbp_torch": "1"}, {**identity_of_rank_0, "sources of stsbp_jax": "2"}],
+    )
 
 
 def test_packages_that_rank_0_does_not_have_are_compared() -> None:
     members = [Member(rank, 3, "a", rank) for rank in range(3)]
-    own = identity.own_identity(open_backend("numpy"), "Gloo")
-    others = [{**own, "sources of stsbp_torch": digest} for digest in ("1", "2")]
+    identity_of_rank_0 = identity.own_identity(open_backend("numpy"), "Gloo")
+    others = [{**identity_of_rank_0, "sources of stsbp_torch": digest} for digest in ("1", "2")]
     with pytest.raises(ConfigError, match=r"^rank 2 of 3 .* has different sources of stsbp_torch from rank 1 \("):
-        identity.compare(members, [own, *others])
+        identity.compare(members, [identity_of_rank_0, *others])
 
 
 def test_sources_are_names_and_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +234,7 @@ def test_a_watch_counts_exchanges_and_takes_the_time() -> None:
     assert pulse.exchange == 4
     slow.beat("layer")
     assert pulse.doing == "layer"
-    before = watch.seconds
+    earlier_seconds = watch.seconds
     with watch.exchange(timed=False):
         assert pulse.waits
         until = time.process_time() + 0.02
@@ -239,7 +242,7 @@ def test_a_watch_counts_exchanges_and_takes_the_time() -> None:
             pass
         assert pulse.sign().cpu >= until, "a program is compiled, which takes longer than an exchange may"
         slow.largest(np.zeros(1))
-    assert watch.seconds == before
+    assert watch.seconds == earlier_seconds
     assert not pulse.waits
 
 
@@ -256,22 +259,22 @@ def test_what_breaks_an_exchange_is_known_as_such() -> None:
 def test_a_bug_of_all_processes_has_one_traceback(
     rank: int, shown: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told: list[Verdict] = []
-    monkeypatch.setattr(Monitor, "fail", lambda _self, text, code, broken: told.append(Verdict(text, code)))
+    verdicts: list[Verdict] = []
+    monkeypatch.setattr(Monitor, "fail", lambda _self, text, code, broken: verdicts.append(Verdict(text, code)))
     monkeypatch.setattr("os._exit", lambda _code: None)
-    group = _Joined(Meeting(Threads(2), rank), Monitor(Pulse(), Member(rank, 2, "a", 1), 5.0, told.append), Pulse())
+    group = _Joined(Meeting(Threads(2), rank), Monitor(Pulse(), Member(rank, 2, "a", 1), 5.0, verdicts.append), Pulse())
     error = ZeroDivisionError("a bug")
     group.__exit__(type(error), error, error.__traceback__)
-    group.end(told[0])
-    said = capsys.readouterr().err
-    assert said.endswith("Error: ZeroDivisionError: a bug\n")
-    assert ("ZeroDivisionError: a bug\nError" in said) == shown
+    group.end(verdicts[0])
+    output = capsys.readouterr().err
+    assert output.endswith("Error: ZeroDivisionError: a bug\n")
+    assert ("ZeroDivisionError: a bug\nError" in output) == shown
 
 
 def test_errors_of_the_system_are_understood() -> None:
-    found = understood(OSError(28, "No space left on device", "/x/y"))
-    assert isinstance(found, FileError)
-    assert str(found) == "/x/y: No space left on device"
+    system_error = understood(OSError(28, "No space left on device", "/x/y"))
+    assert isinstance(system_error, FileError)
+    assert str(system_error) == "/x/y: No space left on device"
     assert "cannot write the output" in str(understood(OSError(5, "Input/output error")))
     assert "not enough memory" in str(understood(MemoryError()))
     error = DataError("gone")

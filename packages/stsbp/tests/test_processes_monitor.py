@@ -210,23 +210,23 @@ def test_who_spins_while_it_waits_does_not_compute(computes: bool) -> None:
     """A program that has its exchanges within is compiled, too."""
     pulse = Pulse()
     pulse.enter(computes=computes)
-    before, until = pulse.sign().cpu, time.process_time() + 0.05
+    earlier_seconds, until = pulse.sign().cpu, time.process_time() + 0.05
     while time.process_time() < until:
         pass
-    assert (pulse.sign().cpu > before) == computes
+    assert (pulse.sign().cpu > earlier_seconds) == computes
     pulse.leave()
     assert pulse.sign().cpu >= until
 
 
 def test_messages_arrive_whole_however_they_are_cut() -> None:
-    here, there = socket.socketpair()
-    one, other = Channel(here), Channel(there)
+    near_end, far_end = socket.socketpair()
+    one, other = Channel(near_end), Channel(far_end)
     one.send({"a": "x" * 1000})
     one.send({"b": [1, 2.5, None]})
-    found: list[dict[str, object]] = []
-    while len(found) < 2:
-        found += other.arrived() or []
-    assert found == [{"a": "x" * 1000}, {"b": [1, 2.5, None]}]
+    messages: list[dict[str, object]] = []
+    while len(messages) < 2:
+        messages += other.arrived() or []
+    assert messages == [{"a": "x" * 1000}, {"b": [1, 2.5, None]}]
     one.close()
     assert other.arrived() is None
 
@@ -237,16 +237,16 @@ def test_messages_arrive_whole_however_they_are_cut() -> None:
     ids=["too long", "no JSON", "no object", "too deep"],
 )
 def test_what_is_no_message_is_refused(data: bytes) -> None:
-    here, there = socket.socketpair()
-    here.sendall(data)
+    near_end, far_end = socket.socketpair()
+    near_end.sendall(data)
     with pytest.raises(ValueError, match=r"."):
-        Channel(there).arrived()
+        Channel(far_end).arrived()
 
 
 def test_a_message_has_an_end() -> None:
-    here, _there = socket.socketpair()
+    near_end, _far_end = socket.socketpair()
     with pytest.raises(ValueError, match="at most"):
-        Channel(here).send({"a": "x" * MOST})
+        Channel(near_end).send({"a": "x" * MOST})
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
@@ -319,9 +319,9 @@ def is_closed(channel: Channel, seconds: float = 5.0) -> bool:
 
 @pytest.fixture
 def ranks() -> Iterator[Ranks]:
-    made = Ranks(timeout=2.0)
-    yield made
-    made.moving = False
+    connected = Ranks(timeout=2.0)
+    yield connected
+    connected.moving = False
 
 
 def test_all_are_through(ranks: Ranks) -> None:
@@ -367,8 +367,8 @@ def test_who_stops_is_named_by_all(ranks: Ranks) -> None:
 )
 def test_strangers_are_not_heard(hello: dict[str, object], ranks: Ranks) -> None:
     stranger = Channel(socket.create_connection(("127.0.0.1", ranks.port)))
-    known = hello.get("word") is None and hello["rank"] != 1
-    stranger.send({**hello, "word": ranks.word} if known else hello)
+    needs_word = hello.get("word") is None and hello["rank"] != 1
+    stranger.send({**hello, "word": ranks.word} if needs_word else hello)
     stranger.send({"failed": "all is lost", "code": 1, "broken": False})
     assert is_closed(stranger)
     assert ranks.judges()
@@ -415,9 +415,9 @@ def test_rank_0_may_be_gone_when_all_are_through() -> None:
         connection, _ = server.accept()
         closing = threading.Thread(target=monitor.close)
         closing.start()
-        channel, said = Channel(connection), list[dict[str, object]]()
-        while {"done": True} not in said:
-            said += channel.arrived() or []
+        channel, messages = Channel(connection), list[dict[str, object]]()
+        while {"done": True} not in messages:
+            messages += channel.arrived() or []
         channel.close()
         closing.join(5.0)
     assert not closing.is_alive()

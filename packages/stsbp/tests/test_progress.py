@@ -58,14 +58,14 @@ def test_evaluations_move_the_bar_to_its_end(
 def test_bar_of_a_resumed_run_begins_where_it_was(
     train_tiny: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, rest = Watcher(), Watcher()
-    monkeypatch.setattr(progress, "reporter", lambda: whole)
+    uninterrupted, resumed = Watcher(), Watcher()
+    monkeypatch.setattr(progress, "reporter", lambda: uninterrupted)
     train_tiny(tmp_path / "whole")
-    monkeypatch.setattr(progress, "reporter", lambda: rest)
+    monkeypatch.setattr(progress, "reporter", lambda: resumed)
     train_tiny(tmp_path / "run", "--epochs", 2, "--schedule", "constant")
-    rest.seen.clear()
+    resumed.seen.clear()
     assert train_tiny(tmp_path / "run", "--schedule", "constant", "--epochs", 3, "--resume").exit_code == 0
-    assert [x[:2] for x in rest.seen] == [x[:2] for x in whole.seen[-len(rest.seen) :]]
+    assert [x[:2] for x in resumed.seen] == [x[:2] for x in uninterrupted.seen[-len(resumed.seen) :]]
 
 
 def test_compiling_is_told_apart_and_no_part_of_the_rate(
@@ -108,14 +108,20 @@ def test_pace_is_that_of_batches_after_the_first_of_their_size() -> None:
 def test_compiling_is_told_of_at_the_second_batch_of_a_size() -> None:
     pace = Pace()
     # Two updates an epoch, the second one smaller: there may be no third epoch.
-    for samples, seconds, told in ((10, 20.0, 0), (4, 9.0, 0), (10, 2.0, 18 + 9 - 4 * 0.2), (4, 0.8, 0), (10, 2.0, 0)):
+    for samples, seconds, compiled in (
+        (10, 20.0, 0),
+        (4, 9.0, 0),
+        (10, 2.0, 18 + 9 - 4 * 0.2),
+        (4, 0.8, 0),
+        (10, 2.0, 0),
+    ):
         pace.add(samples, seconds)
-        assert pace.compiled() == pytest.approx(told)
+        assert pace.compiled() == pytest.approx(compiled)
     # A slow second batch hides what the next ones show.
     pace = Pace()
-    for seconds, told in ((5.0, 0), (4.0, 0), (1.0, 0), (1.0, 4.0), (1.0, 0)):
+    for seconds, compiled in ((5.0, 0), (4.0, 0), (1.0, 0), (1.0, 4.0), (1.0, 0)):
         pace.add(10, seconds)
-        assert pace.compiled() == pytest.approx(told)
+        assert pace.compiled() == pytest.approx(compiled)
     pace = Pace()
     for seconds in (3.5, 1.0, 1.0, 1.0, 0.1, 0.1, 0.1, 0.1):
         pace.add(10, seconds)
@@ -123,11 +129,11 @@ def test_compiling_is_told_of_at_the_second_batch_of_a_size() -> None:
 
 
 def test_first_batches_that_are_hardly_slower_are_not_told_of() -> None:
-    for first, told in ((3.9, 0.0), (4.0, 3.0)):
+    for first, compiled in ((3.9, 0.0), (4.0, 3.0)):
         pace = Pace()
         for seconds in (first, 1.0, 1.0, 1.0):
             pace.add(10, seconds)
-        assert pace.compiled() == told
+        assert pace.compiled() == compiled
 
 
 def test_time_left_counts_updates_and_evaluations() -> None:
@@ -214,7 +220,7 @@ def test_parts_are_left_out_in_their_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("every", "samples"),
+    ("test_every", "samples"),
     [
         (0, [0, 5, 10, 15, 20 + 30]),
         (1, [0, 5 + 30, 10 + 60, 15 + 90, 20 + 120]),
@@ -222,11 +228,11 @@ def test_parts_are_left_out_in_their_order() -> None:
         (3, [0, 5, 10, 15 + 30, 20 + 60]),
     ],
 )
-def test_evaluations_are_those_of_every_epoch_and_of_the_last(every: int, samples: list[int]) -> None:
+def test_evaluations_are_those_of_every_epoch_and_of_the_last(test_every: int, samples: list[int]) -> None:
     """5 samples of validation every epoch, 30 of the test every so many epochs and after the fourth, the last."""
     splits = {"validation": range(5), "test": range(30)}
     run: Any = SimpleNamespace(
-        data=SimpleNamespace(splits=lambda: splits), config=SimpleNamespace(test_every=every, epochs=4)
+        data=SimpleNamespace(splits=lambda: splits), config=SimpleNamespace(test_every=test_every, epochs=4)
     )
     assert [loop._TrainingLoop.evaluations(run, epochs) for epochs in range(5)] == samples
 
@@ -263,15 +269,15 @@ def test_reporters_continue_after_their_output_was_closed(
 
 
 @pytest.mark.parametrize(
-    ("given", "kind"),
+    ("variables", "kind"),
     [({}, TerminalReporter), ({"TERM": "dumb"}, PlainReporter), ({"JPY_PARENT_PID": "1"}, PlainReporter)],
 )
 def test_lines_are_redrawn_where_a_terminal_can(
-    given: dict[str, str], kind: type[object], monkeypatch: pytest.MonkeyPatch
+    variables: dict[str, str], kind: type[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("JPY_PARENT_PID", raising=False)
-    for name, value in given.items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     show = reporter(_Terminal())
     show.close()

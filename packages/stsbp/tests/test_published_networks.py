@@ -59,7 +59,7 @@ def reference(name: str) -> ValueAndGrad:
 
 
 def test_every_unmeasured_preset_has_a_small_network() -> None:
-    assert set(SMALL) == {name for name, found in PRESETS.items() if found.published is None}
+    assert set(SMALL) == {name for name, preset in PRESETS.items() if preset.published is None}
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -68,9 +68,9 @@ def test_all_layers_fire_and_all_parameters_have_gradients(name: str) -> None:
     weights, batch = problem(network)
     layers = open_backend("numpy").run(network, weights, batch.inputs, STEPS).layers
     assert all(0 < layer.spikes.mean() < 1 for layer in layers.values())
-    found = reference(name)
-    assert list(found.gradients) == list(network.parameters)
-    for parameter, gradient in found.gradients.items():
+    expected = reference(name)
+    assert list(expected.gradients) == list(network.parameters)
+    for parameter, gradient in expected.gradients.items():
         assert np.isfinite(gradient).all()
         assert gradient.any(), parameter
 
@@ -81,10 +81,10 @@ def test_spikes_and_gradients_have_the_bits_of_the_reference(backend: str, name:
     network = network_of(name)
     weights, batch = problem(network)
     kind, _, device = backend.partition(":")
-    found = open_backend(kind, device or None).value_and_grad(
+    actual = open_backend(kind, device or None).value_and_grad(
         network, LOSSES["van-rossum"], weights, batch, precision="reproducible", dropout=(1, 2)
     )
     expected = reference(name)
-    assert np.array_equal(found.spikes, expected.spikes)
+    assert np.array_equal(actual.spikes, expected.spikes)
     for parameter, gradient in expected.gradients.items():
-        assert np.array_equal(found.gradients[parameter].view(np.uint32), gradient.view(np.uint32)), parameter
+        assert np.array_equal(actual.gradients[parameter].view(np.uint32), gradient.view(np.uint32)), parameter

@@ -54,19 +54,19 @@ def test_a_run_predicts_what_the_command_line_prints(
     assert train_tiny(tmp_path / "run").exit_code == 0
     images = load("digits", steps=3).test.inputs(np.arange(45))
     np.save(tmp_path / "one.npy", images[7])
-    said = stsbp("predict", tmp_path / "run", tmp_path / "one.npy").stdout
+    printed = stsbp("predict", tmp_path / "run", tmp_path / "one.npy").stdout
     for backend in {"numpy", *installed_backends()} & {"numpy", "torch"}:
         run = package.load_run(tmp_path / "run", "last", backend=backend)
         assert run.backend.name == backend
-        found = run.predict(images)
+        prediction = run.predict(images)
         # 45 samples are three batches of the run.
-        assert found.spikes.shape == (3, 45, 10)
+        assert prediction.spikes.shape == (3, 45, 10)
         layers = run.backend.run(run.network, run.weights, images, 3).layers
-        assert np.array_equal(found.spikes, layers["linear2"].spikes)
-        assert f"one.npy: {found.classes[7]} (by spike count {run.names[found.counted[7]]})" in said
-        assert [len(times) for times in found.sequences[7]] == found.spikes[:, 7].sum(0).tolist()
-        assert found.distances is not None
-        assert found.distances.shape == (45, 10)
+        assert np.array_equal(prediction.spikes, layers["linear2"].spikes)
+        assert f"one.npy: {prediction.classes[7]} (by spike count {run.names[prediction.counted[7]]})" in printed
+        assert [len(times) for times in prediction.sequences[7]] == prediction.spikes[:, 7].sum(0).tolist()
+        assert prediction.distances is not None
+        assert prediction.distances.shape == (45, 10)
     with pytest.raises(ShapeError, match=r"inputs with direct coding must be \[B, ...\], ... = \(1, 8, 8\)"):
         run.predict(images[:, 0])
 
@@ -103,12 +103,12 @@ def test_a_run_of_spike_trains_has_no_classes(stsbp: Callable[..., Result], tmp_
     assert stsbp("train", "motor", *tiny, "--out", tmp_path / "run").exit_code == 0
     run = package.load_run(tmp_path / "run", backend="numpy")
     frames = load("motor", steps=25).test.inputs(np.arange(6))
-    found = run.predict(frames)
-    assert found.spikes.shape == (25, 6, 16)
-    assert (len(found.sequences), len(found.sequences[0]), run.names) == (6, 16, ())
-    for asked in ("nearest", "counted", "classes"):
+    prediction = run.predict(frames)
+    assert prediction.spikes.shape == (25, 6, 16)
+    assert (len(prediction.sequences), len(prediction.sequences[0]), run.names) == (6, 16, ())
+    for attribute in ("nearest", "counted", "classes"):
         with pytest.raises(ConfigError, match="the labels of this run are spike trains, not classes"):
-            getattr(found, asked)
+            getattr(prediction, attribute)
     with pytest.raises(ShapeError, match="inputs have 11 steps, expected 25"):
         run.predict(frames[:11])
 
@@ -179,18 +179,25 @@ def test_load_refuses_an_option_of_another_type(option: str, value: Any) -> None
 def test_decode_refuses_what_is_no_spike_train(train_tiny: Callable[..., Result], tmp_path: Path) -> None:
     assert train_tiny(tmp_path / "run").exit_code == 0
     run = package.load_run(tmp_path / "run", backend="numpy")
-    found = run.predict(load("digits", steps=3).test.inputs(np.arange(4)))
-    assert found.distances is not None
-    for spikes in (found.spikes.tolist(), found.spikes.astype(bool), found.spikes.astype(np.float32)):
+    prediction = run.predict(load("digits", steps=3).test.inputs(np.arange(4)))
+    assert prediction.distances is not None
+    for spikes in (prediction.spikes.tolist(), prediction.spikes.astype(bool), prediction.spikes.astype(np.float32)):
         decoded = run.decode(spikes)
         assert decoded.spikes.dtype == np.uint8
-        assert np.array_equal(decoded.distances, found.distances)  # type: ignore[arg-type]
-    for wrong in (None, "a", 3, found.spikes * np.nan, found.spikes + 7, found.spikes.view([("spike", np.uint8)])):
+        assert np.array_equal(decoded.distances, prediction.distances)  # type: ignore[arg-type]
+    for wrong in (
+        None,
+        "a",
+        3,
+        prediction.spikes * np.nan,
+        prediction.spikes + 7,
+        prediction.spikes.view([("spike", np.uint8)]),
+    ):
         with pytest.raises(ShapeError):
             run.decode(wrong)
     for first in ("1", 1.5, -1, True, None):
         with pytest.raises(ShapeError, match="first is the number of a step, 0 or more, got"):
-            run.decode(found.spikes, first=first)  # type: ignore[arg-type]
+            run.decode(prediction.spikes, first=first)  # type: ignore[arg-type]
 
 
 def test_a_trainer_refuses_what_is_no_state(train_tiny: Callable[..., Result], tmp_path: Path) -> None:

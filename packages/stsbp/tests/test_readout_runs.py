@@ -28,8 +28,8 @@ def test_a_run_with_a_readout(
     run = tmp_path / "run"
     # Its label pattern says nothing to a readout; nor has it spikes to be called to.
     (tmp_path / "own.toml").write_text('label_pattern = "0001"\n')
-    own = ("--config", tmp_path / "own.toml", "--loss", loss, "--init-rate", 0.05)
-    done = stsbp("train", "digits", *TINY, *own, "--out", run)
+    settings = ("--config", tmp_path / "own.toml", "--loss", loss, "--init-rate", 0.05)
+    done = stsbp("train", "digits", *TINY, *settings, "--out", run)
     assert done.exit_code == 0, done.output
     assert "linear2 is silent" not in done.output
     assert "(least loss)" in done.stdout
@@ -44,21 +44,21 @@ def test_a_run_with_a_readout(
 
     data = load_data(trained.settings)
     images, labels = data.test.inputs(np.arange(40)), data.test.labels
-    found = trained.predict(images)
-    assert found.spikes.dtype == np.float32
+    prediction = trained.predict(images)
+    assert prediction.spikes.dtype == np.float32
     potentials = trained.backend.run(trained.network, trained.weights, images, 4).layers["linear2"].potentials
-    assert np.array_equal(found.spikes, potentials)
+    assert np.array_equal(prediction.spikes, potentials)
     v = potentials.mean(axis=0) if loss == "cross-entropy" else potentials.max(axis=0)
-    assert np.array_equal(found.nearest, v.argmax(axis=1))
-    assert np.array_equal(found.counted, potentials.mean(axis=0).argmax(axis=1))
-    assert evaluated["accuracy"] == (found.nearest == labels).mean()
-    assert evaluated["accuracy_spike_count"] == (found.counted == labels).mean()
+    assert np.array_equal(prediction.nearest, v.argmax(axis=1))
+    assert np.array_equal(prediction.counted, potentials.mean(axis=0).argmax(axis=1))
+    assert evaluated["accuracy"] == (prediction.nearest == labels).mean()
+    assert evaluated["accuracy_spike_count"] == (prediction.counted == labels).mean()
     assert isinstance(trained.loss, CrossEntropy)
-    each = trained.loss.of_classes(potentials)[np.arange(40), labels]
-    assert evaluated["loss"] == pytest.approx(each.mean(), rel=1e-12)
+    losses = trained.loss.of_classes(potentials)[np.arange(40), labels]
+    assert evaluated["loss"] == pytest.approx(losses.mean(), rel=1e-12)
     np.save(tmp_path / "one.npy", images[0])
     predicted = stsbp("predict", run, tmp_path / "one.npy", "--draw", tmp_path / "page.html")
-    assert f": {found.classes[0]} (by mean potential" in predicted.stdout
+    assert f": {prediction.classes[0]} (by mean potential" in predicted.stdout
     assert stsbp("report", run).exit_code == 0
     for page in (tmp_path / "page.html", tmp_path / "run.html"):
         text = page.read_text()

@@ -106,27 +106,27 @@ def test_report_of_classes(
 def test_report_tells_how_far_it_is(
     stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[tuple[str, int, int]] = []
+    progress: list[tuple[str, int, int]] = []
 
-    class Told(PlainReporter):
-        def loading(self, what: str, done: int, total: int) -> None:
-            told.append((what, done, total))
+    class RecordingReporter(PlainReporter):
+        def loading(self, activity: str, done: int, total: int) -> None:
+            progress.append((activity, done, total))
 
         def close(self) -> None:
-            told.append(("closed", 0, 0))
+            progress.append(("closed", 0, 0))
 
     train_tiny(tmp_path / "run", "--epochs", 1)
-    monkeypatch.setattr("stsbp.cli.report.reporter", lambda: Told(None))
+    monkeypatch.setattr("stsbp.cli.report.reporter", lambda: RecordingReporter(None))
     assert stsbp("report", "run").exit_code == 0
-    assert [row for row in told if row[0] == "running test"] == [("running test", done, 30) for done in (20, 30)]
-    assert told.index(("closed", 0, 0)) == len(told) - 1
+    assert [row for row in progress if row[0] == "running test"] == [("running test", done, 30) for done in (20, 30)]
+    assert progress.index(("closed", 0, 0)) == len(progress) - 1
 
 
 def test_the_story_of_spike_trains_counts_them() -> None:
     outputs, targets = np.eye(4, 3, dtype=np.uint8), np.ones((4, 3), np.uint8)
     sample = Sample("movement 7", outputs[None], outputs, targets, outputs.astype(np.float32), None, None, None, 0.25)
-    said = "movement 7: F1 25.0% within 1 step", "3 output spikes, 12 target spikes."
-    assert page._story(sample, ["x", "y", "z"]) == said
+    texts = "movement 7: F1 25.0% within 1 step", "3 output spikes, 12 target spikes."
+    assert page._story(sample, ["x", "y", "z"]) == texts
     unknown = replace(sample, targets=None, score=None)
     assert page._story(unknown, ["x", "y", "z"]) == ("movement 7", "3 output spikes.")
 
@@ -138,13 +138,13 @@ def test_report_tells_why_a_sample_was_misread(
     train_tiny(tmp_path / "run")
     stsbp("report", tmp_path / "run")
     text = check(tmp_path / "run.html").text
-    found = re.search(
+    explanation = re.search(
         r"test sample (\d+): (\d), read as (\d) .*?nearer to the sequence of (\d) \(([\d.]+)\) "
         r"than to that of (\d) \(([\d.]+)\)",
         text,
     )
-    assert found is not None
-    number, label, read, near, near_distance, far, far_distance = found.groups()
+    assert explanation is not None
+    number, label, read, near, near_distance, far, far_distance = explanation.groups()
     assert (near, far) == (read, label)
     test = load("digits", holdout=30).test
     assert str(test.labels[int(number)]) == label
@@ -205,11 +205,11 @@ def test_report_without_data(
     from stsbp.cli import report
     from stsbp.errors import DataError
 
-    def gone(*_: Any) -> None:
+    def missing(*_: Any) -> None:
         raise DataError("the data are gone")
 
     train_tiny(tmp_path / "run")
-    monkeypatch.setattr(report, "load_data", gone)
+    monkeypatch.setattr(report, "load_data", missing)
     result = stsbp("report", tmp_path / "run")
     assert result.exit_code == 1
     assert "the data are gone\n(--no-samples" in result.stderr
@@ -270,22 +270,22 @@ def test_damaged_records_are_left_out(
 ) -> None:
     train_tiny(tmp_path / "run")
     metrics = tmp_path / "run" / "metrics.jsonl"
-    whole = next(text for text in metrics.read_text().splitlines() if '"kind": "epoch"' in text)
-    loss = json.loads(whole)["loss"]
+    record = next(text for text in metrics.read_text().splitlines() if '"kind": "epoch"' in text)
+    loss = json.loads(record)["loss"]
     line = {
-        "WHOLE-with-NaN": whole.replace(f'"loss": {loss}', '"loss": NaN'),
-        "WHOLE-with-text": whole.replace(f'"loss": {loss}', '"loss": "low"'),
-        "WHOLE-of-another-layer": whole.replace("linear1", "conv9"),
-        "WHOLE-with-grids": whole[:-1] + ', "grids": 5}',
-        "WHOLE-that-is-too-large": whole.replace(f'"loss": {loss}', f'"loss": {10**400}'),
-        "WHOLE-with-null": whole[:-1] + ', "f1": null}',
-        "WHOLE-whose-square-is-too-large": whole.replace(f'"loss": {loss}', '"loss": -1.7e308'),
-        "WHOLE-of-more-than-all": whole[:-1] + ', "accuracy": 1.5}',
-        "WHOLE-of-a-late-epoch": whole[:-1] + f', "epoch": {2**53}}}',
-        "WHOLE-of-a-late-update": whole[:-1] + f', "step": {2**53}}}',
+        "WHOLE-with-NaN": record.replace(f'"loss": {loss}', '"loss": NaN'),
+        "WHOLE-with-text": record.replace(f'"loss": {loss}', '"loss": "low"'),
+        "WHOLE-of-another-layer": record.replace("linear1", "conv9"),
+        "WHOLE-with-grids": record[:-1] + ', "grids": 5}',
+        "WHOLE-that-is-too-large": record.replace(f'"loss": {loss}', f'"loss": {10**400}'),
+        "WHOLE-with-null": record[:-1] + ', "f1": null}',
+        "WHOLE-whose-square-is-too-large": record.replace(f'"loss": {loss}', '"loss": -1.7e308'),
+        "WHOLE-of-more-than-all": record[:-1] + ', "accuracy": 1.5}',
+        "WHOLE-of-a-late-epoch": record[:-1] + f', "epoch": {2**53}}}',
+        "WHOLE-of-a-late-update": record[:-1] + f', "step": {2**53}}}',
     }.get(line, line)
     assert line not in metrics.read_text()
-    before = stsbp("compare", "run").stdout
+    compared = stsbp("compare", "run").stdout
     assert stsbp("report", "run", "--no-samples", "--out", "before.html").exit_code == 0
     forge_records(tmp_path / "run", metrics.read_bytes() + line.encode() + b"\n")
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
@@ -294,7 +294,7 @@ def test_damaged_records_are_left_out(
     assert stsbp("report", "run", "--no-samples", "--out", "after.html").exit_code == 0
     assert (tmp_path / "before.html").read_bytes() == (tmp_path / "after.html").read_bytes()
     if "conv9" not in line:
-        assert stsbp("compare", "run").stdout == before
+        assert stsbp("compare", "run").stdout == compared
 
 
 def test_report_shows_what_the_error_grid_zeroed(
@@ -347,9 +347,9 @@ def test_drawing_does_not_replace_what_it_reads(
 ) -> None:
     train_tiny(tmp_path / "run")
     np.save(tmp_path / "0.npy", load("digits").test.inputs(np.arange(1))[0])
-    before = (tmp_path / "0.npy").read_bytes()
+    content = (tmp_path / "0.npy").read_bytes()
     assert "would replace the file" in stsbp("predict", "run", "0.npy", "--draw", tmp_path / "0.npy").stderr
-    assert (tmp_path / "0.npy").read_bytes() == before
+    assert (tmp_path / "0.npy").read_bytes() == content
 
 
 def test_events_of_other_channels_than_two_are_drawn_in_proportion() -> None:
@@ -389,18 +389,18 @@ def test_report_of_a_converted_run_repeats_it_with_its_own_weights(
     stsbp: Callable[..., Result], train_tiny: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     train_tiny(tmp_path / "run", "--epochs", 1, "--tau-s", 2)
-    made = ["convert", "run", "--psp-gain", "unit", "--out", "import"]
-    monkeypatch.setattr("sys.argv", ["/bin/stsbp", *made])
-    assert stsbp(*made).exit_code == 0
+    arguments = ["convert", "run", "--psp-gain", "unit", "--out", "import"]
+    monkeypatch.setattr("sys.argv", ["/bin/stsbp", *arguments])
+    assert stsbp(*arguments).exit_code == 0
     stsbp("report", "import", "--no-samples")
-    own = "stsbp convert run --psp-gain unit --out import"
-    how = "To repeat the run, replace its folder by a new one here:"
-    assert f"{how} {own} setting" in check(tmp_path / "import.html").text
+    command = "stsbp convert run --psp-gain unit --out import"
+    instruction = "To repeat the run, replace its folder by a new one here:"
+    assert f"{instruction} {command} setting" in check(tmp_path / "import.html").text
     monkeypatch.setattr("sys.argv", ["/bin/stsbp", "train", "--resume", "import"])
     assert stsbp("train", "--resume", "import", "--epochs", 2).exit_code == 0
     stsbp("report", "import", "--no-samples")
     later = "stsbp --backend numpy train --resume import --epochs 2"
-    assert f"{how} {own}\n{later} setting" in check(tmp_path / "import.html").text
+    assert f"{instruction} {command}\n{later} setting" in check(tmp_path / "import.html").text
     (tmp_path / "import").rename(tmp_path / "-moved")
     stsbp("report", "./-moved", "--no-samples")
     assert "train --resume ./-moved --epochs 2 setting" in check(tmp_path / "-moved.html").text
@@ -650,11 +650,13 @@ def test_compare_leaves_out_what_is_no_run(
     assert stsbp("report", "runs/digits").exit_code == 0
     done = stsbp("experiment", "digits", *tiny, "--seeds", 1)
     assert done.exit_code == 0, done.output
-    found = stsbp("compare", *sorted(path.relative_to(tmp_path) for path in (tmp_path / "runs").iterdir()))
-    assert found.exit_code == 0, found.output
-    assert found.stdout.splitlines()[0].split() == ["run", "digits"]
-    assert "runs/digits.html is left out: it is no run" in found.stderr
-    assert "runs/digits-seeds is left out: it is an experiment: its runs are runs/digits-seeds/seed-*" in found.stderr
+    compared = stsbp("compare", *sorted(path.relative_to(tmp_path) for path in (tmp_path / "runs").iterdir()))
+    assert compared.exit_code == 0, compared.output
+    assert compared.stdout.splitlines()[0].split() == ["run", "digits"]
+    assert "runs/digits.html is left out: it is no run" in compared.stderr
+    assert (
+        "runs/digits-seeds is left out: it is an experiment: its runs are runs/digits-seeds/seed-*" in compared.stderr
+    )
     assert stsbp("compare", "runs/digits-seeds/seed-0", "runs/digits.html").exit_code == 0
     alone = stsbp("compare", "runs/digits.html")
     assert alone.exit_code == 1
@@ -805,13 +807,13 @@ def test_browser_has_nothing_to_say(
         "--enable-logging=stderr",
         f"--user-data-dir={tmp_path}/u",
     )
-    said = [
+    ended = [
         subprocess.run(
             [browser, *options, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=60, check=False
         )
         for path in (page, bad)
     ]
-    assert "Confusion matrix" in said[0].stdout
-    assert "CONSOLE" not in said[0].stderr
+    assert "Confusion matrix" in ended[0].stdout
+    assert "CONSOLE" not in ended[0].stderr
     # The same look at a page with a script in it sees that the policy stops it.
-    assert "Content Security Policy" in said[1].stderr
+    assert "Content Security Policy" in ended[1].stderr

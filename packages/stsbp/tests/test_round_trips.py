@@ -86,13 +86,13 @@ def same(one: LayerRun, other: LayerRun) -> bool:
 
 
 def test_notation_is_read_back_with_any_default_neuron(networks: list[_Network]) -> None:
-    for each in networks:
-        assert each.parsed(each.spec.notation) == each.spec, each.number
+    for network in networks:
+        assert network.parsed(network.spec.notation) == network.spec, network.number
 
 
 def test_nodes_are_read_back_with_any_default_neuron(networks: list[_Network]) -> None:
-    for each in networks:
-        assert each.parsed(written_nodes(each.spec.graph.nodes)).graph == each.spec.graph, each.number
+    for network in networks:
+        assert network.parsed(written_nodes(network.spec.graph.nodes)).graph == network.spec.graph, network.number
 
 
 def silent(spec: NetworkSpec) -> Data:
@@ -109,8 +109,8 @@ def silent(spec: NetworkSpec) -> Data:
 
 def test_a_run_folder_gives_the_network_and_its_weights_back(networks: list[_Network], tmp_path: Path) -> None:
     show = reporter()
-    for each in networks:
-        spec, psp = each.spec, each.spec.input_psp
+    for network in networks:
+        spec, psp = network.spec, network.spec.input_psp
         if spec.outputs < 2:
             continue
         # A run reads binary frames, and has no setting for the rise of the input's synapse.
@@ -122,15 +122,17 @@ def test_a_run_folder_gives_the_network_and_its_weights_back(networks: list[_Net
         loss = "cross-entropy" if spec.has_readout else "van-rossum"
         settings: dict[str, Any] = {"dataset": "digits", "net": spec.notation, "steps": STEPS, "loss": loss}
         config = RunConfig(**settings, **filtered, **other)
-        data, folder = silent(spec), RunFolder(tmp_path / str(each.number))
+        data, folder = silent(spec), RunFolder(tmp_path / str(network.number))
         task = build_task(config, data.inputs, open_backend("numpy"))
-        assert task.network == spec, each.number
+        assert task.network == spec, network.number
         with folder.begun(config, task.backend):
-            begin_with(each.case.weights, task, data, folder, show)
-        back = load_run(folder.path, backend="numpy")
-        assert back.network == spec, each.number
-        assert back.weights.keys() == each.case.weights.keys()
-        assert all(back.weights[name].tobytes() == x.tobytes() for name, x in each.case.weights.items()), each.number
+            begin_with(network.case.weights, task, data, folder, show)
+        loaded = load_run(folder.path, backend="numpy")
+        assert loaded.network == spec, network.number
+        assert loaded.weights.keys() == network.case.weights.keys()
+        assert all(loaded.weights[name].tobytes() == x.tobytes() for name, x in network.case.weights.items()), (
+            network.number
+        )
 
 
 def test_nir_gives_every_bit_back_or_refuses_by_name(tmp_path: Path) -> None:
@@ -144,19 +146,21 @@ def test_nir_gives_every_bit_back_or_refuses_by_name(tmp_path: Path) -> None:
         if (refusal := _refusal_of_nir(spec)) is not None:
             assert any(node.name in refusal for node in spec.graph.nodes), (number, refusal)
             continue
-        each = _Network(number, drawn(spec, number, STEPS, SAMPLES))
-        write(program(spec, each.case.weights), each.about, path)
-        found = import_graph(read_graph(path), spec.input_shape, Choices(1e-4, tau_s=spec.output_psp.tau_s))
-        of_input: dict[str, Any] = {"coding": spec.coding, "input_psp": found.input_psp, "input_max": spec.input_max}
-        network = NetworkSpec(spec.input_shape, nodes=found.nodes, **of_input)
+        drawn_network = _Network(number, drawn(spec, number, STEPS, SAMPLES))
+        write(program(spec, drawn_network.case.weights), drawn_network.about, path)
+        imported = import_graph(read_graph(path), spec.input_shape, Choices(1e-4, tau_s=spec.output_psp.tau_s))
+        of_input: dict[str, Any] = {"coding": spec.coding, "input_psp": imported.input_psp, "input_max": spec.input_max}
+        network = NetworkSpec(spec.input_shape, nodes=imported.nodes, **of_input)
         # The network of a run is the one that its text describes.
-        network = NetworkSpec.parse(network.notation, input_shape=spec.input_shape, neuron=each.default, **of_input)
-        run = open_backend("numpy").run(network, dict(found.weights), each.case.inputs, STEPS)
+        network = NetworkSpec.parse(
+            network.notation, input_shape=spec.input_shape, neuron=drawn_network.default, **of_input
+        )
+        run = open_backend("numpy").run(network, dict(imported.weights), drawn_network.case.inputs, STEPS)
         its = {block.population: block.name for block in network.blocks}
         for block in spec.blocks:
             # A readout has no node in NIR, and gets another name.
             name = its.get(block.population, network.blocks[-1].name)
-            assert same(each.case.run.layers[block.name], run.layers[name]), (number, block.name)
+            assert same(drawn_network.case.run.layers[block.name], run.layers[name]), (number, block.name)
         returned += 1
 
 
@@ -174,34 +178,36 @@ def test_onnx_runs_every_network_to_the_bit(networks: list[_Network]) -> None:
     import onnxruntime
     from stsbp.interop.onnx_model import model
 
-    for each in networks:
-        made = model(program(each.spec, each.case.weights), each.about, layers=True)
+    for network in networks:
+        onnx_model = model(program(network.spec, network.case.weights), network.about, layers=True)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = 1, 3
-        session = onnxruntime.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        feed: dict[str, Any] = {"frames": each.case.inputs}
-        if each.spec.coding == "direct":
-            feed = {"images": each.case.inputs, "steps": np.array(STEPS)}
-        found = dict(zip([x.name for x in session.get_outputs()], session.run(None, feed), strict=True))
-        for block in each.spec.blocks:
-            prefix = "" if block is each.spec.blocks[-1] else f"{block.population}/"
-            layer = LayerRun(found[f"{prefix}spikes"], found[f"{prefix}potentials"])
-            assert same(each.case.run.layers[block.name], layer), (each.number, block.name)
+        session = onnxruntime.InferenceSession(
+            onnx_model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        feed: dict[str, Any] = {"frames": network.case.inputs}
+        if network.spec.coding == "direct":
+            feed = {"images": network.case.inputs, "steps": np.array(STEPS)}
+        outputs = dict(zip([x.name for x in session.get_outputs()], session.run(None, feed), strict=True))
+        for block in network.spec.blocks:
+            prefix = "" if block is network.spec.blocks[-1] else f"{block.population}/"
+            layer = LayerRun(outputs[f"{prefix}spikes"], outputs[f"{prefix}potentials"])
+            assert same(network.case.run.layers[block.name], layer), (network.number, block.name)
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc")
 def test_c_runs_every_network_to_the_bit(networks: list[_Network], tmp_path: Path) -> None:
     sources = []
-    for each in networks[:IN_C]:
-        sources.append(found := source(program(each.spec, each.case.weights), each.about))
-        (tmp_path / f"{found.stem}.h").write_text(found.header)
-        (tmp_path / f"{found.stem}.c").write_text(found.source)
-        with (tmp_path / f"{found.stem}.bin").open("wb") as file:
-            recorded(file, each.spec, each.case.inputs, each.case.run)
+    for network in networks[:IN_C]:
+        sources.append(c_source := source(program(network.spec, network.case.weights), network.about))
+        (tmp_path / f"{c_source.stem}.h").write_text(c_source.header)
+        (tmp_path / f"{c_source.stem}.c").write_text(c_source.source)
+        with (tmp_path / f"{c_source.stem}.bin").open("wb") as file:
+            recorded(file, network.spec, network.case.inputs, network.case.run)
     (tmp_path / "main.c").write_text(driver(sources))
-    files = [*(f"{each.stem}.c" for each in sources), "main.c"]
+    files = [*(f"{c_source.stem}.c" for c_source in sources), "main.c"]
     subprocess.run(["gcc", "-std=c99", "-O0", *macros(sources), *files, "-o", "all", "-lm"], cwd=tmp_path, check=True)
     printed = subprocess.run(["./all"], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     layers = list(compared(printed))
-    assert [each for each in layers if each.spikes_differ or each.potentials_differ] == []
-    assert len(layers) == sum(len(each.spec.blocks) for each in networks[:IN_C])
+    assert [layer for layer in layers if layer.spikes_differ or layer.potentials_differ] == []
+    assert len(layers) == sum(len(network.spec.blocks) for network in networks[:IN_C])

@@ -52,8 +52,8 @@ def test_embedded_sets(name: str, steps: int, inputs: int, outputs: int) -> None
         # Every sample asks for something, and every sample is another one than its neighbour.
         assert targets.any(axis=(0, 2)).all()
         assert (targets[:, 1:] != targets[:, :-1]).any(axis=(0, 2)).mean() > 0.5
-    again, other = load(name, steps=steps), load(name, steps=steps, seed=1)
-    assert np.array_equal(everything(again.test)[0], everything(data.test)[0])
+    reloaded, other = load(name, steps=steps), load(name, steps=steps, seed=1)
+    assert np.array_equal(everything(reloaded.test)[0], everything(data.test)[0])
     assert not np.array_equal(everything(other.test)[0], everything(data.test)[0])
 
 
@@ -66,8 +66,8 @@ def test_embedded_sets(name: str, steps: int, inputs: int, outputs: int) -> None
 )
 def test_embedded_sets_are_frozen(name: str, rasters: str, targets: str) -> None:
     """They must not change between versions: results would stop being comparable."""
-    found = [hashlib.sha256(x.tobytes()).hexdigest()[:16] for x in everything(load(name, steps=50).test)]
-    assert found == [rasters, targets]
+    digests = [hashlib.sha256(x.tobytes()).hexdigest()[:16] for x in everything(load(name, steps=50).test)]
+    assert digests == [rasters, targets]
 
 
 def test_random_targets_keep_their_gap_and_rate() -> None:
@@ -154,7 +154,7 @@ def test_sequence_split_refuses_arrays_that_do_not_fit(changes: dict[str, Any], 
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Callable[..., Path]:
+def rasters_file(tmp_path: Path) -> Callable[..., Path]:
     """A file of 10 samples of 6 steps; keywords replace its arrays, None leaves one out."""
 
     def write(**changes: AnyArray | None) -> Path:
@@ -164,21 +164,21 @@ def own(tmp_path: Path) -> Callable[..., Path]:
             "targets": random.integers(0, 2, (10, 6, 3), dtype=np.uint8),
             **changes,
         }
-        given: dict[str, Any] = {name: array for name, array in arrays.items() if array is not None}
-        np.savez_compressed(tmp_path / "own.npz", **given)
+        members: dict[str, Any] = {name: array for name, array in arrays.items() if array is not None}
+        np.savez_compressed(tmp_path / "own.npz", **members)
         return tmp_path / "own.npz"
 
     return write
 
 
-def test_own_file(own: Callable[..., Path]) -> None:
-    path = own()
+def test_own_file(rasters_file: Callable[..., Path]) -> None:
+    path = rasters_file()
     data = load(f"sequences:{path}", steps=6)
     assert (len(data.train), len(data.test), data.input_shape, data.neurons) == (8, 2, (7,), 3)
     by_folder: Dataset = load("sequences", data_dir=path, steps=6, holdout=3)
     assert len(by_folder.test) == 3
     parts: UInt8 = (np.arange(10) >= 9).astype(np.uint8)
-    data = load(f"sequences:{own(split=parts)}", steps=6)
+    data = load(f"sequences:{rasters_file(split=parts)}", steps=6)
     assert (len(data.train), len(data.test)) == (9, 1)
     rasters, targets = everything(data.test)
     with np.load(path) as file:
@@ -187,30 +187,30 @@ def test_own_file(own: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize("classes", [False, True])
-def test_which_samples_of_a_file_are_tested_on(own: Callable[..., Path], classes: bool) -> None:
+def test_which_samples_of_a_file_are_tested_on(rasters_file: Callable[..., Path], classes: bool) -> None:
     """The first input neuron tells the samples that the file marks as test samples."""
     parts = np.array([0, 0, 1, 0, 0, 0, 1, 0, 0, 0], np.uint8)
     inputs = np.zeros((10, 6, 7), np.uint8)
     inputs[:, 0, 0] = parts
     changes: dict[str, Any] = {"targets": None, "labels": np.arange(10) % 2} if classes else {}
-    path = own(inputs=inputs, split=parts, **changes)
+    path = rasters_file(inputs=inputs, split=parts, **changes)
 
-    def found(**asked: Any) -> tuple[list[int], list[int], str]:
-        data = load(f"sequences:{path}", steps=6, **asked)
+    def loaded(**options: Any) -> tuple[list[int], list[int], str]:
+        data = load(f"sequences:{path}", steps=6, **options)
         train, test = (split.inputs(np.arange(len(split)))[0, :, 0].tolist() for split in (data.train, data.test))
         return train, test, data.notes[0]
 
-    assert found() == ([0] * 8, [1] * 2, f"8 training and 2 test samples of {path}")
+    assert loaded() == ([0] * 8, [1] * 2, f"8 training and 2 test samples of {path}")
     held = f"8 training samples of {path}, 3 of them held out as test samples (split seed 0)"
-    assert found(holdout=3) == ([0] * 5, [0] * 3, held)
-    assert found(train_only=True)[::2] == ([0] * 8, f"8 training samples of {path}")
-    assert found(only_test=True) == ([1] * 2, [1] * 2, f"2 test samples of {path}")
-    path = own(inputs=inputs, split=0 * parts, **changes)
-    assert [len(each) for each in found(only_test=True)[:2]] == [10, 10]
-    assert len(found(train_only=True)[0]) == 10
-    path = own(inputs=inputs, split=0 * parts + 1, **changes)
+    assert loaded(holdout=3) == ([0] * 5, [0] * 3, held)
+    assert loaded(train_only=True)[::2] == ([0] * 8, f"8 training samples of {path}")
+    assert loaded(only_test=True) == ([1] * 2, [1] * 2, f"2 test samples of {path}")
+    path = rasters_file(inputs=inputs, split=0 * parts, **changes)
+    assert [len(inputs_of_part) for inputs_of_part in loaded(only_test=True)[:2]] == [10, 10]
+    assert len(loaded(train_only=True)[0]) == 10
+    path = rasters_file(inputs=inputs, split=0 * parts + 1, **changes)
     with pytest.raises(DataError, match="split has no training samples"):
-        found(holdout=3)
+        loaded(holdout=3)
 
 
 @pytest.mark.parametrize(
@@ -242,26 +242,26 @@ def test_which_samples_of_a_file_are_tested_on(own: Callable[..., Path], classes
         ({"inputs": np.zeros((10, 0, 7), np.uint8), "targets": np.zeros((10, 0, 3), np.uint8)}, "must be"),
     ],
 )
-def test_own_file_is_checked(own: Callable[..., Path], changes: dict[str, AnyArray], message: str) -> None:
-    path = own(**changes)
+def test_own_file_is_checked(rasters_file: Callable[..., Path], changes: dict[str, AnyArray], message: str) -> None:
+    path = rasters_file(**changes)
     with pytest.raises(DataError, match=message) as error:
         load(f"sequences:{path}", steps=6)
     assert str(path) in str(error.value)
 
 
-def test_own_file_of_rasters_with_classes(own: Callable[..., Path], stsbp: Callable[..., Result]) -> None:
+def test_own_file_of_rasters_with_classes(rasters_file: Callable[..., Path], stsbp: Callable[..., Result]) -> None:
     labels = np.arange(10) % 2
-    path = own(targets=None, labels=labels, classes=np.array(["no", "yes"]))
+    path = rasters_file(targets=None, labels=labels, classes=np.array(["no", "yes"]))
     data = load(f"sequences:{path}", steps=6)
     assert (len(data.train), len(data.test), data.input_shape, data.neurons) == (8, 2, (7,), 0)
     assert data.classes == ("no", "yes")
     assert sorted(data.test.labels.tolist()) == [0, 1]
     lengths = np.array([6] * 8 + [4, 5])
-    path = own(targets=None, labels=labels, split=(np.arange(10) >= 7).astype(np.int64), lengths=lengths)
+    path = rasters_file(targets=None, labels=labels, split=(np.arange(10) >= 7).astype(np.int64), lengths=lengths)
     data = load(f"sequences:{path}", steps=6)
-    found = lengths_of(data.test)
-    assert found is not None
-    assert found.tolist() == [6, 4, 5]
+    lengths_of_test = lengths_of(data.test)
+    assert lengths_of_test is not None
+    assert lengths_of_test.tolist() == [6, 4, 5]
     assert data.classes == ("0", "1")
     with np.load(path) as file:
         assert np.array_equal(data.test.inputs(np.arange(3)), np.swapaxes(file["inputs"][7:], 0, 1))
@@ -272,9 +272,9 @@ def test_own_file_of_rasters_with_classes(own: Callable[..., Path], stsbp: Calla
     assert stsbp("evaluate", "run").exit_code == 0
 
 
-def test_own_file_compressed_by_another_method_is_refused(own: Callable[..., Path]) -> None:
+def test_own_file_compressed_by_another_method_is_refused(rasters_file: Callable[..., Path]) -> None:
     """`zipfile` would unpack all of it at once, whatever its size."""
-    path = own()
+    path = rasters_file()
     with zipfile.ZipFile(path) as file:
         members = {name: file.read(name) for name in file.namelist()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as file:
@@ -306,17 +306,19 @@ def test_own_file_compressed_by_another_method_is_refused(own: Callable[..., Pat
         ({"inputs": np.full((10, 6, 7), 2, np.uint8)}, "inputs must be uint8 values 0 and 1, got uint8 up to 2"),
     ],
 )
-def test_own_file_with_classes_is_checked(own: Callable[..., Path], changes: dict[str, AnyArray], message: str) -> None:
-    path = own(**{"targets": None, "labels": np.arange(10) % 2, **changes})
+def test_own_file_with_classes_is_checked(
+    rasters_file: Callable[..., Path], changes: dict[str, AnyArray], message: str
+) -> None:
+    path = rasters_file(**{"targets": None, "labels": np.arange(10) % 2, **changes})
     with pytest.raises(DataError, match=message) as error:
         load(f"sequences:{path}", steps=6)
     assert str(path) in str(error.value)
 
 
 def test_steps_come_from_the_file(
-    own: Callable[..., Path], stsbp: Callable[..., Result], refused: Callable[..., None]
+    rasters_file: Callable[..., Path], stsbp: Callable[..., Result], refused: Callable[..., None]
 ) -> None:
-    path = own()
+    path = rasters_file()
     assert "\nsteps = 6\n" in stsbp("train", f"sequences:{path}", "--show-config").stdout
     assert "\nsteps = 6\n" in stsbp("train", "sequences", "--data-dir", path, "--show-config").stdout
     assert "\nsteps = 9\n" in stsbp("train", f"sequences:{path}", "--steps", 9, "--show-config").stdout
@@ -328,22 +330,22 @@ def test_steps_come_from_the_file(
 
 @pytest.mark.parametrize("kind", [np.uint8, np.bool_])
 def test_rasters_whose_first_axis_is_time_are_not_taken_for_samples(
-    own: Callable[..., Path], stsbp: Callable[..., Result], refused: Callable[..., None], kind: Any
+    rasters_file: Callable[..., Path], stsbp: Callable[..., Result], refused: Callable[..., None], kind: Any
 ) -> None:
     """Six steps of ten samples, and ten samples of six steps."""
     rng = np.random.default_rng(0)
     inputs, targets = (rng.random((6, 10, n)) < 0.3 for n in (7, 4))
     inputs, targets = inputs.astype(kind), targets.astype(kind)
     swap = "swap the first two axes of its rasters"
-    path = own(inputs=inputs, targets=targets)
+    path = rasters_file(inputs=inputs, targets=targets)
     options = ("--epochs", 1, "--net", 3)
     refused(stsbp("train", f"sequences:{path}", *options), "has 6 samples of 10 steps if", "--steps 10", swap)
     refused(stsbp("train", f"sequences:{path}", *options, "--steps", 6), swap)
     assert stsbp("train", f"sequences:{path}", *options, "--steps", 10, "--out", "meant").exit_code == 0
     # The default number of steps confirms nothing.
-    alike = own(inputs=np.zeros((20, 50, 7), kind), targets=np.zeros((20, 50, 3), kind))
+    alike = rasters_file(inputs=np.zeros((20, 50, 7), kind), targets=np.zeros((20, 50, 3), kind))
     refused(stsbp("train", f"sequences:{alike}", *options), "has 20 samples of 50 steps if", swap)
-    path = own(inputs=inputs, targets=targets)
+    path = rasters_file(inputs=inputs, targets=targets)
     others: list[dict[str, Any]] = [
         {"targets": np.swapaxes(targets, 0, 1)},
         {"split": (np.arange(10) % 2).astype(np.uint8)},
@@ -351,31 +353,33 @@ def test_rasters_whose_first_axis_is_time_are_not_taken_for_samples(
         {"targets": None, "labels": np.arange(10) % 2},
     ]
     for other in others:
-        path = own(**{"inputs": inputs, "targets": targets, **other})
+        path = rasters_file(**{"inputs": inputs, "targets": targets, **other})
         refused(stsbp("train", f"sequences:{path}", *options), "time seems to be the first axis", swap)
-    path = own(inputs=np.swapaxes(inputs, 0, 1), targets=np.swapaxes(targets, 0, 1))
+    path = rasters_file(inputs=np.swapaxes(inputs, 0, 1), targets=np.swapaxes(targets, 0, 1))
     refused(stsbp("train", f"sequences:{path}", *options, "--steps", 10), swap)
     assert stsbp("train", f"sequences:{path}", *options, "--out", "right").exit_code == 0
 
 
-def test_target_trains_without_spikes_are_told_of(own: Callable[..., Path], stsbp: Callable[..., Result]) -> None:
+def test_target_trains_without_spikes_are_told_of(
+    rasters_file: Callable[..., Path], stsbp: Callable[..., Result]
+) -> None:
     split = (np.arange(10) % 2).astype(np.uint8)
     targets = np.zeros((10, 6, 3), np.uint8)
     silent, both = "no target train of the 5 samples for {} has a spike", ("training", "the test")
     for spiking in ((), (0,), (1,)):
         for part in spiking:
             targets[split == part, -1] = 1
-        told = stsbp(
-            "train", f"sequences:{own(targets=targets, split=split)}", "--net", 4, "--epochs", 1, "--overwrite"
+        trained = stsbp(
+            "train", f"sequences:{rasters_file(targets=targets, split=split)}", "--net", 4, "--epochs", 1, "--overwrite"
         )
-        assert told.exit_code == 0, told.output
+        assert trained.exit_code == 0, trained.output
         for part, purpose in enumerate(both):
-            assert (silent.format(purpose) in " ".join(told.output.split())) == (not targets[split == part].any())
+            assert (silent.format(purpose) in " ".join(trained.output.split())) == (not targets[split == part].any())
 
 
-def test_what_is_no_file_of_rasters(own: Callable[..., Path], tmp_path: Path) -> None:
+def test_what_is_no_file_of_rasters(rasters_file: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="have 6 steps, not 5: give --steps 6"):
-        load(f"sequences:{own()}", steps=5)
+        load(f"sequences:{rasters_file()}", steps=5)
     with pytest.raises(DataError, match=r"there is no file .*nowhere"):
         load("sequences:nowhere.npz", steps=6)
     (tmp_path / "text.npz").write_text("no zip")
@@ -391,7 +395,7 @@ def test_what_is_no_file_of_rasters(own: Callable[..., Path], tmp_path: Path) ->
             archive.writestr(name, "no array")
     with pytest.raises(DataError, match=r"'inputs' in it is not an array"):
         load(f"sequences:{tmp_path / 'member.npz'}", steps=6)
-    (tmp_path / "cut.npz").write_bytes(own().read_bytes()[:-40])
+    (tmp_path / "cut.npz").write_bytes(rasters_file().read_bytes()[:-40])
     with pytest.raises(DataError, match=r"cut\.npz is not a file of numpy arrays"):
         load(f"sequences:{tmp_path / 'cut.npz'}", steps=6)
 
@@ -409,22 +413,22 @@ def test_few_bytes_that_unpack_to_many_are_not_unpacked(tmp_path: Path) -> None:
 
 
 def test_no_command_takes_other_targets_for_those_of_the_run(
-    own: Callable[..., Path], stsbp: Callable[..., Result], tmp_path: Path
+    rasters_file: Callable[..., Path], stsbp: Callable[..., Result], tmp_path: Path
 ) -> None:
     random = np.random.default_rng(1)
     inputs, targets = (random.integers(0, 2, (80, 6, n), dtype=np.uint8) for n in (7, 3))
-    path = own(inputs=inputs, targets=targets)
+    path = rasters_file(inputs=inputs, targets=targets)
     options = ("--steps", 6, "--net", 5, "--batch-size", 40, "--epochs", 1, "--out", "run")
     assert stsbp("train", f"sequences:{path}", *options, "--stop-after", 1e-9).exit_code == 75
     for sample in (0, 41, 79):
         changed = targets.copy()
         changed[sample, 3, 1] ^= 1
-        own(inputs=inputs, targets=changed)
+        rasters_file(inputs=inputs, targets=changed)
         for command in (("train", "--resume", "run"), ("evaluate", "run"), ("report", "run")):
             result = stsbp(*command)
             assert result.exit_code == 1
             assert "the data are not those that the run" in result.stderr
-    own(inputs=inputs, targets=targets)
+    rasters_file(inputs=inputs, targets=targets)
     assert stsbp("train", "--resume", "run").exit_code == 0
 
 
@@ -467,7 +471,7 @@ def test_commands(
         assert {"precision", "recall", "f1", "van_rossum", "hamming", "loss"} <= set(record)
         assert "accuracy" not in record
 
-    found = json.loads(stsbp("evaluate", run, "--json").stdout)
+    figures = json.loads(stsbp("evaluate", run, "--json").stdout)
     data = load("motor", steps=60)
     inputs, targets = everything(data.test)
     rasters = []
@@ -498,11 +502,11 @@ def test_commands(
     spikes = trained.task.trainer.predict(trained.state, inputs, 60).spikes
     assert np.array_equal(spikes[:, :4], np.stack(rasters, axis=1))
     for tolerance in (1, 3):
-        found = json.loads(stsbp("evaluate", run, "--json", "--tolerance", tolerance).stdout)
+        figures = json.loads(stsbp("evaluate", run, "--json", "--tolerance", tolerance).stdout)
         matches = match_spikes(spikes, targets, tolerance)
-        assert found["tolerance"] == tolerance
-        assert found["recall"] == pytest.approx(matches.matched.sum() / targets.sum(), rel=1e-12)
-        assert found["hamming"] == pytest.approx((spikes != targets).sum() / 60, rel=1e-12)
+        assert figures["tolerance"] == tolerance
+        assert figures["recall"] == pytest.approx(matches.matched.sum() / targets.sum(), rel=1e-12)
+        assert figures["hamming"] == pytest.approx((spikes != targets).sum() / 60, rel=1e-12)
     assert "within 3 steps" in stsbp("evaluate", run, "--tolerance", 3).stdout
 
 
@@ -546,11 +550,11 @@ def test_every_backend_gives_the_same_rasters(name: str) -> None:
     weights = initial_weights(network, 3, 2.0)
     inputs = data.test.inputs(np.arange(6))
     expected = NumpyBackend().run(network, weights, inputs, config.steps).layers
-    found = open_backend(name, device).run(network, weights, inputs, config.steps).layers
+    layers = open_backend(name, device).run(network, weights, inputs, config.steps).layers
     assert expected["linear2"].spikes.any()
     for layer, run in expected.items():
-        assert np.array_equal(found[layer].spikes, run.spikes)
-        assert np.array_equal(found[layer].potentials, run.potentials)
+        assert np.array_equal(layers[layer].spikes, run.spikes)
+        assert np.array_equal(layers[layer].potentials, run.potentials)
 
 
 @pytest.mark.parametrize("loss", ["van-rossum", "hamming", "spike-count"])

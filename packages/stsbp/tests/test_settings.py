@@ -61,9 +61,9 @@ OTHERS = {
 
 
 def test_every_setting_has_its_default() -> None:
-    found = {name: field.default for name, field in RunConfig.model_fields.items() if name != "dataset"}
+    setting_defaults = {name: field.default for name, field in RunConfig.model_fields.items() if name != "dataset"}
     ranges = COUNTS | AMOUNTS
-    assert found == {name: ranges[name][0] for name in ranges} | OTHERS
+    assert setting_defaults == {name: ranges[name][0] for name in ranges} | OTHERS
 
 
 def _read(name: str, value: Any) -> Any:

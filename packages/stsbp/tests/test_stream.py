@@ -58,21 +58,21 @@ def inputs_of(name: str, t: int, samples: slice = slice(None)) -> AnyArray | Non
 
 
 def check(name: str, backend: str, device: str | None) -> None:
-    each = case(name)
-    output = each.run.layers[each.network.blocks[-1].name]
-    expected = output.potentials if each.network.has_readout else output.spikes
-    stream = open_backend(backend, device).stream(each.network, each.weights, 3)
+    network_case = case(name)
+    output = network_case.run.layers[network_case.network.blocks[-1].name]
+    expected = output.potentials if network_case.network.has_readout else output.spikes
+    stream = open_backend(backend, device).stream(network_case.network, network_case.weights, 3)
     for _ in range(2):
         for t in range(STEPS):
             assert stream.steps == t
-            made = stream.step(inputs_of(name, t))
-            assert (made.dtype, made.shape) == (expected.dtype, expected[t].shape)
-            assert made.tobytes() == expected[t].tobytes()
+            outputs = stream.step(inputs_of(name, t))
+            assert (outputs.dtype, outputs.shape) == (expected.dtype, expected[t].shape)
+            assert outputs.tobytes() == expected[t].tobytes()
             layers = stream.layers
-            assert list(layers) == list(each.run.layers)
-            for layer, whole in each.run.layers.items():
-                assert layers[layer].spikes.tobytes() == whole.spikes[t].tobytes()
-                assert layers[layer].potentials.tobytes() == whole.potentials[t].tobytes()
+            assert list(layers) == list(network_case.run.layers)
+            for layer, layer_run in network_case.run.layers.items():
+                assert layers[layer].spikes.tobytes() == layer_run.spikes[t].tobytes()
+                assert layers[layer].potentials.tobytes() == layer_run.potentials[t].tobytes()
         stream.reset()
         assert (stream.steps, stream.layers) == (0, {})
 
@@ -90,14 +90,14 @@ def test_steps_have_the_bits_of_one_pass_on_other_backends(backend: str, device:
 
 
 def test_samples_side_by_side_are_those_alone() -> None:
-    each = case("recurrent")
+    network_case = case("recurrent")
     numpy = open_backend("numpy")
-    together = numpy.stream(each.network, each.weights, 3)
-    alone = [numpy.stream(each.network, each.weights) for _ in range(3)]
+    together = numpy.stream(network_case.network, network_case.weights, 3)
+    alone = [numpy.stream(network_case.network, network_case.weights) for _ in range(3)]
     for t in range(STEPS):
-        made = together.step(inputs_of("recurrent", t))
+        outputs = together.step(inputs_of("recurrent", t))
         for b, stream in enumerate(alone):
-            assert np.array_equal(stream.step(inputs_of("recurrent", t, slice(b, b + 1)))[0], made[b])
+            assert np.array_equal(stream.step(inputs_of("recurrent", t, slice(b, b + 1)))[0], outputs[b])
 
 
 def test_no_inputs_are_no_events_and_the_image_of_before() -> None:
@@ -107,24 +107,24 @@ def test_no_inputs_are_no_events_and_the_image_of_before() -> None:
     for x in (events.inputs[0, :1], None, None, events.inputs[1, :1], None):
         zeros = np.zeros((1, 12), np.uint8) if x is None else x
         assert np.array_equal(silent.step(x), quiet.step(zeros))
-    again, shown = (numpy.stream(images.network, images.weights) for _ in range(2))
+    continued, shown = (numpy.stream(images.network, images.weights) for _ in range(2))
     first, second = images.inputs[:1], images.inputs[1:2]
     for x, y in ((first, first), (None, first), (second, second), (None, second)):
-        again.step(x)
+        continued.step(x)
         shown.step(y)
         for name, layer in shown.layers.items():
-            assert again.layers[name].potentials.tobytes() == layer.potentials.tobytes()
-    again.reset()
+            assert continued.layers[name].potentials.tobytes() == layer.potentials.tobytes()
+    continued.reset()
     with pytest.raises(ShapeError, match="needs an image, uint8"):
-        again.step()
+        continued.step()
 
 
 @pytest.mark.parametrize("wrong", [(12,), (2, 12), (1, 11), (1, 1, 12)])
 def test_a_refused_step_changes_nothing(wrong: tuple[int, ...]) -> None:
-    each = case("recurrent")
-    stream = open_backend("numpy").stream(each.network, each.weights)
-    stream.step(each.inputs[0, :1])
-    before = stream.layers["linear1"].potentials
+    network_case = case("recurrent")
+    stream = open_backend("numpy").stream(network_case.network, network_case.weights)
+    stream.step(network_case.inputs[0, :1])
+    potentials = stream.layers["linear1"].potentials
     refused: list[Any] = [
         np.zeros(wrong, np.uint8),
         np.zeros((1, 12), np.float32),
@@ -135,19 +135,22 @@ def test_a_refused_step_changes_nothing(wrong: tuple[int, ...]) -> None:
         with pytest.raises(ShapeError):
             stream.step(x)
     assert stream.steps == 1
-    assert np.array_equal(stream.layers["linear1"].potentials, before)
-    assert np.array_equal(stream.step(each.inputs[1, :1])[0], each.run.layers["linear2"].spikes[1, 0])
+    assert np.array_equal(stream.layers["linear1"].potentials, potentials)
+    assert np.array_equal(stream.step(network_case.inputs[1, :1])[0], network_case.run.layers["linear2"].spikes[1, 0])
 
 
 def test_streams_that_cannot_be() -> None:
-    each, numpy = case("full"), open_backend("numpy")
+    network_case, numpy = case("full"), open_backend("numpy")
     for samples in (0, -1, True, 1.5):
         with pytest.raises(SpecError, match="at least 1 sample"):
-            numpy.stream(each.network, each.weights, samples)  # type: ignore[arg-type]
+            numpy.stream(network_case.network, network_case.weights, samples)  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match="must have the layers"):
-        numpy.stream(each.network, {})
+        numpy.stream(network_case.network, {})
     with pytest.raises(NumericError, match="linear1"):
-        numpy.stream(each.network, {**each.weights, "linear1": each.weights["linear1"] * np.float32("nan")})
+        numpy.stream(
+            network_case.network,
+            {**network_case.weights, "linear1": network_case.weights["linear1"] * np.float32("nan")},
+        )
 
 
 # The command line.
@@ -229,13 +232,13 @@ def test_a_stream_is_what_predict_makes_of_its_frames(
     (tmp_path / "-a.txt").write_text(text(events))
     assert lines_of(stsbp("predict", camera, "--stream=-a.txt", "--json"))[:-1] == steps
     frames = frames_of(run, events)
-    found = run.predict(frames[:, None])
-    assert found.spikes.any()
-    assert [line["spikes"] for line in steps] == [np.flatnonzero(o).tolist() for o in found.spikes[:, 0]]
+    prediction = run.predict(frames[:, None])
+    assert prediction.spikes.any()
+    assert [line["spikes"] for line in steps] == [np.flatnonzero(o).tolist() for o in prediction.spikes[:, 0]]
     assert [line["time_us"] for line in steps] == [BIN_US * (t + 1) for t in range(6)]
     assert all(line["classes"] == [run.names[n] for n in line["spikes"]] for line in steps)
-    assert end["class"] == found.classes[0]
-    assert end["class_spike_count"] == found.names[found.counted[0]]
+    assert end["class"] == prediction.classes[0]
+    assert end["class_spike_count"] == prediction.names[prediction.counted[0]]
     np.save(tmp_path / "a.npy", frames)
     (expected,) = lines_of(stsbp("predict", camera, "a.npy", "--json"))
     assert end["distances"] == expected["distances"]
@@ -326,28 +329,28 @@ def test_a_stream_goes_on_after_the_window_of_the_run(stsbp: Stsbp, camera: Path
     *steps, end = lines_of(stsbp("predict", camera, "--stream", "a.txt", "--json"))
     stream = run.stream()
     t, x, y, p = events.T
-    made = []
+    outputs = []
     for step in range(10):
         inside = t // BIN_US == step
         frame = np.zeros((2, 34, 34), np.uint8)
         frame[p[inside], y[inside], x[inside]] = 1
-        made.append(stream.step(frame[None]))
-    assert [line["spikes"] for line in steps] == [np.flatnonzero(o).tolist() for o in made]
-    decoded = run.decode(np.stack(made[4:]), 4)
+        outputs.append(stream.step(frame[None]))
+    assert [line["spikes"] for line in steps] == [np.flatnonzero(o).tolist() for o in outputs]
+    decoded = run.decode(np.stack(outputs[4:]), 4)
     assert decoded.distances is not None
     assert list(end["distances"].values()) == np.round(decoded.distances[0], 6).tolist()
     sequences = run.settings.label_code.sequences(4, 10)[:, 4:, None]
-    by_hand = [run.loss.distances(decoded.spikes, each, run.network.output_psp)[0] for each in sequences]
+    by_hand = [run.loss.distances(decoded.spikes, labels, run.network.output_psp)[0] for labels in sequences]
     assert np.allclose(decoded.distances[0], by_hand, rtol=1e-6)
 
 
 def test_decode_refuses_what_is_no_output(run: Trained) -> None:
-    found = run.predict(frames_of(run, drawn(13))[:, None])
-    whole = run.decode(found.spikes)
-    assert whole.lengths is None
-    assert whole.distances is not None
-    assert found.distances is not None
-    assert whole.distances.tobytes() == found.distances.tobytes()
+    prediction = run.predict(frames_of(run, drawn(13))[:, None])
+    decoded = run.decode(prediction.spikes)
+    assert decoded.lengths is None
+    assert decoded.distances is not None
+    assert prediction.distances is not None
+    assert decoded.distances.tobytes() == prediction.distances.tobytes()
     short = run.decode(np.zeros((2, 3, 4), np.uint8))
     assert short.lengths is not None
     assert short.lengths.tolist() == [2, 2, 2]
@@ -377,8 +380,8 @@ def test_a_silent_stream_of_oddly_named_classes(stsbp: Stsbp, cache: None, tmp_p
 def test_so_many_steps_and_no_more(stsbp: Stsbp, camera: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(text(drawn(7, end=8 * BIN_US)) + "this is never read\n")
     (tmp_path / "empty.txt").write_text("")
-    whole = lines_of(stsbp("predict", camera, "--stream", "a.txt", "--json", "--steps", 5))
-    assert [line.get("step") for line in whole] == [0, 1, 2, 3, 4, None]
+    lines = lines_of(stsbp("predict", camera, "--stream", "a.txt", "--json", "--steps", 5))
+    assert [line.get("step") for line in lines] == [0, 1, 2, 3, 4, None]
     (tmp_path / "jump.txt").write_text(f"1 2 3 1\n{8 * BIN_US} 2 3 1\n")
     *steps, end = lines_of(stsbp("predict", camera, "--stream", "jump.txt", "--json", "--steps", 4))
     assert len(steps) == end["steps"] == 4
@@ -439,12 +442,14 @@ def test_a_readout_prints_potentials(stsbp: Stsbp, recordings: str, tmp_path: Pa
     events = drawn(9)
     (tmp_path / "a.txt").write_text(text(events))
     *steps, end = lines_of(stsbp("predict", folder, "--stream", "a.txt", "--json"))
-    found = run.predict(frames_of(run, events)[:, None])
-    assert [np.float32(line["potentials"]).tobytes() for line in steps] == [u.tobytes() for u in found.spikes[:, 0]]
-    assert end["class"] == found.classes[0]
+    prediction = run.predict(frames_of(run, events)[:, None])
+    assert [np.float32(line["potentials"]).tobytes() for line in steps] == [
+        u.tobytes() for u in prediction.spikes[:, 0]
+    ]
+    assert end["class"] == prediction.classes[0]
     first = stsbp("predict", folder, "--stream", "a.txt").stdout.splitlines()[0]
-    most = int(found.spikes[0, 0].argmax())
-    assert first == f"     0        50.000 ms  {run.names[most]} {found.spikes[0, 0, most]:.3f}"
+    most = int(prediction.spikes[0, 0].argmax())
+    assert first == f"     0        50.000 ms  {run.names[most]} {prediction.spikes[0, 0, most]:.3f}"
 
 
 def recorded(events: AnyArray) -> bytes:
@@ -486,14 +491,14 @@ def test_real_recordings_are_streamed_as_they_are_predicted(stsbp: Stsbp, camera
     if not files:
         pytest.skip("needs NMNIST in STSBP_DATA")
     expected = lines_of(stsbp("predict", camera, *files, "--json"))
-    for file, each in zip(files, expected, strict=True):
+    for file, prediction in zip(files, expected, strict=True):
         end = lines_of(stsbp("predict", camera, "--stream", file, "--json"))[-1]
-        assert (end["class"], end["class_spike_count"]) == (each["class"], each["class_spike_count"])
-        assert end["distances"] == each["distances"]
+        assert (end["class"], end["class_spike_count"]) == (prediction["class"], prediction["class_spike_count"])
+        assert end["distances"] == prediction["distances"]
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("abc", "line 4 is not an event: 'abc'. A line must have the numbers t x y p"),
         ("70000 1 2", "line 4 is not an event: '70000 1 2'"),
@@ -516,12 +521,12 @@ def test_real_recordings_are_streamed_as_they_are_predicted(stsbp: Stsbp, camera
     ],
 )
 def test_a_line_that_is_no_event_ends_the_stream_after_the_steps_before_it(
-    stsbp: Stsbp, refused: Any, camera: Path, tmp_path: Path, line: str, said: str
+    stsbp: Stsbp, refused: Any, camera: Path, tmp_path: Path, line: str, message: str
 ) -> None:
     (tmp_path / "a.txt").write_text(f"t x y p\n10 1 2 1\n60000 1 2 1\n{line}\n", encoding="utf-8")
     result = stsbp("predict", camera, "--stream", "a.txt", "--json")
-    refused(result, f"Error: a.txt, {said}" if said.startswith("line") else said)
-    assert [json.loads(made)["step"] for made in result.stdout.splitlines()] == [0]
+    refused(result, f"Error: a.txt, {message}" if message.startswith("line") else message)
+    assert [json.loads(record)["step"] for record in result.stdout.splitlines()] == [0]
 
 
 def test_columns_are_named_once_and_all_of_them(stsbp: Stsbp, refused: Any, camera: Path, tmp_path: Path) -> None:
@@ -556,14 +561,14 @@ LINE = st.one_of(
 
 
 def read_in(pieces: list[bytes]) -> tuple[list[Event], str]:
-    lines, found = EventLines({"x": 34, "y": 34, "p": 2}, 3, "a"), list[Event]()
+    lines, events = EventLines({"x": 34, "y": 34, "p": 2}, 3, "a"), list[Event]()
     try:
         for piece in pieces:
-            found += lines.events(piece)
-        found += lines.end()
+            events += lines.events(piece)
+        events += lines.end()
     except DataError as error:
-        return found, str(error)
-    return found, ""
+        return events, str(error)
+    return events, ""
 
 
 @settings(max_examples=300, deadline=None)
@@ -572,18 +577,18 @@ def test_any_lines_in_any_pieces(lines: list[bytes], cuts: list[int]) -> None:
     """What is read does not hang on the pieces in which it comes; whatever it is, only `DataError` ends it."""
     content = b"\n".join(lines)
     places = [0, *sorted(min(cut, len(content)) for cut in cuts), len(content)]
-    whole, complaint = read_in([content])
-    assert read_in([content[a:b] for a, b in pairwise(places)]) == (whole, complaint)
+    events, complaint = read_in([content])
+    assert read_in([content[a:b] for a, b in pairwise(places)]) == (events, complaint)
     assert printable(complaint) == complaint
     assert len(complaint) < 500
-    assert [event[0] for event in whole] == sorted(event[0] for event in whole)
-    assert all(0 <= t < LATEST and 0 <= x < 34 and 0 <= y < 34 and p in (0, 1) for t, x, y, p in whole)
+    assert [event[0] for event in events] == sorted(event[0] for event in events)
+    assert all(0 <= t < LATEST and 0 <= x < 34 and 0 <= y < 34 and p in (0, 1) for t, x, y, p in events)
 
 
 def test_a_line_is_as_long_as_it_may_be() -> None:
     for spaces, fine in ((LONGEST_LINE - 7, True), (LONGEST_LINE - 6, False)):
-        found, complaint = read_in([b"1 2 3 1" + b" " * spaces + b"\n"])
-        assert (found == [(1000, 2, 3, 1)], complaint == "") == (fine, fine)
+        events, complaint = read_in([b"1 2 3 1" + b" " * spaces + b"\n"])
+        assert (events == [(1000, 2, 3, 1)], complaint == "") == (fine, fine)
     # It is not waited for its end.
     with pytest.raises(DataError, match="line 1 has more than 4,096 bytes"):
         list(EventLines({"n": 1}, 0, "a").events(b"1" * (LONGEST_LINE + 1)))
@@ -592,7 +597,7 @@ def test_a_line_is_as_long_as_it_may_be() -> None:
 # Pipes and time.
 
 
-class Talk:
+class StreamProcess:
     """A process of `stsbp predict RUN --stream`, which is given lines and whose lines are read."""
 
     def __init__(self, run: Path, *words: str) -> None:
@@ -607,8 +612,8 @@ class Talk:
 
     def hear(self) -> dict[str, Any]:
         assert self.process.stdout is not None
-        found: dict[str, Any] = json.loads(self.process.stdout.readline())
-        return found
+        record: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return record
 
     def ready(self) -> None:
         """Wait until it says what it reads."""
@@ -622,18 +627,18 @@ class Talk:
 
 
 @pytest.fixture
-def talk(camera: Path) -> Iterator[Callable[..., Talk]]:
-    begun: list[Talk] = []
+def stream_process(camera: Path) -> Iterator[Callable[..., StreamProcess]]:
+    begun: list[StreamProcess] = []
 
-    def begin(*words: str) -> Talk:
-        begun.append(Talk(camera, *words))
+    def begin(*words: str) -> StreamProcess:
+        begun.append(StreamProcess(camera, *words))
         return begun[-1]
 
     yield begin
-    for each in begun:
+    for process in begun:
         with contextlib.suppress(OSError, ValueError):
-            each.process.kill()
-            each.process.communicate()
+            process.process.kill()
+            process.process.communicate()
 
 
 def test_stream_of_a_closed_standard_input_is_an_error(camera: Path) -> None:
@@ -645,31 +650,31 @@ def test_stream_of_a_closed_standard_input_is_an_error(camera: Path) -> None:
         assert bool(done.stdout) == (code == 0)
 
 
-def test_spikes_come_before_the_events_end(talk: Callable[..., Talk], run: Trained) -> None:
-    process, events = talk("--stream"), drawn(11)
+def test_spikes_come_before_the_events_end(stream_process: Callable[..., StreamProcess], run: Trained) -> None:
+    process, events = stream_process("--stream"), drawn(11)
     expected = [np.flatnonzero(o).tolist() for o in run.predict(frames_of(run, events)[:, None]).spikes[:, 0]]
     lines = text(events).splitlines()
     for step in range(6):
-        own = [line for line, event in zip(lines, events.tolist(), strict=True) if event[0] // BIN_US == step]
-        process.say(own[0])
+        lines_of_step = [line for line, event in zip(lines, events.tolist(), strict=True) if event[0] // BIN_US == step]
+        process.say(lines_of_step[0])
         if step > 0:
             # The step before ended with this event; nothing later has been sent.
-            heard = process.hear()
-            assert (heard["step"], heard["spikes"]) == (step - 1, expected[step - 1])
-        process.say(*own[1:])
+            record = process.hear()
+            assert (record["step"], record["spikes"]) == (step - 1, expected[step - 1])
+        process.say(*lines_of_step[1:])
     (last, end), errors, code = process.end()
     assert (last["step"], last["spikes"], end["steps"], code) == (5, expected[5], 6, 0)
     assert "Error" not in errors
 
 
-def test_with_the_clock_a_step_ends_when_its_time_has_passed(talk: Callable[..., Talk]) -> None:
-    process = talk("--stream", "--clock")
+def test_with_the_clock_a_step_ends_when_its_time_has_passed(stream_process: Callable[..., StreamProcess]) -> None:
+    process = stream_process("--stream", "--clock")
     process.ready()
     begin = time.monotonic()
     process.say("1000 1 2 1")
-    made = [process.hear() for _ in range(4)]
+    records = [process.hear() for _ in range(4)]
     took = time.monotonic() - begin
-    assert [line["step"] for line in made] == [0, 1, 2, 3]
+    assert [line["step"] for line in records] == [0, 1, 2, 3]
     assert 0.19 < took < 5
     # It comes too late for its step, and is in the one that is open.
     process.say("2000 5 6 0")
@@ -679,8 +684,10 @@ def test_with_the_clock_a_step_ends_when_its_time_has_passed(talk: Callable[...,
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_a_stream_with_its_figures(talk: Callable[..., Talk], number: signal.Signals, code: int) -> None:
-    process = talk("--stream")
+def test_a_signal_ends_a_stream_with_its_figures(
+    stream_process: Callable[..., StreamProcess], number: signal.Signals, code: int
+) -> None:
+    process = stream_process("--stream")
     process.say("1000 1 2 1", "60000 1 2 1")
     assert process.hear()["step"] == 0
     # So that it waits for more.
@@ -701,11 +708,11 @@ def test_a_reader_that_goes_away_ends_a_stream(camera: Path, tmp_path: Path) -> 
     (tmp_path / "a.txt").write_text(text(drawn(12, 20_000, 2000 * BIN_US)))
     call = f"{sys.executable} -m stsbp --backend numpy predict {camera} --stream --json < {tmp_path / 'a.txt'}"
     command = f"{call} | head -2; echo ${{PIPESTATUS[0]}}"
-    found = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
-    *lines, code = found.stdout.splitlines()
+    completed = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    *lines, code = completed.stdout.splitlines()
     assert [json.loads(line)["step"] for line in lines] == [0, 1]
     assert code == "141"
-    assert "Traceback" not in found.stderr
+    assert "Traceback" not in completed.stderr
 
 
 @pytest.mark.slow
@@ -729,24 +736,24 @@ def test_memory_does_not_grow_with_the_steps(motor: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         (b"5 1 2 -1\n", "p is -1, but the network reads 0 to 1"),
         (b"5 1 2 x\n", "p or polarity"),
         (b"a b\n", "timestamp"),
     ],
 )
-def test_a_line_that_is_no_event_says_what_would_be_one(line: bytes, said: str) -> None:
+def test_a_line_that_is_no_event_says_what_would_be_one(line: bytes, message: str) -> None:
     lines = EventLines({"x": 8, "y": 8, "p": 2}, 0, "events")
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         list(lines.events(line))
 
 
 def test_a_stream_does_not_share_what_it_was_given() -> None:
-    each = case("bias")
-    weights = {name: x.copy() for name, x in each.weights.items()}
-    stream = open_backend("numpy").stream(each.network, weights, 3)
+    network_case = case("bias")
+    weights = {name: x.copy() for name, x in network_case.weights.items()}
+    stream = open_backend("numpy").stream(network_case.network, weights, 3)
     for x in weights.values():
         x[...] = 5
-    assert np.array_equal(stream.step(each.inputs[0]), each.run.layers["linear3"].spikes[0])
-    assert np.array_equal(stream.layers["linear1"].potentials, each.run.layers["linear1"].potentials[0])
+    assert np.array_equal(stream.step(network_case.inputs[0]), network_case.run.layers["linear3"].spikes[0])
+    assert np.array_equal(stream.layers["linear1"].potentials, network_case.run.layers["linear1"].potentials[0])

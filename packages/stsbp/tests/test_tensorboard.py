@@ -13,12 +13,12 @@ from stsbp.training.tensorboard import scalars
 
 
 def test_scalars_of_the_kinds_of_records() -> None:
-    where = {"step": 4, "epoch": 2}
-    step = {"kind": "step", **where, "loss": 0.5, "rates": {"conv1": 0.25}, "grids": {"conv1": {"bits": 9}}}
+    position = {"step": 4, "epoch": 2}
+    step = {"kind": "step", **position, "loss": 0.5, "rates": {"conv1": 0.25}, "grids": {"conv1": {"bits": 9}}}
     assert dict(scalars(step)) == {"train/epoch": 2.0, "train/loss": 0.5, "train/rates/conv1": 0.25}
-    epoch = {"kind": "epoch", **where, "zeroed": {"conv1": 0.125}}
+    epoch = {"kind": "epoch", **position, "zeroed": {"conv1": 0.125}}
     assert dict(scalars(epoch)) == {"epoch/zeroed/conv1": 0.125}
-    test = {"kind": "evaluation", "split": "test", **where, "samples": 7, "accuracy": 1, "seconds": None}
+    test = {"kind": "evaluation", "split": "test", **position, "samples": 7, "accuracy": 1, "seconds": None}
     assert dict(scalars(test)) == {"test/accuracy": 1.0}
 
 

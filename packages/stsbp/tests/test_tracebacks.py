@@ -47,7 +47,7 @@ def test_control_characters_become_escapes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (f"epochs = {'9' * 4301}", "a number is too long"),
         (f"epochs = 0x{'f' * 100_000}", "epochs"),
@@ -74,11 +74,11 @@ def test_control_characters_become_escapes() -> None:
     ids=lambda value: str(value)[:20].replace("\n", " "),
 )
 def test_settings_in_hostile_toml(
-    stsbp: Stsbp, tmp_path: Path, content: str, said: str, refused: Callable[..., None]
+    stsbp: Stsbp, tmp_path: Path, content: str, message: str, refused: Callable[..., None]
 ) -> None:
     path = tmp_path / "settings.toml"
     path.write_text(content)
-    refused(stsbp("train", "digits", "--config", path), said)
+    refused(stsbp("train", "digits", "--config", path), message)
 
 
 def test_dots_in_texts_and_comments_are_no_keys(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ main()
 @pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="signals of POSIX")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
-    ("where", "times", "message"),
+    ("place", "times", "message"),
     [
         ("python", 1, "stopped after update 0 and saved. Continue with"),
         ("C", 1, "Interrupted."),
@@ -307,11 +307,11 @@ main()
     ],
 )
 def test_signals_end_a_compilation(
-    where: str, times: int, message: str, number: signal.Signals, tiny: tuple[str, ...], tmp_path: Path
+    place: str, times: int, message: str, number: signal.Signals, tiny: tuple[str, ...], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    given = ("--backend", "numpy", "train", "digits", *tiny, "--out", str(run))
-    done = python(COMPILING, where, str(int(number)), str(times), *given)
+    arguments = ("--backend", "numpy", "train", "digits", *tiny, "--out", str(run))
+    done = python(COMPILING, place, str(int(number)), str(times), *arguments)
     assert done.returncode == 128 + number, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -336,19 +336,19 @@ def test_interrupts_that_were_ignored_stay_ignored() -> None:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
 def test_training_continues_through_signals_that_were_ignored() -> None:
-    def found() -> list[Any]:
+    def handlers() -> list[Any]:
         return [signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)]
 
-    before = found()
+    earlier_handlers = handlers()
     try:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         with handled_by(print):
-            assert found() == [signal.SIG_IGN, signal.SIG_IGN, print]
-        assert found() == [signal.SIG_IGN, signal.SIG_IGN, before[2]]
+            assert handlers() == [signal.SIG_IGN, signal.SIG_IGN, print]
+        assert handlers() == [signal.SIG_IGN, signal.SIG_IGN, earlier_handlers[2]]
     finally:
-        signal.signal(signal.SIGHUP, before[0])
-        signal.signal(signal.SIGINT, before[1])
+        signal.signal(signal.SIGHUP, earlier_handlers[0])
+        signal.signal(signal.SIGINT, earlier_handlers[1])
 
 
 NAMES: list[Any] = ["a\x1b[31mred", "b\udcff", "c\u202eevil", "d\u9b31", "e\x9b\x07"]

@@ -37,15 +37,15 @@ def write(name, text):
 
 def script(page: Path) -> str:
     """The cells of a page as one program, with commands and written files in place of the notebook's words for them."""
-    made = [RUNNER]
+    lines = [RUNNER]
     for cell in CELL.finditer(page.read_text(encoding="utf-8")):
         code, may_fail = cell["code"].replace(" \\\n", " "), "raises-exception" in cell["tags"]
         if code.startswith("%%writefile "):
             head, _, text = code.partition("\n")
             code = f"write({head.split()[1]!r}, {text!r})\n"
         call = "shell(f'''\\1''', may_fail=" + f"{may_fail})"
-        made.append(re.sub(r"^!(.*)$", call, code, flags=re.MULTILINE))
-    return "\n".join(made)
+        lines.append(re.sub(r"^!(.*)$", call, code, flags=re.MULTILINE))
+    return "\n".join(lines)
 
 
 def test_there_are_tutorials() -> None:
@@ -75,8 +75,8 @@ def test_tutorial_runs_from_top_to_bottom(page: Path, cache: Path, tmp_path: Pat
     for name in NEEDED:
         if name in named and importlib.util.find_spec(name) is None:
             pytest.skip(f"the tutorial uses {name}, which is not installed")
-    given = {"MPLBACKEND": "Agg", "PYTHONWARNINGS": "error::RuntimeWarning"}
-    environment = {**os.environ, **given}
+    variables = {"MPLBACKEND": "Agg", "PYTHONWARNINGS": "error::RuntimeWarning"}
+    environment = {**os.environ, **variables}
     if page.stem != QUICK:
         environment["STSBP_CACHE"] = str(cache)
     environment.pop("STSBP_DATA", None)

@@ -72,9 +72,9 @@ def _holds(x: Any, counts: Callable[[Any], bool | None], depth: int = 4) -> bool
 
 @contextmanager
 def _traced(
-    seen: dict[str, set[str]], counts: Callable[[Any], bool | None] = _is_of_samples
+    functions_by_file: dict[str, set[str]], counts: Callable[[Any], bool | None] = _is_of_samples
 ) -> Iterator[Callable[[], None]]:
-    """Fill `seen` with the functions that receive arrays that count, by file; yields what ends it."""
+    """Fill `functions_by_file` with the functions that receive arrays that count, by file; yields what ends it."""
     on = threading.Event()
     on.set()
 
@@ -85,7 +85,7 @@ def _traced(
             return
         count = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & 4) + bool(code.co_flags & 8)
         if any(_holds(frame.f_locals.get(argument), counts) for argument in code.co_varnames[:count]):
-            seen.setdefault(f"packages/{name}", set()).add(code.co_qualname)
+            functions_by_file.setdefault(f"packages/{name}", set()).add(code.co_qualname)
 
     threading.setprofile(look)
     sys.setprofile(look)
@@ -98,8 +98,8 @@ def _traced(
 
 def _listed(heading: str) -> list[str]:
     """The files that the page lists below a heading, one an item."""
-    _, found, text = PAGE.read_text(encoding="utf-8").partition(f"\n## {heading}\n")
-    assert found, heading
+    _, separator, text = PAGE.read_text(encoding="utf-8").partition(f"\n## {heading}\n")
+    assert separator, heading
     return re.findall(r"^(?:\d+\.|-) `(packages/\S+?\.py)`", text.partition("\n## ")[0], re.MULTILINE)
 
 
@@ -119,11 +119,11 @@ def recordings(tmp_path: Path) -> Path:
 
 def test_recordings_reach_the_cache_through_the_files_of_the_page(recordings: Path) -> None:
     pytest.importorskip("tonic")
-    seen: dict[str, set[str]] = {}
-    with _traced(seen):
+    functions_by_file: dict[str, set[str]] = {}
+    with _traced(functions_by_file):
         # Eight steps a byte: of so many steps the bytes are seen as well.
         load("nmnist", data_dir=recordings, steps=8 * BATCH, holdout=BATCH, cache_dir=recordings / "cache")
-    assert sorted(seen) == sorted(_listed("From a recording to the cache")), seen
+    assert sorted(functions_by_file) == sorted(_listed("From a recording to the cache")), functions_by_file
 
 
 def test_samples_reach_the_weights_through_the_files_of_the_page(
@@ -131,12 +131,12 @@ def test_samples_reach_the_weights_through_the_files_of_the_page(
 ) -> None:
     pytest.importorskip("tonic")
     monkeypatch.setenv("STSBP_CACHE", str(recordings / "cache"))
-    seen: dict[str, set[str]] = {}
+    functions_by_file: dict[str, set[str]] = {}
     updates: list[int] = []
     epochs, step = loop._TrainingLoop.epochs, Trainer.step
 
     def traced_epochs(self: Any) -> Any:
-        with _traced(seen) as end:
+        with _traced(functions_by_file) as end:
 
             def traced_step(*arguments: Any) -> Any:
                 result = step(*arguments)
@@ -159,7 +159,7 @@ def test_samples_reach_the_weights_through_the_files_of_the_page(
             assert result.exit_code == 0, result.output
     assert updates == [1, 1, 1, 1]
     files = _listed("The way of a sample")
-    assert sorted(seen) == sorted(files), seen
+    assert sorted(functions_by_file) == sorted(files), functions_by_file
     assert len(files) <= 12
 
 
@@ -174,9 +174,9 @@ def test_a_training_step_goes_through_the_files_of_the_page(name: str) -> None:
         pytest.importorskip(f"stsbp_{name}")
     done = subprocess.run([sys.executable, __file__, name], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    seen: dict[str, list[str]] = json.loads(done.stdout)
+    functions_by_file: dict[str, list[str]] = json.loads(done.stdout)
     files = _listed(f"A training step on {name}")
-    assert sorted(seen) == sorted(files), seen
+    assert sorted(functions_by_file) == sorted(files), functions_by_file
     assert len(files) <= MOST_FILES[name]
 
 
@@ -186,15 +186,15 @@ def _step(name: str) -> dict[str, set[str]]:
     network = NetworkSpec.parse("4C5-P2-6C5d0.2-P2", input_shape=(2, 28, 28), outputs=10)
     rng = np.random.default_rng(0)
     inputs, targets = ((rng.random((STEPS, BATCH, *shape)) < 0.3).astype(np.uint8) for shape in ((2, 28, 28), (10,)))
-    seen: dict[str, set[str]] = {}
+    functions_by_file: dict[str, set[str]] = {}
     for precision in _PRECISIONS:
         trainer = backend.trainer(network, LOSSES["van-rossum"], AdamW(), precision=precision, seed=1)
         state = trainer.init(initial_weights(network, 1, 3.0))
-        with _traced(seen, _is_of_a_step), pytest.MonkeyPatch.context() as patch:
+        with _traced(functions_by_file, _is_of_a_step), pytest.MonkeyPatch.context() as patch:
             if name == "jax":
                 _follow_into_threads_of_xla(patch)
             trainer.step(state, Batch(inputs, targets))
-    return seen
+    return functions_by_file
 
 
 def _follow_into_threads_of_xla(patch: pytest.MonkeyPatch) -> None:
@@ -204,12 +204,12 @@ def _follow_into_threads_of_xla(patch: pytest.MonkeyPatch) -> None:
     run, look = host_callback._run, sys.getprofile()
 
     def followed(*arguments: Any) -> None:
-        before = sys.getprofile()
+        profile = sys.getprofile()
         sys.setprofile(look)
         try:
             run(*arguments)
         finally:
-            sys.setprofile(before)
+            sys.setprofile(profile)
 
     patch.setattr(host_callback, "_run", followed)
 

@@ -28,9 +28,9 @@ Call = Callable[..., Result]
 
 
 def _block(kind: str) -> str:
-    found = re.search(rf"^```{kind}\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
-    assert found is not None
-    return found[1]
+    match = re.search(rf"^```{kind}\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+    assert match is not None
+    return match[1]
 
 
 def _install(folder: Path, name: str, points: dict[str, str]) -> None:
@@ -93,17 +93,17 @@ def test_a_strangers_data_set_is_listed_trained_and_evaluated(site: Path) -> Non
     (site / "clicks.py").write_text(_block("python"))
     project = tomllib.loads(_block("toml"))["project"]
     _install(site, project["name"], project["entry-points"][GROUP])
-    said = []
+    outputs = []
     for line in _block("sh").splitlines():
         run = subprocess.run(
             [sys.executable, "-m", *shlex.split(line)], cwd=site, capture_output=True, text=True, check=False
         )
         assert run.returncode == 0, run.stderr
-        said.append(run.stdout + run.stderr)
-    assert "clicks that reach one of two ears first" in said[0]
-    assert 'label_pattern = "01"' in said[0]
-    assert "600 simulated clicks, 120 of them held out as test samples" in said[1]
-    accuracy = re.search(r"test accuracy ([\d.]+)%", said[1])
+        outputs.append(run.stdout + run.stderr)
+    assert "clicks that reach one of two ears first" in outputs[0]
+    assert 'label_pattern = "01"' in outputs[0]
+    assert "600 simulated clicks, 120 of them held out as test samples" in outputs[1]
+    accuracy = re.search(r"test accuracy ([\d.]+)%", outputs[1])
     assert accuracy is not None
     assert float(accuracy[1]) > 90
     assert json.loads((site / "runs/clicks/last.json").read_text())["inputs"]["classes"] == ["left", "right"]

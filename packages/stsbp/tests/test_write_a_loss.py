@@ -76,14 +76,14 @@ def test_the_commands_give_one_sha256_and_the_runs_outlive_the_modules(tmp_path:
     config = (tmp_path / "runs/by-numpy/config.toml").read_text()
     assert 'loss = "my_losses:Missed:weight=5"' in config
     assert 'surrogate = "my_surrogates:Lopsided:above=3"' in config
-    evaluate, said = COMMANDS[1].strip().replace("by-torch", "by-numpy"), []
+    evaluate, outputs = COMMANDS[1].strip().replace("by-torch", "by-numpy"), []
     for _ in range(2):
         # The first line says how fast it was.
-        said.append(_stsbp(evaluate, tmp_path).splitlines()[1:])
+        outputs.append(_stsbp(evaluate, tmp_path).splitlines()[1:])
         for module in tmp_path.glob("my_*.py"):
             module.unlink()
-    assert len(said[0]) > 5
-    assert said[0] == said[1]
+    assert len(outputs[0]) > 5
+    assert outputs[0] == outputs[1]
     # It goes on to where a run of two epochs ends that never stopped.
     _stsbp("stsbp --backend numpy train --resume runs/by-numpy --epochs 2", tmp_path)
     _write(tmp_path)

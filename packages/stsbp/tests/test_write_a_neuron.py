@@ -50,13 +50,13 @@ def test_a_strangers_neuron_trains_to_the_same_bits_and_outlives_its_module(tmp_
     assert "__fdiv_rn(new_i_, __fadd_rn(1.0f, r_))" in cuda_text
     _trained(trained, tmp_path)
     assert 'neuron = "my_neurons:Refractory:tau_r=4"' in (tmp_path / "runs/by-numpy/config.toml").read_text()
-    said = []
+    outputs = []
     for _ in range(2):
         # The first line says how fast it was.
-        said.append(_stsbp(evaluated[0].replace("by-torch", "by-numpy"), tmp_path).splitlines()[1:])
+        outputs.append(_stsbp(evaluated[0].replace("by-torch", "by-numpy"), tmp_path).splitlines()[1:])
         module.unlink(missing_ok=True)
-    assert len(said[0]) > 5
-    assert said[0] == said[1]
+    assert len(outputs[0]) > 5
+    assert outputs[0] == outputs[1]
 
 
 def test_what_a_strangers_neuron_learns_has_the_same_bits_and_outlives_its_module(tmp_path: Path) -> None:
@@ -76,8 +76,8 @@ def test_what_a_strangers_neuron_learns_has_the_same_bits_and_outlives_its_modul
             assert (x != np.float32(value)).all()
             assert np.abs(x - value).max() < 0.1
     module.unlink()
-    said = _stsbp("stsbp --backend numpy evaluate runs/learned-by-numpy", tmp_path)
-    assert "learned-by-numpy" in said or "%" in said
+    output = _stsbp("stsbp --backend numpy evaluate runs/learned-by-numpy", tmp_path)
+    assert "learned-by-numpy" in output or "%" in output
 
 
 def test_the_pages_last_example_runs(tmp_path: Path) -> None:

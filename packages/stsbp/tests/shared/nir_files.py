@@ -18,11 +18,11 @@ Edges = Sequence[tuple[str, str]]
 
 def graph(nodes: Nodes, edges: Edges) -> NirGraph:
     """A graph in memory, as a file of it is read."""
-    made = {
+    graph_nodes = {
         name: GraphNode(name, node["type"], {key: _value(value) for key, value in node.items() if key != "type"})
         for name, node in nodes.items()
     }
-    return NirGraph(made, tuple(edges))
+    return NirGraph(graph_nodes, tuple(edges))
 
 
 def _value(value: Any) -> Any:
@@ -60,14 +60,14 @@ def chain(*names: str) -> list[tuple[str, str]]:
     return list(itertools.pairwise(names))
 
 
-def inputs(made: NirGraph, name: str) -> list[str]:
+def inputs(nir_graph: NirGraph, name: str) -> list[str]:
     """What a node reads."""
-    return [source for source, reader in made.edges if reader == name]
+    return [source for source, reader in nir_graph.edges if reader == name]
 
 
-def readers(made: NirGraph, name: str) -> list[str]:
+def readers(nir_graph: NirGraph, name: str) -> list[str]:
     """What reads a node."""
-    return [reader for source, reader in made.edges if source == name]
+    return [reader for source, reader in nir_graph.edges if source == name]
 
 
 def full(outputs: int, inputs: int, seed: int = 0) -> Any:

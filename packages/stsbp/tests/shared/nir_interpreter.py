@@ -22,47 +22,49 @@ def run(graph: Any, inputs: Float32, dt: float) -> dict[str, tuple[Float32, Floa
     Edges into a node are summed. What a node reads of one that comes later in a step is of the step before.
     """
     order = _order(graph)
-    made: dict[str, Float32] = {}
+    outputs: dict[str, Float32] = {}
     past: dict[str, list[Float32]] = {name: [] for name in order}
     states: dict[str, tuple[Float32, Float32]] = {}
-    found: dict[str, tuple[list[Float32], list[Float32]]] = {}
+    populations: dict[str, tuple[list[Float32], list[Float32]]] = {}
     for frame in inputs:
-        before, made = made, {}
+        previous, outputs = outputs, {}
         for name in order:
             node, kind = graph.nodes[name], type(graph.nodes[name]).__name__
-            read = [made.get(source, before.get(source)) for source, end in graph.edges if end == name]
-            x = sum((each for each in read if each is not None), start=frame if kind == "Input" else np.float32(0))
+            read = [outputs.get(source, previous.get(source)) for source, end in graph.edges if end == name]
+            x = sum((value for value in read if value is not None), start=frame if kind == "Input" else np.float32(0))
             x = np.asarray(x, np.float32)
             if kind in _NEURONS or kind == "CubaLI":
-                made[name], u = _stepped(node, kind, dt, states, name, x)
-                potentials, spikes = found.setdefault(name, ([], []))
+                outputs[name], u = _stepped(node, kind, dt, states, name, x)
+                potentials, spikes = populations.setdefault(name, ([], []))
                 potentials.append(u)
-                spikes.append(made[name])
+                spikes.append(outputs[name])
             elif kind == "Delay":
                 past[name].append(x)
                 (steps,) = np.unique(np.rint(node.delay / dt).astype(int))
-                made[name] = past[name][-1 - steps] if len(past[name]) > steps else np.zeros_like(x)
+                outputs[name] = past[name][-1 - steps] if len(past[name]) > steps else np.zeros_like(x)
             else:
-                made[name] = _passed(node, kind, x)
-    return {name: (np.stack(u), np.stack(o)) for name, (u, o) in found.items()}
+                outputs[name] = _passed(node, kind, x)
+    return {name: (np.stack(u), np.stack(o)) for name, (u, o) in populations.items()}
 
 
 def _order(graph: Any) -> list[str]:
     """Nodes, each after what it reads, but for what depends on itself."""
     reads = {name: {source for source, end in graph.edges if end == name} for name in graph.nodes}
-    before: dict[str, set[str]] = {}
+    dependencies: dict[str, set[str]] = {}
     for name in graph.nodes:
-        found, new = set[str](), set(reads[name])
+        sources, new = set[str](), set(reads[name])
         while new:
-            found |= new
-            new = set().union(*(reads[each] for each in new)) - found
-        before[name] = found
+            sources |= new
+            new = set().union(*(reads[source] for source in new)) - sources
+        dependencies[name] = sources
     waiting, done = list(graph.nodes), list[str]()
     while waiting:
         missing = {name: reads[name] - {*done} for name in waiting}
         ready = [name for name in waiting if not missing[name]]
         # Of a loop the node comes first that reads something else, and what it misses depends on it.
-        loops = (name for name in waiting if reads[name] & {*done} and all(name in before[x] for x in missing[name]))
+        loops = (
+            name for name in waiting if reads[name] & {*done} and all(name in dependencies[x] for x in missing[name])
+        )
         done.append(ready[0] if ready else next(loops))
         waiting.remove(done[-1])
     return done
@@ -112,8 +114,8 @@ def _convolved(node: Any, x: Float32) -> Float32:
     total = np.zeros((len(x), len(node.weight), h, w))
     for i in range(rows):
         for j in range(columns):
-            seen = padded[
+            window = padded[
                 :, :, i * dy : i * dy + (h - 1) * down + 1 : down, j * dx : j * dx + (w - 1) * across + 1 : across
             ]
-            total += np.einsum("bcyx,oc->boyx", seen, node.weight[:, :, i, j].astype(np.float64))
+            total += np.einsum("bcyx,oc->boyx", window, node.weight[:, :, i, j].astype(np.float64))
     return np.asarray(total + node.bias[:, None, None], np.float32)
