@@ -520,7 +520,7 @@ def test_predict_reads_arrays_and_images(
     assert [row["file"] for row in rows] == list(map(str, paths))
     for row in rows:
         assert row["class"] == min(row["distances"], key=row["distances"].get)
-    # The same sample by either door.
+    # The same sample as an image and as an array.
     np.save(tmp_path / "c.npy", images[2])
     row_of_array = json.loads(stsbp("predict", run, tmp_path / "c.npy", "--json").stdout)
     assert row_of_array["distances"] == rows[2]["distances"]
@@ -606,7 +606,7 @@ def test_a_tolerance_of_spike_times_is_refused_where_there_are_none(
     assert "f1" not in json.loads(stsbp("evaluate", tmp_path / "run", "--json").stdout)
 
 
-def test_a_limit_above_the_number_of_samples_is_told_of(train_tiny: Callable[..., Result], tmp_path: Path) -> None:
+def test_a_limit_above_the_number_of_samples_is_reported(train_tiny: Callable[..., Result], tmp_path: Path) -> None:
     result = train_tiny(tmp_path / "run", "--epochs", 1, "--limit", 5000)
     assert "limit 5,000 has no effect: there are only 1,767 training samples" in result.stderr
 
@@ -833,7 +833,7 @@ def test_where_records_end(tmp_path: Path) -> None:
     check(100, 6, 2)
     path.write_text("".join(lines))
     check(second, 6, 2)
-    # The update before an evaluation was saved, and its epoch not yet.
+    # A checkpoint between the last update of an epoch and its evaluation is of the epoch before.
     check(first, 6, 1)
     with pytest.raises(CheckpointError, match=f"metrics_bytes is {first}, but update 6 comes after it"):
         check(first, 6, 2)

@@ -75,7 +75,7 @@ def test_later_sources_win() -> None:
         ({"loss": "my:Loss", "loss_model": losses.as_text(_Miss())}, set()),
     ],
 )
-def test_what_was_computed_from_an_overridden_setting_is_gone(overrides: dict[str, Any], removed: set[str]) -> None:
+def test_values_computed_from_an_overridden_setting_are_removed(overrides: dict[str, Any], removed: set[str]) -> None:
     stored = {
         "loss_model": losses.as_text(_Miss()),
         "neuron_model": neurons.as_text(NEURONS["lif"]()),

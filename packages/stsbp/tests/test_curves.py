@@ -158,7 +158,7 @@ def test_a_disturbed_split_keeps_labels_lengths_and_targets() -> None:
         ("lost=", "events", "got ''"),
     ],
 )
-def test_what_is_no_disturbance_is_refused(text: str, coding: Any, words: str) -> None:
+def test_unknown_disturbances_are_refused(text: str, coding: Any, words: str) -> None:
     with pytest.raises(Exception, match=words):
         parse_noise(text, coding)
 

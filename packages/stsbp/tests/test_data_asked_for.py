@@ -92,7 +92,7 @@ def test_the_header_of_an_array_fits_the_bytes_after_it(shape: str, fits: bool) 
             _array(content.getvalue(), Path("a.npy"))
 
 
-def test_what_is_said_of_the_samples_held_out_is_what_the_loaders_hold_out() -> None:
+def test_documented_holdouts_are_those_of_the_loaders() -> None:
     documented = {
         name: info.default_holdout for name, info in DATASETS.items() if isinstance(info.default_holdout, int)
     }

@@ -41,7 +41,7 @@ def test_select_balanced_takes_as_many_of_each_class_as_there_are(count: int, se
 @pytest.mark.parametrize(
     ("filename", "named"), [("/data/a/b.bin", "/data/a/b.bin"), (None, "/data"), ("x" * 5000, "x{200,1000}\\.\\.\\.")]
 )
-def test_what_the_system_refuses_to_read_is_named(filename: str | None, named: str, tmp_path: Path) -> None:
+def test_files_that_the_system_refuses_to_read_are_named(filename: str | None, named: str, tmp_path: Path) -> None:
     @names_unreadable
     def loads(request: Request) -> Dataset:
         error = PermissionError(13, "Permission denied")
@@ -60,7 +60,7 @@ def test_select_balanced_is_frozen() -> None:
 
 
 @pytest.mark.parametrize("wrong", [2**24, 2**70, -1, 1.5, True, "2", np.arange(20)], ids=str)
-def test_samples_are_not_chosen_with_what_is_no_substream(wrong: Any) -> None:
+def test_samples_are_not_chosen_without_a_substream(wrong: Any) -> None:
     labels = np.arange(20) % 4
     with pytest.raises(SpecError, match=r"^substream must be"):
         select_balanced(labels, 8, substream=wrong)
@@ -69,7 +69,7 @@ def test_samples_are_not_chosen_with_what_is_no_substream(wrong: Any) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["8", None, 8.0, True], ids=str)
-def test_what_is_no_number_of_samples_cannot_be_held_out(wrong: Any) -> None:
+def test_holdout_must_be_a_number_of_samples(wrong: Any) -> None:
     with pytest.raises(SpecError, match="the number of samples to hold out must be an integer, got"):
         hold_out(_split(np.arange(20) % 4), wrong)
 
@@ -85,14 +85,14 @@ def test_hold_out_parts_are_disjoint_and_complete() -> None:
 
 
 @pytest.mark.parametrize(("holdout", "held"), [(None, 8), (5, 5)])
-def test_as_many_are_cut_off_as_are_asked_for_or_else_the_default(holdout: int | None, held: int) -> None:
+def test_holdout_is_the_requested_or_the_default_number(holdout: int | None, held: int) -> None:
     request = Request("digits", Path("/data"), Path("/cache"), holdout=holdout, seed=3)
     train, test = cut_test(_split(np.arange(20) % 4), 8, request)
     assert (len(train), len(test)) == (20 - held, held)
     assert test.indices.tolist() == hold_out(_split(np.arange(20) % 4), held, seed=3)[1].indices.tolist()
 
 
-def test_progress_is_told_ten_times_a_second_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_reported_ten_times_a_second_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     now, reports = iter([0.0, 0.05, 0.1, 0.15, 0.25, 0.26]), []
     monkeypatch.setattr("stsbp.datasets.base.time.monotonic", lambda: next(now))
     progress = Progress(lambda activity, done, total: reports.append((activity, done, total)), "reading", 6)
@@ -159,7 +159,7 @@ _INDICES: tuple[tuple[Any, str], ...] = (
 
 
 @pytest.mark.parametrize(("indices", "got"), _INDICES)
-def test_splits_refuse_what_are_no_numbers_of_their_samples(indices: Any, got: str) -> None:
+def test_splits_refuse_invalid_sample_numbers(indices: Any, got: str) -> None:
     images = _split(np.arange(10))
     frames = FrameSplit(FrameSplit.store(np.zeros((10, 3, 4), np.uint8)), np.arange(10), 3)
     for call in (images.inputs, images.stored, frames.inputs, frames.stored, Subset(images, np.arange(10)).inputs):
@@ -187,13 +187,13 @@ def test_the_path_of_a_folder_has_no_zero_byte() -> None:
         (_Unreadable(), "got an array that stays away"),
     ],
 )
-def test_subset_refuses_what_is_neither_indices_nor_a_mask(indices: Any, got: str) -> None:
+def test_subset_accepts_only_indices_or_a_mask(indices: Any, got: str) -> None:
     with pytest.raises(DataError, match=f"indices from 0 to 9 on one axis, or a mask of 10 bools, {got}"):
         Subset(_split(np.arange(10)), indices)
 
 
 @pytest.mark.parametrize("count", [-1, 1.5, True, None])
-def test_select_balanced_refuses_what_is_no_number_of_samples(count: Any) -> None:
+def test_select_balanced_refuses_invalid_counts(count: Any) -> None:
     with pytest.raises(SpecError, match="the number of chosen samples must be"):
         select_balanced(np.array([0, 1, 0, 1]), count)
 
@@ -377,7 +377,7 @@ def test_data_sets_are_described() -> None:
         assert info.coding in ("direct", "events")
 
 
-def test_load_refuses_what_it_does_not_know() -> None:
+def test_load_refuses_unknown_names() -> None:
     message = r"unknown data set 'mnits' \(did you mean mnist\?\); known: digits, .*folder:PATH"
     with pytest.raises(DataError, match=message):
         load("mnits")
@@ -427,7 +427,7 @@ class TestDigits:
         assert len(load("digits", limit=1438).train) == 1438
         assert load("digits", limit=1438).notes == unlimited.notes
 
-    def test_a_limit_above_their_number_is_told_of(self) -> None:
+    def test_a_limit_above_the_number_of_samples_is_noted(self) -> None:
         beyond = load("digits", limit=1439)
         assert len(beyond.train) == 1438
         assert beyond.notes[-1] == "limit 1,439 has no effect: there are only 1,438 training samples"

@@ -423,7 +423,7 @@ class TestAtomicFiles:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert not list(tmp_path.iterdir())
 
-    def test_a_folder_in_the_way_is_reported(self, tmp_path: Path) -> None:
+    def test_a_folder_at_the_path_is_reported(self, tmp_path: Path) -> None:
         (tmp_path / "folder").mkdir()
         with pytest.raises(FileError, match=r"cannot write .*folder"):
             write_atomically(tmp_path / "folder", b"")

@@ -215,7 +215,7 @@ def test_training_and_evaluating_say_that_classes_of_the_test_are_untrained(
     assert "2 of the 3 test samples are of classes without training samples" in result.stderr, result.stderr
 
 
-def test_events_after_the_window_are_told_of(events_file: Callable[..., Path]) -> None:
+def test_events_after_the_window_are_noted(events_file: Callable[..., Path]) -> None:
     times = _arrays()["t"]
     path = events_file(t=times)
     assert not any("after the window" in note for note in _load(path).notes)

@@ -228,7 +228,7 @@ def test_sounds_of_other_names_are_named(name: str, tmp_path: Path) -> None:
     assert f"stsbp predict RUN {other.parent}/*.wav classifies sounds of any name" in str(raised.value)
 
 
-def test_spikes_come_from_the_cache_and_change_with_what_they_are_made_of(tmp_path: Path) -> None:
+def test_spikes_are_cached_until_a_recording_or_setting_changes(tmp_path: Path) -> None:
     _write(tmp_path)
     called: list[str] = []
 
@@ -299,7 +299,7 @@ def test_a_recording_that_changes_while_it_is_read_is_not_malformed(
     assert not _load(tmp_path, skip_malformed=True).skipped
 
 
-def test_what_is_missing_or_asked_wrongly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_recordings_and_wrong_parameters_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("STSBP_DATA", raising=False)
     with pytest.raises(DataError, match="fsdd needs a data folder"):
         load("fsdd")

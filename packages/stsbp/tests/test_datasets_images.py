@@ -162,7 +162,7 @@ class TestImageFolder:
                 read_image(content[:end], path, channels=None, size=None)
         assert read_image(content, path, channels=None, size=None).shape == (3, 60, 80)
 
-    def test_what_is_left_out_is_told_in_a_note(self, tmp_path: Path) -> None:
+    def test_files_left_out_are_listed_in_a_note(self, tmp_path: Path) -> None:
         root = tmp_path / "data"
         _tree(root)
         notes = _load(root, tmp_path).notes
@@ -392,7 +392,7 @@ def test_failed_cifar10_download_says_what_to_fetch(
 
 
 class TestExtractFiles:
-    def test_takes_only_what_is_wanted(self, tmp_path: Path) -> None:
+    def test_extracts_only_the_requested_files(self, tmp_path: Path) -> None:
         _tar(tmp_path / "a.tar.gz", {"d/x": b"1", "d/y": b"2", "/abs": b"3", "../up": b"4"})
         extract_files(tmp_path / "a.tar.gz", tmp_path / "out", ["d/x"], largest=10)
         assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()] == [

@@ -93,7 +93,7 @@ def test_folder_with_both_splits_comes_before_one_with_a_part(tmp_path: Path) ->
     assert dataset.notes == (f"40 training and 20 test images of MNIST, from {tmp_path / 'MNIST' / 'raw'}",)
 
 
-def test_files_that_may_be_of_another_data_set_are_told_of(tmp_path: Path) -> None:
+def test_files_that_may_be_of_another_data_set_are_noted(tmp_path: Path) -> None:
     _write(tmp_path)
     first, second = load("fashion-mnist", data_dir=tmp_path).notes
     assert first == f"40 training and 20 test images of Fashion-MNIST, from {tmp_path}"

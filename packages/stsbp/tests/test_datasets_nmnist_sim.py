@@ -263,9 +263,7 @@ class TestOnRealRecordings:
             ({"test_on": "emnist"}, "unknown data set"),
         ],
     )
-    def test_what_cannot_be_tested_on_is_refused(
-        self, settings: dict[str, Any], complaint: str, tmp_path: Path
-    ) -> None:
+    def test_unsuitable_test_sets_are_refused(self, settings: dict[str, Any], complaint: str, tmp_path: Path) -> None:
         _record(tmp_path, "Train", [3, 10])
         with pytest.raises((ConfigError, DataError), match=complaint):
             self._data(tmp_path, **settings)

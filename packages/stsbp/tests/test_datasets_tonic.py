@@ -452,7 +452,7 @@ def test_which_samples_are_tested_on(tmp_path: Path) -> None:
         _load("ssc", tmp_path)
 
 
-def test_recordings_have_lengths_where_asked(tmp_path: Path) -> None:
+def test_own_lengths_are_those_of_the_recordings(tmp_path: Path) -> None:
     KINDS["shd"].write(tmp_path)
     lengths = lengths_of(_load("shd", tmp_path, own_lengths=True).train)
     assert lengths is not None
@@ -732,7 +732,7 @@ def test_types_that_are_unknown_are_named(name: str, tmp_path: Path) -> None:
         ('print(\'{"what": 5, "needed": 5}\')', "ended without a message"),
     ],
 )
-def test_what_the_process_that_reads_hands_over_is_checked(
+def test_output_of_the_reading_process_is_checked(
     code: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     KINDS["shd"].write(tmp_path)

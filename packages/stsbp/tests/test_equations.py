@@ -31,7 +31,7 @@ def test_every_function_of_an_equation_is_shown(stsbp: Callable[..., Result], na
     assert [node.name for node in shown.body if isinstance(node, ast.FunctionDef)] == FUNCTIONS[name]
 
 
-def test_what_is_shown_is_the_equation(stsbp: Callable[..., Result]) -> None:
+def test_the_equation_is_shown(stsbp: Callable[..., Result]) -> None:
     functions: dict[str, Any] = {"snap": lambda x: x, "where": np.where, "number": float}
     exec(stsbp("equations", "lif:reset=subtract").output, functions)
     states, outputs = functions["lif_forward"](k=0.5, c=2.0, km=0.25, vth=1.0, z=1.0, i=0.5, m=0.25)
@@ -42,7 +42,7 @@ def test_what_is_shown_is_the_equation(stsbp: Callable[..., Result]) -> None:
 @pytest.mark.parametrize(
     ("language", "product"), [("numpy", "k * i"), ("triton", "k * i"), ("cuda", "__fmul_rn(k_, i_)")]
 )
-def test_the_language_is_the_one_asked_for(stsbp: Callable[..., Result], language: str, product: str) -> None:
+def test_the_requested_language_is_printed(stsbp: Callable[..., Result], language: str, product: str) -> None:
     assert product in stsbp("equations", "lif", "--as", language).output
 
 
@@ -102,7 +102,7 @@ def test_the_page_shows_what_is_printed(stsbp: Callable[..., Result]) -> None:
     assert f"```text\n$ {command}\n{shown}\n```" in PAGE.read_text(encoding="utf-8")
 
 
-def test_an_unknown_equation_is_refused_with_those_that_are_there(stsbp: Callable[..., Result]) -> None:
+def test_an_unknown_equation_is_refused_with_the_known_ones(stsbp: Callable[..., Result]) -> None:
     refused = stsbp("equations", "lf")
     assert refused.exit_code == 1
     assert refused.output == (

@@ -102,7 +102,7 @@ def test_the_best_tested_epoch_is_named_where_every_epoch_is_tested(
         tests = [r for r in records if r["kind"] == "evaluation"]
         assert len(tests) == 8
         assert seed["best_tested"] == max(tests, key=lambda r: (r["accuracy"], -r["epoch"]))
-        # Reported is the last epoch all the same.
+        # The last epoch is reported even so.
         assert seed["test"]["accuracy"] == tests[-1]["accuracy"]
     best = [seed["best_tested"]["accuracy"] for seed in report["seeds"]]
     assert best != [seed["test"]["accuracy"] for seed in report["seeds"]]
@@ -576,7 +576,7 @@ def test_fan_out_is_that_of_a_naive_count(notation: str, shape: Shape) -> None:
         source = block.population
 
 
-def test_a_spike_reaches_recurrent_weights_and_through_branches_what_stands_after_them() -> None:
+def test_fan_out_of_recurrence_and_branches() -> None:
     network = NetworkSpec.parse("4R-[5-4]+-6{recurrent=one-to-one}", input_shape=(3,), outputs=2)
     fan_outs = [fan_out(network, block) for block in network.blocks]
     assert [{edge: x.tolist() for edge, x in fans.items()} for fans in fan_outs] == [

@@ -33,7 +33,7 @@ _UPDATES = 2
 
 
 @pytest.fixture
-def as_before(forge: Callable[..., None]) -> Callable[[Path], None]:
+def without_epochs(forge: Callable[..., None]) -> Callable[[Path], None]:
     """Make the descriptions what they were when they did not say of how many epochs the run was."""
 
     def change(run: Path) -> None:
@@ -45,7 +45,7 @@ def as_before(forge: Callable[..., None]) -> Callable[[Path], None]:
 
 @pytest.mark.parametrize("old", [False, True])
 def test_extended_run_ends_like_one_that_was_so_long(
-    stsbp: Call, train_tiny: Call, tmp_path: Path, same_run: SameRun, old: bool, as_before: Callable[[Path], None]
+    stsbp: Call, train_tiny: Call, tmp_path: Path, same_run: SameRun, old: bool, without_epochs: Callable[[Path], None]
 ) -> None:
     # Without a schedule the bits are those of the longer run; with one they cannot be.
     constant = ("--schedule", "constant")
@@ -53,7 +53,7 @@ def test_extended_run_ends_like_one_that_was_so_long(
     run = tmp_path / "run"
     assert train_tiny(run, *constant).exit_code == 0
     if old:
-        as_before(run)
+        without_epochs(run)
     done = stsbp("train", "--resume", run, "--epochs", 5)
     assert done.exit_code == 0, done.output
     assert "5 epochs instead of 3" in done.stderr
@@ -138,13 +138,13 @@ def test_run_that_was_killed_while_it_was_extended(
     same_run: SameRun,
     monkeypatch: pytest.MonkeyPatch,
     old: bool,
-    as_before: Callable[[Path], None],
+    without_epochs: Callable[[Path], None],
 ) -> None:
     constant = ("--schedule", "constant")
     assert train_tiny(tmp_path / "long", *constant, "--epochs", 4).exit_code == 0
     assert train_tiny(tmp_path / "finished", *constant).exit_code == 0
     if old:
-        as_before(tmp_path / "finished")
+        without_epochs(tmp_path / "finished")
     replace, kills = os.replace, 0
     for place in range(20):
         run = tmp_path / f"killed-{place}"

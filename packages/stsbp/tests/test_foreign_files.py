@@ -148,7 +148,7 @@ def test_train_takes_the_class_that_a_file_stores_without_an_import(
 def test_train_refuses_a_model_that_takes_long_to_compile(stsbp: Stsbp, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     data = json.loads(neurons.as_text(LIF()))
-    # The way back of the state is derived, and has about five operations for each of the step.
+    # The derived backward pass of the state has about five operations for each of the step.
     data |= {"carried": [], "roots": {name: at for name, at in data["roots"].items() if name[0] != "d"}}
     data["roots"].pop("current")
     (u, state) = (data["roots"][name] for name in ("u", "s.m"))
@@ -465,7 +465,7 @@ class TestRecords:
         assert starts[0] == old
         assert [sorted(start)[0] for start in starts] == ["of_another_version", "backend"]
 
-    def test_damaged_lines_are_told_of_once(
+    def test_damaged_lines_are_reported_once(
         self, run: Path, stsbp: Stsbp, forge_records: Callable[[Path, bytes], None]
     ) -> None:
         lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)

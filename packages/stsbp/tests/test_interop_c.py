@@ -152,12 +152,12 @@ ALONE = {
 
 
 @cache
-def alone(name: str) -> Case:
+def special_case(name: str) -> Case:
     return ALONE[name]()
 
 
 def case_named(name: str) -> Case:
-    return case(name) if name in SMALL else alone(name)
+    return case(name) if name in SMALL else special_case(name)
 
 
 def exported(name: str) -> CSource:
@@ -237,7 +237,7 @@ def test_every_network_computes_what_the_reference_does(built: Built, options: t
         ({"where": "({0} ? {2} : {1})"}, "full"),
     ],
 )
-def test_an_equation_that_is_printed_wrongly_is_seen(
+def test_a_wrongly_printed_equation_is_noticed(
     wrong: dict[str, str], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not any(layer.potentials_differ for layer in compared(Built(tmp_path, [name]).run()))
@@ -249,7 +249,7 @@ def test_an_equation_that_is_printed_wrongly_is_seen(
 
 
 @FMA
-def test_gcc_fuses_nothing_and_what_it_fuses_without_the_pragma_is_seen(few: Built) -> None:
+def test_gcc_fuses_nothing_with_the_pragma_and_fusion_without_it_is_noticed(few: Built) -> None:
     options = ("-O3", "-std=gnu11", "-mfma", "-ffp-contract=fast")
     assert not any(layer.potentials_differ for layer in compared(few.run(*options)))
     for c_source in few.sources:
@@ -266,7 +266,7 @@ def test_gcc_fuses_nothing_and_what_it_fuses_without_the_pragma_is_seen(few: Bui
 
 @FMA
 @pytest.mark.skipif(shutil.which("clang") is None, reason="there is no clang")
-def test_clang_fuses_nothing_unless_it_is_told_to_which_is_seen(few: Built) -> None:
+def test_clang_fuses_nothing_by_default_and_fusion_is_noticed(few: Built) -> None:
     assert not any(layer.potentials_differ for layer in compared(few.run("-O3", "-mfma", *WARNED, compiler="clang")))
     assert '"exact": 1' not in few.run("-O3", "-mfma", "-ffp-contract=fast", compiler="clang")
 
@@ -289,7 +289,7 @@ def test_header_and_source_of_two_exports_do_not_compile(few: Built) -> None:
     assert "full.h and full.c are of two exports" in ran.stderr
 
 
-def test_tables_and_state_have_the_sizes_that_are_said(built: Built) -> None:
+def test_tables_and_state_have_the_printed_sizes(built: Built) -> None:
     chosen = [
         c_source
         for c_source in built.sources
@@ -313,7 +313,7 @@ def test_tables_and_state_have_the_sizes_that_are_said(built: Built) -> None:
     subprocess.run([GCC, "-fsyntax-only", "-x", "c", "-"], cwd=built.folder, input=text, text=True, check=True)
 
 
-def test_what_nothing_reads_takes_no_memory() -> None:
+def test_unread_currents_and_shared_tables_take_no_memory() -> None:
     # An input that is not filtered keeps no current, and every other one does.
     assert "float neurons1_m[10]" in exported("full").header
     assert "neurons1_i" not in exported("full").header
@@ -439,7 +439,7 @@ def test_a_step_with_an_exponential_is_refused_by_name() -> None:
         source(program(drawn_case.network, drawn_case.weights), LIKE_THIS)
 
 
-def test_what_no_index_reaches_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_too_large_for_an_index_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stsbp.interop.c_source.module._LARGEST", 100)
     with pytest.raises(ConfigError, match=r"linear1: 120 numbers are too many"):
         exported("full")

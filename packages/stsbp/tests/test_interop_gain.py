@@ -152,7 +152,7 @@ def test_settings_that_name_the_gain_themselves_are_refused(
     assert not (tmp_path / "new").exists()
 
 
-def test_a_bias_that_is_rounded_is_said_though_the_weights_are_not() -> None:
+def test_a_rounded_bias_is_named_though_the_weights_are_exact() -> None:
     """3/8 times weights of few bits is exact, and times a bias it is not."""
     small = Small("10b-4b", tau_s=8 / 3)
     network_case = case_of(small, 3)

@@ -190,7 +190,7 @@ def test_a_network_with_unit_gain_is_weights_and_neurons(tmp_path: Path) -> None
     assert lines[1] == "input: spikes, 0 or 1, a frame a step"
 
 
-def test_what_importers_ask_for_is_so(tmp_path: Path) -> None:
+def test_exported_nodes_meet_the_checks_of_importers(tmp_path: Path) -> None:
     for name in ("full", "no filter", "if", "average pooling"):
         graph, _ = written(case(name), tmp_path / f"{name}.nir")
         for node in graph.nodes.values():
@@ -477,7 +477,7 @@ def test_a_node_that_reads_another_one_twice_is_refused(tmp_path: Path) -> None:
         written(case_of(Small(text)), tmp_path / "a.nir")
 
 
-def test_currents_of_one_time_constant_are_added_before_the_synapse_when_asked(tmp_path: Path) -> None:
+def test_folding_adds_currents_of_one_time_constant_before_the_synapse(tmp_path: Path) -> None:
     text = DELAYED.replace('"a_b"\nweights = "8"', '"a_b"\nweights = "8b"')
     network_case = case_of(Small(text), 6)
     with pytest.raises(ConfigError, match=r"sums: the currents of a\.b and a_b and a\.c are added before the synapse"):

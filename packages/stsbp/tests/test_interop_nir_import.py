@@ -108,7 +108,7 @@ class Interpreter:
         while waiting:
             ready = [n for n in waiting if all(source in self.order for source in inputs(nir_graph, n))]
             missing = {n: {source for source in inputs(nir_graph, n) if source not in self.order} for n in waiting}
-            # Weights between neurons and themselves.
+            # Weights of a recurrence, which read the spikes of the step before.
             recurrent_nodes = [n for n in waiting if missing[n] <= populations & {*readers(nir_graph, n)}]
             self.order.append((ready or recurrent_nodes)[0])
             waiting.remove(self.order[-1])
@@ -299,7 +299,7 @@ def test_spikes_and_potentials_are_those_of_the_equations(name: str) -> None:
             layer, expected = result.layers[node.inputs[0].source], spikes[node.name]
             assert 0.02 < layer.spikes.mean() < 0.98, node.name
             assert np.array_equal(layer.spikes.reshape(expected.shape), expected), node.name
-            # Where thresholds differ, potentials are counted in them.
+            # Potentials are in units of the threshold where thresholds differ.
             level = np.asarray(nir_graph.nodes[node.name].values.get("v_threshold", 1.0))
             unit = 1.0 if (level == level.flat[0]).all() else level
             layer_potentials = layer.potentials.reshape(expected.shape)

@@ -125,23 +125,23 @@ def test_names_that_come_to_one_are_told_apart(tmp_path: Path) -> None:
 def altered(change: Callable[[Any], None]) -> Callable[[Path], None]:
     """A change of an HDF5 file."""
 
-    def do(path: Path) -> None:
+    def change_file(path: Path) -> None:
         with h5py.File(path, "r+") as file:
             change(file)
 
-    return do
+    return change_file
 
 
 def replaced(place: str, make: Callable[[Any, str], None]) -> Callable[[Path], None]:
     """Another object at a place."""
 
-    def do(file: Any) -> None:
+    def replace_object(file: Any) -> None:
         group, _, name = place.rpartition("/")
         if place in file:
             del file[place]
         make(file[group], name)
 
-    return altered(do)
+    return altered(replace_object)
 
 
 def dataset(*arguments: Any, **named: Any) -> Callable[[Any, str], None]:
@@ -164,10 +164,10 @@ def virtual(group: Any, name: str) -> None:
 def filled(content: bytes) -> Callable[[Path], None]:
     """Other bytes."""
 
-    def do(path: Path) -> None:
+    def fill(path: Path) -> None:
         path.write_bytes(content)
 
-    return do
+    return fill
 
 
 def within(depth: int) -> Callable[[Path], None]:

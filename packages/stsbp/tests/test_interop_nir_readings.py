@@ -35,7 +35,7 @@ def test_published_traces_of_one_neuron() -> None:
     assert spikes_at("sinabs", 0.04, 25) == [450, 500, 710, 760]
 
 
-def met(importer: str, kind: str) -> tuple[Float32, Float32]:
+def run_at_threshold(importer: str, kind: str) -> tuple[Float32, Float32]:
     """Potentials and spikes of a neuron that forgets all, and is fed its threshold, more, and nothing."""
     tau = DT if importer != "sinabs" else 1e-9
     numbers = {name: one(tau) for name in ("tau", "tau_mem", "tau_syn")}
@@ -57,7 +57,7 @@ def met(importer: str, kind: str) -> tuple[Float32, Float32]:
 def test_a_potential_that_meets_the_threshold(importer: str, spikes: list[int]) -> None:
     kinds = [kind for kind in ("CubaLIF", "LIF") if kind in READINGS[importer].neurons]
     for kind in kinds:
-        spikes_of_neuron = met(importer, kind)[1][:, 0].tolist()
+        spikes_of_neuron = run_at_threshold(importer, kind)[1][:, 0].tolist()
         # spyx takes the threshold off what would have been forgotten, and stays above it for a step.
         assert spikes_of_neuron[:2] == spikes[:2], kind
         assert spikes_of_neuron[2] == spikes[2] or importer == "spyx"

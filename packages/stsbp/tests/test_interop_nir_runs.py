@@ -141,7 +141,7 @@ def test_a_readout_is_for_a_loss_of_potentials(stsbp: Callable[..., Result], tmp
     assert "ends with spikes" in result.stderr
 
 
-def test_rounding_to_the_grid_is_said(imported: Callable[..., Result], tmp_path: Path) -> None:
+def test_rounding_to_the_grid_is_reported(imported: Callable[..., Result], tmp_path: Path) -> None:
     odd = np.linspace(-1, 1, 30, dtype=np.float32).reshape(5, 6)
     file = written(tmp_path / "odd.nir", {**nodes(), "a": {"type": "Linear", "weight": odd}}, EDGES)
     result = imported("--dt", "1e-3", "--weight-bits", "4", of=file)
@@ -151,7 +151,7 @@ def test_rounding_to_the_grid_is_said(imported: Callable[..., Result], tmp_path:
     assert np.array_equal(weights_of(Path("run"))["a"], odd)
 
 
-def test_what_is_multiplied_is_said(imported: Callable[..., Result], tmp_path: Path) -> None:
+def test_factors_of_weights_are_reported(imported: Callable[..., Result], tmp_path: Path) -> None:
     file = written(tmp_path / "one.nir", {**nodes(), "n": lif(5, r=np.ones(5))}, EDGES)
     result = imported("--dt", "1e-3", of=file)
     assert "a: its weights are multiplied by 0.5, because of nodes between it and n" in result.stdout

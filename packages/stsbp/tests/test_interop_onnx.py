@@ -203,7 +203,7 @@ def test_steps_and_samples_are_free(name: str, steps: int, samples: int) -> None
 
 
 @pytest.mark.parametrize("name", ["full", "second order", "normalised"])
-def test_what_fades_becomes_zero_as_soon(name: str) -> None:
+def test_fading_states_become_zero_at_the_same_step(name: str) -> None:
     network_case = case(name)
     inputs = np.concatenate([network_case.inputs[:1], np.zeros((400, *network_case.inputs.shape[1:]), np.uint8)])
     run = open_backend("numpy").run(network_case.network, network_case.weights, inputs, len(inputs))
@@ -334,7 +334,7 @@ MORE = {
 
 @pytest.mark.parametrize("states", [False, True])
 @pytest.mark.parametrize("name", MORE)
-def test_what_the_small_networks_leave_out(name: str, states: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_networks_beyond_the_small_ones(name: str, states: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SMALL, name, MORE[name])
     network_case = case(name)
     for level in LEVELS:

@@ -148,7 +148,7 @@ def kill_and_resume(
             victim.kill()
             if victim.wait(60) == -signal.SIGKILL:
                 break
-            # The run was over first: a fast machine. An earlier moment, then.
+            # On a fast machine the run ends before the kill: try an earlier moment.
             share, seconds = share / 2, seconds / 2
         assert victim.returncode == -signal.SIGKILL
         resumed = process(*_KILLED, "--out", run, "--resume")
@@ -740,7 +740,7 @@ def test_a_resumed_run_with_another_number_of_threads_says_what_that_changes(
     assert other.exit_code == 75
     assert other.stderr.count(line) == (precision == "fast")
     assert checkpoint.load(run, "last").info["threads"] == 1
-    # What is over is not trained in any number of threads.
+    # A finished run is not trained again, so that the number of threads changes nothing.
     assert stsbp("train", "--resume", run, "--threads", 1).exit_code == 0
     assert "threads:" not in stsbp("train", "--resume", run, "--threads", 2).stderr
 

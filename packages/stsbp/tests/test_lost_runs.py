@@ -300,7 +300,7 @@ def test_every_write_checks_the_folder(train_tiny: Train, tmp_path: Path, write:
     assert not run.exists()
 
 
-def test_records_that_the_disk_does_not_take_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_that_the_disk_does_not_take_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -423,7 +423,7 @@ def test_lock_that_is_no_file(train_tiny: Train, tmp_path: Path, stopped: Callab
     assert [path.name for path in run.iterdir()] == [".lock"]
 
 
-def test_a_folder_that_cannot_be_made_is_not_said_to_be_gone(
+def test_a_folder_that_cannot_be_made_is_not_reported_as_removed(
     train_tiny: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: Callable[..., None]
 ) -> None:
     # What a folder such as /proc answers, of which `os.access` says to root that it may be written.

@@ -164,7 +164,7 @@ def test_a_run_with_a_relative_data_folder_is_read_from_there(
 
 
 @pytest.mark.parametrize("name", ["images", "motor", "sequences"])
-def test_without_a_test_set_nothing_is_said_of_held_out_samples(
+def test_without_a_test_set_no_note_mentions_held_out_samples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv("STSBP_CACHE", str(tmp_path / "cache"))
@@ -182,7 +182,7 @@ def test_without_a_test_set_nothing_is_said_of_held_out_samples(
     assert not any("held out" in note for note in notes[True])
 
 
-def test_a_lost_data_folder_is_said_to_be_given_anew(stsbp: Call, images: Path, tmp_path: Path) -> None:
+def test_the_error_of_a_lost_data_folder_names_the_option(stsbp: Call, images: Path, tmp_path: Path) -> None:
     assert stsbp("train", "images", "--data-dir", images, *OPTIONS, "--out", "run").exit_code == 0
     images.rename(tmp_path / "elsewhere")
     assert (
@@ -271,13 +271,13 @@ def test_testing_on_samples_that_the_start_was_trained_on_is_warned_of(
     untested = stsbp(*begin[:-4], *begin[-2:], "--no-test", "--out", "untested")
     assert untested.exit_code == 0, untested.output
     assert "warning" not in untested.stderr
-    # Where the start's data are gone nothing is claimed.
+    # Without the data of the first run no overlap is reported, only that it cannot be checked.
     images.rename(tmp_path / "elsewhere")
     moved = (begin[0], f"folder:{tmp_path / 'elsewhere'}", *begin[2:])
     done = stsbp(*moved, "--out", "moved")
     assert done.exit_code == 0, done.output
     assert f"cannot check whether {run}:last was trained on some of these samples" in done.stderr
-    # So it is where its settings are no longer those of its checkpoint: only its weights are wanted.
+    # Nor with settings that are not those of the checkpoint, of which the new run takes only weights.
     settings = run / "config.toml"
     settings.write_text(settings.read_text().replace("split_seed = 0", "split_seed = 3"))
     done = stsbp(*moved, "--out", "changed")

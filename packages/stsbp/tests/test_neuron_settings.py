@@ -42,7 +42,7 @@ class Idle(Heard):
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder_of_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "heard.py").write_text(HEARD)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "heard", raising=False)
@@ -102,26 +102,28 @@ def test_options_without_effect_are_refused(
     dataset: str,
     options: tuple[object, ...],
     message: str,
-    here: Path,
+    folder_of_module: Path,
     stsbp: Callable[..., Result],
     refused: Callable[..., None],
 ) -> None:
-    (here / "nodes.toml").write_text(NODES.format(10))
+    (folder_of_module / "nodes.toml").write_text(NODES.format(10))
     size = ("--epochs", 1, "--limit", 8, "--steps", 20, *(("--seeds", 1) if command == "experiment" else ()))
     refused(stsbp(command, dataset, *size, *options, "--out", "run"), message)
     assert not Path("run").exists()
 
 
 @pytest.mark.parametrize("net", ["8C3", "8C3p1-8C3", "nodes.toml"])
-def test_padding_of_a_convolution_is_accepted(net: str, here: Path, stsbp: Callable[..., Result]) -> None:
-    (here / "nodes.toml").write_text(NODES.format("4C3"))
+def test_padding_of_a_convolution_is_accepted(net: str, folder_of_module: Path, stsbp: Callable[..., Result]) -> None:
+    (folder_of_module / "nodes.toml").write_text(NODES.format("4C3"))
     done = stsbp("train", "digits", "--net", net, "--padding", "same", "--tau-m", 4, "--show-config")
     assert done.exit_code == 0, done.stderr
 
 
-def test_files_of_settings_may_have_options_without_effect(here: Path, stsbp: Callable[..., Result]) -> None:
-    (here / "nodes.toml").write_text(NODES.format(16))
-    (here / "own.toml").write_text('net = "nodes.toml"\ndropout = 0.5\nlabel_pattern = "0101"\n')
+def test_files_of_settings_may_have_options_without_effect(
+    folder_of_module: Path, stsbp: Callable[..., Result]
+) -> None:
+    (folder_of_module / "nodes.toml").write_text(NODES.format(16))
+    (folder_of_module / "own.toml").write_text('net = "nodes.toml"\ndropout = 0.5\nlabel_pattern = "0101"\n')
     size = ("--config", "own.toml", "--epochs", 1, "--limit", 8, "--steps", 25)
     done = stsbp("train", "motor", *size, "--out", "run")
     assert done.exit_code == 0, done.output
@@ -129,7 +131,7 @@ def test_files_of_settings_may_have_options_without_effect(here: Path, stsbp: Ca
 
 @pytest.mark.parametrize("command", ["train", "experiment"])
 @pytest.mark.parametrize("neuron", ["if", "if:reset=subtract", "heard:Heard"])
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("folder_of_module")
 def test_a_time_constant_that_the_neuron_does_not_have_is_refused(
     command: str, neuron: str, stsbp: Callable[..., Result], refused: Callable[..., None]
 ) -> None:
@@ -138,7 +140,7 @@ def test_a_time_constant_that_the_neuron_does_not_have_is_refused(
     assert not Path("run").exists()
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("folder_of_module")
 def test_what_a_preset_a_file_or_another_model_says_is_not_refused(stsbp: Callable[..., Result]) -> None:
     Path("some.toml").write_text("tau_m = 3.0\n")
     for arguments in (
@@ -151,7 +153,7 @@ def test_what_a_preset_a_file_or_another_model_says_is_not_refused(stsbp: Callab
         assert f'neuron = "{arguments[1]}"' in done.stdout
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("folder_of_module")
 def test_a_learned_number_that_is_never_read_is_refused(
     stsbp: Callable[..., Result], refused: Callable[..., None]
 ) -> None:

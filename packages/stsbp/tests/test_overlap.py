@@ -54,7 +54,7 @@ def test_every_sample_has_a_digest_of_its_content_alone(monkeypatch: pytest.Monk
     ("dataset", "tested", "looks"),
     [("digits", 5, True), ("digits", 0, False), ("patterns", 5, False), ("patterns", 0, False)],
 )
-def test_nobody_looks_without_samples_or_where_those_to_test_on_are_those_to_train_on(
+def test_overlap_is_not_searched_without_test_samples_of_their_own(
     dataset: str, tested: int, looks: bool, tmp_path: Any
 ) -> None:
     """Who looks reads the run that the weights come from, and there is none here."""

@@ -180,7 +180,7 @@ def begun(several: Several, run: Path, *settings: object) -> tuple[subprocess.Po
 @pytest.mark.long
 @needs_torch
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at /proc")
-def test_ranks_save_and_end_when_who_started_them_is_killed(several: Several, tmp_path: Path) -> None:
+def test_ranks_save_and_end_when_their_launcher_is_killed(several: Several, tmp_path: Path) -> None:
     run = tmp_path / "run"
     settings = ("train", "digits", *several.tiny, "--epochs", 5000, "--checkpoint-every", 1000, "--out", run)
     process, pids = begun(several, run, *settings)
@@ -210,7 +210,7 @@ KILLED = "was ended by signal 9 (SIGKILL); the last checkpoint is untouched. Con
         ),
     ],
 )
-def test_what_ends_one_ends_all(
+def test_the_end_of_one_process_ends_all(
     rank: int | None,
     number: signal.Signals,
     code: int,
@@ -330,7 +330,7 @@ def test_a_port_that_is_taken(several: Several, tmp_path: Path) -> None:
         ({"TORCHELASTIC_MAX_RESTARTS": "3"}, ("--show-config",), "name that folder with --out"),
     ],
 )
-def test_what_launchers_say_wrongly(
+def test_wrong_variables_of_launchers_are_refused(
     environment: dict[str, str],
     arguments: tuple[str, ...],
     says: str,
@@ -548,7 +548,9 @@ def test_a_run_that_goes_on_under_a_launcher_has_its_threads(
     assert limits == [0, 1, 0, 2]
 
 
-def test_who_saves_says_so_before_every_file(train_tiny: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saving_is_announced_before_every_file(
+    train_tiny: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     activities: list[str] = []
     monkeypatch.setattr(Group, "beat", lambda _group, activity: activities.append(activity))
     assert train_tiny(tmp_path / "run", "--epochs", 1).exit_code == 0

@@ -20,57 +20,57 @@ from stsbp_spec.registry import open_backend
 from stsbp_spec.typing import AnyArray
 
 
-class Threads:
-    """Where threads meet."""
+class ThreadExchange:
+    """Exchanges values between threads, which wait for each other."""
 
     def __init__(self, size: int) -> None:
-        self.size, self.given = size, list[Any]([None] * size)
+        self.size, self.inputs = size, list[Any]([None] * size)
         self.barrier = threading.Barrier(size)
 
-    def of_all(self, rank: int, x: Any) -> list[Any]:
-        self.given[rank] = x
+    def all_gather(self, rank: int, x: Any) -> list[Any]:
+        self.inputs[rank] = x
         self.barrier.wait(10.0)
-        inputs = list(self.given)
+        gathered = list(self.inputs)
         self.barrier.wait(10.0)
-        return inputs
+        return gathered
 
 
-class Meeting(Collective[AnyArray]):
+class ThreadCollective(Collective[AnyArray]):
     """A collective of threads."""
 
-    def __init__(self, threads: Threads, rank: int) -> None:
+    def __init__(self, threads: ThreadExchange, rank: int) -> None:
         self.threads, self.rank, self.size = threads, rank, threads.size
 
     def largest(self, x: AnyArray) -> AnyArray:
-        maximum: AnyArray = np.maximum.reduce(self.threads.of_all(self.rank, x))
+        maximum: AnyArray = np.maximum.reduce(self.threads.all_gather(self.rank, x))
         return maximum
 
     def start_total(self, x: AnyArray) -> Callable[[], AnyArray]:
-        return lambda: np.sum(self.threads.of_all(self.rank, x), axis=0)
+        return lambda: np.sum(self.threads.all_gather(self.rank, x), axis=0)
 
     def gather(self, x: AnyArray) -> list[AnyArray]:
-        return self.threads.of_all(self.rank, x)
+        return self.threads.all_gather(self.rank, x)
 
     def broadcast(self, message: bytes | None) -> bytes:
-        content: bytes = self.threads.of_all(self.rank, message)[0]
+        content: bytes = self.threads.all_gather(self.rank, message)[0]
         return content
 
 
-class Of(Group):
+class ThreadGroup(Group):
     """A group of threads, on hosts of these names."""
 
-    def __init__(self, threads: Threads, rank: int, hosts: str) -> None:
-        self.rank, self.size, self.collective = rank, threads.size, Meeting(threads, rank)
+    def __init__(self, threads: ThreadExchange, rank: int, hosts: str) -> None:
+        self.rank, self.size, self.collective = rank, threads.size, ThreadCollective(threads, rank)
         self.members = [Member(number, threads.size, host, 100 + number) for number, host in enumerate(hosts)]
 
 
 def together(work: Callable[[Group], Any], hosts: str = "abc") -> list[Any]:
     """What work gives, or raises, in each of several groups at once."""
-    threads, outcomes = Threads(len(hosts)), list[Any]([None] * len(hosts))
+    threads, outcomes = ThreadExchange(len(hosts)), list[Any]([None] * len(hosts))
 
     def run(rank: int) -> None:
         try:
-            outcomes[rank] = work(Of(threads, rank, hosts))
+            outcomes[rank] = work(ThreadGroup(threads, rank, hosts))
         except Exception as error:
             outcomes[rank] = error
 
@@ -82,7 +82,7 @@ def together(work: Callable[[Group], Any], hosts: str = "abc") -> list[Any]:
     return outcomes
 
 
-def test_what_rank_0_says_is_heard_by_all() -> None:
+def test_messages_of_rank_0_reach_all_ranks() -> None:
     assert together(lambda group: group.share({"a": [1, 2.5]} if group.leads else None)) == [{"a": [1, 2.5]}] * 3
 
 
@@ -157,7 +157,7 @@ def test_data_are_compared() -> None:
         ("version of stsbp", "9.9", "the version of stsbp is 9.9, but that of rank 0 "),
     ],
 )
-def test_what_a_process_runs_is_compared(name: str, value: object, says: str) -> None:
+def test_identities_of_processes_are_compared(name: str, value: object, says: str) -> None:
     identity_of_rank_0 = identity.own_identity(open_backend("numpy"), "Gloo")
     members = [Member(rank, 2, "a", rank) for rank in range(2)]
     identity.compare(members, [identity_of_rank_0, dict(identity_of_rank_0)])
@@ -202,13 +202,13 @@ def test_sources_are_names_and_contents(tmp_path: Path, monkeypatch: pytest.Monk
     assert identity.sources("no_such_package_of_the_test") == ""
 
 
-class Slow(Meeting):
+class Slow(ThreadCollective):
     """Takes its time, and may fail."""
 
     fails = False
 
     def __init__(self) -> None:
-        super().__init__(Threads(1), 0)
+        super().__init__(ThreadExchange(1), 0)
 
     def largest(self, x: AnyArray) -> AnyArray:
         if self.fails:
@@ -246,7 +246,7 @@ def test_a_watch_counts_exchanges_and_takes_the_time() -> None:
     assert not pulse.waits
 
 
-def test_what_breaks_an_exchange_is_known_as_such() -> None:
+def test_a_failed_exchange_is_an_exchange_error() -> None:
     pulse, slow = Pulse(), Slow()
     ExchangeMonitor(slow, pulse)
     slow.fails = True
@@ -262,7 +262,11 @@ def test_a_bug_of_all_processes_has_one_traceback(
     verdicts: list[Verdict] = []
     monkeypatch.setattr(Monitor, "fail", lambda _self, text, code, broken: verdicts.append(Verdict(text, code)))
     monkeypatch.setattr("os._exit", lambda _code: None)
-    group = _Joined(Meeting(Threads(2), rank), Monitor(Pulse(), Member(rank, 2, "a", 1), 5.0, verdicts.append), Pulse())
+    group = _Joined(
+        ThreadCollective(ThreadExchange(2), rank),
+        Monitor(Pulse(), Member(rank, 2, "a", 1), 5.0, verdicts.append),
+        Pulse(),
+    )
     error = ZeroDivisionError("a bug")
     group.__exit__(type(error), error, error.__traceback__)
     group.end(verdicts[0])

@@ -57,12 +57,12 @@ def case() -> Case:
     return Case()
 
 
-def test_who_moves_goes_on(case: Case) -> None:
+def test_an_active_rank_is_not_lost(case: Case) -> None:
     assert case.pass_time(10 * TIMEOUT, moving="012") is None
 
 
 @pytest.mark.parametrize("rank", range(3))
-def test_who_is_silent_is_lost(case: Case, rank: int) -> None:
+def test_a_silent_rank_is_lost(case: Case, rank: int) -> None:
     others = "012".replace(str(rank), "")
     verdict = case.pass_time(TIMEOUT + 2, waiting=others, silent=str(rank))
     assert verdict is not None
@@ -71,12 +71,12 @@ def test_who_is_silent_is_lost(case: Case, rank: int) -> None:
     assert verdict.message.endswith("; advice")
 
 
-def test_who_is_silent_for_less_is_not_lost(case: Case) -> None:
+def test_a_rank_silent_for_less_than_the_timeout_is_not_lost(case: Case) -> None:
     assert case.pass_time(TIMEOUT - 1, waiting="02", silent="1") is None
     assert case.pass_time(3, moving="012") is None
 
 
-def test_who_waits_for_another_is_not_to_blame(case: Case) -> None:
+def test_a_waiting_rank_is_not_to_blame(case: Case) -> None:
     verdict = case.pass_time(TIMEOUT + 2, waiting="02")
     assert verdict is not None
     assert verdict.message.startswith("rank 1 of 3")
@@ -84,7 +84,7 @@ def test_who_waits_for_another_is_not_to_blame(case: Case) -> None:
     assert verdict.message.endswith("; --rank-timeout is 10 s; advice")
 
 
-def test_who_compiles_has_time(case: Case) -> None:
+def test_a_compiling_rank_has_more_time(case: Case) -> None:
     assert case.pass_time(COMPILING * TIMEOUT - 1, waiting="02", computing="1") is None
     assert case.pass_time(2, moving="012") is None
     verdict = case.pass_time(COMPILING * TIMEOUT + 2, waiting="02", computing="1")
@@ -94,7 +94,7 @@ def test_who_compiles_has_time(case: Case) -> None:
 
 @pytest.mark.parametrize(("share", "busy"), [(0.02, False), (0.04, False), (0.06, True), (1.0, True)])
 @pytest.mark.parametrize("seconds", [0.5, 2.0])
-def test_who_takes_a_part_of_a_processor_computes(case: Case, share: float, busy: bool, seconds: float) -> None:
+def test_a_rank_that_uses_part_of_a_processor_computes(case: Case, share: float, busy: bool, seconds: float) -> None:
     cpu, verdict = 0.0, None
     for number in range(round(1.5 * TIMEOUT / seconds)):
         case.clock.now += seconds
@@ -114,11 +114,11 @@ def test_who_takes_a_part_of_a_processor_computes(case: Case, share: float, busy
         (Verdict("", 141), ""),
     ],
 )
-def test_what_is_said_at_the_end(verdict: Verdict, text: str) -> None:
+def test_verdicts_as_texts(verdict: Verdict, text: str) -> None:
     assert str(verdict) == text
 
 
-def test_of_several_who_do_nothing_the_first_to_stop_is_named(case: Case) -> None:
+def test_of_several_idle_ranks_the_first_to_stop_is_named(case: Case) -> None:
     case.pass_time(3, moving="01")
     verdict = case.pass_time(TIMEOUT + 2)
     assert verdict is not None
@@ -148,7 +148,7 @@ def test_a_closed_connection_is_lost_at_once(case: Case) -> None:
     assert verdict.code == LOST
 
 
-def test_who_is_through_may_close_its_connection(case: Case) -> None:
+def test_a_finished_rank_may_close_its_connection(case: Case) -> None:
     case.judge.finish(2)
     case.judge.lose(2)
     assert case.pass_time(2 * TIMEOUT, moving="01", silent="2") is None
@@ -195,7 +195,7 @@ def test_an_error_counts_more_than_the_exchanges_that_it_broke(case: Case) -> No
     assert verdict == Verdict("rank 1 of 3 (host node1, pid 1001): the disk is full", 1)
 
 
-def test_a_pulse_says_what_it_was_told() -> None:
+def test_a_pulse_reports_its_activity() -> None:
     pulse = Pulse()
     pulse.beat("layer")
     pulse.enter()
@@ -206,7 +206,7 @@ def test_a_pulse_says_what_it_was_told() -> None:
 
 
 @pytest.mark.parametrize("computes", [False, True])
-def test_who_spins_while_it_waits_does_not_compute(computes: bool) -> None:
+def test_spinning_while_waiting_is_not_computing(computes: bool) -> None:
     """A program that has its exchanges within is compiled, too."""
     pulse = Pulse()
     pulse.enter(computes=computes)
@@ -236,7 +236,7 @@ def test_messages_arrive_whole_however_they_are_cut() -> None:
     [(MOST + 1).to_bytes(4, "big"), b"\0\0\0\2no", b"\0\0\0\2[]", (60_000).to_bytes(4, "big") + b"[" * 60_000],
     ids=["too long", "no JSON", "no object", "too deep"],
 )
-def test_what_is_no_message_is_refused(data: bytes) -> None:
+def test_malformed_messages_are_refused(data: bytes) -> None:
     near_end, far_end = socket.socketpair()
     near_end.sendall(data)
     with pytest.raises(ValueError, match=r"."):
@@ -343,7 +343,7 @@ def test_an_error_ends_all_with_one_message(ranks: Ranks) -> None:
     assert set(ranks.ended.values()) == {Verdict("rank 2 of 3 (host here, pid 102): the disk is full", 7)}
 
 
-def test_who_stops_is_named_by_all(ranks: Ranks) -> None:
+def test_the_rank_that_stops_is_named_by_all(ranks: Ranks) -> None:
     for monitor in (ranks.monitors[0], ranks.monitors[2]):
         monitor.pulse.enter()
     ranks.moving = False
@@ -365,7 +365,7 @@ def test_who_stops_is_named_by_all(ranks: Ranks) -> None:
         {"rank": "1"},
     ],
 )
-def test_strangers_are_not_heard(hello: dict[str, object], ranks: Ranks) -> None:
+def test_messages_of_strangers_are_ignored(hello: dict[str, object], ranks: Ranks) -> None:
     stranger = Channel(socket.create_connection(("127.0.0.1", ranks.port)))
     needs_word = hello.get("word") is None and hello["rank"] != 1
     stranger.send({**hello, "word": ranks.word} if needs_word else hello)
@@ -375,14 +375,14 @@ def test_strangers_are_not_heard(hello: dict[str, object], ranks: Ranks) -> None
     assert ranks.ended == {}
 
 
-def test_who_says_nothing_is_not_kept(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_connection_is_closed(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "_GREETS", 0.3)
     assert is_closed(Channel(socket.create_connection(("127.0.0.1", ranks.port))))
     assert ranks.judges()
     assert ranks.ended == {}
 
 
-def test_not_many_who_say_nothing_are_kept(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_silent_connections_are_open_at_a_time(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "_STRANGERS", 1)
     strangers = [Channel(socket.create_connection(("127.0.0.1", ranks.port))) for _ in range(6)]
     assert all(is_closed(stranger, 3.0) for stranger in strangers[:2])

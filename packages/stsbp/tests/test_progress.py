@@ -105,7 +105,7 @@ def test_pace_is_that_of_batches_after_the_first_of_their_size() -> None:
     assert pace.compiled() == 0
 
 
-def test_compiling_is_told_of_at_the_second_batch_of_a_size() -> None:
+def test_compilation_is_reported_at_the_second_batch_of_a_size() -> None:
     pace = Pace()
     # Two updates an epoch, the second one smaller: there may be no third epoch.
     for samples, seconds, compiled in (
@@ -128,7 +128,7 @@ def test_compiling_is_told_of_at_the_second_batch_of_a_size() -> None:
         assert pace.compiled() == 0
 
 
-def test_first_batches_that_are_hardly_slower_are_not_told_of() -> None:
+def test_first_batches_that_are_hardly_slower_are_not_reported() -> None:
     for first, compiled in ((3.9, 0.0), (4.0, 3.0)):
         pace = Pace()
         for seconds in (first, 1.0, 1.0, 1.0):

@@ -113,7 +113,7 @@ def test_a_run_of_spike_trains_has_no_classes(stsbp: Callable[..., Result], tmp_
         run.predict(frames[:11])
 
 
-def test_what_is_no_run_is_refused(train_tiny: Callable[..., Result], tmp_path: Path) -> None:
+def test_paths_without_a_run_are_refused(train_tiny: Callable[..., Result], tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="there is no run folder"):
         package.load_run(tmp_path / "nothing")
     assert train_tiny(tmp_path / "run").exit_code == 0
@@ -134,13 +134,13 @@ _NO_TEXT = (3, b"x", ["x"])
 
 
 @pytest.mark.parametrize("wrong", [None, *_NO_TEXT], ids=str)
-def test_load_run_refuses_what_is_no_path(wrong: Any) -> None:
+def test_load_run_refuses_invalid_paths(wrong: Any) -> None:
     with pytest.raises(CheckpointError, match="a run is the path of its folder"):
         package.load_run(wrong)
 
 
 @pytest.mark.parametrize("wrong", [*_NO_TEXT, ""], ids=str)
-def test_load_run_refuses_what_is_no_backend_or_device(
+def test_load_run_refuses_invalid_backends_and_devices(
     wrong: Any, train_tiny: Callable[..., Result], tmp_path: Path
 ) -> None:
     assert train_tiny(tmp_path / "run").exit_code == 0
@@ -151,7 +151,7 @@ def test_load_run_refuses_what_is_no_backend_or_device(
 
 
 @pytest.mark.parametrize("name", [None, *_NO_TEXT], ids=str)
-def test_load_refuses_what_is_no_name(name: Any) -> None:
+def test_load_refuses_invalid_names(name: Any) -> None:
     with pytest.raises(DataError, match="a data set has a name such as 'digits', got"):
         load(name)
 
@@ -176,7 +176,7 @@ def test_load_refuses_an_option_of_another_type(option: str, value: Any) -> None
         load("digits", **{option: value})
 
 
-def test_decode_refuses_what_is_no_spike_train(train_tiny: Callable[..., Result], tmp_path: Path) -> None:
+def test_decode_refuses_invalid_spike_trains(train_tiny: Callable[..., Result], tmp_path: Path) -> None:
     assert train_tiny(tmp_path / "run").exit_code == 0
     run = package.load_run(tmp_path / "run", backend="numpy")
     prediction = run.predict(load("digits", steps=3).test.inputs(np.arange(4)))
@@ -200,7 +200,7 @@ def test_decode_refuses_what_is_no_spike_train(train_tiny: Callable[..., Result]
             run.decode(prediction.spikes, first=first)  # type: ignore[arg-type]
 
 
-def test_a_trainer_refuses_what_is_no_state(train_tiny: Callable[..., Result], tmp_path: Path) -> None:
+def test_a_trainer_refuses_invalid_states(train_tiny: Callable[..., Result], tmp_path: Path) -> None:
     assert train_tiny(tmp_path / "run").exit_code == 0
     trainer = package.load_run(tmp_path / "run", backend="numpy").task.trainer
     wrong: Any = {}

@@ -26,7 +26,7 @@ def test_a_run_with_a_readout(
     tmp_path: Path,
 ) -> None:
     run = tmp_path / "run"
-    # Its label pattern says nothing to a readout; nor has it spikes to be called to.
+    # A readout has no spikes, so that a label pattern has no effect and no layer is reported as silent.
     (tmp_path / "own.toml").write_text('label_pattern = "0001"\n')
     settings = ("--config", tmp_path / "own.toml", "--loss", loss, "--init-rate", 0.05)
     done = stsbp("train", "digits", *TINY, *settings, "--out", run)

@@ -411,7 +411,7 @@ def test_report_of_a_converted_run_repeats_it_with_its_own_weights(
     assert "To repeat the run: stsbp --backend numpy train --config convert" in check(tmp_path / "convert.html").text
 
 
-def test_label_sequences_that_are_equally_near_are_told_of() -> None:
+def test_equally_near_label_sequences_are_named() -> None:
     from stsbp.report.page import _tie
 
     assert _tie(np.array([2.0, 1.0, 1.0])).startswith(" 2 label sequences are equally far")
@@ -481,7 +481,7 @@ def test_compare(stsbp: Callable[..., Result], train_tiny: Callable[..., Result]
     for row, fact in zip(("one", "two"), facts, strict=True):
         place = ("one", "two").index(row)
         assert rows["test accuracy"][place] == f"{fact['test']['accuracy']:.2%}"
-        # Of two losses.
+        # The star marks training losses of two kinds, which do not compare.
         assert rows["training loss *"][place] == f"{fact['training']['loss']:.4f}"
     assert "there is no run folder three" in stsbp("compare", "one", "three").stderr
     # Runs of the same name are told apart by their paths.

@@ -360,7 +360,7 @@ def test_rasters_whose_first_axis_is_time_are_not_taken_for_samples(
     assert stsbp("train", f"sequences:{path}", *options, "--out", "right").exit_code == 0
 
 
-def test_target_trains_without_spikes_are_told_of(
+def test_target_trains_without_spikes_are_reported(
     rasters_file: Callable[..., Path], stsbp: Callable[..., Result]
 ) -> None:
     split = (np.arange(10) % 2).astype(np.uint8)
@@ -377,7 +377,7 @@ def test_target_trains_without_spikes_are_told_of(
             assert (silent.format(purpose) in " ".join(trained.output.split())) == (not targets[split == part].any())
 
 
-def test_what_is_no_file_of_rasters(rasters_file: Callable[..., Path], tmp_path: Path) -> None:
+def test_files_that_are_no_rasters_are_refused(rasters_file: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="have 6 steps, not 5: give --steps 6"):
         load(f"sequences:{rasters_file()}", steps=5)
     with pytest.raises(DataError, match=r"there is no file .*nowhere"):

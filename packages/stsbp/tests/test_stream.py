@@ -344,7 +344,7 @@ def test_a_stream_goes_on_after_the_window_of_the_run(stsbp: Stsbp, camera: Path
     assert np.allclose(decoded.distances[0], by_hand, rtol=1e-6)
 
 
-def test_decode_refuses_what_is_no_output(run: Trained) -> None:
+def test_decode_refuses_outputs_of_wrong_shapes(run: Trained) -> None:
     prediction = run.predict(frames_of(run, drawn(13))[:, None])
     decoded = run.decode(prediction.spikes)
     assert decoded.lengths is None
@@ -589,7 +589,7 @@ def test_a_line_is_as_long_as_it_may_be() -> None:
     for spaces, fine in ((LONGEST_LINE - 7, True), (LONGEST_LINE - 6, False)):
         events, complaint = read_in([b"1 2 3 1" + b" " * spaces + b"\n"])
         assert (events == [(1000, 2, 3, 1)], complaint == "") == (fine, fine)
-    # It is not waited for its end.
+    # A line without an end is refused before its end comes.
     with pytest.raises(DataError, match="line 1 has more than 4,096 bytes"):
         list(EventLines({"n": 1}, 0, "a").events(b"1" * (LONGEST_LINE + 1)))
 
@@ -690,7 +690,7 @@ def test_a_signal_ends_a_stream_with_its_figures(
     process = stream_process("--stream")
     process.say("1000 1 2 1", "60000 1 2 1")
     assert process.hear()["step"] == 0
-    # So that it waits for more.
+    # The signal is to come while the process waits for events.
     time.sleep(0.5)
     # A terminal and a shell may both send it.
     for _ in range(20 if number == signal.SIGINT else 1):
@@ -743,7 +743,7 @@ def test_memory_does_not_grow_with_the_steps(motor: Path, tmp_path: Path) -> Non
         (b"a b\n", "timestamp"),
     ],
 )
-def test_a_line_that_is_no_event_says_what_would_be_one(line: bytes, message: str) -> None:
+def test_the_error_of_a_malformed_line_names_the_expected_form(line: bytes, message: str) -> None:
     lines = EventLines({"x": 8, "y": 8, "p": 2}, 0, "events")
     with pytest.raises(DataError, match=message):
         list(lines.events(line))

@@ -84,7 +84,7 @@ def test_the_commands_give_one_sha256_and_the_runs_outlive_the_modules(tmp_path:
             module.unlink()
     assert len(outputs[0]) > 5
     assert outputs[0] == outputs[1]
-    # It goes on to where a run of two epochs ends that never stopped.
+    # Resumed, it ends with the state of an uninterrupted run of two epochs.
     _stsbp("stsbp --backend numpy train --resume runs/by-numpy --epochs 2", tmp_path)
     _write(tmp_path)
     _stsbp(first.replace("--epochs 1", "--epochs 2").replace("by-numpy", "whole"), tmp_path)
@@ -135,7 +135,7 @@ def test_the_surrogate_is_the_derivative_of_its_primitive(page: dict[str, Any]) 
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder_of_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with the files of the page."""
     _write(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -194,14 +194,14 @@ class Lacks(Missed):
 
 
 def test_a_run_with_a_negative_loss_is_decoded_and_continues(
-    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], here: Path
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], folder_of_modules: Path
 ) -> None:
-    (here / "broken.py").write_text(BROKEN)
-    done = train_tiny(here / "run", "--loss", "broken:Reward", "--epochs", 1, "--log-every", 50)
+    (folder_of_modules / "broken.py").write_text(BROKEN)
+    done = train_tiny(folder_of_modules / "run", "--loss", "broken:Reward", "--epochs", 1, "--log-every", 50)
     assert done.exit_code == 0, done.output
-    done = stsbp("train", "--resume", here / "run", "--epochs", 2)
+    done = stsbp("train", "--resume", folder_of_modules / "run", "--epochs", 2)
     assert done.exit_code == 0, done.output
-    lines = [json.loads(line) for line in (here / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder_of_modules / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(line["loss"] < 0 for line in lines)
     # The loss of a class is the negative number of its spikes.
     assert all(line["accuracy"] == line["accuracy_spike_count"] > 0 for line in lines)
@@ -230,10 +230,10 @@ def test_a_run_with_a_negative_loss_is_decoded_and_continues(
         ("hamming:x=1", "'hamming:x=1' is not one of 'van-rossum', 'hamming', 'spike-count'"),
     ],
 )
-def test_what_is_wrong_with_a_loss_is_said_in_a_line(
-    loss: str, message: str, stsbp: Callable[..., Result], here: Path
+def test_errors_of_a_loss_take_one_line(
+    loss: str, message: str, stsbp: Callable[..., Result], folder_of_modules: Path
 ) -> None:
-    (here / "broken.py").write_text(BROKEN)
+    (folder_of_modules / "broken.py").write_text(BROKEN)
     _refused(stsbp, message, "--loss", loss)
 
 
@@ -250,8 +250,6 @@ def test_what_is_wrong_with_a_loss_is_said_in_a_line(
         ("--net 8{surrogate=my_surrogates:Lopsided}", "unknown surrogate 'my_surrogates'"),
     ],
 )
-@pytest.mark.usefixtures("here")
-def test_what_is_wrong_with_a_surrogate_is_said_in_a_line(
-    arguments: str, message: str, stsbp: Callable[..., Result]
-) -> None:
+@pytest.mark.usefixtures("folder_of_modules")
+def test_errors_of_a_surrogate_take_one_line(arguments: str, message: str, stsbp: Callable[..., Result]) -> None:
     _refused(stsbp, message, *arguments.split())

@@ -61,7 +61,7 @@ def _order(graph: Any) -> list[str]:
     while waiting:
         missing = {name: reads[name] - {*done} for name in waiting}
         ready = [name for name in waiting if not missing[name]]
-        # Of a loop the node comes first that reads something else, and what it misses depends on it.
+        # A loop begins with a node that reads one outside it and on which its missing inputs depend.
         loops = (
             name for name in waiting if reads[name] & {*done} and all(name in dependencies[x] for x in missing[name])
         )
