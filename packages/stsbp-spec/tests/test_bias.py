@@ -26,8 +26,8 @@ def _potentials(psp: PSP | None, bias: float, z: float = 0.0, gain: float = 1.0)
     neuron = LIF(tau_m=1, tau_s=1, threshold=1e6)
     inputs = np.full((1, 1, 1), z, np.float32)
     _, residuals = NUMPY.neuron_forward(neuron, filter, inputs, STEPS, {"bias": np.array([bias], np.float32)})
-    found: Float32 = NUMPY.neuron_potentials(residuals).ravel()
-    return found
+    potentials: Float32 = NUMPY.neuron_potentials(residuals).ravel()
+    return potentials
 
 
 @pytest.mark.parametrize("psp", [None, PSP(1), PSP(3), PSP(4, 2)], ids=str)
@@ -66,9 +66,9 @@ def test_a_bias_begins_at_zero_is_learned_and_does_not_decay() -> None:
     spikes = trainer.predict(state, batch.inputs, STEPS).spikes
     still = NUMPY.trainer(network, VanRossum(), AdamW(lr=0.1, weight_decay=0.5, beta1=0, beta2=0), precision="fast")
     state.m["linear1.bias"][:] = 0
-    after, _ = still.step(state, Batch(batch.inputs, spikes))
-    assert np.array_equal(after.weights["linear1.bias"], first)
-    assert not np.array_equal(after.weights["linear1"], state.weights["linear1"])
+    updated, _ = still.step(state, Batch(batch.inputs, spikes))
+    assert np.array_equal(updated.weights["linear1.bias"], first)
+    assert not np.array_equal(updated.weights["linear1"], state.weights["linear1"])
 
 
 def test_a_bias_makes_a_silent_input_fire() -> None:

@@ -19,10 +19,10 @@ def test_a_chunk_holds_as_many_frames_as_fit_and_one_at_least(
     limit: int, frames: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backend, "_CHUNK_BYTES", limit)
-    taken = [range(7)[chunk] for chunk in backend.chunks(_CONV, np.zeros((7, *_FRAME)), 4)]
-    assert [n for numbers in taken for n in numbers] == list(range(7))
-    assert {len(numbers) for numbers in taken[:-1]} <= {frames}
-    assert 1 <= len(taken[-1]) <= frames
+    chunks = [range(7)[chunk] for chunk in backend.chunks(_CONV, np.zeros((7, *_FRAME)), 4)]
+    assert [n for numbers in chunks for n in numbers] == list(range(7))
+    assert {len(numbers) for numbers in chunks[:-1]} <= {frames}
+    assert 1 <= len(chunks[-1]) <= frames
 
 
 def test_chunks_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,11 +31,11 @@ def test_chunks_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     wq = (rng.integers(-9, 10, _CONV.weight_shape(_FRAME)) / 8).astype(np.float32)
     z, residuals = backend.conv_forward(_CONV, s, wq)
     dz = (rng.integers(-9, 10, z.shape) / 8).astype(np.float32)
-    whole = (z, *backend.conv_backward(_CONV, residuals, dz, precision="reproducible", need_input=True))
+    unchunked = (z, *backend.conv_backward(_CONV, residuals, dz, precision="reproducible", need_input=True))
     monkeypatch.setattr(backend, "_CHUNK_BYTES", 8 * _WINDOWS)
     z, residuals = backend.conv_forward(_CONV, s, wq)
     parts = (z, *backend.conv_backward(_CONV, residuals, dz, precision="reproducible", need_input=True))
-    for part, expected in zip(parts, whole, strict=True):
+    for part, expected in zip(parts, unchunked, strict=True):
         assert part is not None
         assert expected is not None
         assert part.tobytes() == expected.tobytes()

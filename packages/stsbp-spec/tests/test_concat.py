@@ -183,16 +183,16 @@ def test_weights_of_a_concatenation_are_those_of_its_branches_side_by_side() -> 
     weights["conv3"] = (np.rint(weights["conv3"] * 64) / 64).astype(np.float32)
     split = {**weights, "first": weights["conv3"][:, :2].copy(), "second": weights["conv3"][:, 2:].copy()}
     del split["conv3"]
-    whole, parts = _gradients(network, weights, batch), _gradients(spec(apart), split, batch)
-    assert whole.spikes.any()
-    assert np.array_equal(whole.spikes, parts.spikes)
+    concatenated, parts = _gradients(network, weights, batch), _gradients(spec(apart), split, batch)
+    assert concatenated.spikes.any()
+    assert np.array_equal(concatenated.spikes, parts.spikes)
     joined = np.concatenate([parts.gradients["first"], parts.gradients["second"]], axis=1)
     # Each projection has an error grid of its own, with more than 24 bits, so only the last bits differ.
-    assert np.abs(whole.gradients["conv3"]).max() > 0
-    np.testing.assert_allclose(whole.gradients["conv3"], joined, rtol=0, atol=2e-6 * np.abs(joined).max())
+    assert np.abs(concatenated.gradients["conv3"]).max() > 0
+    np.testing.assert_allclose(concatenated.gradients["conv3"], joined, rtol=0, atol=2e-6 * np.abs(joined).max())
     for name in ("conv1", "conv2", "out"):
         expected = parts.gradients[name]
-        np.testing.assert_allclose(whole.gradients[name], expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+        np.testing.assert_allclose(concatenated.gradients[name], expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
 
 def test_a_concatenation_needs_no_rule_of_a_backend() -> None:
@@ -253,12 +253,12 @@ def test_an_operation_without_text_is_not_written_as_another_one() -> None:
 
 @pytest.mark.parametrize("shapes", [((2, 4, 3), (1, 4, 3), (3, 4, 3)), ((5,), (2,))])
 def test_what_a_spike_reaches_through_merged_branches(shapes: tuple[tuple[int, ...], ...]) -> None:
-    whole = Concat().output_shape(*shapes)
-    counts = np.arange(np.prod(whole), dtype=np.int64).reshape(whole)
+    merged_shape = Concat().output_shape(*shapes)
+    counts = np.arange(np.prod(merged_shape), dtype=np.int64).reshape(merged_shape)
     ends = np.cumsum([shape[0] for shape in shapes])[:-1]
-    for found, expected in zip(Concat().reached(counts, shapes), np.split(counts, ends), strict=True):
-        assert found.dtype == np.int64
-        assert np.array_equal(found, expected)
-    first, second = Add().reached(counts, [whole, whole])
+    for reached, expected in zip(Concat().reached(counts, shapes), np.split(counts, ends), strict=True):
+        assert reached.dtype == np.int64
+        assert np.array_equal(reached, expected)
+    first, second = Add().reached(counts, [merged_shape, merged_shape])
     assert np.array_equal(first, counts)
     assert np.array_equal(second, counts)

@@ -40,8 +40,8 @@ DEFAULTS: dict[type, dict[str, object]] = {
 
 @pytest.mark.parametrize("kind", DEFAULTS, ids=lambda kind: str(kind.__name__))
 def test_what_is_not_said(kind: type) -> None:
-    found = vars(kind())
-    assert {name: found[name] for name in DEFAULTS[kind]} == DEFAULTS[kind]
+    values = vars(kind())
+    assert {name: values[name] for name in DEFAULTS[kind]} == DEFAULTS[kind]
 
 
 def test_operations() -> None:

@@ -163,7 +163,7 @@ def test_bin_events_puts_edges_into_the_later_bin_and_drops_the_end() -> None:
 )
 def test_a_recordings_length_ends_with_its_last_event_in_the_window(binning: EventBinning) -> None:
     rng = np.random.default_rng(0)
-    found = set()
+    lengths = set()
     for last in (0, 1, 12_857, 12_858, 30_000, 69_999, 70_000, 89_999, 90_000, 400_000):
         t = np.sort(np.append(rng.integers(0, last + 1, 5), last))
         x, y, p = (rng.integers(0, n, 6) for n in (34, 34, 2))
@@ -171,8 +171,8 @@ def test_a_recordings_length_ends_with_its_last_event_in_the_window(binning: Eve
         frames = binning.frames(x, y, p, t)
         steps = np.flatnonzero(frames.any(axis=(1, 2, 3)))
         assert length == (steps[-1] + 1 if steps.size else 1)
-        found.add(length)
-    assert len(found) > 2
+        lengths.add(length)
+    assert len(lengths) > 2
     assert binning.length(np.zeros(0, np.int64)) == 1
     assert replace(binning, window_us=None).length(t) == binning.steps
 
@@ -247,8 +247,8 @@ def test_events_one_step_after_the_other_give_the_frames_of_all(binning: EventBi
     assert steps.max() == 7
     for step, expected in enumerate(binning.frames(*events)):
         frame = np.zeros(binning.shape, np.uint8)
-        own = np.flatnonzero(steps == step)
-        for some in (own[: len(own) // 2], own[len(own) // 2 :], own[:0]):
+        indices = np.flatnonzero(steps == step)
+        for some in (indices[: len(indices) // 2], indices[len(indices) // 2 :], indices[:0]):
             binning.add(frame, *(column[some] for column in events))
         assert np.array_equal(frame, expected)
 
@@ -413,13 +413,13 @@ def test_first_saccade_drops_the_other_two() -> None:
 
 def test_poisson_spikes_depend_on_the_sample_and_not_on_its_batch() -> None:
     images = _images(5, 1, 4, 4)
-    whole = encode_poisson(images, 6, seed=3, epoch=2)
+    spikes = encode_poisson(images, 6, seed=3, epoch=2)
     order = np.array([3, 1])
-    assert whole.shape == (6, 5, 1, 4, 4)
-    assert set(np.unique(whole)) == {0, 1}
-    assert np.array_equal(encode_poisson(images[order], 6, seed=3, epoch=2, indices=order), whole[:, order])
-    assert not np.array_equal(encode_poisson(images, 6, seed=3, epoch=3), whole)
-    assert not np.array_equal(encode_poisson(images, 6, seed=4, epoch=2), whole)
+    assert spikes.shape == (6, 5, 1, 4, 4)
+    assert set(np.unique(spikes)) == {0, 1}
+    assert np.array_equal(encode_poisson(images[order], 6, seed=3, epoch=2, indices=order), spikes[:, order])
+    assert not np.array_equal(encode_poisson(images, 6, seed=3, epoch=3), spikes)
+    assert not np.array_equal(encode_poisson(images, 6, seed=4, epoch=2), spikes)
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.3])

@@ -240,8 +240,10 @@ def test_every_language_writes_every_operation(language: str) -> None:
 @pytest.mark.parametrize(("a", "b"), [(1.5, 0.75), (-0.5, 2.0)])
 def test_cotangents_are_derivatives(x: Expr, slope: Callable[[float, float], Any], a: float, b: float) -> None:
     """The surrogate derivative is 7 here."""
-    found = derive([(x, variable("g"))], [A, B], lambda x: variable("h"))
-    step = Recurrence("f", ("g", "h"), ("a", "b"), {}, {n: unsnapped(x) for n, x in zip("xy", found, strict=True)})
+    derivatives = derive([(x, variable("g"))], [A, B], lambda x: variable("h"))
+    step = Recurrence(
+        "f", ("g", "h"), ("a", "b"), {}, {n: unsnapped(x) for n, x in zip("xy", derivatives, strict=True)}
+    )
     values = {"a": np.float64(a), "b": np.float64(b), "g": np.float64(3), "h": np.float64(7)}
     y = evaluate(step, values, np.float64)
     assert (y["x"] / 3, y["y"] / 3) == pytest.approx(slope(a, b), rel=1e-12)
@@ -265,8 +267,8 @@ def test_products_and_quotients_of_the_way_back_are_snapped(
     x: Expr, a: int, b: int, g: int, h: int, expected: tuple[float, float]
 ) -> None:
     """Each number is a power of two; what is zero here would be 2^-120 or what is made of it."""
-    found = derive([(x, variable("g"))], [A, B], lambda x: variable("h"))
-    results = {n: unsnapped(y) for n, y in zip("xy", found, strict=True)}
+    derivatives = derive([(x, variable("g"))], [A, B], lambda x: variable("h"))
+    results = {n: unsnapped(y) for n, y in zip("xy", derivatives, strict=True)}
     step = Recurrence("f", ("g", "h"), ("a", "b"), {}, results)
     values = {name: np.float32(2.0**power) for name, power in (("a", a), ("b", b), ("g", g), ("h", h))}
     y = evaluate(step, values, np.float32)
@@ -274,8 +276,8 @@ def test_products_and_quotients_of_the_way_back_are_snapped(
 
 
 def test_the_slope_of_abs_at_zero_is_that_of_its_right() -> None:
-    (found,) = derive([(abs(A), variable("g"))], [A], lambda x: x)
-    step = Recurrence("f", ("g",), ("a",), {}, {"x": unsnapped(found)})
+    (derivative,) = derive([(abs(A), variable("g"))], [A], lambda x: x)
+    step = Recurrence("f", ("g",), ("a",), {}, {"x": unsnapped(derivative)})
     slopes = [evaluate(step, {"a": np.float32(a), "g": np.float32(3)}, np.float32)["x"] for a in (-1, 0, 1)]
     assert slopes == [-3, 3, 3]
 
@@ -296,13 +298,13 @@ def test_the_fewest_values_are_kept() -> None:
     u = named("u", A + B)
     v = named("v", u * C)
     free, candidates = {"u": u}, {"v": v, "a": A, "b": B, "c": C}
-    kept, replaced = kept_values([v * variable("g")], ["g"], free, candidates)
-    assert list(kept) == ["v"]
+    saved, replaced = kept_values([v * variable("g")], ["g"], free, candidates)
+    assert list(saved) == ["v"]
     assert free_variables(replaced) == ["v", "g"]
-    kept, _ = kept_values([u * variable("g")], ["g"], free, candidates)
-    assert list(kept) == ["u"]
-    kept, _ = kept_values([v * u * A], [], free, candidates)
-    assert list(kept) == ["u", "v", "a"]
+    saved, _ = kept_values([u * variable("g")], ["g"], free, candidates)
+    assert list(saved) == ["u"]
+    saved, _ = kept_values([v * u * A], [], free, candidates)
+    assert list(saved) == ["u", "v", "a"]
     with pytest.raises(SpecError, match="name them with named"):
         kept_values([A * C], [], free, {"v": v})
 

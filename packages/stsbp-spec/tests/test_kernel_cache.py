@@ -62,26 +62,26 @@ def test_source_digest_reads_modules_and_all_below_packages(tmp_path: Path, monk
         (package / name).write_text(f"# {name}\n")
     (tmp_path / "alone.py").write_text("raise ImportError('it is read, not imported')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    seen = {source_digest("some_kernels", "alone"), source_digest("some_kernels"), source_digest("some_kernels.a")}
+    digests = {source_digest("some_kernels", "alone"), source_digest("some_kernels"), source_digest("some_kernels.a")}
     for change in ("deep/b.py", "a.py", "__init__.py", "new.py", "../alone.py"):
         (package / change).write_text("# changed\n")
-        assert source_digest("some_kernels", "alone") not in seen, change
-        seen.add(source_digest("some_kernels", "alone"))
+        assert source_digest("some_kernels", "alone") not in digests, change
+        digests.add(source_digest("some_kernels", "alone"))
     (package / "new.py").rename(package / "renamed.py")
-    assert source_digest("some_kernels", "alone") not in seen
+    assert source_digest("some_kernels", "alone") not in digests
     with pytest.raises(OSError, match="nothing_of_that_name"):
         source_digest("nothing_of_that_name")
 
 
 @POSIX
 def test_what_is_written_is_found_again_and_closed_to_others(root: Path) -> None:
-    before = os.umask(0)
+    umask = os.umask(0)
     try:
         folder = kernel_folder("kind", "key")
         folder.write("name", DATA)
         built = folder.built("library", lambda path: path.write_bytes(DATA))
     finally:
-        os.umask(before)
+        os.umask(umask)
     assert folder is kernel_folder("kind", "key")
     assert again(root).read("name") == DATA
     assert built.read_bytes() == DATA
@@ -141,27 +141,27 @@ def test_an_unsafe_folder_is_not_read_and_said_once(
 ) -> None:
     again(root).write("name", DATA)
     spoil(root)
-    found = [again(root), again(root)]
-    assert [folder.read("name") for folder in found] == [None, None]
-    assert not any(folder.kept for folder in found)
+    folders = [again(root), again(root)]
+    assert [folder.read("name") for folder in folders] == [None, None]
+    assert not any(folder.kept for folder in folders)
     assert len(caplog.messages) == 1
     assert words in caplog.messages[0]
     assert caplog.messages[0].endswith("choose another folder with the environment variable STSBP_CACHE")
     # For this process, there is another place.
-    found[0].write("name", b"new")
-    assert found[0].read("name") == b"new"
-    assert root not in found[0].built("library", lambda path: path.touch()).parents
+    folders[0].write("name", b"new")
+    assert folders[0].read("name") == b"new"
+    assert root not in folders[0].built("library", lambda path: path.touch()).parents
 
 
 @POSIX
 def test_what_belongs_to_somebody_else_is_not_read(
     root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    mine = again(root)
-    mine.write("name", DATA)
+    folder = again(root)
+    folder.write("name", DATA)
     number = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: number + 1)
-    assert mine.read("name") is None
+    assert folder.read("name") is None
     assert again(root).read("name") is None
     assert [f"kernels belongs to another user (number {number})" in text for text in caplog.messages] == [True]
 
@@ -368,13 +368,13 @@ def test_at_most_eight_folders_stay_but_those_of_today(root: Path) -> None:
 
 def test_what_a_killed_process_left_half_written_goes(root: Path) -> None:
     folder = again(root)
-    left = [root / "kernels" / "kind-key" / name for name in (".0123.tmp", ".4567.tmp")]
-    for path in left:
+    temporary = [root / "kernels" / "kind-key" / name for name in (".0123.tmp", ".4567.tmp")]
+    for path in temporary:
         path.write_bytes(DATA)
-    os.utime(left[0], (time.time() - 2 * DAY,) * 2)
+    os.utime(temporary[0], (time.time() - 2 * DAY,) * 2)
     folder.write("name", DATA)
     # The other one may be being written.
-    assert [path.exists() for path in left] == [False, True]
+    assert [path.exists() for path in temporary] == [False, True]
 
 
 def _age(folder: Path, days: float) -> None:
@@ -398,35 +398,35 @@ def test_files_unused_for_a_month_go_when_a_process_writes_into_their_folder(roo
     folder.write("not the first of this process", DATA)
     assert (path / "idle").exists()
     again(root).write("newer", DATA)
-    left = {"read", "built.so", "built.so.sha256", "not the first of this process", "newer"}
-    assert {file.name for file in path.iterdir()} == left
+    remaining = {"read", "built.so", "built.so.sha256", "not the first of this process", "newer"}
+    assert {file.name for file in path.iterdir()} == remaining
 
 
 def test_a_file_is_marked_as_used_once_a_day(root: Path) -> None:
     folder, path = again(root), root / "kernels" / "kind-key" / "name"
     folder.write("name", DATA)
     for days, marked in ((0.9, False), (1.1, True)):
-        before = time.time() - days * DAY
-        os.utime(path, (before, before))
+        used_at = time.time() - days * DAY
+        os.utime(path, (used_at, used_at))
         folder.read("name")
-        assert (path.stat().st_mtime > before + 1) is marked
+        assert (path.stat().st_mtime > used_at + 1) is marked
 
 
 def test_many_threads_write_one_file(root: Path) -> None:
-    seen: list[bytes | None] = []
+    contents: list[bytes | None] = []
 
     def work() -> None:
         folder = kernel_folder("kind", "key")
         folder.write("name", DATA)
-        seen.append(folder.read("name"))
-        seen.append(folder.built("library", lambda path: path.write_bytes(DATA)).read_bytes())
+        contents.append(folder.read("name"))
+        contents.append(folder.built("library", lambda path: path.write_bytes(DATA)).read_bytes())
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert seen == [DATA] * 16
+    assert contents == [DATA] * 16
 
 
 WRITE_AND_READ = """

@@ -37,9 +37,9 @@ JAX = {"JAX_COORDINATOR_ADDRESS": "host.example:1234", "JAX_PROCESS_ID": "2", "J
 
 def seen(environ: dict[str, str]) -> Rendezvous:
     """What is found where there are several processes."""
-    there = found(environ)
-    assert there is not None
-    return there
+    rendezvous = found(environ)
+    assert rendezvous is not None
+    return rendezvous
 
 
 def test_nothing_set_is_one_process() -> None:
@@ -55,8 +55,8 @@ def test_variables_of_torchrun_set_by_hand_and_by_the_command_itself() -> None:
     by_hand = {name: value for name, value in TORCHRUN.items() if not name.startswith("TORCHELASTIC")}
     del by_hand["LOCAL_RANK"]
     assert found(by_hand) == Rendezvous(5, 8, 5, "node07", 29611, "RANK and WORLD_SIZE")
-    own = seen({**by_hand, "STSBP_LAUNCHER": "3"})
-    assert own.launcher == "stsbp --processes"
+    by_command = seen({**by_hand, "STSBP_LAUNCHER": "3"})
+    assert by_command.launcher == "stsbp --processes"
 
 
 @pytest.mark.parametrize("missing", ["RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"])
@@ -111,25 +111,31 @@ def test_torchrun_counts_within_a_job_of_slurm() -> None:
 
 
 def test_slurm() -> None:
-    there = seen(SLURM)
-    assert (there.rank, there.size, there.local_rank, there.address, there.launcher) == (3, 4, 1, "node01", "Slurm")
+    rendezvous = seen(SLURM)
+    assert (rendezvous.rank, rendezvous.size, rendezvous.local_rank, rendezvous.address, rendezvous.launcher) == (
+        3,
+        4,
+        1,
+        "node01",
+        "Slurm",
+    )
     other = seen({**SLURM, "SLURM_JOB_ID": "1234568"})
     step = seen({**SLURM, "SLURM_STEP_ID": "1"})
-    assert len({there.port, other.port, step.port}) == 3
-    assert (there.port, step.port) == (20_000 + 1_234_567 * 31 % 12_000, 20_000 + (1_234_567 * 31 + 1) % 12_000)
+    assert len({rendezvous.port, other.port, step.port}) == 3
+    assert (rendezvous.port, step.port) == (20_000 + 1_234_567 * 31 % 12_000, 20_000 + (1_234_567 * 31 + 1) % 12_000)
 
 
 def test_slurm_takes_the_nodes_of_the_job_where_the_step_says_none() -> None:
     environ = {name: value for name, value in SLURM.items() if name != "SLURM_STEP_NODELIST"}
-    there = seen(environ)
-    assert there.address == "login"
+    rendezvous = seen(environ)
+    assert rendezvous.address == "login"
     with pytest.raises(BackendError, match="SLURM_STEP_NODELIST, which says where rank 0 runs, is not set"):
         found({name: value for name, value in environ.items() if name != "SLURM_JOB_NODELIST"})
 
 
 def test_slurms_place_and_port_may_be_given() -> None:
-    there = seen({**SLURM, "MASTER_ADDR": "other", "MASTER_PORT": "999"})
-    assert (there.address, there.port) == ("other", 999)
+    rendezvous = seen({**SLURM, "MASTER_ADDR": "other", "MASTER_PORT": "999"})
+    assert (rendezvous.address, rendezvous.port) == ("other", 999)
 
 
 def test_a_batch_script_of_slurm_is_one_process() -> None:
@@ -193,8 +199,8 @@ def test_open_mpi_on_several_machines_wants_to_know_where() -> None:
     apart = {**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
     with pytest.raises(BackendError, match="MASTER_ADDR"):
         found(apart)
-    there = seen({**apart, "MASTER_ADDR": "node3"})
-    assert (there.address, there.local_rank) == ("node3", 0)
+    rendezvous = seen({**apart, "MASTER_ADDR": "node3"})
+    assert (rendezvous.address, rendezvous.local_rank) == ("node3", 0)
     in_slurm = seen({**apart, "SLURM_JOB_NODELIST": "node[4-5]"})
     assert (in_slurm.address, in_slurm.launcher) == ("node4", "Open MPI")
 

@@ -76,8 +76,8 @@ def test_what_a_sample_keeps_is_potentials_spikes_and_inputs() -> None:
 
 def test_parts_are_equal_and_keep_no_more_than_they_may(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, "_AT_ONCE", 4 * SAMPLE)
-    found = [samples_at_once(NETWORK, STEPS, samples) for samples in (0, 1, 4, 5, 8, 9, 13)]
-    assert found == [1, 1, 4, 3, 4, 3, 4]
+    sizes = [samples_at_once(NETWORK, STEPS, samples) for samples in (0, 1, 4, 5, 8, 9, 13)]
+    assert sizes == [1, 1, 4, 3, 4, 3, 4]
     monkeypatch.setattr(rules, "_AT_ONCE", 1)
     assert samples_at_once(NETWORK, STEPS, 9) == 1
 
@@ -105,11 +105,11 @@ def test_all_processes_keep_the_same_of_a_part(rank: int, monkeypatch: pytest.Mo
     monkeypatch.setattr(trainer_module, "is_much", asked)
     collective = One()
     collective.rank = rank
-    own, whole = collective.parts(BATCH)[rank], _batch()
+    part, batch = collective.parts(BATCH)[rank], _batch()
     trainer = Trainer(NumpyBackend(), NETWORK, VanRossum(), AdamW(), memory="low", collective=collective)
     state = trainer.init(initial_weights(NETWORK, 1))
     with pytest.raises(Asked):
-        trainer.step(state, Batch(whole.inputs[:, own.first : own.end], whole.targets))
+        trainer.step(state, Batch(batch.inputs[:, part.first : part.end], batch.targets))
 
 
 @pytest.mark.parametrize(
@@ -150,15 +150,15 @@ def test_a_micro_batch_that_was_asked_for_is_taken() -> None:
 def test_little_memory_changes_last_bits_of_fast_gradients_alone(network: NetworkSpec) -> None:
     exact, again = (_step(network, "reproducible", memory)[0] for memory in ("full", "low"))
     assert {name: x.tobytes() for name, x in exact.items()} == {name: x.tobytes() for name, x in again.items()}
-    (state, one, full), (found, parts, low) = (_step(network, "fast", memory) for memory in ("full", "low"))
+    (state, one, full), (lean_state, parts, low) = (_step(network, "fast", memory) for memory in ("full", "low"))
     assert parts.spikes.tobytes() == one.spikes.tobytes()
     assert (parts.loss, parts.rates) == (one.loss, one.rates)
     assert parts.gradient_norm == pytest.approx(one.gradient_norm, rel=1e-5)
     for name in network.parameters:
         moment = state[f"adamw.m/{name}"]
-        np.testing.assert_allclose(found[f"adamw.m/{name}"], moment, rtol=1e-4, atol=1e-6 * np.abs(moment).max())
+        np.testing.assert_allclose(lean_state[f"adamw.m/{name}"], moment, rtol=1e-4, atol=1e-6 * np.abs(moment).max())
         assert moment.any()
-    predicted = [each.predict(each.import_state(state), _batch().inputs, STEPS) for each in (full, low)]
+    predicted = [trainer.predict(trainer.import_state(state), _batch().inputs, STEPS) for trainer in (full, low)]
     assert predicted[0].spikes.tobytes() == predicted[1].spikes.tobytes()
     assert predicted[0].rates == predicted[1].rates
 

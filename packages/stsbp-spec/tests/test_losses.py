@@ -40,12 +40,12 @@ def _smooth(name: str, o: Float64, target: Float64, tau: float) -> float:
 @pytest.mark.parametrize("name", LOSSES)
 def test_distance_is_the_definition(name: str, tau: float) -> None:
     o, target = _trains(0), _trains(1)
-    found = LOSSES[name].distance(o, target, PSP(tau))
-    assert found.shape == (4,)
+    distances = LOSSES[name].distance(o, target, PSP(tau))
+    assert distances.shape == (4,)
     for b in range(4):
         one = _smooth(name, o[:, b : b + 1].astype(float), target[:, b : b + 1].astype(float), tau)
         # The Hamming distance counts differences; its smooth form is half the square.
-        assert found[b] == pytest.approx(one * (2 if name == "hamming" else 1), rel=1e-14)
+        assert distances[b] == pytest.approx(one * (2 if name == "hamming" else 1), rel=1e-14)
 
 
 @pytest.mark.parametrize("tau", [1, 2, 3, 5 / 3])

@@ -41,13 +41,13 @@ print(resident(), release_freed_memory(), resident())
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is told to keep memory with glibc only")
 def test_blocks_that_were_freed_are_not_faulted_in_again() -> None:
-    found = {}
+    outputs = {}
     for keep in ("0", "1"):
         command, environment = [sys.executable, "-c", FAULTS], {**os.environ, "STSBP_KEEP_MEMORY": keep}
-        found[keep] = subprocess.run(
+        outputs[keep] = subprocess.run(
             command, capture_output=True, text=True, check=True, env=environment
         ).stdout.split()
-    (left_alone, many), (kept, few) = found["0"], found["1"]
+    (left_alone, many), (kept, few) = outputs["0"], outputs["1"]
     assert (left_alone, kept) == ("False", "True")
     assert int(few) < int(many) / 10
 
@@ -55,10 +55,10 @@ def test_blocks_that_were_freed_are_not_faulted_in_again() -> None:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps freed memory here")
 def test_kept_blocks_are_given_back_on_request() -> None:
     done = subprocess.run([sys.executable, "-c", RELEASED], capture_output=True, text=True, check=True)
-    before, released, after = done.stdout.split()
+    megabytes, released, megabytes_after = done.stdout.split()
     assert released == "True"
-    assert int(before) > 200
-    assert int(after) < int(before) - 190
+    assert int(megabytes) > 200
+    assert int(megabytes_after) < int(megabytes) - 190
 
 
 @pytest.mark.parametrize("one_pool", [False, True])

@@ -23,28 +23,28 @@ def largest_matching(spikes: list[int], targets: list[int], tolerance: int) -> i
     """Augmenting paths (Kuhn 1955) on the bipartite graph of spikes within reach."""
     partner: dict[int, int] = {}
 
-    def place(spike: int, seen: set[int]) -> bool:
-        for target in (t for t, there in enumerate(targets) if there and abs(t - spike) <= tolerance):
-            if target not in seen:
-                seen.add(target)
-                if target not in partner or place(partner[target], seen):
+    def place(spike: int, visited: set[int]) -> bool:
+        for target in (t for t, fires in enumerate(targets) if fires and abs(t - spike) <= tolerance):
+            if target not in visited:
+                visited.add(target)
+                if target not in partner or place(partner[target], visited):
                     partner[target] = spike
                     return True
         return False
 
-    return sum(place(t, set()) for t, there in enumerate(spikes) if there)
+    return sum(place(t, set()) for t, fires in enumerate(spikes) if fires)
 
 
 @given(st.lists(st.tuples(TRAINS, TRAINS), min_size=4, max_size=4), st.integers(0, 10))
 def test_no_matching_is_larger(trains: list[tuple[list[int], list[int]]], tolerance: int) -> None:
     both = np.array(trains, dtype=np.uint8).reshape(2, 2, 2, 9)
     spikes, targets = (np.ascontiguousarray(x.transpose(2, 0, 1)) for x in both.transpose(2, 0, 1, 3))
-    found = match_spikes(spikes, targets, tolerance)
+    matches = match_spikes(spikes, targets, tolerance)
     for sample in range(2):
         pairs = trains[2 * sample : 2 * sample + 2]
-        assert found.matched[sample] == sum(largest_matching(o, g, tolerance) for o, g in pairs)
-        assert found.spikes[sample] == sum(sum(o) for o, _ in pairs)
-        assert found.targets[sample] == sum(sum(g) for _, g in pairs)
+        assert matches.matched[sample] == sum(largest_matching(o, g, tolerance) for o, g in pairs)
+        assert matches.spikes[sample] == sum(sum(o) for o, _ in pairs)
+        assert matches.targets[sample] == sum(sum(g) for _, g in pairs)
 
 
 def test_neurons_and_samples_do_not_share_spikes() -> None:
@@ -81,8 +81,8 @@ def test_metrics_take_tensors() -> None:
         assert np.array_equal(x, y)
     counted = spike_count(spikes.astype(np.uint8), lengths)
     assert np.array_equal(spike_count(_Tensor(spikes.astype(np.float32)), _Tensor(lengths)), counted)
-    wanted = VanRossum().distances(spikes.astype(np.uint8), targets.astype(np.uint8), PSP(3), lengths)
-    assert np.array_equal(VanRossum().distances(given[0], given[1], PSP(3), given[3]), wanted)
+    distances = VanRossum().distances(spikes.astype(np.uint8), targets.astype(np.uint8), PSP(3), lengths)
+    assert np.array_equal(VanRossum().distances(given[0], given[1], PSP(3), given[3]), distances)
 
 
 class _Tensor:

@@ -89,7 +89,7 @@ def test_nodes_are_read_in_order() -> None:
     assert again == Node("again", Conv2d(4, 3, padding=1, weight_bits=6), (Edge("input", 2),), "conv1")
     assert network.nodes[5].op == OneToOne(weight_bits=7)
     assert network.nodes[6] == Node("h", Neurons(LIF(tau_s=2, threshold=0.43)), (Edge("hidden"), Edge("own")))
-    assert [each.name for each in network.graph.projections if each.synapse.weight_bits == 9] == [
+    assert [projection.name for projection in network.graph.projections if projection.synapse.weight_bits == 9] == [
         "conv1", "hidden", "out", "skip",
     ]  # fmt: skip
     assert list(network.parameters) == ["conv1", "hidden", "own", "hidden.bias", "out", "skip"]
@@ -324,11 +324,11 @@ def test_gradients_against_the_literal_form(loss: str, precision: Any) -> None:
     for block in network.blocks:
         assert np.array_equal(np.stack(run.o[block.population]), layers[block.name].spikes)
         assert 0.1 < layers[block.name].spikes.mean() < 0.9, block.name
-    found = NUMPY.value_and_grad(network, LOSSES[loss], weights, batch, precision=precision).gradients
-    assert set(found) == set(expected) == set(network.parameters)
+    computed = NUMPY.value_and_grad(network, LOSSES[loss], weights, batch, precision=precision).gradients
+    assert set(computed) == set(expected) == set(network.parameters)
     for name, gradient in expected.items():
         assert np.count_nonzero(gradient) > gradient.size // 3
-        assert np.abs(found[name] - gradient).max() <= 2e-6 * np.abs(gradient).max(), name
+        assert np.abs(computed[name] - gradient).max() <= 2e-6 * np.abs(gradient).max(), name
 
 
 def test_shared_weights_have_the_sum_of_the_gradients_of_their_uses() -> None:

@@ -52,10 +52,10 @@ def test_samples_and_steps_that_do_not_count_are_zero(shape: tuple[int, ...]) ->
         )
     inside = np.array([[1, 1, 1, 0], [1, 0, 1, 0], [1, 0, 0, 0]], np.uint8)
     for values in (x, (x > 0).astype(np.uint8)):
-        found = NUMPY.mask_steps(values, inside)
-        assert found.dtype == values.dtype
+        masked = NUMPY.mask_steps(values, inside)
+        assert masked.dtype == values.dtype
         for t, b in np.ndindex(3, 4):
-            assert np.array_equal(found[t, b], values[t, b] * inside[t, b])
+            assert np.array_equal(masked[t, b], values[t, b] * inside[t, b])
 
 
 @pytest.mark.parametrize("steps", [-5, -4, -3, -1, 0, 1, 3, 4, 5])
@@ -76,21 +76,21 @@ def test_a_scan_carries_arrays_from_step_to_step(reverse: bool) -> None:
         return (read["x"] + read["once"],), {"last": last, "seen": read["x"]}
 
     start = (np.array([[-1]], np.float32),)
-    (carried,), found = NUMPY.scan(step, start, {"x": x, "once": once}, 5, reverse=reverse)
+    (carried,), outputs = NUMPY.scan(step, start, {"x": x, "once": once}, 5, reverse=reverse)
     order = x[::-1] if reverse else x
     lasts = np.concatenate([start[0], order[:-1] + 10])
     assert np.array_equal(carried, order[-1:] + 10)
-    assert np.array_equal(found["seen"], x)
-    assert np.array_equal(found["last"], lasts[::-1] if reverse else lasts)
+    assert np.array_equal(outputs["seen"], x)
+    assert np.array_equal(outputs["last"], lasts[::-1] if reverse else lasts)
 
 
 def test_sums_of_elements_are_by_channel_or_of_all() -> None:
     x = np.random.default_rng(1).normal(size=(1, 2, 3, 4)).astype(np.float32)
     for count, axes in ((3, (0, 1, 3)), (1, (0, 1, 2, 3))):
-        found = NUMPY.channel_totals(x, count)
-        assert found.dtype == np.float64
-        assert found.shape == (count,)
-        assert found == pytest.approx(x.astype(np.float64).sum(axis=axes).reshape(count), rel=1e-14)
+        sums = NUMPY.channel_totals(x, count)
+        assert sums.dtype == np.float64
+        assert sums.shape == (count,)
+        assert sums == pytest.approx(x.astype(np.float64).sum(axis=axes).reshape(count), rel=1e-14)
     values = np.array([1, 2, 3], np.float32)
     assert np.array_equal(NUMPY.broadcast(values, (2, 3, 4)), np.broadcast_to(values[:, None], (1, 2, 3, 4)))
     assert np.array_equal(NUMPY.broadcast(values[:1], (2, 3)), np.ones((1, 2, 3)))
@@ -124,8 +124,8 @@ def test_spikes_are_packed_into_bits_and_come_back(shape: tuple[int, ...], dtype
     s: AnyArray = (np.random.default_rng(2).random(shape) < 0.4).astype(dtype)
     packed = NUMPY.pack_spikes(s)
     assert packed[0].nbytes == -(-s.size // 8)
-    found = NUMPY.unpack_spikes(packed)
-    assert (found.dtype, found.shape, found.tobytes()) == (s.dtype, s.shape, s.tobytes())
+    unpacked = NUMPY.unpack_spikes(packed)
+    assert (unpacked.dtype, unpacked.shape, unpacked.tobytes()) == (s.dtype, s.shape, s.tobytes())
 
 
 def test_a_backend_of_one_process_says_so() -> None:

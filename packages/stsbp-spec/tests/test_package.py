@@ -89,8 +89,8 @@ def test_import_brings_only_numpy_and_the_standard_library() -> None:
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     # Compiled parts of numpy register themselves under names of their own, with an underscore in front.
-    found = {name for name in run.stdout.split() if not name.startswith("_")}
-    assert found - {"cython_runtime"} == {"numpy", "stsbp_spec"}
+    modules = {name for name in run.stdout.split() if not name.startswith("_")}
+    assert modules - {"cython_runtime"} == {"numpy", "stsbp_spec"}
 
 
 def test_listing_backends_imports_none() -> None:
@@ -199,17 +199,17 @@ def _imports(package: Path) -> dict[str, set[str]]:
         for path in package.rglob("*.py")
     }
     names = {name.removesuffix(".__init__"): path for name, path in files.items()}
-    found: dict[str, set[str]] = {}
+    imports: dict[str, set[str]] = {}
     for name, path in names.items():
-        asked: set[str] = set()
+        imported: set[str] = set()
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
-                asked |= {alias.name for alias in node.names}
+                imported |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
-                whole = {f"{node.module}.{alias.name}" for alias in node.names}
-                asked |= {each if each in names else node.module for each in whole}
-        found[name] = (asked & set(names)) - {name}
-    return found
+                members = {f"{node.module}.{alias.name}" for alias in node.names}
+                imported |= {member if member in names else node.module for member in members}
+        imports[name] = (imported & set(names)) - {name}
+    return imports
 
 
 PACKAGES = sorted(Path(__file__).parents[2].glob("*/src/*/__init__.py"))
@@ -219,7 +219,7 @@ PACKAGES = sorted(Path(__file__).parents[2].glob("*/src/*/__init__.py"))
 def test_imports_run_one_way(package: Path) -> None:
     waiting = _imports(package)
     assert len(waiting) > 10
-    while ready := [name for name, asked in waiting.items() if not asked & set(waiting)]:
+    while ready := [name for name, imports in waiting.items() if not imports & set(waiting)]:
         for name in ready:
             del waiting[name]
     assert not waiting, f"import each other: {', '.join(sorted(waiting))}"

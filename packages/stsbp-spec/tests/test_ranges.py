@@ -96,8 +96,8 @@ def test_constants_are_known() -> None:
 
 def test_a_message_says_what_differs_and_what_to_write() -> None:
     outputs = {"v": X * Y * X, "w": spike(X * Y, 0)}
-    found = shown_flushes(Recurrence("step", (), ("x", "y"), {}, outputs), {})
-    assert [str(flush) for flush in found] == [
+    flushes = shown_flushes(Recurrence("step", (), ("x", "y"), {}, outputs), {})
+    assert [str(flush) for flush in flushes] == [
         "step: x * y may be below 2^-126, which some backends treat as zero, so that whether x * y >= 0 differs; "
         "write snap(x * y)"
     ]
@@ -217,20 +217,20 @@ def _computed(recurrence: Recurrence, values: Mapping[str, AnyArray], *, flush: 
         "snap": lambda x: np.where(np.abs(x) < one(2.0**-100), one(0), x),
     }  # fmt: skip
 
-    def kept(x: AnyArray) -> AnyArray:
+    def flushed(x: AnyArray) -> AnyArray:
         return np.where(np.abs(x) < one(2.0**-126), np.copysign(one(0), x), x) if flush and x.dtype == np.float32 else x
 
     nodes, of = merged(recurrence.roots)
-    made: list[AnyArray] = []
+    arrays: list[AnyArray] = []
     for x, operands in nodes:
         if x.op == "variable":
-            found = values[str(x.name)]
+            array = values[str(x.name)]
         elif x.op == "constant":
-            found = np.full(values["x"].shape, x.value, np.float32)
+            array = np.full(values["x"].shape, x.value, np.float32)
         else:
-            found = kernels[x.op](*(made[a] for a in operands))
-        made.append(kept(found))
-    return {name: made[of[id(x)]] for name, x in recurrence.outputs.items()}
+            array = kernels[x.op](*(arrays[a] for a in operands))
+        arrays.append(flushed(array))
+    return {name: arrays[of[id(x)]] for name, x in recurrence.outputs.items()}
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
@@ -246,5 +246,5 @@ def test_what_passes_computes_the_same_with_and_without_subnormal_numbers(equati
     assert np.abs(drawn).max() < LARGEST
     values = dict(zip("xy", drawn, strict=True))
     with np.errstate(all="ignore"):
-        kept, flushed = (_computed(step, values, flush=flush)["v"] for flush in (False, True))
-    np.testing.assert_array_equal(kept, flushed)
+        unflushed, flushed = (_computed(step, values, flush=flush)["v"] for flush in (False, True))
+    np.testing.assert_array_equal(unflushed, flushed)

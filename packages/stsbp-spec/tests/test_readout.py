@@ -42,8 +42,8 @@ def _value(loss: Loss, u: Float64, labels: Int64, lengths: Int64) -> float:
     """The definition, sample by sample."""
     total = 0.0
     for b, length in enumerate(lengths):
-        own = u[:length, b]
-        v = [math.fsum(x) / length if loss.name == "cross-entropy" else max(x) for x in own.T.tolist()]
+        potentials = u[:length, b]
+        v = [math.fsum(x) / length if loss.name == "cross-entropy" else max(x) for x in potentials.T.tolist()]
         total += math.log(math.fsum(math.exp(x) for x in v)) - v[labels[b]]
     return total / len(lengths)
 
@@ -89,12 +89,12 @@ def test_loss_and_error_are_those_of_the_definition(loss: CrossEntropy, seed: in
     # What is padded, and who else is in the batch, changes nothing.
     other = np.where(within[..., None] > 0, u, np.float32(99))
     assert NUMPY.readout_error(loss, other, targets, batch, within).tobytes() == error.tobytes()
-    each = loss.distances(other, targets, psp, lengths)
+    distances = loss.distances(other, targets, psp, lengths)
     for b, length in enumerate(lengths):
         alone = np.asfortranarray(u[:length, b : b + 1])
-        assert loss.distance(alone, targets[:length, b : b + 1], psp)[0] == each[b]
-        found = NUMPY.readout_error(loss, alone, targets[:length, b : b + 1], batch)
-        assert found.tobytes() == np.ascontiguousarray(error[:length, b : b + 1]).tobytes()
+        assert loss.distance(alone, targets[:length, b : b + 1], psp)[0] == distances[b]
+        computed = NUMPY.readout_error(loss, alone, targets[:length, b : b + 1], batch)
+        assert computed.tobytes() == np.ascontiguousarray(error[:length, b : b + 1]).tobytes()
     assert loss.of_classes(u, lengths).argmin(axis=1).tolist() == [
         int((u[:n, b].sum(axis=0) if loss.name == "cross-entropy" else u[:n, b].max(axis=0)).argmax())
         for b, n in enumerate(lengths)
@@ -106,13 +106,13 @@ def test_a_gradient_is_that_of_the_potentials(loss: CrossEntropy) -> None:
     """Of the readout's weights: the error of each potential times what the weights add to it."""
     lengths, weights = np.array([8, 3, 5, 8, 1]), initial_weights(NETWORK, 3, 3.0)
     batch = _batch(2, lengths)
-    found = NUMPY.value_and_grad(NETWORK, loss, weights, batch)
+    computed = NUMPY.value_and_grad(NETWORK, loss, weights, batch)
     layers = NUMPY.run(NETWORK, weights, batch.inputs, STEPS).layers
-    assert found.spikes.dtype == np.float32
-    assert np.array_equal(found.spikes, layers["linear2"].potentials)
+    assert computed.spikes.dtype == np.float32
+    assert np.array_equal(computed.spikes, layers["linear2"].potentials)
     labels = batch.targets[0].argmax(axis=1)
-    assert found.loss == pytest.approx(_value(loss, found.spikes.astype(np.float64), labels, lengths), rel=1e-12)
-    error = NUMPY.readout_error(loss, found.spikes, batch.targets, BATCH, inside(lengths, STEPS).astype(np.uint8))
+    assert computed.loss == pytest.approx(_value(loss, computed.spikes.astype(np.float64), labels, lengths), rel=1e-12)
+    error = NUMPY.readout_error(loss, computed.spikes, batch.targets, BATCH, inside(lengths, STEPS).astype(np.uint8))
     # What one unit of a weight adds to the potentials of its neuron: its input spikes, filtered and integrated.
     s, i, m = layers["linear1"].spikes, np.zeros((BATCH, 6)), np.zeros((BATCH, 6))
     gradient = np.zeros((CLASSES, 6))
@@ -120,24 +120,24 @@ def test_a_gradient_is_that_of_the_potentials(loss: CrossEntropy) -> None:
         i = (1 - 3 / 5) * i + 3 / 5 * s[t]
         m = (1 - 1 / 5) * m + i
         gradient += error[t].astype(np.float64).T @ m
-    np.testing.assert_allclose(found.gradients["linear2"], gradient, rtol=1e-4, atol=1e-6)
-    assert found.gradients["linear1"].any()
+    np.testing.assert_allclose(computed.gradients["linear2"], gradient, rtol=1e-4, atol=1e-6)
+    assert computed.gradients["linear1"].any()
 
 
 @pytest.mark.parametrize("how", [{"micro_batch": 2}, {"memory": "low"}, {"micro_batch": 1, "memory": "low"}], ids=str)
 def test_parts_of_a_batch_have_its_potentials_and_its_loss(how: dict[str, Any]) -> None:
     lengths, weights = np.array([8, 3, 5, 8, 1]), initial_weights(NETWORK, 3, 3.0)
-    whole, cut = (NUMPY.trainer(NETWORK, CrossEntropy(), AdamW(), **each) for each in ({}, how))
-    states = [trainer.init(weights) for trainer in (whole, cut)]
+    undivided, in_parts = (NUMPY.trainer(NETWORK, CrossEntropy(), AdamW(), **options) for options in ({}, how))
+    states = [trainer.init(weights) for trainer in (undivided, in_parts)]
     (_, one), (_, parts) = (
-        trainer.step(state, _batch(2, lengths)) for trainer, state in zip((whole, cut), states, strict=True)
+        trainer.step(state, _batch(2, lengths)) for trainer, state in zip((undivided, in_parts), states, strict=True)
     )
     assert parts.spikes.tobytes() == one.spikes.tobytes()
     assert parts.loss == one.loss
     assert parts.gradient_norm == pytest.approx(one.gradient_norm, rel=1e-5)
     assert one.rates["linear2"] == 0
-    predicted = cut.predict(states[1], _batch(2).inputs, STEPS)
-    assert predicted.spikes.tobytes() == whole.predict(states[0], _batch(2).inputs, STEPS).spikes.tobytes()
+    predicted = in_parts.predict(states[1], _batch(2).inputs, STEPS)
+    assert predicted.spikes.tobytes() == undivided.predict(states[0], _batch(2).inputs, STEPS).spikes.tobytes()
 
 
 def test_potentials_of_several_processes_come_together() -> None:
@@ -155,10 +155,10 @@ def test_potentials_of_several_processes_come_together() -> None:
     weights, inputs = initial_weights(NETWORK, 3, 3.0), _batch(2).inputs
     alone = NUMPY.trainer(NETWORK, CrossEntropy(), AdamW())
     trainer = NUMPY.trainer(NETWORK, CrossEntropy(), AdamW(), collective=Two())
-    own = alone.predict(alone.init(weights), inputs, STEPS).spikes
-    found = trainer.predict(trainer.init(weights), inputs, STEPS, batch=2 * BATCH).spikes
-    assert found.dtype == np.float32
-    assert np.array_equal(found, np.concatenate([own, own], axis=1))
+    part = alone.predict(alone.init(weights), inputs, STEPS).spikes
+    gathered = trainer.predict(trainer.init(weights), inputs, STEPS, batch=2 * BATCH).spikes
+    assert gathered.dtype == np.float32
+    assert np.array_equal(gathered, np.concatenate([part, part], axis=1))
 
 
 def test_training_brings_the_loss_down() -> None:
@@ -208,8 +208,8 @@ def test_a_readout_is_written_and_read() -> None:
     assert NETWORK.has_readout
     again = NetworkSpec.parse(NETWORK.notation, input_shape=(9,), outputs=CLASSES)
     assert again == NETWORK
-    own = NetworkSpec.parse("6-4{neuron=readout,tau_m=20}", input_shape=(9,), outputs=4)
-    assert own.blocks[-1].neuron == Readout(20.0)
+    network = NetworkSpec.parse("6-4{neuron=readout,tau_m=20}", input_shape=(9,), outputs=4)
+    assert network.blocks[-1].neuron == Readout(20.0)
     assert {name: parse_loss(name) for name in OF_POTENTIALS} == OF_POTENTIALS
     with pytest.raises(SpecError, match="couples all neurons of a sample"):
         CrossEntropy().back(None, None, None)  # type: ignore[arg-type]

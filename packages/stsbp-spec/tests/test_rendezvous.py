@@ -33,10 +33,10 @@ def processes(ranks: Sequence[int], size: int, timeout: float, address: str = "1
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "localhost"])
 def test_all_meet_and_the_port_is_free_again(address: str) -> None:
-    there = processes([0, 1, 2], 3, 20.0, address)
+    ranks = processes([0, 1, 2], 3, 20.0, address)
     for _ in range(2):
         with ThreadPoolExecutor() as pool:
-            assert list(pool.map(lambda each: meet(each, each.port), there)) == [None] * 3
+            assert list(pool.map(lambda rank: meet(rank, rank.port), ranks)) == [None] * 3
 
 
 @pytest.mark.parametrize(
@@ -64,28 +64,28 @@ def test_who_finds_nobody_says_where_it_looked() -> None:
 
 
 def test_all_who_are_there_say_who_is_missing() -> None:
-    there = processes([0, 2], 4, 1.0)
+    ranks = processes([0, 2], 4, 1.0)
     with ThreadPoolExecutor() as pool:
-        said = set(pool.map(refusal, there))
-    assert said == {f"rank 0 waited 1 s at 127.0.0.1:{there[0].port} for 4 processes; missing: rank 1, 3"}
+        messages = set(pool.map(refusal, ranks))
+    assert messages == {f"rank 0 waited 1 s at 127.0.0.1:{ranks[0].port} for 4 processes; missing: rank 1, 3"}
 
 
 @pytest.mark.parametrize("size", [3, 4])
 def test_a_rank_that_comes_twice_or_from_another_run_ends_the_meeting(size: int) -> None:
     first, second = processes([0, 1], 3, 5.0)
     with ThreadPoolExecutor() as pool:
-        said = set(pool.map(refusal, (first, second, replace(second, size=size))))
-    (message,) = said
+        messages = set(pool.map(refusal, (first, second, replace(second, size=size))))
+    (message,) = messages
     assert re.match(rf"(two processes say|a process says) at 127.0.0.1:{first.port} to be rank 1 of {size}; ", message)
 
 
 def test_a_port_that_others_use_is_told() -> None:
-    with socket.create_server(("", 0)) as taken:
-        port = taken.getsockname()[1]
-        said = refusal(Rendezvous(0, 2, 0, "127.0.0.1", port, timeout=5.0))
-        assert said == f"rank 0 cannot listen on port {port}: the port is in use; give the run another port"
-        said = refusal(Rendezvous(1, 2, 1, "127.0.0.1", port, timeout=0.3))
-        assert said.startswith(f"rank 1 did not find rank 0 at 127.0.0.1:{port} within 0.3 s: ")
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        message = refusal(Rendezvous(0, 2, 0, "127.0.0.1", port, timeout=5.0))
+        assert message == f"rank 0 cannot listen on port {port}: the port is in use; give the run another port"
+        message = refusal(Rendezvous(1, 2, 1, "127.0.0.1", port, timeout=0.3))
+        assert message.startswith(f"rank 1 did not find rank 0 at 127.0.0.1:{port} within 0.3 s: ")
 
 
 def test_who_leaves_before_it_is_heard_does_not_disturb_a_meeting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,9 +129,9 @@ def test_an_answer_without_end_is_not_read(monkeypatch: pytest.MonkeyPatch) -> N
 
         liar = Thread(target=answer)
         liar.start()
-        said = refusal(Rendezvous(1, 2, 1, "127.0.0.1", server.getsockname()[1], timeout=0.3))
+        message = refusal(Rendezvous(1, 2, 1, "127.0.0.1", server.getsockname()[1], timeout=0.3))
         liar.join()
-    assert "the process that listens there is not rank 0 of this run: it answers b'stsbp-1" in said
+    assert "the process that listens there is not rank 0 of this run: it answers b'stsbp-1" in message
 
 
 def test_who_sends_byte_by_byte_has_no_more_time() -> None:

@@ -159,8 +159,8 @@ def test_hundreds_of_operations_within_each_other_are_read_printed_and_run(op: s
         for step in (both.forward, both.backward):
             compile(function(step, LANGUAGES[language]), language, "exec")
     backend, z = NumpyBackend(), np.ones((2, 1, 3), np.float32)
-    _, kept = backend.neuron_forward(from_text(_changed(nest)), PSP().filter(), z, 2)
-    assert backend.neuron_backward(from_text(_changed(nest)), PSP().filter(), kept, z)[0].shape == z.shape
+    _, residuals = backend.neuron_forward(from_text(_changed(nest)), PSP().filter(), z, 2)
+    assert backend.neuron_backward(from_text(_changed(nest)), PSP().filter(), residuals, z)[0].shape == z.shape
 
 
 def test_values_to_keep_are_found_among_hundreds_with_a_name() -> None:
@@ -175,8 +175,8 @@ def test_values_to_keep_are_found_among_hundreds_with_a_name() -> None:
     neuron, filter = from_text(_changed(nest)), PSP().filter()
     assert len(neuron_equations(filter, neuron).kept) > 100
     z = np.full((2, 1, 3), 0.25, np.float32)
-    _, kept = NumpyBackend().neuron_forward(neuron, filter, z, 2)
-    assert NumpyBackend().neuron_backward(neuron, filter, kept, z)[0].shape == z.shape
+    _, residuals = NumpyBackend().neuron_forward(neuron, filter, z, 2)
+    assert NumpyBackend().neuron_backward(neuron, filter, residuals, z)[0].shape == z.shape
 
 
 @pytest.mark.parametrize("name", ["lambda", "snap", "where", "float32"])

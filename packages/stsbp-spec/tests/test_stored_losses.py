@@ -139,8 +139,8 @@ def test_what_is_read_back_computes_the_same(loss: Loss) -> None:
     assert stored.name == loss.name
     o, target = _trains((9, 4, 6)), _trains((9, 4, 6))
     backend = NumpyBackend()
-    found = backend.loss_error(stored, PSP(3), o, target)
-    assert found.tobytes() == backend.loss_error(loss, PSP(3), o, target).tobytes()
+    computed = backend.loss_error(stored, PSP(3), o, target)
+    assert computed.tobytes() == backend.loss_error(loss, PSP(3), o, target).tobytes()
 
 
 def test_parameters_are_kept_for_people() -> None:
@@ -218,7 +218,7 @@ def test_a_surrogate_that_is_read_back_computes_the_same(surrogate: Surrogate) -
     assert (stored.name, stored.compact, stored.exact) == (surrogate.name, surrogate.compact, surrogate.exact)
     assert str(stored) == stored.written() == surrogate.written()
     assert StoredSurrogate(surrogate_text(stored)) == stored
-    one, two = (neuron_equations(PSP(3).filter(), LIF(surrogate=each)) for each in (surrogate, stored))
+    one, two = (neuron_equations(PSP(3).filter(), LIF(surrogate=model)) for model in (surrogate, stored))
     assert (one.forward, one.backward, one.constants) == (two.forward, two.backward, two.constants)
 
 
@@ -314,9 +314,9 @@ class EachWay(Differing):
 
 
 def test_numbers_may_stand_on_either_side_of_an_operation_of_constants() -> None:
-    found = from_text(as_text(EachWay())).constants(PSP(1.5), 10, 7)
+    constants = from_text(as_text(EachWay())).constants(PSP(1.5), 10, 7)
     expected = {"a": 4.5, "b": 1.5, "c": 4.5, "d": 2.0, "e": 13.0, "f": -1.5, "g": 21.0, "h": 0.5, "scale": -1.5}
-    assert found == expected
+    assert constants == expected
 
 
 @pytest.mark.parametrize(

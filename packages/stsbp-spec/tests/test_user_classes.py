@@ -53,11 +53,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.usefixtures("here")
 def test_a_class_is_found_in_the_current_folder_which_is_searched_for_that_alone() -> None:
-    before = list(sys.path)
-    found = imported("owned_neurons:Own:tau_m=3", (NeuronModel,), "neuron model")
-    assert found.__name__ == "Own"
-    assert issubclass(found, LIF)
-    assert sys.path == before
+    paths = list(sys.path)
+    cls = imported("owned_neurons:Own:tau_m=3", (NeuronModel,), "neuron model")
+    assert cls.__name__ == "Own"
+    assert issubclass(cls, LIF)
+    assert sys.path == paths
 
 
 @pytest.mark.usefixtures("here")
@@ -78,11 +78,11 @@ def test_a_class_is_found_in_the_current_folder_which_is_searched_for_that_alone
     ],
 )
 def test_what_is_no_class_for_it_is_refused(text: str, message: str) -> None:
-    before = list(sys.path)
+    paths = list(sys.path)
     with pytest.raises(SpecError) as caught:
         imported(text, (NeuronModel,), "neuron model")
     assert str(caught.value).startswith(message)
-    assert sys.path == before
+    assert sys.path == paths
 
 
 @pytest.mark.usefixtures("here")
@@ -142,12 +142,12 @@ def test_a_class_has_a_module_before_it() -> None:
 
 @pytest.mark.usefixtures("here")
 def test_values_are_numbers_and_text_where_the_default_is() -> None:
-    own = imported("owned_neurons:Own", (NeuronModel,), "neuron model")
-    assert read_values(own, ["kind=3", "tau_m=3"], "neuron") == {"kind": "3", "tau_m": 3.0}
+    cls = imported("owned_neurons:Own", (NeuronModel,), "neuron model")
+    assert read_values(cls, ["kind=3", "tau_m=3"], "neuron") == {"kind": "3", "tau_m": 3.0}
     with pytest.raises(SpecError, match=r"^neuron has no parameter 'tau'; it has: tau_m, "):
-        read_values(own, ["tau=3"], "neuron")
+        read_values(cls, ["tau=3"], "neuron")
     with pytest.raises(SpecError, match=r"^neuron: tau_m must be a number, got 'much'$"):
-        read_values(own, ["tau_m=much"], "neuron")
+        read_values(cls, ["tau_m=much"], "neuron")
     for pair in ("tau_m", "tau_m=", "=3"):
         if pair == "=3":
             assert list(read_pairs([pair], "neuron")) == [("", "3")]
@@ -176,8 +176,8 @@ def _own(base: Any, **members: Any) -> Any:
             "back": lambda self, p, s, x: LossStep({}, p.k * (x.o - x.target)),
         },
     }
-    own: Any = dataclass(frozen=True)(type("Own", (base,), {"name": "own"} | right[base] | members))
-    return own()
+    model: Any = dataclass(frozen=True)(type("Own", (base,), {"name": "own"} | right[base] | members))
+    return model()
 
 
 def _step(u: Any, **parts: Any) -> Step:
@@ -281,11 +281,11 @@ def test_mistakes_in_methods_of_a_model_are_named(mistake: str) -> None:
 )
 def test_mistakes_in_methods_that_are_assigned_later_are_named(mistake: str) -> None:
     base, members, message = MISTAKES[mistake]
-    own = type(_own(base))
+    model = type(_own(base))
     for name, method in members.items():
-        setattr(own, name, method)
+        setattr(model, name, method)
     with pytest.raises(SpecError, match=message):
-        _used(own())
+        _used(model())
 
 
 def test_decorated_methods_are_guarded_and_called_as_before() -> None:

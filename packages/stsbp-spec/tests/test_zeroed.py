@@ -66,7 +66,7 @@ def test_gradients_of_a_saturated_layer_that_24_bits_lost_are_kept() -> None:
     assert not lost.gradients["linear1"].any()
     assert lost.zeroed["linear1"].share >= 0.5
     backend = Recording()
-    kept = gradients(backend, "reproducible")
+    computed = gradients(backend, "reproducible")
     dz, on_grid = backend.seen[-1]
     bits = SATURATED.blocks[0].error_bits(frames=2 * STEPS)
     q = error_exponent(float(np.abs(dz).max()), bits)
@@ -74,10 +74,10 @@ def test_gradients_of_a_saturated_layer_that_24_bits_lost_are_kept() -> None:
     assert q is not None
     # Inputs are 0 and 1: each of STEPS errors is wrong by half a unit, each of STEPS float32 sums by half a last place.
     bound = STEPS * (2.0 ** -(q + 1) + 2.0**-24 * np.abs(fast).max())
-    assert np.abs(kept.gradients["linear1"] - fast).max() <= bound
+    assert np.abs(computed.gradients["linear1"] - fast).max() <= bound
     assert bound <= 1e-4 * np.abs(fast).max()
     assert (on_grid[:, 0] != 0).all()
-    assert kept.zeroed["linear1"] == ZeroedErrors(0, 2 * STEPS * 16)
+    assert computed.zeroed["linear1"] == ZeroedErrors(0, 2 * STEPS * 16)
 
 
 @pytest.mark.parametrize("memory", ["full", "low"])
@@ -93,8 +93,8 @@ def test_zeroed_errors_are_counted_exactly(memory: Memory) -> None:
     _, result = trainer.step(trainer.init(initial_weights(network, 0, 200.0)), batch)
     assert list(result.zeroed) == list(network.weight_shapes)
     for name, (dz, on_grid) in zip(reversed(result.zeroed), backend.seen, strict=True):
-        before, after = dz != 0, on_grid != 0
-        assert result.zeroed[name] == ZeroedErrors(int((before & ~after).sum()), int(before.sum()))
+        nonzero, nonzero_on_grid = dz != 0, on_grid != 0
+        assert result.zeroed[name] == ZeroedErrors(int((nonzero & ~nonzero_on_grid).sum()), int(nonzero.sum()))
     first = result.zeroed["conv1"]
     assert 0 < first.zeroed < first.nonzero
     assert first.share == first.zeroed / first.nonzero
