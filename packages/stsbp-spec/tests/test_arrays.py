@@ -102,10 +102,10 @@ class RemoteNames:
         names = NumpyNames(np)
         for name in NAMES:
             member = getattr(names, name)
-            setattr(self, name, member if isinstance(member, type) else self._own(member))
+            setattr(self, name, member if isinstance(member, type) else self._returns_remote(member))
 
     @staticmethod
-    def _own(function: Callable[..., Any]) -> Callable[..., Remote]:
+    def _returns_remote(function: Callable[..., Any]) -> Callable[..., Remote]:
         def called(*arguments: Any, **named: Any) -> Remote:
             for x in (*arguments, *named.values()):
                 assert not isinstance(x, np.ndarray), "an array of the host was sent"
@@ -197,8 +197,8 @@ def test_the_remote_backend_implements_the_abstract_members_alone() -> None:
 
 
 CONCATENATED = "\n".join(
-    f'[[node]]\nname = "{name}"\n{what}\nfrom = {sources}'
-    for name, what, sources in (
+    f'[[node]]\nname = "{name}"\n{operation}\nfrom = {sources}'
+    for name, operation, sources in (
         ("conv1", 'weights = "3C3p1"', '"input"'),
         ("one", 'neurons = ""', '"conv1"'),
         ("means", 'layer = "P2"', '"one"'),

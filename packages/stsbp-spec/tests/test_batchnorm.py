@@ -243,9 +243,9 @@ def test_names_and_notation() -> None:
     assert list(NETWORK.statistics) == ["conv1.mean", "conv1.variance", "conv2.mean", "conv2.variance"]
     assert set(initial_weights(NETWORK, 0)) == {*names, *NETWORK.statistics}
     assert str(NETWORK) == "4C3p1bn-P2-D0.25-5C3bn{momentum=0.3,eps=0.001,factor=0.5}-3"
-    again = NetworkSpec.parse(NETWORK.notation, input_shape=(2, 6, 7), outputs=3)
-    assert again == NETWORK
-    assert again.blocks[1].synapse.norm == BatchNorm(momentum=0.3, eps=0.001, factor=0.5)
+    parsed = NetworkSpec.parse(NETWORK.notation, input_shape=(2, 6, 7), outputs=3)
+    assert parsed == NETWORK
+    assert parsed.blocks[1].synapse.norm == BatchNorm(momentum=0.3, eps=0.001, factor=0.5)
     assert NetworkSpec.parse("20bn-5b", input_shape=(9,)).blocks[0].synapse == Linear(20, norm=BatchNorm())
 
 
@@ -256,7 +256,7 @@ def test_dropout_in_front_is_in_the_statistics_and_not_in_the_filter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("made", "message"),
+    ("build", "message"),
     [
         (lambda: BatchNorm(momentum=0), "momentum of batch normalisation must be above 0 and at most 1, got 0"),
         (lambda: BatchNorm(eps=0.0), "eps of batch normalisation must be from 1e-12 to 1, got 0"),
@@ -274,9 +274,9 @@ def test_dropout_in_front_is_in_the_statistics_and_not_in_the_filter() -> None:
         ),
     ],
 )
-def test_what_cannot_be_is_refused(made: Any, message: str) -> None:
+def test_what_cannot_be_is_refused(build: Any, message: str) -> None:
     with pytest.raises((SpecError, NetworkError, ExactnessError), match=message):
-        made()
+        build()
 
 
 @pytest.mark.parametrize("lengths", [None, np.array([5, 2])], ids=["without lengths", "with lengths"])

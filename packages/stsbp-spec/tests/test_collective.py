@@ -98,7 +98,7 @@ def _together(size: int, work: Callable[[Threads], Any]) -> list[Any]:
     return outcomes
 
 
-def _own(collective: Collective, batch: Batch, *, packed: bool = False) -> Batch[Any]:
+def _part_of_rank(collective: Collective, batch: Batch, *, packed: bool = False) -> Batch[Any]:
     part = collective.parts(batch.targets.shape[1])[collective.rank]
     return Batch(of_part(PackedFrames.of(batch.inputs) if packed else batch.inputs, part, 1), *batch[1:])
 
@@ -117,7 +117,7 @@ def _trained(
     state = trainer.init(initial_weights(NETWORK, 1, 2.0))
     results = []
     for number in range(3):
-        batch = _own(collective or Alone(), _batch(number, lengths), packed=packed)
+        batch = _part_of_rank(collective or Alone(), _batch(number, lengths), packed=packed)
         state, result = trainer.step(state, batch)
         results.append(result)
     return trainer.export_state(state), results, trainer.predict(state, batch.inputs, STEPS, BATCH, lengths)
@@ -260,7 +260,7 @@ def test_parts_that_go_both_ways_by_themselves_exchange_their_sum_once() -> None
         trainer = Trainer(
             NumpyBackend(), NETWORK, VanRossum(), AdamW(), "fast", 3, micro_batch=2, collective=collective
         )
-        state, _ = trainer.step(trainer.init(initial_weights(NETWORK, 1, 2.0)), _own(collective, _batch()))
+        state, _ = trainer.step(trainer.init(initial_weights(NETWORK, 1, 2.0)), _part_of_rank(collective, _batch()))
         assert len(sums) == len(NETWORK.parameters) * (collective.size > 1)
         return trainer.export_state(state)
 
@@ -282,7 +282,7 @@ def test_a_gradient_that_is_not_finite_is_every_rank_s_error() -> None:
         trainer = Trainer(Infinite(), NETWORK, VanRossum(), AdamW(), "reproducible", collective=collective)
         batch = _batch()
         batch.inputs[:, 3:] = 0  # the last rank is silent: its own numbers are finite
-        trainer.step(trainer.init(initial_weights(NETWORK, 1, 2.0)), _own(collective, batch))
+        trainer.step(trainer.init(initial_weights(NETWORK, 1, 2.0)), _part_of_rank(collective, batch))
 
     errors = _together(2, work)
     assert all(isinstance(error, NumericError) for error in errors), errors
@@ -369,13 +369,13 @@ def test_processes_that_do_not_come_are_waited_for_so_long(free_port: int) -> No
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "message"),
     [
         (b"", "a process listens there, but does not answer"),
         (b"SSH-2.0-OpenSSH_9\r\n", "is not rank 0 of this run: it answers b'SSH-2.0-Open'"),
     ],
 )
-def test_a_program_that_listens_in_the_place_of_rank_0_is_not_waited_for(answer: bytes, said: str) -> None:
+def test_a_program_that_listens_in_the_place_of_rank_0_is_not_waited_for(answer: bytes, message: str) -> None:
     pytest.importorskip("torch")
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -395,7 +395,7 @@ def test_a_program_that_listens_in_the_place_of_rank_0_is_not_waited_for(answer:
             guest.close()
     assert ended.returncode == 1
     assert f"rank 1 did not find rank 0 at 127.0.0.1:{port} within 2 s: " in ended.stderr
-    assert said in ended.stderr
+    assert message in ended.stderr
 
 
 def test_a_connection_that_is_lost_names_who_lost_it(free_port: int) -> None:

@@ -93,9 +93,9 @@ def test_what_cannot_be_concatenated_is_refused(inputs: tuple[Values, ...], mess
     assert Concat().infer(replace(SPIKES, exponent=22), replace(SPIKES, maximum=4.0)).bits == 24
 
 
-def _node(name: str, what: str, *sources: str) -> str:
+def _node(name: str, operation: str, *sources: str) -> str:
     read = ", ".join(source if source.startswith("{") else f'"{source}"' for source in sources)
-    return f'[[node]]\nname = "{name}"\n{what}\nfrom = [{read}]\n'
+    return f'[[node]]\nname = "{name}"\n{operation}\nfrom = [{read}]\n'
 
 
 TEXT = "\n".join(

@@ -317,8 +317,8 @@ def test_event_binning_takes_what_is_as_large_as_it_may_be() -> None:
         with pytest.raises(SpecError, match=f"{field} must be at most {value}"):
             replace(binning, **{field: value + 1})  # type: ignore[arg-type]
     assert replace(EventBinning(), steps=25, window_us=25).window_us == 25
-    own = EventBinning()
-    assert (own.polarities, own.height, own.width) == (2, 34, 34)
+    defaults = EventBinning()
+    assert (defaults.polarities, defaults.height, defaults.width) == (2, 34, 34)
     zero = np.zeros(1, np.int64)
     assert bin_events(zero, zero, zero, zero, shape=(1, 1, 1), steps=2**20, start_us=-(2**40)).shape[0] == 2**20
     with pytest.raises(SpecError, match="start_us at most"):

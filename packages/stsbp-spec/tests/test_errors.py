@@ -71,7 +71,7 @@ def test_of_a_long_notation_the_surroundings_are_shown() -> None:
 def test_an_error_of_a_network_keeps_its_reason_and_its_kind() -> None:
     error = NetworkError.of(SpecError("no"), node="conv1")
     assert (str(error), error.reason, error.node) == ("node conv1: no", "no", "conv1")
-    again = NetworkError.of(error, notation="8", start=0)
-    assert str(again) == "no\n  8\n  ^"
-    assert type(again) is NetworkError
+    with_notation = NetworkError.of(error, notation="8", start=0)
+    assert str(with_notation) == "no\n  8\n  ^"
+    assert type(with_notation) is NetworkError
     assert type(NetworkError.of(ExactnessError("no"), node="conv1")) is ExactNetworkError

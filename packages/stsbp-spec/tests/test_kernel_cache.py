@@ -24,7 +24,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def again(root: Path, key: str = "key") -> KernelFolder:
+def reopened(root: Path, key: str = "key") -> KernelFolder:
     """The folder as another process opens it."""
     return KernelFolder(root / "kernels", "kind", key)
 
@@ -83,9 +83,9 @@ def test_what_is_written_is_found_again_and_closed_to_others(root: Path) -> None
     finally:
         os.umask(umask)
     assert folder is kernel_folder("kind", "key")
-    assert again(root).read("name") == DATA
+    assert reopened(root).read("name") == DATA
     assert built.read_bytes() == DATA
-    assert again(root, "other").read("name") is None
+    assert reopened(root, "other").read("name") is None
     assert built.parent == root / "kernels" / "kind-key"
     assert [mode(built.parent), mode(root / "kernels")] == [0o700, 0o700]
     assert {path.name: mode(path) for path in built.parent.iterdir()} == dict.fromkeys(
@@ -98,7 +98,7 @@ def test_a_folder_that_others_can_only_read_is_closed(root: Path) -> None:
     kernel_folder("kind", "key").write("name", DATA)
     for folder in (root / "kernels", root / "kernels" / "kind-key"):
         folder.chmod(0o755)
-    assert again(root).read("name") == DATA
+    assert reopened(root).read("name") == DATA
     assert [mode(root / "kernels"), mode(root / "kernels" / "kind-key")] == [0o700, 0o700]
 
 
@@ -139,9 +139,9 @@ def _file(root: Path) -> None:
 def test_an_unsafe_folder_is_not_read_and_said_once(
     spoil: Callable[[Path], None], words: str, root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    again(root).write("name", DATA)
+    reopened(root).write("name", DATA)
     spoil(root)
-    folders = [again(root), again(root)]
+    folders = [reopened(root), reopened(root)]
     assert [folder.read("name") for folder in folders] == [None, None]
     assert not any(folder.kept for folder in folders)
     assert len(caplog.messages) == 1
@@ -157,12 +157,12 @@ def test_an_unsafe_folder_is_not_read_and_said_once(
 def test_what_belongs_to_somebody_else_is_not_read(
     root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = again(root)
+    folder = reopened(root)
     folder.write("name", DATA)
     number = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: number + 1)
     assert folder.read("name") is None
-    assert again(root).read("name") is None
+    assert reopened(root).read("name") is None
     assert [f"kernels belongs to another user (number {number})" in text for text in caplog.messages] == [True]
 
 
@@ -198,14 +198,14 @@ def _pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
-def _gone(path: Path) -> None:
+def _unlink(path: Path) -> None:
     path.unlink()
 
 
 @POSIX
 @pytest.mark.parametrize(
     "damage",
-    [_cut, _cut_to_nothing, _one_bit, _another_name, _open_file, _linked, _pipe, _gone],
+    [_cut, _cut_to_nothing, _one_bit, _another_name, _open_file, _linked, _pipe, _unlink],
     ids=lambda d: d.__name__,
 )
 def test_a_file_that_is_damaged_or_unsafe_is_made_again(damage: Callable[[Path], None], root: Path) -> None:
@@ -221,7 +221,7 @@ def test_a_file_that_is_damaged_or_unsafe_is_made_again(damage: Callable[[Path],
 @POSIX
 @pytest.mark.parametrize("spoiled", ["library", "library.sha256"])
 @pytest.mark.parametrize(
-    "damage", [_cut, _cut_to_nothing, _one_bit, _open_file, _linked, _pipe, _gone], ids=lambda d: d.__name__
+    "damage", [_cut, _cut_to_nothing, _one_bit, _open_file, _linked, _pipe, _unlink], ids=lambda d: d.__name__
 )
 def test_a_built_file_that_is_damaged_or_unsafe_is_built_again(
     damage: Callable[[Path], None], spoiled: str, root: Path
@@ -270,15 +270,15 @@ def test_a_full_disk_is_one_warning_and_leaves_nothing(
     # What did not fit is kept for this process as soon as there is room.
     folder.write("name", DATA)
     assert folder.read("name") == DATA
-    assert again(root).read("name") is None
+    assert reopened(root).read("name") is None
 
 
 def test_a_folder_that_cannot_be_written_is_still_read(
     root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    again(root).write("name", DATA)
-    monkeypatch.setattr(os, "access", lambda path, wanted: False)
-    folder = again(root)
+    reopened(root).write("name", DATA)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    folder = reopened(root)
     assert not folder.kept
     folder.write("new", DATA)
     assert [folder.read("name"), folder.read("new")] == [DATA, DATA]
@@ -322,13 +322,13 @@ def test_a_folder_that_vanishes_is_made_again(root: Path) -> None:
     assert folder.read("name") is None
     folder.write("name", DATA)
     assert folder.kept
-    assert again(root).read("name") == DATA
+    assert reopened(root).read("name") == DATA
 
 
 DAY = 86400
 
 
-def _made(root: Path, key: str, days: float, kind: str = "kind") -> Path:
+def _written_folder(root: Path, key: str, days: float, kind: str = "kind") -> Path:
     KernelFolder(root / "kernels", kind, key).write("name", DATA)
     path = root / "kernels" / f"{kind}-{key}"
     os.utime(path, (time.time() - days * DAY,) * 2)
@@ -336,38 +336,42 @@ def _made(root: Path, key: str, days: float, kind: str = "kind") -> Path:
 
 
 def test_folders_unused_for_a_month_go_when_a_new_one_is_made(root: Path) -> None:
-    old, recent, other = _made(root, "old", 0), _made(root, "recent", 29), _made(root, "old", 31, "other")
+    old, recent, other = (
+        _written_folder(root, "old", 0),
+        _written_folder(root, "recent", 29),
+        _written_folder(root, "old", 31, "other"),
+    )
     os.utime(old, (time.time() - 31 * DAY,) * 2)
-    again(root, "recent")
+    reopened(root, "recent")
     assert old.exists()
-    again(root, "new")
+    reopened(root, "new")
     assert not old.exists()
     assert recent.exists()
     assert other.exists()
 
 
 def test_what_is_used_stays(root: Path) -> None:
-    path = _made(root, "used", 31)
-    assert again(root, "used").read("name") == DATA
-    again(root, "new")
+    path = _written_folder(root, "used", 31)
+    assert reopened(root, "used").read("name") == DATA
+    reopened(root, "new")
     assert path.exists()
 
 
 def test_at_most_eight_folders_stay_but_those_of_today(root: Path) -> None:
-    paths = [_made(root, str(n), 0) for n in range(12)]
+    paths = [_written_folder(root, str(n), 0) for n in range(12)]
     for n, path in enumerate(paths):
         os.utime(path, (time.time() - (n / 8) * DAY,) * 2)
-    again(root, "new")
+    reopened(root, "new")
     # Opened within a day: 0 to 7. The eighth place is that of the new one, so 8 and later go.
     assert [path.exists() for path in paths] == [True] * 8 + [False] * 4
     for n, path in enumerate(paths[:8]):
         os.utime(path, (time.time() - (n + 2) * DAY,) * 2)
-    again(root, "newer")
+    reopened(root, "newer")
     assert [path.exists() for path in paths[:8]] == [True] * 6 + [False] * 2
 
 
 def test_what_a_killed_process_left_half_written_goes(root: Path) -> None:
-    folder = again(root)
+    folder = reopened(root)
     temporary = [root / "kernels" / "kind-key" / name for name in (".0123.tmp", ".4567.tmp")]
     for path in temporary:
         path.write_bytes(DATA)
@@ -383,13 +387,13 @@ def _age(folder: Path, days: float) -> None:
 
 
 def test_files_unused_for_a_month_go_when_a_process_writes_into_their_folder(root: Path) -> None:
-    folder, path = again(root), root / "kernels" / "kind-key"
+    folder, path = reopened(root), root / "kernels" / "kind-key"
     for name in ("idle", "read"):
         folder.write(name, DATA)
     for name in ("idle.so", "built.so"):
         folder.built(name, lambda file: file.write_bytes(DATA))
     _age(path, 29)
-    folder = again(root)
+    folder = reopened(root)
     folder.write("new", DATA)
     assert len(list(path.iterdir())) == 7
     _age(path, 31)
@@ -397,13 +401,13 @@ def test_files_unused_for_a_month_go_when_a_process_writes_into_their_folder(roo
     folder.built("built.so", lambda file: pytest.fail("it is there"))
     folder.write("not the first of this process", DATA)
     assert (path / "idle").exists()
-    again(root).write("newer", DATA)
+    reopened(root).write("newer", DATA)
     remaining = {"read", "built.so", "built.so.sha256", "not the first of this process", "newer"}
     assert {file.name for file in path.iterdir()} == remaining
 
 
 def test_a_file_is_marked_as_used_once_a_day(root: Path) -> None:
-    folder, path = again(root), root / "kernels" / "kind-key" / "name"
+    folder, path = reopened(root), root / "kernels" / "kind-key" / "name"
     folder.write("name", DATA)
     for days, marked in ((0.9, False), (1.1, True)):
         used_at = time.time() - days * DAY
@@ -473,11 +477,11 @@ def test_a_claim_that_another_process_ends_is_not_taken_twice(root: Path, monkey
     first = folder.claim("name")
     assert first is not None
 
-    def late(file: int, how: int) -> None:
+    def late(file: int, operation: int) -> None:
         # The claim of the other process ends between the opening and the locking of its file.
         monkeypatch.setattr(fcntl, "flock", flock)
         first.release()
-        flock(file, how)
+        flock(file, operation)
 
     monkeypatch.setattr(fcntl, "flock", late)
     second = folder.claim("name")

@@ -35,7 +35,7 @@ MPICH = {"PMI_RANK": "1", "PMI_SIZE": "3", "MPI_LOCALRANKID": "1", "MPI_LOCALNRA
 JAX = {"JAX_COORDINATOR_ADDRESS": "host.example:1234", "JAX_PROCESS_ID": "2", "JAX_NUM_PROCESSES": "4"}
 
 
-def seen(environ: dict[str, str]) -> Rendezvous:
+def required_rendezvous(environ: dict[str, str]) -> Rendezvous:
     """What is found where there are several processes."""
     rendezvous = found(environ)
     assert rendezvous is not None
@@ -55,7 +55,7 @@ def test_variables_of_torchrun_set_by_hand_and_by_the_command_itself() -> None:
     by_hand = {name: value for name, value in TORCHRUN.items() if not name.startswith("TORCHELASTIC")}
     del by_hand["LOCAL_RANK"]
     assert found(by_hand) == Rendezvous(5, 8, 5, "node07", 29611, "RANK and WORLD_SIZE")
-    by_command = seen({**by_hand, "STSBP_LAUNCHER": "3"})
+    by_command = required_rendezvous({**by_hand, "STSBP_LAUNCHER": "3"})
     assert by_command.launcher == "stsbp --processes"
 
 
@@ -103,15 +103,15 @@ def test_what_is_missing_is_said_in_words(missing: tuple[str, ...], says: str) -
 
 
 def test_torchrun_and_jax_may_say_the_same() -> None:
-    assert seen({**TORCHRUN, **JAX, "JAX_PROCESS_ID": "5", "JAX_NUM_PROCESSES": "8"}) == found(TORCHRUN)
+    assert required_rendezvous({**TORCHRUN, **JAX, "JAX_PROCESS_ID": "5", "JAX_NUM_PROCESSES": "8"}) == found(TORCHRUN)
 
 
 def test_torchrun_counts_within_a_job_of_slurm() -> None:
-    assert found({**SLURM, **TORCHRUN}) == seen(TORCHRUN)
+    assert found({**SLURM, **TORCHRUN}) == required_rendezvous(TORCHRUN)
 
 
 def test_slurm() -> None:
-    rendezvous = seen(SLURM)
+    rendezvous = required_rendezvous(SLURM)
     assert (rendezvous.rank, rendezvous.size, rendezvous.local_rank, rendezvous.address, rendezvous.launcher) == (
         3,
         4,
@@ -119,22 +119,22 @@ def test_slurm() -> None:
         "node01",
         "Slurm",
     )
-    other = seen({**SLURM, "SLURM_JOB_ID": "1234568"})
-    step = seen({**SLURM, "SLURM_STEP_ID": "1"})
+    other = required_rendezvous({**SLURM, "SLURM_JOB_ID": "1234568"})
+    step = required_rendezvous({**SLURM, "SLURM_STEP_ID": "1"})
     assert len({rendezvous.port, other.port, step.port}) == 3
     assert (rendezvous.port, step.port) == (20_000 + 1_234_567 * 31 % 12_000, 20_000 + (1_234_567 * 31 + 1) % 12_000)
 
 
 def test_slurm_takes_the_nodes_of_the_job_where_the_step_says_none() -> None:
     environ = {name: value for name, value in SLURM.items() if name != "SLURM_STEP_NODELIST"}
-    rendezvous = seen(environ)
+    rendezvous = required_rendezvous(environ)
     assert rendezvous.address == "login"
     with pytest.raises(BackendError, match="SLURM_STEP_NODELIST, which says where rank 0 runs, is not set"):
         found({name: value for name, value in environ.items() if name != "SLURM_JOB_NODELIST"})
 
 
 def test_slurms_place_and_port_may_be_given() -> None:
-    rendezvous = seen({**SLURM, "MASTER_ADDR": "other", "MASTER_PORT": "999"})
+    rendezvous = required_rendezvous({**SLURM, "MASTER_ADDR": "other", "MASTER_PORT": "999"})
     assert (rendezvous.address, rendezvous.port) == ("other", 999)
 
 
@@ -164,7 +164,7 @@ def test_half_of_slurms_variables(missing: str) -> None:
         with pytest.raises(BackendError, match="SLURM_PROCID is not"):
             found(environ)
     else:
-        assert found(environ) == seen(SLURM)
+        assert found(environ) == required_rendezvous(SLURM)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_no_list_of_hosts(nodes: str) -> None:
 
 def test_open_mpi() -> None:
     assert found(OPEN_MPI) == Rendezvous(1, 2, 1, "127.0.0.1", DEFAULT_PORT, "Open MPI")
-    one, other = (seen({**OPEN_MPI, "PMIX_NAMESPACE": name}) for name in ("prterun-1@1", "prterun-2@1"))
+    one, other = (required_rendezvous({**OPEN_MPI, "PMIX_NAMESPACE": name}) for name in ("prterun-1@1", "prterun-2@1"))
     assert one.port != other.port
 
 
@@ -199,9 +199,9 @@ def test_open_mpi_on_several_machines_wants_to_know_where() -> None:
     apart = {**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
     with pytest.raises(BackendError, match="MASTER_ADDR"):
         found(apart)
-    rendezvous = seen({**apart, "MASTER_ADDR": "node3"})
+    rendezvous = required_rendezvous({**apart, "MASTER_ADDR": "node3"})
     assert (rendezvous.address, rendezvous.local_rank) == ("node3", 0)
-    in_slurm = seen({**apart, "SLURM_JOB_NODELIST": "node[4-5]"})
+    in_slurm = required_rendezvous({**apart, "SLURM_JOB_NODELIST": "node[4-5]"})
     assert (in_slurm.address, in_slurm.launcher) == ("node4", "Open MPI")
 
 
@@ -210,13 +210,13 @@ def test_mpich() -> None:
     with pytest.raises(BackendError, match="PMI_SIZE is not"):
         found({"PMI_RANK": "1"})
     # srun sets PMI's variables too; then its own count.
-    of_srun = seen({"PMI_RANK": "3", "PMI_SIZE": "4", **SLURM})
+    of_srun = required_rendezvous({"PMI_RANK": "3", "PMI_SIZE": "4", **SLURM})
     assert of_srun.launcher == "Slurm"
 
 
 def test_jax() -> None:
     assert found(JAX) == Rendezvous(2, 4, 2, "host.example", 1234, "JAX's variables")
-    assert seen({**JAX, "LOCAL_RANK": "0"}).local_rank == 0
+    assert required_rendezvous({**JAX, "LOCAL_RANK": "0"}).local_rank == 0
 
 
 @pytest.mark.parametrize("missing", list(JAX))
@@ -225,7 +225,7 @@ def test_half_of_jaxs_variables(missing: str) -> None:
         found({name: value for name, value in JAX.items() if name != missing})
 
 
-@pytest.mark.parametrize("where", ["host", "host:", ":1", "host:x", "host:70000"])
-def test_jax_without_a_port(where: str) -> None:
+@pytest.mark.parametrize("address", ["host", "host:", ":1", "host:x", "host:70000"])
+def test_jax_without_a_port(address: str) -> None:
     with pytest.raises(BackendError, match=r"JAX_COORDINATOR_ADDRESS is .*HOST:PORT"):
-        found({**JAX, "JAX_COORDINATOR_ADDRESS": where})
+        found({**JAX, "JAX_COORDINATOR_ADDRESS": address})

@@ -30,7 +30,7 @@ NUMPY = NumpyBackend()
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("arguments", "message"),
     [
         ((2.0, 0.0, 1.0), "initial of a learned parameter must be between low, 0, and high, 1, got 2"),
         ((0.5, 1.0, 0.0), "must be between low, 1, and high, 0"),
@@ -42,9 +42,9 @@ NUMPY = NumpyBackend()
         ((0.5, 0.0, 1.0, "neuron"), "per is 'layer' or 'channel', got 'neuron'"),
     ],
 )
-def test_numbers_that_cannot_be_learned_are_refused(given: tuple[Any, ...], message: str) -> None:
+def test_numbers_that_cannot_be_learned_are_refused(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        Learned(*given)
+        Learned(*arguments)
 
 
 def test_one_a_layer_or_one_a_channel() -> None:
@@ -56,18 +56,18 @@ def test_one_a_layer_or_one_a_channel() -> None:
 
 @dataclass(frozen=True)
 class Gain(NeuronModel):
-    """`u = gain i`, with an adjoint of its own: `how` says what is wrong with it."""
+    """`u = gain i`, with an adjoint of its own: `mistake` says what is wrong with it."""
 
     name: ClassVar[str] = "gain"
     states: ClassVar[tuple[str, ...]] = ("m",)
     carried: ClassVar[tuple[str, ...]] = ("m",)
-    how: str = ""
+    mistake: str = ""
 
     def __post_init__(self) -> None:
         pass
 
     def constants(self) -> Mapping[str, float]:
-        return {"keep": 0.5} | ({"gain": 1.0} if self.how == "twice" else {})
+        return {"keep": 0.5} | ({"gain": 1.0} if self.mistake == "twice" else {})
 
     def learned(self) -> Mapping[str, Learned]:
         return {"gain": Learned(1.5, 0, 4)}
@@ -79,19 +79,19 @@ class Gain(NeuronModel):
     def adjoint(self, p: Names, d: Names, u: Expr, g: Expr, h: Any) -> Adjoint:
         r = snap(h(u - p.gain) * g)
         new = r + snap(p.keep * d.m)
-        return Adjoint(new, {"m": new}, {} if self.how == "missing" else {"gain": -r})
+        return Adjoint(new, {"m": new}, {} if self.mistake == "missing" else {"gain": -r})
 
 
 @pytest.mark.parametrize(
-    ("how", "message"),
+    ("mistake", "message"),
     [
         ("twice", "the neuron gain: gain is both a constant and learned"),
         ("missing", "the gradients of the learned numbers of the neuron gain: expected gain, got none"),
     ],
 )
-def test_mistakes_in_a_model_are_named(how: str, message: str) -> None:
+def test_mistakes_in_a_model_are_named(mistake: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        neuron_equations(IDENTITY, Gain(how=how))
+        neuron_equations(IDENTITY, Gain(mistake=mistake))
 
 
 @dataclass(frozen=True)
@@ -294,8 +294,8 @@ def test_training_moves_what_is_learned_and_exports_it(memory: Memory) -> None:
     exported = trainer.export_state(state)
     names = {f"{part}/{name}" for part in ("weight", "adamw.m", "adamw.v") for name in NETWORK.parameters}
     assert set(exported) == {"step", *names}
-    again = trainer.import_state(exported)
-    for name, x in trainer.export_state(again).items():
+    imported = trainer.import_state(exported)
+    for name, x in trainer.export_state(imported).items():
         assert np.asarray(x).tobytes() == np.asarray(exported[name]).tobytes()
 
 

@@ -273,10 +273,10 @@ def test_decoders_and_matches_leave_padded_steps_out() -> None:
     lengths = np.array([9, 1, 4, 8, 4])
     sequences = np.stack([target[:, b] for b in range(3)])
     for loss in OWN:
-        found = distances(o, sequences, loss, PSP(3), lengths)
+        of_batch = distances(o, sequences, loss, PSP(3), lengths)
         for b, length in enumerate(lengths):
             alone = distances(o[:length, b : b + 1], sequences[:, :length], loss, PSP(3))
-            assert np.array_equal(found[b], alone[0])
+            assert np.array_equal(of_batch[b], alone[0])
     counted = spike_count(o, lengths)
     matches = match_spikes(o, target, 1, lengths)
     for b, length in enumerate(lengths):

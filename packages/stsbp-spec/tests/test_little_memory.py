@@ -92,23 +92,23 @@ def test_much_is_more_than_four_parts_keep() -> None:
 def test_all_processes_keep_the_same_of_a_part(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second process has fewer samples, but runs the same program."""
 
-    class Asked(Exception):
+    class QueryMade(Exception):
         pass
 
-    def asked(network: NetworkSpec, steps: int, samples: int) -> bool:
+    def query(network: NetworkSpec, steps: int, samples: int) -> bool:
         assert samples == 4
-        raise Asked
+        raise QueryMade
 
     class One(Alone[AnyArray]):
         size = 2
 
-    monkeypatch.setattr(trainer_module, "is_much", asked)
+    monkeypatch.setattr(trainer_module, "is_much", query)
     collective = One()
     collective.rank = rank
     part, batch = collective.parts(BATCH)[rank], _batch()
     trainer = Trainer(NumpyBackend(), NETWORK, VanRossum(), AdamW(), memory="low", collective=collective)
     state = trainer.init(initial_weights(NETWORK, 1))
-    with pytest.raises(Asked):
+    with pytest.raises(QueryMade):
         trainer.step(state, Batch(batch.inputs[:, part.first : part.end], batch.targets))
 
 
@@ -123,11 +123,11 @@ def test_a_part_goes_both_ways_before_the_next_where_nothing_is_asked(
 ) -> None:
     backend = Noting()
     _step(network, precision, "low", backend=backend)
-    losses = [n for what, n in backend.noted if what == "loss"]
+    losses = [n for event, n in backend.noted if event == "loss"]
     assert losses == [3, 3, 1]
-    ways = [what for what, _ in backend.noted if what != "bits"]
+    ways = [event for event, _ in backend.noted if event != "bits"]
     assert ways[: first + 1] == ["loss"] * first + ["back"]
-    assert [n for what, n in backend.noted if what == "bits"] == ([] if first == 1 else [3, 3, 3, 3, 3, 3, 1, 1, 1])
+    assert [n for event, n in backend.noted if event == "bits"] == ([] if first == 1 else [3, 3, 3, 3, 3, 3, 1, 1, 1])
 
 
 def test_of_much_a_bit_a_spike_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,21 +135,21 @@ def test_of_much_a_bit_a_spike_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, "_MUCH", 3 * SAMPLE - 1)
     backend = Noting()
     _step(NETWORK, "fast", "low", backend=backend)
-    assert [n for what, n in backend.noted if what == "bits"] == [3, 3, 3, 3, 3, 3, 1, 1, 1]
+    assert [n for event, n in backend.noted if event == "bits"] == [3, 3, 3, 3, 3, 3, 1, 1, 1]
 
 
 @pytest.mark.usefixtures("three_at_once")
 def test_a_micro_batch_that_was_asked_for_is_taken() -> None:
     backend = Noting()
     _step(NETWORK, "fast", "low", backend=backend, micro_batch=5)
-    assert [n for what, n in backend.noted if what == "loss"] == [5, 2]
+    assert [n for event, n in backend.noted if event == "loss"] == [5, 2]
 
 
 @pytest.mark.parametrize("network", [NETWORK, NORMALISED], ids=["chain", "normalised"])
 @pytest.mark.usefixtures("three_at_once")
 def test_little_memory_changes_last_bits_of_fast_gradients_alone(network: NetworkSpec) -> None:
-    exact, again = (_step(network, "reproducible", memory)[0] for memory in ("full", "low"))
-    assert {name: x.tobytes() for name, x in exact.items()} == {name: x.tobytes() for name, x in again.items()}
+    exact, lean = (_step(network, "reproducible", memory)[0] for memory in ("full", "low"))
+    assert {name: x.tobytes() for name, x in exact.items()} == {name: x.tobytes() for name, x in lean.items()}
     (state, one, full), (lean_state, parts, low) = (_step(network, "fast", memory) for memory in ("full", "low"))
     assert parts.spikes.tobytes() == one.spikes.tobytes()
     assert (parts.loss, parts.rates) == (one.loss, one.rates)

@@ -47,9 +47,9 @@ def test_blocks_that_were_freed_are_not_faulted_in_again() -> None:
         outputs[keep] = subprocess.run(
             command, capture_output=True, text=True, check=True, env=environment
         ).stdout.split()
-    (left_alone, many), (kept, few) = outputs["0"], outputs["1"]
-    assert (left_alone, kept) == ("False", "True")
-    assert int(few) < int(many) / 10
+    (default_set, default_faults), (keep_set, keep_faults) = outputs["0"], outputs["1"]
+    assert (default_set, keep_set) == ("False", "True")
+    assert int(keep_faults) < int(default_faults) / 10
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps freed memory here")

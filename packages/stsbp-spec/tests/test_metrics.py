@@ -76,13 +76,13 @@ def test_metrics_take_tensors() -> None:
     spikes, targets = (rng.random((9, 4, 3)) < 0.4 for _ in range(2))
     lengths = np.array([9, 5, 7, 1])
     expected = match_spikes(spikes.astype(np.uint8), targets.astype(np.uint8), 1, lengths)
-    given = _Tensor(spikes.astype(np.float32)), _Tensor(targets.astype(np.float32)), 1, _Tensor(lengths)
-    for x, y in zip(match_spikes(*given), expected, strict=True):
+    arguments = _Tensor(spikes.astype(np.float32)), _Tensor(targets.astype(np.float32)), 1, _Tensor(lengths)
+    for x, y in zip(match_spikes(*arguments), expected, strict=True):
         assert np.array_equal(x, y)
     counted = spike_count(spikes.astype(np.uint8), lengths)
     assert np.array_equal(spike_count(_Tensor(spikes.astype(np.float32)), _Tensor(lengths)), counted)
     distances = VanRossum().distances(spikes.astype(np.uint8), targets.astype(np.uint8), PSP(3), lengths)
-    assert np.array_equal(VanRossum().distances(given[0], given[1], PSP(3), given[3]), distances)
+    assert np.array_equal(VanRossum().distances(arguments[0], arguments[1], PSP(3), arguments[3]), distances)
 
 
 class _Tensor:

@@ -188,25 +188,28 @@ _KEEPING: st.SearchStrategy[Layer] = st.recursive(
         delay=st.integers(0, 3),
     ),
     lambda inner: st.builds(
-        lambda full, rest: Branches((full, *rest)),
+        lambda full, others: Branches((full, *others)),
         st.lists(inner, min_size=1, max_size=2).map(tuple),
         st.lists(st.lists(inner, max_size=2).map(tuple), min_size=1, max_size=2),
-    ).filter(lambda made: all(made.branches[:-1])),
+    ).filter(lambda layer: all(layer.branches[:-1])),
     max_leaves=6,
 )
 
 
 @given(
     layers=st.lists(_KEEPING, max_size=3),
-    own=st.none() | st.builds(Linear, st.just(5), weight_bits=st.integers(2, 12)),
-    alone=st.none() | st.builds(OneToOne, weight_bits=st.integers(2, 12)),
+    connected=st.none() | st.builds(Linear, st.just(5), weight_bits=st.integers(2, 12)),
+    one_to_one=st.none() | st.builds(OneToOne, weight_bits=st.integers(2, 12)),
     delay=st.integers(0, 9),
 )
 def test_notation_of_branches_recurrence_and_delays_reads_back(
-    layers: list[Layer], own: Linear | None, alone: OneToOne | None, delay: int
+    layers: list[Layer], connected: Linear | None, one_to_one: OneToOne | None, delay: int
 ) -> None:
-    before, after = (SpikingLayer(Linear(5, weight_bits=7), recurrent=each, delay=delay) for each in (own, alone))
-    network = NetworkSpec((4, 6, 5), (SpikingLayer(Conv2d(4, 3, padding=1)), *layers, before, after))
+    first, second = (
+        SpikingLayer(Linear(5, weight_bits=7), recurrent=recurrent, delay=delay)
+        for recurrent in (connected, one_to_one)
+    )
+    network = NetworkSpec((4, 6, 5), (SpikingLayer(Conv2d(4, 3, padding=1)), *layers, first, second))
     assert NetworkSpec.parse(network.notation, input_shape=(4, 6, 5)) == network
     spaced = re.sub(r"[][|]|-(?![a-z0-9]*-?one)", r" \g<0> ", network.notation).replace("] +", "]+")
     assert NetworkSpec.parse(spaced, input_shape=(4, 6, 5)) == network
@@ -585,16 +588,16 @@ def test_equal_networks_have_one_notation() -> None:
         (np.int64, np.float32, np.float16),
         (np.uint8, np.int16, Fraction),
     )
-    for whole, real, half in conversions:
+    for integer, real, half in conversions:
         layers = (
             SpikingLayer(
-                Conv2d(whole(4), whole(3), weight_bits=whole(8)),
+                Conv2d(integer(4), integer(3), weight_bits=integer(8)),
                 LIF(real(8), real(4), real(1), Triangle(real(2))),
             ),
             Dropout(half(0.5)),
-            SpikingLayer(Linear(whole(3)), LIF(real(3))),
+            SpikingLayer(Linear(integer(3)), LIF(real(3))),
         )
-        same = NetworkSpec(tuple(whole(n) for n in (2, 9, 9)), layers, input_max=whole(1))
+        same = NetworkSpec(tuple(integer(n) for n in (2, 9, 9)), layers, input_max=integer(1))
         assert (same, same.notation, repr(same)) == (exact, exact.notation, repr(exact))
     assert exact.notation.startswith(
         "4C3p0s1{neuron=lif,tau_m=8.0,tau_s=4.0,threshold=1.0,surrogate=triangle:width=2.0,reset=zero,tau_rise=0.0,"
@@ -781,8 +784,8 @@ def test_initial_weights() -> None:
         # The standard error of a uniform's standard deviation is below 0.45 / sqrt(n); five of them.
         assert abs(w.std() / deviation - 1) < 2.3 / w.size**0.5
         assert abs(w).max() <= deviation * 3**0.5 * (1 + 1e-6)
-    again, other = initial_weights(network, 3, gain=1.2), initial_weights(network, 4, gain=1.2)
-    assert all((w == again[name]).all() and (w != other[name]).mean() > 0.99 for name, w in weights.items())
+    redrawn, other = initial_weights(network, 3, gain=1.2), initial_weights(network, 4, gain=1.2)
+    assert all((w == redrawn[name]).all() and (w != other[name]).mean() > 0.99 for name, w in weights.items())
     assert (weights["conv1"].reshape(-1)[:600] != weights["conv2"].reshape(-1)[:600]).mean() > 0.99
 
 

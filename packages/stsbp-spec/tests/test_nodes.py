@@ -85,8 +85,8 @@ def test_nodes_are_read_in_order() -> None:
     names = [node.name for node in network.graph.nodes]
     assert names == ["input", "conv1", "again", "fires", "pool", "hidden", "own", "h", "out", "skip", "output"]
     assert network.graph.recurrent == {"h": ("own",)}
-    again = network.nodes[1]
-    assert again == Node("again", Conv2d(4, 3, padding=1, weight_bits=6), (Edge("input", 2),), "conv1")
+    shared = network.nodes[1]
+    assert shared == Node("again", Conv2d(4, 3, padding=1, weight_bits=6), (Edge("input", 2),), "conv1")
     assert network.nodes[5].op == OneToOne(weight_bits=7)
     assert network.nodes[6] == Node("h", Neurons(LIF(tau_s=2, threshold=0.43)), (Edge("hidden"), Edge("own")))
     assert [projection.name for projection in network.graph.projections if projection.synapse.weight_bits == 9] == [
@@ -106,9 +106,9 @@ def test_nodes_are_read_in_order() -> None:
 
 def test_what_is_written_is_read_back() -> None:
     network = spec(neuron=LIF(tau_m=3, tau_s=2), weight_bits=9)
-    again = NetworkSpec.parse(network.notation, input_shape=(2, 4, 4), neuron=LIF(7), weight_bits=4, padding="same")
-    assert again == network
-    assert written_nodes(again.nodes) == network.notation
+    parsed = NetworkSpec.parse(network.notation, input_shape=(2, 4, 4), neuron=LIF(7), weight_bits=4, padding="same")
+    assert parsed == network
+    assert written_nodes(parsed.nodes) == network.notation
     assert str(network) == "11 nodes"
 
 

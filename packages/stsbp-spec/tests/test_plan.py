@@ -231,8 +231,8 @@ def test_errors_of_one_reader_are_added_in_the_order_of_its_edges() -> None:
         _, saved = backend.rule(op).forward(op, s, wq[weights])
         return backend.rule(op).backward(op, saved, dz, precision="fast", need_input=need_input)
 
-    again = forward_pass(backend, network, wq, _inputs(network), STEPS, None)
-    (_, first), (_, second) = again.populations()
+    fresh = forward_pass(backend, network, wq, _inputs(network), STEPS, None)
+    (_, first), (_, second) = fresh.populations()
     total: AnyArray = sum((backend.shift_time(first.spikes, delay) for delay in delays), np.zeros_like(first.spikes))
     error, _ = backward("w2", second, total, _error(), True)
     shifted = [backend.shift_time(error, -delay) for delay in delays]
@@ -261,17 +261,17 @@ def test_gradients_of_shared_weights_are_added_in_the_order_of_their_uses() -> N
 
     backend, wq = NumpyBackend(), _weights(network(shared=False))
     wq |= {"a": wq["b"], "c": wq["b"]}
-    found, apart = (
+    shared_gradients, separate = (
         backward_pass(
             forward_pass(backend, graph, wq, _inputs(graph), STEPS, None), _error(), "reproducible"
         )
         for graph in (network(shared=True), network(shared=False))
     )  # fmt: skip
-    a, b, c = (apart[name] for name in "abc")
+    a, b, c = (separate[name] for name in "abc")
     assert not np.array_equal(a + b + c, c + b + a)
     assert not np.array_equal(a + b + c, b + a + c) or not np.array_equal(a + b + c, b + c + a)
-    assert found["b"].tobytes() == (a + b + c).tobytes()
-    assert set(found) == {"b", "w"}
+    assert shared_gradients["b"].tobytes() == (a + b + c).tobytes()
+    assert set(shared_gradients) == {"b", "w"}
 
 
 @pytest.mark.parametrize("precision", ["fast", "reproducible"])

@@ -256,9 +256,9 @@ def exactly(kind: str, steps: int, seed: int) -> dict[str, tuple[AnyArray, AnyAr
         return None
     if not all((g != 0).mean() >= 0.3 for g in gradients.values()):
         return None
-    found = {f"spikes of {name}": (s, np.stack(run.o[name])) for name, s in trace.spikes.items()}
-    found |= {f"potentials of {name}": (u, np.stack(run.u[name])) for name, u in potentials.items()}
-    return found | {name: (got[name], g) for name, g in gradients.items()}
+    compared = {f"spikes of {name}": (s, np.stack(run.o[name])) for name, s in trace.spikes.items()}
+    compared |= {f"potentials of {name}": (u, np.stack(run.u[name])) for name, u in potentials.items()}
+    return compared | {name: (got[name], g) for name, g in gradients.items()}
 
 
 @pytest.mark.parametrize("precision", ["fast", "reproducible"])
@@ -267,10 +267,10 @@ def test_little_memory_gives_the_same_numbers(kind: str, precision: Precision) -
     network = several(kind, MODELS["PLIF, soft reset"])
     weights, x, error = parameters(network), inputs(network), cotangents(network)
     full, potentials, gradients = walked(network, weights, x, error, precision)
-    low, again, found = walked(network, weights, x, error, precision, "low")
-    same(again, potentials)
+    low, lean_potentials, lean_gradients = walked(network, weights, x, error, precision, "low")
+    same(lean_potentials, potentials)
     same({**low.spikes}, {**full.spikes})
-    same(found, gradients)
+    same(lean_gradients, gradients)
     same(low.zeroed, full.zeroed)
 
 
@@ -397,7 +397,7 @@ def recurrent(precision: Precision, coding: Coding = "events", memory: Memory = 
     trace, potentials, gradients = walked(network, weights, x, error, precision, memory)
     ops: dict[str, Any] = {node.name: node.op for node in network.nodes}
     values = [network.values[name] for name in ("linear1", "linear1.recurrent")]
-    filters = tuple(each.filter(training=False) for each in values)
+    filters = tuple(value.filter(training=False) for value in values)
     equations = neuron_equations(filters, ops["neurons1"].model, (coding == "direct", False))
     learned = {name: weights[f"linear1.{name}"] for name in ("bias", "decay")}
     rule = NUMPY.rules[Linear]
@@ -423,7 +423,7 @@ def recurrent(precision: Precision, coding: Coding = "events", memory: Memory = 
         {"decay": weights["linear2.decay"]},
     )
     dz, _ = NUMPY.neuron_backward(ops["neurons2"].model, network.values["linear2"].filter(training=False), top, error)
-    projections = {each.name: each for each in network.projections}
+    projections = {projection.name: projection for projection in network.projections}
     zeroed: dict[str, AnyArray] = {}
 
     def on_grid(name: str, dz: AnyArray) -> AnyArray:
@@ -451,8 +451,8 @@ def recurrent(precision: Precision, coding: Coding = "events", memory: Memory = 
             ds, _ = rule.backward(ops["linear1.recurrent"], step, loop_error, precision=precision, need_input=True)
             loop_errors[t - 1] = ds[0]
     (of_z, errors), terms = NUMPY.population_backward(equations, residuals, plus(g, loop_errors), static)
-    for name, of, each in (("linear1", of_input, of_z), ("linear1.recurrent", of_loop, errors)):
-        assert gradient(name, of, each)[1].tobytes() == gradients[name].tobytes(), name
+    for name, of, grad_sums in (("linear1", of_input, of_z), ("linear1.recurrent", of_loop, errors)):
+        assert gradient(name, of, grad_sums)[1].tobytes() == gradients[name].tobytes(), name
     same(trace.zeroed, zeroed)
     for name, x in terms.items():
         expected = NUMPY.learned_gradient(x, len(gradients[f"linear1.{name}"]), precision)
@@ -494,7 +494,7 @@ def test_nothing_is_felt_before_it_happens(at: int, seed: int) -> None:
     weights, x = parameters(network), inputs(network, seed)
     changed = x.copy()
     changed[at] = 1 - changed[at]
-    first, second = (forward_pass(NUMPY, network, weights, each, STEPS, None).spikes for each in (x, changed))
+    first, second = (forward_pass(NUMPY, network, weights, frames, STEPS, None).spikes for frames in (x, changed))
     for name in first:
         assert np.array_equal(first[name][:at], second[name][:at])
     error = cotangents(network)

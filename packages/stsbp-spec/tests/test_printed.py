@@ -48,8 +48,8 @@ def printed(language: str) -> str:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_equation_is_printed_as_before(language: str) -> None:
-    before = (FILES / f"{language}.txt").read_text(encoding="utf-8")
-    assert printed(language) == before, f"to write the files again: python {Path(__file__).name}"
+    stored = (FILES / f"{language}.txt").read_text(encoding="utf-8")
+    assert printed(language) == stored, f"to write the files again: python {Path(__file__).name}"
 
 
 def test_every_model_and_language_is_there() -> None:
@@ -61,5 +61,5 @@ def test_every_model_and_language_is_there() -> None:
 
 if __name__ == "__main__":
     FILES.mkdir(exist_ok=True)
-    for each in LANGUAGES:
-        (FILES / f"{each}.txt").write_text(printed(each), encoding="utf-8")
+    for name in LANGUAGES:
+        (FILES / f"{name}.txt").write_text(printed(name), encoding="utf-8")

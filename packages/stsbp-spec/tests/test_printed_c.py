@@ -52,13 +52,13 @@ def _call(number: int, x: Recurrence) -> str:
     """A function over rows of numbers: parameters, inputs and states in, states and outputs out."""
     count = len(x.parameters) + len(x.inputs) + len(x.states)
     fields = [*(f"new_{name}_" for name in x.states), *(f"{name}_" for name in x.outputs)]
-    given = ", ".join(f"x[{i}]" for i in range(count))
+    args = ", ".join(f"x[{i}]" for i in range(count))
     stores = " ".join(f"y[{i}] = (float)r.{name};" for i, name in enumerate(fields))
     text = definition(x, LANGUAGES["c"]).replace(x.name, f"f{number}")
     return f"""{text}
 void run{number}(int n, const float *x, float *y)
 {{
-    for (; n > 0; n--, x += {count}, y += {len(fields)}) {{ const f{number}_result r = f{number}({given}); {stores} }}
+    for (; n > 0; n--, x += {count}, y += {len(fields)}) {{ const f{number}_result r = f{number}({args}); {stores} }}
 }}
 """
 

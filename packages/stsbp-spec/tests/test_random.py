@@ -130,9 +130,9 @@ _BEYOND = _RANGES["substream"]
 @pytest.mark.parametrize("wrong", ["beyond", -1, 2**70, 1.5, True, None, "1"], ids=str)
 def test_bits_refuses_what_would_be_another_draw(name: str, wrong: Any) -> None:
     """Modulo 2^32, a number that is too large would give the words of another one."""
-    given = {"seed": 0, "stream": Stream.INIT, "n": 2} | {name: _RANGES[name] if wrong == "beyond" else wrong}
+    arguments = {"seed": 0, "stream": Stream.INIT, "n": 2} | {name: _RANGES[name] if wrong == "beyond" else wrong}
     with pytest.raises(SpecError, match=r"must be (an integer|at least 0|at most \d+), got"):
-        bits(**given)
+        bits(**arguments)
 
 
 def test_the_largest_numbers_of_a_draw_are_taken() -> None:

@@ -37,7 +37,7 @@ from stsbp_spec.typing import AnyArray
 X, Y, P = variable("x"), variable("y"), variable("p")
 
 
-def _found(x: Expr | Mapping[str, Expr], **constants: float) -> list[str]:
+def _shown_expressions(x: Expr | Mapping[str, Expr], **constants: float) -> list[str]:
     outputs = x if isinstance(x, Mapping) else {"v": x}
     step = Recurrence("step", tuple(constants), ("x", "y"), {}, outputs)
     return [flush.expression for flush in shown_flushes(step, constants)]
@@ -85,13 +85,13 @@ def _found(x: Expr | Mapping[str, Expr], **constants: float) -> list[str]:
     ids=str,
 )
 def test_products_whose_flush_shows_are_named(x: Expr, expressions: list[str]) -> None:
-    assert _found(x) == expressions
+    assert _shown_expressions(x) == expressions
 
 
 def test_constants_are_known() -> None:
-    assert _found(X * P * Y, p=1.0) == []
-    assert _found(X * P * Y, p=2.0**-40) == ["x * p"]
-    assert _found(X * P / Y, p=0.0) == []
+    assert _shown_expressions(X * P * Y, p=1.0) == []
+    assert _shown_expressions(X * P * Y, p=2.0**-40) == ["x * p"]
+    assert _shown_expressions(X * P / Y, p=0.0) == []
 
 
 def test_a_message_says_what_differs_and_what_to_write() -> None:

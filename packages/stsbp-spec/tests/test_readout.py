@@ -124,10 +124,12 @@ def test_a_gradient_is_that_of_the_potentials(loss: CrossEntropy) -> None:
     assert computed.gradients["linear1"].any()
 
 
-@pytest.mark.parametrize("how", [{"micro_batch": 2}, {"memory": "low"}, {"micro_batch": 1, "memory": "low"}], ids=str)
-def test_parts_of_a_batch_have_its_potentials_and_its_loss(how: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "options", [{"micro_batch": 2}, {"memory": "low"}, {"micro_batch": 1, "memory": "low"}], ids=str
+)
+def test_parts_of_a_batch_have_its_potentials_and_its_loss(options: dict[str, Any]) -> None:
     lengths, weights = np.array([8, 3, 5, 8, 1]), initial_weights(NETWORK, 3, 3.0)
-    undivided, in_parts = (NUMPY.trainer(NETWORK, CrossEntropy(), AdamW(), **options) for options in ({}, how))
+    undivided, in_parts = (NUMPY.trainer(NETWORK, CrossEntropy(), AdamW(), **settings) for settings in ({}, options))
     states = [trainer.init(weights) for trainer in (undivided, in_parts)]
     (_, one), (_, parts) = (
         trainer.step(state, _batch(2, lengths)) for trainer, state in zip((undivided, in_parts), states, strict=True)
@@ -206,8 +208,8 @@ def test_what_does_not_go_together_is_refused() -> None:
 
 def test_a_readout_is_written_and_read() -> None:
     assert NETWORK.has_readout
-    again = NetworkSpec.parse(NETWORK.notation, input_shape=(9,), outputs=CLASSES)
-    assert again == NETWORK
+    parsed = NetworkSpec.parse(NETWORK.notation, input_shape=(9,), outputs=CLASSES)
+    assert parsed == NETWORK
     network = NetworkSpec.parse("6-4{neuron=readout,tau_m=20}", input_shape=(9,), outputs=4)
     assert network.blocks[-1].neuron == Readout(20.0)
     assert {name: parse_loss(name) for name in OF_POTENTIALS} == OF_POTENTIALS

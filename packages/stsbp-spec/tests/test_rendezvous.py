@@ -154,12 +154,12 @@ def test_who_sends_byte_by_byte_has_no_more_time() -> None:
     assert 0.15 < took < 10.0
 
 
-@pytest.mark.parametrize(("launcher", "port", "found"), [("torchrun", 29500, 29501), ("Slurm", 65535, 65535)])
-def test_torchrun_listens_on_its_own_port(launcher: str, port: int, found: int) -> None:
-    assert port_of(Rendezvous(0, 2, port=port, launcher=launcher)) == found
+@pytest.mark.parametrize(("launcher", "port", "listening"), [("torchrun", 29500, 29501), ("Slurm", 65535, 65535)])
+def test_torchrun_listens_on_its_own_port(launcher: str, port: int, listening: int) -> None:
+    assert port_of(Rendezvous(0, 2, port=port, launcher=launcher)) == listening
 
 
-@pytest.mark.parametrize(("launcher", "port", "told"), [("torchrun", 65535, "65536, which"), ("", 0, "0:")])
-def test_a_port_that_cannot_be_is_named(launcher: str, port: int, told: str) -> None:
-    with pytest.raises(BackendError, match=f"^processes cannot meet at port {told}"):
+@pytest.mark.parametrize(("launcher", "port", "named"), [("torchrun", 65535, "65536, which"), ("", 0, "0:")])
+def test_a_port_that_cannot_be_is_named(launcher: str, port: int, named: str) -> None:
+    with pytest.raises(BackendError, match=f"^processes cannot meet at port {named}"):
         port_of(Rendezvous(0, 2, port=port, launcher=launcher))

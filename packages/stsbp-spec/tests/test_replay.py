@@ -54,11 +54,11 @@ def batches(*samples: int) -> list[Batch]:
     ]
 
 
-def train(backend: NumpyBackend, given: list[Batch], **how: Any) -> dict[str, bytes]:
-    how = {"precision": "reproducible", **how}
-    trainer = backend.trainer(NETWORK, VanRossum(), AdamW(lr=0.01), **how)
+def train(backend: NumpyBackend, data: list[Batch], **options: Any) -> dict[str, bytes]:
+    options = {"precision": "reproducible", **options}
+    trainer = backend.trainer(NETWORK, VanRossum(), AdamW(lr=0.01), **options)
     state = trainer.init(initial_weights(NETWORK, 1, 2.0))
-    for batch in given:
+    for batch in data:
         state, _ = trainer.step(state, batch)
     return {name: x.tobytes() for name, x in trainer.export_state(state).items()}
 
@@ -75,10 +75,10 @@ def test_what_is_recorded_takes_new_arguments(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_parts_whose_inputs_are_encoded_late_are_arguments_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    backend, given = Recording(), batches(4, 4, 4, 4, 4)
+    backend, parts = Recording(), batches(4, 4, 4, 4, 4)
     monkeypatch.setattr(Again, "RECORDED", (Graphs.RECORDED[0],))
-    how = {"precision": "fast", "micro_batch": 2}
-    assert train(backend, given, **how) == train(NumpyBackend(), given, **how)
+    options = {"precision": "fast", "micro_batch": 2}
+    assert train(backend, parts, **options) == train(NumpyBackend(), parts, **options)
     assert backend.graphs.count == 1
 
 

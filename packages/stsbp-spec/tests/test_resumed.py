@@ -27,17 +27,17 @@ NUMPY = NumpyBackend()
 
 
 def walked(
-    spec: NetworkSpec, wq: dict[str, AnyArray], x: AnyArray, before: dict[str, Any] | None
+    spec: NetworkSpec, wq: dict[str, AnyArray], x: AnyArray, earlier: dict[str, Any] | None
 ) -> tuple[dict[str, AnyArray], dict[str, Any], dict[str, Any]]:
     """What the nodes make, the residuals of all steps, and what enters the steps after these."""
     walk = plan(NUMPY, spec.graph, fused=False)
-    run = PassContext(wq, len(x), None, BatchSlice(0, BATCH, BATCH), before=before)
+    run = PassContext(wq, len(x), None, BatchSlice(0, BATCH, BATCH), before=earlier)
     values, residuals, later = {walk.input: x}, dict[str, Any](), dict[str, Any]()
     for segment in walk.segments:
         outputs, saved = forward_segment(NUMPY, segment, run, values)
         values |= outputs
         residuals |= saved
-        if before is not None:
+        if earlier is not None:
             later |= after(segment, saved)
     return values, residuals, later
 

@@ -187,6 +187,6 @@ def test_a_value_is_not_named_like_a_word_of_a_language(name: str) -> None:
 
 def test_the_gain_of_a_stored_models_synapse_is_kept_and_older_texts_are_as_they_were() -> None:
     assert "psp_gain" not in as_text(LIF(3, 2))
-    again = from_text(as_text(LIF(3, 2, psp_gain="unit")))
-    assert again.psp == PSP(2, gain="unit")
-    assert again.written()["psp_gain"] == "unit"
+    stored = from_text(as_text(LIF(3, 2, psp_gain="unit")))
+    assert stored.psp == PSP(2, gain="unit")
+    assert stored.written()["psp_gain"] == "unit"

@@ -118,18 +118,18 @@ def _trains(shape: tuple[int, ...]) -> UInt8:
     return (np.random.default_rng(len(shape)).random(shape) < 0.4).astype(np.uint8)
 
 
-@pytest.mark.parametrize(("own", "spec"), OPERATIONS, ids=lambda loss: str(loss.name))
+@pytest.mark.parametrize(("expressed", "spec"), OPERATIONS, ids=lambda loss: str(loss.name))
 @pytest.mark.parametrize("psp", [PSP(3.0), PSP(5 / 3), PSP(4.0, 2.0)], ids=repr)
-def test_a_distance_that_is_an_expression_is_that_of_the_spec(own: Loss, spec: Loss, psp: PSP) -> None:
+def test_a_distance_that_is_an_expression_is_that_of_the_spec(expressed: Loss, spec: Loss, psp: PSP) -> None:
     o, target = _trains((9, 4, 6)), _trains((9, 1, 6))
-    for loss in (own, from_text(as_text(own))):
+    for loss in (expressed, from_text(as_text(expressed))):
         np.testing.assert_allclose(loss.distance(o, target, psp), spec.distance(o, target, psp), rtol=1e-14)
     # As distances to label sequences are asked for: neurons one by one.
-    single: Float64 = own.distance(o[..., None], _trains((9, 1, 1, 1)), psp)
+    single: Float64 = expressed.distance(o[..., None], _trains((9, 1, 1, 1)), psp)
     np.testing.assert_allclose(single, spec.distance(o[..., None], _trains((9, 1, 1, 1)), psp), rtol=1e-14)
 
 
-@pytest.mark.parametrize("loss", [own for own, _ in OPERATIONS], ids=lambda loss: str(loss.name))
+@pytest.mark.parametrize("loss", [expressed for expressed, _ in OPERATIONS], ids=lambda loss: str(loss.name))
 def test_what_is_read_back_computes_the_same(loss: Loss) -> None:
     stored = from_text(as_text(loss))
     assert loss_equations(stored) == loss_equations(loss)

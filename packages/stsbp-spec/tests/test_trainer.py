@@ -223,10 +223,10 @@ def test_a_gradient_that_is_not_finite_in_one_place_is_named() -> None:
 
             def rounded(self, x: AnyArray) -> AnyArray:
                 shapes = {network.weight_shapes[name] for name in self.broken}
-                found = super().rounded(x).copy()
-                if found.shape in shapes:
-                    found.flat[3] = np.inf
-                return found
+                gradient = super().rounded(x).copy()
+                if gradient.shape in shapes:
+                    gradient.flat[3] = np.inf
+                return gradient
 
         with pytest.raises(NumericError, match=f"the gradient of layer {named} is not finite"):
             Broken().value_and_grad(network, VanRossum(), initial_weights(network, 1, 2.0), _batch(network))

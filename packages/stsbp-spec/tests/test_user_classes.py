@@ -160,7 +160,7 @@ ZERO: Any = 0
 NOTHING: Any = []
 
 
-def _own(base: Any, **members: Any) -> Any:
+def _model(base: Any, **members: Any) -> Any:
     """A model of the class `Own`, derived from `base`, with these members in place of those that are right."""
     right: dict[Any, dict[str, Any]] = {
         NeuronModel: {
@@ -215,7 +215,7 @@ def _used(model: Any) -> None:
     ],
 )
 def test_numbers_are_expressions(base: type[Any], members: dict[str, Any]) -> None:
-    _used(_own(base, **members))
+    _used(_model(base, **members))
 
 
 MISTAKES: dict[str, tuple[type[Any], dict[str, Any], str]] = {
@@ -273,7 +273,7 @@ MISTAKES: dict[str, tuple[type[Any], dict[str, Any], str]] = {
 def test_mistakes_in_methods_of_a_model_are_named(mistake: str) -> None:
     base, members, message = MISTAKES[mistake]
     with pytest.raises(SpecError, match=message):
-        _used(_own(base, **members))
+        _used(_model(base, **members))
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def test_mistakes_in_methods_of_a_model_are_named(mistake: str) -> None:
 )
 def test_mistakes_in_methods_that_are_assigned_later_are_named(mistake: str) -> None:
     base, members, message = MISTAKES[mistake]
-    model = type(_own(base))
+    model = type(_model(base))
     for name, method in members.items():
         setattr(model, name, method)
     with pytest.raises(SpecError, match=message):
