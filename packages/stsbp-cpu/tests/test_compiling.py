@@ -61,8 +61,10 @@ def _run(program: str, path: Path, **environment: str) -> list[float]:
     """The numbers that a program prints."""
     # Python's own compiled files are told from fresh ones by the second and the size. Little is optimised: that is
     # most of the time.
-    own = {"PYTHONPATH": str(path), "PYTHONDONTWRITEBYTECODE": "1", "NUMBA_OPT": "1", **environment}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, **own})
+    variables = {"PYTHONPATH": str(path), "PYTHONDONTWRITEBYTECODE": "1", "NUMBA_OPT": "1", **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, **variables}
+    )
     assert done.returncode == 0, done.stderr
     return [float(word) for word in done.stdout.split()]
 
@@ -110,13 +112,13 @@ def _kernels(tree: ast.Module) -> list[ast.FunctionDef]:
 
 def test_every_module_that_kernels_take_in_is_part_of_the_key() -> None:
     """By name: what functions that numba compiles use, and numbers that are made of it."""
-    found = set()
+    modules = set()
     for name, module in _modules().items():
         tree = ast.parse(Path(module.__file__).read_text())
         kernels = _kernels(tree)
         if not kernels:
             continue
-        found.add(name)
+        modules.add(name)
         used = {word for kernel in kernels for statement in kernel.body for word in _named(statement)}
         for node in tree.body:
             if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
@@ -124,11 +126,11 @@ def test_every_module_that_kernels_take_in_is_part_of_the_key() -> None:
         for node in tree.body:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stsbp_"):
                 if used & {alias.asname or alias.name for alias in node.names}:
-                    found.add(str(node.module))
+                    modules.add(str(node.module))
             elif isinstance(node, ast.Import):
                 assert not any(alias.name.startswith("stsbp_") for alias in node.names)
     # How kernels are compiled is part of the key as well.
-    assert found == set(compiling.SOURCES) - {"stsbp_cpu.engine.compiling"}
+    assert modules == set(compiling.SOURCES) - {"stsbp_cpu.engine.compiling"}
 
 
 def test_no_kernel_is_left_to_the_cache_of_numba() -> None:
@@ -188,11 +190,11 @@ def test_a_truncated_file_is_compiled_again(size: int, cache: Path) -> None:
 def test_a_garbled_file_is_compiled_again(cache: Path) -> None:
     _loads()
     (file,) = _files(cache)
-    whole = file.read_bytes()
-    for at in range(0, len(whole), len(whole) // 20):
-        file.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+    content = file.read_bytes()
+    for at in range(0, len(content), len(content) // 20):
+        file.write_bytes(content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :])
         assert _kernel()._cache.load_overload((numba.float64, numba.float64), _kernel().targetctx) is None
-    file.write_bytes(whole)
+    file.write_bytes(content)
     assert _loads()
 
 
@@ -250,10 +252,10 @@ def test_the_key_depends_on_all_that_compiles(
     owner: Any, name: str, other: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     codegen = _kernel().targetctx.codegen()
-    before = compiling.folder_for(codegen)
-    assert before is compiling.folder_for(codegen)
+    folder = compiling.folder_for(codegen)
+    assert folder is compiling.folder_for(codegen)
     monkeypatch.setattr(owner, name, other)
-    assert compiling.folder_for(codegen) is not before
+    assert compiling.folder_for(codegen) is not folder
 
 
 def test_the_key_depends_on_the_processor(cache: Path) -> None:
@@ -315,12 +317,14 @@ def test_machine_code_is_made_of_a_parallel_kernel_and_not_of_its_parts(cache: P
     kernel: Any = compiling.cached_njit(parallel=True)(filled)
     x = np.zeros(1000)
     engine = kernel.targetctx.codegen()._engine
-    before = set(engine._defined_symbols)
+    earlier_symbols = set(engine._defined_symbols)
     kernel(x)
     assert np.array_equal(x, np.arange(1000) * 0.5)
-    found = {name for name in engine._defined_symbols - before if "parfor_gufunc" in name and "NumbaEnv" not in name}
-    (library,) = (made.library for made in kernel.overloads.values())
-    assert found <= {function.name for function in library.get_defined_functions()}
+    parts = {
+        name for name in engine._defined_symbols - earlier_symbols if "parfor_gufunc" in name and "NumbaEnv" not in name
+    }
+    (library,) = (overload.library for overload in kernel.overloads.values())
+    assert parts <= {function.name for function in library.get_defined_functions()}
 
 
 def test_a_kernel_that_failed_is_not_waited_for(cache: Path) -> None:

@@ -39,25 +39,25 @@ def test_convolutions_and_their_adjoints_are_those_of_the_reference(name: str, d
     rng = np.random.default_rng(len(name))
     s = NUMPY.laid_out(rng.integers(0, 4, (2, 3, *shape)).astype(dtype))
     w = numbers(rng, conv.weight_shape(shape))
-    z, left = conv2d.forward(conv, s, w)
-    expected, expected_left = reference.conv_forward(conv, s, w)
+    z, residuals = conv2d.forward(conv, s, w)
+    expected, expected_residuals = reference.conv_forward(conv, s, w)
     assert np.array_equal(z, expected)
     assert NUMPY.view(z).flags.c_contiguous
     dz = numbers(rng, z.shape)
-    below, _ = reference.conv_backward(conv, expected_left, dz, precision="fast", need_input=True)
-    assert below is not None
-    assert np.array_equal(conv2d.input_error(conv, w, dz, s.shape), below)
+    expected_error, _ = reference.conv_backward(conv, expected_residuals, dz, precision="fast", need_input=True)
+    assert expected_error is not None
+    assert np.array_equal(conv2d.input_error(conv, w, dz, s.shape), expected_error)
     precisions: tuple[Precision, ...] = ("fast", "reproducible")
     for precision in precisions:
-        found = conv2d.backward(conv, left, dz, precision=precision, need_input=True)
-        wanted = reference.conv_backward(conv, expected_left, dz, precision=precision, need_input=True)
-        for x, y in zip(found, wanted, strict=True):
+        results = conv2d.backward(conv, residuals, dz, precision=precision, need_input=True)
+        expected_results = reference.conv_backward(conv, expected_residuals, dz, precision=precision, need_input=True)
+        for x, y in zip(results, expected_results, strict=True):
             assert x is not None
             assert y is not None
             assert np.array_equal(x, y)
             assert x.dtype == y.dtype
-    assert conv2d.backward(conv, left, dz, precision="fast", need_input=False)[0] is None
-    assert conv2d.backward(conv, left, dz, precision="fast", need_input=True, need_weights=False)[1] is None
+    assert conv2d.backward(conv, residuals, dz, precision="fast", need_input=False)[0] is None
+    assert conv2d.backward(conv, residuals, dz, precision="fast", need_input=True, need_weights=False)[1] is None
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (97, 300, 65), (48, 256, 16), (5, 700, 10), (200, 3, 130)])

@@ -56,53 +56,63 @@ def test_bits_are_those_of_one_pair_after_the_other(
         entering *= mask
     z, residuals = REFERENCE.rule(conv).forward(conv, entering, wq)
     learned = {name: rng.random(conv.channels).astype(np.float32) for name in neuron.learned()}
-    expected, left = REFERENCE.neuron_forward(neuron, FILTER, z, STEPS, learned)
+    expected, expected_residuals = REFERENCE.neuron_forward(neuron, FILTER, z, STEPS, learned)
     assert 0.05 < expected.mean() < 0.95
 
     equations = neuron_equations(FILTER, neuron)
-    given = kernels.KernelInput(_last(s), size, _last(mask) if masked else NO_MASK[None], masked)
+    kernel_input = kernels.KernelInput(_last(s), size, _last(mask) if masked else NO_MASK[None], masked)
     memory = _last(expected).shape
     u, spikes = np.full(memory, np.nan, np.float32), np.full(memory, 9, np.uint8)
-    kept = np.full((len(equations.kept) - 1, STEPS, u[0].size), np.nan, np.float32)
-    numbers = np.array([_last(x).ravel() for x in left.learned.values()], np.float32).reshape(-1, u[0].size)
-    kernels.forward(conv, equations, given, wq, u, spikes, kept, numbers)
+    saved = np.full((len(equations.kept) - 1, STEPS, u[0].size), np.nan, np.float32)
+    numbers = np.array([_last(x).ravel() for x in expected_residuals.learned.values()], np.float32).reshape(
+        -1, u[0].size
+    )
+    kernels.forward(conv, equations, kernel_input, wq, u, spikes, saved, numbers)
     assert np.array_equal(spikes, _last(expected))
-    for name, found in zip(equations.kept, (u, *kept), strict=True):
-        assert found.tobytes() == _last(left.kept[name]).tobytes(), name
+    for name, actual in zip(equations.kept, (u, *saved), strict=True):
+        assert actual.tobytes() == _last(expected_residuals.kept[name]).tobytes(), name
 
-    above = conv.output_shape(inner)
-    ds = rng.standard_normal((STEPS, BATCH, above[0], above[1] // pooled, above[2] // pooled)).astype(np.float32)
-    whole = ds if pooled == 1 else REFERENCE.rules[AvgPool2d].backward(AvgPool2d(pooled), expected.shape, ds)
-    below, adding = REFERENCE.neuron_backward(neuron, FILTER, left, whole)
-    _, gradient = REFERENCE.rule(conv).backward(conv, residuals, below, precision="fast", need_input=False)
+    output_shape = conv.output_shape(inner)
+    ds = rng.standard_normal(
+        (STEPS, BATCH, output_shape[0], output_shape[1] // pooled, output_shape[2] // pooled)
+    ).astype(np.float32)
+    grad_spikes = ds if pooled == 1 else REFERENCE.rules[AvgPool2d].backward(AvgPool2d(pooled), expected.shape, ds)
+    grad_sums, adding = REFERENCE.neuron_backward(neuron, FILTER, expected_residuals, grad_spikes)
+    _, gradient = REFERENCE.rule(conv).backward(conv, residuals, grad_sums, precision="fast", need_input=False)
     threads = get_num_threads()
     for count in {1, threads}:
         set_num_threads(count)
         try:
             dz = np.full(memory, np.nan, np.float32)
             terms = np.full_like(numbers, np.nan)
-            own = numbers, terms
-            dw = kernels.backward(conv, equations, given, u, kept, _last(ds), pooled, dz, *own, need_weights=True)
+            learned_arrays = numbers, terms
+            dw = kernels.backward(
+                conv, equations, kernel_input, u, saved, _last(ds), pooled, dz, *learned_arrays, need_weights=True
+            )
         finally:
             set_num_threads(threads)
-        assert dz.tobytes() == _last(below).tobytes()
-        for name, found in zip(equations.terms, terms, strict=True):
-            assert found.tobytes() == _last(adding[name]).tobytes()
-            assert np.count_nonzero(found) > found.size // 4
+        assert dz.tobytes() == _last(grad_sums).tobytes()
+        for name, actual in zip(equations.terms, terms, strict=True):
+            assert actual.tobytes() == _last(adding[name]).tobytes()
+            assert np.count_nonzero(actual) > actual.size // 4
         assert dw is not None
         # Sums of floats in another order.
         assert np.abs(dw - gradient).max() <= 2e-6 * np.abs(gradient).max()
     none = np.empty((0,) * 5, np.float32)
-    again = kernels.backward(conv, equations, given, u, kept, _last(ds), pooled, none, *own, need_weights=True)
-    assert again is not None
+    without_error = kernels.backward(
+        conv, equations, kernel_input, u, saved, _last(ds), pooled, none, *learned_arrays, need_weights=True
+    )
+    assert without_error is not None
     assert dw is not None
-    assert again.tobytes() == dw.tobytes()
+    assert without_error.tobytes() == dw.tobytes()
     dz[:] = np.nan
     terms[:] = np.nan
-    last = kernels.backward(conv, equations, given, u, kept, _last(ds), pooled, dz, *own, need_weights=False)
+    last = kernels.backward(
+        conv, equations, kernel_input, u, saved, _last(ds), pooled, dz, *learned_arrays, need_weights=False
+    )
     assert last is None
     assert not np.isnan(terms).any()
-    assert dz.tobytes() == _last(below).tobytes()
+    assert dz.tobytes() == _last(grad_sums).tobytes()
 
 
 @pytest.mark.parametrize("channels", [1, 15, 16, 17])

@@ -33,10 +33,10 @@ def test_arrays_that_lie_one_after_the_other_are_joined_without_a_copy() -> None
         arrays = NUMPY.end_to_end(count, (2, 3, 4, 5, 6))
         for i, x in enumerate(arrays):
             x.fill(i)
-        whole = NUMPY.concatenate(arrays)
-        assert whole.shape == (count, 2, 360)
-        assert whole.ctypes.data == arrays[0].ctypes.data
-        assert [float(x.mean()) for x in whole] == [*range(count)]
+        joined = NUMPY.concatenate(arrays)
+        assert joined.shape == (count, 2, 360)
+        assert joined.ctypes.data == arrays[0].ctypes.data
+        assert [float(x.mean()) for x in joined] == [*range(count)]
     for apart in ([arrays[0], arrays[2]], [arrays[0], arrays[1].copy(order="K"), arrays[2]], arrays[::-1]):
         assert np.array_equal(NUMPY.concatenate(apart), np.stack([NUMPY.rows(x) for x in apart]))
 
@@ -60,6 +60,6 @@ def test_wanted_arrays_are_given_once_and_only_where_they_fit() -> None:
 
 
 def test_numbers_are_in_the_order_of_their_names_whatever_the_order_of_the_mapping() -> None:
-    each = {name: np.full((1, 2, 3), value, np.float32) for name, value in (("b", 2), ("a", 1))}
-    assert numbers(NUMPY, ("b", "a"), each)[:, 0].tolist() == [2, 1]
-    assert numbers(NUMPY, ("b", "a"), dict(sorted(each.items())))[:, 0].tolist() == [2, 1]
+    by_name = {name: np.full((1, 2, 3), value, np.float32) for name, value in (("b", 2), ("a", 1))}
+    assert numbers(NUMPY, ("b", "a"), by_name)[:, 0].tolist() == [2, 1]
+    assert numbers(NUMPY, ("b", "a"), dict(sorted(by_name.items())))[:, 0].tolist() == [2, 1]

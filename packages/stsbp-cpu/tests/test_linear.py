@@ -20,8 +20,8 @@ def test_sums_and_gradients(frames: int, inputs: int, units: int, threads: int) 
     set_num_threads(threads)
     try:
         linear.forward(s, linear.rows_of(w, (1, frames, inputs)), z)
-        found = (linear.gradient(s, errors) for errors in (dz, dz.astype(np.float64)))
-        fast, exact = (linear.weights_of(rows, units, (1, frames, inputs)) for rows in found)
+        gradients = (linear.gradient(s, errors) for errors in (dz, dz.astype(np.float64)))
+        fast, exact = (linear.weights_of(rows, units, (1, frames, inputs)) for rows in gradients)
     finally:
         set_num_threads(config.NUMBA_NUM_THREADS)
     assert np.array_equal(z, s.astype(np.float64) @ w.T.astype(np.float64))

@@ -44,6 +44,6 @@ def test_a_step_takes_no_more_than_this_share_of_what_is_kept(
         finally:
             tracemalloc.stop()
 
-    kept = BATCH * sample
-    assert most("full") < full * kept
-    assert most("low") < low * kept
+    bytes_of_batch = BATCH * sample
+    assert most("full") < full * bytes_of_batch
+    assert most("low") < low * bytes_of_batch

@@ -15,9 +15,9 @@ from stsbp_spec.reference.backend import Residuals, conv_backward
 
 
 def test_errors_wait_only_for_thresholds_that_are_one_number_and_surrogates_that_end() -> None:
-    found = needed.support(LIF(3, threshold=0.8, surrogate=Rectangle(0.5)))
-    assert found is not None
-    assert (found.threshold, *found.p) == (np.float32(0.8), 0.25, 2)
+    support = needed.support(LIF(3, threshold=0.8, surrogate=Rectangle(0.5)))
+    assert support is not None
+    assert (support.threshold, *support.p) == (np.float32(0.8), 0.25, 2)
     assert needed.support(LIF(surrogate=Triangle())) is not None
     assert needed.support(LIF(surrogate=Arctan())) is None
     assert needed.support(replace(ALIF(3, beta=0.6, tau_a=9), surrogate=Triangle())) is None
@@ -28,8 +28,8 @@ class _Straight(LIF):
     """Hands on a part of the error that is not multiplied with the surrogate."""
 
     def adjoint(self, p, d, u, g, h):  # type: ignore[no-untyped-def]
-        found: Any = super().adjoint(p, d, u, g, h)
-        return replace(found, current=found.current + p.km * g)
+        gradients: Any = super().adjoint(p, d, u, g, h)
+        return replace(gradients, current=gradients.current + p.km * g)
 
 
 def test_errors_that_are_used_everywhere_do_not_wait() -> None:
@@ -58,15 +58,15 @@ def test_needed_errors_are_those_of_the_convolution_and_the_others_zero(conv: Co
     dz = rng.integers(-9, 10, (7, 1, *conv.output_shape(shape))).astype(np.float32)
     # Integers, whose sums are exact in any order.
     spikes = np.zeros((7, 1, *shape), np.float32)
-    whole = conv_backward(conv, Residuals(spikes, wq), dz, precision="fast", need_input=True)[0]
-    assert whole is not None
-    expected = whole[:, 0].transpose(0, 2, 3, 1).copy()
+    input_error = conv_backward(conv, Residuals(spikes, wq), dz, precision="fast", need_input=True)[0]
+    assert input_error is not None
+    expected = input_error[:, 0].transpose(0, 2, 3, 1).copy()
     windows = u[:, : 5 * size].reshape(7, 5, size, 6, size, 3)
     used = (np.abs(windows - 1) < 0.5).any((2, 4))
     expected[~used] = 0
     assert 0.1 < used.mean() < 0.9
     support = needed.support(LIF(surrogate=Rectangle(1.0)))
     assert support is not None
-    found = np.full((7, 5, 6, 3), np.nan, np.float32)
-    needed.error(support, conv, wq, u, size, dz[:, 0].transpose(0, 2, 3, 1).copy(), found)
-    assert np.array_equal(found, expected)
+    error = np.full((7, 5, 6, 3), np.nan, np.float32)
+    needed.error(support, conv, wq, u, size, dz[:, 0].transpose(0, 2, 3, 1).copy(), error)
+    assert np.array_equal(error, expected)

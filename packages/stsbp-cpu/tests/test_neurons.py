@@ -23,33 +23,33 @@ NEURONS = {
 
 @pytest.mark.parametrize("neuron", list(NEURONS.values()), ids=list(NEURONS))
 @pytest.mark.parametrize(
-    ("given", "steps", "count"),
+    ("input_steps", "steps", "count"),
     [(9, 9, 333), (1, 9, 333), (1, 1, 40), (6, 6, 1), (3, 3, 1537)],
     ids=["every step", "static", "one step", "one neuron", "more than a chunk"],
 )
-def test_bits_are_those_of_the_reference(neuron: NeuronModel, given: int, steps: int, count: int) -> None:
+def test_bits_are_those_of_the_reference(neuron: NeuronModel, input_steps: int, steps: int, count: int) -> None:
     rng = np.random.default_rng(2)
-    z = (4 * rng.standard_normal((given, count)) + 3).astype(np.float32)
+    z = (4 * rng.standard_normal((input_steps, count)) + 3).astype(np.float32)
     ds = rng.standard_normal((steps, count)).astype(np.float32)
     learned = {name: rng.random(count).astype(np.float32) for name in neuron.learned()}
     expected, residuals = REFERENCE.neuron_forward(neuron, FILTER, z[:, None], steps, learned)
-    below, adding = REFERENCE.neuron_backward(neuron, FILTER, residuals, ds[:, None])
+    grad_sums, grad_learned = REFERENCE.neuron_backward(neuron, FILTER, residuals, ds[:, None])
     equations = neuron_equations(FILTER, neuron)
     u, spikes = np.full((steps, count), np.nan, np.float32), np.full((steps, count), 9, np.uint8)
-    kept = np.full((len(equations.kept) - 1, steps, count), np.nan, np.float32)
+    saved = np.full((len(equations.kept) - 1, steps, count), np.nan, np.float32)
     numbers = np.array(list(learned.values()), np.float32).reshape(-1, count)
-    neurons.forward(equations, z, u, spikes, kept, numbers)
+    neurons.forward(equations, z, u, spikes, saved, numbers)
     assert np.array_equal(spikes, expected[:, 0])
     assert steps * count < 500 or 0.05 < spikes.mean() < 0.95
-    for name, found in zip(equations.kept, (u, *kept), strict=True):
-        assert found.tobytes() == residuals.kept[name][:, 0].tobytes(), name
-    dz = np.full((given, count), np.nan, np.float32)
+    for name, actual in zip(equations.kept, (u, *saved), strict=True):
+        assert actual.tobytes() == residuals.kept[name][:, 0].tobytes(), name
+    dz = np.full((input_steps, count), np.nan, np.float32)
     terms = np.full((len(learned), count), np.nan, np.float32)
-    neurons.backward(equations, u, kept, ds, dz, numbers, terms)
-    assert dz.tobytes() == below.tobytes()
-    for name, found in zip(equations.terms, terms, strict=True):
-        assert found.tobytes() == adding[name].tobytes()
-        assert steps == 1 or np.count_nonzero(found) > count // 2
+    neurons.backward(equations, u, saved, ds, dz, numbers, terms)
+    assert dz.tobytes() == grad_sums.tobytes()
+    for name, actual in zip(equations.terms, terms, strict=True):
+        assert actual.tobytes() == grad_learned[name].tobytes()
+        assert steps == 1 or np.count_nonzero(actual) > count // 2
 
 
 def test_what_is_read_may_be_closed_to_writing() -> None:

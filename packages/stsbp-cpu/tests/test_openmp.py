@@ -14,7 +14,7 @@ from stsbp_cpu.engine import openmp
 _POLICIES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 _SCRIPT = """\
 import time
-{before}
+{setup}
 import numpy as np
 from numba import njit, prange
 
@@ -35,11 +35,11 @@ print(time.process_time() - begin)
 _CALL = "from stsbp_cpu.engine.openmp import let_waiting_threads_sleep; "
 
 
-def _seconds(before: str = "", **variables: str) -> float:
+def _seconds(setup: str = "", **variables: str) -> float:
     environment = {name: value for name, value in os.environ.items() if name not in _POLICIES}
     # Two threads, however many processors there are: one of them waits.
     environment |= {"NUMBA_NUM_THREADS": "2", "NUMBA_THREADING_LAYER": "omp", **variables}
-    command = [sys.executable, "-c", _SCRIPT.format(before=before)]
+    command = [sys.executable, "-c", _SCRIPT.format(setup=setup)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     return float(run.stdout)

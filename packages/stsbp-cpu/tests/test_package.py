@@ -36,23 +36,23 @@ print(*u.reshape(-1), *spikes.reshape(-1))
 
 
 def test_it_imports_and_computes_where_no_framework_can_be_imported() -> None:
-    own = {"NUMBA_OPT": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    variables = {"NUMBA_OPT": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_FRAMEWORKS], capture_output=True, text=True, env={**os.environ, **own}
+        [sys.executable, "-c", WITHOUT_FRAMEWORKS], capture_output=True, text=True, env={**os.environ, **variables}
     )
     assert done.returncode == 0, done.stderr
     assert [float(word) for word in done.stdout.split()] == [2, 2, 2, 1, 1, 1]
 
 
 def test_it_imports_what_it_requires_and_nothing_else() -> None:
-    found = set()
+    packages = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
-                found |= {alias.name.partition(".")[0] for alias in node.names}
+                packages |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
-                found.add((node.module or "").partition(".")[0])
-    assert found - set(sys.stdlib_module_names) == OWN
+                packages.add((node.module or "").partition(".")[0])
+    assert packages - set(sys.stdlib_module_names) == OWN
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     names = {line.replace(">", "=").partition("=")[0] for line in project["dependencies"]}
     # llvmlite is what numba compiles with, in the one version that it asks for.

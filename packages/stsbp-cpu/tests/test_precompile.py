@@ -20,18 +20,18 @@ SMALL = ("contract.reductions._counts b3 i1", "contract.reductions._largest_bits
 
 def test_every_parallel_kernel_is_listed() -> None:
     modules = (importlib.import_module(m.name) for m in pkgutil.walk_packages(stsbp_cpu.__path__, "stsbp_cpu."))
-    there = {x for module in modules for x in vars(module).values() if isinstance(x, Dispatcher)}
-    assert {x for x in there if x.targetoptions.get("parallel")} == {
+    dispatchers = {x for module in modules for x in vars(module).values() if isinstance(x, Dispatcher)}
+    assert {x for x in dispatchers if x.targetoptions.get("parallel")} == {
         precompile.kernel(line).dispatcher for line in LINES
     }
     assert len(set(LINES)) == len(LINES)
 
 
 def test_what_is_filled_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled, there = precompile.fill()
-    assert 0 <= compiled <= there == len(LINES)
+    compiled, available = precompile.fill()
+    assert 0 <= compiled <= available == len(LINES)
     monkeypatch.setattr(precompile, "_start", None)
-    assert precompile.fill() == (0, there)
+    assert precompile.fill() == (0, available)
 
 
 def test_losses_are_filled(tmp_path: Path) -> None:

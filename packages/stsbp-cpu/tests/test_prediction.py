@@ -40,12 +40,12 @@ def test_a_prediction_has_the_spikes_and_rates_of_a_run(
     network, inputs = _network(NEURONS[name]), _inputs(batch, 0.4)
     trainer = CpuBackend().trainer(network, VanRossum(), AdamW())
     weights = initial_weights(network, 0, gain=6.0)
-    found = trainer.predict(trainer.init(weights), inputs, STEPS)
+    prediction = trainer.predict(trainer.init(weights), inputs, STEPS)
     expected = NumpyBackend().run(network, weights, inputs, STEPS).layers
     rates = {key: float(layer.spikes.mean()) for key, layer in expected.items()}
     assert min(rates.values()) > 0
-    assert found.rates == pytest.approx(rates)
-    assert np.array_equal(found.spikes, expected["linear4"].spikes)
+    assert prediction.rates == pytest.approx(rates)
+    assert np.array_equal(prediction.spikes, expected["linear4"].spikes)
 
 
 @pytest.mark.parametrize("name", NEURONS)
@@ -54,8 +54,8 @@ def test_nothing_is_kept_of_blocks_before_the_last(name: str) -> None:
     weights = {key: backend.asarray(w) for key, w in initial_weights(network, 0, gain=6.0).items()}
     wq, _ = weights_on_grid(backend, network.graph, weights)
     x = backend.asarray(_inputs(3, 0.1))
-    kept, lean = (forward_pass(backend, network.graph, wq, x, STEPS, None, keeps=keeps) for keeps in (True, False))
-    assert np.array_equal(kept.potentials(), lean.potentials())
-    every, last = (trace.residuals(kept.plan.segments[-1]) for trace in (kept, lean))
-    assert len(every) == 4
-    assert [*last] == [kept.plan.segments[-1].steps[-1].name]
+    full, lean = (forward_pass(backend, network.graph, wq, x, STEPS, None, keeps=keeps) for keeps in (True, False))
+    assert np.array_equal(full.potentials(), lean.potentials())
+    all_residuals, last = (trace.residuals(full.plan.segments[-1]) for trace in (full, lean))
+    assert len(all_residuals) == 4
+    assert [*last] == [full.plan.segments[-1].steps[-1].name]

@@ -25,9 +25,9 @@ def test_bits_are_those_of_the_reference(steps: int, size: int, *, reverse: bool
     s = (rng.random((steps, size)) < 0.5).astype(np.uint8)
     constants = {"a": np.float32(0.7)}
     expected = NumpyBackend().recur(equation, constants, {"x": x, "w": w, "s": s}, steps, summed=("n",))
-    found = {name: np.full_like(array, 9) for name, array in expected.items()}
-    assert {name: array.dtype for name, array in found.items()} == {"y": "float32", "o": "uint8", "n": "float32"}
-    recur(equation, constants, [x, w, s], found, steps, ("n",))
+    outputs = {name: np.full_like(array, 9) for name, array in expected.items()}
+    assert {name: array.dtype for name, array in outputs.items()} == {"y": "float32", "o": "uint8", "n": "float32"}
+    recur(equation, constants, [x, w, s], outputs, steps, ("n",))
     for name, array in expected.items():
-        assert array.tobytes() == found[name].tobytes(), name
+        assert array.tobytes() == outputs[name].tobytes(), name
         assert steps == 1 or np.count_nonzero(array) > 0

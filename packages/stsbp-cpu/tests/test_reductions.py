@@ -82,8 +82,8 @@ def test_rows_of_weights_are_rounded_and_bounded() -> None:
 @pytest.mark.parametrize("step", [0, 2**40 + 5])
 def test_dropout_draws_the_bits_of_the_spec(shape: tuple[int, ...], step: int) -> None:
     expected = keep_mask(11, 3, step, shape, 0.3)
-    found = dropout.mask(11, 3, step, shape, 0.3)
-    assert np.array_equal(found, np.moveaxis(expected, 1, -1))
+    mask = dropout.mask(11, 3, step, shape, 0.3)
+    assert np.array_equal(mask, np.moveaxis(expected, 1, -1))
 
 
 @pytest.mark.parametrize("size", [2, 3, (1, 4)], ids=str)
@@ -93,12 +93,12 @@ def test_pooling_is_that_of_the_reference(kind: type[np.generic], size: PerAxis)
     s: AnyArray = rng.integers(0, 4, (5, 2, 3, 7, 9)).astype(kind)
     expected, shape = REFERENCE.rules[AvgPool2d].forward(pool, s)
     d = rng.standard_normal(expected.shape).astype(np.float32)
-    out, below = (np.full((10, *axes, 3), np.nan, np.float32) for axes in (expected.shape[3:], (7, 9)))
+    out, grad_input = (np.full((10, *axes, 3), np.nan, np.float32) for axes in (expected.shape[3:], (7, 9)))
     scale = np.float32(2.0**-pool.exponent)
     avgpool2d.forward(_frames(s), out, *pool.sizes, scale)
     assert np.array_equal(out, _frames(expected))
-    avgpool2d.backward(_frames(d), below, *pool.sizes, scale)
-    assert np.array_equal(below, _frames(REFERENCE.rules[AvgPool2d].backward(pool, shape, d)))
+    avgpool2d.backward(_frames(d), grad_input, *pool.sizes, scale)
+    assert np.array_equal(grad_input, _frames(REFERENCE.rules[AvgPool2d].backward(pool, shape, d)))
 
 
 @pytest.mark.parametrize("size", [2, (3, 1), (7, 9)], ids=str)
@@ -108,12 +108,12 @@ def test_max_pooling_is_that_of_the_reference(kind: type[np.generic], size: PerA
     s: AnyArray = rng.integers(0, 3, (5, 2, 3, 7, 9)).astype(kind)
     expected, residuals = REFERENCE.rules[MaxPool2d].forward(pool, s)
     d = rng.standard_normal(expected.shape).astype(np.float32)
-    out, below = np.empty((10, *expected.shape[3:], 3), kind), np.full((10, 7, 9, 3), np.nan, np.float32)
+    out, grad_input = np.empty((10, *expected.shape[3:], 3), kind), np.full((10, 7, 9, 3), np.nan, np.float32)
     first = np.empty(out.shape, np.int32)
     maxpool2d.forward(_frames(s), out, first, *pool.sizes)
     assert np.array_equal(out, _frames(expected))
-    maxpool2d.backward(_frames(d), first, below, *pool.sizes)
-    assert np.array_equal(below, _frames(REFERENCE.rules[MaxPool2d].backward(pool, residuals, d)))
+    maxpool2d.backward(_frames(d), first, grad_input, *pool.sizes)
+    assert np.array_equal(grad_input, _frames(REFERENCE.rules[MaxPool2d].backward(pool, residuals, d)))
 
 
 def _frames(x: AnyArray) -> AnyArray:
@@ -139,10 +139,10 @@ def test_adamw_updates_as_the_reference(size: int) -> None:
     scalars = AdamWScalars(*(np.float32(x) for x in (0.5, 0.9, 0.1, 0.99, 0.01, 1.5, 2.5, 1e-8, 0.999, 0.01)))
     w, g, m, v = (rng.standard_normal(size).astype(np.float32) for _ in range(4))
     v = v * v
-    before = [x.copy() for x in (w, g, m, v)]
+    copies = [x.copy() for x in (w, g, m, v)]
     new = [np.full(size, np.nan, np.float32) for _ in UPDATE.outputs]
     adamw.update(scalars, w, g, m, v, *new)
-    for found, expected in zip(new, REFERENCE.adamw(scalars, w, g, m, v), strict=True):
-        assert found.tobytes() == expected.tobytes()
-    for x, y in zip((w, g, m, v), before, strict=True):
+    for actual, expected in zip(new, REFERENCE.adamw(scalars, w, g, m, v), strict=True):
+        assert actual.tobytes() == expected.tobytes()
+    for x, y in zip((w, g, m, v), copies, strict=True):
         assert np.array_equal(x, y)

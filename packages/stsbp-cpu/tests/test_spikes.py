@@ -19,11 +19,11 @@ def _pooled(frame: UInt8, size: int) -> Float32:
     return pooled
 
 
-@pytest.mark.parametrize("whole", [True, False], ids=["all rows", "a band"])
+@pytest.mark.parametrize("all_rows", [True, False], ids=["all rows", "a band"])
 @pytest.mark.parametrize("masked", [0, 1, 2])
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("name", FRAMES)
-def test_both_lists_hold_what_is_not_zero(name: str, size: int, masked: int, whole: bool) -> None:
+def test_both_lists_hold_what_is_not_zero(name: str, size: int, masked: int, all_rows: bool) -> None:
     rng = np.random.default_rng(size)
     height, width, channels = FRAMES[name]
     rows, columns = height // size, width // size
@@ -31,7 +31,7 @@ def test_both_lists_hold_what_is_not_zero(name: str, size: int, masked: int, who
     shape = FRAMES[name] if masked == 1 else (rows, columns, channels)
     mask = (rng.random(shape) < 0.5).astype(np.uint8) if masked else np.ones((1, 1, 1), np.uint8)
     expected = _pooled(frame * mask if masked == 1 else frame, size) * (mask if masked == 2 else 1)
-    low, high = (0, rows) if whole else (rows // 3, rows - rows // 4)
+    low, high = (0, rows) if all_rows else (rows // 3, rows - rows // 4)
     tables, count = row_places(width, channels, size), expected[low:high].size
     places, values = np.zeros(count, np.int32), np.zeros(count, np.float32)
     starts = np.full((high - low) * columns + 1, -1, np.int32)
@@ -48,10 +48,10 @@ def test_both_lists_hold_what_is_not_zero(name: str, size: int, masked: int, who
     for channel in range(channels):
         first = channel * (high - low) * columns
         for row in range(low, high):
-            own = slice(first, ends[row, channel])
+            of_channel = slice(first, ends[row, channel])
             y, x = np.nonzero(expected[low : row + 1, :, channel])
-            assert np.array_equal(places[own], (low + y) * wide + x)
-            assert np.array_equal(values[own], expected[low + y, x, channel].astype(np.float32))
+            assert np.array_equal(places[of_channel], (low + y) * wide + x)
+            assert np.array_equal(values[of_channel], expected[low + y, x, channel].astype(np.float32))
 
 
 @pytest.mark.parametrize("count", [0, 5, 64, 150])
@@ -70,10 +70,10 @@ def test_a_row_of_errors_goes_back_through_a_pooling(columns: int, size: int, ch
     inside = columns // size
     source = np.random.default_rng(3).normal(size=(inside, channels)).astype(np.float32)
     scaled = np.zeros(inside * channels + LANES, np.float32)
-    above = np.full(columns * channels + LANES, 7, np.float32)
-    _unpool(source.reshape(-1), size, channels, scaled, above)
+    unpooled = np.full(columns * channels + LANES, 7, np.float32)
+    _unpool(source.reshape(-1), size, channels, scaled, unpooled)
     expected = np.zeros((columns, channels), np.float32)
     expected[: inside * size] = np.repeat(source * np.float32(1 / size**2), size, axis=0)
-    assert np.array_equal(above[: columns * channels], expected.reshape(-1))
-    _unpool(source.reshape(-1)[:0], size, channels, scaled, above)
-    assert not above[: columns * channels].any()
+    assert np.array_equal(unpooled[: columns * channels], expected.reshape(-1))
+    _unpool(source.reshape(-1)[:0], size, channels, scaled, unpooled)
+    assert not unpooled[: columns * channels].any()

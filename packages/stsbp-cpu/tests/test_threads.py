@@ -15,7 +15,7 @@ from stsbp_cpu.engine.threads import threads_for
 
 @pytest.mark.parametrize("chosen", sorted({1, config.NUMBA_NUM_THREADS}))
 def test_few_elements_take_one_thread_and_many_no_more_than_were_chosen(chosen: int) -> None:
-    before = get_num_threads()
+    previous = get_num_threads()
     set_num_threads(chosen)
     try:
         with threads_for(100):
@@ -28,7 +28,7 @@ def test_few_elements_take_one_thread_and_many_no_more_than_were_chosen(chosen: 
             assert get_num_threads() == chosen
         assert get_num_threads() == chosen
     finally:
-        set_num_threads(before)
+        set_num_threads(previous)
 
 
 FORKS = """

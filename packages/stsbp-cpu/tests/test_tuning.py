@@ -35,8 +35,8 @@ class Work:
         self.seconds = seconds
         self.done: list[Manner] = []
 
-    def __call__(self, *given: object) -> None:
-        self.done.append(Manner(*given))  # type: ignore[arg-type]
+    def __call__(self, *manner: object) -> None:
+        self.done.append(Manner(*manner))  # type: ignore[arg-type]
         time.sleep(0.0 if self.done[-1] == FAVOURITE else self.seconds)
 
 
@@ -84,7 +84,7 @@ def test_small_arrays_and_a_switch_leave_the_trial_out(monkeypatch: pytest.Monke
 def test_every_thread_has_chunks() -> None:
     work = Work()
     in_best_manner("forward", TRIED_FROM, 4096, work)
-    assert all(each.chunk * 4 * get_num_threads() <= max(4096, 4 * 512 * get_num_threads()) for each in work.done)
+    assert all(manner.chunk * 4 * get_num_threads() <= max(4096, 4 * 512 * get_num_threads()) for manner in work.done)
 
 
 @pytest.mark.parametrize("neuron", [LIF(), ALIF()], ids=["lif", "alif"])
@@ -94,14 +94,14 @@ def test_no_manner_changes_a_bit(neuron: NeuronModel, once: bool, monkeypatch: p
     rng = np.random.default_rng(4)
     z = rng.uniform(-0.3, 1, (1 if once else steps, count)).astype(np.float32)
     ds = rng.standard_normal((steps, count)).astype(np.float32)
-    found = set()
+    outcomes = set()
     for choice in CHOICES:
         monkeypatch.setattr(neurons, "in_best_manner", lambda _kind, _size, _n, run, choice=choice: run(*choice))
         u, spikes = np.empty((steps, count), np.float32), np.empty((steps, count), np.uint8)
-        kept = np.empty((len(equations.kept) - 1, steps, count), np.float32)
+        saved = np.empty((len(equations.kept) - 1, steps, count), np.float32)
         dz = np.empty((len(z), count), np.float32)
-        neurons.forward(equations, z, u, spikes, kept)
-        neurons.backward(equations, u, kept, ds, dz)
+        neurons.forward(equations, z, u, spikes, saved)
+        neurons.backward(equations, u, saved, ds, dz)
         assert spikes.any()
-        found.add((u.tobytes(), spikes.tobytes(), kept.tobytes(), dz.tobytes()))
-    assert len(found) == 1
+        outcomes.add((u.tobytes(), spikes.tobytes(), saved.tobytes(), dz.tobytes()))
+    assert len(outcomes) == 1

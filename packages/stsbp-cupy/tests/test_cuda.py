@@ -86,12 +86,12 @@ def _gemm_ex(
     assert handle == 7
     scalar: Any = ctypes.c_double if c_type == 1 else ctypes.c_float
     assert compute == (1001 if c_type == 1 else 1000), "the precision of the sums must be named"
-    left = _column_major(a, k, m, lda, a_type).T if ta else _column_major(a, m, k, lda, a_type)
-    right = _column_major(b, n, k, ldb, b_type).T if tb else _column_major(b, k, n, ldb, b_type)
+    op_a = _column_major(a, k, m, lda, a_type).T if ta else _column_major(a, m, k, lda, a_type)
+    op_b = _column_major(b, n, k, ldb, b_type).T if tb else _column_major(b, k, n, ldb, b_type)
     out = _column_major(c, m, n, ldc, c_type)
-    product = left.astype(out.dtype) @ right.astype(out.dtype)
-    scaled, kept = scalar.from_address(alpha).value * product, scalar.from_address(beta).value
-    out[...] = scaled + kept * out if kept else scaled  # BLAS: with beta 0 the old C is not read
+    product = op_a.astype(out.dtype) @ op_b.astype(out.dtype)
+    scaled, beta_value = scalar.from_address(alpha).value * product, scalar.from_address(beta).value
+    out[...] = scaled + beta_value * out if beta_value else scaled  # BLAS: with beta 0 the old C is not read
 
 
 def _stand_in(count: Callable[[], int]) -> tuple[dict[str, ModuleType], Callable[[CudaSource, str], str]]:
@@ -124,10 +124,10 @@ def _stand_in(count: Callable[[], int]) -> tuple[dict[str, ModuleType], Callable
         return source.name
 
     def module(name: str, **names: Any) -> ModuleType:
-        found = ModuleType(name)
+        created = ModuleType(name)
         for key, value in names.items():
-            setattr(found, key, value)
-        return found
+            setattr(created, key, value)
+        return created
 
     def on_device(function: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *a, **k: np.asarray(function(*a, **k)).view(DeviceArray)
@@ -235,21 +235,21 @@ def test_stand_in_opens_and_proves_tensor_cores() -> None:
 
 
 @pytest.mark.usefixtures("stand_in")
-@pytest.mark.parametrize("rest", [(4, 3), ()])
+@pytest.mark.parametrize("frame", [(4, 3), ()])
 def test_channels_are_concatenated_without_a_function_that_graphs_cannot_record(
-    rest: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    frame: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def recorded(*_: Any, **__: Any) -> Any:
         raise AssertionError("CuPy's concatenate sends a table of addresses")
 
     monkeypatch.setattr(sys.modules["cupy"], "concatenate", recorded)
     backend, rng = CupyBackend(), np.random.default_rng(0)
-    s = (rng.random((5, 2, 3, *rest)) < 0.4).astype(np.uint8)
-    means = rng.integers(0, 16, (5, 2, 4, *rest)).astype(np.float32) / np.float32(16)
+    s = (rng.random((5, 2, 3, *frame)) < 0.4).astype(np.uint8)
+    means = rng.integers(0, 16, (5, 2, 4, *frame)).astype(np.float32) / np.float32(16)
     rule = rule_of(backend, Concat())
-    found, residuals = rule.forward(Concat(), backend.asarray(s), backend.asarray(means))
+    concatenated, residuals = rule.forward(Concat(), backend.asarray(s), backend.asarray(means))
     expected = np.concatenate([s.astype(np.float32), means], axis=2)
-    assert np.array_equal(backend.numpy(found), expected)
+    assert np.array_equal(backend.numpy(concatenated), expected)
     one, other = rule.backward(Concat(), residuals, backend.asarray(expected))
     assert np.array_equal(backend.numpy(one), expected[:, :, :3])
     assert np.array_equal(backend.numpy(other), means)
@@ -267,16 +267,16 @@ def test_machine_code_is_kept_under_compiler_and_architecture(tmp_path: Path, mo
     monkeypatch.setitem(sys.modules, "cupy.cuda", SimpleNamespace(nvrtc=nvrtc))
     monkeypatch.setenv("STSBP_CACHE", str(tmp_path))
     monkeypatch.setattr(cuda, "compile_kernels", compile_kernels)
-    found = cuda._compiled.__wrapped__
+    compiled = cuda._compiled.__wrapped__
     source = CudaSource("dropout", "a text")
-    path = found(source, "90")
+    path = compiled(source, "90")
     assert path.read_bytes() == b"machine code"
-    assert found(source, "90") == path
+    assert compiled(source, "90") == path
     assert calls == [("dropout", "sm_90")]
-    assert found(source, "120").read_bytes() == b"PTX"
-    assert found(CudaSource("dropout", "another text"), "90") != path
+    assert compiled(source, "120").read_bytes() == b"PTX"
+    assert compiled(CudaSource("dropout", "another text"), "90") != path
     nvrtc.getVersion = lambda: (13, 0)
-    assert found(source, "90") != path
+    assert compiled(source, "90") != path
     assert len(calls) == 4
 
 
@@ -285,10 +285,10 @@ def test_float64_is_rounded_to_subnormal_float32(reference: NumpyBackend, rng: n
     backend = CupyBackend("cuda")
     tiny = np.ldexp(rng.integers(-(2**20), 2**20, (3, 2, 5)).astype(np.float64), -145)
     for x in (tiny, np.moveaxis(tiny, 0, -1), tiny.reshape(1, 3, 2, 1, 5)):
-        found = backend.numpy(backend.rounded(backend.asarray(x)))
-        assert found.dtype == np.float32
-        assert found.tobytes() == x.astype(np.float32).tobytes()
-        assert (np.abs(found[found != 0]) < 2.0**-126).any()
+        rounded = backend.numpy(backend.rounded(backend.asarray(x)))
+        assert rounded.dtype == np.float32
+        assert rounded.tobytes() == x.astype(np.float32).tobytes()
+        assert (np.abs(rounded[rounded != 0]) < 2.0**-126).any()
     dz, wq = np.full((1, 2, 6), 2.0**-100, np.float32), np.full((6, 4), 2.0**-40, np.float32)
     s = np.ones((1, 2, 4), np.uint8)
     for b in (backend, reference):
@@ -378,17 +378,17 @@ def test_a_captured_step_has_the_bits_of_the_reference(
     net: str, shape: tuple[int, ...], memory: Memory, micro_batch: int | None,
 ) -> None:  # fmt: skip
     library = Cublas()
-    found: list[str] = []
+    loaded: list[str] = []
 
     def load(name: str) -> Cublas:
-        found.append(name)
+        loaded.append(name)
         return library
 
     monkeypatch.setattr(graphs, "_load", load)
     monkeypatch.setattr(graphs.CupyGraphs, "WARM", 0)
     monkeypatch.setenv("STSBP_CUDA_GRAPHS", "1")
     backend = CupyBackend("cuda")
-    assert found == ["libcublas.so.13"]
+    assert loaded == ["libcublas.so.13"]
     assert library.calls == ["stream", "workspace"]
     network = NetworkSpec.parse(net, input_shape=shape, outputs=10, dropout=0.1, neuron=LIF(3, 5 / 3, 0.5))
     batch = Batch(

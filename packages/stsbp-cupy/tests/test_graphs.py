@@ -34,16 +34,16 @@ class Again(Graphs[Any]):
             target[...] = source
 
     def record(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        made, tape = run(), self.tape
+        outputs, tape = run(), self.tape
 
         def replay() -> None:
             self.tape = tape
             try:
-                self.copy([*zip(_arrays(run()), _arrays(made), strict=True)])
+                self.copy([*zip(_arrays(run()), _arrays(outputs), strict=True)])
             finally:
                 self.tape = None
 
-        return replay, made
+        return replay, outputs
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ def test_numbers_in_memory_give_the_bits_of_numbers_by_value(
     arrays = {name: backend.asarray(abs(rng.standard_normal((1, 701))).astype(np.float32)) for name in update.inputs}
     expected = recur(backend.rt, update, constants, arrays, 1, summed=())
     numbers = backend.asarray(update.numbers(constants))
-    found = recur(backend.rt, update, {}, arrays, 1, summed=(), numbers=numbers)
-    assert {name: backend.numpy(x).tobytes() for name, x in found.items()} == {
+    outputs = recur(backend.rt, update, {}, arrays, 1, summed=(), numbers=numbers)
+    assert {name: backend.numpy(x).tobytes() for name, x in outputs.items()} == {
         name: backend.numpy(x).tobytes() for name, x in expected.items()
     }
 
@@ -137,8 +137,8 @@ def test_the_error_of_a_readout_is_the_references(
     targets[:, range(4), rng.integers(0, 5, 4)] = 1
     inside = (np.arange(6)[:, None] < np.array([6, 3, 1, 5])).astype(np.uint8) if padded else None
     mask = None if inside is None else backend.asarray(inside)
-    found = backend.readout_error(loss, backend.asarray(u), backend.asarray(targets), 4, mask)
-    assert backend.numpy(found).tobytes() == reference.readout_error(loss, u, targets, 4, inside).tobytes()
+    error = backend.readout_error(loss, backend.asarray(u), backend.asarray(targets), 4, mask)
+    assert backend.numpy(error).tobytes() == reference.readout_error(loss, u, targets, 4, inside).tobytes()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -149,16 +149,16 @@ def test_on_a_gpu_recorded_steps_have_the_bits_of_steps(name: str, monkeypatch: 
         pytest.skip(problem)
     monkeypatch.setenv("STSBP_CUDA_GRAPHS", "1")
     backend = CupyBackend("cuda")
-    found, results = train(backend, CASES[name])
+    recorded, recorded_results = train(backend, CASES[name])
     assert backend.graphs is not None
     assert backend.graphs.count == 2
     monkeypatch.setenv("STSBP_CUDA_GRAPHS", "0")
-    expected, as_before = train(CupyBackend("cuda"), CASES[name])
+    expected, expected_results = train(CupyBackend("cuda"), CASES[name])
     if CASES[name].precision == "fast":
         # Products that are recorded have a handle of their own, and may take another algorithm.
-        for key, x in found.items():
+        for key, x in recorded.items():
             np.testing.assert_allclose(
                 np.frombuffer(x, np.float32), np.frombuffer(expected[key], np.float32), rtol=1e-3, atol=1e-5
             )
     else:
-        assert (found, results) == (expected, as_before)
+        assert (recorded, recorded_results) == (expected, expected_results)

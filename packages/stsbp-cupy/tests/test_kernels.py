@@ -45,23 +45,23 @@ def _printed(recurrence: Recurrence, *, summed: tuple[str, ...] = (), in_memory:
 
 
 def _sources() -> dict[str, CudaSource]:
-    found = {source.name: source for source in source_files()}
+    sources = {source.name: source for source in source_files()}
     first, second = PSP(3).filter(), PSP(3, 2).filter()
     for name, surrogate in SURROGATES.items():
         equations = neuron_equations(first, LIF(surrogate=surrogate()))
-        found["lif-forward"] = _printed(equations.forward)
-        found[f"lif-backward-{name}"] = _printed(equations.backward)
-        found[f"lif-backward-summed-{name}"] = _printed(equations.backward, summed=("dz",))
+        sources["lif-forward"] = _printed(equations.forward)
+        sources[f"lif-backward-{name}"] = _printed(equations.backward)
+        sources[f"lif-backward-summed-{name}"] = _printed(equations.backward, summed=("dz",))
     alif = neuron_equations(second, ALIF(reset="subtract"))
-    found |= {"alif-forward": _printed(alif.forward), "alif-backward": _printed(alif.backward)}
+    sources |= {"alif-forward": _printed(alif.forward), "alif-backward": _printed(alif.backward)}
     alone = filter_equations(first)
-    found |= {"filter-forward": _printed(alone.forward), "filter-backward": _printed(alone.backward)}
+    sources |= {"filter-forward": _printed(alone.forward), "filter-backward": _printed(alone.backward)}
     for name, loss in LOSSES.items():
         passes = loss_equations(loss)
-        found |= {} if passes.forward is None else {f"{name}-forward": _printed(passes.forward)}
-        found[f"{name}-backward"] = _printed(passes.backward)
+        sources |= {} if passes.forward is None else {f"{name}-forward": _printed(passes.forward)}
+        sources[f"{name}-backward"] = _printed(passes.backward)
     updates = {"adamw": _printed(UPDATE), "adamw-recorded": _printed(UPDATE, in_memory=True)}
-    return found | updates | {"count": _printed(COUNT, summed=("n",))}
+    return sources | updates | {"count": _printed(COUNT, summed=("n",))}
 
 
 SOURCES = _sources()

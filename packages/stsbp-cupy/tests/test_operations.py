@@ -293,10 +293,10 @@ def test_weight_grid(
 ) -> None:
     block = block_of(weight_bits=weight_bits)
     w = (rng.normal(0, 1, block.weight_shape) * scale).astype(np.float32)
-    actual, found = backend.weight_grid(block, backend.asarray(w))
+    actual, grid = backend.weight_grid(block, backend.asarray(w))
     expected, expected_grid = reference.weight_grid(block, w)
     assert_same_bits(backend.numpy(actual), expected)
-    assert found == expected_grid
+    assert grid == expected_grid
 
 
 def test_weight_grid_whose_largest_weight_rounds_beyond_the_range(
@@ -305,11 +305,11 @@ def test_weight_grid_whose_largest_weight_rounds_beyond_the_range(
     block = block_of()
     w = np.full(block.weight_shape, 0.25, np.float32)
     w[0, 0, 0, 0] = np.nextafter(np.float32(1), np.float32(0))
-    actual, found = backend.weight_grid(block, backend.asarray(w))
+    actual, grid = backend.weight_grid(block, backend.asarray(w))
     expected, expected_grid = reference.weight_grid(block, w)
     assert_same_bits(backend.numpy(actual), expected)
-    assert found == expected_grid
-    assert found.exponent == 10  # 11 would need 2048 units.
+    assert grid == expected_grid
+    assert grid.exponent == 10  # 11 would need 2048 units.
 
 
 def test_weight_grid_takes_a_coarser_grid_where_sums_are_long(
@@ -318,11 +318,11 @@ def test_weight_grid_takes_a_coarser_grid_where_sums_are_long(
     network = NetworkSpec.parse("3000-10", input_shape=(8000,), coding="direct")
     block = network.blocks[0]
     w = (1 + 0.1 * rng.random(block.weight_shape)).astype(np.float32)[:40]
-    actual, found = backend.weight_grid(block, backend.asarray(w))
+    actual, grid = backend.weight_grid(block, backend.asarray(w))
     expected, expected_grid = reference.weight_grid(block, w)
     assert_same_bits(backend.numpy(actual), expected)
-    assert found == expected_grid
-    assert found.bits < 12
+    assert grid == expected_grid
+    assert grid.bits < 12
 
 
 def test_weight_grid_that_cannot_hold_raises(backend: CupyBackend) -> None:
@@ -418,8 +418,8 @@ def test_gradient_squares(
 ) -> None:
     """Sums within a warp, of several warps, and of several blocks."""
     gradients = [rng.normal(0, 1, size).astype(np.float32) for size in sizes]
-    found = backend.gradient_squares([backend.asarray(g) for g in gradients])
-    assert backend.numpy(found).tolist() == reference.gradient_squares(gradients).tolist()
+    squares = backend.gradient_squares([backend.asarray(g) for g in gradients])
+    assert backend.numpy(squares).tolist() == reference.gradient_squares(gradients).tolist()
 
 
 @pytest.mark.parametrize("shape", [(7,), (300,), (2, 3, 4, 5, 6)], ids=str)

@@ -111,15 +111,15 @@ def test_neurons_of_any_states(
     z = rng.normal(0.5, 1, (steps_of_input, *shape)).astype(np.float32)
     ds = rng.normal(0, 1, (9, *shape)).astype(np.float32)
     spikes, residuals = reference.neuron_forward(neuron, filter, z, 9)
-    got, kept = backend.neuron_forward(neuron, filter, backend.asarray(channels_last(z)), 9)
+    got, saved = backend.neuron_forward(neuron, filter, backend.asarray(channels_last(z)), 9)
     assert 0.02 < spikes.mean() < 0.98
     assert_same_bits(backend.numpy(got), spikes)
-    assert kept.kept.keys() == residuals.kept.keys()
+    assert saved.kept.keys() == residuals.kept.keys()
     for name, value in residuals.kept.items():
-        assert_same_bits(backend.numpy(kept.kept[name]), value)
+        assert_same_bits(backend.numpy(saved.kept[name]), value)
     expected = reference.neuron_backward(neuron, filter, residuals, ds)[0]
     assert expected.any()
-    dz = backend.neuron_backward(neuron, filter, kept, backend.asarray(channels_last(ds)))[0]
+    dz = backend.neuron_backward(neuron, filter, saved, backend.asarray(channels_last(ds)))[0]
     assert_same_bits(backend.numpy(dz), expected)
 
 
@@ -157,10 +157,10 @@ def test_inputs_of_each_kind(
     constants, names = {"k": np.float32(0.7)}, numbers if summed else ()
     expected = reference.recur(recurrence, constants, inputs, 6, summed=names)
     arrays = {name: backend.asarray(x) for name, x in inputs.items()}
-    found = backend.recur(recurrence, constants, arrays, 6, summed=names)
-    assert found.keys() == expected.keys()
+    outputs = backend.recur(recurrence, constants, arrays, 6, summed=names)
+    assert outputs.keys() == expected.keys()
     for name, value in expected.items():
-        assert_same_bits(backend.numpy(found[name]), value)
+        assert_same_bits(backend.numpy(outputs[name]), value)
 
 
 def test_sums_keep_their_order(backend: CupyBackend) -> None:
@@ -188,19 +188,19 @@ def test_adamw(backend: CupyBackend, reference: NumpyBackend, rng: np.random.Gen
     scalars = AdamW(weight_decay=0.1).scalars(3, np.float32(0.9))
     expected = reference.adamw(scalars, w, g, m, v * v)
     arrays = map(backend.asarray, (w, g, m, v * v))
-    for found, value in zip(backend.adamw(scalars, *arrays), expected, strict=True):
-        assert_same_bits(backend.numpy(found), value)
+    for actual, value in zip(backend.adamw(scalars, *arrays), expected, strict=True):
+        assert_same_bits(backend.numpy(actual), value)
 
 
 def test_nothing_is_copied_that_lies_in_memory_alike(
     compiler_path: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = CupyBackend("host")
-    seen: list[AnyArray] = []
+    arguments_of_kernels: list[AnyArray] = []
     start = HostRuntime.start
 
     def spy(self: HostRuntime, function: object, threads: int, arguments: list[object]) -> None:
-        seen.extend(x for x in arguments if isinstance(x, np.ndarray))
+        arguments_of_kernels.extend(x for x in arguments if isinstance(x, np.ndarray))
         start(self, function, threads, arguments)
 
     monkeypatch.setattr(HostRuntime, "start", spy)
@@ -208,17 +208,23 @@ def test_nothing_is_copied_that_lies_in_memory_alike(
         z, ds = (of(rng.normal(0, 1, (4, 2, 3, 5, 6)).astype(np.float32)) for _ in range(2))
         spikes, residuals = backend.neuron_forward(LIF(), IDENTITY, z, 4)
         dz = backend.neuron_backward(LIF(), IDENTITY, residuals, ds)[0]
-        for mine, x in zip(seen, (z, residuals.kept["u"], spikes, residuals.kept["u"], ds, dz), strict=True):
-            assert np.shares_memory(mine, x)
+        for passed, x in zip(
+            arguments_of_kernels, (z, residuals.kept["u"], spikes, residuals.kept["u"], ds, dz), strict=True
+        ):
+            assert np.shares_memory(passed, x)
             assert x.strides == z.strides if x.dtype == z.dtype else x.strides == tuple(s // 4 for s in z.strides)
-        seen.clear()
+        arguments_of_kernels.clear()
     # One of three lies otherwise: it is copied, the two are not.
     odd = Recurrence("three", (), ("a", "b", "c"), {}, {"y": A + B * C})
     first, second, third = (rng.normal(0, 1, (4, 2, 3, 5, 6)).astype(np.float32) for _ in range(3))
     arrays = {"a": channels_last(first), "b": second, "c": channels_last(third)}
-    found = backend.recur(odd, {}, arrays, 4)["y"]
-    assert [np.shares_memory(mine, x) for mine, x in zip(seen, arrays.values(), strict=False)] == [True, False, True]
-    assert_same_bits(found, first + second * third)
+    y = backend.recur(odd, {}, arrays, 4)["y"]
+    assert [np.shares_memory(passed, x) for passed, x in zip(arguments_of_kernels, arrays.values(), strict=False)] == [
+        True,
+        False,
+        True,
+    ]
+    assert_same_bits(y, first + second * third)
 
 
 def test_shapes_that_do_not_fit_are_refused(backend: CupyBackend) -> None:
@@ -262,9 +268,9 @@ def test_a_kernel_is_built_once_and_kept(
     rt.load(source)
     (library,) = tmp_path.rglob("recur_count_*.so")
     written = library.stat().st_mtime_ns
-    found = rt._kernels[source.name]
+    entry = rt._kernels[source.name]
     rt.load(source)
-    assert rt._kernels[source.name] is found
+    assert rt._kernels[source.name] is entry
     host._library.cache_clear()
     assert host.build(source) == library
     assert library.stat().st_mtime_ns == written
@@ -303,14 +309,14 @@ def test_the_function_that_is_shown_compiles_and_computes_the_equation(
     names = (*recurrence.parameters, *recurrence.inputs, *recurrence.states)
     x = np.random.default_rng(number).normal(0.3, 1.0, (50, len(names))).astype(np.float32)
     results = len(recurrence.states) + len(recurrence.outputs)
-    given = ", ".join(f"x[{i}]" for i in range(len(names)))
+    arguments = ", ".join(f"x[{i}]" for i in range(len(names)))
     text = f"""
 #include "host_shim.h"
 #include "contract.cuh"
 {definition(recurrence, LANGUAGES["cuda"])}
 extern "C" __attribute__((visibility("default"))) void run(int n, const float* x, float* y) {{
     for (; n > 0; --n, x += {len(names)}, y += {results}) {{
-        auto [{", ".join(f"r{i}" for i in range(results))}] = {recurrence.name}({given});
+        auto [{", ".join(f"r{i}" for i in range(results))}] = {recurrence.name}({arguments});
         {"".join(f"y[{i}] = r{i};" for i in range(results))}
     }}
 }}

@@ -85,15 +85,15 @@ def test_weights_of_any_size_have_the_bits_of_the_reference(
         assert np.ascontiguousarray(z).tobytes() == expected_z.tobytes()
         assert np.count_nonzero(z) > z.size // 2
         dz = rng.integers(-2047, 2048, z.shape).astype(np.float32)
-        for back, expected_back in zip(
+        for gradient, expected_gradient in zip(
             half.rule(block.synapse).backward(block.synapse, residuals, dz, precision="reproducible", need_input=True),
             reference.rule(block.synapse).backward(
                 block.synapse, expected_residuals, dz, precision="reproducible", need_input=True
             ),
             strict=True,
         ):
-            assert back is not None
-            assert np.array_equal(back, expected_back)
+            assert gradient is not None
+            assert np.array_equal(gradient, expected_gradient)
 
 
 @pytest.mark.parametrize(
