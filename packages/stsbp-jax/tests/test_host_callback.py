@@ -33,14 +33,14 @@ DTYPES = (np.bool_, np.uint8, np.int32, np.uint32, np.int64, np.float32, np.floa
 
 
 def struct(*shape: int, dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
-    made: Any = jax.ShapeDtypeStruct
-    result: jax.ShapeDtypeStruct = made(shape, dtype)
+    cls: Any = jax.ShapeDtypeStruct
+    result: jax.ShapeDtypeStruct = cls(shape, dtype)
     return result
 
 
 def done(x: Any) -> Any:
     """`x`, once it is there."""
-    return jax.tree.map(lambda each: each.block_until_ready(), x)
+    return jax.tree.map(lambda leaf: leaf.block_until_ready(), x)
 
 
 def numbers(*shape: int) -> Any:
@@ -77,10 +77,10 @@ def conditional(a: Any, b: Any) -> Any:
 
 
 def repeated(a: Any, b: Any) -> Any:
-    def again(state: Any) -> Any:
+    def body(state: Any) -> Any:
         return state[0] + 1, *called(a, b)
 
-    return lax.while_loop(lambda state: state[0] < 3, again, (0, b, jnp.zeros(a.shape, np.uint8)))[1:]
+    return lax.while_loop(lambda state: state[0] < 3, body, (0, b, jnp.zeros(a.shape, np.uint8)))[1:]
 
 
 @jax.custom_vjp
@@ -90,7 +90,7 @@ def differentiable(a: Any, b: Any) -> Any:
 
 differentiable.defvjp(
     lambda a, b: (called(a, b)[0], (a, b)),
-    lambda kept, error: (called(kept[0], error)[0], called(kept[1], error)[0]),
+    lambda saved, error: (called(saved[0], error)[0], called(saved[1], error)[0]),
 )
 
 
@@ -121,9 +121,9 @@ def test_host_call_has_numpys_bits_in(name: str) -> None:
     a, b = numbers(4, 3), numbers(7, 3)[3:]
     if name == "scan":
         b = b[:1].repeat(4, axis=0)
-    for found, wanted_ in zip(TRANSFORMS[name](a, b), expected(a, b), strict=True):
-        assert np.asarray(found).dtype == wanted_.dtype
-        assert np.asarray(found).tobytes() == wanted_.tobytes()
+    for actual, from_numpy in zip(TRANSFORMS[name](a, b), expected(a, b), strict=True):
+        assert np.asarray(actual).dtype == from_numpy.dtype
+        assert np.asarray(actual).tobytes() == from_numpy.tobytes()
 
 
 def test_elements_of_vmap_share_an_argument() -> None:
@@ -135,9 +135,9 @@ def test_elements_of_vmap_share_an_argument() -> None:
 def test_derivatives_of_ones_own_are_calls_too() -> None:
     a, b, error = numbers(5), numbers(6)[1:], numbers(7)[2:]
     for forward in (differentiable, jax.checkpoint(differentiable)):
-        _, back = jax.vjp(forward, a, b)
-        for found, other in zip(jax.jit(back)(error), (a, b), strict=True):
-            assert np.asarray(found).tobytes() == expected(other, error)[0].tobytes()
+        _, pullback = jax.vjp(forward, a, b)
+        for cotangent, other in zip(jax.jit(pullback)(error), (a, b), strict=True):
+            assert np.asarray(cotangent).tobytes() == expected(other, error)[0].tobytes()
 
 
 def test_derivative_of_a_call_is_refused_by_jax() -> None:
@@ -156,9 +156,9 @@ def test_every_dtype_arrives_and_returns(shape: tuple[int, ...]) -> None:
     arrays = [np.frombuffer(rng.bytes(8 * 24), dtype)[: int(np.prod(shape))].reshape(shape) for dtype in DTYPES[1:]]
     arrays.append(rng.random(shape) < 0.5)
     with wide():
-        given = [jnp.asarray(x) for x in arrays]
-        found = jax.jit(lambda *x: host_call(copied, [struct(*y.shape, dtype=y.dtype) for y in x], *x))(*given)
-        for x, y in zip(arrays, found, strict=True):
+        operands = [jnp.asarray(x) for x in arrays]
+        results = jax.jit(lambda *x: host_call(copied, [struct(*y.shape, dtype=y.dtype) for y in x], *x))(*operands)
+        for x, y in zip(arrays, results, strict=True):
             assert (y.shape, y.dtype) == (x.shape, x.dtype)
             assert np.asarray(y).tobytes() == x.tobytes()
 
@@ -194,16 +194,16 @@ def test_a_dtype_that_is_not_taken_is_named() -> None:
 
 
 def test_no_array_is_copied() -> None:
-    seen: list[int] = []
+    addresses: list[int] = []
 
     def touched(x: AnyArray, out: Sequence[AnyArray]) -> None:
-        seen[:] = [x.ctypes.data, out[0].ctypes.data]
+        addresses[:] = [x.ctypes.data, out[0].ctypes.data]
 
     x = numbers(1000)
     (y,) = jax.jit(lambda x: host_call(touched, [struct(1000)], x))(x)
     y.block_until_ready()
-    assert seen == [x.unsafe_buffer_pointer(), y.unsafe_buffer_pointer()]
-    assert [address % 64 for address in seen] == [0, 0]
+    assert addresses == [x.unsafe_buffer_pointer(), y.unsafe_buffer_pointer()]
+    assert [address % 64 for address in addresses] == [0, 0]
 
 
 def scaled(by: float, x: AnyArray, out: Sequence[AnyArray]) -> None:
@@ -234,12 +234,12 @@ def test_equal_functions_have_one_number() -> None:
     for number in (1, 2):
         (y,) = host_call(Adding(number), [struct(3)], x)
         assert np.asarray(y).tobytes() == (np.asarray(x) + np.float32(number)).tobytes()
-    before = len(host_callback._sites)
+    count = len(host_callback._sites)
     for _ in range(5):
         jax.jit(lambda x: host_call(Adding(1), [struct(3)], *host_call(scaled, [struct(3)], x, fixed=(3.0,))))(x)
-    assert len(host_callback._sites) == before
+    assert len(host_callback._sites) == count
     jax.jit(lambda x: host_call(Adding(1), [struct(4)], x))(numbers(4))
-    assert len(host_callback._sites) == before + 1
+    assert len(host_callback._sites) == count + 1
 
 
 def test_numbers_of_other_functions_and_shapes_are_others() -> None:
@@ -280,9 +280,9 @@ def raising(error: BaseException | type[BaseException]) -> Callable[[Any], Any]:
 def test_what_a_function_raises_is_raised(error: BaseException, status: str) -> None:
     program = raising(error)
     text = str(error).replace("\0", "").replace("\ud800", "?")
-    with pytest.raises(jax.errors.JaxRuntimeError) as told:
+    with pytest.raises(jax.errors.JaxRuntimeError) as refused:
         program(numbers(3)).block_until_ready()
-    assert re.match(rf"{status}: .*\[host call \d+\] {type(error).__name__}: {re.escape(text)}", str(told.value))
+    assert re.match(rf"{status}: .*\[host call \d+\] {type(error).__name__}: {re.escape(text)}", str(refused.value))
     for _ in range(2):
         with pytest.raises(type(error)) as caught, original_errors():
             program(numbers(3)).block_until_ready()
@@ -352,13 +352,13 @@ def test_a_program_stops_at_the_first_error() -> None:
 def test_a_program_of_another_process_is_refused() -> None:
     program = jax.jit(lambda x: host_call(scaled, [struct(3)], x, fixed=(5.0,)))
     done(program(numbers(3)))
-    kept = dict(host_callback._sites)
+    sites = dict(host_callback._sites)
     host_callback._sites.clear()
     try:
         with pytest.raises(BackendError, match="that another process compiled"), original_errors():
             done(program(numbers(3)))
     finally:
-        host_callback._sites.update(kept)
+        host_callback._sites.update(sites)
 
 
 @pytest.mark.parametrize(
@@ -411,14 +411,14 @@ def test_new_memory_begins_at_a_cache_line(shape: tuple[int, ...]) -> None:
 
 def test_what_is_wanted_is_wanted_on_one_thread_and_until_an_error() -> None:
     a = np.zeros(3, np.float32)
-    found: list[AnyArray] = []
-    thread = threading.Thread(target=lambda: found.append(empty((3,), np.float32)))
+    buffers: list[AnyArray] = []
+    thread = threading.Thread(target=lambda: buffers.append(empty((3,), np.float32)))
     with wanted([a]):
         thread.start()
         thread.join()
     with pytest.raises(ZeroDivisionError), wanted([a]):
         raise ZeroDivisionError
-    assert found[0] is not a
+    assert buffers[0] is not a
     assert empty((3,), np.float32) is not a
 
 
@@ -439,9 +439,9 @@ def in_another_order(x: AnyArray) -> list[AnyArray]:
 def after_scratch(x: AnyArray) -> list[AnyArray]:
     scratch = empty(x.shape, np.float32)
     scratch[...] = np.nan
-    found = in_order(x)
+    results = in_order(x)
     scratch[...] = np.nan
-    return found
+    return results
 
 
 def elsewhere(x: AnyArray) -> list[AnyArray]:
@@ -471,9 +471,9 @@ def test_a_function_that_makes_its_results(function: Callable[[AnyArray], list[A
         assert np.asarray(y).tolist() == (x + number).tolist()
     out = [np.zeros(6, np.float32), np.zeros(6, np.float32)]
     with wanted(out):
-        found = function(x)
-    assert sum(a is not b for a, b in zip(found, out, strict=True)) == copies
-    host_callback._put(found, out)
+        results = function(x)
+    assert sum(a is not b for a, b in zip(results, out, strict=True)) == copies
+    host_callback._put(results, out)
     assert [y.tolist() for y in out] == [(x + 1).tolist(), (x + 2).tolist()]
 
 
@@ -500,9 +500,9 @@ def test_equal_makers_have_one_number() -> None:
     x = numbers(6)
     results = [struct(6), struct(6)]
     host_call(Making(in_order), results, x)
-    before = len(host_callback._sites)
+    count = len(host_callback._sites)
     jax.jit(lambda x: host_call(Making(in_order), results, x))(x)
-    assert len(host_callback._sites) == before
+    assert len(host_callback._sites) == count
 
 
 HEADER = (Path(jax.ffi.include_dir()) / "xla/ffi/api/c_api.h").read_text()
@@ -551,7 +551,7 @@ def test_a_callback_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyP
         raise KeyboardInterrupt("between two lines")
 
     lost: list[Any] = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda found: lost.append(found.exc_type))
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: lost.append(unraisable.exc_type))
     memory = ffi.Memory((3,), np.dtype(np.float32))
     ffi.open_door("stsbp_test", {5: ffi.Site(fails, (), (memory,))}, fails)
     with pytest.raises(jax.errors.JaxRuntimeError, match="the call was interrupted"):
@@ -587,7 +587,7 @@ def process(text: str, *arguments: str, **environment: str) -> subprocess.Popen[
     )
 
 
-def said(text: str, *arguments: str, **environment: str) -> str:
+def output_of(text: str, *arguments: str, **environment: str) -> str:
     """What a process writes, without a word on its standard error."""
     started = process(text, *arguments, **environment)
     try:
@@ -613,7 +613,7 @@ sys.modules["late"].it = Late()
 @pytest.mark.parametrize("dropped", ["", "del y"], ids=["kept", "dropped"])
 def test_interpreter_ends_while_a_program_calls_the_host(dropped: str) -> None:
     text = f"{LATE}\ny = jax.jit(long)(x)\nwhile calls < 3: time.sleep(0.01)\n{dropped}\nprint(calls < 100_000)"
-    assert said(text) == "True\nlate"
+    assert output_of(text) == "True\nlate"
 
 
 def test_a_call_that_has_begun_is_finished_before_the_interpreter_ends() -> None:
@@ -626,7 +626,7 @@ def slow(x, out):
 y = jax.jit(lambda x: host_call(slow, S, jax.lax.fori_loop(0, 100, lambda i, x: jnp.tanh(x @ x), x)))(x)
 begun.wait()
 """
-    assert said(LATE + text) == "finished late"
+    assert output_of(LATE + text) == "finished late"
 
 
 def test_who_waits_while_the_interpreter_ends_is_told() -> None:
@@ -641,7 +641,7 @@ import stsbp_jax.engine.host_callback
 y = jax.jit(long)(x)
 while calls < 3: time.sleep(0.01)
 """
-    assert said(text) == "1\n"
+    assert output_of(text) == "1\n"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
@@ -670,7 +670,7 @@ if (child := os.fork()) == 0:
     os._exit(3)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-    assert said(text) == "3\n"
+    assert output_of(text) == "3\n"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
@@ -683,7 +683,7 @@ while calls < 3: time.sleep(0.01)
 with multiprocessing.get_context("fork").Pool(2) as pool:
     print(pool.map(abs, [-1, -2]))
 """
-    assert said(text) == "[1, 2]\n"
+    assert output_of(text) == "[1, 2]\n"
 
 
 # The program runs on the thread that called it.
@@ -731,7 +731,7 @@ for by in ({0}):
 """
     folder = str(tmp_path)
     for factors, programs in (("2, 3", 2), ("2, 3", 2), ("3, 2, 4", 3)):
-        assert said(text.format(factors), JAX_COMPILATION_CACHE_DIR=folder).split() == [
+        assert output_of(text.format(factors), JAX_COMPILATION_CACHE_DIR=folder).split() == [
             f"{number}.0" for number in factors.split(", ")
         ]
         assert len(list(tmp_path.glob("jit_*-cache"))) == programs
@@ -773,12 +773,12 @@ print(all(right), len(right) > 20, numba.threading_layer())
 
 @pytest.mark.parametrize("layer", ["omp", "tbb", "workqueue"])
 def test_threads_with_calls_and_kernels_do_not_meet(layer: str) -> None:
-    asked = {"NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "2"}
+    environment = {"NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "2"}
     if layer != "workqueue" and importlib.util.find_spec(f"numba.np.ufunc.{layer}pool") is None:
         pytest.skip(f"numba has no layer {layer} here")
     if layer == "tbb" and ctypes.util.find_library("tbb") is None:
         pytest.skip("no tbb here")
-    assert said(KERNELS, layer, **asked) == f"True True {layer}\n"
+    assert output_of(KERNELS, layer, **environment) == f"True True {layer}\n"
 
 
 def test_devices_of_shard_map_each_call_the_host() -> None:
@@ -800,4 +800,4 @@ for checked in (True, False):
     print((np.asarray(y) == np.asarray(x) * np.asarray(w)).all(), float(total))
 """
     flags = "--xla_force_host_platform_device_count=3"
-    assert said(text, XLA_FLAGS=flags) == "d\nTrue 168.0\n\nTrue 168.0\n"
+    assert output_of(text, XLA_FLAGS=flags) == "d\nTrue 168.0\n\nTrue 168.0\n"

@@ -47,9 +47,9 @@ JAX = JaxBackend("cpu:xla" if jax.default_backend() == "cpu" else None)
 
 def differing_bits(a: Any, b: Any) -> int:
     """Number of float32 values whose bits differ."""
-    left, right = (np.ascontiguousarray(x, np.float32).view(np.uint32) for x in (a, b))
-    assert left.shape == right.shape
-    return int(np.count_nonzero(left != right))
+    a_bits, b_bits = (np.ascontiguousarray(x, np.float32).view(np.uint32) for x in (a, b))
+    assert a_bits.shape == b_bits.shape
+    return int(np.count_nonzero(a_bits != b_bits))
 
 
 def drive(*shape: int) -> npt.NDArray[np.float32]:
@@ -182,8 +182,8 @@ def test_a_neuron_of_two_states_has_the_reference_bits_both_ways(transform: str,
     assert 0.02 < spikes.mean() < 0.5
 
     def both(z: Any, ds: Any) -> Any:
-        s, back = jax.vjp(lambda z: lif(TIRED, filter, z, steps), z)
-        return s, *back(ds)
+        s, pullback = jax.vjp(lambda z: lif(TIRED, filter, z, steps), z)
+        return s, *pullback(ds)
 
     wrapped: dict[str, Callable[[Any, Any], Any]] = {
         "eager": both,
@@ -195,10 +195,10 @@ def test_a_neuron_of_two_states_has_the_reference_bits_both_ways(transform: str,
     np.testing.assert_array_equal(s, spikes)
     assert dz.shape == z.shape
     assert differing_bits(dz, expected) == 0
-    native, kept = JAX.neuron_forward(TIRED, filter, JAX.asarray(z), steps)
+    native, saved = JAX.neuron_forward(TIRED, filter, JAX.asarray(z), steps)
     assert native.dtype == np.uint8
     for name, values in residuals.kept.items():
-        assert differing_bits(kept.kept[name], values) == 0, name
+        assert differing_bits(saved.kept[name], values) == 0, name
 
 
 @pytest.mark.parametrize(
@@ -332,10 +332,10 @@ def test_frames_are_cut_into_the_fewest_equal_chunks(frames: int, frame_bytes: i
 
 
 def test_a_chunk_is_measured_by_its_unfolded_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    requests = []
 
     def chunks(frames: int, frame_bytes: int) -> int:
-        asked.append((frames, frame_bytes))
+        requests.append((frames, frame_bytes))
         return 2
 
     monkeypatch.setattr(conv2d, "_chunks", chunks)
@@ -345,7 +345,7 @@ def test_a_chunk_is_measured_by_its_unfolded_windows(monkeypatch: pytest.MonkeyP
     conv2d.backward(conv, s, wq, z, precision="fast", need_input=True)
     conv2d.backward(conv, s, wq, z, precision="reproducible", need_input=False)
     windows = 4 * 5 * 3 * 3 * 4  # H' W' k k C
-    assert asked == [(6, 4 * windows), (6, 4 * windows), (6, 8 * windows)]
+    assert requests == [(6, 4 * windows), (6, 4 * windows), (6, 8 * windows)]
 
 
 def test_an_output_that_has_the_name_of_a_state_is_not_taken_for_it() -> None:
@@ -364,7 +364,7 @@ def test_spikes_that_follow_from_what_is_kept_are_no_array_of_the_scan() -> None
                 forward, neuron_equations(PSP(3.0).filter(), neuron).constants, inputs, 4
             )
         )(inputs)
-        (scan,) = (each for each in traced.jaxpr.eqns if each.primitive.name == "scan")
+        (scan,) = (equation for equation in traced.jaxpr.eqns if equation.primitive.name == "scan")
         assert {str(x.aval.dtype) for x in scan.outvars} == {"float32"}
 
 

@@ -174,9 +174,9 @@ def test_values_that_are_not_finite_are_refused_or_stay_not_finite(value: float)
     z = np.zeros((6, 2, 5), np.float32)
     z[2, 1, 3] = value
     filter = PSP(3.0).filter()
-    for given in (z, jnp.asarray(z)):
+    for sums in (z, jnp.asarray(z)):
         with pytest.raises(NumericError, match="the input of lif holds a value that is not finite"):
-            lif(LIF(), filter, given, 6)  # type: ignore[arg-type]
+            lif(LIF(), filter, sums, 6)  # type: ignore[arg-type]
     for function in transformed_lif():
         spikes = np.asarray(function(jnp.asarray(z)))
         expected = np.zeros_like(z)
@@ -267,14 +267,14 @@ def test_gradients_of_layers_by_hand_are_those_of_apply(precision: Precision) ->
         z = linear(Linear(5), s, snap_weights(out, weights["linear2"]), precision)
         return distance(VanRossum(), network.output_psp, lif(neuron, out.filter(training=False), z, STEPS), y)
 
-    def whole(weights: Any, s: Any) -> Any:
+    def by_apply(weights: Any, s: Any) -> Any:
         spikes = apply(network, weights, jnp.moveaxis(s, -1, 2), STEPS, precision=precision)
         return distance(VanRossum(), network.output_psp, spikes, y)
 
-    given = initial_weights(network, seed=0, gain=2.0), jnp.moveaxis(jnp.asarray(x), 2, -1)
-    found, expected = (jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(*given) for f in (by_hand, whole))
-    assert found[0] == expected[0]
-    for ours, theirs in zip(*map(jax.tree.leaves, (found[1], expected[1])), strict=True):
+    arguments = initial_weights(network, seed=0, gain=2.0), jnp.moveaxis(jnp.asarray(x), 2, -1)
+    actual, expected = (jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(*arguments) for f in (by_hand, by_apply))
+    assert actual[0] == expected[0]
+    for ours, theirs in zip(*map(jax.tree.leaves, (actual[1], expected[1])), strict=True):
         assert (ours.dtype, ours.shape) == (np.float32, theirs.shape)
         assert np.abs(theirs).max() > 0
         assert np.abs(ours - theirs).max() <= 2e-5 * np.abs(theirs).max()
@@ -317,11 +317,11 @@ def programs(caplog: pytest.LogCaptureFixture, call: Callable[[], Any]) -> int:
 
 
 @pytest.mark.parametrize(
-    ("what", "most"),
+    ("name", "most"),
     [("apply", 1), ("full", 1), ("distance", 1), ("lengths", 1), ("layers", 8), ("neurons", 1), ("gradient", 12)],
 )
 def test_a_call_outside_of_a_jit_compiles_few_programs_and_none_again(
-    what: str, most: int, caplog: pytest.LogCaptureFixture
+    name: str, most: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     neuron = PLIF(3, 2, 0.5)
     network = NetworkSpec.parse("3C3-P2", input_shape=(2, 11, 11), outputs=4, neuron=neuron)
@@ -354,8 +354,8 @@ def test_a_call_outside_of_a_jit_compiles_few_programs_and_none_again(
         "neurons": lambda: lif(neuron, PSP(3).filter(), s, 4),
         "gradient": lambda: jax.grad(objective)(weights),
     }
-    assert 0 < programs(caplog, calls[what]) <= most
-    assert programs(caplog, calls[what]) == 0
+    assert 0 < programs(caplog, calls[name]) <= most
+    assert programs(caplog, calls[name]) == 0
 
 
 def test_public_names() -> None:
@@ -529,10 +529,10 @@ def test_what_neurons_learn_has_a_gradient(per: str, precision: Precision) -> No
     def fired(z: Any, learned: Any) -> Any:
         return lif(neuron, filter, z, 9, learned, precision=precision)
 
-    spikes, back = jax.vjp(jax.jit(fired), jnp.asarray(z), jax.tree.map(jnp.asarray, learned))
+    spikes, pullback = jax.vjp(jax.jit(fired), jnp.asarray(z), jax.tree.map(jnp.asarray, learned))
     assert np.array_equal(spikes, s)
-    below, gradients = back(jnp.asarray(g))
-    assert np.array_equal(below, dz)
+    grad_sums, gradients = pullback(jnp.asarray(g))
+    assert np.array_equal(grad_sums, dz)
     expected = numpy.learned_gradient(terms["decay"], len(learned["decay"]), precision)
     assert np.abs(expected).min() > 0.01
     # In float64 the order of a sum may show in the last of its bits, of which float32 keeps one.
@@ -620,9 +620,9 @@ def chained(uses: int) -> str:
     """Populations that are connected by the same weights, used several times."""
     nodes = ['[[node]]\nname = "w"\nweights = "9"\nfrom = "input"', '[[node]]\nname = "f"\nneurons = ""\nfrom = "w"']
     for i in range(uses):
-        own = 'weights_of = "w0"\n' if i else ""
+        shared = 'weights_of = "w0"\n' if i else ""
         source = f"f{i - 1}" if i else "f"
-        nodes.append(f'[[node]]\nname = "w{i}"\nweights = "9"\n{own}from = "{source}"')
+        nodes.append(f'[[node]]\nname = "w{i}"\nweights = "9"\n{shared}from = "{source}"')
         nodes.append(f'[[node]]\nname = "f{i}"\nneurons = ""\nfrom = "w{i}"')
     nodes.append(f'[[node]]\nname = "out"\nweights = "4"\nfrom = "f{uses - 1}"')
     nodes.append('[[node]]\nname = "end"\nneurons = ""\nfrom = "out"')
@@ -630,8 +630,8 @@ def chained(uses: int) -> str:
 
 
 CONCATENATED = "\n".join(
-    f'[[node]]\nname = "{name}"\n{what}\nfrom = {sources}'
-    for name, what, sources in (
+    f'[[node]]\nname = "{name}"\n{operation}\nfrom = {sources}'
+    for name, operation, sources in (
         ("w", 'weights = "12"', '"input"'),
         ("n", 'neurons = ""', '"w"'),
         ("a", 'weights = "9"', '"n"'),
@@ -692,13 +692,13 @@ def test_arguments_that_are_no_dense_arrays_of_real_numbers_are_refused(change: 
     network = NetworkSpec.parse("4", input_shape=(5,), outputs=2)
     weights, frames = initial_weights(network, 1), np.ones((3, 2, 5), np.float32)
     spikes = np.ones((3, 2, 2), np.float32)
-    for call, what in (
+    for call, name in (
         (lambda: apply(network, weights, change(frames), 3), "the input of apply"),
         (lambda: apply(network, {**weights, "linear1": change(weights["linear1"])}, frames, 3), "weights.'linear1'."),
         (lambda: distance(Hamming(), network.output_psp, change(spikes), spikes), "the spikes of distance"),
         (lambda: distance(Hamming(), network.output_psp, spikes, change(spikes)), "the targets of distance"),
     ):
-        with pytest.raises(ShapeError, match=f"{what} must be (a )?{message}"):
+        with pytest.raises(ShapeError, match=f"{name} must be (a )?{message}"):
             call()
 
 

@@ -40,17 +40,17 @@ SMALL = NetworkSpec.parse("8-8-4", input_shape=(6,), neuron=LIF(5.0, 3.0))
 
 def batches(network: NetworkSpec, sizes: tuple[int, ...]) -> list[Batch]:
     rng = np.random.default_rng(5)
-    made = []
+    drawn = []
     for size in sizes:
         if network.coding == "direct":
             inputs = rng.integers(0, 256, (size, *network.input_shape), dtype=np.uint8)
         else:
             inputs = (rng.random((STEPS, size, *network.input_shape)) < 0.3).astype(np.uint8)
-        made.append(Batch(inputs, (rng.random((STEPS, size, network.outputs)) < 0.3).astype(np.uint8)))
-    return made
+        drawn.append(Batch(inputs, (rng.random((STEPS, size, network.outputs)) < 0.3).astype(np.uint8)))
+    return drawn
 
 
-def own(network: NetworkSpec, batch: Batch, collective: Collective[Any]) -> Batch:
+def part_of(network: NetworkSpec, batch: Batch, collective: Collective[Any]) -> Batch:
     """What a process is given of a batch."""
     axis, samples = int(network.coding == "events"), batch.targets.shape[1]
     part = collective.parts(samples)[collective.rank]
@@ -69,14 +69,14 @@ def trained(
     """SHA-256 of the state after an update for each size of batch, and what steps and an evaluation report."""
     optimizer = AdamW(lr=0.01, clip_norm=0.01, weight_decay=0.1)
     trainer = backend.trainer(network, VanRossum(), optimizer, seed=7, collective=collective, **settings)
-    state, told = trainer.init(initial_weights(network, seed=0)), []
+    state, reports = trainer.init(initial_weights(network, seed=0)), []
     for batch in batches(network, sizes):
-        state, result = trainer.step(state, own(network, batch, trainer.collective))
-        told.append([digest(result.spikes), result.gradient_norm, result.loss, result.rates, result.zeroed])
-    batch = own(network, batches(network, (4,))[0], trainer.collective)
-    seen = trainer.predict(state, batch.inputs, STEPS, batch=4)
+        state, result = trainer.step(state, part_of(network, batch, trainer.collective))
+        reports.append([digest(result.spikes), result.gradient_norm, result.loss, result.rates, result.zeroed])
+    batch = part_of(network, batches(network, (4,))[0], trainer.collective)
+    predicted = trainer.predict(state, batch.inputs, STEPS, batch=4)
     exported = trainer.export_state(state)
-    return [digest(*(exported[name] for name in sorted(exported))), told, digest(seen.spikes), seen.rates]
+    return [digest(*(exported[name] for name in sorted(exported))), reports, digest(predicted.spikes), predicted.rates]
 
 
 def digest(*arrays: Any) -> str:
@@ -98,7 +98,7 @@ def gradients_not_finite(backend: AbstractBackend[Any], collective: Collective[A
     trainer = backend.trainer(SMALL, VanRossum(), AdamW(), precision="reproducible", collective=collective)
     (batch,) = batches(SMALL, (2,))
     with pytest.raises(NumericError) as caught:
-        trainer.step(trainer.init(weights), own(SMALL, batch, trainer.collective))
+        trainer.step(trainer.init(weights), part_of(SMALL, batch, trainer.collective))
     return str(caught.value)
 
 
@@ -106,7 +106,7 @@ def killed(backend: AbstractBackend[Any], collective: Collective[Any]) -> str:
     """Rank 0, where JAX's service was, is killed before the third update: what the others say."""
     trainer = backend.trainer(SMALL, VanRossum(), AdamW(), precision="reproducible", collective=collective)
     state = trainer.init(initial_weights(SMALL, seed=0))
-    batch = own(SMALL, batches(SMALL, (2,))[0], collective)
+    batch = part_of(SMALL, batches(SMALL, (2,))[0], collective)
     for _ in range(2):
         state, _ = trainer.step(state, batch)
     if collective.rank == 0:
@@ -119,15 +119,15 @@ def killed(backend: AbstractBackend[Any], collective: Collective[Any]) -> str:
 def words(backend: AbstractBackend[Any], collective: Collective[Any]) -> list[Any]:
     """What processes tell each other on the host, and sums of arrays that are there."""
     rank = collective.rank
-    told = collective.gather(np.full(2 * rank + 1, rank, np.int16))
+    gathered = collective.gather(np.full(2 * rank + 1, rank, np.int16))
     nothing = collective.gather(np.zeros(0, np.float32))
     message = collective.broadcast(b"from rank 0" if rank == 0 else None)
     collective.barrier()
     x = backend.asarray(np.array([rank, -rank, 7 - rank], np.int32))
     added = collective.start_total(backend.asarray(np.array([0.5, rank], np.float32)))()
     return [
-        [each.tolist() for each in told],
-        [each.tolist() for each in nothing],
+        [array.tolist() for array in gathered],
+        [array.tolist() for array in nothing],
         message.decode(),
         np.asarray(collective.largest(x)).tolist(),
         np.asarray(added).tolist(),
@@ -171,13 +171,13 @@ def python(*arguments: str, devices: int = 1) -> subprocess.Popen[str]:
     )
 
 
-def told_by(processes: list[subprocess.Popen[str]]) -> list[Any]:
-    found = []
+def outputs_of(processes: list[subprocess.Popen[str]]) -> list[Any]:
+    outputs = []
     for process in processes:
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err[-3000:]
-        found.append(json.loads(out))  # and nothing else is written there
-    return found
+        outputs.append(json.loads(out))  # and nothing else is written there
+    return outputs
 
 
 @cache
@@ -189,8 +189,8 @@ def expected(name: str) -> Any:
 @pytest.mark.long
 def test_three_devices_of_one_process_have_the_bits_of_one() -> None:
     cases = ("events", "pieces")
-    (found,) = told_by([start(0, 1, 0, "cpu:all", *cases, devices=3)])
-    assert found == {name: expected(name) for name in cases}
+    (output,) = outputs_of([start(0, 1, 0, "cpu:all", *cases, devices=3)])
+    assert output == {name: expected(name) for name in cases}
     assert expected("pieces") == expected("direct")
 
 
@@ -226,35 +226,35 @@ def test_processes_start_without_standard_output(monkeypatch: pytest.MonkeyPatch
 
 def test_two_processes_have_the_bits_of_one() -> None:
     port = free_port()
-    each = told_by([start(rank, 2, port, "cpu", "events", "fast", "words") for rank in range(2)])
+    outputs = outputs_of([start(rank, 2, port, "cpu", "events", "fast", "words") for rank in range(2)])
     _, ((spikes, norm, loss, *_),), *_ = expected("fast")
-    for found in each:
-        assert found["events"] == expected("events")
-        assert found["fast"][1][0][:3] == [spikes, pytest.approx(norm, rel=1e-4), loss]
-        assert found["words"] == WORDS_OF_TWO
+    for output in outputs:
+        assert output["events"] == expected("events")
+        assert output["fast"][1][0][:3] == [spikes, pytest.approx(norm, rel=1e-4), loss]
+        assert output["words"] == WORDS_OF_TWO
 
 
 @pytest.mark.long
 def test_three_processes_have_the_bits_of_one_on_parts_that_are_empty_and_one_error() -> None:
     port, cases = free_port(), ("empty", "not finite")
     assert "the gradient of layer linear1 is not finite" in expected("not finite")
-    for found in told_by([start(rank, 3, port, "cpu", *cases) for rank in range(3)]):
-        assert found == {name: expected(name) for name in cases}
+    for output in outputs_of([start(rank, 3, port, "cpu", *cases) for rank in range(3)]):
+        assert output == {name: expected(name) for name in cases}
 
 
 @pytest.mark.long
 def test_two_processes_of_two_devices_each_have_the_bits_of_one() -> None:
     port = free_port()
-    for found in told_by([start(rank, 2, port, "cpu:all", "direct", "words", devices=2) for rank in range(2)]):
-        assert found == {"direct": expected("direct"), "words": WORDS_OF_TWO}
+    for output in outputs_of([start(rank, 2, port, "cpu:all", "direct", "words", devices=2) for rank in range(2)]):
+        assert output == {"direct": expected("direct"), "words": WORDS_OF_TWO}
 
 
 @pytest.mark.long
 def test_a_process_that_is_killed_is_an_error_in_the_others() -> None:
     port = free_port()
     first, *others = [start(rank, 2, port, "cpu", "killed") for rank in range(2)]
-    (found,) = told_by(others)
-    assert found["killed"].startswith("rank 1 of 2 lost its connection to the others: ")
+    (output,) = outputs_of(others)
+    assert output["killed"].startswith("rank 1 of 2 lost its connection to the others: ")
     first.communicate()
     assert first.returncode == -signal.SIGKILL
 
@@ -272,10 +272,10 @@ def test_processes_with_other_numbers_of_devices_are_refused_by_all() -> None:
 @pytest.mark.long
 def test_example_of_the_page_runs_in_two_processes() -> None:
     page = (Path(__file__).parents[3] / "docs" / "jax.md").read_text()
-    (code,) = (each for each in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL) if "rank=0" in each)
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL) if "rank=0" in block)
     code = code.replace("29500", str(free_port()))
     ends = [python("-c", code.replace("rank=0", f"rank={rank}") + "print(collective.size)") for rank in range(2)]
-    assert told_by(ends) == [2, 2]
+    assert outputs_of(ends) == [2, 2]
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 5), (3, 7)])
@@ -284,15 +284,15 @@ def test_example_of_the_page_runs_in_two_processes() -> None:
 def test_masks_of_some_samples_are_those_of_the_batch(device: str, shape: tuple[int, ...], first: int) -> None:
     mask = spec_random.keep_mask(3, 17, 5, shape, 0.4, first=first)
     for number in (first, jnp.uint32(first)):
-        found = JaxBackend(device).dropout_mask(3, 17, 5, shape, 0.4, first=number)
-        assert np.asarray(found).tobytes() == mask.tobytes()
-        found = keep_mask(jnp.uint32(3), 17, jnp.uint32(5), shape, 0.4, number)
-        assert np.asarray(found).tobytes() == mask.tobytes()
+        actual = JaxBackend(device).dropout_mask(3, 17, 5, shape, 0.4, first=number)
+        assert np.asarray(actual).tobytes() == mask.tobytes()
+        actual = keep_mask(jnp.uint32(3), 17, jnp.uint32(5), shape, 0.4, number)
+        assert np.asarray(actual).tobytes() == mask.tobytes()
 
 
 def test_pieces_that_a_process_has_no_samples_for_are_empty() -> None:
-    found = pieces_of_all([BatchSlice(0, 3, 5), BatchSlice(3, 2, 5), BatchSlice(5, 0, 5)], 2)
-    assert found == [
+    pieces = pieces_of_all([BatchSlice(0, 3, 5), BatchSlice(3, 2, 5), BatchSlice(5, 0, 5)], 2)
+    assert pieces == [
         (BatchSlice(0, 2, 5), BatchSlice(2, 1, 5)),
         (BatchSlice(3, 2, 5), BatchSlice(5, 0, 5)),
         (BatchSlice(5, 0, 5), BatchSlice(7, 0, 5)),

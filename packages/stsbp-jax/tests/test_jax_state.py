@@ -97,20 +97,20 @@ def example(name: str) -> tuple[NetworkSpec, dict[str, Any], Any, Any]:
 def test_calls_with_chunks_of_time_have_the_bits_of_one_call(name: str) -> None:
     network, weights, x, _ = example(name)
     layers = NumpyBackend().run(network, weights, x, STEPS).layers
-    whole = apply(network, weights, x, STEPS, full=True)
-    assert isinstance(whole, Output)
-    assert list(whole.potentials) == list(layers)
+    undivided = apply(network, weights, x, STEPS, full=True)
+    assert isinstance(undivided, Output)
+    assert list(undivided.potentials) == list(layers)
     for key, layer in layers.items():
         assert layer.spikes.any()
-        np.testing.assert_array_equal(whole.potentials[key], layer.potentials)
-    np.testing.assert_array_equal(whole.spikes, layers[list(layers)[-1]].spikes)
+        np.testing.assert_array_equal(undivided.potentials[key], layer.potentials)
+    np.testing.assert_array_equal(undivided.spikes, layers[list(layers)[-1]].spikes)
     state, spikes = None, []
     for chunk in (x[:1], x[1:4], x[4:]):
-        made = jax.jit(partial(apply, network, steps=len(chunk), full=True))(weights, chunk, state=state)
-        state = made.state
-        spikes.append(made.spikes)
-    np.testing.assert_array_equal(np.concatenate(spikes), whole.spikes)
-    for key, arrays in whole.state.items():
+        output = jax.jit(partial(apply, network, steps=len(chunk), full=True))(weights, chunk, state=state)
+        state = output.state
+        spikes.append(output.spikes)
+    np.testing.assert_array_equal(np.concatenate(spikes), undivided.spikes)
+    for key, arrays in undivided.state.items():
         assert state is not None
         for a, b in zip(state[key], arrays, strict=True):
             np.testing.assert_array_equal(a, b)
@@ -167,12 +167,12 @@ def test_gradients_within_a_call_are_those_of_the_reference(name: str) -> None:
         network, VanRossum(), weights, Batch(x, y), precision="reproducible", dropout=(0, 0)
     )
 
-    def objective(own: dict[str, Any]) -> tuple[Any, Any]:
-        made = apply(network, {**weights, **own}, x, STEPS, dropout=(0, 0), precision="reproducible", full=True)
-        return distance(VanRossum(), network.output_psp, made.spikes, y), made.statistics
+    def objective(learned: dict[str, Any]) -> tuple[Any, Any]:
+        output = apply(network, {**weights, **learned}, x, STEPS, dropout=(0, 0), precision="reproducible", full=True)
+        return distance(VanRossum(), network.output_psp, output.spikes, y), output.statistics
 
-    own = {key: weights[key] for key in network.parameters}
-    gradients, statistics = jax.jit(jax.grad(objective, has_aux=True))(own)
+    learned = {key: weights[key] for key in network.parameters}
+    gradients, statistics = jax.jit(jax.grad(objective, has_aux=True))(learned)
     assert set(gradients) == set(expected.gradients)
     for key, g in expected.gradients.items():
         assert g.any()
@@ -201,10 +201,10 @@ def test_gradients_of_potentials_are_those_of_the_reference() -> None:
     of_o, of_u = (rng.normal(size=(STEPS, BATCH, 3)).astype(np.float32) for _ in range(2))
 
     def objective(weights: Any) -> Any:
-        made = apply(network, weights, x, STEPS, precision="reproducible", full=True)
-        return (made.spikes * of_o).sum() + (made.potentials["linear1"] * of_u).sum()
+        output = apply(network, weights, x, STEPS, precision="reproducible", full=True)
+        return (output.spikes * of_o).sum() + (output.potentials["linear1"] * of_u).sum()
 
-    found = jax.jit(jax.grad(objective))(weights)
+    gradients = jax.jit(jax.grad(objective))(weights)
     walk = plan(numpy, network.graph, fused=False)
     (segment,) = walk.segments
     wq = {key: numpy.weight_grid(p, weights[key])[0] for p in network.graph.projections for key in [p.name]}
@@ -214,10 +214,10 @@ def test_gradients_of_potentials_are_those_of_the_reference() -> None:
     residuals[population] = residuals[population]._replace(error=of_u)
     trace = Trace(numpy, walk, run, of_o, {}, lambda _: residuals, {})
     expected = backward_segment([trace], segment, [{population: [of_o]}], "reproducible")
-    assert set(expected) == set(found)
+    assert set(expected) == set(gradients)
     for key, g in expected.items():
         assert g.any()
-        np.testing.assert_array_equal(found[key], numpy.rounded(g), err_msg=key)
+        np.testing.assert_array_equal(gradients[key], numpy.rounded(g), err_msg=key)
 
 
 def test_potentials_of_a_readout_take_a_cross_entropy() -> None:
@@ -243,23 +243,23 @@ def test_mapped_networks_have_the_bits_of_each() -> None:
     network, weights, x, y = example("recurrent and delayed")
     begun = apply(network, weights, x[:2], 2, full=True).state
     one = partial(apply, network, steps=STEPS - 2, full=True)
-    whole = one(weights, x[2:], state=begun)
+    unmapped = one(weights, x[2:], state=begun)
     mapped = jax.jit(jax.vmap(lambda x, state: one(weights, x, state=state), 1, 1))(
         x[2:, :, None], jax.tree.map(lambda a: a[:, :, None], begun)
     )
-    np.testing.assert_array_equal(mapped.spikes[:, :, 0], whole.spikes)
-    np.testing.assert_array_equal(mapped.potentials["linear1"][:, :, 0], whole.potentials["linear1"])
+    np.testing.assert_array_equal(mapped.spikes[:, :, 0], unmapped.spikes)
+    np.testing.assert_array_equal(mapped.potentials["linear1"][:, :, 0], unmapped.potentials["linear1"])
 
     def objective(weights: Any, x: Any, y: Any) -> Any:
         spikes = apply(network, weights, x, STEPS, precision="reproducible")
         return distance(VanRossum(), network.output_psp, spikes, y)
 
-    each = jax.jit(jax.vmap(jax.grad(objective), (None, 1, 1)))(weights, x[:, :, None], y[:, :, None])
+    mapped_gradients = jax.jit(jax.vmap(jax.grad(objective), (None, 1, 1)))(weights, x[:, :, None], y[:, :, None])
     for i in range(BATCH):
         batch = Batch(x[:, i : i + 1].copy(), y[:, i : i + 1].copy())
-        own = NumpyBackend().value_and_grad(network, VanRossum(), weights, batch, precision="reproducible").gradients
-        for key, g in own.items():
-            np.testing.assert_array_equal(each[key][i], g, err_msg=key)
+        result = NumpyBackend().value_and_grad(network, VanRossum(), weights, batch, precision="reproducible")
+        for key, g in result.gradients.items():
+            np.testing.assert_array_equal(mapped_gradients[key][i], g, err_msg=key)
     several = {key: jnp.stack([w, 0.5 * w]) for key, w in weights.items()}
     spikes = jax.jit(jax.vmap(lambda weights: apply(network, weights, x, STEPS)))(several)
     np.testing.assert_array_equal(spikes[1], apply(network, jax.tree.map(lambda w: w[1], several), x, STEPS))

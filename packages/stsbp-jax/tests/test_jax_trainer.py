@@ -35,14 +35,14 @@ NETWORK = NetworkSpec.parse(
 
 def batches(network: NetworkSpec, sizes: list[int], steps: int = 8) -> list[Batch]:
     rng = np.random.default_rng(5)
-    made = []
+    drawn = []
     for size in sizes:
         if network.coding == "direct":
             inputs = rng.integers(0, 256, (size, *network.input_shape), dtype=np.uint8)
         else:
             inputs = (rng.random((steps, size, *network.input_shape)) < 0.3).astype(np.uint8)
-        made.append(Batch(inputs, (rng.random((steps, size, network.outputs)) < 0.3).astype(np.uint8)))
-    return made
+        drawn.append(Batch(inputs, (rng.random((steps, size, network.outputs)) < 0.3).astype(np.uint8)))
+    return drawn
 
 
 def checksum(exported: dict[str, Any]) -> str:
@@ -163,12 +163,12 @@ def test_a_loss_may_divide_by_a_number_of_each_sample() -> None:
     backends: list[AbstractBackend] = [NumpyBackend(), JaxBackend("cpu"), JaxBackend("cpu:xla")]
     weights = initial_weights(NETWORK, 0, 3.0)
     expected, *others = (
-        each.value_and_grad(NETWORK, RelativeCount(), weights, batch, precision="reproducible") for each in backends
+        b.value_and_grad(NETWORK, RelativeCount(), weights, batch, precision="reproducible") for b in backends
     )
-    for found in others:
+    for result in others:
         for name, g in expected.gradients.items():
             assert g.any()
-            np.testing.assert_array_equal(found.gradients[name], g, err_msg=name)
+            np.testing.assert_array_equal(result.gradients[name], g, err_msg=name)
 
 
 def test_a_stream_goes_on_after_a_step_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:

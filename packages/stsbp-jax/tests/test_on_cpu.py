@@ -59,13 +59,13 @@ def _by(kernels: bool) -> Iterator[None]:
         plans._plan.cache_clear()
         jax.clear_caches()  # type: ignore[no-untyped-call]
 
-    before = OPERATIONS._on_cpu
+    previous = OPERATIONS._on_cpu
     vars(OPERATIONS)["_on_cpu"] = kernels
     forget()
     try:
         yield
     finally:
-        vars(OPERATIONS)["_on_cpu"] = before
+        vars(OPERATIONS)["_on_cpu"] = previous
         forget()
 
 
@@ -89,8 +89,8 @@ of convolutions, pooling and dropout, below."""
 )
 def test_steps_have_the_bits_of_xlas_own_code(name: str, precision: Precision) -> None:
     network, weights, batch = _case(name)
-    given = (network, VanRossum(), weights, batch)
-    ours, theirs = (b.value_and_grad(*given, precision=precision, dropout=(3, 4)) for b in (KERNELS, XLA))
+    arguments = (network, VanRossum(), weights, batch)
+    ours, theirs = (b.value_and_grad(*arguments, precision=precision, dropout=(3, 4)) for b in (KERNELS, XLA))
     assert ours.spikes.any()
     assert np.array_equal(ours.spikes, theirs.spikes)
     for key, x in theirs.gradients.items():
@@ -141,13 +141,13 @@ def test_apply_has_the_bits_of_xlas_own_code_however_it_is_transformed(name: str
         "compiled": lambda: jax.jit(slope)(weights, batch.inputs),
         "mapped": lambda: jax.jit(jax.vmap(slope, in_axes=(None, 0)))(weights, both),
     }
-    for way in ways.values():
-        found: list[Any] = []
+    for run in ways.values():
+        leaves: list[Any] = []
         for kernels in (True, False):
             with _by(kernels):
-                found.append(jax.tree.leaves(way()))
-        assert any(np.asarray(x).any() for x in found[0])
-        for ours, theirs in zip(*found, strict=True):
+                leaves.append(jax.tree.leaves(run()))
+        assert any(np.asarray(x).any() for x in leaves[0])
+        for ours, theirs in zip(*leaves, strict=True):
             assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
 
 
@@ -156,9 +156,9 @@ def test_blocks_are_one_call_each_way_and_hand_errors_on_undone(monkeypatch: pyt
     calls: list[str] = []
     call = on_cpu._call
 
-    def counted(function: Any, *rest: Any, **fixed: Any) -> Any:
+    def counted(function: Any, *arguments: Any, **fixed: Any) -> Any:
         calls.append(function.__name__)
-        return call(function, *rest, **fixed)
+        return call(function, *arguments, **fixed)
 
     monkeypatch.setattr(on_cpu, "_call", counted)
     handed: list[Any] = []
@@ -199,13 +199,13 @@ def _given_back(x: AnyArray) -> AnyArray:
 
 @pytest.mark.parametrize("threads", [1, get_num_threads()])
 def test_kernels_of_a_program_take_the_threads_of_whoever_made_it(threads: int) -> None:
-    before = get_num_threads()
+    previous = get_num_threads()
     set_num_threads(threads)
     try:
-        found = jax.jit(lambda x: on_cpu._call(_threads, on_cpu._like((1,), np.int32), x))(np.zeros(1, np.float32))
+        counts = jax.jit(lambda x: on_cpu._call(_threads, on_cpu._like((1,), np.int32), x))(np.zeros(1, np.float32))
     finally:
-        set_num_threads(before)
-    assert int(found[0]) == threads
+        set_num_threads(previous)
+    assert int(counts[0]) == threads
 
 
 def _threads(x: AnyArray) -> AnyArray:
@@ -215,13 +215,13 @@ def _threads(x: AnyArray) -> AnyArray:
 def test_a_call_outside_of_a_jit_takes_the_threads_that_are_set_and_raises_the_hosts_errors() -> None:
     counted = as_one(0)(lambda x: on_cpu._call(_threads, on_cpu._like((1,), np.int32), x))
     failing = as_one(0)(lambda x: on_cpu._call(_failing, on_cpu._like((1,), np.int32), x))
-    before = get_num_threads()
+    previous = get_num_threads()
     try:
-        for threads in {1, before}:
+        for threads in {1, previous}:
             set_num_threads(threads)
             assert int(counted(np.zeros(1, np.float32))[0]) == threads
     finally:
-        set_num_threads(before)
+        set_num_threads(previous)
     with pytest.raises(MemoryError, match=r"^too much$"):
         failing(np.zeros(1, np.float32))
 
@@ -234,17 +234,17 @@ def _failing(x: AnyArray) -> AnyArray:
 def test_weights_have_the_grid_of_xlas_own_code(inputs: int, most: int) -> None:
     layer = NetworkSpec.parse("5", input_shape=(inputs,), outputs=2).blocks[0]
     layer = replace(layer, input=replace(layer.input, maximum=most))
-    choose = [jax.jit(partial(each.choose_grid, layer)) for each in (KERNELS, XLA)]
+    choose = [jax.jit(partial(backend.choose_grid, layer)) for backend in (KERNELS, XLA)]
     w = np.random.default_rng(0).uniform(0.5, 1.0, (5, inputs)).astype(np.float32)
     bits = set()
     for scale in (1.0, 0.0, -(2.0**-110), 2.0**104, np.nan):
         other = w.copy()
         other[2, 1] *= np.float32(scale)
         for weights in (other, w * np.float32(scale)):
-            (ours, our_grid), (theirs, their_grid) = (each(weights) for each in choose)
+            (ours, our_grid), (theirs, their_grid) = (grid_of(weights) for grid_of in choose)
             assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
-            found = describe_grid(layer, our_grid)
-            assert found == describe_grid(layer, their_grid)
-            assert np.isnan(ours).any() == (found is None)
-            bits.add(found and found.bits)
+            grid = describe_grid(layer, our_grid)
+            assert grid == describe_grid(layer, their_grid)
+            assert np.isnan(ours).any() == (grid is None)
+            bits.add(grid and grid.bits)
     assert len(bits) == (2 if most == 2**20 else 3)

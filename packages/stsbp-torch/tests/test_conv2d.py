@@ -31,7 +31,9 @@ def test_forward_takes_weights_of_any_strides(conv: Conv2d, frame: Shape) -> Non
     w = torch.from_numpy(rng.integers(-9, 10, shape).astype(np.float32)).contiguous(memory_format=torch.channels_last)
     expected, _ = NumpyBackend().rules[Conv2d].forward(conv, s.numpy(), w.numpy())
     for stride in (0, 1, 3, 5, 9):
-        strides = [stride if length == 1 else own for length, own in zip(shape, w.stride(), strict=True)]
+        strides = [
+            stride if length == 1 else weight_stride for length, weight_stride in zip(shape, w.stride(), strict=True)
+        ]
         z, _ = conv2d.forward(conv, s, w.as_strided(shape, strides))
         assert np.array_equal(z.numpy(), expected), strides
 
@@ -48,10 +50,10 @@ def test_updates_of_one_input_channel_have_the_bits_of_numpy(notation: str, shap
         for _ in range(4):
             state, report = trainer.step(state, batch_of(net, 6, 5))
         trained.append((report.loss, state))
-    (loss, expected), (other, found) = trained
-    assert other == loss
-    for name, w in expected.weights.items():
-        assert np.array_equal(w, found.weights[name]), name
+    (numpy_loss, numpy_state), (torch_loss, torch_state) = trained
+    assert torch_loss == numpy_loss
+    for name, w in numpy_state.weights.items():
+        assert np.array_equal(w, torch_state.weights[name]), name
 
 
 @pytest.mark.parametrize(
@@ -63,9 +65,9 @@ def test_backward_takes_chunks_of_one_frame(
 ) -> None:
     monkeypatch.setattr(conv2d, "_chunk", lambda *_: frames)
     net = NetworkSpec.parse(notation, input_shape=shape, outputs=4, neuron=LIF(3, 5 / 3))
-    given = initial_weights(net, 1, 3.0), batch_of(net, steps, samples)
-    expected = NumpyBackend().value_and_grad(net, VanRossum(), *given, precision="reproducible")
-    found = TorchBackend("cpu:eager").value_and_grad(net, VanRossum(), *given, precision="reproducible")
+    arguments = initial_weights(net, 1, 3.0), batch_of(net, steps, samples)
+    expected = NumpyBackend().value_and_grad(net, VanRossum(), *arguments, precision="reproducible")
+    result = TorchBackend("cpu:eager").value_and_grad(net, VanRossum(), *arguments, precision="reproducible")
     assert any(np.any(gradient) for gradient in expected.gradients.values())
     for name, gradient in expected.gradients.items():
-        assert np.array_equal(found.gradients[name], gradient), name
+        assert np.array_equal(result.gradients[name], gradient), name

@@ -45,12 +45,12 @@ CASES: dict[str, tuple[NetworkSpec, Loss]] = {
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
+    previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         yield
     finally:
-        torch.set_default_dtype(before)
+        torch.set_default_dtype(previous)
 
 
 def batch_of(net: NetworkSpec) -> Batch:
@@ -67,19 +67,19 @@ def batch_of(net: NetworkSpec) -> Batch:
 def computed(device: str, net: NetworkSpec, loss: Loss) -> dict[str, AnyArray]:
     """Potentials, gradients, losses and trained weights, by name."""
     backend, weights, batch = TorchBackend(device), initial_weights(net, 1, 3.0), batch_of(net)
-    found: dict[str, AnyArray] = {}
+    arrays: dict[str, AnyArray] = {}
     for name, layer in backend.run(net, weights, batch.inputs, 5).layers.items():
-        found |= {f"{name} potentials": layer.potentials, f"{name} spikes": layer.spikes}
+        arrays |= {f"{name} potentials": layer.potentials, f"{name} spikes": layer.spikes}
     for precision in ("fast",) if net.has_readout else ("fast", "reproducible"):
         trainer = backend.trainer(net, loss, AdamW(lr=0.05), precision=precision, seed=3)  # type: ignore[arg-type]
         state = trainer.init(weights)
         for _ in range(2):
             state, report = trainer.step(state, batch)
-            found[f"{precision} loss"] = np.asarray(report.loss)
-        found |= {f"{precision} {name}": w.numpy() for name, w in state.weights.items()}
+            arrays[f"{precision} loss"] = np.asarray(report.loss)
+        arrays |= {f"{precision} {name}": w.numpy() for name, w in state.weights.items()}
         result = backend.value_and_grad(net, loss, weights, batch, precision=precision)  # type: ignore[arg-type]
-        found |= {f"{precision} gradient of {name}": g for name, g in result.gradients.items()}
-    return found
+        arrays |= {f"{precision} gradient of {name}": g for name, g in result.gradients.items()}
+    return arrays
 
 
 @pytest.mark.parametrize("device", ["cpu", "cpu:eager"])
@@ -91,11 +91,11 @@ def test_backend_has_the_same_bits_under_another_default_dtype(
     monkeypatch.setattr("stsbp_cpu.equations.recurrence.pays", lambda _: False)
     expected = computed(device, *CASES[name])
     with default_dtype(torch.float64):
-        found = computed(device, *CASES[name])
-    assert found.keys() == expected.keys()
+        actual = computed(device, *CASES[name])
+    assert actual.keys() == expected.keys()
     for key, x in expected.items():
-        assert x.dtype == found[key].dtype, key
-        assert np.array_equal(x, found[key]), key
+        assert x.dtype == actual[key].dtype, key
+        assert np.array_equal(x, actual[key]), key
 
 
 @pytest.mark.parametrize("name", ["convolutions", "images", "recurrent"])
@@ -115,22 +115,22 @@ def test_modules_have_the_same_bits_under_another_default_dtype(name: str) -> No
 
     expected = trained()
     with default_dtype(torch.float64):
-        found = trained()
-    for x, y in zip(expected, found, strict=True):
+        actual = trained()
+    for x, y in zip(expected, actual, strict=True):
         assert x.dtype == y.dtype
         assert torch.equal(x, y)
 
 
 def test_layers_are_made_alike_under_another_default_dtype() -> None:
-    def made() -> list[torch.Tensor]:
+    def layer_parameters() -> list[torch.Tensor]:
         torch.manual_seed(0)
         layers = SpikingConv2d(2, 3, 3, bias=True), SpikingLinear(5, 4, bias=True)
         return [x for layer in layers for x in layer.parameters()]
 
-    expected = made()
+    expected = layer_parameters()
     with default_dtype(torch.float64):
-        found = made()
-    for x, y in zip(expected, found, strict=True):
+        actual = layer_parameters()
+    for x, y in zip(expected, actual, strict=True):
         assert x.dtype == y.dtype == torch.float32
         assert torch.equal(x, y)
 

@@ -42,8 +42,8 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def replay(self) -> None:
         for func, args, kwargs, results in self.operations:
-            again = func(*args, **kwargs)
-            for x, y in zip(tree_leaves(results), tree_leaves(again), strict=True):
+            outputs = func(*args, **kwargs)
+            for x, y in zip(tree_leaves(results), tree_leaves(outputs), strict=True):
                 if isinstance(x, torch.Tensor) and x.untyped_storage().data_ptr() != y.untyped_storage().data_ptr():
                     x.copy_(y)
 
@@ -56,8 +56,8 @@ class StandIn(Graphs[torch.Tensor]):
 
     def record(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         with Recording() as recording:
-            made = run()
-        return recording.replay, made
+            outputs = run()
+        return recording.replay, outputs
 
 
 class Eager(TorchBackend):
@@ -169,10 +169,10 @@ def test_recorded_steps_have_the_bits_of_steps(name: str) -> None:
     case = CASES[name]
     batches = [*case.batches(7)]
     backend = recording_backend()
-    found = train(backend, case, batches)
+    recorded = train(backend, case, batches)
     assert backend.graphs is not None
     assert backend.graphs.count == 3  # gradients, update, the weights' first grids
-    assert found == train(Eager("cpu:eager"), case, batches)
+    assert recorded == train(Eager("cpu:eager"), case, batches)
 
 
 @pytest.mark.usefixtures("by_torch")
@@ -189,8 +189,8 @@ def test_two_runs_share_a_recording_and_not_their_state() -> None:
         expected = alone.init(initial_weights(case.network, seed, 2.0))
         for batch in batches:
             expected, _ = alone.step(expected, batch)
-        found, wanted_ = trainer.export_state(state), alone.export_state(expected)
-        assert {n: x.tobytes() for n, x in found.items()} == {n: x.tobytes() for n, x in wanted_.items()}
+        actual, separate = trainer.export_state(state), alone.export_state(expected)
+        assert {n: x.tobytes() for n, x in actual.items()} == {n: x.tobytes() for n, x in separate.items()}
     assert backend.graphs is not None
     assert backend.graphs.count == 3
 
@@ -218,12 +218,12 @@ def test_potentials_of_a_readout_give_the_error_of_the_reference() -> None:
     for loss in (CrossEntropy(), CrossEntropyOfMaximum()):
         for padding in (None, inside):
             arrays = [u, targets, *([] if padding is None else [padding])]
-            given = [torch.from_numpy(x) for x in arrays]
-            found = Eager("cpu:eager").readout_error(
-                loss, given[0], given[1], 4, given[2] if padding is not None else None
+            tensors = [torch.from_numpy(x) for x in arrays]
+            error = Eager("cpu:eager").readout_error(
+                loss, tensors[0], tensors[1], 4, tensors[2] if padding is not None else None
             )
             expected = loss.error(u.astype(np.float64), targets, 4, padding, NUMPY)
-            np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6, atol=1e-9)
+            np.testing.assert_allclose(error.numpy(), expected, rtol=1e-6, atol=1e-9)
 
 
 class NoHost(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -242,8 +242,8 @@ class WithoutMemory(StandIn):
 
     def record(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         with NoHost():  # type: ignore[no-untyped-call]
-            made = run()
-        return lambda: None, made
+            outputs = run()
+        return lambda: None, outputs
 
 
 class Unreadable(TorchBackend):
@@ -260,7 +260,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     import sys
     from types import SimpleNamespace
 
-    found: list[str] = []
+    names: list[str] = []
 
     def recur(
         recurrence_: Recurrence,
@@ -271,7 +271,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         summed: tuple[str, ...],
     ) -> dict[str, torch.Tensor]:
         assert all(x.device.type == "meta" for x in (parameters, *inputs.values()))
-        found.append(recurrence_.name)
+        names.append(recurrence_.name)
         first = inputs[recurrence_.inputs[0]]
         return recurrence.outputs_of(recurrence_, steps, first.shape[1:], first.device, summed)
 
@@ -280,7 +280,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(recurrence, "_sent", lambda numbers, device: torch.empty(len(numbers) // 4, device=device))
     monkeypatch.setattr(recurrence, "_sent_once", lambda numbers, device: torch.empty(len(numbers) // 4, device=device))
     monkeypatch.setattr(WithoutMemory, "WARM", 0)
-    return found
+    return names
 
 
 @pytest.mark.parametrize("inexact", [False, True], ids=["cuDNN", "products"])
@@ -301,23 +301,23 @@ def test_a_recorded_step_keeps_to_the_device(
     backend = Unreadable()
 
     def mask(seed: int, layer: int, step: int, shape: Any, rate: float, first: int, device: Any) -> torch.Tensor:
-        made = torch.empty(shape, dtype=torch.uint8, device=device)
-        return made.contiguous(memory_format=torch.channels_last) if made.ndim == 4 else made
+        dropout_mask = torch.empty(shape, dtype=torch.uint8, device=device)
+        return dropout_mask.contiguous(memory_format=torch.channels_last) if dropout_mask.ndim == 4 else dropout_mask
 
     monkeypatch.setattr(dropout, "mask", mask)
     weights = {n: backend.asarray(w) for n, w in initial_weights(network, 1).items()}
     wq = dict(weights)
     projections = network.graph.projections
-    first = backend.compiled(first_grids, projections)([weights[each.parameter] for each in projections])
-    wq |= {each.name: on_grid for each, (on_grid, _) in zip(projections, first, strict=True)}
+    first = backend.compiled(first_grids, projections)([weights[projection.parameter] for projection in projections])
+    wq |= {projection.name: on_grid for projection, (on_grid, _) in zip(projections, first, strict=True)}
     for projection in network.graph.normalised:
         wq[f"{projection.name}.exponent"] = backend.asarray(np.array([3], np.int32))
-    whole = BatchSlice(0, samples, samples)
-    parts = whole.cut(case.micro_batch or samples)
+    all_samples = BatchSlice(0, samples, samples)
+    parts = all_samples.cut(case.micro_batch or samples)
     inputs, targets, padding = [], [], []
     for part in parts:
-        own = batch.inputs[:, : part.count] if case.coding == "events" else batch.inputs[: part.count]
-        x = backend.asarray(own if case.coding == "events" else own[None])
+        frames_of_part = batch.inputs[:, : part.count] if case.coding == "events" else batch.inputs[: part.count]
+        x = backend.asarray(frames_of_part if case.coding == "events" else frames_of_part[None])
         inputs.append(x if case.coding == "events" else x.float())
         targets.append(backend.asarray(batch.targets[:, : part.count]))
         if batch.lengths is not None:
@@ -329,11 +329,11 @@ def test_a_recorded_step_keeps_to_the_device(
     memory: Memory = "low" if len(parts) > 1 else case.memory
     fixed = (network, case.loss, case.precision, memory, Alone(), parts)
     more = (padding,) if padding else ()
-    found = backend.compiled(gradients, *fixed)(wq, inputs, targets, (1, 2), *more)
-    assert set(found.values) == set(network.parameters)
+    computed = backend.compiled(gradients, *fixed)(wq, inputs, targets, (1, 2), *more)
+    assert set(computed.values) == set(network.parameters)
     scalars = AdamW().scalars(3, np.float32(1))
     moments = [{n: torch.empty_like(weights[n]) for n in network.parameters} for _ in range(2)]
-    new, *_ = backend.compiled(update, network)(scalars, weights, found.values, *moments)
+    new, *_ = backend.compiled(update, network)(scalars, weights, computed.values, *moments)
     assert {x.device.type for x in new.values()} == {"meta"}
     assert backend.graphs is not None
     assert backend.graphs.count == 3
@@ -371,10 +371,10 @@ def test_several_processes_are_refused() -> None:
     backend = recording_backend()
     case = Case("12", (7,))
     (batch,) = case.batches(1, 2)
-    own = Batch(batch.inputs[:, :1], batch.targets)
+    part = Batch(batch.inputs[:, :1], batch.targets)
     trainer = backend.trainer(case.network, case.loss, AdamW(), collective=Two())
     with pytest.raises(BackendError, match=f"one process; unset {SWITCH} to train on 2"):
-        trainer.step(trainer.init(initial_weights(case.network, 1)), own)
+        trainer.step(trainer.init(initial_weights(case.network, 1)), part)
 
 
 @pytest.mark.parametrize(("value", "expected"), [(None, False), ("0", False), ("1", True)])
@@ -396,8 +396,8 @@ def test_on_a_gpu_recorded_steps_have_the_bits_of_steps(name: str, monkeypatch: 
     batches = [*case.batches(7)]
     monkeypatch.setenv(SWITCH, "1")
     backend = TorchBackend("cuda")
-    found = train(backend, case, batches)
+    recorded = train(backend, case, batches)
     assert backend.graphs is not None
     assert backend.graphs.count == 3
     monkeypatch.setenv(SWITCH, "0")
-    assert found == train(TorchBackend("cuda"), case, batches)
+    assert recorded == train(TorchBackend("cuda"), case, batches)

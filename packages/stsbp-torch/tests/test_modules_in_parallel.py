@@ -65,9 +65,9 @@ def _trained(size: int, kind: str) -> list[tuple[list[float], list[list[list[flo
         )
         for rank in range(size)
     ]
-    ended = [each.communicate(timeout=280) for each in running]
-    for each, (_, error) in zip(running, ended, strict=True):
-        assert each.returncode == 0, error
+    ended = [process.communicate(timeout=280) for process in running]
+    for process, (_, error) in zip(running, ended, strict=True):
+        assert process.returncode == 0, error
     return [tuple(json.loads(out.splitlines()[-1])) for out, _ in ended]
 
 
@@ -75,12 +75,12 @@ def _trained(size: int, kind: str) -> list[tuple[list[float], list[list[list[flo
 @pytest.mark.parametrize("kind", ["DistributedDataParallel", pytest.param("fully_shard", marks=pytest.mark.long)])
 def test_gradients_of_parallel_modules_are_those_of_the_whole_batch(kind: str) -> None:
     ((alone, expected),) = _trained(1, "alone")
-    found = _trained(2, kind)
+    parallel = _trained(2, kind)
     # The mean over processes of equal parts is that of the batch.
-    assert np.allclose(np.mean([losses for losses, _ in found], axis=0), alone, rtol=1e-6)
-    for _, gradients in found:
-        for got, wanted in zip(gradients, expected, strict=True):
-            assert len(got) == len(wanted) == 5
-            for x, y in zip(got, wanted, strict=True):
+    assert np.allclose(np.mean([losses for losses, _ in parallel], axis=0), alone, rtol=1e-6)
+    for _, gradients in parallel:
+        for got, reference in zip(gradients, expected, strict=True):
+            assert len(got) == len(reference) == 5
+            for x, y in zip(got, reference, strict=True):
                 assert np.abs(y).max() > 0
                 assert np.allclose(x, y, rtol=1e-4, atol=1e-6 * np.abs(y).max())

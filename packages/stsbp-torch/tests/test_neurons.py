@@ -69,15 +69,15 @@ def _both(backend: AbstractBackend, neuron: NeuronModel, z: np.ndarray, g: np.nd
 
 @pytest.mark.parametrize("neuron", list(NEURONS.values()), ids=list(NEURONS))
 @pytest.mark.parametrize(
-    ("given", "steps", "shape"),
+    ("input_steps", "steps", "shape"),
     [(9, 9, (3, 5, 7, 11)), (1, 9, (2, 333)), (1, 1, (2, 40)), (6, 6, (1, 1)), (3, 3, (1, 1537))],
     ids=["images", "static", "one step", "one neuron", "more than a chunk"],
 )
 def test_bits_are_those_of_the_reference(
-    backend: TorchBackend, neuron: NeuronModel, given: int, steps: int, shape: tuple[int, ...]
+    backend: TorchBackend, neuron: NeuronModel, input_steps: int, steps: int, shape: tuple[int, ...]
 ) -> None:
     rng = np.random.default_rng(2)
-    z = (4 * rng.standard_normal((given, *shape)) + 3).astype(np.float32)
+    z = (4 * rng.standard_normal((input_steps, *shape)) + 3).astype(np.float32)
     g = rng.standard_normal((steps, *shape)).astype(np.float32)
     assert _both(backend, neuron, z, g) == _both(REFERENCE, neuron, z, g)
 
@@ -94,8 +94,8 @@ def test_what_is_written_past_the_caches_is_what_is_written_into_them() -> None:
     for a, b in ((0, n // 2), (n // 2, n)):
         part, parts = backend.neuron_forward(ALIF(3, beta=0.6, tau_a=9), FILTER, z[:, :, a:b], 2)
         assert torch.equal(part, spikes[:, :, a:b])
-        for name, kept in parts.kept.items():
-            assert torch.equal(kept, residuals.kept[name][:, :, a:b]), name
+        for name, saved in parts.kept.items():
+            assert torch.equal(saved, residuals.kept[name][:, :, a:b]), name
 
 
 @pytest.mark.parametrize("pool", [1, 2])
@@ -111,27 +111,27 @@ def test_sparse_blocks_fire_and_propagate_the_same_bits(neuron: NeuronModel, cha
     wq, _ = backend.weight_grid(block, backend.asarray(rng.standard_normal((channels, 2, 3, 3)).astype(np.float32)))
     step = plan(backend, net.graph).steps[0]
     assert isinstance(step, sparse.SparseBlock)
-    given = step.conv_input(PassContext({}, 7, None, BatchSlice(0, s.shape[1], s.shape[1])), s)
+    conv_input = step.conv_input(PassContext({}, 7, None, BatchSlice(0, s.shape[1], s.shape[1])), s)
     learned = {name: torch.rand(channels) for name in neuron.learned()}
-    spikes, residuals = step.fire(given, wq, FILTER, 7, learned)
+    spikes, residuals = step.fire(conv_input, wq, FILTER, 7, learned)
     z, _ = backend.rule(block.synapse).forward(block.synapse, s.float(), wq)
-    expected, left = backend.neuron_forward(neuron, FILTER, z, 7, learned)
+    expected, dense_residuals = backend.neuron_forward(neuron, FILTER, z, 7, learned)
     assert torch.equal(spikes, expected)
     assert 0.05 < backend.spike_rate(spikes) < 0.95
-    for name, kept in left.kept.items():
-        assert torch.equal(residuals.kept[name].view(torch.int32), kept.view(torch.int32)), name
+    for name, saved in dense_residuals.kept.items():
+        assert torch.equal(residuals.kept[name].view(torch.int32), saved.view(torch.int32)), name
     shape = (7, 3, channels, *(n // pool for n in block.output_shape[1:]))
     ds = backend.asarray(rng.standard_normal(shape).astype(np.float32))
-    above: torch.Tensor | sparse.PooledError = ds
+    grad_spikes: torch.Tensor | sparse.PooledError = ds
     if pool > 1:
         layer = AvgPool2d(pool)
-        above = sparse.PooledError(TENSORS, ds, layer, tuple(spikes.shape))
+        grad_spikes = sparse.PooledError(TENSORS, ds, layer, tuple(spikes.shape))
         ds = backend.rule(layer).backward(layer, tuple(spikes.shape), ds)
-    dz, _, terms = step.propagate(given, residuals, above, FILTER, need_error=True, need_weights=True)
-    below, adding = backend.neuron_backward(neuron, FILTER, left, ds)
-    assert torch.equal(dz.view(torch.int32), below.view(torch.int32))
-    assert terms.keys() == adding.keys() == neuron.learned().keys()
-    for name, x in adding.items():
+    dz, _, terms = step.propagate(conv_input, residuals, grad_spikes, FILTER, need_error=True, need_weights=True)
+    grad_sums, grad_learned = backend.neuron_backward(neuron, FILTER, dense_residuals, ds)
+    assert torch.equal(dz.view(torch.int32), grad_sums.view(torch.int32))
+    assert terms.keys() == grad_learned.keys() == neuron.learned().keys()
+    for name, x in grad_learned.items():
         assert torch.equal(terms[name].view(torch.int32), x.view(torch.int32))
 
 
@@ -140,13 +140,13 @@ def test_the_module_takes_any_neuron() -> None:
     z, g = ((rng.standard_normal((8, 2, 30)) + 0.6).astype(np.float32) for _ in range(2))
     filter = PSP(3).filter()
     expected, residuals = REFERENCE.neuron_forward(ALIF(3, beta=0.6, tau_a=9), filter, z, 8)
-    given = torch.from_numpy(z).requires_grad_()
-    spikes = Neurons(ALIF(3, beta=0.6, tau_a=9), PSP(3))(given)
+    sums = torch.from_numpy(z).requires_grad_()
+    spikes = Neurons(ALIF(3, beta=0.6, tau_a=9), PSP(3))(sums)
     assert np.array_equal(spikes.detach().numpy(), expected)
     spikes.backward(torch.from_numpy(g))
-    assert given.grad is not None
+    assert sums.grad is not None
     assert (
-        given.grad.numpy().tobytes()
+        sums.grad.numpy().tobytes()
         == REFERENCE.neuron_backward(ALIF(3, beta=0.6, tau_a=9), filter, residuals, g)[0].tobytes()
     )
 
@@ -155,10 +155,10 @@ def test_kept_values_are_joined_without_a_copy_where_they_lie_together() -> None
     tensors = TENSORS.end_to_end(3, (2, 3, 4, 5, 6))
     for i, x in enumerate(tensors):
         x.fill_(i)
-    whole = TENSORS.concatenate(tensors)
-    assert whole.shape == (3, 2, 360)
-    assert whole.ctypes.data == tensors[0].data_ptr()
-    assert [float(x.mean()) for x in whole] == [0, 1, 2]
+    joined = TENSORS.concatenate(tensors)
+    assert joined.shape == (3, 2, 360)
+    assert joined.ctypes.data == tensors[0].data_ptr()
+    assert [float(x.mean()) for x in joined] == [0, 1, 2]
     for apart in ([tensors[0], tensors[2]], [tensors[0], tensors[1].clone(), tensors[2]], tensors[::-1]):
         assert np.array_equal(TENSORS.concatenate(apart), np.stack([rows(x).numpy() for x in apart]))
     assert TENSORS.concatenate([]).shape[0] == 0
@@ -168,11 +168,11 @@ def test_numbers_of_an_equation_that_meet_are_float32(backend: TorchBackend) -> 
     a, b, x = (variable(name) for name in "abx")
     equation = Recurrence("meet", ("a", "b"), ("x",), {}, {"y": (a * b) * x, "q": 3 / x, "r": (1 - a) + x})
     constants = {"a": np.float32(0.1), "b": np.float32(0.7)}
-    given = np.random.default_rng(0).random((2, 500), dtype=np.float32) + np.float32(0.1)
-    expected = REFERENCE.recur(equation, constants, {"x": given}, 2)
-    found = backend.recur(equation, constants, {"x": backend.asarray(given)}, 2)
+    values = np.random.default_rng(0).random((2, 500), dtype=np.float32) + np.float32(0.1)
+    expected = REFERENCE.recur(equation, constants, {"x": values}, 2)
+    outputs = backend.recur(equation, constants, {"x": backend.asarray(values)}, 2)
     for name, value in expected.items():
-        assert backend.numpy(found[name]).tobytes() == value.tobytes(), name
-    spikes = (given > 0.5).astype(np.uint8)
+        assert backend.numpy(outputs[name]).tobytes() == value.tobytes(), name
+    spikes = (values > 0.5).astype(np.uint8)
     counted = backend.recur(COUNT, {}, {"o": backend.asarray(spikes)}, 2, summed=("n",))["n"]
     assert np.array_equal(backend.numpy(counted), spikes.sum(0, keepdims=True))

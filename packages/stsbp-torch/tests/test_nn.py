@@ -80,8 +80,8 @@ def test_layers_that_stand_alone_take_the_error_grid_of_the_network(notation: st
     with torch.no_grad():
         for layer, weight in zip((conv, last), weights.values(), strict=True):
             layer.weight.copy_(torch.from_numpy(weight))
-    below = conv(torch.from_numpy(batch.inputs).float(), precision="reproducible")
-    spikes = last(SpikingAvgPool2d(2)(below), precision="reproducible")
+    conv_spikes = conv(torch.from_numpy(batch.inputs).float(), precision="reproducible")
+    spikes = last(SpikingAvgPool2d(2)(conv_spikes), precision="reproducible")
     spike_loss(VanRossum(), spikes, torch.from_numpy(batch.targets), psp=PSP(5 / 3)).backward()  # type: ignore[no-untyped-call]
     for layer, gradient in zip((conv, last), expected.gradients.values(), strict=True):
         assert layer.weight.grad is not None
@@ -402,9 +402,9 @@ def test_a_full_connection_reads_any_axes_in_their_order() -> None:
 
 def test_parameters_of_another_shape_are_refused() -> None:
     net = Network(NetworkSpec.parse("4", input_shape=(6,), outputs=3))
-    given = {name: torch.ones(4, 5) if name.endswith("weight") else x for name, x in net.named_parameters()}
+    parameters = {name: torch.ones(4, 5) if name.endswith("weight") else x for name, x in net.named_parameters()}
     with pytest.raises(ShapeError, match=r"linear1 has the shape \[4, 6\], got \[4, 5\]"):
-        torch.func.functional_call(net, given, (torch.ones(5, 2, 6),))
+        torch.func.functional_call(net, parameters, (torch.ones(5, 2, 6),))
 
 
 def test_a_precision_or_gain_that_is_none_is_refused() -> None:
@@ -481,12 +481,12 @@ def assert_agrees_with_value_and_grad(
     assert np.array_equal(spikes.detach().numpy(), expected.spikes)
     spike_loss(VanRossum(), spikes, torch.from_numpy(batch.targets), psp=spec.output_psp).backward()  # type: ignore[no-untyped-call]
     for name, parameter in names.items():
-        found = net.get_parameter(parameter).grad
-        assert found is not None
-        wanted = expected.gradients[name]
-        assert np.count_nonzero(wanted) > 0
+        gradient = net.get_parameter(parameter).grad
+        assert gradient is not None
+        expected_gradient = expected.gradients[name]
+        assert np.count_nonzero(expected_gradient) > 0
         tolerance = 0 if precision == "reproducible" else 2e-6
-        assert np.abs(found.numpy() - wanted).max() <= tolerance * np.abs(wanted).max()
+        assert np.abs(gradient.numpy() - expected_gradient).max() <= tolerance * np.abs(expected_gradient).max()
 
 
 @pytest.mark.parametrize("precision", ["fast", "reproducible"])
@@ -534,15 +534,15 @@ def test_a_network_of_every_layer_agrees_with_value_and_grad(precision: Precisio
 def test_layers_in_a_row_hand_on_the_division_of_a_pooling() -> None:
     spec = NetworkSpec.parse("6C3-P3-U2x1-8C2b-M3x2-G", input_shape=(2, 18, 18), outputs=10, neuron=LIFSpec(3, 2, 0.4))
     batch, weights = samples(), initial_weights(spec, 4, 2.0)
-    given: dict[str, Any] = {"neuron": LIFSpec(3, 2, 0.4), "psp": PSP(2)}
+    settings: dict[str, Any] = {"neuron": LIFSpec(3, 2, 0.4), "psp": PSP(2)}
     layers = (
         SpikingConv2d(2, 6, 3, neuron=LIFSpec(3, 2, 0.4)),
         SpikingAvgPool2d(3),
         SpikingUpsample2d((2, 1)),
-        SpikingConv2d(6, 8, 2, bias=True, input_max=9, **given),
+        SpikingConv2d(6, 8, 2, bias=True, input_max=9, **settings),
         SpikingMaxPool2d((3, 2)),
         SpikingGlobalAvgPool(),
-        SpikingLinear(8, 10, input_max=6, **given),
+        SpikingLinear(8, 10, input_max=6, **settings),
     )
     net = Sequential(*layers, input_shape=(2, 18, 18))
     assert net.makes == spec.graph.values["neurons3"]
@@ -550,9 +550,9 @@ def test_layers_in_a_row_hand_on_the_division_of_a_pooling() -> None:
         for place, name in ((0, "conv1"), (3, "conv2"), (6, "linear3")):
             layers[place].weight.copy_(torch.from_numpy(weights[name]))  # type: ignore[operator]
     expected = open_backend("numpy").run(spec, weights, batch.inputs, 8)
-    found = net(torch.from_numpy(batch.inputs).float()).detach().numpy()
-    assert found.any()
-    assert np.array_equal(found, expected.layers["linear3"].spikes)
+    spikes = net(torch.from_numpy(batch.inputs).float()).detach().numpy()
+    assert spikes.any()
+    assert np.array_equal(spikes, expected.layers["linear3"].spikes)
     assert str(layers[2]) == "SpikingUpsample2d(factor=(2, 1))"
     with pytest.raises(NetworkError, match=r"layer 1, SpikingLinear: .* give input_exponent=0, input_max=9"):
         Sequential(SpikingAvgPool2d(3), SpikingLinear(72, 3), input_shape=(2, 18, 18))
@@ -743,8 +743,8 @@ class _Wrapper(torch.nn.Module):
         super().__init__()
         self.held = held
 
-    def forward(self, *given: Any) -> Any:
-        return self.held(*given)
+    def forward(self, *inputs: Any) -> Any:
+        return self.held(*inputs)
 
 
 def test_a_layer_of_a_network_may_be_wrapped() -> None:
@@ -761,9 +761,9 @@ def test_a_neuron_module_in_a_layer_gives_its_learned_values_and_needs_the_same_
     with torch.no_grad():
         (learned,) = neurons.learned.values()
         learned.mul_(torch.linspace(0.5, 0.9, 4))
-    (own,) = SpikingLinear(5, 4, neuron=neurons, psp=PSP(4)).lif.learned.values()
-    assert torch.equal(own, learned)
-    assert own is not learned
+    (copied,) = SpikingLinear(5, 4, neuron=neurons, psp=PSP(4)).lif.learned.values()
+    assert torch.equal(copied, learned)
+    assert copied is not learned
     assert SpikingLinear(5, 4, neuron=LIF(psp=PSP(4)), psp=PSP(4)).lif.psp == PSP(4)
     with pytest.raises(SpecError, match="has channels=4, but the SpikingLinear needs channels=6"):
         SpikingLinear(5, 6, neuron=neurons)
@@ -779,7 +779,7 @@ def test_a_neuron_that_is_no_model_is_refused(neuron: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "given",
+    "arguments",
     [
         {"input_max": -1},
         {"input_max": 0},
@@ -792,16 +792,16 @@ def test_a_neuron_that_is_no_model_is_refused(neuron: Any) -> None:
     ],
     ids=str,
 )
-def test_arguments_that_describe_no_inputs_are_refused(given: dict[str, Any]) -> None:
-    with pytest.raises(SpecError, match=next(iter(given))):
-        SpikingLinear(5, 4, **given)
-    with pytest.raises(SpecError, match=next(iter(given))):
-        Sequential(SpikingAvgPool2d(2), input_shape=(1, 4, 4), **given)
+def test_arguments_that_describe_no_inputs_are_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match=next(iter(arguments))):
+        SpikingLinear(5, 4, **arguments)
+    with pytest.raises(SpecError, match=next(iter(arguments))):
+        Sequential(SpikingAvgPool2d(2), input_shape=(1, 4, 4), **arguments)
 
 
 CONCATENATED = "\n".join(
-    f'[[node]]\nname = "{name}"\n{what}\nfrom = {sources}'
-    for name, what, sources in (
+    f'[[node]]\nname = "{name}"\n{operation}\nfrom = {sources}'
+    for name, operation, sources in (
         ("w", 'weights = "12"', '"input"'),
         ("n", 'neurons = ""', '"w"'),
         ("a", 'weights = "9"', '"n"'),
@@ -833,13 +833,13 @@ def test_errors_of_several_readers_are_added_in_order(notation: str, transformed
         return spike_loss(VanRossum(), spikes, torch.from_numpy(y), psp=network.output_psp)
 
     if transformed:
-        found = torch.func.grad(value)({name: w.detach() for name, w in net.named_parameters()})
+        gradients = torch.func.grad(value)({name: w.detach() for name, w in net.named_parameters()})
     else:
         value({}).backward()  # type: ignore[no-untyped-call]
-        found = {name: w.grad for name, w in net.named_parameters()}
+        gradients = {name: w.grad for name, w in net.named_parameters()}
     for name, w in net.named().items():
         assert expected.gradients[name].any()
-        assert np.array_equal(found[names[id(w)]].numpy(), expected.gradients[name]), name
+        assert np.array_equal(gradients[names[id(w)]].numpy(), expected.gradients[name]), name
 
 
 @pytest.mark.parametrize(
@@ -905,10 +905,10 @@ def test_modules_refuse_arguments_of_other_types(wrong: Any) -> None:
 @pytest.mark.parametrize("wrong", [[1, 2], (1, 2), np.array([1, 2]), 3, "a"], ids=str)
 def test_spike_loss_refuses_what_is_no_tensor(wrong: Any) -> None:
     trains = torch.zeros(3, 2, 4)
-    for given in ({"lengths": wrong}, {"spikes": wrong}, {"targets": wrong}):
-        (name,) = given
+    for argument in ({"lengths": wrong}, {"spikes": wrong}, {"targets": wrong}):
+        (name,) = argument
         with pytest.raises(ShapeError, match=rf"{name} must be a dense tensor of real numbers, got .*as_tensor"):
-            spike_loss(VanRossum(), **{"spikes": trains, "targets": trains, "psp": PSP(4), **given})
+            spike_loss(VanRossum(), **{"spikes": trains, "targets": trains, "psp": PSP(4), **argument})
     with pytest.raises(SpecError, match="psp is a PSP, for example PSP"):
         spike_loss(VanRossum(), trains, trains, psp=wrong)
 

@@ -154,21 +154,21 @@ def test_calls_with_chunks_of_time_have_the_bits_of_one_call(name: str, training
     net, same = (Network(spec, gain=GAIN).train(training) for _ in range(2))
     weights = {key: x.detach().numpy() for key, x in net.named().items()}
     with torch.no_grad():
-        whole = net(frames, full=True)
-        assert torch.equal(whole.spikes, Network(spec, gain=GAIN).train(training)(frames))
-        assert whole.spikes.any()
+        undivided = net(frames, full=True)
+        assert torch.equal(undivided.spikes, Network(spec, gain=GAIN).train(training)(frames))
+        assert undivided.spikes.any()
         for lengths in ((1,) * STEPS, (3, 1, 3)):
             same.step.zero_()
             spikes, potentials = in_chunks(same, frames, lengths)
-            assert torch.equal(spikes, whole.spikes)
-            for found, u in zip(potentials, whole.potentials.values(), strict=True):
-                assert torch.equal(found, u)
+            assert torch.equal(spikes, undivided.spikes)
+            for chunked, u in zip(potentials, undivided.potentials.values(), strict=True):
+                assert torch.equal(chunked, u)
             assert same.step == training
     if not training:
         layers = open_backend("numpy").run(spec, weights, frames.numpy().astype(np.uint8), STEPS).layers
-        assert list(whole.potentials) == list(layers)
+        assert list(undivided.potentials) == list(layers)
         for key, layer in layers.items():
-            assert np.array_equal(whole.potentials[key].numpy(), layer.potentials)
+            assert np.array_equal(undivided.potentials[key].numpy(), layer.potentials)
 
 
 def test_layers_go_on_from_their_state() -> None:
@@ -195,9 +195,9 @@ def test_images_go_on_step_by_step() -> None:
     net, images = Network(spec, gain=GAIN), torch.randint(0, 256, (2, 1, 6, 6), dtype=torch.uint8)
     state, spikes = None, []
     for _ in range(5):
-        made = net(images, 1, state=state, full=True)
-        state = made.state
-        spikes.append(made.spikes)
+        output = net(images, 1, state=state, full=True)
+        state = output.state
+        spikes.append(output.spikes)
     assert torch.equal(torch.cat(spikes), net(images, 5))
 
 
@@ -274,16 +274,16 @@ def test_gradients_within_a_call_are_those_of_value_and_grad(name: str, precisio
     )
     for full in (False, True):
         net = Network(spec, seed=4, gain=GAIN, precision=precision)
-        made = net(frames, full=full)
-        spikes = made.spikes if full else made
+        output = net(frames, full=full)
+        spikes = output.spikes if full else output
         assert np.array_equal(spikes.detach().numpy(), expected.spikes)
         loss = spike_loss(VanRossum(), spikes, targets, psp=spec.output_psp)
         named = {key: x for key, x in net.named().items() if key in spec.parameters}
         assert set(named) == set(expected.gradients)
-        found = torch.autograd.grad(loss, list(named.values()))
-        for (key, g), own in zip(expected.gradients.items(), found, strict=True):
+        gradients = torch.autograd.grad(loss, list(named.values()))
+        for (key, g), gradient in zip(expected.gradients.items(), gradients, strict=True):
             tolerance = 0 if precision == "reproducible" else 2e-6
-            assert np.abs(own.numpy() - g).max() <= tolerance * np.abs(g).max(), key
+            assert np.abs(gradient.numpy() - g).max() <= tolerance * np.abs(g).max(), key
 
 
 def test_running_statistics_follow_the_batches_of_training() -> None:
@@ -319,11 +319,11 @@ def test_traced_and_mapped_networks_go_on_from_a_state(name: str) -> None:
     begun = net(frames[:3], full=True)
     expected = net(frames[3:], state=begun.state, full=True)
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
-    found = compiled(frames[3:], state=begun.state, full=True)
-    assert torch.equal(found.spikes, expected.spikes)
-    assert list(found.state) == list(expected.state)
+    output = compiled(frames[3:], state=begun.state, full=True)
+    assert torch.equal(output.spikes, expected.spikes)
+    assert list(output.state) == list(expected.state)
     for key, arrays in expected.state.items():
-        assert all(torch.equal(a, b) for a, b in zip(found.state[key], arrays, strict=True)), key
+        assert all(torch.equal(a, b) for a, b in zip(output.state[key], arrays, strict=True)), key
     mapped = vmap(lambda x: net(x, full=True).potentials, 1, 1)(frames[:, None])
     for key, u in mapped.items():
         assert torch.equal(u[:, 0], net(frames, full=True).potentials[key])
@@ -338,9 +338,9 @@ def test_gradients_of_potentials_are_traced_too(name: str) -> None:
         return torch.stack([u.square().mean() for u in net(frames, full=True).potentials.values()]).sum()
 
     net, same = (Network(spec, gain=GAIN) for _ in range(2))
-    own = torch.autograd.grad(loss(net), list(net.parameters()))
+    eager = torch.autograd.grad(loss(net), list(net.parameters()))
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    for a, b in zip(own, torch.autograd.grad(compiled(same), list(same.parameters())), strict=True):
+    for a, b in zip(eager, torch.autograd.grad(compiled(same), list(same.parameters())), strict=True):
         assert a.any()
         assert torch.equal(a, b)
 
@@ -350,15 +350,15 @@ def test_potentials_that_no_loss_reads_change_no_gradient() -> None:
     net = Network(spec, gain=GAIN, precision="reproducible").eval()
 
     def loss(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
-        found: torch.Tensor = (functional_call(net, parameters, (frames,), {"full": True}).spikes * targets).sum()
-        return found
+        gradients: torch.Tensor = (functional_call(net, parameters, (frames,), {"full": True}).spikes * targets).sum()
+        return gradients
 
     parameters: dict[str, torch.Tensor] = dict(net.named_parameters())
     expected = torch.autograd.grad(loss(parameters), list(parameters.values()))
-    found = grad(loss)({name: x.detach() for name, x in parameters.items()})
-    for own, g in zip(found.values(), expected, strict=True):
+    gradients = grad(loss)({name: x.detach() for name, x in parameters.items()})
+    for gradient, g in zip(gradients.values(), expected, strict=True):
         assert g.any()
-        assert torch.equal(own, g)
+        assert torch.equal(gradient, g)
 
 
 @pytest.mark.parametrize(
@@ -508,10 +508,10 @@ def test_potentials_of_a_readout_take_a_cross_entropy_of_torch() -> None:
     net = Network(spec, gain=GAIN)
     loss = torch.nn.functional.cross_entropy(net(frames, full=True).potentials["linear2"].mean(0), labels)
     assert loss.item() == pytest.approx(expected.loss, rel=1e-5)
-    for (key, g), own in zip(
+    for (key, g), gradient in zip(
         expected.gradients.items(), torch.autograd.grad(loss, list(net.parameters())), strict=True
     ):
-        assert np.abs(own.numpy() - g).max() <= 1e-4 * np.abs(g).max(), key
+        assert np.abs(gradient.numpy() - g).max() <= 1e-4 * np.abs(g).max(), key
     with pytest.raises(SpecError, match="call it with full=True and use the potentials of linear2"):
         net(frames)
 

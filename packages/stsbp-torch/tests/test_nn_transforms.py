@@ -57,15 +57,15 @@ def objective(net: torch.nn.Module, frames: torch.Tensor, targets: torch.Tensor)
 
 
 def gradients(loss: torch.Tensor, net: torch.nn.Module) -> dict[str, torch.Tensor]:
-    found = torch.autograd.grad(loss, list(net.parameters()))
-    return dict(zip((name for name, _ in net.named_parameters()), found, strict=True))
+    values = torch.autograd.grad(loss, list(net.parameters()))
+    return dict(zip((name for name, _ in net.named_parameters()), values, strict=True))
 
 
-def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert list(found) == list(expected)
+def assert_equal(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert list(actual) == list(expected)
     for name, x in expected.items():
         assert x.any(), name
-        assert torch.equal(found[name], x), name
+        assert torch.equal(actual[name], x), name
 
 
 @pytest.mark.parametrize("make", [lambda: Network(SPEC), layers], ids=["network", "layers"])
@@ -112,14 +112,14 @@ def test_mapped_modules_have_the_bits_of_each(make: Callable[[], torch.nn.Module
     def loss(parameters: dict[str, torch.Tensor], frames: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return spike_loss(LOSS, functional_call(net, parameters, (frames,)), targets, psp=FILTER)
 
-    assert torch.equal(vmap(net, 1)(frames), torch.stack([net(each) for each in frames.unbind(1)]))
-    found = vmap(grad(loss), (None, 1, 1))(parameters, frames, targets)
+    assert torch.equal(vmap(net, 1)(frames), torch.stack([net(sample) for sample in frames.unbind(1)]))
+    mapped = vmap(grad(loss), (None, 1, 1))(parameters, frames, targets)
     for i in range(4):
-        own = gradients(objective(net, frames[:, i], targets[:, i]), net)
-        assert_equal({name: x[i] for name, x in found.items()}, own)
+        expected = gradients(objective(net, frames[:, i], targets[:, i]), net)
+        assert_equal({name: x[i] for name, x in mapped.items()}, expected)
     # Several networks at once.
     several = {name: torch.stack([x, x.flip(0), 0.5 * x]) for name, x in parameters.items()}
-    spikes = vmap(lambda own: functional_call(net, own, (frames[:, 0],)))(several)
+    spikes = vmap(lambda expected: functional_call(net, expected, (frames[:, 0],)))(several)
     for i in range(3):
         one = functional_call(net, {name: x[i] for name, x in several.items()}, (frames[:, 0],))
         assert torch.equal(spikes[i], one)
@@ -130,17 +130,17 @@ def test_a_loss_leaves_out_what_comes_after_a_samples_length(loss: Loss) -> None
     rng, numpy = np.random.default_rng(0), NumpyBackend()
     s, y = (rng.integers(0, 2, (7, 4, 3)).astype(np.uint8) for _ in range(2))
     spikes, targets = torch.from_numpy(s).float().requires_grad_(), torch.from_numpy(y).float()
-    every = torch.tensor([[7, 2, 5, 1], [7, 7, 7, 7], [3, 4, 6, 2]])
+    lengths_of_calls = torch.tensor([[7, 2, 5, 1], [7, 7, 7, 7], [3, 4, 6, 2]])
     mapped = vmap(grad(lambda s, n: spike_loss(loss, s, targets, psp=FILTER, lengths=n)), (None, 0))
-    found = mapped(spikes.detach(), every)
-    for lengths, own in zip(every, found, strict=True):
+    mapped_gradients = mapped(spikes.detach(), lengths_of_calls)
+    for lengths, mapped_gradient in zip(lengths_of_calls, mapped_gradients, strict=True):
         value = spike_loss(loss, spikes, targets, psp=FILTER, lengths=lengths)
         n = lengths.numpy()
         assert value.item() == np.float32(loss.mean(s, y, FILTER, n))
         expected = numpy.loss_error(loss, FILTER, s, y, 4, loss_padding(loss, FILTER, n, 4, s.shape))
         (gradient,) = torch.autograd.grad(value, spikes)
         assert np.array_equal(gradient.numpy(), expected)
-        assert np.array_equal(own.numpy(), expected)
+        assert np.array_equal(mapped_gradient.numpy(), expected)
     with pytest.raises(ShapeError, match="lengths must be from 1 to 7, the number of steps; sample 1 has 8"):
         spike_loss(loss, spikes, targets, psp=FILTER, lengths=torch.tensor([7, 8, 1, 1]))
     with pytest.raises(ShapeError, match=r"lengths must be integers \[B\] = \[4\]"):
@@ -179,11 +179,11 @@ def test_gradients_come_in_the_type_of_the_inputs() -> None:
 def test_parameters_of_another_type_are_refused(cast: str) -> None:
     frames, _ = samples(5, 2)
     for net in (Network(SPEC), layers(), PLIF()):
-        given = torch.ones(5, 2, 4) if isinstance(net, PLIF) else frames
+        inputs = torch.ones(5, 2, 4) if isinstance(net, PLIF) else frames
         with pytest.raises(
             SpecError, match=r"parameters of \w+ must be float32, .* do not call .double\(\), .half\(\) and the"
         ):
-            getattr(net, cast)()(given)
+            getattr(net, cast)()(inputs)
     with pytest.raises(SpecError, match=r"LIF computes in float32 and would round sums in float64: give .float\(\)"):
         LIF()(torch.ones(5, 2, 4).double())
 
@@ -199,9 +199,9 @@ def test_second_derivatives_are_refused() -> None:
     parameters = {name: x.detach() for name, x in net.named_parameters()}
 
     def slope(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
-        first = grad(lambda own: functional_call(net, own, (frames,)).sum())(parameters)
-        found: torch.Tensor = first["conv1.weight"].sum()
-        return found
+        first = grad(lambda weights: functional_call(net, weights, (frames,)).sum())(parameters)
+        value: torch.Tensor = first["conv1.weight"].sum()
+        return value
 
     with pytest.raises(SpecError, match="second derivatives are not defined"):
         grad(slope)(parameters)
@@ -216,20 +216,20 @@ def test_two_ways_back_through_one_graph_give_the_same() -> None:
 
 
 def test_a_network_begins_with_given_weights() -> None:
-    given = {name: x + np.float32(0.125) for name, x in initial_weights(SPEC, 3).items()}
-    net = Network(SPEC, weights=given)
-    assert {name: x.tolist() for name, x in net.named().items()} == {name: x.tolist() for name, x in given.items()}
-    given["conv1"][0] = 0
+    weights = {name: x + np.float32(0.125) for name, x in initial_weights(SPEC, 3).items()}
+    net = Network(SPEC, weights=weights)
+    assert {name: x.tolist() for name, x in net.named().items()} == {name: x.tolist() for name, x in weights.items()}
+    weights["conv1"][0] = 0
     assert net.named()["conv1"][0].any()
     with pytest.raises(ShapeError, match=r"weights must have the layers conv1, linear2, linear2.decay, linear3, got"):
-        Network(SPEC, weights={"conv1": given["conv1"]})
+        Network(SPEC, weights={"conv1": weights["conv1"]})
 
 
 CONV = SpikingConv2d(2, 4, 3)
 
 
 @pytest.mark.parametrize(
-    ("layers", "given", "message"),
+    ("layers", "settings", "message"),
     [
         ([CONV], {"input_max": 3}, "layer 0, SpikingConv2d: .* up to 3: give input_exponent=0, input_max=3"),
         ([CONV, SpikingLinear(144, 3)], {}, r"layer 1, SpikingLinear: .* filter PSP\(tau_s=4.0\), but it has psp=None"),
@@ -242,10 +242,10 @@ CONV = SpikingConv2d(2, 4, 3)
     ],
 )
 def test_layers_that_do_not_fit_are_refused_when_they_are_put_together(
-    layers: list[torch.nn.Module], given: dict[str, Any], message: str
+    layers: list[torch.nn.Module], settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(NetworkError, match=message):
-        Sequential(*layers, input_shape=(2, 8, 8), **given)
+        Sequential(*layers, input_shape=(2, 8, 8), **settings)
 
 
 def test_layers_put_together_have_the_bits_of_a_network() -> None:
@@ -259,14 +259,14 @@ def test_layers_put_together_have_the_bits_of_a_network() -> None:
         input_shape=(2, 8, 8),
     )
     assert (net.makes.shape, net.makes.pending) == ((3,), PSP(4))
-    whole = Network(spec, seed=2, precision="reproducible")
+    network = Network(spec, seed=2, precision="reproducible")
     with torch.no_grad():
-        for own, x in zip(net.parameters(), whole.parameters(), strict=True):
-            own.copy_(x)
-    expected = objective(whole, frames, targets)
+        for weight, x in zip(net.parameters(), network.parameters(), strict=True):
+            weight.copy_(x)
+    expected = objective(network, frames, targets)
     loss = spike_loss(LOSS, net(frames, precision="reproducible"), targets, psp=FILTER)
     assert loss == expected
-    for a, b in zip(gradients(loss, net).values(), gradients(expected, whole).values(), strict=True):
+    for a, b in zip(gradients(loss, net).values(), gradients(expected, network).values(), strict=True):
         assert torch.equal(a, b)
     with pytest.raises(ShapeError, match="inputs of SpikingConv2d must be spikes"):
         net(2 * frames)
@@ -314,12 +314,12 @@ def test_a_module_is_usable_after_a_transformation(notation: str) -> None:
     net = Network(NetworkSpec.parse(notation, input_shape=(5,), outputs=3), gain=4.0)
     frames = (torch.rand(6, 2, 5) < 0.5).to(torch.uint8)
     parameters, buffers = (
-        {name: x.detach() for name, x in given} for given in (net.named_parameters(), net.named_buffers())
+        {name: x.detach() for name, x in named} for named in (net.named_parameters(), net.named_buffers())
     )
 
     def total(parameters: dict[str, torch.Tensor], *buffers: dict[str, torch.Tensor]) -> torch.Tensor:
-        found: torch.Tensor = functional_call(net, (parameters, *buffers), (frames,)).sum()
-        return found
+        value: torch.Tensor = functional_call(net, (parameters, *buffers), (frames,)).sum()
+        return value
 
     if "bn" in notation:
         with pytest.raises(SpecError, match=r"batch normalisation cannot update linear1\.mean under a transformation"):

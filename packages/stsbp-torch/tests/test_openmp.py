@@ -12,7 +12,7 @@ import torch
 _SCRIPT = """\
 import time, torch
 torch.set_num_threads(2)
-{before}
+{setup}
 x = torch.zeros(1 << 17)
 x += 1
 begin = time.process_time()
@@ -24,9 +24,9 @@ print(time.process_time() - begin)
 """Prints the processor time of a process that hardly ever has work."""
 
 
-def _seconds(before: str) -> float:
+def _seconds(setup: str) -> float:
     environment = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
-    command = [sys.executable, "-c", _SCRIPT.format(before=before)]
+    command = [sys.executable, "-c", _SCRIPT.format(setup=setup)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr
     return float(run.stdout)

@@ -47,7 +47,9 @@ CASES: dict[str, tuple[str, NeuronModel, int, int, Coding]] = {
 """Notation, neuron, steps, samples, coding."""
 
 
-def found(backend: TorchBackend, net: NetworkSpec, precision: Any, samples: int, steps: int) -> dict[str, AnyArray]:
+def forward_and_gradients(
+    backend: TorchBackend, net: NetworkSpec, precision: Any, samples: int, steps: int
+) -> dict[str, AnyArray]:
     """Everything that a forward pass shows, and the gradients in training, by name."""
     rng = np.random.default_rng(3)
     lead = (samples,) if net.coding == "direct" else (steps, samples)
@@ -58,8 +60,8 @@ def found(backend: TorchBackend, net: NetworkSpec, precision: Any, samples: int,
         if "bias" in name:
             weights[name] = (rng.standard_normal(weights[name].shape) / 4).astype(np.float32)
     run = backend.run(net, weights, inputs, steps)
-    given = backend.value_and_grad(net, VanRossum(), weights, batch, precision=precision, dropout=(3, 1))
-    arrays: dict[str, AnyArray] = {"loss": np.array([given.loss]), **given.gradients}
+    result = backend.value_and_grad(net, VanRossum(), weights, batch, precision=precision, dropout=(3, 1))
+    arrays: dict[str, AnyArray] = {"loss": np.array([result.loss]), **result.gradients}
     for name, layer in run.layers.items():
         arrays |= {f"{name} spikes": layer.spikes, f"{name} potentials": layer.potentials}
     return arrays
@@ -77,19 +79,19 @@ def test_an_equation_that_is_run_often_is_compiled_and_its_bits_stay(
     x, d = variable("x"), variable("d")
     states, outputs = {"d": x - 0.7 * d}, {"y": x * d if exact else exp(d), "o": d > x}
     equation = Recurrence(f"often_{exact}", (), ("x",), states, outputs)
-    taken = list[Recurrence]()
+    interpreted = list[Recurrence]()
 
-    def noted(recurrence: Recurrence, *rest: Any) -> None:
-        taken.append(recurrence)
-        run(recurrence, *rest)
+    def noted(recurrence: Recurrence, *arguments: Any) -> None:
+        interpreted.append(recurrence)
+        run(recurrence, *arguments)
 
     run = kernel.recur
     monkeypatch.setattr(kernel, "recur", noted)
-    given = {"x": torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))}
-    made = [FUSED.recur(equation, {}, given, 5, summed=("y",)) for _ in range(OFTEN + 3)]
-    assert len(taken) == (3 if exact else 0)
-    for each in made[1:]:
-        assert all(torch.equal(array, each[name]) for name, array in made[0].items())
+    inputs = {"x": torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))}
+    calls = [FUSED.recur(equation, {}, inputs, 5, summed=("y",)) for _ in range(OFTEN + 3)]
+    assert len(interpreted) == (3 if exact else 0)
+    for outputs_of_call in calls[1:]:
+        assert all(torch.equal(array, outputs_of_call[name]) for name, array in calls[0].items())
 
 
 def test_the_kernel_is_taken() -> None:
@@ -106,10 +108,10 @@ def test_bits_are_those_of_the_steps_on_plain_tensors(case: str, threads: int) -
     net = _net(case)
     set_num_threads(threads)
     try:
-        got = found(FUSED, net, "reproducible", samples, steps)
+        got = forward_and_gradients(FUSED, net, "reproducible", samples, steps)
     finally:
         set_num_threads(config.NUMBA_NUM_THREADS)
-    expected = found(PLAIN, net, "reproducible", samples, steps)
+    expected = forward_and_gradients(PLAIN, net, "reproducible", samples, steps)
     assert list(got) == list(expected)
     for name, x in expected.items():
         assert np.array_equal(got[name], x), name
@@ -126,7 +128,7 @@ def test_bits_stay_where_spikes_are_few_enough_to_choose_rows(monkeypatch: pytes
     assert linear.left(Linear(3), torch.zeros(1, 1, 5, dtype=torch.uint8), torch.ones(3, 5), fused=True).flat.dtype is (
         torch.uint8
     )
-    got, expected = (found(backend, net, "reproducible", 5, 9) for backend in (FUSED, PLAIN))
+    got, expected = (forward_and_gradients(backend, net, "reproducible", 5, 9) for backend in (FUSED, PLAIN))
     for name, x in expected.items():
         assert np.array_equal(got[name], x), name
         assert np.count_nonzero(x) > 0, name
@@ -136,7 +138,7 @@ def test_bits_stay_where_spikes_are_few_enough_to_choose_rows(monkeypatch: pytes
 def test_fast_gradients_are_the_same_up_to_rounding(case: str) -> None:
     _, _, steps, samples, _ = CASES[case]
     net = _net(case)
-    got, expected = (found(backend, net, "fast", samples, steps) for backend in (FUSED, PLAIN))
+    got, expected = (forward_and_gradients(backend, net, "fast", samples, steps) for backend in (FUSED, PLAIN))
     for name, x in expected.items():
         assert np.abs(got[name] - x).max() <= 1e-5 * np.abs(x).max(), name
 
@@ -149,17 +151,17 @@ def test_neurons_that_read_several_projections(neuron: NeuronModel, shape: tuple
     static = (False, True, False, False)
     equations = neuron_equations((plain, plain, Biased(slow, np.float32(1)), plain), neuron, static)
     assert len(set(equations.errors)) < len(equations.errors), "two share their filter"
-    zs = [rng.standard_normal((1 if each else steps, *shape)).astype(np.float32) for each in static]
+    zs = [rng.standard_normal((1 if is_static else steps, *shape)).astype(np.float32) for is_static in static]
     g = rng.standard_normal((steps, *shape)).astype(np.float32)
     learned = {name: rng.uniform(0.1, 0.5, shape[1]).astype(np.float32) for name in equations.learned}
-    made = []
+    results = []
     for backend in (FUSED, PLAIN):
-        given = [backend.asarray(z) for z in zs]
-        own = {name: backend.asarray(x) for name, x in learned.items()}
-        spikes, left = backend.population_forward(equations, given, steps, own)
-        errors, terms = backend.population_backward(equations, left, backend.asarray(g), static)
+        sums = [backend.asarray(z) for z in zs]
+        tensors = {name: backend.asarray(x) for name, x in learned.items()}
+        spikes, residuals = backend.population_forward(equations, sums, steps, tensors)
+        errors, terms = backend.population_backward(equations, residuals, backend.asarray(g), static)
         assert 0.05 < backend.spike_rate(spikes) < 0.95
         assert [len(x) for x in errors] == [len(z) for z in zs]
-        made.append([backend.numpy(x) for x in (spikes, *left.kept.values(), *errors, *terms.values())])
-    for got, expected in zip(*made, strict=True):
+        results.append([backend.numpy(x) for x in (spikes, *residuals.kept.values(), *errors, *terms.values())])
+    for got, expected in zip(*results, strict=True):
         assert np.array_equal(got, expected)

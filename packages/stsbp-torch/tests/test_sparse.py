@@ -164,11 +164,11 @@ def test_errors_that_are_not_needed_change_nothing(
     dense = _gradients(network, weights, batch, dropout)
     assert not calls
     monkeypatch.setattr(sparse, "ERROR_BELOW", dict.fromkeys(sparse.ERROR_BELOW, 2.0))
-    found = _gradients(network, weights, batch, dropout)
+    skipping = _gradients(network, weights, batch, dropout)
     assert bool(calls) is any(block.index > 0 and _deferrable(block) for block in network.blocks)
-    assert found.loss == dense.loss
+    assert skipping.loss == dense.loss
     for name, expected in dense.gradients.items():
-        error = np.abs(found.gradients[name] - expected).max()
+        error = np.abs(skipping.gradients[name] - expected).max()
         assert error <= 2e-6 * np.abs(expected).max(), (name, error)
 
 
@@ -221,10 +221,10 @@ def test_the_share_of_spikes_chooses_the_kernels() -> None:
     block = network.blocks[0]
     wq, _ = backend.weight_grid(block, backend.asarray(weights[block.name]))
     step = plan(backend, network.graph).steps[0]
-    for frames, taken in ((batch.inputs * 0, True), (batch.inputs | 1, False)):
+    for frames, chosen in ((batch.inputs * 0, True), (batch.inputs | 1, False)):
         run = PassContext({block.name: wq}, 6, None, BatchSlice(0, frames.shape[1], frames.shape[1]))
         _, residuals = step.forward_slice(run, backend.asarray(frames))
-        assert (isinstance(residuals, sparse.SparseBlockSaved) and residuals.sparse) is taken
+        assert (isinstance(residuals, sparse.SparseBlockSaved) and residuals.sparse) is chosen
 
 
 @pytest.mark.parametrize(
@@ -236,16 +236,16 @@ def test_errors_that_wait_are_added_where_several_convolutions_read(notation: st
         notation = notation.replace("6C3p1-", "16C3p1-")
     network, weights, batch = _case(notation, "valid", (2, 8, 8), LIF(3, 5 / 3, 0.5, surrogate=Triangle()))
     expected = NumpyBackend().value_and_grad(network, VanRossum(), weights, batch)
-    found = TorchBackend("cpu").value_and_grad(network, VanRossum(), weights, batch)
-    assert np.array_equal(found.spikes, expected.spikes)
+    result = TorchBackend("cpu").value_and_grad(network, VanRossum(), weights, batch)
+    assert np.array_equal(result.spikes, expected.spikes)
     for name, gradient in expected.gradients.items():
         assert np.abs(gradient).max() > 0
-        assert np.abs(found.gradients[name] - gradient).max() <= 2e-6 * np.abs(gradient).max(), name
+        assert np.abs(result.gradients[name] - gradient).max() <= 2e-6 * np.abs(gradient).max(), name
 
 
 CONCATENATED = "\n".join(
-    f'[[node]]\nname = "{name}"\n{what}\nfrom = {sources}'
-    for name, what, sources in (
+    f'[[node]]\nname = "{name}"\n{operation}\nfrom = {sources}'
+    for name, operation, sources in (
         ("a", 'weights = "5C3p1"', '"input"'),
         ("one", 'neurons = ""', '"a"'),
         ("b", 'weights = "16C3p1"', '"one"'),
@@ -272,12 +272,12 @@ def test_a_convolution_of_concatenated_bytes(kind: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(sparse.DeferredError, "array", noted)
     network, weights, batch = _case(CONCATENATED, "valid", (2, 8, 8), LIF(3, 5 / 3, 0.5, surrogate=Triangle()))
     expected = NumpyBackend().value_and_grad(network, VanRossum(), weights, batch)
-    found = TorchBackend("cpu").value_and_grad(network, VanRossum(), weights, batch)
-    assert found.spikes.any()
-    assert np.array_equal(found.spikes, expected.spikes)
+    result = TorchBackend("cpu").value_and_grad(network, VanRossum(), weights, batch)
+    assert result.spikes.any()
+    assert np.array_equal(result.spikes, expected.spikes)
     for name, gradient in expected.gradients.items():
         assert np.abs(gradient).max() > 0
-        assert np.abs(found.gradients[name] - gradient).max() <= 2e-6 * np.abs(gradient).max(), name
+        assert np.abs(result.gradients[name] - gradient).max() <= 2e-6 * np.abs(gradient).max(), name
     assert applied[:1] == [26]
 
 

@@ -79,12 +79,12 @@ def differing_bits(a: np.ndarray, b: np.ndarray) -> int:
 def test_bits_do_not_depend_on_the_users_precision_setting(reference: NumpyBackend) -> None:
     net = network("events", 3.0)
     weights, inputs = initial_weights(net, 1, 2.0), batch(net, 5, 2).inputs
-    before = torch.get_float32_matmul_precision()
+    previous = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
         got = TorchBackend("cpu").run(net, weights, inputs, 5)
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(previous)
     expected = reference.run(net, weights, inputs, 5)
     for name, layer in expected.layers.items():
         assert differing_bits(layer.potentials, got.layers[name].potentials) == 0
@@ -97,8 +97,8 @@ def test_error_grid_of_more_than_one_chunk(backend: TorchBackend, reference: Num
     wide[rng.random(wide.shape) < 0.1] = 0
     dz = (wide * (scale / np.abs(wide).max())).astype(np.float32)
     expected, numbers = reference.error_grid(dz, 28)
-    found, counts = backend.error_grid(backend.asarray(dz), 28)
-    assert np.array_equal(backend.numpy(found), expected)
+    on_grid, counts = backend.error_grid(backend.asarray(dz), 28)
+    assert np.array_equal(backend.numpy(on_grid), expected)
     assert backend.numpy(counts).reshape(-1, 2).sum(axis=0).tolist() == numbers.tolist()
     assert 0 < numbers[0] <= numbers[1] < dz.size
 
@@ -109,11 +109,11 @@ def test_pairs_leave_their_arguments_alone(backend: TorchBackend) -> None:
     rng = np.random.default_rng(0)
     z = backend.asarray(rng.standard_normal((5, 2, 6, 11, 11)).astype(np.float32))
     errors = backend.asarray(rng.standard_normal((5, 2, 6, 11, 11)).astype(np.float32))
-    before = [backend.numpy(x).copy() for x in (z, errors)]
+    copies = [backend.numpy(x).copy() for x in (z, errors)]
     _, residuals = backend.neuron_forward(block.neuron, net.blocks[1].filter(training=False), z, 5)
     backend.neuron_backward(block.neuron, net.blocks[1].filter(training=False), residuals, errors)[0]
     backend.error_grid(errors, 12)
-    for x, y in zip((z, errors), before, strict=True):
+    for x, y in zip((z, errors), copies, strict=True):
         assert np.array_equal(backend.numpy(x), y)
 
 
@@ -160,9 +160,9 @@ def test_frames_of_a_batch_are_unpacked_on_any_device_alike(shape: tuple[int, ..
     frames = (np.random.default_rng(1).random(shape) < 0.4).astype(np.uint8)
     packed = PackedFrames.of(frames)
     backend = TorchBackend("cpu")
-    for found in (laid_out(Operations.unpack(backend, packed)), backend.unpack(packed)):
-        assert np.array_equal(found.numpy(), frames)
-        assert found.data_ptr() == laid_out(found).data_ptr(), "it lies as the kernels read it"
+    for unpacked in (laid_out(Operations.unpack(backend, packed)), backend.unpack(packed)):
+        assert np.array_equal(unpacked.numpy(), frames)
+        assert unpacked.data_ptr() == laid_out(unpacked).data_ptr(), "it lies as the kernels read it"
 
 
 def test_frames_that_lie_channels_last_are_not_copied() -> None:
@@ -202,9 +202,9 @@ def test_sums_are_exact_without_onednn(device: str) -> None:
     inputs = images.astype(np.uint8)
     expected = NumpyBackend().run(net, weights, inputs, 3)
     with _ONEDNN.flags(enabled=False):
-        found = TorchBackend(device).run(net, weights, inputs, 3)
+        result = TorchBackend(device).run(net, weights, inputs, 3)
     for name, layer in expected.layers.items():
-        assert differing_bits(layer.potentials, found.layers[name].potentials) == 0
+        assert differing_bits(layer.potentials, result.layers[name].potentials) == 0
     assert torch._C._get_nnpack_enabled()
 
 
@@ -226,11 +226,11 @@ def test_an_environment_that_rounds_convolutions_is_an_error(monkeypatch: pytest
 def bfloat16() -> Iterator[None]:
     """A process whose float32 products may be computed in bf16."""
     kinds = (_ONEDNN.matmul, _ONEDNN.conv)
-    before = [kind.fp32_precision for kind in kinds]
+    previous = [kind.fp32_precision for kind in kinds]
     for kind in kinds:
         kind.fp32_precision = "bf16"
     yield
-    for kind, precision in zip(kinds, before, strict=True):
+    for kind, precision in zip(kinds, previous, strict=True):
         kind.fp32_precision = precision
 
 
@@ -268,16 +268,16 @@ def test_a_step_leaves_the_precision_of_the_process_as_it_was_also_after_an_erro
 def test_the_cpu_takes_no_memory_of_the_default_device(device: str, precision: Precision) -> None:
     for notation, shape in (("80-70", (50,)), ("32C3-P2", (2, 9, 9))):
         net = NetworkSpec.parse(notation, input_shape=shape, outputs=4)
-        given = initial_weights(net, 0, 1.5), batch(net, 20, 10)
-        expected = TorchBackend(device).value_and_grad(net, VanRossum(), *given, precision=precision)
+        arguments = initial_weights(net, 0, 1.5), batch(net, 20, 10)
+        expected = TorchBackend(device).value_and_grad(net, VanRossum(), *arguments, precision=precision)
         with torch.device("meta"):
-            found = TorchBackend(device).value_and_grad(net, VanRossum(), *given, precision=precision)
-            module = Network(net, weights=given[0], precision=precision)
-            spikes = module(torch.from_numpy(given[1].inputs))
-        assert found.loss == expected.loss
+            result = TorchBackend(device).value_and_grad(net, VanRossum(), *arguments, precision=precision)
+            module = Network(net, weights=arguments[0], precision=precision)
+            spikes = module(torch.from_numpy(arguments[1].inputs))
+        assert result.loss == expected.loss
         assert np.array_equal(spikes.detach().numpy(), expected.spikes)
         for name, gradient in expected.gradients.items():
-            assert np.array_equal(found.gradients[name], gradient), name
+            assert np.array_equal(result.gradients[name], gradient), name
 
 
 @pytest.mark.usefixtures("bfloat16")

@@ -34,9 +34,9 @@ def same(equation, constants, inputs, steps, summed=()):
     expected = NumpyBackend().recur(equation, constants, inputs, steps, summed=summed)
     given = {name: torch.from_numpy(x) for name, x in inputs.items()}
     parameters = torch.from_numpy(equation.numbers(constants))
-    found = fused_cuda.recur(equation, parameters, given, steps, summed=summed)
+    outputs = fused_cuda.recur(equation, parameters, given, steps, summed=summed)
     for name, x in expected.items():
-        assert x.tobytes() == found[name].numpy().tobytes(), (equation.name, name, summed)
+        assert x.tobytes() == outputs[name].numpy().tobytes(), (equation.name, name, summed)
     return expected
 
 f, rng, steps = np.float32, np.random.default_rng(0), 12
@@ -74,10 +74,10 @@ for shape in shapes:
     for seed, layer, step in numbers:
         for rate, first in ((0.3, 0), (0.5, 1), (0.0, 2), (0.999, 3)):
             expected = keep_mask(seed, layer, step, shape, rate, first)
-            found = fused_cuda.keep_mask(seed, layer, step, shape, rate, first, torch.device("cpu"))
-            assert found.dtype == torch.uint8
-            assert (found.numpy() == expected).all(), (shape, seed, layer, step, rate, first)
-            assert found.ndim != 4 or found.permute(0, 2, 3, 1).is_contiguous()
+            mask = fused_cuda.keep_mask(seed, layer, step, shape, rate, first, torch.device("cpu"))
+            assert mask.dtype == torch.uint8
+            assert (mask.numpy() == expected).all(), (shape, seed, layer, step, rate, first)
+            assert mask.ndim != 4 or mask.permute(0, 2, 3, 1).is_contiguous()
 """
 
 PTX = """
