@@ -65,7 +65,7 @@ def operations(
     wq, _ = backend.weight_grid(step.projection, backend.asarray(weights))
     run = PassContext({step.projection.name: wq}, steps, (0, 0), BatchSlice(0, batch, batch))
     given, filter = step.conv_input(run, s), step.neurons.filters[run.training]
-    floats = step.dense.left(step.floats(given)[0], wq)
+    floats = step.dense.saved_for_backward(step.floats(given)[0], wq)
     learned = step.neurons.learned(run)
     spikes, neurons = step.fire(given, wq, filter, steps, learned)
     ds = backend.asarray(random.standard_normal(tuple(spikes.shape), np.float32))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import numpy as np
-from stsbp_cpu.engine.layout import NUMPY, empty_memory, numbers, wanted
+from stsbp_cpu.engine.layout import NUMPY, empty_memory, numbers, offered_memory
 
 
 def test_new_arrays_begin_at_a_cache_line() -> None:
@@ -43,11 +43,11 @@ def test_arrays_that_lie_one_after_the_other_are_joined_without_a_copy() -> None
 
 def test_wanted_arrays_are_given_once_and_only_where_they_fit() -> None:
     a, b = np.empty((2, 3), np.float32), np.empty((2, 3), np.float32)
-    with wanted([a, b]):
+    with offered_memory([a, b]):
         assert empty_memory((2, 3), np.uint8) is not a
         assert empty_memory((3, 2), np.float32) is not a
         assert empty_memory((2, 3), np.float32) is a
-        with wanted([]):
+        with offered_memory([]):
             assert empty_memory((2, 3), np.float32) is not b
         elsewhere: list[bool] = []
         other = threading.Thread(target=lambda: elsewhere.append(empty_memory((2, 3), np.float32) is b))

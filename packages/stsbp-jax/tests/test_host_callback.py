@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from jax import lax
 from stsbp_cpu.engine.layout import empty_memory as empty
-from stsbp_cpu.engine.layout import wanted
+from stsbp_cpu.engine.layout import offered_memory
 from stsbp_jax.contract.grid import wide
 from stsbp_jax.engine import ffi, host_callback
 from stsbp_jax.engine.host_callback import Making, host_call, original_errors
@@ -387,10 +387,10 @@ def test_arrays_that_a_site_was_not_made_for_are_not_touched(
 
 def test_empty_gives_what_is_wanted_once() -> None:
     a, b, c = (np.zeros((2, 3), dtype) for dtype in (np.float32, np.float32, np.uint8))
-    with wanted([a, b, c]):
+    with offered_memory([a, b, c]):
         assert empty((2, 3), np.uint8) is c
         assert empty((2, 3), np.float32) is a
-        with wanted([]):
+        with offered_memory([]):
             assert empty((2, 3), np.float32) is not b
         assert empty((3, 2), np.float32) is not b
         assert empty((2, 3), np.int32) is not b
@@ -413,10 +413,10 @@ def test_what_is_wanted_is_wanted_on_one_thread_and_until_an_error() -> None:
     a = np.zeros(3, np.float32)
     buffers: list[AnyArray] = []
     thread = threading.Thread(target=lambda: buffers.append(empty((3,), np.float32)))
-    with wanted([a]):
+    with offered_memory([a]):
         thread.start()
         thread.join()
-    with pytest.raises(ZeroDivisionError), wanted([a]):
+    with pytest.raises(ZeroDivisionError), offered_memory([a]):
         raise ZeroDivisionError
     assert buffers[0] is not a
     assert empty((3,), np.float32) is not a
@@ -470,7 +470,7 @@ def test_a_function_that_makes_its_results(function: Callable[[AnyArray], list[A
     for y, number in zip(host_call(Making(function), [struct(6), struct(6)], x), (1, 2), strict=True):
         assert np.asarray(y).tolist() == (x + number).tolist()
     out = [np.zeros(6, np.float32), np.zeros(6, np.float32)]
-    with wanted(out):
+    with offered_memory(out):
         results = function(x)
     assert sum(a is not b for a, b in zip(results, out, strict=True)) == copies
     host_callback._put(results, out)

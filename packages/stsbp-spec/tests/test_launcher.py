@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from stsbp_spec.distributed.collective import Rendezvous
-from stsbp_spec.distributed.launcher import DEFAULT_PORT, first_host, found
+from stsbp_spec.distributed.launcher import DEFAULT_PORT, first_host, rendezvous_from_environment
 from stsbp_spec.errors import BackendError
 
 TORCHRUN = {
@@ -37,24 +37,24 @@ JAX = {"JAX_COORDINATOR_ADDRESS": "host.example:1234", "JAX_PROCESS_ID": "2", "J
 
 def required_rendezvous(environ: dict[str, str]) -> Rendezvous:
     """What is found where there are several processes."""
-    rendezvous = found(environ)
+    rendezvous = rendezvous_from_environment(environ)
     assert rendezvous is not None
     return rendezvous
 
 
 def test_nothing_set_is_one_process() -> None:
-    assert found({}) is None
-    assert found({"PATH": "/usr/bin", "MASTER_ADDR": "node07", "MASTER_PORT": "x"}) is None
+    assert rendezvous_from_environment({}) is None
+    assert rendezvous_from_environment({"PATH": "/usr/bin", "MASTER_ADDR": "node07", "MASTER_PORT": "x"}) is None
 
 
 def test_torchrun() -> None:
-    assert found(TORCHRUN, timeout=7.0) == Rendezvous(5, 8, 1, "node07", 29611, "torchrun", 7.0)
+    assert rendezvous_from_environment(TORCHRUN, timeout=7.0) == Rendezvous(5, 8, 1, "node07", 29611, "torchrun", 7.0)
 
 
 def test_variables_of_torchrun_set_by_hand_and_by_the_command_itself() -> None:
     by_hand = {name: value for name, value in TORCHRUN.items() if not name.startswith("TORCHELASTIC")}
     del by_hand["LOCAL_RANK"]
-    assert found(by_hand) == Rendezvous(5, 8, 5, "node07", 29611, "RANK and WORLD_SIZE")
+    assert rendezvous_from_environment(by_hand) == Rendezvous(5, 8, 5, "node07", 29611, "RANK and WORLD_SIZE")
     by_command = required_rendezvous({**by_hand, "STSBP_LAUNCHER": "3"})
     assert by_command.launcher == "stsbp --processes"
 
@@ -63,7 +63,7 @@ def test_variables_of_torchrun_set_by_hand_and_by_the_command_itself() -> None:
 def test_half_of_torchruns_variables(missing: str) -> None:
     environ = {name: value for name, value in TORCHRUN.items() if name != missing}
     with pytest.raises(BackendError, match=f"{missing} is not"):
-        found(environ)
+        rendezvous_from_environment(environ)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_half_of_torchruns_variables(missing: str) -> None:
 )
 def test_contradictions(changed: dict[str, str], message: str) -> None:
     with pytest.raises(BackendError, match=message):
-        found({**TORCHRUN, **changed})
+        rendezvous_from_environment({**TORCHRUN, **changed})
 
 
 @pytest.mark.parametrize(
@@ -98,16 +98,18 @@ def test_contradictions(changed: dict[str, str], message: str) -> None:
 def test_what_is_missing_is_said_in_words(missing: tuple[str, ...], says: str) -> None:
     environ = {**(TORCHRUN if "WORLD_SIZE" in missing else JAX)}
     with pytest.raises(BackendError) as error:
-        found({name: value for name, value in environ.items() if name not in missing})
+        rendezvous_from_environment({name: value for name, value in environ.items() if name not in missing})
     assert says in str(error.value)
 
 
 def test_torchrun_and_jax_may_say_the_same() -> None:
-    assert required_rendezvous({**TORCHRUN, **JAX, "JAX_PROCESS_ID": "5", "JAX_NUM_PROCESSES": "8"}) == found(TORCHRUN)
+    assert required_rendezvous(
+        {**TORCHRUN, **JAX, "JAX_PROCESS_ID": "5", "JAX_NUM_PROCESSES": "8"}
+    ) == rendezvous_from_environment(TORCHRUN)
 
 
 def test_torchrun_counts_within_a_job_of_slurm() -> None:
-    assert found({**SLURM, **TORCHRUN}) == required_rendezvous(TORCHRUN)
+    assert rendezvous_from_environment({**SLURM, **TORCHRUN}) == required_rendezvous(TORCHRUN)
 
 
 def test_slurm() -> None:
@@ -130,7 +132,7 @@ def test_slurm_takes_the_nodes_of_the_job_where_the_step_says_none() -> None:
     rendezvous = required_rendezvous(environ)
     assert rendezvous.address == "login"
     with pytest.raises(BackendError, match="SLURM_STEP_NODELIST, which says where rank 0 runs, is not set"):
-        found({name: value for name, value in environ.items() if name != "SLURM_JOB_NODELIST"})
+        rendezvous_from_environment({name: value for name, value in environ.items() if name != "SLURM_JOB_NODELIST"})
 
 
 def test_slurms_place_and_port_may_be_given() -> None:
@@ -140,7 +142,7 @@ def test_slurms_place_and_port_may_be_given() -> None:
 
 def test_a_batch_script_of_slurm_is_one_process() -> None:
     script = {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0", "SLURM_JOB_NODELIST": "node[01-02]"}
-    assert found(script) is None
+    assert rendezvous_from_environment(script) is None
 
 
 @pytest.mark.parametrize(
@@ -154,7 +156,7 @@ def test_a_batch_script_of_slurm_is_one_process() -> None:
     ids=["srun -n 1", "mpirun -n 1", "mpiexec -n 1", "WORLD_SIZE=1"],
 )
 def test_one_of_one_is_one_process(environ: dict[str, str]) -> None:
-    assert found(environ) is None
+    assert rendezvous_from_environment(environ) is None
 
 
 @pytest.mark.parametrize("missing", ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"])
@@ -162,9 +164,9 @@ def test_half_of_slurms_variables(missing: str) -> None:
     environ = {name: value for name, value in SLURM.items() if name != missing}
     if missing == "SLURM_PROCID":
         with pytest.raises(BackendError, match="SLURM_PROCID is not"):
-            found(environ)
+            rendezvous_from_environment(environ)
     else:
-        assert found(environ) == required_rendezvous(SLURM)
+        assert rendezvous_from_environment(environ) == required_rendezvous(SLURM)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +192,7 @@ def test_no_list_of_hosts(nodes: str) -> None:
 
 
 def test_open_mpi() -> None:
-    assert found(OPEN_MPI) == Rendezvous(1, 2, 1, "127.0.0.1", DEFAULT_PORT, "Open MPI")
+    assert rendezvous_from_environment(OPEN_MPI) == Rendezvous(1, 2, 1, "127.0.0.1", DEFAULT_PORT, "Open MPI")
     one, other = (required_rendezvous({**OPEN_MPI, "PMIX_NAMESPACE": name}) for name in ("prterun-1@1", "prterun-2@1"))
     assert one.port != other.port
 
@@ -198,7 +200,7 @@ def test_open_mpi() -> None:
 def test_open_mpi_on_several_machines_wants_to_know_where() -> None:
     apart = {**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
     with pytest.raises(BackendError, match="MASTER_ADDR"):
-        found(apart)
+        rendezvous_from_environment(apart)
     rendezvous = required_rendezvous({**apart, "MASTER_ADDR": "node3"})
     assert (rendezvous.address, rendezvous.local_rank) == ("node3", 0)
     in_slurm = required_rendezvous({**apart, "SLURM_JOB_NODELIST": "node[4-5]"})
@@ -206,26 +208,26 @@ def test_open_mpi_on_several_machines_wants_to_know_where() -> None:
 
 
 def test_mpich() -> None:
-    assert found(MPICH) == Rendezvous(1, 3, 1, "127.0.0.1", DEFAULT_PORT, "MPICH")
+    assert rendezvous_from_environment(MPICH) == Rendezvous(1, 3, 1, "127.0.0.1", DEFAULT_PORT, "MPICH")
     with pytest.raises(BackendError, match="PMI_SIZE is not"):
-        found({"PMI_RANK": "1"})
+        rendezvous_from_environment({"PMI_RANK": "1"})
     # srun sets PMI's variables too; then its own count.
     of_srun = required_rendezvous({"PMI_RANK": "3", "PMI_SIZE": "4", **SLURM})
     assert of_srun.launcher == "Slurm"
 
 
 def test_jax() -> None:
-    assert found(JAX) == Rendezvous(2, 4, 2, "host.example", 1234, "JAX's variables")
+    assert rendezvous_from_environment(JAX) == Rendezvous(2, 4, 2, "host.example", 1234, "JAX's variables")
     assert required_rendezvous({**JAX, "LOCAL_RANK": "0"}).local_rank == 0
 
 
 @pytest.mark.parametrize("missing", list(JAX))
 def test_half_of_jaxs_variables(missing: str) -> None:
     with pytest.raises(BackendError, match=f"{missing} is not"):
-        found({name: value for name, value in JAX.items() if name != missing})
+        rendezvous_from_environment({name: value for name, value in JAX.items() if name != missing})
 
 
 @pytest.mark.parametrize("address", ["host", "host:", ":1", "host:x", "host:70000"])
 def test_jax_without_a_port(address: str) -> None:
     with pytest.raises(BackendError, match=r"JAX_COORDINATOR_ADDRESS is .*HOST:PORT"):
-        found({**JAX, "JAX_COORDINATOR_ADDRESS": address})
+        rendezvous_from_environment({**JAX, "JAX_COORDINATOR_ADDRESS": address})

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from stsbp_spec import LIF, AdamW, Batch, NetworkSpec, VanRossum, initial_weights
-from stsbp_spec.engine.replay import SWITCH, Graphs, Tape, _arrays, _form, _with, wanted
+from stsbp_spec.engine.replay import SWITCH, Graphs, Tape, _arrays, _form, _with, recording_requested
 from stsbp_spec.errors import BackendError
 from stsbp_spec.reference.backend import NumpyBackend
 
@@ -153,6 +153,6 @@ def test_the_switch_is_0_or_1(value: str | None, expected: bool | None, monkeypa
         monkeypatch.setenv(SWITCH, value)
     if expected is None:
         with pytest.raises(BackendError, match="is 0 or 1, got 'on'"):
-            wanted()
+            recording_requested()
     else:
-        assert wanted() is expected
+        assert recording_requested() is expected

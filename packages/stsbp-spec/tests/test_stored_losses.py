@@ -110,7 +110,7 @@ class Steep(Surrogate):
         raise NotImplementedError
 
 
-OPERATIONS = [(Filtered(), VanRossum()), (Rates(), SpikeCount()), (Differing(), Hamming())]
+LOSS_PAIRS = [(Filtered(), VanRossum()), (Rates(), SpikeCount()), (Differing(), Hamming())]
 TEXT = as_text(Filtered(0.7, "other"))
 
 
@@ -118,7 +118,7 @@ def _trains(shape: tuple[int, ...]) -> UInt8:
     return (np.random.default_rng(len(shape)).random(shape) < 0.4).astype(np.uint8)
 
 
-@pytest.mark.parametrize(("expressed", "spec"), OPERATIONS, ids=lambda loss: str(loss.name))
+@pytest.mark.parametrize(("expressed", "spec"), LOSS_PAIRS, ids=lambda loss: str(loss.name))
 @pytest.mark.parametrize("psp", [PSP(3.0), PSP(5 / 3), PSP(4.0, 2.0)], ids=repr)
 def test_a_distance_that_is_an_expression_is_that_of_the_spec(expressed: Loss, spec: Loss, psp: PSP) -> None:
     o, target = _trains((9, 4, 6)), _trains((9, 1, 6))
@@ -129,7 +129,7 @@ def test_a_distance_that_is_an_expression_is_that_of_the_spec(expressed: Loss, s
     np.testing.assert_allclose(single, spec.distance(o[..., None], _trains((9, 1, 1, 1)), psp), rtol=1e-14)
 
 
-@pytest.mark.parametrize("loss", [expressed for expressed, _ in OPERATIONS], ids=lambda loss: str(loss.name))
+@pytest.mark.parametrize("loss", [expressed for expressed, _ in LOSS_PAIRS], ids=lambda loss: str(loss.name))
 def test_what_is_read_back_computes_the_same(loss: Loss) -> None:
     stored = from_text(as_text(loss))
     assert loss_equations(stored) == loss_equations(loss)

@@ -13,7 +13,7 @@ import torch
 from stsbp_spec import LIF, AdamW, Batch, NetworkSpec, VanRossum, initial_weights
 from stsbp_spec.contract.arrays import NUMPY
 from stsbp_spec.engine.operations import Operations, first_grids
-from stsbp_spec.engine.replay import SWITCH, Graphs, wanted
+from stsbp_spec.engine.replay import SWITCH, Graphs, recording_requested
 from stsbp_spec.equations.assembly import Constants
 from stsbp_spec.equations.expressions import Recurrence
 from stsbp_spec.errors import BackendError
@@ -277,8 +277,10 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setitem(sys.modules, "stsbp_torch.equations.fused_cuda", SimpleNamespace(recur=recur))
     monkeypatch.setattr("stsbp_torch.equations.fused_cuda", SimpleNamespace(recur=recur), raising=False)
-    monkeypatch.setattr(recurrence, "_sent", lambda numbers, device: torch.empty(len(numbers) // 4, device=device))
-    monkeypatch.setattr(recurrence, "_sent_once", lambda numbers, device: torch.empty(len(numbers) // 4, device=device))
+    monkeypatch.setattr(recurrence, "_to_device", lambda numbers, device: torch.empty(len(numbers) // 4, device=device))
+    monkeypatch.setattr(
+        recurrence, "_to_device_once", lambda numbers, device: torch.empty(len(numbers) // 4, device=device)
+    )
     monkeypatch.setattr(WithoutMemory, "WARM", 0)
     return names
 
@@ -382,11 +384,11 @@ def test_the_switch(value: str | None, expected: bool, monkeypatch: pytest.Monke
     monkeypatch.delenv(SWITCH, raising=False)
     if value is not None:
         monkeypatch.setenv(SWITCH, value)
-    assert wanted() is expected
+    assert recording_requested() is expected
     assert TorchBackend("cpu").graphs is None
     monkeypatch.setenv(SWITCH, "yes")
     with pytest.raises(BackendError, match="STSBP_CUDA_GRAPHS is 0 or 1, got 'yes'"):
-        wanted()
+        recording_requested()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

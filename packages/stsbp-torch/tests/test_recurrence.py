@@ -125,9 +125,9 @@ def test_bits_stay_where_spikes_are_few_enough_to_choose_rows(monkeypatch: pytes
     monkeypatch.setattr(sparse, "FRAMES", 1)
     monkeypatch.setattr(sparse, "UNITS", 1)
     net = NetworkSpec.parse("6C3-P2-13Rd0.3-17", input_shape=(2, 8, 8), outputs=4, neuron=LIF_)
-    assert linear.left(Linear(3), torch.zeros(1, 1, 5, dtype=torch.uint8), torch.ones(3, 5), fused=True).flat.dtype is (
-        torch.uint8
-    )
+    assert linear.saved_for_backward(
+        Linear(3), torch.zeros(1, 1, 5, dtype=torch.uint8), torch.ones(3, 5), fused=True
+    ).flat.dtype is (torch.uint8)
     got, expected = (forward_and_gradients(backend, net, "reproducible", 5, 9) for backend in (FUSED, PLAIN))
     for name, x in expected.items():
         assert np.array_equal(got[name], x), name

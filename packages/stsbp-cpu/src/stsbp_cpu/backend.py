@@ -59,7 +59,7 @@ class _NumbaConvolution(block.DenseConvolution[AnyArray]):
     def input_error(self, conv: Conv2d, wq: AnyArray, dz: AnyArray, shape: Shape) -> AnyArray:
         return conv2d.input_error(conv, wq, dz, shape)
 
-    def left(self, s: AnyArray, wq: AnyArray) -> conv2d.Conv2dSaved:
+    def saved_for_backward(self, s: AnyArray, wq: AnyArray) -> conv2d.Conv2dSaved:
         return conv2d.Conv2dSaved(s, wq)
 
 
@@ -136,7 +136,7 @@ class CpuBackend(AbstractBackend[AnyArray]):
 
     @cached_property
     def fusions(self) -> Sequence[Fusion[AnyArray]]:
-        return block.fusion(self.dense), recurrent.fusion(NUMPY, linear.left)
+        return block.fusion(self.dense), recurrent.fusion(NUMPY, linear.saved_for_backward)
 
     def frozen(self, weights: dict[str, AnyArray]) -> dict[str, AnyArray]:
         return Frozen(weights)

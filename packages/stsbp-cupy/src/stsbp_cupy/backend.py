@@ -15,7 +15,7 @@ from stsbp_spec.contract.arrays import ArrayArithmetic, NumpyNames
 from stsbp_spec.contract.grid import WeightGrid
 from stsbp_spec.distributed.collective import Collective, Rendezvous
 from stsbp_spec.engine.backend import AbstractBackend, Device
-from stsbp_spec.engine.replay import wanted
+from stsbp_spec.engine.replay import recording_requested
 from stsbp_spec.engine.rules import Rule
 from stsbp_spec.equations.assembly import Constants
 from stsbp_spec.equations.expressions import Recurrence
@@ -85,7 +85,7 @@ class CupyBackend(AbstractBackend[Array]):
         if index >= count:
             raise BackendError(f"backend 'cupy' cannot use {name}: CUDA numbers {count} GPU(s) from 0")
         self.rt = cuda.CudaRuntime(index)
-        if wanted():
+        if recording_requested():
             self.graphs = CupyGraphs(self, self.rt)
         for dtype in (np.float32, np.float64):
             if wrong := tensor_cores.prove(self.rt, dtype):
@@ -127,7 +127,7 @@ class CupyBackend(AbstractBackend[Array]):
 
     @cached_property
     def rules(self) -> Mapping[type[Op], Rule[Array]]:
-        every = (
+        modules = (
             (Conv2d, conv2d),
             (Linear, linear),
             (AvgPool2d, avgpool2d),
@@ -135,7 +135,7 @@ class CupyBackend(AbstractBackend[Array]):
             (Upsample2d, upsample2d),
             (Flatten, flatten),
         )
-        return {op: Rule(partial(module.forward, self.rt), partial(module.backward, self.rt)) for op, module in every}
+        return {op: Rule(partial(module.forward, self.rt), partial(module.backward, self.rt)) for op, module in modules}
 
     def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float, first: int = 0) -> Array:
         def drawn(now: tuple[int, int]) -> Array:

@@ -522,7 +522,7 @@ def _spike_count(s: Array) -> Array:
 def _of_weights(module: Any) -> Rule[Array]:
     """The rule of an operation with weights. It is traced if the caller is traced."""
 
-    def back(
+    def backward(
         op: Op, saved: Any, dz: Array, precision: Precision, need_input: bool, need_weights: bool = True
     ) -> tuple[Array | None, Array | None]:
         gradients: tuple[Array | None, Array | None] = module.backward(
@@ -530,7 +530,7 @@ def _of_weights(module: Any) -> Rule[Array]:
         )
         return gradients
 
-    return Rule(lambda op, s, wq: (module.forward(op, s, wq), (s, wq)), back)
+    return Rule(lambda op, s, wq: (module.forward(op, s, wq), (s, wq)), backward)
 
 
 def _compiled(rule: Rule[Array]) -> Rule[Array]:

@@ -17,7 +17,18 @@ import numpy as np
 from stsbp_spec.errors import ShapeError, SpecError
 from stsbp_spec.typing import AnyArray
 
-__all__ = ["MAX_SIZE", "array_of", "integer", "is_masked", "listed", "read_number", "real", "shown", "truth", "whole"]
+__all__ = [
+    "MAX_SIZE",
+    "array_of",
+    "integer",
+    "integer_between",
+    "is_masked",
+    "listed",
+    "read_number",
+    "real",
+    "shown",
+    "truth",
+]
 
 MAX_SIZE = 10**9 - 1
 """The largest size of a layer or an axis. It has nine digits, as in the notation."""
@@ -76,9 +87,9 @@ def shown(value: object) -> str:
 
 def listed(names: Iterable[object]) -> str:
     """Names separated by commas, for a message: the first eight, and how many there are."""
-    every = [str(name) for name in names]
-    text = ", ".join(name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..." for name in every[:8])
-    return text if len(every) <= 8 else f"{text}, ... ({len(every):,} in all)"
+    texts = [str(name) for name in names]
+    text = ", ".join(name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..." for name in texts[:8])
+    return text if len(texts) <= 8 else f"{text}, ... ({len(texts):,} in all)"
 
 
 def integer(value: object) -> int | None:
@@ -91,7 +102,7 @@ def integer(value: object) -> int | None:
         return None
 
 
-def whole(label: str, value: object, least: int, most: int = MAX_SIZE) -> int:
+def integer_between(label: str, value: object, least: int, most: int = MAX_SIZE) -> int:
     """`value` as an int from `least` to `most`. Otherwise raises `SpecError`, which begins with `label`: "a kernel"."""
     number = integer(value)
     if number is None:

@@ -26,7 +26,7 @@ from stsbp_spec.contract.grid import WeightGrid
 from stsbp_spec.distributed.collective import Collective, Rendezvous
 from stsbp_spec.engine.backend import AbstractBackend, Device, NeuronResiduals
 from stsbp_spec.engine.memory import keep_freed_memory
-from stsbp_spec.engine.replay import wanted
+from stsbp_spec.engine.replay import recording_requested
 from stsbp_spec.engine.rules import Frozen, Fusion, Rule
 from stsbp_spec.equations.assembly import Constants, NeuronEquations
 from stsbp_spec.equations.expressions import Recurrence
@@ -41,7 +41,7 @@ from stsbp_spec.typing import AnyArray, Coding, Shape, UInt8
 from stsbp_torch.contract.arrays import arithmetic
 from stsbp_torch.engine.graphs import TorchGraphs
 from stsbp_torch.engine.layout import TENSORS, empty, laid_out, logical, rows
-from stsbp_torch.equations.recurrence import recur, recur_often, sent, sent_once
+from stsbp_torch.equations.recurrence import recur, recur_often, to_device, to_device_once
 from stsbp_torch.ops import avgpool2d, batchnorm, conv2d, dropout, flatten, linear, maxpool2d, upsample2d
 from stsbp_torch.ops.dense import DENSE
 
@@ -100,7 +100,7 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         if int(index or 0) >= torch.cuda.device_count():
             raise BackendError(f"there are {torch.cuda.device_count()} CUDA devices, got {name!r}")
         self.torch_device, self.fused = torch.device("cuda", int(index or 0)), True
-        if wanted():
+        if recording_requested():
             self.graphs = TorchGraphs(self, self.torch_device)
         return f"cuda:{int(index or 0)}"
 
@@ -174,7 +174,7 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
 
     @cached_property
     def _fusions(self) -> Sequence[Fusion[torch.Tensor]]:
-        return block.fusion(DENSE), recurrent.fusion(TENSORS, partial(linear.left, fused=True))
+        return block.fusion(DENSE), recurrent.fusion(TENSORS, partial(linear.saved_for_backward, fused=True))
 
     def frozen(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return Frozen(weights) if self._on_cpu else weights
@@ -211,11 +211,11 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         """The constants on the device. In a recording, each run can fill in new constants of an update."""
         tape = None if self.graphs is None else self.graphs.tape
         if tape is None:
-            return sent_once(recurrence.numbers(constants), self.torch_device)
-        changing = tape.numbers(recurrence, constants, partial(sent, device=self.torch_device))
+            return to_device_once(recurrence.numbers(constants), self.torch_device)
+        changing = tape.numbers(recurrence, constants, partial(to_device, device=self.torch_device))
         if changing is not None:
             return changing
-        parameters = sent_once(recurrence.numbers(constants), self.torch_device)
+        parameters = to_device_once(recurrence.numbers(constants), self.torch_device)
         tape.keep(parameters)
         return parameters
 

@@ -40,7 +40,7 @@ from stsbp_spec.networks.ops.axes import PerAxis
 from stsbp_spec.networks.ops.base import Passing
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import AnyArray, Precision, Shape
-from stsbp_spec.validation import integer, real, shown, whole
+from stsbp_spec.validation import integer, integer_between, real, shown
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -378,7 +378,7 @@ def _input_range(exponent: object, largest: object) -> tuple[int, float]:
     maximum = real("input_max", largest)
     if not 0 < maximum < math.inf:
         raise SpecError(f"input_max must be a number above 0, got {shown(largest)}")
-    return whole("input_exponent", exponent, 0, EXACT_LIMIT_BITS), maximum
+    return integer_between("input_exponent", exponent, 0, EXACT_LIMIT_BITS), maximum
 
 
 class _Spiking(torch.nn.Module):
@@ -574,7 +574,7 @@ class SpikingConv2d(_Spiking):
         synapse = Conv2d(
             channels, kernel, stride, padding, dilation=dilation, groups=groups, weight_bits=weight_bits, bias=bias
         )
-        whole("in_channels", in_channels, 1)
+        integer_between("in_channels", in_channels, 1)
         if in_channels % synapse.groups:
             raise SpecError(f"the input's {in_channels} channels cannot be divided into {synapse.groups} groups")
         weight = _kaiming((channels, in_channels // synapse.groups, *synapse.kernels))
@@ -598,7 +598,7 @@ class SpikingLinear(_Spiking):
         input_max: float = 1.0,
     ) -> None:
         synapse = Linear(units, weight_bits=weight_bits, bias=bias)
-        whole("inputs", inputs, 1)
+        integer_between("inputs", inputs, 1)
         super().__init__(synapse, _kaiming((units, inputs)), neuron, psp, input_exponent, input_max)
 
 
@@ -1043,7 +1043,7 @@ class Network(torch.nn.Module):
             piece = TorchSegment(graph, index)
             segment = piece.segment
             name = self._add(piece, tensors)
-            outputs = tuple(zip(segment.left, piece.copies, strict=True))
+            outputs = tuple(zip(segment.outputs, piece.copies, strict=True))
             self._walk.append((name, piece.reads, outputs, segment.population))
 
     def _add(self, piece: TorchSegment, tensors: Mapping[str, torch.Tensor]) -> str:

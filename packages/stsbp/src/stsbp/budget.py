@@ -65,35 +65,35 @@ def disk(size: int) -> int:
     return max(_budget(), TIMES_DISK * size)
 
 
-def check_memory(needed: int, size: int, what: object) -> None:
+def check_memory(needed: int, size: int, label: object) -> None:
     """Check the memory that reading needs.
 
     Args:
         needed: number of bytes that will be allocated at most.
         size: size of the file, or of all files of the data set, in bytes.
-        what: name of the file or of its part, for the message.
+        label: name of the file or of its part, for the message.
 
     Raises:
         DataError: it is more than the budget.
     """
     if needed > (most := memory(size)):
-        raise DataError(f"{what}: reading it takes {_shown(needed)} of memory, {_too_much(most, size)}")
+        raise DataError(f"{label}: reading it takes {_shown(needed)} of memory, {_too_much(most, size)}")
 
 
-def check_disk(needed: int, size: int, what: object, folder: Path) -> None:
+def check_disk(needed: int, size: int, label: object, folder: Path) -> None:
     """Check the size of a cache file before it is written.
 
     Args:
         needed: size of the cache file in bytes.
         size: size of all files of the data set in bytes.
-        what: name of the data, for the message.
+        label: name of the data, for the message.
         folder: the folder of the cache.
 
     Raises:
         DataError: it is more than the budget, or the disk has less free space.
     """
     if needed > (most := disk(size)):
-        raise DataError(f"{what}: its decoded samples take {_shown(needed)} on disk, {_too_much(most, size)}")
+        raise DataError(f"{label}: its decoded samples take {_shown(needed)} on disk, {_too_much(most, size)}")
     existing_folder = next((parent for parent in (folder, *folder.parents) if parent.is_dir()), None)
     try:
         free = needed if existing_folder is None else shutil.disk_usage(existing_folder).free
@@ -101,7 +101,7 @@ def check_disk(needed: int, size: int, what: object, folder: Path) -> None:
         return
     if needed > free:
         raise DataError(
-            f"{what}: its decoded samples take {_shown(needed)}, but the disk of {folder} has only {_shown(free)} "
+            f"{label}: its decoded samples take {_shown(needed)}, but the disk of {folder} has only {_shown(free)} "
             "left; choose another folder with the environment variable STSBP_CACHE"
         )
 

@@ -63,13 +63,13 @@ class Own(NamedTuple):
     """A setting that names an object of the spec or a user-defined class. A run stores the class as data.
 
     Attributes:
-        known: names in the spec.
+        spec_names: names in the spec.
         parse: function that reads the setting, for names and classes.
         as_text, from_text: functions that make the stored text, and read it back.
     """
 
     setting: str
-    known: Mapping[str, Any]
+    spec_names: Mapping[str, Any]
     parse: Callable[[str], Any]
     as_text: Callable[[Any], str]
     from_text: Callable[[str], Any]
@@ -81,7 +81,7 @@ class Own(NamedTuple):
 
     def names_a_class(self, text: str) -> bool:
         """Whether the setting names a user-defined class."""
-        return names_a_class(text, self.known)
+        return names_a_class(text, self.spec_names)
 
 
 OWN: Mapping[str, Own] = MappingProxyType(

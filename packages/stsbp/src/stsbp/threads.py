@@ -10,10 +10,10 @@ MOST_THREADS = 1024
 """The largest number of threads that can be requested."""
 
 
-def thread_count(wanted: int = 0) -> int:
-    """Number of threads of numerical libraries: `wanted`. If that is 0, `OMP_NUM_THREADS`, or the usable cores."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return wanted or (int(asked) if asked.isdecimal() and len(asked) < 10 else 0) or cores()
+def thread_count(requested: int = 0) -> int:
+    """Number of threads of numerical libraries: `requested`. If that is 0, `OMP_NUM_THREADS`, or the usable cores."""
+    variable = os.environ.get("OMP_NUM_THREADS", "")
+    return requested or (int(variable) if variable.isdecimal() and len(variable) < 10 else 0) or cores()
 
 
 def cores() -> int:

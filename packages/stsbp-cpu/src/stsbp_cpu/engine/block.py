@@ -91,7 +91,7 @@ class DenseConvolution(ABC, Generic[Array]):
         """Only `ds`, of shape `shape`, in `fast` precision."""
 
     @abstractmethod
-    def left(self, s: Array, wq: Array) -> Any:
+    def saved_for_backward(self, s: Array, wq: Array) -> Any:
         """The residuals that the library's rule for convolutions stores for this input and these weights."""
 
     def takes_bytes(self, conv: Conv2d, shape: Shape, largest: int) -> bool:
@@ -332,7 +332,7 @@ class ConnectedBlock(FusedBlock[Array]):
         frames = layout.view(layout.laid_out(s))
         frames = frames if frames.ndim == 5 else frames[:, :, None, None]
         kernels_ = (frames.shape[2] // size, frames.shape[3] // size)
-        weights = run.made(self.name, lambda: integer_conv.chosen(layout.view(wq), kernels_))
+        weights = run.converted(self.name, lambda: integer_conv.chosen(layout.view(wq), kernels_))
         u, fired = (layout.view(x)[:, :, None, None] for x in (saved["u"], spikes))
         integer_conv.forward(
             kernels.KernelInput(frames, size, NO_MASK[None], 0), weights, (0, 0), equations, u, fired,
@@ -376,7 +376,7 @@ class SparseBlock(FusedBlock[Array]):
             return self.spikes_of(run, self.sums(conv_input, wq, of_bytes=kind != "floats"))
         none = layout.empty((0, conv_input.s.shape[1], *self.projection.output_shape), np.float32)
         saved = fused.nothing_kept(equations)
-        weights = run.made(self.name, lambda: self.ready(wq))
+        weights = run.converted(self.name, lambda: self.ready(wq))
         return self._fired(
             conv_input, weights, equations, run.steps, self.neurons.learned(run), layout.view(none), saved
         )[0]
@@ -508,7 +508,7 @@ class SparseBlock(FusedBlock[Array]):
         if not isinstance(saved, SparseBlockSaved):
             return super().by_parts(saved)
         s, residuals = self.floats(saved.conv_input)
-        return [*residuals, self.dense.left(s, saved.wq), saved.neurons]
+        return [*residuals, self.dense.saved_for_backward(s, saved.wq), saved.neurons]
 
     def spike_error_below(self, conv_input: ConvInput[Array], grad_input: Array) -> Array | PooledError[Array]:
         """The error signal of the spikes below, from the error signal of the convolution's input."""

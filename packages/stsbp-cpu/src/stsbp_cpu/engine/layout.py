@@ -20,7 +20,7 @@ from stsbp_spec.typing import AnyArray, Array, Float32, Shape
 
 from stsbp_cpu.models.neurons import NONE_KEPT, NOTHING
 
-__all__ = ["NUMPY", "Layout", "beside_u", "empty_memory", "learned_numbers", "numbers", "own_memory", "wanted"]
+__all__ = ["NUMPY", "Layout", "beside_u", "empty_memory", "learned_numbers", "numbers", "offered_memory", "own_memory"]
 
 _TO_MEMORY, _TO_LOGICAL = (0, 1, 3, 4, 2), (0, 1, 4, 2, 3)
 # Kernels write past the caches only into lines of the cache. torch's allocator aligns its memory in the same way.
@@ -86,41 +86,41 @@ def _address(x: AnyArray) -> int:
     return address
 
 
-class _Wanted(threading.local):
+class _OfferedMemory(threading.local):
     """Arrays for results that `empty_memory` has not returned yet."""
 
     arrays: Sequence[AnyArray] = ()
 
 
-_wanted = _Wanted()
+_offered = _OfferedMemory()
 
 
 @contextmanager
-def wanted(arrays: Sequence[AnyArray]) -> Iterator[None]:
+def offered_memory(arrays: Sequence[AnyArray]) -> Iterator[None]:
     """In this context, `empty_memory` returns each of these arrays once, on this thread only.
 
     In a nested context, it returns only the arrays of the nested context.
     """
-    outer_arrays = _wanted.arrays
-    _wanted.arrays = list(arrays)
+    outer_arrays = _offered.arrays
+    _offered.arrays = list(arrays)
     try:
         yield
     finally:
-        _wanted.arrays = outer_arrays
+        _offered.arrays = outer_arrays
 
 
 def empty_memory(shape: Shape, dtype: type[np.generic]) -> AnyArray:
-    """An uninitialised array: a `wanted` array of this shape and dtype, else new memory aligned to a cache line."""
-    arrays = _wanted.arrays
+    """An uninitialised array: one of `offered_memory` of this shape and dtype, else new memory on a cache line."""
+    arrays = _offered.arrays
     for i, x in enumerate(arrays):
         if x.shape == shape and x.dtype == dtype:
-            _wanted.arrays = [*arrays[:i], *arrays[i + 1 :]]
+            _offered.arrays = [*arrays[:i], *arrays[i + 1 :]]
             return x
     return own_memory(shape, dtype)
 
 
 def own_memory(shape: Shape, dtype: type[np.generic]) -> AnyArray:
-    """An uninitialised array, aligned to a cache line, for values that are not results. It is never `wanted`."""
+    """An uninitialised array on a cache line, for values that are not results. It is none of `offered_memory`."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(size + _LINE, np.uint8)
     start = -_address(memory) % _LINE

@@ -76,9 +76,13 @@ class FusedRecurrent(Recurrent[Array]):
         equations = self.way_back(run, residuals)
         return backward_all(self.layout, equations, residuals, error, static, self._loop(run), bits)
 
-    def left(self, loop: Weights[Array], spikes: Array, w: Array) -> Any:
+    def saved_for_backward(self, loop: Weights[Array], spikes: Array, w: Array) -> Any:
         synapse = loop.projection.synapse
-        return self.of_linear(synapse, spikes, w) if type(synapse) is Linear else super().left(loop, spikes, w)
+        return (
+            self.of_linear(synapse, spikes, w)
+            if type(synapse) is Linear
+            else super().saved_for_backward(loop, spikes, w)
+        )
 
     def _loop(self, run: PassContext[Array]) -> RecurrentWeights:
         (loop,), (_, (at,)) = self.loops, self._at

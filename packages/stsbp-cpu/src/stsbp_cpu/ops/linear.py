@@ -16,7 +16,7 @@ from stsbp_cpu.engine.layout import NUMPY, empty_memory
 from stsbp_cpu.ops import dense
 from stsbp_cpu.ops.sparse import linear as sparse
 
-__all__ = ["LinearSaved", "backward", "forward", "left"]
+__all__ = ["LinearSaved", "backward", "forward", "saved_for_backward"]
 
 
 class LinearSaved(NamedTuple):
@@ -33,7 +33,7 @@ class LinearSaved(NamedTuple):
 
 def forward(linear: Linear, s: AnyArray, wq: Float32) -> tuple[Float32, LinearSaved]:
     """`z = W s`, `[T, B, N]`."""
-    residuals = left(linear, s, wq)
+    residuals = saved_for_backward(linear, s, wq)
     flat, w, _ = residuals
     if flat.dtype == np.uint8:
         z = empty_memory((len(flat), linear.units), np.float32)
@@ -43,7 +43,7 @@ def forward(linear: Linear, s: AnyArray, wq: Float32) -> tuple[Float32, LinearSa
     return z.reshape(*s.shape[:2], linear.units), residuals
 
 
-def left(linear: Linear, s: AnyArray, wq: Float32) -> LinearSaved:
+def saved_for_backward(linear: Linear, s: AnyArray, wq: Float32) -> LinearSaved:
     """The residuals that the backward pass reads."""
     s = NUMPY.laid_out(s)
     flat = NUMPY.view(s).reshape(s.shape[0] * s.shape[1], -1)

@@ -26,10 +26,10 @@ def alike(tree: Tree, *others: Any) -> Tree:
     These are all axes over which any array of `tree` or `others` varies. The gradient of an array that was the same on
     all devices is the sum over these axes.
     """
-    every: frozenset[Any] = frozenset().union(*(_axes(x) for x in jax.tree.leaves((tree, others))))
-    if not every:
+    all_axes: frozenset[Any] = frozenset().union(*(_axes(x) for x in jax.tree.leaves((tree, others))))
+    if not all_axes:
         return tree
-    converted: Tree = jax.tree.map(lambda x: _spread(x, every - _axes(x)), tree)
+    converted: Tree = jax.tree.map(lambda x: _spread(x, all_axes - _axes(x)), tree)
     return converted
 
 

@@ -120,7 +120,9 @@ class SpreadGradients:
         self._shards = [-(-max(1, *(part.count for part in piece)) // devices) for piece in pieces]
 
         def program(*args: Any) -> Gradients[Array]:
-            device_parts = [_own(piece, shard, devices) for piece, shard in zip(pieces, self._shards, strict=True)]
+            device_parts = [
+                _shard_of_device(piece, shard, devices) for piece, shard in zip(pieces, self._shards, strict=True)
+            ]
             return gradients(backend, network, loss, precision, memory, collective, device_parts, *args)
 
         takes = (EVERYWHERE, SECOND, SECOND, EVERYWHERE, SECOND)
@@ -183,7 +185,7 @@ def _on(mesh: Mesh, program: Callable[..., Any], takes: Any, gives: Any) -> Call
     return jax.shard_map(program, mesh=mesh, in_specs=takes, out_specs=gives, check_vma=False)
 
 
-def _own(piece: tuple[BatchSlice, ...], shard: int, devices: int) -> Any:
+def _shard_of_device(piece: tuple[BatchSlice, ...], shard: int, devices: int) -> Any:
     """The shard of the device that runs the program, as a `BatchSlice` of traced numbers.
 
     `piece` contains a part for each process.

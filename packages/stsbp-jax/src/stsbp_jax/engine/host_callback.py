@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from stsbp_cpu.engine.layout import wanted
+from stsbp_cpu.engine.layout import offered_memory
 from stsbp_spec.engine.kernel_cache import digest
 from stsbp_spec.errors import ShapeError
 from stsbp_spec.typing import AnyArray, Shape
@@ -207,7 +207,7 @@ class Making:
     function: Callable[..., Sequence[AnyArray]]
 
     def __call__(self, *arguments: Any, out: Sequence[AnyArray]) -> None:
-        with wanted(out):
+        with offered_memory(out):
             results = self.function(*arguments)
         _put(results, out)
 

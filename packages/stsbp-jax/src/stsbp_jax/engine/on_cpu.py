@@ -69,7 +69,7 @@ def _call(function: Callable[..., Any], results: Any, *arrays: Any, fixed: tuple
     leaves, of_given = jax.tree.flatten(arrays)
     result_types, of_wanted = jax.tree.flatten(results)
     with wide():
-        if (device := _where(leaves)) is not None:
+        if (device := _common_device(leaves)) is not None:
             memories = [_opened_memory(x) for x in leaves]
             with one_at_a_time:
                 outputs = _run_numpy(function, fixed, of_given, *memories)
@@ -83,7 +83,7 @@ def _call(function: Callable[..., Any], results: Any, *arrays: Any, fixed: tuple
     return jax.tree.unflatten(of_wanted, jax_arrays)
 
 
-def _where(arrays: Sequence[Any]) -> tuple[Any] | None:
+def _common_device(arrays: Sequence[Any]) -> tuple[Any] | None:
     """The device, in a tuple, to which the results of an operation belong that runs on its own.
 
     `(None,)`: the results are not tied to a certain device. None: the arguments are traced, or on several devices.
@@ -194,7 +194,7 @@ def _backward_rule(
 
 _SAVED: Mapping[type[Op], Callable[..., Any]] = {
     Conv2d: lambda _, s, wq: conv2d.Conv2dSaved(s, wq),
-    Linear: linear.left,
+    Linear: linear.saved_for_backward,
 }
 """The residuals of the forward pass with weights, made without its sums."""
 
@@ -485,7 +485,7 @@ def fuse(chain: tuple[Step[Array], ...]) -> Step[Array] | None:
     cpu_chain = tuple(_as_of_cpu(part) for part in chain)
     step = chain[-1]
     if type(step) is Recurrent:
-        fused = recurrent.fusion(NUMPY, linear.left)(cpu_chain)
+        fused = recurrent.fusion(NUMPY, linear.saved_for_backward)(cpu_chain)
         if fused is None:
             return None
         assert isinstance(fused, FusedRecurrent)

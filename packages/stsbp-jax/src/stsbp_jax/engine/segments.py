@@ -103,7 +103,7 @@ class JaxSegment:
         """How many edges of later segments read each output. The output of the network has one reader more."""
         walk = self.walk()
         later = [name for i in range(self.index + 1, len(walk.segments)) for name in JaxSegment(self.network, i).reads]
-        return {name: [*later, walk.output].count(name) for name in self.segment.left}
+        return {name: [*later, walk.output].count(name) for name in self.segment.outputs}
 
     @cached_property
     def parameters(self) -> tuple[str, ...]:
@@ -274,7 +274,7 @@ def _backward(
     run = _run(settings, on_grid, masks, some.shape[1], {})
     trace = Trace(OPERATIONS, walk, run, some, {}, lambda _: residuals, {})
     gradients = backward_segment([trace], segment, [waiting], settings.precision)
-    rounded = {name: OPERATIONS.rounded(x) for name, x in {**gradients, **trace.whole}.items()}
+    rounded = {name: OPERATIONS.rounded(x) for name, x in {**gradients, **trace.batch_gradients}.items()}
     return (
         _input_gradients(piece.reads, waiting),
         {name: rounded.get(name) for name in piece.parameters},

@@ -180,14 +180,16 @@ def conv2d(conv: Conv2d, s: Array, w: Array, precision: Precision = "fast") -> A
     return z
 
 
-def _ahead(conv: Conv2d, precision: Precision, s: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
+def _vjp_forward(conv: Conv2d, precision: Precision, s: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
     return forward(conv, s, w), (s, w)
 
 
-def _back(conv: Conv2d, precision: Precision, residuals: tuple[Array, Array], dz: Array) -> tuple[Array | None, Array]:
+def _vjp_backward(
+    conv: Conv2d, precision: Precision, residuals: tuple[Array, Array], dz: Array
+) -> tuple[Array | None, Array]:
     ds, dw = backward(conv, *residuals, dz, precision=precision, need_input=True)
     assert dw is not None
     return ds, rounded(dw)
 
 
-_conv2d = pair(2, _ahead, _back)
+_conv2d = pair(2, _vjp_forward, _vjp_backward)

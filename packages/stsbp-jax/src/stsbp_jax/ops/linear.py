@@ -102,11 +102,11 @@ def linear(linear: Linear, s: Array, w: Array, precision: Precision = "fast") ->
     return z
 
 
-def _ahead(linear: Linear, precision: Precision, s: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
+def _vjp_forward(linear: Linear, precision: Precision, s: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
     return forward(linear, s, w), (s, w)
 
 
-def _back(
+def _vjp_backward(
     linear: Linear, precision: Precision, residuals: tuple[Array, Array], dz: Array
 ) -> tuple[Array | None, Array]:
     ds, dw = backward(linear, *residuals, dz, precision=precision, need_input=True)
@@ -114,4 +114,4 @@ def _back(
     return ds, rounded(dw)
 
 
-_linear = pair(2, _ahead, _back)
+_linear = pair(2, _vjp_forward, _vjp_backward)

@@ -48,14 +48,14 @@ def maxpool2d(pool: MaxPool2d, s: Array) -> Array:
     return largest
 
 
-def _ahead(pool: MaxPool2d, s: Array) -> tuple[Array, tuple[Array, Array]]:
+def _vjp_forward(pool: MaxPool2d, s: Array) -> tuple[Array, tuple[Array, Array]]:
     largest, first = forward(pool, s)
     return largest, (first, s)
 
 
-def _back(pool: MaxPool2d, residuals: tuple[Array, Array], d: Array) -> tuple[Array]:
+def _vjp_backward(pool: MaxPool2d, residuals: tuple[Array, Array], d: Array) -> tuple[Array]:
     first, s = residuals
     return (backward(pool, s.shape, first, d),)
 
 
-_maxpool2d = pair(1, _ahead, _back)
+_maxpool2d = pair(1, _vjp_forward, _vjp_backward)

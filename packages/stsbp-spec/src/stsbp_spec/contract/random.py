@@ -16,7 +16,7 @@ import numpy as np
 
 from stsbp_spec.errors import SpecError
 from stsbp_spec.typing import Float64, Int64, Shape, UInt8, UInt32
-from stsbp_spec.validation import integer, shown, whole
+from stsbp_spec.validation import integer, integer_between, shown
 
 __all__ = [
     "LARGEST_SUBSTREAM",
@@ -101,9 +101,15 @@ def bits(seed: int, stream: int, n: int, *, substream: int = 0, step: int = 0, f
     Raises:
         SpecError: an argument is not an integer in its range. `uniform` and `permutation` raise it too.
     """
-    stream, substream = whole("stream", stream, 0, 255), whole("substream", substream, 0, LARGEST_SUBSTREAM)
-    first = whole("the number of the first random word", first, 0, _MOST_WORDS)
-    n, step = whole("the number of random words", n, 0, _MOST_WORDS - first), whole("step", step, 0, _LARGEST_WORD)
+    stream, substream = (
+        integer_between("stream", stream, 0, 255),
+        integer_between("substream", substream, 0, LARGEST_SUBSTREAM),
+    )
+    first = integer_between("the number of the first random word", first, 0, _MOST_WORDS)
+    n, step = (
+        integer_between("the number of random words", n, 0, _MOST_WORDS - first),
+        integer_between("step", step, 0, _LARGEST_WORD),
+    )
     return _bits(seed, stream + 256 * substream, n, step=step, first=first)
 
 
@@ -124,7 +130,7 @@ def uniform(seed: int, stream: int, n: int, *, substream: int = 0, step: int = 0
 
 def permutation(seed: int, stream: int, n: int, *, substream: int = 0, step: int = 0) -> Int64:
     """A random order of `range(n)`, `[n]`, from the stable sort of `n` random 64-bit keys (`bits`)."""
-    n = whole("the number of items", n, 0, _MOST_WORDS // 2)
+    n = integer_between("the number of items", n, 0, _MOST_WORDS // 2)
     words = bits(seed, stream, 2 * n, substream=substream, step=step).astype(np.uint64).reshape(n, 2)
     return np.argsort((words[:, 0] << np.uint64(32)) | words[:, 1], kind="stable").astype(np.int64)
 

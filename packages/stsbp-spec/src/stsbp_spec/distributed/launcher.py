@@ -17,7 +17,7 @@ from stsbp_spec.distributed.collective import Rendezvous
 from stsbp_spec.errors import BackendError
 from stsbp_spec.validation import shown
 
-__all__ = ["DEFAULT_PORT", "first_host", "found"]
+__all__ = ["DEFAULT_PORT", "first_host", "rendezvous_from_environment"]
 
 DEFAULT_PORT = 29500
 """The default port of torchrun."""
@@ -46,7 +46,7 @@ class _Found(NamedTuple):
     names: str
 
 
-def found(environ: Environment, timeout: float = 60.0) -> Rendezvous | None:
+def rendezvous_from_environment(environ: Environment, timeout: float = 60.0) -> Rendezvous | None:
     """Read the environment variables of a process. Returns None if it is a single process.
 
     Args:

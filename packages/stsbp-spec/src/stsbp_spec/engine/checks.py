@@ -143,7 +143,7 @@ def _array(label: str, x: object) -> None:
         )
 
 
-def check_weights(network: NetworkSpec, weights: dict[str, AnyArray], what: str = "weights") -> None:
+def check_weights(network: NetworkSpec, weights: dict[str, AnyArray], label: str = "weights") -> None:
     """Raise `ShapeError` unless `weights` has the names and shapes of all parameters of the network, in float32.
 
     The parameters include running statistics. Raises `NumericError` if a learned parameter or a statistic is outside
@@ -151,17 +151,17 @@ def check_weights(network: NetworkSpec, weights: dict[str, AnyArray], what: str 
     """
     check_network(network)
     shapes = {name: parameter.shape for name, parameter in network.parameters.items()}
-    if not (moments := what.startswith("adamw")):
+    if not (moments := label.startswith("adamw")):
         shapes |= {name: x.shape for name, x in network.statistics.items()}
     if not isinstance(weights, Mapping):
-        raise ShapeError(f"{what} must be numpy arrays by layer name, got {type(weights).__name__}")
+        raise ShapeError(f"{label} must be numpy arrays by layer name, got {type(weights).__name__}")
     if set(weights) != set(shapes):
-        raise ShapeError(f"{what} must have the layers {listed(shapes)}, got {listed(map(str, weights)) or 'none'}")
+        raise ShapeError(f"{label} must have the layers {listed(shapes)}, got {listed(map(str, weights)) or 'none'}")
     for name, shape in shapes.items():
-        _array(f"{what} of {name}", weights[name])
+        _array(f"{label} of {name}", weights[name])
         if weights[name].shape != shape or weights[name].dtype != np.float32:
             raise ShapeError(
-                f"{what} of {name} must be float32 {shape}, got {weights[name].dtype} {weights[name].shape}"
+                f"{label} of {name} must be float32 {shape}, got {weights[name].dtype} {weights[name].shape}"
             )
     if moments:
         return
@@ -253,10 +253,10 @@ def check_part(samples: int, part: BatchSlice) -> None:
         )
 
 
-def check_batch(network: NetworkSpec, batch: Batch[Inputs], own: Callable[[int], BatchSlice] | None = None) -> int:
+def check_batch(network: NetworkSpec, batch: Batch[Inputs], part_of: Callable[[int], BatchSlice] | None = None) -> int:
     """Raise `ShapeError` unless inputs and targets fit the network and each other. Returns `T`.
 
-    If the targets are those of a whole batch, `own` returns the part of a batch of this size to which the inputs
+    If the targets are those of a whole batch, `part_of` returns the part of a batch of this size to which the inputs
     belong.
     """
     if not isinstance(batch, Batch):
@@ -266,8 +266,8 @@ def check_batch(network: NetworkSpec, batch: Batch[Inputs], own: Callable[[int],
     if targets.dtype != np.uint8 or targets.ndim != 3 or targets.shape[0] < 1:
         raise ShapeError(f"targets must be uint8 [T, B, N] with T >= 1, got {targets.dtype} {targets.shape}")
     samples = check_inputs(network, batch.inputs, targets.shape[0])
-    if own is not None:
-        check_part(samples, own(targets.shape[1]))
+    if part_of is not None:
+        check_part(samples, part_of(targets.shape[1]))
         samples = targets.shape[1]
     expected: Shape = (targets.shape[0], samples, network.outputs)
     if targets.shape != expected:

@@ -12,7 +12,7 @@ __all__ = ["implementation"]
 T = TypeVar("T")
 
 
-def implementation(backend: str, table: Mapping[Any, T], parameters: object, what: str) -> T:
+def implementation(backend: str, table: Mapping[Any, T], parameters: object, description: str) -> T:
     """The entry of `table` for the type of `parameters`. A subclass counts as another type, as it may compute
     differently.
 
@@ -20,7 +20,7 @@ def implementation(backend: str, table: Mapping[Any, T], parameters: object, wha
         backend: name of the backend, for the message.
         table: entries by type.
         parameters: a loss, a surrogate, a synapse.
-        what: which of these it is, for the message.
+        description: which of these it is, for the message.
 
     Raises:
         BackendError: there is no entry. The message names the available ones.
@@ -28,5 +28,5 @@ def implementation(backend: str, table: Mapping[Any, T], parameters: object, wha
     kind = type(parameters)
     if kind not in table:
         names = ", ".join(other.__name__ for other in table)
-        raise BackendError(f"backend {backend!r} does not know the {what} {kind.__name__}; it knows {names}")
+        raise BackendError(f"backend {backend!r} does not know the {description} {kind.__name__}; it knows {names}")
     return table[kind]

@@ -53,7 +53,7 @@ class Trace(Generic[Array]):
             the residuals that it has used.
         statistics: statistics of the whole batch with which sums were normalised (`Step.statistics`).
         zeroed: counts of `Operations.error_grid` by layer, after a backward pass in `reproducible` precision.
-        whole: `BackwardResult.whole` of all steps, after a backward pass.
+        batch_gradients: `BackwardResult.batch_gradients` of all steps, after a backward pass.
     """
 
     backend: Operations[Array]
@@ -64,7 +64,7 @@ class Trace(Generic[Array]):
     residuals: Callable[[Segment[Array]], dict[str, Any]]
     statistics: Mapping[str, Array]
     zeroed: dict[str, Array] = field(default_factory=dict)
-    whole: dict[str, Array] = field(default_factory=dict)
+    batch_gradients: dict[str, Array] = field(default_factory=dict)
 
     def potentials(self) -> Array:
         """Membrane potentials `[T, B, N]` of the population at the network's end. Call it before a backward pass."""
@@ -218,7 +218,7 @@ def forward_segment(
     """Run a segment for a single slice. Returns the outputs that are kept, and what its steps saved, by name."""
     slice_ = _SegmentForward(backend, run, values)
     _compute([slice_], [Stage(False, [*segment.steps])])
-    return {name: slice_.outputs[name] for name in segment.left}, slice_.saved
+    return {name: slice_.outputs[name] for name in segment.outputs}, slice_.saved
 
 
 class _Forward(_SegmentForward[Array]):
@@ -243,7 +243,9 @@ class _Forward(_SegmentForward[Array]):
                     self.saved[step.name] = [self.saved.pop(part.name) for part in step.parts]
                 self.statistics |= step.statistics(self.saved[step.name])
         self.keep(segment)
-        done = {bound_node.node.name for bound_node in segment.bound_nodes}.difference(segment.left).union(segment.done)
+        done = {bound_node.node.name for bound_node in segment.bound_nodes}.difference(segment.outputs).union(
+            segment.done
+        )
         self.outputs = {name: x for name, x in self.outputs.items() if name not in done}
 
     def keep(self, segment: Segment[Array]) -> None:
@@ -270,7 +272,7 @@ class _LeanForward(_Forward[Array]):
 
     def keep(self, segment: Segment[Array]) -> None:
         self.saved = {}
-        for name in segment.left:
+        for name in segment.outputs:
             x = self.outputs[name]
             if name == segment.population:
                 unpack = partial(self.backend.unpack_spikes, self.backend.pack_spikes(x))
@@ -281,11 +283,11 @@ class _LeanForward(_Forward[Array]):
     def trace(self) -> Trace[Array]:
         backend, run, recalled = self.backend, self.run, self.recalled
 
-        def again(segment: Segment[Array]) -> dict[str, Any]:
+        def recompute(segment: Segment[Array]) -> dict[str, Any]:
             return forward_segment(backend, segment, run, {name: recalled[name]() for name in segment.sources})[1]
 
         output = self.outputs[self.walk.output]
-        return Trace(backend, self.walk, run, output, _Packed(self.spikes), again, self.statistics)
+        return Trace(backend, self.walk, run, output, _Packed(self.spikes), recompute, self.statistics)
 
 
 class _Packed(Mapping[str, Array]):
@@ -343,7 +345,7 @@ def backward_passes(
         under_way[name] = collective.start_total(
             backend.add(before[name], contribution) if name in before else contribution
         )
-    sums = {name: wait() for name, wait in under_way.items()} | traces[0].whole
+    sums = {name: wait() for name, wait in under_way.items()} | traces[0].batch_gradients
     gradients = {name: backend.rounded(x) for name, x in sums.items()}
     for owner, names in walk.uses.items():
         gradients[owner] = reduce(backend.add, [gradients.pop(name) for name in names])
@@ -426,7 +428,7 @@ class _SegmentBackward(_Slice[Array]):
         for name, gradient in result.gradients.items():
             gradients[name] = backend.add(gradients[name], gradient) if name in gradients else gradient
         self.trace.zeroed.update(result.zeroed)
-        self.trace.whole.update(result.whole)
+        self.trace.batch_gradients.update(result.batch_gradients)
         edges = zip(step.sources, step.delays, result.grad_inputs, step.needed, strict=True)
         for source, delay, grad, needed in reversed([*edges]):
             if needed and grad is not None:

@@ -177,7 +177,7 @@ class Normalised(Step[Array]):
         results = self.weights.backward(runs, (of_weights.pop(0) for _ in runs), dzs, precision)
         batch_gradients = {f"{self.name}.scale": grad_scale, f"{self.name}.shift": grad_shift}
         for _ in runs:
-            yield next(results)._replace(whole=batch_gradients)
+            yield next(results)._replace(batch_gradients=batch_gradients)
 
     def _dz(self, run: PassContext[Array], z: Array, error: Array, numbers: Mapping[str, Array]) -> Array:
         return self._mask_padding(run, self.backend.channelwise(batchnorm.BACKWARD, {"z": z, "dy": error}, numbers))
@@ -477,7 +477,8 @@ class Recurrent(Population[Array]):
         # loop.
         for j, loop in zip(loop_indices, self.loops, strict=True):
             residuals = (
-                self.left(loop, o, run.weights[loop.name]) for run, (_, _, o) in zip(runs, slices, strict=True)
+                self.saved_for_backward(loop, o, run.weights[loop.name])
+                for run, (_, _, o) in zip(runs, slices, strict=True)
             )
             errors = (of_inputs[names[j]] for of_inputs, _, _ in slices)
             for i, result in enumerate(loop.backward(runs, residuals, errors, precision)):
@@ -525,7 +526,7 @@ class Recurrent(Population[Array]):
         step_equations, states = equations.backward_step(static)
         varying = [name for name in dict.fromkeys(equations.errors) if name not in static]
         silent = backend.silence((1, *shape))
-        saved = [self.left(loop, silent, run.weights[loop.name]) for loop in self.loops]
+        saved = [self.saved_for_backward(loop, silent, run.weights[loop.name]) for loop in self.loops]
 
         def step(
             carried: tuple[Array, ...], step_inputs: dict[str, Array]
@@ -565,7 +566,7 @@ class Recurrent(Population[Array]):
         """The equations that `propagate` uses. They differ if there are errors of potentials."""
         return self.resumable[run.training].of_potentials if "gu" in residuals.kept else self.equations[run.training]
 
-    def left(self, loop: Weights[Array], spikes: Array, w: Array) -> Any:
+    def saved_for_backward(self, loop: Weights[Array], spikes: Array, w: Array) -> Any:
         """The residuals of the recurrent weights for `spikes`."""
         return loop.rule.forward(loop.projection.synapse, spikes, w)[1]
 
@@ -593,7 +594,8 @@ class Chain(Step[Array]):
     def backward_slice(
         self, run: PassContext[Array], saved: Any, grad: Any, precision: Precision
     ) -> BackwardResult[Array]:
-        # A part with sums over the batch (`zeroed`, `whole`) exchanges numbers, so the chain is computed by parts.
+        # A part with sums over the batch (`zeroed`, `batch_gradients`) exchanges numbers, so the chain is computed by
+        # parts.
         gradients = dict[str, Array]()
         # The lists lose what a part takes, so that it is free before the next part.
         grads: list[Any] = [self.received(saved, grad)]
@@ -660,13 +662,13 @@ class Segment(Generic[Array]):
         steps: the steps, in order.
         sources: names of the outputs of other segments that they read.
         done: names of those sources that no later segment reads.
-        left: names of the outputs that are kept: the population, what other segments read, the network's output.
+        outputs: names of the outputs that are kept: the population, what other segments read, the network's output.
     """
 
     steps: tuple[Step[Array], ...]
     sources: tuple[str, ...]
     done: tuple[str, ...]
-    left: tuple[str, ...]
+    outputs: tuple[str, ...]
 
     @cached_property
     def bound_nodes(self) -> tuple[BoundNode, ...]:

@@ -25,7 +25,7 @@ from stsbp_spec.errors import BackendError
 from stsbp_spec.models.optim.adamw import AdamWScalars
 from stsbp_spec.typing import Array, Float32
 
-__all__ = ["SWITCH", "Graphs", "Tape", "wanted"]
+__all__ = ["SWITCH", "Graphs", "Tape", "recording_requested"]
 
 # Not a setting: a run would store it although no result depends on it, and it could never be removed. Off by default,
 # because no GPU has run a graph yet.
@@ -38,7 +38,7 @@ _CHANGES: Mapping[Callable[..., Any], int] = {gradients: 3, update: 0}
 Result = TypeVar("Result")
 
 
-def wanted() -> bool:
+def recording_requested() -> bool:
     """Whether CUDA devices that are opened from now on should record.
 
     Raises:

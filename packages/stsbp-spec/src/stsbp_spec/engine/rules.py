@@ -40,7 +40,7 @@ class Frozen(dict[str, Array]):
         super().__init__(weights)
         self._conversions: dict[Hashable, Any] = {}
 
-    def made(self, key: Hashable, make: Callable[[], Conversion]) -> Conversion:
+    def converted(self, key: Hashable, make: Callable[[], Conversion]) -> Conversion:
         """The result of the first call of `make` with this key."""
         if key not in self._conversions:
             self._conversions[key] = make()
@@ -85,9 +85,9 @@ class PassContext(Generic[Array]):
         """Whether gains for training apply."""
         return self.dropout is not None
 
-    def made(self, key: Hashable, make: Callable[[], Conversion]) -> Conversion:
+    def converted(self, key: Hashable, make: Callable[[], Conversion]) -> Conversion:
         """The result of `make` for the weights. If the weights are frozen, the first result for this key is reused."""
-        return self.weights.made(key, make) if isinstance(self.weights, Frozen) else make()
+        return self.weights.converted(key, make) if isinstance(self.weights, Frozen) else make()
 
 
 class Deferred(ABC, Generic[Array]):
@@ -118,13 +118,14 @@ class BackwardResult(NamedTuple, Generic[Array]):
         gradients: contributions of these samples to the gradients of its weights and of learned parameters of its
             neurons, by the names of `graph.Network.parameters`. They are not yet rounded if they are float64.
         zeroed: counts of `Operations.error_grid` by the same names, in `reproducible` precision.
-        whole: gradients of the whole batch that are computed from sums over it. They are the same in all processes.
+        batch_gradients: gradients of the whole batch that are computed from sums over it. They are the same in all
+            processes.
     """
 
     grad_inputs: tuple[Array | Deferred[Array] | None, ...]
     gradients: Mapping[str, Array] = MappingProxyType({})
     zeroed: Mapping[str, Array] = MappingProxyType({})
-    whole: Mapping[str, Array] = MappingProxyType({})
+    batch_gradients: Mapping[str, Array] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)

@@ -243,7 +243,7 @@ class Trainer(Generic[Array]):
         parts: list[dict[str, Array]] = []
         for prefix in ("weight", "adamw.m", "adamw.v"):
             named = {k.removeprefix(prefix + "/"): x for k, x in exported.items() if str(k).startswith(prefix + "/")}
-            check_weights(self.network, named, what=prefix)
+            check_weights(self.network, named, label=prefix)
             for name, x in named.items():
                 # Second moments may have overflowed. Weights are checked when they are rounded to their grid.
                 if prefix != "weight" and (np.isnan(x).any() or (prefix == "adamw.v" and (x < 0).any())):

@@ -79,7 +79,7 @@ class Range:
         return cls(most=max(abs(low), abs(high)), negative=low < 0, positive=high > 0)
 
     @classmethod
-    def whole(cls, most: float) -> Range:
+    def of_count(cls, most: float) -> Range:
         """The range of a count."""
         return cls(1.0, most, 1.0, negative=False)
 
@@ -91,17 +91,17 @@ class Flush:
     Attributes:
         equation: name of the equation.
         expression: the operation, as text.
-        where: what then differs, as text.
+        changed: what then differs, as text.
     """
 
     equation: str
     expression: str
-    where: str
+    changed: str
 
     def __str__(self) -> str:
         return (
             f"{self.equation}: {self.expression} may be below 2^-126, which some backends treat as "
-            f"zero, so that {self.where} differs; write snap({self.expression})"
+            f"zero, so that {self.changed} differs; write snap({self.expression})"
         )
 
 
@@ -121,8 +121,8 @@ def shown_flushes(
     input_ranges = {name: Range.of_number(float(np.float32(value))) for name, value in constants.items()}
     input_ranges |= {name: Range() for name in recurrence.inputs} | dict(inputs or {})
     analysis = _Analysis(recurrence, nodes, of, input_ranges)
-    every, origins = analysis.differing(None)
-    if every is None:
+    all_differ, origins = analysis.differing(None)
+    if all_differ is None:
         return ()
     # Analyse each operation alone, as long as this does not take seconds.
     tried = origins[: max(1, _MOST_VISITS // len(nodes))]
@@ -131,7 +131,7 @@ def shown_flushes(
         Flush(recurrence.name, written_out(nodes[place][0]), difference)
         for place, difference in differences
         if difference is not None
-    ) or (Flush(recurrence.name, written_out(nodes[origins[0]][0]), every),)
+    ) or (Flush(recurrence.name, written_out(nodes[origins[0]][0]), all_differ),)
 
 
 class _Analysis:
@@ -328,7 +328,7 @@ def flushes_of(model: NeuronModel | Surrogate | Loss, filter: SynapticFilter | N
         # Inputs are potentials. Like their thresholds, they are multiples of 2^-123.
         return shown_flushes(equation(model), model.constants(), {"x": Range(least=_spacing(_FLOOR))})
     if isinstance(model, Loss):
-        counts = {"o": Range.whole(1.0), "target": Range.whole(1.0), "count": Range.whole(_COUNT)}
+        counts = {"o": Range.of_count(1.0), "target": Range.of_count(1.0), "count": Range.of_count(_COUNT)}
         counts["target_count"] = counts["count"]
         passes, constants = loss_equations(model), model.constants(PSP(), 100, 100)
         recurrences = [recurrence for recurrence in (passes.forward, passes.backward) if recurrence is not None]

@@ -17,7 +17,7 @@ from stsbp_spec.networks.ops.linear import Linear
 from stsbp_spec.networks.ops.one_to_one import OneToOne
 from stsbp_spec.networks.ops.psp import PSP, SynapticFilter
 from stsbp_spec.typing import Shape
-from stsbp_spec.validation import shown, whole
+from stsbp_spec.validation import integer_between, shown
 
 __all__ = ["Block", "Branches", "Layer", "SpikingLayer"]
 
@@ -45,7 +45,7 @@ class SpikingLayer:
             raise SpecError(f"a spiking layer's neuron is LIF(...), IF(...) or ALIF(...), got {shown(self.neuron)}")
         if self.recurrent is not None:
             _check_recurrent(self.recurrent)
-        object.__setattr__(self, "delay", whole("a delay", self.delay, 0))
+        object.__setattr__(self, "delay", integer_between("a delay", self.delay, 0))
 
     def output_shape(self, shape: Shape) -> Shape:
         """Shape of the layer's spikes for an input of `shape`."""

@@ -96,7 +96,7 @@ class TorchSegmentOutput(NamedTuple):
     """The results of a segment.
 
     Attributes:
-        outputs: outputs in the order of `Segment.left`, float32: each as often as edges read it, because
+        outputs: outputs in the order of `Segment.outputs`, float32: each as often as edges read it, because
             autograd adds the errors of several readers of one tensor in another order than the spec.
         potentials: potentials of the segment's population, float32 `[T, B, ...]`, if `full`; None: `full` is false, or
             there is no population.
@@ -135,7 +135,7 @@ class TorchSegment:
         later = [
             name for i in range(self.index + 1, len(walk.segments)) for name in TorchSegment(self.network, i).reads
         ]
-        return tuple([*later, walk.output].count(name) for name in self.segment.left)
+        return tuple([*later, walk.output].count(name) for name in self.segment.outputs)
 
     @cached_property
     def projections(self) -> tuple[Projection, ...]:
@@ -377,7 +377,7 @@ def _forward(
     initial_state = _state(piece, settings, carried[len(statistics) :], batch) if settings.full else None
     run = PassContext(on_grid, settings.steps, dropout, BatchSlice(0, batch, batch), before=initial_state)
     outputs, residuals = forward_segment(backend, segment, run, values)
-    results = [laid_out(outputs[name].float()) for name in segment.left]
+    results = [laid_out(outputs[name].float()) for name in segment.outputs]
     if settings.full and piece.fires:
         results.append(
             laid_out(backend.neuron_potentials(segment.steps[-1].population(residuals[segment.steps[-1].name])))
@@ -513,7 +513,7 @@ def _backward(
     """
     segment, population = trace.plan.segments[piece.index], trace.plan.segments[piece.index].population
     waiting: dict[str, list[Any]] = {}
-    edges = [name for name, count in zip(segment.left, piece.copies, strict=True) for _ in range(count)]
+    edges = [name for name, count in zip(segment.outputs, piece.copies, strict=True) for _ in range(count)]
     for name, error in reversed([*zip(edges, errors, strict=False)]):
         if error is not None:
             waiting.setdefault(name, []).append(laid_out(error))
@@ -525,7 +525,7 @@ def _backward(
         residuals[population] = residuals[population]._replace(error=laid_out(error))
     trace.residuals = lambda _: residuals
     gradients = backward_segment([trace], segment, [waiting], precision)
-    rounded = {name: trace.backend.rounded(x) for name, x in (*gradients.items(), *trace.whole.items())}
+    rounded = {name: trace.backend.rounded(x) for name, x in (*gradients.items(), *trace.batch_gradients.items())}
     for projection in piece.projections:
         if projection.shares is not None and (gradient := rounded.pop(projection.name, None)) is not None:
             rounded[projection.shares] = (
@@ -635,8 +635,8 @@ def _(
     *unused: Any,
 ) -> list[torch.Tensor]:
     piece, batch = _piece(key, inputs, steps), inputs[0].shape[1]
-    every = [piece.network.values[name] for name in piece.segment.left]
-    shapes = [(1 if values.static else steps, batch, *values.shape) for values in every]
+    output_values = [piece.network.values[name] for name in piece.segment.outputs]
+    shapes = [(1 if values.static else steps, batch, *values.shape) for values in output_values]
     if full and (name := piece.segment.population) is not None:
         shapes.append((steps, batch, *piece.network.values[name].shape))
     if training:

@@ -20,7 +20,7 @@ from stsbp_spec.typing import Float32
 
 from stsbp_torch.engine.layout import TENSORS, empty
 
-__all__ = ["outputs_of", "recur", "recur_often", "recur_with", "sent", "sent_once"]
+__all__ = ["outputs_of", "recur", "recur_often", "recur_with", "to_device", "to_device_once"]
 
 
 @cache
@@ -44,22 +44,22 @@ def _step(recurrence: Recurrence) -> Callable[..., Any]:
     return compiled(recurrence, LANGUAGES["torch"], words)
 
 
-def sent(numbers: Float32, device: torch.device) -> torch.Tensor:
+def to_device(numbers: Float32, device: torch.device) -> torch.Tensor:
     """Numbers on a device, float32. The host does not wait for the device."""
-    return _sent(numbers.tobytes(), device)
+    return _to_device(numbers.tobytes(), device)
 
 
-def sent_once(numbers: Float32, device: torch.device) -> torch.Tensor:
-    """`sent`, but the same numbers are sent only once."""
-    return _sent_once(numbers.tobytes(), device)
+def to_device_once(numbers: Float32, device: torch.device) -> torch.Tensor:
+    """`to_device`, but the same numbers are sent only once."""
+    return _to_device_once(numbers.tobytes(), device)
 
 
-def _sent(numbers: bytes, device: torch.device) -> torch.Tensor:
+def _to_device(numbers: bytes, device: torch.device) -> torch.Tensor:
     host_tensor = torch.from_numpy(np.frombuffer(numbers, np.float32).copy())
     return host_tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host_tensor
 
 
-_sent_once = lru_cache(maxsize=512)(_sent)
+_to_device_once = lru_cache(maxsize=512)(_to_device)
 
 
 def outputs_of(

@@ -33,7 +33,9 @@ class _OneDnnConvolution(DenseConvolution[torch.Tensor]):
     def backward(
         self, conv: Conv2d, s: torch.Tensor, wq: torch.Tensor, dz: torch.Tensor, *, need_input: bool
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        grad_input, dw = conv2d.backward(conv, self.left(s, wq), dz, precision="fast", need_input=need_input)
+        grad_input, dw = conv2d.backward(
+            conv, self.saved_for_backward(s, wq), dz, precision="fast", need_input=need_input
+        )
         assert dw is not None
         return grad_input, dw
 
@@ -46,7 +48,7 @@ class _OneDnnConvolution(DenseConvolution[torch.Tensor]):
         memory, w = TENSORS.view(TENSORS.laid_out(dz)), np.ascontiguousarray(wq.detach().numpy())
         return TENSORS.of(NUMPY.view(own.input_error(conv, w, NUMPY.of(memory), shape)))
 
-    def left(self, s: torch.Tensor, wq: torch.Tensor) -> conv2d.Conv2dSavedTensors:
+    def saved_for_backward(self, s: torch.Tensor, wq: torch.Tensor) -> conv2d.Conv2dSavedTensors:
         return conv2d.Conv2dSavedTensors(laid_out(s.float()), wq)
 
     def takes_bytes(self, conv: Conv2d, shape: Shape, largest: int) -> bool:

@@ -17,7 +17,7 @@ from stsbp_spec.typing import Precision, Shape
 from stsbp_torch.engine.layout import laid_out, rows
 from stsbp_torch.ops.conv2d import exact_math
 
-__all__ = ["LinearSavedTensors", "backward", "forward", "left"]
+__all__ = ["LinearSavedTensors", "backward", "forward", "saved_for_backward"]
 
 
 class LinearSavedTensors(NamedTuple):
@@ -51,7 +51,7 @@ def forward(
     linear: Linear, s: torch.Tensor, wq: torch.Tensor, *, fused: bool
 ) -> tuple[torch.Tensor, LinearSavedTensors]:
     """`z = W s`, `[T, B, N]`."""
-    residuals = left(linear, s, wq, fused=fused)
+    residuals = saved_for_backward(linear, s, wq, fused=fused)
     if residuals.flat.dtype is torch.uint8:
         z = torch.empty((len(residuals.flat), linear.units), dtype=torch.float32, device="cpu")
         sparse.forward(residuals.flat.numpy(), residuals.w.detach().numpy(), z.numpy())
@@ -61,7 +61,7 @@ def forward(
     return z.view(*s.shape[:2], linear.units), residuals
 
 
-def left(linear: Linear, s: torch.Tensor, wq: torch.Tensor, *, fused: bool) -> LinearSavedTensors:
+def saved_for_backward(linear: Linear, s: torch.Tensor, wq: torch.Tensor, *, fused: bool) -> LinearSavedTensors:
     """The residuals that the backward pass reads."""
     shape = tuple(s.shape)
     frames = shape[0] * shape[1]

@@ -66,7 +66,7 @@ def measure(backend: AbstractBackend, *, scale: float, rounds: int, data_dir: Pa
         tell("loading, from the cache")
         began = time.perf_counter()
         data = load_data(config)
-        again = time.perf_counter() - began
+        from_cache = time.perf_counter() - began
         on_disk = sum(path.stat().st_size for path in cache.glob("*.cache"))
 
         task = build_task(config, data.inputs, backend, len(data.train))
@@ -105,7 +105,7 @@ def measure(backend: AbstractBackend, *, scale: float, rounds: int, data_dir: Pa
     ratio = times["loader"].median / times["memory"].median
     return [
         Row("data", size, "load, first time", Timing((first,)), detail=samples),
-        Row("data", size, "load, from the cache", Timing((again,)), detail={**samples, "cache_bytes": on_disk}),
+        Row("data", size, "load, from the cache", Timing((from_cache,)), detail={**samples, "cache_bytes": on_disk}),
         Row("data", size, "10 updates, loader", times["loader"], "in memory", ratio, updates),
         Row("data", size, "10 updates, in memory", times["memory"], detail=updates),
         Row("data", size, "10 batches, loading alone", times["alone"], detail={**updates, **carried}),

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 from stsbp_spec.distributed.collective import Rendezvous
-from stsbp_spec.distributed.launcher import found
+from stsbp_spec.distributed.launcher import rendezvous_from_environment
 from stsbp_spec.engine.backend import AbstractBackend
 from stsbp_spec.errors import BackendError
 from stsbp_spec.models.decoders import equally_near
@@ -249,7 +249,7 @@ def meeting(count: int | None, timeout: float, threads: int) -> Rendezvous | Non
         BackendError: the variables of a launcher contradict each other.
         ConfigError: the launcher has started another number of processes than `--processes` requests.
     """
-    rendezvous = found(os.environ, max(timeout, _COMES))
+    rendezvous = rendezvous_from_environment(os.environ, max(timeout, _COMES))
     if rendezvous is not None and count not in (None, rendezvous.size):
         raise ConfigError(
             f"--processes {count} would start processes, but according to {rendezvous.launcher} there "

@@ -40,7 +40,7 @@ class EventLines:
         self._last, self._last_word = 0, b""
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         """The location of the last line that was read."""
         return f"{self.name}, line {self._number}"
 
@@ -65,7 +65,7 @@ class EventLines:
     def _event(self, line: bytes) -> Iterator[Event]:
         self._number += 1
         if len(line) > LONGEST_LINE:
-            raise DataError(f"{self.where} has more than {LONGEST_LINE:,} bytes: {self._shown(line)}")
+            raise DataError(f"{self.location} has more than {LONGEST_LINE:,} bytes: {self._shown(line)}")
         line = line.removeprefix(_BYTE_ORDER_MARK) if self._number == 1 else line
         words = line.replace(b",", b" ").split()
         if not words or words[0].startswith(b"#"):
@@ -81,7 +81,7 @@ class EventLines:
         t = self._time(line, word_of["t"])
         if t < self._last:
             last_time, new_time = (word.decode() for word in (self._last_word, word_of["t"]))
-            raise DataError(f"{self.where}: time runs backwards, from {last_time} to {new_time}")
+            raise DataError(f"{self.location}: time runs backwards, from {last_time} to {new_time}")
         self._last, self._last_word = t, word_of["t"]
         yield t, *(self._place(line, name, word_of[name]) for name in self._sizes)
 
@@ -91,18 +91,18 @@ class EventLines:
         integer_digits, fraction_digits = parts.groups(b"")
         t = int(integer_digits + fraction_digits[: self._digits].ljust(self._digits, b"0"))
         if t >= LATEST:
-            raise DataError(f"{self.where}: the time {word.decode()} is too large")
+            raise DataError(f"{self.location}: the time {word.decode()} is too large")
         return t
 
     def _place(self, line: bytes, name: str, word: bytes) -> int:
         size = self._sizes[name]
         if not word.isdigit():
             if word[:1] in b"+-" and word[1:].isdigit():
-                raise DataError(f"{self.where}: {name} is {shown(int(word))}, but the network reads 0 to {size - 1}")
+                raise DataError(f"{self.location}: {name} is {shown(int(word))}, but the network reads 0 to {size - 1}")
             raise self._no_event(line)
         value = int(word)
         if value >= size:
-            raise DataError(f"{self.where}: {name} is {shown(value)}, but the network reads 0 to {size - 1}")
+            raise DataError(f"{self.location}: {name} is {shown(value)}, but the network reads 0 to {size - 1}")
         return value
 
     def _name_columns(self, line: bytes, words: list[bytes]) -> None:
@@ -113,7 +113,7 @@ class EventLines:
 
     def _no_event(self, line: bytes) -> DataError:
         return DataError(
-            f"{self.where} is not an event: {self._shown(line)}. A line must have the numbers "
+            f"{self.location} is not an event: {self._shown(line)}. A line must have the numbers "
             f"{' '.join(self._columns)}, separated by spaces, tabs or commas. The first line may name "
             "them in another order (t or time or timestamp, x, y, p or polarity, n or neuron)"
         )

@@ -44,8 +44,8 @@ class Stop:
         if now - self._read_at < PATIENCE:
             return
         self._read_at = now
-        again, self.number = self.number != 0, self.number or number
-        if self._waits or again:
+        repeated, self.number = self.number != 0, self.number or number
+        if self._waits or repeated:
             raise KeyboardInterrupt
 
     def unless(self, wait: Callable[[], Found]) -> Found | None:
@@ -84,7 +84,7 @@ class EventSource(Protocol):
     """Gives events until there are no more, or the sink is done."""
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         """The location of the last event, for messages."""
 
     def feed(self, sink: Sink) -> None:
@@ -111,7 +111,7 @@ class RecordingSource:
         self._events: list[Event] = [tuple(event) for event in np.stack([t, x, y, p], axis=1).tolist()]
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         return self._path
 
     def feed(self, sink: Sink) -> None:
@@ -130,8 +130,8 @@ class Pipe:
         self._path, self._lines, self._stop = path, lines, stop
 
     @property
-    def where(self) -> str:
-        return self._lines.where
+    def location(self) -> str:
+        return self._lines.location
 
     def feed(self, sink: Sink) -> None:
         with self._opened() as descriptor:

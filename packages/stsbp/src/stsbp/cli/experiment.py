@@ -235,7 +235,7 @@ def _tell(stopped: Stopped, experiment: Experiment, done: int | None) -> None:
         experiment: the experiment.
         done: number of seeds with results; None: the seeds are trained side by side.
     """
-    again = shlex.join([program(), *(word for word in sys.argv[1:] if word != "--overwrite")])
+    command = shlex.join([program(), *(word for word in sys.argv[1:] if word != "--overwrite")])
     seeds = experiment.seeds
     if done is None:
         trained = sum(experiment.reported(experiment.folder(seed)) is not None for seed in seeds)
@@ -243,7 +243,7 @@ def _tell(stopped: Stopped, experiment: Experiment, done: int | None) -> None:
     else:
         progress = f"{stopped} in seed {seeds[done]} and saved everything; {done} of {len(seeds)} seeds are done"
     with contextlib.suppress(OSError):
-        say(f"{progress}. Continue with: {again}", err=True)
+        say(f"{progress}. Continue with: {command}", err=True)
 
 
 def _named(name: str, dataset: str | None) -> SettingsSource:

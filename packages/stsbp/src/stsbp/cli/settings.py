@@ -39,7 +39,7 @@ def _complete_folder(_ctx: click.Context, _param: click.Parameter, incomplete: s
 
 
 _COMPLETE: dict[str, Callable[..., Iterable[Any]]] = {
-    **{setting: completes(own.known) for setting, own in OWN.items()},
+    **{setting: completes(own.spec_names) for setting, own in OWN.items()},
     "test_on": complete_data_set,
     "data_dir": _complete_folder,
     "init_from": _complete_folder,
@@ -102,7 +102,7 @@ def settings(
         if kind is bool:
             option = click.option(f"{flag}/--no-{flag[2:]}", name, default=None, **attributes)
         elif name == "loss":
-            option = click.option(flag, name, type=_LossType(list(OWN[name].known)), **attributes)
+            option = click.option(flag, name, type=_LossType(list(OWN[name].spec_names)), **attributes)
         elif choices := get_args(kind):
             option = click.option(flag, name, type=Choice(choices), **attributes)
         else:

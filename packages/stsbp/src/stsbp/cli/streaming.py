@@ -148,7 +148,7 @@ class _Live:
         step = self._binning.step_of(t)
         if step - self.steps > _LONGEST_GAP:
             raise DataError(
-                f"{self._source.where}: {step - self.steps:,} steps before this one have no events; "
+                f"{self._source.location}: {step - self.steps:,} steps before this one have no events; "
                 "choose another --time-unit, or count time --from-first"
             )
         while self.steps < step and not self.done:
@@ -231,7 +231,7 @@ class _Live:
         is_cut = not self._binning.stabilise and int(self._frame.sum()) < events
         if is_cut or int(self._frame.max()) > most:
             raise DataError(
-                f"{self._source.where}: more than {most} events of one neuron in step {self.steps}, but the network "
+                f"{self._source.location}: more than {most} events of one neuron in step {self.steps}, but the network "
                 f"reads counts of at most {most}"
             )
 

@@ -173,14 +173,14 @@ class _RunPlan:
     Attributes:
         saved: the checkpoint to continue from; only on rank 0.
         goes_on: whether there is such a checkpoint.
-        there, begun: whether the folder existed, and whether it contained a run; only on rank 0.
+        existed, begun: whether the folder existed, and whether it contained a run; only on rank 0.
     """
 
     config: RunConfig
     folder: RunFolder
     saved: Checkpoint | None = None
     goes_on: bool = False
-    there: bool = True
+    existed: bool = True
     begun: tuple[bool, bool] = (False, False)
 
 
@@ -301,7 +301,7 @@ def _train(
                 first = first_state(task, data)
                 if config.init_from:
                     warn_of_borrowed_tests(config, data, backend, show)
-        held = folder.lock(make=not plan.there) if group.leads else contextlib.nullcontext()
+        held = folder.lock(make=not plan.existed) if group.leads else contextlib.nullcontext()
         # All processes follow the clock of rank 0.
         with held, stop_on_signals(deadline if group.leads else None) as stop:
             if group.leads:

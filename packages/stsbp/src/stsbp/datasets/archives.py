@@ -17,22 +17,22 @@ __all__ = ["extract_files"]
 _LARGEST = 8 * GIGABYTE
 
 
-def extract_files(archive: Path, into: Path, wanted: Collection[str], *, largest: int) -> None:
-    """Extract the members `wanted` (exact names) of a tar archive below `into`.
+def extract_files(archive: Path, into: Path, names: Collection[str], *, largest: int) -> None:
+    """Extract the members `names` (exact names) of a tar archive below `into`.
 
     Member names are only compared, and never used as paths. Links, absolute names and names with `..` cannot be wanted.
 
     Args:
         archive: a tar file, compressed or not.
         into: folder in which the members' folders begin.
-        wanted: names as written in the archive, for example `cifar-10-batches-bin/test_batch.bin`.
+        names: names as written in the archive, for example `cifar-10-batches-bin/test_batch.bin`.
         largest: largest size of a wanted member in bytes.
 
     Raises:
         DataError: the archive is damaged, lacks a wanted file, or has one that is not a regular file or is too large.
         FileError: a file cannot be written.
     """
-    missing = set(wanted)
+    missing = set(names)
     try:
         with open_regular(archive, _LARGEST) as file, tarfile.open(fileobj=file) as tar:
             for member in tar:

@@ -23,7 +23,7 @@ from stsbp_spec.models.encoders import EventBinning, PackedFrames
 from stsbp_spec.models.encoders.packed import Inputs, unpacked
 from stsbp_spec.models.user_classes import calling
 from stsbp_spec.typing import AnyArray, Coding, Int64, Shape, UInt8
-from stsbp_spec.validation import array_of, integer, is_masked, shown, whole
+from stsbp_spec.validation import array_of, integer, integer_between, is_masked, shown
 
 from stsbp.errors import DataError
 
@@ -294,7 +294,7 @@ class FrameSplit:
     def __post_init__(self) -> None:
         form = "as FrameSplit.store(...) returns them, with three or five axes"
         _check_arrays("FrameSplit", "frames", self.frames, self.labels, form, (3, 5))
-        steps, entries = whole("FrameSplit: steps", self.steps, 1), self.frames.shape[1]
+        steps, entries = integer_between("FrameSplit: steps", self.steps, 1), self.frames.shape[1]
         if entries != (-(-steps // 8) if self.binary else steps):
             stored = f"{8 * entries - 7} to {8 * entries}" if self.binary else str(entries)
             raise DataError(
@@ -520,12 +520,12 @@ class Dataset:
             raise DataError(
                 f"{self.name}: the name of a class has at most {LONGEST_NAME} characters, got {longest:,}; shorten it"
             )
-        if bool(self.classes) == bool(whole(f"{self.name}: neurons", self.neurons, 0)):
+        if bool(self.classes) == bool(integer_between(f"{self.name}: neurons", self.neurons, 0)):
             raise DataError(
                 f"{self.name}: there must be classes, or else neurons, the number of target spike trains, got "
                 f"{len(self.classes)} classes and neurons = {self.neurons}"
             )
-        whole(f"{self.name}: input_max", self.input_max, 1, 255 if self.coding == "events" else 1)
+        integer_between(f"{self.name}: input_max", self.input_max, 1, 255 if self.coding == "events" else 1)
         notes: object = self.notes
         if not (isinstance(notes, (tuple, list)) and all(isinstance(note, str) for note in notes)):
             raise DataError(f"{self.name}: notes must be a tuple of texts, for example ('a note',), got {shown(notes)}")
@@ -642,7 +642,7 @@ def select_balanced(labels: Int64, count: int, *, seed: int = 0, substream: int 
         SpecError: `count` is not an integer of at least 0, or `seed` or `substream` none in its range
             (`stsbp_spec.contract.random.bits`).
     """
-    count = whole("the number of chosen samples", count, 0)
+    count = integer_between("the number of chosen samples", count, 0)
     _check_labels("labels", labels)
     order = permutation(seed, Stream.SPLIT, len(labels), substream=substream)
     drawn = labels[order]
@@ -661,8 +661,8 @@ def cut_test(split: Split, default: int, request: Request) -> tuple[Subset, Subs
         DataError: that is below 1 or leaves nothing.
     """
     if request.only_test:
-        every = Subset(split, np.arange(len(split)))
-        return every, every
+        all_samples = Subset(split, np.arange(len(split)))
+        return all_samples, all_samples
     if request.train_only:
         return Subset(split, np.arange(len(split))), Subset(split, np.arange(0))
     return hold_out(split, default if request.holdout is None else request.holdout, seed=request.seed)

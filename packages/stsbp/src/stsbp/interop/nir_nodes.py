@@ -241,11 +241,11 @@ def read_weights(node: GraphNode) -> WeightParameters:
     groups = _count(node, "groups", _array(node, "groups"), 1)
     padding = _padding(node, kernels, stride, dilation, axes == 3)
 
-    def made() -> Conv2d:
+    def build_conv() -> Conv2d:
         options: dict[str, Any] = {"dilation": dilation, "groups": groups, "bias": bias is not None}
         return Conv2d(len(values), kernels, stride, padding, **options)
 
-    return WeightParameters(_checked_op(node, made), values, bias)
+    return WeightParameters(_checked_op(node, build_conv), values, bias)
 
 
 def diagonal(parameters: WeightParameters) -> Float64 | None:

@@ -124,7 +124,7 @@ def _decay(tau: Float64, dt: float) -> Float32:
     return _float32(1.0 - dt / tau)
 
 
-def _above(u: Float32, threshold: Float32) -> Float32:
+def _fired(u: Float32, threshold: Float32) -> Float32:
     return (u - threshold > 0).astype(np.float32)
 
 
@@ -223,7 +223,7 @@ _SPIKINGJELLY = Reading(
 
 # norse 1.1.0: torch/utils/import_nir.py, torch/functional/{leaky_integrator_box,lif_box,iaf}.py
 def _norse_spiking(p: Numbers, i: Float32, u: Float32) -> Stepped:
-    o = _above(u, _float32(p["v_threshold"]))
+    o = _fired(u, _float32(p["v_threshold"]))
     return Stepped(i, (1 - o) * u, u, o)
 
 
@@ -300,21 +300,21 @@ def _snntorch_threshold(p: Numbers, scale: Float64) -> Float32:
 def _snntorch_cubalif(p: Numbers, dt: float, i: Float32, v: Float32, x: Float32) -> Stepped:
     i = _decay(p["tau_syn"], _SNNTORCH_DT) * i + x
     u = _decay(p["tau_mem"], _SNNTORCH_DT) * v + i
-    o = _above(u, _snntorch_threshold(p, p["w_in"] * (_SNNTORCH_DT / p["tau_syn"])))
+    o = _fired(u, _snntorch_threshold(p, p["w_in"] * (_SNNTORCH_DT / p["tau_syn"])))
     return Stepped(i, u - o * u, u, o)
 
 
 def _snntorch_lif(p: Numbers, dt: float, i: Float32, v: Float32, x: Float32) -> Stepped:
     u = _decay(p["tau"], _SNNTORCH_DT) * v + x
-    o = _above(u, _snntorch_threshold(p, p["r"] * _SNNTORCH_DT / p["tau"]))
+    o = _fired(u, _snntorch_threshold(p, p["r"] * _SNNTORCH_DT / p["tau"]))
     return Stepped(i, u - o * u, u, o)
 
 
 def _snntorch_if(p: Numbers, dt: float, i: Float32, v: Float32, x: Float32) -> Stepped:
     threshold = _float32(p["v_threshold"])
-    still_above = _above(v, threshold)
+    still_above = _fired(v, threshold)
     u = np.float32(0.9) * v + x - still_above * threshold
-    o = _above(u, threshold)
+    o = _fired(u, threshold)
     return Stepped(i, u - (o - still_above) * threshold, u, o)
 
 
@@ -379,7 +379,7 @@ def _spyx_decay(tau: Float64, dt: float) -> Float32:
 
 def _spyx_cubalif(p: Numbers, dt: float, i: Float32, v: Float32, x: Float32) -> Stepped:
     threshold = _float32(p["v_threshold"])
-    o = _above(v, threshold)
+    o = _fired(v, threshold)
     v = v - o * threshold
     i = _spyx_decay(p["tau_syn"], dt) * i + x
     v = _spyx_decay(p["tau_mem"], dt) * v + i
@@ -388,14 +388,14 @@ def _spyx_cubalif(p: Numbers, dt: float, i: Float32, v: Float32, x: Float32) -> 
 
 def _spyx_lif(p: Numbers, dt: float, i: Float32, v: Float32, x: Float32) -> Stepped:
     threshold = _float32(p["v_threshold"])
-    o = _above(v, threshold)
+    o = _fired(v, threshold)
     v = _spyx_decay(p["tau"], dt) * v + x - o * threshold
     return Stepped(i, v, v, o)
 
 
 def _spyx_if(p: Numbers, dt: float, i: Float32, v: Float32, x: Float32) -> Stepped:
     threshold = _float32(p["v_threshold"])
-    o = _above(v, threshold)
+    o = _fired(v, threshold)
     v = v + x - o * threshold
     return Stepped(i, v, v, o)
 

@@ -107,7 +107,7 @@ def by_noise(
     state: TrainState,
     split: Split,
     batch_size: int,
-    asked: Mapping[str, Sequence[float]],
+    amounts_by_kind: Mapping[str, Sequence[float]],
     seed: int = 0,
     between: Callable[[str, float, int], None] | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
@@ -117,7 +117,7 @@ def by_noise(
         task, state: the trained network.
         split: the samples.
         batch_size: number of samples at a time.
-        asked: amounts of each disturbance by its name, one of `stsbp.training.noise.KINDS`.
+        amounts_by_kind: amounts of each disturbance by its name, one of `stsbp.training.noise.KINDS`.
         seed: seed of the random numbers.
         between: called after each batch with the name, the amount and the number of finished samples. It may raise an
             error to stop.
@@ -134,8 +134,8 @@ def by_noise(
         ).means()
 
     # An amount of 0 is the same for all disturbances, and measured once.
-    first = next(iter(asked))
+    first = next(iter(amounts_by_kind))
     return {
         name: [{"amount": amount, **measured(name if amount else first, amount)} for amount in amounts]
-        for name, amounts in asked.items()
+        for name, amounts in amounts_by_kind.items()
     }

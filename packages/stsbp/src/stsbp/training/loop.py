@@ -493,10 +493,10 @@ class _TrainingLoop:
     def evaluations(self, epochs: int) -> int:
         """Number of samples that are evaluated in the first `epochs` epochs."""
         splits = self.data.splits()
-        every = self.config.test_every
-        tests = epochs // every if every else 0
+        interval = self.config.test_every
+        tests = epochs // interval if interval else 0
         # The last epoch always has a test.
-        tests += epochs == self.config.epochs and (not every or epochs % every > 0)
+        tests += epochs == self.config.epochs and (not interval or epochs % interval > 0)
         return epochs * len(splits.get("validation", ())) + tests * len(splits.get("test", ()))
 
     def end_epoch(self) -> dict[str, Any]:

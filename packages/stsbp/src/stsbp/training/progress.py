@@ -152,7 +152,7 @@ class Course:
 class Reporter(Protocol):
     """Shows the progress to a user. Every method is fast, and none raises an error if the output was closed."""
 
-    def loading(self, what: str, done: int, total: int) -> None:
+    def loading(self, activity: str, done: int, total: int) -> None:
         """Progress of reading data."""
 
     def begin(self, epochs: int, course: Course) -> None:
@@ -248,9 +248,9 @@ class PlainReporter:
         self._epochs = 0
         self._course = Course(0, 0)
 
-    def loading(self, what: str, done: int, total: int) -> None:
+    def loading(self, activity: str, done: int, total: int) -> None:
         if self._due():
-            self._output.line(f"{what}: {done} of {total}")
+            self._output.line(f"{activity}: {done} of {total}")
 
     def begin(self, epochs: int, course: Course) -> None:
         self._epochs, self._course = epochs, course
@@ -325,9 +325,9 @@ class TerminalReporter:
             self._progress.start()
         self._progress.update(self._task, completed=share)
 
-    def loading(self, what: str, done: int, total: int) -> None:
+    def loading(self, activity: str, done: int, total: int) -> None:
         self._course = None
-        self._show(f"{printable(what)}  {done}/{total}", done / max(1, total))
+        self._show(f"{printable(activity)}  {done}/{total}", done / max(1, total))
 
     def begin(self, epochs: int, course: Course) -> None:
         self._epochs, self._course = epochs, course
@@ -359,9 +359,9 @@ class _Beating:
         self.begin, self.step, self.note = show.begin, show.step, show.note
         self.warn, self.close = show.warn, show.close
 
-    def loading(self, what: str, done: int, total: int) -> None:
-        self._beat(f"{what}, {done} of {total}")
-        self._show.loading(what, done, total)
+    def loading(self, activity: str, done: int, total: int) -> None:
+        self._beat(f"{activity}, {done} of {total}")
+        self._show.loading(activity, done, total)
 
 
 def reporter(file: IO[str] | None = None) -> Reporter:

@@ -81,11 +81,11 @@ def _padding(loss: Loss, psp: PSP, shape: Shape, lengths: ArrayLike) -> tuple[Ar
     numbers = jnp.asarray(lengths, np.int32)
     good = (numbers >= 1) & (numbers <= steps)
     # Constants are Python numbers. They are computed for every possible length, and each sample selects its own.
-    every = loss.constants_of(psp, np.arange(1, steps + 1), batch)
+    constants = loss.constants_of(psp, np.arange(1, steps + 1), batch)
     last_steps = jnp.clip(numbers, 1, steps) - 1
     padding = {
         name: jnp.broadcast_to(jnp.asarray(x, np.float32)[last_steps][None, :, None], (1, *shape[1:]))
-        for name, x in every.items()
+        for name, x in constants.items()
     }
     inside = (np.arange(steps, dtype=np.int32)[:, None] <= last_steps).astype(np.uint8)
     padding[str(padded_loss_equations(loss).inside)] = jnp.broadcast_to(inside[..., None], shape)
@@ -95,7 +95,7 @@ def _padding(loss: Loss, psp: PSP, shape: Shape, lengths: ArrayLike) -> tuple[Ar
 _Residuals = tuple[Array, Array, dict[str, Array] | None]
 
 
-def _ahead(
+def _vjp_forward(
     loss: Loss, psp: PSP, s: Array, targets: Array, padding: dict[str, Array] | None
 ) -> tuple[Array, _Residuals]:
     inside = None if padding is None else padding[str(padded_loss_equations(loss).inside)][..., 0]
@@ -103,9 +103,9 @@ def _ahead(
     return value, (s, targets, padding)
 
 
-def _back(loss: Loss, psp: PSP, residuals: _Residuals, cotangent: Array) -> tuple[Array, None, None]:
+def _vjp_backward(loss: Loss, psp: PSP, residuals: _Residuals, cotangent: Array) -> tuple[Array, None, None]:
     s, targets, padding = residuals
     return OPERATIONS.loss_error(loss, psp, s, targets, None, padding) * cotangent, None, None
 
 
-_distance = pair(2, _ahead, _back)
+_distance = pair(2, _vjp_forward, _vjp_backward)

@@ -20,7 +20,7 @@ import numpy as np
 
 from stsbp_spec.errors import ShapeError, SpecError
 from stsbp_spec.typing import AnyArray, Int64, Shape, UInt8
-from stsbp_spec.validation import array_of, integer, is_masked, shown, truth, whole
+from stsbp_spec.validation import array_of, integer, integer_between, is_masked, shown, truth
 
 __all__ = ["SACCADE_US", "EventBinning", "bin_events", "stabilise_events"]
 
@@ -60,7 +60,7 @@ class EventBinning:
             raise SpecError(f"event binning: polarities must be 1 or 2, got {shown(self.polarities)}")
         for field, most in _LARGEST.items():
             if (value := getattr(self, field)) is not None or field != "window_us":
-                number = whole(f"event binning: {field}", value, int(field != "start_us"), most)
+                number = integer_between(f"event binning: {field}", value, int(field != "start_us"), most)
                 object.__setattr__(self, field, number)
         for field in ("binary", "first_saccade", "stabilise"):
             truth(f"event binning: {field}", getattr(self, field))
@@ -180,7 +180,7 @@ def stabilise_events(x: AnyArray, y: AnyArray, t: AnyArray, *, saccade_us: int =
         ShapeError: the three arrays are not integers of one shape `[n]`.
         SpecError: `saccade_us` is outside its domain.
     """
-    saccade_us = whole("saccade_us", saccade_us, 1, _LARGEST["saccade_us"])
+    saccade_us = integer_between("saccade_us", saccade_us, 1, _LARGEST["saccade_us"])
     x, y, t = (array_of(values) for values in (x, y, t))
     _check_columns({"x": x, "y": y, "t": t})
     x, y, t = (values.astype(np.int64) for values in (x, y, t))
@@ -229,8 +229,11 @@ def bin_events(
     channels, height, width = shape
     if channels not in (1, 2):
         raise SpecError(f"event frames have 1 or 2 channels, got {channels}")
-    steps, window_us = whole("steps", steps, 1), None if window_us is None else whole("window_us", window_us, 1, 2**63)
-    start_us = whole("start_us", start_us, -(2**63), 2**63)
+    steps, window_us = (
+        integer_between("steps", steps, 1),
+        None if window_us is None else integer_between("window_us", window_us, 1, 2**63),
+    )
+    start_us = integer_between("start_us", start_us, -(2**63), 2**63)
     if steps > _LARGEST["steps"] or abs(start_us) > _LARGEST["start_us"]:
         raise SpecError(f"steps is at most 2^20 and start_us at most 2^40, got {steps} and {start_us}")
     _check_events(x, y, p, t, shape)

@@ -14,7 +14,7 @@ import numpy as np
 
 from stsbp_spec.errors import ShapeError, SpecError
 from stsbp_spec.typing import UInt8
-from stsbp_spec.validation import array_of, shown, whole
+from stsbp_spec.validation import array_of, integer_between, shown
 
 __all__ = ["LabelCode", "encode_repeat"]
 
@@ -63,14 +63,17 @@ class LabelCode:
             SpecError: `classes` or `steps` is not an integer of at least 1, `first` not one of at least 0, or `steps`
                 ends before the two patterns differ.
         """
-        classes = whole("the number of classes", classes, 1)
+        classes = integer_between("the number of classes", classes, 1)
         desired, undesired = self.trains(steps, first)
         labelled = np.eye(classes, dtype=bool)[:, np.newaxis, :]
         return np.where(labelled, desired[:, np.newaxis], undesired[:, np.newaxis])
 
     def trains(self, steps: int, first: int = 0) -> tuple[UInt8, UInt8]:
         """The spike trains `[T]` of the labelled neuron and of all others: see `sequences`."""
-        steps, first = whole("the number of steps", steps, 1), whole("the first step", first, 0, most=2**63)
+        steps, first = (
+            integer_between("the number of steps", steps, 1),
+            integer_between("the first step", first, 0, most=2**63),
+        )
         desired, undesired = (_train(pattern, steps, first) for pattern in (self.desired, self.undesired))
         if first == 0 and np.array_equal(desired, undesired):
             raise SpecError(
@@ -95,7 +98,7 @@ def encode_repeat(labels: Any, classes: int, steps: int, code: LabelCode | None 
         raise SpecError(f"a label code is a LabelCode, for example LabelCode('01', '0'), got {shown(code)}")
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ShapeError(f"expected integer labels [B], got {labels.dtype} of shape {list(labels.shape)}")
-    classes = whole("the number of classes", classes, 1)
+    classes = integer_between("the number of classes", classes, 1)
     outside = (labels < 0) | (labels >= classes)
     if outside.any():
         raise SpecError(f"label {labels[outside][0]} is not a class: expected 0 to {classes - 1}")

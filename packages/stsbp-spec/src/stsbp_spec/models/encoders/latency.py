@@ -10,7 +10,7 @@ import numpy as np
 
 from stsbp_spec.errors import ShapeError
 from stsbp_spec.typing import UInt8
-from stsbp_spec.validation import array_of, whole
+from stsbp_spec.validation import array_of, integer_between
 
 __all__ = ["encode_latency"]
 
@@ -22,7 +22,7 @@ def encode_latency(images: UInt8, steps: int) -> UInt8:
         ShapeError: the images are not uint8.
         SpecError: `steps` is not an integer of at least 1.
     """
-    images, steps = array_of(images), whole("steps", steps, 1)
+    images, steps = array_of(images), integer_between("steps", steps, 1)
     if images.dtype != np.uint8:
         raise ShapeError(f"expected uint8 images [B, ...], got {images.dtype}")
     grey = np.arange(256)

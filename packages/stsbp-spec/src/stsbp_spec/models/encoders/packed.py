@@ -12,7 +12,7 @@ import numpy as np
 from stsbp_spec.distributed.collective import BatchSlice
 from stsbp_spec.errors import ShapeError
 from stsbp_spec.typing import Shape, UInt8
-from stsbp_spec.validation import array_of, whole
+from stsbp_spec.validation import array_of, integer_between
 
 __all__ = ["Inputs", "PackedFrames", "cut", "of_part", "silent", "unpacked"]
 
@@ -37,7 +37,7 @@ class PackedFrames:
         bits = self.bits
         if not isinstance(bits, np.ndarray) or bits.dtype != np.uint8 or bits.ndim not in (3, 5):
             raise ShapeError("packed frames are uint8 [ceil(T/8), B, H, W, C] or [ceil(T/8), B, N]")
-        whole("steps", self.steps, 1)
+        integer_between("steps", self.steps, 1)
         if len(bits) != -(-self.steps // 8):
             raise ShapeError(f"{self.steps} steps take {-(-self.steps // 8)} bytes, got {len(bits)}")
 

@@ -13,7 +13,7 @@ from stsbp_spec.contract.random import LARGEST_SUBSTREAM, Stream, bits
 from stsbp_spec.errors import ShapeError, SpecError
 from stsbp_spec.models.encoders.repeat import IMAGE_SCALE
 from stsbp_spec.typing import AnyArray, Int64, UInt8
-from stsbp_spec.validation import array_of, real, whole
+from stsbp_spec.validation import array_of, integer_between, real
 
 __all__ = ["encode_poisson"]
 
@@ -37,8 +37,8 @@ def encode_poisson(
         ShapeError: the images are not uint8, or `indices` are not one integer for each of them.
         SpecError: `steps`, `seed`, `rate`, `epoch` or an index is outside its domain.
     """
-    images, steps, rate = array_of(images), whole("steps", steps, 1), real("rate", rate)
-    epoch = whole("epoch", epoch, 0, 2**32 - 1)
+    images, steps, rate = array_of(images), integer_between("steps", steps, 1), real("rate", rate)
+    epoch = integer_between("epoch", epoch, 0, 2**32 - 1)
     if images.dtype != np.uint8 or images.ndim < 2:
         raise ShapeError(f"expected uint8 images [B, ...], got {images.dtype} of shape {list(images.shape)}")
     if not 0 < rate <= 1:

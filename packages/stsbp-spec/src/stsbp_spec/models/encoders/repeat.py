@@ -11,7 +11,7 @@ import numpy as np
 
 from stsbp_spec.errors import ShapeError
 from stsbp_spec.typing import UInt8
-from stsbp_spec.validation import array_of, whole
+from stsbp_spec.validation import array_of, integer_between
 
 __all__ = ["IMAGE_SCALE", "repeat"]
 
@@ -26,7 +26,7 @@ def repeat(images: UInt8, steps: int) -> UInt8:
         ShapeError: the images are not uint8, or have neither two nor four axes.
         SpecError: `steps` is not an integer of at least 1.
     """
-    images, steps = array_of(images), whole("steps", steps, 1)
+    images, steps = array_of(images), integer_between("steps", steps, 1)
     if images.dtype != np.uint8 or images.ndim not in (2, 4):
         raise ShapeError(
             f"expected uint8 images [B, C, H, W] or [B, N], got {images.dtype} of shape {list(images.shape)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from stsbp_spec.errors import SpecError
-from stsbp_spec.validation import shown, whole
+from stsbp_spec.validation import integer_between, shown
 
 __all__ = ["PerAxis", "both", "per_axis", "written"]
 
@@ -20,10 +20,10 @@ def per_axis(label: str, value: object, least: int) -> PerAxis:
         SpecError: a number is not an integer, or is below `least`. The message begins with `label`.
     """
     if not isinstance(value, (tuple, list)):
-        return whole(label, value, least)
+        return integer_between(label, value, least)
     if len(value) != 2:
         raise SpecError(f"{label} is an integer or a pair (rows, columns), got {shown(value)}")
-    rows, columns = (whole(label, size, least) for size in value)
+    rows, columns = (integer_between(label, size, least) for size in value)
     return rows if rows == columns else (rows, columns)
 
 

@@ -21,7 +21,7 @@ from stsbp_spec.networks.ops.axes import PerAxis, both, per_axis, written
 from stsbp_spec.networks.ops.base import Weighted, normalisation, weight_bits
 from stsbp_spec.networks.ops.batchnorm import BatchNorm
 from stsbp_spec.typing import Shape
-from stsbp_spec.validation import truth, whole
+from stsbp_spec.validation import integer_between, truth
 
 __all__ = ["Conv2d"]
 
@@ -54,7 +54,7 @@ class Conv2d(Weighted):
 
     def __post_init__(self) -> None:
         for name in ("channels", "groups"):
-            object.__setattr__(self, name, whole(f"a convolution's {name}", getattr(self, name), 1))
+            object.__setattr__(self, name, integer_between(f"a convolution's {name}", getattr(self, name), 1))
         for name, least in (("kernel", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
             object.__setattr__(self, name, per_axis(f"a convolution's {name}", getattr(self, name), least))
         object.__setattr__(self, "weight_bits", weight_bits(self.weight_bits))

@@ -13,7 +13,7 @@ from stsbp_spec.contract.grid import MAX_WEIGHT_BITS
 from stsbp_spec.networks.ops.base import Weighted, normalisation, weight_bits
 from stsbp_spec.networks.ops.batchnorm import BatchNorm
 from stsbp_spec.typing import Shape
-from stsbp_spec.validation import truth, whole
+from stsbp_spec.validation import integer_between, truth
 
 __all__ = ["Linear"]
 
@@ -35,7 +35,7 @@ class Linear(Weighted):
     norm: BatchNorm | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "units", whole("the units of a full connection", self.units, 1))
+        object.__setattr__(self, "units", integer_between("the units of a full connection", self.units, 1))
         object.__setattr__(self, "weight_bits", weight_bits(self.weight_bits))
         object.__setattr__(self, "bias", truth("bias", self.bias))
         object.__setattr__(self, "norm", normalisation(self.norm, bias=self.bias))

@@ -31,18 +31,18 @@ class Array:
         shape: `(C, H, W)` or `(N,)`.
         most: the largest value in units of `2^-exponent`.
         exponent: exponent of their unit.
-        given: whether it is the caller's input: channels-first, and with arbitrary bytes.
+        is_input: whether it is the caller's input: channels-first, and with arbitrary bytes.
     """
 
     shape: Shape
     most: int
     exponent: int
-    given: bool = False
+    is_input: bool = False
 
     @classmethod
-    def of(cls, values: Values, *, given: bool = False) -> Array:
+    def of(cls, values: Values, *, is_input: bool = False) -> Array:
         """The array for the values on an edge."""
-        return cls(values.shape, round(values.maximum * 2.0**values.exponent), values.exponent, given)
+        return cls(values.shape, round(values.maximum * 2.0**values.exponent), values.exponent, is_input)
 
     @property
     def size(self) -> int:
@@ -61,13 +61,13 @@ class Array:
             return [("c", self.size)]
         channels, rows, columns = self.shape
         last = [("y", rows), ("x", columns)]
-        return [("c", channels), *last] if self.given else [*last, ("c", channels)]
+        return [("c", channels), *last] if self.is_input else [*last, ("c", channels)]
 
     @property
     def order(self) -> np.ndarray[tuple[int, ...], np.dtype[np.intp]]:
         """For each position in memory, the position of its value in channels-first order."""
         places = np.arange(self.size).reshape(sides(self.shape))
-        return (places if self.given else places.transpose(1, 2, 0)).reshape(-1)
+        return (places if self.is_input else places.transpose(1, 2, 0)).reshape(-1)
 
     def index(self, **of: str) -> str:
         """The position in memory of channel `c`, row `y` and column `x`. `of` contains other texts for some of them."""
@@ -80,9 +80,9 @@ class Array:
     def read(self, pointer: str, index: str) -> str:
         """A value as an `int32_t`. Values of the caller are limited to the allowed maximum."""
         text = f"{pointer}[{index}]"
-        if self.given and self.most == 1:
+        if self.is_input and self.most == 1:
             return f"({text} != 0u) ? 1 : 0"
-        if self.given and self.most < 255:
+        if self.is_input and self.most < 255:
             return f"({text} > {self.most}u) ? {self.most} : (int32_t){text}"
         return f"(int32_t){text}"
 

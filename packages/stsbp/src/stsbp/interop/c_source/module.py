@@ -33,7 +33,7 @@ class StateField:
     name: str
     type: str
     count: int
-    what: str
+    meaning: str
 
     @property
     def bytes(self) -> int:
@@ -43,7 +43,7 @@ class StateField:
     @property
     def text(self) -> str:
         """The declaration."""
-        return f"{self.type} {self.name}{f'[{self.count}]' if self.count else ''}; /* {comment(self.what)} */"
+        return f"{self.type} {self.name}{f'[{self.count}]' if self.count else ''}; /* {comment(self.meaning)} */"
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ class Module:
     def _add(self, node: Node) -> None:
         if isinstance(node.op, Input):
             values = self._graph.values[node.name]
-            array = self._arrays[node.name] = Array.of(values, given=True)
+            array = self._arrays[node.name] = Array.of(values, is_input=True)
             self._remember_output(node.name, "image" if values.static else "frame", array.type, array.size)
         elif isinstance(node.op, Neurons):
             self._add_population(node, self._program.populations[node.name])
@@ -291,8 +291,8 @@ class Module:
         added = _Added(f"{name}({self._pointer(edge, node.name)}, ", weighted_sums)
         readers = [
             named_values
-            for every in self._program.nodes
-            for named_values in every.inputs
+            for node_of_program in self._program.nodes
+            for named_values in node_of_program.inputs
             if named_values.source == node.name
         ]
         if values.static or len(readers) > 1 or readers[0].delay:
