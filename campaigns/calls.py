@@ -43,9 +43,9 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
-def progress_line(done: int, faults: int, seconds: float, left: float) -> str:
-    """Number of cases, rate, faults and time that is left. `seconds` have passed, and `left` seconds are left."""
-    return f"{done:,} cases, {done / seconds:.1f} a second, {faults} with faults, {left / 60:.0f} minutes left"
+def progress_line(done: int, faults: int, seconds: float, remaining: float) -> str:
+    """Number of cases, rate, faults and time that is left. `seconds` have passed, and `remaining` seconds are left."""
+    return f"{done:,} cases, {done / seconds:.1f} a second, {faults} with faults, {remaining / 60:.0f} minutes left"
 
 
 class Complaint(Exception):
@@ -88,19 +88,19 @@ def call(arguments: Sequence[str], *, encoding: str = "utf-8", terminal: bool = 
         terminal: whether standard error says that it is a terminal.
     """
     out, err = _Stream(encoding, "strict", False), _Stream(encoding, "backslashreplace", terminal)
-    before, environment = (sys.argv, sys.stdout, sys.stderr), dict(os.environ)
+    streams, environment = (sys.argv, sys.stdout, sys.stderr), dict(os.environ)
     sys.argv, sys.stdout, sys.stderr = ["stsbp", *arguments], out, err
     code, crash = 0, None
     try:
         with shown_warnings() as caught:
             try:
                 main()
-            except SystemExit as left:
-                code = left.code if isinstance(left.code, int) else 0 if left.code is None else 1
+            except SystemExit as stop:
+                code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
             except BaseException as error:
                 code, crash = 1, error
     finally:
-        sys.argv, sys.stdout, sys.stderr = before
+        sys.argv, sys.stdout, sys.stderr = streams
         if os.environ != environment:
             os.environ.clear()
             os.environ.update(environment)
@@ -127,12 +127,12 @@ def check_warnings(caught: list[warnings.WarningMessage]) -> None:
         raise Complaint(f"a warning reached the user: {caught[0].category.__name__} at {place}: {text}")
 
 
-def check_message(text: str, what: str = "message") -> None:
+def check_message(text: str, kind: str = "message") -> None:
     """Complain of a message that is empty or too long."""
     if not text.strip():
-        raise Complaint(f"an empty {what}")
+        raise Complaint(f"an empty {kind}")
     if len(text) > LONGEST_MESSAGE:
-        raise Complaint(f"a {what} of more than {LONGEST_MESSAGE} characters\n{len(text)}: {text[:600]!r}")
+        raise Complaint(f"a {kind} of more than {LONGEST_MESSAGE} characters\n{len(text)}: {text[:600]!r}")
 
 
 def check_output(called: Called, *, terminal: bool = False) -> None:
@@ -159,6 +159,6 @@ def check_output(called: Called, *, terminal: bool = False) -> None:
     if len(called.out) > LONGEST_OUTPUT or len(called.err) > LONGEST_OUTPUT:
         raise Complaint(f"more than {LONGEST_OUTPUT} characters were printed\n{called.err[:600]!r}")
     for name, text in (("output", called.out), ("error", called.err)):
-        if found := _CONTROL.search(text):
-            at = found.start()
+        if match := _CONTROL.search(text):
+            at = match.start()
             raise Complaint(f"standard {name} has a control character\n{text[max(0, at - 100) : at + 100]!r}")

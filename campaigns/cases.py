@@ -149,7 +149,7 @@ def run_command(case: Case, world: World, check: Callable[[Case, World], None] |
     terminal = bool(case.how.get("terminal"))
     for name, content in case.files.items():
         world.write(name, content)
-    before = set(threading.enumerate())
+    earlier = set(threading.enumerate())
     try:
         with world.at_home():
             called = call(case.arguments, encoding=case.how.get("encoding", "utf-8"), terminal=terminal)
@@ -158,7 +158,7 @@ def run_command(case: Case, world: World, check: Callable[[Case, World], None] |
         _check_world(case, world, refused=called.code in (1, 2))
         if check is not None and called.code == 0:
             check(case, world)
-        for thread in set(threading.enumerate()) - before:
+        for thread in set(threading.enumerate()) - earlier:
             # The thread of a progress bar ends after its last refresh.
             thread.join(2.0)
             if thread.is_alive():
@@ -169,22 +169,24 @@ def run_command(case: Case, world: World, check: Callable[[Case, World], None] |
 
 
 def _check_world(case: Case, world: World, *, refused: bool) -> None:
-    for name, how in world.differences().items():
-        if refused and _below(name, tuple(case.how.get("kept", ()))) and name not in case.files:
-            raise Complaint(f"a command that ended with an error {how} a file\n{name}")
+    for name, change in world.differences().items():
+        if refused and _is_related(name, tuple(case.how.get("kept", ()))) and name not in case.files:
+            raise Complaint(f"a command that ended with an error {change} a file\n{name}")
         if name in case.files:
-            same = how != "lost" and (world.root / name).read_bytes() == case.files[name]
-            if not same and not _below(name, case.may_change):
-                raise Complaint(f"a file of the case was {how}\n{name}")
+            same = change != "lost" and (world.root / name).read_bytes() == case.files[name]
+            if not same and not _is_related(name, case.may_change):
+                raise Complaint(f"a file of the case was {change}\n{name}")
             continue
         if name.endswith(".tmp"):
             raise Complaint(f"a temporary file was left\n{name}")
-        if how == "new" and (_below(name, case.may_make) or any(made.startswith(f"{name}/") for made in case.files)):
+        if change == "new" and (
+            _is_related(name, case.may_make) or any(written.startswith(f"{name}/") for written in case.files)
+        ):
             continue
-        if not _below(name, ("cache", *case.may_change)):
-            raise Complaint(f"a file was {how} that the command does not own\n{name}")
+        if not _is_related(name, ("cache", *case.may_change)):
+            raise Complaint(f"a file was {change} that the command does not own\n{name}")
 
 
-def _below(name: str, owners: tuple[str, ...]) -> bool:
+def _is_related(name: str, owners: tuple[str, ...]) -> bool:
     path = PurePosixPath(name)
     return any(path.is_relative_to(owner) or PurePosixPath(owner).is_relative_to(path) for owner in owners)

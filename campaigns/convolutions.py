@@ -58,11 +58,11 @@ class Case:
     def expected(self) -> dict[str, AnyArray]:
         """Sums of integers: `z`, `ds` and `dW`."""
         conv, groups = self.conv, self.conv.groups
-        (above, left), (down, across), (rows, columns) = conv.paddings, conv.strides, conv.dilations
+        (pad_top, pad_left), (down, across), (rows, columns) = conv.paddings, conv.strides, conv.dilations
         *frames, c, h, width = self.s.shape
         height, width_out = self.dz.shape[-2:]
-        padded = np.zeros((*frames, groups, c // groups, h + 2 * above, width + 2 * left), np.int64)
-        padded[..., above : above + h, left : left + width] = self.s.reshape(*frames, groups, -1, h, width)
+        padded = np.zeros((*frames, groups, c // groups, h + 2 * pad_top, width + 2 * pad_left), np.int64)
+        padded[..., pad_top : pad_top + h, pad_left : pad_left + width] = self.s.reshape(*frames, groups, -1, h, width)
         w = self.w.reshape(groups, -1, *self.w.shape[1:])
         dz = self.dz.reshape(*frames, groups, -1, height, width_out)
         z, ds, dw = np.zeros_like(dz), np.zeros_like(padded), np.zeros_like(w)
@@ -76,7 +76,7 @@ class Case:
             z += np.einsum("tbgchw,gkc->tbgkhw", padded[window], w[..., i, j])
             ds[window] += np.einsum("tbgkhw,gkc->tbgchw", dz, w[..., i, j])
             dw[..., i, j] = np.einsum("tbgkhw,tbgchw->gkc", dz, padded[window])
-        ds = ds[..., above : above + h, left : left + width]
+        ds = ds[..., pad_top : pad_top + h, pad_left : pad_left + width]
         return {"z": z.reshape(self.dz.shape), "ds": ds.reshape(self.s.shape), "dW": dw.reshape(self.w.shape)}
 
 
@@ -126,7 +126,7 @@ def in_layout(x: AnyArray, layout: str, rng: np.random.Generator, dtype: torch.d
         strides[axis], size = size, size * x.shape[axis]
     tensor = torch.empty_strided(x.shape, strides, dtype=dtype).copy_(torch.from_numpy(x))
     if order is None:
-        strides = [int(rng.integers(40)) if n == 1 else own for n, own in zip(x.shape, strides, strict=True)]
+        strides = [int(rng.integers(40)) if n == 1 else stride for n, stride in zip(x.shape, strides, strict=True)]
     return tensor.as_strided(x.shape, strides)
 
 
@@ -180,10 +180,10 @@ def results_of_stsbp(case: Case, rng: np.random.Generator) -> Iterator[Result]:
     yield "cpu with torch, input_error", DENSE.input_error(conv, w, dz, shape), "ds"
     arrays = tuple(x.numpy() for x in operands())
     yield "cpu forward", cpu_conv2d.forward(conv, arrays[0], arrays[1])[0], "z"
-    below, gradient = cpu_conv2d.backward(
+    grad_input, gradient = cpu_conv2d.backward(
         conv, cpu_conv2d.Conv2dSaved(arrays[0], arrays[1]), arrays[2], precision="fast", need_input=True
     )
-    yield "cpu backward", below, "ds"
+    yield "cpu backward", grad_input, "ds"
     yield "cpu backward", gradient, "dW"
     yield "cpu input_error", cpu_conv2d.input_error(conv, arrays[1], arrays[2], shape), "ds"
 
@@ -233,7 +233,7 @@ class Tally:
 def search(seeds: range, tell: Callable[[str], object] = lambda _: None) -> Tally:
     """Compute the cases of these seeds. `tell` is called twice a minute with the progress."""
     tally, threads = Tally(), torch.get_num_threads()
-    began = told = time.monotonic()
+    began = reported = time.monotonic()
     try:
         for seed in seeds:
             case, rng = drawn_case(seed), np.random.default_rng((seed, 1))
@@ -242,24 +242,24 @@ def search(seeds: range, tell: Callable[[str], object] = lambda _: None) -> Tall
             expected["z / 16"] = expected["z"] / 16
             with conv2d.exact_math():
                 for results, tried in ((results_of_stsbp, False), (results_of_torch, True)):
-                    for name, found, what in results(case, rng):
-                        _count(tally, case, name, found, expected[what], tried)
-            if (now := time.monotonic()) - told > _TOLD_EVERY:
-                told, done = now, seed + 1 - seeds.start
-                left = (now - began) / done * (len(seeds) - done)
-                tell(progress_line(done, len(tally.faults), now - began, left))
+                    for name, result, quantity in results(case, rng):
+                        _count(tally, case, name, result, expected[quantity], tried)
+            if (now := time.monotonic()) - reported > _TOLD_EVERY:
+                reported, done = now, seed + 1 - seeds.start
+                seconds_left = (now - began) / done * (len(seeds) - done)
+                tell(progress_line(done, len(tally.faults), now - began, seconds_left))
     finally:
         torch.set_num_threads(threads)
     return tally
 
 
 def _count(
-    tally: Tally, case: Case, name: str, found: torch.Tensor | AnyArray | None, expected: AnyArray, of_torch: bool
+    tally: Tally, case: Case, name: str, result: torch.Tensor | AnyArray | None, expected: AnyArray, of_torch: bool
 ) -> None:
     tally.results[name] += 1
     if of_torch:
         tally.of_torch.add(name)
-    if found is not None and np.array_equal(np.asarray(found).reshape(expected.shape), expected):
+    if result is not None and np.array_equal(np.asarray(result).reshape(expected.shape), expected):
         return
     tally.wrong[name] += 1
     if not of_torch:

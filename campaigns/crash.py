@@ -53,24 +53,24 @@ class Blow:
     """What happens to a command.
 
     Attributes:
-        how: `kill`; the error that an operation ends in, `ENOSPC` or `EIO`; `move`: another process takes the folder of
-            the run away; empty: nothing.
+        kind: `kill`; the error that an operation ends in, `ENOSPC` or `EIO`; `move`: another process takes the folder
+            of the run away; empty: nothing.
         at: number of the file operation, from 1; 0: a random moment.
         share: of the bytes of a write that are written before; None: the operation is not begun.
         lasting: every later write and creation fails as well, as on a disk that stays full.
         seconds: the moment, where `at` is 0.
     """
 
-    how: str = ""
+    kind: str = ""
     at: int = 0
     share: float | None = None
     lasting: bool = False
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        where = f"at {self.seconds:.3f} s" if not self.at else f"at operation {self.at}"
+        moment = f"at {self.seconds:.3f} s" if not self.at else f"at operation {self.at}"
         part = "" if self.share is None else f" after {self.share:.0%} of the bytes"
-        return f"{self.how or 'nothing'} {where}{part}{' and from then on' if self.lasting else ''}"
+        return f"{self.kind or 'nothing'} {moment}{part}{' and from then on' if self.lasting else ''}"
 
 
 class Disk:
@@ -111,7 +111,7 @@ class Disk:
         system_open = os.open
 
         def os_open(path: Any, flags: int, *arguments: Any, **named: Any) -> int:
-            if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and self.mine(path, named):
+            if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and self.counts(path, named):
                 self.step("open")
             return system_open(path, flags, *arguments, **named)
 
@@ -119,7 +119,7 @@ class Disk:
         plain_file = io.FileIO
 
         def file_io(file: Any, mode: str = "r", *arguments: Any, **named: Any) -> io.FileIO:
-            if not set(mode) & set("wax+") or not self.mine(file, {}):
+            if not set(mode) & set("wax+") or not self.counts(file, {}):
                 return plain_file(file, mode, *arguments, **named)
             if not isinstance(file, int):
                 self.step("open")
@@ -130,40 +130,40 @@ class Disk:
             if getattr(module, "FileIO", None) is plain_file:
                 module.FileIO = file_io  # type: ignore[attr-defined]
 
-    def mine(self, path: Any, named: dict[str, Any]) -> bool:
+    def counts(self, path: Any, named: dict[str, Any]) -> bool:
         """Whether an operation on this path or descriptor counts."""
         if isinstance(path, int) or any(name.endswith("dir_fd") and named[name] is not None for name in named):
             return True
         return f"{os.path.abspath(os.fsdecode(path))}{os.sep}".startswith(self.root)
 
-    def step(self, what: str, write: Callable[[float], object] | None = None) -> None:
+    def step(self, operation: str, write: Callable[[float], object] | None = None) -> None:
         """An operation is about to begin; `write` writes a share of its bytes."""
         self.count += 1
         if write is not None:
             self.writes.append(self.count)
         blow = self.blow
-        failing = blow.how not in ("", "kill", "move")
-        if failing and self.full and what in ("open", "write", "mkdir", "rename"):
-            raise OSError(getattr(errno, blow.how), os.strerror(getattr(errno, blow.how)))
+        failing = blow.kind not in ("", "kill", "move")
+        if failing and self.full and operation in ("open", "write", "mkdir", "rename"):
+            raise OSError(getattr(errno, blow.kind), os.strerror(getattr(errno, blow.kind)))
         if not blow.at or self.count != blow.at:
             return
-        if blow.how == "move":
+        if blow.kind == "move":
             if os.path.isdir(self.prey):
                 self.rename(self.prey, self.prey + _MOVED)
             return
         if blow.share is not None and write is not None:
             write(blow.share)
-        if blow.how == "kill":
+        if blow.kind == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(_LONGEST)
         self.full = blow.lasting
-        raise OSError(getattr(errno, blow.how), os.strerror(getattr(errno, blow.how)))
+        raise OSError(getattr(errno, blow.kind), os.strerror(getattr(errno, blow.kind)))
 
     def guarded(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
         """An operation of `os` that counts."""
 
         def operation(path: Any, *arguments: Any, **named: Any) -> Any:
-            if self.mine(path, named):
+            if self.counts(path, named):
                 self.step("rename" if name == "replace" else name)
             return function(path, *arguments, **named)
 
@@ -171,7 +171,7 @@ class Disk:
 
     def opened(self, file: Any, mode: str = "r", buffering: int = -1, *arguments: Any, **named: Any) -> Any:
         """`open` whose raw file counts."""
-        if not set(mode) & set("wax+") or not self.mine(file, {}):
+        if not set(mode) & set("wax+") or not self.counts(file, {}):
             return self.open(file, mode, buffering, *arguments, **named)
         if not isinstance(file, int):
             self.step("open")
@@ -192,13 +192,13 @@ class _File(io.FileIO):
 
     def write(self, data: Any) -> int:
         content = bytes(data)
-        whole = super().write
+        write_all = super().write
 
         def part(share: float) -> object:
-            return whole(content[: max(1, int(share * len(content)))])
+            return write_all(content[: max(1, int(share * len(content)))])
 
         self.disk.step("write", part if len(content) > 1 else None)
-        return whole(content)
+        return write_all(content)
 
     def truncate(self, size: int | None = None) -> int:
         self.disk.step("truncate")
@@ -224,7 +224,7 @@ def run(world: World, arguments: tuple[str, ...], blow: Blow, log: Path, prey: s
     child = os.fork()
     if child == 0:
         _child(world, arguments, blow, log, prey)
-    deadline = began + (blow.seconds if blow.how == "kill" and not blow.at else _LONGEST)
+    deadline = began + (blow.seconds if blow.kind == "kill" and not blow.at else _LONGEST)
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
@@ -235,18 +235,18 @@ def run(world: World, arguments: tuple[str, ...], blow: Blow, log: Path, prey: s
             break
         time.sleep(0.001)
     code = os.waitstatus_to_exitcode(status)
-    said: dict[str, Any] = {}
+    outcome: dict[str, Any] = {}
     if code != -signal.SIGKILL:
-        said = json.loads(log.read_text(encoding="utf-8"))
-    if code == -signal.SIGKILL and blow.how != "kill":
-        said["broken"] = f"it hangs for {_LONGEST:g} s"
+        outcome = json.loads(log.read_text(encoding="utf-8"))
+    if code == -signal.SIGKILL and blow.kind != "kill":
+        outcome["broken"] = f"it hangs for {_LONGEST:g} s"
     return Ended(
         code,
-        said.get("err", ""),
-        said.get("operations", 0),
-        tuple(said.get("writes", ())),
+        outcome.get("err", ""),
+        outcome.get("operations", 0),
+        tuple(outcome.get("writes", ())),
         time.monotonic() - began,
-        said.get("broken", ""),
+        outcome.get("broken", ""),
     )
 
 
@@ -279,14 +279,14 @@ class Scenario:
         first: its arguments.
         then: those of the command that a user would give next; again and again it may be killed as well.
         makes: what they write, below the folder `work`; everything else must stay as it was.
-        before: commands that prepare the world.
+        setup: commands that prepare the world.
         cold: the cache of decoded samples is emptied before.
     """
 
     first: tuple[str, ...]
     then: tuple[str, ...]
     makes: tuple[str, ...]
-    before: tuple[tuple[str, ...], ...] = ()
+    setup: tuple[tuple[str, ...], ...] = ()
     cold: bool = False
 
 
@@ -342,12 +342,12 @@ def _essence(path: Path) -> str:
 
 def ending(world: World, scenario: Scenario) -> dict[str, str]:
     """What the scenario has made: the essence of each file by its name."""
-    found: dict[str, str] = {}
+    essences: dict[str, str] = {}
     for name in scenario.makes:
         top = world.root / "work" / name
         for path in [top] if top.is_file() else sorted(p for p in top.rglob("*") if p.is_file()):
-            found[str(path.relative_to(world.root))] = _essence(path)
-    return found
+            essences[str(path.relative_to(world.root))] = _essence(path)
+    return essences
 
 
 @dataclass
@@ -373,7 +373,7 @@ class _Stage:
             # It fills the cache of decoded samples.
             self.undisturbed(_TRAIN)
             shutil.rmtree(self.world.root / "work/runs")
-        for arguments in scenario.before:
+        for arguments in scenario.setup:
             self.undisturbed(arguments)
         self.world.remember()
         self.first = self.undisturbed(scenario.first)
@@ -403,12 +403,12 @@ class _Stage:
             ended = run(self.world, self.scenario.then, Blow(), self.log)
             if ended.code != 0 or ended.broken:
                 raise Complaint(f"it does not go on: exit code {ended.code}\n{ended.err[-500:]}{ended.broken[-1500:]}")
-            found = ending(self.world, self.scenario)
-            for name in sorted(self.expected.keys() | found.keys()):
-                if self.expected.get(name) != found.get(name):
-                    how = "left over" if name not in self.expected else "lost" if name not in found else "other"
-                    kind = name if how != "left over" else f"*{Path(name).suffix}"
-                    raise Complaint(f"in the end, {how}: {kind}\n{name}\n{found.get(name, '')[:300]}")
+            actual = ending(self.world, self.scenario)
+            for name in sorted(self.expected.keys() | actual.keys()):
+                if self.expected.get(name) != actual.get(name):
+                    difference = "left over" if name not in self.expected else "lost" if name not in actual else "other"
+                    kind = name if difference != "left over" else f"*{Path(name).suffix}"
+                    raise Complaint(f"in the end, {difference}: {kind}\n{name}\n{actual.get(name, '')[:300]}")
             self.check_world()
         except Complaint as error:
             name, _, text = str(error).partition("\n")
@@ -420,10 +420,10 @@ class _Stage:
 
     def count(self, blow: Blow, ended: Ended) -> None:
         """Count a blow that struck."""
-        if blow.how == "kill" and ended.code == -signal.SIGKILL:
+        if blow.kind == "kill" and ended.code == -signal.SIGKILL:
             self.trials.kills += 1
             self.trials.in_writes += blow.share is not None
-        elif blow.how not in ("", "kill"):
+        elif blow.kind not in ("", "kill"):
             self.trials.failures += 1
 
     @staticmethod
@@ -439,20 +439,20 @@ class _Stage:
     def check_ended(blow: Blow, ended: Ended) -> None:
         """Complain where a command that met an error did not end in one message."""
         if ended.broken:
-            raise Complaint(f"after {blow.how}: {ended.broken.strip().splitlines()[-1][:200]}\n{ended.broken[-1500:]}")
+            raise Complaint(f"after {blow.kind}: {ended.broken.strip().splitlines()[-1][:200]}\n{ended.broken[-1500:]}")
 
     def check_world(self, *, resting: bool = True) -> None:
         """Complain of what is changed, lost or left over outside of what the scenario makes."""
         makes = tuple(f"work/{name}" for name in self.scenario.makes)
-        for name, how in self.world.differences().items():
-            mine = name.startswith(makes) or any(own.startswith(f"{name}/") for own in makes)
+        for name, change in self.world.differences().items():
+            expected = name.startswith(makes) or any(path.startswith(f"{name}/") for path in makes)
             temporary = name.endswith(".tmp")
             if temporary and not resting:
                 continue
             if temporary:
                 raise Complaint(f"a temporary file stays\n{name}")
-            if not mine and not (how == "new" and name.startswith("cache/")):
-                raise Complaint(f"another file is {how}\n{name}")
+            if not expected and not (change == "new" and name.startswith("cache/")):
+                raise Complaint(f"another file is {change}\n{name}")
 
 
 def _plan(stage: _Stage, rng: random.Random, kills: int) -> list[list[Blow]]:
@@ -478,9 +478,9 @@ def _plan(stage: _Stage, rng: random.Random, kills: int) -> list[list[Blow]]:
             trials[at] += trials.pop(at + 1)
         at += 1
     failures = [
-        [Blow(how, at, share, how == "ENOSPC" and rng.random() < 0.7)]
+        [Blow(error, at, share, error == "ENOSPC" and rng.random() < 0.7)]
         for at in range(1, first.operations + 1)
-        for how in ("ENOSPC", "EIO")
+        for error in ("ENOSPC", "EIO")
         for share in ((0.5,) if at in first.writes else (None,))
     ]
     if not Path(stage.scenario.makes[0]).suffix:
@@ -512,7 +512,7 @@ def crash(names: list[str], *, kills: int, seed: int, seconds: float) -> dict[st
             share = 0.5 * stage.first.operations / operations + 0.5 / len(stages)
             plan = _plan(stage, rng, round(kills * share))
             turns += [(number / len(plan), stage, blows) for number, blows in enumerate(plan)]
-        said = time.monotonic()
+        reported = time.monotonic()
         planned = [(stage, blows) for _, stage, blows in sorted(turns, key=lambda turn: turn[0])]
         # A blow may come when its command is over: more of them, until there were as many as were asked for.
         more = ((stage, blows) for _ in itertools.count() for stage in stages for blows in _plan(stage, rng, 1)[:1])
@@ -520,8 +520,8 @@ def crash(names: list[str], *, kills: int, seed: int, seconds: float) -> dict[st
             done = number >= len(planned) and sum(stage.trials.kills for stage in stages) >= kills
             if done or time.monotonic() > until:
                 break
-            if time.monotonic() - said > 60:
-                said = time.monotonic()
+            if time.monotonic() - reported > 60:
+                reported = time.monotonic()
                 click.echo(f"{sum(stage.trials.kills for stage in stages)} kills", err=True)
             shown = len(stage.trials.shown)
             stage.trial(blows)
@@ -535,8 +535,8 @@ def crash(names: list[str], *, kills: int, seed: int, seconds: float) -> dict[st
 def table(trials: dict[str, Trials]) -> str:
     """Kills, errors and faults of each scenario."""
     rows: list[tuple[str, ...]] = [("scenario", "operations", "kills", "in writes", "errors", "faults")]
-    for name, found in trials.items():
-        numbers = (found.operations, found.kills, found.in_writes, found.failures, found.faults.total())
+    for name, counts in trials.items():
+        numbers = (counts.operations, counts.kills, counts.in_writes, counts.failures, counts.faults.total())
         rows.append((name, *map(str, numbers)))
     rows.append(("all", *(str(sum(int(row[i]) for row in rows[1:])) for i in range(1, 6))))
     return aligned(rows)
@@ -556,7 +556,7 @@ def command(kills: int | None, seconds: float | None, seed: int, names: tuple[st
     trials = crash(list(names or SCENARIOS), kills=kills or 400, seed=seed, seconds=limit)
     click.echo(table(trials))
     click.echo(f"seed {seed}, {time.monotonic() - began:.0f} s")
-    sys.exit(any(found.faults for found in trials.values()))
+    sys.exit(any(result.faults for result in trials.values()))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ __all__ = ["forking"]
 class _Forked:
     """What `subprocess.Popen` is for the process that reads a file, without the time that a new Python takes."""
 
-    def __init__(self, command: Sequence[str], *, stdin: BinaryIO, **_how: Any) -> None:
+    def __init__(self, command: Sequence[str], *, stdin: BinaryIO, **_options: Any) -> None:
         reader, writer = os.pipe()
         # JAX warns of every fork, but the child only reads.
         with warnings.catch_warnings(action="ignore"):
@@ -57,9 +57,9 @@ class _Forked:
 def forking() -> Iterator[None]:
     """Let files be read in forks of this process."""
     names = vars(hdf5_process)
-    before = names["subprocess"]
+    original = names["subprocess"]
     names["subprocess"] = SimpleNamespace(Popen=_Forked, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL)
     try:
         yield
     finally:
-        names["subprocess"] = before
+        names["subprocess"] = original

@@ -35,7 +35,7 @@ from campaigns.kinds import GROUPS, KINDS
 from campaigns.small_files import EVIL
 from campaigns.worlds import World, scratch_folder
 
-__all__ = ["Found", "Tally", "command", "fuzz", "run_watched"]
+__all__ = ["CaseFault", "Tally", "command", "fuzz", "run_watched"]
 
 HANG = 20.0
 """Seconds by the clock after which a case hangs, without those in which other work had all processors."""
@@ -52,7 +52,7 @@ _SAID_EVERY = 30.0
 
 
 @dataclass
-class Found:
+class CaseFault:
     """A fault: its name, the same for the same fault, what it looked like, and a case that shows it."""
 
     name: str
@@ -65,9 +65,9 @@ class Found:
         path = folder / f"{kind}-{digest}.json"
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(self.case, encoding="utf-8")
-        again = shlex.join(["nox", "-s", "fuzz", "--", "--replay", str(path)])
+        replay_command = shlex.join(["nox", "-s", "fuzz", "--", "--replay", str(path)])
         path.with_suffix(".txt").write_text(
-            f"{self.name}\n{again}\n\n{self.text}\n", encoding="utf-8", errors="replace"
+            f"{self.name}\n{replay_command}\n\n{self.text}\n", encoding="utf-8", errors="replace"
         )
         return path
 
@@ -92,15 +92,15 @@ def fault_name(error: BaseException) -> str:
     if isinstance(error, Complaint):
         return str(error).split("\n")[0]
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if f"{os.sep}campaigns{os.sep}" not in frame.filename] or frames[-1:]
-    last = own[-1]
+    outside = [frame for frame in frames if f"{os.sep}campaigns{os.sep}" not in frame.filename] or frames[-1:]
+    last = outside[-1]
     # Of a library's error, also the line of ours that called it.
-    ours = next((f for f in reversed(own) if "stsbp" in f.filename), last)
+    ours = next((f for f in reversed(outside) if "stsbp" in f.filename), last)
     places = dict.fromkeys(f"{Path(frame.filename).name}:{frame.lineno}" for frame in (ours, last))
     return f"{type(error).__name__} at {' < '.join(places)}"
 
 
-def run_watched(kind: Kind, case: Case, world: World) -> tuple[bool, Found | None]:
+def run_watched(kind: Kind, case: Case, world: World) -> tuple[bool, CaseFault | None]:
     """Run a case; returns whether the input was accepted, and the fault where there is one."""
     began, memory = _used()
     try:
@@ -116,7 +116,7 @@ def run_watched(kind: Kind, case: Case, world: World) -> tuple[bool, Found | Non
         if isinstance(error, KeyboardInterrupt) and not case.arguments:
             raise
         shown = "".join(traceback.format_exception(error, chain=False))
-        return False, Found(fault_name(error), shown[-6000:], case.to_json())
+        return False, CaseFault(fault_name(error), shown[-6000:], case.to_json())
     finally:
         _refused.clear()
     return accepted, None
@@ -124,9 +124,9 @@ def run_watched(kind: Kind, case: Case, world: World) -> tuple[bool, Found | Non
 
 def _used() -> tuple[float, int]:
     """Seconds of processor time, and the largest memory in bytes so far, of this process and those that it started."""
-    own, children = (resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    seconds = sum(usage.ru_utime + usage.ru_stime for usage in (own, children))
-    return seconds, max(own.ru_maxrss, children.ru_maxrss) * 1024
+    this, children = (resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    seconds = sum(usage.ru_utime + usage.ru_stime for usage in (this, children))
+    return seconds, max(this.ru_maxrss, children.ru_maxrss) * 1024
 
 
 _refused: list[str] = []
@@ -159,8 +159,8 @@ def _guard(root: Path) -> None:
             return
         for path, folder in named:
             if isinstance(path, str | bytes | os.PathLike):
-                below = "" if folder == -1 else os.readlink(f"/proc/self/fd/{folder}")
-                full = os.path.abspath(os.path.join(below, os.fsdecode(path)))
+                parent = "" if folder == -1 else os.readlink(f"/proc/self/fd/{folder}")
+                full = os.path.abspath(os.path.join(parent, os.fsdecode(path)))
                 if not f"{full}{os.sep}".startswith(inside):
                     refuse(f"a write outside of the case's folders\n{event} {full!r}")
 
@@ -209,7 +209,7 @@ def _serve(pipe: Connection, started: Any, root: Path) -> None:
     while True:
         kind_name, seed, first, end = json.loads(pipe.recv_bytes())
         kind, tally, faults = KINDS[kind_name], Tally(), []
-        kept: Counter[str] = Counter()
+        saved_faults: Counter[str] = Counter()
         began = time.monotonic()
         number = first
         while number < end and (number == first or time.monotonic() - began < 5 * _CHUNK_SECONDS):
@@ -217,18 +217,18 @@ def _serve(pipe: Connection, started: Any, root: Path) -> None:
             case = kind.make(_generator(kind_name, seed, number), world)
             if case.arguments:
                 current.write_text(case.to_json(), encoding="utf-8")
-            accepted, found = run_watched(kind, case, world)
-            if found is None and (said := os.fstat(log).st_size):
+            accepted, fault = run_watched(kind, case, world)
+            if fault is None and (written := os.fstat(log).st_size):
                 os.ftruncate(log, 0)
-                found = Found("something was written past Python's streams", f"{said} bytes", case.to_json())
+                fault = CaseFault("something was written past Python's streams", f"{written} bytes", case.to_json())
             tally.cases += 1
             tally.accepted += accepted
             tally.commands += bool(case.arguments)
-            if found is not None:
-                tally.faults[found.name] += 1
-                kept[found.name] += 1
-                if kept[found.name] <= KEPT:
-                    faults.append(vars(found))
+            if fault is not None:
+                tally.faults[fault.name] += 1
+                saved_faults[fault.name] += 1
+                if saved_faults[fault.name] <= KEPT:
+                    faults.append(vars(fault))
             if case.arguments:
                 current.unlink(missing_ok=True)
             number += 1
@@ -297,34 +297,34 @@ class _Worker:
 class _Queue:
     """Numbers of cases that are still to be given out, kind by kind."""
 
-    left: dict[str, int | None]
+    remaining: dict[str, int | None]
     """Cases still to be given out; None: as many as there is time for."""
     next: dict[str, int] = field(default_factory=dict)
     pace: dict[str, float] = field(default_factory=dict)
-    given: dict[str, float] = field(default_factory=dict)
-    again: list[tuple[str, int, int]] = field(default_factory=list)
+    share_used: dict[str, float] = field(default_factory=dict)
+    unfinished: list[tuple[str, int, int]] = field(default_factory=list)
 
     def take(self) -> tuple[str, int, int] | None:
         """The next numbers; of the kind that is farthest from its share."""
-        if self.again:
-            return self.again.pop()
-        waiting = [kind for kind, left in self.left.items() if left is None or left > 0]
+        if self.unfinished:
+            return self.unfinished.pop()
+        waiting = [kind for kind, count in self.remaining.items() if count is None or count > 0]
         if not waiting:
             return None
-        kind = min(waiting, key=lambda name: self.given.get(name, 0.0))
-        first, left = self.next.get(kind, 0), self.left[kind]
+        kind = min(waiting, key=lambda name: self.share_used.get(name, 0.0))
+        first, remaining = self.next.get(kind, 0), self.remaining[kind]
         count = max(1, round(_CHUNK_SECONDS * self.pace.get(kind, 5.0)))
-        count = count if left is None else min(count, left)
+        count = count if remaining is None else min(count, remaining)
         self.next[kind] = first + count
-        if left is not None:
-            self.left[kind] = left - count
-        self.given[kind] = self.given.get(kind, 0.0) + (count if left is not None else _CHUNK_SECONDS)
+        if remaining is not None:
+            self.remaining[kind] = remaining - count
+        self.share_used[kind] = self.share_used.get(kind, 0.0) + (count if remaining is not None else _CHUNK_SECONDS)
         return kind, first, first + count
 
 
 def _shares(kinds: list[str], cases: int) -> dict[str, int]:
-    whole = sum(KINDS[kind].weight for kind in kinds)
-    return {kind: max(1, round(cases * KINDS[kind].weight / whole)) for kind in kinds}
+    total_weight = sum(KINDS[kind].weight for kind in kinds)
+    return {kind: max(1, round(cases * KINDS[kind].weight / total_weight)) for kind in kinds}
 
 
 def fuzz(
@@ -342,19 +342,19 @@ def fuzz(
     """
     tallies, saved = {kind: Tally() for kind in kinds}, list[Path]()
     queue = _Queue(dict.fromkeys(kinds) if cases is None else dict(_shares(kinds, cases)))
-    began = said = time.monotonic()
+    began = reported = time.monotonic()
     until = began + seconds
     folder = scratch_folder("fuzz")
     for module in dict.fromkeys(module for kind in kinds for module in KINDS[kind].modules):
         importlib.import_module(module)
 
-    def keep(kind: str, found: Found) -> None:
-        if tallies[kind].faults[found.name] <= KEPT or found.name not in seen[kind]:
-            seen[kind].add(found.name)
-            saved.append(found.save(out, kind))
-            click.echo(f"{kind}: {found.name}\n  {saved[-1]}")
+    def keep(kind: str, fault: CaseFault) -> None:
+        if tallies[kind].faults[fault.name] <= KEPT or fault.name not in saved_names[kind]:
+            saved_names[kind].add(fault.name)
+            saved.append(fault.save(out, kind))
+            click.echo(f"{kind}: {fault.name}\n  {saved[-1]}")
 
-    seen: dict[str, set[str]] = {kind: set() for kind in kinds}
+    saved_names: dict[str, set[str]] = {kind: set() for kind in kinds}
     workers = [_Worker(folder) for _ in range(jobs)]
     try:
         while any(worker.chunk for worker in workers) or time.monotonic() < until:
@@ -363,9 +363,9 @@ def fuzz(
                     worker.give(numbers[0], seed, *numbers[1:])
             if all(worker.ready and worker.chunk is None for worker in workers):
                 break
-            heard = wait([worker.pipe for worker in workers], timeout=0.5)
+            readable = wait([worker.pipe for worker in workers], timeout=0.5)
             for at, worker in enumerate(workers):
-                if worker.pipe in heard:
+                if worker.pipe in readable:
                     try:
                         result = json.loads(worker.pipe.recv_bytes())
                     except (EOFError, OSError):
@@ -386,16 +386,16 @@ def fuzz(
                     worker.chunk = None
                     _add(tallies[kind], result)
                     if result["next"] < end:
-                        queue.again.append((kind, result["next"], end))
+                        queue.unfinished.append((kind, result["next"], end))
                     queue.pace[kind] = result["cases"] / max(0.01, result["seconds"])
-                    for found in result["found"]:
-                        keep(kind, Found(**found))
+                    for fields in result["found"]:
+                        keep(kind, CaseFault(**fields))
                     if result["full"]:
                         worker.end()
                         workers[at] = _Worker(folder)
-            if time.monotonic() - said > _SAID_EVERY:
-                said = time.monotonic()
-                click.echo(_progress(tallies, cases, said - began, until - said), err=True)
+            if time.monotonic() - reported > _SAID_EVERY:
+                reported = time.monotonic()
+                click.echo(_progress(tallies, cases, reported - began, until - reported), err=True)
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)
     finally:
@@ -405,13 +405,13 @@ def fuzz(
     return tallies, saved
 
 
-def _progress(tallies: dict[str, Tally], cases: int | None, seconds: float, left: float) -> str:
+def _progress(tallies: dict[str, Tally], cases: int | None, seconds: float, remaining: float) -> str:
     """Number of cases, rate, faults and time that is left, for people."""
     done = sum(tally.cases for tally in tallies.values())
     faults = sum(tally.faults.total() for tally in tallies.values())
     if cases is not None:
-        left = min(left, (cases - done) * seconds / max(1, done))
-    return progress_line(done, faults, seconds, left)
+        remaining = min(remaining, (cases - done) * seconds / max(1, done))
+    return progress_line(done, faults, seconds, remaining)
 
 
 def _add(tally: Tally, result: dict[str, Any]) -> None:
@@ -434,13 +434,13 @@ def _bury(worker: _Worker, seed: int, tallies: dict[str, Tally], keep: Any, queu
     case = worker.case(seed)
     tallies[kind].cases += number + 1 - first
     tallies[kind].faults[name] += 1
-    keep(kind, Found(name, f"exit code {worker.process.exitcode}", case.to_json()))
+    keep(kind, CaseFault(name, f"exit code {worker.process.exitcode}", case.to_json()))
     if number + 1 < end:
-        queue.again.append((kind, number + 1, end))
+        queue.unfinished.append((kind, number + 1, end))
     worker.end()
 
 
-def replay(path: Path) -> Found | None:
+def replay(path: Path) -> CaseFault | None:
     """Run a case that was kept, in a process of its own."""
     case = Case.from_json(path.read_text(encoding="utf-8"))
     folder = Path(tempfile.mkdtemp(prefix="stsbp-replay-"))
@@ -456,16 +456,16 @@ def replay(path: Path) -> Found | None:
             _guard(folder)
             _limit_memory()
             signal.alarm(round(HANG))
-            _, found = run_watched(KINDS[case.kind], case, world)
-            answer.write_text(json.dumps(found and vars(found)), encoding="utf-8")
+            _, fault = run_watched(KINDS[case.kind], case, world)
+            answer.write_text(json.dumps(fault and vars(fault)), encoding="utf-8")
             os._exit(0)
         _, status = os.waitpid(child, 0)
         if answer.exists():
             values = json.loads(answer.read_text(encoding="utf-8"))
-            return None if values is None else Found(**values)
+            return None if values is None else CaseFault(**values)
         code = os.waitstatus_to_exitcode(status)
         name = f"hangs for {HANG:g} s" if code == -signal.SIGALRM else "the process died"
-        return Found(name, f"exit code {code}", case.to_json())
+        return CaseFault(name, f"exit code {code}", case.to_json())
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -484,9 +484,9 @@ def table(tallies: dict[str, Tally]) -> str:
     return aligned(rows)
 
 
-def _chosen(given: tuple[str, ...]) -> list[str]:
+def _chosen(texts: tuple[str, ...]) -> list[str]:
     """The kinds that the words of `--kind` name, each once."""
-    words = [word for text in given for word in text.split(",")]
+    words = [word for text in texts for word in text.split(",")]
     if unknown := [word for word in words if word not in KINDS and word not in GROUPS]:
         raise click.BadParameter(f"there is no kind {unknown[0]}; there are: {', '.join((*KINDS, *GROUPS))}")
     return list(dict.fromkeys(kind for word in words for kind in GROUPS.get(word, (word,)))) or list(KINDS)
@@ -500,7 +500,7 @@ def _chosen(given: tuple[str, ...]) -> list[str]:
     "--kinds",
     "kinds",
     multiple=True,
-    callback=lambda _ctx, _param, given: _chosen(given),
+    callback=lambda _ctx, _param, texts: _chosen(texts),
     metavar="KIND,...",
     help=f"Only these: {', '.join((*KINDS, *GROUPS))}.",
 )
@@ -509,7 +509,9 @@ def _chosen(given: tuple[str, ...]) -> list[str]:
 @click.option(
     "--out", default="build/fuzz", show_default=True, type=click.Path(path_type=Path), help="For what is found."
 )
-@click.option("--replay", "again", type=click.Path(exists=True, path_type=Path), help="Run one input that was found.")
+@click.option(
+    "--replay", "replay_path", type=click.Path(exists=True, path_type=Path), help="Run one input that was found."
+)
 def command(
     cases: int | None,
     seconds: float | None,
@@ -517,13 +519,13 @@ def command(
     seed: int,
     jobs: int,
     out: Path,
-    again: Path | None,
+    replay_path: Path | None,
 ) -> None:
     """Throw hostile inputs at the readers and the command line; what goes wrong is kept with the command to see it."""
-    if again is not None:
-        found = replay(again)
-        click.echo("nothing is wrong with it now" if found is None else f"{found.name}\n\n{found.text}")
-        sys.exit(found is not None)
+    if replay_path is not None:
+        fault = replay(replay_path)
+        click.echo("nothing is wrong with it now" if fault is None else f"{fault.name}\n\n{fault.text}")
+        sys.exit(fault is not None)
     limit = seconds if seconds is not None else 120.0 if cases is None else float("inf")
     began = time.monotonic()
     tallies, saved = fuzz(kinds, cases=cases, seconds=limit, seed=seed, jobs=jobs, out=out)

@@ -103,10 +103,10 @@ def _recurrent() -> Tree:
 
 
 def _picture() -> Tree:
-    how = {"stride": np.array([1, 1]), "padding": np.array([1, 1]), "dilation": np.array([1, 1]), "groups": 1}
+    geometry = {"stride": np.array([1, 1]), "padding": np.array([1, 1]), "dilation": np.array([1, 1]), "groups": 1}
     pool = {"kernel_size": np.array([2, 2]), "stride": np.array([2, 2]), "padding": np.array([0, 0])}
     neurons = {"type": "IF", "r": np.full((4, 6, 6), 1e4), "v_threshold": np.ones((4, 6, 6))}
-    nodes = {"conv": {"type": "Conv2d", "weight": _ramp(4, 2, 3, 3), "bias": np.zeros(4), **how}, "if": neurons}
+    nodes = {"conv": {"type": "Conv2d", "weight": _ramp(4, 2, 3, 3), "bias": np.zeros(4), **geometry}, "if": neurons}
     nodes |= {"pool": {"type": "SumPool2d", **pool}, "flat": {"type": "Flatten", "start_dim": 0, "end_dim": -1}}
     nodes |= {"fc": {"type": "Linear", "weight": _ramp(_OUT, 36)}, "li": _without(_lif(_OUT), "v_threshold")}
     nodes["li"] = {**_without(nodes["li"], "v_reset"), "type": "LI"}
@@ -124,8 +124,8 @@ _BASES: dict[str, tuple[Callable[[], Tree], tuple[int, ...]]] = {
 class _Odd:
     """What is written in place of an array: see `_put`."""
 
-    def __init__(self, what: str, value: Any = None) -> None:
-        self.what, self.value = what, value
+    def __init__(self, kind: str, value: Any = None) -> None:
+        self.kind, self.value = kind, value
 
 
 def _put(group: Any, name: str, value: Any, compression: str | None) -> None:
@@ -136,9 +136,9 @@ def _put(group: Any, name: str, value: Any, compression: str | None) -> None:
     # Such as ".", which is the group itself.
     name = f"x{len(group)}" if name in group else name
     if isinstance(value, dict):
-        made = group.create_group(name)
-        for key, each in value.items():
-            _put(made, key, each, compression)
+        child = group.create_group(name)
+        for key, item in value.items():
+            _put(child, key, item, compression)
     elif isinstance(value, str):
         group.create_dataset(name, data=value, dtype=text)
     elif isinstance(value, list):
@@ -156,30 +156,30 @@ def _put(group: Any, name: str, value: Any, compression: str | None) -> None:
 def _put_odd(group: Any, name: str, odd: _Odd) -> None:
     import h5py
 
-    if odd.what == "soft":
+    if odd.kind == "soft":
         group[name] = h5py.SoftLink(odd.value)
-    elif odd.what == "external":
+    elif odd.kind == "external":
         group[name] = h5py.ExternalLink(odd.value, "/node")
-    elif odd.what == "hard":
+    elif odd.kind == "hard":
         group[name] = group.file[odd.value] if odd.value in group.file else group.file["/"]
-    elif odd.what == "outside":
+    elif odd.kind == "outside":
         group.create_dataset(name, (4,), "f4", external=[("/etc/passwd", 0, 16)])
-    elif odd.what == "virtual":
+    elif odd.kind == "virtual":
         layout = h5py.VirtualLayout((4,), "f4")
         layout[:] = h5py.VirtualSource("other.nir", "x", (4,))
         group.create_virtual_dataset(name, layout)
-    elif odd.what == "empty":
+    elif odd.kind == "empty":
         group.create_dataset(name, data=h5py.Empty("f4"))
-    elif odd.what in ("huge", "fill"):
+    elif odd.kind in ("huge", "fill"):
         # Chunks that are never written take no space, and are read as the value that fills them.
-        chunks = tuple(min(1000, each) for each in odd.value)
-        fill = 0.5 if odd.what == "fill" else None
+        chunks = tuple(min(1000, side) for side in odd.value)
+        fill = 0.5 if odd.kind == "fill" else None
         group.create_dataset(name, odd.value, "f4", chunks=chunks, fillvalue=fill, compression="gzip")
-    elif odd.what == "compound":
+    elif odd.kind == "compound":
         group.create_dataset(name, data=np.zeros(3, [("a", "f4"), ("b", "S3")]))
-    elif odd.what == "ragged":
+    elif odd.kind == "ragged":
         group.create_dataset(name, (3,), h5py.vlen_dtype(np.float32))
-    elif odd.what == "reference":
+    elif odd.kind == "reference":
         group.create_dataset(name, data=np.array([group.ref], dtype=object), dtype=h5py.ref_dtype)
     else:
         group.create_dataset(name, data=np.zeros((1 << 16,), np.float32), compression="gzip", compression_opts=9)
@@ -290,30 +290,34 @@ class Graphs(Kind):
             if rng.random() < 0.5:
                 data = ("--dataset", "sequences:../data/rasters.npz", "--steps", "4", "--dt", "1e-4", "--epochs", "1")
                 command = ("import", "new.nir", "--out", "runs/new", *data)
-            files, made = {"work/new.nir": content}, ("work/runs/new",)
-            return Case(self.name, arguments=("--backend", "numpy", *command), files=files, may_make=made)
+            files, may_make = {"work/new.nir": content}, ("work/runs/new",)
+            return Case(self.name, arguments=("--backend", "numpy", *command), files=files, may_make=may_make)
         return Case(self.name, content, {"shape": list(shape), "forked": rng.random() < 0.99})
 
     def read(self, case: Case, world: World) -> None:
-        path = world.beside / "input.nir"
+        path = world.outside / "input.nir"
         path.write_bytes(case.content)
         with forking() if case.how["forked"] else contextlib.nullcontext():
             graph = read_graph(path, _LIMITS)
         choices = Choices(1e-4)
-        found = check(graph, choices)
-        if set(found.nodes) != set(graph.nodes) or any(set(each) != set(IMPORTERS) for each in found.nodes.values()):
+        report = check(graph, choices)
+        if set(report.nodes) != set(graph.nodes) or any(
+            set(verdicts) != set(IMPORTERS) for verdicts in report.nodes.values()
+        ):
             raise Complaint("not every node was looked at")
         shape = tuple(case.how["shape"])
-        made = import_graph(graph, shape, choices)
-        network = NetworkSpec(shape, (), "events", made.input_psp, nodes=made.nodes)
-        if {key: x.shape for key, x in made.weights.items()} != {key: x.shape for key, x in network.parameters.items()}:
+        imported = import_graph(graph, shape, choices)
+        network = NetworkSpec(shape, (), "events", imported.input_psp, nodes=imported.nodes)
+        if {key: x.shape for key, x in imported.weights.items()} != {
+            key: x.shape for key, x in network.parameters.items()
+        }:
             raise Complaint("the parameters are not those of the network")
-        again = NetworkSpec.parse(
-            written_nodes(network.graph.nodes), input_shape=shape, input_psp=made.input_psp, outputs=network.outputs
+        reparsed = NetworkSpec.parse(
+            written_nodes(network.graph.nodes), input_shape=shape, input_psp=imported.input_psp, outputs=network.outputs
         )
-        if again.graph != network.graph:
+        if reparsed.graph != network.graph:
             raise Complaint("the text of the network is of another one")
-        run = open_backend("numpy").run(network, dict(made.weights), np.ones((3, 2, *shape), np.uint8), 3)
+        run = open_backend("numpy").run(network, dict(imported.weights), np.ones((3, 2, *shape), np.uint8), 3)
         if not all(np.isfinite(layer.potentials).all() for layer in run.layers.values()):
             raise Complaint("potentials are not finite")
 
@@ -322,9 +326,9 @@ def _file(tree: Tree, compression: str | None) -> bytes:
     import h5py
 
     file = io.BytesIO()
-    with h5py.File(file, "w") as made:
+    with h5py.File(file, "w") as hdf5:
         for key, value in tree.items():
-            _put(made, key, value, compression)
+            _put(hdf5, key, value, compression)
     return file.getvalue()
 
 

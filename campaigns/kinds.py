@@ -96,7 +96,7 @@ class Events(Kind):
                 arguments=(*_NUMPY, "predict", "runs/recordings", "new.bin"),
                 files={"work/new.bin": data},
             )
-        how = {
+        options = {
             "steps": _integer(rng, 1, 2, 3, 25),
             "window_us": _integer(rng, 300_000, 1000, 25, 99_999),
             "first_saccade": rng.random() < 0.3,
@@ -105,7 +105,7 @@ class Events(Kind):
             "height": 34 if rng.random() < 0.97 else rng.choice((17, 1)),
             "width": 34,
         }
-        return Case(self.name, data, how)
+        return Case(self.name, data, options)
 
     @staticmethod
     def recording(rng: random.Random) -> bytes:
@@ -129,8 +129,8 @@ class Events(Kind):
         raw = np.frombuffer(case.content, dtype=np.uint8).reshape(-1, 5).astype(np.int64)
         clock = raw[:, 1] == 240
         time = ((raw[:, 2] & 127) << 16 | raw[:, 3] << 8 | raw[:, 4]) + 8192 * np.cumsum(clock)
-        for found, expected in ((x, raw[:, 0]), (y, raw[:, 1]), (p, raw[:, 2] >> 7), (t, time)):
-            if not np.array_equal(found, expected[~clock]):
+        for column, expected in ((x, raw[:, 0]), (y, raw[:, 1]), (p, raw[:, 2] >> 7), (t, time)):
+            if not np.array_equal(column, expected[~clock]):
                 raise Complaint("events are not those of the file")
         if binning.steps > 1000:
             return
@@ -161,7 +161,7 @@ class Notation(Kind):
             part = f'{".c" * 90}."{rng.choice(_ENDS)}"'
             text = f'[[node]]\nname = "x"\na{part * rng.choice((1, 2, 500, 4000))} = 1\n'
         shape = [_integer(rng, 2, 3, 28, 34) for _ in range(rng.choice((1, 3, 3, 3, 3, 3, 3, 3, 0, 2, 4)))]
-        how = {
+        options = {
             "input_shape": shape,
             "outputs": _integer(rng, 1, 2, 10),
             "coding": rng.choice(("events", "direct")) if rng.random() < 0.98 else rng.choice(TEXTS),
@@ -171,9 +171,14 @@ class Notation(Kind):
         }
         if rng.random() < 0.03:
             typed = "x".join(map(str, shape)) if rng.random() < 0.8 else mutated_text(rng, "2x34x34")
-            given = (text, f"--input-shape={typed}", f"--outputs={how['outputs']}", f"--dropout={how['dropout']}")
-            return Case(self.name, arguments=(*_NUMPY, "networks", "--", *_plain(given[:1]), *_plain(given[1:])))
-        return Case(self.name, text.encode("utf-8", "surrogatepass"), how)
+            words = (
+                text,
+                f"--input-shape={typed}",
+                f"--outputs={options['outputs']}",
+                f"--dropout={options['dropout']}",
+            )
+            return Case(self.name, arguments=(*_NUMPY, "networks", "--", *_plain(words[:1]), *_plain(words[1:])))
+        return Case(self.name, text.encode("utf-8", "surrogatepass"), options)
 
     @classmethod
     def network(cls, rng: random.Random) -> str:
@@ -205,10 +210,10 @@ class Notation(Kind):
             text += f"d{rng.choice(('0.1', '0.5', '.9'))}"
         if rng.random() < 0.2:
             model = rng.choice(sorted(NEURONS)) if rng.random() < 0.4 else "lif"
-            known = (
+            choices = (
                 (*parameters(NEURONS[model]), "bits") if rng.random() < 0.95 else ("beta", "nosuch", "text", "neuron")
             )
-            keys = rng.sample(known, rng.randrange(1, 4))
+            keys = rng.sample(choices, rng.randrange(1, 4))
             values = {"bits": str(_integer(rng, 4, 12)), "surrogate": _surrogate(rng)}
             pairs = [f"{key}={values.get(key) or _parameter(rng, key)}" for key in keys]
             pairs += [f"neuron={model}"] if model != "lif" or rng.random() < 0.1 else []
@@ -217,14 +222,14 @@ class Notation(Kind):
         return text
 
     def read(self, case: Case, world: World) -> None:
-        how = {**case.how, "input_shape": tuple(case.how["input_shape"])}
-        network = NetworkSpec.parse(case.content.decode("utf-8", "surrogatepass"), **how)
+        options = {**case.how, "input_shape": tuple(case.how["input_shape"])}
+        network = NetworkSpec.parse(case.content.decode("utf-8", "surrogatepass"), **options)
         if len(case.content) > 5000:
             return
-        again = NetworkSpec.parse(
+        reparsed = NetworkSpec.parse(
             network.notation, input_shape=network.input_shape, outputs=None, coding=network.coding
         )
-        if again != network:
+        if reparsed != network:
             raise Complaint(f"the canonical notation gives another network\n{network.notation}")
         network.table()
 
@@ -240,8 +245,8 @@ class Models(Kind):
     name, weight = "models", 0.06
 
     def make(self, rng: random.Random, world: World) -> Case:
-        what = rng.choice(sorted(_OWN))
-        data = json.loads(rng.choice(_own_texts()[what]))
+        kind = rng.choice(sorted(_OWN))
+        data = json.loads(rng.choice(_own_texts()[kind]))
         if rng.random() < 0.5:
             self.grow(rng, data)
         if rng.random() < 0.5:
@@ -251,7 +256,7 @@ class Models(Kind):
             content = mutated_bytes(rng, content)
         if rng.random() < 0.02:
             text = content.decode("utf-8", "replace")
-            lines = [f'dataset = "folder:../data/pictures"\n{what} = "gone:Model"\n{what}_model = {_toml(text)}\n']
+            lines = [f'dataset = "folder:../data/pictures"\n{kind} = "gone:Model"\n{kind}_model = {_toml(text)}\n']
             arguments = (*_NUMPY, "train", "--config", "own.toml", *PICTURES[1:], "--epochs", "1", "--out", "runs/new")
             return Case(
                 self.name,
@@ -259,7 +264,7 @@ class Models(Kind):
                 files={"work/own.toml": "".join(lines).encode("utf-8", "surrogatepass")},
                 may_make=("work/runs/new",),
             )
-        return Case(self.name, content, {"what": what})
+        return Case(self.name, content, {"what": kind})
 
     @staticmethod
     def grow(rng: random.Random, data: dict[str, Any]) -> None:
@@ -286,10 +291,10 @@ class Models(Kind):
         data["roots"][root] = right[-1]
 
     def read(self, case: Case, world: World) -> None:
-        what = case.how["what"]
-        found = _OWN[what](case.content.decode("utf-8", "replace"))
-        str(found)
-        recurrences = self.equations(found)
+        kind = case.how["what"]
+        model = _OWN[kind](case.content.decode("utf-8", "replace"))
+        str(model)
+        recurrences = self.equations(model)
         for recurrence in recurrences:
             for name, language in LANGUAGES.items():
                 text = definition(recurrence, language)
@@ -298,35 +303,35 @@ class Models(Kind):
             shown = function(recurrence, LANGUAGES["numpy"])
             if len(shown) > 2_000_000:
                 raise Complaint(f"a step is printed as {len(shown)} characters")
-        flushes_of(found)
+        flushes_of(model)
         backend, rng = _backend(), np.random.default_rng(1)
         z = rng.normal(0.3, 1.0, (3, 2, 4)).astype(np.float32)
         s = (z > 0).astype(np.uint8)
-        if isinstance(found, Loss):
-            backend.loss_error(found, PSP(3), s, s[:, ::-1])
-            found.mean(s, s[:, ::-1].copy(), PSP(3))
-        elif isinstance(found, Surrogate):
-            derivative(found, z)
+        if isinstance(model, Loss):
+            backend.loss_error(model, PSP(3), s, s[:, ::-1])
+            model.mean(s, s[:, ::-1].copy(), PSP(3))
+        elif isinstance(model, Surrogate):
+            derivative(model, z)
         else:
             learned = {
                 name: np.full(4 if x.per == "channel" else 1, x.initial, np.float32)
-                for name, x in found.learned().items()
+                for name, x in model.learned().items()
             }
-            _, kept = backend.neuron_forward(found, PSP(3).filter(), z, 3, learned)
-            backend.neuron_backward(found, PSP(3).filter(), kept, z)
-            network = NetworkSpec.parse("4", input_shape=(3,), outputs=2, neuron=found)
-            if NetworkSpec.parse(network.notation, input_shape=(3,), outputs=2, neuron=found) != network:
+            _, residuals = backend.neuron_forward(model, PSP(3).filter(), z, 3, learned)
+            backend.neuron_backward(model, PSP(3).filter(), residuals, z)
+            network = NetworkSpec.parse("4", input_shape=(3,), outputs=2, neuron=model)
+            if NetworkSpec.parse(network.notation, input_shape=(3,), outputs=2, neuron=model) != network:
                 raise Complaint(f"the canonical notation gives another network\n{network.notation}")
 
     @staticmethod
-    def equations(found: Any) -> list[Recurrence]:
+    def equations(model: Any) -> list[Recurrence]:
         """What it prints."""
-        if isinstance(found, Surrogate):
-            return [equation(found)]
-        if isinstance(found, Loss):
-            passes = loss_equations(found)
-            return [each for each in (passes.forward, passes.backward) if each is not None]
-        both = neuron_equations(PSP(3).filter(), found)
+        if isinstance(model, Surrogate):
+            return [equation(model)]
+        if isinstance(model, Loss):
+            passes = loss_equations(model)
+            return [x for x in (passes.forward, passes.backward) if x is not None]
+        both = neuron_equations(PSP(3).filter(), model)
         return [both.forward, both.backward]
 
 
@@ -444,7 +449,7 @@ class Toml(Kind):
             "surrogate": _surrogate(rng),
             "neuron": _neuron(rng),
             "loss": rng.choice((*LOSSES, "gone:Loss:weight=2")),
-            **{f"{what}_model": rng.choice(_own_texts()[what]) for what in _OWN},
+            **{f"{model}_model": rng.choice(_own_texts()[model]) for model in _OWN},
             "net": Notation.layer(rng),
             "label_pattern": "01",
             "undesired_pattern": "0",
@@ -452,7 +457,7 @@ class Toml(Kind):
         return _toml(special.get(key, rng.choice(("", "x", "digits", "folder:x"))))
 
     def read(self, case: Case, world: World) -> None:
-        path = world.beside / "input.toml"
+        path = world.outside / "input.toml"
         path.write_bytes(case.content)
         config = resolve([read_toml(path)])
         path.write_text(to_toml(config), encoding="utf-8")
@@ -466,20 +471,20 @@ def _toml(text: str) -> str:
 
 def _surrogate(rng: random.Random) -> str:
     name = rng.choice(sorted(SURROGATES))
-    (parameter,) = (each.name for each in dataclasses.fields(SURROGATES[name]))
-    whole = f"{name}:{parameter}={rng.choice(('0.5', '2', '1e-3', '7.25'))}"
-    return whole if rng.random() < 0.6 else name if rng.random() < 0.8 else mutated_text(rng, whole)
+    (parameter,) = (field.name for field in dataclasses.fields(SURROGATES[name]))
+    notation = f"{name}:{parameter}={rng.choice(('0.5', '2', '1e-3', '7.25'))}"
+    return notation if rng.random() < 0.6 else name if rng.random() < 0.8 else mutated_text(rng, notation)
 
 
 def _neuron(rng: random.Random) -> str:
     """A neuron model with parameters, as the command line and notation after `neuron=` know it."""
     name = rng.choice(sorted(NEURONS))
-    own = [each for each in parameters(NEURONS[name]) if each != "surrogate"]
-    pairs = [f"{key}={_parameter(rng, key)}" for key in rng.sample(own, rng.randrange(3))]
-    whole = ":".join([name, *pairs])
+    names = [field for field in parameters(NEURONS[name]) if field != "surrogate"]
+    pairs = [f"{key}={_parameter(rng, key)}" for key in rng.sample(names, rng.randrange(3))]
+    notation = ":".join([name, *pairs])
     if rng.random() < 0.05:
         return rng.choice(("gone:Model", "gone:Model:a=1", "os:system", "stsbp_spec.models.neurons:LIF:tau_m=3"))
-    return whole if rng.random() < 0.8 else mutated_text(rng, whole)
+    return notation if rng.random() < 0.8 else mutated_text(rng, notation)
 
 
 def _parameter(rng: random.Random, key: str) -> str:
@@ -515,11 +520,11 @@ class Arrays(Kind):
             return Case(self.name, images, {"coding": "digits", "labels": labels.hex()})
         if rng.random() < 0.15:
             return Case(self.name, self.wav(rng), {"coding": "sound"})
-        own = rng.random() < 0.3
-        data = self.npz(rng, events=own)
+        events = rng.random() < 0.3
+        data = self.npz(rng, events=events)
         if rng.random() < 0.5:
             data = mutated_bytes(rng, data, world.content("work/one.npy"))
-        if own:
+        if events:
             return Case(self.name, data, {"coding": "own events"})
         if rng.random() < 0.01:
             out = ("--out", "runs/new", "--stop-after", "0.001")
@@ -628,7 +633,7 @@ class Arrays(Kind):
     def read(self, case: Case, world: World) -> None:
         coding = case.how["coding"]
         if coding == "sequences":
-            path = world.beside / "input.npz"
+            path = world.outside / "input.npz"
             path.write_bytes(case.content)
             inputs, targets, split, _ = read_sequences(path)
             if inputs.dtype != np.uint8 or inputs.max(initial=0) > 1 or targets.max(initial=0) > 1:
@@ -637,14 +642,14 @@ class Arrays(Kind):
                 raise Complaint("rasters do not agree")
             return
         if coding == "own events":
-            path = world.beside / "events.npz"
+            path = world.outside / "events.npz"
             path.write_bytes(case.content)
-            own = read_recordings(path, read_arrays(path))
-            polarities, height, width = own.sensor
+            recordings = read_recordings(path, read_arrays(path))
+            polarities, height, width = recordings.sensor
             binning = EventBinning(steps=3, polarities=polarities, height=height, width=width)
-            frames = binning.frames(*own.of(np.arange(len(own.columns["t"]))))
-            if frames.max(initial=0) > 1 or own.columns["sample"].max(initial=0) >= len(own.labels):
-                raise Complaint(f"events of {len(own.labels)} samples became frames {frames.shape}")
+            frames = binning.frames(*recordings.of(np.arange(len(recordings.columns["t"]))))
+            if frames.max(initial=0) > 1 or recordings.columns["sample"].max(initial=0) >= len(recordings.labels):
+                raise Complaint(f"events of {len(recordings.labels)} samples became frames {frames.shape}")
             return
         if coding == "sound":
             samples = read_sound(case.content, Path("one.wav"))
@@ -653,23 +658,23 @@ class Arrays(Kind):
             return
         if coding == "digits":
             packed = case.content.startswith(b"\x1f\x8b")
-            paths = [world.beside / f"train-{name}-ubyte" for name in ("images-idx3", "labels-idx1")]
+            paths = [world.outside / f"train-{name}-ubyte" for name in ("images-idx3", "labels-idx1")]
             paths[0] = paths[0].with_suffix(".gz") if packed else paths[0]
             for path in (paths[0].with_suffix("" if packed else ".gz"), *paths):
                 path.unlink(missing_ok=True)
             paths[0].write_bytes(case.content)
             paths[1].write_bytes(bytes.fromhex(case.how["labels"]))
-            digits = mnist.read(world.beside, "train")
+            digits = mnist.read(world.outside, "train")
             if digits.images.shape != (len(digits.labels), 28, 28) or digits.labels.max() > 9:
                 raise Complaint(f"digits {digits.images.shape} were accepted")
             return
-        path = world.beside / "input.npy"
+        path = world.outside / "input.npy"
         path.write_bytes(case.content)
         shape = (1, 6, 6) if coding == "direct" else (2, 34, 34)
-        (found,) = read_inputs([path], Inputs(shape, coding, ("a", "b")), EventBinning(steps=3))
+        (array,) = read_inputs([path], Inputs(shape, coding, ("a", "b")), EventBinning(steps=3))
         expected = shape if coding == "direct" else (3, *shape)
-        if found.shape != expected or found.dtype != np.uint8:
-            raise Complaint(f"an array {found.dtype} {found.shape} was accepted")
+        if array.shape != expected or array.dtype != np.uint8:
+            raise Complaint(f"an array {array.dtype} {array.shape} was accepted")
 
 
 _MEGABYTE = bytes(10**6)
@@ -706,7 +711,7 @@ def _pictures() -> tuple[bytes, ...]:
 
     rng = np.random.default_rng(1)
     colours = Image.fromarray(rng.integers(0, 256, (7, 6, 3)).astype(np.uint8))
-    found = []
+    files = []
     for kind, modes in (
         ("PNG", ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")),
         ("JPEG", ("L", "RGB", "CMYK")),
@@ -722,18 +727,18 @@ def _pictures() -> tuple[bytes, ...]:
                 Image.new("I;16", (6, 7), 300) if mode == "I;16" else (grey if mode == "LA" else colours).convert(mode)
             )
             image.save(file, kind, **({"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0"} if kind == "JPEG" else {}))
-            found.append(file.getvalue())
-    return tuple(found)
+            files.append(file.getvalue())
+    return tuple(files)
 
 
 def _chunks(data: bytes) -> list[tuple[bytes, bytes]]:
     """Names and contents of the chunks of a PNG."""
-    found, at = [], 8
+    chunks, at = [], 8
     while at + 12 <= len(data):
         (length,) = struct.unpack(">I", data[at : at + 4])
-        found.append((data[at + 4 : at + 8], data[at + 8 : at + 8 + length]))
+        chunks.append((data[at + 4 : at + 8], data[at + 8 : at + 8 + length]))
         at += 12 + length
-    return found
+    return chunks
 
 
 def _png(chunks: list[tuple[bytes, bytes]]) -> bytes:
@@ -762,8 +767,8 @@ class Images(Kind):
                 files={"data/pictures/cat/1.png": data},
                 may_make=("work/runs/new",),
             )
-        how = {"channels": rng.choice((None, None, 1, 3)), "size": rng.choice((None, None, 1, 5, 64))}
-        return Case(self.name, data, how)
+        settings = {"channels": rng.choice((None, None, 1, 3)), "size": rng.choice((None, None, 1, 5, 64))}
+        return Case(self.name, data, settings)
 
     @staticmethod
     def png(rng: random.Random, data: bytes) -> bytes:
@@ -795,12 +800,12 @@ class Images(Kind):
         return _png(chunks)
 
     def read(self, case: Case, world: World) -> None:
-        found = read_image(case.content, _OUT, **case.how)
+        image = read_image(case.content, _OUT, **case.how)
         channels, size = case.how["channels"], case.how["size"]
-        if found.dtype != np.uint8 or found.ndim != 3 or len(found) not in (1, 3):
-            raise Complaint(f"a picture {found.dtype} {found.shape} was accepted")
-        if (channels and len(found) != channels) or (size and found.shape[1:] != (size, size)):
-            raise Complaint(f"a picture {found.shape} was accepted for {channels} channels and size {size}")
+        if image.dtype != np.uint8 or image.ndim != 3 or len(image) not in (1, 3):
+            raise Complaint(f"a picture {image.dtype} {image.shape} was accepted")
+        if (channels and len(image) != channels) or (size and image.shape[1:] != (size, size)):
+            raise Complaint(f"a picture {image.shape} was accepted for {channels} channels and size {size}")
 
 
 class Checkpoints(Kind):
@@ -1015,19 +1020,19 @@ class Options(Kind):
             # It would import every framework that is installed.
             name = "networks"
         arguments = self.command(rng, name)
-        before = [*_NUMPY]
+        options = [*_NUMPY]
         if rng.random() < 0.04:
             odd = (["--backend"], ["--backend", rng.choice(TEXTS[1:])], ["--device", "x"], ["-h"], ["--version"])
-            before += rng.choice(odd)
+            options += rng.choice(odd)
         if rng.random() < 0.02:
             name = mutated_text(rng, name)
-        typed: tuple[str, ...] = _plain((*before, name, *arguments))
+        typed: tuple[str, ...] = _plain((*options, name, *arguments))
         if name in ("train", "experiment"):
             typed = (*typed, "--stop-after", rng.choice(("0.002", "0.002", "0.03")))
         values = [os.path.normpath(os.path.join("work", v)) for word in typed for v in word.split("=", 1)[-1:]]
         owned = [v for v in values if not v.startswith("..") and len(v) < 3000]
         going_on = "--overwrite" in typed or "--resume" in typed or name == "experiment"
-        mine = ("work/runs/", "work/several")
+        overwritten = ("work/runs/", "work/several")
         return Case(
             self.name,
             arguments=typed,
@@ -1041,15 +1046,15 @@ class Options(Kind):
                 "data/odd/nothing",
                 # An empty file holds nothing that could be lost.
                 "data/odd/empty",
-                *(v for v in owned if going_on and v.startswith(mine)),
+                *(v for v in owned if going_on and v.startswith(overwritten)),
                 *(() if name != "experiment" else ("work/several",)),
             ),
         )
 
     def command(self, rng: random.Random, name: str) -> list[str]:
         """Arguments of a command."""
-        found = cli.get_command(click.Context(cli), name)
-        assert found is not None
+        cli_command = cli.get_command(click.Context(cli), name)
+        assert cli_command is not None
         words: list[str] = []
         training = name in ("train", "experiment")
         base = list(rng.choice((PICTURES, PICTURES, RECORDINGS, RASTERS))) if training else []
@@ -1061,8 +1066,8 @@ class Options(Kind):
             base = ["kernels", "--rounds", "1", "--scale", rng.choice(("nan", "inf", "0", "-1", "2", "x"))]
         # Nothing is fetched, and nothing is measured at full scale.
         never = {"--download", "--help", "--scale", "--rounds"}
-        options = [p for p in found.params if isinstance(p, click.Option) and not never & {*p.opts}]
-        arguments = [p for p in found.params if isinstance(p, click.Argument)]
+        options = [p for p in cli_command.params if isinstance(p, click.Option) and not never & {*p.opts}]
+        arguments = [p for p in cli_command.params if isinstance(p, click.Argument)]
         usual = 0.8 if rng.random() < 0.7 else 0.2
         for option in rng.sample(options, min(len(options), rng.choice((0, 1, 1, 2, 3, 5)))):
             flag = rng.choice((*option.opts, *option.secondary_opts))
@@ -1133,8 +1138,8 @@ class Operations(Models):
     name, weight, seconds = "operations", 0.04, 20.0
 
     def make(self, rng: random.Random, world: World) -> Case:
-        what = rng.choice(sorted(_OWN))
-        data = json.loads(rng.choice(_own_texts()[what]))
+        kind = rng.choice(sorted(_OWN))
+        data = json.loads(rng.choice(_own_texts()[kind]))
         compiled = False
         if rng.random() < 0.7:
             # A name that is a word of Python, C, CUDA or a library, in place of one of the model.
@@ -1145,12 +1150,12 @@ class Operations(Models):
         else:
             for _ in range(rng.choice((2, 5, 15, 50))):
                 self.grow(rng, data)
-        return Case(self.name, mutate.json_bytes(rng, data), {"what": what, "compiled": compiled})
+        return Case(self.name, mutate.json_bytes(rng, data), {"what": kind, "compiled": compiled})
 
     def read(self, case: Case, world: World) -> None:
         super().read(case, world)
-        found = _OWN[case.how["what"]](case.content.decode("utf-8", "replace"))
-        for recurrence in self.equations(found):
+        model = _OWN[case.how["what"]](case.content.decode("utf-8", "replace"))
+        for recurrence in self.equations(model):
             self.check_c(definition(recurrence, LANGUAGES["c"])) if case.how["compiled"] else None
             if case.how["compiled"]:
                 from stsbp_cpu.equations.recurrence import step_of

@@ -62,11 +62,11 @@ def nested(depth: int, of: str = "list") -> Any:
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Paths of all values within a JSON value."""
-    found = [path]
+    paths = [path]
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, child in items:
-        found += _places(child, (*path, key))
-    return found
+        paths += _places(child, (*path, key))
+    return paths
 
 
 def mutated_json(rng: random.Random, value: Any) -> Any:

@@ -96,7 +96,7 @@ class _Run:
 
     def ranks(self) -> dict[int, int]:
         """Process numbers by rank, of those that are there."""
-        found = {}
+        pids = {}
         with contextlib.suppress(OSError):
             for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
                 with contextlib.suppress(OSError):
@@ -105,8 +105,8 @@ class _Run:
                         for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
                         if entry
                     )
-                    found[int(variables.get(b"RANK", b"-1"))] = int(pid)
-        return found
+                    pids[int(variables.get(b"RANK", b"-1"))] = int(pid)
+        return pids
 
     def wait_for_updates(self) -> None:
         """Return when the run has done some updates."""
@@ -127,12 +127,12 @@ class _Run:
             self.process.communicate()
             raise Complaint(f"it does not end within {_LONGEST:g} s") from None
         finally:
-            left = [pid for pid in pids if Path(f"/proc/{pid}").exists() and not _is_zombie(pid)]
-            for pid in left:
+            living = [pid for pid in pids if Path(f"/proc/{pid}").exists() and not _is_zombie(pid)]
+            for pid in living:
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
-        if left:
-            raise Complaint(f"processes stay\n{left}")
+        if living:
+            raise Complaint(f"processes stay\n{living}")
         return Ended(self.process.returncode, err, time.monotonic() - began)
 
 
@@ -221,12 +221,12 @@ class Stage:
         """A run whose ranks are started one by one, with options and packages of their own; all must say one thing."""
         port, began = free_port(), time.monotonic()
         arguments = (*self.train, "--rank-timeout", str(_TIMEOUT))
-        where = {"WORLD_SIZE": str(len(changed)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        variables = {"WORLD_SIZE": str(len(changed)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         ranks = [
             self.begin(
                 (*arguments, *options),
                 packages,
-                {**where, "RANK": str(rank)},
+                {**variables, "RANK": str(rank)},
             )
             for rank, (options, packages) in enumerate(changed)
         ]
@@ -238,10 +238,10 @@ class Stage:
                 for other in ranks:
                     other.kill()
                 raise Complaint(f"it does not end within {_LONGEST:g} s") from None
-        said = {err[err.find("Error: ") :].strip() for err in ended}
+        messages = {err[err.find("Error: ") :].strip() for err in ended}
         codes = {process.returncode for process in ranks}
-        if len(said) != 1 or len(codes) != 1:
-            raise Complaint(f"ranks end in different ways: {sorted(codes)}\n{said}")
+        if len(messages) != 1 or len(codes) != 1:
+            raise Complaint(f"ranks end in different ways: {sorted(codes)}\n{messages}")
         return Ended(codes.pop(), ended[0], time.monotonic() - began)
 
     def go_on(self, size: int) -> None:
@@ -251,8 +251,8 @@ class Stage:
         _, err = process.communicate(timeout=_LONGEST)
         if process.returncode != 0:
             raise Complaint(f"it does not go on: exit code {process.returncode}\n{err[-800:]}")
-        if (found := self.tensors()) != self.expected:
-            raise Complaint(f"it ends in other bits\n{found} for {self.expected}")
+        if (tensors := self.tensors()) != self.expected:
+            raise Complaint(f"it ends in other bits\n{tensors} for {self.expected}")
 
     def trial(self, name: str, rng: random.Random) -> str:
         """Make a fault, and let the run go on; returns what is wrong, if anything."""
@@ -415,9 +415,9 @@ def command(kills: int, each: int, seed: int, names: tuple[str, ...]) -> None:
     try:
         stage = Stage(folder)
         for name in names or FAULTS:
-            wanted, tried = kills if name == "kill" else each, 0
+            planned, tried = kills if name == "kill" else each, 0
             # A run may be over before it is struck.
-            while stage.struck[name] < wanted and tried < 3 * wanted:
+            while stage.struck[name] < planned and tried < 3 * planned:
                 tried += 1
                 if text := stage.trial(name, rng):
                     click.echo(text)

@@ -63,15 +63,15 @@ def _fresh(folder: Path) -> Path:
     return folder
 
 
-def _special(path: Path, what: str) -> None:
+def _special(path: Path, kind: str) -> None:
     """Something in place of a file or a folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    if what == "pipe":
+    if kind == "pipe":
         os.mkfifo(path)
-    elif what == "folder":
+    elif kind == "folder":
         path.mkdir()
-    elif what == "empty":
+    elif kind == "empty":
         path.touch()
     else:
         targets = {
@@ -81,7 +81,7 @@ def _special(path: Path, what: str) -> None:
             "null": "/dev/null",
             "stdin": "/dev/stdin",
         }
-        path.symlink_to(targets[what])
+        path.symlink_to(targets[kind])
 
 
 _SPECIAL = ("pipe", "folder", "empty", "loop", "gone", "zero", "null")
@@ -100,8 +100,8 @@ class Spoken(Kind):
         elif rng.random() < 0.02:
             # HDF5 loops in some of them, which takes seconds each.
             content = _restructured(rng, content)
-        how: dict[str, Any] = {"steps": rng.choice((1, 4, 10)), "own_lengths": rng.random() < 0.3}
-        how["skip"] = rng.random() < 0.2
+        options: dict[str, Any] = {"steps": rng.choice((1, 4, 10)), "own_lengths": rng.random() < 0.3}
+        options["skip"] = rng.random() < 0.2
         if rng.random() < 0.004:
             out = ("--out", "runs/new", "--steps", "4", "--net", "4", "--epochs", "1", "--stop-after", "0.001")
             return Case(
@@ -110,22 +110,25 @@ class Spoken(Kind):
                 files={"data/spoken/SHD/shd_train.h5": content, "data/spoken/SHD/shd_test.h5": content},
                 may_make=("work/runs/new",),
             )
-        return Case(self.name, content, how)
+        return Case(self.name, content, options)
 
     def read(self, case: Case, world: World) -> None:
-        folder, how = _fresh(world.beside / "spoken"), case.how
+        folder, options = _fresh(world.outside / "spoken"), case.how
         path = folder / "SHD/shd_train.h5"
         path.parent.mkdir()
         path.write_bytes(case.content)
         binning = EventBinning(window_us=1_000_000)
         with forking(), unittest.mock.patch.object(spoken, "SECONDS", _SECONDS):
             data = load(
-                "shd", data_dir=folder, cache_dir=folder / "cache", steps=how["steps"], binning=binning,
-                train_only=True, own_lengths=how["own_lengths"], skip_malformed=how["skip"],
+                "shd", data_dir=folder, cache_dir=folder / "cache", steps=options["steps"], binning=binning,
+                train_only=True, own_lengths=options["own_lengths"], skip_malformed=options["skip"],
             )  # fmt: skip
         _check_cache(folder / "cache")
         self.compare(
-            path, data, EventBinning(steps=how["steps"], window_us=1_000_000, width=_UNITS, height=1), how["skip"]
+            path,
+            data,
+            EventBinning(steps=options["steps"], window_us=1_000_000, width=_UNITS, height=1),
+            options["skip"],
         )
 
     @staticmethod
@@ -142,19 +145,19 @@ class Spoken(Kind):
             frames = _flat_frames(times, units, zeros, binning)
             expected.append((label, frames.tobytes()))
         split = data.train
-        found = [
+        stored = [
             (int(split.labels[k]), np.ascontiguousarray(split.inputs(np.array([k]))[:, 0]).tobytes())
             for k in range(len(split))
         ]
-        if sorted(found) != sorted(expected):
-            labels = sorted(label for label, _ in found), sorted(label for label, _ in expected)
+        if sorted(stored) != sorted(expected):
+            labels = sorted(label for label, _ in stored), sorted(label for label, _ in expected)
             raise Complaint(f"recordings are not those of the file\nlabels {labels[0]} for {labels[1]}")
 
 
 def _flat_frames(times: Any, units: Any, zeros: Any, binning: EventBinning) -> Any:
     frames = np.zeros((binning.steps, _UNITS), np.uint8)
-    kept = (times >= 0) & (times < 1_000_000)
-    frames[times[kept] * binning.steps // 1_000_000, units[kept]] = 1
+    in_window = (times >= 0) & (times < 1_000_000)
+    frames[times[in_window] * binning.steps // 1_000_000, units[in_window]] = 1
     return frames
 
 
@@ -168,12 +171,12 @@ def _recordings(path: Path) -> list[tuple[Any, str]]:
             raise Complaint("a file with a huge array was accepted")
         if not len(times) == len(units) == len(labels):
             return [(None, "there are not as many times, units and labels")]
-        found: list[tuple[Any, str]] = []
+        recordings: list[tuple[Any, str]] = []
         for k in range(len(labels)):
             try:
-                t, x, label = (np.asarray(each[k]) for each in (times, units, labels))
+                t, x, label = (np.asarray(dataset[k]) for dataset in (times, units, labels))
             except (OSError, MemoryError) as error:
-                found.append((None, f"HDF5 cannot read it: {error}"))
+                recordings.append((None, f"HDF5 cannot read it: {error}"))
                 continue
             why = ""
             if label.ndim or label.dtype.kind not in "iuf" or not 0 <= float(label) < len(keys) or float(label) % 1:
@@ -191,8 +194,8 @@ def _recordings(path: Path) -> list[tuple[Any, str]]:
                 if why
                 else ((t.astype(np.float64) * _MICROSECONDS).astype(np.int64), x.astype(np.int64), int(label))
             )
-            found.append((recording, why))
-        return found
+            recordings.append((recording, why))
+        return recordings
 
 
 _FLOATS = (float("nan"), float("inf"), float("-inf"), 1e13, 1e300, -1.0, -1e-9, 1e-300, 2.0**40, 1e9)
@@ -217,15 +220,15 @@ def _shd(rng: random.Random) -> bytes:
         _change_shd(rng, arrays, n)
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
-        for name, what in arrays.items():
-            _write(file, name, what)
+        for name, entry in arrays.items():
+            _write(file, name, entry)
     return content.getvalue()
 
 
 def _restructured(rng: random.Random, content: bytes) -> bytes:
     """A file of HDF5 with up to three changes in its structure, among them the descriptions of its lists."""
     data = bytearray(content)
-    marks = [found.start() for found in re.finditer(rb"GCOL|SNOD|TREE|HEAP|OHDR|FRHP", content)]
+    marks = [match.start() for match in re.finditer(rb"GCOL|SNOD|TREE|HEAP|OHDR|FRHP", content)]
     for _ in range(rng.choice((1, 1, 2, 3))):
         lists = content.find(b"GCOL")
         if lists >= 0 and rng.random() < 0.5:
@@ -247,12 +250,12 @@ def _restructured(rng: random.Random, content: bytes) -> bytes:
 def _change_shd(rng: random.Random, arrays: dict[str, Any], n: int) -> None:
     name = rng.choice(sorted(arrays))
     change = rng.randrange(8)
-    what = arrays[name]
-    if what[0] not in ("plain", "ragged"):
+    entry = arrays[name]
+    if entry[0] not in ("plain", "ragged"):
         return
-    if change < 3 and what[0] == "ragged" and what[2]:
-        kind, values = what[1:]
-        values = [np.asarray(each, np.float64) for each in values]
+    if change < 3 and entry[0] == "ragged" and entry[2]:
+        kind, values = entry[1:]
+        values = [np.asarray(value, np.float64) for value in values]
         at = rng.randrange(len(values))
         odd = (
             rng.choice(_FLOATS)
@@ -263,17 +266,19 @@ def _change_shd(rng: random.Random, arrays: dict[str, Any], n: int) -> None:
             values[at] = values[at][: len(values[at]) // 2]
         elif values[at].size:
             values[at][rng.randrange(values[at].size)] = odd
-        whole = kind is np.uint16 and np.isfinite(odd) and 0 <= odd <= 65535 and odd % 1 == 0
-        arrays[name] = ("ragged", kind if whole else rng.choice((np.float64, np.float32)), values)
-    elif change < 4 and what[0] == "plain" and what[1].dtype.kind in "iu" and what[1].size:
-        values = what[1].astype(rng.choice((np.float64, np.int64)))
+        fits_uint16 = kind is np.uint16 and np.isfinite(odd) and 0 <= odd <= 65535 and odd % 1 == 0
+        arrays[name] = ("ragged", kind if fits_uint16 else rng.choice((np.float64, np.float32)), values)
+    elif change < 4 and entry[0] == "plain" and entry[1].dtype.kind in "iu" and entry[1].size:
+        values = entry[1].astype(rng.choice((np.float64, np.int64)))
         with np.errstate(all="ignore"):
             values.flat[rng.randrange(values.size)] = np.array(rng.choice(_LABELS)).astype(values.dtype)
         arrays[name] = ("plain", values)
     elif change == 4:
         count = rng.choice((0, 1, n - 1, n + 1, 5 * n))
         arrays[name] = (
-            ("plain", np.resize(what[1], count)) if what[0] == "plain" else (*what[:2], [*what[2], *what[2]][:count])
+            ("plain", np.resize(entry[1], count))
+            if entry[0] == "plain"
+            else (*entry[:2], [*entry[2], *entry[2]][:count])
         )
     elif change == 5:
         arrays[name] = rng.choice(
@@ -301,26 +306,26 @@ def _change_shd(rng: random.Random, arrays: dict[str, Any], n: int) -> None:
             arrays["extra/again"] = ("link", "hard")
 
 
-def _write(file: Any, name: str, what: tuple[Any, ...]) -> None:
+def _write(file: Any, name: str, entry: tuple[Any, ...]) -> None:
     import h5py
 
-    kind = what[0]
+    kind = entry[0]
     if kind == "ragged":
-        made = file.create_dataset(name, (len(what[2]),), h5py.vlen_dtype(what[1]))
-        for k, values in enumerate(what[2]):
+        ragged = file.create_dataset(name, (len(entry[2]),), h5py.vlen_dtype(entry[1]))
+        for k, values in enumerate(entry[2]):
             with np.errstate(all="ignore"):
-                made[k] = np.asarray(values).astype(what[1])
+                ragged[k] = np.asarray(values).astype(entry[1])
     elif kind == "plain":
-        file[name] = what[1] if what[1].dtype.kind != "U" else what[1].astype("S")
+        file[name] = entry[1] if entry[1].dtype.kind != "U" else entry[1].astype("S")
     elif kind == "group":
         file.create_group(f"{name}/within")
     elif kind == "null":
         file[name] = h5py.Empty("f4")
     elif kind == "unwritten":
-        dtype = h5py.vlen_dtype(np.float64) if what[2] == "ragged" else np.dtype(what[2])
-        chunks = tuple(min(side, 1 << 12) for side in what[1])
-        fill = what[3] if what[2] not in ("ragged", "S8") else None
-        file.create_dataset(name, what[1], dtype, chunks=chunks, compression="gzip", fillvalue=fill)
+        dtype = h5py.vlen_dtype(np.float64) if entry[2] == "ragged" else np.dtype(entry[2])
+        chunks = tuple(min(side, 1 << 12) for side in entry[1])
+        fill = entry[3] if entry[2] not in ("ragged", "S8") else None
+        file.create_dataset(name, entry[1], dtype, chunks=chunks, compression="gzip", fillvalue=fill)
     elif kind == "link":
         links = {
             "soft": lambda: h5py.SoftLink("/labels"),
@@ -329,11 +334,11 @@ def _write(file: Any, name: str, what: tuple[Any, ...]) -> None:
             "external": lambda: h5py.ExternalLink("/etc/passwd", "/x"),
         }
         file.require_group(os.path.dirname(name) or "/")
-        if what[1] in links:
-            file[name] = links[what[1]]()
-        elif what[1] == "hard":
+        if entry[1] in links:
+            file[name] = links[entry[1]]()
+        elif entry[1] == "hard":
             file[name] = file["/"]
-        elif what[1] == "outside":
+        elif entry[1] == "outside":
             file.create_dataset(name, (4,), "u2", external=[("/etc/passwd", 0, 8)])
         else:
             layout = h5py.VirtualLayout((4,), "u2")
@@ -368,20 +373,20 @@ class Archives(Kind):
         content = _archive(rng, arrays)
         if rng.random() < 0.2:
             content = mutated_bytes(rng, content)
-        how = {
+        options = {
             "form": "events" if events else "sequences",
             "steps": rng.choice((1, 4, 4, 4, 25, 1000)) if rng.random() < 0.98 else 100_000,
             "own_lengths": events and rng.random() < 0.3,
         }
-        return Case(self.name, content, how)
+        return Case(self.name, content, options)
 
     def read(self, case: Case, world: World) -> None:
-        folder, how = _fresh(world.beside / "archives"), case.how
+        folder, options = _fresh(world.outside / "archives"), case.how
         path = folder / "input.npz"
         path.write_bytes(case.content)
         data = load(
-            f"{how['form']}:{path}", cache_dir=folder / "cache", steps=how["steps"], own_lengths=how["own_lengths"],
-            holdout=1, binning=EventBinning(window_us=1000),
+            f"{options['form']}:{path}", cache_dir=folder / "cache", steps=options["steps"],
+            own_lengths=options["own_lengths"], holdout=1, binning=EventBinning(window_us=1000),
         )  # fmt: skip
         _check_cache(folder / "cache")
         for split in (data.train, data.test):
@@ -502,27 +507,27 @@ class Media(Kind):
             return self.sound(rng)
         if rng.random() < 0.02:
             side, scans = rng.choice((8, 200, 1000, 3996)), rng.choice((3, 60, 1000, 1001, 32_000))
-            how: dict[str, Any] = {"what": "picture", "size": None}
+            options: dict[str, Any] = {"what": "picture", "size": None}
             if scans > 1000 or scans * side**2 > 10**9:
-                how["refuse"] = "it has too many scans"
-            return Case(self.name, _scans(rng, side, scans), how)
+                options["refuse"] = "it has too many scans"
+            return Case(self.name, _scans(rng, side, scans), options)
         side, mode = rng.choice((6, 20, 64)), rng.choice(("PNG", "PNG", "JPEG", "BMP"))
-        data, how = _noise(mode, rng.choice(("L", "RGB")), side), {"what": "picture", "size": rng.choice((None, 5))}
+        data, options = _noise(mode, rng.choice(("L", "RGB")), side), {"what": "picture", "size": rng.choice((None, 5))}
         if rng.random() < 0.4:
             begin = {"PNG": data.index(b"IDAT") if mode == "PNG" else 0, "JPEG": data.find(b"\xff\xda"), "BMP": 54}[
                 mode
             ]
             # Less than half of the pixels, which do not compress, is left.
-            data, how["refuse"] = (
+            data, options["refuse"] = (
                 data[: begin + rng.randrange((len(data) - begin) // 2)],
                 "most of its pixels are missing",
             )
         elif mode == "PNG" and rng.random() < 0.7:
             data, why = _deep(rng, side)
-            how |= {"refuse": why} if why else {}
+            options |= {"refuse": why} if why else {}
         else:
             data = mutated_bytes(rng, data)
-        return Case(self.name, data, how)
+        return Case(self.name, data, options)
 
     def sound(self, rng: random.Random) -> Case:
         """A WAV file with another header or length."""
@@ -530,23 +535,23 @@ class Media(Kind):
         with wave.open(file, "wb") as sound:
             sound.setparams((1, 2, 8000, 0, "NONE", ""))
             sound.writeframes(rng.randbytes(2 * rng.choice((50, 300))))
-        data, how = bytearray(file.getvalue()), {"what": "sound"}
+        data, options = bytearray(file.getvalue()), {"what": "sound"}
         change = rng.randrange(5)
         if change == 0:
             bits = rng.choice((*range(1, 16), 17, 24, 255, 65535))
             data[34:36] = struct.pack("<H", bits)
-            how["refuse"] = "its samples do not have 16 bits"
+            options["refuse"] = "its samples do not have 16 bits"
         elif change == 1:
-            data, how["refuse"] = data[: 46 + rng.randrange(len(data) - 50)], "its samples are cut off"
+            data, options["refuse"] = data[: 46 + rng.randrange(len(data) - 50)], "its samples are cut off"
         elif change == 2:
             data[20:22] = struct.pack("<H", rng.choice((0, 2, 3, 6, 7, 0x55, 65534)))
-            how["refuse"] = "it is not plain PCM"
+            options["refuse"] = "it is not plain PCM"
         elif change == 3:
             at = rng.choice((22, 24, 28, 32, 16, 4, 40))
             data[at : at + 4] = struct.pack("<I", rng.choice((0, 1, 3, 2**31, 2**32 - 1, 8001)))
         else:
             data = bytearray(mutated_bytes(rng, bytes(data)))
-        return Case(self.name, bytes(data), how)
+        return Case(self.name, bytes(data), options)
 
     def read(self, case: Case, world: World) -> None:
         if case.how["what"] == "sound":
@@ -669,8 +674,8 @@ class Imports(Kind):
             )
             config = world.content("work/runs/stopped/config.toml").decode().splitlines()
             keys = {line.partition(" =")[0] for line in lines}
-            own = [*(line for line in config if line.partition(" =")[0] not in keys), *lines]
-            files = {"work/runs/stopped/config.toml": "\n".join(own).encode()}
+            config_lines = [*(line for line in config if line.partition(" =")[0] not in keys), *lines]
+            files = {"work/runs/stopped/config.toml": "\n".join(config_lines).encode()}
             if "--config" in arguments:
                 files = {"work/own.toml": content}
         else:
@@ -703,19 +708,19 @@ class States(Kind):
         name = rng.choice(sorted(key for key in header if key != "__metadata__" and header[key]["dtype"] == "F32"))
         begin, end = header[name]["data_offsets"]
         value = rng.choice((float("nan"), float("inf"), float("-inf"), 1e38, -1e38, 3.4e38, -1.0, 1e-45))
-        where = (
+        offsets = (
             range(begin, end, 4)
             if rng.random() < 0.5
             else [begin + 4 * rng.randrange((end - begin) // 4)]
             if end > begin
             else []
         )
-        for at in where:
+        for at in offsets:
             body[at : at + 4] = struct.pack("<f", value)
         files = _stored(folder, description, data[: 8 + length] + bytes(body))
-        how = {"run": run, "tensor": name, "value": value if value == value else "nan"}
+        options = {"run": run, "tensor": name, "value": value if value == value else "nan"}
         if rng.random() < 0.9:
-            return Case(self.name, how=how, files=files)
+            return Case(self.name, how=options, files=files)
         target = rng.choice(("pictures", "stopped"))
         settings = {"recordings": RECORDINGS, "rasters": RASTERS}.get(run, PICTURES)
         commands: tuple[tuple[str, ...], ...] = (
@@ -725,13 +730,13 @@ class States(Kind):
             ("evaluate", f"runs/{run}", "--checkpoint", "last"),
         )
         arguments = rng.choice(commands)
-        how["kept"] = [f"work/runs/{target}"] if "--overwrite" in arguments and target != run else []
+        options["kept"] = [f"work/runs/{target}"] if "--overwrite" in arguments and target != run else []
         if "--resume" in arguments:
-            how["kept"] = [f"{folder}/config.toml"]
+            options["kept"] = [f"{folder}/config.toml"]
         return Case(
             self.name,
             arguments=(*_NUMPY, *arguments),
-            how=how,
+            how=options,
             files=files,
             may_make=("work/runs/new",),
             may_change=(folder, f"work/runs/{target}", "cache"),
@@ -768,7 +773,7 @@ class Changes(Kind):
     name, weight = "changes", 0.03
 
     def make(self, rng: random.Random, world: World) -> Case:
-        run, below = rng.choice(
+        run, prefix = rng.choice(
             (
                 ("stopped", "data/pictures/"),
                 ("pictures", "data/pictures/"),
@@ -776,7 +781,7 @@ class Changes(Kind):
                 ("rasters", "data/rasters.npz"),
             )
         )
-        names = [name for name in world.names() if name.startswith(below) and world.content(name)]
+        names = [name for name in world.names() if name.startswith(prefix) and world.content(name)]
         name = rng.choice(names)
         content, refuse, files = bytearray(world.content(name)), "the data changed", {}
         if run == "rasters":
@@ -811,10 +816,14 @@ class Changes(Kind):
         )
         # The list of starts may grow.
         inside = [name for name in world.names() if name.startswith(f"work/runs/{run}/")]
-        how: dict[str, Any] = {"kept": [name for name in inside if not name.endswith("environment.json")]}
-        how |= {"refuse": refuse} if refuse else {}
+        options: dict[str, Any] = {"kept": [name for name in inside if not name.endswith("environment.json")]}
+        options |= {"refuse": refuse} if refuse else {}
         return Case(
-            self.name, how=how, arguments=(*_NUMPY, *arguments), files=files, may_change=(f"work/runs/{run}", "cache")
+            self.name,
+            how=options,
+            arguments=(*_NUMPY, *arguments),
+            files=files,
+            may_change=(f"work/runs/{run}", "cache"),
         )
 
 
@@ -895,11 +904,11 @@ class Places(Kind):
 
     def make(self, rng: random.Random, world: World) -> Case:
         special = rng.choice(_SPECIAL) if rng.random() < 0.7 else ""
-        how = {"file": rng.choice(self.files), "special": special, "skip": rng.random() < 0.3}
-        return Case(self.name, how=how)
+        options = {"file": rng.choice(self.files), "special": special, "skip": rng.random() < 0.3}
+        return Case(self.name, how=options)
 
     def read(self, case: Case, world: World) -> None:
-        folder, file, special = _fresh(world.beside / "places"), case.how["file"], case.how["special"]
+        folder, file, special = _fresh(world.outside / "places"), case.how["file"], case.how["special"]
         if file.startswith("run/"):
             shutil.copytree(world.root / "work/runs/pictures", folder / "run")
         elif file.startswith("pictures"):

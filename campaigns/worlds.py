@@ -73,7 +73,7 @@ def rasters(number: int, samples: int = 10) -> bytes:
 @contextlib.contextmanager
 def _at_home(root: Path) -> Iterator[None]:
     """Work in the world: its folder, its home, its cache."""
-    before, environment = os.getcwd(), dict(os.environ)
+    folder, environment = os.getcwd(), dict(os.environ)
     os.environ.update(HOME=str(root / "home"), STSBP_CACHE=str(root / "cache"), COLUMNS="100", NO_COLOR="1")
     for name in ("XDG_CACHE_HOME", "STSBP_DATA"):
         os.environ.pop(name, None)
@@ -81,7 +81,7 @@ def _at_home(root: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        os.chdir(before)
+        os.chdir(folder)
         os.environ.clear()
         os.environ.update(environment)
 
@@ -141,7 +141,7 @@ class World:
         return _at_home(self.root)
 
     @property
-    def beside(self) -> Path:
+    def outside(self) -> Path:
         """A folder for what is read directly, outside of the world."""
         return self.root.parent
 
@@ -164,19 +164,19 @@ class World:
         return self._entries[name][1]
 
     @contextlib.contextmanager
-    def run_with(self, beside: str, run: str, files: Mapping[str, bytes]) -> Iterator[Path]:
-        """A copy of a run, kept in the folder `beside`, with other contents of some files until the block ends."""
-        copy = self.beside / beside / run
+    def run_with(self, folder: str, run: str, files: Mapping[str, bytes]) -> Iterator[Path]:
+        """A copy of a run in `folder` beside the world, with other contents of some files until the block ends."""
+        copy = self.outside / folder / run
         if not copy.exists():
             shutil.copytree(self.root / "work/runs" / run, copy)
         paths = {copy / Path(name).name: content for name, content in files.items()}
-        before = {path: path.read_bytes() if path.exists() else None for path in paths}
+        contents = {path: path.read_bytes() if path.exists() else None for path in paths}
         try:
             for path, content in paths.items():
                 path.write_bytes(content)
             yield copy
         finally:
-            for path, old in before.items():
+            for path, old in contents.items():
                 path.unlink() if old is None else path.write_bytes(old)
 
     def names(self) -> Iterable[str]:
@@ -186,13 +186,13 @@ class World:
     def differences(self) -> dict[str, str]:
         """What is `changed`, `lost` or `new`, by its name."""
         now = self._scan()
-        found = {name: "lost" for name in self._entries if name not in now}
+        changes = {name: "lost" for name in self._entries if name not in now}
         for name, stamp in now.items():
             if name not in self._entries:
-                found[name] = "new"
+                changes[name] = "new"
             elif stamp != self._stamps[name] and self._entry(self.root / name) != self._entries[name]:
-                found[name] = "changed"
-        return found
+                changes[name] = "changed"
+        return changes
 
     def restore(self) -> None:
         """Put everything back."""
@@ -222,20 +222,20 @@ class World:
 
     def _scan(self) -> dict[str, _Stamp]:
         """Everything that is there."""
-        found: dict[str, _Stamp] = {}
+        stamps: dict[str, _Stamp] = {}
         waiting = [""]
         while waiting:
-            below = waiting.pop()
-            with os.scandir(f"{self.root}/{below}") as entries:
+            folder = waiting.pop()
+            with os.scandir(f"{self.root}/{folder}") as entries:
                 for entry in entries:
-                    name = below + entry.name
+                    name = folder + entry.name
                     status = entry.stat(follow_symlinks=False)
                     if stat.S_ISDIR(status.st_mode):
                         waiting.append(f"{name}/")
-                        found[name] = (status.st_mode, 0, 0, 0)
+                        stamps[name] = (status.st_mode, 0, 0, 0)
                     else:
-                        found[name] = (status.st_mode, status.st_size, status.st_mtime_ns, status.st_ino)
-        return found
+                        stamps[name] = (status.st_mode, status.st_size, status.st_mtime_ns, status.st_ino)
+        return stamps
 
     @staticmethod
     def _entry(path: Path) -> _Entry:

@@ -99,8 +99,8 @@ class PtxRuntime(Runtime):
 
     def _is_fresh(self, x: AnyArray) -> bool:
         owner = _owner(x)
-        known = self._uninitialised.get(id(owner))
-        return known is not None and known() is owner
+        reference = self._uninitialised.get(id(owner))
+        return reference is not None and reference() is owner
 
 
 def _owner(x: AnyArray) -> AnyArray:

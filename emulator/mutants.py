@@ -26,7 +26,7 @@ class Mutant:
     """A change of a kernel's text.
 
     Attributes:
-        what: the fault.
+        description: the fault.
         old: text that is replaced, in a source or in contract.cuh, wherever it occurs.
         new: what takes its place.
         test: test that fails.
@@ -34,7 +34,7 @@ class Mutant:
         flags: flags of the compiler that are replaced.
     """
 
-    what: str
+    description: str
     old: str
     new: str
     test: str
@@ -116,7 +116,7 @@ def main(names: list[str]) -> int:
             passed[mutant.test] = _passes(mutant.test, "")
         caught = passed[mutant.test] and not _passes(mutant.test, name)
         survivors += [] if caught else [name]
-        print(f"{name:10} {'caught' if caught else 'SURVIVES'}  {mutant.what}: {mutant.test}", flush=True)
+        print(f"{name:10} {'caught' if caught else 'SURVIVES'}  {mutant.description}: {mutant.test}", flush=True)
     return int(bool(survivors))
 
 

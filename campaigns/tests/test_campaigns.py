@@ -69,8 +69,8 @@ def test_made_cases_are_the_same_again_and_survive_their_file(kind: str, world: 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_some_inputs_are_accepted_and_some_refused(kind: str, world: World) -> None:
-    made = [KINDS[kind].make(random.Random(f"few {number}"), world) for number in range(40)]
-    answers = {run_watched(KINDS[kind], case, world)[0] for case in made if len(case.content) < 20_000}
+    cases = [KINDS[kind].make(random.Random(f"few {number}"), world) for number in range(40)]
+    answers = {run_watched(KINDS[kind], case, world)[0] for case in cases if len(case.content) < 20_000}
     # Nearly every name of a network can be exported.
     assert answers == {True, False} or (answers == {True} and kind == "exports")
 
@@ -110,10 +110,10 @@ def test_a_planted_fault_of_a_reader_is_found(
     kind: Any, reader: str, planted: Any, named: str, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kinds, reader, planted)
-    accepted, found = run_watched(kind, VALID[kind.name], world)
+    accepted, fault = run_watched(kind, VALID[kind.name], world)
     assert not accepted
-    assert found is not None
-    assert found.name.startswith(named)
+    assert fault is not None
+    assert fault.name.startswith(named)
 
 
 @pytest.mark.parametrize(
@@ -139,9 +139,9 @@ def test_what_a_user_should_not_see(called: Called, named: str | None) -> None:
 
 def test_an_input_that_is_accepted_although_it_must_be_refused_is_found(world: World) -> None:
     case = Case("media", picture(1), {"what": "picture", "size": None, "refuse": "it is so"})
-    _, found = run_watched(KINDS["media"], case, world)
-    assert found is not None
-    assert found.name == "an input was accepted although it is so"
+    _, fault = run_watched(KINDS["media"], case, world)
+    assert fault is not None
+    assert fault.name == "an input was accepted although it is so"
 
 
 @pytest.mark.skipif("spoken" not in KINDS, reason="recordings of SHD need the library tonic")
@@ -152,8 +152,8 @@ def test_recordings_that_are_read_wrongly_are_found(
     case = Case("spoken", small_files.plain_shd(), {"steps": 4, "own_lengths": False, "skip": False})
     if damage:
         monkeypatch.setattr(small_files, "_flat_frames", lambda *_: np.zeros((4, 700), np.uint8))
-    _, found = run_watched(KINDS["spoken"], case, world)
-    assert (found and found.name) == ("recordings are not those of the file" if damage else None)
+    _, fault = run_watched(KINDS["spoken"], case, world)
+    assert (fault and fault.name) == ("recordings are not those of the file" if damage else None)
 
 
 def test_what_a_refused_command_has_changed_is_found(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,8 +193,8 @@ def test_a_module_that_a_file_has_imported_is_found(tmp_path: Path) -> None:
     done = script(IMPORTS, tmp_path)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("[")]
-    found = "['a module was imported that a case names']"
-    assert lines == ["[]", found, found], done.stderr
+    fault_names = "['a module was imported that a case names']"
+    assert lines == ["[]", fault_names, fault_names], done.stderr
 
 
 COMPARE = Case("options", arguments=("--backend", "numpy", "compare", "runs/pictures"))
@@ -215,8 +215,8 @@ def test_a_thread_that_a_command_leaves_is_found_and_one_from_before_is_not_take
         return ""
 
     end = threading.Event()
-    before = threading.Thread(target=end.wait, daemon=True)
-    before.start()
+    earlier = threading.Thread(target=end.wait, daemon=True)
+    earlier.start()
     try:
         assert run_command(COMPARE, world)
         monkeypatch.setattr(compare, "_table", table)
@@ -302,8 +302,8 @@ def test_what_a_worker_does_not_survive_is_found(acts: str, hang: float, expecte
     done = script(FUZZ.format(acts=acts, hang=hang), tmp_path)
     assert done.returncode == 0, done.stderr
     # What takes all memory may be found as that too, before Python refuses it.
-    found = done.stdout.splitlines()
-    assert all(any(line.startswith(name) for line in found) for name in expected), done.stdout
+    lines = done.stdout.splitlines()
+    assert all(any(line.startswith(name) for line in lines) for name in expected), done.stdout
 
 
 CRASH = """
@@ -345,10 +345,10 @@ def restored() -> Iterator[None]:
     """`Disk` replaces functions for good."""
     import builtins
 
-    before = {name: getattr(os, name) for name in (*Disk.NAMES, "open") if hasattr(os, name)}
+    functions = {name: getattr(os, name) for name in (*Disk.NAMES, "open") if hasattr(os, name)}
     opened, plain = builtins.open, io.FileIO
     yield
-    for name, function in before.items():
+    for name, function in functions.items():
         setattr(os, name, function)
     builtins.open = io.open = opened
     for module in (io, *sys.modules.values()):

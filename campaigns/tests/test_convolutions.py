@@ -35,7 +35,9 @@ def test_search_finds_weights_whose_strides_torch_only_takes_for_channels_last(m
 
 def test_command_names_the_cases_of_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     backward = conv2d._backward_float64
-    monkeypatch.setattr(conv2d, "_backward_float64", lambda conv, x, w, dz, *rest: backward(conv, x, w, -dz, *rest))
+    monkeypatch.setattr(
+        conv2d, "_backward_float64", lambda conv, x, w, dz, *arguments: backward(conv, x, w, -dz, *arguments)
+    )
     result = CliRunner().invoke(convolutions.command, ["--cases", "12"])
     assert result.exit_code == 1
     assert "torch backward, reproducible: seed" in result.output

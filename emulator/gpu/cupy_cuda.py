@@ -50,7 +50,7 @@ def _findings() -> Iterator[None]:
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Print how many launches there were, and warnings."""
     launches = device.LAUNCHES
-    where = f"CuPy {cupy.__version__} on PTX sm_{device.CAPABILITY}"
-    terminalreporter.write_line(f"{where}: {launches.total()} launches of {len(launches)} kernels")
+    versions = f"CuPy {cupy.__version__} on PTX sm_{device.CAPABILITY}"
+    terminalreporter.write_line(f"{versions}: {launches.total()} launches of {len(launches)} kernels")
     for text, count in device.WARNINGS.most_common(60):
         terminalreporter.write_line(f"  warning x{count}: {text}")

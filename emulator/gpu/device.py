@@ -82,17 +82,17 @@ def i32(x: int) -> int:
 def warn(text: str) -> None:
     """Count a warning, with the line of the project that led to it."""
     frame: FrameType | None = sys._getframe(2)
-    where = ""
+    caller = ""
     while frame is not None:
         name = frame.f_code.co_filename
         if "stsbp" in name and "/emulator/" not in name:
-            where = f" ({name.rsplit('/', 1)[1]}:{frame.f_lineno} {frame.f_code.co_name})"
+            caller = f" ({name.rsplit('/', 1)[1]}:{frame.f_lineno} {frame.f_code.co_name})"
             break
         frame = frame.f_back
-    WARNINGS[text + where] += 1
+    WARNINGS[text + caller] += 1
 
 
-def inside(address: int, size: int, what: str, *, written: bool = False, read: bool = False) -> None:
+def inside(address: int, size: int, call: str, *, written: bool = False, read: bool = False) -> None:
     """Note a range of device memory that is not within one allocation, or is read before it was written."""
     if size == 0:
         return
@@ -102,9 +102,9 @@ def inside(address: int, size: int, what: str, *, written: bool = False, read: b
         if written:
             allocation.written[part] = True
         if read and not allocation.written[part].all():
-            FINDINGS.append(Finding("uninitialised read", what, "", "", f"of {allocation.name}"))
+            FINDINGS.append(Finding("uninitialised read", call, "", "", f"of {allocation.name}"))
     if allocation is None or address + size > allocation.start + allocation.size:
-        FINDINGS.append(Finding("out of bounds", what, "", "", f"{size} bytes at {address:#x}"))
+        FINDINGS.append(Finding("out of bounds", call, "", "", f"{size} bytes at {address:#x}"))
 
 
 def is_device(address: int) -> bool:
@@ -118,28 +118,28 @@ def is_device(address: int) -> bool:
 # Streams: a captured stream records, any other runs at once.
 
 
-def enqueue(stream: int, work: Any, what: str) -> int:
+def enqueue(stream: int, work: Any, call: str) -> int:
     """Do the work of a call on a stream now, or record it if the stream is captured. Returns CUDA's status."""
     stream = 0 if stream in (0, 1) else stream
     state = _streams.get(stream)
     if state is None:
         return 400
     if state["capturing"] is not None:
-        state["capturing"].append((work, what))
+        state["capturing"].append((work, call))
         return 0
     capturing = [s for s, other in _streams.items() if other["capturing"] is not None]
     if capturing:
         if stream == 0 and any(_streams[s]["blocking"] for s in capturing):
             return 906
-        warn(f"{what} outside the stream that is captured")
+        warn(f"{call} outside the stream that is captured")
     status: int = work() or 0
     return status
 
 
-def synchronises(what: str) -> int:
+def synchronises(call: str) -> int:
     """Whether a wait for the device is refused."""
     if any(state["capturing"] is not None for state in _streams.values()):
-        warn(f"{what} while a stream is captured")
+        warn(f"{call} while a stream is captured")
         return 900
     return 0
 
@@ -278,18 +278,20 @@ def start(a: list[int]) -> int:
 _FORMATS: dict[int, np.dtype[Any]] = {0: np.dtype("f4"), 1: np.dtype("f8"), 2: np.dtype("f2")}
 
 
-def _matrix(address: int, rows: int, columns: int, stride: int, kind: int, what: str) -> AnyArray:
+def _matrix(address: int, rows: int, columns: int, stride: int, kind: int, operand: str) -> AnyArray:
     dtype = _FORMATS[kind]
     count = (columns - 1) * stride + rows
-    inside(address, count * dtype.itemsize, what)
+    inside(address, count * dtype.itemsize, operand)
     ((allocation, _),) = memory.find(np.array([address], np.uint64))
     if allocation is not None and allocation.written is not None:
-        mine = allocation.written[address - allocation.start :]
-        mine = np.lib.stride_tricks.as_strided(mine, (columns, rows * dtype.itemsize), (stride * dtype.itemsize, 1))
-        if what[-1] == "C":
-            mine[...] = True
-        elif not mine.all():
-            FINDINGS.append(Finding("uninitialised read", what, "", "", f"of {allocation.name}"))
+        written = allocation.written[address - allocation.start :]
+        written = np.lib.stride_tricks.as_strided(
+            written, (columns, rows * dtype.itemsize), (stride * dtype.itemsize, 1)
+        )
+        if operand[-1] == "C":
+            written[...] = True
+        elif not written.all():
+            FINDINGS.append(Finding("uninitialised read", operand, "", "", f"of {allocation.name}"))
     raw = np.frombuffer(memoryview((ctypes.c_char * (count * dtype.itemsize)).from_address(address)), dtype)
     return np.lib.stride_tricks.as_strided(raw, (rows, columns), (dtype.itemsize, stride * dtype.itemsize))
 
@@ -297,7 +299,15 @@ def _matrix(address: int, rows: int, columns: int, stride: int, kind: int, what:
 def gemm_ex(a: list[int]) -> int:
     """`cublasGemmEx` of half precision, float32 or float64, from its arguments, computed by numpy."""
     handle, ta, tb, m, n, k = a[0], *map(i32, a[1:6])
-    alpha, left, ltype, lda, right, rtype, ldb = a[6], a[7], i32(a[8]), i32(a[9]), a[10], i32(a[11]), i32(a[12])
+    alpha, a_address, ltype, lda, b_address, rtype, ldb = (
+        a[6],
+        a[7],
+        i32(a[8]),
+        i32(a[9]),
+        a[10],
+        i32(a[11]),
+        i32(a[12]),
+    )
     beta, out, otype, ldc, compute = a[13], a[14], i32(a[15]), i32(a[16]), i32(a[17])
     if handle not in _handles or min(m, n, k) < 0:
         return 7
@@ -310,7 +320,7 @@ def gemm_ex(a: list[int]) -> int:
         return 15
     size = 8 if compute == 70 else 4
     x, y = (np.frombuffer(ctypes.string_at(p, size), f"f{size}")[0] for p in (alpha, beta))
-    for address, kind in ((left, ltype), (right, rtype), (out, otype)):
+    for address, kind in ((a_address, ltype), (b_address, rtype), (out, otype)):
         if address % _FORMATS[kind].itemsize:
             return 7
 
@@ -322,8 +332,8 @@ def gemm_ex(a: list[int]) -> int:
         if k == 0:
             c[...] = y * c if y else 0
             return 0
-        p = _matrix(left, *((k, m) if ta else (m, k)), lda, ltype, "cublasGemmEx A")
-        q = _matrix(right, *((n, k) if tb else (k, n)), ldb, rtype, "cublasGemmEx B")
+        p = _matrix(a_address, *((k, m) if ta else (m, k)), lda, ltype, "cublasGemmEx A")
+        q = _matrix(b_address, *((n, k) if tb else (k, n)), ldb, rtype, "cublasGemmEx B")
         product = (p.T if ta else p).astype(c.dtype) @ (q.T if tb else q).astype(c.dtype)
         c[...] = x * product + y * c if y else x * product
         return 0

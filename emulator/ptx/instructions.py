@@ -83,7 +83,7 @@ def _arithmetic(function: Function, source: str | tuple[str, ...], target: str, 
         ]
         if approximate:
             launch.result.notes.add(
-                f"{launch.kernel.name} {instruction.where}: {instruction.text}: bits of the hardware are not defined"
+                f"{launch.kernel.name} {instruction.location}: {instruction.text}: bits of the hardware are not defined"
             )
         if by_zero and not operands[1].all():
             _, divisors = np.broadcast_arrays(*operands)
@@ -233,25 +233,25 @@ def _pieces(
     """Allowed accesses: `(allocation, offsets, their places in the group)`; the rest is a finding."""
     off = address % np.uint64(size)
     if off.any():
-        where = int(np.argmax(off != 0))
-        detail = f"{launch.who(threads, where)}: {access} of {size} bytes at ...{int(address[where]) & 0xFFFF:#x}"
+        first = int(np.argmax(off != 0))
+        detail = f"{launch.who(threads, first)}: {access} of {size} bytes at ...{int(address[first]) & 0xFFFF:#x}"
         launch.add_finding("misaligned", instruction, detail, int(np.count_nonzero(off)))
     for allocation, places in launch.memory.find(address):
-        mine = address if places is None else address[places]
+        addresses = address if places is None else address[places]
         at = np.arange(len(address)) if places is None else places
         if allocation is None:
-            detail = f"{launch.who(threads, int(at[0]))}: {access} at {int(mine[0]):#x}, which is no array's"
-            launch.add_finding("out of bounds", instruction, detail, len(mine))
+            detail = f"{launch.who(threads, int(at[0]))}: {access} at {int(addresses[0]):#x}, which is no array's"
+            launch.add_finding("out of bounds", instruction, detail, len(addresses))
             continue
-        offset = (mine - np.uint64(allocation.start)).astype(np.int64)
+        offset = (addresses - np.uint64(allocation.start)).astype(np.int64)
         bad = (offset + size > allocation.size) | (offset < 0)
         if allocation.constant and access == "store":
             bad[:] = True
         if bad.any():
             first = int(np.argmax(bad))
             distance = int(offset[first])
-            beside = distance - RANGE if distance > RANGE // 2 else distance
-            detail = f"{launch.who(threads, int(at[first]))}: {access} of {size} bytes at byte {beside} of "
+            relative = distance - RANGE if distance > RANGE // 2 else distance
+            detail = f"{launch.who(threads, int(at[first]))}: {access} of {size} bytes at byte {relative} of "
             detail += f"{allocation.name}, which has {allocation.size}"
             launch.add_finding("out of bounds", instruction, detail, int(np.count_nonzero(bad)))
             offset, at = offset[~bad], at[~bad]
@@ -353,7 +353,7 @@ def _atomic(instruction: Instruction, used: set[str]) -> Action:
         or instruction.parts[-1] == "f32"
     ):
         raise PtxError(instruction.text)
-    (what,) = kinds
+    (kind,) = kinds
     dtype = dtype_of(instruction.parts[-1])
     has_result = instruction.opcode == "atom"
     returns = has_result and instruction.operands[0] != "_" and instruction.operands[0] in used
@@ -387,19 +387,19 @@ def _atomic(instruction: Instruction, used: set[str]) -> Action:
                 )
             allocation.mark(offset, dtype.itemsize)
             slots = offset[order] // dtype.itemsize
-            if not returns and what in fast:
-                fast[what].at(cells, slots, values[0][at[order]])
+            if not returns and kind in fast:
+                fast[kind].at(cells, slots, values[0][at[order]])
             else:
                 for slot, place in zip(slots, at[order], strict=True):
                     old[place] = cells[slot]
                     v = values[0][place]
-                    if what in fast:
-                        cells[slot] = fast[what](cells[slot], v)
-                    elif what == "exch":
+                    if kind in fast:
+                        cells[slot] = fast[kind](cells[slot], v)
+                    elif kind == "exch":
                         cells[slot] = v
-                    elif what == "inc":
+                    elif kind == "inc":
                         cells[slot] = 0 if cells[slot] >= v else cells[slot] + dtype.type(1)
-                    elif what == "dec":
+                    elif kind == "dec":
                         cells[slot] = v if cells[slot] == 0 or cells[slot] > v else cells[slot] - dtype.type(1)
                     elif cells[slot] == v:
                         cells[slot] = values[1][place]
@@ -418,7 +418,7 @@ def _shuffle(launch: Launch, threads: Threads, instruction: Instruction) -> None
     mode = next(p for p in instruction.parts if p in ("bfly", "up", "down", "threads"))
     here = np.arange(launch.n) if threads is None else threads
     u4 = np.dtype("u4")
-    sent, by, clamp, mask = (np.broadcast_to(launch.operand(x, u4, threads), here.shape) for x in sources)
+    values, by, clamp, mask = (np.broadcast_to(launch.operand(x, u4, threads), here.shape) for x in sources)
     lane = launch.lane[here]
     if not ((mask >> lane.astype(np.uint32)) & 1).all():
         launch.add_finding("shuffle", instruction, "a thread is not in its own mask")
@@ -449,7 +449,7 @@ def _shuffle(launch: Launch, threads: Threads, instruction: Instruction) -> None
         first = int(np.argmax(missing))
         detail = f"{launch.who(threads, first)} reads lane {int(source[first])}, which has ended or does not take part"
         launch.add_finding("shuffle", instruction, detail, int(np.count_nonzero(missing)))
-    shuffled = np.where(missing, np.uint32(0xDEADBEEF), sent[np.where(place[other] < 0, 0, place[other])])
+    shuffled = np.where(missing, np.uint32(0xDEADBEEF), values[np.where(place[other] < 0, 0, place[other])])
     register, _, flag = to.partition("|")
     launch.write(register, shuffled, threads)
     if flag:

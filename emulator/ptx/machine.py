@@ -31,13 +31,13 @@ class Finding:
 
     kind: str
     kernel: str
-    where: str
+    location: str
     text: str
     detail: str
     count: int = 1
 
     def __str__(self) -> str:
-        return f"{self.kind}: {self.kernel} {self.where}: {self.detail} [{self.text}] x{self.count}"
+        return f"{self.kind}: {self.kernel} {self.location}: {self.detail} [{self.text}] x{self.count}"
 
 
 @dataclass
@@ -115,7 +115,7 @@ def launch(
         result.notes.add(f"{kernel.name}: races were sought among the first {most_accesses} accesses only")
     if log is not None:
         for x in log.conflicts():
-            result.findings.append(Finding(x.kind, kernel.name, x.where, x.text, x.detail, x.count))
+            result.findings.append(Finding(x.kind, kernel.name, x.location, x.text, x.detail, x.count))
     return result
 
 
@@ -190,7 +190,7 @@ class Launch:
         x = self.registers.get(name)
         if x is None:
             # Compilers print such reads where a later choice drops the value, so they are no error by themselves.
-            self.result.notes.add(f"{self.kernel.name} {self.now.where}: {name} is undefined [{self.now.text}]")
+            self.result.notes.add(f"{self.kernel.name} {self.now.location}: {name} is undefined [{self.now.text}]")
             kind = self.kernel.type_of(name)
             x = np.full(self.n, 0xA5, np.uint8).repeat(1 if kind == "pred" else SIZES[kind])
             x = x > 0 if kind == "pred" else x.view(f"u{SIZES[kind]}")
@@ -199,7 +199,7 @@ class Launch:
         missing = self.undefined.get(name)
         if missing is not None and (missing.any() if threads is None else missing[threads].any()):
             self.result.notes.add(
-                f"{self.kernel.name} {self.now.where}: {name} is undefined in some threads [{self.now.text}]"
+                f"{self.kernel.name} {self.now.location}: {name} is undefined in some threads [{self.now.text}]"
             )
         x = x if threads is None else x[threads]
         if x.dtype == bool or dtype is None:
@@ -284,11 +284,13 @@ class Launch:
 
     def add_finding(self, kind: str, instruction: Instruction, detail: str, count: int = 1) -> None:
         key = (kind, instruction.text)
-        for known in self.result.findings:
-            if (known.kind, known.text) == key:
-                known.count += count
+        for finding in self.result.findings:
+            if (finding.kind, finding.text) == key:
+                finding.count += count
                 return
-        self.result.findings.append(Finding(kind, self.kernel.name, instruction.where, instruction.text, detail, count))
+        self.result.findings.append(
+            Finding(kind, self.kernel.name, instruction.location, instruction.text, detail, count)
+        )
 
     def who(self, threads: Threads, first: Any) -> str:
         """Block and thread of one of `threads`, for messages."""
@@ -337,7 +339,7 @@ class Launch:
         at = int(candidates[candidates != end][0])
         instruction = self.kernel.code[at]
         self.add_finding("deadlock", instruction, "threads wait for others that never come")
-        place = f"{self.kernel.name} {instruction.where}"
+        place = f"{self.kernel.name} {instruction.location}"
         raise PtxError(f"{place}: threads wait for others that never come: {instruction.text}")
 
     def _ready(self, at: int, threads: AnyArray, end: int) -> AnyArray:

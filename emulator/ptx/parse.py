@@ -34,7 +34,7 @@ class Instruction:
     parts: tuple[str, ...]
     operands: tuple[str, ...]
     guard: tuple[str, bool] | None
-    where: str
+    location: str
     text: str
 
 
@@ -100,8 +100,8 @@ def parse(text: str) -> Module:
     lines = []
     for line in text.split("\n"):
         line = line.split("//")[0].strip()
-        if location := re.match(r"\.loc\s+(\d+)\s+(\d+)", line):
-            number, row = location.groups()
+        if match := re.match(r"\.loc\s+(\d+)\s+(\d+)", line):
+            number, row = match.groups()
             line = f"!loc {files.get(number, number).split('/')[-1]}:{row};"
         elif line.startswith((".file", ".version", ".target", ".address_size")):
             continue
@@ -187,7 +187,7 @@ def _share(kernel: Kernel, name: str, size: int, align: int) -> None:
 
 
 def _body(kernel: Kernel, text: str) -> None:
-    where = ""
+    location = ""
     for statement in text.split(";"):
         statement = statement.strip()
         while True:  # scopes and labels in front
@@ -201,7 +201,7 @@ def _body(kernel: Kernel, text: str) -> None:
         if not statement:
             continue
         if statement.startswith("!loc"):
-            where = statement[5:]
+            location = statement[5:]
         elif statement.startswith(".reg"):
             _, kind, names = statement.split(None, 2)
             for name in names.split(","):
@@ -220,15 +220,15 @@ def _body(kernel: Kernel, text: str) -> None:
         elif statement.startswith("."):
             raise PtxError(f"{kernel.name}: not understood: {statement}")
         else:
-            kernel.code.append(_instruction(statement, where))
+            kernel.code.append(_instruction(statement, location))
 
 
-def _instruction(statement: str, where: str) -> Instruction:
+def _instruction(statement: str, location: str) -> Instruction:
     text, guard = " ".join(statement.split()), None
-    rest = text
-    if match := re.match(r"@(!?)([\w$%]+)\s+", rest):
-        guard, rest = (match[2], match[1] == "!"), rest[match.end() :]
-    word, _, tail = rest.partition(" ")
+    unguarded = text
+    if match := re.match(r"@(!?)([\w$%]+)\s+", unguarded):
+        guard, unguarded = (match[2], match[1] == "!"), unguarded[match.end() :]
+    word, _, tail = unguarded.partition(" ")
     operands, depth, current = [], 0, ""
     for c in tail:
         depth += (c in "{[(") - (c in "}])")
@@ -241,5 +241,5 @@ def _instruction(statement: str, where: str) -> Instruction:
         operands.append(current.strip())
     opcode, *parts = word.split(".")
     return Instruction(
-        opcode, tuple(p for part in parts for p in part.split("::")), tuple(operands), guard, where, text
+        opcode, tuple(p for part in parts for p in part.split("::")), tuple(operands), guard, location, text
     )

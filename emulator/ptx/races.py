@@ -39,7 +39,7 @@ class Conflict:
     """Instructions in conflict, and the number of cells that they share."""
 
     kind: str
-    where: str
+    location: str
     text: str
     detail: str
     count: int
@@ -98,7 +98,7 @@ class Log:
         def conflict(label: str, starts: AnyArray, bad: AnyArray, detail: str = "") -> Conflict:
             ends = np.r_[starts[1:], len(cell)]
             part = slice(int(starts[bad][0]), int(ends[bad][0]))
-            names = sorted({(x.where, x.text) for x in (self._accesses[w].instruction for w in number_of[part])})
+            names = sorted({(x.location, x.text) for x in (self._accesses[w].instruction for w in number_of[part])})
             detail = detail or f"threads {sorted(set(thread[part].tolist()))[:4]}"
             return Conflict(label, names[0][0], " / ".join(text for _, text in names)[:300], detail, int(bad.sum()))
 

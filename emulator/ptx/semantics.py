@@ -63,8 +63,8 @@ def _wide(x: AnyArray) -> AnyArray:
 def _odd_sum(a: AnyArray, b: AnyArray) -> AnyArray:
     """a + b in float64, rounded to odd, so that a further rounding to float32 is correct."""
     total = a + b
-    rest = total - a
-    error = (a - (total - rest)) + (b - rest)
+    added = total - a
+    error = (a - (total - added)) + (b - added)
     error = np.where(np.isfinite(total), error, 0.0)
     bits = total.view(np.uint64)
     even = (bits & np.uint64(1)) == 0
@@ -288,9 +288,9 @@ def operation(opcode: str, parts: tuple[str, ...]) -> Operation:
     if kind not in SIZES or kind == "f16":
         raise PtxError(f"{opcode}.{'.'.join(parts)}")
     result = _float_operation if kind[0] == "f" else _integer_operation
-    if (known := result(opcode, kind, modifiers, parts)) is None:
+    if (semantics := result(opcode, kind, modifiers, parts)) is None:
         raise PtxError(f"{opcode}.{'.'.join(parts)}")
-    return known
+    return semantics
 
 
 def _float_operation(opcode: str, kind: str, modifiers: set[str], parts: tuple[str, ...]) -> Operation | None:

@@ -62,7 +62,7 @@ def test_an_access_one_beyond_the_end() -> None:
     k = kernel("const float* a, float* o) { int i = blockIdx.x * blockDim.x + threadIdx.x; o[i] = a[i + 1]; }")
     a, o = np.zeros(128, np.float32), np.zeros(128, np.float32)
     (finding,) = launch(k, (2,), (64,), [a, o]).findings
-    assert (finding.kind, finding.count, finding.where) == ("out of bounds", 1, "k.cu:1")
+    assert (finding.kind, finding.count, finding.location) == ("out of bounds", 1, "k.cu:1")
     assert "block 1 thread 63: load of 4 bytes at byte 512 of argument 0, which has 512" in finding.detail
 
 
@@ -79,11 +79,11 @@ def test_a_vector_at_an_address_that_is_not_aligned() -> None:
     k = kernel("const float4* a, float4* o) { o[threadIdx.x] = a[threadIdx.x]; }")
     raw = np.zeros(140, np.float32)
     first = (-raw.ctypes.data % 16) // 4
-    aligned, beside = raw[first : first + 128], raw[first + 1 : first + 129]
+    aligned, shifted = raw[first : first + 128], raw[first + 1 : first + 129]
     result = np.zeros(132, np.float32)
     result = result[(-result.ctypes.data % 16) // 4 :][:128]
     assert not kinds(k, 1, 32, aligned, result)
-    assert kinds(k, 1, 32, beside, result) == {"misaligned"}
+    assert kinds(k, 1, 32, shifted, result) == {"misaligned"}
 
 
 SUM = """const float* a, float* o) {

@@ -61,7 +61,7 @@ def run(source: CudaSource, entry: str, threads: int, arguments: list[Any], bloc
 def chosen(threads: int, lanes: int) -> tuple[list[int], AnyArray]:
     """Blocks at the ends and around 2^31 and 2^32 elements and bytes, and the elements of their threads."""
     grid, size = -(-threads // cuda.BLOCK), cuda.BLOCK * lanes
-    marks = [0, grid - 1, *(2**power // size + beside for power in (30, 31, 32) for beside in (-1, 0))]
+    marks = [0, grid - 1, *(2**power // size + distance for power in (30, 31, 32) for distance in (-1, 0))]
     blocks = sorted({block for block in marks if 0 <= block < grid})
     elements = np.concatenate([np.arange(block * size, (block + 1) * size) for block in blocks])
     return blocks, elements[elements < threads * lanes]

@@ -43,23 +43,25 @@ def value(x: Any) -> Fraction:
 def rounded(exact: Fraction, mode: str, dtype: Any) -> Any:
     """The number of a format that a rounding mode chooses for an exact one."""
     bound = Fraction(2) ** (128 if dtype == np.float32 else 1024)
-    below_bound = bound * (1 - Fraction(1, 2**100))
-    exact = max(min(exact, below_bound), -below_bound)  # no rounding tells numbers beyond the format apart
+    largest_below_bound = bound * (1 - Fraction(1, 2**100))
+    exact = max(
+        min(exact, largest_below_bound), -largest_below_bound
+    )  # no rounding tells numbers beyond the format apart
     with np.errstate(over="ignore", under="ignore"):
         largest = np.finfo(dtype).max
         near = dtype(np.clip(float(exact), -float(largest), float(largest)))
         down, up = (np.nextafter(near, dtype(sign * np.inf)) for sign in (-1, 1))
-    below = max((x for x in (down, near, up) if value(x) <= exact), key=value, default=down)
-    above = min((x for x in (down, near, up) if value(x) >= exact), key=value, default=up)
+    lower = max((x for x in (down, near, up) if value(x) <= exact), key=value, default=down)
+    upper = min((x for x in (down, near, up) if value(x) >= exact), key=value, default=up)
     if mode == "rz":
         mode = "rm" if exact > 0 else "rp"
     if mode in ("rm", "rp"):
-        return below if mode == "rm" else above
-    distances = exact - value(below), value(above) - exact
+        return lower if mode == "rm" else upper
+    distances = exact - value(lower), value(upper) - exact
     if distances[0] == distances[1]:
         unsigned = np.uint32 if dtype == np.float32 else np.uint64
-        return below if below.view(unsigned) % 2 == 0 else above
-    return below if distances[0] < distances[1] else above
+        return lower if lower.view(unsigned) % 2 == 0 else upper
+    return lower if distances[0] < distances[1] else upper
 
 
 def same(x: Any, y: Any) -> bool:
@@ -174,16 +176,19 @@ def test_integer_products_quotients_and_shifts(rng: np.random.Generator, letter:
 
     with np.errstate(all="ignore"):
         low, high = (operation("mul", (part, kind))[0](a, b) for part in ("lo", "hi"))
-        quotient, rest = (operation(x, (kind,))[0](a, b) for x in ("div", "rem"))
+        quotient, remainder = (operation(x, (kind,))[0](a, b) for x in ("div", "rem"))
         count = rng.integers(0, 80, 300).astype(np.uint32)
-        right, left = operation("shr", (kind,))[0](a, count), operation("shl", (f"b{bits}",))[0](a, count)
+        shifted_right, shifted_left = (
+            operation("shr", (kind,))[0](a, count),
+            operation("shl", (f"b{bits}",))[0](a, count),
+        )
     for i, (x, y) in enumerate(zip(a.tolist(), b.tolist(), strict=True)):
         assert (low[i], high[i]) == (wrapped(x * y), wrapped((x * y) >> bits))
         if y:
             truncated = abs(x) // abs(y) * (1 if (x < 0) == (y < 0) else -1)
-            assert (int(quotient[i]), int(rest[i])) == (wrapped(truncated), wrapped(x - truncated * y))
-        assert right[i] == x >> min(int(count[i]), bits)
-        assert left[i] == wrapped(x << int(count[i]))
+            assert (int(quotient[i]), int(remainder[i])) == (wrapped(truncated), wrapped(x - truncated * y))
+        assert shifted_right[i] == x >> min(int(count[i]), bits)
+        assert shifted_left[i] == wrapped(x << int(count[i]))
     if bits < 64:
         wide, *_ = operation("mul", ("wide", kind))
         assert wide(a, b).tolist() == [x * y for x, y in zip(a.tolist(), b.tolist(), strict=True)]
@@ -194,7 +199,7 @@ def test_bits_are_moved(rng: np.random.Generator) -> None:
     start, length = (rng.integers(0, 40, 200).astype(np.uint32) for _ in range(2))
     fields = operation("bfe", ("u32",))[0](a, start, length)
     inserted = operation("bfi", ("b32",))[0](a, b, start, length)
-    left, right = (operation("shf", (side, "wrap", "b32"))[0](a, b, c) for side in ("l", "r"))
+    funnel_left, funnel_right = (operation("shf", (side, "wrap", "b32"))[0](a, b, c) for side in ("l", "r"))
     mixed = operation("lop3", ("b32",))[0](a, b, c, np.array([0xE8], np.uint32))
     for i, (x, y, z) in enumerate(zip(a.tolist(), b.tolist(), c.tolist(), strict=True)):
         s, n, by = int(start[i]), int(length[i]), z % 32
@@ -202,7 +207,7 @@ def test_bits_are_moved(rng: np.random.Generator) -> None:
         assert fields[i] == (x >> s) & ((1 << n) - 1)
         assert inserted[i] == (y & ~mask | x << s & mask) & 0xFFFFFFFF
         pair = y << 32 | x
-        assert (left[i], right[i]) == (pair << by >> 32 & 0xFFFFFFFF, pair >> by & 0xFFFFFFFF)
+        assert (funnel_left[i], funnel_right[i]) == (pair << by >> 32 & 0xFFFFFFFF, pair >> by & 0xFFFFFFFF)
         assert mixed[i] == x & y | x & z | y & z
     bytes_of = operation("prmt", ("b32",))[0](a, b, np.full(200, 0x8540, np.uint32))
     for x, y, result in zip(a.tolist(), b.tolist(), bytes_of.tolist(), strict=True):

@@ -28,13 +28,13 @@ sys.path[:0] = [str(Path(__file__).parents[2])]
 from emulator import triton_kernels  # noqa: E402
 
 
-def rest(*values: Any) -> list[Any]:
+def long_cases(*values: Any) -> list[Any]:
     """Parameters of cases beside the quick one; `nox -s triton` runs them too."""
     return [pytest.param(value, marks=pytest.mark.long) for value in values]
 
 
-ARCHITECTURES = (80, *rest(75, 90))
-SIZES = (233, *rest(1, 256))
+ARCHITECTURES = (80, *long_cases(75, 90))
+SIZES = (233, *long_cases(1, 256))
 NEURONS: dict[str, NeuronModel] = {
     **{s.name: LIF(5 / 3, surrogate=s) for s in (Rectangle(0.7), Triangle(0.6), FastSigmoid(3.0), Arctan(2.3))},
     "alif": ALIF(3, reset="subtract", tau_rise=2),
@@ -69,7 +69,7 @@ def same(
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("static", [False, True], ids=["steps", "static"])
-@pytest.mark.parametrize("name", ["rectangle", *rest(*(name for name in NEURONS if name != "rectangle"))])
+@pytest.mark.parametrize("name", ["rectangle", *long_cases(*(name for name in NEURONS if name != "rectangle"))])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_neurons(rng: np.random.Generator, name: str, architecture: int, static: bool, size: int) -> None:
     equations = neuron_equations(PSP(3).filter(), NEURONS[name])
@@ -92,7 +92,7 @@ def test_adamw(rng: np.random.Generator, architecture: int, size: int) -> None:
     same(UPDATE, {name: getattr(scalars, name) for name in UPDATE.parameters}, arrays, 1, architecture)
 
 
-@pytest.mark.parametrize("size", [9, *rest(1, 16)])
+@pytest.mark.parametrize("size", [9, *long_cases(1, 16)])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_losses(rng: np.random.Generator, architecture: int, size: int) -> None:
     spikes, targets = ((rng.random((STEPS, 3, size)) < 0.4).astype(np.uint8) for _ in range(2))
@@ -106,7 +106,7 @@ def test_losses(rng: np.random.Generator, architecture: int, size: int) -> None:
         same(equations.backward, constants, inputs, STEPS, architecture)
 
 
-@pytest.mark.parametrize("shape", [(3, 5, 4, 6), *rest((2, 1, 3, 3), (7, 11), (1, 300), (1, 1))], ids=str)
+@pytest.mark.parametrize("shape", [(3, 5, 4, 6), *long_cases((2, 1, 3, 3), (7, 11), (1, 300), (1, 1))], ids=str)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_dropout_masks(architecture: int, shape: tuple[int, ...]) -> None:
     for words in ((0, 0, 0), (1, 1, 1), (2**32 - 1, 70, 2**31), (2**31 + 5, 1000, 2**32 - 1)):
