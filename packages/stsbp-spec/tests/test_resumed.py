@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from stsbp_spec import ALIF, LIF, NetworkSpec, NeuronModel, initial_weights
 from stsbp_spec.distributed.collective import BatchSlice
-from stsbp_spec.engine.passes import Trace, after, backward_segment, forward_segment
+from stsbp_spec.engine.passes import Trace, backward_segment, forward_segment, states_after
 from stsbp_spec.engine.plan import Segment, plan
 from stsbp_spec.engine.rules import PassContext
 from stsbp_spec.equations.assembly import resumable_equations
@@ -38,7 +38,7 @@ def walked(
         values |= outputs
         residuals |= saved
         if earlier is not None:
-            later |= after(segment, saved)
+            later |= states_after(segment, saved)
     return values, residuals, later
 
 

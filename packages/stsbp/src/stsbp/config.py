@@ -86,8 +86,8 @@ class Own(NamedTuple):
 
 OWN: Mapping[str, Own] = MappingProxyType(
     {
-        own.setting: own
-        for own in (
+        model_class.setting: model_class
+        for model_class in (
             Own(
                 "surrogate",
                 SURROGATES,
@@ -108,7 +108,7 @@ OF_NEURONS = ("tau_m", "tau_s", "tau_rise", "psp_gain", "threshold")
 
 _FOLLOWING: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        **{setting: (own.model,) for setting, own in OWN.items()},
+        **{setting: (model_class.model,) for setting, model_class in OWN.items()},
         "surrogate": ("surrogate_model", "neuron_model"),
         **dict.fromkeys(OF_NEURONS, ("neuron_model",)),
         "init_from": ("init_sha256",),
@@ -358,7 +358,7 @@ class RunConfig(BaseModel):
             user_class.parse(text)
         return text
 
-    @field_validator(*(own.model for own in OWN.values()))
+    @field_validator(*(model_class.model for model_class in OWN.values()))
     @classmethod
     def _model(cls, text: str, info: ValidationInfo) -> str:
         if text:

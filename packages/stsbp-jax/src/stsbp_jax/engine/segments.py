@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from stsbp_spec.distributed.collective import BatchSlice
-from stsbp_spec.engine.passes import Trace, after, backward_segment, forward_segment
+from stsbp_spec.engine.passes import Trace, backward_segment, forward_segment, states_after
 from stsbp_spec.engine.plan import Plan, Population, Segment, plan
 from stsbp_spec.engine.rules import Deferred, PassContext
 from stsbp_spec.networks.graph import Network, Neurons, Projection
@@ -62,7 +62,7 @@ class JaxSegmentOutput(NamedTuple):
             order. JAX adds the errors of several readers of one array in another order than the spec.
         potentials: potentials of the segment's population, by its name, if `full`.
         statistics: running statistics after the batch, by name, in training. No gradient flows through them.
-        state: the state of `passes.after`, if `full`. No gradient flows through it.
+        state: the state of `passes.states_after`, if `full`. No gradient flows through it.
     """
 
     outputs: dict[str, tuple[Array, ...]]
@@ -209,7 +209,7 @@ def _forward(
         node_outputs[name] = jnp.where(jnp.isfinite(u), node_outputs[name].astype(np.float32), np.float32(np.nan))
         potentials = {name: u} if settings.full else {}
     outputs = {name: (x.astype(np.float32),) * piece.copies[name] for name, x in node_outputs.items()}
-    later = after(segment, residuals) if settings.full else {}
+    later = states_after(segment, residuals) if settings.full else {}
     statistics = _moved(piece, segment, residuals, weights) if settings.training else {}
     return JaxSegmentOutput(outputs, potentials, statistics, later), (_SavedTree.of((residuals, on_grid)), masks)
 

@@ -30,7 +30,6 @@ from stsbp_spec.typing import Array, Memory, Precision
 
 __all__ = [
     "Trace",
-    "after",
     "backward_pass",
     "backward_passes",
     "backward_segment",
@@ -38,6 +37,7 @@ __all__ = [
     "forward_pass",
     "forward_passes",
     "forward_segment",
+    "states_after",
 ]
 
 
@@ -72,9 +72,9 @@ class Trace(Generic[Array]):
         step = segment.steps[-1]
         return self.backend.neuron_potentials(step.population(self.residuals(segment)[step.name]))
 
-    def after(self) -> dict[str, tuple[Array, ...]]:
+    def states_after(self) -> dict[str, tuple[Array, ...]]:
         """The states for the steps that follow, if the run has something `before`."""
-        states = (after(segment, self.residuals(segment)) for segment in self.plan.segments)
+        states = (states_after(segment, self.residuals(segment)) for segment in self.plan.segments)
         return {name: arrays for segment_states in states for name, arrays in segment_states.items()}
 
     def populations(self) -> Iterator[tuple[str, NeuronResiduals[Array]]]:
@@ -306,7 +306,7 @@ class _Packed(Mapping[str, Array]):
         return len(self.unpack)
 
 
-def after(segment: Segment[Array], residuals: Mapping[str, Any]) -> dict[str, tuple[Array, ...]]:
+def states_after(segment: Segment[Array], residuals: Mapping[str, Any]) -> dict[str, tuple[Array, ...]]:
     """What a segment leaves for the steps that follow, if the run has something `before`.
 
     By name: the last spikes and the states of its population, and the values that a delayed edge still holds.

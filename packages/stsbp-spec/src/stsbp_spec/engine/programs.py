@@ -189,7 +189,7 @@ def resumed(
     Also returns what these steps leave.
     """
     trace = forward_pass(backend, network.graph, wq, x, steps, None, before=before)
-    return _states(trace), trace.after()
+    return _states(trace), trace.states_after()
 
 
 def _states(trace: Trace[Array]) -> list[tuple[Array, Array]]:

@@ -62,8 +62,8 @@ class PassContext(Generic[Array]):
         steps: `T`.
         dropout: `(seed, step)` of the masks; None: evaluation without dropout.
         inside: which steps are not padding, uint8 `[T, B]`; None: all.
-        before: what earlier steps left (`passes.after`). States that are missing in it start at rest. None: all states
-            start at rest, and nothing is left for later steps.
+        before: what earlier steps left (`passes.states_after`). States that are missing in it start at rest. None: all
+            states start at rest, and nothing is left for later steps.
         keeps: whether a backward pass may follow. If not, a step need not keep values that only the backward pass
             reads. The potentials of the population at the end are kept in any case.
         coefficients: numbers that steps computed from sums over the whole batch, by their names. If a step is computed

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from stsbp_spec.distributed.collective import BatchSlice
-from stsbp_spec.engine.passes import Trace, after, backward_segment, forward_segment
+from stsbp_spec.engine.passes import Trace, backward_segment, forward_segment, states_after
 from stsbp_spec.engine.plan import Population, Segment, plan
 from stsbp_spec.engine.rules import Deferred, PassContext
 from stsbp_spec.equations.assembly import neuron_equations
@@ -101,7 +101,7 @@ class TorchSegmentOutput(NamedTuple):
         potentials: potentials of the segment's population, float32 `[T, B, ...]`, if `full`; None: `full` is false, or
             there is no population.
         statistics: running statistics after the batch, by the names of the network, in training.
-        state: state for the next steps, by the names of `passes.after`, float32, if `full`.
+        state: state for the next steps, by the names of `passes.states_after`, float32, if `full`.
     """
 
     outputs: list[torch.Tensor]
@@ -385,7 +385,7 @@ def _forward(
     if settings.training:
         results += _moved(piece, backend, segment, residuals, statistics)
     if settings.full:
-        results += [x.float() for arrays in after(segment, residuals).values() for x in arrays]
+        results += [x.float() for arrays in states_after(segment, residuals).values() for x in arrays]
     return results, Trace(backend, walk, run, results[0], {}, lambda _: dict(residuals), {})
 
 
@@ -604,7 +604,7 @@ def _cut(tensors: Sequence[torch.Tensor], sizes: tuple[int, int]) -> list[list[t
 def _segment(
     inputs: list[torch.Tensor],
     weights: list[torch.Tensor],
-    given: list[torch.Tensor],
+    carried: list[torch.Tensor],
     number: torch.Tensor,
     key: str,
     steps: int,
@@ -617,14 +617,14 @@ def _segment(
     may_be_scaled: bool,
 ) -> list[torch.Tensor]:
     settings = TorchSegmentSettings(steps, training, seed, number, precision, full, checked, hint, may_be_scaled)
-    return _forward(_piece(key, inputs, steps), settings, inputs, weights, given, of_input=False)[0]
+    return _forward(_piece(key, inputs, steps), settings, inputs, weights, carried, of_input=False)[0]
 
 
 @_segment.register_fake
 def _(
     inputs: list[torch.Tensor],
     weights: list[torch.Tensor],
-    given: list[torch.Tensor],
+    carried: list[torch.Tensor],
     number: torch.Tensor,
     key: str,
     steps: int,
@@ -651,7 +651,7 @@ def _(
 def _segment_back(
     inputs: list[torch.Tensor],
     weights: list[torch.Tensor],
-    given: list[torch.Tensor],
+    carried: list[torch.Tensor],
     errors: list[torch.Tensor],
     of_input: bool,
     number: torch.Tensor,
@@ -663,7 +663,7 @@ def _segment_back(
     full: bool,
 ) -> list[torch.Tensor]:
     piece, settings = _piece(key, inputs, steps), TorchSegmentSettings(steps, training, seed, number, precision, full)
-    _, trace = _forward(piece, settings, inputs, weights, given, of_input=of_input)
+    _, trace = _forward(piece, settings, inputs, weights, carried, of_input=of_input)
     gradients = _backward(piece, trace, settings.precision, errors)
     requested = gradients if of_input else gradients[len(inputs) :]
     tensors = [*(inputs if of_input else []), *weights]
@@ -678,7 +678,7 @@ def _segment_back(
 
 @_segment_back.register_fake
 def _(
-    inputs: list[torch.Tensor], weights: list[torch.Tensor], given: Any, errors: Any, of_input: bool, *unused: Any
+    inputs: list[torch.Tensor], weights: list[torch.Tensor], carried: Any, errors: Any, of_input: bool, *unused: Any
 ) -> list[torch.Tensor]:
     grad_inputs = [empty(x.shape, x.dtype, x.device) for x in inputs] if of_input else []
     return grad_inputs + [torch.empty_like(w) for w in weights]

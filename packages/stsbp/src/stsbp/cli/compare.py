@@ -37,7 +37,7 @@ _ENCODING = ("steps", "window_ms", "bin_ms", "own_lengths", "saccades", "stabili
 """Settings with which the same samples are other inputs. Accuracies of such runs can be compared."""
 _NAMES = {"training": "train"}
 """Names of splits in checkpoints, where they differ from those of figures."""
-_STORED = {**{own.model: setting for setting, own in OWN.items()}, "init_sha256": "init_from"}
+_STORED = {**{user_class.model: setting for setting, user_class in OWN.items()}, "init_sha256": "init_from"}
 """Texts that a run stores for a setting: the equations of a class, or the digest of a checkpoint."""
 _LABELS = ("label_pattern", "undesired_pattern", "steps")
 _FILTER = ("tau_s", "tau_rise", "psp_gain")

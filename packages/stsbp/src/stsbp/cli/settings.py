@@ -39,7 +39,7 @@ def _complete_folder(_ctx: click.Context, _param: click.Parameter, incomplete: s
 
 
 _COMPLETE: dict[str, Callable[..., Iterable[Any]]] = {
-    **{setting: completes(own.spec_names) for setting, own in OWN.items()},
+    **{setting: completes(user_class.spec_names) for setting, user_class in OWN.items()},
     "test_on": complete_data_set,
     "data_dir": _complete_folder,
     "init_from": _complete_folder,

@@ -30,10 +30,10 @@ _OFFSETS: Float64 = np.array([[0, 0.5, 0.75, 0.25], [0, 0.5, 0.5, 0], [0, 0, 0.5
 """Phase of each leg (left front, right front, left hind, right hind) in each gait."""
 
 OUTPUT_NAMES = tuple(
-    f"{leg} {joint} {way}"
+    f"{leg} {joint} {direction}"
     for leg in ("left front", "right front", "left hind", "right hind")
     for joint in ("hip", "knee")
-    for way in ("up", "down")
+    for direction in ("up", "down")
 )
 
 CLOCKS = 32

@@ -82,8 +82,8 @@ class Imported:
 
 @dataclass(frozen=True)
 class _Term:
-    """`after (factor z + bias)`. `z` is the output of a node, `delay` steps late. Factors are one number or of its
-    shape.
+    """`output_factor (factor z + bias)`. `z` is the output of a node, `delay` steps late. Factors are one number or of
+    its shape.
 
     Terms of spikes have no biases.
     """
@@ -92,20 +92,22 @@ class _Term:
     delay: int = 0
     factor: Factor = 1.0
     bias: Factor = 0.0
-    after: Factor = 1.0
+    output_factor: Factor = 1.0
 
     def times(self, factor: Factor) -> _Term:
         """The term multiplied by a factor."""
-        return replace(self, after=self.after * factor)
+        return replace(self, output_factor=self.output_factor * factor)
 
     def plus(self, bias: Factor) -> _Term:
         """The term with an additional bias."""
-        return replace(self, factor=self.factor * self.after, bias=self.bias * self.after + bias, after=1.0)
+        return replace(
+            self, factor=self.factor * self.output_factor, bias=self.bias * self.output_factor + bias, output_factor=1.0
+        )
 
     @property
     def both(self) -> Factor:
         """The total factor of `z`."""
-        return self.factor * self.after
+        return self.factor * self.output_factor
 
 
 @dataclass(frozen=True)
@@ -335,7 +337,7 @@ class _Import:
                 return summed_input
             factors = [_flattened(node, term.both, summed_input.shape) for term in summed_input.terms]
             scaled = zip(summed_input.terms, factors, strict=True)
-            terms = (replace(term, factor=factor, after=1.0) for term, factor in scaled)
+            terms = (replace(term, factor=factor, output_factor=1.0) for term, factor in scaled)
             return replace(summed_input, terms=tuple(terms), shape=flat)
         edge, factor = self.edge(node, summed_input)
         if node.kind in POOLS:
@@ -481,7 +483,7 @@ class _Import:
         w_in = _spread(node, "w_in", parameters.w_in, shape)
         columns = self.projections[term.source].columns
         input_factor = term.factor * columns if isinstance(columns, float) else term.factor
-        return term.after * gain * w_in * (1.0 if bias else input_factor)
+        return term.output_factor * gain * w_in * (1.0 if bias else input_factor)
 
     def emit(self, name: str, population: _ImportedPopulation, synapses: Mapping[str, PSP | None]) -> None:
         """Add the nodes of a population and of the weights before it, and their parameters."""

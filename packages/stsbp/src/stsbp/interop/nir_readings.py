@@ -534,6 +534,6 @@ _ROCKPOOL = Reading(
 )
 
 READINGS: Mapping[str, Reading] = {
-    each.name: each for each in (_SPIKINGJELLY, _NORSE, _SNNTORCH, _SPYX, _SINABS, _ROCKPOOL)
+    reading.name: reading for reading in (_SPIKINGJELLY, _NORSE, _SNNTORCH, _SPYX, _SINABS, _ROCKPOOL)
 }
 """Importers by name."""
