@@ -64,7 +64,7 @@ def _spoil(printer: Printer, rule: str) -> None:
     def spoilt(real: Any) -> Any:
         def wrong(recurrence: Recurrence, language: Language, *more: Any) -> Any:
             if rule == "PrinterFuses" and printer.fused is None:
-                return real(recurrence, replace(language, around={**language.around, "mul": "{0}"}), *more)
+                return real(recurrence, replace(language, wrappers={**language.wrappers, "mul": "{0}"}), *more)
             fused = {} if printer.fused is None else {"fma": printer.fused}
             language = replace(language, operations={**language.operations, **fused})
             return real(backend.written(recurrence), language, *more)

@@ -341,7 +341,12 @@ def test_equations_of_two_names_are_printed_each_under_its_own() -> None:
 @pytest.mark.parametrize("language", [x for x in LANGUAGES.values() if x.word == "{0}"], ids=lambda x: x.name)
 def test_words_of_printed_code_are_no_names(language: Language) -> None:
     """In C and CUDA, names end in `_` instead, so that they are no words."""
-    patterns = [*language.operations.values(), *language.around.values(), language.constant(1.5), "for in range(len())"]
+    patterns = [
+        *language.operations.values(),
+        *language.wrappers.values(),
+        language.constant(1.5),
+        "for in range(len())",
+    ]
     for word in set(re.findall(r"(?<![.\w])[A-Za-z]\w*", " ".join(patterns))):
         with pytest.raises(SpecError, match=r"reserved word|letters, digits and _"):
             checked_name(word)

@@ -53,7 +53,7 @@ class Language:
         operations: a pattern for each operation; `{0}`, `{1}`, ... are its operands. The operators of `_BINDING` put
             operands in parentheses if the order of operations requires it.
         constant: function that writes a constant.
-        around: patterns for text around the result of an operation.
+        wrappers: patterns for text around the result of an operation.
         number, condition: patterns of a line; `{0}` is the name, `{1}` the value.
         word: pattern for names that may be reserved words of the language.
         decorator: the text before a Python function in this language.
@@ -65,7 +65,7 @@ class Language:
     constant: Callable[[float], str]
     number: str = "{0} = {1}"
     condition: str = "{0} = {1}"
-    around: Mapping[str, str] = field(default_factory=dict)
+    wrappers: Mapping[str, str] = field(default_factory=dict)
     word: str = "{0}"
     decorator: str = ""
     braces: Braces | None = None
@@ -102,7 +102,7 @@ LANGUAGES: Mapping[str, Language] = MappingProxyType(
             "jax",
             {**_OPERATORS, **_CALLS, "div": "divide({0}, {1})"},
             lambda x: f"float32({x!r})",
-            around={"mul": "rounded({0})", "div": "rounded({0})", "sqrt": "rounded({0})"},
+            wrappers={"mul": "rounded({0})", "div": "rounded({0})", "sqrt": "rounded({0})"},
         ),
         "triton": Language(
             "triton",
@@ -212,9 +212,9 @@ def _constant(language: Language, value: float) -> tuple[str, int]:
 
 def _written(language: Language, op: str, operands: Sequence[tuple[str, int]]) -> tuple[str, int]:
     pattern = language.operations[op]
-    if op in language.around:
-        plain = replace(language, around={})
-        return language.around[op].format(_written(plain, op, operands)[0]), _ATOM
+    if op in language.wrappers:
+        plain = replace(language, wrappers={})
+        return language.wrappers[op].format(_written(plain, op, operands)[0]), _ATOM
     binding = _BINDING.get(pattern, _ATOM)
     if binding == _ATOM:
         return pattern.format(*(text for text, _ in operands)), _ATOM

@@ -391,7 +391,7 @@ def _layer_lines(
                 for line in _layer_lines(branch, blocks, shape, f"{indent}  "):
                     yield line
                     if number == 0:
-                        merged_shape = line.after
+                        merged_shape = line.output_shape
             yield LayerLine(f"{indent}]+", f"{indent}]+", merged_shape, merged_shape)
             shape = merged_shape
             continue

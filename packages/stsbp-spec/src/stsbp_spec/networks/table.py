@@ -26,8 +26,8 @@ class LayerLine(NamedTuple):
 
     text: str
     full: str
-    before: Shape
-    after: Shape
+    input_shape: Shape
+    output_shape: Shape
     block: Block | None = None
     loop: str = ""
 
@@ -105,7 +105,7 @@ def described(graph: Network, lines: Sequence[LayerLine], texts: Mapping[str, tu
             if block.recurrent is not None:
                 weights += f", recurrent {_times(block.recurrent.weight_shape)}"
             weights += "".join(f", {parameter} {_times(size)}" for parameter, size in _learned(block).items())
-        rows.append(f"{name}{line.full}  {_times(line.before)} -> {_times(line.after)}{weights}")
+        rows.append(f"{name}{line.full}  {_times(line.input_shape)} -> {_times(line.output_shape)}{weights}")
     return "\n  ".join(["NetworkSpec(", *rows]) + "\n)"
 
 
@@ -135,7 +135,7 @@ def table(
 
     for line in lines:
         if (block := line.block) is None:
-            shape = "" if line.text.strip() in ("[", "|") else _times(line.after)
+            shape = "" if line.text.strip() in ("[", "|") else _times(line.output_shape)
             rows.append(("", line.text, shape, "", "", "", ""))
             continue
         weights(line.text, block, sum(map(math.prod, _learned(block).values())))
