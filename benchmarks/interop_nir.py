@@ -87,7 +87,7 @@ def reference(made: NetworkProgram, weights: dict[str, Float32], inputs: UInt8, 
     for name, layer, population in zip(names, parts[0].layers, made.populations.values(), strict=True):
         spikes = np.concatenate([part.layers[layer].spikes for part in parts], 1)
         potentials = np.concatenate([part.layers[layer].potentials for part in parts], 1)
-        op = population.place.node.op
+        op = population.bound_node.node.op
         assert isinstance(op, Neurons)
         found["ties"] += (potentials == np.float32(op.model.threshold)).sum()
         found[f"spikes/{name}"] = spikes

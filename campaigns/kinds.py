@@ -62,6 +62,7 @@ from stsbp_spec.registry import installed_backends, open_backend
 from campaigns import mutate
 from campaigns.calls import Complaint
 from campaigns.cases import Case, Kind
+from campaigns.data_files import DATA_FILES
 from campaigns.graphs import Graphs
 from campaigns.mutate import NUMBERS, TEXTS, mutated_bytes, mutated_json, mutated_text, number_text
 from campaigns.small_files import SMALL_FILES
@@ -671,7 +672,7 @@ class Arrays(Kind):
         path = world.outside / "input.npy"
         path.write_bytes(case.content)
         shape = (1, 6, 6) if coding == "direct" else (2, 34, 34)
-        (array,) = read_inputs([path], Inputs(shape, coding, ("a", "b")), EventBinning(steps=3))
+        (array,) = read_inputs([path], Inputs(shape, coding, ("a", "b")), EventBinning(steps=3), "nmnist")
         expected = shape if coding == "direct" else (3, *shape)
         if array.shape != expected or array.dtype != np.uint8:
             raise Complaint(f"an array {array.dtype} {array.shape} was accepted")
@@ -1234,7 +1235,7 @@ KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
         *(Events(), Notation(), Models(), Toml(), Arrays(), Images(), Graphs(), Checkpoints(), Options()),
-        *(*SMALL_FILES, Operations()),
+        *(*SMALL_FILES, *DATA_FILES, Operations()),
     )
 }
 

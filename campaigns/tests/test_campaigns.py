@@ -50,6 +50,7 @@ VALID = {
     "archives": Case("archives", rasters(1), {"form": "sequences", "steps": 4, "own_lengths": False}),
     "media": Case("media", picture(1), {"what": "picture", "size": None}),
     "operations": Case("operations", as_text(ALIF()).encode(), {"what": "neuron", "compiled": False}),
+    "published": Case("published", bytes([3, *[9] * 3072]) * 2, {"form": "cifar10"}),
     "places": Case("places", how={"file": "run/last.json", "special": "", "skip": False}),
 }
 

@@ -640,7 +640,7 @@ def test_predict_reads_recordings_and_frames(stsbp: Callable[..., Result], tmp_p
     assert frames.sum() > 100
     smaller = Inputs((2, 20, 20), "events", ("a", "b"))
     with pytest.raises(DataError, match=rf"^{recording}: an event's x is out of range: expected 0 to 19, got 0 to 33"):
-        read_inputs([recording], smaller, EventBinning(steps=5, window_us=200_000))
+        read_inputs([recording], smaller, EventBinning(steps=5, window_us=200_000), "nmnist")
 
 
 def test_binning_is_refused_where_there_are_no_recordings(stsbp: Callable[..., Result]) -> None:

@@ -352,3 +352,25 @@ def test_named_preset_that_does_not_exist_or_fit() -> None:
 )
 def test_named_preset_fits_a_path_or_an_option_of_its_data_set(name: str, dataset: str | None) -> None:
     assert named_preset(name, dataset).values.items() >= PRESETS[name].settings.items()
+
+
+@pytest.mark.parametrize(
+    ("setting", "text", "variable"),
+    [
+        ("neuron", neurons.as_text(NEURONS["lif"]()), "p.km"),
+        ("surrogate", surrogates.as_text(SURROGATES["rectangle"]()), "q.half"),
+        ("loss", losses.as_text(_Miss()), "p.scale"),
+    ],
+)
+def test_a_stored_variable_that_does_not_exist_is_told_with_the_file(
+    tmp_path: Path, setting: str, text: str, variable: str
+) -> None:
+    assert f'"{variable}"' in text
+    path = tmp_path / "own.toml"
+    lost = text.replace(f'"{variable}"', f'"{variable[:2]}lost"')
+    values: dict[str, Any] = {"dataset": "digits", setting: "gone:Model", f"{setting}_model": lost}
+    path.write_text(to_toml(RunConfig.model_construct(**values)))
+    with pytest.raises(
+        ConfigError, match=rf"{path}: {setting}_model = .* is damaged: there is no '{variable[:2]}lost'"
+    ):
+        resolve([read_toml(path)])

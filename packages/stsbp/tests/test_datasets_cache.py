@@ -205,6 +205,17 @@ def test_cache_without_samples_is_refused(tmp_path: Path) -> None:
         cached("test", {}, cache_dir=tmp_path, build=lambda writer: None)
 
 
+def test_a_cache_whose_sources_are_all_malformed_names_the_first(tmp_path: Path) -> None:
+    def malformed(writer: CacheWriter) -> None:
+        writer.skip("3/one.bin", "the file is empty")
+        writer.skip("4/two.bin", "it is cut off")
+
+    first = tmp_path / "data" / "3" / "one.bin"
+    with pytest.raises(DataError, match=f"^{first}: the file is empty. No sample is left: all 2 are malformed$"):
+        cached("test", {}, cache_dir=tmp_path, build=malformed, root=tmp_path / "data")
+    assert not list(tmp_path.iterdir())
+
+
 def test_cache_refuses_samples_of_another_shape(tmp_path: Path) -> None:
     def ragged(writer: CacheWriter) -> None:
         writer.add(SAMPLES, LABELS)

@@ -254,6 +254,8 @@ def test_spikes_are_cached_until_a_recording_or_setting_changes(tmp_path: Path) 
         ("width", r"got 1 of 32 bits"),
         ("9 bits", r"0_ada_5\.wav: expected .* got 1 of 9 bits"),
         ("12 bits", r"0_ada_5\.wav: expected .* got 1 of 12 bits"),
+        ("frames", r"0_ada_5\.wav: its header says that a sample has 4 bytes, but 1 channel of 16 bits has 2"),
+        ("two headers", r"0_ada_5\.wav: expected .* got 1 of 12 bits"),
         ("cut", r"0_ada_5\.wav: its header says 850 samples, and 100 follow"),
         ("text", r"0_ada_5\.wav is not a readable WAV file"),
         ("chunk", r"0_ada_5\.wav is not a readable WAV file: it is cut off"),
@@ -273,6 +275,10 @@ def test_malformed_recordings_are_named_or_left_out(fault: str, complaint: str, 
         content = path.read_bytes()
         chunk = content[:36] + b"LIST" + (5000).to_bytes(4, "little") + content[36:]
         bits = {f"{n} bits": content[:34] + n.to_bytes(2, "little") + content[36:] for n in (9, 12)}
+        other = content[:32] + (4).to_bytes(2, "little") + content[34:]
+        # The module `wave` takes the second.
+        two = content[:36] + bits["12 bits"][12:]
+        bits |= {"frames": other, "two headers": two}
         path.write_bytes({"cut": content[: 44 + 200], "text": b"hello", "empty": b"", "chunk": chunk, **bits}[fault])
     with pytest.raises(DataError, match=f"{tmp_path}.*{complaint}"):
         _load(tmp_path)

@@ -237,6 +237,25 @@ def test_init_from_a_folder_with_the_name_of_a_checkpoint(train_tiny: Call, tmp_
     assert config.init_from == f"{tmp_path / name}:last"
 
 
+def test_a_run_that_begins_with_the_checkpoint_of_other_settings_is_told(train_tiny: Call, tmp_path: Path) -> None:
+    """A folder with the settings of one run and the weights of another is that of no run. Only weights are wanted."""
+    train_tiny(tmp_path / "a")
+    train_tiny(tmp_path / "c", "--seed", 7)
+    for path in (tmp_path / "a").glob("last*"):
+        path.unlink()
+    for path in (tmp_path / "c").glob("last*"):
+        (tmp_path / "a" / path.name).write_bytes(path.read_bytes())
+    told = train_tiny(tmp_path / "b", "--init-from", tmp_path / "a")
+    assert told.exit_code == 0, told.output
+    settings = tmp_path / "a" / "config.toml"
+    assert (
+        f"warning: {settings} is not what the checkpoint 'last' was trained with. This run begins with its weights, "
+        "which may be those of another run"
+    ) in told.stderr
+    # The other checkpoint is still that of the settings.
+    assert "warning" not in train_tiny(tmp_path / "d", "--init-from", f"{tmp_path / 'a'}:best").stderr
+
+
 def test_more_epochs_do_not_need_the_weights_of_the_best_checkpoint(
     stsbp: Call, train_tiny: Call, tmp_path: Path
 ) -> None:

@@ -321,7 +321,7 @@ class TestData:
         inputs = Inputs((2, 34, 34), "events", ("a", "b"))
         for path, kind in ((tmp_path / name, "pipe"), (tmp_path / f"link{name}", "device")):
             with pytest.raises(DataError, match=f"it is a {kind}, not a regular file"):
-                read_inputs([path], inputs, EventBinning())
+                read_inputs([path], inputs, EventBinning(), "nmnist")
 
     @pytest.mark.parametrize("name", ["config.toml", "last.json", "metrics.jsonl", "environment.json"])
     def test_files_of_a_run(self, run: Path, stsbp: Stsbp, name: str) -> None:

@@ -18,12 +18,13 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from stsbp_spec.equations.assembly import loss_equations, neuron_equations
 from stsbp_spec.errors import SpecError
 from stsbp_spec.models import surrogates
 from stsbp_spec.models.encoders import SACCADE_US, EventBinning, LabelCode
-from stsbp_spec.models.losses import LOSSES, OF_POTENTIALS, parse_loss
+from stsbp_spec.models.losses import LOSSES, OF_POTENTIALS, Loss, parse_loss
 from stsbp_spec.models.losses import stored as losses
-from stsbp_spec.models.neurons import NEURONS, parse_neuron
+from stsbp_spec.models.neurons import NEURONS, NeuronModel, parse_neuron
 from stsbp_spec.models.neurons import stored as neurons
 from stsbp_spec.models.surrogates import SURROGATES, parse_surrogate
 from stsbp_spec.models.user_classes import names_a_class
@@ -362,7 +363,14 @@ class RunConfig(BaseModel):
     @classmethod
     def _model(cls, text: str, info: ValidationInfo) -> str:
         if text:
-            OWN[str(info.field_name).removesuffix("_model")].from_text(text)
+            own = OWN[str(info.field_name).removesuffix("_model")].from_text(text)
+            # A variable that does not exist is only noticed where the equations are put together.
+            if isinstance(own, NeuronModel):
+                neuron_equations(own.psp.filter(), own)
+            elif isinstance(own, Loss):
+                loss_equations(own)
+            else:
+                surrogates.equation(own)
         return text
 
     @field_validator("net")

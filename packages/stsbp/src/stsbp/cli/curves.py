@@ -29,6 +29,7 @@ from stsbp.datasets import Split
 from stsbp.datasets.base import Subset
 from stsbp.errors import ConfigError
 from stsbp.plots import PLOT, check_plots, new_figure, plain, save
+from stsbp.training.blank import warn_of_blank
 from stsbp.training.build import decoders, load_data, load_test_set
 from stsbp.training.curves import by_noise, over_time
 from stsbp.training.noise import KINDS, parse_noise
@@ -112,6 +113,7 @@ def command(
             else:
                 split_samples = trained.other_samples(load_test_set(config, on, show.loading, data_dir))
             chosen = _subset(split_samples, samples)
+            warn_of_blank(on or config.dataset, coding, {split: chosen}, show, on or config.test_on)
             shared_count = None if on is None else warn_of_seen(trained, on, chosen, show, str(run))
             size, total = batch_size or config.batch_size, len(chosen)
             record: dict[str, Any] = {"run": str(run), "checkpoint": checkpoint, "step": trained.info["step"]}

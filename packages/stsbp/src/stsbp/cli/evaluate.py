@@ -27,6 +27,7 @@ from stsbp.cli.common import (
 from stsbp.cli.settings import complete_data_set
 from stsbp.errors import ConfigError, printable
 from stsbp.processes.group import join
+from stsbp.training.blank import warn_of_blank
 from stsbp.training.build import TOLERANCE, Data, decoders, load_data, load_test_set
 from stsbp.training.evaluate import Evaluation, evaluate
 from stsbp.training.overlap import check_on_other, names_on, warn_of_seen
@@ -128,6 +129,8 @@ def command(
                 group.compare_data(Data(dataset, samples, None, samples).contents)
                 if group.leads:
                     shared_count = warn_of_seen(trained, on, samples, show)
+            if group.leads:
+                warn_of_blank(on or config.dataset, inputs.coding, {split: samples}, show, on or config.test_on)
             evaluation = evaluate(
                 trained.task,
                 trained.state,

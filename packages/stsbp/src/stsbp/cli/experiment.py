@@ -35,10 +35,11 @@ from stsbp.experiment.run import Experiment, with_validation
 from stsbp.experiment.table import document, markdown
 from stsbp.presets import PRESETS
 from stsbp.processes.group import Group, join
+from stsbp.training.blank import warn_of_blank
 from stsbp.training.build import Inputs, check_typed, check_typed_labels, cut_validation, load_dataset, own_flushes
 from stsbp.training.initial import pinned
 from stsbp.training.loop import Stopped, first_state, stop_on_signals
-from stsbp.training.overlap import warn_of_borrowed_tests, warn_of_trained_tests
+from stsbp.training.overlap import warn_of_borrowed_tests, warn_of_other_settings, warn_of_trained_tests
 from stsbp.training.progress import PlainReporter, shown_by
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.tensorboard import require
@@ -210,10 +211,16 @@ def _load(config: RunConfig, group: Group) -> Dataset:
 
 
 def _overlaps(experiment: Experiment, backend: AbstractBackend, group: Group) -> list[str]:
-    """Warn of test samples that the networks are trained on. Returns the warnings."""
+    """Warn of test samples that the networks are trained on, blank data, and weights of other settings. Returns the
+    warnings."""
     show, config, data = shown_by(group), experiment.config, experiment.data
     try:
-        return warn_of_trained_tests(config, data, show) + warn_of_borrowed_tests(config, data, backend, show)
+        return [
+            *warn_of_blank(config.dataset, data.inputs.coding, data.splits(), show, config.test_on),
+            *warn_of_trained_tests(config, data, show),
+            *warn_of_other_settings(config, show),
+            *warn_of_borrowed_tests(config, data, backend, show),
+        ]
     finally:
         show.close()
 

@@ -7,7 +7,7 @@ import io
 import json
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,7 +132,7 @@ def command(
 
     \b
     - an image (.jpg, .png, .bmp), resized if the network needs square images;
-    - a recording in the format of N-MNIST (.bin);
+    - a recording in the format of N-MNIST (.bin), if the network was trained on recordings of a camera;
     - a sound like those in the data set fsdd (.wav), if the network was trained on fsdd;
     - a numpy array of uint8, or of bool for frames and spike trains (.npy).
 
@@ -177,7 +177,7 @@ def command(
     limit_threads(config.threads if threads is None else threads)
     trained = load_trained(folder, checkpoint, choose_backend(options), warn=say_warning)
     inputs = trained.task.inputs
-    arrays = read_inputs(files, inputs, config.binning, config.own_lengths, config.dataset)
+    arrays = read_inputs(files, inputs, config.binning, config.dataset, config.own_lengths)
     samples = [
         _InputSample({"file": str(path)}, str(path), x, _label(path, inputs.classes))
         for path, x in zip(files, arrays, strict=True)
@@ -325,20 +325,19 @@ def _batch(samples: list[UInt8], inputs: Inputs, steps: int) -> tuple[UInt8, Int
 
 
 def read_inputs(
-    paths: Sequence[Path], inputs: Inputs, binning: EventBinning, own_lengths: bool = False, trained_on: str = "fsdd"
+    paths: Sequence[Path], inputs: Inputs, binning: EventBinning, trained_on: str, own_lengths: bool = False
 ) -> list[UInt8]:
     """The inputs of files, uint8: images `[C, H, W]`, or frames of at most `T` steps, `[..., C, H, W]`.
 
     With `own_lengths`, the frames of a recording end with the recording. `trained_on` is the data set of the network,
-    which must be one of sounds if a file is a sound.
+    which must be one of sounds if a file is a sound, and one of recordings if a file is a recording.
 
     Raises:
         DataError: a file cannot be read, or does not fit the network.
     """
     read: dict[int, AnyArray] = {}
     sounds: dict[int, AnyArray] = {}
-    trains = inputs.coding == "events" and len(inputs.shape) == 1
-    of_sounds = trains and is_known(trained_on) and info_of(trained_on).sounds
+    suffixes = _suffixes(inputs, trained_on)
     for k, path in enumerate(paths):
         kind = path.suffix.lower()
         try:
@@ -350,15 +349,12 @@ def read_inputs(
                 else ""
             )
             raise DataError(f"cannot read {path}: {error.strerror or error}{remedy}") from error
-        if kind == ".wav" and trains and not of_sounds:
-            raise DataError(
-                f"{path} is a sound, but the network was trained on {trained_on}, not on sounds as in fsdd; give spike "
-                "trains [T, N] like those that it was trained on (.npy)"
-            )
-        if kind == ".wav" and of_sounds:
+        if kind not in suffixes:
+            raise _unreadable(path, inputs, suffixes, trained_on)
+        if kind == ".wav":
             sounds[k] = read_sound(content, path)
         else:
-            read[k] = _read_one(content, path, inputs, binning, own_lengths, of_sounds)
+            read[k] = _read_one(content, path, inputs, binning, own_lengths)
     if sounds:
         # The ear hears several sounds in about the time of one.
         spikes = hear(list(sounds.values()), inputs.shape[0], binning, own_lengths)
@@ -368,28 +364,52 @@ def read_inputs(
     return [read[k] for k in range(len(paths))]
 
 
-def _read_one(
-    content: bytes, path: Path, inputs: Inputs, binning: EventBinning, own_lengths: bool, of_sounds: bool
-) -> UInt8:
+def _suffixes(inputs: Inputs, trained_on: str) -> dict[str, str]:
+    """The ends of the names of files that a network can read, and what such files are, if the end does not say it.
+
+    The length of a step is only known if the network was trained on recordings or sounds, and the neurons of a sound
+    are places of the ear.
+    """
+    if inputs.coding == "direct":
+        return dict.fromkeys([*SUFFIXES, ".npy"] if len(inputs.shape) == 3 else [".npy"], "")
+    info = info_of(trained_on) if is_known(trained_on) else None
+    camera, ear = len(inputs.shape) == 3, len(inputs.shape) == 1
+    recordings = {".bin": "N-MNIST"} if camera and info is not None and info.recordings else {}
+    sounds = {".wav": "sounds, as fsdd"} if ear and info is not None and info.sounds else {}
+    return {**recordings, **sounds, ".npy": ""}
+
+
+def _unreadable(path: Path, inputs: Inputs, suffixes: Mapping[str, str], trained_on: str) -> DataError:
+    """The error for a file whose kind is none of `suffixes`."""
+    kind, camera = path.suffix.lower(), len(inputs.shape) == 3
+    other = {(".wav", False): "sounds as in fsdd", (".bin", True): "recordings of a camera"}.get((kind, camera))
+    if inputs.coding == "events" and other is not None:
+        like = "frames [T, C, H, W]" if camera else "spike trains [T, N]"
+        why = f"not on {other};" if is_known(trained_on) else "which is not installed; install its package, or"
+        return DataError(
+            f"{path} is a {'recording' if camera else 'sound'}, but the network was trained on {trained_on}, "
+            f"{why} give {like} like those that it was trained on (.npy)"
+        )
+    *others, last = [f"{end} ({what})" if what else end for end, what in suffixes.items()]
+    ends = f"{', '.join(others)} or {last}" if others else last
+    reads = "events" if inputs.coding == "events" else "images"
+    return DataError(f"{path}: the network reads {reads}, so the file must end in {ends}")
+
+
+def _read_one(content: bytes, path: Path, inputs: Inputs, binning: EventBinning, own_lengths: bool) -> UInt8:
     events, kind = inputs.coding == "events", path.suffix.lower()
     if kind == ".npy":
         sample = _array(content, path, spikes=events)
         return sample[None] if not events and (1, *sample.shape) == inputs.shape else sample
-    if kind == ".bin" and events and len(inputs.shape) == 3:
+    if kind == ".bin":
         fitting = inputs.fitted(binning)
         recording = read_recording(content, path)
         try:
             return fitting.frames(*recording)[: fitting.length(recording[-1]) if own_lengths else None]
         except SpecError as error:
             raise DataError(f"{path}: {error}") from error
-    if kind in SUFFIXES and not events and len(inputs.shape) == 3:
-        channels, height, width = inputs.shape
-        return read_image(
-            content, path, channels=3 if channels == 3 else None, size=height if height == width else None
-        )
-    recordings = ".bin (N-MNIST) or " if len(inputs.shape) == 3 else ".wav (sounds, as fsdd) or " if of_sounds else ""
-    suffixes = f"{recordings}.npy" if events else f"{', '.join(SUFFIXES)} or .npy"
-    raise DataError(f"{path}: the network reads {'events' if events else 'images'}, so the file must end in {suffixes}")
+    channels, height, width = inputs.shape
+    return read_image(content, path, channels=3 if channels == 3 else None, size=height if height == width else None)
 
 
 def _check_sample(sample: UInt8, path: Path, inputs: Inputs, binning: EventBinning) -> None:

@@ -336,6 +336,11 @@ def _check_recording(options: StreamOptions, unit: str, *, camera: bool) -> None
     """Raise `ConfigError` if a recording in the format of N-MNIST does not fit the run or the options."""
     if not camera:
         raise ConfigError(f"{options.source}: only networks that read events of a camera can read a recording")
+    if unit == "step" and options.time_unit is None:
+        raise ConfigError(
+            f"{options.source}: the run was not trained on recordings, so its steps have no duration; give lines of "
+            "text with --time-unit step"
+        )
     if options.clock or unit != "us":
         raise ConfigError(f"{options.source}: a recording contains its own times; leave --clock and --time-unit out")
 

@@ -54,6 +54,7 @@ from stsbp.errors import ConfigError, FileError
 from stsbp.files import as_argument, real
 from stsbp.processes.group import PER_PROCESS, Group, join
 from stsbp.training import checkpoint
+from stsbp.training.blank import warn_of_blank
 from stsbp.training.build import (
     TOLERANCE,
     Data,
@@ -68,7 +69,7 @@ from stsbp.training.build import (
 from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.initial import pinned
 from stsbp.training.loop import Outcome, Stopped, first_state, resumed, stop_on_signals, train
-from stsbp.training.overlap import warn_of_borrowed_tests, warn_of_trained_tests
+from stsbp.training.overlap import warn_of_borrowed_tests, warn_of_other_settings, warn_of_trained_tests
 from stsbp.training.progress import Reporter, shown_by
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.tensorboard import require
@@ -293,6 +294,7 @@ def _train(
         task = build_task(config, data.inputs, backend, len(data.train), group)
         first = None
         if group.leads:
+            warn_of_blank(config.dataset, data.inputs.coding, data.splits(), show, config.test_on)
             warn_of_trained_tests(config, data, show)
             for flush in own_flushes(config) if saved is None else ():
                 show.warn(flush)
@@ -300,6 +302,7 @@ def _train(
                 # Before anything is written or removed: weights may be unusable, and memory may not suffice.
                 first = first_state(task, data)
                 if config.init_from:
+                    warn_of_other_settings(config, show)
                     warn_of_borrowed_tests(config, data, backend, show)
         held = folder.lock(make=not plan.existed) if group.leads else contextlib.nullcontext()
         # All processes follow the clock of rank 0.

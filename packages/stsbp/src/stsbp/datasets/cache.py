@@ -192,8 +192,18 @@ class CacheWriter:
         """Record that a source was left out. `path` is relative to the root of the sources."""
         self._skipped.append(Skipped(path, reason))
 
-    def finish(self, key: Mapping[str, Any]) -> None:
-        """Write the description."""
+    def finish(self, key: Mapping[str, Any], root: Path | None = None) -> None:
+        """Write the description. `root` is the folder to which the paths of left-out sources are relative.
+
+        Raises:
+            DataError: all sources were left out.
+        """
+        if self._skipped and not self._labels:
+            path, reason = self._skipped[0]
+            raise DataError(
+                f"{path if root is None else root / path}: {reason}. No sample is left: all {len(self._skipped):,} are "
+                "malformed"
+            )
         description = json.dumps(
             {
                 "key": key,
@@ -292,7 +302,7 @@ def cached(
             with atomic_writer(path, own=True) as file:
                 writer = CacheWriter(file, path.is_file() or first.is_file(), check)
                 build(writer)
-                writer.finish(full_key)
+                writer.finish(full_key, root)
         except FileError as error:
             raise _unwritable(error) from error
         content = _read(path, full_key)

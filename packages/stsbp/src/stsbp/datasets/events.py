@@ -96,6 +96,10 @@ def _columns(arrays: Mapping[str, AnyArray], path: Path) -> tuple[str, ...]:
 
 def _check(arrays: Mapping[str, AnyArray], names: tuple[str, ...], samples: int, path: Path) -> None:
     m = len(np.atleast_1d(arrays["t"]))
+    if not m:
+        raise DataError(
+            f"{path}: there are no events, because t is empty; save the events of all samples in its columns"
+        )
     for name in names:
         column = arrays[name]
         if column.shape != (m,) or column.dtype.kind not in "iub":

@@ -104,15 +104,19 @@ def _files(data_dir: Path | None) -> tuple[Path, list[tuple[str, _Name]]]:
     )
 
 
-def _bits(content: bytes) -> int:
-    """Number of bits of a sample in the header of a WAV file. The module `wave` rounds it up to whole bytes."""
-    at = 12
+def _sizes(content: bytes) -> tuple[int, int]:
+    """Bits of a sample and bytes of a frame in the header of a WAV file. The module `wave` rounds the former up to
+    whole bytes, and does not read the latter. As for `wave`, the last header before the samples counts."""
+    at, sizes = 12, (0, 0)
     while at + 24 <= len(content):
         name, size = content[at : at + 4], int.from_bytes(content[at + 4 : at + 8], "little")
+        if name == b"data":
+            break
         if name == b"fmt ":
-            return int.from_bytes(content[at + 22 : at + 24], "little")
+            frame, bits = (int.from_bytes(content[at + k : at + k + 2], "little") for k in (20, 22))
+            sizes = bits, frame
         at += 8 + size + size % 2
-    return 0
+    return sizes
 
 
 def read_recording(content: bytes, path: Path) -> AnyArray:
@@ -123,11 +127,17 @@ def read_recording(content: bytes, path: Path) -> AnyArray:
     """
     try:
         with wave.open(io.BytesIO(content)) as file:
-            kind = (file.getnchannels(), _bits(content), file.getframerate())
+            bits, frame = _sizes(content)
+            kind = (file.getnchannels(), bits, file.getframerate())
             if kind != (1, 16, RATE):
                 raise DataError(
                     f"{path}: expected 1 channel of 16 bits at {RATE} Hz, got {kind[0]} of {kind[1]} bits at "
                     f"{kind[2]} Hz"
+                )
+            if frame != 2:
+                raise DataError(
+                    f"{path}: its header says that a sample has {frame} bytes, but 1 channel of 16 bits has 2; save it "
+                    "again as 1 channel of 16 bits"
                 )
             count = file.getnframes()
             samples = file.readframes(count)

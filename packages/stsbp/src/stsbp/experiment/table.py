@@ -53,7 +53,7 @@ def document(
         network: the trained network.
         results: results of the finished seeds.
         command: the typed command.
-        overlaps: warnings of test samples that the networks were trained on.
+        overlaps: warnings of the data and of the weights that the networks begin with.
     """
     settings, preset_settings, data = experiment.config.model_dump(), base.model_dump(), experiment.data
     starts = [start for seed in experiment.seeds for start in experiment.folder(seed).starts()]

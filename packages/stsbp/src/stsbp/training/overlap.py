@@ -14,12 +14,21 @@ from stsbp.config import RECORDING_SETTINGS, RunConfig, absolute, split_start
 from stsbp.datasets import Split
 from stsbp.datasets.registry import info_of, named_path
 from stsbp.errors import CheckpointError, ConfigError, DataError
+from stsbp.training import checkpoint
 from stsbp.training.build import Data, has_test_of_training, load_data
 from stsbp.training.progress import Reporter
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import Trained, load_trained
 
-__all__ = ["check_on_other", "contents", "names_on", "warn_of_borrowed_tests", "warn_of_seen", "warn_of_trained_tests"]
+__all__ = [
+    "check_on_other",
+    "contents",
+    "names_on",
+    "warn_of_borrowed_tests",
+    "warn_of_other_settings",
+    "warn_of_seen",
+    "warn_of_trained_tests",
+]
 
 _BLOCK = 256
 _SAMPLES = (
@@ -158,6 +167,25 @@ def warn_of_borrowed_tests(config: RunConfig, data: Data, backend: AbstractBacke
     )
     show.warn(f"{text}. Give both runs the same --split-seed, --holdout and data set")
     return [text]
+
+
+def warn_of_other_settings(config: RunConfig, show: Reporter) -> list[str]:
+    """Warn if the checkpoint from whose weights a run begins was not trained with the settings beside it, as that of
+    another run. Returns the warnings.
+
+    Raises:
+        CheckpointError: that run cannot be read.
+    """
+    if not config.init_from:
+        return []
+    path, name = split_start(config.init_from)
+    try:
+        checkpoint.check_of(RunFolder(path).read_config(), checkpoint.described(path, name), path, name)
+    except CheckpointError as error:
+        reason = str(error).partition(";")[0]
+        show.warn(f"{reason}. This run begins with its weights, which may be those of another run")
+        return [reason]
+    return []
 
 
 def _are_comparable(name: str, other: str) -> bool:
