@@ -50,6 +50,9 @@ DRAWINGS: dict[str, Callable[[], str]] = {
         _potentials(10, 3), _spikes(10, 3), 1.0, ["one", "2", "three"], [f"var(--c{i})" for i in range(3)]
     ),
     "bars": lambda: svg.bars(np.array([3.0, 0.5, 1.25, 0.0]), ["a", "bb", "ccc", "d"], [3], [1]),
+    "bars-shares": lambda: svg.bars(np.array([0.25, 0.5]), ["a", "<b>"], [0, 1], label="F1", percent=True, largest=1.0),
+    "histogram": lambda: svg.histogram("errors", "steps", range(-2, 3), [0, 0.1, 0.6, 0.3, 0], [0.2] * 5),
+    "histogram-wide": lambda: svg.histogram("errors", "steps", range(-20, 21), [1 / 41] * 41),
     "bars-many": lambda: svg.bars(np.arange(40.0), [str(i) for i in range(40)], [0], [7, 8]),
 }
 

@@ -170,7 +170,7 @@ def test_lines_of_a_log_fit_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     show.note("x" * 70, "12345 samples/s", "rates")
     line, note = file.getvalue().splitlines()
     assert len(line) <= 80
-    assert re.search(r"epoch 999/1000 validation .*F1 98\.77%.*left ", line)
+    assert re.search(r"epoch 999/1000 validation .*F1 \(1 step\) 98\.77%.*left ", line)
     assert note == "x" * 70
     show.note("x" * 60, "12345 samples/s", "rates")
     assert file.getvalue().splitlines()[-1] == "x" * 60 + "  12345 samples/s"
@@ -189,7 +189,7 @@ def test_epochs_of_a_run_are_lines_of_80_columns_that_name_the_figure(
     options = ("--epochs", 1, "--limit", 4, "--net", "8", "--out", tmp_path / "patterns")
     done = stsbp("train", "patterns", *options)
     assert done.exit_code == 0, done.output
-    assert re.search(r"^epoch 1/1  loss \S+  F1 train \S+% test \S+%", done.stderr, re.MULTILINE)
+    assert re.search(r"^epoch 1/1  loss \S+  F1 \(1 step\) train \S+% test \S+%", done.stderr, re.MULTILINE)
     assert "accuracy" not in done.stderr
 
 
@@ -206,7 +206,7 @@ def test_bar_fits_the_terminal_and_tells_elapsed_from_left(monkeypatch: pytest.M
     lines = [line for part in text.splitlines() for line in part.split("\r") if line.strip()]
     assert lines
     assert all(len(line.rstrip()) <= width for line in lines)
-    assert "F1 98.77%" in lines[-1]
+    assert "F1 (1 step) 98.77%" in lines[-1]
     assert re.search(r"left \d+:\d\d$", lines[-1].rstrip())
     assert ("elapsed 27:46:40" in lines[-1]) == (width == 200)
 

@@ -27,6 +27,7 @@ __all__ = [
     "Record",
     "Recorded",
     "Seed",
+    "SpikeMeasuresRecord",
     "Start",
     "SumsRecord",
     "digest_of",
@@ -169,8 +170,103 @@ class _Grid(Record):
     exponent: int | None = None
 
 
+Steps = Annotated[int, Field(ge=-(10**9), le=10**9)]
+_Shares = Annotated[list[Share], Field(min_length=1)]
+_Quartiles = Annotated[list[Steps], Field(min_length=2, max_length=2)]
+
+
+class _TimingError(Record):
+    """Signed timing errors in steps. Without matches, there is no median and there are no quartiles."""
+
+    tolerance: Count
+    pairs: Count
+    median: Steps | None
+    quartiles: _Quartiles | None
+    errors: Annotated[list[Steps], Field(min_length=1)]
+    histogram: list[Count]
+
+    @model_validator(mode="after")
+    def _fits(self) -> _TimingError:
+        if len(self.errors) != len(self.histogram):
+            raise ValueError("there is not one count an error")
+        if (self.median is None) != (self.quartiles is None):
+            raise ValueError("there is only one of median and quartiles")
+        return self
+
+
+class _Latency(Record):
+    """Steps until the first right spike. Without such spikes, there is no median and there are no quartiles."""
+
+    of: str
+    tolerance: Count | None
+    median: Steps | None
+    quartiles: _Quartiles | None
+    missing: Count
+
+    @model_validator(mode="after")
+    def _fits(self) -> _Latency:
+        if (self.median is None) != (self.quartiles is None):
+            raise ValueError("there is only one of median and quartiles")
+        return self
+
+
+class _VictorPurpura(Record):
+    cost: Amount
+    mean: Amount
+
+
+class _VanRossum(Record):
+    tau: Amount
+    mean: Amount
+
+
+class _SpikeMeasures(Record):
+    """Measures of spike times with their parameters."""
+
+    samples: Count
+    tolerances: Annotated[list[Count], Field(min_length=1)]
+    precision: _Shares
+    recall: _Shares
+    f1: _Shares
+    timing_error: _TimingError
+    victor_purpura: _VictorPurpura
+    van_rossum: _VanRossum
+    hamming: Amount
+    latency: _Latency
+
+    @model_validator(mode="after")
+    def _fits_tolerances(self) -> _SpikeMeasures:
+        if any(len(shares) != len(self.tolerances) for shares in (self.precision, self.recall, self.f1)):
+            raise ValueError("there is not one share a tolerance")
+        return self
+
+
+class _Chance(_SpikeMeasures):
+    """The same measures for the targets of other samples."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    shuffles: Count
+    accuracy: Share | None = None
+    accuracy_spike_count: Share | None = None
+
+
+class SpikeMeasuresRecord(_SpikeMeasures):
+    """Measures of spike times (`stsbp.training.timing.SpikeTiming`), and their chance level."""
+
+    chance: _Chance | None
+
+    @model_validator(mode="after")
+    def _fits_chance(self) -> SpikeMeasuresRecord:
+        if self.chance is not None and self.chance.tolerances != self.tolerances:
+            raise ValueError("its chance level has other tolerances")
+        return self
+
+
 class Figures(Record):
-    """Loss, spike rates, and the quality of the outputs: accuracies, measures of spike times, or both."""
+    """Loss, spike rates, and the quality of the outputs: accuracies, measures of spike times, or both.
+
+    Older files lack the tolerance of F1, which was 1 step, and the measures.
+    """
 
     loss: Number
     rates: dict[str, Number]
@@ -182,6 +278,8 @@ class Figures(Record):
     f1: Share | None = None
     van_rossum: Number | None = None
     hamming: Number | None = None
+    tolerance: Count | None = None
+    measures: SpikeMeasuresRecord | None = None
     grids: dict[str, _Grid] = Field(default_factory=dict)
 
     @model_validator(mode="after")

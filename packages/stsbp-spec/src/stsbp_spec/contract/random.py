@@ -49,6 +49,7 @@ class Stream(IntEnum):
     AUGMENT = 6
     SIMULATION = 7
     NOISE = 8
+    CHANCE = 9
 
 
 def check_seed(seed: object) -> int:

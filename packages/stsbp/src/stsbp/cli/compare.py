@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ from stsbp.config import OWN, PATHS, RunConfig
 from stsbp.datasets.registry import named_path
 from stsbp.errors import CheckpointError, printable
 from stsbp.files import real
+from stsbp.measures.matching import within
 from stsbp.training import checkpoint
-from stsbp.training.build import build_loss, decoders
+from stsbp.training.build import TOLERANCE, build_loss, decoders
 from stsbp.training.metrics import read_records
 from stsbp.training.run_folder import RunFolder
+from stsbp.training.timing_text import latency_text, timing_text
 
 __all__ = ["command", "facts"]
 
@@ -30,6 +32,8 @@ _FIGURES = (
     *("accuracy", "accuracy_spike_count", "precision", "recall", "f1"),
     *("van_rossum", "hamming", "loss"),
 )
+_MATCHED = {"precision": "precision", "recall": "recall", "f1": "F1"}
+"""Figures that have a tolerance."""
 _SAMPLES = ("dataset", "holdout", "split_seed", "image_size", "skip_malformed")
 """Settings that determine the samples of all splits. Test samples also depend on `test_on`, and the others on `limit`
 and `validation`, which only choose among the samples that are not held out for the test."""
@@ -130,6 +134,8 @@ def _contents(folder: Path) -> dict[str, str]:
 
 def _label(figure: str, run_facts: Sequence[dict[str, Any]]) -> str:
     """What a figure of these runs is called."""
+    if figure in _MATCHED:
+        return f"{_MATCHED[figure]} {within(TOLERANCE)}"
     if figure != "accuracy_spike_count":
         return figure.replace("_", " ")
     return "accuracy " + " or ".join(dict.fromkeys(fact["decoders"][1] for fact in run_facts))
@@ -190,6 +196,29 @@ def _numbered(prefix: str, texts: Sequence[str]) -> list[str]:
     return [f"{prefix} version {numbers[text]}".strip() if text else "" for text in texts]
 
 
+def _spike_times(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Rows of the measures of spike times: their names, and a cell for each record."""
+    measured = [record.get("measures") for record in records]
+    rows: dict[str, dict[int, str]] = {}
+    for number, measures in enumerate(measured):
+        if measures is not None:
+            chance = measures["chance"] or {"f1": [], "tolerances": []}
+            for source, more in ((measures, ""), (chance, " by chance")):
+                for tolerance, share in zip(source["tolerances"], source["f1"], strict=True):
+                    if more or tolerance != TOLERANCE:
+                        rows.setdefault(f"F1 {within(tolerance)}{more}", {})[number] = f"{share:.2%}"
+            others = {
+                f"timing error {within(measures['timing_error']['tolerance'])}": timing_text(measures["timing_error"]),
+                "step of first right spike": latency_text(measures["latency"]),
+                f"Victor-Purpura, cost {measures['victor_purpura']['cost']:g}": (
+                    f"{measures['victor_purpura']['mean']:.4f}"
+                ),
+            }
+            for name, text in others.items():
+                rows.setdefault(name, {})[number] = text
+    return [(name, [cells.get(number, "-") for number in range(len(records))]) for name, cells in rows.items()]
+
+
 def _table(run_facts: list[dict[str, Any]], columns: int | None) -> str:
     """The runs side by side, as many as fit into the width of a terminal. The other runs follow below."""
     names = [real(Path(fact["run"])).name for fact in run_facts]
@@ -224,6 +253,11 @@ def _table(run_facts: list[dict[str, Any]], columns: int | None) -> str:
                 mark = "" if _are_comparable(measured, split, key) else " *"
                 marked |= bool(mark)
                 rows.append((f"{split} {_label(key, measured)}{mark}", cells))
+        measured = [fact for fact, record in zip(run_facts, records, strict=True) if record.get("measures")]
+        mark = "" if _are_comparable(measured, split, "f1") else " *"
+        spike_times = _spike_times(records)
+        marked |= bool(mark and spike_times)
+        rows += [(f"{split} {name}{mark}", cells) for name, cells in spike_times]
     trained = [fact["training"] or {} for fact in run_facts]
     for layer in dict.fromkeys(name for record in trained for name in record.get("rates", {})):
         cells = [f"{r['rates'][layer]:.4f}" if layer in r.get("rates", {}) else "-" for r in trained]

@@ -28,14 +28,17 @@ from stsbp.cli.settings import complete_data_set
 from stsbp.datasets import Split
 from stsbp.datasets.base import Subset
 from stsbp.errors import ConfigError
+from stsbp.measures.matching import within
 from stsbp.plots import PLOT, check_plots, new_figure, plain, save
 from stsbp.training.blank import warn_of_blank
-from stsbp.training.build import decoders, load_data, load_test_set
+from stsbp.training.build import TOLERANCE, decoders, load_data, load_test_set
 from stsbp.training.curves import by_noise, over_time
 from stsbp.training.noise import KINDS, parse_noise
 from stsbp.training.overlap import check_on_other, names_on, warn_of_seen
 from stsbp.training.progress import reporter
 from stsbp.training.run_folder import RunFolder
+from stsbp.training.timing import Measuring
+from stsbp.training.timing_text import chance_f1, timing_text
 from stsbp.training.trained import load_trained
 
 __all__ = ["command"]
@@ -88,7 +91,7 @@ def command(
 
     If labels are classes, the command shows the accuracy for each amount of noise. The command also shows the accuracy
     after each step, computed from the outputs up to this step. If labels are spike trains, the command shows only the
-    F1 score for each amount of noise.
+    F1 score, its chance level and the timing errors for each amount of noise.
     """
     check_on(on, split)
     if plot is not None:
@@ -130,7 +133,7 @@ def command(
             if not task.inputs.sequences:
                 curve = over_time(task, trained.state, chosen, size, partial(report, "time", 0))
                 record |= {"settled": curve.settled, "time": curve.record()}
-            record["noise"] = by_noise(task, trained.state, chosen, size, noise_amounts, seed, report)
+            record["noise"] = by_noise(task, trained.state, chosen, size, noise_amounts, seed, report, Measuring())
             curve_records.append(record)
     finally:
         show.close()
@@ -174,7 +177,7 @@ def _figure(record: dict[str, Any]) -> str:
     return "accuracy" if "time" in record else "f1"
 
 
-_NAMES = {"accuracy": "accuracy", "f1": "F1"}
+_NAMES = {"accuracy": "accuracy", "f1": f"F1 {within(TOLERANCE)}"}
 
 
 def _by_noise(curve_records: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
@@ -214,7 +217,28 @@ def _text(curve_records: Sequence[dict[str, Any]]) -> str:
     for (name, key), having in _by_noise(curve_records).items():
         parts += ["", f"{_NAMES[key]} by {name} ({_meaning(name, having)}):"]
         parts += _table(name, [(r["run"], {e["amount"]: f"{e[key]:.2%}" for e in r["noise"][name]}) for r in having])
+        if key == "f1":
+            parts += _spike_times(name, having)
     return "\n".join(parts)
+
+
+def _spike_times(name: str, records: Sequence[dict[str, Any]]) -> list[str]:
+    """Tables of the chance level of F1, and of the timing errors, by the amount of a kind of noise."""
+    parts: list[str] = []
+    rows = [(r["run"], [(e["amount"], e["measures"]) for e in r["noise"][name] if "measures" in e]) for r in records]
+    for title, text in ((f"{_NAMES['f1']} by chance", _chance_text), ("timing error, median (quartiles)", _error_text)):
+        parts += ["", f"{title}, by {name}:"]
+        parts += _table(name, [(run, {amount: text(measures) for amount, measures in cells}) for run, cells in rows])
+    return parts
+
+
+def _chance_text(measures: dict[str, Any]) -> str:
+    share = chance_f1(measures)
+    return "-" if share is None else f"{share:.2%}"
+
+
+def _error_text(measures: dict[str, Any]) -> str:
+    return timing_text(measures["timing_error"])
 
 
 def _table(first: str, columns: Sequence[tuple[str, dict[Any, str]]]) -> list[str]:
@@ -253,6 +277,10 @@ def _plot(curve_records: Sequence[dict[str, Any]], losses: Sequence[str], path: 
             if rows and _figure(record) == key:
                 y = [100 * row[key] for row in rows]
                 (lines[name],) = panel.plot([row[x] for row in rows], y, marker=".", color=f"C{number}")
+                chances = [chance_f1(row["measures"]) for row in rows if key == "f1" and "measures" in row]
+                if len(chances) == len(rows) and None not in chances:
+                    shares = [100 * share for share in chances if share is not None]
+                    (lines["F1 by chance"],) = panel.plot([row[x] for row in rows], shares, ":", color=f"C{number}")
         if x == "step" or curve == "jitter":
             panel.xaxis.get_major_locator().set_params(integer=True)
         panel.set_xlabel(axis_text, fontsize=7)

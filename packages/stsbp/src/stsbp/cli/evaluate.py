@@ -12,6 +12,7 @@ from stsbp_spec.networks.spec import NetworkSpec
 
 from stsbp.cli import COMMANDS, Globals, PathName
 from stsbp.cli.common import (
+    Finite,
     batch_size_option,
     check_on,
     checkpoint_option,
@@ -25,7 +26,9 @@ from stsbp.cli.common import (
     threads_option,
 )
 from stsbp.cli.settings import complete_data_set
+from stsbp.cli.spike_times import COST, Tolerances, spike_times_text
 from stsbp.errors import ConfigError, printable
+from stsbp.measures.matching import TOLERANCES, within
 from stsbp.processes.group import join
 from stsbp.training.blank import warn_of_blank
 from stsbp.training.build import TOLERANCE, Data, decoders, load_data, load_test_set
@@ -33,6 +36,7 @@ from stsbp.training.evaluate import Evaluation, evaluate
 from stsbp.training.overlap import check_on_other, names_on, warn_of_seen
 from stsbp.training.progress import shown_by
 from stsbp.training.run_folder import RunFolder
+from stsbp.training.timing import Measuring
 from stsbp.training.trained import load_trained
 
 __all__ = ["command"]
@@ -62,6 +66,22 @@ _MOST_SHOWN = 200
     type=click.IntRange(0, 10**9),
     help=f"Largest distance in steps at which an output spike matches a target spike.  [default: {TOLERANCE}]",
 )
+@click.option(
+    "--tolerances",
+    type=Tolerances(),
+    help="Tolerances in steps of the table of spike times. Timing errors are measured up to the largest one.  "
+    f"[default: {','.join(map(str, TOLERANCES))}]",
+)
+@click.option(
+    "--cost",
+    type=Finite(0),
+    help=f"Cost of moving a spike by one step in the Victor-Purpura distance.  [default: {COST:g}]",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    help="Seed with which targets are shuffled between samples, for the chance level.  [default: 0]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @processes
 @click.pass_obj
@@ -75,6 +95,9 @@ def command(
     batch_size: int | None,
     threads: int | None,
     tolerance: int | None,
+    tolerances: tuple[int, ...] | None,
+    cost: float | None,
+    seed: int | None,
     as_json: bool,
     processes: int | None,
     rank_timeout: float,
@@ -84,9 +107,10 @@ def command(
     The command prints the loss and the spike rates. If labels are classes, the command also prints the confusion
     matrix, and one accuracy for each of two rules that choose the class.
 
-    Networks with a readout have no output spikes. For other networks, the command also prints the five figures that
-    follow. Precision, recall and F1 show how many output spikes match target spikes. The van Rossum distance and the
-    Hamming distance show how far the output spike trains are from the target spike trains.
+    Networks with a readout have no output spikes. For other networks, the command also prints how well the output
+    spikes follow the target spikes. Precision, recall and F1 show how many output spikes match target spikes. The
+    command also prints timing errors, the distances of van Rossum, Hamming and Victor-Purpura, and the number of steps
+    until the first right spike. Beside them stand the values by chance: those for the targets of other samples.
     """
     check_on(on, split)
     folder = RunFolder(run)
@@ -104,6 +128,9 @@ def command(
             "split": split,
             "on": on,
             "tolerance": tolerance,
+            "tolerances": tolerances,
+            "cost": cost,
+            "seed": seed,
         }
         group.compare_settings(
             {**options_of_command, "batch_size": batch_size or config.batch_size, "config": config.digest()}
@@ -111,11 +138,17 @@ def command(
         trained = load_trained(folder, checkpoint, backend, group, warn=say_warning)
         group.compare_settings({"sha256": trained.info["sha256"]})
         inputs = trained.task.inputs
-        if tolerance is not None and trained.network.has_readout:
+        of_spikes = {"--tolerance": tolerance, "--tolerances": tolerances, "--cost": cost, "--seed": seed}
+        if trained.network.has_readout and (typed := [name for name, given in of_spikes.items() if given is not None]):
             raise ConfigError(
-                "--tolerance applies to output spikes, but the readout of this run has none; leave --tolerance out"
+                f"{typed[0]} applies to output spikes, but the readout of this run has none; leave {typed[0]} out"
             )
         tolerance = TOLERANCE if tolerance is None else tolerance
+        measuring = Measuring(
+            TOLERANCES if tolerances is None else tolerances,
+            COST if cost is None else cost,
+            0 if seed is None else seed,
+        )
         show, shared_count = shown_by(group), None
         try:
             if on is None:
@@ -138,6 +171,7 @@ def command(
                 batch_size or config.batch_size,
                 lambda done: show.loading(f"evaluating {split}", done, len(samples)),
                 tolerance,
+                measuring,
             )
             for note in dataset.notes:
                 show.note(note)
@@ -150,8 +184,8 @@ def command(
         extra: dict[str, Any] = {"confusion": evaluation.confusion.tolist(), "classes": list(inputs.classes)}
         if inputs.sequences:
             extra = {}
-        if not trained.network.has_readout:
-            extra["tolerance"] = tolerance
+        if evaluation.timing is not None:
+            extra["by_neuron"] = evaluation.timing.record_by_neuron()
         name = on or (config.test_on if split == "test" else "") or config.dataset
         of = {"run": str(run), "checkpoint": checkpoint, "step": trained.info["step"], "dataset": name}
         extra |= {} if shared_count is None else {"seen_in_training": shared_count}
@@ -172,19 +206,25 @@ def _sequence_text(evaluation: Evaluation, split: str, tolerance: int) -> str:
             "second",
             *_followed(means, evaluation.sums.sequence, tolerance),
             f"loss        {means['loss']:.4f}",
+            *_spike_times(evaluation, means),
             *_rates(means),
         ]
     )
 
 
+def _spike_times(evaluation: Evaluation, means: Mapping[str, Any]) -> list[str]:
+    if evaluation.timing is None:
+        return []
+    return spike_times_text(means, evaluation.timing.record_by_neuron())
+
+
 def _followed(means: dict[str, Any], sums: Mapping[str, float], tolerance: int) -> list[str]:
     """Text on how well the outputs match their target spike trains."""
     spikes = f"{sums['matched']:.0f} of {sums['spikes']:.0f} output and {sums['targets']:.0f} target spikes match"
-    steps = "1 step" if tolerance == 1 else f"{tolerance} steps"
     return [
-        f"precision   {means['precision']:.2%}  spike times within {steps}, {spikes}",
+        f"precision   {means['precision']:.2%}  spike times {within(tolerance)}, {spikes}",
         f"recall      {means['recall']:.2%}",
-        f"F1          {means['f1']:.2%}",
+        f"F1          {means['f1']:.2%}  {within(tolerance)}",
         f"van Rossum  {means['van_rossum']:.4f}  a sample",
         f"Hamming     {means['hamming']:.4f}  a sample",
     ]
@@ -208,7 +248,8 @@ def _text(evaluation: Evaluation, split: str, classes: tuple[str, ...], network:
     ]
     if evaluation.followed:
         lines.append("outputs and the label sequences of their classes:")
-        lines += (f"  {line}" for line in _followed(means, evaluation.followed, tolerance))
+        followed = [*_followed(means, evaluation.followed, tolerance), *_spike_times(evaluation, means)]
+        lines += (f"  {line}" for line in followed)
     lines += _rates(means)
     if len(classes) > _MOST_SHOWN:
         return "\n".join([*lines, f"The confusion matrix of {len(classes):,} classes is in the output of --json."])

@@ -104,6 +104,9 @@ def command(
                 lambda done: show.loading(f"running {split}", done, len(chosen)),
             )
             content.split, content.notes = split, data.dataset.notes
+            if outputs_of_split.timing is not None:
+                content.measures = outputs_of_split.timing.record()
+                content.by_neuron = outputs_of_split.timing.record_by_neuron()
             content.confusion = outputs_of_split.confusion(len(classes)) if classes else None
             kinds: list[list[Sample]] = []
             for numbers in choose(outputs_of_split):

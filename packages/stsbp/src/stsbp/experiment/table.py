@@ -22,9 +22,9 @@ __all__ = ["document", "markdown"]
 _PERCENT = {
     "accuracy": "accuracy, {0}",
     "accuracy_spike_count": "accuracy, {1}",
-    "precision": "precision of spike times",
-    "recall": "recall of spike times",
-    "f1": "F1 of spike times",
+    "precision": "precision of spike times within 1 step",
+    "recall": "recall of spike times within 1 step",
+    "f1": "F1 of spike times within 1 step",
 }
 """Figures that are shares, in words with the two decoders."""
 _FOLLOWS = ("precision", "recall", "f1", "van_rossum", "hamming")

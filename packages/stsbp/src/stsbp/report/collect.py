@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
+from stsbp_spec.engine.backend import Batch
 from stsbp_spec.engine.trainer import TrainState
 from stsbp_spec.models.decoders import nearest_sequence
+from stsbp_spec.models.encoders.packed import Inputs
 from stsbp_spec.models.metrics import f1, match_spikes
 from stsbp_spec.typing import AnyArray, Float32, Float64, Int64, UInt8
 
 from stsbp.datasets import Split
 from stsbp.training.build import TOLERANCE, Task
 from stsbp.training.prefetch import prefetched
+from stsbp.training.timing import Measuring, Others, SpikeTiming
 
 __all__ = ["Sample", "Survey", "choose", "look", "survey"]
 
@@ -30,11 +33,13 @@ class Survey:
         labels: classes, `[n]`.
         nearest: classes of the nearest label sequences, `[n]`; None if labels are spike trains.
         scores: 1 or 0 for correct or wrong; or F1 of the spike times of each sample, `[n]`.
+        timing: measures of spike times; None for a readout.
     """
 
     labels: Int64
     nearest: Int64 | None
     scores: Float64
+    timing: SpikeTiming | None = None
 
     def confusion(self, classes: int) -> Int64:
         """Number of samples by true class (row) and class of the nearest label sequence (column), `[K, K]`."""
@@ -53,7 +58,12 @@ def survey(
     scores: Float64 = np.zeros(n)
     parts = [np.arange(i, min(i + batch_size, n)) for i in range(0, n, batch_size)]
     predict = task.trainer.predictor(state)
-    for part, (batch, labels) in prefetched(lambda part: task.batch(split, part), parts):
+    timing = None if task.network.has_readout else SpikeTiming(task, n, Measuring())
+
+    def load(part: Int64) -> tuple[Batch[Inputs], Int64, list[Others]]:
+        return *task.batch(split, part), [] if timing is None else timing.others(split, part)
+
+    for part, (batch, labels, others) in prefetched(load, parts):
         outputs = predict(batch.inputs, task.config.steps).spikes
         if task.inputs.sequences:
             matches = match_spikes(outputs, batch.targets, TOLERANCE, batch.lengths)
@@ -62,9 +72,11 @@ def survey(
         else:
             nearest[part] = nearest_sequence(task.distances(outputs, batch.lengths))
             scores[part] = nearest[part] == labels
+        if timing is not None:
+            timing.add(outputs, batch, labels, others, None if task.inputs.sequences else nearest[part])
         if between is not None:
             between(int(part[-1]) + 1)
-    return Survey(split.labels[:], None if task.inputs.sequences else nearest, scores)
+    return Survey(split.labels[:], None if task.inputs.sequences else nearest, scores, timing)
 
 
 def choose(surveyed: Survey, count: int = SHOWN) -> tuple[list[int], list[int]]:

@@ -20,10 +20,13 @@ from stsbp_spec.typing import AnyArray, Float64, Int64
 from stsbp.config import RunConfig
 from stsbp.errors import printable
 from stsbp.files import OutputKind, as_argument, real
+from stsbp.measures.matching import within
 from stsbp.report import svg
 from stsbp.report.collect import Sample
+from stsbp.report.spike_times import spike_time_figures, spike_time_table
 from stsbp.report.svg import Series
-from stsbp.training.build import decoders
+from stsbp.training.build import TOLERANCE, decoders
+from stsbp.training.timing_text import chance_text, measure_rows
 
 __all__ = ["PAGE", "Content", "command_text", "page", "render", "samples_section", "threshold_of"]
 
@@ -104,6 +107,8 @@ class Content:
         ]
         self.split = self.checkpoint = ""
         self.confusion: Int64 | None = None
+        self.measures: Mapping[str, Any] | None = None
+        self.by_neuron: Mapping[str, Any] = {}
         self.wrong: Sequence[Sample] = ()
         self.right: Sequence[Sample] = ()
         self.grids: Mapping[str, Mapping[str, float]] = {}
@@ -113,7 +118,7 @@ class Content:
     @property
     def figure(self) -> tuple[str, str]:
         """Key and name of the quality measure of the network."""
-        return ("accuracy", "accuracy") if self.classes else ("f1", "F1 of spike times")
+        return ("accuracy", "accuracy") if self.classes else ("f1", f"F1 of spike times {within(TOLERANCE)}")
 
     def of_kind(self, kind: str, split: str | None = None) -> list[Mapping[str, Any]]:
         """Records of a kind and, optionally, of a split."""
@@ -142,6 +147,8 @@ def render(content: Content) -> str:
     parts = [_head(content), _curves(content)]
     if content.confusion is not None and content.classes:
         parts.append(_confusion(content, content.confusion))
+    if content.measures is not None:
+        parts.append(_spike_times(content, content.measures))
     names = content.classes or [str(n) for n in range(content.network.outputs)]
     threshold = threshold_of(content.network)
     if content.wrong or content.right:
@@ -177,9 +184,17 @@ def _head(content: Content) -> str:
         decoder = decoders(content.network.has_readout)[1]
         tiles.insert(1, (f"{tests[-1]['accuracy_spike_count']:.2%}", f"test accuracy by {decoder}"))
     if tests and content.classes and "f1" in tests[-1]:
-        tiles.insert(2, (f"{tests[-1]['f1']:.2%}", "F1 of test outputs and their label sequences"))
+        tiles.insert(
+            2, (f"{tests[-1]['f1']:.2%}", f"F1 of test outputs and their label sequences, {within(TOLERANCE)}")
+        )
     if tests and not content.classes:
-        tiles.insert(1, (f"{tests[-1]['precision']:.2%} / {tests[-1]['recall']:.2%}", "test precision / recall"))
+        tiles.insert(
+            1,
+            (
+                f"{tests[-1]['precision']:.2%} / {tests[-1]['recall']:.2%}",
+                f"test precision / recall {within(TOLERANCE)}",
+            ),
+        )
     command = next((s["command"] for s in content.starts if isinstance(s.get("command"), list)), None)
     lines = [
         f"<h1>{escape(_name(content))}</h1>",
@@ -252,6 +267,17 @@ def _confusion(content: Content, counts: Int64) -> str:
         + _figure("Samples", svg.matrix(counts, content.classes))
         + _figure("Most frequent mistakes", table)
         + "</div>"
+    )
+
+
+def _spike_times(content: Content, measures: Mapping[str, Any]) -> str:
+    explanation = f"{escape(content.split)} split, {escape(content.checkpoint)}. "
+    explanation += "Targets are the label sequences of the classes. " if content.classes else ""
+    explanation += chance_text(measures)
+    figures = [_figure(escape(f.caption), *f.parts) for f in spike_time_figures(measures, content.by_neuron)]
+    return (
+        f'<h2>Spike times</h2><p class="muted">{explanation}</p><div class="row">{"".join(figures)}</div>'
+        + spike_time_table(measure_rows(measures, {}))
     )
 
 
@@ -355,7 +381,7 @@ def _story(sample: Sample, names: Sequence[str]) -> tuple[str, str]:
         text = f"{int(counts.sum())} output spikes"
         if sample.targets is not None:
             text += f", {int(sample.targets.sum())} target spikes"
-        score = "" if sample.score is None else f": F1 {sample.score:.1%} within 1 step"
+        score = "" if sample.score is None else f": F1 {sample.score:.1%} {within(TOLERANCE)}"
         return f"{sample.name}{score}", text + "."
     distances, read = sample.distances, sample.nearest
     if sample.label is None:

@@ -13,7 +13,20 @@ from typing import NamedTuple
 import numpy as np
 from stsbp_spec.typing import Float32, Float64, Int64, UInt8
 
-__all__ = ["COLOURS", "Series", "bars", "image", "legend", "lines", "matrix", "png", "raster", "spikes", "traces"]
+__all__ = [
+    "COLOURS",
+    "Series",
+    "bars",
+    "histogram",
+    "image",
+    "legend",
+    "lines",
+    "matrix",
+    "png",
+    "raster",
+    "spikes",
+    "traces",
+]
 
 COLOURS = 8
 """The page has the variables `--c0` to `--c7`."""
@@ -21,6 +34,7 @@ COLOURS = 8
 _WIDTH, _HEIGHT = 460, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 10, 10, 34
 _RASTER_WIDTH = 460
+_OUTLINE = 'fill="none" stroke="var(--fg)" stroke-dasharray="3 2"'
 _LONGEST_NAME = 32
 """Longest name beside a row, in characters. Longer names are shortened, so that the row has room."""
 
@@ -279,22 +293,78 @@ def traces(
     return _svg(_RASTER_WIDTH + 32, n * tall + 18, "membrane potentials", body)
 
 
-def bars(values: Float64, names: Sequence[str], strong: Sequence[int], pale: Sequence[int]) -> str:
-    """Distances `[K]` as bars. `strong` (the smallest one) and `pale` (the label's) have their own colours."""
+def bars(
+    values: Float64,
+    names: Sequence[str],
+    strong: Sequence[int] = (),
+    pale: Sequence[int] = (),
+    *,
+    label: str = "distance to each label sequence",
+    percent: bool = False,
+    largest: float = 0.0,
+) -> str:
+    """Values `[K]` as bars, such as distances. `strong` (the smallest one) and `pale` (the label's) have own colours.
+
+    Args:
+        values: the values, at least 0.
+        names: names beside the bars.
+        strong, pale: numbers of the bars with other colours.
+        label: description of the chart, for screen readers.
+        percent: whether 1 is written as 100 %.
+        largest: value of the longest bar that can be; 0: the largest value.
+    """
     names = _shortened(names)
     tall = max(10.0, min(16.0, 320 / len(names)))
-    label = 12 + 6.2 * max(len(name) for name in names)
-    largest = max(1e-12, float(values.max()))
+    left = 12 + 6.2 * max(len(name) for name in names)
+    most = max(1e-12, largest or float(values.max()))
     body = []
     for i, (name, value) in enumerate(zip(names, values.tolist(), strict=True)):
         y = i * tall
         colour = "var(--c0)" if i in strong else "var(--target)" if i in pale else "var(--line)"
         body.append(
-            _text(label - 6, y + tall / 2 + 3.5, name, "end")
-            + f'<rect x="{label:.1f}" y="{y + 2:.1f}" width="{max(0.5, 150 * value / largest):.1f}" '
-            f'height="{tall - 4:.1f}" fill="{colour}"/>' + _text(label + 156, y + tall / 2 + 3.5, f"{value:.4g}")
+            _text(left - 6, y + tall / 2 + 3.5, name, "end")
+            + f'<rect x="{left:.1f}" y="{y + 2:.1f}" width="{max(0.5, 150 * value / most):.1f}" '
+            f'height="{tall - 4:.1f}" fill="{colour}"/>'
+            + _text(left + 156, y + tall / 2 + 3.5, _number(value, percent))
         )
-    return _svg(label + 210, len(names) * tall + 4, "distance to each label sequence", body)
+    return _svg(left + 210, len(names) * tall + 4, label, body)
+
+
+def histogram(
+    label: str, x_label: str, places: Sequence[int], shares: Sequence[float], others: Sequence[float] | None = None
+) -> str:
+    """Shares as upright bars, one for each of some consecutive integers.
+
+    Args:
+        label: description of the chart, for screen readers.
+        x_label: text below the axis.
+        places: the integers, ascending.
+        shares: the shares of each, 0 to 1.
+        others: shares by chance, drawn as outlines.
+    """
+    wide, tall = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+    ticks = _ticks(0.0, max(1e-9, *shares, *(others or ())), enclosing=True)
+    step, high = wide / len(places), ticks[-1]
+    body = []
+    for tick in ticks:
+        y = _TOP + (1 - tick / high) * tall
+        body.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        body.append(_text(_LEFT - 6, y + 3.5, _number(tick, True), "end"))
+    every = -(-len(places) // 12)
+    kinds = (("", shares, 'fill="var(--c0)"'), ("by chance, ", others, _OUTLINE))
+    for i, place in enumerate(places):
+        x, text = _LEFT + i * step, f"{place:+d}" if place else "0"
+        if place % every == 0:
+            body.append(_text(x + step / 2, _HEIGHT - 20, text, "middle"))
+        for prefix, values, style in kinds:
+            if values is not None and values[i] > 0:
+                height = values[i] / high * tall
+                body.append(
+                    f'<rect x="{x + step * 0.1:.1f}" y="{_TOP + tall - height:.1f}" width="{step * 0.8:.1f}" '
+                    f'height="{height:.1f}" {style}><title>{prefix}{text}: {values[i]:.2%}</title></rect>'
+                )
+    body.append(_text(_LEFT + wide / 2, _HEIGHT - 4, x_label, "middle"))
+    return _svg(_WIDTH, _HEIGHT, label, body)
 
 
 def png(pixels: UInt8) -> str:

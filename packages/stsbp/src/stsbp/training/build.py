@@ -681,13 +681,19 @@ class Task:
         `losses` `[B]` are the losses of the samples, if they are already known.
         """
         matches = match_spikes(spikes, targets, tolerance, lengths)
+        distances = self.spike_distances(spikes, targets, lengths, losses)
+        sums = {name: float(x.sum()) for name, x in matches._asdict().items()}
+        return Followed(sums | {name: math.fsum(distance) for name, distance in distances.items()}, distances)
+
+    def spike_distances(
+        self, spikes: UInt8, targets: UInt8, lengths: Int64 | None = None, losses: Float64 | None = None
+    ) -> dict[str, Float64]:
+        """The distances `van_rossum` and `hamming` of each sample, `[B]`, as `followed` has them."""
         known_losses, psp = {} if losses is None else {self.trainer.loss: losses}, self.network.output_psp
-        distances = {
+        return {
             name: known_losses[metric] if metric in known_losses else metric.distances(spikes, targets, psp, lengths)
             for name, metric in _METRICS.items()
         }
-        sums = {name: float(x.sum()) for name, x in matches._asdict().items()}
-        return Followed(sums | {name: math.fsum(distance) for name, distance in distances.items()}, distances)
 
 
 def padded(batch: Batch[packed.Inputs]) -> float:

@@ -18,6 +18,7 @@ from stsbp.training.evaluate import evaluate
 from stsbp.training.noise import DisturbedSplit
 from stsbp.training.operations import MOST_SAMPLES, activity
 from stsbp.training.prefetch import prefetched
+from stsbp.training.timing import Measuring
 
 __all__ = ["MOST_MOMENTS", "OverTime", "by_noise", "over_time"]
 
@@ -110,6 +111,7 @@ def by_noise(
     amounts_by_kind: Mapping[str, Sequence[float]],
     seed: int = 0,
     between: Callable[[str, float, int], None] | None = None,
+    measuring: Measuring | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Evaluate the network on inputs with increasing disturbance.
 
@@ -121,6 +123,7 @@ def by_noise(
         seed: seed of the random numbers.
         between: called after each batch with the name, the amount and the number of finished samples. It may raise an
             error to stop.
+        measuring: parameters of the measures of spike times. None: they are left out.
 
     Returns:
         For each disturbance and amount, the results of an evaluation (`Evaluation.means`) and `amount`.
@@ -129,9 +132,8 @@ def by_noise(
     @cache
     def measured(name: str, amount: float) -> dict[str, Any]:
         report_batch = None if between is None else partial(between, name, amount)
-        return evaluate(
-            task, state, DisturbedSplit(split, name, amount, seed, task.inputs.input_max), batch_size, report_batch
-        ).means()
+        disturbed = DisturbedSplit(split, name, amount, seed, task.inputs.input_max)
+        return evaluate(task, state, disturbed, batch_size, report_batch, measuring=measuring).means()
 
     # An amount of 0 is the same for all disturbances, and measured once.
     first = next(iter(amounts_by_kind))

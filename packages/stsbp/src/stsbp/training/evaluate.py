@@ -1,4 +1,4 @@
-"""Evaluation on a split: loss, both decoders, confusion matrix and spike rates, batch by batch."""
+"""Evaluation on a split: loss, both decoders, confusion matrix, spike rates and spike times, batch by batch."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from stsbp.datasets import Split
 from stsbp.training.build import TOLERANCE, Task, padded
 from stsbp.training.metrics import Sums, spike_figures
 from stsbp.training.prefetch import prefetched
+from stsbp.training.timing import Measuring, Others, SpikeTiming
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -33,15 +34,21 @@ class Evaluation:
             is 0 if labels are spike trains.
         followed: if labels are classes, how well the outputs match their label sequences, as sums that
             `stsbp.training.metrics.spike_figures` reads. Empty for a readout, which has no spikes.
+        tolerance: tolerance in steps of the precision, the recall and F1 in `followed` or `sums`.
+        timing: the measures of spike times. None for a readout, or if they were not asked for.
     """
 
     sums: Sums
     confusion: Int64
     followed: Mapping[str, float] = field(default_factory=dict)
+    tolerance: int = TOLERANCE
+    timing: SpikeTiming | None = None
 
     def means(self) -> dict[str, Any]:
-        """All results as means over the samples."""
-        return {**self.sums.means(), **(spike_figures(self.followed, self.sums.samples) if self.followed else {})}
+        """All results as means over the samples, with the tolerance of F1 and the measures of spike times."""
+        means = {**self.sums.means(), **(spike_figures(self.followed, self.sums.samples) if self.followed else {})}
+        means |= {"tolerance": self.tolerance} if "f1" in means else {}
+        return means | ({} if self.timing is None else {"measures": self.timing.record()})
 
     def record(self, split: str) -> dict[str, Any]:
         """The results as a line of metrics."""
@@ -55,6 +62,7 @@ def evaluate(
     batch_size: int,
     between: Callable[[int], None] | None = None,
     tolerance: int = TOLERANCE,
+    measuring: Measuring | None = None,
 ) -> Evaluation:
     """Evaluate a state, without dropout.
 
@@ -67,16 +75,20 @@ def evaluate(
         batch_size: number of samples at a time.
         between: called after each batch with the number of finished samples. It may raise an error to stop.
         tolerance: largest distance in steps between a spike and its target.
+        measuring: parameters of the measures of spike times and their chance level. None: these are left out. A readout
+            has no spikes, so they are left out for it too.
     """
     classes = len(task.inputs.classes)
     sums, confusion = Sums(), np.zeros((classes, classes), dtype=np.int64)
     followed: dict[str, float] = {}
     losses: list[float] = []
     distances: dict[str, list[float]] = {}
+    has_spikes = not task.network.has_readout
+    timing = SpikeTiming(task, len(split), measuring) if measuring is not None and has_spikes else None
     batches = [np.arange(i, min(i + batch_size, len(split))) for i in range(0, len(split), batch_size)]
     began = time.perf_counter()
-    load, predict = partial(_load, task, split), task.trainer.predictor(state)
-    for _, (batch, labels) in prefetched(load, batches):
+    load, predict = partial(_load, task, split, timing), task.trainer.predictor(state)
+    for _, (batch, labels, others) in prefetched(load, batches):
         task.group.beat("evaluating a batch")
         with task.group.stepping():
             prediction = predict(batch.inputs, task.config.steps, len(labels), batch.lengths)
@@ -84,7 +96,7 @@ def evaluate(
         sums.add(samples=len(labels), loss=0.0, rates=prediction.rates, padded=padded(batch), **score.sums)
         losses.extend(score.losses)
         batch_distances = score.distances
-        if classes and not task.network.has_readout:
+        if classes and has_spikes:
             # Training updates do not compute this, because they have the loss, and it takes time.
             follows = task.followed(prediction.spikes, batch.targets, tolerance, batch.lengths, score.losses)
             batch_distances = follows.distances
@@ -93,6 +105,8 @@ def evaluate(
             distances.setdefault(name, []).extend(values)
         if score.nearest is not None:
             np.add.at(confusion, (labels, score.nearest), 1)
+        if timing is not None:
+            timing.add(prediction.spikes, batch, labels, others, score.nearest, batch_distances)
         if between is not None:
             between(sums.samples)
     sums.loss = math.fsum(losses)
@@ -101,10 +115,15 @@ def evaluate(
         followed |= exact
     else:
         sums.sequence |= exact
+    if timing is not None:
+        timing.finish()
     sums.seconds = time.perf_counter() - began
-    return Evaluation(sums, confusion, followed)
+    return Evaluation(sums, confusion, followed, tolerance, timing)
 
 
-def _load(task: Task, split: Split, indices: Int64) -> tuple[Batch[Inputs], Int64]:
+def _load(
+    task: Task, split: Split, timing: SpikeTiming | None, indices: Int64
+) -> tuple[Batch[Inputs], Int64, list[Others]]:
     task.group.beat("reading samples")
-    return task.batch(split, indices, task.group.part(len(indices)))
+    batch, labels = task.batch(split, indices, task.group.part(len(indices)))
+    return batch, labels, [] if timing is None else timing.others(split, indices)

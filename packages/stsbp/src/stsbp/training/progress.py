@@ -47,8 +47,8 @@ _ENOUGH = 3
 """After this many further batches it is certain that a first batch was hardly slower. It is then not reported."""
 _LEAST_COMPILING = 3.0
 """Time in seconds by which a first batch must be slower to be reported. Loading compiled kernels takes less."""
-SHOWN = {"accuracy": "accuracy", "f1": "F1"}
-"""Quality measures of a run, with their names for users."""
+SHOWN = {"accuracy": "accuracy", "f1": "F1 (1 step)"}
+"""Quality measures of a run, with their names for users. F1 has the tolerance `stsbp.training.build.TOLERANCE`."""
 
 
 class Pace:

@@ -25,7 +25,7 @@ __all__ = ["EVENT_FILE", "TensorBoard", "require", "scalars"]
 EVENT_FILE = r"events\.out\.tfevents\.[0-9]{10,}\..+\.[0-9]+\.0"
 """The name of an event file, as a regular expression."""
 
-_NOT_SHOWN = ("kind", "step", "split", "samples", "grids")
+_NOT_SHOWN = ("kind", "step", "split", "samples", "grids", "tolerance", "measures")
 
 
 def scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
