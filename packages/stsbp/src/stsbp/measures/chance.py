@@ -13,7 +13,7 @@ import numpy as np
 from stsbp_spec.contract.random import Stream, check_seed, permutation
 from stsbp_spec.errors import ShapeError, SpecError
 from stsbp_spec.typing import Int64
-from stsbp_spec.validation import array_of, shown, whole
+from stsbp_spec.validation import array_of, integer_between, shown
 
 from stsbp.measures.trains import lengths_of, one_train
 
@@ -44,8 +44,8 @@ def partners(samples: int, seed: int = 0, shuffle: int = 1) -> Int64:
     Raises:
         SpecError: an argument is not an integer in its range.
     """
-    whole("the number of samples that are shuffled", samples, 2, 2**31)
-    whole("the number of the shuffle", shuffle, 1, samples - 1)
+    integer_between("the number of samples that are shuffled", samples, 2, 2**31)
+    integer_between("the number of the shuffle", shuffle, 1, samples - 1)
     circle = permutation(check_seed(seed), Stream.CHANCE, samples)
     partner: Int64 = np.empty(samples, dtype=np.int64)
     partner[circle] = np.roll(circle, -shuffle)
@@ -92,7 +92,11 @@ def chance_level(
     if wanted.ndim not in (1, 3) or wanted.shape[axis] != samples:
         raise ShapeError(f"targets must be [T, B, N] or labels [B] with B = {samples}, got {list(wanted.shape)}")
     steps_of_samples = lengths_of(lengths, samples, len(spikes))
-    count = shuffles_of(samples) if shuffles is None else whole("the number of shuffles", shuffles, 1, samples - 1)
+    count = (
+        shuffles_of(samples)
+        if shuffles is None
+        else integer_between("the number of shuffles", shuffles, 1, samples - 1)
+    )
     partner = np.concatenate([partners(samples, seed, shuffle) for shuffle in range(1, count + 1)])
     common = (
         None if steps_of_samples is None else np.minimum(np.tile(steps_of_samples, count), steps_of_samples[partner])

@@ -14,7 +14,7 @@ import numpy as np
 from stsbp_spec.errors import SpecError
 from stsbp_spec.models.metrics import f1, match_spikes, precision, recall
 from stsbp_spec.typing import AnyArray, Float64, Int64
-from stsbp_spec.validation import shown, whole
+from stsbp_spec.validation import integer_between, shown
 
 from stsbp.measures.trains import aligned, read_trains, rows_of
 
@@ -97,7 +97,7 @@ def check_tolerances(tolerances: Any) -> tuple[int, ...]:
     numbers = [tolerances] if np.ndim(tolerances) == 0 else list(tolerances)
     if not numbers:
         raise SpecError(f"tolerances must be numbers of steps, for example {TOLERANCES}, got none")
-    return tuple(sorted({whole("a tolerance in steps", number, 0, _MOST) for number in numbers}))
+    return tuple(sorted({integer_between("a tolerance in steps", number, 0, _MOST) for number in numbers}))
 
 
 def spike_matches(
