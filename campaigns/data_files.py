@@ -63,7 +63,7 @@ class Published(Kind):
         return content
 
     def read(self, case: Case, world: World) -> None:
-        folder = world.beside / "published"
+        folder = world.outside / "published"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         if case.how["form"] == "cifar10":
@@ -129,7 +129,7 @@ class Others(Kind):
 
     def read(self, case: Case, world: World) -> None:
         how = case.how
-        path = world.beside / f"new{how['end']}"
+        path = world.outside / f"new{how['end']}"
         path.write_bytes(case.content)
         inputs = Inputs(tuple(how["shape"]), how["coding"], ("a", "b"))
         read_inputs([path], inputs, EventBinning(steps=3), how["trained_on"])
