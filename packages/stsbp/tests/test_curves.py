@@ -253,7 +253,7 @@ def test_runs_of_classes_and_of_spike_trains_have_tables_and_panels_of_their_own
     # The panel of F1 also has its chance level.
     assert [len(panel.lines) for panel in panels] == [1, 1, 1, 2]
     legend = [text.get_text() for text in panels[0].get_legend().get_texts()]
-    assert legend == [r"van-rossum, _a\$b\$", "van-rossum, trains"]
+    assert legend == [r"van-rossum, _a\$b\$", "van-rossum, trains", "F1 by chance"]
 
 
 def test_the_command_refuses_a_plot_before_it_computes_and_prints_before_it_draws(
