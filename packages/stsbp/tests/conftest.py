@@ -32,8 +32,6 @@ TINY = (
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _TIMES = ("seconds", "samples_per_second", "processes", "slowest_rank", "exchange_share")
-_AT_THE_END = ("measures",)
-"""Measures of spike times are recorded wherever a run ended, also if it went on later."""
 
 
 @pytest.fixture
@@ -97,11 +95,11 @@ def tensors() -> Callable[..., bytes]:
 
 @pytest.fixture
 def records() -> Callable[[Path], list[dict[str, Any]]]:
-    """The lines of `metrics.jsonl` without times, how work was shared, and what is recorded where a run ends."""
+    """The lines of `metrics.jsonl` without times and how work was shared."""
 
     def read(run: Path) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        return [{key: value for key, value in line.items() if key not in (*_TIMES, *_AT_THE_END)} for line in lines]
+        return [{key: value for key, value in line.items() if key not in _TIMES} for line in lines]
 
     return read
 

@@ -250,7 +250,6 @@ def test_runs_of_classes_and_of_spike_trains_have_tables_and_panels_of_their_own
     ]
     panels = [panel for panel in drawn[0].axes if panel.get_ylabel()]
     assert [panel.get_ylabel() for panel in panels] == ["accuracy, %"] * 3 + ["F1 within 1 step, %"]
-    # The panel of F1 also has its chance level.
     assert [len(panel.lines) for panel in panels] == [1, 1, 1, 2]
     legend = [text.get_text() for text in panels[0].get_legend().get_texts()]
     assert legend == [r"van-rossum, _a\$b\$", "van-rossum, trains", "F1 by chance"]
@@ -285,9 +284,9 @@ def test_amounts_of_a_noise_that_is_named_twice_are_added_and_none_is_measured_o
     train_tiny(tmp_path / "run", "--epochs", 1)
     measured: list[tuple[str, float]] = []
 
-    def noted(task: Any, state: Any, split: DisturbedSplit, *args: Any, **options: Any) -> Any:
+    def noted(task: Any, state: Any, split: DisturbedSplit, *more: Any, **options: Any) -> Any:
         measured.append((split.name, split.amount))
-        return evaluate(task, state, split, *args, **options)
+        return evaluate(task, state, split, *more, **options)
 
     monkeypatch.setattr(training_curves, "evaluate", noted)
     noises = ("--noise", "lost=0.1", "--noise", "noise=9", "--noise", "lost=0.5")

@@ -405,7 +405,7 @@ class _TrainingLoop:
                 test = self.end_epoch()
         if not test and self.has_test:
             # The run was already finished when it was resumed.
-            test = self.evaluate("test", Measuring()).record("test")
+            test = self.evaluate("test").record("test")
         assert self.next.best is not None
         return Outcome(self.step, test, self.next.best)
 
@@ -506,11 +506,9 @@ class _TrainingLoop:
         number = position.epoch + 1
         step_and_epoch = {"step": self.step, "epoch": number}
         is_last = number == config.epochs
-        # Measures of spike times are those of the trained network, so that they do not slow down every epoch.
-        measuring = Measuring() if is_last else None
-        validation = self.evaluate("validation", measuring) if self.data.validation is not None else None
+        validation = self.evaluate("validation") if self.data.validation is not None else None
         tested = self.has_test and (is_last or (config.test_every > 0 and number % config.test_every == 0))
-        test = self.evaluate("test", measuring) if tested else None
+        test = self.evaluate("test") if tested else None
         self.watch_rates(position.sums)
         self.watch_zeroed(position.sums)
 
@@ -550,7 +548,7 @@ class _TrainingLoop:
         name, value = validation.sums.headline
         return {**step_and_epoch, "by": f"validation {name}", "value": value, "loss": validation.sums.means()["loss"]}
 
-    def evaluate(self, name: str, measuring: Measuring | None = None) -> Evaluation:
+    def evaluate(self, name: str) -> Evaluation:
         # An interrupted evaluation must start again. The clock may only do this after the run has made progress.
         clock = self.step > self.begun
         evaluated, batch_start = 0, time.perf_counter()
@@ -564,7 +562,7 @@ class _TrainingLoop:
             stop_together(self.stop, self.task.group, clock=clock)
 
         split, batch_size = self.data.splits()[name], self.config.batch_size
-        return evaluate(self.task, self.state, split, batch_size, between, measuring=measuring)
+        return evaluate(self.task, self.state, split, batch_size, between, measuring=Measuring())
 
     def report(self, number: int, sums: Sums, validation: Evaluation | None, test: Evaluation | None) -> None:
         means = sums.means()
