@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.models.decoders import distances, equally_near, nearest_sequence, spike_count
 from stsbp_spec.models.losses import VanRossum
-from stsbp_spec.models.metrics import f1, match_spikes, precision, recall
+from stsbp_spec.models.metrics import f1, match_spikes, matched_pairs, precision, recall
 from stsbp_spec.networks.ops.psp import PSP
 from stsbp_spec.typing import AnyArray, UInt8
 
@@ -45,6 +45,31 @@ def test_no_matching_is_larger(trains: list[tuple[list[int], list[int]]], tolera
         assert matches.matched[sample] == sum(largest_matching(o, g, tolerance) for o, g in pairs)
         assert matches.spikes[sample] == sum(sum(o) for o, _ in pairs)
         assert matches.targets[sample] == sum(sum(g) for _, g in pairs)
+
+
+def _pairs_in_order(spikes: Any, targets: Any, tolerance: int) -> int:
+    """The largest matching of two trains `[T]`: the first spikes of both are paired, or the earlier one is left out."""
+    times, target_times = np.flatnonzero(spikes).tolist(), np.flatnonzero(targets).tolist()
+    matched = i = j = 0
+    while i < len(times) and j < len(target_times):
+        if abs(times[i] - target_times[j]) <= tolerance:
+            matched, i, j = matched + 1, i + 1, j + 1
+        elif times[i] < target_times[j]:
+            i += 1
+        else:
+            j += 1
+    return matched
+
+
+# Waiting spikes are bits of words of 8, 16, 32 and 64 bits; beyond, they lie in slots.
+@pytest.mark.parametrize("tolerance", [0, 1, 7, 8, 15, 16, 31, 32, 63, 64, 90, 10**9])
+def test_long_trains_are_matched_at_every_tolerance(tolerance: int) -> None:
+    rng = np.random.default_rng(tolerance)
+    spikes, targets = (rng.random((200, 4, 3)) < rate for rate in (0.1, 0.2))
+    expected = [[_pairs_in_order(spikes[:, b, n], targets[:, b, n], tolerance) for n in range(3)] for b in range(4)]
+    assert match_spikes(spikes, targets, tolerance).matched.tolist() == [sum(row) for row in expected]
+    assert matched_pairs(spikes, targets, [0, tolerance])[1].tolist() == expected
+    assert matched_pairs(spikes, targets, [0, tolerance])[0].tolist() == (spikes & targets).sum(axis=0).tolist()
 
 
 def test_neurons_and_samples_do_not_share_spikes() -> None:

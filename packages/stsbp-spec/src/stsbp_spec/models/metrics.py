@@ -7,6 +7,7 @@ finds it: each spike is matched with the oldest waiting spike, so that younger o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +15,13 @@ import numpy as np
 from stsbp_spec.engine.checks import check_lengths
 from stsbp_spec.errors import ShapeError, SpecError
 from stsbp_spec.models.lengths import without_padding
-from stsbp_spec.typing import Int64
+from stsbp_spec.typing import AnyArray, Int64
 from stsbp_spec.validation import array_of, integer, shown
 
-__all__ = ["SpikeMatches", "f1", "match_spikes", "precision", "recall"]
+__all__ = ["SpikeMatches", "f1", "match_spikes", "matched_pairs", "precision", "recall"]
+
+_WORDS = ((7, np.uint8), (15, np.uint16), (31, np.uint32), (63, np.uint64))
+"""Up to which tolerance the waiting spikes of a train are the bits of a word."""
 
 
 class SpikeMatches(NamedTuple):
@@ -53,7 +57,46 @@ def match_spikes(spikes: Any, targets: Any, tolerance: int = 1, lengths: Any = N
         raise SpecError(f"the tolerance must be a number of steps, 0 or more, got {shown(tolerance)}")
     check_lengths(lengths, spikes.shape[1], len(spikes))
     spikes, targets = (without_padding(x, lengths) for x in (spikes, targets))
-    slots = min(reach, len(spikes)) + 1
+    matched = matched_pairs(spikes, targets, [reach])[0]
+    sums = (x.sum(axis=(0, 2), dtype=np.int64) for x in (spikes, targets))
+    return SpikeMatches(matched.sum(axis=1), *sums)
+
+
+def matched_pairs(spikes: AnyArray, targets: AnyArray, tolerances: Sequence[int]) -> Int64:
+    """Numbers of matched pairs at each tolerance, `[K, ...]`.
+
+    Args:
+        spikes, targets: output and target spike trains, bool `[T, ...]`.
+        tolerances: largest distances of a pair in steps, ascending, K of them.
+    """
+    # A larger tolerance than the number of steps matches no more spikes.
+    reaches = [min(tolerance, max(len(spikes) - 1, 0)) for tolerance in tolerances]
+    word = next((word for most, word in _WORDS if reaches[-1] <= most), None)
+    if word is None:
+        return np.stack([_matched_in_slots(spikes, targets, reach) for reach in reaches])
+    # Spikes wait as bits of a word, the oldest as the lowest bit. All words move down by one bit in each step, so a
+    # spike that waited too long drops out.
+    one = word(1)
+    youngest = np.array([2**reach for reach in reaches], dtype=word).reshape(-1, *(1,) * (spikes.ndim - 1))
+    waiting_spikes, waiting_targets = np.zeros((2, len(reaches), *spikes.shape[1:]), dtype=word)
+    matched = np.zeros(waiting_spikes.shape, dtype=np.promote_types(word, np.uint32))
+    for new_spikes, new_targets in zip(spikes.astype(word), targets.astype(word), strict=True):
+        waiting_spikes >>= one
+        waiting_targets >>= one
+        hit = new_spikes & (waiting_targets != 0)
+        waiting_targets &= waiting_targets - hit  # clears the lowest bit where there is a match
+        matched += hit
+        waiting_spikes |= (new_spikes ^ hit) * youngest
+        hit = new_targets & (waiting_spikes != 0)
+        waiting_spikes &= waiting_spikes - hit
+        matched += hit
+        waiting_targets |= (new_targets ^ hit) * youngest
+    return matched.astype(np.int64)
+
+
+def _matched_in_slots(spikes: AnyArray, targets: AnyArray, reach: int) -> Int64:
+    """`matched_pairs` at a tolerance with more steps than a word has bits, `[...]`."""
+    slots = reach + 1
     # Waiting spikes by their step modulo `slots`. A slot is reused when its spike is too old.
     waiting = np.zeros((2, slots, *spikes.shape[1:]), dtype=bool)
     matched = np.zeros(spikes.shape[1:], dtype=np.int64)
@@ -68,8 +111,7 @@ def match_spikes(spikes: Any, targets: Any, tolerance: int = 1, lengths: Any = N
                 partner &= ~hit
                 free &= ~hit
             waiting[side, t % slots] = free
-    sums = (x.sum(axis=(0, 2), dtype=np.int64) for x in (spikes, targets))
-    return SpikeMatches(matched.sum(axis=1), *sums)
+    return matched
 
 
 def precision(matched: float, spikes: float, targets: float) -> float:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from stsbp_spec.errors import SpecError
-from stsbp_spec.models.metrics import f1, match_spikes, precision, recall
-from stsbp_spec.typing import AnyArray, Float64, Int64
+from stsbp_spec.models.metrics import f1, matched_pairs, precision, recall
+from stsbp_spec.typing import Float64, Int64
 from stsbp_spec.validation import integer_between, shown
 
 from stsbp.measures.trains import aligned, read_trains, rows_of
@@ -34,8 +34,6 @@ __all__ = [
 TOLERANCES = (0, 1, 2, 5)
 """Tolerances in steps, if none are given."""
 _MOST = 10**9
-_WORDS = ((7, np.uint8), (15, np.uint16), (31, np.uint32), (63, np.uint64))
-"""Up to which tolerance the waiting spikes of a train are the bits of a word."""
 
 
 class Matches(NamedTuple):
@@ -117,39 +115,7 @@ def spike_matches(
     ascending = check_tolerances(tolerances)
     spikes, wanted = read_trains(outputs, targets, lengths)
     counts = (x.sum(axis=0, dtype=np.int64) for x in (spikes, wanted))
-    # A larger tolerance than the number of steps matches no more spikes.
-    reaches = [min(tolerance, len(spikes) - 1) for tolerance in ascending]
-    return Matches(ascending, _counted(spikes, wanted, reaches), *counts)
-
-
-def _counted(outputs: AnyArray, targets: AnyArray, tolerances: Sequence[int]) -> Int64:
-    """Number of matches at ascending tolerances, `[K, ...]`, of trains `[T, ...]`.
-
-    The largest matching is found in one pass over time: each spike is matched with the oldest waiting spike of the
-    other side. Spikes wait as bits of a word, the oldest as the lowest bit. All words move down by one bit in each
-    step, so a spike that waited too long drops out.
-    """
-    kind = next((word for most, word in _WORDS if tolerances[-1] <= most), None)
-    if kind is None:
-        spikes, wanted = (x.reshape(len(x), -1, 1) for x in (outputs, targets))
-        found = [match_spikes(spikes, wanted, tolerance).matched for tolerance in tolerances]
-        return np.stack(found).reshape(len(tolerances), *outputs.shape[1:])
-    one = kind(1)
-    youngest = np.array([2**tolerance for tolerance in tolerances], dtype=kind).reshape(-1, *(1,) * (outputs.ndim - 1))
-    waiting_outputs, waiting_targets = np.zeros((2, len(tolerances), *outputs.shape[1:]), dtype=kind)
-    matched = np.zeros(waiting_outputs.shape, dtype=np.promote_types(kind, np.uint32))
-    for spikes, wanted in zip(outputs.astype(kind), targets.astype(kind), strict=True):
-        waiting_outputs >>= one
-        waiting_targets >>= one
-        hit = spikes & (waiting_targets != 0)
-        waiting_targets &= waiting_targets - hit  # clears the lowest bit where there is a match
-        matched += hit
-        waiting_outputs |= (spikes ^ hit) * youngest
-        hit = wanted & (waiting_outputs != 0)
-        waiting_outputs &= waiting_outputs - hit
-        matched += hit
-        waiting_targets |= (wanted ^ hit) * youngest
-    return matched.astype(np.int64)
+    return Matches(ascending, matched_pairs(spikes, wanted, ascending), *counts)
 
 
 def precision_recall_f1(
