@@ -45,9 +45,11 @@ def walk(
     """One block of a network forward, and back from what that returned and the error of its spikes."""
     try:
         # By their former names, which older checkouts have too (stsbp_spec/moved.py).
-        Part = import_module("stsbp_spec.collective").Part
+        collective, rules = import_module("stsbp_spec.collective"), import_module("stsbp_spec.rules")
         plan = import_module("stsbp_spec.plan").plan
-        Run = import_module("stsbp_spec.rules").Run
+        # The classes have other names in older checkouts, and no former names in this one.
+        BatchSlice = getattr(collective, "BatchSlice", None) or collective.Part
+        PassContext = getattr(rules, "PassContext", None) or rules.Run
     except ImportError:  # a checkout from before the plans
         ahead, back = method(backend, "block_forward"), method(backend, "block_backward")
         return (
@@ -57,7 +59,7 @@ def walk(
     step = next(step for step in plan(backend, spec.graph).steps if step.name == block.population)
 
     def run(x: Any) -> Any:
-        return Run({block.name: wq}, steps, None, Part(0, x.shape[1], x.shape[1]))
+        return PassContext({block.name: wq}, steps, None, BatchSlice(0, x.shape[1], x.shape[1]))
 
     if not hasattr(step, "forward_slice"):  # a checkout in which steps are generators
         return (
