@@ -24,7 +24,7 @@ from stsbp.training import checkpoint
 from stsbp.training.build import TOLERANCE, build_loss, decoders
 from stsbp.training.metrics import read_records
 from stsbp.training.run_folder import RunFolder
-from stsbp.training.timing_text import latency_text, timing_text
+from stsbp.training.timing_text import latency_text, mean_text, timing_text
 
 __all__ = ["command", "facts"]
 
@@ -210,9 +210,7 @@ def _spike_times(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[s
             others = {
                 f"timing error {within(measures['timing_error']['tolerance'])}": timing_text(measures["timing_error"]),
                 "step of first right spike": latency_text(measures["latency"]),
-                f"Victor-Purpura, cost {measures['victor_purpura']['cost']:g}": (
-                    f"{measures['victor_purpura']['mean']:.4f}"
-                ),
+                f"Victor-Purpura, cost {measures['victor_purpura']['cost']:g}": mean_text(measures["victor_purpura"]),
             }
             for name, text in others.items():
                 rows.setdefault(name, {})[number] = text

@@ -26,7 +26,7 @@ from stsbp.cli.common import (
     threads_option,
 )
 from stsbp.cli.settings import complete_data_set
-from stsbp.cli.spike_times import COST, Tolerances, spike_times_text
+from stsbp.cli.spike_times import Tolerances, spike_times_text
 from stsbp.errors import ConfigError, printable
 from stsbp.measures.matching import TOLERANCES, within
 from stsbp.processes.group import join
@@ -75,7 +75,7 @@ _MOST_SHOWN = 200
 @click.option(
     "--cost",
     type=Finite(0),
-    help=f"Cost of moving a spike by one step in the Victor-Purpura distance.  [default: {COST:g}]",
+    help=f"Cost of moving a spike by one step in the Victor-Purpura distance.  [default: {Measuring.cost:g}]",
 )
 @click.option(
     "--seed",
@@ -144,11 +144,8 @@ def command(
                 f"{typed[0]} applies to output spikes, but the readout of this run has none; leave {typed[0]} out"
             )
         tolerance = TOLERANCE if tolerance is None else tolerance
-        measuring = Measuring(
-            TOLERANCES if tolerances is None else tolerances,
-            COST if cost is None else cost,
-            0 if seed is None else seed,
-        )
+        parameters: dict[str, Any] = {"tolerances": tolerances, "cost": cost, "seed": seed}
+        measuring = Measuring(**{name: value for name, value in parameters.items() if value is not None})
         show, shared_count = shown_by(group), None
         try:
             if on is None:

@@ -9,12 +9,10 @@ import click
 from stsbp_spec.validation import shown
 
 from stsbp.measures.matching import TOLERANCES, within
-from stsbp.training.timing_text import chance_text, measure_rows, share_rows
+from stsbp.training.timing_text import chance_text, measure_rows, reference_tolerance, share_rows
 
-__all__ = ["COST", "Tolerances", "spike_times_text"]
+__all__ = ["Tolerances", "spike_times_text"]
 
-COST = 1.0
-"""Cost of moving a spike by one step in the Victor-Purpura distance, if none is given."""
 _MOST_TOLERANCES = 20
 
 
@@ -65,7 +63,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _extremes(tolerances: Sequence[int], by_neuron: Mapping[str, Any]) -> str:
     """The output neurons with the lowest and the highest F1, at the tolerance of 1 step or the next larger one."""
-    place = next((number for number, tolerance in enumerate(tolerances) if tolerance >= 1), len(tolerances) - 1)
+    place = reference_tolerance(tolerances)
     ranked = sorted(zip(by_neuron["f1"][place], by_neuron["neurons"], strict=True), key=lambda pair: pair[0])
     (low, first), (high, last) = ranked[0], ranked[-1]
     return f"F1 {within(tolerances[place])} by neuron: {low:.2%} ({first}) to {high:.2%} ({last})"

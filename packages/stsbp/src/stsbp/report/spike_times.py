@@ -11,6 +11,7 @@ import numpy as np
 from stsbp.measures.matching import within
 from stsbp.report import svg
 from stsbp.report.svg import Series
+from stsbp.training.timing_text import reference_tolerance
 
 __all__ = ["Figure", "spike_time_figures", "spike_time_table"]
 
@@ -79,7 +80,7 @@ def _by_neuron(measures: Mapping[str, Any], by_neuron: Mapping[str, Any]) -> lis
     """F1 of each output neuron; of many, those with the lowest F1."""
     if len(by_neuron["neurons"]) < 2:
         return []
-    place = _reference(measures["tolerances"])
+    place = reference_tolerance(measures["tolerances"])
     shares = np.array(by_neuron["f1"][place])
     shown = np.sort(np.argsort(shares, kind="stable")[:_MANY])
     chart = svg.bars(
@@ -92,11 +93,6 @@ def _by_neuron(measures: Mapping[str, Any], by_neuron: Mapping[str, Any]) -> lis
     )
     which = "each output neuron" if len(shown) == len(shares) else f"the {_MANY} output neurons with the lowest"
     return [Figure(f"F1 {within(measures['tolerances'][place])} of {which}", (chart,))]
-
-
-def _reference(tolerances: Sequence[int]) -> int:
-    """The place of the tolerance of 1 step, or of the next larger one, or of the largest."""
-    return next((place for place, tolerance in enumerate(tolerances) if tolerance >= 1), len(tolerances) - 1)
 
 
 def spike_time_table(rows: Sequence[Sequence[str]]) -> str:

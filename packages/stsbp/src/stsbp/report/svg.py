@@ -79,6 +79,15 @@ def _number(value: float, percent: bool) -> str:
     return f"{value * 100:.3g} %" if percent else f"{value:.4g}"
 
 
+def _y_axis(ticks: Sequence[tuple[float, float]], percent: bool) -> list[str]:
+    """Grid lines at some heights, with the numbers that belong to them."""
+    body = []
+    for y, tick in ticks:
+        body.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        body.append(_text(_LEFT - 6, y + 3.5, _number(tick, percent), "end"))
+    return body
+
+
 def legend(series: Sequence[Series]) -> str:
     """Names and colours of the lines, as HTML."""
     items = (
@@ -123,11 +132,7 @@ def lines(
     def at(x: float, y: float) -> tuple[float, float]:
         return _LEFT + (x - x_min) / (x_max - x_min) * wide, _TOP + (high - y) / (high - low) * tall
 
-    body = []
-    for tick in ticks:
-        y = at(x_min, tick)[1]
-        body.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        body.append(_text(_LEFT - 6, y + 3.5, _number(tick, percent), "end"))
+    body = _y_axis([(at(x_min, tick)[1], tick) for tick in ticks], percent)
     for tick in _ticks(x_min, x_max, 6):
         if tick == int(tick):
             x = at(tick, low)[0]
@@ -345,11 +350,7 @@ def histogram(
     wide, tall = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
     ticks = _ticks(0.0, max(1e-9, *shares, *(others or ())), enclosing=True)
     step, high = wide / len(places), ticks[-1]
-    body = []
-    for tick in ticks:
-        y = _TOP + (1 - tick / high) * tall
-        body.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        body.append(_text(_LEFT - 6, y + 3.5, _number(tick, True), "end"))
+    body = _y_axis([(_TOP + (1 - tick / high) * tall, tick) for tick in ticks], percent=True)
     every = -(-len(places) // 12)
     kinds = (("", shares, 'fill="var(--c0)"'), ("by chance, ", others, _OUTLINE))
     for i, place in enumerate(places):

@@ -171,10 +171,7 @@ def warn_of_borrowed_tests(config: RunConfig, data: Data, backend: AbstractBacke
 
 def warn_of_other_settings(config: RunConfig, show: Reporter) -> list[str]:
     """Warn if the checkpoint from whose weights a run begins was not trained with the settings beside it, as that of
-    another run. Returns the warnings.
-
-    Raises:
-        CheckpointError: that run cannot be read.
+    another run, or if this cannot be seen. Returns the warnings.
     """
     if not config.init_from:
         return []

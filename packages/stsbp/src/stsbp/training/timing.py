@@ -100,12 +100,12 @@ class SpikeTiming:
             distances = self._task.spike_distances(spikes, batch.targets, batch.lengths)
         self.own.add(spikes, batch.targets, batch.lengths, None if nearest is None else labels)
         self._add_distances(0, distances)
+        decoded = () if nearest is None else (nearest, spike_count(spikes, batch.lengths))
         for other in others:
             self.chance.add(spikes, other.targets, other.lengths, None if nearest is None else other.labels)
             self._add_distances(1, self._task.spike_distances(spikes, other.targets, other.lengths))
-            if nearest is not None:
-                counted = spike_count(spikes, batch.lengths)
-                self._correct += [(nearest == other.labels).sum(), (counted == other.labels).sum()]
+            if decoded:
+                self._correct += [(classes == other.labels).sum() for classes in decoded]
 
     def finish(self) -> None:
         """Measure what was added and still waits for more samples."""

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from stsbp.measures.matching import within
 from stsbp.training.build import TOLERANCE
 
-__all__ = ["chance_f1", "chance_text", "latency_text", "measure_rows", "share_rows", "timing_text"]
+__all__ = [
+    "chance_f1",
+    "chance_text",
+    "latency_text",
+    "mean_text",
+    "measure_rows",
+    "reference_tolerance",
+    "share_rows",
+    "timing_text",
+]
 
 
 def chance_f1(measures: Mapping[str, Any], tolerance: int = TOLERANCE) -> float | None:
@@ -18,6 +27,11 @@ def chance_f1(measures: Mapping[str, Any], tolerance: int = TOLERANCE) -> float 
         return None
     share: float = chance["f1"][chance["tolerances"].index(tolerance)]
     return share
+
+
+def reference_tolerance(tolerances: Sequence[int]) -> int:
+    """The index of the tolerance of 1 step, or of the next larger one, or of the largest."""
+    return next((i for i, tolerance in enumerate(tolerances) if tolerance >= TOLERANCE), len(tolerances) - 1)
 
 
 def chance_text(measures: Mapping[str, Any]) -> str:
@@ -46,7 +60,7 @@ def measure_rows(measures: Mapping[str, Any], means: Mapping[str, Any]) -> list[
     """
     chance = measures["chance"]
     rows = [["measure", "value", *([] if chance is None else ["by chance"]), ""]]
-    errors, latency = measures["timing_error"], measures["latency"]
+    errors, latency, cost = measures["timing_error"], measures["latency"], measures["victor_purpura"]["cost"]
     of = f"steps, median (quartiles) of {errors['pairs']:,} matches {within(errors['tolerance'])}"
     neuron = "of the neuron of the class" if latency["of"] == "class neuron" else within(latency["tolerance"])
     none = f"none in {_missing(measures)} of the samples"
@@ -54,8 +68,8 @@ def measure_rows(measures: Mapping[str, Any], means: Mapping[str, Any]) -> list[
     for name, text, key, more in (
         ("timing error", timing_text, "timing_error", of),
         ("first right spike", latency_text, "latency", f"step, median (quartiles), {neuron}; {none}"),
-        ("Victor-Purpura", _mean, "victor_purpura", f"a sample, cost {measures['victor_purpura']['cost']:g} a step"),
-        ("van Rossum", _mean, "van_rossum", f"a sample, time constant {measures['van_rossum']['tau']:g} steps"),
+        ("Victor-Purpura", mean_text, "victor_purpura", f"a sample, cost {cost:g} a step"),
+        ("van Rossum", mean_text, "van_rossum", f"a sample, time constant {measures['van_rossum']['tau']:g} steps"),
     ):
         rows.append([name, text(measures[key]), *([] if chance is None else [text(chance[key])]), more])
     rows.append(["Hamming", *(f"{x['hamming']:.4f}" for x in (measures, chance) if x is not None), "a sample"])
@@ -72,23 +86,21 @@ def _missing(measures: Mapping[str, Any]) -> str:
 
 def timing_text(record: Mapping[str, Any]) -> str:
     """Median and quartiles of signed timing errors in steps: `+1 (0 to +2)`."""
-    if record["median"] is None:
-        return "-"
-    low, high = record["quartiles"]
-    return f"{_signed(record['median'])} ({_signed(low)} to {_signed(high)})"
-
-
-def _signed(steps: int) -> str:
-    return f"{steps:+d}" if steps else "0"
-
-
-def _mean(record: Mapping[str, Any]) -> str:
-    return f"{record['mean']:.4f}"
+    return _with_quartiles(record, lambda steps: f"{steps:+d}" if steps else "0")
 
 
 def latency_text(record: Mapping[str, Any]) -> str:
     """Median and quartiles of the latency in steps: `5 (4 to 8)`."""
+    return _with_quartiles(record, str)
+
+
+def _with_quartiles(record: Mapping[str, Any], text: Callable[[int], str]) -> str:
     if record["median"] is None:
         return "-"
     low, high = record["quartiles"]
-    return f"{record['median']} ({low} to {high})"
+    return f"{text(record['median'])} ({text(low)} to {text(high)})"
+
+
+def mean_text(record: Mapping[str, Any]) -> str:
+    """Mean of a distance over the samples."""
+    return f"{record['mean']:.4f}"
