@@ -103,11 +103,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 def install(session: nox.Session, *folders: str, tools: tuple[str, ...] = ()) -> None:
     """Install packages of this repository, in one go so that they find each other, and tools from the index."""
-    wanted: list[str] = []
+    requirements: list[str] = []
     for folder in folders:
-        chosen = ",".join(extras(folder, folders))
-        wanted += ["-e", f"{ROOT / folder}[{chosen}]" if chosen else str(ROOT / folder)]
-    session.install(*wanted, *tools)
+        extra_names = ",".join(extras(folder, folders))
+        requirements += ["-e", f"{ROOT / folder}[{extra_names}]" if extra_names else str(ROOT / folder)]
+    session.install(*requirements, *tools)
 
 
 def extras(folder: str, folders: Sequence[str]) -> tuple[str, ...]:
@@ -120,21 +120,21 @@ def extras(folder: str, folders: Sequence[str]) -> tuple[str, ...]:
 def everything(session: nox.Session) -> list[str]:
     """Folders of all packages; backends and the suite only where this checkout has them."""
     folders = [SPEC, CLI, *BACKENDS.values(), CONFORMANCE]
-    found = [folder for folder in folders if (ROOT / folder / "pyproject.toml").is_file()]
-    if missing := [folder for folder in folders if folder not in found]:
+    present = [folder for folder in folders if (ROOT / folder / "pyproject.toml").is_file()]
+    if missing := [folder for folder in folders if folder not in present]:
         session.warn(f"not in this checkout: {', '.join(missing)}")
-    return found
+    return present
 
 
 @nox.session
 def train(session: nox.Session) -> None:
     """Train a data set, by default the embedded digits, and print the test accuracy: -- [DATASET] [OPTIONS]."""
     install(session, SPEC, CLI, *TORCH)
-    named = bool(session.posargs) and not session.posargs[0].startswith("-")
+    has_dataset = bool(session.posargs) and not session.posargs[0].startswith("-")
     # Without the PATH of the session, so that the commands that it prints can be typed as they are.
     program = str(shutil.which("stsbp", path=session.bin))
-    words = [program, "--backend", "torch", "train", *([] if named else ["digits"]), *session.posargs]
-    if code := subprocess.run(words, check=False).returncode:
+    command = [program, "--backend", "torch", "train", *([] if has_dataset else ["digits"]), *session.posargs]
+    if code := subprocess.run(command, check=False).returncode:
         session.error(f"{program} ended with exit code {code}")
 
 
@@ -180,7 +180,7 @@ def devices(session: nox.Session) -> list[str]:
 
 def compiler() -> str | None:
     """The C++ compiler that the cupy backend's device `host` would take."""
-    names = [own] if (own := os.environ.get("CXX")) else ["c++", "g++", "clang++"]
+    names = [configured] if (configured := os.environ.get("CXX")) else ["c++", "g++", "clang++"]
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
@@ -414,10 +414,10 @@ def peers(session: nox.Session) -> Path:
     """Make an environment for each of the other libraries, and return the folder of them."""
     install(session, SPEC, CLI, *TORCH, BACKENDS["jax"], tools=("virtualenv",))
     envs = ROOT / ".nox" / "peers"
-    for name, wanted in PEERS.items():
+    for name, requirements in PEERS.items():
         session.run("virtualenv", "--quiet", str(envs / name))
         python = str(envs / name / "bin" / "python")
-        session.run(python, "-m", "pip", "install", "--quiet", *wanted, external=True)
+        session.run(python, "-m", "pip", "install", "--quiet", *requirements, external=True)
     return envs
 
 
@@ -436,46 +436,46 @@ def interop(session: nox.Session) -> None:
 
     Each importer of NIR has an environment of its own (half an hour): -- nir [NAMES].
     """
-    part, *given = session.posargs or ["c"]
+    part, *arguments = session.posargs or ["c"]
     if part not in INTEROP:
         session.error(f"there is no part {part}; there are: {', '.join(INTEROP)}")
     install(session, SPEC, CLI, *TORCH, tools=(*TEST_TOOLS, *INTEROP[part]))
     if part == "elephant":
-        session.run("python", "-m", "pytest", f"{CLI}/tests/test_measures.py", *given)
+        session.run("python", "-m", "pytest", f"{CLI}/tests/test_measures.py", *arguments)
         return
-    if part == "c" and not given:
+    if part == "c" and not arguments:
         long_tests(session, f"{CLI}/tests/test_interop_c.py")
     if part == "nir":
-        given = importers(session, given)
-    elif not any(Path(word).is_dir() for word in given[:1]):
-        given = [*trained_runs(session), *given]
-    session.run("python", f"benchmarks/interop_{part}.py", *given)
+        arguments = importers(session, arguments)
+    elif not any(Path(word).is_dir() for word in arguments[:1]):
+        arguments = [*trained_runs(session), *arguments]
+    session.run("python", f"benchmarks/interop_{part}.py", *arguments)
 
 
 def importers(session: nox.Session, names: Sequence[str]) -> list[str]:
     """Environments of importers of NIR, those with these names or all; the arguments of benchmarks/interop_nir.py."""
     if unknown := [name for name in names if name not in NIR_PEERS]:
         session.error(f"there is no importer {unknown[0]}; there are: {', '.join(NIR_PEERS)}")
-    found = [str(Path(session.create_tmp()).resolve() / "nir"), "--data-dir", str(recordings(session))]
+    arguments = [str(Path(session.create_tmp()).resolve() / "nir"), "--data-dir", str(recordings(session))]
     for name in names or NIR_PEERS:
         environment = ROOT / ".nox" / "importers" / name
         python = str(environment / "bin" / "python")
         session.run("virtualenv", "--quiet", str(environment))
         session.run(python, "-m", "pip", "install", "--quiet", *NIR_PEERS[name], external=True)
-        found += ["--peer", f"{name}={python}"]
-    return found
+        arguments += ["--peer", f"{name}={python}"]
+    return arguments
 
 
 def trained_runs(session: nox.Session) -> list[str]:
     """Runs to export: digits, and N-MNIST where there are recordings."""
     home = Path(session.create_tmp()).resolve()
-    wanted = {"digits": ["digits"]}
+    settings = {"digits": ["digits"]}
     if any((data_folder() / name).exists() for name in ("NMNIST", ARCHIVE)):
-        wanted["nmnist"] = ["nmnist", "--data-dir", str(recordings(session)), "--holdout", "100", "--epochs", "6"]
-    for name, words in wanted.items():
+        settings["nmnist"] = ["nmnist", "--data-dir", str(recordings(session)), "--holdout", "100", "--epochs", "6"]
+    for name, words in settings.items():
         out = ["--out", str(home / name), "--overwrite"]
         session.run("stsbp", "--backend", "torch", "train", *words, *out, silent=True)
-    return [str(home / name) for name in wanted]
+    return [str(home / name) for name in settings]
 
 
 @nox.session
@@ -578,8 +578,8 @@ def only(session: nox.Session, name: str, home: Path, dist: Path) -> str:
     python = str(home / ("Scripts" if os.name == "nt" else "bin") / "python")
     # By file name, so that nothing of the same name is taken from an index.
     parts = {"numpy": [], "torch": ["stsbp_cpu", "stsbp_torch"], "jax": ["stsbp_cpu", "stsbp_jax"]}
-    wanted = ["stsbp", "stsbp_spec", *parts.get(name, [f"stsbp_{name}"])]
-    wheels = [str(next(dist.glob(f"{package}-*.whl"))) for package in wanted]
+    required = ["stsbp", "stsbp_spec", *parts.get(name, [f"stsbp_{name}"])]
+    wheels = [str(next(dist.glob(f"{package}-*.whl"))) for package in required]
     session.run(python, "-m", "pip", "install", "--quiet", *wheels, external=True)
     others = [framework for framework in FRAMEWORKS if framework != name]
     session.run(python, "-c", FOREIGN.format(others=others), external=True)

@@ -39,10 +39,10 @@ def environment(checkout: Path, cache: Path, threads: int | None) -> dict[str, s
     sources = sorted(str(path.resolve()) for path in checkout.glob("packages/*/src"))
     if not sources:
         raise StsbpError(f"{checkout} is no checkout of stsbp: it has no packages/*/src")
-    chosen = {"PYTHONPATH": os.pathsep.join(sources), "STSBP_CACHE": str(cache), "OMP_WAIT_POLICY": "PASSIVE"}
+    variables = {"PYTHONPATH": os.pathsep.join(sources), "STSBP_CACHE": str(cache), "OMP_WAIT_POLICY": "PASSIVE"}
     if threads is not None:
-        chosen |= {"OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
-    return {**os.environ, **chosen}
+        variables |= {"OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
+    return {**os.environ, **variables}
 
 
 def good(ratios: Timing, band: float = _BAND) -> bool:
@@ -50,11 +50,13 @@ def good(ratios: Timing, band: float = _BAND) -> bool:
     return ratios.median <= band or ratios.low <= 1 <= ratios.high
 
 
-def record(what: str, taken: dict[str, list[float]], band: float = _BAND) -> dict[str, Any]:
+def record(work: str, seconds_by_checkout: dict[str, list[float]], band: float = _BAND) -> dict[str, Any]:
     """Ratios of pairs as a row of the report."""
-    ratios = Timing(tuple(new / old for old, new in zip(taken["old"], taken["new"], strict=True)))
-    times = {name: Timing(tuple(seconds)).to_json() for name, seconds in taken.items()}
-    return {"what": what, **times, "ratio": ratios.to_json(), "good": good(ratios, band)}
+    ratios = Timing(
+        tuple(new / old for old, new in zip(seconds_by_checkout["old"], seconds_by_checkout["new"], strict=True))
+    )
+    times = {name: Timing(tuple(seconds)).to_json() for name, seconds in seconds_by_checkout.items()}
+    return {"what": work, **times, "ratio": ratios.to_json(), "good": good(ratios, band)}
 
 
 def order(number: int) -> tuple[str, str]:
@@ -83,17 +85,17 @@ def pairs(
             if loss != new["losses"].get(name, loss):
                 raise StsbpError(f"{name}: the checkouts compute different spikes or losses, so times say nothing")
         common = [name for name in old["names"] if name in new["names"]]
-        if left := sorted({*old["names"], *new["names"]} - set(common)):
-            print(f"not in both checkouts, see {logs}: {', '.join(left)}", file=sys.stderr)
+        if missing := sorted({*old["names"], *new["names"]} - set(common)):
+            print(f"not in both checkouts, see {logs}: {', '.join(missing)}", file=sys.stderr)
         if not common:
             raise StsbpError(f"the checkouts have no work in common, see {logs}")
-        taken: dict[str, dict[str, list[float]]] = {name: {"old": [], "new": []} for name in common}
+        seconds_by_work: dict[str, dict[str, list[float]]] = {name: {"old": [], "new": []} for name in common}
         repeat = {name: max(1, round(_SECONDS / workers["old"].ask(f"{name} 1")["seconds"])) for name in common}
         for number in range(rounds):
             for name in common:
-                for which in order(number):
-                    taken[name][which].append(workers[which].ask(f"{name} {repeat[name]}")["seconds"])
-        return [record(name, seconds) for name, seconds in taken.items()]
+                for checkout in order(number):
+                    seconds_by_work[name][checkout].append(workers[checkout].ask(f"{name} {repeat[name]}")["seconds"])
+        return [record(name, seconds) for name, seconds in seconds_by_work.items()]
     except (json.JSONDecodeError, BrokenPipeError):
         raise StsbpError(f"a worker ended while it was timed, see {logs}") from None
     finally:
@@ -105,21 +107,21 @@ def first_updates(
     checkouts: dict[str, Path], *, rounds: int, threads: int | None, logs: Path, clock: str = "wall"
 ) -> dict[str, Any]:
     """Time the first update, compiling included, of new processes with empty folders of compiled kernels."""
-    taken: dict[str, list[float]] = {"old": [], "new": []}
+    seconds: dict[str, list[float]] = {"old": [], "new": []}
     for number in range(rounds):
         for name in order(number):
             with tempfile.TemporaryDirectory() as cache, open(logs / f"{name}-first.log", "w") as log:
-                done = subprocess.run(
+                process = subprocess.run(
                     [sys.executable, str(WORKER), "first", clock],
                     env=environment(checkouts[name], Path(cache), threads),
                     stdout=subprocess.PIPE,
                     stderr=log,
                     text=True,
                 )
-            if done.returncode != 0:
+            if process.returncode != 0:
                 raise StsbpError(f"the first update of the {name} checkout failed, see {logs / f'{name}-first.log'}")
-            taken[name].append(json.loads(done.stdout)["seconds"])
-    return record("first update, nothing compiled", taken, _FIRST_BAND)
+            seconds[name].append(json.loads(process.stdout)["seconds"])
+    return record("first update, nothing compiled", seconds, _FIRST_BAND)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -32,10 +32,10 @@ class Work(NamedTuple):
 
 def method(backend: Any, name: str) -> Callable[..., Any]:
     """A pair of the backend by any of its names."""
-    for known in NAMES.get(name, (name,)):
-        if hasattr(backend, known):
-            found: Callable[..., Any] = getattr(backend, known)
-            return found
+    for candidate in NAMES.get(name, (name,)):
+        if hasattr(backend, candidate):
+            function: Callable[..., Any] = getattr(backend, candidate)
+            return function
     raise AttributeError(f"the backend has no {name}")
 
 
@@ -51,10 +51,10 @@ def walk(
         BatchSlice = getattr(collective, "BatchSlice", None) or collective.Part
         PassContext = getattr(rules, "PassContext", None) or rules.Run
     except ImportError:  # a checkout from before the plans
-        ahead, back = method(backend, "block_forward"), method(backend, "block_backward")
+        block_forward, block_backward = method(backend, "block_forward"), method(backend, "block_backward")
         return (
-            lambda s: ahead(block, s, wq, steps, None),
-            lambda trace, error: back(trace, error, "fast", training=False),
+            lambda s: block_forward(block, s, wq, steps, None),
+            lambda trace, error: block_backward(trace, error, "fast", training=False),
         )
     step = next(step for step in plan(backend, spec.graph).steps if step.name == block.population)
 
@@ -64,11 +64,11 @@ def walk(
     if not hasattr(step, "forward_slice"):  # a checkout in which steps are generators
         return (
             lambda s: finished(step.forward(run(s), s)),
-            lambda left, error: finished(step.backward(run(error), left[1], error, "fast")),
+            lambda output, error: finished(step.backward(run(error), output[1], error, "fast")),
         )
     return (
         lambda s: step.forward_slice(run(s), s),
-        lambda left, error: next(step.backward([run(error)], iter([left[1]]), iter([error]), "fast")),
+        lambda output, error: next(step.backward([run(error)], iter([output[1]]), iter([error]), "fast")),
     )
 
 
@@ -169,15 +169,15 @@ def works(backend: Any, names: list[str]) -> dict[str, Work]:
         spec = NetworkSpec.parse(
             "16C3p1-16C3p1", input_shape=(16, 24, 24), outputs=4, neuron=LIF(5.0, 3.0, 0.5, SURROGATES["triangle"]())
         )
-        chosen, steps, batch = spec.blocks[1], 8, 8
+        measured_block, steps, batch = spec.blocks[1], 8, 8
         s = backend.asarray(spikes((steps, batch, 16, 24, 24), 0.05, 3))
-        weights = noise(chosen.weight_shape, 4, 0.05, 0.6)
-        wq, _ = backend.weight_grid(chosen, backend.asarray(weights))
-        forward, adjoint = walk(backend, spec, chosen, wq, steps)
+        weights = noise(measured_block.weight_shape, 4, 0.05, 0.6)
+        wq, _ = backend.weight_grid(measured_block, backend.asarray(weights))
+        forward, adjoint = walk(backend, spec, measured_block, wq, steps)
         if not backward:
             return Work(lambda: None, lambda _: forward(s))
         error = noise((steps, batch, 16, 24, 24), 5)
-        return Work(lambda: (forward(s), backend.asarray(error.copy())), lambda given: adjoint(*given))
+        return Work(lambda: (forward(s), backend.asarray(error.copy())), lambda arguments: adjoint(*arguments))
 
     def step(name: str) -> Work:
         return Work(lambda: None, Training(backend, name))
@@ -192,15 +192,15 @@ def works(backend: Any, names: list[str]) -> dict[str, Work]:
         "sparse block backward": lambda: block(True),
         **{name: (lambda name=name: step(name)) for name in STEPS},  # type: ignore[misc]
     }
-    found: dict[str, Work] = {}
+    timed: dict[str, Work] = {}
     for name, make in makers.items():
         if names and name not in names:
             continue
         try:
-            found[name] = make()
+            timed[name] = make()
         except (AttributeError, TypeError, ImportError) as error:  # another interface: a pair that is no more
             print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
-    return found
+    return timed
 
 
 def main(mode: str, clock_name: str, names: list[str]) -> None:
@@ -223,23 +223,23 @@ def main(mode: str, clock_name: str, names: list[str]) -> None:
         return
     import stsbp_spec
 
-    found = works(backend, names)
+    timed = works(backend, names)
     losses: dict[str, str] = {}
-    for name, work in found.items():
+    for name, work in timed.items():
         for _ in range(3):
             result = work.run(work.fresh())
             if name in STEPS and name not in losses:  # of the first update: no rounding of gradients is in it
                 losses[name] = hashlib.sha256(result.spikes.tobytes()).hexdigest() + float(result.loss).hex()
-    ready = {"names": list(found), "losses": losses, "where": str(stsbp_spec.__file__)}
+    ready = {"names": list(timed), "losses": losses, "where": str(stsbp_spec.__file__)}
     print(json.dumps(ready), file=answers)
     for line in sys.stdin:
         name, _, count = line.strip().rpartition(" ")
-        work, seconds = found[name], 0.0
+        work, seconds = timed[name], 0.0
         work.run(work.fresh())  # what lay in the caches is gone after the wait for the other
         for _ in range(int(count)):
-            given = work.fresh()
+            arguments = work.fresh()
             began = clock()
-            work.run(given)
+            work.run(arguments)
             seconds += clock() - began
         print(json.dumps({"seconds": seconds / int(count)}), file=answers)
 

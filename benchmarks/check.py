@@ -31,27 +31,27 @@ def ratios(report: dict[str, Any]) -> dict[tuple[str, str], float]:
     return {(row["what"], row["case"]): float(row["ratio"]) for row in rows}
 
 
-def worse(stored: dict[str, Any], found: dict[str, Any], band: float) -> list[str]:
+def worse(stored: dict[str, Any], report: dict[str, Any], band: float) -> list[str]:
     """What got worse than the band allows, in words.
 
     Raises:
         ValueError: the reports have nothing in common.
     """
-    before, now = ratios(stored), ratios(found)
-    common = [key for key in before if key in now]
+    former, now = ratios(stored), ratios(report)
+    common = [key for key in former if key in now]
     if not common:
         raise ValueError("the stored report and the new one have no measurement in common; sizes differ?")
     lines = []
     for key in common:
-        what, case = key
-        loss = before[key] / now[key] - 1 if RATIOS[what] else now[key] / before[key] - 1
+        ratio, case = key
+        loss = former[key] / now[key] - 1 if RATIOS[ratio] else now[key] / former[key] - 1
         if loss > band:
-            was = f"{now[key]:.2f}, was {before[key]:.2f}"
-            lines.append(f"{what}, {case}: {was} ({loss:.0%} worse, {band:.0%} allowed)")
+            was = f"{now[key]:.2f}, was {former[key]:.2f}"
+            lines.append(f"{ratio}, {case}: {was} ({loss:.0%} worse, {band:.0%} allowed)")
     return lines
 
 
-def measure(backend: str, device: str, settings: dict[str, Any], rest: list[str]) -> dict[str, Any]:
+def measure(backend: str, device: str, settings: dict[str, Any], arguments: list[str]) -> dict[str, Any]:
     """A new report with the settings of the stored one."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "report.json"
@@ -59,7 +59,7 @@ def measure(backend: str, device: str, settings: dict[str, Any], rest: list[str]
         command += [settings["group"], "--scale", str(settings["scale"]), "--rounds", str(settings["rounds"])]
         if settings.get("surrogate"):
             command += ["--surrogate", settings["surrogate"]]
-        subprocess.run([*command, *rest, "--json", str(path)], check=True)
+        subprocess.run([*command, *arguments, "--json", str(path)], check=True)
         report: dict[str, Any] = json.loads(path.read_text())
         return report
 
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = parser_of(__doc__, "backend", "device", device="cpu")
     parser.add_argument("--band", type=float, default=BAND, help="share by which a ratio may be worse")
     parser.add_argument("--stored", type=Path, help="report to compare with")
-    options, rest = parser.parse_known_args(arguments)
+    options, arguments_of_stsbp = parser.parse_known_args(arguments)
     path = options.stored or HERE / "results" / f"{options.backend}-{options.device.replace(':', '')}.json"
     if not path.is_file():
         print(f"no stored results {path}; make them with: stsbp benchmark --json {path}", file=sys.stderr)
@@ -77,17 +77,17 @@ def main(arguments: list[str] | None = None) -> int:
     stored = json.loads(path.read_text())
     machine = stored["machine"]
     for attempt in range(2):
-        found = measure(options.backend, options.device, machine["settings"], rest)
-        lines = worse(stored, found, options.band)
+        report = measure(options.backend, options.device, machine["settings"], arguments_of_stsbp)
+        lines = worse(stored, report, options.band)
         if not lines:
             print(f"no ratio is more than {options.band:.0%} worse than in {path.name} of {machine['date'][:10]}")
             return 0
         print("\n".join(lines), file=sys.stderr)
         if attempt == 0:
             print("measuring once more", file=sys.stderr)
-    if machine["processor"] != found["machine"]["processor"]:
-        print(f"stored on {machine['processor']}, measured on {found['machine']['processor']}", file=sys.stderr)
-    changed = {name: v for name, v in found["machine"]["versions"].items() if machine["versions"].get(name) != v}
+    if machine["processor"] != report["machine"]["processor"]:
+        print(f"stored on {machine['processor']}, measured on {report['machine']['processor']}", file=sys.stderr)
+    changed = {name: v for name, v in report["machine"]["versions"].items() if machine["versions"].get(name) != v}
     if changed:
         print(f"versions that changed: {changed}", file=sys.stderr)
     return 1

@@ -52,21 +52,21 @@ def make_problem(
     config = case.config(scale)
     network = build_network(config, case.inputs)
     split, source = case.split(folder_of(case, data_dir), config.batch_size)
-    chosen = np.resize(np.arange(len(split)), config.batch_size)
+    indices = np.resize(np.arange(len(split)), config.batch_size)
     layers: list[dict[str, Any]] = []
     for block in network.blocks:
         layers += [{"kind": "pool", "size": layer.size} for layer in block.before if isinstance(layer, AvgPool2d)]
         synapse = block.synapse
         if isinstance(synapse, Conv2d):
-            words = {"kind": "conv", "stride": synapse.stride, "padding": synapse.padding, "weight": block.name}
+            fields = {"kind": "conv", "stride": synapse.stride, "padding": synapse.padding, "weight": block.name}
         else:
-            words = {"kind": "linear", "weight": block.name}
-        layers.append(words)
+            fields = {"kind": "linear", "weight": block.name}
+        layers.append(fields)
     problem = Problem(
         layers=layers,
         weights=initial_weights(network, seed, config.init_gain),
-        inputs=np.ascontiguousarray(split.inputs(chosen)),
-        labels=split.labels[chosen],
+        inputs=np.ascontiguousarray(split.inputs(indices)),
+        labels=split.labels[indices],
         steps=config.steps,
         tau_m=config.tau_m,
         tau_s=config.tau_s,
@@ -129,10 +129,10 @@ class Worker:
             last = self.log.read_text().strip().rpartition("\n")[2]
             self.problem = f"exit code {self.process.wait()}: {last}"
 
-    def ask(self, word: str) -> dict[str, Any]:
+    def ask(self, request: str) -> dict[str, Any]:
         """Send a word and wait for the answer."""
         assert self.process.stdin is not None
-        self.process.stdin.write(word + "\n")
+        self.process.stdin.write(request + "\n")
         self.process.stdin.flush()
         return self.answer()
 
@@ -152,7 +152,7 @@ class Worker:
 
 def compare(
     problem: Problem,
-    wanted: list[tuple[Path, str, str]],
+    libraries: list[tuple[Path, str, str]],
     *,
     rounds: int,
     logs: Path,
@@ -165,7 +165,7 @@ def compare(
 
     Args:
         problem: network and batch.
-        wanted: which.
+        libraries: which.
         rounds: timed rounds; every worker has warmed up before.
         logs: folder of what the processes print.
         patience: seconds in which a worker must have compiled and warmed up.
@@ -178,7 +178,7 @@ def compare(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "problem.npz"
         problem.write(path)
-        for python, name, mode in wanted:
+        for python, name, mode in libraries:
             log = logs / f"{problem.setup['case']}-{name}-{mode}.log"
             worker = Worker.prepared(python, name, mode, path, log, patience=patience, work=work)
             if worker.problem is not None:
@@ -189,13 +189,13 @@ def compare(
         for number in range(rounds + 1):
             for worker in [worker for worker in alive if worker.problem is None]:
                 try:
-                    each = [float(worker.ask("step")[clock]) for _ in range(1 + turn)]
+                    seconds = [float(worker.ask("step")[clock]) for _ in range(1 + turn)]
                 except (BrokenPipeError, json.JSONDecodeError):
                     worker.problem = f"ended while it was timed, exit code {worker.process.wait()}; out of memory?"
                     continue
                 time.sleep(0.02)  # its threads may spin for some milliseconds more
                 if number > 0:
-                    worker.seconds.append(sum(each[1:]) / turn)
+                    worker.seconds.append(sum(seconds[1:]) / turn)
         records = [record(worker, len(problem.labels)) for worker in workers]
         for worker in alive:
             worker.stop()
@@ -204,16 +204,16 @@ def compare(
 
 def record(worker: Worker, batch: int) -> dict[str, Any]:
     """What is kept of a worker."""
-    found: dict[str, Any] = {"name": worker.name, "mode": worker.mode, "problem": worker.problem}
+    fields: dict[str, Any] = {"name": worker.name, "mode": worker.mode, "problem": worker.problem}
     if worker.problem is None:
         timing = Timing(tuple(worker.seconds))
-        found |= {
+        fields |= {
             "seconds": timing.to_json(),
             "samples_per_second": batch / timing.median,
             "peak_bytes": worker.ask("memory")["peak_bytes"],
             **worker.ready,
         }
-    return found
+    return fields
 
 
 def table(records: list[dict[str, Any]]) -> str:
@@ -241,9 +241,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Read the command line, measure, print tables, write JSON."""
     results = HERE / "results" / "peers.json"
     parser = parser_of(__doc__, "device", "rounds", "scale", "data-dir", "out", rounds=9, out=results)
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--envs", type=Path, help="folder of the peers' environments, one a name")
-    where.add_argument("--here", action="store_true", help="the peers are installed beside stsbp")
+    location = parser.add_mutually_exclusive_group(required=True)
+    location.add_argument("--envs", type=Path, help="folder of the peers' environments, one a name")
+    location.add_argument("--here", action="store_true", help="the peers are installed beside stsbp")
     parser.add_argument("--peers", nargs="*", default=list(PEERS), help="which of them")
     parser.add_argument(
         "--modes", nargs="*", default=["plain", "step", "neuron", "network"], help="of the peers on PyTorch"
@@ -259,31 +259,31 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--patience", type=float, default=600, help="seconds for a library to compile and warm up")
     options = parser.parse_args(arguments)
     report: dict[str, Any] = {"format": 1, "machine": {}, "cases": []}
-    chosen = {
+    option_values = {
         name: getattr(options, name)
         for name in ("rounds", "scale", "device", "own", "peers", "modes", "patience", "turn", "work")
     }
-    settings = {**chosen, "allocator": ALLOCATOR}
+    settings = {**option_values, "allocator": ALLOCATOR}
     report["machine"] = describe(open_backend("numpy"), settings)
     for name in options.cases:
         problem, source = make_problem(
             EVERY[name], scale=options.scale, data_dir=options.data_dir, device=options.device
         )
-        here = Path(sys.executable)
+        interpreter = Path(sys.executable)
         floor = ["floor"] if options.work == "training" else []
-        wanted = [(here, "stsbp", mode) for mode in (*floor, *options.own)]
+        libraries = [(interpreter, "stsbp", mode) for mode in (*floor, *options.own)]
         for peer in options.peers:
-            python = here if options.here else options.envs / peer / "bin" / "python"
-            wanted += [(python, peer, mode) for mode in (["plain"] if peer == "spyx" else options.modes)]
+            python = interpreter if options.here else options.envs / peer / "bin" / "python"
+            libraries += [(python, peer, mode) for mode in (["plain"] if peer == "spyx" else options.modes)]
         began = time.perf_counter()
         records = compare(
-            problem, wanted, rounds=options.rounds, patience=options.patience, logs=options.out.parent / "logs",
+            problem, libraries, rounds=options.rounds, patience=options.patience, logs=options.out.parent / "logs",
             turn=options.turn, work=options.work,
         )  # fmt: skip
         case = EVERY[name]
         size = f"{case.net}-10 T={case.steps} B={len(problem.labels)}"
-        took = time.perf_counter() - began
-        print(f"\n{name}: {size}, data: {source}, {took:.0f} s\n\n{table(records)}\n", flush=True)
+        elapsed = time.perf_counter() - began
+        print(f"\n{name}: {size}, data: {source}, {elapsed:.0f} s\n\n{table(records)}\n", flush=True)
         report["cases"].append({"case": name, "network": size, "data": source, "records": records})
     write_report(report, options.out)
 

@@ -58,42 +58,42 @@ def operations(
     area = next(
         (bound_node.node.op.area for bound_node in step.bound_nodes if isinstance(bound_node.node.op, AvgPool2d)), 1
     )
-    one = 1 - (1 - density) ** (1 / area)
+    pixel_density = 1 - (1 - density) ** (1 / area)
     random = np.random.default_rng(1)
-    frames = (random.random((steps, batch, *entering.shape), np.float32) < one).astype(np.uint8)
+    frames = (random.random((steps, batch, *entering.shape), np.float32) < pixel_density).astype(np.uint8)
     s = backend.asarray(frames)
     wq, _ = backend.weight_grid(step.projection, backend.asarray(weights))
     run = PassContext({step.projection.name: wq}, steps, (0, 0), BatchSlice(0, batch, batch))
-    given, filter = step.conv_input(run, s), step.neurons.filters[run.training]
-    floats = step.dense.saved_for_backward(step.floats(given)[0], wq)
+    layer_input, filter = step.conv_input(run, s), step.neurons.filters[run.training]
+    floats = step.dense.saved_for_backward(step.floats(layer_input)[0], wq)
     learned = step.neurons.learned(run)
-    spikes, neurons = step.fire(given, wq, filter, steps, learned)
+    spikes, neurons = step.fire(layer_input, wq, filter, steps, learned)
     ds = backend.asarray(random.standard_normal(tuple(spikes.shape), np.float32))
 
-    def by(of_bytes: bool) -> None:
-        step.neurons.forward_slice(run, step.sums(given, wq, of_bytes=of_bytes))
+    def forward_sums(of_bytes: bool) -> None:
+        step.neurons.forward_slice(run, step.sums(layer_input, wq, of_bytes=of_bytes))
 
     def dense_gradient() -> None:
-        dz, _, _ = step.propagate(given, neurons, ds, filter, need_error=True, need_weights=False)
+        dz, _, _ = step.propagate(layer_input, neurons, ds, filter, need_error=True, need_weights=False)
         conv2d.backward(conv, floats, dz, precision="fast", need_input=False)
 
     work: dict[str, Callable[[], object]] = {
-        "forward sparse": lambda: step.fire(given, wq, filter, steps, learned),
-        "forward floats": lambda: by(False),
+        "forward sparse": lambda: step.fire(layer_input, wq, filter, steps, learned),
+        "forward floats": lambda: forward_sums(False),
         # The error of `z` is stored for the layer below, as in training.
         "gradient sparse": lambda: step.propagate(
-            given, neurons, ds, filter, need_error=step.needed[0], need_weights=True
+            layer_input, neurons, ds, filter, need_error=step.needed[0], need_weights=True
         ),
         "gradient dense": dense_gradient,
     }
     if step.needed[0] and step.may_defer:
-        deferred = sparse.DeferredError(step, given, wq, backend.asarray(neurons.kept["u"].numpy()))
+        deferred = sparse.DeferredError(step, layer_input, wq, backend.asarray(neurons.kept["u"].numpy()))
         # Potentials of the layer below: near the threshold as often as its neurons spike here.
-        below = backend.asarray(np.where(frames > 0, np.float32(neuron.threshold), np.float32(-9)))
-        work["error needed"] = lambda: deferred.needed(below, neuron)
+        potentials_below = backend.asarray(np.where(frames > 0, np.float32(neuron.threshold), np.float32(-9)))
+        work["error needed"] = lambda: deferred.needed(potentials_below, neuron)
         work["error dense"] = deferred.all
-    if conv2d_bytes.usable(conv, step.projection.input.shape, int(step.projection.input.maximum * given.size**2)):
-        work["forward bytes"] = lambda: by(True)
+    if conv2d_bytes.usable(conv, step.projection.input.shape, int(step.projection.input.maximum * layer_input.size**2)):
+        work["forward bytes"] = lambda: forward_sums(True)
     return work
 
 

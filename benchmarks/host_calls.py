@@ -44,9 +44,9 @@ def _write(x: AnyArray, out: Sequence[AnyArray]) -> None:
 
 
 def _written(x: Any) -> AnyArray:
-    made = np.empty(x.shape, np.float32)
-    made.fill(1)
-    return made
+    filled = np.empty(x.shape, np.float32)
+    filled.fill(1)
+    return filled
 
 
 def _scan(call: Call) -> Call:
@@ -63,9 +63,9 @@ def _ready(call: Call, arrays: Sequence[Any]) -> Callable[[], object]:
 def times(rounds: int, large: int = _LARGE) -> dict[str, Timing]:
     """Of each way to call, in turn; of the scans for a call."""
     small, like = [jnp.full((2, 3), i, np.float32) for i in range(6)], [_like(2, 3)] * 3
-    kept = tuple(np.zeros((2, 3), np.float32) for _ in range(3))
+    results = tuple(np.zeros((2, 3), np.float32) for _ in range(3))
     hosted: Call = functools.partial(host_call, _nothing, like)
-    callback: Call = functools.partial(jax.pure_callback, lambda *_: kept, tuple(like))
+    callback: Call = functools.partial(jax.pure_callback, lambda *_: results, tuple(like))
     x = jnp.ones(large, np.float32)
     work = {
         "call, eager": _ready(hosted, small),
@@ -82,10 +82,10 @@ def times(rounds: int, large: int = _LARGE) -> dict[str, Timing]:
         "numpy alone, large": lambda: _written(x),
     }
     # In turns of their own: what is large leaves nothing of the others in the processor's caches.
-    found = interleaved(work, rounds=10 * rounds) | interleaved(of_large, rounds=rounds)
+    timings = interleaved(work, rounds=10 * rounds) | interleaved(of_large, rounds=rounds)
     return {
-        name: Timing(tuple(s / _CALLS for s in each.seconds)) if name.endswith("scan") else each
-        for name, each in found.items()
+        name: Timing(tuple(s / _CALLS for s in timing.seconds)) if name.endswith("scan") else timing
+        for name, timing in timings.items()
     }
 
 
@@ -94,12 +94,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser_of(__doc__, "rounds", "out", rounds=21).parse_args(arguments)
     # What the backend does with freed memory is part of a large call.
     backend = open_backend("jax", "cpu")
-    found = times(options.rounds)
+    timings = times(options.rounds)
     print("| | us | quartiles |\n|---|---|---|")
-    for name, each in found.items():
-        print(f"| {name} | {1e6 * each.median:.1f} | {1e6 * each.low:.1f} - {1e6 * each.high:.1f} |")
+    for name, timing in timings.items():
+        print(f"| {name} | {1e6 * timing.median:.1f} | {1e6 * timing.low:.1f} - {1e6 * timing.high:.1f} |")
     machine = describe(backend, {"rounds": options.rounds})
-    write_report({"format": 1, "machine": machine, "times": {k: v.to_json() for k, v in found.items()}}, options.out)
+    write_report({"format": 1, "machine": machine, "times": {k: v.to_json() for k, v in timings.items()}}, options.out)
     return 0
 
 

@@ -47,17 +47,17 @@ def row(folder: Path, name: str) -> str:
     arrays = read_arrays(data)
     steps = str(arrays["inputs"].shape[1])
     settings = ("--steps", steps, "--epochs", "1", "--batch-size", "5", "--holdout", "5")
-    said = stsbp("import", file, "--dataset", f"sequences:{data}", "--out", run, *HOW[name], *settings)
-    found = load_run(run, backend="numpy").predict(arrays["inputs"].transpose(1, 0, 2)).spikes.transpose(1, 0, 2)
-    differ, spikes = int((found != arrays["targets"]).sum()), int(arrays["targets"].sum())
-    before, _, after = (
+    output = stsbp("import", file, "--dataset", f"sequences:{data}", "--out", run, *HOW[name], *settings)
+    spikes = load_run(run, backend="numpy").predict(arrays["inputs"].transpose(1, 0, 2)).spikes.transpose(1, 0, 2)
+    differ, target_count = int((spikes != arrays["targets"]).sum()), int(arrays["targets"].sum())
+    loss_before, _, loss_after = (
         stsbp("evaluate", run, "--json", "--tolerance", "0", "--split", "train"),
         stsbp("train", "--resume", run),
         stsbp("evaluate", run, "--json", "--tolerance", "0", "--split", "train"),
     )
-    figures = [f"{json.loads(each)['loss']:.4f}" for each in (before, after)]
-    grid = "no" if "lie on the grid" in said else "yes"
-    cells = (name, " ".join(HOW[name]), f"{differ} of {found.size:,}", f"{spikes:,}", grid, *figures)
+    figures = [f"{json.loads(report)['loss']:.4f}" for report in (loss_before, loss_after)]
+    grid = "no" if "lie on the grid" in output else "yes"
+    cells = (name, " ".join(HOW[name]), f"{differ} of {spikes.size:,}", f"{target_count:,}", grid, *figures)
     return f"| {' | '.join(cells)} |"
 
 
@@ -76,10 +76,10 @@ def paper(folder: Path, repository: Path) -> Iterator[str]:
         trained = load_run(run, backend="numpy")
         (layer,) = trained.backend.run(trained.network, trained.weights, inputs[:, None], len(inputs)).layers.values()
         fired, u = layer.spikes.reshape(-1) > 0, layer.potentials.reshape(-1)
-        left = np.where(fired, 0 if reset == "zero" else u - trained.network.blocks[0].neuron.threshold, u)
+        after_reset = np.where(fired, 0 if reset == "zero" else u - trained.network.blocks[0].neuron.threshold, u)
         yield f"stsbp, --reset {reset}: spikes at {np.flatnonzero(fired).tolist()}"
         for name, trace in traces.items():
-            away = float(np.abs(left - trace[:, 1]).max())
+            away = float(np.abs(after_reset - trace[:, 1]).max())
             at = np.flatnonzero(trace[:, 2] > 0).tolist()
             yield f"  {name}: spikes at {at}, potentials after resets {away:.2g} away"
         stsbp("train", "--resume", run)

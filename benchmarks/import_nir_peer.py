@@ -73,19 +73,19 @@ def norse() -> Made:
         return torch.full((count,), value)
 
     def box(count: int) -> Any:
-        more = {"v_leak": full(0.0, count), "v_reset": full(0.0, count)}
-        return nt.LIFBoxCell(nt.LIFBoxParameters(full(250.0, count), v_th=full(0.6, count), **more), dt=1e-3)
+        fields = {"v_leak": full(0.0, count), "v_reset": full(0.0, count)}
+        return nt.LIFBoxCell(nt.LIFBoxParameters(full(250.0, count), v_th=full(0.6, count), **fields), dt=1e-3)
 
     def cell(count: int) -> Any:
-        more = {"v_leak": full(0.0, count), "v_reset": full(0.0, count), "v_th": full(0.2, count)}
-        return nt.LIFCell(nt.LIFParameters(tau_syn_inv=full(200.0, count), tau_mem_inv=full(100.0, count), **more))
+        fields = {"v_leak": full(0.0, count), "v_reset": full(0.0, count), "v_th": full(0.2, count)}
+        return nt.LIFCell(nt.LIFParameters(tau_syn_inv=full(200.0, count), tau_mem_inv=full(100.0, count), **fields))
 
     def run(net: Any, frames: Any) -> Any:
-        state, found = None, []
+        state, outputs = None, []
         for frame in frames:
             out, state = net(frame, state)
-            found.append(out)
-        return found
+            outputs.append(out)
+        return outputs
 
     for name, neurons in (("LIFBoxCell", box), ("LIFCell", cell)):
         weights = (torch.nn.Linear(INPUTS, HIDDEN), torch.nn.Linear(HIDDEN, OUTPUTS))
@@ -104,16 +104,16 @@ def snntorch() -> Made:
     def full(value: float, count: int) -> Any:
         return torch.full((count,), value)
 
-    def leaky(beta: float, count: int, **how: Any) -> Any:
-        return snn.Leaky(beta=full(beta, count), threshold=full(1.0, count), **how)
+    def leaky(beta: float, count: int, **options: Any) -> Any:
+        return snn.Leaky(beta=full(beta, count), threshold=full(1.0, count), **options)
 
-    def synaptic(alpha: float, beta: float, count: int, **how: Any) -> Any:
-        return snn.Synaptic(alpha=full(alpha, count), beta=full(beta, count), threshold=full(1.0, count), **how)
+    def synaptic(alpha: float, beta: float, count: int, **options: Any) -> Any:
+        return snn.Synaptic(alpha=full(alpha, count), beta=full(beta, count), threshold=full(1.0, count), **options)
 
     def run(net: Any, frames: Any) -> Any:
         utils.reset(net)
-        found = [net(frame) for frame in frames]
-        return [each[0] if isinstance(each, tuple) else each for each in found]
+        outputs = [net(frame) for frame in frames]
+        return [output[0] if isinstance(output, tuple) else output for output in outputs]
 
     class Recurrent(torch.nn.Module):
         """RLeaky takes no place in a Sequential."""
@@ -121,12 +121,12 @@ def snntorch() -> Made:
         def __init__(self) -> None:
             super().__init__()
             self.first = torch.nn.Linear(INPUTS, HIDDEN)
-            self.own = snn.RLeaky(beta=0.7, linear_features=HIDDEN, **hard)
+            self.recurrent = snn.RLeaky(beta=0.7, linear_features=HIDDEN, **hard)
             self.second = torch.nn.Linear(HIDDEN, OUTPUTS)
             self.last = leaky(0.6, OUTPUTS, output=True, **hard)
 
         def forward(self, x: Any) -> Any:
-            return self.last(self.second(self.own(self.first(x))))
+            return self.last(self.second(self.recurrent(self.first(x))))
 
     def pair(first: Any, second: Any) -> Any:
         return torch.nn.Sequential(
@@ -158,7 +158,7 @@ def main(library: str, folder: Path) -> None:
         with torch.no_grad():
             nir.write(folder / f"{library} {name}.nir", graph(frames[0][:1]))
             y = torch.stack(run(net, frames)).numpy()
-        inputs, targets = (each.transpose(1, 0, 2).astype(np.uint8) for each in (x, y))
+        inputs, targets = (array.transpose(1, 0, 2).astype(np.uint8) for array in (x, y))
         np.savez(folder / f"{library} {name}.npz", inputs=inputs, targets=targets)
 
 

@@ -67,12 +67,12 @@ class Target:
     @property
     def missing(self) -> str | None:
         """A command that is not here."""
-        wanted = [self.compiler, *self.runner[:1], *(["qemu-system-arm"] if self.board else [])]
-        return next((name for name in wanted if shutil.which(name) is None), None)
+        commands = [self.compiler, *self.runner[:1], *(["qemu-system-arm"] if self.board else [])]
+        return next((name for name in commands if shutil.which(name) is None), None)
 
     def compile(self, folder: Path, sources: list[CSource]) -> None:
         """Make the program `check` in the folder."""
-        files = ["main.c", *(f"{each.stem}.c" for each in sources), "-o", "check", "-lm"]
+        files = ["main.c", *(f"{source.stem}.c" for source in sources), "-o", "check", "-lm"]
         if self.board:
             files += [str(BOARD / "start.c"), "-T", str(BOARD / "mps2.ld"), "--specs=rdimon.specs"]
         _run([self.compiler, *self.options, *macros(sources), *files], folder)
@@ -88,11 +88,13 @@ class Target:
 
 def _targets() -> Iterator[Target]:
     levels = ("-O0", "-O1", "-O2", "-O3")
-    here = platform.machine()
+    architecture = platform.machine()
     for compiler in ("gcc", "clang"):
         for level in levels:
-            yield Target(f"{compiler} {here} {level}", compiler, ("-std=c99", level))
-        yield Target(f"{compiler} {here} -O3 -march=native, GNU C", compiler, ("-std=gnu11", "-O3", "-march=native"))
+            yield Target(f"{compiler} {architecture} {level}", compiler, ("-std=c99", level))
+        yield Target(
+            f"{compiler} {architecture} -O3 -march=native, GNU C", compiler, ("-std=gnu11", "-O3", "-march=native")
+        )
     for level in levels:
         options = ("-std=gnu11", level, "-static")
         yield Target(f"gcc aarch64 {level}", "aarch64-linux-gnu-gcc", options, ("qemu-aarch64",))
@@ -108,8 +110,8 @@ def _targets() -> Iterator[Target]:
         "cortex-m7": ("mps2-an500", ("-mfloat-abi=hard", "-mfpu=fpv5-sp-d16")),
     }
     for core, (board, unit) in cores.items():
-        every = ("-std=gnu11", "-O2", "-mthumb", f"-mcpu={core}", *unit)
-        yield Target(f"gcc {core} -O2, board {board}", "arm-none-eabi-gcc", every, board=board)
+        flags = ("-std=gnu11", "-O2", "-mthumb", f"-mcpu={core}", *unit)
+        yield Target(f"gcc {core} -O2, board {board}", "arm-none-eabi-gcc", flags, board=board)
 
 
 TARGETS = tuple(_targets())
@@ -140,58 +142,58 @@ class Checked:
     targets: dict[str, list[Compared]]
 
 
-def check(trained: Trained, name: str, inputs: UInt8, labels: Int64, folder: Path, wanted: str) -> Checked:
-    """Export a network into a folder, and compare it on all targets whose name holds `wanted`."""
+def check(trained: Trained, name: str, inputs: UInt8, labels: Int64, folder: Path, pattern: str) -> Checked:
+    """Export a network into a folder, and compare it on all targets whose name contains `pattern`."""
     about = About(name, trained.info["sha256"], trained.settings.steps, trained.names)
-    made = source(program(trained.network, trained.weights), about)
-    (folder / f"{made.stem}.h").write_text(made.header)
-    (folder / f"{made.stem}.c").write_text(made.source)
-    (folder / "main.c").write_text(driver([made]))
-    right = _record(trained, inputs, labels, folder / f"{made.stem}.bin")
-    found = {}
-    for target in (each for each in TARGETS if wanted in each.name):
+    exported = source(program(trained.network, trained.weights), about)
+    (folder / f"{exported.stem}.h").write_text(exported.header)
+    (folder / f"{exported.stem}.c").write_text(exported.source)
+    (folder / "main.c").write_text(driver([exported]))
+    correct = _record(trained, inputs, labels, folder / f"{exported.stem}.bin")
+    rows_by_target = {}
+    for target in (target for target in TARGETS if pattern in target.name):
         if (missing := target.missing) is not None:
             print(f"{target.name}: left out, there is no {missing}")
             continue
         began = time.perf_counter()
-        target.compile(folder, [made])
-        rows = found[target.name] = list(compared(target.run(folder)))
+        target.compile(folder, [exported])
+        rows = rows_by_target[target.name] = list(compared(target.run(folder)))
         spikes, potentials = sum(row.spikes_differ for row in rows), sum(row.potentials_differ for row in rows)
         took = time.perf_counter() - began
         print(f"{target.name}: {spikes} spikes and {potentials} potentials differ ({took:.0f} s)", flush=True)
-    return Checked(made, len(labels), None if right is None else right / len(labels), found)
+    return Checked(exported, len(labels), None if correct is None else correct / len(labels), rows_by_target)
 
 
 def _record(trained: Trained, inputs: UInt8, labels: Int64, path: Path) -> int | None:
     """Write what the reference computes, and return how many samples it reads right."""
     network, axis = trained.network, 1 if trained.network.coding == "events" else 0
-    right = 0
+    correct = 0
     with path.open("wb") as file:
         # All layers of all samples would need too much memory.
-        for chosen in np.array_split(np.arange(len(labels)), -(-len(labels) // BATCH)):
-            batch = np.take(inputs, chosen, axis)
+        for indices in np.array_split(np.arange(len(labels)), -(-len(labels) // BATCH)):
+            batch = np.take(inputs, indices, axis)
             run = trained.backend.run(network, trained.weights, batch, trained.settings.steps)
             recorded(file, network, batch, run)
             last = run.layers[network.blocks[-1].name]
             if not trained.task.inputs.sequences:
                 distances = trained.task.distances(last.potentials if network.has_readout else last.spikes)
-                right += int((nearest_sequence(distances) == labels[chosen]).sum())
-    return None if trained.task.inputs.sequences else right
+                correct += int((nearest_sequence(distances) == labels[indices]).sum())
+    return None if trained.task.inputs.sequences else correct
 
 
-def sizes(made: CSource, folder: Path) -> Iterator[str]:
+def sizes(exported: CSource, folder: Path) -> Iterator[str]:
     """What compilers make of a network: code and tables in bytes, beside what the header says."""
     for target in TARGETS:
         size = target.compiler.removesuffix("gcc") + "size"
         if target.options[1] == "-O2" and "gcc" in target.compiler and not target.missing and shutil.which(size):
-            _run([target.compiler, *target.options, "-c", f"{made.stem}.c", "-o", "size.o"], folder)
+            _run([target.compiler, *target.options, "-c", f"{exported.stem}.c", "-o", "size.o"], folder)
             text, data, bss = _run([size, "size.o"], folder).splitlines()[1].split()[:3]
             used = f"text {int(text):,}, data {data}, bss {bss}"
-            yield f"{target.name}: {used}; of it tables {made.flash:,}; state {made.ram:,}"
+            yield f"{target.name}: {used}; of it tables {exported.flash:,}; state {exported.ram:,}"
 
 
 def timed(
-    run: Path, trained: Trained, made: CSource, inputs: UInt8, folder: Path, rounds: int, beside: Sequence[str]
+    run: Path, trained: Trained, exported: CSource, inputs: UInt8, folder: Path, rounds: int, others: Sequence[str]
 ) -> dict[str, float]:
     """Milliseconds of CPU time a sample, in turn: compiled C, and backends or onnxruntime beside it."""
     steps, axis = trained.settings.steps, 1 if trained.network.coding == "events" else 0
@@ -200,13 +202,13 @@ def timed(
     for options in ("-O2", "-O3", "-O3 -march=native"):
         name, library = f"C, {options}", folder / f"timed{len(work)}.so"
         _run(
-            ["gcc", "-std=c99", *options.split(), "-shared", "-fPIC", f"{made.stem}.c", "-o", str(library), "-lm"],
+            ["gcc", "-std=c99", *options.split(), "-shared", "-fPIC", f"{exported.stem}.c", "-o", str(library), "-lm"],
             folder,
         )
-        work[name] = _called(library, made, steps, trained.network.outputs)
-    for other in beside:
+        work[name] = _called(library, exported, steps, trained.network.outputs)
+    for other in others:
         work[other] = _in_onnxruntime(trained, folder) if other == "onnxruntime" else _predicted(run, other, steps)
-    found: dict[str, list[float]] = {name: [] for name in work}
+    milliseconds: dict[str, list[float]] = {name: [] for name in work}
     for turn in range(rounds + 1):
         for name, call in work.items():
             began = time.process_time()
@@ -214,17 +216,17 @@ def timed(
                 call(sample)
             # The first turn compiles kernels and fills caches.
             if turn:
-                found[name].append(1000 * (time.process_time() - began) / len(samples))
-    return {name: median(each) for name, each in found.items()}
+                milliseconds[name].append(1000 * (time.process_time() - began) / len(samples))
+    return {name: median(times) for name, times in milliseconds.items()}
 
 
-def _called(library: Path, made: CSource, steps: int, outputs: int) -> Callable[[UInt8], object]:
-    whole = getattr(ctypes.CDLL(str(library)), f"{made.stem}_run")
-    state, spikes = np.zeros(made.ram // 4, np.float32), np.zeros((steps, outputs), np.uint8)
+def _called(library: Path, exported: CSource, steps: int, outputs: int) -> Callable[[UInt8], object]:
+    function = getattr(ctypes.CDLL(str(library)), f"{exported.stem}_run")
+    state, spikes = np.zeros(exported.ram // 4, np.float32), np.zeros((steps, outputs), np.uint8)
 
     def call(sample: UInt8) -> object:
         state_, sample_, spikes_ = (ctypes.c_void_p(x.ctypes.data) for x in (state, sample, spikes))
-        return whole(state_, sample_, steps, spikes_, None)
+        return function(state_, sample_, steps, spikes_, None)
 
     return call
 
@@ -242,7 +244,7 @@ def _in_onnxruntime(trained: Trained, folder: Path) -> Callable[[UInt8], object]
     options = runtime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    first, *others = (each.name for each in session.get_inputs())
+    first, *others = (value.name for value in session.get_inputs())
     steps = dict.fromkeys(others, np.array(trained.settings.steps))
     return lambda sample: session.run(None, {first: sample, **steps})
 
@@ -254,46 +256,48 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data-dir", help="folder of the data set, where it is not where the run found it")
     parser.add_argument("--samples", type=count, default=10**9, help="test samples at most")
     parser.add_argument("--targets", default="", metavar="TEXT", help="only targets whose name holds this")
-    what = "backends, and onnxruntime, whose times stand beside those of C; default: torch"
-    parser.add_argument("--beside", nargs="*", default=["torch"], help=what)
-    chosen = parser.parse_args(arguments)
+    description = "backends, and onnxruntime, whose times stand beside those of C; default: torch"
+    parser.add_argument("--beside", nargs="*", default=["torch"], help=description)
+    options = parser.parse_args(arguments)
     limit_threads(1)
     backend = open_backend("numpy")
-    report: dict[str, Any] = describe(backend, {"runs": [str(run) for run in chosen.runs]})
-    wrong = 0
-    for run in chosen.runs:
+    report: dict[str, Any] = describe(backend, {"runs": [str(run) for run in options.runs]})
+    differences = 0
+    for run in options.runs:
         trained = load_trained(RunFolder(run), "last", backend)
-        split = trained.samples(load_data(trained.settings, None, chosen.data_dir, True), "test")
-        first = np.arange(min(len(split), chosen.samples))
+        split = trained.samples(load_data(trained.settings, None, options.data_dir, True), "test")
+        first = np.arange(min(len(split), options.samples))
         inputs, labels = split.inputs(first), split.labels[first]
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             print(f"\n{run}: {trained.network}, {len(labels)} samples, T = {trained.settings.steps}")
-            found = check(trained, run.name, inputs, labels, folder, chosen.targets)
-            print(*layers(trained, found), *sizes(found.source, folder), sep="\n")
-            times = timed(run, trained, found.source, inputs, folder, chosen.rounds, chosen.beside)
-        for what, milliseconds in times.items():
-            print(f"{what}: {milliseconds:.3f} ms a sample")
-        rows = {target: [asdict(row) for row in each] for target, each in found.targets.items()}
-        wrong += sum(row["spikes_differ"] + row["potentials_differ"] for each in rows.values() for row in each)
-        report[str(run)] = {"targets": rows, "accuracy": found.accuracy, "milliseconds": times}
-    write_report(report, chosen.out)
-    return 1 if wrong else 0
+            checked = check(trained, run.name, inputs, labels, folder, options.targets)
+            print(*layers(trained, checked), *sizes(checked.source, folder), sep="\n")
+            times = timed(run, trained, checked.source, inputs, folder, options.rounds, options.beside)
+        for name_of_work, milliseconds in times.items():
+            print(f"{name_of_work}: {milliseconds:.3f} ms a sample")
+        rows = {target: [asdict(row) for row in target_rows] for target, target_rows in checked.targets.items()}
+        differences += sum(
+            row["spikes_differ"] + row["potentials_differ"] for target_rows in rows.values() for row in target_rows
+        )
+        report[str(run)] = {"targets": rows, "accuracy": checked.accuracy, "milliseconds": times}
+    write_report(report, options.out)
+    return 1 if differences else 0
 
 
-def layers(trained: Trained, found: Checked) -> Iterator[str]:
+def layers(trained: Trained, checked: Checked) -> Iterator[str]:
     """A table of the layers: how often they fire, and the most that differs on any target."""
     yield "layer        neurons  spikes a neuron and step  spikes that differ  potentials that differ"
     for number, block in enumerate(trained.network.blocks):
-        rows = [each[number] for each in found.targets.values()]
+        rows = [target_rows[number] for target_rows in checked.targets.values()]
         if not rows:
             continue
-        neurons = rows[0].values // (found.samples * trained.settings.steps)
+        neurons = rows[0].values // (checked.samples * trained.settings.steps)
         worst = max(row.spikes_differ for row in rows), max(row.potentials_differ for row in rows)
         rate = rows[0].spikes / rows[0].values
         yield f"{block.name:<12} {neurons:>7,}  {rate:>24.4f}  {worst[0]:>18}  {worst[1]:>22}"
-    if found.accuracy is not None:
-        yield f"accuracy {100 * found.accuracy:.2f} % of {found.samples} samples"
+    if checked.accuracy is not None:
+        yield f"accuracy {100 * checked.accuracy:.2f} % of {checked.samples} samples"
 
 
 if __name__ == "__main__":

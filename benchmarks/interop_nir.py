@@ -61,44 +61,44 @@ RUNS: dict[str, list[str]] = {
 
 def small_cases() -> dict[str, Small]:
     """Small networks: all that there are, both gains and several time constants, and recurrence that NIR can say."""
-    found = dict(SMALL)
+    cases = dict(SMALL)
     for tau_m, tau_s in TAUS:
         for gain in ("unit", "normalised"):
-            found[f"tau {tau_m:.3g}, {tau_s}, {gain}"] = Small(
+            cases[f"tau {tau_m:.3g}, {tau_s}, {gain}"] = Small(
                 "40-20", (40,), tau_m=tau_m, tau_s=tau_s, neuron=f"lif:psp_gain={gain}", input_tau_s=tau_s
             )
     for name in ("recurrent", "one to one", "recurrent convolution"):
-        found[f"{name}, filtered input"] = replace(SMALL[name], input_tau_s=SMALL[name].tau_s)
-    return found
+        cases[f"{name}, filtered input"] = replace(SMALL[name], input_tau_s=SMALL[name].tau_s)
+    return cases
 
 
-def reference(made: NetworkProgram, weights: dict[str, Float32], inputs: UInt8, steps: int) -> dict[str, AnyArray]:
+def reference(exported: NetworkProgram, weights: dict[str, Float32], inputs: UInt8, steps: int) -> dict[str, AnyArray]:
     """Spikes and potentials after each reset of every population, by the names that NIR has for them.
 
     And how many potentials met the threshold exactly.
     """
-    network, backend, parts = made.network, open_backend("torch"), []
+    network, backend, parts = exported.network, open_backend("torch"), []
     axis = 1 if network.coding == "events" else 0
     for first in range(0, inputs.shape[axis], 20):
-        some = np.take(inputs, range(first, min(first + 20, inputs.shape[axis])), axis)
-        parts.append(backend.run(network, weights, some, steps))
-    found: dict[str, AnyArray] = {"ties": np.array(0)}
-    names = [name for name, node in graph_of(made, Form()).nodes.items() if node.kind in NEURONS]
-    for name, layer, population in zip(names, parts[0].layers, made.populations.values(), strict=True):
+        batch = np.take(inputs, range(first, min(first + 20, inputs.shape[axis])), axis)
+        parts.append(backend.run(network, weights, batch, steps))
+    arrays: dict[str, AnyArray] = {"ties": np.array(0)}
+    names = [name for name, node in graph_of(exported, Form()).nodes.items() if node.kind in NEURONS]
+    for name, layer, population in zip(names, parts[0].layers, exported.populations.values(), strict=True):
         spikes = np.concatenate([part.layers[layer].spikes for part in parts], 1)
         potentials = np.concatenate([part.layers[layer].potentials for part in parts], 1)
         op = population.bound_node.node.op
         assert isinstance(op, Neurons)
-        found["ties"] += (potentials == np.float32(op.model.threshold)).sum()
-        found[f"spikes/{name}"] = spikes
-        found[f"left/{name}"] = np.where(spikes == 1, np.float32(0), potentials)
-    return found
+        arrays["ties"] += (potentials == np.float32(op.model.threshold)).sum()
+        arrays[f"spikes/{name}"] = spikes
+        arrays[f"left/{name}"] = np.where(spikes == 1, np.float32(0), potentials)
+    return arrays
 
 
 def prepare(
     folder: Path,
     about: About,
-    made: NetworkProgram,
+    exported: NetworkProgram,
     weights: dict[str, Float32],
     inputs: UInt8,
     labels: AnyArray | None,
@@ -107,13 +107,13 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     for name, options in FORMS.items():
         try:
-            write(made, about, folder / f"{name}.nir", **options)
+            write(exported, about, folder / f"{name}.nir", **options)
         except ConfigError as error:
             return str(error)
-    found = reference(made, weights, inputs, about.steps)
-    given = {"inputs": inputs, "direct": np.array(made.network.coding == "direct"), "steps": np.array(about.steps)}
-    given |= {} if labels is None else {"labels": labels}
-    np.savez(folder / "reference.npz", allow_pickle=False, **given, **found)
+    arrays = reference(exported, weights, inputs, about.steps)
+    fields = {"inputs": inputs, "direct": np.array(exported.network.coding == "direct"), "steps": np.array(about.steps)}
+    fields |= {} if labels is None else {"labels": labels}
+    np.savez(folder / "reference.npz", allow_pickle=False, **fields, **arrays)
     return None
 
 
@@ -121,15 +121,15 @@ def trained_case(name: str, folder: Path, data: str | None) -> str | None:
     """A run and the samples that it has not seen."""
     run, options = folder / "run", list(RUNS[name])
     if not (run / "last.json").is_file():
-        where = ["--data-dir", data] if data is not None and options[0] == "nmnist" else []
-        command = [sys.executable, "-m", "stsbp", "train", *options, *where, "--threads", "1", "--out", str(run)]
+        data_options = ["--data-dir", data] if data is not None and options[0] == "nmnist" else []
+        command = [sys.executable, "-m", "stsbp", "train", *options, *data_options, "--threads", "1", "--out", str(run)]
         subprocess.run([*command, "--overwrite"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     trained = stsbp.load_run(run)
     split = trained.samples(load_data(trained.settings, None, data if "nmnist" in name else None, True), "test")
-    every = np.arange(len(split))
+    samples = np.arange(len(split))
     about = About(name, trained.info["sha256"], trained.settings.steps, trained.names)
-    made = program(trained.network, trained.weights)
-    return prepare(folder, about, made, trained.weights, split.inputs(every), split.labels[every])
+    exported = program(trained.network, trained.weights)
+    return prepare(folder, about, exported, trained.weights, split.inputs(samples), split.labels[samples])
 
 
 @click.command()
@@ -144,25 +144,32 @@ def main(folder: Path, peers: tuple[str, ...], data_dir: str | None) -> None:
             continue
         cases[name] = trained_case(name, folder / "runs" / name, data_dir)
     for name, small in small_cases().items():
-        each = case_of(small, steps=9 if name in SMALL else 60, samples=3 if name in SMALL else 8)
-        steps = len(each.inputs) if each.network.coding == "events" else 9
-        made = program(each.network, each.weights)
-        reason = prepare(folder / "small" / name, About(name, "0" * 64, steps), made, each.weights, each.inputs, None)
+        case = case_of(small, steps=9 if name in SMALL else 60, samples=3 if name in SMALL else 8)
+        steps = len(case.inputs) if case.network.coding == "events" else 9
+        exported = program(case.network, case.weights)
+        reason = prepare(
+            folder / "small" / name, About(name, "0" * 64, steps), exported, case.weights, case.inputs, None
+        )
         cases[name] = reason
     print("not written:\n" + "\n".join(f"  {name}: {reason}" for name, reason in cases.items() if reason))
-    wrong: list[str] = []
+    problems: list[str] = []
     for peer in peers:
         name, _, python = peer.partition("=")
-        there = [case for case, reason in cases.items() if reason is None]
+        written = [case for case, reason in cases.items() if reason is None]
         report = folder / f"{name}.json"
-        asked = [str(folder), name, nir_readings.__file__, json.dumps([case for case in there if case in RUNS])]
-        worker = [python, str(HERE / "interop_nir_peer.py"), *asked, json.dumps([c for c in there if c not in RUNS])]
+        arguments = [str(folder), name, nir_readings.__file__, json.dumps([case for case in written if case in RUNS])]
+        worker = [
+            python,
+            str(HERE / "interop_nir_peer.py"),
+            *arguments,
+            json.dumps([c for c in written if c not in RUNS]),
+        ]
         subprocess.run([*worker, str(report)], check=True)
-        found = json.loads(report.read_text())
-        print(table(name, found), flush=True)
-        wrong += unexpected(name, found)
-    if wrong:
-        print("\nnot as docs/nir.md has it:", *wrong, sep="\n  ")
+        peer_report = json.loads(report.read_text())
+        print(table(name, peer_report), flush=True)
+        problems += unexpected(name, peer_report)
+    if problems:
+        print("\nnot as docs/nir.md has it:", *problems, sep="\n  ")
         sys.exit(1)
 
 
@@ -176,8 +183,8 @@ def unexpected(peer: str, report: dict[str, Any]) -> list[str]:
         and (row.get("problem") or row["differing"] or row["potentials"])
     ]
     # The exponential functions of numpy and torch differ in their last bits.
-    said = report["readings"] if peer != "rockpool" else []
-    return problems + [f"{peer}, {row['node']}: {row}" for row in said if row["differing"]]
+    readings = report["readings"] if peer != "rockpool" else []
+    return problems + [f"{peer}, {row['node']}: {row}" for row in readings if row["differing"]]
 
 
 def table(peer: str, report: dict[str, Any]) -> str:
@@ -217,8 +224,8 @@ def _of_run(row: dict[str, Any]) -> list[object]:
         return [row["case"], row["form"], row["problem"]]
     accuracy = "" if row["accuracy"] is None else f"{row['accuracy']:.2%}, {row['own_accuracy']:.2%}"
     counts = [row[key] for key in ("differing", "spikes")]
-    rest = [f"{row['rate']:.3f}", row["ties"], row["potentials"], f"{row['distance']:.2g}", accuracy]
-    return [row["case"], row["form"], *counts, *rest]
+    details = [f"{row['rate']:.3f}", row["ties"], row["potentials"], f"{row['distance']:.2g}", accuracy]
+    return [row["case"], row["form"], *counts, *details]
 
 
 def _row(cells: Iterable[object]) -> str:

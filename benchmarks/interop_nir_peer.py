@@ -45,7 +45,9 @@ SMALL = {"spyx": ("tau 2.5, 3, unit",), "rockpool": ("tau 2.5, 3, unit",), "sina
 """Small networks of importers that cannot compute the same; others are given all."""
 
 
-def hooked(model: Any, populations: list[str], left: Callable[[Any, Any], Any]) -> tuple[dict[str, list[Any]], ...]:
+def hooked(
+    model: Any, populations: list[str], potential_of: Callable[[Any, Any], Any]
+) -> tuple[dict[str, list[Any]], ...]:
     """Lists that fill with the spikes and potentials of populations while a torch module runs."""
     spikes: dict[str, list[Any]] = {name: [] for name in populations}
     potentials: dict[str, list[Any]] = {name: [] for name in populations}
@@ -54,7 +56,7 @@ def hooked(model: Any, populations: list[str], left: Callable[[Any, Any], Any]) 
 
         def hook(module: Any, _inputs: Any, output: Any, name: str = name) -> None:
             spikes[name].append(output[0] if isinstance(output, tuple) else output)
-            potentials[name].append(left(module, output))
+            potentials[name].append(potential_of(module, output))
 
         modules[name].register_forward_hook(hook)
     return spikes, potentials
@@ -67,8 +69,8 @@ def stacked(parts: list[Any]) -> Array:
 
 def regrouped(parts: list[Any], samples: int) -> Array:
     """What was seen step by step of one sample after the other, `[T, B, ...]`."""
-    found = stacked(parts)
-    return found.reshape(samples, -1, *found.shape[1:]).swapaxes(0, 1)
+    steps = stacked(parts)
+    return steps.reshape(samples, -1, *steps.shape[1:]).swapaxes(0, 1)
 
 
 def of_spikingjelly(graph: Any, inputs: Array, populations: list[str]) -> Outcome:
@@ -90,11 +92,11 @@ def of_norse(graph: Any, inputs: Array, populations: list[str]) -> Outcome:
 
     model = norse.torch.from_nir(graph, dt=DT)
 
-    def left(_module: Any, output: Any) -> Any:
+    def potential_of(_module: Any, output: Any) -> Any:
         state = output[1]
         return (state[1] if isinstance(state, tuple) and not hasattr(state, "v") else state).v
 
-    spikes, potentials = hooked(model, populations, left)
+    spikes, potentials = hooked(model, populations, potential_of)
     outputs = []
     for sample in torch.from_numpy(inputs.swapaxes(0, 1).copy()):
         state = None
@@ -102,8 +104,8 @@ def of_norse(graph: Any, inputs: Array, populations: list[str]) -> Outcome:
             output, state = model(frame, state)
             outputs.append(output)
     samples = inputs.shape[1]
-    seen = {name: (regrouped(spikes[name], samples), regrouped(potentials[name], samples)) for name in populations}
-    return regrouped(outputs, samples), seen
+    recorded = {name: (regrouped(spikes[name], samples), regrouped(potentials[name], samples)) for name in populations}
+    return regrouped(outputs, samples), recorded
 
 
 def of_snntorch(graph: Any, inputs: Array, populations: list[str]) -> Outcome:
@@ -123,8 +125,8 @@ def of_snntorch(graph: Any, inputs: Array, populations: list[str]) -> Outcome:
             # An IF gives its potentials beside the spikes.
             outputs.append(output[0] if isinstance(output, tuple) else output)
     samples = inputs.shape[1]
-    seen = {name: (regrouped(spikes[name], samples), regrouped(potentials[name], samples)) for name in populations}
-    return regrouped(outputs, samples), seen
+    recorded = {name: (regrouped(spikes[name], samples), regrouped(potentials[name], samples)) for name in populations}
+    return regrouped(outputs, samples), recorded
 
 
 def of_spyx(graph: Any, inputs: Array, populations: list[str]) -> Outcome:
@@ -142,8 +144,8 @@ def of_sinabs(graph: Any, inputs: Array, populations: list[str]) -> Outcome:
 
     steps, samples = inputs.shape[:2]
     model = from_nir(graph, batch_size=samples)
-    together = torch.from_numpy(inputs.swapaxes(0, 1).reshape(samples * steps, *inputs.shape[2:]).copy())
-    output = model(together)
+    flat = torch.from_numpy(inputs.swapaxes(0, 1).reshape(samples * steps, *inputs.shape[2:]).copy())
+    output = model(flat)
     output = output[0] if isinstance(output, tuple) else output
     return output.detach().numpy().reshape(samples, steps, -1).swapaxes(0, 1), {}
 
@@ -204,29 +206,29 @@ def compared(peer: str, folder: Path, case: str, form: str) -> dict[str, Any]:
     populations = [name.partition("/")[2] for name in data.files if name.startswith("spikes/")]
     try:
         graph = quietly(lambda: nir.read(readable(folder / f"{form}.nir")))
-        outputs, seen = quietly(lambda: RUNNERS[peer](graph, np.ascontiguousarray(inputs), populations))
+        outputs, recorded = quietly(lambda: RUNNERS[peer](graph, np.ascontiguousarray(inputs), populations))
     except Exception as error:
         return {**row, "problem": short(error)}
     last = populations[-1]
-    own = data[f"spikes/{last}"]
-    seen = seen or {last: (outputs, np.zeros((0,)))}
+    expected_output = data[f"spikes/{last}"]
+    recorded = recorded or {last: (outputs, np.zeros((0,)))}
     differing = potentials = total = spiking = 0
     distance = 0.0
-    for name, (spikes, left) in seen.items():
+    for name, (spikes, after_reset) in recorded.items():
         expected = data[f"spikes/{name}"]
         if spikes.shape != expected.shape:
             return {**row, "problem": f"{name} has the shape {spikes.shape}, not {expected.shape}"}
         total, differing = total + expected.size, differing + int((spikes != expected).sum())
         spiking += int(expected.sum())
-        if left.size:
-            wanted = data[f"left/{name}"]
-            potentials += int((left != wanted).sum())
-            distance = max(distance, float(np.abs(left - wanted).max(initial=0)))
+        if after_reset.size:
+            expected_after_reset = data[f"left/{name}"]
+            potentials += int((after_reset != expected_after_reset).sum())
+            distance = max(distance, float(np.abs(after_reset - expected_after_reset).max(initial=0)))
     labels = data["labels"] if "labels" in data.files else None
     accuracy, own_accuracy = (
-        None if labels is None else float((x.sum(0).argmax(1) == labels).mean()) for x in (outputs, own)
+        None if labels is None else float((x.sum(0).argmax(1) == labels).mean()) for x in (outputs, expected_output)
     )
-    late = int((outputs[1:] != own[:-1]).sum())
+    late = int((outputs[1:] != expected_output[:-1]).sum())
     numbers = {"differing": differing, "spikes": total, "potentials": potentials, "distance": distance, "late": late}
     numbers |= {"ties": int(data["ties"]), "rate": spiking / max(total, 1)}
     return {**row, **numbers, "accuracy": accuracy, "own_accuracy": own_accuracy}
@@ -274,9 +276,9 @@ def readings(peer: str, path: str) -> list[dict[str, Any]]:
             graph = nir.NIRGraph({**ends, "same": same, "neurons": node}, edges)
             numbers = {k: np.asarray(v, np.float64) for k, v in vars(node).items() if isinstance(v, np.ndarray)}
             potentials, spikes = module.simulate(neuron, {"v_reset": full(0), **numbers}, DT, inputs[:, 0])
-            found = quietly(functools.partial(RUNNERS[peer], graph, inputs, []))[0][:, 0]
+            outputs = quietly(functools.partial(RUNNERS[peer], graph, inputs, []))[0][:, 0]
             taus = {"IF": "", "LIF": f" {tau_m:.3g}", "CubaLIF": f" {tau_m:.3g}, {tau_s}"}[kind]
-            row = {"node": kind + taus, "differing": int((found != spikes).sum()), "spikes": spikes.size}
+            row = {"node": kind + taus, "differing": int((outputs != spikes).sum()), "spikes": spikes.size}
             rows.append({**row, "ties": int((potentials == 1).sum())})
     return rows
 
@@ -288,8 +290,8 @@ def main() -> None:
     cases = [("runs", name) for name in json.loads(runs)]
     cases += [("small", name) for name in json.loads(small) if name in SMALL.get(peer, (name,))]
     rows = [compared(peer, Path(folder) / kind / name, name, form) for kind, name in cases for form in FORMS[peer]]
-    found = {"version": importlib.metadata.version(peer), "nir": importlib.metadata.version("nir"), "rows": rows}
-    Path(report).write_text(json.dumps({**found, "readings": readings(peer, path)}, indent=1))
+    report_head = {"version": importlib.metadata.version(peer), "nir": importlib.metadata.version("nir"), "rows": rows}
+    Path(report).write_text(json.dumps({**report_head, "readings": readings(peer, path)}, indent=1))
 
 
 if __name__ == "__main__":

@@ -35,9 +35,9 @@ def ours(inputs: UInt8) -> tuple[Float32, UInt8]:
     return np.where(spikes == 1, 0, layer.potentials[:, 0, 0]), spikes
 
 
-def distance(own: Float32, other: Float64) -> float:
+def distance(potentials: Float32, other: Float64) -> float:
     """The largest distance of potentials up to the first spike of either, which resets them differently."""
-    return float(np.abs(own - other).max(initial=0))
+    return float(np.abs(potentials - other).max(initial=0))
 
 
 @click.command()
@@ -47,15 +47,19 @@ def main(folder: Path) -> None:
     print("| trace | spikes at | ours at | largest distance before the first spike | ... a step later |")
     print("|---|---|---|---|---|")
     for path in sorted(folder.glob("lif_*.csv")):
-        given, potentials, spikes = np.loadtxt(path, delimiter=",").T
-        left, own = ours((given > 0).astype(np.uint8))
+        inputs, potentials, spikes = np.loadtxt(path, delimiter=",").T
+        our_potentials, our_spikes = ours((inputs > 0).astype(np.uint8))
         threshold = THRESHOLDS.get(path.stem, 0.1)
-        potentials, left = potentials / threshold, left / np.float32(2.5)
-        at, own_at = np.flatnonzero(spikes), np.flatnonzero(own)
-        first = min(at[0], own_at[0])
-        late = distance(left[: first - 1], potentials[1:first])
-        columns = [path.stem, *(" ".join(map(str, each)) for each in (at, own_at))]
-        print("| " + " | ".join([*columns, f"{distance(left[:first], potentials[:first]):.2g}", f"{late:.2g}"]) + " |")
+        potentials, our_potentials = potentials / threshold, our_potentials / np.float32(2.5)
+        at, our_at = np.flatnonzero(spikes), np.flatnonzero(our_spikes)
+        first = min(at[0], our_at[0])
+        late = distance(our_potentials[: first - 1], potentials[1:first])
+        columns = [path.stem, *(" ".join(map(str, steps)) for steps in (at, our_at))]
+        print(
+            "| "
+            + " | ".join([*columns, f"{distance(our_potentials[:first], potentials[:first]):.2g}", f"{late:.2g}"])
+            + " |"
+        )
 
 
 if __name__ == "__main__":

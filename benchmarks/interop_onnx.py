@@ -72,93 +72,95 @@ class Layer:
     differing: dict[str, int] = field(default_factory=dict)
     potentials: dict[str, int] = field(default_factory=dict)
 
-    def add(self, session: str, found: Mapping[str, AnyArray], expected: LayerRun) -> None:
+    def add(self, session: str, outputs: Mapping[str, AnyArray], expected: LayerRun) -> None:
         """Compare the outputs of a session."""
-        for counts, what, values in (
+        for counts, kind, values in (
             (self.differing, "spikes", expected.spikes),
             (self.potentials, "potentials", expected.potentials),
         ):
-            counts[session] = counts.get(session, 0) + bits_differing(found[f"{self.before}{what}"], values)
+            counts[session] = counts.get(session, 0) + bits_differing(outputs[f"{self.before}{kind}"], values)
 
 
 def compared(run: Trained, sessions: Mapping[str, Any], batches: Iterable[tuple[AnyArray, AnyArray, AnyArray]]) -> Any:
     """Layers, and how many samples of how many were read rightly; of batches of inputs, targets and labels."""
     blocks = run.network.blocks
     layers = [Layer(block.name, "" if block is blocks[-1] else f"{block.population}/") for block in blocks]
-    right = samples = 0
+    correct = samples = 0
     for inputs, targets, labels in batches:
         expected = run.backend.run(run.network, run.weights, inputs, run.settings.steps).layers
         for layer in layers:
             layer.spikes += int(expected[layer.name].spikes.sum())
             layer.compared += expected[layer.name].spikes.size
         for name, session in sessions.items():
-            outputs = [each.name for each in session.get_outputs()]
-            found = dict(zip(outputs, session.run(None, fed(run, inputs)), strict=True))
+            outputs = [output.name for output in session.get_outputs()]
+            arrays = dict(zip(outputs, session.run(None, fed(run, inputs)), strict=True))
             for layer in layers:
-                layer.add(name, found, expected[layer.name])
-        answer = found["potentials" if run.network.has_readout else "spikes"]
-        nearest = run.task.score(answer, targets, labels).nearest
-        right += 0 if nearest is None else int((nearest == labels).sum())
+                layer.add(name, arrays, expected[layer.name])
+        scored = arrays["potentials" if run.network.has_readout else "spikes"]
+        nearest = run.task.score(scored, targets, labels).nearest
+        correct += 0 if nearest is None else int((nearest == labels).sum())
         samples += len(labels)
-    return {"layers": [asdict(layer) for layer in layers], "right": right, "samples": samples}
+    return {"layers": [asdict(layer) for layer in layers], "right": correct, "samples": samples}
 
 
 def timed(work: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Medians of seconds of processor time, taken in turn after two rounds."""
-    taken: dict[str, list[float]] = {name: [] for name in work}
+    seconds: dict[str, list[float]] = {name: [] for name in work}
     for number in range(rounds + 2):
-        for name, each in work.items():
+        for name, call in work.items():
             began = time.process_time()
-            each()
+            call()
             if number >= 2:
-                taken[name].append(time.process_time() - began)
-    return {name: median(each) for name, each in taken.items()}
+                seconds[name].append(time.process_time() - began)
+    return {name: median(times) for name, times in seconds.items()}
 
 
 def measured(folder: Path, options: Any, temporary: Path) -> dict[str, Any]:
     """What is found of a run."""
     run = load_trained(RunFolder(folder), "last", open_backend(options.backend, "cpu"))
     split = run.samples(load_data(run.settings, moved=options.data_dir and str(options.data_dir), begun=True), "test")
-    made = program(run.network, run.weights)
+    network_program = program(run.network, run.weights)
     about = About(folder.name, run.info["sha256"], run.settings.steps, run.names)
-    write(made, about, temporary / "layers.onnx", layers=True)
-    write(made, about, temporary / "plain.onnx")
+    write(network_program, about, temporary / "layers.onnx", layers=True)
+    write(network_program, about, temporary / "plain.onnx")
     sessions = {
         f"{level} {threads}": open_session(str(temporary / "layers.onnx"), level, threads)
         for level in LEVELS
         for threads in THREADS
     }
     number, size = min(options.limit or len(split), len(split)), run.settings.batch_size
-    chosen = [np.arange(first, min(first + size, number)) for first in range(0, number, size)]
-    batches = ((split.inputs(each), run.task.targets(split, each), split.labels[each]) for each in chosen)
-    found = compared(run, sessions, batches)
-    sample, plain = split.inputs(np.arange(1)), open_session(str(temporary / "plain.onnx"))
+    index_batches = [np.arange(first, min(first + size, number)) for first in range(0, number, size)]
+    batches = (
+        (split.inputs(samples), run.task.targets(split, samples), split.labels[samples]) for samples in index_batches
+    )
+    comparison = compared(run, sessions, batches)
+    sample, plain_session = split.inputs(np.arange(1)), open_session(str(temporary / "plain.onnx"))
     work = {
-        "onnxruntime": lambda: plain.run(None, fed(run, sample)),
+        "onnxruntime": lambda: plain_session.run(None, fed(run, sample)),
         run.backend.name: lambda: run.task.trainer.predict(run.state, sample, run.settings.steps),
     }
     return {
         "run": str(folder),
         "network": str(run.network),
         "steps": run.settings.steps,
-        **found,
+        **comparison,
         "seconds": timed(work, options.rounds),
     }
 
 
-def shown(found: Mapping[str, Any]) -> int:
+def shown(report: Mapping[str, Any]) -> int:
     """Print what was found of a run; returns how many bits differed."""
-    print(f"\n{found['run']}: {found['network']}, {found['samples']} samples, {found['steps']} steps")
+    print(f"\n{report['run']}: {report['network']}, {report['samples']} samples, {report['steps']} steps")
     print(f"{'layer':12} {'firing rate':>11} {'spikes compared':>16} {'differing':>10} {'potentials differing':>21}")
     total = 0
-    for row in found["layers"]:
+    for row in report["layers"]:
         differing, potentials = (sum(row[name].values()) for name in ("differing", "potentials"))
         total += differing + potentials
         rate = row["spikes"] / row["compared"]
         print(f"{row['name']:12} {rate:11.4f} {row['compared']:16,} {differing:10} {potentials:21}")
     print(f"differing: over {', '.join(LEVELS)}, each on {' and '.join(map(str, THREADS))} threads")
-    print(f"right by the nearest label sequence, of onnxruntime's output: {found['right']} of {found['samples']}")
-    times = ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in found["seconds"].items())
+    print(f"right by the nearest label sequence, of onnxruntime's output: {report['right']} of {report['samples']}")
+    times = ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in report["seconds"].items())
     print(f"one sample on one thread, processor time, median: {times}")
     return total
 
@@ -206,22 +208,24 @@ def judged(temporary: Path) -> list[dict[str, Any]]:
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    found = []
+    rows = []
     for name, (nodes, constants, x) in forms().items():
-        made = [helper.make_node(op, inputs, [output]) for op, inputs, output in nodes]
-        given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", *x.shape[1:]])
-        gives = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
-        kept = [numpy_helper.from_array(values, each) for each, values in constants.items()]
-        graph = helper.make_graph(made, "form", [given], [gives], kept)
+        model_nodes = [helper.make_node(op, inputs, [output]) for op, inputs, output in nodes]
+        model_input = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", *x.shape[1:]])
+        model_output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+        initializers = [
+            numpy_helper.from_array(values, name_of_constant) for name_of_constant, values in constants.items()
+        ]
+        graph = helper.make_graph(model_nodes, "form", [model_input], [model_output], initializers)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
-        plain = open_session(model.SerializeToString(), LEVELS[0]).run(None, {"x": x})[0]
+        unoptimised = open_session(model.SerializeToString(), LEVELS[0]).run(None, {"x": x})[0]
         for level in LEVELS[1:]:
             path = temporary / "optimised.onnx"
             result = open_session(model.SerializeToString(), level, optimised=path).run(None, {"x": x})[0]
-            left = [node.op_type for node in onnx.load(path).graph.node]
-            row = {"form": name, "level": level, "left": left, "changed": bits_differing(plain, result)}
-            found.append({**row, "results": plain.size})
-    return found
+            remaining = [node.op_type for node in onnx.load(path).graph.node]
+            row = {"form": name, "level": level, "left": remaining, "changed": bits_differing(unoptimised, result)}
+            rows.append({**row, "results": unoptimised.size})
+    return rows
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -235,7 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         runs = [measured(folder, options, Path(temporary)) for folder in options.runs]
         others = judged(Path(temporary)) if options.forms else []
-    differing = sum(shown(found) for found in runs)
+    differing = sum(shown(report) for report in runs)
     for row in others:
         print(f"{row['form']:36} {row['level']:20} {row['changed']:6,} of {row['results']:,} {', '.join(row['left'])}")
     settings = {"rounds": options.rounds, "levels": LEVELS, "threads": THREADS}

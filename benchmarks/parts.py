@@ -82,9 +82,9 @@ def watch(backend: Any, steps: Iterable[Any], precision: Precision, spent: dict[
     for step in steps:
         # In a pass that needs numbers of the whole batch, the parts of a chain are computed one by one.
         parts = step.parts if isinstance(step, Chain) and step.exchanges(precision) else (step,)
-        for part, way in ((step, "forward"), *((part, "backward") for part in parts)):
+        for part, direction in ((step, "forward"), *((part, "backward") for part in parts)):
             # A step is frozen data; its methods are shadowed for this process alone.
-            object.__setattr__(part, way, timed_results(f"{step.name} {way}", getattr(part, way)))
+            object.__setattr__(part, direction, timed_results(f"{step.name} {direction}", getattr(part, direction)))
 
 
 def measure(
@@ -99,42 +99,44 @@ def measure(
 ) -> None:
     """Print the parts of one network's training step, or of its prediction of a batch."""
     backend = open_backend(name, device)
-    chosen = EVERY[case]
-    folder = folder_of(chosen, data_dir)
-    task, data = prepare(chosen, backend, scale=scale, surrogate=None, data_dir=folder)
-    whole = BenchmarkRun(task, data.batches)
-    own = task.trainer
+    benchmark_case = EVERY[case]
+    folder = folder_of(benchmark_case, data_dir)
+    task, data = prepare(benchmark_case, backend, scale=scale, surrogate=None, data_dir=folder)
+    full_step = BenchmarkRun(task, data.batches)
+    trainer = task.trainer
     step = BenchmarkRun(task, data.batches)
     watched: Any = open_backend(name, device)
     watched.compiled = partial(Operations.compiled, watched)
-    parted = Trainer(watched, own.network, own.loss, own.optimizer, own.precision, own.seed, own.memory)
+    parted = Trainer(
+        watched, trainer.network, trainer.loss, trainer.optimizer, trainer.precision, trainer.seed, trainer.memory
+    )
     spent: dict[str, float] = defaultdict(float)
-    watch(watched, plan(watched, own.network.graph).steps, own.precision, spent)
+    watch(watched, plan(watched, trainer.network.graph).steps, trainer.precision, spent)
 
     def train(batch: Any) -> None:
         step.state, _ = parted.step(step.state, batch)
 
     def predicting(trainer: Trainer[Any]) -> Any:
         predict = trainer.predictor(step.state)
-        return lambda batch: predict(batch.inputs, chosen.steps)
+        return lambda batch: predict(batch.inputs, benchmark_case.steps)
 
-    alone, by_parts = (whole, train) if work == "training" else (predicting(own), predicting(parted))
-    found: dict[str, list[float]] = defaultdict(list)
+    whole_step, by_parts = (full_step, train) if work == "training" else (predicting(trainer), predicting(parted))
+    seconds_by_part: dict[str, list[float]] = defaultdict(list)
     for number in range(rounds + 3):
         batch = data.batches[number % len(data.batches)]
         began = time.perf_counter()
-        alone(batch)
+        whole_step(batch)
         middle = time.perf_counter()
         spent.clear()
         by_parts(batch)
         end = time.perf_counter()
         if number >= 3:
-            found[f"own {WORK[work]}"].append(middle - began)
-            found[f"{WORK[work]} by parts"].append(end - middle)
-            for part, taken in spent.items():
-                found[part].append(taken)
+            seconds_by_part[f"own {WORK[work]}"].append(middle - began)
+            seconds_by_part[f"{WORK[work]} by parts"].append(end - middle)
+            for part, spent_seconds in spent.items():
+                seconds_by_part[part].append(spent_seconds)
     print(f"\n{name} on {backend.device}, {case}: {task.config.net}, data: {data.source}, {rounds} rounds")
-    for part, seconds in found.items():
+    for part, seconds in seconds_by_part.items():
         if statistics.median(seconds) > 1e-5:
             print(f"  {part:20} {1e3 * statistics.median(seconds):8.2f} ms")
 

@@ -82,8 +82,8 @@ class Group:
 
 def summary(group: Group) -> dict[str, Any]:
     """Medians over the turns, of the slowest process; what one of them sends a step."""
-    seconds = [max(each["seconds"] for each in turn) for turn in group.turns]
-    waited = [max(each["waited"] for each in turn) for turn in group.turns]
+    seconds = [max(report["seconds"] for report in turn) for turn in group.turns]
+    waited = [max(report["waited"] for report in turn) for turn in group.turns]
     first = group.turns[-1][0]
     return {
         "processes": group.size,
@@ -118,11 +118,11 @@ def _row(case: str, precision: str, sizes: dict[int, int | None], options: Any) 
     finally:
         for group in groups:
             group.stop()
-    found = [{"case": case, "precision": precision, **summary(group)} for group in groups]
-    losses = {row["loss"] for row in found}
+    rows = [{"case": case, "precision": precision, **summary(group)} for group in groups]
+    losses = {row["loss"] for row in rows}
     if precision == "reproducible" and len(losses) != 1:
         raise StsbpError(f"{case}: groups computed different losses: {', '.join(map(str, sorted(losses)))}")
-    return found
+    return rows
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -35,21 +35,21 @@ class Traffic:
 
     def _timed(self, method: Callable[..., Any], *arguments: Any) -> Any:
         began = time.perf_counter()
-        found = method(*arguments)
+        result = method(*arguments)
         self.seconds += time.perf_counter() - began
-        return found
+        return result
 
     def _counted(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def exchange(x: Any) -> Any:
             self.messages += 1
             self.bytes += x.nbytes
-            found = self._timed(method, x)
-            return (lambda: self._timed(found)) if callable(found) else found
+            result = self._timed(method, x)
+            return (lambda: self._timed(result)) if callable(result) else result
 
         return exchange
 
 
-def _own(batch: Batch[Inputs], collective: Collective[Any], axis: int) -> Batch[Inputs]:
+def _part_of_batch(batch: Batch[Inputs], collective: Collective[Any], axis: int) -> Batch[Inputs]:
     """The inputs of this process's part."""
     part = collective.parts(batch.targets.shape[1])[collective.rank]
     return Batch(of_part(batch.inputs, part, axis), batch.targets)
@@ -68,8 +68,10 @@ def main(arguments: list[str]) -> None:
     if int(size) > 1:
         collective = backend.join(place)
     traffic = Traffic(collective)
-    chosen, folder = CASES[case], Path(data) if data else None
-    task, resident = prepare(chosen, backend, scale=float(scale), surrogate=None, data_dir=folder_of(chosen, folder))
+    benchmark_case, folder = CASES[case], Path(data) if data else None
+    task, resident = prepare(
+        benchmark_case, backend, scale=float(scale), surrogate=None, data_dir=folder_of(benchmark_case, folder)
+    )
     trainer = backend.trainer(
         task.network,
         task.trainer.loss,
@@ -80,7 +82,7 @@ def main(arguments: list[str]) -> None:
     )
     task = replace(task, trainer=trainer)
     axis = int(task.network.coding == "events")
-    step = BenchmarkRun(task, [_own(batch, collective, axis) for batch in resident.batches])
+    step = BenchmarkRun(task, [_part_of_batch(batch, collective, axis) for batch in resident.batches])
     for _ in range(4):
         step()
     print(json.dumps({"ready": True}), flush=True)

@@ -62,9 +62,9 @@ def make_problem(steps: int, batch: int, inputs: int, neurons: int, precision: s
 def main(arguments: list[str] | None = None) -> None:
     """Read the command line, measure, print a table, write JSON."""
     parser = parser_of(__doc__, "rounds", "out", rounds=15)
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--envs", type=Path, help="folder of the peers' environments, one a name")
-    where.add_argument("--here", action="store_true", help="the peers are installed beside stsbp")
+    location = parser.add_mutually_exclusive_group(required=True)
+    location.add_argument("--envs", type=Path, help="folder of the peers' environments, one a name")
+    location.add_argument("--here", action="store_true", help="the peers are installed beside stsbp")
     parser.add_argument("--steps", type=count, default=100, help="T")
     parser.add_argument("--batch", type=count, default=64)
     parser.add_argument("--inputs", type=count, default=256, help="input channels")
@@ -82,17 +82,17 @@ def main(arguments: list[str] | None = None) -> None:
         "NUMBA_NUM_THREADS=1), since threads that wait use it too",
     )
     options = parser.parse_args(arguments)
-    here = Path(sys.executable)
-    wanted = [(here, "stsbp", mode) for mode in options.own]
+    interpreter = Path(sys.executable)
+    libraries = [(interpreter, "stsbp", mode) for mode in options.own]
     for peer in options.peers:
-        python = here if options.here else options.envs / peer / "bin" / "python"
-        wanted += [(python, peer, mode) for mode in (options.modes or PEERS[peer])]
+        python = interpreter if options.here else options.envs / peer / "bin" / "python"
+        libraries += [(python, peer, mode) for mode in (options.modes or PEERS[peer])]
     sizes = (options.steps, options.batch, options.inputs, options.neurons)
     problem = make_problem(*sizes, options.precision)
     logs = (options.out or Path("recurrent")).parent / "logs"
     loads = [os.getloadavg()[0]]
     clock = {"wall": "seconds", "cpu": "processor_seconds"}[options.clock]
-    records = compare(problem, wanted, rounds=options.rounds, patience=options.patience, logs=logs, clock=clock)
+    records = compare(problem, libraries, rounds=options.rounds, patience=options.patience, logs=logs, clock=clock)
     loads.append(os.getloadavg()[0])
     title = "T={} B={}, {} inputs, {} neurons".format(*sizes)
     print(f"\n{title}, {options.precision}, {options.clock} clock, load {loads[0]:.1f} and, after, {loads[1]:.1f}\n")

@@ -60,12 +60,12 @@ def peers_section(report: dict[str, Any], picture: str | None) -> str:
     """Tables of compare.py."""
     machine = report["machine"]
     settings = machine["settings"]
-    chosen = " ".join(f"--{name} {' '.join(settings[name])}" for name in ("own", "peers", "modes"))
-    command = f"nox -s bench_peers -- --data-dir D {chosen} --patience {settings['patience']:g}"
+    options = " ".join(f"--{name} {' '.join(settings[name])}" for name in ("own", "peers", "modes"))
+    command = f"nox -s bench_peers -- --data-dir D {options} --patience {settings['patience']:g}"
     lines = ["### Beside other libraries", "", origin(machine, command), f"Medians of {settings['rounds']} rounds."]
     for case in report["cases"]:
         lines += ["", f"**{case['case']}**: {case['network']}, data: {case['data']}", "", peers_table(case["records"])]
-        ours, peer = fastest(case["records"], own=True), fastest(case["records"], own=False)
+        ours, peer = fastest(case["records"], is_stsbp=True), fastest(case["records"], is_stsbp=False)
         if ours and peer:
             ratio = peer["seconds"]["median"] / ours["seconds"]["median"]
             other = f"{peer['name']} (mode *{peer['mode']}*), the fastest other library"
@@ -80,9 +80,9 @@ def label(record: dict[str, Any]) -> str:
     return "dense floor" if record["mode"] == "floor" else f"{record['name']} {record['mode']}"
 
 
-def fastest(records: list[dict[str, Any]], *, own: bool) -> dict[str, Any] | None:
+def fastest(records: list[dict[str, Any]], *, is_stsbp: bool) -> dict[str, Any] | None:
     """The fastest of stsbp, or of the others."""
-    timed = [r for r in records if not r["problem"] and r["mode"] != "floor" and (r["name"] == "stsbp") == own]
+    timed = [r for r in records if not r["problem"] and r["mode"] != "floor" and (r["name"] == "stsbp") == is_stsbp]
     return min(timed, key=lambda r: float(r["seconds"]["median"]), default=None)
 
 
@@ -100,7 +100,7 @@ def scaling_section(report: dict[str, Any]) -> str:
         f"An exponent of 1 means linear growth. Each time is the median of {machine['settings']['rounds']} rounds.",
         "",
     ]
-    return "\n".join([*lines, HEAD, *(table(found) for found in report["axes"])])
+    return "\n".join([*lines, HEAD, *(table(axis) for axis in report["axes"])])
 
 
 def crossover_section(report: dict[str, Any]) -> str:
@@ -121,8 +121,8 @@ def crossover_section(report: dict[str, Any]) -> str:
     for block in report["blocks"]:
         cells = []
         for name in names:
-            found = block["crossings"].get(name, "")
-            cells.append("never" if found is None else f"{found:.3f}" if found != "" else "-")
+            crossing = block["crossings"].get(name, "")
+            cells.append("never" if crossing is None else f"{crossing:.3f}" if crossing != "" else "-")
         lines.append(f"| {block['case']} {block['block']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -173,9 +173,9 @@ def main(results: Path = HERE / "results", page: Path = HERE.parent / "docs" / "
         elif path != peers:
             sections.append(backend_section(json.loads(path.read_text())))
     text = page.read_text()
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    page.write_text(before + BEGIN + "\n\n" + "\n\n".join(sections) + "\n\n" + END + after)
+    head, marked = text.split(BEGIN)
+    _, tail = marked.split(END)
+    page.write_text(head + BEGIN + "\n\n" + "\n\n".join(sections) + "\n\n" + END + tail)
 
 
 if __name__ == "__main__":

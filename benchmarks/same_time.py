@@ -53,7 +53,7 @@ class Samples:
     test: Split
     size: int
     seed: int
-    how: Augmentation
+    augmentation: Augmentation
 
     @property
     def per_epoch(self) -> int:
@@ -64,22 +64,22 @@ class Samples:
         """Write the batch of an update."""
         epoch, number = divmod(update, self.per_epoch)
         order = permutation(self.seed, Stream.SHUFFLE, len(self.train), step=epoch)
-        chosen = order[number * self.size : (number + 1) * self.size]
-        inputs = augment(self.train.inputs(chosen), chosen, seed=self.seed, epoch=epoch, how=self.how)
-        np.savez(path, inputs=inputs, labels=self.train.labels[chosen])
+        indices = order[number * self.size : (number + 1) * self.size]
+        inputs = augment(self.train.inputs(indices), indices, seed=self.seed, epoch=epoch, how=self.augmentation)
+        np.savez(path, inputs=inputs, labels=self.train.labels[indices])
 
     def accuracy(self, worker: Worker, path: Path) -> float:
         """Share of the test samples that a library classifies correctly."""
         correct = 0
         for first in range(0, len(self.test), self.size):
             # Every batch has the same size: the last one is filled with samples that do not count.
-            chosen: Int64 = np.arange(first, first + self.size) % len(self.test)
+            indices: Int64 = np.arange(first, first + self.size) % len(self.test)
             new = min(self.size, len(self.test) - first)
-            inputs: UInt8 = self.test.inputs(chosen)
-            labels = self.test.labels[chosen]
+            inputs: UInt8 = self.test.inputs(indices)
+            labels = self.test.labels[indices]
             np.savez(path, inputs=inputs, labels=labels)
-            found = worker.ask(f"classes {path}")["classes"]
-            correct += int((np.array(found[:new]) == labels[:new]).sum())
+            classes = worker.ask(f"classes {path}")["classes"]
+            correct += int((np.array(classes[:new]) == labels[:new]).sum())
         return correct / len(self.test)
 
 
@@ -150,23 +150,24 @@ def race(
     `tested` receives the records of all of them after each test.
     """
     path, began = folder / "batch.npz", time.perf_counter()
-    while any(each.seconds < budget for each in contenders):
-        for each in contenders:
-            each.train(samples, path, budget, turn)
-            if each.test(samples, path, budget):
+    while any(contender.seconds < budget for contender in contenders):
+        for contender in contenders:
+            contender.train(samples, path, budget, turn)
+            if contender.test(samples, path, budget):
                 tested([other.record(samples) for other in contenders])
-                done = sum(other.seconds for other in contenders) / (budget * len(contenders))
-                left = (time.perf_counter() - began) * (1 - done) / done
+                progress = sum(other.seconds for other in contenders) / (budget * len(contenders))
+                worker, (_, epoch, accuracy) = contender.worker, contender.tests[-1]
+                remaining = (time.perf_counter() - began) * (1 - progress) / progress
                 print(
-                    f"{each.worker.name} {each.worker.mode}  {each.seconds:.0f} of {budget:.0f} s  epoch "
-                    f"{each.tests[-1][1]:.1f}  accuracy {each.tests[-1][2]:.2%}  left {time_text(max(0.0, left))}",
+                    f"{worker.name} {worker.mode}  {contender.seconds:.0f} of {budget:.0f} s  epoch "
+                    f"{epoch:.1f}  accuracy {accuracy:.2%}  left {time_text(max(0.0, remaining))}",
                     file=sys.stderr,
                     flush=True,
                 )
             time.sleep(0.02)  # its threads may spin for some milliseconds more
 
 
-def start(problem_path: Path, wanted: list[tuple[Path, str, str]], logs: Path, patience: float) -> list[Worker]:
+def start(problem_path: Path, libraries: list[tuple[Path, str, str]], logs: Path, patience: float) -> list[Worker]:
     """Start the process of each `(python, name, mode)`, and wait until it is warm.
 
     Raises:
@@ -174,7 +175,7 @@ def start(problem_path: Path, wanted: list[tuple[Path, str, str]], logs: Path, p
     """
     logs.mkdir(parents=True, exist_ok=True)
     workers: list[Worker] = []
-    for python, name, mode in wanted:
+    for python, name, mode in libraries:
         log = logs / f"same-time-{name}-{mode}.log"
         worker = Worker.prepared(python, name, mode, problem_path, log, patience=patience)
         if worker.problem is not None:
@@ -197,10 +198,10 @@ def table(records: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for r in records:
-        found = [100 * accuracy for _, _, accuracy in r["tests"]]
+        accuracies = [100 * accuracy for _, _, accuracy in r["tests"]]
         lines.append(
             f"| {r['name']} {r['versions'].get(r['name'], '')} | {r['mode']} | {r['lr']:g} | {r['seconds']:.0f} | "
-            f"{r['epochs']:.1f} | {found[-1]:.2f} | {' '.join(f'{x:.1f}' for x in found)} |"
+            f"{r['epochs']:.1f} | {accuracies[-1]:.2f} | {' '.join(f'{x:.1f}' for x in accuracies)} |"
         )
     return "\n".join(lines)
 
@@ -220,7 +221,7 @@ def rates_of(texts: list[str]) -> dict[str, float]:
 def samples_of(case: Case, config: RunConfig) -> tuple[Samples, str]:
     """Samples of a case, and what its test samples are."""
     data = load_data(config)
-    test, what = (data.test, "test") if data.validation is None else (data.validation, "validation")
+    test, split_name = (data.test, "test") if data.validation is None else (data.validation, "validation")
     if not len(test):
         raise StsbpError(f"{case.dataset} has no test samples here; hold some out with --validation N")
     if len(data.train) < config.batch_size:
@@ -228,15 +229,15 @@ def samples_of(case: Case, config: RunConfig) -> tuple[Samples, str]:
     train, size = data.train, config.batch_size
     return Samples(
         train, test, size, config.seed, build_augmentation(config)
-    ), f"{len(train)} training and {len(test)} {what} samples"
+    ), f"{len(train)} training and {len(test)} {split_name} samples"
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Read the command line, train, print a table, write JSON."""
     parser = parser_of(__doc__, "device", "scale", "data-dir", "out", out=HERE / "results" / "same-time.json")
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--envs", type=Path, help="folder of the peers' environments, one a name")
-    where.add_argument("--here", action="store_true", help="the peers are installed beside stsbp")
+    location = parser.add_mutually_exclusive_group(required=True)
+    location.add_argument("--envs", type=Path, help="folder of the peers' environments, one a name")
+    location.add_argument("--here", action="store_true", help="the peers are installed beside stsbp")
     parser.add_argument("--case", default="CIFAR-10", choices=list(EVERY), help="network and data set")
     parser.add_argument("--peers", nargs="*", default=["spikingjelly"], help="other libraries")
     parser.add_argument("--mode", default="neuron", help="mode of the peers on PyTorch: see peers/torch_network.py")
@@ -250,23 +251,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--patience", type=float, default=600, help="seconds for a library to compile and warm up")
     options = parser.parse_args(arguments)
     rates, case = rates_of(options.lr), EVERY[options.case]
-    here = Path(sys.executable)
-    wanted = [(here, "stsbp", mode) for mode in options.own]
-    wanted += [
-        (here if options.here else options.envs / peer / "bin" / "python", peer, options.mode) for peer in options.peers
+    interpreter = Path(sys.executable)
+    libraries = [(interpreter, "stsbp", mode) for mode in options.own]
+    libraries += [
+        (interpreter if options.here else options.envs / peer / "bin" / "python", peer, options.mode)
+        for peer in options.peers
     ]
-    names = {name for _, name, _ in wanted}
+    names = {name for _, name, _ in libraries}
     if unknown := sorted(set(rates) - names):
         raise StsbpError(f"--lr names {', '.join(unknown)}, but only {', '.join(sorted(names))} train")
-    chosen = {"seed": options.seed, "limit": options.samples or 0, "validation": options.validation or 0}
+    overrides = {"seed": options.seed, "limit": options.samples or 0, "validation": options.validation or 0}
     config = case.config(options.scale).model_copy(
-        update={**chosen, "data_dir": str(options.data_dir) if options.data_dir else ""}
+        update={**overrides, "data_dir": str(options.data_dir) if options.data_dir else ""}
     )
-    samples, what = samples_of(case, config)
+    samples, description = samples_of(case, config)
     problem, _ = make_problem(
         case, scale=options.scale, data_dir=options.data_dir, device=options.device, seed=options.seed
     )
-    settings = {**chosen, "minutes": options.minutes, "turn": options.turn, "device": options.device}
+    settings = {**overrides, "minutes": options.minutes, "turn": options.turn, "device": options.device}
     report: dict[str, Any] = {
         "format": 1,
         "machine": describe(open_backend("numpy"), {**settings, "allocator": ALLOCATOR}),
@@ -274,10 +276,10 @@ def main(arguments: list[str] | None = None) -> None:
     report |= {
         "case": case.name,
         "network": f"{case.net}-10 T={case.steps} B={samples.size}",
-        "data": what,
+        "data": description,
         "records": [],
     }
-    print(f"{case.name}: {report['network']}, {what}", file=sys.stderr, flush=True)
+    print(f"{case.name}: {report['network']}, {description}", file=sys.stderr, flush=True)
 
     def tested(records: list[dict[str, Any]]) -> None:
         report["records"] = records
@@ -285,7 +287,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         problem.write(Path(folder) / "problem.npz")
-        workers = start(Path(folder) / "problem.npz", wanted, options.out.parent / "logs", options.patience)
+        workers = start(Path(folder) / "problem.npz", libraries, options.out.parent / "logs", options.patience)
         contenders = [Contender(worker, rates.get(worker.name, config.lr)) for worker in workers]
         race(contenders, samples, Path(folder), budget=60 * options.minutes, turn=options.turn, tested=tested)
         stop(workers)

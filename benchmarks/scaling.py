@@ -72,8 +72,8 @@ def make_step(backend: AbstractBackend, size: dict[str, float], memory: str = "f
     side = SIDE if "N" not in size else max(4, 4 * round(math.sqrt(size["N"] / size["depth"] / channels) / 4))
     net = "-".join([f"{channels}C3p1"] * int(size["depth"]) + ["P4"])
     inputs = Inputs((2, side, side), "events", tuple("0123456789"))
-    chosen = {"dataset": "nmnist", "net": net, "steps": steps, "batch_size": batch, "lr": 1e-9, "memory": memory}
-    task = build_task(resolve([SettingsSource("benchmark", chosen)]), inputs, backend)
+    settings = {"dataset": "nmnist", "net": net, "steps": steps, "batch_size": batch, "lr": 1e-9, "memory": memory}
+    task = build_task(resolve([SettingsSource("benchmark", settings)]), inputs, backend)
     random = np.random.default_rng(0)
     shape = (batch, 2, side, side)
     frames = np.stack([random.random(shape, np.float32) < size["density"] for _ in range(steps)]).view(np.uint8)
@@ -84,22 +84,22 @@ def make_step(backend: AbstractBackend, size: dict[str, float], memory: str = "f
     return BenchmarkRun(task, [Batch(frames, targets)], scaled)
 
 
-def one(backend: AbstractBackend, size: dict[str, float], memory: str, *, rounds: int) -> dict[str, Any]:
+def measure_size(backend: AbstractBackend, size: dict[str, float], memory: str, *, rounds: int) -> dict[str, Any]:
     """Times of the step on a size, and the most memory that it took besides the batch, in this process."""
     step = make_step(backend, size, memory)
     (batch,) = step.batches
     step(Batch(unpacked(batch.inputs)[:, :4].copy(), batch.targets[:, :4].copy()))
-    watched = next(iter(step.state.weights.values()))
-    before = reset_peak_memory(watched)
+    some_weights = next(iter(step.state.weights.values()))
+    start_bytes = reset_peak_memory(some_weights)
     seconds = list[float]()
     for _ in range(1 + rounds):
         began = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - began)
-    peak = peak_memory(watched)
+    peak = peak_memory(some_weights)
     return {
         "seconds": Timing(tuple(seconds[1:])).to_json(),
-        "peak_bytes": None if peak is None or before is None else peak - before,
+        "peak_bytes": None if peak is None or start_bytes is None else peak - start_bytes,
         "kept_bytes": kept_bytes(step.task.network, int(size["T"])) * int(size["B"]),
         "rates": step.rates,
     }
@@ -108,19 +108,24 @@ def one(backend: AbstractBackend, size: dict[str, float], memory: str, *, rounds
 def measure_large(options: argparse.Namespace, axis: str) -> dict[str, Any]:
     """Times and memory along an axis of `LARGE`, each size in a process of its own."""
     base, values = LARGE[axis]
-    found: list[dict[str, Any]] = []
+    measurements: list[dict[str, Any]] = []
     for value in values:
         size = json.dumps(base | {axis: value})
         command = [sys.executable, __file__, "--backend", options.backend, "--memory", options.memory, "--one", size]
         command += ["--rounds", str(options.rounds), *(["--device", options.device] if options.device else [])]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode != 0:
-            last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}, no message"]
+        process = subprocess.run(command, capture_output=True, text=True)
+        if process.returncode != 0:
+            last = process.stderr.strip().splitlines()[-1:] or [f"exit code {process.returncode}, no message"]
             raise StsbpError(f"the process that measures {axis} = {value:g} failed: {last[0]}")
-        found.append(json.loads(done.stdout.splitlines()[-1]))
-        print(f"{axis} = {value:g}: {found[-1]['seconds']['median']:.3g} s", file=sys.stderr)
+        measurements.append(json.loads(process.stdout.splitlines()[-1]))
+        print(f"{axis} = {value:g}: {measurements[-1]['seconds']['median']:.3g} s", file=sys.stderr)
     names = ("seconds", "peak_bytes", "kept_bytes", "rates")
-    return {"axis": axis, "base": base, "values": list(values), **{name: [x[name] for x in found] for name in names}}
+    return {
+        "axis": axis,
+        "base": base,
+        "values": list(values),
+        **{name: [x[name] for x in measurements] for name in names},
+    }
 
 
 def exponent(sizes: list[float], seconds: list[float]) -> float:
@@ -145,13 +150,13 @@ def measure(backend: AbstractBackend, axis: str, *, rounds: int, shrink: int = 1
         "seconds": [timing.to_json() for timing in times.values()],
         "rates": [step.rates for step in steps],
         "exponent": exponent(values, medians),
-        "local": between(values, medians),
+        "local": local_exponents(values, medians),
     }
 
 
-def between(sizes: list[float], found: list[float]) -> list[float]:
+def local_exponents(sizes: list[float], times: list[float]) -> list[float]:
     """Exponents between neighbours."""
-    pairs = zip(found, found[1:], sizes, sizes[1:], strict=False)
+    pairs = zip(times, times[1:], sizes, sizes[1:], strict=False)
     return [math.log(b / a) / math.log(y / x) for a, b, x, y in pairs]
 
 
@@ -165,42 +170,50 @@ def line(sizes: list[float], seconds: list[float]) -> tuple[float, float, float]
 LARGE_HEAD = "| axis | size | ms per step | quartiles | exponent | peak MB | x kept |\n|---|---|---|---|---|---|---|"
 
 
-def large_table(found: dict[str, Any]) -> str:
+def large_table(report: dict[str, Any]) -> str:
     """Lines of Markdown below `LARGE_HEAD`: one for each size, and one for the straight lines through all of them.
 
     The exponent is that between the size and the one before.
     """
-    axis, values, known = found["axis"], found["values"], None not in found["peak_bytes"]
-    times = [{name: 1e3 * s[name] for name in ("median", "low", "high")} for s in found["seconds"]]
-    medians = [each["median"] for each in times]
-    local = ["", *(f"{x:.2f}" for x in between(values, medians))]
-    mb = [peak / 1e6 for peak in found["peak_bytes"]] if known else []
+    axis, values, has_memory = report["axis"], report["values"], None not in report["peak_bytes"]
+    times = [{name: 1e3 * s[name] for name in ("median", "low", "high")} for s in report["seconds"]]
+    medians = [timing["median"] for timing in times]
+    local = ["", *(f"{x:.2f}" for x in local_exponents(values, medians))]
+    mb = [peak / 1e6 for peak in report["peak_bytes"]] if has_memory else []
     lines = []
-    for i, (value, each) in enumerate(zip(values, times, strict=True)):
-        cells = [axis, f"{value:,.0f}", f"{each['median']:.4g}", f"{each['low']:.4g} - {each['high']:.4g}", local[i]]
-        cells += [f"{mb[i]:.0f}", f"{1e6 * mb[i] / found['kept_bytes'][i]:.2f}"] if known else ["not known here", ""]
+    for i, (value, timing) in enumerate(zip(values, times, strict=True)):
+        cells = [
+            axis,
+            f"{value:,.0f}",
+            f"{timing['median']:.4g}",
+            f"{timing['low']:.4g} - {timing['high']:.4g}",
+            local[i],
+        ]
+        cells += (
+            [f"{mb[i]:.0f}", f"{1e6 * mb[i] / report['kept_bytes'][i]:.2f}"] if has_memory else ["not known here", ""]
+        )
         lines.append(f"| {' | '.join(cells)} |")
-    straight = straight_line(axis, values, mb) if known else ""
+    straight = straight_line(axis, values, mb) if has_memory else ""
     lines.append(f"| {axis} | straight line | {straight_line(axis, values, medians)} | | | {straight} | |")
     return "\n".join(lines)
 
 
-def straight_line(axis: str, values: list[float], found: list[float]) -> str:
+def straight_line(axis: str, values: list[float], times: list[float]) -> str:
     """The line through the values, in words."""
-    fixed, slope, worst = line(values, found)
+    fixed, slope, worst = line(values, times)
     return f"{fixed:.3g} + {slope:.3g} {axis}, within {worst:.0%}"
 
 
 HEAD = "| axis | value: ms per step | exponent | between neighbours | straight line, ms |\n|---|---|---|---|---|"
 
 
-def table(found: dict[str, Any]) -> str:
+def table(report: dict[str, Any]) -> str:
     """A line of Markdown below `HEAD`."""
-    ms = [1e3 * s["median"] for s in found["seconds"]]
-    cells = (f"{v:g}: {x:.1f}" for v, x in zip(found["values"], ms, strict=True))
-    local = " ".join(f"{x:.2f}" for x in found["local"])
-    straight = straight_line(found["axis"], found["values"], ms)
-    return f"| {found['axis']} | {', '.join(cells)} | {found['exponent']:.2f} | {local} | {straight} |"
+    ms = [1e3 * s["median"] for s in report["seconds"]]
+    cells = (f"{v:g}: {x:.1f}" for v, x in zip(report["values"], ms, strict=True))
+    local = " ".join(f"{x:.2f}" for x in report["local"])
+    straight = straight_line(report["axis"], report["values"], ms)
+    return f"| {report['axis']} | {', '.join(cells)} | {report['exponent']:.2f} | {local} | {straight} |"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -219,7 +232,7 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     backend = open_backend(options.backend, options.device)
     if options.one:
-        print(json.dumps(one(backend, options.one, options.memory, rounds=options.rounds)))
+        print(json.dumps(measure_size(backend, options.one, options.memory, rounds=options.rounds)))
         return
     settings = {"rounds": options.rounds, "shrink": options.shrink, "base": BASE, "rate": RATE}
     settings |= {"memory": options.memory} if options.large else {}
@@ -227,11 +240,11 @@ def main(arguments: list[str] | None = None) -> None:
     print(LARGE_HEAD if options.large else HEAD)
     for axis in options.axes or axes:
         if options.large:
-            found = measure_large(options, axis)
+            measured = measure_large(options, axis)
         else:
-            found = measure(backend, axis, rounds=options.rounds, shrink=options.shrink)
-        print(large_table(found) if options.large else table(found), flush=True)
-        report["axes"].append(found)
+            measured = measure(backend, axis, rounds=options.rounds, shrink=options.shrink)
+        print(large_table(measured) if options.large else table(measured), flush=True)
+        report["axes"].append(measured)
     write_report(report, options.out)
 
 

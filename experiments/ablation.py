@@ -69,11 +69,11 @@ class Result(NamedTuple):
 def run(row: str, seed: int, options: Sequence[str], out: Path) -> Result:
     """Train once, or go on with what was begun."""
     folder = out / f"{re.sub('[^a-z0-9]+', '-', row.lower()).strip('-')}-{seed}"
-    chosen = [*options, *ROWS[BASE], *ROWS[row]]
-    command = ["stsbp", "--backend", "torch", "train", "cifar10", "--seed", str(seed), *chosen]
-    done = subprocess.run([*command, "--out", str(folder), "--resume"], stdout=subprocess.DEVNULL, check=False)
-    if done.returncode:
-        raise SystemExit(f"failed with exit code {done.returncode}: {' '.join(command)}")
+    row_options = [*options, *ROWS[BASE], *ROWS[row]]
+    command = ["stsbp", "--backend", "torch", "train", "cifar10", "--seed", str(seed), *row_options]
+    process = subprocess.run([*command, "--out", str(folder), "--resume"], stdout=subprocess.DEVNULL, check=False)
+    if process.returncode:
+        raise SystemExit(f"failed with exit code {process.returncode}: {' '.join(command)}")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     epochs = [line for line in lines if line["kind"] == "epoch"]
     tested = [line for line in lines if line["kind"] == "evaluation" and line["split"] == "validation"]
@@ -98,18 +98,18 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
-    given = parser.parse_args()
-    if given.validation < 1:
+    arguments = parser.parse_args()
+    if arguments.validation < 1:
         parser.error("the table is of validation samples: give --validation 1 or more")
-    options = ["--data-dir", given.data_dir, "--net", given.net, "--log-every", "1", "--test-every", "0"]
+    options = ["--data-dir", arguments.data_dir, "--net", arguments.net, "--log-every", "1", "--test-every", "0"]
     for name in ("limit", "validation", "epochs", "threads"):
-        options += [f"--{name}", str(getattr(given, name))]
+        options += [f"--{name}", str(getattr(arguments, name))]
     print(
         "| what differs from the base | validation % | training % | least rate of a layer, first update | "
         "last epoch |\n|---|---|---|---|---|"
     )
-    for row in given.rows:
-        results = [run(row, seed, options, given.out) for seed in given.seeds]
+    for row in arguments.rows:
+        results = [run(row, seed, options, arguments.out) for seed in arguments.seeds]
         means = Result(*(statistics.mean(figures) for figures in zip(*results, strict=True)))
         accuracies = f" ({', '.join(f'{r.validation:.1f}' for r in results)})" if len(results) > 1 else ""
         print(

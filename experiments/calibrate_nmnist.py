@@ -81,8 +81,8 @@ def frames(recordings: Sequence[SaccadeEvents]) -> Any:
 def events(recordings: Sequence[SaccadeEvents], *bins: int) -> Any:
     """Events of each recording, `[n, ...]`, by what `bins` keeps: 1 polarity, 2 saccade, 3 row, 4 column."""
     counts = np.zeros((len(recordings), 2, 3, 34, 34))
-    for own, (x, y, p, t) in zip(counts, recordings, strict=True):
-        np.add.at(own, (p, np.clip(np.searchsorted(SACCADES_US, t, "right") - 1, 0, 2), y, x), 1)
+    for recording_counts, (x, y, p, t) in zip(counts, recordings, strict=True):
+        np.add.at(recording_counts, (p, np.clip(np.searchsorted(SACCADES_US, t, "right") - 1, 0, 2), y, x), 1)
     return counts.sum(axis=tuple(axis for axis in (1, 2, 3, 4) if axis not in bins))
 
 
@@ -110,37 +110,39 @@ def alone(active: Any) -> float:
     """Share of the active pixels of frames that have no active neighbour in their own frame and polarity."""
     padded = np.pad(active, ((0, 0), (0, 0), (0, 0), (1, 1), (1, 1)))
     shifts = [shift for shift in itertools.product(range(3), repeat=2) if shift != (1, 1)]
-    beside = np.any([padded[..., row : row + 34, column : column + 34] for row, column in shifts], axis=0)
-    return float((active & ~beside).sum() / active.sum())
+    has_neighbour = np.any([padded[..., row : row + 34, column : column + 34] for row, column in shifts], axis=0)
+    return float((active & ~has_neighbour).sum() / active.sum())
 
 
 def speckle(recordings: Sequence[SaccadeEvents]) -> float:
     """How far a pixel's mean events are from the mean of its neighbours, in shares; the median where there are many."""
     mean = events(recordings, 3, 4).mean(axis=0)
-    around = sum(np.roll(mean, shift, (0, 1)) for shift in ((0, 1), (1, 0), (0, -1), (-1, 0))) / 4
+    neighbour_mean = sum(np.roll(mean, shift, (0, 1)) for shift in ((0, 1), (1, 0), (0, -1), (-1, 0))) / 4
     many = mean > mean.max() / 3
-    return float(np.median(np.abs(mean[many] / around[many] - 1)))
+    return float(np.median(np.abs(mean[many] / neighbour_mean[many] - 1)))
 
 
 def intervals(recordings: Sequence[SaccadeEvents]) -> tuple[float, float, float]:
     """Milliseconds: what 1 % of the intervals between a pixel's events are below, and the median time from a pixel's
     first to its last event in a saccade where there are three or more, OFF and ON."""
-    between: list[Any] = []
+    gaps: list[Any] = []
     spans: tuple[list[Any], list[Any]] = [], []
     for x, y, p, t in recordings:
         pixel = 34 * y + x
         order = np.lexsort((t, pixel))
-        between.append(np.diff(t[order])[np.diff(pixel[order]) == 0])
+        gaps.append(np.diff(t[order])[np.diff(pixel[order]) == 0])
         part = np.searchsorted(SACCADES_US, t, "right")
-        for polarity, found in enumerate(spans):
-            kept = p == polarity
-            _, group, count = np.unique(4 * pixel[kept] + part[kept], return_inverse=True, return_counts=True)
+        for polarity, durations in enumerate(spans):
+            of_polarity = p == polarity
+            _, group, count = np.unique(
+                4 * pixel[of_polarity] + part[of_polarity], return_inverse=True, return_counts=True
+            )
             first, last = np.full(len(count), t.max()), np.zeros(len(count), dtype=np.int64)
-            np.minimum.at(first, group, t[kept])
-            np.maximum.at(last, group, t[kept])
-            found.append((last - first)[count >= 3])
-    off, on = (float(np.median(np.concatenate(found))) for found in spans)
-    return float(np.percentile(np.concatenate(between), 1)) / 1000, off / 1000, on / 1000
+            np.minimum.at(first, group, t[of_polarity])
+            np.maximum.at(last, group, t[of_polarity])
+            durations.append((last - first)[count >= 3])
+    off, on = (float(np.median(np.concatenate(durations))) for durations in spans)
+    return float(np.percentile(np.concatenate(gaps), 1)) / 1000, off / 1000, on / 1000
 
 
 def table(real: list[SaccadeEvents], simulated: dict[str, list[SaccadeEvents]]) -> list[str]:
@@ -165,10 +167,10 @@ def table(real: list[SaccadeEvents], simulated: dict[str, list[SaccadeEvents]]) 
         if name == "real":
             against = ["1", "0", "1", "1"]
         else:
-            apart = np.abs(profile(recordings) / profile(recordings).sum() - real_profile / real_profile.sum())
+            difference = np.abs(profile(recordings) / profile(recordings).sum() - real_profile / real_profile.sum())
             against = [
                 f"{np.corrcoef(real_counts, events(recordings))[0, 1]:.3f}",
-                f"{apart.sum() / 2:.3f}",
+                f"{difference.sum() / 2:.3f}",
                 f"{correlation(real_maps, events(recordings, 1, 2, 3, 4)):.3f}",
                 f"{overlap(real_frames, active):.3f}",
             ]
@@ -226,8 +228,8 @@ def fit_optics(pairs: Pairs, iterations: int) -> SaccadeCamera:
     window, border, batch, reach = 4, 6, 24, 4
     torch.manual_seed(0)
     net = np.zeros((len(pairs.numbers), KNOTS, 34, 34), dtype=np.int16)
-    for own, (x, y, p, t) in zip(net, pairs.recordings, strict=True):
-        np.add.at(own, (np.minimum(t // KNOT_US + 1, KNOTS - 1), y, x), np.where(p == 1, 1, -1))
+    for recording_net, (x, y, p, t) in zip(net, pairs.recordings, strict=True):
+        np.add.at(recording_net, (np.minimum(t // KNOT_US + 1, KNOTS - 1), y, x), np.where(p == 1, 1, -1))
     # The picture is dark on bright, so an ON event says that less of the digit covers the pixel.
     measured = torch.from_numpy(np.cumsum(net, axis=1, dtype=np.int16))
     images = torch.from_numpy(pairs.images.astype(np.float32) / 255)
@@ -265,8 +267,8 @@ def fit_optics(pairs: Pairs, iterations: int) -> SaccadeCamera:
     for iteration in range(iterations):
         chosen = torch.randint(len(images), (batch,))
         light, sums = log_intensity(images[chosen]) * gain.exp(), measured[chosen].float()
-        seen, told = light[:, window:] - light[:, :-window], sums[:, window:] - sums[:, :-window]
-        loss = ((seen - told) ** 2).mean() / (told**2).mean()
+        predicted, observed = light[:, window:] - light[:, :-window], sums[:, window:] - sums[:, :-window]
+        loss = ((predicted - observed) ** 2).mean() / (observed**2).mean()
         bend = (knots[2:] - 2 * knots[1:-1] + knots[:-2]).square().sum()
         optimizer.zero_grad()
         (loss + 0.0005 * bend).backward()
@@ -312,14 +314,14 @@ def fit_sensor(camera: SaccadeCamera, pairs: Pairs) -> SaccadeCamera:
     real_active, real_alone, real_speckle = real.sum((0, 3, 4)), alone(real), speckle(pairs.recordings)
 
     def cost(candidate: SaccadeCamera) -> float:
-        one, again = (simulate(dataclasses.replace(candidate, seed=seed), pairs) for seed in (0, 1))
+        one, repeated = (simulate(dataclasses.replace(candidate, seed=seed), pairs) for seed in (0, 1))
         active = frames(one)
         terms = (
             ((events(one, 1, 2).mean(axis=0) / real_events - 1) ** 2).mean(),
             ((active.sum((0, 3, 4)) - real_active) ** 2).mean() / real_active.mean() ** 2,
             (alone(active) / real_alone - 1) ** 2 / 10,
             (speckle(one) / real_speckle - 1) ** 2 / 10,
-            (overlap(active, frames(again)) - overlap(active, real)) ** 2,
+            (overlap(active, frames(repeated)) - overlap(active, real)) ** 2,
         )
         print(", ".join(f"{term:.4f}" for term in terms), flush=True)
         return float(sum(terms))
@@ -331,8 +333,8 @@ def fit_sensor(camera: SaccadeCamera, pairs: Pairs) -> SaccadeCamera:
             for sign in (1, -1):
                 moved = round(getattr(camera, name) + sign * step, 4)
                 candidate = dataclasses.replace(camera, **{name: moved})
-                if moved >= 0 and (found := cost(candidate)) < best:
-                    camera, best = candidate, found
+                if moved >= 0 and (cost_of_candidate := cost(candidate)) < best:
+                    camera, best = candidate, cost_of_candidate
                     print(f"{name} {moved}: {best:.4f}", flush=True)
                     break
         steps = {name: step * 0.6 for name, step in steps.items()}
@@ -346,23 +348,23 @@ def main() -> None:
     parser.add_argument("--fit", action="store_true", help="fit a camera and print it (minutes)")
     parser.add_argument("--iterations", type=int, default=600, help="of the gradient descent")
     parser.add_argument("--picture", type=Path, help="draw profiles and frames into this file")
-    given = parser.parse_args()
-    pairs = read_pairs(given.data_dir)
+    arguments = parser.parse_args()
+    pairs = read_pairs(arguments.data_dir)
     camera = CAMERA
-    if given.fit:
+    if arguments.fit:
         fitted = pairs.some(slice(FITTED))
         off, on = noise_rates(fitted)
-        camera = dataclasses.replace(fit_optics(fitted, given.iterations), noise_off=off, noise_on=on)
+        camera = dataclasses.replace(fit_optics(fitted, arguments.iterations), noise_off=off, noise_on=on)
         print(camera)
         camera = fit_sensor(camera, fitted.some(slice(None, None, 7)))
         print(f"rows in 1/64 pixel: {[round(64 * place.row) for place in camera.path]}")
         print(f"columns in 1/64 pixel: {[round(64 * place.column) for place in camera.path]}")
         print(dataclasses.replace(camera, path=()))
-    rest = pairs.some(slice(FITTED, None))
-    simulated = {"before": simulate(SaccadeCamera(), rest), "after": simulate(camera, rest)}
-    print("\n".join(table(rest.recordings, simulated)))
-    if given.picture is not None:
-        draw(given.picture, rest, simulated)
+    held_out = pairs.some(slice(FITTED, None))
+    simulated = {"before": simulate(SaccadeCamera(), held_out), "after": simulate(camera, held_out)}
+    print("\n".join(table(held_out.recordings, simulated)))
+    if arguments.picture is not None:
+        draw(arguments.picture, held_out, simulated)
 
 
 if __name__ == "__main__":

@@ -40,31 +40,31 @@ SEED = 77
 def cut(split: Split, fold: int) -> tuple[Subset, Subset]:
     """What a network is trained on, and the fold, equally many samples of each class in it."""
     indices, size = np.arange(len(split)), len(split) // FOLDS
-    rest, part = Subset(split, indices), indices
+    remaining, part = Subset(split, indices), indices
     for k in range(fold + 1):
         if k == FOLDS - 1:
-            part = rest.indices
+            part = remaining.indices
         else:
-            kept, held = hold_out(rest, size, seed=SEED + k)
-            rest, part = Subset(split, rest.indices[kept.indices]), rest.indices[held.indices]
+            kept_samples, held = hold_out(remaining, size, seed=SEED + k)
+            remaining, part = Subset(split, remaining.indices[kept_samples.indices]), remaining.indices[held.indices]
     return Subset(split, np.setdiff1d(indices, part)), Subset(split, part)
 
 
 def log_loss(distances: AnyArray, labels: Int64) -> float:
     """Least mean of minus the log probability of the class, from distances `[n, K]`, over the scales of the softmax."""
     d = distances - distances.min(axis=1, keepdims=True)
-    own = d[np.arange(len(labels)), labels]
+    class_distance = d[np.arange(len(labels)), labels]
     scales = np.geomspace(0.02, 50, 60) / max(float(distances.std()), 1e-9)
-    return min(float((np.log(np.exp(-s * d).sum(axis=1)) + s * own).mean()) for s in scales)
+    return min(float((np.log(np.exp(-s * d).sum(axis=1)) + s * class_distance).mean()) for s in scales)
 
 
 def test(task: Task, state: TrainState, split: Split) -> tuple[float, float]:
     """Accuracy of the nearest label sequence in percent, and the log loss."""
-    found = []
+    batches = []
     for i in range(0, len(split), 60):
         batch, _ = task.batch(split, np.arange(i, min(i + 60, len(split))))
-        found.append(task.distances(task.trainer.predict(state, batch.inputs, task.config.steps).spikes))
-    distances = np.concatenate(found).astype(np.float64)
+        batches.append(task.distances(task.trainer.predict(state, batch.inputs, task.config.steps).spikes))
+    distances = np.concatenate(batches).astype(np.float64)
     return 100 * float((nearest_sequence(distances) == split.labels).mean()), log_loss(distances, split.labels)
 
 
@@ -76,18 +76,18 @@ def main() -> None:
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--folds", nargs="+", type=int, default=[0, 1], choices=range(FOLDS), metavar="K")
     parser.add_argument("--out", type=Path, default=Path("runs/folds"))
-    given = parser.parse_intermixed_args()
+    arguments = parser.parse_intermixed_args()
     try:
-        asked = tomllib.loads("\n".join(given.settings))
+        settings = tomllib.loads("\n".join(arguments.settings))
     except tomllib.TOMLDecodeError as error:
         parser.error(f"settings are NAME=VALUE as in TOML, for example loss='\"hamming\"': {error}")
-    values = {"dataset": given.dataset, "data_dir": given.data_dir, "test_every": 0, "threads": 1, **asked}
+    values = {"dataset": arguments.dataset, "data_dir": arguments.data_dir, "test_every": 0, "threads": 1, **settings}
     try:
         config = resolve([SettingsSource("command line", values)])
     except ConfigError as error:
         parser.error(str(error))
     try:
-        compare(config, given.folds, given.out, " ".join(given.settings) or "preset")
+        compare(config, arguments.folds, arguments.out, " ".join(arguments.settings) or "preset")
     except Stopped as stopped:
         print(f"{stopped} and saved; the same command goes on", file=sys.stderr)
         sys.exit(stopped.exit_code)
@@ -97,16 +97,16 @@ def main() -> None:
 
 def compare(config: RunConfig, folds: Sequence[int], out: Path, settings: str) -> None:
     """Train on the complement of each fold, or go on, and print a row for each."""
-    backend, whole = open_backend("torch"), load_data(config)
-    if whole.inputs.sequences:
+    backend, full_data = open_backend("torch"), load_data(config)
+    if full_data.inputs.sequences:
         raise ConfigError(f"the samples of {config.dataset} have no classes, so neither accuracy nor log loss")
-    if len(whole.train) < FOLDS * len(whole.inputs.classes):
-        raise ConfigError(f"{len(whole.train)} training samples are too few for {FOLDS} folds")
+    if len(full_data.train) < FOLDS * len(full_data.inputs.classes):
+        raise ConfigError(f"{len(full_data.train)} training samples are too few for {FOLDS} folds")
     print("| fold | settings | accuracy % | log loss |\n|---|---|---|---|", flush=True)
     for fold in folds:
-        kept, held = cut(whole.train, fold)
-        data, folder = Data(whole.dataset, kept, None, held), RunFolder(out / f"fold-{fold}")
-        task = build_task(config, data.inputs, backend, len(kept))
+        train_split, held = cut(full_data.train, fold)
+        data, folder = Data(full_data.dataset, train_split, None, held), RunFolder(out / f"fold-{fold}")
+        task = build_task(config, data.inputs, backend, len(train_split))
         if folder.is_run and folder.read_config().digest() != config.digest():
             raise ConfigError(f"{folder.path} was begun with other settings; choose another --out")
         saved = checkpoint.load(folder.path, "last") if folder.has_checkpoint else None

@@ -25,9 +25,9 @@ from stsbp_spec.registry import open_backend
 BATCH = 100
 
 
-def shares(found: Evaluation) -> str:
+def shares(evaluation: Evaluation) -> str:
     """Accuracy in percent."""
-    return f"{100 * np.trace(found.confusion) / found.confusion.sum():.2f}"
+    return f"{100 * np.trace(evaluation.confusion) / evaluation.confusion.sum():.2f}"
 
 
 def test(trained: Trained, data_dir: Path) -> tuple[dict[str, Evaluation], list[str]]:
@@ -46,10 +46,10 @@ def test(trained: Trained, data_dir: Path) -> tuple[dict[str, Evaluation], list[
         "real": real,
         "real, not fitted on": Subset(real, np.flatnonzero(numbers >= FITTED)),
     }
-    found = {name: evaluate(trained.task, trained.state, split, BATCH) for name, split in sets.items()}
-    confusion = found["real"].confusion
-    wrong = [f"{row.sum() - row[k]} of {row.sum()}" for k, row in enumerate(confusion)]
-    return found, wrong
+    evaluations = {name: evaluate(trained.task, trained.state, split, BATCH) for name, split in sets.items()}
+    confusion = evaluations["real"].confusion
+    misread = [f"{row.sum() - row[k]} of {row.sum()}" for k, row in enumerate(confusion)]
+    return evaluations, misread
 
 
 def main() -> None:
@@ -57,18 +57,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--data-dir", type=Path, required=True)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     backend = open_backend("torch")
     rows, classes = [], []
-    for run in given.runs:
+    for run in arguments.runs:
         trained = load_trained(RunFolder(run), "last", backend)
         config = trained.settings
-        found, wrong = test(trained, given.data_dir)
-        sizes = {name: int(evaluation.confusion.sum()) for name, evaluation in found.items()}
+        evaluations, misread = test(trained, arguments.data_dir)
+        sizes = {name: int(evaluation.confusion.sum()) for name, evaluation in evaluations.items()}
         digits = f"{config.limit:,}" if config.limit else "all"
-        accuracies = " | ".join(map(shares, found.values()))
+        accuracies = " | ".join(map(shares, evaluations.values()))
         rows.append(f"| {config.loss} | {digits} | {config.epochs} | {config.seed} | {accuracies} |")
-        classes.append(f"| {config.loss}, {digits}, seed {config.seed} | {' | '.join(wrong)} |")
+        classes.append(f"| {config.loss}, {digits}, seed {config.seed} | {' | '.join(misread)} |")
     heads = " | ".join(f"{name} ({size:,}) %" for name, size in sizes.items())
     print(f"| loss | digits | epochs | seed | {heads} |\n|---|---|---|---|---|---|---|", *rows, sep="\n")
     print(f"\n| misread real recordings | {' | '.join('0123456789')} |\n|{'---|' * 11}", *classes, sep="\n")

@@ -26,7 +26,7 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import Distribution
 from pathlib import Path
 
-__all__ = ["QUICK", "environment", "main", "missing", "wanted"]
+__all__ = ["QUICK", "environment", "main", "missing", "required_packages"]
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (*sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml")), ROOT / "conformance")
@@ -54,28 +54,28 @@ def missing() -> list[str]:
     return sorted({package for tool, package in TOOLS.items() if shutil.which(tool) is None})
 
 
-def wanted() -> list[str]:
+def required_packages() -> list[str]:
     """What this project's packages require, without each other and without PyTorch."""
-    found = {"pytest", "hypothesis"}
+    names = {"pytest", "hypothesis"}
     for folder in FOLDERS:
         with open(folder / "pyproject.toml", "rb") as file:
-            found |= set(tomllib.load(file)["project"]["dependencies"])
-    return sorted(x for x in found if not _OURS.match(x) and not re.match(r"torch\b", x))
+            names |= set(tomllib.load(file)["project"]["dependencies"])
+    return sorted(x for x in names if not _OURS.match(x) and not re.match(r"torch\b", x))
 
 
 def environment(home: Path) -> dict[str, str]:
     """Variables for the emulated Python."""
-    kept = {name: value for name, value in os.environ.items() if not _FOREIGN.match(name)}
-    own = {"PYTHONPATH": f"{home / 'own'}:{home / 'site'}", "PYTHONPYCACHEPREFIX": str(home / "pyc"),
+    inherited = {name: value for name, value in os.environ.items() if not _FOREIGN.match(name)}
+    variables = {"PYTHONPATH": f"{home / 'own'}:{home / 'site'}", "PYTHONPYCACHEPREFIX": str(home / "pyc"),
            "XDG_CACHE_HOME": str(home / "cache"), "CXX": str(shutil.which(COMPILER))}  # fmt: skip
-    return kept | {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"} | own
+    return inherited | {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"} | variables
 
 
 def _run(*command: str | Path, **env: str) -> str:
-    done = subprocess.run([*map(str, command)], env=os.environ | env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
-    return done.stdout
+    process = subprocess.run([*map(str, command)], env=os.environ | env, capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(map(str, command))}\n{process.stdout}{process.stderr}")
+    return process.stdout
 
 
 def _unpack_python(home: Path) -> None:
@@ -131,9 +131,9 @@ def _replace_cuda(home: Path) -> None:
     for runtime in (home / "site/nvidia").rglob("libcudart.so.*"):
         (system / runtime.name).symlink_to(runtime)
     torch = sorted((home / "site/torch/lib").glob("*.so*"))
-    given = [*torch, *system.glob("libcudart.so.*")]
+    libraries = [*torch, *system.glob("libcudart.so.*")]
     functions = {x for x in _symbols(torch, "--undefined-only") if re.match(r"cu|nccl|nv", x)}
-    functions -= _symbols(given, "--defined-only")
+    functions -= _symbols(libraries, "--defined-only")
     source = "".join(f"void {name}(void) {{ __builtin_trap(); }}\n" for name in sorted(functions))
     empty = system / "libstsbp-no-cuda.so"
     flags = ("-shared", "-fPIC", "-nostdlib", "-w", "-x", "c")
@@ -170,7 +170,7 @@ def _prepare(home: Path) -> None:
         home.mkdir(parents=True)
         mark.touch()
         _unpack_python(home)
-        _wheels(home, *wanted())
+        _wheels(home, *required_packages())
         _install_torch(home)
         mark.write_text(_DONE)
     shutil.rmtree(home / "own", ignore_errors=True)

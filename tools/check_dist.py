@@ -26,29 +26,29 @@ DATA = {"stsbp_cupy": (".cu", ".cuh", ".h")}
 
 def problems(dist: Path, *, release: bool = False) -> list[str]:
     """What is wrong with the files of a folder; a line each."""
-    version, found = versions.read(), []
+    version, lines = versions.read(), []
     for folder in versions.packages(versions.ROOT):
         name = f"stsbp_{folder.name.removeprefix('stsbp-')}" if folder.name != "stsbp" else "stsbp"
         wheel = dist / f"{name}-{version}-py3-none-any.whl"
         sdist = dist / f"{name}-{version}.tar.gz"
         if not wheel.is_file() or not sdist.is_file():
-            found.append(f"{name}: {wheel.name} and {sdist.name} are not both in {dist}")
+            lines.append(f"{name}: {wheel.name} and {sdist.name} are not both in {dist}")
             continue
         with zipfile.ZipFile(wheel) as archive:
             names = archive.namelist()
             metadata = BytesParser().parsebytes(archive.read(f"{name}-{version}.dist-info/METADATA"))
         if f"{name}-{version}.dist-info/licenses/LICENSE" not in names:
-            found.append(f"{wheel.name}: no licence")
-        found += [f"{wheel.name}: no file {suffix}" for suffix in DATA.get(name, ()) if not _has(names, suffix)]
+            lines.append(f"{wheel.name}: no licence")
+        lines += [f"{wheel.name}: no file {suffix}" for suffix in DATA.get(name, ()) if not _has(names, suffix)]
         if not _has(names, "py.typed") and name != "stsbp_conformance":
-            found.append(f"{wheel.name}: no py.typed")
+            lines.append(f"{wheel.name}: no py.typed")
         if tests := [n for n in names if n.startswith("tests/") or not n.startswith(name)]:
-            found.append(f"{wheel.name}: {tests[0]} does not belong into it")
-        found += [f"{wheel.name}: {what}" for what in _metadata(metadata, version, release)]
+            lines.append(f"{wheel.name}: {tests[0]} does not belong into it")
+        lines += [f"{wheel.name}: {problem}" for problem in _metadata(metadata, version, release)]
         with tarfile.open(sdist) as tar:
             inside = {n.partition("/")[2] for n in tar.getnames()}
-        found += [f"{sdist.name}: no {n}" for n in ("LICENSE", "pyproject.toml", "README.md") if n not in inside]
-    return found
+        lines += [f"{sdist.name}: no {n}" for n in ("LICENSE", "pyproject.toml", "README.md") if n not in inside]
+    return lines
 
 
 def _has(names: list[str], suffix: str) -> bool:
@@ -56,20 +56,20 @@ def _has(names: list[str], suffix: str) -> bool:
 
 
 def _metadata(metadata: Message, version: str, release: bool) -> list[str]:
-    found = []
+    lines = []
     for field in ("Author", "License-Expression", "License-File", "Summary", "Requires-Python"):
         if not metadata.get(field):
-            found.append(f"no {field} in its metadata")
+            lines.append(f"no {field} in its metadata")
     urls = metadata.get_all("Project-URL") or []
     if not urls:
-        found.append("no Project-URL in its metadata")
+        lines.append("no Project-URL in its metadata")
     if release and any(".example" in url for url in urls):
-        found.append("its URLs still lead to the reserved name .example; write the project's own")
-    for wanted in metadata.get_all("Requires-Dist") or []:
-        requirement = wanted.partition(";")[0].strip()
+        lines.append("its URLs still lead to the reserved name .example; write the project's own")
+    for required in metadata.get_all("Requires-Dist") or []:
+        requirement = required.partition(";")[0].strip()
         if requirement.startswith("stsbp") and not requirement.endswith(f"=={version}"):
-            found.append(f"requires {requirement}, not exactly =={version}")
-    return found
+            lines.append(f"requires {requirement}, not exactly =={version}")
+    return lines
 
 
 def main() -> int:
@@ -78,9 +78,9 @@ def main() -> int:
     parser.add_argument("dist", type=Path, help="folder of wheels and sdists")
     parser.add_argument("--release", action="store_true", help="refuse what must not be uploaded")
     arguments = parser.parse_args()
-    found = problems(arguments.dist, release=arguments.release)
-    print("\n".join(found) or f"wheels and sdists of version {versions.read()} are whole")
-    return 1 if found else 0
+    lines = problems(arguments.dist, release=arguments.release)
+    print("\n".join(lines) or f"wheels and sdists of version {versions.read()} are whole")
+    return 1 if lines else 0
 
 
 if __name__ == "__main__":

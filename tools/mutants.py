@@ -77,24 +77,26 @@ def mutants_of(path: str, text: str) -> list[Mutant]:
     """Every mutant of a file, in the order of the text; `changes` says of each whether it is one."""
     edits = _of_cuda(text) if path.endswith(CUDA) else _of_python(text)
     lines = text.splitlines()
-    found: dict[tuple[int, int, str], Mutant] = {}
+    mutants: dict[tuple[int, int, str], Mutant] = {}
     for start, end, new, subtle in edits:
         old, number = text[start:end], text.count("\n", 0, start) + 1
         change = f"{collapsed(old)} -> {collapsed(new) or 'nothing'}"
         mutant = Mutant(path, start, end, new, number, collapsed(lines[number - 1]), change, subtle)
         if new != old:
-            found.setdefault((start, end, new), mutant)
-    return _numbered(sorted(found.values(), key=lambda m: (m.start, m.end, m.new)))
+            mutants.setdefault((start, end, new), mutant)
+    return _numbered(sorted(mutants.values(), key=lambda m: (m.start, m.end, m.new)))
 
 
 def _numbered(mutants: list[Mutant]) -> list[Mutant]:
     """The same change in another place of one line is told apart by a number."""
-    seen: Counter[tuple[str, str]] = Counter()
+    counts: Counter[tuple[str, str]] = Counter()
     numbered = []
     for mutant in mutants:
         key = (mutant.context, mutant.change)
-        seen[key] += 1
-        numbered.append(replace(mutant, change=f"{mutant.change} (number {seen[key]})") if seen[key] > 1 else mutant)
+        counts[key] += 1
+        numbered.append(
+            replace(mutant, change=f"{mutant.change} (number {counts[key]})") if counts[key] > 1 else mutant
+        )
     return numbered
 
 
@@ -139,8 +141,8 @@ def _of_python(text: str) -> Iterator[Edit]:
 
     def between(left: ast.expr, right: ast.expr, old: str, new: str) -> tuple[int, int, str] | None:
         begin, end = span(left)[1], span(right)[0]
-        found = text[begin:end].find(old)
-        return None if found < 0 else (begin + found, begin + found + len(old), new)
+        offset = text[begin:end].find(old)
+        return None if offset < 0 else (begin + offset, begin + offset + len(old), new)
 
     for node in _computing(tree):
         yield from _of_node(node, text, span, between)

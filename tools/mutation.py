@@ -105,8 +105,8 @@ class Rules:
         for rule in self.tests:
             if fnmatch(path, rule["file"]):
                 named = [[word.replace("{stem}", Path(path).stem) for word in stage] for stage in rule["stages"]]
-                found = [[word for part in stage for word in self.groups.get(part, [part])] for stage in named]
-                return [stage for stage in found if not stage[0].endswith(".py") or (ROOT / stage[0]).exists()]
+                expanded = [[word for part in stage for word in self.groups.get(part, [part])] for stage in named]
+                return [stage for stage in expanded if not stage[0].endswith(".py") or (ROOT / stage[0]).exists()]
         raise SystemExit(f"{RULES.name} names no tests for {path}")
 
 
@@ -118,8 +118,8 @@ def rules() -> Rules:
 
 def sources(rule: Rules) -> list[str]:
     """Files that are mutated, relative to the root."""
-    found = sorted({path for pattern in SOURCES for path in ROOT.glob(pattern)})
-    return [name for path in found if not rule.excluded_file(name := path.relative_to(ROOT).as_posix())]
+    paths = sorted({path for pattern in SOURCES for path in ROOT.glob(pattern)})
+    return [name for path in paths if not rule.excluded_file(name := path.relative_to(ROOT).as_posix())]
 
 
 def drawn(pool: dict[str, list[Mutant]], count: int, generator: random.Random) -> list[Mutant]:
@@ -136,14 +136,14 @@ def _real(mutant: Mutant) -> bool:
 
 def named(rule: Rules) -> list[Mutant]:
     """The mutants that mutation.toml names; says which are gone because their line was rewritten."""
-    found = []
+    mutants = []
     for entry in rule.named:
-        every = mutants_of(entry["file"], read(ROOT, entry["file"]))
-        matching = [m for m in every if m.context == collapsed(entry["line"]) and m.change == entry["change"]]
+        candidates = mutants_of(entry["file"], read(ROOT, entry["file"]))
+        matching = [m for m in candidates if m.context == collapsed(entry["line"]) and m.change == entry["change"]]
         if not matching:
             print(f"gone: {entry['file']}: {entry['change']} in {entry['line']}")
-        found += matching
-    return found
+        mutants += matching
+    return mutants
 
 
 @dataclass
@@ -217,8 +217,8 @@ class Copy:
             )  # fmt: skip
         assert self._server.stdin is not None
         assert self._server.stdout is not None
-        asked = {"arguments": words, "environment": environment, "output": str(output), "limit": limit}
-        self._server.stdin.write(json.dumps(asked) + "\n")
+        request = {"arguments": words, "environment": environment, "output": str(output), "limit": limit}
+        self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
         if not (answer := self._server.stdout.readline()):
             raise SystemExit(f"{WARM.name} ended with exit code {self._server.wait()}")
@@ -304,7 +304,7 @@ class Campaign:
                 return Result(mutant, "timeout", f"more than {self.limit:g} s in {' '.join(stage)[:200]}")
             if code in (-signal.SIGINT, -signal.SIGTERM, -signal.SIGKILL):
                 return Result(mutant, "unclear", "the tests were stopped from outside")
-            failed = [found[1] for found in _FAILED.finditer(output)]
+            failed = [match[1] for match in _FAILED.finditer(output)]
             if code == 1 and failed and "::" in failed[0]:
                 copy.write(mutant.path, original)
                 if not self._passes(copy, failed[0], stage):
@@ -344,10 +344,10 @@ def chosen(options: argparse.Namespace, rule: Rules) -> list[Mutant]:
     mutants: list[Mutant] = named(rule) if options.named else []
     for place in options.only:
         path, _, line = place.partition(":")
-        found = [m for m in mutants_of(path, read(ROOT, path)) if (not line or m.line == int(line)) and _real(m)]
-        if not found:
+        matching = [m for m in mutants_of(path, read(ROOT, path)) if (not line or m.line == int(line)) and _real(m)]
+        if not matching:
             raise SystemExit(f"nothing to mutate at {place}")
-        mutants += found
+        mutants += matching
     if options.random or options.subtle:
         pool: dict[str, list[Mutant]] = {}
         for path in sources(rule):
@@ -356,7 +356,7 @@ def chosen(options: argparse.Namespace, rule: Rules) -> list[Mutant]:
             pool.setdefault(path.split("/")[1], []).extend(mutants_of(path, read(ROOT, path)))
         generator = random.Random(options.seed)
         mutants += drawn(pool, options.random, generator)
-        subtle = {name: [m for m in every if m.subtle] for name, every in pool.items()}
+        subtle = {name: [m for m in mutants_of_package if m.subtle] for name, mutants_of_package in pool.items()}
         mutants += drawn(subtle, options.subtle, generator)
     return list(dict.fromkeys(mutants))
 
@@ -389,7 +389,7 @@ def main() -> None:
     if options.list:
         print(*mutants, sep="\n")
         return
-    known = kept(options, mutants) if options.resume else {}
+    results = earlier_results(options, mutants) if options.resume else {}
     end = time.monotonic() + 60 * options.minutes if options.minutes is not None else math.inf
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         campaign = Campaign(
@@ -401,36 +401,36 @@ def main() -> None:
 
         def attempt(mutant: Mutant) -> None:
             if time.monotonic() < end:
-                result = campaign.attempt(mutant, len(mutants) - before)
+                result = campaign.attempt(mutant, len(mutants) - done)
                 with campaign.lock:
-                    known[mutant.key] = result
-                    save(known.values(), options)
+                    results[mutant.key] = result
+                    save(results.values(), options)
 
-        before = len(known)
+        done = len(results)
         with ThreadPoolExecutor(options.jobs) as threads:
-            list(threads.map(attempt, [m for m in mutants if m.key not in known]))
+            list(threads.map(attempt, [m for m in mutants if m.key not in results]))
         campaign.close()
-    raise SystemExit(report([known.get(m.key) or Result(m, "untried") for m in mutants], options))
+    raise SystemExit(report([results.get(m.key) or Result(m, "untried") for m in mutants], options))
 
 
-def kept(options: argparse.Namespace, mutants: list[Mutant]) -> dict[Key, Result]:
+def earlier_results(options: argparse.Namespace, mutants: list[Mutant]) -> dict[Key, Result]:
     """What an earlier call found out and this one need not: `open` is kept while later runs are not asked for."""
     if not options.json.exists():
         return {}
     final = {"killed", "timeout", "equivalent", *(("open",) if options.stages is not None else ())}
     by_key = {m.key: m for m in mutants}
-    found = {}
+    results = {}
     for row in json.loads(options.json.read_text(encoding="utf-8"))["mutants"]:
         mutant = by_key.get((row["file"], row["context"], row["change"]))
         if mutant is not None and row["status"] in final:
-            found[mutant.key] = Result(mutant, row["status"], row["by"], row["seconds"])
-    return found
+            results[mutant.key] = Result(mutant, row["status"], row["by"], row["seconds"])
+    return results
 
 
 def counted(results: Iterable[Result]) -> dict[str, int]:
     """How many there are of each status."""
-    found = Counter(r.status for r in results)
-    return {s: found[s] for s in ("killed", "timeout", "survived", "open", "equivalent", "unclear", "untried")}
+    counts = Counter(r.status for r in results)
+    return {s: counts[s] for s in ("killed", "timeout", "survived", "open", "equivalent", "unclear", "untried")}
 
 
 def save(results: Collection[Result], options: argparse.Namespace) -> None:

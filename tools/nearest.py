@@ -76,14 +76,14 @@ class Lines:
         line = self._tests(mutant.path, [mutant.context])
         function = self._tests(mutant.path, [x for n, x in enumerate(_stripped(text), 1) if owners.get(n) == owner])
         rings = [line, function - line] if function else [self._by_name(root, mutant.path, owner)]
-        found: list[str] = []
-        left = budget
+        tests: list[str] = []
+        remaining = budget
         for ring in rings:
             for test in self._ordered(ring, mutant.path):
-                if self.seconds[test] <= left or not found:
-                    found.append(test)
-                    left -= self.seconds[test]
-        return found
+                if self.seconds[test] <= remaining or not tests:
+                    tests.append(test)
+                    remaining -= self.seconds[test]
+        return tests
 
     def _tests(self, path: str, lines: Iterable[str]) -> set[str]:
         executed = self.executed.get(path, {})
@@ -112,9 +112,9 @@ class Lines:
         paths = [*self.executed, *dict.fromkeys(path_of_test for path_of_test, _ in of_function)]
         texts = {path: read(root, path) for path in paths if path.endswith(".py") and (root / path).exists()}
         names = {(path, name)} if name else set()
-        seen = set(names)
+        visited = set(names)
         while names:
-            found: set[str] = set()
+            tests: set[str] = set()
             callers = set()
             for of, word in names:
                 pattern, module = (re.compile(rf"\b{re.escape(x)}\b") for x in (word, _module(of)))
@@ -123,12 +123,12 @@ class Lines:
                         for number, line in enumerate(_stripped(text), 1):
                             if pattern.search(line):
                                 caller = (path, _owners(text).get(number, ""))
-                                found |= self._tests(path, [line]) | of_function.get(caller, set())
+                                tests |= self._tests(path, [line]) | of_function.get(caller, set())
                                 callers.add(caller)
-            if found:
-                return found
-            names = {caller for caller in callers - seen if caller[1]}
-            seen |= names
+            if tests:
+                return tests
+            names = {caller for caller in callers - visited if caller[1]}
+            visited |= names
         return set()
 
 

@@ -28,13 +28,13 @@ _END = re.compile(rf"(?<=[.!?])\s+(?=[A-Z*`\[\"(]|(?:{_NAMES})\b)")
 def sentences(root: Path = ROOT) -> list[tuple[str, str]]:
     """Place and text of every sentence."""
     pages = [root / "README.md", root / "CONTRIBUTING.md", *sorted(root.glob("docs/**/*.md"))]
-    found = [
+    lines = [
         (name, line)
         for page in pages
         if (name := str(page.relative_to(root))) not in GENERATED
         for line in _of_page(page)
     ]
-    return found + [(f"stsbp {name} --help", line) for name, text in _help_texts() for line in _split(text)]
+    return lines + [(f"stsbp {name} --help", line) for name, text in _help_texts() for line in _split(text)]
 
 
 def _of_page(page: Path) -> Iterator[str]:
@@ -86,9 +86,9 @@ def _shared() -> set[str]:
 
 def draw(seed: int, count: int, root: Path = ROOT) -> list[tuple[str, str]]:
     """`count` of the sentences, the same ones for the same seed."""
-    every = sentences(root)
-    random.Random(seed).shuffle(every)
-    return every[:count]
+    drawn = sentences(root)
+    random.Random(seed).shuffle(drawn)
+    return drawn[:count]
 
 
 def main() -> None:
@@ -96,8 +96,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=40)
-    given = parser.parse_args()
-    for number, (place, sentence) in enumerate(draw(given.seed, given.count), 1):
+    options = parser.parse_args()
+    for number, (place, sentence) in enumerate(draw(options.seed, options.count), 1):
         print(textwrap.fill(f"{number}. [{place}] {sentence}", 110, subsequent_indent="    "))
 
 

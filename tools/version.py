@@ -45,10 +45,10 @@ def packages(root: Path) -> list[Path]:
 
 def read(root: Path = ROOT) -> str:
     """The version."""
-    found = _OWN.search((root / SOURCE).read_text(encoding="utf-8"))
-    if found is None:
+    match = _OWN.search((root / SOURCE).read_text(encoding="utf-8"))
+    if match is None:
         raise SystemExit(f"{SOURCE} has no line: version = ...")
-    return found["version"]
+    return match["version"]
 
 
 def copies(root: Path = ROOT) -> Iterator[Copy]:
@@ -57,31 +57,31 @@ def copies(root: Path = ROOT) -> Iterator[Copy]:
         file = folder / "pyproject.toml"
         text = file.read_text(encoding="utf-8")
         for pattern in (_OWN, _PIN):
-            for found in pattern.finditer(text):
-                yield Copy(file, *found.span("version"), found["version"])
+            for match in pattern.finditer(text):
+                yield Copy(file, *match.span("version"), match["version"])
     file = root / "CITATION.cff"
-    for found in _CITATION.finditer(file.read_text(encoding="utf-8")):
-        yield Copy(file, *found.span("version"), found["version"])
+    for match in _CITATION.finditer(file.read_text(encoding="utf-8")):
+        yield Copy(file, *match.span("version"), match["version"])
 
 
 def problems(root: Path = ROOT) -> list[str]:
     """What does not follow the one version, or the one licence; a line each."""
-    version, found = read(root), []
+    version, lines = read(root), []
     for copy in copies(root):
         if copy.version != version:
             line = copy.file.read_text(encoding="utf-8").count("\n", 0, copy.start) + 1
             name = copy.file.relative_to(root)
-            found.append(f"{name}:{line}: {copy.version}, but {SOURCE} says {version}; run tools/version.py {version}")
+            lines.append(f"{name}:{line}: {copy.version}, but {SOURCE} says {version}; run tools/version.py {version}")
     licence = (root / "LICENSE").read_bytes()
     for folder in packages(root):
         name, text = folder.relative_to(root), (folder / "pyproject.toml").read_text(encoding="utf-8")
         if len(_OWN.findall(text)) != 1:
-            found.append(f"{name}/pyproject.toml: needs one line: version = ...")
+            lines.append(f"{name}/pyproject.toml: needs one line: version = ...")
         for loose in _LOOSE.findall(text):
-            found.append(f"{name}/pyproject.toml: {loose} must be pinned to the version of this package with ==")
+            lines.append(f"{name}/pyproject.toml: {loose} must be pinned to the version of this package with ==")
         if not (folder / "LICENSE").is_file() or (folder / "LICENSE").read_bytes() != licence:
-            found.append(f"{name}/LICENSE is not a copy of the project's LICENSE")
-    return found
+            lines.append(f"{name}/LICENSE is not a copy of the project's LICENSE")
+    return lines
 
 
 def write(version: str, root: Path = ROOT) -> None:
@@ -99,9 +99,9 @@ def main(arguments: list[str]) -> int:
         return 2
     if arguments:
         write(arguments[0])
-    found = problems()
-    print("\n".join(found) or f"version {read()}: every copy follows", file=sys.stderr if found else sys.stdout)
-    return 1 if found else 0
+    lines = problems()
+    print("\n".join(lines) or f"version {read()}: every copy follows", file=sys.stderr if lines else sys.stdout)
+    return 1 if lines else 0
 
 
 if __name__ == "__main__":

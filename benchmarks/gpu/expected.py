@@ -144,33 +144,33 @@ class Expectation:
 
 def kernels(gpu: Gpu, backend: str, scale: float = 1.0) -> list[Expectation]:
     """Rows of `stsbp benchmark kernels`."""
-    found, host = [], BACKENDS[backend]
+    rows, host = [], BACKENDS[backend]
     for steps, full in SIZES:
         neurons = max(1, round(full * scale))
         case = f"T={steps} N={neurons}"
         copied = 8.0 * max(1, round(COPIED * scale))
-        found.append(Expectation("kernels", case, "copy", copied / gpu.copy, None, copied, 0, 1))
-        for name, each in (("forward", FORWARD_BYTES), ("backward", BACKWARD_BYTES)):
-            moved = float(each * steps * neurons)
+        rows.append(Expectation("kernels", case, "copy", copied / gpu.copy, None, copied, 0, 1))
+        for name, per_value in (("forward", FORWARD_BYTES), ("backward", BACKWARD_BYTES)):
+            bytes_moved = float(per_value * steps * neurons)
             # JAX has no kernel of its own: a step of time is some launches.
             launches = 3 * steps if backend == "jax" else 1
-            seconds = max(moved / (NEURONS_SHARE * gpu.copy), host.call, launches * host.launch)
-            found.append(Expectation("kernels", case, f"lif {name}", seconds, None, moved, 0, launches))
-    return found
+            seconds = max(bytes_moved / (NEURONS_SHARE * gpu.copy), host.call, launches * host.launch)
+            rows.append(Expectation("kernels", case, f"lif {name}", seconds, None, bytes_moved, 0, launches))
+    return rows
 
 
 def step(gpu: Gpu, backend: str, case: Case, scale: float = 1.0) -> Expectation:
     """The row `training step` of `stsbp benchmark step`, precision `fast`."""
     network, batch = build_network(case.config(scale), case.inputs), max(1, round(case.batch * scale))
     work = [*_step(backend, network, case.steps, batch)]
-    on_device, launches = sum(each.seconds(gpu) for each in work), sum(each.launches for each in work)
+    on_device, launches = sum(piece.seconds(gpu) for piece in work), sum(piece.launches for piece in work)
     host = BACKENDS[backend]
-    apart = max(on_device, launches * host.launch) + host.fixed
+    seconds = max(on_device, launches * host.launch) + host.fixed
     recorded = None if backend == "jax" else on_device + host.fixed
     name = f"{case.net}-{network.outputs} T={case.steps} B={batch}"
     return Expectation(
-        "step", name, "training step", apart, recorded,
-        sum(each.bytes for each in work), sum(each.operations for each in work), launches,
+        "step", name, "training step", seconds, recorded,
+        sum(piece.bytes for piece in work), sum(piece.operations for piece in work), launches,
     )  # fmt: skip
 
 
@@ -204,10 +204,10 @@ def _weights(backend: str, block: Block, frames: int, *, first: bool) -> Iterato
             large, small = float(frames * math.prod(shape)), float(frames * math.prod(layer.output_shape(shape)))
             # torch makes floats first.
             several = backend == "torch"
-            ahead = 9 * large + 12 * small if several else large + 4 * small
-            back = 16 * large + 12 * small if several else 4 * large + 4 * small
-            yield Work("forward", f"{block.name} pooling", ahead, launches=3 if several else 1)
-            yield Work("backward", f"{block.name} pooling", back, launches=5 if several else 1)
+            forward_bytes = 9 * large + 12 * small if several else large + 4 * small
+            backward_bytes = 16 * large + 12 * small if several else 4 * large + 4 * small
+            yield Work("forward", f"{block.name} pooling", forward_bytes, launches=3 if several else 1)
+            yield Work("backward", f"{block.name} pooling", backward_bytes, launches=5 if several else 1)
     inputs, outputs = float(frames * math.prod(block.input.shape)), float(frames * math.prod(block.output_shape))
     fan_in = math.prod(block.weight_shape[1:])
     operations = 2.0 * outputs * fan_in
@@ -215,30 +215,30 @@ def _weights(backend: str, block: Block, frames: int, *, first: bool) -> Iterato
     windows = outputs / block.output_shape[0] * fan_in if unfolded else 0.0
     unit: Unit = "half" if backend == "cupy" else "float32"
     # On CuPy windows are written and read, forward in half precision, backward as float32; elsewhere inputs are floats.
-    ahead = inputs + 4 * outputs + (2 * 2 * windows if unfolded else (0 if backend == "cupy" else 8 * inputs))
-    yield Work("forward", block.name, ahead, operations, unit, launches=2)
+    forward_bytes = inputs + 4 * outputs + (2 * 2 * windows if unfolded else (0 if backend == "cupy" else 8 * inputs))
+    yield Work("forward", block.name, forward_bytes, operations, unit, launches=2)
     of_weights = 4 * outputs + (inputs + 2 * 4 * windows if unfolded else 4 * inputs)
     # CuPy casts and lays out the weights; the windows of a convolution are launches of their own.
-    apart = 1 if unfolded else 0
-    launches = 3 + apart if backend == "cupy" else 3
+    own_launches = 1 if unfolded else 0
+    launches = 3 + own_launches if backend == "cupy" else 3
     yield Work("backward", f"{block.name} gradient", of_weights, operations, "float32", launches=launches)
     if not first:
-        below = 4 * outputs + 4 * inputs + 2 * 4 * windows
-        launches = 1 + apart if backend == "cupy" else 3
-        yield Work("backward", f"{block.name} input's error", below, operations, "float32", launches=launches)
+        input_bytes = 4 * outputs + 4 * inputs + 2 * 4 * windows
+        launches = 1 + own_launches if backend == "cupy" else 3
+        yield Work("backward", f"{block.name} input's error", input_bytes, operations, "float32", launches=launches)
 
 
 def verdict(measured: float, expected: float) -> str:
     """How a measured time stands to the expected one, in words."""
     ratio = measured / expected
-    for limit, words in (
+    for limit, text in (
         (0.67, "faster: does it measure what it should?"),
         (1.25, "as expected"),
         (2.0, "slower"),
         (5.0, "much slower: profile it"),
     ):
         if ratio <= limit:
-            return f"{ratio:.2f} x, {words}"
+            return f"{ratio:.2f} x, {text}"
     return f"{ratio:.1f} x, something is wrong"
 
 
@@ -246,18 +246,19 @@ def table(gpu: Gpu, scale: float = 1.0) -> str:
     """All expectations as Markdown."""
     lines = ["| kernel | MB | " + ", us | ".join(BACKENDS) + ", us |", "|---" * (2 + len(BACKENDS)) + "|"]
     for rows in zip(*(kernels(gpu, backend, scale) for backend in BACKENDS), strict=True):
-        each = rows[0]
+        expectation = rows[0]
         cells = " | ".join(f"{1e6 * row.seconds:.0f}" for row in rows)
-        lines.append(f"| {each.what}, {each.case} | {each.bytes / 1e6:.0f} | {cells} |")
+        lines.append(f"| {expectation.what}, {expectation.case} | {expectation.bytes / 1e6:.0f} | {cells} |")
     head = ["", "| training step | backend | MB | GFLOP | launches | expected, ms | as a CUDA graph, ms |"]
     lines += [*head, "|---|---|---|---|---|---|---|"]
     for case in CASES.values():
         for backend in BACKENDS:
-            each = step(gpu, backend, case, scale)
-            recorded = "" if each.recorded is None else f"{1e3 * each.recorded:.2f}"
+            expectation = step(gpu, backend, case, scale)
+            recorded = "" if expectation.recorded is None else f"{1e3 * expectation.recorded:.2f}"
             lines.append(
-                f"| {each.case} | {backend} | {each.bytes / 1e6:.0f} | {each.operations / 1e9:.1f} | {each.launches} | "
-                f"{1e3 * each.seconds:.2f} | {recorded} |"
+                f"| {expectation.case} | {backend} | {expectation.bytes / 1e6:.0f} | "
+                f"{expectation.operations / 1e9:.1f} | {expectation.launches} | "
+                f"{1e3 * expectation.seconds:.2f} | {recorded} |"
             )
     return "\n".join(lines)
 
@@ -271,8 +272,11 @@ def main(arguments: list[str] | None = None) -> None:
     print(table(gpu, options.scale))
     rows = []
     for backend in BACKENDS:
-        each = [*kernels(gpu, backend, options.scale), *(step(gpu, backend, c, options.scale) for c in CASES.values())]
-        rows += [{"backend": backend, **vars(row)} for row in each]
+        expectations = [
+            *kernels(gpu, backend, options.scale),
+            *(step(gpu, backend, c, options.scale) for c in CASES.values()),
+        ]
+        rows += [{"backend": backend, **vars(row)} for row in expectations]
     write_report({"format": 1, "gpu": vars(gpu), "rows": rows}, options.out)
 
 

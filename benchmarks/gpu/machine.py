@@ -43,7 +43,7 @@ def ceilings(gpu: expected.Gpu, device: str = "cuda", size: int = 8192) -> dict[
 
     source = torch.rand(4 * size * size, device=device)
     target = torch.empty_like(source)
-    found = {"copy": {"measured": 8 * source.numel() / best(lambda: target.copy_(source)), "assumed": gpu.copy}}
+    speeds = {"copy": {"measured": 8 * source.numel() / best(lambda: target.copy_(source)), "assumed": gpu.copy}}
     units: tuple[tuple[expected.Unit, torch.dtype], ...] = (
         ("float32", torch.float32),
         ("half", torch.float16),
@@ -53,30 +53,30 @@ def ceilings(gpu: expected.Gpu, device: str = "cuda", size: int = 8192) -> dict[
         a, b = (torch.rand((size, size), device=device).to(dtype) for _ in range(2))
         out = torch.empty_like(a)
         speed = 2 * size**3 / best(lambda a=a, b=b, out=out: torch.matmul(a, b, out=out))  # type: ignore[misc]
-        found[unit] = {"measured": speed, "assumed": gpu.rate(unit)}
-    return found
+        speeds[unit] = {"measured": speed, "assumed": gpu.rate(unit)}
+    return speeds
 
 
 def main(path: str) -> None:
     """Write and print it."""
     machine = describe(open_backend("numpy"), {})
-    found: dict[str, Any] = {"machine": machine, "cores": os.cpu_count(), "backends": {}, "notes": {}}
+    report: dict[str, Any] = {"machine": machine, "cores": os.cpu_count(), "backends": {}, "notes": {}}
     for name in installed_backends():
         try:
             kind = load_backend(name)
-            found["backends"][name] = [device._asdict() for device in kind.devices()]
-            if name == "cupy" and found["backends"][name][0]["problem"] is None:
-                found["notes"][name] = getattr(open_backend(name), "notes", ())
+            report["backends"][name] = [device._asdict() for device in kind.devices()]
+            if name == "cupy" and report["backends"][name][0]["problem"] is None:
+                report["notes"][name] = getattr(open_backend(name), "notes", ())
         except BackendError as error:
-            found["backends"][name] = str(error)
+            report["backends"][name] = str(error)
     if shutil.which("nvidia-smi"):
-        asked = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,clocks.max.sm", "--format=csv,noheader"]
-        found["gpu"] = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
-        gpu = expected.GPUS["h200" if "H200" in found["gpu"] else "h100"]
-        devices = found["backends"].get("torch", [])
-        if any(each["name"] == "cuda:0" for each in devices if isinstance(each, dict)):
-            found["ceilings"] = ceilings(gpu)
-    text = json.dumps(found, indent=1)
+        command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,clocks.max.sm", "--format=csv,noheader"]
+        report["gpu"] = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        gpu = expected.GPUS["h200" if "H200" in report["gpu"] else "h100"]
+        devices = report["backends"].get("torch", [])
+        if any(entry["name"] == "cuda:0" for entry in devices if isinstance(entry, dict)):
+            report["ceilings"] = ceilings(gpu)
+    text = json.dumps(report, indent=1)
     Path(path).write_text(text + "\n")
     print(text)
 

@@ -16,12 +16,14 @@ ROOT = Path(__file__).parents[2]
 
 def write(project: Path, folder: Path) -> Path:
     """The `.dist-info` folder of one package."""
-    words = tomllib.loads(project.read_text())["project"]
-    target = folder / f"{words['name'].replace('-', '_')}-{words['version']}.dist-info"
+    project_table = tomllib.loads(project.read_text())["project"]
+    target = folder / f"{project_table['name'].replace('-', '_')}-{project_table['version']}.dist-info"
     target.mkdir(parents=True, exist_ok=True)
-    (target / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {words['name']}\nVersion: {words['version']}\n")
+    (target / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project_table['name']}\nVersion: {project_table['version']}\n"
+    )
     lines: list[str] = []
-    for group, points in words.get("entry-points", {}).items():
+    for group, points in project_table.get("entry-points", {}).items():
         # pytest's plugin is given by -p; registered as well it would be loaded twice.
         if group != "pytest11":
             lines += [f"[{group}]", *(f"{name} = {value}" for name, value in points.items())]

@@ -49,7 +49,7 @@ SHARDS = {
 }
 """The conformance suite in parts of like length."""
 
-Seen = dict[str, Any]
+Outcome = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,14 @@ class Command:
 
     Attributes:
         name: of its files in OUT.
-        words: program and arguments.
+        arguments: program and its arguments.
         judge: what it found, from OUT and its exit code: `expected`, `seen` and `verdict`.
         environment: beside that of this process; `{minutes}` in it is the time that is left, less what saving takes.
     """
 
     name: str
-    words: tuple[str, ...]
-    judge: Callable[[Path, int], Seen]
+    arguments: tuple[str, ...]
+    judge: Callable[[Path, int], Outcome]
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -101,32 +101,32 @@ class Settings:
     data: Path | None
 
 
-def words(*given: object) -> tuple[str, ...]:
-    """A Python program's words."""
-    return (sys.executable, *map(str, given))
+def python_command(*arguments: object) -> tuple[str, ...]:
+    """A Python program and its arguments."""
+    return (sys.executable, *map(str, arguments))
 
 
-def ended_well(out: Path, code: int) -> Seen:
+def ended_well(out: Path, code: int) -> Outcome:
     """A command whose results are for people."""
     return {"expected": "exit code 0", "seen": f"exit code {code}", "verdict": "as expected" if code == 0 else "failed"}
 
 
-def tests(name: str) -> Callable[[Path, int], Seen]:
+def tests(name: str) -> Callable[[Path, int], Outcome]:
     """A judge of pytest's report."""
 
-    def judge(out: Path, code: int) -> Seen:
+    def judge(out: Path, code: int) -> Outcome:
         report = out / f"{name}.xml"
         if not report.is_file():
             return {**ended_well(out, code), "verdict": "failed"}
         suite = next(ElementTree.parse(report).iter("testsuite"))
         count = {key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")}
-        wrong = [case for case in suite.iter("testcase") if any(case.find(kind) is not None for kind in _WRONG)]
-        bad, passed = count["failures"] + count["errors"], count["tests"] - sum(list(count.values())[1:])
+        failed_cases = [case for case in suite.iter("testcase") if any(case.find(kind) is not None for kind in _WRONG)]
+        failures, passed = count["failures"] + count["errors"], count["tests"] - sum(list(count.values())[1:])
         return {
             "expected": "0 failed, at least 1 passed",
-            "seen": f"{passed} passed, {bad} failed, {count['skipped']} skipped",
-            "failed": [_reason(case) for case in wrong[:20]],
-            "verdict": "as expected" if code == 0 and passed and not bad else "failed",
+            "seen": f"{passed} passed, {failures} failed, {count['skipped']} skipped",
+            "failed": [_reason(case) for case in failed_cases[:20]],
+            "verdict": "as expected" if code == 0 and passed and not failures else "failed",
         }
 
     return judge
@@ -136,30 +136,30 @@ _WRONG = ("failure", "error")
 
 
 def _reason(case: ElementTree.Element) -> str:
-    found = next(each for kind in _WRONG if (each := case.find(kind)) is not None)
-    return f"{case.get('name')}: {str(found.get('message'))[:300]}"
+    problem = next(element for kind in _WRONG if (element := case.find(kind)) is not None)
+    return f"{case.get('name')}: {str(problem.get('message'))[:300]}"
 
 
-def rows(name: str, backend: str, settings: Settings) -> Callable[[Path, int], Seen]:
+def rows(name: str, backend: str, settings: Settings) -> Callable[[Path, int], Outcome]:
     """A judge of a report of `stsbp benchmark` or steps.py: each time beside the expected one."""
 
-    def judge(out: Path, code: int) -> Seen:
+    def judge(out: Path, code: int) -> Outcome:
         path = out / f"{name}.json"
         if code != 0 or not path.is_file():
             return {**ended_well(out, code), "verdict": "failed"}
         import expected
         from stsbp.benchmarks.cases import CASES
 
-        gpu, named = gpu_of(out)
-        wanted = [*expected.kernels(gpu, backend, settings.scale)]
-        wanted += [expected.step(gpu, backend, case, settings.scale) for case in CASES.values()]
-        by_name = {(each.case, each.what): each for each in wanted}
-        compared = list[Seen]()
+        gpu, gpu_title = gpu_of(out)
+        expectations = [*expected.kernels(gpu, backend, settings.scale)]
+        expectations += [expected.step(gpu, backend, case, settings.scale) for case in CASES.values()]
+        by_name = {(row.case, row.what): row for row in expectations}
+        compared = list[Outcome]()
         for row in json.loads(path.read_text())["rows"]:
-            each = by_name.get((row["case"], row["what"].removesuffix(", recorded")))
-            if each is None or row["seconds"] is None:
+            match = by_name.get((row["case"], row["what"].removesuffix(", recorded")))
+            if match is None or row["seconds"] is None:
                 continue
-            seconds = each.recorded if row["what"].endswith(", recorded") and each.recorded else each.seconds
+            seconds = match.recorded if row["what"].endswith(", recorded") and match.recorded else match.seconds
             measured = row["seconds"]["median"]
             compared.append(
                 {
@@ -170,13 +170,13 @@ def rows(name: str, backend: str, settings: Settings) -> Callable[[Path, int], S
                     "verdict": "tried" if settings.trial else expected.verdict(measured, seconds),
                 }
             )
-        slow = sum(not each["verdict"].endswith("as expected") for each in compared)
-        said = (
+        slow = sum(not row["verdict"].endswith("as expected") for row in compared)
+        summary = (
             f"{len(compared)} times"
             if settings.trial
             else f"{len(compared) - slow} of {len(compared)} times as expected"
         )
-        return {"expected": f"times on paper of {named}", "seen": said, "rows": compared, "verdict": "compared"}
+        return {"expected": f"times on paper of {gpu_title}", "seen": summary, "rows": compared, "verdict": "compared"}
 
     return judge
 
@@ -186,29 +186,29 @@ def gpu_of(out: Path) -> tuple[Any, str]:
     import expected
 
     path = out / "machine.json"
-    found = str(json.loads(path.read_text()).get("gpu", "")) if path.is_file() else ""
-    gpu = expected.GPUS["h200" if "H200" in found else "h100"]
-    return gpu, gpu.name if gpu.name[:4] in found else f"{gpu.name}, though this is {found or 'no GPU'}"
+    name = str(json.loads(path.read_text()).get("gpu", "")) if path.is_file() else ""
+    gpu = expected.GPUS["h200" if "H200" in name else "h100"]
+    return gpu, gpu.name if gpu.name[:4] in name else f"{gpu.name}, though this is {name or 'no GPU'}"
 
 
-def machine(settings: Settings) -> Callable[[Path, int], Seen]:
+def machine(settings: Settings) -> Callable[[Path, int], Outcome]:
     """A judge of machine.json: every backend's device can be used."""
 
-    def judge(out: Path, code: int) -> Seen:
+    def judge(out: Path, code: int) -> Outcome:
         path = out / "machine.json"
         if code != 0 or not path.is_file():
             return {**ended_well(out, code), "verdict": "failed"}
-        found = json.loads(path.read_text())
+        report = json.loads(path.read_text())
         problems = {}
         for name, device in settings.backends:
-            listed = found["backends"].get(name, "not found")
+            listed = report["backends"].get(name, "not found")
             usable = isinstance(listed, list) and any(
-                each["name"].split(":")[0] == device.split(":")[0] and each["problem"] is None for each in listed
+                entry["name"].split(":")[0] == device.split(":")[0] and entry["problem"] is None for entry in listed
             )
             if not usable:
                 problems[f"{name}@{device}"] = listed
-        speeds = found.get("ceilings", {})
-        shares = {name: round(each["measured"] / each["assumed"], 2) for name, each in speeds.items()}
+        speeds = report.get("ceilings", {})
+        shares = {name: round(speed["measured"] / speed["assumed"], 2) for name, speed in speeds.items()}
         return {
             "expected": f"usable: {', '.join(f'{name}@{device}' for name, device in settings.backends)}",
             "seen": problems or f"all of them; of the assumed speeds {shares or 'nothing'}",
@@ -226,71 +226,72 @@ def parts(settings: Settings) -> Iterator[Part]:
     def pytest(name: str, *arguments: object, graphs: bool = False) -> Command:
         report = ("-q", "-p", "no:cacheprovider", "--junit-xml", out / f"{name}.xml")
         environment = {"STSBP_CUDA_GRAPHS": "1"} if graphs else {}
-        return Command(name, words("-m", "pytest", *plugin, *report, *arguments), tests(name), environment)
+        return Command(name, python_command("-m", "pytest", *plugin, *report, *arguments), tests(name), environment)
 
     def suite(name: str, backend: str, device: str, *arguments: object, graphs: bool = False) -> Command:
-        one = ("-k", "tier1 and two") if trial else ()
-        chosen = ("--backend", backend, "--device", f"{backend}={device}", "--conformance-json", out / f"{name}.json")
-        return pytest(name, "conformance/tests/test_suite.py", *chosen, *arguments, *one, graphs=graphs)
+        selection = ("-k", "tier1 and two") if trial else ()
+        options = ("--backend", backend, "--device", f"{backend}={device}", "--conformance-json", out / f"{name}.json")
+        return pytest(name, "conformance/tests/test_suite.py", *options, *arguments, *selection, graphs=graphs)
 
     yield Part(
-        "machine", (Command("machine", words("benchmarks/gpu/machine.py", out / "machine.json"), machine(settings)),)
+        "machine",
+        (Command("machine", python_command("benchmarks/gpu/machine.py", out / "machine.json"), machine(settings)),),
     )
     stems = [(backend, device, f"{backend}-{device.replace(':', '')}") for backend, device in settings.backends]
     quick = list[Command]()
     for backend, device, stem in stems:
         if not trial:
-            some = ("--quick",) if backend == "jax" else ()
-            hashed = words("-m", "stsbp_conformance.hashes", f"{backend}={device}", *some)
+            hash_options = ("--quick",) if backend == "jax" else ()
+            hashed = python_command("-m", "stsbp_conformance.hashes", f"{backend}={device}", *hash_options)
             quick.append(Command(f"hashes-{stem}", hashed, ended_well))
-        for shard, which in {"pairs": "tier5", "rest": "not tier5"}.items():
-            only = () if trial else ("-k", which)
+        for shard, expression in {"pairs": "tier5", "rest": "not tier5"}.items():
+            selection = () if trial else ("-k", expression)
             if not trial or shard == "rest":
-                quick.append(suite(f"quick-{stem}-{shard}", backend, device, "--conformance-quick", *only))
+                quick.append(suite(f"quick-{stem}-{shard}", backend, device, "--conformance-quick", *selection))
     yield Part("quick", tuple(quick), together=True)
-    recording = [each for each in stems if each[0] in ("torch", "cupy")]
+    recording = [stem for stem in stems if stem[0] in ("torch", "cupy")]
     recorded = list[Command]()
     for backend, device, stem in recording:
-        only = ("-k", "switch or launched") if trial else ()
-        recorded.append(pytest(f"graphs-{stem}-tests", f"packages/stsbp-{backend}/tests/test_graphs.py", *only))
+        selection = ("-k", "switch or launched") if trial else ()
+        recorded.append(pytest(f"graphs-{stem}-tests", f"packages/stsbp-{backend}/tests/test_graphs.py", *selection))
         training = () if trial else ("-k", "tier4 or tier6 or tier8")
-        each = suite(f"graphs-{stem}-suite", backend, device, "--conformance-quick", *training, graphs=True)
-        recorded.append(each)
+        graphs_suite = suite(f"graphs-{stem}-suite", backend, device, "--conformance-quick", *training, graphs=True)
+        recorded.append(graphs_suite)
     yield Part("graphs", tuple(recorded), together=True)
 
     def benchmark(group: str, backend: str, device: str, stem: str) -> Command:
         name, rounds = f"{group}-{stem}", ("--rounds", 1) if trial else ()
-        chosen = ("-m", "stsbp", "--backend", backend, "--device", device, "benchmark", group)
+        options = ("-m", "stsbp", "--backend", backend, "--device", device, "benchmark", group)
         sizes = ("--scale", settings.scale, *rounds, "--json", out / f"{name}.json")
-        return Command(name, words(*chosen, *sizes), rows(name, backend, settings))
+        return Command(name, python_command(*options, *sizes), rows(name, backend, settings))
 
     for backend, device, stem in stems:
         yield Part(f"kernels-{stem}", (benchmark("kernels", backend, device, stem),), seconds=180)
-    chosen: tuple[object, ...]
-    few: tuple[object, ...]
+    options: tuple[object, ...]
+    few_rounds: tuple[object, ...]
     for backend, device, stem in stems:
         name = f"steps-{stem}"
-        chosen = ("--backend", backend, "--device", device, "--scale", settings.scale, "--out", out / f"{name}.json")
-        more = (("--rounds", 1) if trial else ()) + (("--trace",) if backend == "torch" else ())
-        made = words("benchmarks/gpu/steps.py", *chosen, *more)
-        yield Part(name, (Command(name, made, rows(name, backend, settings)),), seconds=240)
-    whole = [
-        suite(f"conformance-{stem}-{shard}", backend, device, "-k", which)
+        options = ("--backend", backend, "--device", device, "--scale", settings.scale, "--out", out / f"{name}.json")
+        extra = (("--rounds", 1) if trial else ()) + (("--trace",) if backend == "torch" else ())
+        command = python_command("benchmarks/gpu/steps.py", *options, *extra)
+        yield Part(name, (Command(name, command, rows(name, backend, settings)),), seconds=240)
+    shards = [
+        suite(f"conformance-{stem}-{shard}", backend, device, "-k", expression)
         for backend, device, stem in stems
-        for shard, which in SHARDS.items()
+        for shard, expression in SHARDS.items()
     ]
     if not trial:
-        yield Part("conformance", tuple(whole), together=True)
+        yield Part("conformance", tuple(shards), together=True)
     if settings.data is not None:
-        given = {"MINUTES": "{minutes}", "PYTHON": sys.executable, "BACKEND": "@".join(settings.backends[0])}
+        variables = {"MINUTES": "{minutes}", "PYTHON": sys.executable, "BACKEND": "@".join(settings.backends[0])}
         script = ("bash", "experiments/gpu_cifar10.sh", str(settings.data), str(out / "cifar10"))
-        yield Part("cifar10", (Command("cifar10", script, ended_well, given),))
+        yield Part("cifar10", (Command("cifar10", script, ended_well, variables),))
     for backend, device, stem in stems:
         name = f"scaling-{stem}"
         axes = ("--axes", "T", "--rounds", 1) if trial else ()
-        chosen = ("--backend", backend, "--device", device, "--shrink", settings.shrink, *axes)
-        made = words("benchmarks/scaling.py", *chosen, "--out", out / f"{name}.json")
-        yield Part(name, (Command(name, made, ended_well),))
+        options = ("--backend", backend, "--device", device, "--shrink", settings.shrink, *axes)
+        command = python_command("benchmarks/scaling.py", *options, "--out", out / f"{name}.json")
+        yield Part(name, (Command(name, command, ended_well),))
         if not trial:
             yield Part(f"data-{stem}", (benchmark("data", backend, device, stem),))
             # Memory and start-up too, which takes minutes.
@@ -298,21 +299,25 @@ def parts(settings: Settings) -> Iterator[Part]:
     if settings.gpus > 1:
         for backend, device, stem in stems:
             name = f"processes-{stem}"
-            chosen = ("--backend", backend, "--device", device, "--sizes", 1, settings.gpus, "--scale", settings.scale)
-            made = words("benchmarks/processes.py", *chosen, "--out", out / f"{name}.json")
-            yield Part(name, (Command(name, made, ended_well),))
+            options = ("--backend", backend, "--device", device, "--sizes", 1, settings.gpus, "--scale", settings.scale)
+            command = python_command("benchmarks/processes.py", *options, "--out", out / f"{name}.json")
+            yield Part(name, (Command(name, command, ended_well),))
     for peer in ("spikingjelly", "snntorch", "norse", "sinabs", "spyx"):
         if importlib.util.find_spec(peer) is not None:
-            chosen = ("--here", "--peers", peer, "--own", "torch", "--modes", "plain", "step", "neuron")
-            few = ("--rounds", 1, "--cases", "N-MNIST") if trial else ()
-            where = ("--patience", 150, "--scale", settings.scale, "--device", "cpu" if trial else "cuda")
-            made = words("benchmarks/compare.py", *chosen, *few, *where, "--out", out / f"peer-{peer}.json")
-            yield Part(f"peer-{peer}", (Command(f"peer-{peer}", made, ended_well),))
+            options = ("--here", "--peers", peer, "--own", "torch", "--modes", "plain", "step", "neuron")
+            few_rounds = ("--rounds", 1, "--cases", "N-MNIST") if trial else ()
+            limits = ("--patience", 150, "--scale", settings.scale, "--device", "cpu" if trial else "cuda")
+            command = python_command(
+                "benchmarks/compare.py", *options, *few_rounds, *limits, "--out", out / f"peer-{peer}.json"
+            )
+            yield Part(f"peer-{peer}", (Command(f"peer-{peer}", command, ended_well),))
 
 
 def _registered(module: str) -> bool:
     """Whether pytest finds a plugin by itself: it looks into each folder of metadata, also those that others hide."""
-    points = (point for each in distributions() for point in each.entry_points if point.group == "pytest11")
+    points = (
+        point for distribution in distributions() for point in distribution.entry_points if point.group == "pytest11"
+    )
     return any(point.value.startswith(module) for point in points)
 
 
@@ -322,55 +327,55 @@ class Call:
 
     out: Path
     end: float
-    found: dict[str, Seen]
+    outcomes: dict[str, Outcome]
 
     @classmethod
     def begin(cls, out: Path, minutes: float) -> Call:
         """Go on with what lies in `out`."""
         path = out / "summary.json"
-        found = json.loads(path.read_text())["commands"] if path.is_file() else {}
-        return cls(out, time.monotonic() + 60 * minutes, found)
+        outcomes = json.loads(path.read_text())["commands"] if path.is_file() else {}
+        return cls(out, time.monotonic() + 60 * minutes, outcomes)
 
     @property
-    def left(self) -> float:
+    def remaining(self) -> float:
         """Seconds."""
         return self.end - time.monotonic()
 
     def done(self, command: Command) -> bool:
         """Whether a command has ended before with what is no failure."""
-        return self.found.get(command.name, {}).get("exit") == 0
+        return self.outcomes.get(command.name, {}).get("exit") == 0
 
     def run(self, part: Part) -> bool:
         """Run what is not done of a part; False: there is no time for it."""
         waiting = [command for command in part.commands if not self.done(command)]
-        if waiting and self.left < min(60, part.seconds):
+        if waiting and self.remaining < min(60, part.seconds):
             return False
-        limit = min(part.seconds, self.left) / (1 if part.together else max(1, len(waiting)))
+        limit = min(part.seconds, self.remaining) / (1 if part.together else max(1, len(waiting)))
         with ThreadPoolExecutor(max_workers=(len(waiting) or 1) if part.together else 1) as pool:
             # What runs at once shares the cores; a library's threads would keep each other from them.
             threads = str(max(1, (os.cpu_count() or 1) // max(1, len(waiting))))
             shared = {"OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads} if part.together else {}
-            found = pool.map(lambda each: self._one(each, limit, shared), waiting)
-            for command, seen in zip(waiting, found, strict=True):
-                self.found[command.name] = seen
+            results = pool.map(lambda command: self._run_command(command, limit, shared), waiting)
+            for command, outcome in zip(waiting, results, strict=True):
+                self.outcomes[command.name] = outcome
                 self.save()
-                print(f"{command.name}: {seen['verdict']}, {seen['seen']} ({seen['took']} s)", flush=True)
-                for row in seen.get("rows", []):
+                print(f"{command.name}: {outcome['verdict']}, {outcome['seen']} ({outcome['took']} s)", flush=True)
+                for row in outcome.get("rows", []):
                     share = "" if row["of_copy"] is None else f", {row['of_copy']:.0%} of copy"
                     times = f"{row['ms']:.3g} ms, expected {row['expected_ms']:.3g}"
                     print(f"    {row['what']}: {times}{share}: {row['verdict']}", flush=True)
-                for line in seen.get("failed", [])[:5]:
+                for line in outcome.get("failed", [])[:5]:
                     print(f"    {line}", flush=True)
         return True
 
-    def _one(self, command: Command, limit: float, shared: dict[str, str]) -> Seen:
+    def _run_command(self, command: Command, limit: float, shared: dict[str, str]) -> Outcome:
         began = time.monotonic()
         with (self.out / f"{command.name}.log").open("w") as log:
-            print(shlex.join(command.words), file=log, flush=True)
+            print(shlex.join(command.arguments), file=log, flush=True)
             minutes = f"{max(0.5, limit / 60 - 1.25):.2f}"
-            own = {name: value.format(minutes=minutes) for name, value in command.environment.items()}
-            environment = {**os.environ, **shared, **own}
-            child = subprocess.Popen(command.words, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
+            variables = {name: value.format(minutes=minutes) for name, value in command.environment.items()}
+            environment = {**os.environ, **shared, **variables}
+            child = subprocess.Popen(command.arguments, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
             try:
                 code = child.wait(limit)
             except subprocess.TimeoutExpired:
@@ -378,17 +383,17 @@ class Call:
                 child.wait()
                 code = 124
         took = round(time.monotonic() - began, 1)
-        seen: Seen = {"command": shlex.join(command.words), "exit": code, "took": took}
+        outcome: Outcome = {"command": shlex.join(command.arguments), "exit": code, "took": took}
         if code in (75, 124):
-            said = "cut off" if code == 124 else "more to do"
-            return {**seen, "expected": "an end", "seen": f"{said} after {took:.0f} s", "verdict": said}
-        return {**seen, **command.judge(self.out, code)}
+            reason = "cut off" if code == 124 else "more to do"
+            return {**outcome, "expected": "an end", "seen": f"{reason} after {took:.0f} s", "verdict": reason}
+        return {**outcome, **command.judge(self.out, code)}
 
     def save(self) -> None:
         """Write what was found, whole or not at all."""
         path = self.out / "summary.json"
         scratch = path.with_suffix(".new")
-        scratch.write_text(json.dumps({"format": 1, "commands": self.found}, indent=1) + "\n")
+        scratch.write_text(json.dumps({"format": 1, "commands": self.outcomes}, indent=1) + "\n")
         scratch.replace(path)
 
 
@@ -397,21 +402,21 @@ def packed(out: Path) -> Path:
     path = out / "results.tar.gz"
     scratch = path.with_suffix(".new")
     with tarfile.open(scratch, "w:gz") as tar:
-        for each in sorted(out.iterdir()):
-            if each.suffix in (".json", ".log", ".xml"):
-                tar.add(each, each.name)
+        for file in sorted(out.iterdir()):
+            if file.suffix in (".json", ".log", ".xml"):
+                tar.add(file, file.name)
     scratch.replace(path)
     return path
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
     """From the command line and the environment."""
-    given = os.environ.get("BACKENDS") or (
+    words_of_backends = os.environ.get("BACKENDS") or (
         "torch@cpu jax@cpu cupy@host" if options.trial else "torch@cuda cupy@cuda jax@gpu"
     )
-    backends = tuple((name, device) for name, _, device in (each.partition("@") for each in given.split()))
+    backends = tuple((name, device) for name, _, device in (word.partition("@") for word in words_of_backends.split()))
     data = os.environ.get("STSBP_DATA")
-    here = data is not None and (Path(data) / "cifar10").exists() and not options.trial
+    has_data = data is not None and (Path(data) / "cifar10").exists() and not options.trial
     return Settings(
         options.out.resolve(),
         backends,
@@ -419,7 +424,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         8 if options.trial else int(os.environ.get("SHRINK", 1)),
         options.trial,
         int(os.environ.get("GPUS") or (1 if options.trial else _gpus())),
-        Path(str(data)).resolve() if here else None,
+        Path(str(data)).resolve() if has_data else None,
     )
 
 
@@ -446,32 +451,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     settings = settings_of(options)
     all_parts = [*parts(settings)]
-    wanted = [each for each in all_parts if not options.parts or each.name.startswith(tuple(options.parts))]
-    if not wanted:
+    selected = [part for part in all_parts if not options.parts or part.name.startswith(tuple(options.parts))]
+    if not selected:
         parser.error(
             f"no part begins with {' or '.join(options.parts)}; there are {', '.join(p.name for p in all_parts)}"
         )
     if options.list:
-        for part in wanted:
+        for part in selected:
             print(f"{part.name}, at most {part.seconds} s{', at once' if part.together else ''}")
             for command in part.commands:
-                print(f"    {shlex.join(command.words)}")
+                print(f"    {shlex.join(command.arguments)}")
         return 0
     call = Call.begin(settings.out, options.minutes)
     complete = True
-    for part in wanted:
+    for part in selected:
         complete &= call.run(part)
-    verdicts = [call.found.get(command.name) for part in wanted for command in part.commands]
-    failed = [command.name for part in wanted for command in part.commands if _failed(call.found.get(command.name))]
-    open_ = any(each is None or each["exit"] in (75, 124) for each in verdicts)
+    verdicts = [call.outcomes.get(command.name) for part in selected for command in part.commands]
+    failed = [
+        command.name for part in selected for command in part.commands if _failed(call.outcomes.get(command.name))
+    ]
+    open_ = any(outcome is None or outcome["exit"] in (75, 124) for outcome in verdicts)
     print(f"results in {packed(settings.out)}; failed: {', '.join(failed) or 'nothing'}")
     if failed:
         return 1
     return 75 if open_ or not complete else 0
 
 
-def _failed(seen: Seen | None) -> bool:
-    return seen is not None and (seen["verdict"] == "failed" or seen["exit"] not in (0, 75, 124))
+def _failed(outcome: Outcome | None) -> bool:
+    return outcome is not None and (outcome["verdict"] == "failed" or outcome["exit"] not in (0, 75, 124))
 
 
 if __name__ == "__main__":

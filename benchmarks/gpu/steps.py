@@ -30,37 +30,37 @@ __all__ = ["main", "measure"]
 
 def measure(name: str, device: str | None, case: Case, *, scale: float, rounds: int) -> tuple[list[Row], BenchmarkRun]:
     """Rows of a case, and a step that is warm."""
-    apart, recording = opened(name, device, "0"), opened(name, device, "1")
-    task, data = prepare(case, apart, scale=scale, surrogate=None, data_dir=None)
+    eager, recording = opened(name, device, "0"), opened(name, device, "1")
+    task, data = prepare(case, eager, scale=scale, surrogate=None, data_dir=None)
     step = BenchmarkRun(task, data.batches)
     work: dict[str, Callable[[], object]] = {"training step": step}
     if getattr(recording, "graphs", None) is not None:
         work["training step, recorded"] = BenchmarkRun(build_task(task.config, case.inputs, recording), data.batches)
     if name == "torch":
-        where = "cuda" if apart.device.startswith("cuda") else "cpu"
-        work["dense floor"] = dense_floor(task.network, step.weights, data.batches[0], where)
+        floor_device = "cuda" if eager.device.startswith("cuda") else "cpu"
+        work["dense floor"] = dense_floor(task.network, step.weights, data.batches[0], floor_device)
     times = interleaved(work, rounds=rounds, warmup=6)
     size = f"{case.net}-{task.network.outputs} T={case.steps} B={task.config.batch_size}"
     detail: dict[str, Any] = {"spike_rates": step.rates, "data": data.source}
     floor = times.get("dense floor")
-    found = []
-    for what, timing in times.items():
-        ratio = timing.median / floor.median if floor is not None and what != "dense floor" else None
-        rest = detail | {"samples_per_second": task.config.batch_size / timing.median}
-        found.append(Row("step", size, what, timing, "dense" if ratio is not None else "", ratio, rest))
-    return found, step
+    rows = []
+    for row_name, timing in times.items():
+        ratio = timing.median / floor.median if floor is not None and row_name != "dense floor" else None
+        row_detail = detail | {"samples_per_second": task.config.batch_size / timing.median}
+        rows.append(Row("step", size, row_name, timing, "dense" if ratio is not None else "", ratio, row_detail))
+    return rows, step
 
 
 def opened(name: str, device: str | None, switch: str) -> AbstractBackend:
     """A backend that records, or does not."""
-    before = os.environ.get(SWITCH)
+    former = os.environ.get(SWITCH)
     os.environ[SWITCH] = switch
     try:
         return open_backend(name, device)
     finally:
         os.environ.pop(SWITCH)
-        if before is not None:
-            os.environ[SWITCH] = before
+        if former is not None:
+            os.environ[SWITCH] = former
 
 
 def traced(step: BenchmarkRun) -> str:
@@ -68,12 +68,12 @@ def traced(step: BenchmarkRun) -> str:
     import torch
     from torch.profiler import profile
 
-    with profile() as found:
+    with profile() as profiler:
         for _ in range(3):
             step()
-    where = "cuda" if torch.cuda.is_available() else "cpu"
-    key = f"self_{where}_time_total"
-    return str(found.key_averages().table(sort_by=key, row_limit=40, max_name_column_width=60))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    key = f"self_{device}_time_total"
+    return str(profiler.key_averages().table(sort_by=key, row_limit=40, max_name_column_width=60))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -84,11 +84,11 @@ def main(arguments: list[str] | None = None) -> None:
     rows: list[Row] = []
     warm: list[BenchmarkRun] = []
     for case in CASES.values():
-        found, step = measure(options.backend, options.device, case, scale=options.scale, rounds=options.rounds)
-        for row in found:
+        case_rows, step = measure(options.backend, options.device, case, scale=options.scale, rounds=options.rounds)
+        for row in case_rows:
             assert row.timing is not None
             print(f"{row.case}: {row.what} {1e3 * row.timing.median:.3f} ms", flush=True)
-        rows += found
+        rows += case_rows
         warm.append(step)
     if options.out is not None:
         settings = {"scale": options.scale, "rounds": options.rounds}

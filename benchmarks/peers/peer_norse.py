@@ -21,9 +21,9 @@ __all__ = ["build"]
 class Neurons(torch.nn.Module):
     """`norse.torch.LIFCell` over a sequence; `own` are the weights of their own spikes, if they read them."""
 
-    def __init__(self, problem: Problem, mode: str, own: torch.nn.Linear | None) -> None:
+    def __init__(self, problem: Problem, mode: str, recurrent: torch.nn.Linear | None) -> None:
         super().__init__()
-        step = Step(norse.LIFCell(p=parameters(problem), dt=1.0), own)
+        step = Step(norse.LIFCell(p=parameters(problem), dt=1.0), recurrent)
         self.step = torch.compile(step) if mode == "step" else step
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
@@ -38,14 +38,16 @@ class Neurons(torch.nn.Module):
 class Step(torch.nn.Module):
     """One step of neurons."""
 
-    def __init__(self, cell: torch.nn.Module, own: torch.nn.Linear | None) -> None:
+    def __init__(self, cell: torch.nn.Module, recurrent: torch.nn.Linear | None) -> None:
         super().__init__()
-        self.cell, self.own = cell, own
+        self.cell, self.recurrent = cell, recurrent
 
-    def forward(self, now: torch.Tensor, before: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+    def forward(self, now: torch.Tensor, previous: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         """Spikes and state from the input and the spikes of the step before."""
-        found: tuple[torch.Tensor, Any] = self.cell(now if self.own is None else now + self.own(before), state)
-        return found
+        result: tuple[torch.Tensor, Any] = self.cell(
+            now if self.recurrent is None else now + self.recurrent(previous), state
+        )
+        return result
 
 
 class Cell(torch.nn.Module):
@@ -53,9 +55,17 @@ class Cell(torch.nn.Module):
 
     def __init__(self, problem: Problem, gain: float) -> None:
         super().__init__()
-        w, own = (torch.from_numpy(problem.weights[problem.layers[0][key]]) * gain for key in ("weight", "recurrent"))
+        w, recurrent = (
+            torch.from_numpy(problem.weights[problem.layers[0][key]]) * gain for key in ("weight", "recurrent")
+        )
         cell = norse.LIFRecurrentCell(
-            w.shape[1], w.shape[0], parameters(problem), input_weights=w, recurrent_weights=own, autapses=True, dt=1.0
+            w.shape[1],
+            w.shape[0],
+            parameters(problem),
+            input_weights=w,
+            recurrent_weights=recurrent,
+            autapses=True,
+            dt=1.0,
         )
         self.cell: Any = torch.compile(cell)
 
@@ -83,10 +93,10 @@ def build(problem: Problem, mode: str) -> Peer:
     gain = problem.tau_m / problem.tau_s
 
     def neurons(number: int) -> torch.nn.Module:
-        own = recurrent_weights(problem, number, gain)
-        if mode == "cell" and own is not None:
+        recurrent = recurrent_weights(problem, number, gain)
+        if mode == "cell" and recurrent is not None:
             return Cell(problem, gain)
-        return Neurons(problem, "step" if mode == "cell" else mode, own)
+        return Neurons(problem, "step" if mode == "cell" else mode, recurrent)
 
     return Peer(
         problem,

@@ -16,7 +16,7 @@ __all__ = ["build"]
 class Neurons(torch.nn.Module):
     """`snntorch.Synaptic` over a sequence; `RSynaptic` where `own` are the weights of their own spikes."""
 
-    def __init__(self, problem: Problem, mode: str, own: torch.nn.Linear | None) -> None:
+    def __init__(self, problem: Problem, mode: str, recurrent: torch.nn.Linear | None) -> None:
         super().__init__()
         common: Any = {
             "alpha": 1 - 1 / problem.tau_s,
@@ -25,12 +25,12 @@ class Neurons(torch.nn.Module):
             "spike_grad": surrogate.fast_sigmoid(slope=3),
             "reset_mechanism": "zero",
         }
-        self.recurrent = own is not None
-        if own is None:
+        self.recurrent = recurrent is not None
+        if recurrent is None:
             self.cell = snntorch.Synaptic(**common)
         else:
-            self.cell = snntorch.RSynaptic(linear_features=own.out_features, **common)
-            self.cell.recurrent = own
+            self.cell = snntorch.RSynaptic(linear_features=recurrent.out_features, **common)
+            self.cell.recurrent = recurrent
         if mode == "step":
             self.cell = torch.compile(self.cell)
 

@@ -16,23 +16,23 @@ __all__ = ["build"]
 
 def neurons(problem: Problem, number: int, gain: float) -> torch.nn.Module:
     """LIF neurons with hard reset."""
-    own = recurrent_weights(problem, number, gain)
+    recurrent = recurrent_weights(problem, number, gain)
     node: torch.nn.Module = neuron.LIFNode(
         tau=problem.tau_m,
         decay_input=False,
         v_threshold=problem.threshold,
         v_reset=0.0,
         surrogate_function=surrogate.ATan(),
-        step_mode="m" if own is None else "s",
+        step_mode="m" if recurrent is None else "s",
     )
-    if own is None:
+    if recurrent is None:
         return node
     w = torch.from_numpy(problem.weights[problem.layers[number]["weight"]])
     if w.shape[0] != w.shape[1]:
         raise SystemExit("its container has as many neurons as inputs")
-    made: torch.nn.Module = layer.LinearRecurrentContainer(node, *w.shape, bias=False, step_mode="m")
-    made.rc.weight = torch.nn.Parameter(torch.cat([w, own.weight.detach()], 1))  # type: ignore[union-attr]
-    return made
+    container: torch.nn.Module = layer.LinearRecurrentContainer(node, *w.shape, bias=False, step_mode="m")
+    container.rc.weight = torch.nn.Parameter(torch.cat([w, recurrent.weight.detach()], 1))  # type: ignore[union-attr]
+    return container
 
 
 def build(problem: Problem, mode: str) -> Peer:
@@ -45,7 +45,7 @@ def build(problem: Problem, mode: str) -> Peer:
             problem,
             lambda number: neurons(problem, number, 1 / problem.tau_s),
             gain=1 / problem.tau_s,
-            before=lambda _: filtered(problem, compiled),
+            input_filter=lambda _: filtered(problem, compiled),
             compiled=compiled,
             joint=True,
         ),
@@ -57,5 +57,5 @@ def build(problem: Problem, mode: str) -> Peer:
 
 def filtered(problem: Problem, compiled: bool) -> torch.nn.Module:
     """The synaptic filter of a layer's spikes."""
-    made: torch.nn.Module = layer.SynapseFilter(tau=problem.tau_s, step_mode="m")
-    return torch.compile(made) if compiled else made  # type: ignore[return-value]
+    synapse: torch.nn.Module = layer.SynapseFilter(tau=problem.tau_s, step_mode="m")
+    return torch.compile(synapse) if compiled else synapse  # type: ignore[return-value]

@@ -74,16 +74,16 @@ class Spyx:
         """The checks of torch_network.Peer, on the first layer and on the output."""
         first = spyx.Sequential(*self.parts[:2])
 
-        def found(model: Any, frames: Any) -> Any:
+        def spikes_of(model: Any, frames: Any) -> Any:
             return np.asarray(spikes(model, frames.astype(jnp.float32) * self.scale))
 
-        whole = found(first, self.frames)
-        rates = [float(whole.mean()), float(found(self.model, self.frames).mean())]
-        assert set(np.unique(whole)) <= {0.0, 1.0}, "spikes are 0 and 1"
+        first_spikes = spikes_of(first, self.frames)
+        rates = [float(first_spikes.mean()), float(spikes_of(self.model, self.frames).mean())]
+        assert set(np.unique(first_spikes)) <= {0.0, 1.0}, "spikes are 0 and 1"
         assert 1e-3 < rates[0] < 0.6, f"rates of the first and last layer: {rates}"
-        cut = len(whole) // 2
-        assert np.array_equal(found(first, self.frames.at[cut:].set(0))[:cut], whole[:cut]), "not causal"
-        assert not np.array_equal(found(first, self.frames.at[:cut].set(0))[cut:], whole[cut:]), "no memory"
+        cut = len(first_spikes) // 2
+        assert np.array_equal(spikes_of(first, self.frames.at[cut:].set(0))[:cut], first_spikes[:cut]), "not causal"
+        assert not np.array_equal(spikes_of(first, self.frames.at[:cut].set(0))[cut:], first_spikes[cut:]), "no memory"
         return {"spike_rates": [round(rate, 5) for rate in rates], "causal": True, "remembers": True}
 
 
@@ -113,17 +113,17 @@ def network(problem: Problem) -> tuple[Any, list[Any]]:
         w = problem.weights[layer["weight"]] / problem.tau_s
         if layer["kind"] == "conv":
             padding, kernel = layer["padding"], w.shape[2]
-            made: Any = nnx.Conv(
+            projection: Any = nnx.Conv(
                 w.shape[1], len(w), (kernel, kernel), padding=[(padding, padding)] * 2, use_bias=False, rngs=rngs
             )
-            made.kernel[...] = jnp.asarray(w.transpose(2, 3, 1, 0))
+            projection.kernel[...] = jnp.asarray(w.transpose(2, 3, 1, 0))
             shape = (*(n + 2 * padding - kernel + 1 for n in shape[:2]), len(w))
         else:
             parts.append(Channels())
-            made = nnx.Linear(w.shape[1], len(w), use_bias=False, rngs=rngs)
-            made.kernel[...] = jnp.asarray(w.T)
+            projection = nnx.Linear(w.shape[1], len(w), use_bias=False, rngs=rngs)
+            projection.kernel[...] = jnp.asarray(w.T)
             shape = (len(w),)
-        parts.append(made)
+        parts.append(projection)
         alpha, beta = 1 - 1 / problem.tau_s, 1 - 1 / problem.tau_m
         neurons = spyx.CuBaLIF(
             shape, alpha=alpha, beta=beta, threshold=problem.threshold, activation=axn.superspike(3), rngs=rngs

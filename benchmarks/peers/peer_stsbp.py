@@ -29,7 +29,7 @@ from stsbp_spec.registry import open_backend
 __all__ = ["build"]
 
 
-class Own:
+class StsbpNetwork:
     """A training step, or the floor, on the problem's batch."""
 
     def __init__(self, problem: Problem, mode: str) -> None:
@@ -42,15 +42,15 @@ class Own:
         self.load(problem.inputs, problem.labels)
         batch = self.batch
         self.run = run = BenchmarkRun(task, [batch], problem.weights)
-        on = "cuda" if backend.device.startswith(("cuda", "gpu")) else "cpu"
-        floor = dense_floor(task.network, run.weights, batch, on) if name == "floor" else None
+        device = "cuda" if backend.device.startswith(("cuda", "gpu")) else "cpu"
+        floor = dense_floor(task.network, run.weights, batch, device) if name == "floor" else None
         self.step: Callable[[], Any] = floor or self.update
         self.predict = partial(task.trainer.predictor(run.state), batch.inputs, problem.steps)
         self.versions = {package: importlib.metadata.version(package) for package in ("stsbp", "stsbp-spec", "torch")}
         self.rates: dict[str, float] = {}
         if name != "floor":
             spikes = backend.run(task.network, run.weights, batch.inputs, problem.steps).layers
-            self.rates = {layer: round(float(np.mean(found.spikes)), 5) for layer, found in spikes.items()}
+            self.rates = {layer: round(float(np.mean(layer_run.spikes)), 5) for layer, layer_run in spikes.items()}
 
     def load(self, inputs: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -> None:
         """Take another batch."""
@@ -68,8 +68,8 @@ class Own:
 
     def classes(self) -> list[int]:
         """The output neuron with most spikes, for each sample."""
-        found = self.task.trainer.predict(self.run.state, self.batch.inputs, self.task.config.steps)
-        classes: list[int] = spike_count(found.spikes).tolist()
+        prediction = self.task.trainer.predict(self.run.state, self.batch.inputs, self.task.config.steps)
+        classes: list[int] = spike_count(prediction.spikes).tolist()
         return classes
 
     def check(self) -> dict[str, Any]:
@@ -84,27 +84,27 @@ class Network:
         name, _, device = mode.partition("=")
         backend = open_backend(name, device or None)
         neuron = LIF(problem.tau_m, problem.tau_s, problem.threshold)
-        (_, _, inputs), words = problem.inputs.shape, problem.setup
-        network = NetworkSpec.parse(words["network"], input_shape=(inputs,), outputs=words["outputs"], neuron=neuron)
-        targets = encode_repeat(problem.labels, words["outputs"], problem.steps)
+        (_, _, inputs), setup = problem.inputs.shape, problem.setup
+        network = NetworkSpec.parse(setup["network"], input_shape=(inputs,), outputs=setup["outputs"], neuron=neuron)
+        targets = encode_repeat(problem.labels, setup["outputs"], problem.steps)
         batch = Batch(problem.inputs, targets)
-        self.trainer = backend.trainer(network, VanRossum(), AdamW(lr=problem.lr), precision=words["precision"])
+        self.trainer = backend.trainer(network, VanRossum(), AdamW(lr=problem.lr), precision=setup["precision"])
         self.state = self.trainer.init(problem.weights)
         self.batch = batch
         packages = ("stsbp", name)
         self.versions = {package: importlib.metadata.version(package) for package in packages}
         layers = backend.run(network, problem.weights, batch.inputs, problem.steps).layers
-        self.rates = [round(float(np.mean(found.spikes)), 5) for found in layers.values()]
+        self.rates = [round(float(np.mean(layer_run.spikes)), 5) for layer_run in layers.values()]
 
     def step(self) -> None:
         """Forward, loss, backward, update; numbers of the step have been read when it returns."""
         self.state, _ = self.trainer.step(self.state, self.batch)
 
     def check(self) -> dict[str, Any]:
-        """See `Own`."""
+        """See `StsbpNetwork`."""
         return {"spike_rates": self.rates}
 
 
-def build(problem: Problem, mode: str) -> Own | Network:
+def build(problem: Problem, mode: str) -> StsbpNetwork | Network:
     """See the module."""
-    return (Network if "network" in problem.setup else Own)(problem, mode)
+    return (Network if "network" in problem.setup else StsbpNetwork)(problem, mode)

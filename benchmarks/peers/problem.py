@@ -66,14 +66,14 @@ class Problem:
     def write(self, path: Path) -> None:
         """Write everything as one .npz file."""
         arrays = {f"weight/{name}": w for name, w in self.weights.items()}
-        words = {"layers": self.layers, "setup": self.setup}
-        words |= {name: getattr(self, name) for name in ("steps", "tau_m", "tau_s", "threshold", "lr")}
-        np.savez(path, inputs=self.inputs, labels=self.labels, words=np.array(json.dumps(words)), **arrays)  # type: ignore[arg-type]
+        fields = {"layers": self.layers, "setup": self.setup}
+        fields |= {name: getattr(self, name) for name in ("steps", "tau_m", "tau_s", "threshold", "lr")}
+        np.savez(path, inputs=self.inputs, labels=self.labels, words=np.array(json.dumps(fields)), **arrays)  # type: ignore[arg-type]
 
     @classmethod
     def read(cls, path: Path) -> Problem:
         """Inverse of `write`."""
         with np.load(path, allow_pickle=False) as file:
-            words = json.loads(str(file["words"]))
+            fields = json.loads(str(file["words"]))
             weights = {name.removeprefix("weight/"): file[name] for name in file.files if name.startswith("weight/")}
-            return cls(weights=weights, inputs=file["inputs"], labels=file["labels"], **words)
+            return cls(weights=weights, inputs=file["inputs"], labels=file["labels"], **fields)

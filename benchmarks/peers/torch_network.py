@@ -47,7 +47,7 @@ class TorchNetwork(torch.nn.Module):
         neuron: Factory,
         *,
         gain: float,
-        before: Factory | None = None,
+        input_filter: Factory | None = None,
         batch_first: bool = False,
         compiled: bool = False,
         joint: bool = False,
@@ -56,22 +56,22 @@ class TorchNetwork(torch.nn.Module):
         self.layers, self.batch_first, self.joint = problem.layers, batch_first, joint
         self.steps, self.batch = problem.steps, len(problem.labels)
         self.weights = torch.nn.ParameterDict()
-        self.neurons, self.before = torch.nn.ModuleList(), torch.nn.ModuleList()
+        self.neurons, self.input_filters = torch.nn.ModuleList(), torch.nn.ModuleList()
         number = 0
         for layer in problem.layers:
             if layer["kind"] == "pool":
                 continue
             # A filter in front of the weights leaves the input alone, so the first layer's weights stay as they are.
-            own = 1.0 if number == 0 and before is not None else gain
-            w = torch.from_numpy(problem.weights[layer["weight"]]) * own
+            layer_gain = 1.0 if number == 0 and input_filter is not None else gain
+            w = torch.from_numpy(problem.weights[layer["weight"]]) * layer_gain
             if w.ndim == 4:
                 w = w.contiguous(memory_format=torch.channels_last)
             if not (joint and layer["kind"] == "recurrent"):
                 self.weights[layer["weight"]] = torch.nn.Parameter(w)
-            made = neuron(number)
-            self.neurons.append(torch.compile(made) if compiled else made)  # type: ignore[arg-type]
-            if before is not None:
-                self.before.append(before(number))
+            population = neuron(number)
+            self.neurons.append(torch.compile(population) if compiled else population)  # type: ignore[arg-type]
+            if input_filter is not None:
+                self.input_filters.append(input_filter(number))
             number += 1
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -83,8 +83,8 @@ class TorchNetwork(torch.nn.Module):
             if layer["kind"] == "pool":
                 x = functional.avg_pool2d(x, layer["size"])
                 continue
-            if number > 0 and len(self.before) > 0:
-                x = merged(self.before[number](unmerged(x, lead)))
+            if number > 0 and len(self.input_filters) > 0:
+                x = merged(self.input_filters[number](unmerged(x, lead)))
             if layer["kind"] == "conv":
                 w = self.weights[layer["weight"]]
                 x = functional.conv2d(x, w, stride=layer["stride"], padding=layer["padding"])
@@ -103,9 +103,9 @@ def recurrent_weights(problem: Problem, number: int, gain: float) -> torch.nn.Li
     if layer["kind"] != "recurrent":
         return None
     w = torch.from_numpy(problem.weights[layer["recurrent"]]) * gain
-    own = torch.nn.Linear(w.shape[1], w.shape[0], bias=False)
-    own.weight = torch.nn.Parameter(w)
-    return own
+    recurrent = torch.nn.Linear(w.shape[1], w.shape[0], bias=False)
+    recurrent.weight = torch.nn.Parameter(w)
+    return recurrent
 
 
 def unmerged(x: torch.Tensor, lead: tuple[int, int]) -> torch.Tensor:

@@ -46,22 +46,22 @@ def main(peer: str, mode: str, path: str, work: str = "training") -> None:
     ready = {"versions": model.versions, "checks": checks, "warmup_seconds": time.perf_counter() - began}
     print(json.dumps(ready), file=answers)
     for line in sys.stdin:
-        word, *given = line.split()
-        if word == "memory":
+        request, *arguments = line.split()
+        if request == "memory":
             print(json.dumps({"peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}), file=answers)
             continue
-        if word in ("train", "classes"):
-            with np.load(given[-1], allow_pickle=False) as batch:
+        if request in ("train", "classes"):
+            with np.load(arguments[-1], allow_pickle=False) as batch:
                 model.load(batch["inputs"], batch["labels"])
-        if word == "classes":
+        if request == "classes":
             print(json.dumps({"classes": model.classes()}), file=answers)
             continue
-        if word == "train":
-            model.set_rate(float(given[0]))
-        began, own = time.perf_counter(), time.process_time()
+        if request == "train":
+            model.set_rate(float(arguments[0]))
+        began, cpu_began = time.perf_counter(), time.process_time()
         step()
-        taken = {"seconds": time.perf_counter() - began, "processor_seconds": time.process_time() - own}
-        print(json.dumps(taken), file=answers)
+        times = {"seconds": time.perf_counter() - began, "processor_seconds": time.process_time() - cpu_began}
+        print(json.dumps(times), file=answers)
 
 
 if __name__ == "__main__":

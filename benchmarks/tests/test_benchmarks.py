@@ -77,7 +77,7 @@ def test_the_guard_reads_the_stored_results(name: str) -> None:
     if not path.is_file():
         pytest.skip(f"no stored results {name}")
     stored = json.loads(path.read_text())
-    assert {what for what, _ in check.ratios(stored)} == set(check.RATIOS)
+    assert {name_of_ratio for name_of_ratio, _ in check.ratios(stored)} == set(check.RATIOS)
     assert stored["machine"]["settings"]["scale"] == 1.0
 
 
@@ -106,11 +106,11 @@ def test_exponents_are_slopes() -> None:
 def test_scaling_measures_every_size_of_an_axis(axis: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(scaling.AXES, axis, scaling.AXES[axis][:3])
     monkeypatch.setattr(scaling, "BASE", {"T": 8, "B": 2, "C": 4, "depth": 1, "density": 0.1})
-    found = scaling.measure(open_backend("numpy"), axis, rounds=1, shrink=2)
-    assert len(found["seconds"]) == 3
-    assert len(found["local"]) == 2
-    assert all(next(iter(rates.values())) > 0 for rates in found["rates"]), "the first layer is silent"
-    assert scaling.table(found).count("|") == 6
+    measured = scaling.measure(open_backend("numpy"), axis, rounds=1, shrink=2)
+    assert len(measured["seconds"]) == 3
+    assert len(measured["local"]) == 2
+    assert all(next(iter(rates.values())) > 0 for rates in measured["rates"]), "the first layer is silent"
+    assert scaling.table(measured).count("|") == 6
 
 
 def test_large_sizes_are_measured_with_their_memory(
@@ -123,18 +123,18 @@ def test_large_sizes_are_measured_with_their_memory(
         ["--large", "--axes", "N", "--backend", "numpy", "--rounds", "1", "--memory", "low", "--out", str(out)]
     )
     report = json.loads(out.read_text())
-    (found,) = report["axes"]
+    (axis,) = report["axes"]
     assert report["machine"]["settings"]["memory"] == "low"
     # 2 channels of 8 x 8 and of 16 x 16 pixels, and 10 neurons; inputs of 2 channels.
-    kept = [4 * 2 * (2 * side**2 + 5 * (2 * side**2 + 10)) for side in (8, 16)]
-    assert found["kept_bytes"] == kept
-    assert all(seconds["median"] > 0 for seconds in found["seconds"])
-    assert all(rates["conv1"] > 0 for rates in found["rates"])
+    kept_bytes = [4 * 2 * (2 * side**2 + 5 * (2 * side**2 + 10)) for side in (8, 16)]
+    assert axis["kept_bytes"] == kept_bytes
+    assert all(seconds["median"] > 0 for seconds in axis["seconds"])
+    assert all(rates["conv1"] > 0 for rates in axis["rates"])
     rows = capsys.readouterr().out.splitlines()[-3:]
     for row, begin in zip(rows, ("| N | 100 | ", "| N | 500 | ", "| N | straight line | "), strict=True):
         assert row.startswith(begin)
         assert row.count("|") == scaling.LARGE_HEAD.splitlines()[0].count("|")
-    exponent = math.log(found["seconds"][1]["median"] / found["seconds"][0]["median"]) / math.log(5)
+    exponent = math.log(axis["seconds"][1]["median"] / axis["seconds"][0]["median"]) / math.log(5)
     assert f"| {exponent:.2f} |" in rows[1]
 
 
@@ -169,16 +169,16 @@ def test_a_problem_is_read_as_it_was_written(tiny_problem: Problem, tmp_path: Pa
 def test_a_comparison_names_what_does_not_run(tiny_problem: Problem, tmp_path: Path) -> None:
     # The worker looks the case up by its name, so the network of this run is the full one: keep the batch small.
     problem, _ = compare.make_problem(Case(**{**vars(TINY), "net": "2C3-P4-8"}), scale=1.0, data_dir=None, device=None)
-    here = Path(sys.executable)
-    records = compare.compare(problem, [(here, "nosuch", "plain")], rounds=1, logs=tmp_path)
+    interpreter = Path(sys.executable)
+    records = compare.compare(problem, [(interpreter, "nosuch", "plain")], rounds=1, logs=tmp_path)
     problem_found = "exit code 1: ModuleNotFoundError: No module named 'peer_nosuch'"
     assert records == [{"name": "nosuch", "mode": "plain", "problem": problem_found}]
     assert "not timed: exit code 1" in compare.table(records)
 
 
 def test_a_worker_that_takes_too_long_is_given_up(tiny_problem: Problem, tmp_path: Path) -> None:
-    here = Path(sys.executable)
-    records = compare.compare(tiny_problem, [(here, "stsbp", "floor")], rounds=1, logs=tmp_path, patience=0.01)
+    interpreter = Path(sys.executable)
+    records = compare.compare(tiny_problem, [(interpreter, "stsbp", "floor")], rounds=1, logs=tmp_path, patience=0.01)
     assert [record["problem"] for record in records] == ["not ready after 0 s"]
 
 
@@ -186,7 +186,7 @@ def test_parts_add_up(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     monkeypatch.setitem(cases.CASES, "CIFAR-10", TINY)
     parts.measure("numpy", None, "CIFAR-10", rounds=1, scale=1.0, data_dir=None)
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.endswith(" ms")]
-    ms = {" ".join(words[:-2]): float(words[-2]) for words in lines}
+    ms = {" ".join(cells[:-2]): float(cells[-2]) for cells in lines}
     populations = sum(ms[f"neurons{i} forward"] for i in (1, 2, 3))
     # Each is printed to a hundredth of a millisecond.
     assert 0 < ms["population_forward"] <= populations + 4 * 0.005
@@ -239,23 +239,23 @@ def test_metadata_makes_a_checkout_importable_without_installing(tmp_path: Path)
     from importlib.metadata import distributions
 
     metadata.main(str(tmp_path))
-    found = {d.metadata["Name"]: d for d in distributions(path=[str(tmp_path)])}
-    assert {"stsbp", "stsbp-spec", "stsbp-torch", "stsbp-conformance"} <= set(found)
-    points = {(p.group, p.name): p.value for p in found["stsbp-torch"].entry_points}
+    installed = {d.metadata["Name"]: d for d in distributions(path=[str(tmp_path)])}
+    assert {"stsbp", "stsbp-spec", "stsbp-torch", "stsbp-conformance"} <= set(installed)
+    points = {(p.group, p.name): p.value for p in installed["stsbp-torch"].entry_points}
     assert points == {("stsbp.backends", "torch"): "stsbp_torch.backend:TorchBackend"}
-    assert not [p for p in found["stsbp-conformance"].entry_points if p.group == "pytest11"]
+    assert not [p for p in installed["stsbp-conformance"].entry_points if p.group == "pytest11"]
 
 
 def timed(name: str, mode: str, median: float) -> dict[str, Any]:
     """A record of compare.py."""
     seconds = {"median": median, "low": median, "high": median, "least": median, "runs": 1}
-    rest = {
+    fields = {
         "samples_per_second": 1 / median,
         "peak_bytes": 1e6,
         "versions": {name: "1.0"},
         "checks": {"spike_rates": [0.05]},
     }
-    return {"name": name, "mode": mode, "problem": None, "seconds": seconds, **rest}
+    return {"name": name, "mode": mode, "problem": None, "seconds": seconds, **fields}
 
 
 def test_the_page_takes_its_numbers_from_the_results(tmp_path: Path) -> None:
@@ -268,8 +268,8 @@ def test_the_page_takes_its_numbers_from_the_results(tmp_path: Path) -> None:
     )
     records = [timed("stsbp", "floor", 0.2), timed("stsbp", "torch", 0.1), timed("norse", "plain", 0.4)]
     records += [timed("norse", "neuron", 0.25), {"name": "spyx", "mode": "plain", "problem": "exit code 1"}]
-    found = {"machine": machine, "cases": [{"case": "N-MNIST", "network": "n", "data": "d", "records": records}]}
-    (tmp_path / "peers.json").write_text(json.dumps(found))
+    report = {"machine": machine, "cases": [{"case": "N-MNIST", "network": "n", "data": "d", "records": records}]}
+    (tmp_path / "peers.json").write_text(json.dumps(report))
     text = tmp_path / "benchmarks.md"
     text.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
     page.main(tmp_path, text)
@@ -299,7 +299,7 @@ def test_a_backends_report_becomes_a_table() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("arguments", "message"),
     [
         (["--rounds", "0"], "--rounds: must be at least 1"),
         (["--scale", "nan"], "--scale: must be above 0"),
@@ -308,15 +308,15 @@ def test_a_backends_report_becomes_a_table() -> None:
     ],
 )
 def test_a_mistake_in_the_command_is_a_line(
-    given: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["parts.py", *given])
+    monkeypatch.setattr(sys, "argv", ["parts.py", *arguments])
     try:
         code = options.guarded(parts.main)
     except SystemExit as stop:
         code = int(stop.code or 0)
     assert code > 0
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_checkout_is_slower_where_median_and_quartiles_say_so() -> None:
@@ -335,10 +335,10 @@ def test_a_checkout_is_slower_where_median_and_quartiles_say_so() -> None:
     assert beside.order(0) != beside.order(1)
 
 
-class Told:
+class StubWorker:
     """A worker that computes nothing: the new checkout takes twice as long."""
 
-    asked: ClassVar[list[tuple[str, str]]] = []
+    requests: ClassVar[list[tuple[str, str]]] = []
 
     def __init__(self, name: str, losses: dict[str, str]) -> None:
         self.name, self.problem = name, None
@@ -348,8 +348,8 @@ class Told:
 
     def stop(self) -> None: ...
 
-    def ask(self, word: str) -> dict[str, float]:
-        self.asked.append((self.name, word))
+    def ask(self, request: str) -> dict[str, float]:
+        self.requests.append((self.name, request))
         return {"seconds": 0.05 if self.name == "old" else 0.1}
 
 
@@ -357,21 +357,21 @@ def test_pairs_are_taken_in_turn_and_refused_where_results_differ(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = {"old": {"b": "1"}, "new": {"b": "1"}}
-    monkeypatch.setattr(compare.Worker, "start", lambda command, env, name, *_: Told(name, losses[name]))
+    monkeypatch.setattr(compare.Worker, "start", lambda command, env, name, *_: StubWorker(name, losses[name]))
     rows = beside.pairs({"old": {}, "new": {}}, [], rounds=2, logs=tmp_path)
     assert [(row["what"], row["ratio"]["median"], row["good"]) for row in rows] == [("a", 2, False), ("b", 2, False)]
-    pair = [(which, f"{work} 3") for which in ("old", "new") for work in "ab"]
-    assert Told.asked[:2] == [("old", "a 1"), ("old", "b 1")]
-    assert Told.asked[2:] == [pair[i] for i in (0, 2, 1, 3, 2, 0, 3, 1)]
+    requests = [(checkout, f"{work} 3") for checkout in ("old", "new") for work in "ab"]
+    assert StubWorker.requests[:2] == [("old", "a 1"), ("old", "b 1")]
+    assert StubWorker.requests[2:] == [requests[i] for i in (0, 2, 1, 3, 2, 0, 3, 1)]
     losses["new"] = {"b": "2"}
     with pytest.raises(StsbpError, match="b: the checkouts compute different spikes or losses"):
         beside.pairs({"old": {}, "new": {}}, [], rounds=2, logs=tmp_path)
 
 
 def test_the_workers_of_two_checkouts_answer(tmp_path: Path) -> None:
-    here = BENCHMARKS.parent
+    checkout = BENCHMARKS.parent
     # What other tests have compiled serves both.
-    variables = {name: beside.environment(here, cache_root(), 1) for name in ("old", "new")}
+    variables = {name: beside.environment(checkout, cache_root(), 1) for name in ("old", "new")}
     names = ["AdamW", "sparse block forward", "sparse block backward"]
     rows = beside.pairs(variables, names, rounds=2, logs=tmp_path)
     assert [row["what"] for row in rows] == names
@@ -389,16 +389,20 @@ def test_a_worker_takes_a_pair_by_its_former_name() -> None:
 
 
 def test_processes_are_summed_up_by_the_slowest_of_them() -> None:
-    def said(seconds: float, waited: float) -> dict[str, Any]:
+    def answer(seconds: float, waited: float) -> dict[str, Any]:
         return {"seconds": seconds, "waited": waited, "messages": 5.0, "bytes": 2048.0, "loss": 0.5}
 
     group = processes.Group.__new__(processes.Group)
     group.size = 2
-    group.turns = [[said(1.0, 0.9), said(2.0, 0.1)], [said(4.0, 1.0), said(3.0, 2.0)], [said(8.0, 0.0), said(1.0, 4.0)]]
-    found = processes.summary(group)
-    assert (found["seconds"], found["waited"], found["share"]) == (4.0, 2.0, 0.5)
-    assert (found["messages"], found["bytes"], found["loss"]) == (5.0, 2048.0, 0.5)
-    (_, _, row) = processes.table([{"case": "net", "precision": "fast", **found}]).splitlines()
+    group.turns = [
+        [answer(1.0, 0.9), answer(2.0, 0.1)],
+        [answer(4.0, 1.0), answer(3.0, 2.0)],
+        [answer(8.0, 0.0), answer(1.0, 4.0)],
+    ]
+    summary = processes.summary(group)
+    assert (summary["seconds"], summary["waited"], summary["share"]) == (4.0, 2.0, 0.5)
+    assert (summary["messages"], summary["bytes"], summary["loss"]) == (5.0, 2048.0, 0.5)
+    (_, _, row) = processes.table([{"case": "net", "precision": "fast", **summary}]).splitlines()
     assert row == "| net | fast | 2 | 4000.0 | 2000.0 - 8000.0 | 2000.0 ms, 50% | 5 | 2.0 |"
 
 
@@ -434,9 +438,9 @@ def test_exported_c_is_compared_and_timed(tmp_path: Path, capsys: pytest.Capture
     )
     assert CliRunner().invoke(cli, ["--backend", "numpy", "train", "digits", *settings]).exit_code == 0
     target = f"gcc {platform.machine()} -O2"
-    chosen = ["--samples", "11", "--targets", target, "--rounds", "1", "--beside", "numpy"]
-    chosen += ["--out", str(tmp_path / "report.json")]
-    assert interop_c.main([str(run), *chosen]) == 0
+    arguments = ["--samples", "11", "--targets", target, "--rounds", "1", "--beside", "numpy"]
+    arguments += ["--out", str(tmp_path / "report.json")]
+    assert interop_c.main([str(run), *arguments]) == 0
     printed = capsys.readouterr().out
     assert f"{target}: 0 spikes and 0 potentials differ" in printed
     assert re.search(r"^conv1 +256 +0\.\d{4} +0 +0$", printed, re.MULTILINE)
@@ -446,9 +450,9 @@ def test_exported_c_is_compared_and_timed(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_calls_of_the_host_are_timed() -> None:
-    found = host_calls.times(rounds=1, large=10)
-    assert [len(each.seconds) for each in found.values()] == 7 * [10] + 3 * [1]
-    assert list(found)[-3:] == ["call, large", "pure_callback, large", "numpy alone, large"]
+    times = host_calls.times(rounds=1, large=10)
+    assert [len(timing.seconds) for timing in times.values()] == 7 * [10] + 3 * [1]
+    assert list(times)[-3:] == ["call, large", "pure_callback, large", "numpy alone, large"]
 
 
 def test_a_loop_is_timed_with_and_without_the_variable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

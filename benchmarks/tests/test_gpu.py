@@ -35,19 +35,21 @@ TINY = Case("CIFAR-10", "cifar10", "digits", "2C3-P4-8", Inputs((3, 32, 32), "di
 def test_each_measured_row_has_an_expectation() -> None:
     rows = kernels.measure(open_backend("numpy"), scale=0.0001, rounds=1, tell=lambda _: None)
     for backend in expected.BACKENDS:
-        wanted = {(each.case, each.what): each for each in expected.kernels(H100, backend, 0.0001)}
-        assert {(row.case, row.what) for row in rows} == set(wanted)
+        expectations = {
+            (expectation.case, expectation.what): expectation for expectation in expected.kernels(H100, backend, 0.0001)
+        }
+        assert {(row.case, row.what) for row in rows} == set(expectations)
         for row in rows:
-            assert wanted[row.case, row.what].bytes == row.detail["bytes"]
-    found, _ = steps.measure("numpy", None, TINY, scale=1.0, rounds=1)
-    assert [(row.case, row.what) for row in found] == [(expected.step(H100, "torch", TINY).case, "training step")]
+            assert expectations[row.case, row.what].bytes == row.detail["bytes"]
+    measured, _ = steps.measure("numpy", None, TINY, scale=1.0, rounds=1)
+    assert [(row.case, row.what) for row in measured] == [(expected.step(H100, "torch", TINY).case, "training step")]
 
 
 def test_operations_are_those_of_the_products() -> None:
-    each = expected.step(H100, "torch", CASES["N-MNIST"])
+    step = expected.step(H100, "torch", CASES["N-MNIST"])
     frames, layers = 25 * 50, [12 * 30 * 30 * 2 * 25, 64 * 11 * 11 * 12 * 25, 10 * 64 * 5 * 5]
     # Forward, the weights' gradients, and the errors of all inputs but the network's.
-    assert each.operations == 2 * frames * (3 * sum(layers) - layers[0])
+    assert step.operations == 2 * frames * (3 * sum(layers) - layers[0])
     images = expected.step(H100, "torch", CASES["CIFAR-10"])
     first = 32 * 32 * 32 * 3 * 9
     assert images.operations % (2 * 50) == 0
@@ -69,16 +71,16 @@ def test_a_step_takes_as_long_as_the_slowest_of_device_and_host() -> None:
     assert expected.Work("rest", "small", 1.0, launches=10).seconds(H100) == pytest.approx(10 * expected.NODE)
     for case in CASES.values():
         for backend in expected.BACKENDS:
-            each = expected.step(H100, backend, case)
+            step = expected.step(H100, backend, case)
             host = expected.BACKENDS[backend]
-            assert each.seconds >= each.launches * host.launch + host.fixed
-            assert each.seconds >= each.operations / H100.half
-            assert (each.recorded is None) == (backend == "jax")
-            assert each.recorded is None or each.recorded <= each.seconds
+            assert step.seconds >= step.launches * host.launch + host.fixed
+            assert step.seconds >= step.operations / H100.half
+            assert (step.recorded is None) == (backend == "jax")
+            assert step.recorded is None or step.recorded <= step.seconds
 
 
 @pytest.mark.parametrize(
-    ("measured", "said"),
+    ("measured", "verdict"),
     [
         (0.5, "0.50 x, faster: does it measure what it should?"),
         (1.2, "1.20 x, as expected"),
@@ -87,8 +89,8 @@ def test_a_step_takes_as_long_as_the_slowest_of_device_and_host() -> None:
         (9.0, "9.0 x, something is wrong"),
     ],
 )
-def test_a_verdict_compares_with_the_expected_time(measured: float, said: str) -> None:
-    assert expected.verdict(measured, 1.0) == said
+def test_a_verdict_compares_with_the_expected_time(measured: float, verdict: str) -> None:
+    assert expected.verdict(measured, 1.0) == verdict
 
 
 def test_the_page_has_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,14 +104,14 @@ def test_the_page_has_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_speeds_of_the_machine_stand_beside_the_assumed_ones() -> None:
     pytest.importorskip("torch")
-    found = machine.ceilings(H100, "cpu", 64)
-    assert list(found) == ["copy", "float32", "half", "float64"]
-    assert all(each["measured"] > 0 for each in found.values())
-    assert found["copy"]["assumed"] == 0.9 * 3.35e12
+    speeds = machine.ceilings(H100, "cpu", 64)
+    assert list(speeds) == ["copy", "float32", "half", "float64"]
+    assert all(speed["measured"] > 0 for speed in speeds.values())
+    assert speeds["copy"]["assumed"] == 0.9 * 3.35e12
 
 
 def settings(out: Path, **fields: Any) -> run.Settings:
-    given: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "backends": (("torch", "cuda"), ("cupy", "cuda"), ("jax", "gpu")),
         "scale": 1.0,
         "shrink": 1,
@@ -117,11 +119,11 @@ def settings(out: Path, **fields: Any) -> run.Settings:
         "gpus": 1,
         "data": None,
     }
-    return run.Settings(out, **(given | fields))
+    return run.Settings(out, **(defaults | fields))
 
 
 def command(name: str, code: str, judge: Any = run.ended_well) -> Command:
-    return Command(name, run.words("-c", code), judge)
+    return Command(name, run.python_command("-c", code), judge)
 
 
 def test_parts_come_in_the_order_of_their_worth(tmp_path: Path) -> None:
@@ -131,16 +133,18 @@ def test_parts_come_in_the_order_of_their_worth(tmp_path: Path) -> None:
     assert kinds[:6] == ["machine", "quick", "graphs", "kernels", "steps", "conformance"]
     assert set(kinds) >= {"cifar10", "scaling", "data", "step", "processes"}
     assert max(part.seconds for part in parts) < 480
-    commands = [each for part in parts for each in part.commands]
-    assert len({each.name for each in commands}) == len(commands)
-    recording = {each.name for each in commands if each.environment.get("STSBP_CUDA_GRAPHS") == "1"}
+    commands = [command for part in parts for command in part.commands]
+    assert len({command.name for command in commands}) == len(commands)
+    recording = {command.name for command in commands if command.environment.get("STSBP_CUDA_GRAPHS") == "1"}
     assert recording == {"graphs-torch-cuda-suite", "graphs-cupy-cuda-suite"}
-    for each in commands:
+    for command in commands:
         files = [
-            word for word in each.words if re.fullmatch(r"(benchmarks|experiments|conformance|packages)/\S+", word)
+            argument
+            for argument in command.arguments
+            if re.fullmatch(r"(benchmarks|experiments|conformance|packages)/\S+", argument)
         ]
-        assert files or "-m" in each.words
-        assert all((ROOT / word).is_file() for word in files), each.words
+        assert files or "-m" in command.arguments
+        assert all((ROOT / argument).is_file() for argument in files), command.arguments
 
 
 def test_shards_hold_every_tier() -> None:
@@ -150,15 +154,19 @@ def test_shards_hold_every_tier() -> None:
 
 
 def test_what_ended_well_is_not_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    again = f"import pathlib; p = pathlib.Path({str(tmp_path / 'count')!r}); p.open('a').write('x')"
-    good, bad = command("good", again), command("bad", again + "; raise SystemExit(3)")
+    append = f"import pathlib; p = pathlib.Path({str(tmp_path / 'count')!r}); p.open('a').write('x')"
+    good, bad = command("good", append), command("bad", append + "; raise SystemExit(3)")
     part = Part("both", (good, bad), together=True)
     for _ in range(2):
         call = Call.begin(tmp_path, minutes=2)
         assert call.run(part)
     assert (tmp_path / "count").read_text() == "xxx"
-    found = json.loads((tmp_path / "summary.json").read_text())["commands"]
-    assert (found["good"]["verdict"], found["bad"]["verdict"], found["bad"]["exit"]) == ("as expected", "failed", 3)
+    outcomes = json.loads((tmp_path / "summary.json").read_text())["commands"]
+    assert (outcomes["good"]["verdict"], outcomes["bad"]["verdict"], outcomes["bad"]["exit"]) == (
+        "as expected",
+        "failed",
+        3,
+    )
     assert "bad: failed, exit code 3" in capsys.readouterr().out
     assert "raise SystemExit" in (tmp_path / "bad.log").read_text()
 
@@ -167,18 +175,18 @@ def test_what_takes_too_long_is_cut_off_and_begins_again(tmp_path: Path) -> None
     call = Call.begin(tmp_path, minutes=2)
     slow = Part("slow", (command("slow", "import time; time.sleep(60)"),), seconds=1)
     assert call.run(slow)
-    assert call.found["slow"]["verdict"] == "cut off"
-    assert call.found["slow"]["exit"] == 124
+    assert call.outcomes["slow"]["verdict"] == "cut off"
+    assert call.outcomes["slow"]["exit"] == 124
     assert not call.done(slow.commands[0])
     assert not Call.begin(tmp_path, minutes=0.001).run(slow)
 
 
 def test_a_command_knows_how_long_it_may_take(tmp_path: Path) -> None:
     code = "import os; assert os.environ['MINUTES'] == '2.75', os.environ['MINUTES']"
-    given = Command("timed", run.words("-c", code), run.ended_well, {"MINUTES": "{minutes}"})
+    timed = Command("timed", run.python_command("-c", code), run.ended_well, {"MINUTES": "{minutes}"})
     call = Call.begin(tmp_path, minutes=30)
-    assert call.run(Part("timed", (given,), seconds=240))
-    assert call.found["timed"]["exit"] == 0
+    assert call.run(Part("timed", (timed,), seconds=240))
+    assert call.outcomes["timed"]["exit"] == 0
     (cifar,) = (part for part in run.parts(settings(tmp_path, data=tmp_path)) if part.name == "cifar10")
     assert cifar.commands[0].environment["MINUTES"] == "{minutes}"
 
@@ -186,14 +194,14 @@ def test_a_command_knows_how_long_it_may_take(tmp_path: Path) -> None:
 def test_a_call_says_whether_there_is_more_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = [Part("one", (command("one", "raise SystemExit(75)"),)), Part("two", (command("two", ""),))]
-    monkeypatch.setattr(run, "parts", lambda _: given)
+    parts = [Part("one", (command("one", "raise SystemExit(75)"),)), Part("two", (command("two", ""),))]
+    monkeypatch.setattr(run, "parts", lambda _: parts)
     assert run.main([str(tmp_path), "--try"]) == 75
     assert "failed: nothing" in capsys.readouterr().out
     assert run.main([str(tmp_path), "two", "--try"]) == 0
     with tarfile.open(tmp_path / "results.tar.gz") as tar:
         assert tar.getnames() == ["one.log", "summary.json", "two.log"]
-    given[0] = Part("one", (command("one", "raise SystemExit(2)"),))
+    parts[0] = Part("one", (command("one", "raise SystemExit(2)"),))
     assert run.main([str(tmp_path), "--try"]) == 1
     with pytest.raises(SystemExit):
         run.main([str(tmp_path), "three", "--try"])
@@ -207,38 +215,47 @@ def test_a_report_of_tests_is_judged(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(
         "import pytest\ndef test_good(): pass\ndef test_bad(): assert 1 == 2\n@pytest.mark.skip\ndef test_not(): pass\n"
     )
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junit-xml", str(tmp_path / "it.xml")]
-    done = subprocess.run([*words, "test_it.py"], cwd=tmp_path, capture_output=True, check=False)
-    seen = run.tests("it")(tmp_path, done.returncode)
-    assert (seen["seen"], seen["verdict"]) == ("1 passed, 1 failed, 1 skipped", "failed")
-    assert seen["failed"] == ["test_bad: assert 1 == 2"]
-    subprocess.run([*words, "test_it.py", "-k", "good"], cwd=tmp_path, capture_output=True, check=True)
+    pytest_command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--junit-xml",
+        str(tmp_path / "it.xml"),
+    ]
+    run_of_pytest = subprocess.run([*pytest_command, "test_it.py"], cwd=tmp_path, capture_output=True, check=False)
+    outcome = run.tests("it")(tmp_path, run_of_pytest.returncode)
+    assert (outcome["seen"], outcome["verdict"]) == ("1 passed, 1 failed, 1 skipped", "failed")
+    assert outcome["failed"] == ["test_bad: assert 1 == 2"]
+    subprocess.run([*pytest_command, "test_it.py", "-k", "good"], cwd=tmp_path, capture_output=True, check=True)
     assert run.tests("it")(tmp_path, 0)["verdict"] == "as expected"
-    subprocess.run([*words, "test_it.py", "-k", "not"], cwd=tmp_path, capture_output=True, check=False)
+    subprocess.run([*pytest_command, "test_it.py", "-k", "not"], cwd=tmp_path, capture_output=True, check=False)
     assert run.tests("it")(tmp_path, 0)["verdict"] == "failed", "nothing was tested"
     assert run.tests("none")(tmp_path, 0)["verdict"] == "failed"
 
 
 def test_times_are_judged_beside_the_expected_ones(tmp_path: Path) -> None:
-    wanted = expected.step(H100, "torch", CASES["N-MNIST"])
-    assert wanted.recorded is not None
-    each: dict[str, Any] = {"case": wanted.case, "floor": "", "ratio": None, "detail": {}}
+    expectation = expected.step(H100, "torch", CASES["N-MNIST"])
+    assert expectation.recorded is not None
+    common: dict[str, Any] = {"case": expectation.case, "floor": "", "ratio": None, "detail": {}}
     report = [
-        {**each, "what": "training step", "seconds": {"median": 1.1 * wanted.seconds}},
-        {**each, "what": "training step, recorded", "seconds": {"median": 3 * wanted.recorded}},
-        {**each, "what": "dense floor", "seconds": {"median": 1.0}},
+        {**common, "what": "training step", "seconds": {"median": 1.1 * expectation.seconds}},
+        {**common, "what": "training step, recorded", "seconds": {"median": 3 * expectation.recorded}},
+        {**common, "what": "dense floor", "seconds": {"median": 1.0}},
     ]
     (tmp_path / "steps.json").write_text(json.dumps({"rows": report}))
     (tmp_path / "machine.json").write_text(json.dumps({"gpu": "NVIDIA H100 80GB HBM3, 580"}))
-    seen = run.rows("steps", "torch", settings(tmp_path))(tmp_path, 0)
-    assert [row["verdict"] for row in seen["rows"]] == ["1.10 x, as expected", "3.00 x, much slower: profile it"]
-    assert seen["seen"] == "1 of 2 times as expected"
-    assert seen["expected"] == "times on paper of H100 SXM5"
+    outcome = run.rows("steps", "torch", settings(tmp_path))(tmp_path, 0)
+    assert [row["verdict"] for row in outcome["rows"]] == ["1.10 x, as expected", "3.00 x, much slower: profile it"]
+    assert outcome["seen"] == "1 of 2 times as expected"
+    assert outcome["expected"] == "times on paper of H100 SXM5"
     assert run.rows("steps", "torch", settings(tmp_path))(tmp_path, 1)["verdict"] == "failed"
 
 
 @pytest.mark.parametrize(
-    ("named", "gpu", "said"),
+    ("gpu_name", "gpu", "title"),
     [
         ("NVIDIA H100 80GB HBM3", "h100", "H100 SXM5"),
         ("NVIDIA H200", "h200", "H200 SXM"),
@@ -246,9 +263,9 @@ def test_times_are_judged_beside_the_expected_ones(tmp_path: Path) -> None:
         ("", "h100", "H100 SXM5, though this is no GPU"),
     ],
 )
-def test_peak_numbers_are_those_of_the_gpu(named: str, gpu: str, said: str, tmp_path: Path) -> None:
-    (tmp_path / "machine.json").write_text(json.dumps({"gpu": named}))
-    assert run.gpu_of(tmp_path) == (expected.GPUS[gpu], said)
+def test_peak_numbers_are_those_of_the_gpu(gpu_name: str, gpu: str, title: str, tmp_path: Path) -> None:
+    (tmp_path / "machine.json").write_text(json.dumps({"gpu": gpu_name}))
+    assert run.gpu_of(tmp_path) == (expected.GPUS[gpu], title)
 
 
 def test_a_backend_that_cannot_run_is_told(tmp_path: Path) -> None:
@@ -256,12 +273,12 @@ def test_a_backend_that_cannot_run_is_told(tmp_path: Path) -> None:
         {"name": "cpu", "description": "", "problem": None},
         {"name": "cuda:0", "description": "", "problem": None},
     ]
-    bad = [{"name": "cuda", "description": "", "problem": "no driver"}]
-    found = {"backends": {"torch": devices, "cupy": bad, "jax": "jax is not installed"}}
-    (tmp_path / "machine.json").write_text(json.dumps(found))
-    seen = run.machine(settings(tmp_path))(tmp_path, 0)
-    assert seen["verdict"] == "failed"
-    assert seen["seen"] == {"cupy@cuda": bad, "jax@gpu": "jax is not installed"}
+    unusable = [{"name": "cuda", "description": "", "problem": "no driver"}]
+    report = {"backends": {"torch": devices, "cupy": unusable, "jax": "jax is not installed"}}
+    (tmp_path / "machine.json").write_text(json.dumps(report))
+    outcome = run.machine(settings(tmp_path))(tmp_path, 0)
+    assert outcome["verdict"] == "failed"
+    assert outcome["seen"] == {"cupy@cuda": unusable, "jax@gpu": "jax is not installed"}
     assert run.machine(settings(tmp_path, backends=(("torch", "cuda"),)))(tmp_path, 0)["verdict"] == "as expected"
 
 
@@ -271,12 +288,12 @@ def test_the_script_tries_its_parts_on_a_processor(tmp_path: Path) -> None:
         pytest.skip("no C++ compiler is installed, which device host needs")
     environment = {**os.environ, "BACKENDS": "cupy@host", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
     script = ["bash", str(ROOT / "benchmarks" / "gpu" / "run.sh"), str(tmp_path)]
-    done = subprocess.run(
+    process = subprocess.run(
         [*script, "machine", "kernels", "quick", "--try"], env=environment, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads((tmp_path / "summary.json").read_text())["commands"]
-    assert list(found) == ["machine", "quick-cupy-host-rest", "kernels-cupy-host"]
-    assert {each["exit"] for each in found.values()} == {0}
-    assert len(found["kernels-cupy-host"]["rows"]) == 9
-    assert " passed, 0 failed, 0 skipped" in found["quick-cupy-host-rest"]["seen"]
+    assert process.returncode == 0, process.stdout + process.stderr
+    outcomes = json.loads((tmp_path / "summary.json").read_text())["commands"]
+    assert list(outcomes) == ["machine", "quick-cupy-host-rest", "kernels-cupy-host"]
+    assert {outcome["exit"] for outcome in outcomes.values()} == {0}
+    assert len(outcomes["kernels-cupy-host"]["rows"]) == 9
+    assert " passed, 0 failed, 0 skipped" in outcomes["quick-cupy-host-rest"]["seen"]

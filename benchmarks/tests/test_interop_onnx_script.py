@@ -24,23 +24,23 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.joi
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run of some samples, of which 7 are held out."""
-    words = ["train", "digits", "--net", "8", "--steps", "4", "--epochs", "1", "--limit", "20", "--holdout", "7"]
-    done = CliRunner().invoke(cli, ["--backend", "numpy", *words, "--out", str(tmp_path / "run")])
-    assert done.exit_code == 0, done.output
+    arguments = ["train", "digits", "--net", "8", "--steps", "4", "--epochs", "1", "--limit", "20", "--holdout", "7"]
+    result = CliRunner().invoke(cli, ["--backend", "numpy", *arguments, "--out", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
     return tmp_path / "run"
 
 
 def test_all_of_a_run_is_compared(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "report.json"
-    words = [str(run), "--backend", "numpy", "--rounds", "1", "--out", str(out)]
-    assert interop_onnx.main(words) == 0
-    (found,) = json.loads(out.read_text())["runs"]
-    assert [layer["name"] for layer in found["layers"]] == ["linear1", "linear2"]
-    assert [layer["compared"] for layer in found["layers"]] == [4 * 7 * 8, 4 * 7 * 10]
-    assert {count for layer in found["layers"] for count in layer["differing"].values()} == {0}
-    assert len(found["layers"][0]["potentials"]) == 8
-    assert found["samples"] == 7
-    assert f"{found['right']} of 7" in capsys.readouterr().out
+    arguments = [str(run), "--backend", "numpy", "--rounds", "1", "--out", str(out)]
+    assert interop_onnx.main(arguments) == 0
+    (report,) = json.loads(out.read_text())["runs"]
+    assert [layer["name"] for layer in report["layers"]] == ["linear1", "linear2"]
+    assert [layer["compared"] for layer in report["layers"]] == [4 * 7 * 8, 4 * 7 * 10]
+    assert {count for layer in report["layers"] for count in layer["differing"].values()} == {0}
+    assert len(report["layers"][0]["potentials"]) == 8
+    assert report["samples"] == 7
+    assert f"{report['right']} of 7" in capsys.readouterr().out
 
 
 def test_a_difference_is_counted_and_the_exit_code_is_1(

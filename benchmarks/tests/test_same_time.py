@@ -25,7 +25,7 @@ from compare import make_problem  # noqa: E402
 from torch_network import Peer, TorchNetwork  # noqa: E402
 
 
-class Told:
+class StubWorker:
     """A worker that computes nothing: an update takes `seconds`, and the class is the first pixel."""
 
     def __init__(self, name: str, seconds: float) -> None:
@@ -35,14 +35,14 @@ class Told:
         self.batches: list[bytes] = []
 
     def ask(self, line: str) -> dict[str, Any]:
-        word, *given = line.split()
-        with np.load(given[-1]) as batch:
+        request, *arguments = line.split()
+        with np.load(arguments[-1]) as batch:
             inputs, labels = batch["inputs"], batch["labels"]
-        if word == "classes":
+        if request == "classes":
             assert inputs.shape == (4, 1, 6, 6), "every batch has the same size"
             return {"classes": inputs[:, 0, 0, 0].tolist()}
         assert len(labels) == 4
-        self.rates.append(float(given[0]))
+        self.rates.append(float(arguments[0]))
         self.batches.append(inputs.tobytes() + labels.tobytes())
         return {"seconds": self.seconds}
 
@@ -58,7 +58,7 @@ def test_all_get_the_same_batches_and_the_same_time(tmp_path: Path) -> None:
     digits = [1, 2, 3, 4, 5, 6, 7, 8, 9]
     test = split([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 0])
     samples = same_time.Samples(split(digits, digits), test, 4, 7, Augmentation(shift=1, flip=True))
-    fast, slow = Told("fast", 1.0), Told("slow", 2.5)
+    fast, slow = StubWorker("fast", 1.0), StubWorker("slow", 2.5)
     contenders = [same_time.Contender(worker, lr) for worker, lr in ((fast, 1.0), (slow, 0.5))]  # type: ignore[arg-type]
     records: list[list[dict[str, Any]]] = []
     same_time.race(contenders, samples, tmp_path, budget=20.0, turn=3, tested=records.append)
@@ -90,9 +90,9 @@ def test_a_peer_takes_other_batches_and_rates() -> None:
     peer = Peer(problem, lambda _: TorchNetwork(problem, lambda _: Above(), gain=1.0), "plain", ())
     out, _ = peer.spikes(peer.frames)
     assert peer.classes() == out.sum(0).argmax(1).tolist()
-    before = peer.frames.clone()
+    frames = peer.frames.clone()
     peer.load(problem.inputs[::-1].copy(), problem.labels[::-1].copy())
-    assert torch.equal(peer.frames, before.flip(1))
+    assert torch.equal(peer.frames, frames.flip(1))
     assert peer.target.argmax(1).tolist() == problem.labels[::-1].tolist()
     weights = [w.detach().clone() for w in peer.network.weights.values()]
     peer.set_rate(0.0)
@@ -123,8 +123,8 @@ def cifar10(tmp_path: Path) -> Path:
 def test_processes_train(cifar10: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out" / "same.json"
     out.parent.mkdir()
-    given = ["--here", "--peers", "--own", "torch", "cpu", "--scale", "0.04", "--minutes", "0.01", "--turn", "2"]
-    same_time.main([*given, "--lr", "stsbp=3e-3", "--data-dir", str(cifar10), "--out", str(out)])
+    arguments = ["--here", "--peers", "--own", "torch", "cpu", "--scale", "0.04", "--minutes", "0.01", "--turn", "2"]
+    same_time.main([*arguments, "--lr", "stsbp=3e-3", "--data-dir", str(cifar10), "--out", str(out)])
     report = json.loads(out.read_text())
     assert report["data"] == "10 training and 2 test samples"
     assert [record["mode"] for record in report["records"]] == ["torch", "cpu"]
@@ -154,6 +154,6 @@ def test_mistakes_are_named_before_anything_trains(cifar10: Path, arguments: lis
 
 
 def test_a_library_that_does_not_start_is_an_error(cifar10: Path, tmp_path: Path) -> None:
-    given = ["--here", "--peers", "nosuch", "--own", "--scale", "0.04", "--data-dir", str(cifar10)]
+    arguments = ["--here", "--peers", "nosuch", "--own", "--scale", "0.04", "--data-dir", str(cifar10)]
     with pytest.raises(StsbpError, match="nosuch neuron: exit code 1: ModuleNotFoundError"):
-        same_time.main([*given, "--out", str(tmp_path / "same.json")])
+        same_time.main([*arguments, "--out", str(tmp_path / "same.json")])

@@ -20,7 +20,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "expressions.md"
 
 
 def test_every_operation_is_tried_on_every_hostile_number() -> None:
-    tried = {x.op for each in OPERATIONS.values() for x in ordered([each])} - {"variable", "constant"}
+    tried = {x.op for expression in OPERATIONS.values() for x in ordered([expression])} - {"variable", "constant"}
     assert tried == set(expressions.OPERATIONS) - {"exp", "unsnapped"}
     assert np.isnan(HOSTILE).any()
     assert {np.inf, -np.inf, 2.0**-149, 2.0**-126, 2.0**-100, float(np.finfo(np.float32).max)} <= set(HOSTILE.tolist())
@@ -28,13 +28,13 @@ def test_every_operation_is_tried_on_every_hostile_number() -> None:
 
 
 def test_equations_are_drawn_the_same_again_and_use_every_operation() -> None:
-    found = [drawn(seed) for seed in (1, 2, 3)]
-    assert [x.op for x in ordered(found[0].values())] == [x.op for x in ordered(drawn(1).values())]
-    used = {x.op for each in found for x in ordered(each.values())}
+    equations = [drawn(seed) for seed in (1, 2, 3)]
+    assert [x.op for x in ordered(equations[0].values())] == [x.op for x in ordered(drawn(1).values())]
+    used = {x.op for outputs in equations for x in ordered(outputs.values())}
     assert used >= {"add", "sub", "mul", "div", "neg", "abs", "sqrt", "snap", "lt", "ge", "where"}
-    for each in found:
+    for outputs in equations:
         step = expressions.Recurrence(
-            "drawn", (), ("x", "y"), {"m": expressions.variable("m") * 0.5 + expressions.variable("x")}, each
+            "drawn", (), ("x", "y"), {"m": expressions.variable("m") * 0.5 + expressions.variable("x")}, outputs
         )
         assert shown_flushes(step, {}) == ()
 
@@ -57,12 +57,12 @@ BROKEN: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("how", BROKEN)
-def test_a_backend_that_breaks_a_rule_is_seen(how: str) -> None:
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_backend_that_breaks_a_rule_is_seen(name: str) -> None:
     class Broken(NumpyBackend):
-        def recur(self, *arguments: Any, **named: Any) -> Any:
-            found = super().recur(*arguments, **named)
-            return {k: BROKEN[how](x).astype(x.dtype) if x.dtype == np.float32 else x for k, x in found.items()}
+        def recur(self, *arguments: Any, **options: Any) -> Any:
+            outputs = super().recur(*arguments, **options)
+            return {k: BROKEN[name](x).astype(x.dtype) if x.dtype == np.float32 else x for k, x in outputs.items()}
 
     with pytest.raises(Mismatch, match=r"expected .*, got "):
         CHECKS[0].run(Broken())

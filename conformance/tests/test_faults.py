@@ -46,9 +46,9 @@ class Recorder(NumpyBackend):
 
     @property
     def rules(self) -> Mapping[type[Op], Rule[AnyArray]]:
-        every = dict(super().rules)
-        every.update((kind, rule_of(NumpyBackend(), kind())) for kind in MERGES.values())
-        return {op: replace(rule, forward=partial(self._forward, rule)) for op, rule in every.items()}
+        rules = dict(super().rules)
+        rules.update((kind, rule_of(NumpyBackend(), kind())) for kind in MERGES.values())
+        return {op: replace(rule, forward=partial(self._forward, rule)) for op, rule in rules.items()}
 
     def _forward(self, rule: Rule[AnyArray], op: Op, *inputs: AnyArray) -> Any:
         self._saw(f"convolution, stride {min(*op.strides, 2)}" if isinstance(op, Conv2d) else _KINDS[type(op)])
@@ -115,7 +115,7 @@ def test_backend_without_a_fault_passes_and_the_quick_checks_leave_nothing_out()
         8: {"convolution, stride 1", "linear", "pooling", "events", "dropout", "reproducible"},
         7: {"drift", "twice-hamming", "parabola", "twice-triangle"},
     }
-    missing = {tier: wanted - {f for t, f in backend.seen if t == tier} for tier, wanted in expected.items()}
+    missing = {tier: features - {f for t, f in backend.seen if t == tier} for tier, features in expected.items()}
     assert not any(missing.values()), missing
     assert all(check.quick for check in (*pairs.CHECKS, *elementwise.CHECKS))
 

@@ -32,9 +32,9 @@ _BROKEN = {
 @pytest.mark.parametrize("potentials", ["float32", "float64"])
 @pytest.mark.parametrize("name", _CASES)
 def test_adversarial_cases_stay_within_the_bound_and_leave_the_former(name: str, potentials: Potentials) -> None:
-    found = ratios(NUMPY, *_CASES[name], potentials)
-    assert found is not None
-    bound, _, former = found
+    case_ratios = ratios(NUMPY, *_CASES[name], potentials)
+    assert case_ratios is not None
+    bound, _, former = case_ratios
     assert 0 < bound <= 1
     assert former > _BROKEN.get(name, 0)
 
@@ -120,8 +120,8 @@ def test_drawn_networks_stay_within_the_bound(seed: int, graphs: bool) -> None:
     case, loss = drawn_case(seed, graphs=graphs)
     kinds: tuple[Potentials, ...] = ("float32", "float64")
     for potentials in kinds:
-        found = ratios(NUMPY, case, loss, potentials)
-        assert found is None or found[0] <= 1
+        case_ratios = ratios(NUMPY, case, loss, potentials)
+        assert case_ratios is None or case_ratios[0] <= 1
 
 
 def test_spreads_see_what_wide_sums_hide_from_the_bound() -> None:
@@ -143,7 +143,7 @@ def _near(value: list[float], error: float, spread: float) -> Near:
 
 
 @pytest.mark.parametrize(
-    ("got", "says"),
+    ("got", "message"),
     [
         ([1, 2, 3.5], r"the distance 0.5 at \[2\] exceeds its bound 0.25"),
         ([1, np.nan, 3], r"the distance nan at \[1\] exceeds its bound"),
@@ -151,8 +151,8 @@ def _near(value: list[float], error: float, spread: float) -> Near:
         ([1, 2], r"expected shape \[3\], got \[2\]"),
     ],
 )
-def test_within_says_what_is_outside(got: list[float], says: str) -> None:
-    with pytest.raises(Mismatch, match=says):
+def test_within_says_what_is_outside(got: list[float], message: str) -> None:
+    with pytest.raises(Mismatch, match=message):
         Compared().within("gradient", np.array(got), _near([1, 2, 3], 0.25, 0.01), random=True)
 
 

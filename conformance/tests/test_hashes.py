@@ -33,26 +33,26 @@ TAUS = [(tau_m, tau_s) for tau_m in (1.0, 5 / 3, 2.0, 8.0) for tau_s in (1.0, 5 
 def test_stored_hashes(stsbp_backend: AbstractBackend) -> None:
     # JAX compiles for each network for several seconds; on the others the whole set takes as long as one of them.
     cases = QUICK if stsbp_backend.name == "jax" else CASES
-    found = hashes.compute(stsbp_backend, cases)
+    computed = hashes.compute(stsbp_backend, cases)
     stored = hashes.read()
     assert stored.contract == CONTRACT_VERSION
-    hashes.compare(f"{stsbp_backend.name}={stsbp_backend.device}", found, stored.cases, "hashes.json")
+    hashes.compare(f"{stsbp_backend.name}={stsbp_backend.device}", computed, stored.cases, "hashes.json")
 
 
 def test_kernels_are_compiled_ahead_for_the_arguments_they_get() -> None:
     """What `stsbp backends --compile` leaves out, a first run would compile."""
-    ahead = pytest.importorskip("stsbp_cpu.engine.precompile")
+    precompile = pytest.importorskip("stsbp_cpu.engine.precompile")
     from stsbp_cpu.backend import CpuBackend
 
     # Tests before this one have called kernels too, some for arguments that no network has.
-    kernels = {ahead.kernel(line).dispatcher for line in ahead.FIRST + ahead.OTHERS}
-    before = {kernel: set(kernel.signatures) for kernel in kernels}
+    kernels = {precompile.kernel(line).dispatcher for line in precompile.FIRST + precompile.OTHERS}
+    signatures = {kernel: set(kernel.signatures) for kernel in kernels}
     hashes.compute(CpuBackend(), QUICK)
     listed: dict[Any, set[Any]] = {}
-    for each in map(ahead.kernel, ahead.FIRST + ahead.OTHERS):
-        listed.setdefault(each.dispatcher, set()).add(each.types)
+    for compiled in map(precompile.kernel, precompile.FIRST + precompile.OTHERS):
+        listed.setdefault(compiled.dispatcher, set()).add(compiled.types)
     assert sum(len(kernel.signatures) for kernel in kernels) > 10
-    assert all(set(kernel.signatures) - before[kernel] <= types for kernel, types in listed.items())
+    assert all(set(kernel.signatures) - signatures[kernel] <= types for kernel, types in listed.items())
 
 
 def test_the_file_has_every_case_and_no_other() -> None:
@@ -87,8 +87,8 @@ def test_neuron_inputs_meet_the_threshold_and_the_floor(tau_m: float, tau_s: flo
     s, residuals = NUMPY.neuron_forward(neuron, filter, z, 10)
     dz = NUMPY.neuron_backward(neuron, filter, residuals, ds)[0]
     threshold = np.float32(0.5)
-    below, above = (np.nextafter(threshold, np.float32(to)) for to in (0, np.inf))
-    assert NUMPY.neuron_potentials(residuals)[0, 0, :4].tolist() == [below, threshold, threshold, above]
+    lower, higher = (np.nextafter(threshold, np.float32(to)) for to in (0, np.inf))
+    assert NUMPY.neuron_potentials(residuals)[0, 0, :4].tolist() == [lower, threshold, threshold, higher]
     assert s[0, 0, :4].tolist() == [0, 1, 1, 1]
     _, without = BACKENDS["NoFloorForward"]().neuron_forward(neuron, filter, z, 10)
     assert (NUMPY.neuron_potentials(without) != NUMPY.neuron_potentials(residuals)).any()
@@ -121,24 +121,24 @@ def test_potentials_meet_the_edges_of_the_surrogate() -> None:
 )
 def test_filters_and_losses_end_in_silence(case: Case) -> None:
     """Of the results one sample at least is zero at an end, after values that are not."""
-    seen: list[Any] = []
+    results: list[Any] = []
 
-    class Seen(NumpyBackend):
+    class RecordingBackend(NumpyBackend):
         def psp_forward(self, psp: PSP, s: Any) -> Any:
-            seen.append(super().psp_forward(psp, s))
-            return seen[-1]
+            results.append(super().psp_forward(psp, s))
+            return results[-1]
 
         def psp_backward(self, psp: PSP, da: Any) -> Any:
-            seen.append(super().psp_backward(psp, da)[::-1])
-            return seen[-1][::-1]
+            results.append(super().psp_backward(psp, da)[::-1])
+            return results[-1][::-1]
 
         def loss_error(self, *args: Any) -> Any:
-            seen.append(super().loss_error(*args))
-            return seen[-1]
+            results.append(super().loss_error(*args))
+            return results[-1]
 
-    case.compute(Seen())
+    case.compute(RecordingBackend())
     if "spike-count" not in case.id:  # the same at every step
-        for x in seen:
+        for x in results:
             assert (x[-1, 0] == 0).all()
             assert (x[0, 0] != 0).any()
 
@@ -187,8 +187,8 @@ def test_every_layer_of_the_networks_fires(case: Case) -> None:
 def test_a_fault_changes_hashes_of_pairs(fault: str, kinds: set[str]) -> None:
     stored = hashes.read().cases
     with np.errstate(all="ignore"):
-        found = hashes.compute(BACKENDS[fault](), [case for case in CASES if case not in NETWORKS])
-    changed = {kind for case, x in found.items() for kind in x if x[kind] != stored[case][kind]}
+        computed = hashes.compute(BACKENDS[fault](), [case for case in CASES if case not in NETWORKS])
+    changed = {kind for case, x in computed.items() for kind in x if x[kind] != stored[case][kind]}
     assert changed >= kinds
 
 
@@ -205,17 +205,17 @@ def test_a_fault_changes_hashes_of_pairs(fault: str, kinds: set[str]) -> None:
 )
 def test_a_fault_changes_hashes_of_a_network(fault: str, network: str, changed: str) -> None:
     (case,) = (case for case in NETWORKS if case.id.startswith(network))
-    found, stored = case.compute(BACKENDS[fault]()), hashes.read().cases[case.id]
-    assert found[changed] != stored[changed]
-    assert found["spikes/linear2"] == stored["spikes/linear2"]
+    computed, stored = case.compute(BACKENDS[fault]()), hashes.read().cases[case.id]
+    assert computed[changed] != stored[changed]
+    assert computed["spikes/linear2"] == stored["spikes/linear2"]
 
 
 def test_a_difference_names_backend_case_result_and_layer() -> None:
     expected = {"net": {"spikes/conv1": "a" * 64, "loss": "0x1.8p+1"}}
-    found = {"net": {"spikes/conv1": "b" * 64, "loss": "0x1.9p+1"}, "new": {"spikes/conv1": "a" * 64}}
+    computed = {"net": {"spikes/conv1": "b" * 64, "loss": "0x1.9p+1"}, "new": {"spikes/conv1": "a" * 64}}
     hashes.compare("jax", expected, expected, "FILE")
     with pytest.raises(HashesDiffer) as raised:
-        hashes.compare("jax", found, expected, "FILE")
+        hashes.compare("jax", computed, expected, "FILE")
     assert str(raised.value).splitlines() == [
         "jax: 3 of 3 hashes differ",
         "net: spikes/conv1: jax has bbbbbbbbbbbb, FILE has aaaaaaaaaaaa",
@@ -271,24 +271,26 @@ def test_a_damaged_file_is_refused_in_a_line(text: str | None, message: str, tmp
 
 
 @pytest.fixture
-def few(monkeypatch: pytest.MonkeyPatch) -> list[Case]:
+def few_cases(monkeypatch: pytest.MonkeyPatch) -> list[Case]:
     """The module with three cases alone."""
     chosen = [case for case in CASES if case.id.startswith("error of") and case.id.endswith("5/3")]
     monkeypatch.setattr(hashes, "CASES", chosen)
     return chosen
 
 
-def test_the_command_writes_and_checks(few: list[Case], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_and_checks(
+    few_cases: list[Case], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "hashes.json"
     assert hashes.main(["numpy", "torch=cpu:eager", "--write", str(path)]) == 0
     assert hashes.main(["numpy", "--check", str(path)]) == 0
     assert "numpy: 3 cases, 3 hashes" in capsys.readouterr().out
     data = json.loads(path.read_text())
-    data["cases"][few[1].id]["dL/do"] = "0" * 64
+    data["cases"][few_cases[1].id]["dL/do"] = "0" * 64
     path.write_text(json.dumps(data))
     assert hashes.main(["numpy", "--check", str(path)]) == 1
-    assert f"{few[1].id}: dL/do: numpy has " in capsys.readouterr().out
-    data["cases"][few[1].id] = hashes.read().cases[few[1].id]
+    assert f"{few_cases[1].id}: dL/do: numpy has " in capsys.readouterr().out
+    data["cases"][few_cases[1].id] = hashes.read().cases[few_cases[1].id]
     path.write_text(json.dumps(data | {"contract": 1}))
     assert hashes.main(["numpy", "--check", str(path)]) == 0
     assert f"under version 1 of the contract, this is version {CONTRACT_VERSION}" in capsys.readouterr().out
@@ -298,7 +300,7 @@ def test_the_command_writes_and_checks(few: list[Case], tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["nosuch"], "no backend 'nosuch' is installed"),
         (["numpy", "--write", "DIR/hashes.json"], "name more than one"),
@@ -309,16 +311,16 @@ def test_the_command_writes_and_checks(few: list[Case], tmp_path: Path, capsys: 
     ids=["backend", "one backend", "two names", "folder", "file"],
 )
 def test_the_command_says_what_is_wrong(
-    words: list[str], message: str, few: list[Case], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, few_cases: list[Case], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert hashes.main([word.replace("DIR", str(tmp_path)) for word in words]) == 1
-    told = capsys.readouterr().err
-    assert told.startswith("Error: ")
-    assert message in told
+    assert hashes.main([argument.replace("DIR", str(tmp_path)) for argument in arguments]) == 1
+    output = capsys.readouterr().err
+    assert output.startswith("Error: ")
+    assert message in output
 
 
 def test_without_arguments_every_backend_opens_a_device_that_can_be_used(
-    few: list[Case], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    few_cases: list[Case], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(hashes, "installed_backends", lambda: ["cupy", "numpy"])
     if not any(device.name == "host" and device.problem is None for device in load_backend("cupy").devices()):

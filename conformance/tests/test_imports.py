@@ -80,6 +80,6 @@ def test_the_spec_is_at_most_fourteen_modules_deep() -> None:
 
 
 def test_a_circle_in_a_function_or_for_a_type_is_found() -> None:
-    for late in ("def f():\n    from p.a import x", "if TYPE_CHECKING:\n    import p.a", "from p import a"):
+    for statement in ("def f():\n    from p.a import x", "if TYPE_CHECKING:\n    import p.a", "from p import a"):
         with pytest.raises(CycleError):
-            TopologicalSorter(_imports({"p": "", "p.a": "from p.b import y", "p.b": late})).prepare()
+            TopologicalSorter(_imports({"p": "", "p.a": "from p.b import y", "p.b": statement})).prepare()

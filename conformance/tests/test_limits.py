@@ -68,8 +68,8 @@ def _gradients(
     native = {name: backend.asarray(x) for name, x in wq.items()}
     traces = forward_passes(backend, network, native, inputs, 1, None, parts, Alone(), "full")
     errors = [backend.asarray(error[:, part.first : part.end].copy()) for part in parts]
-    found = backward_passes(traces, errors, "reproducible")
-    return {name: backend.numpy(x) for name, x in found.items()}
+    gradients = backward_passes(traces, errors, "reproducible")
+    return {name: backend.numpy(x) for name, x in gradients.items()}
 
 
 PARTS = pytest.mark.parametrize("sizes", [[8], [1] * 8, [3, 5]], ids=["whole", "single samples", "two parts"])
@@ -81,8 +81,8 @@ def test_the_grid_of_weights_has_the_bits_of_the_whole_batch(stsbp_backend: Abst
     errors = _errors(WEIGHTS_BITS)
     assert network.projections[0].error_bits(frames=BATCH) == WEIGHTS_BITS
     wq = {"w": np.zeros((1, BATCH), np.float32)}
-    found = _gradients(stsbp_backend, network, wq, errors.reshape(1, BATCH, 1), sizes)
-    assert found["w"].reshape(-1).tolist() == _on_grid(errors, WEIGHTS_BITS).tolist()
+    gradients = _gradients(stsbp_backend, network, wq, errors.reshape(1, BATCH, 1), sizes)
+    assert gradients["w"].reshape(-1).tolist() == _on_grid(errors, WEIGHTS_BITS).tolist()
 
 
 @PARTS
@@ -91,8 +91,8 @@ def test_the_grid_of_learned_parameters_has_the_bits_of_the_whole_batch(
 ) -> None:
     network, errors = _network(Linear(BATCH, bias=True)), _errors(BIAS_BITS)
     wq = {"w": np.zeros((BATCH, BATCH), np.float32), "w.bias": np.zeros(BATCH, np.float32)}
-    found = _gradients(stsbp_backend, network, wq, np.diag(errors)[None], sizes)
-    assert found["w.bias"].tolist() == _on_grid(errors, BIAS_BITS).tolist()
+    gradients = _gradients(stsbp_backend, network, wq, np.diag(errors)[None], sizes)
+    assert gradients["w.bias"].tolist() == _on_grid(errors, BIAS_BITS).tolist()
 
 
 @PARTS
@@ -104,8 +104,8 @@ def test_the_grid_of_normalised_sums_has_the_bits_of_the_whole_batch(
     one, zero = np.ones(BATCH, np.float32), np.zeros(BATCH, np.float32)
     wq = {"w": np.zeros((BATCH, BATCH), np.float32), "w.scale": one, "w.shift": zero}
     wq |= {"w.mean": zero, "w.variance": one, "w.exponent": np.array([0], np.int32)}
-    found = _gradients(stsbp_backend, network, wq, np.diag(errors)[None], sizes)
-    assert found["w.shift"].tolist() == _on_grid(errors, NORM_BITS).tolist()
+    gradients = _gradients(stsbp_backend, network, wq, np.diag(errors)[None], sizes)
+    assert gradients["w.shift"].tolist() == _on_grid(errors, NORM_BITS).tolist()
 
 
 def test_the_grid_of_a_recurrence_has_the_bits_of_its_weights(stsbp_backend: AbstractBackend) -> None:
@@ -125,6 +125,6 @@ def test_the_grid_of_a_recurrence_has_the_bits_of_its_weights(stsbp_backend: Abs
     frames[0, 0, 0] = 1
     trace = forward_pass(stsbp_backend, network, native, stsbp_backend.encode(frames, "events"), 2, None)
     error = np.stack([np.zeros((1, BATCH), np.float32), errors[None]])
-    found = backward_pass(trace, stsbp_backend.asarray(error), "reproducible")
+    gradients = backward_pass(trace, stsbp_backend.asarray(error), "reproducible")
     # The weights from input 0 have the errors of the first step, on a grid with more bits.
-    assert stsbp_backend.numpy(found["w"])[:, 0].tolist() == _on_grid(errors, LOOP_BITS).tolist()
+    assert stsbp_backend.numpy(gradients["w"])[:, 0].tolist() == _on_grid(errors, LOOP_BITS).tolist()

@@ -139,14 +139,14 @@ def test_the_page_says_how_a_strangers_model_is_held_to_them(tmp_path: Path) -> 
 
 @each_model
 def test_potentials_meet_the_threshold_and_the_number_below_it(neuron: NeuronModel) -> None:
-    z, off = neurons.meeting_the_threshold(neuron)
+    z, distances = neurons.meeting_the_threshold(neuron)
     fired, _ = NUMPY.neuron_forward(neuron, IDENTITY, z, len(z), neurons.learned_numbers(neuron, IDENTITY, z.shape[2:]))
-    met, below = off[..., 0::3], off[..., 1::3]
+    met, one_lower = distances[..., 0::3], distances[..., 1::3]
     assert (met == 0).mean() > 0.9
-    assert (np.abs(below) < 1e-6).all()
-    assert (below < 0).mean() > 2 / 3
+    assert (np.abs(one_lower) < 1e-6).all()
+    assert (one_lower < 0).mean() > 2 / 3
     assert fired[..., 0::3][met == 0].all()
-    assert not fired[..., 1::3][below < 0].any()
+    assert not fired[..., 1::3][one_lower < 0].any()
 
 
 @each_model
@@ -155,8 +155,8 @@ def test_silence_and_tiny_numbers_reach_the_floor(neuron: NeuronModel) -> None:
     small, filter = neurons.near_the_floor(), PSP(2.0).filter()
     for z, ds in (neurons.silent(), *((z, ds) for _, z, ds in small)):
         learned = neurons.learned_numbers(neuron, filter, z.shape[2:])
-        kept = NUMPY.neuron_forward(neuron, filter, z, len(ds), learned)[1].kept
-        for name, x in kept.items():
+        saved = NUMPY.neuron_forward(neuron, filter, z, len(ds), learned)[1].kept
+        for name, x in saved.items():
             assert not ((x != 0) & (np.abs(x) < FLOOR)).any(), name
     for wrong, (_, z, ds) in ((BACKENDS["NoFloorForward"](), small[0]), (BACKENDS["NoFloorBackward"](), small[1])):
         learned = neurons.learned_numbers(neuron, filter, z.shape[2:])
@@ -236,26 +236,28 @@ def _by_expressions(
     """
     equations = neuron_equations(PSP(tau).filter(), neuron)
     constants = {**equations.wide, "k": 1 - 1 / tau, "c": 1 / tau}
-    each = {free: np.broadcast_to(learned[name], z.shape) for name, free in equations.learned.items()}
+    learned_inputs = {free: np.broadcast_to(learned[name], z.shape) for name, free in equations.learned.items()}
 
     def run(recurrence: Recurrence, inputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
         step = numpy_function(recurrence, np.float64)
-        given = [np.float64(constants[name]) for name in recurrence.parameters]
+        parameters = [np.float64(constants[name]) for name in recurrence.parameters]
         states: Sequence[AnyArray] = [np.zeros(z.shape[1:]) for _ in recurrence.states]
-        found = []
+        per_step = []
         for t in range(len(z))[:: -1 if recurrence.reverse else 1]:
-            states, outputs = step(*given, *(inputs[name][t] for name in recurrence.inputs), *states)
-            found.append(outputs)
-        stacked = (np.stack(x[:: -1 if recurrence.reverse else 1]) for x in zip(*found, strict=True))
+            states, outputs = step(*parameters, *(inputs[name][t] for name in recurrence.inputs), *states)
+            per_step.append(outputs)
+        stacked = (np.stack(x[:: -1 if recurrence.reverse else 1]) for x in zip(*per_step, strict=True))
         return dict(zip(recurrence.outputs, stacked, strict=True))
 
-    kept = run(equations.forward, {"z": z, **each})
-    back = run(equations.backward, {**kept, **each, "g": g})
+    forward_values = run(equations.forward, {"z": z, **learned_inputs})
+    backward_values = run(equations.backward, {**forward_values, **learned_inputs, "g": g})
     sums = {
-        name: back[output].sum(axis=0 if len(learned[name]) > 1 else None, keepdims=len(learned[name]) == 1).ravel()
+        name: backward_values[output]
+        .sum(axis=0 if len(learned[name]) > 1 else None, keepdims=len(learned[name]) == 1)
+        .ravel()
         for name, output in equations.terms.items()
     }
-    return kept["o"].astype(np.float64), back["dz"], sums
+    return forward_values["o"].astype(np.float64), backward_values["dz"], sums
 
 
 def _learned(neuron: NeuronModel, count: int) -> dict[str, AnyArray]:
@@ -270,32 +272,37 @@ def test_gradients_are_those_that_torch_derives(neuron: NeuronModel, surrogate: 
     learned = _learned(model, 60)
     o, dz, sums = _by_expressions(model, 3.0, z, g, learned)
     variable = torch.tensor(z, requires_grad=True)
-    own = {name: torch.tensor(x, requires_grad=True) for name, x in learned.items()}
-    fired = _by_hand(model, 3.0, variable, own, smooth=False)
+    learned_tensors = {name: torch.tensor(x, requires_grad=True) for name, x in learned.items()}
+    fired = _by_hand(model, 3.0, variable, learned_tensors, smooth=False)
     assert np.array_equal(o, fired.detach().numpy())
     assert 0.05 < o.mean() < 0.7
-    expected, *others = torch.autograd.grad(fired, [variable, *own.values()], torch.tensor(g))
+    expected, *others = torch.autograd.grad(fired, [variable, *learned_tensors.values()], torch.tensor(g))
     assert np.count_nonzero(dz) > dz.size / 2
     assert np.abs(dz - expected.numpy()).max() <= 1e-12 * np.abs(dz).max()
-    for (name, found), other in zip(sums.items(), others, strict=True):
-        assert np.count_nonzero(found) > found.size / 2, name
-        assert np.abs(found - other.numpy()).max() <= 1e-12 * np.abs(found).max(), name
+    for (name, gradient), other in zip(sums.items(), others, strict=True):
+        assert np.count_nonzero(gradient) > gradient.size / 2, name
+        assert np.abs(gradient - other.numpy()).max() <= 1e-12 * np.abs(gradient).max(), name
 
 
 @each_model
 @pytest.mark.parametrize("surrogate", [Arctan(), FastSigmoid(), Logistic()], ids=str)
 def test_what_torch_derives_is_the_slope_of_the_smoothed_spikes(neuron: NeuronModel, surrogate: Surrogate) -> None:
     model = neurons.with_surrogate(neuron, surrogate)
-    z, g, way = (normal((12, 40), seed).astype(np.float64) for seed in (92, 93, 94))
-    given = {"z": z, **_learned(model, 40)}
-    ways = {"z": way, **{name: normal(x.shape, 95).astype(np.float64) for name, x in given.items() if name != "z"}}
+    z, g, direction = (normal((12, 40), seed).astype(np.float64) for seed in (92, 93, 94))
+    point = {"z": z, **_learned(model, 40)}
+    directions = {
+        "z": direction,
+        **{name: normal(x.shape, 95).astype(np.float64) for name, x in point.items() if name != "z"},
+    }
 
     def fired(values: Mapping[str, Any]) -> Any:
-        rest = {name: torch.as_tensor(x) for name, x in values.items()}
-        return _by_hand(model, 3.0, rest.pop("z"), rest, smooth=True)
+        tensors = {name: torch.as_tensor(x) for name, x in values.items()}
+        return _by_hand(model, 3.0, tensors.pop("z"), tensors, smooth=True)
 
-    variables = {name: torch.tensor(x, requires_grad=True) for name, x in given.items()}
+    variables = {name: torch.tensor(x, requires_grad=True) for name, x in point.items()}
     slopes = torch.autograd.grad(fired(variables), [*variables.values()], torch.tensor(g))
-    for (name, x), slope in zip(given.items(), slopes, strict=True):
-        up, down = (float((fired({**given, name: x + sign * 1e-5 * ways[name]}).numpy() * g).sum()) for sign in (1, -1))
-        assert (up - down) / 2e-5 == pytest.approx(float((slope.numpy() * ways[name]).sum()), rel=1e-6), name
+    for (name, x), slope in zip(point.items(), slopes, strict=True):
+        up, down = (
+            float((fired({**point, name: x + sign * 1e-5 * directions[name]}).numpy() * g).sum()) for sign in (1, -1)
+        )
+        assert (up - down) / 2e-5 == pytest.approx(float((slope.numpy() * directions[name]).sum()), rel=1e-6), name

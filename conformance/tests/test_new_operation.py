@@ -76,18 +76,18 @@ def _problem() -> tuple[dict[str, Float32], Batch]:
 
 def test_gradients_and_steps_are_those_of_the_reference(stsbp_backend: AbstractBackend) -> None:
     weights, batch = _problem()
-    expected, found = (
+    expected, actual = (
         backend.value_and_grad(NETWORK, VanRossum(), weights, batch, precision="reproducible")
         for backend in (NUMPY, stsbp_backend)
     )
-    assert found.spikes.any()
-    assert np.array_equal(found.spikes, expected.spikes)
+    assert actual.spikes.any()
+    assert np.array_equal(actual.spikes, expected.spikes)
     for name, gradient in expected.gradients.items():
         assert gradient.any(), name
-        assert np.array_equal(found.gradients[name], gradient), name
+        assert np.array_equal(actual.gradients[name], gradient), name
     stream = stsbp_backend.stream(NETWORK, weights, 5)
-    made = [stream.step(frame) for frame in batch.inputs]
-    assert np.array_equal(np.stack([np.asarray(x) for x in made]), expected.spikes)
+    spikes = [stream.step(frame) for frame in batch.inputs]
+    assert np.array_equal(np.stack([np.asarray(x) for x in spikes]), expected.spikes)
 
 
 def _updated(backend: AbstractBackend, memory: Memory, micro_batch: int | None) -> dict[str, AnyArray]:

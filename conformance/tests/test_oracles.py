@@ -168,7 +168,10 @@ def _batch(network: NetworkSpec, steps: int = _STEPS, seed: int = 1) -> Batch:
 
 def _on_grid(network: NetworkSpec, seed: int = 1) -> dict[str, Float32]:
     weights = initial_weights(network, seed, 2.5)
-    grids = {each.name: NUMPY.weight_grid(each, weights[each.name])[0] for each in network.graph.projections}
+    grids = {
+        projection.name: NUMPY.weight_grid(projection, weights[projection.name])[0]
+        for projection in network.graph.projections
+    }
     rng = np.random.default_rng(seed)
     biases = (name for name in weights if name.endswith(".bias"))
     drawn = {name: rng.uniform(-0.2, 0.3, weights[name].shape).astype(np.float32) for name in biases}
@@ -196,10 +199,10 @@ def test_float32_against_literal_float64(kind: str, tau: str, loss: str) -> None
     run, exact, targets = _literal(literal, weights, batch)
     expected = literal.backward(LOSSES[loss], exact, run, targets)
     layers = NUMPY.run(network, weights, batch.inputs, _STEPS).layers
-    found = NUMPY.value_and_grad(network, LOSSES[loss], weights, batch)
+    result = NUMPY.value_and_grad(network, LOSSES[loss], weights, batch)
     value = literal.loss(LOSSES[loss], run, targets) * (2 if loss == "hamming" else 1)
-    assert found.loss == pytest.approx(value, rel=1e-13)
-    error = roundoff.loss_error(LOSSES[loss], network.output_psp, found.spikes, batch.targets)
+    assert result.loss == pytest.approx(value, rel=1e-13)
+    error = roundoff.loss_error(LOSSES[loss], network.output_psp, result.spikes, batch.targets)
     near = roundoff.gradients(network, weights, batch.inputs, layers, error, potentials="float64")
     potentials = roundoff.membrane_potentials(network, weights, batch.inputs, layers)
     for block in network.blocks:
@@ -211,17 +214,17 @@ def test_float32_against_literal_float64(kind: str, tau: str, loss: str) -> None
     for name, gradient in expected.items():
         assert np.count_nonzero(gradient) > 0.3 * gradient.size
         _agree(near[name].value, gradient)
-        _within(found.gradients[name], gradient, near[name].bound)
+        _within(result.gradients[name], gradient, near[name].bound)
 
 
-def _within(found: Float32, literal: Float64, bound: Float64) -> None:
+def _within(float32: Float32, literal: Float64, bound: Float64) -> None:
     """As near as the bound says, and as the literal sum is to the exact one: where that cancels, not by zero."""
-    assert (np.abs(found - literal) <= bound + 1e-15 * np.abs(literal).max()).all()
+    assert (np.abs(float32 - literal) <= bound + 1e-15 * np.abs(literal).max()).all()
 
 
-def _agree(found: Float64, literal: Float64) -> None:
+def _agree(float64: Float64, literal: Float64) -> None:
     """Two orders of one sum in float64."""
-    assert np.abs(found - literal).max() <= 1e-13 * np.abs(literal).max()
+    assert np.abs(float64 - literal).max() <= 1e-13 * np.abs(literal).max()
 
 
 def _dyadic(notation: str, neuron: LIF, **options: Any) -> NetworkSpec:
@@ -300,8 +303,8 @@ def test_float32_against_fractions_tolerance_zero(
     literal = Literal(network, Fraction)
     run, exact, targets = _literal(literal, weights, batch)
     layers = NUMPY.run(network, weights, batch.inputs, steps).layers
-    found = NUMPY.value_and_grad(network, LOSSES[loss], weights, batch)
-    assert Fraction(found.loss) == literal.loss(LOSSES[loss], run, targets) * (2 if loss == "hamming" else 1)
+    result = NUMPY.value_and_grad(network, LOSSES[loss], weights, batch)
+    assert Fraction(result.loss) == literal.loss(LOSSES[loss], run, targets) * (2 if loss == "hamming" else 1)
 
     def exactly(got: AnyArray, fractions: AnyArray) -> None:
         assert [Fraction(x) for x in got.reshape(-1).tolist()] == list(fractions.reshape(-1))
@@ -312,7 +315,7 @@ def test_float32_against_fractions_tolerance_zero(
         exactly(layers[block.name].potentials, np.stack(run.u[block.population]))
     for name, gradient in literal.backward(LOSSES[loss], exact, run, targets).items():
         assert np.count_nonzero(gradient) >= 0.3 * gradient.size
-        exactly(found.gradients[name], gradient)
+        exactly(result.gradients[name], gradient)
 
 
 def _cotangent_targets(run: LiteralRun, seed: int) -> list[AnyArray]:
@@ -387,10 +390,10 @@ def _against_differences(
     for direction in directions:
         expected = sum(float((gradients[n] * direction[n]).sum()) for n in weights)
         # Richardson's combination of two steps: the error is of fourth order.
-        found = (4 * slope(direction, step / 2) - slope(direction, step)) / 3
+        difference_quotient = (4 * slope(direction, step / 2) - slope(direction, step)) / 3
         scale = math.sqrt(sum(float((gradients[n] ** 2).sum()) for n in weights))
         length = math.sqrt(sum(float((x**2).sum()) for x in direction.values()))
-        assert abs(found - expected) <= digits * scale * max(1.0, length)
+        assert abs(difference_quotient - expected) <= digits * scale * max(1.0, length)
 
 
 def _torch_gradients(
@@ -450,13 +453,13 @@ def _torch_gradients(
         for x in z:
             # The whole of a recurrence's filtered spikes anew, to share no step with what is tested.
             for name in network.graph.recurrent.get(bound_node.node.name, ()):
-                (own,) = (each.synapse for each in network.graph.projections if each.name == name)
-                x = x + product(own, w[name], psp(model.psp, [torch.zeros_like(u), *spikes])[-1])
-            left = decay * (u - v * o) if model.reset == "subtract" else decay * u * (1 - o)
+                (synapse,) = (projection.synapse for projection in network.graph.projections if projection.name == name)
+                x = x + product(synapse, w[name], psp(model.psp, [torch.zeros_like(u), *spikes])[-1])
+            decayed = decay * (u - v * o) if model.reset == "subtract" else decay * u * (1 - o)
             if isinstance(model, ALIF):
                 a = (1 - 1 / model.tau_a) * a + o / model.tau_a
                 v = model.threshold + model.beta * a
-            u = left + x
+            u = decayed + x
             o = Spike.apply(u - v, model.surrogate)
             spikes.append(o)
         return spikes
@@ -466,19 +469,19 @@ def _torch_gradients(
     ones = [torch.ones(1, dtype=torch.float64)] * len(frames)
     for bound_node in network.graph.bound_nodes:
         node, op = bound_node.node, bound_node.node.op
-        known = [edge for edge in node.inputs if edge.source in values]
+        edges = [edge for edge in node.inputs if edge.source in values]
         nothing = torch.zeros_like
         read = [
             [values[e.source][t - e.delay] if t >= e.delay else nothing(values[e.source][0]) for t in range(len(ones))]
-            for e in known
+            for e in edges
         ]
-        if isinstance(op, Weighted) and known:
+        if isinstance(op, Weighted) and edges:
             entered, response = psp(bound_node.inputs[0].pending, read[0]), psp(bound_node.inputs[0].pending, ones)
             values[node.name] = [product(op, w[node.name], x) for x in entered]
             if op.bias:
                 shape = (1, -1, *(1,) * (len(bound_node.output.shape) - 1))
-                each = zip(values[node.name], response, strict=True)
-                values[node.name] = [z + share * w[f"{node.name}.bias"].view(shape) for z, share in each]
+                terms = zip(values[node.name], response, strict=True)
+                values[node.name] = [z + share * w[f"{node.name}.bias"].view(shape) for z, share in terms]
         elif isinstance(op, Neurons):
             values[node.name] = fire(bound_node, [sum(x) for x in zip(*read, strict=True)])
         elif isinstance(op, Passing):
@@ -488,15 +491,15 @@ def _torch_gradients(
         elif isinstance(op, Concat):
             values[node.name] = [torch.cat(x, dim=1) for x in zip(*read, strict=True)]
     spikes = values[network.graph.nodes[-1].name]
-    wanted = [torch.from_numpy(x) for x in targets]
+    target_spikes = [torch.from_numpy(x) for x in targets]
     batch = len(targets[0])
     if loss == "van-rossum":
         filter = network.output_psp.first_order
-        value = sum(((x - y) ** 2).sum() for x, y in zip(psp(filter, spikes), psp(filter, wanted), strict=True))
+        value = sum(((x - y) ** 2).sum() for x, y in zip(psp(filter, spikes), psp(filter, target_spikes), strict=True))
     elif loss == "hamming":
-        value = sum(((x - y) ** 2).sum() for x, y in zip(spikes, wanted, strict=True))
+        value = sum(((x - y) ** 2).sum() for x, y in zip(spikes, target_spikes, strict=True))
     else:
-        value = ((sum(spikes) / len(spikes) - sum(wanted) / len(wanted)) ** 2).sum()
+        value = ((sum(spikes) / len(spikes) - sum(target_spikes) / len(target_spikes)) ** 2).sum()
     (value / (2 * batch)).backward()
     return {name: x.grad.numpy() for name, x in w.items()}
 
@@ -508,10 +511,10 @@ def test_literal_float64_against_torch_autograd(kind: str, tau: str, loss: str) 
     run, weights, targets = _literal(literal, _on_grid(network), batch)
     if loss == "hamming":
         targets = _cotangent_targets(run, 1)
-    found = _torch_gradients(network, weights, _frames(literal, batch), loss, targets)
+    gradients = _torch_gradients(network, weights, _frames(literal, batch), loss, targets)
     for name, gradient in literal.backward(LOSSES[loss], weights, run, targets).items():
         assert np.abs(gradient).max() > 0
-        assert np.abs(found[name] - gradient).max() <= 1e-13 * np.abs(gradient).max()
+        assert np.abs(gradients[name] - gradient).max() <= 1e-13 * np.abs(gradient).max()
 
 
 _TWO_POOLINGS = """
@@ -550,11 +553,11 @@ def test_projections_into_one_population_have_their_own_division() -> None:
     network = NetworkSpec.parse(_TWO_POOLINGS, input_shape=(2, 9, 8), neuron=LIF(3, 5 / 3, 0.5))
     literal, batch = Literal(network), _batch(network)
     run, weights, targets = _literal(literal, _on_grid(network), batch)
-    found = NUMPY.value_and_grad(network, LOSSES["van-rossum"], _on_grid(network), batch, precision="reproducible")
-    assert np.array_equal(found.spikes, np.stack(run.values["output"]))
-    assert 0.05 < found.spikes.mean() < 0.9
+    result = NUMPY.value_and_grad(network, LOSSES["van-rossum"], _on_grid(network), batch, precision="reproducible")
+    assert np.array_equal(result.spikes, np.stack(run.values["output"]))
+    assert 0.05 < result.spikes.mean() < 0.9
     for name, gradient in literal.backward(LOSSES["van-rossum"], weights, run, targets).items():
         assert np.abs(gradient).max() > 0
-        assert np.abs(found.gradients[name] - gradient).max() <= 1e-5 * np.abs(gradient).max()
+        assert np.abs(result.gradients[name] - gradient).max() <= 1e-5 * np.abs(gradient).max()
     with pytest.raises(NetworkError, match="the inputs of Add must have the same divisor of pooled sums, got 9 and 1"):
         NetworkSpec.parse("4C3p1-[P3|M3]+-5", input_shape=(2, 9, 9))

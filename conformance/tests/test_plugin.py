@@ -148,6 +148,6 @@ def test_the_default_device_cannot_run(tmp_path: Path, hosts: int) -> None:
     else:
         assert "gpuonly: 0 passed, 0 failed, 1 skipped" in run.stdout
         assert "skipped: no driver was found" in run.stdout
-        asked = _run(tmp_path, "--backend", "gpuonly", "-k", "tier1 and rectangle and hamming", site=site)
-        assert asked.returncode == 1
-        assert "no driver was found" in asked.stdout
+        named_run = _run(tmp_path, "--backend", "gpuonly", "-k", "tier1 and rectangle and hamming", site=site)
+        assert named_run.returncode == 1
+        assert "no driver was found" in named_run.stdout

@@ -18,8 +18,8 @@ def test_started_reports_the_process_that_failed_first(monkeypatch: pytest.Monke
 
     class Fake(subprocess.Popen[str]):
         def __init__(self, command: list[str], **options: Any) -> None:
-            what = "import sys; sys.exit('the cause')" if next(ranks) else "import time; time.sleep(60)"
-            super().__init__([sys.executable, "-c", what], **options)
+            code = "import sys; sys.exit('the cause')" if next(ranks) else "import time; time.sleep(60)"
+            super().__init__([sys.executable, "-c", code], **options)
 
     monkeypatch.setattr(subprocess, "Popen", Fake)
     began = time.monotonic()

@@ -25,8 +25,8 @@ NUMBERS = (30, 0, 37, 11, 29, 19)
 
 
 READERS = "\n".join(
-    f'[[node]]\nname = "{name}"\n{what}\nfrom = {json.dumps(sources)}'
-    for name, what, sources in (
+    f'[[node]]\nname = "{name}"\n{fields}\nfrom = {json.dumps(sources)}'
+    for name, fields, sources in (
         ("w1", 'weights = "8"', ["input"]),
         ("n1", 'neurons = ""', ["w1"]),
         ("a", 'weights = "5"', ["n1"]),
@@ -83,8 +83,8 @@ def test_a_backend_computes_networks_like_the_reference(stsbp_backend: AbstractB
 
 
 def test_networks_have_every_feature() -> None:
-    found = [features(random_case(SEED, number, lively=False)) for number in range(60)]
-    assert frozenset.union(*found) == FEATURES
+    feature_sets = [features(random_case(SEED, number, lively=False)) for number in range(60)]
+    assert frozenset.union(*feature_sets) == FEATURES
 
 
 def test_a_network_is_drawn_again() -> None:

@@ -122,9 +122,9 @@ def test_neuron_within_the_bound_whatever_the_roundings(
         assert ratio.max() > 0.25, "the bound is wider than it need be"
 
 
-@pytest.mark.parametrize("of", ["potentials", "errors", "both"])
+@pytest.mark.parametrize("source", ["potentials", "errors", "both"])
 @pytest.mark.parametrize("surrogate", SURROGATE_CASES, ids=str)
-def test_neuron_within_the_bound_where_much_differs(surrogate: Surrogate, of: str) -> None:
+def test_neuron_within_the_bound_where_much_differs(surrogate: Surrogate, source: str) -> None:
     """Potentials and errors of float32 that are far from float64's: terms of second order count."""
     neuron, psp = LIF(3, 2, 0.75, surrogate), PSP(1)
     filter = roundoff.exact_filter(None)
@@ -132,18 +132,18 @@ def test_neuron_within_the_bound_where_much_differs(surrogate: Surrogate, of: st
     shape = (2, 4000)
     u = rng.normal(0.5, 0.8, shape).astype(np.float32).astype(np.float64)
     g = rng.normal(size=shape).astype(np.float32).astype(np.float64)
-    u_off = rng.uniform(0.1, 0.5, shape) * (of != "errors")
-    g_off = rng.uniform(0.1, 2, shape) * (of != "potentials")
+    u_off = rng.uniform(0.1, 0.5, shape) * (source != "errors")
+    g_off = rng.uniform(0.1, 2, shape) * (source != "potentials")
     wide_u, wide_g = (x + off * rng.choice([-1.0, 1.0], shape) for x, off in ((u, u_off), (g, g_off)))
     spikes = rng.integers(0, 2, shape, np.uint8)
     near = roundoff.neuron_backward(
         neuron, filter, {"u": Near(wide_u, u_off, u_off)}, spikes, Near(wide_g, g_off, g_off), static=False
     )
-    found = _bad_backward(neuron, psp, u, spikes, g, lambda x: x)
+    perturbed = _bad_backward(neuron, psp, u, spikes, g, lambda x: x)
     exact = _bad_backward(neuron, psp, wide_u, spikes, wide_g, lambda x: x)
     # `exact` has float32's threshold and difference, by 2^-23 of the potential; the bound is wider by orders.
     assert np.abs(near.value - exact).max() <= 1e-4 * np.abs(exact).max()
-    ratio = np.abs(found - near.value) / np.maximum(near.bound, TINY)
+    ratio = np.abs(perturbed - near.value) / np.maximum(near.bound, TINY)
     assert ratio.max() <= 1
     assert ratio.max() > 0.5
 
@@ -177,20 +177,20 @@ def test_sums_within_the_bound_in_any_order(synapse: Linear | Conv2d, shape: tup
     w = np.rint(rng.normal(size=synapse.weight_shape(shape)) * 64).astype(np.float32) / np.float32(64)
     z = NUMPY.rule(synapse).forward(synapse, s, w)[0]
     dz = rng.normal(size=z.shape)
-    carried = np.abs(dz) * 3 * U * rng.random(dz.shape)
-    near_ds, near_dw = roundoff.synapse_backward(synapse, s, w, Near(dz, carried, carried), need_input=True)
+    error = np.abs(dz) * 3 * U * rng.random(dz.shape)
+    near_ds, near_dw = roundoff.synapse_backward(synapse, s, w, Near(dz, error, error), need_input=True)
     assert near_ds is not None
-    moved = dz + carried * rng.choice([-1.0, 1.0], dz.shape)
+    perturbed = dz + error * rng.choice([-1.0, 1.0], dz.shape)
     terms: dict[str, dict[tuple[int, ...], list[float]]] = {"ds": {}, "dw": {}}
     for frame in np.ndindex(*z.shape[:2]):
         for out in np.ndindex(*z.shape[2:]):
             for to, at in _connections(synapse, shape, out):
-                terms["dw"].setdefault(to, []).append(fl(moved[frame + out] * s[frame + at]))
-                terms["ds"].setdefault(frame + at, []).append(fl(moved[frame + out] * w[to]))
+                terms["dw"].setdefault(to, []).append(fl(perturbed[frame + out] * s[frame + at]))
+                terms["ds"].setdefault(frame + at, []).append(fl(perturbed[frame + out] * w[to]))
     for near, summands in ((near_dw, terms["dw"]), (near_ds, terms["ds"])):
-        for at, each in summands.items():
-            each = [x for x in each if x != 0]
-            for order in (each, each[::-1], sorted(each), sorted(each, key=abs)):
+        for at, values in summands.items():
+            values = [x for x in values if x != 0]
+            for order in (values, values[::-1], sorted(values), sorted(values, key=abs)):
                 total: Any = 0.0
                 for x in order:
                     total = fl(total + x) if total != 0 else x
@@ -203,15 +203,19 @@ def _connections(
     """Of an output: each weight and the input that it meets."""
     if isinstance(synapse, Linear):
         return [((*out, j), (j,)) for j in range(shape[0])]
-    found: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
-    (down, across), (above, left), (below, beside) = synapse.strides, synapse.paddings, synapse.dilations
-    each = shape[0] // synapse.groups
-    first = out[0] // (synapse.channels // synapse.groups) * each
-    for c, i, j in np.ndindex(each, *synapse.kernels):
-        y, x = out[1] * down + i * below - above, out[2] * across + j * beside - left
+    connections: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    (down, across), (pad_row, pad_column), (row_dilation, column_dilation) = (
+        synapse.strides,
+        synapse.paddings,
+        synapse.dilations,
+    )
+    inputs_per_group = shape[0] // synapse.groups
+    first = out[0] // (synapse.channels // synapse.groups) * inputs_per_group
+    for c, i, j in np.ndindex(inputs_per_group, *synapse.kernels):
+        y, x = out[1] * down + i * row_dilation - pad_row, out[2] * across + j * column_dilation - pad_column
         if 0 <= y < shape[1] and 0 <= x < shape[2]:
-            found.append(((out[0], c, i, j), (first + c, y, x)))
-    return found
+            connections.append(((out[0], c, i, j), (first + c, y, x)))
+    return connections
 
 
 def test_summands_that_are_zero_do_not_count() -> None:
@@ -230,8 +234,8 @@ def test_loss_error_within_the_bound(loss: str, tau: float) -> None:
     rng = np.random.default_rng(5)
     s, targets = ((rng.random((40, 3, 50)) < 0.4).astype(np.uint8) for _ in range(2))
     near = roundoff.loss_error(LOSSES[loss], PSP(tau), s, targets)
-    found = NUMPY.loss_error(LOSSES[loss], PSP(tau), s, targets)
-    assert (np.abs(found - near.value) <= near.bound).all()
+    grad_spikes = NUMPY.loss_error(LOSSES[loss], PSP(tau), s, targets)
+    assert (np.abs(grad_spikes - near.value) <= near.bound).all()
     assert np.abs(near.value).max() > 0
     assert near.error.max() <= 50 * U * np.abs(near.value).max()
 
@@ -296,24 +300,24 @@ def test_derivative_of_potentials_that_differ(
     neuron = LIF(2, 2, threshold, surrogate)
     wide = np.array([u + side * off])
     near = roundoff._derivative(neuron, Near(wide, np.abs(wide - u), np.abs(wide - u)))
-    found = derivative(surrogate, np.array([u], np.float32) - np.float32(threshold)).astype(np.float64)
+    float32 = derivative(surrogate, np.array([u], np.float32) - np.float32(threshold)).astype(np.float64)
     assert near.value == derivative(surrogate, wide - threshold)
-    assert np.abs(found - near.value) <= near.bound
+    assert np.abs(float32 - near.value) <= near.bound
     assert np.isfinite(near.error).all()
 
 
 def test_the_floor_and_underflow_are_part_of_the_bound() -> None:
-    below = np.float32(FLOOR * 0.99)
+    below_floor = np.float32(FLOOR * 0.99)
     neuron, filter = LIF(1, 1, 1.0, Rectangle(4.0)), roundoff.exact_filter(PSP(2.0**20))
     u = roundoff.exact(np.ones((1, 1)))
-    for g in (below, np.float32(FLOOR * 1.5)):
+    for g in (below_floor, np.float32(FLOOR * 1.5)):
         near = roundoff.neuron_backward(
             neuron, filter, {"u": u}, np.ones((1, 1), np.uint8), roundoff.exact(np.full((1, 1), g)), static=False
         )
-        found = NUMPY.neuron_backward(
-            neuron, PSP(2.0**20).filter(), _residuals(u.value), np.full((1, 1), g, np.float32)
-        )[0]
-        assert found[0, 0] == 0
+        dz = NUMPY.neuron_backward(neuron, PSP(2.0**20).filter(), _residuals(u.value), np.full((1, 1), g, np.float32))[
+            0
+        ]
+        assert dz[0, 0] == 0
         assert near.value[0, 0] > 0
         assert near.value[0, 0] <= near.error[0, 0]
     # A product of two small numbers: below 2^-126 it may be flushed.
@@ -350,7 +354,7 @@ def _near(value: float, error: float, spread: float) -> Near:
 
 
 @pytest.mark.parametrize(
-    ("op", "b", "value", "carried", "spread"),
+    ("op", "b", "value", "propagated", "spread"),
     [
         ("add", (-5.0, 0.125, 0.0625), -8.0, 0.625, (0.3125,)),
         ("mul", (-5.0, 0.125, 0.0625), 15.0, 0.375 + 2.5 + 0.0625, (3 / 16, 1.25)),
@@ -359,12 +363,12 @@ def _near(value: float, error: float, spread: float) -> Near:
     ],
 )
 def test_each_operation_carries_the_errors_of_its_operands_and_rounds_once(
-    op: str, b: tuple[float, float, float], value: float, carried: float, spread: tuple[float, ...]
+    op: str, b: tuple[float, float, float], value: float, propagated: float, spread: tuple[float, ...]
 ) -> None:
-    found = roundoff._NEAR[op](_near(-3.0, 0.5, 0.25), _near(*b))
-    assert found.value == pytest.approx(value, rel=1e-15)
-    assert found.error == pytest.approx(carried + U * (abs(value) + carried), rel=1e-13)
-    assert found.spread == pytest.approx(math.hypot(*spread, value * U), rel=1e-13)
+    near = roundoff._NEAR[op](_near(-3.0, 0.5, 0.25), _near(*b))
+    assert near.value == pytest.approx(value, rel=1e-15)
+    assert near.error == pytest.approx(propagated + U * (abs(value) + propagated), rel=1e-13)
+    assert near.spread == pytest.approx(math.hypot(*spread, value * U), rel=1e-13)
 
 
 def test_products_and_sums_with_a_zero_do_not_round() -> None:
@@ -383,7 +387,7 @@ def test_products_and_sums_with_a_zero_do_not_round() -> None:
 
 def test_a_gradient_of_nothing_is_as_near_as_float32_has_numbers() -> None:
     neuron, spikes = PLIF(3, 2, 0.5), np.zeros((4, 2, 3), np.uint8)
-    kept = roundoff.neuron_forward(
+    saved = roundoff.neuron_forward(
         neuron,
         roundoff.exact_filter(PSP(2)),
         np.full(spikes.shape, 0.125),
@@ -391,7 +395,7 @@ def test_a_gradient_of_nothing_is_as_near_as_float32_has_numbers() -> None:
         {"decay": np.array([0.5], np.float32)},
     )
     nothing = roundoff.exact(np.zeros(spikes.shape))
-    found = roundoff.learned_gradients(neuron, roundoff.exact_filter(PSP(2)), kept, spikes, nothing)["decay"]
-    assert found.value == 0
-    assert 0 < found.error <= 2 * TINY
-    assert 0 < found.spread <= 2 * TINY
+    near = roundoff.learned_gradients(neuron, roundoff.exact_filter(PSP(2)), saved, spikes, nothing)["decay"]
+    assert near.value == 0
+    assert 0 < near.error <= 2 * TINY
+    assert 0 < near.spread <= 2 * TINY

@@ -13,9 +13,9 @@ PACKAGE = Path(__file__).parents[2] / "docs" / "third_party_backend"
 
 
 @pytest.mark.parametrize(
-    ("chosen", "tiers"), [("tier1 or tier4", [1, 4]), pytest.param("tier", TIERS, marks=pytest.mark.long)]
+    ("selection", "tiers"), [("tier1 or tier4", [1, 4]), pytest.param("tier", TIERS, marks=pytest.mark.long)]
 )
-def test_it_is_built_found_by_its_entry_point_and_tested(chosen: str, tiers: list[int], tmp_path: Path) -> None:
+def test_it_is_built_found_by_its_entry_point_and_tested(selection: str, tiers: list[int], tmp_path: Path) -> None:
     if importlib.util.find_spec("hatchling") is None:
         pytest.skip("hatchling is not installed, which builds the package")
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
@@ -23,7 +23,7 @@ def test_it_is_built_found_by_its_entry_point_and_tested(chosen: str, tiers: lis
     assert built.returncode == 0, built.stderr
     (tmp_path / "test_conformance.py").write_text((PACKAGE / "tests" / "test_conformance.py").read_text())
     run = [sys.executable, "-m", "pytest", "-q", "--backend", "einsum", "--conformance-quick", "test_conformance.py"]
-    run += ["-k", chosen]
+    run += ["-k", selection]
     path = os.pathsep.join([str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
     suite = subprocess.run(run, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
     assert suite.returncode == 0, suite.stdout + suite.stderr

@@ -35,7 +35,7 @@ def recurrences(model: object) -> list[Recurrence]:
         return [equation(model)]
     if isinstance(model, Loss) and not model.of_potentials:
         passes = loss_equations(model)
-        return [each for each in (passes.forward, passes.backward) if each is not None]
+        return [recurrence for recurrence in (passes.forward, passes.backward) if recurrence is not None]
     return []
 
 
@@ -46,9 +46,9 @@ def typeset(recurrence: Recurrence) -> list[str]:
 
 def mathml(latex: str, *, block: bool) -> str:
     """LaTeX as an element of HTML."""
-    made = convert(latex, display="inline")
+    markup = convert(latex, display="inline")
     # Large as in a block, and on the left as the text is.
-    return made.replace('display="inline"', 'display="inline" displaystyle="true"') if block else made
+    return markup.replace('display="inline"', 'display="inline" displaystyle="true"') if block else markup
 
 
 class _Step:
@@ -65,10 +65,10 @@ class _Step:
         self.written: dict[int, tuple[str, int]] = {}
 
     def symbol(self, name: str, time: str = "") -> str:
-        found = _SYMBOLS.get(name) or (name if len(name) == 1 else rf"\mathrm{{{name}}}".replace("_", r"\_"))
-        if time and ("_" in found or "/" in found):
-            found = rf"{{\left({found}\right)}}" if "/" in found else f"{{{found}}}"
-        return f"{found}_{{{time}}}" if time else found
+        latex = _SYMBOLS.get(name) or (name if len(name) == 1 else rf"\mathrm{{{name}}}".replace("_", r"\_"))
+        if time and ("_" in latex or "/" in latex):
+            latex = rf"{{\left({latex}\right)}}" if "/" in latex else f"{{{latex}}}"
+        return f"{latex}_{{{time}}}" if time else latex
 
     def lines(self) -> Iterator[str]:
         step = self.recurrence
@@ -82,15 +82,15 @@ class _Step:
             name = self.results.get(number) or x.name
             if name is None:
                 continue
-            left = self.symbol(name, self.now if in_time else "")
-            yield f"{left} = {self.written[number][0]}"
-            self.written[number] = left, _ATOM
+            symbol = self.symbol(name, self.now if in_time else "")
+            yield f"{symbol} = {self.written[number][0]}"
+            self.written[number] = symbol, _ATOM
         # A state that is one of the values above, under the name that the next step reads it by.
         for results in (step.states, step.outputs):
             for name, x in results.items():
-                found, left = self.written[self.of[id(x)]][0], self.symbol(name, self.now if in_time else "")
-                if found != left:
-                    yield f"{left} = {found}"
+                text, symbol = self.written[self.of[id(x)]][0], self.symbol(name, self.now if in_time else "")
+                if text != symbol:
+                    yield f"{symbol} = {text}"
 
     def text(self, x: Expr, operands: tuple[int, ...]) -> tuple[str, int]:
         """LaTeX of a node, and how tightly it binds."""
@@ -128,5 +128,5 @@ _CALLS: Mapping[str, str] = {
 
 
 def _held(written: tuple[str, int], binding: int) -> str:
-    text, own = written
-    return text if own >= binding else rf"\left({text}\right)"
+    text, own_binding = written
+    return text if own_binding >= binding else rf"\left({text}\right)"

@@ -49,7 +49,7 @@ def raster(spikes: AnyArray, x: float, y: float, row: float, colour: str, width:
     return f'<path d="{strokes}" stroke="{colour}" stroke-width="{width}" fill="none"/>'
 
 
-def wanted(targets: AnyArray, x: float, y: float) -> str:
+def target_bars(targets: AnyArray, x: float, y: float) -> str:
     """Target spikes `[T, N]` as pale bars behind the strokes."""
     bars = "".join(
         f"M{x + STEP * (t - 0.6):.1f} {y + ROW * n + 0.2:.1f}h{STEP * 2.2:.1f}v{ROW - 0.4:.1f}h-{STEP * 2.2:.1f}z"
@@ -75,17 +75,17 @@ def drawing(inputs: UInt8, targets: UInt8, outputs: list[UInt8], digests: dict[s
     yield text("200 spiking neurons,", 210, 184, 12, "middle")
     yield text("trained on the times", 210, 200, 12, "middle")
     yield text("of the output spikes", 210, 216, 12, "middle")
-    left, gap = 400, STEPS * STEP + 8
-    yield text("out: the letters that the labels draw with spikes", left, 16, weight="600")
-    for row, (update, made) in enumerate(zip(SHOWN, outputs, strict=True)):
+    x_output, gap = 400, STEPS * STEP + 8
+    yield text("out: the letters that the labels draw with spikes", x_output, 16, weight="600")
+    for row, (update, spikes) in enumerate(zip(SHOWN, outputs, strict=True)):
         y = 32 + 96 * row
-        score = f1(*(float(np.sum(each)) for each in match_spikes(made, targets)))
-        yield text(f"{update} updates", left - 12, y + 32, 13, "end")
-        yield text(f"F1 {100 * score:.0f} %", left - 12, y + 50, 12, "end")
+        score = f1(*(float(np.sum(counts)) for counts in match_spikes(spikes, targets)))
+        yield text(f"{update} updates", x_output - 12, y + 32, 13, "end")
+        yield text(f"F1 {100 * score:.0f} %", x_output - 12, y + 50, 12, "end")
         for k in range(targets.shape[1]):
-            yield wanted(targets[:, k], left + gap * k, y)
-            yield raster(made[:, k], left + gap * k, y, ROW, BLUE)
-    yield text("pale: wanted, blue: given. Ten output neurons a letter", left, 310, 12)
+            yield target_bars(targets[:, k], x_output + gap * k, y)
+            yield raster(spikes[:, k], x_output + gap * k, y, ROW, BLUE)
+    yield text("pale: wanted, blue: given. Ten output neurons a letter", x_output, 310, 12)
     yield f'<path d="M0 326h{WIDTH}" stroke="{GREY}" stroke-opacity="0.4"/>'
     yield text("The same weights, bit for bit, on every backend:", 0, 350, weight="600")
     place = WIDTH / len(digests)
@@ -97,12 +97,12 @@ def main() -> None:
     """Train, draw, write."""
     split = load("patterns-image", steps=STEPS).test
     assert isinstance(split, SequenceSplit)
-    every = np.arange(4)
-    inputs, targets = split.inputs(every), split.targets(every)
+    samples = np.arange(4)
+    inputs, targets = split.inputs(samples), split.targets(samples)
     network = NetworkSpec.parse("200", input_shape=(64,), outputs=10, neuron=LIF(tau_m=5, tau_s=2))
-    found = {name: trained(name, Batch(inputs, targets), network) for name in NAMES if name in installed_backends()}
-    digests = {name: digest for name, (_, digest) in found.items()}
-    outputs, _ = next(iter(found.values()))
+    results = {name: trained(name, Batch(inputs, targets), network) for name in NAMES if name in installed_backends()}
+    digests = {name: digest for name, (_, digest) in results.items()}
+    outputs, _ = next(iter(results.values()))
     if len(set(digests.values())) > 1:
         raise SystemExit(f"the backends do not agree: {digests}")
     box = f'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} 384"'

@@ -33,7 +33,7 @@ def test_missing_tools_are_named_by_their_packages(monkeypatch: pytest.MonkeyPat
 
 
 def test_wheels_are_those_that_the_packages_require() -> None:
-    names = arm.wanted()
+    names = arm.required_packages()
     assert {"numba>=0.61", "safetensors>=0.4.3", "pytest"} <= set(names)
     assert not [name for name in names if name.startswith(("stsbp", "torch"))]
 
@@ -41,10 +41,10 @@ def test_wheels_are_those_that_the_packages_require() -> None:
 def test_variables_of_this_machine_stay_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("OPENBLAS_CORETYPE", "PYTHONHOME", "LD_PRELOAD", "QEMU_CPU", "NUMBA_NUM_THREADS"):
         monkeypatch.setenv(name, "mine")
-    found = arm.environment(tmp_path)
-    assert not {"OPENBLAS_CORETYPE", "PYTHONHOME", "LD_PRELOAD", "QEMU_CPU"} & set(found)
-    assert found["NUMBA_NUM_THREADS"] == "mine"
-    assert found["PYTHONPATH"] == f"{tmp_path}/own:{tmp_path}/site"
+    variables = arm.environment(tmp_path)
+    assert not {"OPENBLAS_CORETYPE", "PYTHONHOME", "LD_PRELOAD", "QEMU_CPU"} & set(variables)
+    assert variables["NUMBA_NUM_THREADS"] == "mine"
+    assert variables["PYTHONPATH"] == f"{tmp_path}/own:{tmp_path}/site"
 
 
 def test_a_folder_with_something_else_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -70,9 +70,9 @@ def test_cuda_is_broken_outside_of_comments() -> None:
 
 def test_every_mutant_of_python_can_be_compiled_and_changes_one_place() -> None:
     text = (TOOLS / "mutation.py").read_text(encoding="utf-8")[-6000:].partition("\n\n\n")[2]
-    found = [m for m in mutants.mutants_of("tools/part.py", text) if mutants.changes(m, text)]
-    assert len(found) > 40
-    for mutant in random.Random(1).sample(found, 20):
+    effective = [m for m in mutants.mutants_of("tools/part.py", text) if mutants.changes(m, text)]
+    assert len(effective) > 40
+    for mutant in random.Random(1).sample(effective, 20):
         changed = mutant.applied(text)
         compile(changed, "mutant", "exec")
         assert changed[: mutant.start] == text[: mutant.start]
@@ -134,8 +134,10 @@ def test_killed_survived_and_equivalent(repository: Path, tmp_path: Path, warm: 
         named=[],
     )
     campaign = mutation.Campaign(rules, tmp_path / "copies", jobs=1, limit=60, warm=warm)
-    found = {m.change: m for m in mutants.mutants_of(path, SOURCE)}
-    results = {change: campaign.attempt(found[change], 1) for change in ("> -> >=", "x > y -> not (x > y)", "0 -> 1")}
+    by_change = {m.change: m for m in mutants.mutants_of(path, SOURCE)}
+    results = {
+        change: campaign.attempt(by_change[change], 1) for change in ("> -> >=", "x > y -> not (x > y)", "0 -> 1")
+    }
     assert {change: r.status for change, r in results.items()} == {
         "> -> >=": "equivalent", "x > y -> not (x > y)": "killed", "0 -> 1": "survived",
     }  # fmt: skip
@@ -232,8 +234,8 @@ def test_a_draw_goes_on_where_it_stopped(
 def test_a_draw_is_of_the_files_that_are_named(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (repository / "packages" / "stsbp" / "src" / "two.py").write_text(SOURCE)
     options = argparse.Namespace(named=False, only=[], random=20, subtle=0, seed=1, files=["*/two.py"])
-    found = mutation.chosen(options, mutation.Rules({}, [], [], [], []))
-    assert {m.path for m in found} == {"packages/stsbp/src/two.py"}
+    drawn = mutation.chosen(options, mutation.Rules({}, [], [], [], []))
+    assert {m.path for m in drawn} == {"packages/stsbp/src/two.py"}
 
 
 def test_every_rule_names_a_line_that_exists() -> None:
@@ -265,8 +267,8 @@ def test_tests_that_execute_the_line_come_before_the_other_runs(repository: Path
         nearest=1,
         caches=tmp_path / "kept",
     )
-    found = {m.change: m for m in mutants.mutants_of(path, SOURCE)}
-    results = {change: campaign.attempt(found[change], 1) for change in ("+ -> -", "0 -> 1", "> -> >=")}
+    by_change = {m.change: m for m in mutants.mutants_of(path, SOURCE)}
+    results = {change: campaign.attempt(by_change[change], 1) for change in ("+ -> -", "0 -> 1", "> -> >=")}
     campaign.close()
     assert [(r.status, r.by) for r in results.values()] == [
         ("open", "test_one.py"), ("killed", "test_more.py::test_size"),

@@ -48,13 +48,13 @@ nearest = _module("nearest")
 
 @pytest.fixture
 def lines() -> Any:
-    found = nearest.Lines()
-    found.add("test.py::test_slow", 5.0, [(PATH, "return x"), (PATH, "if x > y:")])
-    found.add("test.py::test_case[1]", 0.5, [(PATH, "return x"), (PATH, "if x > y:")])
-    found.add("test.py::test_case[2]", 0.75, [(PATH, "return x"), (PATH, "if x > y:")])
-    found.add("test.py::test_other", 0.25, [(PATH, "return y"), (PATH, "if x > y:")])
-    found.add("test.py::test_sum", 0.25, [(PATH, "return kernel(x)")])
-    return found
+    record = nearest.Lines()
+    record.add("test.py::test_slow", 5.0, [(PATH, "return x"), (PATH, "if x > y:")])
+    record.add("test.py::test_case[1]", 0.5, [(PATH, "return x"), (PATH, "if x > y:")])
+    record.add("test.py::test_case[2]", 0.75, [(PATH, "return x"), (PATH, "if x > y:")])
+    record.add("test.py::test_other", 0.25, [(PATH, "return y"), (PATH, "if x > y:")])
+    record.add("test.py::test_sum", 0.25, [(PATH, "return kernel(x)")])
+    return record
 
 
 def _near(lines: Any, root: Path, line: str, budget: float) -> list[str]:
@@ -97,10 +97,10 @@ def test_a_line_that_no_test_executes_is_held_by_what_names_it(
 
 def test_a_record_is_kept_and_added_to(lines: Any, tmp_path: Path) -> None:
     lines.save(tmp_path / "build" / "lines.json")
-    again = nearest.Lines.load(tmp_path / "build" / "lines.json")
-    assert again == lines
-    again.add("test.py::test_sum", 9.0, [(PATH, "return x")])
-    assert _near(again, tmp_path, "return x", 100) == ["case[1]", "slow", "sum", "case[2]", "other"]
+    loaded = nearest.Lines.load(tmp_path / "build" / "lines.json")
+    assert loaded == lines
+    loaded.add("test.py::test_sum", 9.0, [(PATH, "return x")])
+    assert _near(loaded, tmp_path, "return x", 100) == ["case[1]", "slow", "sum", "case[2]", "other"]
 
 
 def test_lines_of_tests_are_recorded(tmp_path: Path) -> None:
@@ -119,6 +119,6 @@ def test_lines_of_tests_are_recorded(tmp_path: Path) -> None:
         [*map(str, (tmp_path / "tools", (tmp_path / PATH).parent)), os.environ.get("PYTHONPATH", "")]
     )
     subprocess.run([sys.executable, *command], cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": paths})
-    found = nearest.Lines.load(tmp_path / "lines.json")
-    assert list(found.seconds) == ["test_one.py::test_larger[1]", "test_one.py::test_larger[3]"]
-    assert found.executed == {PATH: {"if x > y:": [0, 1], "return y": [0], "return x": [1]}}
+    recorded = nearest.Lines.load(tmp_path / "lines.json")
+    assert list(recorded.seconds) == ["test_one.py::test_larger[1]", "test_one.py::test_larger[3]"]
+    assert recorded.executed == {PATH: {"if x > y:": [0, 1], "return y": [0], "return x": [1]}}

@@ -53,8 +53,8 @@ def test_sentences_of_a_page_are_its_text(tmp_path: Path) -> None:
         (tmp_path / name).write_text("Short.\n")
     (tmp_path / "docs" / "page.md").write_text(PAGE)
     (tmp_path / "docs" / "conformance.md").write_text(PAGE)
-    found = [text for place, text in sentences.sentences(tmp_path) if not place.startswith("stsbp ")]
-    assert found == [
+    texts = [text for place, text in sentences.sentences(tmp_path) if not place.startswith("stsbp ")]
+    assert texts == [
         "A first sentence has many words in it.",
         "A second one goes on over a line, with `code that is no word`.",
         "a cell that is long enough to be read",
@@ -65,9 +65,9 @@ def test_sentences_of_a_page_are_its_text(tmp_path: Path) -> None:
 
 
 def test_help_texts_are_split_at_paragraphs_and_lines_of_lists() -> None:
-    found = [text for place, text in sentences.sentences() if place == "stsbp predict --help"]
-    assert "- an image (.jpg, .png, .bmp), resized if the network needs square images;" in found
-    assert not any("\b" in text or "  " in text for text in found)
+    texts = [text for place, text in sentences.sentences() if place == "stsbp predict --help"]
+    assert "- an image (.jpg, .png, .bmp), resized if the network needs square images;" in texts
+    assert not any("\b" in text or "  " in text for text in texts)
 
 
 def test_a_seed_draws_the_same_sentences_from_pages_and_help_texts() -> None:

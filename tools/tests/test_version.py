@@ -75,8 +75,8 @@ def test_a_copy_that_does_not_follow_is_named(checkout: Path, file: str, old: st
     changed, count = re.subn(old, new, path.read_text(), count=1)
     assert count == 1
     path.write_text(changed)
-    (found,) = version.problems(checkout)
-    assert re.search(complaint, found)
+    (problem,) = version.problems(checkout)
+    assert re.search(complaint, problem)
 
 
 @pytest.mark.parametrize("arguments", [["1.0"], ["v1.0.0"], ["1.0.0", "2.0.0"], ["--help"]])
@@ -144,8 +144,8 @@ def test_metadata_with_a_mistake_is_refused(tmp_path: Path, old: str, new: str, 
     with zipfile.ZipFile(path, "w") as wheel:
         for name, text in files.items():
             wheel.writestr(name, text.replace(old, new) if name.endswith("METADATA") else text)
-    (found,) = check_dist.problems(tmp_path)
-    assert complaint in found
+    (problem,) = check_dist.problems(tmp_path)
+    assert complaint in problem
 
 
 @pytest.mark.parametrize(
@@ -171,5 +171,5 @@ def test_a_wheel_without_its_files_is_refused(tmp_path: Path, package: str, left
 def test_missing_files_are_named(tmp_path: Path) -> None:
     _built(tmp_path)
     (tmp_path / f"stsbp_jax-{version.read(ROOT)}.tar.gz").unlink()
-    (found,) = check_dist.problems(tmp_path)
-    assert found.startswith("stsbp_jax: ")
+    (problem,) = check_dist.problems(tmp_path)
+    assert problem.startswith("stsbp_jax: ")

@@ -71,15 +71,15 @@ class NetworkCase:
 
         The same holds for running statistics of batch normalisation.
         """
-        made = initial_weights(self.network, self.seed, self.gain)
+        parameters = initial_weights(self.network, self.seed, self.gain)
         for number, (name, parameter) in enumerate(self.network.parameters.items()):
             if parameter.learned is not None:
                 # A bias at the end of its domain, 2^100, would hide the rest of the network.
                 drawn = _DRAWN.get(parameter.learned, parameter.learned)
-                made[name] = learned(drawn, parameter.shape[0], self.seed, number)
+                parameters[name] = learned(drawn, parameter.shape[0], self.seed, number)
         for number, (name, x) in enumerate(self.network.statistics.items()):
-            made[name] = learned(_STATISTICS[name.rpartition(".")[2]], len(x), self.seed, 500 + number)
-        return made
+            parameters[name] = learned(_STATISTICS[name.rpartition(".")[2]], len(x), self.seed, 500 + number)
+        return parameters
 
     def inputs(self) -> UInt8:
         """`[B, ...]` or `[T, B, ...]`."""

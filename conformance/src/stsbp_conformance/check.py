@@ -85,76 +85,76 @@ class Compared:
         self.spreads: float | None = None
         self.note = ""
 
-    def equal(self, what: str, got: AnyArray, expected: AnyArray) -> None:
+    def equal(self, label: str, got: AnyArray, expected: AnyArray) -> None:
         """Check that all values are the same. Zeros of either sign are equal.
 
         Raises:
             Mismatch: names shape, dtype, or the first differing value.
         """
-        self._same_kind(what, got, expected)
-        self._no_difference(what, got, expected, got != expected)
+        self._same_kind(label, got, expected)
+        self._no_difference(label, got, expected, got != expected)
 
-    def same_bytes(self, what: str, got: AnyArray, expected: AnyArray) -> None:
+    def same_bytes(self, label: str, got: AnyArray, expected: AnyArray) -> None:
         """Check that all values are the same, including the signs of zeros.
 
         Raises:
             Mismatch: see `equal`.
         """
-        self._same_kind(what, got, expected)
+        self._same_kind(label, got, expected)
         different = got != expected
         if expected.dtype.kind == "f":
             different |= np.signbit(got) != np.signbit(expected)
-        self._no_difference(what, got, expected, different)
+        self._no_difference(label, got, expected, different)
 
-    def unsigned(self, what: str, got: AnyArray) -> None:
+    def unsigned(self, label: str, got: AnyArray) -> None:
         """Check that no zero of `got` is negative."""
         negative = int(np.count_nonzero((got == 0) & np.signbit(got)))
-        self.true(f"{what}: {negative} of {got.size} values are -0, where a zero must be +0", negative == 0)
+        self.true(f"{label}: {negative} of {got.size} values are -0, where a zero must be +0", negative == 0)
 
-    def _no_difference(self, what: str, got: AnyArray, expected: AnyArray, different: AnyArray) -> None:
+    def _no_difference(self, label: str, got: AnyArray, expected: AnyArray, different: AnyArray) -> None:
         self.values += expected.size
         if different.any():
             at = tuple(int(i) for i in np.argwhere(different)[0])
             raise Mismatch(
-                f"{what}: {int(different.sum())} of {expected.size} values differ, the first at {list(at)}: "
+                f"{label}: {int(different.sum())} of {expected.size} values differ, the first at {list(at)}: "
                 f"expected {_exact(expected[at])}, got {_exact(got[at])}"
             )
 
-    def within(self, what: str, got: AnyArray, near: Near, *, random: bool) -> None:
+    def within(self, label: str, got: AnyArray, near: Near, *, random: bool) -> None:
         """Check that no value exceeds its bound around float64 and, for `random` data, `SPREADS` spreads.
 
         Raises:
             Mismatch: names the shape, or the value that exceeds its bound most.
         """
         if got.shape != near.value.shape:
-            raise Mismatch(f"{what}: expected shape {list(near.value.shape)}, got {list(got.shape)}")
+            raise Mismatch(f"{label}: expected shape {list(near.value.shape)}, got {list(got.shape)}")
         distance = np.abs(got.astype(np.float64) - near.value)
         self.values += distance.size
         margin, at = largest_ratio(distance, near.bound)
         if not margin <= 1:
             raise Mismatch(
-                f"{what}: the distance {distance[at]:.3g} at {list(at)} exceeds its bound {near.bound[at]:.3g}"
+                f"{label}: the distance {distance[at]:.3g} at {list(at)} exceeds its bound {near.bound[at]:.3g}"
             )
         spreads, at = largest_ratio(distance, near.spread)
         if random and not spreads <= SPREADS:
             raise Mismatch(
-                f"{what}: the distance {distance[at]:.3g} at {list(at)} is {spreads:.3g} spreads of independent "
+                f"{label}: the distance {distance[at]:.3g} at {list(at)} is {spreads:.3g} spreads of independent "
                 f"roundings, above {SPREADS:g}"
             )
         self.margin = max(self.margin or 0.0, margin)
         self.spreads = max(self.spreads or 0.0, spreads)
 
-    def same(self, what: str, got: Any, expected: Any) -> None:
+    def same(self, label: str, got: Any, expected: Any) -> None:
         """Check that two Python values are equal."""
         self.values += 1
         if got != expected:
-            raise Mismatch(f"{what}: expected {expected!r}, got {got!r}")
+            raise Mismatch(f"{label}: expected {expected!r}, got {got!r}")
 
-    def true(self, what: str, condition: bool) -> None:
-        """Check that a condition holds. `what` describes it."""
+    def true(self, label: str, condition: bool) -> None:
+        """Check that a condition holds. `label` describes it."""
         self.values += 1
         if not condition:
-            raise Mismatch(what)
+            raise Mismatch(label)
 
     def verdict(self) -> Verdict:
         """The result of all comparisons."""
@@ -163,10 +163,10 @@ class Compared:
         kind: Literal["equal", "bound"] = "equal" if self.margin is None else "bound"
         return Verdict(kind, self.values, self.margin, self.spreads, self.note)
 
-    def _same_kind(self, what: str, got: AnyArray, expected: AnyArray) -> None:
+    def _same_kind(self, label: str, got: AnyArray, expected: AnyArray) -> None:
         if got.shape != expected.shape or got.dtype != expected.dtype:
             raise Mismatch(
-                f"{what}: expected {expected.dtype} {list(expected.shape)}, got {got.dtype} {list(got.shape)}"
+                f"{label}: expected {expected.dtype} {list(expected.shape)}, got {got.dtype} {list(got.shape)}"
             )
 
 

@@ -109,8 +109,8 @@ class Reference:
         wq, grids = weights_on_grid(NUMPY, network.graph, weights)
         trace = forwarded(NUMPY, self, wq, "full")
         layers = {
-            block.name: LayerRun(left.spikes, left.kept["u"])
-            for block, (_, left) in zip(network.blocks, trace.populations(), strict=True)
+            block.name: LayerRun(saved.spikes, saved.kept["u"])
+            for block, (_, saved) in zip(network.blocks, trace.populations(), strict=True)
         }
         error = roundoff.exact(case.cotangents())
         near = roundoff.gradients(
@@ -178,11 +178,11 @@ def forwarded(backend: AbstractBackend, reference: Reference, wq: Mapping[str, A
 
 
 # The comparisons.
-def _same_layers(compared: Compared, what: str, got: Mapping[str, LayerRun], expected: Mapping[str, LayerRun]) -> None:
-    compared.same(f"{what}: layers", list(got), list(expected))
+def _same_layers(compared: Compared, label: str, got: Mapping[str, LayerRun], expected: Mapping[str, LayerRun]) -> None:
+    compared.same(f"{label}: layers", list(got), list(expected))
     for name, layer in expected.items():
-        compared.same_bytes(f"{what}: potentials of {name}", got[name].potentials, layer.potentials)
-        compared.equal(f"{what}: spikes of {name}", got[name].spikes, layer.spikes)
+        compared.same_bytes(f"{label}: potentials of {name}", got[name].potentials, layer.potentials)
+        compared.equal(f"{label}: spikes of {name}", got[name].spikes, layer.spikes)
 
 
 def _one_pass(backend: AbstractBackend, reference: Reference, compared: Compared) -> None:
@@ -205,13 +205,13 @@ def _samples(inputs: UInt8, reference: Reference, samples: list[int] | Int64) ->
 
 
 def _sample_alone(backend: AbstractBackend, reference: Reference, compared: Compared) -> None:
-    chosen = [reference.case.sample]
+    samples = [reference.case.sample]
     got = backend.run(
-        reference.network, reference.weights, _samples(reference.batch.inputs, reference, chosen), reference.case.steps
+        reference.network, reference.weights, _samples(reference.batch.inputs, reference, samples), reference.case.steps
     )
     layers = reference.run.layers
-    expected = {name: LayerRun(x.spikes[:, chosen], x.potentials[:, chosen]) for name, x in layers.items()}
-    _same_layers(compared, f"sample {chosen[0]} alone", got.layers, expected)
+    expected = {name: LayerRun(x.spikes[:, samples], x.potentials[:, samples]) for name, x in layers.items()}
+    _same_layers(compared, f"sample {samples[0]} alone", got.layers, expected)
 
 
 def _another_order(backend: AbstractBackend, reference: Reference, compared: Compared) -> None:
@@ -228,14 +228,14 @@ def _another_order(backend: AbstractBackend, reference: Reference, compared: Com
 
 
 def _same_gradients(
-    compared: Compared, what: str, got: ValueAndGrad, expected: ValueAndGrad, reference: Reference
+    compared: Compared, label: str, got: ValueAndGrad, expected: ValueAndGrad, reference: Reference
 ) -> None:
-    compared.same(f"{what}: names of gradients", list(got.gradients), list(expected.gradients))
+    compared.same(f"{label}: names of gradients", list(got.gradients), list(expected.gradients))
     if reference.precision == "fast":
         return
     for name, gradient in expected.gradients.items():
-        compared.same_bytes(f"{what}: gradient of {name}", got.gradients[name], gradient)
-    compared.same(f"{what}: zeroed errors", [*got.zeroed.items()], [*expected.zeroed.items()])
+        compared.same_bytes(f"{label}: gradient of {name}", got.gradients[name], gradient)
+    compared.same(f"{label}: zeroed errors", [*got.zeroed.items()], [*expected.zeroed.items()])
 
 
 def _gradients(backend: AbstractBackend, reference: Reference, compared: Compared) -> None:
@@ -260,22 +260,22 @@ def _in_parts(backend: AbstractBackend, reference: Reference, compared: Compared
     _same_updates(compared, "updates in parts", got, reference)
 
 
-def _same_updates(compared: Compared, what: str, got: Trained, reference: Reference) -> None:
+def _same_updates(compared: Compared, label: str, got: Trained, reference: Reference) -> None:
     expected = reference.trained
     # In fast precision, weights differ in their last bits after the first update.
     count = reference.case.updates if reference.precision == "reproducible" else min(1, reference.case.updates)
     for step, (one, other) in enumerate(zip(got.results[:count], expected.results[:count], strict=True)):
-        compared.same_bytes(f"{what}: outputs of update {step}", one.spikes, other.spikes)
-        compared.same(f"{what}: loss of update {step}", one.loss, other.loss)
-        compared.same(f"{what}: rates of update {step}", one.rates, other.rates)
+        compared.same_bytes(f"{label}: outputs of update {step}", one.spikes, other.spikes)
+        compared.same(f"{label}: loss of update {step}", one.loss, other.loss)
+        compared.same(f"{label}: rates of update {step}", one.rates, other.rates)
         if reference.precision == "reproducible":
-            compared.same(f"{what}: norm of update {step}", one.gradient_norm, other.gradient_norm)
-            compared.same(f"{what}: zeroed errors of update {step}", one.zeroed, other.zeroed)
+            compared.same(f"{label}: norm of update {step}", one.gradient_norm, other.gradient_norm)
+            compared.same(f"{label}: zeroed errors of update {step}", one.zeroed, other.zeroed)
     if reference.precision == "reproducible":
         for name, x in expected.state.items():
-            compared.same_bytes(f"{what}: {name}", got.state[name], x)
-        compared.same_bytes(f"{what}: outputs of the prediction", got.prediction.spikes, expected.prediction.spikes)
-        compared.same(f"{what}: rates of the prediction", got.prediction.rates, expected.prediction.rates)
+            compared.same_bytes(f"{label}: {name}", got.state[name], x)
+        compared.same_bytes(f"{label}: outputs of the prediction", got.prediction.spikes, expected.prediction.spikes)
+        compared.same(f"{label}: rates of the prediction", got.prediction.rates, expected.prediction.rates)
 
 
 def _late_gradients(
@@ -286,9 +286,9 @@ def _late_gradients(
     wq, grids = weights_on_grid(backend, reference.network.graph, weights)
     compared.same("after updates: weight grids", grids, expected.grids)
     trace = forwarded(backend, reference, wq, reference.case.memory)
-    for block, (_, left) in zip(reference.network.blocks, trace.populations(), strict=True):
+    for block, (_, saved) in zip(reference.network.blocks, trace.populations(), strict=True):
         layer = expected.layers[block.name]
-        spikes, potentials = backend.numpy(left.spikes), backend.numpy(backend.neuron_potentials(left))
+        spikes, potentials = backend.numpy(saved.spikes), backend.numpy(backend.neuron_potentials(saved))
         compared.equal(f"after updates: potentials of {block.name}", potentials, layer.potentials)
         compared.equal(f"after updates: spikes of {block.name}", spikes.astype(np.uint8), layer.spikes)
     gradients = backward_pass(trace, backend.asarray(reference.case.cotangents()), "fast")
@@ -312,7 +312,7 @@ CHECKS: Mapping[str, Callable[[AbstractBackend, Reference, Compared], None]] = {
 def _threads(count: int) -> Iterator[None]:
     """Let the libraries that have threads use `count` of them, if they are imported."""
     numba, torch = sys.modules.get("numba"), sys.modules.get("torch")
-    before = numba and numba.get_num_threads(), torch and torch.get_num_threads()
+    counts = numba and numba.get_num_threads(), torch and torch.get_num_threads()
     if numba:
         numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
     if torch:
@@ -321,9 +321,9 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         if numba:
-            numba.set_num_threads(before[0])
+            numba.set_num_threads(counts[0])
         if torch:
-            torch.set_num_threads(before[1])
+            torch.set_num_threads(counts[1])
 
 
 def compare(backend: AbstractBackend, reference: Reference, checks: Sequence[str] = tuple(CHECKS)) -> None:
@@ -418,15 +418,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(line, flush=True)
 
     opened: dict[str, AbstractBackend] = {}
-    for word in options.backends or installed_backends():
-        name, _, device = word.partition("=")
+    for argument in options.backends or installed_backends():
+        name, _, device = argument.partition("=")
         try:
-            opened[word] = open_usable(load_backend(name), device or None)
+            opened[argument] = open_usable(load_backend(name), device or None)
         except StsbpError as error:
             if options.backends:
                 print(f"Error: {error}", file=sys.stderr)
                 return 2
-            tell(f"{word} is left out: {error}")
+            tell(f"{argument} is left out: {error}")
     numbers = list(_numbers(options))
     began, left_out, done = time.monotonic(), 0, 0
     seconds = dict.fromkeys(opened, 0.0)
@@ -436,29 +436,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.replay is not None:
             tell(str(reference.case))
         if computable(reference):
-            for word, backend in opened.items():
+            for argument, backend in opened.items():
                 start = time.monotonic()
-                difference = first_difference(word, backend, reference)
+                difference = first_difference(argument, backend, reference)
                 if difference is not None:
                     tell(f"\n{difference}\n")
                     differences.append(difference)
                     tell(f"smaller: {shrunk(difference, backend)}\n")
-                seconds[word] += time.monotonic() - start
+                seconds[argument] += time.monotonic() - start
         else:
             left_out += 1
         done += 1
         if done % _FORGET == 0:
             for backend in opened.values():
                 backend.forget()
-        took = time.monotonic() - began
-        left = took / done * (len(numbers) - done)
+        elapsed = time.monotonic() - began
+        remaining = elapsed / done * (len(numbers) - done)
         tell(
-            f"network {seed}:{number}: {done} of {len(numbers)}, {60 * done / took:.1f} a minute, "
-            f"{left / 60:.1f} minutes left, {len(differences)} differences"
+            f"network {seed}:{number}: {done} of {len(numbers)}, {60 * done / elapsed:.1f} a minute, "
+            f"{remaining / 60:.1f} minutes left, {len(differences)} differences"
         )
-        if options.minutes is not None and took > 60 * options.minutes:
+        if options.minutes is not None and elapsed > 60 * options.minutes:
             break
-    times = ", ".join(f"{word} {spent / max(1, done):.1f} s" for word, spent in seconds.items())
+    times = ", ".join(
+        f"{argument} {backend_seconds / max(1, done):.1f} s" for argument, backend_seconds in seconds.items()
+    )
     tell(f"{done} networks, {left_out} left out, {len(differences)} differences; per network: {times}")
     for difference in differences:
         tell(f"{difference.backend}: --replay {difference.case.id}: {difference.message}")

@@ -23,14 +23,14 @@ _ARCHIVE = "nmnist-1k.tar.xz"
 
 
 def _folder() -> Path:
-    named = os.environ.get("STSBP_DATA")
-    if named:
-        return Path(named)
-    here = Path.cwd()
-    for parent in (here, *here.parents):
+    variable = os.environ.get("STSBP_DATA")
+    if variable:
+        return Path(variable)
+    current = Path.cwd()
+    for parent in (current, *current.parents):
         if (parent / ".git").exists():
             return parent.parent / "shared" / "data"
-    return here / "data"
+    return current / "data"
 
 
 @cache
@@ -39,21 +39,21 @@ def _recordings(count: int) -> tuple[bytes, ...]:
     unpacked = folder / "NMNIST" / "Train"
     if unpacked.is_dir():
         files = sorted(unpacked.glob("*/*.bin"), key=lambda path: path.name)[:count]
-        found = [path.read_bytes() for path in files]
+        recordings = [path.read_bytes() for path in files]
     elif (folder / _ARCHIVE).is_file():
-        found = []
+        recordings = []
         with tarfile.open(folder / _ARCHIVE) as archive:
             for member in archive:
                 stream = archive.extractfile(member) if member.name.endswith(".bin") else None
                 if stream is not None:
-                    found.append(stream.read())
-                if len(found) == count:
+                    recordings.append(stream.read())
+                if len(recordings) == count:
                     break
     else:
-        found = []
-    if len(found) < count:
+        recordings = []
+    if len(recordings) < count:
         raise Unavailable("no N-MNIST recordings; STSBP_DATA must name a folder with NMNIST/Train or nmnist-1k.tar.xz")
-    return tuple(found)
+    return tuple(recordings)
 
 
 def nmnist_frames(count: int, steps: int) -> UInt8:

@@ -121,27 +121,27 @@ _DROPPED = (3, 5)
 
 def _network(case: NetworkCase, loss: str, *, memory: Memory = "full", quick: bool = False) -> Case:
     def compute(backend: AbstractBackend) -> Hashes:
-        weights, batch, found = case.weights(), case.data(), {}
+        weights, batch, hashes = case.weights(), case.data(), {}
         result = backend.run(case.network, weights, batch.inputs, case.steps)
         for name, layer in result.layers.items():
-            found[f"spikes/{name}"] = digest(layer.spikes)
-            found[f"potentials/{name}"] = digest(layer.potentials)
+            hashes[f"spikes/{name}"] = digest(layer.spikes)
+            hashes[f"potentials/{name}"] = digest(layer.potentials)
         for kind, dropout in (("gradient", None), ("gradient with dropout", _DROPPED)):
             pulled = backend.value_and_grad(
                 case.network, LOSSES[loss], weights, batch, precision="reproducible", dropout=dropout
             )
-            found[f"loss of the {kind}"] = float(pulled.loss).hex()
-            found |= {f"{kind}/{name}": digest(g) for name, g in pulled.gradients.items()}
+            hashes[f"loss of the {kind}"] = float(pulled.loss).hex()
+            hashes |= {f"{kind}/{name}": digest(g) for name, g in pulled.gradients.items()}
         trainer = backend.trainer(
             case.network, LOSSES[loss], _OPTIMIZER, precision="reproducible", seed=7, memory=memory
         )
         state, results = reference.train(trainer, case, _UPDATES)
-        found["losses of the updates"] = _text_digest(float(r.loss).hex() for r in results)
-        found["gradient norms of the updates"] = _text_digest(float(r.gradient_norm).hex() for r in results)
-        found["zeroed errors of the updates"] = _text_digest(
+        hashes["losses of the updates"] = _text_digest(float(r.loss).hex() for r in results)
+        hashes["gradient norms of the updates"] = _text_digest(float(r.gradient_norm).hex() for r in results)
+        hashes["zeroed errors of the updates"] = _text_digest(
             (name, *counts) for r in results for name, counts in sorted(r.zeroed.items())
         )
-        return found | {f"{name} after {_UPDATES} updates": digest(x) for name, x in state.items() if name != "step"}
+        return hashes | {f"{name} after {_UPDATES} updates": digest(x) for name, x in state.items() if name != "step"}
 
     return Case(case.id, compute, quick)
 
@@ -166,8 +166,8 @@ _NETWORKS: dict[str, tuple[str, dict[str, Any], int, float]] = {
 
 
 _CONCATENATED = "\n".join(
-    f'[[node]]\nname = "{name}"\n{what}\nfrom = {sources}'
-    for name, what, sources in (
+    f'[[node]]\nname = "{name}"\n{fields}\nfrom = {sources}'
+    for name, fields, sources in (
         ("conv1", 'weights = "3C3p1"', '"input"'),
         ("fine", 'neurons = ""', '"conv1"'),
         ("means", 'layer = "P2"', '"fine"'),
@@ -279,24 +279,24 @@ class Stored:
     cases: dict[str, Hashes]
 
 
-def compare(name: str, found: Mapping[str, Hashes], expected: Mapping[str, Hashes], whose: str) -> None:
-    """Check that every hash of `found`, computed on the backend `name`, is as expected. `whose` describes the latter.
+def compare(name: str, computed: Mapping[str, Hashes], expected: Mapping[str, Hashes], whose: str) -> None:
+    """Check that every hash of `computed`, from the backend `name`, is as expected. `whose` describes the latter.
 
     Raises:
         HashesDiffer: names case, result, layer and backend.
     """
     different = []
-    for case, hashes in found.items():
+    for case, hashes in computed.items():
         if case not in expected:
             different.append(f"{case}: {whose} has no such case")
             continue
         # In the order of computation, because the first difference causes the later ones.
         for kind in dict.fromkeys((*hashes, *expected[case])):
-            got, wanted = (_short(x.get(kind)) for x in (hashes, expected[case]))
+            got_hash, expected_hash = (_short(x.get(kind)) for x in (hashes, expected[case]))
             if hashes.get(kind) != expected[case].get(kind):
-                different.append(f"{case}: {kind}: {name} has {got}, {whose} has {wanted}")
+                different.append(f"{case}: {kind}: {name} has {got_hash}, {whose} has {expected_hash}")
     if different:
-        total = sum(len(hashes) for hashes in found.values())
+        total = sum(len(hashes) for hashes in computed.values())
         more = [f"... and {len(different) - _SHOWN} more"] if len(different) > _SHOWN else []
         raise HashesDiffer(
             "\n".join([f"{name}: {len(different)} of {total} hashes differ", *different[:_SHOWN], *more])
@@ -337,22 +337,27 @@ def _are_hashes(x: object) -> bool:
     return isinstance(x, dict) and all(isinstance(value, str) for value in x.values())
 
 
-def write(path: Path, found: Mapping[str, Mapping[str, Hashes]]) -> None:
+def write(path: Path, computed: Mapping[str, Mapping[str, Hashes]]) -> None:
     """Write the hashes on which backends agree, completely or not at all.
 
     Args:
         path: path of the file.
-        found: hashes by backend, from at least two backends.
+        computed: hashes by backend, from at least two backends.
 
     Raises:
         HashesDiffer: there is only one backend, two backends disagree, or the file cannot be written.
     """
-    _check_several(found)
-    (first, agreed), *others = found.items()
+    _check_several(computed)
+    (first, agreed), *others = computed.items()
     for name, hashes in others:
         compare(name, hashes, agreed, first)
         compare(first, agreed, hashes, name)
-    head = {"format": _FORMAT, "stsbp": stsbp_spec.__version__, "contract": CONTRACT_VERSION, "backends": list(found)}
+    head = {
+        "format": _FORMAT,
+        "stsbp": stsbp_spec.__version__,
+        "contract": CONTRACT_VERSION,
+        "backends": list(computed),
+    }
     text = json.dumps({**head, "cases": agreed}, indent=1) + "\n"
     scratch = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
@@ -373,8 +378,8 @@ def _check_several(names: Collection[str]) -> None:
         )
 
 
-def _open(word: str) -> AbstractBackend:
-    name, _, device = word.partition("=")
+def _open(argument: str) -> AbstractBackend:
+    name, _, device = argument.partition("=")
     return load_backend(name)(device or None)
 
 
@@ -388,13 +393,13 @@ def _checked(
             f"{CONTRACT_VERSION}: hashes may differ where the contract was meant to change, and nowhere else"
         )
     failed = 0
-    if len(cases) == len(CASES) and (left := set(stored.cases) - {case.id for case in cases}):
-        tell(f"{path.name} has cases that are not computed any more: {listed(sorted(left))}")
+    if len(cases) == len(CASES) and (missing := set(stored.cases) - {case.id for case in cases}):
+        tell(f"{path.name} has cases that are not computed any more: {listed(sorted(missing))}")
         failed = 1
-    for word, backend in opened.items():
-        found = _timed(word, backend, cases, tell)
+    for argument, backend in opened.items():
+        computed = _timed(argument, backend, cases, tell)
         try:
-            compare(word, found, stored.cases, path.name)
+            compare(argument, computed, stored.cases, path.name)
         except HashesDiffer as error:
             tell(str(error))
             failed = 1
@@ -402,13 +407,13 @@ def _checked(
 
 
 def _timed(
-    word: str, backend: AbstractBackend, cases: Sequence[Case], tell: Callable[[str], None]
+    argument: str, backend: AbstractBackend, cases: Sequence[Case], tell: Callable[[str], None]
 ) -> dict[str, Hashes]:
     began = time.perf_counter()
-    found = compute(backend, cases)
-    count, seconds = sum(map(len, found.values())), time.perf_counter() - began
-    tell(f"{word}: {len(found)} cases, {count} hashes, {seconds:.1f} s on {backend.device}")
-    return found
+    computed = compute(backend, cases)
+    count, seconds = sum(map(len, computed.values())), time.perf_counter() - began
+    tell(f"{argument}: {len(computed)} cases, {count} hashes, {seconds:.1f} s on {backend.device}")
+    return computed
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -418,9 +423,9 @@ def main(arguments: list[str] | None = None) -> int:
         description="Compare SHA-256 of spikes, potentials, gradients and trained weights with the stored ones.",
     )
     parser.add_argument("backends", nargs="*", metavar="BACKEND[=DEVICE]", help="default: every installed backend")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--check", metavar="FILE", type=Path, default=STORED, help="default: the package's own file")
-    what.add_argument("--write", metavar="FILE", type=Path, help="write what all backends agree on")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--check", metavar="FILE", type=Path, default=STORED, help="default: the package's own file")
+    mode.add_argument("--write", metavar="FILE", type=Path, help="write what all backends agree on")
     parser.add_argument("--quick", action="store_true", help="a few small cases, for a backend that compiles for long")
     options = parser.parse_args(arguments)
     if options.quick and options.write:
@@ -431,15 +436,17 @@ def main(arguments: list[str] | None = None) -> int:
         print(line, flush=True)
 
     try:
-        opened = {word: _open(word) for word in options.backends}
+        opened = {argument: _open(argument) for argument in options.backends}
         if not opened:
             opened = {name: open_usable(load_backend(name)) for name in installed_backends()}
         if options.write is None:
             return _checked(opened, options.check, cases, tell)
         # The same backend and device may have been given under two names.
-        distinct = {(backend.name, backend.device): word for word, backend in opened.items()}
+        distinct = {(backend.name, backend.device): argument for argument, backend in opened.items()}
         _check_several(distinct.values())
-        write(options.write, {word: _timed(word, opened[word], cases, tell) for word in distinct.values()})
+        write(
+            options.write, {argument: _timed(argument, opened[argument], cases, tell) for argument in distinct.values()}
+        )
     except StsbpError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1

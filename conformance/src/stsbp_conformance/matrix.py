@@ -52,10 +52,10 @@ def text(cells: list[dict[str, Any]], backends: dict[str, dict[str, Any]]) -> st
         lines += ["", f"tier {tier}: {TIERS[tier]}"]
         lines.append("  " + "".ljust(width) + "".join(column.ljust(widths[column]) for column in columns))
         for case in (case for t, case in cases if t == tier):
-            found = [by_place.get((tier, case, column)) for column in columns]
+            case_cells = [by_place.get((tier, case, column)) for column in columns]
             row = [
                 ("" if cell is None else short(cell)).ljust(widths[column])
-                for column, cell in zip(columns, found, strict=True)
+                for column, cell in zip(columns, case_cells, strict=True)
             ]
             lines.append(("  " + case.ljust(width) + "".join(row)).rstrip())
     notes = dict.fromkeys(
@@ -65,11 +65,13 @@ def text(cells: list[dict[str, Any]], backends: dict[str, dict[str, Any]]) -> st
     )
     lines += ["", *notes]
     for column in columns:
-        mine = [cell for cell in cells if cell["backend"] == column]
-        count = {result: sum(cell["result"] == result for cell in mine) for result in ("passed", "failed", "skipped")}
-        margins = [cell["margin"] for cell in mine if cell["margin"] is not None]
+        column_cells = [cell for cell in cells if cell["backend"] == column]
+        count = {
+            result: sum(cell["result"] == result for cell in column_cells) for result in ("passed", "failed", "skipped")
+        }
+        margins = [cell["margin"] for cell in column_cells if cell["margin"] is not None]
         worst = f", largest distance {max(margins):.2f} of its bound" if margins else ""
-        values = sum(cell["values"] for cell in mine)
+        values = sum(cell["values"] for cell in column_cells)
         lines.append(
             f"{column}: {count['passed']} passed, {count['failed']} failed, {count['skipped']} skipped; "
             f"{values:,} values compared{worst}"

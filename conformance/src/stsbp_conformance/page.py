@@ -25,11 +25,13 @@ def _matrix(report: dict[str, Any]) -> list[tuple[str, list[Row]]]:
     columns = list(dict.fromkeys(cell["backend"] for cell in cells))
     about = [["backend", "device", "", "passed", "failed", "skipped", "values compared", "largest margin"]]
     for column in columns:
-        mine = [cell for cell in cells if cell["backend"] == column]
+        column_cells = [cell for cell in cells if cell["backend"] == column]
         backend = report["backends"].get(column, {"device": "", "description": ""})
-        margins = [cell["margin"] for cell in mine if cell["margin"] is not None]
-        counts = [str(sum(cell["result"] == result for cell in mine)) for result in ("passed", "failed", "skipped")]
-        values = f"{sum(cell['values'] for cell in mine):,}"
+        margins = [cell["margin"] for cell in column_cells if cell["margin"] is not None]
+        counts = [
+            str(sum(cell["result"] == result for cell in column_cells)) for result in ("passed", "failed", "skipped")
+        ]
+        values = f"{sum(cell['values'] for cell in column_cells):,}"
         largest = f"{max(margins):.2f}" if margins else ""
         about.append([column, backend["device"], backend["description"], *counts, values, largest])
     when = f"{report['date']}, {report['system']}, Python {report['python']}"
@@ -38,8 +40,8 @@ def _matrix(report: dict[str, Any]) -> list[tuple[str, list[Row]]]:
     for tier in sorted({cell["tier"] for cell in cells}):
         table = [["case", *columns]]
         for case in dict.fromkeys(cell["case"] for cell in cells if cell["tier"] == tier):
-            found = [by_place.get((tier, case, column)) for column in columns]
-            table.append([case, *("" if cell is None else short(cell) for cell in found)])
+            row = [by_place.get((tier, case, column)) for column in columns]
+            table.append([case, *("" if cell is None else short(cell) for cell in row)])
         sections.append((f"Tier {tier}: {TIERS[tier]}", table))
     reasons = dict.fromkeys(
         (cell["backend"], str(cell["tier"]), cell["result"], cell["note"])
@@ -51,10 +53,10 @@ def _matrix(report: dict[str, Any]) -> list[tuple[str, list[Row]]]:
     return sections
 
 
-def _faults(found: dict[str, Any]) -> tuple[str, list[Row]]:
-    tiers = sorted(found["checks"], key=int)
-    table = [["injected fault", *(f"tier {tier} of {found['checks'][tier]}" for tier in tiers)]]
-    for row in found["faults"]:
+def _faults(report: dict[str, Any]) -> tuple[str, list[Row]]:
+    tiers = sorted(report["checks"], key=int)
+    table = [["injected fault", *(f"tier {tier} of {report['checks'][tier]}" for tier in tiers)]]
+    for row in report["faults"]:
         table.append([row["description"], *(str(row["caught"].get(tier, "")) for tier in tiers)])
     return "Injected faults, and how many quick checks of each tier catch them", table
 

@@ -31,11 +31,11 @@ _PROPERTY = "stsbp_conformance"
 
 @dataclass(frozen=True)
 class Column:
-    """A backend on a device. `asked`: the command line names it, so it must not be skipped."""
+    """A backend on a device. `named`: the command line names it, so it must not be skipped."""
 
     name: str
     device: str | None
-    asked: bool
+    named: bool
 
     def __str__(self) -> str:
         return self.name if self.device is None else f"{self.name}@{self.device}"
@@ -138,8 +138,8 @@ def _columns(config: pytest.Config) -> list[Column]:
                 load_backend(name)
             except BackendError as error:
                 raise pytest.UsageError(str(error)) from None
-        wanted: list[str | None] = [*devices.get(name, devices.get("", []))]
-        columns += [Column(name, device, bool(named) or device is not None) for device in wanted or [None]]
+        column_devices: list[str | None] = [*devices.get(name, devices.get("", []))]
+        columns += [Column(name, device, bool(named) or device is not None) for device in column_devices or [None]]
     unknown = set(devices) - {c.name for c in columns} - {""}
     if unknown:
         raise pytest.UsageError(f"--device names backends that are not tested: {', '.join(sorted(unknown))}")
@@ -158,7 +158,7 @@ def stsbp_backend(request: pytest.FixtureRequest) -> AbstractBackend:
     try:
         backend = open_usable(load_backend(column.name), column.device)
     except BackendError as error:
-        if column.asked:
+        if column.named:
             raise
         pytest.skip(str(error))
     description = {d.name: d.description for d in backend.devices()}.get(backend.device, "")

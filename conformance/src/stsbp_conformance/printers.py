@@ -62,12 +62,12 @@ def _spoil(printer: Printer, rule: str) -> None:
     backend: Any = BACKENDS[rule]
 
     def spoilt(real: Any) -> Any:
-        def wrong(recurrence: Recurrence, language: Language, *more: Any) -> Any:
+        def wrong(recurrence: Recurrence, language: Language, *args: Any) -> Any:
             if rule == "PrinterFuses" and printer.fused is None:
-                return real(recurrence, replace(language, wrappers={**language.wrappers, "mul": "{0}"}), *more)
+                return real(recurrence, replace(language, wrappers={**language.wrappers, "mul": "{0}"}), *args)
             fused = {} if printer.fused is None else {"fma": printer.fused}
             language = replace(language, operations={**language.operations, **fused})
-            return real(backend.written(recurrence), language, *more)
+            return real(backend.written(recurrence), language, *args)
 
         return wrong
 
@@ -98,9 +98,9 @@ def seen_by(backend: str, rule: str) -> str | None:
 def main() -> None:
     """Make the printer of a backend faulty. Backend and fault are arguments."""
     backend, name = sys.argv[1:]
-    found = seen_by(backend, name)
-    print(found or "NOT SEEN")
-    sys.exit(found is None)
+    outcome = seen_by(backend, name)
+    print(outcome or "NOT SEEN")
+    sys.exit(outcome is None)
 
 
 if __name__ == "__main__":

@@ -112,45 +112,45 @@ def started(backend: AbstractBackend, size: int, updates: int, cases: Sequence[s
     Raises:
         Mismatch: a process ended with an error. The message contains it.
     """
-    own = (backend.name, backend.device, str(free_port()), str(size), str(updates))
-    command = [sys.executable, "-m", __spec__.name, *own]
+    arguments = (backend.name, backend.device, str(free_port()), str(size), str(updates))
+    command = [sys.executable, "-m", __spec__.name, *arguments]
     threads = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
-    found = []
+    results = []
     with contextlib.ExitStack() as stack:
-        running, said = list[subprocess.Popen[str]](), list[IO[str]]()
+        running, logs = list[subprocess.Popen[str]](), list[IO[str]]()
         for rank in range(size):
-            said.append(stack.enter_context(tempfile.TemporaryFile("w+")))
-            each = subprocess.Popen(
+            logs.append(stack.enter_context(tempfile.TemporaryFile("w+")))
+            process = subprocess.Popen(
                 [*command, str(rank), *cases],
                 stdout=subprocess.PIPE,
-                stderr=said[-1],
+                stderr=logs[-1],
                 env={**os.environ, **threads},
                 text=True,
             )
-            stack.enter_context(each)
-            stack.callback(each.kill)
-            running.append(each)
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            running.append(process)
         # Each process prints only one line, so its output fits in the buffer of the pipe.
         end = time.monotonic() + _PATIENCE
-        while None in (codes := [each.poll() for each in running]) and not any(codes):
+        while None in (codes := [process.poll() for process in running]) and not any(codes):
             if time.monotonic() > end:
                 raise subprocess.TimeoutExpired(command, _PATIENCE)
             time.sleep(0.05)
         # The process that ends first has the cause. The others only miss it, and end later.
         if any(codes):
-            raise Mismatch("; ".join(_why(rank, code, said[rank]) for rank, code in enumerate(codes) if code))
-        for each in running:
-            printed, _ = each.communicate()
-            found.append({name: Trained(**rest) for name, rest in json.loads(printed.splitlines()[-1]).items()})
-    return found
+            raise Mismatch("; ".join(_failure(rank, code, logs[rank]) for rank, code in enumerate(codes) if code))
+        for process in running:
+            printed, _ = process.communicate()
+            results.append({name: Trained(**fields) for name, fields in json.loads(printed.splitlines()[-1]).items()})
+    return results
 
 
-def _why(rank: int, code: int, said: IO[str]) -> str:
-    said.seek(0)
-    return f"rank {rank} ended with exit code {code}: {said.read().strip()[-2000:]}"
+def _failure(rank: int, code: int, log: IO[str]) -> str:
+    log.seek(0)
+    return f"rank {rank} ended with exit code {code}: {log.read().strip()[-2000:]}"
 
 
-def _own(case: NetworkCase, collective: Collective, step: int) -> Batch[packed.Inputs]:
+def _part_of_batch(case: NetworkCase, collective: Collective, step: int) -> Batch[packed.Inputs]:
     """The inputs of this process's part of a batch, and the targets of the whole batch."""
     inputs, targets, lengths = reference.rolled(case, step)
     part, axis = collective.parts(case.batch)[collective.rank], int(case.network.coding == "events")
@@ -167,7 +167,7 @@ def main(arguments: Sequence[str]) -> None:
     kind.connect(rendezvous, device)
     backend = kind(device)
     collective = backend.join(rendezvous)
-    found = {}
+    trained = {}
     for case in CASES:
         if case.id in cases:
             trainer = backend.trainer(
@@ -181,11 +181,11 @@ def main(arguments: Sequence[str]) -> None:
             state = trainer.init({name: w.copy() for name, w in reference.weights(case).items()})
             results = []
             for step in range(int(updates)):
-                state, result = trainer.step(state, _own(case, collective, step))
+                state, result = trainer.step(state, _part_of_batch(case, collective, step))
                 results.append(result)
-            found[case.id] = asdict(Trained.of(trainer.export_state(state), results))
+            trained[case.id] = asdict(Trained.of(trainer.export_state(state), results))
     collective.close()
-    print(json.dumps(found))
+    print(json.dumps(trained))
 
 
 if __name__ == "__main__":

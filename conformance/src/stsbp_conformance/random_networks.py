@@ -148,17 +148,17 @@ def _surrogate(draw: _Draw) -> Surrogate:
 
 
 def _neuron(draw: _Draw, psp: dict[str, Any]) -> NeuronModel:
-    every = {"threshold": draw.one_of(0.2, 0.3, 0.3, 0.7), "surrogate": _surrogate(draw), **psp}
-    every["reset"] = draw.one_of("zero", "subtract")
+    arguments = {"threshold": draw.one_of(0.2, 0.3, 0.3, 0.7), "surrogate": _surrogate(draw), **psp}
+    arguments["reset"] = draw.one_of("zero", "subtract")
     tau_m = draw.one_of(1.0, 5 / 3, 2.0, 3.0, 8.0)
     kind = draw.one_of("lif", "lif", "if", "alif", "plif")
     if kind == "if":
-        return IF(**every)
+        return IF(**arguments)
     if kind == "alif":
-        return ALIF(tau_m=tau_m, tau_a=draw.one_of(2.0, 5.0), beta=draw.one_of(0.5, 1.8), **every)
+        return ALIF(tau_m=tau_m, tau_a=draw.one_of(2.0, 5.0), beta=draw.one_of(0.5, 1.8), **arguments)
     if kind == "plif":
-        return PLIF(tau_m=tau_m, per=draw.one_of("layer", "channel"), **every)
-    return LIF(tau_m=tau_m, **every)
+        return PLIF(tau_m=tau_m, per=draw.one_of("layer", "channel"), **arguments)
+    return LIF(tau_m=tau_m, **arguments)
 
 
 def _options(draw: _Draw) -> dict[str, Any]:
@@ -375,8 +375,8 @@ class _Nodes:
             return
         if kind < 0.5:
             # The same spikes may be there twice, with another delay or with the same one.
-            beside = [other for other, shape in self.shapes.items() if Concat().fits(shape, self.shapes[source])]
-            name, terms = self.name("both"), [self.draw.one_of(*beside) for _ in range(self.draw.one_of(2, 3))]
+            candidates = [other for other, shape in self.shapes.items() if Concat().fits(shape, self.shapes[source])]
+            name, terms = self.name("both"), [self.draw.one_of(*candidates) for _ in range(self.draw.one_of(2, 3))]
             self.nodes.append(Node(name, Concat(), tuple(map(self.edge, terms))))
             self.shapes[name] = Concat().output_shape(*(self.shapes[term] for term in terms))
             self.still |= {name} if terms[0] in self.still else set()
@@ -553,7 +553,7 @@ def _of_weights(op: Weighted, shape: Shape) -> Iterator[str]:
     if op.weight_bits < 12:
         yield "few bits"
     if isinstance(op, Conv2d):
-        for what, present in (
+        for feature, present in (
             ("rectangular kernel", op.kernels[0] != op.kernels[1]),
             ("stride", op.stride != 1),
             ("unequal strides", op.strides[0] != op.strides[1]),
@@ -563,7 +563,7 @@ def _of_weights(op: Weighted, shape: Shape) -> Iterator[str]:
             ("convolution of one channel", shape[0] == 1),
         ):
             if present:
-                yield what
+                yield feature
 
 
 def _of_neurons(model: NeuronModel) -> Iterator[str]:
@@ -589,7 +589,7 @@ _LAYERS: dict[type[Any], str] = {
 }
 
 
-def _every(case: RandomCase) -> Iterator[tuple[str, bool]]:
+def _feature_flags(case: RandomCase) -> Iterator[tuple[str, bool]]:
     network = case.network
     graph, shape = network.graph, network.input_shape
     yield from (
@@ -616,13 +616,13 @@ def _every(case: RandomCase) -> Iterator[tuple[str, bool]]:
         op = node.op
         if isinstance(op, Weighted):
             recurrent = any(node.name in names for names in graph.recurrent.values())
-            yield from ((what, True) for what in _of_weights(op, graph.values[node.inputs[0].source].shape))
+            yield from ((feature, True) for feature in _of_weights(op, graph.values[node.inputs[0].source].shape))
             yield "shared weights", node.shares is not None
             yield f"recurrence, {'convolution' if isinstance(op, Conv2d) else type(op).__name__}", recurrent
             yield "delay", not recurrent and any(edge.delay for edge in node.inputs)
             yield "several populations read the same sums", len(set(graph.readers[node.name])) > 1
         elif isinstance(op, Neurons):
-            yield from ((what, True) for what in _of_neurons(op.model))
+            yield from ((feature, True) for feature in _of_neurons(op.model))
             yield "several projections", len(node.inputs) - len(graph.recurrent.get(node.name, ())) > 1
         elif type(op) in _LAYERS:
             yield _LAYERS[type(op)], True
@@ -635,7 +635,7 @@ def _all_three(case: RandomCase) -> bool:
 
 def features(case: RandomCase) -> frozenset[str]:
     """What a case contains; see `FEATURES`."""
-    return frozenset(what for what, present in _every(case) if present)
+    return frozenset(feature for feature, present in _feature_flags(case) if present)
 
 
 FEATURES = frozenset(

@@ -23,10 +23,10 @@ NUMPY = NumpyBackend()
 @lru_cache(maxsize=4)
 def weights(case: NetworkCase) -> dict[str, Float32]:
     """The case's master weights. Do not write to them."""
-    made = case.weights()
-    for w in made.values():
+    drawn = case.weights()
+    for w in drawn.values():
         w.setflags(write=False)
-    return made
+    return drawn
 
 
 @cache

@@ -140,16 +140,16 @@ def ratios(
         got = gradients.computed(backend, case, loss, dropout)
     except NumericError:
         return None
-    found, layers = (0.0, 0.0, 0.0), {block.name for block in case.network.blocks}
+    largest, layers = (0.0, 0.0, 0.0), {block.name for block in case.network.blocks}
     for name, expected in near.items():
         distance = np.abs(got[name].astype(np.float64) - expected.value)
-        each = (
+        case_ratios = (
             largest_ratio(distance, expected.bound)[0],
             largest_ratio(distance, expected.spread)[0],
             former_ratio(case, name, distance, expected) if name in layers else 0.0,
         )
-        found = tuple(map(max, found, each))  # type: ignore[assignment]
-    return found
+        largest = tuple(map(max, largest, case_ratios))  # type: ignore[assignment]
+    return largest
 
 
 def main() -> None:
@@ -179,12 +179,12 @@ def main() -> None:
             continue
         for potentials in kinds:
             dropout = (seed, 0) if options.normalised and seed % 2 else None
-            found = ratios(backend, case, loss, potentials, dropout)
-            if found is None:
+            case_ratios = ratios(backend, case, loss, potentials, dropout)
+            if case_ratios is None:
                 left_out += 1
                 break
-            for what, ratio in zip(("bound", "spread", "former bound"), found, strict=True):
-                key = f"{potentials} potentials, {what}"
+            for kind_of_bound, ratio in zip(("bound", "spread", "former bound"), case_ratios, strict=True):
+                key = f"{potentials} potentials, {kind_of_bound}"
                 if key not in largest or not ratio <= largest[key][0]:
                     largest[key] = ratio, seed
     print(f"{options.cases} networks on {backend.name} ({backend.device}), {left_out} left out")

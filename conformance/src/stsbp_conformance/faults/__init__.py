@@ -56,8 +56,8 @@ _TIERS = (rational, bits, gradients, reproducible, pairs, elementwise, expressio
 
 def quick_checks() -> tuple[Check, ...]:
     """All quick checks of all tiers."""
-    every = (module.CHECKS for module in _TIERS)
-    return tuple(check for checks in every for check in checks if check.quick)
+    checks_by_tier = (module.CHECKS for module in _TIERS)
+    return tuple(check for checks in checks_by_tier for check in checks if check.quick)
 
 
 def _fails(check: Check, backend: NumpyBackend) -> bool:

@@ -82,22 +82,24 @@ def rule(kind: type[Any], *, forward: Change | None = None, backward: Change | N
 
     def changed(rules: Mapping[type[Op], Rule[AnyArray]]) -> Mapping[type[Op], Rule[AnyArray]]:
         return {
-            op: Rule(_before(forward, own.forward), _before(backward, own.backward)) if issubclass(op, kind) else own
-            for op, own in (*rules.items(), *derived.items())
+            op: Rule(_wrapped(forward, correct.forward), _wrapped(backward, correct.backward))
+            if issubclass(op, kind)
+            else correct
+            for op, correct in (*rules.items(), *derived.items())
         }
 
     return method(rules=changed)
 
 
-def _before(function: Change | None, correct: Change) -> Change:
+def _wrapped(function: Change | None, correct: Change) -> Change:
     return correct if function is None else partial(function, correct)
 
 
 def loss(kind: type[Any], function: Change) -> type[NumpyBackend]:
     """Another `loss_error` of all losses of a kind."""
     return method(
-        loss_error=lambda correct, loss, *rest: (
-            function(correct, loss, *rest) if isinstance(loss, kind) else correct(loss, *rest)
+        loss_error=lambda correct, loss, *args: (
+            function(correct, loss, *args) if isinstance(loss, kind) else correct(loss, *args)
         )
     )
 
@@ -105,10 +107,10 @@ def loss(kind: type[Any], function: Change) -> type[NumpyBackend]:
 def neuron(other: Callable[[NeuronEquations], NeuronEquations], *passes: str) -> type[NumpyBackend]:
     """Other equations of a population in `passes`: `forward`, `backward` or both."""
 
-    def changed(correct: Change, equations: NeuronEquations, *rest: Any) -> Any:
-        return correct(other(equations), *rest)
+    def changed(correct: Change, equations: NeuronEquations, *args: Any) -> Any:
+        return correct(other(equations), *args)
 
-    return method(**{f"population_{way}": changed for way in passes})
+    return method(**{f"population_{name}": changed for name in passes})
 
 
 def with_neuron(equations: NeuronEquations, neuron: NeuronModel) -> NeuronEquations:
@@ -120,10 +122,10 @@ def trainer(**functions: Change) -> Change:
     """A function that replaces the method `trainer`: its trainer has other methods, by name."""
 
     def changed(correct: Change, *arguments: Any, **options: Any) -> Trainer:
-        made: Trainer = correct(*arguments, **options)
+        faulty: Trainer = correct(*arguments, **options)
         for name, function in functions.items():
-            setattr(made, name, partial(function, getattr(made, name)))
-        return made
+            setattr(faulty, name, partial(function, getattr(faulty, name)))
+        return faulty
 
     return changed
 
@@ -144,7 +146,7 @@ _WORDS: Mapping[str, Any] = {
 class Miswritten(NumpyBackend):
     """Equations that are written, printed or run wrongly. See `equation`."""
 
-    way: ClassVar[str | None]
+    target: ClassVar[str | None]
     words: ClassVar[Mapping[str, Any]]
     written: Callable[[Recurrence], Recurrence]
     constants: Callable[[Constants], Constants]
@@ -159,7 +161,7 @@ class Miswritten(NumpyBackend):
         *,
         summed: tuple[str, ...] = (),
     ) -> dict[str, AnyArray]:
-        if self.way not in (None, _way(recurrence)):
+        if self.target not in (None, _equation_name(recurrence)):
             return super().recur(recurrence, constants, inputs, steps, summed=summed)
         step, written = _compiled(type(self), recurrence)
         return recur(written, self.constants(constants), self.inputs(inputs), steps, summed=summed, step=step)
@@ -171,7 +173,7 @@ def _compiled(backend: type[Miswritten], recurrence: Recurrence) -> tuple[Callab
     return compiled(written, _LANGUAGE, backend.words), written
 
 
-def _way(recurrence: Recurrence) -> str:
+def _equation_name(recurrence: Recurrence) -> str:
     """`forward` or `backward` for the equations of neurons; for all others their name."""
     if recurrence in (batchnorm.FORWARD, batchnorm.BACKWARD):
         return recurrence.name
@@ -179,9 +181,9 @@ def _way(recurrence: Recurrence) -> str:
 
 
 def equation(
-    way: str | None = None,
+    target: str | None = None,
     *,
-    whole: Callable[[Recurrence], Recurrence] = lambda recurrence: recurrence,
+    transform: Callable[[Recurrence], Recurrence] = lambda recurrence: recurrence,
     constants: Callable[[Constants], Constants] = lambda constants: constants,
     inputs: Callable[[Mapping[str, AnyArray]], Mapping[str, AnyArray]] = lambda inputs: inputs,
     words: Mapping[str, Any] | None = None,
@@ -190,17 +192,17 @@ def equation(
     """Other equations.
 
     Args:
-        way: which equations: the `forward` or `backward` pass of neurons, or the equation of this name; None: all.
-        whole: replaces the whole recurrence, before `rewrites`.
+        target: which equations: the `forward` or `backward` pass of neurons, or the equation of this name; None: all.
+        transform: replaces the whole recurrence, before `rewrites`.
         constants: replaces the constants of the recurrence.
         inputs: replaces its inputs.
         words: functions that printed code calls, by name, where they differ.
         rewrites: functions that replace single operations, by the name of the operation (`rewritten`).
     """
     changes = {
-        "way": way,
+        "target": target,
         "words": {**_WORDS, **(words or {})},
-        "written": staticmethod(lambda recurrence: rewritten(whole(recurrence), rewrites)),
+        "written": staticmethod(lambda recurrence: rewritten(transform(recurrence), rewrites)),
         "constants": staticmethod(constants),
         "inputs": staticmethod(inputs),
     }

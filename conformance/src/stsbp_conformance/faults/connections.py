@@ -28,31 +28,31 @@ Carried = tuple[AnyArray, ...]
 def _scan(other: Change, *, reverse: bool = False) -> type[NumpyBackend]:
     """Another `scan` in one direction of time."""
 
-    def changed(correct: Change, *rest: Any, **options: Any) -> Any:
+    def changed(correct: Change, *args: Any, **options: Any) -> Any:
         if options.get("reverse", False) != reverse:
-            return correct(*rest, **options)
-        return other(correct, *rest, **options)
+            return correct(*args, **options)
+        return other(correct, *args, **options)
 
     return method(scan=changed)
 
 
-def _of_the_same_step(correct: Change, step: Change, *rest: Any, **options: Any) -> Any:
+def _of_the_same_step(correct: Change, step: Change, *args: Any, **options: Any) -> Any:
     def at_once(carried: Carried, inputs: Any) -> Any:
         (spikes, *_), _ = step(carried, inputs)
         return step((spikes, *carried[1:]), inputs)
 
-    return correct(at_once, *rest, **options)
+    return correct(at_once, *args, **options)
 
 
-def _step_late(correct: Change, step: Change, carried: Carried, *rest: Any, **options: Any) -> Any:
+def _step_late(correct: Change, step: Change, carried: Carried, *args: Any, **options: Any) -> Any:
     """What a recurrence carries first, spikes or their error, reaches the neurons a step later."""
 
-    def later(before: Carried, inputs: Any) -> Any:
-        waiting, first, *states = before
-        (own, *after), outputs = step((first, *states), inputs)
-        return (own, waiting, *after), outputs
+    def later(carried_in: Carried, inputs: Any) -> Any:
+        waiting, first, *states = carried_in
+        (newest, *next_states), outputs = step((first, *states), inputs)
+        return (newest, waiting, *next_states), outputs
 
-    (_, *last), outputs = correct(later, (carried[0], *carried), *rest, **options)
+    (_, *last), outputs = correct(later, (carried[0], *carried), *args, **options)
     return tuple(last), outputs
 
 
@@ -67,8 +67,8 @@ class _BiasedCurrent(Biased):
     """A filter that adds the bias to its current instead of its input."""
 
     def step(self, p: Names, s: Names, z: Expr) -> FilterStep:
-        own = self.filter.step(p, s, snap(p.gain * z) if self.gain != 1 else z)
-        return FilterStep(own.states, snap(own.current + p.bias))
+        filtered = self.filter.step(p, s, snap(p.gain * z) if self.gain != 1 else z)
+        return FilterStep(filtered.states, snap(filtered.current + p.bias))
 
     def adjoint(self, p: Names, d: Names, current: Expr) -> FilterAdjoint | None:
         return None
@@ -97,9 +97,9 @@ def _bias(other: Callable[[Biased], SynapticFilter]) -> type[NumpyBackend]:
 
 
 def _without_the_last(correct: Change, x: Float32, count: int) -> Any:
-    rest = x.copy()
-    rest[0, -1, -1] = 0
-    return correct(rest, count)
+    zeroed = x.copy()
+    zeroed[0, -1, -1] = 0
+    return correct(zeroed, count)
 
 
 # fmt: off
@@ -109,8 +109,8 @@ FAULTS = (
     Fault("RecurrentErrorStepLate", "The error of a recurrence arrives one step too early in time.",
           _scan(_step_late, reverse=True)),
     Fault("RecurrentErrorDropped", "A recurrence sends no error back.",
-          _scan(lambda correct, step, *rest, **options: correct(
-              lambda carried, inputs: step((np.zeros_like(carried[0]), *carried[1:]), inputs), *rest, **options),
+          _scan(lambda correct, step, *args, **options: correct(
+              lambda carried, inputs: step((np.zeros_like(carried[0]), *carried[1:]), inputs), *args, **options),
                 reverse=True)),
     Fault("RecurrentGradientOfTheSameStep", "The gradient of recurrent weights uses the spikes of the same step.",
           method(shift_time=lambda correct, x, steps: x if steps == 1 else correct(x, steps))),
@@ -138,7 +138,7 @@ FAULTS = (
           rule(Concat, forward=lambda correct, op, *xs: (
               correct(op, *xs)[0].astype(xs[0].dtype), correct(op, *xs)[1]))),
     Fault("ProjectionsSwapped", "The filters of several projections are used in reverse order.",
-          method(population_forward=lambda correct, equations, zs, *rest: correct(equations, zs[::-1], *rest))),
+          method(population_forward=lambda correct, equations, zs, *args: correct(equations, zs[::-1], *args))),
     Fault("CurrentsAddedFromTheLast", "The currents of three projections are added from the last to the first.",
           equation("forward", add=_added_from_the_last)),
     Fault("OneToOneOfTheNextNeuron", "With one weight per neuron, each neuron uses the weight of the next one.",
@@ -159,8 +159,8 @@ FAULTS = (
     Fault("LearnedOfOneChannel", "Every channel uses the learned parameter of the first one.",
           method(broadcast=lambda correct, values, shape: correct(values[:1], shape))),
     Fault("LearnedLeavesItsDomain", "An update moves a learned parameter out of its domain.",
-          method(adamw_learned=lambda correct, scalars, domain, *rest: correct(scalars, (-CEILING, CEILING), *rest))),
+          method(adamw_learned=lambda correct, scalars, domain, *args: correct(scalars, (-CEILING, CEILING), *args))),
     Fault("LearnedDecays", "Learned parameters decay like weights.",
-          method(adamw_learned=lambda correct, scalars, domain, w, *rest: correct(
-              scalars, domain, scalars.decay * w, *rest))),
+          method(adamw_learned=lambda correct, scalars, domain, w, *args: correct(
+              scalars, domain, scalars.decay * w, *args))),
 )

@@ -65,8 +65,8 @@ def _summed(total: Callable[[AnyArray], AnyArray], *correctly: str) -> Change:
 
     def changed(correct: Change, recurrence: Recurrence, *args: Any, **options: Any) -> Any:
         names = set(options.get("summed", ()) if recurrence.reverse else ()) - set(correctly)
-        each = correct(recurrence, *args) if names else {}
-        return correct(recurrence, *args, **options) | {name: total(each[name]) for name in names}
+        outputs = correct(recurrence, *args) if names else {}
+        return correct(recurrence, *args, **options) | {name: total(outputs[name]) for name in names}
 
     return changed
 
@@ -92,18 +92,22 @@ def _with_new_states(recurrence: Recurrence) -> Recurrence:
     return changes.with_roots(recurrence, roots)
 
 
-def _run_twice(correct: Change, which: Recurrence, constants: Any, inputs: Inputs, steps: int, **options: Any) -> Any:
+def _run_twice(
+    correct: Change, recurrence: Recurrence, constants: Any, inputs: Inputs, steps: int, **options: Any
+) -> Any:
     if options.get("summed"):
-        return correct(which, constants, inputs, steps, **options)
+        return correct(recurrence, constants, inputs, steps, **options)
     twice = {name: x if len(x) == 1 else np.concatenate([x, x]) for name, x in inputs.items()}
-    outputs = correct(which, constants, twice, 2 * steps)
-    return {name: x[:steps] if which.reverse else x[steps:] for name, x in outputs.items()}
+    outputs = correct(recurrence, constants, twice, 2 * steps)
+    return {name: x[:steps] if recurrence.reverse else x[steps:] for name, x in outputs.items()}
 
 
-def _used_once(correct: Change, which: Recurrence, constants: Any, inputs: Inputs, steps: int, **options: Any) -> Any:
+def _used_once(
+    correct: Change, recurrence: Recurrence, constants: Any, inputs: Inputs, steps: int, **options: Any
+) -> Any:
     static = {name: x for name, x in inputs.items() if len(x) == 1 and steps > 1}
     once = {name: np.concatenate([x, *[np.zeros_like(x)] * (steps - 1)]) for name, x in static.items()}
-    return correct(which, constants, {**inputs, **once}, steps, **options)
+    return correct(recurrence, constants, {**inputs, **once}, steps, **options)
 
 
 # fmt: off
@@ -111,7 +115,7 @@ NEURONS = (
     Fault("FusedFilter", "A fused multiply-add in the synaptic filter: k*i + c*z with k*i not rounded.",
           equation("forward", add=lambda x: fused(x, "k"))),
     Fault("FusedMembrane", "A fused multiply-add in the membrane: km*u + i rounded once.",
-          equation("forward", whole=_fused_membrane)),
+          equation("forward", transform=_fused_membrane)),
     Fault("FusedAdjoint", "A fused multiply-add in the adjoint of the synaptic filter.",
           equation("backward", add=lambda x: fused(x, "k"))),
     Fault("StrictThreshold", "A spike at u > V_th instead of u >= V_th.",
@@ -135,7 +139,7 @@ NEURONS = (
     Fault("ResetPathDropped", "The path of the gradient through the reset, - k_m u_t d~_{t+1}, is left out.",
           equation("backward", snap=lambda x: constant(0) if x.name == "pulled" else None)),
     Fault("ResetOneStepLate", "The path through the reset uses the potential of the next step.",
-          equation("backward", whole=lambda recurrence: recurrence.changed(inputs=(*recurrence.inputs, "late")),
+          equation("backward", transform=lambda recurrence: recurrence.changed(inputs=(*recurrence.inputs, "late")),
                    inputs=lambda x: {**x, "late": np.concatenate([x["u"][1:], x["u"][-1:]])},
                    mul=lambda x: node("mul", variable("late"), x.args[1]) if x.args[0].name == "u" else None)),
     Fault("LeakThroughSpikes", "The factor (1 - o_t) left out of the membrane iteration factor.",
@@ -146,11 +150,11 @@ NEURONS = (
     Fault("NeuronTakenForAnother", "Neurons of every model are run as LIF.",
           method(population_forward=lambda correct, equations, zs, steps, learned: correct(
                      _lif(equations), zs, steps, {} if len(zs) == 1 else learned),
-                 population_backward=lambda correct, equations, *rest: correct(_lif(equations), *rest))),
+                 population_backward=lambda correct, equations, *args: correct(_lif(equations), *args))),
     Fault("WiderSurrogate", "The surrogate wider by one part in a million.",
           neuron(_wider, "backward")),
     Fault("ForwardInTime", "The adjoint runs from the first step to the last.",
-          equation("backward", whole=lambda recurrence: recurrence.changed(reverse=False))),
+          equation("backward", transform=lambda recurrence: recurrence.changed(reverse=False))),
     Fault("StaticErrorOfLastStep", "A static input receives the error of one step instead of the sum over all.",
           method(recur=_summed(lambda x: x[:1]))),
     Fault("StaticErrorOtherOrder", "The errors of a static input are added from the first step to the last.",
@@ -164,7 +168,7 @@ PRINTED = (
     Fault("PrinterFuses", "Every sum with a product is a fused multiply-add.",
           equation(add=fused)),
     Fault("PrinterDropsASnap", "A snap inside of an expression is not printed.",
-          equation(whole=_without_an_inner_snap)),
+          equation(transform=_without_an_inner_snap)),
     Fault("PrinterSwapsOperands", "The operands of a subtraction are swapped.",
           equation(sub=lambda x: node("sub", *x.args[::-1]))),
     Fault("PrinterSwapsBranches", "The two values of a `where` are swapped.",
@@ -183,7 +187,7 @@ PRINTED = (
     Fault("PrinterSnapsTheFloor", "A snap also sets the floor itself, 2^-100, to zero.",
           equation(words={"snap": lambda x: np.where(np.abs(x) <= np.float32(FLOOR), np.float32(0), x)})),
     Fault("PrinterTakesTheNewState", "A later line uses the new value of a state instead of the old one.",
-          equation(whole=_with_new_states)),
+          equation(transform=_with_new_states)),
     Fault("StatesAreKept", "The states of a run begin with the final states of the previous run.",
           method(recur=_run_twice)),
     Fault("StaticInputOfOneStep", "An input that is the same at all steps is only used at the first step.",

@@ -35,8 +35,8 @@ def _output(other: Callable[..., AnyArray]) -> Change:
 def _weight_gradient(other: Callable[..., AnyArray]) -> Change:
     """A backward function whose weight gradient is `other(gradient, op)`."""
 
-    def backward(correct: Change, op: Op, *rest: Any, **options: Any) -> tuple[AnyArray | None, AnyArray | None]:
-        ds, dw = correct(op, *rest, **options)
+    def backward(correct: Change, op: Op, *args: Any, **options: Any) -> tuple[AnyArray | None, AnyArray | None]:
+        ds, dw = correct(op, *args, **options)
         return ds, None if dw is None else other(dw, op)
 
     return backward
@@ -59,8 +59,8 @@ def _cut_gradients(correct: Change, *args: Any, **kwargs: Any) -> ValueAndGrad:
     return replace(result, gradients=cut)
 
 
-def _zeros_counted(correct: Change, dz: Float32, *rest: Any) -> tuple[Float32, Int64]:
-    errors, _ = correct(dz, *rest)
+def _zeros_counted(correct: Change, dz: Float32, *args: Any) -> tuple[Float32, Int64]:
+    errors, _ = correct(dz, *args)
     return errors, np.array([np.count_nonzero(errors == 0), np.count_nonzero(dz)], np.int64)
 
 
@@ -77,8 +77,8 @@ def _first_rows(correct: Change, conv: Conv2d, *inputs: AnyArray) -> tuple[AnyAr
     return np.ascontiguousarray(dense[..., : z.shape[-2], : z.shape[-1]]), residuals
 
 
-def _shifted_by_the_padding(correct: Change, conv: Conv2d, *rest: Any, **options: Any) -> Any:
-    ds, dw = correct(conv, *rest, **options)
+def _shifted_by_the_padding(correct: Change, conv: Conv2d, *args: Any, **options: Any) -> Any:
+    ds, dw = correct(conv, *args, **options)
     return ds if ds is None else np.roll(ds, conv.paddings[1], axis=-1), dw
 
 
@@ -100,8 +100,8 @@ def _max_pooling(receivers: Callable[[AnyArray], AnyArray]) -> type[NumpyBackend
 
     def backward(correct: Change, pool: MaxPool2d, residuals: Any, error: AnyArray) -> AnyArray:
         shape, windows = residuals
-        each = np.where(receivers(windows), error[..., None], np.float32(0))
-        return of_windows(each.reshape(*error.shape, *pool.sizes), shape)
+        routed = np.where(receivers(windows), error[..., None], np.float32(0))
+        return of_windows(routed.reshape(*error.shape, *pool.sizes), shape)
 
     return rule(MaxPool2d, forward=forward, backward=backward)
 
@@ -120,7 +120,7 @@ FAULTS = (
     Fault("PoolingSums", "Pooling adds up windows instead of taking their mean.",
           rule(AvgPool2d, forward=_output(lambda means, pool, s: means * np.float32(pool.area)))),
     Fault("PoolingAdjointScaled", "The adjoint of pooling does not divide by the window.",
-          rule(AvgPool2d, backward=lambda correct, pool, *rest: correct(pool, *rest) * np.float32(pool.area))),
+          rule(AvgPool2d, backward=lambda correct, pool, *args: correct(pool, *args) * np.float32(pool.area))),
     Fault("WeightsOffTheGrid", "The forward pass uses the master weights.",
           method(weight_grid=lambda correct, projection, w: (w, correct(projection, w)[1]))),
     Fault("HalvesAwayFromZero", "The weight grid rounds halves away from zero instead of to even.",
@@ -132,11 +132,11 @@ FAULTS = (
           "The gradient is cut where the weight grid changed a weight by more than a quarter unit.",
           method(value_and_grad=_cut_gradients)),
     Fault("ErrorGridBit", "The error grid is coarser by one bit.",
-          method(error_grid=lambda correct, dz, bits, *rest: correct(dz, bits - 1, *rest))),
+          method(error_grid=lambda correct, dz, bits, *args: correct(dz, bits - 1, *args))),
     Fault("ErrorGridMissing", "No error grid in reproducible precision.",
-          method(error_grid=lambda correct, dz, *rest: (dz, correct(dz, *rest)[1]))),
+          method(error_grid=lambda correct, dz, *args: (dz, correct(dz, *args)[1]))),
     Fault("ErrorGridCap", "The error grid of version 1 of the contract, with at most 24 bits.",
-          method(error_grid=lambda correct, dz, bits, *rest: correct(dz, min(24, bits), *rest))),
+          method(error_grid=lambda correct, dz, bits, *args: correct(dz, min(24, bits), *args))),
     Fault("ZerosCountAsZeroed", "Errors that were already zero before the grid are counted as zeroed by it.",
           method(error_grid=_zeros_counted)),
     Fault("SinglePrecisionSums", "Reproducible precision adds in float32.",

@@ -112,8 +112,8 @@ def _decay_in_the_gradient(correct: Change, scalars: AdamWScalars, w: Float32, g
     return correct(replace(scalars, decay=_ONE), w, g + decay * w, *moments)
 
 
-def _in_place(correct: Change, scalars: AdamWScalars, w: Float32, *rest: Float32) -> Any:
-    new, m, v = correct(scalars, w, *rest)
+def _in_place(correct: Change, scalars: AdamWScalars, w: Float32, *args: Float32) -> Any:
+    new, m, v = correct(scalars, w, *args)
     w[...] = new
     return w, m, v
 
@@ -123,9 +123,9 @@ def _added_in_order(loss: Loss, psp: PSP, spikes: UInt8, batch: Batch[Any]) -> f
     return float(np.cumsum(distances)[-1]) / len(distances)
 
 
-def _gradient_with_loss_in_order(correct: Change, network: NetworkSpec, loss: Loss, *rest: Any, **options: Any) -> Any:
-    result = correct(network, loss, *rest, **options)
-    return replace(result, loss=_added_in_order(loss, network.output_psp, result.spikes, rest[1]))
+def _gradient_with_loss_in_order(correct: Change, network: NetworkSpec, loss: Loss, *args: Any, **options: Any) -> Any:
+    result = correct(network, loss, *args, **options)
+    return replace(result, loss=_added_in_order(loss, network.output_psp, result.spikes, args[1]))
 
 
 def _step_with_loss_in_order(correct: Any, state: TrainState[AnyArray], batch: Batch[Any]) -> Any:
@@ -168,14 +168,14 @@ def _known_surrogates(equations: NeuronEquations) -> NeuronEquations:
 # fmt: off
 FAULTS = (
     Fault("DropoutShifted", "The dropout mask is shifted by one element.",
-          method(dropout_mask=lambda correct, seed, layer, step, shape, *rest, **first: correct(
-              seed, layer, step, (math.prod(shape) + 1,), *rest)[1:].reshape(shape))),
+          method(dropout_mask=lambda correct, seed, layer, step, shape, *args, **first: correct(
+              seed, layer, step, (math.prod(shape) + 1,), *args)[1:].reshape(shape))),
     Fault("DropoutOfThePart", "The dropout mask counts samples from the first one of a part, not of the batch.",
-          method(dropout_mask=lambda correct, *rest, first=0: correct(*rest))),
+          method(dropout_mask=lambda correct, *args, first=0: correct(*args))),
     Fault("ErrorGridOfThePart", "Each part of a batch uses its own error grid.",
           method(error_grid=lambda correct, dz, bits, *largest: correct(dz, bits))),
     Fault("LossOfThePart", "The loss is divided by the samples of a part, not of the batch.",
-          loss(Loss, lambda correct, loss, psp, s, targets, *rest: correct(loss, psp, s, targets))),
+          loss(Loss, lambda correct, loss, psp, s, targets, *args: correct(loss, psp, s, targets))),
     Fault("PartsRounded", "Gradients of parts are rounded to float32 before they are added.",
           method(add=lambda correct, a, b: a.astype(np.float32) + b.astype(np.float32))),
     Fault("FusedNormalisation", "A fused multiply-add in batch normalisation: (z - mean) a + shift rounded once.",
@@ -199,16 +199,16 @@ FAULTS = (
     Fault("StatisticsAsConstants", "The backward pass treats the statistics of the batch as constants.",
           _statistics(training=False)),
     Fault("DropoutSameEveryStep", "The dropout mask does not depend on the update.",
-          method(dropout_mask=lambda correct, seed, layer, step, *rest, **first: correct(
-              seed, layer, 0, *rest, **first))),
+          method(dropout_mask=lambda correct, seed, layer, step, *args, **first: correct(
+              seed, layer, 0, *args, **first))),
     Fault("DropoutSameEveryLayer", "Two layers share the bits of their masks.",
-          method(dropout_mask=lambda correct, seed, layer, *rest, **first: correct(seed, 0, *rest, **first))),
+          method(dropout_mask=lambda correct, seed, layer, *args, **first: correct(seed, 0, *args, **first))),
     Fault("DropoutScaled", "Dropout multiplies spikes by 1/(1 - rate), and the filter does so again.",
           method(dropout=lambda correct, mask, s: s * mask * 2)),
     Fault("BatchNotDivided", "The loss is a sum over the batch instead of a mean.",
-          loss(Loss, lambda correct, loss, psp, s, *rest: correct(loss, psp, s, *rest) * np.float32(s.shape[1]))),
+          loss(Loss, lambda correct, loss, psp, s, *args: correct(loss, psp, s, *args) * np.float32(s.shape[1]))),
     Fault("LooksAtPadding", "Outputs and targets at padded steps contribute to the error of the loss.",
-          loss(Loss, lambda correct, loss, psp, s, targets, batch=None, *rest: correct(loss, psp, s, targets, batch))),
+          loss(Loss, lambda correct, loss, psp, s, targets, batch=None, *args: correct(loss, psp, s, targets, batch))),
     Fault("RateOfAllSteps",
           "The spike count loss of a sample that ends early divides by the number of steps of the batch.",
           loss(SpikeCount, _scale_of_all_steps)),
@@ -223,14 +223,14 @@ FAULTS = (
     Fault("HammingTwice", "The error of the Hamming distance has the factor 2 of the square.",
           loss(Hamming, lambda correct, *arguments: correct(*arguments) * np.float32(2))),
     Fault("VanRossumNotTwice", "The van Rossum error is filtered only once, without the adjoint filter.",
-          loss(VanRossum, lambda correct, loss, psp, s, targets, *rest: (
+          loss(VanRossum, lambda correct, loss, psp, s, targets, *args: (
               NUMPY.psp_forward(psp, s.astype(np.float32) - targets) * np.float32(1 / s.shape[1])))),
     Fault("SpikeCountByT", "The error of the spike count is divided by T only once.",
-          loss(SpikeCount, lambda correct, loss, psp, s, *rest: correct(loss, psp, s, *rest) * np.float32(len(s)))),
+          loss(SpikeCount, lambda correct, loss, psp, s, *args: correct(loss, psp, s, *args) * np.float32(len(s)))),
     Fault("BytesWrapAround", "Output minus target is taken in bytes, except by the spike count: it wraps around.",
-          method(loss_error=lambda correct, loss, psp, s, targets, *rest: (
-              correct(loss, psp, s, targets, *rest) if isinstance(loss, SpikeCount) else
-              correct(loss, psp, (s - targets).astype(np.float32), np.zeros_like(targets), *rest)))),
+          method(loss_error=lambda correct, loss, psp, s, targets, *args: (
+              correct(loss, psp, s, targets, *args) if isinstance(loss, SpikeCount) else
+              correct(loss, psp, (s - targets).astype(np.float32), np.zeros_like(targets), *args)))),
     Fault("PspAdjointForward", "The adjoint of the PSP filter runs forward in time.",
           method(psp_backward=lambda correct, psp, da: NUMPY.psp_forward(psp, da))),
     Fault("ImagesBy255", "Images are divided by 255 instead of 256.",
@@ -280,9 +280,9 @@ FAULTS = (
               **options))),
     Fault("StepsFillTheMemory", "Memory is allocated for any requested number of steps.", method(run=_out_of_memory)),
     Fault("UnknownLossWithoutAName", "A loss that the backend does not know ends in a KeyError.",
-          method(loss_error=lambda correct, loss, *rest: correct(_KNOWN[type(loss)], *rest))),
+          method(loss_error=lambda correct, loss, *args: correct(_KNOWN[type(loss)], *args))),
     Fault("LossTakenForItsParent", "A loss derived from the Hamming distance is computed as the Hamming distance.",
-          method(loss_error=lambda correct, loss, psp, s, targets, *rest: correct(
+          method(loss_error=lambda correct, loss, psp, s, targets, *args: correct(
               Hamming() if isinstance(loss, Hamming) else loss, psp, s, targets))),
     Fault("SurrogateTakenForItsParent", "A surrogate derived from the triangle is computed as the triangle.",
           neuron(_parent_surrogate, "backward")),

@@ -65,7 +65,7 @@ class LiteralRun:
 class _Neuron:
     """A neuron model in the number type: how its potential decays, and how its threshold changes.
 
-    `u_t = left(u_{t-1}, o_{t-1}, v_{t-1}) + i_t`, `v_t = vth + beta a_t`, `a_t = ka a_{t-1} + ca o_{t-1}`.
+    `u_t = decayed(u_{t-1}, o_{t-1}, v_{t-1}) + i_t`, `v_t = vth + beta a_t`, `a_t = ka a_{t-1} + ca o_{t-1}`.
     A learned decay is `km`, with one value per channel or one for all.
     """
 
@@ -86,33 +86,33 @@ class _Neuron:
         self.ka, self.ca = literal.decay(neuron.tau_a) if isinstance(neuron, ALIF) else (self.one, number(0))
         self.beta = number(neuron.beta) if isinstance(neuron, ALIF) else number(0)
 
-    def left(self, u: AnyArray, o: AnyArray, v: AnyArray) -> AnyArray:
+    def decayed(self, u: AnyArray, o: AnyArray, v: AnyArray) -> AnyArray:
         """The remaining potential after a step."""
         result: AnyArray = self.km * (u - v * o) if self.subtracts else self.km * u * (self.one - o)
         return result
 
     def by_km(self, u: AnyArray, o: AnyArray, v: AnyArray) -> AnyArray:
-        """Derivative of `left` with respect to `km`."""
+        """Derivative of `decayed` with respect to `km`."""
         result: AnyArray = u - v * o if self.subtracts else u * (self.one - o)
         return result
 
     def by_u(self, o: AnyArray) -> Any:
-        """Derivative of `left` with respect to `u`."""
+        """Derivative of `decayed` with respect to `u`."""
         return self.km if self.subtracts else self.km * (self.one - o)
 
     def by_o(self, u: AnyArray, v: AnyArray) -> AnyArray:
-        """Derivative of `left` with respect to `o`."""
+        """Derivative of `decayed` with respect to `o`."""
         result: AnyArray = -self.km * (v if self.subtracts else u)
         return result
 
     def by_v(self, o: AnyArray) -> AnyArray:
-        """Derivative of `left` with respect to `v`."""
+        """Derivative of `decayed` with respect to `v`."""
         result: AnyArray = -self.km * o if self.subtracts else self.km * o * 0
         return result
 
 
 @dataclass(frozen=True)
-class _Normalised:
+class _Normalisation:
     """Batch normalisation with the filter before the weights, float64.
 
     `y = A (W a - mean r) + shift r`, `A = scale F / sqrt(var + eps)`. `a` are filtered spikes, and `r` is the response
@@ -133,13 +133,13 @@ class _Normalised:
     def forward(self) -> list[AnyArray]:
         """The input of the neurons, step by step."""
         response = self._steps
-        return list(self._each(self.factor) * self._centred + self._each(self.shift) * response)
+        return list(self._broadcast(self.factor) * self._centred + self._broadcast(self.shift) * response)
 
     def backward(
-        self, above: list[AnyArray], gradients: dict[str, AnyArray]
+        self, grad_output: list[AnyArray], gradients: dict[str, AnyArray]
     ) -> tuple[list[AnyArray], list[AnyArray] | None]:
         """Errors of `W a`; and, if the statistics are those of the batch, errors of `W o`."""
-        d, factor = np.stack(above), self._each(self.factor)
+        d, factor = np.stack(grad_output), self._broadcast(self.factor)
         of_factor, of_shift = self._sum(d * self._centred), self._sum(d * self._steps)
         gradients[f"{self.name}.scale"] = of_factor * self.norm.factor / np.sqrt(self.variance + self.norm.eps)
         gradients[f"{self.name}.shift"] = of_shift
@@ -147,14 +147,14 @@ class _Normalised:
             return list(factor * d), None
         n = self.z.size // len(self.mean)
         of_mean, of_variance = -self.factor * of_shift, -self.factor * of_factor / (2 * (self.variance + self.norm.eps))
-        about = self.z - self._each(self.mean)
-        return list(factor * d), list(self._each(of_mean / n) + self._each(2 * of_variance / n) * about)
+        deviation = self.z - self._broadcast(self.mean)
+        return list(factor * d), list(self._broadcast(of_mean / n) + self._broadcast(2 * of_variance / n) * deviation)
 
     @property
     def factor(self) -> AnyArray:
         """`A`, `[C]`."""
-        found: AnyArray = self.scale * self.norm.factor / np.sqrt(self.variance + self.norm.eps)
-        return found
+        factor: AnyArray = self.scale * self.norm.factor / np.sqrt(self.variance + self.norm.eps)
+        return factor
 
     @property
     def _steps(self) -> AnyArray:
@@ -162,15 +162,15 @@ class _Normalised:
 
     @property
     def _centred(self) -> AnyArray:
-        found: AnyArray = self.filtered - self._each(self.mean) * self._steps
-        return found
+        centred: AnyArray = self.filtered - self._broadcast(self.mean) * self._steps
+        return centred
 
-    def _each(self, x: AnyArray) -> AnyArray:
+    def _broadcast(self, x: AnyArray) -> AnyArray:
         return x.reshape(1, 1, -1, *(1,) * (self.z.ndim - 3))
 
     def _sum(self, x: AnyArray) -> AnyArray:
-        found: AnyArray = np.moveaxis(x, 2, 0).reshape(x.shape[2], -1).sum(axis=1)
-        return found
+        sums: AnyArray = np.moveaxis(x, 2, 0).reshape(x.shape[2], -1).sum(axis=1)
+        return sums
 
 
 class Literal:
@@ -208,23 +208,23 @@ class Literal:
         self,
         weights: dict[str, AnyArray],
         inputs: list[AnyArray],
-        seen: Mapping[str, tuple[list[AnyArray], list[AnyArray], list[AnyArray]]] | None = None,
+        recorded: Mapping[str, tuple[list[AnyArray], list[AnyArray], list[AnyArray]]] | None = None,
     ) -> LiteralRun:
         """The forward pass, lines 1-9.
 
         Args:
             weights: all parameters, in the number type.
             inputs: one `[B, ...]` per step, in the number type.
-            seen: given potentials, spikes and thresholds of populations, which are then not computed.
+            recorded: potentials, spikes and thresholds of populations, which are then not computed.
         """
         run, graph = LiteralRun({}, {}, {}, {}), self.graph
-        own = {name for names in graph.recurrent.values() for name in names}
+        recurrent = {name for names in graph.recurrent.values() for name in names}
         for bound_node in graph.bound_nodes:
             node = bound_node.node
             read = [self.delayed(run.values[e.source], e.delay) for e in node.inputs if e.source in run.values]
             if isinstance(node.op, Input):
                 run.values[node.name] = inputs
-            elif node.name in own:
+            elif node.name in recurrent:
                 run.entered[node.name] = []
             elif isinstance(node.op, Weighted):
                 pending = bound_node.inputs[0].pending
@@ -235,9 +235,9 @@ class Literal:
                 if node.op.norm is not None:
                     run.values[node.name] = self._normalised(bound_node, weights, w, read[0], entered).forward()
             elif isinstance(node.op, Neurons):
-                self._fire(bound_node, weights, read, run, None if seen is None else seen[node.name])
+                self._fire(bound_node, weights, read, run, None if recorded is None else recorded[node.name])
             else:
-                run.values[node.name] = [self.through(node.op, *each) for each in zip(*read, strict=True)]
+                run.values[node.name] = [self.through(node.op, *step_inputs) for step_inputs in zip(*read, strict=True)]
         return run
 
     def _undivided(self, bound_node: BoundNode) -> Any:
@@ -252,7 +252,7 @@ class Literal:
         w: AnyArray,
         raw: list[AnyArray],
         entered: list[AnyArray],
-    ) -> _Normalised:
+    ) -> _Normalisation:
         """Batch normalisation of the sums of spikes `raw`. `entered` are the sums of filtered spikes."""
         op, name, pending = bound_node.node.op, bound_node.node.name, bound_node.inputs[0].pending
         assert isinstance(op, Weighted)
@@ -268,8 +268,8 @@ class Literal:
             mean, variance = z.mean(axes), z.var(axes)
         else:
             mean, variance = weights[f"{name}.mean"], weights[f"{name}.variance"]
-        own = weights[f"{name}.scale"], weights[f"{name}.shift"]
-        return _Normalised(name, op.norm, z, filtered, np.stack(response), mean, variance, *own, self.training)
+        affine = weights[f"{name}.scale"], weights[f"{name}.shift"]
+        return _Normalisation(name, op.norm, z, filtered, np.stack(response), mean, variance, *affine, self.training)
 
     def _fire(
         self,
@@ -277,16 +277,16 @@ class Literal:
         weights: Mapping[str, AnyArray],
         read: list[list[AnyArray]],
         run: LiteralRun,
-        seen: tuple[list[AnyArray], list[AnyArray], list[AnyArray]] | None,
+        recorded: tuple[list[AnyArray], list[AnyArray], list[AnyArray]] | None,
     ) -> None:
         """Potentials and spikes of a population, step by step."""
         op, name = bound_node.node.op, bound_node.node.name
         assert isinstance(op, Neurons)
         neuron, steps = _Neuron(self, bound_node, weights), len(read[0])
-        sums = [sum(each[1:], each[0]) for each in zip(*read, strict=True)]
+        sums = [sum(step_inputs[1:], step_inputs[0]) for step_inputs in zip(*read, strict=True)]
         for parameter, response in self._biases(bound_node, steps):
-            each = _of_channels(weights[parameter], bound_node.output.shape)
-            sums = [x + share * each for x, share in zip(sums, response, strict=True)]
+            bias = _of_channels(weights[parameter], bound_node.output.shape)
+            sums = [x + share * bias for x, share in zip(sums, response, strict=True)]
         u_list, o_list, threshold = list[AnyArray](), list[AnyArray](), list[AnyArray]()
         run.u[name], run.values[name], run.threshold[name] = u_list, o_list, threshold
         loops = self._loops(bound_node)
@@ -296,20 +296,20 @@ class Literal:
             u = sums[t]
             for i, (weights_name, loop) in enumerate(loops):
                 ks, cs, kr = self._filter(op.model.psp)
-                before = o_list[-1] if o_list else u * self.number(0)
-                slow[i], quick[i] = ks * slow[i] + cs * before, kr * quick[i] + cs * before
+                previous = o_list[-1] if o_list else u * self.number(0)
+                slow[i], quick[i] = ks * slow[i] + cs * previous, kr * quick[i] + cs * previous
                 potential = slow[i] - quick[i] if op.model.psp.tau_rise else slow[i]
                 run.entered[weights_name].append(potential)
                 u = u + self.product(loop, weights[self.parameters[weights_name]], potential)
             if u_list:
-                u = u + neuron.left(u_list[-1], o_list[-1], threshold[-1])  # Eq. (4)
+                u = u + neuron.decayed(u_list[-1], o_list[-1], threshold[-1])  # Eq. (4)
                 a = neuron.ka * a + neuron.ca * o_list[-1]
             v = neuron.vth + neuron.beta * a + u * self.number(0)
             if self.smooth:
                 o = op.model.surrogate.primitive(u - v)
             else:
                 o = self.array((u >= v).astype(np.float64))  # Eq. (5)
-            u, o, v = (u, o, v) if seen is None else (each[t] for each in seen)
+            u, o, v = (u, o, v) if recorded is None else (series[t] for series in recorded)
             u_list.append(u)
             o_list.append(o)
             threshold.append(v)
@@ -317,12 +317,12 @@ class Literal:
     def _loops(self, bound_node: BoundNode) -> list[tuple[str, Weighted]]:
         """The recurrent weights of a population."""
         ops = {node.name: node.op for node in self.graph.nodes}
-        found = []
+        loops = []
         for name in self.graph.recurrent.get(bound_node.node.name, ()):
             op = ops[name]
             assert isinstance(op, Weighted)
-            found.append((name, op))
-        return found
+            loops.append((name, op))
+        return loops
 
     def _biases(self, bound_node: BoundNode, steps: int) -> list[tuple[str, list[Any]]]:
         """For each projection with a bias: the name of the bias, and its filter's response to a constant 1 over
@@ -367,16 +367,16 @@ class Literal:
         """The backward pass, lines 11-31: gradients of the mean loss by name."""
         graph = self.graph
         errors = {graph.nodes[-1].name: self._at_output(loss, run, targets)}
-        own = {name for names in graph.recurrent.values() for name in names}
+        recurrent = {name for names in graph.recurrent.values() for name in names}
         gradients: dict[str, AnyArray] = {}
         for bound_node in reversed(graph.bound_nodes):
             node = bound_node.node
-            if node.name in own or isinstance(node.op, Input):
+            if node.name in recurrent or isinstance(node.op, Input):
                 continue
-            above = errors.pop(node.name)
+            grad_output = errors.pop(node.name)
             if isinstance(node.op, Neurons):
-                each = self._back_through_neurons(bound_node, weights, run, above, gradients)
-                below = [each] * len(node.inputs)
+                grad_potentials = self._neurons_adjoint(bound_node, weights, run, grad_output, gradients)
+                grad_inputs = [grad_potentials] * len(node.inputs)
             elif isinstance(node.op, Weighted):
                 w = weights[node.shares or node.name] * self._undivided(bound_node)
                 entered, pending, direct = run.entered[node.name], bound_node.inputs[0].pending, None
@@ -384,28 +384,30 @@ class Literal:
                     (edge,) = node.inputs
                     raw = self.delayed(run.values[edge.source], edge.delay)
                     norm = self._normalised(bound_node, weights, w, raw, entered)
-                    above, direct = norm.backward(above, gradients)
-                found = [self.adjoint(node.op, w, x, d) for x, d in zip(entered, above, strict=True)]
-                total = sum((term for term, _ in found[1:]), found[0][0])  # Eq. (18)
-                entering = [d for _, d in found]
+                    grad_output, direct = norm.backward(grad_output, gradients)
+                contributions = [self.adjoint(node.op, w, x, d) for x, d in zip(entered, grad_output, strict=True)]
+                total = sum((term for term, _ in contributions[1:]), contributions[0][0])  # Eq. (18)
+                entering = [d for _, d in contributions]
                 entering = entering if pending is None else self.psp_adjoint(pending, entering)
                 if direct is not None:
-                    found = [self.adjoint(node.op, w, x, d) for x, d in zip(raw, direct, strict=True)]
-                    total = total + sum(term for term, _ in found)
-                    entering = [d + more for d, (_, more) in zip(entering, found, strict=True)]
-                _more(gradients, node.shares or node.name, total * self._undivided(bound_node))
-                below = [entering]
+                    contributions = [self.adjoint(node.op, w, x, d) for x, d in zip(raw, direct, strict=True)]
+                    total = total + sum(term for term, _ in contributions)
+                    entering = [d + term for d, (_, term) in zip(entering, contributions, strict=True)]
+                _accumulate(gradients, node.shares or node.name, total * self._undivided(bound_node))
+                grad_inputs = [entering]
             else:
                 read = [self.delayed(run.values[e.source], e.delay) for e in node.inputs]
-                parts = [self.through_adjoint(node.op, x, d) for *x, d in zip(*read, above, strict=True)]
-                below = [list(each) for each in zip(*parts, strict=True)]
-            for edge, error in zip(node.inputs, below, strict=True):
-                if edge.source in own:
+                parts = [self.through_adjoint(node.op, x, d) for *x, d in zip(*read, grad_output, strict=True)]
+                grad_inputs = [list(grad_steps) for grad_steps in zip(*parts, strict=True)]
+            for edge, error in zip(node.inputs, grad_inputs, strict=True):
+                if edge.source in recurrent:
                     continue
                 zero = error[0] * self.number(0)
                 error = [*error[edge.delay :], *[zero] * min(edge.delay, len(error))]
-                before = errors.get(edge.source)
-                errors[edge.source] = error if before is None else [x + y for x, y in zip(before, error, strict=True)]
+                previous = errors.get(edge.source)
+                errors[edge.source] = (
+                    error if previous is None else [x + y for x, y in zip(previous, error, strict=True)]
+                )
         return gradients
 
     def _at_output(self, loss: Loss, run: LiteralRun, targets: list[AnyArray]) -> list[AnyArray]:
@@ -420,12 +422,12 @@ class Literal:
             return [(x - y) / batch for x, y in zip(o, targets, strict=True)]
         return [(sum(o) - sum(targets)) / (self.number(steps * steps) * batch)] * steps
 
-    def _back_through_neurons(
+    def _neurons_adjoint(
         self,
         bound_node: BoundNode,
         weights: Mapping[str, AnyArray],
         run: LiteralRun,
-        above: list[AnyArray],
+        grad_output: list[AnyArray],
         gradients: dict[str, AnyArray],
     ) -> list[AnyArray]:
         """`dL/du` of each step from `dL/do`, to which recurrent weights add, and gradients of the population itself."""
@@ -436,35 +438,42 @@ class Literal:
         zero = self.array(np.zeros(u[0].shape))
         membrane_factor, adaptation_factor, for_decay = zero, zero, zero
         ks, cs, kr = self._filter(op.model.psp)
-        psp_factor, rise_factor, back = [zero] * len(loops), [zero] * len(loops), zero
-        found: list[AnyArray] = [zero] * len(u)
+        psp_factor, rise_factor, recurrent_grad = [zero] * len(loops), [zero] * len(loops), zero
+        grad_potentials: list[AnyArray] = [zero] * len(u)
         terms: list[Any] = [self.number(0)] * len(loops)
         for t in reversed(range(len(u))):
             for_decay = for_decay + membrane_factor * neuron.by_km(u[t], o[t], v[t])
             h = self.derivative(op.model.surrogate, u[t] - v[t])
-            at_spike = h * (above[t] + back + neuron.by_o(u[t], v[t]) * membrane_factor + neuron.ca * adaptation_factor)
+            at_spike = h * (
+                grad_output[t]
+                + recurrent_grad
+                + neuron.by_o(u[t], v[t]) * membrane_factor
+                + neuron.ca * adaptation_factor
+            )
             at_threshold = neuron.by_v(o[t]) * membrane_factor - at_spike
             # Eq. (12), (16), (14), (10)
-            membrane_factor = found[t] = at_spike + neuron.by_u(o[t]) * membrane_factor
+            membrane_factor = grad_potentials[t] = at_spike + neuron.by_u(o[t]) * membrane_factor
             adaptation_factor = neuron.ka * adaptation_factor + neuron.beta * at_threshold
-            back = zero
+            recurrent_grad = zero
             for i, (weights_name, loop) in enumerate(loops):
                 term, entering = self.adjoint(
-                    loop, weights[self.parameters[weights_name]], run.entered[weights_name][t], found[t]
+                    loop, weights[self.parameters[weights_name]], run.entered[weights_name][t], grad_potentials[t]
                 )
                 terms[i] = terms[i] + term
                 psp_factor[i] = entering + ks * psp_factor[i]  # Eq. (13), (17), (15), (11)
                 rise_factor[i] = entering + kr * rise_factor[i]
-                back = back + cs * (psp_factor[i] - rise_factor[i] if op.model.psp.tau_rise else psp_factor[i])
+                recurrent_grad = recurrent_grad + cs * (
+                    psp_factor[i] - rise_factor[i] if op.model.psp.tau_rise else psp_factor[i]
+                )
         for (weights_name, _), term in zip(loops, terms, strict=True):
-            _more(gradients, self.parameters[weights_name], term)
+            _accumulate(gradients, self.parameters[weights_name], term)
         for parameter, response in self._biases(bound_node, len(u)):
-            total = sum(share * d for share, d in zip(response, found, strict=True))
+            total = sum(share * d for share, d in zip(response, grad_potentials, strict=True))
             gradients[parameter] = _by_channel(total, len(weights[parameter]))
         if isinstance(op.model, PLIF):
             parameter = bound_node.parameters["decay"]
             gradients[parameter] = _by_channel(for_decay, len(weights[parameter]))
-        return found
+        return grad_potentials
 
     def derivative(self, surrogate: Surrogate, x: AnyArray) -> AnyArray:
         """`h(x)`, written independently. This form checks the expressions, so it must not share code with them."""
@@ -553,25 +562,25 @@ class Literal:
         if isinstance(op, Flatten):
             return [d.reshape(x[0].shape)]
         if isinstance(op, Concat):
-            ends = np.cumsum([own.shape[1] for own in x])
-            return [d[:, end - own.shape[1] : end] for own, end in zip(x, ends, strict=True)]
-        below = self.array(np.zeros(x[0].shape))
+            ends = np.cumsum([branch.shape[1] for branch in x])
+            return [d[:, end - branch.shape[1] : end] for branch, end in zip(x, ends, strict=True)]
+        grad_input = self.array(np.zeros(x[0].shape))
         if isinstance(op, Upsample2d):
             rows, columns = op.factors
             for b, c, y, z in np.ndindex(d.shape):
-                below[b, c, y // rows, z // columns] += d[b, c, y, z]
+                grad_input[b, c, y // rows, z // columns] += d[b, c, y, z]
         elif isinstance(op, AvgPool2d):
-            for view in self.in_windows(op, below):
+            for view in self.in_windows(op, grad_input):
                 view[...] = d / self.number(op.area)
         elif isinstance(op, MaxPool2d):
             # Only the first maximum gets the error. Later inputs that are equally large get nothing.
-            largest, taken = self.through(op, x[0]), np.zeros(d.shape, bool)
-            for view, value in zip(self.in_windows(op, below), self.in_windows(op, x[0]), strict=True):
-                view[...] = np.where((value == largest) & ~taken, d, view)
-                taken |= value == largest
+            largest, assigned = self.through(op, x[0]), np.zeros(d.shape, bool)
+            for view, value in zip(self.in_windows(op, grad_input), self.in_windows(op, x[0]), strict=True):
+                view[...] = np.where((value == largest) & ~assigned, d, view)
+                assigned |= value == largest
         else:
             return [d] * len(x)
-        return [below]
+        return [grad_input]
 
     def product(self, op: Weighted, w: AnyArray, x: AnyArray) -> AnyArray:
         """`W a`, `[B, ...]`."""
@@ -594,42 +603,47 @@ class Literal:
         (_, _, rows, columns), terms = d.shape, list[AnyArray]()
         padded = self._padded(op, self.array(np.zeros(x.shape)))
         inputs: list[AnyArray] = np.split(padded, op.groups, axis=1)
-        each = zip(self._windows(op, x), np.split(w, op.groups), np.split(d, op.groups, axis=1), inputs, strict=True)
-        for windows, own, error, into in each:
+        groups = zip(self._windows(op, x), np.split(w, op.groups), np.split(d, op.groups, axis=1), inputs, strict=True)
+        for windows, kernels, error, into in groups:
             terms.append(np.tensordot(error, windows, ((0, 2, 3), (0, 1, 2))))
             for y in range(rows):
                 for z in range(columns):
-                    into[self._place(op, y, z)] += np.tensordot(error[:, :, y, z], own, (1, 0))
-        (above, left), (height, width) = op.paddings, x.shape[2:]
-        inner = np.concatenate(inputs, axis=1)[:, :, above : above + height, left : left + width]
+                    into[self._kernel_slices(op, y, z)] += np.tensordot(error[:, :, y, z], kernels, (1, 0))
+        (pad_rows, pad_columns), (height, width) = op.paddings, x.shape[2:]
+        inner = np.concatenate(inputs, axis=1)[:, :, pad_rows : pad_rows + height, pad_columns : pad_columns + width]
         return np.concatenate(terms), inner
 
     def _windows(self, conv: Conv2d, x: AnyArray) -> list[AnyArray]:
         """The inputs of the kernels of each group, `[B, H', W', C / groups, rows, columns]`."""
         _, rows, columns = conv.output_shape(x.shape[1:])
         return [
-            np.stack([np.stack([part[self._place(conv, y, z)] for z in range(columns)], 1) for y in range(rows)], 1)
+            np.stack(
+                [np.stack([part[self._kernel_slices(conv, y, z)] for z in range(columns)], 1) for y in range(rows)], 1
+            )
             for part in np.split(self._padded(conv, x), conv.groups, axis=1)
         ]
 
     def _padded(self, conv: Conv2d, x: AnyArray) -> AnyArray:
-        (above, left), (height, width) = conv.paddings, x.shape[2:]
-        padded = self.array(np.zeros((*x.shape[:2], height + 2 * above, width + 2 * left)))
-        padded[:, :, above : above + height, left : left + width] = x
+        (pad_rows, pad_columns), (height, width) = conv.paddings, x.shape[2:]
+        padded = self.array(np.zeros((*x.shape[:2], height + 2 * pad_rows, width + 2 * pad_columns)))
+        padded[:, :, pad_rows : pad_rows + height, pad_columns : pad_columns + width] = x
         return padded
 
     @staticmethod
-    def _place(conv: Conv2d, y: int, x: int) -> tuple[slice, ...]:
+    def _kernel_slices(conv: Conv2d, y: int, x: int) -> tuple[slice, ...]:
         """The position of the kernel on the padded input for the output at row `y` and column `x`."""
-        lies = zip((y, x), conv.strides, conv.extents, conv.dilations, strict=True)
+        axes = zip((y, x), conv.strides, conv.extents, conv.dilations, strict=True)
         return (
             slice(None),
             slice(None),
-            *(slice(at * stride, at * stride + extent, apart) for at, stride, extent, apart in lies),
+            *(
+                slice(position * stride, position * stride + extent, dilation)
+                for position, stride, extent, dilation in axes
+            ),
         )
 
 
-def _more(gradients: dict[str, AnyArray], name: str, term: AnyArray) -> None:
+def _accumulate(gradients: dict[str, AnyArray], name: str, term: AnyArray) -> None:
     """Add a term to the gradient of weights. Several nodes may use the same weights."""
     gradients[name] = gradients[name] + term if name in gradients else term
 
@@ -641,5 +655,5 @@ def _of_channels(values: AnyArray, shape: Shape) -> AnyArray:
 
 def _by_channel(x: AnyArray, count: int) -> AnyArray:
     """Sums of `[B, C, ...]` over all axes except `C`, or over all axes if `count` is 1."""
-    each: AnyArray = np.moveaxis(x, 1, 0).reshape(count, -1).sum(axis=1)
-    return each
+    sums: AnyArray = np.moveaxis(x, 1, 0).reshape(count, -1).sum(axis=1)
+    return sums

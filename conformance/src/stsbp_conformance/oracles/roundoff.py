@@ -103,7 +103,7 @@ class Near:
     def __getitem__(self, index: Any) -> Near:
         return Near(self.value[index], self.error[index], self.spread[index])
 
-    def each(self, linear: Callable[[Float64], Float64]) -> Near:
+    def apply(self, linear: Callable[[Float64], Float64]) -> Near:
         """Apply a linear map without negative coefficients that float32 computes exactly."""
         return Near(linear(self.value), linear(self.error), linear(self.spread))
 
@@ -151,9 +151,9 @@ def _is_power_of_two(a: Near) -> bool:
 
 def _multiply(a: Near, b: Near) -> Near:
     value = a.value * b.value
-    carried = np.abs(a.value) * b.error + np.abs(b.value) * a.error + a.error * b.error
+    propagated = np.abs(a.value) * b.error + np.abs(b.value) * a.error + a.error * b.error
     u = 0.0 if _is_power_of_two(a) or _is_power_of_two(b) else U
-    error = carried + u * (np.abs(value) + carried)
+    error = propagated + u * (np.abs(value) + propagated)
     spread = _root(a.value * b.spread, b.value * a.spread, u * value)
     tiny = np.where((a.largest > 0) & (b.largest > 0), TINY, 0)
     return Near(value, error + tiny, spread + tiny)
@@ -162,9 +162,9 @@ def _multiply(a: Near, b: Near) -> Near:
 def _add(a: Near, b: Near) -> Near:
     """Sum. Errors are added linearly in `spread` too, because they often come from the same rounding."""
     value = a.value + b.value
-    carried = a.error + b.error
+    propagated = a.error + b.error
     u = np.where((a.largest > 0) & (b.largest > 0), U, 0)  # adding a zero does not round
-    return Near(value, carried + u * (np.abs(value) + carried), _root(a.spread + b.spread, u * value))
+    return Near(value, propagated + u * (np.abs(value) + propagated), _root(a.spread + b.spread, u * value))
 
 
 def _negative(a: Near) -> Near:
@@ -174,8 +174,8 @@ def _negative(a: Near) -> Near:
 def _divide(a: Near, b: Near) -> Near:
     """`a / b`. Neither float64 nor float32 may have a `b` below 1."""
     value = a.value / b.value
-    carried = (np.abs(value) * b.error + a.error) / np.maximum(b.value - b.error, 1)
-    error = carried + U * (np.abs(value) + carried) + TINY
+    propagated = (np.abs(value) * b.error + a.error) / np.maximum(b.value - b.error, 1)
+    error = propagated + U * (np.abs(value) + propagated) + TINY
     return Near(value, error, _root(value * b.spread / b.value, a.spread / b.value, U * value))
 
 
@@ -197,21 +197,21 @@ def _floor(value: Float64, error: Float64) -> Float64:
 def _derivative(neuron: LIF, u: Near) -> Near:
     """`h(u - V_th)`, with the operations of surrogates/functions.py."""
     surrogate, vth = neuron.surrogate, _constant(neuron.threshold)
-    # If float32 has exactly the same potential, the difference to the threshold is known exactly.
-    known = u.error == 0
+    # If float32 has exactly the same potential, the difference to the threshold is exact.
+    is_exact = u.error == 0
     with np.errstate(over="ignore"):
         narrow = u.value.astype(np.float32) - np.float32(neuron.threshold)
     value = u.value - neuron.threshold
-    off = np.abs(narrow - value)
-    carried = u.error + vth.error
+    distance = np.abs(narrow - value)
+    propagated = u.error + vth.error
     x = Near(
         value,
-        np.where(known, off, carried + U * (np.abs(value) + carried)),
-        np.where(known, off, _root(u.spread, vth.error, U * value)),
+        np.where(is_exact, distance, propagated + U * (np.abs(value) + propagated)),
+        np.where(is_exact, distance, _root(u.spread, vth.error, U * value)),
     )
     one, size = exact(1.0), replace(x, value=np.abs(x.value))
     if isinstance(surrogate, Rectangle):
-        return _rectangle(surrogate, size, np.where(known, np.abs(narrow), np.nan))
+        return _rectangle(surrogate, size, np.where(is_exact, np.abs(narrow), np.nan))
     if isinstance(surrogate, Triangle):
         y = _add(one, _negative(_multiply(size, _constant(1 / surrogate.width))))
         beyond = y.value + y.error <= 0
@@ -312,31 +312,33 @@ def neuron_forward(
     if _is_plain(neuron, filter):
         return {"u": _lif_forward(neuron, filter, z, spikes)}  # type: ignore[arg-type]
     equations = _equations(neuron, filter)
-    each = {free: exact(_spread(learned[name], spikes)) for name, free in equations.learned.items()}
-    found = _run(equations.forward, _constants(equations, filter), {"z": z, **each}, spikes)
-    return {name: found[name] for name in equations.kept} | each
+    learned_inputs = {
+        free: exact(_broadcast_channels(learned[name], spikes)) for name, free in equations.learned.items()
+    }
+    outputs = _run(equations.forward, _constants(equations, filter), {"z": z, **learned_inputs}, spikes)
+    return {name: outputs[name] for name in equations.kept} | learned_inputs
 
 
-def _spread(values: Float32, spikes: UInt8) -> AnyArray:
+def _broadcast_channels(values: Float32, spikes: UInt8) -> AnyArray:
     """One number per channel, or one for all, repeated for each neuron: `[1, B, ...]`."""
-    each = values.reshape(1, 1, -1, *(1,) * (spikes.ndim - 3))
-    return np.broadcast_to(each, (1, *spikes.shape[1:]))
+    per_channel = values.reshape(1, 1, -1, *(1,) * (spikes.ndim - 3))
+    return np.broadcast_to(per_channel, (1, *spikes.shape[1:]))
 
 
 def neuron_backward(
     neuron: NeuronModel,
     filter: Filtering,
-    kept: Mapping[str, Near],
+    saved: Mapping[str, Near],
     spikes: UInt8,
     g: Near,
     *,
     static: bool,
 ) -> Near:
-    """`dL/dz`, `[1 or T, B, ...]`, from `g = dL/do`, and from `kept`: `neuron_forward`, or `exact` float32 values."""
+    """`dL/dz`, `[1 or T, B, ...]`, from `g = dL/do`, and from `saved`: `neuron_forward`, or `exact` float32 values."""
     if _is_plain(neuron, filter):
-        return _lif_backward(neuron, filter, kept["u"], spikes, g, static=static)  # type: ignore[arg-type]
+        return _lif_backward(neuron, filter, saved["u"], spikes, g, static=static)  # type: ignore[arg-type]
     equations = _equations(neuron, filter)
-    dz = _run(equations.backward, _constants(equations, filter), {**kept, "g": g}, spikes)["dz"]
+    dz = _run(equations.backward, _constants(equations, filter), {**saved, "g": g}, spikes)["dz"]
     return _stack([_over_time(dz)]) if static else dz
 
 
@@ -349,32 +351,32 @@ def _over_time(steps: Near) -> Near:
 
 
 def learned_gradients(
-    neuron: NeuronModel, filter: Filtering, kept: Mapping[str, Near], spikes: UInt8, g: Near
+    neuron: NeuronModel, filter: Filtering, saved: Mapping[str, Near], spikes: UInt8, g: Near
 ) -> dict[str, Near]:
     """Gradients of the neurons' learned parameters by name, each `[1]` or `[C]`: see `neuron_backward`."""
     equations = _equations(neuron, filter)
     if not equations.terms:
         return {}
-    found = _run(equations.backward, _constants(equations, filter), {**kept, "g": g}, spikes)
+    outputs = _run(equations.backward, _constants(equations, filter), {**saved, "g": g}, spikes)
     learned = {**filter.like.learned(), **neuron.learned()}
     return {
-        name: _total(_over_time(found[output]), *learned[name].shape(spikes.shape[2:]))
+        name: _channel_sums(_over_time(outputs[output]), *learned[name].shape(spikes.shape[2:]))
         for name, output in equations.terms.items()
     }
 
 
-def _total(each: Near, count: int) -> Near:
-    """Sums of `each` `[B, C, ...]` in float64 over all axes except `C`, or all (`count` 1), rounded once."""
+def _channel_sums(terms: Near, count: int) -> Near:
+    """Sums of `terms` `[B, C, ...]` in float64 over all axes except `C`, or all (`count` 1), rounded once."""
 
-    def total(x: Float64) -> Float64:
-        added: Float64 = np.moveaxis(x, 1, 0).reshape(count, -1).sum(axis=1)
-        return added
+    def sum_axes(x: Float64) -> Float64:
+        sums: Float64 = np.moveaxis(x, 1, 0).reshape(count, -1).sum(axis=1)
+        return sums
 
-    value, error = total(each.value), total(each.error)
+    value, error = sum_axes(terms.value), sum_axes(terms.error)
     # A sum of n numbers, in any order, is off by at most n 2^-53 of their magnitudes.
-    error = error + each.value.size * 2.0**-53 * total(each.largest)
+    error = error + terms.value.size * 2.0**-53 * sum_axes(terms.largest)
     error = error + U * (np.abs(value) + error) + TINY
-    spread = _root(np.sqrt(total(np.square(each.spread))), U * value) + TINY
+    spread = _root(np.sqrt(sum_axes(np.square(terms.spread))), U * value) + TINY
     return Near(value, error, spread)
 
 
@@ -392,24 +394,26 @@ def _run(
     states = {name: exact(np.zeros(spikes.shape[1:])) for name in recurrence.states}
     steps: dict[str, list[Near]] = {name: [] for name, x in recurrence.outputs.items() if not x.is_condition}
     for t in reversed(range(len(spikes))) if recurrence.reverse else range(len(spikes)):
-        known = {
+        variables = {
             **constants,
             **{name: inputs[name][t % len(inputs[name].value)] for name in recurrence.inputs},
             **states,
         }
-        made: dict[int, Any] = {}
+        node_values: dict[int, Any] = {}
         for x in nodes:
-            made[id(x)] = _value(x, [made[id(a)] for a in x.args], known, spikes[t] != 0)
-        states = {name: made[id(x)] for name, x in recurrence.states.items()}
-        for name, found in steps.items():
-            found.append(made[id(recurrence.outputs[name])])
-    return {name: _stack(found[::-1] if recurrence.reverse else found) for name, found in steps.items()}
+            node_values[id(x)] = _value(x, [node_values[id(a)] for a in x.args], variables, spikes[t] != 0)
+        states = {name: node_values[id(x)] for name, x in recurrence.states.items()}
+        for name, step_outputs in steps.items():
+            step_outputs.append(node_values[id(recurrence.outputs[name])])
+    return {
+        name: _stack(step_outputs[::-1] if recurrence.reverse else step_outputs) for name, step_outputs in steps.items()
+    }
 
 
-def _value(x: Expr, a: Sequence[Any], known: Mapping[str, Near], fired: AnyArray) -> Any:
+def _value(x: Expr, a: Sequence[Any], variables: Mapping[str, Near], fired: AnyArray) -> Any:
     """One node: a `Near`; or for a condition, its value in float64, and whether float32 may decide differently."""
     if x.op == "variable":
-        return known[str(x.name)]
+        return variables[str(x.name)]
     if x.op == "constant":
         return exact(x.value)
     if x.op == "spike":
@@ -419,7 +423,7 @@ def _value(x: Expr, a: Sequence[Any], known: Mapping[str, Near], fired: AnyArray
         truth = a[0].value < a[1].value
         return (truth if x.op == "lt" else ~truth), (off > 0) & (np.abs(a[0].value - a[1].value) <= off)
     if x.op == "where":
-        return _chosen(*a)
+        return _where(*a)
     if x.op == "abs":
         return replace(a[0], value=np.abs(a[0].value))
     if x.op == "exp":
@@ -431,7 +435,7 @@ def _value(x: Expr, a: Sequence[Any], known: Mapping[str, Near], fired: AnyArray
     return _NEAR[x.op](*a)
 
 
-def _chosen(condition: tuple[AnyArray, AnyArray], a: Near, b: Near) -> Near:
+def _where(condition: tuple[AnyArray, AnyArray], a: Near, b: Near) -> Near:
     """`where`. If float32 may choose the other operand, the error includes the whole difference of both."""
     truth, unsure = condition
     jump = np.where(unsure, np.abs(a.value - b.value) + np.maximum(a.error, b.error), 0)
@@ -441,19 +445,23 @@ def _chosen(condition: tuple[AnyArray, AnyArray], a: Near, b: Near) -> Near:
 
 def _exp(a: Near) -> Near:
     """`exp` of a number that is at most 0."""
-    off = (2 * EXP_ULPS + 2 * a.largest) * U
+    rounding = (2 * EXP_ULPS + 2 * a.largest) * U
     value = np.exp(a.value)
-    grown = np.expm1(np.minimum(a.error, 700))
-    # The float32 value is within exp(a + error) (1 + off), and exp(a) never exceeds 1.
-    return Near(value, np.minimum(value * (grown + off + grown * off), 1 + off) + TINY, value * _root(a.spread, off))
+    relative = np.expm1(np.minimum(a.error, 700))
+    # The float32 value is within exp(a + error) (1 + rounding), and exp(a) never exceeds 1.
+    return Near(
+        value,
+        np.minimum(value * (relative + rounding + relative * rounding), 1 + rounding) + TINY,
+        value * _root(a.spread, rounding),
+    )
 
 
 def _sqrt(a: Near) -> Near:
     value = np.sqrt(a.value)
-    moved = value - np.sqrt(np.maximum(a.value - a.error, 0))  # the change is larger downwards than upwards
+    propagated = value - np.sqrt(np.maximum(a.value - a.error, 0))  # the change is larger downwards than upwards
     with np.errstate(divide="ignore", invalid="ignore"):
         spread = np.where(value > 0, a.spread / (2 * value), np.sqrt(a.spread))
-    return Near(value, moved + (value + moved) * U, _root(spread, value * U))
+    return Near(value, propagated + (value + propagated) * U, _root(spread, value * U))
 
 
 _NEAR: dict[str, Callable[..., Near]] = {
@@ -471,7 +479,7 @@ def _lif_forward(neuron: LIF, filter: Filtering, z: Near, spikes: UInt8) -> Near
         i = _filtered(decay, i, _multiply(gain, z[t % len(z.value)]))
         u = _snap(_add(m, i))
         steps.append(u)
-        m = _multiply(km, u).each(lambda x, kept=~fired: x * kept)  # type: ignore[misc]
+        m = _multiply(km, u).apply(lambda x, silent=~fired: x * silent)  # type: ignore[misc]
     return _stack(steps)
 
 
@@ -496,12 +504,12 @@ def _lif_backward(neuron: LIF, filter: Filtering, u: Near, spikes: UInt8, g: Nea
         d1 = _snap(_multiply(km, d))
         p = ut.value * d1.value
         w = gt.value - p
-        carried_p = np.abs(ut.value) * d1.error + ut.error * d1.largest
+        propagated_p = np.abs(ut.value) * d1.error + ut.error * d1.largest
         round_p = np.where((ut.largest > 0) & (d1.largest > 0), U * ut.largest * d1.largest + TINY, 0)
-        floor_p = _floor(p, carried_p + round_p)
+        floor_p = _floor(p, propagated_p + round_p)
         round_p = round_p + floor_p
-        carried_w = gt.error + carried_p + round_p
-        largest_w = np.abs(w) + carried_w
+        propagated_w = gt.error + propagated_p + round_p
+        largest_w = np.abs(w) + propagated_w
         round_w = np.where((gt.largest > 0) & (round_p > 0), U * largest_w, 0)
         r = h.value * w
         largest_r = h.largest * (largest_w + round_w)
@@ -565,7 +573,7 @@ def synapse_backward(
     # Before, the spread assumed a random order: torch's correct sums on an N-MNIST network had 11 times that spread.
     together = np.square(s.astype(np.float64)) * np.count_nonzero(s, axis=0) * alike
     sums += _weight_sums(synapse, together.reshape(flat.shape), [variance, squares])
-    dw = _sum(n, *sums).each(lambda x: x.reshape(wq.shape))
+    dw = _sum(n, *sums).apply(lambda x: x.reshape(wq.shape))
     if not need_input:
         return None, dw
     return input_errors(synapse, s.shape[2:], wq, dz), dw
@@ -579,9 +587,9 @@ def input_errors(synapse: Conv2d | Linear, shape: tuple[int, ...], wq: Float32, 
     w = wq.astype(np.float64)
     matrices = (w, np.abs(w), np.abs(w), w * w, w * w)
     fields = (value, error, size, variance, squares)
-    below = [_input_sums(synapse, *pair, shape) for pair in zip(matrices, fields, strict=True)]
-    ds = _sum(synapse.summands(shape)[2], *below)
-    return ds.each(lambda x: x.reshape(*dz.value.shape[:2], *shape))
+    sums = [_input_sums(synapse, *pair, shape) for pair in zip(matrices, fields, strict=True)]
+    ds = _sum(synapse.summands(shape)[2], *sums)
+    return ds.apply(lambda x: x.reshape(*dz.value.shape[:2], *shape))
 
 
 def _sum(
@@ -626,8 +634,8 @@ def _input_sums(synapse: Conv2d | Linear, w: Float64, errors: Float64, shape: tu
     rows = weight_rows(synapse, w)
     ds = np.empty((len(errors), *shape))
     for chunk in chunks(synapse, ds, 8):
-        back = by_group(synapse, _rows(errors[chunk])) @ rows
-        ds[chunk] = fold(synapse, of_groups(synapse, back), ds[chunk].shape)
+        grad_rows = by_group(synapse, _rows(errors[chunk])) @ rows
+        ds[chunk] = fold(synapse, of_groups(synapse, grad_rows), ds[chunk].shape)
     return ds
 
 
@@ -640,7 +648,7 @@ def loss_error(loss: Loss, psp: PSP, s: UInt8, targets: UInt8) -> Near:
     if isinstance(loss, SpikeCount):
         count = exact(difference.value.sum(axis=0))
         error = _multiply(_constant(1 / (steps * steps * batch)), count)
-        return error.each(lambda x: np.repeat(x[None], steps, axis=0))
+        return error.apply(lambda x: np.repeat(x[None], steps, axis=0))
     if not isinstance(loss, VanRossum):
         raise TypeError(f"no error analysis of the loss {loss!r}")
     decay, gain = exact_filter(psp.first_order).constants
@@ -660,7 +668,7 @@ def loss_error(loss: Loss, psp: PSP, s: UInt8, targets: UInt8) -> Near:
 
 
 @dataclass(frozen=True)
-class _Normalised:
+class _Normalisation:
     """Weighted sums, and the statistics that normalise them.
 
     Attributes:
@@ -681,19 +689,19 @@ class _Normalised:
 
     def run(self, recurrence: Recurrence, **inputs: Near) -> Near:
         """Run an equation of batchnorm.py on all sums. Numbers per channel are `[C]`."""
-        given = {name: x.each(self.spread) if x.value.ndim == 1 else x for name, x in inputs.items()}
-        none = np.zeros(self.z.shape, np.uint8)
-        (found,) = _run(recurrence, {}, {"z": exact(self.z), **given}, none).values()
-        return found
+        per_neuron = {name: x.apply(self.broadcast) if x.value.ndim == 1 else x for name, x in inputs.items()}
+        no_spikes = np.zeros(self.z.shape, np.uint8)
+        (output,) = _run(recurrence, {}, {"z": exact(self.z), **per_neuron}, no_spikes).values()
+        return output
 
-    def spread(self, values: Float64) -> Float64:
+    def broadcast(self, values: Float64) -> Float64:
         wide: Float64 = np.broadcast_to(values.reshape(1, 1, -1, *(1,) * (self.z.ndim - 3)), (1, *self.z.shape[1:]))
         return wide
 
-    def sums(self, x: Float64) -> Float64:
+    def channel_sums(self, x: Float64) -> Float64:
         """Sums of `x`, which has the shape of `z`, per channel."""
-        added: Float64 = np.moveaxis(x, 2, 0).reshape(x.shape[2], -1).sum(axis=1)
-        return added
+        totals: Float64 = np.moveaxis(x, 2, 0).reshape(x.shape[2], -1).sum(axis=1)
+        return totals
 
     def forward(self, shift: Float32) -> Near:
         """The input of the neurons."""
@@ -702,27 +710,27 @@ class _Normalised:
     def backward(self, dy: Near) -> tuple[Near, Near, Near]:
         """`dz`, and the gradients of scale and shift."""
         n = math.prod(self.z.shape) // len(self.mean)
-        about = self.z - self.spread(self.mean)
-        size = self.sums(dy.largest * np.abs(self.z)), self.sums(dy.largest)
+        centred = self.z - self.broadcast(self.mean)
+        size = self.channel_sums(dy.largest * np.abs(self.z)), self.channel_sums(dy.largest)
         # z is split in two pieces, each smaller than z plus 2^12 units. n sums of float64 may be in any order.
         rounded = (n + 8) * 2.0**-53 * (size[0] + (2.0**13 * self.unit + np.abs(self.mean)) * size[1])
-        total = self._sum(dy, np.ones_like(about), n * 2.0**-53 * size[1])
-        around = self._sum(dy, about, rounded)
+        total = self._sum(dy, np.ones_like(centred), n * 2.0**-53 * size[1])
+        total_centred = self._sum(dy, centred, rounded)
         if not self.training:
             none = exact(np.zeros(len(self.mean)))
             of_all = slope = none
         else:
-            of_all = _rounded(total.each(lambda x: x / n))
-            slope = _rounded(_times(around, self.narrowing / n))
+            of_all = _rounded(total.apply(lambda x: x / n))
+            slope = _rounded(_times(total_centred, self.narrowing / n))
         numbers = {name: self.numbers[name] for name in ("mean", "a")}
         dz = self.run(batchnorm.BACKWARD, dy=dy, **numbers, of_all=of_all, slope=slope)
-        return dz, _rounded(_times(around, self.stretch)), _rounded(total)
+        return dz, _rounded(_times(total_centred, self.stretch)), _rounded(total)
 
     def _sum(self, dy: Near, factor: Float64, rounded: Float64) -> Near:
-        error = self.sums(dy.error * np.abs(factor)) + rounded
+        error = self.channel_sums(dy.error * np.abs(factor)) + rounded
         # Errors that one neuron sends back at several steps are similar.
         alike = np.square((dy.spread * np.abs(factor)).sum(axis=0, keepdims=True))
-        return Near(self.sums(dy.value * factor), error, np.sqrt(self.sums(alike)))
+        return Near(self.channel_sums(dy.value * factor), error, np.sqrt(self.channel_sums(alike)))
 
 
 def _times(a: Near, exactly: Float64) -> Near:
@@ -737,7 +745,7 @@ def _rounded(a: Near) -> Near:
 
 def _normalised(
     projection: Projection, z: Float32, wq: Mapping[str, AnyArray], dropout: tuple[int, int] | None
-) -> _Normalised | None:
+) -> _Normalisation | None:
     """The normalisation of the sums `z` of weights; None: there is none."""
     norm = projection.synapse.norm
     if norm is None:
@@ -755,17 +763,17 @@ def _normalised(
     narrow = {"mean": mean, "a": scale * stretch}
     numbers = {name: _rounded(exact(x)) for name, x in narrow.items()}
     unit = 2.0 ** -int(wq[f"{projection.name}.exponent"][0])
-    return _Normalised(z, numbers, mean, stretch, gain * gain / s2, unit, training)
+    return _Normalisation(z, numbers, mean, stretch, gain * gain / s2, unit, training)
 
 
 # The whole network.
 
 
-def _undone(layer: Passing, residuals: Any, d: Near) -> Near:
+def _layer_adjoint(layer: Passing, residuals: Any, d: Near) -> Near:
     """Adjoint of an operation without weights."""
     if isinstance(layer, Upsample2d):
         return _block_sums(layer, d)
-    return d.each(lambda x: RULES[type(layer)].backward(layer, residuals, x))
+    return d.apply(lambda x: RULES[type(layer)].backward(layer, residuals, x))
 
 
 def _block_sums(up: Upsample2d, d: Near) -> Near:
@@ -803,8 +811,8 @@ def membrane_potentials(
     network: NetworkSpec | Network, wq: Mapping[str, Float32], inputs: UInt8, layers: Mapping[str, LayerRun]
 ) -> dict[str, Near]:
     """Potentials of each population, from a float64 simulation with the spikes of `layers`: see `gradients`."""
-    walk = _forward(network, wq, inputs, layers, "float64", None)
-    return {name: kept["u"] for name, kept in walk.kept.items()}
+    analysis = _forward(network, wq, inputs, layers, "float64", None)
+    return {name: saved["u"] for name, saved in analysis.saved.items()}
 
 
 def _forward(
@@ -814,25 +822,25 @@ def _forward(
     layers: Mapping[str, LayerRun],
     potentials: Potentials,
     dropout: tuple[int, int] | None,
-) -> _Walk:
+) -> _NetworkAnalysis:
     if isinstance(network, NetworkSpec):
         graph, runs = network.graph, {block.population: layers[block.name] for block in network.blocks}
     else:
         graph, runs = network, {**layers}
-    walk = _Walk(graph, wq, runs, potentials, dropout)
+    analysis = _NetworkAnalysis(graph, wq, runs, potentials, dropout)
     coding = next(node.op.coding for node in graph.nodes if isinstance(node.op, Input))
-    walk.forward(NumpyBackend().encode(inputs, coding))
-    return walk
+    analysis.forward(NumpyBackend().encode(inputs, coding))
+    return analysis
 
 
-class _Walk:
+class _NetworkAnalysis:
     """Both passes through a network, in the same order as in `oracles/literal.py`.
 
     Attributes:
         values: the output of each node, exact, `[1 or T, B, ...]`.
         read: the input of each of the weights.
-        kept: the values of each population that the backward pass reads.
-        back: for each node without weights, the function from the error of its output to that of its input.
+        saved: the values of each population that the backward pass reads.
+        adjoints: for each node without weights, the function from the error of its output to that of its input.
         merged: for each node that merges branches, what its backward pass needs.
     """
 
@@ -846,12 +854,12 @@ class _Walk:
     ) -> None:
         self.graph, self.wq, self.runs, self.potentials, self.dropout = graph, wq, runs, potentials, dropout
         self.projections = {projection.name: projection for projection in graph.projections}
-        self.own = {name for names in graph.recurrent.values() for name in names}
+        self.recurrent = {name for names in graph.recurrent.values() for name in names}
         self.values: dict[str, AnyArray] = {}
         self.read: dict[str, AnyArray] = {}
-        self.norms: dict[str, _Normalised] = {}
-        self.kept: dict[str, dict[str, Near]] = {}
-        self.back: dict[str, Callable[[Near], Near]] = {}
+        self.norms: dict[str, _Normalisation] = {}
+        self.saved: dict[str, dict[str, Near]] = {}
+        self.adjoints: dict[str, Callable[[Near], Near]] = {}
         self.merged: dict[str, Any] = {}
 
     @property
@@ -862,25 +870,25 @@ class _Walk:
         """Exact values of all nodes, from the spikes of the float32 forward pass."""
         for bound_node in self.graph.bound_nodes:
             node, op = bound_node.node, bound_node.node.op
-            if node.name in self.own:
+            if node.name in self.recurrent:
                 continue
-            read = [_shifted(self.values[e.source], e.delay) for e in node.inputs if e.source not in self.own]
+            read = [_shift_time(self.values[e.source], e.delay) for e in node.inputs if e.source not in self.recurrent]
             if isinstance(op, Input):
                 self.values[node.name] = inputs
             elif isinstance(op, Weighted):
-                self._meet(node.name, *read)
+                self._add_sums(node.name, *read)
             elif isinstance(op, Neurons):
                 for name in self.graph.recurrent.get(node.name, ()):
-                    self._meet(name, _shifted(self.runs[node.name].spikes, 1))
-                self.kept[node.name] = self._keep(bound_node)
+                    self._add_sums(name, _shift_time(self.runs[node.name].spikes, 1))
+                self.saved[node.name] = self._save(bound_node)
                 self.values[node.name] = self.runs[node.name].spikes
             elif isinstance(op, Merge):
                 self.values[node.name], self.merged[node.name] = op.forward(NUMPY, *read)
             else:
                 (s,) = read
-                self.values[node.name], self.back[node.name] = self._passed(bound_node, s)
+                self.values[node.name], self.adjoints[node.name] = self._pass_on(bound_node, s)
 
-    def _meet(self, name: str, s: AnyArray) -> None:
+    def _add_sums(self, name: str, s: AnyArray) -> None:
         """Compute weighted sums."""
         projection, self.read[name] = self.projections[name], s
         synapse = projection.synapse
@@ -893,20 +901,20 @@ class _Walk:
             self.norms[name] = norm
         self.values[name] = z
 
-    def _passed(self, bound_node: BoundNode, s: AnyArray) -> tuple[AnyArray, Callable[[Near], Near]]:
+    def _pass_on(self, bound_node: BoundNode, s: AnyArray) -> tuple[AnyArray, Callable[[Near], Near]]:
         op = bound_node.node.op
         assert isinstance(op, Passing)
         if isinstance(op, Dropout):
             if self.dropout is None or op.rate == 0:
-                return s, _as_it_is
+                return s, _identity
             (seed, step), stream = self.dropout, substream(bound_node.layer, bound_node.position)
             mask = keep_mask(seed, stream, step, (s.shape[1], *bound_node.output.shape), op.rate)
-            return s * mask, lambda d: _tiny(d.each(lambda x: x * mask))
-        known = op.at(bound_node.inputs[0].shape)
-        made, residuals = RULES[type(known)].forward(known, s)
-        return made, lambda d: _tiny(_undone(known, residuals, d))
+            return s * mask, lambda d: _add_underflow(d.apply(lambda x: x * mask))
+        layer = op.at(bound_node.inputs[0].shape)
+        output, residuals = RULES[type(layer)].forward(layer, s)
+        return output, lambda d: _add_underflow(_layer_adjoint(layer, residuals, d))
 
-    def _keep(self, bound_node: BoundNode) -> dict[str, Near]:
+    def _save(self, bound_node: BoundNode) -> dict[str, Near]:
         """The values of a population that the backward pass reads, from float32 potentials or a float64 simulation."""
         op, run = bound_node.node.op, self.runs[bound_node.node.name]
         assert isinstance(op, Neurons)
@@ -914,18 +922,23 @@ class _Walk:
         equations, constants = _of_population(bound_node, training=self.training)
         zs = [self.values[source] for source in sources]
         learned = {name: self.wq[parameter] for name, parameter in bound_node.parameters.items()}
-        each = {free: _spread(learned[name], run.spikes) for name, free in equations.learned.items()}
+        learned_inputs = {
+            free: _broadcast_channels(learned[name], run.spikes) for name, free in equations.learned.items()
+        }
         if self.potentials == "float32":
             if equations.kept == ("u",):
-                found = {"u": run.potentials}
+                outputs = {"u": run.potentials}
             elif any(source in self.norms for source in sources):
                 raise TypeError(
                     f"no error analysis of {op.model.name} after batch normalisation on float32's potentials"
                 )
             else:
-                given = dict(zip(equations.inputs, zs, strict=True))
-                found = recur(equations.forward, equations.constants, {**given, **each}, len(run.spikes))
-            return {name: exact(x) for name, x in ({name: found[name] for name in equations.kept} | each).items()}
+                sums = dict(zip(equations.inputs, zs, strict=True))
+                outputs = recur(equations.forward, equations.constants, {**sums, **learned_inputs}, len(run.spikes))
+            return {
+                name: exact(x)
+                for name, x in ({name: outputs[name] for name in equations.kept} | learned_inputs).items()
+            }
         near = [
             self.norms[source].forward(self.wq[f"{source}.shift"]) if source in self.norms else exact(z)
             for source, z in zip(sources, zs, strict=True)
@@ -937,122 +950,138 @@ class _Walk:
         simulated = _run(
             equations.forward,
             constants,
-            {**dict(zip(equations.inputs, near, strict=True)), **{name: exact(x) for name, x in each.items()}},
+            {
+                **dict(zip(equations.inputs, near, strict=True)),
+                **{name: exact(x) for name, x in learned_inputs.items()},
+            },
             run.spikes,
         )
-        return {name: simulated[name] for name in equations.kept} | {name: exact(x) for name, x in each.items()}
+        return {name: simulated[name] for name in equations.kept} | {
+            name: exact(x) for name, x in learned_inputs.items()
+        }
 
     def backward(self, error: Near) -> dict[str, Near]:
         """Gradients by name. If several nodes read an output, their errors are added in the order of the nodes."""
-        waiting, found = {self.graph.nodes[-1].name: [error]}, dict[str, Near]()
+        pending, grads = {self.graph.nodes[-1].name: [error]}, dict[str, Near]()
         trained = self._trained()
         for bound_node in reversed(self.graph.bound_nodes):
             node, op = bound_node.node, bound_node.node.op
-            errors = waiting.pop(node.name, [])
+            errors = pending.pop(node.name, [])
             if not errors or isinstance(op, Input):
                 continue
             d = reduce(_add, reversed(errors))
-            edges = [edge for edge in node.inputs if edge.source not in self.own]
-            below: Sequence[Near | None]
+            edges = [edge for edge in node.inputs if edge.source not in self.recurrent]
+            grad_inputs: Sequence[Near | None]
             if isinstance(op, Neurons):
-                below = self._through_neurons(bound_node, d, found)
+                grad_inputs = self._through_neurons(bound_node, d, grads)
             elif isinstance(op, Weighted):
-                below = [self._through_weights(node.name, d, found, need_input=trained[edges[0].source])]
+                grad_inputs = [self._through_weights(node.name, d, grads, need_input=trained[edges[0].source])]
             elif isinstance(op, Merge):
-                below = self._unmerged(op, self.merged[node.name], d, len(edges))
+                grad_inputs = self._merge_adjoint(op, self.merged[node.name], d, len(edges))
             else:
-                below = [self.back[node.name](d)]
-            for edge, each in reversed([*zip(edges, below, strict=True)]):
-                if each is not None and trained[edge.source]:
-                    waiting.setdefault(edge.source, []).append(each.each(partial(_shifted, steps=-edge.delay)))
+                grad_inputs = [self.adjoints[node.name](d)]
+            for edge, grad_input in reversed([*zip(edges, grad_inputs, strict=True)]):
+                if grad_input is not None and trained[edge.source]:
+                    pending.setdefault(edge.source, []).append(
+                        grad_input.apply(partial(_shift_time, steps=-edge.delay))
+                    )
         uses: dict[str, list[str]] = {}
         for name, projection in self.projections.items():
             uses.setdefault(projection.parameter, []).append(name)
-        return found | {owner: reduce(_add, [found.pop(name) for name in names]) for owner, names in uses.items()}
+        return grads | {owner: reduce(_add, [grads.pop(name) for name in names]) for owner, names in uses.items()}
 
     @staticmethod
-    def _unmerged(op: Merge, residuals: Any, d: Near, count: int) -> list[Near]:
+    def _merge_adjoint(op: Merge, residuals: Any, d: Near, count: int) -> list[Near]:
         """The errors of `count` merged branches. The operation rounds no error; it only passes errors on."""
 
         def of_branch(i: int, x: AnyArray) -> AnyArray:
             errors: Sequence[AnyArray] = op.backward(NUMPY, residuals, x)
             return errors[i]
 
-        return [d.each(partial(of_branch, i)) for i in range(count)]
+        return [d.apply(partial(of_branch, i)) for i in range(count)]
 
     def _trained(self) -> dict[str, bool]:
         """For each node, whether it has weights or comes after weights."""
-        found = dict[str, bool]()
+        trained = dict[str, bool]()
         for bound_node in self.graph.bound_nodes:
             name, edges = bound_node.node.name, bound_node.node.inputs
-            below = any(found.get(edge.source, False) for edge in edges)
-            found[name] = isinstance(bound_node.node.op, Weighted) or below
-        return found
+            after_weights = any(trained.get(edge.source, False) for edge in edges)
+            trained[name] = isinstance(bound_node.node.op, Weighted) or after_weights
+        return trained
 
-    def _through_weights(self, name: str, dz: Near, found: dict[str, Near], *, need_input: bool) -> Near | None:
-        """The backward pass of weights. Their gradient is added to `found`."""
+    def _through_weights(self, name: str, dz: Near, grads: dict[str, Near], *, need_input: bool) -> Near | None:
+        """The backward pass of weights. Their gradient is added to `grads`."""
         synapse, s, w = self.projections[name].synapse, self.read[name], self.wq[name]
         if name in self.norms:
-            dz, found[f"{name}.scale"], found[f"{name}.shift"] = self.norms[name].backward(dz)
+            dz, grads[f"{name}.scale"], grads[f"{name}.shift"] = self.norms[name].backward(dz)
         if isinstance(synapse, OneToOne):
-            terms = dz.each(lambda x: x * s)
-            flat = terms.each(lambda x: x.reshape(1, -1, len(w)).swapaxes(1, 2))
-            found[name] = _total(flat, len(w)).each(lambda x: x.reshape(w.shape))
+            terms = dz.apply(lambda x: x * s)
+            flat = terms.apply(lambda x: x.reshape(1, -1, len(w)).swapaxes(1, 2))
+            grads[name] = _channel_sums(flat, len(w)).apply(lambda x: x.reshape(w.shape))
             return _one_to_one(w, dz) if need_input else None
         assert isinstance(synapse, (Conv2d, Linear))
         alike = max(map(self._alike, self.graph.readers[name]))
-        below, found[name] = synapse_backward(synapse, s, w, dz, need_input=need_input, alike=alike)
-        return below
+        grad_input, grads[name] = synapse_backward(synapse, s, w, dz, need_input=need_input, alike=alike)
+        return grad_input
 
     def _alike(self, name: str) -> int:
         """Number of neighbours to which the pooling after a node sends nearly the same error."""
-        most = 1
+        count = 1
         for reader in self.graph.readers[name]:
-            (bound_node,) = (each for each in self.graph.bound_nodes if each.node.name == reader)
+            (bound_node,) = (candidate for candidate in self.graph.bound_nodes if candidate.node.name == reader)
             op = bound_node.node.op
             if isinstance(op, Passing):
-                known = op.at(bound_node.inputs[0].shape)
-                area = known.area if isinstance(known, AvgPool2d) else 1
-                most = max(most, area * self._alike(reader))
-        return most
+                layer = op.at(bound_node.inputs[0].shape)
+                area = layer.area if isinstance(layer, AvgPool2d) else 1
+                count = max(count, area * self._alike(reader))
+        return count
 
-    def _through_neurons(self, bound_node: BoundNode, g: Near, found: dict[str, Near]) -> list[Near]:
+    def _through_neurons(self, bound_node: BoundNode, g: Near, grads: dict[str, Near]) -> list[Near]:
         """The backward pass of a population: errors of its inputs, except those of its recurrent weights."""
         op, spikes = bound_node.node.op, self.runs[bound_node.node.name].spikes
         assert isinstance(op, Neurons)
-        kept, loops = self.kept.pop(bound_node.node.name), self.graph.recurrent.get(bound_node.node.name, ())
+        saved, loops = self.saved.pop(bound_node.node.name), self.graph.recurrent.get(bound_node.node.name, ())
         sources = [edge.source for edge in bound_node.node.inputs]
         static = [values.static and len(spikes) > 1 for values in bound_node.inputs]
         if len(bound_node.inputs) == 1:
-            own = op.model, _filtering(bound_node.inputs[0], self.training), kept, spikes, g
-            found |= {bound_node.parameters[name]: x for name, x in learned_gradients(*own).items()}
-            return [neuron_backward(*own, static=static[0])]
+            arguments = op.model, _filtering(bound_node.inputs[0], self.training), saved, spikes, g
+            grads |= {bound_node.parameters[name]: x for name, x in learned_gradients(*arguments).items()}
+            return [neuron_backward(*arguments, static=static[0])]
         equations, constants = _of_population(bound_node, training=self.training)
-        summed = tuple(sorted({error for error, still in zip(equations.errors, static, strict=True) if still}))
-        one, states = equations.backward_step(summed)
-        none = exact(np.zeros((1, *spikes.shape[1:])))
-        back, after = none, dict.fromkeys(states, none)
+        summed = tuple(sorted({error for error, is_static in zip(equations.errors, static, strict=True) if is_static}))
+        step, states = equations.backward_step(summed)
+        zero = exact(np.zeros((1, *spikes.shape[1:])))
+        recurrent_grad, state_grads = zero, dict.fromkeys(states, zero)
         steps: dict[str, list[Near]] = {name: [] for name in equations.errors if name not in summed}
         for t in reversed(range(len(spikes))):
-            at = {name: x if len(x.value) == 1 else x[t : t + 1] for name, x in kept.items()}
-            made = _run(one, constants, {**at, "g": g[t : t + 1], "back": back, **after}, spikes[t : t + 1])
-            after = dict(zip(states, [made[name] for name in [*made][len(made) - len(states) :]], strict=True))
+            saved_step = {name: x if len(x.value) == 1 else x[t : t + 1] for name, x in saved.items()}
+            outputs = _run(
+                step,
+                constants,
+                {**saved_step, "g": g[t : t + 1], "back": recurrent_grad, **state_grads},
+                spikes[t : t + 1],
+            )
+            state_grads = dict(
+                zip(states, [outputs[name] for name in [*outputs][len(outputs) - len(states) :]], strict=True)
+            )
             for name, errors in steps.items():
-                errors.append(made[name])
-            sent = [self._sent_back(name, made[equations.errors[sources.index(name)]]) for name in loops]
-            back = reduce(_add, sent, none)
-        moving = {name: _joined(errors[::-1]) for name, errors in steps.items()}
+                errors.append(outputs[name])
+            feedback = [self._feedback(name, outputs[equations.errors[sources.index(name)]]) for name in loops]
+            recurrent_grad = reduce(_add, feedback, zero)
+        per_step = {name: _concatenate(errors[::-1]) for name, errors in steps.items()}
         names = (*summed, *equations.terms.values())
-        totals = dict(zip(names, [*after.values()][len(after) - len(names) :], strict=True))
+        totals = dict(zip(names, [*state_grads.values()][len(state_grads) - len(names) :], strict=True))
         for name, output in equations.terms.items():
             (count,) = bound_node.learned[name].shape(bound_node.output.shape)
-            found[bound_node.parameters[name]] = _total(totals[output][0], count)
-        each = {**moving, **{name: totals[name] for name in summed}}
+            grads[bound_node.parameters[name]] = _channel_sums(totals[output][0], count)
+        grad_inputs = {**per_step, **{name: totals[name] for name in summed}}
         for name in loops:
-            self._through_weights(name, each[equations.errors[sources.index(name)]], found, need_input=False)
-        return [each[error] for source, error in zip(sources, equations.errors, strict=True) if source not in loops]
+            self._through_weights(name, grad_inputs[equations.errors[sources.index(name)]], grads, need_input=False)
+        return [
+            grad_inputs[error] for source, error in zip(sources, equations.errors, strict=True) if source not in loops
+        ]
 
-    def _sent_back(self, name: str, dz: Near) -> Near:
+    def _feedback(self, name: str, dz: Near) -> Near:
         """`V^T dz` of one step, `[1, B, ...]`."""
         projection, w = self.projections[name], self.wq[name]
         if isinstance(projection.synapse, OneToOne):
@@ -1062,30 +1091,32 @@ class _Walk:
 
 
 def _one_to_one(w: Float32, dz: Near) -> Near:
-    each = exact(w[:, 0])
-    return _multiply(Near(*(np.broadcast_to(x, dz.value.shape) for x in (each.value, each.error, each.spread))), dz)
+    weights = exact(w[:, 0])
+    return _multiply(
+        Near(*(np.broadcast_to(x, dz.value.shape) for x in (weights.value, weights.error, weights.spread))), dz
+    )
 
 
-def _as_it_is(d: Near) -> Near:
+def _identity(d: Near) -> Near:
     return d
 
 
-def _tiny(d: Near) -> Near:
+def _add_underflow(d: Near) -> Near:
     """Largest change by underflow."""
     tiny = np.where(d.largest > 0, TINY, 0)
     return replace(d, error=d.error + tiny, spread=d.spread + tiny)
 
 
-def _shifted(x: AnyArray, steps: int) -> AnyArray:
-    """`Operations.shift_time`."""
+def _shift_time(x: AnyArray, steps: int) -> AnyArray:
+    """Delay (`steps` > 0) or advance a sequence, with zeros at the end that has no value."""
     if steps == 0:
         return x
-    found, count = np.zeros_like(x), max(0, len(x) - abs(steps))
+    shifted, count = np.zeros_like(x), max(0, len(x) - abs(steps))
     if steps > 0:
-        found[len(x) - count :] = x[:count]
+        shifted[len(x) - count :] = x[:count]
     else:
-        found[:count] = x[len(x) - count :]
-    return found
+        shifted[:count] = x[len(x) - count :]
+    return shifted
 
 
 def _filtering(values: Values, training: bool) -> Filtering:
@@ -1107,7 +1138,7 @@ def _of_population(bound_node: BoundNode, *, training: bool) -> tuple[NeuronEqua
     return equations, constants | dict(zip(equations.forward.parameters, of_filters, strict=False))
 
 
-def _joined(steps: Sequence[Near]) -> Near:
+def _concatenate(steps: Sequence[Near]) -> Near:
     """Concatenate steps `[1, B, ...]`."""
     return Near(*(np.concatenate([getattr(x, name) for x in steps]) for name in ("value", "error", "spread")))
 

@@ -515,14 +515,16 @@ def _stepwise(case: NetworkCase) -> Check:
         compared = Compared()
         stream = backend.stream(case.network, reference.weights(case), case.batch)
         for _ in range(2):
-            made = []
+            step_layers = []
             for t in range(case.steps):
                 stream.step(inputs if case.network.coding == "direct" else inputs[t])
-                made.append(stream.layers)
+                step_layers.append(stream.layers)
             for name, layer in expected.layers.items():
-                potentials = np.stack([layers[name].potentials for layers in made])
+                potentials = np.stack([layers[name].potentials for layers in step_layers])
                 compared.same_bytes(f"{name}: membrane potentials", potentials, layer.potentials)
-                compared.equal(f"{name}: spikes", np.stack([layers[name].spikes for layers in made]), layer.spikes)
+                compared.equal(
+                    f"{name}: spikes", np.stack([layers[name].spikes for layers in step_layers]), layer.spikes
+                )
             stream.reset()
         return compared.verdict()
 

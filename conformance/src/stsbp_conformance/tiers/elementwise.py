@@ -67,9 +67,9 @@ _MEETS, _TINY, _ZEROS, _HUGE, _BURST = slice(0, 4), slice(4, 12), slice(12, 14),
 
 def first_order(tau_s: float, gain: float = 1.0) -> Filter:
     """The synaptic filter with one time constant."""
-    found = PSP(tau_s).filter(gain)
-    assert isinstance(found, Filter)
-    return found
+    filter = PSP(tau_s).filter(gain)
+    assert isinstance(filter, Filter)
+    return filter
 
 
 def neuron_inputs(
@@ -104,16 +104,21 @@ def _meeting(neuron: LIF, filter: Filter) -> Float32:
     """Inputs `[4]` with which the first potential is one unit below the threshold, on it (twice), and one unit
     above."""
     threshold = np.float32(neuron.threshold)
-    wanted = (np.nextafter(threshold, np.float32(0)), threshold, threshold, np.nextafter(threshold, np.float32(np.inf)))
-    found = np.array([w / filter.gain for w in wanted], np.float32)
-    for place, u in enumerate(wanted):
-        near = found[place]
+    potentials = (
+        np.nextafter(threshold, np.float32(0)),
+        threshold,
+        threshold,
+        np.nextafter(threshold, np.float32(np.inf)),
+    )
+    inputs = np.array([w / filter.gain for w in potentials], np.float32)
+    for place, u in enumerate(potentials):
+        near = inputs[place]
         for _ in range(4):
             product = filter.gain * near
             if product != u:
                 near = np.nextafter(near, np.float32(np.inf if product < u else -np.inf))
-        found[place] = near
-    return found
+        inputs[place] = near
+    return inputs
 
 
 _TAUS_S = {"1": 1.0, "5/3": 5 / 3, "3": 3.0, "4": 4.0, "5": 5.0}

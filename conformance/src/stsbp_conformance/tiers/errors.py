@@ -122,7 +122,7 @@ class _NoSuchSynapse(Conv2d):
 
 def _refused(
     compared: Compared,
-    what: str,
+    label: str,
     kinds: type[Exception] | tuple[type[Exception], ...],
     word: str,
     call: Callable[[], Any],
@@ -131,11 +131,11 @@ def _refused(
         with np.errstate(all="ignore"):
             call()
     except kinds as error:
-        compared.true(f"{what}: the message must name {word!r}, got: {error}", word.lower() in repr(error).lower())
+        compared.true(f"{label}: the message must name {word!r}, got: {error}", word.lower() in repr(error).lower())
     except Exception as error:
-        raise Mismatch(f"{what}: expected {kinds}, got {type(error).__name__}: {error}") from error
+        raise Mismatch(f"{label}: expected {kinds}, got {type(error).__name__}: {error}") from error
     else:
-        raise Mismatch(f"{what}: nothing was raised")
+        raise Mismatch(f"{label}: nothing was raised")
 
 
 def _changed(layer: str, value: float) -> dict[str, Any]:
@@ -157,11 +157,11 @@ def _weights(backend: AbstractBackend) -> Verdict:
     not_finite = tuple((f"a weight that is {x}", "conv2", _changed("conv2", x)) for x in (np.nan, np.inf, -np.inf))
     too_large = tuple((f"a weight of {x:.3g}", "too large", _changed("conv2", x)) for x in (2.0**100, -1e37, 3.4e38))
     for kind, cases in ((ShapeError, (*wrong, *masks)), (NumericError, (*not_finite, *too_large))):
-        for what, word, weights in cases:
+        for label, word, weights in cases:
             run = partial(backend.run, _CASE.network, weights, batch.inputs, _CASE.steps)
-            _refused(compared, f"run with {what}", kind, word, run)
+            _refused(compared, f"run with {label}", kind, word, run)
             gradients = partial(backend.value_and_grad, _CASE.network, _LOSS, weights, batch)
-            _refused(compared, f"value_and_grad with {what}", kind, word, gradients)
+            _refused(compared, f"value_and_grad with {label}", kind, word, gradients)
     # Above some size, libraries add or compare in parallel, and may ignore NaN in a maximum.
     wide = NetworkSpec.parse("2", input_shape=(60_000,), coding="direct")
     for value in (np.nan, np.inf):
@@ -196,18 +196,18 @@ def _batches(backend: AbstractBackend) -> Verdict:
         ("a length beyond the steps", "sample 0 has 13", Batch(inputs, targets, np.full(targets.shape[1], 13))),
         ("a mask over the targets", "MaskedArray", Batch(inputs, np.ma.masked_array(targets, targets > 0))),
     )
-    for what, word, batch in refused:
+    for label, word, batch in refused:
         _refused(
-            compared, what, ShapeError, word, partial(backend.value_and_grad, _CASE.network, _LOSS, weights, batch)
+            compared, label, ShapeError, word, partial(backend.value_and_grad, _CASE.network, _LOSS, weights, batch)
         )
     trainer = backend.trainer(_CASE.network, _LOSS, AdamW())
     state = trainer.init({name: w.copy() for name, w in weights.items()})
-    for what, word, packed in (
+    for label, word, packed in (
         ("packed frames of another size", "(2, 11, 12)", Batch(PackedFrames.of(inputs[..., 1:]), targets)),
         ("packed frames of fewer steps", "steps", Batch(PackedFrames.of(inputs[1:]), targets)),
         ("an empty batch of packed frames", "empty", Batch(PackedFrames.of(inputs[:, :0]), targets[:, :0])),
     ):
-        _refused(compared, what, ShapeError, word, partial(trainer.step, state, packed))
+        _refused(compared, label, ShapeError, word, partial(trainer.step, state, packed))
     none: Any = (inputs, targets)
     _refused(
         compared,
@@ -219,8 +219,8 @@ def _batches(backend: AbstractBackend) -> Verdict:
     _refused(compared, "training on arrays that are no Batch", ShapeError, "Batch", lambda: trainer.step(state, none))
     _refused(compared, "predicting too many steps", ShapeError, "steps", lambda: trainer.predict(state, inputs, 13))
     direct, images = bits.DIRECT, reference.data(bits.DIRECT).inputs
-    every: tuple[Any, ...] = (0, -1, 2**24 + 1, 2**31, 2**64, 10**5000, 1.5, True, None)
-    for steps in every:
+    no_step_counts: tuple[Any, ...] = (0, -1, 2**24 + 1, 2**31, 2**64, 10**5000, 1.5, True, None)
+    for steps in no_step_counts:
         run = partial(backend.run, direct.network, reference.weights(direct), images, steps)
         _refused(compared, f"{type(steps).__name__} that is no number of steps", ShapeError, "steps", run)
     result = trainer.predict(state, inputs, 12)
@@ -284,11 +284,11 @@ def _overflow(backend: AbstractBackend) -> Verdict:
     weights["linear2"] = np.copysign(np.float32(1e30), weights["linear2"])
     batch = Batch(spikes((8, 3, 6), 0.3, 1), spikes((8, 3, 4), 0.3, 2))
     trainer = backend.trainer(network, _LOSS, AdamW())
-    for what, call in (
+    for label, call in (
         ("value_and_grad", lambda: backend.value_and_grad(network, _LOSS, weights, batch)),
         ("an update", lambda: trainer.step(trainer.init(weights), batch)),
     ):
-        _refused(compared, f"{what} whose gradient overflows", NumericError, "the gradient of layer linear", call)
+        _refused(compared, f"{label} whose gradient overflows", NumericError, "the gradient of layer linear", call)
     return compared.verdict()
 
 
@@ -309,8 +309,8 @@ def _unknown(backend: AbstractBackend) -> Verdict:
         Node("output", Neurons(LIF()), (Edge("out"),)),
     )
     for name in ("NoSuchOperation", repr(backend.name)):
-        what = "a network with an operation that the backend does not know"
-        _refused(compared, what, BackendError, name, lambda: plan(backend, Network(nodes)))
+        label = "a network with an operation that the backend does not know"
+        _refused(compared, label, BackendError, name, lambda: plan(backend, Network(nodes)))
     return compared.verdict()
 
 
@@ -332,13 +332,13 @@ def _foreign(loss: Loss, surrogate: Surrogate) -> Callable[[AbstractBackend], Ve
                 state, _ = trainer.step(state, batch)
             return result, trainer.export_state(state)
 
-        (expected, state), (got, found) = computed(reference.NUMPY), computed(backend)
+        (expected, state), (got, native_state) = computed(reference.NUMPY), computed(backend)
         compared.same("loss", got.loss, expected.loss)
         for name, gradient in expected.gradients.items():
             compared.true(f"{name} has a gradient", bool(gradient.any()))
             compared.same_bytes(f"{name}: gradient", got.gradients[name], gradient)
         for name, x in state.items():
-            compared.same_bytes(f"{name} after two updates", found[name], x)
+            compared.same_bytes(f"{name} after two updates", native_state[name], x)
         return compared.verdict()
 
     return run

@@ -66,22 +66,22 @@ OPERATIONS: Mapping[str, Expr] = {
 
 
 def _pairs() -> dict[str, Float32]:
-    x, y = (each.ravel() for each in np.meshgrid(HOSTILE, HOSTILE, indexing="ij"))
+    x, y = (grid.ravel() for grid in np.meshgrid(HOSTILE, HOSTILE, indexing="ij"))
     return {"x": x[None, None], "y": y[None, None]}
 
 
 def _expected(recurrence: Recurrence, inputs: Mapping[str, Float32], *, flush: bool) -> dict[str, AnyArray]:
     """One operation in numpy. Subnormal numbers are kept, or treated as zero when they are read and written."""
 
-    def kept(x: AnyArray) -> AnyArray:
+    def flush_subnormals(x: AnyArray) -> AnyArray:
         return np.where(np.abs(x) < _TINY, np.copysign(np.float32(0), x), x) if flush and x.dtype == np.float32 else x
 
     with np.errstate(all="ignore"):
-        _, outputs = numpy_function(recurrence)(*(kept(inputs[name]) for name in recurrence.inputs))
-    return dict(zip(recurrence.outputs, map(kept, outputs), strict=True))
+        _, outputs = numpy_function(recurrence)(*(flush_subnormals(inputs[name]) for name in recurrence.inputs))
+    return dict(zip(recurrence.outputs, map(flush_subnormals, outputs), strict=True))
 
 
-def _found(backend: AbstractBackend, recurrence: Recurrence, inputs: Mapping[str, Float32]) -> dict[str, AnyArray]:
+def _computed(backend: AbstractBackend, recurrence: Recurrence, inputs: Mapping[str, Float32]) -> dict[str, AnyArray]:
     native = {name: backend.asarray(x) for name, x in inputs.items()}
     return {name: backend.numpy(x) for name, x in backend.recur(recurrence, {}, native, len(inputs["x"])).items()}
 
@@ -96,22 +96,22 @@ def _operations(backend: AbstractBackend, compared: Compared) -> None:
     outputs = {name: x if x.is_condition else unsnapped(x) for name, x in OPERATIONS.items()}
     for name, x in outputs.items():
         recurrence = Recurrence(name, (), ("x", "y"), {}, {name: x})
-        found = _found(backend, recurrence, inputs)[name]
-        kept, flushed = (_expected(recurrence, inputs, flush=flush)[name] for flush in (False, True))
-        wrong = ~(_alike(found, kept) | _alike(found, flushed))
-        at = tuple(np.argwhere(wrong)[0]) if wrong.any() else (0, 0, 0)
-        operands = ", ".join(float(inputs[each][at]).hex() for each in ("x", "y"))
-        compared.values += wrong.size
-        compared.true(f"{name} of {operands}: expected {kept[at]!r}, got {found[at]!r}", not wrong.any())
+        computed = _computed(backend, recurrence, inputs)[name]
+        expected, flushed = (_expected(recurrence, inputs, flush=flush)[name] for flush in (False, True))
+        differs = ~(_alike(computed, expected) | _alike(computed, flushed))
+        at = tuple(np.argwhere(differs)[0]) if differs.any() else (0, 0, 0)
+        operands = ", ".join(float(inputs[operand][at]).hex() for operand in ("x", "y"))
+        compared.values += differs.size
+        compared.true(f"{name} of {operands}: expected {expected[at]!r}, got {computed[at]!r}", not differs.any())
 
 
 def _exponential(backend: AbstractBackend, compared: Compared) -> None:
     recurrence = Recurrence("exponential", (), ("x", "y"), {}, {"v": unsnapped(exp(_X))})
     x = np.array([np.nan, np.inf, -np.inf, 0.0, 200.0, -200.0], np.float32)[None, None]
-    found = _found(backend, recurrence, {"x": x, "y": x})["v"].ravel()
-    compared.true(f"exp of NaN is NaN, got {found[0]}", bool(np.isnan(found[0])))
-    for got, expected, what in zip(found[1:], (np.inf, 0.0, 1.0, np.inf, 0.0), x.ravel()[1:], strict=True):
-        compared.true(f"exp of {what}: expected {expected}, got {got}", bool(got == expected))
+    values = _computed(backend, recurrence, {"x": x, "y": x})["v"].ravel()
+    compared.true(f"exp of NaN is NaN, got {values[0]}", bool(np.isnan(values[0])))
+    for got, expected, argument in zip(values[1:], (np.inf, 0.0, 1.0, np.inf, 0.0), x.ravel()[1:], strict=True):
+        compared.true(f"exp of {argument}: expected {expected}, got {got}", bool(got == expected))
 
 
 def drawn(seed: int, count: int = 12) -> dict[str, Expr]:
@@ -119,21 +119,21 @@ def drawn(seed: int, count: int = 12) -> dict[str, Expr]:
     rng = random.Random(seed)
     m = variable("m")
 
-    def grown(depth: int) -> Expr:
+    def random_expression(depth: int) -> Expr:
         if depth == 0 or rng.random() < 0.1:
             return rng.choice((_X, _Y, m, constant(rng.choice((1.0, -0.75, 3.0, 1 / 3, 2.0**-20)))))
-        a, b = grown(depth - 1), grown(depth - 1)
-        made = (a + b, a - b, a * b, a + (b + a), abs(a), -a, snap(a * b), where(a < b, a, b), 1 / (1 + abs(b)),
+        a, b = random_expression(depth - 1), random_expression(depth - 1)
+        candidates = (a + b, a - b, a * b, a + (b + a), abs(a), -a, snap(a * b), where(a < b, a, b), 1 / (1 + abs(b)),
                 sqrt(abs(a)), named("n", snap(a)), where(a >= b, 1, a), a / (b + 3))  # fmt: skip
-        return rng.choice(made)
+        return rng.choice(candidates)
 
-    found: dict[str, Expr] = {}
-    while len(found) < count:
-        x = grown(4)
+    equations: dict[str, Expr] = {}
+    while len(equations) < count:
+        x = random_expression(4)
         step = Recurrence("drawn", (), ("x", "y"), {"m": m * 0.5 + _X}, {"v": x})
         if not x.is_condition and not shown_flushes(step, {}):
-            found[f"v{len(found)}"] = x
-    return found
+            equations[f"v{len(equations)}"] = x
+    return equations
 
 
 def _equations(seed: int) -> Check:
@@ -143,11 +143,11 @@ def _equations(seed: int) -> Check:
         x, y = (rng.choice([-1.7, -1.0, 0.0, 1.0, 1.3], exponents.shape) * 2.0**exponents).astype(np.float32)
         x[3, 0, :6] = np.nan, np.inf, -np.inf, 0, _LARGEST, 2.0**-100
         recurrence = Recurrence("drawn", (), ("x", "y"), {"m": variable("m") * 0.5 + _X}, drawn(seed))
-        found = _found(backend, recurrence, {"x": x, "y": y})
-        for name, expected in _found(NUMPY, recurrence, {"x": x, "y": y}).items():
-            wrong = int((~_alike(found[name], expected)).sum())
+        computed = _computed(backend, recurrence, {"x": x, "y": y})
+        for name, expected in _computed(NUMPY, recurrence, {"x": x, "y": y}).items():
+            differing = int((~_alike(computed[name], expected)).sum())
             compared.values += expected.size
-            compared.true(f"equation {name}: {wrong} of {expected.size} values differ", wrong == 0)
+            compared.true(f"equation {name}: {differing} of {expected.size} values differ", differing == 0)
 
     return pair_check(f"expressions drawn with seed {seed}", body)
 

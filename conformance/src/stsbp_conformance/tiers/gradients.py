@@ -52,14 +52,14 @@ def float64_gradients(case: NetworkCase, loss: str | None) -> dict[str, Float64]
     scale = 256.0 if network.coding == "direct" else 1.0
     frames = [literal.array(x / scale) for x in ([inputs] * case.steps if scale > 1 else inputs)]
     weights = {name: literal.array(x) for name, x in _grids(case).items()}
-    seen = {}
+    recorded = {}
     for block in network.blocks:
         layer = result.layers[block.name]
         resting = np.full(layer.potentials.shape, block.neuron.threshold)
-        threshold = _kept(case)[block.name].get("threshold", resting)
+        threshold = _saved(case)[block.name].get("threshold", resting)
         potentials, spikes, thresholds = (list(map(literal.array, x)) for x in (*layer[::-1], threshold))
-        seen[block.population] = potentials, spikes, thresholds
-    run = literal.forward(weights, frames, seen)
+        recorded[block.population] = potentials, spikes, thresholds
+    run = literal.forward(weights, frames, recorded)
     if loss is not None:
         return literal.backward(LOSSES[loss], weights, run, [literal.array(x) for x in targets])
     # The error of the Hamming distance is (o - target) / B. These "targets" make it equal to the required error.
@@ -68,13 +68,13 @@ def float64_gradients(case: NetworkCase, loss: str | None) -> dict[str, Float64]
 
 
 @cache
-def _kept(case: NetworkCase) -> dict[str, dict[str, Float32]]:
+def _saved(case: NetworkCase) -> dict[str, dict[str, Float32]]:
     """Values of the reference's neurons for the backward pass other than potentials, such as a moving threshold."""
     if all(neuron_equations(b.filter(training=False), b.neuron).kept == ("u",) for b in case.network.blocks):
         return {block.name: {} for block in case.network.blocks}
     inputs = NUMPY.encode(reference.data(case).inputs, case.network.coding)
     trace = forward_pass(NUMPY, case.network.graph, _grids(case), inputs, case.steps, None)
-    return {block.name: left.kept for block, (_, left) in zip(case.network.blocks, trace.populations(), strict=True)}
+    return {block.name: saved.kept for block, (_, saved) in zip(case.network.blocks, trace.populations(), strict=True)}
 
 
 def _grids(case: NetworkCase) -> dict[str, Float32]:
@@ -89,8 +89,8 @@ def _layers(case: NetworkCase, dropout: Dropout) -> dict[str, LayerRun]:
     inputs = NUMPY.encode(reference.data(case).inputs, case.network.coding)
     trace = forward_pass(NUMPY, case.network.graph, _grids(case), inputs, case.steps, dropout)
     return {
-        block.name: LayerRun(left.spikes, left.kept["u"])
-        for block, (_, left) in zip(case.network.blocks, trace.populations(), strict=True)
+        block.name: LayerRun(saved.spikes, saved.kept["u"])
+        for block, (_, saved) in zip(case.network.blocks, trace.populations(), strict=True)
     }
 
 
@@ -111,10 +111,10 @@ def near_gradients(
     case: NetworkCase, loss: str | None, potentials: Potentials = "float32", dropout: Dropout = None
 ) -> dict[str, Near]:
     """`analysed` gradients. With float32 potentials and without dropout, values are those of the literal form."""
-    found = analysed(case, loss, potentials, dropout)
+    near = analysed(case, loss, potentials, dropout)
     if potentials == "float32" and dropout is None:
-        return {name: replace(found[name], value=g) for name, g in float64_gradients(case, loss).items()}
-    return found
+        return {name: replace(near[name], value=g) for name, g in float64_gradients(case, loss).items()}
+    return near
 
 
 def computed(
@@ -155,12 +155,12 @@ def _check(
                 compared.unsigned(f"{name}: gradient", got[name])
         return compared.verdict()
 
-    of = "random cotangents" if loss is None else loss
+    description = "random cotangents" if loss is None else loss
     if type(case) is not NetworkCase and loss is None:
-        of = "chosen cotangents"
+        description = "chosen cotangents"
     parts = [
         case.id,
-        of,
+        description,
         *(["dropout"] if dropout else []),
         *(["float64 potentials"] if potentials != "float32" else []),
     ]

@@ -52,12 +52,12 @@ _PRECISIONS: tuple[Precision, ...] = ("fast", "reproducible")
 
 def models(kind: type[NeuronModel]) -> list[NeuronModel]:
     """A model with each of its resets, and with each way to share learned parameters."""
-    given: dict[str, Any] = {name: value for name, value in _GIVEN.items() if name in parameters(kind)}
-    each: list[dict[str, Any]] = [{}, {}] if "reset" in parameters(kind) else [{}]
+    arguments: dict[str, Any] = {name: value for name, value in _GIVEN.items() if name in parameters(kind)}
+    variants: list[dict[str, Any]] = [{}, {}] if "reset" in parameters(kind) else [{}]
     for name, choices in (("reset", ("zero", "subtract")), ("per", ("layer", "channel"))):
         if name in parameters(kind):
-            each = [{**other, name: value} for other, value in zip(each, choices, strict=False)]
-    return [kind(**given, **other) for other in each]
+            variants = [{**other, name: value} for other, value in zip(variants, choices, strict=False)]
+    return [kind(**arguments, **other) for other in variants]
 
 
 MODELS = tuple(neuron for kind in NEURONS.values() for neuron in models(kind))
@@ -77,15 +77,15 @@ def with_surrogate(neuron: NeuronModel, surrogate: Surrogate) -> NeuronModel:
 
 def learned_numbers(neuron: NeuronModel, filter: SynapticFilter, output: Shape) -> dict[str, Float32]:
     """Possible learned parameters of a layer whose spikes have the shape `output`, by name."""
-    every = {**neuron.learned(), **dict.fromkeys(filter.learned(), BIAS_DRAWN)}
-    each = enumerate(every.items())
-    return {name: learned(x, x.shape(output)[0], 84, number) for number, (name, x) in each}
+    domains = {**neuron.learned(), **dict.fromkeys(filter.learned(), BIAS_DRAWN)}
+    numbered = enumerate(domains.items())
+    return {name: learned(x, x.shape(output)[0], 84, number) for number, (name, x) in numbered}
 
 
 def compare(
     backend: AbstractBackend,
     compared: Compared,
-    what: str,
+    label: str,
     neuron: NeuronModel,
     filter: SynapticFilter,
     z: Float32,
@@ -97,13 +97,13 @@ def compare(
     """
     numbers = learned_numbers(neuron, filter, z.shape[2:])
     s, residuals = NUMPY.neuron_forward(neuron, filter, z, len(ds), numbers)
-    given = {name: backend.asarray(x) for name, x in numbers.items()}
-    native_s, native = backend.neuron_forward(neuron, filter, backend.asarray(z), len(ds), given)
+    native_numbers = {name: backend.asarray(x) for name, x in numbers.items()}
+    native_s, native = backend.neuron_forward(neuron, filter, backend.asarray(z), len(ds), native_numbers)
     potentials = backend.numpy(backend.neuron_potentials(native))
-    compared.equal(f"{what}: potentials", potentials, NUMPY.neuron_potentials(residuals))
-    compared.equal(f"{what}: spikes", values(backend, native_s, np.uint8), s)
-    back, terms = backend.neuron_backward(neuron, filter, native, backend.asarray(ds))
-    found = backend.numpy(back)
+    compared.equal(f"{label}: potentials", potentials, NUMPY.neuron_potentials(residuals))
+    compared.equal(f"{label}: spikes", values(backend, native_s, np.uint8), s)
+    grad_input, terms = backend.neuron_backward(neuron, filter, native, backend.asarray(ds))
+    native_dz = backend.numpy(grad_input)
     gradients = {
         (name, precision): backend.numpy(backend.learned_gradient(x, len(numbers[name]), precision))
         for name, x in terms.items()
@@ -111,19 +111,19 @@ def compare(
     }
     if neuron.surrogate.exact:
         dz, expected = NUMPY.neuron_backward(neuron, filter, residuals, ds)
-        compared.equal(f"{what}: dL/dz", found, dz)
+        compared.equal(f"{label}: dL/dz", native_dz, dz)
         for name, x in expected.items():
-            compared.equal(f"{what}: terms of {name}", backend.numpy(terms[name]), x)
+            compared.equal(f"{label}: terms of {name}", backend.numpy(terms[name]), x)
             exact = NUMPY.learned_gradient(x, len(numbers[name]), "reproducible")
-            compared.equal(f"{what}: dL/d{name}", gradients[name, "reproducible"], exact)
+            compared.equal(f"{label}: dL/d{name}", gradients[name, "reproducible"], exact)
     if numbers or not neuron.surrogate.exact:
-        own = tuple(roundoff.exact(float(value)) for value in filter.constants().values())
-        constants = roundoff.Filtering(own, filter)
-        kept = {name: roundoff.exact(x) for name, x in {**residuals.kept, **residuals.learned}.items()}
-        near = roundoff.neuron_backward(neuron, constants, kept, s, roundoff.exact(ds), static=residuals.static)
-        compared.within(f"{what}: dL/dz", found, near, random=True)
-        for name, each in roundoff.learned_gradients(neuron, constants, kept, s, roundoff.exact(ds)).items():
-            compared.within(f"{what}: fast dL/d{name}", gradients[name, "fast"], each, random=True)
+        constants_of_filter = tuple(roundoff.exact(float(value)) for value in filter.constants().values())
+        constants = roundoff.Filtering(constants_of_filter, filter)
+        saved = {name: roundoff.exact(x) for name, x in {**residuals.kept, **residuals.learned}.items()}
+        near = roundoff.neuron_backward(neuron, constants, saved, s, roundoff.exact(ds), static=residuals.static)
+        compared.within(f"{label}: dL/dz", native_dz, near, random=True)
+        for name, bound in roundoff.learned_gradients(neuron, constants, saved, s, roundoff.exact(ds)).items():
+            compared.within(f"{label}: fast dL/d{name}", gradients[name, "fast"], bound, random=True)
 
 
 def _stepped(neuron: NeuronModel) -> Body:
@@ -142,16 +142,16 @@ def _stepped(neuron: NeuronModel) -> Body:
 def _shapes(neuron: NeuronModel) -> Body:
     def body(backend: AbstractBackend, compared: Compared) -> None:
         filter: SynapticFilter = PSP(3.0).filter()
-        for what, steps, shape in (
+        for label, steps, shape in (
             ("one step", 1, (1, 3, 11)),
             ("one neuron", 15, (15, 1, 1)),
             ("maps", 4, (4, 2, 3, 5, 7)),
         ):
             z, ds = normal(shape, 70), normal((steps, *shape[1:]), 71)
-            compare(backend, compared, what, neuron, filter, z, ds)
+            compare(backend, compared, label, neuron, filter, z, ds)
         static = ("static", IDENTITY), ("static, filtered", PSP(3.0).filter(1 / 0.7))
-        for what, filter in (*static, ("static, with a bias", Biased(IDENTITY, np.float32(1 / 0.7)))):
-            compare(backend, compared, what, neuron, filter, normal((1, 2, 41), 72), normal((12, 2, 41), 73))
+        for label, filter in (*static, ("static, with a bias", Biased(IDENTITY, np.float32(1 / 0.7)))):
+            compare(backend, compared, label, neuron, filter, normal((1, 2, 41), 72), normal((12, 2, 41), 73))
 
     return body
 
@@ -166,18 +166,18 @@ def meeting_the_threshold(neuron: NeuronModel, steps: int = 8) -> tuple[Float32,
     u, threshold = (unsnapped(x) for x in forward.outputs["o"].args)
     both = Recurrence("both", forward.parameters, forward.inputs, _as_they_are(forward), {"u": u, "v": threshold})
     z = normal((steps, 2, 66), 74)
-    below = np.broadcast_to(np.arange(66) % 3 == 1, z.shape[1:])
-    left = np.zeros_like(z)
+    is_below = np.broadcast_to(np.arange(66) % 3 == 1, z.shape[1:])
+    correction = np.zeros_like(z)
     numbers = learned_numbers(neuron, IDENTITY, z.shape[2:])
-    each = {free: NUMPY.broadcast(numbers[name], z.shape[1:]) for name, free in equations.learned.items()}
+    learned_inputs = {free: NUMPY.broadcast(numbers[name], z.shape[1:]) for name, free in equations.learned.items()}
     for t in range(steps):
         for _ in range(3):
-            found = recur(both, equations.constants, {"z": z, **each}, t + 1)
-            goal = np.where(below, np.nextafter(found["v"][t], np.float32(-np.inf)), found["v"][t])
-            left[t] = goal - found["u"][t]
-            z[t, :, np.arange(66) % 3 < 2] += left[t][:, np.arange(66) % 3 < 2].T
-    found = recur(both, equations.constants, {"z": z, **each}, steps)
-    return z, found["u"] - found["v"]
+            outputs = recur(both, equations.constants, {"z": z, **learned_inputs}, t + 1)
+            goal = np.where(is_below, np.nextafter(outputs["v"][t], np.float32(-np.inf)), outputs["v"][t])
+            correction[t] = goal - outputs["u"][t]
+            z[t, :, np.arange(66) % 3 < 2] += correction[t][:, np.arange(66) % 3 < 2].T
+    outputs = recur(both, equations.constants, {"z": z, **learned_inputs}, steps)
+    return z, outputs["u"] - outputs["v"]
 
 
 def _as_they_are(recurrence: Recurrence) -> dict[str, Any]:
@@ -213,8 +213,10 @@ def near_the_floor(steps: int = 8) -> list[tuple[str, Float32, Float32]]:
     shape = (steps, 1, 96)
 
     def tiny(seed: int) -> Float32:
-        whole, exponent = (uniform(seed, Stream.ENCODER, math.prod(shape), substream=k).reshape(shape) for k in (4, 5))
-        eighths = np.rint(16 * whole - 8)
+        mantissas, exponent = (
+            uniform(seed, Stream.ENCODER, math.prod(shape), substream=k).reshape(shape) for k in (4, 5)
+        )
+        eighths = np.rint(16 * mantissas - 8)
         drawn: Float32 = np.ldexp(eighths, (-106 + np.floor(7 * exponent)).astype(int)).astype(np.float32)
         return drawn
 
@@ -225,14 +227,14 @@ def near_the_floor(steps: int = 8) -> list[tuple[str, Float32, Float32]]:
 def _floor(neuron: NeuronModel) -> Body:
     def body(backend: AbstractBackend, compared: Compared) -> None:
         halved = powers(30, -90)[::-1].copy(), powers(30, -90)
-        for what, z, ds in (*near_the_floor(), ("halving", *halved)):
+        for label, z, ds in (*near_the_floor(), ("halving", *halved)):
             for surrogate, filter in (
                 (Rectangle(2), PSP(2.0).filter()),
                 (Triangle(1), IDENTITY),
                 (Rectangle(0.25), IDENTITY),
             ):
                 model = with_surrogate(neuron, surrogate)
-                compare(backend, compared, f"{what}, {surrogate}", model, filter, z, ds)
+                compare(backend, compared, f"{label}, {surrogate}", model, filter, z, ds)
 
     return body
 
@@ -240,8 +242,8 @@ def _floor(neuron: NeuronModel) -> Body:
 def _flushes(neuron: NeuronModel) -> Body:
     def body(backend: AbstractBackend, compared: Compared) -> None:
         for filter in (IDENTITY, PSP(5 / 3).filter(), PSP(5.0, 5 / 3).filter()):
-            found = flushes_of(neuron, filter)
-            compared.true("; ".join(map(str, found)) or "no flush shows", not found)
+            flushes = flushes_of(neuron, filter)
+            compared.true("; ".join(map(str, flushes)) or "no flush shows", not flushes)
 
     return body
 

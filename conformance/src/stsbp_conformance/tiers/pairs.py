@@ -116,19 +116,19 @@ def _synapse(block: Block, *, pooled: bool = False, lead: Shape = (3, 2)) -> Bod
         compared.equal("z", values(backend, native_z, np.float32), z)
         errors = round_to_grid(normal(z.shape, 7), 12)
         ds, dw = expected_rule.backward(synapse, residuals, errors, precision="reproducible", need_input=True)
-        found = rule.backward(synapse, native, backend.asarray(errors), precision="reproducible", need_input=True)
-        compared.true("ds is there when asked for", found[0] is not None and ds is not None)
+        computed = rule.backward(synapse, native, backend.asarray(errors), precision="reproducible", need_input=True)
+        compared.true("ds is there when asked for", computed[0] is not None and ds is not None)
         assert ds is not None
-        compared.equal("ds, reproducible", backend.numpy(found[0]), ds)
-        compared.equal("dW, reproducible", values(backend, found[1], np.float64), dw)
-        compared.equal("dW, rounded", backend.numpy(backend.rounded(found[1])), dw.astype(np.float32))
+        compared.equal("ds, reproducible", backend.numpy(computed[0]), ds)
+        compared.equal("dW, reproducible", values(backend, computed[1], np.float64), dw)
+        compared.equal("dW, rounded", backend.numpy(backend.rounded(computed[1])), dw.astype(np.float32))
         errors = normal(z.shape, 8)
         _, native = rule.forward(synapse, backend.asarray(s), backend.asarray(wq))
-        found = rule.backward(synapse, native, backend.asarray(errors), precision="fast", need_input=True)
+        computed = rule.backward(synapse, native, backend.asarray(errors), precision="fast", need_input=True)
         near = roundoff.synapse_backward(synapse, s, wq, roundoff.exact(errors), need_input=True)
-        for what, got, expected in zip(("ds", "dW"), found, near, strict=True):
+        for label, got, expected in zip(("ds", "dW"), computed, near, strict=True):
             assert expected is not None
-            compared.within(f"{what}, fast", backend.numpy(got), expected, random=True)
+            compared.within(f"{label}, fast", backend.numpy(got), expected, random=True)
         _, native = rule.forward(synapse, backend.asarray(s), backend.asarray(wq))
         none, _ = rule.backward(synapse, native, backend.asarray(errors), precision="fast", need_input=False)
         compared.true("ds is None when not asked for", none is None)
@@ -156,8 +156,8 @@ def _passing(op: Passing, shape: Shape, kind: str) -> Body:
         native_out, native = backend.rule(op).forward(op, backend.asarray(s))
         compared.equal("output", values(backend, native_out, out.dtype.type), out)
         d = normal(out.shape, 10)
-        back = NUMPY.rule(op).backward(op, residuals, d)
-        compared.equal("adjoint", backend.numpy(backend.rule(op).backward(op, native, backend.asarray(d))), back)
+        grad_input = NUMPY.rule(op).backward(op, residuals, d)
+        compared.equal("adjoint", backend.numpy(backend.rule(op).backward(op, native, backend.asarray(d))), grad_input)
 
     return body
 
@@ -181,16 +181,16 @@ def _loss_error_of_lengths(name: str, tau: float, shape: Shape, lengths: tuple[i
     def body(backend: AbstractBackend, compared: Compared) -> None:
         s, targets = spikes(shape, 0.4, 17), spikes(shape, 0.3, 18)
         loss, psp, batch = LOSSES[name], PSP(tau), 2 * len(lengths)
-        given = loss_padding(loss, psp, np.array(lengths), batch, shape)
-        padding = {key: backend.asarray(x) for key, x in given.items()}
-        found = backend.numpy(
+        padding_arrays = loss_padding(loss, psp, np.array(lengths), batch, shape)
+        padding = {key: backend.asarray(x) for key, x in padding_arrays.items()}
+        error = backend.numpy(
             backend.loss_error(loss, psp, backend.asarray(s), backend.asarray(targets), batch, padding)
         )
         expected = np.zeros(shape, np.float32)
         for b, length in enumerate(lengths):
-            own = slice(length), slice(b, b + 1)
-            expected[own] = NUMPY.loss_error(loss, psp, s[own], targets[own], batch)
-        compared.equal("dL/do", found, expected)
+            sample = slice(length), slice(b, b + 1)
+            expected[sample] = NUMPY.loss_error(loss, psp, s[sample], targets[sample], batch)
+        compared.equal("dL/do", error, expected)
 
     return body
 
@@ -210,11 +210,11 @@ def _readout_error(name: str, lengths: tuple[int, ...] | None) -> Body:
         within = None if lengths is None else inside(np.array(lengths), shape[0]).astype(np.uint8)
         expected = NUMPY.readout_error(loss, u, targets, batch, within)
         native = None if within is None else backend.asarray(within)
-        found = backend.numpy(backend.readout_error(loss, backend.asarray(u), backend.asarray(targets), batch, native))
-        compared.same("shape and type", (found.shape, found.dtype), (expected.shape, expected.dtype))
-        off = float(np.abs(found.astype(np.float64) - expected).max())
-        compared.true(f"dL/du is off by at most 2^-21, got {off:.3g}", off <= 2.0**-21)
-        compared.equal("where it is zero", found == 0, expected == 0)
+        error = backend.numpy(backend.readout_error(loss, backend.asarray(u), backend.asarray(targets), batch, native))
+        compared.same("shape and type", (error.shape, error.dtype), (expected.shape, expected.dtype))
+        distance = float(np.abs(error.astype(np.float64) - expected).max())
+        compared.true(f"dL/du is off by at most 2^-21, got {distance:.3g}", distance <= 2.0**-21)
+        compared.equal("where it is zero", error == 0, expected == 0)
 
     return body
 
@@ -222,10 +222,10 @@ def _readout_error(name: str, lengths: tuple[int, ...] | None) -> Body:
 def _within(shape: Shape) -> Body:
     def body(backend: AbstractBackend, compared: Compared) -> None:
         s, inside = spikes(shape, 0.4, 17), spikes(shape[:2], 0.6, 18)
-        found = backend.mask_steps(backend.asarray(s), backend.asarray(inside))
+        masked = backend.mask_steps(backend.asarray(s), backend.asarray(inside))
         expected = s * inside.reshape(*inside.shape, *(1,) * (s.ndim - 2))
-        compared.equal("spikes", values(backend, found, np.uint8), expected)
-        compared.same("their number", int(np.sum(backend.numpy(backend.spike_count(found)))), int(expected.sum()))
+        compared.equal("spikes", values(backend, masked, np.uint8), expected)
+        compared.same("their number", int(np.sum(backend.numpy(backend.spike_count(masked)))), int(expected.sum()))
 
     return body
 
@@ -233,8 +233,8 @@ def _within(shape: Shape) -> Body:
 def _weight_grid(block: Block, w: Float32) -> Body:
     def body(backend: AbstractBackend, compared: Compared) -> None:
         wq, grid = NUMPY.weight_grid(block, w)
-        native, found = backend.weight_grid(block, backend.asarray(w))
-        compared.same("grid", found, grid)
+        native, native_grid = backend.weight_grid(block, backend.asarray(w))
+        compared.same("grid", native_grid, grid)
         compared.equal("weights", values(backend, native, np.float32), wq)
 
     return body
@@ -246,8 +246,8 @@ def _error_grid(dz: Float32, bits: int) -> Body:
         errors, counts = backend.error_grid(native, bits, backend.largest_error(native))
         expected, numbers = NUMPY.error_grid(dz, bits, NUMPY.largest_error(dz))
         compared.equal("errors", backend.numpy(errors), expected)
-        found = zeroed_numbers(backend.numpy(counts))
-        compared.same("zeroed and non-zero errors", found.tolist(), numbers.tolist())
+        native_counts = zeroed_numbers(backend.numpy(counts))
+        compared.same("zeroed and non-zero errors", native_counts.tolist(), numbers.tolist())
 
     return body
 
@@ -263,13 +263,13 @@ def _sums_to_normalise(shape: Shape) -> Float32:
     return (k * 2.0**-14).astype(np.float32)
 
 
-def _of_channels(backend: AbstractBackend[Array], compared: Compared, what: str, got: Any, expected: Any) -> None:
+def _of_channels(backend: AbstractBackend[Array], compared: Compared, label: str, got: Any, expected: Any) -> None:
     """Compare numbers per channel, in tuples, bit for bit."""
     for place, (x, y) in enumerate(zip(got, expected, strict=True)):
         if isinstance(y, tuple):
-            _of_channels(backend, compared, f"{what} {place}", x, y)
+            _of_channels(backend, compared, f"{label} {place}", x, y)
         else:
-            compared.equal(f"{what} {place}", values(backend, x, y.dtype.type), y)
+            compared.equal(f"{label} {place}", values(backend, x, y.dtype.type), y)
 
 
 def _batchnorm(shape: Shape, gain: float) -> Body:
@@ -283,34 +283,43 @@ def _batchnorm(shape: Shape, gain: float) -> Body:
         native, unit, own_scale = (backend.asarray(x.copy()) for x in (z, exponent, scale))
         sums, expected = backend.moments(native, unit), NUMPY.moments(z, exponent)
         compared.equal("sums of integers", values(backend, sums, np.int64), expected)
-        by = backend.of_channels(batchnorm.of_batch, sums, unit, own_scale, **fixed)
-        wanted = NUMPY.of_channels(batchnorm.of_batch, expected, exponent, scale, **fixed)
-        _of_channels(backend, compared, "coefficients", by, wanted)
+        native_affine = backend.of_channels(batchnorm.of_batch, sums, unit, own_scale, **fixed)
+        expected_affine = NUMPY.of_channels(batchnorm.of_batch, expected, exponent, scale, **fixed)
+        _of_channels(backend, compared, "coefficients", native_affine, expected_affine)
         # For samples with lengths, the number of frames is an array.
         frames, of_frame = backend.asarray(np.array([n], np.int32)), {**fixed, "n": 1}
-        by_frames = backend.of_channels(batchnorm.of_batch, sums, unit, own_scale, frames, **of_frame)
-        _of_channels(backend, compared, "coefficients by frames", by_frames, wanted)
+        native_affine_of_frames = backend.of_channels(batchnorm.of_batch, sums, unit, own_scale, frames, **of_frame)
+        _of_channels(backend, compared, "coefficients by frames", native_affine_of_frames, expected_affine)
         errors, _ = NUMPY.error_grid(dy, batchnorm.norm_error_bits(n))
         native_errors = backend.asarray(errors.copy())
-        found = backend.error_moments(native_errors, native, unit)
+        native_moments = backend.error_moments(native_errors, native, unit)
         exact = NUMPY.error_moments(errors, z, exponent)
-        compared.equal("sums of errors", values(backend, found, np.float64), exact)
+        compared.equal("sums of errors", values(backend, native_moments, np.float64), exact)
         for training in (False, True):
-            got = backend.of_channels(batchnorm.way_back, found, unit, by, n=n, training=training)
-            back = NUMPY.of_channels(batchnorm.way_back, exact, exponent, wanted, n=n, training=training)
-            _of_channels(backend, compared, "way back", got, back)
-            of_all, slope, *_ = back
-        means, stretched, *others = (backend.asarray(x.copy()) for x in (wanted.mean, wanted.a, shift, of_all, slope))
-        numbers, own = {"mean": means, "a": stretched}, {"mean": wanted.mean, "a": wanted.a}
+            got = backend.of_channels(batchnorm.way_back, native_moments, unit, native_affine, n=n, training=training)
+            expected_coefficients = NUMPY.of_channels(
+                batchnorm.way_back, exact, exponent, expected_affine, n=n, training=training
+            )
+            _of_channels(backend, compared, "way back", got, expected_coefficients)
+            of_all, slope, *_ = expected_coefficients
+        means, stretched, *others = (
+            backend.asarray(x.copy()) for x in (expected_affine.mean, expected_affine.a, shift, of_all, slope)
+        )
+        numbers, expected_numbers = (
+            {"mean": means, "a": stretched},
+            {"mean": expected_affine.mean, "a": expected_affine.a},
+        )
         y = backend.channelwise(batchnorm.FORWARD, {"z": native}, {**numbers, "shift": others[0]})
-        compared.equal("y", backend.numpy(y), NUMPY.channelwise(batchnorm.FORWARD, {"z": z}, {**own, "shift": shift}))
+        compared.equal(
+            "y", backend.numpy(y), NUMPY.channelwise(batchnorm.FORWARD, {"z": z}, {**expected_numbers, "shift": shift})
+        )
         dz = backend.channelwise(
             batchnorm.BACKWARD,
             {"z": native, "dy": native_errors},
             {**numbers, "of_all": others[1], "slope": others[2]},
         )
         expected_dz = NUMPY.channelwise(
-            batchnorm.BACKWARD, {"z": z, "dy": errors}, {**own, "of_all": of_all, "slope": slope}
+            batchnorm.BACKWARD, {"z": z, "dy": errors}, {**expected_numbers, "of_all": of_all, "slope": slope}
         )
         compared.equal("dz", backend.numpy(dz), expected_dz)
 
@@ -322,17 +331,19 @@ def _running_coefficients(backend: AbstractBackend, compared: Compared) -> None:
     mean, scale = normal((2, 20_000), 55)
     arrays = mean, np.exp(3 * normal((20_000,), 56)), scale
     norm = BatchNorm(eps=1e-3)
-    found = backend.of_channels(batchnorm.of_running, *(backend.asarray(x.copy()) for x in arrays), norm=norm)
-    _of_channels(backend, compared, "coefficients", found, NUMPY.of_channels(batchnorm.of_running, *arrays, norm=norm))
+    coefficients = backend.of_channels(batchnorm.of_running, *(backend.asarray(x.copy()) for x in arrays), norm=norm)
+    _of_channels(
+        backend, compared, "coefficients", coefficients, NUMPY.of_channels(batchnorm.of_running, *arrays, norm=norm)
+    )
 
 
 def _sample_grid(dz: Float32, bits: int) -> Body:
     """Compare with the error grid of each sample alone."""
 
     def body(backend: AbstractBackend, compared: Compared) -> None:
-        found = backend.numpy(backend.sample_grid(backend.asarray(dz.copy()), bits))
+        errors = backend.numpy(backend.sample_grid(backend.asarray(dz.copy()), bits))
         alone = [NUMPY.error_grid(dz[:, [b]], bits)[0] for b in range(dz.shape[1])]
-        compared.equal("errors", found, np.concatenate(alone, axis=1))
+        compared.equal("errors", errors, np.concatenate(alone, axis=1))
 
     return body
 
@@ -350,13 +361,13 @@ def _over_time(shape: Shape) -> Body:
     def body(backend: AbstractBackend, compared: Compared) -> None:
         s, x = spikes(shape, 0.4, 60), normal(shape, 61)
         for steps in (1, -2, len(s), -len(s) - 2):
-            found = backend.shift_time(backend.asarray(s), steps)
-            compared.equal(f"spikes, {steps} steps", values(backend, found, np.uint8), NUMPY.shift_time(s, steps))
-            found = backend.shift_time(backend.asarray(x), steps)
-            compared.equal(f"errors, {steps} steps", backend.numpy(found), NUMPY.shift_time(x, steps))
-        for what, array, dtype in (("spikes", s, np.uint8), ("errors", x, np.float32)):
-            found = backend.concatenate([backend.asarray(part.copy()) for part in (array[:2], array[2:3], array[3:])])
-            compared.equal(f"{what}, joined", values(backend, found, dtype), array)
+            shifted = backend.shift_time(backend.asarray(s), steps)
+            compared.equal(f"spikes, {steps} steps", values(backend, shifted, np.uint8), NUMPY.shift_time(s, steps))
+            shifted = backend.shift_time(backend.asarray(x), steps)
+            compared.equal(f"errors, {steps} steps", backend.numpy(shifted), NUMPY.shift_time(x, steps))
+        for label, array, dtype in (("spikes", s, np.uint8), ("errors", x, np.float32)):
+            joined = backend.concatenate([backend.asarray(part.copy()) for part in (array[:2], array[2:3], array[3:])])
+            compared.equal(f"{label}, joined", values(backend, joined, dtype), array)
         native = tuple(backend.asarray(x).shape)
         compared.equal("zeros", values(backend, backend.zeros(native), np.float32), np.zeros(shape, np.float32))
         compared.equal("silence", values(backend, backend.silence(native), np.uint8), np.zeros(shape, np.uint8))
@@ -368,16 +379,16 @@ def _over_time(shape: Shape) -> Body:
 
         for reverse in (False, True):
             inputs = {"x": backend.asarray(x), "one": backend.asarray(one)}
-            (last,), made = backend.scan(step, (backend.zeros((1, *native[1:])),), inputs, len(x), reverse=reverse)
+            (last,), outputs = backend.scan(step, (backend.zeros((1, *native[1:])),), inputs, len(x), reverse=reverse)
             order, total = range(len(x))[:: -1 if reverse else 1], np.zeros_like(one)
-            before, after = np.zeros_like(x), np.zeros_like(x)
+            carried_in, totals = np.zeros_like(x), np.zeros_like(x)
             for t in order:
-                before[t], total = total[0], total + x[[t]] + one
-                after[t] = total[0]
-            way = "backwards" if reverse else "forwards"
-            compared.equal(f"what is carried, {way}", backend.numpy(made["before"]), before)
-            compared.equal(f"what is made, {way}", backend.numpy(made["total"]), after)
-            compared.equal(f"what is left, {way}", backend.numpy(last), total)
+                carried_in[t], total = total[0], total + x[[t]] + one
+                totals[t] = total[0]
+            direction = "backwards" if reverse else "forwards"
+            compared.equal(f"what is carried, {direction}", backend.numpy(outputs["before"]), carried_in)
+            compared.equal(f"what is made, {direction}", backend.numpy(outputs["total"]), totals)
+            compared.equal(f"what is left, {direction}", backend.numpy(last), total)
 
     return body
 
@@ -387,32 +398,32 @@ def _sum_of_branches(backend: AbstractBackend, compared: Compared) -> None:
     shape, rule = (5, 2, 3, 4, 3), rule_of(backend, Add())
     a, b = spikes(shape, 0.4, 63), spikes(shape, 0.6, 64) * np.uint8(127)
     means = round_to_grid(np.abs(normal(shape, 65)) % np.float32(1), 4)
-    for what, branches in {
+    for label, branches in {
         "two": (a, b),
         "three": (b, a, b),
         "means": (a, means),
         "means first": (means, b, a),
     }.items():
         arrays = (backend.asarray(x.copy()) for x in branches)
-        found, residuals = rule.forward(Add(), *arrays)
+        total, residuals = rule.forward(Add(), *arrays)
         expected = np.add.reduce([x.astype(np.float32) for x in branches])
-        compared.equal(what, values(backend, found, np.float32), expected)
+        compared.equal(label, values(backend, total, np.float32), expected)
         error = normal(shape, 90)
         errors = rule.backward(Add(), residuals, backend.asarray(error.copy()))
-        compared.same(f"{what}: number of errors", len(errors), len(branches))
+        compared.same(f"{label}: number of errors", len(errors), len(branches))
         for i, got in enumerate(errors):
-            compared.equal(f"{what}: error of branch {i + 1}", backend.numpy(got), error)
+            compared.equal(f"{label}: error of branch {i + 1}", backend.numpy(got), error)
 
 
-def _concatenation(rest: Shape) -> Body:
-    """The channels of spikes, counts and means. All branches have `rest`, `(H, W)` or `()`, but other channels."""
+def _concatenation(inner: Shape) -> Body:
+    """The channels of spikes, counts and means. All branches have `inner`, `(H, W)` or `()`, but other channels."""
 
     def body(backend: AbstractBackend, compared: Compared) -> None:
         rule, lead = rule_of(backend, Concat()), (5, 2)
-        a = spikes((*lead, 3, *rest), 0.4, 91)
-        b = spikes((*lead, 1, *rest), 0.6, 92) * np.uint8(127)
-        means = round_to_grid(np.abs(normal((*lead, 4, *rest), 93)) % np.float32(1), 4)
-        for what, branches in {
+        a = spikes((*lead, 3, *inner), 0.4, 91)
+        b = spikes((*lead, 1, *inner), 0.6, 92) * np.uint8(127)
+        means = round_to_grid(np.abs(normal((*lead, 4, *inner), 93)) % np.float32(1), 4)
+        for label, branches in {
             "two": (a, b),
             "three, one of them twice": (b, a, b),
             "means": (a, means),
@@ -420,15 +431,15 @@ def _concatenation(rest: Shape) -> Body:
             "one step": (a[:1], b[:1]),
         }.items():
             native = [backend.asarray(x.copy()) for x in branches]
-            found, residuals = rule.forward(Concat(), *native)
+            joined, residuals = rule.forward(Concat(), *native)
             expected = np.concatenate([x.astype(np.float32) for x in branches], axis=2)
-            compared.equal(what, values(backend, found, np.float32), expected)
-            compared.true(f"{what}: inputs stay as they are", _unchanged(backend, native, branches))
+            compared.equal(label, values(backend, joined, np.float32), expected)
+            compared.true(f"{label}: inputs stay as they are", _unchanged(backend, native, branches))
             error = normal(expected.shape, 94)
             errors = rule.backward(Concat(), residuals, backend.asarray(error.copy()))
             ends = np.cumsum([x.shape[2] for x in branches])
-            for i, (got, own) in enumerate(zip(errors, np.split(error, ends[:-1], axis=2), strict=True)):
-                compared.equal(f"{what}: error of branch {i + 1}", backend.numpy(got), own)
+            for i, (got, branch_error) in enumerate(zip(errors, np.split(error, ends[:-1], axis=2), strict=True)):
+                compared.equal(f"{label}: error of branch {i + 1}", backend.numpy(got), branch_error)
 
     return body
 
@@ -447,9 +458,9 @@ def _one_to_one(backend: AbstractBackend, compared: Compared) -> None:
     _, residuals = expected_rule.forward(synapse, s, w)
     for precision, errors in (("reproducible", round_to_grid(normal(s.shape, 68), 12)), ("fast", normal(s.shape, 69))):
         ds, dw = expected_rule.backward(synapse, residuals, errors, precision=precision, need_input=True)
-        found = rule.backward(synapse, native, backend.asarray(errors), precision=precision, need_input=True)
-        compared.equal(f"ds, {precision}", backend.numpy(found[0]), ds)
-        compared.equal(f"dW, {precision}", values(backend, found[1], np.float64), dw)
+        gradients = rule.backward(synapse, native, backend.asarray(errors), precision=precision, need_input=True)
+        compared.equal(f"ds, {precision}", backend.numpy(gradients[0]), ds)
+        compared.equal(f"dW, {precision}", values(backend, gradients[1], np.float64), dw)
         compared.equal(f"dW by hand, {precision}", dw[:, 0], (s * errors.astype(np.float64)).sum(axis=(0, 1)))
     options = {"precision": "reproducible", "need_input": True, "need_weights": False}
     alone = rule.backward(synapse, native, backend.asarray(errors), **options)
@@ -465,8 +476,8 @@ def _population(
     def body(backend: AbstractBackend, compared: Compared) -> None:
         equations, steps = neuron_equations(filters, neuron, static), shape[0]
         zs = [
-            normal((1 if still else steps, *shape[1:]), 70 + j) * np.float32(neuron.threshold)
-            for j, still in enumerate(static)
+            normal((1 if is_static else steps, *shape[1:]), 70 + j) * np.float32(neuron.threshold)
+            for j, is_static in enumerate(static)
         ]
         learned = {name: np.abs(normal((shape[2],), 80)) % np.float32(0.5) for name in equations.learned}
         s, residuals = NUMPY.population_forward(equations, zs, steps, learned)
@@ -478,8 +489,8 @@ def _population(
         compared.equal("spikes", values(backend, native_s, np.uint8), s)
         ds = normal(shape, 81)
         errors, terms = NUMPY.population_backward(equations, residuals, ds, static)
-        found, native_terms = backend.population_backward(equations, native, backend.asarray(ds.copy()), static)
-        for j, (got, expected) in enumerate(zip(found, errors, strict=True)):
+        native_errors, native_terms = backend.population_backward(equations, native, backend.asarray(ds.copy()), static)
+        for j, (got, expected) in enumerate(zip(native_errors, errors, strict=True)):
             compared.equal(f"dL/dz of projection {j + 1}", backend.numpy(got), expected)
         compared.same("what is learned", sorted(native_terms), sorted(terms))
         for name, term in terms.items():
@@ -490,19 +501,19 @@ def _population(
 
 def _gradient_norm(backend: AbstractBackend, compared: Compared) -> None:
     wide = normal((7, 131), 19) * np.exp(3 * normal((7, 131), 20))
-    for what, gradients in {
+    for label, gradients in {
         "normal": [normal((5, 3, 3), 21), normal((1001,), 22)],
         "heavy tails": [wide, normal((17,), 23)],
         "zeros": [np.zeros((3, 4), np.float32), np.zeros(5, np.float32)],
         "below the floor": [np.full((3, 3), 1e-33, np.float32)],
         "large": [np.full((3, 3), 3e30, np.float32)],
     }.items():
-        found = backend.gradient_norm([backend.asarray(g) for g in gradients])
-        compared.same(what, found, NUMPY.gradient_norm(gradients))
+        computed = backend.gradient_norm([backend.asarray(g) for g in gradients])
+        compared.same(label, computed, NUMPY.gradient_norm(gradients))
     for value, size in itertools.product((np.nan, np.inf, -np.inf), (4, 350)):
-        bad = normal((size, size), 24)
-        bad[2, 1] = value
-        norm = backend.gradient_norm([backend.asarray(normal((3,), 25)), backend.asarray(bad)])
+        not_finite = normal((size, size), 24)
+        not_finite[2, 1] = value
+        norm = backend.gradient_norm([backend.asarray(normal((3,), 25)), backend.asarray(not_finite)])
         compared.true(f"the norm of a gradient with {value} must not be finite, got {norm}", not math.isfinite(norm))
 
 
@@ -651,8 +662,8 @@ CHECKS = (
     pair_check("weight grid, as coarse as it may be", _weight_grid(WIDE, np.full((2, 16 * 48 * 48), 0.6, np.float32))),
     pair_check("weight grid, the largest at the floor", _weight_grid(_LINEAR, np.full((17, 37), FLOOR, np.float32))),
     *(
-        pair_check(f"weight grid, sums that {what} 2^24", _weight_grid(_FULL, _adding_up_to(units)))
-        for what, units in (("reach", 2**20), ("pass", 2**20 + 1))
+        pair_check(f"weight grid, sums that {label} 2^24", _weight_grid(_FULL, _adding_up_to(units)))
+        for label, units in (("reach", 2**20), ("pass", 2**20 + 1))
     ),
     pair_check("weight grid, below the floor", _weight_grid(_LINEAR, np.full((17, 37), -(2.0**-101), np.float32))),
     pair_check("weight grid, large weights", _weight_grid(_LINEAR, normal((17, 37), 34) * np.float32(2.0**97))),

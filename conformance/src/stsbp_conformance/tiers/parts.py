@@ -29,12 +29,12 @@ BEFORE = {
 """SHA-256 of weights and moments after 20 updates. They were computed at commit bceefbc, before batches had parts."""
 
 
-def _compare(compared: Compared, what: str, got: process.Trained, expected: process.Trained) -> None:
-    compared.same(f"{what}: steps", got.steps, expected.steps)
-    compared.same(f"{what}: weights", got.weights, expected.weights)
+def _compare(compared: Compared, label: str, got: process.Trained, expected: process.Trained) -> None:
+    compared.same(f"{label}: steps", got.steps, expected.steps)
+    compared.same(f"{label}: weights", got.weights, expected.weights)
 
 
-def _whole(case: NetworkCase, updates: int) -> process.Trained:
+def _in_one_batch(case: NetworkCase, updates: int) -> process.Trained:
     return process.Trained.of(*reference.trained(case, UPDATES[case.id], OPTIMIZER, updates))
 
 
@@ -44,8 +44,8 @@ def _micro_batches(case: NetworkCase, size: int) -> Check:
         trainer = backend.trainer(
             case.network, LOSSES[UPDATES[case.id]], OPTIMIZER, precision="reproducible", seed=7, micro_batch=size
         )
-        found = process.Trained.of(*reference.train(trainer, case, 3))
-        _compare(compared, f"micro-batches of {size}", found, _whole(case, 3))
+        trained = process.Trained.of(*reference.train(trainer, case, 3))
+        _compare(compared, f"micro-batches of {size}", trained, _in_one_batch(case, 3))
         return compared.verdict()
 
     return Check(8, f"{case.id} in micro-batches of {size}", run, quick=(case, size) == (NORMALISED, 3))
@@ -61,12 +61,12 @@ def _processes(size: int, updates: int, *, quick: bool) -> Check:
         if type(backend).join is Operations.join:
             raise Unavailable(f"backend {backend.name!r} computes in one process only")
         compared = Compared()
-        for rank, found in enumerate(process.started(backend, size, updates, [case.id for case in cases])):
+        for rank, trained in enumerate(process.started(backend, size, updates, [case.id for case in cases])):
             for case in cases:
-                _compare(compared, f"{case.id}, rank {rank} of {size}", found[case.id], _whole(case, updates))
+                _compare(compared, f"{case.id}, rank {rank} of {size}", trained[case.id], _in_one_batch(case, updates))
                 if updates == 20 and case.id in BEFORE:
-                    compared.same(f"{case.id}: weights, before parts", found[case.id].weights, BEFORE[case.id])
-        compared.note = f"weights {_whole(cases[0], updates).weights[:16]}"
+                    compared.same(f"{case.id}: weights, before parts", trained[case.id].weights, BEFORE[case.id])
+        compared.note = f"weights {_in_one_batch(cases[0], updates).weights[:16]}"
         return compared.verdict()
 
     return Check(8, f"{size} processes, {updates} updates", run, quick=quick, by_reference=False)

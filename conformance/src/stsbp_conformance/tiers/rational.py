@@ -43,9 +43,11 @@ class RationalCase:
     def weights(self) -> dict[str, Float32]:
         """Multiples of 1/4 from -3/4 to 3/4."""
         weights = {}
-        for each in self.network.graph.projections:
-            drawn = bits(self.seed, Stream.INIT, int(np.prod(each.weight_shape)), substream=each.index)
-            weights[each.name] = ((drawn % 7).astype(np.float32) - 3).reshape(each.weight_shape) / np.float32(4)
+        for projection in self.network.graph.projections:
+            drawn = bits(self.seed, Stream.INIT, int(np.prod(projection.weight_shape)), substream=projection.index)
+            weights[projection.name] = ((drawn % 7).astype(np.float32) - 3).reshape(
+                projection.weight_shape
+            ) / np.float32(4)
         for number, (name, parameter) in enumerate(self.network.parameters.items()):
             if parameter.learned is not None:
                 # 1/2 or 1, so that products have few bits.
@@ -88,16 +90,18 @@ def oracle(case: RationalCase) -> Oracle:
     return Oracle(run, literal.loss(loss, run, trains), literal.backward(loss, weights, run, trains))
 
 
-def compare(compared: Compared, what: str, got: AnyArray, expected: AnyArray) -> None:
+def compare(compared: Compared, label: str, got: AnyArray, expected: AnyArray) -> None:
     """Check that every float equals its fraction exactly."""
     if got.shape != expected.shape:
-        raise Mismatch(f"{what}: expected shape {list(expected.shape)}, got {list(got.shape)}")
+        raise Mismatch(f"{label}: expected shape {list(expected.shape)}, got {list(got.shape)}")
     pairs: list[tuple[Any, Any]] = list(zip(got.reshape(-1).tolist(), expected.reshape(-1), strict=True))
-    wrong = [(i, x, y) for i, (x, y) in enumerate(pairs) if not np.isfinite(x) or Fraction(x) != y]
+    different = [(i, x, y) for i, (x, y) in enumerate(pairs) if not np.isfinite(x) or Fraction(x) != y]
     compared.values += len(pairs)
-    if wrong:
-        i, x, y = wrong[0]
-        raise Mismatch(f"{what}: {len(wrong)} of {len(pairs)} values differ, the first at {i}: expected {y}, got {x!r}")
+    if different:
+        i, x, y = different[0]
+        raise Mismatch(
+            f"{label}: {len(different)} of {len(pairs)} values differ, the first at {i}: expected {y}, got {x!r}"
+        )
 
 
 def _check(case: RationalCase, *, quick: bool) -> Check:

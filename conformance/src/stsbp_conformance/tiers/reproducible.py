@@ -101,12 +101,12 @@ def _training_check(case: NetworkCase, loss: str, *, quick: bool, memory: Memory
         trainer = backend.trainer(
             case.network, LOSSES[loss], OPTIMIZER, precision="reproducible", seed=7, memory=memory
         )
-        got, found = reference.train(trainer, case, 20)
+        got, got_results = reference.train(trainer, case, 20)
         compared = Compared()
-        compared.same("losses", [r.loss for r in found], [r.loss for r in results])
-        compared.same("gradient norms", [r.gradient_norm for r in found], [r.gradient_norm for r in results])
-        compared.same("zeroed errors", [r.zeroed for r in found], [r.zeroed for r in results])
-        compared.same("spike rates", [r.rates for r in found], [r.rates for r in results])
+        compared.same("losses", [r.loss for r in got_results], [r.loss for r in results])
+        compared.same("gradient norms", [r.gradient_norm for r in got_results], [r.gradient_norm for r in results])
+        compared.same("zeroed errors", [r.zeroed for r in got_results], [r.zeroed for r in results])
+        compared.same("spike rates", [r.rates for r in got_results], [r.rates for r in results])
         for name, x in expected.items():
             compared.same_bytes(name, got[name], x)
         compared.same("SHA-256 of the weights", reference.checksum(got), reference.checksum(expected))

@@ -51,23 +51,23 @@ def _fresh(case: NetworkCase) -> dict[str, AnyArray]:
     return {name: w.copy() for name, w in reference.weights(case).items()}
 
 
-def _compare_results(compared: Compared, what: str, got: StepResult, expected: StepResult) -> None:
-    compared.same(f"{what}: loss", got.loss, expected.loss)
-    compared.same_bytes(f"{what}: spikes", got.spikes, expected.spikes)
-    compared.same(f"{what}: spike rates", got.rates, expected.rates)
-    compared.same(f"{what}: weight grids", got.grids, expected.grids)
-    compared.same(f"{what}: learning rate", got.learning_rate, expected.learning_rate)
+def _compare_results(compared: Compared, label: str, got: StepResult, expected: StepResult) -> None:
+    compared.same(f"{label}: loss", got.loss, expected.loss)
+    compared.same_bytes(f"{label}: spikes", got.spikes, expected.spikes)
+    compared.same(f"{label}: spike rates", got.rates, expected.rates)
+    compared.same(f"{label}: weight grids", got.grids, expected.grids)
+    compared.same(f"{label}: learning rate", got.learning_rate, expected.learning_rate)
 
 
 def _metrics(case: NetworkCase, loss: str) -> Check:
     def run(backend: AbstractBackend) -> Verdict:
         compared = Compared()
         _, expected = reference.trained(case, loss, OPTIMIZER, 20)
-        _, found = reference.train(_trainer(backend, case, loss), case, 6)
-        for step, (got, wanted) in enumerate(zip(found, expected[:6], strict=True)):
-            _compare_results(compared, f"step {step}", got, wanted)
-            compared.same(f"step {step}: gradient norm", got.gradient_norm, wanted.gradient_norm)
-            compared.same(f"step {step}: zeroed errors", list(got.zeroed.items()), list(wanted.zeroed.items()))
+        _, results = reference.train(_trainer(backend, case, loss), case, 6)
+        for step, (got, expected_result) in enumerate(zip(results, expected[:6], strict=True)):
+            _compare_results(compared, f"step {step}", got, expected_result)
+            compared.same(f"step {step}: gradient norm", got.gradient_norm, expected_result.gradient_norm)
+            compared.same(f"step {step}: zeroed errors", list(got.zeroed.items()), list(expected_result.zeroed.items()))
         # In `fast` precision, the first update starts from the same weights, so its metrics are also the same.
         _, fast = reference.train(_trainer(backend, case, loss, "fast"), case, 1)
         _compare_results(compared, "fast", fast[0], expected[0])
@@ -102,8 +102,8 @@ def _order(loss: str) -> Check:
         expected = reference.gradients(MANY, loss, "fast", None).loss
         for number in range(6):
             batch = shuffled(MANY, number)
-            found = backend.value_and_grad(MANY.network, LOSSES[loss], reference.weights(MANY), batch)
-            compared.same(f"loss, order {number}", found.loss, expected)
+            computed = backend.value_and_grad(MANY.network, LOSSES[loss], reference.weights(MANY), batch)
+            compared.same(f"loss, order {number}", computed.loss, expected)
             trainer = _trainer(backend, MANY, loss, "fast")
             _, result = trainer.step(trainer.init(_fresh(MANY)), batch)
             compared.same(f"loss of an update, order {number}", result.loss, expected)
@@ -119,12 +119,12 @@ def _packed(case: NetworkCase) -> Check:
         compared = Compared()
         batch = reference.data(case)
         bits = PackedFrames.of(batch.inputs)
-        found = []
+        outputs = []
         for inputs in (batch.inputs, bits):
             trainer = _trainer(backend, case, "van-rossum")
             state, result = trainer.step(trainer.init(_fresh(case)), Batch(inputs, batch.targets))
-            found.append((result, trainer.export_state(state), trainer.predict(state, inputs, case.steps)))
-        (result, exported, predicted), (of_bits, exported_of_bits, predicted_of_bits) = found
+            outputs.append((result, trainer.export_state(state), trainer.predict(state, inputs, case.steps)))
+        (result, exported, predicted), (of_bits, exported_of_bits, predicted_of_bits) = outputs
         _compare_results(compared, "bits", of_bits, result)
         compared.same_bytes("spikes of a prediction", predicted_of_bits.spikes, predicted.spikes)
         for name, x in exported.items():
@@ -139,7 +139,7 @@ def _predict(case: NetworkCase) -> Check:
         compared = Compared()
         trainer = _trainer(backend, case, "van-rossum")
         state = trainer.init(_fresh(case))
-        before = trainer.export_state(state)
+        initial = trainer.export_state(state)
         inputs = reference.data(case).inputs
         prediction = trainer.predict(state, inputs, case.steps)
         layers = reference.run(case).layers
@@ -147,7 +147,7 @@ def _predict(case: NetworkCase) -> Check:
         rates = {name: float(np.count_nonzero(x.spikes)) / x.spikes.size for name, x in layers.items()}
         compared.same("spike rates", prediction.rates, rates)
         for name, x in trainer.export_state(state).items():
-            compared.same_bytes(f"{name} after predicting", x, before[name])
+            compared.same_bytes(f"{name} after predicting", x, initial[name])
         return compared.verdict()
 
     return Check(6, f"prediction: {case.id}", run)
@@ -155,27 +155,27 @@ def _predict(case: NetworkCase) -> Check:
 
 def _export(backend: AbstractBackend) -> Verdict:
     compared = Compared()
-    trainer, given = _trainer(backend, CASE, "van-rossum"), _fresh(CASE)
-    state = trainer.init(given)
+    trainer, weights = _trainer(backend, CASE, "van-rossum"), _fresh(CASE)
+    state = trainer.init(weights)
     exported = trainer.export_state(state)
-    names = {"step", *(f"{part}/{name}" for part in ("weight", "adamw.m", "adamw.v") for name in given)}
+    names = {"step", *(f"{part}/{name}" for part in ("weight", "adamw.m", "adamw.v") for name in weights)}
     compared.same("names", sorted(exported), sorted(names))
     compared.same("step", (int(exported["step"]), exported["step"].dtype), (0, np.dtype(np.int64)))
-    for name, w in given.items():
+    for name, w in weights.items():
         compared.same_bytes(f"weight/{name}", exported[f"weight/{name}"], w)
         compared.true(f"adamw.m/{name} begins at zero", not exported[f"adamw.m/{name}"].any())
-    kept = {name: x.copy() for name, x in exported.items()}
+    copies = {name: x.copy() for name, x in exported.items()}
     for step in range(3):
         state, _ = trainer.step(state, reference.rolled(CASE, step))
-    for name, x in kept.items():
+    for name, x in copies.items():
         compared.same_bytes(f"exported {name} after later updates", exported[name], x)
     for name, w in reference.weights(CASE).items():
-        compared.same_bytes(f"the caller's {name} after updates", given[name], w)
-    after = trainer.export_state(state)
-    compared.same("step after 3 updates", int(after["step"]), 3)
-    imported = trainer.import_state({name: x.copy() for name, x in after.items()})
+        compared.same_bytes(f"the caller's {name} after updates", weights[name], w)
+    final = trainer.export_state(state)
+    compared.same("step after 3 updates", int(final["step"]), 3)
+    imported = trainer.import_state({name: x.copy() for name, x in final.items()})
     for name, x in trainer.export_state(imported).items():
-        compared.same_bytes(f"{name} imported and exported", x, after[name])
+        compared.same_bytes(f"{name} imported and exported", x, final[name])
     return compared.verdict()
 
 

@@ -59,11 +59,11 @@ def _full_back(
 
 
 def _convolution(op: Conv2d, s: Float32, wq: Float32) -> tuple[Float32, Met]:
-    (down, across), (below, beside) = op.strides, op.dilations
+    (down, across), (row_dilation, column_dilation) = op.strides, op.dilations
     padded = np.pad(s, ((0, 0), (0, 0), (0, 0), *((pad, pad) for pad in op.paddings)))
-    every = np.lib.stride_tricks.sliding_window_view(padded, op.extents, axis=(3, 4))
+    all_windows = np.lib.stride_tricks.sliding_window_view(padded, op.extents, axis=(3, 4))
     # Channels and weights in groups that do not see each other, g; one of them, as a rule.
-    windows = _groups(op, every[..., ::down, ::across, ::below, ::beside], axis=2)
+    windows = _groups(op, all_windows[..., ::down, ::across, ::row_dilation, ::column_dilation], axis=2)
     z = np.einsum("tbgcyxij,gdcij->tbgdyx", windows, _groups(op, wq, axis=0), optimize=True)
     return z.reshape(*s.shape[:2], op.channels, *z.shape[4:]), Met(windows, wq, s.shape)
 
@@ -82,23 +82,23 @@ def _convolution_back(
     if not need_input:
         return None, dw
     # The adjoint of reading windows: each error times the kernel, added where its window was read.
-    (*lead, height, width), (above, left) = met.input_shape, op.paddings
-    padded = np.zeros((*lead, height + 2 * above, width + 2 * left), d.dtype)
+    (*lead, height, width), (pad_rows, pad_columns) = met.input_shape, op.paddings
+    padded = np.zeros((*lead, height + 2 * pad_rows, width + 2 * pad_columns), d.dtype)
     for place in np.ndindex(op.kernels):
         steps = zip(place, op.dilations, op.strides, d.shape[-2:], strict=True)
         down, across = (slice(a * apart, a * apart + (n - 1) * stride + 1, stride) for a, apart, stride, n in steps)
-        each = np.einsum("tbgdyx,gdc->tbgcyx", d, wq[..., *place], optimize=True)
-        padded[:, :, :, down, across] += each.reshape(*lead, *each.shape[4:])
-    return padded[..., above : above + height, left : left + width].astype(np.float32), dw
+        contribution = np.einsum("tbgdyx,gdc->tbgcyx", d, wq[..., *place], optimize=True)
+        padded[:, :, :, down, across] += contribution.reshape(*lead, *contribution.shape[4:])
+    return padded[..., pad_rows : pad_rows + height, pad_columns : pad_columns + width].astype(np.float32), dw
 
 
 def _windows(op: Pool2d, s: Float32) -> Float32:
     (i, j), (height, width) = op.sizes, s.shape[3:]
-    whole = s[..., : height // i * i, : width // j * j]
-    return whole.reshape(*s.shape[:3], height // i, i, width // j, j)
+    cropped = s[..., : height // i * i, : width // j * j]
+    return cropped.reshape(*s.shape[:3], height // i, i, width // j, j)
 
 
-def _whole(windows: Float32, shape: Shape) -> Float32:
+def _from_windows(windows: Float32, shape: Shape) -> Float32:
     t, b, c, rows, i, columns, j = windows.shape
     ds = np.zeros(shape, np.float32)
     ds[..., : rows * i, : columns * j] = windows.reshape(t, b, c, rows * i, columns * j)
@@ -110,7 +110,7 @@ def _pooling(op: AvgPool2d, s: Float32) -> tuple[Float32, Shape]:
 
 
 def _pooling_back(op: AvgPool2d, shape: Shape, d: Float32) -> Float32:
-    return _whole(np.einsum("tbcyx,ij->tbcyixj", d, np.full(op.sizes, 2.0**-op.exponent, np.float32)), shape)
+    return _from_windows(np.einsum("tbcyx,ij->tbcyixj", d, np.full(op.sizes, 2.0**-op.exponent, np.float32)), shape)
 
 
 def _max_pooling(op: MaxPool2d, s: Float32) -> tuple[Float32, tuple[AnyArray, Shape]]:
@@ -119,17 +119,17 @@ def _max_pooling(op: MaxPool2d, s: Float32) -> tuple[Float32, tuple[AnyArray, Sh
     return flat.max(-1), (flat.argmax(-1), s.shape)
 
 
-def _max_pooling_back(op: MaxPool2d, left: tuple[AnyArray, Shape], d: Float32) -> Float32:
-    first, shape = left
+def _max_pooling_back(op: MaxPool2d, saved: tuple[AnyArray, Shape], d: Float32) -> Float32:
+    first, shape = saved
     chosen = np.equal(np.arange(op.area).reshape(op.sizes), first[..., None, None])
-    return _whole(np.where(chosen, d[..., None, None], np.float32(0)).swapaxes(4, 5), shape)
+    return _from_windows(np.where(chosen, d[..., None, None], np.float32(0)).swapaxes(4, 5), shape)
 
 
 def _upsampling(op: Upsample2d, s: Float32) -> tuple[Float32, None]:
     return np.kron(s, np.ones(op.factors, np.float32)), None
 
 
-def _upsampling_back(op: Upsample2d, left: None, d: Float32) -> Float32:
+def _upsampling_back(op: Upsample2d, saved: None, d: Float32) -> Float32:
     rows, columns = op.factors
     # One addition after the other: an einsum promises no order.
     first, *others = (d[..., i::rows, j::columns] for i in range(rows) for j in range(columns))
@@ -201,12 +201,12 @@ class EinsumBackend(AbstractBackend):
         arrays = [inputs[name] for name in recurrence.inputs]
         shape = arrays[0].shape[1:]
         states = [np.zeros(shape, np.float32) for _ in recurrence.states]
-        found = {name: np.zeros((1 if name in summed else steps, *shape), np.float32) for name in recurrence.outputs}
+        traces = {name: np.zeros((1 if name in summed else steps, *shape), np.float32) for name in recurrence.outputs}
         for t in range(steps)[:: -1 if recurrence.reverse else 1]:
             states, outputs = step(*parameters, *(x[t if len(x) > 1 else 0] for x in arrays), *states)
-            for (name, whole), output in zip(found.items(), outputs, strict=True):
-                whole[0 if name in summed else t] = whole[0] + output if name in summed else output
-        return found
+            for (name, trace), output in zip(traces.items(), outputs, strict=True):
+                trace[0 if name in summed else t] = trace[0] + output if name in summed else output
+        return traces
 
     def join(self, rendezvous: Rendezvous) -> Collective[AnyArray]:
         return host.join(rendezvous)
