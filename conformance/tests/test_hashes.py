@@ -64,7 +64,7 @@ def test_the_file_has_every_case_and_no_other() -> None:
 
 def test_cases_of_single_operations_are_checks_of_tier_5() -> None:
     single = {case.id for case in CASES if case not in NETWORKS}
-    assert len(single) == 61
+    assert len(single) == 61 + 10 * len(elementwise.LATER)
     assert single <= {check.id for check in elementwise.CHECKS}
 
 
@@ -75,7 +75,7 @@ def test_every_exact_surrogate_loss_and_time_constant_is_there() -> None:
         assert sum(surrogate in i for i in networks) >= 3
         for kind in ("stepped", "static"):
             assert sum(surrogate in i and kind in i for i in neurons) >= 5
-    assert len([i for i in neurons if "tau_s" in i]) == 2 * len(TAUS)
+    assert len([i for i in neurons if "tau_s" in i]) == 2 * len(TAUS) + 10 * len(elementwise.LATER)
     assert {c.id.split(",")[0] for c in QUICK} >= {"neuron", "synaptic filter", "AdamW", "small network"}
 
 

@@ -16,6 +16,7 @@ import pytest
 from stsbp_conformance.cases import normal
 from stsbp_conformance.check import Check, Mismatch
 from stsbp_conformance.faults import BACKENDS
+from stsbp_conformance.oracles.literal import surrogate_derivative
 from stsbp_conformance.reference import NUMPY
 from stsbp_conformance.tiers import neurons
 from stsbp_spec.contract.grid import FLOOR
@@ -25,7 +26,7 @@ from stsbp_spec.equations.printers import numpy_function
 from stsbp_spec.models.neurons import NEURONS, NeuronModel
 from stsbp_spec.models.neurons.base import Learned, Step, above_zero, parameter, steps
 from stsbp_spec.models.neurons.plif import PLIF
-from stsbp_spec.models.surrogates import SURROGATES, Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
+from stsbp_spec.models.surrogates import SURROGATES, Arctan, FastSigmoid, Logistic, Surrogate
 from stsbp_spec.networks.ops import IDENTITY, PSP
 from stsbp_spec.typing import AnyArray, Float64
 
@@ -170,20 +171,6 @@ def test_silence_and_tiny_numbers_reach_the_floor(neuron: NeuronModel) -> None:
 torch = pytest.importorskip("torch")
 
 
-def _surrogate(h: Surrogate, x: Any) -> Any:
-    if isinstance(h, Rectangle):
-        return (abs(x) < h.width / 2) / h.width
-    if isinstance(h, Triangle):
-        return torch.clamp(1 - abs(x) / h.width, min=0)
-    if isinstance(h, FastSigmoid):
-        return (1 + h.beta * abs(x)) ** -2
-    if isinstance(h, Arctan):
-        return 1 / (1 + (np.pi / 2 * h.alpha * x) ** 2)
-    assert isinstance(h, Logistic)
-    s = torch.sigmoid(x / h.width)
-    return s * (1 - s) / h.width
-
-
 def _spikes(h: Surrogate, smooth: bool) -> Callable[[Any, Any], Any]:
     """`spike(u, threshold)` of torch, with `h` as its derivative; `smooth`: the primitive of `h` in its place."""
 
@@ -195,7 +182,8 @@ def _spikes(h: Surrogate, smooth: bool) -> Callable[[Any, Any], Any]:
 
         @staticmethod
         def backward(ctx: Any, d: Any) -> Any:
-            return d * _surrogate(h, *ctx.saved_tensors)
+            (x,) = ctx.saved_tensors
+            return d * torch.from_numpy(surrogate_derivative(h, x.numpy()))
 
     return lambda u, threshold: Spike.apply(u - threshold)
 

@@ -7,8 +7,9 @@ and all that the model assumes. The worst of them come near the bound, so it is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from stsbp_conformance.oracles import roundoff
 from stsbp_conformance.oracles.roundoff import TINY, Near, U
 from stsbp_spec.contract.grid import FLOOR
 from stsbp_spec.engine.backend import NeuronResiduals
+from stsbp_spec.equations.expressions import Expr, Names, ordered
 from stsbp_spec.models.losses import LOSSES
 from stsbp_spec.models.neurons import LIF, PLIF
 from stsbp_spec.models.surrogates import (
@@ -30,12 +32,42 @@ from stsbp_spec.models.surrogates import (
     Triangle,
     derivative,
 )
+from stsbp_spec.models.surrogates import equation as surrogate_equation
 from stsbp_spec.networks.ops import PSP, Conv2d, Linear
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.typing import AnyArray, Float64
 
 NUMPY = NumpyBackend()
-SURROGATE_CASES = [*(cls() for cls in SURROGATES.values()), Logistic(0.05), FastSigmoid(30), Triangle(0.1), Arctan(20)]
+
+
+@dataclass(frozen=True)
+class _Cubic(Surrogate):
+    """`h(x) = 1 / (1 + alpha |x|)^3`, for which there is no analysis by hand."""
+
+    name: ClassVar[str] = "cubic"
+    alpha: float = 2.0
+
+    def constants(self) -> Mapping[str, float]:
+        return {"alpha": self.alpha}
+
+    def expression(self, p: Names, x: Expr) -> Expr:
+        y = 1 + abs(x) * p.alpha
+        return 1 / (y * y * y)
+
+    def primitive(self, x: AnyArray) -> AnyArray:
+        distance = 1 - 1 / np.square(1 + self.alpha * np.abs(x))
+        spike: AnyArray = 0.5 + np.sign(x) * distance / (2 * self.alpha)
+        return spike
+
+
+SURROGATE_CASES = [
+    *(cls() for cls in SURROGATES.values()),
+    Logistic(0.05),
+    FastSigmoid(30),
+    Triangle(0.1),
+    Arctan(20),
+    _Cubic(),
+]
 Rounding = Callable[[Any], Any]
 
 
@@ -59,25 +91,39 @@ def _add(x: Any, y: Any, fl: Rounding) -> Any:
 
 
 def _bad_derivative(surrogate: Surrogate, x: Float64, fl: Rounding) -> Any:
-    """surrogates/functions.py, rounded by `fl`, constants too."""
-    size = np.abs(x)
-    if isinstance(surrogate, Rectangle):
-        return np.where(size < float(np.float32(surrogate.width / 2)), fl(np.float64(1 / surrogate.width)), 0.0)
-    if isinstance(surrogate, Triangle):
-        return np.maximum(_add(1, -fl(size * fl(np.float64(1 / surrogate.width))), fl), 0)
-    if isinstance(surrogate, FastSigmoid):
-        y = _add(1, fl(size * fl(np.float64(surrogate.beta))), fl)
-        return fl(1 / fl(y * y))
-    if isinstance(surrogate, Arctan):
-        y = fl(x * fl(np.float64(math.pi / 2 * surrogate.alpha)))
-        return fl(1 / _add(1, fl(y * y), fl))
-    assert isinstance(surrogate, Logistic)
-    steep = fl(np.float64(1 / surrogate.width))
-    a = fl(size * steep)
-    z = np.exp(-a)
-    z = z + (fl(z) - z) * (2 * roundoff.EXP_ULPS + 2 * a)
-    y = fl(1 + z)
-    return fl(fl(z / fl(y * y)) * steep)
+    """`h(x)` with each operation of its expression rounded by `fl`, constants too."""
+    recurrence = surrogate_equation(surrogate)
+    variables = {name: fl(np.float64(value)) for name, value in surrogate.constants().items()} | {"x": x}
+    node_values: dict[int, Any] = {}
+    for node in ordered(recurrence.roots):
+        node_values[id(node)] = _bad_operation(node, [node_values[id(a)] for a in node.args], variables, fl)
+    return node_values[id(recurrence.outputs["h"])]
+
+
+def _bad_operation(node: Expr, a: Sequence[Any], variables: Mapping[str, Any], fl: Rounding) -> Any:
+    if node.op == "variable":
+        return variables[str(node.name)]
+    if node.op == "constant":
+        return np.float64(node.value)
+    if node.op == "exp":
+        z = np.exp(a[0])
+        return z + (fl(z) - z) * (2 * roundoff.EXP_ULPS - 2 * a[0])
+    return _BAD[node.op](fl, *a)
+
+
+_BAD: dict[str, Callable[..., Any]] = {
+    "add": lambda fl, a, b: _add(a, b, fl),
+    "sub": lambda fl, a, b: _add(a, -b, fl),
+    "mul": lambda fl, a, b: fl(a * b),
+    "div": lambda fl, a, b: fl(a / b),
+    "sqrt": lambda fl, a: fl(np.sqrt(a)),
+    "neg": lambda fl, a: -a,
+    "abs": lambda fl, a: np.abs(a),
+    "snap": lambda fl, a: _snap(a),
+    "lt": lambda fl, a, b: a < b,
+    "ge": lambda fl, a, b: a >= b,
+    "where": lambda fl, truth, a, b: np.where(truth, a, b),
+}
 
 
 def _bad_backward(neuron: LIF, psp: PSP, u: Float64, spikes: AnyArray, g: Float64, fl: Rounding) -> Float64:

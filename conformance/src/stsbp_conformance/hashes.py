@@ -146,11 +146,14 @@ def _network(case: NetworkCase, loss: str, *, memory: Memory = "full", quick: bo
     return Case(case.id, compute, quick)
 
 
-_NEURONS = tuple(
-    LIF(tau_m, tau_s, threshold, surrogate)
-    for surrogate, (tau_m, tau_s, threshold) in zip(
-        elementwise.EXACT, ((5 / 3, 3.0, 0.5), (8.0, 5 / 3, 0.4), (3.0, 5.0, 0.7), (5.0, 4.0, 0.3)), strict=True
-    )
+_NEURONS = (
+    *(
+        LIF(tau_m, tau_s, threshold, surrogate)
+        for surrogate, (tau_m, tau_s, threshold) in zip(
+            elementwise.EXACT, ((5 / 3, 3.0, 0.5), (8.0, 5 / 3, 0.4), (3.0, 5.0, 0.7), (5.0, 4.0, 0.3)), strict=True
+        )
+    ),
+    *(LIF(5.0, 3.0, 0.5, surrogate) for surrogate in elementwise.LATER),
 )
 _NETWORKS: dict[str, tuple[str, dict[str, Any], int, float]] = {
     "event frames, convolutions, P2": ("6C5-P2-12C3d0.2-P2", {"input_shape": (2, 18, 18)}, 10, 2.5),

@@ -183,7 +183,7 @@ def test_known_settings_are_listed_once_however_many_are_unknown() -> None:
         ("weight_bits", 13, "less than or equal to 12"),
         ("loss", "mse", "'spike-count', 'cross-entropy' or 'cross-entropy-max'"),
         ("precision", "exact", "'fast' or 'reproducible'"),
-        ("surrogate", "sigmoid", "known: rectangle, triangle, fast-sigmoid, arctan, logistic"),
+        ("surrogate", "sigmoid", f"known: {', '.join(SURROGATES)}"),
         ("surrogate", "triangle:width=0", "must be a finite number above 0"),
         ("label_pattern", "02", "digits 0 and 1"),
         ("input_tau_s", 0.5, "at least 1 step"),

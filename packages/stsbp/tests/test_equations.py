@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
+from stsbp_spec.models.surrogates import SURROGATES
 
 PAGE = Path(__file__).parents[3] / "docs" / "cli.md"
 
@@ -107,6 +108,6 @@ def test_an_unknown_equation_is_refused_with_the_known_ones(stsbp: Callable[...,
     assert refused.exit_code == 1
     assert refused.output == (
         "Error: no equation is called 'lf' (did you mean lif?); there are: "
-        "lif, if, alif, plif, rectangle, triangle, fast-sigmoid, arctan, logistic, filter, van-rossum, hamming, "
+        f"lif, if, alif, plif, {', '.join(SURROGATES)}, filter, van-rossum, hamming, "
         "spike-count, adamw\n"
     )

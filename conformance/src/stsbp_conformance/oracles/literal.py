@@ -36,7 +36,7 @@ from stsbp_spec.networks.ops.base import Passing
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import AnyArray, Shape
 
-__all__ = ["Literal", "LiteralRun"]
+__all__ = ["Literal", "LiteralRun", "surrogate_derivative"]
 
 Number = Callable[[Any], Any]
 
@@ -171,6 +171,29 @@ class _Normalisation:
     def _sum(self, x: AnyArray) -> AnyArray:
         sums: AnyArray = np.moveaxis(x, 2, 0).reshape(x.shape[2], -1).sum(axis=1)
         return sums
+
+
+def surrogate_derivative(surrogate: Surrogate, x: AnyArray, number: Number = float) -> AnyArray:
+    """`h(x)`, written independently. This form checks the expressions, so it must not share code with them."""
+    one, size = number(1), np.abs(x)
+    h: AnyArray
+    if isinstance(surrogate, Rectangle):
+        width = number(surrogate.width)
+        h = np.where(size < width / number(2), one / width, number(0))
+    elif isinstance(surrogate, Triangle):
+        y = one - size / number(surrogate.width)
+        h = np.where(y > 0, y, number(0))
+    elif isinstance(surrogate, FastSigmoid):
+        h = one / (one + number(surrogate.beta) * size) ** 2
+    elif isinstance(surrogate, Arctan):
+        h = one / (one + (number(math.pi / 2 * surrogate.alpha) * x) ** 2)
+    elif isinstance(surrogate, Logistic):
+        # Not s (1 - s), because the second factor loses precision far from the threshold.
+        z = np.exp(-size / surrogate.width)
+        h = z / (1 + z) ** 2 / surrogate.width
+    else:
+        raise TypeError(f"no literal form of the surrogate {surrogate!r}")
+    return h
 
 
 class Literal:
@@ -443,7 +466,7 @@ class Literal:
         terms: list[Any] = [self.number(0)] * len(loops)
         for t in reversed(range(len(u))):
             for_decay = for_decay + membrane_factor * neuron.by_km(u[t], o[t], v[t])
-            h = self.derivative(op.model.surrogate, u[t] - v[t])
+            h = surrogate_derivative(op.model.surrogate, u[t] - v[t], self.number)
             at_spike = h * (
                 grad_output[t]
                 + recurrent_grad
@@ -474,28 +497,6 @@ class Literal:
             parameter = bound_node.parameters["decay"]
             gradients[parameter] = _by_channel(for_decay, len(weights[parameter]))
         return grad_potentials
-
-    def derivative(self, surrogate: Surrogate, x: AnyArray) -> AnyArray:
-        """`h(x)`, written independently. This form checks the expressions, so it must not share code with them."""
-        one, size = self.number(1), np.abs(x)
-        h: AnyArray
-        if isinstance(surrogate, Rectangle):
-            width = self.number(surrogate.width)
-            h = np.where(size < width / self.number(2), one / width, self.number(0))
-        elif isinstance(surrogate, Triangle):
-            y = one - size / self.number(surrogate.width)
-            h = np.where(y > 0, y, self.number(0))
-        elif isinstance(surrogate, FastSigmoid):
-            h = one / (one + self.number(surrogate.beta) * size) ** 2
-        elif isinstance(surrogate, Arctan):
-            h = one / (one + (self.number(math.pi / 2 * surrogate.alpha) * x) ** 2)
-        elif isinstance(surrogate, Logistic):
-            # Not s (1 - s), because the second factor loses precision far from the threshold.
-            z = np.exp(-size / surrogate.width)
-            h = z / (1 + z) ** 2 / surrogate.width
-        else:
-            raise TypeError(f"no literal form of the surrogate {surrogate!r}")
-        return h
 
     def _filter(self, psp: PSP) -> tuple[Any, Any, Any]:
         """Decay, factor and the decay of the rise."""

@@ -32,7 +32,8 @@ from stsbp_spec.equations.assembly import NeuronEquations, neuron_equations
 from stsbp_spec.equations.expressions import Expr, Recurrence, ordered
 from stsbp_spec.models.losses import Hamming, Loss, SpikeCount, VanRossum
 from stsbp_spec.models.neurons import LIF, NeuronModel
-from stsbp_spec.models.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Triangle
+from stsbp_spec.models.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
+from stsbp_spec.models.surrogates import equation as surrogate_equation
 from stsbp_spec.networks.graph import BoundNode, Input, Network, Neurons, Projection, Weighted
 from stsbp_spec.networks.ops import IDENTITY, PSP, AvgPool2d, Conv2d, Dropout, Linear, OneToOne, Upsample2d, batchnorm
 from stsbp_spec.networks.ops.base import Merge, Passing, Values
@@ -225,8 +226,20 @@ def _derivative(neuron: LIF, u: Near) -> Near:
         y = _multiply(size, _constant(math.pi / 2 * surrogate.alpha))
         h = _divide(one, _add(one, _multiply(y, y)))
     else:
-        raise TypeError(f"no error analysis of the surrogate {surrogate!r}")
+        return _by_expression(surrogate, x)
     return replace(h, error=np.minimum(h.error, 1.0))  # both lie between 0 and 1
+
+
+def _by_expression(surrogate: Surrogate, x: Near) -> Near:
+    """`h(x)` of any surrogate, operation by operation. The analyses by hand are tighter: they know bounds of `h`."""
+    recurrence = surrogate_equation(surrogate)
+    variables = {**{name: _constant(value) for name, value in surrogate.constants().items()}, "x": x}
+    never = np.zeros(x.value.shape, bool)
+    node_values: dict[int, Any] = {}
+    for node in ordered(recurrence.roots):
+        node_values[id(node)] = _value(node, [node_values[id(a)] for a in node.args], variables, never)
+    h: Near = node_values[id(recurrence.outputs["h"])]
+    return h
 
 
 def _rectangle(surrogate: Rectangle, size: Near, narrow: AnyArray) -> Near:
