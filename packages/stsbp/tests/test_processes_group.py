@@ -233,7 +233,7 @@ def test_a_watch_counts_exchanges_and_takes_the_time() -> None:
     assert total().tolist() == [1.0, 1.0]
     assert pulse.exchange == 4
     slow.beat("layer")
-    assert pulse.doing == "layer"
+    assert pulse.activity == "layer"
     earlier_seconds = watch.seconds
     with watch.exchange(timed=False):
         assert pulse.waits

@@ -46,7 +46,9 @@ class Case:
                 self.cpu[rank] += str(rank) in computing
                 if str(rank) not in silent:
                     waits = str(rank) in waiting
-                    self.judge.hear(rank, Sign(self.moved[rank], "layer", waits, self.moved[rank], self.cpu[rank]))
+                    self.judge.record_sign(
+                        rank, Sign(self.moved[rank], "layer", waits, self.moved[rank], self.cpu[rank])
+                    )
             if (verdict := self.judge.verdict()) is not None:
                 return verdict
         return None
@@ -100,7 +102,7 @@ def test_a_rank_that_uses_part_of_a_processor_computes(case: Case, share: float,
         case.clock.now += seconds
         cpu += share * seconds
         for rank in range(3):
-            case.judge.hear(rank, Sign(number if rank else 0, "layer", False, 0, 0.0 if rank else cpu))
+            case.judge.record_sign(rank, Sign(number if rank else 0, "layer", False, 0, 0.0 if rank else cpu))
         verdict = case.judge.verdict() or verdict
     assert (verdict is None) == busy
 
@@ -152,10 +154,10 @@ def test_a_finished_rank_may_close_its_connection(case: Case) -> None:
     case.judge.finish(2)
     case.judge.lose(2)
     assert case.pass_time(2 * TIMEOUT, moving="01", silent="2") is None
-    assert not case.judge.all_done
+    assert not case.judge.all_finished
     case.judge.finish(0)
     case.judge.finish(1)
-    assert case.judge.all_done
+    assert case.judge.all_finished
 
 
 def test_an_error_of_one_names_it(case: Case) -> None:
@@ -199,10 +201,10 @@ def test_a_pulse_reports_its_activity() -> None:
     pulse = Pulse()
     pulse.beat("layer")
     pulse.enter()
-    assert (pulse.moved, pulse.sign().doing, pulse.sign().waits, pulse.sign().exchange) == (1, "layer", True, 1)
+    assert (pulse.progress, pulse.sign().activity, pulse.sign().waits, pulse.sign().exchange) == (1, "layer", True, 1)
     pulse.leave()
     assert not pulse.sign().waits
-    assert pulse.sign().moved == 2
+    assert pulse.sign().progress == 2
 
 
 @pytest.mark.parametrize("computes", [False, True])

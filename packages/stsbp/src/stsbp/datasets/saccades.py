@@ -126,21 +126,21 @@ class SaccadeCamera:
     def _triangle(self, height: int, width: int) -> list[ImagePosition]:
         """The positions at all steps of the triangle, centred in the field."""
         row, column = (self.field - height - _REACH) / 2, (self.field - width - _REACH) / 2
-        places = [ImagePosition(0, row, column)]
-        for saccade, (right, down) in enumerate(_SACCADES):
+        positions = [ImagePosition(0, row, column)]
+        for saccade, (column_shift, row_shift) in enumerate(_SACCADES):
             for step in range(1, _STEPS + 1):
                 u = step / _STEPS
-                moved = u - math.sin(2 * math.pi * u) / (2 * math.pi)
+                progress = u - math.sin(2 * math.pi * u) / (2 * math.pi)
                 time = saccade * self.saccade_us + step * self.saccade_us // _STEPS
-                places.append(ImagePosition(time, row + moved * down, column + moved * right))
-            row, column = row + down, column + right
-        return places
+                positions.append(ImagePosition(time, row + progress * row_shift, column + progress * column_shift))
+            row, column = row + row_shift, column + column_shift
+        return positions
 
-    def _places(self, height: int, width: int) -> list[ImagePosition]:
+    def _positions(self, height: int, width: int) -> list[ImagePosition]:
         """The positions of images of this size at all steps."""
         if not self.path:
             return self._triangle(height, width)
-        places = [self.path[0]]
+        positions = [self.path[0]]
         for old, new in itertools.pairwise(self.path):
             distance = max(abs(new.row - old.row), abs(new.column - old.column))
             steps = max(1, math.ceil(distance / self.stride))
@@ -148,8 +148,8 @@ class SaccadeCamera:
                 u = step / steps
                 time = old.t + (new.t - old.t) * step // steps
                 row, column = old.row + u * (new.row - old.row), old.column + u * (new.column - old.column)
-                places.append(ImagePosition(time, row, column))
-        return places
+                positions.append(ImagePosition(time, row, column))
+        return positions
 
     def _words(self, substream: int, number: int | None = None) -> UInt32:
         """A random word for each pixel `[field^2]`, for the sensor or for one recording."""
@@ -160,9 +160,13 @@ class SaccadeCamera:
 
     def _thresholds(self) -> tuple[AnyArray, AnyArray]:
         """OFF and ON threshold of each pixel in units of the log intensity, each `[field^2]` int32."""
-        off, on = (round(_LOG_UNIT * value) for value in (self.off_threshold or self.threshold, self.threshold))
+        off_threshold, on_threshold = (
+            round(_LOG_UNIT * value) for value in (self.off_threshold or self.threshold, self.threshold)
+        )
         words = self._words(_MISMATCH)
-        return off + _spread(words, 2 * self.mismatch * off), on + _spread(words, 2 * self.mismatch * on)
+        return off_threshold + _spread(words, 2 * self.mismatch * off_threshold), on_threshold + _spread(
+            words, 2 * self.mismatch * on_threshold
+        )
 
     def _offsets(self, numbers: Int64) -> AnyArray:
         """Distance of each reference from the initial light, `[field^2, B]` int32.
@@ -181,55 +185,61 @@ class SaccadeCamera:
     def _noise(self, numbers: Int64, start: int, end: int) -> Int64:
         """Pixel, polarity and time of the events without a cause in a chunk, `[3, n]`."""
         pixels = self.field * self.field
-        off, on = (round(rate * pixels * (end - start) / 1e6) for rate in (self.noise_off, self.noise_on))
-        drawn = [bits(self.seed, Stream.SIMULATION, 2 * (off + on), substream=_NOISE, step=int(k)) for k in numbers]
-        position_word, time_word = np.array(drawn, dtype=np.int64).reshape(len(numbers), 2, off + on).transpose(1, 0, 2)
+        off_count, on_count = (round(rate * pixels * (end - start) / 1e6) for rate in (self.noise_off, self.noise_on))
+        words = [
+            bits(self.seed, Stream.SIMULATION, 2 * (off_count + on_count), substream=_NOISE, step=int(k))
+            for k in numbers
+        ]
+        position_word, time_word = (
+            np.array(words, dtype=np.int64).reshape(len(numbers), 2, off_count + on_count).transpose(1, 0, 2)
+        )
         pixel = (position_word * pixels >> 32) * len(numbers) + np.arange(len(numbers))[:, np.newaxis]
-        polarity = np.broadcast_to(np.arange(off + on) >= off, position_word.shape)
+        polarity = np.broadcast_to(np.arange(off_count + on_count) >= off_count, position_word.shape)
         return np.stack([pixel, polarity, start + (time_word * (end - start) >> 32)]).reshape(3, -1)
 
     def _jitter(self, numbers: Int64, pixel: Int64, time: int) -> AnyArray:
         """Change of the references of some pixels after the events of a step, `[n]` int32."""
         if self.jitter == 0:
             return np.zeros(len(pixel), dtype=np.int32)
-        place, sample = np.divmod(pixel, len(numbers))
+        field_pixel, sample = np.divmod(pixel, len(numbers))
         key = self.seed, Stream.SIMULATION + 256 * _JITTER
-        counter = (time * self.field * self.field + place).astype(np.uint32), numbers[sample].astype(np.uint32)
+        counter = (time * self.field * self.field + field_pixel).astype(np.uint32), numbers[sample].astype(np.uint32)
         return _spread(threefry2x32(key, counter)[0], 2 * self.jitter * self.threshold * _LOG_UNIT)
 
     def _record_chunk(self, images: UInt8, numbers: Int64) -> list[SaccadeEvents]:
         """Record images. Pixels are numbered with the images last: pixel p of image k is `p * B + k`."""
         view = _View(self, images)
-        places = self._places(*images.shape[1:])
-        start, light = places[0].t, view(places[0].row, places[0].column)
-        off, on = (np.repeat(threshold, len(images)) for threshold in self._thresholds())
+        positions = self._positions(*images.shape[1:])
+        start, light = positions[0].t, view(positions[0].row, positions[0].column)
+        off_threshold, on_threshold = (np.repeat(threshold, len(images)) for threshold in self._thresholds())
         reference = light + self._offsets(numbers).reshape(-1)
-        lower_bound, upper_bound = reference - off, reference + on
-        events = [self._noise(numbers, start, places[-1].t)]
-        for end, *place in places[1:]:
-            moved_light = view(*place)
+        lower_bound, upper_bound = reference - off_threshold, reference + on_threshold
+        events = [self._noise(numbers, start, positions[-1].t)]
+        for end, *offset in positions[1:]:
+            moved_light = view(*offset)
             pixel = np.flatnonzero((moved_light <= lower_bound) | (moved_light >= upper_bound))
             if pixel.size:
-                now, old = moved_light[pixel], light[pixel]
-                reference = upper_bound[pixel] - on[pixel]
-                size = np.where(now > reference, on[pixel], -off[pixel])
-                count = (now - reference) // size
-                event_pixel, share, distance = _passed(old, now, reference, size, count)
+                new_light, old_light = moved_light[pixel], light[pixel]
+                reference = upper_bound[pixel] - on_threshold[pixel]
+                size = np.where(new_light > reference, on_threshold[pixel], -off_threshold[pixel])
+                count = (new_light - reference) // size
+                event_pixel, share, distance = _passed(old_light, new_light, reference, size, count)
                 time = start + share * (end - start) // distance
                 events.append(np.stack([pixel[event_pixel], size[event_pixel] > 0, time]))
                 reference += count * size + self._jitter(numbers, pixel, end)
-                lower_bound[pixel], upper_bound[pixel] = reference - off[pixel], reference + on[pixel]
+                lower_bound[pixel] = reference - off_threshold[pixel]
+                upper_bound[pixel] = reference + on_threshold[pixel]
             start, light = end, moved_light
         return self._sorted(np.concatenate(events, axis=1), len(images))
 
     def _sorted(self, events: Int64, count: int) -> list[SaccadeEvents]:
         """Pixel, polarity and time `[3, n]` of the events of `count` images, as sorted recordings."""
         pixel, p, t = events
-        place, sample = np.divmod(pixel, count)
-        order = np.lexsort((place, t, sample))
-        y, x = np.divmod(place[order], self.field)
-        ends = np.searchsorted(sample[order], np.arange(1, count))
-        columns = [np.split(column, ends) for column in (x, y, p[order], t[order])]
+        field_pixel, sample = np.divmod(pixel, count)
+        order = np.lexsort((field_pixel, t, sample))
+        y, x = np.divmod(field_pixel[order], self.field)
+        boundaries = np.searchsorted(sample[order], np.arange(1, count))
+        columns = [np.split(column, boundaries) for column in (x, y, p[order], t[order])]
         return [SaccadeEvents(*sample_columns) for sample_columns in zip(*columns, strict=True)]
 
 
@@ -240,26 +250,28 @@ class _View:
         self._height, self._width = images.shape[1:]
         levels = np.array([round(_WHITE * (i / 255) ** camera.gamma) for i in range(256)], dtype=np.int32)
         canvas = np.pad(levels[images], ((0, 0), (_BORDER, _BORDER), (_BORDER, _BORDER)))
-        if side := round(_SUBPIXEL * camera.blur**2 / 2):
-            centre = np.int32(_SUBPIXEL - 2 * side)
+        # Three taps with these weights have the variance of the blur. Up to 0.7, the centre keeps the largest weight.
+        if side_weight := round(_SUBPIXEL * camera.blur**2 / 2):
+            centre_weight = np.int32(_SUBPIXEL - 2 * side_weight)
             for axis in (1, 2):
-                canvas = centre * canvas + side * (np.roll(canvas, 1, axis) + np.roll(canvas, -1, axis))
+                canvas = centre_weight * canvas + side_weight * (np.roll(canvas, 1, axis) + np.roll(canvas, -1, axis))
             canvas >>= 2 * _SUBPIXEL_BITS
         # The images are the last axis, so that the same pixel of all images is contiguous.
         self._canvas = np.ascontiguousarray(canvas.transpose(1, 2, 0)).reshape(-1, len(images))
         light = [(_WHITE - i if camera.inverted else i) / _WHITE for i in range(_WHITE + 1)]
         self._log = np.array([round(_LOG_UNIT * math.log(camera.floor + value)) for value in light], dtype=np.int32)
-        across, along = math.cos(camera.turn) / camera.zoom, math.sin(camera.turn) / camera.zoom
-        self._turn = np.array([[across, -along], [along, across]])
+        cosine, sine = math.cos(camera.turn) / camera.zoom, math.sin(camera.turn) / camera.zoom
+        self._turn = np.array([[cosine, -sine], [sine, cosine]])
         middle = (np.array(images.shape[1:]) - 1) / 2
         pixels = np.stack(np.divmod(np.arange(camera.field**2), camera.field)) - middle[:, np.newaxis]
         self._sources = np.rint(_SUBPIXEL * (self._turn @ pixels + middle[:, np.newaxis])).astype(np.int64)
 
     def __call__(self, row: float, column: float) -> AnyArray:
         """Log intensity `[field^2 * B]`, with the images moved by `row` and `column` pixels."""
-        moved = np.rint(_SUBPIXEL * (self._turn @ (row, column))).astype(np.int64)
-        sources = self._sources - moved[:, np.newaxis]
-        (first_row, first_column), (down, right) = sources >> _SUBPIXEL_BITS, sources & (_SUBPIXEL - 1)
+        shift = np.rint(_SUBPIXEL * (self._turn @ (row, column))).astype(np.int64)
+        sources = self._sources - shift[:, np.newaxis]
+        first_row, first_column = sources >> _SUBPIXEL_BITS
+        row_fraction, column_fraction = sources & (_SUBPIXEL - 1)
         first_row, first_column = (
             np.clip(offset, -_BORDER, size + _BORDER - 2) + _BORDER
             for offset, size in ((first_row, self._height), (first_column, self._width))
@@ -267,29 +279,31 @@ class _View:
         stride = self._width + 2 * _BORDER
         corner = first_row * stride + first_column
         shares = (
-            (0, (_SUBPIXEL - down) * (_SUBPIXEL - right)),
-            (1, (_SUBPIXEL - down) * right),
-            (stride, down * (_SUBPIXEL - right)),
-            (stride + 1, down * right),
+            (0, (_SUBPIXEL - row_fraction) * (_SUBPIXEL - column_fraction)),
+            (1, (_SUBPIXEL - row_fraction) * column_fraction),
+            (stride, row_fraction * (_SUBPIXEL - column_fraction)),
+            (stride + 1, row_fraction * column_fraction),
         )
-        light = sum(self._canvas[corner + to] * share.astype(np.int32)[:, np.newaxis] for to, share in shares)
+        light = sum(
+            self._canvas[corner + neighbour] * share.astype(np.int32)[:, np.newaxis] for neighbour, share in shares
+        )
         log_intensity: AnyArray = self._log[light >> 2 * _SUBPIXEL_BITS]
         return log_intensity.reshape(-1)
 
 
 def _passed(
-    old: AnyArray, now: AnyArray, reference: AnyArray, size: AnyArray, count: AnyArray
+    old_light: AnyArray, new_light: AnyArray, reference: AnyArray, size: AnyArray, count: AnyArray
 ) -> tuple[Int64, Int64, Int64]:
-    """The points between `old` and `now` at which each pixel passes `reference + n * size`, n from 1 to `count`.
+    """The points between two log intensities at which each pixel passes `reference + n * size`, n from 1 to `count`.
 
     Returns:
-        For every event the index of its pixel in the arguments, the distance from `old`, and the whole distance.
+        For every event the index of its pixel in the arguments, the distance from `old_light`, and the whole distance.
     """
     event_pixel = np.repeat(np.arange(count.size), count)
     nth = np.arange(event_pixel.size) - np.repeat(np.cumsum(count) - count, count) + 1
-    part = np.sign(size)[event_pixel] * ((reference - old)[event_pixel] + size[event_pixel] * nth)
-    distance = np.maximum(1, np.abs(now - old))[event_pixel].astype(np.int64)
-    return event_pixel, np.clip(part, 0, distance), distance
+    crossing = np.sign(size)[event_pixel] * ((reference - old_light)[event_pixel] + size[event_pixel] * nth)
+    distance = np.maximum(1, np.abs(new_light - old_light))[event_pixel].astype(np.int64)
+    return event_pixel, np.clip(crossing, 0, distance), distance
 
 
 def _spread(words: UInt32, width: float) -> AnyArray:
@@ -306,9 +320,9 @@ def enlarge(images: UInt8, factor: int) -> UInt8:
         matrix = np.zeros((factor * size, size), dtype=np.int64)
         for i in range(factor * size):
             # The centre of pixel i, in old pixels: (2 i + 1 - factor) / (2 factor).
-            low, part = divmod(2 * i + 1 - factor, 2 * factor)
-            matrix[i, min(max(low, 0), size - 1)] += 2 * factor - part
-            matrix[i, min(max(low + 1, 0), size - 1)] += part
+            low, fraction = divmod(2 * i + 1 - factor, 2 * factor)
+            matrix[i, min(max(low, 0), size - 1)] += 2 * factor - fraction
+            matrix[i, min(max(low + 1, 0), size - 1)] += fraction
         return matrix
 
     rows, columns = weights(images.shape[1]), weights(images.shape[2])

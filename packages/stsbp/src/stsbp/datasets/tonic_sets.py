@@ -84,15 +84,15 @@ def _class_of(name: str) -> Any:
     return getattr(module, matches[0])
 
 
-def _folder(kind: Any, data_dir: Path) -> Path:
+def _folder(tonic_class: Any, data_dir: Path) -> Path:
     """The folder from which tonic's class reads."""
-    name: str = kind.__name__
+    name: str = tonic_class.__name__
     return data_dir / _FOLDERS.get(name, name)
 
 
-def _parts(kind: Any) -> dict[str, dict[str, Any]]:
+def _parts(tonic_class: Any) -> dict[str, dict[str, Any]]:
     """The arguments of tonic's class for training and test samples, if it distinguishes them."""
-    parameters = inspect.signature(kind).parameters
+    parameters = inspect.signature(tonic_class).parameters
     if "train" in parameters:
         return {"train": {"train": True}, "test": {"train": False}}
     if "split" in parameters:
@@ -105,7 +105,7 @@ def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.suffix not in _ARCHIVES and path.is_file())
 
 
-def _without_download(kind: Any) -> Any:
+def _without_download(tonic_class: Any) -> Any:
     """tonic's class, changed so that it accepts existing files and downloads nothing."""
 
     def exists(self: Any) -> bool:
@@ -117,50 +117,52 @@ def _without_download(kind: Any) -> Any:
     # tonic uses the name of the class as the name of the folder. Some classes unpack and delete an archive that they
     # find, unless it seems to be missing.
     changed = {"_check_exists": exists, "download": download, "_is_file_present": lambda _self: False}
-    return type(kind.__name__, (kind,), changed)
+    return type(tonic_class.__name__, (tonic_class,), changed)
 
 
-def _open(kind: Any, data_dir: Path, part: Mapping[str, Any], request: Request) -> Any:
+def _open(tonic_class: Any, data_dir: Path, part: Mapping[str, Any], request: Request) -> Any:
     """tonic's object for some samples.
 
     Raises:
         DataError: the files do not exist or cannot be read, or the download failed.
     """
-    name, folder = kind.__name__, _folder(kind, data_dir)
+    name, folder = tonic_class.__name__, _folder(tonic_class, data_dir)
     try:
         # Standard output is only for the results of the command.
         with contextlib.redirect_stdout(sys.stderr):
-            return (kind if request.download else _without_download(kind))(save_to=str(data_dir), **part)
+            return (tonic_class if request.download else _without_download(tonic_class))(save_to=str(data_dir), **part)
     except ImportError as error:
         raise DataError(f"{name} needs another library ({error}): {_INSTALL}") from error
     except SystemExit as error:
         # tonic ends the program if it cannot download the files, for example because they need a browser.
-        raise DataError(f"no {name} at {folder}, and tonic cannot download it. {_by_hand(kind, folder)}") from error
+        raise DataError(
+            f"no {name} at {folder}, and tonic cannot download it. {_by_hand(tonic_class, folder)}"
+        ) from error
     except Exception as error:
         # For truncated or forged files, tonic and its libraries can raise almost any error.
         if request.download:
-            raise DataError(f"could not download {name}: {error}\n{_by_hand(kind, folder)}") from error
+            raise DataError(f"could not download {name}: {error}\n{_by_hand(tonic_class, folder)}") from error
         if not folder.is_dir() or isinstance(error, FileNotFoundError):
             raise DataError(
-                f"no {name} at {folder}: fetch it with --download, or by hand. {_by_hand(kind, folder)}"
+                f"no {name} at {folder}: fetch it with --download, or by hand. {_by_hand(tonic_class, folder)}"
             ) from error
         raise DataError(f"{folder} cannot be read as {name}: {type(error).__name__}: {error}") from error
 
 
-def _spoken(kind: Any, folder: Path, part: str) -> Path | None:
+def _spoken_path(tonic_class: Any, folder: Path, part: str) -> Path | None:
     """The file of SHD or SSC with some samples; None for other data sets."""
-    archive = getattr(kind, f"{part}_zip", None)
-    return folder / archive.removesuffix(".zip") if kind.__name__ in ("SHD", "SSC") and archive else None
+    archive = getattr(tonic_class, f"{part}_zip", None)
+    return folder / archive.removesuffix(".zip") if tonic_class.__name__ in ("SHD", "SSC") and archive else None
 
 
-def _by_hand(kind: Any, folder: Path) -> str:
+def _by_hand(tonic_class: Any, folder: Path) -> str:
     """Which files to download from where, and where to put them, if tonic's class contains this information."""
     fetched = []
     for prefix in ("", "train_", "test_", "valid_"):
-        file = getattr(kind, f"{prefix}filename", None) or getattr(kind, f"{prefix}zip", None)
-        base = getattr(kind, "base_url", "")
-        url = getattr(kind, f"{prefix}url", None) or (f"{base}{file}" if base.endswith("/") else base)
-        md5 = getattr(kind, f"{prefix}md5", None) or getattr(kind, "file_md5", None)
+        file = getattr(tonic_class, f"{prefix}filename", None) or getattr(tonic_class, f"{prefix}zip", None)
+        base = getattr(tonic_class, "base_url", "")
+        url = getattr(tonic_class, f"{prefix}url", None) or (f"{base}{file}" if base.endswith("/") else base)
+        md5 = getattr(tonic_class, f"{prefix}md5", None) or getattr(tonic_class, "file_md5", None)
         if file and url:
             fetched.append(f"{file} (md5 {md5}, {url})")
     beginning = f"Fetch {', '.join(fetched)}, u" if fetched else "U"
@@ -177,7 +179,7 @@ def _ordered(source: Any) -> list[int]:
     return list(numbers)
 
 
-def _classes(kind: Any, source: Any) -> tuple[str, ...]:
+def _classes(tonic_class: Any, source: Any) -> tuple[str, ...]:
     """Names of the classes: those of tonic, else the labels of the samples."""
     class_names = getattr(source, "classes", None)
     if isinstance(class_names, Mapping):
@@ -189,13 +191,13 @@ def _classes(kind: Any, source: Any) -> tuple[str, ...]:
         return tuple(sorted({*targets}))
     if targets and all(isinstance(target, int | np.integer) for target in targets):
         return tuple(map(str, range(int(max(targets)) + 1)))
-    raise DataError(f"the samples of {kind.__name__} have no classes, so it cannot be trained on as it is")
+    raise DataError(f"the samples of {tonic_class.__name__} have no classes, so it cannot be trained on as it is")
 
 
-def _sensor(kind: Any, source: Any) -> tuple[int, int, int]:
-    sensor = _SENSORS.get(kind.__name__, getattr(source, "sensor_size", None))
+def _sensor(tonic_class: Any, source: Any) -> tuple[int, int, int]:
+    sensor = _SENSORS.get(tonic_class.__name__, getattr(source, "sensor_size", None))
     if sensor is None or len(sensor) != 3 or not all(isinstance(size, int) for size in sensor):
-        raise DataError(f"tonic does not say how large the sensor of {kind.__name__} is, so it cannot be binned")
+        raise DataError(f"tonic does not say how large the sensor of {tonic_class.__name__} is, so it cannot be binned")
     return sensor
 
 
@@ -233,8 +235,8 @@ def _lip(path: str) -> AnyArray:
 
 def _check_numbers(columns: Sequence[AnyArray]) -> None:
     """Raise `DataError` if an event has a number that no position, polarity or time can be."""
-    small = [np.abs(column.astype(np.float64)) < 2**40 for column in columns]
-    if (wrong := np.flatnonzero(~np.all(small, axis=0))).size:
+    in_range = [np.abs(column.astype(np.float64)) < 2**40 for column in columns]
+    if (wrong := np.flatnonzero(~np.all(in_range, axis=0))).size:
         event = [column[wrong[0]].item() for column in columns]
         raise DataError(f"event {wrong[0]} has a number that is no position, polarity or time: {event}")
 
@@ -271,13 +273,13 @@ def _recording(source: Any, k: int, classes: tuple[str, ...], flat: bool) -> tup
     Raises:
         DataError: the sample is not a list of events with a class.
     """
-    kind = type(source).__name__
-    if kind in _LIKE_NMNIST and isinstance(source.data[k], str):
+    class_name = type(source).__name__
+    if class_name in _LIKE_NMNIST and isinstance(source.data[k], str):
         _check_bytes(source.data[k])
-    if kind in _READERS:
-        events, target = _READERS[kind](source.data[k]), source.targets[k]
+    if class_name in _READERS:
+        events, target = _READERS[class_name](source.data[k]), source.targets[k]
     else:
-        with _quiet(kind):
+        with _quiet(class_name):
             events, target = source[k][:2]
     if np.ndim(events) == 2 and 1 in events.shape:
         # Arrays in MATLAB's files have two axes.
@@ -305,10 +307,10 @@ def _is_of_reader(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def _quiet(kind: str) -> Iterator[None]:
-    """Hide what the reader of .aedat4 files, in tonic's class `kind`, prints about a damaged file before its error."""
+def _quiet(class_name: str) -> Iterator[None]:
+    """Hide what the reader of .aedat4 files, in a class of tonic, prints about a damaged file before its error."""
     try:
-        standard_error = os.dup(2) if kind == "CIFAR10DVS" else None
+        standard_error = os.dup(2) if class_name == "CIFAR10DVS" else None
     except OSError:  # Standard error is closed.
         standard_error = None
     if standard_error is None:
@@ -323,16 +325,16 @@ def _quiet(kind: str) -> Iterator[None]:
         os.close(standard_error)
 
 
-def _check_folders(kind: Any, source: Any, folder: Path) -> None:
+def _check_folders(tonic_class: Any, source: Any, folder: Path) -> None:
     """Raise `DataError` if a folder with samples does not have exactly the name of a class. tonic sees its end only."""
-    if (suffix := _BY_LAST_CHARACTERS.get(kind.__name__)) is None:
+    if (suffix := _BY_LAST_CHARACTERS.get(tonic_class.__name__)) is None:
         return
     names = [str(name) for name in getattr(source, "int_classes", range(10))]
     for parent in sorted({path.parent for path in _files(folder) if path.suffix == suffix}):
         if parent.name not in names:
             raise DataError(
-                f"{parent} has samples, but its name is none of the classes of {kind.__name__}: {', '.join(names)}; "
-                "rename it, or move it away"
+                f"{parent} has samples, but its name is none of the classes of {tonic_class.__name__}: "
+                f"{', '.join(names)}; rename it, or move it away"
             )
 
 
@@ -346,24 +348,24 @@ class _PartFrames(NamedTuple):
     skipped: tuple[Skipped, ...]
 
 
-def _load_part(kind: Any, part: str, request: Request) -> _PartFrames:
+def _load_part(tonic_class: Any, part: str, request: Request) -> _PartFrames:
     assert request.data_dir is not None
-    name, data_folder = kind.__name__, _folder(kind, request.data_dir)
+    name, data_folder = tonic_class.__name__, _folder(tonic_class, request.data_dir)
     for path in data_folder.rglob("*"):
         check_regular(path)
-    spoken = _spoken(kind, data_folder, part)
-    if spoken is not None and spoken.exists():
+    spoken_path = _spoken_path(tonic_class, data_folder, part)
+    if spoken_path is not None and spoken_path.exists():
         # tonic reads some of its arrays whole, in this process.
-        with SpokenFile(spoken):
+        with SpokenFile(spoken_path):
             pass
-    source = _open(kind, request.data_dir, _parts(kind)[part], request)
-    classes, (width, height, polarities) = _classes(kind, source), _sensor(kind, source)
+    source = _open(tonic_class, request.data_dir, _parts(tonic_class)[part], request)
+    classes, (width, height, polarities) = _classes(tonic_class, source), _sensor(tonic_class, source)
     check_class_count(request.name, len(classes))
     flat = height == 1
     binning = dataclasses.replace(request.binning, width=width, height=height, polarities=polarities)
     shape = (width,) if flat else binning.shape
     folder = Path(source.location_on_system, source.folder_name)
-    _check_folders(kind, source, folder)
+    _check_folders(tonic_class, source, folder)
     named = {str(path) for path in getattr(source, "data", []) if isinstance(path, str)}
     single = getattr(source, "data_filename", None)
     paths = [Path(path) for path in named] or ([folder / single] if isinstance(single, str) else list(_files(folder)))
@@ -379,14 +381,14 @@ def _load_part(kind: Any, part: str, request: Request) -> _PartFrames:
     order = _ordered(source)
 
     def build(writer: CacheWriter) -> None:
-        with contextlib.nullcontext() if spoken is None else SpokenFile(spoken) as file:
+        with contextlib.nullcontext() if spoken_path is None else SpokenFile(spoken_path) as file:
             read_all(writer, file)
         if combine_digests(digest()) != source_key:
             raise DataError(f"{data_folder} changed while it was read; run again when nothing writes to it")
 
     def read_all(writer: CacheWriter, file: SpokenFile | None) -> None:
         report = Progress(request.progress, f"reading {folder}{writer.why}", len(order))
-        for done, k in enumerate(order, 1):
+        for samples_done, k in enumerate(order, 1):
             # If no further recording can be read, none can be skipped.
             lists = None if file is None else file.next_lists()
             try:
@@ -410,7 +412,7 @@ def _load_part(kind: Any, part: str, request: Request) -> _PartFrames:
             else:
                 lengths = [binning.length(columns[-1])] if request.own_lengths else None
                 writer.add(FrameSplit.store(frames, binary=binning.binary), [label], lengths)
-            report(done)
+            report(samples_done)
 
     key = {
         "source": source_key,
@@ -424,7 +426,7 @@ def _load_part(kind: Any, part: str, request: Request) -> _PartFrames:
     form = CacheForm.of_frames(
         len(classes), shape, binning.steps, binary=binning.binary, own_lengths=request.own_lengths
     )
-    stored = cached(
+    cached_data = cached(
         f"tonic-{name.lower()}",
         key,
         cache_dir=request.cache_dir,
@@ -433,9 +435,9 @@ def _load_part(kind: Any, part: str, request: Request) -> _PartFrames:
         source=files,
         form=form,
     )
-    frames = stored.frames(binning.steps, binary=binning.binary)
+    frames = cached_data.frames(binning.steps, binary=binning.binary)
     return _PartFrames(
-        frames, classes, binning, f"{part}: {len(frames):,} samples of {name}, from {data_folder}", stored.skipped
+        frames, classes, binning, f"{part}: {len(frames):,} samples of {name}, from {data_folder}", cached_data.skipped
     )
 
 
@@ -448,29 +450,31 @@ def load(request: Request) -> Dataset:
             failed.
     """
     base = request.name.partition(":")[0]
-    kind = _class_of(_NAMES.get(base, request.argument))
+    tonic_class = _class_of(_NAMES.get(base, request.argument))
     if request.data_dir is None:
         raise DataError(
-            f"{kind.__name__} needs a data folder: name the one that holds {_folder(kind, Path())}/ with --data-dir or "
-            "STSBP_DATA; with --download, name a folder to put it into"
+            f"{tonic_class.__name__} needs a data folder: name the one that holds {_folder(tonic_class, Path())}/ with "
+            "--data-dir or STSBP_DATA; with --download, name a folder to put it into"
         )
-    both = "test" in _parts(kind)
-    only_test = both and request.only_test
-    first = _load_part(kind, "test" if only_test else "train", request)
-    notes, skipped, classes, binning = [first.note], first.skipped, first.classes, first.binning
-    train: Split = first.frames
+    has_test_part = "test" in _parts(tonic_class)
+    only_test = has_test_part and request.only_test
+    first_part = _load_part(tonic_class, "test" if only_test else "train", request)
+    notes, skipped, classes, binning = [first_part.note], first_part.skipped, first_part.classes, first_part.binning
+    train: Split = first_part.frames
     test = train
-    if both and request.wants_own_test and not only_test:
-        other = _load_part(kind, "test", request)
-        if other.classes != classes:
-            raise DataError(f"{kind.__name__}: the classes of the test samples are not those of the training samples")
-        test = other.frames
-        notes.append(other.note)
-        skipped += other.skipped
+    if has_test_part and request.wants_own_test and not only_test:
+        test_part = _load_part(tonic_class, "test", request)
+        if test_part.classes != classes:
+            raise DataError(
+                f"{tonic_class.__name__}: the classes of the test samples are not those of the training samples"
+            )
+        test = test_part.frames
+        notes.append(test_part.note)
+        skipped += test_part.skipped
     elif not only_test:
         train, test = cut_test(train, max(1, len(train) // 5), request)
-        held = f"{len(test):,} of them held out as test samples (split seed {request.seed})"
-        notes += [held] * bool(request.told_of_test(held))
+        held_out_note = f"{len(test):,} of them held out as test samples (split seed {request.seed})"
+        notes += [held_out_note] * bool(request.told_of_test(held_out_note))
     notes += left_out(skipped, "samples")
     shape = (binning.width,) if binning.height == 1 else binning.shape
     return Dataset(request.name, "events", shape, classes, train, test, tuple(notes), skipped)

@@ -105,7 +105,7 @@ class _Term:
         )
 
     @property
-    def both(self) -> Factor:
+    def total_factor(self) -> Factor:
         """The total factor of `z`."""
         return self.factor * self.output_factor
 
@@ -172,14 +172,16 @@ class _Import:
             self.readers[source].append(reader)
         self.used_names = {"input": 1}
         """Names of nodes, with the last number that was appended to each."""
-        self.names = {name: self.free(_node_name(name)) for name, node in graph.nodes.items() if node.kind != "Input"}
+        self.names = {
+            name: self.unused_name(_node_name(name)) for name, node in graph.nodes.items() if node.kind != "Input"
+        }
         self.signals: dict[str, _Signal] = {}
         self.projections: dict[str, _ImportedProjection] = {}
         self.populations: dict[str, _ImportedPopulation] = {}
         self.origins = {"input": "input"}
         """For each node, one of the populations whose spikes it carries, through pooling and sums."""
-        self.likes = {"input": "input"}
-        """Links to another population whose spikes are added, so that both need the same synapse: see `like`."""
+        self.representatives = {"input": "input"}
+        """Links to another population whose spikes are added, so that both need the same synapse."""
         self.divisors: dict[str, int] = {}
         """Pending divisors of the window sums that a node carries, applied after the weights; 1 for others."""
         self.nodes: list[Node] = []
@@ -191,7 +193,7 @@ class _Import:
     def run(self) -> Imported:
         for node in self.graph.nodes.values():
             read_node(node, self.choices)
-        source, end = self.only("Input"), self.only("Output")
+        source, end = self.only_node("Input"), self.only_node("Output")
         if self.readers[end.name]:
             raise fail(end, "something reads it")
         self.walk(source)
@@ -202,7 +204,7 @@ class _Import:
         shape = self.signals[source.name].shape if self.data_shape is None else self.data_shape
         return Imported(tuple(self.nodes), self.weights, shape, synapses["input"], tuple(self.notes))
 
-    def only(self, kind: str) -> GraphNode:
+    def only_node(self, kind: str) -> GraphNode:
         """The only node of a kind."""
         nodes = [node for node in self.graph.nodes.values() if node.kind == kind]
         if len(nodes) != 1:
@@ -226,13 +228,13 @@ class _Import:
         for name in neurons:
             population = self.names[name]
             self.signals[name] = _Signal((_Term(population),), shapes[name])
-            self.origins[population] = self.likes[population] = population
-        waiting = {name: len(sources) for name, sources in self.inputs.items()}
+            self.origins[population] = self.representatives[population] = population
+        pending_inputs = {name: len(sources) for name, sources in self.inputs.items()}
         ready = deque(reader for name in self.signals for reader in self.readers[name])
         while ready:
             name = ready.popleft()
-            waiting[name] -= 1
-            if not waiting[name] and name in shapes and name not in self.signals:
+            pending_inputs[name] -= 1
+            if not pending_inputs[name] and name in shapes and name not in self.signals:
                 self.signals[name] = self.signal(self.graph.nodes[name])
                 ready.extend(self.readers[name])
         unread, path = next((name for name in shapes if name not in self.signals), None), set[str]()
@@ -302,10 +304,10 @@ class _Import:
         """The sum of all inputs of a node."""
         signals = [self.signals[name] for name in self.inputs[node.name]]
         first = signals[0]
-        for other in signals:
-            if other.shape != first.shape:
-                raise fail(node, f"its inputs have different shapes, {list(first.shape)} and {list(other.shape)}")
-            if other.weighted != first.weighted:
+        for signal in signals:
+            if signal.shape != first.shape:
+                raise fail(node, f"its inputs have different shapes, {list(first.shape)} and {list(signal.shape)}")
+            if signal.weighted != first.weighted:
                 raise fail(node, "it reads both spikes and weighted sums")
         # The number of terms can double wherever two paths meet.
         if (number := sum(len(signal.terms) for signal in signals)) > _MOST_TERMS:
@@ -335,7 +337,7 @@ class _Import:
             flat = (math.prod(summed_input.shape),)
             if summed_input.weighted:
                 return summed_input
-            factors = [_flattened(node, term.both, summed_input.shape) for term in summed_input.terms]
+            factors = [_flattened(node, term.total_factor, summed_input.shape) for term in summed_input.terms]
             scaled = zip(summed_input.terms, factors, strict=True)
             terms = (replace(term, factor=factor, output_factor=1.0) for term, factor in scaled)
             return replace(summed_input, terms=tuple(terms), shape=flat)
@@ -343,15 +345,15 @@ class _Import:
         if node.kind in POOLS:
             return self.pooled(node, summed_input.shape, edge, factor)
         parameters = read_weights(node)
-        shape = _line(summed_input.shape, node) if node.kind == "Conv1d" else summed_input.shape
+        shape = _row_shape(summed_input.shape, node) if node.kind == "Conv1d" else summed_input.shape
         if isinstance(parameters.op, Linear) and len(_squeezed(shape)) > 1:
             raise fail(node, f"its input has the shape {list(shape)}; put Flatten before it")
         self.projections[node.name] = _ImportedProjection(node, parameters, edge, factor, shape)
         output = _shape_after(node, shape)
-        needs = parameters.op.weight_shape(shape)
-        if needs != parameters.values.shape:
+        required_shape = parameters.op.weight_shape(shape)
+        if required_shape != parameters.values.shape:
             has = f"weight has the shape {list(parameters.values.shape)}"
-            raise fail(node, f"{has}, but an input of shape {list(shape)} needs {list(needs)}")
+            raise fail(node, f"{has}, but an input of shape {list(shape)} needs {list(required_shape)}")
         if isinstance(declared_shape := node.values.get("input_shape"), np.ndarray):
             declared = declared_shape.reshape(-1)[:3].tolist()
             if declared != [*shape[-declared_shape.size :]] or not declared_shape.size:
@@ -371,25 +373,25 @@ class _Import:
         ):
             raise fail(node, "it reads weighted sums; put neurons before it")
         factor = _spread(node, "weight", channel_factors, summed_input.shape)
-        first, *others = (term.times(factor) for term in summed_input.terms)
+        first, *other_terms = (term.times(factor) for term in summed_input.terms)
         if parameters.bias is not None:
             first = first.plus(_biases(node, parameters, summed_input.shape))
-        return replace(summed_input, terms=(first, *others))
+        return replace(summed_input, terms=(first, *other_terms))
 
     def edge(self, node: GraphNode, signal: _Signal) -> tuple[Edge, Factor]:
         """The edge from some spikes. Several spikes are added, and must all have the same factor."""
-        first, *others = signal.terms
-        if not others:
-            return Edge(first.source, first.delay), first.both
-        if not all(np.array_equal(term.both, first.both) for term in others):
+        first, *other_terms = signal.terms
+        if not other_terms:
+            return Edge(first.source, first.delay), first.total_factor
+        if not all(np.array_equal(term.total_factor, first.total_factor) for term in other_terms):
             raise fail(node, "it adds spikes that are scaled by different factors")
-        name = self.free(f"{self.names[node.name]}.sum")
+        name = self.unused_name(f"{self.names[node.name]}.sum")
         self.nodes.append(Node(name, Add(), tuple(Edge(term.source, term.delay) for term in signal.terms)))
         self.origins[name] = self.origins[first.source]
-        for term in others:
-            self.likes[self.like(term.source)] = self.like(first.source)
+        for term in other_terms:
+            self.representatives[self.representative(term.source)] = self.representative(first.source)
         self.divisors[name] = self.divisors.get(first.source, 1)
-        return Edge(name), first.both
+        return Edge(name), first.total_factor
 
     def pooled(self, node: GraphNode, shape: Shape, edge: Edge, factor: Factor) -> _Signal:
         """Average pooling over windows."""
@@ -409,12 +411,12 @@ class _Import:
             raise fail(node, "it reads nothing")
         signal = self.summed_input(node)
         if not signal.weighted:
-            (term, *others) = signal.terms
-            if others or term.delay or not is_one(term.both) or term.source not in self.population_names:
+            (term, *other_terms) = signal.terms
+            if other_terms or term.delay or not is_one(term.total_factor) or term.source not in self.population_names:
                 raise fail(node, "it must read the unchanged spikes of one population")
             return
         name, model = self.names[node.name], Readout(1.0, surrogate=self.choices.surrogate)
-        self.origins[name] = self.likes[name] = name
+        self.origins[name] = self.representatives[name] = name
         self.populations[node.name] = _ImportedPopulation(node, NeuronParameters(model, None, 1.0, 1.0, 1.0), signal)
         self.notes.append((node.name, "it reads weighted sums, so a readout without leak was added"))
 
@@ -423,12 +425,12 @@ class _Import:
         """Names of the nodes here that are neurons."""
         return {self.names[name] for name in self.populations}
 
-    def like(self, source: str) -> str:
+    def representative(self, source: str) -> str:
         """The population that represents all whose spikes pass through the same synapse as those of a node."""
         name = self.origins[source]
-        while (other := self.likes[name]) != name:
-            self.likes[name] = self.likes[other]
-            name = other
+        while (parent := self.representatives[name]) != name:
+            self.representatives[name] = self.representatives[parent]
+            name = parent
         return name
 
     def synapses(self) -> dict[str, PSP | None]:
@@ -440,21 +442,23 @@ class _Import:
             own_tau_s = population.parameters.tau_s
             for term in population.signal.terms:
                 source, times = self.projections[term.source].edge.source, self.times(population, term)
-                origin, divisor = self.like(source), self.divisors.get(source, 1)
-                other = reads.setdefault(origin, population)
-                if abs(own_tau_s - (other_tau_s := other.parameters.tau_s)) > NEAR * other_tau_s:
-                    through = f"a synapse of {own_tau_s:g} steps, but {other.node.name} through one of {other_tau_s:g}"
-                    why = "in stsbp the neurons that send the spikes determine the synapse"
-                    raise fail(population.node, f"it reads the spikes of {origin} through {through}; {why}")
-                times = times / self.moved(term)
+                origin, divisor = self.representative(source), self.divisors.get(source, 1)
+                first_reader = reads.setdefault(origin, population)
+                if abs(own_tau_s - (first_tau_s := first_reader.parameters.tau_s)) > NEAR * first_tau_s:
+                    synapse_text = (
+                        f"a synapse of {own_tau_s:g} steps, but {first_reader.node.name} through one of {first_tau_s:g}"
+                    )
+                    reason = "in stsbp the neurons that send the spikes determine the synapse"
+                    raise fail(population.node, f"it reads the spikes of {origin} through {synapse_text}; {reason}")
+                times = times / self.power_of_two(term)
                 # All gains are equal if the smallest and the largest are.
-                ends = np.array([np.min(times), np.max(times)]) / own_tau_s / divisor
-                gains.setdefault(origin, set()).update((float(gain), divisor) for gain in ends.astype(np.float32))
+                extremes = np.array([np.min(times), np.max(times)]) / own_tau_s / divisor
+                gains.setdefault(origin, set()).update((float(gain), divisor) for gain in extremes.astype(np.float32))
                 if own_tau_s > 1 and not is_one(times):
                     changed.add(origin)
         synapses: dict[str, PSP | None] = {}
         for name in ("input", *self.population_names):
-            origin = self.like(name)
+            origin = self.representative(name)
             tau_s = reads[origin].parameters.tau_s if origin in reads else self.choices.tau_s
             # The exact gains decide: at a large tau_s, a decay in float32 determines tau_s only roughly.
             exact = _with_gain(tau_s, gains.get(origin, set()))
@@ -462,10 +466,12 @@ class _Import:
                 synapses[name] = PSP(tau_s, gain="unit")
             else:
                 synapses[name] = PSP(exact or tau_s)
-        alone = [name for name in self.likes if self.like(name) == self.like("input")] == ["input"]
-        return synapses | ({"input": None} if alone and synapses["input"] == PSP(1.0) else {})
+        is_alone = [
+            name for name in self.representatives if self.representative(name) == self.representative("input")
+        ] == ["input"]
+        return synapses | ({"input": None} if is_alone and synapses["input"] == PSP(1.0) else {})
 
-    def moved(self, term: _Term) -> float:
+    def power_of_two(self, term: _Term) -> float:
         """The power of two in the factor before the weights of a term, which is exact in the weights; 1: none.
 
         Sums of windows have it, instead of means.
@@ -499,9 +505,9 @@ class _Import:
             psp = synapses[self.origins[edge.source]]
             gain = 1.0 if psp is None or psp.gain == "unit" else 1 / psp.tau_s
             if is_recurrent:
-                recurrent.append(self.put(projection, replace(edge, delay=1), term, population, gain))
+                recurrent.append(self.add_projection(projection, replace(edge, delay=1), term, population, gain))
             else:
-                forward.append(self.put(projection, edge, term, population, gain))
+                forward.append(self.add_projection(projection, edge, term, population, gain))
         if not forward:
             raise fail(population.node, "it reads nothing but itself")
         # Recurrent inputs come last.
@@ -516,7 +522,7 @@ class _Import:
             self.weights[f"{inputs[0].source}.decay"] = np.broadcast_to(decay, shape).astype(np.float32)
         self.nodes.append(Node(own_name, Neurons(model), inputs))
 
-    def put(
+    def add_projection(
         self, projection: _ImportedProjection, edge: Edge, term: _Term, population: _ImportedPopulation, gain: float
     ) -> Edge:
         """Add a node with weights, and its parameters. The synapse that reads them has the gain `gain`."""
@@ -540,7 +546,7 @@ class _Import:
             values = np.diagonal(values)[:, None].copy()
         shared_name = self.names[node.name]
         is_repeated = shared_name in self.weights
-        name = self.free(shared_name) if is_repeated else shared_name
+        name = self.unused_name(shared_name) if is_repeated else shared_name
         shares = shared_name if is_repeated and np.array_equal(values, self.weights[shared_name]) else None
         if shares is None:
             self.weights[name] = values
@@ -561,7 +567,7 @@ class _Import:
             self.notes.append((node.name, "its bias is zero everywhere and was left out"))
         return Edge(name)
 
-    def free(self, name: str) -> str:
+    def unused_name(self, name: str) -> str:
         """A new name that is as similar to `name` as possible. It is then taken."""
         candidate = name
         while candidate in self.used_names:
@@ -584,10 +590,10 @@ def _with_gain(tau_s: float, gains: set[tuple[float, int]]) -> float | None:
 
     if fits(tau_s):
         return tau_s
-    ends = [(1 - _between(decay, np.inf), 1 - _between(decay, 0))]
-    ends += [(d * _between(np.float32(gain), 0), d * _between(np.float32(gain), np.inf)) for gain, d in gains]
-    sum_of_ends = max(low for low, _ in ends) + min(high for _, high in ends)
-    return 2 / sum_of_ends if 0 < sum_of_ends <= 2 and fits(2 / sum_of_ends) else None
+    bounds = [(1 - _midpoint(decay, np.inf), 1 - _midpoint(decay, 0))]
+    bounds += [(d * _midpoint(np.float32(gain), 0), d * _midpoint(np.float32(gain), np.inf)) for gain, d in gains]
+    sum_of_bounds = max(low for low, _ in bounds) + min(high for _, high in bounds)
+    return 2 / sum_of_bounds if 0 < sum_of_bounds <= 2 and fits(2 / sum_of_bounds) else None
 
 
 def _exact(factor: Factor) -> Factor:
@@ -596,9 +602,9 @@ def _exact(factor: Factor) -> Factor:
     return np.where(np.abs(np.abs(factor) - power) <= NEAR * power, np.copysign(power, factor), factor)
 
 
-def _between(x: np.float32, to: float) -> float:
+def _midpoint(x: np.float32, direction: float) -> float:
     """The number halfway between a float32 number and the next one in a direction."""
-    return (float(x) + float(np.nextafter(x, np.float32(to)))) / 2
+    return (float(x) + float(np.nextafter(x, np.float32(direction)))) / 2
 
 
 def _node_name(name: str) -> str:
@@ -624,7 +630,7 @@ def _shape_after(node: GraphNode, shape: Shape) -> Shape:
     return (math.prod(shape),) if node.kind == "Flatten" else shape
 
 
-def _line(shape: Shape, node: GraphNode) -> Shape:
+def _row_shape(shape: Shape, node: GraphNode) -> Shape:
     """The shape of the input of a 1-d convolution, `(C, 1, L)`."""
     if len(shape) != 3 or shape[1] != 1:
         raise fail(node, f"its input has the shape {list(shape)}; the input of a 1-d convolution must be (C, 1, L)")

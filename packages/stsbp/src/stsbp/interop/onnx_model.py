@@ -148,8 +148,8 @@ class _Exporter:
         self.outputs: list[ValueInfoProto] = []
         self.shapes: dict[str, ValueInfoProto] = {}
         """Descriptions of values for which the library infers no shape, or one without T."""
-        self.before: list[ValueInfoProto] = []
-        self.after: list[ValueInfoProto] = []
+        self.state_inputs: list[ValueInfoProto] = []
+        self.state_outputs: list[ValueInfoProto] = []
 
     def graph(self) -> GraphProto:
         """The whole network."""
@@ -157,7 +157,7 @@ class _Exporter:
             if bound_node.node.name not in self.program.recurrent:
                 self.values[bound_node.node.name] = self._value(bound_node)
         doc = "Spikes and potentials are those of stsbp, bit for bit."
-        graph = self.nodes.graph("stsbp", [*self.inputs, *self.before], [*self.outputs, *self.after], doc)
+        graph = self.nodes.graph("stsbp", [*self.inputs, *self.state_inputs], [*self.outputs, *self.state_outputs], doc)
         graph.value_info.extend(self.shapes.values())
         return graph
 
@@ -167,14 +167,14 @@ class _Exporter:
             return self._input(bound_node)
         if isinstance(op, Neurons):
             return self._population(bound_node, self.program.populations[node.name])
-        read = [self._read(edge) for edge in node.inputs]
+        sources = [self._edge_output(edge) for edge in node.inputs]
         if type(op) is Dropout:
-            return read[0]
-        output = _NodeOutput(node.name, bound_node.output.shape, read[0].static)
+            return sources[0]
+        output = _NodeOutput(node.name, bound_node.output.shape, sources[0].static)
         if isinstance(op, Weighted):
-            self._weighted(output, op, read[0], self.program.weights[node.name])
+            self._weighted(output, op, sources[0], self.program.weights[node.name])
         else:
-            self._passed(output, op, read)
+            self._passed(output, op, sources)
         return output
 
     def _input(self, bound_node: BoundNode) -> _NodeOutput:
@@ -187,12 +187,12 @@ class _Exporter:
         unit = self.nodes.constant(f"{name}/unit", np.array(2.0**-bound_node.output.exponent, np.float32))
         return _NodeOutput(name, shape, True, self.nodes.add("Mul", [pixels, unit], name, values))
 
-    def _weighted(self, output: _NodeOutput, op: Weighted, read: _NodeOutput, weights: GridWeights) -> None:
+    def _weighted(self, output: _NodeOutput, op: Weighted, source: _NodeOutput, weights: GridWeights) -> None:
         name = output.name
         if type(op) is Conv2d:
-            output.rows = self._sums(self.nodes, weights, self._rows(read), f"{name}/sums")
+            output.rows = self._sums(self.nodes, weights, self._rows(source), f"{name}/sums")
         else:
-            x = self._flat(read) if type(op) is Linear else self._frames(read)
+            x = self._flat(source) if type(op) is Linear else self._frames(source)
             output.frames = self._sums(self.nodes, weights, x, f"{name}/sums")
         if (norm := weights.norm) is not None:
             z, prefix = self._frames(output), f"{name}/norm."
@@ -226,37 +226,37 @@ class _Exporter:
 
     # Operations without weights: `_PASSES` names the method of each.
 
-    def _passed(self, output: _NodeOutput, op: Op, read: list[_NodeOutput]) -> None:
+    def _passed(self, output: _NodeOutput, op: Op, sources: list[_NodeOutput]) -> None:
         if isinstance(op, Passing):
-            op = op.at(read[0].shape)
+            op = op.at(sources[0].shape)
         if type(op) not in _PASSES:
             raise _unknown(output.name, op)
-        _PASSES[type(op)](self, output, op, read)
+        _PASSES[type(op)](self, output, op, sources)
 
-    def _added(self, output: _NodeOutput, op: Add, read: list[_NodeOutput]) -> None:
+    def _added(self, output: _NodeOutput, op: Add, sources: list[_NodeOutput]) -> None:
         output.frames = self.nodes.add(
-            "Sum", [self._frames(value) for value in read], output.name, f"{output.name}/values"
+            "Sum", [self._frames(value) for value in sources], output.name, f"{output.name}/values"
         )
 
-    def _concatenated(self, output: _NodeOutput, op: Concat, read: list[_NodeOutput]) -> None:
+    def _concatenated(self, output: _NodeOutput, op: Concat, sources: list[_NodeOutput]) -> None:
         # From the end, because frames of images that are the same at all steps have no axis of time.
-        frames, axis = [self._frames(value) for value in read], -len(output.shape)
+        frames, axis = [self._frames(value) for value in sources], -len(output.shape)
         output.frames = self.nodes.add("Concat", frames, output.name, f"{output.name}/values", axis=axis)
 
-    def _flattened(self, output: _NodeOutput, op: Flatten, read: list[_NodeOutput]) -> None:
-        output.frames = self._flat(read[0])
+    def _flattened(self, output: _NodeOutput, op: Flatten, sources: list[_NodeOutput]) -> None:
+        output.frames = self._flat(sources[0])
 
-    def _upsampled(self, output: _NodeOutput, op: Upsample2d, read: list[_NodeOutput]) -> None:
+    def _upsampled(self, output: _NodeOutput, op: Upsample2d, sources: list[_NodeOutput]) -> None:
         name, scales = output.name, np.array([1, 1, *op.factors], np.float32)
-        nearest = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor", "mode": "nearest"}
-        operands = [self._rows(read[0]), "", self.nodes.constant(f"{name}/scales", scales)]
-        output.rows = self.nodes.add("Resize", operands, name, f"{name}/values", doc_string=str(op), **nearest)
+        resize_options = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor", "mode": "nearest"}
+        operands = [self._rows(sources[0]), "", self.nodes.constant(f"{name}/scales", scales)]
+        output.rows = self.nodes.add("Resize", operands, name, f"{name}/values", doc_string=str(op), **resize_options)
 
-    def _largest(self, output: _NodeOutput, op: MaxPool2d, read: list[_NodeOutput]) -> None:
-        self._windows("MaxPool", output, op, [self._rows(read[0])])
+    def _largest(self, output: _NodeOutput, op: MaxPool2d, sources: list[_NodeOutput]) -> None:
+        self._windows("MaxPool", output, op, [self._rows(sources[0])])
 
-    def _averaged(self, output: _NodeOutput, op: AvgPool2d, read: list[_NodeOutput]) -> None:
-        (value,) = read
+    def _averaged(self, output: _NodeOutput, op: AvgPool2d, sources: list[_NodeOutput]) -> None:
+        (value,) = sources
         if op.divisor == 1:
             self._windows("AveragePool", output, op, [self._rows(value)])
             return
@@ -279,7 +279,7 @@ class _Exporter:
         )
         output = _NodeOutput(name, shape, False, self._shaped(f"{name}/frames", shape, static=False))
         loop_inputs, is_output = self._loop_inputs(bound_node, population), last or self.layers
-        carried_inputs = [self._carried(state, shape) for state in loop_inputs.carried.values()]
+        carried_inputs = [self._initial_state(state, shape) for state in loop_inputs.carried.values()]
         carried_outputs = [
             *(f"{state}/after" for state in loop_inputs.carried.values()),
             *(f"{name}/{z}" for z in loop_inputs.fixed),
@@ -307,10 +307,10 @@ class _Exporter:
         for z, edge in zip(population.sums, bound_node.node.inputs, strict=True):
             if edge.source in self.program.recurrent:
                 loop_inputs.carried[z] = edge.source
-            elif (read := self._read(edge)).static:
-                loop_inputs.fixed[z] = self._frames(read)
+            elif (source := self._edge_output(edge)).static:
+                loop_inputs.fixed[z] = self._frames(source)
             else:
-                loop_inputs.sequences[z] = self._frames(read)
+                loop_inputs.sequences[z] = self._frames(source)
         if not loop_inputs.sequences:
             loop_inputs.sequences[_TIME] = self._time()
         return loop_inputs
@@ -323,11 +323,11 @@ class _Exporter:
         prefix = f"{name}."
         constants = {k: nodes.constant(f"{prefix}{k}", np.array(x)) for k, x in population.constants.items()}
         constants |= {k: nodes.constant(f"{prefix}{k}", _spread(x, shape)) for k, x in population.learned.items()}
-        read = (*loop_inputs.carried, *loop_inputs.fixed, *loop_inputs.sequences)
-        input_names = {k: f"{prefix}{k}" for k in read}
+        input_keys = (*loop_inputs.carried, *loop_inputs.fixed, *loop_inputs.sequences)
+        input_names = {k: f"{prefix}{k}" for k in input_keys}
         step = EquationStep(nodes, prefix, _unsigned(population.step), input_names | constants, constants.values())
-        like = input_names[population.sums[0]]
-        spikes = step.spread(step.outputs["o"], like, f"{prefix}o/spread")
+        template = input_names[population.sums[0]]
+        spikes = step.spread(step.outputs["o"], template, f"{prefix}o/spread")
         spikes = nodes.add("Cast", [spikes], f"{prefix}o/float", to=_FLOAT)
         results = {k: step.states[k] for k in population.step.states}
         for z in [k for k in loop_inputs.carried if k not in results]:
@@ -336,50 +336,54 @@ class _Exporter:
         results |= {z: input_names[z] for z in loop_inputs.fixed} | {"o": spikes}
         if potentials:
             results["u"] = step.outputs["u"]
-        leaving = [step.result(value, like, f"{prefix}{k}/next") for k, value in results.items()]
-        enter = [tensor(input_names[k], _FLOAT, "B", *shape) for k in read if k != _TIME]
+        leaving = [step.result(value, template, f"{prefix}{k}/next") for k, value in results.items()]
+        enter = [tensor(input_names[k], _FLOAT, "B", *shape) for k in input_keys if k != _TIME]
         if _TIME in input_names:
             enter.append(tensor(input_names[_TIME], _INT64))
         return nodes.graph(f"{name}/step", enter, [tensor(value, _FLOAT, "B", *shape) for value in leaving], "")
 
-    def _carried(self, state: str, shape: Shape) -> str:
+    def _initial_state(self, state: str, shape: Shape) -> str:
         """A state before the first step: zeros, unless states are inputs."""
         if self.states:
             return self._state_input(state, "B", *shape)
-        return self.nodes.add("ConstantOfShape", [self._shape_with_batch(shape, static=True)], f"/zeros/{_by(shape)}")
+        return self.nodes.add(
+            "ConstantOfShape", [self._shape_with_batch(shape, static=True)], f"/zeros/{_size_text(shape)}"
+        )
 
     def _state_input(self, state: str, *dims: int | str) -> str:
         """A value that is an input before the first step, and an output after the last step."""
-        self.before.append(tensor(f"{state}/before", _FLOAT, *dims))
-        self.after.append(tensor(f"{state}/after", _FLOAT, *dims))
+        self.state_inputs.append(tensor(f"{state}/before", _FLOAT, *dims))
+        self.state_outputs.append(tensor(f"{state}/after", _FLOAT, *dims))
         return f"{state}/before"
 
     def _time(self) -> str:
         """Numbers of the steps, `[T]`, for a population whose inputs are the same at all steps."""
-        first, one = (self.nodes.constant(f"/time/{x}", np.array(x, np.int64)) for x in (0, 1))
-        return self.nodes.add("Range", [first, "steps", one], "/time")
+        start, increment = (self.nodes.constant(f"/time/{x}", np.array(x, np.int64)) for x in (0, 1))
+        return self.nodes.add("Range", [start, "steps", increment], "/time")
 
     # Inputs of a node, in the form that it needs.
 
-    def _read(self, edge: Edge) -> _NodeOutput:
-        read = self.values[edge.source]
-        return self._delayed(read, edge.delay) if edge.delay else read
+    def _edge_output(self, edge: Edge) -> _NodeOutput:
+        source = self.values[edge.source]
+        return self._delayed(source, edge.delay) if edge.delay else source
 
-    def _delayed(self, read: _NodeOutput, delay: int) -> _NodeOutput:
+    def _delayed(self, source: _NodeOutput, delay: int) -> _NodeOutput:
         """Zeros or given values, followed by all frames except the last `delay`."""
-        name, add, integers = f"{read.name}@-{delay}", self.nodes.add, self.nodes.integers
-        delayed = _NodeOutput(name, read.shape, False, f"{name}/frames")
+        name, add, integers = f"{source.name}@-{delay}", self.nodes.add, self.nodes.integers
+        delayed = _NodeOutput(name, source.shape, False, f"{name}/frames")
         if name in self.nodes.nodes:
             return delayed
-        frames, axis, since = self._frames(read), integers("/axis", 0), integers(f"{name}/since", -delay)
+        frames, axis, since = self._frames(source), integers("/axis", 0), integers(f"{name}/since", -delay)
         if self.states:
-            padded = add("Concat", [self._state_input(name, delay, "B", *read.shape), frames], f"{name}/whole", axis=0)
+            padded = add(
+                "Concat", [self._state_input(name, delay, "B", *source.shape), frames], f"{name}/whole", axis=0
+            )
             add("Slice", [padded, since, integers("/end", _END), axis], f"{name}/rest", f"{name}/after")
         else:
-            pads = integers(f"{name}/pads", delay, *[0] * (2 * len(read.shape) + 3))
+            pads = integers(f"{name}/pads", delay, *[0] * (2 * len(source.shape) + 3))
             padded = add("Pad", [frames, pads], f"{name}/whole")
         add("Slice", [padded, integers("/start", 0), since, axis], name, delayed.frames)
-        self._shaped(delayed.frames, read.shape, static=False)
+        self._shaped(delayed.frames, source.shape, static=False)
         return delayed
 
     def _frames(self, value: _NodeOutput) -> str:
@@ -395,7 +399,7 @@ class _Exporter:
         if not value.rows and value.static:
             value.rows = value.frames
         elif not value.rows:
-            shape = self.nodes.integers(f"/rows/{_by(value.shape)}", -1, *value.shape)
+            shape = self.nodes.integers(f"/rows/{_size_text(value.shape)}", -1, *value.shape)
             value.rows = self.nodes.add("Reshape", [value.frames, shape], f"{value.name}/rows")
         return value.rows
 
@@ -417,9 +421,9 @@ class _Exporter:
 
     def _shape_with_batch(self, shape: Shape, *, static: bool) -> str:
         """`[T, B, ...]`, static `[B, ...]`, as a value of the model."""
-        sizes = self.nodes.integers(f"/shape/{_by(shape)}", *shape)
+        sizes = self.nodes.integers(f"/shape/{_size_text(shape)}", *shape)
         lead, name = (self._batch(), "B") if static else (self._steps_and_batch(), "TxB")
-        return self.nodes.add("Concat", [lead, sizes], f"/shape/{name}x{_by(shape)}", axis=0)
+        return self.nodes.add("Concat", [lead, sizes], f"/shape/{name}x{_size_text(shape)}", axis=0)
 
     def _batch(self) -> str:
         """`[B]`."""
@@ -436,8 +440,8 @@ class _Exporter:
 
     def _part(self, value: str, start: int, end: int, name: str) -> str:
         """`value[start:end]`."""
-        ends = [self.nodes.integers(f"/slice/{x}", x) for x in (start, end)]
-        return self.nodes.add("Slice", [value, *ends], name)
+        bounds = [self.nodes.integers(f"/slice/{x}", x) for x in (start, end)]
+        return self.nodes.add("Slice", [value, *bounds], name)
 
 
 _PASSES: Mapping[type[Op], Callable[[_Exporter, _NodeOutput, Any, list[_NodeOutput]], None]] = {
@@ -451,7 +455,7 @@ _PASSES: Mapping[type[Op], Callable[[_Exporter, _NodeOutput, Any, list[_NodeOutp
 """For each operation without weights, the method that adds its operators to the model."""
 
 
-def _by(shape: Shape) -> str:
+def _size_text(shape: Shape) -> str:
     return "x".join(map(str, shape))
 
 

@@ -76,15 +76,15 @@ class Sign:
     """The progress of a process.
 
     Attributes:
-        moved: number of layers, updates, files and exchanges that it has done.
-        doing: its current task.
+        progress: number of layers, updates, files and exchanges that it has done.
+        activity: its current task.
         waits: whether it waits for the others.
         exchange: number of the exchange in which it waits, or of the last one.
         cpu: computing time in seconds. Time in exchanges does not count, even if waiting uses the processor.
     """
 
-    moved: int
-    doing: str
+    progress: int
+    activity: str
     waits: bool
     exchange: int
     cpu: float
@@ -108,13 +108,13 @@ class Pulse:
     """The progress of this process. Computing threads update it, and the reporting thread reads it."""
 
     def __init__(self) -> None:
-        self.moved, self.exchange, self.doing, self.waits = 0, 0, "starting", False
+        self.progress, self.exchange, self.activity, self.waits = 0, 0, "starting", False
         self._entered: float | None = None
 
     def beat(self, activity: str) -> None:
         """Report that an activity begins."""
-        self.moved += 1
-        self.doing = activity
+        self.progress += 1
+        self.activity = activity
 
     def enter(self, *, computes: bool = False) -> None:
         """Report that an exchange begins. `computes`: it is part of a program that computes or is compiled."""
@@ -124,7 +124,7 @@ class Pulse:
 
     def leave(self) -> None:
         """Report that the exchange is over."""
-        self.moved += 1
+        self.progress += 1
         self.waits = False
         self._entered = None
 
@@ -132,7 +132,7 @@ class Pulse:
         """The sign to send."""
         entered = self._entered
         cpu = time.process_time() if entered is None else entered
-        return Sign(self.moved, self.doing, self.waits, self.exchange, cpu)
+        return Sign(self.progress, self.activity, self.waits, self.exchange, cpu)
 
 
 @dataclass
@@ -140,9 +140,9 @@ class _MemberState:
     """The last sign of a member, and the times of this sign, of the last progress and of the last computation."""
 
     sign: Sign
-    at: float
-    moved: float
-    busy: float
+    received_at: float
+    progressed_at: float
+    computed_at: float
 
 
 @dataclass
@@ -151,7 +151,7 @@ class _Fault:
     text: str
     code: int
     broken: bool
-    at: float
+    reported_at: float
 
 
 @dataclass
@@ -172,22 +172,22 @@ class Judge:
     _states: dict[int, _MemberState] = field(default_factory=dict)
     _lost_ranks: dict[int, float] = field(default_factory=dict)
     _faults: list[_Fault] = field(default_factory=list)
-    _done: set[int] = field(default_factory=set)
+    _finished_ranks: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         now = self.clock()
         for member in self.members:
             self._states[member.rank] = _MemberState(Sign(0, "starting", False, 0, 0.0), now, now, now)
 
-    def hear(self, rank: int, sign: Sign) -> None:
+    def record_sign(self, rank: int, sign: Sign) -> None:
         """A sign has arrived."""
         now, member_state = self.clock(), self._states[rank]
         last_sign = member_state.sign
-        if (sign.moved, sign.exchange, sign.waits) != (last_sign.moved, last_sign.exchange, last_sign.waits):
-            member_state.moved = member_state.busy = now
-        elif sign.cpu - last_sign.cpu >= _BUSY * (now - member_state.at):
-            member_state.busy = now
-        member_state.sign, member_state.at = sign, now
+        if (sign.progress, sign.exchange, sign.waits) != (last_sign.progress, last_sign.exchange, last_sign.waits):
+            member_state.progressed_at = member_state.computed_at = now
+        elif sign.cpu - last_sign.cpu >= _BUSY * (now - member_state.received_at):
+            member_state.computed_at = now
+        member_state.sign, member_state.received_at = sign, now
 
     def fail(self, rank: int, text: str, code: int, *, broken: bool = False) -> None:
         """A member ends with an error. `broken`: an exchange failed, possibly because of another member."""
@@ -195,17 +195,17 @@ class Judge:
 
     def lose(self, rank: int) -> None:
         """The connection of a member was closed."""
-        if rank not in self._done:
+        if rank not in self._finished_ranks:
             self._lost_ranks.setdefault(rank, self.clock())
 
     def finish(self, rank: int) -> None:
         """A member is finished."""
-        self._done.add(rank)
+        self._finished_ranks.add(rank)
 
     @property
-    def all_done(self) -> bool:
+    def all_finished(self) -> bool:
         """Whether all members are finished."""
-        return len(self._done) == len(self.members)
+        return len(self._finished_ranks) == len(self.members)
 
     def verdict(self) -> Verdict | None:
         """Why all members must end now; None: they need not end."""
@@ -213,55 +213,65 @@ class Judge:
         failed_ranks = {fault.rank for fault in self._faults}
         errors = [fault for fault in self._faults if not fault.broken]
         if errors:
-            same = len({fault.text for fault in errors}) == 1
+            is_same_error = len({fault.text for fault in errors}) == 1
             # An error that all of them report does not belong to one process.
-            if not (same and len(errors) == len(self.members)) and now - errors[0].at < _SETTLES:
+            if not (is_same_error and len(errors) == len(self.members)) and now - errors[0].reported_at < _SETTLES:
                 return None
             return self._error(errors)
         if lost := [rank for rank in self._lost_ranks if rank not in failed_ranks]:
             return self._lost(lost[0], _GONE)
         for rank, member_state in self._states.items():
-            if rank not in self._done and rank not in failed_ranks and now - member_state.at > self.timeout:
-                last_place = f" (it was last heard at {self._place(member_state.sign)})"
-                return self._lost(rank, _silent(now - member_state.at) + last_place + _allowed(self.timeout))
-        if self._faults and now - self._faults[0].at >= _BREAKS:
+            if (
+                rank not in self._finished_ranks
+                and rank not in failed_ranks
+                and now - member_state.received_at > self.timeout
+            ):
+                last_activity = f" (it was last heard at {self._activity_text(member_state.sign)})"
+                return self._lost(
+                    rank, _silent(now - member_state.received_at) + last_activity + _allowed(self.timeout)
+                )
+        if self._faults and now - self._faults[0].reported_at >= _BREAKS:
             return self._error(self._faults)
         return None if self._faults else self._stuck(now)
 
     def _error(self, faults: list[_Fault]) -> Verdict:
-        first = min(faults, key=lambda fault: (fault.at - faults[0].at > _SETTLES, fault.rank))
+        first = min(faults, key=lambda fault: (fault.reported_at - faults[0].reported_at > _SETTLES, fault.rank))
         alone = len({fault.text for fault in faults}) > 1 or len(faults) < len(self.members)
         return Verdict(f"{self.members[first.rank]}: {first.text}" if alone else first.text, first.code)
 
     def _stuck(self, now: float) -> Verdict | None:
         """A member without progress. If there are several, the one with the longest time without progress."""
-        working = {rank: member_state for rank, member_state in self._states.items() if rank not in self._done}
+        working = {
+            rank: member_state for rank, member_state in self._states.items() if rank not in self._finished_ranks
+        }
         idle = {
             rank: member_state
             for rank, member_state in working.items()
-            if now - member_state.busy > self.timeout or now - member_state.moved > COMPILING * self.timeout
+            if now - member_state.computed_at > self.timeout
+            or now - member_state.progressed_at > COMPILING * self.timeout
         }
         not_waiting = {rank: member_state for rank, member_state in idle.items() if not member_state.sign.waits}
         if not_waiting:
-            rank = min(not_waiting, key=lambda rank: not_waiting[rank].moved)
-            reason = f"did nothing new for {now - not_waiting[rank].moved:.0f} s: {self._place(not_waiting[rank].sign)}"
-            return self._lost(rank, reason + _allowed(self.timeout))
+            rank = min(not_waiting, key=lambda rank: not_waiting[rank].progressed_at)
+            seconds, activity = now - not_waiting[rank].progressed_at, self._activity_text(not_waiting[rank].sign)
+            return self._lost(rank, f"did nothing new for {seconds:.0f} s: {activity}{_allowed(self.timeout)}")
         if working and len(idle) == len(working):
             # All wait for each other, so a message is lost. The slowest member has not reached the last exchange.
-            last = min(working, key=lambda rank: (working[rank].sign.exchange, working[rank].moved))
-            behind, furthest = (
-                working[last].sign.exchange,
-                max(member_state.sign.exchange for member_state in working.values()),
-            )
-            others = "as all others do" if behind == furthest else f"others in {furthest}"
-            stall = f"waits in exchange {behind} for {self.timeout:g} s, {others}"
+            last = min(working, key=lambda rank: (working[rank].sign.exchange, working[rank].progressed_at))
+            slowest_exchange = working[last].sign.exchange
+            furthest_exchange = max(member_state.sign.exchange for member_state in working.values())
+            is_same = slowest_exchange == furthest_exchange
+            comparison = "as all others do" if is_same else f"others in {furthest_exchange}"
+            stall = f"waits in exchange {slowest_exchange} for {self.timeout:g} s, {comparison}"
             return self._lost(last, f"{stall}: a connection between the processes is lost{_allowed(self.timeout)}")
         return None
 
     @staticmethod
-    def _place(sign: Sign) -> str:
+    def _activity_text(sign: Sign) -> str:
         return (
-            f"exchange {sign.exchange}, {sign.doing}" if sign.waits else f"{sign.doing}, after exchange {sign.exchange}"
+            f"exchange {sign.exchange}, {sign.activity}"
+            if sign.waits
+            else f"{sign.activity}, after exchange {sign.exchange}"
         )
 
     def _lost(self, rank: int, reason: str) -> Verdict:
@@ -316,7 +326,7 @@ class Monitor:
         connection.settimeout(None)
         channel = Channel(connection)
         channel.send({"word": word, "rank": self.me.rank})
-        self._begin(lambda: self._tell(channel, leader))
+        self._begin(lambda: self._report_to_leader(channel, leader))
 
     # Methods for all ranks.
     def fail(self, text: str, code: int, *, broken: bool = False) -> None:
@@ -349,7 +359,7 @@ class Monitor:
             selector.register(self._server, selectors.EVENT_READ)
             channels: dict[Channel, int] = {}
             strangers: dict[Channel, float] = {}
-            others: dict[int, Channel] = {}
+            member_channels: dict[int, Channel] = {}
             last_sign_at = 0.0
 
             def drop(channel: Channel) -> None:
@@ -369,7 +379,7 @@ class Monitor:
                             channels[channel], strangers[channel] = -1, time.monotonic()
                         continue
                     channel = key.fileobj  # type: ignore[assignment]
-                    if not self._listen_to(judge, channel, channels, others):
+                    if not self._listen_to(judge, channel, channels, member_channels):
                         drop(channel)
                     elif channels[channel] >= 0:
                         strangers.pop(channel, None)
@@ -382,13 +392,13 @@ class Monitor:
                     judge.finish(0)
                 if (now := time.monotonic()) - last_sign_at >= self.interval:
                     last_sign_at = now
-                    judge.hear(0, self.pulse.sign())
-                    self._send(others, {"here": True})
-                if judge.all_done:
-                    self._send(others, {"done": True})
+                    judge.record_sign(0, self.pulse.sign())
+                    self._send(member_channels, {"here": True})
+                if judge.all_finished:
+                    self._send(member_channels, {"done": True})
                     break
                 if (verdict := judge.verdict()) is not None:
-                    self._send(others, {"end": verdict.message, "code": verdict.code})
+                    self._send(member_channels, {"end": verdict.message, "code": verdict.code})
                     self.end(verdict)
                     break
         self._over.set()
@@ -403,7 +413,7 @@ class Monitor:
         ]
 
     def _listen_to(
-        self, judge: Judge, channel: Channel, channels: dict[Channel, int], others: dict[int, Channel]
+        self, judge: Judge, channel: Channel, channels: dict[Channel, int], member_channels: dict[int, Channel]
     ) -> bool:
         """Process the messages of a member or a stranger. False: the connection is over."""
         rank = channels[channel]
@@ -418,26 +428,26 @@ class Monitor:
                 if not is_member or not isinstance(claimed_rank, int) or not 0 < claimed_rank < self.me.size:
                     return False
                 rank = channels[channel] = claimed_rank
-                others[rank] = channel
+                member_channels[rank] = channel
             elif "sign" in message:
-                judge.hear(rank, Sign(*message["sign"]))
+                judge.record_sign(rank, Sign(*message["sign"]))
             elif "failed" in message:
                 judge.fail(rank, message["failed"], message["code"], broken=message["broken"])
             elif "done" in message:
                 judge.finish(rank)
         if messages is None and rank > 0:
-            others.pop(rank, None)
+            member_channels.pop(rank, None)
             judge.lose(rank)
         return messages is not None
 
     @staticmethod
-    def _send(others: dict[int, Channel], message: dict[str, Any]) -> None:
-        for channel in others.values():
+    def _send(member_channels: dict[int, Channel], message: dict[str, Any]) -> None:
+        for channel in member_channels.values():
             # A closed connection is noticed elsewhere.
             with contextlib.suppress(OSError):
                 channel.send(message)
 
-    def _tell(self, channel: Channel, leader: Member) -> None:
+    def _report_to_leader(self, channel: Channel, leader: Member) -> None:
         received_at = sent_at = time.monotonic()
         has_left = False
         try:
@@ -456,7 +466,7 @@ class Monitor:
                     if now - sent_at >= self.interval and not has_left:
                         sent_at = now
                         sign = self.pulse.sign()
-                        channel.send({"sign": [sign.moved, sign.doing, sign.waits, sign.exchange, sign.cpu]})
+                        channel.send({"sign": [sign.progress, sign.activity, sign.waits, sign.exchange, sign.cpu]})
                     for message in self._take_messages():
                         channel.send(message)
                     if self._leaving.is_set() and not has_left:

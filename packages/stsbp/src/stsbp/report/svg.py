@@ -54,13 +54,13 @@ def _svg(width: float, height: float, label: str, body: Sequence[str]) -> str:
     )
 
 
-def _text(x: float, y: float, text: str, anchor: str = "start", more: str = "", kind: str = "tick") -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>{escape(text)}</text>'
+def _text(x: float, y: float, text: str, anchor: str = "start", attributes: str = "", css_class: str = "tick") -> str:
+    return f'<text class="{css_class}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{attributes}>{escape(text)}</text>'
 
 
-def _shortened(names: Sequence[str], most: int = _LONGEST_NAME) -> list[str]:
+def _shortened(names: Sequence[str], max_length: int = _LONGEST_NAME) -> list[str]:
     """Names of at most so many characters."""
-    return [name if len(name) <= most else name[: most - 1] + "." for name in names]
+    return [name if len(name) <= max_length else name[: max_length - 1] + "." for name in names]
 
 
 def _ticks(low: float, high: float, count: int = 5, *, enclosing: bool = False) -> list[float]:
@@ -125,25 +125,25 @@ def lines(
     x_min, x_max = min(xs), max(xs)
     if x_max == x_min:
         x_min, x_max = x_min - 0.5, x_max + 0.5
-    wide, tall = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+    plot_width, plot_height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
     ticks = _ticks(low, high, enclosing=True)
     low, high = ticks[0], ticks[-1]
 
-    def at(x: float, y: float) -> tuple[float, float]:
-        return _LEFT + (x - x_min) / (x_max - x_min) * wide, _TOP + (high - y) / (high - low) * tall
+    def to_pixels(x: float, y: float) -> tuple[float, float]:
+        return _LEFT + (x - x_min) / (x_max - x_min) * plot_width, _TOP + (high - y) / (high - low) * plot_height
 
-    body = _y_axis([(at(x_min, tick)[1], tick) for tick in ticks], percent)
+    body = _y_axis([(to_pixels(x_min, tick)[1], tick) for tick in ticks], percent)
     for tick in _ticks(x_min, x_max, 6):
         if tick == int(tick):
-            x = at(tick, low)[0]
+            x = to_pixels(tick, low)[0]
             text = f"{tick:g}" if tick < 1e5 else f"{tick:.1e}"
             body.append(_text(x, _HEIGHT - 20, text, "middle"))
-    body.append(_text(_LEFT + wide / 2, _HEIGHT - 4, x_label, "middle"))
+    body.append(_text(_LEFT + plot_width / 2, _HEIGHT - 4, x_label, "middle"))
     if floor is not None:
-        y = at(x_min, floor)[1]
+        y = to_pixels(x_min, floor)[1]
         body.append(f'<line class="limit" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
     for i, s in enumerate(series):
-        points = [at(x, y) for x, y in zip(s.x, s.y, strict=True)]
+        points = [to_pixels(x, y) for x, y in zip(s.x, s.y, strict=True)]
         colour = f"var(--c{i % COLOURS})"
         path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
         body.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
@@ -162,28 +162,28 @@ def matrix(counts: Int64, names: Sequence[str]) -> str:
     cell. Cells of 0 samples are not drawn one by one, because many classes have very many of them."""
     k = len(names)
     size = max(12.0, min(34.0, 480 / k))
-    label = min(110, 9 + 6.5 * max(len(name) for name in names))
+    label_width = min(110, 9 + 6.5 * max(len(name) for name in names))
     shown = _shortened(names, 16)
     # Slanted if names are longer than a cell, and upright if cells are too narrow for slanted text.
     angle = 0 if max(map(len, shown)) * 6.5 < size else 45 if size >= 20 else 90
-    tall = {0: 18.0, 45: label * 0.75 + 8, 90: label}[angle]
+    header_height = {0: 18.0, 45: label_width * 0.75 + 8, 90: label_width}[angle]
     body = []
     for j, name in enumerate(shown):
-        x, y = label + (j + 0.5) * size + (3.5 if angle == 90 else 0), tall - 6
+        x, y = label_width + (j + 0.5) * size + (3.5 if angle == 90 else 0), header_height - 6
         turn = f' transform="rotate({-angle} {x:.1f} {y:.1f})"' if angle else ""
         anchor = "start" if angle else "middle"
         body.append(_text(x, y, name, anchor, turn))
     for i, row in enumerate(counts):
-        y = tall + i * size
-        body.append(_text(label - 6, y + size / 2 + 3.5, shown[i], "end"))
+        y = header_height + i * size
+        body.append(_text(label_width - 6, y + size / 2 + 3.5, shown[i], "end"))
         body.append(
-            f'<rect x="{label:.1f}" y="{y:.1f}" width="{k * size - 1:.1f}" height="{size - 1:.1f}" fill="var(--c1)" '
-            'fill-opacity="0.05"/>'
+            f'<rect x="{label_width:.1f}" y="{y:.1f}" width="{k * size - 1:.1f}" height="{size - 1:.1f}" '
+            'fill="var(--c1)" fill-opacity="0.05"/>'
         )
         total = row.sum()
         for j in np.flatnonzero(row).tolist():
             count = int(row[j])
-            x, share = label + j * size, count / total
+            x, share = label_width + j * size, count / total
             colour = "var(--c0)" if i == j else "var(--c1)"
             title = f"{escape(names[i])} read as {escape(names[j])}: {count} ({share:.1%})"
             body.append(
@@ -192,17 +192,18 @@ def matrix(counts: Int64, names: Sequence[str]) -> str:
             )
             if size >= 20:
                 style = "on" if share > 0.35 else "cell"
-                body.append(_text(x + size / 2, y + size / 2 + 4, str(count), "middle", kind=style))
-    edge = label + k * size + (label * 0.7 if angle == 45 else 0)
-    return _svg(edge + 4, tall + k * size + 2, "confusion matrix", body)
+                body.append(_text(x + size / 2, y + size / 2 + 4, str(count), "middle", css_class=style))
+    edge = label_width + k * size + (label_width * 0.7 if angle == 45 else 0)
+    return _svg(edge + 4, header_height + k * size + 2, "confusion matrix", body)
 
 
-def _marks(train: UInt8, x_start: float, y_start: float, wide: float, tall: float) -> str:
-    """A path of vertical bars, one per spike, of trains `[T, N]` in rows of height `tall`."""
+def _marks(train: UInt8, x_start: float, y_start: float, step_width: float, row_height: float) -> str:
+    """A path of vertical bars, one per spike, of trains `[T, N]` in rows of height `row_height`."""
     times, neurons = np.nonzero(train)
-    middle = x_start + (times + 0.5) * wide
+    middle = x_start + (times + 0.5) * step_width
     return "".join(
-        f"M{x:.1f} {y_start + n * tall + tall * 0.1:.1f}v{tall * 0.8:.1f}" for x, n in zip(middle, neurons, strict=True)
+        f"M{x:.1f} {y_start + n * row_height + row_height * 0.1:.1f}v{row_height * 0.8:.1f}"
+        for x, n in zip(middle, neurons, strict=True)
     )
 
 
@@ -216,48 +217,51 @@ def raster(outputs: UInt8, targets: UInt8, names: Sequence[str], strong: Sequenc
     """
     names = _shortened(names)
     steps, n = outputs.shape
-    tall = max(5.0, min(16.0, 320 / n))
-    label = 12 + 6.2 * max(len(name) for name in names) if tall >= 9 else 12.0
-    wide = (_RASTER_WIDTH - label) / steps
-    body = _rows(n, label, tall, names, strong)
-    thick = max(1.5, wide * 0.85)
-    body.append(
-        f'<path d="{_marks(targets, label, 0, wide, tall)}" stroke="var(--target)" stroke-width="{thick:.1f}"/>'
-    )
-    thin = max(1.0, min(3.0, wide * 0.35))
-    body.append(f'<path d="{_marks(outputs, label, 0, wide, tall)}" stroke="var(--fg)" stroke-width="{thin:.1f}"/>')
-    body += _time_axis(steps, label, wide, n * tall)
-    return _svg(_RASTER_WIDTH + 4, n * tall + 18, "output spikes over target spikes", body)
+    row_height = max(5.0, min(16.0, 320 / n))
+    label_width = 12 + 6.2 * max(len(name) for name in names) if row_height >= 9 else 12.0
+    step_width = (_RASTER_WIDTH - label_width) / steps
+    body = _rows(n, label_width, row_height, names, strong)
+    target_stroke = max(1.5, step_width * 0.85)
+    path = _marks(targets, label_width, 0, step_width, row_height)
+    body.append(f'<path d="{path}" stroke="var(--target)" stroke-width="{target_stroke:.1f}"/>')
+    output_stroke = max(1.0, min(3.0, step_width * 0.35))
+    path = _marks(outputs, label_width, 0, step_width, row_height)
+    body.append(f'<path d="{path}" stroke="var(--fg)" stroke-width="{output_stroke:.1f}"/>')
+    body += _time_axis(steps, label_width, step_width, n * row_height)
+    return _svg(_RASTER_WIDTH + 4, n * row_height + 18, "output spikes over target spikes", body)
 
 
 def spikes(train: UInt8, colour: str = "var(--fg)") -> str:
     """A raster `[T, N]` without names, for inputs."""
     steps, n = train.shape
-    tall = max(2.0, min(10.0, 220 / n))
-    wide = (_RASTER_WIDTH - 12) / steps
-    path = _marks(train, 12, 0, wide, tall)
-    body = [f'<path d="{path}" stroke="{colour}" stroke-width="{max(1.0, min(3.0, wide * 0.5)):.1f}"/>']
-    return _svg(_RASTER_WIDTH + 4, n * tall + 18, "input spikes", body + _time_axis(steps, 12, wide, n * tall))
+    row_height = max(2.0, min(10.0, 220 / n))
+    step_width = (_RASTER_WIDTH - 12) / steps
+    path = _marks(train, 12, 0, step_width, row_height)
+    body = [f'<path d="{path}" stroke="{colour}" stroke-width="{max(1.0, min(3.0, step_width * 0.5)):.1f}"/>']
+    return _svg(
+        _RASTER_WIDTH + 4, n * row_height + 18, "input spikes", body + _time_axis(steps, 12, step_width, n * row_height)
+    )
 
 
-def _rows(n: int, label: float, tall: float, names: Sequence[str], strong: Sequence[int]) -> list[str]:
+def _rows(n: int, label_width: float, row_height: float, names: Sequence[str], strong: Sequence[int]) -> list[str]:
     body = []
     for i in range(n):
         if i % 2 == 0:
-            wide = _RASTER_WIDTH - label
+            band_width = _RASTER_WIDTH - label_width
             body.append(
-                f'<rect class="band" x="{label:.1f}" y="{i * tall:.1f}" width="{wide:.1f}" height="{tall:.1f}"/>'
+                f'<rect class="band" x="{label_width:.1f}" y="{i * row_height:.1f}" width="{band_width:.1f}" '
+                f'height="{row_height:.1f}"/>'
             )
-        if tall >= 9:
+        if row_height >= 9:
             weight = ' font-weight="700"' if i in strong else ""
-            y = (i + 0.5) * tall + 3.5
-            body.append(_text(label - 6, y, names[i], "end", weight))
+            y = (i + 0.5) * row_height + 3.5
+            body.append(_text(label_width - 6, y, names[i], "end", weight))
     return body
 
 
-def _time_axis(steps: int, label: float, wide: float, y: float) -> list[str]:
+def _time_axis(steps: int, label_width: float, step_width: float, y: float) -> list[str]:
     ticks = [t for t in _ticks(0, max(1, steps - 1), 6) if t == int(t)]
-    return [_text(label + (t + 0.5) * wide, y + 13, f"{t:g}", "middle") for t in ticks]
+    return [_text(label_width + (t + 0.5) * step_width, y + 13, f"{t:g}", "middle") for t in ticks]
 
 
 def traces(
@@ -269,33 +273,34 @@ def traces(
     """
     names = _shortened(names)
     steps, n = potentials.shape
-    tall = 64.0
-    label = 12 + 6.2 * max(len(name) for name in names)
-    wide = (_RASTER_WIDTH - label) / steps
+    row_height = 64.0
+    label_width = 12 + 6.2 * max(len(name) for name in names)
+    step_width = (_RASTER_WIDTH - label_width) / steps
     body: list[str] = []
     for i in range(n):
         u = potentials[:, i].astype(np.float64)
-        least = 1e-6 if threshold is None else threshold * 1.1
-        low, high = min(0.0, float(u.min())), max(least, float(u.max()))
-        top = i * tall + 3
+        min_high = 1e-6 if threshold is None else threshold * 1.1
+        low, high = min(0.0, float(u.min())), max(min_high, float(u.max()))
+        top = i * row_height + 3
 
         def y(value: float, low: float = low, high: float = high, top: float = top) -> float:
-            return top + (high - value) / (high - low) * (tall - 10)
+            return top + (high - value) / (high - low) * (row_height - 10)
 
-        points = [(label + (t + 0.5) * wide, y(value)) for t, value in enumerate(u.tolist())]
-        for kind, value in (("grid", 0.0), *(() if threshold is None else (("limit", threshold),))):
+        points = [(label_width + (t + 0.5) * step_width, y(value)) for t, value in enumerate(u.tolist())]
+        for css_class, value in (("grid", 0.0), *(() if threshold is None else (("limit", threshold),))):
             body.append(
-                f'<line class="{kind}" x1="{label:.1f}" x2="{_RASTER_WIDTH}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
+                f'<line class="{css_class}" x1="{label_width:.1f}" x2="{_RASTER_WIDTH}" y1="{y(value):.1f}" '
+                f'y2="{y(value):.1f}"/>'
             )
-            if kind == "limit" or threshold is None or y(value) - y(threshold) >= 11:
+            if css_class == "limit" or threshold is None or y(value) - y(threshold) >= 11:
                 body.append(_text(_RASTER_WIDTH + 4, y(value) + 3.5, f"{value:.3g}"))
         path = "M" + "L".join(f"{x:.1f} {v:.1f}" for x, v in points)
         body.append(f'<path d="{path}h0" fill="none" stroke="{colours[i]}" stroke-width="1.5" stroke-linecap="round"/>')
         for t in np.flatnonzero(outputs[:, i]).tolist():
             body.append(f'<circle cx="{points[t][0]:.1f}" cy="{points[t][1]:.1f}" r="2.2" fill="var(--fg)"/>')
-        body.append(_text(label - 6, top + tall / 2, names[i], "end"))
-    body += _time_axis(steps, label, wide, n * tall)
-    return _svg(_RASTER_WIDTH + 32, n * tall + 18, "membrane potentials", body)
+        body.append(_text(label_width - 6, top + row_height / 2, names[i], "end"))
+    body += _time_axis(steps, label_width, step_width, n * row_height)
+    return _svg(_RASTER_WIDTH + 32, n * row_height + 18, "membrane potentials", body)
 
 
 def bars(
@@ -319,52 +324,56 @@ def bars(
         largest: value of the longest bar that can be; 0: the largest value.
     """
     names = _shortened(names)
-    tall = max(10.0, min(16.0, 320 / len(names)))
-    left = 12 + 6.2 * max(len(name) for name in names)
-    most = max(1e-12, largest or float(values.max()))
+    row_height = max(10.0, min(16.0, 320 / len(names)))
+    label_width = 12 + 6.2 * max(len(name) for name in names)
+    longest = max(1e-12, largest or float(values.max()))
     body = []
     for i, (name, value) in enumerate(zip(names, values.tolist(), strict=True)):
-        y = i * tall
+        y = i * row_height
         colour = "var(--c0)" if i in strong else "var(--target)" if i in pale else "var(--line)"
         body.append(
-            _text(left - 6, y + tall / 2 + 3.5, name, "end")
-            + f'<rect x="{left:.1f}" y="{y + 2:.1f}" width="{max(0.5, 150 * value / most):.1f}" '
-            f'height="{tall - 4:.1f}" fill="{colour}"/>'
-            + _text(left + 156, y + tall / 2 + 3.5, _number(value, percent))
+            _text(label_width - 6, y + row_height / 2 + 3.5, name, "end")
+            + f'<rect x="{label_width:.1f}" y="{y + 2:.1f}" width="{max(0.5, 150 * value / longest):.1f}" '
+            f'height="{row_height - 4:.1f}" fill="{colour}"/>'
+            + _text(label_width + 156, y + row_height / 2 + 3.5, _number(value, percent))
         )
-    return _svg(left + 210, len(names) * tall + 4, label, body)
+    return _svg(label_width + 210, len(names) * row_height + 4, label, body)
 
 
 def histogram(
-    label: str, x_label: str, places: Sequence[int], shares: Sequence[float], others: Sequence[float] | None = None
+    label: str,
+    x_label: str,
+    integers: Sequence[int],
+    shares: Sequence[float],
+    chance_shares: Sequence[float] | None = None,
 ) -> str:
     """Shares as upright bars, one for each of some consecutive integers.
 
     Args:
         label: description of the chart, for screen readers.
         x_label: text below the axis.
-        places: the integers, ascending.
+        integers: the integers, ascending.
         shares: the shares of each, 0 to 1.
-        others: shares by chance, drawn as outlines.
+        chance_shares: shares by chance, drawn as outlines.
     """
-    wide, tall = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
-    ticks = _ticks(0.0, max(1e-9, *shares, *(others or ())), enclosing=True)
-    step, high = wide / len(places), ticks[-1]
-    body = _y_axis([(_TOP + (1 - tick / high) * tall, tick) for tick in ticks], percent=True)
-    every = -(-len(places) // 12)
-    kinds = (("", shares, 'fill="var(--c0)"'), ("by chance, ", others, _OUTLINE))
-    for i, place in enumerate(places):
-        x, text = _LEFT + i * step, f"{place:+d}" if place else "0"
-        if place % every == 0:
+    plot_width, plot_height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+    ticks = _ticks(0.0, max(1e-9, *shares, *(chance_shares or ())), enclosing=True)
+    step, high = plot_width / len(integers), ticks[-1]
+    body = _y_axis([(_TOP + (1 - tick / high) * plot_height, tick) for tick in ticks], percent=True)
+    label_interval = -(-len(integers) // 12)
+    bar_groups = (("", shares, 'fill="var(--c0)"'), ("by chance, ", chance_shares, _OUTLINE))
+    for i, integer in enumerate(integers):
+        x, text = _LEFT + i * step, f"{integer:+d}" if integer else "0"
+        if integer % label_interval == 0:
             body.append(_text(x + step / 2, _HEIGHT - 20, text, "middle"))
-        for prefix, values, style in kinds:
+        for prefix, values, style in bar_groups:
             if values is not None and values[i] > 0:
-                height = values[i] / high * tall
+                height = values[i] / high * plot_height
                 body.append(
-                    f'<rect x="{x + step * 0.1:.1f}" y="{_TOP + tall - height:.1f}" width="{step * 0.8:.1f}" '
+                    f'<rect x="{x + step * 0.1:.1f}" y="{_TOP + plot_height - height:.1f}" width="{step * 0.8:.1f}" '
                     f'height="{height:.1f}" {style}><title>{prefix}{text}: {values[i]:.2%}</title></rect>'
                 )
-    body.append(_text(_LEFT + wide / 2, _HEIGHT - 4, x_label, "middle"))
+    body.append(_text(_LEFT + plot_width / 2, _HEIGHT - 4, x_label, "middle"))
     return _svg(_WIDTH, _HEIGHT, label, body)
 
 
@@ -374,12 +383,12 @@ def png(pixels: UInt8) -> str:
     rows = np.zeros((height, 1 + 4 * width), dtype=np.uint8)
     rows[:, 1:] = pixels.reshape(height, -1)
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    def chunk(chunk_type: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + chunk_type + data + struct.pack(">I", zlib.crc32(chunk_type + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
-    packed = zlib.compress(rows.tobytes(), 9)
-    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+    compressed = zlib.compress(rows.tobytes(), 9)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", compressed) + chunk(b"IEND", b"")
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
@@ -389,9 +398,9 @@ def image(picture: UInt8, label: str) -> str:
     pixels: UInt8 = np.full((height, width, 4), 255, dtype=np.uint8)
     if channels == 2:
         share = picture.astype(np.float64) / max(1, int(picture.max()))
-        off, on = share
+        off_share, on_share = share
         # Blue or red for the more frequent kind, with an opacity that depends on the number of events.
-        pixels[..., :3] = np.where((on >= off)[..., None], (220, 60, 40), (50, 100, 235))
+        pixels[..., :3] = np.where((on_share >= off_share)[..., None], (220, 60, 40), (50, 100, 235))
         pixels[..., 3] = np.round(255 * np.sqrt(share.max(axis=0))).astype(np.uint8)
     elif channels == 3:
         pixels[..., :3] = picture.transpose(1, 2, 0)

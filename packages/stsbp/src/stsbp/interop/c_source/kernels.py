@@ -92,18 +92,18 @@ def _spiking(source: Array, rows: Sequence[str]) -> list[str]:
 
 def _kernel_rows(conv: Conv2d, height: int, rows: Sequence[str]) -> list[str]:
     """A loop over the rows `i` of a kernel through which the input row `y` reaches an output row `row`."""
-    (pad, _), (apart, _), (stride, _) = conv.paddings, conv.dilations, conv.strides
+    (pad, _), (dilation, _), (stride, _) = conv.paddings, conv.dilations, conv.strides
     body = [
-        f"const int32_t below = {plus('y', pad)} - {times('i', apart)};",
+        f"const int32_t below = {plus('y', pad)} - {times('i', dilation)};",
         *braced(f"if ({_reaches('below', height, stride)})", [f"const int32_t row = {over('below', stride)};", *rows]),
     ]
     return loops([("i", conv.kernels[0])], body)
 
 
-def _reaches(place: str, size: int, stride: int) -> str:
+def _reaches(position: str, size: int, stride: int) -> str:
     """Whether a position before striding belongs to one of `size` outputs."""
-    on_stride = "" if stride == 1 else f" && (({place} % {stride}) == 0)"
-    return f"({place} >= 0) && ({place} < {size * stride}){on_stride}"
+    on_stride = "" if stride == 1 else f" && (({position} % {stride}) == 0)"
+    return f"({position} >= 0) && ({position} < {size * stride}){on_stride}"
 
 
 def _runs(conv: Conv2d, weights: Table, product: str, width: int) -> list[str]:
@@ -125,74 +125,79 @@ def _runs(conv: Conv2d, weights: Table, product: str, width: int) -> list[str]:
 
 def _taps(conv: Conv2d, weights: Table, product: str, source: Array, width: int) -> list[str]:
     """Add one weight for each channel of the group, for each column `j` of the kernel that reaches an output."""
-    (rows, columns), pad, apart, stride = conv.kernels, conv.paddings[1], conv.dilations[1], conv.strides[1]
+    (rows, columns), pad, dilation, stride = conv.kernels, conv.paddings[1], conv.dilations[1], conv.strides[1]
     units = conv.channels // conv.groups
     row, group = f"({times('c', rows)} + i)", over("c", source.shape[0] // conv.groups)
     first = "" if conv.groups == 1 else f" + {times(group, units)}"
-    place = times(f"({times('row', width)} + {over('beside', stride)})", conv.channels)
+    position = times(f"({times('row', width)} + {over('beside', stride)})", conv.channels)
     inner = [
         weights.row(times(f"({times(row, columns)} + j)", units)),
-        f"int32_t *to = &sum[{place}{first}];",
+        f"int32_t *to = &sum[{position}{first}];",
         *loops([("k", units)], [f"to[k] += {product};"]),
     ]
     body = [
-        f"const int32_t beside = {plus('x', pad)} - {times('j', apart)};",
+        f"const int32_t beside = {plus('x', pad)} - {times('j', dilation)};",
         *braced(f"if ({_reaches('beside', width, stride)})", inner),
     ]
     return loops([("j", columns)], body)
 
 
-def passes(op: Op, name: str, sources: Sequence[Array], out: Array) -> list[str] | None:
+def passes(op: Op, name: str, sources: Sequence[Array], output: Array) -> list[str] | None:
     """A function for an operation without weights; None: the operation is not supported.
 
     Args:
         op: an operation of `_PASSES`.
         name: name of the function.
         sources: its inputs.
-        out: its output.
+        output: its output.
     """
     if isinstance(op, Passing):
         op = op.at(sources[0].shape)
     if type(op) not in _PASSES:
         return None
-    rows = _PASSES[type(op)](op, sources, out)
+    rows = _PASSES[type(op)](op, sources, output)
     names = [f"in{i}" for i in range(len(sources))] if len(sources) > 1 else ["in"]
     parameters = [f"const {array.type} *{text}" for array, text in zip(sources, names, strict=True)]
-    return function(f"static void {name}({', '.join(parameters)}, {out.type} *out)", rows)
+    return function(f"static void {name}({', '.join(parameters)}, {output.type} *out)", rows)
 
 
-def _average(op: AvgPool2d, sources: Sequence[Array], out: Array) -> list[str]:
+def _average(op: AvgPool2d, sources: Sequence[Array], output: Array) -> list[str]:
     # The mean of a window is its sum in a finer unit.
-    return _pooled(op, sources[0], out, "v += one;")
+    return _pooled(op, sources[0], output, "v += one;")
 
 
-def _largest(op: MaxPool2d, sources: Sequence[Array], out: Array) -> list[str]:
-    return _pooled(op, sources[0], out, "v = (one > v) ? one : v;")
+def _largest(op: MaxPool2d, sources: Sequence[Array], output: Array) -> list[str]:
+    return _pooled(op, sources[0], output, "v = (one > v) ? one : v;")
 
 
-def _upsampled(op: Upsample2d, sources: Sequence[Array], out: Array) -> list[str]:
-    (source,), (down, across) = sources, op.factors
-    at = source.index(y=over("y", down), x=over("x", across))
-    return out.loop(f"const int32_t v = {source.read('in', at)};")
+def _upsampled(op: Upsample2d, sources: Sequence[Array], output: Array) -> list[str]:
+    (source,), (row_factor, column_factor) = sources, op.factors
+    index = source.index(y=over("y", row_factor), x=over("x", column_factor))
+    return output.loop(f"const int32_t v = {source.read('in', index)};")
 
 
-def _flattened(op: Flatten, sources: Sequence[Array], out: Array) -> list[str]:
+def _flattened(op: Flatten, sources: Sequence[Array], output: Array) -> list[str]:
     (source,) = sources
     _, height, width = source.shape
-    place = f"{times('c', height * width)} + {times('y', width)} + x"
-    return loops(source.axes, [f"const int32_t v = {source.read('in', source.index())};", _stored(out, place)])
+    position = f"{times('c', height * width)} + {times('y', width)} + x"
+    return loops(
+        source.axes, [f"const int32_t v = {source.read('in', source.index())};", _store_statement(output, position)]
+    )
 
 
-def _added(op: Add, sources: Sequence[Array], out: Array) -> list[str]:
-    terms = [_in_units(f"in{i}", source, out) for i, source in enumerate(sources)]
-    return out.loop(f"const int32_t v = {' + '.join(terms)};")
+def _added(op: Add, sources: Sequence[Array], output: Array) -> list[str]:
+    terms = [_in_units(f"in{i}", source, output) for i, source in enumerate(sources)]
+    return output.loop(f"const int32_t v = {' + '.join(terms)};")
 
 
-def _concatenated(op: Concat, sources: Sequence[Array], out: Array) -> list[str]:
+def _concatenated(op: Concat, sources: Sequence[Array], output: Array) -> list[str]:
     rows, first = list[str](), 0
     for i, source in enumerate(sources):
-        place = out.index(c=f"({plus('c', first)})")
-        rows += loops(source.axes, [f"const int32_t v = {_in_units(f'in{i}', source, out)};", _stored(out, place)])
+        position = output.index(c=f"({plus('c', first)})")
+        rows += loops(
+            source.axes,
+            [f"const int32_t v = {_in_units(f'in{i}', source, output)};", _store_statement(output, position)],
+        )
         first += source.shape[0]
     return rows
 
@@ -208,17 +213,17 @@ _PASSES: Mapping[type[Op], Callable[[Any, Sequence[Array], Array], list[str]]] =
 """The statements of each operation without weights, from the operation, its inputs and its output."""
 
 
-def _in_units(pointer: str, source: Array, out: Array) -> str:
-    """A value of `source` in the unit of `out`."""
-    return times(f"({source.read(pointer, source.index())})", 2 ** (out.exponent - source.exponent))
+def _in_units(pointer: str, source: Array, output: Array) -> str:
+    """A value of `source` in the unit of `output`."""
+    return times(f"({source.read(pointer, source.index())})", 2 ** (output.exponent - source.exponent))
 
 
-def _stored(out: Array, place: str) -> str:
-    return f"out[{place}] = ({out.type})v;"
+def _store_statement(output: Array, position: str) -> str:
+    return f"out[{position}] = ({output.type})v;"
 
 
-def _pooled(op: Pool2d, source: Array, out: Array, step: str) -> list[str]:
+def _pooled(op: Pool2d, source: Array, output: Array, step: str) -> list[str]:
     rows, columns = op.sizes
-    at = source.index(y=f"({times('y', rows)} + i)", x=f"({times('x', columns)} + j)")
-    window = loops([("i", rows), ("j", columns)], [f"const int32_t one = {source.read('in', at)};", step])
-    return out.loop("int32_t v = 0;", *window)
+    index = source.index(y=f"({times('y', rows)} + i)", x=f"({times('x', columns)} + j)")
+    window = loops([("i", rows), ("j", columns)], [f"const int32_t one = {source.read('in', index)};", step])
+    return output.loop("int32_t v = 0;", *window)
