@@ -231,7 +231,7 @@ def test_damaged_description_does_not_cost_the_tensors(saved: Path, monkeypatch:
 
 def test_description_larger_than_what_is_read_is_not_written(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     description = (saved / "last.json").read_bytes()
-    monkeypatch.setattr(checkpoint, "MOST", 2000)
+    monkeypatch.setattr(checkpoint, "MAX_BYTES", 2000)
     with pytest.raises(FileError, match=r"last\.json is not written: it would have 2,\d+ bytes"):
         save(saved, "last", {"x": np.zeros(2, np.float32)}, {"classes": "a" * 2000}, step=2)
     assert (saved / "last.json").read_bytes() == description

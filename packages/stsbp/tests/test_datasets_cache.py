@@ -105,7 +105,7 @@ def test_a_cache_that_another_process_replaces_stays_usable(tmp_path: Path) -> N
     cache = cached("set", {"a": 1}, cache_dir=tmp_path, build=_Builder())
     (path,) = tmp_path.iterdir()
     time.sleep(0.02)
-    write_atomically(path, path.read_bytes(), own=True)
+    write_atomically(path, path.read_bytes(), own_folder=True)
     _check(cache)
 
 
@@ -169,7 +169,7 @@ def test_a_cache_of_another_format_is_replaced_with_its_reason(tmp_path: Path, n
     reasons: list[str] = []
 
     def build(writer: CacheWriter) -> None:
-        reasons.append(writer.why)
+        reasons.append(writer.rebuild_reason)
         builder(writer)
 
     for _ in range(2):
@@ -183,7 +183,7 @@ def test_a_first_cache_needs_no_reason(tmp_path: Path) -> None:
     reasons: list[str] = []
 
     def build(writer: CacheWriter) -> None:
-        reasons.append(writer.why)
+        reasons.append(writer.rebuild_reason)
         writer.add(SAMPLES, LABELS)
 
     cached("test", {}, cache_dir=tmp_path, build=build)

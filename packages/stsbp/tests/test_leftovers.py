@@ -61,17 +61,17 @@ def test_every_leftover_goes_from_the_programs_own_folder(tmp_path: Path) -> Non
     others = (".page.html.0123456789.tmp", "page.html.0123456789ab.tmp", ".page.html.0123456789ab.tmp~", "data.tmp")
     for name in (*leftovers, *others):
         (tmp_path / name).touch()
-    write_atomically(tmp_path / "images.cache", b"", own=True)
+    write_atomically(tmp_path / "images.cache", b"", own_folder=True)
     assert {path.name for path in tmp_path.iterdir()} == {"images.cache", *others}
 
 
 @pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="descriptors cannot be counted here")
 def test_sweeping_keeps_no_descriptor(tmp_path: Path) -> None:
-    write_atomically(tmp_path / "page.html", b"", own=True)
+    write_atomically(tmp_path / "page.html", b"", own_folder=True)
     open_descriptors = len(os.listdir("/dev/fd"))
     for number in range(5):
         (tmp_path / f".page.html.{number:012x}.tmp").touch()
-    write_atomically(tmp_path / "page.html", b"", own=True)
+    write_atomically(tmp_path / "page.html", b"", own_folder=True)
     assert temporary(tmp_path) == []
     assert len(os.listdir("/dev/fd")) == open_descriptors
 
@@ -81,15 +81,15 @@ def test_a_file_that_is_swept_before_it_is_locked_is_begun_again(
 ) -> None:
     from stsbp import files
 
-    hold, swept = files._hold, list[str]()
+    lock, swept = files._lock, list[str]()
 
     def slow(descriptor: int, *, wait: bool) -> int | None:
         if wait and not swept:
             swept.extend(temporary(tmp_path))
             (tmp_path / swept[0]).unlink()
-        return hold(descriptor, wait=wait)
+        return lock(descriptor, wait=wait)
 
-    monkeypatch.setattr(files, "_hold", slow)
+    monkeypatch.setattr(files, "_lock", slow)
     with OpenFolder(tmp_path) as folder:
         folder.write("file", b"content")
     assert swept

@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 from stsbp.processes import monitor as watch
-from stsbp.processes.channel import MOST, Channel
+from stsbp.processes.channel import MAX_BYTES, Channel
 from stsbp.processes.monitor import COMPILING, LOST, Judge, Member, Monitor, Pulse, Sign, Verdict
 
 TIMEOUT = 10.0
@@ -235,7 +235,7 @@ def test_messages_arrive_whole_however_they_are_cut() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [(MOST + 1).to_bytes(4, "big"), b"\0\0\0\2no", b"\0\0\0\2[]", (60_000).to_bytes(4, "big") + b"[" * 60_000],
+    [(MAX_BYTES + 1).to_bytes(4, "big"), b"\0\0\0\2no", b"\0\0\0\2[]", (60_000).to_bytes(4, "big") + b"[" * 60_000],
     ids=["too long", "no JSON", "no object", "too deep"],
 )
 def test_malformed_messages_are_refused(data: bytes) -> None:
@@ -248,7 +248,7 @@ def test_malformed_messages_are_refused(data: bytes) -> None:
 def test_a_message_has_an_end() -> None:
     near_end, _far_end = socket.socketpair()
     with pytest.raises(ValueError, match="at most"):
-        Channel(near_end).send({"a": "x" * MOST})
+        Channel(near_end).send({"a": "x" * MAX_BYTES})
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")

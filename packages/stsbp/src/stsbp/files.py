@@ -63,7 +63,7 @@ _REASONS = {
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.EISDIR: "there is a folder of that name",
 }
-_KINDS = {
+_FILE_TYPES = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
@@ -88,7 +88,7 @@ def as_argument(path: Path) -> str:
     return os.path.join(os.curdir, text) if text.startswith("-") else text
 
 
-def _hold(descriptor: int, *, wait: bool) -> int | None:
+def _lock(descriptor: int, *, wait: bool) -> int | None:
     """Lock a file that is being written, until the returned descriptor is closed.
 
     None if another process has locked the file and `wait` is false, or if files cannot be locked (on Windows and on
@@ -98,13 +98,13 @@ def _hold(descriptor: int, *, wait: bool) -> int | None:
         return None
     import fcntl
 
-    held = os.dup(descriptor)
+    lock_fd = os.dup(descriptor)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
-        os.close(held)
+        os.close(lock_fd)
         return None
-    return held
+    return lock_fd
 
 
 def _unwritable(path: Path, error: OSError) -> FileError:
@@ -136,9 +136,9 @@ def _irregular(status: os.stat_result) -> OSError | None:
     """The error for a file that is not a regular file."""
     if stat.S_ISREG(status.st_mode):
         return None
-    kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+    file_type = _FILE_TYPES.get(stat.S_IFMT(status.st_mode), "something else")
     number = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL
-    return OSError(number, f"it is {kind}, not a regular file")
+    return OSError(number, f"it is {file_type}, not a regular file")
 
 
 def check_regular(path: Path) -> None:
@@ -154,8 +154,8 @@ def check_regular(path: Path) -> None:
             raise problem
 
 
-def open_regular(path: Path, most: int) -> BinaryIO:
-    """Open a file for reading. It must be a regular file, or a link to one, of at most `most` bytes. Never blocks.
+def open_regular(path: Path, max_bytes: int) -> BinaryIO:
+    """Open a file for reading. It must be a regular file, or a link to one, of at most `max_bytes` bytes. Never blocks.
 
     Raises:
         OSError: it is not a regular file, is too large, or cannot be opened; `strerror` gives the reason.
@@ -168,9 +168,9 @@ def open_regular(path: Path, most: int) -> BinaryIO:
             # Check again, because the file may have been replaced meanwhile.
             status = os.fstat(descriptor)
             problem = _irregular(status)
-            if problem is None and status.st_size > most:
-                text = f"it has {status.st_size:,} bytes, more than the {most:,} that such a file may have"
-                problem = OSError(errno.EFBIG, text)
+            if problem is None and status.st_size > max_bytes:
+                reason = f"it has {status.st_size:,} bytes, more than the {max_bytes:,} that such a file may have"
+                problem = OSError(errno.EFBIG, reason)
             if problem is None:
                 return open(descriptor, "rb")
             os.close(descriptor)
@@ -181,13 +181,13 @@ def open_regular(path: Path, most: int) -> BinaryIO:
     raise problem
 
 
-def read_regular(path: Path, most: int) -> bytes:
-    """Content of a regular file of at most `most` bytes.
+def read_regular(path: Path, max_bytes: int) -> bytes:
+    """Content of a regular file of at most `max_bytes` bytes.
 
     Raises:
         OSError: it is not a regular file, is too large, or cannot be read; `strerror` gives the reason.
     """
-    with open_regular(path, most) as file:
+    with open_regular(path, max_bytes) as file:
         # `read` allocates the requested memory at once, so request no more than the size of the file.
         size = os.fstat(file.fileno()).st_size
         content = file.read(size + 1)
@@ -201,32 +201,32 @@ class OpenFolder:
 
     Args:
         path: an existing folder.
-        within: the folder that directly contains `path`.
+        parent: the folder that directly contains `path`.
 
     Raises:
         OSError: the folder cannot be opened.
     """
 
-    def __init__(self, path: Path, within: OpenFolder | None = None) -> None:
+    def __init__(self, path: Path, parent: OpenFolder | None = None) -> None:
         self.path = path
-        self._at: dict[str, int] = {}
+        self._dir_fd: dict[str, int] = {}
         # If a user renames the folder of a run and begins another run at the old path, files that are opened by path
         # would overwrite the checkpoints of the second run.
         if _HAS_DESCRIPTORS:
             flags = os.O_RDONLY | os.O_DIRECTORY | _FLAGS
-            parent_fd, name = ({}, str(path)) if within is None else (within._at, path.name)
-            self._at = {"dir_fd": os.open(name, flags, **parent_fd)}
+            parent_fd, name = ({}, str(path)) if parent is None else (parent._dir_fd, path.name)
+            self._dir_fd = {"dir_fd": os.open(name, flags, **parent_fd)}
 
     @property
     def descriptor(self) -> int | None:
         """Descriptor of the folder; None if the system does not support it."""
-        return self._at.get("dir_fd")
+        return self._dir_fd.get("dir_fd")
 
     def check(self) -> None:
         """Called before every change. Subclasses may raise `FileError`."""
 
     def _name(self, name: str) -> str:
-        return name if self._at else str(self.path / name)
+        return name if self._dir_fd else str(self.path / name)
 
     def open(self, name: str, flags: int) -> FileIO:
         """Open a regular file of the folder, unbuffered, with the flags of `os.open`.
@@ -234,21 +234,21 @@ class OpenFolder:
         Raises:
             OSError: the system refused, or it is not a regular file.
         """
-        descriptor = os.open(self._name(name), flags | _FLAGS | _NONBLOCK, 0o666, **self._at)
+        descriptor = os.open(self._name(name), flags | _FLAGS | _NONBLOCK, 0o666, **self._dir_fd)
         if (problem := _irregular(os.fstat(descriptor))) is not None:
             os.close(descriptor)
             raise problem
         return FileIO(descriptor, "r+" if flags & os.O_RDWR else "w" if flags & os.O_WRONLY else "r")
 
-    def read(self, name: str, most: int) -> bytes:
-        """Content of a regular file of the folder, up to `most` bytes.
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """Content of a regular file of the folder, up to `max_bytes` bytes.
 
         Raises:
             OSError: the system refused, or it is not a regular file.
         """
         with self.open(name, os.O_RDONLY) as file, io.BufferedReader(file) as buffered:
             # `read` allocates the requested memory at once, so request no more than the size of the file.
-            return buffered.read(min(most, os.fstat(file.fileno()).st_size))
+            return buffered.read(min(max_bytes, os.fstat(file.fileno()).st_size))
 
     def status(self, name: str) -> os.stat_result | None:
         """Status of an entry of the folder, following links. None if it does not exist or is not accessible."""
@@ -264,41 +264,42 @@ class OpenFolder:
     def remove(self, name: str) -> None:
         """Remove a file of the folder."""
         self.check()
-        os.unlink(self._name(name), **self._at)
+        os.unlink(self._name(name), **self._dir_fd)
 
     def make_folder(self, name: str) -> None:
         """Make a subfolder, unless there is one of that name."""
         self.check()
         with contextlib.suppress(FileExistsError):
-            os.mkdir(self._name(name), **self._at)
+            os.mkdir(self._name(name), **self._dir_fd)
 
     @contextlib.contextmanager
-    def writer(self, name: str, *, own: bool = False) -> Iterator[BinaryIO]:
+    def writer(self, name: str, *, own_folder: bool = False) -> Iterator[BinaryIO]:
         """A binary file that replaces `name` when the block ends. If the block raises an error, the file is removed.
 
         Args:
             name: name of the file.
-            own: whether only this program keeps files in the folder, so that leftovers of killed processes are removed.
+            own_folder: whether only this program keeps files in the folder, so that all leftovers of killed processes
+                are removed.
 
         Raises:
             FileError: the system refused. The message gives the path and the reason.
         """
-        temporary, held, path = "", None, self.path / name
+        temporary, lock_fd, path = "", None, self.path / name
         try:
             with writing(path):
                 self.check()
-                self._sweep(re.compile(rf"\.{'.*' if own else re.escape(name)}{TEMPORARY}", re.DOTALL))
+                self._sweep(re.compile(rf"\.{'.*' if own_folder else re.escape(name)}{TEMPORARY}", re.DOTALL))
                 # O_EXCL fails if the name exists. The permissions are those of any new file.
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS
                 while True:
                     temporary = f".{name}.{secrets.token_hex(6)}.tmp"
-                    opened = os.open(self._name(temporary), flags, 0o666, **self._at)
-                    file = io.BufferedWriter(_Target(opened, path))
-                    if (held := _hold(file.fileno(), wait=True)) is None or os.fstat(held).st_nlink:
+                    descriptor = os.open(self._name(temporary), flags, 0o666, **self._dir_fd)
+                    file = io.BufferedWriter(_Target(descriptor, path))
+                    if (lock_fd := _lock(file.fileno(), wait=True)) is None or os.fstat(lock_fd).st_nlink:
                         break
                     # Another process removed the file before it was locked.
                     file.close()
-                    os.close(held)
+                    os.close(lock_fd)
             # Errors of the block are its own, except when it writes.
             with file:
                 yield file
@@ -309,16 +310,18 @@ class OpenFolder:
             with writing(path):
                 # Check again, because writing takes time.
                 self.check()
-                both = {"src_dir_fd": self.descriptor, "dst_dir_fd": self.descriptor} if self._at else {}
-                os.replace(self._name(temporary), self._name(name), **both)
+                folder_descriptors = (
+                    {"src_dir_fd": self.descriptor, "dst_dir_fd": self.descriptor} if self._dir_fd else {}
+                )
+                os.replace(self._name(temporary), self._name(name), **folder_descriptors)
                 temporary = ""
                 self.sync()
         finally:
             if temporary:
                 with contextlib.suppress(OSError):
-                    os.unlink(self._name(temporary), **self._at)
-            if held is not None:
-                os.close(held)
+                    os.unlink(self._name(temporary), **self._dir_fd)
+            if lock_fd is not None:
+                os.close(lock_fd)
 
     def _sweep(self, leftover: re.Pattern[str]) -> None:
         """Remove temporary files that no process is writing. One that cannot be removed only takes up space."""
@@ -332,11 +335,11 @@ class OpenFolder:
                 with contextlib.suppress(OSError), self.open(name, os.O_RDONLY) as file:
                     # An age does not show whether a file is in use, and a process number in its name means nothing on
                     # another machine. Unnamed files (O_TMPFILE) end with their process, but cannot replace a file.
-                    if (held := _hold(file.fileno(), wait=False)) is not None:
+                    if (lock_fd := _lock(file.fileno(), wait=False)) is not None:
                         try:
-                            os.unlink(self._name(name), **self._at)
+                            os.unlink(self._name(name), **self._dir_fd)
                         finally:
-                            os.close(held)
+                            os.close(lock_fd)
 
     def write(self, name: str, data: bytes) -> None:
         """Replace the content of the file `name` by `data`, completely or not at all.
@@ -358,22 +361,22 @@ class OpenFolder:
         """Close the folder."""
         if self.descriptor is not None:
             os.close(self.descriptor)
-            self._at = {}
+            self._dir_fd = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
 
 
 @contextlib.contextmanager
-def atomic_writer(path: Path, *, own: bool = False) -> Iterator[BinaryIO]:
+def atomic_writer(path: Path, *, own_folder: bool = False) -> Iterator[BinaryIO]:
     """A binary file that replaces `path` when the block ends. If the block raises an error, the file is removed.
 
-    Missing parent folders are made. `own`: only this program keeps files in the folder.
+    Missing parent folders are made. `own_folder`: only this program keeps files in the folder.
 
     Raises:
         FileError: the system refused. The message gives the path and the reason.
@@ -381,17 +384,17 @@ def atomic_writer(path: Path, *, own: bool = False) -> Iterator[BinaryIO]:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = OpenFolder(path.parent)
-    with folder, folder.writer(path.name, own=own) as file:
+    with folder, folder.writer(path.name, own_folder=own_folder) as file:
         yield file
 
 
-def write_atomically(path: Path, data: bytes, *, own: bool = False) -> None:
-    """Replace the content of `path` by `data`, completely or not at all. `own`: see `atomic_writer`.
+def write_atomically(path: Path, data: bytes, *, own_folder: bool = False) -> None:
+    """Replace the content of `path` by `data`, completely or not at all. `own_folder`: see `atomic_writer`.
 
     Raises:
         FileError: the system refused. The message gives the path and the reason.
     """
-    with atomic_writer(path, own=own) as file:
+    with atomic_writer(path, own_folder=own_folder) as file:
         file.write(data)
 
 
@@ -415,21 +418,21 @@ class OutputKind:
         """
         try:
             # For a link, the target is checked and replaced, and the link stays.
-            place = real(path)
-            with open_regular(place, 2**62) as file:
+            target_path = real(path)
+            with open_regular(target_path, 2**62) as file:
                 head = file.read(4096)
         except FileNotFoundError:
-            return place
+            return target_path
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise FileError(f"cannot write {path}: {reason}; choose another name") from error
         # The lock file of a run is empty. A new file would not be the one that a process has locked.
-        if (head and not self.begins.match(head)) or place.name == LOCK:
+        if (head and not self.begins.match(head)) or target_path.name == LOCK:
             raise FileError(
                 f"{path} is there already and is not {self.name}: it is not replaced. Choose another name, or remove "
                 "it first"
             )
-        return place
+        return target_path
 
     def write(self, path: Path, data: bytes) -> None:
         """Write the file, or replace one of the same kind.

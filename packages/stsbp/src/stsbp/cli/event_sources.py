@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from stsbp.cli.event_lines import Event, EventLines
-from stsbp.datasets.nmnist import MOST, read_recording
+from stsbp.datasets.nmnist import MAX_BYTES, read_recording
 from stsbp.errors import DataError
 from stsbp.files import read_regular
 from stsbp.interrupts import PATIENCE
@@ -103,7 +103,7 @@ class RecordingSource:
 
     def __init__(self, path: str) -> None:
         try:
-            content = read_regular(Path(path), MOST)
+            content = read_regular(Path(path), MAX_BYTES)
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror or error}") from error
         x, y, p, t = read_recording(content, Path(path))

@@ -32,12 +32,12 @@ from stsbp.cli.common import (
     threads_option,
 )
 from stsbp.cli.streaming import UNITS, StreamOptions, follow
-from stsbp.datasets.fsdd import MOST as MOST_OF_SOUND
-from stsbp.datasets.fsdd import digit_of, hear
+from stsbp.datasets.fsdd import MAX_BYTES as MAX_SOUND_BYTES
+from stsbp.datasets.fsdd import digit_of, encode_sounds
 from stsbp.datasets.fsdd import read_recording as read_sound
-from stsbp.datasets.image_folder import MOST as MOST_OF_IMAGE
+from stsbp.datasets.image_folder import MAX_BYTES as MAX_IMAGE_BYTES
 from stsbp.datasets.image_folder import SUFFIXES, read_image
-from stsbp.datasets.nmnist import MOST as MOST_OF_RECORDING
+from stsbp.datasets.nmnist import MAX_BYTES as MAX_RECORDING_BYTES
 from stsbp.datasets.nmnist import read_recording
 from stsbp.datasets.registry import info_of, is_known
 from stsbp.errors import ConfigError, DataError, printable
@@ -51,7 +51,7 @@ __all__ = ["command", "read_inputs"]
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _MOST_AXES = 8
-_MOST = {".npy": GIGABYTE, ".bin": MOST_OF_RECORDING, ".wav": MOST_OF_SOUND}
+_MOST = {".npy": GIGABYTE, ".bin": MAX_RECORDING_BYTES, ".wav": MAX_SOUND_BYTES}
 
 
 @click.command("predict", cls=OptionalPaths, short_help=COMMANDS["predict"])
@@ -341,7 +341,7 @@ def read_inputs(
     for k, path in enumerate(paths):
         kind = path.suffix.lower()
         try:
-            content = read_regular(path, _MOST.get(kind, MOST_OF_IMAGE))
+            content = read_regular(path, _MOST.get(kind, MAX_IMAGE_BYTES))
         except OSError as error:
             remedy = (
                 f"; give its files, for example {path}/*, or read it as a data set with stsbp evaluate RUN --on DATASET"
@@ -357,7 +357,7 @@ def read_inputs(
             read[k] = _read_one(content, path, inputs, binning, own_lengths)
     if sounds:
         # The ear hears several sounds in about the time of one.
-        spikes = hear(list(sounds.values()), inputs.shape[0], binning, own_lengths)
+        spikes = encode_sounds(list(sounds.values()), inputs.shape[0], binning, own_lengths)
         read.update(zip(sounds, spikes, strict=True))
     for k, path in enumerate(paths):
         _check_sample(read[k], path, inputs, binning)

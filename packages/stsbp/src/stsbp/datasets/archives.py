@@ -17,14 +17,14 @@ __all__ = ["extract_files"]
 _LARGEST = 8 * GIGABYTE
 
 
-def extract_files(archive: Path, into: Path, names: Collection[str], *, largest: int) -> None:
-    """Extract the members `names` (exact names) of a tar archive below `into`.
+def extract_files(archive: Path, folder: Path, names: Collection[str], *, largest: int) -> None:
+    """Extract the members `names` (exact names) of a tar archive below `folder`.
 
     Member names are only compared, and never used as paths. Links, absolute names and names with `..` cannot be wanted.
 
     Args:
         archive: a tar file, compressed or not.
-        into: folder in which the members' folders begin.
+        folder: folder in which the members' folders begin.
         names: names as written in the archive, for example `cifar-10-batches-bin/test_batch.bin`.
         largest: largest size of a wanted member in bytes.
 
@@ -41,7 +41,7 @@ def extract_files(archive: Path, into: Path, names: Collection[str], *, largest:
                 source = tar.extractfile(member) if member.isreg() else None
                 if source is None or member.size > largest:
                     raise DataError(f"{archive}: {member.name} is not a plain file of at most {largest} bytes")
-                with source, atomic_writer(into / member.name) as target:
+                with source, atomic_writer(folder / member.name) as target:
                     shutil.copyfileobj(source, target)
                 missing.remove(member.name)
     except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:

@@ -137,7 +137,7 @@ def _actual(x: object) -> str:
     return f"{x.dtype} {list(x.shape)}" if isinstance(x, np.ndarray) else shown(x)
 
 
-def _at(samples: AnyArray, indices: Any) -> AnyArray:
+def _select(samples: AnyArray, indices: Any) -> AnyArray:
     """The entries of `samples` `[n, ...]` with these numbers. Raises `DataError` for what are no numbers of samples."""
     if not is_masked(indices):
         # Tensors of other libraries, and text, have errors of their own.
@@ -173,13 +173,15 @@ def _check_lengths(name: str, lengths: object, samples: int) -> None:
     )
 
 
-def _check_arrays(location: str, kind: str, samples: object, labels: object, form: str, axes: tuple[int, ...]) -> None:
-    """Raise `DataError` unless the samples `[n, ...]`, named `kind`, and their labels `[n]` are such arrays.
+def _check_arrays(
+    location: str, array_name: str, samples: object, labels: object, form: str, axes: tuple[int, ...]
+) -> None:
+    """Raise `DataError` unless the samples `[n, ...]`, named `array_name`, and their labels `[n]` are such arrays.
 
     `form` describes the arrays with these numbers of `axes`, for the message.
     """
     if not _is_array(samples) or samples.dtype != np.uint8 or samples.ndim not in axes:
-        raise DataError(f"{location}: {kind} must be a numpy array of uint8, {form}, got {_actual(samples)}")
+        raise DataError(f"{location}: {array_name} must be a numpy array of uint8, {form}, got {_actual(samples)}")
     _check_labels(f"{location}: labels", labels, len(samples))
 
 
@@ -219,7 +221,7 @@ class ArraySplit:
         return (channels, height, width)
 
     def inputs(self, indices: Int64) -> UInt8:
-        return np.moveaxis(np.asarray(_at(self.images, indices)), -1, 1)
+        return np.moveaxis(np.asarray(_select(self.images, indices)), -1, 1)
 
     stored = inputs
 
@@ -296,9 +298,9 @@ class FrameSplit:
         _check_arrays("FrameSplit", "frames", self.frames, self.labels, form, (3, 5))
         steps, entries = integer_between("FrameSplit: steps", self.steps, 1), self.frames.shape[1]
         if entries != (-(-steps // 8) if self.binary else steps):
-            stored = f"{8 * entries - 7} to {8 * entries}" if self.binary else str(entries)
+            possible_steps = f"{8 * entries - 7} to {8 * entries}" if self.binary else str(entries)
             raise DataError(
-                f"FrameSplit: the second axis of frames has {entries} entries, which are {stored} steps with "
+                f"FrameSplit: the second axis of frames has {entries} entries, which are {possible_steps} steps with "
                 f"binary={self.binary}, but steps is {steps}; give the number of steps and the binary that "
                 "FrameSplit.store received"
             )
@@ -326,7 +328,7 @@ class FrameSplit:
         return unpacked(self.stored(indices))
 
     def stored(self, indices: Int64) -> Inputs:
-        chosen = np.ascontiguousarray(np.swapaxes(_at(self.frames, indices), 0, 1))
+        chosen = np.ascontiguousarray(np.swapaxes(_select(self.frames, indices), 0, 1))
         return PackedFrames(chosen, self.steps) if self.binary else np.moveaxis(chosen, -1, 2)
 
     def content(self) -> str:
@@ -381,10 +383,10 @@ class Subset:
         return len(self.indices)
 
     def inputs(self, indices: Int64) -> UInt8:
-        return self.split.inputs(_at(self.indices, indices))
+        return self.split.inputs(_select(self.indices, indices))
 
     def stored(self, indices: Int64) -> Inputs:
-        return self.split.stored(_at(self.indices, indices))
+        return self.split.stored(_select(self.indices, indices))
 
     def content(self) -> str:
         """SHA-256 of the split, and of the numbers of the samples in it (`content_of`)."""
@@ -394,7 +396,7 @@ class Subset:
         """Target spike trains `[T, B, N]`, if the split has them (`SequenceLabels`)."""
         if not isinstance(self.split, SequenceLabels):
             raise DataError(_CLASSES)
-        return self.split.targets(_at(self.indices, indices))
+        return self.split.targets(_select(self.indices, indices))
 
 
 class GuardedSplit:
@@ -438,11 +440,11 @@ class GuardedSplit:
         with calling(f"{type(self.split).__name__}.content of the data set {self.name!r} fails", DataError):
             return content_of(self.split)
 
-    def _array(self, method: str, indices: Int64, *kinds: type) -> Any:
+    def _array(self, method: str, indices: Int64, *types: type) -> Any:
         method_name = f"{type(self.split).__name__}.{method} of the data set {self.name!r}"
         with calling(f"{method_name} fails", DataError):
             array = getattr(self.split, method)(indices)
-        if not isinstance(array, kinds):
+        if not isinstance(array, types):
             raise DataError(f"{method_name} must return a numpy array, got {shown(array)}")
         return array
 
@@ -550,10 +552,10 @@ class Dataset:
             split = split.split
         # Counts in a mapped file, or in a split of another class, are checked when they are read.
         if isinstance(split, FrameSplit) and not split.binary and not isinstance(split.frames, np.memmap):
-            most = int(split.frames.max(initial=0))
-            if most > self.input_max:
+            largest_count = int(split.frames.max(initial=0))
+            if largest_count > self.input_max:
                 raise DataError(
-                    f"{self.name}: {split_name} has frames with counts up to {most}, but input_max is "
+                    f"{self.name}: {split_name} has frames with counts up to {largest_count}, but input_max is "
                     f"{self.input_max}; give the Dataset the largest count that its samples may have"
                 )
 
@@ -624,11 +626,11 @@ class Progress:
         self._total = total
         self._last = -1.0
 
-    def __call__(self, done: int) -> None:
+    def __call__(self, items_done: int) -> None:
         now = time.monotonic()
-        if self._callback is not None and (done == self._total or now - self._last >= 0.1):
+        if self._callback is not None and (items_done == self._total or now - self._last >= 0.1):
             self._last = now
-            self._callback(self._activity, done, self._total)
+            self._callback(self._activity, items_done, self._total)
 
 
 def select_balanced(labels: Int64, count: int, *, seed: int = 0, substream: int = 0) -> Int64:
@@ -686,6 +688,6 @@ def hold_out(
             f"expected 1 to {len(split) - 1}; choose another {option}" if len(split) > 1 else "none would be left"
         )
         raise DataError(f"cannot hold out {count} of {len(split)} samples: {possible}")
-    held = select_balanced(split.labels, count, seed=seed, substream=substream)
-    remaining = np.setdiff1d(np.arange(len(split)), held, assume_unique=True)
-    return Subset(split, remaining), Subset(split, held)
+    held_out = select_balanced(split.labels, count, seed=seed, substream=substream)
+    remaining = np.setdiff1d(np.arange(len(split)), held_out, assume_unique=True)
+    return Subset(split, remaining), Subset(split, held_out)

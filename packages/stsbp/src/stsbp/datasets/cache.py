@@ -116,8 +116,8 @@ class CacheForm(NamedTuple):
     @classmethod
     def of_frames(cls, labels: int, shape: Shape, steps: int, *, binary: bool = True, own_lengths: bool) -> CacheForm:
         """The form of frames `(C, H, W)` or `(N,)`, as `FrameSplit.store` returns them."""
-        stored = (-(-steps // 8) if binary else steps, *shape[1:], shape[0])
-        return cls(labels, tuple((size,) for size in stored), steps if own_lengths else 0)
+        stored_shape = (-(-steps // 8) if binary else steps, *shape[1:], shape[0])
+        return cls(labels, tuple((size,) for size in stored_shape), steps if own_lengths else 0)
 
     def is_of(self, content: Cached) -> bool:
         """Whether the content of a cache has this form."""
@@ -154,9 +154,9 @@ class Digests(dict[str, str]):
 class CacheWriter:
     """Receives samples while a cache file is built."""
 
-    def __init__(self, file: BinaryIO, anew: bool = False, check: Callable[[int], None] | None = None) -> None:
+    def __init__(self, file: BinaryIO, rebuilt: bool = False, check: Callable[[int], None] | None = None) -> None:
         self._check = check
-        self.why = ", because its cache is damaged or of another version" if anew else ""
+        self.rebuild_reason = ", because its cache is damaged or of another version" if rebuilt else ""
         """The reason why samples are read again, as the end of a sentence."""
         self._file = file
         self._digest = hashlib.sha256()
@@ -219,7 +219,7 @@ class CacheWriter:
         self._file.write(len(description).to_bytes(8, "little"))
 
 
-def _read(path: Path, key: Mapping[str, Any]) -> Cached | None:
+def _read_cache(path: Path, key: Mapping[str, Any]) -> Cached | None:
     """The content of a cache file, or None if any part of it does not match."""
     try:
         with open_regular(path, _LARGEST) as file:
@@ -245,9 +245,9 @@ def _read(path: Path, key: Mapping[str, Any]) -> Cached | None:
             digest, remaining = hashlib.sha256(), math.prod(shape)
             file.seek(len(_MAGIC))
             # Read instead of mapped, because the file may be cut meanwhile.
-            while remaining and (piece := file.read(min(remaining, MEGABYTE))):
-                digest.update(piece)
-                remaining -= len(piece)
+            while remaining and (chunk := file.read(min(remaining, MEGABYTE))):
+                digest.update(chunk)
+                remaining -= len(chunk)
             if remaining or digest.hexdigest() != description.sha256:
                 return None
             data = MappedSamples.of(path, file, len(_MAGIC), shape, stamp)
@@ -287,28 +287,28 @@ def cached(
     # Convert to JSON and back, so that it can be compared with the content of a file (tuples become lists).
     full_key = json.loads(json.dumps({**key, "kind": kind, "format": FORMAT}, sort_keys=True))
     # All formats except the first use the same name, so that a file replaces one of another format.
-    path, first = (
+    path, first_format_path = (
         cache_dir / f"{kind}-{hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:32]}.cache"
         for named in ({**key, "kind": kind}, {**full_key, "format": 1})
     )
 
-    def check(sample: int) -> None:
+    def check(sample_bytes: int) -> None:
         if source is not None:
-            budget.check_disk(source.samples * sample, source.size, source.name, cache_dir)
+            budget.check_disk(source.samples * sample_bytes, source.size, source.name, cache_dir)
 
-    content = _read(path, full_key)
+    content = _read_cache(path, full_key)
     if content is None or not (form is None or form.is_of(content)):
         try:
-            with atomic_writer(path, own=True) as file:
-                writer = CacheWriter(file, path.is_file() or first.is_file(), check)
+            with atomic_writer(path, own_folder=True) as file:
+                writer = CacheWriter(file, path.is_file() or first_format_path.is_file(), check)
                 build(writer)
                 writer.finish(full_key, root)
         except FileError as error:
             raise _unwritable(error) from error
-        content = _read(path, full_key)
+        content = _read_cache(path, full_key)
         if content is not None:
             with contextlib.suppress(OSError):
-                first.unlink(missing_ok=True)
+                first_format_path.unlink(missing_ok=True)
     if content is None:
         raise DataError(f"{kind}: no usable samples were found, or {path} cannot be read back")
     if root is None:
@@ -328,9 +328,14 @@ def combine_digests(digests: Mapping[str, str]) -> str:
 
 
 def digest_files(
-    root: Path, files: Sequence[str], *, cache_dir: Path, most: int = GIGABYTE, progress: ProgressCallback | None = None
+    root: Path,
+    files: Sequence[str],
+    *,
+    cache_dir: Path,
+    max_bytes: int = GIGABYTE,
+    progress: ProgressCallback | None = None,
 ) -> Digests:
-    """SHA-256 of the contents of files below `root` by relative path. They are regular files of at most `most` bytes.
+    """SHA-256 of the contents of files below `root` by relative path: regular files of at most `max_bytes`.
 
     A manifest in the cache folder stores the digest of each file below `root` together with its size, modification time
     and change time. Only new or changed files are then read again.
@@ -345,10 +350,12 @@ def digest_files(
     digests = Digests()
     requested = set(files)
     entries = {
-        other: entry for other, entry in known_entries.items() if other not in requested and (root / other).is_file()
+        known_path: entry
+        for known_path, entry in known_entries.items()
+        if known_path not in requested and (root / known_path).is_file()
     }
     report = Progress(progress, f"checking {root}", len(files))
-    for done, relative in enumerate(files, 1):
+    for files_done, relative in enumerate(files, 1):
         path = root / relative
         try:
             status = path.stat()
@@ -359,22 +366,22 @@ def digest_files(
                 digests[relative] = str(entry[3])
                 entries[relative] = entry
             else:
-                now = time.time_ns()
+                hashed_at = time.time_ns()
                 digest = hashlib.sha256()
-                with open_regular(path, most) as file:
+                with open_regular(path, max_bytes) as file:
                     # Read in pieces, because a file may be larger than the memory.
-                    while piece := file.read(MEGABYTE):
-                        digest.update(piece)
+                    while chunk := file.read(MEGABYTE):
+                        digest.update(chunk)
                 digests[relative] = digest.hexdigest()
-                if max(status.st_mtime_ns, status.st_ctime_ns) < now - _RACY_NS:
+                if max(status.st_mtime_ns, status.st_ctime_ns) < hashed_at - _RACY_NS:
                     entries[relative] = [*stamp, digests[relative]]
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-        report(done)
+        report(files_done)
     if entries != known_entries:
         try:
             content = {"format": _MANIFEST_FORMAT, "files": entries, "sha256": _digest_entries(entries)}
-            write_atomically(manifest, json.dumps(content).encode(), own=True)
+            write_atomically(manifest, json.dumps(content).encode(), own_folder=True)
         except FileError as error:
             raise _unwritable(error) from error
     return digests
@@ -382,11 +389,15 @@ def digest_files(
 
 def _read_manifest(path: Path) -> dict[str, list[int | str]]:
     try:
-        stored = records.read(records.Manifest, records.parse(read_regular(path, GIGABYTE)))
+        manifest = records.read(records.Manifest, records.parse(read_regular(path, GIGABYTE)))
     except (OSError, ValueError):
         return {}
     # Ignore a damaged manifest. With a wrong digest in it, unchanged files would seem to have changed.
-    return stored.files if stored.format == _MANIFEST_FORMAT and stored.sha256 == _digest_entries(stored.files) else {}
+    return (
+        manifest.files
+        if manifest.format == _MANIFEST_FORMAT and manifest.sha256 == _digest_entries(manifest.files)
+        else {}
+    )
 
 
 def _digest_entries(entries: dict[str, list[int | str]]) -> str:

@@ -42,7 +42,7 @@ _ARCHIVE = "cifar-10-binary.tar.gz"
 _FOLDER = "cifar-10-batches-bin"
 _BATCHES = {"train": tuple(f"data_batch_{n}.bin" for n in range(1, 6)), "test": ("test_batch.bin",)}
 _RECORD = 1 + 3 * 32 * 32
-_MOST_RECORDS = 60_000
+_MAX_RECORDS = 60_000
 
 
 def _utils() -> Any:
@@ -82,12 +82,12 @@ def _image_root(data_dir: Path) -> Path | None:
 def _load_binary(root: Path, names: tuple[str, ...], request: Request) -> Cached:
     present = [name for name in names if (root / name).is_file()]
     digests = digest_files(
-        root, present, most=_MOST_RECORDS * _RECORD, cache_dir=request.cache_dir, progress=request.progress
+        root, present, max_bytes=_MAX_RECORDS * _RECORD, cache_dir=request.cache_dir, progress=request.progress
     )
 
     def build(writer: CacheWriter) -> None:
-        report = Progress(request.progress, f"reading {root}{writer.why}", len(present))
-        for done, name in enumerate(present, 1):
+        report = Progress(request.progress, f"reading {root}{writer.rebuild_reason}", len(present))
+        for files_done, name in enumerate(present, 1):
             content = read_unchanged(root / name, digests[name])
             if not content or len(content) % _RECORD:
                 raise DataError(
@@ -101,7 +101,7 @@ def _load_binary(root: Path, names: tuple[str, ...], request: Request) -> Cached
                     f"{root / name}: record {int(labels.argmax())} has the label {labels.max()}, not 0 to 9"
                 )
             writer.add(np.moveaxis(records[:, 1:].reshape(-1, *SHAPE), 1, -1), labels)
-            report(done)
+            report(files_done)
 
     key = {"source": combine_digests(digests)}
     channels, height, width = SHAPE
@@ -142,28 +142,28 @@ def _dataset(request: Request, root: Path, splits: list[str]) -> Dataset:
     notes: list[str] = []
     skipped: tuple[Skipped, ...] = ()
 
-    def read(name: str) -> ArraySplit:
+    def read_split(name: str) -> ArraySplit:
         nonlocal skipped
         if (root / _BATCHES["train"][0]).is_file():
-            stored = _load_binary(root, _BATCHES[name], request)
+            cached_images = _load_binary(root, _BATCHES[name], request)
         else:
-            stored = load_image_folder("cifar10", root / name, CLASSES, request, channels=SHAPE[0])
-        images = stored.images()
+            cached_images = load_image_folder("cifar10", root / name, CLASSES, request, channels=SHAPE[0])
+        images = cached_images.images()
         if images.shape != SHAPE:
             raise DataError(f"{root}: expected {name} images of shape {SHAPE}, got {images.shape}")
         notes.append(f"{name}: {len(images)} of the {PUBLISHED[name]} published images, from {root}")
-        skipped += stored.skipped
+        skipped += cached_images.skipped
         return images
 
-    train: Split = read("train")
+    train: Split = read_split("train")
     test: Split
     if "test" in splits and request.wants_own_test:
-        test = read("test")
+        test = read_split("test")
     else:
         train, test = cut_test(train, DEFAULT_HOLDOUT, request)
-        why = "as asked" if not request.wants_own_test else "there are no test images"
+        reason = "as asked" if not request.wants_own_test else "there are no test images"
         if not request.train_only:
-            notes.append(f"{why}: {len(test)} of the training images are held out (split seed {request.seed})")
+            notes.append(f"{reason}: {len(test)} of the training images are held out (split seed {request.seed})")
     notes += left_out(skipped, "images")
     if _has_jpeg(root / "train" / CLASSES[0]):
         notes.append("the images are JPEG files, not the published pixels: results do not compare with published ones")

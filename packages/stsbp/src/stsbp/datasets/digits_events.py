@@ -30,7 +30,7 @@ def load(request: Request) -> Dataset:
     binning = dataclasses.replace(request.binning, saccade_us=camera.saccade_us)
 
     def build(writer: CacheWriter) -> None:
-        report = Progress(request.progress, f"simulating recordings{writer.why}", len(labels))
+        report = Progress(request.progress, f"simulating recordings{writer.rebuild_reason}", len(labels))
         for first in range(0, len(labels), _BLOCK):
             block = slice(first, first + _BLOCK)
             recordings = camera.record(enlarge(images[block], _ENLARGE))
@@ -50,8 +50,8 @@ def load(request: Request) -> Dataset:
     form = CacheForm.of_frames(
         len(CLASSES), binning.shape, binning.steps, binary=binning.binary, own_lengths=request.own_lengths
     )
-    stored = cached("digits-events", key, cache_dir=request.cache_dir, build=build, form=form)
-    samples = stored.frames(binning.steps, binary=binning.binary)
+    cached_frames = cached("digits-events", key, cache_dir=request.cache_dir, build=build, form=form)
+    samples = cached_frames.frames(binning.steps, binary=binning.binary)
     train, test = cut_test(samples, round(_TEST_SHARE * len(labels)), request)
     cut = request.told_of_test(f"; {len(test)} of them held out as test samples (split seed {request.seed})")
     note = f"simulated recordings of the {len(labels)} digits of scikit-learn, not of a camera{cut}"

@@ -35,8 +35,8 @@ _OTHERS = ("labels", "split", "classes", "sensor")
 _LARGEST = {"x": 2**14 - 1, "y": 2**14 - 1, "p": 1, "t": 2**40}
 _PER_EVENT = 64
 """Bytes of memory for an event while the events are sorted and binned."""
-_AT_ONCE = 2**20
-_MOST_PIXELS = 2**22
+_CHUNK_EVENTS = 2**20
+_MAX_PIXELS = 2**22
 """Largest number of pixels of a frame. A sensor with a megapixel has half as many, with both polarities."""
 
 
@@ -84,11 +84,11 @@ def read_recordings(path: Path, arrays: Mapping[str, AnyArray]) -> Recordings:
 def _columns(arrays: Mapping[str, AnyArray], path: Path) -> tuple[str, ...]:
     """The names of the file's event columns."""
     names = tuple(name for name in _COLUMNS[-1] if name in arrays)
-    others = set(arrays) - {*names, *_OTHERS}
-    if names not in _COLUMNS or "labels" not in arrays or others:
-        ways = ", or ".join(" ".join(columns) for columns in _COLUMNS)
+    unknown = set(arrays) - {*names, *_OTHERS}
+    if names not in _COLUMNS or "labels" not in arrays or unknown:
+        column_sets = ", or ".join(" ".join(columns) for columns in _COLUMNS)
         raise DataError(
-            f"{path} must hold labels and the columns {ways}, and may hold split, classes and sensor; got "
+            f"{path} must hold labels and the columns {column_sets}, and may hold split, classes and sensor; got "
             f"{listed(arrays) or 'nothing'}"
         )
     return names
@@ -107,9 +107,9 @@ def _check(arrays: Mapping[str, AnyArray], names: tuple[str, ...], samples: int,
             raise DataError(
                 f"{path}: {name} must be integers [{m}] as t is{unit}, got {column.dtype} {list(column.shape)}"
             )
-        most = _LARGEST.get(name, samples - 1)
-        if m and not 0 <= int(column.min()) <= int(column.max()) <= most:
-            raise DataError(f"{path}: {name} must be 0 to {most}, got {int(column.min())} to {int(column.max())}")
+        largest = _LARGEST.get(name, samples - 1)
+        if m and not 0 <= int(column.min()) <= int(column.max()) <= largest:
+            raise DataError(f"{path}: {name} must be 0 to {largest}, got {int(column.min())} to {int(column.max())}")
 
 
 def _sensor(arrays: Mapping[str, AnyArray], names: tuple[str, ...], path: Path) -> tuple[int, int]:
@@ -119,14 +119,14 @@ def _sensor(arrays: Mapping[str, AnyArray], names: tuple[str, ...], path: Path) 
     sensor = arrays.get("sensor")
     if sensor is not None:
         fits = sensor.shape == (len(axes),) and sensor.dtype.kind in "iu"
-        if not fits or any(int(size) < least for size, least in zip(sensor, extent, strict=True)):
+        if not fits or any(int(size) < minimum for size, minimum in zip(sensor, extent, strict=True)):
             expected = "rows and columns" if len(axes) == 2 else "neurons"
             got = sensor.tolist() if sensor.size < 4 else list(sensor.shape)
             raise DataError(f"{path}: sensor must be {expected}, at least {extent}, got {sensor.dtype} {got}")
         extent = [int(size) for size in sensor]
     rows, columns = extent if len(extent) == 2 else (1, *extent)
-    if rows * columns * (2 if "p" in names else 1) > _MOST_PIXELS or max(rows, columns) > _LARGEST["x"] + 1:
-        raise DataError(f"{path}: a sensor of {extent} is too large; frames may have {_MOST_PIXELS:,} pixels")
+    if rows * columns * (2 if "p" in names else 1) > _MAX_PIXELS or max(rows, columns) > _LARGEST["x"] + 1:
+        raise DataError(f"{path}: a sensor of {extent} is too large; frames may have {_MAX_PIXELS:,} pixels")
     return rows, columns
 
 
@@ -139,15 +139,15 @@ def _frames(path: Path, recordings: Recordings, binning: EventBinning, request: 
     budget.check_memory((2 if binning.binary else 12) * binning.steps * math.prod(recordings.sensor), size, path)
     digest = hashlib.sha256(labels.astype("<i8").tobytes())
     for name in names:
-        for first in range(0, len(sample), _AT_ONCE):
-            digest.update(recordings.columns[name][first : first + _AT_ONCE].astype("<i8").tobytes())
+        for first in range(0, len(sample), _CHUNK_EVENTS):
+            digest.update(recordings.columns[name][first : first + _CHUNK_EVENTS].astype("<i8").tobytes())
 
     def build(writer: CacheWriter) -> None:
         order = np.argsort(sample, kind="stable")
-        ends = np.cumsum(np.bincount(sample.astype(np.int64), minlength=len(labels)))
-        report = Progress(request.progress, f"binning events{writer.why}", len(labels))
+        boundaries = np.cumsum(np.bincount(sample.astype(np.int64), minlength=len(labels)))
+        report = Progress(request.progress, f"binning events{writer.rebuild_reason}", len(labels))
         for k, label in enumerate(labels):
-            events = recordings.of(order[0 if k == 0 else ends[k - 1] : ends[k]])
+            events = recordings.of(order[0 if k == 0 else boundaries[k - 1] : boundaries[k]])
             frames = binning.frames(*events).reshape(1, binning.steps, *recordings.shape)
             lengths = [binning.length(events[-1])] if request.own_lengths else None
             writer.add(FrameSplit.store(frames, binary=binning.binary), [int(label)], lengths)
@@ -160,8 +160,8 @@ def _frames(path: Path, recordings: Recordings, binning: EventBinning, request: 
     form = CacheForm.of_frames(
         len(recordings.classes), recordings.shape, binning.steps, binary=binning.binary, own_lengths=request.own_lengths
     )
-    stored = cached("events", key, cache_dir=request.cache_dir, build=build, source=source, form=form)
-    return stored.frames(binning.steps, binary=binning.binary)
+    cached_frames = cached("events", key, cache_dir=request.cache_dir, build=build, source=source, form=form)
+    return cached_frames.frames(binning.steps, binary=binning.binary)
 
 
 def _dropped(path: Path, times: AnyArray, binning: EventBinning) -> tuple[str, ...]:
@@ -170,15 +170,17 @@ def _dropped(path: Path, times: AnyArray, binning: EventBinning) -> tuple[str, .
     Raises:
         DataError: there are no others.
     """
-    if binning.window_us is None or not (late := int(np.count_nonzero(times >= binning.start_us + binning.window_us))):
+    if binning.window_us is None or not (
+        late_count := int(np.count_nonzero(times >= binning.start_us + binning.window_us))
+    ):
         return ()
     window = f"the window of {binning.window_us / 1000:g} ms (--window-ms)"
-    if late == len(times):
+    if late_count == len(times):
         raise DataError(
-            f"{path}: all of its {late:,} events lie after {window}. Times are in microseconds since the beginning of "
-            "each sample; convert them, or give a longer window"
+            f"{path}: all of its {late_count:,} events lie after {window}. Times are in microseconds since the "
+            "beginning of each sample; convert them, or give a longer window"
         )
-    return (f"{late:,} of {len(times):,} events lie after {window} and are dropped",)
+    return (f"{late_count:,} of {len(times):,} events lie after {window} and are dropped",)
 
 
 @names_unreadable

@@ -45,13 +45,13 @@ from stsbp.datasets.info import DatasetInfo
 from stsbp.errors import DataError, did_you_mean
 from stsbp.files import MEGABYTE
 
-__all__ = ["FSDD", "MOST", "digit_of", "hear", "load", "read_recording"]
+__all__ = ["FSDD", "MAX_BYTES", "digit_of", "encode_sounds", "load", "read_recording"]
 
 RATE = 8000
 TEST = range(5)
 """Numbers of the recordings in the test set."""
-MOST_CHANNELS = 700
-MOST = 4 * MEGABYTE
+MAX_CHANNELS = 700
+MAX_BYTES = 4 * MEGABYTE
 """Largest size of a recording in bytes: four minutes."""
 _MODEL = 1
 """Increased whenever the model of the ear gives other spikes, so that older cached spikes are not used."""
@@ -79,43 +79,43 @@ def _files(data_dir: Path | None) -> tuple[Path, list[tuple[str, _Name]]]:
             "fsdd needs a data folder: name with --data-dir or STSBP_DATA the one that holds "
             "fsdd/<digit>_<speaker>_<number>.wav"
         )
-    places = [
+    folders = [
         data_dir / "fsdd",
         data_dir / "recordings",
         data_dir / "free-spoken-digit-dataset" / "recordings",
         data_dir,
     ]
-    for folder in places:
+    for folder in folders:
         named = [(path.name, _name(path)) for path in folder.iterdir()] if folder.is_dir() else []
         recordings = [(file, name) for file, name in named if name is not None]
         if recordings:
             return folder, sorted(recordings, key=lambda pair: (pair[1].speaker, pair[1].digit, pair[1].number))
-    packed = data_dir / "fsdd.tar.xz"
-    advice = f"; unpack {packed} there" if packed.is_file() else f"; fetch the recordings from {_HOME}"
+    archive = data_dir / "fsdd.tar.xz"
+    advice = f"; unpack {archive} there" if archive.is_file() else f"; fetch the recordings from {_HOME}"
     sounds = (path for pattern in ("*.wav", "*/*.wav") for path in data_dir.glob(pattern))
-    if (other := next(sounds, None)) is not None:
+    if (other_sound := next(sounds, None)) is not None:
         advice = (
-            f"; the name of {other} does not tell digit, speaker and number: rename such sounds. stsbp predict RUN "
-            f"{other.parent}/*.wav classifies sounds of any name"
+            f"; the name of {other_sound} does not tell digit, speaker and number: rename such sounds. stsbp predict "
+            f"RUN {other_sound.parent}/*.wav classifies sounds of any name"
         )
     raise DataError(
         f"no spoken digits at {data_dir}: expected {data_dir}/<digit>_<speaker>_<number>.wav or "
-        f"{places[0]}/<digit>_<speaker>_<number>.wav{advice}"
+        f"{folders[0]}/<digit>_<speaker>_<number>.wav{advice}"
     )
 
 
 def _sizes(content: bytes) -> tuple[int, int]:
     """Bits of a sample and bytes of a frame in the header of a WAV file. The module `wave` rounds the former up to
     whole bytes, and does not read the latter. As for `wave`, the last header before the samples counts."""
-    at, sizes = 12, (0, 0)
-    while at + 24 <= len(content):
-        name, size = content[at : at + 4], int.from_bytes(content[at + 4 : at + 8], "little")
+    offset, sizes = 12, (0, 0)
+    while offset + 24 <= len(content):
+        name, size = content[offset : offset + 4], int.from_bytes(content[offset + 4 : offset + 8], "little")
         if name == b"data":
             break
         if name == b"fmt ":
-            frame, bits = (int.from_bytes(content[at + k : at + k + 2], "little") for k in (20, 22))
+            frame, bits = (int.from_bytes(content[offset + k : offset + k + 2], "little") for k in (20, 22))
             sizes = bits, frame
-        at += 8 + size + size % 2
+        offset += 8 + size + size % 2
     return sizes
 
 
@@ -128,11 +128,11 @@ def read_recording(content: bytes, path: Path) -> AnyArray:
     try:
         with wave.open(io.BytesIO(content)) as file:
             bits, frame = _sizes(content)
-            kind = (file.getnchannels(), bits, file.getframerate())
-            if kind != (1, 16, RATE):
+            sound_format = (file.getnchannels(), bits, file.getframerate())
+            if sound_format != (1, 16, RATE):
                 raise DataError(
-                    f"{path}: expected 1 channel of 16 bits at {RATE} Hz, got {kind[0]} of {kind[1]} bits at "
-                    f"{kind[2]} Hz"
+                    f"{path}: expected 1 channel of 16 bits at {RATE} Hz, got {sound_format[0]} of {sound_format[1]} "
+                    f"bits at {sound_format[2]} Hz"
                 )
             if frame != 2:
                 raise DataError(
@@ -148,14 +148,14 @@ def read_recording(content: bytes, path: Path) -> AnyArray:
     return np.frombuffer(samples, "<i2")
 
 
-def hear(sounds: Sequence[AnyArray], channels: int, binning: EventBinning, own_lengths: bool) -> list[UInt8]:
+def encode_sounds(sounds: Sequence[AnyArray], channels: int, binning: EventBinning, own_lengths: bool) -> list[UInt8]:
     """The spikes of some recordings, `[T, channels]` each. With `own_lengths`, they end with the sound.
 
     Raises:
         DataError: the ear has fewer neurons.
     """
-    if not 1 <= channels <= MOST_CHANNELS:
-        raise DataError(f"the network reads {channels} neurons, and the ear of fsdd has at most {MOST_CHANNELS}")
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise DataError(f"the network reads {channels} neurons, and the ear of fsdd has at most {MAX_CHANNELS}")
     cochlea, window_us = Cochlea(places=channels), _window_us(binning)
     spikes: dict[int, UInt8] = {}
     for block in _blocks(sounds):
@@ -190,9 +190,9 @@ def _channels(request: Request) -> int:
         channel_text.isascii()
         and channel_text.isdigit()
         and len(channel_text) < 5
-        and 1 <= int(channel_text) <= MOST_CHANNELS
+        and 1 <= int(channel_text) <= MAX_CHANNELS
     ):
-        raise DataError(f"{request.name}: channels must be a number from 1 to {MOST_CHANNELS}, got {channel_text!r}")
+        raise DataError(f"{request.name}: channels must be a number from 1 to {MAX_CHANNELS}, got {channel_text!r}")
     return int(channel_text)
 
 
@@ -202,7 +202,7 @@ def _spikes(
     """The recordings as spikes, the position of each among the files, and the files that were left out."""
     steps, window_us = request.binning.steps, _window_us(request.binning)
     names = [file for file, _ in files]
-    digests = digest_files(folder, names, most=MOST, cache_dir=request.cache_dir, progress=request.progress)
+    digests = digest_files(folder, names, max_bytes=MAX_BYTES, cache_dir=request.cache_dir, progress=request.progress)
 
     def build(writer: CacheWriter) -> None:
         numbers, sounds = list[int](), list[AnyArray]()
@@ -216,7 +216,7 @@ def _spikes(
                 writer.skip(file, str(error).removeprefix(f"{folder / file}").lstrip(": "))
             else:
                 numbers.append(k)
-        report = Progress(request.progress, f"listening to {folder}{writer.why}", len(sounds))
+        report = Progress(request.progress, f"listening to {folder}{writer.rebuild_reason}", len(sounds))
         encoded: dict[int, UInt8] = {}
         for block in _blocks(sounds):
             frames = FrameSplit.store(cochlea.spikes([sounds[i] for i in block], steps, window_us))
@@ -238,9 +238,9 @@ def _spikes(
     source = SourceFiles(folder, digests.size, len(files))
     # The labels in the cache are the positions of the recordings among the files.
     form = CacheForm.of_frames(len(files), (cochlea.places,), steps, own_lengths=request.own_lengths)
-    stored = cached("fsdd", key, cache_dir=request.cache_dir, build=build, root=folder, source=source, form=form)
-    labels = np.array([files[k][1].digit for k in stored.labels], dtype=np.int64)
-    return dataclasses.replace(stored, labels=labels).frames(steps), stored.labels, stored.skipped
+    cached_spikes = cached("fsdd", key, cache_dir=request.cache_dir, build=build, root=folder, source=source, form=form)
+    labels = np.array([files[k][1].digit for k in cached_spikes.labels], dtype=np.int64)
+    return dataclasses.replace(cached_spikes, labels=labels).frames(steps), cached_spikes.labels, cached_spikes.skipped
 
 
 @names_unreadable
@@ -255,34 +255,40 @@ def load(request: Request) -> Dataset:
     folder, files = _files(request.data_dir)
     cochlea = Cochlea(places=_channels(request))
     speakers = sorted({name.speaker for _, name in files})
-    without = request.options.get("without")
-    if without is not None and without not in speakers:
+    left_out_speaker = request.options.get("without")
+    if left_out_speaker is not None and left_out_speaker not in speakers:
         raise DataError(
-            f"fsdd: there is no speaker {without!r}{did_you_mean(without, speakers)}; known: {', '.join(speakers)}"
+            f"fsdd: there is no speaker {left_out_speaker!r}{did_you_mean(left_out_speaker, speakers)}; known: "
+            f"{', '.join(speakers)}"
         )
     test_set = request.options.get("test")
     if test_set not in (None, "all"):
         raise DataError(f"{request.name}: test must be all, got {test_set!r}")
-    if test_set and without:
-        raise DataError(f"{request.name}: test=all and without={without} name two test sets; leave one of them out")
+    if test_set and left_out_speaker:
+        raise DataError(
+            f"{request.name}: test=all and without={left_out_speaker} name two test sets; leave one of them out"
+        )
     samples, numbers, skipped = _spikes(folder, files, cochlea, request)
     names = [files[k][1] for k in numbers]
     is_test = np.array(
-        [bool(test_set) or (name.number in TEST if without is None else name.speaker == without) for name in names]
+        [
+            bool(test_set) or (name.number in TEST if left_out_speaker is None else name.speaker == left_out_speaker)
+            for name in names
+        ]
     )
     notes = [f"{len(samples):,} recordings of {len(speakers)} speakers, from {folder}"]
     train, test = (Subset(samples, np.flatnonzero(mask)) for mask in (~is_test, is_test))
     test_description = (
         f"recordings {TEST[0]} to {TEST[-1]} of each speaker and digit"
-        if without is None
-        else f"all recordings of {without}"
+        if left_out_speaker is None
+        else f"all recordings of {left_out_speaker}"
     )
     if request.only_test:
         if 0 < len(test) < len(samples):
-            others = [word for word in request.name.split(":") if not word.startswith("without=")]
+            name_parts = [word for word in request.name.split(":") if not word.startswith("without=")]
             notes.append(
                 f"{len(test)} of the {len(samples):,} recordings are evaluated, {test_description}; "
-                f"{':'.join(others)}:test=all evaluates all"
+                f"{':'.join(name_parts)}:test=all evaluates all"
             )
         train = test = test if len(test) else Subset(samples, np.arange(len(samples)))
     elif request.train_only:
@@ -324,7 +330,7 @@ FSDD = DatasetInfo(
     options={
         "without": "the speaker to test on; the others are trained on",
         "test": "all: every recording is a test sample, for evaluate --on",
-        "channels": f"number of neurons of the ear, 1 to {MOST_CHANNELS}",
+        "channels": f"number of neurons of the ear, 1 to {MAX_CHANNELS}",
     },
     licence="CC BY-SA 4.0",
 )

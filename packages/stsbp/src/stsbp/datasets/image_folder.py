@@ -45,15 +45,15 @@ from stsbp.datasets.info import DatasetInfo
 from stsbp.errors import DataError
 from stsbp.files import MEGABYTE
 
-__all__ = ["IMAGES", "MOST", "SUFFIXES", "class_folders", "load", "load_image_folder", "read_image"]
+__all__ = ["IMAGES", "MAX_BYTES", "SUFFIXES", "class_folders", "load", "load_image_folder", "read_image"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
-MOST = 256 * MEGABYTE
+MAX_BYTES = 256 * MEGABYTE
 """Largest size of an image file in bytes."""
-_MOST_PIXELS, _MOST_TO_RESIZE = 16_000_000, 30_000_000
-_MOST_SCANS, _MOST_SCANNED = 1000, 1_000_000_000
+_MAX_PIXELS, _MAX_PIXELS_TO_RESIZE = 16_000_000, 30_000_000
+_MAX_SCANS, _MAX_SCANNED_PIXELS = 1000, 1_000_000_000
 """Largest number of scans of a JPEG, and of pixels in all of them. A scan of several channels counts once for each."""
-_AT_ONCE = MEGABYTE
+_CHUNK_BYTES = MEGABYTE
 _TEST_SHARE = 0.2
 _READING = 2
 """Increased whenever files are read to other pixels, so that older cached pixels are not used."""
@@ -98,7 +98,7 @@ def _check_png(content: bytes, path: Path) -> None:
     if content[12:16] != b"IHDR":
         raise DataError(f"{path} cannot be read as an image: a PNG begins with its header")
     width, height, bits, colour, interlaced = (
-        *(int.from_bytes(content[at : at + 4], "big") for at in (16, 20)),
+        *(int.from_bytes(content[offset : offset + 4], "big") for offset in (16, 20)),
         content[24],
         content[25],
         content[28],
@@ -108,28 +108,28 @@ def _check_png(content: bytes, path: Path) -> None:
     passes = _PNG_PASSES if interlaced else ((0, 1, 0, 1),)
     expected = 0
     for row, rows, column, columns in passes:
-        wide, high = len(range(column, width, columns)), len(range(row, height, rows))
+        pass_width, pass_height = len(range(column, width, columns)), len(range(row, height, rows))
         # A row begins with the number of its filter.
-        expected += high * (1 + -(-wide * bits * _PNG_CHANNELS.get(colour, 1) // 8)) * (wide > 0)
+        expected += pass_height * (1 + -(-pass_width * bits * _PNG_CHANNELS.get(colour, 1) // 8)) * (pass_width > 0)
     # Some programs write a little more than the pixels. Pillow would unpack all of it.
-    most = 2 * expected + (1 << 16)
-    unpacked, unpacked_size, at = zlib.decompressobj(), 0, 8
-    while at + 12 <= len(content) and unpacked_size <= most:
-        size = int.from_bytes(content[at : at + 4], "big")
-        piece = content[at + 8 : at + 8 + size] if content[at + 4 : at + 8] == b"IDAT" else b""
-        while piece and not unpacked.eof and unpacked_size <= most:
-            unpacked_size += len(unpacked.decompress(piece, _AT_ONCE))
-            piece = unpacked.unconsumed_tail
-        at += 12 + size
+    max_unpacked = 2 * expected + (1 << 16)
+    unpacked, unpacked_size, offset = zlib.decompressobj(), 0, 8
+    while offset + 12 <= len(content) and unpacked_size <= max_unpacked:
+        size = int.from_bytes(content[offset : offset + 4], "big")
+        compressed = content[offset + 8 : offset + 8 + size] if content[offset + 4 : offset + 8] == b"IDAT" else b""
+        while compressed and not unpacked.eof and unpacked_size <= max_unpacked:
+            unpacked_size += len(unpacked.decompress(compressed, _CHUNK_BYTES))
+            compressed = unpacked.unconsumed_tail
+        offset += 12 + size
     if unpacked_size < expected:
         raise DataError(
             f"{path} cannot be read as an image: its pixels end after {unpacked_size:,} of {expected:,} bytes; it "
             "may be cut off"
         )
-    if unpacked_size > most:
+    if unpacked_size > max_unpacked:
         raise DataError(
-            f"{path} cannot be read as an image: its data unpack to more than {most:,} bytes, but its pixels are "
-            f"{expected:,}"
+            f"{path} cannot be read as an image: its data unpack to more than {max_unpacked:,} bytes, but its pixels "
+            f"are {expected:,}"
         )
 
 
@@ -152,26 +152,26 @@ def _check_jpeg(content: bytes, path: Path, image: Any) -> None:
     Raises:
         DataError: its pixels end early, or it has too many scans.
     """
-    at, end, missing_bits, scans, is_arithmetic = 2, 0, dict[tuple[int, int], int](), 0, False
-    while (marker := _JPEG_MARKER.search(content, at)) and content[marker.end() - 1] != 0xD9:
-        kind, at = content[marker.end() - 1], marker.end()
-        body = content[at + 2 : at + int.from_bytes(content[at : at + 2], "big")]
-        if kind in _JPEG_FRAMES:
-            is_arithmetic = kind > 0xC8
+    offset, end, missing_bits, scans, is_arithmetic = 2, 0, dict[tuple[int, int], int](), 0, False
+    while (marker := _JPEG_MARKER.search(content, offset)) and content[marker.end() - 1] != 0xD9:
+        marker_code, offset = content[marker.end() - 1], marker.end()
+        body = content[offset + 2 : offset + int.from_bytes(content[offset : offset + 2], "big")]
+        if marker_code in _JPEG_FRAMES:
+            is_arithmetic = marker_code > 0xC8
             missing_bits = dict.fromkeys(((body[6 + 3 * i], k) for i in range(body[5]) for k in range(64)), 16)
-        at += len(body) + 2
-        if kind == 0xDA and body and len(body) >= 4 + 2 * body[0]:
+        offset += len(body) + 2
+        if marker_code == 0xDA and body and len(body) >= 4 + 2 * body[0]:
             scans += body[0]
-            if scans > min(_MOST_SCANS, _MOST_SCANNED / (image.width * image.height)):
+            if scans > min(_MAX_SCANS, _MAX_SCANNED_PIXELS / (image.width * image.height)):
                 raise DataError(
-                    f"{path} has more scans than are decoded: at most {_MOST_SCANS:,}, and {_MOST_SCANNED:,} pixels in "
-                    "all of them, where each channel counts; save it with fewer scans, for example as PNG"
+                    f"{path} has more scans than are decoded: at most {_MAX_SCANS:,}, and {_MAX_SCANNED_PIXELS:,} "
+                    "pixels in all of them, where each channel counts; save it with fewer scans, for example as PNG"
                 )
             first, last, bits = body[1 + 2 * body[0] :][:3]
             missing_bits |= {
                 (channel, k): bits & 15 for channel in body[1 : 1 + 2 * body[0] : 2] for k in range(first, last + 1)
             }
-            following = _JPEG_MARKER.search(content, at)
+            following = _JPEG_MARKER.search(content, offset)
             end = len(content) if following is None else following.start()
     if is_arithmetic:
         return
@@ -237,12 +237,14 @@ def read_image(content: bytes, path: Path, *, channels: int | None, size: int | 
             pillow.open(io.BytesIO(content), formats=("JPEG", "PNG", "BMP")) as image,
             _complete(),
         ):
-            most = _MOST_PIXELS if size is None else _MOST_TO_RESIZE
-            if image.width * image.height > most:
-                hint = "" if size is not None else f", or the {_MOST_TO_RESIZE:,} that are resized with --image-size"
+            max_pixels = _MAX_PIXELS if size is None else _MAX_PIXELS_TO_RESIZE
+            if image.width * image.height > max_pixels:
+                hint = (
+                    "" if size is not None else f", or the {_MAX_PIXELS_TO_RESIZE:,} that are resized with --image-size"
+                )
                 raise DataError(
-                    f"{path} has {image.height} x {image.width} pixels (rows x columns), more than the {most:,} that "
-                    f"are read{hint}"
+                    f"{path} has {image.height} x {image.width} pixels (rows x columns), more than the {max_pixels:,} "
+                    f"that are read{hint}"
                 )
             if image.mode not in _EIGHT_BIT_MODES:
                 raise DataError(f"{path}: expected an image with 8 bits a channel, got mode {image.mode}")
@@ -290,7 +292,7 @@ def _not_read(root: Path, classes: Sequence[str]) -> tuple[str, ...]:
 
     Hidden files are not told of.
     """
-    others, inner, empty = Counter[str](), 0, list[str]()
+    other_files, inner, empty = Counter[str](), 0, list[str]()
     for folder in (root, *(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))):
         is_class = folder != root and folder.name in classes
         if folder != root and not is_class:
@@ -299,17 +301,17 @@ def _not_read(root: Path, classes: Sequence[str]) -> tuple[str, ...]:
             if path.name.startswith(".") or (is_class and _is_image(path)):
                 continue
             if not path.is_dir():
-                others[path.suffix.lower() or "without a suffix"] += 1
+                other_files[path.suffix.lower() or "without a suffix"] += 1
             elif folder != root:
                 inner += 1
-    counted = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+    counted = sorted(other_files.items(), key=lambda item: (-item[1], item[0]))
     parts = [
         *([f"files: {listed(f'{count:,} {suffix}' for suffix, count in counted)}"] if counted else []),
         *([f"folders without images: {listed(sorted(empty))}"] if empty else []),
         *([f"folders inside of folders: {inner:,}"] if inner else []),
     ]
-    read = f"only files <class>/<image> ending in {', '.join(SUFFIXES)} are read"
-    return (f"left out of {root}: {'; '.join(parts)}; {read}",) if parts else ()
+    rule = f"only files <class>/<image> ending in {', '.join(SUFFIXES)} are read"
+    return (f"left out of {root}: {'; '.join(parts)}; {rule}",) if parts else ()
 
 
 def _is_image(path: Path) -> bool:
@@ -317,12 +319,12 @@ def _is_image(path: Path) -> bool:
 
 
 def load_image_folder(
-    kind: str, root: Path, classes: Sequence[str], request: Request, *, channels: int | None = None
+    cache_name: str, root: Path, classes: Sequence[str], request: Request, *, channels: int | None = None
 ) -> Cached:
     """Decode the images of a tree of class folders.
 
     Args:
-        kind: name of the data set in the cache.
+        cache_name: name of the data set in the cache.
         root: folder of the tree.
         classes: names of the class folders.
         request: what is asked for.
@@ -340,13 +342,13 @@ def load_image_folder(
     ]
     if not files:
         raise DataError(f"{root} holds no images: expected {root}/<class>/<image> ending in {', '.join(SUFFIXES)}")
-    digests = digest_files(root, files, most=MOST, cache_dir=request.cache_dir, progress=request.progress)
+    digests = digest_files(root, files, max_bytes=MAX_BYTES, cache_dir=request.cache_dir, progress=request.progress)
     label = {name: number for number, name in enumerate(classes)}
 
     def build(writer: CacheWriter) -> None:
-        report = Progress(request.progress, f"decoding {root}{writer.why}", len(files))
+        report = Progress(request.progress, f"decoding {root}{writer.rebuild_reason}", len(files))
         first: UInt8 | None = None
-        for done, relative in enumerate(files, 1):
+        for images_done, relative in enumerate(files, 1):
             path = root / relative
             content = read_unchanged(path, digests[relative])
             try:
@@ -364,7 +366,7 @@ def load_image_folder(
             else:
                 first = image if first is None else first
                 writer.add(np.moveaxis(image, 0, -1)[np.newaxis], [label[relative.split("/")[0]]])
-            report(done)
+            report(images_done)
 
     key = {
         "source": combine_digests(digests),
@@ -375,9 +377,9 @@ def load_image_folder(
         **({} if channels is None else {"channels": channels}),
     }
     source = SourceFiles(root, digests.size, len(files))
-    side = range(1, MAX_SIZE + 1) if request.image_size is None else (request.image_size,)
-    form = CacheForm(len(classes), (side, side, (1, 3) if channels is None else (channels,)))
-    return cached(kind, key, cache_dir=request.cache_dir, build=build, root=root, source=source, form=form)
+    allowed_sizes = range(1, MAX_SIZE + 1) if request.image_size is None else (request.image_size,)
+    form = CacheForm(len(classes), (allowed_sizes, allowed_sizes, (1, 3) if channels is None else (channels,)))
+    return cached(cache_name, key, cache_dir=request.cache_dir, build=build, root=root, source=source, form=form)
 
 
 @names_unreadable
@@ -401,31 +403,31 @@ def load(request: Request) -> Dataset:
             f"{train_root} holds {len(classes)} class folders with images: expected at least two, {train_root}/<class>/"
             + "".join(f" ({note})" for note in not_read)
         )
-    stored = load_image_folder("images", train_root, classes, request)
-    everything = stored.images()
-    skipped: tuple[Skipped, ...] = stored.skipped
-    notes = [f"{len(everything)} images of {len(classes)} classes from {train_root}", *not_read]
-    train: Split = everything
+    cached_images = load_image_folder("images", train_root, classes, request)
+    train_images = cached_images.images()
+    skipped: tuple[Skipped, ...] = cached_images.skipped
+    notes = [f"{len(train_images)} images of {len(classes)} classes from {train_root}", *not_read]
+    train: Split = train_images
     test: Split
     if split_folders and (root / "test").is_dir() and request.wants_own_test:
         if unknown := sorted(set(class_folders(root / "test")) - set(classes)):
             raise DataError(f"{root / 'test'} has classes that train lacks: {', '.join(unknown)}")
-        stored = load_image_folder("images", root / "test", classes, request, channels=everything.shape[0])
-        tested = stored.images()
-        skipped += stored.skipped
-        if tested.shape != everything.shape:
+        cached_images = load_image_folder("images", root / "test", classes, request, channels=train_images.shape[0])
+        test_images = cached_images.images()
+        skipped += cached_images.skipped
+        if test_images.shape != train_images.shape:
             raise DataError(
-                f"images of {root / 'test'} have shape {list(tested.shape)} (channels, rows, columns), those of train "
-                f"{list(everything.shape)}; they must agree"
+                f"images of {root / 'test'} have shape {list(test_images.shape)} (channels, rows, columns), those of "
+                f"train {list(train_images.shape)}; they must agree"
             )
-        test = tested
+        test = test_images
         notes += [f"{len(test)} test images from {root / 'test'}", *_not_read(root / "test", classes)]
     else:
-        train, test = cut_test(everything, max(1, round(_TEST_SHARE * len(everything))), request)
+        train, test = cut_test(train_images, max(1, round(_TEST_SHARE * len(train_images))), request)
         if not request.train_only:
             notes.append(f"{len(test)} of them held out as test samples (split seed {request.seed})")
     notes += left_out(skipped, "images")
-    return Dataset(request.name, "direct", everything.shape, classes, train, test, tuple(notes), skipped)
+    return Dataset(request.name, "direct", train_images.shape, classes, train, test, tuple(notes), skipped)
 
 
 IMAGES = DatasetInfo(

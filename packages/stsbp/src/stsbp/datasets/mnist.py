@@ -75,12 +75,12 @@ class IdxFiles(NamedTuple):
     home: str
     shared: bool = False
 
-    def places(self, data_dir: Path | None) -> list[Path]:
+    def candidate_folders(self, data_dir: Path | None) -> list[Path]:
         """Folders that may contain the files."""
         user_folders = [] if data_dir is None else [data_dir / folder for folder in self.folders]
         return user_folders if self.system is None else [*user_folders, self.system]
 
-    def alike(self, data_dir: Path | None) -> tuple[str, ...]:
+    def ambiguity_note(self, data_dir: Path | None) -> tuple[str, ...]:
         """A note if the files that are read may be those of another data set."""
         folder = self.folder(data_dir)
         if folder is None or folder != data_dir or not self.shared:
@@ -95,12 +95,15 @@ class IdxFiles(NamedTuple):
 
         The first one with both splits, else the first one with training samples, else the first one with test samples.
         """
-        places = self.places(data_dir)
-        apart = [path for path in places if self.shared and path in (data_dir, self.system)]
-        for group in ([path for path in places if path not in apart], *([path] for path in apart)):
-            best = max(group, key=_splits, default=None)
-            if best is not None and any(_splits(best)):
-                return best
+        candidate_folders = self.candidate_folders(data_dir)
+        shared_folders = [path for path in candidate_folders if self.shared and path in (data_dir, self.system)]
+        for group in (
+            [path for path in candidate_folders if path not in shared_folders],
+            *([path] for path in shared_folders),
+        ):
+            folder = max(group, key=_splits, default=None)
+            if folder is not None and any(_splits(folder)):
+                return folder
         return None
 
 
@@ -180,12 +183,12 @@ def download(data_dir: Path, files: IdxFiles = DIGIT_FILES) -> None:
 
 def _content(path: Path) -> bytes:
     try:
-        with open_regular(path, _LARGEST + _HEADROOM) as packed:
+        with open_regular(path, _LARGEST + _HEADROOM) as file:
             if path.suffix != ".gz":
-                return packed.read()
+                return file.read()
             # Read no more than the largest file contains, because a few compressed bytes can expand to gigabytes.
-            with gzip.open(packed) as file:
-                return file.read(_LARGEST + 1)
+            with gzip.open(file) as unpacked:
+                return unpacked.read(_LARGEST + 1)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"cannot read {path}: {reason}; if it is damaged, delete it and download it again") from error
@@ -219,10 +222,10 @@ def read(data_dir: Path | None, split: str, files: IdxFiles = DIGIT_FILES) -> Di
     paths = find(data_dir, split, files)
     if paths is None:
         expected = " and ".join(f"{name}.gz" for name in _names(split))
-        places = ", ".join(str(place) for place in files.places(data_dir))
+        folders = ", ".join(str(folder) for folder in files.candidate_folders(data_dir))
         named = "" if data_dir is not None else "; name the data folder with --data-dir or STSBP_DATA"
         raise DataError(
-            f"no {files.title} found: expected {expected} (or unpacked) in one of {places or 'a data folder'}{named}; "
+            f"no {files.title} found: expected {expected} (or unpacked) in one of {folders or 'a data folder'}{named}; "
             f"fetch them with --download, or from {files.home}"
         )
     images, labels = (_array(_content(path), path, dimensions) for path, dimensions in zip(paths, (3, 1), strict=True))
@@ -244,27 +247,27 @@ def images(
         DataError: the files are missing or malformed, or the download failed.
     """
     complete = None not in (find(request.data_dir, name, files) for name in PUBLISHED)
-    if request.download and (not complete or files.alike(request.data_dir)):
+    if request.download and (not complete or files.ambiguity_note(request.data_dir)):
         if request.data_dir is None:
             raise DataError(f"{files.title} is downloaded into a data folder: name it with --data-dir or STSBP_DATA")
         download(request.data_dir, files)
     folder = files.folder(request.data_dir)
     source = f"of {files.title}, from {folder}"
-    alike = files.alike(request.data_dir)
+    ambiguity_note = files.ambiguity_note(request.data_dir)
     if request.only_test and find(request.data_dir, "t10k", files) is not None:
         test = split_of(read(request.data_dir, "t10k", files))
-        return test, test, (f"{len(test):,} test images {source}", *alike)
+        return test, test, (f"{len(test):,} test images {source}", *ambiguity_note)
     training_images = split_of(read(request.data_dir, "train", files))
     if request.wants_own_test and find(request.data_dir, "t10k", files) is not None:
         test = split_of(read(request.data_dir, "t10k", files))
         return (
             training_images,
             test,
-            (f"{len(training_images):,} training and {len(test):,} test images {source}", *alike),
+            (f"{len(training_images):,} training and {len(test):,} test images {source}", *ambiguity_note),
         )
-    train, held = cut_test(training_images, DEFAULT_HOLDOUT, request)
-    cut = request.told_of_test(f"; {len(held):,} of them held out as test samples (split seed {request.seed})")
-    return train, held, (f"{len(training_images):,} training images {source}{cut}", *alike)
+    train, held_out = cut_test(training_images, DEFAULT_HOLDOUT, request)
+    cut = request.told_of_test(f"; {len(held_out):,} of them held out as test samples (split seed {request.seed})")
+    return train, held_out, (f"{len(training_images):,} training images {source}{cut}", *ambiguity_note)
 
 
 @names_unreadable

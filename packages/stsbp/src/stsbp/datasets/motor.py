@@ -57,8 +57,8 @@ def _simulate(speed: Float64, first: Float64, gait: Int64, steps: int) -> tuple[
     # One additional step before the first one, because a crossing is between two steps.
     phase = first[:, None] + np.arange(-1, steps) / period[:, None]
     inputs: UInt8 = np.zeros((n, steps, CLOCKS + SPEEDS + len(GAITS)), dtype=np.uint8)
-    passed = np.floor(phase[..., None] - np.arange(CLOCKS) / CLOCKS)
-    inputs[..., :CLOCKS] = passed[:, 1:] > passed[:, :-1]
+    turns = np.floor(phase[..., None] - np.arange(CLOCKS) / CLOCKS)
+    inputs[..., :CLOCKS] = turns[:, 1:] > turns[:, :-1]
     beat = np.arange(steps) % SPEED_PERIOD == 0
     active = np.arange(SPEEDS) < np.round(speed * SPEEDS)[:, None]
     inputs[..., CLOCKS : CLOCKS + SPEEDS] = beat[:, None] & active[:, None, :]
@@ -68,9 +68,9 @@ def _simulate(speed: Float64, first: Float64, gait: Int64, steps: int) -> tuple[
     amplitude = (0.5 + 0.5 * speed)[:, None, None]
     joints = np.stack([amplitude * np.sin(angle), amplitude * np.maximum(0, np.cos(angle))], axis=-1)
     exceeds_level = joints[..., None] > LEVELS
-    up = (exceeds_level[:, 1:] & ~exceeds_level[:, :-1]).any(axis=-1)
-    down = (~exceeds_level[:, 1:] & exceeds_level[:, :-1]).any(axis=-1)
-    targets = np.stack([up, down], axis=-1).reshape(n, steps, len(OUTPUT_NAMES)).astype(np.uint8)
+    rising = (exceeds_level[:, 1:] & ~exceeds_level[:, :-1]).any(axis=-1)
+    falling = (~exceeds_level[:, 1:] & exceeds_level[:, :-1]).any(axis=-1)
+    targets = np.stack([rising, falling], axis=-1).reshape(n, steps, len(OUTPUT_NAMES)).astype(np.uint8)
     targets[:, :QUIET] = 0
     return inputs, targets
 

@@ -45,12 +45,21 @@ from stsbp.datasets.info import ByLoss, DatasetInfo
 from stsbp.errors import DataError
 from stsbp.files import MEGABYTE
 
-__all__ = ["DEFAULT_HOLDOUT", "MOST", "NMNIST", "OVERFLOW_ROW", "SENSOR", "load", "read_recording", "tested_digits"]
+__all__ = [
+    "DEFAULT_HOLDOUT",
+    "MAX_BYTES",
+    "NMNIST",
+    "OVERFLOW_ROW",
+    "SENSOR",
+    "load",
+    "read_recording",
+    "tested_digits",
+]
 
 SENSOR = 34
 """Width and height of the part of the sensor that N-MNIST uses."""
 DEFAULT_HOLDOUT = 100
-MOST = 16 * MEGABYTE
+MAX_BYTES = 16 * MEGABYTE
 """Largest size of a recording in bytes: 3.3 million events. Those of N-MNIST have about 4,000 events."""
 PUBLISHED = {"Train": 60_000, "Test": 10_000}
 
@@ -59,7 +68,7 @@ _INSTALL = 'pip install "stsbp[nmnist]"'
 OVERFLOW_ROW = 240
 """The row of an entry that only advances the clock."""
 _OVERFLOW_US = 1 << 13
-_MOST_OVERFLOWS = 1024
+_MAX_OVERFLOWS = 1024
 """Number of overflows that covers the clock's range once. A file with more is not a recording (and takes tonic
 long)."""
 _EVENT_DTYPE = np.dtype([("x", np.int64), ("y", np.int64), ("t", np.int64), ("p", np.int64)])
@@ -80,16 +89,16 @@ def _complaint(content: bytes) -> str | None:
         return "the file is empty"
     if len(content) % 5:
         return f"its length, {len(content)} bytes, is not a multiple of the 5 bytes of an event; it may be cut off"
-    raw = np.frombuffer(content, dtype=np.uint8).reshape(-1, 5).astype(np.int64)
-    x, y = raw[:, 0], raw[:, 1]
+    entries = np.frombuffer(content, dtype=np.uint8).reshape(-1, 5).astype(np.int64)
+    x, y = entries[:, 0], entries[:, 1]
     overflow = y == OVERFLOW_ROW
-    if overflow.all() or int(overflow.sum()) > _MOST_OVERFLOWS:
-        return f"{int(overflow.sum())} of its {len(raw)} events are clock overflows (y = {OVERFLOW_ROW})"
+    if overflow.all() or int(overflow.sum()) > _MAX_OVERFLOWS:
+        return f"{int(overflow.sum())} of its {len(entries)} events are clock overflows (y = {OVERFLOW_ROW})"
     outside = np.flatnonzero(~overflow & ((x >= SENSOR) | (y >= SENSOR)))
     if outside.size:
         k = int(outside[0])
         return f"event {k} lies at x = {x[k]}, y = {y[k]}, outside the sensor of {SENSOR} x {SENSOR} pixels"
-    t = ((raw[:, 2] & 127) << 16 | raw[:, 3] << 8 | raw[:, 4]) + _OVERFLOW_US * np.cumsum(overflow)
+    t = ((entries[:, 2] & 127) << 16 | entries[:, 3] << 8 | entries[:, 4]) + _OVERFLOW_US * np.cumsum(overflow)
     t = t[~overflow]
     backwards = np.flatnonzero(np.diff(t) < 0)
     if backwards.size:
@@ -163,22 +172,22 @@ def _load_split(folder: Path, request: Request) -> tuple[FrameSplit, tuple[Skipp
     files = _files(folder)
     if not files:
         raise DataError(f"{folder} holds no recordings: expected {folder}/<class 0 to 9>/<id>.bin")
-    digests = digest_files(folder, files, most=MOST, cache_dir=request.cache_dir, progress=request.progress)
+    digests = digest_files(folder, files, max_bytes=MAX_BYTES, cache_dir=request.cache_dir, progress=request.progress)
     binning = request.binning
 
     def build(writer: CacheWriter) -> None:
-        report = Progress(request.progress, f"reading {folder}{writer.why}", len(files))
-        for done, relative in enumerate(files, 1):
+        report = Progress(request.progress, f"reading {folder}{writer.rebuild_reason}", len(files))
+        for files_done, relative in enumerate(files, 1):
             path = folder / relative
             content = read_unchanged(path, digests[relative])
             if request.skip_malformed and (complaint := _complaint(content)) is not None:
                 writer.skip(relative, complaint)
             else:
                 recording = read_recording(content, path)
-                stored = FrameSplit.store(binning.frames(*recording)[np.newaxis], binary=binning.binary)
+                stored_frames = FrameSplit.store(binning.frames(*recording)[np.newaxis], binary=binning.binary)
                 lengths = [binning.length(recording[-1])] if request.own_lengths else None
-                writer.add(stored, [CLASSES.index(relative[0])], lengths)
-            report(done)
+                writer.add(stored_frames, [CLASSES.index(relative[0])], lengths)
+            report(files_done)
 
     key = {
         "source": combine_digests(digests),
@@ -225,20 +234,20 @@ def load(request: Request) -> Dataset:
         test, skipped = _load_split(root / "Test", request)
         notes = [_count_note("Test", len(test), root), *left_out(skipped, "recordings")]
         return Dataset("nmnist", "events", request.binning.shape, CLASSES, test, test, tuple(notes), skipped)
-    everything, skipped = _load_split(root / "Train", request)
-    notes = [_count_note("Train", len(everything), root)]
-    train: Split = everything
+    train_recordings, skipped = _load_split(root / "Train", request)
+    notes = [_count_note("Train", len(train_recordings), root)]
+    train: Split = train_recordings
     if (root / "Test").is_dir() and request.wants_own_test:
-        test, its = _load_split(root / "Test", request)
-        skipped += its
+        test, test_skipped = _load_split(root / "Test", request)
+        skipped += test_skipped
         notes.append(_count_note("Test", len(test), root))
     else:
-        train, test = cut_test(everything, DEFAULT_HOLDOUT, request)
-        why = "as asked" if not request.wants_own_test else "there is no Test folder"
+        train, test = cut_test(train_recordings, DEFAULT_HOLDOUT, request)
+        reason = "as asked" if not request.wants_own_test else "there is no Test folder"
         if not request.train_only:
             notes.append(
-                f"{why}: {len(test)} of the Train recordings are held out as test samples (split seed {request.seed}); "
-                "results do not compare with published ones"
+                f"{reason}: {len(test)} of the Train recordings are held out as test samples (split seed "
+                f"{request.seed}); results do not compare with published ones"
             )
     notes += left_out(skipped, "recordings")
     return Dataset("nmnist", "events", request.binning.shape, CLASSES, train, test, tuple(notes), skipped)

@@ -87,7 +87,7 @@ def _simulate(digits: mnist.Digits, chosen: Int64, first: int, request: Request)
     binning = request.binning
 
     def build(writer: CacheWriter) -> None:
-        report = Progress(request.progress, f"simulating recordings{writer.why}", len(chosen))
+        report = Progress(request.progress, f"simulating recordings{writer.rebuild_reason}", len(chosen))
         for begin in range(0, len(chosen), _BLOCK):
             block = chosen[begin : begin + _BLOCK]
             recordings = CAMERA.record(digits.images[block], first + block)
@@ -108,8 +108,8 @@ def _simulate(digits: mnist.Digits, chosen: Int64, first: int, request: Request)
     form = CacheForm.of_frames(
         len(CLASSES), binning.shape, binning.steps, binary=binning.binary, own_lengths=request.own_lengths
     )
-    stored = cached("nmnist-sim", key, cache_dir=request.cache_dir, build=build, form=form)
-    return stored.frames(binning.steps, binary=binning.binary)
+    cached_frames = cached("nmnist-sim", key, cache_dir=request.cache_dir, build=build, form=form)
+    return cached_frames.frames(binning.steps, binary=binning.binary)
 
 
 def _usable_digits(digits: mnist.Digits, data_dir: Path) -> Int64:
@@ -151,8 +151,8 @@ def load(request: Request) -> Dataset:
         test = _simulate(test_digits, np.arange(len(test_digits.labels)), mnist.PUBLISHED["train"], request)
     else:
         all_digits = ArraySplit(digits.images[..., np.newaxis], digits.labels)
-        training, held = cut_test(Subset(all_digits, usable), DEFAULT_HOLDOUT, request)
-        test = _simulate(digits, usable[held.indices], 0, request) if len(held) else held
+        training, held_out = cut_test(Subset(all_digits, usable), DEFAULT_HOLDOUT, request)
+        test = _simulate(digits, usable[held_out.indices], 0, request) if len(held_out) else held_out
         usable = usable[training.indices]
     if request.only_test:
         return Dataset("nmnist-sim", "events", request.binning.shape, CLASSES, test, test, tuple(notes))

@@ -98,17 +98,17 @@ def read_arrays(path: Path) -> dict[str, AnyArray]:
 
 def shapes(path: Path) -> dict[str, Shape]:
     """The shapes of the arrays of a `.npz` file by their names; empty if `read_arrays` cannot read the file."""
-    by_name: dict[str, Shape] = {}
+    shapes_by_name: dict[str, Shape] = {}
     try:
         with open_regular(path, _MOST) as content, zipfile.ZipFile(content) as file:
             for entry in _members(file):
                 with file.open(entry) as member, warnings.catch_warnings(action="ignore"):
-                    read = _HEADERS[np.lib.format.read_magic(member)]
-                    by_name[entry.filename.removesuffix(".npy")] = read(member)[0]
+                    read_header = _HEADERS[np.lib.format.read_magic(member)]
+                    shapes_by_name[entry.filename.removesuffix(".npy")] = read_header(member)[0]
     except Exception:
         # A forged file can raise almost any error. The error of `read_arrays` is shown instead.
         return {}
-    return by_name
+    return shapes_by_name
 
 
 def class_labels(arrays: Mapping[str, AnyArray], path: Path) -> tuple[Int64, tuple[str, ...]]:
@@ -149,7 +149,7 @@ def cut(samples: Split, arrays: Mapping[str, AnyArray], path: Path, request: Req
     if parts is not None and (parts.shape != (n,) or parts.dtype.kind not in "iub" or {*np.unique(parts)} - {0, 1}):
         remedy = "; convert it with split.astype(np.uint8)" if parts.dtype.kind == "f" else ""
         raise DataError(f"{path}: split must be {n} values 0 and 1, got {parts.dtype} {list(parts.shape)}{remedy}")
-    kind = ""
+    adjective = ""
     if parts is not None:
         train, test = (Subset(samples, np.flatnonzero(parts == part)) for part in (0, 1))
         if request.only_test and len(test):
@@ -160,7 +160,7 @@ def cut(samples: Split, arrays: Mapping[str, AnyArray], path: Path, request: Req
             if not len(test):
                 raise DataError(f"{path}: split has no test samples: mark them with 1, or give a holdout")
             return train, test, f"{len(train)} training and {len(test)} test samples of {path}"
-        samples, kind = train, "training "
+        samples, adjective = train, "training "
     train, test = cut_test(samples, max(1, round(_TEST_SHARE * len(samples))), request)
-    held = request.told_of_test(f", {len(test)} of them held out as test samples (split seed {request.seed})")
-    return train, test, f"{len(samples)} {kind}samples of {path}{held}"
+    held_out_note = request.told_of_test(f", {len(test)} of them held out as test samples (split seed {request.seed})")
+    return train, test, f"{len(samples)} {adjective}samples of {path}{held_out_note}"

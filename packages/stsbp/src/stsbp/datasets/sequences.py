@@ -91,10 +91,10 @@ def read_sequences(path: Path) -> Sequences:
     Raises:
         DataError: the file cannot be read, or its arrays have other shapes or values other than 0 and 1.
     """
-    return _of_targets(path, _read(path))
+    return _of_targets(path, _read_arrays(path))
 
 
-def _read(path: Path) -> dict[str, AnyArray]:
+def _read_arrays(path: Path) -> dict[str, AnyArray]:
     """The arrays of a file, with bytes in place of bool."""
     arrays = read_arrays(path)
     return {name: x.view(np.uint8) if x.dtype == np.bool_ else x for name, x in arrays.items()}
@@ -134,8 +134,8 @@ def _of_classes(path: Path, arrays: Mapping[str, AnyArray]) -> tuple[FrameSplit,
     return FrameSplit(FrameSplit.store(inputs), labels, inputs.shape[1], lengths=lengths), classes
 
 
-def _check_contents(path: Path, arrays: Mapping[str, AnyArray], needed: set[str], others: set[str]) -> None:
-    if needed - set(arrays) or set(arrays) - needed - others:
+def _check_contents(path: Path, arrays: Mapping[str, AnyArray], required: set[str], optional: set[str]) -> None:
+    if required - set(arrays) or set(arrays) - required - optional:
         raise DataError(
             f"{path} must hold inputs, targets and perhaps split and lengths, or inputs, labels and perhaps split, "
             f"lengths and classes, got {listed(arrays) or 'nothing'}"
@@ -225,7 +225,7 @@ def load(request: Request) -> Dataset:
         raise DataError("name the file: stsbp train sequences:PATH, or --data-dir PATH")
     if path.is_dir():
         path = path / "sequences.npz"
-    arrays = _read(path)
+    arrays = _read_arrays(path)
     samples: FrameSplit | SequenceSplit
     classes: tuple[str, ...] = ()
     neurons = 0

@@ -52,7 +52,7 @@ class _SpikeListRecord(records.Record):
 
 
 class _SpikeListsRecord(records.Record):
-    lists: Annotated[list[_SpikeListRecord], Field(min_length=1, max_length=spoken_child.MOST_LISTS)]
+    lists: Annotated[list[_SpikeListRecord], Field(min_length=1, max_length=spoken_child.MAX_LISTS)]
 
 
 class _TooLargeRecord(records.Record):
@@ -85,9 +85,11 @@ class SpokenFile:
         # Read through the open file, because the path may become another file meanwhile.
         with open_regular(path, _LARGEST) as content:
             self._size = os.fstat(content.fileno()).st_size
-            most = budget.memory(self._size)
-            self._process = Hdf5Process(content, spoken_child.__file__, str(most), memory=most, seconds=SECONDS)
-        self._waiting: deque[Lists | DataError] = deque()
+            max_memory = budget.memory(self._size)
+            self._process = Hdf5Process(
+                content, spoken_child.__file__, str(max_memory), memory=max_memory, seconds=SECONDS
+            )
+        self._pending_lists: deque[Lists | DataError] = deque()
         try:
             self._header, (labels,) = self._answer(_Header, lambda header: [(header.labels, header.count)])
             self.labels = self._integers(labels, LABELS, "recording", 2**31)
@@ -104,18 +106,18 @@ class SpokenFile:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def _answer(self, kind: type[R], arrays: Callable[[R], list[tuple[str, int]]]) -> tuple[R, list[AnyArray]]:
+    def _answer(self, record_type: type[R], arrays: Callable[[R], list[tuple[str, int]]]) -> tuple[R, list[AnyArray]]:
         """A record that the other process writes, and the arrays of these types and lengths that follow it."""
         try:
             with self._process.answer() as output:
-                line = output.readline(_LONGEST_LINE)
-                answer = records.parse(line) if line.endswith(b"\n") else None
+                header_line = output.readline(_LONGEST_LINE)
+                answer = records.parse(header_line) if header_line.endswith(b"\n") else None
                 if isinstance(answer, dict) and isinstance(answer.get("refused"), str):
                     raise DataError(f"{self.path}: {answer['refused']}")
                 if isinstance(answer, dict) and "needed" in answer:
-                    large = records.read(_TooLargeRecord, answer)
-                    budget.check_memory(large.needed, self._size, f"{self.path}: {large.what}")
-                record, data = records.read(kind, answer), []
+                    too_large = records.read(_TooLargeRecord, answer)
+                    budget.check_memory(too_large.needed, self._size, f"{self.path}: {too_large.what}")
+                record, data = records.read(record_type, answer), []
                 for dtype, count in arrays(record):
                     size = count * np.dtype(dtype).itemsize
                     budget.check_memory(COPIES * size, self._size, f"{self.path}: a list of {count:,} entries")
@@ -130,7 +132,7 @@ class SpokenFile:
         Raises:
             DataError: no further recording can be read.
         """
-        if not self._waiting:
+        if not self._pending_lists:
             types = self._header.times, self._header.units
             batch, lists = self._answer(
                 _SpikeListsRecord,
@@ -142,21 +144,21 @@ class SpokenFile:
                 ],
             )
             pairs = zip(lists[::2], lists[1::2], strict=True)
-            self._waiting.extend(
+            self._pending_lists.extend(
                 next(pairs) if entry.error is None else DataError(f"{self.path}: {entry.error}")
                 for entry in batch.lists
             )
-        return self._waiting.popleft()
+        return self._pending_lists.popleft()
 
-    def _integers(self, numbers: AnyArray, name: str, column: str, most: int) -> Int64:
-        """Numbers of any type as integers, each from 0 to `most`."""
+    def _integers(self, numbers: AnyArray, name: str, column: str, largest: int) -> Int64:
+        """Numbers of any type as integers, each from 0 to `largest`."""
         if numbers.dtype.kind == "f":
-            # float16 ends below `most`.
+            # float16 ends below `largest`.
             numbers = numbers.astype(np.float64)
-        bad = np.flatnonzero(~((numbers >= 0) & (numbers <= most) & (numbers == np.floor(numbers))))
-        if bad.size:
-            k = int(bad[0])
-            raise DataError(f"{self.path}: {name}, {column} {k}: {numbers[k]} is no whole number from 0 to {most}")
+        invalid = np.flatnonzero(~((numbers >= 0) & (numbers <= largest) & (numbers == np.floor(numbers))))
+        if invalid.size:
+            k = int(invalid[0])
+            raise DataError(f"{self.path}: {name}, {column} {k}: {numbers[k]} is no whole number from 0 to {largest}")
         return numbers.astype(np.int64)
 
     def recording(self, index: int, lists: Lists | DataError, units: int) -> tuple[list[AnyArray], int]:
@@ -180,9 +182,9 @@ class SpokenFile:
             )
         x = self._integers(neurons, f"{UNITS}, recording {index}", "spike", units - 1)
         seconds = times.astype(np.float64)
-        bad = np.flatnonzero(~((seconds >= 0) & (seconds <= _LONGEST_US / 1e6)))
-        if bad.size:
-            k = int(bad[0])
+        invalid = np.flatnonzero(~((seconds >= 0) & (seconds <= _LONGEST_US / 1e6)))
+        if invalid.size:
+            k = int(invalid[0])
             raise DataError(
                 f"{self.path}: {TIMES}, recording {index}, spike {k}: {times[k]} is no time from 0 to "
                 f"{_LONGEST_US / 1e6:,.0f} seconds"

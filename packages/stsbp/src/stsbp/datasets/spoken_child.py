@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 TIMES, UNITS, LABELS, KEYS, SPEAKERS = "spikes/times", "spikes/units", "labels", "extra/keys", "extra/speaker"
 COPIES = 4
 """How often an array that is read whole, or a list, is in memory."""
-MOST_LISTS = 256
+MAX_LISTS = 256
 """Largest number of recordings that are handed over at a time."""
 _BYTES = 1 << 20
 """Size of the lists in bytes from which they are handed over."""
@@ -41,11 +41,11 @@ class SpokenFileTooLarge(Exception):
         self.what, self.needed = array_name, needed
 
 
-def main(most: int) -> None:
+def main(max_memory: int) -> None:
     """Read the file on standard input, and write its contents.
 
     Args:
-        most: memory that reading a dataset may take, in bytes.
+        max_memory: memory that reading a dataset may take, in bytes.
     """
     import h5py
     import numpy as np
@@ -56,7 +56,7 @@ def main(most: int) -> None:
             file = h5py.File(sys.stdin.buffer, "r")
         with file:
             reader = _SpokenReader(h5py, np, file)
-            header, labels = reader.header(most)
+            header, labels = reader.header(max_memory)
             _write(output, header, [labels])
             for batch, lists in reader.recordings():
                 _write(output, batch, lists)
@@ -66,8 +66,8 @@ def main(most: int) -> None:
         _write(output, {"what": error.what, "needed": error.needed}, [])
 
 
-def _write(output: BinaryIO, line: dict[str, Any], arrays: list[Any]) -> None:
-    output.write(json.dumps(line).encode() + b"\n")
+def _write(output: BinaryIO, header: dict[str, Any], arrays: list[Any]) -> None:
+    output.write(json.dumps(header).encode() + b"\n")
     for array in arrays:
         output.write(array.tobytes())
     output.flush()
@@ -90,43 +90,43 @@ class _SpokenReader:
     def __init__(self, h5py: Any, np: Any, file: Any) -> None:
         self.h5py, self.np, self.file = h5py, np, file
 
-    def header(self, most: int) -> tuple[dict[str, Any], Any]:
+    def header(self, max_memory: int) -> tuple[dict[str, Any], Any]:
         """What the file declares, and its labels. All that is read whole is read here."""
-        sets = {name: self.dataset(name) for name in (TIMES, UNITS, LABELS, KEYS, SPEAKERS)}
-        for name, dataset in sets.items():
+        datasets = {name: self.dataset(name) for name in (TIMES, UNITS, LABELS, KEYS, SPEAKERS)}
+        for name, dataset in datasets.items():
             with _named(f"{name} cannot be read"):
                 # Each name of a class, and each list, becomes a Python object.
-                least = 64 if dataset.dtype.hasobject or name == KEYS else 1
-                needed = COPIES * int(dataset.size) * max(int(dataset.dtype.itemsize), least)
-                if needed > most:
+                entry_bytes = 64 if dataset.dtype.hasobject or name == KEYS else 1
+                needed = COPIES * int(dataset.size) * max(int(dataset.dtype.itemsize), entry_bytes)
+                if needed > max_memory:
                     raise SpokenFileTooLarge(f"{name} of {dataset.size:,} entries", needed)
-        count = len(sets[TIMES])
-        if len(sets[UNITS]) != count or len(sets[LABELS]) != count or not count:
-            counts = ", ".join(f"{name} {len(sets[name])}" for name in (TIMES, UNITS, LABELS))
+        count = len(datasets[TIMES])
+        if len(datasets[UNITS]) != count or len(datasets[LABELS]) != count or not count:
+            counts = ", ".join(f"{name} {len(datasets[name])}" for name in (TIMES, UNITS, LABELS))
             raise SpokenFileRefused(f"these must have an entry for each recording, but they have: {counts}")
-        kinds = {}
+        element_types = {}
         for name in (TIMES, UNITS):
-            kind = self.h5py.check_vlen_dtype(sets[name].dtype)
-            if kind is None or not self.is_number(self.np.dtype(kind)):
-                raise SpokenFileRefused(f"{name} must be lists of numbers, got {sets[name].dtype}")
-            if not self.np.dtype(kind).isnative:
+            element_type = self.h5py.check_vlen_dtype(datasets[name].dtype)
+            if element_type is None or not self.is_number(self.np.dtype(element_type)):
+                raise SpokenFileRefused(f"{name} must be lists of numbers, got {datasets[name].dtype}")
+            if not self.np.dtype(element_type).isnative:
                 # h5py hands over the bytes of such lists as they are, but calls them native.
                 raise SpokenFileRefused(
-                    f"{name} must be stored in the byte order of this processor, got lists of {kind}"
+                    f"{name} must be stored in the byte order of this processor, got lists of {element_type}"
                 )
-            kinds[name] = self.np.dtype(kind).newbyteorder("<")
-        self.sets, self.kinds = sets, kinds
+            element_types[name] = self.np.dtype(element_type).newbyteorder("<")
+        self.datasets, self.element_types = datasets, element_types
         arrays = {}
         for name in (LABELS, KEYS, SPEAKERS):
             with _named(f"{name} cannot be read"):
-                arrays[name] = self.np.asarray(sets[name][()])
+                arrays[name] = self.np.asarray(datasets[name][()])
         labels = arrays[LABELS]
         if not self.is_number(labels.dtype):
             raise SpokenFileRefused(f"{LABELS} must be integers, got {labels.dtype}")
         labels = labels.astype(labels.dtype.newbyteorder("<"))
-        types = {"labels": labels.dtype, "times": kinds[TIMES], "units": kinds[UNITS]}
+        types = {"labels": labels.dtype, "times": element_types[TIMES], "units": element_types[UNITS]}
         shown = {name: dtype.str.replace("|", "<") for name, dtype in types.items()}
-        return {**shown, "count": count, "classes": len(sets[KEYS])}, labels
+        return {**shown, "count": count, "classes": len(datasets[KEYS])}, labels
 
     @staticmethod
     def is_number(dtype: Any) -> bool:
@@ -146,9 +146,9 @@ class _SpokenReader:
                 member = member[part]
         with _named(f"{name} cannot be read"):
             if not isinstance(member, self.h5py.Dataset) or member.shape is None or len(member.shape) != 1:
-                kind = f"of shape {list(member.shape or ())}" if isinstance(member, self.h5py.Dataset) else "a group"
+                actual = f"of shape {list(member.shape or ())}" if isinstance(member, self.h5py.Dataset) else "a group"
                 raise SpokenFileRefused(
-                    f"{name} must be a list, one entry for each recording or class, but it is {kind}"
+                    f"{name} must be a list, one entry for each recording or class, but it is {actual}"
                 )
             if member.external is not None or member.is_virtual:
                 raise SpokenFileRefused(
@@ -160,15 +160,15 @@ class _SpokenReader:
         """All recordings in order, some at a time: how long their lists are, and the lists."""
         entries: list[dict[str, Any]] = []
         lists: list[Any] = []
-        for k in range(len(self.sets[TIMES])):
+        for k in range(len(self.datasets[TIMES])):
             try:
-                read = [self.list_of(name, k) for name in (TIMES, UNITS)]
+                recording_lists = [self.list_of(name, k) for name in (TIMES, UNITS)]
             except SpokenFileRefused as error:
                 entries.append({"error": str(error)})
             else:
-                lists += read
-                entries.append(dict(zip(("times", "units"), map(len, read), strict=True)))
-            if len(entries) == MOST_LISTS or sum(x.nbytes for x in lists) > _BYTES:
+                lists += recording_lists
+                entries.append(dict(zip(("times", "units"), map(len, recording_lists), strict=True)))
+            if len(entries) == MAX_LISTS or sum(x.nbytes for x in lists) > _BYTES:
                 yield {"lists": entries}, lists
                 entries, lists = [], []
         if entries:
@@ -177,7 +177,7 @@ class _SpokenReader:
     def list_of(self, name: str, k: int) -> Any:
         """The list of a recording."""
         with _named(f"{name}, recording {k} cannot be read"):
-            return self.np.asarray(self.sets[name][k]).reshape(-1).astype(self.kinds[name], copy=False)
+            return self.np.asarray(self.datasets[name][k]).reshape(-1).astype(self.element_types[name], copy=False)
 
 
 if __name__ == "__main__":

@@ -371,7 +371,7 @@ def _load_part(tonic_class: Any, part: str, request: Request) -> _PartFrames:
     paths = [Path(path) for path in named] or ([folder / single] if isinstance(single, str) else list(_files(folder)))
     relative = sorted(str(path.relative_to(data_folder)) for path in paths)
     digest = partial(
-        digest_files, data_folder, relative, most=_MOST, cache_dir=request.cache_dir, progress=request.progress
+        digest_files, data_folder, relative, max_bytes=_MOST, cache_dir=request.cache_dir, progress=request.progress
     )
     digests = digest()
     source_key, files = combine_digests(digests), SourceFiles(folder, digests.size, len(source))
@@ -387,7 +387,7 @@ def _load_part(tonic_class: Any, part: str, request: Request) -> _PartFrames:
             raise DataError(f"{data_folder} changed while it was read; run again when nothing writes to it")
 
     def read_all(writer: CacheWriter, file: SpokenFile | None) -> None:
-        report = Progress(request.progress, f"reading {folder}{writer.why}", len(order))
+        report = Progress(request.progress, f"reading {folder}{writer.rebuild_reason}", len(order))
         for samples_done, k in enumerate(order, 1):
             # If no further recording can be read, none can be skipped.
             lists = None if file is None else file.next_lists()

@@ -8,9 +8,9 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["MOST", "Channel"]
+__all__ = ["MAX_BYTES", "Channel"]
 
-MOST = 2**20
+MAX_BYTES = 2**20
 """Largest size of a message in bytes."""
 _HEAD = 4
 
@@ -34,8 +34,8 @@ class Channel:
             OSError: the connection is closed or broken.
         """
         data = json.dumps(message).encode()
-        if len(data) > MOST:
-            raise ValueError(f"a message has at most {MOST:,} bytes, this one {len(data):,}")
+        if len(data) > MAX_BYTES:
+            raise ValueError(f"a message has at most {MAX_BYTES:,} bytes, this one {len(data):,}")
         with self._sending:
             self.connection.sendall(len(data).to_bytes(_HEAD, "big") + data)
 
@@ -54,7 +54,7 @@ class Channel:
         messages: list[dict[str, Any]] = []
         while len(self._buffer) >= _HEAD:
             end = _HEAD + int.from_bytes(self._buffer[:_HEAD], "big")
-            if end > _HEAD + MOST:
+            if end > _HEAD + MAX_BYTES:
                 raise ValueError("a message is too long")
             if len(self._buffer) < end:
                 break

@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 FORMAT = 1
-MOST = 64 * MEGABYTE
+MAX_BYTES = 64 * MEGABYTE
 """Largest size of a description in bytes."""
 _MOST_TENSORS = 64 * GIGABYTE
 TENSOR_FILE = r"-[0-9]+-[0-9a-f]{12}\.safetensors"
@@ -136,7 +136,7 @@ def described(folder: Path, name: str) -> dict[str, Any]:
     """
     path = folder / f"{name}.json"
     try:
-        text = read_regular(path, MOST)
+        text = read_regular(path, MAX_BYTES)
     except FileNotFoundError:
         raise CheckpointError(f"{folder} has no checkpoint {name!r} ({path.name} is missing)") from None
     except OSError as error:
@@ -196,10 +196,10 @@ def check_of(config: RunConfig, info: Mapping[str, Any], folder: Path, name: str
 
 def _write_description(folder: OpenFolder, name: str, description: Mapping[str, Any]) -> None:
     text = _encode({**description, "digest": records.digest_of(description)})
-    if len(text) > MOST:
+    if len(text) > MAX_BYTES:
         raise FileError(
             f"{folder.path / name}.json is not written: it would have {len(text):,} bytes, but checkpoints are read up "
-            f"to {MOST:,} bytes; shorten the names of classes and layers"
+            f"to {MAX_BYTES:,} bytes; shorten the names of classes and layers"
         )
     folder.write(f"{name}.json", text)
 
@@ -261,7 +261,7 @@ def remove_leftovers(folder: OpenFolder, name: str) -> None:
     # A file that cannot be removed only takes up space. A folder that no longer belongs to the run is not changed.
     with contextlib.suppress(OSError, FileError):
         try:
-            current = records.parse(folder.read(f"{name}.json", MOST))["file"]
+            current = records.parse(folder.read(f"{name}.json", MAX_BYTES))["file"]
         except (ValueError, KeyError, TypeError):
             return
         for file_name in folder.names():
