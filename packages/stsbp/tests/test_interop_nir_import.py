@@ -392,12 +392,14 @@ def test_sums_of_windows_are_means_and_larger_weights() -> None:
 
 def test_the_threshold_may_be_the_next_number_above() -> None:
     nir_graph, shape = SAME["LIF, r = tau/dt"]
-    imported = import_graph(nir_graph, shape, replace(CHOICES, above=True))
+    imported = import_graph(nir_graph, shape, replace(CHOICES, threshold_above=True))
     (_, last) = (node.op.model for node in imported.nodes if isinstance(node.op, Neurons))
     assert np.float32(last.threshold) == np.nextafter(np.float32(1), np.float32(2))
     quarters = graph({"a": {"type": "Linear", "weight": np.ones((4, 5)) / 4}}, []).nodes
     ties = NirGraph({**nir_graph.nodes, **quarters}, nir_graph.edges)
-    spikes = [run(ties, shape, choices)[1].layers["a"].spikes for choices in (CHOICES, replace(CHOICES, above=True))]
+    spikes = [
+        run(ties, shape, choices)[1].layers["a"].spikes for choices in (CHOICES, replace(CHOICES, threshold_above=True))
+    ]
     assert spikes[1].sum() < spikes[0].sum()
 
 

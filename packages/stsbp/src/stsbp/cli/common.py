@@ -257,7 +257,7 @@ def meeting(count: int | None, timeout: float, threads: int) -> Rendezvous | Non
             "launcher"
         )
     if rendezvous is None and (launcher_process := parent()) is not None:
-        launcher_process.follow()
+        launcher_process.stop_with_parent()
     if rendezvous is None and count is not None and count > 1:
         if count > cores():
             oversubscription = (

@@ -104,7 +104,7 @@ class _Job(Started):
     def wait(self) -> None:
         """Wait until the process ends."""
         self.process.wait()
-        self.here.close()
+        self.own_end.close()
 
 
 def _end(jobs: Sequence[_Job], number: int = _SIGTERM) -> None:

@@ -31,19 +31,19 @@ class Change:
     Attributes:
         name: name of the projection.
         ratio: factor of its weights.
-        moved: largest deviation of weights and biases from this, in units of the largest weight or bias.
+        deviation: largest deviation of weights and biases from this, in units of the largest weight or bias.
     """
 
     name: str
     ratio: float
-    moved: float
+    deviation: float
 
     def __str__(self) -> str:
         if self.ratio == 1:
             return f"{self.name}: as it was"
-        if self.moved == 0:
+        if self.deviation == 0:
             return f"{self.name}: times {self.ratio:.9g}, exactly"
-        return f"{self.name}: times {self.ratio:.9g}, rounded by up to {self.moved:.2g} of its largest weight"
+        return f"{self.name}: times {self.ratio:.9g}, rounded by up to {self.deviation:.2g} of its largest weight"
 
 
 def with_gain(
@@ -64,7 +64,7 @@ def with_gain(
     """
     rescaled, ratios, factors = dict(weights), dict[str, float](), dict[str, float]()
     for projection in new.graph.projections:
-        old_gain, new_gain = (_gain(_place(network, projection.name)) for network in (old, new))
+        old_gain, new_gain = (_gain(_bound_node(network, projection.name)) for network in (old, new))
         ratio = ratios[projection.name] = float(old_gain) / float(new_gain)
         factors[projection.name] = 1.0 if projection.synapse.norm is not None else ratio
     for projection in new.graph.projections:
@@ -88,12 +88,12 @@ def with_gain(
         normed = projection.synapse.norm is not None
         normalised_names = [f"{projection.name}.{part}" for part in (("scale", "shift") if normed else ("bias",))]
         names = [name for name in ([] if normed else [projection.name]) + normalised_names if name in grids[0]]
-        change = max(_moved(grids[0][name], grids[1][name], ratio) for name in names)
+        change = max(_relative_deviation(grids[0][name], grids[1][name], ratio) for name in names)
         changes.append(Change(projection.name, ratio, change))
     return rescaled, changes
 
 
-def _place(network: NetworkSpec, name: str) -> BoundNode:
+def _bound_node(network: NetworkSpec, name: str) -> BoundNode:
     return next(bound_node for bound_node in network.graph.bound_nodes if bound_node.node.name == name)
 
 
@@ -104,7 +104,7 @@ def _gain(bound_node: BoundNode) -> np.float32:
     return np.float32(constants["c"])
 
 
-def _moved(old_weights: Float32, new_weights: Float32, ratio: float) -> float:
+def _relative_deviation(old_weights: Float32, new_weights: Float32, ratio: float) -> float:
     exact = old_weights.astype(np.float64) * ratio
     largest = np.abs(exact).max(initial=0)
     return float(np.abs(new_weights - exact).max(initial=0) / largest) if largest else 0.0

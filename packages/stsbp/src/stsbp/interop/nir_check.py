@@ -46,8 +46,8 @@ class Interpretation:
 
     Attributes:
         word: one of the seven words above.
-        why: explanation.
-        much: number of steps with other spikes, if any.
+        why: what the importer does otherwise, or why it refuses the node. The names are those of the JSON output.
+        much: how many steps have other spikes, as a text; empty if none.
     """
 
     word: str
@@ -103,12 +103,12 @@ def _from_the_input(graph: NirGraph) -> Iterator[str]:
     for source, reader in graph.edges:
         readers.setdefault(source, []).append(reader)
     ordered = {name: None for name, node in graph.nodes.items() if node.kind == "Input"}
-    waiting = deque(ordered)
-    while waiting:
-        for name in readers.get(waiting.popleft(), ()):
+    queue = deque(ordered)
+    while queue:
+        for name in readers.get(queue.popleft(), ()):
             if name not in ordered:
                 ordered[name] = None
-                waiting.append(name)
+                queue.append(name)
     yield from (ordered | dict.fromkeys(graph.nodes))
 
 
@@ -274,8 +274,8 @@ def _own_run(p: NeuronParameters, x: Float32) -> tuple[Float32, Float32]:
     k, c = np.float32(1 - 1 / p.tau_s), np.asarray(p.w_in * p.gain / p.tau_s, np.float32)
     i = m = np.zeros(x.shape[1:], np.float32)
     potentials, spikes = [], []
-    for now in x:
-        i = k * i + c * now
+    for current in x:
+        i = k * i + c * current
         u = m + i
         o = u >= np.float32(model.threshold)
         m = np.where(o, np.float32(0), km * u)

@@ -66,7 +66,7 @@ class _NirReader:
     """The contents of a file as JSON values, and its arrays."""
 
     def __init__(self, h5py: Any, np: Any, most_of_all: int) -> None:
-        self.h5py, self.np, self.budget, self.at = h5py, np, most_of_all, 0
+        self.h5py, self.np, self.budget, self.offset = h5py, np, most_of_all, 0
         self.arrays: list[Any] = []
         self.visited: set[Any] = set()
         self.nodes: list[dict[str, Any]] = []
@@ -154,14 +154,14 @@ class _NirReader:
                 f"{location} has the type {str(dataset.dtype)[:40]}, but must be numbers of at most 8 bytes"
             )
         np = self.np
-        self.take(dataset, location)
+        self.reserve_memory(dataset, location)
         array = np.asarray(dataset[()]).astype(dataset.dtype.newbyteorder("<"), order="C", copy=False)
         shape = list(array.shape)
         if array.size and bool((array == array.flat[0]).all()):
             array = array.reshape(-1)[:1].copy()
-        at, self.at = self.at, self.at - (-array.nbytes // ALIGNED) * ALIGNED
+        offset, self.offset = self.offset, self.offset - (-array.nbytes // ALIGNED) * ALIGNED
         self.arrays.append(array)
-        return {"dtype": array.dtype.str.replace("|", "<"), "shape": shape, "count": int(array.size), "at": at}
+        return {"dtype": array.dtype.str.replace("|", "<"), "shape": shape, "count": int(array.size), "at": offset}
 
     def check(self, dataset: Any, location: str) -> None:
         """Raise `NirFileRefused` unless an array is in this file, as plain data."""
@@ -188,10 +188,10 @@ class _NirReader:
             raise NirFileRefused(f"{location} are not pairs of names")
         if len(dataset) > MOST_EDGES or dataset.dtype.itemsize > LONGEST_TEXT * 4:
             raise NirFileRefused(f"{location} are {len(dataset):,}, more than {MOST_EDGES:,}, or of long names")
-        self.take(dataset, location)
+        self.reserve_memory(dataset, location)
         return [[_text(name, location) for name in pair] for pair in dataset[()].tolist()]
 
-    def take(self, dataset: Any, location: str) -> None:
+    def reserve_memory(self, dataset: Any, location: str) -> None:
         """Take the size of an array from the budget before the array is read."""
         self.budget -= int(dataset.dtype.itemsize) * int(dataset.size)
         if self.budget < 0:

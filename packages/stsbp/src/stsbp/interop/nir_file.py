@@ -26,7 +26,7 @@ _WRITER = "stsbp "
 def write(
     program: NetworkProgram,
     about: About,
-    out: Path,
+    path: Path,
     *,
     dt: float = Form.dt,
     fold: bool = False,
@@ -37,7 +37,7 @@ def write(
 
     Args:
         program, about: the network, and information about its run.
-        out: the file.
+        path: the file.
         dt, fold, threshold_below: see `Form`.
         pool: the field `pooling` of `Form`.
 
@@ -47,7 +47,7 @@ def write(
     """
     form = Form(dt, fold, threshold_below, pool)
     nir = library()
-    _check_own(out)
+    _check_own(path)
     graph = graph_of(program, form)
     nodes = {name: getattr(nir, node.kind)(**node.numbers) for name, node in graph.nodes.items()}
     metadata = {
@@ -63,23 +63,23 @@ def write(
     node = nir.NIRGraph(nodes, list(graph.edges), metadata=metadata, type_check=graph.typed)
     file = io.BytesIO()
     nir.write(file, node)
-    NIR_FILE.write(out, file.getvalue())
-    return _messages(out, form, graph)
+    NIR_FILE.write(path, file.getvalue())
+    return _messages(path, form, graph)
 
 
-def _check_own(out: Path) -> None:
-    """Raise `FileError` if `out` is a file that was not written by an export."""
-    place = NIR_FILE.place(out)
-    if not place.is_file() or not place.stat().st_size:
+def _check_own(path: Path) -> None:
+    """Raise `FileError` if `path` is a file that was not written by an export."""
+    target = NIR_FILE.place(path)
+    if not target.is_file() or not target.stat().st_size:
         return
     try:
-        writer = read_graph(place).metadata.get("writer")
+        writer = read_graph(target).metadata.get("writer")
     except DataError:
         writer = None
     if not (isinstance(writer, str) and writer.startswith(_WRITER)):
         raise FileError(
-            f"{out} is there already and stsbp did not write it: it is not replaced. Choose another name, or remove it "
-            "first"
+            f"{path} is there already and stsbp did not write it: it is not replaced. Choose another name, or remove "
+            "it first"
         )
 
 
@@ -98,13 +98,13 @@ def library() -> Any:
     return nir
 
 
-def _messages(out: Path, form: Form, graph: ExportedGraph) -> list[str]:
-    lines = [f"{out}: {len(graph.nodes)} nodes and {len(graph.edges)} edges, a step of {form.dt:g} s", *graph.notes]
+def _messages(path: Path, form: Form, graph: ExportedGraph) -> list[str]:
+    messages = [f"{path}: {len(graph.nodes)} nodes and {len(graph.edges)} edges, a step of {form.dt:g} s", *graph.notes]
     if graph.rounded:
-        return [*lines, *graph.rounded, "so spikes can differ from those of the run"]
+        return [*messages, *graph.rounded, "so spikes can differ from those of the run"]
     compared = "v > v_threshold, as snntorch" if form.threshold_below else "v >= v_threshold, as spikingjelly"
     return [
-        *lines,
+        *messages,
         "spikes and potentials are those of the run, to the bit, in importers that compute",
         "  i = i (1 - dt/tau_syn) + x, v = v (1 - dt/tau_mem) + i",
         f"in float32 and spike where {compared} does; of others: docs/nir.md",

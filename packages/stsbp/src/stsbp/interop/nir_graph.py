@@ -133,7 +133,7 @@ class _NirExporter:
         self.used_names = {*_RESERVED, *self.names.values()}
         self.nodes: dict[str, ExportedNode] = {}
         self.edges: list[tuple[str, str]] = []
-        self.ends: dict[str, tuple[str, ...]] = {}
+        self.output_nodes: dict[str, tuple[str, ...]] = {}
         """The NIR nodes whose sum is the output of a node of the network."""
         self.exponents: dict[str, int] = {}
         """Exponents: the output is this sum times 2 to the power of the exponent."""
@@ -154,7 +154,11 @@ class _NirExporter:
                 self.weights(bound_node)
             else:
                 self.passing(bound_node)
-        self.add("output", ExportedNode("Output", {"output_type": np.array(bound_node.output.shape)}), self.ends[name])
+        self.add(
+            "output",
+            ExportedNode("Output", {"output_type": np.array(bound_node.output.shape)}),
+            self.output_nodes[name],
+        )
         notes = tuple(dict.fromkeys(self.notes))
         return ExportedGraph(self.nodes, tuple(self.edges), self.typed, tuple(self.rounded), notes)
 
@@ -179,29 +183,29 @@ class _NirExporter:
         op = bound_node.node.op
         assert isinstance(op, Input)
         name = self.add("input", ExportedNode("Input", {"input_type": np.array(op.shape)}), ())
-        self.ends[bound_node.node.name], self.exponents[bound_node.node.name] = (name,), 0
+        self.output_nodes[bound_node.node.name], self.exponents[bound_node.node.name] = (name,), 0
         if op.coding == "direct":
             self.notes.append("input: the bytes of an image / 256, the same ones at every step")
         else:
             counts = "spikes, 0 or 1" if op.largest == 1 else f"numbers of events, at most {op.largest}"
             self.notes.append(f"input: {counts}, a frame a step")
 
-    def read(self, bound_node: BoundNode, edge: Edge) -> tuple[str, ...]:
+    def edge_sources(self, bound_node: BoundNode, edge: Edge) -> tuple[str, ...]:
         """The NIR nodes whose sum an edge carries, with the delay of the edge."""
-        ends = self.ends[edge.source]
+        source_nodes = self.output_nodes[edge.source]
         if not edge.delay or bound_node.node.name in self.program.recurrent:
-            return ends
+            return source_nodes
         self.notes.append("no importer in the table of docs/nir.md reads Delay")
         shape = self.bound_nodes[edge.source].output.shape
         delay_node = ExportedNode("Delay", {"delay": np.full(shape, edge.delay * self.form.dt)})
-        return tuple(self.add_beside(f"{end}_delay{edge.delay}", delay_node, (end,)) for end in ends)
+        return tuple(self.add_beside(f"{end}_delay{edge.delay}", delay_node, (end,)) for end in source_nodes)
 
     def passing(self, bound_node: BoundNode) -> None:
         """Add pooling, flattening, dropout and sums of branches."""
         name, op, edges = bound_node.node.name, bound_node.node.op, bound_node.node.inputs
         if type(op) in _REFUSED:
             raise ConfigError(f"{name} cannot be written: {_REFUSED[type(op)]}")
-        sources = tuple(end for edge in edges for end in self.read(bound_node, edge))
+        sources = tuple(end for edge in edges for end in self.edge_sources(bound_node, edge))
         exponents = {self.exponents[edge.source] for edge in edges}
         if len(exponents) > 1:
             raise ConfigError(f"{name} adds sums of windows of several sizes, with --pool sum; take --pool mean")
@@ -219,7 +223,7 @@ class _NirExporter:
             sources = self.flat(self.names[name], shape, sources)
         elif not isinstance(op, (Add, Dropout)):
             raise ConfigError(f"{name} cannot be written: NIR has no such node")
-        self.ends[name], self.exponents[name] = sources, exponent
+        self.output_nodes[name], self.exponents[name] = sources, exponent
 
     def flat(self, name: str, shape: Shape, sources: tuple[str, ...]) -> tuple[str, ...]:
         """The inputs of a node that reads them as one axis."""
@@ -232,7 +236,7 @@ class _NirExporter:
         """Add a projection: its weights, and the normalisation or bias of their sums."""
         name, (edge,) = bound_node.node.name, bound_node.node.inputs
         nir_name, shape, op = self.names[name], bound_node.output.shape, bound_node.node.op
-        sources = self.read(bound_node, edge)
+        sources = self.edge_sources(bound_node, edge)
         first, *stages = self.stages(bound_node, self.program.weights[name], self.exponents[edge.source])
         if isinstance(op, Conv2d):
             node = self.convolution(name, op, bound_node.inputs[0].shape, first)
@@ -242,7 +246,7 @@ class _NirExporter:
         end = self.add(nir_name, node, sources)
         for stage in stages:
             end = self.add_beside(f"{nir_name}_{stage.name}", _diagonal(stage, shape), (end,))
-        self.ends[name] = (end,)
+        self.output_nodes[name] = (end,)
 
     def stages(self, bound_node: BoundNode, weights: GridWeights, exponent: int) -> list[_ChannelAffine]:
         """The weights, and the operations on each channel of their sums, with as few stages as rounding allows."""
@@ -290,12 +294,13 @@ class _NirExporter:
         for stage in stages[1:]:
             multiply = _numbers(stage.multiply, channels, 1).astype(np.float64)
             factor, added = factor * multiply, added * multiply + _numbers(stage.add, channels, 0)
-        exact = first.multiply.astype(np.float64) * _along(factor, first.multiply)
+        exact = first.multiply.astype(np.float64) * _on_first_axis(factor, first.multiply)
         values = exact.astype(np.float32)
-        off = np.abs(values - exact).max(initial=0)
+        rounding_error = np.abs(values - exact).max(initial=0)
         self.rounded.append(
             f"{name}: {', '.join(stage.name for stage in stages[1:])} folded into weights and bias; sums round, and "
-            f"weights are rounded by up to {off:.2g}, the largest of them is {np.abs(exact).max(initial=0):.3g}"
+            f"weights are rounded by up to {rounding_error:.2g}, the largest of them is "
+            f"{np.abs(exact).max(initial=0):.3g}"
         )
         return [_ChannelAffine("weights", values, added.astype(np.float32))]
 
@@ -327,7 +332,7 @@ class _NirExporter:
         bound_node = population.bound_node
         name, edges = bound_node.node.name, bound_node.node.inputs
         nir_name, shape = self.names[name], bound_node.output.shape
-        self.ends[name], self.exponents[name] = (nir_name,), 0
+        self.output_nodes[name], self.exponents[name] = (nir_name,), 0
         for edge in edges:
             if edge.source in self.program.recurrent:
                 self.weights(self.bound_nodes[edge.source])
@@ -344,13 +349,13 @@ class _NirExporter:
         if is_split and any(decays):
             self.rounds(f"{name}: the currents of {_listed(edges)} are added before the synapse, not after it")
         sources: list[str] = []
-        for number, (filter, ends) in enumerate(currents, start=1):
-            if len(ends) > 2 and not self.adds_exactly(bound_node):
+        for number, (filter, source_nodes) in enumerate(currents, start=1):
+            if len(source_nodes) > 2 and not self.adds_exactly(bound_node):
                 self.rounds(f"{name}: its inputs may be added in any order")
             if not (self.form.fold or _is_power_of_two(filter.gain)):
                 gain = _diagonal(_ChannelAffine("gain", np.full(shape[0], filter.gain)), shape)
-                ends = (self.add_beside(f"{nir_name}_gain{number if is_split else ''}", gain, ends),)
-            sources += ends
+                source_nodes = (self.add_beside(f"{nir_name}_gain{number if is_split else ''}", gain, source_nodes),)
+            sources += source_nodes
         if is_split and len(sources) > 2:
             self.rounds(f"{name}: its currents may be added in any order")
         self.add(nir_name, self.neurons(population, decays.pop()), sources)
@@ -378,17 +383,19 @@ class _NirExporter:
             key: object = number if filter.learned() else (filter, values.static)
             unbiased = filter.filter if isinstance(filter, Biased) else filter
             assert isinstance(unbiased, Filter)
-            currents[key] = unbiased, (*currents.get(key, (unbiased, ()))[1], *self.read(bound_node, edge))
+            currents[key] = unbiased, (*currents.get(key, (unbiased, ()))[1], *self.edge_sources(bound_node, edge))
         return [*currents.values()]
 
     def adds_exactly(self, bound_node: BoundNode) -> bool:
         """Whether the sums that a population reads are integers in one unit, which add exactly in any order."""
-        read = [self.program.weights[edge.source] for edge in bound_node.node.inputs]
-        if any(weights.norm is not None or weights.projection.sums.biased for weights in read):
+        projections = [self.program.weights[edge.source] for edge in bound_node.node.inputs]
+        if any(weights.norm is not None or weights.projection.sums.biased for weights in projections):
             return False
-        exponent = max(weights.sum_exponent for weights in read)
-        sums = [np.abs(weights.values.astype(np.float64)).reshape(len(weights.values), -1).sum(1) for weights in read]
-        largest = sum(rows * weights.projection.input.maximum for rows, weights in zip(sums, read, strict=True))
+        exponent = max(weights.sum_exponent for weights in projections)
+        sums = [
+            np.abs(weights.values.astype(np.float64)).reshape(len(weights.values), -1).sum(1) for weights in projections
+        ]
+        largest = sum(rows * weights.projection.input.maximum for rows, weights in zip(sums, projections, strict=True))
         return bool(np.ldexp(largest, exponent).max(initial=0) < 2.0**EXACT_LIMIT_BITS)
 
     def neurons(self, population: PopulationStep, decay: np.float32) -> ExportedNode:
@@ -398,8 +405,8 @@ class _NirExporter:
         assert isinstance(op, Neurons)
         model = op.model
         if type(model) not in (LIF, IF, PLIF, Readout):
-            kind = "a threshold that adapts" if isinstance(model, ALIF) else "these equations"
-            raise ConfigError(f"{name} cannot be written: NIR has no neuron with {kind}, neuron={model.name}")
+            unsupported = "a threshold that adapts" if isinstance(model, ALIF) else "these equations"
+            raise ConfigError(f"{name} cannot be written: NIR has no neuron with {unsupported}, neuron={model.name}")
         if getattr(model, "reset", "zero") != "zero":
             raise ConfigError(
                 f"{name} cannot be written: after a spike, NIR's neurons set the potential to v_reset, "
@@ -472,7 +479,7 @@ def _numbers(stage_values: Float32 | None, channels: int, value: float) -> Float
     return np.full(channels, value, np.float32) if stage_values is None else stage_values
 
 
-def _along(channels: AnyArray, values: AnyArray) -> AnyArray:
+def _on_first_axis(channels: AnyArray, values: AnyArray) -> AnyArray:
     """Numbers of channels in a shape that multiplies `values`, whose first axis is the channels."""
     return channels.reshape(-1, *[1] * (values.ndim - 1))
 
@@ -488,7 +495,7 @@ def _merged(stages: list[_ChannelAffine], stage: _ChannelAffine) -> list[_Channe
     last = stages[-1]
     if stage.add is None and _is_power_of_two(stage.multiply):
         multiply = _numbers(last.multiply, len(stage.multiply), 1)
-        scaled = multiply * _along(stage.multiply, multiply)
+        scaled = multiply * _on_first_axis(stage.multiply, multiply)
         added = None if last.add is None else last.add * stage.multiply
         if _is_normal(scaled, multiply) and (added is None or last.add is None or _is_normal(added, last.add)):
             return [*stages[:-1], replace(last, multiply=scaled, add=added)]
@@ -525,9 +532,9 @@ def _without_groups(values: Float32, groups: int) -> Float32:
 
 def _square(values: Float32, op: Conv2d) -> tuple[Float32, tuple[int, int]]:
     """A kernel padded with zeros to a square, and the corresponding padding."""
-    more = [(max(op.kernels) - size) // 2 for size in op.kernels]
-    paddings = [pad + extra * step for pad, extra, step in zip(op.paddings, more, op.dilations, strict=True)]
-    return np.pad(values, [(0, 0), (0, 0), *((extra, extra) for extra in more)]), (paddings[0], paddings[1])
+    margins = [(max(op.kernels) - size) // 2 for size in op.kernels]
+    paddings = [pad + extra * step for pad, extra, step in zip(op.paddings, margins, op.dilations, strict=True)]
+    return np.pad(values, [(0, 0), (0, 0), *((extra, extra) for extra in margins)]), (paddings[0], paddings[1])
 
 
 def _seconds(decays: Float32, dt: float, parameter: str) -> Float64:

@@ -91,7 +91,7 @@ _LEAKLESS, _ENDLESS, _LONGEST = 2.0**25, 2.0**40, 2.0**100
 third one is the largest."""
 _MOST_AXES = 64
 
-_Made = TypeVar("_Made")
+_BuiltOp = TypeVar("_BuiltOp")
 Factor: TypeAlias = float | Float64
 """One factor for all elements of a signal, or one for each."""
 
@@ -106,8 +106,8 @@ class Choices:
         tau_s: synaptic time constant of the output's spikes in steps, which no graph contains.
         surrogate: surrogate of all neurons.
         weight_bits: bits of all weights.
-        above: whether thresholds are replaced by the next higher float32 number, for files of programs that spike if
-            `v > v_threshold`, as NIR defines it.
+        threshold_above: whether thresholds are replaced by the next higher float32 number, for files of programs that
+            spike if `v > v_threshold`, as NIR defines it.
     """
 
     dt: float
@@ -115,7 +115,7 @@ class Choices:
     tau_s: float = 4.0
     surrogate: Surrogate = field(default_factory=lambda: LIF().surrogate)
     weight_bits: int = 12
-    above: bool = False
+    threshold_above: bool = False
 
 
 @dataclass(frozen=True)
@@ -188,14 +188,14 @@ def read_neurons(node: GraphNode, choices: Choices) -> NeuronParameters:
     tau_s: float = 1.0
     w_in: Factor = 1.0
     if "tau_syn" in parameter_names:
-        tau_s = _only(node, "tau_syn", _steps(node, "tau_syn", choices))
+        tau_s = _uniform_value(node, "tau_syn", _steps(node, "tau_syn", choices))
         w_in = numbers(node, "w_in") if "w_in" in node.values else 1.0
     gain: Factor = numbers(node, "r") if "r" in parameter_names else 1.0
     membrane = next((key for key in ("tau", "tau_mem") if key in parameter_names), None)
     tau = _steps(node, membrane, choices) if membrane is not None else np.ones(1)
     gain = gain * choices.dt if node.kind in ("IF", "I") else _product(node, gain, 1 / tau)
     if node.kind in ("LI", "CubaLI", "I"):
-        tau_m = _ENDLESS if membrane is None else _only(node, membrane, tau)
+        tau_m = _ENDLESS if membrane is None else _uniform_value(node, membrane, tau)
         return NeuronParameters(_checked_op(node, lambda: Readout(tau_m)), None, tau_s, w_in, gain)
     threshold = numbers(node, "threshold" if node.kind == "Threshold" else "v_threshold")
     if not (threshold > 0).all():
@@ -203,7 +203,7 @@ def read_neurons(node: GraphNode, choices: Choices) -> NeuronParameters:
     level = float(threshold.flat[0])
     if not _is_uniform(threshold):
         gain, level = _product(node, gain, 1 / threshold), 1.0
-    if choices.above:
+    if choices.threshold_above:
         level = float(np.nextafter(np.float32(level), np.float32(np.inf)))
     common: dict[str, Any] = {"threshold": level, "surrogate": choices.surrogate, "reset": choices.reset}
     tau_m, decay = float(tau.flat[0]), None
@@ -286,10 +286,10 @@ def read_delay(node: GraphNode, choices: Choices) -> int:
     Raises:
         DataError: it is not an integer number of steps, or not the same for all.
     """
-    steps = _only(node, "delay", numbers(node, "delay")) / choices.dt
+    steps = _uniform_value(node, "delay", numbers(node, "delay")) / choices.dt
     if not (0 <= steps <= MAX_DELAY and abs(steps - round(steps)) <= NEAR * max(1.0, steps)):
-        most = f"a whole number of them, at most {MAX_DELAY:,}"
-        raise fail(node, f"delay is {steps:g} steps of {choices.dt:g} s, but must be {most}")
+        condition = f"a whole number of them, at most {MAX_DELAY:,}"
+        raise fail(node, f"delay is {steps:g} steps of {choices.dt:g} s, but must be {condition}")
     return round(steps)
 
 
@@ -297,7 +297,7 @@ def _check_flatten(node: GraphNode) -> None:
     """Raise `DataError` unless axes and sizes of a `Flatten` are those of some array. They are not used otherwise."""
     for key in ("start_dim", "end_dim"):
         if key in node.values:
-            axis = _only(node, key, numbers(node, key))
+            axis = _uniform_value(node, key, numbers(node, key))
             if axis != round(axis) or abs(axis) > _MOST_AXES:
                 raise fail(node, f"{key} is {axis:g}, but must be the number of an axis, at most {_MOST_AXES}")
     if "input_type" in node.values:
@@ -345,17 +345,17 @@ def numbers(node: GraphNode, key: str) -> Float64:
 def _check_zero(node: GraphNode, key: str) -> None:
     values = numbers(node, key)
     if values.any():
-        other = values.flat[int(np.argmax(values != 0))]
-        raise fail(node, f"{key} is {other:g}, but must be 0: in stsbp, potentials rest at 0 and are reset to 0")
+        nonzero = values.flat[int(np.argmax(values != 0))]
+        raise fail(node, f"{key} is {nonzero:g}, but must be 0: in stsbp, potentials rest at 0 and are reset to 0")
 
 
 def _steps(node: GraphNode, key: str, choices: Choices) -> Float64:
     """A time constant in steps, at least 1."""
     steps = numbers(node, key) / choices.dt
     if not (steps >= 1 - NEAR).all():
-        least = f"{key} is {steps.min() * choices.dt:g} s"
-        less = f"{least}, which is less than a step of {choices.dt:g} s"
-        raise fail(node, f"{less}; give another --dt, or leave it out if the file states the step")
+        shortest = f"{key} is {steps.min() * choices.dt:g} s"
+        comparison = f"{shortest}, which is less than a step of {choices.dt:g} s"
+        raise fail(node, f"{comparison}; give another --dt, or leave it out if the file states the step")
     if not (steps <= _LONGEST).all():
         raise fail(node, f"{key} is {steps.max() * choices.dt:g} s, which is more than 2^100 steps")
     return np.maximum(steps, 1.0)
@@ -366,11 +366,11 @@ def _is_uniform(values: Float64) -> bool:
     return bool((np.abs(values - first) <= NEAR * abs(first)).all())
 
 
-def _only(node: GraphNode, key: str, values: Float64) -> float:
+def _uniform_value(node: GraphNode, key: str, values: Float64) -> float:
     """The number, which must be the same for all neurons."""
     if not _is_uniform(values):
-        most = f"{values.min():g} to {values.max():g}"
-        raise fail(node, f"{key} differs from neuron to neuron, {most}, but must be the same for all")
+        extent = f"{values.min():g} to {values.max():g}"
+        raise fail(node, f"{key} differs from neuron to neuron, {extent}, but must be the same for all")
     return float(values.flat[0])
 
 
@@ -390,40 +390,40 @@ def _product(node: GraphNode, first: Factor, second: Factor) -> Factor:
     return first * second
 
 
-def _count(node: GraphNode, key: str, values: AnyArray, least: int) -> int:
+def _count(node: GraphNode, key: str, values: AnyArray, minimum: int) -> int:
     number = float(values.flat[0])
-    if values.size != 1 or number != round(number) or not least <= number <= MAX_SIZE:
+    if values.size != 1 or number != round(number) or not minimum <= number <= MAX_SIZE:
         value_text = f"{number:g}" if values.size == 1 else f"{values.size:,} numbers"
-        raise fail(node, f"{key} is {value_text}, but must be a whole number from {least} to {MAX_SIZE:,}")
+        raise fail(node, f"{key} is {value_text}, but must be a whole number from {minimum} to {MAX_SIZE:,}")
     return round(number)
 
 
-def _pair(node: GraphNode, key: str, least: int, line: bool = False) -> tuple[int, int]:
+def _pair(node: GraphNode, key: str, minimum: int, is_row: bool = False) -> tuple[int, int]:
     """Numbers for rows and columns. For a 1-d convolution, only the latter are given."""
     sizes_array = _array(node, key).reshape(-1)
-    if sizes_array.size not in (1, 1 if line else 2):
+    if sizes_array.size not in (1, 1 if is_row else 2):
         raise fail(node, f"{key} has {sizes_array.size:,} numbers")
-    sizes = [_count(node, key, size, least) for size in np.split(sizes_array, sizes_array.size)]
-    return (least, sizes[0]) if line else (sizes[0], sizes[-1])
+    sizes = [_count(node, key, size, minimum) for size in np.split(sizes_array, sizes_array.size)]
+    return (minimum, sizes[0]) if is_row else (sizes[0], sizes[-1])
 
 
 def _padding(
-    node: GraphNode, kernels: tuple[int, ...], stride: tuple[int, int], dilation: tuple[int, int], line: bool
+    node: GraphNode, kernels: tuple[int, ...], stride: tuple[int, int], dilation: tuple[int, int], is_row: bool
 ) -> tuple[int, int]:
     text = node.values.get("padding")
     if not isinstance(text, str):
-        return _pair(node, "padding", 0, line)
+        return _pair(node, "padding", 0, is_row)
     if text == "valid":
         return (0, 0)
-    reach = [down * (kernel - 1) for down, kernel in zip(dilation, kernels, strict=True)]
+    reach = [step * (kernel - 1) for step, kernel in zip(dilation, kernels, strict=True)]
     if text != "same" or stride != (1, 1) or any(extent % 2 for extent in reach):
         condition = "with odd kernels and a stride of 1" if text == "same" else "'same', 'valid' or numbers"
         raise fail(node, f"padding is {shown(text)}, which is read {condition} only")
     return (reach[0] // 2, reach[1] // 2)
 
 
-def _checked_op(node: GraphNode, make: Callable[[], _Made]) -> _Made:
+def _checked_op(node: GraphNode, build: Callable[[], _BuiltOp]) -> _BuiltOp:
     try:
-        return make()
+        return build()
     except SpecError as error:
         raise fail(node, str(error)) from None

@@ -141,16 +141,16 @@ def read_graph(path: Path, limits: Limits | None = None) -> NirGraph:
 def _handed_back(path: Path, file: BinaryIO, limits: Limits) -> tuple[bytes, bytes]:
     """The output of the other process for a file: a line of JSON, and bytes."""
     memory = budget.memory(os.fstat(file.fileno()).st_size)
-    most = memory // _COPIES
-    with Hdf5Process(file, nir_child.__file__, str(most), memory=memory, seconds=limits.seconds) as process:
+    max_bytes = memory // _COPIES
+    with Hdf5Process(file, nir_child.__file__, str(max_bytes), memory=memory, seconds=limits.seconds) as process:
         # Include the padding between arrays.
-        most += nir_child.ALIGNED * nir_child.MOST_OBJECTS
+        max_bytes += nir_child.ALIGNED * nir_child.MOST_OBJECTS
         with process.answer() as output:
             header = output.readline(_MOST_HEADER)
-            data = output.read(most + 1) if header.endswith(b"\n") else b""
-        why = process.failure()
-        if process.is_late or not header.endswith(b"\n") or len(data) > most:
-            raise DataError(f"{path} is not read as a NIR graph: {why}")
+            data = output.read(max_bytes + 1) if header.endswith(b"\n") else b""
+        reason = process.failure()
+        if process.is_late or not header.endswith(b"\n") or len(data) > max_bytes:
+            raise DataError(f"{path} is not read as a NIR graph: {reason}")
     return header, data
 
 
@@ -174,27 +174,27 @@ def _flattened(file: _FileRecord, data: bytes) -> NirGraph:
     """All nodes in one graph. An edge to a nested graph leads to its input, and an edge from it begins at its
     output."""
     graphs = {tuple(graph.path): graph for graph in file.graphs}
-    ends: dict[_Path, dict[str, list[_Path]]] = {path: {"Input": [], "Output": []} for path in graphs}
+    end_nodes: dict[_Path, dict[str, list[_Path]]] = {path: {"Input": [], "Output": []} for path in graphs}
     names: dict[_Path, str] = {}
     nodes: dict[str, GraphNode] = {}
-    same: dict[str, int] = {}
+    name_counts: dict[str, int] = {}
     for node in file.nodes:
-        path, within = tuple(node.path), tuple(node.path[:-1])
-        ends[within].get(node.kind, []).append(path)
+        path, parent_path = tuple(node.path), tuple(node.path[:-1])
+        end_nodes[parent_path].get(node.kind, []).append(path)
         name = joined = ".".join(path)
         while name in nodes:
-            same[joined] = same.get(joined, 1) + 1
-            name = f"{joined}_{same[joined]}"
+            name_counts[joined] = name_counts.get(joined, 1) + 1
+            name = f"{joined}_{name_counts[joined]}"
         names[path] = name
-        kind = _IDENTITY if within and node.kind in ("Input", "Output") else node.kind
+        kind = _IDENTITY if parent_path and node.kind in ("Input", "Output") else node.kind
         nodes[name] = GraphNode(name, kind, {key: _value(value, data) for key, value in node.values.items()})
 
-    def end(path: _Path, which: str, edge: str) -> str:
+    def end(path: _Path, end_kind: str, edge: str) -> str:
         if path in names:
             return names[path]
-        members = ends[path][which] if path in graphs else []
+        members = end_nodes[path][end_kind] if path in graphs else []
         if len(members) != 1:
-            problem = f"is a graph with {len(members)} nodes {which}" if path in graphs else "is not there"
+            problem = f"is a graph with {len(members)} nodes {end_kind}" if path in graphs else "is not there"
             raise DataError(f"{edge}: {'.'.join(path)} {problem}")
         return names[members[0]]
 

@@ -112,7 +112,7 @@ def simulate(reading: NeuronReading, numbers: Numbers, dt: float, x: Float32) ->
     for current in x:
         steps.append(reading.step(numbers, dt, i, v, current))
         i, v = steps[-1].i, steps[-1].v
-    return np.stack([stepped.u for stepped in steps]), np.stack([stepped.spikes for stepped in steps])
+    return np.stack([step.u for step in steps]), np.stack([step.spikes for step in steps])
 
 
 def _float32(x: Float64 | float) -> Float32:
@@ -460,8 +460,8 @@ def _sinabs_lif(p: Numbers, dt: float, i: Float32, v: Float32, x: Float32) -> St
 
 
 def _sinabs_if(p: Numbers, dt: float, i: Float32, v: Float32, x: Float32) -> Stepped:
-    stepped, lowest = _sinabs_spiking(p, i, v + x), -_float32(p["v_threshold"])
-    return stepped._replace(v=np.maximum(stepped.v - lowest, np.float32(0)) + lowest)
+    step, lowest = _sinabs_spiking(p, i, v + x), -_float32(p["v_threshold"])
+    return step._replace(v=np.maximum(step.v - lowest, np.float32(0)) + lowest)
 
 
 _SINABS = Reading(

@@ -33,12 +33,14 @@ _INEXACT = {
 """Messages about operations."""
 
 
-def write(program: NetworkProgram, about: About, out: Path, *, layers: bool = False, states: bool = False) -> list[str]:
+def write(
+    program: NetworkProgram, about: About, path: Path, *, layers: bool = False, states: bool = False
+) -> list[str]:
     """Write the network as an ONNX model. Returns the messages to print.
 
     Args:
         program, about: the network, and information about its run for the file.
-        out: the file.
+        path: the file.
         layers: whether spikes and potentials of hidden layers are outputs too.
         states: whether states are inputs and outputs, so that a call can continue where another one ended.
 
@@ -53,14 +55,14 @@ def write(program: NetworkProgram, about: About, out: Path, *, layers: bool = Fa
 
     onnx_model = model(program, about, layers=layers, states=states)
     data = onnx_model.SerializeToString()
-    MODEL.write(out, data)
-    lines = [f"{printable(str(out))}: {len(data):,} bytes, standard operators of opset {OPSET}"]
+    MODEL.write(path, data)
+    messages = [f"{printable(str(path))}: {len(data):,} bytes, standard operators of opset {OPSET}"]
     for verb, values in (("reads", onnx_model.graph.input), ("gives", onnx_model.graph.output)):
-        lines += [f"{verb} {_typed(value_info)}" for value_info in values]
+        messages += [f"{verb} {_typed(value_info)}" for value_info in values]
     for name, population in program.populations.items():
         used = {x.op for x in ordered(population.step.roots)}
-        lines += [f"{name}: {inexact_text}" for op, inexact_text in _INEXACT.items() if op in used]
-    return lines
+        messages += [f"{name}: {inexact_text}" for op, inexact_text in _INEXACT.items() if op in used]
+    return messages
 
 
 def _typed(value: ValueInfoProto) -> str:
@@ -69,5 +71,5 @@ def _typed(value: ValueInfoProto) -> str:
 
     tensor = value.type.tensor_type
     dims = ", ".join(dim.dim_param or str(dim.dim_value) for dim in tensor.shape.dim)
-    kind = TensorProto.DataType.Name(tensor.elem_type).lower().replace("float", "float32")
-    return f"{value.name} {kind} [{dims}]" if dims else f"{value.name} {kind}"
+    type_name = TensorProto.DataType.Name(tensor.elem_type).lower().replace("float", "float32")
+    return f"{value.name} {type_name} [{dims}]" if dims else f"{value.name} {type_name}"

@@ -26,9 +26,9 @@ _OPERATORS = {
 """Operations of expressions, except `snap`."""
 
 
-def tensor(name: str, kind: TensorProto.DataType, *dims: int | str) -> ValueInfoProto:
+def tensor(name: str, data_type: TensorProto.DataType, *dims: int | str) -> ValueInfoProto:
     """An input or output of a graph."""
-    return helper.make_tensor_value_info(name, kind, dims)
+    return helper.make_tensor_value_info(name, data_type, dims)
 
 
 @dataclass
@@ -85,18 +85,18 @@ class EquationStep:
         self._nodes, self._prefix, self._states = nodes, prefix, equation.states
         self._constants, self._used_names = {*constants}, {*values.values()}
         value_names: list[str] = []
-        operations, of = merged(equation.roots)
+        operations, index_of = merged(equation.roots)
         for x, operands in operations:
             value_names.append(
                 values[str(x.name)] if x.op == "variable" else self._value(x, [value_names[i] for i in operands])
             )
-        self.states = {name: value_names[of[id(x)]] for name, x in equation.states.items()}
-        self.outputs = {name: value_names[of[id(x)]] for name, x in equation.outputs.items()}
+        self.states = {name: value_names[index_of[id(x)]] for name, x in equation.states.items()}
+        self.outputs = {name: value_names[index_of[id(x)]] for name, x in equation.outputs.items()}
 
     def _value(self, x: Expr, operands: Sequence[str]) -> str:
         if x.op == "constant":
             return self._number(x.value)
-        name = self._free(x.name or x.op)
+        name = self._unused_name(x.name or x.op)
         if self._constants.issuperset(operands):
             self._constants.add(name)
         return self._operation(x.op, operands, name)
@@ -105,8 +105,8 @@ class EquationStep:
         add = self._nodes.add
         if op == "snap":
             magnitude = add("Abs", operands, f"{name}/abs")
-            small = add("Less", [magnitude, self._number(FLOOR)], f"{name}/small")
-            return add("Where", [small, self._number(0.0), *operands], name)
+            is_small = add("Less", [magnitude, self._number(FLOOR)], f"{name}/small")
+            return add("Where", [is_small, self._number(0.0), *operands], name)
         if op == "div" and operands[0] in self._constants:
             # onnxruntime computes c/b as (1/b) c, which rounds twice. It does not do so with -(-1/b).
             opposite = add("Neg", operands[:1], f"{name}/opposite")
@@ -119,7 +119,7 @@ class EquationStep:
         self._constants.add(name)
         return name
 
-    def _free(self, base: str) -> str:
+    def _unused_name(self, base: str) -> str:
         base = new_state(base) if base in self._states else base
         name, number = f"{self._prefix}{base}", 1
         while name in self._used_names:
@@ -128,13 +128,13 @@ class EquationStep:
         self._used_names.add(name)
         return name
 
-    def result(self, value: str, like: str, name: str) -> str:
-        """A value as an output of the graph, with the shape of `like`."""
-        spread = self.spread(value, like, name)
+    def result(self, value: str, template: str, name: str) -> str:
+        """A value as an output of the graph, with the shape of `template`."""
+        spread = self.spread(value, template, name)
         return self._nodes.add("Identity", [value], name) if spread == value else spread
 
-    def spread(self, value: str, like: str, name: str) -> str:
-        """A value with the shape of `like`: a constant under another name, and any other value as it is."""
+    def spread(self, value: str, template: str, name: str) -> str:
+        """A value with the shape of `template`: a constant under another name, and any other value as it is."""
         if value not in self._constants:
             return value
-        return self._nodes.add("Expand", [value, self._nodes.add("Shape", [like], f"{like}/shape")], name)
+        return self._nodes.add("Expand", [value, self._nodes.add("Shape", [template], f"{template}/shape")], name)

@@ -144,8 +144,8 @@ def program(network: NetworkSpec, weights: Mapping[str, Float32]) -> NetworkProg
             mean, variance, scale, shift = (
                 grid_parameters[f"{name}.{part}"] for part in ("mean", "variance", "scale", "shift")
             )
-            by = of_running(Wide(), mean, variance, scale, norm=norm)
-            normalised = RunningNorm(by.mean, by.a, shift)
+            running = of_running(Wide(), mean, variance, scale, norm=norm)
+            normalised = RunningNorm(running.mean, running.a, shift)
         nodes[name] = GridWeights(projection, grid_parameters[name], grids[name].exponent, normalised)
     populations = {
         bound_node.node.name: _population(bound_node, grid_parameters)

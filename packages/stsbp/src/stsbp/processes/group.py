@@ -220,7 +220,7 @@ class _Joined(Group):
         ]
         self._parent = parent()
         if self._parent is not None:
-            self._parent.follow()
+            self._parent.stop_with_parent()
         if self.leads:
             port, word = self._monitor.listen(rendezvous.address)
             self._monitor.watch(self.members)
@@ -267,7 +267,7 @@ class _Joined(Group):
             if sys.stderr.isatty():
                 # A progress bar may have hidden the cursor.
                 sys.stderr.write("\x1b[?25h\n")
-            is_told = self._parent is not None and self._parent.tell(verdict, self._monitor.advice, trace)
+            is_told = self._parent is not None and self._parent.send_verdict(verdict, self._monitor.advice, trace)
             if (text := str(verdict)) and not is_told:
                 sys.stderr.write(f"{trace}{text}\n")
         for stream in (sys.stdout, sys.stderr):

@@ -57,24 +57,27 @@ def compare(members: Sequence[Member], identities: Sequence[Mapping[str, Any]]) 
     first: dict[str, tuple[Member, Any]] = {}
     for member, identity in zip(members, identities, strict=True):
         for name, value in identity.items():
-            other, first_value = first.setdefault(name, (member, value))
+            first_member, first_value = first.setdefault(name, (member, value))
             if value != first_value:
-                raise ConfigError(_differs(member, name, value, f"rank {other.rank}", first_value))
+                raise ConfigError(_differs(member, name, value, f"rank {first_member.rank}", first_value))
 
 
-def _differs(member: Member, name: str, value: Any, other: str, other_value: Any) -> str:
+def _differs(member: Member, name: str, value: Any, reference: str, reference_value: Any) -> str:
     if name == "contract":
-        difference = f"uses version {value} of the exact-arithmetic contract, but {other} uses version {other_value}"
+        difference = (
+            f"uses version {value} of the exact-arithmetic contract, but {reference} uses version {reference_value}"
+        )
         return f"{member} {difference}: install the same version everywhere"
     if name == "engine":
-        difference = f"communicates through {value}, but {other} through {other_value}"
+        difference = f"communicates through {value}, but {reference} through {reference_value}"
         return f"{member} {difference}: use backends that communicate in the same way, or the same backend everywhere"
     if name.startswith("sources"):
         return (
-            f"{member} has different {name} from {other} (SHA-256 {value[:12]} and {other_value[:12]}): install "
-            "the same version everywhere"
+            f"{member} has different {name} from {reference} (SHA-256 {value[:12]} and {reference_value[:12]}): "
+            "install the same version everywhere"
         )
-    return f"{member}: the {name} is {value}, but that of {other} is {other_value}: install the same version everywhere"
+    difference = f"the {name} is {value}, but that of {reference} is {reference_value}"
+    return f"{member}: {difference}: install the same version everywhere"
 
 
 def differing(contents: Mapping[str, str], other_contents: Mapping[str, str]) -> str:
@@ -90,13 +93,13 @@ def compare_data(members: Sequence[Member], contents: Sequence[Mapping[str, str]
     Raises:
         ConfigError: there is a difference. The message names the processes that differ from rank 0, and what differs.
     """
-    lines = [
-        f"{member} has different data from rank 0: other {differing(contents[0], its)}"
-        for member, its in zip(members, contents, strict=True)
-        if its != contents[0]
+    differences = [
+        f"{member} has different data from rank 0: other {differing(contents[0], member_contents)}"
+        for member, member_contents in zip(members, contents, strict=True)
+        if member_contents != contents[0]
     ]
-    if lines:
-        raise ConfigError("\n".join((*lines, "give all processes the same data set, --data-dir and files")))
+    if differences:
+        raise ConfigError("\n".join((*differences, "give all processes the same data set, --data-dir and files")))
 
 
 def compare_settings(members: Sequence[Member], settings: Sequence[Mapping[str, Any]]) -> None:
@@ -107,13 +110,13 @@ def compare_settings(members: Sequence[Member], settings: Sequence[Mapping[str, 
     """
     for member, member_settings in zip(members, settings, strict=True):
         names = dict.fromkeys((*settings[0], *member_settings))
-        lines = [
+        differences = [
             f"  {name}: {_shown(settings[0], name)} on rank 0, {_shown(member_settings, name)} there"
             for name in names
             if settings[0].get(name) != member_settings.get(name)
         ]
-        if lines:
-            raise ConfigError(f"{member} was given different settings from rank 0:\n" + "\n".join(lines))
+        if differences:
+            raise ConfigError(f"{member} was given different settings from rank 0:\n" + "\n".join(differences))
 
 
 def _shown(values: Mapping[str, Any], name: str) -> str:

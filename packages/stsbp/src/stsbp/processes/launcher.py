@@ -47,14 +47,16 @@ class Started:
     Args:
         arguments: arguments of the command line.
         variables: changes of the environment variables; None: the variable is removed.
-        lines: number of last lines to keep from its output to a pipe.
+        line_count: number of last lines to keep from its output to a pipe.
         output: where its output goes, as for `subprocess.Popen`.
     """
 
-    def __init__(self, arguments: Sequence[str], variables: Mapping[str, object], lines: int, **output: int) -> None:
-        self.here, child_end = socket.socketpair()
+    def __init__(
+        self, arguments: Sequence[str], variables: Mapping[str, object], line_count: int, **output: int
+    ) -> None:
+        self.own_end, child_end = socket.socketpair()
         environment = {**os.environ, **variables, LAUNCHER: child_end.fileno()}
-        self._lines: deque[str] = deque(maxlen=lines)
+        self._lines: deque[str] = deque(maxlen=line_count)
         self.process: subprocess.Popen[str] = subprocess.Popen(
             # Without -P, Python would import modules of the current folder in place of its own and of libraries.
             [sys.executable, "-P", "-m", "stsbp", *arguments],
@@ -68,10 +70,10 @@ class Started:
             **output,  # type: ignore[call-overload]
         )
         child_end.close()
-        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader = threading.Thread(target=self._read_lines, daemon=True)
         self._reader.start()
 
-    def _read(self) -> None:
+    def _read_lines(self) -> None:
         for line in self.process.stdout or self.process.stderr or ():
             self._lines.append(line.rstrip("\n"))
             self.on_line(line.rstrip())
@@ -115,9 +117,9 @@ class _Child(Started):
         # Only the first process uses the terminal. The last lines of the others are kept.
         quiet = {} if rank == 0 else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         super().__init__(arguments, variables, _LINES, **quiet)
-        self.rank, self.channel, self.verdict = rank, Channel(self.here), dict[str, object]()
+        self.rank, self.channel, self.verdict = rank, Channel(self.own_end), dict[str, object]()
         self.killed = False
-        self.ended = float("inf")
+        self.ended_at = float("inf")
         """The time at which its end was noticed."""
 
     def kill(self) -> None:
@@ -131,7 +133,7 @@ class _Child(Started):
         """Its exit code. Negative: the signal that ended it. None: it is still running."""
         code = self.process.poll()
         if code is not None:
-            self.ended = min(self.ended, time.monotonic())
+            self.ended_at = min(self.ended_at, time.monotonic())
         return code
 
 
@@ -190,7 +192,7 @@ def _supervise(children: list[_Child]) -> None:
         for child in children:
             selector.register(child.channel, selectors.EVENT_READ, child)
         while any(child.code is None for child in children):
-            _hear(selector, 0.1)
+            _read_messages(selector, 0.1)
             if not selector.get_map():
                 # All have closed their sockets, and are about to end.
                 time.sleep(0.01)
@@ -202,11 +204,11 @@ def _supervise(children: list[_Child]) -> None:
                     if child.code is None:
                         child.kill()
         # Read what they sent just before they ended.
-        while _hear(selector, 0):
+        while _read_messages(selector, 0):
             pass
 
 
-def _hear(selector: selectors.BaseSelector, timeout: float) -> bool:
+def _read_messages(selector: selectors.BaseSelector, timeout: float) -> bool:
     """Read what has arrived from the processes, within `timeout` seconds. False: nothing."""
     ready = selector.select(timeout)
     for key, _ in ready:
@@ -225,10 +227,10 @@ def _hear(selector: selectors.BaseSelector, timeout: float) -> bool:
 def _outcome(children: list[_Child], passed: set[int]) -> Verdict:
     """How all processes have ended. The message is empty if they printed it themselves."""
     size = len(children)
-    struck = [child for child in children if child.code is not None and child.code < 0 and not child.killed]
-    if struck:
+    ended_by_signal = [child for child in children if child.code is not None and child.code < 0 and not child.killed]
+    if ended_by_signal:
         # The cause of the first end may have ended others a little later.
-        child = min(struck, key=lambda child: child.ended)
+        child = min(ended_by_signal, key=lambda child: child.ended_at)
         number = -(child.code or 0)
         if number in passed:
             # The signal came before there was anything to save. If rank 0 ended by itself, it printed a message.
@@ -236,8 +238,8 @@ def _outcome(children: list[_Child], passed: set[int]) -> Verdict:
             return Verdict(INTERRUPTED if silent else "", 128 + number)
         name = signal.Signals(number).name if number in signal.valid_signals() else "unknown"
         advice = next((str(c.verdict["advice"]) for c in children if c.verdict.get("advice")), "")
-        who = f"rank {child.rank} of {size} (pid {child.process.pid})"
-        return Verdict(f"{who} was ended by signal {number} ({name}){advice}", LOST)
+        process_name = f"rank {child.rank} of {size} (pid {child.process.pid})"
+        return Verdict(f"{process_name} was ended by signal {number} ({name}){advice}", LOST)
     for child in children:
         if child.verdict:
             code = child.verdict.get("code")
@@ -247,8 +249,10 @@ def _outcome(children: list[_Child], passed: set[int]) -> Verdict:
         return Verdict("", children[0].code)
     for child in children:
         if child.code is not None and child.code > 0:
-            who = f"rank {child.rank} of {size} (pid {child.process.pid})"
-            return Verdict(f"{who} ended with exit code {child.code}\n{child.last_output()}".rstrip(), child.code)
+            process_name = f"rank {child.rank} of {size} (pid {child.process.pid})"
+            return Verdict(
+                f"{process_name} ended with exit code {child.code}\n{child.last_output()}".rstrip(), child.code
+            )
     return Verdict("", LOST if any(child.killed for child in children) else 0)
 
 
@@ -260,7 +264,7 @@ class Parent:
         connection.set_inheritable(False)
         self._channel = Channel(connection)
 
-    def tell(self, verdict: Verdict, advice: str, trace: str = "") -> bool:
+    def send_verdict(self, verdict: Verdict, advice: str, trace: str = "") -> bool:
         """Send a verdict, and the traceback of a bug in this process. False: nobody receives it."""
         try:
             message = {"end": verdict.message, "code": verdict.code, "advice": advice, "trace": trace[-_LONGEST_TRACE:]}
@@ -269,11 +273,11 @@ class Parent:
             return False
         return True
 
-    def follow(self) -> None:
+    def stop_with_parent(self) -> None:
         """Stop as after SIGTERM when the parent process is gone."""
-        threading.Thread(target=self._follow, name="stsbp-parent", daemon=True).start()
+        threading.Thread(target=self._wait_for_parent, name="stsbp-parent", daemon=True).start()
 
-    def _follow(self) -> None:
+    def _wait_for_parent(self) -> None:
         with contextlib.suppress(OSError, ValueError):
             while self._channel.arrived() is not None:
                 pass

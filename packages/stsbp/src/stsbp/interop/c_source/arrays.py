@@ -15,10 +15,10 @@ from stsbp_spec.typing import Shape
 
 from stsbp.interop.c_source.texts import SIZES, loops, times
 
-__all__ = ["Array", "sides"]
+__all__ = ["Array", "axis_sizes"]
 
 
-def sides(shape: Shape) -> tuple[int, int, int]:
+def axis_sizes(shape: Shape) -> tuple[int, int, int]:
     """Channels, rows and columns of a shape."""
     return (shape[0], 1, 1) if len(shape) == 1 else (shape[0], shape[1], shape[2])
 
@@ -29,13 +29,13 @@ class Array:
 
     Attributes:
         shape: `(C, H, W)` or `(N,)`.
-        most: the largest value in units of `2^-exponent`.
+        largest: the largest value in units of `2^-exponent`.
         exponent: exponent of their unit.
         is_input: whether it is the caller's input: channels-first, and with arbitrary bytes.
     """
 
     shape: Shape
-    most: int
+    largest: int
     exponent: int
     is_input: bool = False
 
@@ -52,7 +52,7 @@ class Array:
     @property
     def type(self) -> str:
         """Type of a value in C."""
-        return next(name for name in ("uint8_t", "uint16_t", "uint32_t") if self.most < 2 ** (8 * SIZES[name]))
+        return next(name for name in ("uint8_t", "uint16_t", "uint32_t") if self.largest < 2 ** (8 * SIZES[name]))
 
     @property
     def axes(self) -> list[tuple[str, int]]:
@@ -66,24 +66,25 @@ class Array:
     @property
     def order(self) -> np.ndarray[tuple[int, ...], np.dtype[np.intp]]:
         """For each position in memory, the position of its value in channels-first order."""
-        places = np.arange(self.size).reshape(sides(self.shape))
-        return (places if self.is_input else places.transpose(1, 2, 0)).reshape(-1)
+        positions = np.arange(self.size).reshape(axis_sizes(self.shape))
+        return (positions if self.is_input else positions.transpose(1, 2, 0)).reshape(-1)
 
-    def index(self, **of: str) -> str:
-        """The position in memory of channel `c`, row `y` and column `x`. `of` contains other texts for some of them."""
+    def index(self, **replacements: str) -> str:
+        """The position in memory of channel `c`, row `y` and column `x`. `replacements` has
+        other texts for some of them."""
         terms, stride = list[str](), 1
         for name, size in reversed(self.axes):
-            terms.insert(0, times(of.get(name, name), stride))
+            terms.insert(0, times(replacements.get(name, name), stride))
             stride *= size
         return " + ".join(terms)
 
     def read(self, pointer: str, index: str) -> str:
         """A value as an `int32_t`. Values of the caller are limited to the allowed maximum."""
         text = f"{pointer}[{index}]"
-        if self.is_input and self.most == 1:
+        if self.is_input and self.largest == 1:
             return f"({text} != 0u) ? 1 : 0"
-        if self.is_input and self.most < 255:
-            return f"({text} > {self.most}u) ? {self.most} : (int32_t){text}"
+        if self.is_input and self.largest < 255:
+            return f"({text} > {self.largest}u) ? {self.largest} : (int32_t){text}"
         return f"(int32_t){text}"
 
     def loop(self, *rows: str) -> list[str]:

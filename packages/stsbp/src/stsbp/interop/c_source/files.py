@@ -14,7 +14,7 @@ from stsbp_spec.networks.graph import Input, Neurons
 import stsbp
 from stsbp.errors import FileError
 from stsbp.files import OutputKind, atomic_writer, writing
-from stsbp.interop.c_source.arrays import sides
+from stsbp.interop.c_source.arrays import axis_sizes
 from stsbp.interop.c_source.module import ComparedLayer, Module
 from stsbp.interop.c_source.texts import braced, comment, function, identifier, indented, loops, string
 from stsbp.interop.program import About, NetworkProgram
@@ -69,8 +69,8 @@ _EXPORT = "<export>"
 """The placeholder for a line in both files that links them: a number that is computed from both."""
 
 
-def write(program: NetworkProgram, about: About, out: Path) -> list[str]:
-    """Write `NAME.h` and `NAME.c` into the folder `out`, both or neither. Returns the messages to print.
+def write(program: NetworkProgram, about: About, folder: Path) -> list[str]:
+    """Write `NAME.h` and `NAME.c` into `folder`, both or neither. Returns the messages to print.
 
     If the process is killed between the two, the files belong to two exports, and do not compile together.
 
@@ -79,15 +79,15 @@ def write(program: NetworkProgram, about: About, out: Path) -> list[str]:
         FileError: the system refused, or an existing file is of another kind.
     """
     c_source = source(program, about)
-    paths = [out / f"{c_source.stem}.{ending}" for ending in ("c", "h")]
-    if out.exists() and not out.is_dir():
-        raise FileError(f"{out} is a file, but C source consists of two files; give a folder")
-    places = [KIND.place(path) for path in paths]
-    with atomic_writer(places[0]) as first, atomic_writer(places[1]) as second:
-        for place, file, text in zip(places, (first, second), (c_source.source, c_source.header), strict=True):
+    paths = [folder / f"{c_source.stem}.{ending}" for ending in ("c", "h")]
+    if folder.exists() and not folder.is_dir():
+        raise FileError(f"{folder} is a file, but C source consists of two files; give a folder")
+    targets = [KIND.place(path) for path in paths]
+    with atomic_writer(targets[0]) as first, atomic_writer(targets[1]) as second:
+        for target, file, text in zip(targets, (first, second), (c_source.source, c_source.header), strict=True):
             file.write(text.encode("ascii"))
             # Both files are on the disk before one of them replaces an old one.
-            with writing(place):
+            with writing(target):
                 file.flush()
                 os.fsync(file.fileno())
     return [
@@ -174,7 +174,7 @@ class _CWriter:
 
     def _numbers(self) -> list[str]:
         about, shape = self._about, self._input.shape
-        channels, rows, columns = sides(shape)
+        channels, rows, columns = axis_sizes(shape)
         numbers: dict[str, object] = {"CHECKPOINT": string(about.checkpoint), "STEPS": about.steps}
         numbers["INPUT_SIZE"] = channels * rows * columns
         if len(shape) == 3:
@@ -207,9 +207,9 @@ class _CWriter:
         macro, stem = self.macro, self._stem
         shape = "[C][H][W]" if len(self._input.shape) == 3 else "[N]"
         if self._events:
-            most = self._input.largest
+            largest = self._input.largest
             begin = ["/* Before the first step of a sample. */", f"{self._heads['reset']};"]
-            step = f"frame: {macro}_INPUT_SIZE bytes, {shape}, 0 to {most}; more counts as {most}."
+            step = f"frame: {macro}_INPUT_SIZE bytes, {shape}, 0 to {largest}; more counts as {largest}."
             run_inputs = f"frames: [steps]{shape}."
         else:
             begin = [
@@ -245,15 +245,15 @@ class _CWriter:
     @property
     def _heads(self) -> dict[str, str]:
         stem = self._stem
-        state, out = f"{stem}_state *state", "uint8_t *spikes, float *potentials"
+        state, outputs = f"{stem}_state *state", "uint8_t *spikes, float *potentials"
         frame, input_name = ("const uint8_t *frame, ", "frames") if self._events else ("", "image")
         return {
             "reset": f"void {stem}_reset({state})",
             "begin": f"void {stem}_begin({state}, const uint8_t *image)",
-            "step": f"void {stem}_step({state}, {frame}{out})",
-            "run": f"void {stem}_run({state}, const uint8_t *{input_name}, uint32_t steps, {out})",
+            "step": f"void {stem}_step({state}, {frame}{outputs})",
+            "run": f"void {stem}_run({state}, const uint8_t *{input_name}, uint32_t steps, {outputs})",
             "check": f"int {stem}_check(void)",
-            "trace": f"void {stem}_trace(const {state}, uint32_t layer, {out})",
+            "trace": f"void {stem}_trace(const {state}, uint32_t layer, {outputs})",
         }
 
     def _size(self) -> list[str]:
@@ -275,38 +275,38 @@ class _CWriter:
             *braced("if (potentials != NULL)", loops([("n", last.array.size)], [number])),
         ]
         yield function(self._heads["step"], [*module.step, *copied])
-        places = [
+        pointers = [
             f"uint8_t *to = (spikes == NULL) ? NULL : &spikes[(size_t)t * {macro}_OUTPUTS];",
             f"float *u = (potentials == NULL) ? NULL : &potentials[(size_t)t * {macro}_OUTPUTS];",
         ]
         first = f"{stem}_reset(state);" if self._events else f"{stem}_begin(state, image);"
         frame = f"&frames[(size_t)t * {macro}_INPUT_SIZE], " if self._events else ""
-        loop = braced("for (uint32_t t = 0u; t < steps; t++)", [*places, f"{stem}_step(state, {frame}to, u);"])
+        loop = braced("for (uint32_t t = 0u; t < steps; t++)", [*pointers, f"{stem}_step(state, {frame}to, u);"])
         yield function(self._heads["run"], [first, *loop])
         yield function(self._heads["check"], _CHECK)
 
     def _tracing(self) -> list[str]:
         layers = self._module.layers
         sizes = ", ".join(f"{layer.array.size}u" for layer in layers)
-        cases = list[str]()
+        case_lines = list[str]()
         for number, layer in enumerate(layers):
-            place = _place(layer)
-            copy = [f"spikes[{place}] = state->{layer.spikes.name}[{layer.array.index()}];"]
-            copy += [f"potentials[{place}] = state->{layer.potentials.name}[{layer.array.index()}] + 0.0f;"]
-            cases += [f"case {number}u:", *indented([*loops(layer.array.axes, copy), "break;"])]
-        cases += ["default:", "    break;"]
+            position = _channels_first(layer)
+            copy = [f"spikes[{position}] = state->{layer.spikes.name}[{layer.array.index()}];"]
+            copy += [f"potentials[{position}] = state->{layer.potentials.name}[{layer.array.index()}] + 0.0f;"]
+            case_lines += [f"case {number}u:", *indented([*loops(layer.array.axes, copy), "break;"])]
+        case_lines += ["default:", "    break;"]
         return [
             f"#if defined({self._trace})",
             f"const uint32_t {self._stem}_layer_sizes[{self.macro}_LAYERS] = {{{sizes}}};",
             "",
-            *function(self._heads["trace"], braced("switch (layer)", cases)),
+            *function(self._heads["trace"], braced("switch (layer)", case_lines)),
             "#endif",
         ]
 
 
-def _place(layer: ComparedLayer) -> str:
+def _channels_first(layer: ComparedLayer) -> str:
     """The position of channel `c`, row `y`, column `x` in channels-first order."""
-    _, rows, columns = sides(layer.array.shape)
+    _, rows, columns = axis_sizes(layer.array.shape)
     return "c" if len(layer.array.shape) == 1 else f"(c * {rows * columns}) + (y * {columns}) + x"
 
 

@@ -20,7 +20,7 @@ from stsbp_spec.networks.ops.one_to_one import OneToOne
 from stsbp_spec.typing import Shape
 
 from stsbp.interop.c_source.arrays import Array
-from stsbp.interop.c_source.texts import braced, function, loops, over, plus, times
+from stsbp.interop.c_source.texts import braced, function, loops, plus, quotient, times
 
 __all__ = ["Table", "ordered", "passes", "sums"]
 
@@ -67,7 +67,7 @@ def sums(op: Op, name: str, weights: Table, source: Array, shape: Shape) -> list
     """
     size = math.prod(shape)
     # For a spike, the product is the weight itself.
-    product = "w[k]" if source.most == 1 else "v * w[k]"
+    product = "w[k]" if source.largest == 1 else "v * w[k]"
     if isinstance(op, OneToOne):
         body = [f"const int32_t v = {source.read('in', 'n')};", f"sum[n] = v * {weights.name}[n];"]
     else:
@@ -95,7 +95,9 @@ def _kernel_rows(conv: Conv2d, height: int, rows: Sequence[str]) -> list[str]:
     (pad, _), (dilation, _), (stride, _) = conv.paddings, conv.dilations, conv.strides
     body = [
         f"const int32_t below = {plus('y', pad)} - {times('i', dilation)};",
-        *braced(f"if ({_reaches('below', height, stride)})", [f"const int32_t row = {over('below', stride)};", *rows]),
+        *braced(
+            f"if ({_reaches('below', height, stride)})", [f"const int32_t row = {quotient('below', stride)};", *rows]
+        ),
     ]
     return loops([("i", conv.kernels[0])], body)
 
@@ -127,9 +129,9 @@ def _taps(conv: Conv2d, weights: Table, product: str, source: Array, width: int)
     """Add one weight for each channel of the group, for each column `j` of the kernel that reaches an output."""
     (rows, columns), pad, dilation, stride = conv.kernels, conv.paddings[1], conv.dilations[1], conv.strides[1]
     units = conv.channels // conv.groups
-    row, group = f"({times('c', rows)} + i)", over("c", source.shape[0] // conv.groups)
+    row, group = f"({times('c', rows)} + i)", quotient("c", source.shape[0] // conv.groups)
     first = "" if conv.groups == 1 else f" + {times(group, units)}"
-    position = times(f"({times('row', width)} + {over('beside', stride)})", conv.channels)
+    position = times(f"({times('row', width)} + {quotient('beside', stride)})", conv.channels)
     inner = [
         weights.row(times(f"({times(row, columns)} + j)", units)),
         f"int32_t *to = &sum[{position}{first}];",
@@ -172,7 +174,7 @@ def _largest(op: MaxPool2d, sources: Sequence[Array], output: Array) -> list[str
 
 def _upsampled(op: Upsample2d, sources: Sequence[Array], output: Array) -> list[str]:
     (source,), (row_factor, column_factor) = sources, op.factors
-    index = source.index(y=over("y", row_factor), x=over("x", column_factor))
+    index = source.index(y=quotient("y", row_factor), x=quotient("x", column_factor))
     return output.loop(f"const int32_t v = {source.read('in', index)};")
 
 

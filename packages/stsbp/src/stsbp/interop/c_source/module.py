@@ -75,7 +75,7 @@ class _Ring:
     """The memory of delayed edges: values of the last steps, and the position that is overwritten next."""
 
     past: StateField
-    at: StateField
+    position: StateField
     length: int
 
     @property
@@ -161,13 +161,13 @@ class Module:
     def _table(self, node: str, suffix: str, values: np.ndarray[Any, Any]) -> Table:
         """A constant table. If there is one with the same numbers, it is reused."""
         self._check_size(node, values.size)
-        kind = number_type(values)
-        key = (kind, values.astype(np.float32 if kind == "float" else np.int16, order="C").tobytes())
+        c_type = number_type(values)
+        key = (c_type, values.astype(np.float32 if c_type == "float" else np.int16, order="C").tobytes())
         if key not in self._table_names:
             self._table_names[key] = self._names(node, suffix)
-            self.flash += SIZES[kind] * values.size
+            self.flash += SIZES[c_type] * values.size
             self.tables += [*table(self._table_names[key], values), ""]
-        return Table(self._table_names[key], kind)
+        return Table(self._table_names[key], c_type)
 
     @cached_property
     def _aliases(self) -> dict[str, Edge]:
@@ -184,14 +184,14 @@ class Module:
         shape = self._graph.values[node.inputs[0].source].shape
         return len(shape) == 1 or shape[0] == 1 or shape[1] == shape[2] == 1
 
-    def _read(self, edge: Edge) -> Edge:
+    def _memory_edge(self, edge: Edge) -> Edge:
         """The edge from the node in whose memory the values of an edge are."""
         source_edge = self._aliases.get(edge.source, Edge(edge.source))
         return Edge(source_edge.source, source_edge.delay + edge.delay)
 
     def _array(self, edge: Edge) -> Array:
         """The memory layout of the values on an edge."""
-        return replace(self._arrays[self._read(edge).source], shape=self._graph.values[edge.source].shape)
+        return replace(self._arrays[self._memory_edge(edge).source], shape=self._graph.values[edge.source].shape)
 
     @cached_property
     def _delays(self) -> dict[str, int]:
@@ -199,35 +199,36 @@ class Module:
         delays = dict[str, int]()
         for node in self._program.nodes:
             for edge in node.inputs if node.name not in self._program.recurrent else ():
-                read = self._read(edge)
-                if read.delay:
-                    delays[read.source] = max(read.delay, delays.get(read.source, 0))
+                memory_edge = self._memory_edge(edge)
+                if memory_edge.delay:
+                    delays[memory_edge.source] = max(memory_edge.delay, delays.get(memory_edge.source, 0))
         return delays
 
     def _pointer(self, edge: Edge, reader: str) -> str:
         """A pointer to the values on an edge, in C."""
-        read = self._read(edge)
+        memory_edge = self._memory_edge(edge)
         # Recurrent weights are applied before their population fires, so its spikes are still those of the previous
         # step.
-        if not read.delay or reader in self._program.recurrent:
-            return self._pointers[read.source]
-        ring = self._rings[read.source]
-        return f"&state->{ring.past.name}[past(state->{ring.at.name}, {read.delay}, {ring.length}) * {ring.size}]"
+        if not memory_edge.delay or reader in self._program.recurrent:
+            return self._pointers[memory_edge.source]
+        ring = self._rings[memory_edge.source]
+        step = f"past(state->{ring.position.name}, {memory_edge.delay}, {ring.length})"
+        return f"&state->{ring.past.name}[{step} * {ring.size}]"
 
     def _remember_output(self, name: str, pointer: str, type: str, size: int) -> None:
         """Record where a node's values are, and keep those of earlier steps if an edge reads them."""
         self._pointers[name] = pointer
         if length := self._delays.get(name):
             past = self._member(name, "past", type, length * size, f"{name} of the last {length} steps")
-            at = self._member(name, "at", "int32_t", 0, "which of them is overwritten next")
-            self._rings[name] = _Ring(past, at, length)
+            position = self._member(name, "at", "int32_t", 0, "which of them is overwritten next")
+            self._rings[name] = _Ring(past, position, length)
 
     def _remember(self, source: str, ring: _Ring) -> None:
         """Add statements at the end of a step that keep the values."""
-        at, bytes = f"state->{ring.at.name}", f"(size_t){ring.size} * sizeof({ring.past.type})"
+        position, bytes = f"state->{ring.position.name}", f"(size_t){ring.size} * sizeof({ring.past.type})"
         self.step += [
-            f"(void)memcpy(&state->{ring.past.name}[{at} * {ring.size}], {self._pointers[source]}, {bytes});",
-            f"{at} = ({at} == {ring.length - 1}) ? 0 : ({at} + 1);",
+            f"(void)memcpy(&state->{ring.past.name}[{position} * {ring.size}], {self._pointers[source]}, {bytes});",
+            f"{position} = ({position} == {ring.length - 1}) ? 0 : ({position} + 1);",
         ]
 
     # Nodes.
@@ -264,16 +265,16 @@ class Module:
         return self.begin if self._graph.values[node.name].static else self.step
 
     def _add_passing(self, node: Node) -> None:
-        out, name = Array.of(self._graph.values[node.name]), self._names(node.name, "pass")
-        text = passes(node.op, name, [self._array(edge) for edge in node.inputs], out)
+        array, name = Array.of(self._graph.values[node.name]), self._names(node.name, "pass")
+        text = passes(node.op, name, [self._array(edge) for edge in node.inputs], array)
         if text is None:
             raise ConfigError(f"{node.name}: there is no C source for {type(node.op).__name__}")
         self._define(f"{node.name}: {type(node.op).__name__}", text)
-        output = self._member(node.name, "out", out.type, out.size, f"what {node.name} makes")
+        output = self._member(node.name, "out", array.type, array.size, f"what {node.name} makes")
         pointers = ", ".join(self._pointer(edge, node.name) for edge in node.inputs)
         self._calls(node).append(f"{name}({pointers}, state->{output.name});")
-        self._arrays[node.name] = out
-        self._remember_output(node.name, f"state->{output.name}", out.type, out.size)
+        self._arrays[node.name] = array
+        self._remember_output(node.name, f"state->{output.name}", array.type, array.size)
 
     def _add_weights(self, node: Node, op: Weighted) -> None:
         weights, (edge,) = self._program.weights[node.name], node.inputs
@@ -296,11 +297,11 @@ class Module:
             if named_values.source == node.name
         ]
         if values.static or len(readers) > 1 or readers[0].delay:
-            self._keep(node, added)
+            self._store_sums(node, added)
         else:
             self._inlined[node.name] = added
 
-    def _keep(self, node: Node, added: _Added) -> None:
+    def _store_sums(self, node: Node, added: _Added) -> None:
         """Keep weighted sums in the state: for all steps of a sample, for later steps, or for several populations."""
         shape = self._graph.values[node.name].shape
         size = Array(shape, 1, 0).size
@@ -317,17 +318,17 @@ class Module:
         self._remember_output(node.name, pointer, "float", size)
 
     def _add_population(self, node: Node, population: PopulationStep) -> None:
-        size, read, used = Array(population.bound_node.output.shape, 1, 0).size, dict[str, WeightedSums](), 0
+        size, sums_by_input, used = Array(population.bound_node.output.shape, 1, 0).size, dict[str, WeightedSums](), 0
         for key, edge in zip(population.sums, node.inputs, strict=True):
             if (added := self._inlined.get(edge.source)) is None:
-                read[key] = WeightedSums(self._pointer(edge, node.name), limit=self._limits[edge.source])
+                sums_by_input[key] = WeightedSums(self._pointer(edge, node.name), limit=self._limits[edge.source])
                 continue
-            place = f"&state->sums[{used}]"
-            self.step.append(f"{added.call}{place});")
-            read[key] = replace(added.sums, pointer=place)
+            pointer = f"&state->sums[{used}]"
+            self.step.append(f"{added.call}{pointer});")
+            sums_by_input[key] = replace(added.sums, pointer=pointer)
             used += size
         self._scratch = max(self._scratch, used)
-        step = reduced(population, read)
+        step = reduced(population, sums_by_input)
         if not step.exact:
             raise ConfigError(
                 f"{node.name}: the neuron's step has exp, whose last bits differ between C libraries; write it without"
@@ -336,7 +337,7 @@ class Module:
         fire = Fire(
             population,
             step,
-            read,
+            sums_by_input,
             {key: self._table(node.name, key, x).name for key, x in population.learned.items() if x.size > 1},
             {key: f"state->{member.name}" for key, member in fields.items()},
             self._pointers[node.name],

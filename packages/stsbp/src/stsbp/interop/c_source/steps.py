@@ -77,7 +77,7 @@ def reduced(population: PopulationStep, sums: Mapping[str, WeightedSums]) -> Rec
     """
     step = population.step
     for name, new in step.states.items():
-        if (product := _fresh(new, name, population, sums)) is not None:
+        if (product := _unfiltered_product(new, name, population, sums)) is not None:
             unfiltered = snap(product) if new.name is None else named(new.name, snap(product))
             roots = substituted(step.roots, {id(new): unfiltered})
             reduced_roots = dict(zip([*step.states, *step.outputs], roots, strict=True))
@@ -90,7 +90,9 @@ def reduced(population: PopulationStep, sums: Mapping[str, WeightedSums]) -> Rec
     return step
 
 
-def _fresh(new: Expr, state: str, population: PopulationStep, sums: Mapping[str, WeightedSums]) -> Expr | None:
+def _unfiltered_product(
+    new: Expr, state: str, population: PopulationStep, sums: Mapping[str, WeightedSums]
+) -> Expr | None:
     """`c z` if the new value of a state is `snap(k state + c z)` with `k = 0`, and finite; else None."""
     if new.op != "snap" or new.args[0].op != "add":
         return None
@@ -129,16 +131,16 @@ class Fire:
     traced: str | None
 
     @cached_property
-    def _read(self) -> frozenset[str]:
+    def _variables_read(self) -> frozenset[str]:
         return frozenset(str(x.name) for x in ordered(self.step.roots) if x.op == "variable")
 
     def text(self, name: str, state: str) -> list[str]:
         """The text of the function `name`. `state` is the type of the state."""
         population, step, shape = self.population, self.step, self.population.bound_node.output.shape
-        numbers = {key: population.constants[key] for key in step.parameters if key in self._read}
+        numbers = {key: population.constants[key] for key in step.parameters if key in self._variables_read}
         numbers |= {key: x.reshape(-1)[0] for key, x in population.learned.items() if x.size == 1}
         declarations = [self._declared(key, C.constant(float(x))) for key, x in numbers.items()]
-        used = {key: weighted_sums for key, weighted_sums in self.sums.items() if key in self._read}
+        used = {key: weighted_sums for key, weighted_sums in self.sums.items() if key in self._variables_read}
         declarations += [
             f"const {'float' if weighted_sums.exponent is None else 'int32_t'} *{key} = {weighted_sums.pointer};"
             for key, weighted_sums in used.items()
@@ -161,9 +163,9 @@ class Fire:
 
     def _trace_lines(self, u: str, body: str) -> list[str]:
         """Statements that keep the potential `u`."""
-        stored = [f"{self.potentials}[n] = {u};"]
+        statements = [f"{self.potentials}[n] = {u};"]
         if self.traced is None:
-            return stored
+            return statements
         # Compilers warn about a value that is never read.
         unread = ["#else", f"(void){u};"] if len(re.findall(rf"\b{u}\b", body)) == 1 else []
-        return [f"#if defined({self.traced})", *stored, *unread, "#endif"]
+        return [f"#if defined({self.traced})", *statements, *unread, "#endif"]

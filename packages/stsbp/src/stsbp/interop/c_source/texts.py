@@ -10,7 +10,7 @@ import numpy as np
 from stsbp_spec.equations.printers import LANGUAGES
 
 __all__ = ["SIZES", "C", "UniqueNames", "braced", "comment", "function", "identifier", "indented", "loops",
-           "number_type", "over", "plus", "string", "table", "times"]  # fmt: skip
+           "number_type", "plus", "quotient", "string", "table", "times"]  # fmt: skip
 
 C = LANGUAGES["c"]
 """The language in which equations are printed."""
@@ -55,12 +55,12 @@ def _is_taken(name: str) -> bool:
 
 def identifier(text: str) -> str:
     """`text` as the beginning of names in C: lower-case letters, digits and _, beginning with a letter."""
-    plain = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:_LONGEST_STEM].strip("_")
+    name = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:_LONGEST_STEM].strip("_")
     # The standard library reserves names that begin with these prefixes and a letter.
     # A header with such a name would be mistaken for the library's own.
-    if not plain or plain[0].isdigit() or _is_taken(plain):
-        plain = f"net_{plain}"[:_LONGEST_STEM].strip("_")
-    return plain
+    if not name or name[0].isdigit() or _is_taken(name):
+        name = f"net_{name}"[:_LONGEST_STEM].strip("_")
+    return name
 
 
 class UniqueNames:
@@ -93,9 +93,9 @@ def comment(text: str) -> str:
 
 def string(text: str) -> str:
     """A string literal with the UTF-8 bytes of `text`."""
-    plain = {byte: chr(byte) for byte in range(0x20, 0x7F)} | {ord('"'): '\\"', ord("\\"): "\\\\", ord("?"): "\\?"}
-    written = "".join(plain.get(byte, f"\\{byte:03o}") for byte in text.encode("utf-8", "replace"))
-    return f'"{written}"'
+    printable = {byte: chr(byte) for byte in range(0x20, 0x7F)} | {ord('"'): '\\"', ord("\\"): "\\\\", ord("?"): "\\?"}
+    literal = "".join(printable.get(byte, f"\\{byte:03o}") for byte in text.encode("utf-8", "replace"))
+    return f'"{literal}"'
 
 
 def indented(rows: Iterable[str]) -> list[str]:
@@ -126,7 +126,7 @@ def times(text: str, factor: int) -> str:
     return text if factor == 1 else f"({text} * {factor})"
 
 
-def over(text: str, divisor: int) -> str:
+def quotient(text: str, divisor: int) -> str:
     """The quotient, rounded down, of a non-negative number."""
     return text if divisor == 1 else f"({text} / {divisor})"
 
