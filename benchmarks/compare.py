@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from options import guarded, parser_of, write_report
-from stsbp.benchmarks.cases import CASES, EVERY, Case
+from stsbp.benchmarks.cases import ALL_CASES, CASES, Case
 from stsbp.benchmarks.device import describe
 from stsbp.benchmarks.step import folder_of
 from stsbp.benchmarks.timing import Timing
@@ -251,7 +251,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--own", nargs="*", default=["torch"], help="backends of stsbp, e.g. torch, jax, torch+triangle"
     )
-    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(EVERY))
+    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(ALL_CASES))
     parser.add_argument("--turn", type=int, default=5, help="steps of each in a turn")
     parser.add_argument(
         "--work", choices=["training", "prediction"], default="training", help="what a step is: see worker.py"
@@ -267,7 +267,7 @@ def main(arguments: list[str] | None = None) -> None:
     report["machine"] = describe(open_backend("numpy"), settings)
     for name in options.cases:
         problem, source = make_problem(
-            EVERY[name], scale=options.scale, data_dir=options.data_dir, device=options.device
+            ALL_CASES[name], scale=options.scale, data_dir=options.data_dir, device=options.device
         )
         interpreter = Path(sys.executable)
         floor = ["floor"] if options.work == "training" else []
@@ -280,7 +280,7 @@ def main(arguments: list[str] | None = None) -> None:
             problem, libraries, rounds=options.rounds, patience=options.patience, logs=options.out.parent / "logs",
             turn=options.turn, work=options.work,
         )  # fmt: skip
-        case = EVERY[name]
+        case = ALL_CASES[name]
         size = f"{case.net}-10 T={case.steps} B={len(problem.labels)}"
         elapsed = time.perf_counter() - began
         print(f"\n{name}: {size}, data: {source}, {elapsed:.0f} s\n\n{table(records)}\n", flush=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from options import guarded, parser_of
-from stsbp.benchmarks.cases import CASES, EVERY, BenchmarkRun, prepare
+from stsbp.benchmarks.cases import ALL_CASES, CASES, BenchmarkRun, prepare
 from stsbp.benchmarks.device import synchronise
 from stsbp.benchmarks.step import folder_of
 from stsbp_spec.engine.operations import Operations
@@ -99,7 +99,7 @@ def measure(
 ) -> None:
     """Print the parts of one network's training step, or of its prediction of a batch."""
     backend = open_backend(name, device)
-    benchmark_case = EVERY[case]
+    benchmark_case = ALL_CASES[case]
     folder = folder_of(benchmark_case, data_dir)
     task, data = prepare(benchmark_case, backend, scale=scale, surrogate=None, data_dir=folder)
     full_step = BenchmarkRun(task, data.batches)
@@ -144,7 +144,7 @@ def measure(
 def main(arguments: list[str] | None = None) -> None:
     """Read the command line and measure."""
     parser = parser_of(__doc__, "backend", "device", "rounds", "scale", "data-dir")
-    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(EVERY))
+    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(ALL_CASES))
     parser.add_argument("--work", choices=WORK, default="training", help="what is divided into its parts")
     options = parser.parse_args(arguments)
     for case in options.cases:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from compare import ALLOCATOR, HERE, Worker, make_problem
 from options import count, factor, guarded, parser_of, write_report
-from stsbp.benchmarks.cases import EVERY, Case
+from stsbp.benchmarks.cases import ALL_CASES, Case
 from stsbp.benchmarks.device import describe
 from stsbp.config import RunConfig
 from stsbp.datasets import Split
@@ -238,7 +238,7 @@ def main(arguments: list[str] | None = None) -> None:
     location = parser.add_mutually_exclusive_group(required=True)
     location.add_argument("--envs", type=Path, help="folder of the peers' environments, one a name")
     location.add_argument("--here", action="store_true", help="the peers are installed beside stsbp")
-    parser.add_argument("--case", default="CIFAR-10", choices=list(EVERY), help="network and data set")
+    parser.add_argument("--case", default="CIFAR-10", choices=list(ALL_CASES), help="network and data set")
     parser.add_argument("--peers", nargs="*", default=["spikingjelly"], help="other libraries")
     parser.add_argument("--mode", default="neuron", help="mode of the peers on PyTorch: see peers/torch_network.py")
     parser.add_argument("--own", nargs="*", default=["torch"], help="backends of stsbp")
@@ -250,7 +250,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--turn", type=count, default=20, help="updates of each library in a turn")
     parser.add_argument("--patience", type=float, default=600, help="seconds for a library to compile and warm up")
     options = parser.parse_args(arguments)
-    rates, case = rates_of(options.lr), EVERY[options.case]
+    rates, case = rates_of(options.lr), ALL_CASES[options.case]
     interpreter = Path(sys.executable)
     libraries = [(interpreter, "stsbp", mode) for mode in options.own]
     libraries += [

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from problem import Problem
-from stsbp.benchmarks.cases import EVERY, BenchmarkRun
+from stsbp.benchmarks.cases import ALL_CASES, BenchmarkRun
 from stsbp.benchmarks.floor import dense_floor
 from stsbp.training.build import build_task
 from stsbp_spec.engine.backend import Batch
@@ -35,7 +35,7 @@ class StsbpNetwork:
     def __init__(self, problem: Problem, mode: str) -> None:
         name, _, surrogate = mode.partition("+")
         backend = open_backend("torch" if name == "floor" else name, problem.setup.get("device"))
-        case = EVERY[problem.setup["case"]]
+        case = ALL_CASES[problem.setup["case"]]
         config = case.config(problem.setup["scale"], surrogate or None)
         task = build_task(config, case.inputs, backend)
         self.task = task

@@ -290,7 +290,7 @@ def test_a_backends_report_becomes_a_table() -> None:
     import report as page
 
     backend = open_backend("numpy")
-    rows = kernels.measure(backend, scale=0.0001, rounds=2, tell=lambda _: None)
+    rows = kernels.measure(backend, scale=0.0001, rounds=2, announce=lambda _: None)
     settings = {"group": "kernels", "data_dir": None, "rounds": 2}
     text = page.backend_section(Report(device.describe(backend, settings), rows).to_json())
     assert text.startswith("### numpy on cpu\n")

@@ -33,7 +33,7 @@ TINY = Case("CIFAR-10", "cifar10", "digits", "2C3-P4-8", Inputs((3, 32, 32), "di
 
 
 def test_each_measured_row_has_an_expectation() -> None:
-    rows = kernels.measure(open_backend("numpy"), scale=0.0001, rounds=1, tell=lambda _: None)
+    rows = kernels.measure(open_backend("numpy"), scale=0.0001, rounds=1, announce=lambda _: None)
     for backend in expected.BACKENDS:
         expectations = {
             (expectation.case, expectation.what): expectation for expectation in expected.kernels(H100, backend, 0.0001)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stsbp.benchmarks.cases import EVERY
+from stsbp.benchmarks.cases import ALL_CASES
 from stsbp.datasets.base import ArraySplit
 from stsbp.errors import StsbpError
 from stsbp.training.augment import Augmentation
@@ -86,7 +86,7 @@ class Above(torch.nn.Module):
 
 
 def test_a_peer_takes_other_batches_and_rates() -> None:
-    problem, _ = make_problem(EVERY["CIFAR-10"], scale=0.04, data_dir=None, device=None)
+    problem, _ = make_problem(ALL_CASES["CIFAR-10"], scale=0.04, data_dir=None, device=None)
     peer = Peer(problem, lambda _: TorchNetwork(problem, lambda _: Above(), gain=1.0), "plain", ())
     out, _ = peer.spikes(peer.frames)
     assert peer.classes() == out.sum(0).argmax(1).tolist()

@@ -89,7 +89,7 @@ def test_a_queue_of_calls_is_timed_and_its_share_reported(monkeypatch: pytest.Mo
         return {name: Timing((8.0,)) for name in work}
 
     monkeypatch.setattr(kernels, "interleaved", once)
-    rows = kernels.measure(backend, scale=1.0, rounds=1, tell=silent)
+    rows = kernels.measure(backend, scale=1.0, rounds=1, announce=silent)
     assert [row.timing for row in rows] == [Timing((2.0,))] * 3
     assert (called.count("neuron_forward"), called.count("neuron_backward")) == (1 + 4, 4)
 
@@ -105,7 +105,7 @@ def test_the_copy_copies_everything_and_says_how_much() -> None:
 
 
 def test_kernels_count_the_bytes_that_must_move() -> None:
-    rows = kernels.measure(open_backend("numpy"), scale=0.0001, rounds=2, tell=silent)
+    rows = kernels.measure(open_backend("numpy"), scale=0.0001, rounds=2, announce=silent)
     assert [row.what for row in rows] == ["copy", "lif forward", "lif backward"] * 3
     assert rows[1].case == "T=4 N=200"
     assert [row.detail["bytes"] for row in rows[1:3]] == [9 * 4 * 200, 13 * 4 * 200]
@@ -132,7 +132,9 @@ def test_a_step_learns_on_inputs_that_spike(tiny_cases: dict[str, Case], name: s
 
 def test_the_step_is_measured(tiny_cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step, "_memory", lambda *_: {"peak_bytes": 5000, "growth_bytes": 0})
-    rows = step.measure(open_backend("numpy"), scale=1.0, rounds=1, data_dir=None, surrogate="triangle", tell=silent)
+    rows = step.measure(
+        open_backend("numpy"), scale=1.0, rounds=1, data_dir=None, surrogate="triangle", announce=silent
+    )
     timed = [row for row in rows if row.what == "training step"]
     assert [row.case for row in timed] == ["2C5-P2-10 T=3 B=4", "2C3-P4-8-10 T=2 B=4"]
     assert all(row.detail["surrogate"] == "triangle" for row in timed)
@@ -148,7 +150,7 @@ def test_the_step_of_torch_is_compared_with_the_dense_floor(
 ) -> None:
     monkeypatch.setattr(step, "_memory", lambda *_: {"peak_bytes": 5000, "growth_bytes": 0})
     pytest.importorskip("stsbp_torch")
-    rows = step.measure(open_backend("torch"), scale=1.0, rounds=1, data_dir=None, surrogate=None, tell=silent)
+    rows = step.measure(open_backend("torch"), scale=1.0, rounds=1, data_dir=None, surrogate=None, announce=silent)
     timed = [row for row in rows if row.what == "training step"]
     floors = [row for row in rows if row.what == "dense floor"]
     assert timed[0].timing is not None
@@ -215,7 +217,7 @@ def test_the_dense_floor_is_the_network_without_neurons(
 
 def test_data_compares_the_loader_with_memory(tiny_cases: dict[str, Case], few_recordings: int) -> None:
     activities: list[str] = []
-    rows = data.measure(open_backend("numpy"), scale=0.1, rounds=1, data_dir=None, tell=activities.append)
+    rows = data.measure(open_backend("numpy"), scale=0.1, rounds=1, data_dir=None, announce=activities.append)
     assert activities == ["loading, first time", "loading, from the cache", "updates with and without the loader"]
     assert [row.what for row in rows] == [
         "load, first time",

@@ -48,7 +48,7 @@ def size(path: Path) -> tuple[int, int]:
 def test_a_population_is_drawn_with_its_weights_and_branches_beside_each_other() -> None:
     network = NetworkSpec.parse("4C3-[4C3p1-4C3p1|4C1]+-P2-8R{delay=3}", input_shape=(2, 8, 8), outputs=3)
     drawn = boxes(network)
-    assert [(name, box.kind, box.depth, box.place) for name, box in drawn.items()] == [
+    assert [(name, box.kind, box.depth, box.position) for name, box in drawn.items()] == [
         ("input", "input", 0, 0),
         ("neurons1", "neurons", 1, 0),
         ("neurons2", "neurons", 2, -0.5),

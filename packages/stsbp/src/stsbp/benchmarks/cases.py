@@ -27,7 +27,7 @@ from stsbp.datasets import Split, load
 from stsbp.datasets.base import ArraySplit
 from stsbp.training.build import Inputs, Task, build_task
 
-__all__ = ["CASES", "EVERY", "LARGE", "BenchmarkRun", "Case", "Resident", "prepare"]
+__all__ = ["ALL_CASES", "CASES", "LARGE", "BenchmarkRun", "Case", "Resident", "prepare"]
 
 _BATCHES = 4
 
@@ -53,10 +53,10 @@ class Case:
 
     def config(self, scale: float = 1.0, surrogate: str | None = None) -> RunConfig:
         """Settings of a run of this case. `scale` multiplies the batch size."""
-        chosen: dict[str, Any] = {"dataset": self.dataset, "net": self.net, "steps": self.steps}
-        chosen["batch_size"] = max(1, round(self.batch * scale))
-        chosen |= {"surrogate": surrogate or self.surrogate, "init_gain": self.init_gain, "init_rate": 0.0}
-        return resolve([SettingsSource("benchmark", chosen)])
+        settings: dict[str, Any] = {"dataset": self.dataset, "net": self.net, "steps": self.steps}
+        settings["batch_size"] = max(1, round(self.batch * scale))
+        settings |= {"surrogate": surrogate or self.surrogate, "init_gain": self.init_gain, "init_rate": 0.0}
+        return resolve([SettingsSource("benchmark", settings)])
 
     def split(self, data_dir: Path | None, count: int) -> tuple[Split, str]:
         """At least `count` samples, and where they come from."""
@@ -67,8 +67,8 @@ class Case:
         if self.inputs.coding == "events":
             return embedded.train, self.stand_in
         images = embedded.train.inputs(np.arange(len(embedded.train)))
-        large = np.repeat(np.repeat(images, 4, axis=2), 4, axis=3)
-        coloured = np.moveaxis(np.repeat(large, 3, axis=1), 1, -1)
+        enlarged = np.repeat(np.repeat(images, 4, axis=2), 4, axis=3)
+        coloured = np.moveaxis(np.repeat(enlarged, 3, axis=1), 1, -1)
         return ArraySplit(coloured, embedded.train.labels), f"{self.stand_in}, enlarged"
 
 
@@ -118,7 +118,7 @@ LARGE = {
     )
 }
 """Further networks, which need gigabytes and seconds: the first CIFAR-10 network of TSSL-BP, and one of 20 layers."""
-EVERY: Mapping[str, Case] = ChainMap(CASES, LARGE)
+ALL_CASES: Mapping[str, Case] = ChainMap(CASES, LARGE)
 
 
 @dataclass(frozen=True)

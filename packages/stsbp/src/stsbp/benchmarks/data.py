@@ -19,7 +19,7 @@ from stsbp_spec.models.encoders.packed import Inputs, PackedFrames
 from stsbp_spec.typing import Int64
 
 from stsbp.benchmarks.cases import CASES, BenchmarkRun
-from stsbp.benchmarks.result import Row, Tell
+from stsbp.benchmarks.result import Announce, Row
 from stsbp.benchmarks.step import folder_of
 from stsbp.benchmarks.timing import Timing, interleaved
 from stsbp.config import SettingsSource, resolve
@@ -32,7 +32,9 @@ __all__ = ["measure"]
 _SAMPLES, _UPDATES = 1000, 10
 
 
-def measure(backend: AbstractBackend, *, scale: float, rounds: int, data_dir: Path | None, tell: Tell) -> list[Row]:
+def measure(
+    backend: AbstractBackend, *, scale: float, rounds: int, data_dir: Path | None, announce: Announce
+) -> list[Row]:
     """Time loading with an empty and a full cache, and updates with and without the loader.
 
     Args:
@@ -40,12 +42,12 @@ def measure(backend: AbstractBackend, *, scale: float, rounds: int, data_dir: Pa
         scale: factor of the batch size and the number of samples.
         rounds: number of timed rounds of ten updates each.
         data_dir: folder of recordings; without it, the embedded `digits-events` is used.
-        tell: function that receives what is measured next.
+        announce: function that receives what is measured next.
     """
     case = CASES["N-MNIST"]
     folder = folder_of(case, data_dir)
     limit = max(20, round(_SAMPLES * scale))
-    chosen = {
+    settings = {
         "dataset": case.dataset if folder else case.stand_in,
         "data_dir": str(folder or ""),
         "net": case.net,
@@ -56,14 +58,14 @@ def measure(backend: AbstractBackend, *, scale: float, rounds: int, data_dir: Pa
     }
     if folder is not None:
         # There are at least 1,000 recordings, and some of them are held out.
-        chosen["limit"] = min(limit, 900)
-    config = resolve([SettingsSource("benchmark", chosen)])
+        settings["limit"] = min(limit, 900)
+    config = resolve([SettingsSource("benchmark", settings)])
     with _empty_cache() as cache:
-        tell("loading, first time")
+        announce("loading, first time")
         began = time.perf_counter()
         data = load_data(config)
         first = time.perf_counter() - began
-        tell("loading, from the cache")
+        announce("loading, from the cache")
         began = time.perf_counter()
         data = load_data(config)
         from_cache = time.perf_counter() - began
@@ -71,14 +73,14 @@ def measure(backend: AbstractBackend, *, scale: float, rounds: int, data_dir: Pa
 
         task = build_task(config, data.inputs, backend, len(data.train))
         order: Int64 = np.resize(np.arange(len(data.train)), _UPDATES * config.batch_size)
-        keys = np.split(order, _UPDATES)
+        batch_indices = np.split(order, _UPDATES)
 
         def fetch(indices: Int64) -> Batch[Inputs]:
             batch, _ = task.batch(data.train, indices)
-            moved = augment(batch.inputs, indices, seed=config.seed, epoch=0, how=task.augmentation)
-            return batch._replace(inputs=moved)
+            augmented = augment(batch.inputs, indices, seed=config.seed, epoch=0, how=task.augmentation)
+            return batch._replace(inputs=augmented)
 
-        resident = [fetch(key) for key in keys]
+        resident = [fetch(indices) for indices in batch_indices]
         step = BenchmarkRun(task, resident)
 
         def in_memory() -> None:
@@ -86,29 +88,29 @@ def measure(backend: AbstractBackend, *, scale: float, rounds: int, data_dir: Pa
                 step(batch)
 
         def with_loader() -> None:
-            with closing(prefetched(fetch, keys)) as batches:
+            with closing(prefetched(fetch, batch_indices)) as batches:
                 for _, batch in batches:
                     step(batch)
 
         def loading_alone() -> None:
-            for key in keys:
-                fetch(key)
+            for indices in batch_indices:
+                fetch(indices)
 
-        tell("updates with and without the loader")
+        announce("updates with and without the loader")
         work = {"loader": with_loader, "memory": in_memory, "alone": loading_alone}
         times = interleaved(work, rounds=rounds, warmup=1)
     size = f"{config.dataset} T={config.steps} B={config.batch_size}"
     samples = {"samples": len(data.train) + len(data.test)}
     updates = {"updates": _UPDATES}
     inputs = resident[0].inputs
-    carried = {"batch_bytes": int(inputs.bits.nbytes if isinstance(inputs, PackedFrames) else inputs.nbytes)}
+    batch_detail = {"batch_bytes": int(inputs.bits.nbytes if isinstance(inputs, PackedFrames) else inputs.nbytes)}
     ratio = times["loader"].median / times["memory"].median
     return [
         Row("data", size, "load, first time", Timing((first,)), detail=samples),
         Row("data", size, "load, from the cache", Timing((from_cache,)), detail={**samples, "cache_bytes": on_disk}),
         Row("data", size, "10 updates, loader", times["loader"], "in memory", ratio, updates),
         Row("data", size, "10 updates, in memory", times["memory"], detail=updates),
-        Row("data", size, "10 batches, loading alone", times["alone"], detail={**updates, **carried}),
+        Row("data", size, "10 batches, loading alone", times["alone"], detail={**updates, **batch_detail}),
     ]
 
 

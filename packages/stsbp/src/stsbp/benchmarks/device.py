@@ -52,8 +52,10 @@ def processor() -> str:
     """Model and usable cores, for example `AMD EPYC, 2 cores`."""
     name = platform.processor() or platform.machine()
     with suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line for line in lines if line.startswith("model name")).split(":", 1)[1].strip()
+        info_lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = (
+            next(info_line for info_line in info_lines if info_line.startswith("model name")).split(":", 1)[1].strip()
+        )
     return f"{name}, {cores()} cores"
 
 
@@ -101,7 +103,7 @@ def copier(backend: AbstractBackend, count: int) -> tuple[Callable[[], None], in
     lower bound.
     """
     native = backend.asarray(np.zeros(count, np.float32))
-    moved, repeats = 8 * count, queued(backend)
+    bytes_moved, repeats = 8 * count, queued(backend)
     if getattr(native, "is_cuda", False):
         target = native.clone()
 
@@ -110,7 +112,7 @@ def copier(backend: AbstractBackend, count: int) -> tuple[Callable[[], None], in
                 target.copy_(native)
             synchronise(target)
 
-        return copy_torch, moved
+        return copy_torch, bytes_moved
     if type(native).__module__.partition(".")[0] == "cupy":
         twin = native.copy()
 
@@ -119,12 +121,12 @@ def copier(backend: AbstractBackend, count: int) -> tuple[Callable[[], None], in
                 twin[...] = native
             synchronise(twin)
 
-        return copy_cupy, moved
+        return copy_cupy, bytes_moved
     if hasattr(native, "block_until_ready") and backend.device.partition(":")[0] != "cpu":
         jax = sys.modules["jax"]
         double = jax.jit(lambda x: -x)
-        return lambda: synchronise(*(double(native) for _ in range(repeats))), moved
-    return threaded_copy(np.ones(count, np.float32), np.zeros(count, np.float32)), moved
+        return lambda: synchronise(*(double(native) for _ in range(repeats))), bytes_moved
+    return threaded_copy(np.ones(count, np.float32), np.zeros(count, np.float32)), bytes_moved
 
 
 def threads_used() -> int:
@@ -135,12 +137,12 @@ def threads_used() -> int:
 def threaded_copy(source: Float32, target: Float32) -> Callable[[], None]:
     """A copy from `source` to `target`, `[n]`, in `threads_used` threads."""
     count, threads = len(source), threads_used()
-    cuts = np.linspace(0, count, threads + 1).astype(int)
+    boundaries = np.linspace(0, count, threads + 1).astype(int)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="stsbp-copy")
 
     def part(number: int) -> None:
-        piece = slice(cuts[number], cuts[number + 1])
-        np.copyto(target[piece], source[piece])
+        chunk = slice(boundaries[number], boundaries[number + 1])
+        np.copyto(target[chunk], source[chunk])
 
     def copy() -> None:
         list(pool.map(part, range(threads)))
@@ -150,8 +152,10 @@ def threaded_copy(source: Float32, target: Float32) -> Callable[[], None]:
 
 def _status(key: str) -> int | None:
     with suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith(key + ":")).split()[1])
+        status_lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(
+            next(status_line for status_line in status_lines if status_line.startswith(key + ":")).split()[1]
+        )
     return None
 
 

@@ -17,7 +17,7 @@ from stsbp_spec.networks.ops.psp import PSP
 from stsbp_spec.typing import Float32
 
 from stsbp.benchmarks.device import copier, queued, synchronise
-from stsbp.benchmarks.result import Row, Tell
+from stsbp.benchmarks.result import Announce, Row
 from stsbp.benchmarks.timing import Timing, interleaved
 
 __all__ = ["BACKWARD_BYTES", "COPIED", "FORWARD_BYTES", "SIZES", "measure"]
@@ -30,36 +30,36 @@ COPIED = 32 * 2**20
 """Number of floats in the copy: 128 MB in each direction, more than any cache can hold."""
 
 
-def measure(backend: AbstractBackend, *, scale: float, rounds: int, tell: Tell) -> list[Row]:
+def measure(backend: AbstractBackend, *, scale: float, rounds: int, announce: Announce) -> list[Row]:
     """Time the LIF pair at each of `SIZES`, alternating with the copy.
 
     Args:
         backend: the backend to measure.
         scale: factor of the number of neurons and of the size of the copy.
         rounds: number of timed rounds.
-        tell: function that receives what is measured next.
+        announce: function that receives what is measured next.
     """
     rows: list[Row] = []
-    for steps, full in SIZES:
-        neurons = max(1, round(full * scale))
+    for steps, full_neurons in SIZES:
+        neurons = max(1, round(full_neurons * scale))
         case = f"T={steps} N={neurons}"
-        tell(f"LIF neurons, {case}")
-        copy, copied = copier(backend, max(1, round(COPIED * scale)))
+        announce(f"LIF neurons, {case}")
+        copy, bytes_copied = copier(backend, max(1, round(COPIED * scale)))
         forward, backward, density = _pair(backend, steps, neurons)
         timings = interleaved({"copy": copy, "forward": forward, "backward": backward}, rounds=rounds)
         calls = queued(backend)
         times = {name: Timing(tuple(x / calls for x in timing.seconds)) for name, timing in timings.items()}
-        bandwidth = copied / times["copy"].median
-        rows.append(Row("kernels", case, "copy", times["copy"], detail=_moved(copied, times["copy"].median)))
+        bandwidth = bytes_copied / times["copy"].median
+        rows.append(Row("kernels", case, "copy", times["copy"], detail=_bandwidth(bytes_copied, times["copy"].median)))
         for name, per_step in (("forward", FORWARD_BYTES), ("backward", BACKWARD_BYTES)):
-            moved = per_step * steps * neurons
-            detail = {**_moved(moved, times[name].median), "spike_rate": density}
+            bytes_moved = per_step * steps * neurons
+            detail = {**_bandwidth(bytes_moved, times[name].median), "spike_rate": density}
             ratio = detail["bytes_per_second"] / bandwidth
             rows.append(Row("kernels", case, f"lif {name}", times[name], "copy", ratio, detail))
     return rows
 
 
-def _moved(count: int, seconds: float) -> dict[str, Any]:
+def _bandwidth(count: int, seconds: float) -> dict[str, Any]:
     return {"bytes": count, "bytes_per_second": count / seconds}
 
 

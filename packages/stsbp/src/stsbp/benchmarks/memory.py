@@ -32,21 +32,21 @@ def main(name: str, device: str, case: str, scale: str, surrogate: str, mode: Me
     )
     first = data.batches[0]
     inputs = unpacked(first.inputs)
-    one = inputs[:, :1] if inputs.ndim == 5 else inputs[:1]
+    first_sample = inputs[:, :1] if inputs.ndim == 5 else inputs[:1]
     step = BenchmarkRun(task, data.batches)
-    step(Batch(one.copy(), first.targets[:, :1].copy()))
-    watched = next(iter(step.state.weights.values()))
-    initial_bytes = reset_peak_memory(watched)
+    step(Batch(first_sample.copy(), first.targets[:, :1].copy()))
+    weight = next(iter(step.state.weights.values()))
+    initial_bytes = reset_peak_memory(weight)
     for _ in range(_STEPS):
         step()
-    peak = peak_memory(watched)
+    peak = peak_memory(weight)
     for _ in range(_MORE):
         step()
-    later = peak_memory(watched)
-    figures: dict[str, int | None] = {"before_bytes": initial_bytes, "peak_bytes": None, "growth_bytes": None}
-    if initial_bytes is not None and peak is not None and later is not None:
-        figures |= {"peak_bytes": peak - initial_bytes, "growth_bytes": later - peak}
-    print(json.dumps(figures))
+    later_peak = peak_memory(weight)
+    record: dict[str, int | None] = {"before_bytes": initial_bytes, "peak_bytes": None, "growth_bytes": None}
+    if initial_bytes is not None and peak is not None and later_peak is not None:
+        record |= {"peak_bytes": peak - initial_bytes, "growth_bytes": later_peak - peak}
+    print(json.dumps(record))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from stsbp.benchmarks.timing import Timing
 from stsbp.files import OutputKind
 
-__all__ = ["FORMAT", "JSON", "Report", "Row", "Tell"]
+__all__ = ["FORMAT", "JSON", "Announce", "Report", "Row"]
 
 FORMAT = 1
 """Format version of the JSON file."""
@@ -20,7 +20,7 @@ FORMAT = 1
 JSON = OutputKind("a report of stsbp benchmark", re.compile(rb'\s*{\s*"format":\s*\d+,\s*"machine":'))
 """The kind of file that the JSON file may replace."""
 
-Tell: TypeAlias = Callable[[str], None]
+Announce: TypeAlias = Callable[[str], None]
 """Function that receives what is measured next."""
 
 

@@ -91,15 +91,15 @@ def plot(report: Report, path: Path) -> None:
     figure = new_figure(9, 1.2 + 0.35 * sum(heights))
     panels = figure.subplots(len(groups), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for panel, (name, rows) in zip(panels, timed.items(), strict=True):
-        for place, row in enumerate(reversed(rows)):
+        for bar_position, row in enumerate(reversed(rows)):
             assert row.timing is not None
             median = row.timing.median
             spread = [[1e3 * (median - row.timing.low)], [1e3 * (row.timing.high - median)]]
             is_floor = row.what in ("copy", "dense floor", "10 updates, in memory")
-            panel.barh(place, 1e3 * median, xerr=spread, color="0.75" if is_floor else "C0", height=0.7)
+            panel.barh(bar_position, 1e3 * median, xerr=spread, color="0.75" if is_floor else "C0", height=0.7)
             if verdict := _verdict(row):
                 panel.annotate(
-                    verdict, (1e3 * median, place), (5, 0), textcoords="offset points", va="center", fontsize=7
+                    verdict, (1e3 * median, bar_position), (5, 0), textcoords="offset points", va="center", fontsize=7
                 )
         panel.set_yticks(range(len(rows)), [f"{row.what}  {row.case}" for row in reversed(rows)], fontsize=7)
         panel.set_xscale("log")

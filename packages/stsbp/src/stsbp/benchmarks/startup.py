@@ -12,7 +12,7 @@ from pathlib import Path
 
 from stsbp_spec.engine.backend import AbstractBackend
 
-from stsbp.benchmarks.result import Row, Tell
+from stsbp.benchmarks.result import Announce, Row
 from stsbp.benchmarks.timing import Timing, interleaved
 from stsbp.errors import StsbpError
 
@@ -23,12 +23,12 @@ _CACHES = ("STSBP_CACHE", "CUPY_CACHE_DIR", "TRITON_CACHE_DIR", "JAX_COMPILATION
 """Variables with the folders of decoded samples and compiled kernels, of stsbp and of the frameworks."""
 
 
-def measure(backend: AbstractBackend, *, rounds: int, tell: Tell) -> list[Row]:
+def measure(backend: AbstractBackend, *, rounds: int, announce: Announce) -> list[Row]:
     """Time `stsbp --help`, and `stsbp train digits-events` to the first line of its metrics."""
-    tell("start-up: the help page")
+    announce("start-up: the help page")
     stsbp = [sys.executable, "-P", "-m", "stsbp"]
     help_times = interleaved({"help": lambda: subprocess.run([*stsbp, "--help"], capture_output=True)}, rounds=rounds)
-    tell("start-up: the first update")
+    announce("start-up: the first update")
     chosen = [*stsbp, "--backend", backend.name, "--device", backend.device, "train", "digits-events"]
     chosen += ["--limit", "50", "--batch-size", "50", "--holdout", "20", "--epochs", "1", "--log-every", "1"]
     # Some measurements take as long as several steps, so they are repeated less often.

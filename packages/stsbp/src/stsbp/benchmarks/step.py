@@ -17,7 +17,7 @@ from stsbp_spec.typing import Memory
 
 from stsbp.benchmarks.cases import CASES, BenchmarkRun, Case, prepare
 from stsbp.benchmarks.floor import dense_floor
-from stsbp.benchmarks.result import Row, Tell
+from stsbp.benchmarks.result import Announce, Row
 from stsbp.benchmarks.timing import interleaved
 from stsbp.errors import StsbpError
 from stsbp.training.build import build_task
@@ -32,7 +32,7 @@ def measure(
     rounds: int,
     data_dir: Path | None,
     surrogate: str | None,
-    tell: Tell,
+    announce: Announce,
 ) -> list[Row]:
     """Time, rates and memory of the step on each of `CASES`.
 
@@ -42,11 +42,11 @@ def measure(
         rounds: number of timed rounds.
         data_dir: folder of recordings and photographs. Missing data sets are replaced.
         surrogate: surrogate to use instead of the preset's.
-        tell: function that receives what is measured next.
+        announce: function that receives what is measured next.
     """
     rows: list[Row] = []
     for case in CASES.values():
-        tell(f"training step, {case.name} network")
+        announce(f"training step, {case.name} network")
         task, data = prepare(case, backend, scale=scale, surrogate=surrogate, data_dir=folder_of(case, data_dir))
         step = BenchmarkRun(task, data.batches)
         work: dict[str, Any] = {"step": step}
@@ -74,7 +74,7 @@ def measure(
         saved_bytes = task.config.batch_size * kept_bytes(task.network, case.steps)
         modes: tuple[tuple[Memory, str], ...] = (("full", "memory"), ("low", "little memory"))
         for mode, name in modes:
-            tell(f"{name}, {case.name} network")
+            announce(f"{name}, {case.name} network")
             memory = _memory(backend, case, scale, surrogate, mode)
             memory["kept_bytes"] = saved_bytes
             peak = memory["peak_bytes"]
@@ -95,9 +95,9 @@ def _memory(backend: AbstractBackend, case: Case, scale: float, surrogate: str |
     data."""
     arguments = [backend.name, backend.device, case.name, str(scale), surrogate or "", mode]
     command = [sys.executable, "-P", "-m", "stsbp.benchmarks.memory", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    if completed.returncode != 0:
+        last = completed.stderr.strip().splitlines()[-1:] or ["no message"]
         raise StsbpError(f"the process that measures memory failed: {last[0]}")
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    figures: dict[str, Any] = json.loads(completed.stdout.splitlines()[-1])
     return figures

@@ -92,17 +92,19 @@ def command(
     machine = describe(backend, settings)
     rows: list[Row] = []
 
-    def tell(measured: str) -> None:
+    def announce(measured: str) -> None:
         click.echo(measured, err=True)
 
     if group in ("kernels", "all"):
-        rows += kernels.measure(backend, scale=scale, rounds=rounds, tell=tell)
+        rows += kernels.measure(backend, scale=scale, rounds=rounds, announce=announce)
     if group in ("step", "all"):
-        rows += step.measure(backend, scale=scale, rounds=rounds, data_dir=data_dir, surrogate=surrogate, tell=tell)
+        rows += step.measure(
+            backend, scale=scale, rounds=rounds, data_dir=data_dir, surrogate=surrogate, announce=announce
+        )
     if group in ("step", "startup", "all"):
-        rows += startup.measure(backend, rounds=rounds, tell=tell)
+        rows += startup.measure(backend, rounds=rounds, announce=announce)
     if group in ("data", "all"):
-        rows += data.measure(backend, scale=scale, rounds=rounds, data_dir=data_dir, tell=tell)
+        rows += data.measure(backend, scale=scale, rounds=rounds, data_dir=data_dir, announce=announce)
     report = Report(machine, rows)
     show.print_report(report)
     if json_file is not None:

@@ -29,7 +29,7 @@ from stsbp.datasets import Split
 from stsbp.datasets.base import Subset
 from stsbp.errors import ConfigError
 from stsbp.measures.matching import within
-from stsbp.plots import PLOT, check_plots, new_figure, plain, save
+from stsbp.plots import PLOT, check_plots, escape_dollars, new_figure, save
 from stsbp.training.blank import warn_of_blank
 from stsbp.training.build import TOLERANCE, decoders, load_data, load_test_set
 from stsbp.training.curves import by_noise, over_time
@@ -267,7 +267,7 @@ def _plot(curve_records: Sequence[dict[str, Any]], losses: Sequence[str], path: 
     # Seeds of two experiments may have the same names.
     runs = short if len({*short}) == len(short) else [record["run"] for record in curve_records]
     # Legends leave out names that begin with an underscore, as that of a folder may.
-    names = [plain(f"{loss}, {run}") for run, loss in zip(runs, losses, strict=True)]
+    names = [escape_dollars(f"{loss}, {run}") for run, loss in zip(runs, losses, strict=True)]
     lines: dict[str, Any] = {}
     for panel in axes[len(panels) :]:
         panel.set_axis_off()

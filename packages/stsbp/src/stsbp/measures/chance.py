@@ -84,14 +84,14 @@ def chance_level(
     """
     if not callable(measure):
         raise SpecError(f"a measure is a function, such as stsbp.measures.victor_purpura, got {shown(measure)}")
-    spikes, wanted = one_train("outputs", outputs), array_of(targets)
-    samples = spikes.shape[1]
+    output_trains, target_array = one_train("outputs", outputs), array_of(targets)
+    samples = output_trains.shape[1]
     if samples < 2:
         raise ShapeError("targets are shuffled between samples, but there is only one sample")
-    axis = 0 if wanted.ndim == 1 else 1
-    if wanted.ndim not in (1, 3) or wanted.shape[axis] != samples:
-        raise ShapeError(f"targets must be [T, B, N] or labels [B] with B = {samples}, got {list(wanted.shape)}")
-    steps_of_samples = lengths_of(lengths, samples, len(spikes))
+    axis = 0 if target_array.ndim == 1 else 1
+    if target_array.ndim not in (1, 3) or target_array.shape[axis] != samples:
+        raise ShapeError(f"targets must be [T, B, N] or labels [B] with B = {samples}, got {list(target_array.shape)}")
+    steps_of_samples = lengths_of(lengths, samples, len(output_trains))
     count = (
         shuffles_of(samples)
         if shuffles is None
@@ -101,4 +101,6 @@ def chance_level(
     common = (
         None if steps_of_samples is None else np.minimum(np.tile(steps_of_samples, count), steps_of_samples[partner])
     )
-    return measure(np.tile(spikes, (1, count, 1)), np.take(wanted, partner, axis), lengths=common, **parameters)
+    return measure(
+        np.tile(output_trains, (1, count, 1)), np.take(target_array, partner, axis), lengths=common, **parameters
+    )

@@ -46,14 +46,14 @@ def victor_purpura(outputs: Any, targets: Any, cost: float = 1.0, lengths: Any =
         SpecError: the cost is not a finite number of at least 0.
     """
     per_step = check_cost(cost)
-    spikes, wanted = read_trains(outputs, targets, lengths)
-    steps = len(spikes)
+    output_trains, target_trains = read_trains(outputs, targets, lengths)
+    steps = len(output_trains)
     # Each pair saves one removal and one addition, less the cost of its move. Only moves that save are considered.
     gains = 2.0 - per_step * np.arange(steps)
-    rows, wanted_rows = rows_of(spikes), rows_of(wanted)
-    saved = aligned(rows, wanted_rows, gains[gains > 0]).gain
-    distances: Float64 = rows.sum(axis=1) + wanted_rows.sum(axis=1) - saved
-    return distances.reshape(spikes.shape[1:])
+    output_rows, target_rows = rows_of(output_trains), rows_of(target_trains)
+    savings = aligned(output_rows, target_rows, gains[gains > 0]).gain
+    distances: Float64 = output_rows.sum(axis=1) + target_rows.sum(axis=1) - savings
+    return distances.reshape(output_trains.shape[1:])
 
 
 def van_rossum(outputs: Any, targets: Any, tau: float, lengths: Any = None) -> Float64:
@@ -72,5 +72,9 @@ def van_rossum(outputs: Any, targets: Any, tau: float, lengths: Any = None) -> F
         SpecError: the time constant is not a number of at least 1.
     """
     psp = PSP(tau)
-    spikes, wanted = (x.astype(np.uint8) for x in read_trains(outputs, targets, lengths))
-    return joined(VanRossum().parts(spikes, wanted, psp, lengths_of(lengths, spikes.shape[1], len(spikes)))[..., None])
+    output_trains, target_trains = (x.astype(np.uint8) for x in read_trains(outputs, targets, lengths))
+    return joined(
+        VanRossum().parts(
+            output_trains, target_trains, psp, lengths_of(lengths, output_trains.shape[1], len(output_trains))
+        )[..., None]
+    )

@@ -56,16 +56,18 @@ def first_match_latency(outputs: Any, targets: Any, tolerance: int = 1, lengths:
         ShapeError: these are not spike trains of one shape, or the lengths do not fit.
         SpecError: the tolerance is not an integer of at least 0.
     """
-    (most,) = check_tolerances((tolerance,))
-    spikes, wanted = read_trains(outputs, targets, lengths)
-    reach = min(most, len(spikes) - 1)
-    before = np.zeros((len(spikes) + 1, *spikes.shape[1:]), dtype=np.int32)
-    np.cumsum(wanted, axis=0, dtype=np.int32, out=before[1:])
-    steps = np.arange(len(spikes))
+    (largest_distance,) = check_tolerances((tolerance,))
+    output_trains, target_trains = read_trains(outputs, targets, lengths)
+    reach = min(largest_distance, len(output_trains) - 1)
+    targets_before = np.zeros((len(output_trains) + 1, *output_trains.shape[1:]), dtype=np.int32)
+    np.cumsum(target_trains, axis=0, dtype=np.int32, out=targets_before[1:])
+    steps = np.arange(len(output_trains))
     # The first spike with a target spike in reach is always matched, because no earlier spike takes this target.
-    in_reach = before[np.minimum(steps + reach + 1, len(spikes))] > before[np.maximum(steps - reach, 0)]
-    right: AnyArray = np.any(spikes & in_reach, axis=2)
-    return _first(right)
+    in_reach = (
+        targets_before[np.minimum(steps + reach + 1, len(output_trains))] > targets_before[np.maximum(steps - reach, 0)]
+    )
+    is_matched: AnyArray = np.any(output_trains & in_reach, axis=2)
+    return _first(is_matched)
 
 
 def _first(spiking: AnyArray) -> Float64:

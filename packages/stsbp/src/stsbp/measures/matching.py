@@ -70,15 +70,15 @@ class PrecisionRecallF1(NamedTuple):
     def of(cls, tolerances: tuple[int, ...], matched: Int64, outputs: Int64, targets: Int64) -> PrecisionRecallF1:
         """The shares of numbers of spikes: `matched` `[K, ...]`, `outputs` and `targets` `[...]`."""
         counts = [x.tolist() for x in np.broadcast_arrays(matched, outputs, targets)]
-        shares = (_each(share, *counts) for share in (precision, recall, f1))
+        shares = (_map_nested(share, *counts) for share in (precision, recall, f1))
         return cls(tolerances, *(np.array(share, dtype=np.float64) for share in shares))
 
 
-def _each(share: Any, *counts: Any) -> Any:
+def _map_nested(share: Any, *counts: Any) -> Any:
     """`share` of each three numbers in nested lists."""
     if not isinstance(counts[0], list):
         return share(*counts)
-    return [_each(share, *three) for three in zip(*counts, strict=True)]
+    return [_map_nested(share, *numbers) for numbers in zip(*counts, strict=True)]
 
 
 def within(tolerance: int) -> str:
@@ -113,9 +113,9 @@ def spike_matches(
         SpecError: a tolerance is not an integer of at least 0.
     """
     ascending = check_tolerances(tolerances)
-    spikes, wanted = read_trains(outputs, targets, lengths)
-    counts = (x.sum(axis=0, dtype=np.int64) for x in (spikes, wanted))
-    return Matches(ascending, matched_pairs(spikes, wanted, ascending), *counts)
+    output_trains, target_trains = read_trains(outputs, targets, lengths)
+    counts = (x.sum(axis=0, dtype=np.int64) for x in (output_trains, target_trains))
+    return Matches(ascending, matched_pairs(output_trains, target_trains, ascending), *counts)
 
 
 def precision_recall_f1(
@@ -214,16 +214,16 @@ def timing_errors(outputs: Any, targets: Any, tolerance: int = TOLERANCES[-1], l
     """
     if np.ndim(tolerance) != 0:
         raise SpecError(f"timing errors have one tolerance, a number of steps, got {shown(tolerance)}")
-    (most,) = check_tolerances(tolerance)
-    spikes, wanted = read_trains(outputs, targets, lengths)
-    steps, neurons = len(spikes), spikes.shape[2]
-    reach = min(most, steps - 1)
+    (largest_error,) = check_tolerances(tolerance)
+    output_trains, target_trains = read_trains(outputs, targets, lengths)
+    steps, neurons = len(output_trains), output_trains.shape[2]
+    reach = min(largest_error, steps - 1)
     # One more match always gains more than all errors of a train can lose.
     one_match = (steps + 1) * (reach + 1)
-    kind = np.int32 if one_match * steps < 2**31 else np.int64
-    gains = one_match - np.arange(reach + 1, dtype=kind)
-    pairs = aligned(rows_of(spikes), rows_of(wanted), gains, pairs=True).pairs
+    dtype = np.int32 if one_match * steps < 2**31 else np.int64
+    gains = one_match - np.arange(reach + 1, dtype=dtype)
+    pairs = aligned(rows_of(output_trains), rows_of(target_trains), gains, pairs=True).pairs
     assert pairs is not None
     cells = (pairs.row % neurons) * (2 * reach + 1) + pairs.error + reach
     counts = np.bincount(cells, minlength=neurons * (2 * reach + 1)).reshape(neurons, 2 * reach + 1)
-    return TimingErrors(most, counts.astype(np.int64))
+    return TimingErrors(largest_error, counts.astype(np.int64))

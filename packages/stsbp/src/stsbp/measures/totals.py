@@ -53,9 +53,9 @@ class SpikeMeasures:
         self.tolerances, self.cost, self.tau = check_tolerances(tolerances), check_cost(cost), tau
         self.samples = 0
         self._of_classes = False
-        self._waiting: list[tuple[AnyArray, AnyArray]] = []
+        self._pending: list[tuple[AnyArray, AnyArray]] = []
         """Outputs and targets of small batches, bool `[T, B, N]`. Many samples together are measured faster."""
-        self._waiting_rows = 0
+        self._pending_rows = 0
         self._shape: tuple[int, int] | None = None
         self._matches: Matches | None = None
         self._errors: TimingErrors | None = None
@@ -77,42 +77,42 @@ class SpikeMeasures:
             ShapeError: the arrays do not fit each other.
             SpecError: the batch has other axes than the batches before.
         """
-        spikes, wanted = read_trains(outputs, targets, lengths)
-        steps, samples, neurons = spikes.shape
+        output_trains, target_trains = read_trains(outputs, targets, lengths)
+        steps, samples, neurons = output_trains.shape
         if self._shape is not None and self._shape != (steps, neurons):
             raise SpecError(
                 f"all batches of a measurement must have the same number of steps and neurons, {self._shape}, got "
                 f"{(steps, neurons)}"
             )
         if labels is None:
-            latencies = first_match_latency(spikes, wanted, LATENCY_TOLERANCE)
+            latencies = first_match_latency(output_trains, target_trains, LATENCY_TOLERANCE)
         else:
-            latencies = first_spike_latency(spikes, labels)
+            latencies = first_spike_latency(output_trains, labels)
         self._add_latencies(latencies)
         self._shape, self._of_classes = (steps, neurons), labels is not None
         self.samples += samples
         if self.tau is not None:
             self._van_rossum += _of_samples(van_rossum(outputs, targets, self.tau, lengths))
-        self._waiting.append((spikes, wanted))
-        self._waiting_rows += samples * neurons
-        if self._waiting_rows >= _ENOUGH_ROWS:
+        self._pending.append((output_trains, target_trains))
+        self._pending_rows += samples * neurons
+        if self._pending_rows >= _ENOUGH_ROWS:
             self.finish()
 
     def finish(self) -> None:
         """Measure the batches that still wait. All results do this by themselves."""
-        if not self._waiting:
+        if not self._pending:
             return
-        spikes, wanted = (np.concatenate(trains, axis=1) for trains in zip(*self._waiting, strict=True))
-        self._waiting.clear()
-        self._waiting_rows = 0
-        matches = spike_matches(spikes, wanted, self.tolerances)
+        output_trains, target_trains = (np.concatenate(trains, axis=1) for trains in zip(*self._pending, strict=True))
+        self._pending.clear()
+        self._pending_rows = 0
+        matches = spike_matches(output_trains, target_trains, self.tolerances)
         summed = Matches(
             matches.tolerances, matches.matched.sum(axis=1), matches.outputs.sum(axis=0), matches.targets.sum(axis=0)
         )
-        errors = timing_errors(spikes, wanted, self.tolerances[-1])
+        errors = timing_errors(output_trains, target_trains, self.tolerances[-1])
         self._matches = summed if self._matches is None else _sum_of(self._matches, summed)
         self._errors = errors if self._errors is None else _errors_of(self._errors, errors)
-        self._victor_purpura += _of_samples(victor_purpura(spikes, wanted, self.cost))
+        self._victor_purpura += _of_samples(victor_purpura(output_trains, target_trains, self.cost))
 
     def _add_latencies(self, latencies: Float64) -> None:
         counts = np.bincount(np.nan_to_num(latencies).astype(np.int64))
@@ -208,11 +208,11 @@ def _of_samples(distances: Float64) -> list[float]:
     return [math.fsum(row) for row in distances.tolist()]
 
 
-def _sum_of(one: Matches, other: Matches) -> Matches:
+def _sum_of(first: Matches, second: Matches) -> Matches:
     return Matches(
-        one.tolerances, one.matched + other.matched, one.outputs + other.outputs, one.targets + other.targets
+        first.tolerances, first.matched + second.matched, first.outputs + second.outputs, first.targets + second.targets
     )
 
 
-def _errors_of(one: TimingErrors, other: TimingErrors) -> TimingErrors:
-    return TimingErrors(one.tolerance, one.counts + other.counts)
+def _errors_of(first: TimingErrors, second: TimingErrors) -> TimingErrors:
+    return TimingErrors(first.tolerance, first.counts + second.counts)

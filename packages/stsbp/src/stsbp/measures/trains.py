@@ -13,9 +13,9 @@ from stsbp_spec.validation import array_of
 
 __all__ = ["Alignment", "Pairs", "SpikeTimes", "aligned", "lengths_of", "one_train", "read_trains", "rows_of"]
 
-_FAR = np.int32(2**30)
+_FAR_STEP = np.int32(2**30)
 """Stands in place of a spike time in rows that have fewer spikes than others. No spike is near it."""
-_MOST_CELLS = 2**18
+_CHUNK_CELLS = 2**18
 """Number of scores that are computed at a time, so that they stay in the cache of a processor."""
 
 
@@ -48,13 +48,14 @@ def read_trains(outputs: Any, targets: Any, lengths: Any = None) -> tuple[AnyArr
     Raises:
         ShapeError: they are not spike trains of one shape, or the lengths do not fit.
     """
-    spikes, wanted = one_train("outputs", outputs), one_train("targets", targets)
-    if spikes.shape != wanted.shape:
+    output_trains, target_trains = one_train("outputs", outputs), one_train("targets", targets)
+    if output_trains.shape != target_trains.shape:
         raise ShapeError(
-            f"outputs and targets must have the same shape [T, B, N], got {list(spikes.shape)} and {list(wanted.shape)}"
+            f"outputs and targets must have the same shape [T, B, N], got {list(output_trains.shape)} and "
+            f"{list(target_trains.shape)}"
         )
-    steps_of_samples = lengths_of(lengths, spikes.shape[1], len(spikes))
-    return without_padding(spikes, steps_of_samples), without_padding(wanted, steps_of_samples)
+    steps_of_samples = lengths_of(lengths, output_trains.shape[1], len(output_trains))
+    return without_padding(output_trains, steps_of_samples), without_padding(target_trains, steps_of_samples)
 
 
 def rows_of(trains: AnyArray) -> AnyArray:
@@ -74,11 +75,11 @@ class SpikeTimes(NamedTuple):
     counts: Int64
 
     @classmethod
-    def of(cls, rows: AnyArray, more: int = 0) -> SpikeTimes:
-        """The spike times of trains `[R, T]`, filled up by at least `more` steps."""
+    def of(cls, rows: AnyArray, padding: int = 0) -> SpikeTimes:
+        """The spike times of trains `[R, T]`, filled up by at least `padding` steps."""
         row, step = np.nonzero(rows)
         counts = np.bincount(row, minlength=len(rows)).astype(np.int64)
-        times = np.full((len(rows), int(counts.max(initial=0)) + more), _FAR, dtype=np.int32)
+        times = np.full((len(rows), int(counts.max(initial=0)) + padding), _FAR_STEP, dtype=np.int32)
         times[row, np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)] = step
         return cls(times, counts)
 
@@ -106,23 +107,27 @@ def aligned(outputs: AnyArray, targets: AnyArray, gains: AnyArray, *, pairs: boo
     Dynamic programming over the output spikes of all rows at once. Each output spike is compared only with the target
     spikes within reach, so time grows with the number of spikes times the reach.
     """
-    spikes, wanted = (x.sum(axis=1) for x in (outputs, targets))
+    output_counts, target_counts = (x.sum(axis=1) for x in (outputs, targets))
     # Rows without spikes on one side have no pairs. Those with most output spikes come first.
-    useful = np.flatnonzero((spikes > 0) & (wanted > 0))
-    useful = useful[np.argsort(-spikes[useful], kind="stable")]
-    width = min(2 * len(gains) - 1, int(wanted.max(initial=0)))
+    alignable = np.flatnonzero((output_counts > 0) & (target_counts > 0))
+    alignable = alignable[np.argsort(-output_counts[alignable], kind="stable")]
+    width = min(2 * len(gains) - 1, int(target_counts.max(initial=0)))
     # The scores of a part fit into the cache, and what is kept of them into little memory.
-    size = _MOST_CELLS // (width + 1) if not pairs else 64 * _MOST_CELLS // ((width + 1) * int(spikes.max(initial=1)))
-    size = max(1, min(size, _MOST_CELLS // (width + 1)))
+    size = (
+        _CHUNK_CELLS // (width + 1)
+        if not pairs
+        else 64 * _CHUNK_CELLS // ((width + 1) * int(output_counts.max(initial=1)))
+    )
+    size = max(1, min(size, _CHUNK_CELLS // (width + 1)))
     total = np.zeros(len(outputs), dtype=gains.dtype)
     rows, errors = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for first in range(0, len(useful), size):
-        part = useful[first : first + size]
-        table = _Table(outputs[part], targets[part], gains, width, pairs)
-        total[part] = table.gain
+    for first in range(0, len(alignable), size):
+        chunk = alignable[first : first + size]
+        table = _Table(outputs[chunk], targets[chunk], gains, width, pairs)
+        total[chunk] = table.gain
         if pairs:
             row, error = table.pairs()
-            rows.append(part[row])
+            rows.append(chunk[row])
             errors.append(error)
     return Alignment(total, Pairs(np.concatenate(rows), np.concatenate(errors)) if pairs else None)
 
@@ -135,62 +140,62 @@ class _Table:
     reach, and those that are too new for it change nothing, so the last column also holds for all further ones.
     """
 
-    def __init__(self, outputs: AnyArray, targets: AnyArray, gains: AnyArray, width: int, keep: bool) -> None:
+    def __init__(self, outputs: AnyArray, targets: AnyArray, gains: AnyArray, width: int, keep_pairs: bool) -> None:
         self.width, self.columns = width, np.arange(width + 1)
         self.outputs, self.targets = SpikeTimes.of(outputs), SpikeTimes.of(targets, width + 1)
         # A pair beyond the reach gains nothing, so it is never better than no pair.
         self.gains = np.append(gains, gains.dtype.type(0))
-        self.kept: list[tuple[Int64, AnyArray, AnyArray]] = []
+        self.history: list[tuple[Int64, AnyArray, AnyArray]] = []
         low = np.zeros(len(outputs), dtype=np.int64)
         scores = np.zeros((len(outputs), width + 1), dtype=gains.dtype)
-        before = _before(targets)
-        for place in range(self.outputs.times.shape[1]):
+        spikes_before = _spikes_before(targets)
+        for spike in range(self.outputs.times.shape[1]):
             # Only the first rows have so many output spikes.
-            having = int(np.searchsorted(-self.outputs.counts, -place))
-            time = self.outputs.times[:having, place]
-            next_low = before[np.arange(having), np.maximum(time - (len(gains) - 1), 0)]
-            scores[:having] = self._added(scores[:having], time, next_low, next_low - low[:having], keep)
-            low[:having] = next_low
+            row_count = int(np.searchsorted(-self.outputs.counts, -spike))
+            time = self.outputs.times[:row_count, spike]
+            next_low = spikes_before[np.arange(row_count), np.maximum(time - (len(gains) - 1), 0)]
+            scores[:row_count] = self._added(scores[:row_count], time, next_low, next_low - low[:row_count], keep_pairs)
+            low[:row_count] = next_low
         self.gain = scores[:, -1]
 
-    def _added(self, scores: AnyArray, time: AnyArray, low: Int64, shift: Int64, keep: bool) -> AnyArray:
+    def _added(self, scores: AnyArray, time: AnyArray, low: Int64, shift: Int64, keep_pairs: bool) -> AnyArray:
         """The scores with one more output spike in each row, at `time` `[R]`."""
         row = np.arange(len(scores))[:, None]
         if shift.any():
             columns = np.minimum(self.columns + shift[:, None], self.width)
             scores = np.take(scores, row * (self.width + 1) + columns)
         in_reach = np.take(self.targets.times, row * self.targets.times.shape[1] + low[:, None] + self.columns[:-1])
-        apart = np.minimum(np.abs(time[:, None] - in_reach), len(self.gains) - 1)
-        paired = scores[:, :-1] + np.take(self.gains, apart)
+        distance = np.minimum(np.abs(time[:, None] - in_reach), len(self.gains) - 1)
+        paired = scores[:, :-1] + np.take(self.gains, distance)
         best = scores.copy()
         np.maximum(paired, scores[:, 1:], out=best[:, 1:])
         result: AnyArray = np.maximum.accumulate(best, axis=1)
-        if keep:
+        if keep_pairs:
             rises = np.zeros(scores.shape, dtype=np.int32)
             np.multiply(best[:, 1:] > result[:, :-1], self.columns[1:], out=rises[:, 1:], casting="same_kind")
             is_pair = np.zeros(scores.shape, dtype=bool)
             np.greater(paired, scores[:, 1:], out=is_pair[:, 1:])
-            self.kept.append((low, np.maximum.accumulate(rises, axis=1), is_pair))
+            self.history.append((low, np.maximum.accumulate(rises, axis=1), is_pair))
         return result
 
     def pairs(self) -> Pairs:
         """The pairs of the best alignments, from the last output spike to the first."""
         rows, errors = [], []
-        free = self.targets.counts.copy()  # number of target spikes of each row that are not yet paired or skipped
-        for place in reversed(range(len(self.kept))):
-            low, origin, is_pair = self.kept[place]
+        unpaired = self.targets.counts.copy()  # number of target spikes of each row that are not yet paired or skipped
+        for spike in reversed(range(len(self.history))):
+            low, origin, is_pair = self.history[spike]
             row = np.arange(len(low))
-            column = origin[row, np.minimum(free[: len(low)] - low, self.width)]
+            column = origin[row, np.minimum(unpaired[: len(low)] - low, self.width)]
             paired = is_pair[row, column]
-            free[: len(low)] = low + column - paired
+            unpaired[: len(low)] = low + column - paired
             row = row[paired]
             rows.append(row)
-            errors.append(self.outputs.times[row, place] - self.targets.times[row, free[row]])
+            errors.append(self.outputs.times[row, spike] - self.targets.times[row, unpaired[row]])
         return Pairs(np.concatenate(rows), np.concatenate(errors).astype(np.int64))
 
 
-def _before(rows: AnyArray) -> Int64:
+def _spikes_before(rows: AnyArray) -> Int64:
     """Number of spikes before each step of trains `[R, T]`, `[R, T]`."""
-    before = np.zeros(rows.shape, dtype=np.int64)
-    np.cumsum(rows[:, :-1], axis=1, out=before[:, 1:])
-    return before
+    counts = np.zeros(rows.shape, dtype=np.int64)
+    np.cumsum(rows[:, :-1], axis=1, out=counts[:, 1:])
+    return counts

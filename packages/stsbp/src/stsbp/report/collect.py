@@ -17,7 +17,7 @@ from stsbp_spec.typing import AnyArray, Float32, Float64, Int64, UInt8
 from stsbp.datasets import Split
 from stsbp.training.build import TOLERANCE, Task
 from stsbp.training.prefetch import prefetched
-from stsbp.training.timing import Measuring, Others, SpikeTiming
+from stsbp.training.timing import Measuring, OtherTargets, SpikeTiming
 
 __all__ = ["Sample", "Survey", "choose", "look", "survey"]
 
@@ -60,7 +60,7 @@ def survey(
     predict = task.trainer.predictor(state)
     timing = None if task.network.has_readout else SpikeTiming(task, n, Measuring())
 
-    def load(part: Int64) -> tuple[Batch[Inputs], Int64, list[Others]]:
+    def load(part: Int64) -> tuple[Batch[Inputs], Int64, list[OtherTargets]]:
         return *task.batch(split, part), [] if timing is None else timing.others(split, part)
 
     for part, (batch, labels, others) in prefetched(load, parts):
@@ -89,10 +89,10 @@ def choose(surveyed: Survey, count: int = SHOWN) -> tuple[list[int], list[int]]:
         return worst, [i for i in order[::-1] if i not in worst][:count]
     pairs = list(zip(surveyed.labels.tolist(), surveyed.nearest.tolist(), strict=True))
     chosen = []
-    for right in (False, True):
-        candidates = [i for i in range(n) if (pairs[i][0] == pairs[i][1]) == right]
-        first = {pairs[i]: i for i in reversed(candidates)}
-        firsts = set(first.values())
+    for is_correct in (False, True):
+        candidates = [i for i in range(n) if (pairs[i][0] == pairs[i][1]) == is_correct]
+        first_of_pair = {pairs[i]: i for i in reversed(candidates)}
+        firsts = set(first_of_pair.values())
         chosen.append([*sorted(firsts), *islice((i for i in candidates if i not in firsts), count)][:count])
     return chosen[0], chosen[1]
 
@@ -146,8 +146,8 @@ def look(
     weights = {k.removeprefix("weight/"): x for k, x in exported.items() if k.startswith("weight/")}
     layers = task.backend.run(task.network, weights, inputs, task.config.steps).layers
     outputs, potentials = layers[task.network.blocks[-1].name]
-    read: AnyArray = potentials if task.network.has_readout else outputs
-    distances = None if task.inputs.sequences else task.distances(read, lengths)
+    decoded: AnyArray = potentials if task.network.has_readout else outputs
+    distances = None if task.inputs.sequences else task.distances(decoded, lengths)
     nearest = None if distances is None else nearest_sequence(distances)
     samples = []
     for i, name in enumerate(names):

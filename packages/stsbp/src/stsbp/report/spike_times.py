@@ -67,7 +67,7 @@ def _histogram(measures: Mapping[str, Any]) -> list[Figure]:
 def _drawn(histogram: Sequence[int]) -> tuple[int, int]:
     """The part of a histogram that is drawn: all of a short one, else what is around its middle and not empty."""
     middle = len(histogram) // 2
-    farthest = max(abs(place - middle) for place, count in enumerate(histogram) if count)
+    farthest = max(abs(index - middle) for index, count in enumerate(histogram) if count)
     reach = min(middle, max(farthest, 5), 40)
     return middle - reach, middle + reach + 1
 
@@ -80,8 +80,8 @@ def _by_neuron(measures: Mapping[str, Any], by_neuron: Mapping[str, Any]) -> lis
     """F1 of each output neuron; of many, those with the lowest F1."""
     if len(by_neuron["neurons"]) < 2:
         return []
-    place = reference_tolerance(measures["tolerances"])
-    shares = np.array(by_neuron["f1"][place])
+    index = reference_tolerance(measures["tolerances"])
+    shares = np.array(by_neuron["f1"][index])
     shown = np.sort(np.argsort(shares, kind="stable")[:_MANY])
     chart = svg.bars(
         shares[shown],
@@ -91,8 +91,8 @@ def _by_neuron(measures: Mapping[str, Any], by_neuron: Mapping[str, Any]) -> lis
         percent=True,
         largest=1.0,
     )
-    which = "each output neuron" if len(shown) == len(shares) else f"the {_MANY} output neurons with the lowest"
-    return [Figure(f"F1 {within(measures['tolerances'][place])} of {which}", (chart,))]
+    neurons_text = "each output neuron" if len(shown) == len(shares) else f"the {_MANY} output neurons with the lowest"
+    return [Figure(f"F1 {within(measures['tolerances'][index])} of {neurons_text}", (chart,))]
 
 
 def spike_time_table(rows: Sequence[Sequence[str]]) -> str:

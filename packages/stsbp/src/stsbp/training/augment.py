@@ -83,10 +83,10 @@ def augment(inputs: Inputs, indices: Int64, *, seed: int, epoch: int, how: Augme
         inside &= ~_hole(indices, seed, epoch, how.cutout, height, width)
     source = np.where(inside, rows * width + columns, 0).reshape(len(indices), -1)
     if isinstance(inputs, PackedFrames):
-        return PackedFrames(_moved(inputs.bits, source, inside), inputs.steps)
+        return PackedFrames(_gathered(inputs.bits, source, inside), inputs.steps)
     frames = inputs if inputs.ndim == 5 else inputs[None]
-    moved = np.moveaxis(_moved(np.moveaxis(frames, 2, -1), source, inside), -1, 2)
-    return moved if inputs.ndim == 5 else moved[0]
+    gathered = np.moveaxis(_gathered(np.moveaxis(frames, 2, -1), source, inside), -1, 2)
+    return gathered if inputs.ndim == 5 else gathered[0]
 
 
 def _as_pictures(inputs: Inputs, indices: Int64, seed: int, epoch: int, how: Augmentation) -> Inputs:
@@ -97,7 +97,7 @@ def _as_pictures(inputs: Inputs, indices: Int64, seed: int, epoch: int, how: Aug
     return np.ascontiguousarray(pictures[:, 0].swapaxes(0, 1))
 
 
-def _moved(pixels: UInt8, source: Int64, inside: AnyArray) -> UInt8:
+def _gathered(pixels: UInt8, source: Int64, inside: AnyArray) -> UInt8:
     """Each pixel of `[..., B, H, W, C]` from position `source` of its sample, `[B, H W]`; zero where not `inside`.
 
     The bytes of a pixel move together. They move faster as one number, if there is a type with this number of bytes.
@@ -108,11 +108,11 @@ def _moved(pixels: UInt8, source: Int64, inside: AnyArray) -> UInt8:
     outside = np.flatnonzero(~inside.reshape(batch, -1))
     if pixel_type is not None:
         planes = planes.view(pixel_type)[..., 0]
-    moved = np.empty_like(planes)
+    gathered = np.empty_like(planes)
     for sample in range(batch):
-        np.take(planes[:, sample], source[sample], axis=1, mode="clip", out=moved[:, sample])
-    moved.reshape(len(moved), -1, *moved.shape[3:])[:, outside] = 0
-    return moved.view(np.uint8).reshape(len(pixels), batch, *field, channels)
+        np.take(planes[:, sample], source[sample], axis=1, mode="clip", out=gathered[:, sample])
+    gathered.reshape(len(gathered), -1, *gathered.shape[3:])[:, outside] = 0
+    return gathered.view(np.uint8).reshape(len(pixels), batch, *field, channels)
 
 
 def _words(indices: Int64, seed: int, epoch: int, substream: int | Int64) -> tuple[UInt32, UInt32]:
@@ -133,9 +133,9 @@ def _signed(word: UInt32) -> Float32:
     return ((word.astype(np.float64) + 0.5) * 2.0**-31 - 1).astype(np.float32)[:, None, None]
 
 
-def _from_centre(n: int, moved: Int64) -> Float32:
+def _from_centre(n: int, shift: Int64) -> Float32:
     """Coordinates of `n` pixels from the centre of the field, with the movement of each sample undone, `[B, n]`."""
-    return ((np.arange(n) - (n - 1) / 2) - moved[:, None]).astype(np.float32)
+    return ((np.arange(n) - (n - 1) / 2) - shift[:, None]).astype(np.float32)
 
 
 def _sources(
@@ -143,24 +143,27 @@ def _sources(
 ) -> tuple[Int64, Int64]:
     """Row and column of the source of each pixel of each result, `[B, H, W]`. They may be outside the field."""
     a, b = _words(indices, seed, epoch, 0)
-    sides = 2 * augmentation.shift + 1
+    shift_count = 2 * augmentation.shift + 1
     # The low half of the second word shifts to the right, and its highest bit reflects, so both draws are independent.
-    down, right = _random_below(a, sides) - augmentation.shift, _random_below(b, sides, bits=16) - augmentation.shift
+    row_shift = _random_below(a, shift_count) - augmentation.shift
+    column_shift = _random_below(b, shift_count, bits=16) - augmentation.shift
     # Coordinates from the centre of the field, in which rotation, scale and shear are linear.
-    y, x = _from_centre(height, down)[:, :, None], _from_centre(width, right)[:, None, :]
+    y, x = _from_centre(height, row_shift)[:, :, None], _from_centre(width, column_shift)[:, None, :]
     if augmentation.scale:
-        tall, wide = (1 + augmentation.scale * _signed(word) for word in _words(indices, seed, epoch, _SCALE))
-        y, x = y * tall, x * wide
+        row_scale, column_scale = (
+            1 + augmentation.scale * _signed(word) for word in _words(indices, seed, epoch, _SCALE)
+        )
+        y, x = y * row_scale, x * column_scale
     if augmentation.rotate or augmentation.shear:
         turn, slant = (_signed(word) for word in _words(indices, seed, epoch, _LINEAR))
         x = x + augmentation.shear * slant * y
         # With half angles, sine and cosine are rational. Rounding hides differences in the tangent between libraries.
-        half = round(math.tan(math.radians(augmentation.rotate) / 2), 9) * turn
-        cosine, sine = (1 - half * half) / (1 + half * half), 2 * half / (1 + half * half)
+        tangent = round(math.tan(math.radians(augmentation.rotate) / 2), 9) * turn
+        cosine, sine = (1 - tangent * tangent) / (1 + tangent * tangent), 2 * tangent / (1 + tangent * tangent)
         y, x = cosine * y - sine * x, sine * y + cosine * x
     if augmentation.elastic:
-        up, along = _displacements(indices, seed, epoch, height, width)
-        y, x = y + augmentation.elastic * up, x + augmentation.elastic * along
+        row_displacement, column_displacement = _displacements(indices, seed, epoch, height, width)
+        y, x = y + augmentation.elastic * row_displacement, x + augmentation.elastic * column_displacement
     if augmentation.flip:
         x = np.where((b >> np.uint32(31)).astype(bool)[:, None, None], -x, x)
     shape = (len(indices), height, width)
@@ -180,11 +183,11 @@ def _displacements(indices: Int64, seed: int, epoch: int, height: int, width: in
 
 def _interpolated(nodes: Float32, n: int, axis: int) -> Float32:
     """`n` equally spaced values between the first and the last node along an axis of three."""
-    place = np.arange(n) * ((_NODES - 1) / max(1, n - 1))
-    lower_node = np.minimum(place.astype(np.int64), _NODES - 2)
-    weight = np.expand_dims((place - lower_node).astype(np.float32), tuple(range(1, 3 - axis)))
-    between: Float32 = nodes.take(lower_node, axis) * (1 - weight) + nodes.take(lower_node + 1, axis) * weight
-    return between
+    position = np.arange(n) * ((_NODES - 1) / max(1, n - 1))
+    lower_node = np.minimum(position.astype(np.int64), _NODES - 2)
+    weight = np.expand_dims((position - lower_node).astype(np.float32), tuple(range(1, 3 - axis)))
+    interpolated: Float32 = nodes.take(lower_node, axis) * (1 - weight) + nodes.take(lower_node + 1, axis) * weight
+    return interpolated
 
 
 def _hole(indices: Int64, seed: int, epoch: int, side: int, height: int, width: int) -> AnyArray:

@@ -19,7 +19,7 @@ from stsbp.datasets import Split
 from stsbp.training.build import TOLERANCE, Task, padded
 from stsbp.training.metrics import Sums, spike_figures
 from stsbp.training.prefetch import prefetched
-from stsbp.training.timing import Measuring, Others, SpikeTiming
+from stsbp.training.timing import Measuring, OtherTargets, SpikeTiming
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -123,7 +123,7 @@ def evaluate(
 
 def _load(
     task: Task, split: Split, timing: SpikeTiming | None, indices: Int64
-) -> tuple[Batch[Inputs], Int64, list[Others]]:
+) -> tuple[Batch[Inputs], Int64, list[OtherTargets]]:
     task.group.beat("reading samples")
     batch, labels = task.batch(split, indices, task.group.part(len(indices)))
     return batch, labels, [] if timing is None else timing.others(split, indices)

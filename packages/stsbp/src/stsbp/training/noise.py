@@ -33,13 +33,13 @@ class Kind:
     Attributes:
         text: meaning of an amount.
         amounts: default amounts, ascending from 0.
-        most: largest sensible amount.
+        max_amount: largest sensible amount.
         integral: whether amounts are integers.
     """
 
     text: str
     amounts: tuple[float, ...]
-    most: float
+    max_amount: float
     integral: bool = False
 
 
@@ -74,26 +74,28 @@ def parse_noise(text: str, coding: Coding) -> tuple[str, tuple[float, ...]]:
     Raises:
         ConfigError: there is no such disturbance for these inputs, or an amount is invalid.
     """
-    name, equals, listed = text.partition("=")
-    kinds = KINDS[coding]
-    if name not in kinds:
-        of = "events" if coding == "events" else "images"
-        raise ConfigError(f"--noise {name!r}: inputs of this run are {of}, which take {', '.join(kinds)}")
-    kind = kinds[name]
+    name, equals, amounts_text = text.partition("=")
+    disturbances = KINDS[coding]
+    if name not in disturbances:
+        inputs_text = "events" if coding == "events" else "images"
+        raise ConfigError(
+            f"--noise {name!r}: inputs of this run are {inputs_text}, which take {', '.join(disturbances)}"
+        )
+    disturbance = disturbances[name]
     if not equals:
-        return name, kind.amounts
+        return name, disturbance.amounts
     amounts = {0.0}
-    for amount_text in listed.split(","):
+    for amount_text in amounts_text.split(","):
         try:
             amount = float(amount_text)
         except ValueError:
             amount = -1.0
         # This comparison is also false for NaN.
-        if not 0 <= amount <= kind.most or (kind.integral and amount != round(amount)):
-            numbers = "whole numbers" if kind.integral else "numbers"
+        if not 0 <= amount <= disturbance.max_amount or (disturbance.integral and amount != round(amount)):
+            numbers = "whole numbers" if disturbance.integral else "numbers"
             raise ConfigError(
-                f"--noise {name}={listed}: amounts are {numbers} from 0 to {kind.most:g} ({kind.text}), got "
-                f"{amount_text!r}"
+                f"--noise {name}={amounts_text}: amounts are {numbers} from 0 to {disturbance.max_amount:g} "
+                f"({disturbance.text}), got {amount_text!r}"
             )
         amounts.add(amount)
     return name, tuple(sorted(amounts))
@@ -175,25 +177,27 @@ def disturbed(
     steps, batch = frames.shape[:2]
     flat = frames.reshape(steps, batch, -1)
     pixels = flat.shape[2]
-    ends = np.full(batch, steps) if lengths is None else lengths
+    step_counts = np.full(batch, steps) if lengths is None else lengths
     t, sample, pixel = np.nonzero(flat)
     count = flat[t, sample, pixel]
     if name == "added":
-        number = np.rint(amount * ends * pixels).astype(np.int64)
-        event_number = np.arange(number.max(initial=0))
+        added_count = np.rint(amount * step_counts * pixels).astype(np.int64)
+        event_number = np.arange(added_count.max(initial=0))
         word = _words(seed, _ADDED, event_number[None, :], indices[:, None])
-        place = _random_below(word, (ends * pixels)[:, None])
-        new, which = np.nonzero(event_number[None, :] < number[:, None])
-        place = place[new, which]
-        t, sample, pixel = (np.concatenate(x) for x in ((t, place // pixels), (sample, new), (pixel, place % pixels)))
-        count = np.concatenate([count, np.ones(len(new), np.uint8)])
+        position = _random_below(word, (step_counts * pixels)[:, None])
+        added_sample, added_event = np.nonzero(event_number[None, :] < added_count[:, None])
+        position = position[added_sample, added_event]
+        t, sample, pixel = (
+            np.concatenate(x) for x in ((t, position // pixels), (sample, added_sample), (pixel, position % pixels))
+        )
+        count = np.concatenate([count, np.ones(len(added_sample), np.uint8)])
     else:
         word = _words(seed, _LOST if name == "lost" else _MOVED, t * pixels + pixel, indices[sample])
         if name == "lost":
             is_kept = _share(word) >= amount
             t, sample, pixel, count = t[is_kept], sample[is_kept], pixel[is_kept], count[is_kept]
         else:
-            t = np.clip(t + _random_below(word, 2 * int(amount) + 1) - int(amount), 0, ends[sample] - 1)
+            t = np.clip(t + _random_below(word, 2 * int(amount) + 1) - int(amount), 0, step_counts[sample] - 1)
     if isinstance(inputs, PackedFrames):
         result = np.zeros(flat.shape, np.uint8)
         result[t, sample, pixel] = 1
@@ -213,11 +217,11 @@ def _images(images: UInt8, indices: Int64, name: str, amount: float, seed: int) 
     return changed
 
 
-def _words(seed: int, substream: int, place: Int64, sample: Int64) -> UInt32:
+def _words(seed: int, substream: int, position: Int64, sample: Int64) -> UInt32:
     """A random word for each place of each sample. Both arguments broadcast against each other."""
     key = (seed, int(Stream.NOISE) + 256 * substream)
-    place, sample = np.broadcast_arrays(place, sample)
-    return threefry2x32(key, (place.astype(np.uint32), sample.astype(np.uint32)))[0]
+    position, sample = np.broadcast_arrays(position, sample)
+    return threefry2x32(key, (position.astype(np.uint32), sample.astype(np.uint32)))[0]
 
 
 def _share(word: UInt32) -> AnyArray:

@@ -20,7 +20,7 @@ from stsbp.measures.matching import TOLERANCES
 from stsbp.measures.totals import SpikeMeasures
 from stsbp.training.build import Task
 
-__all__ = ["Measuring", "Others", "SpikeTiming"]
+__all__ = ["Measuring", "OtherTargets", "SpikeTiming"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Measuring:
     seed: int = 0
 
 
-class Others(NamedTuple):
+class OtherTargets(NamedTuple):
     """Targets `[T, B, N]` and labels `[B]` of other samples, and the numbers of steps that both samples have, `[B]`."""
 
     targets: UInt8
@@ -64,17 +64,17 @@ class SpikeTiming:
         self._correct = np.zeros(2, dtype=np.int64)
         self._distances: tuple[dict[str, list[float]], dict[str, list[float]]] = ({}, {})
 
-    def others(self, split: Split, indices: Int64) -> list[Others]:
+    def others(self, split: Split, indices: Int64) -> list[OtherTargets]:
         """What stands in place of the targets of some samples, once for each shuffle."""
         lengths = lengths_of(split)
         shuffled = [partner[indices] for partner in self._partners]
         return [
-            Others(
-                self._task.targets(split, other),
-                split.labels[other],
-                None if lengths is None else np.minimum(lengths[indices], lengths[other]),
+            OtherTargets(
+                self._task.targets(split, partners_of_batch),
+                split.labels[partners_of_batch],
+                None if lengths is None else np.minimum(lengths[indices], lengths[partners_of_batch]),
             )
-            for other in shuffled
+            for partners_of_batch in shuffled
         ]
 
     def add(
@@ -82,7 +82,7 @@ class SpikeTiming:
         spikes: UInt8,
         batch: Batch[Inputs],
         labels: Int64,
-        others: Sequence[Others],
+        others: Sequence[OtherTargets],
         nearest: Int64 | None,
         distances: Mapping[str, AnyArray] | None = None,
     ) -> None:
@@ -112,9 +112,9 @@ class SpikeTiming:
         self.own.finish()
         self.chance.finish()
 
-    def _add_distances(self, place: int, distances: Mapping[str, AnyArray]) -> None:
+    def _add_distances(self, index: int, distances: Mapping[str, AnyArray]) -> None:
         for name, values in distances.items():
-            self._distances[place].setdefault(name, []).extend(values.tolist())
+            self._distances[index].setdefault(name, []).extend(values.tolist())
 
     def record(self) -> dict[str, Any]:
         """All measures with their parameters, and those of chance under `chance`, as JSON values."""
@@ -131,7 +131,7 @@ class SpikeTiming:
         """The measures of each output neuron, and its name."""
         return {"neurons": list(self.names), **self.own.record_by_neuron()}
 
-    def _with_distances(self, measures: SpikeMeasures, place: int) -> dict[str, Any]:
-        means = {name: math.fsum(values) / measures.samples for name, values in self._distances[place].items()}
+    def _with_distances(self, measures: SpikeMeasures, index: int) -> dict[str, Any]:
+        means = {name: math.fsum(values) / measures.samples for name, values in self._distances[index].items()}
         van_rossum = {"tau": self._task.network.output_psp.tau_s, "mean": means["van_rossum"]}
         return {**measures.record(), "van_rossum": van_rossum, "hamming": means["hamming"]}

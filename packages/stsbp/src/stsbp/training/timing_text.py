@@ -46,9 +46,9 @@ def share_rows(measures: Mapping[str, Any]) -> list[list[str]]:
     """A row for each tolerance. For the chance level of precision and recall, people may look into the JSON."""
     chance = measures["chance"]
     rows = [["spike times", "precision", "recall", "F1", *([] if chance is None else ["F1 by chance"]), ""]]
-    for place, tolerance in enumerate(measures["tolerances"]):
-        shares = [measures[name][place] for name in ("precision", "recall", "f1")]
-        shares += [] if chance is None else [chance["f1"][place]]
+    for index, tolerance in enumerate(measures["tolerances"]):
+        shares = [measures[name][index] for name in ("precision", "recall", "f1")]
+        shares += [] if chance is None else [chance["f1"][index]]
         rows.append([within(tolerance), *(f"{share:.2%}" for share in shares), ""])
     return rows
 
@@ -61,17 +61,17 @@ def measure_rows(measures: Mapping[str, Any], means: Mapping[str, Any]) -> list[
     chance = measures["chance"]
     rows = [["measure", "value", *([] if chance is None else ["by chance"]), ""]]
     errors, latency, cost = measures["timing_error"], measures["latency"], measures["victor_purpura"]["cost"]
-    of = f"steps, median (quartiles) of {errors['pairs']:,} matches {within(errors['tolerance'])}"
-    neuron = "of the neuron of the class" if latency["of"] == "class neuron" else within(latency["tolerance"])
-    none = f"none in {_missing(measures)} of the samples"
-    none += "" if chance is None else f", by chance in {_missing(chance)}"
-    for name, text, key, more in (
-        ("timing error", timing_text, "timing_error", of),
-        ("first right spike", latency_text, "latency", f"step, median (quartiles), {neuron}; {none}"),
+    matches_text = f"steps, median (quartiles) of {errors['pairs']:,} matches {within(errors['tolerance'])}"
+    neuron_text = "of the neuron of the class" if latency["of"] == "class neuron" else within(latency["tolerance"])
+    missing_text = f"none in {_missing(measures)} of the samples"
+    missing_text += "" if chance is None else f", by chance in {_missing(chance)}"
+    for name, text, key, note in (
+        ("timing error", timing_text, "timing_error", matches_text),
+        ("first right spike", latency_text, "latency", f"step, median (quartiles), {neuron_text}; {missing_text}"),
         ("Victor-Purpura", mean_text, "victor_purpura", f"a sample, cost {cost:g} a step"),
         ("van Rossum", mean_text, "van_rossum", f"a sample, time constant {measures['van_rossum']['tau']:g} steps"),
     ):
-        rows.append([name, text(measures[key]), *([] if chance is None else [text(chance[key])]), more])
+        rows.append([name, text(measures[key]), *([] if chance is None else [text(chance[key])]), note])
     rows.append(["Hamming", *(f"{x['hamming']:.4f}" for x in (measures, chance) if x is not None), "a sample"])
     for key in ("accuracy", "accuracy_spike_count"):
         if chance is not None and key in chance and key in means:
