@@ -25,7 +25,7 @@ from stsbp.errors import ConfigError, FileError
 from stsbp.interop.c_source import CSource, source, write
 from stsbp.interop.c_source.check import Compared, compared, driver, macros, recorded
 from stsbp.interop.c_source.steps import batchnorm
-from stsbp.interop.c_source.texts import C, identifier, string
+from stsbp.interop.c_source.texts import C_LANGUAGE, identifier, string
 from stsbp.interop.program import About, program
 from stsbp_spec import NetworkSpec, open_backend
 from stsbp_spec.equations.expressions import Expr, Names, exp, named, snap, spike, sqrt, where
@@ -241,7 +241,7 @@ def test_a_wrongly_printed_equation_is_noticed(
     wrong: dict[str, str], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not any(layer.potentials_differ for layer in compared(Built(tmp_path, [name]).run()))
-    spoilt = replace(C, operations={**C.operations, **wrong})
+    spoilt = replace(C_LANGUAGE, operations={**C_LANGUAGE.operations, **wrong})
     monkeypatch.setattr("stsbp.interop.c_source.steps.C", spoilt)
     monkeypatch.setattr("stsbp.interop.c_source.module.BATCHNORM", batchnorm(spoilt))
     layers_compared = list(compared(Built(tmp_path, [name]).run()))

@@ -76,8 +76,8 @@ def check_memory(needed: int, size: int, label: object) -> None:
     Raises:
         DataError: it is more than the budget.
     """
-    if needed > (most := memory(size)):
-        raise DataError(f"{label}: reading it takes {_shown(needed)} of memory, {_too_much(most, size)}")
+    if needed > (max_bytes := memory(size)):
+        raise DataError(f"{label}: reading it takes {_shown(needed)} of memory, {_too_much(max_bytes, size)}")
 
 
 def check_disk(needed: int, size: int, label: object, folder: Path) -> None:
@@ -92,8 +92,8 @@ def check_disk(needed: int, size: int, label: object, folder: Path) -> None:
     Raises:
         DataError: it is more than the budget, or the disk has less free space.
     """
-    if needed > (most := disk(size)):
-        raise DataError(f"{label}: its decoded samples take {_shown(needed)} on disk, {_too_much(most, size)}")
+    if needed > (max_bytes := disk(size)):
+        raise DataError(f"{label}: its decoded samples take {_shown(needed)} on disk, {_too_much(max_bytes, size)}")
     existing_folder = next((parent for parent in (folder, *folder.parents) if parent.is_dir()), None)
     try:
         free = needed if existing_folder is None else shutil.disk_usage(existing_folder).free
@@ -106,9 +106,9 @@ def check_disk(needed: int, size: int, label: object, folder: Path) -> None:
         )
 
 
-def _too_much(most: int, size: int) -> str:
+def _too_much(max_bytes: int, size: int) -> str:
     return (
-        f"more than the {_shown(most)} allowed for {size:,} bytes of files. If you trust the data, give a larger "
+        f"more than the {_shown(max_bytes)} allowed for {size:,} bytes of files. If you trust the data, give a larger "
         "budget in GiB: stsbp --file-budget GIB COMMAND"
     )
 

@@ -39,14 +39,16 @@ def limit(most_memory: int, most_seconds: int) -> None:
         return
     with open("/proc/self/statm", encoding="ascii") if os.path.exists("/proc/self/statm") else io.StringIO("0") as file:
         used = int(file.read().split()[0]) * resource.getpagesize()
-    for resource_kind, most, grace in (
+    for resource_kind, limit_value, grace in (
         (resource.RLIMIT_AS, used + most_memory, 0),
         # At the soft limit, the system sends the process a separate signal.
         (resource.RLIMIT_CPU, most_seconds, 5),
         (resource.RLIMIT_CORE, 0, 0),
     ):
         hard = resource.getrlimit(resource_kind)[1]
-        soft, hard = (most, most + grace) if hard == resource.RLIM_INFINITY else (min(most, hard), hard)
+        soft, hard = (
+            (limit_value, limit_value + grace) if hard == resource.RLIM_INFINITY else (min(limit_value, hard), hard)
+        )
         # Some systems have a limit but do not accept it.
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource_kind, (soft, hard))

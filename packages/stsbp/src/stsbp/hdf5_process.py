@@ -79,10 +79,10 @@ class Hdf5Process:
     def failure(self) -> str:
         """End the process. The reason why it did not finish: it took too long, or ended without a message."""
         self._process.kill()
-        ended = -min(self._process.wait(), 0)
+        signal_number = -min(self._process.wait(), 0)
         if self.is_late:
             return f"it takes more than {self._seconds:.3g} seconds to read"
-        signal_text = f" ({signal.Signals(ended).name})" if ended in set(signal.Signals) else ""
+        signal_text = f" ({signal.Signals(signal_number).name})" if signal_number in set(signal.Signals) else ""
         return f"the process that read it ended without a message{signal_text}"
 
     @property

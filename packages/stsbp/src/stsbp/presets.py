@@ -27,9 +27,9 @@ def defaults(dataset: str, loss: str) -> Mapping[str, Setting]:
     """
     if not is_known(dataset):
         return {}
-    field = loss.replace("-", "_")
+    loss_attribute = loss.replace("-", "_")
     return {
-        key: getattr(value, field, value.van_rossum) if isinstance(value, ByLoss) else value
+        key: getattr(value, loss_attribute, value.van_rossum) if isinstance(value, ByLoss) else value
         for key, value in info_of(dataset).defaults.items()
     }
 
@@ -99,8 +99,8 @@ _NO_AUGMENTATION: dict[str, Setting] = {
     "augment_shear": 0.0,
     "augment_elastic": 0.0,
 }
-_OF_IMAGES: dict[str, Setting] = {"padding": "valid", "loss": "van-rossum", "steps": 5, "epochs": 100}
-_OF_IMAGES_REMARK = (
+_TSSL_GREY_IMAGES: dict[str, Setting] = {"padding": "valid", "loss": "van-rossum", "steps": 5, "epochs": 100}
+_TSSL_GREY_IMAGES_REMARK = (
     "trained by this project's rule; all that is not listed by the source is this project's: see docs/experiments.md"
 )
 _TSSL_REMARK = "trained by this project's rule, surrogate and initial weights; pixels enter as x / 256, not normalised"
@@ -109,7 +109,7 @@ _SEW_STAGE = "-[{0}C3p1s2bn-{0}C3p1bn|{0}C1s2bn]+-[{0}C3p1bn-{0}C3p1bn]+"
 _SEW_RESNET18 = "64C3p1bn" + 2 * "-[64C3p1bn-64C3p1bn]+" + "".join(map(_SEW_STAGE.format, (128, 256, 512))) + "-G"
 _PLIF_NET = 2 * "256C3bn-256C3bn-256C3bn-M2-" + "D0.5-2048-D0.5-100"
 _VGG = "64C3bn-128C3bn-P2-256C3bn-256C3bn-P2-512C3bn-512C3bn-P2-512C3bn-512C3bn-P2"
-_IMAGES: dict[str, Setting] = {"padding": "same", "augment_shift": 4, "augment_flip": True, "batch_size": 50}
+_CIFAR10_SETTINGS: dict[str, Setting] = {"padding": "same", "augment_shift": 4, "augment_flip": True, "batch_size": 50}
 
 
 def _named() -> dict[str, NamedPreset]:
@@ -174,7 +174,7 @@ def _named() -> dict[str, NamedPreset]:
             "mnist",
             f"{_TSSL}, MNIST",
             {
-                **_OF_IMAGES,
+                **_TSSL_GREY_IMAGES,
                 "net": "15C5-P2-40C5-P2-300",
                 "lr": 4e-3,
                 "augment_shift": 1,
@@ -184,15 +184,15 @@ def _named() -> dict[str, NamedPreset]:
                 "augment_elastic": 1.0,
             },
             Published(99.50, "60,000 + 10,000 images, T = 5, 100 epochs, mean +- 0.02, best 99.53"),
-            remark=_OF_IMAGES_REMARK,
+            remark=_TSSL_GREY_IMAGES_REMARK,
         ),
         NamedPreset(
             "fashion-tssl-dense",
             "fashion-mnist",
             f"{_TSSL}, Fashion-MNIST, without convolutions",
-            {**_OF_IMAGES, "net": "400-400"},
+            {**_TSSL_GREY_IMAGES, "net": "400-400"},
             Published(89.75, "60,000 + 10,000 images, T = 5, 100 epochs, mean +- 0.03, best 89.92"),
-            remark=_OF_IMAGES_REMARK,
+            remark=_TSSL_GREY_IMAGES_REMARK,
         ),
         NamedPreset(
             "fashion-tssl-conv",
@@ -200,14 +200,14 @@ def _named() -> dict[str, NamedPreset]:
             f"{_TSSL}, Fashion-MNIST, with convolutions",
             # Padded as in the authors' code. Of the three losses, this one validated best after 20 epochs.
             {
-                **_OF_IMAGES,
+                **_TSSL_GREY_IMAGES,
                 "net": "32C5-P2-64C5-P2-1024",
                 "padding": "same",
                 "loss": "spike-count",
                 "augment_shift": 2,
             },
             Published(92.69, "60,000 + 10,000 images, T = 5, 100 epochs, mean +- 0.09, best 92.83"),
-            remark=_OF_IMAGES_REMARK,
+            remark=_TSSL_GREY_IMAGES_REMARK,
         ),
         NamedPreset(
             "cifar10-tssl-1",
@@ -229,7 +229,7 @@ def _named() -> dict[str, NamedPreset]:
             "cifar10-sew-resnet18",
             "cifar10",
             "Fang et al. 2021, NeurIPS (SEW-ResNet-18, ADD), with the first layers that CIFAR-10 takes",
-            {**_IMAGES, "net": _SEW_RESNET18, "steps": 4},
+            {**_CIFAR10_SETTINGS, "net": _SEW_RESNET18, "steps": 4},
             similar=("images",),
             remark=f"published on ImageNet; {_NOT_MEASURED}",
         ),
@@ -237,7 +237,7 @@ def _named() -> dict[str, NamedPreset]:
             "cifar10-plif",
             "cifar10",
             "Fang et al. 2021, ICCV (PLIF-net)",
-            {**_IMAGES, "net": _PLIF_NET, "neuron": "plif", "tau_m": 2.0, "steps": 8},
+            {**_CIFAR10_SETTINGS, "net": _PLIF_NET, "neuron": "plif", "tau_m": 2.0, "steps": 8},
             similar=("images",),
             remark=f"ten outputs instead of a hundred that vote; {_NOT_MEASURED}",
         ),
@@ -245,7 +245,7 @@ def _named() -> dict[str, NamedPreset]:
             "cifar10-vgg-tdbn",
             "cifar10",
             "Zheng et al. 2021, AAAI (tdBN), on a VGG of eight convolutions",
-            {**_IMAGES, "net": _VGG, "steps": 6},
+            {**_CIFAR10_SETTINGS, "net": _VGG, "steps": 6},
             similar=("images",),
             remark="tdBN's factor is the threshold, here 1, so it is batch normalisation as it stands "
             f"({{factor=0.5}} halves it); {_NOT_MEASURED}",

@@ -83,6 +83,10 @@ def command(run: Path, psp_gain: str, out: Path, name: str) -> None:
         checkpoint.save(folder.files, "last", tensors, {k: x for k, x in info.items() if k not in _OF_FILE}, step=0)
     for change in changes:
         say(str(change))
-    same = all(change.deviation == 0 for change in changes)
-    say("spikes and potentials are those of the run, to the bit" if same else "spikes can differ from those of the run")
+    is_exact = all(change.deviation == 0 for change in changes)
+    say(
+        "spikes and potentials are those of the run, to the bit"
+        if is_exact
+        else "spikes can differ from those of the run"
+    )
     say("the moments of the optimiser are dropped")

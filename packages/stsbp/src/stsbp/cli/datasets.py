@@ -68,7 +68,7 @@ def _text(info: DatasetInfo) -> str:
     test = "the training samples" if info.default_holdout is None else f"{info.default_holdout} held out"
     if info.default_holdout is not None:
         test = f"{info.test_set}; {test}, if there are none" if info.test_set else f"{test}, if there is none"
-    lines = [
+    text_lines = [
         info.synopsis,
         f"  {info.description}",
         f"  inputs     {'images' if info.coding == 'direct' else 'spikes'}",
@@ -76,14 +76,16 @@ def _text(info: DatasetInfo) -> str:
         f"  files      {_files(info)}",
     ]
     if info.extra is not None:
-        lines.append(f'  extra      python -m pip install "stsbp[{info.extra}]"')
+        text_lines.append(f'  extra      python -m pip install "stsbp[{info.extra}]"')
     if info.licence:
-        lines.append(f"  licence    {info.licence}")
-    lines += [f"  option     {option}=...  {meaning}" for option, meaning in info.options.items()]
+        text_lines.append(f"  licence    {info.licence}")
+    text_lines += [f"  option     {option}=...  {meaning}" for option, meaning in info.options.items()]
     settings = defaults(info.name, "van-rossum")
     width = max(map(len, settings), default=0)
-    lines.append("  settings by default, with the loss van-rossum:")
-    return "\n".join([*lines, *(f"    {key:<{width}} = {to_toml_value(value)}" for key, value in settings.items())])
+    text_lines.append("  settings by default, with the loss van-rossum:")
+    return "\n".join(
+        [*text_lines, *(f"    {key:<{width}} = {to_toml_value(value)}" for key, value in settings.items())]
+    )
 
 
 def _files(info: DatasetInfo) -> str:

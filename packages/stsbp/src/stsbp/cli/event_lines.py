@@ -83,7 +83,7 @@ class EventLines:
             last_time, new_time = (word.decode() for word in (self._last_word, word_of["t"]))
             raise DataError(f"{self.location}: time runs backwards, from {last_time} to {new_time}")
         self._last, self._last_word = t, word_of["t"]
-        yield t, *(self._place(line, name, word_of[name]) for name in self._sizes)
+        yield t, *(self._address(line, name, word_of[name]) for name in self._sizes)
 
     def _time(self, line: bytes, word: bytes) -> int:
         if (parts := _TIME.fullmatch(word)) is None:
@@ -94,7 +94,7 @@ class EventLines:
             raise DataError(f"{self.location}: the time {word.decode()} is too large")
         return t
 
-    def _place(self, line: bytes, name: str, word: bytes) -> int:
+    def _address(self, line: bytes, name: str, word: bytes) -> int:
         size = self._sizes[name]
         if not word.isdigit():
             if word[:1] in b"+-" and word[1:].isdigit():

@@ -23,9 +23,9 @@ from stsbp.interrupts import PATIENCE
 
 __all__ = ["EventSource", "Pipe", "RecordingSource", "Sink", "Stop"]
 
-_PIECE = 4096
+_CHUNK_BYTES = 4096
 """Number of bytes to read at once."""
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 class Stop:
@@ -48,7 +48,7 @@ class Stop:
         if self._waits or repeated:
             raise KeyboardInterrupt
 
-    def unless(self, wait: Callable[[], Found]) -> Found | None:
+    def unless(self, wait: Callable[[], Result]) -> Result | None:
         """The result of `wait`, or None if a signal arrives. Giving up `wait` must not lose any data."""
         try:
             self._waits = True
@@ -63,15 +63,15 @@ class Sink(Protocol):
     """The receiver of events."""
 
     @property
-    def done(self) -> bool:
+    def finished(self) -> bool:
         """Whether it accepts no more events."""
 
     @property
     def deadline(self) -> float | None:
         """The time of `time.perf_counter` at which `tick` must be called; None: never."""
 
-    def take(self, event: Event, read: float) -> None:
-        """Accept an event that was read at the time `read`."""
+    def accept(self, event: Event, read_at: float) -> None:
+        """Accept an event that was read at the time `read_at`."""
 
     def tick(self, now: float) -> None:
         """Called with the current time."""
@@ -115,37 +115,37 @@ class RecordingSource:
         return self._path
 
     def feed(self, sink: Sink) -> None:
-        now = time.perf_counter()
-        sink.waited(now, now)
+        started_at = time.perf_counter()
+        sink.waited(started_at, started_at)
         for event in self._events:
-            if sink.done:
+            if sink.finished:
                 return
-            sink.take(event, time.perf_counter())
+            sink.accept(event, time.perf_counter())
 
 
 class Pipe:
     """Lines from a file, a pipe or, with `-`, standard input, read as they arrive."""
 
-    def __init__(self, path: str, lines: EventLines, stop: Stop) -> None:
-        self._path, self._lines, self._stop = path, lines, stop
+    def __init__(self, path: str, event_lines: EventLines, stop: Stop) -> None:
+        self._path, self._event_lines, self._stop = path, event_lines, stop
 
     @property
     def location(self) -> str:
-        return self._lines.location
+        return self._event_lines.location
 
     def feed(self, sink: Sink) -> None:
         with self._opened() as descriptor:
-            while (data := self._read(descriptor, sink)) is not None:
-                read = time.perf_counter()
-                for event in self._lines.events(data):
-                    sink.take(event, read)
-                    if sink.done:
+            while (data := self._read_chunk(descriptor, sink)) is not None:
+                read_at = time.perf_counter()
+                for event in self._event_lines.events(data):
+                    sink.accept(event, read_at)
+                    if sink.finished:
                         return
                 if sink.deadline is not None:
-                    sink.tick(read)
-        if not sink.done:
-            for event in self._lines.end():
-                sink.take(event, time.perf_counter())
+                    sink.tick(read_at)
+        if not sink.finished:
+            for event in self._event_lines.end():
+                sink.accept(event, time.perf_counter())
 
     @contextmanager
     def _opened(self) -> Iterator[int | None]:
@@ -164,9 +164,9 @@ class Pipe:
             if descriptor is not None:
                 os.close(descriptor)
 
-    def _read(self, descriptor: int | None, sink: Sink) -> bytes | None:
+    def _read_chunk(self, descriptor: int | None, sink: Sink) -> bytes | None:
         """The next data. Empty if the deadline of the sink comes first. None at the end of the file, or of the sink."""
-        if descriptor is None or sink.done:
+        if descriptor is None or sink.finished:
             return None
         begin, deadline = time.perf_counter(), sink.deadline
         timeout = None if deadline is None else max(0.0, deadline - begin)
@@ -175,11 +175,11 @@ class Pipe:
         if not ready:
             return None if ready is None else b""
         try:
-            return os.read(descriptor, _PIECE) or None
+            return os.read(descriptor, _CHUNK_BYTES) or None
         except OSError as error:
             if self._path == "-" and error.errno == errno.EBADF:
                 raise DataError("standard input is closed; pipe events into the command, or name a file") from error
-            raise DataError(f"cannot read {self._lines.name}: {error.strerror or error}") from error
+            raise DataError(f"cannot read {self._event_lines.name}: {error.strerror or error}") from error
 
 
 def _ready(descriptor: int, timeout: float | None) -> bool:

@@ -141,11 +141,11 @@ def command(
         check_typed_labels(config, Inputs.of(data), given_options)
         if "validation" not in given_options:
             config = with_validation(config, data)
-        chosen = tuple(range(config.seed, config.seed + seeds))
+        seed_range = tuple(range(config.seed, config.seed + seeds))
         if group.leads:
-            experiment = Experiment.open(path, config, chosen, data, overwrite=overwrite)
+            experiment = Experiment.open(path, config, seed_range, data, overwrite=overwrite)
         else:
-            experiment = Experiment(path, config, chosen, cut_validation(data, config))
+            experiment = Experiment(path, config, seed_range, cut_validation(data, config))
         group.compare_data(experiment.data.contents)
         task = experiment.task(config.seed, backend)
         network = task.network
@@ -156,23 +156,23 @@ def command(
         results: list[dict[str, Any]] = []
         summary: dict[str, Any] = {}
         folder = RunFolder(path)
-        held = folder.lock() if group.leads else contextlib.nullcontext()
-        with held, stop_on_signals(deadline if group.leads else None) as stop:
-            within = folder.files if group.leads else None
-            if overwrite and within is not None:
-                experiment.clear(within)
+        lock = folder.lock() if group.leads else contextlib.nullcontext()
+        with lock, stop_on_signals(deadline if group.leads else None) as stop:
+            open_folder = folder.files if group.leads else None
+            if overwrite and open_folder is not None:
+                experiment.clear(open_folder)
             group.barrier()
             try:
                 if jobs > 1:
                     side_by_side.train(experiment, stop)
-                for result in experiment.results(backend, stop, within, group):
+                for result in experiment.results(backend, stop, open_folder, group):
                     results.append(result)
                     summary = document(name, PRESETS.get(name), base, experiment, network, results, _typed(), overlaps)
                     folder.files.write(experiment.json.name, _json(summary).encode())
                     folder.files.write(experiment.table.name, markdown(summary).encode())
             except Stopped as stopped:
                 if group.leads:
-                    _tell(stopped, experiment, None if jobs > 1 else len(results))
+                    _print_stop(stopped, experiment, None if jobs > 1 else len(results))
                 sys.exit(stopped.exit_code)
     if group.leads:
         say(_json(summary) if as_json else markdown(summary), nl=False)
@@ -193,10 +193,12 @@ def _default_folder(name: str) -> Path:
 def _configs(name: str, dataset: str | None, given_options: dict[str, Any]) -> tuple[RunConfig, RunConfig]:
     """The settings of the preset, and the settings of the runs."""
     named = _named(name, dataset)
-    other = {} if dataset is None else {"dataset": dataset}
+    dataset_setting = {} if dataset is None else {"dataset": dataset}
     # Test samples are only used after a run is over.
     rule = SettingsSource("experiment", {"test_every": 0})
-    return resolve([named]), resolve([named, rule, SettingsSource("command line", {**other, **given_options})])
+    return resolve([named]), resolve(
+        [named, rule, SettingsSource("command line", {**dataset_setting, **given_options})]
+    )
 
 
 def _load(config: RunConfig, group: Group) -> Dataset:
@@ -234,21 +236,23 @@ def _typed() -> list[str]:
     return ["stsbp", *sys.argv[1:]]
 
 
-def _tell(stopped: Stopped, experiment: Experiment, done: int | None) -> None:
+def _print_stop(stopped: Stopped, experiment: Experiment, seeds_done: int | None) -> None:
     """Print where the experiment was stopped, and how to continue it.
 
     Args:
         stopped: the stop.
         experiment: the experiment.
-        done: number of seeds with results; None: the seeds are trained side by side.
+        seeds_done: number of seeds with results; None: the seeds are trained side by side.
     """
     command = shlex.join([program(), *(word for word in sys.argv[1:] if word != "--overwrite")])
     seeds = experiment.seeds
-    if done is None:
+    if seeds_done is None:
         trained = sum(experiment.reported(experiment.folder(seed)) is not None for seed in seeds)
         progress = f"{stopped} and saved everything; {trained} of {len(seeds)} seeds are trained"
     else:
-        progress = f"{stopped} in seed {seeds[done]} and saved everything; {done} of {len(seeds)} seeds are done"
+        progress = (
+            f"{stopped} in seed {seeds[seeds_done]} and saved everything; {seeds_done} of {len(seeds)} seeds are done"
+        )
     with contextlib.suppress(OSError):
         say(f"{progress}. Continue with: {command}", err=True)
 

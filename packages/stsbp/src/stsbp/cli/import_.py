@@ -128,16 +128,16 @@ def command(
         noted += _other_classes(graph, file, data)
         built = _built(file, graph, config, data, choices)
         task = build_task(built.config, data.inputs, NumpyBackend(), len(data.train))
-        lines = [*noted, *_import_messages(built.imported, task.network)]
+        messages = [*noted, *_import_messages(built.imported, task.network)]
         with folder.begun(built.config, task.backend):
             begin_with(built.imported.weights, task, data, folder, show)
     finally:
         show.close()
-    for line in lines:
-        say(line)
+    for message in messages:
+        say(message)
     name = click.format_filename(as_argument(out))
-    then = ([program(), "evaluate", name], [program(), "train", "--resume", name])
-    say(f"run {click.format_filename(out)}: {', '.join(map(shlex.join, then))}")
+    next_commands = ([program(), "evaluate", name], [program(), "train", "--resume", name])
+    say(f"run {click.format_filename(out)}: {', '.join(map(shlex.join, next_commands))}")
 
 
 @dataclass(frozen=True)
@@ -192,13 +192,15 @@ def _other_classes(graph: NirGraph, file: Path, data: Data) -> list[str]:
     names, dataset = data.inputs.classes, data.dataset.name
     if tuple(classes) == names:
         return []
-    theirs, ours = (listed(map(shown, some)) or "target spike trains" for some in (classes, names))
+    file_classes, data_classes = (
+        listed(map(shown, class_names)) or "target spike trains" for class_names in (classes, names)
+    )
     if {*classes} == {*names}:
         raise ConfigError(
-            f"{file}: its outputs are the classes {theirs}, in this order, but {dataset} has the order {ours}; give "
-            "the data the same order"
+            f"{file}: its outputs are the classes {file_classes}, in this order, but {dataset} has the order "
+            f"{data_classes}; give the data the same order"
         )
-    return [f"warning: the outputs in {file} were trained as {theirs}, but {dataset} has {ours}"]
+    return [f"warning: the outputs in {file} were trained as {file_classes}, but {dataset} has {data_classes}"]
 
 
 def _step_of(graph: NirGraph, file: Path, dt: float | None) -> float:
@@ -255,16 +257,17 @@ def _import_messages(imported: Imported, network: NetworkSpec) -> Iterator[str]:
         yield f"{name}: {change}"
     weights = imported.weights
     rounded, _ = weights_on_grid(NumpyBackend(), network.graph, dict(weights))
-    moved = {
+    deviations = {
         projection.name: float(np.abs(rounded[projection.name] - w).max(initial=0) / max(np.abs(w).max(), FLOOR))
         for projection in network.graph.projections
         for w in [weights[projection.parameter]]
     }
-    name = max(moved, key=lambda projection_name: moved[projection_name])
-    if moved[name]:
+    name = max(deviations, key=lambda projection_name: deviations[projection_name])
+    if deviations[name]:
         yield (
             f"rounding to {network.graph.projections[0].synapse.weight_bits} bits moves weights by up to "
-            f"{moved[name]:.2g} of the largest of their layer ({name}): spikes may differ from those of other programs"
+            f"{deviations[name]:.2g} of the largest of their layer ({name}): spikes may differ from those of other "
+            "programs"
         )
     else:
         yield "the weights lie on the grid as they are"

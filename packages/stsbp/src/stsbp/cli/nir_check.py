@@ -64,7 +64,7 @@ def command(file: Path, dt: float | None, expect: tuple[str, ...], notes: bool, 
     if as_json:
         click.echo(json.dumps(_record(file, graph, checked)))
     else:
-        for line in _lines(file, graph, checked, step_origin, notes=notes):
+        for line in _table_lines(file, graph, checked, step_origin, notes=notes):
             say(line)
     if failed := [name for name in expect if not checked.faithful(name)]:
         raise DataError(f"{file}: not read as the file says by {', '.join(failed)}")
@@ -100,7 +100,7 @@ def _record(file: Path, graph: NirGraph, checked: Check) -> dict[str, object]:
     }
 
 
-def _lines(file: Path, graph: NirGraph, checked: Check, step_origin: str, *, notes: bool) -> Iterator[str]:
+def _table_lines(file: Path, graph: NirGraph, checked: Check, step_origin: str, *, notes: bool) -> Iterator[str]:
     version = f", written by nir {graph.version}" if graph.version else ""
     nodes = f"{len(graph.nodes):,} nodes and {len(graph.edges):,} edges"
     yield f"{file}: {nodes}{version}; a step of {checked.dt:g} s, {step_origin}"
@@ -123,8 +123,8 @@ def _about(importer: str, checked: Check, *, notes: bool) -> Iterator[str]:
     reasons: dict[str, list[str]] = {}
     for name, verdict in ((name, verdicts[importer]) for name, verdicts in checked.nodes.items()):
         if not verdict.faithful:
-            much = f" ({verdict.much})" if verdict.much else ""
-            reasons.setdefault(f"{verdict.word}: {verdict.why}", []).append(f"{name}{much}")
+            count_text = f" ({verdict.much})" if verdict.much else ""
+            reasons.setdefault(f"{verdict.word}: {verdict.why}", []).append(f"{name}{count_text}")
     if importer == OWN:
         yield f"{OWN}: stsbp import, a step of {checked.dt:g} s"
         yield "  spikes where v >= v_threshold, and NIR says v > v_threshold, which differs where a potential meets it:"

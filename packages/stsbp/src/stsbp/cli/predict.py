@@ -31,7 +31,7 @@ from stsbp.cli.common import (
     split_option,
     threads_option,
 )
-from stsbp.cli.streaming import UNITS, StreamOptions, follow
+from stsbp.cli.streaming import UNITS, StreamOptions, stream_events
 from stsbp.datasets.fsdd import MAX_BYTES as MAX_SOUND_BYTES
 from stsbp.datasets.fsdd import digit_of, encode_sounds
 from stsbp.datasets.fsdd import read_recording as read_sound
@@ -51,7 +51,7 @@ __all__ = ["command", "read_inputs"]
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _MOST_AXES = 8
-_MOST = {".npy": GIGABYTE, ".bin": MAX_RECORDING_BYTES, ".wav": MAX_SOUND_BYTES}
+_MAX_BYTES = {".npy": GIGABYTE, ".bin": MAX_RECORDING_BYTES, ".wav": MAX_SOUND_BYTES}
 
 
 @click.command("predict", cls=OptionalPaths, short_help=COMMANDS["predict"])
@@ -156,7 +156,9 @@ def command(
     if stream is not None:
         if numbers:
             raise ConfigError("--stream cannot be combined with --sample; give only one of them")
-        _follow(options, run, checkpoint, threads, files, draw, StreamOptions(stream, as_json=as_json, **of_stream))
+        _predict_stream(
+            options, run, checkpoint, threads, files, draw, StreamOptions(stream, as_json=as_json, **of_stream)
+        )
         return
     if not numbers and (data_dir is not None or split != "test"):
         raise ConfigError("--split and --data-dir are for samples of the data set; give --sample as well")
@@ -259,12 +261,12 @@ def _say_spikes(samples: Sequence[_InputSample], predicted: Predicted, *, as_jso
         if as_json:
             click.echo(json.dumps({**sample.origin, "spikes": trains, **targets}))
             continue
-        lines = [f"{printable(sample.title)}: steps at which each output neuron spikes"]
-        lines[0] += ", and at which it should spike" if targets else ""
+        text_lines = [f"{printable(sample.title)}: steps at which each output neuron spikes"]
+        text_lines[0] += ", and at which it should spike" if targets else ""
         for neuron, times in enumerate(trains):
-            lines.append(f"  {neuron:>4}  {_listed(times)}")
-            lines += [f"   and  {_listed(sample.targets[neuron])}"] if sample.targets is not None else []
-        say("\n".join(lines))
+            text_lines.append(f"  {neuron:>4}  {_listed(times)}")
+            text_lines += [f"   and  {_listed(sample.targets[neuron])}"] if sample.targets is not None else []
+        say("\n".join(text_lines))
 
 
 def _listed(times: Sequence[int]) -> str:
@@ -278,15 +280,15 @@ def _say_classes(
     correct = [0, 0]
     for b, sample in enumerate(samples):
         record = predicted.record(b)
-        read, counted = record["class"], record["class_spike_count"]
+        class_name, count_name = record["class"], record["class_spike_count"]
         if sample.label is not None:
             record["label"] = sample.label
-            correct = [n + (name == sample.label) for n, name in zip(correct, (read, counted), strict=True)]
+            correct = [n + (name == sample.label) for n, name in zip(correct, (class_name, count_name), strict=True)]
         if as_json:
             click.echo(json.dumps({**sample.origin, **record}))
             continue
         label_text = "" if sample.label is None else f", label {printable(sample.label)}"
-        say(f"{printable(sample.title)}: {printable(read)} (by {rules[1]} {printable(counted)}){label_text}")
+        say(f"{printable(sample.title)}: {printable(class_name)} (by {rules[1]} {printable(count_name)}){label_text}")
         say_distances(predicted.names, predicted.distances[b])
     labelled = sum(sample.label is not None for sample in samples)
     if labelled and not as_json:
@@ -294,7 +296,7 @@ def _say_classes(
         say(f"accuracy {shares} of the {labelled} samples whose class is known, by folder, name or data set")
 
 
-def _follow(
+def _predict_stream(
     options: Globals,
     run: Path,
     checkpoint: str,
@@ -308,7 +310,7 @@ def _follow(
     folder = RunFolder(run)
     config = folder.read_config()
     limit_threads(config.threads if threads is None else threads)
-    code = follow(load_trained(folder, checkpoint, choose_backend(options), warn=say_warning), stream_options)
+    code = stream_events(load_trained(folder, checkpoint, choose_backend(options), warn=say_warning), stream_options)
     if code:
         click.get_current_context().exit(code)
 
@@ -335,13 +337,13 @@ def read_inputs(
     Raises:
         DataError: a file cannot be read, or does not fit the network.
     """
-    read: dict[int, AnyArray] = {}
+    samples: dict[int, AnyArray] = {}
     sounds: dict[int, AnyArray] = {}
     suffixes = _suffixes(inputs, trained_on)
     for k, path in enumerate(paths):
-        kind = path.suffix.lower()
+        suffix = path.suffix.lower()
         try:
-            content = read_regular(path, _MOST.get(kind, MAX_IMAGE_BYTES))
+            content = read_regular(path, _MAX_BYTES.get(suffix, MAX_IMAGE_BYTES))
         except OSError as error:
             remedy = (
                 f"; give its files, for example {path}/*, or read it as a data set with stsbp evaluate RUN --on DATASET"
@@ -349,19 +351,19 @@ def read_inputs(
                 else ""
             )
             raise DataError(f"cannot read {path}: {error.strerror or error}{remedy}") from error
-        if kind not in suffixes:
+        if suffix not in suffixes:
             raise _unreadable(path, inputs, suffixes, trained_on)
-        if kind == ".wav":
+        if suffix == ".wav":
             sounds[k] = read_sound(content, path)
         else:
-            read[k] = _read_one(content, path, inputs, binning, own_lengths)
+            samples[k] = _read_one(content, path, inputs, binning, own_lengths)
     if sounds:
         # The ear hears several sounds in about the time of one.
         spikes = encode_sounds(list(sounds.values()), inputs.shape[0], binning, own_lengths)
-        read.update(zip(sounds, spikes, strict=True))
+        samples.update(zip(sounds, spikes, strict=True))
     for k, path in enumerate(paths):
-        _check_sample(read[k], path, inputs, binning)
-    return [read[k] for k in range(len(paths))]
+        _check_sample(samples[k], path, inputs, binning)
+    return [samples[k] for k in range(len(paths))]
 
 
 def _suffixes(inputs: Inputs, trained_on: str) -> dict[str, str]:
@@ -381,31 +383,33 @@ def _suffixes(inputs: Inputs, trained_on: str) -> dict[str, str]:
 
 def _unreadable(path: Path, inputs: Inputs, suffixes: Mapping[str, str], trained_on: str) -> DataError:
     """The error for a file whose kind is none of `suffixes`."""
-    kind, camera = path.suffix.lower(), len(inputs.shape) == 3
-    other = {(".wav", False): "sounds as in fsdd", (".bin", True): "recordings of a camera"}.get((kind, camera))
-    if inputs.coding == "events" and other is not None:
-        like = "frames [T, C, H, W]" if camera else "spike trains [T, N]"
-        why = f"not on {other};" if is_known(trained_on) else "which is not installed; install its package, or"
+    suffix, camera = path.suffix.lower(), len(inputs.shape) == 3
+    expected = {(".wav", False): "sounds as in fsdd", (".bin", True): "recordings of a camera"}.get((suffix, camera))
+    if inputs.coding == "events" and expected is not None:
+        input_form = "frames [T, C, H, W]" if camera else "spike trains [T, N]"
+        reason = f"not on {expected};" if is_known(trained_on) else "which is not installed; install its package, or"
         return DataError(
             f"{path} is a {'recording' if camera else 'sound'}, but the network was trained on {trained_on}, "
-            f"{why} give {like} like those that it was trained on (.npy)"
+            f"{reason} give {input_form} like those that it was trained on (.npy)"
         )
-    *others, last = [f"{end} ({what})" if what else end for end, what in suffixes.items()]
-    ends = f"{', '.join(others)} or {last}" if others else last
-    reads = "events" if inputs.coding == "events" else "images"
-    return DataError(f"{path}: the network reads {reads}, so the file must end in {ends}")
+    *first_endings, last_ending = [
+        f"{ending} ({description})" if description else ending for ending, description in suffixes.items()
+    ]
+    endings_text = f"{', '.join(first_endings)} or {last_ending}" if first_endings else last_ending
+    inputs_text = "events" if inputs.coding == "events" else "images"
+    return DataError(f"{path}: the network reads {inputs_text}, so the file must end in {endings_text}")
 
 
 def _read_one(content: bytes, path: Path, inputs: Inputs, binning: EventBinning, own_lengths: bool) -> UInt8:
-    events, kind = inputs.coding == "events", path.suffix.lower()
-    if kind == ".npy":
+    events, suffix = inputs.coding == "events", path.suffix.lower()
+    if suffix == ".npy":
         sample = _array(content, path, spikes=events)
         return sample[None] if not events and (1, *sample.shape) == inputs.shape else sample
-    if kind == ".bin":
-        fitting = inputs.fitted(binning)
+    if suffix == ".bin":
+        fitted_binning = inputs.fitted(binning)
         recording = read_recording(content, path)
         try:
-            return fitting.frames(*recording)[: fitting.length(recording[-1]) if own_lengths else None]
+            return fitted_binning.frames(*recording)[: fitted_binning.length(recording[-1]) if own_lengths else None]
         except SpecError as error:
             raise DataError(f"{path}: {error}") from error
     channels, height, width = inputs.shape
@@ -415,14 +419,14 @@ def _read_one(content: bytes, path: Path, inputs: Inputs, binning: EventBinning,
 def _check_sample(sample: UInt8, path: Path, inputs: Inputs, binning: EventBinning) -> None:
     events = inputs.coding == "events"
     expected = (binning.steps, *inputs.shape) if events else inputs.shape
-    fewer = events and sample.shape[1:] == inputs.shape and 0 < len(sample) < binning.steps
-    if sample.shape != expected and not fewer:
+    is_shorter = events and sample.shape[1:] == inputs.shape and 0 < len(sample) < binning.steps
+    if sample.shape != expected and not is_shorter:
         axes = ("[T, C, H, W]" if len(inputs.shape) == 3 else "[T, N]") if events else "[C, H, W]"
         raise DataError(f"{path} has shape {list(sample.shape)}, but the network reads {axes} = {list(expected)}")
-    if events and (most := int(sample.max(initial=0))) > inputs.input_max:
+    if events and (largest_count := int(sample.max(initial=0))) > inputs.input_max:
         raise DataError(
-            f"{path} has an entry of {most}, but the network reads spike counts of at most {inputs.input_max} for "
-            "each step and neuron"
+            f"{path} has an entry of {largest_count}, but the network reads spike counts of at most "
+            f"{inputs.input_max} for each step and neuron"
         )
 
 

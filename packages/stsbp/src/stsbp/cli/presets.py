@@ -52,10 +52,14 @@ def _facts(preset: NamedPreset) -> dict[str, Any]:
 
 
 def _text(preset: NamedPreset) -> str:
-    lines = [preset.name, f"  source     {preset.source}"]
+    text_lines = [preset.name, f"  source     {preset.source}"]
     if preset.published is not None:
-        lines.append(f"  published  {preset.published.accuracy:.2f} % ({preset.published.conditions})")
+        text_lines.append(f"  published  {preset.published.accuracy:.2f} % ({preset.published.conditions})")
     fits = ", ".join((preset.dataset, *preset.similar))
-    lines += [f"  data sets  {fits}", f"  remark     {preset.remark}", "  settings added to those of the data set:"]
+    text_lines += [
+        f"  data sets  {fits}",
+        f"  remark     {preset.remark}",
+        "  settings added to those of the data set:",
+    ]
     width = max(map(len, preset.settings))
-    return "\n".join([*lines, *(f"    {key:<{width}} = {to_toml_value(v)}" for key, v in preset.settings.items())])
+    return "\n".join([*text_lines, *(f"    {key:<{width}} = {to_toml_value(v)}" for key, v in preset.settings.items())])

@@ -25,7 +25,7 @@ from stsbp.interrupts import handled_by
 from stsbp.training.build import decoders
 from stsbp.training.trained import Predicted, Trained
 
-__all__ = ["UNITS", "StreamOptions", "follow"]
+__all__ = ["UNITS", "StreamOptions", "stream_events"]
 
 UNITS = {"us": 0, "ms": 3, "s": 6, "step": 0}
 """Units of time, each as a power of ten in microseconds. `step` is a step of the network."""
@@ -72,12 +72,12 @@ class _Times:
         self._recent_seconds.append(seconds)
         self._largest = max(self._largest, seconds)
 
-    def figures(self) -> dict[str, float] | None:
+    def quantiles(self) -> dict[str, float] | None:
         """The durations in milliseconds; None: there are none."""
         if not self._recent_seconds:
             return None
-        median, most = np.quantile(np.array(self._recent_seconds), [0.5, 0.95]).tolist()
-        values = {"median": median, "p95": most, "max": self._largest}
+        median, p95 = np.quantile(np.array(self._recent_seconds), [0.5, 0.95]).tolist()
+        values = {"median": median, "p95": p95, "max": self._largest}
         return {name: round(1000 * seconds, 3) for name, seconds in values.items()}
 
 
@@ -116,14 +116,14 @@ class _Live:
         # read.
         self._frame = np.zeros(binning.shape, np.uint8)
         self._events: list[Event] = []
-        self._read: float | None = None
+        self._read_at: float | None = None
         # The start of the stream, in its own time and in the time of this process.
         self._origin: int | None = None
         self._zero = 0.0
         self._latency, self._compute = _Times(), _Times()
         self._slow = self._late = 0
         self._reported = -1
-        self._begun: float | None = None
+        self._started_at: float | None = None
         self._idle = 0.0
 
     @property
@@ -132,18 +132,18 @@ class _Live:
         return self._stream.steps
 
     @property
-    def done(self) -> bool:
+    def finished(self) -> bool:
         return self._stop.number != 0 or self.steps == self._limit
 
     @property
     def deadline(self) -> float | None:
         return None if self._origin is None or not self._options.clock else self._zero + self._end(self.steps) / 1e6
 
-    def take(self, event: Event, read: float) -> None:
-        t, *place = event
+    def accept(self, event: Event, read_at: float) -> None:
+        t, *address = event
         if self._origin is None:
             self._origin = t if self._options.from_first else 0
-            self._zero = read - (t - self._origin) / 1e6
+            self._zero = read_at - (t - self._origin) / 1e6
         t -= self._origin
         step = self._binning.step_of(t)
         if step - self.steps > _LONGEST_GAP:
@@ -151,31 +151,31 @@ class _Live:
                 f"{self._source.location}: {step - self.steps:,} steps before this one have no events; "
                 "choose another --time-unit, or count time --from-first"
             )
-        while self.steps < step and not self.done:
+        while self.steps < step and not self.finished:
             self._end_step()
-        if not self.done:
+        if not self.finished:
             self._late += step < self.steps
-            self._events.append((t, *place))
-            self._read = read
+            self._events.append((t, *address))
+            self._read_at = read_at
             if len(self._events) == _TOGETHER:
-                self._bin()
+                self._bin_events()
 
     def tick(self, now: float) -> None:
-        while not self.done and self.deadline is not None and now >= self.deadline:
+        while not self.finished and self.deadline is not None and now >= self.deadline:
             self._end_step()
 
     def waited(self, since: float, until: float) -> None:
-        if self._begun is None:
-            self._begun = until
+        if self._started_at is None:
+            self._started_at = until
         else:
             self._idle += until - since
 
-    def close(self, least: int) -> None:
-        """Called after the last event. Ends the current step, adds silence up to `least` steps, and prints the
+    def close(self, min_steps: int) -> None:
+        """Called after the last event. Ends the current step, adds silence up to `min_steps` steps, and prints the
         results."""
-        if self._read is not None:
-            least = max(least, self.steps + 1)
-        while self.steps < least and not self.done:
+        if self._read_at is not None:
+            min_steps = max(min_steps, self.steps + 1)
+        while self.steps < min_steps and not self.finished:
             self._end_step()
         if self._reported != self.steps:
             self._report()
@@ -183,40 +183,40 @@ class _Live:
     def _report(self) -> None:
         """Print the class from the last steps, as many as in training, and the timings."""
         self._reported = self.steps
-        figures, predicted = self._figures(), self._decoded()
+        timings, predicted = self._timings(), self._decoded()
         record = {} if predicted is None else predicted.record(0)
         if self._options.as_json:
-            click.echo(json.dumps({"steps": self.steps, **record, **figures}))
+            click.echo(json.dumps({"steps": self.steps, **record, **timings}))
             return
         if predicted is not None and predicted.distances is not None:
-            by, by_count = decoders(self._run.network.has_readout)
-            nearest, counted = printable(record["class"]), printable(record["class_spike_count"])
-            say(f"{nearest} by {by}, {counted} by {by_count}, of the last {len(self._recent)} steps")
+            rule, count_rule = decoders(self._run.network.has_readout)
+            class_name, count_name = printable(record["class"]), printable(record["class_spike_count"])
+            say(f"{class_name} by {rule}, {count_name} by {count_rule}, of the last {len(self._recent)} steps")
             say_distances(predicted.names, predicted.distances[0])
-        click.echo(_timing_text(self.steps, self._step_s, figures))
+        click.echo(_timing_text(self.steps, self._step_s, timings))
 
     def _end_step(self) -> None:
         number, begin = self.steps, time.perf_counter()
-        self._bin()
+        self._bin_events()
         frame = self._frame.reshape(1, *self._run.network.input_shape)
         (output,) = self._stream.step(frame)
         self._compute.add(time.perf_counter() - begin)
         self._recent.append(output)
         self._print(number, output)
         printed = time.perf_counter()
-        if self._read is not None:
-            self._latency.add(printed - self._read)
+        if self._read_at is not None:
+            self._latency.add(printed - self._read_at)
         self._slow += self._step_s is not None and printed - begin > self._step_s
         self._frame[...] = 0
-        self._read = None
+        self._read_at = None
         if self._options.every is not None and self.steps % self._options.every == 0:
             self._report()
 
-    def _bin(self) -> None:
+    def _bin_events(self) -> None:
         if self._events:
-            t, *place = np.array(self._events, np.int64).T
+            t, *address = np.array(self._events, np.int64).T
             # A spike train has the form of one row of a picture.
-            x, y, p = place if len(place) == 3 else (place[0], np.zeros_like(t), np.zeros_like(t))
+            x, y, p = address if len(address) == 3 else (address[0], np.zeros_like(t), np.zeros_like(t))
             former_count = 0 if self._binning.binary else int(self._frame.sum())
             self._binning.add(self._frame, x, y, p, t)
             self._events.clear()
@@ -226,13 +226,13 @@ class _Live:
     def _check_counts(self, events: int) -> None:
         """Raise `DataError` if the current frame, of this number of events, has a count that the network cannot
         read."""
-        most = self._run.network.input_max
+        max_count = self._run.network.input_max
         # Frames hold counts up to 255. Without stabilisation, no event is dropped for another reason.
         is_cut = not self._binning.stabilise and int(self._frame.sum()) < events
-        if is_cut or int(self._frame.max()) > most:
+        if is_cut or int(self._frame.max()) > max_count:
             raise DataError(
-                f"{self._source.location}: more than {most} events of one neuron in step {self.steps}, but the network "
-                f"reads counts of at most {most}"
+                f"{self._source.location}: more than {max_count} events of one neuron in step {self.steps}, but the "
+                f"network reads counts of at most {max_count}"
             )
 
     def _end(self, step: int) -> int:
@@ -244,18 +244,22 @@ class _Live:
         readout = self._run.network.has_readout
         fired = [] if readout else np.flatnonzero(output).tolist()
         if self._options.as_json:
-            line: dict[str, Any] = {"step": number}
+            record: dict[str, Any] = {"step": number}
             if self._step_s is not None:
-                line["time_us"] = self._end(number)
-            line |= {"potentials": output.tolist()} if readout else {"spikes": fired}
+                record["time_us"] = self._end(number)
+            record |= {"potentials": output.tolist()} if readout else {"spikes": fired}
             if self._run.names and not readout:
-                line["classes"] = [self._run.names[n] for n in fired]
-            click.echo(json.dumps(line))
+                record["classes"] = [self._run.names[n] for n in fired]
+            click.echo(json.dumps(record))
         elif readout or fired:
-            at = "" if self._step_s is None else f"{self._end(number) / 1000:>14.3f} ms"
-            most = int(output.argmax())
-            text = f"{self._shown[most]} {output[most]:.3f}" if readout else ", ".join(self._shown[n] for n in fired)
-            say(f"{number:>6}{at}  {text}")
+            time_text = "" if self._step_s is None else f"{self._end(number) / 1000:>14.3f} ms"
+            strongest = int(output.argmax())
+            text = (
+                f"{self._shown[strongest]} {output[strongest]:.3f}"
+                if readout
+                else ", ".join(self._shown[n] for n in fired)
+            )
+            say(f"{number:>6}{time_text}  {text}")
 
     def _decoded(self) -> Predicted | None:
         """The class from the last steps; None: there are no classes, or no steps."""
@@ -263,41 +267,43 @@ class _Live:
             return None
         return self._run.decode(np.stack(self._recent)[:, np.newaxis], self.steps - len(self._recent))
 
-    def _figures(self) -> dict[str, Any]:
+    def _timings(self) -> dict[str, Any]:
         now = time.perf_counter()
-        busy = max(1e-9, now - (now if self._begun is None else self._begun) - self._idle)
-        figures: dict[str, Any] = {
-            "latency_ms": self._latency.figures(),
-            "compute_ms": self._compute.figures(),
+        busy = max(1e-9, now - (now if self._started_at is None else self._started_at) - self._idle)
+        timings: dict[str, Any] = {
+            "latency_ms": self._latency.quantiles(),
+            "compute_ms": self._compute.quantiles(),
             "steps_per_second": round(self.steps / busy, 1),
         }
         if self._step_s is not None:
-            figures |= {"times_real_time": round(self.steps * self._step_s / busy, 2), "slow_steps": self._slow}
-        return figures | {"late_events": self._late}
+            timings |= {"times_real_time": round(self.steps * self._step_s / busy, 2), "slow_steps": self._slow}
+        return timings | {"late_events": self._late}
 
 
-def _timing_text(steps: int, step_s: float | None, figures: dict[str, Any]) -> str:
+def _timing_text(steps: int, step_s: float | None, timings: dict[str, Any]) -> str:
     """The timings as lines of text."""
     if steps == 0:
         return "0 steps"
-    lines = [f"{steps:,} steps, {figures['steps_per_second']:,} a second"]
+    text_lines = [f"{steps:,} steps, {timings['steps_per_second']:,} a second"]
     if step_s is not None:
-        kept_up = "kept up" if figures["times_real_time"] >= 1 else "did not keep up"
-        lines[0] += f": {kept_up} with real time ({figures['times_real_time']:g} times as fast)"
-        if figures["slow_steps"]:
-            lines.append(f"  {figures['slow_steps']:,} steps took longer than the {1000 * step_s:g} ms that one lasts")
+        kept_up = "kept up" if timings["times_real_time"] >= 1 else "did not keep up"
+        text_lines[0] += f": {kept_up} with real time ({timings['times_real_time']:g} times as fast)"
+        if timings["slow_steps"]:
+            text_lines.append(
+                f"  {timings['slow_steps']:,} steps took longer than the {1000 * step_s:g} ms that one lasts"
+            )
     for name, quantity in (
         ("latency_ms", "from a step's last event to its spikes"),
         ("compute_ms", "to compute a step"),
     ):
-        if figures[name] is not None:
-            median, most, largest = figures[name].values()
-            lines.append(f"  {quantity}: median {median:.3f}, 95 % {most:.3f}, max {largest:.3f} ms")
-    if figures["late_events"]:
-        lines.append(
-            f"  {figures['late_events']:,} events arrived after the end of their step and were put into a later one"
+        if timings[name] is not None:
+            median, p95, largest = timings[name].values()
+            text_lines.append(f"  {quantity}: median {median:.3f}, 95 % {p95:.3f}, max {largest:.3f} ms")
+    if timings["late_events"]:
+        text_lines.append(
+            f"  {timings['late_events']:,} events arrived after the end of their step and were put into a later one"
         )
-    return "\n".join(lines)
+    return "\n".join(text_lines)
 
 
 def _unit(run: Trained, options: StreamOptions) -> str:
@@ -345,7 +351,7 @@ def _check_recording(options: StreamOptions, unit: str, *, camera: bool) -> None
         raise ConfigError(f"{options.source}: a recording contains its own times; leave --clock and --time-unit out")
 
 
-def follow(run: Trained, options: StreamOptions) -> int:
+def stream_events(run: Trained, options: StreamOptions) -> int:
     """Read events until they end. Prints spikes as they come, then the class and the timings.
 
     Returns:
@@ -362,22 +368,22 @@ def follow(run: Trained, options: StreamOptions) -> int:
         binning = replace(binning, window_us=binning.steps)
     assert binning.window_us is not None
     step_s = None if unit == "step" else binning.window_us / binning.steps / 1e6
-    least, limit, stop = options.steps or (1 if config.own_lengths else config.steps), options.steps, Stop()
+    min_steps, limit, stop = options.steps or (1 if config.own_lengths else config.steps), options.steps, Stop()
     with handled_by(stop):
         source: EventSource
         if Path(options.source).suffix.lower() == ".bin":
             _check_recording(options, unit, camera=camera)
             source = RecordingSource(options.source)
-            limit = least = options.steps or (binning.length(source.times) if config.own_lengths else config.steps)
+            limit = min_steps = options.steps or (binning.length(source.times) if config.own_lengths else config.steps)
         else:
             name = "standard input" if options.source == "-" else options.source
             sizes = {"x": binning.width, "y": binning.height, "p": 2} if camera else {"n": binning.width}
-            lasts = f"; a step is {1000 * step_s:g} ms" if step_s is not None else ""
-            say(f"{name}: lines of t {' '.join(sizes)}, time in {unit}{lasts}", err=True)
+            duration_text = f"; a step is {1000 * step_s:g} ms" if step_s is not None else ""
+            say(f"{name}: lines of t {' '.join(sizes)}, time in {unit}{duration_text}", err=True)
             source = Pipe(options.source, EventLines(sizes, UNITS[unit], name), stop)
         live = _Live(run, binning, step_s, options, limit, source, stop)
         source.feed(live)
-        live.close(least)
+        live.close(min_steps)
         # Print this while the handler is active. A terminal and a shell may both send a signal; the second is ignored.
         if stop.number:
             click.echo(f"{signal.Signals(stop.number).name}: stopped after {live.steps} steps", err=True)

@@ -25,7 +25,7 @@ from stsbp import budget
 from stsbp.datasets.base import Dataset, FrameSplit, Progress, Request, names_unreadable
 from stsbp.datasets.cache import CacheForm, CacheWriter, SourceFiles, cached
 from stsbp.datasets.info import DatasetInfo
-from stsbp.datasets.npz import class_labels, cut, read_arrays
+from stsbp.datasets.npz import class_labels, read_arrays, split_train_test
 from stsbp.errors import DataError
 
 __all__ = ["EVENTS", "Recordings", "load", "read_recordings"]
@@ -201,7 +201,7 @@ def load(request: Request) -> Dataset:
     binning = dataclasses.replace(request.binning, height=rows, width=columns, polarities=polarities)
     notes = _dropped(path, recordings.columns["t"], binning)
     samples = _frames(path, recordings, binning, request)
-    train, test, note = cut(samples, arrays, path, request)
+    train, test, note = split_train_test(samples, arrays, path, request)
     return Dataset("events", "events", recordings.shape, recordings.classes, train, test, (note, *notes))
 
 

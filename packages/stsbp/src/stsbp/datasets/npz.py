@@ -21,7 +21,7 @@ from stsbp.datasets.base import MOST_CLASSES, Request, Split, Subset, cut_test
 from stsbp.errors import DataError, StsbpError
 from stsbp.files import GIGABYTE, open_regular
 
-__all__ = ["class_labels", "cut", "read_arrays", "shapes"]
+__all__ = ["class_labels", "read_arrays", "read_shapes", "split_train_test"]
 
 _TEST_SHARE = 0.2
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -96,7 +96,7 @@ def read_arrays(path: Path) -> dict[str, AnyArray]:
     return arrays
 
 
-def shapes(path: Path) -> dict[str, Shape]:
+def read_shapes(path: Path) -> dict[str, Shape]:
     """The shapes of the arrays of a `.npz` file by their names; empty if `read_arrays` cannot read the file."""
     shapes_by_name: dict[str, Shape] = {}
     try:
@@ -137,7 +137,9 @@ def class_labels(arrays: Mapping[str, AnyArray], path: Path) -> tuple[Int64, tup
     return labels.astype(np.int64), texts
 
 
-def cut(samples: Split, arrays: Mapping[str, AnyArray], path: Path, request: Request) -> tuple[Split, Split, str]:
+def split_train_test(
+    samples: Split, arrays: Mapping[str, AnyArray], path: Path, request: Request
+) -> tuple[Split, Split, str]:
     """Training samples, test samples, and a note. They follow `split`; without it, a fifth is held out.
 
     Raises:

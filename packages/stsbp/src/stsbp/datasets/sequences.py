@@ -18,7 +18,7 @@ from stsbp_spec.validation import listed
 
 from stsbp.datasets.base import Dataset, FrameSplit, Request, names_unreadable
 from stsbp.datasets.info import DatasetInfo
-from stsbp.datasets.npz import class_labels, cut, read_arrays, shapes
+from stsbp.datasets.npz import class_labels, read_arrays, read_shapes, split_train_test
 from stsbp.errors import DataError
 
 __all__ = ["SEQUENCES", "SequenceSplit", "Sequences", "load", "read_sequences", "steps_of"]
@@ -39,11 +39,11 @@ class SequenceSplit:
     """
 
     def __init__(self, rasters: UInt8, targets: UInt8, labels: Int64, lengths: Int64 | None = None) -> None:
-        shapes = [np.shape(x) for x in (rasters, targets)]
-        if shapes[0][:2] != shapes[1][:2] or len(shapes[1]) != 3:
+        raster_shapes = [np.shape(x) for x in (rasters, targets)]
+        if raster_shapes[0][:2] != raster_shapes[1][:2] or len(raster_shapes[1]) != 3:
             raise DataError(
                 "SequenceSplit: rasters [n, T, ...] and targets [n, T, N] must have the same n and T, got "
-                f"{' and '.join(str(list(shape)) for shape in shapes)}"
+                f"{' and '.join(str(list(raster_shape)) for raster_shape in raster_shapes)}"
             )
         self.labels, self.lengths = labels, lengths
         self._rasters, self._targets = (
@@ -91,7 +91,7 @@ def read_sequences(path: Path) -> Sequences:
     Raises:
         DataError: the file cannot be read, or its arrays have other shapes or values other than 0 and 1.
     """
-    return _of_targets(path, _read_arrays(path))
+    return _checked_sequences(path, _read_arrays(path))
 
 
 def _read_arrays(path: Path) -> dict[str, AnyArray]:
@@ -100,7 +100,7 @@ def _read_arrays(path: Path) -> dict[str, AnyArray]:
     return {name: x.view(np.uint8) if x.dtype == np.bool_ else x for name, x in arrays.items()}
 
 
-def _of_targets(path: Path, arrays: Mapping[str, AnyArray]) -> Sequences:
+def _checked_sequences(path: Path, arrays: Mapping[str, AnyArray]) -> Sequences:
     _check_contents(path, arrays, {"inputs", "targets"}, {"split", "lengths"})
     rasters = {name: array for name, array in arrays.items() if name != "lengths"}
     _check_rasters(path, rasters)
@@ -111,15 +111,15 @@ def _of_targets(path: Path, arrays: Mapping[str, AnyArray]) -> Sequences:
             f"got {list(inputs.shape)} and {list(targets.shape)}"
         )
     if inputs.shape[:2] != targets.shape[:2] or (split is not None and split.shape != inputs.shape[:1]):
-        listed = ", ".join(f"{name} {list(array.shape)}" for name, array in rasters.items())
+        array_list = ", ".join(f"{name} {list(array.shape)}" for name, array in rasters.items())
         hint = _if_time_first(inputs.shape, len(targets) if split is None else len(split))
         if not hint and inputs.ndim == 3 and inputs.shape[2] in targets.shape[1:] and len(inputs) == len(targets):
             hint = _TIME_LAST
-        raise DataError(f"{path}: the arrays do not agree in samples n and steps T: {listed}{hint}")
+        raise DataError(f"{path}: the arrays do not agree in samples n and steps T: {array_list}{hint}")
     return Sequences(inputs, targets, split, _lengths(path, arrays))
 
 
-def _of_classes(path: Path, arrays: Mapping[str, AnyArray]) -> tuple[FrameSplit, tuple[str, ...]]:
+def _checked_classes(path: Path, arrays: Mapping[str, AnyArray]) -> tuple[FrameSplit, tuple[str, ...]]:
     """Rasters, each with a class, and the names of the classes."""
     _check_contents(path, arrays, {"inputs", "labels"}, {"split", "lengths", "classes"})
     labels, classes = class_labels(arrays, path)
@@ -143,6 +143,7 @@ def _check_contents(path: Path, arrays: Mapping[str, AnyArray], required: set[st
 
 
 def _check_rasters(path: Path, arrays: Mapping[str, AnyArray]) -> None:
+    """Raise `DataError` unless all arrays are uint8, 0 and 1."""
     for name, array in arrays.items():
         if array.dtype != np.uint8:
             remedy = f"; convert them with {name}.astype(np.uint8)" if array.dtype.kind in "iuf" else ""
@@ -152,6 +153,7 @@ def _check_rasters(path: Path, arrays: Mapping[str, AnyArray]) -> None:
 
 
 def _lengths(path: Path, arrays: Mapping[str, AnyArray]) -> Int64 | None:
+    """The numbers of steps of the samples, `[n]`, checked; None: the file has none."""
     lengths, (n, steps) = arrays.get("lengths"), arrays["inputs"].shape[:2]
     if lengths is None:
         return None
@@ -175,13 +177,13 @@ def _if_time_first(shape: Shape, samples: int) -> str:
     return f"; time seems to be the first axis, and must be the second: {_SWAP}"
 
 
-def _may_be_time_first(by_name: Mapping[str, Shape], requested_steps: int | None = None) -> bool:
+def _may_be_time_first(shape_by_name: Mapping[str, Shape], requested_steps: int | None = None) -> bool:
     """Whether time may be the first axis of all rasters: no array confirms that they are `[n, T, ...]`, and there are
     more steps than samples, or the first axis has the number of steps that was asked for."""
-    n, steps = by_name["inputs"][:2]
-    if by_name.get("targets", (n, steps))[:2] != (n, steps):
+    n, steps = shape_by_name["inputs"][:2]
+    if shape_by_name.get("targets", (n, steps))[:2] != (n, steps):
         return False
-    return not {"labels", "split", "lengths"} & {*by_name} and (n < steps or n == requested_steps)
+    return not {"labels", "split", "lengths"} & {*shape_by_name} and (n < steps or n == requested_steps)
 
 
 def steps_of(path: Path) -> int | None:
@@ -194,15 +196,15 @@ def steps_of(path: Path) -> int | None:
         path = path / "sequences.npz" if path.is_dir() else path
     except OSError:  # the name is too long, for example
         return None
-    by_name = shapes(path)
-    if len(by_name.get("inputs", ())) < 2:
+    shape_by_name = read_shapes(path)
+    if len(shape_by_name.get("inputs", ())) < 2:
         return None
-    if _may_be_time_first(by_name):
-        raise _unclear(path, by_name["inputs"])
-    return by_name["inputs"][1]
+    if _may_be_time_first(shape_by_name):
+        raise _axis_order_error(path, shape_by_name["inputs"])
+    return shape_by_name["inputs"][1]
 
 
-def _unclear(path: Path, shape: Shape) -> DataError:
+def _axis_order_error(path: Path, shape: Shape) -> DataError:
     n, steps = shape[:2]
     return DataError(
         f"{path} has {n} samples of {steps} steps if the first axis of its rasters is the samples, as it must be. If "
@@ -210,9 +212,9 @@ def _unclear(path: Path, shape: Shape) -> DataError:
     )
 
 
-def _of_other_steps(path: Path, arrays: Mapping[str, AnyArray], requested_steps: int) -> DataError:
+def _wrong_steps_error(path: Path, arrays: Mapping[str, AnyArray], requested_steps: int) -> DataError:
     if _may_be_time_first({name: array.shape for name, array in arrays.items()}, requested_steps):
-        return _unclear(path, arrays["inputs"].shape)
+        return _axis_order_error(path, arrays["inputs"].shape)
     steps = arrays["inputs"].shape[1]
     return DataError(f"the samples of {path} have {steps} steps, not {requested_steps}: give --steps {steps}")
 
@@ -230,15 +232,15 @@ def load(request: Request) -> Dataset:
     classes: tuple[str, ...] = ()
     neurons = 0
     if "labels" in arrays:
-        samples, classes = _of_classes(path, arrays)
+        samples, classes = _checked_classes(path, arrays)
     else:
-        inputs, targets, _, lengths = _of_targets(path, arrays)
+        inputs, targets, _, lengths = _checked_sequences(path, arrays)
         samples = SequenceSplit(inputs, targets, np.zeros(len(inputs), dtype=np.int64), lengths)
         neurons = targets.shape[2]
     steps, shape = arrays["inputs"].shape[1], arrays["inputs"].shape[2:]
     if steps != request.binning.steps:
-        raise _of_other_steps(path, arrays, request.binning.steps)
-    train, test, note = cut(samples, arrays, path, request)
+        raise _wrong_steps_error(path, arrays, request.binning.steps)
+    train, test, note = split_train_test(samples, arrays, path, request)
     notes = (note, f"inputs [n, T, ...] = {list(arrays['inputs'].shape)}")
     return Dataset("sequences", "events", shape, classes, train, test, notes, neurons=neurons)
 

@@ -34,14 +34,14 @@ class SideBySide:
         options: options of `stsbp` itself, before the command: backend and device.
         processes: number of processes of each run; None: one.
         rank_timeout: see `--rank-timeout`.
-        tell: function that receives the lines that the runs print, with the seed at the beginning.
+        print_line: function that receives the lines that the runs print, with the seed at the beginning.
     """
 
     jobs: int
     options: Sequence[str]
     processes: int | None
     rank_timeout: float
-    tell: Callable[[str], None]
+    print_line: Callable[[str], None]
 
     def train(self, experiment: Experiment, stop: StopRequest) -> None:
         """Train the seeds that are not finished. The results are in the folders of the runs.
@@ -50,15 +50,15 @@ class SideBySide:
             Stopped: a stop was requested. All runs have saved their states.
             StsbpError: one of the runs failed. The others were stopped and have saved their states.
         """
-        waiting = [seed for seed in experiment.seeds if experiment.reported(experiment.folder(seed)) is None]
+        pending_seeds = [seed for seed in experiment.seeds if experiment.reported(experiment.folder(seed)) is None]
         running: list[_Job] = []
         with tempfile.TemporaryDirectory(prefix="stsbp-") as settings, contextlib.ExitStack() as stack:
             stack.callback(_end, running)
-            while waiting or running:
-                while waiting and len(running) < self.jobs:
-                    seed = waiting.pop(0)
+            while pending_seeds or running:
+                while pending_seeds and len(running) < self.jobs:
+                    seed = pending_seeds.pop(0)
                     config = experiment.config.model_copy(update={"seed": seed})
-                    running.append(self._begun(config, experiment.folder(seed).path, Path(settings)))
+                    running.append(self._start_job(config, experiment.folder(seed).path, Path(settings)))
                 time.sleep(_PAUSE)
                 if stop_signal := stop.requested():
                     _end(running, max(stop_signal, 0) or _SIGTERM)
@@ -66,7 +66,7 @@ class SideBySide:
                 for job in running:
                     if job.process.poll() is None and job.was_stopped():
                         process = job.process.pid
-                        self.tell(
+                        self.print_line(
                             f"seed {job.seed}: its process {process} was stopped by a signal, and the experiment waits "
                             f"for it; to continue it, run: kill -CONT {process}"
                         )
@@ -79,27 +79,27 @@ class SideBySide:
                             f"continue, run {same_command(sys.argv)} again. Its last output:\n{job.last_output()}"
                         )
 
-    def _begun(self, config: RunConfig, path: Path, settings: Path) -> _Job:
+    def _start_job(self, config: RunConfig, path: Path, settings: Path) -> _Job:
         file = settings / f"seed-{config.seed}.toml"
         file.write_text(to_toml(config), encoding="utf-8")
         several = [] if self.processes is None else ["--processes", str(self.processes)]
         timeout = ["--rank-timeout", str(self.rank_timeout)]
         train = ["train", "--config", str(file), "--out", str(path), *several, *timeout, "--resume"]
         threads_each = config.threads or max(1, thread_count() // self.jobs)
-        return _Job(config.seed, [*self.options, *train], threads_each, self.tell)
+        return _Job(config.seed, [*self.options, *train], threads_each, self.print_line)
 
 
 class _Job(Started):
     """A process that trains one seed."""
 
-    def __init__(self, seed: int, arguments: Sequence[str], threads: int, tell: Callable[[str], None]) -> None:
-        self.seed, self._tell = seed, tell
+    def __init__(self, seed: int, arguments: Sequence[str], threads: int, print_line: Callable[[str], None]) -> None:
+        self.seed, self._print_line = seed, print_line
         # With one common port, only one of several jobs could use it.
         variables = {**dict.fromkeys(THREADS, threads), "MASTER_PORT": None}
         super().__init__(arguments, variables, _LINES, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
     def on_line(self, line: str) -> None:
-        self._tell(f"seed {self.seed}: {line}")
+        self._print_line(f"seed {self.seed}: {line}")
 
     def wait(self) -> None:
         """Wait until the process ends."""

@@ -195,7 +195,7 @@ class Group:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         pass
 
@@ -276,7 +276,7 @@ class _Joined(Group):
         os._exit(verdict.code)
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None or isinstance(error, SystemExit):
             self._monitor.close()
@@ -291,7 +291,7 @@ class _Joined(Group):
         elif (user_error := understood(error)) is not None:
             self._monitor.fail(str(user_error), user_error.exit_code, broken=isinstance(error, ExchangeError))
         else:
-            self._trace = "".join(traceback.format_exception(kind, error, trace))
+            self._trace = "".join(traceback.format_exception(error_type, error, trace))
             self._failed = f"{type(error).__name__}: {error}"
             self._monitor.fail(self._failed, 1, broken=True)
 

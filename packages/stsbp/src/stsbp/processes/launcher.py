@@ -38,7 +38,9 @@ PATIENCE = 3.0
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 """Variables with the number of threads, which numerical libraries read."""
 _LINES = 40
+"""Number of last lines of a process that are printed if it fails: enough for a traceback."""
 _LONGEST_TRACE = 2**16
+"""Largest number of characters of a traceback in a message. A message has at most 2^20 bytes (channel.py)."""
 
 
 class Started:

@@ -35,8 +35,8 @@ def warn_of_blank(
         if is_known(its_name) and info_of(its_name).recordings:
             content = "without events in the window"
             remedy = "check the unit of the times, or give another --window-ms"
-        which = f"the only {part} sample" if len(split) == 1 else f"all {len(split):,} {part} samples"
-        texts.append(f"{which} of {its_name} {'is' if len(split) == 1 else 'are'} {content}; {remedy}")
+        samples_text = f"the only {part} sample" if len(split) == 1 else f"all {len(split):,} {part} samples"
+        texts.append(f"{samples_text} of {its_name} {'is' if len(split) == 1 else 'are'} {content}; {remedy}")
         show.warn(texts[-1])
     return texts
 

@@ -231,9 +231,9 @@ def trained_of(saved: Checkpoint, folder: Path, name: str) -> records.Checkpoint
     return _part(records.CheckpointRecord, saved.info, folder, name)
 
 
-def _part(kind: type[records.R], info: Mapping[str, Any], folder: Path, name: str) -> records.R:
+def _part(record_type: type[records.R], info: Mapping[str, Any], folder: Path, name: str) -> records.R:
     try:
-        return records.read(kind, info)
+        return records.read(record_type, info)
     except ValueError as error:
         raise _damaged(folder / f"{name}.json", records.why(error), name) from error
 
@@ -242,11 +242,11 @@ def _file_name(name: str, step: int, digest: str) -> str:
     return f"{name}-{step}-{digest[:12]}.safetensors"
 
 
-def _damaged(path: Path, why: str, name: str) -> CheckpointError:
-    other = "best" if name == "last" else "last"
+def _damaged(path: Path, reason: str, name: str) -> CheckpointError:
+    other_name = "best" if name == "last" else "last"
     return CheckpointError(
-        f"{path} is damaged: {why}. Copy the run folder again if it is a copy; "
-        f"otherwise use the checkpoint {other!r} (evaluate and predict: --checkpoint {other}), or train anew"
+        f"{path} is damaged: {reason}. Copy the run folder again if it is a copy; "
+        f"otherwise use the checkpoint {other_name!r} (evaluate and predict: --checkpoint {other_name}), or train anew"
     )
 
 

@@ -66,7 +66,7 @@ def over_time(
     """
     total, n = task.config.steps, len(split)
     moments = np.unique(np.linspace(1, total, min(total, MOST_MOMENTS)).round().astype(np.int64))
-    nearest, counted = (np.zeros((len(moments), n), np.int64) for _ in range(2))
+    nearest_class, count_class = (np.zeros((len(moments), n), np.int64) for _ in range(2))
     parts = [np.arange(i, min(i + batch_size, n)) for i in range(0, n, batch_size)]
     predict = task.trainer.predictor(state)
     for part, (batch, _) in prefetched(lambda part: task.batch(split, part), parts):
@@ -75,18 +75,18 @@ def over_time(
         for k, step in enumerate(moments):
             # Shorter samples are decided at their own end.
             lengths = np.minimum(sample_steps, step)
-            nearest[k, part] = nearest_sequence(task.distances(outputs, lengths))
-            counted[k, part] = spike_count(outputs, lengths)
+            nearest_class[k, part] = nearest_sequence(task.distances(outputs, lengths))
+            count_class[k, part] = spike_count(outputs, lengths)
         if between is not None:
             between(int(part[-1]) + 1)
     mean_activity = activity(task, state, split, MOST_SAMPLES)
     return OverTime(
         moments,
-        (nearest == split.labels).mean(axis=1),
-        (counted == split.labels).mean(axis=1),
+        (nearest_class == split.labels).mean(axis=1),
+        (count_class == split.labels).mean(axis=1),
         _up_to(moments, mean_activity.operations),
         _up_to(moments, mean_activity.spikes),
-        float(moments[_settled(nearest)].mean()),
+        float(moments[_settled(nearest_class)].mean()),
     )
 
 
@@ -98,8 +98,8 @@ def _up_to(moments: Int64, of_layers: Mapping[str, Float64]) -> Float64:
 
 def _settled(classes: Int64) -> Int64:
     """Index of the first moment from which on the classes `[M, n]` no longer change, `[n]`."""
-    same: AnyArray = np.logical_and.accumulate((classes == classes[-1])[::-1])[::-1]
-    first: Int64 = same.argmax(axis=0)
+    is_final: AnyArray = np.logical_and.accumulate((classes == classes[-1])[::-1])[::-1]
+    first: Int64 = is_final.argmax(axis=0)
     return first
 
 

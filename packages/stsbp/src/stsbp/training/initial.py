@@ -47,8 +47,8 @@ def first_weights(task: Task, train: Split) -> dict[str, Float32]:
     weights = initial_weights(task.network, config.seed, config.init_gain)
     if not config.init_rate:
         return weights
-    some = permutation(config.seed, Stream.SHUFFLE, len(train))[:_SAMPLES]
-    batch, _ = task.batch(train, some)
+    sample_indices = permutation(config.seed, Stream.SHUFFLE, len(train))[:_SAMPLES]
+    batch, _ = task.batch(train, sample_indices)
     return scaled_to_rate(task, weights, batch.inputs, config.init_rate, batch.lengths)
 
 
@@ -156,17 +156,17 @@ def scaled_to_rate(
     def scale(names: Collection[str], gain: float) -> None:
         scaled.update({name: weights[name] * np.float32(gain) for name in names})
 
-    done: set[str] = set()
+    scaled_parameters: set[str] = set()
     for block in blocks[:-1] if task.network.has_readout else blocks:
         recurrent = graph.recurrent.get(block.population, ())
-        read = {
+        parameters_read = {
             projection.parameter
             for projection in graph.projections_to(block.population)
             if projection.name not in recurrent
         }
         # Weights that an earlier layer shares keep its factor.
-        parameters = read - done
-        done |= parameters
+        parameters = parameters_read - scaled_parameters
+        scaled_parameters |= parameters
         low, high = 0, len(GAINS) - 1 if parameters else 0
         while low < high:
             middle = (low + high) // 2

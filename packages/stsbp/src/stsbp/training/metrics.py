@@ -271,9 +271,9 @@ class Workload:
 
 
 _NAME = "metrics.jsonl"
-_MOST = GIGABYTE
+_MAX_BYTES = GIGABYTE
 _LONGEST_LINE = MEGABYTE
-_MOST_CHECKED = 64 * GIGABYTE
+_MAX_CHECKED_BYTES = 64 * GIGABYTE
 """Largest size of a file of which only some lines are in memory at a time."""
 
 
@@ -291,7 +291,7 @@ def read_records(
     Raises:
         CheckpointError: the file cannot be read, or is not that of the last checkpoint, or the settings are not.
     """
-    path, lines, damaged = folder / _NAME, [], []
+    path, entries, damaged = folder / _NAME, [], []
     if (folder / "last.json").exists():
         try:
             info = checkpoint.described(folder, "last")
@@ -304,12 +304,12 @@ def read_records(
             if (size := path.stat().st_size if path.exists() else 0) < saved.metrics_bytes:
                 warn(f"{path} lost lines: it has {size:,} of the {saved.metrics_bytes:,} bytes of the last checkpoint")
     try:
-        with open_regular(path, _MOST) as file:
+        with open_regular(path, _MAX_BYTES) as file:
             for number, line in enumerate(file, 1):
                 try:
                     if len(line) > _LONGEST_LINE:
                         raise ValueError(f"it has {len(line):,} bytes")
-                    lines.append(records.metrics_line(line))
+                    entries.append(records.metrics_line(line))
                 except ValueError as error:
                     if line.endswith(b"\n"):
                         damaged.append((number, records.why(error)))
@@ -318,9 +318,9 @@ def read_records(
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     if damaged:
-        number, why = damaged[0]
-        warn(f"{path}: damaged lines are left out: {len(damaged)}, the first line {number}: {why}")
-    return lines
+        number, reason = damaged[0]
+        warn(f"{path}: damaged lines are left out: {len(damaged)}, the first line {number}: {reason}")
+    return entries
 
 
 def check_records(saved: records.Recorded, folder: Path) -> None:
@@ -334,16 +334,16 @@ def check_records(saved: records.Recorded, folder: Path) -> None:
     """
     path = folder / _NAME
     try:
-        with open_regular(path, _MOST_CHECKED) as file:
-            why = _contradiction(saved, file)
+        with open_regular(path, _MAX_CHECKED_BYTES) as file:
+            reason = _contradiction(saved, file)
     except FileNotFoundError:
         return
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
-    if why:
+    if reason:
         raise CheckpointError(
-            f"{path} does not fit the checkpoint {folder / 'last.json'}: {why}. It was edited or damaged, or is that "
-            "of another run. Put the file of this run back, or copy the run folder again if it is a copy; "
+            f"{path} does not fit the checkpoint {folder / 'last.json'}: {reason}. It was edited or damaged, or is "
+            "that of another run. Put the file of this run back, or copy the run folder again if it is a copy; "
             f"otherwise move {_NAME} away, and the run goes on without its records"
         )
 
@@ -364,16 +364,20 @@ def _contradiction(saved: records.Recorded, file: BinaryIO) -> str:
     if line and preceding and not preceding.endswith(b"\n"):
         return f"metrics_bytes is {size}, which is within a line"
     while line:
-        if (place := _place(line)) is not None and (
-            place[0] < saved.step or (place[0] == saved.step and place[1] <= saved.epoch)
+        if (position := _line_position(line)) is not None and (
+            position[0] < saved.step or (position[0] == saved.step and position[1] <= saved.epoch)
         ):
-            return f"metrics_bytes is {size}, but update {place[0]} comes after it"
+            return f"metrics_bytes is {size}, but update {position[0]} comes after it"
         line = file.readline(_LONGEST_LINE)
-    place = _place(preceding[:-1].rpartition(b"\n")[2])
-    return f"metrics_bytes is {size}, but update {place[0]} comes before it" if place and place[0] > saved.step else ""
+    position = _line_position(preceding[:-1].rpartition(b"\n")[2])
+    return (
+        f"metrics_bytes is {size}, but update {position[0]} comes before it"
+        if position and position[0] > saved.step
+        else ""
+    )
 
 
-def _place(line: bytes) -> tuple[int, int] | None:
+def _line_position(line: bytes) -> tuple[int, int] | None:
     """Numbers of updates and epochs after which a line was written; None for a damaged line."""
     try:
         record = records.metrics_line(line)
@@ -487,7 +491,7 @@ class MetricsFile:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
 

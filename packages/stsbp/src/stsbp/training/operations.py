@@ -112,8 +112,8 @@ def _reached(projection: Projection) -> Int64:
 def _windows(size: int, outputs: int, kernel: int, stride: int, padding: int, dilation: int) -> Int64:
     """How many of the `outputs` windows along an axis contain each of its `size` positions, `[size]`."""
     offset = np.arange(size)[:, None] - (np.arange(outputs) * stride - padding)
-    held: Int64 = ((offset >= 0) & (offset < kernel * dilation) & (offset % dilation == 0)).sum(axis=1)
-    return held
+    window_count: Int64 = ((offset >= 0) & (offset < kernel * dilation) & (offset % dilation == 0)).sum(axis=1)
+    return window_count
 
 
 @dataclass(frozen=True)
@@ -129,19 +129,23 @@ class Activity:
     spikes: dict[str, Float64]
 
 
-def synaptic_operations(task: Task, state: TrainState, split: Split, most: int = MOST_SAMPLES) -> dict[str, float]:
-    """Synaptic operations of each layer, mean over `most` samples spread evenly over a split.
+def synaptic_operations(
+    task: Task, state: TrainState, split: Split, max_samples: int = MOST_SAMPLES
+) -> dict[str, float]:
+    """Synaptic operations of each layer, mean over `max_samples` samples spread evenly over a split.
 
     Weights that read pixels (direct coding) are left out.
     """
-    return {name: float(per_step.sum()) for name, per_step in activity(task, state, split, most).operations.items()}
+    return {
+        name: float(per_step.sum()) for name, per_step in activity(task, state, split, max_samples).operations.items()
+    }
 
 
-def activity(task: Task, state: TrainState, split: Split, most: int = MOST_SAMPLES) -> Activity:
-    """Synaptic operations and spikes at each step, mean over `most` samples spread evenly over a split."""
+def activity(task: Task, state: TrainState, split: Split, max_samples: int = MOST_SAMPLES) -> Activity:
+    """Synaptic operations and spikes at each step, mean over `max_samples` samples spread evenly over a split."""
     exported = task.trainer.export_state(state)
     weights = {key.removeprefix("weight/"): x for key, x in exported.items() if key.startswith("weight/")}
-    chosen = np.unique(np.linspace(0, len(split) - 1, min(most, len(split))).astype(np.int64))
+    chosen = np.unique(np.linspace(0, len(split) - 1, min(max_samples, len(split))).astype(np.int64))
     network, steps = task.network, task.config.steps
     fans = {block.name: fans for block in network.blocks if (fans := fan_out(network, block))}
     spiking = network.blocks[:-1] if network.has_readout else network.blocks

@@ -15,7 +15,7 @@ from stsbp_spec.networks.ops.batchnorm import FORWARD
 from stsbp_spec.typing import Shape
 
 from stsbp.interop.c_source.arrays import Array
-from stsbp.interop.c_source.texts import C, function, loops, times
+from stsbp.interop.c_source.texts import C_LANGUAGE, function, loops, times
 from stsbp.interop.program import PopulationStep
 
 __all__ = ["BATCHNORM", "SNAP", "Fire", "WeightedSums", "batchnorm", "elements", "reduced"]
@@ -31,7 +31,7 @@ def batchnorm(language: Language) -> list[str]:
     return function(f"static float batchnorm({inputs})", body)
 
 
-BATCHNORM = batchnorm(C)
+BATCHNORM = batchnorm(C_LANGUAGE)
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Fire:
         population, step, shape = self.population, self.step, self.population.bound_node.output.shape
         numbers = {key: population.constants[key] for key in step.parameters if key in self._variables_read}
         numbers |= {key: x.reshape(-1)[0] for key, x in population.learned.items() if x.size == 1}
-        declarations = [self._declared(key, C.constant(float(x))) for key, x in numbers.items()]
+        declarations = [self._declared(key, C_LANGUAGE.constant(float(x))) for key, x in numbers.items()]
         used = {key: weighted_sums for key, weighted_sums in self.sums.items() if key in self._variables_read}
         declarations += [
             f"const {'float' if weighted_sums.exponent is None else 'int32_t'} *{key} = {weighted_sums.pointer};"
@@ -150,7 +150,7 @@ class Fire:
         body = [self._declared(key, weighted_sums.read(key, channel)) for key, weighted_sums in used.items()]
         body += [self._declared(key, f"{table}[{channel}]") for key, table in self.learned.items()]
         body += [self._declared(key, f"{pointer}[n]") for key, pointer in self.states.items()]
-        printed = lines(step, C)
+        printed = lines(step, C_LANGUAGE)
         body += [line.text for line in printed.lines]
         body += [f"{pointer}[n] = {printed.states[key]};" for key, pointer in self.states.items()]
         body += [f"{self.spikes}[n] = (uint8_t)({printed.outputs['o']} ? 1u : 0u);"]
@@ -159,7 +159,7 @@ class Fire:
         return function(f"static void {name}({state} *state)", [*declarations, "", *loop_lines])
 
     def _declared(self, name: str, value: str) -> str:
-        return C.number.format(C.word.format(name), value)
+        return C_LANGUAGE.number.format(C_LANGUAGE.word.format(name), value)
 
     def _trace_lines(self, u: str, body: str) -> list[str]:
         """Statements that keep the potential `u`."""

@@ -9,10 +9,25 @@ from typing import Any
 import numpy as np
 from stsbp_spec.equations.printers import LANGUAGES
 
-__all__ = ["SIZES", "C", "UniqueNames", "braced", "comment", "function", "identifier", "indented", "loops",
-           "number_type", "plus", "quotient", "string", "table", "times"]  # fmt: skip
+__all__ = [
+    "C_LANGUAGE",
+    "SIZES",
+    "UniqueNames",
+    "braced",
+    "comment",
+    "function",
+    "identifier",
+    "indented",
+    "loops",
+    "number_type",
+    "plus",
+    "quotient",
+    "string",
+    "table",
+    "times",
+]  # fmt: skip
 
-C = LANGUAGES["c"]
+C_LANGUAGE = LANGUAGES["c"]
 """The language in which equations are printed."""
 
 SIZES = {"float": 4, "int32_t": 4, "uint32_t": 4, "int16_t": 2, "uint16_t": 2, "int8_t": 1, "uint8_t": 1}
@@ -22,6 +37,8 @@ _LONGEST_STEM = 20
 """Largest length of a stem. Compilers distinguish at least 31 characters of external names, and suffixes like `_step`
 follow."""
 _LONGEST_NAME = 40
+"""Largest length of the part of a name that says its node. These names are internal, where compilers distinguish at
+least 63 characters."""
 _IN_A_ROW = 16
 """Numbers per row of a table."""
 
@@ -67,7 +84,7 @@ class UniqueNames:
     """Unique names within a file.
 
     Args:
-        taken: names that already exist.
+        reserved: names that already exist.
     """
 
     def __init__(self, reserved: Iterable[str]) -> None:
@@ -137,7 +154,7 @@ def plus(text: str, number: int) -> str:
 
 
 def number_type(values: np.ndarray[Any, Any]) -> str:
-    """The type of a table of numbers."""
+    """The type of a table of float32 or of integers. Weights on a grid fit into 16 bits (`GridWeights.integers`)."""
     if values.dtype == np.float32:
         return "float"
     return "int8_t" if not values.size or np.abs(values).max() <= 127 else "int16_t"
@@ -146,7 +163,7 @@ def number_type(values: np.ndarray[Any, Any]) -> str:
 def table(name: str, values: np.ndarray[Any, Any]) -> list[str]:
     """A constant table of float32 or of integers, flat."""
     flat = values.reshape(-1)
-    written = C.constant if values.dtype == np.float32 else str
+    write = C_LANGUAGE.constant if values.dtype == np.float32 else str
     row_length = _IN_A_ROW // (2 if values.dtype == np.float32 else 1)
-    rows = [", ".join(map(written, flat[i : i + row_length].tolist())) + "," for i in range(0, len(flat), row_length)]
+    rows = [", ".join(map(write, flat[i : i + row_length].tolist())) + "," for i in range(0, len(flat), row_length)]
     return [*braced(f"static const {number_type(values)} {name}[{len(flat)}] =", rows)[:-1], "};"]
