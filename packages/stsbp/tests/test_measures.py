@@ -467,7 +467,7 @@ def test_batches_and_the_order_of_samples_change_nothing(order: list[int], size:
 def test_parts_of_the_table_change_nothing(monkeypatch: pytest.MonkeyPatch, cells: int) -> None:
     outputs, targets = drawn(17, (30, 6, 5)), drawn(18, (30, 6, 5))
     whole = all_measures(outputs, targets)
-    monkeypatch.setattr(alignment, "_MOST_CELLS", cells)
+    monkeypatch.setattr(alignment, "_CHUNK_CELLS", cells)
     assert all_measures(outputs, targets) == whole
 
 

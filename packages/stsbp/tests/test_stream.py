@@ -223,7 +223,7 @@ def lines_of(result: Result) -> list[dict[str, Any]]:
 def test_a_stream_is_what_predict_makes_of_its_frames(
     stsbp: Stsbp, camera: Path, run: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
 ) -> None:
-    monkeypatch.setattr("stsbp.cli.event_sources._PIECE", piece)
+    monkeypatch.setattr("stsbp.cli.event_sources._CHUNK_BYTES", piece)
     # So that the events of a step are binned in several goes.
     monkeypatch.setattr("stsbp.cli.streaming._TOGETHER", 100)
     events = drawn(1)
