@@ -171,7 +171,7 @@ def test_the_command_costs_nothing_until_it_is_called_and_imports_no_other_frame
         "inputs = Inputs((3, 32, 32), 'direct', tuple('0123456789'))\n"
         "step.CASES = {'tiny': cases.Case('CIFAR-10', 'cifar10', 'digits', '2C3-P4-8', inputs, 2, 4)}\n"
         "step._memory = lambda *_: {'peak_bytes': 1, 'growth_bytes': 0}\n"
-        "arguments = {'scale': 0.001, 'rounds': 1, 'tell': print}\n"
+        "arguments = {'scale': 0.001, 'rounds': 1, 'announce': print}\n"
         "kernels.measure(open_backend('numpy'), **arguments)\n"
         "step.measure(open_backend('numpy'), data_dir=None, surrogate=None, **{**arguments, 'scale': 1.0})\n"
         "assert not {'torch', 'jax', 'cupy', 'numba', 'triton'} & set(sys.modules), sorted(sys.modules)\n"
