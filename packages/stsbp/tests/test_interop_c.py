@@ -242,7 +242,7 @@ def test_a_wrongly_printed_equation_is_noticed(
 ) -> None:
     assert not any(layer.potentials_differ for layer in compared(Built(tmp_path, [name]).run()))
     spoilt = replace(C_LANGUAGE, operations={**C_LANGUAGE.operations, **wrong})
-    monkeypatch.setattr("stsbp.interop.c_source.steps.C", spoilt)
+    monkeypatch.setattr("stsbp.interop.c_source.steps.C_LANGUAGE", spoilt)
     monkeypatch.setattr("stsbp.interop.c_source.module.BATCHNORM", batchnorm(spoilt))
     layers_compared = list(compared(Built(tmp_path, [name]).run()))
     assert any(layer.potentials_differ for layer in layers_compared)
