@@ -64,6 +64,7 @@ def dense_floor(
 
 
 def _output(network: NetworkSpec, parameters: dict[str, Any], x: torch.Tensor) -> torch.Tensor:
+    """The outputs `[T B, N]` of a network without neurons, for frames `x` `[T B, C, H, W]` or `[T B, N]`."""
     import torch
 
     function = torch.nn.functional

@@ -63,6 +63,7 @@ class EventLines:
         yield from self._event(unfinished)
 
     def _event(self, line: bytes) -> Iterator[Event]:
+        """The event of a line, if it is neither empty, a comment nor the names of the columns."""
         self._number += 1
         if len(line) > LONGEST_LINE:
             raise DataError(f"{self.location} has more than {LONGEST_LINE:,} bytes: {self._shown(line)}")
@@ -95,6 +96,7 @@ class EventLines:
         return t
 
     def _address(self, line: bytes, name: str, word: bytes) -> int:
+        """The value of the column `name` of an event, such as its row or its neuron."""
         size = self._sizes[name]
         if not word.isdigit():
             if word[:1] in b"+-" and word[1:].isdigit():

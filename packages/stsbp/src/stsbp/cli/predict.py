@@ -256,6 +256,7 @@ def _of_data_set(trained: Trained, split: str, numbers: Sequence[int], data_dir:
 
 
 def _say_spikes(samples: Sequence[_InputSample], predicted: Predicted, *, as_json: bool) -> None:
+    """Print the steps at which each output neuron spikes, for each sample."""
     for sample, trains in zip(samples, predicted.sequences, strict=True):
         targets = {} if sample.targets is None else {"targets": sample.targets}
         if as_json:
@@ -276,6 +277,7 @@ def _listed(times: Sequence[int]) -> str:
 def _say_classes(
     samples: Sequence[_InputSample], predicted: Predicted, rules: tuple[str, str], *, as_json: bool
 ) -> None:
+    """Print the class of each sample by both `rules` of `decoders`, and the accuracies if classes are known."""
     assert predicted.distances is not None
     correct = [0, 0]
     for b, sample in enumerate(samples):
@@ -401,6 +403,7 @@ def _unreadable(path: Path, inputs: Inputs, suffixes: Mapping[str, str], trained
 
 
 def _read_one(content: bytes, path: Path, inputs: Inputs, binning: EventBinning, own_lengths: bool) -> UInt8:
+    """The input in the content of an image, an array or a recording of a camera."""
     events, suffix = inputs.coding == "events", path.suffix.lower()
     if suffix == ".npy":
         sample = _array(content, path, spikes=events)
@@ -417,6 +420,7 @@ def _read_one(content: bytes, path: Path, inputs: Inputs, binning: EventBinning,
 
 
 def _check_sample(sample: UInt8, path: Path, inputs: Inputs, binning: EventBinning) -> None:
+    """Raise `DataError` if the shape or the counts of an input do not fit the network."""
     events = inputs.coding == "events"
     expected = (binning.steps, *inputs.shape) if events else inputs.shape
     is_shorter = events and sample.shape[1:] == inputs.shape and 0 < len(sample) < binning.steps

@@ -196,6 +196,7 @@ class _Live:
         click.echo(_timing_text(self.steps, self._step_s, timings))
 
     def _end_step(self) -> None:
+        """Compute the current step, print its spikes, and begin the next frame."""
         number, begin = self.steps, time.perf_counter()
         self._bin_events()
         frame = self._frame.reshape(1, *self._run.network.input_shape)
@@ -213,6 +214,7 @@ class _Live:
             self._report()
 
     def _bin_events(self) -> None:
+        """Add the events that wait to the current frame. Many at once take less time than one by one."""
         if self._events:
             t, *address = np.array(self._events, np.int64).T
             # A spike train has the form of one row of a picture.
@@ -241,6 +243,7 @@ class _Live:
         return -(-(step + 1) * self._binning.window_us // self._binning.steps)
 
     def _print(self, number: int, output: AnyArray) -> None:
+        """Print the output `[N]` of the step `number`: the neurons that spiked, or the potentials of a readout."""
         readout = self._run.network.has_readout
         fired = [] if readout else np.flatnonzero(output).tolist()
         if self._options.as_json:
@@ -268,6 +271,7 @@ class _Live:
         return self._run.decode(np.stack(self._recent)[:, np.newaxis], self.steps - len(self._recent))
 
     def _timings(self) -> dict[str, Any]:
+        """The timings so far, as JSON values. Time without anything to do does not count."""
         now = time.perf_counter()
         busy = max(1e-9, now - (now if self._started_at is None else self._started_at) - self._idle)
         timings: dict[str, Any] = {

@@ -80,6 +80,7 @@ def _image_root(data_dir: Path) -> Path | None:
 
 
 def _load_binary(root: Path, names: tuple[str, ...], request: Request) -> Cached:
+    """The images of those files `names` that exist, in the published binary format, cached."""
     present = [name for name in names if (root / name).is_file()]
     digests = digest_files(
         root, present, max_bytes=_MAX_RECORDS * _RECORD, cache_dir=request.cache_dir, progress=request.progress
@@ -139,6 +140,7 @@ def load(request: Request) -> Dataset:
 
 
 def _dataset(request: Request, root: Path, splits: list[str]) -> Dataset:
+    """The data set from a folder of either format, which has these `splits`."""
     notes: list[str] = []
     skipped: tuple[Skipped, ...] = ()
 

@@ -95,6 +95,7 @@ def _columns(arrays: Mapping[str, AnyArray], path: Path) -> tuple[str, ...]:
 
 
 def _check(arrays: Mapping[str, AnyArray], names: tuple[str, ...], samples: int, path: Path) -> None:
+    """Raise `DataError` unless the columns `names` are integers in their ranges, one value for each event."""
     m = len(np.atleast_1d(arrays["t"]))
     if not m:
         raise DataError(

@@ -182,6 +182,7 @@ def download(data_dir: Path, files: IdxFiles = DIGIT_FILES) -> None:
 
 
 def _content(path: Path) -> bytes:
+    """The unpacked content of an idx file."""
     try:
         with open_regular(path, _LARGEST + _HEADROOM) as file:
             if path.suffix != ".gz":

@@ -169,6 +169,7 @@ def _download(data_dir: Path) -> None:
 
 
 def _load_split(folder: Path, request: Request) -> tuple[FrameSplit, tuple[Skipped, ...]]:
+    """The recordings in the folder of a split as frames, cached, and those that were left out."""
     files = _files(folder)
     if not files:
         raise DataError(f"{folder} holds no recordings: expected {folder}/<class 0 to 9>/<id>.bin")

@@ -101,6 +101,7 @@ def _read_arrays(path: Path) -> dict[str, AnyArray]:
 
 
 def _checked_sequences(path: Path, arrays: Mapping[str, AnyArray]) -> Sequences:
+    """The arrays of a file with target rasters, checked."""
     _check_contents(path, arrays, {"inputs", "targets"}, {"split", "lengths"})
     rasters = {name: array for name, array in arrays.items() if name != "lengths"}
     _check_rasters(path, rasters)

@@ -349,6 +349,7 @@ class _PartFrames(NamedTuple):
 
 
 def _load_part(tonic_class: Any, part: str, request: Request) -> _PartFrames:
+    """The samples of a part, `train` or `test`, as frames, from the cache or read by tonic."""
     assert request.data_dir is not None
     name, data_folder = tonic_class.__name__, _folder(tonic_class, request.data_dir)
     for path in data_folder.rglob("*"):

@@ -410,6 +410,7 @@ def _pair(node: GraphNode, key: str, minimum: int, is_row: bool = False) -> tupl
 def _padding(
     node: GraphNode, kernels: tuple[int, ...], stride: tuple[int, int], dilation: tuple[int, int], is_row: bool
 ) -> tuple[int, int]:
+    """Rows and columns of zeros on each side, from numbers or from the words `same` and `valid`."""
     text = node.values.get("padding")
     if not isinstance(text, str):
         return _pair(node, "padding", 0, is_row)

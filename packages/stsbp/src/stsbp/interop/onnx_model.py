@@ -272,6 +272,7 @@ class _Exporter:
     # Neurons: a loop over the steps.
 
     def _population(self, bound_node: BoundNode, population: PopulationStep) -> _NodeOutput:
+        """Add the loop over the steps of a population. Output neurons also give the outputs of the model."""
         name, shape, last = (
             bound_node.node.name,
             bound_node.output.shape,

@@ -63,6 +63,7 @@ def compare(members: Sequence[Member], identities: Sequence[Mapping[str, Any]]) 
 
 
 def _differs(member: Member, name: str, value: Any, reference: str, reference_value: Any) -> str:
+    """The message about a value of a member that is not that of `reference`, the text of another rank."""
     if name == "contract":
         difference = (
             f"uses version {value} of the exact-arithmetic contract, but {reference} uses version {reference_value}"

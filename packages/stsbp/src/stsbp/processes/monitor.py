@@ -355,6 +355,7 @@ class Monitor:
         return messages
 
     def _judge(self, judge: Judge) -> None:
+        """The thread of rank 0: read the signs of all members, and end all when the judge says so."""
         with selectors.DefaultSelector() as selector, self._server:
             selector.register(self._server, selectors.EVENT_READ)
             channels: dict[Channel, int] = {}
@@ -448,6 +449,7 @@ class Monitor:
                 channel.send(message)
 
     def _report_to_leader(self, channel: Channel, leader: Member) -> None:
+        """The thread of another rank: send signs to rank 0, and end when it says so or falls silent."""
         received_at = sent_at = time.monotonic()
         has_left = False
         try:

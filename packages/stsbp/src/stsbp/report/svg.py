@@ -244,6 +244,7 @@ def spikes(train: UInt8, colour: str = "var(--fg)") -> str:
 
 
 def _rows(n: int, label_width: float, row_height: float, names: Sequence[str], strong: Sequence[int]) -> list[str]:
+    """Bands and names beside the rows of a raster."""
     body = []
     for i in range(n):
         if i % 2 == 0:

@@ -3,6 +3,9 @@
 Weights are only added for non-zero values, so a silent input costs one comparison. Weights are stored in the order of
 the outputs that an input reaches, and sums of a convolution are channels-last. Additions then run over contiguous
 memory.
+
+In the C text, `c`, `y` and `x` are channel, row and column of an input, `i` and `j` row and column of a kernel or a
+window, `v` is a value of the input, `w` points to the weights that it reaches, and `k` counts these.
 """
 
 from __future__ import annotations
@@ -225,6 +228,7 @@ def _store_statement(output: Array, position: str) -> str:
 
 
 def _pooled(op: Pool2d, source: Array, output: Array, step: str) -> list[str]:
+    """The statement `step` for each value `one` of a window. It leaves the value of the window in `v`."""
     rows, columns = op.sizes
     index = source.index(y=f"({times('y', rows)} + i)", x=f"({times('x', columns)} + j)")
     window = loops([("i", rows), ("j", columns)], [f"const int32_t one = {source.read('in', index)};", step])

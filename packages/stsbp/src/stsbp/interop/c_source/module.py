@@ -277,6 +277,7 @@ class Module:
         self._remember_output(node.name, f"state->{output.name}", array.type, array.size)
 
     def _add_weights(self, node: Node, op: Weighted) -> None:
+        """Add the function of the sums of weights. They go into the population that reads them, or are stored."""
         weights, (edge,) = self._program.weights[node.name], node.inputs
         source, values = self._array(edge), self._graph.values[node.name]
         integers = ordered(op, weights.integers, source)
@@ -318,6 +319,7 @@ class Module:
         self._remember_output(node.name, pointer, "float", size)
 
     def _add_population(self, node: Node, population: PopulationStep) -> None:
+        """Add the function of a population, after the sums that it reads."""
         size, sums_by_input, used = Array(population.bound_node.output.shape, 1, 0).size, dict[str, WeightedSums](), 0
         for key, edge in zip(population.sums, node.inputs, strict=True):
             if (added := self._inlined.get(edge.source)) is None:
