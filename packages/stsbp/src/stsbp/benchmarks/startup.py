@@ -29,12 +29,12 @@ def measure(backend: AbstractBackend, *, rounds: int, announce: Announce) -> lis
     stsbp = [sys.executable, "-P", "-m", "stsbp"]
     help_times = interleaved({"help": lambda: subprocess.run([*stsbp, "--help"], capture_output=True)}, rounds=rounds)
     announce("start-up: the first update")
-    chosen = [*stsbp, "--backend", backend.name, "--device", backend.device, "train", "digits-events"]
-    chosen += ["--limit", "50", "--batch-size", "50", "--holdout", "20", "--epochs", "1", "--log-every", "1"]
+    command = [*stsbp, "--backend", backend.name, "--device", backend.device, "train", "digits-events"]
+    command += ["--limit", "50", "--batch-size", "50", "--holdout", "20", "--epochs", "1", "--log-every", "1"]
     # Some measurements take as long as several steps, so they are repeated less often.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         caches = {**os.environ, **{name: str(Path(folder) / name) for name in _CACHES}}
-        first = tuple(_first_update(chosen, caches) for _ in range(1 + min(rounds, 3)))
+        first = tuple(_first_update(command, caches) for _ in range(1 + min(rounds, 3)))
     return [
         Row("step", "", "stsbp --help", help_times["help"]),
         Row("step", "", "first update after the command", Timing(first[1:]), detail={"empty_caches": first[0]}),

@@ -54,8 +54,8 @@ def measure(
         if backend.name == "torch":
             device = "cuda" if backend.device.startswith("cuda") else "cpu"
             work["floor"] = dense_floor(task.network, step.weights, data.batches[0], device)
-        lean = task.config.model_copy(update={"memory": "low"})
-        work["low"] = BenchmarkRun(build_task(lean, case.inputs, backend), data.batches)
+        low_memory_config = task.config.model_copy(update={"memory": "low"})
+        work["low"] = BenchmarkRun(build_task(low_memory_config, case.inputs, backend), data.batches)
         times = interleaved(work, rounds=rounds, warmup=5)
         size = f"{case.net}-{task.network.outputs} T={case.steps} B={task.config.batch_size}"
         detail: dict[str, Any] = {

@@ -111,7 +111,7 @@ def command(
     folder = RunFolder(out)
     folder.check_new()
     graph = read_graph(file)
-    of_run, noted = _of_a_run(graph, file)
+    of_run, run_messages = _of_a_run(graph, file)
     network_defaults = {name: RunConfig.model_fields[name].default for name in OF_THE_FILE}
     config = resolve([SettingsSource(str(file), of_run), *sources]).model_copy(update=network_defaults)
     if not allow_imports:
@@ -125,10 +125,10 @@ def command(
         for note in data.dataset.notes:
             show.note(note)
         check_typed_labels(config, data.inputs, given_options)
-        noted += _other_classes(graph, file, data)
+        run_messages += _other_classes(graph, file, data)
         built = _built(file, graph, config, data, choices)
         task = build_task(built.config, data.inputs, NumpyBackend(), len(data.train))
-        messages = [*noted, *_import_messages(built.imported, task.network)]
+        messages = [*run_messages, *_import_messages(built.imported, task.network)]
         with folder.begun(built.config, task.backend):
             begin_with(built.imported.weights, task, data, folder, show)
     finally:

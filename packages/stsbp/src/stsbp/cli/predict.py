@@ -265,12 +265,12 @@ def _say_spikes(samples: Sequence[_InputSample], predicted: Predicted, *, as_jso
         text_lines = [f"{printable(sample.title)}: steps at which each output neuron spikes"]
         text_lines[0] += ", and at which it should spike" if targets else ""
         for neuron, times in enumerate(trains):
-            text_lines.append(f"  {neuron:>4}  {_listed(times)}")
-            text_lines += [f"   and  {_listed(sample.targets[neuron])}"] if sample.targets is not None else []
+            text_lines.append(f"  {neuron:>4}  {_steps_text(times)}")
+            text_lines += [f"   and  {_steps_text(sample.targets[neuron])}"] if sample.targets is not None else []
         say("\n".join(text_lines))
 
 
-def _listed(times: Sequence[int]) -> str:
+def _steps_text(times: Sequence[int]) -> str:
     return " ".join(map(str, times)) or "-"
 
 

@@ -647,13 +647,13 @@ def select_balanced(labels: Int64, count: int, *, seed: int = 0, substream: int 
     count = integer_between("the number of chosen samples", count, 0)
     _check_labels("labels", labels)
     order = permutation(seed, Stream.SPLIT, len(labels), substream=substream)
-    drawn = labels[order]
+    drawn_labels = labels[order]
     # Position of each sample among those of its class, in the order drawn.
-    by_class = np.argsort(drawn, kind="stable")
-    starts = np.searchsorted(drawn[by_class], drawn[by_class])
-    turn = np.empty(len(labels), dtype=np.int64)
-    turn[by_class] = np.arange(len(labels)) - starts
-    return np.sort(order[np.argsort(turn, kind="stable")[:count]])
+    by_class = np.argsort(drawn_labels, kind="stable")
+    starts = np.searchsorted(drawn_labels[by_class], drawn_labels[by_class])
+    rank_in_class = np.empty(len(labels), dtype=np.int64)
+    rank_in_class[by_class] = np.arange(len(labels)) - starts
+    return np.sort(order[np.argsort(rank_in_class, kind="stable")[:count]])
 
 
 def cut_test(split: Split, default: int, request: Request) -> tuple[Subset, Subset]:

@@ -205,11 +205,11 @@ def _check_opaque(image: Any, content: bytes, path: Path) -> None:
 def _upright(image: Any) -> Any:
     """The image turned as its EXIF data say. Without them, or if they are damaged, the image itself."""
     try:
-        turned = image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+        is_turned = image.getexif().get(_ORIENTATION, 1) in range(2, 9)
     except Exception:
         # Damaged metadata can make Pillow raise almost any error. The pixels are intact.
         return image
-    if not turned:
+    if not is_turned:
         return image
     import PIL.ImageOps
 

@@ -80,9 +80,9 @@ def load(request: Request) -> Dataset:
     steps = request.binning.steps
     if steps < 20:
         raise DataError(f"the gaits need at least 20 steps, got {steps}: give --steps 60")
-    tested = 0 if request.train_only else TEST if request.holdout is None else request.holdout
-    if not (request.train_only or 1 <= tested < TRAIN + TEST):
-        raise DataError(f"cannot hold out {tested} of {TRAIN + TEST} samples; choose another holdout")
+    test_count = 0 if request.train_only else TEST if request.holdout is None else request.holdout
+    if not (request.train_only or 1 <= test_count < TRAIN + TEST):
+        raise DataError(f"cannot hold out {test_count} of {TRAIN + TEST} samples; choose another holdout")
     n = TRAIN + TEST
     speed, first = uniform(request.seed, Stream.SIMULATION, 2 * _DRAWN, substream=2).reshape(2, _DRAWN)
     gait = np.arange(_DRAWN, dtype=np.int64) % len(GAITS)
@@ -91,7 +91,7 @@ def load(request: Request) -> Dataset:
     # sample.
     chosen = np.sort(np.unique(inputs.reshape(_DRAWN, -1), axis=0, return_index=True)[1])[:n]
     train, test = (
-        SequenceSplit(inputs[part], targets[part], gait[part]) for part in (chosen[tested:], chosen[:tested])
+        SequenceSplit(inputs[part], targets[part], gait[part]) for part in (chosen[test_count:], chosen[:test_count])
     )
     cut = request.told_of_test(f", {len(test)} more at other speeds and phases held out as test samples")
     note = f"{len(train)} simulated gaits{cut}"

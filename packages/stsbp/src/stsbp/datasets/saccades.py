@@ -223,7 +223,7 @@ class SaccadeCamera:
                 reference = upper_bound[pixel] - on_threshold[pixel]
                 size = np.where(new_light > reference, on_threshold[pixel], -off_threshold[pixel])
                 count = (new_light - reference) // size
-                event_pixel, share, distance = _passed(old_light, new_light, reference, size, count)
+                event_pixel, share, distance = _crossings(old_light, new_light, reference, size, count)
                 time = start + share * (end - start) // distance
                 events.append(np.stack([pixel[event_pixel], size[event_pixel] > 0, time]))
                 reference += count * size + self._jitter(numbers, pixel, end)
@@ -291,7 +291,7 @@ class _View:
         return log_intensity.reshape(-1)
 
 
-def _passed(
+def _crossings(
     old_light: AnyArray, new_light: AnyArray, reference: AnyArray, size: AnyArray, count: AnyArray
 ) -> tuple[Int64, Int64, Int64]:
     """The points between two log intensities at which each pixel passes `reference + n * size`, n from 1 to `count`.

@@ -157,16 +157,16 @@ def _spoken_path(tonic_class: Any, folder: Path, part: str) -> Path | None:
 
 def _by_hand(tonic_class: Any, folder: Path) -> str:
     """Which files to download from where, and where to put them, if tonic's class contains this information."""
-    fetched = []
+    downloads = []
     for prefix in ("", "train_", "test_", "valid_"):
         file = getattr(tonic_class, f"{prefix}filename", None) or getattr(tonic_class, f"{prefix}zip", None)
         base = getattr(tonic_class, "base_url", "")
         url = getattr(tonic_class, f"{prefix}url", None) or (f"{base}{file}" if base.endswith("/") else base)
         md5 = getattr(tonic_class, f"{prefix}md5", None) or getattr(tonic_class, "file_md5", None)
         if file and url:
-            fetched.append(f"{file} (md5 {md5}, {url})")
-    beginning = f"Fetch {', '.join(fetched)}, u" if fetched else "U"
-    return f"{beginning}npack what you fetched into {folder} and run the same command again"
+            downloads.append(f"{file} (md5 {md5}, {url})")
+    sentence_start = f"Fetch {', '.join(downloads)}, u" if downloads else "U"
+    return f"{sentence_start}npack what you fetched into {folder} and run the same command again"
 
 
 def _ordered(source: Any) -> list[int]:

@@ -69,14 +69,14 @@ def with_gain(
         factors[projection.name] = 1.0 if projection.synapse.norm is not None else ratio
     for projection in new.graph.projections:
         ratio, owner = ratios[projection.name], projection.parameter
-        norm = projection.synapse.norm is not None
+        is_normalised = projection.synapse.norm is not None
         if factors[projection.name] != factors[owner]:
             raise ConfigError(
                 f"{projection.name} shares the weights of {owner}, but needs them multiplied by "
                 f"{factors[projection.name]:.9g}, and {owner} by {factors[owner]:.9g}: this network keeps its gain"
             )
-        names = [f"{projection.name}.{part}" for part in (("scale", "shift") if norm else ("bias",))]
-        for name in [*([] if norm else [owner]), *names]:
+        names = [f"{projection.name}.{part}" for part in (("scale", "shift") if is_normalised else ("bias",))]
+        for name in [*([] if is_normalised else [owner]), *names]:
             if name in weights:
                 rescaled[name] = (weights[name].astype(np.float64) * ratio).astype(np.float32)
     grids = [
@@ -85,9 +85,11 @@ def with_gain(
     changes = []
     for projection in new.graph.projections:
         ratio = ratios[projection.name]
-        normed = projection.synapse.norm is not None
-        normalised_names = [f"{projection.name}.{part}" for part in (("scale", "shift") if normed else ("bias",))]
-        names = [name for name in ([] if normed else [projection.name]) + normalised_names if name in grids[0]]
+        is_normalised = projection.synapse.norm is not None
+        normalised_names = [
+            f"{projection.name}.{part}" for part in (("scale", "shift") if is_normalised else ("bias",))
+        ]
+        names = [name for name in ([] if is_normalised else [projection.name]) + normalised_names if name in grids[0]]
         change = max(_relative_deviation(grids[0][name], grids[1][name], ratio) for name in names)
         changes.append(Change(projection.name, ratio, change))
     return rescaled, changes

@@ -234,8 +234,8 @@ class _Driven:
         leak = p.get("v_leak", 0.0)
         level = 1.2 * (p["v_threshold"] - np.minimum(leak, 0)) / v
         level = np.where(np.isfinite(level), level, 0)
-        drawn = np.random.default_rng(0).random((2, _STEPS, len(self.picked)))
-        return np.asarray(level * 4 * drawn[0] * (drawn[1] < 0.5), np.float32)
+        random_numbers = np.random.default_rng(0).random((2, _STEPS, len(self.picked)))
+        return np.asarray(level * 4 * random_numbers[0] * (random_numbers[1] < 0.5), np.float32)
 
     def run(self) -> tuple[Float64, Float64]:
         """Compute NIR's equations with forward Euler."""

@@ -337,11 +337,13 @@ class _Exporter:
         results |= {z: input_names[z] for z in loop_inputs.fixed} | {"o": spikes}
         if potentials:
             results["u"] = step.outputs["u"]
-        leaving = [step.result(value, template, f"{prefix}{k}/next") for k, value in results.items()]
-        enter = [tensor(input_names[k], _FLOAT, "B", *shape) for k in input_keys if k != _TIME]
+        body_outputs = [step.result(value, template, f"{prefix}{k}/next") for k, value in results.items()]
+        body_inputs = [tensor(input_names[k], _FLOAT, "B", *shape) for k in input_keys if k != _TIME]
         if _TIME in input_names:
-            enter.append(tensor(input_names[_TIME], _INT64))
-        return nodes.graph(f"{name}/step", enter, [tensor(value, _FLOAT, "B", *shape) for value in leaving], "")
+            body_inputs.append(tensor(input_names[_TIME], _INT64))
+        return nodes.graph(
+            f"{name}/step", body_inputs, [tensor(value, _FLOAT, "B", *shape) for value in body_outputs], ""
+        )
 
     def _initial_state(self, state: str, shape: Shape) -> str:
         """A state before the first step: zeros, unless states are inputs."""

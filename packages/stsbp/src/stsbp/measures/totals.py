@@ -116,10 +116,10 @@ class SpikeMeasures:
 
     def _add_latencies(self, latencies: Float64) -> None:
         counts = np.bincount(np.nan_to_num(latencies).astype(np.int64))
-        grown = np.zeros(max(len(counts), len(self._latencies)), dtype=np.int64)
-        grown[: len(self._latencies)] += self._latencies
-        grown[: len(counts)] += counts
-        self._latencies = grown
+        extended = np.zeros(max(len(counts), len(self._latencies)), dtype=np.int64)
+        extended[: len(self._latencies)] += self._latencies
+        extended[: len(counts)] += counts
+        self._latencies = extended
 
     @property
     def matches(self) -> Matches:

@@ -155,7 +155,7 @@ def launch(arguments: Sequence[str], size: int, threads: int = 0) -> int:
     threads_each = threads or max(1, thread_count() // size)
     port = int(master_port) if (master_port := os.environ.get("MASTER_PORT", "")).isdecimal() else free_port()
     children: list[_Child] = []
-    with _passing_signals_on(children) as passed:
+    with _passing_signals_on(children) as passed_signals:
         try:
             for rank in range(size):
                 children.append(_Child(arguments, rank, size, port, threads_each))
@@ -165,7 +165,7 @@ def launch(arguments: Sequence[str], size: int, threads: int = 0) -> int:
                 if child.code is None:
                     child.kill()
                     child.process.wait()
-    verdict = _outcome(children, passed)
+    verdict = _outcome(children, passed_signals)
     for text in (*(str(child.verdict.get("trace", "")).rstrip() for child in children), str(verdict)):
         with contextlib.suppress(OSError):
             if text:
@@ -176,15 +176,15 @@ def launch(arguments: Sequence[str], size: int, threads: int = 0) -> int:
 @contextlib.contextmanager
 def _passing_signals_on(children: list[_Child]) -> Iterator[set[int]]:
     """Pass signals on to all processes. Yields the set of signals that were passed on."""
-    passed: set[int] = set()
+    passed_signals: set[int] = set()
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
-        passed.add(number)
+        passed_signals.add(number)
         for child in children:
             child.send_signal(number)
 
     with handled_by(pass_on):
-        yield passed
+        yield passed_signals
 
 
 def _supervise(children: list[_Child]) -> None:
@@ -226,7 +226,7 @@ def _read_messages(selector: selectors.BaseSelector, timeout: float) -> bool:
     return bool(ready)
 
 
-def _outcome(children: list[_Child], passed: set[int]) -> Verdict:
+def _outcome(children: list[_Child], passed_signals: set[int]) -> Verdict:
     """How all processes have ended. The message is empty if they printed it themselves."""
     size = len(children)
     ended_by_signal = [child for child in children if child.code is not None and child.code < 0 and not child.killed]
@@ -234,7 +234,7 @@ def _outcome(children: list[_Child], passed: set[int]) -> Verdict:
         # The cause of the first end may have ended others a little later.
         child = min(ended_by_signal, key=lambda child: child.ended_at)
         number = -(child.code or 0)
-        if number in passed:
+        if number in passed_signals:
             # The signal came before there was anything to save. If rank 0 ended by itself, it printed a message.
             silent = number == signal.SIGINT and (children[0].code or 0) < 0
             return Verdict(INTERRUPTED if silent else "", 128 + number)

@@ -59,8 +59,8 @@ def source(program: NetworkProgram, about: About) -> CSource:
     digest = hashlib.sha256("\n".join([*header, *body]).encode()).hexdigest()[:8]
     number, export = f"0x{digest}UL", f"{writer.macro}_EXPORT"
     header[header.index(_EXPORT)] = f"#define {export} {number}"
-    wrong = f'#error "{stem}.h and {stem}.c are of two exports; take both from one"'
-    body[body.index(_EXPORT)] = "\n".join([f"#if {export} != {number}", wrong, "#endif"])
+    mismatch_error = f'#error "{stem}.h and {stem}.c are of two exports; take both from one"'
+    body[body.index(_EXPORT)] = "\n".join([f"#if {export} != {number}", mismatch_error, "#endif"])
     texts = ["\n".join([*rows, ""]) for rows in (header, body)]
     return CSource(stem, texts[0], texts[1], module.flash, module.ram, tuple(module.layers))
 
@@ -270,11 +270,11 @@ class _CWriter:
         last = module.layers[-1]
         # A zero of either sign becomes +0.
         number = f"potentials[n] = state->{last.potentials.name}[n] + 0.0f;"
-        copied = [
+        output_statements = [
             *braced("if (spikes != NULL)", [f"(void)memcpy(spikes, state->{last.spikes.name}, {macro}_OUTPUTS);"]),
             *braced("if (potentials != NULL)", loops([("n", last.array.size)], [number])),
         ]
-        yield function(self._heads["step"], [*module.step, *copied])
+        yield function(self._heads["step"], [*module.step, *output_statements])
         pointers = [
             f"uint8_t *to = (spikes == NULL) ? NULL : &spikes[(size_t)t * {macro}_OUTPUTS];",
             f"float *u = (potentials == NULL) ? NULL : &potentials[(size_t)t * {macro}_OUTPUTS];",
