@@ -37,7 +37,7 @@ PARTS = (
     "loss_error",
     "population_backward",
     "gradient_squares",
-    "adamw",
+    "updated",
     "numpy",
     "spike_count",
 )

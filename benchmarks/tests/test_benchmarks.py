@@ -383,7 +383,6 @@ def test_the_workers_of_two_checkouts_answer(tmp_path: Path) -> None:
 def test_a_worker_takes_a_pair_by_its_former_name() -> None:
     backend = open_backend("torch")
     assert callable(beside_worker.method(backend, "neuron_forward"))
-    assert callable(beside_worker.method(backend, "adamw"))
     with pytest.raises(AttributeError, match="the backend has no nosuch"):
         beside_worker.method(backend, "nosuch")
 

@@ -26,7 +26,10 @@ from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.registry import load_backend
 
 QUICK = [case for case in CASES if case.quick]
-NETWORKS = [case for case in CASES if case.id.split()[0].strip(",") not in ("neuron", "synaptic", "error", "AdamW")]
+_KINDS = ("neuron", "synaptic", "error", "AdamW", "Adam", "SGD")
+SINGLE = [case for case in CASES if case.id.split()[0].strip(",") in _KINDS]
+UPDATES = [case for case in CASES if case.id.startswith("updates")]
+NETWORKS = [case for case in CASES if case not in SINGLE and case not in UPDATES]
 TAUS = [(tau_m, tau_s) for tau_m in (1.0, 5 / 3, 2.0, 8.0) for tau_s in (1.0, 5 / 3, 3.0, 4.0, 5.0)]
 
 
@@ -59,12 +62,12 @@ def test_the_file_has_every_case_and_no_other() -> None:
     stored = hashes.read()
     assert list(stored.cases) == [case.id for case in CASES]
     assert len(stored.cases) == len(CASES), "two cases with one name"
-    assert set(stored.backends) == {"numpy", "torch=cpu", "torch=cpu:eager", "cupy=host", "jax"}
+    assert set(stored.backends) == {"numpy", "torch=cpu", "torch=cpu:eager", "cpu", "jax", "cupy=host"}
 
 
 def test_cases_of_single_operations_are_checks_of_tier_5() -> None:
-    single = {case.id for case in CASES if case not in NETWORKS}
-    assert len(single) == 61 + 10 * len(elementwise.LATER)
+    single = {case.id for case in SINGLE}
+    assert len(single) == 68 + 10 * len(elementwise.LATER)
     assert single <= {check.id for check in elementwise.CHECKS}
 
 
@@ -158,6 +161,21 @@ def test_every_layer_of_the_networks_fires(case: Case) -> None:
         case.compute(Watched())
 
 
+@pytest.mark.parametrize("case", UPDATES, ids=lambda case: case.id)
+def test_every_layer_fires_in_the_updates(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, seen = reference.train, list[float]()
+
+    def watched(*arguments: Any) -> Any:
+        state, results = train(*arguments)
+        seen.extend(rate for result in results for rate in result.rates.values())
+        return state, results
+
+    monkeypatch.setattr(reference, "train", watched)
+    case.compute(NumpyBackend())
+    assert len(seen) == 3 * 20
+    assert all(0.01 < rate < 0.8 for rate in seen)
+
+
 @pytest.mark.parametrize(
     ("fault", "kinds"),
     [
@@ -187,7 +205,7 @@ def test_every_layer_of_the_networks_fires(case: Case) -> None:
 def test_a_fault_changes_hashes_of_pairs(fault: str, kinds: set[str]) -> None:
     stored = hashes.read().cases
     with np.errstate(all="ignore"):
-        computed = hashes.compute(BACKENDS[fault](), [case for case in CASES if case not in NETWORKS])
+        computed = hashes.compute(BACKENDS[fault](), SINGLE)
     changed = {kind for case, x in computed.items() for kind in x if x[kind] != stored[case][kind]}
     assert changed >= kinds
 

@@ -14,7 +14,7 @@ from stsbp_spec.equations.expressions import Recurrence
 from stsbp_spec.models.losses import LOSSES
 from stsbp_spec.models.neurons import ALIF, LIF, PLIF
 from stsbp_spec.models.neurons.base import NeuronModel
-from stsbp_spec.models.optim.adamw import UPDATE, AdamW
+from stsbp_spec.models.optim import SGD, Adam, AdamW
 from stsbp_spec.models.surrogates import Arctan, FastSigmoid, Rectangle, Triangle
 from stsbp_spec.networks.ops import PSP
 from stsbp_spec.reference.backend import NumpyBackend
@@ -83,13 +83,15 @@ def test_neurons(rng: np.random.Generator, name: str, architecture: int, static:
     same(equations.backward, equations.constants, {**outputs, **learned, "g": g}, STEPS, architecture, summed)
 
 
+@pytest.mark.parametrize("kind", [AdamW, *long_cases(Adam, SGD)])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_adamw(rng: np.random.Generator, architecture: int, size: int) -> None:
-    scalars = AdamW(weight_decay=0.1).scalars(3, np.float32(0.7))
-    arrays = {name: rng.standard_normal((1, size)).astype(np.float32) for name in UPDATE.inputs}
-    arrays["v"] = abs(arrays["v"])
-    same(UPDATE, {name: getattr(scalars, name) for name in UPDATE.parameters}, arrays, 1, architecture)
+def test_updates(rng: np.random.Generator, architecture: int, size: int, kind: type[Any]) -> None:
+    scalars = kind(weight_decay=0.1).scalars(3, np.float32(0.7))
+    update = scalars.update
+    arrays = {name: abs(rng.standard_normal((1, size)).astype(np.float32)) for name in update.inputs}
+    arrays["g"] = rng.standard_normal((1, size)).astype(np.float32)
+    same(update, {name: getattr(scalars, name) for name in update.parameters}, arrays, 1, architecture)
 
 
 @pytest.mark.parametrize("size", [9, *long_cases(1, 16)])

@@ -7,7 +7,8 @@ The suite compares a backend with the current numpy reference. These hashes (`ha
 including the reference, with the results at the time when the hashes were written. For networks, they cover spikes,
 membrane potentials, losses, gradients in `reproducible` precision, and weights and moments after 20 updates. For single
 pairs, they cover the stored cases of tier 5 (`tiers/elementwise.py`): neurons, synaptic filter, the errors of losses,
-and AdamW. Inputs are drawn from the spec's generator without `log` or `cos`, whose last bits differ between machines.
+and the updates of optimisers. Inputs are drawn from the spec's generator without `log` or `cos`, whose last bits differ
+between machines.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from stsbp_spec.engine.backend import AbstractBackend
 from stsbp_spec.errors import StsbpError
 from stsbp_spec.models.losses import LOSSES
 from stsbp_spec.models.neurons import LIF, PLIF
-from stsbp_spec.models.optim.adamw import AdamW
+from stsbp_spec.models.optim import SGD, Adam, AdamW, Optimizer
 from stsbp_spec.models.surrogates import FastSigmoid, Triangle
 from stsbp_spec.networks.ops import PSP
 from stsbp_spec.networks.spec import NetworkSpec
@@ -146,6 +147,23 @@ def _network(case: NetworkCase, loss: str, *, memory: Memory = "full", quick: bo
     return Case(case.id, compute, quick)
 
 
+def _training(case: NetworkCase, optimizer: Optimizer, frozen: tuple[str, ...] = ()) -> Case:
+    """Updates of an optimiser other than `_OPTIMIZER`, or of some parameters only."""
+
+    def compute(backend: AbstractBackend) -> Hashes:
+        trainer = backend.trainer(
+            case.network, LOSSES["van-rossum"], optimizer, precision="reproducible", seed=7, frozen=frozen
+        )
+        state, results = reference.train(trainer, case, _UPDATES)
+        hashes = {
+            "losses of the updates": _text_digest(float(r.loss).hex() for r in results),
+            "gradient norms of the updates": _text_digest(float(r.gradient_norm).hex() for r in results),
+        }
+        return hashes | {f"{name} after {_UPDATES} updates": digest(x) for name, x in state.items() if name != "step"}
+
+    return Case(case.id, compute, quick=True)
+
+
 _NEURONS = (
     *(
         LIF(tau_m, tau_s, threshold, surrogate)
@@ -235,6 +253,12 @@ def _network_cases() -> Iterable[Case]:
     )
     case = NetworkCase("neurons that learn", learned, 8, 3, gain=2.5, density=0.2, seed=132)
     yield _network(case, "van-rossum", quick=True)
+    adam = Adam(lr=5e-3, warmup_steps=5, weight_decay=0.05, clip_norm=0.5)
+    sgd = SGD(lr=0.01, warmup_steps=5, weight_decay=0.05, clip_norm=0.5)
+    yield _training(replace(case, id="updates of Adam", seed=136), adam)
+    yield _training(replace(case, id="updates of SGD", seed=140), sgd)
+    some = ("conv1", "linear2.decay")
+    yield _training(replace(case, id="updates with frozen parameters", seed=138), _OPTIMIZER, some)
     normalised = NetworkSpec.parse(
         "4C3p1bn-P2-D0.2-9bn{factor=0.4,momentum=0.3}",
         input_shape=(2, 6, 6),

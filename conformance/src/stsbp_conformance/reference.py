@@ -9,7 +9,7 @@ import numpy as np
 from stsbp_spec.engine.backend import Batch, RunResult, ValueAndGrad
 from stsbp_spec.engine.trainer import StepResult, Trainer
 from stsbp_spec.models.losses import LOSSES
-from stsbp_spec.models.optim import AdamW
+from stsbp_spec.models.optim import Optimizer
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.typing import AnyArray, Float32, Precision
 
@@ -54,9 +54,12 @@ def gradients(case: NetworkCase, loss: str, precision: Precision, dropout: tuple
 
 
 @cache
-def trained(case: NetworkCase, loss: str, optimizer: AdamW, steps: int) -> tuple[dict[str, AnyArray], list[StepResult]]:
+def trained(
+    case: NetworkCase, loss: str, optimizer: Optimizer, steps: int, frozen: tuple[str, ...] = ()
+) -> tuple[dict[str, AnyArray], list[StepResult]]:
     """State and results of `steps` updates of the reference in `reproducible` precision."""
-    return train(NUMPY.trainer(case.network, LOSSES[loss], optimizer, precision="reproducible", seed=7), case, steps)
+    trainer = NUMPY.trainer(case.network, LOSSES[loss], optimizer, precision="reproducible", seed=7, frozen=frozen)
+    return train(trainer, case, steps)
 
 
 def train(trainer: Trainer, case: NetworkCase, steps: int) -> tuple[dict[str, AnyArray], list[StepResult]]:

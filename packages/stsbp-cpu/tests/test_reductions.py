@@ -1,17 +1,19 @@
-"""Numbers over whole arrays, pooling, dropout and AdamW: the bits of the spec, in one chunk and in several."""
+"""Numbers over whole arrays, pooling, dropout and optimisers: the bits of the spec, in one chunk and in several."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from stsbp_cpu.contract import reductions
-from stsbp_cpu.models.optim import adamw
+from stsbp_cpu.models.optim.update import update
 from stsbp_cpu.ops import avgpool2d, conv2d_bytes, dropout, maxpool2d
 from stsbp_spec.contract.arrays import NUMPY
 from stsbp_spec.contract.random import keep_mask
-from stsbp_spec.models.optim.adamw import UPDATE, AdamWScalars, gradient_norm, gradient_squares, norm_of
+from stsbp_spec.models.optim import OPTIMIZERS
+from stsbp_spec.models.optim.adamw import gradient_norm, gradient_squares, norm_of
 from stsbp_spec.networks.ops import AvgPool2d, MaxPool2d
 from stsbp_spec.networks.ops.axes import PerAxis
 from stsbp_spec.reference.backend import NumpyBackend
@@ -133,16 +135,18 @@ def test_bytes_are_pooled_masked_and_doubled(size: int, masked: int) -> None:
     assert np.array_equal(out, np.concatenate([16 * expected, expected], -1))
 
 
+@pytest.mark.parametrize("kind", OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.parametrize("size", [1, 5000, 200_003])
-def test_adamw_updates_as_the_reference(size: int) -> None:
+def test_optimisers_update_as_the_reference(size: int, kind: Any) -> None:
     rng = np.random.default_rng(size)
-    scalars = AdamWScalars(*(np.float32(x) for x in (0.5, 0.9, 0.1, 0.99, 0.01, 1.5, 2.5, 1e-8, 0.999, 0.01)))
+    optimizer = kind(lr=0.01, weight_decay=0.1)
+    scalars = optimizer.scalars(1, np.float32(0.5))
     w, g, m, v = (rng.standard_normal(size).astype(np.float32) for _ in range(4))
-    v = v * v
-    copies = [x.copy() for x in (w, g, m, v)]
-    new = [np.full(size, np.nan, np.float32) for _ in UPDATE.outputs]
-    adamw.update(scalars, w, g, m, v, *new)
-    for actual, expected in zip(new, REFERENCE.adamw(scalars, w, g, m, v), strict=True):
+    values = [w, g, *[m, v * v][: len(optimizer.moments)]]
+    copies = [x.copy() for x in values]
+    new = [np.full(size, np.nan, np.float32) for _ in scalars.update.outputs]
+    update(scalars, values, new)
+    for actual, expected in zip(new, REFERENCE.updated(scalars, None, *values), strict=True):
         assert actual.tobytes() == expected.tobytes()
-    for x, y in zip((w, g, m, v), copies, strict=True):
+    for x, y in zip(values, copies, strict=True):
         assert np.array_equal(x, y)

@@ -28,6 +28,7 @@ from stsbp_spec.equations.expressions import Recurrence
 from stsbp_spec.errors import BackendError
 from stsbp_spec.models.losses import LOSSES
 from stsbp_spec.models.neurons.alif import ALIF
+from stsbp_spec.models.optim import adam, sgd
 from stsbp_spec.models.optim.adamw import UPDATE
 from stsbp_spec.models.surrogates import SURROGATES
 
@@ -61,6 +62,7 @@ def _sources() -> dict[str, CudaSource]:
         sources |= {} if passes.forward is None else {f"{name}-forward": _printed(passes.forward)}
         sources[f"{name}-backward"] = _printed(passes.backward)
     updates = {"adamw": _printed(UPDATE), "adamw-recorded": _printed(UPDATE, in_memory=True)}
+    updates |= {"adam": _printed(adam.UPDATE), "sgd": _printed(sgd.UPDATE)}
     return sources | updates | {"count": _printed(COUNT, summed=("n",))}
 
 

@@ -372,7 +372,7 @@ def test_pairs_leave_their_inputs_alone(backend: CupyBackend, rng: np.random.Gen
     scalars = AdamW().scalars(0, np.float32(1))
     arrays = [backend.asarray(rng.normal(0, 1, (3, 4)).astype(np.float32) ** 2) for _ in range(4)]
     copies = [x.copy() for x in arrays]
-    backend.adamw(scalars, *arrays)
+    backend.updated(scalars, None, *arrays)
     backend.error_grid(arrays[0][None], 20)
     backend.weight_grid(block_of("6"), arrays[1].reshape(1, 12)[:, :1].repeat(128, axis=1))
     for x, copy in zip(arrays, copies, strict=True):

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from stsbp_cupy.engine import host
 from stsbp_cupy.engine.host import HostRuntime
 from stsbp_cupy.engine.source import KERNELS
 from stsbp_cupy.equations.recurrence import kernel
-from stsbp_spec import LIF, PSP, AdamW
+from stsbp_spec import LIF, PSP
 from stsbp_spec.equations.assembly import COUNT, loss_equations, neuron_equations
 from stsbp_spec.equations.expressions import Expr, Names, Recurrence, named, snap, spike, unsnapped, variable, where
 from stsbp_spec.equations.printers import LANGUAGES, definition, numpy_function
@@ -23,6 +24,7 @@ from stsbp_spec.models.losses import LOSSES, Loss
 from stsbp_spec.models.neurons.alif import ALIF
 from stsbp_spec.models.neurons.base import NeuronModel, Step
 from stsbp_spec.models.neurons.integrate_and_fire import IF
+from stsbp_spec.models.optim import OPTIMIZERS
 from stsbp_spec.models.optim.adamw import UPDATE
 from stsbp_spec.models.surrogates import Rectangle, Surrogate
 from stsbp_spec.networks.ops import IDENTITY
@@ -182,13 +184,22 @@ def test_losses(
     assert_same_bits(backend.numpy(error), expected)
 
 
+@pytest.mark.parametrize("domain", [None, (-0.5, 0.75)], ids=["weights", "learned"])
+@pytest.mark.parametrize("kind", OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.parametrize("shape", [(8, 4, 3, 3), (5, 7)], ids=str)
-def test_adamw(backend: CupyBackend, reference: NumpyBackend, rng: np.random.Generator, shape: tuple[int, ...]) -> None:
+def test_update(
+    backend: CupyBackend,
+    reference: NumpyBackend,
+    rng: np.random.Generator,
+    shape: tuple[int, ...],
+    kind: Any,
+    domain: tuple[float, float] | None,
+) -> None:
     w, g, m, v = (rng.normal(0, 1, shape).astype(np.float32) for _ in range(4))
-    scalars = AdamW(weight_decay=0.1).scalars(3, np.float32(0.9))
-    expected = reference.adamw(scalars, w, g, m, v * v)
-    arrays = map(backend.asarray, (w, g, m, v * v))
-    for actual, value in zip(backend.adamw(scalars, *arrays), expected, strict=True):
+    optimizer = kind(lr=0.1, weight_decay=0.1)
+    scalars, values = optimizer.scalars(3, np.float32(0.9)), [w, g, *[m, v * v][: len(optimizer.moments)]]
+    expected = reference.updated(scalars, domain, *values)
+    for actual, value in zip(backend.updated(scalars, domain, *map(backend.asarray, values)), expected, strict=True):
         assert_same_bits(backend.numpy(actual), value)
 
 

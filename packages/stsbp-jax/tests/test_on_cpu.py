@@ -22,7 +22,7 @@ from stsbp_spec import LIF, Batch, NetworkSpec, VanRossum, initial_weights
 from stsbp_spec.engine import plan as plans
 from stsbp_spec.engine.rules import Deferred
 from stsbp_spec.models.neurons import PLIF
-from stsbp_spec.models.optim.adamw import AdamW
+from stsbp_spec.models.optim import SGD, AdamW
 from stsbp_spec.models.surrogates import Triangle
 from stsbp_spec.networks.ops import batchnorm
 from stsbp_spec.typing import AnyArray, Coding, Precision
@@ -107,14 +107,15 @@ X, ROW = np.ones((5, 3, 7), np.float32), np.ones(7, np.float32)
 @pytest.mark.parametrize(
     "call",
     [
-        lambda of: of.adamw(AdamW().scalars(1, np.float32(1)), *map(jnp.asarray, (ROW, ROW, ROW, ROW))),
+        lambda of: of.updated(AdamW().scalars(1, np.float32(1)), None, *map(jnp.asarray, (ROW, ROW, ROW, ROW))),
+        lambda of: of.updated(SGD().scalars(1, np.float32(1)), None, *map(jnp.asarray, (ROW, ROW, ROW))),
         lambda of: of.channelwise(batchnorm.FORWARD, {"z": jnp.asarray(X)}, {"mean": ROW, "a": ROW, "shift": ROW}),
         lambda of: of.sample_grid(jnp.asarray(X), 20),
         lambda of: of.error_grid(jnp.asarray(X), 20),
         lambda of: of.gradient_squares([jnp.asarray(X)]),
         lambda of: of.spike_count(jnp.asarray(X.astype(np.uint8))),
     ],
-    ids=["update", "normalised", "grid of a sample", "grid", "squares", "count"],
+    ids=["update", "update of SGD", "normalised", "grid of a sample", "grid", "squares", "count"],
 )
 def test_only_the_device_cpu_calls_kernels(call: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any, **__: Any) -> Any:

@@ -15,6 +15,7 @@ from stsbp_spec.equations.expressions import Recurrence
 from stsbp_spec.equations.printers import LANGUAGES, definition
 from stsbp_spec.models.losses import LOSSES
 from stsbp_spec.models.neurons import ALIF, IF, LIF, NEURONS, PLIF
+from stsbp_spec.models.optim import adam, sgd
 from stsbp_spec.models.optim.adamw import LEARNED_UPDATE, UPDATE
 from stsbp_spec.models.surrogates import SURROGATES
 from stsbp_spec.networks.ops import IDENTITY, PSP
@@ -39,6 +40,9 @@ def recurrences() -> Iterator[tuple[str, Recurrence]]:
         yield from ((f"error of {name}", x) for x in (error.forward, error.backward) if x is not None)
     yield "adamw", UPDATE
     yield "adamw of what neurons learn", LEARNED_UPDATE
+    yield "adam", adam.UPDATE
+    yield "sgd", sgd.UPDATE
+    yield "sgd of what neurons learn", sgd.LEARNED_UPDATE
 
 
 def printed(language: str) -> str:

@@ -14,7 +14,7 @@ from stsbp_spec.engine.backend import Batch
 from stsbp_spec.errors import BackendError, NumericError, ShapeError, SpecError
 from stsbp_spec.models.losses import LOSSES, VanRossum
 from stsbp_spec.models.neurons import LIF, PLIF
-from stsbp_spec.models.optim import AdamW, clip_factor, gradient_norm
+from stsbp_spec.models.optim import SGD, AdamW, clip_factor, gradient_norm
 from stsbp_spec.models.surrogates import Logistic
 from stsbp_spec.networks.initial_weights import initial_weights
 from stsbp_spec.networks.ops import Conv2d, Linear
@@ -111,7 +111,7 @@ def test_a_step_reports_the_state_before_it() -> None:
     scalars = optimizer.scalars(0, clip_factor(result.gradient_norm, 1e-3))
     for name, g in direct.gradients.items():
         zero = np.zeros_like(g)
-        expected = NUMPY.adamw(scalars, old_weights[name], g, zero, zero)
+        expected = NUMPY.updated(scalars, None, old_weights[name], g, zero, zero)
         assert np.array_equal(trainer.export_state(state)[f"weight/{name}"], expected[0])
         assert np.array_equal(trainer.export_state(state)[f"adamw.v/{name}"], expected[2])
 
@@ -464,9 +464,9 @@ def test_a_network_that_is_none_is_refused(network: Any) -> None:
             call()
 
 
-@pytest.mark.parametrize("optimizer", [None, "adamw", AdamW])
+@pytest.mark.parametrize("optimizer", [None, "adamw", AdamW, SGD])
 def test_an_optimiser_that_is_none_is_refused(optimizer: Any) -> None:
-    with pytest.raises(SpecError, match=r"an optimiser is an AdamW\(\), got"):
+    with pytest.raises(SpecError, match=r"an optimiser is one of AdamW\(\), Adam\(\), SGD\(\); got"):
         NUMPY.trainer(_NETWORK, VanRossum(), optimizer)
 
 
@@ -535,15 +535,10 @@ def test_a_precision_that_the_device_lacks_is_refused_before_anything_is_compute
 @pytest.mark.parametrize("notation", ["6-4", "6bn-4"])
 def test_a_predictor_keeps_its_weights_when_an_update_works_in_place(notation: str) -> None:
     class InPlace(NumpyBackend):
-        def adamw(self, scalars: Any, w: AnyArray, *arrays: AnyArray) -> tuple[AnyArray, AnyArray, AnyArray]:
-            new, m, v = super().adamw(scalars, w, *arrays)
+        def updated(self, scalars: Any, domain: Any, w: AnyArray, *arrays: AnyArray) -> tuple[AnyArray, ...]:
+            new, *moments = super().updated(scalars, domain, w, *arrays)
             w[...] = new
-            return w, m, v
-
-        def adamw_learned(self, scalars: Any, domain: Any, w: AnyArray, *arrays: AnyArray) -> Any:
-            new, m, v = super().adamw_learned(scalars, domain, w, *arrays)
-            w[...] = new
-            return w, m, v
+            return w, *moments
 
     network = NetworkSpec.parse(notation, input_shape=(5,), neuron=PLIF(3.0, 5 / 3, 0.2))
     batch = _batch(network)

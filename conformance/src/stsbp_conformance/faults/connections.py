@@ -159,8 +159,9 @@ FAULTS = (
     Fault("LearnedOfOneChannel", "Every channel uses the learned parameter of the first one.",
           method(broadcast=lambda correct, values, shape: correct(values[:1], shape))),
     Fault("LearnedLeavesItsDomain", "An update moves a learned parameter out of its domain.",
-          method(adamw_learned=lambda correct, scalars, domain, *args: correct(scalars, (-CEILING, CEILING), *args))),
+          method(updated=lambda correct, scalars, domain, *args: correct(
+              scalars, domain and (-CEILING, CEILING), *args))),
     Fault("LearnedDecays", "Learned parameters decay like weights.",
-          method(adamw_learned=lambda correct, scalars, domain, w, *args: correct(
-              scalars, domain, scalars.decay * w, *args))),
+          method(updated=lambda correct, scalars, domain, w, *args: correct(
+              scalars, domain, w if domain is None else scalars.decay * w, *args))),
 )

@@ -19,7 +19,8 @@ from stsbp_spec.equations.assembly import NeuronEquations
 from stsbp_spec.equations.expressions import sqrt
 from stsbp_spec.models.encoders.packed import PackedFrames
 from stsbp_spec.models.losses import LOSSES, Hamming, Loss, SpikeCount, VanRossum
-from stsbp_spec.models.optim.adamw import AdamWScalars, norm_exponent
+from stsbp_spec.models.optim import AdamScalars, AdamWScalars, SGDScalars
+from stsbp_spec.models.optim.adamw import norm_exponent
 from stsbp_spec.models.surrogates import SURROGATES, Triangle
 from stsbp_spec.networks.graph import Projection
 from stsbp_spec.networks.ops import PSP, Conv2d, batchnorm
@@ -107,15 +108,42 @@ def _squares_in_float32(correct: Change, gradients: Any) -> Any:
     return squares
 
 
-def _decay_in_the_gradient(correct: Change, scalars: AdamWScalars, w: Float32, g: Float32, *moments: Float32) -> Any:
+def _decay_in_the_gradient(scalars: AdamWScalars, w: Float32, g: Float32, *moments: Float32) -> Any:
     decay = np.float32((1 - float(scalars.decay)) / max(float(scalars.rate), 1e-30))
-    return correct(replace(scalars, decay=_ONE), w, g + decay * w, *moments)
+    return replace(scalars, decay=_ONE), w, g + decay * w, *moments
 
 
-def _in_place(correct: Change, scalars: AdamWScalars, w: Float32, *args: Float32) -> Any:
-    new, m, v = correct(scalars, w, *args)
-    w[...] = new
-    return w, m, v
+def _decoupled_decay(scalars: AdamScalars | SGDScalars, w: Float32, *arrays: Float32) -> Any:
+    return replace(scalars, weight_decay=np.float32(0)), w * (1 - scalars.rate * scalars.weight_decay), *arrays
+
+
+def _updates(kind: type[Any] | tuple[type[Any], ...], change: Callable[..., Any]) -> Change:
+    """Replaces `updated`: weights get other arguments from an optimiser whose scalars are of this kind."""
+
+    def updated(correct: Change, scalars: Any, domain: Any, *arrays: Float32) -> Any:
+        if domain is None and isinstance(scalars, kind):
+            scalars, *arrays = change(scalars, *arrays)
+        return correct(scalars, domain, *arrays)
+
+    return updated
+
+
+def _changed_scalars(**changed: np.float32) -> Callable[..., Any]:
+    return lambda scalars, *arrays: (replace(scalars, **changed), *arrays)
+
+
+def _in_place(correct: Change, scalars: Any, domain: Any, w: Float32, *args: Float32) -> Any:
+    new, *moments = correct(scalars, domain, w, *args)
+    if domain is None:
+        w[...] = new
+        new = w
+    return new, *moments
+
+
+def _frozen_decay(correct: Change, state: TrainState[AnyArray], scalars: Any, grads: Any) -> Any:
+    updated = correct(state, scalars, grads)
+    decay = getattr(scalars, "decay", _ONE)
+    return replace(updated, weights={name: w if name in grads else decay * w for name, w in updated.weights.items()})
 
 
 def _added_in_order(loss: Loss, psp: PSP, spikes: UInt8, batch: Batch[Any]) -> float:
@@ -243,17 +271,36 @@ FAULTS = (
     Fault("EpsilonInsideRoot", "AdamW adds epsilon under the square root.",
           equation("adamw", add=lambda x: sqrt(x.args[0].args[0] + x.args[1]) if x.args[0].op == "sqrt" else None)),
     Fault("NoBiasCorrection", "AdamW without bias correction.",
-          method(adamw=lambda correct, numbers, *arrays: correct(replace(numbers, c1=_ONE, c2=_ONE), *arrays))),
+          method(updated=_updates(AdamWScalars, _changed_scalars(c1=_ONE, c2=_ONE)))),
     Fault("DecayInTheGradient", "Weight decay is part of the gradient (Adam with L2) instead of decoupled.",
-          method(adamw=_decay_in_the_gradient)),
+          method(updated=_updates(AdamWScalars, _decay_in_the_gradient))),
     Fault("FusedAdamW", "A fused multiply-add in AdamW's first moment.",
           equation("adamw", add=lambda x: fused(x, "beta1"))),
     Fault("NoClipping", "Gradients are not clipped.",
-          method(adamw=lambda correct, numbers, *arrays: correct(replace(numbers, clip=_ONE), *arrays))),
+          method(updated=_updates(AdamWScalars, _changed_scalars(clip=_ONE)))),
+    Fault("DecoupledDecay", "The weight decay of Adam and SGD is decoupled from the gradient, as in AdamW.",
+          method(updated=_updates((AdamScalars, SGDScalars), _decoupled_decay))),
+    Fault("NoBiasCorrectionInAdam", "Adam without bias correction.",
+          method(updated=_updates(AdamScalars, _changed_scalars(c1=_ONE, c2=_ONE)))),
+    Fault("NoMomentum", "SGD forgets its momentum.",
+          method(updated=_updates(SGDScalars, _changed_scalars(momentum=np.float32(0))))),
+    Fault("DampenedMomentum", "SGD multiplies gradients by 1 - momentum before it adds them to the momentum.",
+          method(updated=_updates(SGDScalars, lambda scalars, w, g, m: (
+              replace(scalars, weight_decay=scalars.weight_decay * (_ONE - scalars.momentum)),
+              w, g * (_ONE - scalars.momentum), m)))),
+    Fault("FusedSGD", "A fused multiply-add in the momentum of SGD.",
+          equation("sgd", add=lambda x: fused(x, "momentum"))),
+    Fault("FusedDecay", "A fused multiply-add where Adam adds the decay to the gradient.",
+          equation("adam", add=lambda x: fused(x, "weight_decay"))),
+    Fault("FrozenDecays", "Weight decay reaches frozen parameters.",
+          method(trainer=trainer(_updated=_frozen_decay))),
+    Fault("NormOfFrozen", "The gradient norm contains the gradients of frozen parameters.",
+          method(trainer=trainer(_of_trained=lambda correct, grads: correct(grads)._replace(
+              squares=NUMPY.gradient_squares(list(grads.values.values())))))),
     Fault("LosesPackedSpikes", "The last step of spikes that are stored as bits is lost.",
           method(unpack_spikes=lambda correct, packed: _zeroed(correct(packed), -1))),
     Fault("UpdatesInPlace", "The update writes into the arrays that the caller gave to `init`.",
-          method(trainer=trainer(init=lambda correct, w: replace(correct(w), weights=dict(w))), adamw=_in_place)),
+          method(trainer=trainer(init=lambda correct, w: replace(correct(w), weights=dict(w))), updated=_in_place)),
     Fault("LossAddedInOrder", "The sum of the mean loss rounds at every sample.",
           method(value_and_grad=_gradient_with_loss_in_order, trainer=trainer(step=_step_with_loss_in_order))),
     Fault("MomentsNotImported", "A resumed run begins with moments of zero.",

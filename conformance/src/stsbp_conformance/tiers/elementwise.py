@@ -19,7 +19,7 @@ from stsbp_spec.contract.random import Stream, uniform
 from stsbp_spec.engine.backend import AbstractBackend
 from stsbp_spec.models.losses import LOSSES
 from stsbp_spec.models.neurons import LIF
-from stsbp_spec.models.optim import AdamW
+from stsbp_spec.models.optim import SGD, Adam, AdamW, Optimizer
 from stsbp_spec.models.surrogates import SURROGATES, Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
 from stsbp_spec.networks.ops import IDENTITY, PSP, Filter
 from stsbp_spec.typing import AnyArray, Float32, Shape, UInt8
@@ -237,17 +237,24 @@ def _loss_case(loss: str, name: str, seed: int) -> PairCase:
     return PairCase(f"error of {loss}, tau_s {name}", compute, quick=name == "5/3")
 
 
-_STORED_UPDATES = {
-    "plain": (AdamW(), 0, 1.0),
-    "decay, clipping": (AdamW(lr=0.01, weight_decay=0.1), 3, 0.37),
-    "warm-up": (AdamW(lr=0.1, warmup_steps=10), 7, 0.9),
-    "moments that halve to the floor": (AdamW(beta1=0.5, beta2=0.5), 4, 1.0),
+_UPDATES: dict[str, tuple[Optimizer, int, float]] = {
+    "AdamW, plain": (AdamW(), 0, 1.0),
+    "AdamW, decay, clipping": (AdamW(lr=0.01, weight_decay=0.1), 3, 0.37),
+    "AdamW, warm-up": (AdamW(lr=0.1, warmup_steps=10), 7, 0.9),
+    "AdamW, moments that halve to the floor": (AdamW(beta1=0.5, beta2=0.5), 4, 1.0),
+    "AdamW, late in a schedule": (AdamW(lr=0.1, total_steps=500, warmup_steps=10, final_fraction=0.05), 480, 1.0),
+    "AdamW, other betas": (AdamW(beta1=0.0, beta2=0.9, eps=1e-3), 1, 0.9),
+    "Adam, plain": (Adam(), 0, 1.0),
+    "Adam, decay, clipping": (Adam(lr=0.01, weight_decay=0.1), 3, 0.37),
+    "Adam, moments that halve to the floor": (Adam(beta1=0.5, beta2=0.5, weight_decay=2.0**-20), 4, 1.0),
+    "SGD, plain": (SGD(lr=0.1, momentum=0.0), 0, 1.0),
+    "SGD, momentum, decay, clipping": (SGD(lr=0.1, weight_decay=0.1), 3, 0.37),
+    "SGD, warm-up": (SGD(lr=0.3, momentum=0.7, warmup_steps=10), 7, 0.9),
+    "SGD, momentum that halves to the floor": (SGD(lr=0.1, momentum=0.5, weight_decay=2.0**-20), 4, 1.0),
 }
-_UPDATES = {
-    **_STORED_UPDATES,
-    "late in a schedule": (AdamW(lr=0.1, total_steps=500, warmup_steps=10, final_fraction=0.05), 480, 1.0),
-    "other betas": (AdamW(beta1=0.0, beta2=0.9, eps=1e-3), 1, 0.9),
-}
+"""Optimiser, first update and clipping factor of each case."""
+_NOT_STORED = {"AdamW, late in a schedule", "AdamW, other betas"}
+_QUICK_UPDATES = {"AdamW, decay, clipping", "Adam, decay, clipping", "SGD, momentum, decay, clipping"}
 
 
 def _update_case(name: str, seed: int) -> PairCase:
@@ -262,13 +269,18 @@ def _update_case(name: str, seed: int) -> PairCase:
         g[2], v[2] = g[2] * np.float32(2.0**-50), v[2] * tiny
         g[3], m[3], v[3] = 0, tiny, tiny
         g[4], m[4] = g[4] * tiny, np.float32(-0.0)
+        if not isinstance(optimizer, AdamW):
+            # The decay reaches moments, so these rows would not stay near the floor.
+            w[0], w[3], w[4] = 0, w[3] * tiny, w[4] * tiny
+        moments = dict(zip(optimizer.moments, (m, v), strict=False))
         for number in range(3):
             scalars = optimizer.scalars(step + number, np.float32(clip))
-            native = (backend.asarray(x.copy()) for x in (w, g, m, v))
-            w, m, v = (backend.numpy(x) for x in backend.adamw(scalars, *native))
-        return {"weights": w, "m": m, "v": v}
+            native = (backend.asarray(x.copy()) for x in (w, g, *moments.values()))
+            w, *new = (backend.numpy(x) for x in backend.updated(scalars, None, *native))
+            moments = dict(zip(moments, new, strict=True))
+        return {"weights": w, **moments}
 
-    return PairCase(f"AdamW, {name}", compute, quick=name == "decay, clipping", stored=name in _STORED_UPDATES)
+    return PairCase(name, compute, quick=name in _QUICK_UPDATES, stored=name not in _NOT_STORED)
 
 
 CASES = (

@@ -11,7 +11,7 @@ from dataclasses import replace
 from stsbp_spec.engine.backend import AbstractBackend
 from stsbp_spec.models.losses import LOSSES
 from stsbp_spec.models.neurons import LIF
-from stsbp_spec.models.optim import AdamW
+from stsbp_spec.models.optim import SGD, Adam, AdamW, Optimizer
 from stsbp_spec.models.surrogates import FastSigmoid, Rectangle, Surrogate, Triangle
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import Memory
@@ -21,10 +21,17 @@ from stsbp_conformance.cases import NetworkCase, cifar10
 from stsbp_conformance.check import Check, Compared, Verdict
 from stsbp_conformance.tiers import bits
 
-__all__ = ["CHECKS", "OPTIMIZER", "SATURATED", "SMALL", "TRAINED"]
+__all__ = ["CHECKS", "OPTIMIZER", "OTHER_OPTIMIZERS", "SATURATED", "SMALL", "TRAINED"]
 
 OPTIMIZER = AdamW(lr=5e-3, total_steps=20, warmup_steps=3, final_fraction=0.1, weight_decay=0.02, clip_norm=0.05)
+OTHER_OPTIMIZERS = (
+    Adam(lr=5e-3, total_steps=20, warmup_steps=3, final_fraction=0.1, weight_decay=0.02, clip_norm=0.05),
+    SGD(lr=0.5, total_steps=20, warmup_steps=3, final_fraction=0.1, weight_decay=0.02, clip_norm=0.05),
+)
+"""The optimisers that are compared with fewer networks."""
 
+_SOME_LEARNED = ("conv1", "conv1.decay", "linear3.bias", "linear5")
+_FIRST_NORMALISED = ("conv1", "conv1.scale", "conv1.shift")
 _DROPPED = "12C5d0.2-P2-64C5d0.3-P2"
 
 
@@ -95,11 +102,19 @@ def _gradient_check(case: NetworkCase, loss: str, dropout: tuple[int, int] | Non
     return Check(4, f"gradients: {case.id}, {loss}{drop}", run, quick=quick)
 
 
-def _training_check(case: NetworkCase, loss: str, *, quick: bool, memory: Memory = "full") -> Check:
+def _training_check(
+    case: NetworkCase,
+    loss: str,
+    *,
+    quick: bool,
+    memory: Memory = "full",
+    optimizer: Optimizer = OPTIMIZER,
+    frozen: tuple[str, ...] = (),
+) -> Check:
     def run(backend: AbstractBackend) -> Verdict:
-        expected, results = reference.trained(case, loss, OPTIMIZER, 20)
+        expected, results = reference.trained(case, loss, optimizer, 20, frozen)
         trainer = backend.trainer(
-            case.network, LOSSES[loss], OPTIMIZER, precision="reproducible", seed=7, memory=memory
+            case.network, LOSSES[loss], optimizer, precision="reproducible", seed=7, memory=memory, frozen=frozen
         )
         got, got_results = reference.train(trainer, case, 20)
         compared = Compared()
@@ -110,11 +125,15 @@ def _training_check(case: NetworkCase, loss: str, *, quick: bool, memory: Memory
         for name, x in expected.items():
             compared.same_bytes(name, got[name], x)
         compared.same("SHA-256 of the weights", reference.checksum(got), reference.checksum(expected))
+        for name in frozen:
+            compared.same_bytes(f"frozen {name}", got[f"weight/{name}"], reference.weights(case)[name])
         compared.note = f"weights {reference.checksum(got)[:16]}"
         return compared.verdict()
 
-    little = "" if memory == "full" else " in little memory"
-    return Check(4, f"20 updates{little}: {case.id}, {loss}", run, quick=quick)
+    how = "" if memory == "full" else " in little memory"
+    how += "" if isinstance(optimizer, AdamW) else f" of {type(optimizer).__name__}"
+    how += f", {' and '.join(frozen)} frozen" if frozen else ""
+    return Check(4, f"20 updates{how}: {case.id}, {loss}", run, quick=quick)
 
 
 CHECKS = (
@@ -166,6 +185,10 @@ CHECKS = (
     *(_training_check(bits.LENGTHS, loss, quick=loss == "spike-count") for loss in LOSSES),
     *(_training_check(case, "van-rossum", quick=True, memory="low") for case in (SMALL[0], bits.DIRECT, SATURATED)),
     *(_training_check(bits.GEOMETRY, "van-rossum", quick=memory == "low", memory=memory) for memory in ("full", "low")),
+    *(_training_check(bits.LEARNED, "van-rossum", quick=True, optimizer=other) for other in OTHER_OPTIMIZERS),
+    *(_training_check(SMALL[0], "hamming", quick=True, memory="low", optimizer=other) for other in OTHER_OPTIMIZERS),
+    _training_check(bits.LEARNED, "hamming", quick=True, optimizer=OTHER_OPTIMIZERS[1], frozen=_SOME_LEARNED),
+    _training_check(bits.NORMALISED, "van-rossum", quick=True, frozen=_FIRST_NORMALISED),
     _training_check(NMNIST, "van-rossum", quick=False),
     _training_check(REAL, "van-rossum", quick=False),
     _training_check(CIFAR10, "hamming", quick=False),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 from stsbp_spec.contract.random import Stream, permutation
@@ -13,6 +13,7 @@ from stsbp_spec.errors import BackendError
 from stsbp_spec.models.encoders import PackedFrames
 from stsbp_spec.models.losses import LOSSES
 from stsbp_spec.models.neurons import LIF
+from stsbp_spec.models.optim import Optimizer
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.registry import installed_backends, load_backend
 from stsbp_spec.typing import AnyArray, Precision
@@ -21,11 +22,13 @@ from stsbp_conformance import reference
 from stsbp_conformance.cases import NetworkCase
 from stsbp_conformance.check import Check, Compared, Unavailable, Verdict
 from stsbp_conformance.tiers import bits
-from stsbp_conformance.tiers.reproducible import OPTIMIZER, SATURATED, SMALL, TRAINED
+from stsbp_conformance.tiers.reproducible import OPTIMIZER, OTHER_OPTIMIZERS, SATURATED, SMALL, TRAINED
 
 __all__ = ["CHECKS", "MANY", "open_usable", "resume_check", "shuffled"]
 
 CASE = SMALL[0]
+_PREFIXES = {"adamw": ("adamw.m", "adamw.v"), "adam": ("adam.m", "adam.v"), "sgd": ("sgd.momentum",)}
+"""Names of the moments in exported states, by optimiser. Checkpoints contain them, so they must not change."""
 
 
 def open_usable(backend: type[AbstractBackend], device: str | None = None) -> AbstractBackend:
@@ -43,8 +46,14 @@ def open_usable(backend: type[AbstractBackend], device: str | None = None) -> Ab
         return backend(usable[0])
 
 
-def _trainer(backend: AbstractBackend, case: NetworkCase, loss: str, precision: Precision = "reproducible") -> Trainer:
-    return backend.trainer(case.network, LOSSES[loss], OPTIMIZER, precision=precision, seed=7)
+def _trainer(
+    backend: AbstractBackend,
+    case: NetworkCase,
+    loss: str,
+    precision: Precision = "reproducible",
+    optimizer: Optimizer = OPTIMIZER,
+) -> Trainer:
+    return backend.trainer(case.network, LOSSES[loss], optimizer, precision=precision, seed=7)
 
 
 def _fresh(case: NetworkCase) -> dict[str, AnyArray]:
@@ -153,17 +162,18 @@ def _predict(case: NetworkCase) -> Check:
     return Check(6, f"prediction: {case.id}", run)
 
 
-def _export(backend: AbstractBackend) -> Verdict:
+def _export(optimizer: Optimizer, backend: AbstractBackend) -> Verdict:
     compared = Compared()
-    trainer, weights = _trainer(backend, CASE, "van-rossum"), _fresh(CASE)
+    trainer, weights = _trainer(backend, CASE, "van-rossum", optimizer=optimizer), _fresh(CASE)
     state = trainer.init(weights)
     exported = trainer.export_state(state)
-    names = {"step", *(f"{part}/{name}" for part in ("weight", "adamw.m", "adamw.v") for name in weights)}
+    names = {"step", *(f"{part}/{name}" for part in ("weight", *_PREFIXES[optimizer.name]) for name in weights)}
     compared.same("names", sorted(exported), sorted(names))
     compared.same("step", (int(exported["step"]), exported["step"].dtype), (0, np.dtype(np.int64)))
     for name, w in weights.items():
         compared.same_bytes(f"weight/{name}", exported[f"weight/{name}"], w)
-        compared.true(f"adamw.m/{name} begins at zero", not exported[f"adamw.m/{name}"].any())
+        for prefix in _PREFIXES[optimizer.name]:
+            compared.true(f"{prefix}/{name} begins at zero", not exported[f"{prefix}/{name}"].any())
     copies = {name: x.copy() for name, x in exported.items()}
     for step in range(3):
         state, _ = trainer.step(state, reference.rolled(CASE, step))
@@ -198,7 +208,7 @@ def _partner(name: str) -> AbstractBackend:
     return open_usable(load_backend(name))
 
 
-def resume_check(other: str) -> Check:
+def resume_check(other: str, optimizer: Optimizer = OPTIMIZER) -> Check:
     """A run begun on the tested backend and continued on `other`, and the reverse, must give the reference's
     weights."""
 
@@ -208,9 +218,9 @@ def resume_check(other: str) -> Check:
         except BackendError as error:
             raise Unavailable(f"{other} cannot run: {error}") from None
         compared = Compared()
-        expected, _ = reference.trained(CASE, "van-rossum", OPTIMIZER, 6)
+        expected, _ = reference.trained(CASE, "van-rossum", optimizer, 6)
         for first, second in ((backend, partner), (partner, backend)):
-            begin, go_on = (_trainer(b, CASE, "van-rossum") for b in (first, second))
+            begin, go_on = (_trainer(b, CASE, "van-rossum", optimizer=optimizer) for b in (first, second))
             state = _train(begin, begin.init(_fresh(CASE)), range(3))
             written = _through_a_file(begin.export_state(state))
             resumed = go_on.import_state(written)
@@ -224,7 +234,8 @@ def resume_check(other: str) -> Check:
         return compared.verdict()
 
     # If every backend exchanges states with numpy, all pairs can exchange them. Others are only in the full matrix.
-    return Check(6, f"a run begun here and resumed on {other}, and back", run, quick=other == "numpy")
+    of = "" if optimizer is OPTIMIZER else f" of {type(optimizer).__name__}"
+    return Check(6, f"a run{of} begun here and resumed on {other}, and back", run, quick=other == "numpy")
 
 
 CHECKS = (
@@ -235,6 +246,8 @@ CHECKS = (
     _packed(bits.SMALL[0]),
     _predict(bits.SMALL[1]),
     _predict(bits.DIRECT),
-    Check(6, "export and import", _export),
+    Check(6, "export and import", partial(_export, OPTIMIZER)),
+    *(Check(6, f"export and import, {type(x).__name__}", partial(_export, x)) for x in OTHER_OPTIMIZERS),
     *(resume_check(name) for name in installed_backends()),
+    *(resume_check("numpy", optimizer) for optimizer in OTHER_OPTIMIZERS),
 )

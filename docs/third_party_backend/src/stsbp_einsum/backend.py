@@ -195,7 +195,7 @@ class EinsumBackend(AbstractBackend):
         *,
         summed: tuple[str, ...] = (),
     ) -> dict[str, Float32]:
-        # Neurons, filters, losses and AdamW, whichever they are. numpy rounds once per operation, as the contract asks.
+        # Neurons, filters, losses and optimisers, all of them. numpy rounds once per operation, as the contract asks.
         step = _printed(recurrence)
         parameters = [constants[name] for name in recurrence.parameters]
         arrays = [inputs[name] for name in recurrence.inputs]

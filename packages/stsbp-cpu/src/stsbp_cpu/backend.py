@@ -23,7 +23,7 @@ from stsbp_spec.equations.assembly import Constants, NeuronEquations
 from stsbp_spec.equations.expressions import Recurrence
 from stsbp_spec.errors import BackendError
 from stsbp_spec.models.encoders.packed import PackedFrames
-from stsbp_spec.models.optim.adamw import AdamWScalars
+from stsbp_spec.models.optim.base import Scalars
 from stsbp_spec.networks.graph import Op, Projection
 from stsbp_spec.networks.ops import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
 from stsbp_spec.reference import backend as reference
@@ -35,7 +35,7 @@ from stsbp_cpu.engine.layout import NUMPY, empty_memory
 from stsbp_cpu.engine.openmp import let_waiting_threads_sleep
 from stsbp_cpu.engine.settings import settings_problem
 from stsbp_cpu.equations import recurrence as over_time
-from stsbp_cpu.models.optim import adamw
+from stsbp_cpu.models.optim.update import update
 from stsbp_cpu.ops import batchnorm, conv2d, dropout, linear, pooling
 
 __all__ = ["CpuBackend"]
@@ -222,14 +222,15 @@ class CpuBackend(AbstractBackend[AnyArray]):
     def spike_count(self, s: UInt8) -> AnyArray:
         return np.asarray(reductions.count(_flat(s)))
 
-    def adamw(
-        self, scalars: AdamWScalars, w: Float32, g: Float32, m: Float32, v: Float32
-    ) -> tuple[Float32, Float32, Float32]:
-        new = tuple(empty_memory(w.shape, np.float32) for _ in range(3))
-        adamw.update(
-            scalars, *(np.ascontiguousarray(x).reshape(-1) for x in (w, g, m, v)), *(x.reshape(-1) for x in new)
-        )
-        return new[0], new[1], new[2]
+    def updated(
+        self, scalars: Scalars, domain: tuple[float, float] | None, w: Float32, g: Float32, *moments: Float32
+    ) -> tuple[Float32, ...]:
+        if domain is not None:
+            return super().updated(scalars, domain, w, g, *moments)
+        new = tuple(empty_memory(w.shape, np.float32) for _ in (w, *moments))
+        arrays = [np.ascontiguousarray(x).reshape(-1) for x in (w, g, *moments)]
+        update(scalars, arrays, [x.reshape(-1) for x in new])
+        return new
 
     def join(self, rendezvous: Rendezvous) -> Collective[AnyArray]:
         return host.join(rendezvous)

@@ -36,7 +36,9 @@ from stsbp_spec.equations.expressions import Recurrence
 from stsbp_spec.errors import BackendError
 from stsbp_spec.models.encoders.packed import PackedFrames
 from stsbp_spec.models.losses.cross_entropy import CrossEntropy
-from stsbp_spec.models.optim.adamw import AdamWScalars, gradient_squares
+from stsbp_spec.models.optim import SCALARS
+from stsbp_spec.models.optim.adamw import gradient_squares
+from stsbp_spec.models.optim.base import Scalars
 from stsbp_spec.networks.graph import Op, Projection
 from stsbp_spec.networks.ops import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
 from stsbp_spec.networks.ops import batchnorm as spec_batchnorm
@@ -75,7 +77,8 @@ _Program: TypeAlias = Compiled | OneByOne | SpreadGradients | SpreadOutput
 Result = TypeVar("Result")
 
 # The scalars of an update change at every step, so a compiled update takes them as arguments.
-jax.tree_util.register_dataclass(AdamWScalars, [field.name for field in fields(AdamWScalars)], [])
+for _kind in SCALARS:
+    jax.tree_util.register_dataclass(_kind, [field.name for field in fields(_kind)], [])
 
 
 def _jit(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -289,10 +292,12 @@ class JaxBackend(AbstractBackend[Array]):
             return on_cpu.population_backward(equations, residuals, ds, static)
         return super().population_backward(equations, residuals, ds, static)
 
-    def adamw(self, scalars: AdamWScalars, w: Array, g: Array, m: Array, v: Array) -> tuple[Array, Array, Array]:
-        if self._on_cpu:
-            return on_cpu.adamw(scalars, w, g, m, v)
-        return super().adamw(scalars, w, g, m, v)
+    def updated(
+        self, scalars: Scalars, domain: tuple[float, float] | None, w: Array, g: Array, *moments: Array
+    ) -> tuple[Array, ...]:
+        if domain is None and self._on_cpu:
+            return on_cpu.updated(scalars, w, g, *moments)
+        return super().updated(scalars, domain, w, g, *moments)
 
     def channelwise(self, recurrence: Recurrence, arrays: Mapping[str, Array], numbers: Mapping[str, Array]) -> Array:
         if self._on_cpu:

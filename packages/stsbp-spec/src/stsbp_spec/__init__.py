@@ -6,7 +6,7 @@ from stsbp_spec.contract.grid import CONTRACT_VERSION
 from stsbp_spec.engine.backend import AbstractBackend, Batch, Device, LayerRun, RunResult, ValueAndGrad
 from stsbp_spec.models.losses import LOSSES, Hamming, Loss, SpikeCount, VanRossum
 from stsbp_spec.models.neurons import ALIF, IF, LIF, NeuronModel
-from stsbp_spec.models.optim import AdamW
+from stsbp_spec.models.optim import SGD, Adam, AdamW
 from stsbp_spec.models.surrogates import SURROGATES, Surrogate, parse_surrogate
 from stsbp_spec.moved import redirect
 from stsbp_spec.networks.initial_weights import initial_weights
@@ -35,8 +35,10 @@ __all__ = [
     "LIF",
     "LOSSES",
     "PSP",
+    "SGD",
     "SURROGATES",
     "AbstractBackend",
+    "Adam",
     "AdamW",
     "AvgPool2d",
     "Batch",

@@ -19,7 +19,7 @@ from stsbp_cpu.engine import block, fused, precompile, recurrent
 from stsbp_cpu.engine.forks import refuse_in_forks
 from stsbp_cpu.engine.openmp import let_waiting_threads_sleep
 from stsbp_cpu.engine.settings import settings_problem
-from stsbp_cpu.models.optim import adamw
+from stsbp_cpu.models.optim.update import update
 from stsbp_spec.contract import grid
 from stsbp_spec.contract.arrays import NUMPY, ArrayArithmetic
 from stsbp_spec.contract.grid import WeightGrid
@@ -33,7 +33,7 @@ from stsbp_spec.equations.expressions import Recurrence
 from stsbp_spec.errors import BackendError, printable
 from stsbp_spec.models.encoders.packed import PackedFrames
 from stsbp_spec.models.losses.cross_entropy import CrossEntropy
-from stsbp_spec.models.optim.adamw import AdamWScalars
+from stsbp_spec.models.optim.base import Scalars
 from stsbp_spec.networks.graph import Op, Projection
 from stsbp_spec.networks.ops import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
 from stsbp_spec.typing import AnyArray, Coding, Shape, UInt8
@@ -322,14 +322,20 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         arrays = (u.double().numpy(), targets.numpy(), batch, None if inside is None else inside.numpy())
         return torch.from_numpy(NUMPY.float32(loss.error(*arrays, NUMPY)))
 
-    def adamw(
-        self, scalars: AdamWScalars, w: torch.Tensor, g: torch.Tensor, m: torch.Tensor, v: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        if not self._on_cpu:
-            return super().adamw(scalars, w, g, m, v)
-        new_w, new_m, new_v = (torch.empty_like(w) for _ in range(3))
-        adamw.update(scalars, *(x.reshape(-1).numpy() for x in (w, g.contiguous(), m, v, new_w, new_m, new_v)))
-        return new_w, new_m, new_v
+    def updated(
+        self,
+        scalars: Scalars,
+        domain: tuple[float, float] | None,
+        w: torch.Tensor,
+        g: torch.Tensor,
+        *moments: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        if domain is not None or not self._on_cpu:
+            return super().updated(scalars, domain, w, g, *moments)
+        new = tuple(torch.empty_like(w) for _ in (w, *moments))
+        arrays = [x.reshape(-1).numpy() for x in (w, g.contiguous(), *moments)]
+        update(scalars, arrays, [x.reshape(-1).numpy() for x in new])
+        return new
 
     def compiled(self, function: Callable[..., Result], *fixed: Hashable) -> Callable[..., Result]:
         def run(*arguments: Any) -> Result:

@@ -52,6 +52,7 @@ SOURCES = (
     "stsbp_cpu.ops.dense",
     "stsbp_cpu.models.neurons",
     "stsbp_cpu.models.optim.adamw",
+    "stsbp_cpu.models.optim.sgd",
     "stsbp_cpu.models.populations",
     "stsbp_cpu.equations.printers",
     "stsbp_cpu.equations.recurrence",

@@ -16,17 +16,19 @@ from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any, NamedTuple
 
+import numpy as np
 from numba import boolean, float32, float64, int16, int32, int64, types, uint8
 from stsbp_spec.equations.assembly import COUNT, loss_equations, neuron_equations
 from stsbp_spec.models.losses import LOSSES
 from stsbp_spec.models.neurons import NEURONS
+from stsbp_spec.models.optim import SGD, Adam, AdamW
 from stsbp_spec.networks.ops import PSP
 
 from stsbp_cpu.engine.compiling import announce, own_folder
 from stsbp_cpu.engine.settings import check_settings
 from stsbp_cpu.equations.recurrence import step_of
 from stsbp_cpu.models import neurons
-from stsbp_cpu.models.optim import adamw
+from stsbp_cpu.models.optim import adamw, sgd
 
 __all__ = ["FIRST", "OTHERS", "Kernel", "fill", "kernel", "prepare"]
 
@@ -89,6 +91,7 @@ OTHERS: tuple[str, ...] = (
     "ops.conv2d._unfold f4 d6 l l l l l l",
     "ops.conv2d._add_windows f6 f4 l l l l l l",
     "ops.conv2d._add_windows d6 f4 l l l l l l",
+    "models.optim.sgd._update l f1 f1 f1 f1 f1 f1 l",
     "contract.reductions._counts b3 i1",
     "contract.reductions._round_errors f1 f f f f1 l2",
 )
@@ -121,7 +124,7 @@ def _type(text: str) -> types.Type:
 
 
 def fill() -> tuple[int, int]:
-    """Compile all kernels, and the steps of the spec's neurons, losses and optimizer with their default settings.
+    """Compile all kernels, and the steps of the spec's neurons, losses and optimisers with their default settings.
 
     The work is divided among one process per processor. Returns the number of kernels that were missing before, and the
     number of all kernels.
@@ -144,7 +147,10 @@ def fill() -> tuple[int, int]:
         if loss.forward is not None:
             step_of(loss.forward)
         step_of(loss.backward)
-    adamw.step_of_update()
+    one = np.float32(1)
+    for optimizer in (AdamW(), Adam()):
+        adamw.step_of_update(optimizer.scalars(0, one).update)
+    sgd.step_of_update(SGD().scalars(0, one).update)
     for helper in helpers:
         helper.wait()
     return len(missing), len(kernels)

@@ -32,7 +32,7 @@ from stsbp_spec.engine.rules import BackwardResult, Deferred, ForwardResult, Pas
 from stsbp_spec.equations.assembly import Constants, NeuronEquations
 from stsbp_spec.equations.expressions import Recurrence
 from stsbp_spec.errors import ExactnessError, NumericError
-from stsbp_spec.models.optim.adamw import AdamWScalars
+from stsbp_spec.models.optim.base import Scalars
 from stsbp_spec.networks.graph import Op, Projection
 from stsbp_spec.networks.ops import AvgPool2d, Conv2d, Linear, MaxPool2d, batchnorm
 from stsbp_spec.typing import AnyArray, Precision, Shape
@@ -41,10 +41,10 @@ from stsbp_jax.contract.grid import GridChoice, wide
 from stsbp_jax.engine.host_callback import Making, host_call, one_at_a_time
 
 __all__ = [
-    "RULES", "adamw", "channelwise", "dropout_mask", "error_grid", "error_moments", "fits", "fuse",
+    "RULES", "channelwise", "dropout_mask", "error_grid", "error_moments", "fits", "fuse",
     "gradient_squares",
     "largest_error", "moments", "of_channels", "population_backward",
-    "population_forward", "recur", "sample_grid", "spike_count", "weight_grid",
+    "population_forward", "recur", "sample_grid", "spike_count", "updated", "weight_grid",
     "weight_grid_of_values",
 ]  # fmt: skip
 
@@ -469,14 +469,14 @@ def _mask(layer: int, shape: Shape, rate: float, words: tuple[AnyArray, ...]) ->
     return dropout.mask(seed, layer, step, shape, rate, first)
 
 
-def adamw(scalars: AdamWScalars, w: Array, g: Array, m: Array, v: Array) -> tuple[Array, Array, Array]:
-    """Implements `Operations.adamw`."""
-    updated: tuple[Array, Array, Array] = _call(_update, (_like(w.shape),) * 3, scalars, w, g, m, v)
-    return updated
+def updated(scalars: Scalars, w: Array, g: Array, *moments: Array) -> tuple[Array, ...]:
+    """Implements `Operations.updated` for weights."""
+    new: tuple[Array, ...] = _call(_update, (_like(w.shape),) * (1 + len(moments)), scalars, w, g, *moments)
+    return new
 
 
-def _update(scalars: AdamWScalars, *arrays: AnyArray) -> tuple[AnyArray, ...]:
-    return _cpu().adamw(scalars, *arrays)
+def _update(scalars: Scalars, *arrays: AnyArray) -> tuple[AnyArray, ...]:
+    return _cpu().updated(scalars, None, *arrays)
 
 
 # Fusions.

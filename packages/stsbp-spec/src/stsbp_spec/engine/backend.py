@@ -7,6 +7,7 @@ walk through a network (plan.py, passes.py), `value_and_grad`, `run` and the tra
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Collection
 
 from stsbp_spec.distributed.collective import Collective, Rendezvous
 from stsbp_spec.engine.operations import Operations
@@ -15,7 +16,7 @@ from stsbp_spec.engine.stream import Stream
 from stsbp_spec.engine.trainer import Trainer, run, value_and_grad
 from stsbp_spec.errors import BackendError
 from stsbp_spec.models.losses.base import Loss
-from stsbp_spec.models.optim.adamw import AdamW
+from stsbp_spec.models.optim.base import Optimizer
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import Array, Float32, Memory, Precision, UInt8
 from stsbp_spec.validation import shown
@@ -106,13 +107,17 @@ class AbstractBackend(Operations[Array]):
         self,
         network: NetworkSpec,
         loss: Loss,
-        optimizer: AdamW,
+        optimizer: Optimizer,
         *,
         precision: Precision = "fast",
         seed: int = 0,
         memory: Memory = "full",
         micro_batch: int | None = None,
         collective: Collective[Array] | None = None,
+        frozen: Collection[str] = (),
     ) -> Trainer[Array]:
-        """Make a trainer with the methods `init`, `step`, `predict`, `export_state` and `import_state`."""
-        return Trainer(self, network, loss, optimizer, precision, seed, memory, micro_batch, collective)
+        """Make a trainer with the methods `init`, `step`, `predict`, `export_state` and `import_state`.
+
+        Arguments: see `Trainer`.
+        """
+        return Trainer(self, network, loss, optimizer, precision, seed, memory, micro_batch, collective, frozen)

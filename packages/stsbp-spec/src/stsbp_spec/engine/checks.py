@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ __all__ = [
     "check_batch",
     "check_classes",
     "check_dropout",
+    "check_frozen",
     "check_inputs",
     "check_lengths",
     "check_loss",
@@ -143,15 +144,32 @@ def _array(label: str, x: object) -> None:
         )
 
 
-def check_weights(network: NetworkSpec, weights: dict[str, AnyArray], label: str = "weights") -> None:
+def check_frozen(network: NetworkSpec, frozen: object) -> frozenset[str]:
+    """The names of frozen parameters. Raises `SpecError` unless they are some, but not all, of the network's."""
+    if isinstance(frozen, str) or not isinstance(frozen, Collection):
+        raise SpecError(f"frozen parameters are a collection of names, for example ('conv1',), got {shown(frozen)}")
+    if unknown := [name for name in frozen if not isinstance(name, str) or name not in network.parameters]:
+        raise SpecError(
+            f"the network has no parameter {shown(unknown[0])} to freeze; its parameters are "
+            f"{listed(network.parameters)}"
+        )
+    names = frozenset(frozen)
+    if network.parameters and len(names) == len(network.parameters):
+        raise SpecError("all parameters of the network are frozen, so nothing is left to train")
+    return names
+
+
+def check_weights(
+    network: NetworkSpec, weights: dict[str, AnyArray], label: str = "weights", *, moments: bool = False
+) -> None:
     """Raise `ShapeError` unless `weights` has the names and shapes of all parameters of the network, in float32.
 
-    The parameters include running statistics. Raises `NumericError` if a learned parameter or a statistic is outside
-    its domain.
+    The parameters include running statistics, except for `moments` of an optimiser. Raises `NumericError` if a learned
+    parameter or a statistic is outside its domain.
     """
     check_network(network)
     shapes = {name: parameter.shape for name, parameter in network.parameters.items()}
-    if not (moments := label.startswith("adamw")):
+    if not moments:
         shapes |= {name: x.shape for name, x in network.statistics.items()}
     if not isinstance(weights, Mapping):
         raise ShapeError(f"{label} must be numpy arrays by layer name, got {type(weights).__name__}")

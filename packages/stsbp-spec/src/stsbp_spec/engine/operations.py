@@ -38,7 +38,8 @@ from stsbp_spec.models.encoders.packed import PackedFrames
 from stsbp_spec.models.losses.base import Loss
 from stsbp_spec.models.losses.cross_entropy import CrossEntropy
 from stsbp_spec.models.neurons.base import NeuronModel
-from stsbp_spec.models.optim.adamw import LEARNED_UPDATE, UPDATE, AdamWScalars, gradient_squares, norm_of
+from stsbp_spec.models.optim.adamw import gradient_squares, norm_of
+from stsbp_spec.models.optim.base import Scalars
 from stsbp_spec.networks.graph import Network, Projection
 from stsbp_spec.networks.ops.base import Op, Rule
 from stsbp_spec.networks.ops.batchnorm import Wide, error_moments, moments
@@ -486,23 +487,25 @@ class Operations(ABC, Generic[Array]):
         arithmetic = self.arithmetic
         return self.rounded(loss.error(arithmetic.float64(u), targets, batch, inside, arithmetic))
 
-    def adamw(self, scalars: AdamWScalars, w: Array, g: Array, m: Array, v: Array) -> tuple[Array, Array, Array]:
-        """New `(w, m, v)`: optim/adamw.py. May work in place."""
-        return self._updated(UPDATE, {name: getattr(scalars, name) for name in UPDATE.parameters}, w, g, m, v)
+    def updated(
+        self, scalars: Scalars, domain: tuple[float, float] | None, w: Array, g: Array, *moments: Array
+    ) -> tuple[Array, ...]:
+        """A parameter and its moments after an update of the optimiser: models/optim. May work in place.
 
-    def adamw_learned(
-        self, scalars: AdamWScalars, domain: tuple[float, float], w: Array, g: Array, m: Array, v: Array
-    ) -> tuple[Array, Array, Array]:
-        """New `(w, m, v)` of learned parameters of neurons, with `w` clipped to `domain`: optim/adamw.py."""
-        ends = dict(zip(("low", "high"), map(np.float32, domain), strict=True))
-        constants = {name: ends[name] if name in ends else getattr(scalars, name) for name in LEARNED_UPDATE.parameters}
-        return self._updated(LEARNED_UPDATE, constants, w, g, m, v)
+        Args:
+            scalars: constants of the update, which also have its equations.
+            domain: lowest and highest value of a learned parameter, such as a bias. None: `w` are weights.
+            w, g, moments: the parameter, its gradient, and its moments, of equal shapes.
 
-    def _updated(
-        self, update: Recurrence, constants: Constants, w: Array, g: Array, m: Array, v: Array
-    ) -> tuple[Array, Array, Array]:
-        new = self.recur(update, constants, {"w": w[None], "g": g[None], "m": m[None], "v": v[None]}, 1)
-        return new["new_w"][0], new["new_m"][0], new["new_v"][0]
+        Returns:
+            The new parameter and the new moments, in the same order.
+        """
+        update = scalars.update if domain is None else scalars.learned_update
+        ends = {} if domain is None else dict(zip(("low", "high"), map(np.float32, domain), strict=True))
+        constants = {name: ends[name] if name in ends else getattr(scalars, name) for name in update.parameters}
+        inputs = {name: x[None] for name, x in zip(update.inputs, (w, g, *moments), strict=True)}
+        new = self.recur(update, constants, inputs, 1)
+        return tuple(new[name][0] for name in update.outputs)
 
     def pack_spikes(self, s: Array) -> Any:
         """Pack spikes (zeros and ones) into bits."""

@@ -15,7 +15,7 @@ from stsbp_spec.engine.passes import Trace, backward_passes, backward_sums, forw
 from stsbp_spec.equations.assembly import inside_name
 from stsbp_spec.models.losses.base import Loss
 from stsbp_spec.models.losses.cross_entropy import CrossEntropy
-from stsbp_spec.models.optim.adamw import AdamWScalars
+from stsbp_spec.models.optim.base import Scalars
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import Array, Memory, Precision
 
@@ -133,21 +133,23 @@ def _forward(
 def update(
     backend: Operations[Array],
     network: NetworkSpec,
-    scalars: AdamWScalars,
+    scalars: Scalars,
     weights: Mapping[str, Array],
     gradients: Mapping[str, Array],
     m: Mapping[str, Array],
     v: Mapping[str, Array],
 ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
-    """New weights, learned parameters and moments: the end of the pseudo-code."""
+    """New weights, learned parameters and moments: the end of the pseudo-code.
+
+    `v` is empty for an optimiser with only one moment. Parameters without a gradient are not in the result.
+    """
     new: tuple[dict[str, Array], ...] = ({}, {}, {})
     for name, g in gradients.items():
-        arrays, learned = (weights[name], g, m[name], v[name]), network.parameters[name].learned
-        if learned is None:
-            updated = backend.adamw(scalars, *arrays)
-        else:
-            updated = backend.adamw_learned(scalars, (learned.low, learned.high), *arrays)
-        for part, x in zip(new, updated, strict=True):
+        learned = network.parameters[name].learned
+        domain = None if learned is None else (learned.low, learned.high)
+        moments = [x[name] for x in (m, v) if x]
+        updated = backend.updated(scalars, domain, weights[name], g, *moments)
+        for part, x in zip(new, updated, strict=False):
             part[name] = x
     return new[0], new[1], new[2]
 

@@ -22,7 +22,7 @@ from stsbp_spec.engine.programs import gradients, update
 from stsbp_spec.equations.assembly import Constants
 from stsbp_spec.equations.expressions import Recurrence
 from stsbp_spec.errors import BackendError
-from stsbp_spec.models.optim.adamw import AdamWScalars
+from stsbp_spec.models.optim.base import Scalars
 from stsbp_spec.typing import Array, Float32
 
 __all__ = ["SWITCH", "Graphs", "Tape", "recording_requested"]
@@ -85,11 +85,11 @@ class Tape(Generic[Array]):
         update."""
         # Kernels of CuPy take constants by value, and a graph would keep the learning rate of the step that was
         # recorded.
-        if not isinstance(self.now, AdamWScalars):
+        if not isinstance(self.now, Scalars):
             return None
         constant_values = {name: x for name, x in constants.items() if not hasattr(self.now, name)}
 
-        def send_numbers(scalars: AdamWScalars) -> Array:
+        def send_numbers(scalars: Scalars) -> Array:
             values = {
                 name: constant_values[name] if name in constant_values else getattr(scalars, name)
                 for name in recurrence.parameters

@@ -123,7 +123,14 @@ class Resumed(NamedTuple, Generic[Array]):
 
 @dataclass
 class TrainState(Generic[Array]):
-    """Master weights and optimiser state as native arrays by layer name. The training loop does not read them."""
+    """Master weights and optimiser state as native arrays by layer name. The training loop does not read them.
+
+    Attributes:
+        step: number of updates.
+        weights: weights and other parameters, and running statistics.
+        m: first moments; for SGD, the momentum.
+        v: second moments; empty for SGD.
+    """
 
     step: int
     weights: dict[str, Array]

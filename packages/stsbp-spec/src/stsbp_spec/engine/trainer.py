@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import copy
 from functools import partial
 from typing import Generic, get_args, overload
@@ -19,6 +19,7 @@ from stsbp_spec.engine.checks import (
     check_batch,
     check_classes,
     check_dropout,
+    check_frozen,
     check_inputs,
     check_lengths,
     check_loss,
@@ -38,7 +39,9 @@ from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.models.encoders.packed import Inputs, PackedFrames, cut
 from stsbp_spec.models.lengths import inside
 from stsbp_spec.models.losses.base import Loss
-from stsbp_spec.models.optim.adamw import AdamW, clip_factor, norm_of
+from stsbp_spec.models.optim import OPTIMIZERS
+from stsbp_spec.models.optim.adamw import clip_factor, norm_of
+from stsbp_spec.models.optim.base import Optimizer, Scalars
 from stsbp_spec.networks.ops.batchnorm import running
 from stsbp_spec.networks.spec import NetworkSpec
 from stsbp_spec.typing import AnyArray, Array, Float32, Int64, Memory, Precision, UInt8
@@ -75,10 +78,13 @@ class Trainer(Generic[Array]):
             last bits of gradients depend on the parts.
         collective: processes that train together, each on its part of every batch. None: `Operations.alone`, which
             is only this process.
+        frozen: names of parameters that updates do not change, of `network.parameters`. The gradient norm does not
+            contain their gradients. Running statistics of batch normalisation still follow the data.
 
     Raises:
         SpecError: `reproducible` precision with a surrogate that is not exact; a network, loss or optimiser of the
-            wrong type; a seed outside `[0, 2**32)`; or a micro-batch without samples.
+            wrong type; a seed outside `[0, 2**32)`; a micro-batch without samples; or frozen parameters that the
+            network does not have, or that are all it has.
     """
 
     def __init__(
@@ -86,12 +92,13 @@ class Trainer(Generic[Array]):
         backend: Operations[Array],
         network: NetworkSpec,
         loss: Loss,
-        optimizer: AdamW,
+        optimizer: Optimizer,
         precision: Precision = "fast",
         seed: int = 0,
         memory: Memory = "full",
         micro_batch: int | None = None,
         collective: Collective[Array] | None = None,
+        frozen: Collection[str] = (),
     ) -> None:
         check_precision(network, precision)
         backend.check_precision(precision)
@@ -99,8 +106,11 @@ class Trainer(Generic[Array]):
             raise SpecError(f"memory is 'full' or 'low', got {shown(memory)}")
         check_loss(loss, precision)
         check_output(network, loss)
-        if not isinstance(optimizer, AdamW):
-            raise SpecError(f"an optimiser is an AdamW(), got {shown(optimizer)}")
+        if not isinstance(optimizer, Optimizer):
+            raise SpecError(
+                f"an optimiser is one of {', '.join(f'{kind.__name__}()' for kind in OPTIMIZERS.values())}; got "
+                f"{shown(optimizer)}"
+            )
         if micro_batch is not None and ((number := integer(micro_batch)) is None or number < 1):
             raise SpecError(f"a micro-batch has at least 1 sample, got {shown(micro_batch)}")
         self.backend = backend
@@ -112,16 +122,17 @@ class Trainer(Generic[Array]):
         self.memory: Memory = memory
         self.micro_batch = micro_batch
         self.collective: Collective[Array] = collective or backend.alone()
+        self.frozen = check_frozen(network, frozen)
 
     def init(self, weights: dict[str, Float32]) -> TrainState[Array]:
         """State before the first update."""
         check_weights(self.network, weights)
         native = {name: self.backend.asarray(_without_subnormals(w)) for name, w in weights.items()}
-        m, v = (
+        moments = [
             {name: self.backend.asarray(np.zeros_like(weights[name])) for name in self.network.parameters}
-            for _ in range(2)
-        )
-        return TrainState(0, native, m, v)
+            for _ in self.optimizer.moments
+        ]
+        return TrainState(0, native, *_two(moments))
 
     @np.errstate(over="ignore", invalid="ignore")  # an overflow later raises an error that names the layer
     def step(self, state: TrainState[Array], batch: Batch[Inputs]) -> tuple[TrainState[Array], StepResult]:
@@ -152,6 +163,7 @@ class Trainer(Generic[Array]):
         between = self._between(len(parts), min(longest, at_once or longest), steps)
         fixed = (network, self.loss, self.precision, between, self.collective)
         grads, grids = _gradients(backend, *fixed, parts, state.weights, batch, dropout)
+        grads = self._of_trained(grads)
         spikes, norm, rates, zeroed, statistics = _read_results(
             backend, network, self.collective, parts, grads, batch.lengths, f"step {state.step}: "
         )
@@ -160,7 +172,7 @@ class Trainer(Generic[Array]):
         # 0.10.2).
         running = _running(backend, network, state.weights, statistics, f"step {state.step}: ")
         scalars = self.optimizer.scalars(state.step, clip_factor(norm, self.optimizer.clip_norm))
-        new_weights, m, v = backend.compiled(update, network)(scalars, state.weights, grads.values, state.m, state.v)
+        updated = self._updated(state, scalars, grads.values)
         result = StepResult(
             spikes=spikes,
             rates=rates,
@@ -171,7 +183,25 @@ class Trainer(Generic[Array]):
             measure=partial(self.loss.mean, spikes, batch.targets.copy(), network.output_psp, copy(batch.lengths)),
             zeroed=zeroed,
         )
-        return TrainState(state.step + 1, new_weights | running, m, v), result
+        return TrainState(state.step + 1, updated.weights | running, updated.m, updated.v), result
+
+    def _of_trained(self, grads: Gradients[Array]) -> Gradients[Array]:
+        """The gradients of the parameters that are not frozen, and their norm."""
+        if not self.frozen:
+            return grads
+        values = {name: g for name, g in grads.values.items() if name not in self.frozen}
+        return grads._replace(values=values, squares=self.backend.gradient_squares(list(values.values())))
+
+    def _updated(self, state: TrainState[Array], scalars: Scalars, grads: dict[str, Array]) -> TrainState[Array]:
+        """`state` after the update. Frozen parameters and their moments are the same arrays as before."""
+        update_on_device = self.backend.compiled(update, self.network)
+        if not self.frozen:
+            return TrainState(state.step, *update_on_device(scalars, state.weights, grads, state.m, state.v))
+        before = (state.weights, state.m, state.v)
+        # Only arrays that change, because the update may work in place.
+        weights, m, v = ({name: x for name, x in arrays.items() if name in grads} for arrays in before)
+        after = update_on_device(scalars, weights, grads, m, v)
+        return TrainState(state.step, *(old | new for old, new in zip(before, after, strict=True)))
 
     def _at_once(self, steps: int, samples: int) -> int | None:
         """Number of a process's samples that are computed at a time; None: all."""
@@ -221,10 +251,11 @@ class Trainer(Generic[Array]):
         return Predictor(self, _state(state).weights)
 
     def export_state(self, state: TrainState[Array]) -> dict[str, AnyArray]:
-        """The state as numpy arrays: `weight/NAME`, `adamw.m/NAME`, `adamw.v/NAME`, `step`. Any backend can import
-        this."""
+        """The state as numpy arrays: `weight/NAME`, `step`, and the moments of the optimiser, which are `adamw.m/NAME`
+        and `adamw.v/NAME`, `adam.m/NAME` and `adam.v/NAME`, or `sgd.momentum/NAME`. Any backend can import this."""
         exported: dict[str, AnyArray] = {"step": np.asarray(_state(state).step, dtype=np.int64)}
-        for prefix, arrays in (("weight", state.weights), ("adamw.m", state.m), ("adamw.v", state.v)):
+        moments = zip(self.optimizer.prefixes, (state.m, state.v), strict=False)
+        for prefix, arrays in (("weight", state.weights), *moments):
             for name, x in arrays.items():
                 exported[f"{prefix}/{name}"] = _without_subnormals(self.backend.numpy(x))
         return exported
@@ -233,27 +264,41 @@ class Trainer(Generic[Array]):
         """Make a state from the result of `export_state`.
 
         Raises:
-            ShapeError: names or shapes do not fit this network, or the step is not an integer from 0 to 2^32 - 1.
+            ShapeError: names or shapes do not fit this network, the step is not an integer from 0 to 2^32 - 1, or the
+                state is that of another optimiser.
             NumericError: a moment of the optimiser is invalid: a NaN, a negative second moment, or a first moment
                 larger than `AdamW.largest_moment`.
         """
         if not isinstance(exported, Mapping):
             raise ShapeError(f"a state must be numpy arrays by name, got {type(exported).__name__}")
         step = _step(exported.get("step"))
+        self._check_optimizer_of(exported)
         parts: list[dict[str, Array]] = []
-        for prefix in ("weight", "adamw.m", "adamw.v"):
+        for prefix in ("weight", *self.optimizer.prefixes):
             named = {k.removeprefix(prefix + "/"): x for k, x in exported.items() if str(k).startswith(prefix + "/")}
-            check_weights(self.network, named, label=prefix)
-            for name, x in named.items():
-                # Second moments may have overflowed. Weights are checked when they are rounded to their grid.
-                if prefix != "weight" and (np.isnan(x).any() or (prefix == "adamw.v" and (x < 0).any())):
-                    raise NumericError(f"{prefix} of {name} holds a value that no update can produce")
+            check_weights(self.network, named, label=prefix, moments=prefix != "weight")
             parts.append({name: self.backend.asarray(_without_subnormals(x)) for name, x in named.items()})
+        # Weights are checked when they are rounded to their grid.
         for name in self.network.parameters:
-            m, v = (exported[f"adamw.{moment}/{name}"] for moment in "mv")
-            if (np.abs(m) > self.optimizer.largest_moment(v)).any():
-                raise NumericError(f"adamw.m of {name} holds a value that no update can produce with its adamw.v")
-        return TrainState(step, *parts)
+            self.optimizer.check_moments(name, [exported[f"{prefix}/{name}"] for prefix in self.optimizer.prefixes])
+        return TrainState(step, parts[0], *_two(parts[1:]))
+
+    def _check_optimizer_of(self, exported: Mapping[str, object]) -> None:
+        """Raise `ShapeError` if a state is that of another optimiser."""
+        kinds = {str(key).partition("/")[0].partition(".")[0] for key in exported}
+        other = next((kind for name, kind in OPTIMIZERS.items() if name in kinds and name != self.optimizer.name), None)
+        if other is not None:
+            own = type(self.optimizer).__name__
+            raise ShapeError(
+                f"the state is that of the optimiser {other.__name__}, but this trainer has {own}. Continue with "
+                f"{other.__name__}, or give only the weights to `init`"
+            )
+
+
+def _two(moments: Sequence[dict[str, Array]]) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The moments `m` and `v` of a state. An optimiser with one moment has an empty `v`."""
+    m, v = (*moments, dict[str, Array]())[:2]
+    return m, v
 
 
 def _step(exported: object) -> int:
@@ -508,10 +553,10 @@ def _read_results(
     squares, *read = backend.read([grads.squares, *grads.spikes, *numbers, *grads.statistics.values()])
     read, last = read[: len(read) - len(grads.statistics)], read[len(read) - len(grads.statistics) :]
     statistics = dict(zip(grads.statistics, last, strict=True))
-    norm = norm_of(squares, sum(math.prod(parameter.shape) for parameter in network.parameters.values()))
+    norm = norm_of(squares, sum(math.prod(g.shape) for g in grads.values.values()))
     if not math.isfinite(norm):
         # The backward pass starts at the output, so the bad gradients began in the last layer that has one.
-        last_first = reversed(list(network.parameters))
+        last_first = [name for name in reversed(list(network.parameters)) if name in grads.values]
         bad = next(name for name in last_first if not np.isfinite(backend.numpy(grads.values[name])).all())
         raise NumericError(
             f"{prefix}the gradient of layer {bad} is not finite; lower the learning rate or clip gradients"

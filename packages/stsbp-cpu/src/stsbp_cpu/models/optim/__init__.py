@@ -1,1 +1,1 @@
-"""The update rule."""
+"""The update rules."""

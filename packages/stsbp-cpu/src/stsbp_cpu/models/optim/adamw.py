@@ -1,4 +1,4 @@
-"""Implements optim/adamw.py of the spec as one pass over memory on the CPU."""
+"""Implements optim/adamw.py and optim/adam.py of the spec as one pass over memory on the CPU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from functools import cache
 
 import numpy as np
 from numba import float32, int64, prange
-from stsbp_spec.models.optim.adamw import UPDATE, AdamWScalars
+from stsbp_spec.equations.expressions import Recurrence
+from stsbp_spec.models.optim.base import Scalars
 from stsbp_spec.typing import Float32
 
 from stsbp_cpu.engine.compiling import cached_njit
@@ -21,7 +22,7 @@ updated = called(_STEP)
 
 
 def update(
-    scalars: AdamWScalars,
+    scalars: Scalars,
     w: Float32,
     g: Float32,
     m: Float32,
@@ -31,15 +32,16 @@ def update(
     new_v: Float32,
 ) -> None:
     """Fill `new_w`, `new_m` and `new_v` from the weights, the gradient and the moments. All arrays are `[N]`."""
-    p = np.array([getattr(scalars, name) for name in UPDATE.parameters], np.float32)
+    rule = scalars.update
+    p = np.array([getattr(scalars, name) for name in rule.parameters], np.float32)
     with threads_for(w.size):
-        _update(step_of_update(), p, w, g, m, v, new_w, new_m, new_v, get_num_threads())
+        _update(step_of_update(rule), p, w, g, m, v, new_w, new_m, new_v, get_num_threads())
 
 
 @cache
-def step_of_update() -> int:
+def step_of_update(rule: Recurrence) -> int:
     """Address of a function that updates one element after the other: see `printed.step`."""
-    return step(UPDATE, _STEP, [run(name) for name in (*UPDATE.inputs, *UPDATE.outputs)])
+    return step(rule, _STEP, [run(name) for name in (*rule.inputs, *rule.outputs)])
 
 
 @cached_njit(parallel=True, error_model="numpy")

@@ -26,38 +26,37 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import reduce
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from stsbp_spec.contract.arrays import NUMPY, ArrayArithmetic
-from stsbp_spec.contract.elementary import cosine, power
+from stsbp_spec.contract.elementary import power
 from stsbp_spec.contract.grid import CEILING, FLOOR, ceil_log2, error_exponent, magnitude
-from stsbp_spec.equations.expressions import Names, Recurrence, named, snap, sqrt, unsnapped, variable, where
-from stsbp_spec.errors import SpecError
+from stsbp_spec.equations.expressions import Expr, Names, Recurrence, named, snap, sqrt, unsnapped, variable, where
+from stsbp_spec.errors import NumericError
+from stsbp_spec.models.optim.base import Optimizer, Scalars
 from stsbp_spec.typing import AnyArray, Array, Float32
-from stsbp_spec.validation import integer, real, shown
 
 __all__ = [
     "LEARNED_UPDATE",
     "UPDATE",
     "AdamW",
     "AdamWScalars",
+    "Adaptive",
+    "adaptive_change",
     "clip_factor",
     "gradient_norm",
     "gradient_squares",
     "norm_bits",
     "norm_exponent",
     "norm_of",
+    "within",
 ]
 
 
-_LARGEST = float(np.finfo(np.float32).max)
-_ENDS = {"lr": "0, or from 2^-100 to the largest float32, 3.4e38", "clip_norm": "at least 2^-100"}
-
-
 @dataclass(frozen=True)
-class AdamWScalars:
+class AdamWScalars(Scalars):
     """The float32 constants of one update."""
 
     clip: np.float32
@@ -71,23 +70,37 @@ class AdamWScalars:
     decay: np.float32
     rate: np.float32
 
+    @property
+    def update(self) -> Recurrence:
+        return UPDATE
+
+    @property
+    def learned_update(self) -> Recurrence:
+        return LEARNED_UPDATE
+
+
+def adaptive_change(c: Names, g: Expr, m: Expr, v: Expr) -> tuple[Expr, Expr, Expr]:
+    """The new moments, and what is subtracted from the parameter, for the gradient `g` after clipping."""
+    m = named("new_m", snap(c.beta1 * m + c.one_minus_beta1 * g))
+    v = named("new_v", snap(c.beta2 * v + c.one_minus_beta2 * (g * g)))
+    return m, v, c.rate * ((m * c.c1) / (sqrt(v * c.c2) + c.eps))
+
+
+def within(c: Names, x: Expr) -> Expr:
+    """A learned parameter after its update, clipped to its domain."""
+    # Decay pulls towards zero, and nothing speaks for time constants or thresholds near zero.
+    moved = named("moved", x)
+    return snap(where(moved < c.low, c.low, where(moved > c.high, c.high, moved)))
+
 
 def _update(*, learned: bool) -> Recurrence:
     names = tuple(field.name for field in fields(AdamWScalars) if not (learned and field.name == "decay"))
     names = (*names, "low", "high") if learned else names
     c = Names("scalar of AdamW", {name: variable(name) for name in names})
     w, g, m, v = (variable(name) for name in ("w", "g", "m", "v"))
-    g = named("clipped", snap(g * c.clip))
-    m = named("new_m", snap(c.beta1 * m + c.one_minus_beta1 * g))
-    v = named("new_v", snap(c.beta2 * v + c.one_minus_beta2 * (g * g)))
-    change = c.rate * ((m * c.c1) / (sqrt(v * c.c2) + c.eps))
-    if learned:
-        moved = named("moved", w - change)
-        # Decay pulls towards zero, and nothing speaks for time constants or thresholds near zero.
-        new_w = snap(where(moved < c.low, c.low, where(moved > c.high, c.high, moved)))
-    else:
-        # Not snapped: weights below the floor become zero when they are rounded to their grid.
-        new_w = unsnapped(c.decay * w - change)
+    m, v, change = adaptive_change(c, named("clipped", snap(g * c.clip)), m, v)
+    # Not snapped: weights below the floor become zero when they are rounded to their grid.
+    new_w = within(c, w - change) if learned else unsnapped(c.decay * w - change)
     outputs = {"new_w": new_w, "new_m": m, "new_v": v}
     return Recurrence("adamw_learned" if learned else "adamw", names, ("w", "g", "m", "v"), {}, outputs)
 
@@ -99,66 +112,22 @@ LEARNED_UPDATE = _update(learned=True)
 """The same for learned parameters of neurons: no decay, and the result is clipped to `low` and `high`."""
 
 
-@dataclass(frozen=True)
-class AdamW:
-    """Hyperparameters of the update.
+class Adaptive(Optimizer):
+    """An optimiser that divides by the root of the second moments: AdamW and Adam."""
 
-    Args:
-        lr: peak learning rate: 0, or from 2^-100 to the largest float32.
-        total_steps: length of the cosine schedule in updates. None keeps `lr` constant after the warm-up.
-        warmup_steps: number of updates over which the learning rate rises linearly from 0.
-        final_fraction: learning rate at the end of the schedule, as a fraction of `lr`.
-        beta1, beta2, eps, weight_decay: as in the literature. `eps` is from 2^-100 to 2^100.
-        clip_norm: largest global gradient norm, at least 2^-100; None: no clipping.
-    """
+    moments: ClassVar[tuple[str, ...]] = ("m", "v")
 
-    lr: float = 2e-3
-    total_steps: int | None = None
-    warmup_steps: int = 0
-    final_fraction: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip_norm: float | None = None
+    beta1: float
+    beta2: float
+    eps: float
 
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            name, value = field.name, getattr(self, field.name)
-            if value is None and field.default is None:
-                continue
-            steps = name in ("warmup_steps", "total_steps")
-            number = integer(value) if steps else real(f"AdamW: {name}", value)
-            if number is None:
-                raise SpecError(f"AdamW: {name} must be an integer, got {shown(value)}")
-            object.__setattr__(self, name, number)
-        domain = {
-            # In float32, other values would be zero or infinite.
-            "lr": self.lr == 0 or FLOOR <= self.lr <= _LARGEST,
+    def _domain(self) -> dict[str, bool]:
+        return {
+            **super()._domain(),
             "beta1": 0 <= self.beta1 < 1,
             "beta2": 0 <= self.beta2 < 1,
             "eps": FLOOR <= self.eps <= CEILING,
-            "weight_decay": self.weight_decay >= 0,
-            "warmup_steps": self.warmup_steps >= 0,
-            "final_fraction": 0 <= self.final_fraction <= 1,
-            "total_steps": self.total_steps is None or self.total_steps > 0,
-            "clip_norm": self.clip_norm is None or self.clip_norm >= FLOOR,
         }
-        for name, good in domain.items():
-            if not good:
-                ends = f"; it must be {_ENDS[name]}" if name in _ENDS else ""
-                raise SpecError(f"AdamW: {name} is outside its domain: {shown(getattr(self, name))}{ends}")
-
-    def rate(self, step: int) -> float:
-        """Learning rate of update `step = 0, 1, ...`, float64."""
-        if step < self.warmup_steps:
-            return self.lr * (step + 1) / self.warmup_steps
-        if self.total_steps is None:
-            return self.lr
-        span = max(1, self.total_steps - self.warmup_steps)
-        progress = min(1.0, (step - self.warmup_steps) / span)
-        falling = 0.5 * (1 + cosine(math.pi * progress))
-        return self.lr * (self.final_fraction + (1 - self.final_fraction) * falling)
 
     def largest_moment(self, v: Float32) -> AnyArray:
         """Bound of the magnitude of the first moments beside second moments `v`, in any shape, float64.
@@ -174,20 +143,63 @@ class AdamW:
         ratio = (1 - b1) ** 2 / ((1 - b2) * (1 - (b1 * b1 / b2 if b1 else 0)))
         return np.sqrt(2 * ratio * (v.astype(np.float64) + FLOOR / (1 - b2)))
 
+    def check_moments(self, name: str, moments: Sequence[Float32]) -> None:
+        super().check_moments(name, moments)
+        m, v = moments
+        of_m, of_v = self.prefixes
+        # Second moments may have overflowed.
+        if (v < 0).any():
+            raise NumericError(f"{of_v} of {name} holds a value that no update can produce")
+        if (np.abs(m) > self.largest_moment(v)).any():
+            raise NumericError(f"{of_m} of {name} holds a value that no update can produce with its {of_v}")
+
+    def moment_scalars(self, step: int) -> dict[str, np.float32]:
+        """The constants of update `step` with which the moments are computed and corrected."""
+        n = step + 1
+        return {
+            "beta1": np.float32(self.beta1),
+            "one_minus_beta1": np.float32(1 - self.beta1),
+            "beta2": np.float32(self.beta2),
+            "one_minus_beta2": np.float32(1 - self.beta2),
+            "c1": np.float32(1 / (1 - power(self.beta1, n))),
+            "c2": np.float32(1 / (1 - power(self.beta2, n))),
+            "eps": np.float32(self.eps),
+        }
+
+
+@dataclass(frozen=True)
+class AdamW(Adaptive):
+    """Hyperparameters of the update of AdamW, whose weight decay is decoupled from the gradient.
+
+    Args:
+        lr: peak learning rate: 0, or from 2^-100 to the largest float32.
+        total_steps: length of the cosine schedule in updates. None keeps `lr` constant after the warm-up.
+        warmup_steps: number of updates over which the learning rate rises linearly from 0.
+        final_fraction: learning rate at the end of the schedule, as a fraction of `lr`.
+        beta1, beta2, eps, weight_decay: as in the literature. `eps` is from 2^-100 to 2^100.
+        clip_norm: largest global gradient norm, at least 2^-100; None: no clipping.
+    """
+
+    name: ClassVar[str] = "adamw"
+
+    lr: float = 2e-3
+    total_steps: int | None = None
+    warmup_steps: int = 0
+    final_fraction: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+
     def scalars(self, step: int, clip: np.float32) -> AdamWScalars:
         """The constants of update `step`, including the clipping factor."""
-        rate, n = self.rate(step), step + 1
+        rate = self.rate(step)
         return AdamWScalars(
             clip=clip,
-            beta1=np.float32(self.beta1),
-            one_minus_beta1=np.float32(1 - self.beta1),
-            beta2=np.float32(self.beta2),
-            one_minus_beta2=np.float32(1 - self.beta2),
-            c1=np.float32(1 / (1 - power(self.beta1, n))),
-            c2=np.float32(1 / (1 - power(self.beta2, n))),
-            eps=np.float32(self.eps),
             decay=np.float32(1 - rate * self.weight_decay),
             rate=np.float32(rate),
+            **self.moment_scalars(step),
         )
 
 
