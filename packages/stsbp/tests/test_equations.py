@@ -23,6 +23,8 @@ FUNCTIONS = {
     "spike-count": ["spike_count_backward"],
     "plif": ["plif_forward", "plif_backward"],
     "adamw": ["adamw", "adamw_learned"],
+    "adam": ["adam", "adamw_learned"],
+    "sgd": ["sgd", "sgd_learned"],
 }
 
 
@@ -109,5 +111,5 @@ def test_an_unknown_equation_is_refused_with_the_known_ones(stsbp: Callable[...,
     assert refused.output == (
         "Error: no equation is called 'lf' (did you mean lif?); there are: "
         f"lif, if, alif, plif, {', '.join(SURROGATES)}, filter, van-rossum, hamming, "
-        "spike-count, adamw\n"
+        "spike-count, adamw, adam, sgd\n"
     )

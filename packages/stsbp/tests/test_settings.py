@@ -19,6 +19,7 @@ COUNTS = {
     "limit": (0, 0, 10**9),
     "holdout": (0, 0, 10**9),
     "validation": (0, 0, 10**9),
+    "patience": (0, 0, 10**9),
     "image_size": (0, 0, 16_384),
     "test_every": (1, 0, 10**9),
     "augment_shift": (0, 0, 1024),
@@ -40,6 +41,7 @@ AMOUNTS = {
     "init_gain": (1.5, 5e-324, math.inf),
     "init_rate": (0.0, 0.0, math.nextafter(1, 0)),
     "lr": (2e-3, 5e-324, math.inf),
+    "momentum": (0.9, 0.0, math.nextafter(1, 0)),
     "warmup": (0.0, 0.0, 1e6),
     "weight_decay": (0.0, 0.0, math.inf),
     "clip_norm": (0.0, 0.0, math.inf),
@@ -55,6 +57,7 @@ OTHERS = {
     "undesired_pattern": "0", "neuron": "lif", "neuron_model": "", "surrogate": "arctan", "surrogate_model": "",
     "own_lengths": False, "psp_gain": "normalised",
     "saccades": "all", "stabilise": False, "init_from": "", "init_sha256": "", "schedule": "cosine",
+    "optimizer": "adamw", "freeze": "",
     "precision": "fast", "test": True, "test_on": "", "augment_flip": False, "data_dir": "", "download": False,
     "skip_malformed": False, "memory": "full", "tensorboard": False,
 }  # fmt: skip

@@ -221,15 +221,24 @@ class RunConfig(BaseModel):
     )
     epochs: int = Field(10, ge=1, le=10**9, description="Passes over the training samples.")
     batch_size: int = Field(50, ge=1, le=10**9, description="Samples in one update.")
-    lr: float = Field(2e-3, gt=0, description="Peak learning rate of AdamW.")
+    optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="Optimiser.")
+    lr: float = Field(2e-3, gt=0, description="Peak learning rate.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of --optimizer sgd.")
     schedule: Literal["cosine", "constant"] = Field(
         "cosine", description="How the learning rate changes after the warm-up."
     )
     warmup: float = Field(
         0.0, ge=0, le=1e6, description="Length of the learning-rate warm-up in epochs, for example 0.5."
     )
-    weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
+    weight_decay: float = Field(
+        0.0, ge=0, description="Weight decay: decoupled for adamw, added to the gradient for adam and sgd."
+    )
     clip_norm: float = Field(0.0, ge=0, description="Largest allowed norm of the gradient; 0 disables clipping.")
+    freeze: str = Field(
+        "",
+        description="Do not train this layer or parameter, for example conv1, conv1.bias or 'conv*'. You can give this "
+        "option several times.",
+    )
     precision: Literal["fast", "reproducible"] = Field(
         "fast",
         description="--precision reproducible gives bit-identical results on every backend, but is slower than "
@@ -273,6 +282,12 @@ class RunConfig(BaseModel):
         ge=0,
         le=10**9,
         description="Hold out this many training samples to choose the best checkpoint. 0 disables this.",
+    )
+    patience: int = Field(
+        0,
+        ge=0,
+        le=10**9,
+        description="End the run when the validation result has not improved for this many epochs. 0 disables this.",
     )
     image_size: int = Field(
         0,
@@ -378,6 +393,14 @@ class RunConfig(BaseModel):
     def _network(cls, text: str) -> str:
         return network_text(text)
 
+    @field_validator("freeze")
+    @classmethod
+    def _names(cls, text: str) -> str:
+        names = [name.strip() for name in text.split(",")] if text.strip() else []
+        if not all(names):
+            raise ValueError("Input should be names of layers or parameters, separated by commas: 'conv1,conv2'")
+        return ",".join(names)
+
     @field_validator("label_pattern", "undesired_pattern")
     @classmethod
     def _pattern(cls, text: str) -> str:
@@ -476,7 +499,8 @@ SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
         "Label sequences and loss": ("loss", "loss_model", "label_pattern", "undesired_pattern", "steps"),
         "Training": (
-            *("epochs", "batch_size", "lr", "schedule", "warmup", "weight_decay", "clip_norm", "precision", "seed"),
+            *("epochs", "batch_size", "lr", "patience", "optimizer", "momentum", "schedule", "warmup"),
+            *("weight_decay", "clip_norm", "freeze", "precision", "seed"),
         ),
         "Data": (
             *("data_dir", "download", "skip_malformed", "image_size"),
@@ -493,18 +517,18 @@ SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """All settings except the data set, in the sections and the order of docs/cli.md."""
 
-_ALIASES = {"learning_rate": "lr", "learning-rate": "lr"}
+_ALIASES = {"learning_rate": "lr", "learning-rate": "lr", "optimiser": "optimizer"}
 """Names of settings elsewhere, which a message replaces."""
 
 FREE = frozenset(
     {
         *("data_dir", "download", "skip_malformed", "threads", "memory", "micro_batch", "tensorboard"),
-        "checkpoint_every",
+        *("checkpoint_every", "patience"),
     }
 )
-"""Settings for where and how a run is computed. A resumed run may change them. They do not change the results, except
-`threads`, `memory` and `micro_batch`. These affect the last bits in `fast` precision, whose sums are added thread by
-thread and part by part."""
+"""Settings for where and how a run is computed, and when it ends. A resumed run may change them. They do not change the
+results, except `threads`, `memory` and `micro_batch`. These affect the last bits in `fast` precision, whose sums are
+added thread by thread and part by part. `patience` only decides which epoch is the last one."""
 
 RECORDING_SETTINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"recordings": ("window_ms", "bin_ms", "own_lengths"), "saccades": ("saccades", "stabilise")}
@@ -515,7 +539,7 @@ _LATER = frozenset(
     {
         *("augment_rotate", "augment_scale", "augment_shear", "augment_elastic", "augment_cutout", "test_on"),
         *("init_rate", "init_from", "init_sha256", "test", "neuron", "neuron_model", "tau_rise", "psp_gain"),
-        *("loss_model", "surrogate_model"),
+        *("loss_model", "surrogate_model", "optimizer", "momentum", "freeze"),
         *(name for names in RECORDING_SETTINGS.values() for name in names),
     }
 )

@@ -37,7 +37,7 @@ COMMANDS = {
     "presets": "List published experiments (presets), or show the settings of one preset.",
     "experiment": "Train a preset with several seeds and write a table of the results.",
     "networks": "Show a network as a table.",
-    "equations": "Show the equations of a neuron, a loss or AdamW, as a backend runs them.",
+    "equations": "Show the equations of a neuron, a loss or an optimiser, as a backend runs them.",
     "backends": "List backends and their devices, and why a backend cannot run.",
     "benchmark": "Measure a backend and compare it with the limits of this machine.",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
+import numpy as np
 from stsbp_spec.equations.assembly import filter_equations, loss_equations, neuron_equations
 from stsbp_spec.equations.expressions import Recurrence
 from stsbp_spec.equations.printers import LANGUAGES, definition
@@ -12,7 +13,7 @@ from stsbp_spec.equations.ranges import flushes_of
 from stsbp_spec.errors import did_you_mean
 from stsbp_spec.models.losses import LOSSES, Loss, parse_loss
 from stsbp_spec.models.neurons import NEURONS, NeuronModel, parse_neuron
-from stsbp_spec.models.optim.adamw import LEARNED_UPDATE, UPDATE
+from stsbp_spec.models.optim import OPTIMIZERS
 from stsbp_spec.models.surrogates import SURROGATES, Surrogate, equation, parse_surrogate
 from stsbp_spec.models.user_classes import calling, imported, names_a_class
 from stsbp_spec.networks.ops import PSP
@@ -24,7 +25,7 @@ from stsbp.errors import ConfigError
 
 __all__ = ["command"]
 
-_OTHERS = (*SURROGATES, "filter", *LOSSES, "adamw")
+_OTHERS = (*SURROGATES, "filter", *LOSSES, *OPTIMIZERS)
 
 
 @click.command("equations", short_help=COMMANDS["equations"])
@@ -47,7 +48,7 @@ def command(name: str, language: str) -> None:
     - a surrogate derivative, for example triangle:width=0.5
     - the synaptic filter: filter
     - a loss: van-rossum, hamming or spike-count
-    - the optimiser: adamw
+    - an optimiser: adamw, adam or sgd
     - a class of your own, for example my_module:MyNeuron
 
     The languages of --as are:
@@ -86,8 +87,9 @@ def _named(name: str) -> NeuronModel | Surrogate | Loss | list[Recurrence]:
     if name == "filter":
         alone = filter_equations(PSP().filter())
         return [alone.forward, alone.backward]
-    if name == "adamw":
-        return [UPDATE, LEARNED_UPDATE]
+    if name in OPTIMIZERS:
+        scalars = OPTIMIZERS[name]().scalars(0, np.float32(1))
+        return [scalars.update, scalars.learned_update]
     known_names = (*NEURONS, *_OTHERS)
     raise ConfigError(
         f"no equation is called {shown(name)}{did_you_mean(name, known_names)}; there are: {', '.join(known_names)}"

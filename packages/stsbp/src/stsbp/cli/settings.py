@@ -46,6 +46,11 @@ _COMPLETE: dict[str, Callable[..., Iterable[Any]]] = {
 }
 
 
+def _joined(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> str:
+    """Values of an option that was given several times, as the text of its setting."""
+    return ",".join(values)
+
+
 class _LossType(Choice):
     """A known loss, or a user-defined class."""
 
@@ -101,6 +106,8 @@ def settings(
         attributes: dict[str, Any] = {"help": shown, "hidden": name in hidden}
         if kind is bool:
             option = click.option(f"{flag}/--no-{flag[2:]}", name, default=None, **attributes)
+        elif name == "freeze":
+            option = click.option(flag, name, metavar="NAME", multiple=True, callback=_joined, **attributes)
         elif name == "loss":
             option = click.option(flag, name, type=_LossType(list(OWN[name].spec_names)), **attributes)
         elif choices := get_args(kind):

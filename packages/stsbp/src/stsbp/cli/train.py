@@ -60,6 +60,7 @@ from stsbp.training.build import (
     Data,
     Task,
     build_task,
+    check_patience,
     check_typed,
     check_typed_labels,
     decoders,
@@ -68,7 +69,8 @@ from stsbp.training.build import (
 )
 from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.initial import pinned
-from stsbp.training.loop import Outcome, Stopped, first_state, resumed, stop_on_signals, train
+from stsbp.training.loop import Outcome, Stopped, first_state, is_over, resumed, stop_on_signals, train, why_early
+from stsbp.training.optimizer import describe_frozen
 from stsbp.training.overlap import warn_of_borrowed_tests, warn_of_other_settings, warn_of_trained_tests
 from stsbp.training.progress import Reporter, shown_by
 from stsbp.training.run_folder import RunFolder
@@ -220,6 +222,7 @@ def _plan(
             raise FileError(f"{folder.path} exists and is not empty{advice} choose another --out")
     if overwrite and config.init_from and real(split_start(config.init_from)[0]) == real(folder.path):
         raise ConfigError(f"--overwrite would remove the run that --init-from {config.init_from} begins with")
+    check_patience(config)
     if config.tensorboard:
         require()
     begun, exists = _begun(folder), folder.path.exists()
@@ -292,6 +295,8 @@ def _train(
         if not plan.goes_on:
             check_typed_labels(config, data.inputs, sources[-1].values)
         task = build_task(config, data.inputs, backend, len(data.train), group)
+        if frozen := describe_frozen(task.network, task.trainer.frozen):
+            show.note(frozen)
         first = None
         if group.leads:
             warn_of_blank(config.dataset, data.inputs.coding, data.splits(), show, config.test_on)
@@ -332,7 +337,7 @@ def _begin(plan: _RunPlan, task: Task, data: Data, show: Reporter, *, overwrite:
         run_config = folder.read_config()
         # A checkpoint that is refused must leave all files as they are.
         resumed(run_config, task, data, checkpoint.load(folder.path, "last"), folder)
-        if config.epochs != run_config.epochs:
+        if (config.epochs, config.patience) != (run_config.epochs, run_config.patience):
             _extend(folder, run_config, config, show)
         saved = checkpoint.load(folder.path, "last")
     elif plan.begun != _begun(folder):
@@ -344,10 +349,17 @@ def _begin(plan: _RunPlan, task: Task, data: Data, show: Reporter, *, overwrite:
         show.warn(f"{folder.environment} was damaged and is begun anew, so it does not show earlier starts")
     if saved is None:
         return None
-    if checkpoint.progress_of(saved, folder.path).epoch >= config.epochs:
+    progress = checkpoint.progress_of(saved, folder.path)
+    if progress.epoch >= config.epochs:
         show.note(
             f"{folder.path} is finished: all {config.epochs} epochs are done. Its result follows. To "
             "train it longer, give a larger --epochs"
+        )
+    elif is_over(config, progress):
+        assert progress.best is not None
+        show.note(
+            f"{folder.path} is finished: it ended {why_early(config, progress.epoch, progress.best.model_dump())}. "
+            "Its result follows. To train it longer, give a larger --patience, or --patience 0"
         )
     else:
         show.note(f"continuing {folder.path} after update {saved.info['step']}")
@@ -400,17 +412,20 @@ def _resumed(folder: RunFolder, sources: list[SettingsSource]) -> RunConfig:
 
 
 def _extend(folder: RunFolder, run_config: RunConfig, config: RunConfig, show: Reporter) -> None:
-    """Give the run with the settings `run_config` as many epochs as `config` has, by changing the file of its "
-    "settings."""
+    """Give the run with the settings `run_config` as many epochs and as much patience as `config` has, by changing the
+    file of its settings."""
     # Before the number of epochs grows, checkpoints must record the number for which they were written.
     for name in ("best", "last"):
         if (folder.path / f"{name}.json").exists():
             checkpoint.note_epochs(folder.files, name, run_config.epochs)
     # config.toml and the two checkpoints cannot be replaced at one instant. The checkpoints are valid with the old and
     # with the new number of epochs, so the rename of config.toml alone decides.
-    folder.write_config(run_config.model_copy(update={"epochs": config.epochs}))
+    folder.write_config(run_config.model_copy(update={"epochs": config.epochs, "patience": config.patience}))
     rate = "; from here on the learning rate follows the longer schedule" if config.schedule == "cosine" else ""
-    show.note(f"{config.epochs} epochs instead of {run_config.epochs}{rate}")
+    if config.epochs != run_config.epochs:
+        show.note(f"{config.epochs} epochs instead of {run_config.epochs}{rate}")
+    if config.patience != run_config.patience:
+        show.note(f"patience {config.patience or 'off'} instead of {run_config.patience or 'off'}")
 
 
 def _typed_settings(sources: list[SettingsSource]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from stsbp.training import checkpoint
 from stsbp.training.build import Data, Inputs, Task, build_network, build_task, cut_validation, has_test_of_training
 from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.evaluate import evaluate
-from stsbp.training.loop import StopRequest, import_checkpoint, resumed, stop_together, train
+from stsbp.training.loop import StopRequest, import_checkpoint, is_over, resumed, stop_together, train
 from stsbp.training.metrics import read_records
 from stsbp.training.operations import synaptic_operations
 from stsbp.training.progress import Reporter, shown_by
@@ -265,10 +265,11 @@ class Experiment:
             return None
         config = folder.read_config()
         last = checkpoint.load_of(config, folder.path, "last")
-        # A run that was extended had finished earlier, with fewer epochs.
-        if last.info.get("epoch") != self.config.epochs:
+        progress = checkpoint.progress_of(last, folder.path)
+        # A run that was extended had finished earlier, with fewer epochs or less patience.
+        if not is_over(self.config, progress):
             return None
-        if differs := self.data.unlike(checkpoint.progress_of(last, folder.path)):
+        if differs := self.data.unlike(progress):
             raise CheckpointError(
                 f"the data are not those that the run in {folder.path} was trained on; different: {differs}. Give the "
                 "same --data-dir, or choose another --out"
@@ -343,7 +344,8 @@ def _figures(
     evaluations = [r for r in lines if r["kind"] == "evaluation" and _has_layers(r, task.network, task.inputs)]
     tests = [r for r in evaluations if r["split"] == "test"]
     seconds = [r["seconds"] for r in lines if r["kind"] == "epoch"]
-    if not tests or tests[-1]["epoch"] != task.config.epochs or not seconds:
+    last_epoch = checkpoint.recorded_of(checkpoint.described(folder.path, "last"), folder.path).epoch
+    if not tests or tests[-1]["epoch"] != last_epoch or not seconds:
         raise CheckpointError(
             f"the run is finished, but {folder.metrics} lacks its epochs or its last test; put the "
             f"file back, or remove {folder.path} to train that seed anew"

@@ -29,7 +29,7 @@ _PERCENT = {
 """Figures that are shares, in words with the two decoders."""
 _FOLLOWS = ("precision", "recall", "f1", "van_rossum", "hamming")
 """Measures of how well the outputs match their label sequences, if labels are classes."""
-_NOT_SHOWN = FREE | {"seed", "test_every", "validation"}
+_NOT_SHOWN = (FREE - {"patience"}) | {"seed", "test_every", "validation"}
 """Settings that may differ from the preset without being listed as changes."""
 
 

@@ -26,6 +26,7 @@ from stsbp.report.collect import Sample
 from stsbp.report.spike_times import spike_time_figures, spike_time_table
 from stsbp.report.svg import Series
 from stsbp.training.build import TOLERANCE, decoders
+from stsbp.training.optimizer import describe_frozen, frozen_parameters
 from stsbp.training.timing_text import chance_text, measure_rows
 
 __all__ = ["PAGE", "Content", "command_text", "page", "render", "samples_section", "threshold_of"]
@@ -204,7 +205,8 @@ def _head(content: Content) -> str:
     ]
     if command is not None:
         lines.append(f"<p>Made by</p><pre>{escape(command_text(command))}</pre>")
-    lines += [f'<p class="muted">{escape(note)}</p>' for note in content.notes]
+    frozen = describe_frozen(content.network, frozen_parameters(content.network, config.freeze))
+    lines += [f'<p class="muted">{escape(note)}</p>' for note in (frozen, *content.notes) if note]
     return "\n".join(lines)
 
 

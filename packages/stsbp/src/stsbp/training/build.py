@@ -25,7 +25,6 @@ from stsbp_spec.models.losses.base import Loss
 from stsbp_spec.models.metrics import match_spikes
 from stsbp_spec.models.neurons import NEURONS, NeuronModel, Readout, parameters, parse_neuron
 from stsbp_spec.models.neurons.stored import from_text
-from stsbp_spec.models.optim.adamw import AdamW
 from stsbp_spec.networks.nodes import is_nodes
 from stsbp_spec.networks.notation import parse_layers, parse_nodes
 from stsbp_spec.networks.ops.psp import PSP
@@ -43,6 +42,7 @@ from stsbp.processes.identity import differing
 from stsbp.records import CheckpointRecord, InputsRecord, ProgressRecord
 from stsbp.training.augment import Augmentation
 from stsbp.training.metrics import LabelDistances, ReadoutDistances
+from stsbp.training.optimizer import build_optimizer, frozen_parameters
 
 __all__ = [
     "TOLERANCE",
@@ -56,6 +56,7 @@ __all__ = [
     "build_network",
     "build_neuron",
     "build_task",
+    "check_patience",
     "check_typed",
     "check_typed_labels",
     "cut_validation",
@@ -360,12 +361,22 @@ def _load(config: RunConfig, name: str, data_dir: str, progress: ProgressCallbac
     )
 
 
+def check_patience(config: RunConfig) -> None:
+    """Raise `ConfigError` if a run waits for a better validation result, but has no validation samples."""
+    if config.patience and not config.validation:
+        raise ConfigError(
+            "patience ends a run by its results on validation samples, but it has none; give --validation M, the "
+            "number of training samples to hold out, or leave --patience out"
+        )
+
+
 def cut_validation(dataset: Dataset, config: RunConfig) -> Data:
     """Separate the validation samples of a run.
 
     Raises:
         DataError: there are too few training samples, or they are also the test samples.
     """
+    check_patience(config)
     if config.validation == 0:
         return _noted(Data(dataset, dataset.train, None, dataset.test))
     if has_test_of_training(config.dataset):
@@ -460,6 +471,10 @@ def check_typed(config: RunConfig, typed: Mapping[str, Any]) -> None:
         raise ConfigError('--dropout does not apply to a file of nodes; add nodes such as layer = "D0.5" to it')
     if typed.get("input_tau_s") and info_of(config.dataset).coding == "direct":
         raise ConfigError(f"--input-tau-s filters event frames, but {config.dataset} has images; leave it out")
+    if "momentum" in typed and config.optimizer != "sgd":
+        raise ConfigError(
+            f"--momentum is that of --optimizer sgd, but the optimiser is {config.optimizer}; leave it out"
+        )
     if (patterns := _patterns(typed)) and build_loss(config).of_potentials:
         raise ConfigError(f"{patterns}: the loss {config.loss} reads potentials, which follow no pattern; leave it out")
     if typed.get("padding") == "same" and not _is_padded(config):
@@ -763,7 +778,8 @@ def build_task(
 
     Raises:
         SpecError: settings contradict each other, for example a surrogate that reproducible precision refuses.
-        ConfigError: augmentation is on, but the inputs are not pictures and cannot move in time.
+        ConfigError: augmentation is on, but the inputs are not pictures and cannot move in time; or `freeze` names
+            nothing of the network.
     """
     augmentation = build_augmentation(config)
     if len(inputs.shape) != 3 and augmentation.moves:
@@ -775,16 +791,7 @@ def build_task(
             f"the loss {loss.name} needs classes, but these labels are spike trains; use van-rossum or hamming"
         )
     per_epoch = updates_per_epoch(config, samples)
-    optimizer = AdamW(
-        lr=config.lr,
-        # An extended run follows the cosine of its new number of epochs, not a second cosine. So no setting is needed,
-        # two extensions without an update between them equal one, and config.toml gives the schedule. The price is that
-        # the rate rises at the extension, and that a run begun with all epochs gives another result.
-        total_steps=config.epochs * per_epoch if config.schedule == "cosine" else None,
-        warmup_steps=round(config.warmup * per_epoch),
-        weight_decay=config.weight_decay,
-        clip_norm=config.clip_norm or None,
-    )
+    optimizer = build_optimizer(config, per_epoch)
     group = Group() if group is None else group
     trainer = backend.trainer(
         network,
@@ -795,6 +802,7 @@ def build_task(
         memory=config.memory,
         micro_batch=config.micro_batch or None,
         collective=group.collective,
+        frozen=frozen_parameters(network, config.freeze),
     )
     distances: LabelDistances | ReadoutDistances
     if isinstance(loss, CrossEntropy):

@@ -58,10 +58,12 @@ __all__ = [
     "begin_with",
     "first_state",
     "import_checkpoint",
+    "is_over",
     "resumed",
     "stop_on_signals",
     "stop_together",
     "train",
+    "why_early",
 ]
 
 SILENT_RATE = 1e-4
@@ -243,6 +245,25 @@ def first_state(task: Task, data: Data) -> TrainState:
     return task.trainer.init(weights)
 
 
+def is_over(config: RunConfig, progress: records.ProgressRecord) -> bool:
+    """Whether a run with these settings has nothing left to train."""
+    best = None if progress.best is None else progress.best.epoch
+    return progress.epoch >= config.epochs or (progress.batch == 0 and _ends_early(config, progress.epoch, best))
+
+
+def why_early(config: RunConfig, epoch: int, best: Mapping[str, Any]) -> str:
+    """Why a run ended after `epoch` epochs. `best` describes the best one, as `records.Best`."""
+    return (
+        f"after epoch {epoch} of {config.epochs}, because no epoch was better than epoch {best['epoch']} by "
+        f"{best['by']} (--patience {config.patience})"
+    )
+
+
+def _ends_early(config: RunConfig, epoch: int, best: int | None) -> bool:
+    """Whether a run ends after its first `epoch` epochs, because epoch number `best` is still the best one."""
+    return best is not None and 0 < config.patience <= epoch - best
+
+
 def begin_with(weights: Mapping[str, Float32], task: Task, data: Data, folder: RunFolder, reporter: Reporter) -> None:
     """Write the checkpoint of a run that begins with these weights, without training. The folder must be locked.
 
@@ -302,7 +323,7 @@ class _TrainingLoop:
                 f"{folder.path} was begun by an earlier version, which kept a digest of 16 samples of each split. "
                 "These samples are the same, but the others may differ. From here on, all samples are compared"
             )
-        if saved.epoch < self.config.epochs:
+        if not is_over(self.config, saved):
             self.tell_changes(saved)
         self.next = _Position(
             saved.epoch,
@@ -391,7 +412,7 @@ class _TrainingLoop:
     def epochs(self) -> Outcome:
         test: dict[str, Any] = {}
         with contextlib.closing(prefetched(self.load, self.remaining())) as batches:
-            while self.next.epoch < self.config.epochs:
+            while not self.is_over:
                 began = time.perf_counter()
                 while self.next.batch < self.batches:
                     (epoch, number, _), (batch, labels) = next(batches)
@@ -408,6 +429,15 @@ class _TrainingLoop:
             test = self.evaluate("test").record("test")
         assert self.next.best is not None
         return Outcome(self.step, test, self.next.best)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has nothing left to train."""
+        position = self.next
+        best = None if position.best is None else int(position.best["epoch"])
+        return position.epoch == self.config.epochs or (
+            position.batch == 0 and _ends_early(self.config, position.epoch, best)
+        )
 
     def remaining(self) -> Iterator[tuple[int, int, Int64]]:
         """Epoch, batch and sample numbers of all remaining updates."""
@@ -505,8 +535,13 @@ class _TrainingLoop:
         config, position = self.config, self.next
         number = position.epoch + 1
         step_and_epoch = {"step": self.step, "epoch": number}
-        is_last = number == config.epochs
         validation = self.evaluate("validation") if self.data.validation is not None else None
+        candidate = self.candidate(position.sums, validation, step_and_epoch)
+        is_best = position.best is None or _is_better(candidate, position.best)
+        # The position keeps the old one until nothing can stop the end of the epoch, which is then repeated.
+        best = candidate if position.best is None or is_best else position.best
+        ends_early = number < config.epochs and _ends_early(config, number, best["epoch"])
+        is_last = number == config.epochs or ends_early
         tested = self.has_test and (is_last or (config.test_every > 0 and number % config.test_every == 0))
         test = self.evaluate("test") if tested else None
         self.watch_rates(position.sums)
@@ -521,10 +556,11 @@ class _TrainingLoop:
             self.record({"kind": line["kind"], **step_and_epoch, **line})
         self.report(number, position.sums, validation, test)
 
-        candidate = self.candidate(position.sums, validation, step_and_epoch)
-        if position.best is None or _is_better(candidate, position.best):
-            position.best = candidate
+        position.best = best
+        if is_best:
             self.save_best(number, candidate)
+        if ends_early:
+            self.reporter.note(f"the run ends {why_early(config, number, best)}")
         position.epoch, position.batch, position.sums = number, 0, Sums()
         self.save()
         return lines[-1] if test is not None else {}
@@ -622,7 +658,7 @@ class _TrainingLoop:
             {
                 "epoch": position.epoch,
                 "batch": position.batch,
-                "finished": position.epoch == self.config.epochs,
+                "finished": self.is_over,
                 "sums": position.sums.to_json(),
                 "window": position.window.to_json(),
                 "best": position.best,
