@@ -13,7 +13,7 @@ import pytest
 from stsbp.errors import ConfigError, DataError, FileError, understood
 from stsbp.processes import identity
 from stsbp.processes.group import ExchangeError, ExchangeMonitor, Group, _Joined
-from stsbp.processes.monitor import Member, Monitor, Pulse, Verdict
+from stsbp.processes.monitor import Member, Monitor, ProcessProgress, Verdict
 from stsbp_spec.distributed.collective import Collective
 from stsbp_spec.errors import BackendError
 from stsbp_spec.registry import open_backend
@@ -221,38 +221,38 @@ class Slow(ThreadCollective):
 
 
 def test_a_watch_counts_exchanges_and_takes_the_time() -> None:
-    pulse, slow = Pulse(), Slow()
-    watch = ExchangeMonitor(slow, pulse)
+    own_progress, slow = ProcessProgress(), Slow()
+    watch = ExchangeMonitor(slow, own_progress)
     slow.largest(np.zeros(1))
-    assert (pulse.exchange, pulse.waits) == (1, False)
+    assert (own_progress.exchange, own_progress.waits) == (1, False)
     assert 0.02 <= watch.seconds < 1.0
     slow.gather(np.zeros(1))
-    assert pulse.exchange == 2, "one within another is a part of it"
+    assert own_progress.exchange == 2, "one within another is a part of it"
     total = slow.start_total(np.ones(2))
-    assert pulse.exchange == 3
+    assert own_progress.exchange == 3
     assert total().tolist() == [1.0, 1.0]
-    assert pulse.exchange == 4
+    assert own_progress.exchange == 4
     slow.beat("layer")
-    assert pulse.activity == "layer"
+    assert own_progress.activity == "layer"
     earlier_seconds = watch.seconds
     with watch.exchange(timed=False):
-        assert pulse.waits
+        assert own_progress.waits
         until = time.process_time() + 0.02
         while time.process_time() < until:
             pass
-        assert pulse.sign().cpu >= until, "a program is compiled, which takes longer than an exchange may"
+        assert own_progress.heartbeat().cpu >= until, "a program is compiled, which takes longer than an exchange may"
         slow.largest(np.zeros(1))
     assert watch.seconds == earlier_seconds
-    assert not pulse.waits
+    assert not own_progress.waits
 
 
 def test_a_failed_exchange_is_an_exchange_error() -> None:
-    pulse, slow = Pulse(), Slow()
-    ExchangeMonitor(slow, pulse)
+    own_progress, slow = ProcessProgress(), Slow()
+    ExchangeMonitor(slow, own_progress)
     slow.fails = True
     with pytest.raises(ExchangeError, match="nobody answers"):
         slow.gather(np.zeros(1))
-    assert not pulse.waits
+    assert not own_progress.waits
 
 
 @pytest.mark.parametrize(("rank", "shown"), [(0, True), (1, False)])
@@ -264,8 +264,8 @@ def test_a_bug_of_all_processes_has_one_traceback(
     monkeypatch.setattr("os._exit", lambda _code: None)
     group = _Joined(
         ThreadCollective(ThreadExchange(2), rank),
-        Monitor(Pulse(), Member(rank, 2, "a", 1), 5.0, verdicts.append),
-        Pulse(),
+        Monitor(ProcessProgress(), Member(rank, 2, "a", 1), 5.0, verdicts.append),
+        ProcessProgress(),
     )
     error = ZeroDivisionError("a bug")
     group.__exit__(type(error), error, error.__traceback__)

@@ -1,4 +1,4 @@
-"""Who is to blame when processes stop moving: the judge on a clock of its own, and monitors over real sockets."""
+"""Who is to blame when processes stop moving: the detector on a clock of its own, and monitors over real sockets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ from functools import partial
 import pytest
 from stsbp.processes import monitor as watch
 from stsbp.processes.channel import MAX_BYTES, Channel
-from stsbp.processes.monitor import COMPILING, LOST, Judge, Member, Monitor, Pulse, Sign, Verdict
+from stsbp.processes.monitor import (
+    COMPILING,
+    LOST,
+    FailureDetector,
+    Heartbeat,
+    Member,
+    Monitor,
+    ProcessProgress,
+    Verdict,
+)
 
 TIMEOUT = 10.0
 
@@ -26,19 +35,19 @@ class Clock:
 
 
 class Case:
-    """Three members and their judge."""
+    """Three members and their detector."""
 
     def __init__(self) -> None:
         self.clock = Clock()
         members = [Member(rank, 3, f"node{rank}", 1000 + rank) for rank in range(3)]
-        self.judge = Judge(members, TIMEOUT, self.clock, "; advice")
+        self.detector = FailureDetector(members, TIMEOUT, self.clock, "; advice")
         self.moved = [0, 0, 0]
         self.cpu = [0.0, 0.0, 0.0]
 
     def pass_time(
         self, seconds: float, *, moving: str = "", waiting: str = "", computing: str = "", silent: str = ""
     ) -> Verdict | None:
-        """Let time pass with a sign a second of each member whose number is not in `silent`."""
+        """Let time pass with a heartbeat a second of each member whose number is not in `silent`."""
         for _ in range(round(seconds)):
             self.clock.now += 1
             for rank in range(3):
@@ -46,10 +55,10 @@ class Case:
                 self.cpu[rank] += str(rank) in computing
                 if str(rank) not in silent:
                     waits = str(rank) in waiting
-                    self.judge.record_sign(
-                        rank, Sign(self.moved[rank], "layer", waits, self.moved[rank], self.cpu[rank])
+                    self.detector.record_heartbeat(
+                        rank, Heartbeat(self.moved[rank], "layer", waits, self.moved[rank], self.cpu[rank])
                     )
-            if (verdict := self.judge.verdict()) is not None:
+            if (verdict := self.detector.verdict()) is not None:
                 return verdict
         return None
 
@@ -102,8 +111,10 @@ def test_a_rank_that_uses_part_of_a_processor_computes(case: Case, share: float,
         case.clock.now += seconds
         cpu += share * seconds
         for rank in range(3):
-            case.judge.record_sign(rank, Sign(number if rank else 0, "layer", False, 0, 0.0 if rank else cpu))
-        verdict = case.judge.verdict() or verdict
+            case.detector.record_heartbeat(
+                rank, Heartbeat(number if rank else 0, "layer", False, 0, 0.0 if rank else cpu)
+            )
+        verdict = case.detector.verdict() or verdict
     assert (verdict is None) == busy
 
 
@@ -143,81 +154,86 @@ def test_all_wait_and_one_is_behind(case: Case) -> None:
 
 def test_a_closed_connection_is_lost_at_once(case: Case) -> None:
     case.pass_time(1, moving="012")
-    case.judge.lose(2)
-    verdict = case.judge.verdict()
+    case.detector.lose(2)
+    verdict = case.detector.verdict()
     assert verdict is not None
     assert verdict.message.startswith("rank 2 of 3 (host node2, pid 1002) is gone")
     assert verdict.code == LOST
 
 
 def test_a_finished_rank_may_close_its_connection(case: Case) -> None:
-    case.judge.finish(2)
-    case.judge.lose(2)
+    case.detector.finish(2)
+    case.detector.lose(2)
     assert case.pass_time(2 * TIMEOUT, moving="01", silent="2") is None
-    assert not case.judge.all_finished
-    case.judge.finish(0)
-    case.judge.finish(1)
-    assert case.judge.all_finished
+    assert not case.detector.all_finished
+    case.detector.finish(0)
+    case.detector.finish(1)
+    assert case.detector.all_finished
 
 
 def test_an_error_of_one_names_it(case: Case) -> None:
-    case.judge.fail(1, "the disk is full", 1)
-    assert case.judge.verdict() is None
+    case.detector.fail(1, "the disk is full", 1)
+    assert case.detector.verdict() is None
     verdict = case.pass_time(2, moving="012")
     assert verdict == Verdict("rank 1 of 3 (host node1, pid 1001): the disk is full", 1)
 
 
 def test_an_error_of_all_is_of_nobody(case: Case) -> None:
     for rank in range(3):
-        case.judge.fail(rank, "no such layer", 1)
-    assert case.judge.verdict() == Verdict("no such layer", 1)
+        case.detector.fail(rank, "no such layer", 1)
+    assert case.detector.verdict() == Verdict("no such layer", 1)
 
 
 def test_a_broken_exchange_waits_for_its_cause(case: Case) -> None:
-    case.judge.fail(0, "connection reset", 1, broken=True)
-    case.judge.fail(2, "connection reset", 1, broken=True)
-    assert case.judge.verdict() is None
-    case.judge.lose(1)
-    verdict = case.judge.verdict()
+    case.detector.fail(0, "connection reset", 1, broken=True)
+    case.detector.fail(2, "connection reset", 1, broken=True)
+    assert case.detector.verdict() is None
+    case.detector.lose(1)
+    verdict = case.detector.verdict()
     assert verdict is not None
     assert verdict.message.startswith("rank 1 of 3")
     assert verdict.code == LOST
 
 
 def test_a_broken_exchange_without_a_cause_is_told_itself(case: Case) -> None:
-    case.judge.fail(2, "connection reset", 1, broken=True)
+    case.detector.fail(2, "connection reset", 1, broken=True)
     verdict = case.pass_time(5, waiting="01")
     assert verdict == Verdict("rank 2 of 3 (host node2, pid 1002): connection reset", 1)
 
 
 def test_an_error_counts_more_than_the_exchanges_that_it_broke(case: Case) -> None:
-    case.judge.fail(0, "connection reset", 1, broken=True)
-    case.judge.fail(1, "the disk is full", 1)
+    case.detector.fail(0, "connection reset", 1, broken=True)
+    case.detector.fail(1, "the disk is full", 1)
     verdict = case.pass_time(2, waiting="2")
     assert verdict == Verdict("rank 1 of 3 (host node1, pid 1001): the disk is full", 1)
 
 
 def test_a_pulse_reports_its_activity() -> None:
-    pulse = Pulse()
-    pulse.beat("layer")
-    pulse.enter()
-    assert (pulse.progress, pulse.sign().activity, pulse.sign().waits, pulse.sign().exchange) == (1, "layer", True, 1)
-    pulse.leave()
-    assert not pulse.sign().waits
-    assert pulse.sign().progress == 2
+    own_progress = ProcessProgress()
+    own_progress.beat("layer")
+    own_progress.enter()
+    assert (
+        own_progress.progress,
+        own_progress.heartbeat().activity,
+        own_progress.heartbeat().waits,
+        own_progress.heartbeat().exchange,
+    ) == (1, "layer", True, 1)
+    own_progress.leave()
+    assert not own_progress.heartbeat().waits
+    assert own_progress.heartbeat().progress == 2
 
 
 @pytest.mark.parametrize("computes", [False, True])
 def test_spinning_while_waiting_is_not_computing(computes: bool) -> None:
     """A program that has its exchanges within is compiled, too."""
-    pulse = Pulse()
-    pulse.enter(computes=computes)
-    earlier_seconds, until = pulse.sign().cpu, time.process_time() + 0.05
+    own_progress = ProcessProgress()
+    own_progress.enter(computes=computes)
+    earlier_seconds, until = own_progress.heartbeat().cpu, time.process_time() + 0.05
     while time.process_time() < until:
         pass
-    assert (pulse.sign().cpu > earlier_seconds) == computes
-    pulse.leave()
-    assert pulse.sign().cpu >= until
+    assert (own_progress.heartbeat().cpu > earlier_seconds) == computes
+    own_progress.leave()
+    assert own_progress.heartbeat().cpu >= until
 
 
 def test_messages_arrive_whole_however_they_are_cut() -> None:
@@ -257,7 +273,7 @@ def test_a_message_has_an_end() -> None:
     [("::1", ["::1"]), ("127.0.0.1", ["127.0.0.1"]), ("node1", ["127.0.0.1", "::1"])],
 )
 def test_rank_0_is_reached_over_ipv4_and_ipv6(address: str, reached: list[str]) -> None:
-    port, _word = (monitor := Monitor(Pulse(), Member(0, 2, "here", 100), 5.0, print)).listen(address)
+    port, _word = (monitor := Monitor(ProcessProgress(), Member(0, 2, "here", 100), 5.0, print)).listen(address)
     for host in ("127.0.0.1", "::1"):
         try:
             socket.create_connection((host, port), timeout=5).close()
@@ -276,7 +292,8 @@ class Ranks:
         self.members = [Member(rank, 3, "here", 100 + rank) for rank in range(3)]
         self.ended: dict[int, Verdict] = {}
         self.monitors = [
-            Monitor(Pulse(), member, timeout, partial(self.ended.__setitem__, member.rank)) for member in self.members
+            Monitor(ProcessProgress(), member, timeout, partial(self.ended.__setitem__, member.rank))
+            for member in self.members
         ]
         port, word = self.monitors[0].listen("127.0.0.1")
         self.port, self.word = port, word
@@ -289,7 +306,7 @@ class Ranks:
     def _move(self) -> None:
         while self.moving:
             for monitor in self.monitors:
-                monitor.pulse.beat("layer")
+                monitor.own_progress.beat("layer")
             time.sleep(0.02)
 
     def wait(self, seconds: float, ready: Callable[[], bool]) -> None:
@@ -299,7 +316,7 @@ class Ranks:
             time.sleep(0.01)
         assert ready(), self.ended
 
-    def judges(self) -> bool:
+    def detects_failures(self) -> bool:
         """Whether the thread of rank 0 runs on."""
         time.sleep(0.2)
         thread = self.monitors[0]._thread
@@ -347,7 +364,7 @@ def test_an_error_ends_all_with_one_message(ranks: Ranks) -> None:
 
 def test_the_rank_that_stops_is_named_by_all(ranks: Ranks) -> None:
     for monitor in (ranks.monitors[0], ranks.monitors[2]):
-        monitor.pulse.enter()
+        monitor.own_progress.enter()
     ranks.moving = False
     ranks.wait(10.0, lambda: len(ranks.ended) == 3)
     assert len({verdict.message for verdict in ranks.ended.values()}) == 1
@@ -373,14 +390,14 @@ def test_messages_of_strangers_are_ignored(hello: dict[str, object], ranks: Rank
     stranger.send({**hello, "word": ranks.word} if needs_word else hello)
     stranger.send({"failed": "all is lost", "code": 1, "broken": False})
     assert is_closed(stranger)
-    assert ranks.judges()
+    assert ranks.detects_failures()
     assert ranks.ended == {}
 
 
 def test_a_silent_connection_is_closed(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "_GREETS", 0.3)
     assert is_closed(Channel(socket.create_connection(("127.0.0.1", ranks.port))))
-    assert ranks.judges()
+    assert ranks.detects_failures()
     assert ranks.ended == {}
 
 
@@ -403,7 +420,7 @@ def test_a_connection_that_fails_ends_nobody(ranks: Ranks, monkeypatch: pytest.M
     with socket.create_connection(("127.0.0.1", ranks.port)):
         assert failed.wait(5.0)
         monkeypatch.undo()
-        assert ranks.judges()
+        assert ranks.detects_failures()
     assert ranks.ended == {}
 
 
@@ -412,7 +429,7 @@ def test_rank_0_may_be_gone_when_all_are_through() -> None:
     ended: list[Verdict] = []
     leader = Member(0, 2, "here", 100)
     with socket.create_server(("127.0.0.1", 0)) as server:
-        monitor = Monitor(Pulse(), Member(1, 2, "here", 101), 5.0, ended.append)
+        monitor = Monitor(ProcessProgress(), Member(1, 2, "here", 101), 5.0, ended.append)
         monitor.connect("127.0.0.1", server.getsockname()[1], "word", leader)
         connection, _ = server.accept()
         closing = threading.Thread(target=monitor.close)
@@ -429,7 +446,7 @@ def test_rank_0_may_be_gone_when_all_are_through() -> None:
 def test_rank_0_may_not_be_gone_before() -> None:
     ended: list[Verdict] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
-        monitor = Monitor(Pulse(), Member(1, 2, "here", 101), 5.0, ended.append)
+        monitor = Monitor(ProcessProgress(), Member(1, 2, "here", 101), 5.0, ended.append)
         monitor.connect("127.0.0.1", server.getsockname()[1], "word", Member(0, 2, "here", 100))
         connection, _ = server.accept()
         connection.close()

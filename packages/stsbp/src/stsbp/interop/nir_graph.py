@@ -41,10 +41,11 @@ from stsbp_spec.networks.ops import (
     OneToOne,
     Upsample2d,
 )
-from stsbp_spec.networks.ops.psp import Biased, Filter, SynapticFilter
+from stsbp_spec.networks.ops.psp import Biased, Filter
 from stsbp_spec.typing import AnyArray, Float32, Float64, Shape
 
 from stsbp.errors import ConfigError
+from stsbp.interop.nir_gain import exported_gain
 from stsbp.interop.program import GridWeights, NetworkProgram, PopulationStep
 
 __all__ = ["NO_LEAK", "ExportedGraph", "ExportedNode", "Form", "graph_of"]
@@ -265,22 +266,11 @@ class _NirExporter:
                 _ChannelAffine("division", np.full(channels, filter.gain)),
                 _ChannelAffine("bias", add=self.learned[f"{bound_node.node.name}.bias"]),
             ]
-        gain = self.gain(bound_node, filter)
+        gain = exported_gain(bound_node, filter)
         if self.form.fold or _is_power_of_two(gain):
             stages.append(_ChannelAffine("gain", np.full(channels, gain)))
         merged = reduce(_merged, stages[1:], stages[:1])
         return self.folded(bound_node.node.name, merged) if self.form.fold else merged
-
-    def gain(self, bound_node: BoundNode, filter: SynapticFilter) -> np.float32:
-        """The factor of the filter after weights. Raises `ConfigError` for a filter that NIR cannot express."""
-        if isinstance(filter, Biased):
-            filter = filter.filter
-        if not isinstance(filter, Filter):
-            rise = "" if bound_node.output.pending is None else f", tau_rise={bound_node.output.pending.tau_rise:g}"
-            raise ConfigError(
-                f"{bound_node.node.name} cannot be written: the synapse of NIR's neurons must rise at once{rise}"
-            )
-        return filter.gain
 
     def folded(self, name: str, stages: list[_ChannelAffine]) -> list[_ChannelAffine]:
         """All stages as weights and a bias, each rounded once."""

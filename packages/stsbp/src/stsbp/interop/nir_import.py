@@ -26,6 +26,7 @@ from stsbp_spec.typing import Float32, Float64, Shape
 from stsbp_spec.validation import MAX_SIZE
 
 from stsbp.errors import DataError
+from stsbp.interop.nir_gain import imported_synapse
 from stsbp.interop.nir_nodes import (
     NEAR,
     NEURONS,
@@ -460,12 +461,7 @@ class _Import:
         for name in ("input", *self.population_names):
             origin = self.representative(name)
             tau_s = reads[origin].parameters.tau_s if origin in reads else self.choices.tau_s
-            # The exact gains decide: at a large tau_s, a decay in float32 determines tau_s only roughly.
-            exact = _with_gain(tau_s, gains.get(origin, set()))
-            if exact is None and origin in changed:
-                synapses[name] = PSP(tau_s, gain="unit")
-            else:
-                synapses[name] = PSP(exact or tau_s)
+            synapses[name] = imported_synapse(tau_s, gains.get(origin, set()), scaled=origin in changed)
         is_alone = [
             name for name in self.representatives if self.representative(name) == self.representative("input")
         ] == ["input"]
@@ -577,34 +573,10 @@ class _Import:
         return candidate
 
 
-def _with_gain(tau_s: float, gains: set[tuple[float, int]]) -> float | None:
-    """The time constant of a normalised synapse that has the decay and the gains of the file in float32; None: none.
-
-    A file contains the decay and the gains, `1/tau_s` over a divisor, separately, each rounded. `1/tau_s` may therefore
-    be any number that rounds to all of them.
-    """
-    decay = np.float32(1 - 1 / tau_s)
-
-    def fits(tau: float) -> bool:
-        return np.float32(1 - 1 / tau) == decay and all(np.float32(1 / d / tau) == gain for gain, d in gains)
-
-    if fits(tau_s):
-        return tau_s
-    bounds = [(1 - _midpoint(decay, np.inf), 1 - _midpoint(decay, 0))]
-    bounds += [(d * _midpoint(np.float32(gain), 0), d * _midpoint(np.float32(gain), np.inf)) for gain, d in gains]
-    sum_of_bounds = max(low for low, _ in bounds) + min(high for _, high in bounds)
-    return 2 / sum_of_bounds if 0 < sum_of_bounds <= 2 and fits(2 / sum_of_bounds) else None
-
-
 def _exact(factor: Factor) -> Factor:
     """The factor, but each element that is a power of two except for rounding is this power of two."""
     power = np.exp2(np.round(np.log2(np.abs(factor))))
     return np.where(np.abs(np.abs(factor) - power) <= NEAR * power, np.copysign(power, factor), factor)
-
-
-def _midpoint(x: np.float32, direction: float) -> float:
-    """The number halfway between a float32 number and the next one in a direction."""
-    return (float(x) + float(np.nextafter(x, np.float32(direction)))) / 2
 
 
 def _node_name(name: str) -> str:

@@ -24,7 +24,7 @@ from stsbp.errors import understood
 from stsbp.interrupts import EXIT_CODE, INTERRUPTED
 from stsbp.processes.identity import compare, compare_data, compare_settings, own_identity
 from stsbp.processes.launcher import Parent, parent
-from stsbp.processes.monitor import Member, Monitor, Pulse, Verdict
+from stsbp.processes.monitor import Member, Monitor, ProcessProgress, Verdict
 
 __all__ = ["PER_PROCESS", "ExchangeError", "ExchangeMonitor", "Group", "join"]
 
@@ -43,7 +43,7 @@ _EXCHANGES = ("largest", "start_total", "gather", "broadcast")
 
 
 class ExchangeMonitor:
-    """Makes a collective report to a pulse when it waits, and measures the time.
+    """Makes a collective report to `own_progress` when it waits, and measures the time.
 
     It replaces methods of the object, and not its class, because a backend recognises its own collective by the type.
 
@@ -51,12 +51,12 @@ class ExchangeMonitor:
         seconds: total time in exchanges so far.
     """
 
-    def __init__(self, collective: Collective[Any], pulse: Pulse) -> None:
-        self.pulse, self.seconds = pulse, 0.0
+    def __init__(self, collective: Collective[Any], own_progress: ProcessProgress) -> None:
+        self.own_progress, self.seconds = own_progress, 0.0
         self._depth = 0
         for name in _EXCHANGES:
             setattr(collective, name, self._watched(getattr(collective, name)))
-        collective.beat = pulse.beat  # type: ignore[method-assign]
+        collective.beat = own_progress.beat  # type: ignore[method-assign]
 
     def _watched(self, method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
@@ -74,7 +74,7 @@ class ExchangeMonitor:
         exchanges."""
         began, self._depth = time.perf_counter(), self._depth + 1
         if self._depth == 1:
-            self.pulse.enter(computes=not timed)
+            self.own_progress.enter(computes=not timed)
         try:
             yield
         except BackendError as error:
@@ -82,7 +82,7 @@ class ExchangeMonitor:
         finally:
             self._depth -= 1
             if self._depth == 0:
-                self.pulse.leave()
+                self.own_progress.leave()
                 self.seconds += (time.perf_counter() - began) * timed
 
 
@@ -201,9 +201,9 @@ class Group:
 
 
 class _Joined(Group):
-    def __init__(self, collective: Collective[Any], monitor: Monitor, pulse: Pulse) -> None:
+    def __init__(self, collective: Collective[Any], monitor: Monitor, own_progress: ProcessProgress) -> None:
         self.rank, self.size, self.collective = collective.rank, collective.size, collective
-        self._monitor, self._pulse, self._watch = monitor, pulse, ExchangeMonitor(collective, pulse)
+        self._monitor, self._progress, self._watch = monitor, own_progress, ExchangeMonitor(collective, own_progress)
         self._parent: Parent | None = None
         self._trace, self._failed = "", ""
 
@@ -252,7 +252,7 @@ class _Joined(Group):
         return self._watch.seconds
 
     def beat(self, activity: str) -> None:
-        self._pulse.beat(activity)
+        self._progress.beat(activity)
 
     def stepping(self) -> contextlib.AbstractContextManager[None]:
         fused = getattr(self.collective, "in_programs", False)
@@ -309,10 +309,10 @@ def join(backend: AbstractBackend, rendezvous: Rendezvous | None, timeout: float
     """
     if rendezvous is None:
         return Group()
-    pulse = Pulse()
+    own_progress = ProcessProgress()
     collective = backend.join(rendezvous)
     me = Member(rendezvous.rank, rendezvous.size, socket.gethostname(), os.getpid())
-    group = _Joined(collective, Monitor(pulse, me, timeout, lambda verdict: group.end(verdict)), pulse)
+    group = _Joined(collective, Monitor(own_progress, me, timeout, lambda verdict: group.end(verdict)), own_progress)
     try:
         group.start(rendezvous, backend)
     except BaseException as error:

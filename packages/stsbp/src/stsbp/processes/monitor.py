@@ -1,10 +1,10 @@
-"""Checks whether all processes of a run make progress, and ends all of them if one does not.
+"""Heartbeats: whether all processes of a run make progress. If one does not, all end.
 
-Every process has a thread that tells rank 0, at least once per second, its progress, its current task, and whether it
-waits for the others. Rank 0 decides which processes are lost. A process is lost if its connection closes, if no message
-came for `--rank-timeout`, or if it made no progress for this time without waiting. Processes that wait for a lost
-process are not lost. All processes then end with one message. If rank 0 falls silent, each of the others ends by
-itself.
+Every process has a thread that sends rank 0 a heartbeat at least once per second: its progress, its current task, and
+whether it waits for the others. Rank 0 decides which processes are lost. A process is lost if its connection closes,
+if no message came for `--rank-timeout`, or if it made no progress for this time without waiting. Processes that wait
+for a lost process are not lost. All processes then end with one message. If rank 0 falls silent, each of the others
+ends by itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from stsbp.errors import legible
 from stsbp.interrupts import EXIT_CODE
 from stsbp.processes.channel import Channel
 
-__all__ = ["LOST", "Judge", "Member", "Monitor", "Pulse", "Sign", "Verdict"]
+__all__ = ["LOST", "FailureDetector", "Heartbeat", "Member", "Monitor", "ProcessProgress", "Verdict"]
 
 LOST = 69
 """Exit code of every process if one was lost: EX_UNAVAILABLE of sysexits.h."""
@@ -72,8 +72,8 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Sign:
-    """The progress of a process.
+class Heartbeat:
+    """What a process says about its progress.
 
     Attributes:
         progress: number of layers, updates, files and exchanges that it has done.
@@ -104,7 +104,7 @@ class Verdict:
         return f"Error: {legible(self.message)}"
 
 
-class Pulse:
+class ProcessProgress:
     """The progress of this process. Computing threads update it, and the reporting thread reads it."""
 
     def __init__(self) -> None:
@@ -128,18 +128,18 @@ class Pulse:
         self.waits = False
         self._entered = None
 
-    def sign(self) -> Sign:
-        """The sign to send."""
+    def heartbeat(self) -> Heartbeat:
+        """The heartbeat to send."""
         entered = self._entered
         cpu = time.process_time() if entered is None else entered
-        return Sign(self.progress, self.activity, self.waits, self.exchange, cpu)
+        return Heartbeat(self.progress, self.activity, self.waits, self.exchange, cpu)
 
 
 @dataclass
 class _MemberState:
-    """The last sign of a member, and the times of this sign, of the last progress and of the last computation."""
+    """The last heartbeat of a member, and the times when it came, of the last progress and of the last computation."""
 
-    sign: Sign
+    heartbeat: Heartbeat
     received_at: float
     progressed_at: float
     computed_at: float
@@ -155,12 +155,12 @@ class _Fault:
 
 
 @dataclass
-class Judge:
-    """Decides from the signs of all members whether they must end, and why.
+class FailureDetector:
+    """Decides from the heartbeats of all members whether they must end, and why.
 
     Attributes:
         members: in the order of their ranks.
-        timeout: allowed time in seconds without a sign, or without progress.
+        timeout: allowed time in seconds without a heartbeat, or without progress.
         clock: returns the time.
         advice: end of the message about a lost process.
     """
@@ -177,17 +177,21 @@ class Judge:
     def __post_init__(self) -> None:
         now = self.clock()
         for member in self.members:
-            self._states[member.rank] = _MemberState(Sign(0, "starting", False, 0, 0.0), now, now, now)
+            self._states[member.rank] = _MemberState(Heartbeat(0, "starting", False, 0, 0.0), now, now, now)
 
-    def record_sign(self, rank: int, sign: Sign) -> None:
-        """A sign has arrived."""
+    def record_heartbeat(self, rank: int, heartbeat: Heartbeat) -> None:
+        """A heartbeat has arrived."""
         now, member_state = self.clock(), self._states[rank]
-        last_sign = member_state.sign
-        if (sign.progress, sign.exchange, sign.waits) != (last_sign.progress, last_sign.exchange, last_sign.waits):
+        last_heartbeat = member_state.heartbeat
+        if (heartbeat.progress, heartbeat.exchange, heartbeat.waits) != (
+            last_heartbeat.progress,
+            last_heartbeat.exchange,
+            last_heartbeat.waits,
+        ):
             member_state.progressed_at = member_state.computed_at = now
-        elif sign.cpu - last_sign.cpu >= _BUSY * (now - member_state.received_at):
+        elif heartbeat.cpu - last_heartbeat.cpu >= _BUSY * (now - member_state.received_at):
             member_state.computed_at = now
-        member_state.sign, member_state.received_at = sign, now
+        member_state.heartbeat, member_state.received_at = heartbeat, now
 
     def fail(self, rank: int, text: str, code: int, *, broken: bool = False) -> None:
         """A member ends with an error. `broken`: an exchange failed, possibly because of another member."""
@@ -226,7 +230,7 @@ class Judge:
                 and rank not in failed_ranks
                 and now - member_state.received_at > self.timeout
             ):
-                last_activity = f" (it was last heard at {self._activity_text(member_state.sign)})"
+                last_activity = f" (it was last heard at {self._activity_text(member_state.heartbeat)})"
                 return self._lost(
                     rank, _silent(now - member_state.received_at) + last_activity + _allowed(self.timeout)
                 )
@@ -250,16 +254,16 @@ class Judge:
             if now - member_state.computed_at > self.timeout
             or now - member_state.progressed_at > COMPILING * self.timeout
         }
-        not_waiting = {rank: member_state for rank, member_state in idle.items() if not member_state.sign.waits}
+        not_waiting = {rank: member_state for rank, member_state in idle.items() if not member_state.heartbeat.waits}
         if not_waiting:
             rank = min(not_waiting, key=lambda rank: not_waiting[rank].progressed_at)
-            seconds, activity = now - not_waiting[rank].progressed_at, self._activity_text(not_waiting[rank].sign)
+            seconds, activity = now - not_waiting[rank].progressed_at, self._activity_text(not_waiting[rank].heartbeat)
             return self._lost(rank, f"did nothing new for {seconds:.0f} s: {activity}{_allowed(self.timeout)}")
         if working and len(idle) == len(working):
             # All wait for each other, so a message is lost. The slowest member has not reached the last exchange.
-            last = min(working, key=lambda rank: (working[rank].sign.exchange, working[rank].progressed_at))
-            slowest_exchange = working[last].sign.exchange
-            furthest_exchange = max(member_state.sign.exchange for member_state in working.values())
+            last = min(working, key=lambda rank: (working[rank].heartbeat.exchange, working[rank].progressed_at))
+            slowest_exchange = working[last].heartbeat.exchange
+            furthest_exchange = max(member_state.heartbeat.exchange for member_state in working.values())
             is_same = slowest_exchange == furthest_exchange
             comparison = "as all others do" if is_same else f"others in {furthest_exchange}"
             stall = f"waits in exchange {slowest_exchange} for {self.timeout:g} s, {comparison}"
@@ -267,11 +271,11 @@ class Judge:
         return None
 
     @staticmethod
-    def _activity_text(sign: Sign) -> str:
+    def _activity_text(heartbeat: Heartbeat) -> str:
         return (
-            f"exchange {sign.exchange}, {sign.activity}"
-            if sign.waits
-            else f"{sign.activity}, after exchange {sign.exchange}"
+            f"exchange {heartbeat.exchange}, {heartbeat.activity}"
+            if heartbeat.waits
+            else f"{heartbeat.activity}, after exchange {heartbeat.exchange}"
         )
 
     def _lost(self, rank: int, reason: str) -> Verdict:
@@ -282,14 +286,16 @@ class Monitor:
     """The thread of a process that reports to rank 0. On rank 0, it is the thread that decides.
 
     Args:
-        pulse: progress of this process.
+        own_progress: progress of this process.
         me: this process.
-        timeout: see `Judge`.
+        timeout: see `FailureDetector`.
         end: function that ends the process. It is called with the verdict, in the thread.
     """
 
-    def __init__(self, pulse: Pulse, me: Member, timeout: float, end: Callable[[Verdict], None]) -> None:
-        self.pulse, self.me, self.timeout, self.end = pulse, me, timeout, end
+    def __init__(
+        self, own_progress: ProcessProgress, me: Member, timeout: float, end: Callable[[Verdict], None]
+    ) -> None:
+        self.own_progress, self.me, self.timeout, self.end = own_progress, me, timeout, end
         self.advice = ""
         self.interval = min(1.0, timeout / 8)
         self._leaving = threading.Event()
@@ -312,8 +318,8 @@ class Monitor:
         return int(self._server.getsockname()[1]), self._word
 
     def watch(self, members: Sequence[Member]) -> None:
-        """Start to judge."""
-        self._begin(lambda: self._judge(Judge(members, self.timeout)))
+        """Start to detect failures of the members."""
+        self._begin(lambda: self._detect_failures(FailureDetector(members, self.timeout)))
 
     # Methods for the other ranks.
     def connect(self, address: str, port: int, word: str, leader: Member) -> None:
@@ -354,8 +360,8 @@ class Monitor:
             messages, self._outbox = self._outbox, []
         return messages
 
-    def _judge(self, judge: Judge) -> None:
-        """The thread of rank 0: read the signs of all members, and end all when the judge says so."""
+    def _detect_failures(self, detector: FailureDetector) -> None:
+        """The thread of rank 0: read the heartbeats of all members, and end all when the detector says so."""
         with selectors.DefaultSelector() as selector, self._server:
             selector.register(self._server, selectors.EVENT_READ)
             channels: dict[Channel, int] = {}
@@ -380,25 +386,25 @@ class Monitor:
                             channels[channel], strangers[channel] = -1, time.monotonic()
                         continue
                     channel = key.fileobj  # type: ignore[assignment]
-                    if not self._listen_to(judge, channel, channels, member_channels):
+                    if not self._listen_to(detector, channel, channels, member_channels):
                         drop(channel)
                     elif channels[channel] >= 0:
                         strangers.pop(channel, None)
                 for channel in self._unwelcome(strangers):
                     drop(channel)
-                judge.advice = self.advice
+                detector.advice = self.advice
                 for failure in self._take_messages():
-                    judge.fail(0, failure["failed"], failure["code"], broken=failure["broken"])
+                    detector.fail(0, failure["failed"], failure["code"], broken=failure["broken"])
                 if self._leaving.is_set():
-                    judge.finish(0)
+                    detector.finish(0)
                 if (now := time.monotonic()) - last_sign_at >= self.interval:
                     last_sign_at = now
-                    judge.record_sign(0, self.pulse.sign())
+                    detector.record_heartbeat(0, self.own_progress.heartbeat())
                     self._send(member_channels, {"here": True})
-                if judge.all_finished:
+                if detector.all_finished:
                     self._send(member_channels, {"done": True})
                     break
-                if (verdict := judge.verdict()) is not None:
+                if (verdict := detector.verdict()) is not None:
                     self._send(member_channels, {"end": verdict.message, "code": verdict.code})
                     self.end(verdict)
                     break
@@ -414,7 +420,11 @@ class Monitor:
         ]
 
     def _listen_to(
-        self, judge: Judge, channel: Channel, channels: dict[Channel, int], member_channels: dict[int, Channel]
+        self,
+        detector: FailureDetector,
+        channel: Channel,
+        channels: dict[Channel, int],
+        member_channels: dict[int, Channel],
     ) -> bool:
         """Process the messages of a member or a stranger. False: the connection is over."""
         rank = channels[channel]
@@ -430,15 +440,15 @@ class Monitor:
                     return False
                 rank = channels[channel] = claimed_rank
                 member_channels[rank] = channel
-            elif "sign" in message:
-                judge.record_sign(rank, Sign(*message["sign"]))
+            elif "heartbeat" in message:
+                detector.record_heartbeat(rank, Heartbeat(*message["heartbeat"]))
             elif "failed" in message:
-                judge.fail(rank, message["failed"], message["code"], broken=message["broken"])
+                detector.fail(rank, message["failed"], message["code"], broken=message["broken"])
             elif "done" in message:
-                judge.finish(rank)
+                detector.finish(rank)
         if messages is None and rank > 0:
             member_channels.pop(rank, None)
-            judge.lose(rank)
+            detector.lose(rank)
         return messages is not None
 
     @staticmethod
@@ -449,7 +459,7 @@ class Monitor:
                 channel.send(message)
 
     def _report_to_leader(self, channel: Channel, leader: Member) -> None:
-        """The thread of another rank: send signs to rank 0, and end when it says so or falls silent."""
+        """The thread of another rank: send heartbeats to rank 0, and end when it says so or falls silent."""
         received_at = sent_at = time.monotonic()
         has_left = False
         try:
@@ -467,8 +477,18 @@ class Monitor:
                     now = time.monotonic()
                     if now - sent_at >= self.interval and not has_left:
                         sent_at = now
-                        sign = self.pulse.sign()
-                        channel.send({"sign": [sign.progress, sign.activity, sign.waits, sign.exchange, sign.cpu]})
+                        heartbeat = self.own_progress.heartbeat()
+                        channel.send(
+                            {
+                                "heartbeat": [
+                                    heartbeat.progress,
+                                    heartbeat.activity,
+                                    heartbeat.waits,
+                                    heartbeat.exchange,
+                                    heartbeat.cpu,
+                                ]
+                            }
+                        )
                     for message in self._take_messages():
                         channel.send(message)
                     if self._leaving.is_set() and not has_left:
