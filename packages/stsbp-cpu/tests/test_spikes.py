@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from stsbp_cpu.equations.vectors import LANES, ROOM
 from stsbp_cpu.ops.sparse.kernels import _unpool
-from stsbp_cpu.ops.sparse.spikes import list_by_channel, list_present, list_spikes, row_places
+from stsbp_cpu.ops.sparse.spikes import list_by_channel, list_present, list_spikes, row_positions
 from stsbp_spec.typing import AnyArray, Float32, UInt8
 
 FRAMES = {"two channels": (9, 34, 2), "twelve": (7, 15, 12), "whole words": (4, 6, 64), "one pixel": (3, 3, 1)}
@@ -32,7 +32,7 @@ def test_both_lists_hold_what_is_not_zero(name: str, size: int, masked: int, all
     mask = (rng.random(shape) < 0.5).astype(np.uint8) if masked else np.ones((1, 1, 1), np.uint8)
     expected = _pooled(frame * mask if masked == 1 else frame, size) * (mask if masked == 2 else 1)
     low, high = (0, rows) if all_rows else (rows // 3, rows - rows // 4)
-    tables, count = row_places(width, channels, size), expected[low:high].size
+    tables, count = row_positions(width, channels, size), expected[low:high].size
     places, values = np.zeros(count, np.int32), np.zeros(count, np.float32)
     starts = np.full((high - low) * columns + 1, -1, np.int32)
     n = list_spikes(frame, size, mask, masked, tables, low, high, places, values, starts)

@@ -5,7 +5,17 @@ from __future__ import annotations
 import numba
 import numpy as np
 import pytest
-from stsbp_cpu.equations.vectors import LANES, ROOM, add_scaled, copied, dot, list_set, stream, sum_scaled, widened
+from stsbp_cpu.equations.vectors import (
+    LANES,
+    ROOM,
+    add_scaled,
+    convert_bytes,
+    copy_vectors,
+    dot,
+    list_set,
+    stream,
+    sum_scaled,
+)
 from stsbp_spec.typing import AnyArray, Float32, Int32, UInt8
 
 
@@ -90,7 +100,7 @@ def test_what_is_not_zero_is_listed(dtype: type, share: float, count: int, maske
 
 @numba.njit  # type: ignore[untyped-decorator]
 def _widen(y: Float32, x: UInt8, vectors: int, add: bool) -> None:
-    widened(y, x, vectors, add)
+    convert_bytes(y, x, vectors, add)
 
 
 @pytest.mark.parametrize("add", [False, True])
@@ -105,7 +115,7 @@ def test_bytes_become_floats_and_nothing_beside_them_is_touched(*, add: bool) ->
 
 @numba.njit  # type: ignore[untyped-decorator]
 def _copy(y: Float32, at: int, x: Float32, start: int, vectors: int) -> None:
-    copied(y, at, x, start, vectors)
+    copy_vectors(y, at, x, start, vectors)
 
 
 def test_vectors_are_copied() -> None:

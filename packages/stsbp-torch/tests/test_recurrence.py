@@ -10,7 +10,7 @@ import torch
 from numba import config, set_num_threads
 from stsbp_cpu.engine.recurrent import FusedRecurrent
 from stsbp_cpu.equations import recurrence as kernel
-from stsbp_cpu.equations.recurrence import OFTEN
+from stsbp_cpu.equations.recurrence import RUNS_BEFORE_COMPILING
 from stsbp_cpu.ops.sparse import linear as sparse
 from stsbp_spec import Batch, NetworkSpec, VanRossum, initial_weights
 from stsbp_spec.engine.plan import Recurrent, plan
@@ -88,7 +88,7 @@ def test_an_equation_that_is_run_often_is_compiled_and_its_bits_stay(
     run = kernel.recur
     monkeypatch.setattr(kernel, "recur", noted)
     inputs = {"x": torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))}
-    calls = [FUSED.recur(equation, {}, inputs, 5, summed=("y",)) for _ in range(OFTEN + 3)]
+    calls = [FUSED.recur(equation, {}, inputs, 5, summed=("y",)) for _ in range(RUNS_BEFORE_COMPILING + 3)]
     assert len(interpreted) == (3 if exact else 0)
     for outputs_of_call in calls[1:]:
         assert all(torch.equal(array, outputs_of_call[name]) for name, array in calls[0].items())

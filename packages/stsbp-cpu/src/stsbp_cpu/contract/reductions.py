@@ -83,13 +83,13 @@ def _largest_bits(bits: Int32) -> int:
     maxima = np.zeros(chunks, np.int32)
     for chunk in prange(chunks):
         part = bits[chunk * _CHUNK : (chunk + 1) * _CHUNK]
-        most = np.int32(0)
+        chunk_largest = np.int32(0)
         for j in range(part.size):
-            most = max(most, part[j] & _MAGNITUDE)
-        maxima[chunk] = most
+            chunk_largest = max(chunk_largest, part[j] & _MAGNITUDE)
+        maxima[chunk] = chunk_largest
     largest = np.int32(0)
-    for most in maxima:
-        largest = max(largest, most)
+    for chunk_largest in maxima:
+        largest = max(largest, chunk_largest)
     return int(largest)
 
 
@@ -197,12 +197,13 @@ def _round_errors(x: Float32, scale: np.float32, unit: np.float32, tiny: np.floa
         n[chunk, 0], n[chunk, 1] = zeroed, nonzero
 
 
-def round_errors(dz: Float32, bits: int, most: float, out: Float32) -> Int64:
-    """Implements `Operations.error_grid` for error signals `[M]` with the largest magnitude `most`. Fills `out`.
+def round_errors(dz: Float32, bits: int, largest_magnitude: float, out: Float32) -> Int64:
+    """Implements `Operations.error_grid` for error signals `[M]` with the largest magnitude `largest_magnitude`. Fills
+    `out`.
 
     Returns the numbers of zeroed and of non-zero elements in each chunk, `[..., 2]`.
     """
-    q = error_exponent(most, bits)
+    q = error_exponent(largest_magnitude, bits)
     scale, unit = (0.0, 0.0) if q is None else (2.0**q, 2.0**-q)
     zeroed_and_nonzero = np.empty((-(-dz.size // _CHUNK), 2), np.int64)
     with threads_for(dz.size):

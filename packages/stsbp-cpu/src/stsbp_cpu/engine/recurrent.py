@@ -60,7 +60,7 @@ class FusedRecurrent(Recurrent[Array]):
         equations, loop = self.equations[run.training], self._loop(run)
         neuron_parameters = self.backend.broadcast_all(equations, self.learned(run), inputs[0].shape[1:])
         zs: list[Array | None] = [*inputs]
-        zs.insert(loop.at, None)
+        zs.insert(loop.input_index, None)
         spikes, saved = forward_all(self.layout, equations, zs, run.steps, neuron_parameters, loop)
         return spikes, NeuronResiduals(saved, spikes, static=False, learned=neuron_parameters)
 
@@ -85,6 +85,6 @@ class FusedRecurrent(Recurrent[Array]):
         )
 
     def _loop(self, run: PassContext[Array]) -> RecurrentWeights:
-        (loop,), (_, (at,)) = self.loops, self._at
+        (loop,), (_, (input_index,)) = self.loops, self._at
         w = self.layout.view(run.weights[loop.name])
-        return RecurrentWeights(at, w if type(loop.projection.synapse) is Linear else w.T)
+        return RecurrentWeights(input_index, w if type(loop.projection.synapse) is Linear else w.T)

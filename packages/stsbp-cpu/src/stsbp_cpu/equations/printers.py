@@ -60,10 +60,10 @@ def loop(recurrence: Recurrence) -> Callable[..., None]:
     memory. Arrays would take several times as long to compile. States are updated in place.
     """
     program = lines(recurrence, LANGUAGES["numba"])
-    read = (*recurrence.inputs, *recurrence.states)
+    inputs_and_states = (*recurrence.inputs, *recurrence.states)
     # No name in an equation begins with an underscore.
-    arrays = [*(f"_of_{name}" for name in read), *(f"_to_{name}" for name in recurrence.outputs)]
-    body = [f"{name} = _of_{name}[_j]" for name in read]
+    arrays = [*(f"_of_{name}" for name in inputs_and_states), *(f"_to_{name}" for name in recurrence.outputs)]
+    body = [f"{name} = _of_{name}[_j]" for name in inputs_and_states]
     body += [line.text for line in program.lines]
     body += [f"_of_{name}[_j] = {value}" for name, value in program.states.items()]
     body += [f"_to_{name}[_j] = {value}" for name, value in program.outputs.items()]

@@ -24,15 +24,15 @@ from stsbp_cpu.engine.layout import Layout
 from stsbp_cpu.engine.threads import threads_for
 from stsbp_cpu.equations.printers import called, run, step
 
-__all__ = ["OFTEN", "pays", "recur", "recur_of", "step_of"]
+__all__ = ["RUNS_BEFORE_COMPILING", "pays", "recur", "recur_of", "step_of"]
 
-OFTEN = 4
+RUNS_BEFORE_COMPILING = 4
 """Number of runs after which an equation is compiled. Compiling takes some tenths of a second."""
 _runs: Counter[Recurrence] = Counter()
 _CHUNK = 512
 _ROWS = float32[:, ::1]
 _STEP = {"p": float32[::1], "given": _ROWS, "states": _ROWS, "made": _ROWS, "n": int64}
-stepped = called(_STEP)
+call_step = called(_STEP)
 """For use in kernels: calls the function at the address that `step_of` returns."""
 
 
@@ -42,7 +42,7 @@ def pays(recurrence: Recurrence) -> bool:
     Only exact equations may be compiled, because the last bits of `exp` differ between libraries.
     """
     _runs[recurrence] += 1
-    return _runs[recurrence] > OFTEN and _exact(recurrence)
+    return _runs[recurrence] > RUNS_BEFORE_COMPILING and _exact(recurrence)
 
 
 @cache
@@ -113,20 +113,20 @@ def step_of(recurrence: Recurrence) -> int:
     return step(recurrence, _STEP, [*arrays, *(run("made", i) for i in range(len(recurrence.outputs)))], "states")
 
 
-def _at(kind: Any) -> Any:
-    """A function for use in kernels that makes a pointer to `kind` from an address."""
+def _pointer_to(number_type: Any) -> Any:
+    """A function for use in kernels that makes a pointer to `number_type` from an address."""
 
     @intrinsic  # type: ignore[untyped-decorator]
     def pointer(typing_context: Any, address: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> ir.Value:
             return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
-        return types.CPointer(kind)(types.int64), generate
+        return types.CPointer(number_type)(types.int64), generate
 
     return pointer
 
 
-_floats, _bytes = _at(types.float32), _at(types.uint8)
+_floats, _bytes = _pointer_to(types.float32), _pointer_to(types.uint8)
 
 
 @cached_njit(parallel=True, error_model="numpy")
@@ -144,27 +144,27 @@ def _recur(
         for number in range(steps):
             t = steps - 1 - number if reverse else number
             for i in range(len(sources)):
-                at = sources[i, 0] + t * sources[i, 1] + low * sources[i, 2]
+                address = sources[i, 0] + t * sources[i, 1] + low * sources[i, 2]
                 if sources[i, 2] == 1:
-                    spikes = carray(_bytes(at), n)
+                    spikes = carray(_bytes(address), n)
                     for j in range(n):
                         step_inputs[i, j] = spikes[j]
                 elif number == 0 or sources[i, 1] != 0:
-                    values = carray(_floats(at), n)
+                    values = carray(_floats(address), n)
                     for j in range(n):
                         step_inputs[i, j] = values[j]
-            stepped(step, p, step_inputs, s, step_outputs, n)
+            call_step(step, p, step_inputs, s, step_outputs, n)
             for k in range(len(targets)):
-                at = targets[k, 0] + t * targets[k, 1] + low * targets[k, 2]
+                address = targets[k, 0] + t * targets[k, 1] + low * targets[k, 2]
                 if added[k]:
                     for j in range(n):
                         totals[k, j] += step_outputs[k, j]
                 elif targets[k, 2] == 1:
-                    spikes = carray(_bytes(at), n)
+                    spikes = carray(_bytes(address), n)
                     for j in range(n):
                         spikes[j] = np.uint8(step_outputs[k, j])
                 else:
-                    values = carray(_floats(at), n)
+                    values = carray(_floats(address), n)
                     for j in range(n):
                         values[j] = step_outputs[k, j]
         for k in range(len(targets)):

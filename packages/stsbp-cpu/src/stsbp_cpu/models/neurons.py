@@ -103,20 +103,20 @@ def propagate_all(equation: Recurrence, count: int, *, recurrent: bool) -> int:
 @cached_njit(inline="always")
 def fire_run(
     step: int, p: Float32, z: Float32, states: Float32, u: Float32, spikes: UInt8, kept: Float32, u_buffer: Float32,
-    kept_buffer: Float32, learned: Float32, neurons: int, t: int, place: int,
+    kept_buffer: Float32, learned: Float32, neurons: int, t: int, first_neuron: int,
 ) -> None:  # fmt: skip
-    """For use in kernels: compute step `t` of `len(z)` neurons, from neuron `place` on.
+    """For use in kernels: compute step `t` of `len(z)` neurons, from neuron `first_neuron` on.
 
     `u` and `spikes` are 1-d, `[T neurons]`. If `u` is empty, the potentials are written to `u_buffer`, and the other
     kept values to `kept_buffer`, `[K, 1, n]`. This function is inlined into the kernel. A call with so many arrays
     would make the forward pass an eighth slower.
     """
     n = len(z)
-    at = t * neurons + place
+    offset = t * neurons + first_neuron
     if len(u) > 0:
-        fired(step, p, z, states, view(u, at, n), view(spikes, at, n), kept, at, learned, place, n)
+        fired(step, p, z, states, view(u, offset, n), view(spikes, offset, n), kept, offset, learned, first_neuron, n)
     else:
-        fired(step, p, z, states, u_buffer, view(spikes, at, n), kept_buffer, 0, learned, place, n)
+        fired(step, p, z, states, u_buffer, view(spikes, offset, n), kept_buffer, 0, learned, first_neuron, n)
 
 
 def _learned(count: int) -> tuple[str, ...]:
@@ -196,8 +196,8 @@ def _forward(
                 fetch_to_write(spikes[t + 1, low:high])
             zt = z[t if z.shape[0] > 1 else 0, low:high]
             u_t, kept_t = (u_buffer, kept_buffer) if buffered else (u[t, low:high], kept)
-            at = 0 if buffered else t * neurons + low
-            fired(step, p, zt, s, u_t, spikes[t, low:high], kept_t, at, learned, low, high - low)
+            offset = 0 if buffered else t * neurons + low
+            fired(step, p, zt, s, u_t, spikes[t, low:high], kept_t, offset, learned, low, high - low)
             if buffered and stores_u:
                 stream(u[t, low:high], u_buffer)
                 for k in range(len(kept)):
@@ -229,9 +229,9 @@ def _backward(
                 fetch(ds[t - 1, low:high])
                 for k in range(len(kept)):
                     fetch(kept[k, t - 1, low:high])
-            at = t * neurons + low
-            out = dz_buffer if static or past else dz[t, low:high]
-            propagated(step, p, u[t, low:high], ds[t, low:high], s, kept, at, learned, low, out, high - low)
+            offset = t * neurons + low
+            dz_run = dz_buffer if static or past else dz[t, low:high]
+            propagated(step, p, u[t, low:high], ds[t, low:high], s, kept, offset, learned, low, dz_run, high - low)
             if static:
                 for j in range(high - low):
                     total[j] += dz_buffer[j]

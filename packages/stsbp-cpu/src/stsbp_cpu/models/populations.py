@@ -44,11 +44,11 @@ class RecurrentWeights(NamedTuple):
     """A recurrence: weights through which neurons read their own spikes of the previous step.
 
     Attributes:
-        at: index of the recurrence among the inputs of the equations.
+        input_index: index of the recurrence among the inputs of the equations.
         weights: weights on their grid, `[N, N]`, or `[1, N]` for a one-to-one connection.
     """
 
-    at: int
+    input_index: int
     weights: Float32
 
 
@@ -71,15 +71,26 @@ def forward(
     """
     equation, recurrence = equations.forward, loop or _NO_RECURRENCE
     steps, neurons = u.shape
-    moving = [j for j, z in enumerate(zs) if z is not None and len(z) == steps]
-    still = [j for j, z in enumerate(zs) if z is not None and len(z) < steps]
+    varying = [j for j, z in enumerate(zs) if z is not None and len(z) == steps]
+    constant = [j for j, z in enumerate(zs) if z is not None and len(z) < steps]
     order = np.full(len(zs), -1)
-    order[moving + still] = np.arange(len(moving) + len(still))
-    stacked = (_stacked([zs[j] for j in moving], neurons), _stacked([zs[j] for j in still], neurons)[:, 0])
+    order[varying + constant] = np.arange(len(varying) + len(constant))
+    stacked = (_stacked([zs[j] for j in varying], neurons), _stacked([zs[j] for j in constant], neurons)[:, 0])
     of_spikes = _padded(recurrence.weights.T if len(recurrence.weights) > 1 else recurrence.weights)
     step, p = fire_all(equation, len(zs)), equations.forward_numbers
     _forward(
-        step, p, *stacked, order, recurrence.at, of_spikes, _run(loop), len(equation.states), u, spikes, kept, learned
+        step,
+        p,
+        *stacked,
+        order,
+        recurrence.input_index,
+        of_spikes,
+        _run(loop),
+        len(equation.states),
+        u,
+        spikes,
+        kept,
+        learned,
     )
 
 
@@ -104,7 +115,7 @@ def backward(
     summed = (*static, *equations.terms.values())
     equation = equations.backward.summing(summed) if loop is None else equations.recurrent(static)
     recurrence = loop or _NO_RECURRENCE
-    row = -1 if loop is None else list(equation.outputs).index(equations.errors[loop.at])
+    row = -1 if loop is None else list(equation.outputs).index(equations.errors[loop.input_index])
     chunks = -(-u.shape[1] // _run(loop))
     together = 1 if loop is None else max(1, min(_TOGETHER, chunks // get_num_threads()))
     step = propagate_all(equation, len(equations.terms), recurrent=loop is not None)
@@ -138,17 +149,17 @@ def _run(loop: RecurrentWeights | None) -> int:
 
 @cached_njit(parallel=True, error_model="numpy")
 def _forward(
-    step: int, p: Float32, moving: Float32, still: Float32, order: Int64, recurrent_input: int, v: Float32, length: int,
-    states: int, u: Float32, spikes: UInt8, kept: Float32, learned: Float32,
+    step: int, p: Float32, varying: Float32, constant: Float32, order: Int64, recurrent_input: int, v: Float32,
+    length: int, states: int, u: Float32, spikes: UInt8, kept: Float32, learned: Float32,
 ) -> None:  # fmt: skip
     """Fill `u`, `spikes`, `[T, M]`, and `kept`, `[K, T, M]`.
 
     Args:
         step: the address that `fire_all` returns.
         p: parameters of the equation.
-        moving, still: inputs that change over time, `[., T, M]`, and constant inputs, `[., M]`.
-        order: for each input of the equation, its index in `moving` followed by `still`. -1 stands for the recurrence,
-            which is input number `recurrent_input`.
+        varying, constant: inputs that change over time, `[., T, M]`, and constant inputs, `[., M]`.
+        order: for each input of the equation, its index in `varying` followed by `constant`. -1 stands for the
+            recurrence, which is input number `recurrent_input`.
         v: weights of the recurrence. Row `i` contains the weights of the spike of neuron `i`, padded to whole vectors.
             A single row: one-to-one connection.
         length: number of neurons in a run; with a recurrence, in a sample.
@@ -156,47 +167,47 @@ def _forward(
         learned: learned parameters, `[P, M]`.
     """
     steps, neurons = u.shape
-    wide = (length + LANES - 1) // LANES * LANES
+    padded_length = (length + LANES - 1) // LANES * LANES
     weights = v.reshape(-1)
     for chunk in prange((neurons + length - 1) // length):
         low = chunk * length
         n = min(length, neurons - low)
         s = np.zeros((states, length), np.float32)
-        inputs = np.zeros((len(order), wide), np.float32)
-        places, ones = np.empty(length + 1, np.int32), np.ones(length + 1, np.float32)
+        inputs = np.zeros((len(order), padded_length), np.float32)
+        positions, ones = np.empty(length + 1, np.int32), np.ones(length + 1, np.float32)
         count = 0
         for t in range(steps):
             for j in range(len(order)):
                 if order[j] >= 0:
-                    row = moving[order[j], t] if order[j] < len(moving) else still[order[j] - len(moving)]
+                    row = varying[order[j], t] if order[j] < len(varying) else constant[order[j] - len(varying)]
                     for i in range(n):
                         inputs[j, i] = row[low + i]
             if recurrent_input >= 0 and t > 0:
                 inputs[recurrent_input] = _ZERO
                 if len(v) == 1:
                     for k in range(count):
-                        inputs[recurrent_input, places[k]] = weights[places[k]]
+                        inputs[recurrent_input, positions[k]] = weights[positions[k]]
                 else:
                     sum_scaled(
                         inputs.reshape(-1),
-                        recurrent_input * wide,
+                        recurrent_input * padded_length,
                         weights,
-                        places,
-                        wide,
+                        positions,
+                        padded_length,
                         NONE,
                         ones,
                         NONE,
                         count,
-                        wide // LANES,
+                        padded_length // LANES,
                     )
             fires = spikes[t, low : low + n]
             fired_all(step, p, inputs, s, u[t, low : low + n], fires, kept, t * neurons + low, learned, low, n)
             if recurrent_input >= 0:
                 count = 0
                 for i in range(n):
-                    # Without a branch, which the processor would often predict wrongly. So `places` has one element
+                    # Without a branch, which the processor would often predict wrongly. So `positions` has one element
                     # more.
-                    places[count] = i
+                    positions[count] = i
                     count += fires[i]
 
 
@@ -220,28 +231,28 @@ def _backward(
         learned: learned parameters, `[P, M]`.
     """
     steps, neurons = u.shape
-    wide = (length + LANES - 1) // LANES * LANES
+    padded_length = (length + LANES - 1) // LANES * LANES
     chunks = (neurons + length - 1) // length
     for group in prange((chunks + together - 1) // together):
         first = group * together
         members = min(together, chunks - first)
         s = np.zeros((together, states, length), np.float32)
         spike_errors, input_errors = np.zeros((2, length), np.float32), np.empty((max(1, len(dz)), length), np.float32)
-        recurrent_errors = np.zeros((together, wide), np.float32)
+        recurrent_errors = np.zeros((together, padded_length), np.float32)
         exact = np.zeros((together if bits > 0 else 0, length), np.float64)
-        places, scales = np.empty((together, length + ROOM), np.int32), np.empty((together, length), np.float32)
+        positions, scales = np.empty((together, length + ROOM), np.int32), np.empty((together, length), np.float32)
         counts = np.zeros(together, np.int64)
-        for late in range(steps):
-            t = steps - 1 - late
+        for steps_done in range(steps):
+            t = steps - 1 - steps_done
             for c in range(members):
                 low = (first + c) * length
                 n = min(length, neurons - low)
                 for i in range(n):
                     spike_errors[0, i] = ds[t, low + i]
                     spike_errors[1, i] = recurrent_errors[c, i]
-                at = t * neurons + low
+                offset = t * neurons + low
                 propagated_all(
-                    step, p, u[t, low : low + n], spike_errors, s[c], kept, at, learned, low, input_errors, n
+                    step, p, u[t, low : low + n], spike_errors, s[c], kept, offset, learned, low, input_errors, n
                 )
                 for e in range(len(dz)):
                     for i in range(n):
@@ -249,9 +260,9 @@ def _backward(
                 if recurrent_error >= 0 and t > 0:
                     if bits > 0:
                         _round(input_errors[recurrent_error], bits)
-                    counts[c] = list_present(input_errors[recurrent_error], places[c], scales[c])
+                    counts[c] = list_present(input_errors[recurrent_error], positions[c], scales[c])
             if recurrent_error >= 0 and t > 0:
-                _send_back(v, places, scales, counts, members, recurrent_errors, exact)
+                _send_back(v, positions, scales, counts, members, recurrent_errors, exact)
         for c in range(members):
             low = (first + c) * length
             n = min(length, neurons - low)
@@ -264,13 +275,13 @@ def _backward(
 def _round(x: Float32, bits: int) -> None:
     """Round one sample `[N]` to `Operations.sample_grid`, in place."""
     magnitudes = x.view(np.int32)
-    most = np.int32(0)
+    largest = np.int32(0)
     for i in range(len(x)):
-        most = max(most, magnitudes[i] & _MAGNITUDE)
-    if most < _FLOOR_BITS:
+        largest = max(largest, magnitudes[i] & _MAGNITUDE)
+    if largest < _FLOOR_BITS:
         x[:] = _ZERO
         return
-    exponent = min(bits + 126 - int(most >> 23), _FINEST)
+    exponent = min(bits + 126 - int(largest >> 23), _FINEST)
     scale, unit = np.float32(math.ldexp(1.0, exponent)), np.float32(math.ldexp(1.0, -exponent))
     for i in range(len(x)):
         x[i] = np.rint(x[i] * scale) * unit
@@ -278,19 +289,25 @@ def _round(x: Float32, bits: int) -> None:
 
 @cached_njit()
 def _send_back(
-    v: Float32, places: Int32, scales: Float32, counts: Int64, members: int, recurrent_errors: Float32, exact: Float64
+    v: Float32,
+    positions: Int32,
+    scales: Float32,
+    counts: Int64,
+    members: int,
+    recurrent_errors: Float32,
+    exact: Float64,
 ) -> None:
     """Fill `recurrent_errors`, `[samples, .]`, with the sums of the rows of `v` times the listed error signals.
 
     The terms are added in list order. If `exact` is not empty, the sums are taken in it, in float64, and then rounded.
     """
-    wide, weights, rows = recurrent_errors.shape[1], v.reshape(-1), len(v)
+    padded_length, weights, rows = recurrent_errors.shape[1], v.reshape(-1), len(v)
     recurrent_errors[:] = _ZERO
     exact[:] = 0.0
     if rows == 1:
         for c in range(members):
             for k in range(counts[c]):
-                recurrent_errors[c, places[c, k]] = scales[c, k] * weights[places[c, k]]
+                recurrent_errors[c, positions[c, k]] = scales[c, k] * weights[positions[c, k]]
         return
     for low in range(0, rows, _ROWS):
         for c in range(members):
@@ -299,20 +316,20 @@ def _send_back(
                 if low < high:
                     sum_scaled(
                         recurrent_errors.reshape(-1),
-                        c * wide,
+                        c * padded_length,
                         weights,
-                        places[c],
-                        wide,
+                        positions[c],
+                        padded_length,
                         NONE,
                         scales[c],
                         low,
                         high,
-                        wide // LANES,
+                        padded_length // LANES,
                     )
             else:
                 total = exact[c]
                 for k in range(low, high):
-                    row, scale = v[places[c, k]], np.float64(scales[c, k])
+                    row, scale = v[positions[c, k]], np.float64(scales[c, k])
                     for i in range(len(total)):
                         total[i] += scale * np.float64(row[i])
     for c in range(len(exact)):

@@ -39,13 +39,13 @@ def backward(d: Float32, out: Float32, rows: int, columns: int, scale: np.float3
     Inputs outside all windows receive zero.
     """
     frames, height, width, channels = out.shape
-    down, across = d.shape[1], d.shape[2]
+    window_rows, window_columns = d.shape[1], d.shape[2]
     for f in prange(frames):
         for y in range(height):
             window_row = y // rows
             for x in range(width):
                 row, window_column = out[f, y, x], x // columns
-                if window_row < down and window_column < across:
+                if window_row < window_rows and window_column < window_columns:
                     error = d[f, window_row, window_column]
                     for c in range(channels):
                         row[c] = error[c] * scale

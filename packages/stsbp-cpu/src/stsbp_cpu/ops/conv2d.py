@@ -41,10 +41,10 @@ def forward(conv: Conv2d, s: AnyArray, wq: Float32) -> tuple[Float32, Conv2dSave
     if is_plain(conv):
         dense.convolve(frames, wq.transpose(2, 3, 1, 0).reshape(conv.kernels[0], -1, len(wq)), sums, *_geometry(conv))
         return z, Conv2dSaved(s, wq)
-    rows = _weight_rows(conv, wq).swapaxes(-1, -2)
+    weight_rows = _weight_rows(conv, wq).swapaxes(-1, -2)
     for chunk in _chunks(conv, frames, 4):
-        windows, out = _by_group(conv, _windows(conv, frames[chunk], np.float32)), sums[chunk]
-        out[...] = _of_groups(conv, windows @ rows, 1).reshape(out.shape)
+        windows, out = _split_groups(conv, _windows(conv, frames[chunk], np.float32)), sums[chunk]
+        out[...] = _merge_groups(conv, windows @ weight_rows, 1).reshape(out.shape)
     return z, Conv2dSaved(s, wq)
 
 
@@ -69,16 +69,16 @@ def backward(
             *conv.kernels, -1, len(wq)
         )
         return ds, np.ascontiguousarray(gradient.transpose(3, 2, 0, 1))
-    rows = _weight_rows(conv, wq).astype(dtype)
-    total = np.zeros(rows.shape, dtype)
+    weight_rows = _weight_rows(conv, wq).astype(dtype)
+    total = np.zeros(weight_rows.shape, dtype)
     ds = NUMPY.empty(s.shape, np.float32) if need_input else None
     for chunk in _chunks(conv, frames, np.dtype(dtype).itemsize):
         error = errors[chunk].astype(dtype, copy=False)
-        flat = _by_group(conv, error.reshape(-1, 1, error.shape[-1]))
+        flat = _split_groups(conv, error.reshape(-1, 1, error.shape[-1]))
         if need_weights:
-            total += flat.swapaxes(-1, -2) @ _by_group(conv, _windows(conv, frames[chunk], dtype))
+            total += flat.swapaxes(-1, -2) @ _split_groups(conv, _windows(conv, frames[chunk], dtype))
         if ds is not None:
-            _fold(conv, _of_groups(conv, flat @ rows, conv.area), error.shape, NUMPY.frames(ds)[chunk])
+            _fold(conv, _merge_groups(conv, flat @ weight_rows, conv.area), error.shape, NUMPY.frames(ds)[chunk])
     if not need_weights:
         return ds, None
     return ds, np.ascontiguousarray(total.reshape(len(wq), *conv.kernels, -1).transpose(0, 3, 1, 2))
@@ -97,8 +97,8 @@ def input_error(conv: Conv2d, wq: Float32, dz: Float32, shape: Shape) -> Float32
 def _input_error(conv: Conv2d, wq: Float32, dz: Float32, shape: Shape, dtype: type[np.floating]) -> Float32:
     """`input_error` of a convolution that `is_plain`, with sums in `dtype`."""
     ds, errors = NUMPY.empty(shape, np.float32), NUMPY.frames(NUMPY.laid_out(dz)).astype(dtype, copy=False)
-    rows = wq.transpose(2, 0, 3, 1).reshape(conv.kernels[0], len(wq), -1).astype(dtype, copy=False)
-    dense.input_error(errors, rows, NUMPY.frames(ds), *_geometry(conv))
+    weight_rows = wq.transpose(2, 0, 3, 1).reshape(conv.kernels[0], len(wq), -1).astype(dtype, copy=False)
+    dense.input_error(errors, weight_rows, NUMPY.frames(ds), *_geometry(conv))
     return ds
 
 
@@ -125,7 +125,7 @@ def _weight_rows(conv: Conv2d, w: Float32) -> Float32:
     return rows if conv.groups == 1 else rows.reshape(conv.groups, -1, rows.shape[1])
 
 
-def _by_group(conv: Conv2d, x: AnyArray) -> AnyArray:
+def _split_groups(conv: Conv2d, x: AnyArray) -> AnyArray:
     """`[n, k, C]` as rows `[n, k C]`, or as `[groups, n, k C / groups]` for several groups."""
     n, k, _ = x.shape
     if conv.groups == 1:
@@ -133,8 +133,8 @@ def _by_group(conv: Conv2d, x: AnyArray) -> AnyArray:
     return x.reshape(n, k, conv.groups, -1).transpose(2, 0, 1, 3).reshape(conv.groups, n, -1)
 
 
-def _of_groups(conv: Conv2d, rows: AnyArray, k: int) -> AnyArray:
-    """Inverse of `_by_group`."""
+def _merge_groups(conv: Conv2d, rows: AnyArray, k: int) -> AnyArray:
+    """Inverse of `_split_groups`."""
     n = rows.shape[-2]
     if conv.groups == 1:
         return rows.reshape(n, k, -1)
@@ -144,8 +144,8 @@ def _of_groups(conv: Conv2d, rows: AnyArray, k: int) -> AnyArray:
 def _windows(conv: Conv2d, frames: AnyArray, dtype: type[np.floating]) -> AnyArray:
     """Unfold frames `[n, H, W, C]` to windows `[n H' W', rows columns, C]`."""
     n, height, width, channels = frames.shape
-    _, down, across = conv.output_shape((channels, height, width))
-    out = np.empty((n, down, across, *conv.kernels, channels), dtype)
+    _, out_height, out_width = conv.output_shape((channels, height, width))
+    out = np.empty((n, out_height, out_width, *conv.kernels, channels), dtype)
     _unfold(frames, out, *conv.paddings, *conv.strides, *conv.dilations)
     return out.reshape(-1, conv.area, channels)
 
@@ -161,10 +161,10 @@ def _unfold(
     out: AnyArray,
     top_padding: int,
     left_padding: int,
-    down: int,
-    across: int,
-    rows_apart: int,
-    columns_apart: int,
+    row_stride: int,
+    column_stride: int,
+    row_dilation: int,
+    column_dilation: int,
 ) -> None:
     """Fill `out` `[n, H', W', rows, columns, C]` with the windows of `s` `[n, H, W, C]`, zeros beyond its edges."""
     frames, height, width, rows, columns, channels = out.shape
@@ -172,23 +172,23 @@ def _unfold(
         for y in range(height):
             for x in range(width):
                 for i in range(rows):
-                    row = y * down - top_padding + i * rows_apart
+                    row = y * row_stride - top_padding + i * row_dilation
                     for j in range(columns):
-                        column = x * across - left_padding + j * columns_apart
-                        to = out[f, y, x, i, j]
+                        column = x * column_stride - left_padding + j * column_dilation
+                        target = out[f, y, x, i, j]
                         if 0 <= row < s.shape[1] and 0 <= column < s.shape[2]:
                             pixel = s[f, row, column]
                             for c in range(channels):
-                                to[c] = pixel[c]
+                                target[c] = pixel[c]
                         else:
                             for c in range(channels):
-                                to[c] = 0
+                                target[c] = 0
 
 
 @cached_njit(parallel=True)
 def _add_windows(
-    windows: AnyArray, out: Float32, top_padding: int, left_padding: int, down: int, across: int, rows_apart: int,
-    columns_apart: int,
+    windows: AnyArray, out: Float32, top_padding: int, left_padding: int, row_stride: int, column_stride: int,
+    row_dilation: int, column_dilation: int,
 ) -> None:  # fmt: skip
     """Adjoint of `_unfold`. Sums have the type of `windows`, `[n, H', W', rows, columns, C]`, and are rounded once."""
     frames, height, width, rows, columns, channels = windows.shape
@@ -197,11 +197,11 @@ def _add_windows(
         for y in range(height):
             for x in range(width):
                 for i in range(rows):
-                    row = y * down - top_padding + i * rows_apart
+                    row = y * row_stride - top_padding + i * row_dilation
                     for j in range(columns):
-                        column = x * across - left_padding + j * columns_apart
+                        column = x * column_stride - left_padding + j * column_dilation
                         if 0 <= row < out.shape[1] and 0 <= column < out.shape[2]:
-                            to, pixel = total[row, column], windows[f, y, x, i, j]
+                            target, pixel = total[row, column], windows[f, y, x, i, j]
                             for c in range(channels):
-                                to[c] += pixel[c]
+                                target[c] += pixel[c]
         out[f] = total

@@ -32,20 +32,20 @@ def doubled(s: UInt8, mask: UInt8, masked: int, size: int, out: UInt8) -> None:
             sums[:] = 0
             for i in range(size):
                 row = s[t, b, y * size + i].reshape(-1)
-                keep = sample_mask[y * size + i].reshape(-1) if masked == 1 else row
+                mask_row = sample_mask[y * size + i].reshape(-1) if masked == 1 else row
                 for x in range(width):
                     for j in range(size):
                         first = (x * size + j) * channels
                         for c in range(channels):
                             spikes = row[first + c]
-                            sums[x * channels + c] += spikes * keep[first + c] if masked == 1 else spikes
+                            sums[x * channels + c] += spikes * mask_row[first + c] if masked == 1 else spikes
             if masked == 2:
-                keep = sample_mask[y].reshape(-1)
+                mask_row = sample_mask[y].reshape(-1)
                 for j in range(width * channels):
-                    sums[j] *= keep[j]
-            to = out[t, b, y].reshape(-1)
+                    sums[j] *= mask_row[j]
+            out_row = out[t, b, y].reshape(-1)
             for x in range(width):
                 for c in range(channels):
                     total = sums[x * channels + c]
-                    to[2 * x * channels + c] = total << 4
-                    to[(2 * x + 1) * channels + c] = total
+                    out_row[2 * x * channels + c] = total << 4
+                    out_row[(2 * x + 1) * channels + c] = total

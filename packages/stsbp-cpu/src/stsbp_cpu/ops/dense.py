@@ -30,7 +30,7 @@ _BAND = 8192
 # Not numpy's BLAS, which is as fast, but whose threads keep the processor busy while they wait. On two cores, kernels
 # that ran after a call of BLAS took two to three times as long.
 def convolve(
-    s: AnyArray, w: Float32, out: Float32, kernels: Shape, edges: Shape, strides: Shape, rows_apart: int
+    s: AnyArray, w: Float32, out: Float32, kernels: Shape, edges: Shape, strides: Shape, row_dilation: int
 ) -> None:
     """Fill `out` `[n, H', W', C']` with the convolution of `s` `[n, H, W, C]`.
 
@@ -41,23 +41,23 @@ def convolve(
         kernels: number of rows and of columns of the window.
         edges: number of rows and of columns of zeros on each side.
         strides: strides of rows and columns.
-        rows_apart: dilation of the rows.
+        row_dilation: dilation of the rows.
     """
-    _convolve(s, _in_vectors(w), out, kernels[1], *edges, *strides, rows_apart)
+    _convolve(s, _in_vectors(w), out, kernels[1], *edges, *strides, row_dilation)
 
 
-def gradient(s: AnyArray, dz: AnyArray, kernels: Shape, edges: Shape, strides: Shape, rows_apart: int) -> AnyArray:
+def gradient(s: AnyArray, dz: AnyArray, kernels: Shape, edges: Shape, strides: Shape, row_dilation: int) -> AnyArray:
     """Gradient of the weights, `[rows, columns C, C']`, in the type of `dz` `[n, H', W', C']`; see `convolve`."""
     rows, columns = kernels
-    size, channels = columns * s.shape[3], dz.shape[3]
-    sums = np.zeros((get_num_threads(), rows, size, _in_whole(channels, dz.dtype)), dz.dtype)
-    _gradient(s, dz, sums, *edges, *strides, rows_apart)
+    row_size, channels = columns * s.shape[3], dz.shape[3]
+    sums = np.zeros((get_num_threads(), rows, row_size, _in_whole(channels, dz.dtype)), dz.dtype)
+    _gradient(s, dz, sums, *edges, *strides, row_dilation)
     total: AnyArray = sums.sum(0)[..., :channels]
     return total
 
 
 def input_error(
-    dz: AnyArray, w: AnyArray, ds: Float32, kernels: Shape, edges: Shape, strides: Shape, rows_apart: int
+    dz: AnyArray, w: AnyArray, ds: Float32, kernels: Shape, edges: Shape, strides: Shape, row_dilation: int
 ) -> None:
     """Fill `ds` `[n, H, W, C]`, float32, with the adjoint of the convolution.
 
@@ -65,25 +65,25 @@ def input_error(
         dz: error signal of the outputs, `[n, H', W', C']`. Sums have the type of `dz`.
         w: weights `[rows, C', columns C]`, in the same type.
         ds: filled with the error signal of the inputs.
-        kernels, edges, strides, rows_apart: see `convolve`.
+        kernels, edges, strides, row_dilation: see `convolve`.
     """
-    _input_error(dz, _in_vectors(w), ds, kernels[1], *edges, *strides, rows_apart)
+    _input_error(dz, _in_vectors(w), ds, kernels[1], *edges, *strides, row_dilation)
 
 
 def product(a: AnyArray, b: AnyArray) -> AnyArray:
     """The product `a b` of matrices `[n, k]` and `[k, m]` of the same type."""
     columns = b.shape[1]
-    wide = _in_vectors(b[None])[0]
+    padded = _in_vectors(b[None])[0]
     out = empty_memory((len(a), columns), a.dtype.type)
-    _product(np.ascontiguousarray(a), wide, out)
+    _product(np.ascontiguousarray(a), padded, out)
     return out
 
 
 def product_of_rows(a: AnyArray, b: AnyArray) -> AnyArray:
     """The product `a^T b`, `[k, m]`, of matrices `[n, k]` and `[n, m]` of the same type."""
-    columns, wide = b.shape[1], _in_vectors(b[None])[0]
-    sums = np.zeros((a.shape[1], wide.shape[1]), a.dtype)
-    _product_of_rows(np.ascontiguousarray(a), wide, sums)
+    columns, padded = b.shape[1], _in_vectors(b[None])[0]
+    sums = np.zeros((a.shape[1], padded.shape[1]), a.dtype)
+    _product_of_rows(np.ascontiguousarray(a), padded, sums)
     return sums[:, :columns]
 
 
@@ -104,17 +104,17 @@ def _in_vectors(w: AnyArray) -> AnyArray:
 @cached_njit(parallel=True, error_model="numpy")
 def _product(a: AnyArray, b: AnyArray, out: AnyArray) -> None:
     n, columns = out.shape
-    depth, wide = b.shape
+    depth, padded_columns = b.shape
     lanes = 64 // a.itemsize
-    flat, source = b.reshape(-1), a.reshape(-1)
+    flat_b, flat_a = b.reshape(-1), a.reshape(-1)
     for block in prange((n + _ROWS - 1) // _ROWS):
         low = block * _ROWS
         rows = min(_ROWS, n - low)
-        block_sums = np.zeros((rows, wide), a.dtype)
+        block_sums = np.zeros((rows, padded_columns), a.dtype)
         for k in range(0, depth, _DEPTH):
             products(
-                block_sums.reshape(-1), NONE, wide, source, low * depth + k, NONE, ONE, depth, flat, k * wide, NONE,
-                wide, ONE, min(_DEPTH, depth - k), rows, wide // lanes,
+                block_sums.reshape(-1), NONE, padded_columns, flat_a, low * depth + k, NONE, ONE, depth, flat_b,
+                k * padded_columns, NONE, padded_columns, ONE, min(_DEPTH, depth - k), rows, padded_columns // lanes,
             )  # fmt: skip
         for i in range(rows):
             for c in range(columns):
@@ -124,16 +124,16 @@ def _product(a: AnyArray, b: AnyArray, out: AnyArray) -> None:
 @cached_njit(parallel=True, error_model="numpy")
 def _product_of_rows(a: AnyArray, b: AnyArray, sums: AnyArray) -> None:
     n, count = a.shape
-    wide = b.shape[1]
+    padded_columns = b.shape[1]
     lanes = 64 // a.itemsize
-    flat, source, target = b.reshape(-1), a.reshape(-1), sums.reshape(-1)
+    flat_b, flat_a, flat_sums = b.reshape(-1), a.reshape(-1), sums.reshape(-1)
     for block in prange((count + _ROWS - 1) // _ROWS):
         low = block * _ROWS
         rows = min(_ROWS, count - low)
         for k in range(0, n, _DEPTH):
             products(
-                target, low * wide, wide, source, k * count + low, NONE, count, ONE, flat, k * wide, NONE, wide, ONE,
-                min(_DEPTH, n - k), rows, wide // lanes,
+                flat_sums, low * padded_columns, padded_columns, flat_a, k * count + low, NONE, count, ONE, flat_b,
+                k * padded_columns, NONE, padded_columns, ONE, min(_DEPTH, n - k), rows, padded_columns // lanes,
             )  # fmt: skip
 
 
@@ -145,25 +145,27 @@ def _convolve(
     columns: int,
     top_padding: int,
     left_padding: int,
-    down: int,
-    across: int,
-    apart: int,
+    row_stride: int,
+    column_stride: int,
+    row_dilation: int,
 ) -> None:
     frames, height, width, channels = out.shape
-    rows, run, wide = w.shape
+    rows, window_row, padded_channels = w.shape
     lanes = 64 // w.itemsize
-    size, flat = s.shape[3], w.reshape(-1)
-    line = (s.shape[2] + 2 * left_padding) * size
+    in_channels, flat_w = s.shape[3], w.reshape(-1)
+    frame_row = (s.shape[2] + 2 * left_padding) * in_channels
     for f in prange(frames):
-        source, frame_sums = _with_sides(s[f], left_padding, w).reshape(-1), np.zeros((height, width, wide), w.dtype)
+        source = _with_sides(s[f], left_padding, w).reshape(-1)
+        frame_sums = np.zeros((height, width, padded_channels), w.dtype)
         target = frame_sums.reshape(-1)
         for i in range(rows):
             for y in range(height):
-                row = y * down - top_padding + i * apart
+                row = y * row_stride - top_padding + i * row_dilation
                 if 0 <= row < s.shape[1]:
                     products(
-                        target, y * width * wide, wide, source, row * line, NONE, ONE, across * size, flat,
-                        i * run * wide, NONE, wide, ONE, run, width, wide // lanes,
+                        target, y * width * padded_channels, padded_channels, source, row * frame_row, NONE, ONE,
+                        column_stride * in_channels, flat_w, i * window_row * padded_channels, NONE, padded_channels,
+                        ONE, window_row, width, padded_channels // lanes,
                     )  # fmt: skip
         for y in range(height):
             for x in range(width):
@@ -173,16 +175,23 @@ def _convolve(
 
 @cached_njit(parallel=True, error_model="numpy")
 def _gradient(
-    s: AnyArray, dz: AnyArray, sums: AnyArray, top_padding: int, left_padding: int, down: int, across: int, apart: int
+    s: AnyArray,
+    dz: AnyArray,
+    sums: AnyArray,
+    top_padding: int,
+    left_padding: int,
+    row_stride: int,
+    column_stride: int,
+    row_dilation: int,
 ) -> None:
     """Add to `sums` `[threads, rows, columns C, C' in whole vectors]`."""
     frames, height, width, channels = dz.shape
-    threads, rows, run, wide = sums.shape
+    threads, rows, window_row, padded_channels = sums.shape
     lanes = 64 // sums.itemsize
-    size = s.shape[3]
-    line = (s.shape[2] + 2 * left_padding) * size
+    in_channels = s.shape[3]
+    frame_row = (s.shape[2] + 2 * left_padding) * in_channels
     for thread in prange(threads):
-        error, total = np.zeros((height, width, wide), dz.dtype), sums[thread].reshape(-1)
+        error, total = np.zeros((height, width, padded_channels), dz.dtype), sums[thread].reshape(-1)
         for f in range(thread * frames // threads, (thread + 1) * frames // threads):
             source = _with_sides(s[f], left_padding, dz).reshape(-1)
             for y in range(height):
@@ -191,12 +200,14 @@ def _gradient(
                         error[y, x, c] = dz[f, y, x, c]
             for i in range(rows):
                 # Output rows for which row `i` of the window is inside the frame.
-                first = max(0, (top_padding - i * apart + down - 1) // down)
-                last = min(height, (s.shape[1] + top_padding - i * apart + down - 1) // down)
-                row = first * down - top_padding + i * apart
+                first = max(0, (top_padding - i * row_dilation + row_stride - 1) // row_stride)
+                last = min(height, (s.shape[1] + top_padding - i * row_dilation + row_stride - 1) // row_stride)
+                row = first * row_stride - top_padding + i * row_dilation
                 products(
-                    total, i * run * wide, wide, source, row * line, down * line, across * size, ONE, error.reshape(-1),
-                    first * width * wide, width * wide, wide, max(0, last - first), width, run, wide // lanes,
+                    total, i * window_row * padded_channels, padded_channels, source, row * frame_row,
+                    row_stride * frame_row, column_stride * in_channels, ONE, error.reshape(-1),
+                    first * width * padded_channels, width * padded_channels, padded_channels, max(0, last - first),
+                    width, window_row, padded_channels // lanes,
                 )  # fmt: skip
 
 
@@ -208,46 +219,47 @@ def _input_error(
     columns: int,
     top_padding: int,
     left_padding: int,
-    down: int,
-    across: int,
-    apart: int,
+    row_stride: int,
+    column_stride: int,
+    row_dilation: int,
 ) -> None:
     frames, height, width, channels = dz.shape
-    rows, _, wide = w.shape
+    rows, _, padded_channels = w.shape
     lanes = 64 // w.itemsize
-    size, flat = ds.shape[3], w.reshape(-1)
-    run = columns * size
-    band = max(1, min(height, _BAND // (width * wide)))
+    in_channels, flat_w = ds.shape[3], w.reshape(-1)
+    window_row = columns * in_channels
+    band = max(1, min(height, _BAND // (width * padded_channels)))
     for f in prange(frames):
-        source, band_sums = dz[f].reshape(-1), np.empty((band * width, wide), dz.dtype)
-        total = np.zeros((ds.shape[1], (ds.shape[2] + 2 * left_padding) * size), dz.dtype)
+        source, band_sums = dz[f].reshape(-1), np.empty((band * width, padded_channels), dz.dtype)
+        total = np.zeros((ds.shape[1], (ds.shape[2] + 2 * left_padding) * in_channels), dz.dtype)
         for low in range(0, height, band):
             count = min(band, height - low)
             for i in range(rows):
                 band_sums[:] = 0
                 products(
-                    band_sums.reshape(-1), NONE, wide, source, low * width * channels, NONE, ONE, channels, flat,
-                    i * channels * wide, NONE, wide, ONE, channels, count * width, wide // lanes,
+                    band_sums.reshape(-1), NONE, padded_channels, source, low * width * channels, NONE, ONE, channels,
+                    flat_w, i * channels * padded_channels, NONE, padded_channels, ONE, channels, count * width,
+                    padded_channels // lanes,
                 )  # fmt: skip
                 for y in range(count):
-                    row = (low + y) * down - top_padding + i * apart
+                    row = (low + y) * row_stride - top_padding + i * row_dilation
                     if 0 <= row < ds.shape[1]:
-                        line = total[row]
+                        total_row = total[row]
                         for x in range(width):
-                            to, part = line[x * across * size :], band_sums[y * width + x]
-                            for q in range(run):
-                                to[q] += part[q]
+                            target, pixel_sums = total_row[x * column_stride * in_channels :], band_sums[y * width + x]
+                            for q in range(window_row):
+                                target[q] += pixel_sums[q]
         for y in range(ds.shape[1]):
-            ds[f, y].reshape(-1)[:] = total[y, left_padding * size : (left_padding + ds.shape[2]) * size]
+            ds[f, y].reshape(-1)[:] = total[y, left_padding * in_channels : (left_padding + ds.shape[2]) * in_channels]
 
 
 @cached_njit()
-def _with_sides(s: AnyArray, side: int, like: AnyArray) -> AnyArray:
+def _with_sides(s: AnyArray, padding: int, like: AnyArray) -> AnyArray:
     """A frame `[H, W, C]` in the type of `like`, with columns of zeros on both sides."""
     height, width, channels = s.shape
-    x = np.zeros((height, width + 2 * side, channels), like.dtype)
+    x = np.zeros((height, width + 2 * padding, channels), like.dtype)
     for y in range(height):
-        for place in range(width):
+        for column in range(width):
             for c in range(channels):
-                x[y, place + side, c] = s[y, place, c]
+                x[y, column + padding, c] = s[y, column, c]
     return x

@@ -24,29 +24,29 @@ def forward(s: AnyArray, out: AnyArray, first: Int32, rows: int, columns: int) -
                 for c in range(channels):
                     largest[c] = s[f, y * rows, x * columns, c]
                     number[c] = 0
-                for place in range(1, rows * columns):
-                    inputs = s[f, y * rows + place // columns, x * columns + place % columns]
+                for index in range(1, rows * columns):
+                    inputs = s[f, y * rows + index // columns, x * columns + index % columns]
                     for c in range(channels):
                         if inputs[c] > largest[c]:
                             largest[c] = inputs[c]
-                            number[c] = place
+                            number[c] = index
 
 
 @cached_njit(parallel=True)
 def backward(d: Float32, first: Int32, out: Float32, rows: int, columns: int) -> None:
     """Fill `out` `[n, H, W, C]`: input number `first` of each window receives the error signal `d`, all others zero."""
     frames, height, width, channels = out.shape
-    down, across = d.shape[1], d.shape[2]
+    window_rows, window_columns = d.shape[1], d.shape[2]
     for f in prange(frames):
         for y in range(height):
             window_row = y // rows
             for x in range(width):
                 row, window_column = out[f, y, x], x // columns
-                if window_row < down and window_column < across:
+                if window_row < window_rows and window_column < window_columns:
                     error, number = d[f, window_row, window_column], first[f, window_row, window_column]
-                    place = (y - window_row * rows) * columns + x - window_column * columns
+                    index = (y - window_row * rows) * columns + x - window_column * columns
                     for c in range(channels):
-                        row[c] = error[c] if number[c] == place else _ZERO
+                        row[c] = error[c] if number[c] == index else _ZERO
                 else:
                     for c in range(channels):
                         row[c] = _ZERO

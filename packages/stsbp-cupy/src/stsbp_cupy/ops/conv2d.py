@@ -76,7 +76,7 @@ def _empty_windows(rt: Runtime, conv: Conv2d, frames: Array, dtype: Any) -> Arra
     return rt.empty(row if conv.groups == 1 else (conv.groups, *row), dtype)
 
 
-def _by_group(rt: Runtime, conv: Conv2d, rows: Array) -> Array:
+def _split_groups(rt: Runtime, conv: Conv2d, rows: Array) -> Array:
     """`[n, C']` as `[groups, n, C' / groups]`. Unchanged if there is only one group."""
     if conv.groups == 1:
         return rows
@@ -131,7 +131,7 @@ def backward(
     dw = rt.xp.zeros(rows.shape, dtype)
     ds = rt.empty(frames.shape, np.float32) if need_input else None
     for chunk, part in _chunks(rt, conv, frames, dtype.itemsize):
-        error = _by_group(rt, conv, errors[part].astype(dtype, copy=False))
+        error = _split_groups(rt, conv, errors[part].astype(dtype, copy=False))
         if need_weights:
             windows = _unfold(rt, conv, frames[chunk], dtype)
             rt.gemm(error.swapaxes(-1, -2), windows, dw, accumulate=True)

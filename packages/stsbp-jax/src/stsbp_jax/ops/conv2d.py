@@ -67,7 +67,7 @@ def _rows(conv: Conv2d, w: Array) -> Array:
     return rows if conv.groups == 1 else rows.reshape(len(rows), conv.groups, -1).transpose(1, 0, 2)
 
 
-def _by_group(conv: Conv2d, x: Array, k: int) -> Array:
+def _split_groups(conv: Conv2d, x: Array, k: int) -> Array:
     """`[..., k * C]` as rows, or as `[groups, n, k * C / groups]` for several groups."""
     if conv.groups == 1:
         return x.reshape(-1, x.shape[-1])
@@ -75,8 +75,8 @@ def _by_group(conv: Conv2d, x: Array, k: int) -> Array:
     return parts.reshape(*parts.shape[:2], -1)
 
 
-def _of_groups(conv: Conv2d, rows: Array, k: int) -> Array:
-    """Inverse of `_by_group`, `[n, k * C]`."""
+def _merge_groups(conv: Conv2d, rows: Array, k: int) -> Array:
+    """Inverse of `_split_groups`, `[n, k * C]`."""
     if conv.groups == 1:
         return rows
     parts = rows.reshape(*rows.shape[:2], k, -1).transpose(1, 2, 0, 3)
@@ -99,8 +99,8 @@ def forward(conv: Conv2d, s: Array, wq: Array) -> Array:
         windows = _unfold(conv, frames.astype(np.float32))
         if conv.groups == 1:
             return jnp.matmul(windows, rows, precision=lax.Precision.HIGHEST)
-        flat = jnp.matmul(_by_group(conv, windows, conv.area), rows, precision=lax.Precision.HIGHEST)
-        return _of_groups(conv, flat, 1)
+        flat = jnp.matmul(_split_groups(conv, windows, conv.area), rows, precision=lax.Precision.HIGHEST)
+        return _merge_groups(conv, flat, 1)
 
     steps, batch, h, w, c = s.shape
     _, height, width = conv.output_shape((c, h, w))
@@ -141,13 +141,13 @@ def _backward(
 
     def chunk(dw: Array, at: tuple[Array, Array]) -> tuple[Array, Array | None]:
         frames, error = at
-        flat = _by_group(conv, error, 1).astype(dtype)
+        flat = _split_groups(conv, error, 1).astype(dtype)
         if need_weights:
-            windows = _by_group(conv, _unfold(conv, frames.astype(dtype)), conv.area)
+            windows = _split_groups(conv, _unfold(conv, frames.astype(dtype)), conv.area)
             dw = dw + jnp.matmul(flat.mT, windows, precision=lax.Precision.HIGHEST)
         if not need_input:
             return dw, None
-        grad_windows = _of_groups(conv, jnp.matmul(flat, rows.mT, precision=lax.Precision.HIGHEST), conv.area)
+        grad_windows = _merge_groups(conv, jnp.matmul(flat, rows.mT, precision=lax.Precision.HIGHEST), conv.area)
         return dw, _fold(conv, grad_windows.reshape(-1, height, width, conv.area * c), (h, w, c)).astype(np.float32)
 
     n = _chunks(steps * batch, np.dtype(dtype).itemsize * height * width * conv.area * c)

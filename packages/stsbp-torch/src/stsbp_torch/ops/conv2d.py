@@ -181,10 +181,10 @@ def _windows(conv: Conv2d, x: torch.Tensor) -> torch.Tensor:
     view = memory.unfold(1, conv.extents[0], down).unfold(2, conv.extents[1], across)
     view = view[..., :: apart[0], :: apart[1]].permute(0, 1, 2, 4, 5, 3)
     n, height, width, *_, channels = view.shape
-    return _by_group(conv, view.reshape(n * height * width, conv.area, channels))
+    return _split_groups(conv, view.reshape(n * height * width, conv.area, channels))
 
 
-def _by_group(conv: Conv2d, x: torch.Tensor) -> torch.Tensor:
+def _split_groups(conv: Conv2d, x: torch.Tensor) -> torch.Tensor:
     """`[n, k, C]` as rows `[n, k C]`, or as `[groups, n, k C / groups]` for several groups."""
     n, k, _ = x.shape
     if conv.groups == 1:
@@ -192,8 +192,8 @@ def _by_group(conv: Conv2d, x: torch.Tensor) -> torch.Tensor:
     return x.view(n, k, conv.groups, -1).permute(2, 0, 1, 3).reshape(conv.groups, n, -1)
 
 
-def _of_groups(conv: Conv2d, rows: torch.Tensor, k: int) -> torch.Tensor:
-    """Inverse of `_by_group`."""
+def _merge_groups(conv: Conv2d, rows: torch.Tensor, k: int) -> torch.Tensor:
+    """Inverse of `_split_groups`."""
     n = rows.shape[-2]
     if conv.groups == 1:
         return rows.view(n, k, -1)
@@ -215,7 +215,7 @@ def _product(conv: Conv2d, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """The forward convolution as a matrix product, `[n, C', H', W']` (channels last)."""
     channels, height, width = conv.output_shape(tuple(x.shape[1:]))
     rows = _weight_rows(conv, w).mT.contiguous()
-    parts = [_of_groups(conv, _windows(conv, part) @ rows, 1) for part in torch.split(x, _chunk(conv, x, 4))]
+    parts = [_merge_groups(conv, _windows(conv, part) @ rows, 1) for part in torch.split(x, _chunk(conv, x, 4))]
     return torch.cat(parts).view(len(x), height, width, channels).permute(0, 3, 1, 2)
 
 
@@ -243,11 +243,11 @@ def _backward_float64(
     for start in range(0, n, size):
         part, e = x[start : start + size], error[start : start + size].permute(0, 2, 3, 1)
         frames_, height, width, channels = e.shape
-        flat = _by_group(conv, e.reshape(-1, 1, channels)).double()
+        flat = _split_groups(conv, e.reshape(-1, 1, channels)).double()
         if need_weights:
             dw += flat.mT @ _windows(conv, part).double()
         if dx is not None:
-            windows = _of_groups(conv, flat @ rows, conv.area).view(frames_, height, width, *conv.kernels, c)
+            windows = _merge_groups(conv, flat @ rows, conv.area).view(frames_, height, width, *conv.kernels, c)
             sizes = (frames_, h + 2 * top_padding, width_in + 2 * left_padding, c)
             padded = torch.zeros(sizes, dtype=torch.float64, device=x.device)
             for i in range(conv.kernels[0]):

@@ -105,16 +105,16 @@ def forward(
 
 @cached_njit(parallel=True, error_model="numpy")
 def _forward(
-    step: int, s: UInt8, size: int, mask: UInt8, masked: int, w: Int16, unit: np.float32, tall: int, broad: int,
-    top_padding: int, left_padding: int, u: Float32, spikes: UInt8, kept: Float32, p: Float32, states: int,
-    learned: Float32, bands: int, threads: int,
+    step: int, s: UInt8, size: int, mask: UInt8, masked: int, w: Int16, unit: np.float32, kernel_rows: int,
+    kernel_columns: int, top_padding: int, left_padding: int, u: Float32, spikes: UInt8, kept: Float32, p: Float32,
+    states: int, learned: Float32, bands: int, threads: int,
 ) -> None:  # fmt: skip
     """Fill `spikes` and, unless it is empty, `u`, `[T, B, H', W', C']`, and `kept`, `[K, T, B H' W' C']`, from `s`.
 
     Args:
         step: the address that `fire` returns.
         s, size, mask, masked: see `kernels.KernelInput`.
-        w, unit, tall, broad: see `Chosen`. `unit` is the value of the integer 1 in a sum.
+        w, unit, kernel_rows, kernel_columns: see `Chosen`. `unit` is the value of the integer 1 in a sum.
         top_padding, left_padding: number of rows and of columns of zeros on each side.
         u, spikes, kept: the arrays that are filled.
         p, states, learned: parameters and number of states of the equation, and learned parameters, `[P, M]`.
@@ -124,51 +124,66 @@ def _forward(
     steps, batch, height, width, channels = s.shape
     rows, columns = height // size, width // size
     _, _, rows_out, columns_out, channels_out = spikes.shape
-    line = columns_out * channels_out
-    neurons = batch * rows_out * line
-    wide = (channels_out + SHORT_LANES - 1) // SHORT_LANES * SHORT_LANES
-    most = (rows_out + bands - 1) // bands
-    entering = min(rows, most + tall - 1)
+    row_size = columns_out * channels_out
+    neurons = batch * rows_out * row_size
+    padded_channels = (channels_out + SHORT_LANES - 1) // SHORT_LANES * SHORT_LANES
+    band_rows = (rows_out + bands - 1) // bands
+    entering_rows = min(rows, band_rows + kernel_rows - 1)
     all_u, all_spikes = u.reshape(-1), spikes.reshape(-1)
     for thread in prange(threads):
-        z = at_a_line(line + wide)
-        state = np.empty((most, states, line), np.float32)
-        u_buffer, kept_buffer = np.empty(line, np.float32), np.empty((len(kept), 1, line), np.float32)
-        places = np.empty(entering * size * size * columns * channels + ROOM, np.int32)
-        window_places = np.empty(min(tall, rows) * size * size * min(broad, columns) * channels + ROOM, np.int32)
-        starts = np.empty(entering * columns + 1, np.int32)
+        z = at_a_line(row_size + padded_channels)
+        state = np.empty((band_rows, states, row_size), np.float32)
+        u_buffer, kept_buffer = np.empty(row_size, np.float32), np.empty((len(kept), 1, row_size), np.float32)
+        positions = np.empty(entering_rows * size * size * columns * channels + ROOM, np.int32)
+        window_positions = np.empty(
+            min(kernel_rows, rows) * size * size * min(kernel_columns, columns) * channels + ROOM, np.int32
+        )
+        starts = np.empty(entering_rows * columns + 1, np.int32)
         for task in range(thread * batch * bands // threads, (thread + 1) * batch * bands // threads):
             b, band = task // bands, task % bands
             low, high = band * rows_out // bands, (band + 1) * rows_out // bands
-            first_in, last_in = max(0, low - top_padding), min(rows, high - top_padding + tall - 1)
+            first_in, last_in = max(0, low - top_padding), min(rows, high - top_padding + kernel_rows - 1)
             sample_mask = mask[b % len(mask)]
             state[:] = _ZERO
             for t in range(steps):
-                _list(s[t, b], size, sample_mask, masked, first_in, last_in, wide, places, starts)
+                _list(s[t, b], size, sample_mask, masked, first_in, last_in, padded_channels, positions, starts)
                 for y in range(low, high):
-                    top, bottom = max(0, top_padding - y), min(tall, rows + top_padding - y)
+                    top, bottom = max(0, top_padding - y), min(kernel_rows, rows + top_padding - y)
                     for x in range(columns_out):
-                        left_column, right = max(0, x - left_padding), min(columns, x - left_padding + broad)
+                        left_column, right = max(0, x - left_padding), min(columns, x - left_padding + kernel_columns)
                         count = join_lists(
-                            window_places, places, starts, (y - top_padding + top - first_in) * columns + left_column,
-                            np.intp(right - left_column), columns, (top * broad + left_padding - x) * channels * wide,
-                            broad * channels * wide, np.intp(bottom - top), len(w) - wide,
+                            window_positions, positions, starts,
+                            (y - top_padding + top - first_in) * columns + left_column, np.intp(right - left_column),
+                            columns, (top * kernel_columns + left_padding - x) * channels * padded_channels,
+                            kernel_columns * channels * padded_channels, np.intp(bottom - top),
+                            len(w) - padded_channels,
                         )  # fmt: skip
-                        sum_chosen(z, x * channels_out, w, window_places, count, unit, wide // SHORT_LANES)
+                        sum_chosen(
+                            z, x * channels_out, w, window_positions, count, unit, padded_channels // SHORT_LANES
+                        )
                     fire_run(
-                        step, p, view(z, NONE, line), view_of_rows(state, (y - low) * states * line, states, line),
-                        all_u, all_spikes, kept, u_buffer, kept_buffer, learned, neurons, t, (b * rows_out + y) * line,
+                        step, p, view(z, NONE, row_size),
+                        view_of_rows(state, (y - low) * states * row_size, states, row_size), all_u, all_spikes, kept,
+                        u_buffer, kept_buffer, learned, neurons, t, (b * rows_out + y) * row_size,
                     )  # fmt: skip
 
 
 @cached_njit()
 def _list(
-    frame: UInt8, size: int, mask: UInt8, masked: int, low: int, high: int, wide: int, places: Int32, starts: Int32
+    frame: UInt8,
+    size: int,
+    mask: UInt8,
+    masked: int,
+    low: int,
+    high: int,
+    padded_channels: int,
+    positions: Int32,
+    starts: Int32,
 ) -> None:
-    """List the spikes of the rows from `low` to `high` of a frame after pooling, pixel by pixel, in `places`.
+    """List the spikes of the rows from `low` to `high` of a frame after pooling, pixel by pixel, in `positions`.
 
-    An entry is `wide` times the position in the row, `x C + c`. `starts` is filled with the index of the first entry of
-    each pixel and, last, with the length of the list.
+    An entry is `padded_channels` times the position in the row, `x C + c`. `starts` is filled with the index of the
+    first entry of each pixel and, last, with the length of the list.
     """
     _, width, channels = frame.shape
     columns, run = width // size, size * channels
@@ -179,11 +194,12 @@ def _list(
             starts[(y - low) * columns + x] = n
             # The pixels of a row of the window are adjacent in memory.
             for i in range(size):
-                at = (y * size + i) * width * channels + x * run
+                pixel_start = (y * size + i) * width * channels + x * run
                 for j in range(size):
-                    of = at + j * channels if masked == 1 else (y * columns + x) * channels
+                    mask_start = pixel_start + j * channels if masked == 1 else (y * columns + x) * channels
                     n = list_set(
-                        pixels, np.intp(at + j * channels), channels, flat_mask, np.intp(of), np.intp(masked),
-                        np.intp(x * channels * wide), np.intp(wide), places, n,
+                        pixels, np.intp(pixel_start + j * channels), channels, flat_mask, np.intp(mask_start),
+                        np.intp(masked), np.intp(x * channels * padded_channels), np.intp(padded_channels), positions,
+                        n,
                     )  # fmt: skip
     starts[(high - low) * columns] = n

@@ -26,16 +26,16 @@ from stsbp_spec.typing import Float32, Shape, UInt8
 
 from stsbp_cpu.engine.compiling import cached_njit
 from stsbp_cpu.engine.layout import own_memory
-from stsbp_cpu.equations.vectors import LANES, NONE, add_scaled, at_a_line, copied, sum_scaled, view, view_of_rows
+from stsbp_cpu.equations.vectors import LANES, NONE, add_scaled, at_a_line, copy_vectors, sum_scaled, view, view_of_rows
 from stsbp_cpu.models.neurons import NOTHING, fire, fire_run, propagate, propagated
-from stsbp_cpu.ops.sparse.spikes import list_by_channel, list_spikes, row_places
+from stsbp_cpu.ops.sparse.spikes import list_by_channel, list_spikes, row_positions
 
 __all__ = ["GATHER_CHANNELS", "KernelInput", "backward", "bands_of", "forward", "gathers", "mirrored"]
 
 GATHER_CHANNELS = 32
 """Number of output channels from which on the forward pass gathers."""
 _ZERO = np.float32(0)
-_NEAR = 64 * 2**10
+_NEAR_CACHE = 64 * 2**10
 """Bytes of error signals that stay in a near cache while the spikes of all channels select among them."""
 _IN_CACHE = 2**20
 """Bytes of states and sums that stay in a core's own cache. Larger frames are computed in bands of rows."""
@@ -76,8 +76,8 @@ def forward(
     """
     equation = equations.forward
     _forward(
-        fire(equation), *conv_input, _packed(conv, wq), gathers(conv), conv.kernels[0], conv.paddings[0], u, spikes,
-        kept, equations.forward_numbers, len(equation.states), learned,
+        fire(equation), *conv_input, _kernel_weights(conv, wq), gathers(conv), conv.kernels[0], conv.paddings[0], u,
+        spikes, kept, equations.forward_numbers, len(equation.states), learned,
         bands_of(spikes.shape, len(equation.states) + 1), min(get_num_threads(), conv_input.s.shape[1]),
     )  # fmt: skip
 
@@ -122,8 +122,8 @@ def bands_of(shape: Shape, numbers: int) -> int:
     A band is so small that `numbers` values of each of its neurons stay in the cache during all steps. `shape` is the
     shape of the spikes, `[T, B, H', W', C']`.
     """
-    rows, line = shape[2], math.prod(shape[3:])
-    return -(-rows // max(1, _IN_CACHE // (4 * numbers * line)))
+    rows, row_size = shape[2], math.prod(shape[3:])
+    return -(-rows // max(1, _IN_CACHE // (4 * numbers * row_size)))
 
 
 def gathers(conv: Conv2d) -> bool:
@@ -140,18 +140,18 @@ def _run(conv: Conv2d) -> int:
     return -(-conv.kernels[1] * conv.channels // LANES) * LANES
 
 
-def _packed(conv: Conv2d, wq: Float32) -> Float32:
+def _kernel_weights(conv: Conv2d, wq: Float32) -> Float32:
     """The weights as a 1-d array, in the order in which the forward kernel reads them."""
     if gathers(conv):
         ordered = wq.transpose(2, 3, 1, 0)
-        packed = own_memory(ordered.shape, np.float32)
-        packed[...] = ordered
-        return packed.reshape(-1)
+        kernel_weights = own_memory(ordered.shape, np.float32)
+        kernel_weights[...] = ordered
+        return kernel_weights.reshape(-1)
     rows, columns = conv.kernels
-    packed = own_memory((wq.shape[1], rows, _run(conv)), np.float32)
-    packed[:, :, columns * conv.channels :] = 0
-    packed[:, :, : columns * conv.channels] = mirrored(wq).reshape(wq.shape[1], rows, -1)
-    return packed.reshape(-1)
+    kernel_weights = own_memory((wq.shape[1], rows, _run(conv)), np.float32)
+    kernel_weights[:, :, columns * conv.channels :] = 0
+    kernel_weights[:, :, : columns * conv.channels] = mirrored(wq).reshape(wq.shape[1], rows, -1)
+    return kernel_weights.reshape(-1)
 
 
 @cached_njit(parallel=True, error_model="numpy")
@@ -176,24 +176,24 @@ def _forward(
     steps, batch, height, width, channels = s.shape
     rows, columns = height // size, width // size
     rows_out, columns_out, channels_out = u.shape[2:]
-    line = columns_out * channels_out
-    neurons = batch * rows_out * line
+    row_size = columns_out * channels_out
+    neurons = batch * rows_out * row_size
     # Rows of `z`: padded for the scattered runs, which begin up to kernel - 1 - padding pixels before the first.
-    wide = columns_out if gathered else columns + kernel - 1
+    padded_columns = columns_out if gathered else columns + kernel - 1
     margin = 0 if gathered else (kernel - 1 - padding) * channels_out
     run = (kernel * channels_out + LANES - 1) // LANES * LANES
     # A view of each row by `reshape` would take longer than its neurons.
     all_u, all_spikes = u.reshape(-1), spikes.reshape(-1)
-    most = (rows_out + bands - 1) // bands
-    entering = min(rows, most + kernel - 1)
+    band_rows = (rows_out + bands - 1) // bands
+    entering_rows = min(rows, band_rows + kernel - 1)
     for thread in prange(threads):
-        z = at_a_line(most * wide * channels_out + LANES)
-        state = np.empty((most, states, line), np.float32)
-        u_buffer, kept_buffer = np.empty(line, np.float32), np.empty((len(kept), 1, line), np.float32)
-        tables = row_places(width, channels, size)
-        places = np.empty(entering * columns * channels, np.int32)
-        values = np.empty(entering * columns * channels, np.float32)
-        starts = np.empty(entering * columns + 1, np.int32)
+        z = at_a_line(band_rows * padded_columns * channels_out + LANES)
+        state = np.empty((band_rows, states, row_size), np.float32)
+        u_buffer, kept_buffer = np.empty(row_size, np.float32), np.empty((len(kept), 1, row_size), np.float32)
+        tables = row_positions(width, channels, size)
+        positions = np.empty(entering_rows * columns * channels, np.int32)
+        values = np.empty(entering_rows * columns * channels, np.float32)
+        starts = np.empty(entering_rows * columns + 1, np.int32)
         for task in range(thread * batch // threads * bands, (thread + 1) * batch // threads * bands):
             b, band = task // bands, task % bands
             low, high = band * rows_out // bands, (band + 1) * rows_out // bands
@@ -201,7 +201,7 @@ def _forward(
             sample_mask = mask[b % len(mask)]
             state[:] = _ZERO
             for t in range(steps):
-                list_spikes(s[t, b], size, sample_mask, masked, tables, first_in, last_in, places, values, starts)
+                list_spikes(s[t, b], size, sample_mask, masked, tables, first_in, last_in, positions, values, starts)
                 for j in range(len(z)):
                     z[j] = _ZERO
                 if gathered:
@@ -214,9 +214,9 @@ def _forward(
                                 first = (row - first_in) * columns + max(0, x - padding)
                                 last = (row - first_in) * columns + min(columns, x - padding + kernel)
                                 shift = (q * kernel + padding - x) * channels * channels_out
-                                at = ((y - low) * columns_out + x) * channels_out
+                                z_index = ((y - low) * columns_out + x) * channels_out
                                 sum_scaled(
-                                    z, at, w, places, channels_out, shift, values, np.intp(starts[first]),
+                                    z, z_index, w, positions, channels_out, shift, values, np.intp(starts[first]),
                                     np.intp(starts[last]), channels_out // LANES,
                                 )  # fmt: skip
                 else:
@@ -225,16 +225,17 @@ def _forward(
                         pixel = (y - first_in) * columns
                         for x in range(columns):
                             for n in range(starts[pixel + x], starts[pixel + x + 1]):
-                                channel = places[n] - x * channels
-                                for to in range(top, bottom + 1):
-                                    row = channel * kernel + y + padding - to
-                                    at = ((to - low) * wide + x) * channels_out
-                                    add_scaled(z, at, w, row * run, values[n], run // LANES)
+                                channel = positions[n] - x * channels
+                                for row_out in range(top, bottom + 1):
+                                    row = channel * kernel + y + padding - row_out
+                                    z_index = ((row_out - low) * padded_columns + x) * channels_out
+                                    add_scaled(z, z_index, w, row * run, values[n], run // LANES)
                 for y in range(low, high):
-                    at = (y - low) * wide * channels_out + margin
+                    z_index = (y - low) * padded_columns * channels_out + margin
                     fire_run(
-                        step, p, view(z, at, line), view_of_rows(state, (y - low) * states * line, states, line), all_u,
-                        all_spikes, kept, u_buffer, kept_buffer, learned, neurons, t, (b * rows_out + y) * line,
+                        step, p, view(z, z_index, row_size),
+                        view_of_rows(state, (y - low) * states * row_size, states, row_size), all_u, all_spikes, kept,
+                        u_buffer, kept_buffer, learned, neurons, t, (b * rows_out + y) * row_size,
                     )  # fmt: skip
 
 
@@ -261,82 +262,102 @@ def _backward(
     steps, batch, height, width, channels = s.shape
     rows, columns = height // size, width // size
     rows_out, columns_out, channels_out = u.shape[2:]
-    line = columns_out * channels_out
-    neurons = batch * rows_out * line
-    wide = columns + kernel - 1
+    row_size = columns_out * channels_out
+    neurons = batch * rows_out * row_size
+    padded_columns = columns + kernel - 1
     margin = (kernel - 1 - padding) * channels_out
     run = (kernel * channels_out + LANES - 1) // LANES * LANES
-    near = max(1, _NEAR // (4 * wide * channels_out))
-    most = (rows_out + bands - 1) // bands
-    room = min(rows, most + kernel - 1) * columns
+    near_rows = max(1, _NEAR_CACHE // (4 * padded_columns * channels_out))
+    band_rows = (rows_out + bands - 1) // bands
+    room = min(rows, band_rows + kernel - 1) * columns
     all_u, all_ds, all_dz = u.reshape(-1), ds.reshape(-1), dz.reshape(-1)
-    rows_above, above_row = rows_out // pooled, columns_out // pooled * channels_out
+    pooled_rows, pooled_row_size = rows_out // pooled, columns_out // pooled * channels_out
     for thread in prange(threads):
-        error = at_a_line(most * wide * channels_out + LANES)
+        error = at_a_line(band_rows * padded_columns * channels_out + LANES)
         error[:] = _ZERO
-        state = np.empty((most, states, line), np.float32)
-        unpooled, scaled = np.zeros(line + LANES, np.float32), np.zeros(above_row + LANES, np.float32)
-        tables = row_places(width, channels, size)
+        state = np.empty((band_rows, states, row_size), np.float32)
+        unpooled, scaled = np.zeros(row_size + LANES, np.float32), np.zeros(pooled_row_size + LANES, np.float32)
+        tables = row_positions(width, channels, size)
         cells = np.empty(channels * room, np.int32)
         values = np.empty(channels * room, np.float32)
-        ends = np.empty((rows, channels), np.int32)
+        channel_ends = np.empty((rows, channels), np.int32)
         gradient = dw[thread if len(dw) > 0 else 0 :].reshape(-1)[: channels * kernel * run]
         gradient[:] = _ZERO
-        part = at_a_line(len(gradient))
+        band_gradient = at_a_line(len(gradient))
         for task in range(thread * batch // threads * bands, (thread + 1) * batch // threads * bands):
             b, band = task // bands, task % bands
             low, high = band * rows_out // bands, (band + 1) * rows_out // bands
             first_in, last_in = max(0, low - padding), min(rows, high - padding + kernel - 1)
             sample_mask = mask[b % len(mask)]
             state[:] = _ZERO
-            part[:] = _ZERO
+            band_gradient[:] = _ZERO
             for steps_done in range(steps):
                 t = steps - 1 - steps_done
                 for y in range(low, high):
-                    place = (b * rows_out + y) * line
-                    at = t * neurons + place
-                    out = view(error, (y - low) * wide * channels_out + margin, line)
+                    first_neuron = (b * rows_out + y) * row_size
+                    offset = t * neurons + first_neuron
+                    dz_row = view(error, (y - low) * padded_columns * channels_out + margin, row_size)
                     if pooled == 1:
-                        errors = view(all_ds, at, line)
+                        errors = view(all_ds, offset, row_size)
                     else:
-                        errors = view(unpooled, NONE, line)
+                        errors = view(unpooled, NONE, row_size)
                         if y % pooled == 0 or y == low:
                             row = y // pooled
-                            first = ((t * batch + b) * rows_above + row) * above_row
-                            source = view(all_ds, first, above_row if row < rows_above else 0)
+                            first = ((t * batch + b) * pooled_rows + row) * pooled_row_size
+                            source = view(all_ds, first, pooled_row_size if row < pooled_rows else 0)
                             _unpool(source, pooled, channels_out, scaled, unpooled)
-                    neuron_states = view_of_rows(state, (y - low) * states * line, states, line)
+                    neuron_states = view_of_rows(state, (y - low) * states * row_size, states, row_size)
                     propagated(
-                        step, p, view(all_u, at, line), errors, neuron_states, kept, at, learned, place, out, line
+                        step,
+                        p,
+                        view(all_u, offset, row_size),
+                        errors,
+                        neuron_states,
+                        kept,
+                        offset,
+                        learned,
+                        first_neuron,
+                        dz_row,
+                        row_size,
                     )
                     if len(all_dz) > 0:
-                        all_dz[at : at + line] = out
+                        all_dz[offset : offset + row_size] = dz_row
                 if len(dw) == 0:
                     continue
                 list_by_channel(
-                    s[t, b], size, sample_mask, masked, tables, wide, first_in, last_in, cells, values, ends
+                    s[t, b],
+                    size,
+                    sample_mask,
+                    masked,
+                    tables,
+                    padded_columns,
+                    first_in,
+                    last_in,
+                    cells,
+                    values,
+                    channel_ends,
                 )
                 for q in range(kernel):
                     # Spikes whose output row y + padding - q is in the band. As many rows are taken at a time as stay
                     # in a near cache while all channels read the error signals.
                     bottom = min(rows, high - padding + q)
-                    for top in range(max(0, low - padding + q), bottom, near):
-                        end = min(bottom, top + near)
+                    for top in range(max(0, low - padding + q), bottom, near_rows):
+                        end = min(bottom, top + near_rows)
                         for channel in range(channels):
-                            first = ends[top - 1, channel] if top > first_in else channel * room
-                            if first < ends[end - 1, channel]:
+                            first = channel_ends[top - 1, channel] if top > first_in else channel * room
+                            if first < channel_ends[end - 1, channel]:
                                 sum_scaled(
-                                    part, (channel * kernel + q) * run, error, cells, channels_out,
-                                    (padding - q - low) * wide * channels_out, values, np.intp(first),
-                                    np.intp(ends[end - 1, channel]), run // LANES,
+                                    band_gradient, (channel * kernel + q) * run, error, cells, channels_out,
+                                    (padding - q - low) * padded_columns * channels_out, values, np.intp(first),
+                                    np.intp(channel_ends[end - 1, channel]), run // LANES,
                                 )  # fmt: skip
             for y in range(low, high):
-                place = (b * rows_out + y) * line
+                first_neuron = (b * rows_out + y) * row_size
                 for k in range(len(terms)):
-                    terms[k, place : place + line] = state[y - low, states - len(terms) + k]
+                    terms[k, first_neuron : first_neuron + row_size] = state[y - low, states - len(terms) + k]
             # Each band is summed separately first. A single sum over all bands would lose the last bits of later bands.
             for j in range(len(gradient)):
-                gradient[j] += part[j]
+                gradient[j] += band_gradient[j]
 
 
 @cached_njit()
@@ -352,5 +373,5 @@ def _unpool(source: Float32, size: int, channels: int, scaled: Float32, unpooled
     for x in range(len(source) // channels):
         for j in range(size):
             # Whole vectors are copied. Values beyond these channels are overwritten with the next channels.
-            copied(unpooled, (x * size + j) * channels, scaled, x * channels, vectors)
+            copy_vectors(unpooled, (x * size + j) * channels, scaled, x * channels, vectors)
     unpooled[len(source) * size :] = _ZERO

@@ -102,15 +102,17 @@ def turn(w: AnyArray, rows: AnyArray, area: int, inverse: bool, scale: np.float3
 @cached_njit(parallel=True, error_model="numpy")
 def _forward(s: UInt8, rows: Float32, z: Float32, threads: int) -> None:
     frames, inputs = s.shape
-    units, wide = z.shape[1], rows.shape[1]
+    units, padded_units = z.shape[1], rows.shape[1]
     flat = rows.reshape(-1)
     for thread in prange(threads):
-        places, values = np.empty(inputs + ROOM, np.int32), np.empty(inputs, np.float32)
-        frame_sums = np.empty(wide, np.float32)
+        positions, values = np.empty(inputs + ROOM, np.int32), np.empty(inputs, np.float32)
+        frame_sums = np.empty(padded_units, np.float32)
         for f in range(thread * frames // threads, (thread + 1) * frames // threads):
-            count = list_present(s[f], places, values)
+            count = list_present(s[f], positions, values)
             frame_sums[:] = _ZERO
-            sum_scaled(frame_sums, NONE, flat, places, wide, NONE, values, NONE, count, wide // LANES)
+            sum_scaled(
+                frame_sums, NONE, flat, positions, padded_units, NONE, values, NONE, count, padded_units // LANES
+            )
             for j in range(units):
                 z[f, j] = frame_sums[j]
 
@@ -119,22 +121,22 @@ def _forward(s: UInt8, rows: Float32, z: Float32, threads: int) -> None:
 def _gradient(s: UInt8, dz: Float32, rows: Float32, threads: int) -> None:
     """Fill `rows`. Each thread has its own inputs, so the order of a sum does not depend on the number of threads."""
     frames, units = dz.shape
-    inputs, wide = rows.shape
+    inputs, padded_units = rows.shape
     for thread in prange(threads):
         begin, end = thread * inputs // threads, (thread + 1) * inputs // threads
-        places, values = np.empty(end - begin + ROOM, np.int32), np.empty(end - begin, np.float32)
-        error, total = at_a_line(wide), rows[begin:end].reshape(-1)
+        positions, values = np.empty(end - begin + ROOM, np.int32), np.empty(end - begin, np.float32)
+        error, total = at_a_line(padded_units), rows[begin:end].reshape(-1)
         error[:] = _ZERO
         total[:] = _ZERO
         part = total if frames <= _BLOCK else np.zeros(len(total), np.float32)
         for low in range(0, frames, _BLOCK):
             for f in range(low, min(low + _BLOCK, frames)):
-                count = list_present(s[f, begin:end], places, values)
+                count = list_present(s[f, begin:end], positions, values)
                 if count > 0:
                     for j in range(units):
                         error[j] = dz[f, j]
                 for k in range(count):
-                    add_scaled(part, places[k] * wide, error, 0, values[k], wide // LANES)
+                    add_scaled(part, positions[k] * padded_units, error, 0, values[k], padded_units // LANES)
             if frames > _BLOCK:
                 for j in range(len(total)):
                     total[j] += part[j]
@@ -147,13 +149,13 @@ def _exact_gradient(s: UInt8, dz: AnyArray, rows: AnyArray, threads: int) -> Non
     inputs = len(rows)
     for thread in prange(threads):
         begin, end = thread * inputs // threads, (thread + 1) * inputs // threads
-        places, values = np.empty(end - begin + ROOM, np.int32), np.empty(end - begin, np.float32)
+        positions, values = np.empty(end - begin + ROOM, np.int32), np.empty(end - begin, np.float32)
         total = rows[begin:end]
         total[:] = 0.0
         for f in range(frames):
-            count = list_present(s[f, begin:end], places, values)
+            count = list_present(s[f, begin:end], positions, values)
             error = dz[f]
             for k in range(count):
-                input_gradient, value = total[places[k]], np.float64(values[k])
+                input_gradient, value = total[positions[k]], np.float64(values[k])
                 for j in range(units):
                     input_gradient[j] += value * error[j]

@@ -47,16 +47,16 @@ def support(neuron: NeuronModel) -> Support | None:
     None: the neuron may use the error signal anywhere, or its threshold is not constant.
     """
     surrogate = neuron.surrogate
-    both = neuron_equations(IDENTITY, neuron)
-    u, threshold = both.forward.outputs["o"].args
-    constant = threshold.op == "variable" and threshold.name in both.forward.parameters
-    if not (surrogate.compact and constant and u is both.forward.outputs["u"]) or _beside_h(both.backward):
+    equations = neuron_equations(IDENTITY, neuron)
+    u, threshold = equations.forward.outputs["o"].args
+    constant = threshold.op == "variable" and threshold.name in equations.forward.parameters
+    if not (surrogate.compact and constant and u is equations.forward.outputs["u"]) or _bypasses_h(equations.backward):
         return None
     p = np.array(list(surrogate.constants().values()), np.float32)
-    return Support(equation(surrogate), both.constants[str(threshold.name)], p)
+    return Support(equation(surrogate), equations.constants[str(threshold.name)], p)
 
 
-def _beside_h(backward: Recurrence) -> bool:
+def _bypasses_h(backward: Recurrence) -> bool:
     """Whether the error signal `g` of the spike reaches an output or state without a multiplication by `h`."""
     reached: set[int] = set()
     for x in ordered(backward.roots):
@@ -66,16 +66,16 @@ def _beside_h(backward: Recurrence) -> bool:
     return any(id(x) in reached for x in backward.roots)
 
 
-def share(support: Support, u: Float32, size: int, every: int) -> float:
+def share(support: Support, u: Float32, size: int, stride: int) -> float:
     """Share of the error signals after a pooling of size `size` that neurons use.
 
     Args:
         support: support of the neurons.
         u: potentials of the neurons, `[n, H, W, C]`.
         size: size of the pooling windows; 1: no pooling.
-        every: only every `every`-th frame is read; 1: all frames.
+        stride: only every `stride`-th frame is read; 1: all frames.
     """
-    return float(kernels(support.surrogate).share(u, size, every, support.threshold, support.p))
+    return float(kernels(support.surrogate).share(u, size, stride, support.threshold, support.p))
 
 
 def error(support: Support, conv: Conv2d, wq: Float32, u: Float32, size: int, dz: Float32, ds: Float32) -> None:
@@ -136,27 +136,27 @@ def kernels(surrogate: Recurrence) -> Kernels:
                 for channel in range(channels):
                     row[first + channel] = min(row[first + channel], row[first + j * channels + channel])
             for channel in range(channels):
-                nearest = row[first + channel]
+                channel_distance = row[first + channel]
                 places[n] = channel
-                n += used(p, nearest)
+                n += used(p, channel_distance)
             ends[x] = n
         return n
 
     @cached_njit(parallel=True, error_model="numpy")
-    def needed_share(u: Float32, size: int, every: int, vth: np.float32, p: Float32) -> float:
-        """Share of the used elements after a pooling of `size`, in every `every`-th frame `[H, W, C]`."""
+    def needed_share(u: Float32, size: int, stride: int, vth: np.float32, p: Float32) -> float:
+        """Share of the used elements after a pooling of `size`, in every `stride`-th frame `[H, W, C]`."""
         frames, height, width, channels = u.shape
         rows, columns = height // size, width // size
-        looked = (frames + every - 1) // every
+        frames_sampled = (frames + stride - 1) // stride
         used = 0
-        for f in prange(looked):
+        for f in prange(frames_sampled):
             row = np.empty(width * channels, np.float32)
-            places, ends = np.empty(columns * channels + 1, np.int32), np.empty(columns, np.int32)
+            used_channels, pixel_ends = np.empty(columns * channels + 1, np.int32), np.empty(columns, np.int32)
             n = 0
             for y in range(rows):
-                n += list_used(u[f * every], y, size, vth, p, row, places, ends)
+                n += list_used(u[f * stride], y, size, vth, p, row, used_channels, pixel_ends)
             used += n
-        return float(used / (looked * rows * columns * channels))
+        return float(used / (frames_sampled * rows * columns * channels))
 
     @cached_njit(parallel=True, error_model="numpy")
     def needed_error(
@@ -177,10 +177,10 @@ def kernels(surrogate: Recurrence) -> Kernels:
         """
         frames, rows, columns, channels = ds.shape
         rows_out, columns_out, channels_out = dz.shape[1:]
-        line, run = columns_out * channels_out, kernel * channels_out
+        dz_row, weight_row = columns_out * channels_out, kernel * channels_out
         for thread in prange(threads):
             row = np.empty(u.shape[2] * channels, np.float32)
-            places, ends = np.empty(columns * channels + 1, np.int32), np.empty(columns, np.int32)
+            used_channels, pixel_ends = np.empty(columns * channels + 1, np.int32), np.empty(columns, np.int32)
             for f in range(thread * frames // threads, (thread + 1) * frames // threads):
                 frame_error = dz[f].reshape(-1)
                 for y in range(rows):
@@ -188,20 +188,20 @@ def kernels(surrogate: Recurrence) -> Kernels:
                     top = y + padding - kernel + 1
                     first, last = max(0, top), min(rows_out - 1, y + padding)
                     ds[f, y] = _ZERO
-                    list_used(u[f], y, size, vth, p, row, places, ends)
+                    list_used(u[f], y, size, vth, p, row, used_channels, pixel_ends)
                     listed = 0
                     for x in range(columns):
                         first_column = x + padding - kernel + 1
                         begin, end = max(0, first_column), min(columns_out - 1, x + padding)
                         vectors = max(0, end - begin + 1) * channels_out // LANES
-                        for n in range(listed, ends[x]):
-                            channel = places[n]
+                        for n in range(listed, pixel_ends[x]):
+                            channel = used_channels[n]
                             ds[f, y, x, channel] = dot(
-                                frame_error, first * line + begin * channels_out, line,
-                                w,
-                                (channel * kernel + y + padding - first) * run + (begin - first_column) * channels_out,
-                                -run, last - first + 1, vectors,
+                                frame_error, first * dz_row + begin * channels_out, dz_row, w,
+                                (channel * kernel + y + padding - first) * weight_row
+                                + (begin - first_column) * channels_out,
+                                -weight_row, last - first + 1, vectors,
                             )  # fmt: skip
-                        listed = ends[x]
+                        listed = pixel_ends[x]
 
     return Kernels(needed_share, needed_error)

@@ -7,9 +7,9 @@ from numba import prange
 from stsbp_spec.typing import AnyArray, Float32, Int32, UInt8
 
 from stsbp_cpu.engine.compiling import cached_njit
-from stsbp_cpu.equations.vectors import LANES, NONE, ONE, ROOM, add_scaled, list_set, view, widened
+from stsbp_cpu.equations.vectors import LANES, NONE, ONE, ROOM, add_scaled, convert_bytes, list_set, view
 
-__all__ = ["NO_MASK", "density", "list_by_channel", "list_present", "list_spikes", "row_places"]
+__all__ = ["NO_MASK", "density", "list_by_channel", "list_present", "list_spikes", "row_positions"]
 
 NO_MASK = np.ones((1, 1, 1), np.uint8)
 """Placeholder for the dropout mask if there is no dropout."""
@@ -21,19 +21,19 @@ _ALL = np.ones(1, np.uint8)
 
 
 @cached_njit()
-def list_present(x: AnyArray, places: Int32, values: Float32) -> int:
+def list_present(x: AnyArray, positions: Int32, values: Float32) -> int:
     """List the non-zero elements of a run `[n]` of spikes or error signals; returns their number.
 
-    `places` has room for `n + ROOM` elements, and `values` for `n` elements.
+    `positions` has room for `n + ROOM` elements, and `values` for `n` elements.
     """
-    count: int = list_set(x, NONE, len(x), _ALL, NONE, NONE, NONE, ONE, places, NONE)
+    count: int = list_set(x, NONE, len(x), _ALL, NONE, NONE, NONE, ONE, positions, NONE)
     for i in range(count):
-        values[i] = x[places[i]]
+        values[i] = x[positions[i]]
     return count
 
 
 @cached_njit()
-def row_places(width: int, channels: int, size: int) -> tuple[UInt8, AnyArray, AnyArray, Float32, Int32]:
+def row_positions(width: int, channels: int, size: int) -> tuple[UInt8, AnyArray, AnyArray, Float32, Int32]:
     """Positions of the elements of a row `[width, channels]` after a pooling of `size`, and memory for a row.
 
     Returns:
@@ -56,7 +56,7 @@ def row_places(width: int, channels: int, size: int) -> tuple[UInt8, AnyArray, A
 @cached_njit()
 def list_spikes(
     frame: UInt8, size: int, mask: UInt8, masked: int, tables: tuple[UInt8, AnyArray, AnyArray, Float32, Int32],
-    low: int, high: int, places: Int32, values: Float32, starts: Int32,
+    low: int, high: int, positions: Int32, values: Float32, starts: Int32,
 ) -> int:  # fmt: skip
     """List the non-zero inputs of some rows of a frame in the order of memory; returns their number.
 
@@ -65,9 +65,9 @@ def list_spikes(
         size: size of the pooling window; 1: no pooling.
         mask: dropout mask, `[H, W, C]` if `masked` is 1, `[H // size, W // size, C]` if `masked` is 2, else ignored.
         masked: where dropout is applied. 0: nowhere; 1: before the pooling; 2: after the pooling.
-        tables: the result of `row_places`.
+        tables: the result of `row_positions`.
         low, high: the rows after the pooling, from `low` to `high`.
-        places: filled with `x C + c` of each input.
+        positions: filled with `x C + c` of each input.
         values: filled with the pooled values.
         starts: filled with the index of the first entry of each pixel, row by row, and then with the length of the
             list: `[(high - low) (W // size) + 1]`.
@@ -80,32 +80,32 @@ def list_spikes(
     starts[0] = 0
     for y in range(low, high):
         _entering_row(flat_frame, y, width * channels, channels, size, flat_mask, masked, row)
-        ends = view(starts, (y - low) * columns + 1, columns)
-        ends[:] = n
+        pixel_ends = view(starts, (y - low) * columns + 1, columns)
+        pixel_ends[:] = n
         for k in range(list_set(row, NONE, len(valid), valid, NONE, size - 1, NONE, ONE, elements, NONE)):
             j = np.uint32(elements[k])
             x = columns_of[j]
-            places[n] = x * channels + channels_of[j]
+            positions[n] = x * channels + channels_of[j]
             values[n] = row[j] * scale
             n += _ONE
-            ends[x] = n
+            pixel_ends[x] = n
         for x in range(1, columns):
-            ends[x] = max(ends[x], ends[x - 1])
+            pixel_ends[x] = max(pixel_ends[x], pixel_ends[x - 1])
     return int(np.intp(n))
 
 
 @cached_njit()
 def list_by_channel(
     frame: UInt8, size: int, mask: UInt8, masked: int, tables: tuple[UInt8, AnyArray, AnyArray, Float32, Int32],
-    wide: int, low: int, high: int, cells: Int32, values: Float32, ends: Int32,
+    row_width: int, low: int, high: int, cells: Int32, values: Float32, ends: Int32,
 ) -> None:  # fmt: skip
     """List the non-zero inputs of some rows of a frame channel by channel, each in the order of memory.
 
     Args:
         frame, size, mask, masked, tables: see `list_spikes`.
-        wide: width of the padded rows, on which the positions in `cells` are based.
+        row_width: width of the padded rows, on which the positions in `cells` are based.
         low, high: the rows after the pooling, from `low` to `high`.
-        cells: filled with `y wide + x` of each spike, 1-d: `C` lists, each with room for at least
+        cells: filled with `y row_width + x` of each spike, 1-d: `C` lists, each with room for at least
             `(high - low) (W // size)` entries.
         values: filled with the pooled values, in the same places.
         ends: filled with the end of each channel's list after each of these rows, `[H // size, C]`.
@@ -123,7 +123,7 @@ def list_by_channel(
             j = np.uint32(elements[k])
             c = channels_of[j]
             n = np.uint32(channel_ends[c])
-            cells[n] = y * wide + columns_of[j]
+            cells[n] = y * row_width + columns_of[j]
             values[n] = row[j] * scale
             channel_ends[c] = n + _ONE
 
@@ -150,7 +150,7 @@ def _entering_row(
             for j in range(run):
                 row[j] = np.float32(pixels[j] * mask_row[j]) + (row[j] if i > 0 else _ZERO)
         else:
-            widened(row, pixels, run // LANES, i > 0)
+            convert_bytes(row, pixels, run // LANES, i > 0)
             for j in range(run // LANES * LANES, run):
                 row[j] = np.float32(pixels[j]) + (row[j] if i > 0 else _ZERO)
     columns = run // (channels * size)
@@ -192,11 +192,11 @@ def _present(frame: UInt8, size: int) -> int:
 
 
 @cached_njit(parallel=True)
-def density(s: UInt8, size: int, every: int) -> float:
-    """Share of non-zero inputs after a pooling of `size`, in every `every`-th frame of `[T B, H, W, C]`."""
+def density(s: UInt8, size: int, stride: int) -> float:
+    """Share of non-zero inputs after a pooling of `size`, in every `stride`-th frame of `[T B, H, W, C]`."""
     frames, height, width, channels = s.shape
-    looked = (frames + every - 1) // every
+    frames_sampled = (frames + stride - 1) // stride
     present = 0
-    for f in prange(looked):
-        present += _present(s[f * every], size)
-    return float(present / (looked * (height // size) * (width // size) * channels))
+    for f in prange(frames_sampled):
+        present += _present(s[f * stride], size)
+    return float(present / (frames_sampled * (height // size) * (width // size) * channels))
