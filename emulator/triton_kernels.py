@@ -41,7 +41,7 @@ def _run(
     `aligned`: tell Triton which arguments are multiples of 16, as its just-in-time compiler does; else it assumes none.
     """
     signature, constants, multiples, arguments = {}, {}, [], list[Any]()
-    specialised = kernel is not fused_cuda._keep
+    specialised = kernel is not fused_cuda._keep_mask_kernel
     for i, name in enumerate(kernel.arg_names):
         value = values[name]
         if name == "_BLOCK" or (specialised and isinstance(value, int) and value == 1):
@@ -117,6 +117,6 @@ def keep_mask(
     stream = (int(Stream.DROPOUT) + 256 * layer) & 0xFFFFFFFF
     numbers = (first * math.prod(shape[1:]), area, channels, check_seed(seed), stream, step & 0xFFFFFFFF)
     arguments = (mask, mask.size, *numbers, round(rate * 2**32))
-    values = dict(zip(fused_cuda._keep.arg_names, arguments, strict=True))
-    _run(fused_cuda._keep, values, mask.size, architecture, True, None)
+    values = dict(zip(fused_cuda._keep_mask_kernel.arg_names, arguments, strict=True))
+    _run(fused_cuda._keep_mask_kernel, values, mask.size, architecture, True, None)
     return np.moveaxis(mask, 3, 1) if spatial else mask

@@ -223,7 +223,7 @@ def _by_expressions(
     Constants are unrounded.
     """
     equations = neuron_equations(PSP(tau).filter(), neuron)
-    constants = {**equations.wide, "k": 1 - 1 / tau, "c": 1 / tau}
+    constants = {**equations.unrounded, "k": 1 - 1 / tau, "c": 1 / tau}
     learned_inputs = {free: np.broadcast_to(learned[name], z.shape) for name, free in equations.learned.items()}
 
     def run(recurrence: Recurrence, inputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:

@@ -23,7 +23,7 @@ import pytest
 from jax import lax
 from stsbp_cpu.engine.layout import empty_memory as empty
 from stsbp_cpu.engine.layout import offered_memory
-from stsbp_jax.contract.grid import wide
+from stsbp_jax.contract.grid import enable_x64
 from stsbp_jax.engine import ffi, host_callback
 from stsbp_jax.engine.host_callback import Making, host_call, original_errors
 from stsbp_spec.errors import BackendError, NumericError, ShapeError
@@ -155,7 +155,7 @@ def test_every_dtype_arrives_and_returns(shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(1)
     arrays = [np.frombuffer(rng.bytes(8 * 24), dtype)[: int(np.prod(shape))].reshape(shape) for dtype in DTYPES[1:]]
     arrays.append(rng.random(shape) < 0.5)
-    with wide():
+    with enable_x64():
         operands = [jnp.asarray(x) for x in arrays]
         results = jax.jit(lambda *x: host_call(copied, [struct(*y.shape, dtype=y.dtype) for y in x], *x))(*operands)
         for x, y in zip(arrays, results, strict=True):
@@ -473,17 +473,17 @@ def test_a_function_that_makes_its_results(function: Callable[[AnyArray], list[A
     with offered_memory(out):
         results = function(x)
     assert sum(a is not b for a, b in zip(results, out, strict=True)) == copies
-    host_callback._put(results, out)
+    host_callback._copy_results(results, out)
     assert [y.tolist() for y in out] == [(x + 1).tolist(), (x + 2).tolist()]
 
 
 def test_results_are_copied_only_where_they_lie_otherwise() -> None:
     x = np.arange(9, dtype=np.float32).reshape(3, 3)
     target = x.copy()
-    host_callback._put([target.T], [target])
+    host_callback._copy_results([target.T], [target])
     assert (target == x.T).all()
     target.flags.writeable = False
-    host_callback._put([target[:].reshape(9).reshape(3, 3)], [target])
+    host_callback._copy_results([target[:].reshape(9).reshape(3, 3)], [target])
 
 
 def test_results_of_other_shapes_are_refused() -> None:

@@ -283,9 +283,9 @@ def test_what_cannot_be_is_refused(build: Any, message: str) -> None:
 def test_more_sums_than_are_exact_are_refused(lengths: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     network = NetworkSpec.parse("4bn", input_shape=(3,), outputs=2)
     batch = Batch(np.ones((5, 2, 3), np.uint8), np.zeros((5, 2, 2), np.uint8), lengths)
-    monkeypatch.setattr(spec, "MOST", 10)
+    monkeypatch.setattr(spec, "MAX_SUMS", 10)
     NUMPY.value_and_grad(network, Hamming(), initial_weights(network, 0), batch, dropout=(0, 0))
-    monkeypatch.setattr(spec, "MOST", 9)
+    monkeypatch.setattr(spec, "MAX_SUMS", 9)
     with pytest.raises(ExactnessError, match="batch normalisation of 10 sums in a channel is not exact"):
         NUMPY.value_and_grad(network, Hamming(), initial_weights(network, 0), batch, dropout=(0, 0))
 

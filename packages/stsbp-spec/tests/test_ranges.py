@@ -113,8 +113,8 @@ def test_a_state_that_is_not_snapped_is_followed_through_the_steps() -> None:
 def test_inputs_may_be_known_better() -> None:
     step = Recurrence("step", (), ("x", "y"), {}, {"v": X * X / Y})
     assert shown_flushes(step, {}, {"x": Range.of_count(9.0)}) == ()
-    assert shown_flushes(step, {}, {"x": Range(least=2.0**-63, unit=2.0**-86)}) == ()
-    assert shown_flushes(step, {}, {"x": Range(least=2.0**-64, unit=2.0**-87)})
+    assert shown_flushes(step, {}, {"x": Range(smallest=2.0**-63, unit=2.0**-86)}) == ()
+    assert shown_flushes(step, {}, {"x": Range(smallest=2.0**-64, unit=2.0**-87)})
 
 
 @pytest.mark.parametrize("kind", SURROGATES.values(), ids=lambda cls: str(cls.name))

@@ -146,7 +146,7 @@ def test_who_sends_byte_by_byte_has_no_more_time() -> None:
     slow = Thread(target=drip)
     slow.start()
     began = time.monotonic()
-    assert rendezvous._read(ours, 10**6, began + 0.2) is None
+    assert rendezvous._receive_bytes(ours, 10**6, began + 0.2) is None
     took = time.monotonic() - began
     ours.close()
     slow.join()

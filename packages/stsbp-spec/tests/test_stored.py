@@ -36,7 +36,7 @@ def test_what_is_read_back_computes_the_same(neuron: NeuronModel) -> None:
     filter = PSP(3).filter()
     one, two = neuron_equations(filter, neuron), neuron_equations(filter, stored)
     assert (one.forward, one.backward, one.kept) == (two.forward, two.backward, two.kept)
-    assert (one.constants, one.wide) == (two.constants, two.wide)
+    assert (one.constants, one.unrounded) == (two.constants, two.unrounded)
     assert (stored.tau_s, stored.threshold) == (neuron.tau_s, neuron.threshold)
     assert stored.surrogate.exact == neuron.surrogate.exact
     assert as_text(stored) == as_text(neuron)

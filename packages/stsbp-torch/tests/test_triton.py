@@ -100,8 +100,8 @@ for equation, static, summed in [*cases, (UPDATE, frozenset(), ())]:
     for inexact in ("fma.rn.f32", "mad.f32", "div.full", "div.approx", "sqrt.approx", ".ftz"):
         assert inexact not in ptx, (equation.name, static, summed, inexact)
 for size in ("i32", "i64"):
-    signature = {name: size for name in fused_cuda._keep.arg_names} | {"mask": "*u8"}
-    source = ASTSource(fused_cuda._keep, signature)
+    signature = {name: size for name in fused_cuda._keep_mask_kernel.arg_names} | {"mask": "*u8"}
+    source = ASTSource(fused_cuda._keep_mask_kernel, signature)
     assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
 """
 
@@ -119,7 +119,7 @@ class Launches:
 
         return launch
 
-fused_cuda._keep = Launches("_keep")
+fused_cuda._keep_mask_kernel = Launches("_keep_mask_kernel")
 mask = fused_cuda.keep_mask(1, 2, 3, (7, 11), 0.3, 0, torch.device("cpu"))
 assert 0 < mask.sum() < mask.numel()
 """

@@ -213,7 +213,7 @@ def rewritten(recurrence: Recurrence, rewrites: Mapping[str, Rewrite]) -> Recurr
     """A recurrence with each operation replaced by its own function, operands first. No snaps are added."""
     changed: dict[int, Expr] = {}
     for x in ordered(recurrence.roots):
-        copy = x.of(tuple(changed[id(operand)] for operand in x.args))
+        copy = x.with_operands(tuple(changed[id(operand)] for operand in x.args))
         replacement = rewrites[x.op](copy) if x.op in rewrites else None
         changed[id(x)] = copy if replacement is None else replacement
     return with_roots(recurrence, [changed[id(x)] for x in recurrence.roots])

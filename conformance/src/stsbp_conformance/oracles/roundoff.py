@@ -396,7 +396,7 @@ def _channel_sums(terms: Near, count: int) -> Near:
 def _constants(equations: NeuronEquations, filter: Filtering) -> dict[str, Near]:
     constants = filter.constants
     of_filter = dict(zip(equations.forward.parameters[: len(constants)], constants, strict=True))
-    return {name: _constant(value) for name, value in equations.wide.items()} | of_filter
+    return {name: _constant(value) for name, value in equations.unrounded.items()} | of_filter
 
 
 def _run(
@@ -1147,7 +1147,7 @@ def _of_population(bound_node: BoundNode, *, training: bool) -> tuple[NeuronEqua
         for values, name, error in zip(inputs, equations.inputs, equations.errors, strict=True)
         for constant in (_filtering(values, training).constants if error == f"d{name}" else ())
     ]
-    constants = {name: _constant(value) for name, value in equations.wide.items()}
+    constants = {name: _constant(value) for name, value in equations.unrounded.items()}
     return equations, constants | dict(zip(equations.forward.parameters, of_filters, strict=False))
 
 

@@ -5,7 +5,7 @@ compiles them.
 
 The arrays of the backend have channels last, `[T, B, H, W, C]`. `asarray`, `encode` and `numpy` convert them. The
 backend does not change the user's configuration of JAX: float64 exists only inside the functions that need it
-(`grid.wide`). With several processes, JAX's handler for SIGTERM is off (collective.py).
+(`grid.enable_x64`). With several processes, JAX's handler for SIGTERM is off (collective.py).
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ from stsbp_jax.contract.grid import (
     ARITHMETIC,
     GridChoice,
     describe_grid,
+    enable_x64,
     grid_of_spec,
     in_float64,
     rounded,
     weight_grid,
-    wide,
 )
 from stsbp_jax.contract.random import keep_mask
 from stsbp_jax.distributed.collective import JaxCollective, connect, together
-from stsbp_jax.distributed.replication import alike
+from stsbp_jax.distributed.replication import match_replication
 from stsbp_jax.distributed.sharding import SpreadGradients, SpreadOutput, guarded
 from stsbp_jax.engine import on_cpu
 from stsbp_jax.engine.compiling import Compiled, OneByOne
@@ -200,14 +200,14 @@ class JaxBackend(AbstractBackend[Array]):
 
     def asarray(self, x: AnyArray) -> Array:
         if x.ndim != 5:
-            return self._put(x)
+            return self._to_device(x)
         last = np.moveaxis(x, 2, -1)
         if last.flags.c_contiguous or x.size <= _SMALL:
-            return self._put(np.ascontiguousarray(last))
-        result: Array = _channels_last(self._put(x))
+            return self._to_device(np.ascontiguousarray(last))
+        result: Array = _channels_last(self._to_device(x))
         return result
 
-    def _put(self, x: AnyArray) -> Array:
+    def _to_device(self, x: AnyArray) -> Array:
         """`x` on the device, with the same layout."""
         result: Array = jax.device_put(x, self._device)
         return result
@@ -228,7 +228,7 @@ class JaxBackend(AbstractBackend[Array]):
         return image
 
     def unpack(self, frames: PackedFrames) -> Array:
-        steps: Array = _unpack(self._put(frames.bits), frames.steps)
+        steps: Array = _unpack(self._to_device(frames.bits), frames.steps)
         return steps
 
     @property
@@ -321,7 +321,7 @@ class JaxBackend(AbstractBackend[Array]):
             return new_states, {name: x[0] for name, x in outputs.items()}
 
         results: tuple[tuple[Array, ...], dict[str, Array]] = jax.lax.scan(
-            at, alike(carried, inputs), moving, length=steps, reverse=reverse
+            at, match_replication(carried, inputs), moving, length=steps, reverse=reverse
         )
         return results
 
@@ -349,14 +349,14 @@ class JaxBackend(AbstractBackend[Array]):
     def of_channels(self, function: Callable[..., Any], *arrays: Any, **fixed: Any) -> Any:
         if self._on_cpu:
             return on_cpu.of_channels(function, *arrays, **fixed)
-        with wide():
+        with enable_x64():
             return _of_channels(function, tuple(sorted(fixed.items())), *arrays)
 
     def rounded(self, x: Array) -> Array:
         return x if x.dtype == np.float32 else rounded(x)
 
     def add(self, a: Array, b: Array) -> Array:
-        with wide():
+        with enable_x64():
             return a + b
 
     def readout_error(
@@ -441,7 +441,7 @@ class _Operations(JaxBackend):
         *,
         reverse: bool = False,
     ) -> tuple[tuple[Array, ...], dict[str, Array]]:
-        with wide():
+        with enable_x64():
             return super().scan(step, carried, inputs, steps, reverse=reverse)
 
     def moments(self, z: Array, exponent: Array) -> Array:
@@ -453,7 +453,7 @@ class _Operations(JaxBackend):
     def of_channels(self, function: Callable[..., Any], *arrays: Any, **fixed: Any) -> Any:
         if self._on_cpu:
             return on_cpu.of_channels(function, *arrays, **fixed)
-        with wide():
+        with enable_x64():
             return _channels(function, tuple(fixed.items()), *arrays)
 
 

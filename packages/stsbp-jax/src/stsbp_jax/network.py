@@ -37,7 +37,7 @@ from stsbp_jax.engine.checks import (
     running_statistic,
 )
 from stsbp_jax.engine.compiling import as_one, pair
-from stsbp_jax.engine.segments import JaxSegmentSettings, State, compute, fork, pieces
+from stsbp_jax.engine.segments import JaxSegmentSettings, State, compute, fork, network_segments
 
 __all__ = ["Output", "apply", "clip_to_domain", "snap_weights"]
 
@@ -176,8 +176,8 @@ def apply(
     output: Any = _output(network, settings, full, s, arrays, words, initial_state)
     if not full:
         return output.spikes
-    spikes, *others = output
-    return Output(spikes, *(dict(x) for x in others))
+    spikes, *by_name = output
+    return Output(spikes, *(dict(x) for x in by_name))
 
 
 @as_one(3)
@@ -193,20 +193,19 @@ def _output(
     """The output of `apply`, with nothing but spikes if `full` is False."""
     graph = network.graph
     x = _channels_last(network.coding, s)
-    walk = pieces(graph)
-    reads = [name for piece in walk for name in piece.reads]
+    walk = network_segments(graph)
+    reads = [name for jax_segment in walk for name in jax_segment.reads]
     values = {graph.nodes[0].name: iter(fork(reads.count(graph.nodes[0].name), x))}
     names = {block.population: block.name for block in network.blocks}
     arrays = _by_use(network, weights)
     # A program returns dictionaries in the order of their names, but ordered ones as they are.
     output = Output(x, OrderedDict(), OrderedDict(), OrderedDict(), OrderedDict())
     readout = graph.nodes[-1].name if network.has_readout else ""
-    for piece in walk:
-        segment_arrays = {name: arrays[name] for name in piece.parameters}
-        read = tuple(next(values[name]) for name in piece.reads)
-        results = compute(
-            piece, settings, read, segment_arrays, words, {name: state[name] for name in piece.states if state}
-        )
+    for jax_segment in walk:
+        segment_arrays = {name: arrays[name] for name in jax_segment.parameters}
+        segment_inputs = tuple(next(values[name]) for name in jax_segment.reads)
+        segment_state = {name: state[name] for name in jax_segment.states if state}
+        results = compute(jax_segment, settings, segment_inputs, segment_arrays, words, segment_state)
         values |= {name: iter(copies) for name, copies in results.outputs.items()}
         if full:
             fired = {name: copies[0] for name, copies in results.outputs.items() if name in names and name != readout}
@@ -270,7 +269,7 @@ def _checked_state(graph: Network, state: State | None, batch: int) -> State:
     checked: State = {}
     if state is None:
         return checked
-    expected_of = {name: x for piece in pieces(graph) for name, x in piece.states.items()}
+    expected_of = {name: x for jax_segment in network_segments(graph) for name, x in jax_segment.states.items()}
     for name, (count, steps, shape) in expected_of.items():
         if name not in state:
             raise ShapeError(f"the state does not contain {name}; it belongs to another network")

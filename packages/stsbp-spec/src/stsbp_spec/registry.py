@@ -39,8 +39,8 @@ def default_backend() -> str:
     installed = installed_backends()
     if not installed:
         raise BackendError("no backend is installed; install one with: python -m pip install stsbp-torch")
-    ours = (name for name in KNOWN_BACKENDS if name in installed)
-    return next(ours, next((name for name in installed if name != "numpy"), "numpy"))
+    known_names = (name for name in KNOWN_BACKENDS if name in installed)
+    return next(known_names, next((name for name in installed if name != "numpy"), "numpy"))
 
 
 def load_backend(name: str) -> type[AbstractBackend]:
@@ -56,8 +56,10 @@ def load_backend(name: str) -> type[AbstractBackend]:
     if name not in points:
         hint = f"; install it with: python -m pip install {KNOWN_BACKENDS[name]}" if name in KNOWN_BACKENDS else ""
         names = ", ".join(sorted(points)) or "none"
-        near = did_you_mean(name, {*points, *KNOWN_BACKENDS} - {name})
-        raise BackendError(f"no backend {name!r} is installed{near if not hint else ''}; installed: {names}{hint}")
+        suggestion = did_you_mean(name, {*points, *KNOWN_BACKENDS} - {name})
+        raise BackendError(
+            f"no backend {name!r} is installed{suggestion if not hint else ''}; installed: {names}{hint}"
+        )
     distribution = points[name].dist
     package = KNOWN_BACKENDS.get(name, distribution.name if distribution is not None else name)
     try:
@@ -71,11 +73,11 @@ def load_backend(name: str) -> type[AbstractBackend]:
         ) from error
     api = getattr(backend, "api", None)
     if api != API:
-        spoken = "an interface without a version" if api is None else f"version {api} of the interface"
+        written_for = "an interface without a version" if api is None else f"version {api} of the interface"
         newer = isinstance(api, int) and api > API
         demands = "" if newer else f", which demands the member {_NEWEST_MEMBER!r} (docs/write_a_backend.md)"
         raise BackendError(
-            f"backend {name!r} is written for {spoken}, but stsbp-spec {version('stsbp-spec')} has "
+            f"backend {name!r} is written for {written_for}, but stsbp-spec {version('stsbp-spec')} has "
             f"version {API}{demands}; install matching versions, for example: python -m pip install --upgrade "
             f"{'stsbp-spec' if newer else package}"
         )

@@ -102,15 +102,16 @@ def integer(value: object) -> int | None:
         return None
 
 
-def integer_between(label: str, value: object, least: int, most: int = MAX_SIZE) -> int:
-    """`value` as an int from `least` to `most`. Otherwise raises `SpecError`, which begins with `label`: "a kernel"."""
+def integer_between(label: str, value: object, lower: int, upper: int = MAX_SIZE) -> int:
+    """`value` as an int from `lower` to `upper`. Otherwise raises `SpecError`, which begins with `label`: "a
+    kernel"."""
     number = integer(value)
     if number is None:
         raise SpecError(f"{label} must be an integer, got {shown(value)}")
-    if number < least:
-        raise SpecError(f"{label} must be at least {least}, got {shown(number)}")
-    if number > most:
-        raise SpecError(f"{label} must be at most {most}, got {shown(number)}")
+    if number < lower:
+        raise SpecError(f"{label} must be at least {lower}, got {shown(number)}")
+    if number > upper:
+        raise SpecError(f"{label} must be at most {upper}, got {shown(number)}")
     return number
 
 

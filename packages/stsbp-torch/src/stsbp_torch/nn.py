@@ -511,8 +511,10 @@ class _Spiking(torch.nn.Module):
             s = s.flatten(2)
         handle = self._handle(gain)
         checked_by = "" if checked else self._get_name()
-        more = full or state is not None
-        settings = TorchSegmentSettings(steps, True, precision=precision, full=more, checked=checked_by, hint=_HOW_FINE)
+        full_results = full or state is not None
+        settings = TorchSegmentSettings(
+            steps, True, precision=precision, full=full_results, checked=checked_by, hint=_HOW_FINE
+        )
         results = compute(handle, settings, [s], self._ordered, _arrays(handle.states[True], state))
         _mark(results.outputs[0], self.lif.neuron.psp)
         return _return_value(results, "neurons", full)
@@ -709,8 +711,8 @@ class Sequential(torch.nn.Sequential):
         self._first = layers[0].checking(values) if layers and isinstance(layers[0], _SpikeOperation) else None
         self._divisors: list[int] = []
         dropped = ""
-        for place, layer in enumerate(layers):
-            layer_name = f"layer {place}, {str(layer).partition('(')[0]}"
+        for index, layer in enumerate(layers):
+            layer_name = f"layer {index}, {str(layer).partition('(')[0]}"
             self._divisors.append(values.divisor)
             if isinstance(layer, torch.nn.Dropout):
                 dropped = layer_name
@@ -767,7 +769,7 @@ class Sequential(torch.nn.Sequential):
         passing = 1.0
         # For its check that the state is one.
         _arrays((), state)
-        for place, layer in enumerate(self):
+        for index, layer in enumerate(self):
             if isinstance(layer, torch.nn.Dropout):
                 if layer.training and layer.p > 0:
                     s = s * torch.empty(s.shape, dtype=torch.float32, device=s.device).bernoulli_(1 - layer.p)
@@ -777,20 +779,20 @@ class Sequential(torch.nn.Sequential):
                 s = layer(s)
                 continue
             if isinstance(layer, _SpikeOperation):
-                if place == 0 and self._first is not None:
+                if index == 0 and self._first is not None:
                     settings = TorchSegmentSettings(len(s), checked="Sequential", hint=_HOW_FINE)
                     s = compute(self._first, settings, [s], []).outputs[0]
                 else:
                     s = layer(s)
                 continue
-            layer_state = None if state is None else {"neurons": state.get(f"{place}.neurons", ())}
-            gain, passing = 1 / (passing * self._divisors[place]), 1.0
-            output = layer(s, steps, gain=gain, precision=precision, checked=place > 0, state=layer_state, full=full)
+            layer_state = None if state is None else {"neurons": state.get(f"{index}.neurons", ())}
+            gain, passing = 1 / (passing * self._divisors[index]), 1.0
+            output = layer(s, steps, gain=gain, precision=precision, checked=index > 0, state=layer_state, full=full)
             s = output.spikes if full else output
             if full:
-                potentials |= {f"{place}.{name}": u for name, u in output.potentials.items()}
-                fired |= {f"{place}.{name}": x for name, x in output.layer_spikes.items()}
-                next_state |= {f"{place}.{name}": arrays for name, arrays in output.state.items()}
+                potentials |= {f"{index}.{name}": u for name, u in output.potentials.items()}
+                fired |= {f"{index}.{name}": x for name, x in output.layer_spikes.items()}
+                next_state |= {f"{index}.{name}": arrays for name, arrays in output.state.items()}
         return Output(s, potentials, next_state, fired) if full else s
 
 
@@ -836,16 +838,18 @@ def _check_caller(name: str, settings: object) -> None:
 
 
 class _NetworkLayer(torch.nn.Module):
-    """A layer of a `Network`, `_place` its name there. The network is one graph, whose edges carry no plain tensors."""
+    """A layer of a `Network`, `_layer_name` its name there. The network is one graph, whose edges carry no plain
+    tensors."""
 
-    _place: str
+    _layer_name: str
 
     def _refuse_hook(self, *_: Any, **__: Any) -> NoReturn:
         # Torch attaches these hooks to the tensors among the arguments and results of a layer. There are none, so it
         # would never call them.
         raise NetworkError(
-            f"{self._place} is a layer of a Network, and backward hooks of its layers would not be called; register "
-            "the hook on the Network, or on a parameter (register_hook), or build the layers into a module of your own"
+            f"{self._layer_name} is a layer of a Network, and backward hooks of its layers would not be called; "
+            "register the hook on the Network, or on a parameter (register_hook), or build the layers into a module of "
+            "your own"
         )
 
     register_backward_hook = register_full_backward_hook = register_full_backward_pre_hook = _refuse_hook
@@ -855,9 +859,9 @@ class _ProjectionLayer(_NetworkLayer, _Spiking):
     """A segment of a network that consists of one projection and its neurons. `name` is its name in the network."""
 
     def __init__(
-        self, name: str, piece: TorchSegment, projection: Projection, parameters: Mapping[str, torch.Tensor]
+        self, name: str, torch_segment: TorchSegment, projection: Projection, parameters: Mapping[str, torch.Tensor]
     ) -> None:
-        neurons = piece.segment.steps[-1].bound_nodes[-1].node.op
+        neurons = torch_segment.segment.steps[-1].bound_nodes[-1].node.op
         synapse, values = projection.synapse, projection.input
         assert isinstance(neurons, NeuronsOp)
         assert isinstance(synapse, (Conv2d, Linear))
@@ -866,14 +870,14 @@ class _ProjectionLayer(_NetworkLayer, _Spiking):
         with torch.no_grad():
             for parameter, x in zip(self._ordered[1:], list(parameters.values())[1:], strict=True):
                 parameter.copy_(x)
-        self._place = name
-        self.handle = segment_key_of(piece)
+        self._layer_name = name
+        self.handle = segment_key_of(torch_segment)
 
     def forward(  # type: ignore[override]
         self, settings: Any = None, inputs: Any = (), state: State | None = None, **_: Any
     ) -> TorchSegmentOutput:
         """The results of the segment. Other callers than its network get an error, whatever they give."""
-        _check_caller(self._place, settings)
+        _check_caller(self._layer_name, settings)
         _check_types(self._get_name(), self._ordered)
         arrays = _arrays(self.handle.states[settings.training], state)
         return compute(self.handle, settings, inputs, self._ordered, arrays)
@@ -921,28 +925,28 @@ class _SegmentLayer(_NetworkLayer):
     def __init__(
         self,
         name: str,
-        piece: TorchSegment,
+        torch_segment: TorchSegment,
         parameters: Mapping[str, torch.Tensor],
         statistics: Mapping[str, torch.Tensor],
     ) -> None:
         super().__init__()
-        self._place = name
-        self.handle = segment_key_of(piece)
+        self._layer_name = name
+        self.handle = segment_key_of(torch_segment)
         self._names: list[tuple[str, str]] = []
         self._statistics: dict[str, str] = {}
-        weights, modules = {projection.parameter for projection in piece.projections}, dict[str, str]()
+        weights, modules = {projection.parameter for projection in torch_segment.projections}, dict[str, str]()
         for name, x in parameters.items():
             owner, _, local_name = (name, "", "weight") if name in weights else name.rpartition(".")
             if owner not in modules:
                 modules[owner] = _free(self, owner)
                 self.add_module(modules[owner], torch.nn.ParameterDict())
             self._names.append((modules[owner], local_name))
-            self._of(modules[owner])[local_name] = x
+            self._parameters_of(modules[owner])[local_name] = x
         for name, x in statistics.items():
             self._statistics[name] = _free(self, name)
             self.register_buffer(self._statistics[name], x)
 
-    def _of(self, module: str) -> torch.nn.ParameterDict:
+    def _parameters_of(self, module: str) -> torch.nn.ParameterDict:
         parameters = self.get_submodule(module)
         assert isinstance(parameters, torch.nn.ParameterDict)
         return parameters
@@ -953,7 +957,7 @@ class _SegmentLayer(_NetworkLayer):
     @property
     def _ordered(self) -> list[torch.Tensor]:
         """Parameters in the order in which a segment takes them."""
-        return [self._of(module)[local_name] for module, local_name in self._names]
+        return [self._parameters_of(module)[local_name] for module, local_name in self._names]
 
     def statistics(self) -> dict[str, torch.Tensor]:
         """Running statistics by their names in the network."""
@@ -963,7 +967,7 @@ class _SegmentLayer(_NetworkLayer):
         self, settings: Any = None, inputs: Any = (), state: State | None = None, **_: Any
     ) -> TorchSegmentOutput:
         """The results of the segment. Updates the running statistics."""
-        _check_caller(self._place, settings)
+        _check_caller(self._layer_name, settings)
         _check_types(self._get_name(), self._ordered)
         arrays = _arrays(self.handle.states[settings.training], state)
         results = compute(self.handle, settings, inputs, self._ordered, [*self.statistics().values(), *arrays])
@@ -1040,17 +1044,17 @@ class Network(torch.nn.Module):
         self._names = {block.population: block.name for block in spec.blocks}
         self._keys: dict[str, str] = {}
         for index in range(len(plan(backend_of(self.step), graph, fused=False).segments)):
-            piece = TorchSegment(graph, index)
-            segment = piece.segment
-            name = self._add(piece, tensors)
-            outputs = tuple(zip(segment.outputs, piece.copies, strict=True))
-            self._walk.append((name, piece.reads, outputs, segment.population))
+            torch_segment = TorchSegment(graph, index)
+            segment = torch_segment.segment
+            name = self._add(torch_segment, tensors)
+            outputs = tuple(zip(segment.outputs, torch_segment.copies, strict=True))
+            self._walk.append((name, torch_segment.reads, outputs, segment.population))
 
-    def _add(self, piece: TorchSegment, tensors: Mapping[str, torch.Tensor]) -> str:
+    def _add(self, torch_segment: TorchSegment, tensors: Mapping[str, torch.Tensor]) -> str:
         """Add the module of a segment; returns its name."""
-        last = piece.segment.steps[-1]
-        parameters = {key: tensors[key] for key in piece.parameters}
-        projections = piece.projections
+        last = torch_segment.segment.steps[-1]
+        parameters = {key: tensors[key] for key in torch_segment.parameters}
+        projections = torch_segment.projections
         first, inputs = projections[0] if projections else None, last.bound_nodes[-1].node.inputs
         name = _free(self, first.name if first is not None and len(projections) == 1 else last.name)
         layer: _ProjectionLayer | _SegmentLayer
@@ -1062,9 +1066,11 @@ class Network(torch.nn.Module):
             and inputs == (Edge(first.name),)
             and len(projections) == 1
         ):
-            layer = _ProjectionLayer(name, piece, first, parameters)
+            layer = _ProjectionLayer(name, torch_segment, first, parameters)
         else:
-            layer = _SegmentLayer(name, piece, parameters, {key: tensors[key] for key in piece.statistics})
+            layer = _SegmentLayer(
+                name, torch_segment, parameters, {key: tensors[key] for key in torch_segment.statistics}
+            )
         self.add_module(name, layer)
         self._keys[name] = layer.handle.key
         return name
@@ -1074,8 +1080,8 @@ class Network(torch.nn.Module):
         child, key = getattr(self, name, None), self._keys[name]
         if not _is_segment(child, key):
             # A wrapper, for example of FSDP or torch.compile, holds the child.
-            held = child.modules() if isinstance(child, torch.nn.Module) else ()
-            if not any(_is_segment(x, key) for x in held):
+            inner_modules = child.modules() if isinstance(child, torch.nn.Module) else ()
+            if not any(_is_segment(x, key) for x in inner_modules):
                 raise NetworkError(
                     f"{name} of the Network was replaced or removed, but its layers are those of its spec; create a "
                     "Network of another NetworkSpec and give it the weights to keep (weights=...), or build the layers "
@@ -1091,8 +1097,8 @@ class Network(torch.nn.Module):
     def named(self) -> dict[str, torch.Tensor]:
         """Parameters and running statistics by their names in the spec: `conv1`, `conv1.decay`, `conv1.mean`."""
         tensors: dict[str, torch.Tensor] = {}
-        for piece, layer in self._layers():
-            tensors.update(zip(piece.parameters, layer._ordered, strict=True))
+        for torch_segment, layer in self._layers():
+            tensors.update(zip(torch_segment.parameters, layer._ordered, strict=True))
             tensors.update(layer.statistics())
         return {name: tensors[name] for name in (*self.spec.parameters, *self.spec.statistics)}
 
@@ -1179,12 +1185,12 @@ class Network(torch.nn.Module):
         potentials: dict[str, torch.Tensor] = {}
         fired: dict[str, torch.Tensor] = {}
         next_state: State = {self._number: (number,)}
-        more = full or state is not None
-        for place, (name, sources, output_copies, population) in enumerate(self._walk):
-            checked = "Network" if place == 0 else ""
+        full_results = full or state is not None
+        for index, (name, sources, output_copies, population) in enumerate(self._walk):
+            checked = "Network" if index == 0 else ""
             scaled = images and inputs.is_floating_point()
             settings = TorchSegmentSettings(
-                steps, self.training, self.seed, masks, self.precision, more, checked, "", scaled
+                steps, self.training, self.seed, masks, self.precision, full_results, checked, "", scaled
             )
             results = self._child(name)(settings, [values[source].pop(0) for source in sources], state)
             outputs = list(results.outputs)

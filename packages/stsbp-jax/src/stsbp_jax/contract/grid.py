@@ -4,7 +4,7 @@ If a product is added to something, XLA fuses `a*b + c` into an operation with o
 this. It applies an exclusive-or with a number to the product's bits. The number is zero, but the compiler cannot prove
 this.
 
-Some functions use `float64` and `int64` although their caller has x64 switched off. `wide()` enables these types
+Some functions use `float64` and `int64` although their caller has x64 switched off. `enable_x64()` enables these types
 locally, only for the code that is being traced.
 """
 
@@ -39,13 +39,13 @@ __all__ = [
     "Rounding",
     "describe_grid",
     "divide",
+    "enable_x64",
     "grid_of_spec",
     "in_float64",
     "rounded",
     "snap",
     "square_root",
     "weight_grid",
-    "wide",
 ]
 
 Result = TypeVar("Result")
@@ -53,7 +53,7 @@ Result = TypeVar("Result")
 ZERO = np.float32(0)
 
 ARITHMETIC: ArrayArithmetic[Array] = ArrayArithmetic(jnp, lax.bitcast_convert_type, channel_axis=-1)
-"""The spec's arithmetic of JAX arrays. Sums in int64 and float64 need `wide`.
+"""The spec's arithmetic of JAX arrays. Sums in int64 and float64 need `enable_x64`.
 
 As integers, the bits of magnitudes have the same order as the magnitudes. On the CPU, XLA's maximum of floats ignores
 NaN in large arrays.
@@ -65,7 +65,7 @@ _enable_x64: Callable[[bool], AbstractContextManager[None]] = (
 )
 
 
-def wide() -> AbstractContextManager[None]:
+def enable_x64() -> AbstractContextManager[None]:
     """A context in which float64 and int64 exist. It affects only this thread."""
     return _enable_x64(True)
 
@@ -75,7 +75,7 @@ def in_float64(function: Callable[..., Result]) -> Callable[..., Result]:
 
     @wraps(function)
     def widened(*arguments: Any, **named: Any) -> Result:
-        with wide():
+        with enable_x64():
             return function(*arguments, **named)
 
     return widened
@@ -111,12 +111,12 @@ def snap(x: Array) -> Array:
 
 def _divide_wide(a: Array, b: Array) -> Array:
     # 53 bits are more than 2 * 24 + 2, so rounding twice gives the correctly rounded quotient.
-    with wide():
+    with enable_x64():
         return (a.astype(np.float64) / b.astype(np.float64)).astype(np.float32)
 
 
 def _square_root_wide(x: Array) -> Array:
-    with wide():
+    with enable_x64():
         return jnp.sqrt(x.astype(np.float64)).astype(np.float32)
 
 
@@ -140,7 +140,7 @@ def square_root(x: Array) -> Array:
 
 def rounded(x: Array) -> Array:
     """`x`, float64 or float32, as float32."""
-    with wide():
+    with enable_x64():
         return x.astype(np.float32)
 
 
@@ -170,7 +170,7 @@ def weight_grid(projection: Projection, w: Array) -> tuple[Array, GridChoice]:
     """Weights on their grid, `[out, ...]` float32. All are NaN if `describe_grid` finds no grid."""
     bits = projection.synapse.weight_bits
     # Sums of n units times the largest input, counted in units of the product's grid, must not exceed 2^24.
-    most = 2.0**EXACT_LIMIT_BITS / (projection.input.maximum * 2.0**projection.input.exponent)
+    largest_allowed = 2.0**EXACT_LIMIT_BITS / (projection.input.maximum * 2.0**projection.input.exponent)
     largest = ARITHMETIC.largest_error(w)[0]
     finite = largest < _bits(CEILING)
     silent = largest < _bits(FLOOR)
@@ -178,24 +178,24 @@ def weight_grid(projection: Projection, w: Array) -> tuple[Array, GridChoice]:
 
     def on_grid(coarser: Array) -> tuple[Array, Array]:
         scale, unit = ARITHMETIC.power_of_two(q - coarser), ARITHMETIC.power_of_two(coarser - q)
-        with wide():
+        with enable_x64():
             return ARITHMETIC.round_weights(w, scale, unit)
 
     def too_fine(state: tuple[Array, Array]) -> Array:
         coarser, n = state
-        with wide():
-            return (n > most) & (coarser <= bits - MIN_WEIGHT_BITS)
+        with enable_x64():
+            return (n > largest_allowed) & (coarser <= bits - MIN_WEIGHT_BITS)
 
     def next_grid(state: tuple[Array, Array]) -> tuple[Array, Array]:
         coarser = state[0] + np.int32(1)
         return coarser, on_grid(coarser)[1]
 
-    with wide():
+    with enable_x64():
         first = jnp.zeros((), np.int32)
         coarser, n = lax.while_loop(too_fine, next_grid, (first, on_grid(first)[1]))
-    good = finite & (coarser <= np.int32(bits - MIN_WEIGHT_BITS))
+    fits = finite & (coarser <= np.int32(bits - MIN_WEIGHT_BITS))
     wq = jnp.where(silent, ZERO, on_grid(coarser)[0])
-    return jnp.where(good, wq, np.float32(np.nan)), GridChoice(
+    return jnp.where(fits, wq, np.float32(np.nan)), GridChoice(
         jnp.where(silent, np.int32(0), q - coarser),
         jnp.where(silent, np.int32(bits - MIN_WEIGHT_BITS), coarser),
         n,

@@ -26,7 +26,7 @@ from stsbp_spec.distributed.rendezvous import meet, port_of
 from stsbp_spec.errors import BackendError
 from stsbp_spec.typing import AnyArray
 
-from stsbp_jax.contract.grid import wide
+from stsbp_jax.contract.grid import enable_x64
 from stsbp_jax.distributed.sharding import AXES, EVERYWHERE, PROCESSES, Spread, guarded, pieces_of_all
 
 __all__ = ["JaxCollective", "connect", "together"]
@@ -58,15 +58,15 @@ class JaxCollective(Collective[Array]):
 
     def largest(self, x: Array) -> Array:
         if not isinstance(x, jax.core.Tracer):
-            return self._now("pmax", x)
+            return self._reduce_now("pmax", x)
         largest: Array = lax.pmax(x, AXES)  # type: ignore[no-untyped-call]
         return largest
 
     def start_total(self, x: Array) -> Callable[[], Array]:
         if not isinstance(x, jax.core.Tracer):
-            total = self._now("psum", x)
+            total = self._reduce_now("psum", x)
         else:
-            with wide():
+            with enable_x64():
                 total = lax.psum(x, AXES)  # type: ignore[no-untyped-call]
         return lambda: total
 
@@ -99,12 +99,12 @@ class JaxCollective(Collective[Array]):
     def _rows(self, x: AnyArray) -> AnyArray:
         """`x` `[n]` of every process, as `[processes, n]`."""
         with guarded(self):
-            return np.asarray(self.spread.here(self._copied(self._stacked(jnp.asarray(x)))))
+            return np.asarray(self.spread.local_copy(self._copied(self._stacked(jnp.asarray(x)))))
 
-    def _now(self, reduce: str, x: Array) -> Array:
+    def _reduce_now(self, reduce: str, x: Array) -> Array:
         """`lax.psum` or `pmax` over the processes, outside of a compiled program."""
-        with wide(), guarded(self):
-            return self.spread.here(_reduced(self.spread.mesh, reduce, AXES[:1])(self._stacked(x)))
+        with enable_x64(), guarded(self):
+            return self.spread.local_copy(_reduced(self.spread.mesh, reduce, AXES[:1])(self._stacked(x)))
 
     def _stacked(self, x: Array) -> Array:
         """An array `[processes, ...]`. Each process has its own row, on all of its devices."""
@@ -159,7 +159,7 @@ def connect(rendezvous: Rendezvous, *, all_devices: bool) -> None:
     port = port_of(rendezvous)
     meet(rendezvous, port)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    bound = bool(visible) and len(visible.split(",")) <= rendezvous.local_rank
+    sees_fewer_devices = bool(visible) and len(visible.split(",")) <= rendezvous.local_rank
     limit = max(1, math.ceil(rendezvous.timeout))
     if hasattr(jax.config, _PREEMPTION):
         jax.config.update(_PREEMPTION, False)  # type: ignore[no-untyped-call]
@@ -168,7 +168,7 @@ def connect(rendezvous: Rendezvous, *, all_devices: bool) -> None:
             f"{rendezvous.address}:{port}",
             rendezvous.size,
             rendezvous.rank,
-            None if all_devices or bound else [rendezvous.local_rank],
+            None if all_devices or sees_fewer_devices else [rendezvous.local_rank],
             initialization_timeout=limit,
             heartbeat_timeout_seconds=limit,
         )
@@ -197,8 +197,8 @@ def together(rendezvous: Rendezvous, local: Sequence[Any]) -> JaxCollective:
         raise BackendError(
             f"processes have different numbers of {platform} devices ({sizes}); give all the same number"
         )
-    places = [present[rank].index(device) for device in local]
-    collective = JaxCollective([[devices[place] for place in places] for devices in present], rank)
+    device_indices = [present[rank].index(device) for device in local]
+    collective = JaxCollective([[devices[index] for index in device_indices] for devices in present], rank)
     collective.begin()
     if platform == "cpu" and rendezvous in _started:
         # JAX aborts a process as soon as another one is missing. A process that ends with an error would have to wait

@@ -15,18 +15,18 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from stsbp_spec.typing import Shape
 
-__all__ = ["alike", "result_like"]
+__all__ = ["match_replication", "result_like"]
 
 Tree = TypeVar("Tree")
 
 
-def alike(tree: Tree, *others: Any) -> Tree:
+def match_replication(tree: Tree, *references: Any) -> Tree:
     """The arrays of `tree`, converted so that all vary over the same axes.
 
-    These are all axes over which any array of `tree` or `others` varies. The gradient of an array that was the same on
-    all devices is the sum over these axes.
+    These are all axes over which any array of `tree` or `references` varies. The gradient of an array that was the same
+    on all devices is the sum over these axes.
     """
-    all_axes: frozenset[Any] = frozenset().union(*(_axes(x) for x in jax.tree.leaves((tree, others))))
+    all_axes: frozenset[Any] = frozenset().union(*(_axes(x) for x in jax.tree.leaves((tree, references))))
     if not all_axes:
         return tree
     converted: Tree = jax.tree.map(lambda x: _spread(x, all_axes - _axes(x)), tree)
@@ -34,7 +34,7 @@ def alike(tree: Tree, *others: Any) -> Tree:
 
 
 def result_like(shape: Shape, dtype: np.dtype[Any], arrays: tuple[jax.Array, ...]) -> jax.ShapeDtypeStruct:
-    """Type of a result of a call. It varies over the same axes as the arguments, which must be `alike`."""
+    """Type of a result of a call. It varies over the same axes as the arguments (`match_replication`)."""
     struct: Any = jax.ShapeDtypeStruct
     varies: dict[str, Any] = {}
     if arrays and _axes(arrays[0]):

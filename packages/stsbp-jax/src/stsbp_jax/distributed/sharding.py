@@ -95,7 +95,7 @@ class Spread:
         shape = (len(x), shard * self.mesh.size, *x.shape[2:])
         return jax.make_array_from_single_device_arrays(shape, NamedSharding(self.mesh, SECOND), parts)
 
-    def here(self, x: Array) -> Array:
+    def local_copy(self, x: Array) -> Array:
         """This process's copy of an array that all devices have."""
         copies: list[Array] = [shard.data for shard in x.addressable_shards if shard.device == self.local[0]]
         return copies[0]
@@ -127,7 +127,7 @@ class SpreadGradients:
 
         takes = (EVERYWHERE, SECOND, SECOND, EVERYWHERE, SECOND)
         gives: Any = Gradients(EVERYWHERE, EVERYWHERE, SECOND, FIRST, FIRST, EVERYWHERE)
-        self._compiled = Compiled(_on(spread.mesh, program, takes, gives), "gradients")
+        self._compiled = Compiled(_on_mesh(spread.mesh, program, takes, gives), "gradients")
 
     @property
     def seconds(self) -> float:
@@ -151,12 +151,12 @@ class SpreadGradients:
             results = self._compiled(jax.tree.map(spread.copies, wq), *cut, dropout, padded)
         counts = [x.shape[1] for x in inputs]
         return Gradients(
-            jax.tree.map(spread.here, results.values),
-            spread.here(results.squares),
+            jax.tree.map(spread.local_copy, results.values),
+            spread.local_copy(results.squares),
             [spread.joined(x, 1, count) for x, count in zip(results.spikes, counts, strict=True)],
             [[spread.joined(x, 0, n) for x in group] for group, n in zip(results.counts, counts, strict=True)],
             jax.tree.map(partial(spread.joined, axis=0), results.zeroed),
-            jax.tree.map(spread.here, results.statistics),
+            jax.tree.map(spread.local_copy, results.statistics),
         )
 
 
@@ -166,7 +166,7 @@ class SpreadOutput:
     def __init__(self, backend: Any, spread: Spread, *fixed: Any) -> None:
         self._spread = spread
         takes = (EVERYWHERE, SECOND, SECOND)
-        program = _on(spread.mesh, partial(output, backend, *fixed), takes, (SECOND, FIRST))
+        program = _on_mesh(spread.mesh, partial(output, backend, *fixed), takes, (SECOND, FIRST))
         self._compiled = Compiled(program, "output")
 
     @property
@@ -176,12 +176,12 @@ class SpreadOutput:
     def __call__(self, wq: Any, x: Array, inside: Array | None = None) -> tuple[Array, list[Array]]:
         spread, count = self._spread, x.shape[1]
         shard = -(-count // len(spread.local))
-        within = None if inside is None else spread.shards(inside, shard)
-        spikes, counts = self._compiled(jax.tree.map(spread.copies, wq), spread.shards(x, shard), within)
+        inside_shards = None if inside is None else spread.shards(inside, shard)
+        spikes, counts = self._compiled(jax.tree.map(spread.copies, wq), spread.shards(x, shard), inside_shards)
         return spread.joined(spikes, 1, count), [spread.joined(sample_counts, 0, count) for sample_counts in counts]
 
 
-def _on(mesh: Mesh, program: Callable[..., Any], takes: Any, gives: Any) -> Callable[..., Any]:
+def _on_mesh(mesh: Mesh, program: Callable[..., Any], takes: Any, gives: Any) -> Callable[..., Any]:
     return jax.shard_map(program, mesh=mesh, in_specs=takes, out_specs=gives, check_vma=False)
 
 
@@ -190,12 +190,12 @@ def _shard_of_device(piece: tuple[BatchSlice, ...], shard: int, devices: int) ->
 
     `piece` contains a part for each process.
     """
-    places = [(part, i * shard) for part in piece for i in range(devices)]
-    firsts = np.array([part.first + start for part, start in places]).astype(np.uint32)
-    counts = np.array([min(shard, max(0, part.count - start)) for part, start in places], np.int32)
-    here = lax.axis_index(AXES)
-    count: Any = shard if (counts == shard).all() else jnp.asarray(counts)[here]
-    return BatchSlice(jnp.asarray(firsts)[here], count, piece[0].batch)  # type: ignore[arg-type]
+    shard_starts = [(part, i * shard) for part in piece for i in range(devices)]
+    firsts = np.array([part.first + start for part, start in shard_starts]).astype(np.uint32)
+    counts = np.array([min(shard, max(0, part.count - start)) for part, start in shard_starts], np.int32)
+    device_index = lax.axis_index(AXES)
+    count: Any = shard if (counts == shard).all() else jnp.asarray(counts)[device_index]
+    return BatchSlice(jnp.asarray(firsts)[device_index], count, piece[0].batch)  # type: ignore[arg-type]
 
 
 @partial(jax.jit, static_argnums=1)

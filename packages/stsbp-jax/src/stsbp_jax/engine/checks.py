@@ -47,21 +47,21 @@ def _inside(xp: Any, x: Any, low: float, high: float) -> Any:
     return (x >= np.float32(low)) & (x <= np.float32(high))
 
 
-def _good(xp: Any, s: Any, exponent: int, largest: float) -> Any:
+def _is_on_grid(xp: Any, s: Any, exponent: int, largest: float) -> Any:
     # The user may have forbidden JAX to promote types, and JAX never promotes int4.
     s = s.astype(np.float32)
     units = s * np.float32(2.0**exponent)
     return (s >= 0) & (s <= np.float32(largest)) & (units == xp.rint(units))
 
 
-def _all(good: Callable[..., Any], x: Any, *limits: float) -> bool:
-    """Whether all elements of an array that is not traced are good, by numpy if its memory is the host's."""
+def _all_valid(is_valid: Callable[..., Any], x: Any, *limits: float) -> bool:
+    """Whether all elements of an array that is not traced are valid, by numpy if its memory is the host's."""
     if not _is_on_host(x):
         with jax.ensure_compile_time_eval():
-            return bool(_all_on_device(good, limits, x))
+            return bool(_all_on_device(is_valid, limits, x))
     flat = _values(x).reshape(-1)
     with np.errstate(all="ignore"):
-        return all(good(np, flat[i : i + _PART], *limits).all() for i in range(0, flat.size, _PART))
+        return all(is_valid(np, flat[i : i + _PART], *limits).all() for i in range(0, flat.size, _PART))
 
 
 def _is_on_host(x: Any) -> bool:
@@ -72,21 +72,21 @@ def _is_on_host(x: Any) -> bool:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _all_on_device(good: Callable[..., Any], limits: tuple[float, ...], x: Array) -> Array:
-    all_good: Array = good(jnp, x, *limits).all()
-    return all_good
+def _all_on_device(is_valid: Callable[..., Any], limits: tuple[float, ...], x: Array) -> Array:
+    all_valid: Array = is_valid(jnp, x, *limits).all()
+    return all_valid
 
 
 @partial(jax.jit, static_argnums=(0, 1), inline=True)
-def _or_nan(good: Callable[..., Any], limits: tuple[float, ...], x: Array) -> Array:
-    """`x` as float32, with NaN in place of the elements that are not good."""
-    return jnp.where(good(jnp, x, *limits), x.astype(np.float32), np.float32(np.nan))
+def _or_nan(is_valid: Callable[..., Any], limits: tuple[float, ...], x: Array) -> Array:
+    """`x` as float32, with NaN in place of the elements that are not valid."""
+    return jnp.where(is_valid(jnp, x, *limits), x.astype(np.float32), np.float32(np.nan))
 
 
-def _first_wrong(good: Callable[..., Any], x: Any, *limits: float) -> float:
+def _first_wrong(is_valid: Callable[..., Any], x: Any, *limits: float) -> float:
     values = _values(x)
     with np.errstate(all="ignore"):
-        return float(values[~good(np, values, *limits)][0])
+        return float(values[~is_valid(np, values, *limits)][0])
 
 
 def as_array(x: Any) -> Any:
@@ -152,7 +152,7 @@ def check_finite(name: str, x: ArrayLike) -> None:
     check_array(name, x)
     if isinstance(x, jax.core.Tracer):
         return
-    if jnp.issubdtype(jnp.result_type(x), np.floating) and not _all(_finite, x):
+    if jnp.issubdtype(jnp.result_type(x), np.floating) and not _all_valid(_finite, x):
         raise NumericError(f"{name} holds a value that is not finite")
 
 
@@ -198,7 +198,7 @@ def in_domain(name: str, x: Any, low: float, high: float, remedy: str = "call cl
     """
     if isinstance(x, jax.core.Tracer):
         return _or_nan(_inside, (low, high), x)
-    if not _all(_inside, x, low, high):
+    if not _all_valid(_inside, x, low, high):
         wrong = _first_wrong(_inside, x, low, high)
         raise NumericError(f"{name} is {wrong:g}, outside of its domain from {low:g} to {high:g}; {remedy}")
     return x
@@ -220,12 +220,12 @@ def on_grid(layer: str, inputs: ArrayLike, exponent: int, largest: float) -> Any
         NumericError: an element is not finite, and `inputs` is not a tracer.
     """
     if isinstance(inputs, jax.core.Tracer):
-        return _or_nan(_good, (exponent, largest), inputs)
+        return _or_nan(_is_on_grid, (exponent, largest), inputs)
     check_array(f"the input of {layer}", inputs)
-    if _all(_good, inputs, exponent, largest):
+    if _all_valid(_is_on_grid, inputs, exponent, largest):
         return as_array(inputs)
     check_finite(f"the input of {layer}", inputs)
-    wrong = _first_wrong(_good, inputs, exponent, largest)
+    wrong = _first_wrong(_is_on_grid, inputs, exponent, largest)
     unit = "whole numbers" if exponent == 0 else f"multiples of 2^-{exponent}"
     expected = "spikes, 0 or 1" if (exponent, largest) == (0, 1) else f"{unit} from 0 to {largest:g}"
     raise ShapeError(f"the inputs of {layer} must be {expected}, got {wrong:g}")

@@ -69,7 +69,7 @@ def as_one(static: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Compile a function as one program for calls with arrays that have values, for each set of shapes.
 
     If an array is traced, the function becomes a part of the caller's program. It is then no `jit` in the caller's,
-    because `vmap` would map what is inside such a `jit` without float64 (`grid.wide`).
+    because `vmap` would map what is inside such a `jit` without float64 (`grid.enable_x64`).
 
     Args:
         static: number of arguments that are no arrays, which come first.

@@ -192,17 +192,17 @@ def interface(header: str) -> tuple[int, int]:
     # XLA's version number does not show whether the structures changed.
     for name, structure in _STRUCTURES.items():
         body = re.search(rf"\bstruct {name} {{(.*?)}}", text, re.DOTALL)
-        fields = [_field(line) for line in (body[1] if body else "").split(";") if line.strip()]
+        fields = [_field(declaration) for declaration in (body[1] if body else "").split(";") if declaration.strip()]
         if fields[: len(structure._fields_)] != structure._fields_:
             raise BackendError(_unknown(f"{name} is {' '.join(field for field, _ in fields) or 'not there'}"))
     return api_version
 
 
-def _field(line: str) -> tuple[str, Any]:
+def _field(declaration: str) -> tuple[str, Any]:
     """Name and type of a field, without its semicolon."""
-    if function := re.search(r"_XLA_FFI_API_STRUCT_FIELD\((\w+)\)", line):
+    if function := re.search(r"_XLA_FFI_API_STRUCT_FIELD\((\w+)\)", declaration):
         return function[1], c_size_t
-    *kind, name = line.replace("*", " * ").split()
+    *kind, name = declaration.replace("*", " * ").split()
     return name, c_size_t if "*" in kind else _TYPES.get(" ".join(kind))
 
 
@@ -245,8 +245,8 @@ class _Buffers:
                 raise BackendError(_unknown(f"{was} in place of {dtype} {axes}"))
             if dims.from_address(buffer.dims)[:] != axes:
                 raise BackendError(_unknown(f"axes {dims.from_address(buffer.dims)[:]} in place of {axes}"))
-            place: Any = memory.from_address(buffer.data)
-            x: AnyArray = np.ndarray(shape, dtype, place)
+            data: Any = memory.from_address(buffer.data)
+            x: AnyArray = np.ndarray(shape, dtype, data)
             arrays.append(x)
         return arrays
 

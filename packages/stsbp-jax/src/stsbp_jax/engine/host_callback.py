@@ -30,7 +30,7 @@ from stsbp_spec.engine.kernel_cache import digest
 from stsbp_spec.errors import ShapeError
 from stsbp_spec.typing import AnyArray, Shape
 
-from stsbp_jax.distributed.replication import alike, result_like
+from stsbp_jax.distributed.replication import match_replication, result_like
 from stsbp_jax.engine.ffi import CANCELLED, CODES, INTERNAL, RESOURCE_EXHAUSTED, Memory, Site, open_door
 
 __all__ = ["Making", "host_call", "one_at_a_time", "original_errors"]
@@ -83,7 +83,9 @@ def host_call(
         ShapeError: a dtype is not in the list above.
     """
     _open()
-    jax_arrays: tuple[Array, ...] = alike(tuple(x if isinstance(x, Array) else jnp.asarray(x) for x in arrays))
+    jax_arrays: tuple[Array, ...] = match_replication(
+        tuple(x if isinstance(x, Array) else jnp.asarray(x) for x in arrays)
+    )
     memories = tuple(tuple(Memory(tuple(x.shape), np.dtype(x.dtype)) for x in group) for group in (jax_arrays, results))
     for memory in (*memories[0], *memories[1]):
         if memory.dtype not in CODES:
@@ -121,7 +123,7 @@ def _number(
         return _numbers[key]
 
 
-def _number_of(function: Any, *place: Any) -> int:
+def _number_of(function: Any, *identity: Any) -> int:
     """A number that is the same in every process that traces the same programs.
 
     Because the number is the same, JAX finds these programs in its cache on the disk. A process that traces other
@@ -129,7 +131,7 @@ def _number_of(function: Any, *place: Any) -> int:
     """
     # Functions with the same name, shapes and place in the order of tracing cannot be told apart.
     name = getattr(function, "__qualname__", type(function).__qualname__)
-    return int(digest(name, *map(repr, place))[:15], 16)
+    return int(digest(name, *map(repr, identity))[:15], 16)
 
 
 # Not a compiled function (numba's `cfunc`) for each kernel: a call also chooses the kernel by the density of its input,
@@ -209,10 +211,10 @@ class Making:
     def __call__(self, *arguments: Any, out: Sequence[AnyArray]) -> None:
         with offered_memory(out):
             results = self.function(*arguments)
-        _put(results, out)
+        _copy_results(results, out)
 
 
-def _put(results: Sequence[AnyArray], out: Sequence[AnyArray]) -> None:
+def _copy_results(results: Sequence[AnyArray], out: Sequence[AnyArray]) -> None:
     """Copy arrays to `out`, except those that are there already. An array may overlap with any array of `out`."""
     returned, promised = [(x.shape, x.dtype) for x in results], [(x.shape, x.dtype) for x in out]
     if returned != promised:

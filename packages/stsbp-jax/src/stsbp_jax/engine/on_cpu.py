@@ -37,7 +37,7 @@ from stsbp_spec.networks.graph import Op, Projection
 from stsbp_spec.networks.ops import AvgPool2d, Conv2d, Linear, MaxPool2d, batchnorm
 from stsbp_spec.typing import AnyArray, Precision, Shape
 
-from stsbp_jax.contract.grid import GridChoice, wide
+from stsbp_jax.contract.grid import GridChoice, enable_x64
 from stsbp_jax.engine.host_callback import Making, host_call, one_at_a_time
 
 __all__ = [
@@ -68,7 +68,7 @@ def _call(function: Callable[..., Any], results: Any, *arrays: Any, fixed: tuple
     """
     leaves, of_given = jax.tree.flatten(arrays)
     result_types, of_wanted = jax.tree.flatten(results)
-    with wide():
+    with enable_x64():
         if (device := _common_device(leaves)) is not None:
             memories = [_opened_memory(x) for x in leaves]
             with one_at_a_time:
@@ -332,7 +332,7 @@ def _propagate_all(
 def weight_grid(projection: Projection, w: Array) -> tuple[Array, GridChoice]:
     """Implements `grid.weight_grid`, whose loop XLA would compile for each layer."""
     wq, numbers = _call(_weight_grid, (_like(w.shape), _like((4,), np.float64)), w, fixed=(projection,))
-    with wide():
+    with enable_x64():
         q, coarser, bound, finite = (numbers[i] for i in range(4))
         return wq, GridChoice(q.astype(np.int32), coarser.astype(np.int32), bound, finite > 0)
 

@@ -21,15 +21,15 @@ from stsbp_spec.engine.passes import Trace, backward_segment, forward_segment, s
 from stsbp_spec.engine.plan import Plan, Population, Segment, plan
 from stsbp_spec.engine.rules import Deferred, PassContext
 from stsbp_spec.networks.graph import Network, Neurons, Projection
-from stsbp_spec.networks.ops.batchnorm import STATISTICS, moved
+from stsbp_spec.networks.ops.batchnorm import STATISTICS, updated_statistic
 from stsbp_spec.typing import Precision, Shape
 
 from stsbp_jax.backend import OPERATIONS
-from stsbp_jax.distributed.replication import alike
+from stsbp_jax.distributed.replication import match_replication
 from stsbp_jax.engine.checks import in_domain, running_statistic
 from stsbp_jax.engine.compiling import pair
 
-__all__ = ["JaxSegment", "JaxSegmentOutput", "JaxSegmentSettings", "State", "compute", "fork", "pieces"]
+__all__ = ["JaxSegment", "JaxSegmentOutput", "JaxSegmentSettings", "State", "compute", "fork", "network_segments"]
 
 
 State: TypeAlias = dict[str, tuple[Array, ...]]
@@ -102,8 +102,10 @@ class JaxSegment:
     def copies(self) -> dict[str, int]:
         """How many edges of later segments read each output. The output of the network has one reader more."""
         walk = self.walk()
-        later = [name for i in range(self.index + 1, len(walk.segments)) for name in JaxSegment(self.network, i).reads]
-        return {name: [*later, walk.output].count(name) for name in self.segment.outputs}
+        later_reads = [
+            name for i in range(self.index + 1, len(walk.segments)) for name in JaxSegment(self.network, i).reads
+        ]
+        return {name: [*later_reads, walk.output].count(name) for name in self.segment.outputs}
 
     @cached_property
     def parameters(self) -> tuple[str, ...]:
@@ -136,7 +138,7 @@ class JaxSegment:
         return *spatial, c
 
 
-def pieces(network: Network) -> list[JaxSegment]:
+def network_segments(network: Network) -> list[JaxSegment]:
     """The segments of a network, in order."""
     return [JaxSegment(network, index) for index in range(len(plan(OPERATIONS, network, of_input=True).segments))]
 
@@ -145,21 +147,21 @@ def pieces(network: Network) -> list[JaxSegment]:
 class _SavedTree:
     """Residuals of steps: arrays, and everything that is not an array."""
 
-    def __init__(self, arrays: list[Array], others: tuple[Any, ...], tree: Any) -> None:
-        self.arrays, self.others, self.tree = arrays, others, tree
+    def __init__(self, arrays: list[Array], static_leaves: tuple[Any, ...], tree: Any) -> None:
+        self.arrays, self.static_leaves, self.tree = arrays, static_leaves, tree
 
     @classmethod
-    def of(cls, saved: Any) -> _SavedTree:
+    def split(cls, saved: Any) -> _SavedTree:
         leaves, tree = jax.tree.flatten(saved)
-        others = tuple(None if isinstance(x, (Array, np.ndarray)) else (x,) for x in leaves)
-        return cls([x for x, other in zip(leaves, others, strict=True) if other is None], others, tree)
+        static_leaves = tuple(None if isinstance(x, (Array, np.ndarray)) else (x,) for x in leaves)
+        return cls([x for x, leaf in zip(leaves, static_leaves, strict=True) if leaf is None], static_leaves, tree)
 
     def merged(self) -> Any:
         arrays = iter(self.arrays)
-        return jax.tree.unflatten(self.tree, [next(arrays) if other is None else other[0] for other in self.others])
+        return jax.tree.unflatten(self.tree, [next(arrays) if leaf is None else leaf[0] for leaf in self.static_leaves])
 
     def tree_flatten(self) -> tuple[Any, Any]:
-        return self.arrays, (self.others, self.tree)
+        return self.arrays, (self.static_leaves, self.tree)
 
     @classmethod
     def tree_unflatten(cls, structure: Any, arrays: Any) -> _SavedTree:
@@ -167,7 +169,7 @@ class _SavedTree:
 
 
 def compute(
-    piece: JaxSegment,
+    jax_segment: JaxSegment,
     settings: JaxSegmentSettings,
     inputs: tuple[Array, ...],
     weights: Mapping[str, Array],
@@ -177,30 +179,32 @@ def compute(
     """Compute a segment. The results are differentiable in inputs and weights.
 
     Args:
-        piece: the segment.
+        jax_segment: the segment.
         settings: how the segment is computed.
-        inputs: inputs in the order of `piece.reads`, `[1 or T, B, ...]`, channels last.
-        weights: master weights, learned parameters and running statistics by the names of `piece.parameters`.
+        inputs: inputs in the order of `jax_segment.reads`, `[1 or T, B, ...]`, channels last.
+        weights: master weights, learned parameters and running statistics by the names of `jax_segment.parameters`.
         masks: `(seed, step)` of the dropout masks, uint32.
         state: state after the previous steps. If the state of a node is missing, the node starts at rest.
     """
-    segment_state = {name: state[name] for name in piece.states if name in state} if settings.full else {}
-    output: JaxSegmentOutput = _segment(piece, settings, *alike((inputs, dict(weights), masks, segment_state)))
+    segment_state = {name: state[name] for name in jax_segment.states if name in state} if settings.full else {}
+    output: JaxSegmentOutput = _segment(
+        jax_segment, settings, *match_replication((inputs, dict(weights), masks, segment_state))
+    )
     return output
 
 
 def _forward(
-    piece: JaxSegment,
+    jax_segment: JaxSegment,
     settings: JaxSegmentSettings,
     inputs: tuple[Array, ...],
     weights: dict[str, Array],
     masks: tuple[Array, Array],
     state: State,
 ) -> tuple[JaxSegmentOutput, Any]:
-    segment, batch = piece.walk(fused=not settings.full).segments[piece.index], inputs[0].shape[1]
-    on_grid = _on_grid(piece, weights, training=settings.training)
+    segment, batch = jax_segment.walk(fused=not settings.full).segments[jax_segment.index], inputs[0].shape[1]
+    on_grid = _on_grid(jax_segment, weights, training=settings.training)
     run = _run(settings, on_grid, masks, batch, state)
-    values = dict(zip(piece.reads, inputs, strict=True))
+    values = dict(zip(jax_segment.reads, inputs, strict=True))
     node_outputs, residuals = forward_segment(OPERATIONS, segment, run, values)
     potentials: dict[str, Array] = {}
     if (name := segment.population) is not None:
@@ -208,22 +212,25 @@ def _forward(
         u = OPERATIONS.neuron_potentials(segment.steps[-1].population(residuals[name]))
         node_outputs[name] = jnp.where(jnp.isfinite(u), node_outputs[name].astype(np.float32), np.float32(np.nan))
         potentials = {name: u} if settings.full else {}
-    outputs = {name: (x.astype(np.float32),) * piece.copies[name] for name, x in node_outputs.items()}
-    later = states_after(segment, residuals) if settings.full else {}
-    statistics = _moved(piece, segment, residuals, weights) if settings.training else {}
-    return JaxSegmentOutput(outputs, potentials, statistics, later), (_SavedTree.of((residuals, on_grid)), masks)
+    outputs = {name: (x.astype(np.float32),) * jax_segment.copies[name] for name, x in node_outputs.items()}
+    next_state = states_after(segment, residuals) if settings.full else {}
+    statistics = _updated_statistics(jax_segment, segment, residuals, weights) if settings.training else {}
+    saved = _SavedTree.split((residuals, on_grid)), masks
+    return JaxSegmentOutput(outputs, potentials, statistics, next_state), saved
 
 
-def _moved(
-    piece: JaxSegment, segment: Segment[Array], residuals: Mapping[str, Any], previous: Mapping[str, Array]
+def _updated_statistics(
+    jax_segment: JaxSegment, segment: Segment[Array], residuals: Mapping[str, Any], weights: Mapping[str, Array]
 ) -> dict[str, Array]:
     """The running statistics after a batch."""
-    norms = {projection.name: projection.synapse.norm for projection in piece.projections}
+    norms = {projection.name: projection.synapse.norm for projection in jax_segment.projections}
     statistics: dict[str, Array] = {}
     for step in segment.steps:
         if step.normalises:
             for name, x in step.statistics(residuals[step.name]).items():
-                statistics[name] = OPERATIONS.of_channels(moved, previous[name], x, norm=norms[name.rpartition(".")[0]])
+                statistics[name] = OPERATIONS.of_channels(
+                    updated_statistic, weights[name], x, norm=norms[name.rpartition(".")[0]]
+                )
     return statistics
 
 
@@ -236,10 +243,10 @@ def _run(
     return PassContext(on_grid, settings.steps, dropout, BatchSlice(0, batch, batch), before=initial_state)
 
 
-def _on_grid(piece: JaxSegment, weights: Mapping[str, Array], *, training: bool) -> dict[str, Array]:
+def _on_grid(jax_segment: JaxSegment, weights: Mapping[str, Array], *, training: bool) -> dict[str, Array]:
     """Weights on their grids, learned parameters and running statistics. Values outside their domain become NaN."""
     on_grid = dict(weights)
-    for projection in piece.projections:
+    for projection in jax_segment.projections:
         on_grid[projection.name], choice = OPERATIONS.choose_grid(projection, weights[projection.name])
         if projection.synapse.norm is not None:
             unit = choice.exponent + np.int32(projection.input.exponent)
@@ -247,37 +254,37 @@ def _on_grid(piece: JaxSegment, weights: Mapping[str, Array], *, training: bool)
             # In training, batches are normalised by their own statistics.
             for name in () if training else (f"{projection.name}.{statistic}" for statistic in STATISTICS):
                 on_grid[name] = running_statistic(name, weights[name])
-    for name, parameter in piece.network.parameters.items():
+    for name, parameter in jax_segment.network.parameters.items():
         if name in weights and (domain := parameter.learned) is not None:
             on_grid[name] = in_domain(name, weights[name], domain.low, domain.high)
     return on_grid
 
 
 def _backward(
-    piece: JaxSegment, settings: JaxSegmentSettings, saved: Any, cotangents: JaxSegmentOutput
+    jax_segment: JaxSegment, settings: JaxSegmentSettings, saved: Any, cotangents: JaxSegmentOutput
 ) -> tuple[Any, ...]:
     tree, masks = saved
     residuals, on_grid = tree.merged()
-    walk = piece.walk(fused=not settings.full)
-    segment = walk.segments[piece.index]
-    waiting: dict[str, list[Any]] = {}
+    walk = jax_segment.walk(fused=not settings.full)
+    segment = walk.segments[jax_segment.index]
+    pending: dict[str, list[Any]] = {}
     for name, errors in cotangents.outputs.items():
         if reached := [x for x in reversed(errors) if x is not None]:
-            waiting[name] = reached
+            pending[name] = reached
     for name, x in cotangents.potentials.items():
         if x is not None:
             residuals[name] = residuals[name]._replace(error=x)
-            waiting.setdefault(name, [jnp.zeros_like(x)])
-    if not waiting:
-        return (None,) * len(piece.reads), dict.fromkeys(piece.parameters), (None, None), None
-    some = next(iter(waiting.values()))[0]
-    run = _run(settings, on_grid, masks, some.shape[1], {})
-    trace = Trace(OPERATIONS, walk, run, some, {}, lambda _: residuals, {})
-    gradients = backward_segment([trace], segment, [waiting], settings.precision)
+            pending.setdefault(name, [jnp.zeros_like(x)])
+    if not pending:
+        return (None,) * len(jax_segment.reads), dict.fromkeys(jax_segment.parameters), (None, None), None
+    any_error = next(iter(pending.values()))[0]
+    run = _run(settings, on_grid, masks, any_error.shape[1], {})
+    trace = Trace(OPERATIONS, walk, run, any_error, {}, lambda _: residuals, {})
+    gradients = backward_segment([trace], segment, [pending], settings.precision)
     rounded = {name: OPERATIONS.rounded(x) for name, x in {**gradients, **trace.batch_gradients}.items()}
     return (
-        _input_gradients(piece.reads, waiting),
-        {name: rounded.get(name) for name in piece.parameters},
+        _input_gradients(jax_segment.reads, pending),
+        {name: rounded.get(name) for name in jax_segment.parameters},
         (None, None),
         None,
     )
@@ -286,12 +293,12 @@ def _backward(
 _segment = pair(2, _forward, _backward, symbolic_zeros=True)
 
 
-def _input_gradients(reads: tuple[str, ...], waiting: Mapping[str, list[Any]]) -> tuple[Array | None, ...]:
-    """The error signal of each edge. `waiting` has those of each source, beginning with the last one.
+def _input_gradients(reads: tuple[str, ...], pending: Mapping[str, list[Any]]) -> tuple[Array | None, ...]:
+    """The error signal of each edge. `pending` has those of each source, beginning with the last one.
 
-    An edge without an error has none in `waiting`, so the errors are given to the first edges. This keeps their order.
+    An edge without an error has none in `pending`, so the errors are given to the first edges. This keeps their order.
     """
-    remaining = {name: list(errors) for name, errors in waiting.items()}
+    remaining = {name: list(errors) for name, errors in pending.items()}
     received = (errors.pop() if (errors := remaining.get(name)) else None for name in reads)
     return tuple(error.array() if isinstance(error, Deferred) else error for error in received)
 

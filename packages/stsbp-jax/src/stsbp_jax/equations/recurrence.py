@@ -23,7 +23,7 @@ from stsbp_spec.equations.expressions import Recurrence, variable
 from stsbp_spec.equations.printers import LANGUAGES, compiled
 
 from stsbp_jax.contract.grid import ZERO, Rounding, divide, snap, square_root
-from stsbp_jax.distributed.replication import alike
+from stsbp_jax.distributed.replication import match_replication
 
 __all__ = ["recur"]
 
@@ -38,9 +38,11 @@ def recur(
 ) -> dict[str, Array]:
     """Implements `AbstractBackend.recur`, to be traced. Constants are float32 numbers, traced or not."""
     if not summed and (parts := _split(recurrence)) is not None:
-        within, later = parts
-        first = recur(within, constants, inputs, steps)
-        return first | recur(later, constants, {name: first[name] for name in later.inputs}, steps)
+        recurrence_part, later_conditions = parts
+        part_outputs = recur(recurrence_part, constants, inputs, steps)
+        return part_outputs | recur(
+            later_conditions, constants, {name: part_outputs[name] for name in later_conditions.inputs}, steps
+        )
     arrays = [inputs[name] for name in recurrence.inputs]
     shape = arrays[0].shape[1:]
     rounded = Rounding(arrays[0])
@@ -68,18 +70,18 @@ def recur(
         return dict(zip(recurrence.outputs, outputs, strict=True))
 
     flat = [x.reshape(len(x), -1) for x in arrays]
-    moving = [None if len(x) == 1 else x for x in flat]
-    zeros = alike(jnp.zeros(flat[0].shape[1:], np.float32), flat)
+    varying = [None if len(x) == 1 else x for x in flat]
+    zeros = match_replication(jnp.zeros(flat[0].shape[1:], np.float32), flat)
 
-    def at(carried: Any, values: list[Array | None]) -> Any:
-        states, totals = carried
-        read = [still[0] if x is None else x for x, still in zip(values, flat, strict=True)]
-        states, outputs = step(read, states, zeros.shape)
+    def scan_step(carry: Any, values: list[Array | None]) -> Any:
+        states, totals = carry
+        step_inputs = [array[0] if x is None else x for x, array in zip(values, flat, strict=True)]
+        states, outputs = step(step_inputs, states, zeros.shape)
         step_outputs = dict(zip(recurrence.outputs, outputs, strict=True))
         return (states, {name: step_outputs.pop(name) + total for name, total in totals.items()}), step_outputs
 
     start = (zeros,) * len(recurrence.states), dict.fromkeys(summed, zeros)
-    (_, totals), scanned = lax.scan(at, start, moving, length=steps, reverse=recurrence.reverse)
+    (_, totals), scanned = lax.scan(scan_step, start, varying, length=steps, reverse=recurrence.reverse)
     return {
         name: totals[name].reshape(1, *shape) if name in summed else scanned[name].reshape(steps, *shape)
         for name in recurrence.outputs
@@ -94,17 +96,17 @@ def _split(recurrence: Recurrence) -> tuple[Recurrence, Recurrence] | None:
     """
     read_names = {*recurrence.parameters, *recurrence.inputs, *recurrence.states}
     numbers = {k: x for k, x in recurrence.outputs.items() if not x.is_condition and k not in read_names}
-    by = {id(x): variable(name) for name, x in numbers.items()}
-    follow = {}
+    variable_of = {id(x): variable(name) for name, x in numbers.items()}
+    later_outputs = {}
     for name, x in recurrence.outputs.items():
-        (written,) = substituted([x], by)
-        read = set(free_variables([written])) - {*recurrence.parameters}
-        if recurrence.states and x.is_condition and read and read <= set(numbers):
-            follow[name] = written
-    if not follow:
+        (written,) = substituted([x], variable_of)
+        names_read = set(free_variables([written])) - {*recurrence.parameters}
+        if recurrence.states and x.is_condition and names_read and names_read <= set(numbers):
+            later_outputs[name] = written
+    if not later_outputs:
         return None
-    others = {name: x for name, x in recurrence.outputs.items() if name not in follow}
-    within = recurrence.changed(outputs=others)
-    inputs = tuple(name for name in free_variables(follow.values()) if name in numbers)
-    parameters = tuple(name for name in free_variables(follow.values()) if name in recurrence.parameters)
-    return within, Recurrence(f"{recurrence.name}_after", parameters, inputs, {}, follow)
+    other_outputs = {name: x for name, x in recurrence.outputs.items() if name not in later_outputs}
+    recurrence_part = recurrence.changed(outputs=other_outputs)
+    inputs = tuple(name for name in free_variables(later_outputs.values()) if name in numbers)
+    parameters = tuple(name for name in free_variables(later_outputs.values()) if name in recurrence.parameters)
+    return recurrence_part, Recurrence(f"{recurrence.name}_after", parameters, inputs, {}, later_outputs)

@@ -34,10 +34,10 @@ class JaxFloat64(batchnorm.Wide):
         bits = lax.bitcast_convert_type(jnp.asarray(x, np.float64), np.uint64) ^ self._zero
         return lax.bitcast_convert_type(bits, np.float64)
 
-    def times(self, a: Any, b: Any) -> Array:
+    def multiply(self, a: Any, b: Any) -> Array:
         return self._hidden(a * b)
 
-    def over(self, a: Any, b: Any) -> Array:
+    def divide(self, a: Any, b: Any) -> Array:
         a = self._hidden(a)
         # The divisor may be the same for all elements. XLA must not see this.
         return self._hidden(a / jnp.where(a == a, b, np.nan))

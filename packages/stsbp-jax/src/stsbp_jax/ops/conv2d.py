@@ -13,8 +13,8 @@ from stsbp_spec.engine.checks import check_precision_name
 from stsbp_spec.networks.ops.conv2d import Conv2d
 from stsbp_spec.typing import Precision, Shape
 
-from stsbp_jax.contract.grid import rounded, wide
-from stsbp_jax.distributed.replication import alike
+from stsbp_jax.contract.grid import enable_x64, rounded
+from stsbp_jax.distributed.replication import match_replication
 from stsbp_jax.engine.checks import check_operation
 from stsbp_jax.engine.compiling import pair
 
@@ -25,38 +25,38 @@ _CHUNK_BYTES = 4 * 2**20
 
 def _unfold(conv: Conv2d, frames: Array) -> Array:
     """Unfold frames `[n, H, W, C]` to windows `[n, H', W', rows * columns * C]`."""
-    (top_padding, left_padding), (down, across) = conv.paddings, conv.strides
+    (top_padding, left_padding), (row_stride, column_stride) = conv.paddings, conv.strides
     n, h, w, c = frames.shape
     _, rows, columns = conv.output_shape((c, h, w))
     padded = jnp.pad(frames, ((0, 0), (top_padding, top_padding), (left_padding, left_padding), (0, 0)))
-    ends = (n, down * (rows - 1) + 1, across * (columns - 1) + 1, c)
+    extents = (n, row_stride * (rows - 1) + 1, column_stride * (columns - 1) + 1, c)
     windows = [
-        lax.slice(padded, (0, i, j, 0), (n, i + ends[1], j + ends[2], c), (1, down, across, 1))
-        for i, j in _places(conv)
+        lax.slice(padded, (0, i, j, 0), (n, i + extents[1], j + extents[2], c), (1, row_stride, column_stride, 1))
+        for i, j in _kernel_offsets(conv)
     ]
     return jnp.concatenate(windows, axis=-1)
 
 
-def _places(conv: Conv2d) -> list[tuple[int, int]]:
+def _kernel_offsets(conv: Conv2d) -> list[tuple[int, int]]:
     """Row and column offset on the input of each weight of the kernel, row by row."""
-    (rows, columns), (down, across) = conv.kernels, conv.dilations
-    return [(i * down, j * across) for i in range(rows) for j in range(columns)]
+    (rows, columns), (row_dilation, column_dilation) = conv.kernels, conv.dilations
+    return [(i * row_dilation, j * column_dilation) for i in range(rows) for j in range(columns)]
 
 
 def _fold(conv: Conv2d, windows: Array, shape: Shape) -> Array:
     """Adjoint of `_unfold`: sums windows `[n, H', W', rows * columns * C]` to `[n, *shape]`; `shape` is (H, W, C)."""
-    (top_padding, left_padding), (down, across) = conv.paddings, conv.strides
+    (top_padding, left_padding), (row_stride, column_stride) = conv.paddings, conv.strides
     n, rows, columns, _ = windows.shape
     h, w, c = shape
     total = jnp.zeros((n, h + 2 * top_padding, w + 2 * left_padding, c), windows.dtype)
     zero = np.zeros((), windows.dtype)
-    for number, (i, j) in enumerate(_places(conv)):
+    for number, (i, j) in enumerate(_kernel_offsets(conv)):
         window = windows[..., number * c : (number + 1) * c]
         end_padding = (
-            h + 2 * top_padding - i - down * (rows - 1) - 1,
-            w + 2 * left_padding - j - across * (columns - 1) - 1,
+            h + 2 * top_padding - i - row_stride * (rows - 1) - 1,
+            w + 2 * left_padding - j - column_stride * (columns - 1) - 1,
         )
-        config = ((0, 0, 0), (i, end_padding[0], down - 1), (j, end_padding[1], across - 1), (0, 0, 0))
+        config = ((0, 0, 0), (i, end_padding[0], row_stride - 1), (j, end_padding[1], column_stride - 1), (0, 0, 0))
         total = total + lax.pad(window, zero, config)
     return total[:, top_padding : top_padding + h, left_padding : left_padding + w]
 
@@ -121,7 +121,7 @@ def backward(
 ) -> tuple[Array | None, Array | None]:
     """`(ds, dW)`. In `reproducible` precision, products are float64, every sum is exact, and `dW` stays float64."""
     if precision == "reproducible":
-        with wide():
+        with enable_x64():
             return _backward(conv, s, wq, dz, np.float64, need_input, need_weights)
     return _backward(conv, s, wq, dz, np.float32, need_input, need_weights)
 
@@ -139,8 +139,8 @@ def _backward(
     height, width, channels = dz.shape[2:]
     rows = _rows(conv, wq).astype(dtype)
 
-    def chunk(dw: Array, at: tuple[Array, Array]) -> tuple[Array, Array | None]:
-        frames, error = at
+    def chunk(dw: Array, chunk_arrays: tuple[Array, Array]) -> tuple[Array, Array | None]:
+        frames, error = chunk_arrays
         flat = _split_groups(conv, error, 1).astype(dtype)
         if need_weights:
             windows = _split_groups(conv, _unfold(conv, frames.astype(dtype)), conv.area)
@@ -151,8 +151,8 @@ def _backward(
         return dw, _fold(conv, grad_windows.reshape(-1, height, width, conv.area * c), (h, w, c)).astype(np.float32)
 
     n = _chunks(steps * batch, np.dtype(dtype).itemsize * height * width * conv.area * c)
-    at = (s.reshape(n, -1, h, w, c), dz.reshape(n, -1, height, width, channels))
-    dw, ds = lax.scan(chunk, alike(jnp.zeros(rows.mT.shape, dtype), at, rows), at)
+    chunks = (s.reshape(n, -1, h, w, c), dz.reshape(n, -1, height, width, channels))
+    dw, ds = lax.scan(chunk, match_replication(jnp.zeros(rows.mT.shape, dtype), chunks, rows), chunks)
     shaped = dw.reshape(channels, *conv.kernels, -1).transpose(0, 3, 1, 2)
     return None if ds is None else ds.reshape(s.shape), shaped if need_weights else None
 
@@ -176,7 +176,7 @@ def conv2d(conv: Conv2d, s: Array, w: Array, precision: Precision = "fast") -> A
     """
     check_precision_name(precision)
     check_operation(conv, s, w)
-    z: Array = _conv2d(conv, precision, *alike((s, w)))
+    z: Array = _conv2d(conv, precision, *match_replication((s, w)))
     return z
 
 

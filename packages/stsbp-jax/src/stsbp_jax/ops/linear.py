@@ -12,8 +12,8 @@ from stsbp_spec.engine.checks import check_precision_name
 from stsbp_spec.networks.ops.linear import Linear
 from stsbp_spec.typing import Precision, Shape
 
-from stsbp_jax.contract.grid import rounded, wide
-from stsbp_jax.distributed.replication import alike
+from stsbp_jax.contract.grid import enable_x64, rounded
+from stsbp_jax.distributed.replication import match_replication
 from stsbp_jax.engine.checks import check_operation
 from stsbp_jax.engine.compiling import pair
 
@@ -55,7 +55,7 @@ def backward(
 ) -> tuple[Array | None, Array | None]:
     """`(ds, dW)`. In `reproducible` precision, products are float64, every sum is exact, and `dW` stays float64."""
     if precision == "reproducible":
-        with wide():
+        with enable_x64():
             return _backward(linear, s, wq, dz, np.float64, need_input, need_weights)
     return _backward(linear, s, wq, dz, np.float32, need_input, need_weights)
 
@@ -98,7 +98,7 @@ def linear(linear: Linear, s: Array, w: Array, precision: Precision = "fast") ->
     """
     check_precision_name(precision)
     check_operation(linear, s, w)
-    z: Array = _linear(linear, precision, *alike((s, w)))
+    z: Array = _linear(linear, precision, *match_replication((s, w)))
     return z
 
 

@@ -72,8 +72,8 @@ def parts_of(batch: int, size: int) -> tuple[BatchSlice, ...]:
     """Split a batch into `size` parts that differ by at most one sample. Parts without samples come last."""
     if size < 1:
         raise SpecError(f"a batch is cut into at least 1 part, got {size}")
-    short, longer = divmod(batch, size)
-    counts = [short + (rank < longer) for rank in range(size)]
+    part_size, longer_parts = divmod(batch, size)
+    counts = [part_size + (rank < longer_parts) for rank in range(size)]
     return tuple(BatchSlice(sum(counts[:rank]), count, batch) for rank, count in enumerate(counts))
 
 

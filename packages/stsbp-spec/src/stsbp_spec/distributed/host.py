@@ -54,17 +54,20 @@ def process_group(rendezvous: Rendezvous, engines: str = "gloo") -> Any:
 
     # torchrun already runs a store at the port that it names.
     meeting = "env://" if rendezvous.launcher == "torchrun" else f"tcp://{rendezvous.address}:{rendezvous.port}"
-    soon, later = timedelta(seconds=rendezvous.timeout), timedelta(seconds=max(EXCHANGE, rendezvous.timeout))
+    start_timeout, exchange_timeout = (
+        timedelta(seconds=rendezvous.timeout),
+        timedelta(seconds=max(EXCHANGE, rendezvous.timeout)),
+    )
     if meeting != "env://":
         # A client of torch's store waits for ever for the answer of another program.
         contact(rendezvous, port_of(rendezvous))
     try:
-        store, rank, size = next(meet(meeting, rendezvous.rank, rendezvous.size, timeout=soon))
+        store, rank, size = next(meet(meeting, rendezvous.rank, rendezvous.size, timeout=start_timeout))
         # The store, with addresses of processes that have ended, survives a restart by torchrun. Separate the starts.
         store = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-        dist.init_process_group(engines, store=store, rank=rank, world_size=size, timeout=soon)
+        dist.init_process_group(engines, store=store, rank=rank, world_size=size, timeout=start_timeout)
         # All processes are here. From now on, allow longer waits, for example for compilation.
-        _set_pg_timeout(later)
+        _set_pg_timeout(exchange_timeout)
     except (RuntimeError, ValueError, OSError) as error:
         port_in_use = "EADDRINUSE" in str(error)
         reason = (

@@ -91,8 +91,8 @@ def _joined(environ: Environment, ranks: _Found, timeout: float) -> Rendezvous:
 
 
 def _torchrun(environ: Environment) -> _Found | None:
-    here = _all_or_none(environ, "RANK", "WORLD_SIZE")
-    if not here:
+    is_launched = _all_or_none(environ, "RANK", "WORLD_SIZE")
+    if not is_launched:
         return None
     size = _integer(environ, "WORLD_SIZE")
     address = environ.get("MASTER_ADDR")
@@ -146,8 +146,8 @@ def _mpich(environ: Environment) -> _Found | None:
 
 def _mpi(environ: Environment, launcher: str, names: tuple[str, str, str, str], job: str | None) -> _Found:
     rank, size, local_rank, local_size = names
-    here = _optional(environ, local_size)
-    on_one = here is None or here == _integer(environ, size)
+    local_processes = _optional(environ, local_size)
+    on_one = local_processes is None or local_processes == _integer(environ, size)
     port = DEFAULT_PORT if job is None else _FIRST_PORT + zlib.crc32(job.encode()) % _PORTS
     address = _ALONE if on_one else _slurm_host(environ)
     numbers = _integer(environ, rank), _integer(environ, size), _optional(environ, local_rank)
@@ -201,9 +201,9 @@ def _all_or_none(environ: Environment, *names: str) -> bool:
     missing = [name for name in names if not environ.get(name)]
     if missing and len(missing) < len(names):
         present = " and ".join(name for name in names if name not in missing)
-        one = len(names) - len(missing) == 1
+        only_one = len(names) - len(missing) == 1
         raise BackendError(
-            f"{present} {'is' if one else 'are'} set and {missing[0]} is not: "
+            f"{present} {'is' if only_one else 'are'} set and {missing[0]} is not: "
             f"set {'both' if len(names) == 2 else 'all'} for several processes, none for one"
         )
     return not missing

@@ -76,7 +76,7 @@ def _receive(rendezvous: Rendezvous, port: int) -> None:
                 break
             except ConnectionError:
                 continue  # the guest has left again
-            hello = _read(guest, _HELLO.size, time.monotonic() + _LAST_WORD)
+            hello = _receive_bytes(guest, _HELLO.size, time.monotonic() + _LAST_WORD)
             if hello is None or not hello.startswith(_MAGIC):
                 guest.close()  # a stranger
                 continue
@@ -120,17 +120,17 @@ def listener(address: str, port: int, backlog: int) -> socket.socket:
         OSError: the port is in use, or the system has no free port.
     """
     host = _loopback(address)
-    both = not host and socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if both or ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, dualstack_ipv6=both, backlog=backlog)
+    dual_stack = not host and socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual_stack or ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, dualstack_ipv6=dual_stack, backlog=backlog)
 
 
 def _listener(rendezvous: Rendezvous, port: int) -> socket.socket:
     try:
         return listener(rendezvous.address, port, rendezvous.size)
     except OSError as error:
-        why = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror
-        raise BackendError(f"rank 0 cannot listen on port {port}: {why}; give the run another port") from error
+        reason = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror
+        raise BackendError(f"rank 0 cannot listen on port {port}: {reason}; give the run another port") from error
 
 
 def _loopback(address: str) -> str:
@@ -151,10 +151,10 @@ def _visit(rendezvous: Rendezvous, port: int) -> None:
             with socket.create_connection(address, timeout=remaining) as host:
                 host.sendall(_HELLO.pack(_MAGIC, rendezvous.rank, rendezvous.size))
                 last = "a process listens there, but does not answer"
-                answer = _read(host, _ANSWER.size, deadline + _LAST_WORD)
+                answer = _receive_bytes(host, _ANSWER.size, deadline + _LAST_WORD)
                 length = _ANSWER.unpack(answer)[1] if answer and answer.startswith(_MAGIC) else _LONGEST + 1
                 if length <= _LONGEST:
-                    message = _read(host, length, deadline + _LAST_WORD)
+                    message = _receive_bytes(host, length, deadline + _LAST_WORD)
                     if message == b"":
                         return
                     raise BackendError((message or b"rank 0 gave up").decode(errors="replace"))
@@ -170,7 +170,7 @@ def _visit(rendezvous: Rendezvous, port: int) -> None:
     )
 
 
-def _read(from_: socket.socket, count: int, deadline: float) -> bytes | None:
+def _receive_bytes(from_: socket.socket, count: int, deadline: float) -> bytes | None:
     """Read `count` bytes. None: the other side closed the connection, or `deadline` passed."""
     data = b""
     try:
@@ -178,9 +178,9 @@ def _read(from_: socket.socket, count: int, deadline: float) -> bytes | None:
             if (remaining := deadline - time.monotonic()) <= 0:
                 return None
             from_.settimeout(remaining)
-            if not (more := from_.recv(count - len(data))):
+            if not (received := from_.recv(count - len(data))):
                 return None
-            data += more
+            data += received
     except OSError:
         return None
     return data

@@ -41,7 +41,7 @@ def derive(
         variables: variables whose cotangents are computed.
         surrogate: `h(x)` of `x = u - threshold`.
     """
-    simple = _Simplifier()
+    simplify = _Simplifier()
     pairs = [(x.args[0] if x.op == "unsnapped" else x, d) for x, d in results]
     cotangents: dict[int, Expr] = {}
 
@@ -52,7 +52,7 @@ def derive(
         add(x, d)
     for x in reversed(ordered(x for x, _ in pairs)):
         if id(x) in cotangents:
-            for operand, term in _terms(x, cotangents[id(x)], surrogate, partial(_factor, simple)):
+            for operand, term in _terms(x, cotangents[id(x)], surrogate, partial(_factor, simplify)):
                 add(operand, term)
     return simplified([cotangents.get(id(x), _ZERO) for x in variables])
 
@@ -88,17 +88,17 @@ def _terms(
     return []
 
 
-def _factor(simple: _Simplifier, x: Expr) -> Expr:
+def _factor(simplify: _Simplifier, x: Expr) -> Expr:
     """A value of the step, used as a factor: snapped, unless it already is."""
-    x = simple(x)
+    x = simplify(x)
     inner = x.args[0] if x.op == "neg" else x
     return x if inner.op in ("variable", "constant", "snap") else snap(x)
 
 
 def simplified(roots: Sequence[Expr]) -> list[Expr]:
     """`roots` without additions of zero, products with zero or one, and repeated snaps. Their values are the same."""
-    simple = _Simplifier()
-    return [simple(x) for x in roots]
+    simplify = _Simplifier()
+    return [simplify(x) for x in roots]
 
 
 class _Simplifier:
@@ -109,40 +109,41 @@ class _Simplifier:
         self._results: dict[int, tuple[Expr, Expr]] = {}
 
     def __call__(self, x: Expr) -> Expr:
-        waiting = [x]
-        while waiting:
-            now = waiting[-1]
-            if missing := [a for a in now.args if id(a) not in self._results] if id(now) not in self._results else []:
-                waiting += missing
+        stack = [x]
+        while stack:
+            node = stack[-1]
+            if missing := [a for a in node.args if id(a) not in self._results] if id(node) not in self._results else []:
+                stack += missing
                 continue
-            waiting.pop()
-            if id(now) not in self._results:
-                self._results[id(now)] = now, _simple(now, tuple(self._results[id(a)][1] for a in now.args))
+            stack.pop()
+            if id(node) not in self._results:
+                operands = tuple(self._results[id(operand)][1] for operand in node.args)
+                self._results[id(node)] = node, _simplified_node(node, operands)
         return self._results[id(x)][1]
 
 
-def _simple(x: Expr, a: tuple[Expr, ...]) -> Expr:
-    if x.op == "add" and _is(a[0], 0):
-        return a[1]
-    if x.op in ("add", "sub") and _is(a[1], 0):
-        return a[0]
-    if x.op == "sub" and _is(a[0], 0):
-        return _simple(-a[1], (a[1],))
-    if x.op == "mul" and (_is(a[0], 0) or _is(a[1], 0)):
+def _simplified_node(x: Expr, operands: tuple[Expr, ...]) -> Expr:
+    if x.op == "add" and _is(operands[0], 0):
+        return operands[1]
+    if x.op in ("add", "sub") and _is(operands[1], 0):
+        return operands[0]
+    if x.op == "sub" and _is(operands[0], 0):
+        return _simplified_node(-operands[1], (operands[1],))
+    if x.op == "mul" and (_is(operands[0], 0) or _is(operands[1], 0)):
         return _ZERO
-    if x.op == "mul" and _is(a[0], 1):
-        return a[1]
-    if x.op in ("mul", "div") and _is(a[1], 1):
-        return a[0]
-    if x.op in ("div", "neg", "snap") and _is(a[0], 0):
+    if x.op == "mul" and _is(operands[0], 1):
+        return operands[1]
+    if x.op in ("mul", "div") and _is(operands[1], 1):
+        return operands[0]
+    if x.op in ("div", "neg", "snap") and _is(operands[0], 0):
         return _ZERO
-    if x.op == "neg" and a[0].op == "neg":
-        return a[0].args[0]
-    if x.op == "snap" and a[0].op == "snap":
-        return a[0]
-    if x.op == "where" and a[1].op == a[2].op == "constant" and a[1].value == a[2].value:
-        return a[1]
-    return x.of(a)
+    if x.op == "neg" and operands[0].op == "neg":
+        return operands[0].args[0]
+    if x.op == "snap" and operands[0].op == "snap":
+        return operands[0]
+    if x.op == "where" and operands[1].op == operands[2].op == "constant" and operands[1].value == operands[2].value:
+        return operands[1]
+    return x.with_operands(operands)
 
 
 def _is(x: Expr, value: float) -> bool:
@@ -154,18 +155,19 @@ def free_variables(roots: Iterable[Expr]) -> list[str]:
     return list(dict.fromkeys(str(x.name) for x in ordered(roots) if x.op == "variable"))
 
 
-def substituted(roots: Sequence[Expr], by: Mapping[int, Expr]) -> list[Expr]:
-    """`roots` with replacements for the nodes whose `id` is in `by`. Nodes that only these contain are not visited."""
-    replaced: dict[int, Expr] = dict(by)
-    waiting = [*roots]
-    while waiting:
-        x = waiting[-1]
+def substituted(roots: Sequence[Expr], replacements: Mapping[int, Expr]) -> list[Expr]:
+    """`roots` with replacements for the nodes whose `id` is in `replacements`. Nodes that only these contain are not
+    visited."""
+    replaced: dict[int, Expr] = dict(replacements)
+    stack = [*roots]
+    while stack:
+        x = stack[-1]
         if missing := [operand for operand in x.args if id(operand) not in replaced] if id(x) not in replaced else []:
-            waiting += missing
+            stack += missing
             continue
-        waiting.pop()
+        stack.pop()
         if id(x) not in replaced:
-            replaced[id(x)] = x.of(tuple(replaced[id(operand)] for operand in x.args))
+            replaced[id(x)] = x.with_operands(tuple(replaced[id(operand)] for operand in x.args))
     return [replaced[id(x)] for x in roots]
 
 
@@ -176,7 +178,7 @@ def kept_values(
 
     Args:
         roots: the backward pass, in terms of nodes of the step.
-        known: variables that are available in any case.
+        available: variables that are available in any case.
         free: values of the step that are kept in any case, by name.
         candidates: other values of the step that may be kept, by name.
 
@@ -190,8 +192,8 @@ def kept_values(
     available_names = set(available)
     subsets = (chosen for count in range(len(candidates) + 1) for chosen in combinations(candidates, count))
     # If the search would take too long, keep all values that are read.
-    most = _MOST_VISITS // (1 + len(ordered(roots)))
-    for chosen in chain(islice(subsets, most), [tuple(candidates)]):
+    max_subsets = _MOST_VISITS // (1 + len(ordered(roots)))
+    for chosen in chain(islice(subsets, max_subsets), [tuple(candidates)]):
         values = {**free, **{name: candidates[name] for name in chosen}}
         replaced = substituted(roots, {id(x): variable(name) for name, x in values.items()})
         read_names = [name for name in free_variables(replaced) if name not in available_names]

@@ -75,7 +75,7 @@ class NeuronEquations:
             filter share its error.
         kept: outputs of `forward` that `backward` reads, `u` first.
         constants: constants of both passes, float32.
-        wide: the same constants before they are rounded to float32, where the filter and the models provide them.
+        unrounded: the same constants before they are rounded to float32, where the filter and the models provide them.
         learned: inputs of both passes that are the same at every step, by the names that the model gives them.
         terms: outputs of `backward`. Their sums over the steps are an element's part of the gradients of `learned`.
         filters, neuron: the filters and the neuron model of these equations.
@@ -87,7 +87,7 @@ class NeuronEquations:
     errors: tuple[str, ...]
     kept: tuple[str, ...]
     constants: Constants
-    wide: Mapping[str, float]
+    unrounded: Mapping[str, float]
     learned: Mapping[str, str]
     terms: Mapping[str, str]
     filters: tuple[SynapticFilter, ...]
@@ -220,8 +220,8 @@ def neuron_equations(
         of_potentials: whether the backward pass also reads `gu = dL/du`. It is then always derived.
     """
     filters = filter if isinstance(filter, tuple) else (filter,)
-    apart = static if len(filters) > 1 and static else (False,) * len(filters)
-    return _neuron_equations(filters, neuron, apart, of_potentials)
+    static_filters = static if len(filters) > 1 and static else (False,) * len(filters)
+    return _neuron_equations(filters, neuron, static_filters, of_potentials)
 
 
 @cache
@@ -254,8 +254,8 @@ def _neuron_equations(
     p = Names(f"constant of {title}", constant_names.expressions | learned.expressions)
     slope_names = _UniqueNames(f"constant of the surrogate {surrogate.name}", slope_constants, used_names)
     edge_constants = {k: value for edge in edges for k, value in edge.constants.values(edge.filter.constants()).items()}
-    wide = edge_constants | constant_names.values(neuron_constants) | slope_names.values(slope_constants)
-    constants = _rounded(wide)
+    unrounded = edge_constants | constant_names.values(neuron_constants) | slope_names.values(slope_constants)
+    constants = _rounded(unrounded)
     used_names_back = set(used_names)
     for edge in edges:
         edge.name_states(used_names)
@@ -293,7 +293,7 @@ def _neuron_equations(
             of_potentials=of_potentials,
         )
         used_names_back |= {*saved}
-    carried = carried_names.renamed(adjoint.carried, f"the carried values of {title}")
+    carried_values = carried_names.renamed(adjoint.carried, f"the carried values of {title}")
     neuron_terms = learned.renamed(adjoint.learned, f"the gradients of the learned numbers of {title}")
 
     edge_adjoints = [edge.adjoint(adjoint.current, used_names_back) for edge in edges]
@@ -323,7 +323,7 @@ def _neuron_equations(
         f"{name}_backward{'_of_potentials' if of_potentials else ''}",
         tuple(constants),
         (*saved, *grad_inputs, *free_names),
-        carried | {k: x for _, edge_carried in edge_adjoints for k, x in edge_carried.items()},
+        carried_values | {k: x for _, edge_carried in edge_adjoints for k, x in edge_carried.items()},
         {f"d{edge.input}": edge_adjoint.dz for edge, (edge_adjoint, _) in zip(edges, edge_adjoints, strict=True)}
         | {terms.free[f"d_{free}"]: x for free, x in (edge_terms | neuron_terms).items()},
         reverse=True,
@@ -332,7 +332,7 @@ def _neuron_equations(
     names = {name: terms.free[f"d_{free}"] for name, free in learned_inputs.items()}
     of_learned = MappingProxyType(learned_inputs), MappingProxyType(names)
     return NeuronEquations(
-        forward, backward, inputs, errors, tuple(saved), constants, wide, *of_learned, filters, neuron
+        forward, backward, inputs, errors, tuple(saved), constants, unrounded, *of_learned, filters, neuron
     )
 
 
@@ -350,10 +350,10 @@ class _EdgeFilter:
     """A filter between projections and neurons. Its names are unique in the equations."""
 
     def __init__(
-        self, place: int, filter: SynapticFilter, inputs: tuple[str, ...], shared: list[int], used_names: set[str]
+        self, index: int, filter: SynapticFilter, inputs: tuple[str, ...], shared: list[int], used_names: set[str]
     ) -> None:
-        self.place, self.filter, self.input = place, filter, inputs[place]
-        self.reads = [inputs[j] for j, first in enumerate(shared) if first == place]
+        self.index, self.filter, self.input = index, filter, inputs[index]
+        self.reads = [inputs[j] for j, first in enumerate(shared) if first == index]
         self.constants = _UniqueNames("constant of the filter", filter.constants(), used_names)
 
     def name_learned(self, used_names: set[str]) -> None:
@@ -362,7 +362,7 @@ class _EdgeFilter:
     def learned_names(self) -> dict[str, str]:
         """Unique names by a population's names for learned parameters: `bias`, and `bias2` for the second
         projection."""
-        return {learned_name(self.place, name): free for name, free in self.learned.free.items()}
+        return {learned_name(self.index, name): free for name, free in self.learned.free.items()}
 
     def name_states(self, used_names: set[str]) -> None:
         self.states = _UniqueNames("state of the filter", self.filter.states, used_names)
@@ -384,15 +384,15 @@ class _EdgeFilter:
         return self.learned.renamed(adjoint.learned, "the gradients of the learned numbers of the filter")
 
 
-def _with_added(recurrence: Recurrence, name: str, other: str) -> Recurrence:
-    """The recurrence with the sum of the input `name` and an additional input `other` in place of the input `name`."""
+def _with_added(recurrence: Recurrence, name: str, added: str) -> Recurrence:
+    """The recurrence with the sum of the input `name` and an additional input `added` in place of the input `name`."""
     roots = [*recurrence.states.values(), *recurrence.outputs.values()]
-    total = snap(variable(name) + variable(other))
+    total = snap(variable(name) + variable(added))
     replaced = iter(substituted(roots, {id(x): total for x in ordered(roots) if x.op == "variable" and x.name == name}))
     states, outputs = (
         {k: next(replaced) for k in expressions} for expressions in (recurrence.states, recurrence.outputs)
     )
-    return recurrence.changed(inputs=(*recurrence.inputs, other), states=states, outputs=outputs)
+    return recurrence.changed(inputs=(*recurrence.inputs, added), states=states, outputs=outputs)
 
 
 @cache
@@ -405,8 +405,8 @@ def _single(recurrence: Recurrence) -> Recurrence:
     return recurrence.single()
 
 
-def _rounded(wide: Mapping[str, float]) -> dict[str, np.float32]:
-    return {name: np.float32(value) for name, value in wide.items()}
+def _rounded(constants: Mapping[str, float]) -> dict[str, np.float32]:
+    return {name: np.float32(value) for name, value in constants.items()}
 
 
 def _floored(step: Step) -> Step:
@@ -417,9 +417,9 @@ def _floored(step: Step) -> Step:
     roots = substituted([*states, spike, u], {id(step.u): u})
     floored: dict[int, Expr] = {}
     for x in ordered(roots):
-        new = x.of(tuple(floored[id(operand)] for operand in x.args))
-        plain = x.op in ("variable", "constant", "snap", "unsnapped") or x.is_condition or x.name is None
-        floored[id(x)] = new if plain else Expr("snap", (Expr(new.op, new.args, new.value),), name=x.name)
+        new = x.with_operands(tuple(floored[id(operand)] for operand in x.args))
+        needs_no_snap = x.op in ("variable", "constant", "snap", "unsnapped") or x.is_condition or x.name is None
+        floored[id(x)] = new if needs_no_snap else Expr("snap", (Expr(new.op, new.args, new.value),), name=x.name)
     *states, spike, u = (floored[id(x)] for x in roots)
     return Step(u, spike, dict(zip(step.states, states, strict=True)))
 
@@ -572,8 +572,8 @@ def loss_padding(loss: Loss, psp: PSP, lengths: Int64, batch: int, shape: Shape)
         name: np.broadcast_to(x.astype(np.float32)[None, :, None], (1, samples, neurons)).copy()
         for name, x in constants.items()
     }
-    within = inside(lengths, steps)[..., None]
-    return arrays | {inside_name(loss): np.broadcast_to(within, shape).astype(np.uint8)}
+    is_inside = inside(lengths, steps)[..., None]
+    return arrays | {inside_name(loss): np.broadcast_to(is_inside, shape).astype(np.uint8)}
 
 
 def inside_name(loss: Loss) -> str:
@@ -582,8 +582,8 @@ def inside_name(loss: Loss) -> str:
 
 
 def _pass(loss: Loss, direction: str, step: LossStep, inputs: tuple[str, ...], output: str) -> Recurrence:
-    read = free_variables([*step.states.values(), step.value])
-    parameters, inputs = (tuple(n for n in names if n in read) for names in (loss.parameters, inputs))
+    names_read = free_variables([*step.states.values(), step.value])
+    parameters, inputs = (tuple(n for n in names if n in names_read) for names in (loss.parameters, inputs))
     if not inputs:
         raise SpecError(f"the loss {loss.name}: a step of its {direction} pass reads neither outputs nor targets")
     return Recurrence(

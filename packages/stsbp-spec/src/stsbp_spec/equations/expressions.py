@@ -85,7 +85,7 @@ class Expr:
         """Whether the expression is a condition (true or false) rather than a number."""
         return self.op in CONDITIONS
 
-    def of(self, args: tuple[Expr, ...]) -> Expr:
+    def with_operands(self, args: tuple[Expr, ...]) -> Expr:
         """The same operation on other operands. Returns the expression itself if they are the same."""
         if all(old is new for old, new in zip(self.args, args, strict=True)):
             return self
@@ -254,15 +254,15 @@ def ordered(roots: Iterable[Expr]) -> list[Expr]:
     visited: set[int] = set()
     nodes: list[Expr] = []
     # Use a stack instead of recursion, because an expression may be deeper than Python's recursion limit.
-    waiting = [(x, False) for x in reversed([*roots])]
-    while waiting:
-        x, is_done = waiting.pop()
+    stack = [(x, False) for x in reversed([*roots])]
+    while stack:
+        x, is_done = stack.pop()
         if is_done:
             nodes.append(x)
         elif id(x) not in visited:
             visited.add(id(x))
-            waiting.append((x, True))
-            waiting += [(operand, False) for operand in reversed(x.args)]
+            stack.append((x, True))
+            stack += [(operand, False) for operand in reversed(x.args)]
     return nodes
 
 
@@ -270,17 +270,17 @@ def merged(roots: Iterable[Expr]) -> tuple[list[tuple[Expr, tuple[int, ...]]], d
     """The nodes in `roots` without duplicates, each with its operands' indices; and the index of every node by `id`."""
     nodes: list[tuple[Expr, tuple[int, ...]]] = []
     numbers: dict[tuple[object, ...], int] = {}
-    of: dict[int, int] = {}
+    index_of: dict[int, int] = {}
     for x in ordered(roots):
-        operands = tuple(of[id(a)] for a in x.args)
+        operands = tuple(index_of[id(a)] for a in x.args)
         structure = (x.op, operands, x.value.hex(), x.name if x.op == "variable" else None)
         if structure not in numbers:
             numbers[structure] = len(nodes)
             nodes.append((x, operands))
         elif x.name is not None and nodes[numbers[structure]][0].name is None:
             nodes[numbers[structure]] = (x, operands)
-        of[id(x)] = numbers[structure]
-    return nodes, of
+        index_of[id(x)] = numbers[structure]
+    return nodes, index_of
 
 
 class Names:
@@ -424,14 +424,14 @@ class Recurrence:
     def key(self) -> str:
         """The computation as text. It names the recurrence, parameters, inputs, states and outputs, but no inner
         values."""
-        nodes, of = merged(self.roots)
-        lines = (
+        nodes, index_of = merged(self.roots)
+        node_lines = (
             " ".join(map(str, (x.op, *operands, x.value.hex(), x.name if x.op == "variable" else None)))
             for x, operands in nodes
         )
         heads = ([self.name], self.parameters, self.inputs, [*self.states], [*self.outputs], [self.reverse])
-        ends = " ".join(str(of[id(x)]) for x in self.roots)
-        return "\n".join([*(" ".join(map(str, head)) for head in heads), *lines, ends])
+        root_indices = " ".join(str(index_of[id(x)]) for x in self.roots)
+        return "\n".join([*(" ".join(map(str, head)) for head in heads), *node_lines, root_indices])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Recurrence) and self.key == other.key

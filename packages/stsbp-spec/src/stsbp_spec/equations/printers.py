@@ -164,11 +164,11 @@ def lines(recurrence: Recurrence, language: Language) -> PrintedStep:
     """The statements of a step. A value gets a name if it already has one, is a result, is used twice, or is deep."""
     used_names = {*recurrence.parameters, *recurrence.inputs, *recurrence.states}
     results: dict[int, str] = {}
-    nodes, of = merged(recurrence.roots)
+    nodes, index_of = merged(recurrence.roots)
     for name, x in recurrence.outputs.items():
-        results.setdefault(of[id(x)], name)
+        results.setdefault(index_of[id(x)], name)
     for name, x in recurrence.states.items():
-        results.setdefault(of[id(x)], new_state(name))
+        results.setdefault(index_of[id(x)], new_state(name))
     uses = dict.fromkeys(range(len(nodes)), 0)
     for _, operands in nodes:
         for operand in operands:
@@ -200,8 +200,8 @@ def lines(recurrence: Recurrence, language: Language) -> PrintedStep:
         word = language.word.format(name)
         statements.append(Statement(name, pattern.format(word, text[number][0])))
         text[number] = (word, _ATOM)
-    states = {name: text[of[id(x)]][0] for name, x in recurrence.states.items()}
-    outputs = {name: text[of[id(x)]][0] for name, x in recurrence.outputs.items()}
+    states = {name: text[index_of[id(x)]][0] for name, x in recurrence.states.items()}
+    outputs = {name: text[index_of[id(x)]][0] for name, x in recurrence.outputs.items()}
     return PrintedStep(tuple(statements), MappingProxyType(states), MappingProxyType(outputs))
 
 
@@ -213,16 +213,16 @@ def _constant(language: Language, value: float) -> tuple[str, int]:
 def _written(language: Language, op: str, operands: Sequence[tuple[str, int]]) -> tuple[str, int]:
     pattern = language.operations[op]
     if op in language.wrappers:
-        plain = replace(language, wrappers={})
-        return language.wrappers[op].format(_written(plain, op, operands)[0]), _ATOM
+        without_wrappers = replace(language, wrappers={})
+        return language.wrappers[op].format(_written(without_wrappers, op, operands)[0]), _ATOM
     binding = _BINDING.get(pattern, _ATOM)
     if binding == _ATOM:
         return pattern.format(*(text for text, _ in operands)), _ATOM
     # Keep parentheses around a right operand of equal or lower precedence: a + (b + c) is not a + b + c. The same holds
     # for a sign: in C, -(-a) is not --a.
     written = [
-        text if inner > binding or (inner == binding and place == 0 and 0 < binding < _SIGN) else f"({text})"
-        for place, (text, inner) in enumerate(operands)
+        text if inner > binding or (inner == binding and position == 0 and 0 < binding < _SIGN) else f"({text})"
+        for position, (text, inner) in enumerate(operands)
     ]
     return pattern.format(*written), binding
 

@@ -46,7 +46,7 @@ class Range:
     """What is known about a number in an equation.
 
     Attributes:
-        least, most: smallest and largest magnitude of its non-zero values.
+        smallest, largest: smallest and largest magnitude of its non-zero values.
         unit: a power of two of which every value is a multiple.
         zero: whether it may be zero.
         negative, positive: whether it may be negative, or positive.
@@ -55,8 +55,8 @@ class Range:
             differ.
     """
 
-    least: float = _FLOOR
-    most: float = LARGEST
+    smallest: float = _FLOOR
+    largest: float = LARGEST
     unit: float = _FLOOR * 2.0**-23
     zero: bool = True
     negative: bool = True
@@ -74,14 +74,14 @@ class Range:
         return cls(size, size, unit, zero=False, negative=value < 0, positive=value > 0)
 
     @classmethod
-    def between(cls, low: float, high: float) -> Range:
+    def of_bounds(cls, low: float, high: float) -> Range:
         """The range of 0 and of numbers from 2^-100 on."""
-        return cls(most=max(abs(low), abs(high)), negative=low < 0, positive=high > 0)
+        return cls(largest=max(abs(low), abs(high)), negative=low < 0, positive=high > 0)
 
     @classmethod
-    def of_count(cls, most: float) -> Range:
+    def of_count(cls, largest: float) -> Range:
         """The range of a count."""
-        return cls(1.0, most, 1.0, negative=False)
+        return cls(1.0, largest, 1.0, negative=False)
 
 
 @dataclass(frozen=True)
@@ -117,19 +117,19 @@ def shown_flushes(
     """
     if not recurrence.exact:
         return ()
-    nodes, of = merged(recurrence.roots)
+    nodes, index_of = merged(recurrence.roots)
     input_ranges = {name: Range.of_number(float(np.float32(value))) for name, value in constants.items()}
     input_ranges |= {name: Range() for name in recurrence.inputs} | dict(inputs or {})
-    analysis = _Analysis(recurrence, nodes, of, input_ranges)
+    analysis = _Analysis(recurrence, nodes, index_of, input_ranges)
     all_differ, origins = analysis.differing(None)
     if all_differ is None:
         return ()
     # Analyse each operation alone, as long as this does not take seconds.
     tried = origins[: max(1, _MOST_VISITS // len(nodes))]
-    differences = [(place, analysis.differing(place)[0]) for place in tried]
+    differences = [(index, analysis.differing(index)[0]) for index in tried]
     return tuple(
-        Flush(recurrence.name, written_out(nodes[place][0]), difference)
-        for place, difference in differences
+        Flush(recurrence.name, written_out(nodes[index][0]), difference)
+        for index, difference in differences
         if difference is not None
     ) or (Flush(recurrence.name, written_out(nodes[origins[0]][0]), all_differ),)
 
@@ -139,49 +139,49 @@ class _Analysis:
         self,
         recurrence: Recurrence,
         nodes: Sequence[tuple[Expr, tuple[int, ...]]],
-        of: Mapping[int, int],
+        index_of: Mapping[int, int],
         input_ranges: Mapping[str, Range],
     ) -> None:
         self._nodes, self._input_ranges = nodes, input_ranges
-        self._states = {name: of[id(x)] for name, x in recurrence.states.items()}
-        self._results = self._states | {name: of[id(x)] for name, x in recurrence.outputs.items()}
+        self._states = {name: index_of[id(x)] for name, x in recurrence.states.items()}
+        self._results = self._states | {name: index_of[id(x)] for name, x in recurrence.outputs.items()}
 
-    def differing(self, only: int | None) -> tuple[str | None, list[int]]:
-        """Where libraries differ, depending on whether they keep subnormal results of the operation `only` (None: of
-        any operation); and the operations that may have such results."""
+    def differing(self, operation: int | None) -> tuple[str | None, list[int]]:
+        """Where libraries differ, depending on whether they keep subnormal results of `operation` (None: of any
+        operation); and the operations that may have such results."""
         states = {name: Range() for name in self._states}
         for _ in range(_MOST_ROUNDS):
-            ranges, origins = self._ranges({**self._input_ranges, **states}, only)
-            new = {name: _state_range(states[name], ranges[place]) for name, place in self._states.items()}
+            ranges, origins = self._ranges({**self._input_ranges, **states}, operation)
+            new = {name: _state_range(states[name], ranges[index]) for name, index in self._states.items()}
             if new == states:
                 break
             states = new
         else:
-            states = {name: replace(x, least=_TINIEST, unit=_TINIEST) for name, x in states.items()}
-            ranges, origins = self._ranges({**self._input_ranges, **states}, only)
-        for place, x in enumerate(ranges):
-            node = self._nodes[place][0]
+            states = {name: replace(x, smallest=_TINIEST, unit=_TINIEST) for name, x in states.items()}
+            ranges, origins = self._ranges({**self._input_ranges, **states}, operation)
+        for index, x in enumerate(ranges):
+            node = self._nodes[index][0]
             if node.is_condition and x.differ:
                 return f"whether {written_out(node)}", origins
-        for name, place in self._results.items():
+        for name, index in self._results.items():
             # For values that are not snapped, the author guarantees that subnormal values have no effect.
-            if not self._nodes[place][0].is_condition and ranges[place].differ > _NORMAL:
+            if not self._nodes[index][0].is_condition and ranges[index].differ > _NORMAL:
                 return name, origins
         return None, origins
 
-    def _ranges(self, variables: Mapping[str, Range], only: int | None) -> tuple[list[Range], list[int]]:
+    def _ranges(self, variables: Mapping[str, Range], operation: int | None) -> tuple[list[Range], list[int]]:
         ranges: list[Range] = []
         origins: list[int] = []
-        for place, (x, operands) in enumerate(self._nodes):
+        for index, (x, operands) in enumerate(self._nodes):
             if x.op == "variable":
                 result_range = variables[str(x.name)]
             elif x.op == "constant":
                 result_range = Range.of_number(x.value)
             else:
                 result_range = _OPERATIONS[x.op](*(ranges[a] for a in operands), operands[0] == operands[-1])
-            if x.op in ("add", "sub", "mul", "div") and result_range.least < _NORMAL:
-                origins.append(place)
-                if only in (None, place):
+            if x.op in ("add", "sub", "mul", "div") and result_range.smallest < _NORMAL:
+                origins.append(index)
+                if operation in (None, index):
                     result_range = replace(result_range, differ=max(result_range.differ, _NORMAL))
             ranges.append(result_range)
         return ranges, origins
@@ -190,62 +190,68 @@ class _Analysis:
 def _state_range(old: Range, new: Range) -> Range:
     """The range of a state before a step, from the range assumed so far and the range of the new state."""
     return Range(
-        min(old.least, new.least), LARGEST, min(old.unit, new.unit), differ=max(old.differ, min(new.differ, LARGEST))
+        min(old.smallest, new.smallest),
+        LARGEST,
+        min(old.unit, new.unit),
+        differ=max(old.differ, min(new.differ, LARGEST)),
     )
 
 
-def _spacing(least: float) -> float:
+def _spacing(magnitude: float) -> float:
     """A power of two of which every float32 of at least this magnitude is a multiple."""
-    return max(_TINIEST, 2.0 ** (math.frexp(least)[1] - 24)) if 0 < least < _INFINITE else _TINIEST
+    return max(_TINIEST, 2.0 ** (math.frexp(magnitude)[1] - 24)) if 0 < magnitude < _INFINITE else _TINIEST
 
 
 def _rounded(x: Range) -> Range:
     """The range after rounding to float32."""
-    vanishes = x.zero or x.least < _TINIEST
-    least, most = max(x.least, _TINIEST), min(x.most, _INFINITE)
-    return replace(x, least=least, most=most, unit=max(x.unit, _spacing(least)), zero=vanishes)
+    vanishes = x.zero or x.smallest < _TINIEST
+    smallest, largest = max(x.smallest, _TINIEST), min(x.largest, _INFINITE)
+    return replace(x, smallest=smallest, largest=largest, unit=max(x.unit, _spacing(smallest)), zero=vanishes)
 
 
-def _add(a: Range, b: Range, same: bool) -> Range:
-    opposite = not same and ((a.negative and b.positive) or (a.positive and b.negative))
+def _add(a: Range, b: Range, is_same: bool) -> Range:
+    opposite = not is_same and ((a.negative and b.positive) or (a.positive and b.negative))
     unit = min(a.unit, b.unit)
-    alike = (a.negative and b.negative) or (a.positive and b.positive)
-    least = [_INFINITE]
-    least += [max(a.least, b.least)] if alike or same else []
+    may_agree = (a.negative and b.negative) or (a.positive and b.positive)
+    candidates = [_INFINITE]
+    candidates += [max(a.smallest, b.smallest)] if may_agree or is_same else []
     # If numbers cancel, each is at least half the other one, and both are multiples of the spacing there.
-    near = _spacing(max(a.least, b.least) / 2)
-    least += [max(unit, near, a.least - b.most, b.least - a.most)] if opposite else []
-    least += [b.least] if a.zero else []
-    least += [a.least] if b.zero else []
-    cancels = opposite and a.least <= b.most and b.least <= a.most
+    spacing = _spacing(max(a.smallest, b.smallest) / 2)
+    candidates += [max(unit, spacing, a.smallest - b.largest, b.smallest - a.largest)] if opposite else []
+    candidates += [b.smallest] if a.zero else []
+    candidates += [a.smallest] if b.zero else []
+    cancels = opposite and a.smallest <= b.largest and b.smallest <= a.largest
     # A difference disappears in a sum with a far larger number. Otherwise the sum was with zero or a similar number.
     differ = sum(
-        x.differ if y.least >= x.differ * _ROUNDED_AWAY else x.differ * (1 + _ROUNDED_AWAY) for x, y in ((a, b), (b, a))
+        x.differ if y.smallest >= x.differ * _ROUNDED_AWAY else x.differ * (1 + _ROUNDED_AWAY)
+        for x, y in ((a, b), (b, a))
     )
     differ = 0.0 if _is_rounded_away(a, b) and _is_rounded_away(b, a) else min(differ, _INFINITE)
     zero = cancels or (a.zero and b.zero)
-    sum_of = Range(min(least), a.most + b.most, unit, zero, a.negative or b.negative, a.positive or b.positive, differ)
+    sum_of = Range(
+        min(candidates), a.largest + b.largest, unit, zero, a.negative or b.negative, a.positive or b.positive, differ
+    )
     return _rounded(sum_of)
 
 
-def _is_rounded_away(x: Range, other: Range) -> bool:
-    """Whether the differing values of `x` have no effect on a sum with `beside`."""
-    return x.differ == 0 or (not other.zero and other.least >= x.differ * _ROUNDED_AWAY)
+def _is_rounded_away(x: Range, addend: Range) -> bool:
+    """Whether the differing values of `x` have no effect on a sum with `addend`."""
+    return x.differ == 0 or (not addend.zero and addend.smallest >= x.differ * _ROUNDED_AWAY)
 
 
 def _neg(a: Range) -> Range:
     return replace(a, negative=a.positive, positive=a.negative)
 
 
-def _sub(a: Range, b: Range, same: bool) -> Range:
-    if same:
+def _sub(a: Range, b: Range, is_same: bool) -> Range:
+    if is_same:
         return Range.of_number(0.0)
-    return _add(a, _neg(b), same=False)
+    return _add(a, _neg(b), is_same=False)
 
 
-def _signs(a: Range, b: Range, same: bool) -> tuple[bool, bool]:
+def _signs(a: Range, b: Range, is_same: bool) -> tuple[bool, bool]:
     """Whether a product may be negative, and whether it may be positive."""
-    if same:
+    if is_same:
         return False, True
     return (
         (a.negative and b.positive) or (a.positive and b.negative),
@@ -259,65 +265,71 @@ def _times(x: float, y: float) -> float:
     return _INFINITE if max(x, y) >= _INFINITE else min(x * y, _INFINITE)
 
 
-def _spread(differ: float, most: float) -> float:
+def _spread(differ: float, largest: float) -> float:
     """The differing part of a product. If a factor may be infinite, it can be anything, as infinity times zero is
     NaN."""
-    return _INFINITE if differ and max(differ, most) >= _INFINITE else _times(differ, most)
+    return _INFINITE if differ and max(differ, largest) >= _INFINITE else _times(differ, largest)
 
 
-def _mul(a: Range, b: Range, same: bool) -> Range:
-    differ = _times(a.differ, a.differ) if same else max(_spread(a.differ, b.most), _spread(b.differ, a.most))
+def _mul(a: Range, b: Range, is_same: bool) -> Range:
+    differ = _times(a.differ, a.differ) if is_same else max(_spread(a.differ, b.largest), _spread(b.differ, a.largest))
     unit = min(a.unit, _INFINITE) * min(b.unit, _INFINITE)
-    least = min(a.least * b.least, _INFINITE)
-    return _rounded(Range(least, _times(a.most, b.most), unit, a.zero or b.zero, *_signs(a, b, same), differ))
+    smallest = min(a.smallest * b.smallest, _INFINITE)
+    return _rounded(
+        Range(smallest, _times(a.largest, b.largest), unit, a.zero or b.zero, *_signs(a, b, is_same), differ)
+    )
 
 
-def _div(a: Range, b: Range, same: bool) -> Range:
-    differ = _INFINITE if b.differ else _over(a.differ, b)
-    least, zero = a.least / max(b.most, _TINIEST), a.zero or b.most >= _INFINITE
-    return _rounded(Range(min(least, _INFINITE), _over(a.most, b), _TINIEST, zero, *_signs(a, b, same), differ))
+def _div(a: Range, b: Range, is_same: bool) -> Range:
+    differ = _INFINITE if b.differ else _quotient_bound(a.differ, b)
+    smallest, zero = a.smallest / max(b.largest, _TINIEST), a.zero or b.largest >= _INFINITE
+    return _rounded(
+        Range(min(smallest, _INFINITE), _quotient_bound(a.largest, b), _TINIEST, zero, *_signs(a, b, is_same), differ)
+    )
 
 
-def _over(x: float, b: Range) -> float:
+def _quotient_bound(x: float, b: Range) -> float:
     """The largest quotient."""
     if x == 0:
         return 0.0
-    return _INFINITE if b.zero or x >= _INFINITE else min(x / b.least, _INFINITE)
+    return _INFINITE if b.zero or x >= _INFINITE else min(x / b.smallest, _INFINITE)
 
 
-def _abs(a: Range, same: bool) -> Range:
+def _abs(a: Range, is_same: bool) -> Range:
     return replace(a, negative=False, positive=True)
 
 
-def _sqrt(a: Range, same: bool) -> Range:
-    most, differ = (math.sqrt(x) if x < _INFINITE else x for x in (a.most, a.differ))
-    return _rounded(Range(math.sqrt(a.least), most, _TINIEST, a.zero, negative=False, differ=differ))
+def _sqrt(a: Range, is_same: bool) -> Range:
+    largest, differ = (math.sqrt(x) if x < _INFINITE else x for x in (a.largest, a.differ))
+    return _rounded(Range(math.sqrt(a.smallest), largest, _TINIEST, a.zero, negative=False, differ=differ))
 
 
-def _snap(a: Range, same: bool) -> Range:
+def _snap(a: Range, is_same: bool) -> Range:
     hidden = 0.0 if a.differ < _FLOOR else a.differ
-    least = max(a.least, _FLOOR)
-    return replace(a, least=least, unit=max(a.unit, _spacing(least)), zero=a.zero or a.least < _FLOOR, differ=hidden)
-
-
-def _compared(a: Range, b: Range, same: bool) -> Range:
-    """A comparison of two numbers. A small difference in one cannot change it if the other number is far away."""
-    apart = not same and any(
-        x.differ and not (y.differ == 0 and not y.zero and y.least > x.differ) for x, y in ((a, b), (b, a))
+    smallest = max(a.smallest, _FLOOR)
+    return replace(
+        a, smallest=smallest, unit=max(a.unit, _spacing(smallest)), zero=a.zero or a.smallest < _FLOOR, differ=hidden
     )
-    return Range(differ=1.0 if apart else 0.0)
 
 
-def _where(condition: Range, a: Range, b: Range, same: bool) -> Range:
+def _compared(a: Range, b: Range, is_same: bool) -> Range:
+    """A comparison of two numbers. A small difference in one cannot change it if the other number is far away."""
+    may_differ = not is_same and any(
+        x.differ and not (y.differ == 0 and not y.zero and y.smallest > x.differ) for x, y in ((a, b), (b, a))
+    )
+    return Range(differ=1.0 if may_differ else 0.0)
+
+
+def _where(condition: Range, a: Range, b: Range, is_same: bool) -> Range:
     differ = max(a.differ, b.differ, _INFINITE if condition.differ else 0.0)
     return Range(
-        min(a.least, b.least), max(a.most, b.most), min(a.unit, b.unit), a.zero or b.zero,
+        min(a.smallest, b.smallest), max(a.largest, b.largest), min(a.unit, b.unit), a.zero or b.zero,
         a.negative or b.negative, a.positive or b.positive, differ,
     )  # fmt: skip
 
 
 _OPERATIONS: Mapping[str, Callable[..., Range]] = {
-    "add": _add, "sub": _sub, "mul": _mul, "div": _div, "neg": lambda a, same: _neg(a), "abs": _abs, "sqrt": _sqrt,
+    "add": _add, "sub": _sub, "mul": _mul, "div": _div, "neg": lambda a, is_same: _neg(a), "abs": _abs, "sqrt": _sqrt,
     "snap": _snap, "lt": _compared, "ge": _compared, "spike": _compared, "where": _where,
 }  # fmt: skip
 
@@ -326,17 +338,19 @@ def flushes_of(model: NeuronModel | Surrogate | Loss, filter: SynapticFilter | N
     """`shown_flushes` of both passes of a neuron model after a filter, of a surrogate, or of the passes of a loss."""
     if isinstance(model, Surrogate):
         # Inputs are potentials. Like their thresholds, they are multiples of 2^-123.
-        return shown_flushes(equation(model), model.constants(), {"x": Range(least=_spacing(_FLOOR))})
+        return shown_flushes(equation(model), model.constants(), {"x": Range(smallest=_spacing(_FLOOR))})
     if isinstance(model, Loss):
         counts = {"o": Range.of_count(1.0), "target": Range.of_count(1.0), "count": Range.of_count(_COUNT)}
         counts["target_count"] = counts["count"]
         passes, constants = loss_equations(model), model.constants(PSP(), 100, 100)
         recurrences = [recurrence for recurrence in (passes.forward, passes.backward) if recurrence is not None]
         return tuple(flush for recurrence in recurrences for flush in shown_flushes(recurrence, constants, counts))
-    both = neuron_equations(filter or model.psp.filter(), model)
+    equations = neuron_equations(filter or model.psp.filter(), model)
     # Sums of weights are multiples of a grid whose step is a normal number.
-    sums = {"z": Range(least=_NORMAL, unit=_TINIEST)}
+    sums = {"z": Range(smallest=_NORMAL, unit=_TINIEST)}
     parameters = model.learned()
-    learned = {free: Range.between(parameters[name].low, parameters[name].high) for name, free in both.learned.items()}
-    forward = shown_flushes(both.forward, both.constants, {**learned, **sums})
-    return forward + shown_flushes(both.backward, both.constants, learned)
+    learned = {
+        free: Range.of_bounds(parameters[name].low, parameters[name].high) for name, free in equations.learned.items()
+    }
+    forward = shown_flushes(equations.forward, equations.constants, {**learned, **sums})
+    return forward + shown_flushes(equations.backward, equations.constants, learned)

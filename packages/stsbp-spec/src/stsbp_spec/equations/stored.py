@@ -40,14 +40,14 @@ def placeholders(kind: str, names: Iterable[str]) -> Names:
 
 def nodes_of(results: Mapping[str, Number]) -> dict[str, Any]:
     """The expressions of some results as JSON values, which `StoredExpressions` reads."""
-    places: dict[int, int] = {}
+    index_of: dict[int, int] = {}
     nodes: list[list[Any]] = []
     roots = {name: as_expr(x) for name, x in results.items()}
     for x in ordered(roots.values()):
-        places[id(x)] = len(nodes)
+        index_of[id(x)] = len(nodes)
         label = x.value.hex() if x.op == "constant" else x.name
-        nodes.append([x.op, label, *(places[id(a)] for a in x.args)])
-    return {"nodes": nodes, "roots": {name: places[id(x)] for name, x in roots.items()}}
+        nodes.append([x.op, label, *(index_of[id(a)] for a in x.args)])
+    return {"nodes": nodes, "roots": {name: index_of[id(x)] for name, x in roots.items()}}
 
 
 def dumped(data: Mapping[str, Any]) -> str:
@@ -108,10 +108,10 @@ class StoredExpressions:
             self._check(set(roots), set(conditions))
 
     def _check(self, required: set[str], conditions: set[str]) -> None:
-        kinds: list[bool] = []
-        for place, (op, label, *args) in enumerate(self.nodes):
-            if any(type(a) is not int or not 0 <= a < place for a in args):
-                raise ValueError(f"operation {place} reads a later one")
+        are_conditions: list[bool] = []
+        for index, (op, label, *args) in enumerate(self.nodes):
+            if any(type(a) is not int or not 0 <= a < index for a in args):
+                raise ValueError(f"operation {index} reads a later one")
             if op in ("variable", "constant"):
                 count = 0
                 if op == "constant":
@@ -122,17 +122,17 @@ class StoredExpressions:
                 count = 1 if op == "surrogate" else OPERATIONS[op]
                 if label is not None:
                     checked_name(word(label))
-                if any(kinds[a] != (op == "where" and i == 0) for i, a in enumerate(args)):
+                if any(are_conditions[a] != (op == "where" and i == 0) for i, a in enumerate(args)):
                     raise ValueError(
-                        f"operation {place} reads a condition in place of a number, or a number in place of a condition"
+                        f"operation {index} reads a condition in place of a number, or a number in place of a condition"
                     )
             if len(args) != count:
-                raise ValueError(f"operation {place}, {op}, takes {count} operands")
-            kinds.append(op in CONDITIONS)
-        places = self.roots.values()
-        if set(self.roots) != required or any(type(n) is not int or not 0 <= n < len(self.nodes) for n in places):
+                raise ValueError(f"operation {index}, {op}, takes {count} operands")
+            are_conditions.append(op in CONDITIONS)
+        root_indices = self.roots.values()
+        if set(self.roots) != required or any(type(n) is not int or not 0 <= n < len(self.nodes) for n in root_indices):
             raise ValueError("its results do not match its states")
-        if any(kinds[n] != (root in conditions) for root, n in self.roots.items()):
+        if any(are_conditions[n] != (root in conditions) for root, n in self.roots.items()):
             raise ValueError("a spike must be a condition and every other result a number")
 
     def built(
@@ -141,31 +141,31 @@ class StoredExpressions:
         """The expressions of some results, in terms of `variables`. `h`: the surrogate derivative."""
         roots = tuple(roots)
         expressions: dict[int, Expr] = {}
-        for place in sorted(self._under(roots)):
-            op, label, *args = self.nodes[place]
+        for index in sorted(self._under(roots)):
+            op, label, *args = self.nodes[index]
             operands = tuple(expressions[a] for a in args)
             if op == "variable":
                 if label not in variables:
                     raise SpecError(f"the stored {self._kind} is damaged: there is no {shown(label)}")
-                expressions[place] = variables[label]
+                expressions[index] = variables[label]
             elif op == "constant":
-                expressions[place] = Expr("constant", value=float(np.float32(number(label))))
+                expressions[index] = Expr("constant", value=float(np.float32(number(label))))
             elif op == "surrogate":
                 if h is None:
                     raise SpecError(f"the stored {self._kind} is damaged: its forward pass uses a surrogate derivative")
-                expressions[place] = h(operands[0])
+                expressions[index] = h(operands[0])
             else:
-                expressions[place] = Expr(op, operands, name=label)
+                expressions[index] = Expr(op, operands, name=label)
         return [expressions[self.roots[root]] for root in roots]
 
     def _under(self, roots: Iterable[str]) -> set[int]:
         reached: set[int] = set()
-        waiting = [self.roots[root] for root in roots]
-        while waiting:
-            place = waiting.pop()
-            if place not in reached:
-                reached.add(place)
-                waiting += self.nodes[place][2:]
+        stack = [self.roots[root] for root in roots]
+        while stack:
+            index = stack.pop()
+            if index not in reached:
+                reached.add(index)
+                stack += self.nodes[index][2:]
         return reached
 
 
@@ -188,7 +188,7 @@ class Stored(Generic[Contents]):
     @property
     def data(self) -> Contents:
         """The contents of the text."""
-        return cast("Contents", _read(type(self).contents, self.text))
+        return cast("Contents", _parsed(type(self).contents, self.text))
 
     def __repr__(self) -> str:
         data: Any = self.data
@@ -197,7 +197,7 @@ class Stored(Generic[Contents]):
 
 
 @lru_cache(maxsize=192)
-def _read(contents: Callable[[str], Any], text: str) -> Any:
+def _parsed(contents: Callable[[str], Any], text: str) -> Any:
     return contents(text)
 
 

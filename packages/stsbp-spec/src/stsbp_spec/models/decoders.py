@@ -76,9 +76,9 @@ def equally_near(distance: Any) -> AnyArray:
         raise ShapeError(f"distances must be [B, K] with K >= 1, got {list(distance.shape)}")
     if (wrong := np.isnan(distance).any(axis=1)).any():
         raise NumericError(f"a distance of sample {int(wrong.argmax())} is NaN, so no label sequence is the nearest")
-    least = distance.min(axis=1, keepdims=True)
-    near: AnyArray = distance <= least + 1e-9 * np.abs(least)
-    return near
+    smallest = distance.min(axis=1, keepdims=True)
+    is_nearest: AnyArray = distance <= smallest + 1e-9 * np.abs(smallest)
+    return is_nearest
 
 
 def nearest_sequence(distance: Any) -> Int64:
@@ -104,6 +104,6 @@ def spike_count(spikes: Any, lengths: Any = None) -> Int64:
         ShapeError: the spikes are not `[T, B, N]`, or the lengths do not fit.
     """
     spikes, lengths = _trains(spikes, lengths)
-    kind = np.int64 if spikes.dtype == np.uint8 else np.float64
-    most: Int64 = without_padding(spikes, lengths).sum(axis=0, dtype=kind).argmax(axis=1).astype(np.int64)
-    return most
+    dtype = np.int64 if spikes.dtype == np.uint8 else np.float64
+    classes: Int64 = without_padding(spikes, lengths).sum(axis=0, dtype=dtype).argmax(axis=1).astype(np.int64)
+    return classes

@@ -71,26 +71,26 @@ def matched_pairs(spikes: AnyArray, targets: AnyArray, tolerances: Sequence[int]
     """
     # A larger tolerance than the number of steps matches no more spikes.
     reaches = [min(tolerance, max(len(spikes) - 1, 0)) for tolerance in tolerances]
-    word = next((word for most, word in _WORDS if reaches[-1] <= most), None)
+    word = next((word for max_reach, word in _WORDS if reaches[-1] <= max_reach), None)
     if word is None:
         return np.stack([_matched_in_slots(spikes, targets, reach) for reach in reaches])
     # Spikes wait as bits of a word, the oldest as the lowest bit. All words move down by one bit in each step, so a
     # spike that waited too long drops out.
-    one = word(1)
+    one_step = word(1)
     youngest = np.array([2**reach for reach in reaches], dtype=word).reshape(-1, *(1,) * (spikes.ndim - 1))
-    waiting_spikes, waiting_targets = np.zeros((2, len(reaches), *spikes.shape[1:]), dtype=word)
-    matched = np.zeros(waiting_spikes.shape, dtype=np.promote_types(word, np.uint32))
+    pending_spikes, pending_targets = np.zeros((2, len(reaches), *spikes.shape[1:]), dtype=word)
+    matched = np.zeros(pending_spikes.shape, dtype=np.promote_types(word, np.uint32))
     for new_spikes, new_targets in zip(spikes.astype(word), targets.astype(word), strict=True):
-        waiting_spikes >>= one
-        waiting_targets >>= one
-        hit = new_spikes & (waiting_targets != 0)
-        waiting_targets &= waiting_targets - hit  # clears the lowest bit where there is a match
+        pending_spikes >>= one_step
+        pending_targets >>= one_step
+        hit = new_spikes & (pending_targets != 0)
+        pending_targets &= pending_targets - hit  # clears the lowest bit where there is a match
         matched += hit
-        waiting_spikes |= (new_spikes ^ hit) * youngest
-        hit = new_targets & (waiting_spikes != 0)
-        waiting_spikes &= waiting_spikes - hit
+        pending_spikes |= (new_spikes ^ hit) * youngest
+        hit = new_targets & (pending_spikes != 0)
+        pending_spikes &= pending_spikes - hit
         matched += hit
-        waiting_targets |= (new_targets ^ hit) * youngest
+        pending_targets |= (new_targets ^ hit) * youngest
     return matched.astype(np.int64)
 
 
@@ -98,19 +98,19 @@ def _matched_in_slots(spikes: AnyArray, targets: AnyArray, reach: int) -> Int64:
     """`matched_pairs` at a tolerance with more steps than a word has bits, `[...]`."""
     slots = reach + 1
     # Waiting spikes by their step modulo `slots`. A slot is reused when its spike is too old.
-    waiting = np.zeros((2, slots, *spikes.shape[1:]), dtype=bool)
+    pending = np.zeros((2, slots, *spikes.shape[1:]), dtype=bool)
     matched = np.zeros(spikes.shape[1:], dtype=np.int64)
-    for t, both in enumerate(zip(spikes, targets, strict=True)):
-        waiting[:, t % slots] = False
-        for side, spiking in enumerate(both):
+    for t, trains in enumerate(zip(spikes, targets, strict=True)):
+        pending[:, t % slots] = False
+        for train, spiking in enumerate(trains):
             free = spiking.copy()
             for age in range(slots - 1, -1, -1):
-                partner = waiting[1 - side, (t - age) % slots]
+                partner = pending[1 - train, (t - age) % slots]
                 hit = free & partner
                 matched += hit
                 partner &= ~hit
                 free &= ~hit
-            waiting[side, t % slots] = free
+            pending[train, t % slots] = free
     return matched
 
 

@@ -67,27 +67,27 @@ def calling(action: str, kind: type[StsbpError] = SpecError) -> Iterator[None]:
         reason = f"{type(error).__name__}: {error}"
         if isinstance(error, SystemExit):
             reason = f"it calls sys.exit({error.code!r})"
-        raise kind(f"{action}: {reason}{_place(error)}") from error
+        raise kind(f"{action}: {reason}{_code_location(error)}") from error
 
 
-def _place(error: BaseException) -> str:
+def _code_location(error: BaseException) -> str:
     """The last line of the user's code that an error passed through, for a message; empty if it passed through none."""
     # Imported here, because only a message needs it.
     import sysconfig
 
     paths = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     libraries = ("<", *(os.path.join(path, "") for path in paths))
-    places, user_places = [], []
+    locations, user_locations = [], []
     for frame, line in walk_tb(error.__traceback__):
-        places.append(f" ({(file := frame.f_code.co_filename)}:{line})")
+        locations.append(f" ({(file := frame.f_code.co_filename)}:{line})")
         if not (file.startswith(libraries) or str(frame.f_globals.get("__name__")).startswith("stsbp")):
-            user_places.append(places[-1])
-    # The caller notices a missing method or argument: the first places are those of `calling` and its caller. Messages
-    # of syntax errors contain the place.
-    if isinstance(error, SyntaxError) or (isinstance(error, TypeError) and len(places) <= 2):
+            user_locations.append(locations[-1])
+    # The caller notices a missing method or argument: the first locations are those of `calling` and its caller.
+    # Messages of syntax errors contain the place.
+    if isinstance(error, SyntaxError) or (isinstance(error, TypeError) and len(locations) <= 2):
         return ""
     # The import of a module that does not exist fails in Python's own code.
-    return user_places[-1] if user_places else "" if isinstance(error, ImportError) else places[-1]
+    return user_locations[-1] if user_locations else "" if isinstance(error, ImportError) else locations[-1]
 
 
 class Guarded(ABCMeta):
@@ -118,8 +118,8 @@ def _guarded(method: Any, name: str, check: Check) -> Callable[..., Any]:
     @wraps(method)
     def call(self: object, *arguments: Any, **named: Any) -> Any:
         with calling(f"{name} fails"):
-            bound = method.__get__(self, type(self)) if hasattr(method, "__get__") else method
-            returned = bound(*arguments, **named)
+            bound_method = method.__get__(self, type(self)) if hasattr(method, "__get__") else method
+            returned = bound_method(*arguments, **named)
         return check(name, self, returned)
 
     return call

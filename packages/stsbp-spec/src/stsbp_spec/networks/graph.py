@@ -79,7 +79,7 @@ class Neurons(Op):
     def infer(self, *inputs: Values) -> Values:
         """Spikes. Their synaptic filter is applied later."""
         if not inputs:
-            self.one(inputs)
+            self.only_input(inputs)
         for values in inputs:
             if not values.weighted:
                 raise SpecError(
@@ -322,7 +322,9 @@ class Network:
                 continue
             loop = self.recurrent.get(node.name, ())
             try:
-                output = node.op.infer(*(self._read(values, edge) for edge in node.inputs if edge.source not in loop))
+                output = node.op.infer(
+                    *(self._read_values(values, edge) for edge in node.inputs if edge.source not in loop)
+                )
                 if math.prod(output.shape) > MAX_VALUES:
                     raise SpecError(f"its output has the shape {output.shape}, more than 2^40 values for each step")
                 values[node.name] = output
@@ -339,7 +341,7 @@ class Network:
 
     def _check_shared(self, projection: Projection) -> None:
         """Raise `NetworkError` unless the weights that a projection shares exist and have its shape."""
-        owners = {other.name: other for other in self.projections if other.shares is None}
+        owners = {candidate.name: candidate for candidate in self.projections if candidate.shares is None}
         owner = owners.get(str(projection.shares))
         if owner is None:
             names = listed(owners) or "none"
@@ -370,7 +372,7 @@ class Network:
                 owners[name] = node.op
 
     @staticmethod
-    def _read(values: Mapping[str, Values], edge: Edge) -> Values:
+    def _read_values(values: Mapping[str, Values], edge: Edge) -> Values:
         output = values[edge.source]
         if edge.delay and output.static:
             raise SpecError(f"{edge.source} is the same at every step, so it cannot be read with a delay")
@@ -419,8 +421,8 @@ class Network:
     def projections_to(self, population: str) -> tuple[Projection, ...]:
         """All weights whose sums a population adds, including those of its recurrence."""
         (node,) = (node for node in self.nodes if node.name == population)
-        read = {edge.source for edge in node.inputs}
-        return tuple(projection for projection in self.projections if projection.name in read)
+        names_read = {edge.source for edge in node.inputs}
+        return tuple(projection for projection in self.projections if projection.name in names_read)
 
     @cached_property
     def parameters(self) -> Mapping[str, Parameter]:
@@ -496,24 +498,24 @@ def _ordered(nodes: tuple[Node, ...]) -> tuple[tuple[Node, ...], dict[str, tuple
                 raise NetworkError(f"{message} steps", node=node.name)
     recurrent = _recurrent(nodes, positions)
     loops = {name: population for population, names in recurrent.items() for name in names}
-    waiting, readers = [0] * len(nodes), [list[int]() for _ in nodes]
+    remaining, readers = [0] * len(nodes), [list[int]() for _ in nodes]
     for i, node in enumerate(nodes):
         for edge in node.inputs if node.name not in loops else ():
             if edge.source not in loops:
-                waiting[i] += 1
+                remaining[i] += 1
                 readers[positions[edge.source]].append(i)
-    ready = [i for i, count in enumerate(waiting) if count == 0 and nodes[i].name not in loops]
+    ready = [i for i, count in enumerate(remaining) if count == 0 and nodes[i].name not in loops]
     ordered: list[Node] = []
     while ready:
         i = heapq.heappop(ready)
         ordered += [nodes[positions[name]] for name in recurrent.get(nodes[i].name, ())]
         ordered.append(nodes[i])
         for reader in readers[i]:
-            waiting[reader] -= 1
-            if waiting[reader] == 0:
+            remaining[reader] -= 1
+            if remaining[reader] == 0:
                 heapq.heappush(ready, reader)
     if len(ordered) < len(nodes):
-        loop = _loop({nodes[i].name: nodes[i] for i, count in enumerate(waiting) if count})
+        loop = _loop({nodes[i].name: nodes[i] for i, count in enumerate(remaining) if count})
         rule = "only a population may read itself, with a delay of 1 and through weights of its own"
         raise NetworkError(f"it reads itself through {listed(loop)}; {rule}", node=loop[-1])
     return tuple(ordered), recurrent
@@ -548,12 +550,12 @@ def _recurrent(nodes: tuple[Node, ...], positions: Mapping[str, int]) -> dict[st
     return recurrent
 
 
-def _loop(waiting: Mapping[str, Node]) -> list[str]:
-    """Names of nodes that form a cycle: each reads the next, and the last reads the first. All of `waiting` are blocked
-    by such a cycle."""
-    name, path = next(iter(waiting)), dict[str, None]()
+def _loop(blocked: Mapping[str, Node]) -> list[str]:
+    """Names of nodes that form a cycle: each reads the next, and the last reads the first. All of `blocked`
+    wait for such a cycle."""
+    name, path = next(iter(blocked)), dict[str, None]()
     while name not in path:
         path[name] = None
-        name = next(edge.source for edge in waiting[name].inputs if edge.source in waiting)
+        name = next(edge.source for edge in blocked[name].inputs if edge.source in blocked)
     names = list(path)
     return names[names.index(name) :]

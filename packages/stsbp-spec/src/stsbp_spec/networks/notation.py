@@ -112,7 +112,7 @@ def parse_layers(
     dropout = Dropout(dropout).rate
     parser = _Parser(notation, padding, neuron, weight_bits, dropout)
     layers: list[Layer] = []
-    places: list[tuple[int, int]] = []
+    spans: list[tuple[int, int]] = []
     tokens = parser.tokens()
     if len(tokens) > MAX_LAYERS:
         start = tokens[MAX_LAYERS][0]
@@ -120,15 +120,15 @@ def parse_layers(
     output = Linear(outputs, weight_bits=weight_bits) if outputs is not None else None
     for position, (start, text) in enumerate(tokens):
         parsed = parser.layer(text, start)
-        is_output = position == len(tokens) - 1 and (output is None or _ends(parsed[0], output))
+        is_output = position == len(tokens) - 1 and (output is None or _has_outputs(parsed[0], output))
         if not is_output:
             parsed = parser.dropped(parsed, tokens[position + 1][1] if position + 1 < len(tokens) else "")
         layers += parsed
-        places += [(start, len(text))] * len(parsed)
-    if output is not None and not (layers and _ends(layers[-1], output)):
+        spans += [(start, len(text))] * len(parsed)
+    if output is not None and not (layers and _has_outputs(layers[-1], output)):
         layers.append(SpikingLayer(output, output_neuron or neuron))
-        places.append((len(notation), 1))
-    return layers, places
+        spans.append((len(notation), 1))
+    return layers, spans
 
 
 def parse_nodes(text: str, *, padding: str, neuron: NeuronModel | None, weight_bits: int) -> tuple[Node, ...]:
@@ -197,7 +197,7 @@ def described(node: Node) -> tuple[str, str]:
     return operation, reads
 
 
-def _ends(layer: Layer, output: Linear) -> bool:
+def _has_outputs(layer: Layer, output: Linear) -> bool:
     """Whether `layer` already has the outputs of `output`, so that no output layer must be appended."""
     return isinstance(layer, SpikingLayer) and isinstance(layer.synapse, Linear) and layer.synapse.units == output.units
 
@@ -317,10 +317,10 @@ def layer_at(layers: list[Layer], position: int) -> int:
     return len(layers) - 1
 
 
-def checked(make: Callable[[], T], notation: str, start: int, length: int) -> T:
-    """Call `make`. A `SpecError` becomes an error that points at the token."""
+def checked(build: Callable[[], T], notation: str, start: int, length: int) -> T:
+    """Call `build`. A `SpecError` becomes an error that points at the token."""
     try:
-        return make()
+        return build()
     except SpecError as error:
         raise NetworkError.of(error, notation=notation, start=start, length=length) from None
 
@@ -340,8 +340,8 @@ _MOST_CHARACTERS = 1 << 22
 
 def _axes(text: str) -> axes.PerAxis:
     """`3`, or `3x5` as (3, 5)."""
-    rows, by, columns = text.partition("x")
-    return (int(rows), int(columns)) if by else int(rows)
+    rows, separator, columns = text.partition("x")
+    return (int(rows), int(columns)) if separator else int(rows)
 
 
 def _passing(groups: Mapping[str, Any]) -> Passing:
@@ -399,7 +399,7 @@ class _Parser:
     def fail(self, message: str, start: int, length: int) -> NetworkError:
         return NetworkError(message, notation=self.notation, start=start, length=length)
 
-    def check_digits(self, match: re.Match[str], at: int) -> None:
+    def check_digits(self, match: re.Match[str], start: int) -> None:
         """Refuse integers of more than 9 digits. No layer is that large, and Python refuses to parse very long ones."""
         for group, text in match.groupdict().items():
             if text is None or group in _NO_NUMBERS:
@@ -407,7 +407,7 @@ class _Parser:
             for number in re.finditer(r"\d+", text):
                 if (length := len(number.group())) > _MAX_DIGITS:
                     message = f"a number has at most {_MAX_DIGITS} digits, got {length}"
-                    raise self.fail(message, at + match.start(group) + number.start(), length)
+                    raise self.fail(message, start + match.start(group) + number.start(), length)
 
     def tokens(self, start: int = 0, end: int | None = None) -> list[tuple[int, str]]:
         """Split at "-", except inside braces and brackets. Returns the start and the text of each token."""
@@ -416,14 +416,14 @@ class _Parser:
     def split(self, separator: str, missing: str, start: int, end: int) -> list[tuple[int, str]]:
         """Split from `start` to `end`, except inside braces and brackets. An empty part raises the message
         `missing`."""
-        tokens, braces, brackets, previous = [], 0, 0, separator
+        tokens, braces, brackets, last_character = [], 0, 0, separator
         for i in range(start, end + 1):
             character = self.notation[i] if i < end else separator
             braces += {"{": 1, "}": -1}.get(character, 0)
             # A bracket can only open at the start of a layer or branch.
-            if braces <= 0 and (brackets > 0 or (character == "[" and previous in "-|")):
+            if braces <= 0 and (brackets > 0 or (character == "[" and last_character in "-|")):
                 brackets += {"[": 1, "]": -1}.get(character, 0)
-            previous = previous if character.isspace() else character
+            last_character = last_character if character.isspace() else character
             if i == end and braces > 0:
                 raise self.fail("a brace is not closed", start, i - start)
             if i == end and brackets > 0:
@@ -449,15 +449,15 @@ class _Parser:
             raise self.fail(
                 "a branch is missing; only the last one may be empty (it is the input itself)", start, len(token)
             )
-        branches = [self.branch(at, at + len(text), depth + 1) for at, text in parts]
+        branches = [self.branch(branch_start, branch_start + len(text), depth + 1) for branch_start, text in parts]
         return Branches((*branches, ()) if len(branches) == 1 else tuple(branches))
 
     def branch(self, start: int, end: int, depth: int) -> tuple[Layer, ...]:
         tokens = self.tokens(start, end) if start < end else []
         layers: list[Layer] = []
-        for position, (at, text) in enumerate(tokens):
+        for position, (token_start, text) in enumerate(tokens):
             following = tokens[position + 1][1] if position + 1 < len(tokens) else "["
-            layers += self.dropped(self.layer(text, at, depth), following)
+            layers += self.dropped(self.layer(text, token_start, depth), following)
         return tuple(layers)
 
     def dropped(self, parsed: list[Layer], following: str) -> list[Layer]:
@@ -478,13 +478,13 @@ class _Parser:
             raise self.fail(f"unknown layer {shown(token)}; known forms: {forms}", start, len(token))
         self.check_digits(match, start)
         values = match.groupdict()
-        options, at = token[match.end() :], start + match.end()
-        place = (start, len(token))
+        options, option_start = token[match.end() :], start + match.end()
+        span = (start, len(token))
         if values["channels"] is None and values["units"] is None:
             if options:
                 kinds = "upsampling and flattening" if match.group()[0] in "UF" else "pooling and dropout"
-                raise self.fail(f"{kinds} take no option, got {shown(options)}", at, len(options))
-            return [checked(lambda: _passing(values), self.notation, *place)]
+                raise self.fail(f"{kinds} take no option, got {shown(options)}", option_start, len(options))
+            return [checked(lambda: _passing(values), self.notation, *span)]
         is_conv = values["channels"] is not None
         geometry: dict[str, Any] = {}
         option_keys: set[str] = set()
@@ -494,18 +494,20 @@ class _Parser:
             option = self._OPTION.match(options)
             if option is None:
                 raise self.fail(
-                    f"unknown option {shown(options)}; known: p1, s2, d0.2, b, bn, {{tau_m=5}}", at, len(options)
+                    f"unknown option {shown(options)}; known: p1, s2, d0.2, b, bn, {{tau_m=5}}",
+                    option_start,
+                    len(options),
                 )
-            self.check_digits(option, at)
+            self.check_digits(option, option_start)
             named_groups = {k: v for k, v in option.groupdict().items() if v is not None}
             ((key, value),) = named_groups.items()
             if key in option_keys:
-                raise self.fail(f"{key} is given twice", at, option.end())
+                raise self.fail(f"{key} is given twice", option_start, option.end())
             if key != "keys":
                 option_keys.add(key)
             if key in ("padding", "stride"):
                 if not is_conv:
-                    raise self.fail(f"a full connection has no {key}", at, option.end())
+                    raise self.fail(f"a full connection has no {key}", option_start, option.end())
                 geometry[key] = _axes(value)
             elif key == "dropout":
                 rate = float(value)
@@ -515,76 +517,76 @@ class _Parser:
                 norm = {}
             else:
                 layer_keys = _LayerKeys(geometry if is_conv else None, norm)
-                keys = self.keys(value, at + 1, keys, option_keys, layer_keys)
-            options, at = options[option.end() :], at + option.end()
-        batch_norm = None if norm is None else checked(lambda: BatchNorm(**norm), self.notation, *place)
+                keys = self.keys(value, option_start + 1, keys, option_keys, layer_keys)
+            options, option_start = options[option.end() :], option_start + option.end()
+        batch_norm = None if norm is None else checked(lambda: BatchNorm(**norm), self.notation, *span)
         if is_conv:
             kernel, channels = _axes(values["kernel"]), int(values["channels"])
             conv = checked(
                 lambda: Conv2d(channels, kernel, **geometry, weight_bits=keys.bits, bias=bias, norm=batch_norm),
                 self.notation,
-                *place,
+                *span,
             )
             if "padding" not in geometry and self.padding == "same":
-                conv = replace(conv, padding=self.same(conv, *place))
+                conv = replace(conv, padding=self.same(conv, *span))
             synapse: Conv2d | Linear = conv
         else:
             units = int(values["units"])
             synapse = checked(
-                lambda: Linear(units, weight_bits=keys.bits, bias=bias, norm=batch_norm), self.notation, *place
+                lambda: Linear(units, weight_bits=keys.bits, bias=bias, norm=batch_norm), self.notation, *span
             )
         recurrent_bits = keys.bits if keys.recurrent_bits is None else keys.recurrent_bits
         recurrent: Conv2d | Linear | OneToOne | None = None
         if keys.recurrent and (values["recurrent"] or values["around"]):
-            raise self.fail(f"R and recurrent={_ONE_TO_ONE} are two kinds of recurrence; give only one", *place)
+            raise self.fail(f"R and recurrent={_ONE_TO_ONE} are two kinds of recurrence; give only one", *span)
         if keys.recurrent_bits is not None and not (keys.recurrent or values["recurrent"] or values["around"]):
             message = f"recurrent_bits needs a recurrence: R, or recurrent={_ONE_TO_ONE}"
-            raise self.fail(message, *place)
+            raise self.fail(message, *span)
         if keys.recurrent:
-            recurrent = checked(lambda: OneToOne(weight_bits=recurrent_bits), self.notation, *place)
+            recurrent = checked(lambda: OneToOne(weight_bits=recurrent_bits), self.notation, *span)
         elif values["recurrent"]:
-            recurrent = checked(lambda: Linear(units, weight_bits=recurrent_bits), self.notation, *place)
+            recurrent = checked(lambda: Linear(units, weight_bits=recurrent_bits), self.notation, *span)
         elif values["around"]:
             recurrent_conv = checked(
-                lambda: Conv2d(channels, _axes(values["around"]), weight_bits=recurrent_bits), self.notation, *place
+                lambda: Conv2d(channels, _axes(values["around"]), weight_bits=recurrent_bits), self.notation, *span
             )
             rows, columns = recurrent_conv.kernels
             recurrent = replace(recurrent_conv, padding=(rows // 2, columns // 2))
         layers: list[Layer] = [
             checked(
-                lambda: SpikingLayer(synapse, keys.neuron, recurrent=recurrent, delay=keys.delay), self.notation, *place
+                lambda: SpikingLayer(synapse, keys.neuron, recurrent=recurrent, delay=keys.delay), self.notation, *span
             )
         ]
         if rate is not None:
-            layers.append(checked(lambda: Dropout(rate), self.notation, *place))
+            layers.append(checked(lambda: Dropout(rate), self.notation, *span))
         return layers
 
     def same(self, conv: Conv2d, start: int, length: int) -> tuple[int, int]:
         """The padding with which a stride of 1 keeps the size of the input."""
         rows, columns = conv.extents
         if rows % 2 == 0 or columns % 2 == 0:
-            near = tuple((extent - 1) // 2 for extent in conv.extents)
+            nearly_same = tuple((extent - 1) // 2 for extent in conv.extents)
             message = (
                 f"padding 'same' needs an odd kernel: zeros around the input cannot keep its size under a "
                 f"{conv.kernels[0]}x{conv.kernels[1]} kernel; give the option p, for example "
-                f"p{axes.written(axes.per_axis('padding', near, 0))}"
+                f"p{axes.written(axes.per_axis('padding', nearly_same, 0))}"
             )
             raise self.fail(message, start, length)
         return rows // 2, columns // 2
 
-    def keys(self, text: str, at: int, keys: _Keys, option_keys: set[str], others: _LayerKeys) -> _Keys:
+    def keys(self, text: str, start: int, keys: _Keys, option_keys: set[str], layer_keys: _LayerKeys) -> _Keys:
         """Read `tau_m=5,threshold=0.8`. `option_keys` holds the options that were read before, and gets the new ones.
 
-        `others` receives the keys that are not the neuron's.
+        `layer_keys` receives the keys that are not the neuron's.
         """
-        place = at, len(text)
+        span = start, len(text)
         pairs = text.split(",")
-        starts = list(accumulate((len(pair) + 1 for pair in pairs), initial=at))
+        starts = list(accumulate((len(pair) + 1 for pair in pairs), initial=start))
         neuron_values: dict[str, str] = {}
-        places: dict[str, tuple[int, int]] = {}
+        spans: dict[str, tuple[int, int]] = {}
         # Read the model first, because the other allowed keys depend on it.
         order = sorted(zip(starts, pairs, strict=False), key=lambda entry: not entry[1].strip().startswith("neuron="))
-        for at, pair in order:
+        for pair_start, pair in order:
             key, equals, value = pair.partition("=")
             key, value = key.strip(), value.strip()
             try:
@@ -593,24 +595,24 @@ class _Parser:
                 if key in option_keys:
                     raise SpecError(f"{key} is given twice")
                 option_keys.add(key)
-                if key in _GEOMETRY and others.geometry is not None:
+                if key in _GEOMETRY and layer_keys.geometry is not None:
                     numbers = [_integer(key, number) for number in value.split("x", maxsplit=key == "dilation")]
-                    others.geometry[key] = numbers[0] if len(numbers) == 1 else tuple(numbers)
-                elif key in _NORM and others.norm is not None:
-                    others.norm[key] = read_number(value)
+                    layer_keys.geometry[key] = numbers[0] if len(numbers) == 1 else tuple(numbers)
+                elif key in _NORM and layer_keys.norm is not None:
+                    layer_keys.norm[key] = read_number(value)
                 elif key in keys.neuron.written() and key not in ("neuron", "recurrent", *_INTEGERS):
-                    neuron_values[key], places[key] = value, (at, len(pair))
+                    neuron_values[key], spans[key] = value, (pair_start, len(pair))
                 else:
-                    keys = _with_key(keys, key, value, others.names)
+                    keys = _with_key(keys, key, value, layer_keys.names)
             except ValueError as error:
                 kind = "an integer" if key in (*_GEOMETRY, *_INTEGERS) else "a number"
                 message = str(error) if isinstance(error, SpecError) else f"{key} must be {kind}, got {shown(value)}"
-                raise self.fail(message, at, len(pair)) from None
+                raise self.fail(message, pair_start, len(pair)) from None
         try:
             return replace(keys, neuron=with_parameters(keys.neuron, neuron_values))
         except SpecError as error:
             wrong = (key for key, value in neuron_values.items() if not _can_be_set(keys.neuron, key, value))
-            raise self.fail(str(error), *places.get(next(wrong, ""), place)) from None
+            raise self.fail(str(error), *spans.get(next(wrong, ""), span)) from None
 
 
 @dataclass(frozen=True)
@@ -633,7 +635,7 @@ def _can_be_set(neuron: NeuronModel, key: str, value: str) -> bool:
     return True
 
 
-def _with_key(keys: _Keys, key: str, value: str, others: tuple[str, ...]) -> _Keys:
+def _with_key(keys: _Keys, key: str, value: str, layer_keys: tuple[str, ...]) -> _Keys:
     neuron = keys.neuron
     if key == "neuron":
         if value == neuron.written()["neuron"]:
@@ -646,5 +648,5 @@ def _with_key(keys: _Keys, key: str, value: str, others: tuple[str, ...]) -> _Ke
         if value != _ONE_TO_ONE:
             raise SpecError(f"recurrent is {_ONE_TO_ONE}, got {shown(value)}; write 128R or 16C3R3 for others")
         return replace(keys, recurrent=True)
-    allowed = ", ".join((*neuron.written(), "bits", "delay", "recurrent", "recurrent_bits", *others))
+    allowed = ", ".join((*neuron.written(), "bits", "delay", "recurrent", "recurrent_bits", *layer_keys))
     raise SpecError(f"unknown parameter {shown(key)}; known: {allowed}")

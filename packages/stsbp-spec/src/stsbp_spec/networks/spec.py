@@ -123,10 +123,12 @@ class NetworkSpec:
         try:
             self.graph  # noqa: B018
         except NetworkError as error:
-            at = next((i for i, names in enumerate(self._built.names) if error.node in names), None)
-            if at is None:  # The input is wrong, not a layer.
+            wrong_layer = next((i for i, names in enumerate(self._built.names) if error.node in names), None)
+            if wrong_layer is None:  # The input is wrong, not a layer.
                 raise
-            raise NetworkError.of(error, notation=notation, start=starts[at], length=len(tokens[at])) from None
+            raise NetworkError.of(
+                error, notation=notation, start=starts[wrong_layer], length=len(tokens[wrong_layer])
+            ) from None
         last = self.layers[-1]
         if not (isinstance(last, SpikingLayer) and isinstance(last.synapse, Linear)):
             message = "the last layer must be a full connection, one unit per output (give outputs=...)"
@@ -153,8 +155,8 @@ class NetworkSpec:
         Args:
             notation: the notation; docs/networks.md has its grammar.
             input_shape: `(C, H, W)` or `(N,)`.
-            outputs: number of output neurons. A linear layer of this size is appended, unless the notation ends with
-                it. A network that is written node by node (nodes.py) must contain it.
+            outputs: number of output neurons. A linear layer of this size is appended, unless the notation
+                branch_outputs with it. A network that is written node by node (nodes.py) must contain it.
             coding: see the class.
             padding: padding of convolutions without the option `p`: `"valid"` (none) or `"same"` (`kernel // 2`, odd
                 kernels).
@@ -181,7 +183,7 @@ class NetworkSpec:
                 message = f"the network has {spec.outputs} outputs, but the data need {outputs}"
                 raise NetworkError(message, node=spec.graph.nodes[-1].name)
             return spec
-        layers, places = parse_layers(
+        layers, spans = parse_layers(
             notation,
             outputs=outputs,
             padding=padding,
@@ -194,7 +196,7 @@ class NetworkSpec:
             return cls(input_shape, tuple(layers), coding, input_psp, input_max)
         except NetworkError as error:
             # The network's own message points into the canonical notation. Point into the user's notation instead.
-            start, length = places[layer_at(layers, error.start)]
+            start, length = spans[layer_at(layers, error.start)]
             raise NetworkError.of(error, notation=notation, start=start, length=length) from None
 
     @cached_property
@@ -309,14 +311,14 @@ class _Builder:
     def add(self, layer: Layer) -> None:
         """Add a layer of the network."""
         self.names.append([])
-        self.put(layer)
+        self.append_layer(layer)
 
     def node(self, name: str, op: Op, *inputs: Edge) -> None:
         self.nodes.append(Node(name, op, inputs or (Edge(self.source),)))
         self.names[-1].append(name)
         self.source = name
 
-    def put(self, layer: Layer) -> None:
+    def append_layer(self, layer: Layer) -> None:
         if isinstance(layer, SpikingLayer):
             kind = "conv" if isinstance(layer.synapse, Conv2d) else "linear"
             weights, population = f"{kind}{self.number}", f"neurons{self.number}"
@@ -329,13 +331,13 @@ class _Builder:
                 self.node(population, Neurons(layer.neuron), Edge(weights), Edge(loop))
             self.number, self.since = self.number + 1, 0
         elif isinstance(layer, Branches):
-            start, ends = self.source, list[str]()
+            start, branch_outputs = self.source, list[str]()
             for branch in layer.branches:
                 self.source = start
                 for sublayer in branch:
-                    self.put(sublayer)
-                ends.append(self.source)
-            self.node(f"add{self.number}.{self.since}", Add(), *map(Edge, ends))
+                    self.append_layer(sublayer)
+                branch_outputs.append(self.source)
+            self.node(f"add{self.number}.{self.since}", Add(), *map(Edge, branch_outputs))
             self.since += 1
         else:
             kind = next(name for cls, name in _KINDS.items() if isinstance(layer, cls))
@@ -426,7 +428,7 @@ def _layers(layers: object) -> tuple[Layer, ...]:
             for branch in layer.branches:
                 _layers(branch)
         elif not isinstance(layer, (SpikingLayer, *_KINDS)):
-            others = ", ".join(f"{cls.__name__}(...)" for cls in _KINDS)
-            kinds = f"SpikingLayer(Conv2d(...)), SpikingLayer(Linear(...)), {others} or Branches(...)"
+            passing_layers = ", ".join(f"{cls.__name__}(...)" for cls in _KINDS)
+            kinds = f"SpikingLayer(Conv2d(...)), SpikingLayer(Linear(...)), {passing_layers} or Branches(...)"
             raise NetworkError(f"layers[{i}] is {shown(layer)}; a layer is {kinds}")
     return sequence

@@ -142,8 +142,8 @@ def table(
         if block.recurrent is not None:
             weights(line.loop, block.recurrent, 0)
     if not lines:
-        more, parameters, adds = _nodes(graph, texts, headroom=headroom)
-        rows += more
+        node_rows, parameters, adds = _nodes(graph, texts, headroom=headroom)
+        rows += node_rows
     rows.append(("total", "", "", f"{parameters:,}", f"{adds:,}", "", ""))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     aligned = []

@@ -29,7 +29,7 @@ from stsbp_spec.errors import BackendError, NumericError, ShapeError, SpecError
 from stsbp_spec.models.learned import Learned
 from stsbp_spec.models.neurons.stored import as_text
 from stsbp_spec.networks.graph import Edge, Input, Network, Neurons, Node, Op, Projection, Values, Weighted
-from stsbp_spec.networks.ops.batchnorm import STATISTICS, moved
+from stsbp_spec.networks.ops.batchnorm import STATISTICS, updated_statistic
 from stsbp_spec.typing import Shape
 from torch.utils import _pytree as pytree
 
@@ -44,9 +44,9 @@ __all__ = [
     "TorchSegmentOutput",
     "TorchSegmentSettings",
     "backend_of",
+    "call_backward_operator",
     "compute",
-    "once",
-    "one_by_one",
+    "map_by_loop",
     "registered",
     "segment_key_of",
 ]
@@ -132,10 +132,10 @@ class TorchSegment:
     def copies(self) -> tuple[int, ...]:
         """How many edges of later segments read each output. The output of the network has one reader more."""
         walk = plan(_backend("cpu"), self.network, fused=False)
-        later = [
+        later_reads = [
             name for i in range(self.index + 1, len(walk.segments)) for name in TorchSegment(self.network, i).reads
         ]
-        return tuple([*later, walk.output].count(name) for name in self.segment.outputs)
+        return tuple([*later_reads, walk.output].count(name) for name in self.segment.outputs)
 
     @cached_property
     def projections(self) -> tuple[Projection, ...]:
@@ -218,7 +218,7 @@ class StandaloneLayer:
         neuron_states = (("neurons", 1 + len(equations.forward.states)),)
         return neuron_states, neuron_states
 
-    def at(self, inputs: Sequence[torch.Tensor], steps: int) -> TorchSegment:
+    def segment_for(self, inputs: Sequence[torch.Tensor], steps: int) -> TorchSegment:
         """The network for these inputs."""
         (x,) = inputs
         return _network_of(self, tuple(int(n) for n in x.shape[2:]), bool(len(x) == 1 and steps > 1))
@@ -282,9 +282,9 @@ def segment_key_of(segment: TorchSegment | StandaloneLayer) -> SegmentKey:
     return SegmentKey(key, (1,), segment.fires, (), segment.states)
 
 
-def _piece(key: str, inputs: Sequence[torch.Tensor], steps: int) -> TorchSegment:
+def _segment_for(key: str, inputs: Sequence[torch.Tensor], steps: int) -> TorchSegment:
     segment = registered(_REGISTRY, key)
-    return segment.at(inputs, steps) if isinstance(segment, StandaloneLayer) else segment
+    return segment.segment_for(inputs, steps) if isinstance(segment, StandaloneLayer) else segment
 
 
 def registered(registry: Mapping[str, Registered], key: str) -> Registered:
@@ -341,8 +341,8 @@ def compute(
     if settings.full:
         for name, count in handle.states[settings.training]:
             state[name], state_arrays = tuple(state_arrays[:count]), state_arrays[count:]
-    moved = dict(zip(handle.statistics, new_statistics, strict=True)) if settings.training else {}
-    return TorchSegmentOutput(results[:outputs], results[outputs] if potentials else None, moved, state)
+    running_statistics = dict(zip(handle.statistics, new_statistics, strict=True)) if settings.training else {}
+    return TorchSegmentOutput(results[:outputs], results[outputs] if potentials else None, running_statistics, state)
 
 
 _NO_SECOND = (
@@ -352,7 +352,7 @@ _NO_SECOND = (
 
 
 def _forward(
-    piece: TorchSegment,
+    torch_segment: TorchSegment,
     settings: TorchSegmentSettings,
     inputs: Sequence[torch.Tensor],
     weights: Sequence[torch.Tensor],
@@ -361,43 +361,43 @@ def _forward(
 ) -> tuple[list[torch.Tensor], Trace[torch.Tensor]]:
     """The results and the residuals of a segment. `of_input`: the backward pass is to reach the inputs as well."""
     backend, batch = backend_of(inputs[0]), inputs[0].shape[1]
-    walk = plan(backend, piece.network, of_input=of_input, fused=not settings.full)
-    segment = walk.segments[piece.index]
+    walk = plan(backend, torch_segment.network, of_input=of_input, fused=not settings.full)
+    segment = walk.segments[torch_segment.index]
     values = {
-        name: _native(settings, piece.network, name, x.detach())
-        for name, x in dict(zip(piece.reads, inputs, strict=True)).items()
+        name: _native(settings, torch_segment.network, name, x.detach())
+        for name, x in dict(zip(torch_segment.reads, inputs, strict=True)).items()
     }
     dropout = (settings.seed, int(settings.step)) if settings.training else None
-    statistics = {name: x.detach() for name, x in zip(piece.statistics, carried, strict=False)}
+    statistics = {name: x.detach() for name, x in zip(torch_segment.statistics, carried, strict=False)}
     # In training, batches are normalised by their own statistics.
     for name, x in () if settings.training else statistics.items():
         domain = STATISTICS[name.rpartition(".")[2]]
         _check_domain(name, x, domain, "load running statistics of a network whose training stayed finite")
-    on_grid = _on_grid(piece, backend, dict(zip(piece.parameters, weights, strict=True))) | statistics
-    initial_state = _state(piece, settings, carried[len(statistics) :], batch) if settings.full else None
+    on_grid = _on_grid(torch_segment, backend, dict(zip(torch_segment.parameters, weights, strict=True))) | statistics
+    initial_state = _state(torch_segment, settings, carried[len(statistics) :], batch) if settings.full else None
     run = PassContext(on_grid, settings.steps, dropout, BatchSlice(0, batch, batch), before=initial_state)
     outputs, residuals = forward_segment(backend, segment, run, values)
     results = [laid_out(outputs[name].float()) for name in segment.outputs]
-    if settings.full and piece.fires:
+    if settings.full and torch_segment.fires:
         results.append(
             laid_out(backend.neuron_potentials(segment.steps[-1].population(residuals[segment.steps[-1].name])))
         )
     if settings.training:
-        results += _moved(piece, backend, segment, residuals, statistics)
+        results += _updated_statistics(torch_segment, backend, segment, residuals, statistics)
     if settings.full:
         results += [x.float() for arrays in states_after(segment, residuals).values() for x in arrays]
     return results, Trace(backend, walk, run, results[0], {}, lambda _: dict(residuals), {})
 
 
 def _state(
-    piece: TorchSegment, settings: TorchSegmentSettings, arrays: Sequence[torch.Tensor], batch: int
+    torch_segment: TorchSegment, settings: TorchSegmentSettings, arrays: Sequence[torch.Tensor], batch: int
 ) -> dict[str, tuple[torch.Tensor, ...]]:
     """The state by name, in the types that the steps take; empty if there are no arrays."""
     if not arrays:
         return {}
     remaining, state = iter(arrays), dict[str, tuple[torch.Tensor, ...]]()
-    for name, count in piece.states[settings.training]:
-        length, shape = piece.shape_of_state(name)
+    for name, count in torch_segment.states[settings.training]:
+        length, shape = torch_segment.shape_of_state(name)
         state_arrays = [laid_out(next(remaining).detach()) for _ in range(count)]
         for x in state_arrays:
             if x.dtype != torch.float32 or tuple(x.shape) != (length, batch, *shape):
@@ -406,11 +406,11 @@ def _state(
                     f"{list(x.shape)}; {RETURNED} for the same samples"
                 )
             check_state(name, x)
-        if _is_bytes(piece.network, name.partition(">")[0]):
+        if _is_bytes(torch_segment.network, name.partition(">")[0]):
             spikes = state_arrays[0].to(torch.uint8)
             if not torch.equal(spikes.float(), state_arrays[0]):
                 raise ShapeError(f"the spikes of {name} in the state must be whole numbers from 0 to 255; {RETURNED}")
-            largest = piece.network.values[name.partition(">")[0]].maximum
+            largest = torch_segment.network.values[name.partition(">")[0]].maximum
             if bool((spikes > largest).any()):
                 raise ShapeError(f"the spikes of {name} in the state are more than {largest:g}; {RETURNED}")
             state_arrays[0] = spikes
@@ -427,21 +427,22 @@ def _is_bytes(network: Network, name: str) -> bool:
     return is_count and values.exponent == 0 and values.maximum <= 255
 
 
-def _moved(
-    piece: TorchSegment,
+def _updated_statistics(
+    torch_segment: TorchSegment,
     backend: TorchBackend,
     segment: Segment[torch.Tensor],
     residuals: Mapping[str, Any],
-    previous: Mapping[str, torch.Tensor],
+    statistics: Mapping[str, torch.Tensor],
 ) -> list[torch.Tensor]:
     """The running statistics after a batch."""
     batch: dict[str, torch.Tensor] = {}
     for step in segment.steps:
         if step.normalises:
             batch.update(step.statistics(residuals[step.name]))
-    norms = {projection.name: projection.synapse.norm for projection in piece.network.normalised}
+    norms = {projection.name: projection.synapse.norm for projection in torch_segment.network.normalised}
     return [
-        backend.of_channels(moved, x, batch[name], norm=norms[name.rpartition(".")[0]]) for name, x in previous.items()
+        backend.of_channels(updated_statistic, x, batch[name], norm=norms[name.rpartition(".")[0]])
+        for name, x in statistics.items()
     ]
 
 
@@ -466,7 +467,7 @@ def _native(settings: TorchSegmentSettings, network: Network, name: str, x: torc
 
 
 def _on_grid(
-    piece: TorchSegment, backend: TorchBackend, weights: Mapping[str, torch.Tensor]
+    torch_segment: TorchSegment, backend: TorchBackend, weights: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Weights on their grids, and learned parameters of neurons, which must be in their domains.
 
@@ -475,20 +476,20 @@ def _on_grid(
     """
     on_grid = {name: x.detach().clone() for name, x in weights.items()}
     for name, x in on_grid.items():
-        expected = piece.network.parameters[name].shape
+        expected = torch_segment.network.parameters[name].shape
         if tuple(x.shape) != expected:
             raise ShapeError(f"{name} has the shape {list(expected)}, got {list(x.shape)}")
     rounded = backend.weight_grids(
-        piece.projections, [on_grid[projection.parameter] for projection in piece.projections]
+        torch_segment.projections, [on_grid[projection.parameter] for projection in torch_segment.projections]
     )
     masters = {name: on_grid[name] for name in weights}
-    for projection, (wq, chosen) in zip(piece.projections, rounded, strict=True):
+    for projection, (wq, chosen) in zip(torch_segment.projections, rounded, strict=True):
         on_grid[projection.name] = wq
         if projection.synapse.norm is not None:
             unit = chosen.exponent + projection.input.exponent
             on_grid[f"{projection.name}.exponent"] = torch.tensor([unit], dtype=torch.int32, device=wq.device)
     for name, x in masters.items():
-        if (learned := piece.network.parameters[name].learned) is not None:
+        if (learned := torch_segment.network.parameters[name].learned) is not None:
             _check_domain(name, x, learned, "call clip_to_domain() after each step of the optimiser")
     return on_grid
 
@@ -505,42 +506,42 @@ def _check_domain(name: str, x: torch.Tensor, domain: Learned, remedy: str) -> N
 
 
 def _backward(
-    piece: TorchSegment, trace: Trace[torch.Tensor], precision: Any, errors: Sequence[torch.Tensor | None]
+    torch_segment: TorchSegment, trace: Trace[torch.Tensor], precision: Any, errors: Sequence[torch.Tensor | None]
 ) -> list[torch.Tensor | None]:
     """Error signals of the inputs, then gradients of the parameters, from the error signals of the results.
 
     None stands for an input or parameter that no error signal reaches.
     """
-    segment, population = trace.plan.segments[piece.index], trace.plan.segments[piece.index].population
-    waiting: dict[str, list[Any]] = {}
-    edges = [name for name, count in zip(segment.outputs, piece.copies, strict=True) for _ in range(count)]
+    segment, population = trace.plan.segments[torch_segment.index], trace.plan.segments[torch_segment.index].population
+    pending: dict[str, list[Any]] = {}
+    edges = [name for name, count in zip(segment.outputs, torch_segment.copies, strict=True) for _ in range(count)]
     for name, error in reversed([*zip(edges, errors, strict=False)]):
         if error is not None:
-            waiting.setdefault(name, []).append(laid_out(error))
+            pending.setdefault(name, []).append(laid_out(error))
     residuals = trace.residuals(segment)
     error = errors[len(edges)] if trace.run.before is not None and population is not None else None
     # Zeros are left out, because torch.func and torch.compile also give them where a loss reads no potentials.
     if population is not None and error is not None and bool(error.any()):
-        waiting.setdefault(population, [torch.zeros_like(error)])
+        pending.setdefault(population, [torch.zeros_like(error)])
         residuals[population] = residuals[population]._replace(error=laid_out(error))
     trace.residuals = lambda _: residuals
-    gradients = backward_segment([trace], segment, [waiting], precision)
+    gradients = backward_segment([trace], segment, [pending], precision)
     rounded = {name: trace.backend.rounded(x) for name, x in (*gradients.items(), *trace.batch_gradients.items())}
-    for projection in piece.projections:
+    for projection in torch_segment.projections:
         if projection.shares is not None and (gradient := rounded.pop(projection.name, None)) is not None:
             rounded[projection.shares] = (
                 rounded[projection.shares] + gradient if projection.shares in rounded else gradient
             )
-    return [*_input_gradients(piece.reads, waiting), *map(rounded.get, piece.parameters)]
+    return [*_input_gradients(torch_segment.reads, pending), *map(rounded.get, torch_segment.parameters)]
 
 
-def _input_gradients(reads: Sequence[str], waiting: Mapping[str, list[Any]]) -> Iterator[torch.Tensor | None]:
-    """The error signal of each edge. `waiting` has those of each source, beginning with the last one.
+def _input_gradients(reads: Sequence[str], pending: Mapping[str, list[Any]]) -> Iterator[torch.Tensor | None]:
+    """The error signal of each edge. `pending` has those of each source, beginning with the last one.
 
-    An edge without an error has none in `waiting`, so the errors are given to the first edges. This keeps their order.
+    An edge without an error has none in `pending`, so the errors are given to the first edges. This keeps their order.
     """
     for name in reads:
-        error = waiting[name].pop() if waiting.get(name) else None
+        error = pending[name].pop() if pending.get(name) else None
         array = error.array() if isinstance(error, Deferred) else error
         yield None if array is None else laid_out(array)
 
@@ -561,21 +562,21 @@ class _Kept(torch.autograd.Function):
         ctx: Any, handle: SegmentKey, settings: TorchSegmentSettings, sizes: tuple[int, int], *tensors: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         inputs, weights, carried = _cut(tensors, sizes)
-        piece = _piece(handle.key, inputs, settings.steps)
+        torch_segment = _segment_for(handle.key, inputs, settings.steps)
         of_input = any(ctx.needs_input_grad[3 : 3 + len(inputs)])
-        results, trace = _forward(piece, settings, inputs, weights, carried, of_input)
+        results, trace = _forward(torch_segment, settings, inputs, weights, carried, of_input)
         copies = _copied(handle, results)
         outputs, potentials, _ = handle.result_counts(settings)
         ctx.mark_non_differentiable(*copies[outputs + potentials :])
         ctx.set_materialize_grads(False)
-        ctx.piece, ctx.precision, ctx.rest = piece, settings.precision, len(carried)
+        ctx.torch_segment, ctx.precision, ctx.rest = torch_segment, settings.precision, len(carried)
         ctx.types = [x.dtype for x in tensors[: sum(sizes)]]
         if any(ctx.needs_input_grad):
-            saved = trace.residuals(trace.plan.segments[piece.index]), dict(trace.run.weights)
+            saved = trace.residuals(trace.plan.segments[torch_segment.index]), dict(trace.run.weights)
             leaves, ctx.spec = pytree.tree_flatten(saved)
             # Autograd frees the saved tensors after the backward pass.
             ctx.save_for_backward(*(x for x in leaves if isinstance(x, torch.Tensor)))
-            ctx.others = [None if isinstance(x, torch.Tensor) else (x,) for x in leaves]
+            ctx.static_leaves = [None if isinstance(x, torch.Tensor) else (x,) for x in leaves]
             ctx.backend, ctx.walk, ctx.run = trace.backend, trace.plan, replace(trace.run, weights={}, coefficients={})
         return copies
 
@@ -584,13 +585,13 @@ class _Kept(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise SpecError(_NO_SECOND)
         tensors = iter(ctx.saved_tensors)
-        leaves = [next(tensors) if other is None else other[0] for other in ctx.others]
+        leaves = [next(tensors) if leaf is None else leaf[0] for leaf in ctx.static_leaves]
         residuals, weights = pytree.tree_unflatten(leaves, ctx.spec)
         run = replace(ctx.run, weights=weights)
         trace = Trace(
             ctx.backend, ctx.walk, run, torch.empty(0, dtype=torch.float32, device="cpu"), {}, lambda _: residuals, {}
         )
-        gradients = _backward(ctx.piece, trace, ctx.precision, errors)
+        gradients = _backward(ctx.torch_segment, trace, ctx.precision, errors)
         typed = (x if x is None else x.to(t) for x, t in zip(gradients, ctx.types, strict=True))
         return None, None, None, *typed, *(None,) * ctx.rest
 
@@ -617,7 +618,7 @@ def _segment(
     may_be_scaled: bool,
 ) -> list[torch.Tensor]:
     settings = TorchSegmentSettings(steps, training, seed, number, precision, full, checked, hint, may_be_scaled)
-    return _forward(_piece(key, inputs, steps), settings, inputs, weights, carried, of_input=False)[0]
+    return _forward(_segment_for(key, inputs, steps), settings, inputs, weights, carried, of_input=False)[0]
 
 
 @_segment.register_fake
@@ -634,15 +635,15 @@ def _(
     full: bool,
     *unused: Any,
 ) -> list[torch.Tensor]:
-    piece, batch = _piece(key, inputs, steps), inputs[0].shape[1]
-    output_values = [piece.network.values[name] for name in piece.segment.outputs]
+    torch_segment, batch = _segment_for(key, inputs, steps), inputs[0].shape[1]
+    output_values = [torch_segment.network.values[name] for name in torch_segment.segment.outputs]
     shapes = [(1 if values.static else steps, batch, *values.shape) for values in output_values]
-    if full and (name := piece.segment.population) is not None:
-        shapes.append((steps, batch, *piece.network.values[name].shape))
+    if full and (name := torch_segment.segment.population) is not None:
+        shapes.append((steps, batch, *torch_segment.network.values[name].shape))
     if training:
-        shapes += [piece.network.statistics[name].shape for name in piece.statistics]
+        shapes += [torch_segment.network.statistics[name].shape for name in torch_segment.statistics]
     if full:
-        of_state = ((piece.shape_of_state(name), count) for name, count in piece.states[training])
+        of_state = ((torch_segment.shape_of_state(name), count) for name, count in torch_segment.states[training])
         shapes += [(length, batch, *shape) for (length, shape), count in of_state for _ in range(count)]
     return [empty(shape, torch.float32, inputs[0].device) for shape in shapes]
 
@@ -662,9 +663,12 @@ def _segment_back(
     precision: str,
     full: bool,
 ) -> list[torch.Tensor]:
-    piece, settings = _piece(key, inputs, steps), TorchSegmentSettings(steps, training, seed, number, precision, full)
-    _, trace = _forward(piece, settings, inputs, weights, carried, of_input=of_input)
-    gradients = _backward(piece, trace, settings.precision, errors)
+    torch_segment, settings = (
+        _segment_for(key, inputs, steps),
+        TorchSegmentSettings(steps, training, seed, number, precision, full),
+    )
+    _, trace = _forward(torch_segment, settings, inputs, weights, carried, of_input=of_input)
+    gradients = _backward(torch_segment, trace, settings.precision, errors)
     requested = gradients if of_input else gradients[len(inputs) :]
     tensors = [*(inputs if of_input else []), *weights]
     results, used = list[torch.Tensor](), {x.untyped_storage().data_ptr() for x in errors}
@@ -702,7 +706,7 @@ class _Once(torch.autograd.Function):
         raise SpecError(_NO_SECOND)
 
 
-def once(call: Callable[..., list[torch.Tensor]], *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def call_backward_operator(call: Callable[..., list[torch.Tensor]], *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Call the operator of a backward pass. Differentiating the operator raises an error."""
     if torch.compiler.is_compiling():
         return tuple(call(*tensors))
@@ -710,26 +714,30 @@ def once(call: Callable[..., list[torch.Tensor]], *tensors: torch.Tensor) -> tup
     return results
 
 
-def one_by_one(op: Any) -> Any:
+def map_by_loop(op: Any) -> Any:
     """The `vmap` rule of an operator: one call for each element."""
 
-    def at(i: int, x: Any, axis: Any) -> Any:
+    def element_of(i: int, x: Any, axis: Any) -> Any:
         if isinstance(x, (list, tuple)):
             return [
-                at(i, element, element_axis) for element, element_axis in zip(x, axis or [None] * len(x), strict=True)
+                element_of(i, element, element_axis)
+                for element, element_axis in zip(x, axis or [None] * len(x), strict=True)
             ]
         return x if axis is None else x.select(axis, i)
 
     def rule(info: Any, axes: Sequence[Any], *arguments: Any) -> tuple[list[torch.Tensor], list[int]]:
-        calls = [op(*(at(i, x, axis) for x, axis in zip(arguments, axes, strict=True))) for i in range(info.batch_size)]
+        calls = [
+            op(*(element_of(i, x, axis) for x, axis in zip(arguments, axes, strict=True)))
+            for i in range(info.batch_size)
+        ]
         stacked = [torch.stack(results) for results in zip(*calls, strict=True)]
         return stacked, [0] * len(stacked)
 
     return rule
 
 
-torch.library.register_vmap(_segment, one_by_one(torch.ops.stsbp.segment))
-torch.library.register_vmap(_segment_back, one_by_one(torch.ops.stsbp.segment_back))
+torch.library.register_vmap(_segment, map_by_loop(torch.ops.stsbp.segment))
+torch.library.register_vmap(_segment_back, map_by_loop(torch.ops.stsbp.segment_back))
 
 
 class _Computed(torch.autograd.Function):
@@ -756,15 +764,15 @@ class _Computed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *errors: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        sizes, options, ends = ctx.sizes, ctx.how[:6], len(errors)
+        sizes, options, error_count = ctx.sizes, ctx.how[:6], len(errors)
         of_input = any(ctx.needs_input_grad[4 : 4 + sizes[0]])
 
         def call(*all_of_them: torch.Tensor) -> list[torch.Tensor]:
-            errors, (number, *tensors) = list(all_of_them[:ends]), all_of_them[ends:]
+            errors, (number, *tensors) = list(all_of_them[:error_count]), all_of_them[error_count:]
             inputs, weights, carried = _cut(tensors, sizes)
             return torch.ops.stsbp.segment_back(  # type: ignore[no-any-return]
                 inputs, weights, carried, errors, of_input, number, *options
             )
 
-        gradients = once(call, *errors, *ctx.saved_tensors)
+        gradients = call_backward_operator(call, *errors, *ctx.saved_tensors)
         return None, None, None, None, *([] if of_input else [None] * sizes[0]), *gradients, *(None,) * ctx.rest

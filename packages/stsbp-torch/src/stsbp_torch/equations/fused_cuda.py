@@ -58,13 +58,13 @@ def text(recurrence: Recurrence, static: frozenset[str], summed: tuple[str, ...]
     ]
     body += [line.text for line in program.lines]
     for x, value in outputs.items():
-        stored = f"{value}.to(tl.uint8)" if recurrence.outputs[x].is_condition else value
+        value_text = f"{value}.to(tl.uint8)" if recurrence.outputs[x].is_condition else value
         body.append(
-            f"_sum_{x} += {value}" if x in summed else f"tl.store(_to_{x} + _row + _at, {stored}, mask=_inside)"
+            f"_sum_{x} += {value}" if x in summed else f"tl.store(_to_{x} + _row + _at, {value_text}, mask=_inside)"
         )
     if program.states:  # all at once: a new state may be the old one of another
         body.append(f"{', '.join(program.states)} = {', '.join(program.states.values())}")
-    written = [
+    source_lines = [
         f"def {recurrence.name}(_parameters, _count, _steps, {', '.join(arrays)}, _BLOCK: tl.constexpr):",
         # A Python number would be folded into the code in another precision.
         *(f"    {x} = tl.load(_parameters + {i})" for i, x in enumerate(recurrence.parameters)),
@@ -76,7 +76,7 @@ def text(recurrence: Recurrence, static: frozenset[str], summed: tuple[str, ...]
         *(f"        {line}" for line in body),
         *(f"    tl.store(_to_{x} + _at, _sum_{x}, mask=_inside)" for x in summed),
     ]
-    return "\n".join(written) + "\n"
+    return "\n".join(source_lines) + "\n"
 
 
 @cache
@@ -127,12 +127,12 @@ def _rounds(x0, x1, a, b, c, d):  # type: ignore[no-untyped-def]
     return x0, x1
 
 
-@triton.jit(do_not_specialize=["count", "before", "area", "channels", "seed", "stream", "step", "threshold"])
-def _keep(mask, count, before, area, channels, seed, stream, step, threshold):  # type: ignore[no-untyped-def]
-    at = tl.program_id(0).to(tl.int64) * _WIDTH + tl.arange(0, _WIDTH)
+@triton.jit(do_not_specialize=["count", "first_element", "area", "channels", "seed", "stream", "step", "threshold"])
+def _keep_mask_kernel(mask, count, first_element, area, channels, seed, stream, step, threshold):  # type: ignore[no-untyped-def]
+    element = tl.program_id(0).to(tl.int64) * _WIDTH + tl.arange(0, _WIDTH)
     # Elements count in the order [B, C, H W], and lie channels last.
-    pixel = at // channels
-    number = before + (pixel // area * channels + at % channels) * area + pixel % area
+    pixel = element // channels
+    number = first_element + (pixel // area * channels + element % channels) * area + pixel % area
     k0, k1 = seed.to(tl.uint32), stream.to(tl.uint32)
     k2 = k0 ^ k1 ^ 0x1BD11BDA
     x0, x1 = (number // 2).to(tl.uint32) + k0, step.to(tl.uint32) + k1
@@ -142,7 +142,7 @@ def _keep(mask, count, before, area, channels, seed, stream, step, threshold):  
     x0, x1 = _rounds(x0 + k0, x1 + k1 + 3, 17, 29, 16, 24)
     x0, x1 = _rounds(x0 + k1, x1 + k2 + 4, 13, 15, 26, 6)
     word = tl.where(number % 2 == 0, x0 + k2, x1 + k0 + 5)
-    tl.store(mask + at, (word.to(tl.int64) >= threshold).to(tl.uint8), mask=at < count)
+    tl.store(mask + element, (word.to(tl.int64) >= threshold).to(tl.uint8), mask=element < count)
 
 
 def keep_mask(
@@ -151,10 +151,10 @@ def keep_mask(
     """`random.keep_mask` from sample `first` of the batch on, `[B, ...]`. Frames are channels last in memory."""
     spatial = len(shape) == 4
     channels, area = (shape[1], shape[2] * shape[3]) if spatial else (1, math.prod(shape[1:]))
-    lying = (shape[0], *shape[2:], shape[1]) if spatial else shape
-    mask = torch.empty(lying, dtype=torch.uint8, device=device)
+    memory_shape = (shape[0], *shape[2:], shape[1]) if spatial else shape
+    mask = torch.empty(memory_shape, dtype=torch.uint8, device=device)
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        _keep[(triton.cdiv(mask.numel(), BLOCK),)](
+        _keep_mask_kernel[(triton.cdiv(mask.numel(), BLOCK),)](
             mask, mask.numel(), first * math.prod(shape[1:]), area, channels, check_seed(seed),
             (int(Stream.DROPOUT) + 256 * layer) & 0xFFFFFFFF, step & 0xFFFFFFFF, round(rate * 2**32),
             enable_fp_fusion=False,

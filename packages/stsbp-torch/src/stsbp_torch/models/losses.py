@@ -15,7 +15,7 @@ from stsbp_spec.models.losses import Loss
 from stsbp_spec.networks.ops import PSP
 
 from stsbp_torch.engine.checks import check_inputs, check_tensor
-from stsbp_torch.engine.segments import backend_of, once, one_by_one, registered
+from stsbp_torch.engine.segments import backend_of, call_backward_operator, map_by_loop, registered
 
 __all__ = ["spike_loss"]
 
@@ -108,8 +108,8 @@ def _(key: str, spikes: torch.Tensor, targets: torch.Tensor, lengths: torch.Tens
     return [torch.empty(spikes.shape, dtype=torch.float32, device=spikes.device)]
 
 
-torch.library.register_vmap(_distance, one_by_one(torch.ops.stsbp.distance))
-torch.library.register_vmap(_distance_back, one_by_one(torch.ops.stsbp.distance_back))
+torch.library.register_vmap(_distance, map_by_loop(torch.ops.stsbp.distance))
+torch.library.register_vmap(_distance_back, map_by_loop(torch.ops.stsbp.distance_back))
 
 
 class _Distance(torch.autograd.Function):
@@ -127,5 +127,5 @@ class _Distance(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *errors: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (error,) = once(partial(torch.ops.stsbp.distance_back, ctx.key), *ctx.saved_tensors)
+        (error,) = call_backward_operator(partial(torch.ops.stsbp.distance_back, ctx.key), *ctx.saved_tensors)
         return None, error * errors[0], None, None

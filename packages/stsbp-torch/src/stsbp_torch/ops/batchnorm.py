@@ -20,10 +20,10 @@ __all__ = ["TorchFloat64", "error_moments", "moments", "normalised"]
 class TorchFloat64(batchnorm.Wide):
     """Float64 tensors; no operation waits for the device."""
 
-    def over(self, a: Any, b: Any) -> torch.Tensor:
+    def divide(self, a: Any, b: Any) -> torch.Tensor:
         # If one operand is a Python number, torch multiplies by the reciprocal.
-        like = a if isinstance(a, torch.Tensor) else b
-        a, b = (x if isinstance(x, torch.Tensor) else torch.full_like(like, x) for x in (a, b))
+        tensor = a if isinstance(a, torch.Tensor) else b
+        a, b = (x if isinstance(x, torch.Tensor) else torch.full_like(tensor, x) for x in (a, b))
         return torch.div(a, b)
 
     def root(self, a: Any) -> torch.Tensor:

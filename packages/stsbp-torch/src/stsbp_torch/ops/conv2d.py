@@ -38,13 +38,13 @@ class Conv2dSavedTensors(NamedTuple):
     wq: torch.Tensor
 
 
-class _Here(threading.local):
+class _ThreadState(threading.local):
     """Whether this thread is inside `exact_math` already, as whole steps are. Operations then change no settings."""
 
     exact = False
 
 
-_here = _Here()
+_thread_state = _ThreadState()
 
 
 class _Switches:
@@ -83,19 +83,19 @@ def exact_math() -> Iterator[None]:
 
     `torch.autocast` is off as well.
     """
-    if _here.exact:
+    if _thread_state.exact:
         yield
         return
     casting = [torch.autocast(kind, enabled=False) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
-    with ExitStack() as off:
+    with ExitStack() as switched_off:
         for context in casting:
-            off.enter_context(context)
-        off.enter_context(_switches)
-        _here.exact = True
+            switched_off.enter_context(context)
+        switched_off.enter_context(_switches)
+        _thread_state.exact = True
         try:
             yield
         finally:
-            _here.exact = False
+            _thread_state.exact = False
 
 
 def forward(conv: Conv2d, s: torch.Tensor, wq: torch.Tensor) -> tuple[torch.Tensor, Conv2dSavedTensors]:
@@ -174,12 +174,12 @@ def _from_frames(x: torch.Tensor, shape: Shape) -> torch.Tensor:
 
 def _windows(conv: Conv2d, x: torch.Tensor) -> torch.Tensor:
     """Unfold `[n, C, H, W]` (channels last) to `[n H' W', rows columns C]`, or by group."""
-    (top_padding, left_padding), (down, across), apart = conv.paddings, conv.strides, conv.dilations
+    (top_padding, left_padding), (row_stride, column_stride), dilations = conv.paddings, conv.strides, conv.dilations
     memory = torch.nn.functional.pad(
         x.permute(0, 2, 3, 1), (0, 0, left_padding, left_padding, top_padding, top_padding)
     )
-    view = memory.unfold(1, conv.extents[0], down).unfold(2, conv.extents[1], across)
-    view = view[..., :: apart[0], :: apart[1]].permute(0, 1, 2, 4, 5, 3)
+    view = memory.unfold(1, conv.extents[0], row_stride).unfold(2, conv.extents[1], column_stride)
+    view = view[..., :: dilations[0], :: dilations[1]].permute(0, 1, 2, 4, 5, 3)
     n, height, width, *_, channels = view.shape
     return _split_groups(conv, view.reshape(n * height * width, conv.area, channels))
 
@@ -225,8 +225,10 @@ def _cudnn_is_inexact(conv: Conv2d, x: torch.Tensor, w: torch.Tensor) -> bool:
     if key not in _cudnn_differs:
         generator = torch.Generator(device=x.device).manual_seed(1)
         spikes = torch.randint(0, 2, x.shape, generator=generator, device=x.device, dtype=torch.float32)
-        large = torch.randint(-2047, 2048, w.shape, generator=generator, device=x.device).to(torch.float32)
-        _cudnn_differs[key] = not torch.equal(_convolve(conv, spikes, large), _product(conv, spikes, large))
+        large_weights = torch.randint(-2047, 2048, w.shape, generator=generator, device=x.device).to(torch.float32)
+        _cudnn_differs[key] = not torch.equal(
+            _convolve(conv, spikes, large_weights), _product(conv, spikes, large_weights)
+        )
     return _cudnn_differs[key]
 
 
@@ -235,7 +237,7 @@ def _backward_float64(
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
     """Both products in float64 and in chunks of frames. They are exact because `error` is on its grid."""
     rows = _weight_rows(conv, w).double()
-    (top_padding, left_padding), (down, across), apart = conv.paddings, conv.strides, conv.dilations
+    (top_padding, left_padding), (row_stride, column_stride), dilations = conv.paddings, conv.strides, conv.dilations
     n, c, h, width_in = x.shape
     dw = torch.zeros_like(rows)
     dx = torch.empty((n, h, width_in, c), dtype=torch.float32, device=x.device) if need_input else None
@@ -252,9 +254,9 @@ def _backward_float64(
             padded = torch.zeros(sizes, dtype=torch.float64, device=x.device)
             for i in range(conv.kernels[0]):
                 for j in range(conv.kernels[1]):
-                    first_row, first_column = i * apart[0], j * apart[1]
-                    rows_of = slice(first_row, first_row + (height - 1) * down + 1, down)
-                    columns_of = slice(first_column, first_column + (width - 1) * across + 1, across)
+                    first_row, first_column = i * dilations[0], j * dilations[1]
+                    rows_of = slice(first_row, first_row + (height - 1) * row_stride + 1, row_stride)
+                    columns_of = slice(first_column, first_column + (width - 1) * column_stride + 1, column_stride)
                     padded[:, rows_of, columns_of] += windows[:, :, :, i, j]
             dx[start : start + size] = padded[:, top_padding : top_padding + h, left_padding : left_padding + width_in]
     gradient = dw.view(len(w), *conv.kernels, -1).permute(0, 3, 1, 2)

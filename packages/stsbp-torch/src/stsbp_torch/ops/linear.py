@@ -87,15 +87,15 @@ def backward(
     if precision == "reproducible":
         error = error.double()
     dw = grad_rows = None
-    few = flat.dtype is torch.uint8
+    of_bytes = flat.dtype is torch.uint8
     with exact_math():
-        if need_weights and few:
+        if need_weights and of_bytes:
             row_gradient = sparse.gradient(flat.numpy(), error.detach().numpy())
             dw = torch.from_numpy(sparse.weights_of(row_gradient, linear.units, shape))
         elif need_weights:
             dw = _spec_order(error.T @ flat.to(error.dtype), shape)
         if need_input:
-            w = w[:, : linear.units].T if few else w
+            w = w[:, : linear.units].T if of_bytes else w
             grad_rows = (error @ w.to(error.dtype)).float()
     ds = None
     if grad_rows is not None:

@@ -16,7 +16,7 @@ from stsbp_spec.networks.ops.psp import SynapticFilter
 from stsbp_spec.typing import Precision
 
 from stsbp_jax.backend import OPERATIONS
-from stsbp_jax.distributed.replication import alike
+from stsbp_jax.distributed.replication import match_replication
 from stsbp_jax.engine.checks import as_array, check_finite, in_domain
 from stsbp_jax.engine.compiling import pair
 
@@ -71,7 +71,9 @@ def lif(
     values = {
         name: in_domain(f"{name} of {neuron.name}", x, ends[name].low, ends[name].high) for name, x in values.items()
     }
-    spikes: Array = _lif(neuron, filter, steps, z.shape[0] == 1 and steps > 1, precision, *alike((z, values)))
+    spikes: Array = _lif(
+        neuron, filter, steps, z.shape[0] == 1 and steps > 1, precision, *match_replication((z, values))
+    )
     return spikes
 
 

@@ -58,9 +58,9 @@ class EventBinning:
     def __post_init__(self) -> None:
         if integer(self.polarities) not in (1, 2):
             raise SpecError(f"event binning: polarities must be 1 or 2, got {shown(self.polarities)}")
-        for field, most in _LARGEST.items():
+        for field, largest in _LARGEST.items():
             if (value := getattr(self, field)) is not None or field != "window_us":
-                number = integer_between(f"event binning: {field}", value, int(field != "start_us"), most)
+                number = integer_between(f"event binning: {field}", value, int(field != "start_us"), largest)
                 object.__setattr__(self, field, number)
         for field in ("binary", "first_saccade", "stabilise"):
             truth(f"event binning: {field}", getattr(self, field))
@@ -143,8 +143,8 @@ class EventBinning:
         """Add events to the frame `[C, H, W]` of their step, in place. All events together give the frame of
         `frames`."""
         x, y, p, t = self._shown(x, y, p, t)
-        more = bin_events(x, y, p, np.zeros_like(t), shape=frame.shape, steps=1, window_us=1, binary=self.binary)[0]
-        frame[...] = np.maximum(frame, more) if self.binary else np.minimum(frame.astype(np.int64) + more, 255)
+        added = bin_events(x, y, p, np.zeros_like(t), shape=frame.shape, steps=1, window_us=1, binary=self.binary)[0]
+        frame[...] = np.maximum(frame, added) if self.binary else np.minimum(frame.astype(np.int64) + added, 255)
 
     def _shown(
         self, x: AnyArray, y: AnyArray, p: AnyArray, t: AnyArray
@@ -187,10 +187,10 @@ def stabilise_events(x: AnyArray, y: AnyArray, t: AnyArray, *, saccade_us: int =
     # The boundary of two saccades belongs to both. Distances are in units of half a pixel / saccade_us.
     first, second, third = (np.clip(t - k * saccade_us, 0, saccade_us) for k in range(3))
     third += np.maximum(0, t - 3 * saccade_us)
-    right = 7 * first + 7 * second - 14 * third
-    down = 14 * first - 14 * second
+    right_shift = 7 * first + 7 * second - 14 * third
+    down_shift = 14 * first - 14 * second
     unit = 2 * saccade_us
-    return (unit * x - right + saccade_us) // unit, (unit * y - down + saccade_us) // unit
+    return (unit * x - right_shift + saccade_us) // unit, (unit * y - down_shift + saccade_us) // unit
 
 
 def bin_events(
@@ -278,9 +278,9 @@ def _check_columns(columns: Mapping[str, AnyArray]) -> None:
     first, *_ = columns.values()
     for name, values in columns.items():
         if values.shape != first.shape or values.dtype.kind not in "iub":
-            like = f" as {next(iter(columns))}" if len(columns) > 1 else ""
+            like_first = f" as {next(iter(columns))}" if len(columns) > 1 else ""
             raise ShapeError(
-                f"expected integers {name} of shape [{len(first)}]{like}, got {values.dtype} of shape "
+                f"expected integers {name} of shape [{len(first)}]{like_first}, got {values.dtype} of shape "
                 f"{list(values.shape)}"
             )
 

@@ -72,7 +72,7 @@ class LabelCode:
         """The spike trains `[T]` of the labelled neuron and of all others: see `sequences`."""
         steps, first = (
             integer_between("the number of steps", steps, 1),
-            integer_between("the first step", first, 0, most=2**63),
+            integer_between("the first step", first, 0, upper=2**63),
         )
         desired, undesired = (_train(pattern, steps, first) for pattern in (self.desired, self.undesired))
         if first == 0 and np.array_equal(desired, undesired):
@@ -99,9 +99,9 @@ def encode_repeat(labels: Any, classes: int, steps: int, code: LabelCode | None 
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ShapeError(f"expected integer labels [B], got {labels.dtype} of shape {list(labels.shape)}")
     classes = integer_between("the number of classes", classes, 1)
-    outside = (labels < 0) | (labels >= classes)
-    if outside.any():
-        raise SpecError(f"label {labels[outside][0]} is not a class: expected 0 to {classes - 1}")
+    is_outside = (labels < 0) | (labels >= classes)
+    if is_outside.any():
+        raise SpecError(f"label {labels[is_outside][0]} is not a class: expected 0 to {classes - 1}")
     desired, undesired = (LabelCode() if code is None else code).trains(steps)
     labelled = labels[:, np.newaxis] == np.arange(classes)
     return np.where(labelled, desired[:, np.newaxis, np.newaxis], undesired[:, np.newaxis, np.newaxis])

@@ -42,14 +42,14 @@ class CrossEntropy(Loss):
     of_potentials: ClassVar[bool] = True
 
     # `xp` is a namespace of arrays.py. `within`, `[T, B, 1]`, is true at steps that are not padding.
-    def evidence(self, u: Any, within: Any, xp: Any) -> Any:
+    def evidence(self, u: Any, is_inside: Any, xp: Any) -> Any:
         """`v`, `[B, N]`, of potentials `[T, B, N]`."""
         # Use a running sum, because the order of a plain sum may depend on the shape.
-        return xp.cumulative_sum(_masked(u, within, xp), axis=0)[-1] / _steps(u, within, xp)
+        return xp.cumulative_sum(_masked(u, is_inside, xp), axis=0)[-1] / _steps(u, is_inside, xp)
 
-    def spread(self, error: Any, u: Any, within: Any, xp: Any) -> Any:
+    def spread(self, error: Any, u: Any, is_inside: Any, xp: Any) -> Any:
         """`dL/du` `[T, B, N]` from `dL/dv` `[B, N]`."""
-        return _masked(error / _steps(u, within, xp), within, xp)
+        return _masked(error / _steps(u, is_inside, xp), is_inside, xp)
 
     def error(self, u: Any, targets: Any, batch: int, inside: Any | None, arithmetic: ArrayArithmetic[Any]) -> Any:
         """`dL/du` `[T, B, N]` of samples that belong to a batch of `batch` samples.
@@ -62,19 +62,19 @@ class CrossEntropy(Loss):
             arithmetic: that of the arrays.
         """
         xp = arithmetic.xp
-        within = xp.zeros(u.shape[:2], dtype=xp.uint8) == 0 if inside is None else inside > 0
-        within = within[..., None]
-        v = self.evidence(u, within, xp)
+        is_inside = xp.zeros(u.shape[:2], dtype=xp.uint8) == 0 if inside is None else inside > 0
+        is_inside = is_inside[..., None]
+        v = self.evidence(u, is_inside, xp)
         p = xp.exp(v - xp.max(v, axis=-1, keepdims=True))
         p = p / xp.sum(p, axis=-1, keepdims=True)
-        is_label = _classes(targets, within, xp)[:, None] == xp.arange(p.shape[-1])
-        return self.spread((p - xp.astype(is_label, p.dtype)) / batch, u, within, xp)
+        is_label = _classes(targets, is_inside, xp)[:, None] == xp.arange(p.shape[-1])
+        return self.spread((p - xp.astype(is_label, p.dtype)) / batch, u, is_inside, xp)
 
     def of_classes(self, potentials: AnyArray, lengths: Int64 | None = None) -> Float64:
         """The loss that each sample would have for each class, `[B, N]`, from potentials `[T, B, N]`."""
         v: Float64 = self.evidence(potentials.astype(np.float64), inside_of(potentials, lengths), NUMPY.xp)
-        most = v.max(axis=-1, keepdims=True)
-        losses: Float64 = most + np.log(np.exp(v - most).sum(axis=-1, keepdims=True)) - v
+        largest = v.max(axis=-1, keepdims=True)
+        losses: Float64 = largest + np.log(np.exp(v - largest).sum(axis=-1, keepdims=True)) - v
         return losses
 
     def distance(self, spikes: AnyArray, targets: UInt8, psp: PSP) -> Float64:
@@ -101,11 +101,11 @@ class CrossEntropyOfMaximum(CrossEntropy):
 
     name: ClassVar[str] = "cross-entropy-max"
 
-    def evidence(self, u: Any, within: Any, xp: Any) -> Any:
-        return xp.max(_masked(u, within, xp, -math.inf), axis=0)
+    def evidence(self, u: Any, is_inside: Any, xp: Any) -> Any:
+        return xp.max(_masked(u, is_inside, xp, -math.inf), axis=0)
 
-    def spread(self, error: Any, u: Any, within: Any, xp: Any) -> Any:
-        first = xp.argmax(_masked(u, within, xp, -math.inf), axis=0)
+    def spread(self, error: Any, u: Any, is_inside: Any, xp: Any) -> Any:
+        first = xp.argmax(_masked(u, is_inside, xp, -math.inf), axis=0)
         return _masked(error, first == xp.arange(u.shape[0])[:, None, None], xp)
 
 
@@ -115,15 +115,15 @@ def inside_of(trains: AnyArray, lengths: Int64 | None) -> AnyArray:
     return inside(np.full(samples, steps) if lengths is None else lengths, steps)[..., None]
 
 
-def _classes(targets: Any, within: Any, xp: Any) -> Any:
+def _classes(targets: Any, is_inside: Any, xp: Any) -> Any:
     """The neuron with the most target spikes of each sample, `[B]`."""
-    return xp.argmax(xp.sum(_masked(targets, within, xp), axis=0), axis=-1)
+    return xp.argmax(xp.sum(_masked(targets, is_inside, xp), axis=0), axis=-1)
 
 
-def _masked(x: Any, within: Any, xp: Any, other: float = 0) -> Any:
-    return xp.where(within, x, other)
+def _masked(x: Any, is_inside: Any, xp: Any, fill: float = 0) -> Any:
+    return xp.where(is_inside, x, fill)
 
 
-def _steps(u: Any, within: Any, xp: Any) -> Any:
+def _steps(u: Any, is_inside: Any, xp: Any) -> Any:
     """Number of steps of each sample that are not padding, `[B, 1]`, in the type of `u`."""
-    return xp.sum(xp.astype(within, u.dtype), axis=0)
+    return xp.sum(xp.astype(is_inside, u.dtype), axis=0)

@@ -120,17 +120,17 @@ class _SymbolicPSP:
 
 def _program(constants: Mapping[str, Any]) -> dict[str, Any]:
     """The constants as JSON values: operations, each after its operands, and the index of each constant."""
-    places: dict[int, int] = {}
+    index_of: dict[int, int] = {}
     nodes: list[list[Any]] = []
 
     def visit(x: _Symbol) -> int:
-        if id(x) not in places:
+        if id(x) not in index_of:
             operands = [
                 visit(a) if isinstance(a, _Symbol) else a.hex() if isinstance(a, float) else str(a) for a in x.args
             ]
-            places[id(x)] = len(nodes)
+            index_of[id(x)] = len(nodes)
             nodes.append([x.op, *operands])
-        return places[id(x)]
+        return index_of[id(x)]
 
     symbols = {name: _symbol(x) for name, x in constants.items()}
     return {"nodes": nodes, "roots": {name: visit(x) for name, x in symbols.items()}}
@@ -143,16 +143,16 @@ class _Constants:
         self.nodes, self.roots = list(data["nodes"]), {word(k): v for k, v in data["roots"].items()}
         if len(self.nodes) > _MOST_NODES:
             raise ValueError(f"more than {_MOST_NODES} operations for its constants")
-        for place, (op, *args) in enumerate(self.nodes):
+        for index, (op, *args) in enumerate(self.nodes):
             if op in _OPERATIONS:
-                right = len(args) == 2 and all(type(a) is int and 0 <= a < place for a in args)
+                valid = len(args) == 2 and all(type(a) is int and 0 <= a < index for a in args)
             elif op in ("integer", "number"):
-                right = len(args) == 1 and isinstance(args[0], str) and len(args[0]) < 400
+                valid = len(args) == 1 and isinstance(args[0], str) and len(args[0]) < 400
                 float.fromhex(args[0]) if op == "number" else int(args[0])
             else:
-                right = op in _GIVEN and not args
-            if not right:
-                raise ValueError(f"operation {place} of its constants")
+                valid = op in _GIVEN and not args
+            if not valid:
+                raise ValueError(f"operation {index} of its constants")
         if any(type(n) is not int or not 0 <= n < len(self.nodes) for n in self.roots.values()):
             raise ValueError("a constant refers to an operation that does not exist")
 

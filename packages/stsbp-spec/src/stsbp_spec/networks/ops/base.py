@@ -67,8 +67,8 @@ class Values:
         """The pending synaptic filter with the factor that has not been applied yet, and the bias before it."""
         gain = self.factor(training=training)
         if self.biased:
-            plain = IDENTITY if self.pending is None else self.pending.filter()
-            return Biased(plain, type(IDENTITY.gain)(gain))
+            pending_filter = IDENTITY if self.pending is None else self.pending.filter()
+            return Biased(pending_filter, type(IDENTITY.gain)(gain))
         if self.pending is not None:
             return self.pending.filter(gain)
         return replace(IDENTITY, gain=type(IDENTITY.gain)(gain))
@@ -105,7 +105,7 @@ class Op(ABC):
     def check_position(self, position: int) -> None:  # noqa: B027
         """Raise `SpecError` unless the operation may stand at this position in a network (`BoundNode.position`)."""
 
-    def one(self, inputs: tuple[Values, ...]) -> Values:
+    def only_input(self, inputs: tuple[Values, ...]) -> Values:
         """The only input. Raises `SpecError` unless there is exactly one."""
         if len(inputs) != 1:
             raise SpecError(f"{type(self).__name__} takes one input, got {len(inputs)}")
@@ -113,7 +113,7 @@ class Op(ABC):
 
     def spikes(self, inputs: tuple[Values, ...]) -> Values:
         """The only input, which must not be weighted. Otherwise raises `SpecError`."""
-        values = self.one(inputs)
+        values = self.only_input(inputs)
         if values.weighted:
             raise SpecError(
                 f"{type(self).__name__} takes spikes, but its input is weighted sums; put Neurons between them"
@@ -210,13 +210,13 @@ class Merge(Derived):
         key: its name in a network that is written node by node (nodes.py).
         symbol: its name in tables and drawings.
         outcome: what its output is called in messages, in the plural.
-        alike: what the shapes of the inputs must have in common, in words.
+        common_property: what the shapes of the inputs must have in common, in words.
     """
 
     key: ClassVar[str]
     symbol: ClassVar[str]
     outcome: ClassVar[str]
-    alike: ClassVar[str] = "shape"
+    common_property: ClassVar[str] = "shape"
     keeps_bytes: ClassVar[bool] = True
 
     @abstractmethod
@@ -227,9 +227,9 @@ class Merge(Derived):
     def largest(self, *maxima: float) -> float:
         """The largest value of the output for inputs with these largest values."""
 
-    def fits(self, one: Shape, other: Shape) -> bool:
+    def fits(self, first: Shape, second: Shape) -> bool:
         """Whether inputs of these shapes can be merged."""
-        return one == other
+        return first == second
 
     def infer(self, *inputs: Values) -> Values:
         """The output, in the finest unit of the inputs."""
@@ -256,8 +256,10 @@ class Merge(Derived):
             if values.weighted:
                 message = "takes spikes, but one of its inputs is weighted sums; put Neurons between them"
                 raise SpecError(f"{name} {message}")
-            for property_name, one, other in self._unlike(first, values):
-                raise SpecError(f"the inputs of {name} must have the same {property_name}, got {one} and {other}")
+            for property_name, first_value, second_value in self._unlike(first, values):
+                raise SpecError(
+                    f"the inputs of {name} must have the same {property_name}, got {first_value} and {second_value}"
+                )
             if values.static != first.static:
                 raise SpecError(f"{name} takes inputs that change with time, or images, not both")
         return first
@@ -265,14 +267,14 @@ class Merge(Derived):
     def _unlike(self, first: Values, values: Values) -> Iterator[tuple[str, object, object]]:
         """What must be the same for two inputs but is not: in words, and for each of them."""
         if not self.fits(first.shape, values.shape):
-            yield self.alike, first.shape, values.shape
-        for property_name, one, other in (
+            yield self.common_property, first.shape, values.shape
+        for property_name, first_value, second_value in (
             ("synapse", first.pending, values.pending),
             ("factor of dropout", first.gain, values.gain),
             ("divisor of pooled sums", first.divisor, values.divisor),
         ):
-            if one != other:
-                yield property_name, one, other
+            if first_value != second_value:
+                yield property_name, first_value, second_value
 
     def reached(self, counts: Int64, shapes: Sequence[Shape]) -> tuple[Int64, ...]:
         # The adjoint of a linear operation, on one sample and step. Other operations override this.
@@ -308,8 +310,8 @@ class Weighted(Op):
         values = self.spikes(inputs)
         shape = self.output_shape(values.shape)
         summands = self.summands(values.shape)[0]
-        bound = summands * (2 ** (MIN_WEIGHT_BITS - 1) - 1) * values.maximum
-        if math.log2(bound) + values.exponent > EXACT_LIMIT_BITS:
+        largest_sum = summands * (2 ** (MIN_WEIGHT_BITS - 1) - 1) * values.maximum
+        if math.log2(largest_sum) + values.exponent > EXACT_LIMIT_BITS:
             summand_kind = f"inputs with {values.bits}-bit values" if values.bits > 0 else "spikes (0 or 1)"
             raise ExactnessError(
                 f"the sums of {summands} {summand_kind} cannot be exact in float32, "

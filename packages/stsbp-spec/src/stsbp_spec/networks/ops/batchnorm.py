@@ -62,13 +62,13 @@ __all__ = [
     "coefficients",
     "error_moments",
     "moments",
-    "moved",
     "norm_error_bits",
     "of_batch",
     "of_running",
     "running",
     "statistics",
     "summands",
+    "updated_statistic",
     "way_back",
 ]
 
@@ -87,8 +87,8 @@ PIECE_BITS = 12
 SQUARE_BITS = 24
 """Bits of the pieces of `z^2`."""
 
-MOST = 2**29
-"""Largest number of sums that are normalised together. Float64 can hold the integer `MOST 2^24`."""
+MAX_SUMS = 2**29
+"""Largest number of sums that are normalised together. Float64 can hold the integer `MAX_SUMS 2^24`."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ class BatchNorm:
         for name, low, high in (("momentum", 0.0, 1.0), ("eps", 1e-12, 1.0), ("factor", 2.0**-32, 2.0**32)):
             value = real(f"{name} of batch normalisation", getattr(self, name))
             if not low <= value <= high or value == 0:
-                ends = "above 0 and at most 1" if name == "momentum" else f"from {low:g} to {high:g}"
-                raise SpecError(f"{name} of batch normalisation must be {ends}, got {value:g}")
+                domain_text = "above 0 and at most 1" if name == "momentum" else f"from {low:g} to {high:g}"
+                raise SpecError(f"{name} of batch normalisation must be {domain_text}, got {value:g}")
             object.__setattr__(self, name, value)
 
     def learned(self) -> dict[str, Learned]:
@@ -129,7 +129,7 @@ def summands(frames: int, shape: Shape) -> int:
         ExactnessError: there are more sums than float64 adds exactly.
     """
     n = frames * math.prod(shape[1:])
-    if n > MOST:
+    if n > MAX_SUMS:
         raise ExactnessError(
             f"batch normalisation of {n} sums in a channel is not exact; it is exact for at most 2^29 "
             "sums. Use smaller batches or fewer steps"
@@ -162,8 +162,8 @@ FORWARD, BACKWARD = _equations()
 def _units(z: Any, exponent: Any, arithmetic: ArrayArithmetic[Any]) -> Any:
     """`z` `[T, B, C, ...]` in units of `2^-exponent`, int64 `[C, n]`."""
     # In two steps, because a single power of two may be outside the range of float32.
-    half = exponent >> 1
-    units = z * arithmetic.power_of_two(half) * arithmetic.power_of_two(exponent - half)
+    half_exponent = exponent >> 1
+    units = z * arithmetic.power_of_two(half_exponent) * arithmetic.power_of_two(exponent - half_exponent)
     return arithmetic.int64(arithmetic.by_channel(units, z.shape[arithmetic.channel_axis]))
 
 
@@ -213,14 +213,14 @@ class Wide:
 
     def float32(self, x: Any) -> Any:
         """Round to float32; below the floor, the result is 0."""
-        narrow = self._arithmetic.float32(x)
-        return narrow * self._arithmetic.float32(self._arithmetic.xp.abs(narrow) >= FLOOR)
+        rounded = self._arithmetic.float32(x)
+        return rounded * self._arithmetic.float32(self._arithmetic.xp.abs(rounded) >= FLOOR)
 
-    def times(self, a: Any, b: Any) -> Any:
+    def multiply(self, a: Any, b: Any) -> Any:
         """`a b`; `b` may be a Python number."""
         return a * b
 
-    def over(self, a: Any, b: Any) -> Any:
+    def divide(self, a: Any, b: Any) -> Any:
         """`a / b`; one of them may be a Python number."""
         return a / b
 
@@ -230,7 +230,7 @@ class Wide:
 
     def scaled(self, a: Any, exponent: Any) -> Any:
         """`a 2^exponent` for integers `[1]` from -1022 to 1023."""
-        return self.times(a, self.power_of_two(exponent))
+        return self.multiply(a, self.power_of_two(exponent))
 
     def power_of_two(self, exponent: Any) -> Any:
         """`2^exponent`, float64."""
@@ -257,22 +257,30 @@ class Coefficients(NamedTuple, Generic[Array]):
 
 
 def of_batch(
-    wide: Wide, sums: Any, exponent: Any, scale: Array, frames: Any = None, *, norm: BatchNorm, n: int, gain: float
+    arithmetic: Wide,
+    sums: Any,
+    exponent: Any,
+    scale: Array,
+    frames: Any = None,
+    *,
+    norm: BatchNorm,
+    n: int,
+    gain: float,
 ) -> Coefficients[Array]:
     """Coefficients from `moments` of all `n` elements, the learned scale `[C]`, and the gain before the weights.
 
     If samples have lengths, `n` counts the elements of one frame, and `frames` `[1]` the frames that are not padding.
     """
-    mean, variance = statistics(wide, sums, exponent, n if frames is None else frames * n + 0 * sums[0])
-    return coefficients(wide, norm, mean, variance, scale, gain)
+    mean, variance = statistics(arithmetic, sums, exponent, n if frames is None else frames * n + 0 * sums[0])
+    return coefficients(arithmetic, norm, mean, variance, scale, gain)
 
 
-def of_running(wide: Wide, mean: Array, variance: Array, scale: Array, *, norm: BatchNorm) -> Coefficients[Array]:
+def of_running(arithmetic: Wide, mean: Array, variance: Array, scale: Array, *, norm: BatchNorm) -> Coefficients[Array]:
     """Coefficients from running statistics and the learned scale, float32 `[C]`."""
-    return coefficients(wide, norm, wide.float64(mean), wide.float64(variance), scale, 1.0)
+    return coefficients(arithmetic, norm, arithmetic.float64(mean), arithmetic.float64(variance), scale, 1.0)
 
 
-def statistics(wide: Wide, sums: Any, exponent: Any, n: Any) -> tuple[Any, Any]:
+def statistics(arithmetic: Wide, sums: Any, exponent: Any, n: Any) -> tuple[Any, Any]:
     """Mean and variance, float64 `[C]`, from `moments` of all `n` elements, an int or int64 `[C]`."""
     total, high, low = sums[0], sums[1], sums[2]
     # sum (k - m)^2 = sum k^2 - n m^2 - 2 m d with m the integer next to the mean, sum k = n m + d.
@@ -282,56 +290,63 @@ def statistics(wide: Wide, sums: Any, exponent: Any, n: Any) -> tuple[Any, Any]:
     high = high - n * (square >> SQUARE_BITS)
     low = low - n * (square & (2**SQUARE_BITS - 1)) - 2 * m * d
     high, low = high + (low >> SQUARE_BITS), low & (2**SQUARE_BITS - 1)
-    centred_squares = wide.times(wide.float64(high), 2.0**SQUARE_BITS) + wide.float64(low)
-    count = float(n) if isinstance(n, int) else wide.float64(n)
-    off = wide.over(wide.float64(d), count)
-    variance = wide.over(centred_squares, count) - wide.times(off, off)
+    centred_squares = arithmetic.multiply(arithmetic.float64(high), 2.0**SQUARE_BITS) + arithmetic.float64(low)
+    count = float(n) if isinstance(n, int) else arithmetic.float64(n)
+    mean_offset = arithmetic.divide(arithmetic.float64(d), count)
+    variance = arithmetic.divide(centred_squares, count) - arithmetic.multiply(mean_offset, mean_offset)
     return (
-        wide.scaled(wide.over(wide.float64(total), count), -exponent),
-        wide.scaled(variance, -2 * exponent),
+        arithmetic.scaled(arithmetic.divide(arithmetic.float64(total), count), -exponent),
+        arithmetic.scaled(variance, -2 * exponent),
     )
 
 
 def coefficients(
-    wide: Wide, norm: BatchNorm, mean: Any, variance: Any, scale: Array, gain: float
+    arithmetic: Wide, norm: BatchNorm, mean: Any, variance: Any, scale: Array, gain: float
 ) -> Coefficients[Array]:
     """Coefficients from mean and variance, float64 `[C]`, of a batch or running, and the learned scale, float32
     `[C]`."""
-    width = wide.times(variance, gain * gain)
+    width = arithmetic.multiply(variance, gain * gain)
     s2 = width + norm.eps
-    s = wide.root(s2)
-    stretch = wide.over(norm.factor * gain, s)
-    a = wide.float32(wide.times(wide.float64(scale), stretch))
-    batch = wide.float32(wide.times(mean, gain)), wide.float32(width)
-    return Coefficients(wide.float32(mean), a, mean, stretch, wide.over(gain * gain, s2), batch)
+    s = arithmetic.root(s2)
+    stretch = arithmetic.divide(norm.factor * gain, s)
+    a = arithmetic.float32(arithmetic.multiply(arithmetic.float64(scale), stretch))
+    batch = arithmetic.float32(arithmetic.multiply(mean, gain)), arithmetic.float32(width)
+    return Coefficients(arithmetic.float32(mean), a, mean, stretch, arithmetic.divide(gain * gain, s2), batch)
 
 
 def way_back(
-    wide: Wide, sums: Any, exponent: Any, by: Coefficients[Array], frames: Any = None, *, n: int, training: bool
+    arithmetic: Wide,
+    sums: Any,
+    exponent: Any,
+    forward_coefficients: Coefficients[Array],
+    frames: Any = None,
+    *,
+    n: int,
+    training: bool,
 ) -> tuple[Array, Array, Array, Array]:
     """`S/n` and `r`, float32 `[C]`, and the gradients of scale and shift, float64 `[C]`, from all `error_moments`.
 
     With running statistics, `S/n` and `r` are zeros. `frames` and `n`: see `of_batch`.
     """
     total, high, low = sums[0], sums[1], sums[2]
-    with_z = wide.scaled(wide.times(high, 2.0**PIECE_BITS) + low, -exponent)
-    centred_products = with_z - wide.times(by.wide_mean, total)
-    gradients = wide.times(centred_products, by.stretch), total
+    with_z = arithmetic.scaled(arithmetic.multiply(high, 2.0**PIECE_BITS) + low, -exponent)
+    centred_products = with_z - arithmetic.multiply(forward_coefficients.wide_mean, total)
+    gradients = arithmetic.multiply(centred_products, forward_coefficients.stretch), total
     if not training:
-        zeros = wide.float32(wide.times(total, 0.0))
+        zeros = arithmetic.float32(arithmetic.multiply(total, 0.0))
         return zeros, zeros, *gradients
-    count = float(n) if frames is None else wide.float64(frames * n)
-    slope = wide.times(wide.over(centred_products, count), by.narrowing)
-    return wide.float32(wide.over(total, count)), wide.float32(slope), *gradients
+    count = float(n) if frames is None else arithmetic.float64(frames * n)
+    slope = arithmetic.multiply(arithmetic.divide(centred_products, count), forward_coefficients.narrowing)
+    return arithmetic.float32(arithmetic.divide(total, count)), arithmetic.float32(slope), *gradients
 
 
-def moved(wide: Wide, statistic: Array, batch: Array, *, norm: BatchNorm) -> Array:
+def updated_statistic(arithmetic: Wide, statistic: Array, batch: Array, *, norm: BatchNorm) -> Array:
     """A running statistic `[C]` after a batch: computed in float64, rounded once, and 0 below the floor."""
-    decayed = wide.times(wide.float64(statistic), 1 - norm.momentum)
-    updated: Array = wide.float32(decayed + wide.times(wide.float64(batch), norm.momentum))
+    decayed = arithmetic.multiply(arithmetic.float64(statistic), 1 - norm.momentum)
+    updated: Array = arithmetic.float32(decayed + arithmetic.multiply(arithmetic.float64(batch), norm.momentum))
     return updated
 
 
 def running(norm: BatchNorm, statistic: Float32, batch: Float32) -> Float32:
-    """`moved` for numpy arrays."""
-    return moved(Wide(), statistic, batch, norm=norm)
+    """`updated_statistic` for numpy arrays."""
+    return updated_statistic(Wide(), statistic, batch, norm=norm)

@@ -26,11 +26,11 @@ class Concat(Merge):
     key: ClassVar[str] = "concat"
     symbol: ClassVar[str] = "concat"
     outcome: ClassVar[str] = "concatenated values"
-    alike: ClassVar[str] = "rows and columns"
+    common_property: ClassVar[str] = "rows and columns"
 
-    def fits(self, one: Shape, other: Shape) -> bool:
+    def fits(self, first: Shape, second: Shape) -> bool:
         """Whether both are images with the same rows and columns, or both are vectors."""
-        return len(one) == len(other) and one[1:] == other[1:]
+        return len(first) == len(second) and first[1:] == second[1:]
 
     def output_shape(self, *shapes: Shape) -> Shape:
         """`(C_1 + C_2 + ..., H, W)` or `(N_1 + N_2 + ...,)`."""
